@@ -15,12 +15,11 @@ import apsw
 
 from relay.base.accounts.account import Account, Expansion
 from relay.base.accounts.aliases import AliasTable, Forwarding
-from relay.base.accounts.usage import UsageCounter
 from relay.base.clock import Ids
 from relay.base.crashpoints import CrashPoint, CrashPoints
 from relay.base.message.srs import Srs
 from relay.base.observe.metrics import Metrics
-from relay.base.settings.tree import NO_LIMITS, Route, RouteAuth, SmtpListener
+from relay.base.settings.tree import Route, RouteAuth, SmtpListener
 from relay.base.socket_address import Address
 from relay.delivery.active_queue import ActiveQueue
 from relay.delivery.attempt_recorder import AttemptRecorder
@@ -69,6 +68,7 @@ from tests.simulation.scenario import (
 from tests.simulation.sites import LOGIN
 from tests.simulation.witness import WatchedContents, Witness
 from tests.simulation.world import World
+from tests.support.limits import usage_of
 
 RELAY_IP = "192.0.2.1"
 SMTP_PORT = 25
@@ -222,7 +222,7 @@ class Node:
             has_room=self.scheduler.has_room_for, expire_after_s=scenario.expire_after_s,
             delay_warning_after_s=scenario.warn_after_s, srs=Srs(SRS_KEY),
             signer=Signer(KeyRing, clock=self.clock, metrics=self.metrics), milters=MilterSet((), hostname=""),
-            usage=UsageCounter(self.clock, limits_of=lambda _: (NO_LIMITS, NO_LIMITS), is_own=self.table.is_own_anywhere),
+            usage=usage_of(self.clock),
         )  # fmt: skip
         self.acceptance = acceptance
         neighbours = IngressDependencies(

@@ -12,12 +12,10 @@ import httpx
 from msgspec import structs
 
 from relay.base.accounts.account import Account
-from relay.base.accounts.usage import UsageCounter
 from relay.base.clock import Clock, Ids
 from relay.base.crashpoints import CrashPoint, CrashPoints
 from relay.base.message.properties import MessageProperties
 from relay.base.pressure import Pressure
-from relay.base.settings.tree import NO_LIMITS, Limits
 from relay.formats.read_mime import AttachmentFacts
 from relay.front_door.graph import create_app
 from relay.front_door.graph.graph_request import GraphDependencies
@@ -43,6 +41,7 @@ from relay.store.mailbox.types import (
 )
 from tests.support.accounts import HOSTNAME, TokenAccounts, authentication_of
 from tests.support.conditions import facts_of, matches, order_key
+from tests.support.limits import usage_of
 from tests.support.manual_clock import ManualClock
 from tests.support.stores import store_on
 
@@ -212,13 +211,6 @@ class NoSubscriptions:
         raise NoSubscriptionError
 
 
-def usage_of(clock: Clock, limits: Limits = NO_LIMITS) -> UsageCounter:
-    """What accounts send, with these limits for all."""
-    return UsageCounter(
-        clock, limits_of=lambda _: (NO_LIMITS, limits), is_own=lambda one: one == "example.test"
-    )
-
-
 def graph_app(
     store: Any,
     clock: Clock,
@@ -228,7 +220,6 @@ def graph_app(
     crash: Any = None,
     ready: Callable[[], str] = lambda: "",
     pressure: Pressure | None = None,
-    usage: UsageCounter | None = None,
     **http: Any,
 ) -> Gateway:
     """Graph's application; `http` are settings other than these."""
@@ -244,7 +235,7 @@ def graph_app(
         store=store, accounts=authentication.accounts, clock=clock, ids=Ids(clock),
         hostname=HOSTNAME, public_url=http["public_url"], crash=crash or CrashPoints(),
         max_upload=http["max_upload"], profile=http["profile"], pressure=pressure or Pressure(),
-        subscriptions=nobody, usage=usage or usage_of(clock),
+        subscriptions=nobody, usage=usage_of(clock),
     )  # fmt: skip
     return create_app(dependencies, authentication, max_body=http["max_body"], ready=ready)
 

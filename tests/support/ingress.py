@@ -17,14 +17,13 @@ from typing import ClassVar
 
 from relay.base.accounts.account import Account, Expansion, Scope
 from relay.base.accounts.aliases import AliasTable, Forwarding
-from relay.base.accounts.usage import UsageCounter
 from relay.base.certificates import ServerCertificate
 from relay.base.clock import Ids
 from relay.base.message.content import MemoryOctets
 from relay.base.message.srs import Srs
 from relay.base.observe.metrics import Metrics
 from relay.base.pressure import Pressure
-from relay.base.settings.tree import NO_LIMITS, Limits, Route, SmtpListener, TlsSettings
+from relay.base.settings.tree import Route, SmtpListener, TlsSettings
 from relay.base.socket_address import Address
 from relay.delivery.reports.bounces import Reporter
 from relay.front_door.sign_in.token_login import TokenLogin
@@ -42,6 +41,7 @@ from relay.transport.refusals.refusal import Refusal
 from relay.transport.routing.route_table import RouteTable
 from relay.transport.signing.keys import KeyRing
 from relay.transport.signing.signer import Signer
+from tests.support.limits import usage_of
 from tests.support.manual_clock import ManualClock
 from tests.support.tls import self_signed
 
@@ -207,7 +207,6 @@ class Relay:
     srs: Srs = field(default_factory=lambda: Srs(b"a key for tests"))
     is_null_mx: Callable[[str], Awaitable[bool]] | None = None
     milters: MilterSet = field(default_factory=lambda: MilterSet((), hostname="relay.example.test"))
-    limits: dict[str, Limits] = field(default_factory=dict)  # by account
 
     @property
     def router(self) -> RouteTable:
@@ -239,11 +238,7 @@ class Relay:
             "expire_after_s": 3600,
             "srs": self.srs,
             "milters": self.milters,
-            "usage": UsageCounter(
-                self.clock,
-                limits_of=lambda one: (self.limits.get(one, NO_LIMITS), NO_LIMITS),
-                is_own=router.is_local_domain,
-            ),
+            "usage": usage_of(self.clock),
         }
         return Acceptance(**(parts | changes))
 

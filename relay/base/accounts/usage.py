@@ -28,10 +28,11 @@ NEVER_US = 1 << 62
 NEAR = 0.8  # of a limit
 LIMIT_OF_ACCOUNT = "The limit of this account is"  # begins the reply beyond it
 _UNITS = {"d": 86400, "h": 3600, "m": 60, "s": 1}
-_Slots = dict[int, int]  # counts by the number of the slot
-_NO_SLOTS: _Slots = {}
+# Counts by the number of the slot, by kind and width of the slots: "recipients/60000000".
+_Windows = Mapping[str, Mapping[int, int]]
+_NO_SLOTS: Mapping[int, int] = {}
 _OF_DAY = f"recipients/{DAY_US}"
-_Windows = dict[str, _Slots]  # by kind and width of the slots, "recipients/60000000"
+LimitsOf = Callable[[str], tuple[Limits, Limits]]  # an account's own ones, and those of all
 
 
 class Limit(Struct, frozen=True):
@@ -105,7 +106,7 @@ class _Counts:
 
     def __init__(self, account: str) -> None:
         self.account = account
-        self.own: _Windows = {}
+        self.own: dict[str, Counter[int]] = {}
         self.others: dict[str, _Windows] = {}  # by node
 
     def slots(self, what: str, width_us: int, now_us: int) -> Counter[int]:
@@ -113,9 +114,8 @@ class _Counts:
         name, found = f"{what}/{width_us}", Counter[int]()
         number, most = now_us // width_us, 0 if width_us == DAY_US else SLOTS
         for windows in (self.own, *self.others.values()):
-            for each, count in windows.get(name, {}).items():
-                if abs(number - each) <= most:  # a clock may have been wrong
-                    found[each] += count
+            slots = windows.get(name, {}).items()  # a clock may have been wrong
+            found.update({each: count for each, count in slots if abs(number - each) <= most})
         return found
 
     def recipients_on(self, day: int) -> int:
@@ -139,29 +139,19 @@ class _Counts:
 
     def stored(self, now_us: int) -> str:
         """Return the JSON of what was counted here, and forget what counts no longer."""
-        for name, slots in tuple(self.own.items()):
+        for name, slots in self.own.items():
             width_us = int(name.partition("/")[2])
             first = now_us // width_us - (1 if width_us == DAY_US else SLOTS)
             for number in [one for one in slots if one < first]:
                 del slots[number]
-            if not slots:
-                del self.own[name]
         return msgspec.json.encode(self.own).decode()
 
 
 class UsageCounter:
     """Counts in memory. All methods belong to the event loop, and none awaits."""
 
-    def __init__(
-        self,
-        clock: Clock,
-        *,
-        limits_of: Callable[[str], tuple[Limits, Limits]],
-        is_own: Callable[[str], bool],
-    ) -> None:
-        """`limits_of` returns an account's own limits and those of all, `is_own` whether a domain
-        is an own one.
-        """
+    def __init__(self, clock: Clock, *, limits_of: LimitsOf, is_own: Callable[[str], bool]) -> None:
+        """`is_own` returns whether a domain is an own one."""
         self._clock = clock
         self._limits_of = limits_of
         self._is_own = is_own
@@ -179,7 +169,8 @@ class UsageCounter:
         recipients = sum(not self._is_own(each.rpartition("@")[2]) for each in outside)
         if not (account and recipients):
             return NOTHING
-        now_us, counts, limits = self._clock.time_us(), self._of(account), self._limits(account)
+        now_us, limits = self._clock.time_us(), _limits(*self._limits_of(account))
+        counts = self._of(account)
         amounts = {"messages": 1, "recipients": recipients}
         wanted = [counts.used(one, now_us, amounts[one.what]) for one in limits]
         if beyond := [one for one in wanted if one.until_us is not None]:
@@ -191,7 +182,7 @@ class UsageCounter:
         reservation = Reservation()
         for what, amount in amounts.items():
             for width_us in {DAY_US} | {one.width_us for one in limits if one.what == what}:
-                slots = counts.own.setdefault(f"{what}/{width_us}", {})
+                slots = counts.own.setdefault(f"{what}/{width_us}", Counter())
                 reservation.add(slots, now_us // width_us, amount)
         self._changed.add(account)
         reservation.on_given_back = partial(self._changed.add, account)
@@ -205,7 +196,7 @@ class UsageCounter:
         counts, now_us = self._counts.get(account) or _Counts(account), self._clock.time_us()
         messages = counts.slots("messages", DAY_US, now_us).total()
         recipients = counts.slots("recipients", DAY_US, now_us).total()
-        limits = [counts.used(one, now_us) for one in self._limits(account)]
+        limits = [counts.used(one, now_us) for one in _limits(*self._limits_of(account))]
         return AccountUsage(account, messages, recipients, limits)
 
     def busiest(self, count: int = 10) -> Sequence[AccountUsage]:
@@ -226,41 +217,31 @@ class UsageCounter:
 
     def take(self, account: str, stored: str, *, node: str = "") -> None:
         """Take the JSON that another node has stored; "": this one, before its start."""
-        counts, windows = self._of(account), msgspec.json.decode(stored, type=_Windows)
+        windows = msgspec.json.decode(stored, type=dict[str, dict[int, int]])
+        counts = self._of(account)
         if node:
             counts.others[node] = windows
             return
         for name, slots in windows.items():
-            own = counts.own.setdefault(name, {})
-            for number, count in slots.items():
-                own[number] = own.get(number, 0) + count
-
-    def _limits(self, account: str) -> Sequence[Limit]:
-        own, of_all = self._limits_of(account)
-        return [
-            _limit(what, rate)
-            for what, rates, common in (
-                ("messages", own.messages, of_all.messages),
-                ("recipients", own.recipients, of_all.recipients),
-            )
-            for rate in (common if rates is None else rates) or ()
-        ]
+            counts.own.setdefault(name, Counter()).update(slots)
 
     def _of(self, account: str) -> _Counts:
-        counts = self._counts.get(account)
-        if counts is None:
-            if len(self._counts) >= ACCOUNTS_MAX:
-                self._counts.popitem(last=False)
-            counts = self._counts[account] = _Counts(account)
+        counts = self._counts.setdefault(account, _Counts(account))
         self._counts.move_to_end(account)
+        if len(self._counts) > ACCOUNTS_MAX:
+            self._counts.popitem(last=False)
         return counts
 
 
-@lru_cache(maxsize=1000)
-def _limit(what: str, rate: str) -> Limit:
-    """Return a limit of COUNT/SECONDS."""
-    count, _, seconds = rate.partition("/")
-    period_s = float(seconds)
-    unit = next((one for one, size in _UNITS.items() if period_s % size == 0), "s")
-    shown = f"{count}/{period_s / _UNITS[unit]:g}{unit}"
-    return Limit(what, shown, int(count), max(1, int(period_s * 1_000_000) // SLOTS))
+@lru_cache(maxsize=1000)  # called for each message
+def _limits(own: Limits, of_all: Limits) -> Sequence[Limit]:
+    found = []
+    for what in ("messages", "recipients"):
+        given = getattr(own, what)
+        for rate in (getattr(of_all, what) if given is None else given) or ():
+            count, _, seconds = rate.partition("/")
+            period_s, width_us = float(seconds), max(1, int(float(seconds) * 1_000_000) // SLOTS)
+            unit = next((one for one, size in _UNITS.items() if period_s % size == 0), "s")
+            shown = f"{count}/{period_s / _UNITS[unit]:g}{unit}"
+            found.append(Limit(what, shown, int(count), width_us))
+    return found

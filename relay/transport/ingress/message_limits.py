@@ -36,7 +36,6 @@ TENANT_KEYS_MAX = 1_000  # of the rules of one tenant
 _Key = tuple[str, str, str, int, float]  # rule, per, key, and the rate
 ANSWER_BYTES_MAX = 1_000_000
 ANSWERS_PER_HOUR = 100
-_HOUR_S = 3600.0
 LINES_APART_S = 60.0
 # RFC 3463 3.4
 _HOLDS_FULL = "452 4.3.1 Rules hold as many messages as they may, try again later"
@@ -96,25 +95,19 @@ class AnswerLimit:
     """Decides which answers are kept; a start forgets how many there were."""
 
     def __init__(self, clock: Clock, metrics: "Metrics") -> None:
-        self._clock = clock
+        self._rates = RateLimits(clock)
         self._metrics = metrics
-        self._began_s = clock.monotonic()
-        self.taken = 0
 
     def why_discarded(self, envelope: Envelope, size_bytes: int) -> str:
         """Return why an answer is discarded, "" if it is kept, which counts it."""
-        now_s = self._clock.monotonic()
-        if now_s - self._began_s >= _HOUR_S:
-            self._began_s, self.taken = now_s, 0
         if not envelope.reverse_path:
             reason, text = "null-sender", "nobody reads what the null sender answers"
         elif size_bytes > ANSWER_BYTES_MAX:
             reason, text = "size", f"an answer to a report has over {ANSWER_BYTES_MAX:,} octets"
-        elif self.taken >= ANSWERS_PER_HOUR:
-            reason, text = "rate", f"over {ANSWERS_PER_HOUR} answers to reports in an hour"
-        else:
-            self.taken += 1
+        elif self._rates.message_of("", f"{ANSWERS_PER_HOUR}/3600") is not None:
             return ""
+        else:
+            reason, text = "rate", f"over {ANSWERS_PER_HOUR} answers to reports in an hour"
         self._metrics.answers_discarded.labels(reason=reason).inc()
         return text
 
