@@ -104,6 +104,7 @@ def test_an_operator_sees_and_hears_who_nears_a_limit(serve) -> None:
         relay.start()
         assert by_smtp(relay, outside(1))[:3] == "450"
         assert by_smtp(relay, outside(1), "bob") == "250"
+        until("a third message", lambda: relay.metric("relay_reports_total", kind="notify") == 1)
         found = receiver.until(lambda found: sum(one["name"] == "limit" for one in found) == 3)
     near, over, again = [one for one in found if one["name"] == "limit"]
     limit = {"account": "alice@example.test", "limit": "recipients 10/1h"}
@@ -111,10 +112,6 @@ def test_an_operator_sees_and_hears_who_nears_a_limit(serve) -> None:
     assert near["id"] != over["id"] == again["id"]
     until_text = again["detail"]["until"]
     assert again["detail"] == {**limit, "used": 10, "until": until_text}
-    first, second = sorted(relay.maildir("bob"), key=lambda one: "refused" in one.get_payload())
-    assert "has sent 8 of 10 recipients in 1h to other domains" in first.get_payload()
-    assert f"refused until: {until_text}" in second.get_payload()
-    assert (first["Auto-Submitted"], first["Return-Path"]) == ("auto-generated", "<>")
 
     used = {"what": "recipients", "rate": "10/1h", "used": 10, "until": until_text}
     alice = {"account": "alice@example.test", "messages": 3, "recipients": 10, "limits": [used]}
@@ -131,3 +128,8 @@ def test_an_operator_sees_and_hears_who_nears_a_limit(serve) -> None:
     shown = f"alice@example.test  3 messages, 10 recipients\n  recipients 10/1h: 10 used, refused until {until_text}\n"
     assert relay.cli("account", "usage").stdout.startswith(shown)
     assert relay.metric("relay_account_messages", account="alice@example.test") == 3
+
+    first, second = sorted(relay.maildir("bob"), key=lambda one: "refused" in one.get_payload())
+    assert "has sent 8 of 10 recipients in 1h to other domains" in first.get_payload()
+    assert f"refused until: {until_text}" in second.get_payload()
+    assert (first["Auto-Submitted"], first["Return-Path"]) == ("auto-generated", "<>")

@@ -147,6 +147,8 @@ def _socket_paths_too_long(state_dir: Path) -> Found:
 def _listener(path: KeyPath, listener: SmtpListener) -> Found:
     if listener.proxy_networks and listener.listen.path:
         yield (*path, "proxy_networks"), "HOST:PORT in listen: a Unix socket has no proxies"
+    if listener.auth is False and listener.role != "relay" and not listener.trusted_networks:
+        yield (*path, "auth"), "true, or trusted_networks: nobody could send there"
     if listener.tls is not None:
         return
     if listener.role == "submissions":

@@ -217,6 +217,10 @@ max_connections = 0
             '5: smtp[0].role: found "submission", expected tls, or a loopback address',
         ),
         (
+            "[[smtp]]\nlisten = '127.0.0.1:587'\nrole = 'submission'\nauth = false",
+            "6: smtp[0].auth: found false, expected true, or trusted_networks",
+        ),
+        (
             "[[smtp]]\nlisten = '127.0.0.1:587'\nrole = 'submission'\nproxy_networks = ['10.0.0.0/8']",
             '5: smtp[0].role: found "submission", expected tls, or a loopback address without proxy_networks',
         ),
