@@ -216,10 +216,10 @@ def unlock(context: CommandContext, address: str) -> None:
 @click.argument("address", type=_MAILBOX, metavar="[ADDRESS]", required=False)
 @common_options
 def usage(context: CommandContext, address: str | None) -> None:
-    """Show what accounts have sent to other domains today (UTC), and their limits.
+    """Show who sent how much today, and their limits.
 
-    The 20 who sent to most recipients, or one. A user of this machine is USER@hostname. The running
-    relay counts.
+    Of mail to other domains, since midnight UTC: the 20 accounts with most recipients, or one. A
+    user of this machine is USER@hostname. The running relay counts.
     """
     query = {"account": address} if address else {}
     found = ControlClient(context.settings().control_socket).get("/usage", query)
