@@ -422,8 +422,8 @@ def _no_rate_of_routes(original: Any) -> Any:
 
 
 def _once_for_each_alias(original: Any) -> Any:
-    def expand_recipients(*args: Any) -> ExpandedRecipients:
-        found = original(*args)
+    def expand_recipients(*args: Any, **more: Any) -> ExpandedRecipients:
+        found = original(*args, **more)
         again = [one for alias in found.aliases[1:] for one in alias.successors]
         return ExpandedRecipients(
             paths=[*found.paths, *map(ForwardPath, again)],

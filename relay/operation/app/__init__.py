@@ -6,6 +6,7 @@ Building:
 - `configuration`: reads settings, accounts, rules, texts and keys together; what a reload replaces;
   the route table; what must be equal on all nodes; what the text of `queue reroute --to` means;
   the key of SRS addresses: where it is, and when it is made
+- `account_file`: the accounts, with whom `from` of an alias means
 - `tenant_sets`: which rules of tenants are in force; their last good ones in state_dir
 - `development_folder`: the directory of a development relay (--dir or temporary), by which commands
   find it; its lock, its removal

@@ -55,7 +55,7 @@ from relay.operation.app.transport import Transport, resolver_of, retry_schedule
 from relay.store.mailbox.types import Room
 from relay.transport.ingress.acceptance import POLICY_TIMEOUT_S
 from relay.transport.ingress.arrival import NO_POLICY, TOO_MANY_PARTS
-from relay.transport.ingress.data import Author
+from relay.transport.ingress.data import Submitter
 from relay.transport.ingress.forwarding import Forwarder, expand_recipients
 from relay.transport.ingress.message_limits import RateLimits
 from relay.transport.ingress.session_owner import RecipientChecks
@@ -129,7 +129,7 @@ class Explainer:
         """Explain what the milters make of the message."""
         asked = await ask_milters(session, question)
         if asked.end:
-            sender = Author(question.sender, is_trusted=False)
+            sender = Submitter(question.sender, is_trusted=False)
             return asked.added_to(self._replaced(question.address, sender, []))
         return asked.added_to(await self._explain(asked.question))
 
@@ -145,7 +145,7 @@ class Explainer:
         return msgspec.to_builtins(await self.probe(next_hop, hosts))
 
     async def _explain(self, question: Question) -> dict[str, Any]:
-        sender = Author(question.sender, not question.ip or self.trusts(question.ip))
+        sender = Submitter(question.sender, not question.ip or self.trusts(question.ip))
         expand = self._expander(question)
         expansion = expand(question.address)
         size_bytes = len(question.content or b"")
@@ -161,7 +161,7 @@ class Explainer:
         if (writers := expansion.writers) is not None:
             by = expansion.targets[0].through[0]
             asked = {"writers": {"alias": by, "from": writers.named}}
-            if self.forwarding.author_rejection(question.address, expansion, sender):
+            if self.forwarding.writer_rejection(question.address, expansion, sender):
                 found = self._replaced(question.address, sender, [])
                 return found | asked | {"state": "rejected", "reply": rejection}
         targets: list[dict[str, Any]] = []
@@ -179,7 +179,7 @@ class Explainer:
         return found | asked
 
     def _examine(
-        self, address: str, sender: Author, question: Question, *, is_copy: bool
+        self, address: str, sender: Submitter, question: Question, *, is_copy: bool
     ) -> RoutingResult:
         """Return where mail for an address goes, as acceptance does."""
         header = Header.of(question.content or b"")
@@ -194,7 +194,7 @@ class Explainer:
     async def _recipient(
         self,
         address: str,
-        sender: Author,
+        sender: Submitter,
         question: Question,
         *,
         rejection: str = "",
@@ -226,7 +226,7 @@ class Explainer:
     async def _apply_rules(
         self,
         address: str,
-        sender: Author,
+        sender: Submitter,
         question: Question,
         *,
         found: LocalRecipient | RemoteRecipient,
@@ -257,7 +257,7 @@ class Explainer:
     async def _by_verdict(
         self,
         verdict: RecipientVerdict,
-        sender: Author,
+        sender: Submitter,
         found: LocalRecipient | RemoteRecipient,
         *,
         question: Question,
@@ -293,7 +293,7 @@ class Explainer:
                 return await self._destination(found) | _held(hold)
 
     async def _chosen(
-        self, verdict: RecipientVerdict, sender: Author, found: LocalRecipient | RemoteRecipient
+        self, verdict: RecipientVerdict, sender: Submitter, found: LocalRecipient | RemoteRecipient
     ) -> dict[str, Any]:
         """Return where mail goes whose next hop a rule chose."""
         chosen = self.table.examine_chosen(verdict.address, verdict.next_hop, found)
@@ -302,7 +302,7 @@ class Explainer:
         return route | await self._destination(chosen) | _held(hold)
 
     async def _target(
-        self, added: AddedRecipient, sender: Author, question: Question, *, is_copy: bool
+        self, added: AddedRecipient, sender: Submitter, question: Question, *, is_copy: bool
     ) -> dict[str, Any]:
         """Explain an address that takes another one's place: rules do not apply to it again."""
         asked = Verdict((), (), (ParsedContent.of(question.content or b""),), ())
@@ -362,13 +362,13 @@ class Explainer:
         }
 
     def _replaced(
-        self, address: str, sender: Author, targets: Sequence[Mapping[str, Any]]
+        self, address: str, sender: Submitter, targets: Sequence[Mapping[str, Any]]
     ) -> dict[str, Any]:
         """Return the document of an alias with several targets."""
         found = self._document(address, sender, InvalidRecipient("", ""))
         return found | {"state": _state_of_all(targets), "targets": list(targets)}
 
-    def _document(self, address: str, sender: Author, found: RoutingResult) -> dict[str, Any]:
+    def _document(self, address: str, sender: Submitter, found: RoutingResult) -> dict[str, Any]:
         """Return the document of an address of which only the route is known, or its rejection."""
         next_hop = state = reply = ""
         match found:

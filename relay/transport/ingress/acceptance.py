@@ -228,17 +228,15 @@ class Acceptance:
             prepared.release()
 
     async def _apply_rules(self, arrival: ArrivedMail, parsed: ParsedContent) -> DataReply:
-        origin = arrival.origin
-        sender, forwarding = arrival.envelope.reverse_path, self.forwarding
+        origin, sender, forwarding = arrival.origin, arrival.envelope.reverse_path, self.forwarding
         charges = forwarding.reports_to([path.address for path in arrival.paths], sender)
         size, answers_discarded = size_of(arrival.content), ""
         if charges and size > REPORT_BYTES_MAX:
             return DataReply(LARGE_REPORT)
-        expand = forwarding.expander(sender, parsed.header)
-        author = origin.author(arrival.given_sender)
-        refuse = partial(forwarding.author_rejection, author=author)
-        recipients = expand_recipients(arrival.paths, expand, arrival.filtered.recipients, refuse)
-        if added := arrival.filtered.added:
+        filtered, expand = arrival.filtered, forwarding.expander(sender, parsed.header)
+        refuse = partial(forwarding.writer_rejection, sender=origin.sender(arrival.given_sender))
+        recipients = expand_recipients(arrival.paths, expand, filtered.recipients, refuse=refuse)
+        if added := filtered.added:
             recipients = with_added(recipients, expand, added)
         examine = forwarding.examiner(sender, parsed.header, trusted=origin.trusted)
         examinations = examined_recipients(recipients, examine)
@@ -290,8 +288,7 @@ class Acceptance:
             self._count_rules(verdict)
             first, filtered = fan.rejected[0], arrival.filtered
             milter = filtered.refused_by if first.position in filtered.recipients else ""
-            rule = verdict.rule_of(first.path.address)
-            return DataReply(first.reply, rule=rule, milter=milter)
+            return DataReply(first.reply, rule=verdict.rule_of(first.path.address), milter=milter)
         signed = await self.signer.sign(fan.contents, trusted=origin.trusted)
         fan = replace(fan, contents=signed.contents)
         reserved = self.rates.reserve((*verdict.charges, *charges))

@@ -62,7 +62,7 @@ class ContentRejection(StrEnum):
     LOCAL_ERROR = "451 4.3.0 Local error, try again later"  # RFC 3463 3.4
 
 
-class Author(Struct, frozen=True):
+class Submitter(Struct, frozen=True):
     """Who sends a message, for aliases that do not take the mail of everybody."""
 
     reverse_path: str
@@ -89,10 +89,10 @@ class Origin(Struct, frozen=True):
         """Whether nobody hears a rejection of its recipients, which is reported to the sender."""
         return self.pickup or bool(self.key)
 
-    def author(self, reverse_path: str) -> Author:
+    def sender(self, reverse_path: str) -> Submitter:
         """Return who sends."""
         user = self.user
-        return Author(reverse_path, self.trusted, user.address if user else self.login)
+        return Submitter(reverse_path, self.trusted, user.address if user else self.login)
 
     @property
     def counted_for(self) -> str:

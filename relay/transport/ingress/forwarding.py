@@ -50,7 +50,7 @@ from relay.base.phrases import counted
 from relay.formats.dsn import ReportedRecipient
 from relay.formats.read_header import ORIGINATORS_OCTETS_MAX, decode_text, originators
 from relay.store.spool.types import NewRecipient
-from relay.transport.ingress.data import Author
+from relay.transport.ingress.data import Submitter
 from relay.transport.ingress.message_limits import RateLimits
 from relay.transport.ingress.session_limits import EXPANDED_MAX
 from relay.transport.policy.rule_book import TenantRules
@@ -117,17 +117,17 @@ class Forwarder(Struct, frozen=True):
             return partial(self.expand, reverse_path=reverse_path)
         return partial(self._expand_once, reverse_path=reverse_path, passed=passed)
 
-    def author_rejection(self, address: str, expansion: Expansion, author: Author) -> str:
-        """Return the reply if `author` may not write to the alias `address`, else ""."""
-        writers, path = expansion.writers, author.reverse_path
+    def writer_rejection(self, address: str, expansion: Expansion, sender: Submitter) -> str:
+        """Return the reply if `sender` may not write to the alias `address`, else ""."""
+        writers, path = expansion.writers, sender.reverse_path
         if writers is None:  # nearly always
             return ""
-        is_forged = not author.is_trusted and self._is_local(path)
-        names = {own_mailbox(one) for one in (author.account, "" if is_forged else path) if one}
+        is_forged = not sender.is_trusted and self._is_local(path)
+        names = {own_mailbox(one) for one in (sender.account, "" if is_forged else path) if one}
         names |= {self._mailbox_of(one) for one in names}
         to = expansion.targets if writers.members else ()
         members = {self._mailbox_of(x) for one in to for x in (one.address, *one.through)}
-        own = writers.own if author.is_trusted else ()
+        own = writers.own if sender.is_trusted else ()
         may = any(one in members or domain_of(one) in own or writers.matches(one) for one in names)
         if may if path else writers.reports:
             return ""
@@ -389,11 +389,12 @@ def expand_recipients(
     paths: Sequence[ForwardPath],
     expand: Callable[[str], Expansion | None],
     ended: Mapping[int, NewRecipient] = _NOBODY,
-    rejection: Callable[[str, Expansion], str] = lambda _address, _expansion: "",
+    *,
+    refuse: Callable[[str, Expansion], str] = lambda _address, _expansion: "",
 ) -> ExpandedRecipients:
     """Replace each recipient that is an alias, or forwards, by those that get its mail.
 
-    An alias that goes beyond EXPANDED_MAX fails, and so does one that `rejection` has a reply for,
+    An alias that goes beyond EXPANDED_MAX fails, and so does one that `refuse` has a reply for,
     or without a target: a loop. Those who have `ended` already, by their positions, are among
     `aliases`.
     """
@@ -410,7 +411,7 @@ def expand_recipients(
         if expansion is None:
             continue
         start = NewRecipient(path, position=position)
-        reply = rejection(path.address, expansion)
+        reply = refuse(path.address, expansion)
         if not expansion.targets:
             reply = own_reply(_LOOP_STATUS, f"<{path.address}>: {_LOOP_TEXT}")
         if reply:

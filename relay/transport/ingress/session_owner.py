@@ -41,7 +41,7 @@ from relay.base.settings.tree import SmtpListener
 from relay.store.mailbox.types import DeliveryStore, Room
 from relay.store.spool.types import LendableBody
 from relay.transport.ingress.acceptance import Acceptance
-from relay.transport.ingress.data import Author, DataReply, Origin, ReceivedContent
+from relay.transport.ingress.data import DataReply, Origin, ReceivedContent, Submitter
 from relay.transport.ingress.filtering import SessionFilters
 from relay.transport.ingress.forwarding import Forwarder
 from relay.transport.ingress.local_users import LocalUser, LocalUsers
@@ -131,9 +131,9 @@ class RecipientChecks(Struct, frozen=True):
     # Pickup's recipients are checked after DATA, so that a rejection becomes a report.
     is_pickup: bool = False
 
-    async def answer(self, address: str, author: Author, *, size_bytes: int) -> RecipientAnswer:
+    async def answer(self, address: str, sender: Submitter, *, size_bytes: int) -> RecipientAnswer:
         """Return whether a recipient is taken."""
-        reverse_path, may_relay = author.reverse_path, author.is_trusted
+        reverse_path, may_relay = sender.reverse_path, sender.is_trusted
         if self.is_pickup:
             return _TAKEN
         if not reverse_path:
@@ -152,7 +152,7 @@ class RecipientChecks(Struct, frozen=True):
                 return RecipientAnswer(reply)
             is_kept = may_relay and reverse_path and isinstance(found, RemoteRecipient)
             return _KEPT if is_kept else _TAKEN
-        if reply := self.forwarding.author_rejection(address, found, author):
+        if reply := self.forwarding.writer_rejection(address, found, sender):
             return RecipientAnswer(reply)
         rejection, expanded = "", len(found.targets)
         for target in found.addresses:
@@ -166,12 +166,12 @@ class RecipientChecks(Struct, frozen=True):
         return RecipientAnswer(rejection, expanded)
 
     async def rejection_of_all(
-        self, paths: Sequence[ForwardPath], author: Author, *, size_bytes: int
+        self, paths: Sequence[ForwardPath], sender: Submitter, *, size_bytes: int
     ) -> str:
         """Return the reply if no recipient accepts a message of this size, else ""."""
         rejection = ""
         for path in paths:
-            answer = await self.answer(path.address, author, size_bytes=size_bytes)
+            answer = await self.answer(path.address, sender, size_bytes=size_bytes)
             if not (rejection := answer.reply):
                 break
         return rejection
@@ -282,8 +282,8 @@ class SessionOwner:
         """See SessionClient."""
         if self._has_ended:
             return RecipientAnswer(LOGIN_ENDED)
-        author = self._origin(_NO_CLAIMS).author(reverse_path)
-        return await self._checks.answer(address, author, size_bytes=size_bytes)
+        sender = self._origin(_NO_CLAIMS).sender(reverse_path)
+        return await self._checks.answer(address, sender, size_bytes=size_bytes)
 
     def new_body(self) -> LendableBody:
         """See SessionClient."""
@@ -309,7 +309,7 @@ class SessionOwner:
         size_bytes = size_of(content)
         if size_bytes > offered.mail.size_bytes and (
             rejection := await self._checks.rejection_of_all(
-                offered.paths, origin.author(envelope.reverse_path), size_bytes=size_bytes
+                offered.paths, origin.sender(envelope.reverse_path), size_bytes=size_bytes
             )
         ):
             return DataReply(rejection)
