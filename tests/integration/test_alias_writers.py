@@ -4,6 +4,7 @@ Strangers come from 127.0.0.2, which nobody trusts.
 """
 
 import json
+import re
 
 import pytest
 
@@ -22,7 +23,7 @@ ALIASES = [
     ("office@example.test", ["dave@example.test"], "own"),
     ("acme@acme.test", ["bob@example.test"], "own"),
 ]
-DENIED = " to this alias"
+DENIED = "550 5.7.1 <{}>: .* to this alias"
 
 
 @pytest.fixture(scope="module")
@@ -36,9 +37,8 @@ def relay(serve_module) -> RelayProcess:
     })  # fmt: skip
     with (relay.folder / "accounts.toml").open("a") as file:
         for row in ALIASES:
-            file.write(
-                "[[alias]]\naddress = {}\nto = {}\nfrom = {}\n".format(*map(json.dumps, row))
-            )
+            values = map(json.dumps, row)
+            file.write("[[alias]]\naddress = {}\nto = {}\nfrom = {}\n".format(*values))
     for name in ("acme", "groups"):
         (relay.folder / "policies" / name).mkdir()
     (relay.folder / "policies/groups/staff.txt").write_text("Bob@example.test\nguest.test\n")
@@ -60,7 +60,6 @@ def answer(relay: RelayProcess, recipient: str, sender: str, client: str) -> str
 @each_row("alias, client, may, may_not", [
         ("own", "stranger", "", "<> bob@example.test x@TWIN.test ann@away.test root@relay.example.test"),
         ("own", "trusted", "printer@example.test x@twin.test root@relay.example.test", "<> ann@away.test"),
-        ("own", "carol@example.test", "carol+tag@example.test", ""),
         ("acme", "alice@example.test", "", "alice@example.test"),  # of another tenant
         ("acme", "u@acme.test", "u@acme.test", ""),
         ("office", "stranger", "<>", "ann@away.test"),  # reports for erin
@@ -71,20 +70,13 @@ def answer(relay: RelayProcess, recipient: str, sender: str, client: str) -> str
         ("list", "stranger", "x@partner.test x@guest.test x@xn--bcher-kva.test x@bücher.test", "bob@example.test"),
         ("list", "trusted", "bob+x@twin.test", ""),
         ("list", "bob@example.test", "bob@example.test", "<>"),
-        ("list", "carol@example.test", "", "carol@example.test"),
     ])  # fmt: skip
-def test_who_may_write(
-    relay: RelayProcess, alias: str, client: str, may: str, may_not: str
-) -> None:
+def test_who_may_write(relay, alias, client, may, may_not) -> None:
     domains = ["acme.test"] if alias == "acme" else [DOMAIN, "twin.test"]
-    for recipient in (
-        f"{one}@{domain}" for domain in domains for one in (alias, f"{alias.upper()}+x")
-    ):
-        assert [x for x in may.split() if answer(relay, recipient, x, client)] == []
+    for to in (f"{one}@{domain}" for domain in domains for one in (alias, f"{alias.upper()}+x")):
+        assert [x for x in may.split() if answer(relay, to, x, client)] == []
         for sender in may_not.split():
-            reply = answer(relay, recipient, sender, client)
-            assert reply.startswith(f"550 5.7.1 <{recipient}>: "), (sender, reply)
-            assert DENIED in reply
+            assert re.match(DENIED.format(re.escape(to)), answer(relay, to, sender, client)), sender
 
 
 def test_graph_reports_explain_tells_and_a_reload_reads_groups(relay: RelayProcess) -> None:
@@ -92,24 +84,17 @@ def test_graph_reports_explain_tells_and_a_reload_reads_groups(relay: RelayProce
     relay.until_final(sent)
     assert relay.states(sent) == {"team@example.test": "failed", "bob@example.test": "delivered"}
     [report] = until("a report", lambda: relay.maildir("alice"))
-    assert f"550 5.7.1 <team@example.test>: <alice@example.test> may not write{DENIED}" in str(
-        report
-    ).replace("\n ", " ")
+    reply = "550 5.7.1 <team@example.test>: <alice@example.test> may not write to this alias"
+    assert reply in str(report).replace("\n ", " ")
 
     query = "/relay/v1/explain?address=list@example.test&ip=192.0.2.1&from="
-    writers, facts = {"alias": "list@example.test", "from": LIST}, ("state", "writers")
     for sender, state in (("ann@away.test", "rejected"), ("x@partner.test", "local")):
         told = relay.graph("GET", query + sender, token="operator").json()
-        assert ([told[one] for one in facts], DENIED in told["reply"]) == (
-            [state, writers],
-            state == "rejected",
-        )
-    done = relay.cli("explain", "team@example.test", "--from", "ann@away.test")
-    assert (done.returncode, "team@example.test is rejected: 550 5.7.1 <" in done.stdout) == (
-        65,
-        True,
-    )
-    assert "writers team@example.test: members" in done.stdout
+        assert told["state"] == state
+        assert told["writers"] == {"alias": "list@example.test", "from": LIST}
+    told = relay.cli("explain", "team@example.test", "--from", "ann@away.test").stdout
+    assert told.startswith("team@example.test is rejected: 550 5.7.1 <team@example.test>: <ann@")
+    assert "writers team@example.test: members" in told
     assert relay.cli("account", "list", "own@example.test").stdout.endswith("; from own\n")
 
     assert answer(relay, "list@example.test", "x@new.test", "stranger")
@@ -117,11 +102,14 @@ def test_graph_reports_explain_tells_and_a_reload_reads_groups(relay: RelayProce
     hang_up(relay, "reloaded")
     assert not answer(relay, "list@example.test", "x@new.test", "stranger")
     file = relay.folder / "accounts.toml"
-    text = file.read_text()
-    for found, expected in (('["group:stuff"]', 'found a list, expected groups that there are (own, staff), not "stuff"'),
-                            ('"group:staff"', 'found "group:staff", expected "own", "members", or a list of'),
-                            ('["staff"]', 'found a list, expected "own", "members", or a list of')):  # fmt: skip
-        file.write_text(text.replace(json.dumps(LIST), found))
-        hang_up(relay, "not reloaded")
-        line = text[: text.index(json.dumps(LIST))].count("\n") + 1
-        assert f"accounts.toml:{line}: alias[3].from: {expected}" in relay.cli("check").stderr
+    text, listed = file.read_text(), json.dumps(LIST)
+    place = f"accounts.toml:{text[: text.index(listed)].count(chr(10)) + 1}: alias[3].from: found"
+    for found, expected in {
+        '["group:stuff"]': 'a list, expected groups that there are (own, staff), not "stuff"',
+        '"group:staff"': '"group:staff", expected "own", "members", or a list of',
+        '["staff"]': 'a list, expected "own", "members", or a list of',
+    }.items():
+        file.write_text(text.replace(listed, found))
+        assert f"{place} {expected}" in relay.cli("check").stderr
+    hang_up(relay, "not reloaded")
+    assert not answer(relay, "list@example.test", "x@new.test", "stranger")
