@@ -37,8 +37,9 @@ The content and its acceptance:
   replies to the final dot; the log line about accepted mail
 - `filtering`: milters in a session and a played one; what their answers do to a message
 - `header_cleanup`: Received, Bcc, missing Date and Message-ID, Return-Path, Authentication-Results
-- `forwarding`: what an address leads to (alias, forward_to, SRS); the recipients that replace an
-  alias, their NOTIFY and ORCPT; redirected or expanded; which mail is not forwarded again
+- `forwarding`: what an address leads to (alias, forward_to, SRS); who may write to an alias; the
+  recipients that replace it, their NOTIFY and ORCPT; redirected or expanded; which mail is not
+  forwarded again
 - `fanout`: which recipients share a queue entry (next hop, content); those rejected or held
 - `message_limits`: rate limits of rules, messages of an address (450), answers to MAILER-DAEMON,
   how much rules may hold

@@ -2,9 +2,9 @@
 whether RCPT takes an address (relaying, full mailboxes), and the acceptance, in a task of its own.
 
 Which addresses are valid is decided in relay/transport/routing/route_table.py, with the reply for
-an unknown user or domain; what an alias or an SRS address leads to in `forwarding`, and whether a
-mailbox has room in relay/store/mailbox/quota.py. How a next hop is asked whether it takes an
-address is decided in relay/delivery/recipient_verification.py.
+an unknown user or domain; what an alias or an SRS address leads to, and who may write to an alias,
+in `forwarding`; whether a mailbox has room in relay/store/mailbox/quota.py. How a next hop is asked
+whether it takes an address is decided in relay/delivery/recipient_verification.py.
 
 A client that may not relay may send to local domains, wherever a route sends their mail. An alias
 is taken if any of the addresses is that it leads to. Those may be outside although the client may
