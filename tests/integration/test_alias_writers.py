@@ -17,8 +17,7 @@ GATE = True
 LIST = ["*@partner.test", "group:staff", "*@bücher.test"]
 ALIASES = [
     ("own@example.test", ["bob@example.test"], "own"),
-    ("Team@example.test", ["nested@example.test", "Joe@partner.test"], "members"),
-    ("nested@example.test", ["al@example.test"], ["dave@example.test"]),
+    ("Team@example.test", ["al@example.test", "Joe@partner.test"], "members"),
     ("list@example.test", ["bob@example.test", "carol@example.test"], LIST),
     ("office@example.test", ["dave@example.test"], "own"),
     ("acme@acme.test", ["bob@example.test"], "own"),
@@ -66,9 +65,7 @@ def answer(relay: RelayProcess, recipient: str, sender: str, client: str) -> str
         ("team", "stranger", "joe@PARTNER.test", "joel@partner.test al@example.test"),
         ("team", "erin@example.test", "al@example.test", ""),
         ("team", "trusted", "erin+x@twin.test", "dave@example.test"),
-        ("team", "bob@example.test", "", "bob@example.test"),
         ("list", "stranger", "x@partner.test x@guest.test x@xn--bcher-kva.test x@bücher.test", "bob@example.test"),
-        ("list", "trusted", "bob+x@twin.test", ""),
         ("list", "bob@example.test", "bob@example.test", "<>"),
     ])  # fmt: skip
 def test_who_may_write(relay, alias, client, may, may_not) -> None:
@@ -103,7 +100,7 @@ def test_graph_reports_explain_tells_and_a_reload_reads_groups(relay: RelayProce
     assert not answer(relay, "list@example.test", "x@new.test", "stranger")
     file = relay.folder / "accounts.toml"
     text, listed = file.read_text(), json.dumps(LIST)
-    place = f"accounts.toml:{text[: text.index(listed)].count(chr(10)) + 1}: alias[3].from: found"
+    place = f"accounts.toml:{text[: text.index(listed)].count(chr(10)) + 1}: alias[2].from: found"
     for found, expected in {
         '["group:stuff"]': 'a list, expected groups that there are (own, staff), not "stuff"',
         '"group:staff"': '"group:staff", expected "own", "members", or a list of',

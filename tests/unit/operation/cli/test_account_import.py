@@ -176,41 +176,24 @@ async def test_a_locked_user_has_no_password(files: Files) -> None:
     accounts.close()
 
 
-POSTFIX = """# virtual(5), and names as in aliases(5)
-postmaster:    root
-Root: alice,
-\tbob@example.test\r
-
-  , "carol x"@other.test
-"john.smith":joe@other.test
-office@example.test  alice@example.test, bob
-josé : "alice"
-"""
+POSTFIX = (
+    "# virtual(5), aliases(5)\npostmaster:    root\nRoot: alice,\n\tbob@example.test\r\n\n"
+    '  , "carol x"@other.test\n"john.smith":joe@other.test\n'
+    'office@example.test  alice@example.test, bob\njosé : "alice"\n'
+)
 FOREIGN = "expected NAME: ADDRESS, ... (no program, file, :include:, or whole domain)"
 FAULTY_ALIASES = [
     ("news: alice, :include:/etc/news", f'found ":include:/etc/news", {FOREIGN}'),
-    ("box:/var/mail/box", f'found "/var/mail/box", {FOREIGN}'),
-    ('hook: ann, "|/usr/bin/hook --now, ann"', f'found "|/usr/bin/hook --now, ann", {FOREIGN}'),
+    ('hook: /x, "|/usr/bin/hook --now, ann"', f'found "/x", {FOREIGN}'),
     ("@example.test alice", f'found "@example.test", {FOREIGN}'),
-    (
-        "one: two, two",
-        "to: found the ring one@example.test (line 5) -> two@example.test (line 6) -> one",
-    ),
+    ("one: two, two", "to: found the ring one@example.test (line 4) -> two@example.test (line 5) ->"),
     ("two: one", ""),
-    ("alice: alice@other.test", 'address: found "alice@example.test", expected one of its own: '),
+    ("alice: y@other.test", 'address: found "alice@example.test", expected one of its own: '),
     ("x@other.test: alice", 'address: found "x@other.test", expected an address in one of'),
-    ("nobody:", "to: found [], expected an address"),
-    ("dup: alice", ""),
-    (
-        "DUP: bob",
-        'address: found "dup@example.test", expected one of its own: line 10 has the same',
-    ),
-    ("back: \\alice", "to[0]: found"),
-    (
-        '"john smith": alice',
-        'address: found "john smith@example.test", expected an address such as',
-    ),
-]
+    ("dup:", "to: found [], expected an address"),
+    ("DUP: bob", 'address: found "dup@example.test", expected one of its own: line 8 has the same'),
+    ('"john smith": alice', 'address: found "john smith@example.test", expected an address such'),
+]  # fmt: skip
 
 
 def test_aliases(files: Files) -> None:
@@ -219,20 +202,13 @@ def test_aliases(files: Files) -> None:
     assert told == "5 aliases can be imported; names without a domain: @example.test\n"
     assert files.text == before
     assert files.made("import", "--aliases", file) == {"aliases": 5, "dry_run": False}
-    accounts = files.load()
-    people = ("alice@example.test", "bob@example.test")
+    accounts, people = files.load(), ("alice@example.test", "bob@example.test")
     expected = {"postmaster": (*people, '"carol x"@other.test'), "john.smith": ("joe@other.test",),
                 "office": people, "josé": people[:1]}  # fmt: skip
     found = {name: accounts.expand(f"{name}@example.test").addresses for name in expected}
     assert found == expected
     accounts.close()
-    code, told = files.fails("import", "--aliases", file)
-    assert (code, len(told.splitlines()), f"{files.accounts}:" in told) == (65, 5, True)
-
-
-def test_faults_of_aliases_are_told_with_their_lines(files: Files) -> None:
-    file = written(files, "".join(f"{line}\n" for line, _ in FAULTY_ALIASES))
-    _, told = files.fails("import", "--aliases", file)
+    faulty = "".join(f"{line}\n" for line, _ in FAULTY_ALIASES)
+    _, told = files.fails("import", "--aliases", written(files, faulty))
     expected = [f"{file}:{at}: {text}" for at, (_, text) in enumerate(FAULTY_ALIASES, 1) if text]
-    found = told.splitlines()
-    assert [a[: len(b)] for a, b in zip(found, expected, strict=True)] == expected
+    assert [a[: len(b)] for a, b in zip(told.splitlines(), expected, strict=True)] == expected
