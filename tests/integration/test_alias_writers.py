@@ -81,9 +81,7 @@ def test_graph_reports_explain_tells_and_a_reload_reads_groups(relay: RelayProce
     relay.until_final(sent)
     assert relay.states(sent) == {"team@example.test": "failed", "bob@example.test": "delivered"}
     [report] = until("a report", lambda: relay.maildir("alice"))
-    reply = "550 5.7.1 <team@example.test>: <alice@example.test> may not write to this alias"
-    assert reply in str(report).replace("\n ", " ")
-
+    assert re.search(DENIED.format("team@example.test"), str(report).replace("\n ", " "))
     query = "/relay/v1/explain?address=list@example.test&ip=192.0.2.1&from="
     for sender, state in (("ann@away.test", "rejected"), ("x@partner.test", "local")):
         told = relay.graph("GET", query + sender, token="operator").json()
@@ -99,14 +97,13 @@ def test_graph_reports_explain_tells_and_a_reload_reads_groups(relay: RelayProce
     hang_up(relay, "reloaded")
     assert not answer(relay, "list@example.test", "x@new.test", "stranger")
     file = relay.folder / "accounts.toml"
-    text, listed = file.read_text(), json.dumps(LIST)
-    place = f"accounts.toml:{text[: text.index(listed)].count(chr(10)) + 1}: alias[2].from: found"
-    for found, expected in {
+    text = file.read_text()
+    place = text[: text.index("group:staff")].count("\n") + 1
+    for found, told in {
         '["group:stuff"]': 'a list, expected groups that there are (own, staff), not "stuff"',
-        '"group:staff"': '"group:staff", expected "own", "members", or a list of',
-        '["staff"]': 'a list, expected "own", "members", or a list of',
+        '"staff"': '"staff", expected "own", "members", or a list of',
+        '["x"]': 'a list, expected "own", "members", or a list of',
     }.items():
-        file.write_text(text.replace(listed, found))
-        assert f"{place} {expected}" in relay.cli("check").stderr
+        file.write_text(text.replace(json.dumps(LIST), found))
+        assert f":{place}: alias[2].from: found {told}" in relay.cli("check").stderr
     hang_up(relay, "not reloaded")
-    assert not answer(relay, "list@example.test", "x@new.test", "stranger")

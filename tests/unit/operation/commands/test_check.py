@@ -191,12 +191,7 @@ def route(domain: str, **more: str) -> str:
 
 NAMED = '[http]\npublic_url = "https://mail.example.test"'
 OFF = '[[rule]]\nname = "r"\nmode = "off"\nwhen = { sender = "group:staff" }\nstop = true\n'
-TO = """
-[[rule]]
-name = "to"
-when = {{ recipient = ["{}"] }}
-then = [{{ hold = "seen" }}]
-"""
+TO = '[[rule]]\nname = "to"\nwhen = {{ recipient = ["{}"] }}\nthen = [{{ hold = "seen" }}]\n'
 WARNINGS = [
     ({"relay": CONFIG.replace("relay.example.test", "relay.example.org")}, ["hostname"]),
     ({"relay": CONFIG.replace('domains = ["example.test"]\n', ""), "accounts": ""}, ["mailboxes.domains"]),
