@@ -9,6 +9,7 @@
 #   make simulate    SEEDS=10000 worlds from SEED0; SEED=123 TRACE=1 shows one of them
 #   make crash       a relay killed RUNS=200 times while people use it, and as often under load
 #   make clients     Graph's own client libraries, and the kits and programs of other languages, against a relay
+#   make deb         dist/graph-relay_*.deb, one for each release of Debian, of the commit that is checked out
 #   make clean       removes what the others have made
 # docs/recipes.md describes bench-versions, sisimai, screenshots and requirements.
 
@@ -37,7 +38,7 @@ BENCHES := mail queue spool
 unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: help run venv test test-suites test-long check quick quick-tests lint types layers unused rules bench bench-peers bench-versions \
-	$(addprefix bench-,$(BENCHES)) simulate clients sisimai screenshots crash requirements clean
+	$(addprefix bench-,$(BENCHES)) simulate clients sisimai screenshots crash requirements deb clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -165,13 +166,16 @@ crash: $(VENV)/development
 	RUNS=$(RUNS) $(BIN)/python -m pytest -m "" -n 2 tests/crash/test_storm.py tests/crash/test_queue_storm.py \
 		tests/postgres/test_storm_of_nodes.py
 
+deb: $(VENV)/made
+	packaging/debian/build.sh $(BIN)/python
+
 # The build backend is among them, so that nothing else is needed to install without build isolation.
 BUILD_REQUIREMENTS = import tomllib; \
 	print(*tomllib.load(open("pyproject.toml", "rb"))["build-system"]["requires"], "editables", sep="\n")
 
 requirements: $(VENV)/development
 	$(BIN)/python $(PIP_INSTALL) uv
-	$(BIN)/python -c '$(BUILD_REQUIREMENTS)' | $(BIN)/uv pip compile pyproject.toml - --universal \
+	$(BIN)/python -c '$(BUILD_REQUIREMENTS)' | $(BIN)/uv pip compile pyproject.toml - --extra postgres --universal \
 	    --python-version 3.11 --generate-hashes --annotation-style line --quiet --no-config \
 	    --custom-compile-command "make requirements" $(ARGS) --output-file requirements.txt
 

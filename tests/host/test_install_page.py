@@ -20,7 +20,7 @@ import pytest
 
 from tests.support.dovecot_daemon import DovecotLmtp
 from tests.support.long_tests import long
-from tests.support.own_machine import NoMachineError, OwnMachine, with_network
+from tests.support.own_machine import SYSTEMCTL, NoMachineError, OwnMachine, checkout, with_network
 from tests.support.relay_config import to_toml
 from tests.support.relay_process import ROOT, until
 from tests.support.remotes import Remotes, received
@@ -38,6 +38,7 @@ PROVIDER = "smtp.provider.example"
 STRANGER = "192.0.2.7"
 # Blocks that show what is printed, or that other tests have.
 ELSEWHERE = {
+    "Debian package",
     "Own domains",
     "Ports",
     "Several certificates",
@@ -46,35 +47,6 @@ ELSEWHERE = {
     "TLS to other hosts",
     "Dovecot and mutt on the same mailboxes",
 }
-SYSTEMCTL = r"""#!/bin/bash
-set -e
-unit=/etc/systemd/system/relay.service
-of() { sed -n "s/^$1=//p" "$unit"; }
-stop() {
-  [ ! -e /run/relay.pid ] || { kill "$(cat /run/relay.pid)"; tail --pid="$(cat /run/relay.pid)" -f /dev/null; }
-  rm -f /run/relay.pid
-}
-start() {
-  install -d -m "$(of RuntimeDirectoryMode)" -o "$(of User)" -g "$(of Group)" "/run/$(of RuntimeDirectory)"
-  install -d -m "$(of StateDirectoryMode)" -o "$(of User)" -g "$(of Group)" "/var/lib/$(of StateDirectory)"
-  capability=+$(of AmbientCapabilities | sed 's/CAP_//' | tr A-Z a-z)
-  env -i PATH=/usr/bin:/bin setpriv --reuid="$(of User)" --regid="$(of Group)" --init-groups --no-new-privs \
-    --inh-caps=-all,"$capability" --ambient-caps=-all,"$capability" --bounding-set=-all,"$capability" \
-    $(of ExecStart) >>/run/relay.log 2>&1 &
-  echo $! >/run/relay.pid
-  until curl -sfo /dev/null http://127.0.0.1:8025/readyz; do
-    kill -0 "$(cat /run/relay.pid)" || { cat /run/relay.log >&2; exit 1; }
-    sleep 0.1
-  done
-}
-case "$*" in
-  daemon-reload) [ ! -e "$unit" ] || systemd-analyze verify "$unit" ;;
-  "enable --now relay" | "restart relay" | "start relay") stop; start ;;
-  "reload relay") MAINPID=$(cat /run/relay.pid) bash -c "$(of ExecReload)" ;;
-  "stop relay" | "disable --now relay") stop ;;
-  *) echo "unexpected: systemctl $*" >&2; exit 1 ;;
-esac
-"""
 
 
 def blocks(heading: str, page: str = PAGE) -> list[tuple[str, str]]:
@@ -114,17 +86,6 @@ class Administrator:
     def restart(self) -> None:
         found = self.run("relay check && systemctl restart relay")
         assert found.startswith("configuration   ok       /etc/relay/relay.toml\n")
-
-
-def checkout() -> None:
-    """Make a copy of what Git has of this tree, to which nothing was added by a build."""
-    names = subprocess.run(
-        ["git", "-c", "safe.directory=*", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
-        cwd=ROOT, capture_output=True, check=True,
-    ).stdout.decode().split("\0")  # fmt: skip
-    for name in filter(None, names):
-        Path("checkout", name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(ROOT / name, Path("checkout", name))
 
 
 def install(administrator: Administrator, *, is_pinned: bool) -> None:
@@ -288,7 +249,7 @@ def by_stranger(address: str) -> None:
 def follow(authority: Authority, is_pinned: bool) -> None:
     """All of it, in one process of the machine."""
     subprocess.run(["ip", "address", "add", f"{STRANGER}/32", "dev", "lo"], check=True)
-    checkout()
+    checkout(Path("checkout"))
     with Remotes() as remotes:
         administrator = Administrator(remotes)
         try:

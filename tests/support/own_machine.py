@@ -19,10 +19,46 @@ from pathlib import Path
 from tempfile import mkdtemp
 from typing import Any, Self
 
+from tests.support.relay_process import ROOT
+
 PLACES = ("/etc", "/opt", "/usr", "/var", "/run")
 _NAMESPACES = 0x00020000 | 0x40000000  # CLONE_NEWNS, CLONE_NEWNET
 
 _OF_TESTS = ("PYTHON", "RELAY_", "VIRTUAL_ENV")
+# Starts and stops what the unit says, with the rights that it gives.
+SYSTEMCTL = r"""#!/bin/bash
+set -e
+unit=/etc/systemd/system/relay.service
+[ -e "$unit" ] || unit=/usr/lib/systemd/system/relay.service
+of() { sed -n "s/^$1=//p" "$unit"; }
+stop() {
+  [ ! -e /run/relay.pid ] || { kill "$(cat /run/relay.pid)"; tail --pid="$(cat /run/relay.pid)" -f /dev/null; }
+  rm -f /run/relay.pid
+}
+start() {
+  install -d -m "$(of RuntimeDirectoryMode)" -o "$(of User)" -g "$(of Group)" "/run/$(of RuntimeDirectory)"
+  install -d -m "$(of StateDirectoryMode)" -o "$(of User)" -g "$(of Group)" "/var/lib/$(of StateDirectory)"
+  capability=+$(of AmbientCapabilities | sed 's/CAP_//' | tr A-Z a-z)
+  env -i PATH=/usr/bin:/bin setpriv --reuid="$(of User)" --regid="$(of Group)" --init-groups --no-new-privs \
+    --inh-caps=-all,"$capability" --ambient-caps=-all,"$capability" --bounding-set=-all,"$capability" \
+    $(of ExecStart) >>/run/relay.log 2>&1 &
+  echo $! >/run/relay.pid
+  until curl -sfo /dev/null http://127.0.0.1:8025/readyz; do
+    kill -0 "$(cat /run/relay.pid)" || { cat /run/relay.log >&2; exit 1; }
+    sleep 0.1
+  done
+}
+case "$(sed 's/--system //; s/--quiet //; s/relay[.]service$/relay/' <<<"$*")" in
+  daemon-reload) [ ! -e "$unit" ] || systemd-analyze verify "$unit" ;;
+  "enable --now relay" | "restart relay" | "start relay") stop; start ;;
+  "reload relay") MAINPID=$(cat /run/relay.pid) bash -c "$(of ExecReload)" ;;
+  "stop relay" | "disable --now relay") stop ;;
+  "try-restart relay") [ ! -e /run/relay.pid ] || { stop; start; } ;;
+  "is-active relay") [ -e /run/relay.pid ] ;;
+  "stop relay@*.socket") ;;
+  *) echo "unexpected: systemctl $*" >&2; exit 1 ;;
+esac
+"""
 
 
 class NoMachineError(Exception):
@@ -81,3 +117,14 @@ def run(*command: str) -> None:
 def with_network() -> list[str]:
     """Return the words before a command that needs the network of the tests."""
     return ["nsenter", f"--net=/proc/{os.getppid()}/ns/net", "--"]
+
+
+def checkout(folder: Path) -> None:
+    """Make a copy of what Git has of this tree, to which nothing was added by a build."""
+    names = subprocess.run(
+        ["git", "-c", "safe.directory=*", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
+        cwd=ROOT, capture_output=True, check=True,
+    ).stdout.decode().split("\0")  # fmt: skip
+    for name in filter(None, names):
+        Path(folder, name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / name, Path(folder, name))

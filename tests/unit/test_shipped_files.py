@@ -156,6 +156,7 @@ def test_pinned_requirements_are_those_of_the_project():
     text = (TOP / "requirements.txt").read_text()
     pinned = dict(re.findall(r"^([\w.-]+)==(\S+).*\\\n +--hash", text, re.MULTILINE))
     assert len(pinned) == len(re.findall(r"^[^\s#]", text, re.MULTILINE)), "each has its hashes"
-    for one in [*project["project"]["dependencies"], *project["build-system"]["requires"]]:
+    extra = project["project"]["optional-dependencies"]["postgres"]
+    for one in [*project["project"]["dependencies"], *extra, *project["build-system"]["requires"]]:
         needed = Requirement(one)
         assert pinned[canonicalize_name(needed.name)] in needed.specifier, "make requirements"

@@ -1,0 +1,75 @@
+#!/usr/bin/env bash
+# make deb: dist/graph-relay_*.deb, one for each release of Debian, of the commit that is checked out.
+# Two builds of a commit on one release of Debian are equal, octet by octet: all files have the time of
+# the commit, wheels are chosen by their hashes, and byte code is made where the package is installed.
+# Runs as any user, on either release: no Python of the other one is needed. The argument is a Python with pip.
+set -euo pipefail
+umask 022
+export LC_ALL=C TZ=UTC PYTHONDONTWRITEBYTECODE=1 DPKG_DEB_THREADS_MAX=1
+cd "$(dirname "${BASH_SOURCE[0]}")/../.."
+python=$(realpath -s "$1")
+releases=(12=3.11 13=3.13)
+architecture=$(dpkg --print-architecture)
+case "$architecture" in
+    amd64) machine=x86_64 ;;
+    arm64) machine=aarch64 ;;
+    *) echo "requirements.txt has no wheels for $architecture" >&2 && exit 69 ;;
+esac
+commit=$(git rev-parse --short=12 HEAD) || { echo "make deb builds a commit of a Git checkout" >&2 && exit 66; }
+[ -z "$(git status --porcelain)" ] || echo "what is not committed is not in the packages" >&2
+SOURCE_DATE_EPOCH=$(git log -1 --format=%ct)
+export RELAY_COMMIT=$commit SOURCE_DATE_EPOCH
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+mkdir -p "$work/source" dist
+git archive HEAD | tar -x -C "$work/source"
+# 0.3.0.dev0 comes before 0.3.0, and a later commit after an earlier one: deb-version(7).
+version=$(sed -n 's/^version = "\(.*\)"$/\1/p' "$work/source/pyproject.toml" |
+    sed -E 's/\.?(a|b|rc|dev)([0-9]+)/~\1\2/g')+git$(date -d "@$SOURCE_DATE_EPOCH" +%Y%m%d%H%M%S).$commit
+
+wheels() {
+    "$python" -m pip install --quiet --disable-pip-version-check --require-hashes --no-deps --no-compile \
+        --only-binary :all: --requirement "$work/source/requirements.txt" --target "$@"
+}
+
+package() {
+    local release=$1 number=$2 root=$work/$1 site files=$work/source/packaging/debian
+    local opt=$root/opt/relay share=$root/usr/share/doc/graph-relay
+    site=$opt/lib/python$number/site-packages
+    mkdir -p "$opt/bin" "$site" "$share/examples" "$root/DEBIAN" "$root/usr/bin"
+    wheels "$site" --implementation cp --python-version "$number" --platform "manylinux_2_28_$machine" \
+        --platform "manylinux_2_27_$machine" --platform "manylinux_2_17_$machine"
+    "$python" -m zipfile -e "$work"/*.whl "$site"
+    # Debian removes these from its own packages: they name the build, and are of use to pip alone.
+    rm -rf "$site/bin"
+    find "$site" \( -path '*.dist-info/RECORD' -o -path '*.dist-info/REQUESTED' \) -delete
+    printf 'home = /usr/bin\ninclude-system-site-packages = false\n' >"$opt/pyvenv.cfg"
+    ln -s "/usr/bin/python$number" "$opt/bin/python"
+    ln -s python "$opt/bin/python3"
+    install -m 0755 "$files/relay" "$opt/bin/relay"
+    ln -s /opt/relay/bin/relay "$root/usr/bin/relay"
+    cd "$work/source"
+    install -D -m 0644 systemd/relay.sysusers.conf "$root/usr/lib/sysusers.d/relay.conf"
+    install -D -m 0644 systemd/relay.tmpfiles.conf "$root/usr/lib/tmpfiles.d/relay.conf"
+    install -D -m 0644 -t "$root/usr/lib/systemd/system" systemd/relay.service systemd/relay@.socket
+    install -m 0644 -t "$share/examples" systemd/relay-sockets.conf
+    install -m 0644 LICENSE "$share/copyright"
+    gzip -9n <CHANGELOG.md >"$share/changelog.gz"
+    install -D -m 0640 conf/relay.toml "$root/etc/relay/relay.toml"
+    install -D -m 0644 -t "$root/etc/relay/policies" policies/*.toml
+    install -D -m 0644 -t "$root/etc/relay/policies/groups" policies/groups/*.txt
+    install -m 0755 -t "$root/DEBIAN" "$files"/{postinst,prerm,postrm}
+    install -m 0644 -t "$root/DEBIAN" "$files/templates"
+    (cd "$root" && find etc -type f -printf '/%p\n' | sort) >"$root/DEBIAN/conffiles"
+    sed -e "s/@VERSION@/$version+deb$release/" -e "s/@ARCHITECTURE@/$architecture/" -e "s/@PYTHON@/$number/" \
+        -e "s/@SIZE@/$(du -sk --apparent-size --exclude=DEBIAN "$root" | cut -f1)/" "$files/control" >"$root/DEBIAN/control"
+    cd - >/dev/null
+    find "$root" -exec touch -h -d "@$SOURCE_DATE_EPOCH" {} +
+    dpkg-deb --root-owner-group -Zxz -z3 --build "$root" dist
+}
+
+wheels "$work/tools" # the build backend is among them
+(cd "$work/source" && PYTHONPATH=$work/tools "$python" -m hatchling build -t wheel -d "$work" >/dev/null)
+for each in "${releases[@]}"; do
+    package "${each%=*}" "${each#*=}"
+done

@@ -1,0 +1,188 @@
+"""The packages of `make deb` in roots of Debian 12 and 13: installed, upgraded, removed, purged.
+
+RELAY_DEBIAN_ROOTS names a directory in which the roots are kept, `bookworm` and `trixie`: debootstrap makes those
+that are missing. Without it they are made each time. A root is not changed: what is installed there is in memory.
+"""
+
+import os
+import re
+import shutil
+import subprocess
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import pytest
+
+from tests.support.long_tests import long
+from tests.support.own_machine import SYSTEMCTL, NoMachineError, OwnMachine, checkout, run
+from tests.support.relay_process import until
+
+NOBODY = 65534
+VERSIONS = {"older": "0.2.9", "newer": "0.3.0.dev7", "in/another/folder": "0.3.0.dev7"}
+NEEDED = "python{},libstdc++6,ca-certificates,systemd,debconf,curl,procps"
+CHANGES = {
+    "[mailboxes]\n": '[mailboxes]\ndomains = ["example.org"]\n',
+    '"relay.example.org"': '"mail.example.org"',
+    '"127.0.0.1:25"': '"127.0.0.1:2525"',
+}
+
+
+def build(folder: Path, version: str) -> dict[str, Path]:
+    """Build a commit that has this version, as a user without rights; return the package of each release."""
+    checkout(folder)
+    for name in ("pyproject.toml", "relay/__init__.py"):
+        text = (folder / name).read_text()
+        (folder / name).write_text(
+            re.sub(r'(?m)^(version|__version__) = ".*"$', rf'\1 = "{version}"', text)
+        )
+    for each in (folder, *folder.rglob("*")):
+        os.chown(each, NOBODY, NOBODY)
+    when = "2026-11-01T10:00:00Z"  # two checkouts have the same commit
+    own = {
+        "HOME": str(folder),
+        "TMPDIR": str(folder),
+        "GIT_AUTHOR_DATE": when,
+        "GIT_COMMITTER_DATE": when,
+    }
+    commit = "git init -q && git add . && git -c user.name=a -c user.email=a@a.test commit -qm x"
+    done = subprocess.run(
+        ["setpriv", f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups", "bash", "-ec",
+         f"{commit} && make deb PYTHON=/usr/bin/python3"],
+        cwd=folder, env=os.environ | own, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    if done.returncode and "(from versions: none)" in done.stderr:
+        pytest.skip("no package index answers")
+    assert done.returncode == 0, done.stdout + done.stderr
+    return {one: next(folder.glob(f"dist/*+deb{one}_*.deb")) for one in ("12", "13")}
+
+
+@pytest.fixture(scope="module")
+def packages() -> Iterator[Sequence[dict[str, Path]]]:
+    """Those of an older version, and of this one."""
+    if shutil.which("dpkg-deb") is None or os.geteuid() != 0:
+        pytest.skip("dpkg-deb is missing, or the rights to make a root")
+    if subprocess.run(["/usr/bin/python3", "-c", "import ensurepip"], check=False).returncode:
+        pytest.skip("python3-venv is not installed")
+    with TemporaryDirectory(dir="/tmp") as name:
+        top = Path(name)
+        top.chmod(0o755)
+        older, newer, again = (build(top / one, version) for one, version in VERSIONS.items())
+        for release in newer:
+            assert newer[release].read_bytes() == again[release].read_bytes()
+        yield older, newer
+
+
+def root_of(release: str, python: str, folder: Path) -> Path:
+    place = Path(os.environ.get("RELAY_DEBIAN_ROOTS", folder), release)
+    if not place.exists():
+        if shutil.which("debootstrap") is None:
+            pytest.skip(f"debootstrap is not installed, and RELAY_DEBIAN_ROOTS has no {release}")
+        command = [
+            "debootstrap",
+            "--variant=minbase",
+            f"--include={NEEDED.format(python)}",
+            release,
+            str(place),
+        ]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode:
+            shutil.rmtree(place)
+            pytest.skip(f"debootstrap: {(done.stdout + done.stderr).splitlines()[-1]}")
+    return place
+
+
+def in_root(command: str, *, code: int = 0) -> str:
+    """Run a command of the administrator in the root."""
+    done = subprocess.run(
+        ["chroot", "root", "env", "-i", "HOME=/root", "DEBIAN_FRONTEND=noninteractive",
+         "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "bash", "-ec", command],
+        capture_output=True, text=True, stdin=subprocess.DEVNULL, check=False,
+    )  # fmt: skip
+    assert done.returncode == code, f"{command}\n{done.stdout}\n{done.stderr}"
+    return done.stdout + done.stderr
+
+
+def follow(root: Path, older: Path, newer: Path) -> None:
+    """All of it, in one process of the machine."""
+    for name in ("root", "over", "aside"):
+        Path(name).mkdir()
+    run(
+        "mount",
+        "-t",
+        "overlay",
+        "-o",
+        f"lowerdir={root},upperdir=over,workdir=aside",
+        "none",
+        "root",
+    )
+    run("mount", "-t", "proc", "none", "root/proc")
+    run("mount", "--rbind", "/dev", "root/dev")
+    Path("root/run/systemd/system").mkdir(parents=True)
+    Path("root/usr/local/bin/systemctl").write_text(SYSTEMCTL)
+    Path("root/usr/local/bin/systemctl").chmod(0o755)
+    for package, name in ((older, "older"), (newer, "newer")):
+        shutil.copy(package, f"root/{name}.deb")
+    try:
+        install_and_upgrade()
+        remove_and_purge()
+    finally:
+        in_root("systemctl stop relay")
+
+
+def install_and_upgrade() -> None:
+    in_root("dpkg -i older.deb")
+    assert in_root("relay --version").startswith("relay 0.2.9 (")
+    in_root("systemctl --quiet is-active relay", code=1)
+    assert in_root("stat -c '%a %U %G' /etc/relay/{relay,accounts}.toml") == "640 root relay\n" * 2
+    settings = Path("root/etc/relay/relay.toml")
+    for old, new in CHANGES.items():
+        settings.write_text(settings.read_text().replace(old, new))
+    in_root(
+        "relay account add bob@example.org && { relay check || [ $? = 69 ]; } && systemctl enable --now relay"
+    )
+    in_root("relay send --to bob@example.org --body x")
+    inbox = Path("root/var/lib/relay/mail/example.org/bob/new")
+    until("it is in the mailbox", lambda: list(inbox.glob("*")))
+    before = in_root("cat /run/relay.pid")
+    in_root("dpkg -i newer.deb")
+    assert in_root("relay --version").startswith("relay 0.3.0.dev7 (")
+    assert before != (running := in_root("cat /run/relay.pid"))
+    assert 'version="0.3.0.dev7"' in in_root("curl -s http://127.0.0.1:8025/metrics")
+    assert '"mail.example.org"' in settings.read_text()
+    # what it would not start with keeps the old one running
+    settings.write_text("nonsense = 1\n" + (right := settings.read_text()))
+    assert "relay.toml:1: nonsense" in in_root("dpkg -i newer.deb")
+    assert running == in_root("cat /run/relay.pid")
+    in_root("curl -sf http://127.0.0.1:8025/readyz")
+    settings.write_text(right)
+
+
+def remove_and_purge() -> None:
+    in_root("dpkg -r graph-relay")
+    in_root("systemctl --quiet is-active relay", code=1)
+    assert in_root("find /opt/relay /usr -name 'relay*' 2>/dev/null || true") == ""
+    in_root("dpkg -P graph-relay")
+    kept = (
+        "/etc/relay/accounts.toml /var/lib/relay/spool.sqlite /var/lib/relay/mail/example.org/bob"
+    )
+    in_root(f"ls -d {kept} && ! ls /etc/relay/relay.toml && id relay")
+    in_root("dpkg -i newer.deb && grep bob@ /etc/relay/accounts.toml")
+    in_root("echo graph-relay graph-relay/delete-mail boolean true | debconf-set-selections")
+    in_root("dpkg -P graph-relay && ! ls -d /etc/relay /var/lib/relay /var/spool/relay | grep .")
+
+
+@long
+@pytest.mark.parametrize(
+    ("number", "release", "python"), [("12", "bookworm", "3.11"), ("13", "trixie", "3.13")]
+)
+def test_a_package_is_installed_upgraded_and_purged(
+    packages, tmp_path, number: str, release: str, python: str
+) -> None:
+    root = root_of(release, python, tmp_path)
+    try:
+        machine = OwnMachine()
+    except NoMachineError as error:
+        pytest.skip(str(error))
+    with machine:
+        machine.call(follow, root, packages[0][number], packages[1][number])
