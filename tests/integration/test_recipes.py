@@ -1,5 +1,6 @@
 """Recipes of the documentation, run with the settings that they show."""
 
+import json
 import os
 import re
 import shlex
@@ -8,9 +9,11 @@ import signal
 import smtplib
 import subprocess
 import time
+import tomllib
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlencode
 
 import pytest
@@ -125,35 +128,74 @@ def logged_in(
         yield smtp
 
 
-def test_a_stolen_account() -> None:
-    page = (DOCS / "operation-recipes.md").read_text().replace("example.org", DOMAIN)
-    section = page.partition("\n## A stolen account\n")[2].partition("\n## ")[0]
-    lines = [line.strip().removeprefix("systemctl ") for line in section.splitlines()]
-    commands = [
-        shlex.split(one) for one in lines if one.startswith("relay ") or one == "reload relay"
-    ]
-    commands = [["reload"] if words[0] == "reload" else words[1:] for words in commands]
-    assert [words[:2] for words in commands][:4] == [
-        ["queue", "hold"], ["account", "password"], ["account", "token"], ["reload"],
-    ]  # fmt: skip
-    away = {"domain": "away.example", "next_hop": "smtp://127.0.0.1:1"}
-    with RelayProcess(config={"route": [away]}) as relay, logged_in(relay, "alice") as thief:
-        for subject in ("You win a prize", "Another prize", "Lunch"):
-            text = f"From: alice@{DOMAIN}\r\nSubject: {subject}\r\n\r\nx\r\n"
-            thief.sendmail(f"alice@{DOMAIN}", "ann@away.example", text)
-        until("all wait", lambda: {one["state"] for one in relay.queue()} == {"deferred"})
-        for words in commands:
-            done = relay.cli(*words)
+def with_page(config: dict[str, Any], page: str) -> str:
+    """Add the settings of a page to a configuration; return what the page has for accounts.toml."""
+    blocks = re.findall(r"^```toml\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
+    people = [one for one in blocks if re.match(r"\[\[(account|alias)]]", one)]
+    for one in blocks:
+        for name, value in tomllib.loads(one).items() if one not in people else ():
+            before = config.get(name, type(value)())
+            config[name] = before + value if isinstance(value, list) else before | value
+    return "\n" + "\n".join(people)
+
+
+def test_the_door_and_a_stolen_account(remotes: Remotes, authority: Authority) -> None:
+    """All of the page: its settings together, then the thief, and the recipe as it is printed."""
+    page = (DOCS / "operation-door.md").read_text().replace("example.org", DOMAIN)
+    other = remotes.start("other.test")
+    remotes.start("slow.test", replies={"MAIL": "451 4.7.1 later"})
+    relay, pair = remotes.relay(), authority.issue("DNS:relay.example.test")
+    (relay.folder / "tls").mkdir()
+    shutil.copy(pair.certificate, relay.folder / "tls/relay.crt")
+    shutil.copy(pair.key, relay.folder / "tls/relay.key")
+    with (relay.folder / "accounts.toml").open("a") as file:
+        file.write(with_page(config := relay.config, page))
+    relay.write_config(config)
+    checked = relay.cli("check")
+    assert checked.returncode == 0, checked.stderr
+    relay.write_config(
+        config | {"smtp": [one | {"listen": "127.0.0.1:0"} for one in config["smtp"]]}
+    )
+    alice, prize = f"alice@{DOMAIN}", "Subject: You win a prize\r\n\r\nx\r\n"
+    with relay, logged_in(relay, "alice") as thief:
+        began = time.monotonic()
+        thief.sendmail(alice, "ann@slow.test", prize.replace("You win a prize", "Lunch"))
+        got = {f"victim{number}@other.test" for number in range(0, 99, 4)}
+        for number in range(99):
+            to = f"victim{number}@other.test"
+            thief.sendmail(alice, to if to in got else f"victim{number}@slow.test", prize)
+        with pytest.raises(smtplib.SMTPDataError, match=r"450, .*4\.7\.1 .* 100 messages to other"):
+            thief.sendmail(alice, "victim@other.test", prize)
+        said = [f"{alice} has sent {count} of 100 messages in 1h" for count in (100, 80)]
+        until("the alerts", lambda: relay.subjects("operator") == said)
+        until("who got it", lambda: all(map(other.received, got)))
+        times = [time.monotonic() - began]
+        section = page.partition("\n## A stolen account\n")[2].partition("\n## ")[0]
+        for line in re.findall(r"^ +((?:relay|systemctl) .*)$", section, re.MULTILINE):
+            words = shlex.split(line.replace("systemctl reload", "relay reload"))[1:]
+            done = relay.cli(*words[:1] if words[0] == "reload" else words, stdin="a new one\n")
             assert done.returncode == 0, (words, done.stderr)
+            times.append(time.monotonic() - began)
+            if "relayed" in words:
+                named = {
+                    to["address"] for one in json.loads(done.stdout) for to in one["recipients"]
+                }
+                assert named == got
+        print(*(f"{one:.1f}" for one in times))
+        assert times[-1] < 60
         assert [(one["subject"], one["state"]) for one in relay.queue()] == [("Lunch", "deferred")]
-        assert thief.mail(f"alice@{DOMAIN}")[0] == 421
+        assert thief.mail(alice)[0] == 421
         with pytest.raises(smtplib.SMTPAuthenticationError), logged_in(relay, "alice"):
             pass
         assert relay.graph("GET", "/me", token="alice").status == 401
-        relay.cli("account", "password", f"alice@{DOMAIN}", stdin="a new one\n")
-        relay.cli("reload")
-        with logged_in(relay, "a new one") as alice:
-            assert alice.noop()[0] == 250
+        with logged_in(relay, "a new one") as again:
+            assert again.noop()[0] == 250
+        until("a victim is told", lambda: other.received("victim@other.test"))
+        done = relay.cli("explain", f"all@{DOMAIN}", "--from", "ann@other.test")
+        assert (done.returncode, "550 5.7.1" in done.stdout) == (65, True)
+        (relay.folder / "aliases").write_text("root: alice\n")
+        done = relay.cli("account", "import", "--aliases", "aliases", "--dry-run")
+        assert done.returncode == 0, done.stderr
 
 
 _LABELS = re.compile(r'(\w+)=~?"([^"]*)"')
