@@ -58,13 +58,13 @@ from relay.delivery.retry import RetrySchedule
 from relay.formats.dsn import UNREADABLE, ReportedRecipient, ReportKind
 from relay.formats.read_report import RemoteReport, read_remote_report
 from relay.store.journeys.events import Event
+from relay.store.spool.engine import SpoolEngine
 from relay.store.spool.types import (
     Claim,
     ClaimResult,
     Key,
     NewMessage,
     ReportWriter,
-    Spool,
     SpoolError,
 )
 
@@ -93,7 +93,7 @@ _UNKNOWN_END = EndedClaim()
 class AttemptRecorder:
     """Computes the results of attempts and commits them."""
 
-    spool: Spool  # where attempts become durable
+    spool: SpoolEngine  # where attempts become durable
     contents: ContentCache  # of the messages that reports are about
     reporter: ReportWriter  # writes the reports
     _: KW_ONLY

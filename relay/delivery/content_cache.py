@@ -22,7 +22,8 @@ from relay.delivery.active_queue import ClaimsInMemory
 from relay.delivery.attempt_result import same_outcome
 from relay.delivery.fair_queue import ClaimQueue
 from relay.formats.encode_for_host import EncodedForHost, Need, encode_for_host
-from relay.store.spool.types import Claim, ContentKey, Key, Spool, SpoolError, SpoolUnavailableError
+from relay.store.spool.engine import SpoolEngine
+from relay.store.spool.types import Claim, ContentKey, Key, SpoolError, SpoolUnavailableError
 from relay.transport.signing.signature import NAME
 from relay.transport.signing.signer import Signer, SigningError
 
@@ -34,7 +35,9 @@ _Encoding = asyncio.Future[EncodedForHost]
 class ContentCache:
     """Reads contents, and keeps each until the result of its claim is recorded."""
 
-    def __init__(self, spool: Spool, *, budget_bytes: int, signer: Signer | None = None) -> None:
+    def __init__(
+        self, spool: SpoolEngine, *, budget_bytes: int, signer: Signer | None = None
+    ) -> None:
         self._spool = spool
         self._budget = budget_bytes
         self._used = 0

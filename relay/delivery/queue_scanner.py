@@ -16,6 +16,7 @@ from enum import IntEnum
 from relay.base.clock import Clock
 from relay.base.message.nexthop import HopKind, NextHop
 from relay.delivery.active_queue import ActiveQueue
+from relay.store.spool.engine import SpoolEngine
 from relay.store.spool.types import (
     Claim,
     DueBatch,
@@ -23,7 +24,6 @@ from relay.store.spool.types import (
     NewMessage,
     Position,
     PriorityLevel,
-    Spool,
 )
 
 LEFT_BEHIND_MAX = 4000  # next hops, and the same number of senders
@@ -228,7 +228,7 @@ class PriorityScan:
 class QueueScanner:
     """The scans of all priority levels, and when the next one is due. Times are queue time."""
 
-    spool: Spool  # has the entries
+    spool: SpoolEngine  # has the entries
     active_queue: ActiveQueue  # says for how many claims there is room
     clock: Clock
     _: KW_ONLY

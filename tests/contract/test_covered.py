@@ -14,11 +14,11 @@ from relay.store.spool.engine import (
 from relay.store.spool.shared.maintenance import SpoolMaintenance
 from relay.store.spool.shared.queue_admin import QueueAdmin
 from relay.store.spool.shared.receipts import ReceiptLedger
-from relay.store.spool.types import IncomingBody, LendableBody, Spool
+from relay.store.spool.types import IncomingBody, LendableBody
 from tests.support import spool_fixtures
 
 PROTOCOLS = (
-    Spool, SpoolHistory, SpoolEngine, SpoolMaintenance, ReceiptLedger, QueueAdmin, IncomingBody,
+    SpoolHistory, SpoolEngine, SpoolMaintenance, ReceiptLedger, QueueAdmin, IncomingBody,
     LendableBody, SpoolStorage, DevelopmentSpool,
 )  # fmt: skip
 

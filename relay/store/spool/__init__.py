@@ -10,7 +10,7 @@ engine the library of the other.
 
 What callers see:
 
-- `types`: messages, entries, claims, results, errors (also of the disk); the Protocol Spool
+- `types`: messages, entries, claims, results, errors (also of the disk)
 - `queue_commands`: retry, hold, release, cancel, reroute: in which state each is possible, and the
   state after it
 - `usage`: how the counts of what accounts send are stored, and come from other nodes

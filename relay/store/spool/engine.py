@@ -1,9 +1,9 @@
-"""A spool engine: Spool, SpoolHistory, and what only the owner of a queue needs.
+"""A spool engine: the durable queue of acceptance and delivery, its history, and what only the
+owner of a queue needs.
 
 relay.store.spool.open() returns the SpoolEngine that `spool.url` names; relay.store.spool.storage()
 returns its SpoolStorage, for commands that need no running queue. No room outside relay/store/spool
-knows the engine. Delivery and acceptance take the Spool, readers the SpoolHistory
-(relay.store.journeys), relay.operation.app all.
+knows which engine it is. Readers take the SpoolHistory (relay.store.journeys).
 
 To write another engine, derive from SpoolEngine and SpoolMaintenance, implement SpoolStorage,
 choose it by the scheme of the URL in relay/store/spool/__init__.py, and add it to the fixture of
@@ -63,12 +63,14 @@ from relay.store.spool.types import (
     Claim,
     ClaimedRecipient,
     ClaimResult,
+    DueBatch,
+    DueQuery,
     HoldsFullError,
     Key,
+    LendableBody,
     NewMessage,
     QueueCounts,
     SentReceipt,
-    Spool,
     SpoolError,
     SpoolLoad,
 )
@@ -137,7 +139,7 @@ class News(Flag):
     HOLDS = auto()  # other mail is held as it comes
 
 
-class SpoolEngine(QueueEngine, Spool, SpoolHistory):
+class SpoolEngine(QueueEngine, SpoolHistory):
     """An open spool, as its owner uses it. Call start() once, then stop() once.
 
     An engine derives from it, and adds what it stores in its own way.
@@ -211,7 +213,13 @@ class SpoolEngine(QueueEngine, Spool, SpoolHistory):
         claim: bool = True,
         receipt: SentReceipt | None = None,
     ) -> Accepted:
-        """Spool.accept."""
+        """Make a message, and reports that are already due, durable; with `claim`, return its
+        entries claimed. If it is a read receipt, `receipt` is recorded in the same transaction.
+
+        The same `submission_key` again changes nothing and returns the first queue id. Raises
+        HoldsFullError where rules would hold more than its `held_max` entries, together with those
+        accepted at the same time; SpoolFullError, SpoolUnavailableError.
+        """
         messages = (message, *reports)
         stored = await self._store_new(messages)
         expires_us = self._clock.queue_us() + self._submission_keep_us if submission_key else 0
@@ -261,7 +269,9 @@ class SpoolEngine(QueueEngine, Spool, SpoolHistory):
     async def record(
         self, claim_result: ClaimResult, *, claim_reports: bool = True
     ) -> tuple[bool, tuple[Claim, ...]]:
-        """Spool.record."""
+        """Record the result of a claim and return claims of its reports; (False, ()) if the claim's
+        epoch has ended.
+        """
         stored = await self.store_contents(claim_result.reports)
         now_us = self._clock.queue_us() if self.receipts.has_room else NEVER_US
         try:
@@ -290,6 +300,36 @@ class SpoolEngine(QueueEngine, Spool, SpoolHistory):
         """Make a result durable; None if the claim's epoch has ended. `now_us` is queue time, or
         NEVER_US if no read receipts are to be recorded.
         """
+        ...
+
+    @abstractmethod
+    def may_finish(self, claim: Claim) -> bool:
+        """Whether an attempt may still hand the message over. It may not once another node can have
+        the claim.
+        """
+        ...
+
+    @abstractmethod
+    async def claim_due(self, now_us: int, limit: int, look: DueQuery) -> DueBatch:
+        """Claim up to `limit` due and unclaimed entries.
+
+        One call reads a bounded part of the queue: DueBatch says where to continue.
+        """
+        ...
+
+    @abstractmethod
+    async def next_due_us(self, after_us: int) -> int | None:
+        """Return when the first unclaimed entry after `after_us` is due, None if there is none."""
+        ...
+
+    @abstractmethod
+    async def release(self, claims: Sequence[Claim]) -> None:
+        """Release untried claims; the entries are due as before."""
+        ...
+
+    @abstractmethod
+    def incoming_body(self) -> LendableBody:
+        """Return a file for the body of a large message, which accept() then links."""
         ...
 
     def _tell(self, news: News) -> None:
@@ -411,11 +451,14 @@ class SpoolEngine(QueueEngine, Spool, SpoolHistory):
         return frozenset(key for (key,) in found)
 
     async def accepted_as(self, submission_key: str) -> str:
-        """Spool.accepted_as."""
+        """Return the queue id of the message that was accepted with this key, "" for none."""
         return await self.ask(lambda tables: accepted_as(tables, submission_key))
 
     async def late_recipients(self, key: Key) -> Mapping[int, Sequence[ClaimedRecipient]]:
-        """Spool.late_recipients."""
+        """Return the recipients, by entry, of which a delay report about this message is: those of
+        this entry, of queued and deferred ones, and of those that the relay holds and warns of.
+        None if its warning was reported already.
+        """
         return await self.ask(lambda tables: late_recipients(tables, key))
 
     def _count_accepted(self, messages: Iterable[NewMessage]) -> None:

@@ -1,4 +1,4 @@
-"""The values that go into the spool and come out of it, and the Protocol Spool.
+"""The values that go into the spool and come out of it.
 
 Nothing here depends on the database. The listener and the reports create NewMessage; delivery
 claims entries (Claim), records results (ClaimResult) and says when an entry is due next
@@ -351,7 +351,7 @@ class Claim(Struct, frozen=True):
     next_hop: NextHop  # where it goes
     recipients: tuple[ClaimedRecipient, ...]  # those that are not final
     attempts: int  # before this one
-    content_id: ContentKey  # for Spool.read_content()
+    content_id: ContentKey  # for SpoolEngine.read_content()
     content_size: int  # in octets
     # of small messages that were just accepted; otherwise it is read
     content: bytes | None = None
@@ -537,82 +537,5 @@ class LendableBody(IncomingBody, Protocol):
         """Take what that process has written, and can change no more, whatever it keeps open. It
         closes the file before, or the body is copied. Raises SpoolUnavailableError, also where the
         file has another size.
-        """
-        ...
-
-
-class Spool(Protocol):
-    """The durable queue, as acceptance and delivery use it.
-
-    Every coroutine returns after the commit (and fsync) that covers it.
-    """
-
-    async def accept(
-        self,
-        message: NewMessage,
-        *,
-        reports: Sequence[NewMessage] = (),
-        submission_key: str = "",
-        claim: bool = True,
-        receipt: SentReceipt | None = None,
-    ) -> Accepted:
-        """Make a message, and reports that are already due, durable; with `claim`, return its
-        entries claimed. If it is a read receipt, `receipt` is recorded in the same transaction.
-
-        The same `submission_key` again changes nothing and returns the first queue id. Raises
-        HoldsFullError where rules would hold more than its `held_max` entries, together with those
-        accepted at the same time; SpoolFullError, SpoolUnavailableError.
-        """
-        ...
-
-    async def accepted_as(self, submission_key: str) -> str:
-        """Return the queue id of the message that was accepted with this key, "" for none."""
-        ...
-
-    async def record(
-        self, claim_result: ClaimResult, *, claim_reports: bool = True
-    ) -> tuple[bool, tuple[Claim, ...]]:
-        """Record the result of a claim and return claims of its reports; (False, ()) if the claim's
-        epoch has ended.
-        """
-        ...
-
-    def may_finish(self, claim: Claim) -> bool:
-        """Whether an attempt may still hand the message over. It may not once another node can have
-        the claim.
-        """
-        ...
-
-    async def late_recipients(self, key: Key) -> Mapping[int, Sequence[ClaimedRecipient]]:
-        """Return the recipients, by entry, of which a delay report about this message is: those of
-        this entry, of queued and deferred ones, and of those that the relay holds and warns of.
-        None if its warning was reported already.
-        """
-        ...
-
-    async def claim_due(self, now_us: int, limit: int, look: DueQuery) -> DueBatch:
-        """Claim up to `limit` due and unclaimed entries.
-
-        One call reads a bounded part of the queue: DueBatch says where to continue.
-        """
-        ...
-
-    async def next_due_us(self, after_us: int) -> int | None:
-        """Return when the first unclaimed entry after `after_us` is due, None if there is none."""
-        ...
-
-    async def release(self, claims: Sequence[Claim]) -> None:
-        """Release untried claims; the entries are due as before."""
-        ...
-
-    def incoming_body(self) -> LendableBody:
-        """Return a file for the body of a large message, which accept() then links."""
-        ...
-
-    async def read_content(self, content_id: ContentKey, *, check: bool = True) -> Content:
-        """Read a content, a large one as its header and the file of its body. The file exists until
-        the claim is recorded.
-
-        `check` compares the checksum. Raises SpoolError when the content is missing or damaged.
         """
         ...

@@ -39,6 +39,7 @@ from relay.base.sliding_window import Reservation
 from relay.base.socket_address import client_of
 from relay.formats.dsn import ReportedRecipient, ReportKind
 from relay.store.journeys.events import Event
+from relay.store.spool.engine import SpoolEngine
 from relay.store.spool.types import (
     Accepted,
     Claim,
@@ -46,7 +47,6 @@ from relay.store.spool.types import (
     NewMessage,
     PriorityLevel,
     ReportWriter,
-    Spool,
     SpoolError,
     SpoolFullError,
     SpoolUnavailableError,
@@ -113,7 +113,7 @@ class Acceptance:
     policy: Callable[[], RuleBook]  # returns the active rules
     reporter: ReportWriter  # writes the reports of rejected recipients
     signer: Signer  # signs the mail of Relay's own users
-    spool: Spool  # where messages become durable
+    spool: SpoolEngine  # where messages become durable
     accounts: AccountDirectory  # what aliases lead to, and whose addresses a sender may use
     clock: Clock  # for queue time
     ids: Ids  # for queue ids

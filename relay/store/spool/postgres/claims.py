@@ -98,7 +98,7 @@ _RELEASE = (
 def claim_due(
     transaction: WriteTransaction, look: DueQuery, *, now_us: int, at_us: int, limit: int
 ) -> DueBatch:
-    """Spool.claim_due; `at_us` is wall time.
+    """SpoolEngine.claim_due; `at_us` is wall time.
 
     A held entry that is due becomes queued. An entry that cannot be read is held, so that others
     continue: this is in the log, in the journey and in the queue list.

@@ -314,11 +314,11 @@ class PostgresSpool(SpoolEngine):
         self.keeper.tell(news)
 
     def may_finish(self, claim: Claim) -> bool:
-        """Spool.may_finish."""
+        """SpoolEngine.may_finish."""
         return claim.owner == self._writer.incarnation and self._writer.may_finish()
 
     async def claim_due(self, now_us: int, limit: int, look: DueQuery) -> DueBatch:
-        """Spool.claim_due."""
+        """SpoolEngine.claim_due."""
         at_us = self._clock.time_us()
         return await self._writer.submit(
             lambda one: claim_due(one, look, now_us=now_us, at_us=at_us, limit=limit),
@@ -326,17 +326,17 @@ class PostgresSpool(SpoolEngine):
         )  # fmt: skip
 
     async def next_due_us(self, after_us: int = 0) -> int | None:
-        """Spool.next_due_us."""
+        """SpoolEngine.next_due_us."""
         stores = self._writer.stores
         return await self.ask(lambda tables: next_due_us(tables, after_us, stores))
 
     async def release(self, claims: Sequence[Claim]) -> None:
-        """Spool.release."""
+        """SpoolEngine.release."""
         await self.change(lambda one: release_claims(one, claims))
         self._tell(News.RELEASED)
 
     def incoming_body(self) -> IncomingParts:
-        """Spool.incoming_body."""
+        """SpoolEngine.incoming_body."""
         return self._bodies.incoming()
 
     async def read_content(
@@ -345,7 +345,7 @@ class PostgresSpool(SpoolEngine):
         *,
         check: bool = True,  # noqa: ARG002 - it always is
     ) -> Content:
-        """Spool.read_content."""
+        """SpoolEngine.read_content."""
         return await self._bodies.read(*content_id)
 
     def content_of(self, tables: Tables, name: str, row: Sequence[Any]) -> Content:

@@ -74,7 +74,7 @@ class AcceptedRows(Struct, frozen=True):
 
 
 def accepted_as(tables: Tables, submission_key: str) -> str:
-    """Spool.accepted_as."""
+    """SpoolEngine.accepted_as."""
     known = tables.fetch_one("SELECT message_id FROM submission WHERE key = ?", (submission_key,))
     return str(known[0]) if known else ""
 

@@ -235,7 +235,7 @@ def _parse_notify(text: str) -> frozenset[Notify]:
 
 
 def late_recipients(tables: Tables, key: Key) -> dict[int, list[ClaimedRecipient]]:
-    """Spool.late_recipients."""
+    """SpoolEngine.late_recipients."""
     found: dict[int, list[ClaimedRecipient]] = {}
     for entry, *row in tables.fetch(_LATE, (*key, *key)):
         found.setdefault(entry, []).append(recipient_of(row))

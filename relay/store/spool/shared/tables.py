@@ -153,7 +153,11 @@ class QueueEngine(Protocol):
         return {}
 
     async def read_content(self, content_id: ContentKey, *, check: bool = True) -> Content:
-        """See Spool."""
+        """Read a content, a large one as its header and the file of its body. The file exists until
+        the claim is recorded.
+
+        `check` compares the checksum. Raises SpoolError when the content is missing or damaged.
+        """
         ...
 
     def content_of(self, tables: Tables, name: str, row: Sequence[Any]) -> Content:

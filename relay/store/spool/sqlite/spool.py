@@ -271,11 +271,11 @@ class SqliteSpool(SpoolEngine):
         return recorded
 
     def may_finish(self, claim: Claim) -> bool:  # noqa: ARG002 - each claim
-        """Spool.may_finish: nobody else has the file."""
+        """SpoolEngine.may_finish: nobody else has the file."""
         return True
 
     async def claim_due(self, now_us: int, limit: int, look: DueQuery) -> DueBatch:
-        """Spool.claim_due."""
+        """SpoolEngine.claim_due."""
         seen, damaged = await self.ask(lambda one: find_due(one, look, now_us=now_us, limit=limit))
         if not seen.claims and not damaged:
             return seen
@@ -286,19 +286,19 @@ class SqliteSpool(SpoolEngine):
         return replace(seen, claims=claims)
 
     async def next_due_us(self, after_us: int = 0) -> int | None:
-        """Spool.next_due_us."""
+        """SpoolEngine.next_due_us."""
         return await self.ask(lambda tables: next_due_us(tables, after_us))
 
     async def release(self, claims: Sequence[Claim]) -> None:
-        """Spool.release."""
+        """SpoolEngine.release."""
         await self._writer.submit(lambda b: release_claims(b, claims))
 
     def incoming_body(self) -> IncomingFile:
-        """Spool.incoming_body."""
+        """SpoolEngine.incoming_body."""
         return self._files.incoming_body()
 
     async def read_content(self, content_id: int, *, check: bool = True) -> Content:
-        """Spool.read_content."""
+        """SpoolEngine.read_content."""
         sql = f"SELECT {_CONTENT} FROM content c WHERE id = ?"
         row = await self.ask(lambda tables: tables.fetch_one(sql, (content_id,)))
         if row is None:
