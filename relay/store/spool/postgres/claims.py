@@ -27,7 +27,15 @@ from relay.store.spool.shared.claimed import (
 )
 from relay.store.spool.shared.columns import WAITS
 from relay.store.spool.shared.holds import end_hold, hold_damaged
-from relay.store.spool.types import FIRST_POSITION, Claim, DueBatch, DueQuery, Key, PriorityLevel
+from relay.store.spool.types import (
+    FIRST_POSITION,
+    Claim,
+    DueBatch,
+    DueQuery,
+    Key,
+    Position,
+    PriorityLevel,
+)
 
 # A loose index scan: one seek to the next owner. An owner that is not among the nodes is dead too.
 _DEAD_OWNERS = """
@@ -46,6 +54,7 @@ _ABANDONED = (
     " FOR NO KEY UPDATE SKIP LOCKED"
 )
 _PAGE = 200  # rows of an index at once
+_ENDED_AT_ONCE = 100  # of absent stores, that are claimed
 # Of each turn in the order of its index, then of all that were found.
 _DUE_ROWS = f"""
 SELECT e.* FROM unnest(?::integer[]) AS t (turn) CROSS JOIN LATERAL (
@@ -112,6 +121,23 @@ def claim_due(
         transaction.has_changed = False
         return seen
     return replace(seen, claims=claim_keys(transaction, keys, now_us=now_us, at_us=at_us))
+
+
+def find_ended(
+    tables: ConnectionTables, turns: Sequence[int], after: Position, *, now_us: int, limit: int
+) -> tuple[list[Key], Position]:
+    """Return those of the next due entries of these turns that have expired, or whose delay is to
+    be reported; and where the next ones begin.
+    """
+    values = (turns, now_us, now_us, now_us, *after, limit, limit)
+    keys: list[Key] = []
+    rows = tables.fetch(_ENDED_OF_LEVEL, values)
+    for due_us, message_id, number, _, _, has_ended in rows:
+        after = (due_us, message_id, number)
+        keys += [(message_id, number)] if has_ended else []
+        if len(keys) == _ENDED_AT_ONCE:
+            return keys, after
+    return keys, FIRST_POSITION if len(rows) < limit else after
 
 
 def claim_keys(

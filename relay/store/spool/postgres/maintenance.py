@@ -11,7 +11,7 @@ from relay.base.message.nexthop import LOCAL
 from relay.base.observe.logs import get_logger
 from relay.store.journeys.document import Journey
 from relay.store.spool.postgres.bodies import BodyStore
-from relay.store.spool.postgres.claims import claim_keys, take_over
+from relay.store.spool.postgres.claims import claim_keys, find_ended, take_over
 from relay.store.spool.postgres.nodes import node_list
 from relay.store.spool.postgres.tables import ConnectionTables
 from relay.store.spool.postgres.transactions import Operation, WriteTransaction
@@ -20,7 +20,7 @@ from relay.store.spool.shared import stats
 from relay.store.spool.shared.columns import REMOVED_EVENTS, WAITS
 from relay.store.spool.shared.maintenance import SpoolMaintenance
 from relay.store.spool.shared.tables import OpenTransaction, QueueEngine, Tables
-from relay.store.spool.types import FIRST_POSITION, Claim, DueBatch, Key, PriorityLevel
+from relay.store.spool.types import FIRST_POSITION, Claim, DueBatch, PriorityLevel
 
 T = TypeVar("T")
 _REMOVED = (
@@ -30,7 +30,6 @@ _REMOVED = (
 )
 WITHOUT_NODE_S = 60.0
 ROWS_AT_ONCE = 1000  # that are read
-_KEYS_AT_ONCE = 100  # that are claimed
 _LEVELS = list(PriorityLevel)
 _IS_WITHOUT_NODE = (
     "NOT EXISTS (SELECT FROM node n WHERE n.store = r.store AND n.state = 'alive' OFFSET 0)"
@@ -42,20 +41,6 @@ SELECT r.number, r.store FROM mail_root r WHERE {_IS_WITHOUT_NODE} AND EXISTS (
             AND turn = l.level + 8 * r.number ORDER BY due_us LIMIT 1
     ) e OFFSET 0
 ) ORDER BY r.store"""
-# A held entry that is due has expired, or its hold ends.
-_PAGE = f"""
-SELECT p.due_us, p.message_id, p.number, e.state = 'held' OR e.warn_us <= $2 OR m.expires_us <= $2
-FROM (
-    SELECT due_us, message_id, number FROM entry
-    WHERE {WAITS} AND turn = $1 AND due_us <= $2
-        AND (due_us, message_id, number) > ($3, $4, $5)
-    ORDER BY due_us, message_id, number LIMIT $6
-) p
-JOIN LATERAL (
-    SELECT state, warn_us FROM entry WHERE message_id = p.message_id AND number = p.number OFFSET 0
-) e ON true
-LEFT JOIN LATERAL (SELECT expires_us FROM message WHERE id = p.message_id OFFSET 0) m ON true
-ORDER BY p.due_us, p.message_id, p.number"""
 _OF_MESSAGE = f"""
 SELECT r.store FROM entry e JOIN mail_root r ON r.number = e.store
 WHERE e.message_id = ? AND e.next_hop = ? AND e.claimed = 0 AND {_IS_WITHOUT_NODE} LIMIT 1"""
@@ -82,8 +67,7 @@ class PostgresMaintenance(SpoolMaintenance):
         self.heard = 0  # how often other nodes may have done something: at each beat, for one
         self._since_s: dict[int, float] = {}  # of stores without a node, by their numbers
         self._logged: set[str] = set()  # their names
-        self._turns: list[int] = []  # those that are left of this walk
-        self._after = FIRST_POSITION
+        self._after = FIRST_POSITION  # how far claim_without_node() has looked
 
     async def change(self, operation: Operation[T]) -> T:
         """SpoolMaintenance.change, in a transaction of its own."""
@@ -104,7 +88,14 @@ class PostgresMaintenance(SpoolMaintenance):
             return ()
 
         def claim(transaction: WriteTransaction) -> DueBatch:
-            if keys := self._ended(transaction, lasting, now_us=now_us):
+            found = stores_without_node(transaction)  # a holder may have joined
+            turns = [
+                level + 8 * number for number in lasting if number in found for level in _LEVELS
+            ]
+            keys, self._after = find_ended(
+                transaction, turns, self._after, now_us=now_us, limit=ROWS_AT_ONCE
+            )
+            if keys:
                 return DueBatch(claim_keys(transaction, keys, now_us=now_us, at_us=at_us))
             transaction.has_changed = False
             return DueBatch()
@@ -132,36 +123,6 @@ class PostgresMaintenance(SpoolMaintenance):
     def _lasting(self, now_s: float) -> list[int]:
         """Return the numbers of those that have been without a holder for long enough."""
         return [one for one, since_s in self._since_s.items() if now_s - since_s >= WITHOUT_NODE_S]
-
-    def _ended(
-        self, transaction: WriteTransaction, lasting: Sequence[int], *, now_us: int
-    ) -> list[Key]:
-        """Return entries of these stores that have expired, or whose delay is to be reported, of
-        the next page of what is due.
-        """
-        found = stores_without_node(transaction)  # a holder may have joined
-        turns = [level + 8 * number for number in lasting if number in found for level in _LEVELS]
-        self._turns = [turn for turn in self._turns if turn in turns] or turns
-        keys: list[Key] = []
-        left = ROWS_AT_ONCE
-        while self._turns and left > 0:
-            rows = self._page(transaction, self._turns[0], now_us=now_us, limit=left)
-            for due_us, message_id, number, has_ended in rows:
-                self._after = (due_us, message_id, number)
-                keys += [(message_id, number)] if has_ended else []
-                if len(keys) == _KEYS_AT_ONCE:
-                    return keys
-            if len(rows) < left:
-                self._turns.pop(0)
-                self._after = FIRST_POSITION
-            left -= len(rows)
-        return keys
-
-    def _page(
-        self, tables: ConnectionTables, turn: int, *, now_us: int, limit: int
-    ) -> list[Sequence[Any]]:
-        values = (turn, now_us, *self._after, limit)
-        return [tuple(row) for row in tables.fetch(_PAGE, values)]
 
     async def sweep(self) -> int:
         """SpoolMaintenance.sweep."""
