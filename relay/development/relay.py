@@ -36,7 +36,6 @@ from relay.development.demonstration import example
 from relay.development.graph_faults import FaultyFrontDoor
 from relay.development.internet.overview import overview
 from relay.development.internet.scenario_file import (
-    EditedScenario,
     ScenarioText,
     parse_scenario,
     read_scenarios,
@@ -403,20 +402,18 @@ class DevelopmentRelay:
         """See DevelopmentControls."""
         await self._edit(lambda text: without_reply(text, domain, reply))
 
-    async def _edit(self, edit: Callable[[ScenarioText], EditedScenario]) -> None:
+    async def _edit(self, edit: Callable[[ScenarioText], ScenarioText]) -> None:
         async with self._scenario_turn:
-            edited = await asyncio.to_thread(edit, self._scenario)
-            self._scenario = edited.text
-            self.internet.edit(edited.text.scenario, edited.domain, edited.kept)
+            self.edit_scenario(await asyncio.to_thread(edit, self._scenario))
 
     def internet_overview(self) -> Mapping[str, Any]:
         """See DevelopmentControls."""
         return overview(self.internet)
 
-    def extend_scenario(self, read: ScenarioText) -> None:
-        """Use a scenario with more entries behind those in force; what was counted stays."""
+    def edit_scenario(self, read: ScenarioText) -> None:
+        """Use a scenario with other entries; what those that stay have counted, stays."""
         self._scenario = read
-        self.internet.extend(read.scenario)
+        self.internet.edit(read.scenario)
 
     @property
     def can_demonstrate(self) -> bool:

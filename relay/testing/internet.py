@@ -101,7 +101,7 @@ class InternetScenario:
         scenario = scenario_of(tables, Path("internet"))
 
         async def use() -> None:
-            self.running.relay.extend_scenario(scenario)
+            self.running.relay.edit_scenario(scenario)
 
         self.running.run(use())
         self._tables = tables

@@ -281,19 +281,7 @@ def _faults_of(scenario: Scenario) -> Iterator[tuple[KeyPath, str]]:
                 yield ("domain", index), f'found "{name}" a second time, expected each name once'
 
 
-@dataclass(frozen=True, slots=True)
-class EditedScenario:
-    """A scenario in which the domain of this number has other replies.
-
-    `kept` are the former numbers of that domain's replies, -1 for a new one.
-    """
-
-    text: ScenarioText
-    domain: int
-    kept: tuple[int, ...]
-
-
-def with_reply(text: ScenarioText, domain: str, reply: Mapping[str, Any]) -> EditedScenario:
+def with_reply(text: ScenarioText, domain: str, reply: Mapping[str, Any]) -> ScenarioText:
     """Return a scenario with one more reply in a domain, before its others.
 
     A domain that is not described is added behind the others. Raises SettingsError.
@@ -306,18 +294,15 @@ def with_reply(text: ScenarioText, domain: str, reply: Mapping[str, Any]) -> Edi
     tables = table.setdefault("domain", [])
     if number == len(domains):
         tables.append({"name": name})
-    before = tables[number].get("reply", ())
-    tables[number]["reply"] = [dict(reply), *before]
-    return EditedScenario(scenario_of(table), number, (-1, *range(len(before))))
+    tables[number]["reply"] = [dict(reply), *tables[number].get("reply", ())]
+    return scenario_of(table)
 
 
-def without_reply(text: ScenarioText, domain: int, reply: int) -> EditedScenario:
+def without_reply(text: ScenarioText, domain: int, reply: int) -> ScenarioText:
     """Return a scenario without one reply, both by number. Raises IndexError."""
-    numbers = range(len(text.scenario.domain[domain].reply))
-    if domain < 0 or reply not in numbers:
+    if domain < 0 or reply not in range(len(text.scenario.domain[domain].reply)):
         raise IndexError(reply)
 
     table = tomllib.loads(text.toml)
     del table["domain"][domain]["reply"][reply]
-    kept = tuple(one for one in numbers if one != reply)
-    return EditedScenario(scenario_of(table), domain, kept)
+    return scenario_of(table)

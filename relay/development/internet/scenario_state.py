@@ -8,7 +8,7 @@ sequence of events it does the same again. What is remembered is bounded.
 import dataclasses
 import random
 from collections import OrderedDict, deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from relay.base.clock import Clock
@@ -36,7 +36,8 @@ _NO_TLS = "454 4.7.0 TLS not available"
 _RECORD_KINDS = {True: ("A", "AAAA"), False: ("MX",)}  # of a host, of a domain
 _RCODES = {"servfail": "SERVFAIL", "nxdomain": "NXDOMAIN", "stall": "TIMEOUT"}
 
-_Place = tuple[str, int, int]  # "domain" and its number, or "graph" and 0; the number of the entry
+# the domain, "" for the API; the entry; how many equal ones come before it
+_Place = tuple[str, ScriptedReply | GraphFault, int]
 _Pair = tuple[str, str]  # sender and recipient
 
 
@@ -57,7 +58,7 @@ class ScenarioState:
         self._clock = clock
         self._used: dict[_Place, int] = {}
         self._tried: dict[_Place, int] = {}  # how often it would have been used without `chance`
-        self._passed: dict[_Place, deque[int]] = {}
+        self._passed: dict[tuple[int, int], deque[int]] = {}
         self._first_us: OrderedDict[_Pair, int] = OrderedDict()
         self._refused: OrderedDict[_Pair, int] = OrderedDict()
 
@@ -79,12 +80,12 @@ class ScenarioState:
         A reply of the verb DNS concerns the domain, with `host` the addresses of those hosts. It
         counts the queries for MX, or for A.
         """
-        for number, domain in enumerate(self.scenario.domain):
+        for domain in self.scenario.domain:
             for index, rule in enumerate(domain.reply):
                 if rule.verb != "DNS" or not _is_asked_for(rule, domain, name):
                     continue
                 counted = kind == _RECORD_KINDS[bool(rule.host)][0]
-                if self._use(("domain", number, index), rule, counted=counted):
+                if self._use(_place_of(domain, index), counted=counted):
                     return _RCODES[rule.action]
         return ""
 
@@ -92,41 +93,37 @@ class ScenarioState:
         """Return the fault of a request, which counts it; None for none."""
         for index, fault in enumerate(self.scenario.graph):
             if fault.fits(method=method, path=path, account=account) and self._use(
-                ("graph", 0, index), fault
+                ("", fault, self.scenario.graph[:index].count(fault))
             ):
                 return fault
         return None
 
     def used(self) -> Iterator[UsedReply]:
         """Yield the use of each entry, in the order of the file."""
-        for number, domain in enumerate(self.scenario.domain):
+        for domain in self.scenario.domain:
             for index, rule in enumerate(domain.reply):
                 entry = f"{domain.name}: {rule.verb} {rule.name or rule.recipient}".rstrip()
-                yield self._use_of(("domain", number, index), entry, rule.times)
+                yield self._use_of(_place_of(domain, index), entry, rule.times)
         for index, fault in enumerate(self.scenario.graph):
             entry = f"graph: {fault.status} {fault.path}"
-            yield self._use_of(("graph", 0, index), entry, fault.times)
+            place = "", fault, self.scenario.graph[:index].count(fault)
+            yield self._use_of(place, entry, fault.times)
 
     def _use_of(self, place: _Place, entry: str, times: int | None) -> UsedReply:
         used = self._used.get(place, 0)
         return UsedReply(entry, used, None if times is None else times - used)
 
-    def edit(self, scenario: Scenario, number: int, kept: Sequence[int]) -> None:
-        """Use a scenario that has other replies in one domain, or more domains behind the others.
-
-        `kept` are the former numbers of that domain's replies, -1 for a new one. What was counted
-        stays.
-        """
+    def edit(self, scenario: Scenario) -> None:
+        """Use a scenario with other replies; what those that stay have counted, stays."""
         self.scenario = scenario
+        there = {
+            _place_of(domain, index)
+            for domain in scenario.domain
+            for index in range(len(domain.reply))
+        }
         for counted in (self._used, self._tried):
-            former = {
-                place[2]: counted.pop(place)
-                for place in [*counted]
-                if place[:2] == ("domain", number)
-            }
-            for index, one in enumerate(kept):
-                if one in former:
-                    counted["domain", number, index] = former[one]
+            for place in [one for one in counted if one[0] and one not in there]:
+                del counted[place]
 
     # -- scenario
 
@@ -136,7 +133,7 @@ class ScenarioState:
                 continue
             for index, rule in enumerate(domain.reply):
                 recipient = _recipient_for(rule, domain, moment)
-                if recipient is not None and self._use(("domain", number, index), rule):
+                if recipient is not None and self._use(_place_of(domain, index)):
                     return _action(rule, moment, recipient)
             if found := self._by_domain(number, domain, moment):
                 return found
@@ -150,7 +147,7 @@ class ScenarioState:
         if moment.stage == "MAIL" and domain.tls == "required" and not moment.tls:
             return Action(_TLS_REQUIRED)
         for index, limit in enumerate(domain.limit):
-            if limit.verb == moment.stage and self._is_exceeded(("limit", number, index), limit):
+            if limit.verb == moment.stage and self._is_exceeded((number, index), limit):
                 return Action(_reply(limit.reply, moment, moment.recipient))
         if domain.greylist and moment.stage == "RCPT":
             pair = moment.sender, moment.recipient.lower()
@@ -158,11 +155,9 @@ class ScenarioState:
                 return Action(_GREYLISTED)
         return None
 
-    def _use(
-        self, place: _Place, rule: ScriptedReply | GraphFault, *, counted: bool = True
-    ) -> bool:
+    def _use(self, place: _Place, *, counted: bool = True) -> bool:
         """Return whether the entry is used this time, and count it."""
-        used = self._used.get(place, 0)
+        used, rule = self._used.get(place, 0), place[1]
         if rule.times is not None and used >= rule.times:
             return False
         if isinstance(rule, ScriptedReply) and rule.chance < 100:
@@ -174,7 +169,7 @@ class ScenarioState:
             self._used[place] = used + 1
         return True
 
-    def _is_exceeded(self, place: _Place, limit: RateLimit) -> bool:
+    def _is_exceeded(self, place: tuple[int, int], limit: RateLimit) -> bool:
         """Return whether one more would be too many; count it otherwise."""
         count, seconds = limit.rate
         now_us = self._clock.queue_us()
@@ -234,6 +229,11 @@ class ScenarioState:
             return False
         self._refused[pair] = so_far + 1
         return True
+
+
+def _place_of(domain: RemoteDomain, index: int) -> _Place:
+    reply = domain.reply[index]
+    return domain.name, reply, domain.reply[:index].count(reply)
 
 
 def _remembered(memory: OrderedDict[_Pair, int], pair: _Pair, first: int) -> int:

@@ -118,14 +118,9 @@ class SimulatedInternet:
         self.state = ScenarioState(scenario, self._clock)
         self._update_hosts()
 
-    def extend(self, scenario: Scenario) -> None:
-        """Replace the scenario by one with more entries behind its own; what it counted stays."""
-        self.state.scenario = scenario
-        self._update_hosts()
-
-    def edit(self, scenario: Scenario, number: int, kept: Sequence[int]) -> None:
-        """Use a scenario with other replies in one domain; see ScenarioState.edit()."""
-        self.state.edit(scenario, number, kept)
+    def edit(self, scenario: Scenario) -> None:
+        """Use a scenario with other replies; see ScenarioState.edit()."""
+        self.state.edit(scenario)
         self._update_hosts()
 
     def forget(self) -> None:
