@@ -28,6 +28,7 @@ from relay.base.clock import Clock
 from relay.base.message.content import LargeContent, UnreadableError, octets_in_blocks, octets_of
 from relay.base.message.envelope import Source
 from relay.base.message.lifecycle import RecipientState
+from relay.base.message.nexthop import NextHop
 from relay.base.message.outcome import (
     INTERNAL_ERROR,
     Captured,
@@ -45,6 +46,7 @@ from relay.delivery.attempt_result import (
     Lookup,
     deferral_class,
     expiry_result,
+    fallback_us,
     late_elsewhere,
     outcome_name,
     partial_result,
@@ -67,6 +69,7 @@ from relay.store.spool.types import (
     ReportWriter,
     SpoolError,
 )
+from relay.transport.routing.route_table import WayAround
 
 _log = get_logger("delivery")
 _PAUSE_S_FIRST = 0.2
@@ -106,6 +109,8 @@ class AttemptRecorder:
     ended: Callable[[Claim, EndedClaim, bool | None], None] = lambda *_ended: None
     # what the last lookup for a claim gave
     lookup_of: Callable[[Claim], Lookup | None] = lambda _claim: None
+    # where mail goes if no host of its next hop answers: RouteTable.way_around
+    way_around: Callable[[NextHop], WayAround | None] = lambda _next_hop: None
     # called with the queue id of each message whose state has changed
     on_change: Callable[[str], None] = lambda _queue_id: None
 
@@ -140,13 +145,22 @@ class AttemptRecorder:
         *,
         reached: bool,
         took_s: float | None = None,
+        unanswered_s: float | None = None,
     ) -> None:
-        """Record an attempt; `reached` and `took_s` as in result_of_attempt()."""
+        """Record an attempt; `reached` and `took_s` as in result_of_attempt(). `unanswered_s`: for
+        how long no host has answered; None: one did.
+        """
+        lookup, way = self.lookup_of(claim), self.way_around(claim.next_hop)
+        schedule = self.schedule
+        if way is not None:
+            now_us = self.clock.queue_us()
+            when_us = fallback_us(claim, way, lookup, now_us=now_us, unanswered_s=unanswered_s)
+            schedule = replace(schedule, fallback_us=when_us)
         await self._end(
             claim,
             lambda: result_of_attempt(
-                claim, outcomes, time=self._time(), schedule=self.schedule, reached=reached,
-                lookup=self.lookup_of(claim), took_s=took_s,
+                claim, outcomes, time=self._time(), schedule=schedule, reached=reached,
+                lookup=lookup, took_s=took_s,
             ),
             outcomes, reached=reached,
         )  # fmt: skip

@@ -34,6 +34,7 @@ from relay.base.message.tls_policy import (
     CONFIGURATION,
     DANE,
     MTA_STS,
+    REQUIRETLS,
     USUAL_POLICY,
     TlsDecision,
     TlsPolicy,
@@ -43,6 +44,7 @@ from relay.delivery.retry import DeferralCause, RetrySchedule
 from relay.formats.dsn import ReportedRecipient, ReportKind
 from relay.store.journeys.events import Event, Step
 from relay.store.spool.types import (
+    NEXT_ATTEMPT,
     Claim,
     ClaimedRecipient,
     ClaimResult,
@@ -50,6 +52,7 @@ from relay.store.spool.types import (
     PriorityLevel,
     Unanswered,
 )
+from relay.transport.routing.route_table import WayAround
 
 _NO_REPLY = Evidence("", "")
 _DETAIL_RECIPIENTS_MAX = 1000
@@ -122,7 +125,6 @@ def result_of_attempt(
     since a worker took the claim, None where it shares another one's attempt. If some have failed
     and none of those that wait was attempted, these are due now. Who got no answer to the final dot
     as often as `schedule` allows has failed.
-
     Recipients of an entry are captured together: if one of them waits, so do those that have their
     copy, and the next attempt finds it.
     """
@@ -149,11 +151,10 @@ def result_of_attempt(
     # in the recipients' order, each class once
     names = [deferral_class(outcomes[one.id]) for one in left if one.id in outcomes]
     held = DeferralClass.CONTENT in names and claim.cause == DeferralClass.CONTENT
-    before = DeferralCause(claim.cause, claim.cause_attempts)
-    retry_us, cause = time.now_us, before
+    retry_us, cause = time.now_us, DeferralCause(claim.cause, claim.cause_attempts)
     if names or not (reported or unknown):
         retry_us, cause = schedule.retry(
-            before, dict.fromkeys(names), now_us=time.now_us, expires_us=claim.expires_us
+            cause, dict.fromkeys(names), now_us=time.now_us, expires_us=claim.expires_us
         )
     warned, late = _warning(claim, left, outcomes, time=time)
     waiting = _waiting(
@@ -164,9 +165,30 @@ def result_of_attempt(
         claim, outcomes, time.at_us, lookup=lookup, took_s=took_s, held=_NOT_READ if held else "",
         retry="" if held else time.wall_time(retry_us),
     )  # fmt: skip
-    commit = _commit(claim, time, outcomes, event=event, waiting=waiting)
-    commit = replace(commit, unanswered=unanswered, held=held, ends_warning=late is not None)
+    commit = replace(
+        _commit(claim, time, outcomes, event=event, waiting=waiting), unanswered=unanswered,
+        held=held, ends_warning=late is not None, fallback_us=schedule.fallback_us,
+    )  # fmt: skip
     return AttemptResult(commit, time, kinds, late)
+
+
+def fallback_us(
+    claim: Claim, way: WayAround, lookup: Lookup | None, *, now_us: int, unanswered_s: float | None
+) -> int:
+    """Return from when on a claim goes a way around, as in EntryExtra. No other host has the TLS
+    that the domain publishes, or that REQUIRETLS demands, unless a route says so.
+    """
+    if way.to is None:
+        return NEXT_ATTEMPT
+    if unanswered_s is None:
+        return 0
+    by = [one.by for one in lookup.tls.values()] if lookup is not None else []
+    needs_proof = claim.message.envelope.tls == REQUIRETLS
+    vouched = way.options is not None and way.options.requiretls
+    if not by or not _PUBLISHED.keys().isdisjoint(by) or (needs_proof and not vouched):
+        return 0
+    until_us = now_us - int(unanswered_s * 1_000_000) + way.after_us
+    return min(until_us, claim.extra.fallback_us or until_us)
 
 
 def _commit(
@@ -179,7 +201,7 @@ def _commit(
 ) -> ClaimResult:
     return ClaimResult(
         claim, time.at_us, outcomes, waiting, events=() if event is None else (event,),
-        counts_as_attempt=bool(outcomes),
+        counts_as_attempt=bool(outcomes), fallback_us=claim.extra.fallback_us,
     )  # fmt: skip
 
 

@@ -43,6 +43,7 @@ HostKey = tuple[str, int, TlsPolicy | None, str, str, bool]
 ADDRESSES_MAX = 5  # tried in one attempt, as Postfix's smtp_mx_address_limit; RFC 5321 5.1
 _RESULT_CHARACTERS_MAX = 200
 SILENT_S = 600.0
+_AGAIN_S = 7200.0  # between failures that count as one: longer than the wait for a retry
 ANSWERED_S = 600.0  # how long a connection shows that the host is reachable
 
 
@@ -52,12 +53,20 @@ Connect = Callable[[Target], Awaitable[Connection]]
 
 class ConnectFailure(Struct, frozen=True):
     """Why the last attempt to connect failed, and when (monotonic clock). `silent`: there was no
-    connection.
+    connection. `first_s`: since when there was no reply before, inf: there was one.
     """
 
     outcome: Deferred | Failed
     at_s: float
     silent: bool = False
+    first_s: float = math.inf
+
+    @property
+    def unanswered_s(self) -> float:
+        """Since when there has been no reply; inf: there was one."""
+        if isinstance(self.outcome, Failed) or self.outcome.kind is not DeferralClass.CONNECT:
+            return math.inf
+        return min(self.first_s, self.at_s)
 
 
 class HostStatusCache:
@@ -74,6 +83,9 @@ class HostStatusCache:
 
     def note(self, key: HostKey, known: ConnectFailure | float) -> None:
         """Record a failure to connect, or the time of a connection."""
+        if isinstance(known, ConnectFailure):
+            before = self.failure(key, since_s=known.at_s - _AGAIN_S)
+            known = replace(known, first_s=before.unanswered_s) if before else known
         self._known[key] = known
         self._known.move_to_end(key)
         if len(self._known) > self._hosts_max:
@@ -152,6 +164,12 @@ class HostSelection:
         """The last failure to connect to one of the hosts, unless a connection followed."""
         known = (self.host_status.failure(key, since_s=-math.inf) for key in self._keys())
         return max(filter(None, known), key=lambda each: each.at_s, default=None)
+
+    def unanswered_s(self) -> float | None:
+        """For how long no host has answered; None: one did, with whatever reply."""
+        known = (self.host_status.failure(key, since_s=-math.inf) for key in self._keys())
+        since_s = max((each.unanswered_s for each in known if each), default=math.inf)
+        return None if since_s == math.inf else self.clock.monotonic() - since_s
 
     def all_failed(self) -> bool:
         """Whether all hosts failed recently enough for mail that was never attempted."""

@@ -1,4 +1,5 @@
-"""Reroute claims that the routes no longer send to their next hop, or now hold there.
+"""Reroute claims that the routes no longer send to their next hop, or now hold there, and those
+that a fallback gets, since no host of their next hop has answered.
 
 Routes change at a restart or a reload while mail waits. A claim is attempted only where the routes
 of now send its recipients: no mail leaves with the login, TLS policy or source address of another
@@ -6,6 +7,9 @@ route. Any other claim is withdrawn and rerouted, as an operator does it, or its
 the routes now reject, and the others are due at once. What an operator or a rule has chosen stays,
 unless it is a route that is gone or leads elsewhere. No route holds again what was released, and
 what an operator holds as it comes is no matter of mail that waits.
+
+A fallback (Postfix: smtp_fallback_relay) is tried when an attempt has failed after the time of the
+route. If it does not answer either, each further attempt tries the first next hop before it.
 """
 
 import asyncio
@@ -14,12 +18,12 @@ from dataclasses import KW_ONLY, dataclass
 from itertools import islice
 
 from relay.base.clock import Clock
-from relay.base.message.nexthop import CAPTURE
+from relay.base.message.nexthop import CAPTURE, Destination, NextHop
 from relay.base.message.outcome import DeferralClass, Deferred, Evidence, Failed, Outcome
 from relay.base.observe.logs import get_logger
 from relay.delivery.attempt_recorder import AttemptRecorder
 from relay.delivery.fair_queue import ClaimQueue
-from relay.store.spool.queue_commands import Operation, QueueCommand
+from relay.store.spool.queue_commands import Operation, QueueCommand, RouteLookup
 from relay.store.spool.shared.queue_admin import QueueAdmin
 from relay.store.spool.types import Claim, Selector, SpoolError
 from relay.transport.routing.route_table import InvalidRecipient, RemoteRecipient, RouteTable
@@ -49,7 +53,9 @@ class ClaimRerouter:
         """Take the claim if it must not be attempted at its next hop; return whether it was."""
         if claim.is_fresh and claim.message.received_us > self.changed_us:  # nearly always
             return False
-        if self.table.is_settled(claim.next_hop, chosen=claim.extra.chosen):
+        goes_around = self._goes_around(claim)
+        is_settled = self.table.is_settled(claim.next_hop, chosen=claim.extra.chosen)
+        if is_settled and not goes_around:
             return False
         sender = claim.message.envelope.reverse_path
         moved = [
@@ -59,9 +65,9 @@ class ClaimRerouter:
             or to.next_hop != claim.next_hop
             or (to.held and not claim.extra.released)
         ]
-        if not moved:
+        if not (moved or goes_around):
             return False
-        if any(to is not None and to.next_hop != CAPTURE for to in moved):
+        if goes_around or any(to is not None and to.next_hop != CAPTURE for to in moved):
             self.recorder.claims.track(claim, self.ready)
             self.ready.push(claim)
             if self._task is None:
@@ -75,6 +81,11 @@ class ClaimRerouter:
             self.recorder.begin(self.recorder.record(claim, outcomes, reached=True))
         return True
 
+    def _goes_around(self, claim: Claim) -> bool:
+        """Whether a claim goes another way: an attempt has failed after its time."""
+        is_over = 0 < claim.extra.fallback_us < (claim.retry_us or 0)
+        return is_over and self.table.way_around(claim.next_hop) is not None
+
     def close(self) -> list[Claim]:
         """Take no more claims; return those that were not rerouted."""
         if self._task is not None:
@@ -86,10 +97,13 @@ class ClaimRerouter:
         try:
             while self.ready:
                 claims = list(islice(self.ready, _AT_ONCE))
-                names = sorted({claim.next_hop.route or "no name" for claim in claims})
-                _log.info("route changed: rerouted", entries=len(claims), routes=", ".join(names))
+                by_way: dict[NextHop | None, list[Claim]] = {}
+                for claim in claims:
+                    key = claim.next_hop if self._goes_around(claim) else None
+                    by_way.setdefault(key, []).append(claim)
                 try:
-                    await self.admin.execute(self._command(claims))
+                    for around, some in by_way.items():
+                        await self.admin.execute(self._command(some, around))
                 except SpoolError as error:
                     _log.warning("not rerouted yet", error=str(error))
                 if any(claim in claims for claim in islice(self.ready, 1)):
@@ -97,12 +111,21 @@ class ClaimRerouter:
         finally:
             self._task = None
 
-    def _command(self, claims: Sequence[Claim]) -> QueueCommand:
+    def _command(self, claims: Sequence[Claim], around: NextHop | None) -> QueueCommand:
+        """Return the command for claims that go `around` this next hop; None: by other routes."""
         ids = tuple(f"{message}-{entry}" for message, entry in (claim.key for claim in claims))
+        names = ", ".join(sorted({claim.next_hop.route or "no name" for claim in claims}))
+        why = "its route has changed"
+        to: RouteLookup = self.table.destination_by_routes
+        if around is not None and (way := self.table.way_around(around)) is not None:
+            why, to = f"{around} is a fallback", self.table.lookup_by_route(around.route)
+            if way.to is not None:
+                there = Destination(way.to, chosen=True)
+                why, to = f"no host of {around} answered", lambda *_: there
+        _log.info("rerouted", entries=len(claims), routes=names, why=why)
         return QueueCommand(
-            Operation.REROUTE, Selector(ids=ids), "relay", why="its route has changed",
-            to=self.table.destination_by_routes,
-        )  # fmt: skip
+            Operation.REROUTE, Selector(ids=ids), "relay", why=why, to=to, forgets=around is None
+        )
 
     def _end(self, address: str, sender: str) -> Outcome | None:
         found = self.table.examine(address, sender)

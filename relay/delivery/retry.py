@@ -16,7 +16,7 @@ from enum import Enum, auto
 from msgspec import Struct
 
 from relay.base.message.lifecycle import HELD_OR_CAPTURED, RecipientState
-from relay.store.spool.types import Claim
+from relay.store.spool.types import NEXT_ATTEMPT, Claim
 
 _JITTER = 0.1
 
@@ -40,6 +40,7 @@ class RetrySchedule(Struct, frozen=True):
     rng: Callable[[], float]
     by_class: Mapping[str, Sequence[float]] = {}
     indeterminate_max: int = 3
+    fallback_us: int = 0  # of the entry: EntryExtra
 
     def retry(
         self, before: DeferralCause, names: Collection[str], *, now_us: int, expires_us: int
@@ -51,6 +52,8 @@ class RetrySchedule(Struct, frozen=True):
         causes = [self._following(before, name) for name in names or ("",)]
         cause = min(causes, key=self.step_s)
         jittered_s = self.step_s(cause) * (1 + _JITTER * (2 * self.rng() - 1))
+        if self.fallback_us > NEXT_ATTEMPT:
+            expires_us = min(expires_us, max(self.fallback_us, now_us + 1))
         return min(now_us + int(jittered_s * 1_000_000), expires_us), cause
 
     def step_s(self, cause: DeferralCause) -> float:

@@ -63,6 +63,7 @@ class DeliveryScheduler:
 
     def __post_init__(self) -> None:
         self.recorder.ended = self._ended
+        self.recorder.way_around = self.table.way_around
         self._sites = self._new_sites()
         self._rerouter = ClaimRerouter(
             self.recorder, table=self.table, admin=self.queue_admin,

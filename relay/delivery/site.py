@@ -499,9 +499,10 @@ class Site:
         """Record claims together in few commits. The first has had an attempt that took `took_s`;
         the others, and without it all, have none of their own.
         """
+        unanswered_s = self.hosts.unanswered_s()
         await self.recorder.finish(
             self.recorder.record(
-                claim, same_outcome(claim, outcome), reached=False,
+                claim, same_outcome(claim, outcome), reached=False, unanswered_s=unanswered_s,
                 took_s=None if number else took_s,
             )
             for number, (claim, outcome) in enumerate(outcomes)

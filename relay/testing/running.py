@@ -7,8 +7,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, TypeVar
 
-from relay.base.accounts.account import untagged
-from relay.base.message.address import own_mailbox
+from relay.base.message.address import own_mailbox, untagged
 from relay.base.running_relay import DraftToSend, mark_read_by_graph, read_by_graph, send_by_graph
 from relay.base.socket_address import Address
 from relay.development.accounts import DOMAIN

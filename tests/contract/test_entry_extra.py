@@ -65,10 +65,12 @@ async def test_attempts_without_an_answer_are_counted_and_a_crash_is_none(
     (claim,) = (await spool.accept(message)).claims
     waiting = EntrySchedule(retry_us=5, due_us=5)
     for counts in (((1, 1), (2, 1)), ((2, 2),), ()):  # () leaves what is there
-        await spool.record(ClaimResult(claim, 78, {1: DOUBT, 2: DOUBT}, waiting, unanswered=counts))
+        await spool.record(
+            ClaimResult(claim, 78, {1: DOUBT, 2: DOUBT}, waiting, unanswered=counts, fallback_us=7)
+        )
         (claim,) = (await spool.claim_due(NOW, 9, DueQuery())).claims
         expected = counts or ((2, 2),)
-        assert claim.extra == EntryExtra(sender="s@x.test", unanswered=expected)
+        assert claim.extra == EntryExtra(sender="s@x.test", unanswered=expected, fallback_us=7)
     spool = await restart()
     journey = await spool.journey(claim.message.id)
     assert [one.attempts[-1].outcome for one in journey.recipients] == ["indeterminate"] * 2

@@ -61,6 +61,36 @@ def test_strangers_borrow_neither_a_name_nor_the_host(remotes: Remotes, serve) -
     until("the reports", lambda: len(home.received(ANN)) == 20)
 
 
+def test_a_catch_all_leads_outside_as_an_alias_does(remotes: Remotes, serve) -> None:
+    away = remotes.start("away.test")
+    config = {
+        "mailboxes": {"domains": ["example.test"], "catch_all": "all@away.test"},
+        "domain": [
+            {"name": "acme.test", "catch_all": "acme@away.test"},
+            {"name": "short.test", "alias_of": "acme.test"},
+        ],
+    }
+    relay = serve(remotes, config=config, aliases={"office@example.test": ["nobody@example.test"]})
+    for number, (to, found, by) in enumerate([
+        ("No.One+x@Example.test", "all@away.test", "no.one+x@example.test"),
+        ("office@example.test", "all@away.test", "nobody@example.test"),
+        ("any@short.test", "acme@away.test", "any@acme.test"),
+    ], 1):  # fmt: skip
+        relay.submit(ANN, [to], HELLO, source=OUTSIDE)
+        until("the copy", lambda count=number: len(away.envelopes) == count)
+        came = away.envelopes[-1]
+        assert came.addresses == [found]
+        assert came.reverse_path.endswith(f"=sender.test=ann@{by.partition('@')[2]}")
+        assert f"Delivered-To: {by}\r\n".encode() in came.content
+        assert refusal(relay, ANN, to, came.content).startswith("55")  # a loop
+    in_our_name = HELLO.replace(b"ann@sender.test", b"alice@acme.test")
+    assert refusal(relay, ANN, "no@acme.test", in_our_name).startswith("550 5.7.1 ")
+    relay.until_final(relay.submit(ANN, ["alice@example.test", "postmaster@acme.test"], HELLO))
+    assert len(away.envelopes) == 3
+    assert relay.cli_json("explain", "no@acme.test")["aliases"] == ["acme@away.test"]
+    assert "SRS" in refusal(relay, "", "SRS0=xxxxxxxx=AA=sender.test=ann@example.test")
+
+
 def test_mail_of_strangers_that_fails_later_is_reported_where_that_is_safe(
     remotes: Remotes, serve
 ) -> None:

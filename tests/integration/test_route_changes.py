@@ -180,3 +180,40 @@ def test_the_names_of_routes_are_checked() -> None:
     for name, another in (("route[0]", "route[1]"), ("route[1]", "route[0]")):
         told = f'{name}.name: found "same", expected a name of its own: {another}'
         assert told in done.stdout + done.stderr
+
+
+def test_mail_that_no_host_answers_leaves_by_the_fallback_of_its_route(
+    remotes: Remotes, authority: Authority, serve
+) -> None:
+    """Mail that gets a reply waits, and so does what the route's tls forbids."""
+    tls = authority.issue("IP:127.0.0.11").server_context()
+    first = remotes.start("first.test", gates={"CONNECT": remotes.gate()}, tls=tls)
+    other = remotes.start("other.test")
+    busy = remotes.start("busy.test", replies={"CONNECT": "421 4.3.2 too busy"})
+
+    def route(name: str, host: RemoteMx, **more: Any) -> dict[str, Any]:
+        hop, fallback = (f"smtp://{one.host}:{one.port}" for one in (host, other))
+        after = {"fallback": fallback, "fallback_after": "3s"}
+        return {"name": name, "domain": f"{name}.test", "next_hop": hop} | after | more
+
+    routes = [route("hub", first), route("busy", busy), route("strict", first, tls="required")]
+    times = {"retry": ["1s"], "command_timeout": "1s", "connect_timeout": "1s"}
+    relay = serve(remotes, config={"route": routes, "delivery": times})
+    explained = relay.cli_json("explain", "x@hub.test")["route"]
+    assert (explained["fallback"], explained["fallback_after"]) == (routes[0]["fallback"], 3)
+    ids = {one: relay.submit(ALICE, [f"x@{one}.test"]) for one in ("hub", "busy", "strict")}
+    journey = relay.until_state(ids["hub"], "relayed")
+    (recipient,) = journey["recipients"]
+    assert (recipient["next_hop"], recipient["route"]) == (explained["fallback"], "hub")
+    assert [one["host"] for one in recipient["attempts"][-2:]] == [first.host, other.host]
+    whys = [step["detail"].get("why") for step in journey["steps"]]
+    assert f"no host of {routes[0]['next_hop']} answered" in whys
+    until("the strict one has been at the fallback", lambda: other.sessions > 1)
+    relay.until_state(relay.submit(ALICE, ["new@hub.test"]), "relayed")
+    assert len(other.envelopes) == 2
+    first.gates = {}  # what waits at a fallback is tried at the first before
+    relay.until_state(ids["strict"], "relayed")
+    relay.until_state(relay.submit(ALICE, ["later@hub.test"]), "relayed")
+    assert [one.addresses for one in first.envelopes] == [["x@strict.test"], ["later@hub.test"]]
+    (waiting,) = relay.queue()
+    assert (waiting["route"], waiting["next_hop"]) == ("busy", routes[1]["next_hop"])

@@ -14,6 +14,7 @@ from typing import Any
 
 from relay.base.message.content import Content, LargeContent, octets_in_blocks
 from relay.base.message.nexthop import HopKind, NextHop
+from relay.base.settings.tree import DnsSettings
 from relay.base.socket_address import Address
 from relay.store.mailbox.types import (
     DeliveryResult,
@@ -167,8 +168,8 @@ class Names:
         self._ledger = ledger
         self._scenario = scenario
         self._tlsa: Any = Resolver(  # the real one, as far as it asks answers()
-            (Address("192.0.2.53", 53),), timeout_s=1.0, clock=ManualClock(), rng=world.rng,
-            hostname="relay.test", validating=True,
+            DnsSettings((Address("192.0.2.53", 53),), validating=True, timeout=1.0),
+            clock=ManualClock(), rng=world.rng, hostname="relay.test",
         )  # fmt: skip
         self._tlsa._dns = self
 

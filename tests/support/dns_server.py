@@ -1,7 +1,7 @@
 """The simulated internet's DNS server on a loop in a thread, answering from a dict.
 
     with DnsThread({"example.net": {"MX": ["10 mx.example.net"]}, "mx.example.net": {"A": ["127.0.0.1"]}}) as dns:
-        Resolver(nameservers=(dns.address,), ...)
+        Resolver(DnsSettings((dns.address,)), ...)
 
 The zone may be changed while it runs. A name's value is a mapping type -> records, or one word for
 every type: NXDOMAIN, SERVFAIL, REFUSED (any RCODE) or TIMEOUT (no answer at all). The word may also

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 from msgspec import Struct
 
-from relay.base.message.address import own_mailbox
+from relay.base.message.address import own_mailbox, untagged
 from relay.base.settings.tree import NO_LIMITS, Limits
 
 DEAD_LETTER = "dead-letter"  # the Maildir in state_dir if no postmaster is configured
@@ -69,12 +69,6 @@ class ReceiptSetting(StrEnum):
     ASK = "ask"  # only when a client says so
     ALWAYS = "always"
     AUTO = "auto"  # to other accounts of this relay at once, else as ASK
-
-
-def untagged(address: str) -> str:
-    """Return `local+tag@domain` as `local@domain`, another address as it is (RFC 5233)."""
-    local_part, at, domain = address.rpartition("@")
-    return f"{local_part.partition('+')[0]}{at}{domain}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,8 +15,8 @@ from graphlib import CycleError, TopologicalSorter
 
 from msgspec import Struct
 
-from relay.base.accounts.account import AliasTarget, Expansion, Writers, untagged
-from relay.base.message.address import own_mailbox
+from relay.base.accounts.account import AliasTarget, Expansion, Writers
+from relay.base.message.address import own_mailbox, untagged
 from relay.base.settings.document import Document, Fault, KeyPath
 
 DEPTH_MAX = 10  # aliases on the way to an address

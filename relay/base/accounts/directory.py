@@ -32,7 +32,6 @@ from relay.base.accounts.account import (
     UnknownUserError,
     Writers,
     is_listed,
-    untagged,
 )
 from relay.base.accounts.aliases import AliasTable, Forwarding
 from relay.base.accounts.password_schemes import Password, is_plain, parse_password, shown_scheme
@@ -45,7 +44,7 @@ from relay.base.accounts.passwords import (
 )
 from relay.base.clock import Clock
 from relay.base.files import open_to_others
-from relay.base.message.address import AddressError, own_mailbox
+from relay.base.message.address import AddressError, own_mailbox, untagged
 from relay.base.message.address import parse_mailbox as parse_any_mailbox
 from relay.base.message.envelope import domain_of
 from relay.base.observe.logs import get_logger

@@ -144,6 +144,19 @@ def ascii_address(address: str) -> str:
         return f"{local_part}{at}{domain.lower()}"
 
 
+def literal_address(domain: str) -> str | None:
+    """Return the IP address in "[192.0.2.1]" or "[IPv6:2001:db8::1]", None for other text."""
+    if not (domain.startswith("[") and domain.endswith("]")):
+        return None
+    inside = domain[1:-1]
+    try:
+        if inside[:5].lower() == "ipv6:":
+            return str(ipaddress.IPv6Address(inside[5:]))
+        return str(ipaddress.IPv4Address(inside))
+    except ipaddress.AddressValueError:
+        return None
+
+
 def own_mailbox(address: str) -> str:
     """Return an address as addresses are compared, and as the name of its mailbox: in lower case,
     with A-labels. A tag stays. Never fails.
@@ -155,6 +168,12 @@ def own_mailbox(address: str) -> str:
     if len(lowered.encode("utf-8", "replace")) <= LOCAL_PART_OCTETS_MAX:  # it may have grown
         local_part = lowered
     return f"{local_part}{at}{domain.lower()}"
+
+
+def untagged(address: str) -> str:
+    """Return `local+tag@domain` as `local@domain`, another address as it is (RFC 5233)."""
+    local_part, at, domain = address.rpartition("@")
+    return f"{local_part.partition('+')[0]}{at}{domain}"
 
 
 def shown_address(address: str) -> str:

@@ -226,7 +226,8 @@ class MailboxSettings:
     accounts: Path = field(default=Path("accounts.toml"), metadata=RELOADED)  # and aliases
     # the path of Dovecot's socket for auth clients, for logins of who is not there; "": none
     dovecot_auth: Annotated[str, Form.UNIX_SOCKET] = field(default="", metadata=RELOADED)
-    catch_all: Mailbox = field(default="", metadata=RELOADED)  # of mail to unknown users; "": none
+    # of mail to unknown users: an account, or an address elsewhere; "": none
+    catch_all: Mailbox = field(default="", metadata=RELOADED)
     # of mail to postmaster; "": the dead letters
     postmaster: Mailbox = field(default="", metadata=RELOADED)
     # whether mail of strangers in the name of a local domain may leave by an alias or a tenant
@@ -248,7 +249,7 @@ class OwnDomain:
     # which are valid: accounts here, or for mail that is passed on: "any", those that the next hop
     # takes ("verify"), or those in a file
     recipients: Annotated[str, Form.RECIPIENTS] = "accounts"
-    catch_all: Mailbox = ""  # with accounts: of mail to unknown users; "": none
+    catch_all: Mailbox = ""  # with accounts: as that of [mailboxes]
     postmaster: Mailbox = ""  # "": that of [mailboxes], or the next hop
     alias_of: Domain = ""  # each address is one of the same name there
 
@@ -308,9 +309,12 @@ class PressureSettings:
 
 @dataclass(frozen=True, slots=True)
 class DnsSettings:
-    """Name servers as "IP" or "IP:PORT"; by default the system's."""
+    """Name servers as "IP" or "IP:PORT", by default the system's; and which addresses count."""
 
     nameservers: tuple[Annotated[Address, Form.NAME_SERVER], ...] = ()
+    # of hosts that mail is sent to; the first is preferred (Postfix: inet_protocols,
+    # smtp_address_preference)
+    protocols: tuple[Literal["ipv4", "ipv6"], ...] = ("ipv4", "ipv6")
     validating: bool = False  # they validate DNSSEC, and nobody between can change their answers
     timeout: PositiveSeconds = 10.0
 
@@ -373,9 +377,10 @@ class RouteAuth:
 class Route:
     """One line of the route table: which mail it takes, its next hop, and how that is contacted."""
 
-    domain: Annotated[str, Form.DOMAIN_PATTERN]  # of the recipients
-    # as values.NEXT_HOP_EXPECTED says
-    next_hop: Annotated[str, Form.NEXT_HOP]
+    # of the recipients; required, unless `recipient` has it
+    domain: Annotated[str, Form.DOMAIN_PATTERN] = ""
+    # required; as values.NEXT_HOP_EXPECTED says
+    next_hop: Annotated[str, Form.NEXT_HOP] = ""
     auth: RouteAuth | None = None  # the login
     # None: "verify" with `auth` to a host that is not loopback, else as in [delivery]
     tls: Literal["none", "opportunistic", "required", "verify", "dane"] | None = None
@@ -384,9 +389,15 @@ class Route:
     max_rate: Rate = ""  # per site, besides that of [delivery]
     name: Annotated[str, Form.ROUTE_NAME] = ""  # "": validation.name_of()
     sender: Annotated[str, Form.SENDER_PATTERN] = ""  # "": every reverse-path
+    recipient: Mailbox = ""  # only this address of the domain, with any tag; "": all
+    fallback: Annotated[str, Form.NEXT_HOP] = ""  # a host, instead of a silent one; "": none
+    fallback_after: PositiveSeconds = 1800.0  # of silence
     source_address: Annotated[str, Form.IP] = ""  # "": the system chooses
     # "verified": the name in next_hop, verified, is enough for mail with REQUIRETLS
     requiretls: Literal["", "verified"] = ""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "domain", self.domain or self.recipient.rpartition("@")[2])
 
 
 @dataclass(frozen=True, slots=True)

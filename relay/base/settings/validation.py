@@ -10,11 +10,12 @@ import ipaddress
 import ssl
 import sys
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from relay.base.certificates import CertificateError, load_pair, names_in
-from relay.base.message.address import own_mailbox
+from relay.base.message.address import own_mailbox, untagged
 from relay.base.message.nexthop import ROUTE_PREFIX
 from relay.base.settings.document import KeyPath, dotted
 from relay.base.settings.tree import (
@@ -65,7 +66,7 @@ def check_together(read: Sequence[tuple[KeyPath, object]], top: Mapping[str, Any
         made.name for _, made in read
         if isinstance(made, OwnDomain) and made.recipients != "accounts"
     }  # fmt: skip
-    validating = any(made.validating for _, made in read if isinstance(made, DnsSettings))
+    dns = next((made for _, made in read if isinstance(made, DnsSettings)), DnsSettings())
     for path, made in read:
         match made:
             case SendmailSettings() if len(bytes(made.socket)) > _SOCKET_PATH_BYTES_MAX:
@@ -76,6 +77,8 @@ def check_together(read: Sequence[tuple[KeyPath, object]], top: Mapping[str, Any
                 yield from _certificate(path, made)
             case HttpSettings():
                 yield from _anonymous(path, made)
+            case DnsSettings(protocols=()):
+                yield (*path, "protocols"), "at least one of ipv4, ipv6"
             case DeliverySettings(retry=()):
                 yield (*path, "retry"), "a list of at least one duration"
             case DeliverySettings(mta_sts_ca=Path() as file):
@@ -83,8 +86,10 @@ def check_together(read: Sequence[tuple[KeyPath, object]], top: Mapping[str, Any
             case ReportsSettings(templates=Path() as folder) if not _is_directory(folder):
                 yield (*path, "templates"), "the path of an existing directory"
             case Route():
+                yield from _ways_of(path, made, dns)
                 yield from _credentials(path, made)
-                yield from _route_tls(path, made, validating=validating)
+                ways = (made, as_fallback(made))[: 1 + bool(made.fallback)]
+                yield from dict.fromkeys(one for x in ways for one in _route_tls(path, x, dns=dns))
                 yield from _limits(path, made)
                 if made.next_hop == "local" and made.domain in passed_on:
                     yield (*path, "next_hop"), "another one: no account has an address there"
@@ -217,10 +222,12 @@ def _domains(read: Sequence[tuple[KeyPath, MailboxSettings | OwnDomain]]) -> Fou
     accounts = short | {one.name for _, one in domains if one.has_accounts}
     aliases = {one.name for _, one in domains if one.alias_of}
     for path, made in read:
-        for name in ("catch_all", "postmaster"):
-            address = getattr(made, name)
-            if address and address.rpartition("@")[2] not in accounts:
-                yield (*path, name), f"a mailbox in one of mailboxes.domains, {_OR_DOMAIN} accounts"
+        if made.postmaster.rpartition("@")[2] not in {"", *accounts}:
+            expected = f"a mailbox in one of mailboxes.domains, {_OR_DOMAIN} accounts"
+            yield (*path, "postmaster"), expected
+        is_unused = isinstance(made, MailboxSettings) and not made.domains
+        if made.catch_all and (is_unused or made.catch_all.rpartition("@")[2] in aliases):
+            yield (*path, "catch_all"), "a mailbox in one of mailboxes.domains, or elsewhere"
         if isinstance(made, MailboxSettings):
             if made.srs_domain and made.srs_domain not in places:
                 yield (*path, "srs_domain"), f"one of mailboxes.domains, {_OR_DOMAIN} this name"
@@ -231,6 +238,30 @@ def _domains(read: Sequence[tuple[KeyPath, MailboxSettings | OwnDomain]]) -> Fou
                 yield (*path, "alias_of"), "another own domain, without alias_of"
         elif made.catch_all and not made.has_accounts:
             yield (*path, "catch_all"), 'catch_all only with recipients = "accounts"'
+
+
+def _ways_of(path: KeyPath, route: Route, dns: DnsSettings) -> Found:
+    """Yield what is missing, a recipient of another domain, and hosts that cannot be used."""
+    hosts = {"next_hop": host_of(route), "fallback": host_of(as_fallback(route))}
+    ips = {key: host.host for key, host in hosts.items() if host}
+    for key, ip in (*ips.items(), ("source_address", route.source_address)):
+        if is_ip(ip) and f"ipv{ipaddress.ip_address(ip).version}" not in dns.protocols:
+            yield (*path, key), f"an {' or '.join(dns.protocols)} address, as dns.protocols says"
+    for name in ("domain", "next_hop"):
+        if not getattr(route, name):
+            yield (*path, name), "a value: this key is required"
+    if route.recipient and route.domain != route.recipient.rpartition("@")[2]:
+        yield (*path, "recipient"), f"an address at {route.domain}, the domain of the route"
+    if route.fallback and not route.next_hop.startswith(("mx", *_HOSTS)):
+        yield (*path, "fallback"), "fallback only with an mx, smtp://, smtps:// or lmtp:// next hop"
+    elif route.fallback and (not hosts["fallback"] or route.fallback == route.next_hop):
+        yield (*path, "fallback"), "another smtp://, smtps:// or lmtp:// next hop"
+
+
+def as_fallback(route: Route) -> Route:
+    """Return the route to the fallback: the same TLS, but no login, which is for the first host."""
+    tls = "verify" if verifies(route) else route.tls
+    return replace(route, next_hop=route.fallback, fallback="", auth=None, tls=tls)
 
 
 def _credentials(path: KeyPath, route: Route) -> Found:
@@ -255,11 +286,11 @@ def verifies(route: Route) -> bool:
     return not host.is_loopback
 
 
-def _route_tls(path: KeyPath, route: Route, *, validating: bool) -> Found:
+def _route_tls(path: KeyPath, route: Route, *, dns: DnsSettings) -> Found:
     host = host_of(route)
     if route.tls is not None and host is None and route.next_hop != "mx":
         yield (*path, "tls"), "tls only with an mx, smtp://, smtps:// or lmtp:// next hop"
-    elif route.tls == "dane" and not validating:
+    elif route.tls == "dane" and not dns.validating:
         yield (*path, "tls"), "another level: dane needs validating = true in [dns]"
     elif route.tls == "dane" and host is not None and (is_ip(host.host) or "." not in host.host):
         yield (*path, "tls"), "another level: dane needs a host that the DNS has"
@@ -395,7 +426,8 @@ def _signing_keys(keys: Sequence[tuple[KeyPath, DkimKey]]) -> Found:
 
 def name_of(route: Route) -> str:
     """Return the name of a route: `name`, or else what it says of mail and its next hop."""
-    return route.name or " ".join(filter(None, (route.domain, route.sender, route.next_hop)))
+    words = (route.recipient or route.domain, route.sender, route.next_hop)
+    return route.name or " ".join(filter(None, words))
 
 
 def next_hops_by_name(routes: Iterable[Route]) -> dict[str, str]:
@@ -415,9 +447,10 @@ def hidden_routes(routes: Sequence[Route], own: Collection[str]) -> Iterator[tup
                 domain_matches(route.domain, one) for one in own
             ):
                 continue
-            if _covers_sender(other.sender, route.sender) and domain_matches(
-                other.domain, route.domain
-            ):
+            covers = _covers_sender(other.sender, route.sender) and (
+                not other.recipient or recipient_matches(other.recipient, route.recipient)
+            )
+            if covers and domain_matches(other.domain, route.domain):
                 yield number, earlier
                 break
 
@@ -427,6 +460,14 @@ def domain_matches(pattern: str, domain: str) -> bool:
     are in lower case.
     """
     return pattern in ("*", domain) or (pattern.startswith("*.") and domain.endswith(pattern[1:]))
+
+
+def recipient_matches(recipient: str, address: str) -> bool:
+    """Return whether an address is this one, or that with a tag, as Postfix's transport(5) looks up
+    user+extension@domain and user@domain.
+    """
+    wanted = own_mailbox(address)
+    return recipient in (wanted, untagged(wanted))
 
 
 def sender_matches(pattern: str, reverse_path: str) -> bool:

@@ -371,11 +371,12 @@ class Explainer:
     def _document(self, address: str, sender: Submitter, found: RoutingResult) -> dict[str, Any]:
         """Return the document of an address of which only the route is known, or its rejection."""
         next_hop = state = reply = ""
+        way = None
         match found:
             case LocalRecipient():
                 next_hop = str(LOCAL)
             case RemoteRecipient(hop):
-                next_hop = str(hop)
+                next_hop, way = str(hop), self.table.way_around(hop)
             case InvalidRecipient():
                 is_refused = found.route or found.status == REJECT_STATUS
                 state, reply = "rejected" if is_refused else "invalid", found.text
@@ -385,6 +386,7 @@ class Explainer:
             "reason": "", "rule": "", "aliases": [], "rules": [],
             "route": {
                 "name": found.route, "file": place.file, "line": place.line, "next_hop": next_hop,
+                **({"fallback": str(way.to), "fallback_after": way.after_us / 1e6} if way else {}),
             },
             "mailbox": "", "hosts": [], "hosts_more": 0, "tls": None, "limits": {}, "site": None,
             "retry": [], "running": self.state_of is not None,

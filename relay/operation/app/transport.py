@@ -190,10 +190,7 @@ def use_settings(
         transport.gate.use()
     if (settings.dns, delivery.port) != (before.dns, before.delivery.port):
         assert isinstance(transport.resolver, Resolver)  # a development relay reloads nothing
-        transport.resolver.use(
-            settings.dns.nameservers, timeout_s=settings.dns.timeout, port=delivery.port,
-            validating=settings.dns.validating,
-        )  # fmt: skip
+        transport.resolver.use(settings.dns, port=delivery.port)
     providers = base.sources.providers()
     is_other = (
         delivery != before.delivery or providers.entries != scheduler.options.providers.entries
@@ -295,19 +292,17 @@ def _resolver(base: Foundation) -> Resolver | LoopbackResolver:
 
 
 def resolver_of(
-    settings: Settings,
-    clock: Clock,
-    *,
-    nameservers: Sequence[Address] | None = None,
+    settings: Settings, clock: Clock, *, nameservers: Sequence[Address] | None = None
 ) -> Resolver:
     """Return the resolver of a configuration, or one with other name servers; () has the
     system's.
     """
+    dns = settings.dns
     return Resolver(
-        settings.dns.nameservers if nameservers is None else nameservers,
-        timeout_s=settings.dns.timeout, clock=clock, rng=_RNG, hostname=settings.hostname,
+        dns if nameservers is None else dataclasses.replace(dns, nameservers=tuple(nameservers)),
+        clock=clock, rng=_RNG, hostname=settings.hostname,
         own_addresses=[listener.listen for listener in settings.smtp],
-        port=settings.delivery.port, validating=settings.dns.validating,
+        port=settings.delivery.port,
     )  # fmt: skip
 
 

@@ -92,6 +92,9 @@ def explanation_lines(document: Mapping[str, Any], why_files: str = "") -> list[
         lines.append(_line("route", f'"{route["name"]}"{place}'))
     elif route["next_hop"]:
         lines.append(_line("route", f"none matches, so it is {route['next_hop']}"))
+    if "fallback" in route:
+        after = time_span(route["fallback_after"])
+        lines.append(_line("fallback", f"{route['fallback']} after {after} without an answer"))
     lines += _cut([_line("host", _host(each)) for each in document["hosts"]], "host")
     if (tls := document["tls"]) is not None:
         who, *notes = tls["policy"].split("; ")

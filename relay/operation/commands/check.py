@@ -24,7 +24,7 @@ from relay.base.phrases import counted, named, shown
 from relay.base.settings.document import Document, KeyPath, SettingsError, dotted, read_document
 from relay.base.settings.reader import load, secret_files
 from relay.base.settings.tree import ListenerTls, NodeRole, SendmailSettings, Settings
-from relay.base.settings.validation import hidden_routes, host_of, name_of
+from relay.base.settings.validation import as_fallback, hidden_routes, host_of, name_of
 from relay.base.settings.values import is_ip
 from relay.base.socket_address import Address
 from relay.base.sockets import has_address
@@ -268,11 +268,11 @@ def _routes(settings: Settings, place: Document) -> Iterator[CheckFinding]:
             fault = place.fault(("route", number, "source_address"), text)
             yield CheckFinding("routes", CheckResult.FAILED, str(fault))
         host = host_of(route)
-        if host and (own := _listener_at(host, settings)):
-            text = (
-                f'found "{route.next_hop}", the address of {dotted(own.key)}: mail comes back here'
-            )
-            yield warning_of("routes", place.fault(("route", number, "next_hop"), text))
+        for key, way in (("next_hop", host), ("fallback", host_of(as_fallback(route)))):
+            if way and (own := _listener_at(way, settings)):
+                found = f'found "{getattr(route, key)}", the address of {dotted(own.key)}'
+                fault = place.fault(("route", number, key), f"{found}: mail comes back here")
+                yield warning_of("routes", fault)
         is_unverified = route.tls in ("required", "opportunistic")
         if route.auth and is_unverified and host and not host.is_loopback:
             text = (

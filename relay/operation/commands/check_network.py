@@ -174,7 +174,7 @@ async def mail_loops(
         is_routed = any(
             domain_matches(route.domain, one.name)
             for route in settings.route
-            if route.domain != "*" and not (asks and route.next_hop == "hold")
+            if route.domain != "*" and not (route.recipient or (asks and route.next_hop == "hold"))
         )
         if one.has_accounts or one.alias_of or is_routed:
             continue

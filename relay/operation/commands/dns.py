@@ -7,6 +7,7 @@ The questions of a step are asked at once. NoDnsAnswerError says that the DNS do
 import hashlib
 from collections.abc import Iterable, Sequence
 from ipaddress import ip_address
+from itertools import chain
 
 from msgspec import Struct
 from msgspec.structs import replace
@@ -14,7 +15,7 @@ from msgspec.structs import replace
 from relay.base.clock import Clock
 from relay.base.message.mta_sts import StsPolicyError, read_policy
 from relay.base.settings.tree import Settings
-from relay.base.settings.validation import host_of, name_of
+from relay.base.settings.validation import as_fallback, host_of, name_of
 from relay.operation.app.configuration import server_certificates
 from relay.operation.app.mta_sts import fetch_policy
 from relay.operation.commands.dns_records import (
@@ -192,7 +193,7 @@ async def _passes(zone: str, records: Sequence[str], asked: _Dns, *, hostname: s
 def _foreign_hosts(settings: Settings) -> str:
     """Return a text on the routes that send by other hosts, which SPF has to let pass too."""
     named = []
-    for route in settings.route:
+    for route in chain.from_iterable((one, as_fallback(one)) for one in settings.route):
         host = host_of(route)
         if host and not route.next_hop.startswith("lmtp") and not host.is_loopback:
             named.append(f"{name_of(route)} sends by {host.host}: its include: is yours to add")

@@ -68,6 +68,7 @@ class QueueCommand:
     to: RouteLookup | None = None
     # a release of captured mail sends a copy to these addresses, and leaves its recipients captured
     copy_to: tuple[str, ...] = ()
+    forgets: bool = True  # a reroute forgets failures of the new next hop
     to_text: str = ""  # the operator's text for `to`
     bounce: bool = False  # a cancel reports the failure to the sender
     text: str = ""  # what that report says; "": that an operator cancelled it

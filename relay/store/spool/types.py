@@ -204,11 +204,16 @@ class EntryExtra(Struct, frozen=True, omit_defaults=True):
     folder: str = ""
     # How many attempts of each recipient, by its number, had no answer to the final dot.
     unanswered: Unanswered = ()
+    # From when on an attempt that no host of its next hop answers is followed by one elsewhere, in
+    # queue time; NEXT_ATTEMPT: the next one is elsewhere. 0: a host answered, or there is no other
+    # way.
+    fallback_us: int = 0
     # What refuses it for good is tried again until it expires, and it needs room in a mailbox.
     keep: bool = False
 
 
 NO_EXTRA = EntryExtra()  # of ordinary mail
+NEXT_ATTEMPT = 1  # in EntryExtra.fallback_us
 
 _ENTRY_EXTRA = msgspec.json.Decoder(EntryExtra)
 _MESSAGE_EXTRA = msgspec.json.Decoder(MessageExtra)
@@ -408,6 +413,7 @@ class ClaimResult(Struct, frozen=True):
     # the next schedule of those that are not final; None where none is left
     waiting: EntrySchedule | None = None
     unanswered: Unanswered = ()  # for EntryExtra; (): it stays as it is
+    fallback_us: int = 0  # for EntryExtra
     # by number: these end as expired, with their last evidence
     expired: Mapping[int, Outcome] = {}
     reports: tuple[NewMessage, ...] = ()  # messages that become durable with the outcomes

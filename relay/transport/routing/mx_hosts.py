@@ -128,10 +128,11 @@ class NoSuchDomain(Struct, frozen=True):
 
 
 class NoAddress(Struct, frozen=True):
-    """No mail host of the domain has an address."""
+    """No mail host of the domain has an address; `what` names the protocol if only one counts."""
 
     domain: str
     mx: MxAnswer = NO_MX
+    what: str = "address"
 
 
 class MailLoop(Struct, frozen=True):
@@ -216,13 +217,13 @@ def mx_answer(
     )
 
 
-def addresses_of(four: Answer, six: Answer, rng: random.Random) -> tuple[str, ...] | NoAnswer:
-    """Merge the answers for A and AAAA, alternating and IPv4 first; each in random order.
+def addresses_of(answers: Sequence[Answer], rng: random.Random) -> tuple[str, ...] | NoAnswer:
+    """Merge the answers for A, AAAA or both, alternating and the first first; each in random order.
 
     Empty if there are definitely none; NoAnswer if that is unknown for lack of an answer.
     """
     families = []
-    for answer in (four, six):
+    for answer in answers:
         usable = (
             [value for value in answer.values if is_usable(value)]
             if isinstance(answer, Records)
@@ -233,7 +234,7 @@ def addresses_of(four: Answer, six: Answer, rng: random.Random) -> tuple[str, ..
     merged = [each for pair in zip_longest(*families) for each in pair if each is not None]
     if merged:
         return tuple(dict.fromkeys(merged[:ADDRESSES_MAX]))
-    return next((answer for answer in (four, six) if isinstance(answer, NoAnswer)), ())
+    return next((answer for answer in answers if isinstance(answer, NoAnswer)), ())
 
 
 def outcome_of(
@@ -253,8 +254,8 @@ def outcome_of(
         case NoSuchDomain(domain):
             # RFC 5321 5.1; RFC 3463 3.2
             return Failed(Evidence("5.1.2", f"the domain {domain} does not exist (NXDOMAIN)"))
-        case NoAddress(domain):
-            return Failed(Evidence("5.4.4", f"no mail host of {domain} has an address"))
+        case NoAddress(domain, what=what):
+            return Failed(Evidence("5.4.4", f"no mail host of {domain} has an {what}"))
         case MailLoop(domain):
             text = f"mail for {domain} loops back to this relay, which does not host that domain"
             return Failed(Evidence("5.4.6", text))

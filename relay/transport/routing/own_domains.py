@@ -12,8 +12,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from relay.base.accounts.account import untagged
-from relay.base.message.address import AddressError, own_mailbox, parse_mailbox
+from relay.base.message.address import AddressError, own_mailbox, parse_mailbox, untagged
 from relay.base.message.envelope import domain_of
 from relay.base.phrases import shown
 from relay.base.settings.document import Fault, SettingsError
@@ -72,6 +71,13 @@ class OwnDomains:
         listed = self._listed.get(own.name)
         wanted = own_mailbox(address)
         return listed is None or wanted in listed or untagged(wanted) in listed
+
+
+def catch_alls_elsewhere(domains: Iterable[str | OwnDomain], catch_all: str) -> dict[str, str]:
+    """Return each catch_all that is an address elsewhere, by the domain."""
+    own = [OwnDomain(x.lower(), catch_all=catch_all) if isinstance(x, str) else x for x in domains]
+    here = {"", *(one.name for one in own if one.has_accounts)}
+    return {one.name: one.catch_all for one in own if domain_of(one.catch_all) not in here}
 
 
 def _addresses_in(file: Path, domain: str, key: str) -> frozenset[str]:

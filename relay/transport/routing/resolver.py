@@ -20,8 +20,10 @@ from ipaddress import ip_address
 from msgspec import structs
 
 from relay.base.clock import Clock
+from relay.base.message.address import literal_address
 from relay.base.message.nexthop import HopKind, NextHop
 from relay.base.message.tls_policy import NO_TLSA, TlsaFinding, TlsaRecord
+from relay.base.settings.tree import DnsSettings
 from relay.base.settings.values import is_ip
 from relay.base.socket_address import Address, is_loopback, plain_ip
 from relay.base.sockets import is_of_this_machine
@@ -47,7 +49,6 @@ from relay.transport.routing.mx_hosts import (
     leading_back,
     mx_answer,
 )
-from relay.transport.routing.route_table import literal_address
 
 HOSTS_FILE_TTL_S = 30.0
 _MX_PORT = 25  # RFC 5321 4.5.4.2
@@ -63,18 +64,16 @@ class Resolver:
 
     def __init__(
         self,
-        nameservers: Sequence[Address],
+        dns: DnsSettings,
         *,
-        timeout_s: float,
         clock: Clock,
         rng: random.Random,
         hostname: str,
         own_addresses: Iterable[Address] = (),
         port: int = 25,
-        validating: bool = False,
     ) -> None:
         """`port` is that of MX hosts; `own_addresses` are those of our SMTP listeners. Only with
-        `validating` hosts have TLSA records.
+        `dns.validating` hosts have TLSA records.
         """
         self.count_tlsa: Callable[[str], None] = lambda _result: None  # of RFC 8460 4.3.2
         self._rng = rng
@@ -86,18 +85,20 @@ class Resolver:
         self._silent_until_s = 0.0
         # Separate threads: the system's lookup may hang, and the default ones write bodies.
         self._threads = ThreadPoolExecutor(_SYSTEM_THREADS, thread_name_prefix="dns")
-        self.use(nameservers, timeout_s=timeout_s, port=port, validating=validating)
+        self.use(dns, port=port)
 
-    def use(
-        self, nameservers: Sequence[Address], *, timeout_s: float, port: int, validating: bool
-    ) -> None:
-        """Use other name servers, without the answers of the earlier ones; queries in progress go
+    def use(self, dns: DnsSettings, *, port: int) -> None:
+        """Use other settings, without the answers of earlier name servers; queries in progress go
         on.
         """
-        self._timeout_s = timeout_s
+        self._timeout_s = dns.timeout
         self._port = port
-        self._servers = StubResolver(nameservers, timeout_s=timeout_s, validating=validating)
-        self._find_tlsa = self.find_tlsa if validating else None
+        self._kinds = ["A" if one == "ipv4" else "AAAA" for one in dict.fromkeys(dns.protocols)]
+        self._what = "address" if len(self._kinds) > 1 else f"IPv{dns.protocols[0][-1]} address"
+        self._servers = StubResolver(
+            dns.nameservers, timeout_s=dns.timeout, validating=dns.validating
+        )
+        self._find_tlsa = self.find_tlsa if dns.validating else None
         self._dns = DnsCache(self._ask, clock=self._clock)
 
     async def resolve(self, next_hop: NextHop) -> Resolution:
@@ -139,20 +140,27 @@ class Resolver:
         """Return the addresses of a host by the DNS, or by the system's host table; () if it has
         none.
         """
-        four: Answer = NoName()  # a single label is not in the DNS: localhost, containers
-        six = four
+        answers: Sequence[Answer] = ()  # a single label is not in the DNS: localhost, containers
         if "." in name:
-            four, six = await self._dns.answers((name, "A"), (name, "AAAA"))
-        found = addresses_of(four, six, self._rng)
+            answers = await self._dns.answers(*((name, kind) for kind in self._kinds))
+        found = self._addresses_in(answers)
         return await self.addresses_by_system(name) if found == () else found
 
     async def addresses_by_system(self, name: str) -> tuple[str, ...] | NoAnswer:
         """Return the addresses of a host by the system's lookup; () if it has none."""
         [table] = await self._dns.answers((name, "HOST"))
-        found = addresses_of(table, NoRecords(), self._rng)
+        found = self._addresses_in([table])
         if name == "localhost" and isinstance(found, tuple):  # RFC 6761 6.3: loopback only
             found = tuple(address for address in found if ip_address(address).is_loopback)
         return found
+
+    def _has_protocol(self, address: str) -> bool:
+        return ("AAAA" if ":" in address else "A") in self._kinds
+
+    def _addresses_in(self, answers: Sequence[Answer]) -> tuple[str, ...] | NoAnswer:
+        """Return the addresses of a host; a literal, or the host table, has those of any kind."""
+        found = addresses_of(answers, self._rng)
+        return found if isinstance(found, NoAnswer) else tuple(filter(self._has_protocol, found))
 
     async def find_tlsa(
         self, hosts: Sequence[Host], *, must: bool, domains: tuple[str, ...]
@@ -174,7 +182,7 @@ class Resolver:
         be `fresh`. They count only where the name servers validated its addresses. The name that
         CNAMEs lead to comes first (RFC 7672 2.2.2, 2.2.3).
         """
-        addresses = await self._dns.answers((host, "A"), (host, "AAAA"))
+        addresses = await self._dns.answers(*((host, kind) for kind in self._kinds))
         found = [one for one in addresses if isinstance(one, Records)]
         failed = [one for one in addresses if isinstance(one, NoAnswer)]
         if failed and not found:  # they were known a moment ago
@@ -206,8 +214,8 @@ class Resolver:
 
     async def _resolve_mx(self, domain: str) -> Resolution:
         if literal := literal_address(domain):
-            if not is_usable(literal):
-                return NoAddress(domain)
+            if not (is_usable(literal) and self._has_protocol(literal)):
+                return NoAddress(domain, what=self._what)
             return self._hosts_unless_own(Host(domain, 0, (literal,), self._port), is_mx=True)
         [answer] = await self._dns.answers((domain, "MX"))
         exchanges = exchanges_of(domain, answer)
@@ -236,19 +244,20 @@ class Resolver:
         here; `skipped` has those of which that is known.
         """
         considered = by_preference(better, self._rng)
-        questions = [(each.name, kind) for each in considered for kind in ("A", "AAAA")]
+        questions = [(each.name, kind) for each in considered for kind in self._kinds]
         answers = await self._dns.answers(*questions)
+        count = len(self._kinds)
         hosts: dict[Exchange, tuple[str, ...]] = {}
         no_answer: NoAnswer | None = None
-        for exchange, four, six in zip(considered, answers[::2], answers[1::2], strict=True):
-            found = addresses_of(four, six, self._rng)
+        for number, exchange in enumerate(considered):
+            found = self._addresses_in(answers[number * count :][:count])
             if isinstance(found, NoAnswer):
                 no_answer = no_answer or found
                 skipped[exchange] = found.text
             elif found:
                 hosts[exchange] = found
             else:
-                skipped[exchange] = "no address"
+                skipped[exchange] = f"no {self._what}"
         is_own = partial(self._is_own, port=self._port, is_mx=True)
         back = leading_back(list(hosts), lambda each: is_own(hosts[each]))
         mx = mx_answer(exchanges, considered, skipped | back)
@@ -256,7 +265,7 @@ class Resolver:
             text = f"no mail host of {domain} could be looked up: {no_answer.text}"
             return TemporaryFailure(text, mx=mx)
         if not hosts:
-            return NoAddress(domain, mx)
+            return NoAddress(domain, mx, self._what)
         to_try = tuple(
             Host(each.name, each.preference, addresses, self._port)
             for each, addresses in hosts.items()
@@ -269,17 +278,17 @@ class Resolver:
     async def _resolve_smarthost(self, next_hop: NextHop) -> Resolution:
         """A smarthost that cannot be found is a configuration error: its mail is deferred."""
         name, port, lmtp = next_hop.host, next_hop.port, next_hop.kind is HopKind.LMTP
+        found: tuple[str, ...] | NoAnswer
         try:
-            address = str(ip_address(name))
-        except ValueError:
-            pass  # a name, then
-        else:
-            return self._hosts_unless_own(Host(name, 0, (address,), port, lmtp=lmtp))
-        found = await self.addresses(name)
+            found = tuple(filter(self._has_protocol, [str(ip_address(name))]))
+        except ValueError:  # a name, then
+            found = await self.addresses(name)
         if isinstance(found, NoAnswer):
             return TemporaryFailure(f"the next hop {name} could not be looked up: {found.text}")
         if not found:
-            return TemporaryFailure(f"the next hop {name} has no address; check [[route]]", "4.4.4")
+            return TemporaryFailure(
+                f"the next hop {name} has no {self._what}; check [[route]]", "4.4.4"
+            )
         return self._hosts_unless_own(Host(name, 0, found, port, lmtp=lmtp))
 
     def _hosts_unless_own(self, host: Host, *, is_mx: bool = False) -> Resolution:

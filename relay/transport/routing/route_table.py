@@ -1,6 +1,7 @@
 """The route table: an address belongs to a mailbox here, to a next hop, or is invalid.
 
-In a local domain with accounts, their addresses are valid, and every other one with `catch_all`;
+In a local domain with accounts, their addresses are valid, and every other one with `catch_all`,
+which is as an alias of that name where it is an address elsewhere;
 in one whose mail is passed on, those that `own_domains` says. Mail to postmaster (also without a
 domain) and to MAILER-DAEMON of this host is valid without an account and goes to the postmaster, or
 into the dead-letter mailbox if no postmaster is set; in a domain whose mail is passed on it
@@ -22,13 +23,13 @@ from dataclasses import dataclass, field
 from dataclasses import replace as replace_fields
 from functools import lru_cache
 from hashlib import sha256
-from ipaddress import AddressValueError, IPv4Address, IPv6Address
 from pathlib import Path
 
 from msgspec import Struct
 from msgspec.structs import replace
 
 from relay.base.accounts.account import DEAD_LETTER, AccountDirectory, AliasTarget, Expansion
+from relay.base.message.address import literal_address
 from relay.base.message.envelope import domain_of
 from relay.base.message.nexthop import (
     BY_RULE,
@@ -43,10 +44,17 @@ from relay.base.message.status import own_reply, split_reply
 from relay.base.message.tls_policy import CONFIGURATION, TlsLevel, TlsPolicy
 from relay.base.phrases import without_login
 from relay.base.settings.tree import OwnDomain, Route, RouteAuth
-from relay.base.settings.validation import name_of, sender_matches, verifies
+from relay.base.settings.validation import (
+    as_fallback,
+    name_of,
+    recipient_matches,
+    sender_matches,
+    verifies,
+)
 from relay.base.settings.values import parse_next_hop
-from relay.transport.routing.own_domains import OwnDomains
+from relay.transport.routing.own_domains import OwnDomains, catch_alls_elsewhere
 
+_UNKNOWN = "5.1.1"  # RFC 3463 3.2
 REJECT_STATUS = "5.7.1"  # X.7.1: delivery not authorised
 
 # A host that trusts this one may read ann+bob%elsewhere as bob@elsewhere (Postfix:
@@ -93,6 +101,16 @@ class HopOptions(Struct, frozen=True):
     source_address: str = ""  # "": the system chooses
     requiretls: bool = False  # a verified name is enough for mail with REQUIRETLS
     is_mx: bool = False  # the DNS, not a route, names the host: one with our own name is a loop
+
+
+class WayAround(Struct, frozen=True):
+    """Where mail goes if no host of its next hop has answered for so long; `to` is None for the way
+    back from a fallback, which the next attempt takes.
+    """
+
+    to: NextHop | None = None
+    after_us: int = 0
+    options: HopOptions | None = None  # how the hosts of a fallback are contacted
 
 
 def parse_action(text: str) -> RouteAction:
@@ -223,14 +241,21 @@ class _TableRoute:
     name: str  # unique
     domain: str  # the pattern of the recipients' domains, in lower case
     sender: str  # the pattern of the reverse-path, "" for all
+    recipient: str  # the only address that it takes, with any tag; "" for all
     action: RouteAction  # what becomes of the mail
     options: HopOptions  # how its hosts are contacted
     result: RemoteRecipient | None  # for all mail that it takes; None: it depends on the address
     demands_tls: bool  # whether it says the TLS level itself
+    fallback: WayAround  # without `to`: it has none
 
-    def takes_sender(self, reverse_path: str) -> bool:
-        """Whether it takes mail with this reverse-path."""
-        return not self.sender or sender_matches(self.sender, reverse_path)
+    def takes(self, address: str, reverse_path: str) -> bool:
+        """Whether it takes mail with this reverse-path for an address of its domain."""
+        is_of_sender = not self.sender or sender_matches(self.sender, reverse_path)
+        return is_of_sender and self.takes_recipient(address)
+
+    def takes_recipient(self, address: str) -> bool:
+        """Whether it takes mail for an address of its domain."""
+        return not self.recipient or recipient_matches(self.recipient, address)
 
     def equals(self, other: "_TableRoute") -> bool:
         """Whether they differ in their place at most."""
@@ -238,9 +263,26 @@ class _TableRoute:
 
     def leads_to(self, hop: NextHop) -> bool:
         """Whether it sends mail to this next hop, of whatever domain."""
+        if hop == self.fallback.to:
+            return True
         if isinstance(self.action, UseMx):
             return hop.kind is HopKind.MX
         return self.result is not None and self.result.next_hop == hop
+
+
+def _table_route(number: int, given: Route, default: TlsLevel) -> _TableRoute:
+    action, name = _action_of(given), name_of(given)
+    options, result, fallback = _options_of(given, action, default), None, WayAround()
+    if isinstance(action, NextHop) and action != LOCAL:
+        result = RemoteRecipient(action._replace(route=name) if action.host else action, name)
+    if given.fallback:
+        to = NextHop.parse(given.fallback)._replace(route=name)
+        via = _options_of(as_fallback(given), to, default)
+        fallback = WayAround(to, int(given.fallback_after * 1_000_000), via)
+    return _TableRoute(
+        number, name, given.domain.lower(), given.sender, given.recipient, action, options, result,
+        given.tls is not None or verifies(given) or options.tls.implicit, fallback,
+    )  # fmt: skip
 
 
 class RouteChanges(Struct, frozen=True):
@@ -295,6 +337,8 @@ class RouteTable:
         that is no account; SettingsError for a file of recipients.
         """
         self._accounts = accounts
+        domains = tuple(domains)
+        self._outside = catch_alls_elsewhere(domains, catch_all)
         self._catch_all = self._mailbox_of("mailboxes.catch_all", catch_all)
         self._postmaster = self._mailbox_of("mailboxes.postmaster", postmaster) or DEAD_LETTER
         self._own = OwnDomains(domains, catch_all=self._catch_all, mailbox_of=self._mailbox_of)
@@ -310,23 +354,14 @@ class RouteTable:
         self.named: dict[str, _TableRoute] = {}
         self._routes_to: dict[NextHop, list[_TableRoute]] = {}  # each host, in their order
         for number, each in enumerate(routes):
-            action = _action_of(each)
-            options = _options_of(each, action, tls)
-            pattern = each.domain.lower()
-            name, result = name_of(each), None
-            if isinstance(action, NextHop) and action != LOCAL:
-                to = action._replace(route=name) if action.host else action
-                result = RemoteRecipient(to, name)
-            demands_tls = each.tls is not None or verifies(each) or options.tls.implicit
-            route = _TableRoute(
-                number, name, pattern, each.sender, action, options, result, demands_tls
-            )
-            self._by_pattern.setdefault(pattern, []).append(route)
+            route = _table_route(number, each, tls)
+            self._by_pattern.setdefault(route.domain, []).append(route)
             self.named[route.name] = route
-            if isinstance(action, NextHop):
-                self._routes_to.setdefault(action, []).append(route)
+            if isinstance(route.action, NextHop):
+                self._routes_to.setdefault(route.action, []).append(route)
         takers = {self._catch_all, self._postmaster, *self._own.takers} - {"", DEAD_LETTER}
-        self._may_move = any(self._routes_for(domain_of(one)) for one in takers)
+        is_routed = any(self._routes_for(domain_of(one)) for one in takers)
+        self._may_move = is_routed or bool(self._outside)
 
     def use(self, read: "RouteTable") -> RouteChanges:
         """Become the table `read`, at once for all that ask this one; the accounts and the holds of
@@ -335,7 +370,8 @@ class RouteTable:
         before, now = self.named, read.named
         changed = [name for name in before if name in now and not before[name].equals(now[name])]
         removed = [name for name in before if name not in now]
-        ended = {before[name].options for name in (*changed, *removed)}
+        over = [before[name] for name in (*changed, *removed)]
+        ended = {one for route in over for one in (route.options, route.fallback.options) if one}
         kept = ("_accounts", "hold_of", "is_of_other_store")
         self.__dict__ |= read.__dict__ | {one: self.__dict__[one] for one in kept}
         return RouteChanges(
@@ -367,7 +403,7 @@ class RouteTable:
             return LocalRecipient(self._postmaster, is_answer=True)
         if self._goes_to_simulator(address, domain):
             return RemoteRecipient(NextHop(HopKind.MX, domain))
-        if not reverse_path and self._is_of_host(domain):
+        if not reverse_path and self._is_of_host(domain, address):
             return LocalRecipient(self._postmaster, is_answer=True, is_local=False)
         found = self._examine_by_routes(address, domain, reverse_path)
         if _local_part(address) == "postmaster" and (mailbox := self._postmaster_of(domain)):
@@ -381,7 +417,7 @@ class RouteTable:
         self, address: str, domain: str, reverse_path: str, *, after: int = -1
     ) -> RoutingResult:
         """Let the first route behind the route `after` decide that takes the mail."""
-        route = self._route_for(domain, reverse_path, after)
+        route = self._route_for(domain, reverse_path, address=address, after=after)
         own = self._own.find(domain)
         if route is None:
             if own is not None and own.has_accounts:
@@ -477,8 +513,8 @@ class RouteTable:
 
     def expand(self, address: str, reverse_path: str = "") -> Expansion | None:
         """Return who gets the mail for an alias, which examine() does not know, or for an address
-        of a domain with `alias_of`. What catch_all or postmaster takes is mail to the address of
-        that account, if that leaves by a route.
+        of a domain with `alias_of`, or that a catch_all elsewhere takes. What another catch_all or
+        postmaster takes is mail to the address of that account, if that leaves by a route.
         """
         wanted = self._own.target_of(address)
         found = self._accounts.expand(wanted)
@@ -495,6 +531,10 @@ class RouteTable:
 
     def _moved(self, target: AliasTarget, reverse_path: str) -> AliasTarget:
         found = self.examine(target.address, reverse_path)
+        if isinstance(found, InvalidRecipient) and found.status == _UNKNOWN and not found.route:
+            elsewhere = self._outside.get(domain_of(self._own.target_of(target.address)))
+            through = (*target.through, target.address.lower())
+            return AliasTarget(elsewhere, through) if elsewhere else target
         if not isinstance(found, LocalRecipient) or self._accounts.by_address(target.address):
             return target
         if not isinstance(self.examine(found.mailbox, reverse_path), RemoteRecipient):
@@ -514,7 +554,7 @@ class RouteTable:
         if account := self._accounts.by_address(address):
             return account.address
         domain = domain_of(address)
-        if self.is_daemon(address) or self._is_of_host(domain):
+        if self.is_daemon(address) or self._is_of_host(domain, address):
             return self._postmaster
         if _local_part(address) == "postmaster" and (mailbox := self._postmaster_of(domain)):
             return mailbox
@@ -533,13 +573,13 @@ class RouteTable:
         daemon = f"mailer-daemon@{self._hostname}"
         return address.lower() == daemon and self._accounts.by_address(address) is None
 
-    def _is_of_host(self, domain: str) -> bool:
+    def _is_of_host(self, domain: str, address: str) -> bool:
         """Whether reports to this host's name go to the postmaster: it is no own domain, and of the
         routes only "*" would take them, to where nobody has its addresses.
         """
         if domain != self._hostname or self.is_local_domain(domain):
             return False
-        routes = self._routes_for(domain)
+        routes = [one for one in self._routes_for(domain) if one.takes_recipient(address)]
         return bool(routes) and all(
             route.domain == "*" and route.action != CAPTURE for route in routes
         )
@@ -567,7 +607,8 @@ class RouteTable:
         """
         route = self._route_behind(next_hop)
         if route is not None:
-            return route.options
+            is_fallback = next_hop == route.fallback.to
+            return (is_fallback and route.fallback.options) or route.options
         if next_hop.kind is HopKind.MX:
             return self._default_options
         return HopOptions(_tls_of(next_hop, self._default_options.tls))
@@ -576,6 +617,13 @@ class RouteTable:
         """Return who demands the TLS level of options_for(): "route NAME" or "configuration"."""
         route = self._route_behind(next_hop)
         return f"route {route.name}" if route is not None and route.demands_tls else CONFIGURATION
+
+    def way_around(self, next_hop: NextHop) -> WayAround | None:
+        """Return where mail goes if no host of a next hop answers; None: it waits there."""
+        route = self.named.get(next_hop.route)
+        if route is None or route.fallback.to is None or not route.leads_to(next_hop):
+            return None
+        return route.fallback if next_hop != route.fallback.to else WayAround()
 
     def is_settled(self, next_hop: NextHop, *, chosen: bool) -> bool:
         """Whether mail stays at a next hop wherever the routes lead: it is captured, or a rule or
@@ -596,7 +644,7 @@ class RouteTable:
         if next_hop.kind is HopKind.MX:
             route = self._route_for(next_hop.host, "")
             while route is not None and isinstance(route.action, HoldMail):
-                route = self._route_for(next_hop.host, "", route.number)
+                route = self._route_for(next_hop.host, "", after=route.number)
             return route if route is not None and isinstance(route.action, UseMx) else None
         # of no route, if it is named and gone
         return next(iter(self._routes_to.get(next_hop, ())), None)
@@ -614,10 +662,12 @@ class RouteTable:
             return False
         return self._confinement.is_simulated(f"{address.rpartition('@')[0]}@{domain}")
 
-    def _route_for(self, domain: str, reverse_path: str, after: int = -1) -> _TableRoute | None:
+    def _route_for(
+        self, domain: str, reverse_path: str, *, address: str = "", after: int = -1
+    ) -> _TableRoute | None:
         """Return the first route that takes the mail, behind the route `after`."""
         for route in self._routes_for(domain):
-            if route.number > after and route.takes_sender(reverse_path):
+            if route.number > after and route.takes(address, reverse_path):
                 return route
         return None
 
@@ -646,7 +696,7 @@ class RouteTable:
         return _rejected("5.1.3", address, "this address has no domain; write user@domain")
 
     def _mailbox_of(self, key: str, address: str) -> str:
-        if not address:
+        if not address or address in self._outside.values():
             return ""
         account = self._accounts.by_address(address)
         if account is None:
@@ -655,14 +705,10 @@ class RouteTable:
 
 
 def _destination(found: RoutingResult) -> Destination | None:
-    match found:
-        case LocalRecipient():
-            return Destination(LOCAL, held=found.held, held_until_us=found.held_until_us)
-        case RemoteRecipient():
-            hop, until_us = found.next_hop, found.held_until_us
-            return Destination(hop, held=found.held, held_until_us=until_us)
-        case InvalidRecipient():
-            return None
+    if isinstance(found, InvalidRecipient):
+        return None
+    hop = LOCAL if isinstance(found, LocalRecipient) else found.next_hop
+    return Destination(hop, held=found.held, held_until_us=found.held_until_us)
 
 
 def _action_of(route: Route) -> RouteAction:
@@ -682,26 +728,13 @@ def _examine_mx(address: str, domain: str, *, route: str = "") -> RoutingResult:
     return RemoteRecipient(NextHop(HopKind.MX, domain, route=route), route)
 
 
-def literal_address(domain: str) -> str | None:
-    """Return the IP address in "[192.0.2.1]" or "[IPv6:2001:db8::1]", None for other text."""
-    if not (domain.startswith("[") and domain.endswith("]")):
-        return None
-    inside = domain[1:-1]
-    try:
-        if inside[:5].lower() == "ipv6:":
-            return str(IPv6Address(inside[5:]))
-        return str(IPv4Address(inside))
-    except AddressValueError:
-        return None
-
-
 def _local_part(address: str) -> str:
     return address.rpartition("@")[0].lower() if "@" in address else address.lower()
 
 
 def _unknown(address: str) -> InvalidRecipient:
     # RFC 3463 3.2
-    return _rejected("5.1.1", address, "no such user here; check the spelling")
+    return _rejected(_UNKNOWN, address, "no such user here; check the spelling")
 
 
 def _rejected(status: str, address: str, text: str, *, route: str = "") -> InvalidRecipient:

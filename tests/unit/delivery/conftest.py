@@ -127,6 +127,9 @@ class Table:
     def is_settled(self, _next_hop: NextHop, *, chosen: bool) -> bool:
         return True
 
+    def way_around(self, _next_hop: NextHop) -> None:
+        return None
+
     def tls_demanded_by(self, next_hop: NextHop) -> str:
         return self.demanded_by.get(next_hop.host, "configuration")
 

@@ -347,6 +347,7 @@ def runs_statements(claim_result: ClaimResult) -> bool:
     return bool(
         claim_result.held
         or claim_result.unanswered
+        or claim_result.fallback_us != claim_result.claim.extra.fallback_us
         or claim_result.owed
         or claim_result.pays
         or claim_result.ends_warning

@@ -349,7 +349,7 @@ class _EntryChanger:
         if sum(map(len, targets.values())) == len(self._loaded.recipients[key]):
             # no recipient stays: the entry gets the first next hop
             self.changes.next_hops.append((onward[0].next_hop.key, *key))
-            self._change_extra(key, facts, chosen=onward[0].chosen)
+            self._change_extra(key, facts, chosen=onward[0].chosen, fallback_us=0)
             self._arrive(key, facts, onward[0], retry_us=retry_us)
             apart = onward[1:]
         else:
@@ -360,7 +360,7 @@ class _EntryChanger:
             self._arrive(one, facts, to, retry_us=retry_us)
         self._work.made[key] = made
         self._record_next_hops(self._record(key, *made), key, before=facts.next_hop, onward=onward)
-        for to in onward:
+        for to in onward if self._order.forgets else ():
             self._due_now(to.next_hop.key)
         return ""
 
@@ -391,7 +391,7 @@ class _EntryChanger:
         self._last_numbers[message_id] = (entry + 1, recipient)
         made = (message_id, entry + 1)
         self.changes.copies.append((made[1], to.next_hop.key, attempts, *key))
-        self._change_extra(made, facts, chosen=to.chosen)
+        self._change_extra(made, facts, chosen=to.chosen, fallback_us=0)
         return made
 
     def _add_recipient(self, key: Key, recipient: NewRecipient) -> None:

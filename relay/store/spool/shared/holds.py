@@ -38,7 +38,6 @@ from relay.store.spool.types import (
     NewMessage,
     NewRecipient,
     SpoolError,
-    Unanswered,
     readable_extra,
 )
 
@@ -130,10 +129,10 @@ def note_release(transaction: OpenTransaction, key: Key) -> None:
     transaction.execute(_CHANGE, (changed_extra(text, **RELEASED), *key))
 
 
-def note_unanswered(transaction: OpenTransaction, key: Key, unanswered: Unanswered) -> None:
-    """Record how many attempts of each recipient had no answer to the final dot."""
+def note_extra(transaction: OpenTransaction, key: Key, **fields: Any) -> None:
+    """Record what an attempt changes of an EntryExtra."""
     for _, text in transaction.fetch(_EXTRA, key):
-        transaction.execute(_CHANGE, (changed_extra(text, unanswered=unanswered), *key))
+        transaction.execute(_CHANGE, (changed_extra(text, **fields), *key))
 
 
 def count_holds(transaction: OpenTransaction, held: Mapping[str, int]) -> None:

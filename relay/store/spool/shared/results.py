@@ -31,7 +31,7 @@ from relay.formats.read_report import RemoteClaim, RemoteReport
 from relay.store.journeys.events import Event, Step
 from relay.store.spool.shared.accepted import CapturedMail
 from relay.store.spool.shared.columns import PAY_REPORTS, json_text
-from relay.store.spool.shared.holds import count_holds, note_hold, note_unanswered
+from relay.store.spool.shared.holds import count_holds, note_extra, note_hold
 from relay.store.spool.shared.receipts import add_receipts
 from relay.store.spool.shared.tables import OpenTransaction, Tables
 from relay.store.spool.types import Claim, ClaimResult, EntrySchedule, PriorityLevel
@@ -158,7 +158,9 @@ def record_beside(
     if rows.held:
         note_hold(transaction, claim.key, rows.held, since_us=claim_result.at_us)
     if claim_result.unanswered:
-        note_unanswered(transaction, claim.key, claim_result.unanswered)
+        note_extra(transaction, claim.key, unanswered=claim_result.unanswered)
+    if claim_result.fallback_us != claim.extra.fallback_us:
+        note_extra(transaction, claim.key, fallback_us=claim_result.fallback_us)
     add_receipts(transaction, claim.message.id, rows.receipts, now_us=now_us, store=store)
     if claim_result.remote_report is not None:
         report, to = claim_result.remote_report

@@ -181,6 +181,13 @@ max_connections = 0
             "6: route[0].max_connections: found 3, expected max_connections only with an mx",
         ),
         ("[[route]]\ndomain = 'a.test'", "3: route[0].next_hop: found nothing, expected"),
+        ("[[route]]\nnext_hop = 'mx'", "3: route[0].domain: found nothing, expected"),
+        (f"{ROUTE}next_hop = 'mx'\nrecipient = 'b@a.test'", 'route[0].recipient: found "b@a.test", expected an address at *, the domain of the route'),
+        (f"{ROUTE}next_hop = 'local'\nfallback = 'smtp://a.test:25'", 'route[0].fallback: found "smtp://a.test:25", expected fallback only with'),
+        (f"{ROUTE}next_hop = 'mx'\nfallback = 'mx'", 'route[0].fallback: found "mx", expected another smtp://, smtps:// or lmtp:// next hop'),
+        (f"{ROUTE}next_hop = 'mx'\nfallback = 'smtps://a.test:25'\ntls = 'none'", "route[0].tls: found"),
+        (f"[dns]\nprotocols = ['ipv4']\n{ROUTE}next_hop = 'smtp://[::1]:25'", "route[0].next_hop: found"),
+        ("[dns]\nprotocols = []", "dns.protocols: found"),
         (
             f"{ROUTE}next_hop='mx'\nname=' a'",
             '6: route[0].name: found " a", expected one line of at most 100 characters',

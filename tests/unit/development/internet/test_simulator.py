@@ -11,6 +11,7 @@ from relay.base.message.envelope import Envelope, ForwardPath
 from relay.base.message.nexthop import HopKind, NextHop
 from relay.base.message.outcome import Deferred, Failed, Relayed
 from relay.base.message.tls_policy import TlsPolicy
+from relay.base.settings.tree import DnsSettings
 from relay.delivery.smtp.connect import ConnectError, Target, connect
 from relay.delivery.smtp.connection import Timeouts
 from relay.delivery.smtp.transaction import Transaction
@@ -37,7 +38,7 @@ async def simulated(text="", **options):
     internet = SimulatedInternet(SystemClock(), scenario(text), **options)
     await internet.start()
     resolver = Resolver(
-        [internet.nameserver], timeout_s=0.3, clock=SystemClock(), rng=random.Random(1),
+        DnsSettings((internet.nameserver,), timeout=0.3), clock=SystemClock(), rng=random.Random(1),
         hostname="relay.example.test", port=internet.port,
     )  # fmt: skip
     try:

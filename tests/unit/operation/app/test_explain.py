@@ -10,7 +10,7 @@ from relay.base.accounts.account import Account
 from relay.base.clock import SystemClock, rfc3339
 from relay.base.message.outcome import DeferralClass, Deferred, Evidence
 from relay.base.message.srs import Srs
-from relay.base.settings.tree import Route
+from relay.base.settings.tree import DnsSettings, Route
 from relay.delivery.retry import RetrySchedule
 from relay.delivery.site import SiteState
 from relay.delivery.site_limits import Rate, SiteOptions
@@ -93,7 +93,10 @@ async def explainer(dns: DnsThread, tmp_path: Path):
     (tmp_path / "10.toml").write_text(RULES)
     rules, clock = RuleBook(read_rules(tmp_path)), SystemClock()
     resolver = Resolver(
-        [dns.address], timeout_s=5, clock=clock, rng=random.Random(1), hostname="relay.example.test"
+        DnsSettings((dns.address,), timeout=5),
+        clock=clock,
+        rng=random.Random(1),
+        hostname="relay.example.test",
     )
 
     def made(**changes) -> Explainer:

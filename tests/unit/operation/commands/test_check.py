@@ -256,6 +256,10 @@ def test_what_is_doubtful_causes_a_warning(files, changed, expected):
         (route("*", next_hop="hold"), route("a.test", next_hop="hold"), True),
         (route("*"), route("*.test"), False),  # below which is an own domain
         (route("*.test"), route("example.test"), True),
+        (route("a.test", recipient="b@a.test"), route("a.test"), False),
+        (route("a.test", recipient="b@a.test"), route("a.test", recipient="b+x@a.test"), True),
+        (route("a.test", recipient="b+x@a.test"), route("a.test", recipient="b@a.test"), False),
+        (route("a.test"), route("a.test", recipient="b@a.test"), True),
     ])  # fmt: skip
 def test_a_route_that_gets_no_mail_causes_a_warning(files, first, second, hidden):
     warnings = of(files(relay=CONFIG + first + second), CheckResult.WARNING)

@@ -7,6 +7,7 @@ from random import Random
 
 import pytest
 
+from relay.base.settings.tree import DnsSettings
 from relay.transport.ingress.message_limits import KEYS_MAX, RateLimits
 from relay.transport.routing import resolver as resolver_module
 from relay.transport.routing.resolver import Resolver
@@ -78,8 +79,7 @@ def name_server():
 async def asking(relay, name_server, monkeypatch):
     monkeypatch.setattr(resolver_module, "NULL_MX_S", 0.2)
     made = Resolver(
-        (name_server.address,),
-        timeout_s=60.0,
+        DnsSettings((name_server.address,), timeout=60.0),
         clock=relay.clock,
         rng=Random(1),
         hostname="relay.test",

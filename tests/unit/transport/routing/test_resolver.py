@@ -11,6 +11,7 @@ from msgspec import structs
 
 from relay.base.message.nexthop import HopKind, NextHop
 from relay.base.message.tls_policy import NO_TLSA, TlsaFinding, TlsaRecord
+from relay.base.settings.tree import DnsSettings
 from relay.base.socket_address import Address
 from relay.transport.routing import dns_client
 from relay.transport.routing import resolver as resolver_module
@@ -24,6 +25,7 @@ from relay.transport.routing.mx_hosts import (
     NoSuchDomain,
     NullMx,
     TemporaryFailure,
+    outcome_of,
 )
 from relay.transport.routing.resolver import LoopbackResolver, Resolver
 from tests.support.dns_server import DnsThread
@@ -77,16 +79,15 @@ def clock():
 
 
 @contextlib.asynccontextmanager
-async def resolving(*servers, clock=None, timeout_s=5.0, validating=False, own=LISTENER, port=PORT):
+async def resolving(*servers, clock=None, timeout_s=5.0, own=LISTENER, port=PORT, **settings):
+    addresses = tuple(server.address for server in servers)
     resolver = Resolver(
-        [server.address for server in servers],
-        timeout_s=timeout_s,
+        DnsSettings(addresses, timeout=timeout_s, **settings),
         clock=clock or ManualClock(),
         rng=random.Random(7),
         hostname="relay.example.test",
         own_addresses=[own, Address(path="/run/pickup.sock")],
         port=port,
-        validating=validating,
     )
     try:
         yield resolver
@@ -238,6 +239,28 @@ async def test_address_families_alternate_and_ipv4_is_first(dns):
     async with resolving(dns) as resolver:
         found = await resolver.resolve(mx("both.test"))
     assert [":" in each for each in found.hosts[0].addresses] == [False, True, False, True, True]
+    async with resolving(dns, protocols=("ipv6", "ipv4")) as resolver:
+        found = await resolver.resolve(mx("both.test"))
+    assert [":" in each for each in found.hosts[0].addresses] == [True, False, True, False, True]
+
+
+async def test_an_address_of_no_protocol_is_neither_asked_for_nor_used(dns):
+    dns.zone["both.test"] = {"MX": ["10 a.test", "20 b.test", "30 127.0.0.40"]}
+    dns.zone["a.test"] = {"A": ["127.0.0.30"], "AAAA": ["2001:db8::1"]}
+    dns.zone["b.test"] = {"A": ["127.0.0.31"]}
+    async with resolving(dns, protocols=("ipv6",)) as resolver:
+        found = await resolver.resolve(mx("both.test"))
+        assert [host.addresses for host in found.hosts] == [("2001:db8::1",)]
+        assert [one.skipped for one in found.mx.hosts] == ["", *["no IPv6 address"] * 2]
+        none = outcome_of(await resolver.resolve(mx("b.test")))
+        assert none.evidence.reply == "no mail host of b.test has an IPv6 address"
+        for host in ("b.test", "127.0.0.30"):
+            found = await resolver.resolve(NextHop(HopKind.SMTP, host, 25))
+            assert found.text.startswith(f"the next hop {host} has no IPv6 address")
+        assert isinstance(await resolver.resolve(mx("[127.0.0.30]")), NoAddress)
+        found = await resolver.resolve(NextHop(HopKind.SMTP, "localhost", 25))
+        assert getattr(found, "hosts", ()) == () or found.hosts[0].addresses == ("::1",)
+    assert (dns.asked("a.test", "AAAA"), dns.asked("a.test", "A")) == (1, 0)
 
 
 @each_row(

@@ -1,0 +1,109 @@
+"""The fallback of a route: mail that no host of the first next hop has answered for its time."""
+
+import asyncio
+from dataclasses import replace as replace_route
+from types import SimpleNamespace
+from typing import Any
+
+from msgspec.structs import replace
+
+from relay.base.advanceable_clock import AdvanceableClock
+from relay.base.message.nexthop import NextHop
+from relay.base.message.tls_policy import REQUIRETLS, TlsDecision, TlsPolicy
+from relay.base.settings.tree import Route, RouteAuth
+from relay.delivery.attempt_result import Lookup, fallback_us
+from relay.store.spool.types import NEXT_ATTEMPT, EntryExtra
+from relay.transport.routing.mx_hosts import Host, Hosts
+from relay.transport.routing.route_table import RouteTable
+from tests.support.claims import SECOND_US, a_claim
+from tests.support.remote_mx import RemoteMx
+from tests.support.tables import each_row
+
+ROUTE = Route("*", "smtp://first.test:25", name="hub", fallback="smtp://other.test:25")
+FIRST, THERE = (NextHop.parse(f"smtp://{one}.test:25 hub") for one in ("first", "other"))
+NOBODY: Any = SimpleNamespace(by_address=lambda _address: None)
+
+
+def looked_up(by: str) -> Lookup:
+    return Lookup(tls={"mx.a.test": TlsDecision(TlsPolicy("verify"), by=by)})
+
+
+@each_row(
+    "lookup, demand, unanswered_s, before_s, expected_s",
+    [
+        (looked_up("configuration"), "", 10, 0, 1790),
+        (looked_up("route hub"), "", 0, 700, 700),  # as before a restart
+        (looked_up("configuration"), "", None, 700, 0),  # there was a reply
+        (looked_up("dane"), "", 10, 0, 0),
+        (looked_up("mta-sts"), "", 10, 0, 0),
+        (Lookup(), "", 10, 0, 0),  # what the domain publishes is not known
+        (looked_up("configuration"), REQUIRETLS, 10, 0, 0),
+    ],
+)
+def test_only_silence_leads_to_the_fallback(lookup, demand, unanswered_s, before_s, expected_s):
+    claim = a_claim(extra=EntryExtra(fallback_us=before_s * SECOND_US))
+    envelope = replace(claim.message.envelope, tls=demand)
+    claim = replace(claim, message=replace(claim.message, envelope=envelope))
+    for requiretls, expected in (("", expected_s), ("verified", expected_s or 1790 * bool(demand))):
+        route = replace_route(ROUTE, tls="verify", requiretls=requiretls)
+        table = RouteTable([route], [], NOBODY)
+        found = [
+            fallback_us(claim, table.way_around(one), lookup, now_us=0, unanswered_s=unanswered_s)
+            for one in (FIRST, THERE)
+        ]
+        assert found == [expected * SECOND_US, NEXT_ATTEMPT]
+
+
+def test_the_fallback_has_the_tls_of_its_route_and_no_login(tmp_path):
+    (tmp_path / "password").write_text("secret\n")
+    route = replace_route(ROUTE, auth=RouteAuth("me", tmp_path / "password"), max_rate="1/1.0")
+    table = RouteTable([route], [], NOBODY)
+    first, other = map(table.options_for, (FIRST, THERE))
+    assert first.login is not None
+    assert (other, other.tls.level) == (replace(first, login=None), "verify")
+    assert table.is_settled(THERE, chosen=True)
+    without = RouteTable([replace_route(route, fallback="")], [], NOBODY)
+    assert not without.is_settled(THERE, chosen=True)
+
+
+class Routed(RouteTable):
+    captured = ()
+
+    def hop(self, address: str, _domain: str) -> str:
+        return self.next_hop_for(address, "me@b.test").key
+
+    async def resolve(self, hop: NextHop) -> Hosts:
+        return Hosts((Host(hop.host, 0, (hop.host,), hop.port),))
+
+
+async def test_half_an_hour_of_a_silent_host_over_a_restart(delivery) -> None:
+    clock = delivery.clock = AdvanceableClock()
+    delivery.retry_s, delivery.unreachable_s = (300.0, 3600.0), 30.0
+
+    async def start() -> None:
+        delivery.spool = None
+        await delivery.start()
+        delivery.spool.queue_admin.attend(delivery.scheduler)
+
+    async def settled() -> None:
+        scheduler, idle = delivery.scheduler, 0
+        async with asyncio.timeout(20):
+            while idle < 3:
+                busy = scheduler.claims_in_progress or scheduler.is_scanning
+                idle = 0 if busy or scheduler.recorder.unfinished else idle + 1
+                await asyncio.sleep(0.01)
+
+    async with RemoteMx(gates={"CONNECT": asyncio.Event()}) as first, RemoteMx() as other:
+        hops = [f"smtp://{one.host}:{one.port}" for one in (first, other)]
+        route = Route("*", hops[0], name="hub", fallback=hops[1])
+        delivery.table = Routed([route], [], NOBODY, tls="none")
+        await start()
+        queue_id = await delivery.send("x@a.test", expire_s=86_400)
+        await clock.advance(600, settled)  # attempts now and after 5 minutes
+        await delivery.stop()
+        await start()
+        await clock.advance(1140, settled)
+        assert (first.sessions, other.sessions) == (2, 0)
+        await clock.advance(120, settled)
+        (recipient,) = (await delivery.done(queue_id)).recipients
+        assert (first.sessions, other.sessions, str(recipient.state)) == (3, 1, "relayed")
