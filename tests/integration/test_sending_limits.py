@@ -14,12 +14,19 @@ from tests.support.webhooks import WebhookReceiver, hook
 LIMITS = {"messages": "4/1h", "recipients": ["6/1h", "50/1d"]}
 FREE = account("free", limits={"messages": "", "recipients": "9/1d"})
 STRANGER = "127.0.0.2"
+RULE = """
+[[rule]]
+name = "later"
+when = { recipient = "later@*" }
+then = [ { defer = "4.7.1 later" } ]
+"""
 
 
 @pytest.fixture
 def relay(serve) -> RelayProcess:
     routes = [{"domain": "*", "next_hop": "capture"}]
-    return serve(config={"limits": LIMITS, "route": routes}, accounts=[FREE])
+    config = {"limits": LIMITS, "route": routes}
+    return serve(config=config, accounts=[FREE], policies={"10.toml": RULE})
 
 
 def by_smtp(relay: RelayProcess, to: Sequence[str], login: str = "alice") -> str:
@@ -85,9 +92,17 @@ def test_more_recipients_than_a_limit_never_pass(relay: RelayProcess) -> None:
     assert (answer.status, answer.json()["error"]["code"]) == (400, "ErrorInvalidRecipients")
     assert by_smtp(relay, outside(7), "free") == "250"
     assert "9 recipients to other domains in 1d; try" in by_smtp(relay, outside(3), "free")
-    assert relay.submit(
-        "alice@example.test", [f"{one}@other.test" for one in range(7)]
-    )  # of a trusted network, with no login
+    assert relay.submit("alice@example.test", [f"{one}@a.test" for one in range(7)])  # no login
+
+
+def test_what_is_not_accepted_counts_nothing_and_a_reload_changes_limits(relay) -> None:
+    replies = {by_smtp(relay, [*outside(5), "later@a.test"]) for _ in range(3)}
+    assert replies == {"451 4.7.1 later"}
+    assert by_smtp(relay, outside(6)) == "250"
+    assert by_smtp(relay, outside(1)).startswith("450")
+    relay.write_config(relay.config | {"limits": {"recipients": "7/1h"}})
+    assert relay.cli("reload").returncode == 0
+    assert [by_smtp(relay, outside(1))[:3] for _ in range(2)] == ["250", "450"]
 
 
 def test_an_operator_sees_and_hears_who_nears_a_limit(serve) -> None:
