@@ -31,7 +31,7 @@ _UNITS = {"d": 86400, "h": 3600, "m": 60, "s": 1}
 # Counts by the number of the slot, by kind and width of the slots: "recipients/60000000".
 _Windows = Mapping[str, Mapping[int, int]]
 _NO_SLOTS: Mapping[int, int] = {}
-_OF_DAY = f"recipients/{DAY_US}"
+_OF_DAY = f"messages/{DAY_US}", f"recipients/{DAY_US}"
 LimitsOf = Callable[[str], tuple[Limits, Limits]]  # an account's own ones, and those of all
 
 
@@ -53,11 +53,6 @@ class UsedLimit(Struct, frozen=True):
     # the wall time in µs from when another message or recipient is allowed, or as many as were
     # refused, NEVER_US if they are more than the limit; None: now
     until_us: int | None
-
-    @property
-    def is_near(self) -> bool:
-        """Whether 80 % of it are used, or all."""
-        return self.used >= NEAR * self.limit.allowed
 
     def as_json(self) -> dict[str, Any]:
         """Return one of the `limits` of GET /relay/v1/usage."""
@@ -109,33 +104,32 @@ class _Counts:
         self.own: dict[str, Counter[int]] = {}
         self.others: dict[str, _Windows] = {}  # by node
 
-    def slots(self, what: str, width_us: int, now_us: int) -> Counter[int]:
-        """Return the slots that count now, of all nodes."""
-        name, found = f"{what}/{width_us}", Counter[int]()
-        number, most = now_us // width_us, 0 if width_us == DAY_US else SLOTS
-        for windows in (self.own, *self.others.values()):
-            slots = windows.get(name, {}).items()  # a clock may have been wrong
-            found.update({each: count for each, count in slots if abs(number - each) <= most})
-        return found
-
-    def recipients_on(self, day: int) -> int:
-        """Return the recipients outside on a day, by its number."""
-        total = self.own.get(_OF_DAY, _NO_SLOTS).get(day, 0)
+    def on_day(self, name: str, day: int) -> int:
+        """Return how much was sent on a day, by its number; `name` is that of the windows."""
+        total = self.own.get(name, _NO_SLOTS).get(day, 0)
         for windows in self.others.values():
-            total += windows.get(_OF_DAY, _NO_SLOTS).get(day, 0)
+            total += windows.get(name, _NO_SLOTS).get(day, 0)
         return total
 
     def used(self, limit: Limit, now_us: int, amount: int = 1) -> UsedLimit:
         """Return how much of a limit is used, and from when `amount` more is allowed."""
-        slots = self.slots(limit.what, limit.width_us, now_us)
+        name, number = f"{limit.what}/{limit.width_us}", now_us // limit.width_us
+        slots = [
+            slot
+            for windows in (self.own, *self.others.values())
+            for slot in windows.get(name, _NO_SLOTS).items()
+            if -SLOTS <= number - slot[0] <= SLOTS  # a clock may have been wrong
+        ]
+        used = sum([count for _, count in slots])
+        left = used + amount - limit.allowed
         until_us = NEVER_US if amount > limit.allowed else None
-        left = slots.total() + amount - limit.allowed
-        for number in sorted(slots) if until_us is None else ():
-            if left > 0:
-                left -= slots[number]
+        for number, count in sorted(slots) if left > 0 and until_us is None else ():
+            left -= count
+            if left <= 0:
                 ends_us = (number + SLOTS + 1) * limit.width_us
                 until_us = -(-ends_us // 1_000_000) * 1_000_000  # a whole second
-        return UsedLimit(self.account, limit, slots.total(), until_us)
+                break
+        return UsedLimit(self.account, limit, used, until_us)
 
     def stored(self, now_us: int) -> str:
         """Return the JSON of what was counted here, and forget what counts no longer."""
@@ -157,7 +151,7 @@ class UsageCounter:
         self._is_own = is_own
         self._counts: OrderedDict[str, _Counts] = OrderedDict()
         self._changed: set[str] = set()
-        # Called with a limit that a message has brought near to its end (is_near), each time, or
+        # Called with a limit that a message has brought near to its end (80 %), each time, or
         # for which it was refused (until_us).
         self.on_near: Callable[[UsedLimit], None] = lambda _used: None
 
@@ -186,23 +180,22 @@ class UsageCounter:
                 reservation.add(slots, now_us // width_us, amount)
         self._changed.add(account)
         reservation.on_given_back = partial(self._changed.add, account)
-        for used in (counts.used(one, now_us) for one in limits):
-            if used.is_near:
-                self.on_near(used)
+        for one in wanted:
+            if one.used + amounts[one.limit.what] >= NEAR * one.limit.allowed:
+                self.on_near(counts.used(one.limit, now_us))
         return reservation
 
     def today(self, account: str) -> AccountUsage:
         """Return what an account has sent today, and how much of its limits is used."""
         counts, now_us = self._counts.get(account) or _Counts(account), self._clock.time_us()
-        messages = counts.slots("messages", DAY_US, now_us).total()
-        recipients = counts.slots("recipients", DAY_US, now_us).total()
+        messages, recipients = (counts.on_day(one, now_us // DAY_US) for one in _OF_DAY)
         limits = [counts.used(one, now_us) for one in _limits(*self._limits_of(account))]
         return AccountUsage(account, messages, recipients, limits)
 
     def busiest(self, count: int = 10) -> Sequence[AccountUsage]:
         """Return the accounts with the most recipients outside today, the busiest first."""
         day = self._clock.time_us() // DAY_US
-        sent = [(one.recipients_on(day), name) for name, one in self._counts.items()]
+        sent = [(one.on_day(_OF_DAY[1], day), name) for name, one in self._counts.items()]
         return [self.today(name) for total, name in nlargest(count, sent) if total]
 
     def changed(self) -> Mapping[str, str]:
