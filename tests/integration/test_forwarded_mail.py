@@ -65,11 +65,9 @@ def test_a_catch_all_leads_outside_as_an_alias_does(remotes: Remotes, serve) -> 
     away = remotes.start("away.test")
     config = {
         "mailboxes": {"domains": ["example.test"], "catch_all": "all@away.test"},
-        "domain": [
-            {"name": "acme.test", "catch_all": "acme@away.test"},
-            {"name": "short.test", "alias_of": "acme.test"},
-        ],
-    }
+        "domain": [{"name": "acme.test", "catch_all": "acme@away.test"},
+                   {"name": "short.test", "alias_of": "acme.test"}],
+    }  # fmt: skip
     relay = serve(remotes, config=config, aliases={"office@example.test": ["nobody@example.test"]})
     for number, (to, found, by) in enumerate([
         ("No.One+x@Example.test", "all@away.test", "no.one+x@example.test"),
@@ -88,7 +86,6 @@ def test_a_catch_all_leads_outside_as_an_alias_does(remotes: Remotes, serve) -> 
     relay.until_final(relay.submit(ANN, ["alice@example.test", "postmaster@acme.test"], HELLO))
     assert len(away.envelopes) == 3
     assert relay.cli_json("explain", "no@acme.test")["aliases"] == ["acme@away.test"]
-    assert "SRS" in refusal(relay, "", "SRS0=xxxxxxxx=AA=sender.test=ann@example.test")
 
 
 def test_mail_of_strangers_that_fails_later_is_reported_where_that_is_safe(

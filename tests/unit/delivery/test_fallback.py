@@ -24,33 +24,28 @@ FIRST, THERE = (NextHop.parse(f"smtp://{one}.test:25 hub") for one in ("first", 
 NOBODY: Any = SimpleNamespace(by_address=lambda _address: None)
 
 
-def looked_up(by: str) -> Lookup:
-    return Lookup(tls={"mx.a.test": TlsDecision(TlsPolicy("verify"), by=by)})
-
-
 @each_row(
-    "lookup, demand, unanswered_s, before_s, expected_s",
+    "by, demand, unanswered_s, before_s, expected_s",
     [
-        (looked_up("configuration"), "", 10, 0, 1790),
-        (looked_up("route hub"), "", 0, 700, 700),  # as before a restart
-        (looked_up("configuration"), "", None, 700, 0),  # there was a reply
-        (looked_up("dane"), "", 10, 0, 0),
-        (looked_up("mta-sts"), "", 10, 0, 0),
-        (Lookup(), "", 10, 0, 0),  # what the domain publishes is not known
-        (looked_up("configuration"), REQUIRETLS, 10, 0, 0),
+        ("configuration", "", 10, 0, 1790),
+        ("route hub", "", 0, 700, 700),  # as before a restart
+        ("configuration", "", None, 700, 0),  # there was a reply
+        ("dane", "", 10, 0, 0),
+        ("mta-sts", "", 10, 0, 0),
+        (None, "", 10, 0, 0),  # what the domain publishes is not known
+        ("configuration", REQUIRETLS, 10, 0, 0),
     ],
 )
-def test_only_silence_leads_to_the_fallback(lookup, demand, unanswered_s, before_s, expected_s):
+def test_only_silence_leads_to_the_fallback(by, demand, unanswered_s, before_s, expected_s):
     claim = a_claim(extra=EntryExtra(fallback_us=before_s * SECOND_US))
     envelope = replace(claim.message.envelope, tls=demand)
     claim = replace(claim, message=replace(claim.message, envelope=envelope))
+    lookup = Lookup(tls={"mx.a.test": TlsDecision(TlsPolicy("verify"), by=by)} if by else {})
+    times = {"now_us": 0, "unanswered_s": unanswered_s}
     for requiretls, expected in (("", expected_s), ("verified", expected_s or 1790 * bool(demand))):
         route = replace_route(ROUTE, tls="verify", requiretls=requiretls)
-        table = RouteTable([route], [], NOBODY)
-        found = [
-            fallback_us(claim, table.way_around(one), lookup, now_us=0, unanswered_s=unanswered_s)
-            for one in (FIRST, THERE)
-        ]
+        ways = map(RouteTable([route], [], NOBODY).way_around, (FIRST, THERE))
+        found = [fallback_us(claim, way, lookup, **times) for way in ways]
         assert found == [expected * SECOND_US, NEXT_ATTEMPT]
 
 
