@@ -245,7 +245,8 @@ def _ways_of(path: KeyPath, route: Route, dns: DnsSettings) -> Found:
     hosts = {"next_hop": host_of(route), "fallback": host_of(as_fallback(route))}
     ips = {key: host.host for key, host in hosts.items() if host}
     for key, ip in (*ips.items(), ("source_address", route.source_address)):
-        if is_ip(ip) and f"ipv{ipaddress.ip_address(ip).version}" not in dns.protocols:
+        version = f"ipv{ipaddress.ip_address(ip).version}" if is_ip(ip) else ""
+        if version and version not in (dns.protocols or version):
             yield (*path, key), f"an {' or '.join(dns.protocols)} address, as dns.protocols says"
     for name in ("domain", "next_hop"):
         if not getattr(route, name):

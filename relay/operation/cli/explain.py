@@ -93,8 +93,8 @@ def explanation_lines(document: Mapping[str, Any], why_files: str = "") -> list[
     elif route["next_hop"]:
         lines.append(_line("route", f"none matches, so it is {route['next_hop']}"))
     if "fallback" in route:
-        after = time_span(route["fallback_after"])
-        lines.append(_line("fallback", f"{route['fallback']} after {after} without an answer"))
+        after = f"after {time_span(route['fallback_after'])} without an answer"
+        lines[-1] += f"; fallback {after}: {route['fallback']}"
     lines += _cut([_line("host", _host(each)) for each in document["hosts"]], "host")
     if (tls := document["tls"]) is not None:
         who, *notes = tls["policy"].split("; ")
