@@ -31,20 +31,14 @@ CHANGES = {
 def build(folder: Path, version: str) -> dict[str, Path]:
     """Build a commit that has this version, as a user without rights; return the package of each release."""
     checkout(folder)
-    for name in ("pyproject.toml", "relay/__init__.py"):
-        text = (folder / name).read_text()
-        (folder / name).write_text(
-            re.sub(r'(?m)^(version|__version__) = ".*"$', rf'\1 = "{version}"', text)
-        )
+    for file in (folder / "pyproject.toml", folder / "relay/__init__.py"):
+        text = re.sub(r'(?m)^((__)?version(__)?) = ".*"$', rf'\1 = "{version}"', file.read_text())
+        file.write_text(text)
     for each in (folder, *folder.rglob("*")):
         os.chown(each, NOBODY, NOBODY)
     when = "2026-11-01T10:00:00Z"  # two checkouts have the same commit
-    own = {
-        "HOME": str(folder),
-        "TMPDIR": str(folder),
-        "GIT_AUTHOR_DATE": when,
-        "GIT_COMMITTER_DATE": when,
-    }
+    own = dict.fromkeys(("HOME", "TMPDIR"), str(folder))
+    own |= dict.fromkeys(("GIT_AUTHOR_DATE", "GIT_COMMITTER_DATE"), when)
     commit = "git init -q && git add . && git -c user.name=a -c user.email=a@a.test commit -qm x"
     done = subprocess.run(
         ["setpriv", f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups", "bash", "-ec",
@@ -78,13 +72,8 @@ def root_of(release: str, python: str, folder: Path) -> Path:
     if not place.exists():
         if shutil.which("debootstrap") is None:
             pytest.skip(f"debootstrap is not installed, and RELAY_DEBIAN_ROOTS has no {release}")
-        command = [
-            "debootstrap",
-            "--variant=minbase",
-            f"--include={NEEDED.format(python)}",
-            release,
-            str(place),
-        ]
+        options = f"--variant=minbase --include={NEEDED.format(python)}"
+        command = ["debootstrap", *options.split(), release, str(place)]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
             shutil.rmtree(place)
@@ -107,15 +96,8 @@ def follow(root: Path, older: Path, newer: Path) -> None:
     """All of it, in one process of the machine."""
     for name in ("root", "over", "aside"):
         Path(name).mkdir()
-    run(
-        "mount",
-        "-t",
-        "overlay",
-        "-o",
-        f"lowerdir={root},upperdir=over,workdir=aside",
-        "none",
-        "root",
-    )
+    layers = f"lowerdir={root},upperdir=over,workdir=aside"
+    run("mount", "-t", "overlay", "-o", layers, "none", "root")
     run("mount", "-t", "proc", "none", "root/proc")
     run("mount", "--rbind", "/dev", "root/dev")
     Path("root/run/systemd/system").mkdir(parents=True)
@@ -138,9 +120,8 @@ def install_and_upgrade() -> None:
     settings = Path("root/etc/relay/relay.toml")
     for old, new in CHANGES.items():
         settings.write_text(settings.read_text().replace(old, new))
-    in_root(
-        "relay account add bob@example.org && { relay check || [ $? = 69 ]; } && systemctl enable --now relay"
-    )
+    in_root("relay account add bob@example.org; relay check || [ $? = 69 ]")  # there is no DNS
+    in_root("systemctl enable --now relay")
     in_root("relay send --to bob@example.org --body x")
     inbox = Path("root/var/lib/relay/mail/example.org/bob/new")
     until("it is in the mailbox", lambda: list(inbox.glob("*")))
@@ -163,9 +144,7 @@ def remove_and_purge() -> None:
     in_root("systemctl --quiet is-active relay", code=1)
     assert in_root("find /opt/relay /usr -name 'relay*' 2>/dev/null || true") == ""
     in_root("dpkg -P graph-relay")
-    kept = (
-        "/etc/relay/accounts.toml /var/lib/relay/spool.sqlite /var/lib/relay/mail/example.org/bob"
-    )
+    kept = "/etc/relay/accounts.toml /var/lib/relay/spool.sqlite /var/lib/relay/mail/*/bob"
     in_root(f"ls -d {kept} && ! ls /etc/relay/relay.toml && id relay")
     in_root("dpkg -i newer.deb && grep bob@ /etc/relay/accounts.toml")
     in_root("echo graph-relay graph-relay/delete-mail boolean true | debconf-set-selections")
@@ -173,16 +152,13 @@ def remove_and_purge() -> None:
 
 
 @long
-@pytest.mark.parametrize(
-    ("number", "release", "python"), [("12", "bookworm", "3.11"), ("13", "trixie", "3.13")]
-)
-def test_a_package_is_installed_upgraded_and_purged(
-    packages, tmp_path, number: str, release: str, python: str
-) -> None:
+@pytest.mark.parametrize("row", ["12 bookworm 3.11", "13 trixie 3.13"])
+def test_a_package_is_installed_upgraded_and_purged(packages, tmp_path, row: str) -> None:
+    number, release, python = row.split()
     root = root_of(release, python, tmp_path)
     try:
         machine = OwnMachine()
     except NoMachineError as error:
         pytest.skip(str(error))
     with machine:
-        machine.call(follow, root, packages[0][number], packages[1][number])
+        machine.call(follow, root, *(each[number] for each in packages))
