@@ -11,12 +11,11 @@ See docs/design.md 6.
 """
 
 import contextlib
-import errno
 import os
 import threading
 from pathlib import Path
 
-from relay.base.files import disk_of, write_all
+from relay.base.files import disk_of
 from relay.base.observe.logs import get_logger
 from relay.base.pressure import RESERVE_PARTS
 from relay.store.spool.types import SpoolError, SpoolFullError
@@ -27,8 +26,6 @@ RESERVE_FILE = "ballast"
 RESERVE_FILE_PARTS = 4  # of what stays free on the disk beside it
 RESERVE_BYTES = 64 * 1024 * 1024
 _FULL_BYTES = 256 * 1024
-_BLOCK = b"\0" * 65536
-_UNSUPPORTED = (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS)  # a file system that cannot allocate
 
 
 def check_free_space(
@@ -108,7 +105,7 @@ class ReserveFile:
             return
         try:
             _allocate(self._path, size_bytes)
-        except OSError:  # another process was faster
+        except (OSError, AttributeError):  # another process was faster; macOS has no such call
             self._path.unlink(missing_ok=True)
             self.missing_bytes = size_bytes
             return
@@ -127,13 +124,6 @@ def _allocate(path: Path, size_bytes: int) -> None:
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         os.ftruncate(descriptor, 0)
-        try:
-            os.posix_fallocate(descriptor, 0, size_bytes)
-        except (OSError, AttributeError) as error:  # AttributeError: macOS does not have it
-            if isinstance(error, OSError) and error.errno not in _UNSUPPORTED:
-                raise
-            for _ in range(-(-size_bytes // len(_BLOCK))):
-                write_all(descriptor, _BLOCK)
-            os.ftruncate(descriptor, size_bytes)
+        os.posix_fallocate(descriptor, 0, size_bytes)
     finally:
         os.close(descriptor)
