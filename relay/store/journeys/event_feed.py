@@ -5,14 +5,13 @@ anyway, so a reader costs the mail nothing. It can continue after any time that 
 
 A cursor has a place in each source, and each source is read in the order in which it was recorded.
 So an event that becomes visible late is behind every cursor that was given out before. Between the
-sources, events are merged by their times. Steps 1 to 3 of a message always come before those of the
-spool, also where the clock was set back.
+sources, events are merged by their times.
 """
 
 import asyncio
 import re
 import threading
-from collections import defaultdict, deque
+from collections import deque
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -20,7 +19,7 @@ from msgspec import Struct
 
 from relay.base.clock import rfc3339
 from relay.base.message.lifecycle import RecipientState, SubmissionState
-from relay.store.journeys.events import RecordedEvent, Step
+from relay.store.journeys.events import RecordedEvent
 from relay.store.journeys.log_reader import LogEvents, LogPosition, LogReader
 from relay.store.journeys.spool_history import SpoolEvents, SpoolHistory
 
@@ -159,35 +158,19 @@ def _merged(after: EventCursor, spool: SpoolEvents, logs: Mapping[str, LogEvents
     cut_off = [role for role, one in logs.items() if not one.is_complete]
     if not spool.is_complete:
         cut_off.append("")
-    waiting = _earlier_steps(logs)
     cursor = after
     found: list[tuple[str, EventCursor, RecordedEvent]] = []
     while any(sources.values()) and all(sources[name] for name in cut_off):
         name = min(filter(sources.__getitem__, sources), key=lambda one: _time_us(sources[one][0]))
-        _, recorded = sources[name][0]
-        if not name and recorded is not None:  # the clock may have gone back since the steps before
-            name = next(iter(waiting.get(recorded.submission_id, ())), "")
         place, recorded = sources[name].popleft()
         cursor = cursor.moved(name, place)
         if recorded is not None:
             found.append((name, cursor, recorded))
-            if name and recorded.event.step < Step.ACCEPTED:
-                waiting[recorded.submission_id].remove(name)
     if not cut_off:  # a place may have moved without an event, such as to the file of the next day
         for role, one in logs.items():
             cursor = cursor.moved(role, one.end)
     is_log_missing = any(one.is_missing for one in logs.values())
     return EventBatch(after, found, cursor, spool.removed_to, is_log_missing, not cut_off)
-
-
-def _earlier_steps(logs: Mapping[str, LogEvents]) -> dict[str | None, list[str]]:
-    """Return the roles whose logs have steps 1 to 3 of a submission, one for each event."""
-    found: dict[str | None, list[str]] = defaultdict(list)
-    for role, one in logs.items():
-        for _, recorded in one.events:
-            if recorded is not None and recorded.event.step < Step.ACCEPTED:
-                found[recorded.submission_id].append(role)
-    return found
 
 
 def _time_us(entry: _Entry) -> int:
