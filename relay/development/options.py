@@ -193,7 +193,8 @@ class DevelopmentAddresses(Struct, frozen=True):
 
 
 def _connectable(address: Address) -> Address:
-    return dataclasses.replace(address, host="127.0.0.1") if address.host == ANY else address
+    host = {ANY: "127.0.0.1", "::": "::1"}.get(address.host)
+    return dataclasses.replace(address, host=host) if host else address
 
 
 def write_config(

@@ -119,7 +119,7 @@ class DevelopmentRelay:
             raise
         self.simulated_recipients = SimulatedRecipients(
             self.daemon.base.store, clock=self.clock, ids=Ids(self.clock),
-            smtp=lambda: self.addresses.smtp,
+            smtp=lambda: self.addresses.for_this_machine().smtp,
         )  # fmt: skip
         self.internet.on_mail = self.simulated_recipients.keep
         settling = self.daemon.settling

@@ -8,8 +8,6 @@ RFC 3461 4.1 (NOTIFY), RFC 3464.
 
 import asyncio
 from collections.abc import Callable, Mapping
-from functools import partial
-from ipaddress import ip_address
 
 from msgspec import Struct
 
@@ -49,11 +47,7 @@ from relay.store.mailbox.types import (
 _log = get_logger("development")
 
 LATER_S = 5.0  # from the acceptance to the report
-_REPORTS_MAX = 1000  # that wait
-REPORTS_BYTES_MAX = 64 * 1024**2
-_RETRY_S = 60.0
-_ATTEMPTS_MAX = 5
-_LOOPBACK = {4: "127.0.0.1", 6: "::1"}
+REPORTS_BYTES_MAX = 64 * 1024**2  # of those that wait
 _TIMEOUTS = Timeouts(connect_s=10, command_s=30, data_s=30, block_s=30, dot_s=60)
 
 
@@ -64,7 +58,7 @@ class _LaterReport(Struct, frozen=True):
 
 
 class SimulatedRecipients:
-    """Keeps accepted messages in `store`, and reports to the relay that listens at `smtp`."""
+    """Keeps accepted messages in `store`, and reports to the relay that answers at `smtp`."""
 
     def __init__(
         self, store: DeliveryStore, *, clock: Clock, ids: Ids, smtp: Callable[[], Address]
@@ -111,33 +105,25 @@ class SimulatedRecipients:
         wanted = find_test_recipient(recipient.address)
         if wanted is None or wanted.manner is not Manner.LATER or not mail.sender:
             return
-        number = len(self._waiting) + len(self._sending)
-        if number >= _REPORTS_MAX or self._bytes >= REPORTS_BYTES_MAX:
+        if self._bytes >= REPORTS_BYTES_MAX:
             _log.warning("a later report is left out: too many wait", host=mail.host)
             return
         if content := self._report(mail, recipient, wanted.reply):
             self._bytes += len(content)
             report = _LaterReport(mail.host, mail.sender, content)
-            self._after(LATER_S, partial(self._send, report, 1))
 
-    def _after(self, seconds: float, send: Callable[[], None]) -> None:
-        def now() -> None:
-            self._waiting.discard(timer)
-            send()
+            def send() -> None:
+                self._waiting.discard(timer)
+                task = asyncio.get_running_loop().create_task(self._submit(report))
+                self._sending.add(task)
+                task.add_done_callback(self._sending.discard)
 
-        timer = self._clock.call_later(seconds, now)
-        self._waiting.add(timer)
+            timer = self._clock.call_later(LATER_S, send)
+            self._waiting.add(timer)
 
-    def _send(self, report: _LaterReport, attempt: int) -> None:
-        task = asyncio.get_running_loop().create_task(self._submit(report, attempt))
-        self._sending.add(task)
-        task.add_done_callback(self._sending.discard)
-
-    async def _submit(self, report: _LaterReport, attempt: int) -> None:
+    async def _submit(self, report: _LaterReport) -> None:
         smtp = self._smtp()
-        target = Target(
-            "localhost", address=_local(smtp.host), port=smtp.port, tls=TlsPolicy("none")
-        )
+        target = Target("localhost", address=smtp.host, port=smtp.port, tls=TlsPolicy("none"))
         is_ascii = report.content.isascii()
         transaction = Transaction(
             Envelope("", smtputf8=not is_ascii, eight_bit=not is_ascii),
@@ -153,12 +139,7 @@ class SimulatedRecipients:
             outcome = error.outcome
         if not isinstance(outcome, Relayed):
             reply = outcome.evidence.reply if outcome is not None else ""
-            _log.info(
-                "a later report was not accepted", host=report.host, attempt=attempt, reply=reply
-            )
-            if attempt < _ATTEMPTS_MAX:
-                self._after(_RETRY_S, partial(self._send, report, attempt + 1))
-                return
+            _log.warning("a later report was not accepted", host=report.host, reply=reply)
         self._bytes -= len(report.content)
 
     def _report(self, mail: ReceivedMail, recipient: ForwardedTo, reply: str) -> bytes:
@@ -192,15 +173,6 @@ class SimulatedRecipients:
             ),
             hostname=mail.host, report_id=queue_id, now_us=now_us,
         )  # fmt: skip
-
-
-def _local(host: str) -> str:
-    """Return a loopback address at which a listener of `host` answers."""
-    try:
-        address = ip_address(host)
-    except ValueError:
-        return _LOOPBACK[4]
-    return _LOOPBACK[address.version] if address.is_unspecified else host
 
 
 def _parsed(parse: Callable[[str], str], parameters: Mapping[str, str], name: str) -> str:
