@@ -19,6 +19,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -527,7 +528,12 @@ async def sleep_in_step(pause_s: float) -> None:
 def rfc3339(time_us: int) -> str:
     """Return `time_us` as RFC 3339 UTC with six fraction digits and Z."""
     seconds, fraction = divmod(time_us, 1_000_000)
-    return f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%dT%H:%M:%S}.{fraction:06d}Z"
+    return f"{_whole_second(seconds)}.{fraction:06d}Z"
+
+
+@lru_cache(8)
+def _whole_second(seconds: int) -> str:
+    return datetime.fromtimestamp(seconds, UTC).isoformat()[: len("2026-01-01T00:00:00")]
 
 
 def time_us_of(text: str) -> int:

@@ -182,8 +182,6 @@ class LogSink:
         self._turn_of: asyncio.AbstractEventLoop | None = None  # it will write the backlog
         self._lock = threading.Lock()
         self._poll = select.poll()
-        self._second = -1
-        self._second_text = ""
         self.point_at(2)
 
     def point_at(self, descriptor: int) -> None:
@@ -271,7 +269,7 @@ class LogSink:
 
     def _line(self, priority: int, fields: Mapping[str, Any]) -> str:
         prefix = f"<{priority}>" if self.to_journal else ""
-        now = "" if self.to_journal else self._now()
+        now = "" if self.to_journal else rfc3339(self.clock.time_us())
         if self.form == "json":
             head = {} if self.to_journal else {"at": now, "level": _level(priority)}
             return prefix + _json_line({**head, **fields})
@@ -279,14 +277,6 @@ class LogSink:
             return prefix + self._pretty(priority, now, fields)
         head_text = "" if self.to_journal else f"at={now} level={_level(priority)} "
         return prefix + head_text + " ".join(_pairs(fields))
-
-    def _now(self) -> str:
-        """Return the time in the format of rfc3339(); the text of a second is computed once."""
-        time_us = self.clock.time_us()
-        second, fraction_us = divmod(time_us, 1_000_000)
-        if second != self._second:
-            self._second, self._second_text = second, rfc3339(time_us)[: len("2026-01-01T00:00:00")]
-        return f"{self._second_text}.{fraction_us:06d}Z"
 
     def _pretty(self, priority: int, now: str, fields: Mapping[str, Any]) -> str:
         rest = dict(fields)
@@ -308,7 +298,7 @@ class _StandardLibrary(logging.Handler):
             text = str(record.msg)
         event: dict[str, Any] = {"room": record.name, "event": text}
         if record.exc_info:
-            event["exc_info"] = record.exc_info
+            event["exc_info"] = record.exc_info[1]
         _sink.log(method if method in _PRIORITY else "warning", event)
 
 
@@ -325,16 +315,7 @@ def _is_plain(event: Mapping[str, Any], method: str) -> bool:
 
 def _describe_exception(event: dict[str, Any], method: str) -> None:
     """Replace exc_info by the error and the innermost frames, on one line."""
-    given = event.pop("exc_info", method == "exception")
-    if not given:
-        return
-    match given:
-        case BaseException():
-            error: BaseException | None = given
-        case (_, BaseException() as error, _):
-            pass
-        case _:
-            error = sys.exception()
+    error = event.pop("exc_info", None) or (sys.exception() if method == "exception" else None)
     if error is None:
         return
     frames = traceback.extract_tb(error.__traceback__)[-_FRAMES_MAX:]
