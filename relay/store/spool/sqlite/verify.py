@@ -63,6 +63,14 @@ _LOST_ROWS = {
         WHERE {_LIVE} AND (e.extra <> '' AND NOT json_valid(e.extra)
             OR m.extra <> '' AND NOT json_valid(m.extra))""",
 }
+# What remains without being of use: (kind, found) -> where. An entry like this is never looked at,
+# and a content like this may be all that is left of a message.
+_USELESS_ROWS = {
+    ("never-due", "no time to look at it"): f"""SELECT message_id || '-' || number FROM entry
+        WHERE {_LIVE} AND claimed = 0 AND due_us IS NULL""",
+    ("unneeded-content", "no entry that needs it"): f"""SELECT 'content ' || id FROM content
+        WHERE id NOT IN (SELECT content_id FROM entry WHERE {_LIVE})""",
+}
 _FILES = (
     "SELECT file, size - coalesce(length(header), 0), header, crc32"
     " FROM content INDEXED BY content_file WHERE file IS NOT NULL"
@@ -144,6 +152,9 @@ class SpoolVerifier:
         for expected, query in _LOST_ROWS.items():
             for (where,) in rows.fetch(f"{query} LIMIT {_SHOWN_MAX}"):
                 self._found("lost-row", where, "none", expected=expected)
+        for (kind, found), query in _USELESS_ROWS.items():
+            for (where,) in rows.fetch(f"{query} LIMIT {_SHOWN_MAX}"):
+                self._found(kind, where, found, expected="one")
         for row in connection.execute(_FILES):
             self._check_file(*row)
         if self._full:
