@@ -189,8 +189,6 @@ def test_the_door_and_a_stolen_account(remotes: Remotes, authority: Authority) -
         with logged_in(relay, "a new one") as again:
             assert again.noop()[0] == 250
         until("a victim is told", lambda: other.received("victim@other.test"))
-        done = relay.cli("explain", f"all@{DOMAIN}", "--from", "ann@other.test")
-        assert (done.returncode, "550 5.7.1" in done.stdout) == (65, True)
         (relay.folder / "aliases").write_text("root: alice\n")
         done = relay.cli("account", "import", "--aliases", "aliases", "--dry-run")
         assert done.returncode == 0, done.stderr
