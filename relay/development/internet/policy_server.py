@@ -7,7 +7,6 @@ import asyncio
 import re
 import ssl
 from collections.abc import Callable
-from typing import cast
 
 from relay.base.socket_address import Address
 from relay.base.sockets import open_listener
@@ -45,7 +44,7 @@ class PolicyServer:
         self, certificates: HostCertificates, domain_of: Callable[[str], RemoteDomain | None]
     ) -> None:
         """Bind the port; requests wait for start(). Raises OSError."""
-        self.connections: set[asyncio.Transport] = set()
+        self.connections: set[asyncio.StreamWriter] = set()
         self._tls: ssl.SSLContext = certificates.for_names(WEB_NAME)
         self._domain_of = domain_of
         self._listener = open_listener(Address(HOST, 0), backlog=_BACKLOG)
@@ -55,8 +54,8 @@ class PolicyServer:
     async def start(self) -> None:
         """Begin to answer."""
         [sock] = self._listener.sockets
-        self._server = await asyncio.get_running_loop().create_server(
-            lambda: _Request(self), sock=sock, ssl=self._tls
+        self._server = await asyncio.start_server(
+            self._serve, sock=sock, ssl=self._tls, limit=_HEADER_BYTES_MAX
         )
 
     def stop(self) -> None:
@@ -65,7 +64,7 @@ class PolicyServer:
             self._server.close()
         self._listener.close()
         for one in list(self.connections):
-            one.abort()
+            one.transport.abort()
 
     def answer(self, request: bytes) -> bytes:
         """Return the answer to a request, whose header is complete."""
@@ -76,31 +75,16 @@ class PolicyServer:
         fields = f"Content-Type: text/plain\r\nContent-Length: {len(body)}\r\nConnection: close"
         return f"HTTP/1.1 {status}\r\n{fields}\r\n\r\n{body}".encode()
 
-
-class _Request(asyncio.Protocol):
-    """One connection, with one request."""
-
-    def __init__(self, server: PolicyServer) -> None:
-        self._server = server
-        self._header = b""
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast("asyncio.Transport", transport)
-        self._server.connections.add(self._transport)
-        self._timer = asyncio.get_running_loop().call_later(  # real time: a client
-            _REQUEST_S, self._transport.abort
-        )
-        if len(self._server.connections) > _CONNECTIONS_MAX:
-            self._transport.abort()
-
-    def data_received(self, data: bytes) -> None:
-        self._header += data
-        if b"\r\n\r\n" in self._header:
-            self._transport.write(self._server.answer(self._header))
-            self._transport.close()
-        elif len(self._header) > _HEADER_BYTES_MAX:
-            self._transport.abort()
-
-    def connection_lost(self, _error: Exception | None) -> None:
-        self._timer.cancel()
-        self._server.connections.discard(self._transport)
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Answer the one request of a connection."""
+        self.connections.add(writer)
+        try:
+            if len(self.connections) <= _CONNECTIONS_MAX:
+                async with asyncio.timeout(_REQUEST_S):  # real time: a client
+                    writer.write(self.answer(await reader.readuntil(b"\r\n\r\n")))
+                    await writer.drain()
+        except (OSError, EOFError, TimeoutError, asyncio.LimitOverrunError):
+            writer.transport.abort()
+        finally:
+            self.connections.discard(writer)
+            writer.close()
