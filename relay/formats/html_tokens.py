@@ -94,26 +94,44 @@ def split_html(html: str, *, with_styles: bool = False) -> Iterator[HtmlToken]:
         begin = found.start()
         if begin > position:
             yield HtmlToken("", html[position:begin], at=position)
-        tag = _TAG.match(html, begin)
-        if tag is None:
-            position = _end_of_comment(html, begin)
+        name, attributes, is_end, end, position, _ = _markup_at(html, begin)
+        if not attributes:
             continue
-        attributes = _ATTRIBUTES.match(html, tag.end())
-        if attributes is None:
-            return
-        position = attributes.end()
-        name = tag[2].lower()
-        yield HtmlToken(name, attributes[0], is_end=bool(tag[1]), at=begin)
-        if name in TEXTS and not tag[1]:
-            ended = _TEXT_ENDS[name].search(html, position)
-            end = ended.start() if ended else len(html)
-            if name not in INVISIBLE_TEXTS or (with_styles and name == "style"):
-                yield HtmlToken("", html[position:end], at=position)
-            position = end
-        elif name == "plaintext" and not tag[1]:
-            break
+        yield HtmlToken(name, attributes, is_end, begin)
+        if end < position and (name not in INVISIBLE_TEXTS or (with_styles and name == "style")):
+            yield HtmlToken("", html[end:position], at=end)
     if position < len(html):
         yield HtmlToken("", html[position:], at=position)
+
+
+class _Markup(NamedTuple):
+    """A tag, with the text of an element that contains no tags; "!" is a document type."""
+
+    name: str
+    attributes: str  # the source of a tag's; "" for what is no tag
+    is_end: bool
+    end: int  # of the tag
+    text_end: int  # of the text after it, which is "" for almost all tags
+    is_whole: bool  # the document does not end inside it
+
+
+def _markup_at(html: str, begin: int) -> _Markup:
+    """Return the markup that begins here."""
+    tag = _TAG.match(html, begin)
+    if tag is None:
+        end = _end_of_comment(html, begin)
+        ends = ("-->", "--!>") if html.startswith("<!--", begin) else ">"
+        name = "!" if html[begin + 2 : begin + 9].lower() == "doctype" else ""
+        return _Markup(name, "", False, end, end, end < len(html) or html.endswith(ends))
+    attributes = _ATTRIBUTES.match(html, tag.end())
+    if attributes is None:
+        return _Markup("", "", False, len(html), len(html), False)
+    name, is_end, end = tag[2].lower(), bool(tag[1]), attributes.end()
+    if is_end or (name not in TEXTS and name != "plaintext"):
+        return _Markup(name, attributes[0], is_end, end, end, True)
+    ended = _TEXT_ENDS[name].search(html, end) if name in TEXTS else None
+    text_end = ended.start() if ended else len(html)
+    return _Markup(name, attributes[0], False, end, text_end, ended is not None)
 
 
 def _end_of_comment(html: str, start: int) -> int:
@@ -154,10 +172,10 @@ def html_layout(html: str) -> HtmlLayout:
         if begin > position:
             texts.append(html[position:begin])
         markup = _markup_at(html, begin)
-        if markup is None:
+        if not markup.is_whole:
             is_whole = False
             break
-        position = markup.end
+        position = markup.text_end
         if markup.name not in _OUTERMOST:
             pass  # almost every tag
         elif markup.is_end:
@@ -165,46 +183,14 @@ def html_layout(html: str) -> HtmlLayout:
             starts.setdefault("/" + markup.name, position)
         else:
             starts.setdefault(markup.name, position)
-        if markup.text:
-            texts.append(markup.text)
+        if markup.end < position and markup.name not in INVISIBLE_TEXTS:
+            texts.append(html[markup.end : position])
     else:
         begin = len(html)
         texts.append(html[position:])
     start = next((starts[name] for name in ("body", "/head", "html", "!") if name in starts), 0)
     end = ends.get("body", ends.get("html", begin))
     return HtmlLayout(start, max(start, end), tuple(texts), is_whole)
-
-
-class _Markup(NamedTuple):
-    """A tag, with the text of an element that contains no tags; "!" is a document type."""
-
-    name: str
-    is_end: bool
-    end: int
-    text: str = ""
-
-
-def _markup_at(html: str, begin: int) -> _Markup | None:
-    """Return the markup that begins here, None if the document ends inside it."""
-    tag = _TAG.match(html, begin)
-    if tag is None:
-        end = _end_of_comment(html, begin)
-        is_comment = html.startswith("<!--", begin)
-        if end == len(html) and not html.endswith(("-->", "--!>") if is_comment else ">"):
-            return None
-        return _Markup("!" if html[begin + 2 : begin + 9].lower() == "doctype" else "", False, end)
-    attributes = _ATTRIBUTES.match(html, tag.end())
-    name = tag[2].lower()
-    if attributes is None or (name == "plaintext" and not tag[1]):
-        return None
-    end = attributes.end()
-    if name not in TEXTS or tag[1]:
-        return _Markup(name, bool(tag[1]), end)
-    ended = _TEXT_ENDS[name].search(html, end)
-    if ended is None:
-        return None
-    text = "" if name in INVISIBLE_TEXTS else html[end : ended.start()]
-    return _Markup(name, False, ended.start(), text)
 
 
 def tag_attributes(text: str) -> Mapping[str, str]:
