@@ -47,7 +47,8 @@ def test_domains_whose_mail_arrives(
 ) -> None:
     attempt, page = attempt_of(relay, f"{domain}.test", "relayed")
     assert (attempt["verified"], attempt["policy"]) == (verified, policy)
-    assert f"mx1.{domain}.test ({shown})" in page
+    assert f"mx1.{domain}.test [" in page
+    assert shown.removeprefix("TLSv1.3, ") in page  # the cipher comes between
 
 
 @pytest.mark.parametrize(
@@ -69,7 +70,7 @@ def test_domains_whose_mail_waits(
 ) -> None:
     attempt, page = attempt_of(relay, f"{domain}.test", "deferred")
     assert (attempt["verified"], attempt["status"]) == (verified, "4.7.5")
-    assert not shown or f"mx1.{domain}.test ({shown})" in page
+    assert shown.removeprefix("TLSv1.3, ") in page  # the cipher comes between
     assert reason in page
 
 
