@@ -2,6 +2,7 @@
 
 import smtplib
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -103,6 +104,21 @@ def test_what_is_not_accepted_counts_nothing_and_a_reload_changes_limits(relay) 
     relay.write_config(relay.config | {"limits": {"recipients": "7/1h"}})
     assert relay.cli("reload").returncode == 0
     assert [by_smtp(relay, outside(1))[:3] for _ in range(2)] == ["250", "450"]
+
+
+def test_what_is_sent_of_a_draft_that_changes_meanwhile_is_what_counts(relay: RelayProcess) -> None:
+    wider, sent = {"toRecipients": people(*outside(40))}, 0
+    for _ in range(8):
+        draft = relay.graph("POST", "/me/messages", message(to=outside(1)), token="free").json()
+        path = f"/me/messages/{draft['id']}"
+        with ThreadPoolExecutor() as threads:
+            change = threads.submit(relay.graph, "PATCH", path, wider, token="free")
+            sent += relay.graph("POST", f"{path}/send", token="free").status == 202
+            assert change.result().status in (200, 409)
+    queued = until(
+        "sent", lambda: len(found := relay.cli_json("queue", "list")) == sent and [found]
+    )
+    assert {len(one["recipients"]) for one in queued[0]} <= {1}
 
 
 def test_an_operator_sees_and_hears_who_nears_a_limit(serve) -> None:

@@ -124,7 +124,7 @@ class GraphDependencies:
     subscriptions: Subscriptions  # who is notified of changes
     usage: UsageCounter  # counts what accounts send to the outside
     has_pages: bool = False  # there is a page for each message
-    # by mailbox: its PATCHes run one at a time
+    # by mailbox, and mailbox/draft: its PATCHes run one at a time
     patch_locks: WeakValueDictionary[str, asyncio.Lock] = field(default_factory=WeakValueDictionary)
     # limits the bodies that are written to files at once
     streamed_bodies: StreamedBodies = field(default_factory=StreamedBodies)
@@ -327,6 +327,12 @@ class GraphRequest(Struct, frozen=True):
     def patch_lock(self) -> asyncio.Lock:
         """The lock under which the changes of one mailbox read and write."""
         return self.dependencies.patch_locks.setdefault(self.mailbox, asyncio.Lock())
+
+    @property
+    def draft_lock(self) -> asyncio.Lock:
+        """The lock under which a draft changes or is sent, so that what is counted is sent."""
+        key = f"{self.mailbox}/{self.message_id}"
+        return self.dependencies.patch_locks.setdefault(key, asyncio.Lock())
 
     def url(self) -> str:
         """Return the request's absolute URL without its query."""

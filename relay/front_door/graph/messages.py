@@ -152,7 +152,7 @@ async def change_message(request: GraphRequest) -> Response:
     body = await request.json_object("message")
     if request.is_strict:
         strict_profile.check_changes(body)
-    async with request.patch_lock:
+    async with request.patch_lock, request.draft_lock:
         before = await request.find_message()
         condition = request.condition
         condition.check_version(before.change_key)
@@ -233,7 +233,8 @@ async def replace_mime(request: GraphRequest) -> Response:
         )
         async with await begun as arrival:
             await mime.write_to(arrival)
-            return message_response(request, await arrival.finish(), is_new=False)
+            async with request.draft_lock:
+                return message_response(request, await arrival.finish(), is_new=False)
 
 
 async def _without_unchanged(

@@ -88,7 +88,11 @@ async def send_draft(request: GraphRequest) -> Response:
     await request.http.body()  # it counts when the request is repeated
     if request.before_submission is not None:
         await request.before_submission()
-    draft = await request.find_message()
+    async with request.draft_lock:
+        return await _send_draft(request, await request.find_message())
+
+
+async def _send_draft(request: GraphRequest, draft: StoredMessage) -> Response:
     if not draft.is_draft:
         raise NotADraftError("The message is not a draft and cannot be sent.")
     if not draft.is_mime:
