@@ -160,7 +160,7 @@ class UsageCounter:
         it is beyond a limit.
         """
         outside = {own_mailbox(each) for each in addresses}
-        recipients = sum(not self._is_own(each.rpartition("@")[2]) for each in outside)
+        recipients = sum("@" in x and not self._is_own(x.rpartition("@")[2]) for x in outside)
         if not (account and recipients):
             return NOTHING
         now_us, limits = self._clock.time_us(), _limits(*self._limits_of(account))
