@@ -90,7 +90,9 @@ class BodyOnDemand(ABC, Response):
 
     @abstractmethod
     async def send_body(self, send: Send, disconnected: asyncio.Future[None]) -> bool:
-        """Send the chunks before the last; return False if the body is incomplete."""
+        """Send the chunks before the last; return False if that must not follow: the body is
+        incomplete, or has ended.
+        """
 
 
 class StreamedResponse(BodyOnDemand):
@@ -131,12 +133,18 @@ class StreamedResponse(BodyOnDemand):
         return b"".join(parts)
 
     async def send_body(self, send: Send, disconnected: asyncio.Future[None]) -> bool:
-        """Send block by block. After a failure, the server closes the connection."""
-        blocks = iter(self.blocks)
+        """Send block by block. After a failure, the server closes the connection. The last block of
+        a known size ends the response: the client's next request may follow it at once.
+        """
+        blocks, left_bytes = iter(self.blocks), int(self.headers.get("content-length", -1))
         try:
             while (block := await self._read(blocks)) and not disconnected.done():
-                await send({"type": "http.response.body", "body": block, "more_body": True})
+                left_bytes -= len(block)
+                more = bool(left_bytes)
+                await send({"type": "http.response.body", "body": block, "more_body": more})
                 del block  # a block that was sent is not kept while the client reads
+                if not more:
+                    return False
                 await send(EMPTY_CHUNK)
         except OSError as error:
             _log.warning("response aborted", reason=str(error))
@@ -228,7 +236,9 @@ class Gateway:
             (b"date", self._date_header()),
             (b"x-content-type-options", b"nosniff"),
         )
-        await response(scope, receive, partial(_send_in_blocks, send) if is_large else send)
+        if is_large and scope["method"] != "HEAD":
+            send = partial(_send_in_blocks, send)
+        await response(scope, receive, send)
 
     async def respond_to(self, scope: Scope, receive: Receive) -> Response | None:
         """Handle a request that is part of another one, with its limits and its error responses.

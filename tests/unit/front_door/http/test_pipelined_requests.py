@@ -9,6 +9,7 @@ import pytest
 from starlette.responses import Response
 
 from relay.base.certificates import ServerCertificate
+from relay.front_door.http.gateway import StreamedResponse
 from relay.front_door.http.http_request import HttpRequest
 from relay.front_door.http.http_server import HttpServer
 from relay.front_door.http.protocol import BoundedProtocol
@@ -74,6 +75,24 @@ async def test_requests_are_told_apart_wherever_a_read_ends() -> None:
     async with serving() as server:
         for cut in range(1, max(map(len, stream))):
             assert answered(await in_turn(server, *stream, cut=cut)) == expected, cut
+
+
+@on_both_loops
+async def test_the_next_request_may_follow_the_last_octet_of_a_response() -> None:
+    async def large(call: HttpRequest) -> Response:
+        if call.segments == ("b",):
+            return Response(b"x" * 300_000)
+        return StreamedResponse([b"x" * 100_000] * 3, size_bytes=300_000)
+
+    async with serving(large) as server:
+        reader, writer = await connected(server)
+        for one in (get("a"), get("b").replace(b"GET", b"HEAD")) * 10:
+            writer.write(one)
+            head = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 30)
+            assert b"content-length: 300000\r\n" in head
+            if one.startswith(b"GET"):
+                await reader.readexactly(300_000)
+        writer.close()
 
 
 @pytest.mark.parametrize("line", [b"\r\n", b"\n0\r\n\r\n"])
