@@ -127,8 +127,9 @@ class LiveViews:
             yield _RETRY
             while not self._is_closed and reader.is_current():
                 async with view.turn:
-                    is_old = view.began_s < came_s and view.digest != has
-                    if is_old or self._is_due(view):
+                    is_known = view.digest == has  # else it gets what another one rendered
+                    is_old = view.began_s < came_s and not is_known
+                    if is_old or (is_known and self._is_due(view)):
                         await self._render(view, reader.name)
                 if view.is_failed or self._is_closed:
                     return

@@ -77,6 +77,20 @@ async def test_readers_get_what_changes_and_it_is_rendered_once_for_all(page):
         await one.close()
 
 
+async def test_readers_get_a_fragment_together_while_changes_go_on(page):
+    async def render() -> str:
+        page.change(str(page.rendered))
+        return await Page.render(page)
+
+    page.render = render
+    streams = [page.reader() for _ in range(20)]
+    for one in streams:
+        await one.begin()
+    assert len({await one.next() for one in streams}) == 1
+    for one in streams:
+        await one.close()
+
+
 async def test_a_reader_gets_the_present_fragment_only_if_it_has_another_one(page):
     old, same = page.reader(has=digest_of("zero")), page.reader(has=digest_of("one"))
     await old.begin()
