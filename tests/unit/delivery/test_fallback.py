@@ -88,7 +88,10 @@ async def test_half_an_hour_of_a_silent_host_over_a_restart(delivery) -> None:
                 idle = 0 if busy or scheduler.recorder.unfinished else idle + 1
                 await asyncio.sleep(0.01)
 
-    async with RemoteMx(gates={"CONNECT": asyncio.Event()}) as first, RemoteMx() as other:
+    gate, open_gate = asyncio.Event(), asyncio.Event()
+    open_gate.set()
+    ways = RemoteMx(gates={"CONNECT": gate}), RemoteMx(gates={"CONNECT": open_gate})
+    async with ways[0] as first, ways[1] as other:
         hops = [f"smtp://{one.host}:{one.port}" for one in (first, other)]
         route = Route("*", hops[0], name="hub", fallback=hops[1])
         delivery.table = Routed([route], [], NOBODY, tls="none")
@@ -102,3 +105,7 @@ async def test_half_an_hour_of_a_silent_host_over_a_restart(delivery) -> None:
         await clock.advance(120, settled)
         (recipient,) = (await delivery.done(queue_id)).recipients
         assert (first.sessions, other.sessions, str(recipient.state)) == (3, 1, "relayed")
+        open_gate.clear()  # neither answers: the waits grow as those at one host
+        await delivery.send("x@a.test", expire_s=86_400)
+        await clock.advance(4 * 3600, settled)
+        assert other.sessions - 1 in range(4, 7)

@@ -348,7 +348,8 @@ class _EntryChanger:
         apart = onward = list(targets)
         if sum(map(len, targets.values())) == len(self._loaded.recipients[key]):
             # no recipient stays: the entry gets the first next hop
-            self.changes.next_hops.append((onward[0].next_hop.key, *key))
+            keeps = int(not self._order.forgets)
+            self.changes.next_hops.append((onward[0].next_hop.key, keeps, keeps, *key))
             self._change_extra(key, facts, chosen=onward[0].chosen, fallback_us=0)
             self._arrive(key, facts, onward[0], retry_us=retry_us)
             apart = onward[1:]

@@ -104,9 +104,10 @@ _ADD_RECIPIENT = (
     "INSERT INTO recipient (message_id, entry, number, address, notify, orcpt, state, status,"
     " reply, added_by, successors) VALUES (?,?,?,?,?,?,?,?,?,?,?)"
 )
-# At another next hop, nothing was unreachable or deferred yet.
+# At another next hop, nothing was unreachable or deferred yet; but the waits for a fallback go on.
 _SET_NEXT_HOP = (
-    "UPDATE entry SET next_hop = ?, lane = priority, cause = '', cause_attempts = 0"
+    "UPDATE entry SET next_hop = ?, lane = priority, cause_attempts = cause_attempts * ?,"
+    " cause = CASE cause_attempts * ? WHEN 0 THEN '' ELSE cause END"
     " WHERE message_id = ? AND number = ?"
 )
 _WAIT = (
@@ -467,7 +468,8 @@ class EntryChanges:
     # recipients that go to new entries: entry, and their key
     moved: list[tuple[int, str, int, int]] = field(default_factory=list)
     added: list[tuple[Any, ...]] = field(default_factory=list)  # recipients of new entries
-    next_hops: list[tuple[str, str, int]] = field(default_factory=list)  # next hop, and key
+    # next hop, twice whether the failures of the one before count there (1 or 0), and key
+    next_hops: list[tuple[str, int, int, str, int]] = field(default_factory=list)
     # state, time of the next attempt, and due time; each has a text in `extras`
     waiting: dict[Key, tuple[RecipientState, int | None, int]] = field(default_factory=dict)
     due: list[tuple[int, str, int]] = field(default_factory=list)  # due time, and key
