@@ -67,6 +67,7 @@ _COMMENT = re.compile(r"/\*.*?(?:\*/|\Z)|<!--|-->", re.DOTALL)
 _PIECE = re.compile(r"""((?:[^{};"']++|"[^"\n]*+(?:"|\n|\Z)|'[^'\n]*+(?:'|\n|\Z))*+)([{};]|\Z)""")
 _SELECTOR = re.compile(r"""[\w\s.#:,>+~*=()\[\]"'^$|-]+""")
 _MEDIA = re.compile(r"@media(?=[\s(])[\w\s():,./-]+", re.IGNORECASE)
+_SCHEME = re.compile(r"\(\s*+prefers-color-scheme\s*+(?::\s*+([\w-]*+)\s*+)?\)", re.IGNORECASE)
 
 
 def safe_style(style: str) -> str:
@@ -122,14 +123,26 @@ def _with_images(value: str, image_url: ImageUrl) -> str:
     return "".join([*written, value[at:]])
 
 
-def safe_style_sheet(source: str, image_url: ImageUrl | None = None) -> str:
+def with_scheme(media: str, *, is_dark: bool) -> str:
+    """Return a media query that no system decides: what it asks of prefers-color-scheme becomes a
+    feature that always holds, or never. Media Queries Level 5 12.5.
+    """
+    holds = ("", "dark" if is_dark else "light")
+    return _SCHEME.sub(
+        lambda found: f"({'min' if (found[1] or '').lower() in holds else 'max'}-width: 0)", media
+    )
+
+
+def safe_style_sheet(
+    source: str, image_url: ImageUrl | None = None, *, is_dark: bool = False
+) -> str:
     """Return the safe rules of a style sheet, also those in @media, without any "<".
 
     For a document in a frame of its own. Other at-rules and nested rules are dropped. `image_url`
-    as in safe_framed_style().
+    as in safe_framed_style(), `is_dark` as in with_scheme().
     """
     text = _COMMENT.sub(" ", source[:STYLE_SHEET_CHARACTERS_MAX])
-    reader = _StyleSheetReader(image_url)
+    reader = _StyleSheetReader(image_url, is_dark=is_dark)
     for found in _PIECE.finditer(text):
         reader.take(found[1].strip(), found[2])
         if reader.is_full:
@@ -140,8 +153,9 @@ def safe_style_sheet(source: str, image_url: ImageUrl | None = None) -> str:
 class _StyleSheetReader:
     """Reads the pieces of a style sheet between braces and semicolons, and writes safe rules."""
 
-    def __init__(self, image_url: ImageUrl | None) -> None:
+    def __init__(self, image_url: ImageUrl | None, *, is_dark: bool) -> None:
         self._image_url = image_url
+        self._is_dark = is_dark
         self._written: list[str] = []
         self._media = 0  # open @media blocks
         self._selector: str | None = None  # of the open rule
@@ -176,7 +190,7 @@ class _StyleSheetReader:
         if self._dropped or self._selector is not None:
             self._dropped += 1
         elif _MEDIA.fullmatch(text) and self._media < _MEDIA_DEPTH_MAX:
-            self._written.append(f"{text} {{")
+            self._written.append(f"{with_scheme(text, is_dark=self._is_dark)} {{")
             self._media += 1
             self._rules += 1
         elif _SELECTOR.fullmatch(text):

@@ -183,15 +183,17 @@ def read_content(octets: Octets) -> MessageContent:
     )
 
 
-def html_document(parts: ReadParts, *, remote_url: RemoteImageUrl | None = None) -> SafeDocument:
-    """Return the HTML body as a safe document, "" without one; `remote_url` as in safe_document().
+def html_document(
+    parts: ReadParts, *, remote_url: RemoteImageUrl | None = None, is_dark: bool = False
+) -> SafeDocument:
+    """Return the HTML body as a safe document, "" without one; the options as in safe_document().
 
     Blocks; raises OSError.
     """
     if parts.bodies.html is None:
         return SafeDocument("", RemoteLoads(), lost_images=0, is_cut=False)
     images = _InlineImages(parts.attachments)
-    return safe_document(parts.bodies.html, images.url, remote_url=remote_url)
+    return safe_document(parts.bodies.html, images.url, remote_url=remote_url, is_dark=is_dark)
 
 
 def shown_text(parts: ReadParts) -> str:

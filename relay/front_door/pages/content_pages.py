@@ -151,7 +151,9 @@ class ContentPages:
             case ("source",):
                 return _source(request, journey, content)
             case ("html",):
-                answer = partial(_html, remote_url=self._remote_url(request, visitor, journey))
+                remote_url = self._remote_url(request, visitor, journey)
+                is_dark = ("scheme", "dark") in request.query
+                answer = partial(_html, remote_url=remote_url, is_dark=is_dark)
             case ("text",):
                 answer = _text
             case ("headers",):
@@ -274,8 +276,8 @@ def _filled(
     return panel
 
 
-def _html(parts: ReadParts, *, remote_url: RemoteImageUrl | None) -> Response:
-    document = html_document(parts, remote_url=remote_url).html
+def _html(parts: ReadParts, *, remote_url: RemoteImageUrl | None, is_dark: bool) -> Response:
+    document = html_document(parts, remote_url=remote_url, is_dark=is_dark).html
     if not document:
         raise ApiError(404, "ErrorItemNotFound", "This message has no HTML.")
     headers = HTML_HEADERS if remote_url is None else REMOTE_IMAGES_HEADERS

@@ -23,7 +23,7 @@ label is a number is an IPv4 address); RFC 6761 6.3 (localhost).
 """
 
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from html import escape
 from itertools import compress, islice
 from urllib.parse import quote, unquote, urlsplit
@@ -102,6 +102,7 @@ _IMPLIED_ENDS = {
 
 _SCHEMES = frozenset(("http", "https", "cid", "data"))
 _LINK = re.compile(r":link(?![\w-])")
+_HAS_DARK = re.compile(r"(?<![\w-])color-scheme\s{0,9}:[\sa-z]{0,30}\bdark\b", re.IGNORECASE)
 _REMOTE = re.compile(r"(?:https?:|ftp:)?//([^/\s\"'()<>?#\\,;]+)", re.IGNORECASE)
 _IN_STYLE = re.compile(
     r"@import\s*+(?:url\(\s*+)?[\"']?([^\"')\s;]++)|url\(\s*+[\"']?([^\"')\s]++)"
@@ -137,9 +138,9 @@ _LOADS = {  # what other elements would load: element, attribute, whether it is 
 }
 
 _OWN_STYLE = (
-    ":root { color-scheme: light } "
     "img:not([src], [srcset]) { outline: 1px dashed #888; background: #eee } "
-    ":where(a[title]) { color: #0645ad; text-decoration: underline; cursor: help }"
+    ":where(a[title]) { color: light-dark(#0645ad, #9e9eff); "
+    "text-decoration: underline; cursor: help }"
 )
 
 
@@ -231,11 +232,13 @@ def safe_document(
     image_url: Callable[[str], str | None],
     *,
     remote_url: RemoteImageUrl | None = None,
+    is_dark: bool = False,
 ) -> SafeDocument:
     """Return the HTML of a message as a document for a frame of its own.
 
     `image_url` returns a data: URL for a content id, or None. `remote_url` returns what the
     document may load in place of the URL of a remote image, or None; without it, nothing is loaded.
+    With `is_dark`, it looks as where dark colours are preferred, else as where light ones are.
     """
     counter = _LoadCounter(remote_url)
     source = html[:HTML_CHARACTERS_MAX].encode("utf-8", "replace").decode().replace("\0", "")
@@ -246,18 +249,18 @@ def safe_document(
             break
     balancer.end()
     attributes = _AttributeFilter(counter, image_url)
-    body = _clean(balancer.body_tag + "</div>", attributes)
-    if not (body.startswith("<div") and body.endswith("></div>")):
-        body = "<div></div>"
+    root, body = (_clean_attributes(one, attributes) for one in balancer.outer_tags.values())
     content = _clean("".join(balancer.written), attributes)
-    style_sheet = safe_style_sheet("\n".join(balancer.style_sheets), counter.load)
+    sheets = "\n".join(balancer.style_sheets)
+    style_sheet = safe_style_sheet(sheets, counter.load, is_dark=is_dark)
+    scheme = "dark" if is_dark and balancer.has_dark else "light"
     style = _LINK.sub("[title]", style_sheet)
     assert "<" not in style, "a style sheet cannot end its element"
     return SafeDocument(
         "<!DOCTYPE html>\n"
-        '<html><head><meta charset="utf-8"><title></title>'
-        f"<style>{_OWN_STYLE}\n{style}</style></head>"
-        f"<body{body.removeprefix('<div').removesuffix('</div>')}{content}</body></html>\n",
+        f'<html{root}><head><meta charset="utf-8"><title></title>'
+        f"<style>:root {{ color-scheme: {scheme} }} {_OWN_STYLE}\n{style}</style></head>"
+        f"<body{body}>{content}</body></html>\n",
         counter.blocked(),
         attributes.lost_images,
         balancer.is_full or len(html) > HTML_CHARACTERS_MAX,
@@ -276,6 +279,13 @@ def _clean(html: str, attributes: "_AttributeFilter") -> str:
         link_rel=None,
         url_schemes=set(_SCHEMES),  # relative URLs pass too: the filter counts and drops them
     )
+
+
+def _clean_attributes(tag: str, attributes: "_AttributeFilter") -> str:
+    """Return the safe attributes of a <div>, each with a space before it."""
+    cleaned = _clean(f"{tag}></div>", attributes)
+    is_one = cleaned.startswith("<div") and cleaned.endswith("></div>")
+    return cleaned.removeprefix("<div").removesuffix("></div>") if is_one else ""
 
 
 class _LoadCounter:
@@ -345,19 +355,22 @@ class _Balancer:
     """Writes the elements of mail so that each is closed inside the element in which it begins.
 
     Other elements are left out with their tags; what they would load is counted. `style_sheets`
-    are the texts of <style>, `body_tag` is the tag of <body> as a <div>.
+    are the texts of <style>, `outer_tags` the tags of <html> and <body> as that of a <div> without
+    its end. `has_dark`: the message says that it has dark colours too.
     """
 
     def __init__(self, counter: _LoadCounter) -> None:
         self.written: list[str] = []
         self.style_sheets: list[str] = []
-        self.body_tag = "<div>"
+        self.outer_tags = {"html": "<div", "body": "<div"}
+        self.has_dark = False
         self.is_full = False
         self._counter = counter
         self._open: list[str] = []
         self._tags = 0
         self._references = 0
         self._in_style = False
+        self._media = ""  # of the <style> that is read
         self._style_characters = 0
 
     def take(self, token: HtmlToken) -> None:
@@ -391,12 +404,15 @@ class _Balancer:
         self._counter.count_in_style(text)
         self._style_characters += len(text)
         if self._style_characters <= _STYLE_SHEETS_CHARACTERS_MAX:
-            self.style_sheets.append(text)
+            self.has_dark = self.has_dark or _HAS_DARK.search(text) is not None
+            self.style_sheets.append(f"@media {self._media} {{{text}}}" if self._media else text)
 
     def _start_tag(self, name: str, attributes: str) -> None:
-        if name == "body":
-            if self.body_tag == "<div>":
-                self.body_tag = f"<div {attributes}"
+        if name in self.outer_tags:
+            if self.outer_tags[name] == "<div":
+                self.outer_tags[name] = f"<div {attributes.removesuffix('>')}"
+        elif name in ("meta", "style"):
+            self._head_tag(tag_attributes(attributes))
         elif name not in ELEMENTS:
             self._count_loads(name, attributes)
         elif self._may_begin(name):
@@ -404,6 +420,11 @@ class _Balancer:
             self.written.append(f"<{name} {title}{attributes}")
             if name not in _VOID:
                 self._open.append(name)
+
+    def _head_tag(self, given: Mapping[str, str]) -> None:
+        self._media = attribute_value(given.get("media", "")).strip()
+        if attribute_value(given.get("name", "")).lower() == "color-scheme":
+            self.has_dark = self.has_dark or "dark" in given.get("content", "").lower()
 
     def _may_begin(self, name: str) -> bool:
         """Close the elements that a start tag closes; return whether it has a place here."""

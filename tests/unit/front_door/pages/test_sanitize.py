@@ -88,6 +88,31 @@ def test_mail_keeps_its_structure(html, expected):
     assert body(html) == expected
 
 
+def test_direction_and_language_of_the_whole_are_kept():
+    found = made("<html dir=rtl lang=ar onload=x><body bgcolor=red><p>a</html><html dir=ltr>").html
+    assert '<html dir="rtl" lang="ar"><head>' in found
+
+
+SHEET = "<style>@media (prefers-color-scheme: dark) { p { color:red } }</style>"
+
+
+@each_row("html, light, dark", [
+        (SHEET, "(max-width: 0)", "(min-width: 0)"),
+        (SHEET.replace("dark", "light"), "(min-width: 0)", "(max-width: 0)"),
+        (SHEET.replace(": dark", ""), "(min-width: 0)", "(min-width: 0)"),
+        (SHEET.replace(":", "/**/ :"), "(max-width: 0)", "(min-width: 0)"),
+        ("<style media='(PREFERS-color-scheme:dark)'>p { color:red }</style>", "(max-width: 0)", "(min-width: 0)"),
+        ("<meta name=color-scheme content='light dark'>", "color-scheme: light", "color-scheme: dark"),
+        ("<style>:root { color-scheme: light dark }</style>", "color-scheme: light", "color-scheme: dark"),
+        (SHEET, "color-scheme: light", "color-scheme: light"),
+    ])  # fmt: skip
+def test_the_preferred_colours_are_chosen_and_not_the_systems(html, light, dark):
+    for is_dark, expected in ((False, light), (True, dark)):
+        found = safe_document(html, {}.get, is_dark=is_dark).html
+        assert expected in found
+        assert "prefers-color-scheme" not in found
+
+
 def test_a_link_keeps_its_target_as_a_title():
     html = "<style>a:link{color:red}</style><a title='https://bank.test' href=' javascript:x&quot;'>x</a>"
     found = made(html).html
