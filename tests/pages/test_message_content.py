@@ -201,13 +201,11 @@ def test_a_large_message_is_shown_without_being_held_in_memory(dev):
 
 def test_hostile_html_stays_inert_on_the_page_of_its_message(dev, browser: Browser):
     key = sent(dev, a_message("\n".join(HOSTILE.values())))
-    for width, label in ((375, "preview-narrow"), (768, "preview-medium")):
+    for choice in ("preview-narrow", "preview-dark"):
         browser.open(f"{dev.url}/messages/{key}")
         title = re.sub(UNREAD, "", browser.driver.title)
-        browser.driver.find_element(By.CSS_SELECTOR, f"label:has(#{label})").click()
-        frame = browser.wait_for("iframe")
-        assert frame.rect["width"] == width
-        browser.driver.switch_to.frame(frame)
+        browser.click(f"label:has(#{choice})")
+        browser.driver.switch_to.frame(browser.wait_for("iframe"))
         for link in browser.driver.find_elements(By.CSS_SELECTOR, "a[title]")[:5]:
             link.click()
         browser.driver.switch_to.default_content()
@@ -220,6 +218,51 @@ def test_hostile_html_stays_inert_on_the_page_of_its_message(dev, browser: Brows
     assert len(browser.driver.window_handles) == 1
     assert browser.requests_elsewhere(dev.url) == []
     assert browser.console_errors() == []
+
+
+RESPONSIVE = """<html dir=rtl><style>
+p { color: rgb(0, 128, 0) }
+@media (max-width: 620px) { p { font-size: 10px } }
+@media (prefers-color-scheme: dark) { p { color: rgb(200, 200, 200) } }
+</style><p>Text"""
+
+
+def in_frame(browser: Browser, *properties: str) -> list[str]:
+    """What applies to the paragraph in the frame."""
+    browser.driver.switch_to.frame(browser.wait_for(".stage iframe"))
+    found = browser.wait_for("p")
+    values = [found.value_of_css_property(one) for one in properties]
+    browser.driver.switch_to.default_content()
+    return values
+
+
+@each_row("window, fits", [(390, 375), (1024, 768), (1440, 1024), (1700, 768)])
+def test_the_frame_is_as_wide_as_it_says_in_every_window(dev, browser: Browser, window, fits):
+    browser.set_width(window)
+    browser.open(f"{dev.url}/messages/{sent(dev, a_message(RESPONSIVE))}")
+    assert browser.wait_for("iframe").rect["width"] == fits
+    for label, width in (("Desktop, 1,024", 1024), ("Tablet, 768", 768), ("Phone, 375", 375)):
+        browser.click(".preview label", label)
+        assert browser.wait_for("iframe").rect["width"] == width
+        size = "10px" if width < 620 else "16px"
+        assert in_frame(browser, "font-size", "direction") == [size, "rtl"]
+    assert browser.evaluate("document.documentElement.scrollWidth <= innerWidth")
+
+
+def test_a_mail_has_the_colours_that_are_chosen_or_else_those_of_the_page(dev, browser: Browser):
+    light, dark = ["rgba(0, 128, 0, 1)"], ["rgba(200, 200, 200, 1)"]
+    key = sent(dev, a_message(RESPONSIVE))
+    for scheme, shown, other in (("light", light, "dark"), ("dark", dark, "light")):
+        browser.emulate_scheme(scheme)
+        browser.open(f"{dev.url}/messages/{key}")
+        assert in_frame(browser, "color") == shown
+        browser.click("[data-theme-switch]")
+        assert in_frame(browser, "color") == (dark if shown == light else light)
+        browser.click(f"label:has(#preview-{scheme})")
+        assert in_frame(browser, "color") == shown
+        browser.click("[data-theme-switch]")
+        browser.click(f"label:has(#preview-{other})")
+        assert in_frame(browser, "color") == (dark if shown == light else light)
 
 
 PNG = b"\x89PNG\r\n\x1a\n" + b"x" * 20

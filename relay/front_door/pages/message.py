@@ -121,8 +121,10 @@ def _has_ended(journey: Journey, site: PageSite) -> bool:
 
 
 def _live_parts(request: PageRequest, values: Mapping[str, Any]) -> list[str]:
-    """Return the answer and the menu, which the stream puts into their places, and the journey."""
-    parts = ("_answer.html", "_more.html", "_journey.html")
+    """Return the answer, the menu and the line of steps, which the stream puts into their places,
+    and the journey.
+    """
+    parts = ("_answer.html", "_more.html", "_dots.html", "_journey.html")
     return [request.shared_part(one, **values) for one in parts]
 
 

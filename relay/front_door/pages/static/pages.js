@@ -137,6 +137,7 @@
   document.addEventListener("htmx:afterSettle", () => {
     markOpened();
     showUnread();
+    showPreview();
   });
 
   // A menu closes when something else is pressed.
@@ -152,6 +153,7 @@
   const nameTheme = () => {
     const button = document.querySelector("[data-theme-switch]");
     if (button) button.textContent = isDark() ? "Light mode" : "Dark mode";
+    showPreview();
   };
   document.addEventListener("click", (event) => {
     if (!event.target.closest("[data-theme-switch]")) return;
@@ -166,6 +168,31 @@
     } catch {}  // it stays until the next page
   });
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => nameTheme());
+
+  // [name=preview-width] and [name=preview-scheme]: how the frame shows the mail. Without a choice it is as wide as
+  // there is room for, in the colours of the page. A new frame leaves the browser's history as it is.
+  const chosen = {};
+  const showPreview = () => {
+    const stage = document.querySelector(".stage");
+    if (!stage) return;
+    const choose = (name, value) => { document.querySelector(`[name=${name}][value="${value}"]`).checked = true; };
+    const widths = [...document.querySelectorAll("[name=preview-width]")].map((one) => one.value);
+    choose("preview-width", chosen["preview-width"] ?? widths.findLast((one) => one <= stage.clientWidth) ?? widths[0]);
+    const scheme = chosen["preview-scheme"] ?? (isDark() ? "dark" : "light");
+    choose("preview-scheme", scheme);
+    const frame = stage.querySelector("iframe");
+    const url = new URL(frame.src);
+    if ((url.searchParams.get("scheme") ?? "light") === scheme) return;
+    url.searchParams.set("scheme", scheme);
+    const other = frame.cloneNode();
+    other.src = url;
+    frame.replaceWith(other);
+  };
+  document.addEventListener("change", ({ target }) => {
+    if (!target.matches("[name=preview-width], [name=preview-scheme]")) return;
+    chosen[target.name] = target.value;
+    showPreview();
+  });
 
   // Keys outside of fields: "/" focuses the search; j and k move among [data-row] links, x marks a row, Enter on its
   // mark opens it. On the page of a message, j and k follow [data-next] and [data-previous], unless the focus is in
