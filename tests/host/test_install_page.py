@@ -38,7 +38,9 @@ PROVIDER = "smtp.provider.example"
 STRANGER = "192.0.2.7"
 # Blocks that show what is printed, or that other tests have.
 ELSEWHERE = {
+    "A fallback",
     "Debian package",
+    "Who may write to an alias",
     "Own domains",
     "Ports",
     "Several certificates",
