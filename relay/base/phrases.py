@@ -1,5 +1,7 @@
 """How values and numbers are written in messages to people."""
 
+from collections.abc import Sequence
+
 _SHOWN_LENGTH_MAX = 80
 
 
@@ -52,10 +54,10 @@ def counted(number: int, noun: str) -> str:
     return f"{number} {noun}{'es' if noun.endswith(('s', 'x')) else 's'}"
 
 
-def named(names: list[str]) -> str:
-    """Return the first names, and how many more there are."""
-    more = f" and {len(names) - 5} more" if len(names) > 5 else ""
-    return ", ".join(names[:5]) + more
+def named(names: Sequence[str], count: int | None = None, *, most: int = 5) -> str:
+    """Return the first names, and how many more there are; `count` is the total, if larger."""
+    more = (count or len(names)) - len(names[:most])
+    return ", ".join(names[:most]) + (f" and {more} more" if more > 0 else "")
 
 
 def moment(at: str, now: str) -> str:

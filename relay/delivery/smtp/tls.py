@@ -13,9 +13,9 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, cast
 
+from relay.base.phrases import named
 from relay.base.socket_address import ip_of
 
-_NAMES_SHOWN = 3
 _CONTEXTS_KEPT = 32
 
 
@@ -66,8 +66,7 @@ def certificate_names(certificate: Mapping[str, Any]) -> str:
     """Return the first names and addresses of a certificate."""
     addresses = (f"the address {text}" for text in _names(certificate, "IP Address"))
     names = [*_names(certificate, "DNS"), *addresses]
-    more = "" if len(names) <= _NAMES_SHOWN else f" and {len(names) - _NAMES_SHOWN} more"
-    return ", ".join(names[:_NAMES_SHOWN]) + more or "no host"
+    return named(names, most=3) or "no host"
 
 
 def peer_chain(tls: ssl.SSLObject) -> list[bytes]:

@@ -10,6 +10,7 @@ from typing import Any
 
 import msgspec
 
+from relay.base import phrases
 from relay.base.message.address import AddressError, parse_mailbox
 from relay.base.message.lifecycle import RecipientState
 from relay.base.message.nexthop import Destination, NextHop
@@ -18,7 +19,6 @@ from relay.front_door.api.request_parameters import read_body
 from relay.front_door.http.errors import ApiError, quoted
 from relay.store.spool.queue_commands import COPIES_MAX, RouteLookup
 
-_NAMED_MAX = 5
 _NOTHING_LEAVES = (
     "No mail leaves this machine. To let captured mail leave by a release, start the relay with: "
     "relay dev --release-to smtp://HOST:PORT"
@@ -105,9 +105,8 @@ def check_own_recipients(
     refused = [address for address in everyone if not development.may_release(address)]
     if not refused:
         return
-    more = f" and {len(refused) - _NAMED_MAX} more" if len(refused) > _NAMED_MAX else ""
     message = (
-        f"No --release-allow matches {', '.join(refused[:_NAMED_MAX])}{more}, and nothing was "
+        f"No --release-allow matches {phrases.named(refused)}, and nothing was "
         'released. Name other addresses for a copy, {"to": ["ADDRESS"]}, or start the relay with: '
         f"relay dev --release-to {development.release_to} --release-allow GLOB"
     )

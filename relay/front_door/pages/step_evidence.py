@@ -4,12 +4,12 @@ Pure functions. The details of the events are those of docs/names.md; a detail t
 because an older version of the relay recorded the event, leaves its sentence out.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from msgspec import Struct
 
-from relay.base.phrases import counted
+from relay.base.phrases import counted, named
 from relay.store.journeys.document import Attempt, Durations, Journey, JourneyStep, attempts_in
 from relay.store.journeys.events import Step
 from relay.store.journeys.sentences import claim_words, is_remote, remote_report
@@ -164,12 +164,6 @@ def _routed(detail: Mapping[str, Any], journey: Journey) -> StepEvidence:
     return StepEvidence(text, tuple(facts), tuple(describe(5, detail)))
 
 
-def _some(addresses: Sequence[str], count: int | None = None) -> str:
-    shown = addresses[:_RECIPIENTS_MAX]
-    more = (count or len(addresses)) - len(shown)
-    return ", ".join(shown) + (f" and {more} more" if more else "")
-
-
 # -- steps 6 and 7
 
 
@@ -268,7 +262,8 @@ _KINDS = {
 
 
 def _reported(detail: Mapping[str, Any]) -> StepEvidence:
-    kind, names = str(detail.get("kind", "")), _some(detail.get("recipients", ()))
+    kind = str(detail.get("kind", ""))
+    names = named(detail.get("recipients", ()), most=_RECIPIENTS_MAX)
     if is_remote(detail):
         return _claimed(detail, names)
     if left_out := detail.get("left_out"):

@@ -16,9 +16,9 @@ import click
 import msgspec
 
 from relay.base.message.lifecycle import rule_or_milter
-from relay.base.phrases import counted, time_span
+from relay.base.phrases import counted, named, time_span
 from relay.store.journeys.document import Journey, JourneyStep, Recipient
-from relay.store.journeys.wording import client_line, describe, named
+from relay.store.journeys.wording import client_line, describe
 
 
 def print_json(value: Any) -> None:

@@ -16,6 +16,7 @@ from relay.base.clock import SystemClock, rfc3339
 from relay.base.files import OpenOctets
 from relay.base.message.content import Octets
 from relay.base.message.properties import EmailAddress
+from relay.base.phrases import named
 from relay.formats.draft import AttachmentFacts
 from relay.formats.html_text import html_to_text
 from relay.formats.read_mime import ReadBodies, ReadMessage, read_attachments, read_mime, read_parts
@@ -27,7 +28,6 @@ from relay.operation.commands.operator_client import OperatorClient
 from relay.store.journeys.document import Journey
 
 _IN_MEMORY_BYTES = 1 << 20
-_IDS_MAX = 10
 
 
 @click.command()
@@ -140,8 +140,7 @@ def _graph_ids(journey: Journey) -> str:
     copies = [(one.graph_id, one.address) for one in journey.recipients if one.graph_id]
     own = [(journey.graph_id, "the sender's")] if journey.graph_id else []
     known = [f"{graph_id} ({address})" for graph_id, address in [*own, *copies]]
-    more = [f"and {len(known) - _IDS_MAX} more"] if len(known) > _IDS_MAX else []
-    return ", ".join([*known[:_IDS_MAX], *more])
+    return named(known, most=10)
 
 
 def _names(people: Sequence[EmailAddress | None]) -> str:

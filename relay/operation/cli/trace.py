@@ -23,7 +23,7 @@ from relay.base.message.lifecycle import (
     SubmissionState,
     rule_or_milter,
 )
-from relay.base.phrases import counted, shown
+from relay.base.phrases import counted, named, shown
 from relay.base.running_relay import ControlError
 from relay.base.settings.values import is_ip, parse_duration
 from relay.operation.cli.errors import CommandError, ExitCode
@@ -39,7 +39,7 @@ from relay.operation.cli.output import journey_lines, printable
 from relay.operation.commands.operator_client import LIST_MAX, OperatorClient
 from relay.store.journeys.document import Journey, Recipient
 from relay.store.journeys.sentences import is_remote
-from relay.store.journeys.wording import REASONS, WAITS_FOR, named
+from relay.store.journeys.wording import REASONS, WAITS_FOR
 from relay.transport.refusals.refusal import Refusal, line_of
 
 _DAY_US = 86_400_000_000

@@ -17,6 +17,7 @@ from msgspec import Struct
 
 from relay.base.clock import Clock
 from relay.base.message.nexthop import HopKind, NextHop
+from relay.base.phrases import named
 from relay.base.settings.document import Document, Fault
 from relay.base.settings.tree import Settings
 from relay.base.settings.validation import domain_matches, name_of
@@ -137,7 +138,6 @@ def _is_listened_at(path: Path) -> bool:
         return client.connect_ex(str(path)) != errno.ECONNREFUSED
 
 
-_NAMED_MAX = 10
 _KEY = ("dns", "validating")
 _OTHERS_MAX = 100  # domains of other stores that are asked for
 
@@ -224,9 +224,8 @@ def check_gate(settings: Settings) -> CheckFinding:
 def limits_of_all(settings: Settings, nodes: Sequence[str]) -> Iterator[str]:
     """Yield what all living nodes together may do: one line for each limit."""
     number = len(nodes)
-    more = f" and {number - _NAMED_MAX} more" if number > _NAMED_MAX else ""
-    named = f"{', '.join(nodes[:_NAMED_MAX])}{more}"
-    yield f"{number} nodes live ({named}), each with limits of its own; together at most:"
+    names = named(nodes, most=10)
+    yield f"{number} nodes live ({names}), each with limits of its own; together at most:"
     for name, limit in _limits(settings):
         if isinstance(limit, int):
             yield f"{name}: {number} x {limit} = {number * limit}"

@@ -7,7 +7,7 @@ have the characters of the message in them: the caller makes them safe for a ter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from relay.base.phrases import counted, moment
+from relay.base.phrases import counted, moment, named
 from relay.store.journeys.events import NO_SIGNING_KEYS
 from relay.store.journeys.sentences import claim_words, is_remote, remote_report
 
@@ -164,12 +164,6 @@ def _operation(detail: Mapping[str, Any]) -> str:
         result.append(f"because: {detail['why']}")
     result.append(f"{'entry' if len(numbers) == 1 else 'entries'} {named(numbers)}")
     return ", ".join(result)
-
-
-def named(addresses: Sequence[str], count: int | None = None) -> str:
-    """Return the first addresses and the number of the others; `count` is the total, if larger."""
-    more = (count or len(addresses)) - _NAMES_MAX
-    return ", ".join(addresses[:_NAMES_MAX]) + (f" and {more} more" if more > 0 else "")
 
 
 def _few(lines: Sequence[str], count: int | None = None) -> list[str]:

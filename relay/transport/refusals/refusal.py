@@ -14,10 +14,10 @@ from msgspec import Struct
 
 from relay.base.clock import rfc3339, time_us_of
 from relay.base.message.address import own_mailbox
+from relay.base.phrases import named
 
 RECIPIENTS_MAX = 10  # named in a record
 PAGE_MAX = 1000  # records
-_NAMED_MAX = 3  # recipients in a line
 _DAY_US = 86_400_000_000
 _is_time = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z").fullmatch
 
@@ -93,10 +93,9 @@ def _who(refusal: Refusal) -> list[str]:
     """Return who was refused: sender and recipients, the login, or the client."""
     is_transaction = refusal.command in ("MAIL", "RCPT", "DATA", "BDAT")
     if is_transaction and (refusal.sender or refusal.recipients):
-        sender, named = refusal.sender or "<>", refusal.recipients[:_NAMED_MAX]
-        more = refusal.recipient_count - len(named)
-        to = ", ".join(named) + (f" and {more} more" if more > 0 else "")
-        return [f"{sender} -> {to}" if named else sender]
+        sender = refusal.sender or "<>"
+        to = named(refusal.recipients, refusal.recipient_count, most=3)
+        return [f"{sender} -> {to}" if refusal.recipients else sender]
     if refusal.command == "AUTH" and refusal.account:
         return ["login", refusal.account]
     return [refusal.command, "from", refusal.client] if refusal.client else [refusal.command]
