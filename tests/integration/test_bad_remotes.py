@@ -1,8 +1,6 @@
 """Remote servers that stall, close or send invalid replies, and name servers that fail: mail is deferred and retried."""
 
 import asyncio
-import re
-import threading
 from collections.abc import Iterator
 from itertools import product
 from typing import Any
@@ -89,17 +87,6 @@ def test_a_host_without_an_answer_to_the_dot_gets_three_copies_and_the_sender_on
     assert "It is not known whether it has arrived." in str(report.message)
 
 
-def test_permanent_rejection_bounces(shared: tuple[Remotes, RelayProcess]) -> None:
-    remotes, relay = shared
-    for stage in ("MAIL", "RCPT", "DATA", "DOT"):
-        address = f"x@never-{stage.lower()}.test"
-        remotes.start(address[2:], replies={stage: "554 5.7.1 not here"})
-        relay.until_state(submit(relay, address), "failed")
-        report = report_about(relay, address)
-        assert report.recipients[address]["diagnostic-code"] == "smtp; 554 5.7.1 not here"
-        assert report.failed_addresses == {address}
-
-
 def test_a_stalled_site_does_not_delay_another(remotes: Remotes, serve) -> None:
     gate = asyncio.Event()
     stalled = remotes.start("stalled.test", gates={"DOT": gate})
@@ -118,45 +105,6 @@ def test_a_stalled_site_does_not_delay_another(remotes: Remotes, serve) -> None:
     assert stalled.most_open <= 5
 
 
-def test_concurrency_at_a_healthy_site_grows_to_twenty(remotes: Remotes, serve) -> None:
-    gate = asyncio.Event()
-    gate.set()
-    mx = remotes.start("busy.test", gates={"DOT": gate})
-    relay = serve(remotes)
-    for number in range(20):
-        submit(relay, f"first{number}@busy.test")
-    until("concurrency has grown", lambda: len(mx.envelopes) == 20)
-    gate.clear()
-    mx.envelopes.clear()
-    threads = [
-        threading.Thread(target=submit, args=(relay, f"x{number}@busy.test"))
-        for number in range(40)
-    ]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    until("twenty are open", lambda: len(mx.envelopes) == 20)
-    assert mx.open == mx.most_open == 20
-    remotes.open_gate(gate)
-    until("all were received", lambda: len(mx.envelopes) == 40)
-    assert mx.most_open == 20
-    assert sorted(address for one in mx.envelopes for address in one.addresses) == sorted(
-        f"x{number}@busy.test" for number in range(40)
-    )
-
-
-def test_the_next_mx_host_is_used_when_the_first_is_down(
-    shared: tuple[Remotes, RelayProcess],
-) -> None:
-    remotes, relay = shared
-    mx = remotes.start("second.test")
-    remotes.dns.zone["second.test"] = {"MX": ["10 away.second.test.", "20 mx.second.test."]}
-    remotes.dns.zone["away.second.test"] = {"A": ["127.0.0.9"]}
-    relay.until_state(submit(relay, "x@second.test"), "relayed")
-    received(mx, "x@second.test")
-
-
 @pytest.mark.parametrize("trouble", ["SERVFAIL", "REFUSED", "TIMEOUT"])
 def test_dns_failures_are_retried(shared: tuple[Remotes, RelayProcess], trouble: str) -> None:
     remotes, relay = shared
@@ -170,42 +118,6 @@ def test_dns_failures_are_retried(shared: tuple[Remotes, RelayProcess], trouble:
     remotes.dns.zone[domain] = records
     relay.until_state(identity, "relayed")
     received(mx, f"x@{domain}")
-
-
-@pytest.mark.parametrize(
-    ("domain", "records", "status"),
-    [
-        ("null.test", {"MX": ["0 ."]}, "5.1.10"),
-        ("nowhere.test", "NXDOMAIN", "5.1.2"),
-        ("empty.test", {"MX": ["10 gone.empty.test."]}, "5.4.4"),
-    ],
-)
-def test_null_mx_and_unknown_domains_bounce(
-    shared: tuple[Remotes, RelayProcess], domain: str, records: Any, status: str
-) -> None:
-    remotes, relay = shared
-    remotes.dns.zone[domain] = records
-    identity = relay.send_mail(to=[f"x@{domain}"], subject=domain)
-    relay.until_state(identity, "failed")
-    report = report_about(relay, f"x@{domain}")
-    assert report.recipients[f"x@{domain}"]["status"] == status
-    assert report.failed_addresses == {f"x@{domain}"}
-    assert str(report.returned["subject"]) == domain
-
-
-def test_expired_mail_bounces(remotes: Remotes, serve) -> None:
-    mx = remotes.start("never.test", replies={"RCPT": "450 4.2.1 not today"})
-    relay = serve(remotes, config={"delivery": {"expire_after": "2s", "retry": [0.3]}})
-    identity = relay.send_mail(to=["x@never.test"], subject="too late")
-    (reported,) = relay.until_final(identity)["recipients"]
-    assert reported["state"] == "expired"
-    assert len(reported["attempts"]) > 1
-    report = report_about(relay, "x@never.test")
-    assert report.recipients["x@never.test"]["action"] == "failed"
-    assert re.fullmatch(r"4\.4\.7|5\.4\.7", report.recipients["x@never.test"]["status"])
-    assert "450 4.2.1 not today" in bytes(report.message).decode()
-    assert mx.envelopes == []
-    until("the report is settled", lambda: not relay.queue())
 
 
 def test_the_relay_still_delivers(shared: tuple[Remotes, RelayProcess]) -> None:

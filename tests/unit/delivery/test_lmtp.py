@@ -63,24 +63,3 @@ async def test_after_a_fault_only_recipients_without_a_reply_get_the_message_aga
         assert answered.count(one) == 1
     for one in PEOPLE[place:]:
         assert outcomes(journey, one) == ["indeterminate", "delivered"]
-
-
-async def test_each_recipient_is_recorded_by_its_own_reply(delivery) -> None:
-    dot = {
-        "a@a.test": "552 5.2.2 quota exceeded",
-        "b@a.test": ["452-4.2.2 full\n452 4.2.2 come again", "250 saved"],
-    }
-    async with RemoteMx(lmtp=True, dot=dot, rcpt={"no@a.test": "550 5.1.1 who?"}) as host:
-        delivery.table.at("a.test", host)
-        await delivery.start()
-        journey = await delivery.done(await delivery.send(*PEOPLE, "no@a.test"))
-        assert states(journey) == {
-            "a@a.test": "failed", "b@a.test": "delivered", "c@a.test": "delivered",
-            "no@a.test": "failed",
-        }  # fmt: skip
-        assert outcomes(journey, "b@a.test") == ["deferred", "delivered"]
-        assert outcomes(journey, "c@a.test") == ["delivered"]
-        refused = [("a@a.test", "5.2.2"), ("no@a.test", "5.1.1")]
-        assert delivery.reporter.failures_reported == refused
-        assert [one.addresses for one in host.envelopes].count(["c@a.test"]) == 1
-        assert host.sessions == 1

@@ -27,6 +27,7 @@ SCRIPTS = [
     ("DATA", "451 later", "deferred", "4.3.0"),
     ("DATA", "554 no", "failed", "5.7.1"),
     ("DATA", "250 ok", "deferred", "4.5.0"),
+    ("DATA", "421 4.3.2 going", "deferred", "4.3.2"),
     ("DATA", DROP, "deferred", "4.4.2"),
     ("DOT", "250 2.6.0 queued", "accepted", "2.6.0"),
     ("DOT", "452 disk", "deferred", "4.3.1"),

@@ -39,22 +39,6 @@ async def test_each_recipient_has_an_outcome_of_its_own(connected, message, exte
 
 
 @both_ways
-@pytest.mark.parametrize("stage", ["MAIL", "RCPT", "DATA", "CONTENT", "DOT"])
-async def test_a_lost_connection_is_indeterminate_only_after_the_dot(
-    connected, message, extensions, stage
-):
-    content = b"x" * (20_000_000 if stage == "CONTENT" else 20)
-    async with RemoteMx(extensions=extensions, replies={stage: DROP}) as mx:
-        connection = await connected(mx)
-        result = await connection.transact(message("a@y.test", "b@y.test", content=content))
-        expected = Indeterminate if stage == "DOT" else Deferred
-        assert kinds(result) == {0: expected, 1: expected}
-        assert {outcome.evidence.status for outcome in result.outcomes.values()} == {"4.4.2"}
-        assert not result.reusable
-        assert not connection.is_open
-
-
-@both_ways
 @pytest.mark.parametrize(
     ("stage", "nonsense"),
     [
@@ -75,17 +59,6 @@ async def test_an_invalid_reply_defers(connected, message, extensions, stage, no
         assert kinds(result) == {0: expected, 1: expected}
         status = "4.5.0" if has_end else "4.4.2"
         assert {outcome.evidence.status for outcome in result.outcomes.values()} == {status}
-        assert not result.reusable
-
-
-@both_ways
-@pytest.mark.parametrize("stage", ["MAIL", "RCPT", "DATA", "DOT"])
-async def test_421_defers_all_recipients(connected, message, extensions, stage):
-    async with RemoteMx(extensions=extensions, replies={stage: "421 4.3.2 going down"}) as mx:
-        connection = await connected(mx)
-        result = await connection.transact(message("a@y.test", "b@y.test"))
-        assert kinds(result) == {0: Deferred, 1: Deferred}
-        assert {outcome.kind for outcome in result.outcomes.values()} == {DeferralClass.SITE}
         assert not result.reusable
 
 
