@@ -246,14 +246,6 @@ def test_the_author_that_a_rule_writes_decides_who_signs(signing: Signing) -> No
     assert named_keys(signing.relay.journey(both)) == [*signing.ours, ("partner.test", "p")]
 
 
-def test_a_held_copy_verifies_after_its_release(signing: Signing) -> None:
-    key = signing.relay.submit(ALICE, ["held@a.test"], letter("held@a.test", "waits"))
-    signing.relay.until_state(key, "held")
-    assert named_keys(signing.relay.journey(key)) == signing.ours
-    signing.relay.cli("queue", "release", key)
-    signing.valid("held@a.test")
-
-
 # -- reports
 
 

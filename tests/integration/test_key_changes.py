@@ -2,10 +2,9 @@
 
 import itertools
 import json
-import signal
 import smtplib
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -60,10 +59,6 @@ def keys_in(folder: Path, *selectors: str) -> DkimKeys:
     """Keys of example.test, of both kinds in turn."""
     kinds = itertools.cycle(("ed25519", "rsa"))
     return DkimKeys.made(folder, {("example.test", one): next(kinds) for one in selectors})
-
-
-def entry(selector: str, file: Path) -> dict[str, str]:
-    return {"domain": "example.test", "selector": selector, "key": str(file)}
 
 
 def reload_with(
@@ -153,76 +148,6 @@ def test_a_command_without_a_relay_names_a_bad_key_file_and_changes_nothing(
     assert (done.returncode, done.stderr[: len(key["key"])]) == (78, key["key"])
     assert "found no key, expected an RSA key" in done.stderr
     assert len(relay.cli_json("queue", "list")) == 1
-
-
-@pytest.mark.parametrize("way", ["renamed", "truncated and written"])
-def test_a_key_file_that_is_replaced_during_a_reload_gives_the_old_or_the_new_key(
-    remotes, recipients, tmp_path, way, serve
-):
-    """Two selectors share the file, so a mixture of keys shows in one message."""
-    file = tmp_path / "shared.pem"
-    texts, records = [], []
-    for first in range(2):
-        made = DkimKeys.made(tmp_path, {("example.test", "s1"): "rsa"}, first=first)
-        texts.append(made.ring.keys[0].file.read_bytes())
-        [record] = made.records.values()
-        names = [f"{one}._domainkey.example.test" for one in ("s1", "s2")]
-        records.append(dict.fromkeys(names, record))
-    file.write_bytes(texts[0])
-    file.chmod(0o600)
-    is_over = threading.Event()
-
-    def replace() -> None:
-        part = tmp_path / "part.pem"
-        for text in itertools.cycle(texts):
-            if is_over.is_set():
-                return
-            if way == "renamed":
-                part.write_bytes(text)
-                part.chmod(0o600)
-                part.replace(file)
-            else:
-                with file.open("wb", buffering=0) as stream:
-                    half = len(text) // 2
-                    stream.write(text[:half])
-                    stream.write(text[half:])
-
-    replacing = threading.Thread(target=replace)
-    relay = serve(remotes, config={"dkim": [entry("s1", file), entry("s2", file)]})
-
-    def reloads() -> bool:
-        """Reload, and look by which key the next message is signed; return whether it was read."""
-        before = len(outcomes(relay))
-        relay.process.send_signal(signal.SIGHUP)
-        until("the end of the reload", lambda: len(outcomes(relay)) > before)
-        content = recipients.sent(relay)
-        assert [signed_by(content, one) for one in records].count(True) == 1
-        return RELOADED in outcomes(relay)[-1]
-
-    replacing.start()
-    try:
-        found = {reloads() for _ in range(8)}
-        if way == "renamed":
-            assert found == {True}
-        else:
-            until("a complete file is read", reloads)
-    finally:
-        is_over.set()
-        replacing.join()
-    for one in relay.faults():
-        assert KEPT in one or "found no key" in one or "no private key that can be read" in one
-
-
-def outcomes(relay: RelayProcess) -> list[str]:
-    return [one for one in relay.log.splitlines() if RELOADED in one or KEPT in one]
-
-
-def signed_by(content: bytes, records: Mapping[str, bytes]) -> bool:
-    """Whether both signatures are of the key that has these records."""
-    try:
-        return verified(content, records) == [("example.test", "s1"), ("example.test", "s2")]
-    except AssertionError:
-        return False
 
 
 @pytest.mark.parametrize(

@@ -230,19 +230,6 @@ def test_the_operators_token_opens_every_mailbox():
     assert accounts.by_token("operator").role is Role.USER
 
 
-async def test_with_a_token_nothing_else_is_accepted():
-    accounts = DevelopmentAccounts(Mailboxes(), operator_token="other", token="T")
-    operator = accounts.by_token("T")
-    assert operator.role is Role.OPERATE
-    assert accounts.opened("bob@example.test", operator) == BOB
-    for token in ("alice", "other", "t", "", jwt(upn="alice"), jwt(appid="app"), "\udcff"):
-        assert accounts.by_token(token) is None
-    assert await accounts.by_password("alice", "T", client="") == ALICE
-    assert await accounts.by_password("alice", "alice", client="") is None
-    assert (await accounts.by_client_secret("app", "T", client="")).account.acts_for
-    assert await accounts.by_client_secret("app", "any", client="") is None
-
-
 async def test_clients_that_guess_the_token_are_delayed():
     clock = ManualClock()
     accounts = DevelopmentAccounts(token="T", clock=clock)

@@ -70,22 +70,6 @@ async def test_two_signals_at_once_stop_it_once(settings_with, composed, tmp_pat
     assert daemon.base.readiness() == "stopping"
 
 
-async def test_the_ready_file_of_an_earlier_run_is_removed_at_the_start(
-    settings_with, composed, tmp_path
-) -> None:
-    ready = tmp_path / "ready.json"
-    ready.write_text('{"pid":1,"http":["127.0.0.1:1"]}')
-    serving = asyncio.create_task(serve(composed(settings_with()), ready_file=ready))
-    await asyncio.sleep(0)
-    assert not ready.exists()
-    async with asyncio.timeout(SOON_S):
-        while not ready.exists():
-            assert not serving.done()
-            await asyncio.sleep(0)
-        os.kill(os.getpid(), signal.SIGTERM)
-        await serving
-
-
 async def test_a_signal_during_the_start_stops_the_relay_after_it(
     settings_with, composed, monkeypatch
 ) -> None:
