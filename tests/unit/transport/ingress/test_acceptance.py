@@ -7,11 +7,10 @@ from dataclasses import replace
 import pytest
 from msgspec import structs
 
-from relay.base.message.envelope import Client, Envelope, ForwardPath, Source
+from relay.base.message.envelope import Envelope, ForwardPath, Source
 from relay.base.message.header import FIELDS_MAX
 from relay.base.message.lifecycle import RecipientState
 from relay.base.message.verdict import (
-    AddedRecipient,
     RecipientVerdict,
     RuleHit,
     Verdict,
@@ -80,36 +79,6 @@ async def accept(relay: Relay, one: Sent, origin: Origin = TRUSTED, content: byt
         return await acceptance.accept(*one, content, origin=origin)
     finally:
         acceptance.close()
-
-
-async def test_the_message_that_is_committed():
-    relay = Relay()
-    one = envelope("bob@example.test", "x@b.test", "y@b.test", envid="e1")
-    decision = await accept(relay, one)
-    (message,) = relay.spool.accepted
-    assert decision.reply == f"250 2.0.0 Ok: queued as {message.facts.id}"
-    assert decision.queue_id == message.facts.id
-    assert message.facts.source is Source.SMTP
-    assert (message.facts.account, message.facts.submission_id, message.facts.envelope.envid) == (
-        "alice@example.test",
-        "",
-        "e1",
-    )
-    assert message.facts.client == "client.test [127.0.0.1]"
-    assert (message.facts.subject, message.facts.message_id) == ("hello", "<m@example.test>")
-    assert message.facts.expires_us - message.facts.received_us == 3600_000_000
-    assert {str(entry.next_hop): len(entry.recipients) for entry in message.entries} == {
-        "local": 1,
-        "mx:b.test": 2,
-    }
-    (event,) = message.events
-    assert event.step is Step.POLICY_AND_ROUTING
-    assert event.detail == {
-        "client": Client("127.0.0.1", "client.test").as_json(),
-        "rules": [],
-        "next_hops": {"local": ["bob@example.test"], "mx:b.test": ["x@b.test", "y@b.test"]},
-        "unsigned": "no signing key is configured",
-    }
 
 
 @each_row(
@@ -273,14 +242,6 @@ async def test_subject_and_message_id_in_the_trace_are_bounded():
     (message,) = relay.spool.accepted
     assert message.facts.subject == "\U0001f600" * 200
     assert len(message.facts.message_id) == 998
-
-
-async def test_recipients_added_by_a_rule_are_not_in_the_event():
-    relay = Relay(rules=Rules(additions=[AddedRecipient("spy@c.test", "r")]))
-    await accept(relay, envelope("x@b.test"))
-    (message,) = relay.spool.accepted
-    assert message.events[0].detail["next_hops"] == {"mx:b.test": ["x@b.test"]}
-    assert [str(entry.next_hop) for entry in message.entries] == ["mx:b.test", "mx:c.test"]
 
 
 async def test_rules_see_valid_recipients_and_the_cleaned_up_content():

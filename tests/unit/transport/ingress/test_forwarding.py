@@ -100,25 +100,6 @@ async def test_a_local_sender_that_a_stranger_names_is_rewritten():
 
 
 @pytest.mark.parametrize("kind", [Relay, CatchAll, Elsewhere])
-@pytest.mark.parametrize("change", [str, str.lower, str.upper])
-async def test_a_report_comes_back_to_the_sender(kind, change, begun):
-    relay = relay_with(kind)
-    address = change(srs(relay)).replace("@EXAMPLE.TEST", "@example.test")
-    client = await begun(relay)
-    await client.say_all("RSET", "MAIL FROM:<>")
-    assert await client.say(f"RCPT TO:<{address}>") == "250 2.1.5 Ok"
-    message = await accepted(relay, address, sender="")
-    original = (
-        STRANGER.upper().replace("@EXAMPLE.ORG", "@example.org")
-        if change is str.upper
-        else STRANGER
-    )
-    assert aliases_of(message) == {address: ("redirected", (original,))}
-    assert copies_of(message) == [("mx:example.org", "", [original])]
-    assert senders_of(message) == {"mx:example.org": ""}
-
-
-@pytest.mark.parametrize("kind", [Relay, CatchAll, Elsewhere])
 @pytest.mark.parametrize("origin", [UNTRUSTED, PICKUP], ids=["smtp", "pickup"])
 async def test_an_srs_address_that_cannot_be_used_is_rejected(kind, origin, begun):
     relay = relay_with(kind)
@@ -306,14 +287,6 @@ async def test_a_long_domain_in_from_takes_little_time():
         content = b"From: a@" + text + b" b\r\nSubject: hello\r\n\r\ntext\r\n"
         await accept(relay, envelope("away@example.test", sender=STRANGER), UNTRUSTED, content)
     assert time.process_time() - started < 1  # with Punycode of the whole it took seconds
-
-
-async def test_an_operator_may_have_such_mail_forwarded():
-    relay = relay_with()
-    acceptance = relay.acceptance(forward_own_from=True)
-    sent = envelope("away@example.test", sender=STRANGER)
-    assert (await acceptance.accept(*sent, by(AUTHORS[0]), origin=UNTRUSTED)).queue_id
-    acceptance.close()
 
 
 async def test_the_copies_that_stay_are_kept_and_the_sender_gets_no_report():

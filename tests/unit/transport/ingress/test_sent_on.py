@@ -104,13 +104,6 @@ async def test_the_null_sender_and_a_local_one_of_a_trusted_client_stay(tmp_path
     assert bool(found[EVE]) == bool(expected)
 
 
-async def test_set_sender_is_the_sender_of_what_a_rule_sends_outside(tmp_path):
-    then = f"{{ set_sender = 'it@own.test' }}, {{ bcc = '{EVE}' }}"
-    relay = relay_with(tmp_path, then, by="")
-    message = await sent(relay, CAROL)
-    assert (message.facts.envelope.reverse_path, copies(message)[EVE]) == ("it@own.test", "")
-
-
 @pytest.mark.parametrize(
     ("to", "more", "domain"),
     [

@@ -112,13 +112,6 @@ def test_the_last_next_hop_counts_for_the_recipients_that_matched(evaluate, next
     assert [one.next_hop for one in verdict.recipients] == ["smtp://first.example:25", found]
 
 
-@each_row("hop", ["mx", "smtp://h.test:25", "lmtp:unix:/l", "capture", "hold"])
-def test_a_rule_sends_mail_by_a_route(tmp_path, hop):
-    (tmp_path / "10.toml").write_text(rule("{ next_hop = 'route:partner' }"))
-    assert read_rules(tmp_path, routes={"partner": hop}).rules
-    assert read_rules(tmp_path).rules  # the routes are not known
-
-
 @each_row("routes, found", [
     ({}, 'found "partner", expected the name of a route: none is usable'),
     ({"partner": "local", "other": "mx"},
