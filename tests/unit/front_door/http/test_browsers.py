@@ -70,13 +70,6 @@ def assert_refused(answer: httpx.Response) -> None:
     assert "access-control-allow-origin" not in answer.headers
 
 
-async def test_a_local_request_without_a_token_is_anonymous() -> None:
-    async with guarded() as client:
-        assert account_of(await client.post("/v1.0/me", content=b"x")) == "anon@example.test"
-        with_token = {"authorization": "Bearer alice"}
-        assert account_of(await client.get("/", headers=with_token)) == "alice@example.test"
-
-
 @each_row("field", ["", "Bearer", "Bearer x", "Basic YTpi"])
 async def test_a_wrong_token_is_not_anonymous(field: str) -> None:
     async with guarded() as client:
@@ -99,11 +92,6 @@ async def test_a_wrong_token_is_not_anonymous(field: str) -> None:
 async def test_a_forwarded_request_and_another_host_are_not_anonymous(headers) -> None:
     async with guarded() as client:
         assert (await client.get("/", headers=headers)).status_code == 401
-
-
-async def test_without_the_setting_there_is_no_anonymous_account() -> None:
-    async with guarded(anonymous="") as client:
-        assert (await client.get("/")).status_code == 401
 
 
 @pytest.mark.parametrize("dev", [True, False])

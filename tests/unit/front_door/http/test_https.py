@@ -2,17 +2,13 @@
 
 import asyncio
 import contextlib
-import json
-import shutil
 import socket
 import ssl
-import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import replace
 
-import httpx
 import pytest
 from starlette.responses import Response
 
@@ -22,7 +18,7 @@ from relay.front_door.http.connection_limits import ConnectionLimits
 from relay.front_door.http.gateway import json_response
 from relay.front_door.http.http_request import HttpRequest
 from relay.front_door.http.http_server import HttpServer
-from tests.support.http_server import ANY_PORT, echo, serving, status_of
+from tests.support.http_server import ANY_PORT, serving, status_of
 from tests.support.tables import each_row
 from tests.support.tls import Authority, authority
 from tests.unit.front_door.http.test_slow_clients import ATTACKER, OTHER, held, on_both_loops
@@ -84,14 +80,6 @@ async def all_closed(server: HttpServer, *, within_s: float = 5) -> None:
     async with asyncio.timeout(within_s):
         while server.state.connections or server.handshakes:
             await asyncio.sleep(0.01)
-
-
-@on_both_loops
-async def test_the_url_of_a_request_is_https(certificate, trusting) -> None:
-    async with serving(where, certificate=certificate) as server:
-        answer = await talk_tls(server, LAST_GET, context=trusting)
-    assert status_of(answer) == 200
-    assert json.loads(answer.partition(b"\r\n\r\n")[2]) == {"base": "https://localhost"}
 
 
 async def test_one_server_has_listeners_with_and_without_tls(certificate, trusting, short_path):
@@ -303,29 +291,3 @@ async def test_a_stop_waits_for_no_idle_client_and_for_no_handshake(certificate,
         assert await asyncio.wait_for(loop.sock_recv(idle, 1), 30) == b""
         await end(writer)
         idle.close()
-
-
-# -- other people's clients
-async def test_httpx(certificate, trusting) -> None:
-    async with (
-        serving(echo, certificate=certificate) as server,
-        httpx.AsyncClient(verify=trusting) as client,
-    ):
-        url = f"https://localhost:{server.bound[0].port}/x"
-        for _ in range(3):
-            answer = await client.post(url, content=b"12345")
-            assert (answer.status_code, answer.json()["size"]) == (200, 5)
-
-
-async def test_curl(certificate, authority) -> None:
-    found = shutil.which("curl")
-    if found is None:
-        pytest.skip("curl is not installed")
-    environment = {"PATH": "/usr/bin:/bin", "SSL_CERT_FILE": str(authority.certificate)}
-    async with serving(echo, certificate=certificate) as server:
-        words = [found, "--fail", "--silent", "--show-error"]
-        url = f"https://localhost:{server.bound[0].port}/x"
-        done = await asyncio.to_thread(
-            subprocess.run, [*words, url], env=environment, capture_output=True, timeout=60
-        )
-    assert (done.returncode, done.stderr) == (0, b"")

@@ -65,19 +65,6 @@ def watched(tmp_path) -> WatchedDisk:
     return WatchedDisk(tmp_path)
 
 
-async def test_nothing_is_short_and_the_reserve_file_is_there(watched):
-    assert await watched.measure() == structs.replace(
-        PressureState(), room_bytes=watched.pressure.state.room_bytes
-    )
-    assert watched.pressure.state.room_bytes > MIB
-    assert (watched.folder / "ballast").stat().st_size == MIB
-    assert watched.reported == []
-    assert watched.metric("relay_pressure_level") == 0
-    assert {watched.metric("relay_pressure_reason", reason=str(one)) for one in PressureReason} == {
-        0
-    }
-
-
 @pytest.mark.parametrize(
     ("change", "reason"),
     [

@@ -18,7 +18,6 @@ from relay.store.journeys.message_list import (
     ListPosition,
     MessageSearch,
     parse_cursor,
-    parse_position,
     position_of,
 )
 from relay.store.journeys.submission_log import SubmissionFacts, SubmissionLog
@@ -168,14 +167,6 @@ async def test_a_message_that_is_visible_late_is_behind_one_of_two_cursors(
     assert await messages.names(after=str(second.cursor)) == []
 
 
-async def test_an_old_draft_that_was_sent_after_the_cursor_is_behind_it(messages: Messages) -> None:
-    draft_id = messages.ids.new()
-    messages.clock.advance(3600)
-    cursor = await messages.cursor()
-    sent = messages.submit(draft_id=draft_id)
-    assert await messages.names(after=cursor) == [sent.submission_id]
-
-
 async def test_each_message_is_behind_exactly_one_cursor(messages: Messages) -> None:
     cursor, found, sent = await messages.cursor(), [], []
     for number in range(60):
@@ -213,12 +204,6 @@ async def test_what_a_limit_leaves_out_is_behind_the_next_cursor(
         if not listed.messages:
             break
     assert sorted(found) == sorted(sent)
-
-
-async def test_a_submission_that_was_withdrawn_is_not_listed(messages: Messages) -> None:
-    cursor = await messages.cursor()
-    messages.log.withdraw(messages.submit())
-    assert await messages.names() == await messages.names(after=cursor) == []
 
 
 class Reader:
@@ -269,34 +254,6 @@ async def test_pages_have_each_message_once_while_mail_arrives_and_is_accepted(
     assert len(found) == len(set(found))
     assert set(sent) <= set(found)
     assert found[: len(sent)] == found
-
-
-async def test_a_place_in_the_list_survives_its_text(messages: Messages) -> None:
-    sent = messages.submit()
-    for place in (
-        position_of("", sent.submission_id),
-        position_of(await messages.accept(), ""),
-        ListPosition(5, ""),
-    ):
-        assert parse_position(str(place)) == place
-
-
-@pytest.mark.parametrize("text", ["", "5", "x-06gzy78nhccc7r9c", "5-short", "5-06gzy78nhccc7r9c.x"])
-def test_another_text_is_no_place(text: str) -> None:
-    with pytest.raises(ValueError, match="not a place"):
-        parse_position(text)
-
-
-async def test_a_row_has_the_first_recipients_and_what_is_next(messages: Messages) -> None:
-    sent = messages.submit(recipients=("x@a.test", "y@a.test"))
-    [waiting] = (await messages.journeys.page(MessageSearch(), account=None, limit=5)).rows
-    assert (waiting.id, waiting.state, waiting.recipient_count) == (None, "converting", 2)
-    addresses = [f"r{number}@a.test" for number in range(30)]
-    await messages.accept(sent, recipients=addresses, subject="changed")
-    [row] = (await messages.journeys.page(MessageSearch(), account=None, limit=5)).rows
-    assert (row.submission_id, row.position) == (sent.submission_id, waiting.position)
-    assert (row.subject, row.state, row.recipient_count) == ("changed", "queued", 30)
-    assert [one.address for one in row.recipients] == addresses[:20]
 
 
 async def test_rows_match_words_mailboxes_and_names(messages: Messages) -> None:
