@@ -5,7 +5,7 @@
 #   make test-suites crashes, PostgreSQL, pages in a browser, other programs, the host: not in make test; test-long: the longest tests
 #   make check       lint, types, import contracts, dead code, the policies' own tests
 #   make quick       before a commit: make check, and the tests that show most in a minute
-#   make bench       Relay and Postfix side by side; ARGS=queue, mail, spool: another one (docs/performance.md)
+#   make bench       Relay and Postfix side by side; ARGS=queue, mail: another one (docs/performance.md)
 #   make simulate    SEEDS=10000 worlds from SEED0; SEED=123 TRACE=1 shows one of them
 #   make crash       a relay killed RUNS=200 times while people use it, and as often under load
 #   make clients     Graph's own client libraries, and the kits and programs of other languages, against a relay
@@ -33,7 +33,7 @@ WORKLOADS ?=
 WORKERS ?= $(shell cores=$$(getconf _NPROCESSORS_ONLN 2>/dev/null || echo 1); \
 	echo $$((cores < 6 ? 6 : cores > 8 ? 8 : cores)))
 SYSTEM_PACKAGES ?=
-BENCHES := mail queue spool
+BENCHES := mail queue
 # Without compiled modules, each process that a test starts would compile all of Relay.
 unexport PYTHONDONTWRITEBYTECODE
 
@@ -142,9 +142,6 @@ bench-mail: $(VENV)/development
 
 bench-queue: $(VENV)/development
 	$(BIN)/python -m tests.bench.queued $(ARGS)
-
-bench-spool: $(VENV)/development
-	$(BIN)/python -m tests.bench.spool $(ARGS)
 
 simulate: $(VENV)/development
 	@$(BIN)/python -m tests.simulation --seeds $(SEEDS) --seed0 $(SEED0) \
