@@ -29,7 +29,6 @@ from relay.base.observe.metrics import Metrics
 from relay.delivery.reports.bounces import NOTICES_MAX, Reporter, decide_reports
 from relay.delivery.reports.texts import TextSource
 from relay.formats.dsn import ReportedRecipient, ReportKind
-from relay.store.journeys.events import Step
 from tests.support.manual_clock import ManualClock
 from tests.support.tables import each_row
 
@@ -150,38 +149,6 @@ def test_a_bounce_for_an_alias_goes_to_all_that_it_leads_to(reporter):
     assert report.events[0].detail["next_hops"] == {
         "local": ["bob@example.com"], "mx:outside.test": ["carol@outside.test", "dave@outside.test"]
     }  # fmt: skip
-
-
-def test_a_bounce_for_an_alias_that_leads_nowhere_becomes_a_dead_letter(reporter):
-    to = Expansion((AliasTarget("lost@nowhere.test", ("alice@example.com",)),))
-    reporter.reporter.expand = {"alice@example.com": to}.get
-    (report,) = reporter.failures([recipient()]).messages
-    assert report.entries[0].recipients[0].path.address == "postmaster"
-    assert reporter.counted() == {"dead-letter": 1}
-
-
-def test_the_failed_message_gets_an_event_and_the_report_its_own(reporter):
-    plan = reporter.failures([recipient(), recipient("carol@example.net")])
-    (event,) = plan.events
-    assert event.step is Step.REPORT
-    assert event.at_us == reporter.clock.time_us()
-    assert event.detail == {
-        "report_id": plan.messages[0].facts.id,
-        "to": "alice@example.com",
-        "kind": "failure",
-        "recipients": ["bob@example.net", "carol@example.net"],
-    }
-    (first,) = plan.messages[0].events
-    assert first.step is Step.POLICY_AND_ROUTING
-    assert first.detail["about"] == MESSAGE.id
-    assert (
-        len(
-            reporter.failures([recipient(f"u{n}@x.org") for n in range(500)])
-            .events[0]
-            .detail["recipients"]
-        )
-        == 100
-    )
 
 
 STRANGERS = replace(MESSAGE, envelope=Envelope("ann@sender.test"), trusted=False, account="")

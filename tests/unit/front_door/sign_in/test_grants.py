@@ -153,15 +153,6 @@ async def test_a_token_opens_what_its_scopes_name(dev):
     assert await may(found) == [200, 200, 403]
 
 
-async def test_on_behalf_of_a_user(dev):
-    user = await dev.tokens_by("password", username="carol", password="any")
-    form = {"requested_token_use": "on_behalf_of", "client_id": "service"}
-    for secret in ({"client_secret": "any"}, {"client_assertion": "any.j.wt"}):
-        found = await dev.tokens_by(ON_BEHALF, assertion=user["access_token"], **form, **secret)
-        assert await dev.mailbox(found) == "carol@example.test"
-        assert dev.claims(found["access_token"])["appid"] == "service"
-
-
 async def test_what_no_service_gets_on_behalf_of_a_user(dev):
     form = {"requested_token_use": "on_behalf_of", "client_secret": "any"}
     user = await dev.tokens_by("password", username="carol", password="any")

@@ -71,24 +71,6 @@ async def test_the_steps_of_all_roles_are_joined(journal: Journal) -> None:
     assert await journal.log.submission("no-such.1") is None
 
 
-async def test_every_name_finds_it_newest_first(journal: Journal) -> None:
-    first = journal.create()
-    journal.clock.advance(DAY_S)
-    second = journal.create(account="carol@x.test", sender="Carol@x.test", message_id="<n@x.test>")
-    newest = [second.submission_id, first.submission_id]
-
-    async def found(key: str, account: str | None = None, limit: int = 5) -> list[str]:
-        return list(await journal.log.find_submission_ids(key, account=account, limit=limit))
-
-    assert await found("last") == newest
-    assert await found("last", limit=1) == newest[:1]
-    assert await found("last", account="alice@x.test") == newest[1:]
-    for key in (first.submission_id, first.graph_id, "<m@x.test>", "alice@x.test"):
-        assert await found(key) == newest[1:], key
-    assert await found("bob@y.test") == newest
-    assert await found("nobody@y.test") == []
-
-
 @pytest.mark.parametrize(
     ("written", "asked"),
     [

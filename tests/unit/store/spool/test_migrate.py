@@ -168,17 +168,6 @@ def test_without_space_for_the_copy_nothing_changes(older: Path, monkeypatch) ->
     assert older.read_bytes() == before
 
 
-@pytest.mark.parametrize("schema", [1, 9, 10])
-def test_a_spool_from_before_the_first_release_is_refused(path: Path, schema: int) -> None:
-    open_database(path).close()
-    connection = apsw.Connection(str(path))
-    connection.execute(f"PRAGMA application_id = 0; PRAGMA user_version = {schema}")
-    connection.close()
-    for read_only in (False, True):
-        with pytest.raises(SpoolFormatError, match=r"a Relay before 0\.2\.0.*empty the queue"):
-            open_database(path, read_only=read_only)
-
-
 def test_a_newer_schema_is_refused(path: Path) -> None:
     open_database(path).close()
     connection = apsw.Connection(str(path))

@@ -89,14 +89,6 @@ async def run():
         task.cancel()
 
 
-async def test_scheduled_sends_become_ready_in_the_order_of_their_times(directory, run):
-    for name, in_s in (("c", 3), ("a", 1), ("b", 2), ("never", 1000)):
-        directory.put(name, in_s)
-    await run(directory.timer())
-    directory.clock.advance(3)
-    assert await directory.until_ready(3) == ["a", "b", "c"]
-
-
 async def test_a_clock_that_jumps_is_noticed(directory, run):
     directory.put("a", 86_400)
     timer = await run(directory.timer(wait_s_max=0.02))

@@ -1,6 +1,5 @@
 """Deferred sends on disk: they wait, are cancelled or changed, and come to their time."""
 
-import asyncio
 import errno
 import os
 from dataclasses import replace
@@ -20,7 +19,6 @@ from relay.store.mailbox.types import (
     MessageChange,
     SendOptions,
 )
-from tests.support.stores import ready_submissions
 
 ALICE = "alice@example.test"
 BOB = "bob@example.test"
@@ -67,31 +65,6 @@ async def brought_up(place, store):
     return await store._threads.run(store._scheduled.make_due_ready, names)
 
 
-async def test_a_scheduled_send_waits_and_is_seen_to_wait(place, store, waiting, due_us):
-    assert place.submissions() == []
-    assert deferred(place) == [f"{waiting.submission_id}@{due_us}"]
-    [file] = place.files(".Drafts")
-    assert file.samefile(waiting.path)
-    assert (await step_2(place, waiting)).keys() == {"deferred_until"}
-    shown = await store.messages.get(ALICE, waiting.draft_id)
-    assert shown.is_draft
-    assert shown.properties.extended == until(due_us)
-
-
-async def test_what_is_due_is_ready_since_then(place, store, waiting):
-    place.clock.advance(3600)
-    submissions = ready_submissions(store)
-    async with asyncio.timeout(30):
-        submission = await anext(submissions)
-    await submissions.aclose()
-    assert submission.submission_id == waiting.submission_id
-    assert submission.ready_us == place.clock.time_us()
-    assert place.submissions() == [submission.path]
-    assert deferred(place) == []
-    await store.ready.complete(submission, queue_id="q")
-    assert (len(place.files(".Sent")), place.files(".Drafts"), place.submissions()) == (1, [], [])
-
-
 @pytest.mark.parametrize("deed", ["remove", "replace", "move", "mark as deleted"])
 async def test_a_draft_that_a_mail_client_took_away_is_not_sent(place, store, waiting, deed):
     [file] = place.files(".Drafts")
@@ -128,18 +101,6 @@ async def test_a_send_that_cannot_become_ready_blocks_no_other(
     away.rename(path)
     [submission] = (await brought_up(place, store)).submissions
     assert submission.submission_id == waiting.submission_id
-
-
-async def test_another_time_counts(place, store, draft, waiting, due_us):
-    later_us = due_us + HOUR_US
-    await store.messages.update(
-        ALICE, waiting.draft_id, MessageChange(properties=draft(extended=until(later_us)))
-    )
-    assert deferred(place) == [f"{waiting.submission_id}@{later_us}"]
-    assert await come_to_time(place, store) == []
-    [submission] = await come_to_time(place, store)
-    assert submission.submission_id == waiting.submission_id
-    assert (await step_2(place, waiting)).keys() == {"deferred_until"}
 
 
 async def test_a_changed_draft_is_sent_as_it_is_shown(place, store, draft, waiting, due_us):
