@@ -168,17 +168,6 @@ async def test_a_message_is_moved_within_the_folder_that_the_path_names(on_disk:
     assert on_disk.files() == []
 
 
-async def test_a_message_that_is_being_sent_is_not_moved(on_disk: OnDisk) -> None:
-    draft = await a_draft(on_disk)
-    assert (await on_disk.http.post(f"/messages/{draft['id']}/send")).status_code == 202
-    path = f"/messages/{draft['id']}"
-    move = await on_disk.http.post(f"{path}/move", json={"destinationId": "archive"})
-    refused(move, 409, "ErrorIrresolvableConflict")
-    gone = await on_disk.http.post(f"{path}/permanentDelete")
-    refused(gone, 409, "ErrorIrresolvableConflict")
-    assert (await on_disk.http.get(path)).json()["parentFolderId"] == "drafts"
-
-
 async def test_of_many_that_make_one_folder_one_succeeds(on_disk: OnDisk) -> None:
     answers = await asyncio.gather(
         *(on_disk.http.post("/mailFolders", json={"displayName": "One"}) for _ in range(8))

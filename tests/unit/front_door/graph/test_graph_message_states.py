@@ -193,16 +193,6 @@ async def test_too_much_is_refused(
     assert (await on_disk.http.get(path)).json()["categories"] == []
 
 
-async def test_if_match_includes_the_state(on_disk: OnDisk, path: str) -> None:
-    first = await on_disk.http.get(path)
-    await patched(on_disk, path, {"categories": ["a"]})
-    headers = {"if-match": first.headers["etag"]}
-    answer = await on_disk.http.patch(path, json={"categories": ["b"]}, headers=headers)
-    error(answer, 412)
-    unchanged = {"if-none-match": (await on_disk.http.get(path)).headers["etag"]}
-    assert (await on_disk.http.get(path, headers=unchanged)).status_code == 304
-
-
 async def whole(on_disk: OnDisk, path: str) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return all that a client can read of a message, and what it shows by default."""
     expand = f"$expand=attachments,{COLORS.removeprefix('$expand=')[:-1]} or id eq 'String 0x001A')"

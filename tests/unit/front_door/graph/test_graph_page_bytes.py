@@ -1,24 +1,17 @@
 """Pages of messages have a bound in octets, and all pages together have each message once."""
 
-import gc
 import json
-import weakref
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from starlette.responses import Response
 
 from relay.base.pressure import Pressure, PressureLevel, PressureReason, PressureState
 from relay.development.accounts import DevelopmentAccounts
 from relay.front_door.graph import batch, graph_request
-from relay.front_door.graph.batch import BatchHandler
-from relay.front_door.http.gateway import Gateway, StreamedResponse
-from relay.front_door.http.http_request import HttpRequest, RequestLimits
 from tests.support.graph_fakes import OnDisk, graph_on_disk, refused
 from tests.support.long_tests import sampled
-from tests.support.manual_clock import ManualClock
 
 BYTES_MAX = 20_000
 TEXTS = ["x", "\r\n", '"', "é", "€", "\U0001f4ee", "\x01"]  # short and long in JSON
@@ -169,60 +162,3 @@ async def test_the_pages_of_a_batch_share_what_its_responses_may_have(
     first = [one["id"] for one in responses[-1]["body"]["value"]]
     rest = await pages(mailbox, responses[-1]["body"]["@odata.nextLink"])
     assert first + [one["id"] for _, page in rest for one in page] == [one["id"] for one in whole]
-
-
-class Refused(Response):
-    """A response that a test watches."""
-
-
-class RefusedStream(StreamedResponse):
-    """A response in blocks that a test watches."""
-
-
-@pytest.mark.parametrize("is_stream", [False, True])
-async def test_a_refused_body_is_dropped_when_the_batch_is_answered(
-    monkeypatch: pytest.MonkeyPatch, is_stream: bool
-) -> None:
-    """Without a collection of cycles: they may keep it for minutes."""
-    monkeypatch.setattr(batch, "RESPONSES_BYTES_MAX", 1000)
-    bodies: list[weakref.ref[Any]] = []
-
-    async def respond(*_: Any) -> Response:
-        octets = memoryview(bytearray(5000))
-        made = RefusedStream(iter([bytes(octets)])) if is_stream else Refused(octets)
-        bodies.extend((weakref.ref(made), weakref.ref(made if is_stream else octets)))
-        return made
-
-    handler = BatchHandler(
-        respond, clock=ManualClock(), base_url=lambda _: "http://h", pressure=Pressure()
-    )
-    statuses: list[int] = []
-
-    async def handle(request: HttpRequest) -> Response:
-        answer = await handler.handle(request, is_strict=False)
-        statuses.extend(one["status"] for one in json.loads(answer.body)["responses"])
-        return answer
-
-    gateway = Gateway(handle, clock=ManualClock(), limits=RequestLimits(10_000, 10_000))
-    items = [{"id": str(number), "method": "GET", "url": "/me"} for number in range(20)]
-    body = [json.dumps({"requests": items}).encode()]
-    scope = {
-        "type": "http", "method": "POST", "path": "/v1.0/$batch", "query_string": b"",
-        "headers": [], "scheme": "http",
-    }  # fmt: skip
-
-    async def receive() -> dict[str, Any]:
-        return {"type": "http.request", "body": body.pop(), "more_body": False}
-
-    async def send(_: Any) -> None:
-        pass
-
-    gc.collect()
-    gc.disable()
-    try:
-        await gateway(scope, receive, send)
-        assert statuses == [413] * 20
-        assert len(bodies) == 40
-        assert [one() for one in bodies if one() is not None] == []
-    finally:
-        gc.enable()
