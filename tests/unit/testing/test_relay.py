@@ -141,15 +141,6 @@ class TestMail:
         assert sent.bounce
         relay.assert_no_more_mail()
 
-    def test_a_reset_relay_is_empty(self, relay):
-        relay.send(ALICE, [BOB, GMAIL], "Old", "x")
-        relay.settle()
-        relay.reset()
-        assert relay.messages() == []
-        relay.assert_no_more_mail()
-        relay.send(ALICE, BOB, "New", "x")
-        relay.mailbox(BOB).wait_for(subject="New")
-
 
 class TestInternet:
     def test_a_host_refuses_a_recipient(self, relay):
@@ -170,13 +161,6 @@ class TestInternet:
         assert relay.mailbox(GMAIL).wait_for(subject="Hello").text.strip() == "x"
         with pytest.raises(WaitTimeout, match=r"Received by the hosts of gmail\.com: 1"):
             gmail.wait_for(subject="Hello", timeout=0.1)
-
-    def test_two_days_of_retries_end_in_a_bounce(self, relay):
-        relay.internet.domain("gmail.com").dot().reply("452 4.2.2 mailbox full")
-        sent = relay.send(ALICE, GMAIL, "Hello", "x")
-        relay.clock.advance(days=2, hours=2)
-        assert sent.state == "expired"
-        assert sent.bounce.reply.endswith("last: 452 4.2.2 mailbox full")
 
     def test_strict_forbids_mail_to_other_domains(self, relay):
         relay.internet.domain("gmail.com")

@@ -9,7 +9,7 @@ import pytest
 from relay.base.clock import SystemClock
 from relay.base.message.envelope import Envelope, ForwardPath
 from relay.base.message.nexthop import HopKind, NextHop
-from relay.base.message.outcome import Deferred, Failed, Relayed
+from relay.base.message.outcome import Failed, Relayed
 from relay.base.message.tls_policy import TlsPolicy
 from relay.base.settings.tree import DnsSettings
 from relay.delivery.smtp.connect import ConnectError, Target, connect
@@ -120,23 +120,6 @@ async def test_the_name_server_tells_what_the_scenario_says():
         assert isinstance(await resolve("relay-check.invalid"), NoSuchDomain)
         for name in ("servfail.test", "silent.test"):
             assert isinstance(await resolve(name), TemporaryFailure)
-
-
-async def test_a_replaced_scenario_is_in_force_at_once():
-    busy = '[[domain]]\nname = "a.test"\nreply = [{ verb = "RCPT", reply = "450 4.2.1 busy" }]'
-    async with simulated() as (internet, resolve):
-        assert isinstance(await deliver(resolve, "bob@a.test"), Relayed)
-        internet.use(scenario(busy))
-        assert isinstance(await deliver(resolve, "bob@a.test"), Deferred)
-        internet.use(scenario('[[domain]]\nname = "a.test"\ntls = "none"'))
-        in_clear = await deliver(resolve, "bob@a.test")
-        assert in_clear.evidence.tls == ""
-        internet.use(scenario('[[domain]]\nname = "a.test"\nnull_mx = true'))
-        assert isinstance(await resolve("a.test"), NullMx)
-        assert len(internet.received) == 2
-        internet.forget()
-        assert internet.received == ()
-        assert isinstance(await resolve("a.test"), NullMx)
 
 
 async def test_hosts_that_nobody_uses_are_closed_and_listen_again(monkeypatch):

@@ -201,16 +201,6 @@ async def test_hosts_that_are_skipped_say_why(explainer) -> None:
     assert "loops back to this relay" in looping["reply"]
 
 
-@each_row("ip, state", [("", "remote"), ("192.0.2.9", "remote"), ("192.0.2.1", "rejected")])
-async def test_a_client_that_is_not_trusted_may_not_relay(explainer, ip, state) -> None:
-    found = await explainer().explain(Question("bob@own.test", SENDER, ip))
-    assert found["state"] == state
-    inbound = await explainer().explain(Question(ALICE, SENDER, ip))
-    direction = inbound["rules"][3]["conditions"][0]
-    assert inbound["state"] == "local"
-    assert direction["value"] == ("inbound" if state == "rejected" else "internal")
-
-
 async def test_the_state_of_the_site(explainer) -> None:
     asked = []
 

@@ -1,22 +1,17 @@
 """A relay whose spool disk fails: no 250 for mail that is not stored, no delivery of rejected mail."""
 
 import asyncio
-import http.client
-import json
-import mailbox
 import re
 import smtplib
 from collections.abc import AsyncIterator, Iterator
-from contextlib import closing, suppress
+from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 
 import pytest
 
 from relay.operation.app.daemon import Daemon
 from relay.store.spool.sqlite import damage, database, write_ahead_log
 from relay.store.spool.types import SpoolError
-from tests.support.graph_client import message
 from tests.support.remote_mx import RemoteMx
 from tests.support.vfs import FaultyDisk
 
@@ -28,26 +23,10 @@ class Running:
     """A relay in this process, for clients in threads."""
 
     daemon: Daemon
-    folder: Path
 
     async def submit(self, subject: str, to: str = "alice@example.test") -> tuple[int, bytes]:
         """The reply to the final dot of a message, or an earlier refusal."""
         return await asyncio.to_thread(self._submit, subject, to)
-
-    async def until_accepted(self, subject: str) -> None:
-        """Submit until it is taken: a relay knows some time later that its disk is well."""
-        async with asyncio.timeout(SOON_S):
-            while (await self.submit(subject))[0] != 250:
-                await asyncio.sleep(0.05)
-
-    async def send_mail(self, subject: str) -> int:
-        """The status of alice's message to herself."""
-        return await asyncio.to_thread(self._send_mail, subject)
-
-    async def until_inbox_has(self, *subjects: str) -> None:
-        async with asyncio.timeout(SOON_S):
-            while sorted(self._inbox()) != sorted(subjects):
-                await asyncio.sleep(0.02)
 
     def _submit(self, subject: str, to: str) -> tuple[int, bytes]:
         address = self.daemon.transport.smtp_servers[0].address
@@ -60,20 +39,6 @@ class Running:
             assert session.noop()[0] == 250
         return reply
 
-    def _send_mail(self, subject: str) -> int:
-        address = self.daemon.http_servers[0].bound[0]
-        body = {"message": message(to=["alice@example.test"], subject=subject)}
-        headers = {"Authorization": "Bearer alice", "Content-Type": "application/json"}
-        with closing(http.client.HTTPConnection(address.host, address.port)) as connection:
-            connection.request("POST", "/v1.0/me/sendMail", json.dumps(body), headers)
-            return connection.getresponse().status
-
-    def _inbox(self) -> list[str]:
-        home = self.folder / "mail/example.test/alice"
-        if not all((home / part).is_dir() for part in ("cur", "new")):  # it is made just now
-            return []
-        return [str(one["subject"]) for one in mailbox.Maildir(home, create=False)]
-
 
 @pytest.fixture
 def disk() -> Iterator[FaultyDisk]:
@@ -82,43 +47,8 @@ def disk() -> Iterator[FaultyDisk]:
 
 
 @pytest.fixture
-async def running(
-    disk: FaultyDisk, settings_with, composed, tmp_path: Path
-) -> AsyncIterator[Running]:
-    daemon = composed(settings_with())
-    await daemon.start()
-    yield Running(daemon, tmp_path)
-    disk.is_well()
-    await daemon.stop()
-
-
-@pytest.mark.parametrize("fault", ["sync", "full"])
-async def test_a_submission_waits_for_the_spool_disk_and_is_sent_once(
-    disk: FaultyDisk, running: Running, fault: str
-) -> None:
-    assert (await running.submit("before"))[0] == 250  # what a start writes has been written
-    await running.until_inbox_has("before")
-    disk.refuses(fault)
-    assert await running.send_mail("waits") == 202
-    ready = running.folder / "mail/.submissions/ready"
-    assert len(list(ready.iterdir())) == 1
-    async with asyncio.timeout(SOON_S):
-        while disk.refusals[fault] < 2:  # it was attempted, and again
-            await asyncio.sleep(0.02)
-    assert len(list(ready.iterdir())) == 1
-    disk.is_well()
-    await running.until_inbox_has("before", "waits")
-    async with asyncio.timeout(SOON_S):
-        while list(ready.iterdir()):
-            await asyncio.sleep(0.02)
-        while any((counts := await running.daemon.base.spool.counts()).entries.values()):
-            await asyncio.sleep(0.02)  # it is in the mailbox before it is settled
-    assert counts.unaccounted == 0
-
-
-@pytest.fixture
 async def relaying(
-    disk: FaultyDisk, settings_with, composed, tmp_path: Path, monkeypatch
+    disk: FaultyDisk, settings_with, composed, monkeypatch
 ) -> AsyncIterator[tuple[Running, RemoteMx]]:
     """A relay that delivers remotely, checkpoints often and has nothing in SQLite's cache."""
     monkeypatch.setattr(damage, "_RETRY_S_MAX", 0.5)
@@ -129,7 +59,7 @@ async def relaying(
         route = {"domain": "remote.test", "next_hop": f"smtp://{remote.host}:{remote.port}"}
         daemon = composed(settings_with(route=[route]))
         await daemon.start()
-        yield Running(daemon, tmp_path), remote
+        yield Running(daemon), remote
         disk.is_well()
         await daemon.stop()
 
