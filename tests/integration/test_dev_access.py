@@ -10,6 +10,7 @@ import pytest
 
 from tests.support.dev_process import DevProcess
 from tests.support.graph_client import Answer
+from tests.support.ports import free_port
 from tests.support.relay_process import until
 
 LIST = "/relay/v1/messages"
@@ -133,3 +134,16 @@ def test_smtp_and_pages_are_as_before_with_private(private: DevProcess) -> None:
     with private.smtp() as session:
         session.login("anything", "goes")
     assert ask(private, "GET", "/").status == 200
+
+
+def test_the_listener_for_metrics_is_guarded_too(kit) -> None:
+    """The test kit may configure one; it has /relay/v1 as well."""
+    at = f"127.0.0.1:{free_port()}"
+    kit(config={"observe": {"metrics": at}})
+    for fields, status in (({}, 200), *((one, None) for one in FOREIGN)):
+        for token in ({}, {"Authorization": "Bearer alice"}):
+            connection = http.client.HTTPConnection(at, timeout=20)
+            connection.request("GET", LIST, headers={**fields, **token})
+            found = connection.getresponse().status
+            assert found == status if status else found in (403, 421), fields
+            connection.close()
