@@ -69,7 +69,8 @@ class Inbox(StorePart):
             ):
                 try:
                     self._write(mailbox / "tmp" / base_name, new, content)
-                except FileExistsError:
+                except FileExistsError:  # a crash may have come before its directory was synced
+                    self.syncs.sync(new)
                     return DeliveryResult.ALREADY_THERE
         self.crash.reached(CrashPoint.DELIVERED_LOCALLY)
         return DeliveryResult.DELIVERED
