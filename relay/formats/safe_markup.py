@@ -4,11 +4,19 @@ The quote of a reply (relay.formats.quoting) and the preview on a page
 (relay.front_door.pages.sanitize) write only these. Styles are read by a few patterns, not by a
 parser of CSS: what the patterns do not know is dropped. Time is linear in the size of the source.
 Nothing raises. Where a caller allows images of backgrounds, a style has the URLs that it returns,
-between quotes, and no others. CSS Syntax Level 3; Media Queries Level 4.
+between quotes, and no others.
+
+A document in a frame of its own may have more: what moves or covers, since that is itself only,
+and drawings. No text that is written for it, not even a string, has a backslash, a comment, a brace
+or the name of a function that is not in a list: however a browser splits it into strings and
+values, there is no url(), image-set(), src() or attr() in it. Parentheses are closed where they
+begin, and repeated values are few: a short style cannot keep a browser busy.
+CSS Syntax Level 3; Media Queries Level 4; CSS Conditional Rules Level 3; SVG 2.
 """
 
 import re
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable
 
 ELEMENTS = frozenset(
     (
@@ -42,83 +50,131 @@ _STYLE_VALUE = re.compile(
 _DISPLAYS = re.compile(r"none|block|inline(?:-block)?|list-item|table(?:-[a-z-]+)?", re.IGNORECASE)
 # What a document in a frame of its own may have as well: it can cover nothing but itself.
 _FRAMED_STYLES = re.compile(
-    _STYLES.pattern + r"|align-(?:content|items|self)|box-(?:shadow|sizing)|flex(?:-[a-z]+)?|gap"
-    r"|justify-content|object-fit|opacity|order|overflow(?:-[xy])?|visibility"
+    rf"(?:-webkit-)?(?:{_STYLES.pattern}"
+    r"|(?:align|backface|box|break|column|counter|fill|flex|font|grid|hyphenate|inset|justify|line"
+    r"|mix|object|outline|page|perspective|place|row|stop|stroke|transform|transition"
+    r"|user)-[a-z-]+"
+    r"|accent-color|appearance|aspect-ratio|background-(?:attachment|blend-mode|clip|image|origin"
+    r"|position(?:-[xy])?|repeat|size)|bottom|caption-side|clip|clip-path|clip-rule|columns|content"
+    r"|cursor|dominant-baseline|empty-cells|fill|filter|flex|gap|grid|hyphens|(?:min-|max-)?"
+    r"(?:inline|block)-size|inset|isolation|left|opacity|order|orphans|outline|overflow(?:-[a-z]+)?"
+    r"|perspective|pointer-events|position|quotes|resize|right|rotate|scale|stroke|tab-size|top"
+    r"|transform|transition|translate|vector-effect|visibility|widows|will-change|writing-mode"
+    r"|z-index|zoom)|--[\w-]+"
 )
-_FRAMED_VALUE = re.compile(
-    r"(?:[\w\s.,#%'\"!+/-]|(?:(?:rgb|hsl)a?|calc|min|max|clamp)\([\w\s.,%/*+-]{1,80}\))+",
-    re.IGNORECASE,
+_FUNCTIONS = (
+    r"(?:rgb|hsl)a?|hwb|(?:ok)?l(?:ab|ch)|color(?:-mix)?|light-dark|calc|min|max|clamp|var|env"
+    r"|minmax|fit-content|repeat|(?:-webkit-)?(?:repeating-)?(?:linear|radial|conic)-gradient"
+    r"|(?:translate|rotate|scale|skew)(?:[xyz]|3d)?|matrix(?:3d)?|perspective|cubic-bezier|steps"
+    r"|blur|brightness|contrast|drop-shadow|grayscale|hue-rotate|invert|opacity|saturate|sepia"
+    r"|inset|circle|ellipse|polygon|counters?"
 )
+_WORDS = rf"""(?:{_FUNCTIONS})?\(|\)|[\w.#%-]++(?!\()|[\s,+!]|\*(?!/)|/(?![*/])|\[[\w\s-]*+\]"""
+_STRING = r""""[^"'\\<@(){};/\n]*+"|'[^"'\\<@(){};/\n]*+'"""
+_FRAMED_VALUE = re.compile(rf"(?:{_WORDS}|{_STRING})++", re.IGNORECASE)
+_BRACKET = re.compile(r"[()\[\]]")
+_NESTING_MAX = 16
+_PAINT = re.compile(r"fill|stroke")
+_PAINT_URL = re.compile(r"""(?<![\w-])url\(\s*+(["']?)#([\w.-]{1,100}+)\1\s*+\)""", re.IGNORECASE)
+# What a browser does not know, or what the frame itself decides: not missed.
+_NOT_MISSED = re.compile(r"mso-.*|-(?:ms|moz|o)-.*|.*[^\w-].*|(?:supported-)?color-schemes?|")
 # With images: where they are, and a URL with nothing that could end it in another place.
 _BACKGROUND = re.compile(r"background(?:-image)?")
-_BACKGROUND_PLACES = re.compile(r"background-(?:attachment|clip|origin|position|repeat|size)")
 _BACKGROUND_URL = re.compile(
     r"""(?<![\w-])url\(\s*(?:"([^"\\\n]*)"|'([^'\\\n]*)'|([^\s"'()\\]+))\s*\)""", re.IGNORECASE
 )
-_BESIDE_URLS = re.compile(r"(?:[\w\s.,#%!+/-]|(?:rgb|hsl)a?\([\d\s.,%/]{1,40}\))*", re.IGNORECASE)
+_BESIDE_URLS = re.compile(rf"(?:{_WORDS})*+", re.IGNORECASE)
 _BACKGROUNDS_MAX = 20  # in one declaration
 
 ImageUrl = Callable[[str], str | None]  # what a document may have in place of a URL; None: nothing
+LeftOut = Counter[str]  # how many "declarations" and "elements" are not written
 
 STYLE_SHEET_CHARACTERS_MAX = 500_000
 _RULES_MAX = 5000
-_MEDIA_DEPTH_MAX = 3
+_CONDITIONS_MAX = 3
 _COMMENT = re.compile(r"/\*.*?(?:\*/|\Z)|<!--|-->", re.DOTALL)
 _PIECE = re.compile(r"""((?:[^{};"']++|"[^"\n]*+(?:"|\n|\Z)|'[^'\n]*+(?:'|\n|\Z))*+)([{};]|\Z)""")
-_SELECTOR = re.compile(r"""[\w\s.#:,>+~*=()\[\]"'^$|-]+""")
-_MEDIA = re.compile(r"@media(?=[\s(])[\w\s():,./-]+", re.IGNORECASE)
+_SELECTOR = re.compile(
+    r"(?::(?:not|is|where|has|lang|dir|nth-[a-z-]+)\(|\)|[\w.#:-]++(?!\()|[\s,>+~*=\[\]^$|]"
+    rf"|{_STRING})++",
+    re.IGNORECASE,
+)
+_CONDITION = re.compile(rf"@(?:media|supports)(?=[\s(])(?:{_WORDS}|[:>=])++", re.IGNORECASE)
 _SCHEME = re.compile(r"\(\s*+prefers-color-scheme\s*+(?::\s*+([\w-]*+)\s*+)?\)", re.IGNORECASE)
 
 
 def safe_style(style: str) -> str:
     """Return the safe declarations of a style attribute, for HTML within other HTML."""
-    return "; ".join(
-        f"{name}:{value}"
-        for name, value in _declarations(style, _STYLES, _STYLE_VALUE)
-        if name != "display" or _DISPLAYS.fullmatch(value)
-    )
-
-
-def safe_framed_style(style: str, image_url: ImageUrl | None = None) -> str:
-    """Return the safe declarations of a style attribute, for a document in a frame of its own.
-
-    Without `image_url` a background has no image.
-    """
-    declarations = _declarations(style, _FRAMED_STYLES, _FRAMED_VALUE, image_url=image_url)
-    return "; ".join(f"{name}:{value}" for name, value in declarations)
-
-
-def _declarations(
-    style: str,
-    names: re.Pattern[str],
-    values: re.Pattern[str],
-    *,
-    image_url: ImageUrl | None = None,
-) -> Iterator[tuple[str, str]]:
+    written = []
     for declaration in style.split(";"):
         name, _, value = declaration.partition(":")
         name, value = name.strip().lower(), value.strip()
-        if names.fullmatch(name) and values.fullmatch(value):
-            yield name, value
-        elif image_url is not None:
-            if _BACKGROUND.fullmatch(name) and (written := _with_images(value, image_url)):
-                yield name, written
-            elif _BACKGROUND_PLACES.fullmatch(name) and values.fullmatch(value):
-                yield name, value
+        is_safe = _STYLES.fullmatch(name) and _STYLE_VALUE.fullmatch(value)
+        if is_safe and (name != "display" or _DISPLAYS.fullmatch(value)):
+            written.append(f"{name}:{value}")
+    return "; ".join(written)
 
 
-def _with_images(value: str, image_url: ImageUrl) -> str:
-    """Return a background with the URLs of `image_url`, "" if it returns none for one of them."""
+def safe_framed_style(
+    style: str, image_url: ImageUrl | None = None, left_out: LeftOut | None = None
+) -> str:
+    """Return the safe declarations of a style attribute, for a document in a frame of its own.
+
+    Without `image_url` a background has no image. `left_out` counts the declarations that are not
+    written, but for those that no browser knows.
+    """
+    written = []
+    for declaration in _COMMENT.sub(" ", style).split(";"):
+        name, _, value = declaration.partition(":")
+        name, value = name.strip(), " ".join(value.split())
+        name = name if name.startswith("--") else name.lower()
+        if _FRAMED_STYLES.fullmatch(name) and (safe := _framed_value(name, value, image_url)):
+            written.append(f"{name}:{safe}")
+        elif left_out is not None and value and not _NOT_MISSED.fullmatch(name):
+            left_out["declarations"] += 1
+    return "; ".join(written)
+
+
+def _framed_value(name: str, value: str, image_url: ImageUrl | None) -> str:
+    """Return a value for a document in a frame of its own, "" for none."""
+    if _BACKGROUND.fullmatch(name):
+        return _with_images(value, image_url)
+    if _PAINT.fullmatch(name):
+        return safe_paint(value)
+    return value if _is_safe(value, _FRAMED_VALUE) else ""
+
+
+def safe_paint(value: str) -> str:
+    """Return a value of CSS, or of an attribute of SVG, "" if it is not safe.
+
+    Its only URLs are those of elements of the same document: `url(#id)`. A browser loads the
+    document once more for such a URL of an image: it is for fill, stroke and clip-path only.
+    """
+    if not _is_safe(_PAINT_URL.sub(" ", value), _FRAMED_VALUE):
+        return ""
+    return _PAINT_URL.sub(r"url(#\2)", value)
+
+
+def _is_safe(text: str, pattern: re.Pattern[str]) -> bool:
+    """Return whether a text is of a pattern, and its brackets are closed in order."""
+    depth = 0
+    for bracket in _BRACKET.findall(text):
+        depth += 1 if bracket in "([" else -1
+        if not 0 <= depth <= _NESTING_MAX:
+            return False
+    return depth == 0 and pattern.fullmatch(text) is not None
+
+
+def _with_images(value: str, image_url: ImageUrl | None) -> str:
+    """Return a background with the URLs of `image_url`, or none; "" if it is not safe."""
     places = list(_BACKGROUND_URL.finditer(value))
     between = _BACKGROUND_URL.sub(" ", value)
-    if not 0 < len(places) <= _BACKGROUNDS_MAX or not _BESIDE_URLS.fullmatch(between):
+    if len(places) > _BACKGROUNDS_MAX or not _is_safe(between, _BESIDE_URLS):
         return ""
     written, at = [], 0
     for found in places:
-        url = image_url(found[1] or found[2] or found[3] or "")
-        if url is None:
-            return ""
-        written += [value[at : found.start()], f'url("{url}")']
+        url = image_url and image_url(found[1] or found[2] or found[3] or "")
+        written += [value[at : found.start()], f'url("{url}")' if url else "none"]
         at = found.end()
     return "".join([*written, value[at:]])
 
@@ -134,72 +190,74 @@ def with_scheme(media: str, *, is_dark: bool) -> str:
 
 
 def safe_style_sheet(
-    source: str, image_url: ImageUrl | None = None, *, is_dark: bool = False
+    source: str,
+    image_url: ImageUrl | None = None,
+    left_out: LeftOut | None = None,
+    *,
+    is_dark: bool = False,
 ) -> str:
-    """Return the safe rules of a style sheet, also those in @media, without any "<".
+    """Return the safe rules of a style sheet, also those in @media and @supports, without any "<".
 
     For a document in a frame of its own. Other at-rules and nested rules are dropped. `image_url`
-    as in safe_framed_style(), `is_dark` as in with_scheme().
+    and `left_out` as in safe_framed_style(), `is_dark` as in with_scheme().
     """
     text = _COMMENT.sub(" ", source[:STYLE_SHEET_CHARACTERS_MAX])
-    reader = _StyleSheetReader(image_url, is_dark=is_dark)
+    left_out = Counter() if left_out is None else left_out
+    reader = _StyleSheetReader(image_url, left_out, is_dark=is_dark)
     for found in _PIECE.finditer(text):
-        reader.take(found[1].strip(), found[2])
-        if reader.is_full:
-            break
+        reader.take(" ".join(found[1].split()), found[2])
     return reader.written()
 
 
 class _StyleSheetReader:
     """Reads the pieces of a style sheet between braces and semicolons, and writes safe rules."""
 
-    def __init__(self, image_url: ImageUrl | None, *, is_dark: bool) -> None:
+    def __init__(self, image_url: ImageUrl | None, left_out: LeftOut, *, is_dark: bool) -> None:
         self._image_url = image_url
+        self._left_out = left_out
         self._is_dark = is_dark
         self._written: list[str] = []
-        self._media = 0  # open @media blocks
+        self._conditions = 0  # open blocks of @media and @supports
         self._selector: str | None = None  # of the open rule
         self._style: list[str] = []
         self._dropped = 0  # open blocks that are not written
         self._rules = 0
-
-    @property
-    def is_full(self) -> bool:
-        """Whether the limit on rules is reached."""
-        return self._rules >= _RULES_MAX
 
     def take(self, text: str, end: str) -> None:
         """Process a text and the "{", "}", ";" or "" after it."""
         if end == "{":
             self._open(text)
         elif self._dropped:
+            self._left_out["declarations"] += ":" in text
             self._dropped -= end == "}"
         elif self._selector is not None:
             self._style.append(text)
             if end != ";":
                 self._end_rule()
-        elif end == "}" and self._media:
+        elif end == "}" and self._conditions:
             self._written.append("}")
-            self._media -= 1
+            self._conditions -= 1
 
     def written(self) -> str:
         """Return the rules."""
-        return "\n".join((*self._written, *["}"] * self._media))
+        return "\n".join((*self._written, *["}"] * self._conditions))
 
     def _open(self, text: str) -> None:
         if self._dropped or self._selector is not None:
             self._dropped += 1
-        elif _MEDIA.fullmatch(text) and self._media < _MEDIA_DEPTH_MAX:
+        elif self._rules >= _RULES_MAX:
+            self._dropped = 1
+        elif _is_safe(text, _CONDITION) and self._conditions < _CONDITIONS_MAX:
             self._written.append(f"{with_scheme(text, is_dark=self._is_dark)} {{")
-            self._media += 1
+            self._conditions += 1
             self._rules += 1
-        elif _SELECTOR.fullmatch(text):
+        elif _is_safe(text, _SELECTOR):
             self._selector = text
         else:
             self._dropped = 1
 
     def _end_rule(self) -> None:
-        style = safe_framed_style(";".join(self._style), self._image_url)
+        style = safe_framed_style(";".join(self._style), self._image_url, self._left_out)
         if style:
             self._written.append(f"{self._selector} {{ {style} }}")
             self._rules += 1

