@@ -344,8 +344,8 @@ def load(
     if is_transport and getattr(values.get("spool"), "is_file", False):
         faults.append(document.fault(("spool", "url"), _TRANSPORT_EXPECTED))
     for place, expected in check_together(reader.read, values):
-        inside = (f"{dotted(place)}[", f"{dotted(place)}.")
-        if any(fault.key.startswith(inside) for fault in reader.faults):
+        inside = (f"{dotted(place)}[", f"{dotted(place)}.")  # or the key itself
+        if any(f"{fault.key}.".startswith(inside) for fault in reader.faults):
             continue  # its faults have been recorded
         message = f"found {shown(document.value(place))}, expected {expected}"
         faults.append(document.fault(place, message))

@@ -251,7 +251,9 @@ def _ways_of(path: KeyPath, route: Route, dns: DnsSettings) -> Found:
     for name in ("domain", "next_hop"):
         if not getattr(route, name):
             yield (*path, name), "a value: this key is required"
-    if route.recipient and route.domain != route.recipient.rpartition("@")[2]:
+    if "*" in route.recipient:
+        yield (*path, "recipient"), "one address: domain takes all of a domain"
+    elif route.recipient and route.domain != route.recipient.rpartition("@")[2]:
         yield (*path, "recipient"), f"an address at {route.domain}, the domain of the route"
     if route.fallback and not route.next_hop.startswith(("mx", *_HOSTS)):
         yield (*path, "fallback"), "fallback only with an mx, smtp://, smtps:// or lmtp:// next hop"
