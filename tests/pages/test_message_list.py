@@ -62,6 +62,24 @@ def test_the_list_follows_what_happens(browser: Browser, relay: DevProcess) -> N
     assert browser.requests_elsewhere(relay.ready["pages"]) == []
 
 
+def test_the_mail_of_one_of_many_people_is_found(browser: Browser, relay: DevProcess) -> None:
+    for number in range(60):
+        send(relay, f"for {number}", recipient=f"person{number}@customer.example")
+    send(relay, "for bob")
+    browser.open(relay.ready["pages"])
+    browser.click("#mailbox")
+    options = "[...document.querySelectorAll('#mailboxes option')].map((one) => one.value)"
+    until("they are suggested", lambda: len(browser.evaluate(options)) == 62)
+    people = [f"person{number}@customer.example" for number in range(59, -1, -1)]
+    here, others = browser.evaluate(options)[:2], browser.evaluate(options)[2:]
+    assert (sorted(here), others) == (["alice@example.test", "bob@example.test"], people)
+    browser.press("Person7@", "\n")
+    browser.wait_without("a", "for bob")
+    browser.wait_for("a", "for 7")
+    assert browser.evaluate("document.getElementById('mailbox').value") == people[-8]
+    assert len(browser.driver.find_elements("css selector", "[data-row]")) == 1
+
+
 def test_messages_are_read_marked_and_deleted(browser: Browser, relay: DevProcess) -> None:
     send(relay, "opened", "kept", "doomed")
     browser.open(relay.ready["pages"])

@@ -45,7 +45,6 @@ ROWS = 50
 READ, UNREAD, DELETE = "read", "unread", "delete"  # what can be done with marked messages
 UNDO = "undo"  # of the deletion of one
 _COUNTED_MAX = 1000
-_MAILBOXES_MAX = 50
 _MAILBOX_CHARACTERS_MAX = 320
 _TRAIL_MAX = 20
 _TRAIL_SEPARATOR = "~"
@@ -184,15 +183,25 @@ def _place(text: str) -> ListPosition | None:
 
 
 async def message_list(request: PageRequest) -> Response:
-    """GET /?q=&mailbox=&kind=&state=&before=&newer=."""
+    """GET /?q=&mailbox=&kind=&state=&before=&newer=; with part=mailboxes the list of these.
+
+    The beginning of an address leads to the first that has it.
+    """
     view = view_of(request.http.query)
+    journeys, account = request.site.dependencies.journeys, request.principal.account
+    if ("part", "mailboxes") in request.http.query:
+        addresses = await journeys.addresses(account=account)
+        return request.page("_mailboxes.html", addresses=addresses)
+    if view.mailbox and not view.mailbox.partition("@")[2]:
+        begin = view.mailbox.lower()
+        addresses = await journeys.addresses(account=account)
+        if found := [one for one in addresses if one.lower().startswith(begin)]:
+            return request.redirect("", **view.query(mailbox=found[0]))
     render = partial(_fragment, request, view)
     if (stream := request.live_stream(render)) is not None:
         return stream
     fields = dict(request.http.query)
     undo = fields.get("undo", "")
-    journeys = request.site.dependencies.journeys
-    mailboxes = await journeys.addresses(account=request.principal.account, limit=_COUNTED_MAX)
     live = await request.live_part(render)
     return request.page(
         "list.html",
@@ -200,7 +209,6 @@ async def message_list(request: PageRequest) -> Response:
         status=400 if view.fault else 200,
         view=view,
         live=live,
-        mailboxes=_mailboxes(mailboxes, view.mailbox),
         states=MESSAGE_STATES,
         hidden=view.here(),
         result=result_sentence(fields),
@@ -325,14 +333,6 @@ def _tabs(view: ListView, total: int, counts: Mapping[str, int]) -> list[dict[st
         is_chosen = bool(view.kind)
         shown.append({"label": "Reports", "number": number, "query": query, "is_chosen": is_chosen})
     return shown
-
-
-def _mailboxes(addresses: Sequence[str], chosen: str) -> list[str]:
-    """Return the addresses to choose from, in alphabetical order."""
-    found = list(addresses[:_MAILBOXES_MAX])
-    if chosen and chosen.casefold() not in map(str.casefold, found):
-        found.append(chosen)
-    return sorted(found, key=str.casefold)
 
 
 _NUMBER = re.compile(r"[0-9]{1,6}", re.ASCII)

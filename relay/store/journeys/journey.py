@@ -248,9 +248,9 @@ class Journeys:
         accepted = set(await self._spool.accepted_submissions(names)) if names else set()
         return Counter(one.state for one in found if one.submission_id not in accepted)
 
-    async def addresses(self, *, account: str | None, limit: int) -> Sequence[str]:
-        """Return the senders and recipients of the newest messages, the most frequent first."""
-        return await self._spool.recent_addresses(account=account, limit=limit)
+    async def addresses(self, *, account: str | None) -> Sequence[str]:
+        """Return senders and recipients of the newest messages, see recent_addresses()."""
+        return await self._spool.recent_addresses(account=account, limit=SCAN_MAX)
 
     async def _rows(
         self, found: Sequence[FoundMessage | OpenSubmission], *, added: bool

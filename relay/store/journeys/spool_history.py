@@ -108,7 +108,9 @@ class SpoolHistory(Protocol):
         ...
 
     async def recent_addresses(self, *, account: str | None, limit: int) -> Sequence[str]:
-        """Return senders and recipients of the newest messages, the most frequent first."""
+        """Return senders and recipients of the newest messages: those that have received mail here
+        or have an account first, then the others, the last used first.
+        """
         ...
 
     async def events_after(self, after: int, until: int, *, limit: int) -> SpoolEvents:

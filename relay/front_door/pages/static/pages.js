@@ -255,9 +255,13 @@
     for (const id of keptOpen) document.getElementById(id)?.setAttribute("open", "");
   });
 
-  // [data-submit]: a choice that sends its form at once.
+  // [data-submit]: a choice that sends its form at once; in a field, one of what it suggests.
   document.addEventListener("change", (event) => {
-    if (event.target.matches("[data-submit]")) event.target.form.requestSubmit();
+    if (event.target.matches("select[data-submit]")) event.target.form.requestSubmit();
+  });
+  document.addEventListener("input", (event) => {
+    const isChosen = (event.inputType ?? "insertReplacementText") === "insertReplacementText";
+    if (isChosen && event.target.matches("input[data-submit]")) event.target.form.requestSubmit();
   });
 
   // [data-mark-all]: marks all rows of the page. [data-needs-script] is shown where this runs, by prepare().

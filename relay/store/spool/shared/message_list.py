@@ -40,7 +40,7 @@ _RECIPIENTS_MAX = 200_000  # rows that one page reads
 _CHUNK = 200
 _SEARCHED_AT_ONCE = 50
 _SCANNED_AT_ONCE = 200
-_ADDRESSES_MAX = 50
+_ADDRESSES_MAX = 2000
 _LATEST = "~"  # sorts after every id
 _LOGIN = LOGIN.format("")
 _FACTS = (
@@ -399,9 +399,12 @@ def recent_addresses(tables: Tables, *, account: str | None, limit: int) -> Sequ
     ids = _newest(tables, account=account, limit=limit)
     recipients, senders = tables.among("message_id", ids), tables.among("id", ids)
     rows = tables.fetch(
-        f"SELECT min(address) FROM (SELECT address FROM recipient WHERE {recipients[0]}"
-        f" AND added_by = '' UNION ALL SELECT reverse_path FROM message WHERE {senders[0]})"
-        " AS known WHERE address <> '' GROUP BY lower(address) ORDER BY count(*) DESC LIMIT ?",
+        "SELECT min(address) FROM (SELECT address, message_id,"
+        " CASE state WHEN 'delivered' THEN 1 ELSE 0 END AS is_local"
+        f" FROM recipient WHERE {recipients[0]} AND added_by = ''"
+        " UNION ALL SELECT reverse_path, id, CASE account WHEN '' THEN 0 ELSE 1 END"
+        f" FROM message WHERE {senders[0]}) AS known WHERE address <> '' GROUP BY lower(address)"
+        " ORDER BY max(is_local) DESC, max(message_id) DESC LIMIT ?",
         (*recipients[1], *senders[1], _ADDRESSES_MAX),
     )
     return [address for (address,) in rows]
