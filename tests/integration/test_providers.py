@@ -71,15 +71,6 @@ def test_a_pause_is_shown_and_ended_by_an_operator(
     assert relay.cli_json("queue", "stats")["paused_sites"] == []
 
 
-def test_a_shipped_entry_is_in_force(remotes_module: Remotes, relay: RelayProcess) -> None:
-    banner = "554 IP=192.0.2.1 - None/bad reputation. Ask your postmaster for help. (NOWL)"
-    remotes_module.start("t-online.de", replies={"CONNECT": banner})
-    identity = relay.submit(ALICE, ["x@t-online.de"])
-    relay.until_state(identity, "deferred")
-    (attempt,) = attempts_of(relay, identity)
-    assert (attempt["provider"], attempt["reply"]) == ("t-online-reputation", banner)
-
-
 def test_a_reload_uses_a_valid_file_only(remotes_module: Remotes, relay: RelayProcess) -> None:
     remotes_module.start("other.test", replies={"RCPT": BLOCKED})
     own = relay.folder / "own.toml"

@@ -1,7 +1,5 @@
 """Message rates and the concurrency limit."""
 
-from itertools import pairwise
-
 import pytest
 
 from relay.base.message.outcome import (
@@ -40,13 +38,6 @@ def test_no_span_has_more_than_the_rate_and_nearly_all_of_it_is_used(rate: Rate)
     for first, beyond in zip(went, went[rate.count :], strict=False):
         assert beyond - first >= rate.per_s * (1 - 1e-9)
     assert len(went) >= 0.9 * 20 * rate.count
-
-
-def test_a_tenth_goes_at_once_and_no_more() -> None:
-    went = greedy(Rate(100, 60), seconds=60)
-    assert went[9] == went[0]
-    gaps = [later - sooner for sooner, later in pairwise(went[9:])]
-    assert min(gaps) == pytest.approx(60 / 91)
 
 
 def test_unused_rate_accumulates_to_a_tenth_at_most() -> None:

@@ -45,17 +45,6 @@ def test_a_fault_says_what_was_expected(rules_of, value, expected):
     assert expected in str(fault).partition('rule "r": then.disclaimer')[2]
 
 
-def test_only_the_copies_of_matched_recipients_have_it(evaluate):
-    verdict = evaluate(
-        rule(f'{action()}, {{ bcc = "new@x.test" }}', when="{ recipient = '*@out.test' }"),
-        to=["b@out.test", "c@in.test", "d@out.test"],
-    )
-    assert [each.content for each in verdict.recipients] == [1, 0, 1]
-    assert [each.content for each in verdict.additions] == [1]
-    assert verdict.contents == (MAIL, MAIL + b"\r\nOnly for you\r\n")
-    assert verdict.hits[0].because[1:] == ()
-
-
 def test_other_edits_of_the_rule_are_made_in_their_order(evaluate):
     tag = '{ subject_prefix = "[X]" }'
     verdict = evaluate(rule(f"{tag}, {action()}, {{ remove_header = 'X-Old' }}"), content=SIGNED)

@@ -3,7 +3,6 @@
 import pytest
 
 from relay.base.message.envelope import Source
-from relay.base.message.header import ParsedContent
 from relay.transport.policy.explanation import explain
 from relay.transport.policy.rule_book import RuleBook
 from relay.transport.policy.rule_tests import examined_message
@@ -97,7 +96,3 @@ def test_of_several_recipients_the_first_that_matches_is_shown(explained):
     [finding] = explained(rule(REJECT, when="{ recipient = ['c@*', 'd@*'] }"), to=to).rules
     assert (finding.matched, finding.recipients) == (True, ("c@out.test", "d@out.test"))
     assert conditions(finding) == [("recipient", "c@out.test", True)]
-
-
-def test_an_empty_content_is_enough_where_there_is_no_message(explained):
-    assert explained(content=b"", has_content=False).verdict.contents == (ParsedContent.of(b""),)
