@@ -4,13 +4,12 @@ import asyncio
 
 import pytest
 
-from relay.base.message.outcome import DeferralClass, Deferred, Failed, Indeterminate, Relayed
+from relay.base.message.outcome import DeferralClass, Deferred, Failed, Relayed
 from relay.delivery.smtp.connection import Timeouts
 from tests.support.remote_mx import DROP, EXTENSIONS, RemoteMx
 
 STEP_BY_STEP = [word for word in EXTENSIONS if word != "PIPELINING"]
 IN_NO_TIME = Timeouts(command_s=0.1, data_s=0.1, block_s=0.1, dot_s=0.1, quit_s=0.1)
-SHORT = Timeouts(command_s=0.5, data_s=0.5, block_s=0.5, dot_s=0.5, quit_s=0.5)
 GARBAGE = "hello there"
 both_ways = pytest.mark.parametrize(
     "extensions", [EXTENSIONS, STEP_BY_STEP], ids=["pipelined", "stepwise"]
@@ -36,30 +35,6 @@ async def test_each_recipient_has_an_outcome_of_its_own(connected, message, exte
         (envelope,) = mx.envelopes
         assert envelope.addresses == ["good@y.test", "fine@y.test"]
         assert envelope.content == one.content
-
-
-@both_ways
-@pytest.mark.parametrize(
-    ("stage", "nonsense"),
-    [
-        *((stage, GARBAGE) for stage in ("MAIL", "RCPT", "DATA", "DOT")),
-        ("RCPT", "354 go"),
-        ("DOT", "999 x"),
-        ("DATA", "200"),
-    ],
-)
-async def test_an_invalid_reply_defers(connected, message, extensions, stage, nonsense):
-    # Where commands are not pipelined, what has no code is text: the reply never ends.
-    has_end = "PIPELINING" in extensions or nonsense[0] in "23"
-    timeouts = {} if has_end else {"timeouts": SHORT}
-    async with RemoteMx(extensions=extensions, replies={stage: nonsense}) as mx:
-        connection = await connected(mx, **timeouts)
-        result = await connection.transact(message("a@y.test", "b@y.test"))
-        expected = Indeterminate if stage == "DOT" else Deferred
-        assert kinds(result) == {0: expected, 1: expected}
-        status = "4.5.0" if has_end else "4.4.2"
-        assert {outcome.evidence.status for outcome in result.outcomes.values()} == {status}
-        assert not result.reusable
 
 
 @both_ways
