@@ -5,7 +5,6 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
 import httpx
-import pytest
 from starlette.responses import Response
 
 from relay.base.accounts.account import Account
@@ -60,23 +59,6 @@ async def faulty(text: str, *, status: int = 202) -> AsyncIterator[Application]:
             yield served
     finally:
         await server.stop(0.5)
-
-
-@pytest.mark.parametrize(
-    ("status", "code"), [(429, "ApplicationThrottled"), (503, "ResourceUnhealthy")]
-)
-async def test_the_application_is_not_reached(status, code):
-    text = f'[[graph]]\npath = "/me/sendmail"\nstatus = {status}\nretry_after = 3\ntimes = 2\n'
-    async with faulty(text) as app:
-        for _ in range(2):
-            answer = await app.send()
-            assert (answer.status_code, answer.headers["retry-after"]) == (status, "3")
-            error = answer.json()["error"]
-            assert error["code"] == code
-            assert error["innerError"]["request-id"] == answer.headers["request-id"]
-        assert app.handled == []
-        assert (await app.send()).status_code == 202
-        assert len(app.handled) == 1
 
 
 async def test_other_accounts_paths_and_methods_are_not_concerned():

@@ -239,6 +239,3 @@ def test_entries_in_flight_exit_with_try_later(relay, monkeypatch, words, done, 
 def test_queue_commands_without_a_state_dir(relay, config):
     assert "there is no spool" in relay("stats").stdout
     assert relay("hold", "--all").stdout == "held 0 of 0 entries\n"
-
-
-# -- lines
