@@ -87,28 +87,6 @@ async def until(condition):
             await asyncio.sleep(0.005)
 
 
-async def test_a_host_without_a_script_accepts_a_message_and_hands_it_over():
-    mails = []
-
-    async def keep(mail):
-        mails.append(mail)
-
-    async with session(on_mail=keep) as (_, client):
-        [hello] = await client.ask("EHLO relay.test")
-        assert hello.splitlines()[0] == "250-mx.y.test"
-        assert "STARTTLS" not in hello
-        client.writer.write(MESSAGE)
-        said = [await client.reply() for _ in range(4)]
-        assert [one[:3] for one in said] == ["250", "250", "354", "250"]
-        [mail] = mails
-        assert (mail.host, mail.helo, mail.sender) == ("mx.y.test", "relay.test", "a@x.test")
-        assert mail.addresses == ["b@y.test"]
-        assert mail.content == b"Subject: x\r\n\r\n.dot\r\n"
-        assert (mail.tls, mail.session) == ("", 1)
-        assert await client.ask("QUIT") == ["221 2.0.0 Bye"]
-        assert await client.rest() == b""
-
-
 @pytest.mark.parametrize("stage", ["BANNER", "MAIL", "CONTENT", "DOT"])
 async def test_a_dropped_connection_ends_without_a_reply(stage):
     async with session(Scripted(**{stage: Action(drop=True)}), greeted=False) as (_, client):
