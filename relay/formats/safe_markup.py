@@ -37,6 +37,21 @@ ATTRIBUTES = frozenset(
         *("start", "summary", "title", "type", "valign", "value", "vspace", "width"),
     )
 )
+# Drawings, for a document in a frame of its own: nothing that runs, loads, changes by itself, has
+# HTML in it, or draws other elements again and again. As the HTML standard 13.2.6.1 writes them.
+SVG_ELEMENTS = frozenset((
+    "circle", "clipPath", "defs", "ellipse", "g", "line", "linearGradient", "path", "polygon",
+    "polyline", "radialGradient", "rect", "stop", "svg", "text", "tspan",
+))  # fmt: skip
+SVG_ATTRIBUTES = frozenset((
+    "clip-path", "clip-rule", "clipPathUnits", "cx", "cy", "d", "display", "dominant-baseline",
+    "dx", "dy", "fill", "fill-opacity", "fill-rule", "font-family", "font-size", "font-style",
+    "font-weight", "fx", "fy", "gradientTransform", "gradientUnits", "letter-spacing", "offset",
+    "opacity", "points", "preserveAspectRatio", "r", "rx", "ry", "spreadMethod", "stop-color",
+    "stop-opacity", "stroke", "stroke-dasharray", "stroke-dashoffset", "stroke-linecap",
+    "stroke-linejoin", "stroke-miterlimit", "stroke-opacity", "stroke-width", "text-anchor",
+    "transform", "vector-effect", "viewBox", "visibility", "x", "x1", "x2", "y", "y1", "y2",
+))  # fmt: skip
 # Properties and values that cannot move an element over another one, load anything or run anything.
 _STYLES = re.compile(
     r"background(?:-color)?|(?:border|margin|padding|font|text|list-style)(?:-[a-z-]+)?|color"
@@ -74,7 +89,6 @@ _STRING = r""""[^"'\\<@(){};/\n]*+"|'[^"'\\<@(){};/\n]*+'"""
 _FRAMED_VALUE = re.compile(rf"(?:{_WORDS}|{_STRING})++", re.IGNORECASE)
 _BRACKET = re.compile(r"[()\[\]]")
 _NESTING_MAX = 16
-_PAINT = re.compile(r"fill|stroke")
 _PAINT_URL = re.compile(r"""(?<![\w-])url\(\s*+(["']?)#([\w.-]{1,100}+)\1\s*+\)""", re.IGNORECASE)
 # What a browser does not know, or what the frame itself decides: not missed.
 _NOT_MISSED = re.compile(r"mso-.*|-(?:ms|moz|o)-.*|.*[^\w-].*|(?:supported-)?color-schemes?|")
@@ -139,9 +153,8 @@ def _framed_value(name: str, value: str, image_url: ImageUrl | None) -> str:
     """Return a value for a document in a frame of its own, "" for none."""
     if _BACKGROUND.fullmatch(name):
         return _with_images(value, image_url)
-    if _PAINT.fullmatch(name):
-        return safe_paint(value)
-    return value if _is_safe(value, _FRAMED_VALUE) else ""
+    is_paint = name in ("fill", "stroke")
+    return safe_paint(value) if is_paint else value if _is_safe(value, _FRAMED_VALUE) else ""
 
 
 def safe_paint(value: str) -> str:

@@ -5,6 +5,8 @@ and writes only the elements of mail again, each closed where it ends, at a boun
 bounded number: a parser of trees takes quadratic time and memory for elements that are not closed.
 The second is nh3, which parses the result as a browser does and has the last word on elements,
 attributes and URLs. Style sheets and style attributes are filtered by relay.formats.safe_markup.
+Drawings (SVG) are written with their own elements only, so that HTML never begins inside of one;
+buttons and fields are disabled. What is left out is counted.
 
 Images of the message (cid:) and data: images become data: URLs, within limits, because a document
 in a sandbox has no origin of its own and cannot load them with the rights of the reader. What
@@ -38,7 +40,17 @@ from relay.formats.html_tokens import (
     tag_attributes,
     unescaped,
 )
-from relay.formats.safe_markup import ATTRIBUTES, ELEMENTS, safe_framed_style, safe_style_sheet
+from relay.formats.safe_markup import (
+    ATTRIBUTES,
+    ELEMENTS,
+    STYLE_SHEET_CHARACTERS_MAX,
+    SVG_ATTRIBUTES,
+    SVG_ELEMENTS,
+    LeftOut,
+    safe_framed_style,
+    safe_paint,
+    safe_style_sheet,
+)
 
 URL_CHARACTERS_MAX = 8192
 RemoteImageUrl = Callable[[str], str | None]
@@ -67,14 +79,24 @@ HOSTS_MAX = 50
 REMOTE_IMAGES_MAX = 1000  # different ones that a document loads
 _URLS_MAX = 10_000
 _REFERENCES_MAX = 100_000  # "&amp;" and "&lt;" in texts
-_STYLE_SHEETS_CHARACTERS_MAX = 1_000_000
 _STYLE_CHARACTERS_MAX = 20_000
 _TITLE_CHARACTERS_MAX = 2000
 
 RASTER_TYPES = frozenset(("image/png", "image/jpeg", "image/gif", "image/webp", "image/bmp"))
 _DATA_IMAGE = re.compile(r"data:(image/[a-z]+)(?:;charset=[\w-]+)?;base64,", re.IGNORECASE)
 _WRITTEN_AS = {"xmp": "pre", "listing": "pre", "plaintext": "pre"}
-_VOID = frozenset(("br", "col", "hr", "img", "wbr"))
+_VOID = frozenset(("br", "col", "hr", "img", "input", "wbr"))
+_CONTROLS = frozenset(("button", "input"))  # always disabled
+_HTML = ELEMENTS | _CONTROLS | {"label"}
+_ENDS_SVG = (_HTML - {"a"}) | {"style"}
+_SVG = frozenset(name.lower() for name in SVG_ELEMENTS)
+_SHAPES = _SVG & {"circle", "ellipse", "line", "path", "polygon", "polyline", "rect", "stop"}
+# What is drawn only where something refers to it.
+_WRITTEN_IN_SVG = dict.fromkeys(("filter", "marker", "mask", "pattern", "symbol"), "defs")
+_MISSED = re.compile(
+    r"a|animate.*|applet|audio|canvas|embed|filter|foreignobject|i?frame|image|marker|marquee|mask"
+    r"|math|object|pattern|script|select|set|switch|symbol|textarea|use|video"
+)
 _ENDS_P = frozenset(
     (
         *("address", "article", "aside", "blockquote", "center", "details", "dir", "div", "dl"),
@@ -89,6 +111,7 @@ _BARRIERS = _CELLS | {"table"}  # the search for an open element stops at them
 # The open elements that a start tag closes, and those at which the search for them stops.
 _IMPLIED_ENDS = {
     **dict.fromkeys(_ENDS_P, (frozenset(("p",)), _BARRIERS)),
+    "button": (frozenset(("button",)), _BARRIERS),
     "li": (frozenset(("li",)), _BARRIERS | {"ul", "ol", "menu", "dir"}),
     "dd": (frozenset(("dd", "dt")), _BARRIERS | {"dl"}),
     "dt": (frozenset(("dd", "dt")), _BARRIERS | {"dl"}),
@@ -112,8 +135,11 @@ _IN_STYLE = re.compile(
 _FONT = re.compile(r"\.(?:woff2?|ttf|otf|eot|css)(?:[?#]|\Z)", re.IGNORECASE)
 _IN_URL = re.compile(r"[\x00-\x20\x7f]+")
 _LINE_END = re.compile(r"\r\n?")
-_GENERIC_ATTRIBUTES = (ATTRIBUTES - {"type", "value"}) | {"id", "style", "background"}
+_GENERIC_ATTRIBUTES = (ATTRIBUTES - {"type", "value"}) | {"background", "hidden", "id", "style"}
 _TAG_ATTRIBUTES = {
+    **dict.fromkeys(SVG_ELEMENTS, SVG_ATTRIBUTES),
+    "button": {"type"},
+    "input": {"type", "value", "checked", "placeholder"},
     "a": {"name"},
     "img": {"src", "srcset", "lowsrc"},
     "li": {"type", "value"},
@@ -218,6 +244,7 @@ class SafeDocument(Struct, frozen=True):
     """A whole document, and what was left out of the original.
 
     `lost_images` counts images of the message that are missing, too large or of an unsafe type.
+    `left_out_declarations` of CSS and `left_out_elements` are those that a browser would show.
     """
 
     html: str
@@ -225,6 +252,8 @@ class SafeDocument(Struct, frozen=True):
     lost_images: int
     is_cut: bool
     loaded: RemoteLoads = RemoteLoads()
+    left_out_declarations: int = 0
+    left_out_elements: int = 0
 
 
 def safe_document(
@@ -252,7 +281,7 @@ def safe_document(
     root, body = (_clean_attributes(one, attributes) for one in balancer.outer_tags.values())
     content = _clean("".join(balancer.written), attributes)
     sheets = "\n".join(balancer.style_sheets)
-    style_sheet = safe_style_sheet(sheets, counter.load, is_dark=is_dark)
+    style_sheet = safe_style_sheet(sheets, counter.load, counter.left_out, is_dark=is_dark)
     scheme = "dark" if is_dark and balancer.has_dark else "light"
     style = _LINK.sub("[title]", style_sheet)
     assert "<" not in style, "a style sheet cannot end its element"
@@ -263,17 +292,20 @@ def safe_document(
         f"<body{body}>{content}</body></html>\n",
         counter.blocked(),
         attributes.lost_images,
-        balancer.is_full or len(html) > HTML_CHARACTERS_MAX,
+        balancer.is_full or balancer.is_cut or len(html) > HTML_CHARACTERS_MAX,
         counter.loaded(),
+        counter.left_out["declarations"],
+        counter.left_out["elements"],
     )
 
 
 def _clean(html: str, attributes: "_AttributeFilter") -> str:
     return nh3.clean(
         html,
-        tags=set(ELEMENTS),
+        tags=_HTML | SVG_ELEMENTS,
         clean_content_tags={"script", "style"},
         attributes={"*": set(_GENERIC_ATTRIBUTES), **_TAG_ATTRIBUTES},
+        set_tag_attribute_values={name: {"disabled": ""} for name in _CONTROLS},
         attribute_filter=attributes.filtered,
         strip_comments=True,
         link_rel=None,
@@ -289,9 +321,13 @@ def _clean_attributes(tag: str, attributes: "_AttributeFilter") -> str:
 
 
 class _LoadCounter:
-    """Counts the distinct URLs on other hosts, and decides which of them a document loads."""
+    """Counts the distinct URLs on other hosts, and decides which of them a document loads.
+
+    `left_out` counts the rest that the document lacks.
+    """
 
     def __init__(self, remote_url: RemoteImageUrl | None) -> None:
+        self.left_out = LeftOut()
         self._remote_url = remote_url
         self._images: dict[str, str] = {}  # hosts by URL
         self._files: dict[str, str] = {}
@@ -365,6 +401,7 @@ class _Balancer:
         self.outer_tags = {"html": "<div", "body": "<div"}
         self.has_dark = False
         self.is_full = False
+        self.is_cut = False  # style sheets are left out
         self._counter = counter
         self._open: list[str] = []
         self._tags = 0
@@ -382,6 +419,8 @@ class _Balancer:
             self._style_sheet(token.text)
         elif not token.name:
             self._text(escape(unescaped(token.text), quote=False))
+        elif "svg" in self._open and token.name not in _ENDS_SVG:
+            self._tag_in_svg(token)
         elif token.is_end:
             self._end_tag(_WRITTEN_AS.get(token.name, token.name))
         else:
@@ -403,7 +442,9 @@ class _Balancer:
     def _style_sheet(self, text: str) -> None:
         self._counter.count_in_style(text)
         self._style_characters += len(text)
-        if self._style_characters <= _STYLE_SHEETS_CHARACTERS_MAX:
+        if self._style_characters > STYLE_SHEET_CHARACTERS_MAX:
+            self.is_cut = True
+        else:
             self.has_dark = self.has_dark or _HAS_DARK.search(text) is not None
             self.style_sheets.append(f"@media {self._media} {{{text}}}" if self._media else text)
 
@@ -413,10 +454,13 @@ class _Balancer:
                 self.outer_tags[name] = f"<div {attributes.removesuffix('>')}"
         elif name in ("meta", "style"):
             self._head_tag(tag_attributes(attributes))
-        elif name not in ELEMENTS:
-            self._count_loads(name, attributes)
+        elif name == "svg":
+            self._write_svg(name, attributes)
+        elif name not in _HTML:
+            self._leave_out(name, attributes)
         elif self._may_begin(name):
             title = _title_of_link(attributes) if name == "a" else ""
+            self._count_loads(name, attributes)
             self.written.append(f"<{name} {title}{attributes}")
             if name not in _VOID:
                 self._open.append(name)
@@ -426,8 +470,32 @@ class _Balancer:
         if attribute_value(given.get("name", "")).lower() == "color-scheme":
             self.has_dark = self.has_dark or "dark" in given.get("content", "").lower()
 
+    def _tag_in_svg(self, token: HtmlToken) -> None:
+        """Write a tag inside a drawing; HTML in it ends the drawing, as in a browser."""
+        name = _WRITTEN_IN_SVG.get(token.name, token.name)
+        if token.is_end:
+            self._close_to(self._places(frozenset((name,)), frozenset(("svg",)) - {name})[0])
+            return
+        if token.name not in _SVG:
+            self._leave_out(token.name, token.text)
+        if name in _SVG:
+            self._write_svg(name, token.text)
+
+    def _write_svg(self, name: str, attributes: str) -> None:
+        given = dict(tag_attributes(attributes))
+        if name == "clippath" or "clippath" in self._open:
+            given.pop("clip-path", None)  # of many in many, drawing would not end
+        values = (f'{key}="{value.replace(chr(34), "&quot;")}"' for key, value in given.items())
+        if len(self._open) < DEPTH_MAX:
+            self.written.append(f"<{name} {' '.join(values)}>")
+            self._open.append(name)
+            if name in _SHAPES or attributes.endswith("/>"):
+                self._close_to(len(self._open) - 1)
+
     def _may_begin(self, name: str) -> bool:
         """Close the elements that a start tag closes; return whether it has a place here."""
+        if "svg" in self._open:
+            self._close_to(self._open.index("svg"))
         if name in _PART_OF_TABLE and "table" not in self._open:
             return False
         if implied := _IMPLIED_ENDS.get(name):
@@ -461,6 +529,10 @@ class _Balancer:
         while 0 <= place < len(self._open):
             self.written.append(f"</{self._open.pop()}>")
 
+    def _leave_out(self, name: str, attributes: str) -> None:
+        self._counter.left_out["elements"] += _MISSED.fullmatch(name) is not None
+        self._count_loads(name, attributes)
+
     def _count_loads(self, name: str, attributes: str) -> None:
         if name in _LOADS:
             given = tag_attributes(attributes)
@@ -486,9 +558,11 @@ class _AttributeFilter:
         self._image_url = image_url
         self._image_characters = 0
 
-    def filtered(self, _element: str, attribute: str, value: str) -> str | None:
+    def filtered(self, element: str, attribute: str, value: str) -> str | None:
         """Return the value to write; None drops the attribute."""
         try:
+            if element in SVG_ELEMENTS and attribute in SVG_ATTRIBUTES:
+                return safe_paint(value) or None
             return self._filtered(attribute, value)
         except Exception:  # noqa: BLE001 - nh3 would keep the attribute
             return None
@@ -497,7 +571,9 @@ class _AttributeFilter:
         match attribute:
             case "style":
                 self._counter.count_in_style(value[:HTML_CHARACTERS_MAX])
-                return safe_framed_style(value[:_STYLE_CHARACTERS_MAX], self._counter.load) or None
+                self._counter.left_out["declarations"] += len(value) > _STYLE_CHARACTERS_MAX
+                style = value[:_STYLE_CHARACTERS_MAX]
+                return safe_framed_style(style, self._counter.load, self._counter.left_out) or None
             case "background" | "lowsrc":
                 self._counter.count(value, is_image=True)
                 return None

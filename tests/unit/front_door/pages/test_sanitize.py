@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from relay.formats.safe_markup import ELEMENTS
+from relay.formats.safe_markup import ELEMENTS, SVG_ATTRIBUTES, SVG_ELEMENTS
 from relay.front_door.pages import sanitize
 from relay.front_door.pages.sanitize import RemoteLoads, safe_document
 from tests.support.hostile_html import HOSTILE
@@ -16,7 +16,9 @@ from tests.support.long_tests import sampled
 from tests.support.tables import each_row
 
 PIXEL = "data:image/gif;base64,R0lGODlhAQABAAAAACw="
-ATTRIBUTES = {"src", "style", "id", "name", "datetime", "open", "type", "value", "charset"}  # fmt: skip
+ATTRIBUTES = {"src", "style", "id", "name", "datetime", "open", "type", "value", "charset", "hidden", "disabled", "checked", "placeholder"}  # fmt: skip
+ATTRIBUTES |= {name.lower() for name in SVG_ATTRIBUTES}
+SVG = {name.lower() for name in SVG_ELEMENTS}
 
 
 def made(html, images=None):
@@ -47,14 +49,24 @@ class Reader(HTMLParser):
 
 def assert_is_safe(document):
     reader = Reader(document.removeprefix("<!DOCTYPE html>"))
-    assert set(reader.tags) <= ELEMENTS | {"html", "head", "meta", "title", "style", "body"}
+    assert set(reader.tags) <= ELEMENTS | SVG | {
+        "button",
+        "input",
+        "label",
+        "html",
+        "head",
+        "meta",
+        "title",
+        "style",
+        "body",
+    }
     for tag, name, value in reader.attributes:
         assert name in sanitize.ATTRIBUTES | ATTRIBUTES, (tag, name)
         assert not name.startswith("on")
         if name == "src":
             assert value.startswith("data:image/")
-        elif name == "style":
-            assert "url" not in value.lower()
+        else:
+            assert tag == "a" or not re.search(r"url\((?!#)|image-set\(|src\(", value)
     assert "url(" not in document.partition("</head>")[0]
     assert document.count("<style>") == document.count("</style>") == 1
 
@@ -110,6 +122,38 @@ def test_the_preferred_colours_are_chosen_and_not_the_systems(html, light, dark)
         found = safe_document(html, {}.get, is_dark=is_dark).html
         assert expected in found
         assert "prefers-color-scheme" not in found
+
+
+DRAWING = '<svg viewBox="0 0 9 9"><linearGradient id="g"><stop offset="1"></stop></linearGradient><path d="M0 0" fill="url(#g)"></path></svg>'
+
+
+@each_row("html, expected, elements", [
+        (DRAWING, DRAWING, 0),
+        ("<svg viewbox='0 0 9 9'><lineargradient id=g><stop offset=1 /></lineargradient><path d='M0 0' fill='url( #g )' onclick=x />", DRAWING, 0),
+        ("<svg><script>x</script><style>x{}</style><use href=#a /><image href=x /><set to=x /><title>t</title></svg>", "<svg></svg>", 4),
+        ("<a><svg><a href=x><g></a></g></svg>x</a>", "<a><svg><g></g></svg>x</a>", 1),
+        ("<svg><mask><rect></mask></svg><path d=x>", "<svg><defs><rect></rect></defs></svg>", 1),
+        ("<svg><g><p>x</svg>", "<svg><g></g></svg><p>x</p>", 0),
+        ("<svg><foreignobject><b>x</b>", "<svg></svg><b>x</b>", 1),
+        ("<svg><clipPath clip-path=url(#a)><rect clip-path=url(#a) /></clipPath><g clip-path=url(#a) fill=url(x) />",
+         '<svg><clipPath><rect></rect></clipPath><g clip-path="url(#a)"></g></svg>', 0),
+        ("<button type=submit formaction=x name=a>a<button disabled=no>b", '<button type="submit" disabled="">a</button><button disabled="">b</button>', 0),
+        ("<form action=x><label for=a><input type=image src=x value=v form=a autofocus></label>", '<label><input type="image" value="v" disabled=""></label>', 0),
+        ("<iframe></iframe><video src=x></video><form><o:p>x</o:p><p hidden>y", 'x<p hidden="">y</p>', 2)
+    ])  # fmt: skip
+def test_drawings_and_fields_remain_without_what_runs_or_loads(html, expected, elements):
+    assert body(html).removeprefix("<body>").removesuffix("</body>") == expected
+    assert made(html).left_out_elements == elements
+
+
+def test_what_is_left_out_is_counted():
+    html = (
+        "<style>p{color:red;animation:a 1s;mso-x:y}@font-face{src:url(x);font-family:y}</style>"
+        "<p style='filter:url(x);color:red'><b style='animation:a'>"
+    )
+    assert made(html).left_out_declarations == 5
+    assert not made(html).is_cut
+    assert made(f"<style>{' ' * 500_001}</style>").is_cut
 
 
 def test_a_link_keeps_its_target_as_a_title():
