@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 
+import httpx
 import pytest
 
 from tests.support.graph_client import message, people
@@ -159,6 +160,10 @@ def test_an_operator_sees_and_hears_who_nears_a_limit(serve) -> None:
     shown = f"alice@example.test  3 messages, 10 recipients\n  recipients 10/1h: 10 used, refused until {until_text}\n"
     assert relay.cli("account", "usage").stdout.startswith(shown)
     assert relay.metric("relay_account_messages", account="alice@example.test") == 3
+    for headers in ({"X-Forwarded-For": "192.0.2.1"}, {"Host": "relay.example.test"}):
+        assert (
+            "alice" not in httpx.get(f"{relay.url}/metrics", headers=headers, trust_env=False).text
+        )
 
     first, second = sorted(relay.maildir("bob"), key=lambda one: "refused" in one.get_payload())
     assert "has sent 8 of 10 recipients in 1h to other domains" in first.get_payload()

@@ -45,6 +45,7 @@ from relay.front_door.api.request_parameters import (
     require_method,
     single_values,
 )
+from relay.front_door.http.browsers import is_from_here
 from relay.front_door.http.errors import (
     ApiError,
     quoted,
@@ -181,7 +182,7 @@ def create_app(
 ) -> Gateway:
     """Return the application for public listeners: requests need a bearer token, but those of
     clients on this machine none if there is `everyone`, who then makes them. Metrics name accounts
-    to clients on this machine, with `names_accounts` to all.
+    to clients on this machine, with no proxy between, with `names_accounts` to all.
     """
 
     def principal_for(request: HttpRequest) -> Principal:
@@ -207,7 +208,7 @@ def _application(
 
     async def handle(request: HttpRequest) -> Response:
         try:
-            names = names_accounts or request.is_local
+            names = names_accounts or is_from_here(request)
             public_response = _public_response(request, dependencies, names_accounts=names)
             if public_response is not None:
                 return public_response

@@ -25,6 +25,7 @@ from relay.front_door.http.protocol import LOOPBACK_HOSTS
 _METHODS = "GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS"
 _FIELDS_MAX = 1024
 _PREFLIGHT_AGE_S = 600
+_FORWARDED = ("forwarded", "via", "x-forwarded-for", "x-real-ip")
 
 
 class BrowserGuard:
@@ -150,3 +151,18 @@ def _is_loopback(origin: str) -> bool:
     except ValueError:
         return False
     return parts.scheme in ("http", "https") and bool(host) and LOOPBACK_HOSTS.allows(str(host))
+
+
+def is_from_here(request: HttpRequest) -> bool:
+    """Return whether a program of this machine sent a request to a loopback host, and no proxy has
+    forwarded it.
+
+    A page whose name resolves to this machine (DNS rebinding) names another host.
+    """
+    if not request.is_local or any(name in request.headers for name in _FORWARDED):
+        return False
+    try:
+        host = urlsplit(f"//{request.headers.get('host', '')}").hostname
+    except ValueError:  # brackets around something else than an IPv6 address
+        return False
+    return host is not None and LOOPBACK_HOSTS.allows(host)

@@ -5,17 +5,12 @@ relay/base/accounts/directory.py for those of accounts.
 """
 
 import math
-from urllib.parse import urlsplit
-
-from starlette.datastructures import Headers
 
 from relay.base.accounts.account import Account, AccountDirectory, LoginDelayedError
+from relay.front_door.http.browsers import is_from_here
 from relay.front_door.http.errors import ApiError
 from relay.front_door.http.http_request import HttpRequest
-from relay.front_door.http.protocol import LOOPBACK_HOSTS
 from relay.front_door.sign_in.access_tokens import AccessTokens, InvalidTokenError
-
-_FORWARDED = ("forwarded", "via", "x-forwarded-for", "x-real-ip")
 
 
 class HttpAuthentication:
@@ -48,8 +43,7 @@ class HttpAuthentication:
         if (
             self._anonymous
             and "authorization" not in headers
-            and request.is_local
-            and _names_loopback(headers)
+            and is_from_here(request)
             and (anonymous := self.accounts.by_address(self._anonymous)) is not None
         ):
             return anonymous
@@ -72,17 +66,3 @@ class HttpAuthentication:
     def _unauthorized(self, message: str) -> ApiError:
         headers = {"www-authenticate": f'Bearer realm="{self._realm}"'}
         return ApiError(401, "InvalidAuthenticationToken", message, headers=headers)
-
-
-def _names_loopback(headers: Headers) -> bool:
-    """Return whether a request names a loopback host, and no proxy has forwarded it.
-
-    A page whose name resolves to this machine (DNS rebinding) names another host.
-    """
-    if any(name in headers for name in _FORWARDED):
-        return False
-    try:
-        host = urlsplit(f"//{headers.get('host', '')}").hostname
-    except ValueError:  # brackets around something else than an IPv6 address
-        return False
-    return host is not None and LOOPBACK_HOSTS.allows(host)
