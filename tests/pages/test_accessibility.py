@@ -94,6 +94,16 @@ def test_a_page_is_for_all_and_asks_no_other_host(browser: Browser, samples: Sam
     assert browser.requests_elsewhere(samples.relay.http_url) == []
 
 
+def test_a_newcomer_reads_what_states_mean_and_ids_on_one_line(browser: Browser, samples: Samples):
+    browser.set_width(1024)
+    browser.open(samples.url("/"))
+    browser.wait_for(".states", "Captured: kept on this machine, not sent to its recipient")
+    browser.open(samples.url("/queue?state=all"))
+    lines = "[...document.querySelectorAll('tbody [data-row]')].map((one) => one.getClientRects().length)"
+    assert set(browser.evaluate(lines)) == {1}
+    assert browser.evaluate("document.documentElement.scrollWidth") <= 1024
+
+
 def test_checks_fit_a_narrow_window(browser: Browser, kit):
     html = (
         "<style>@media (prefers-color-scheme:dark) { p { display:flex } }</style><video></video>"

@@ -19,7 +19,7 @@ def add_reply(browser: Browser, dev: DevProcess, reply: str, times: str = "") ->
     browser.open(f"{dev.url}/internet")
     for field, value in (("domain", "partner.test"), ("reply", reply), ("times", times)):
         browser.wait_for(f"#add-{field}").send_keys(value)
-    Select(browser.wait_for("#add-verb")).select_by_visible_text("RCPT")
+    Select(browser.wait_for("#add-verb")).select_by_value("RCPT")
     browser.click("button.primary", "Add the reply")
     browser.wait_for("td code", reply)
 

@@ -222,13 +222,13 @@ _NO_EVIDENCE = (
 _SKIPPED_BY_SMTP = {
     1: "No draft: the message came by SMTP.",
     2: "No notification: the message came by SMTP.",
-    3: "Not converted: the client sent MIME.",
+    3: "Nothing to build: the client sent a whole mail.",
 }
 
 _SKIPPED_BY_A_REPORT = {
     1: "No draft: the relay wrote this report.",
     2: "No notification: the relay wrote this report.",
-    3: "Not converted: the relay wrote MIME.",
+    3: "Nothing to build: the relay wrote a whole mail.",
     4: "No Sent Items: no client sent it.",
 }
 

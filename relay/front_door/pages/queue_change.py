@@ -58,7 +58,7 @@ EFFECTS = {
     Operation.RELEASE: "Held mail is attempted again.",
     Operation.CANCEL: "The recipients are not attempted any more. This cannot be undone. The "
     "sender gets a report only if you choose that.",
-    Operation.REROUTE: "The mail goes to another next hop.",
+    Operation.REROUTE: "The mail goes to another host.",
 }
 _SEPARATOR = re.compile(r"[\s,;]+")
 _AGE = "older_than"

@@ -32,7 +32,7 @@ FIELDS = (
     ("sender", "Sender", "*@example.org"),
     ("recipient", "Recipient", "bob@*"),
     ("domain", "Domain", "example.org"),
-    ("next_hop", "Next hop", "mx:example.org"),
+    ("next_hop", "Goes to", "mx:example.org"),
     ("older_than", "Older than", "2h"),
 )
 

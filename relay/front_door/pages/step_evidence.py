@@ -155,7 +155,7 @@ def _routed(detail: Mapping[str, Any], journey: Journey) -> StepEvidence:
     mails = (one["queue_id"] for one in detail.get("mails", ()))
     facts += [StepFact("Sent too", one, message=one) for one in mails]
     if (used := detail.get("set")) is not None:
-        facts.append(StepFact("Set of rules", f"{used['hash']}, loaded {used['loaded']}"))
+        facts.append(StepFact("Rules in force", f"{used['hash']}, loaded {used['loaded']}"))
     matched = [one for one in detail.get("rules", ()) if "error" not in one]
     hits = f"{counted(len(matched), 'rule')} matched" if matched else "No rule matched"
     text = f"{hits}; the message is stored in the queue."

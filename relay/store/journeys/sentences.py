@@ -234,10 +234,10 @@ class _Writer(Struct, frozen=True):
                 yield "."
             case "converting":
                 is_made = any(step.step == Step.CONVERTED for step in self.journey.steps)
-                done = "submitted" if is_made else "converted"
+                done = "submitted it" if is_made else "built the mail"
                 waits = self._waits()
                 why = f"; this relay replied {_clause(waits)}" if waits else ""
-                yield f"{head}: pickup has not {done} it yet, and goes on by itself{why}."
+                yield f"{head}: pickup has not {done} yet, and goes on by itself{why}."
             case "relayed":
                 tried = one.attempts[-1] if one.attempts else None
                 host = tried.host if tried and tried.host else "the next host"

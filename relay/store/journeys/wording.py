@@ -17,8 +17,8 @@ RELEASE_RESTORED = "see relay queue list --restored; relay queue release --resto
 
 WAITS_FOR = {
     1: "the draft is created, but not submitted",
-    2: "pickup has not converted it yet",
-    3: "it is converted, but transport has not accepted it; pickup retries",
+    2: "pickup has not built the mail yet",
+    3: "the mail is built, but transport has not accepted it; pickup retries",
     4: "accepted, not routed yet",
     5: "routed, but no delivery was attempted yet",
     6: "delivery was attempted",
@@ -26,7 +26,7 @@ WAITS_FOR = {
 }
 REASONS = {
     "scheduled": "waits for the time that the sender chose",
-    "converting": "is converted and submitted by pickup",
+    "converting": "is built and submitted by pickup",
     "queued": "waits for its first attempt",
     "deferred": "will be retried",
     "held": "is held until an operator releases it",

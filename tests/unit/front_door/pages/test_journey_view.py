@@ -118,7 +118,7 @@ def test_a_delivered_message_has_evidence_in_six_steps_and_needs_no_report(relay
     assert facts(view, 4) == [("Reply", f"250 2.0.0 Ok: queued as {view.journey.key}")]
     assert texts(view, 5) == ["No rule matched; the message is stored in the queue."]
     assert lines(view, 5) == [f"local: {BOB}"]
-    assert [name for name, _ in facts(view, 5)] == ["Set of rules"]
+    assert [name for name, _ in facts(view, 5)] == ["Rules in force"]
     [(address, evidence)] = facts(view, 6)
     assert address == BOB
     assert evidence.startswith(f"250 2.1.5 delivered to {BOB}; its Graph id is l")
@@ -193,7 +193,7 @@ def test_a_rule_is_shown_with_the_condition_that_matched(relay):
         'rule "no executables": reject (attachment_name "setup.exe")',
         f"refused: {BOB} 550 5.7.1 no programs",
     ]
-    (used,) = [value for name, value in facts(view, 5) if name == "Set of rules"]
+    (used,) = [value for name, value in facts(view, 5) if name == "Rules in force"]
     assert re.fullmatch(r"[0-9a-f]{12}, loaded 20\d\d-.*Z", used)
     assert view.steps[5].text == "No recipient was left to deliver to after step 5."
 
@@ -256,7 +256,7 @@ def test_mail_by_smtp_skips_the_steps_of_a_draft(relay):
     relay.settle()
     view = view_of(relay, "app@example.test")
     assert states(view) == ["skipped"] * 3 + ["done"] * 3 + ["skipped"]
-    assert view.steps[2].text == "Not converted: the client sent MIME."
+    assert view.steps[2].text == "Nothing to build: the client sent a whole mail."
     assert facts(view, 4) == [("Reply", f"250 2.0.0 Ok: queued as {view.journey.key}")]
     assert texts(view, 4)[0].endswith("the client got this reply when step 5 was stored.")
     assert facts(view, 5)[0][0] == "Client"

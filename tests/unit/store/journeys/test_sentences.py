@@ -126,7 +126,7 @@ def test_a_submission_before_step_4():
         )
     ]
     (new,) = sentences(recipient("converting"), id=None)
-    assert new == "Converting: pickup has not converted it yet, and goes on by itself."
+    assert new == "Converting: pickup has not built the mail yet, and goes on by itself."
     (made,) = sentences(recipient("converting"), id=None, steps=[{"step": 3}])
     assert "has not submitted it yet" in made
     steps = [{"step": 2, "detail": {"waits": "451 4.7.1 not yet."}}, {"step": 3}]
