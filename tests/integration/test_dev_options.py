@@ -132,7 +132,7 @@ def test_default_ports_of_tls_in_use_are_left_out(dev) -> None:
         line = re.compile(
             rf"relay dev: cannot listen on 127\.0\.0\.1:{dev_options.PORTS[name]}: Address "
             r"already in use by (another program|.+ \(pid \d+\)); "
-            rf"no {lacking}; --{name} HOST:PORT names another port\n"
+            rf"no {lacking}; --{name} PORT takes another one\n"
         )
         assert len(line.findall(running.log)) == 1
     assert "https://" not in running.log

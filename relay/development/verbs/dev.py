@@ -139,7 +139,7 @@ def _is_free(name: str, address: Address) -> bool:
     except OSError as error:
         if error.errno != errno.EADDRINUSE:
             raise
-        another = f"--{name} HOST:PORT names another port"
+        another = f"--{name} PORT takes another one"
         _warn(f"{error.strerror}; no {OPTIONAL[name]}; {another}")
         return False
     return True
@@ -153,9 +153,7 @@ def _port_in_use(error: OSError) -> Exception:
     """Add a hint to the error of a port in use."""
     if error.errno != errno.EADDRINUSE:
         return error
-    text = f"relay dev: {error.strerror}; try " + " ".join(
-        f"--{name} 127.0.0.1:0" for name in PORTS
-    )
+    text = f"relay dev: {error.strerror}; try " + " ".join(f"--{name} 0" for name in PORTS)
     return CommandError(ExitCode.UNAVAILABLE, text)
 
 

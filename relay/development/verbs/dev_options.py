@@ -45,10 +45,11 @@ TOKEN_CHARACTERS = 16  # fewer are easily guessed
 
 
 def _listen_address(text: str) -> Address:
+    place = f"127.0.0.1:{text}" if text.isdecimal() else text
     try:
-        address = parse_address(text, Path.cwd())
+        address = parse_address(place, Path.cwd())
     except ValueError:
-        raise ValueError("HOST:PORT or [IPV6]:PORT") from None
+        raise ValueError("PORT, HOST:PORT or [IPV6]:PORT, with a port of 0 to 65535") from None
     if address.path or not (is_ip(address.host) or address.host == "localhost"):
         raise ValueError("an IP address or localhost")
     return address
@@ -183,12 +184,13 @@ def _token(text: str) -> str:
     return text
 
 
-def _listener(name: str, text: str, *, default: str = _DEFAULT_PORT) -> Callable[[F], F]:
-    """Return the option for the address of a listener."""
+def _listener(
+    name: str, *others: str, text: str, default: str = _DEFAULT_PORT
+) -> Callable[[F], F]:
+    """Return the option for the address of a listener; a port alone is one of this machine."""
     where = default.format(f"127.0.0.1:{PORTS[name]}")
-    return _option(
-        f"--{name}", type=Parsed("HOST:PORT", _listen_address), show_default=where, help=text
-    )
+    kind = Parsed("[HOST:]PORT", _listen_address)
+    return _option(f"--{name}", *others, type=kind, show_default=where, help=text)
 
 
 _OPTIONS = (
@@ -198,15 +200,19 @@ _OPTIONS = (
         type=click.Path(path_type=Path, file_okay=False),
         help="Keep mail and state here. [default: a temporary directory, removed at the end]",
     ),
-    _listener("http", "Where the Graph API listens; port 0 takes a free one."),
+    _listener("http", "--port", text="Where the Graph API listens; port 0 takes a free one."),
     _listener(
         "https",
-        "The same with TLS, by a certificate of Relay's own development CA.",
+        text="The same with TLS, by a certificate of Relay's own development CA.",
         default=_DEFAULT_TLS_PORT,
     ),
-    _listener("smtp", "Where SMTP listens, without TLS; port 0 takes a free one."),
-    _listener("submission", "The same with STARTTLS.", default=_DEFAULT_TLS_PORT),
-    _listener("submissions", "The same with TLS from the first octet.", default=_DEFAULT_TLS_PORT),
+    _listener("smtp", text="Where SMTP listens, without TLS; port 0 takes a free one."),
+    _listener("submission", text="The same with STARTTLS.", default=_DEFAULT_TLS_PORT),
+    _listener(
+        "submissions",
+        text="The same with TLS from the first octet.",
+        default=_DEFAULT_TLS_PORT,
+    ),
     _list(
         "--host",
         "hosts",

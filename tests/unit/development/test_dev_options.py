@@ -45,6 +45,8 @@ def test_every_option_has_a_variable_of_its_name():
     "words, variable, text, name, value",
     [
         (["--http", "[::1]:9"], "HTTP", "[::1]:9", "http", Address("::1", 9)),
+        (["--port", "8026"], "HTTP", "8026", "http", Address("127.0.0.1", 8026)),
+        (["--smtp", "1026"], "SMTP", "1026", "smtp", Address("127.0.0.1", 1026)),
         (["--no-demo"], "NO_DEMO", "1", "no_demo", True),
         (["--no-demo"], "NO_DEMO", "yes", "no_demo", True),
         ([], "NO_DEMO", "off", "no_demo", False),
@@ -124,7 +126,8 @@ def test_the_command_line_counts_more():
 @each_row(
     "variable, text, expected",
     [
-        ("HTTP", "8025", "expected HOST:PORT"),
+        ("HTTP", "relay:", "expected PORT, HOST:PORT or [IPV6]:PORT"),
+        ("SMTP", "65536", "with a port of 0 to 65535"),
         ("NO_RULES", "maybe", "not a valid boolean"),
         ("DOMAIN", "a.test, -", 'expected a domain such as example.org, found "-"'),
         ("HOST", "mail:80", 'expected a host name without a port, found "mail:80"'),
