@@ -80,18 +80,16 @@ async def test_requests_are_told_apart_wherever_a_read_ends() -> None:
 @on_both_loops
 async def test_the_next_request_may_follow_the_last_octet_of_a_response() -> None:
     async def large(call: HttpRequest) -> Response:
-        if call.segments == ("b",):
+        if call.method == "HEAD":
             return Response(b"x" * 300_000)
         return StreamedResponse([b"x" * 100_000] * 3, size_bytes=300_000)
 
     async with serving(large) as server:
         reader, writer = await connected(server)
-        for one in (get("a"), get("b").replace(b"GET", b"HEAD")) * 10:
-            writer.write(one)
-            head = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 30)
-            assert b"content-length: 300000\r\n" in head
-            if one.startswith(b"GET"):
-                await reader.readexactly(300_000)
+        for number in range(20):
+            writer.write(get("a") if number % 2 else get("a").replace(b"GET", b"HEAD"))
+            await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 30)
+            await reader.readexactly(300_000 * (number % 2))
         writer.close()
 
 
