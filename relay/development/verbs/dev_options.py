@@ -184,9 +184,7 @@ def _token(text: str) -> str:
     return text
 
 
-def _listener(
-    name: str, *others: str, text: str, default: str = _DEFAULT_PORT
-) -> Callable[[F], F]:
+def _listener(name: str, *others: str, text: str, default: str = _DEFAULT_PORT) -> Callable[[F], F]:
     """Return the option for the address of a listener; a port alone is one of this machine."""
     where = default.format(f"127.0.0.1:{PORTS[name]}")
     kind = Parsed("[HOST:]PORT", _listen_address)
