@@ -421,6 +421,10 @@ def _accounts(
         yield CheckFinding("accounts", CheckResult.WARNING, warning)
     for number, text in auth_missing(settings, accounts.tables).items():
         yield warning_of("listeners", read_document(file).fault(("smtp", number, "auth"), text))
+    told = {"limits.alert": settings.limits.alert, "reports.copy_to": settings.reports.copy_to}
+    for key, to in told.items():
+        if to and table and isinstance(table.expand(to) or table.examine(to), InvalidRecipient):
+            yield CheckFinding("accounts", CheckResult.WARNING, f"{key}: {shown(to)} gets no mail")
     used = accounts.tables.schemes().most_common()
     schemes = ", ".join(f"{number} {name}" for name, number in used)
     text = f"{len(accounts.every())} in {settings.mailboxes.accounts}"

@@ -212,6 +212,8 @@ WARNINGS = [
     *[({"relay": CONFIG.replace('"127.0.0.1:0"', listen).replace("[http]", NAMED)}, ["http.public_url"])
       for listen in ('"127.0.0.1:0"', '"unix:http.sock"')],
     ({"relay": CONFIG.replace("[http]", NAMED + '\nproxy_networks = ["127.0.0.1/32"]')}, []),
+    *[({"relay": f'{CONFIG}[limits]\nalert = "{to}"\n'}, expected)
+      for to, expected in {"gone@example.test": ["limits.alert: "], "alice+x@example.test": [], "x@other.test": []}.items()],
 ]  # fmt: skip
 
 
