@@ -26,6 +26,7 @@ import msgspec
 
 from relay.base.certificates import client_of_pair
 from relay.base.message.address import AddressError, ascii_address, parse_mailbox
+from relay.base.message.extended_properties import DEFERRED_SEND_TIME
 from relay.base.socket_address import Address
 
 T = TypeVar("T")
@@ -208,6 +209,7 @@ class DraftToSend:
     """The message to send. Attachments are (name, content); `sender` may be "" for Graph.
 
     With `html` only, that is the body; with both, they are alternatives, sent by Graph as MIME.
+    `send_at` is when Graph sends it, RFC 3339, "" for at once; SMTP and MIME have no such time.
     """
 
     sender: str
@@ -216,6 +218,7 @@ class DraftToSend:
     text: str
     attachments: tuple[tuple[str, bytes], ...] = field(default=())
     html: str = ""
+    send_at: str = ""
 
     @property
     def is_ascii(self) -> bool:
@@ -417,6 +420,9 @@ def _as_graph(draft: DraftToSend) -> dict[str, Any]:
     }
     if draft.sender:
         message["from"] = {"emailAddress": {"address": draft.sender}}
+    if draft.send_at:
+        due = {"id": DEFERRED_SEND_TIME, "value": draft.send_at}
+        message["singleValueExtendedProperties"] = [due]
     return message
 
 

@@ -9,6 +9,7 @@ from datetime import datetime, timedelta
 from email.utils import parsedate_to_datetime
 from itertools import pairwise
 from typing import Any
+from zoneinfo import ZoneInfo
 
 import pytest
 
@@ -115,6 +116,36 @@ def test_two_days_of_retries_with_their_notice_and_report(relay: DevProcess) -> 
         if "failure" in reports:
             assert abs((reports["failure"] - began).total_seconds() - 2 * DAY_S) < 30
     assert [one.startswith("Undeliver") for one in relay.inbox("alice")].count(True) == 1
+
+
+def test_relay_send_at_is_by_the_clock_of_the_relay_and_the_time_zone_of_the_user(dev) -> None:
+    india = ZoneInfo("Asia/Kolkata")
+    relay = dev("--no-demo", TZ=india.key)
+    words = ("send", "--token", "alice", "--to", BOB, "--body", "x", "--at")
+    now = relay.advance(3 * DAY_S).astimezone(india)
+    due = (now + timedelta(hours=2)).replace(second=0, microsecond=0)
+    past = now - timedelta(minutes=2)
+    for at, expected in (
+        (f"{due:%H:%M}", due),
+        (f"{past:%H:%M}", past.replace(second=0, microsecond=0) + timedelta(days=1)),
+        (due.isoformat(), due),
+        ("90m", now + timedelta(minutes=90)),
+    ):
+        journey = relay.journey(relay.cli(*words, at).stdout.strip())
+        assert journey["state"] == "scheduled"
+        (recipient,) = journey["recipients"]
+        planned = datetime.fromisoformat(recipient["next_attempt"])
+        assert abs((planned - expected).total_seconds()) < (60 if at == "90m" else 1)
+    assert relay.inbox("bob") == []
+    relay.advance(3 * 3600)
+    assert len(relay.inbox("bob")) == 3
+    for at in ("24:00", "soon", "2030-01-31T09:00:00", "2020-01-31T09:00:00Z", "0s"):
+        refused = relay.cli(*words, at)
+        assert (refused.returncode, refused.stdout) == (64, "")
+        assert f'--at: found "{at}", expected a' in refused.stderr
+    by_smtp = relay.cli("send", "--to", BOB, "--at", "15:00")
+    assert by_smtp.returncode == 64
+    assert "--at needs --token" in by_smtp.stderr
 
 
 def test_mail_that_is_sent_at_a_later_time(shared: DevProcess) -> None:

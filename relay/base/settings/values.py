@@ -12,7 +12,7 @@ import ipaddress
 import re
 from base64 import b64decode
 from collections.abc import Mapping
-from datetime import date
+from datetime import UTC, date, datetime
 from pathlib import Path
 from urllib.parse import quote, urlsplit
 
@@ -46,6 +46,7 @@ GROUPS_DIRECTORY = "groups"  # of a directory of rules
 _WIDEST_NETWORK_BITS = {4: 8, 6: 7}  # 10.0.0.0/8 and fc00::/7 are the widest private networks
 
 WRITTEN_DURATION_EXPECTED = 'a duration such as "8s", "5m", "4h", "2d"'
+UNTIL_EXPECTED = f'{WRITTEN_DURATION_EXPECTED}, or a time such as "2027-01-31T09:00:00Z"'
 DURATION_EXPECTED = f"{WRITTEN_DURATION_EXPECTED}, or a number of seconds"
 SIZE_EXPECTED = 'a size such as "150 MiB", "64 kB", or a number of bytes'
 _RATE_EXPECTED = 'a number of messages and a duration of at most a day, such as "100/1m"'
@@ -73,6 +74,21 @@ def parse_duration(text: str) -> float:
     if not found:
         raise ValueError(WRITTEN_DURATION_EXPECTED)
     return float(found[1]) * _SECONDS_PER_UNIT[found[2]]
+
+
+def seconds_ahead(text: str, now_us: int) -> float:
+    """Return how far ahead a duration is, or a time with its zone. Raises ValueError."""
+    try:
+        if _DURATION.fullmatch(text.strip()):
+            ahead_s = parse_duration(text)
+        else:
+            until = datetime.fromisoformat(text)
+            ahead_s = (until - datetime.fromtimestamp(now_us / 1e6, UTC)).total_seconds()
+    except (ValueError, TypeError):  # TypeError: without a zone
+        raise ValueError(UNTIL_EXPECTED) from None
+    if ahead_s <= 0:
+        raise ValueError("a time in the future")
+    return ahead_s
 
 
 def parse_rate(text: str) -> str:

@@ -6,7 +6,6 @@ expected.
 """
 
 from collections.abc import Callable, Collection, Mapping
-from datetime import datetime
 from typing import Any, TypeVar
 from urllib.parse import unquote
 
@@ -16,7 +15,7 @@ from msgspec import Struct
 from relay.base.clock import Clock
 from relay.base.message.envelope import domain_of
 from relay.base.message.lifecycle import RecipientState, SubmissionState
-from relay.base.settings.values import WRITTEN_DURATION_EXPECTED, parse_duration
+from relay.base.settings.values import seconds_ahead
 from relay.front_door.http.errors import ApiError, bad_request, method_not_allowed, quoted
 from relay.front_door.http.http_request import HttpRequest
 from relay.store.journeys.message_list import (
@@ -208,7 +207,6 @@ def conditions_of(texts: Mapping[str, str | None]) -> dict[str, str]:
 
 _IDS_MAX = 10_000
 _WHO_CHARACTERS_MAX = 100
-_UNTIL_EXPECTED = f'{WRITTEN_DURATION_EXPECTED}, or a time such as "2027-01-31T09:00:00Z"'
 
 
 class _CommandBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -346,18 +344,9 @@ def seconds_until(text: str, clock: Clock) -> float | None:
     if not text:
         return None
     try:
-        ahead_s = parse_duration(text)
-    except ValueError:
-        try:
-            until = datetime.fromisoformat(text)
-            if until.tzinfo is None:
-                raise ValueError  # noqa: TRY301 - the time zone is unknown
-            ahead_s = until.timestamp() - clock.time_us() / 1e6
-        except (ValueError, OverflowError):
-            raise bad_request(f"until: found {quoted(text)}, expected {_UNTIL_EXPECTED}.") from None
-    if ahead_s <= 0:
-        raise bad_request(f"until: found {quoted(text)}, expected a time in the future.")
-    return ahead_s
+        return seconds_ahead(text, clock.time_us())
+    except ValueError as error:
+        raise bad_request(f"until: found {quoted(text)}, expected {error}.") from None
 
 
 def _next_hops(given: _CommandBody, issuer: CommandIssuer) -> RouteLookup | None:

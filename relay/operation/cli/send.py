@@ -5,15 +5,26 @@ for a temporary error, 77 for a token that is not allowed.
 """
 
 import functools
+import re
 import sys
 from collections.abc import Callable
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import click
 
-from relay.base.running_relay import DraftToSend, send_by_graph, send_by_smtp
+from relay.base.clock import SystemClock, rfc3339, time_us_of
+from relay.base.phrases import shown
+from relay.base.running_relay import (
+    ControlClient,
+    ControlUnavailableError,
+    DraftToSend,
+    send_by_graph,
+    send_by_smtp,
+)
 from relay.base.settings.tree import Settings
+from relay.base.settings.values import seconds_ahead
 from relay.base.socket_address import Address
 from relay.operation.cli.errors import CommandError, ExitCode
 from relay.operation.cli.options import (
@@ -24,6 +35,8 @@ from relay.operation.cli.options import (
     read_input,
     user_name,
 )
+
+_TIME_OF_DAY = re.compile(r"([01]?[0-9]|2[0-3]):([0-5][0-9])", re.ASCII)
 
 
 @click.command()
@@ -61,6 +74,13 @@ from relay.operation.cli.options import (
     metavar="TOKEN",
     help="Send as this account by Graph's sendMail. [default: send by SMTP]",
 )
+@click.option(
+    "--at",
+    default="",
+    metavar="TIME|DURATION",
+    help="Send it later, with --token: at 15:00 (the next time that it is, here), at "
+    "2027-01-31T09:00:00Z, or in 2h. [default: at once]",
+)
 @common_options
 def send(
     context: CommandContext,
@@ -75,15 +95,39 @@ def send(
     """
     settings = context.settings()
     token, sender, body = texts["token"], texts["sender"], texts["body"]
+    if texts["at"] and not token:
+        raise click.UsageError("--at needs --token (in relay dev, alice): SMTP sends at once")
+    send_at = _time_of(texts["at"], settings) if texts["at"] else ""
     if not sender and not token:
         name = login_name() if settings.sendmail else user_name()
         sender = f"{name}@{settings.hostname}"
     if body is None:
         body = _standard_input()
     attachments = tuple((one.name, read_input("send", one)) for one in attach)
-    draft = DraftToSend(sender, recipients, texts["subject"], body, attachments)
+    draft = DraftToSend(sender, recipients, texts["subject"], body, attachments, send_at=send_at)
     identity = _submit(settings, token, draft)
     context.show({"id": identity}, lambda: [identity])
+    if send_at:
+        click.echo(f"relay send: waits until {send_at[:10]} {send_at[11:19]}Z", err=True)
+
+
+def _time_of(text: str, settings: Settings) -> str:
+    """Return the time of --at by the clock of the relay, which may be ahead. Raises UsageError."""
+    try:
+        answer = ControlClient(settings.control_socket).get_response("/pause", kind=dict[str, Any])
+        now_us = answer.time_us or 0
+    except ControlUnavailableError:  # the clock of a service is that of the machine
+        now_us = SystemClock().time_us()
+    try:
+        if of_day := _TIME_OF_DAY.fullmatch(text):
+            now = datetime.fromtimestamp(now_us / 1e6).astimezone().replace(tzinfo=None)
+            due = now.replace(hour=int(of_day[1]), minute=int(of_day[2]), second=0, microsecond=0)
+            due += timedelta(days=due <= now)
+            return rfc3339(time_us_of(due.isoformat()))
+        return rfc3339(now_us + int(seconds_ahead(text, now_us) * 1e6))
+    except (ValueError, OverflowError) as error:
+        expected = f'expected {error}, or a time of day such as "15:00"'
+        raise click.UsageError(f"--at: found {shown(text)}, {expected}") from None
 
 
 def _standard_input() -> str:

@@ -75,7 +75,7 @@ def test_config_may_stand_anywhere(arguments, config):
         (["dev", "--smtp", "127.0.0.1.example.test:25"], "expected an IP address or localhost"),
         (["dev", "--release-to", "http://a.test"], "expected smtp://HOST:PORT"),
         (["dev", "--token", "a b"], "without spaces"),
-        (["dev", "--smtp", "nonsense"], "expected HOST:PORT"),
+        (["dev", "--smtp", "nonsense"], "expected PORT, HOST:PORT or"),
         (["dev", "--exit-after", "0"], "not in the range"),
         (["nonsense"], "No such command 'nonsense'"),
     ],
