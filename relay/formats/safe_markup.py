@@ -109,7 +109,7 @@ _CONDITIONS_MAX = 3
 _COMMENT = re.compile(r"/\*.*?(?:\*/|\Z)|<!--|-->", re.DOTALL)
 _PIECE = re.compile(r"""((?:[^{};"']++|"[^"\n]*+(?:"|\n|\Z)|'[^'\n]*+(?:'|\n|\Z))*+)([{};]|\Z)""")
 _SELECTOR = re.compile(
-    r"(?::(?:not|is|where|has|lang|dir|nth-[a-z-]+)\(|\)|[\w.#:-]++(?!\()|[\s,>+~*=\[\]^$|]"
+    r"(?::(?:(?:not|is|where|has|lang|dir|nth-[a-z-]+)\()?|\)|[\w.#-]++(?!\()|[\s,>+~*=\[\]^$|]"
     rf"|{_STRING})++",
     re.IGNORECASE,
 )

@@ -163,6 +163,15 @@ _LOADS = {  # what other elements would load: element, attribute, whether it is 
     "video": ("src", False),
 }
 
+# For this one, browsers lay out images in tables in another way (limited-quirks mode).
+_TRANSITIONAL = (
+    '<!DOCTYPE html PUBLIC "-//W3C//DTD XHTML 1.0 Transitional//EN"'
+    ' "http://www.w3.org/TR/xhtml1/DTD/xhtml1-transitional.dtd">'
+)
+_IS_TRANSITIONAL = re.compile(
+    r"\s*+<!doctype html public [\"']-//w3c//dtd xhtml 1\.0 (?:transitional|frameset)//",
+    re.IGNORECASE,
+)
 _OWN_STYLE = (
     "img:not([src], [srcset]) { outline: 1px dashed #888; background: #eee } "
     ":where(a[title]) { color: light-dark(#0645ad, #9e9eff); "
@@ -286,7 +295,7 @@ def safe_document(
     style = _LINK.sub("[title]", style_sheet)
     assert "<" not in style, "a style sheet cannot end its element"
     return SafeDocument(
-        "<!DOCTYPE html>\n"
+        f"{_TRANSITIONAL if _IS_TRANSITIONAL.match(source) else '<!DOCTYPE html>'}\n"
         f'<html{root}><head><meta charset="utf-8"><title></title>'
         f"<style>:root {{ color-scheme: {scheme} }} {_OWN_STYLE}\n{style}</style></head>"
         f"<body{body}>{content}</body></html>\n",

@@ -47,6 +47,7 @@ def test_what_is_not_known_is_counted(style):
 @each_row("source, expected", [
         ("p { color: red }", "p { color:red }"),
         ("<!-- p{color:red} -->", "p { color:red }"),
+        ("a:not(.x):nth-child(2n+1)::after{color:red} a:url(x){color:red} a[b='url(x)']{color:red}", "a:not(.x):nth-child(2n+1)::after { color:red }"),
         (".a, #b > td:hover { margin: 0 !important; }", ".a, #b > td:hover { margin:0 !important }"),
         ("@media (max-width:600px) { p { width:100% } }", "@media (max-width:600px) {\np { width:100% }\n}"),
         ("@media print { p { width:1px }", "@media print {\np { width:1px }\n}"),
