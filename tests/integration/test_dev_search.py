@@ -47,6 +47,29 @@ def test_each_message_is_found_by_a_part_of_a_word_of_its_text(relay: DevProcess
     assert found(relay, "nowhere-at-all") == []
 
 
+def test_relay_search_has_the_search_of_the_pages_and_relay_list_is_relay_log(
+    relay: DevProcess,
+) -> None:
+    many = [("ann@far.test", f"list {n}", "The text has gooseberries.") for n in range(5)]
+    send(relay, many)
+    done = relay.cli("search", "GOOSEB", "to:ann", "subject:list 3")
+    assert (done.returncode, done.stdout.count("\n")) == (0, 1), done.stderr
+    assert '"list 3"  app@shop.test -> ann@far.test  CAPTURED' in done.stdout
+    assert done.stderr == ""
+    three = relay.cli_json("search", "gooseb", "--limit", "3")
+    assert [one["subject"] for one in three] == ["list 4", "list 3", "list 2"]
+    assert three[0]["recipients"][0]["state"] == "captured"
+    nothing = relay.cli("search", "nowhere-at-all")
+    assert (nothing.returncode, nothing.stdout) == (0, "")
+    assert "no message matches" in nothing.stderr
+    fault = relay.cli("search", "has:wings")
+    assert fault.returncode == 64
+    assert "expected attachment" in fault.stderr
+    log = relay.cli("log", "--to", "ann@far.test").stdout
+    assert log.count("list ") == 5
+    assert relay.cli("list", "--to", "ann@far.test").stdout == log
+
+
 def test_a_local_mailbox_has_its_folders_when_one_is_used(relay: DevProcess) -> None:
     send(relay, [("zoe@example.test", "for zoe", "The text of it is zoe-only.")])
     mailbox = relay.mailbox_of("zoe@example.test")

@@ -200,17 +200,11 @@ _OPTIONS = (
     ),
     _listener("http", "--port", text="Where the Graph API listens; port 0 takes a free one."),
     _listener(
-        "https",
-        text="The same with TLS, by a certificate of Relay's own development CA.",
-        default=_DEFAULT_TLS_PORT,
+        "https", text="The same with TLS, by Relay's own development CA.", default=_DEFAULT_TLS_PORT
     ),
     _listener("smtp", text="Where SMTP listens, without TLS; port 0 takes a free one."),
     _listener("submission", text="The same with STARTTLS.", default=_DEFAULT_TLS_PORT),
-    _listener(
-        "submissions",
-        text="The same with TLS from the first octet.",
-        default=_DEFAULT_TLS_PORT,
-    ),
+    _listener("submissions", text="The same with TLS from the start.", default=_DEFAULT_TLS_PORT),
     _list(
         "--host",
         "hosts",

@@ -24,7 +24,9 @@ _GROUPS = {
         "mailq": "List the queue as mailq(1) does.",
         "wait": "Wait until a message reaches a state.",
         "trace": "Show a message's journey through the seven steps.",
-        "log": "List messages: by sender, recipient, client, state, time.",
+        "list": "List messages: by sender, recipient, client, state, time.",
+        "log": "The same as relay list.",
+        "search": "List the messages that the search of the pages finds.",
         "show": "Show a message's content, captured mail too.",
         "explain": "Say where mail for an address goes, and why.",
     },
@@ -52,13 +54,14 @@ _VERBS = {name: text for group in _GROUPS.values() for name, text in group.items
 # Other verbs are in the module of their name, by that name. Those of `relay dev` are in a wing that
 # this one does not import.
 _MODULES = {
-    "wait": "trace", "log": "trace", "import": "mail_files", "restore": "backup",
-    "check": "backup", "pause": "queue", "resume": "queue", "mailq": "sendmail",
-    "reload": "control", "webhook": "control", "dev": "relay.development.verbs.dev", "clock":
-    "relay.development.verbs.clock", "reset": "relay.development.verbs.clock", "dkim": "dns",
+    "wait": "trace", "log": "trace", "list": "trace", "search": "trace", "import": "mail_files",
+    "restore": "backup", "check": "backup", "pause": "queue", "resume": "queue",
+    "mailq": "sendmail", "reload": "control", "webhook": "control", "dkim": "dns",
+    "dev": "relay.development.verbs.dev", "clock": "relay.development.verbs.clock",
+    "reset": "relay.development.verbs.clock",
 }  # fmt: skip
 _CALLED = ("sendmail", "mailq")  # the verbs that the program may be called, as by a symbolic link
-_NAMES = {"import": "import_mail"}
+_NAMES = {"import": "import_mail", "list": "log"}
 
 
 class _Verbs(click.Group):

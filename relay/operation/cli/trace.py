@@ -1,9 +1,9 @@
 """`relay trace` and `relay wait`: show the journey of a message, or wait for a state first. `relay
-log`: the messages that match, one line each, the newest first.
+list` (`log`) and `relay search`: the messages that match, one line each, the newest first.
 
 trace and wait exit 65 for an unknown message. wait exits 75 with a diagnosis after its time-out, 69
-without a daemon. The rows of log are those of GET /relay/v1/log; that older ones may follow is said
-on stderr.
+without a daemon, as search does. The rows of log are those of GET /relay/v1/log, what search finds
+that of GET /relay/v1/messages; that older ones may follow is said on stderr.
 """
 
 import math
@@ -107,6 +107,28 @@ def log(context: CommandContext, *, limit: int, **given: str) -> None:
         click.echo(f"relay log: {text}", err=True)
     elif not rows:
         click.echo("relay log: no message matches", err=True)
+
+
+@click.command()
+@click.argument("words", nargs=-1, required=True, metavar="WORDS")
+@click.option("--limit", type=click.IntRange(1, LIST_MAX), default=100, show_default=True)
+@common_options
+def search(context: CommandContext, *, words: tuple[str, ...], limit: int) -> None:
+    """List the messages that the search of the pages finds, the newest first.
+
+    WORDS are parts of the subject or an address, or begin a word of the text; from:, to:, subject:,
+    state:, id:, client:, login:, has:attachment, larger:, after:, before: and is:unread are others.
+    """
+    client = OperatorClient(context.settings(), SystemClock())
+    try:
+        found = client.search(" ".join(words), limit=limit)
+    except ControlError as error:
+        raise click.UsageError(str(error).removeprefix("q: ")) from None
+    lines = [f"{_moment(one.steps[0].at)}  {journey_lines(one)[0]}" for one in found]
+    context.show(found, lambda: lines)
+    if len(found) in (0, limit):
+        more = f"the newest {limit}; --limit shows more" if found else "no message matches"
+        click.echo(f"relay search: {more}", err=True)
 
 
 def log_lines(rows: Sequence[Mapping[str, Any]], *, width: int = 0) -> list[str]:

@@ -96,6 +96,19 @@ class OperatorClient:
             ask = partial(read_log, query=query, clock=self._clock)
             return self._offline(silent, ask, nothing={"messages": [], "older": None})
 
+    def search(self, text: str, *, limit: int) -> list[Journey]:
+        """Return the newest messages of a search of the pages, which reads contents: as many as
+        there are, up to `limit`. Raises ControlUnavailableError without a daemon.
+        """
+        query, found = {"q": text, "limit": str(limit)}, list[Journey]()
+        while len(found) < limit:
+            page = self._client.get("/messages", query)
+            found += msgspec.convert(page["messages"], list[Journey])
+            if page["older"] is None:
+                break
+            query["before"] = page["older"]
+        return found[:limit]
+
     def refused(self, address: str) -> list[Refusal]:
         """Return the newest refusals that concern a mail or IP address, the newest first."""
         query = {"address": address, "limit": str(_REFUSED_MAX)}
