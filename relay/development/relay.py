@@ -69,7 +69,7 @@ from relay.operation.app.configuration import ListenerCertificates, route_places
 from relay.operation.app.daemon import Daemon
 from relay.operation.app.development_folder import DevelopmentFolder
 from relay.operation.app.foundation import RelayDependencies
-from relay.operation.app.settling import SETTLE_S
+from relay.operation.app.settling import SETTLE_S, UnsettledError
 from relay.store.journeys.document import Journey
 from relay.store.mailbox.mailbox_list import MailboxList
 from relay.store.spool.engine import SpoolEngine
@@ -428,6 +428,14 @@ class DevelopmentRelay:
         Raises UnsettledError. See relay/operation/app/settling.py.
         """
         await self.daemon.settling.settle(timeout_s)
+
+    async def is_quiet(self, timeout_s: float) -> bool:
+        """See DevelopmentControls."""
+        try:
+            await self.settle(timeout_s)
+        except UnsettledError:
+            return False
+        return True
 
     async def advance_clock(self, seconds: float) -> None:
         """Advance the clock from timer to timer, and settle after each. A caller that is cancelled

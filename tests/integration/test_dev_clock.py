@@ -324,3 +324,41 @@ def test_a_service_has_no_such_path(serve) -> None:
         assert answer.status == 404
     shown = relay.cli("clock", "show")
     assert (shown.returncode, "the relay is a service" in shown.stderr) == (69, True)
+
+
+def quiet(relay: DevProcess, **body: Any) -> Answer:
+    return relay.graph("POST", "/relay/v1/quiet", body, token=OPERATOR)
+
+
+def test_a_request_waits_until_nothing_is_in_flight(relay: DevProcess) -> None:
+    submit(relay, "before@elsewhere.test")
+    cursor = quiet(relay).json()["cursor"]
+    names = [f"u{number}@elsewhere.test" for number in range(20)]
+    for name in names:
+        submit(relay, name)
+    later = submit(relay, "someone+451@elsewhere.test")
+    found = quiet(relay, timeout_s=30, after=cursor).json()
+    states = {one["recipients"][0]["address"]: one["state"] for one in found["messages"]}
+    assert states == {**dict.fromkeys(names, "captured"), "someone+451@elsewhere.test": "deferred"}
+    assert (found["quiet"], [one["id"] for one in found["in_flight"]]) == (True, [later])
+    assert quiet(relay, after=found["cursor"]).json()["messages"] == []
+    # a host that never answers is in progress
+    submit(relay, "someone+timeout@elsewhere.test")
+    found = quiet(relay, timeout_s=0.1, after=found["cursor"]).json()
+    assert (found["quiet"], len(found["messages"]), len(found["in_flight"])) == (False, 1, 2)
+
+
+@each_row(
+    "body, text",
+    [
+        ({"timeout_s": 301}, "Expected `float` <= 300.0 - at `$.timeout_s`"),
+        ({"timeout_s": -1}, "Expected `float` >= 0.0"),
+        ({"after": "x"}, "cursor"),
+        ({"wait": 1}, "unknown field `wait`"),
+    ],
+)
+def test_a_wait_for_quiet_that_is_not_understood(
+    shared: DevProcess, body: dict[str, Any], text: str
+) -> None:
+    answer = quiet(shared, **body)
+    assert (answer.status, text in answer.message) == (400, True), answer.body

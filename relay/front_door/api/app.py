@@ -6,16 +6,16 @@ control socket, where the file mode controls the access, and in an open developm
 pages of other sites have no access (relay/operation/app/front_door.py). `handlers` has what needs a
 principal. Why /readyz is a 503 is decided in relay/operation/app/front_door.py.
 
-Only a development relay has /relay/v1/dev/… and DELETE /relay/v1/messages; in a service they are
-404, as any unknown path. Every account may use them, DELETE of one message for its own ones: a
-development relay has no secrets, and with --token only the operator has an account. The scenario of
-the simulated internet is TOML or JSON, and only for clients on loopback; a faulty one changes
-nothing.
+Only a development relay has /relay/v1/dev/…, /relay/v1/quiet and DELETE /relay/v1/messages; in a
+service they are 404, as any unknown path. Every account may use them, DELETE of one message for its
+own ones: a development relay has no secrets, and with --token only the operator has an account. The
+scenario of the simulated internet is TOML or JSON, and only for clients on loopback; a faulty one
+changes nothing.
 """
 
 from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import msgspec
 from starlette.responses import Response
@@ -34,7 +34,7 @@ from relay.front_door.api.dependencies import (
     Principal,
     principal_of,
 )
-from relay.front_door.api.handlers import Handlers
+from relay.front_door.api.handlers import WAIT_S, WAIT_S_MAX, Handlers
 from relay.front_door.api.request_parameters import (
     LIST_PARAMETERS,
     LOG_PARAMETERS,
@@ -45,6 +45,7 @@ from relay.front_door.api.request_parameters import (
     require_method,
     single_values,
 )
+from relay.front_door.api.search_text import list_search_of
 from relay.front_door.http.browsers import is_from_here
 from relay.front_door.http.errors import (
     ApiError,
@@ -73,6 +74,11 @@ _HELD_BYTES_MAX = 16 << 20
 _log = get_logger("api")
 
 
+class _QuietBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    timeout_s: Annotated[float, msgspec.Meta(ge=0, le=WAIT_S_MAX)] = WAIT_S
+    after: str = ""  # "": the newest
+
+
 class _AdvanceBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     advance_s: float
 
@@ -86,6 +92,8 @@ async def development_response(
             return json_response(await _clock(request, controls))
         case ("dev", "internet"):
             return await scenario_response(request, controls)
+        case ("quiet",):
+            return json_response(await _quiet(request, controls, principal, handlers=handlers))
         case ("messages",) if request.method == "DELETE":
             single_values(request.query, ())
             return json_response({"messages": await controls.reset()})
@@ -111,6 +119,25 @@ async def _clock(request: HttpRequest, controls: DevelopmentControls) -> dict[st
             raise ApiError(503, "ResourceUnhealthy", f"{text[:1].upper()}{text[1:]}.") from None
     clock = controls.clock
     return {"now": rfc3339(clock.time_us()), "advanced_s": clock.advanced_s}
+
+
+async def _quiet(
+    request: HttpRequest, controls: DevelopmentControls, principal: Principal, *, handlers: Handlers
+) -> dict[str, Any]:
+    """POST /quiet {timeout_s, after}: wait until nothing is queued and due, or in progress; then
+    {quiet, messages, cursor, in_flight}: what came after a cursor, and what is still on its way.
+    """
+    _query(request, "POST")
+    asked = read_body(await request.body(), _QuietBody)
+    query = {"after": asked.after} if asked.after else {}
+    list_search_of(query, controls.clock)  # a bad cursor does not wait
+    with handlers.counted_wait():
+        is_quiet = await request.cancel_on_disconnect(controls.is_quiet(asked.timeout_s))
+    listed = await handlers.messages(query, principal)
+    return {
+        "quiet": is_quiet, "messages": listed["messages"], "cursor": listed["cursor"],
+        "in_flight": await handlers.in_flight(principal),
+    }  # fmt: skip
 
 
 # -- the scenario

@@ -73,6 +73,10 @@ class DevelopmentControls(Protocol):
         """
         ...
 
+    async def is_quiet(self, timeout_s: float) -> bool:
+        """Wait until nothing is queued and due, or in progress; False if it still is after this."""
+        ...
+
     @property
     def is_advancing(self) -> bool:
         """Whether an advance of the clock is in progress."""

@@ -79,7 +79,7 @@ from relay.transport.refusals.refusal import RefusalPage
 
 Found = TypeVar("Found")
 WAIT_S_MAX = 300.0
-_WAIT_S = 30.0
+WAIT_S = 30.0
 _LOOKUP_S = 5.0  # for conditions on contents
 REPORTED = "reported"  # each failed recipient has its report
 THERE = "there"  # all recipients are captured or final
@@ -164,14 +164,17 @@ class Handlers:
         journeys, account = self._dependencies.journeys, principal.account
         alike = MessageSearch(kind=wanted.kind)
         near = await journeys.page(alike, account=account, limit=_COMPARED_MAX)
-        newest = await journeys.page(MessageSearch(), account=account, limit=_LOOKED_AT_MAX)
-        flight = [row.as_json() for row in in_flight(newest.rows)]
-        refused = await self.refused({"limit": str(_NEAR_MAX)}, principal)
         return {
             "nearest": await asyncio.to_thread(nearest, wanted, near.rows),
-            "in_flight": flight[:_NEAR_MAX],
-            "refused": refused.refused,
+            "in_flight": await self.in_flight(principal),
+            "refused": (await self.refused({"limit": str(_NEAR_MAX)}, principal)).refused,
         }
+
+    async def in_flight(self, principal: Principal) -> list[dict[str, Any]]:
+        """Return the newest messages that are on their way, as rows."""
+        journeys, account = self._dependencies.journeys, principal.account
+        newest = await journeys.page(MessageSearch(), account=account, limit=_LOOKED_AT_MAX)
+        return [row.as_json() for row in in_flight(newest.rows)[:_NEAR_MAX]]
 
     async def log(self, query: Mapping[str, str], principal: Principal) -> dict[str, Any]:
         """GET /log?q=&to=&sender=&subject=&mailbox=&state=&limit=&pages=: {messages, older}."""
@@ -299,7 +302,7 @@ class Handlers:
         choices = (THERE, REPORTED, *MESSAGE_STATES)
         if state not in choices:
             raise bad_state(state, choices)
-        timeout_s = number_of(query, "timeout", default=_WAIT_S, limits=(0, WAIT_S_MAX))
+        timeout_s = number_of(query, "timeout", default=WAIT_S, limits=(0, WAIT_S_MAX))
 
         async def read() -> Journey | None:
             found = await self._find(key, principal)
@@ -333,11 +336,9 @@ class Handlers:
         """Return the result of `read` when it is enough or the time is up."""
         if timeout_s <= 0:
             return await read()
-        if self._waiting.total >= _WAITING_MAX:
-            raise service_unavailable("Too many requests are waiting already.", retry_after_s=5)
         clock, loop = self._dependencies.clock, asyncio.get_running_loop()
         deadline = loop.time() + timeout_s  # real time: a client waits
-        with self._waiting.counted(None):
+        with self.counted_wait():
             while True:
                 seen = self._dependencies.changes.count
                 began = clock.real_s()
@@ -350,6 +351,12 @@ class Handlers:
                     async with asyncio.timeout(min(left_s, _POLL_S)):  # real time: a client waits
                         await self._dependencies.changes.wait_beyond(seen)
                         await asyncio.sleep(pause_s)  # real time: reads a burst of events once
+
+    def counted_wait(self) -> contextlib.AbstractContextManager[None]:
+        """Count one more wait inside the with block. Raises ApiError 503 for too many."""
+        if self._waiting.total >= _WAITING_MAX:
+            raise service_unavailable("Too many requests are waiting already.", retry_after_s=5)
+        return self._waiting.counted(None)
 
     async def _find(self, key: str, principal: Principal) -> Journey | None:
         if not key or len(key) > _KEY_CHARACTERS:
