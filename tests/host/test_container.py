@@ -7,6 +7,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import textwrap
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -20,7 +21,11 @@ from relay.operation.cli.root import cli
 from tests.support.relay_process import ROOT, until
 
 FILE = ROOT / "Containerfile"
-PAGE = ROOT / "docs/development.md"
+COMPOSE = ROOT / "docs/examples/compose.yaml"
+COMPOSE_KEYS = {
+    "build", "cap_drop", "command", "depends_on", "environment", "image", "ports", "read_only",
+    "security_opt", "tmpfs", "volumes",
+}  # fmt: skip
 IMAGE = "relay-dev-test"
 BASE = "python:3.13-slim"
 COMMIT = "0123456789ab"
@@ -146,13 +151,30 @@ def test_what_the_image_installs_runs_without_the_source(installed: Path, short_
     assert "Undeliverable: " in done.stdout
 
 
-def test_the_compose_example_uses_options_that_exist() -> None:
-    blocks = re.findall(r"^```yaml\n(.*?)^```$", PAGE.read_text(), re.MULTILINE | re.DOTALL)
-    (text,) = [one for one in blocks if "services:" in one]
+def test_the_compose_example_is_what_the_image_runs_and_its_test_finds_the_mail(dev) -> None:
+    text = COMPOSE.read_text()
+    assert re.findall(r"^(?:  )?(\S+):$", text, re.MULTILINE) == [
+        "services", "relay", "app", "test", "volumes", "relay-ca",
+    ]  # fmt: skip
+    assert set(re.findall(r"^    (\S+):", text, re.MULTILINE)) == COMPOSE_KEYS
+    assert (COMPOSE.parent / re.findall(r"context: (\S+)", text)[0] / FILE.name).samefile(FILE)
     named = set(re.findall(rf"\b{PREFIX}[A-Z_]+", text))
-    assert named >= {"RELAY_DEV_TOKEN"}
-    assert named <= VARIABLES
-    assert "read_only: true" in text
+    assert {"RELAY_DEV_TOKEN", "RELAY_DEV_HOST"} <= named <= VARIABLES
+    published = re.findall(r'"127\.0\.0\.1:\d+:(\d+)"', text)
+    assert set(published) <= set(of("EXPOSE")[0].split())
+    verb, *words = json.loads(re.findall(r"command: (\[.*)", text)[0])
+    command.make_context(verb, [*words, "--token", TOKEN])
+    running = dev(*words, "--token", TOKEN, "--host", "relay")
+    app, test = map(textwrap.dedent, re.findall(r"- \|\n((?: {8}.*\n|\n)+)", text))
+    host, port = running.smtp_address()
+    variables = {"SMTP_HOST": host, "SMTP_PORT": str(port), "RELAY_TOKEN": TOKEN}
+    variables["RELAY"] = f"http://localhost:{running.http[1]}"
+    for code, expected in ((app, ""), (test, "ann@customer.example has it: captured\n")):
+        done = subprocess.run(
+            [sys.executable, "-c", code], env=os.environ | variables, capture_output=True,
+            text=True, timeout=30, check=False,
+        )  # fmt: skip
+        assert (done.returncode, done.stdout) == (0, expected), done.stderr
 
 
 # -- the image
