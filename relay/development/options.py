@@ -118,6 +118,7 @@ class DevelopmentOptions(Struct, frozen=True):
     release_to: ReleaseTarget | None = None  # where released mail goes; None: nowhere
     # globs of the recipients to whom their own mail may be released; others get copies only
     release_allow: tuple[str, ...] = ()
+    release_auto: bool = False  # what they match is released by itself
     webhooks: tuple[str, ...] = ()  # where each event is posted
     milters: tuple[str, ...] = ()  # the addresses of filters that all mail passes, in their order
     # keys of relay.toml with other values

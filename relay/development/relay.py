@@ -31,6 +31,7 @@ from relay.delivery.reports.texts import load_texts
 from relay.delivery.smtp.connect import Target
 from relay.development.accounts import DOMAIN, DevelopmentAccounts
 from relay.development.authority import DevelopmentCertificate
+from relay.development.automatic_release import AutomaticRelease
 from relay.development.clock_advances import ClockAdvances
 from relay.development.demonstration import example
 from relay.development.graph_faults import FaultyFrontDoor
@@ -60,6 +61,7 @@ from relay.development.search_index import SearchIndex
 from relay.development.simulated_recipients import SimulatedRecipients
 from relay.front_door.api.dependencies import ApiDependencies, ClientSettings
 from relay.front_door.api.message_source import MessageCopies, MessageSources
+from relay.front_door.api.release import release_route
 from relay.front_door.http.errors import bad_request, service_unavailable
 from relay.front_door.http.protocol import AllowedHosts
 from relay.front_door.http.tunnels import TunnelHosts
@@ -261,6 +263,11 @@ class DevelopmentRelay:
         await self._reset.begin()
         await self.internet.start()
         await self.daemon.transport.policies.forget()  # those of another scenario
+        if self._options.release_auto and (route := release_route(self)) is not None:
+            base = self.daemon.base
+            automatic = AutomaticRelease(base, route, await base.feed.now())
+            self.daemon.settling.others.append(automatic.in_progress)
+            self._tasks.append(asyncio.create_task(automatic.run(), name="automatic release"))
         await self.daemon.start()
         at = self.addresses
         listeners = {name: getattr(at, name) for name in ("http", "https", *SMTP_ROLES)}

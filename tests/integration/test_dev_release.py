@@ -249,3 +249,35 @@ def test_a_rule_sends_nothing_elsewhere(other: OtherServer, tmp_path: Path, dev)
     running = dev(*options[:3])
     running.send("app@example.test", "released@elsewhere.test", "let through")
     until("it has arrived", lambda: len(other.received) > before)
+
+
+def test_with_release_auto_what_matches_leaves_once_over_a_restart(dev) -> None:
+    port = free_port()
+    handler = OtherServer(f"127.0.0.1:{port}")
+    options = ("--release-to", f"smtp://{handler.address}", "--release-allow", "*@go.test")
+    running = dev("--no-demo", *options, "--release-auto")
+    assert (
+        f"mail to recipients like *@go.test leaves this machine, to smtp://{handler.address}"
+        in (running.log)
+    )
+    running.graph("DELETE", "/relay/v1/messages", token=OPERATOR)
+    key = running.submit("app@example.test", ["a@go.test", "b@stay.test", "c@go.test"])
+    until("it is tried", lambda: sorted(states(running, key)) == ["captured", *["deferred"] * 2])
+    running.restart()  # the host is down, and the relay killed
+    controller = Controller(handler, hostname="127.0.0.1", port=port)
+    controller.start()
+    try:
+        running.advance(3600)
+        assert sorted(states(running, key)) == ["captured", "relayed", "relayed"]
+        assert [one[1] for one in handler.received] == [["a@go.test", "c@go.test"]]
+        running.restart()
+        other_key = captured(running, "kept", domain="stay.test")
+        again = running.submit("app@example.test", ["again@go.test"])
+        running.graph("POST", "/relay/v1/quiet", {}, token=OPERATOR)
+        assert (states(running, again), states(running, other_key)) == (["relayed"], ["captured"])
+        assert len(handler.received) == 2
+        shown = running.cli("trace", key).stdout
+        assert "--release-auto" in shown
+        assert len(running.until_messages("a@go.test", 1)) == 1
+    finally:
+        controller.stop()

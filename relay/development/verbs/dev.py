@@ -240,6 +240,8 @@ class _TextView(_WarningView):
             return "no mail leaves this machine (no connection out)"
         allowed = printable(", ".join(self._plan.release_allow))
         own = f" and to recipients like {allowed}" if allowed else ""
+        if self._plan.release_auto:
+            return f"mail to recipients like {allowed} leaves this machine, to {target.next_hop}"
         return (
             f"mail leaves this machine only when you release it, to {target.next_hop}, for "
             f"addresses that you type{own}"

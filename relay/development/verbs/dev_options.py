@@ -155,6 +155,8 @@ def check_together(options: Mapping[str, Any]) -> None:
             raise click.UsageError(f"{names} exclude each other")
     if options["release_allow"] and not options["release_to"]:
         raise click.UsageError("--release-allow needs --release-to: without it nothing is released")
+    if options["release_auto"] and not options["release_allow"]:
+        raise click.UsageError("--release-auto needs --release-allow: it says to whom")
     given = {name: options[name] for name in PORTS if options[name] is not None}
     exposed = [f"--{name} {at}" for name, at in given.items() if not at.is_loopback]
     if options["listen_all"]:
@@ -289,6 +291,10 @@ _OPTIONS = (
         of=(_address_glob, "a pattern of addresses such as *@example.org"),
         help="A release sends captured mail to its own recipients only if they match, such as "
         "*@example.org; repeatable. [default: only a copy to addresses that you type]",
+    ),
+    _flag(
+        "--release-auto",
+        "Release mail to recipients whom --release-allow matches as soon as it is captured.",
     ),
     _list(
         "--webhook",

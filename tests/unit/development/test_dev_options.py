@@ -151,7 +151,9 @@ def test_with_a_token_every_address_is_allowed():
 
 def test_who_may_get_released_mail_needs_a_host_that_sends_it():
     assert "--release-allow needs --release-to" in refused("--release-allow", "*@a.test")
-    check_together(read("--release-to", "smtp://mail.test", "--release-allow", "*@a.test"))
+    to = ("--release-to", "smtp://mail.test")
+    assert "--release-auto needs --release-allow" in refused(*to, "--release-auto")
+    check_together(read(*to, "--release-allow", "*@a.test", "--release-auto"))
 
 
 def test_a_wrong_host_to_release_to_does_not_show_its_password():

@@ -1,0 +1,67 @@
+"""Release captured mail by itself: `relay dev --release-auto`.
+
+Each message that is captured from the start on is released to those of its own recipients whom
+`--release-allow` matches, by the same command as a release by hand. That moves them from the entry
+that is captured, in one transaction: a repeat finds nothing to release. What was captured before
+the start is not sent.
+"""
+
+import asyncio
+
+from relay.base.message.lifecycle import RecipientState
+from relay.base.observe.logs import get_logger
+from relay.operation.app.foundation import Foundation
+from relay.store.journeys.event_feed import EventBatch, EventCursor
+from relay.store.spool.queue_commands import Operation, QueueCommand, RouteLookup
+from relay.store.spool.types import Selector, SpoolError
+
+_log = get_logger("development")
+_EVENTS_MAX = 500
+_PAUSE_S = 0.02  # so that a burst is read once
+_AFTER_FAULT_S = 1.0
+
+
+class AutomaticRelease:
+    """Releases what is captured from `cursor` on, to where `route` leads."""
+
+    def __init__(self, base: Foundation, route: RouteLookup, cursor: EventCursor) -> None:
+        self._base = base
+        self._route = route
+        self._cursor = cursor
+        self._seen = -1  # changes
+
+    def in_progress(self) -> str:
+        """Say whether something may have been captured that is not released yet."""
+        return "" if self._seen == self._base.changes.count else "captured mail to release"
+
+    async def run(self) -> None:
+        """Release until cancelled."""
+        changes = self._base.changes
+        while True:
+            seen = changes.count
+            try:
+                batch = await self._base.feed.read(self._cursor, limit=_EVENTS_MAX)
+                await self._release(batch)
+            except (SpoolError, OSError) as error:
+                _log.warning("captured mail not released yet", error=str(error))
+                await asyncio.sleep(_AFTER_FAULT_S)  # real time: spares the disk
+                continue
+            self._cursor = batch.cursor
+            if batch.is_complete:
+                self._seen = seen
+                await changes.wait_beyond(seen)
+                await asyncio.sleep(_PAUSE_S)  # real time: spares the machine
+
+    async def _release(self, batch: EventBatch) -> None:
+        captured = {
+            one.queue_id: None
+            for _, _, one in batch.events
+            if one.queue_id and one.state is RecipientState.CAPTURED
+        }
+        if not captured:
+            return
+        selector = Selector(ids=tuple(captured), state=RecipientState.CAPTURED)
+        await self._base.spool.queue_admin.execute(
+            QueueCommand(Operation.RELEASE, selector, "relay", why="--release-auto", to=self._route)
+        )
+        self._base.changes.notify()
