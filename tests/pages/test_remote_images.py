@@ -146,7 +146,13 @@ ALLOWED: dict[str, set[str]] = {
     "remote images in odd ways": {"http://plain.evil.test/x", "http://referrer.evil.test/"},
     "style element": {"http://cssbg.evil.test/b.png"},
     "style attribute": {"http://style.evil.test/a.png"},
-    "template": {"http://shadow.evil.test/"}
+    "template": {"http://shadow.evil.test/"},
+    "environment": {"http://e1.evil.test/"},
+    "rules in conditions": {"http://c5.evil.test/"},
+    "speculation rules": {"http://shadow.evil.test/"},
+    "strings that desynchronise": {"http://d3.evil.test/", "http://d6.evil.test/", "http://d8.evil.test/"},
+    "svg with html in it": {"http://foreign.evil.test/"},
+    "variables": {"http://v5.evil.test/"}
 }  # fmt: skip
 
 
