@@ -174,7 +174,7 @@ def test_verify_reports_a_lost_row_while_the_relay_runs(remotes, serve):
     until("the lost row is counted", lambda: relay.metric("relay_queue_unaccounted") == 1)
     found = storage_json(relay, "verify", code=DATA)
     kinds = {one["kind"] for one in found["findings"]}
-    assert kinds == {"lost-row", "counters"}
+    assert kinds == {"lost-row", "unneeded-content", "counters"}
     assert not any(one["repaired"] for one in found["findings"])
     assert relay.stop() == OK
     found = storage_json(relay, "verify", "--recount", code=DATA)

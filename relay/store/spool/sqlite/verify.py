@@ -1,7 +1,8 @@
 """Check a spool for consistency: pages, references between rows, content files, counters.
 
 `relay storage verify` calls it. It repairs nothing. While no relay runs, a check without a fault
-ends the mark of a spool that was found damaged. With `recount` counters are corrected then.
+ends the mark of a spool that was found damaged. With `recount` counters are corrected then, and
+contents of no entry removed.
 
 See docs/names.md (Commands) and docs/operation-repair.md (Verify the spool).
 """
@@ -63,14 +64,11 @@ _LOST_ROWS = {
         WHERE {_LIVE} AND (e.extra <> '' AND NOT json_valid(e.extra)
             OR m.extra <> '' AND NOT json_valid(m.extra))""",
 }
-# What remains without being of use: (kind, found) -> where. An entry like this is never looked at,
-# and a content like this may be all that is left of a message.
-_USELESS_ROWS = {
-    ("never-due", "no time to look at it"): f"""SELECT message_id || '-' || number FROM entry
-        WHERE {_LIVE} AND claimed = 0 AND due_us IS NULL""",
-    ("unneeded-content", "no entry that needs it"): f"""SELECT 'content ' || id FROM content
-        WHERE id NOT IN (SELECT content_id FROM entry WHERE {_LIVE})""",
-}
+_NEVER_DUE = f"""SELECT message_id || '-' || number FROM entry
+    WHERE {_LIVE} AND claimed = 0 AND due_us IS NULL LIMIT {_SHOWN_MAX}"""
+# Each may be all that is left of a message.
+_UNNEEDED = f"""SELECT id FROM content
+    WHERE id NOT IN (SELECT content_id FROM entry WHERE {_LIVE}) LIMIT {_SHOWN_MAX}"""
 _FILES = (
     "SELECT file, size - coalesce(length(header), 0), header, crc32"
     " FROM content INDEXED BY content_file WHERE file IS NOT NULL"
@@ -152,9 +150,14 @@ class SpoolVerifier:
         for expected, query in _LOST_ROWS.items():
             for (where,) in rows.fetch(f"{query} LIMIT {_SHOWN_MAX}"):
                 self._found("lost-row", where, "none", expected=expected)
-        for (kind, found), query in _USELESS_ROWS.items():
-            for (where,) in rows.fetch(f"{query} LIMIT {_SHOWN_MAX}"):
-                self._found(kind, where, found, expected="one")
+        for (where,) in rows.fetch(_NEVER_DUE):
+            self._found("never-due", where, "no time to look at it", expected="one")
+        for (content,) in list(rows.fetch(_UNNEEDED)):
+            remove = partial(rows.execute, "DELETE FROM content WHERE id = ?", (content,))
+            self._correct(
+                "no entry that needs it", "one", remove, kind="unneeded-content",
+                where=f"content {content}",
+            )  # fmt: skip
         for row in connection.execute(_FILES):
             self._check_file(*row)
         if self._full:
@@ -211,7 +214,15 @@ class SpoolVerifier:
                 self._correct(found, expected, recount)
         return unaccounted
 
-    def _correct(self, found: str, expected: object, act: Callable[[], object]) -> None:
+    def _correct(
+        self,
+        found: str,
+        expected: object,
+        act: Callable[[], object],
+        *,
+        kind: str = "counters",
+        where: str = "",
+    ) -> None:
         """Report what --recount corrects, and do it if it may be done."""
         action = _STOP_FIRST if self._recount else _RECOUNT
         if self._may_write:
@@ -220,7 +231,7 @@ class SpoolVerifier:
                 act()
         self._report(
             SpoolFinding(
-                "counters", str(self._database), found, str(expected),
+                kind, where or str(self._database), found, str(expected),
                 repaired=self._may_write, action=action,
             )
         )  # fmt: skip
