@@ -86,7 +86,7 @@ def test_a_drain_is_alive_until_its_end(remotes, serve, manager) -> None:
     assert relay.wait_end() == 0
 
 
-async def test_a_blocked_writer_gives_no_sign(settings_with, composed, manager, tmp_path):  # noqa: F811
+async def test_a_blocked_writer_gives_no_sign(settings_with, composed, manager):  # noqa: F811
     async def heard(wait: Callable[..., Any], *words: str) -> Any:
         return await asyncio.to_thread(wait, *words)
 
@@ -100,7 +100,7 @@ async def test_a_blocked_writer_gives_no_sign(settings_with, composed, manager, 
         assert await heard(manager.hears_life)
         disk.on_sync = lambda _suffix: may_end.wait()  # as a disk that does not answer
         try:
-            submitted = asyncio.create_task(Running(daemon, tmp_path).submit("waits"))
+            submitted = asyncio.create_task(Running(daemon).submit("waits"))
             assert await heard(manager.hears_no_life)
         finally:
             may_end.set()

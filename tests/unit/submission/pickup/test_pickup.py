@@ -225,9 +225,6 @@ async def test_conversions_that_hang_do_not_delay_other_accounts(fakes):
     await until(lambda: not _children())
 
 
-_EARLIER = set()
-
-
 async def test_an_account_uses_only_one_of_the_shared_processes(tmp_path, monkeypatch):
     monkeypatch.setattr(conversion, "_LIMIT_S", 30.0)
     converting = conversion.ConversionPool(
@@ -251,6 +248,16 @@ async def test_an_account_uses_only_one_of_the_shared_processes(tmp_path, monkey
     await asyncio.gather(*kept, return_exceptions=True)
     converting.close()
     assert _children() == set()
+
+
+_EARLIER = set()
+
+
+@pytest.fixture(autouse=True)
+def earlier_children():
+    """Other files of tests that ran in this process may have left some."""
+    _EARLIER.clear()
+    _EARLIER.update(child_processes())
 
 
 def _children():
