@@ -159,9 +159,11 @@ class UsageCounter:
         """Count a message to these recipients, until the reservation undoes that; or nothing, if
         it is beyond a limit.
         """
+        if not account:  # pickup: step 1 has counted it
+            return NOTHING
         outside = {own_mailbox(each) for each in addresses}
         recipients = sum("@" in x and not self._is_own(x.rpartition("@")[2]) for x in outside)
-        if not (account and recipients):
+        if not recipients:
             return NOTHING
         now_us, limits = self._clock.time_us(), _limits(*self._limits_of(account))
         counts = self._of(account)
