@@ -93,7 +93,7 @@ QUICK := tests/contract tests/dialogue \
 	$(call of,store/spool,claims prune restart spool write_ahead_log) \
 	$(call of,testing,message waiting) \
 	tests/integration/test_seven_steps.py \
-	tests/unit/front_door/http/test_https.py::test_httpx \
+	tests/unit/front_door/http/test_https.py::test_one_server_has_listeners_with_and_without_tls \
 	tests/unit/development/internet/test_smtp_host.py::test_starttls_has_the_good_certificate_or_the_bad_one \
 	tests/clients/test_token_endpoint.py::test_msal_without_instance_discovery
 
