@@ -2,16 +2,15 @@
 #   make run         the development relay in the foreground; ARGS="--once" ends by itself
 #   make test        the tests; TESTS="tests/unit/store/spool -k claim" for some; WORKERS=6 processes;
 #                    SYSTEM_PACKAGES=install installs what they need of the system through sudo
-#   make test-suites crashes, PostgreSQL, pages in a browser, other programs, the host: not in make test; test-long: the longest tests
-#   make check       lint, types, import contracts, dead code, the policies' own tests
+#   make test-suites crashes, PostgreSQL, pages in a browser, other programs, the host: not in make test
 #   make quick       before a commit: make check, and the tests that show most in a minute
-#   make bench       Relay and Postfix side by side; ARGS=queue, mail: another one (docs/performance.md)
+#   make check       lint, types, import contracts, dead code, the policies' own tests
+#   make bench       Relay and Postfix side by side; ARGS="NAME ...": another bench (docs/performance.md)
 #   make simulate    SEEDS=10000 worlds from SEED0; SEED=123 TRACE=1 shows one of them
-#   make crash       a relay killed RUNS=200 times while people use it, and as often under load
-#   make clients     Graph's own client libraries, and the kits and programs of other languages, against a relay
-#   make deb         dist/graph-relay_*.deb, one for each release of Debian, of the commit that is checked out
+#   make docs        writes the tables of docs/ that are made from the code
+#   make release     sdist and wheel in dist/, and a start of the wheel in an empty environment
 #   make clean       removes what the others have made
-# docs/recipes.md describes bench-versions, sisimai, screenshots and requirements.
+# docs/recipes.md describes the rest: test-long, crash, clients, deb, sisimai, screenshots, requirements.
 
 SHELL := /bin/bash
 MAKEFLAGS += --no-print-directory
@@ -26,19 +25,16 @@ SEED0 ?= 0
 SEED ?=
 TRACE ?=
 TESTS ?=
-OLD ?=
 FOLDER ?=
-WORKLOADS ?=
 # Some tests wait rather than compute: two cores are busy for 99 % of a run with six workers, 92 % with four, which take as long.
 WORKERS ?= $(shell cores=$$(getconf _NPROCESSORS_ONLN 2>/dev/null || echo 1); \
 	echo $$((cores < 6 ? 6 : cores > 8 ? 8 : cores)))
 SYSTEM_PACKAGES ?=
-BENCHES := mail queue
 # Without compiled modules, each process that a test starts would compile all of Relay.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help run venv test test-suites test-long check quick quick-tests lint types layers unused rules bench bench-peers bench-versions \
-	$(addprefix bench-,$(BENCHES)) simulate clients sisimai screenshots crash requirements deb clean
+.PHONY: help run venv test test-suites test-long check quick quick-tests lint types layers unused rules subjects bench \
+	simulate docs clients sisimai screenshots crash requirements release deb clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -63,7 +59,7 @@ test-suites:
 test-long:
 	@$(MAKE) test TESTS="-m long"
 
-check: lint types layers unused rules
+check: lint types layers unused rules subjects
 
 # Whole rooms where decisions are made, of each other room the tests of what it is for, and other people's
 # clients by HTTPS and STARTTLS, whose defaults change with the version of Python. Left out: real processes,
@@ -124,24 +120,14 @@ unused: $(VENV)/development
 rules: $(VENV)/development
 	$(BIN)/relay policy check policies
 
-# The first word of ARGS may name another bench, with its own arguments after it.
-NAMED := $(filter $(firstword $(ARGS)),$(BENCHES))
-bench:
-	@$(MAKE) bench-$(or $(NAMED),peers) ARGS='$(if $(NAMED),$(wordlist 2,$(words $(ARGS)),$(ARGS)),$(ARGS))'
+# Those since 0.3.0; without a history there are none.
+subjects:
+	@release=$$(git log -1 --format=%H --grep='^release: 0\.3\.0' 2>/dev/null); [ -z "$$release" ] || \
+	    git log --format=%s "$$release.." | awk 'length > 72 { print "commit subject of over 72 characters: " $$0; bad = 1 } \
+	    END { exit bad }'
 
-bench-peers: $(VENV)/development
-	tests/bench/run.sh $(ARGS)
-	$(if $(ARGS),,@$(MAKE) bench-queue)
-
-bench-versions: $(VENV)/development
-	@[ -n "$(OLD)" ] || { echo "bench-versions: OLD=commit is missing" >&2; exit 64; }
-	@OLD="$(OLD)" WORKLOADS="$(WORKLOADS)" tests/bench/run.sh $(ARGS)
-
-bench-mail: $(VENV)/development
-	$(BIN)/python tests/bench/sendmail.py $(ARGS)
-
-bench-queue: $(VENV)/development
-	$(BIN)/python -m tests.bench.queued $(ARGS)
+bench: $(VENV)/development
+	@$(BIN)/python -m tests.bench $(ARGS)
 
 simulate: $(VENV)/development
 	@$(BIN)/python -m tests.simulation --seeds $(SEEDS) --seed0 $(SEED0) \
@@ -162,6 +148,18 @@ screenshots: $(VENV)/development
 crash: $(VENV)/development
 	RUNS=$(RUNS) $(BIN)/python -m pytest -m "" -n 2 tests/crash/test_storm.py tests/crash/test_queue_storm.py \
 		tests/postgres/test_storm_of_nodes.py
+
+# The wheel is made of the sdist, so that this holds all that is needed; a dirty tree is no release.
+release: $(VENV)/development
+	@test -z "$$(git status --porcelain)" || { echo "release: the tree has changes that are not committed" >&2; exit 65; }
+	rm -rf dist/graph_relay-* dist/venv
+	$(BIN)/python $(PIP_INSTALL) build
+	$(BIN)/python -m build --outdir dist
+	$(PYTHON) -m venv dist/venv
+	dist/venv/bin/python $(PIP_INSTALL) dist/graph_relay-*.whl
+	dist/venv/bin/relay --version
+	cd dist/venv && bin/relay dev --once
+	rm -rf dist/venv
 
 deb: $(VENV)/made
 	packaging/debian/build.sh $(BIN)/python

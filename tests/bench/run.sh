@@ -1,8 +1,8 @@
 #!/bin/sh
-# Relay and Postfix side by side in one run, and sendMail.
+# Relay and Postfix side by side in one run, and sendMail; or this tree and a commit.
 #   tests/bench/run.sh                            all parts, five rounds
 #   tests/bench/run.sh --only small --rounds 3    the arguments are those of side_by_side.py
-#   OLD=commit tests/bench/run.sh                 make bench-versions: this tree and a commit
+#   tests/bench/run.sh versions --old COMMIT      the arguments are those of versions.py
 # PEERS is the folder of the benchmark kit, RELAY the command to measure. Needs root, as Postfix does.
 set -eu
 top=$(CDPATH='' cd -- "$(dirname -- "$0")/../.." && pwd)
@@ -13,11 +13,12 @@ missing() {
     echo "bench: $1" >&2
     exit 69
 }
-workloads=${WORKLOADS:-small fresh large fanout burst sendmail keyed}
-if [ -n "${OLD:-}" ]; then
-    set -- .venv/bin/python -m tests.bench.versions --old "$OLD" --workloads "$workloads" "$@"
-    case $workloads in
-        sendmail | keyed) cd "$top" && exec "$@" ;;  # they need nothing of the following
+if [ "${1:-}" = versions ]; then
+    shift
+    set -- .venv/bin/python -m tests.bench.versions "$@"
+    case "$*" in
+        *small* | *fresh* | *large* | *fanout* | *burst*) ;;
+        *--workloads*) cd "$top" && exec "$@" ;;  # those of Graph need nothing of the following
     esac
 else
     set -- .venv/bin/python -m tests.bench.side_by_side --relay "$relay" "$@"

@@ -1,4 +1,4 @@
-"""The benches of `make bench` and `make bench-versions` run, and judge as they say."""
+"""The benches of `make bench` run, and judge as they say."""
 
 import json
 import os
@@ -29,6 +29,12 @@ def test_without_the_kit_it_says_so(tmp_path):
     done = run("sh", RUN, PEERS=str(tmp_path / "none"))
     assert done.returncode == 69
     assert done.stderr == f"bench: no benchmark kit in {tmp_path}/none; set PEERS to its folder\n"
+
+
+def test_a_bench_of_another_name_is_refused() -> None:
+    done = run(sys.executable, "-m", "tests.bench", "post")
+    assert done.returncode == 64
+    assert done.stderr == "bench: no bench post; there are peers, versions, mail, queue\n"
 
 
 @each_row(
@@ -77,7 +83,8 @@ def test_relay_and_postfix_are_measured(tmp_path) -> None:
 
 @long
 def test_this_tree_and_a_commit_are_measured() -> None:
-    done = run(RUN, "--pairs", "1", "--scale", "0.01", OLD="HEAD", WORKLOADS="sendmail")
+    few = ("--pairs", "1", "--scale", "0.01", "--workloads", "sendmail")
+    done = run(sys.executable, "-m", "tests.bench", "versions", "--old", "HEAD", *few)
     assert done.returncode in (0, 1), done.stderr  # so few messages say nothing
     lines = done.stdout.splitlines()
     assert lines[0].startswith("sendmail  pair  1: old ")

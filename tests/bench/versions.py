@@ -1,10 +1,10 @@
 """Does this version take more processor time for a message than an older one? Both on one machine.
 
-    make bench-versions OLD=HEAD~20                                 seven workloads, ten pairs each
-    make bench-versions OLD=v1 WORKLOADS="small sendmail" ARGS="--pairs 20 --scale 1"
-    python -m tests.bench.versions --old HEAD --workloads sendmail  needs neither root nor the kit
+    make bench ARGS="versions --old HEAD~20"                        seven workloads, ten pairs each
+    make bench ARGS="versions --old v1 --workloads small,sendmail --pairs 20 --scale 1"
+    python -m tests.bench versions --old HEAD --workloads sendmail  needs neither root nor the kit
 
-OLD is checked out into a temporary directory. It runs with the packages of this environment, or in
+The commit is checked out into a temporary directory. It runs with the packages of this environment, or in
 an environment of its own if its pyproject.toml asks for other ones. For each pair both versions start
 with empty spools, are warmed up, and get slices of the messages in turn (old new, new old, ...; the
 next pair begins with new), so that one works at a time and other load of the machine meets both. The
@@ -130,7 +130,7 @@ def arguments() -> argparse.Namespace:
     """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--old", required=True, metavar="COMMIT")
-    parser.add_argument("--workloads", type=str.split, default=list(WORKLOADS))
+    parser.add_argument("--workloads", type=lambda names: names.split(","), default=list(WORKLOADS))
     parser.add_argument("--pairs", type=int, default=10)
     parser.add_argument("--scale", type=float, default=0.5, help="of the full numbers of messages")
     parser.add_argument("--peers", help="folder of the benchmark kit, for those that come by SMTP")
@@ -143,13 +143,13 @@ def arguments() -> argparse.Namespace:
     if given.pairs < 1 or not 0 < given.scale <= 1:
         refuse("--pairs must be at least 1, and --scale over 0 and at most 1")
     if not given.peers and set(given.workloads) & set(SMTP_WORKLOADS):
-        refuse("these workloads need the benchmark kit: use make bench-versions, or give --peers")
+        refuse("these workloads need the benchmark kit: use make bench, or give --peers")
     return given
 
 
 def refuse(text: str, code: int = os.EX_USAGE) -> None:
     """Say what is wrong, and end."""
-    print(f"bench-versions: {text}", file=sys.stderr)
+    print(f"bench: {text}", file=sys.stderr)
     sys.exit(code)
 
 
