@@ -1,0 +1,33 @@
+"""One of the benches, with its own arguments: `python -m tests.bench NAME ...`, or `make bench ARGS="NAME ..."`.
+
+Without a name: Relay and Postfix side by side, all parts, and then the long queue.
+"""
+
+import subprocess
+import sys
+from pathlib import Path
+
+RUN = str(Path(__file__).with_name("run.sh"))
+BENCHES = {
+    "peers": [RUN],
+    "versions": [RUN, "versions"],
+    "mail": [sys.executable, "-m", "tests.bench.sendmail"],
+    "queue": [sys.executable, "-m", "tests.bench.queued"],
+}
+
+
+def main(arguments: list[str]) -> int:
+    """Return the exit code of the first bench that fails, or 0."""
+    if not arguments:
+        return main(["peers"]) or main(["queue"])
+    if arguments[0].startswith("-"):
+        return main(["peers", *arguments])
+    name, *rest = arguments
+    if name not in BENCHES:
+        print(f"bench: no bench {name}; there are {', '.join(BENCHES)}", file=sys.stderr)
+        return 64
+    return subprocess.run([*BENCHES[name], *rest], check=False).returncode
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
