@@ -176,11 +176,10 @@ def test_metrics_are_named_and_alerts_name_metrics():
         one.name + {"counter": "_total", "info": "_info"}.get(one.type, "")
         for one in Metrics().registry.collect()
     }
-    for page in ("names.md", "operation-monitor.md"):
-        code = code_of(TOP / "docs" / page)
-        named = {found[0] for one in code if (found := METRIC.match(one))}
-        assert exposed - named == set()
-        assert {one for one in named - exposed if one.endswith("_total")} == set()
+    code = code_of(TOP / "docs/operation-monitor.md")
+    named = {found[0] for one in code if (found := METRIC.match(one))}
+    assert exposed - named == set()
+    assert {one for one in named - exposed if one.endswith("_total")} == set()
     rules = (TOP / "docs/operation-recipes.md").read_text().partition("\ngroups:\n")[2]
     alerts = METRIC.findall("".join(re.findall(r"expr: .*\n(?: {10}.*\n)*", rules)))
     assert 10 < len({*alerts} & exposed) == len({*alerts})

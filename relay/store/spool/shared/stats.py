@@ -3,7 +3,7 @@
 Finished messages cost nothing. One step reads a bounded number of entries; all steps of a count
 read the same snapshot.
 
-See docs/names.md (Metrics).
+See docs/operation-monitor.md (Metrics).
 """
 
 from collections import Counter
