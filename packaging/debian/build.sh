@@ -52,7 +52,8 @@ package() {
     install -D -m 0644 systemd/relay.sysusers.conf "$root/usr/lib/sysusers.d/relay.conf"
     install -D -m 0644 systemd/relay.tmpfiles.conf "$root/usr/lib/tmpfiles.d/relay.conf"
     install -D -m 0644 -t "$root/usr/lib/systemd/system" systemd/relay.service systemd/relay@.socket
-    install -m 0644 -t "$share/examples" systemd/relay-sockets.conf
+    install -m 0644 -t "$share/examples" systemd/relay-sockets.conf docs/examples/alerts.yaml
+    install -D -m 0644 -t "$share/examples/fail2ban" docs/examples/fail2ban/{filter,jail}.conf
     install -m 0644 LICENSE "$share/copyright"
     gzip -9n <CHANGELOG.md >"$share/changelog.gz"
     install -D -m 0640 conf/relay.toml "$root/etc/relay/relay.toml"

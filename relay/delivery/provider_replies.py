@@ -4,7 +4,7 @@ They come from the operator's file, `[delivery] providers`, and then from conf/p
 first that matches a 4yz or 5yz reply decides its outcome in place of relay/base/message/outcome.py.
 They are never asked about success, about a reply that was not understood, or about an attempt whose
 end is unknown. A pause and a number of connections are for `site` to obey. The format is in
-docs/operation-delivery.md.
+conf/providers.toml.
 """
 
 import re

@@ -42,18 +42,17 @@ ELSEWHERE = {
     "Debian package",
     "Who may write to an alias",
     "Own domains",
-    "Ports",
     "Several certificates",
     "HTTPS of `relay dev`",
-    "Behind a proxy",
+    "HTTP behind a proxy",
     "TLS to other hosts",
     "Dovecot and mutt on the same mailboxes",
 }
 
 
-def blocks(heading: str, page: str = PAGE) -> list[tuple[str, str]]:
+def blocks(heading: str) -> list[tuple[str, str]]:
     """Language and text of the blocks of a section, without those of its subsections."""
-    section = re.split(rf"^##+ {re.escape(heading)}\n", page, flags=re.MULTILINE)[1]
+    section = re.split(rf"^##+ {re.escape(heading)}\n", PAGE, flags=re.MULTILINE)[1]
     return BLOCK.findall(re.split(r"^##+ ", section, maxsplit=1, flags=re.MULTILINE)[0])
 
 
@@ -179,8 +178,9 @@ def send_through_a_provider(
         "the trace names the route",
         lambda: '"shop"' in administrator.run("relay trace last --json"),
     )
-    [held] = administrator.take("Routes")
-    administrator.configure(tomllib.loads(held))
+    [held], [replies] = administrator.take("Routes"), administrator.take("What providers mean")
+    (HOME / "providers.toml").write_text(replies)
+    administrator.configure(tomllib.loads(held) | {"delivery": {"providers": "providers.toml"}})
     administrator.restart()
     administrator.run("relay send --to bob@other.test --body x")
     assert len(json.loads(administrator.run("relay queue list --state held --json"))) == 1
@@ -214,8 +214,7 @@ def upgrade(administrator: Administrator) -> None:
     administrator.configure({"sendmail": {}})
     checked = administrator.run("relay check 2>&1 || true")
     assert 'sendmail.socket: found "/run/relay/submit.sock"' in checked, checked
-    page = (ROOT / "docs/operation-backup.md").read_text()
-    [(_, text)] = blocks("Upgrade", page)
+    [text] = administrator.take("Upgrade")
     by_lines(administrator, text)
     assert unit.read_text() == shipped
     assert "sendmail" not in administrator.run("relay check 2>&1 | grep -v ' ok '")

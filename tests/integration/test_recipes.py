@@ -36,7 +36,7 @@ def settings_in(file: Path, heading: str) -> str:
 
 
 def test_send_through_a_provider_with_a_password(remotes: Remotes, authority: Authority) -> None:
-    text = settings_in(DOCS / "operation-routes.md", "## Send through a provider with a password")
+    text = settings_in(DOCS / "operation-routes.md", "### Send through a provider with a password")
     users = {"shop": "a shop's password", "relay": "another password"}
     tls = authority.issue("DNS:smtp.provider.example").server_context()
     provider = remotes.start("provider.example", tls=tls, users=users)
@@ -200,9 +200,9 @@ _LABELS = re.compile(r'(\w+)=~?"([^"]*)"')
 def test_what_alerts_look_for_is_there_before_it_happens(
     authority: Authority, tmp_path: Path, serve
 ) -> None:
-    page = (DOCS / "operation-recipes.md").read_text().partition("\ngroups:\n")[2]
-    wanted = re.findall(r"(?:increase|rate)\((\w+)(?:\{([^}]*)\})?\[", page)
-    wanted += re.findall(r"expr: (relay_(?:milter|certificate)_\w+)()", page)
+    rules = (DOCS / "examples/alerts.yaml").read_text()
+    wanted = re.findall(r"(?:increase|rate)\((\w+)(?:\{([^}]*)\})?\[", rules)
+    wanted += re.findall(r"expr: (relay_(?:milter|certificate)_\w+)()", rules)
     assert len(wanted) >= 8
     pair = authority.issue("DNS:relay.example.test")
     tls = {"certificate": str(pair.certificate), "key": str(pair.key)}
@@ -230,16 +230,15 @@ def test_what_alerts_look_for_is_there_before_it_happens(
 
 
 def banned(log: str, folder: Path) -> list[str]:
-    """Return the address of each line of a log of the unit that fail2ban matches with the filter of the page."""
+    """Return the address of each line of a log of the unit that fail2ban matches with the filter of the examples."""
     program = shutil.which("fail2ban-regex") or shutil.which(UNPACKED / "bin/fail2ban-regex")
     if program is None:
         pytest.skip("fail2ban is not installed")
     prefix = Path(program).parents[2]  # of the package: / or .system
-    section = (DOCS / "operation-recipes.md").read_text().partition("filter.d/relay.conf`:")[2]
     filters = folder / "filter.d"
     filters.mkdir()
     shutil.copy(prefix / "etc/fail2ban/filter.d/common.conf", filters)
-    (filters / "relay.conf").write_text(section.partition("```ini\n")[2].partition("```")[0])
+    shutil.copy(DOCS / "examples/fail2ban/filter.conf", filters / "relay.conf")
     shutil.copy(prefix / "etc/fail2ban/fail2ban.conf", folder)
     lines = [f"Nov 20 09:16:34 mail relay[812]: {one[3:]}\n" for one in log.splitlines()]
     (folder / "journal").write_text("".join(lines))

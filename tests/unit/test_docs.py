@@ -180,7 +180,7 @@ def test_metrics_are_named_and_alerts_name_metrics():
     named = {found[0] for one in code if (found := METRIC.match(one))}
     assert exposed - named == set()
     assert {one for one in named - exposed if one.endswith("_total")} == set()
-    rules = (TOP / "docs/operation-recipes.md").read_text().partition("\ngroups:\n")[2]
+    rules = (TOP / "docs/examples/alerts.yaml").read_text()
     alerts = METRIC.findall("".join(re.findall(r"expr: .*\n(?: {10}.*\n)*", rules)))
     assert 10 < len({*alerts} & exposed) == len({*alerts})
 
