@@ -1,7 +1,7 @@
 """kill -9 at every named point of the spool's start, stop and checkpoints, and a log that is removed.
 
 No kill makes a whole spool look damaged; a spool whose log was removed is damaged. See
-docs/design.md 4; docs/operation-repair.md (The spool is damaged).
+docs/design.md 4; docs/operation-backup.md (The spool is damaged).
 """
 
 from signal import SIGKILL

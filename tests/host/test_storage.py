@@ -127,8 +127,8 @@ def damage(relay: RelayProcess, table: str) -> Path:
 
 
 def printed_commands() -> str:
-    """The block of docs/operation-repair.md that saves what can be read of a damaged spool."""
-    page = (TOP / "docs/operation-repair.md").read_text()
+    """The block of docs/operation-backup.md that saves what can be read of a damaged spool."""
+    page = (TOP / "docs/operation-backup.md").read_text()
     block = page.partition("### Put a backup back")[2].partition("```\n")[2].partition("```")[0]
     kept = [line for line in block.splitlines() if not re.match("systemctl|chown|cd ", line)]
     assert len(block.splitlines()) - len(kept) == 4

@@ -19,7 +19,7 @@ from tests.support.tables import each_row
 
 SECRET = "pä55 wörd"
 PAGE = (ROOT / "docs" / "operation-users.md").read_text()
-RECIPE = PAGE.partition("\n## Logins by Dovecot\n")[2]
+RECIPE = PAGE.partition("\n### Logins by Dovecot\n")[2].partition("\n##")[0]
 SETTING, SERVICE = re.findall(r"(?ms)^```(?:toml\n\[mailboxes\])?\n(.*?)\n```$", RECIPE)
 USERS = {
     f"{name}@example.test": f"{{PLAIN}}{SECRET}"

@@ -115,7 +115,7 @@ def report_error(error: BaseException) -> int:
                 _discard_output()
             _say(f"relay: {_text_of(error)}")
             if kind is SpoolDamagedError:
-                _say("relay: `relay restore` puts a backup back; see docs/operation-repair.md")
+                _say("relay: `relay restore` puts a backup back; see docs/operation-backup.md")
             return code
     _say(f"relay: internal error: {type(error).__name__}: {error}")
     return ExitCode.BUG

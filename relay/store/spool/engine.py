@@ -485,7 +485,7 @@ class SpoolEngine(QueueEngine, SpoolHistory):
 
 
 class SpoolFinding(Struct, frozen=True):
-    """A fault, of a kind that docs/operation-repair.md explains. `action` is what was done about
+    """A fault, of a kind that docs/operation-backup.md explains. `action` is what was done about
     it, or what can be.
     """
 

@@ -6,7 +6,7 @@ each 60 s, and repeats what failed. The damage ends when that succeeds. It is re
 start cannot repeat what failed in an earlier process, and the spool stays damaged until it was
 verified or restored.
 
-See docs/design.md 4 (Damage) and docs/operation-repair.md (The spool is damaged).
+See docs/design.md 4 (Damage) and docs/operation-backup.md (The spool is damaged).
 """
 
 import math

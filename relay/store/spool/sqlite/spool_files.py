@@ -6,7 +6,7 @@ as stale files. copy_database() copies the database while others use it.
 
 Neither an apsw exception nor an OSError leaves the spool. The text of each error names the file.
 
-See docs/operation-repair.md (The spool is damaged).
+See docs/operation-backup.md (The spool is damaged).
 """
 
 import os

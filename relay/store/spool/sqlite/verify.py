@@ -4,7 +4,7 @@
 ends the mark of a spool that was found damaged. With `recount` counters are corrected then, and
 contents of no entry removed.
 
-See docs/names.md (Commands) and docs/operation-repair.md (Verify the spool).
+See docs/names.md (Commands) and docs/operation-backup.md (Verify the spool).
 """
 
 from collections.abc import Callable

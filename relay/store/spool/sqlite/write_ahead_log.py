@@ -11,7 +11,7 @@ number never exceeds that of a commit on the disk: neither a kill nor a power lo
 look damaged. After each checkpoint the first commit is recorded and synced before it is answered.
 When the record cannot be written, the check is lost and not the commit: recording never fails.
 
-See docs/design.md 4, and docs/operation-repair.md (The spool is damaged).
+See docs/design.md 4, and docs/operation-backup.md (The spool is damaged).
 """
 
 import os
