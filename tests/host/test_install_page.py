@@ -30,7 +30,7 @@ __all__ = ["authority"]
 
 PAGE = "".join(
     (ROOT / f"docs/operation-{name}.md").read_text()
-    for name in ("install", "accounts", "tls", "routes")
+    for name in ("install", "users", "tls", "routes")
 )
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 HOME = Path("/etc/relay")
@@ -40,6 +40,9 @@ STRANGER = "192.0.2.7"
 ELSEWHERE = {
     "A fallback",
     "Debian package",
+    "Import",
+    "Limits for each user",
+    "Logins by Dovecot",
     "Who may write to an alias",
     "Own domains",
     "Several certificates",
@@ -108,7 +111,9 @@ def install(administrator: Administrator, *, is_pinned: bool) -> None:
 
 def have_accounts(administrator: Administrator) -> None:
     [accounts] = administrator.take("Accounts")
-    application, certificate = administrator.take("Certificates of applications")
+    [certificate] = administrator.take("Certificates of applications")
+    [key] = re.findall(r"`(client_certificate = .*?)`", PAGE)
+    application = f'[[account]]\naddress = "billing@example.org"\n{key}\n'
     [alias], [forward] = (
         administrator.take("Aliases"),
         administrator.take("Forward to an outside mailbox"),
@@ -116,10 +121,8 @@ def have_accounts(administrator: Administrator) -> None:
     administrator.run(
         f"cd /etc/relay\n{certificate}\nchmod 0640 billing.pem; chgrp relay billing.pem"
     )
-    for name in ("billing.secret", "operator.token"):
-        administrator.run(
-            f"install -m 0640 -g relay /dev/null {HOME}/{name}; echo plain:x >{HOME}/{name}"
-        )
+    secret = HOME / "billing.secret"
+    administrator.run(f"install -m 0640 -g relay /dev/null {secret}; echo plain:x >{secret}")
     documents = [tomllib.loads(each) for each in (accounts, application, forward, alias)]
     people: dict[str, Any] = {}
     for each in (each for document in documents for each in document.get("account", ())):

@@ -1,6 +1,7 @@
 """`relay import`, and the program of the page that writes a mailbox as mbox."""
 
 import mailbox
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -41,9 +42,7 @@ def imported(relay: DevProcess, name: str, *paths: Path) -> dict[str, int]:
 def test_the_program_of_the_page_writes_a_mailbox_as_mbox(
     relay: DevProcess, tmp_path: Path
 ) -> None:
-    page = (TOP / "docs/operation-backup.md").read_text()
-    program = page.partition("```python\n")[2].partition("```")[0]
-    (tmp_path / "to_mbox.py").write_text(program)
+    shutil.copy(TOP / "docs/examples/to_mbox.py", tmp_path)
     target = tmp_path / "all.mbox"
     words = [sys.executable, "to_mbox.py", str(relay.mailbox_of(BOB)), str(target)]
     subprocess.run(words, cwd=tmp_path, check=True, timeout=60)
