@@ -19,15 +19,7 @@ from tests.support.tables import each_row
 DOCS = Path(__file__).parents[4] / "docs"
 PAGES = [
     (DOCS / f"{name}.md").read_text()
-    for name in (
-        "policy",
-        "policy-conditions",
-        "policy-combine",
-        "policy-attachments",
-        "policy-actions",
-        "policy-quarantine",
-        "policy-tests",
-    )
+    for name in ("policy", "policy-conditions", "policy-actions", "policy-tests")
 ]
 PAGE = "\n".join(PAGES)
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
