@@ -1,4 +1,4 @@
-"""docs/coming-from-exchange.md: it names each condition and action of Exchange, and its examples load."""
+"""docs/coming-from-postfix.md (Rules of Exchange): it names each condition and action of Exchange, and its examples load."""
 
 import re
 from pathlib import Path
@@ -8,7 +8,8 @@ from relay.transport.policy.conditions import CONDITIONS
 from relay.transport.policy.rule_files import load_rules
 from tests.support.tables import each_row
 
-PAGE = (Path(__file__).parents[4] / "docs/coming-from-exchange.md").read_text(encoding="utf-8")
+TEXT = (Path(__file__).parents[4] / "docs/coming-from-postfix.md").read_text(encoding="utf-8")
+PAGE = TEXT.partition("\n## Rules of Exchange\n")[2].partition("\n## ")[0]
 NAMES = """
 From FromMemberOf FromScope SenderDomainIs FromAddressContainsWords FromAddressMatchesPatterns SenderIpRanges
 SenderADAttributeContainsWords SenderADAttributeMatchesPatterns SentTo SentToMemberOf SentToScope RecipientDomainIs
