@@ -129,6 +129,9 @@ subjects:
 bench: $(VENV)/development
 	@$(BIN)/python -m tests.bench $(ARGS)
 
+docs: $(VENV)/development
+	$(BIN)/python -m tests.support.docs_tables
+
 simulate: $(VENV)/development
 	@$(BIN)/python -m tests.simulation --seeds $(SEEDS) --seed0 $(SEED0) \
 	    $(if $(SEED),--seed $(SEED)) $(if $(TRACE),--trace)

@@ -1,0 +1,68 @@
+"""The tables of docs/graph.md that are made from the code: `python -m tests.support.docs_tables`, as `make docs` runs it.
+
+A table stands between two comments with its name, and is not counted among the words of docs/.
+"""
+
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from relay.front_door.graph import errors
+from relay.front_door.graph.errors import GraphError
+from relay.front_door.graph.routes import _OUTSIDE, _ROUTES
+
+DOCS = Path(__file__).parents[2] / "docs"
+PAGE = DOCS / "graph.md"
+MARKED = re.compile(r"(<!-- made: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
+# The names of Graph have capitals, those of patterns have not.
+NAMES = """
+    childFolders createForward createReply createReplyAll createUploadSession mailFolders mailboxSettings
+    masterCategories messageRules permanentDelete replyAll sendMail inferenceClassification
+    supportedLanguages supportedTimeZones translateExchangeIds
+"""
+SPELLED = {name.lower(): name for name in NAMES.split()}
+
+
+def endpoints() -> str:
+    """The methods of each path, with the permissions of which a request needs one."""
+    rows = ["| path | methods | one of these permissions |", "|---|---|---|"]
+    outside = [("/" + "/".join(pattern), methods) for pattern, methods in _OUTSIDE]
+    inside = [("/".join(["/me", *pattern]), methods) for pattern, methods in _ROUTES]
+    for path, operations in [*inside, *outside]:
+        if path.startswith("/me/mailfolders/{folder}/messages"):
+            continue
+        by_scopes: dict[str, list[str]] = {}
+        for method, operation in operations.items():
+            names = " ".join(f"`{scope}`" for scope in operation.scopes)
+            by_scopes.setdefault(names, []).append(f"`{method}`")
+        shown = "/".join(SPELLED.get(one, one) for one in path.split("/"))
+        shown = re.sub(
+            r"\{(\w+)\}", lambda found: "{name}" if found[1] == "setting" else "{id}", shown
+        )
+        rows += [f"| `{shown}` | {' '.join(some)} | {names} |" for names, some in by_scopes.items()]
+    return "\n".join(rows) + "\n"
+
+
+def refusals() -> str:
+    """The errors with Graph's status, code and sentence."""
+    found = {one for one in vars(errors).values() if isinstance(one, GraphError)}
+    rows = sorted((one.status, one.code, one.sentence.replace("|", "\\|")) for one in found)
+    lines = [f"| {status} | `{code}` | {sentence} |" for status, code, sentence in rows]
+    return "\n".join(["| status | code | message |", "|---|---|---|", *lines]) + "\n"
+
+
+MADE: Mapping[str, Callable[[], str]] = {"endpoints": endpoints, "refusals": refusals}
+
+
+def with_tables(text: str) -> str:
+    """The page with its tables as the code has them now."""
+    return MARKED.sub(lambda found: found[1] + MADE[found[2]]() + found[3], text)
+
+
+def without_tables(text: str) -> str:
+    """The page as it was written by hand."""
+    return MARKED.sub("", text)
+
+
+if __name__ == "__main__":
+    PAGE.write_text(with_tables(PAGE.read_text()))
