@@ -68,7 +68,11 @@ def test_what_dovecot_puts_in_reads_moves_and_deletes(
         imap.uid("STORE", imap.uid_of("appended"), "+FLAGS.SILENT", "(\\Seen)")
         assert subscriber.next() == ("updated", identity)
         imap.uid("MOVE", imap.uid_of("appended"), "Archive")
-        assert subscriber.next() == ("updated", identity)
+        kind, copy = subscriber.next()
+        if kind == "created":  # of Dovecot's link, before it unlinks the original
+            assert subscriber.next() == ("deleted", copy)
+            kind, copy = subscriber.next()
+        assert (kind, copy) == ("updated", identity)
         imap.enter("Archive")
         imap.uid("STORE", imap.uid_of("appended"), "+FLAGS.SILENT", "(\\Deleted)")
         imap.expunge()
