@@ -13,6 +13,7 @@ BENCHES = {
     "versions": [RUN, "versions"],
     "mail": [sys.executable, "-m", "tests.bench.sendmail"],
     "queue": [sys.executable, "-m", "tests.bench.queued"],
+    "pages": [sys.executable, "-m", "tests.bench.pages"],
 }
 
 

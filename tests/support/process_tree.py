@@ -8,8 +8,8 @@ from pathlib import Path
 _TICKS = os.sysconf("SC_CLK_TCK")
 
 
-def tree_cpu_s(root: int) -> float:
-    """Return the user and system time of a live process tree, and of its children that ended."""
+def tree(root: int) -> dict[int, list[str]]:
+    """Return the processes of a live process tree, each with the fields of its stat from the state on."""
     stats: dict[int, list[str]] = {}
     children: defaultdict[int, list[int]] = defaultdict(list)
     for path in Path("/proc").glob("[0-9]*"):
@@ -19,12 +19,17 @@ def tree_cpu_s(root: int) -> float:
             continue
         stats[int(path.name)] = fields
         children[int(fields[1])].append(int(path.name))
-    ticks, left = 0, [root]
+    found, left = {}, [root]
     while left:
         pid = left.pop()
-        ticks += sum(map(int, stats[pid][11:15]))
+        found[pid] = stats[pid]
         left += children[pid]
-    return ticks / _TICKS
+    return found
+
+
+def tree_cpu_s(root: int) -> float:
+    """Return the user and system time of a live process tree, and of its children that ended."""
+    return sum(int(one) for fields in tree(root).values() for one in fields[11:15]) / _TICKS
 
 
 def child_processes() -> set[int]:
