@@ -169,10 +169,11 @@ class SearchIndex:
             found = await asyncio.gather(*map(spool.read_contents, parts))
             contents = {name: one for part in found for name, one in part.items()}
             others = [one for one in some if one.name not in contents]
-            for at in range(0, len(others), CONTENTS_MAX):
-                part = others[at : at + CONTENTS_MAX]
-                sources = await asyncio.gather(*map(self._source, part))
-                contents |= {one.name: each for one, each in zip(part, sources, strict=True)}
+            with suppress(StoreError, OSError):
+                contents |= await self._sources.copies.as_delivered(others)
+            others = [one for one in others if one.name not in contents]
+            sources = await asyncio.gather(*map(self._source, others))
+            contents |= {one.name: each for one, each in zip(others, sources, strict=True)}
             read = [(one, recipients.get(one.name, ()), contents[one.name]) for one in some]
             rows = await asyncio.to_thread(list, starmap(_row, read))
             await self._do(partial(self._write, rows))

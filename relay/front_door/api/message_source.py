@@ -121,6 +121,16 @@ class MessageCopies:
                 wanted[place][copy_id] = row.name
         return wanted
 
+    async def as_delivered(self, rows: Sequence[MessageSummary]) -> dict[str, Content]:
+        """Return the MIME of those of these messages of which a copy is still where delivery has
+        put it, by their names. Many of one mailbox are found together.
+        """
+        found: dict[str, Content] = {}
+        for place, names in self._by_mailbox(rows, None).items():
+            for copy_id, copy in (await self._mailboxes.as_delivered(place, list(names))).items():
+                found[names[copy_id]] = edit_header(copy, without_delivery_fields)
+        return found
+
     async def remove(self, queue_id: str, recipients: Sequence[ListedRecipient]) -> None:
         """Remove the copies of all these recipients."""
         for place, copy_id in self.places(queue_id, recipients):

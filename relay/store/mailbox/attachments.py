@@ -64,7 +64,7 @@ class Attachments(StorePart):
     ) -> OpenedMessage:
         mailbox = self.folders.mailbox(account)
         located = self.index.get(mailbox, message_id, folder_id=folder_id)
-        octets = open_octets(located)
+        octets = open_octets(located.path)
         return OpenedMessage(loaded(located, has_body=has_body), attachments_of(octets), octets)
 
     def open_if_there(

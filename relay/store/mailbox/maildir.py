@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import BinaryIO, ParamSpec, TypeVar
 
 from relay.base.files import FileOctets, write_all
-from relay.base.message.content import Content, UnreadableError, blocks, octets_in_blocks
+from relay.base.message.content import Content, LargeContent, UnreadableError, blocks
 from relay.store.mailbox.types import ContentUnreadableError, StoreError, StoreUnavailableError
 
 _NO_LINKS = frozenset((errno.EXDEV, errno.EPERM, errno.EMLINK, errno.ENOTSUP, errno.EOPNOTSUPP))
@@ -85,23 +85,9 @@ def write_file(path: Path, content: Content) -> int:
 
     Raises UnreadableError if the file of a large content cannot be read.
     """
-    return _write(path, blocks(content))
-
-
-def write_synced(path: Path, content: Content) -> None:
-    """Write a new file and fsync it. Errors are those of write_file()."""
-    _write_synced(path, blocks(content))
-
-
-def open_written(path: Path) -> int:
-    """Return the descriptor of a file that was written but not synced."""
-    return os.open(path, os.O_WRONLY | os.O_CLOEXEC)
-
-
-def _write(path: Path, pieces: Iterable[bytes]) -> int:
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, _FILE_MODE)
     try:
-        for piece in pieces:
+        for piece in blocks(content):
             write_all(descriptor, piece)
     except BaseException:
         os.close(descriptor)
@@ -110,8 +96,9 @@ def _write(path: Path, pieces: Iterable[bytes]) -> int:
     return descriptor
 
 
-def _write_synced(path: Path, pieces: Iterable[bytes]) -> None:
-    descriptor = _write(path, pieces)
+def write_synced(path: Path, content: Content) -> None:
+    """Write a new file and fsync it. Errors are those of write_file()."""
+    descriptor = write_file(path, content)
     try:
         sync_descriptor(descriptor)
     except OSError:
@@ -119,6 +106,11 @@ def _write_synced(path: Path, pieces: Iterable[bytes]) -> None:
         raise
     finally:
         os.close(descriptor)
+
+
+def open_written(path: Path) -> int:
+    """Return the descriptor of a file that was written but not synced."""
+    return os.open(path, os.O_WRONLY | os.O_CLOEXEC)
 
 
 def link(source: Path, target: Path) -> bool:
@@ -163,7 +155,7 @@ def place_again(source: Path, target: Path) -> bool:
 
 def _copy(source: Path, target: Path) -> None:
     whole = FileOctets(source, 0, source.stat().st_size)
-    _write_synced(target, octets_in_blocks((whole,)))
+    write_synced(target, LargeContent(b"", (whole,), eight_bit=True))
 
 
 def place(source: Path, target: Path) -> None:

@@ -224,9 +224,9 @@ def received_at_us(message_id: str, written_us: int) -> int:
     return min(max(id_time_us(message_id) or written_us, 0), TIME_US_MAX)
 
 
-def open_octets(located: MessageFile) -> Octets:
-    """Return the file's octets, which stay readable after a rename or removal."""
-    with open_message(located.path) as file:
+def open_octets(path: Path) -> Octets:
+    """Return a file's octets, which stay readable after a rename or removal."""
+    with open_message(path) as file:
         return _octets(file)
 
 

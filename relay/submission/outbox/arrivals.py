@@ -234,7 +234,7 @@ class Arrivals(OutboxPart):
         before = self.messages.draft(account, message_id, condition=condition)
         located, names = before.located, self.names
         self._check_room(account, expected_bytes - located.path.stat().st_size, messages=0)
-        stored = open_octets(located)
+        stored = open_octets(located.path)
         head = draft_head(names.next_identity(account, located, stored))
         # Unique: two requests may write the same generation, and the first to finish wins.
         own_name = f"{head.identity.base_name}.{names.ids.new()}"

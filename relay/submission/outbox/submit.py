@@ -147,8 +147,8 @@ class Submissions(OutboxPart):
             if not located.is_draft:
                 raise NotADraftError("Only a draft can be sent.")
             if (waiting := self.scheduled.scheduled_submission(message_id, located)) is not None:
-                return self._as_before(waiting, options, open_octets(located))
-            stored = open_octets(located)
+                return self._as_before(waiting, options, open_octets(located.path))
+            stored = open_octets(located.path)
             # The queue time makes the ids of later sends of the same draft greater.
             submission_id = f"{message_id}.{self.clock.queue_us()}"
             block, _ = read_private_block(stored)

@@ -41,6 +41,18 @@ async def test_a_message_arrives_unread_and_whole(place, store):
     )
 
 
+async def test_what_was_delivered_is_read_without_the_index_of_its_mailbox(place, store):
+    ids = {unique: delivered_id(unique) for unique in ("1", "2", "3")}
+    for unique in ids:
+        await store.deliver(BOB, unique=unique, content=CONTENT)
+    [two] = [one for one in place.files("", BOB) if ids["2"] in one.name]
+    two.rename(two.parents[1] / "cur" / f"{two.name}:2,S")
+    before = sorted(two.parents[1].iterdir())
+    found = await store.messages.as_delivered(BOB, [ids["1"], ids["2"], "unknown"])
+    assert sorted(two.parents[1].iterdir()) == before  # an index would be made there
+    assert found == {ids["1"]: await store.messages.mime(BOB, ids["1"])}
+
+
 async def test_junk_email_is_made_when_another_program_has_removed_it(place, store):
     other = "0123456789abcdef.2"
     for unique in (UNIQUE, other):
