@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     import asyncio
 
 _ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"  # Crockford's base 32, lower case
+_LETTERS = frozenset(_ALPHABET)
+_DIGITS = str.maketrans(_ALPHABET, "0123456789abcdefghijklmnopqrstuv")  # of int()
 ID_LENGTH = 16
 _PAIRS = [first + second for first in _ALPHABET for second in _ALPHABET]
 _SHIFTS = range(5 * (ID_LENGTH - 2), -1, -10)
@@ -241,9 +243,6 @@ class SystemClock(Clock):
 
     def time_us(self) -> int:
         """Wall clock, microseconds since 1970-01-01 UTC."""
-        return self._wall_us()
-
-    def _wall_us(self) -> int:
         offset_us = self._reference.offset_us
         if offset_us is None:
             return self._machine.wall_us()
@@ -253,7 +252,7 @@ class SystemClock(Clock):
         """See Clock."""
         with self._lock:  # called several times for each message
             elapsed_us = self._machine.elapsed_us()
-            return self._queue_time.read(wall_us=self._wall_us(), elapsed_us=elapsed_us)
+            return self._queue_time.read(wall_us=self.time_us(), elapsed_us=elapsed_us)
 
     def confirmed_us(self) -> int:
         """See Clock."""
@@ -264,7 +263,7 @@ class SystemClock(Clock):
         """See Clock."""
         with self._lock:
             elapsed_us = self._machine.elapsed_us()
-            return self._queue_time.anchor(wall_us=self._wall_us(), elapsed_us=elapsed_us)
+            return self._queue_time.anchor(wall_us=self.time_us(), elapsed_us=elapsed_us)
 
     def sample_wall(self, read: Callable[[], int]) -> None:
         """See Clock. The first sample is before any time counts: queue time begins with it."""
@@ -275,7 +274,7 @@ class SystemClock(Clock):
             is_first = self._reference.offset_us is None
             self._reference.take(wall_us, began_us=began_us, ended_us=ended_us)
             if is_first:
-                self._queue_time.begin(wall_us=self._wall_us(), elapsed_us=ended_us)
+                self._queue_time.begin(wall_us=self.time_us(), elapsed_us=ended_us)
 
     def resume(self, anchor: Anchor | None) -> None:
         """See Clock."""
@@ -283,7 +282,7 @@ class SystemClock(Clock):
             return
         with self._lock:
             elapsed_us = self._machine.elapsed_us()
-            self._queue_time.resume(anchor, wall_us=self._wall_us(), elapsed_us=elapsed_us)
+            self._queue_time.resume(anchor, wall_us=self.time_us(), elapsed_us=elapsed_us)
 
     def resume_as_node(self, anchors: Sequence[Anchor]) -> None:
         """See Clock."""
@@ -503,15 +502,10 @@ def id_time_us(identifier: str) -> int | None:
     """Return when `identifier` was made, in microseconds (to the millisecond), or None if it is not
     an id.
     """
-    if len(identifier) < ID_LENGTH:
+    first = identifier[:ID_LENGTH]
+    if len(first) < ID_LENGTH or not _LETTERS.issuperset(first):
         return None
-    number = 0
-    for letter in identifier[:ID_LENGTH]:
-        value = _ALPHABET.find(letter)
-        if value < 0:
-            return None
-        number = number << 5 | value
-    return (number >> _RANDOM_BITS) * 1000
+    return (int(first.translate(_DIGITS), 32) >> _RANDOM_BITS) * 1000
 
 
 async def sleep_in_step(pause_s: float) -> None:

@@ -8,7 +8,7 @@ clock, so that it outlives a restart: relay/store/spool/usage.py stores it, and 
 other nodes have counted.
 """
 
-from collections import Counter, OrderedDict
+from collections import Counter, OrderedDict, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import lru_cache, partial
 from heapq import nlargest
@@ -101,7 +101,7 @@ class _Counts:
 
     def __init__(self, account: str) -> None:
         self.account = account
-        self.own: dict[str, Counter[int]] = {}
+        self.own: defaultdict[str, Counter[int]] = defaultdict(Counter)
         self.others: dict[str, _Windows] = {}  # by node
 
     def on_day(self, name: str, day: int) -> int:
@@ -178,7 +178,7 @@ class UsageCounter:
         reservation = Reservation()
         for what, amount in amounts.items():
             for width_us in {DAY_US} | {one.width_us for one in limits if one.what == what}:
-                slots = counts.own.setdefault(f"{what}/{width_us}", Counter())
+                slots = counts.own[f"{what}/{width_us}"]
                 reservation.add(slots, now_us // width_us, amount)
         self._changed.add(account)
         reservation.on_given_back = partial(self._changed.add, account)
@@ -218,10 +218,11 @@ class UsageCounter:
             counts.others[node] = windows
             return
         for name, slots in windows.items():
-            counts.own.setdefault(name, Counter()).update(slots)
+            counts.own[name].update(slots)
 
     def _of(self, account: str) -> _Counts:
-        counts = self._counts.setdefault(account, _Counts(account))
+        if (counts := self._counts.get(account)) is None:
+            counts = self._counts[account] = _Counts(account)
         self._counts.move_to_end(account)
         if len(self._counts) > ACCOUNTS_MAX:
             self._counts.popitem(last=False)
