@@ -59,7 +59,8 @@ async def remove_message(daemon: Daemon, copies: MessageCopies, journey: Journey
         recipients = await development_spool(daemon.base.spool).remove(queue_id)
         if recipients is None:
             return False
-        await copies.remove(queue_id, recipients)
+        for mailbox, copy_id in copies.places(queue_id, recipients):
+            await copies.remove_one(mailbox, copy_id)
         if journey.submission_id:
             await _remove_original(daemon, copies, journey)
     await _withdraw(daemon, journey)

@@ -221,8 +221,7 @@ class UsageCounter:
             counts.own[name].update(slots)
 
     def _of(self, account: str) -> _Counts:
-        if (counts := self._counts.get(account)) is None:
-            counts = self._counts[account] = _Counts(account)
+        counts = self._counts.setdefault(account, _Counts(account))
         self._counts.move_to_end(account)
         if len(self._counts) > ACCOUNTS_MAX:
             self._counts.popitem(last=False)

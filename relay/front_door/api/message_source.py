@@ -131,11 +131,6 @@ class MessageCopies:
                 found[names[copy_id]] = edit_header(copy, without_delivery_fields)
         return found
 
-    async def remove(self, queue_id: str, recipients: Sequence[ListedRecipient]) -> None:
-        """Remove the copies of all these recipients."""
-        for place, copy_id in self.places(queue_id, recipients):
-            await self.remove_one(place, copy_id)
-
     async def remove_one(self, mailbox: str, message_id: str) -> None:
         """Remove a message from a mailbox if it is there. Raises BeingSentError."""
         if await self._mailboxes.read_flags(mailbox, [message_id]):

@@ -130,12 +130,6 @@ def link_or_copy(source: Path, target: Path) -> None:
         _copy(source, target)
 
 
-def link_or_rename(source: Path, target: Path) -> None:
-    """Create a hard link; if that is impossible, rename the file."""
-    if not link(source, target):
-        source.rename(target)
-
-
 def place_again(source: Path, target: Path) -> bool:
     """Link a message's file into a folder; if that is impossible, copy it through tmp/, synced.
 

@@ -34,11 +34,11 @@ from relay.store.journeys.submission_log import SubmissionLog
 from relay.store.mailbox.maildir import (
     DirectorySync,
     link_or_copy,
-    link_or_rename,
     list_names,
     make_directories,
     make_directory,
     open_message,
+    place,
     remove,
 )
 from relay.store.mailbox.store_part import StorePart
@@ -192,8 +192,8 @@ class SubmissionDirectory:
 
     def _first(self, beginning: str) -> Path | None:
         """Look first where a submission is before it is in the next."""
-        for place in (self.restored_scheduled, self.restored_ready, self.scheduled, self.ready):
-            if (found := _first(place, beginning)) is not None:
+        for directory in (self.restored_scheduled, self.restored_ready, self.scheduled, self.ready):
+            if (found := _first(directory, beginning)) is not None:
                 return found
         return None
 
@@ -311,7 +311,7 @@ class SubmissionDirectory:
         only on file systems that write both directories at once.
         """
         if not submission.exists():
-            link_or_rename(prepared, submission)
+            place(prepared, submission)
         self._syncs.sync(submission.parent)
         with suppress(FileNotFoundError):
             prepared.unlink()

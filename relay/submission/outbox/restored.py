@@ -22,10 +22,10 @@ from relay.store.mailbox.folders import well_known_path
 from relay.store.mailbox.maildir import (
     SYNC_FAILURES,
     DirectorySync,
-    link_or_rename,
     list_names,
     make_directories,
     open_message,
+    place,
     remove,
 )
 from relay.store.mailbox.message_file import MessageName, mailbox_directory, parse_name
@@ -73,21 +73,21 @@ class RestoredSubmissions:
             if prepared.submission_id in recorded and not prepared.is_change:
                 directory.finish(prepared.path, recorded[prepared.submission_id])
             remove(prepared.path)
-        for place in self._held:
-            place.mkdir(mode=0o700, parents=True, exist_ok=True)
+        for folder in self._held:
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         is_ready: set[str] = set()
-        for place, held in zip((directory.ready, directory.scheduled), self._held, strict=True):
-            for submission_id, name in {**_by_id(held), **_by_id(place)}.items():
-                path = place / name if (place / name).exists() else held / name
+        for found, held in zip((directory.ready, directory.scheduled), self._held, strict=True):
+            for submission_id, name in {**_by_id(held), **_by_id(found)}.items():
+                path = found / name if (found / name).exists() else held / name
                 if submission_id in is_ready:  # it became ready between two copies
                     path.unlink()
                 elif submission_id in accepted:
                     path.rename(directory.ready_path(submission_id, self.clock.queue_us()))
                 elif path.parent != held:
                     path.rename(held / name)
-                    if place == directory.scheduled:
+                    if found == directory.scheduled:
                         self._join_draft(held / name)
-                if place == directory.ready:
+                if found == directory.ready:
                     is_ready.add(submission_id)
         directory.mark_copied()
         return self.count()
@@ -107,12 +107,12 @@ class RestoredSubmissions:
         released = 0
         SYNC_FAILURES.begin()
         places = (self.directory.ready, self.directory.scheduled)
-        for held, place in zip(self._held, places, strict=True):
+        for held, to in zip(self._held, places, strict=True):
             names = _by_id(held)
             if names:
-                make_directories(place.parent, (place.name,))
+                make_directories(to.parent, (to.name,))
             for some in _slices(names):
-                self._move(some, held, place)
+                self._move(some, held, to)
                 released += len(some)
         return released
 
@@ -172,16 +172,16 @@ class RestoredSubmissions:
         ]
         return max(found, key=lambda one: one[0].generation, default=None)
 
-    def _move(self, names: Mapping[str, str], held: Path, place: Path) -> None:
-        """Give submissions a name in `place`, and then no other: after a crash each has one."""
+    def _move(self, names: Mapping[str, str], held: Path, to: Path) -> None:
+        """Give submissions a name in `to`, and then no other: after a crash each has one."""
         moved = []
         for submission_id, name in names.items():
-            target = place / name
-            if place == self.directory.ready:
+            target = to / name
+            if to == self.directory.ready:
                 target = self.directory.ready_path(submission_id, self.clock.queue_us())
-            link_or_rename(held / name, target)
+            place(held / name, target)
             moved.append(target)
-        self.syncs.sync(place)
+        self.syncs.sync(to)
         for name in names.values():
             remove(held / name)
         self.syncs.sync(held)
