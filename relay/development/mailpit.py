@@ -52,6 +52,7 @@ from relay.store.journeys.message_list import (
     IndexFailedError,
     MessageSummary,
     SearchedNumber,
+    SearchedTag,
     SearchTerm,
     TextSearch,
 )
@@ -72,7 +73,7 @@ _BEFORE_COPIES = (RecipientState.QUEUED, RecipientState.DEFERRED, RecipientState
 _CHECKS = "its checks at GET /relay/v1/messages/{id}/checks"
 _INSTEAD = {
     "html-check": _CHECKS, "link-check": _CHECKS, "sa-check": "no spam score",
-    "thumb": "no thumbnails; the part is at the path without /thumb", "tags": "no tags",
+    "thumb": "no thumbnails; the part is at the path without /thumb",
     "release": "POST /relay/v1/messages/{id}/release; docs/development.md says how",
     "chaos": "scenarios for what hosts reply; docs/internet.md says how",
     "webui": "pages that need no configuration",
@@ -85,6 +86,8 @@ class _Body(Struct, frozen=True):
     ids: list[str] = []
     read: bool = False
     search: str = ""
+    tags: list[str] = []
+    name: str = ""
 
 
 class _Listing(Struct, frozen=True):
@@ -166,7 +169,17 @@ class MailpitApi:
             case ("GET", "api", "v1", "info"):
                 return await self._info()
             case ("GET", "api", "v1", "tags"):
-                return json_response([])
+                return json_response(list(await self._tags()))
+            case ("PUT", "api", "v1", "tags"):
+                body = await asyncio.to_thread(read_object, await request.body(), _Body)
+                return await self._set_tags(dict.fromkeys(body.ids, body.tags))
+            case ("PUT", "api", "v1", "tags", tag):
+                body = await asyncio.to_thread(read_object, await request.body(), _Body)
+                if not body.name.strip():
+                    raise bad_request("Name: found none, expected the new name of the tag.")
+                return await self._rename(tag, [body.name])
+            case ("DELETE", "api", "v1", "tags", tag):
+                return await self._rename(tag, [])
             case ("GET", "api", "v1", "message", key, *rest):
                 return await self._message(request, await self._find(key, search, zone), rest)
             case ("GET", "view", "latest"):
@@ -223,10 +236,14 @@ class MailpitApi:
         limit = min(_number(query.get("limit", ""), _LIMIT) or _LIMIT_MAX, _LIMIT_MAX)
         ids = found.matching[start : start + limit]
         shown = {row.name: await self._summary(row) for row in await self._rows(ids)}
-        messages = [{**shown[one], "Read": one not in found.unread} for one in ids if one in shown]
+        tags = await self._handlers.tags_of(list(shown))
+        messages = [
+            {**shown[one], "Read": one not in found.unread, "Tags": tags.get(one, [])}
+            for one in ids if one in shown
+        ]  # fmt: skip
         return json_response({
             "total": len(found.every), "unread": len(found.unread), "count": len(messages),
-            "messages_count": len(found.matching), "start": start, "tags": [],
+            "messages_count": len(found.matching), "start": start, "tags": list(await self._tags()),
             "messages_unread": sum(one in found.unread for one in found.matching),
             "messages": messages,
         })  # fmt: skip
@@ -279,6 +296,7 @@ class MailpitApi:
             case []:
                 reader = partial(mailpit_message.message_of, await self._mail(row))
                 shown = await self._read(row, reader)
+                shown["Tags"] = (await self._handlers.tags_of([row.name])).get(row.name, [])
                 await self._set_read([row.name], is_read=True)
                 return json_response(shown)
             case ["headers"]:
@@ -325,6 +343,28 @@ class MailpitApi:
         await copies.mark(rows, is_read=is_read, mailbox=None, sends_receipts=False)
         self._means.changes.notify()
 
+    async def _tags(self) -> Mapping[str, int]:
+        index = self._means.journeys.places.index
+        return await index.tags() if index is not None else {}
+
+    async def _set_tags(self, tags: Mapping[str, Sequence[str]]) -> Response:
+        await self._arrived(list(tags))
+        given = {name: ",".join(some) for name, some in tags.items()}
+        await self._handlers.set_tags(given, OPERATOR)
+        return _ok()
+
+    async def _rename(self, tag: str, to: Sequence[str]) -> Response:
+        """Replace a tag of all messages that have it. Raises ApiError 404, 400."""
+        index, search = self._means.journeys.places.index, TextSearch(tags=(SearchedTag(tag),))
+        names = (await index.search(search)).queue_ids if index is not None else ()
+        if not names:
+            raise ApiError(404, "", f"There is no tag {quoted(tag)}.")
+        old = await self._handlers.tags_of(names)
+        return await self._set_tags({
+            name: [*(one for one in some if one.casefold() != tag.casefold()), *to]
+            for name, some in old.items()
+        })  # fmt: skip
+
     async def _arrived(self, names: Sequence[str]) -> Sequence[MessageSummary]:
         """Return the rows of messages; wait a moment for those that are on their way."""
         rows = await self._rows(names)
@@ -359,7 +399,7 @@ class MailpitApi:
         unknown = ("Memory", "MessagesDeleted", "SMTPAcceptedSize", "SMTPRejected", "SMTPIgnored")
         return json_response({
             **dict.fromkeys(("Version", "LatestVersion"), f"Relay {__version__}"),
-            "Messages": len(found.every), "Unread": len(found.unread), "Tags": {},
+            "Messages": len(found.every), "Unread": len(found.unread), "Tags": await self._tags(),
             "Database": "", "DatabaseSize": 0,
             "RuntimeStats": dict.fromkeys(unknown, 0) | {
                 "Uptime": int(samples.running_s),
@@ -420,6 +460,7 @@ def parse_mailpit_search(text: str, zone: str) -> tuple[TextSearch, set[bool]]:
         place = UTC
     terms: list[SearchTerm] = []
     numbers: list[SearchedNumber] = []
+    tags: list[SearchedTag] = []
     marks: set[bool] = set()
     for one in given:
         plain = one.replace('"', "").strip().lower()
@@ -430,12 +471,16 @@ def parse_mailpit_search(text: str, zone: str) -> tuple[TextSearch, set[bool]]:
         if term in _MARKS:
             marks.add(_MARKS[term] != is_excluded)
             continue
+        if term == "is:tagged" or name == "tag":
+            if value := value.strip():
+                tags.append(SearchedTag(value * (name == "tag"), is_excluded))
+            continue
         with suppress(ValueError, OverflowError):  # a date or size that cannot be read
             if number := _searched_number(term, place):
                 numbers.append(replace(number, is_excluded=is_excluded))
             elif wanted := (value.strip() if fields else term):
                 terms.append(SearchTerm(wanted, fields or TEXT_FIELDS, is_excluded))
-    return TextSearch(tuple(terms), tuple(numbers)), marks
+    return TextSearch(tuple(terms), tuple(numbers), tuple(tags)), marks
 
 
 def _searched_number(term: str, zone: tzinfo) -> SearchedNumber | None:
@@ -453,8 +498,6 @@ def _searched_number(term: str, zone: tzinfo) -> SearchedNumber | None:
             return SearchedNumber("attachments", 1)
         case ["has", "inline" | "inlines"]:
             return SearchedNumber("inline", 1)
-        case ["tag", _] | ["is", "tagged"]:
-            return SearchedNumber("size_bytes", high=-1)  # nothing
     return None
 
 

@@ -37,7 +37,7 @@ from relay.formats.read_mime import AttachedOctets, ReadParts, read_parts
 from relay.formats.transfer_encoding import decoded_blocks
 from relay.formats.write_header import MESSAGE_ID_CHARACTERS_MAX, raw_field
 from relay.front_door.http.errors import bad_request, quoted
-from relay.store.journeys.message_list import MessageSummary
+from relay.store.journeys.message_list import MessageSummary, split_tags
 
 _CID = re.compile(r"\bcid:([^\s\"'<>()]++)", re.IGNORECASE)  # RFC 2392
 _ADDRESSES = {"From": "from", "To": "to", "Cc": "cc", "Bcc": "bcc", "ReplyTo": "reply-to"}
@@ -65,7 +65,7 @@ class ListedMail(Struct, frozen=True):
 
 
 def summary_of(mail: ListedMail, octets: Octets) -> dict[str, Any]:
-    """Return a row of a list, without Read."""
+    """Return a row of a list, without Read and Tags."""
     parts = read_parts(octets)
     html, text = parts.bodies.html, parts.bodies.text
     return _common(mail, parts) | {
@@ -143,7 +143,7 @@ def _common(mail: ListedMail, parts: ReadParts) -> dict[str, Any]:
     author = (*people["From"], {"Name": "", "Address": row.sender})[0]
     return people | {
         "ID": row.name, "MessageID": row.message_id.strip("<>"), "From": author,
-        "Subject": read_text(fields, "subject") or row.subject, "Username": mail.login, "Tags": [],
+        "Subject": read_text(fields, "subject") or row.subject, "Username": mail.login,
         "Size": row.size_bytes,
     }  # fmt: skip
 
@@ -198,6 +198,7 @@ class _Mail(Struct, frozen=True, rename={"sender": "from"}):
     text: str = ""  # both bodies are alternatives
     html: str = ""  # "" for none
     headers: dict[str, str] = {}  # further fields
+    tags: Sequence[str] = ()  # the field X-Tags
     attachments: Sequence[_File] = ()  # those with a ContentID are inline
 
 
@@ -245,6 +246,8 @@ def _write(message: EmailMessage, given: _Mail) -> None:
             raise bad_request(f"Headers: found {quoted(name)}, expected another field.")
         if name.lower() != "message-id":
             message[name] = value
+    if given.tags:
+        message["X-Tags"] = ", ".join(split_tags(",".join(given.tags)))
     if given.text or not given.html:
         message.set_content(given.text)
     if given.html:

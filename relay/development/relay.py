@@ -139,6 +139,7 @@ class DevelopmentRelay:
         )  # fmt: skip
         self._index = SearchIndex(folder.path / "search-index", base, sources)
         base.journeys.places.index = self._index
+        base.store.messages.on_state = self._index.note_state
         self._tasks: list[asyncio.Task[None]] = []
         self._reset = Reset(
             self.daemon, folder.path / "trash", quiet=self._quiet, forget=self._forget

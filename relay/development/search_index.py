@@ -4,12 +4,15 @@ It is a cache: it has what the spool has, from the moment at which something ask
 after the 250, and is never synced. Terms of three characters and more are found by trigrams, then
 compared; shorter ones are looked for in every text. Of each message the first MiB is read. When it
 fails (a full disk, a damaged file), it is removed, and searches read mailboxes as a service does.
+
+Tags are the categories of all copies of a message. Those of its fields Keywords and X-Tags are set
+when it is indexed, X-Tags in the copies too as soon as they are there.
 """
 
 import asyncio
 import re
 import unicodedata
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
@@ -22,28 +25,34 @@ import apsw
 from relay.base.clock import id_time_us
 from relay.base.message.address import own_mailbox
 from relay.base.message.content import Content, octets_of
-from relay.base.message.header import with_first_fields
+from relay.base.message.header import header_section, with_first_fields
+from relay.base.message.lifecycle import RecipientState
 from relay.base.message.properties import EmailAddress
 from relay.base.observe.logs import get_logger
 from relay.development.removal import development_spool
 from relay.formats.html_text import without_tags
+from relay.formats.read_header import parse_header, read_text
 from relay.formats.read_mime import read_mime
 from relay.front_door.api.message_source import MessageSources
 from relay.operation.app.foundation import Foundation
 from relay.store.journeys.message_list import (
     FIELDS,
+    TAGS_MAX,
     IndexFailedError,
     MessageSummary,
     SearchTerm,
     TextAnswer,
     TextSearch,
+    split_tags,
 )
 from relay.store.journeys.spool_history import CONTENTS_MAX
 from relay.store.mailbox.index.content_index import CONTENT_BYTES_MAX, join_addresses
+from relay.store.mailbox.index.database import marks
+from relay.store.mailbox.message_file import MessageFile, is_delivered_id
 from relay.store.mailbox.types import StoreError
 from relay.store.spool.types import SpoolError
 
-_VERSION = 1
+_VERSION = 2
 _STEP = 1000  # messages between two looks at what there is
 _BATCH, _BATCH_BYTES = 250, 8 << 20  # messages that are read together
 _PAUSE_S = 0.5
@@ -63,6 +72,11 @@ _SCHEMA = f"""
     CREATE VIRTUAL TABLE text USING fts5(
         {", ".join(FIELDS)}, tokenize = 'trigram case_sensitive 1', detail = column, columnsize = 0
     );
+    CREATE TABLE tag (
+        queue_id TEXT NOT NULL, folded TEXT NOT NULL, name TEXT NOT NULL,
+        PRIMARY KEY (queue_id, folded)
+    ) WITHOUT ROWID;
+    CREATE INDEX tag_folded ON tag (folded, name);
     PRAGMA user_version = {_VERSION};
 """
 _FOUND = "SELECT queue_id FROM message WHERE {} ORDER BY queue_id DESC"
@@ -74,7 +88,10 @@ _INSERT_TEXT = f"INSERT INTO text (rowid, {', '.join(FIELDS)}) VALUES (?{', ?' *
 _REMOVE_TEXT = "DELETE FROM text WHERE rowid = (SELECT number FROM message WHERE queue_id = ?)"
 _FAILED = "the search index cannot be used until the next start"
 _ACCENTS = re.compile("[\u0300-\u036f]")
-_Row = tuple[tuple[Any, ...], tuple[str, ...]]  # of the tables message and text
+# of the tables message and text; the tags, and whether some are of X-Tags
+_Row = tuple[tuple[Any, ...], tuple[str, ...], tuple[str, ...], bool]
+_BEFORE_COPIES = (RecipientState.QUEUED, RecipientState.DEFERRED, RecipientState.HELD)
+_TAGS_AT_ONCE = 200
 _T = TypeVar("_T")
 _log = get_logger("development")
 
@@ -101,6 +118,10 @@ class SearchIndex:
         self._thread = ThreadPoolExecutor(1, "search-index")  # has the connection
         self._connection: apsw.Connection | None = None
         self._indexed: set[str] = set()  # queue ids
+        self._untagged: dict[str, Sequence[str]] = {}  # X-Tags whose copies are to come
+        self._restated: set[tuple[str, int]] = set()  # id of a copy, second of its file
+        self._others: set[str] = set()  # reports and such of which tags were asked for last
+        self._is_new = False  # it does not know yet what clients have set in mailboxes
         self._has_failed = False
 
     @property
@@ -136,6 +157,74 @@ class SearchIndex:
                 is_complete = True
         return TextAnswer(await self._do(partial(self._query, wanted)), is_complete)
 
+    async def tags_of(self, queue_ids: Sequence[str]) -> Mapping[str, Sequence[str]]:
+        """See TextIndex."""
+        missing = set(queue_ids) - self._indexed
+        if self._restated or not missing <= self._others:
+            with suppress(TimeoutError):  # a page does not wait for the first reading of much mail
+                async with asyncio.timeout(_PAUSE_S):
+                    await self._catch_up()
+            self._others = missing - self._indexed
+        await self._do(self._open)
+        where = f"WHERE queue_id IN ({marks(queue_ids)}) ORDER BY folded"
+        sql = f"SELECT queue_id, name FROM tag {where}"
+        found: dict[str, list[str]] = {}
+        for queue_id, name in await self._do(partial(self._fetch, sql, queue_ids)):
+            found.setdefault(queue_id, []).append(name)
+        return found
+
+    async def tags(self) -> Mapping[str, int]:
+        """See TextIndex."""
+        await self._catch_up()
+        sql = "SELECT min(name), count(*) FROM tag GROUP BY folded ORDER BY folded"
+        return dict(await self._do(partial(self._fetch, sql)))
+
+    async def set_tags(self, tags: Mapping[str, Sequence[str]]) -> None:
+        """See TextIndex."""
+        await self._catch_up()
+        await self._tag(sorted(self._indexed & tags.keys()), tags)
+
+    def note_state(self, copy: MessageFile) -> None:
+        """Note that a client has set something of a copy; any thread may call it."""
+        self._restated.add((copy.message_id, copy.name.seconds))
+
+    async def _tag(
+        self, names: Sequence[str], wanted: Mapping[str, Sequence[str]], *, is_first: bool = False
+    ) -> None:
+        """Set the tags that are wanted, of copies to come then, and take over those of copies."""
+        for at in range(0, len(names), _TAGS_AT_ONCE):
+            some = names[at : at + _TAGS_AT_ONCE]
+            rows = await self._base.spool.summaries(some, account=None)
+            found = await self._sources.copies.categories(rows, wanted, is_first=is_first)
+            coming = {row.name for row in rows if row.state in _BEFORE_COPIES}
+            for name in some:
+                self._untagged.pop(name, None)
+            self._untagged |= {one: wanted[one] for one in some if one in wanted and one in coming}
+            tags = {one: wanted[one] for one in some if one in wanted} | found
+            await self._do(partial(self._write_tags, tags))
+
+    async def _follow_copies(self) -> None:
+        """Tag copies that have come, and take over what clients have set."""
+        if self._untagged:
+            await self._tag(list(self._untagged), dict(self._untagged), is_first=True)
+        names = set(self._indexed) if self._is_new else set()
+        restated, self._restated = self._restated, set()
+        try:
+            await self._take_over(restated, names)
+        except BaseException:
+            self._restated |= restated
+            raise
+        self._is_new = False
+
+    async def _take_over(self, restated: Iterable[tuple[str, int]], names: set[str]) -> None:
+        for copy_id, second in restated:
+            if is_delivered_id(copy_id):
+                sql = "SELECT queue_id FROM message WHERE accepted_us / 1000000 = ?"
+                names.update(one for (one,) in await self._do(partial(self._fetch, sql, (second,))))
+            elif journey := await self._base.journeys.journey(copy_id, account=None):
+                names.add(journey.id or "")
+        await self._tag(sorted(names & self._indexed), {})
+
     async def _catch_up(self) -> None:
         """Index what the spool has now, and remove what it has no more.
 
@@ -152,6 +241,9 @@ class SearchIndex:
                 missing = sorted(ids - self._indexed)[:_STEP]
                 for at in range(0, len(missing), _BATCH):
                     await self._add(missing[at : at + _BATCH])
+        if self._untagged or self._restated or self._is_new:
+            with suppress(StoreError):
+                await self._follow_copies()
 
     async def _add(self, queue_ids: Sequence[str]) -> None:
         """Index messages; what is left of their contents is in the queue or in mailboxes. Many are
@@ -176,6 +268,7 @@ class SearchIndex:
             contents |= {one.name: each for one, each in zip(others, sources, strict=True)}
             read = [(one, recipients.get(one.name, ()), contents[one.name]) for one in some]
             rows = await asyncio.to_thread(list, starmap(_row, read))
+            self._untagged |= {facts[0]: tags for facts, _, tags, is_new in rows if is_new}
             await self._do(partial(self._write, rows))
 
     async def _source(self, one: MessageSummary) -> Content:
@@ -208,6 +301,7 @@ class SearchIndex:
                 return
         self._unlink()
         self._connect().execute(_SCHEMA)
+        self._is_new = True
 
     def _connect(self) -> apsw.Connection:
         self._path.touch(0o600)  # it contains mail; its WAL gets the same mode
@@ -235,21 +329,34 @@ class SearchIndex:
     def _write(self, rows: Sequence[_Row]) -> None:
         assert self._connection is not None
         with self._connection as connection:
-            for facts, texts in rows:
+            for facts, texts, tags, _ in rows:
                 connection.execute(_INSERT, facts)
                 connection.execute(_INSERT_TEXT, (connection.last_insert_rowid(), *texts))
-        self._indexed.update(facts[0] for facts, _ in rows)
+                if tags:
+                    self._write_tags({facts[0]: tags})
+        self._indexed.update(facts[0] for facts, *_ in rows)
+
+    def _write_tags(self, tags: Mapping[str, Iterable[str]]) -> None:
+        assert self._connection is not None
+        with self._connection as connection:
+            connection.executemany("DELETE FROM tag WHERE queue_id = ?", [(one,) for one in tags])
+            connection.executemany(
+                "INSERT OR IGNORE INTO tag VALUES (?, ?, ?)",
+                [(name, one.casefold(), one) for name, some in tags.items() for one in some],
+            )
 
     def _remove(self, gone: set[str]) -> None:
         """Remove messages."""
         if gone == self._indexed:  # quicker than one after the other
             self._unlink()
             self._open()
+            self._is_new = False
             return
         assert self._connection is not None
         ids = [(one,) for one in gone]
         with self._connection as connection:
             connection.executemany(_REMOVE_TEXT, ids)
+            connection.executemany("DELETE FROM tag WHERE queue_id = ?", ids)
             connection.executemany("DELETE FROM message WHERE queue_id = ?", ids)
         self._indexed -= gone
 
@@ -302,7 +409,13 @@ def _row(summary: MessageSummary, recipients: Iterable[str], content: Content) -
     inline = sum(each.inline for each in read.attachments)
     attachments = len(read.attachments) - inline
     facts = (summary.name, id_time_us(summary.name) or 0, summary.size_bytes, attachments, inline)
-    return facts, tuple(folded(texts[name]) for name in FIELDS)
+    its_own = [name.encode("utf-8", "replace").decode() for name in one.categories]
+    tags = {name.casefold(): name for name in its_own}
+    for given in read_text(parse_header(header_section(raw)), "x-tags").split(",")[:TAGS_MAX]:
+        with suppress(ValueError):
+            tags |= {name.casefold(): name for name in split_tags(given)}
+    texts_folded = tuple(folded(texts[name]) for name in FIELDS)
+    return facts, texts_folded, tuple(tags.values()), len(tags) > len(its_own)
 
 
 def _condition(wanted: TextSearch) -> tuple[str, list[Any]]:
@@ -316,6 +429,10 @@ def _condition(wanted: TextSearch) -> tuple[str, list[Any]]:
     for one in wanted.numbers:
         parts.append(f"{one.name} {'NOT ' * one.is_excluded}BETWEEN ? AND ?")
         values += (one.low, one.high)
+    for tag in wanted.tags:
+        one_tag = " WHERE folded = ?" * bool(tag.name)
+        parts.append(f"queue_id {'NOT ' * tag.is_excluded}IN (SELECT queue_id FROM tag{one_tag})")
+        values += [tag.name.casefold()] * bool(tag.name)
     return " AND ".join(parts), values
 
 

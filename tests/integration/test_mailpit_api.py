@@ -405,7 +405,7 @@ def test_unknown_messages_and_what_relay_has_not(relay: DevProcess) -> None:
     for method, path, says in (
         ("GET", f"/api/v1/message/{queue_id}/sa-check", b"no spam"), ("GET", "/api/v1/message/latest/html-check", b"/checks"),
         ("GET", f"/api/v1/message/{queue_id}/part/1/thumb", b"thumbnails"), ("GET", "/api/v1/chaos", b"scenario"),
-        ("POST", f"/api/v1/message/{queue_id}/release", b"/relay/v1"), ("PUT", "/api/v1/tags/x", b"tags"),
+        ("POST", f"/api/v1/message/{queue_id}/release", b"/relay/v1"),
         ("GET", "/api/v1/webui", b"configuration"), ("GET", "/api/events", b"/relay/v1/events"), ("GET", "/api/x", b"There is no"),
     ):  # fmt: skip
         answer = relay.request(method, path)
@@ -478,3 +478,71 @@ def test_a_list_opens_no_mailbox_but_those_of_its_page(relay: DevProcess) -> Non
     answer = get(relay, "/api/v1/messages", limit=1)
     assert (answer["total"], answer["unread"]) == (6, 6)
     assert len(list((relay.folder / "mail").rglob(FILE_NAME))) <= 1
+
+
+def test_tags_are_the_categories_of_all_copies(relay: DevProcess) -> None:
+    def categories(mailbox: str) -> list[str]:
+        path = f"/users/{mailbox}/messages?$select=categories"
+        return [
+            name for one in relay.graph("GET", path).json()["value"] for name in one["categories"]
+        ]
+
+    def put(path: str, **body: object) -> Answer:
+        return relay.request("PUT", f"/api/v1/tags{path}", json.dumps(body).encode())
+
+    people = ["ann@customer.example", "bob@customer.example"]
+    both = [{"Email": one} for one in people]
+    first = send(relay, "first", To=both, Tags=["two words", "New,new", "\u00e9t\u00e9"])
+    second = send(relay, "second", To=both, Headers={"X-Tags": f"{'x' * 101}, second , ,SECOND"})
+    assert get(relay, f"/api/v1/message/{first}")["Tags"] == ["new", "two words", "\u00e9t\u00e9"]
+    for one in people:
+        until(
+            "X-Tags are categories",
+            lambda one=one: (
+                sorted(categories(one)) == ["SECOND", "new", "two words", "\u00e9t\u00e9"]
+            ),
+        )
+    assert get(relay, "/api/v1/tags") == ["new", "SECOND", "two words", "\u00e9t\u00e9"]
+    assert put("", IDs=[first, second], Tags=["a", "b"]).body == b"ok"
+    assert [sorted(categories(one)) for one in people] == [["a", "a", "b", "b"]] * 2
+    [message] = [
+        one
+        for one in relay.graph("GET", f"/users/{people[0]}/messages").json()["value"]
+        if one["subject"] == "first"
+    ]
+    path = f"/users/{people[0]}/messages/{message['id']}"
+    assert (
+        relay.graph("PATCH", path, json.dumps({"categories": ["by Graph"]}).encode()).status == 200
+    )
+    assert get(relay, f"/api/v1/message/{first}")["Tags"] == ["a", "b", "by Graph"]
+    for query, subjects in (
+        ('tag:"BY graph"', ["first"]), ('-tag:x !tag:"by Graph"', ["second"]), ("tag:by", []), ("is:tagged", ["second", "first"]),
+        ("-is:tagged", []), ("tag:a tag:b second", ["second"]),
+    ):  # fmt: skip
+        assert found(relay, query) == subjects
+    assert put("/by%20graph", Name="b").body == b"ok"
+    listed = get(relay, "/api/v1/messages")
+    assert (listed["tags"], [one["Tags"] for one in listed["messages"]]) == (
+        ["a", "b"],
+        [["a", "b"]] * 2,
+    )
+    assert relay.request("DELETE", "/api/v1/tags/a").body == b"ok"
+    assert get(relay, "/api/v1/info")["Tags"] == {"b": 2}
+    relay.send_mail(subject="by alice", toRecipients=[{"emailAddress": {"address": people[0]}}])
+    until("it is there", lambda: found(relay, "alice") == ["by alice"])
+    assert put("", IDs=[get(relay, "/api/v1/message/latest")["ID"]], Tags=["set"]).body == b"ok"
+    [sent] = relay.messages("sentitems")
+    assert sent["categories"] == ["set"]
+    assert (
+        relay.graph(
+            "PATCH", f"/me/messages/{sent['id']}", {"categories": ["set", "sender's"]}
+        ).status
+        == 200
+    )
+    assert get(relay, "/api/v1/message/latest")["Tags"] == ["sender's", "set"]
+    for answer, says in (
+        (put("/gone", Name="x"), b"gone"), (put("/b", Name=" "), b"Name"), (put("", IDs=[first], Tags=["x" * 101]), b"Tags"),
+        (put("", IDs=[first], Tags=[str(one) for one in range(51)]), b"51"),
+    ):  # fmt: skip
+        assert answer.status in (400, 404)
+        assert says in answer.body

@@ -239,3 +239,23 @@ def test_a_hidden_page_gives_its_connection_back(browser: Browser, relay: DevPro
     browser.wait_for("a", "while away")
     send(relay, "later")
     browser.wait_for("a", "later")
+
+
+def test_tags_are_set_on_the_page_of_a_message_and_found_in_the_list(
+    browser: Browser, relay: DevProcess
+) -> None:
+    send(relay, "with a tag", "without one")
+    browser.open(relay.ready["pages"])
+    browser.click("a", "with a tag")
+    browser.click("#open-tags")
+    browser.press("\t", "two words, <b>x</b>", "\n")
+    browser.wait_for("#tags a", "<b>x</b>")
+    assert not AXE.exists() or browser.axe() == []
+    browser.click("#tags a", "two words")
+    browser.wait_for(".messages .tag", "two words")
+    assert browser.evaluate(
+        "[...document.querySelectorAll('tr[data-key] .tag')].map((one) => one.textContent)"
+    ) == ["<b>x</b>", "two words"]
+    browser.wait_without("a", "without one")
+    assert not AXE.exists() or browser.axe() == []
+    assert browser.console_errors() == []

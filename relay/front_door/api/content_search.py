@@ -95,6 +95,8 @@ class ContentCheck:
         for one in part:
             is_indexed = self._wanted.indexed is not None and bool(one.found.queue_id)
             asks_content = one.found.words_left or self._wanted.has_attachment
+            if self._wanted.tags and one.found.queue_id not in (self._wanted.indexed or ()):
+                one.matches = False
             if one.matches is None and (is_indexed or not asks_content):
                 one.matches = True
         await self._check_mailboxes(part)

@@ -111,14 +111,34 @@ class MessageCopies:
             found.update(*await asyncio.gather(*(mark_in(*one) for one in few)))
         return found
 
+    async def categories(
+        self,
+        rows: Sequence[MessageSummary],
+        wanted: Mapping[str, Sequence[str]],
+        *,
+        is_first: bool = False,
+    ) -> dict[str, set[str]]:
+        """Set those that are wanted for messages, by name, and return those of all copies of each
+        message with any copy; see Messages.categories().
+        """
+        found: dict[str, set[str]] = {}
+        for place, names in self._by_mailbox(rows, None, with_sent=True).items():
+            asked = {copy_id: wanted.get(name) for copy_id, name in names.items()}
+            read = await self._mailboxes.categories(place, asked, is_first=is_first)
+            for copy_id, some in read.items():
+                found.setdefault(names[copy_id], set()).update(some)
+        return found
+
     def _by_mailbox(
-        self, rows: Sequence[MessageSummary], mailbox: str | None
+        self, rows: Sequence[MessageSummary], mailbox: str | None, *, with_sent: bool = False
     ) -> dict[str, dict[str, str]]:
         """Return the names of the messages by the ids of their copies, by mailbox."""
         wanted: dict[str, dict[str, str]] = defaultdict(dict)
         for row in rows:
             for place, copy_id in self._copies(row, mailbox):
                 wanted[place][copy_id] = row.name
+            if with_sent and row.submission_id and row.login:
+                wanted[row.login][row.submission_id.partition(".")[0]] = row.name
         return wanted
 
     async def as_delivered(self, rows: Sequence[MessageSummary]) -> dict[str, Content]:
@@ -280,6 +300,7 @@ class RowFacts(Struct, frozen=True):
     is_unread: bool  # one of these copies is
     preview: MessagePreview
     shows_text: bool  # of the preview
+    tags: Sequence[str] = ()  # in a development relay
 
 
 class MessagePreviews:

@@ -3,7 +3,7 @@
 Words are parts of the subject or an address, or begin a word of the text; `from:`, `to:`,
 `subject:`, `state:` and `id:` name what is compared. A value with `*` is a pattern of the whole
 text, another one is a part of it. `client:`, `login:`, `has:`, `larger:`, `after:`, `before:` and
-`is:` have values of their own.
+`is:` have values of their own. `-tag:` or `!tag:` leaves out what has the tag.
 """
 
 import re
@@ -26,7 +26,7 @@ from relay.front_door.api.request_parameters import (
 )
 from relay.front_door.http.errors import ApiError, quoted
 from relay.store.journeys.journey import PAGES_MAX, Journeys
-from relay.store.journeys.message_list import MAIL, MessageSearch
+from relay.store.journeys.message_list import MAIL, MessageSearch, SearchedTag
 
 TEXT_CHARACTERS_MAX = 1000
 WORDS_MAX = 20
@@ -35,7 +35,7 @@ _TIME = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}(?:T|\Z)", re.ASCII)  # that begi
 _BYTES = {"": 1, "k": 1000, "m": 1000**2, "g": 1000**3}
 _FIELDS = ("sender", "to", "subject", "state", "key")  # for which a parameter may be given too
 # A prefix, then a value or a word; a value may be in quotes, and a last quote may be missing.
-_TOKEN = re.compile(r'(?:(-?)([A-Za-z_]+):(?=[^\s/]))?(?:"([^"]*)(?:"|$)|(\S+))')
+_TOKEN = re.compile(r'(?:([-!]?)([A-Za-z_]+):(?=[^\s/]))?(?:"([^"]*)(?:"|$)|(\S+))')
 
 
 class SearchTextError(ValueError):
@@ -45,6 +45,7 @@ class SearchTextError(ValueError):
 class _Token(Struct, frozen=True):
     prefix: str
     value: str
+    is_excluded: bool = False
 
 
 def parse_search(text: str) -> MessageSearch:
@@ -56,7 +57,7 @@ def parse_search(text: str) -> MessageSearch:
     wanted = MessageSearch()
     given: set[str] = set()
     for token in _tokens(text):
-        if token.prefix in given:
+        if token.prefix in given and token.prefix not in ("tag", "is"):
             raise SearchTextError(f"{token.prefix}: is there twice. Keep one of the two.")
         if token.prefix:
             given.add(token.prefix)
@@ -103,9 +104,10 @@ def _tokens(text: str) -> list[_Token]:
         minus, prefix, in_quotes, plain = match.groups()
         value = (in_quotes if in_quotes is not None else plain).strip()
         prefix = (prefix or "").lower()
-        if minus or (not prefix and in_quotes is None and re.match(r"-\w", value)):
+        of_tag = prefix == "tag" or (prefix == "is" and value.lower() == "tagged")
+        if (minus and not of_tag) or (not prefix and in_quotes is None and re.match(r"-\w", value)):
             raise SearchTextError(
-                f"{quoted(match[0])}: a search cannot leave out messages. For the text itself, put "
+                f"{quoted(match[0])}: a search can leave out tags alone. For the text itself, put "
                 "it in quotes."
             )
         if prefix and prefix not in _PREFIXES:
@@ -115,7 +117,7 @@ def _tokens(text: str) -> list[_Token]:
                 "it in quotes."
             )
         if value:
-            found.append(_Token(prefix, value))
+            found.append(_Token(prefix, value, bool(minus)))
     return found
 
 
@@ -136,6 +138,9 @@ def _with(wanted: MessageSearch, token: _Token) -> MessageSearch:
             return replace(wanted, state=state)
         case "id":
             return replace(wanted, key=token.value)
+        case "tag" | "is" if token.prefix == "tag" or token.value.lower() == "tagged":
+            name = token.value if token.prefix == "tag" else ""
+            return replace(wanted, tags=(*wanted.tags, SearchedTag(name, token.is_excluded)))
         case "":
             return replace(wanted, words=(*wanted.words, token.value))
         case name:
@@ -168,7 +173,7 @@ def _time_us(prefix: str, value: str) -> int:
 
 def _is(value: str) -> dict[str, Any]:
     if value.lower() != "unread":
-        raise SearchTextError(f"is: found {quoted(value)}, expected unread.")
+        raise SearchTextError(f"is: found {quoted(value)}, expected unread or tagged.")
     return {"is_unread": True}
 
 
@@ -181,7 +186,7 @@ _OWN_VALUES: Mapping[str, Callable[[str], dict[str, Any]]] = {
     "login": lambda value: {"login": value if "@" in value else _pattern(value)},
     "is": _is,
 }
-_PREFIXES = ("from", "to", "subject", "state", "id", *_OWN_VALUES)
+_PREFIXES = ("from", "to", "subject", "state", "id", "tag", *_OWN_VALUES)
 
 
 def _pattern(value: str) -> str:

@@ -23,7 +23,7 @@ from relay.front_door.pages.live import LiveViews
 from relay.front_door.pages.login import BODY_BYTES_MAX as LOGIN_BYTES_MAX
 from relay.front_door.pages.login import login, login_needed, logout
 from relay.front_door.pages.logins import Access, PageForm, Visitor, read_form
-from relay.front_door.pages.message import advance_to_next, change_scheduled, message_page
+from relay.front_door.pages.message import advance_to_next, change_scheduled, message_page, set_tags
 from relay.front_door.pages.message_list import marked_messages, message_list, refused_page
 from relay.front_door.pages.queue_change import queue_change, release
 from relay.front_door.pages.queue_page import queue_page
@@ -112,6 +112,8 @@ async def _page(request: PageRequest) -> Response:
             return await release(request, key)
         case ("messages", key, "send-now" | "cancel-send"):
             return await change_scheduled(request, key)
+        case ("messages", key, "tags") if site.handlers.is_development:
+            return await set_tags(request, key)
         case ("messages", key, "advance"):
             return await advance_to_next(request, key)
         case (

@@ -69,6 +69,7 @@ async def message_page(request: PageRequest, key: str) -> Response:
         if content.message and not values["view"].others
         else (),
         about=about,
+        tags=(await site.handlers.tags_of([journey.key])).get(journey.key, ()),
         is_own_report=_is_own_report(journey),
         live=None if _has_ended(journey, site) else _live_part(request, values),
         **values,
@@ -238,6 +239,15 @@ async def advance_to_next(request: PageRequest, key: str) -> Response:
     except AdvanceError as error:
         raise service_unavailable(str(error), retry_after_s=5) from error
     return request.redirect(f"messages/{values['journey'].key}")
+
+
+async def set_tags(request: PageRequest, key: str) -> Response:
+    """POST /messages/{id}/tags in a development relay: replace the tags by `tags`."""
+    require_method(request.http, "POST")
+    journey = await request.site.handlers.message(key, request.principal)
+    tags = {journey.key: request.form.text("tags")}
+    await request.site.handlers.set_tags(tags, request.principal)
+    return request.redirect(f"messages/{journey.key}", list=request.form.text("list") or None)
 
 
 _SENT_NOW, _CANCELLED = "sent-now", "send-cancelled"

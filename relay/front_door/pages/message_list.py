@@ -303,6 +303,7 @@ def _row(row: MessageSummary, facts: RowFacts) -> dict[str, Any]:
         "to_name": one_line(preview.to_name),
         "more": max(0, row.recipient_count - is_sent_to),
         "subject": one_line(row.subject),
+        "tags": facts.tags,
         "reply": "" if row.state in _WITHOUT_REPLY else row.reply,
         "next": None if next_us is None else rfc3339(next_us),
     }

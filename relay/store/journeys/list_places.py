@@ -112,11 +112,11 @@ class ListPlaces:
             self.index is None
             or is_other
             or wanted.kind == REPORT
-            or not (words or wanted.has_attachment)
+            or not (words or wanted.has_attachment or wanted.tags)
         ):
             return wanted
         numbers = (SearchedNumber("attachments", 1),) if wanted.has_attachment else ()
-        search = TextSearch(tuple(map(SearchTerm, words)), numbers)
+        search = TextSearch(tuple(map(SearchTerm, words)), numbers, wanted.tags)
         try:
             found = await self.index.search(search)
         except IndexFailedError:

@@ -103,6 +103,13 @@ def _digest(name: str) -> bytes:
     return hashlib.blake2b(name.encode(), digest_size=_DIGEST_BYTES).digest()
 
 
+class SearchedTag(Struct, frozen=True):
+    """A tag that a message must have, without regard to case, or must not; "": any."""
+
+    name: str = ""
+    is_excluded: bool = False
+
+
 class MessageSearch(Struct, frozen=True):
     """What a message must match; "" matches all.
 
@@ -118,6 +125,7 @@ class MessageSearch(Struct, frozen=True):
     words: tuple[str, ...] = ()  # each is in the subject, in one of these addresses, or in the text
     has_attachment: bool = False  # one that is not shown in the text
     is_unread: bool = False  # a copy that a recipient has not read
+    tags: tuple[SearchedTag, ...] = ()  # which only an index knows
     larger_than_bytes: int = 0  # 0: any size
     from_us: int = 0  # submitted, or received by SMTP, then or later; 0: at any time
     until_us: int = 0  # and before then; 0: at any time
@@ -142,7 +150,7 @@ class MessageSearch(Struct, frozen=True):
     @property
     def needs_content(self) -> bool:
         """Whether the history of messages is not enough to decide."""
-        return self.has_attachment or self.is_unread or self.searches_text
+        return self.has_attachment or self.is_unread or self.searches_text or bool(self.tags)
 
     @property
     def searches_text(self) -> bool:
@@ -160,7 +168,7 @@ class MessageSearch(Struct, frozen=True):
         if not self.needs_content:
             return self
         words = () if self.searches_text else self.words
-        return replace(self, words=words, has_attachment=False, is_unread=False)
+        return replace(self, words=words, has_attachment=False, is_unread=False, tags=())
 
     def words_left(self, sender: str, subject: str, addresses: Iterable[str]) -> tuple[str, ...]:
         """Return the words that are neither in the subject nor in an address."""
@@ -539,6 +547,7 @@ class TextSearch(Struct, frozen=True):
 
     terms: tuple[SearchTerm, ...] = ()
     numbers: tuple[SearchedNumber, ...] = ()
+    tags: tuple[SearchedTag, ...] = ()
 
 
 class TextAnswer(Struct, frozen=True):
@@ -568,3 +577,32 @@ class TextIndex(Protocol):
         Raises IndexFailedError and SpoolError.
         """
         ...
+
+    async def tags_of(self, queue_ids: Sequence[str]) -> Mapping[str, Sequence[str]]:
+        """Return the tags of messages that have any, sorted. Raises as search()."""
+        ...
+
+    async def tags(self) -> Mapping[str, int]:
+        """Return all tags, sorted, each with the number of its messages. Raises as search()."""
+        ...
+
+    async def set_tags(self, tags: Mapping[str, Sequence[str]]) -> None:
+        """Replace the tags of messages, by queue id: the categories of all copies. Raises
+        StoreError too.
+        """
+        ...
+
+
+TAGS_MAX, TAG_CHARACTERS_MAX = 50, 100  # of a message; those that Graph sets may be more
+_TAG = re.compile(rf"[^\x00-\x1f\x7f-\x9f\u2028\u2029]{{1,{TAG_CHARACTERS_MAX}}}")
+
+
+def split_tags(text: str) -> tuple[str, ...]:
+    """Return the tags of a text with commas between them. Raises ValueError."""
+    found = {one.casefold(): one for each in text.split(",") if (one := " ".join(each.split()))}
+    wrong = next((one for one in found.values() if not _TAG.fullmatch(one)), "")
+    if wrong or len(found) > TAGS_MAX:
+        shown = ascii(wrong[:TAG_CHARACTERS_MAX]) if wrong else f"{len(found)} tags"
+        most = f"at most {TAGS_MAX} tags of {TAG_CHARACTERS_MAX} characters"
+        raise ValueError(f"found {shown}, expected {most}")
+    return tuple(found.values())

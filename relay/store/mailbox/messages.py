@@ -69,6 +69,7 @@ from relay.store.mailbox.types import (
     NO_PRECONDITION,
     Folder,
     MessageChange,
+    NoSuchItemError,
     NotADraftError,
     PendingSubmission,
     Precondition,
@@ -129,6 +130,8 @@ class Messages(StorePart):
 
     scheduled: ScheduledDrafts  # a change of a draft cancels or changes its send
     on_read: ReadListener = ignore_read  # awaited by those who mark messages as read
+    # called in any thread with a message whose state is other than before
+    on_state: Callable[[MessageFile], None] = lambda _message: None
 
     @in_thread
     def create(
@@ -219,6 +222,26 @@ class Messages(StorePart):
         for directory in changed:
             self.syncs.sync(directory)
         return [located.message_id for located in found]
+
+    @in_thread
+    def categories(
+        self, account: str, wanted: Mapping[str, Sequence[str] | None], *, is_first: bool = False
+    ) -> Mapping[str, Sequence[str]]:
+        """Return the categories of those of these messages that are in the mailbox, with those that
+        are `wanted` of them set before, durably. Drafts, and with `is_first` what a client has
+        categorized, stay as they are.
+        """
+        mailbox, read = self.folders.directory(account), dict[str, Sequence[str]]()
+        for one in self.index.find_all(mailbox, list(wanted)) if mailbox.is_dir() else ():
+            values, is_set = wanted[one.message_id], one.state.categories is not None
+            with self.stripes.of(one.message_id), suppress(NoSuchItemError, FileNotFoundError):
+                if values is None or one.is_draft or (is_first and is_set):
+                    values = loaded(one, has_body=False).properties.categories
+                else:
+                    make = self._state_maker({"categories": tuple(values)})
+                    self._change_state(mailbox, one, make, undo=[])
+                read[one.message_id] = values
+        return read
 
     def _marked(self, mailbox: Path, found: MessageFile, *, is_read: bool) -> set[Path]:
         """Mark a message that may be renamed or gone; return the directories that were changed."""
@@ -329,6 +352,7 @@ class Messages(StorePart):
         """Change a message's state, durably; add to `undo` what restores it."""
         state, before = self.index.change_state(mailbox, located, make)
         undo.append(partial(self.index.states(mailbox).restore, before))
+        self.on_state(located)
         return state
 
     @retry_if_renamed

@@ -38,9 +38,8 @@ def index(tmp_path_factory) -> Iterator[SearchIndex]:
 
 
 def row(queue_id: str, *, size: int = 5, attachments: int = 0, inline: int = 0, **texts: str):
-    return (queue_id, int(queue_id), size, attachments, inline), tuple(
-        folded(texts.get(name, "")) for name in FIELDS
-    )
+    found = tuple(folded(texts.get(name, "")) for name in FIELDS)
+    return (queue_id, int(queue_id), size, attachments, inline), found, (), False
 
 
 def write(index: SearchIndex, *rows) -> None:

@@ -138,7 +138,7 @@ class _Matching:
         """Whether it is a report that may match: no index has it, so that words are looked for in
         subject and addresses alone.
         """
-        return row[7] == REPORT and not self._wanted.has_attachment
+        return row[7] == REPORT and not (self._wanted.has_attachment or self._wanted.tags)
 
     def _found(self, row: _Row, recipients: Sequence[_RecipientRow]) -> FoundMessage:
         queue_id, account, sender, subject, submission_id, *_ = row
