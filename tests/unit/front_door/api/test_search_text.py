@@ -5,7 +5,7 @@ import contextlib
 import pytest
 
 from relay.front_door.api.search_text import SearchTextError, parse_search
-from relay.store.journeys.message_list import MessageSearch
+from relay.store.journeys.message_list import MessageSearch, SearchedTag
 from tests.support.tables import each_row
 
 
@@ -34,6 +34,10 @@ from tests.support.tables import each_row
         ("Grüße", {"words": ("Grüße",)}),
         ("has:attachment", {"has_attachment": True}),
         ("is:Unread x", {"is_unread": True, "words": ("x",)}),
+        (
+            'tag:x -tag:"two words" !is:tagged',
+            {"tags": (SearchedTag("x"), SearchedTag("two words", True), SearchedTag("", True))},
+        ),
         ("larger:100k", {"larger_than_bytes": 100_000}),
         ("larger:2MB", {"larger_than_bytes": 2_000_000}),
         ("larger:17", {"larger_than_bytes": 17}),
@@ -59,7 +63,7 @@ def test_a_text_has_conditions(text, wanted):
     [
         (
             "form:alice",
-            "'form:' is not known; there are from:, to:, subject:, state:, id:, has:, larger:",
+            "'form:' is not known; there are from:, to:, subject:, state:, id:, tag:, has:, larger:",
         ),
         ("has:link", "has: found 'link', expected attachment."),
         ("is:read", "is: found 'read', expected unread or tagged."),
