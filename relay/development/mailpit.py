@@ -36,6 +36,7 @@ from relay.development import mailpit_message
 from relay.development.mailpit_message import ListedMail, OutgoingMail, outgoing_mail, read_object
 from relay.front_door.api.dependencies import OPERATOR, ApiDependencies
 from relay.front_door.api.handlers import Handlers
+from relay.front_door.api.tags import set_tags, tags_of
 from relay.front_door.http.errors import ApiError, bad_request, quoted, service_unavailable
 from relay.front_door.http.gateway import (
     BLOCK_BYTES,
@@ -236,7 +237,7 @@ class MailpitApi:
         limit = min(_number(query.get("limit", ""), _LIMIT) or _LIMIT_MAX, _LIMIT_MAX)
         ids = found.matching[start : start + limit]
         shown = {row.name: await self._summary(row) for row in await self._rows(ids)}
-        tags = await self._handlers.tags_of(list(shown))
+        tags = await tags_of(self._means, list(shown))
         messages = [
             {**shown[one], "Read": one not in found.unread, "Tags": tags.get(one, [])}
             for one in ids if one in shown
@@ -296,7 +297,7 @@ class MailpitApi:
             case []:
                 reader = partial(mailpit_message.message_of, await self._mail(row))
                 shown = await self._read(row, reader)
-                shown["Tags"] = (await self._handlers.tags_of([row.name])).get(row.name, [])
+                shown["Tags"] = (await tags_of(self._means, [row.name])).get(row.name, [])
                 await self._set_read([row.name], is_read=True)
                 return json_response(shown)
             case ["headers"]:
@@ -350,7 +351,7 @@ class MailpitApi:
     async def _set_tags(self, tags: Mapping[str, Sequence[str]]) -> Response:
         await self._arrived(list(tags))
         given = {name: ",".join(some) for name, some in tags.items()}
-        await self._handlers.set_tags(given, OPERATOR)
+        await set_tags(self._means, given, OPERATOR)
         return _ok()
 
     async def _rename(self, tag: str, to: Sequence[str]) -> Response:
@@ -359,7 +360,7 @@ class MailpitApi:
         names = (await index.search(search)).queue_ids if index is not None else ()
         if not names:
             raise ApiError(404, "", f"There is no tag {quoted(tag)}.")
-        old = await self._handlers.tags_of(names)
+        old = await tags_of(self._means, names)
         return await self._set_tags({
             name: [*(one for one in some if one.casefold() != tag.casefold()), *to]
             for name, some in old.items()

@@ -161,8 +161,8 @@ class SearchIndex:
         """See TextIndex."""
         missing = set(queue_ids) - self._indexed
         if self._restated or not missing <= self._others:
-            with suppress(TimeoutError):  # a page does not wait for the first reading of much mail
-                async with asyncio.timeout(_PAUSE_S):
+            with suppress(TimeoutError):
+                async with asyncio.timeout(_PAUSE_S):  # real time: a page is awaited
                     await self._catch_up()
             self._others = missing - self._indexed
         await self._do(self._open)

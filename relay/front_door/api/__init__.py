@@ -11,6 +11,7 @@ same as that of `relay trace`.
 - `dependencies`: who may read, read contents and operate (Principal); what the room needs of others
 - `request_parameters`: query parameters and JSON bodies: conditions of the queue, limits, cursors
 - `handlers`: what needs a principal: messages, waiting for a state, queue commands, refusals, prune
+- `tags`: the tags of messages of a development relay
 - `search_text`: text of the search box and of `q`: from:, client:, state:, before: ...; GET /log
 - `content_search`: conditions on contents: words, attachments, unread copies
 - `message_source`: where the content of a message is found: spool, mailbox, or a report;

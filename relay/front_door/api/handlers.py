@@ -49,6 +49,7 @@ from relay.front_door.api.request_parameters import (
     single_values,
 )
 from relay.front_door.api.search_text import list_search_of, log_rows
+from relay.front_door.api.tags import tags_of
 from relay.front_door.http.errors import ApiError, quoted, service_unavailable
 from relay.front_door.http.gateway import BLOCK_BYTES, StreamedResponse, json_response
 from relay.front_door.http.http_request import HttpRequest
@@ -58,13 +59,11 @@ from relay.store.journeys.message_list import (
     ALL_MAILBOXES,
     FINAL_STATE,
     NO_MAILBOX,
-    IndexFailedError,
     ListPosition,
     MessageSearch,
     MessageSummary,
     in_flight,
     nearest,
-    split_tags,
 )
 from relay.store.journeys.sentences import are_failures_reported, has_new, needed_reports
 from relay.store.mailbox.types import StoredMessage
@@ -550,7 +549,7 @@ class Handlers:
         unread = await copies.unread(rows, mailbox=mailbox)
         sent = await copies.sent_from(rows, mailbox) if mailbox else ()
         previews = await self._previews.of_rows(rows) if principal.may_read_content else {}
-        tags = await self.tags_of([row.name for row in rows])
+        tags = await tags_of(self._dependencies, [row.name for row in rows])
         return {
             row.name: RowFacts(
                 is_unread=unread.get(row.name, False),
@@ -561,26 +560,6 @@ class Handlers:
             )
             for row in rows
         }
-
-    async def tags_of(self, names: Sequence[str]) -> Mapping[str, Sequence[str]]:
-        """Return the tags of messages that have any; only a development relay knows them."""
-        index = self._dependencies.journeys.places.index
-        with contextlib.suppress(IndexFailedError):
-            return await index.tags_of(names) if index is not None else {}
-        return {}
-
-    async def set_tags(self, tags: Mapping[str, str], principal: Principal) -> None:
-        """Replace the tags of messages in a development relay, by name: those with commas between
-        them. Raises ApiError 400, 403.
-        """
-        principal.check_may_change_content()
-        try:
-            read = {name: split_tags(text) for name, text in tags.items()}
-        except ValueError as error:
-            raise ApiError(400, "BadRequest", f"Tags: {error}.") from None
-        if (index := self._dependencies.journeys.places.index) is not None:
-            await index.set_tags(read)
-        self._dependencies.changes.notify()
 
     async def _execute(self, command: QueueCommand, request: HttpRequest) -> dict[str, Any]:
         try:

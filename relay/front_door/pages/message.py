@@ -18,6 +18,7 @@ from relay.base.message.address import own_mailbox
 from relay.base.message.lifecycle import SubmissionState
 from relay.delivery.reports.bounces import POSTMASTER
 from relay.formats.read_report import DeliveryReport
+from relay.front_door.api import tags as api_tags
 from relay.front_door.api.request_parameters import require_method
 from relay.front_door.http.errors import ApiError, service_unavailable
 from relay.front_door.pages.content import MessageHead
@@ -69,7 +70,7 @@ async def message_page(request: PageRequest, key: str) -> Response:
         if content.message and not values["view"].others
         else (),
         about=about,
-        tags=(await site.handlers.tags_of([journey.key])).get(journey.key, ()),
+        tags=(await api_tags.tags_of(site.dependencies, [journey.key])).get(journey.key, ()),
         is_own_report=_is_own_report(journey),
         live=None if _has_ended(journey, site) else _live_part(request, values),
         **values,
@@ -246,7 +247,7 @@ async def set_tags(request: PageRequest, key: str) -> Response:
     require_method(request.http, "POST")
     journey = await request.site.handlers.message(key, request.principal)
     tags = {journey.key: request.form.text("tags")}
-    await request.site.handlers.set_tags(tags, request.principal)
+    await api_tags.set_tags(request.site.dependencies, tags, request.principal)
     return request.redirect(f"messages/{journey.key}", list=request.form.text("list") or None)
 
 
