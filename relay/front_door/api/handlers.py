@@ -49,7 +49,6 @@ from relay.front_door.api.request_parameters import (
     single_values,
 )
 from relay.front_door.api.search_text import list_search_of, log_rows
-from relay.front_door.api.tags import tags_of
 from relay.front_door.http.errors import ApiError, quoted, service_unavailable
 from relay.front_door.http.gateway import BLOCK_BYTES, StreamedResponse, json_response
 from relay.front_door.http.http_request import HttpRequest
@@ -549,14 +548,12 @@ class Handlers:
         unread = await copies.unread(rows, mailbox=mailbox)
         sent = await copies.sent_from(rows, mailbox) if mailbox else ()
         previews = await self._previews.of_rows(rows) if principal.may_read_content else {}
-        tags = await tags_of(self._dependencies, [row.name for row in rows])
         return {
             row.name: RowFacts(
                 is_unread=unread.get(row.name, False),
                 preview=previews.get(row.name, NO_PREVIEW),
                 shows_text=mailbox is None or row.name in unread or row.name in sent,
                 is_received=row.name in unread,
-                tags=tags.get(row.name, ()),
             )
             for row in rows
         }

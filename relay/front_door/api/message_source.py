@@ -300,7 +300,6 @@ class RowFacts(Struct, frozen=True):
     is_unread: bool  # one of these copies is
     preview: MessagePreview
     shows_text: bool  # of the preview
-    tags: Sequence[str] = ()  # in a development relay
 
 
 class MessagePreviews:

@@ -27,6 +27,7 @@ from relay.front_door.api.handlers import Handlers
 from relay.front_door.api.message_source import RowFacts
 from relay.front_door.api.request_parameters import MESSAGE_STATES, require_method
 from relay.front_door.api.search_text import SearchTextError, parse_search
+from relay.front_door.api.tags import tags_of
 from relay.front_door.http.errors import ApiError, quoted
 from relay.front_door.pages.content import one_line
 from relay.front_door.pages.help import first_minute
@@ -238,13 +239,14 @@ async def _fragment(request: PageRequest, view: ListView) -> str:
         rows = [one for one in page.rows if one.name not in site.deletions.names]
         older = page.older
     facts = await site.handlers.row_facts(rows, principal)
+    tags = await tags_of(site.dependencies, [one.name for one in rows])
     total, counts = await site.dependencies.journeys.counts(
         account=principal.account, limit=_COUNTED_MAX
     )
     return request.shared_part(
         "_list.html",
         view=view,
-        rows=[_row(one, facts[one.name]) for one in rows],
+        rows=[_row(one, facts[one.name]) | {"tags": tags.get(one.name)} for one in rows],
         came=view.came(),
         actions=actions(site),
         matching=_matching(view, len(rows), is_all=older is None, total=total, counts=counts),
@@ -303,7 +305,6 @@ def _row(row: MessageSummary, facts: RowFacts) -> dict[str, Any]:
         "to_name": one_line(preview.to_name),
         "more": max(0, row.recipient_count - is_sent_to),
         "subject": one_line(row.subject),
-        "tags": facts.tags,
         "reply": "" if row.state in _WITHOUT_REPLY else row.reply,
         "next": None if next_us is None else rfc3339(next_us),
     }
