@@ -24,6 +24,7 @@ PAGES = {
     "internet": "/internet",
     "clock": "/clock",
     "health": "/health",
+    "compose": "/compose",
     "help": "/help",
     "programs": "/help/programs",
     "missing page": "/queue/nothing",

@@ -11,10 +11,11 @@ relay/formats/quoting.py.
 
 import asyncio
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from datetime import UTC, tzinfo
 from functools import partial
+from typing import Any
 
 from msgspec import Struct
 from msgspec.structs import replace
@@ -102,9 +103,20 @@ create_reply_all = partial(_create, kind=AnswerKind("createReplyAll", to_all=Tru
 create_forward = partial(_create, kind=AnswerKind("createForward", prefix="FW"))
 
 
+async def compose_answer(
+    request: GraphRequest, kind: AnswerKind, given: Mapping[str, Any]
+) -> Answer:
+    """Return what an action makes of its parameters, without creating it. Raises StoreError."""
+    async with request.dependencies.answers:
+        return await _composed(request, kind, _read(request, kind, given))
+
+
 async def _parameters(request: GraphRequest, kind: AnswerKind) -> AnswerParameters:
     """Read the body, which may be empty."""
-    given = await request.json_object(may_be_empty=True, or_mime=True)
+    return _read(request, kind, await request.json_object(may_be_empty=True, or_mime=True))
+
+
+def _read(request: GraphRequest, kind: AnswerKind, given: Mapping[str, Any]) -> AnswerParameters:
     answer = parse_answer(given, request.account, action=kind.action, is_forward=kind.is_forward)
     check_recipients_count(answer.message.properties)  # before the original is read
     return answer

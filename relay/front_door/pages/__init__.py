@@ -18,6 +18,8 @@ Messages:
 
 - `message_list`: the first page: the list, its search, filters, tabs and pages; mark messages as
   read or unread, or delete them; /refused: what SMTP sessions refused
+- `compose`: /compose in a development relay: write, reply and forward, by the Graph API; at which
+  field an error is shown
 - `undo`: the ten seconds in which the deletion of one message can be undone
 - `help`: how to send a first message: the empty list, and /help; /help/programs: the programs of
   docs/snippets.md with this relay's ports

@@ -12,10 +12,12 @@ from starlette.responses import Response
 from relay.base.pressure import ConcurrencyCounter
 from relay.front_door.api.dependencies import ApiDependencies
 from relay.front_door.api.request_parameters import require_method
+from relay.front_door.graph.graph_request import GraphDependencies
 from relay.front_door.http.connection_limits import REQUESTS_MAX
 from relay.front_door.http.errors import ApiError, quoted, service_unavailable
 from relay.front_door.http.gateway import Gateway
 from relay.front_door.http.http_request import HttpRequest, RequestLimits
+from relay.front_door.pages.compose import FORM_BYTES_MAX, compose_page
 from relay.front_door.pages.development import change_internet, clock_page, internet_page
 from relay.front_door.pages.health import health_page
 from relay.front_door.pages.help import help_page, send_example, snippets_page
@@ -36,7 +38,7 @@ from relay.store.spool.types import SpoolError
 # The first segments of the paths of pages; "" is the first page.
 PREFIXES = (
     "", "messages", "refused", "queue", "internet", "clock", "health", "login", "logout", "static",
-    "help",
+    "help", "compose",
 )  # fmt: skip
 REQUESTS_OF_VISITOR_MAX = 32  # at once: the searches of one must not keep all others waiting
 _TOO_MANY = "Too many pages of this account are being read at once. Try again in a moment."
@@ -50,14 +52,16 @@ def create_app(
     *,
     live_views: LiveViews | None = None,
     deletions: PendingDeletions | None = None,
+    graph: GraphDependencies | None = None,
 ) -> Gateway:
-    """Return the application of the pages; `access` decides who the visitor is.
+    """Return the application of the pages; `access` decides who the visitor is. With `graph`, they
+    send mail.
 
     The caller closes `live_views` and `deletions` at the end.
     """
     live_views = live_views or LiveViews(dependencies.changes, dependencies.clock)
     deletions = deletions or PendingDeletions(dependencies.clock)
-    site = PageSite(dependencies, access, live_views, deletions=deletions)
+    site = PageSite(dependencies, access, live_views, deletions=deletions, graph=graph)
     running = ConcurrencyCounter()  # by the name of the visitor
 
     async def handle(request: HttpRequest) -> Response:
@@ -73,7 +77,8 @@ def create_app(
                 return login_needed(request, site)
             form = PageForm(())
             if request.method != "GET":
-                form = await read_form(request, visitor.csrf)
+                has_files = request.segments == ("compose",)
+                form = await read_form(request, visitor.csrf, has_files=has_files)
             asked = PageRequest(site, request, visitor, form)
             if request.segments == ("logout",):
                 return logout(asked)
@@ -85,7 +90,8 @@ def create_app(
         except ApiError as error:
             return site.error(request, visitor, error)
 
-    limits = RequestLimits(body_bytes=_BODY_BYTES_MAX, held_bytes=_HELD_BYTES_MAX)
+    body_bytes = FORM_BYTES_MAX if graph is not None else _BODY_BYTES_MAX
+    limits = RequestLimits(body_bytes=body_bytes, held_bytes=_HELD_BYTES_MAX + body_bytes)
     return Gateway(handle, clock=dependencies.clock, limits=limits)
 
 
@@ -139,6 +145,8 @@ async def _page(request: PageRequest) -> Response:
             controls := site.dependencies.development
         ) is not None:
             return await change_internet(request, controls)
+        case ("compose",) if site.graph is not None:
+            return await compose_page(request, site.graph)
         case ("help",):
             return await help_page(request)
         case ("help", "programs"):

@@ -15,7 +15,9 @@ A browser can be made to send a form to any address. That it has the CSRF token 
 that it comes from a page of this relay (OWASP Cross-Site Request Forgery Prevention Cheat Sheet).
 """
 
+import asyncio
 import hashlib
+import re
 import secrets
 from collections import OrderedDict
 from dataclasses import dataclass
@@ -39,7 +41,12 @@ SESSIONS_OF_ACCOUNT_MAX = 20
 _SECRET_BYTES = 32
 _IDENTIFIER_LENGTH_MAX = 64
 _URLENCODED = "application/x-www-form-urlencoded"
+_MULTIPART = "multipart/form-data"
+# Browsers write a quote in a name as %22.
+_PART_FIELD = re.compile(r'\b(name|filename|Content-Type)(?:="|: )([^"\r\n]*+)')
 _FIELDS_MAX = 2000
+FILES_MAX = 20
+_PARTS_MAX = FILES_MAX + 10  # with the other fields
 _CSRF_FIELD = "csrf"
 _CSRF_HEADER = "x-csrf-token"
 STALE_FORM = (
@@ -54,10 +61,23 @@ _LOGGED_MAX = 128
 _log = get_logger("pages")
 
 
+class UploadedFile(Struct, frozen=True):
+    """A file of a form: what its browser says of it, and its content."""
+
+    name: str
+    media_type: str
+    content: bytes
+
+
 class PageForm(Struct, frozen=True):
-    """The fields of a form. A field may occur several times, such as the boxes of a list."""
+    """The fields of a form. A field may occur several times, such as the boxes of a list.
+
+    `is_cut`: the form was too large; what is over the limit is missing, files at the end.
+    """
 
     fields: tuple[tuple[str, str], ...]
+    files: tuple[UploadedFile, ...] = ()
+    is_cut: bool = False
 
     def text(self, name: str) -> str:
         """Return the value of a field, "" if it is absent."""
@@ -68,13 +88,24 @@ class PageForm(Struct, frozen=True):
         return [value for given, value in self.fields if given == name]
 
 
-async def read_form(request: HttpRequest, csrf: str) -> PageForm:
+async def read_form(request: HttpRequest, csrf: str, *, has_files: bool = False) -> PageForm:
     """Read the form of a POST whose CSRF token is `csrf`, "" for a visitor without one.
 
     The token is in the field `csrf` or in X-CSRF-Token. Raises ApiError 403 for another one or
     none, 415 for another media type, 400, and what HttpRequest.body() raises.
     """
-    body = await request.body()
+    if has_files and request.media_type == _MULTIPART:
+        body = await request.body(cuts=True)
+        form = await asyncio.to_thread(_multipart, request.headers["content-type"], body)
+    else:
+        form = _urlencoded(request, await request.body())
+    given = request.headers.get(_CSRF_HEADER) or form.text(_CSRF_FIELD)
+    if not is_csrf_token(given, csrf):
+        raise ApiError(403, "ErrorAccessDenied", STALE_FORM)
+    return form
+
+
+def _urlencoded(request: HttpRequest, body: bytes) -> PageForm:
     if body and request.media_type != _URLENCODED:
         raise unsupported_media_type(request.media_type, _URLENCODED)
     try:
@@ -87,11 +118,23 @@ async def read_form(request: HttpRequest, csrf: str) -> PageForm:
     except ValueError:
         message = f"The form is not percent-encoded UTF-8, or has more than {_FIELDS_MAX} fields."
         raise ApiError(400, "BadRequest", message) from None
-    form = PageForm(tuple(fields))
-    given = request.headers.get(_CSRF_HEADER) or form.text(_CSRF_FIELD)
-    if not is_csrf_token(given, csrf):
-        raise ApiError(403, "ErrorAccessDenied", STALE_FORM)
-    return form
+    return PageForm(tuple(fields))
+
+
+def _multipart(content_type: str, body: bytes) -> PageForm:
+    """Read a form with files (RFC 7578); a part that is cut off, or one too many, is left out."""
+    line = b"\r\n--" + content_type.partition("boundary=")[2].strip('"').encode("latin-1")
+    pieces = (b"\r\n" + body).split(line, _PARTS_MAX + 1)
+    fields, files = [], []
+    for part in pieces[1:-1]:
+        head, _, content = part.partition(b"\r\n\r\n")
+        about = dict(_PART_FIELD.findall(head.decode("utf-8", "replace")))
+        if (name := about.get("filename")) is None:
+            fields.append((about.get("name", ""), content.decode("utf-8", "replace")))
+        elif name or content:
+            media_type = about.get("Content-Type", "")
+            files.append(UploadedFile(name.replace("%22", '"'), media_type, content))
+    return PageForm(tuple(fields), tuple(files), is_cut=pieces[-1][:2] != b"--")
 
 
 def is_csrf_token(given: str, expected: str) -> bool:

@@ -21,6 +21,7 @@ from relay.formats.read_report import DeliveryReport
 from relay.front_door.api import tags as api_tags
 from relay.front_door.api.request_parameters import require_method
 from relay.front_door.http.errors import ApiError, service_unavailable
+from relay.front_door.pages.compose import copies_of
 from relay.front_door.pages.content import MessageHead
 from relay.front_door.pages.journey_view import journey_view
 from relay.front_door.pages.live import LIVE_PARAMETER, digest_of
@@ -126,7 +127,7 @@ def _live_parts(request: PageRequest, values: Mapping[str, Any]) -> list[str]:
     """Return the answer, the menu and the line of steps, which the stream puts into their places,
     and the journey.
     """
-    parts = ("_answer.html", "_more.html", "_dots.html", "_journey.html")
+    parts = ("_answer.html", "_answers.html", "_more.html", "_dots.html", "_journey.html")
     return [request.shared_part(one, **values) for one in parts]
 
 
@@ -161,6 +162,7 @@ async def _journey_values(request: PageRequest, key: str) -> dict[str, Any]:
         else [],
         "may_advance": bool(controls and may_operate and due),
         "may_change": may_operate and journey.state == SubmissionState.SCHEDULED,
+        "may_answer": bool(site.graph and may_operate and await copies_of(request, journey)),
         "due": due,
     }
 

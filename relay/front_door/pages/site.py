@@ -21,9 +21,11 @@ from starlette.responses import Response
 from relay.base.clock import rfc3339, time_us_of
 from relay.base.message.address import ascii_address, shown_address
 from relay.base.phrases import moment, time_left
+from relay.formats.html_text import html_to_text
 from relay.formats.links import LINK_PROBLEMS
 from relay.front_door.api.dependencies import ApiDependencies, DevelopmentControls, Principal
 from relay.front_door.api.handlers import Handlers
+from relay.front_door.graph.graph_request import GraphDependencies
 from relay.front_door.http.errors import ApiError, quoted
 from relay.front_door.http.http_request import HttpRequest
 from relay.front_door.pages.charts import duration_text
@@ -77,6 +79,7 @@ class PageSite:
         live_views: LiveViews,
         *,
         deletions: PendingDeletions,
+        graph: GraphDependencies | None = None,
     ) -> None:
         """Load all templates and static files of the package: files of another version may replace
         them while Relay runs. Raises OSError.
@@ -85,6 +88,7 @@ class PageSite:
         self.access = access
         self.live_views = live_views
         self.deletions = deletions
+        self.graph = graph  # None in a service
         self.handlers = Handlers(dependencies)
         self.contents = ContentPages(self.handlers, development=dependencies.development)
         self._static = _load_static()
@@ -263,7 +267,7 @@ def _environment() -> jinja2.Environment:
         "left_until": lambda at, now: time_left((time_us_of(at) - time_us_of(now)) / 1e6),
         "link_problems": LINK_PROBLEMS,
     }
-    environment.filters |= {"domains": _domains, "one_line": one_line}
+    environment.filters |= {"domains": _domains, "one_line": one_line, "text": html_to_text}
     return environment
 
 

@@ -41,6 +41,7 @@ from relay.store.spool.queue_commands import RouteLookup
 from relay.transport.routing.resolver import LoopbackResolver, Resolver
 
 if TYPE_CHECKING:
+    from relay.front_door.graph.graph_request import GraphDependencies
     from relay.front_door.notifications.subscriptions import Subscriptions
 
 FURTHER_PREFIXES = ("api", "view", "livez")  # the first segments of the paths of `further_api`
@@ -60,6 +61,7 @@ class FrontDoor:
     subscriptions: "Subscriptions | None" = None  # of the Graph API
     relay_v1: ASGIApp | None = None  # that for observe.metrics; None: no TCP listeners
     graph: Gateway | None = None  # the Graph API; None: http.listen is empty
+    graph_means: "GraphDependencies | None" = None  # what its handlers need
     programs: ASGIApp | None = None  # both, and sign-in, by path; None: as above
     sign_in_paths: Sequence[str] = ()  # after the first segment, in `programs`
     sign_in_pages: Sequence[str] = ()  # those of them that people open
@@ -135,8 +137,8 @@ def build_front_door(
         versions |= dict.fromkeys(users.prefixes, sign_in)
     programs = PathRouter(versions, by_rest=dict.fromkeys(paths, sign_in), otherwise=create_app())
     return dataclasses.replace(
-        door, graph=gateway, subscriptions=subscriptions, programs=programs,
-        sign_in_paths=paths, sign_in_pages=users.pages if users else (),
+        door, graph=gateway, graph_means=dependencies, subscriptions=subscriptions,
+        programs=programs, sign_in_paths=paths, sign_in_pages=users.pages if users else (),
         prefixes=(*versions, *api.PREFIXES),
         further_api=base.sources.further_api and base.sources.further_api(means, base.spool),
     )  # fmt: skip
@@ -242,7 +244,10 @@ def build_pages(base: Foundation, front_door: FrontDoor) -> Pages:
         access = pages.Access(logins=logins)
     live_views = pages.LiveViews(base.changes, base.clock)
     deletions = pages.PendingDeletions(base.clock)
-    app = pages.create_app(front_door.means, access, live_views=live_views, deletions=deletions)
+    app = pages.create_app(
+        front_door.means, access, live_views=live_views, deletions=deletions,
+        graph=front_door.graph_means if base.is_development else None,
+    )  # fmt: skip
 
     async def end() -> None:
         live_views.close()

@@ -1,0 +1,174 @@
+"""/compose in a development relay: write a message, reply to one, or forward it.
+
+The functions of the Graph API send it, as one of its clients does: their limits, rights and steps
+are those of every message. It is sent from a mailbox, by its account; an answer from one that has a
+copy of the message. What is refused leaves nothing behind: the form comes back with what was typed
+and the reason at its field. A browser does not give back files.
+"""
+
+import base64
+import re
+from collections.abc import Mapping
+from contextlib import suppress
+from typing import Any
+
+from msgspec import Struct
+from msgspec.structs import replace
+from starlette.responses import Response
+
+from relay.formats.address_list import address_entries
+from relay.front_door.api.request_parameters import require_method, single_values
+from relay.front_door.graph.admission import check_pressure
+from relay.front_door.graph.graph_request import GraphDependencies, GraphRequest, api_error
+from relay.front_door.graph.message_parser import parse_message
+from relay.front_door.graph.replies import Answer, AnswerKind, compose_answer
+from relay.front_door.graph.routes import Intake
+from relay.front_door.graph.send_mail import new_message, submit
+from relay.front_door.http.errors import ApiError, bad_request, quoted
+from relay.front_door.pages.logins import FILES_MAX, PageForm
+from relay.front_door.pages.site import PageRequest
+from relay.store.journeys.document import Journey
+from relay.store.mailbox.types import NoSuchItemError, StoreError
+
+FORM_BYTES_MAX = 12_000_000  # with its attachments
+_MOST = f"{FILES_MAX} files, and {FORM_BYTES_MAX // 1_000_000} MB with the text"
+_KINDS = {
+    "reply": AnswerKind("reply"),
+    "reply-all": AnswerKind("replyAll", to_all=True),
+    "forward": AnswerKind("forward", prefix="FW"),
+}
+# The fields of the form have the names of Graph's JSON, by which its errors begin.
+_RECIPIENTS = ("toRecipients", "ccRecipients", "bccRecipients")
+_FIELDS = ("from", *_RECIPIENTS, "subject", "body", "attachments")
+_PATH = re.compile(r"(?:message\.)?+(\w++)[\w.\[\]]*+: ")
+_COPIES_MAX = 20  # that an answer may be from
+
+
+class Answered(Struct, frozen=True):
+    """The message that is answered, and the ids of its copies by mailbox.
+
+    `begun` is the answer in which nothing was typed, in the mailbox `whose`.
+    """
+
+    journey: Journey
+    kind: AnswerKind
+    copies: Mapping[str, str]
+    whose: str
+    begun: Answer
+
+
+async def compose_page(request: PageRequest, means: GraphDependencies) -> Response:
+    """GET /compose, with the id of a message in ?reply=, ?reply-all= or ?forward=; POST sends."""
+    require_method(request.http, "GET", "POST")
+    request.principal.check_may_operate()
+    answered = await _answered(request, means)
+    form, status, faults = request.form, 200, dict[str, str]()
+    if request.http.method == "POST":
+        try:
+            sent = await _send(request, means, answered)
+            return request.redirect(f"messages/{sent.headers['x-relay-message-id']}")
+        except ApiError as error:
+            status, faults = error.status, _faults(error, form)
+    development = request.site.dependencies.development
+    sender = development.clients.sender if development else ""
+    return request.page(
+        "compose.html", status=status, faults=faults, form=form, answered=answered, most=_MOST,
+        sender=sender,
+    )  # fmt: skip
+
+
+async def copies_of(request: PageRequest, journey: Journey) -> dict[str, str]:
+    """Return the ids of the copies of a message by mailbox, that of its sender last."""
+    means, copies = request.site.dependencies, dict[str, str]()
+    for row in await means.journeys.rows([journey.key], account=None):
+        copies |= means.sources.copies.places(row.id or "", row.recipients)[:_COPIES_MAX]
+    if (original := await means.sources.original(journey)) is not None:
+        copies.setdefault(original[0], original[1].id)
+    return copies
+
+
+async def _answered(request: PageRequest, means: GraphDependencies) -> Answered | None:
+    """Return what the query names, None for a new message. Raises ApiError 400, 404."""
+    for name, key in single_values(request.http.query, _KINDS).items():
+        kind, journey = _KINDS[name], await request.site.handlers.message(key, request.principal)
+        copies = await copies_of(request, journey)
+        for mailbox, copy_id in copies.items():
+            with suppress(NoSuchItemError):  # it is deleted
+                graph = _as_account(request, means, mailbox, message_id=copy_id)
+                begun = await compose_answer(graph, kind, {})
+                return Answered(journey, kind, copies, mailbox, begun)
+        raise ApiError(404, "ErrorItemNotFound", "No mailbox of this relay has this message.")
+    return None
+
+
+def _as_account(
+    request: PageRequest, means: GraphDependencies, address: str, *, message_id: str = ""
+) -> GraphRequest:
+    """Return the request of a mailbox's account. Raises ApiError at From if there is none."""
+    account = means.accounts.by_address(address)
+    if account is None:
+        raise bad_request(f"from: {quoted(address)} is no mailbox of this relay.")
+    return GraphRequest(means, request.http, account, {"message": message_id}, caller=account)
+
+
+async def _send(
+    request: PageRequest, means: GraphDependencies, answered: Answered | None
+) -> Response:
+    """Send what was typed; return Graph's 202. Raises ApiError: nothing was sent."""
+    form = request.form
+    if form.is_cut:
+        raise bad_request(f"attachments: expected at most {_MOST}.")
+    authors = _recipients(form.text("from"))
+    if len(authors) != 1:
+        raise bad_request(f"from: found {quoted(form.text('from'))}, expected one address.")
+    graph = _as_account(request, means, authors[0]["emailAddress"]["address"])
+    check_pressure(means.pressure, Intake.MESSAGE)
+    message = _message(form) | {"from": authors[0]}
+    try:
+        if answered is None:
+            properties = parse_message(message, graph.account).properties
+            return await submit(graph, new_message(graph, properties))
+        if (copy_id := answered.copies.get(graph.mailbox)) is None:
+            raise bad_request(f"from: the message is in {', '.join(answered.copies)} only.")
+        graph = replace(graph, path_parameters={"message": copy_id})
+        comment = message.pop("body")["content"] if form.text("format") == "quote" else ""
+        given = {"message": message, "comment": comment}
+        answer = await compose_answer(graph, answered.kind, given)
+        return await submit(graph, new_message(graph, answer.properties, kept=answer.kept))
+    except StoreError as error:
+        raise api_error(error, request.http) from error
+
+
+def _message(form: PageForm) -> dict[str, Any]:
+    """Return the message of the form as Graph's JSON."""
+    kind = "html" if form.text("format") == "html" else "text"
+    attachments = [
+        {
+            "@odata.type": "#microsoft.graph.fileAttachment", "name": one.name,
+            "contentType": one.media_type, "contentBytes": base64.b64encode(one.content).decode(),
+        }
+        for one in form.files
+    ]  # fmt: skip
+    body = {"contentType": kind, "content": form.text("body").replace("\r\n", "\n")}
+    people = {name: _recipients(form.text(name)) for name in _RECIPIENTS}
+    return {"subject": form.text("subject"), "body": body, "attachments": attachments, **people}
+
+
+def _recipients(text: str) -> list[dict[str, Any]]:
+    """Return the entries of an address list as Graph's recipients, which Graph checks."""
+    return [
+        {"emailAddress": {"name": one.name, "address": one.address or one.text}}
+        for one in address_entries(text, unqualified=True)
+    ]
+
+
+def _faults(error: ApiError, form: PageForm) -> dict[str, str]:
+    """Return the error by the field of the form that it names, "" for none."""
+    message = error.detail or error.message.replace("comment: ", "body: ")
+    field = _RECIPIENTS[0] if error.code == "ErrorInvalidRecipients" else ""
+    if (path := _PATH.match(message)) and path[1] in _FIELDS:
+        field, message = path[1], message[path.end() :]
+    faults = {field: message[:1].upper() + message[1:].replace("Recipients", "")}
+    if form.files and field != "attachments":
+        faults["attachments"] = "Choose the files again: a browser does not keep them."
+    return faults
