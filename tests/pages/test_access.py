@@ -81,9 +81,8 @@ ROWS = {
     "health": Row("/health", OVERVIEW),
     **{
         route: Row(f"/{route}", DEVELOPMENT_ONLY, post="303 404 404 404 404")
-        for route in ("internet", *(f"internet/{change}" for change in CHANGES))
+        for route in ("clock", "compose", "internet", *(f"internet/{change}" for change in CHANGES))
     },
-    "clock": Row("/clock", DEVELOPMENT_ONLY, post="303 404 404 404 404"),
     "help": Row("/help", ALL_MAY_READ),
     "help/programs": Row("/help/programs", DEVELOPMENT_ONLY),
     "help/example": Row("/help/example?key=k", "303 405 405 405 405", post="303 403 403 403 404"),
@@ -102,6 +101,7 @@ DEVELOPMENT = {
         for change, refused in zip(CHANGES, (400, 409, 400, 409), strict=True)
     },
     "clock": Row("/clock", "303 200 200", post="303 403 400", fields={"by": "own", "own": "x"}),
+    "compose": Row("/compose", "303 403 200", post="303 403 400"),
     "help/programs": Row("/help/programs", "303 200 200", post="303 405 405"),
     "help/example": Row("/help/example?key=k", "303 405 405", post="303 403 303"),
     "messages/{key}/advance": Row("/messages/{id}/advance", "303 405 405", post="303 403 400"),
