@@ -69,11 +69,9 @@ async def compose_page(request: PageRequest, means: GraphDependencies) -> Respon
             return request.redirect(f"messages/{sent.headers['x-relay-message-id']}")
         except ApiError as error:
             status, faults = error.status, _faults(error, form)
-    development = request.site.dependencies.development
-    sender = development.clients.sender if development else ""
     return request.page(
         "compose.html", status=status, faults=faults, form=form, answered=answered, most=_MOST,
-        sender=sender,
+        development=request.site.dependencies.development,
     )  # fmt: skip
 
 
