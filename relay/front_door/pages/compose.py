@@ -75,7 +75,7 @@ async def compose_page(request: PageRequest, means: GraphDependencies) -> Respon
     )  # fmt: skip
 
 
-async def copies_of(request: PageRequest, journey: Journey) -> dict[str, str]:
+async def _copies_of(request: PageRequest, journey: Journey) -> dict[str, str]:
     """Return the ids of the copies of a message by mailbox, that of its sender last."""
     means, copies = request.site.dependencies, dict[str, str]()
     for row in await means.journeys.rows([journey.key], account=None):
@@ -89,7 +89,7 @@ async def _answered(request: PageRequest, means: GraphDependencies) -> Answered 
     """Return what the query names, None for a new message. Raises ApiError 400, 404."""
     for name, key in single_values(request.http.query, _KINDS).items():
         kind, journey = _KINDS[name], await request.site.handlers.message(key, request.principal)
-        copies = await copies_of(request, journey)
+        copies = await _copies_of(request, journey)
         for mailbox, copy_id in copies.items():
             with suppress(NoSuchItemError):  # it is deleted
                 graph = _as_account(request, means, mailbox, message_id=copy_id)

@@ -21,7 +21,6 @@ from relay.formats.read_report import DeliveryReport
 from relay.front_door.api import tags as api_tags
 from relay.front_door.api.request_parameters import require_method
 from relay.front_door.http.errors import ApiError, service_unavailable
-from relay.front_door.pages.compose import copies_of
 from relay.front_door.pages.content import MessageHead
 from relay.front_door.pages.journey_view import journey_view
 from relay.front_door.pages.live import LIVE_PARAMETER, digest_of
@@ -152,6 +151,7 @@ async def _journey_values(request: PageRequest, key: str) -> dict[str, Any]:
         default="",
     )
     controls = site.dependencies.development
+    has_copies = journey.submission_id or any(one.graph_id for one in journey.recipients)
     return {
         "actions": await _actions(request, journey.key),
         "answer": answer(journey, now_us=now_us, reports=reports),
@@ -162,7 +162,7 @@ async def _journey_values(request: PageRequest, key: str) -> dict[str, Any]:
         else [],
         "may_advance": bool(controls and may_operate and due),
         "may_change": may_operate and journey.state == SubmissionState.SCHEDULED,
-        "may_answer": bool(site.graph and may_operate and await copies_of(request, journey)),
+        "may_answer": site.graph and may_operate and has_copies,
         "due": due,
     }
 
