@@ -110,7 +110,7 @@ def test_each_method_of_mailpit_api(relay: DevProcess, url: str, tmp_path: Path)
     assert found["headers"]["X-Test"] == ["1"]
     assert "Subject: Welcome aboard\r\n" in found["source"]
     assert (found["html"].strip(), found["text"].strip()) == ("<b>4711</b>", "The code is 4711.")
-    assert (found["info"]["Messages"], found["tags"]) == (2, [])
+    assert (found["info"]["Messages"], found["tags"]) == (2, ["x"])
     expected = ("404 Not Found", "404 Not Found", "is not an address", "404 Not Found")
     assert all(text in said for text, said in zip(expected, found["refused"], strict=True))
 
