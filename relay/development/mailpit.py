@@ -18,7 +18,6 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime, tzinfo
 from functools import partial
-from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import parse_qs
 
@@ -57,7 +56,7 @@ from relay.store.journeys.message_list import (
     SearchTerm,
     TextSearch,
 )
-from relay.store.mailbox.mailbox_list import unread_ids
+from relay.store.mailbox.mailbox_list import ReadFlags
 from relay.store.mailbox.types import StoreError
 from relay.store.spool.engine import SpoolEngine
 from relay.store.spool.types import SpoolError
@@ -108,7 +107,7 @@ class MailpitApi:
         self,
         means: ApiDependencies,
         spool: SpoolEngine,
-        mail_root: Path,
+        flags: ReadFlags,
         *,
         check_login: Callable[[HttpRequest], None] | None,
         send: Callable[[OutgoingMail], str],
@@ -117,7 +116,7 @@ class MailpitApi:
         self._means, self._handlers = means, Handlers(means)
         self._spool, self._ids = spool, spool.development
         self._check_login, self._send = check_login, send
-        self._mail_root = mail_root
+        self._flags = flags
         self._kept: dict[str, dict[str, Any]] = {}  # rows of lists
         self._copies: dict[str, Sequence[str]] = {}  # of messages that have all of them
 
@@ -221,7 +220,7 @@ class MailpitApi:
             copies[row.name] = [copy_id for _, copy_id in places]
             if row.state in _BEFORE_COPIES:
                 coming.add(row.name)
-        unread = await asyncio.to_thread(unread_ids, self._mail_root)
+        unread = await asyncio.to_thread(self._flags.unread)
         self._copies = {name: some for name, some in copies.items() if name not in coming}
         return {
             name for name, some in copies.items()

@@ -73,7 +73,7 @@ from relay.operation.app.development_folder import DevelopmentFolder
 from relay.operation.app.foundation import RelayDependencies
 from relay.operation.app.settling import SETTLE_S, UnsettledError
 from relay.store.journeys.document import Journey
-from relay.store.mailbox.mailbox_list import MailboxList
+from relay.store.mailbox.mailbox_list import MailboxList, ReadFlags
 from relay.store.spool.engine import SpoolEngine
 from relay.store.spool.types import Selector
 from relay.transport.ingress.smtp_server import ListenerOptions
@@ -137,7 +137,7 @@ class DevelopmentRelay:
             base.journeys, base.spool, base.store.messages, mailbox_for=base.table.mailbox_for,
             received=self.received_content,
         )  # fmt: skip
-        self._index = SearchIndex(folder.path / "search-index", base, sources)
+        self._index = SearchIndex(folder.path / "search-index", base, sources, flags=self._flags)
         base.journeys.places.index = self._index
         base.store.messages.on_state = self._index.note_state
         self._tasks: list[asyncio.Task[None]] = []
@@ -219,8 +219,8 @@ class DevelopmentRelay:
         """Return Mailpit's API."""
         bytes_max = max(one.max_message_size for one in settings.smtp)
         check_login = self._accounts.check_operator if self._options.asks_for_token else None
-        root = settings.mailboxes.root
-        api = MailpitApi(means, spool, root, check_login=check_login, send=self._submit)
+        self._flags = ReadFlags(settings.mailboxes.root, self.clock)
+        api = MailpitApi(means, spool, self._flags, check_login=check_login, send=self._submit)
         return api.application(message_bytes_max=bytes_max)
 
     def _submit(self, mail: OutgoingMail) -> str:

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import apsw
+import msgspec
 
 from relay.base.clock import id_time_us
 from relay.base.message.address import own_mailbox
@@ -33,12 +34,13 @@ from relay.development.removal import development_spool
 from relay.formats.html_text import without_tags
 from relay.formats.read_header import parse_header, read_text
 from relay.formats.read_mime import read_mime
-from relay.front_door.api.message_source import MessageSources
+from relay.front_door.api.message_source import MessageSources, preview_of
 from relay.operation.app.foundation import Foundation
 from relay.store.journeys.message_list import (
     FIELDS,
     TAGS_MAX,
     IndexFailedError,
+    MessagePreview,
     MessageSummary,
     SearchTerm,
     TextAnswer,
@@ -48,11 +50,12 @@ from relay.store.journeys.message_list import (
 from relay.store.journeys.spool_history import CONTENTS_MAX
 from relay.store.mailbox.index.content_index import CONTENT_BYTES_MAX, join_addresses
 from relay.store.mailbox.index.database import marks
-from relay.store.mailbox.message_file import MessageFile, is_delivered_id
+from relay.store.mailbox.mailbox_list import ReadFlags
+from relay.store.mailbox.message_file import MessageFile, delivered_id, is_delivered_id
 from relay.store.mailbox.types import StoreError
 from relay.store.spool.types import SpoolError
 
-_VERSION = 2
+_VERSION = 3
 _STEP = 1000  # messages between two looks at what there is
 _BATCH, _BATCH_BYTES = 250, 8 << 20  # messages that are read together
 _PAUSE_S = 0.5
@@ -67,7 +70,9 @@ _SCHEMA = f"""
         accepted_us INTEGER NOT NULL,
         size_bytes  INTEGER NOT NULL,
         attachments INTEGER NOT NULL,
-        inline      INTEGER NOT NULL
+        inline      INTEGER NOT NULL,
+        copies      TEXT NOT NULL,  -- their ids, with blanks between
+        preview     BLOB NOT NULL  -- JSON; empty: its content was not there
     );
     CREATE VIRTUAL TABLE text USING fts5(
         {", ".join(FIELDS)}, tokenize = 'trigram case_sensitive 1', detail = column, columnsize = 0
@@ -79,10 +84,10 @@ _SCHEMA = f"""
     CREATE INDEX tag_folded ON tag (folded, name);
     PRAGMA user_version = {_VERSION};
 """
-_FOUND = "SELECT queue_id FROM message WHERE {} ORDER BY queue_id DESC"
+_FOUND = "SELECT queue_id, copies FROM message WHERE {} ORDER BY queue_id DESC"
 _INSERT = (
-    "INSERT INTO message (queue_id, accepted_us, size_bytes, attachments, inline)"
-    " VALUES (?, ?, ?, ?, ?)"
+    "INSERT INTO message (queue_id, accepted_us, size_bytes, attachments, inline, copies, preview)"
+    " VALUES (?, ?, ?, ?, ?, ?, ?)"
 )
 _INSERT_TEXT = f"INSERT INTO text (rowid, {', '.join(FIELDS)}) VALUES (?{', ?' * len(FIELDS)})"
 _REMOVE_TEXT = "DELETE FROM text WHERE rowid = (SELECT number FROM message WHERE queue_id = ?)"
@@ -110,8 +115,11 @@ def folded(text: str) -> str:
 class SearchIndex:
     """A TextIndex. Call run() in a task, and close() at the end."""
 
-    def __init__(self, path: Path, base: Foundation, sources: MessageSources) -> None:
+    def __init__(
+        self, path: Path, base: Foundation, sources: MessageSources, *, flags: ReadFlags
+    ) -> None:
         self._path = path
+        self._flags = flags
         self._base = base
         self._sources = sources
         self._turn = asyncio.Lock()
@@ -225,6 +233,18 @@ class SearchIndex:
                 names.add(journey.id or "")
         await self._tag(sorted(names & self._indexed), {})
 
+    async def previews(self, queue_ids: Sequence[str]) -> Mapping[str, MessagePreview]:
+        """See TextIndex."""
+        known = [one for one in queue_ids if one in self._indexed]
+        sql = f"SELECT queue_id, preview FROM message WHERE queue_id IN ({marks(known)})"
+        found = await self._do(partial(self._fetch, sql, known)) if known else ()
+        decode = partial(msgspec.json.decode, type=MessagePreview)
+        return {queue_id: decode(preview) for queue_id, preview in found if preview}
+
+    async def flags(self, copy_ids: Iterable[str]) -> Mapping[str, bool]:
+        """See TextIndex."""
+        return await asyncio.to_thread(self._flags.of, copy_ids)
+
     async def _catch_up(self) -> None:
         """Index what the spool has now, and remove what it has no more.
 
@@ -322,7 +342,11 @@ class SearchIndex:
             lambda: self._base.clock.real_s() > until_s, _STEPS_BETWEEN_CHECKS
         )
         try:
-            return [one for (one,) in self._fetch(_FOUND.format(where), values)]
+            found = self._fetch(_FOUND.format(where), values)
+            if wanted.is_unread:
+                unread = self._flags.unread()
+                found = [one for one in found if not unread.isdisjoint(one[1].split())]
+            return [queue_id for queue_id, _ in found]
         finally:
             self._connection.set_progress_handler(None)
 
@@ -386,10 +410,12 @@ def _row(summary: MessageSummary, recipients: Iterable[str], content: Content) -
     """Return what the index has of a message."""
     try:
         raw = octets_of(content).read(0, CONTENT_BYTES_MAX)
-        read = read_mime(with_first_fields(raw))
+        first = with_first_fields(raw)
+        read = read_mime(first)
+        preview = msgspec.json.encode(preview_of(read, octets_of(first))) if raw else b""
     except Exception:  # noqa: BLE001 - the others must be indexed
         _log.exception("text not read", queue_id=summary.id)
-        raw, read = b"", read_mime(b"")
+        raw, read, preview = b"", read_mime(b""), b""
     one = read.properties
     named = {own_mailbox(each.address) for each in (*one.to, *one.cc, *one.bcc)}
     unnamed = [EmailAddress(each) for each in recipients if own_mailbox(each) not in named]
@@ -408,7 +434,11 @@ def _row(summary: MessageSummary, recipients: Iterable[str], content: Content) -
     }
     inline = sum(each.inline for each in read.attachments)
     attachments = len(read.attachments) - inline
-    facts = (summary.name, id_time_us(summary.name) or 0, summary.size_bytes, attachments, inline)
+    ids = (delivered_id(f"{summary.name}-{one.number}") for one in summary.recipients)
+    facts = (
+        summary.name, id_time_us(summary.name) or 0, summary.size_bytes, attachments, inline,
+        " ".join(ids), preview,
+    )  # fmt: skip
     its_own = [name.encode("utf-8", "replace").decode() for name in one.categories]
     tags = {name.casefold(): name for name in its_own}
     for given in read_text(parse_header(header_section(raw)), "x-tags").split(",")[:TAGS_MAX]:

@@ -133,7 +133,7 @@ class Handlers:
 
     def __init__(self, dependencies: ApiDependencies) -> None:
         self._dependencies = dependencies
-        self._previews = MessagePreviews(dependencies.sources)
+        self._previews = MessagePreviews(dependencies.sources, dependencies.journeys.places)
         self._checking = asyncio.Lock()  # a hostile message takes seconds
         self.explain = ExplainHandler(dependencies.explain)
         self._waiting = ConcurrencyCounter()
@@ -545,7 +545,7 @@ class Handlers:
         """
         mailbox = None if self.is_development else principal.name
         copies = self._dependencies.sources.copies
-        unread = await copies.unread(rows, mailbox=mailbox)
+        unread = await copies.unread(rows, mailbox=mailbox, index=self._previews.places.index)
         sent = await copies.sent_from(rows, mailbox) if mailbox else ()
         previews = await self._previews.of_rows(rows) if principal.may_read_content else {}
         return {

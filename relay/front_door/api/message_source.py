@@ -13,8 +13,10 @@ import asyncio
 import contextlib
 from collections import OrderedDict, defaultdict
 from collections.abc import Callable, Collection, Mapping, Sequence
+from itertools import chain
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from relay.base.message.address import own_mailbox
 from relay.base.message.content import Content, Octets, edit_header, octets_of
@@ -23,12 +25,19 @@ from relay.base.message.lifecycle import RecipientState
 from relay.base.message.properties import EmailAddress
 from relay.formats.headers import without_delivery_fields
 from relay.formats.html_text import preview
-from relay.formats.read_mime import read_mime, read_parts
+from relay.formats.read_mime import ReadMessage, read_mime, read_parts
 from relay.formats.read_report import returned_message
 from relay.store.journeys.document import Journey
 from relay.store.journeys.events import Step
 from relay.store.journeys.journey import Journeys
-from relay.store.journeys.message_list import ListedRecipient, MessageSummary
+from relay.store.journeys.list_places import ListPlaces
+from relay.store.journeys.message_list import (
+    IndexFailedError,
+    ListedRecipient,
+    MessagePreview,
+    MessageSummary,
+    TextIndex,
+)
 from relay.store.journeys.spool_history import SpoolHistory
 from relay.store.mailbox.message_file import delivered_id
 from relay.store.mailbox.messages import Messages
@@ -67,14 +76,18 @@ class MessageCopies:
         self._keeps_captured = keeps_captured
 
     async def unread(
-        self, rows: Sequence[MessageSummary], *, mailbox: str | None
+        self, rows: Sequence[MessageSummary], *, mailbox: str | None, index: TextIndex | None = None
     ) -> dict[str, bool]:
         """Return whether a copy is unread, by the names of the messages with a copy that was
-        received, in one mailbox or in any.
+        received, in one mailbox or in any. Mailboxes are asked for what `index` does not know.
         """
         found: dict[str, bool] = {}
-        for place, names in self._by_mailbox(rows, mailbox).items():
-            flags = await self._mailboxes.read_flags(place, list(names))
+        wanted = self._by_mailbox(rows, mailbox)
+        known = await index.flags(chain(*wanted.values())) if index is not None else {}
+        for place, names in wanted.items():
+            flags = {one: known[one] for one in names if one in known}
+            if others := [one for one in names if one not in known]:
+                flags |= await self._mailboxes.read_flags(place, others)
             for copy_id, is_read in flags.items():
                 name = names[copy_id]
                 found[name] = found.get(name, False) or not is_read
@@ -280,16 +293,6 @@ class MessageSources:
             return None
 
 
-class MessagePreview(Struct, frozen=True):
-    """The beginning of a content."""
-
-    sender_name: str = ""  # in the From field
-    to_name: str = ""  # of the first address in To, or else in Cc
-    to_address: str = ""  # that address
-    has_attachments: bool = False
-    text: str = ""  # one line
-
-
 NO_PREVIEW = MessagePreview()
 
 
@@ -305,13 +308,19 @@ class RowFacts(Struct, frozen=True):
 class MessagePreviews:
     """The previews of messages that were listed lately."""
 
-    def __init__(self, sources: MessageSources) -> None:
+    def __init__(self, sources: MessageSources, places: ListPlaces) -> None:
         self._sources = sources
+        self.places = places
         self._kept: OrderedDict[str, MessagePreview] = OrderedDict()  # by queue id
 
     async def of_rows(self, rows: Sequence[MessageSummary]) -> dict[str, MessagePreview]:
         """Return the previews by the names of the rows; those that cannot be read are left out."""
         found: dict[str, MessagePreview] = {}
+        if self.places.index is not None:
+            missing = [row.id for row in rows if row.id and row.id not in self._kept]
+            with contextlib.suppress(IndexFailedError):
+                for queue_id, preview in (await self.places.index.previews(missing)).items():
+                    self._keep(queue_id, preview)
         for row in rows:
             kept = self._kept.get(row.name)
             if kept is not None:
@@ -329,10 +338,13 @@ class MessagePreviews:
         else:
             read = await asyncio.to_thread(read_preview, octets_of(content))
         if row.id:  # before that, a scheduled draft can be changed
-            self._kept[row.id] = read
-            if len(self._kept) > KEPT_MAX:
-                self._kept.popitem(last=False)
+            self._keep(row.id, read)
         return read
+
+    def _keep(self, queue_id: str, preview: MessagePreview) -> None:
+        self._kept[queue_id] = preview
+        if len(self._kept) > KEPT_MAX:
+            self._kept.popitem(last=False)
 
 
 def read_preview(octets: Octets) -> MessagePreview:
@@ -341,12 +353,17 @@ def read_preview(octets: Octets) -> MessagePreview:
     An attachment behind that is not seen: there, multipart/mixed means that there is one.
     """
     beginning = octets.part(0, min(octets.size, READ_OCTETS_MAX))
-    read = read_mime(beginning)
-    author = read.properties.from_
-    is_attached = any(not one.inline for one in read.attachments)
+    read = preview_of(read_mime(beginning), beginning)
+    is_attached = read.has_attachments
     if not is_attached and octets.size > READ_OCTETS_MAX:
         header = octets.read(0, _HEADER_OCTETS).partition(b"\r\n\r\n")[0]
         is_attached = b"multipart/mixed" in header.lower()
+    return replace(read, has_attachments=is_attached)
+
+
+def preview_of(read: ReadMessage, beginning: Octets) -> MessagePreview:
+    """Return the preview of what was read of a beginning. Blocks; raises OSError."""
+    author = read.properties.from_
     text = preview(read.properties.body, read.properties.body_type)
     if not text:  # of HTML that begins with a long style sheet
         text = preview(read_parts(beginning).bodies.text or "", "text")
@@ -357,6 +374,6 @@ def read_preview(octets: Octets) -> MessagePreview:
         author.name[:_NAME_CHARACTERS_MAX] if author else "",
         to.name[:_NAME_CHARACTERS_MAX],
         to.address[:ADDRESS_CHARACTERS_MAX],
-        is_attached,
+        any(not one.inline for one in read.attachments),
         text,
     )

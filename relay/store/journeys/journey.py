@@ -175,8 +175,20 @@ class Journeys:
         """Return the names of the newest messages that match, at most `limit`, and whether there
         may be more.
         """
-        page = await self.log(wanted, account=account, limit=limit)
-        return [row.name for row in page.rows], page.older is not None
+        if wanted.key:
+            page = await self.page(wanted, account=account, limit=limit)
+            return [row.name for row in page.rows], page.older is not None
+        began_s, names = self._clock.real_s(), list[str]()
+        before: ListPosition | None = None
+        for _ in range(PAGES_MAX):
+            found, before = await self.places.find(
+                wanted, account=account, limit=limit - len(names), before=before
+            )
+            names += [_name_of(one) for _, one in found]
+            is_enough = len(names) >= limit or self._clock.real_s() - began_s > _LOG_S
+            if before is None or is_enough:
+                break
+        return names, before is not None
 
     async def neighbours(
         self,

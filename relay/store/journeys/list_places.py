@@ -5,6 +5,7 @@ bounded; what it did not reach is on the next page.
 """
 
 from collections.abc import Awaitable, Callable, Sequence
+from itertools import takewhile
 
 from msgspec.structs import replace
 
@@ -84,14 +85,19 @@ class ListPlaces:
             return await self._find_by_history(wanted, account=account, limit=limit, before=before)
         found: list[Place] = []
         check, read = self.begin(wanted, lookup_s), 0
+        known = wanted.indexed or frozenset()
+        chunk = limit + 1 if known else _CHUNK
         while True:
             some, older = await self._find_by_history(
-                wanted, account=account, limit=_CHUNK, before=before
+                wanted, account=account, limit=chunk, before=before
             )
             candidates = [
                 one if isinstance(one, FoundMessage) else one.found(wanted) for _, one in some
             ]
-            answers = await check(candidates)
+            asked = [one for one in candidates if one.queue_id not in known]
+            checked = iter(await check(asked) if asked else ())
+            are_known = (one.queue_id in known or next(checked, None) for one in candidates)
+            answers = list(takewhile(lambda one: one is not None, are_known))
             for place, matches in zip(some, answers, strict=False):
                 if matches and len(found) == limit:
                     return found, found[-1][0]
@@ -100,23 +106,24 @@ class ListPlaces:
             if len(answers) < len(some):
                 return found, some[len(answers) - 1][0] if answers else before
             read += len(some)
-            if older is None or len(some) < _CHUNK or read >= SCAN_MAX:
+            if older is None or len(some) < chunk or read >= SCAN_MAX:
                 return found, older
             before = older
 
     async def with_index(self, wanted: MessageSearch) -> MessageSearch:
         """Return the search with the messages that the index finds, if it has all texts."""
         words = wanted.words if wanted.searches_text else ()
-        is_other = bool(words) and wanted.reader != ALL_MAILBOXES
+        is_other = bool(words or wanted.is_unread) and wanted.reader != ALL_MAILBOXES
         if (
             self.index is None
             or is_other
             or wanted.kind == REPORT
-            or not (words or wanted.has_attachment or wanted.tags)
+            or not (words or wanted.has_attachment or wanted.tags or wanted.is_unread)
         ):
             return wanted
         numbers = (SearchedNumber("attachments", 1),) if wanted.has_attachment else ()
-        search = TextSearch(tuple(map(SearchTerm, words)), numbers, wanted.tags)
+        terms = tuple(map(SearchTerm, words))
+        search = TextSearch(terms, numbers, wanted.tags, wanted.is_unread)
         try:
             found = await self.index.search(search)
         except IndexFailedError:

@@ -397,6 +397,16 @@ class FoundPage(Struct, frozen=True):
     reached: ListPosition | None
 
 
+class MessagePreview(Struct, frozen=True):
+    """The beginning of a content."""
+
+    sender_name: str = ""  # in the From field
+    to_name: str = ""  # of the first address in To, or else in Cc
+    to_address: str = ""  # that address
+    has_attachments: bool = False
+    text: str = ""  # one line
+
+
 class OpenSubmission(Struct, frozen=True):
     """A submission in the log that is not recorded as accepted: it waits, or ended before step 4.
 
@@ -548,6 +558,7 @@ class TextSearch(Struct, frozen=True):
     terms: tuple[SearchTerm, ...] = ()
     numbers: tuple[SearchedNumber, ...] = ()
     tags: tuple[SearchedTag, ...] = ()
+    is_unread: bool = False  # a copy that a recipient has not read
 
 
 class TextAnswer(Struct, frozen=True):
@@ -589,6 +600,16 @@ class TextIndex(Protocol):
     async def set_tags(self, tags: Mapping[str, Sequence[str]]) -> None:
         """Replace the tags of messages, by queue id: the categories of all copies. Raises
         StoreError too.
+        """
+        ...
+
+    async def previews(self, queue_ids: Sequence[str]) -> Mapping[str, MessagePreview]:
+        """Return the previews of those of these messages that it has. Raises IndexFailedError."""
+        ...
+
+    async def flags(self, copy_ids: Iterable[str]) -> Mapping[str, bool]:
+        """Return whether copies are read, by id, without those that no file is named after: they
+        are gone, or another program has given them a name of its own. Raises OSError.
         """
         ...
 

@@ -5,6 +5,7 @@ A file that is removed here is noticed as the removal by any other program. Rais
 """
 
 import os
+import threading
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from itertools import islice
@@ -13,8 +14,9 @@ from urllib.parse import unquote
 
 from msgspec import Struct
 
+from relay.base.clock import Clock
 from relay.store.mailbox.folders import list_folders
-from relay.store.mailbox.maildir import list_names, remove
+from relay.store.mailbox.maildir import is_old, list_names, remove
 from relay.store.mailbox.message_file import SEEN, mailbox_directory, parse_name
 from relay.store.mailbox.types import NoSuchItemError
 
@@ -50,13 +52,67 @@ class MailboxList:
         return [f"{unquote(one.name)}@{unquote(one.parent.name)}" for one in islice(found, limit)]
 
 
-def unread_ids(root: Path) -> set[str]:
-    """Return the ids of messages without the flag Seen below a mail root. Blocks."""
-    found: set[str] = set()
-    for _, directories, files in os.walk(root):
-        directories[:] = [one for one in directories if one != "tmp"]
-        names = filter(None, map(parse_name, files))
-        found.update(one.message_id for one in names if SEEN not in one.flags)
+class _Directory(Struct, frozen=True):
+    """What a directory had at a modification time."""
+
+    changed_ns: int
+    directories: list[str]
+    read: set[str]
+    unread: set[str]
+
+
+class ReadFlags:
+    """Which messages below a mail root are read, by the names of their files.
+
+    A directory is listed again when its time has changed, or is so young that a change may have the
+    same. Blocks; any thread may call it.
+    """
+
+    def __init__(self, root: Path, clock: Clock) -> None:
+        self._root = root
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._known: dict[str, _Directory] = {}
+
+    def unread(self) -> set[str]:
+        """Return the ids of the messages without the flag Seen."""
+        return set[str]().union(*(one.unread for one in self._now()))
+
+    def of(self, message_ids: Iterable[str]) -> dict[str, bool]:
+        """Return whether these are read, without those that no file is named after."""
+        wanted, found = set(message_ids), dict[str, bool]()
+        for one in self._now():
+            found |= dict.fromkeys(wanted & one.read, True)
+            found |= dict.fromkeys(wanted & one.unread, False)
+        return found
+
+    def _now(self) -> list[_Directory]:
+        found: list[_Directory] = []
+        with self._lock:
+            before, self._known = self._known, {}
+            waiting, now_us = [str(self._root)], self._clock.file_time_us()
+            while waiting:
+                path = waiting.pop()
+                with suppress(FileNotFoundError, NotADirectoryError):
+                    changed_ns = os.stat(path).st_mtime_ns  # noqa: PTH116 - thousands of them
+                    one = before.get(path)
+                    if one is None or one.changed_ns != changed_ns:
+                        one = _listed(path, changed_ns)
+                    if is_old(changed_ns, now_us=now_us):
+                        self._known[path] = one
+                    waiting += one.directories
+                    found.append(one)
+        return found
+
+
+def _listed(path: str, changed_ns: int) -> _Directory:
+    found = _Directory(changed_ns, [], set(), set())
+    with os.scandir(path) as entries:
+        for entry in entries:
+            if entry.is_dir(follow_symlinks=False):
+                found.directories.extend([entry.path] * (entry.name != "tmp"))
+            elif (name := parse_name(entry.name)) is not None:
+                (found.read if SEEN in name.flags else found.unread).add(name.message_id)
     return found
 
 

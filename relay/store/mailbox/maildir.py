@@ -35,6 +35,9 @@ _DIRECTORY_MODE = 0o700
 _LOOKS = 5
 _LOCK_ATTEMPTS = 20
 _LOCK_PAUSE_S = 0.05
+_TICK_NS = 100_000_000
+_COARSE_TICK_NS = 2_100_000_000  # for file systems with times in whole seconds
+_SECOND_NS = 1_000_000_000
 _Parameters = ParamSpec("_Parameters")
 _Result = TypeVar("_Result")
 Undo = list[Callable[[], object]]  # what takes back, in reverse order, what was done
@@ -199,6 +202,14 @@ def rename(source: Path, target: Path) -> None:
 def remove(path: Path) -> None:
     """Unlink a file if it exists."""
     path.unlink(missing_ok=True)
+
+
+def is_old(changed_ns: int, *, now_us: int) -> bool:
+    """Whether a change after now certainly gives a directory another modification time than this,
+    as far as the clock of the file system goes.
+    """
+    tick_ns = _TICK_NS if changed_ns % _SECOND_NS else _COARSE_TICK_NS
+    return now_us * 1000 - changed_ns > tick_ns
 
 
 def list_names(directory: Path) -> list[str]:

@@ -30,7 +30,7 @@ TEXTS = (
 @pytest.fixture(scope="module")
 def index(tmp_path_factory) -> Iterator[SearchIndex]:
     path = tmp_path_factory.mktemp("index") / "search-index"
-    made = SearchIndex(path, SimpleNamespace(clock=ManualClock()), None)
+    made = SearchIndex(path, SimpleNamespace(clock=ManualClock()), None, flags=None)
     made._open()
     write(made, *(row(f"{number}", body=text) for number, text in enumerate(TEXTS)))
     yield made
@@ -39,7 +39,7 @@ def index(tmp_path_factory) -> Iterator[SearchIndex]:
 
 def row(queue_id: str, *, size: int = 5, attachments: int = 0, inline: int = 0, **texts: str):
     found = tuple(folded(texts.get(name, "")) for name in FIELDS)
-    return (queue_id, int(queue_id), size, attachments, inline), found, (), False
+    return (queue_id, int(queue_id), size, attachments, inline, "", b""), found, (), False
 
 
 def write(index: SearchIndex, *rows) -> None:
@@ -80,7 +80,7 @@ def test_every_term_is_found_as_python_finds_it(index, text, term) -> None:
 async def test_a_search_ends_and_a_full_disk_ends_the_index(tmp_path, monkeypatch) -> None:
     path = tmp_path / "index"
     path.write_bytes(b"not an index" * 1000)
-    made = SearchIndex(path, SimpleNamespace(clock=ManualClock()), None)
+    made = SearchIndex(path, SimpleNamespace(clock=ManualClock()), None, flags=None)
     do = made._do
     await do(made._open)
     await do(lambda: write(made, *(row(f"{one}", body="x" * 500) for one in range(500))))

@@ -42,7 +42,7 @@ from relay.store.mailbox.index.states import (
     record_position,
 )
 from relay.store.mailbox.index.watch import MailboxWatch
-from relay.store.mailbox.maildir import list_names, remove
+from relay.store.mailbox.maildir import is_old, list_names, remove
 from relay.store.mailbox.message_file import is_relay_name, parse_name
 from relay.store.mailbox.state_file import StateFile, UnmergedState
 from relay.store.mailbox.types import Folder, StoreUnavailableError
@@ -129,9 +129,6 @@ def _scan_file(path: str, location: FileLocation) -> ScannedFile | None:
 
 
 _SCANS_MAX = 20  # a mail client may rename a file faster than the scan finds it
-_TICK_NS = 100_000_000
-_COARSE_TICK_NS = 2_100_000_000  # for file systems with times in whole seconds
-_SECOND_NS = 1_000_000_000
 _CHECK_INTERVAL_S = 10.0
 _FILES_AT_ONCE = 1000
 _NO_TIME = -1
@@ -521,8 +518,7 @@ class IndexUpdater:
 
     def _is_old(self, changed_ns: int) -> bool:
         """Return whether a later change certainly has another time."""
-        tick_ns = _TICK_NS if changed_ns % _SECOND_NS else _COARSE_TICK_NS
-        return self._clock.file_time_us() * 1000 - changed_ns > tick_ns
+        return is_old(changed_ns, now_us=self._clock.file_time_us())
 
 
 def _unmerged_row(unmerged: UnmergedState) -> tuple[str, bytes]:

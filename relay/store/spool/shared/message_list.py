@@ -124,7 +124,9 @@ class _Matching:
             return [FoundMessage(row[0], row[4]) for row in rows]
         if wanted.state not in ("", FINAL_STATE) and not wanted.to:
             rows = self._in_state(rows)
-        recipients = self._recipients_of(rows)
+        is_known = wanted.indexed is not None and not wanted.needs_recipients
+        asked_rows = [row for row in rows if not is_known or self._is_report(row)]
+        recipients = self._recipients_of(asked_rows) if asked_rows else {}
         self.recipients_left -= sum(map(len, recipients.values()))
         found = []
         for row in rows:

@@ -226,3 +226,35 @@ async def test_a_search_that_was_cut_off_goes_on_with_older(pages):
     for _ in range(5):
         text = await pages.text(link(text, "Older"))
     assert ">Older</a>" not in text
+
+
+async def test_flags_that_others_change_are_seen_at_the_next_request(pages):
+    """By a mail client in the Maildir, Graph, and Mailpit's API; however little time a search has."""
+    names = ["by hand", "by graph", "by mailpit", "left"]
+    await send(pages, *((name, f"u{at}@example.test") for at, name in enumerate(names)))
+    pages.relay.daemon.base.journeys.places.lookup_s = 0.0
+
+    async def shown() -> tuple[list[str], ...]:
+        found = (await pages.get("/api/v1/search?query=is:unread")).json()
+        mailpit = [one["Subject"] for one in found["messages"]]
+        assert found["unread"] == found["messages_count"] == len(mailpit)
+        every = await pages.text("/messages?action=read&q=is:unread")
+        asked = [one for one in reversed(names) if f">{one}<" in every]
+        assert f"{len(mailpit)} message" in every
+        lists = unread(await pages.text("/")), subjects(await pages.text("/?q=is:unread"))
+        return *lists, mailpit, asked
+
+    assert await shown() == (names[::-1],) * 4
+    [file] = (pages.relay.folder.path / "mail/example.test/u0/new").iterdir()
+    file.rename(file.parents[1] / "cur" / f"{file.name}:2,S")
+    assert await shown() == (names[:0:-1],) * 4
+    at, token = "/v1.0/me/messages", {"authorization": "Bearer u1"}
+    [copy] = (await pages.get(at, headers=token)).json()["value"]
+    await pages.http.patch(f"{at}/{copy['id']}", json={"isRead": True}, headers=token)
+    assert await shown() == (["left", "by mailpit"],) * 4
+    [key] = keys_of(await pages.text("/?q=mailpit"))
+    await pages.http.put("/api/v1/messages", json={"IDs": [key], "Read": True})
+    assert await shown() == (["left"],) * 4
+    file = next((file.parents[1] / "cur").iterdir())
+    file.rename(file.with_name(file.name.removesuffix("S")))
+    assert await shown() == (["left", "by hand"],) * 4
