@@ -312,9 +312,11 @@ class MailpitApi:
                 part = await self._read(row, partial(mailpit_message.part_of, part_id))
                 if part is None:
                     raise ApiError(404, "", f"The message has no part {quoted(part_id)}.")
+                kind, name = part.facts.content_type, file_name(0, part)
+                is_shown = "ml" not in kind  # HTML and XML may have <link rel=preconnect>
                 return StreamedResponse(decoded(part), headers=CONTENT_HEADERS | {
-                    "content-type": part.facts.content_type,
-                    "content-disposition": content_disposition(file_name(0, part), is_shown=True),
+                    "content-type": kind,
+                    "content-disposition": content_disposition(name, is_shown=is_shown),
                 })  # fmt: skip
         raise _not_found(request.segments)
 

@@ -178,11 +178,14 @@ def test_what_mails_contain_is_a_stranger_to_the_pages(relay: DevProcess) -> Non
     assert_harmless(html, "text/html")
     assert f'src="/api/v1/message/{queue_id}/part/1"'.encode() in html.body
     assert b"cid:gone@x" in html.body
-    for number, media_type, content in ((1, "image/png", PNG), (2, "text/html", b"<script>")):
+    for number, media_type, content, shown in (
+        (1, "image/png", PNG, "inline"),
+        (2, "text/html", b"<script>", "attachment"),
+    ):
         part = relay.request("GET", f"/api/v1/message/{queue_id}/part/{number}")
         assert_harmless(part, media_type)
         assert part.body.startswith(content)
-        assert part.headers["content-disposition"].startswith("inline; filename=")
+        assert part.headers["content-disposition"].startswith(f"{shown}; filename=")
     assert "/" not in part.headers["content-disposition"]
     for path in (f"/view/{queue_id}.txt", "/api/v1/message/latest/raw"):
         assert_harmless(relay.request("GET", path), "text/plain")

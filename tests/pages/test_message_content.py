@@ -223,6 +223,33 @@ def test_hostile_html_stays_inert_on_the_page_of_its_message(dev, browser: Brows
     assert [one for one in browser.console_errors() if drawing not in one] == []
 
 
+def test_hostile_html_stays_inert_in_mailpits_views(dev, browser: Browser):
+    """There, a mail is as it was sent: the policy and its sandbox are what protects."""
+    for name, html in HOSTILE.items():
+        made = EmailMessage()
+        made.set_content(html, subtype="html")
+        made.add_attachment(html.encode("utf-8", "replace"), "text", "html", filename="a.html")
+        made.add_attachment(html.encode("utf-8", "replace"), "image", "svg+xml", filename="a.svg")
+        key = sent(dev, made.as_bytes(policy=email.policy.SMTP))
+        message = f"{dev.url}/api/v1/message/{key}"
+        found = httpx.get(message, trust_env=False)
+        assert found.headers["content-type"].startswith("application/json")
+        parts = [f"{message}/part/{one['PartID']}" for one in found.json()["Attachments"]]
+        assert len(parts) == 2
+        for url in parts:
+            kind = httpx.get(url, trust_env=False).headers["content-disposition"]
+            assert kind.startswith("attachment;"), url
+        views = [f"{dev.url}/view/{key}.html", f"{dev.url}/view/{key}.txt", f"{message}/raw"]
+        assert all("sandbox" in httpx.get(url, trust_env=False).headers[POLICY] for url in views)
+        for url in (message, *views):
+            assert httpx.get(url, trust_env=False).headers["x-content-type-options"] == "nosniff"
+        browser.open(views[0])
+        assert browser.driver.current_url == views[0], name
+        assert "<title>" in html or browser.driver.title != "RAN", name
+        assert browser.requests_elsewhere(dev.url) == [], name
+    assert len(browser.driver.window_handles) == 1
+
+
 RESPONSIVE = """<html dir=rtl><style>
 p { color: rgb(0, 128, 0) }
 @media (max-width: 620px) { p { font-size: 10px } }
