@@ -160,3 +160,8 @@ def test_pinned_requirements_are_those_of_the_project():
     for one in [*project["project"]["dependencies"], *extra, *project["build-system"]["requires"]]:
         needed = Requirement(one)
         assert pinned[canonicalize_name(needed.name)] in needed.specifier, "make requirements"
+
+
+def test_each_test_that_the_makefile_names_exists():
+    for file, name in re.findall(r"(tests/\S+\.py)::(\w+)", (TOP / "Makefile").read_text()):
+        assert f"def {name}(" in (TOP / file).read_text(), (file, name)
