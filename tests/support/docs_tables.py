@@ -1,18 +1,21 @@
-"""The tables of docs/graph.md that are made from the code: `python -m tests.support.docs_tables`, as `make docs` runs it.
+"""The tables of docs/ that are made from the code: `python -m tests.support.docs_tables`, as `make docs` runs it.
 
 A table stands between two comments with its name, and is not counted among the words of docs/.
 """
 
 import re
-from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from click import Option
+
+from relay.development.verbs.dev import dev
 from relay.front_door.graph import errors
 from relay.front_door.graph.errors import GraphError
 from relay.front_door.graph.routes import _OUTSIDE, _ROUTES
 
 DOCS = Path(__file__).parents[2] / "docs"
 PAGE = DOCS / "graph.md"
+PAGES = {PAGE, DOCS / "development.md"}
 MARKED = re.compile(r"(<!-- made: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 # The names of Graph have capitals, those of patterns have not.
 NAMES = """
@@ -36,9 +39,7 @@ def endpoints() -> str:
             names = " ".join(f"`{scope}`" for scope in operation.scopes)
             by_scopes.setdefault(names, []).append(f"`{method}`")
         shown = "/".join(SPELLED.get(one, one) for one in path.split("/"))
-        shown = re.sub(
-            r"\{(\w+)\}", lambda found: "{name}" if found[1] == "setting" else "{id}", shown
-        )
+        shown = re.sub(r"\{(?!setting\})\w+\}", "{id}", shown).replace("{setting}", "{name}")
         rows += [f"| `{shown}` | {' '.join(some)} | {names} |" for names, some in by_scopes.items()]
     return "\n".join(rows) + "\n"
 
@@ -51,7 +52,19 @@ def refusals() -> str:
     return "\n".join(["| status | code | message |", "|---|---|---|", *lines]) + "\n"
 
 
-MADE: Mapping[str, Callable[[], str]] = {"endpoints": endpoints, "refusals": refusals}
+def dev_options() -> str:
+    """The options of `relay dev` with their variables, and what --help says of them."""
+    rows = ["| option | variable | |", "|---|---|---|"]
+    for one in (one for one in dev.params if isinstance(one, Option) and one.envvar):
+        value = "" if one.is_flag else f" {one.metavar or one.type.name.upper()}"
+        names = ", ".join(f"`{name}{value}`" for name in one.opts).replace("|", "\\|")
+        default = f" [default: {one.show_default}]" if isinstance(one.show_default, str) else ""
+        said = re.sub(r"--[a-z-]+|\*[\w@.]*", r"`\g<0>`", f"{one.help}{default}")
+        rows.append(f"| {names} | `{one.envvar}` | {said} |")
+    return "\n".join(rows) + "\n"
+
+
+MADE = {one.__name__: one for one in (endpoints, refusals, dev_options)}
 
 
 def with_tables(text: str) -> str:
@@ -65,4 +78,5 @@ def without_tables(text: str) -> str:
 
 
 if __name__ == "__main__":
-    PAGE.write_text(with_tables(PAGE.read_text()))
+    for page in PAGES:
+        page.write_text(with_tables(page.read_text()))

@@ -343,7 +343,7 @@ _OPTIONS = (
         "--exit-after",
         type=click.IntRange(min=1),
         metavar="N",
-        help="Exit after N of your messages have ended.",
+        help="Exit after N of your messages have ended or are captured; reports do not count.",
     ),
 )
 

@@ -63,14 +63,14 @@ _UNKNOWN_RECIPIENT = re.compile(r"5\d\d 5\.1\.").match  # RFC 3463 3.2
 
 @click.command()
 @click.argument("recipients", nargs=-1, metavar="[ADDRESS]...")
-@click.option("-t", "from_header", is_flag=True, help="Send to the addresses in To, Cc and Bcc.")
+@click.option("-t", "from_header", is_flag=True, help="Send to those in (Resent-)To, Cc and Bcc.")
 @click.option("-i", "ignores_dots", is_flag=True, help="A line with a dot does not end the input.")
 @click.option("-f", "-r", "sender", metavar="ADDRESS", help="The sender. [default: your user name]")
 @click.option("-F", "name", default="", metavar="NAME", help="The name in From, if it is missing.")
 @click.option("-N", "notify", metavar="WHEN", help="never, or some of success,failure,delay.")
 @click.option("-R", "ret", metavar="WHAT", help="full or hdrs: what a report contains.")
-@click.option("-V", "envid", default="", metavar="ENVID", help="The envelope id in reports.")
-@click.option("-b", "mode", default="m", help="-bm sends a message, -bs speaks SMTP.")
+@click.option("-V", "envid", default="", metavar="ENVID", help="The id in reports, as xtext.")
+@click.option("-b", "mode", default="m", help="-bm, the default; -bs speaks SMTP, -bp is mailq.")
 @click.option("-o", "more", multiple=True, help="-oi is -i; others are ignored.")
 @click.option("-A", "-B", "-L", "-O", "-X", "-e", "-h", "-p", "_values", multiple=True, hidden=True)
 @click.option("-G", "-U", "-c", "-m", "-n", "-v", "-x", "_flags", is_flag=True, hidden=True)
@@ -87,7 +87,9 @@ def sendmail(
 
     It goes by SMTP to RELAY_SENDMAIL (HOST:PORT), else to the socket that [sendmail] configures,
     else to the first listener of role relay in the configuration, else to 127.0.0.1:1025. If no
-    relay listens on the socket, or it takes no mail now, it is left in the drop directory.
+    relay listens on the socket, or it takes no mail now, it is left in the drop directory. -f '<>'
+    is the null reverse-path; a recipient without a domain is in the first local domain. Bcc and
+    Resent-Bcc are removed, From, Date and Message-ID added. Exit codes: docs/names.md.
     """
     if mode == "p":
         list_queue(context)

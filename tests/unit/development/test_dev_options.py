@@ -1,8 +1,5 @@
 """The options of `relay dev` on the command line and in the environment."""
 
-import re
-from pathlib import Path
-
 import click
 import pytest
 from click.testing import CliRunner
@@ -158,12 +155,3 @@ def test_who_may_get_released_mail_needs_a_host_that_sends_it():
 
 def test_a_wrong_host_to_release_to_does_not_show_its_password():
     assert "secret" not in refused("--release-to", "smtp://me:secret@mail.test/x")
-
-
-def test_every_option_and_its_variable_is_in_the_documentation():
-    text = (Path(__file__).parents[3] / "docs/development.md").read_text()
-    table = text.partition("## Options and environment")[2].partition("\n## ")[0]
-    for one in dev.params:
-        if one.name not in ("config", "as_json"):
-            assert f"`{one.envvar}`" in table
-            assert re.search(rf"`{one.opts[0]}[ `]|, {one.opts[0]}[ `]", table), one.opts[0]

@@ -1,4 +1,4 @@
-"""The examples of the README, docs/development.md, testing.md and checks.md run as they are there."""
+"""The examples of the README, docs/testing.md and checks.md run as they are there."""
 
 import re
 from pathlib import Path
@@ -11,7 +11,6 @@ TOP = Path(__file__).parents[3]
 PROGRAM = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 PAGE = PROGRAM.findall((TOP / "docs/testing.md").read_text())
 CHECKS = PROGRAM.findall((TOP / "docs/checks.md").read_text())
-DEVELOPMENT = PROGRAM.findall((TOP / "docs/development.md").read_text())
 README = PROGRAM.findall((TOP / "README.md").read_text().partition("\n## In tests\n")[2])
 CONFTEST = "# conftest.py\n"
 OF_FRAMEWORKS = ("from django", "from flask")  # tests/clients/test_frameworks.py runs these
@@ -30,7 +29,7 @@ def run(tmp_path):
 def test_the_programs_of_the_pages_run(run):
     programs = [
         one
-        for one in (*README, *DEVELOPMENT, *PAGE, *CHECKS)
+        for one in (*README, *PAGE, *CHECKS)
         if not one.startswith(CONFTEST) and not any(each in one for each in OF_FRAMEWORKS)
     ]
     tests = sum(len(re.findall(r"^ *def test_", one, re.MULTILINE)) for one in programs)
