@@ -1,17 +1,14 @@
 """Watch the copies of messages whose read receipts are owed: other programs read and delete them.
 
 look() returns what became of copies since the last call. Only directories with such a copy are
-watched, with inotify; those that cannot be are compared by their time of change, which is as cheap
-while nothing happens. A changed directory is listed, and only copies that left it are searched with
-the mailbox's index. One caller follows copies: it calls look(), add() and remove() in turn. Raises
-StoreError's children.
+looked at, by inode and time of change. A changed directory is listed, and only copies that left it
+are searched with the mailbox's index. One caller follows copies: it calls look(), add() and
+remove() in turn. Raises StoreError's children.
 
 The keyword $MDNSent (RFC 3503) says that a program has sent the receipt. It is set only where
 Dovecot has a letter for it.
 """
 
-import os
-from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,9 +18,7 @@ from msgspec.structs import replace
 
 from relay.base.clock import ID_LENGTH
 from relay.base.message.receipt import OwedReceipt
-from relay.base.observe.logs import get_logger
 from relay.store.mailbox.folders import is_deleted
-from relay.store.mailbox.index.watch import InotifyWatcher, MailboxWatch
 from relay.store.mailbox.keywords import letter_of
 from relay.store.mailbox.maildir import list_names
 from relay.store.mailbox.message_file import SEEN, MessageFile, MessageName, parse_name, with_flags
@@ -33,10 +28,8 @@ MDN_SENT = b"$MDNSent"
 _MAILBOXES_AT_ONCE = 100  # that are listed in one call; the others are at the next
 _FRESH_NS = 2_000_000_000  # a directory may change again within one tick of its time
 _LOOKS_MAX = 10
-_COMPARE_PLACES_S = 60.0
 _UNSEEN = (-1, -1)
-_MISSING, _UNKNOWN = -1, -2  # in place of times
-_log = get_logger("mailbox")
+_MISSING = (*_UNSEEN, -1)
 
 
 class Sighting(Struct, frozen=True):
@@ -59,17 +52,14 @@ class _OwedCopy:
     owed: OwedReceipt  # with the folder where it was seen last
     base_name: str = ""  # of its file, if another program has given it a name
     place: tuple[int, int] = _UNSEEN  # device and inode of the folder's cur/
-    was_read: bool = False
 
 
 @dataclass(slots=True)
 class _Mailbox:
     path: Path
-    watch: MailboxWatch
     copies: dict[str, _OwedCopy] = field(default_factory=dict)  # by id
-    # device and inode of the cur/ of each folder with copies, when its directories were watched
-    places: dict[str, tuple[int, int]] = field(default_factory=dict)
-    times: dict[Path, int] = field(default_factory=dict)  # of directories without a watch
+    # device, inode and time of the directories with copies; None: it may change again within a tick
+    states: dict[Path, tuple[int, int, int] | None] = field(default_factory=dict)
     is_due: bool = True  # to be listed
 
 
@@ -77,22 +67,14 @@ class _Mailbox:
 class OwedCopies(StorePart):
     """The copies that are watched. Its coroutines work in a thread of the store."""
 
-    watcher: InotifyWatcher = field(default_factory=InotifyWatcher)
-
     def __post_init__(self) -> None:
         self._mailboxes: dict[str, _Mailbox] = {}
-        self._is_reported = False
-        self._compared_s = self.clock.monotonic()
-
-    def close(self) -> None:
-        """Stop watching."""
-        self.watcher.close()
 
     def add(self, owed: OwedReceipt) -> None:
         """Watch a copy from now on; the next look() looks for it."""
         found = self._mailboxes.get(owed.mailbox)
         if found is None:
-            found = _Mailbox(self.folders.directory(owed.mailbox), self.watcher.for_mailbox())
+            found = _Mailbox(self.folders.directory(owed.mailbox))
             self._mailboxes[owed.mailbox] = found
         if owed.copy_id not in found.copies:
             found.copies[owed.copy_id] = _OwedCopy(owed)
@@ -101,10 +83,8 @@ class OwedCopies(StorePart):
     def remove(self, owed: OwedReceipt) -> None:
         """Watch a copy no longer."""
         mailbox = self._mailboxes.get(owed.mailbox)
-        if mailbox is None or mailbox.copies.pop(owed.copy_id, None) is None or mailbox.copies:
-            return
-        del self._mailboxes[owed.mailbox]
-        mailbox.watch.close()
+        if mailbox and mailbox.copies.pop(owed.copy_id, None) and not mailbox.copies:
+            del self._mailboxes[owed.mailbox]
 
     def look_again(self, owed: OwedReceipt) -> None:
         """Let the next look() list the mailbox of a copy, changed or not."""
@@ -114,14 +94,13 @@ class OwedCopies(StorePart):
     @in_thread
     def look(self) -> list[Sighting]:
         """Return what is to be known of copies in directories that have changed."""
-        self._take_events()
-        self._compare_times()
-        if self.clock.monotonic() - self._compared_s >= _COMPARE_PLACES_S:
-            self._compared_s = self.clock.monotonic()
-            self._compare_places()
         found: list[Sighting] = []
         left = _MAILBOXES_AT_ONCE
         for mailbox in self._mailboxes.values():
+            mailbox.is_due = mailbox.is_due or any(
+                state is None or _state(directory) != state
+                for directory, state in mailbox.states.items()
+            )
             # one that is not there is elsewhere now: it stays due
             if left and mailbox.is_due and (mailbox.path / "cur").is_dir():
                 left -= 1
@@ -129,69 +108,19 @@ class OwedCopies(StorePart):
                 found += self._listed(mailbox)
         return found
 
-    # -- what has changed
-
-    def _take_events(self) -> None:
-        for mailbox in self._mailboxes.values():
-            events = mailbox.watch.take()
-            mailbox.is_due |= events.overflowed or bool(events.removed)
-            for names in events.names.values():
-                self._note_names(mailbox, map(os.fsdecode, names))
-
-    def _note_names(self, mailbox: _Mailbox, names: Iterable[str]) -> None:
-        """Note which copies the names are of: one may be read, and gone before it is listed."""
-        by_base_name = {one.base_name: one for one in mailbox.copies.values() if one.base_name}
-        for file_name in names:
-            name = parse_name(file_name)
-            if name is None:
-                continue
-            copy = by_base_name.get(name.base_name) or mailbox.copies.get(name.message_id)
-            if copy is not None:
-                copy.was_read |= SEEN in name.flags
-                mailbox.is_due = True
-
-    def _compare_times(self) -> None:
-        for mailbox in self._mailboxes.values():
-            if not mailbox.is_due:
-                times = mailbox.times.items()
-                mailbox.is_due = any(_time_ns(directory) != time_ns for directory, time_ns in times)
-
-    def _compare_places(self) -> None:
-        """Notice folders that were renamed, or are other directories now: there is no event."""
-        for mailbox in self._mailboxes.values():
-            places = mailbox.places.items()
-            mailbox.is_due |= any(_identity(mailbox.path / name) != place for name, place in places)
-
-    def _follow(self, mailbox: _Mailbox) -> None:
-        """Watch the directories of the folders with copies; note the times of those that cannot
-        be watched. They are listed afterwards.
-        """
-        folders = {one.owed.folder for one in mailbox.copies.values()}
-        wanted = {mailbox.path / name / part for name in folders for part in ("new", "cur")}
-        places = {name: _identity(mailbox.path / name) for name in folders}
-        if places != mailbox.places:  # what is watched may be elsewhere now
-            mailbox.watch.close()
-            mailbox.places = places
-        mailbox.times.clear()
-        now_ns = self.clock.file_time_us() * 1000
-        for directory in wanted:
-            if not mailbox.watch.add(directory):
-                time_ns = _time_ns(directory)
-                is_fresh = now_ns - time_ns < _FRESH_NS
-                mailbox.times[directory] = _UNKNOWN if is_fresh else time_ns
-        is_scanned = any(time_ns != _MISSING for time_ns in mailbox.times.values())
-        if is_scanned and not self._is_reported:
-            self._is_reported = True
-            _log.warning(
-                "mailboxes that owe read receipts are scanned: the kernel watches no more"
-                " directories (fs.inotify.max_user_watches)",
-                watched=self.watcher.count,
-            )
-
     # -- where the copies are
 
+    def _note_states(self, mailbox: _Mailbox) -> None:
+        """Note the states of the directories with copies, before they are listed."""
+        old_ns = self.clock.file_time_us() * 1000 - _FRESH_NS
+        mailbox.states.clear()
+        for folder in {one.owed.folder for one in mailbox.copies.values()}:
+            for directory in (mailbox.path / folder / part for part in ("new", "cur")):
+                state = _state(directory)
+                mailbox.states[directory] = state if state[2] < old_ns else None
+
     def _listed(self, mailbox: _Mailbox) -> list[Sighting]:
-        self._follow(mailbox)
+        self._note_states(mailbox)
         files = self._names_in(mailbox)
         found: list[Sighting] = []
         left: list[_OwedCopy] = []
@@ -201,7 +130,7 @@ class OwedCopies(StorePart):
                 left.append(copy)
                 continue
             copy.place = _identity(mailbox.path / copy.owed.folder)
-            found.append(Sighting(copy.owed, is_read=SEEN in name.flags or copy.was_read))
+            found.append(Sighting(copy.owed, is_read=SEEN in name.flags))
         return [*found, *self._searched(mailbox, left)]
 
     def _names_in(self, mailbox: _Mailbox) -> dict[tuple[str, str], MessageName]:
@@ -232,14 +161,12 @@ class OwedCopies(StorePart):
             file = located.get(copy.owed.copy_id)
             if file is not None:
                 found.append(_moved(mailbox.path, copy, file))
-            elif copy.was_read:
-                found.append(Sighting(copy.owed, is_read=True))
             elif copy.owed.copy_id not in copied:  # a copy of it elsewhere may be the message
                 place = _identity(mailbox.path / copy.owed.folder)
                 is_there = place != _UNSEEN and copy.place in (_UNSEEN, place)
                 found.append(Sighting(copy.owed, is_missing=True, is_place_there=is_there))
         if any(one.is_moved for one in found):
-            self._follow(mailbox)
+            self._note_states(mailbox)
         return found
 
     # -- the keyword
@@ -279,22 +206,18 @@ def _moved(mailbox: Path, copy: _OwedCopy, file: MessageFile) -> Sighting:
     copy.owed = replace(copy.owed, folder=folder)
     copy.base_name, copy.place = file.name.base_name, _identity(file.folder.path)
     return Sighting(
-        copy.owed, is_moved, is_read=SEEN in file.name.flags or copy.was_read,
-        is_deleted=is_deleted(file.folder),
-    )  # fmt: skip
+        copy.owed, is_moved, is_read=SEEN in file.name.flags, is_deleted=is_deleted(file.folder)
+    )
 
 
-def _time_ns(directory: Path) -> int:
-    """Return when a directory was changed; _MISSING if it is not there."""
+def _state(directory: Path) -> tuple[int, int, int]:
+    """Return device, inode and time of change of a directory; _MISSING if it is not there."""
     try:
-        return directory.stat().st_mtime_ns
+        status = directory.stat()
     except OSError:
         return _MISSING
+    return status.st_dev, status.st_ino, status.st_mtime_ns
 
 
 def _identity(folder: Path) -> tuple[int, int]:
-    try:
-        status = (folder / "cur").stat()
-    except OSError:
-        return _UNSEEN
-    return status.st_dev, status.st_ino
+    return _state(folder / "cur")[:2]

@@ -140,7 +140,6 @@ class FileStore:
         for one in (self._builder, self._query_threads, self._folder_threads, self._threads):
             one.close()
         self._index.close()
-        self.owed_copies.close()
 
     # -- step 6
 

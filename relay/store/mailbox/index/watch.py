@@ -67,11 +67,6 @@ class InotifyWatcher:
         self._is_unavailable = False
         self._owners: dict[int, tuple[MailboxWatch, Path]] = {}
 
-    @property
-    def count(self) -> int:
-        """The number of watched directories."""
-        return len(self._owners)
-
     def for_mailbox(self) -> "MailboxWatch":
         """Return the watch of one mailbox, without directories."""
         return MailboxWatch(self)

@@ -18,7 +18,6 @@ from relay.base.message.receipt import ReceiptKind, ReceiptRequest
 from relay.base.observe.metrics import Metrics
 from relay.delivery.reports.bounces import Reporter
 from relay.delivery.reports.receipts import OWED_US, VANISHED_MAX, ReceiptSender, ReceiptWatcher
-from relay.store.mailbox.index.watch import InotifyWatcher
 from relay.store.mailbox.message_file import delivered_id
 from relay.store.mailbox.owed_copies import OwedCopies
 from relay.store.mailbox.types import StoreError
@@ -75,11 +74,9 @@ class World:
             sender=sender, ledger=self.spool.receipts, copies=copies, clock=self.clock
         )
 
-    def again(self, watcher: InotifyWatcher | None = None) -> None:
+    def again(self) -> None:
         """Watch with another watcher, that knows nothing, as after a start."""
-        self.watcher = self.make_watcher(
-            replace(self.store.owed_copies, watcher=watcher or InotifyWatcher())
-        )
+        self.watcher = self.make_watcher(replace(self.store.owed_copies))
 
     @property
     def home(self) -> Path:
@@ -139,7 +136,6 @@ async def world(tmp_path: Path) -> AsyncIterator[World]:
             made = World(tmp_path / "mail", clock, store, spool)
             await store.messages.mark(BOB, [], is_read=True)  # makes the mailbox with its folders
             yield made
-            made.watcher.copies.close()
 
 
 READ, NOT_READ = {str(ReceiptKind.READ): 1.0}, {str(ReceiptKind.NOT_READ): 1.0}
@@ -322,26 +318,10 @@ async def test_a_sent_receipt_is_marked_after_a_crash(world) -> None:
     with pytest.raises(SpoolUnavailableError):
         await world.sent()
     world.store.owed_copies.mark = mark
-    world.watcher.copies.close()
     world.watcher = world.make_watcher(world.store.owed_copies)
     assert await world.sent() == READ
     assert world.file(copy).name.endswith(":2,Sd")
     assert await world.owed() == []
-
-
-async def test_directories_that_cannot_be_watched_are_scanned(world) -> None:
-    copies = await world.deliver(2)
-    world.again(InotifyWatcher(watches_max=1))
-    with capture_logs() as logged:
-        assert await world.sent() == {}
-    assert "max_user_watches" in logged[0]["event"]
-    for copy in copies:
-        world.move(copy)
-        assert await world.sent() == {}
-    world.move(copies[0], flags="S")
-    assert await world.sent() == READ
-    world.move(copies[1], ".Trash")
-    assert await world.sent() == READ | NOT_READ
 
 
 @pytest.mark.parametrize("setting", [ReceiptSetting.ASK, ReceiptSetting.NEVER])
