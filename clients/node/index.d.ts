@@ -1,7 +1,7 @@
 // Needs @types/node.
 
 export interface StartOptions {
-  /** The command; RELAY_COMMAND by default, else `relay`. */
+  /** A path, or words with spaces between; RELAY_COMMAND by default, else `relay` on the PATH. */
   command?: string;
   /** Further options of `relay dev`, such as ['--domain', 'shop.test']. */
   args?: string[];
@@ -16,7 +16,7 @@ export interface Conditions {
   subject?: string;
   /** The address of the sender or of a recipient. */
   mailbox?: string;
-  /** A recipient's state, such as `captured`, or `final`. */
+  /** A recipient's state, such as `captured`, or `final`. A wait ends when a recipient is in it. */
   state?: string;
   /** Only messages that programs sent, or only reports to their senders. */
   kind?: 'mail' | 'report';
@@ -47,19 +47,27 @@ export interface Attachment {
 
 export class Message {
   readonly id: string;
+  /** Of the envelope. */
   readonly sender: string;
   readonly subject: string;
   readonly state: string;
   readonly recipients: Recipient[];
-  /** The journey: seven steps. */
+  /** The journey when the message was read: seven steps. */
   readonly steps: { step: number; name: string; at: string; detail: Record<string, unknown> }[];
+  /** text and html are decoded, "" where there is none. */
   readonly text: string;
   readonly html: string;
   /** The URLs in HTML and text, each once. */
   readonly links: string[];
   readonly attachments: Attachment[];
+  /**
+   * A login code: a number after a word such as "code" or "PIN", else six digits, else four to
+   * eight; or the first match of a pattern, or of its group.
+   */
   code(pattern?: RegExp): string;
+  /** The MIME. */
   source(): Promise<string>;
+  /** What its sender has got about it: bounces, and notices of a delay. */
   reports(): Promise<Message[]>;
 }
 
@@ -96,20 +104,30 @@ export class Relay {
   readonly pid: number;
   /** Environment variables for a program under test. */
   readonly env: Record<string, string>;
+  /** The oldest message that matches and was not returned before, when it was tried for all recipients. */
   wait(options?: WaitOptions): Promise<Message>;
   waitForCount(count: number, options?: WaitOptions): Promise<Message[]>;
+  /** All that match, when what is in progress has ended. */
   messages(conditions?: Conditions): Promise<Message[]>;
+  /** The message as it is now. */
   message(id: string): Promise<Message>;
+  /** Settles, and throws if a message matches that was not returned before. */
   assertNoMoreMail(conditions?: Conditions): Promise<void>;
+  /** Returns when nothing is queued and due, or in progress. */
   settle(): Promise<void>;
+  /** Deletes all mail, and what was said of the internet. */
   clear(): Promise<void>;
   stop(): Promise<void>;
+  /** A request to Relay's own API as an operator. */
   request(path: string, options?: { method?: string; body?: unknown; as?: 'json' | 'text' | 'arrayBuffer' }): Promise<any>;
   readonly clock: {
+    /** Returns when all that became due is done. */
     advance(passed: { days?: number; hours?: number; minutes?: number; seconds?: number }): Promise<void>;
   };
   readonly internet: {
+    /** Replaces all by a scenario. Each call, also of reply(), begins to count `times` again. */
     use(scenario: Record<string, unknown>): Promise<void>;
+    /** Replies are used in their order. The local part of the address may have `*`. */
     reply(address: string, reply: string | Reply): Promise<void>;
   };
 }
