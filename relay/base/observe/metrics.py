@@ -1,4 +1,4 @@
-"""The metrics of docs/names.md, in one registry that is passed in.
+"""The metrics of docs/operation-monitor.md, in one registry that is passed in.
 
 Rooms count into it; the API writes it in Prometheus text format 0.0.4. Labels are bounded; only
 the ten busiest accounts are addresses. relay_attempts_total, of deferred mail too, is counted in
