@@ -1,9 +1,9 @@
 """`relay dev` beside MailDev of npm, with the same messages: pages, memory, start, acceptance.
 
-    make bench ARGS=pages                       10,000 messages, some five minutes
+    make bench ARGS=pages                       10,000 messages, some ten minutes
     make bench ARGS="pages --messages 500"
 
-Both keep their mail in a folder, and are loaded and asked in turn, on loopback. MailDev's "page" is
+Both keep their mail in a folder, and are loaded and asked one after the other, on loopback. MailDev's "page" is
 what its script asks for, 50 summaries as JSON; Relay's is the HTML of 50 rows. CPU is that of all
 processes. Every value is Relay / MailDev; the bench ends with 1 if one is over its bound.
 """
