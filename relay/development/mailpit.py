@@ -56,7 +56,6 @@ from relay.store.journeys.message_list import (
     SearchTerm,
     TextSearch,
 )
-from relay.store.mailbox.mailbox_list import ReadFlags
 from relay.store.mailbox.types import StoreError
 from relay.store.spool.engine import SpoolEngine
 from relay.store.spool.types import SpoolError
@@ -107,7 +106,6 @@ class MailpitApi:
         self,
         means: ApiDependencies,
         spool: SpoolEngine,
-        flags: ReadFlags,
         *,
         check_login: Callable[[HttpRequest], None] | None,
         send: Callable[[OutgoingMail], str],
@@ -116,9 +114,8 @@ class MailpitApi:
         self._means, self._handlers = means, Handlers(means)
         self._spool, self._ids = spool, spool.development
         self._check_login, self._send = check_login, send
-        self._flags = flags
         self._kept: dict[str, dict[str, Any]] = {}  # rows of lists
-        self._copies: dict[str, Sequence[str]] = {}  # of messages that have all of them
+        self._delivered: set[str] = set()  # messages that have all their copies
 
     def application(self, *, message_bytes_max: int) -> ASGIApp:
         """Return the ASGI application; a message to send may have so many octets."""
@@ -198,13 +195,10 @@ class MailpitApi:
         """Return all messages, and those that match; None matches all. Raises ApiError 400, 503."""
         every = sorted(await self._ids.accepted_ids(), reverse=True)
         matching: Sequence[str] = every
-        marks, index = set[bool](), self._means.journeys.places.index
-        if search is not None and index is not None:
+        marks = set[bool]()
+        if search is not None:
             wanted, marks = parse_mailpit_search(search, zone)
-            found = await index.search(wanted)
-            if not found.is_complete:
-                raise service_unavailable("Messages are being read; try again.", retry_after_s=1)
-            matching = found.queue_ids
+            matching = await self._search(wanted)
             every = sorted({*every, *matching}, reverse=True)
         unread = await self._unread(every)
         if marks:
@@ -213,19 +207,21 @@ class MailpitApi:
 
     async def _unread(self, names: Sequence[str]) -> Collection[str]:
         """Return those of these messages of which a copy is unread, or none is there yet."""
-        copies = {one: self._copies[one] for one in names if one in self._copies}
-        coming = set()
-        for row in await self._rows([one for one in names if one not in copies]):
-            places = self._means.sources.copies.places(row.name, row.recipients)
-            copies[row.name] = [copy_id for _, copy_id in places]
-            if row.state in _BEFORE_COPIES:
-                coming.add(row.name)
-        unread = await asyncio.to_thread(self._flags.unread)
-        self._copies = {name: some for name, some in copies.items() if name not in coming}
-        return {
-            name for name, some in copies.items()
-            if not unread.isdisjoint(some) or (name in coming and not some)
-        }  # fmt: skip
+        rows = await self._rows([one for one in names if one not in self._delivered])
+        coming = [row for row in rows if row.state in _BEFORE_COPIES]
+        self._delivered = set(names).difference(row.name for row in coming)
+        places = self._means.sources.copies.places
+        unread = {row.name for row in coming if not places(row.name, row.recipients)}
+        return unread.union(await self._search(TextSearch(is_unread=True))).intersection(names)
+
+    async def _search(self, wanted: TextSearch) -> Sequence[str]:
+        """Return what the index finds, newest first. Raises ApiError 503."""
+        index = self._means.journeys.places.index
+        assert index is not None  # see the module
+        found = await index.search(wanted)
+        if not found.is_complete:
+            raise service_unavailable("Messages are being read; try again.", retry_after_s=1)
+        return found.queue_ids
 
     async def _rows(self, names: Sequence[str]) -> Sequence[MessageSummary]:
         names = list(dict.fromkeys(names))
@@ -357,9 +353,7 @@ class MailpitApi:
 
     async def _rename(self, tag: str, to: Sequence[str]) -> Response:
         """Replace a tag of all messages that have it. Raises ApiError 404, 400."""
-        index, search = self._means.journeys.places.index, TextSearch(tags=(SearchedTag(tag),))
-        names = (await index.search(search)).queue_ids if index is not None else ()
-        if not names:
+        if not (names := await self._search(TextSearch(tags=(SearchedTag(tag),)))):
             raise ApiError(404, "", f"There is no tag {quoted(tag)}.")
         old = await tags_of(self._means, names)
         return await self._set_tags({

@@ -60,7 +60,7 @@ from relay.development.removal import MailRetention, Reset, development_spool, r
 from relay.development.search_index import SearchIndex
 from relay.development.simulated_recipients import SimulatedRecipients
 from relay.front_door.api.dependencies import ApiDependencies, ClientSettings
-from relay.front_door.api.message_source import MessageCopies, MessageSources
+from relay.front_door.api.message_source import MessageCopies
 from relay.front_door.api.release import release_route
 from relay.front_door.http.errors import bad_request, service_unavailable
 from relay.front_door.http.protocol import AllowedHosts
@@ -73,7 +73,7 @@ from relay.operation.app.development_folder import DevelopmentFolder
 from relay.operation.app.foundation import RelayDependencies
 from relay.operation.app.settling import SETTLE_S, UnsettledError
 from relay.store.journeys.document import Journey
-from relay.store.mailbox.mailbox_list import MailboxList, ReadFlags
+from relay.store.mailbox.mailbox_list import MailboxList
 from relay.store.spool.engine import SpoolEngine
 from relay.store.spool.types import Selector
 from relay.transport.ingress.smtp_server import ListenerOptions
@@ -133,11 +133,7 @@ class DevelopmentRelay:
             counts=lambda: self.daemon.base.samples.sample().counts,
         )
         base = self.daemon.base
-        sources = MessageSources(
-            base.journeys, base.spool, base.store.messages, mailbox_for=base.table.mailbox_for,
-            received=self.received_content,
-        )  # fmt: skip
-        self._index = SearchIndex(folder.path / "search-index", base, sources, flags=self._flags)
+        self._index = SearchIndex(folder.path / "search-index", base, self._sources)
         base.journeys.places.index = self._index
         base.store.messages.on_state = self._index.note_state
         self._tasks: list[asyncio.Task[None]] = []
@@ -219,8 +215,8 @@ class DevelopmentRelay:
         """Return Mailpit's API."""
         bytes_max = max(one.max_message_size for one in settings.smtp)
         check_login = self._accounts.check_operator if self._options.asks_for_token else None
-        self._flags = ReadFlags(settings.mailboxes.root, self.clock)
-        api = MailpitApi(means, spool, self._flags, check_login=check_login, send=self._submit)
+        self._sources = means.sources
+        api = MailpitApi(means, spool, check_login=check_login, send=self._submit)
         return api.application(message_bytes_max=bytes_max)
 
     def _submit(self, mail: OutgoingMail) -> str:

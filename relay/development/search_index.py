@@ -55,7 +55,7 @@ from relay.store.mailbox.message_file import MessageFile, delivered_id, is_deliv
 from relay.store.mailbox.types import StoreError
 from relay.store.spool.types import SpoolError
 
-_VERSION = 3
+_VERSION = 4
 _STEP = 1000  # messages between two looks at what there is
 _BATCH, _BATCH_BYTES = 250, 8 << 20  # messages that are read together
 _PAUSE_S = 0.5
@@ -66,13 +66,14 @@ _TRIGRAMS_MAX = 100  # of a term, that are looked up
 _SCHEMA = f"""
     CREATE TABLE message (
         number      INTEGER PRIMARY KEY,  -- of its text
-        queue_id    TEXT NOT NULL UNIQUE,
+        queue_id    TEXT NOT NULL,
         accepted_us INTEGER NOT NULL,
         size_bytes  INTEGER NOT NULL,
         attachments INTEGER NOT NULL,
         inline      INTEGER NOT NULL,
         copies      TEXT NOT NULL,  -- their ids, with blanks between
-        preview     BLOB NOT NULL  -- JSON; empty: its content was not there
+        preview     BLOB NOT NULL,  -- JSON; empty: its content was not there
+        UNIQUE (queue_id, copies)  -- is:unread reads all of them
     );
     CREATE VIRTUAL TABLE text USING fts5(
         {", ".join(FIELDS)}, tokenize = 'trigram case_sensitive 1', detail = column, columnsize = 0
@@ -115,12 +116,10 @@ def folded(text: str) -> str:
 class SearchIndex:
     """A TextIndex. Call run() in a task, and close() at the end."""
 
-    def __init__(
-        self, path: Path, base: Foundation, sources: MessageSources, *, flags: ReadFlags
-    ) -> None:
+    def __init__(self, path: Path, base: Foundation, sources: MessageSources) -> None:
         self._path = path
-        self._flags = flags
         self._base = base
+        self._flags = ReadFlags(base.settings.mailboxes.root, base.clock, base.store.messages.index)
         self._sources = sources
         self._turn = asyncio.Lock()
         self._thread = ThreadPoolExecutor(1, "search-index")  # has the connection
@@ -163,7 +162,13 @@ class SearchIndex:
             async with asyncio.timeout(_WAIT_S):  # real time: a disk
                 await self._catch_up()
                 is_complete = True
-        return TextAnswer(await self._do(partial(self._query, wanted)), is_complete)
+        found = await self._do(partial(self._query, wanted))
+        if wanted.is_unread:
+            unread = await asyncio.to_thread(self._flags.unread)
+            found = [
+                one for one in found if one[1] in unread or not unread.isdisjoint(one[1].split())
+            ]
+        return TextAnswer([queue_id for queue_id, _ in found], is_complete)
 
     async def tags_of(self, queue_ids: Sequence[str]) -> Mapping[str, Sequence[str]]:
         """See TextIndex."""
@@ -333,8 +338,8 @@ class SearchIndex:
         assert self._connection is not None  # _open() is the first operation
         return self._connection.execute(sql, values).fetchall()
 
-    def _query(self, wanted: TextSearch) -> list[str]:
-        """Return all that match, newest first."""
+    def _query(self, wanted: TextSearch) -> list[tuple[str, str]]:
+        """Return all that match, newest first, with the ids of their copies; flags apart."""
         assert self._connection is not None
         where, values = _condition(wanted)
         until_s = self._base.clock.real_s() + _QUERY_S
@@ -342,11 +347,7 @@ class SearchIndex:
             lambda: self._base.clock.real_s() > until_s, _STEPS_BETWEEN_CHECKS
         )
         try:
-            found = self._fetch(_FOUND.format(where), values)
-            if wanted.is_unread:
-                unread = self._flags.unread()
-                found = [one for one in found if not unread.isdisjoint(one[1].split())]
-            return [queue_id for queue_id, _ in found]
+            return self._fetch(_FOUND.format(where), values)
         finally:
             self._connection.set_progress_handler(None)
 

@@ -126,9 +126,7 @@ class ContentCheck:
     async def _check_flags(self, part: list["_Candidate"]) -> None:
         """Exclude what is not unread, and cut off what was not looked up in time."""
         left = {one: self._places(one.found, received=True) for one in part}
-        indexed = self._wanted.indexed or ()
-        unread = {one for one in part if one.found.queue_id in indexed}
-        left |= {one: [] for one in unread}
+        unread: set[_Candidate] = set()
         for mailbox, asked in _by_mailbox(left).items():
             if self._is_over() and not left[part[0]]:
                 break

@@ -180,6 +180,10 @@ class Journeys:
             return [row.name for row in page.rows], page.older is not None
         began_s, names = self._clock.real_s(), list[str]()
         before: ListPosition | None = None
+        wanted = await self.places.with_index(wanted)
+        history = replace(wanted.without_content(), reader="", indexed=None, added=False)
+        indexed = wanted.indexed if account is None and history == _ALL else None
+        wanted = replace(wanted, indexed={}) if indexed else wanted  # those that it does not have
         for _ in range(PAGES_MAX):
             found, before = await self.places.find(
                 wanted, account=account, limit=limit - len(names), before=before
@@ -188,7 +192,8 @@ class Journeys:
             is_enough = len(names) >= limit or self._clock.real_s() - began_s > _LOG_S
             if before is None or is_enough:
                 break
-        return names, before is not None
+        names = sorted([*indexed, *names], reverse=True) if indexed else names
+        return names[:limit], before is not None or len(names) > limit
 
     async def neighbours(
         self,

@@ -85,7 +85,7 @@ class ListPlaces:
             return await self._find_by_history(wanted, account=account, limit=limit, before=before)
         found: list[Place] = []
         check, read = self.begin(wanted, lookup_s), 0
-        known = wanted.indexed or frozenset()
+        known = wanted.indexed or ()
         chunk = limit + 1 if known else _CHUNK
         while True:
             some, older = await self._find_by_history(
@@ -114,12 +114,8 @@ class ListPlaces:
         """Return the search with the messages that the index finds, if it has all texts."""
         words = wanted.words if wanted.searches_text else ()
         is_other = bool(words or wanted.is_unread) and wanted.reader != ALL_MAILBOXES
-        if (
-            self.index is None
-            or is_other
-            or wanted.kind == REPORT
-            or not (words or wanted.has_attachment or wanted.tags or wanted.is_unread)
-        ):
+        is_known = wanted.indexed is not None or wanted.kind == REPORT or not wanted.needs_content
+        if self.index is None or is_other or is_known:
             return wanted
         numbers = (SearchedNumber("attachments", 1),) if wanted.has_attachment else ()
         terms = tuple(map(SearchTerm, words))
@@ -130,7 +126,7 @@ class ListPlaces:
             return wanted
         if not found.is_complete:
             return wanted
-        return replace(wanted, indexed=frozenset(found.queue_ids))
+        return replace(wanted, indexed=dict.fromkeys(found.queue_ids))
 
     async def _find_by_history(
         self, wanted: MessageSearch, *, account: str | None, limit: int, before: ListPosition | None

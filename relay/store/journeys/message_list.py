@@ -136,8 +136,8 @@ class MessageSearch(Struct, frozen=True):
     # ALL_MAILBOXES (the queue as well) or NO_MAILBOX. It must be that of who asks: texts in the
     # mailboxes of others are not shown.
     reader: str = NO_MAILBOX
-    # Of the messages in the spool those whose words and attachments match, where an index knows.
-    indexed: frozenset[str] | None = None
+    # Of the messages in the spool those whose content matches, newest first, where an index knows.
+    indexed: Mapping[str, None] | None = None
     key: str = ""  # one of the names of the message
     after: ListCursor | None = None  # messages that were first submitted or accepted later
     added: bool = False  # copies that rules and milters added count as well: for operators

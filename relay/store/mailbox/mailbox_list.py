@@ -16,9 +16,12 @@ from msgspec import Struct
 
 from relay.base.clock import Clock
 from relay.store.mailbox.folders import list_folders
+from relay.store.mailbox.index.indexes import Indexes
 from relay.store.mailbox.maildir import is_old, list_names, remove
-from relay.store.mailbox.message_file import SEEN, mailbox_directory, parse_name
+from relay.store.mailbox.message_file import SEEN, id_of_name, mailbox_directory, parse_name
 from relay.store.mailbox.types import NoSuchItemError
+
+_ASKED_MAX = 50  # mailboxes, each of which opens its index
 
 
 def mailbox_directories(root: Path) -> Iterator[Path]:
@@ -57,33 +60,37 @@ class _Directory(Struct, frozen=True):
 
     changed_ns: int
     directories: list[str]
-    read: set[str]
-    unread: set[str]
+    flags: dict[str, bool]  # whether messages are read, by id
+    asked: set[Path]  # its mailbox if another program has named a file here
 
 
 class ReadFlags:
     """Which messages below a mail root are read, by the names of their files.
 
     A directory is listed again when its time has changed, or is so young that a change may have the
-    same. Blocks; any thread may call it.
+    same. The index of a mailbox is asked if another program has named a file there. Blocks; any
+    thread may call it.
     """
 
-    def __init__(self, root: Path, clock: Clock) -> None:
+    def __init__(self, root: Path, clock: Clock, indexes: Indexes) -> None:
         self._root = root
         self._clock = clock
+        self._indexes = indexes
         self._lock = threading.Lock()
         self._known: dict[str, _Directory] = {}
 
     def unread(self) -> set[str]:
-        """Return the ids of the messages without the flag Seen."""
-        return set[str]().union(*(one.unread for one in self._now()))
+        """Return the ids of the messages without the flag Seen. Raises StoreError too."""
+        now = self._now()
+        asked = sorted(set[Path]().union(*(one.asked for one in now)))[:_ASKED_MAX]
+        found = {each for one in now for each, is_read in one.flags.items() if not is_read}
+        return found.union(*map(self._indexes.unread, asked))
 
     def of(self, message_ids: Iterable[str]) -> dict[str, bool]:
         """Return whether these are read, without those that no file is named after."""
         wanted, found = set(message_ids), dict[str, bool]()
         for one in self._now():
-            found |= dict.fromkeys(wanted & one.read, True)
-            found |= dict.fromkeys(wanted & one.unread, False)
+            found |= {each: one.flags[each] for each in one.flags.keys() & wanted}
         return found
 
     def _now(self) -> list[_Directory]:
@@ -106,13 +113,17 @@ class ReadFlags:
 
 
 def _listed(path: str, changed_ns: int) -> _Directory:
-    found = _Directory(changed_ns, [], set(), set())
+    found = _Directory(changed_ns, [], {}, set())
+    folder = Path(path).parent
+    mailbox = folder.parent if folder.name.startswith(".") else folder
     with os.scandir(path) as entries:
         for entry in entries:
             if entry.is_dir(follow_symlinks=False):
                 found.directories.extend([entry.path] * (entry.name != "tmp"))
             elif (name := parse_name(entry.name)) is not None:
-                (found.read if SEEN in name.flags else found.unread).add(name.message_id)
+                found.flags[name.message_id] = SEEN in name.flags
+                if path.endswith(("/new", "/cur")) and id_of_name(name):
+                    found.asked.add(mailbox)
     return found
 
 

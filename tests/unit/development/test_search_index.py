@@ -1,7 +1,7 @@
 """What terms find in the search index: parts of fields, literally, without regard to case and accents."""
 
 from collections.abc import Iterator
-from types import SimpleNamespace
+from unittest.mock import Mock
 
 import pytest
 from hypothesis import given
@@ -30,7 +30,7 @@ TEXTS = (
 @pytest.fixture(scope="module")
 def index(tmp_path_factory) -> Iterator[SearchIndex]:
     path = tmp_path_factory.mktemp("index") / "search-index"
-    made = SearchIndex(path, SimpleNamespace(clock=ManualClock()), None, flags=None)
+    made = SearchIndex(path, Mock(clock=ManualClock()), None)
     made._open()
     write(made, *(row(f"{number}", body=text) for number, text in enumerate(TEXTS)))
     yield made
@@ -49,7 +49,7 @@ def write(index: SearchIndex, *rows) -> None:
 def ids(index: SearchIndex, *conditions: SearchTerm | SearchedNumber) -> list[int]:
     terms = tuple(one for one in conditions if isinstance(one, SearchTerm))
     numbers = tuple(one for one in conditions if isinstance(one, SearchedNumber))
-    return [int(one) for one in index._query(TextSearch(terms, numbers))]
+    return [int(one) for one, _ in index._query(TextSearch(terms, numbers))]
 
 
 @each_row("text, found", [
@@ -80,7 +80,7 @@ def test_every_term_is_found_as_python_finds_it(index, text, term) -> None:
 async def test_a_search_ends_and_a_full_disk_ends_the_index(tmp_path, monkeypatch) -> None:
     path = tmp_path / "index"
     path.write_bytes(b"not an index" * 1000)
-    made = SearchIndex(path, SimpleNamespace(clock=ManualClock()), None, flags=None)
+    made = SearchIndex(path, Mock(clock=ManualClock()), None)
     do = made._do
     await do(made._open)
     await do(lambda: write(made, *(row(f"{one}", body="x" * 500) for one in range(500))))
@@ -102,6 +102,6 @@ async def test_a_search_ends_and_a_full_disk_ends_the_index(tmp_path, monkeypatc
     ("sizes", "count"), [([1] * 250, 250), ([50 << 20] * 250, 8), ([9, 8 << 20, 1], 3), ([], 1)]
 )
 def test_texts_that_are_read_together_have_a_size(sizes: list[int], count: int) -> None:
-    summaries = [SimpleNamespace(size_bytes=one) for one in sizes]
+    summaries = [Mock(size_bytes=one) for one in sizes]
     some, others = search_index._split(summaries)
     assert (some, others) == (summaries[:count], summaries[count:])

@@ -203,6 +203,11 @@ class Indexes:
         found = self._run(mailbox, lambda cursor, _: fetch(cursor, sql, message_ids))
         return {message_id: bool(is_read) for message_id, is_read in found}
 
+    def unread(self, mailbox: Path) -> set[str]:
+        """Return the ids of the messages that are not read."""
+        sql = "SELECT message_id FROM message WHERE is_read = 0"
+        return {one for (one,) in self._run(mailbox, lambda cursor, _: fetch(cursor, sql))}
+
     def get(self, mailbox: Path, message_id: str, *, folder_id: str = "") -> MessageFile:
         """Return the file of a message. Raises NoSuchItemError."""
         located = self.find(mailbox, message_id, folder_id=folder_id)

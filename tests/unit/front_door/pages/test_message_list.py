@@ -256,5 +256,10 @@ async def test_flags_that_others_change_are_seen_at_the_next_request(pages):
     await pages.http.put("/api/v1/messages", json={"IDs": [key], "Read": True})
     assert await shown() == (["left"],) * 4
     file = next((file.parents[1] / "cur").iterdir())
-    file.rename(file.with_name(file.name.removesuffix("S")))
+    file = file.rename(file.with_name(file.name.removesuffix("S")))
     assert await shown() == (["left", "by hand"],) * 4
+    (moved := file.parents[1] / ".Moved/cur").mkdir(parents=True)
+    file = file.rename(moved / "1795000000.M1P2.imap:2,")  # as Dovecot moves
+    assert await shown() == (["left", "by hand"],) * 4
+    file.rename(f"{file}S")
+    assert await shown() == (["left"],) * 4
