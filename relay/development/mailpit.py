@@ -193,13 +193,11 @@ class MailpitApi:
 
     async def _listing(self, search: str | None = None, zone: str = "") -> _Listing:
         """Return all messages, and those that match; None matches all. Raises ApiError 400, 503."""
-        every = sorted(await self._ids.accepted_ids(), reverse=True)
-        matching: Sequence[str] = every
-        marks = set[bool]()
+        wanted, marks = TextSearch(), set[bool]()
         if search is not None:
             wanted, marks = parse_mailpit_search(search, zone)
-            matching = await self._search(wanted)
-            every = sorted({*every, *matching}, reverse=True)
+        matching = await self._search(wanted)
+        every = matching if wanted == TextSearch() else await self._search(TextSearch())
         unread = await self._unread(every)
         if marks:
             matching = [one for one in matching if marks == {one not in unread}]
