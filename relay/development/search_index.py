@@ -10,6 +10,7 @@ when it is indexed, X-Tags in the copies too as soon as they are there.
 """
 
 import asyncio
+import json
 import re
 import unicodedata
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -92,6 +93,8 @@ _INSERT = (
 )
 _INSERT_TEXT = f"INSERT INTO text (rowid, {', '.join(FIELDS)}) VALUES (?{', ?' * len(FIELDS)})"
 _REMOVE_TEXT = "DELETE FROM text WHERE rowid = (SELECT number FROM message WHERE queue_id = ?)"
+_ACCEPTED_IN = _FOUND.format("accepted_us / 1000000 IN (SELECT value FROM json_each(?))")
+_ALL = ("", 0)  # what clients have set before there was this index
 _FAILED = "the search index cannot be used until the next start"
 _ACCENTS = re.compile("[\u0300-\u036f]")
 # of the tables message and text; the tags, and whether some are of X-Tags
@@ -128,7 +131,6 @@ class SearchIndex:
         self._untagged: dict[str, Sequence[str]] = {}  # X-Tags whose copies are to come
         self._restated: set[tuple[str, int]] = set()  # id of a copy, second of its file
         self._others: set[str] = set()  # reports and such of which tags were asked for last
-        self._is_new = False  # it does not know yet what clients have set in mailboxes
         self._has_failed = False
 
     @property
@@ -220,23 +222,19 @@ class SearchIndex:
         """Tag copies that have come, and take over what clients have set."""
         if self._untagged:
             await self._tag(list(self._untagged), dict(self._untagged), is_first=True)
-        names = set(self._indexed) if self._is_new else set()
         restated, self._restated = self._restated, set()
+        names = set(self._indexed) if _ALL in restated else set()
+        seconds = [second for copy_id, second in restated if is_delivered_id(copy_id)]
         try:
-            await self._take_over(restated, names)
+            found = await self._do(partial(self._fetch, _ACCEPTED_IN, (json.dumps(seconds),)))
+            names.update(one for one, _ in found)
+            for copy_id in {one for one, _ in restated - {_ALL} if not is_delivered_id(one)}:
+                if journey := await self._base.journeys.journey(copy_id, account=None):
+                    names.add(journey.id or "")
+            await self._tag(sorted(names & self._indexed), {})
         except BaseException:
             self._restated |= restated
             raise
-        self._is_new = False
-
-    async def _take_over(self, restated: Iterable[tuple[str, int]], names: set[str]) -> None:
-        for copy_id, second in restated:
-            if is_delivered_id(copy_id):
-                sql = "SELECT queue_id FROM message WHERE accepted_us / 1000000 = ?"
-                names.update(one for (one,) in await self._do(partial(self._fetch, sql, (second,))))
-            elif journey := await self._base.journeys.journey(copy_id, account=None):
-                names.add(journey.id or "")
-        await self._tag(sorted(names & self._indexed), {})
 
     async def previews(self, queue_ids: Sequence[str]) -> Mapping[str, MessagePreview]:
         """See TextIndex."""
@@ -266,7 +264,7 @@ class SearchIndex:
                 missing = sorted(ids - self._indexed)[:_STEP]
                 for at in range(0, len(missing), _BATCH):
                     await self._add(missing[at : at + _BATCH])
-        if self._untagged or self._restated or self._is_new:
+        if self._untagged or self._restated:
             with suppress(StoreError):
                 await self._follow_copies()
 
@@ -326,7 +324,7 @@ class SearchIndex:
                 return
         self._unlink()
         self._connect().execute(_SCHEMA)
-        self._is_new = True
+        self._restated.add(_ALL)
 
     def _connect(self) -> apsw.Connection:
         self._path.touch(0o600)  # it contains mail; its WAL gets the same mode
@@ -375,7 +373,6 @@ class SearchIndex:
         if gone == self._indexed:  # quicker than one after the other
             self._unlink()
             self._open()
-            self._is_new = False
             return
         assert self._connection is not None
         ids = [(one,) for one in gone]

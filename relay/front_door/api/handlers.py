@@ -49,7 +49,7 @@ from relay.front_door.api.request_parameters import (
     single_values,
 )
 from relay.front_door.api.search_text import list_search_of, log_rows
-from relay.front_door.http.errors import ApiError, quoted, service_unavailable
+from relay.front_door.http.errors import ApiError, bad_request, quoted, service_unavailable
 from relay.front_door.http.gateway import BLOCK_BYTES, StreamedResponse, json_response
 from relay.front_door.http.http_request import HttpRequest
 from relay.store.journeys.document import Journey
@@ -183,8 +183,10 @@ class Handlers:
 
     def with_reader(self, wanted: MessageSearch, principal: Principal) -> MessageSearch:
         """Return a search with the mailboxes whose texts it may look into: those whose content is
-        shown to the principal without a note in the log.
+        shown to the principal without a note in the log. Raises ApiError 400 for tags in a service.
         """
+        if wanted.tags and not self.is_development:
+            raise bad_request("q: tag: and is:tagged are for relay dev; a service has no tags.")
         if not principal.may_read_content:
             return replace(wanted, reader=NO_MAILBOX)
         return replace(wanted, reader=ALL_MAILBOXES if self.is_development else principal.name)

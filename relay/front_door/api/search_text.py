@@ -34,8 +34,10 @@ _SIZE = re.compile(r"([0-9]{1,12})([kmg]?)b?", re.ASCII | re.IGNORECASE)
 _TIME = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}(?:T|\Z)", re.ASCII)  # that begins so
 _BYTES = {"": 1, "k": 1000, "m": 1000**2, "g": 1000**3}
 _FIELDS = ("sender", "to", "subject", "state", "key")  # for which a parameter may be given too
-# A prefix, then a value or a word; a value may be in quotes, and a last quote may be missing.
-_TOKEN = re.compile(r'(?:([-!]?)([A-Za-z_]+):(?=[^\s/]))?(?:"([^"]*)(?:"|$)|(\S+))')
+# A prefix, then a value or a word. In quotes a quote is twice; the last one may be missing.
+_TOKEN = re.compile(
+    r'(?:(-?|!(?=(?i:tag:|is:tagged)))([A-Za-z_]+):(?=[^\s/]))?(?:"((?:[^"]|"")*+)(?:"|$)|(\S+))'
+)
 
 
 class SearchTextError(ValueError):
@@ -102,7 +104,7 @@ def _tokens(text: str) -> list[_Token]:
     found = []
     for match in _TOKEN.finditer(text):
         minus, prefix, in_quotes, plain = match.groups()
-        value = (in_quotes if in_quotes is not None else plain).strip()
+        value = (plain or in_quotes.replace('""', '"')).strip()
         prefix = (prefix or "").lower()
         of_tag = prefix == "tag" or (prefix == "is" and value.lower() == "tagged")
         if (minus and not of_tag) or (not prefix and in_quotes is None and re.match(r"-\w", value)):

@@ -200,8 +200,8 @@ class HttpRequest:
         ends = (self._scope.get("client"), self._scope.get("server"))
         return all(end is not None and is_loopback_address(str(end[0])) for end in ends)
 
-    async def body(self, *, cuts: bool = False) -> bytes:
-        """Read the whole body, once. With `cuts`, what is over the limit is left out.
+    async def body(self) -> bytes:
+        """Read the whole body, once.
 
         Raises ApiError 413 over the limit, 408 after the time-out, 503 over the budget, 415 for a
         compressed body.
@@ -211,14 +211,14 @@ class HttpRequest:
             return kept
         self._reject_content_encoding()
         limit = self._limits.body_bytes
-        if (self.declared_bytes or 0) > limit and not cuts:
+        if (self.declared_bytes or 0) > limit:
             raise body_too_large(limit)
         self._body_requested = True
         if self._scope.get(BODY_COMPLETE):  # most bodies: no timer is needed
-            return await self._read_all(limit, cuts=cuts)
+            return await self._read_all(limit)
         try:
             async with asyncio.timeout(self._limits.read_timeout_s):  # real time: a client
-                return await self._read_all(limit, cuts=cuts)
+                return await self._read_all(limit)
         except TimeoutError:
             self._timed_out = True
             raise ApiError(
@@ -227,14 +227,12 @@ class HttpRequest:
                 f"The body was not complete within {self._limits.read_timeout_s:g} seconds.",
             ) from None
 
-    async def _read_all(self, limit_bytes: int, *, cuts: bool) -> bytes:
+    async def _read_all(self, limit_bytes: int) -> bytes:
         chunks: list[bytes] = []
         while not self._complete:
             chunk = await self._next_chunk()
             if self._held_bytes + len(chunk) > limit_bytes:
-                if not cuts:
-                    raise body_too_large(limit_bytes)
-                chunk = chunk[: limit_bytes - self._held_bytes]
+                raise body_too_large(limit_bytes)
             self._reserve(len(chunk))
             chunks.append(chunk)
         return chunks[0] if len(chunks) == 1 else b"".join(chunks)

@@ -31,6 +31,7 @@ from relay.front_door.pages.queue_change import queue_change, release
 from relay.front_door.pages.queue_page import queue_page
 from relay.front_door.pages.site import PageRequest, PageSite
 from relay.front_door.pages.undo import PendingDeletions
+from relay.store.journeys.message_list import IndexFailedError
 from relay.store.mailbox.types import StoreError
 from relay.store.spool.queue_commands import Operation
 from relay.store.spool.types import SpoolError
@@ -84,7 +85,7 @@ def create_app(
                 return logout(asked)
             with _counted(running, visitor.principal.name):
                 return await _page(asked)
-        except (SpoolError, StoreError) as error:
+        except (IndexFailedError, SpoolError, StoreError) as error:
             failure = service_unavailable(str(error), retry_after_s=5)
             return site.error(request, visitor, failure)
         except ApiError as error:

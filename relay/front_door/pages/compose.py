@@ -1,19 +1,17 @@
 """/compose in a development relay: write a message, reply to one, or forward it.
 
 The functions of the Graph API send it, as one of its clients does: their limits, rights and steps
-are those of every message. It is sent from a mailbox, by its account; an answer from one that has a
-copy of the message. What is refused leaves nothing behind: the form comes back with what was typed
-and the reason at its field. A browser does not give back files.
+are those of every message. It is sent from a mailbox, by its account. What is refused leaves
+nothing behind: the form comes back with what was typed and the reason at its field. A browser does
+not give back files.
 """
 
 import base64
 import re
-from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
 
 from msgspec import Struct
-from msgspec.structs import replace
 from starlette.responses import Response
 
 from relay.formats.address_list import address_entries
@@ -25,13 +23,12 @@ from relay.front_door.graph.replies import Answer, AnswerKind, compose_answer
 from relay.front_door.graph.routes import Intake
 from relay.front_door.graph.send_mail import new_message, submit
 from relay.front_door.http.errors import ApiError, bad_request, quoted
-from relay.front_door.pages.logins import FILES_MAX, PageForm
+from relay.front_door.pages.logins import PageForm
 from relay.front_door.pages.site import PageRequest
 from relay.store.journeys.document import Journey
 from relay.store.mailbox.types import NoSuchItemError, StoreError
 
 FORM_BYTES_MAX = 12_000_000  # with its attachments
-_MOST = f"{FILES_MAX} files, and {FORM_BYTES_MAX // 1_000_000} MB with the text"
 _KINDS = {
     "reply": AnswerKind("reply"),
     "reply-all": AnswerKind("replyAll", to_all=True),
@@ -39,21 +36,16 @@ _KINDS = {
 }
 # The fields of the form have the names of Graph's JSON, by which its errors begin.
 _RECIPIENTS = ("toRecipients", "ccRecipients", "bccRecipients")
-_FIELDS = ("from", *_RECIPIENTS, "subject", "body", "attachments")
-_PATH = re.compile(r"(?:message\.)?+(\w++)[\w.\[\]]*+: ")
-_COPIES_MAX = 20  # that an answer may be from
+_PATH = re.compile(r"(?:message\.)?+(from|\w+Recipients|subject|body|attachments)\b[\w.\[\]]*+: ")
+_RECIPIENTS_MAX = 50  # whose copies are looked for: some may be deleted
 
 
 class Answered(Struct, frozen=True):
-    """The message that is answered, and the ids of its copies by mailbox.
-
-    `begun` is the answer in which nothing was typed, in the mailbox `whose`.
-    """
+    """The message that is answered; `graph` names its copy, `begun` has nothing typed in it."""
 
     journey: Journey
     kind: AnswerKind
-    copies: Mapping[str, str]
-    whose: str
+    graph: GraphRequest
     begun: Answer
 
 
@@ -70,31 +62,25 @@ async def compose_page(request: PageRequest, means: GraphDependencies) -> Respon
         except ApiError as error:
             status, faults = error.status, _faults(error, form)
     return request.page(
-        "compose.html", status=status, faults=faults, form=form, answered=answered, most=_MOST,
+        "compose.html", status=status, faults=faults, form=form, answered=answered,
         development=request.site.dependencies.development,
     )  # fmt: skip
 
 
-async def _copies_of(request: PageRequest, journey: Journey) -> dict[str, str]:
-    """Return the ids of the copies of a message by mailbox, that of its sender last."""
-    means, copies = request.site.dependencies, dict[str, str]()
-    for row in await means.journeys.rows([journey.key], account=None):
-        copies |= means.sources.copies.places(row.id or "", row.recipients)[:_COPIES_MAX]
-    if (original := await means.sources.original(journey)) is not None:
-        copies.setdefault(original[0], original[1].id)
-    return copies
-
-
 async def _answered(request: PageRequest, means: GraphDependencies) -> Answered | None:
     """Return what the query names, None for a new message. Raises ApiError 400, 404."""
+    site = request.site
     for name, key in single_values(request.http.query, _KINDS).items():
-        kind, journey = _KINDS[name], await request.site.handlers.message(key, request.principal)
-        copies = await _copies_of(request, journey)
-        for mailbox, copy_id in copies.items():
+        kind, journey = _KINDS[name], await site.handlers.message(key, request.principal)
+        some = journey.recipients[:_RECIPIENTS_MAX]
+        copies = [(one.address, one.graph_id) for one in some if one.graph_id]
+        if journey.graph_id and journey.submission_id:
+            sender = await site.dependencies.journeys.mailbox_of(journey.submission_id)
+            copies.append((sender, journey.graph_id))
+        for mailbox, copy_id in copies:
+            graph = _as_account(request, means, mailbox, message_id=copy_id)
             with suppress(NoSuchItemError):  # it is deleted
-                graph = _as_account(request, means, mailbox, message_id=copy_id)
-                begun = await compose_answer(graph, kind, {})
-                return Answered(journey, kind, copies, mailbox, begun)
+                return Answered(journey, kind, graph, await compose_answer(graph, kind, {}))
         raise ApiError(404, "ErrorItemNotFound", "No mailbox of this relay has this message.")
     return None
 
@@ -114,8 +100,6 @@ async def _send(
 ) -> Response:
     """Send what was typed; return Graph's 202. Raises ApiError: nothing was sent."""
     form = request.form
-    if form.is_cut:
-        raise bad_request(f"attachments: expected at most {_MOST}.")
     authors = _recipients(form.text("from"))
     if len(authors) != 1:
         raise bad_request(f"from: found {quoted(form.text('from'))}, expected one address.")
@@ -124,14 +108,11 @@ async def _send(
     message = _message(form) | {"from": authors[0]}
     try:
         if answered is None:
-            properties = parse_message(message, graph.account).properties
-            return await submit(graph, new_message(graph, properties))
-        if (copy_id := answered.copies.get(graph.mailbox)) is None:
-            raise bad_request(f"from: the message is in {', '.join(answered.copies)} only.")
-        graph = replace(graph, path_parameters={"message": copy_id})
-        comment = message.pop("body")["content"] if form.text("format") == "quote" else ""
-        given = {"message": message, "comment": comment}
-        answer = await compose_answer(graph, answered.kind, given)
+            answer = Answer(parse_message(message, graph.account).properties, kept=())
+        else:
+            comment = message.pop("body")["content"] if form.text("format") == "quote" else ""
+            given = {"message": message, "comment": comment}
+            answer = await compose_answer(answered.graph, answered.kind, given)
         return await submit(graph, new_message(graph, answer.properties, kept=answer.kept))
     except StoreError as error:
         raise api_error(error, request.http) from error
@@ -142,10 +123,10 @@ def _message(form: PageForm) -> dict[str, Any]:
     kind = "html" if form.text("format") == "html" else "text"
     attachments = [
         {
-            "@odata.type": "#microsoft.graph.fileAttachment", "name": one.name,
-            "contentType": one.media_type, "contentBytes": base64.b64encode(one.content).decode(),
+            "@odata.type": "#microsoft.graph.fileAttachment", "name": name,
+            "contentType": media_type, "contentBytes": base64.b64encode(content).decode(),
         }
-        for one in form.files
+        for name, media_type, content in form.files
     ]  # fmt: skip
     body = {"contentType": kind, "content": form.text("body").replace("\r\n", "\n")}
     people = {name: _recipients(form.text(name)) for name in _RECIPIENTS}
@@ -164,7 +145,7 @@ def _faults(error: ApiError, form: PageForm) -> dict[str, str]:
     """Return the error by the field of the form that it names, "" for none."""
     message = error.detail or error.message.replace("comment: ", "body: ")
     field = _RECIPIENTS[0] if error.code == "ErrorInvalidRecipients" else ""
-    if (path := _PATH.match(message)) and path[1] in _FIELDS:
+    if path := _PATH.match(message):
         field, message = path[1], message[path.end() :]
     faults = {field: message[:1].upper() + message[1:].replace("Recipients", "")}
     if form.files and field != "attachments":

@@ -31,7 +31,7 @@ from relay.base.accounts.account import Account, AccountDirectory, LoginDelayedE
 from relay.base.clock import Clock
 from relay.base.observe.logs import get_logger
 from relay.front_door.api.dependencies import Principal, principal_of
-from relay.front_door.http.errors import ApiError, unsupported_media_type
+from relay.front_door.http.errors import ApiError, bad_request, unsupported_media_type
 from relay.front_door.http.http_request import HttpRequest
 
 IDLE_S = 30 * 60.0
@@ -61,23 +61,14 @@ _LOGGED_MAX = 128
 _log = get_logger("pages")
 
 
-class UploadedFile(Struct, frozen=True):
-    """A file of a form: what its browser says of it, and its content."""
-
-    name: str
-    media_type: str
-    content: bytes
-
-
 class PageForm(Struct, frozen=True):
     """The fields of a form. A field may occur several times, such as the boxes of a list.
 
-    `is_cut`: the form was too large; what is over the limit is missing, files at the end.
+    `files` have name, media type and content, as their browser says.
     """
 
     fields: tuple[tuple[str, str], ...]
-    files: tuple[UploadedFile, ...] = ()
-    is_cut: bool = False
+    files: tuple[tuple[str, str, bytes], ...] = ()
 
     def text(self, name: str) -> str:
         """Return the value of a field, "" if it is absent."""
@@ -95,7 +86,7 @@ async def read_form(request: HttpRequest, csrf: str, *, has_files: bool = False)
     none, 415 for another media type, 400, and what HttpRequest.body() raises.
     """
     if has_files and request.media_type == _MULTIPART:
-        body = await request.body(cuts=True)
+        body = await request.body()
         form = await asyncio.to_thread(_multipart, request.headers["content-type"], body)
     else:
         form = _urlencoded(request, await request.body())
@@ -122,19 +113,20 @@ def _urlencoded(request: HttpRequest, body: bytes) -> PageForm:
 
 
 def _multipart(content_type: str, body: bytes) -> PageForm:
-    """Read a form with files (RFC 7578); a part that is cut off, or one too many, is left out."""
+    """Read a form with files (RFC 7578). Raises ApiError 400."""
     line = b"\r\n--" + content_type.partition("boundary=")[2].strip('"').encode("latin-1")
     pieces = (b"\r\n" + body).split(line, _PARTS_MAX + 1)
     fields, files = [], []
+    if pieces[-1][:2] != b"--":
+        raise bad_request(f"Found a form without its end, or with more than {FILES_MAX} files.")
     for part in pieces[1:-1]:
         head, _, content = part.partition(b"\r\n\r\n")
         about = dict(_PART_FIELD.findall(head.decode("utf-8", "replace")))
         if (name := about.get("filename")) is None:
             fields.append((about.get("name", ""), content.decode("utf-8", "replace")))
         elif name or content:
-            media_type = about.get("Content-Type", "")
-            files.append(UploadedFile(name.replace("%22", '"'), media_type, content))
-    return PageForm(tuple(fields), tuple(files), is_cut=pieces[-1][:2] != b"--")
+            files.append((name.replace("%22", '"'), about.get("Content-Type", ""), content))
+    return PageForm(tuple(fields), tuple(files))
 
 
 def is_csrf_token(given: str, expected: str) -> bool:

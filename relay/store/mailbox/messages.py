@@ -239,7 +239,7 @@ class Messages(StorePart):
                     values = loaded(one, has_body=False).properties.categories
                 else:
                     make = self._state_maker({"categories": tuple(values)})
-                    self._change_state(mailbox, one, make, undo=[])
+                    self.index.change_state(mailbox, one, make)
                 read[one.message_id] = values
         return read
 

@@ -227,6 +227,7 @@ async def test_waiting_lists_are_limited(api: ApiClients, monkeypatch: pytest.Mo
         ("/messages?kind=reports", "kind"),
         ("/messages?after=xyz", "after"),
         ("/messages?q=larger:x", "larger"),
+        ("/messages?q=tag:x", "relay dev"),
         ("/messages?q=to:x&to=y", "to"),
         ("/messages?q=id:x&after=AAAAAAAAAAAA", "after"),
         ("/messages?wait=301", "wait"),

@@ -32,6 +32,8 @@ from tests.support.tables import each_row
         ("12:30 http://x.test/a-b - ", {"words": ("12:30", "http://x.test/a-b", "-")}),
         ('x""', {"words": ('x""',)}),
         ("Grüße", {"words": ("Grüße",)}),
+        ("!from:x !is:unread", {"words": ("!from:x", "!is:unread")}),
+        ('tag:"a ""b""" q"', {"tags": (SearchedTag('a "b"'),), "words": ('q"',)}),
         ("has:attachment", {"has_attachment": True}),
         ("is:Unread x", {"is_unread": True, "words": ("x",)}),
         (

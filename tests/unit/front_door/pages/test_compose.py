@@ -86,12 +86,12 @@ async def test_a_reply_is_that_of_graph_and_quotes_html_safely(pages: PageReader
         del one["id"], one["@odata.etag"]
     assert len(found) == 2
     assert found[0] == found[1]
-    refused = await compose(pages, query, toRecipients="x@y.example")
-    assert "The message is in bob@example.test, carol@example.test only." in plain(refused.text)
+    answer = await compose(pages, query, toRecipients="x@y.example")  # from another mailbox
+    assert answer.status_code == 303, plain(answer.text)
 
 
 async def test_what_is_refused_leaves_nothing_but_what_was_typed(pages: PageReader) -> None:
-    to, most = "toRecipients", "Expected at most 20 files, and 12 MB"
+    to = "toRecipients"
     for name, given, words in (
         (to, {to: "ann@customer.example, bob"}, "'bob' is no mail address:"),
         (to, {to: ""}, "To, cc and bcc are empty."),
@@ -100,8 +100,6 @@ async def test_what_is_refused_leaves_nothing_but_what_was_typed(pages: PageRead
         ("from", {"from": "a@b.example, bob@example.test"}, "Found 'a@b.example, "),
         ("from", {"from": "alice"}, "'alice' is no mailbox of this relay."),
         ("subject", {"subject": "x" * 2001}, "Found"),
-        ("attachments", {"files": [("attachments", ("a", b"x" * 13_000_000))]}, most),
-        ("attachments", {"files": [("attachments", ("a", b"x"))] * 40}, most),
     ):
         typed: dict[str, Any] = {to: 'A "b" <c@d.example>', "subject": "<b>", "format": "html"}
         answer = await compose(pages, body="</textarea><script>x", **typed | given)
@@ -114,6 +112,9 @@ async def test_what_is_refused_leaves_nothing_but_what_was_typed(pages: PageRead
             assert field(answer.text, each) == (typed | given)[each]
         assert "&lt;/textarea&gt;&lt;script&gt;x</textarea>" in answer.text
         assert '<option value="html" selected>' in answer.text
+    for count, size, status in ((1, 13_000_000, 413), (40, 1, 400)):
+        files = [("attachments", ("a", b"x" * size))] * count
+        assert (await compose(pages, files=files, toRecipients="a@b.example")).status_code == status
     for token in ("", "forged"):  # a form of another site
         assert (await compose(pages, csrf=token, toRecipients="a@b.example")).status_code == 403
     for query, status in (("?reply=none", 404), ("?x=1", 400)):
