@@ -277,7 +277,7 @@ class SiteScenario:
         return self.set(tls=mode)
 
     def limit(self, reply: str, **rates: str) -> Self:
-        """Reply this to more `connections`, `messages` or `recipients` than "COUNT/SECONDS"."""
+        """Reply this to more `connections`, `messages` or `recipients` than a rate, as "10/1m"."""
         table = self._scenario.describe(self.name)
         return self.set(limit=[*table.get("limit", ()), {"reply": reply, **rates}])
 
