@@ -205,12 +205,12 @@ class MailpitApi:
 
     async def _unread(self, names: Sequence[str]) -> Collection[str]:
         """Return those of these messages of which a copy is unread, or none is there yet."""
-        rows = await self._rows([one for one in names if one not in self._delivered])
+        every, places = set(names), self._means.sources.copies.places
+        rows = await self._rows(list(every - self._delivered))
         coming = [row for row in rows if row.state in _BEFORE_COPIES]
-        self._delivered = set(names).difference(row.name for row in coming)
-        places = self._means.sources.copies.places
-        unread = {row.name for row in coming if not places(row.name, row.recipients)}
-        return unread.union(await self._search(TextSearch(is_unread=True))).intersection(names)
+        self._delivered = every.difference(row.name for row in coming)
+        unread = [row.name for row in coming if not places(row.name, row.recipients)]
+        return every.intersection([*unread, *(await self._search(TextSearch(is_unread=True)))])
 
     async def _search(self, wanted: TextSearch) -> Sequence[str]:
         """Return what the index finds, newest first. Raises ApiError 503."""

@@ -258,6 +258,8 @@ class SearchIndex:
             async with self._turn:
                 await self._do(self._open)
                 ids = await development_spool(self._base.spool).accepted_ids()
+                if ids == self._indexed:
+                    break
                 wanted = ids if wanted is None else wanted & ids
                 if gone := self._indexed - ids:
                     await self._do(partial(self._remove, gone))
