@@ -122,7 +122,8 @@ class SearchIndex:
     def __init__(self, path: Path, base: Foundation, sources: MessageSources) -> None:
         self._path = path
         self._base = base
-        self._flags = ReadFlags(base.settings.mailboxes.root, base.clock, base.store.messages.index)
+        unread_in = base.store.messages.index.unread
+        self._flags = ReadFlags(base.settings.mailboxes.root, base.clock, unread_in)
         self._sources = sources
         self._turn = asyncio.Lock()
         self._thread = ThreadPoolExecutor(1, "search-index")  # has the connection

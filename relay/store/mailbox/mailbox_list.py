@@ -6,7 +6,7 @@ A file that is removed here is noticed as the removal by any other program. Rais
 
 import os
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from itertools import islice
 from pathlib import Path
@@ -16,7 +16,6 @@ from msgspec import Struct
 
 from relay.base.clock import Clock
 from relay.store.mailbox.folders import list_folders
-from relay.store.mailbox.index.indexes import Indexes
 from relay.store.mailbox.maildir import is_old, list_names, remove
 from relay.store.mailbox.message_file import SEEN, id_of_name, mailbox_directory, parse_name
 from relay.store.mailbox.types import NoSuchItemError
@@ -72,10 +71,11 @@ class ReadFlags:
     thread may call it.
     """
 
-    def __init__(self, root: Path, clock: Clock, indexes: Indexes) -> None:
+    def __init__(self, root: Path, clock: Clock, unread_in: Callable[[Path], set[str]]) -> None:
+        """`unread_in` returns the ids of the unread messages of a mailbox by its index."""
         self._root = root
         self._clock = clock
-        self._indexes = indexes
+        self._unread_in = unread_in
         self._lock = threading.Lock()
         self._known: dict[str, _Directory] = {}
 
@@ -84,7 +84,7 @@ class ReadFlags:
         now = self._now()
         asked = sorted(set[Path]().union(*(one.asked for one in now)))[:_ASKED_MAX]
         found = {each for one in now for each, is_read in one.flags.items() if not is_read}
-        return found.union(*map(self._indexes.unread, asked))
+        return found.union(*map(self._unread_in, asked))
 
     def of(self, message_ids: Iterable[str]) -> dict[str, bool]:
         """Return whether these are read, without those that no file is named after."""
