@@ -64,6 +64,7 @@ class Records:
     source: bytes | None = b""
     fault: Exception | None = None
     allowed: asyncio.Event = field(default_factory=asyncio.Event)
+    places: Any = None
 
     async def journey(
         self, key: str, *, account: str | None, added: bool = False
