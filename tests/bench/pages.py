@@ -27,8 +27,7 @@ from tests.support.ports import free_port
 from tests.support.process_tree import tree, tree_cpu_s
 from tests.support.relay_process import until
 
-SESSIONS, REQUESTS, WAIT_S = 4, 20, 300.0
-LEAST = 0.1  # a value below is a clock that did not tick
+SESSIONS, REQUESTS, WAIT_S, LEAST = 4, 20, 300.0, 0.1  # below LEAST a clock did not tick
 RELAY = (
     "dev --no-demo --dir {folder} --smtp 127.0.0.1:{smtp} --http 127.0.0.1:{http}"
     " --https 127.0.0.1:0 --submission 127.0.0.1:0 --submissions 127.0.0.1:0"
@@ -155,14 +154,13 @@ def measured(server: Server, messages: int) -> dict[str, float]:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--messages", type=int, default=10_000)
-    parser.add_argument("--relay", default=str(Path(sys.executable).with_name("relay")))
-    parser.add_argument("--directory", default=None, help="on the disk to measure")
     given = parser.parse_args()
-    with tempfile.TemporaryDirectory(prefix="pages", dir=given.directory) as name:
+    with tempfile.TemporaryDirectory(prefix="pages") as name:
         top = Path(name)
         npm = ("npm", "install", "--prefix", name, "--no-audit", "--no-fund", "--loglevel=error")
         subprocess.run([*npm, MAILDEV], check=True, stdout=subprocess.DEVNULL)
-        relay = [given.relay, *RELAY.split(), "--keep-messages", str(2 * given.messages)]
+        kept = f" --keep-messages {2 * given.messages}"
+        relay = [str(Path(sys.executable).with_name("relay")), *f"{RELAY}{kept}".split()]
         maildev = ["node", str(top / MAILDEV_JS), *MAILDEV_OPTIONS.split()]
         made = []
         for words, (count, pages) in ((relay, RELAY_PAGES), (maildev, MAILDEV_PAGES)):

@@ -25,16 +25,11 @@ def run(*command: object, **environment: str) -> subprocess.CompletedProcess[str
     )  # fmt: skip
 
 
-def test_without_the_kit_it_says_so(tmp_path):
+def test_without_the_kit_or_the_bench_it_says_so(tmp_path):
+    assert run(sys.executable, "-m", "tests.bench", "post").returncode == 64
     done = run("sh", RUN, PEERS=str(tmp_path / "none"))
     assert done.returncode == 69
     assert done.stderr == f"bench: no benchmark kit in {tmp_path}/none; set PEERS to its folder\n"
-
-
-def test_a_bench_of_another_name_is_refused() -> None:
-    done = run(sys.executable, "-m", "tests.bench", "post")
-    assert done.returncode == 64
-    assert done.stderr == "bench: no bench post; there are peers, versions, mail, queue\n"
 
 
 @each_row(

@@ -76,6 +76,7 @@ ROWS = {
         )
         for change in ("send-now", "cancel-send")
     },
+    "messages/{key}/tags": Row("/messages/{id}/tags", DEVELOPMENT_ONLY, post="303 404 404 404 404"),
     "refused": Row("/refused", ALL_MAY_READ),
     "queue": Row("/queue", OVERVIEW),
     "health": Row("/health", OVERVIEW),
@@ -105,6 +106,7 @@ DEVELOPMENT = {
     "help/programs": Row("/help/programs", "303 200 200", post="303 405 405"),
     "help/example": Row("/help/example?key=k", "303 405 405", post="303 403 303"),
     "messages/{key}/advance": Row("/messages/{id}/advance", "303 405 405", post="303 403 400"),
+    "messages/{key}/tags": Row("/messages/{id}/tags", "303 405 405", post="303 303 303"),
 }
 
 

@@ -374,8 +374,7 @@ class Handlers:
         """GET /refused?address=&after=&before=&limit=. An account sees those of its own login, in
         a development relay all.
         """
-        account = None if self.is_development else principal.account
-        wanted = refusal_search_of(query, account=account)
+        wanted = refusal_search_of(query, None if self.is_development else principal.account)
         try:
             return await self._dependencies.refusals.page(wanted)
         except OSError as error:
@@ -625,8 +624,7 @@ class Handlers:
         try:
             delays = self._dependencies.unlock(address)
         except UnknownUserError:
-            message = f"There is no account {quoted(address)}."
-            raise ApiError(404, "ErrorItemNotFound", message) from None
+            raise ApiError(404, "ErrorItemNotFound", f"No account is {quoted(address)}.") from None
         _log.info("logins unlocked", who=principal.name, user=address, delays=delays)
         return {"address": address, "delays": delays}
 

@@ -141,7 +141,7 @@ def list_position_of(query: Mapping[str, str]) -> ListPosition | None:
         raise bad_request(f"before: found {quoted(text)}, expected {expected}.") from None
 
 
-def refusal_search_of(query: Mapping[str, str], *, account: str | None) -> RefusalSearch:
+def refusal_search_of(query: Mapping[str, str], account: str | None) -> RefusalSearch:
     """Return the conditions of GET /refused. Raises ApiError 400."""
     address = _text_of(query, "address")
     places = {name: query.get(name, "") for name in ("after", "before")}

@@ -7,7 +7,7 @@ from typing import TypeVar
 from relay.front_door.graph.routes import OPERATIONS
 from tests.support.docs_tables import MADE, PAGES, with_tables
 from tests.support.endpoint_rows import rows
-from tests.support.graph_fakes import GraphInMemory, OnDisk
+from tests.support.graph_fakes import GraphInMemory
 from tests.support.tables import each_row
 
 Methods = TypeVar("Methods", bound=Collection[str])
@@ -59,26 +59,9 @@ def test_every_operation_that_only_graph_has_has_a_row() -> None:
     assert missing == set(), "501 without a row with `no`"
 
 
-def test_no_endpoint_has_two_rows() -> None:
-    every = [(method, plain(path)) for method, path in rows("yes") + rows("no")]
-    assert len(every) == len(set(every)) > 40
-
-
 @each_row("method, path", rows("no"))
 async def test_a_row_with_no_is_501(graph: GraphInMemory, method: str, path: str) -> None:
     method = "GET" if method == "*" else method
     answer = await graph.http.request(method, "/v1.0" + re.sub(r"\*$|\{\w*\}", "x", path))
     assert (answer.status_code, answer.json()["error"]["code"]) == (501, "NotImplemented")
     assert answer.json()["error"]["message"].endswith(" is not implemented.")
-
-
-async def test_rows_outside_of_mailboxes_with_yes_have_an_operation(on_disk: OnDisk) -> None:
-    for method, path in rows("yes"):
-        if path.startswith("/me"):
-            continue
-        known = path.replace("/users/{id}", "/users/alice@example.test")
-        answer = await on_disk.http.request(
-            method, "http://h/v1.0" + re.sub(r"\{\w*\}", "x", known)
-        )
-        assert answer.status_code not in (405, 500, 501), (method, path)
-        assert "Resource not found for the path" not in answer.text, (method, path)
