@@ -25,7 +25,6 @@ from relay.store.journeys.spool_history import SpoolEvents, SpoolHistory
 
 _CURSOR_CHARACTERS_MAX = 1000
 _FUTURE_US_MAX = 86_400_000_000
-_ENDLESS = 2**63 - 1
 _LOG = re.compile(
     r"([a-z]{1,20}(?:-[0-9a-f]{8})?)~(\d{4}-\d\d-\d\d)~(\d{1,18})~(\d{1,9})~([0-9a-f]{8})", re.ASCII
 )
@@ -145,8 +144,8 @@ class EventFeed:
 
         The spool is read first: of what it has, the log has the earlier steps by then.
         """
-        spool = await self._spool.events_after(after.sequence, _ENDLESS, limit=limit)
-        logs = await asyncio.to_thread(self._log.read, after.logs, None, limit=limit)
+        spool = await self._spool.events_after(after.sequence, limit=limit)
+        logs = await asyncio.to_thread(self._log.read, after.logs, limit=limit)
         return _merged(after, spool, logs)
 
 
@@ -178,11 +177,11 @@ def _time_us(entry: _Entry) -> int:
     return recorded.event.at_us if recorded is not None else 0
 
 
-def pause_after(cost_s: float, *, least_s: float = _PAUSE_S_MIN) -> float:
+def pause_after(cost_s: float) -> float:
     """Return the seconds to wait after a read that took `cost_s`, so that reading takes a twentieth
     of the time.
     """
-    return min(max(least_s, _COST_FACTOR * cost_s), _PAUSE_S_MAX)
+    return min(max(_PAUSE_S_MIN, _COST_FACTOR * cost_s), _PAUSE_S_MAX)
 
 
 class ChangeNotifier:

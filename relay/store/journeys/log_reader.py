@@ -65,23 +65,13 @@ class LogReader:
         """Return the end of each role's log."""
         return {one.role + self._part: one.end() for one in self._roles()}
 
-    def read(
-        self,
-        after: Mapping[str, LogPosition],
-        until: Mapping[str, LogPosition] | None,
-        *,
-        limit: int,
-    ) -> dict[str, LogEvents]:
-        """Return the first events of each role behind its position, up to `until` if it is given.
+    def read(self, after: Mapping[str, LogPosition], *, limit: int) -> dict[str, LogEvents]:
+        """Return the first events of each role behind its position.
 
         The log of a role without a position is read from its beginning.
         """
         roles = {one.role + self._part: one for one in self._roles()}
-        return {
-            name: one.read(after.get(name), (until or {}).get(name), limit=limit)
-            for name, one in roles.items()
-            if until is None or name in until
-        }
+        return {name: one.read(after.get(name), limit=limit) for name, one in roles.items()}
 
     def _roles(self) -> list["_RoleFiles"]:
         try:
@@ -118,9 +108,7 @@ class _RoleFiles:
         line = block[block.rfind(b"\n", 0, max(0, end - 1)) + 1 : end]
         return LogPosition(day, start + end, len(line), crc32(line))
 
-    def read(
-        self, after: LogPosition | None, until: LogPosition | None, *, limit: int
-    ) -> LogEvents:
+    def read(self, after: LogPosition | None, *, limit: int) -> LogEvents:
         """Return the first events after a position, or from the beginning."""
         position = after or LogPosition(self._days[0], 0)
         days = [day for day in self._days if day >= position.day]
@@ -132,11 +120,9 @@ class _RoleFiles:
         found: list[tuple[LogPosition, RecordedEvent | None]] = []
         size_bytes = 0
         for day in days:
-            if until is not None and day > until.day:
-                break
             if day > position.day:
                 position = LogPosition(day, 0)
-            while lines := self._lines(position, until):
+            while lines := self._lines(position):
                 for place, line in lines:
                     if len(found) == limit or size_bytes > _BATCH_BYTES_MAX:
                         return LogEvents(found, position, is_missing, is_complete=False)
@@ -159,11 +145,8 @@ class _RoleFiles:
             return False
         return len(line) == position.size and crc32(line) == position.crc
 
-    def _lines(
-        self, position: LogPosition, until: LogPosition | None
-    ) -> list[tuple[LogPosition, bytes]]:
+    def _lines(self, position: LogPosition) -> list[tuple[LogPosition, bytes]]:
         """Return some complete lines after a position, each with the position after it."""
-        is_last = until is not None and until.day == position.day
         try:
             with self._path(position.day).open("rb") as file:
                 file.seek(position.offset)
@@ -180,8 +163,6 @@ class _RoleFiles:
         offset = position.offset
         for line in complete:
             offset += len(line)
-            if until is not None and is_last and offset > until.offset:
-                break
             found.append((LogPosition(position.day, offset, len(line), crc32(line)), line))
         return found
 

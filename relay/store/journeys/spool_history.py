@@ -113,8 +113,8 @@ class SpoolHistory(Protocol):
         """
         ...
 
-    async def events_after(self, after: int, until: int, *, limit: int) -> SpoolEvents:
-        """Return the first events after the sequence `after`, up to `until`, in their order.
+    async def events_after(self, after: int, *, limit: int) -> SpoolEvents:
+        """Return the first events after the sequence `after`, in their order.
 
         They may be fewer than `limit` although there are more, if they are large.
         """

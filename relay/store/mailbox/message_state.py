@@ -62,10 +62,10 @@ def encode_state(state: MessageState) -> bytes:
     return b"" if state == NO_STATE else msgspec.json.encode(state)
 
 
-def decode_state(octets: bytes, *, bytes_max: int = _UNITED_BYTES_MAX) -> MessageState:
+def decode_state(octets: bytes) -> MessageState:
     """Return the state of encode_state(). Raises ValueError for something else."""
-    if len(octets) > bytes_max:
-        raise ValueError(f"{len(octets)} bytes, expected at most {bytes_max}")
+    if len(octets) > _UNITED_BYTES_MAX:
+        raise ValueError(f"{len(octets)} bytes, expected at most {_UNITED_BYTES_MAX}")
     return msgspec.json.decode(octets, type=MessageState) if octets else NO_STATE
 
 

@@ -403,11 +403,11 @@ class SpoolEngine(QueueEngine, SpoolHistory):
         """SpoolHistory.read_contents."""
         return await self.read(lambda tables: event_log.read_contents(self, tables, queue_ids))
 
-    async def events_after(self, after: int, until: int, *, limit: int) -> SpoolEvents:
+    async def events_after(self, after: int, *, limit: int) -> SpoolEvents:
         """SpoolHistory.events_after."""
         return await self.read(
             lambda tables: event_log.events_after(
-                tables, after, min(until, self._last_event(tables)), limit=limit,
+                tables, after, self._last_event(tables), limit=limit,
                 captures_at_once=not self._captured.is_delivered,
             )
         )  # fmt: skip

@@ -10,7 +10,7 @@ See docs/operation-backup.md (The spool is damaged).
 """
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from shutil import copyfile
@@ -142,11 +142,8 @@ def open_copy(database: Path) -> apsw.Connection:
     return apsw.Connection(f"{database.absolute().as_uri()}?immutable=1", flags=flags)
 
 
-def copy_database(
-    source: apsw.Connection, target: Path, *, on_part: Callable[[int, int], None] = lambda *_: None
-) -> None:
-    """Copy what `source` sees to `target`, replacing it; `on_part` is called with the pages done
-    and their number.
+def copy_database(source: apsw.Connection, target: Path) -> None:
+    """Copy what `source` sees to `target`, replacing it.
 
     A source in a transaction is copied as that sees it. Without a transaction, the copy restarts
     after each commit. The copy gets its name when it is complete and synced; it is removed after an
@@ -160,7 +157,7 @@ def copy_database(
         with translate_sqlite_errors(target):
             copy = apsw.Connection(str(part))
             try:
-                _copy(source, copy, on_part)
+                _copy(source, copy)
             finally:
                 copy.close()
         with translate_os_errors(target.parent):
@@ -172,15 +169,12 @@ def copy_database(
         raise
 
 
-def _copy(
-    source: apsw.Connection, copy: apsw.Connection, on_part: Callable[[int, int], None]
-) -> None:
+def _copy(source: apsw.Connection, copy: apsw.Connection) -> None:
     copy.execute("PRAGMA journal_mode = OFF")
     copy.execute("PRAGMA synchronous = OFF")  # it is synced once, at the end
     with copy.backup("main", source, "main") as backup:
         while not backup.done:
             backup.step(_PAGES_AT_ONCE)
-            on_part(backup.page_count - backup.remaining, backup.page_count)
 
 
 def damage_mark_of(database: Path) -> Path:

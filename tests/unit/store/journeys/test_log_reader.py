@@ -33,9 +33,9 @@ class Logs:
         detail = {"number": self.written, "text": text}
         self.roles[role].append(FACTS, Event(Step.CONVERTED, self.clock.time_us(), detail))
 
-    def read(self, after=None, until=None, limit=1000):
+    def read(self, after=None, limit=1000):
         """Return the numbers in the log of graph and its LogEvents."""
-        found = self.reader.read(after or {}, until, limit=limit)["graph"]
+        found = self.reader.read(after or {}, limit=limit)["graph"]
         return [one and one.event.detail["number"] for _, one in found.events], found
 
 
@@ -66,7 +66,7 @@ def test_each_role_has_its_own_position(logs: Logs) -> None:
     logs.write("pickup")
     ends = logs.reader.ends()
     logs.write("pickup")
-    found = logs.reader.read(ends, None, limit=9)
+    found = logs.reader.read(ends, limit=9)
     assert {role: len(one.events) for role, one in found.items()} == {"graph": 0, "pickup": 1}
     ((_, event),) = found["pickup"].events
     assert (event.account, event.submission_id, event.state) == (
@@ -74,20 +74,6 @@ def test_each_role_has_its_own_position(logs: Logs) -> None:
         "d1.1",
         "converting",
     )
-
-
-def test_reading_ends_at_a_place(logs: Logs) -> None:
-    logs.write()
-    logs.clock.advance(DAY_S)
-    logs.write()
-    until = logs.reader.ends()
-    logs.write()
-    logs.clock.advance(DAY_S)
-    logs.write()
-    numbers, found = logs.read(until=until)
-    assert numbers == [1, 2]
-    assert found.end == until["graph"]
-    assert logs.read(found and {"graph": found.end})[0] == [3, 4]
 
 
 def test_an_incomplete_line_is_read_when_it_is_complete(logs: Logs) -> None:
@@ -124,7 +110,7 @@ def test_a_log_that_was_cleared_is_read_from_its_beginning_with_a_note(logs: Log
         logs.write()
     before = logs.reader.ends()
     logs.roles["graph"].clear()
-    assert logs.reader.read(before, None, limit=9) == {}
+    assert logs.reader.read(before, limit=9) == {}
     for _ in range(9):  # the new file is longer than the old one was
         logs.write()
     numbers, found = logs.read(before)
@@ -159,7 +145,7 @@ def test_the_states_of_a_submission(logs: Logs) -> None:
     log.append(FACTS, Event(Step.REPORT, 3, {"kind": "failure"}))
     log.append(FACTS, Event(Step.REPORT, 3, {"kind": "unknown"}))
     log.append(FACTS, Event(Step.ACCEPTED, 4), queue_id="q1")
-    found = [one for _, one in logs.reader.read({}, None, limit=9)["graph"].events]
+    found = [one for _, one in logs.reader.read({}, limit=9)["graph"].events]
     assert [(one.event.step, one.state) for one in found] == [
         (1, "converting"), (2, "scheduled"), (2, "cancelled"), (2, None), (7, "failed"),
         (7, "expired"), (4, None),

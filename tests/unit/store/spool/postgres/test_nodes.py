@@ -228,10 +228,10 @@ async def test_no_event_is_passed_over_while_an_earlier_one_is_not_committed(
         "INSERT INTO event VALUES ('late', nextval('event_number'), 5, 0, '{}')"
     )
     later = (await node.accept(new_message(TO_A, events=(ROUTED,)))).queue_id
-    assert (await node.events_after(0, NOW, limit=10)).events == []
+    assert (await node.events_after(0, limit=10)).events == []
     before = await node.last_event()
     await admin.execute("COMMIT")
     await admin.close()
-    (first, _), (second, event) = (await node.events_after(before, NOW, limit=10)).events
+    (first, _), (second, event) = (await node.events_after(before, limit=10)).events
     assert before < first < second == await node.last_event()
     assert event.queue_id == later
