@@ -11,7 +11,7 @@ See docs/operation-backup.md (The spool is damaged).
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from shutil import copyfile
 
@@ -154,12 +154,12 @@ def copy_database(source: apsw.Connection, target: Path) -> None:
         with translate_os_errors(target.parent):
             part.unlink(missing_ok=True)
             part.touch(0o600)
-        with translate_sqlite_errors(target):
-            copy = apsw.Connection(str(part))
-            try:
-                _copy(source, copy)
-            finally:
-                copy.close()
+        with translate_sqlite_errors(target), closing(apsw.Connection(str(part))) as copy:
+            copy.execute("PRAGMA journal_mode = OFF")
+            copy.execute("PRAGMA synchronous = OFF")  # it is synced once, at the end
+            with copy.backup("main", source, "main") as backup:
+                while not backup.done:
+                    backup.step(_PAGES_AT_ONCE)
         with translate_os_errors(target.parent):
             fsync_path(part)
             part.rename(target)
@@ -167,14 +167,6 @@ def copy_database(source: apsw.Connection, target: Path) -> None:
     except BaseException:
         part.unlink(missing_ok=True)
         raise
-
-
-def _copy(source: apsw.Connection, copy: apsw.Connection) -> None:
-    copy.execute("PRAGMA journal_mode = OFF")
-    copy.execute("PRAGMA synchronous = OFF")  # it is synced once, at the end
-    with copy.backup("main", source, "main") as backup:
-        while not backup.done:
-            backup.step(_PAGES_AT_ONCE)
 
 
 def damage_mark_of(database: Path) -> Path:
