@@ -370,15 +370,19 @@ async def drafts_after_a_delivery(trial: PowerLossTrial) -> None:
     await trial.promised(("inbox", "letter, unread"), ("drafts", "draft"))
 
 
-async def repeated_deliveries(trial: PowerLossTrial) -> None:
+async def repeated_deliveries(trial: PowerLossTrial, *, is_repeat: bool = False) -> None:
     await trial.store.folders.every(ALICE)
     store = trial.settled_store()
     trial.fails_at("inbox.py:_write", 1, "is never reached")
     with pytest.raises(KilledError):
         await store.deliver(ALICE, unique="1", content=mime("letter"))
     with store_on(trial.root, trial.clock) as again:
-        await again.deliver(ALICE, unique="1", content=mime("letter"))
+        await again.deliver(ALICE, unique="1", content=mime("letter"), is_repeat=is_repeat)
     await trial.promised(("inbox", "letter, unread"))
+
+
+async def deliveries_that_the_index_finds(trial: PowerLossTrial) -> None:
+    await repeated_deliveries(trial, is_repeat=True)
 
 
 async def leftovers(trial: PowerLossTrial) -> None:
@@ -452,7 +456,7 @@ SCENARIOS: tuple[Scenario, ...] = (
     *(step_4, step_4_without_a_draft, step_4_without_a_folder, repeated_cancellations),
     *(failures, damaged_submissions, scheduled_sends, changes_of_scheduled_sends, cancelled_sends),
     *(rejected_changes_of_scheduled_sends, rejected_cancellations, rejected_deletes),
-    *(deliveries, repeated_deliveries, leftovers),
+    *(deliveries, repeated_deliveries, deliveries_that_the_index_finds, leftovers),
     drafts_after_a_delivery,
     *(changes_that_were_cut_off, changes_after_a_start, changes_of_settings),
 )
@@ -501,6 +505,7 @@ OF_A_SECOND_SYNC = (
     *(rejected_submissions, rejected_changes_of_scheduled_sends, rejected_cancellations),
     rejected_deletes,
     repeated_deliveries,
+    deliveries_that_the_index_finds,
 )
 
 
