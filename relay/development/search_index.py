@@ -259,6 +259,8 @@ class SearchIndex:
             async with self._turn:
                 await self._do(self._open)
                 ids = await development_spool(self._base.spool).accepted_ids()
+                if not ids:  # nothing is left of what clients have set
+                    self._restated.clear()
                 if ids == self._indexed:
                     break
                 wanted = ids if wanted is None else wanted & ids
