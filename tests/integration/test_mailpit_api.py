@@ -522,6 +522,7 @@ def test_tags_are_the_categories_of_all_copies(relay: DevProcess) -> None:
     assert get(relay, "/api/v1/info")["Tags"] == {"b": 2}
     relay.send_mail(subject="by alice", toRecipients=[{"emailAddress": {"address": people[0]}}])
     until("it is there", lambda: found(relay, "alice") == ["by alice"])
+    until("the original is filed", lambda: relay.messages("sentitems"))
     assert put("", IDs=[get(relay, "/api/v1/message/latest")["ID"]], Tags=["set"]).body == b"ok"
     [sent] = relay.messages("sentitems")
     assert sent["categories"] == ["set"]
