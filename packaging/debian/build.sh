@@ -40,8 +40,9 @@ package() {
     wheels "$site" --implementation cp --python-version "$number" --platform "manylinux_2_28_$machine" \
         --platform "manylinux_2_27_$machine" --platform "manylinux_2_17_$machine"
     "$python" -m zipfile -e "$work"/*.whl "$site"
+    # tools and tests of libraries, of no use here
+    rm -rf "$site"/bin "$site"/*/tests "$site/apsw/sqlite_extra_binaries" "$site/aiosmtpd/docs"
     # Debian removes these from its own packages: they name the build, and are of use to pip alone.
-    rm -rf "$site/bin"
     find "$site" \( -path '*.dist-info/RECORD' -o -path '*.dist-info/REQUESTED' \) -delete
     printf 'home = /usr/bin\ninclude-system-site-packages = false\n' >"$opt/pyvenv.cfg"
     ln -s "/usr/bin/python$number" "$opt/bin/python"
@@ -54,8 +55,8 @@ package() {
     install -D -m 0644 -t "$root/usr/lib/systemd/system" systemd/relay.service systemd/relay@.socket
     install -m 0644 -t "$share/examples" systemd/relay-sockets.conf docs/examples/alerts.yaml
     install -D -m 0644 -t "$share/examples/fail2ban" docs/examples/fail2ban/{filter,jail}.conf
-    install -m 0644 LICENSE "$share/copyright"
-    gzip -9n <CHANGELOG.md >"$share/changelog.gz"
+    install -m 0644 "$files/copyright" "$share"
+    gzip -9n <CHANGELOG.md >"$share/CHANGELOG.md.gz"
     install -D -m 0640 conf/relay.toml "$root/etc/relay/relay.toml"
     install -D -m 0644 -t "$root/etc/relay/policies" policies/*.toml
     install -D -m 0644 -t "$root/etc/relay/policies/groups" policies/groups/*.txt
