@@ -57,6 +57,9 @@ package() {
     install -D -m 0644 -t "$share/examples/fail2ban" docs/examples/fail2ban/{filter,jail}.conf
     install -m 0644 "$files/copyright" "$share"
     gzip -9n <CHANGELOG.md >"$share/CHANGELOG.md.gz"
+    printf 'graph-relay (%s) unstable; urgency=medium\n\n  * See CHANGELOG.md.gz.\n\n -- %s  %s\n' "$version+deb$release" \
+        "$(sed -n 's/^Maintainer: //p' "$files/control")" "$(date -R -d "@$SOURCE_DATE_EPOCH")" |
+        gzip -9n >"$share/changelog.gz"
     install -D -m 0640 conf/relay.toml "$root/etc/relay/relay.toml"
     install -D -m 0644 -t "$root/etc/relay/policies" policies/*.toml
     install -D -m 0644 -t "$root/etc/relay/policies/groups" policies/groups/*.txt
