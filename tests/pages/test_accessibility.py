@@ -115,7 +115,12 @@ def test_checks_fit_a_narrow_window(browser: Browser, kit):
     for width, scheme in ((320, "light"), (320, "dark"), (1280, "light")):
         browser.set_width(width)
         browser.emulate_scheme(scheme)
-        browser.open(f"{relay.http_url}/messages/{message.journey['id']}?show=checks")
+        page = f"{relay.http_url}/messages/{message.journey['id']}"
+        browser.open(page)
+        browser.wait_for("#left-out", "not shown here")
+        assert axe(browser) == []
+        assert browser.evaluate("document.documentElement.scrollWidth") <= width
+        browser.open(f"{page}?show=checks")
         browser.wait_for("#checks-score", "is the mean support")
         browser.evaluate(
             "document.querySelectorAll('#content details').forEach(d => d.open = true)"
