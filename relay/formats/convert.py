@@ -147,7 +147,7 @@ def convert_mime(content: Octets, structure: Structure, origin: DraftOrigin) -> 
 
 def _sender_for(message: Entity, origin: DraftOrigin) -> EmailAddress | None:
     """Return the account if the message is from another address and has no Sender, else None."""
-    if not origin.on_behalf_of or (header := message.fields()).get("sender") is not None:
+    if not origin.on_behalf_of or (header := message.fields).get("sender") is not None:
         return None
     authors = (own_mailbox(one.address) for one in read_addresses(header, "from"))
     return EmailAddress(origin.account) if own_mailbox(origin.on_behalf_of) in authors else None
@@ -475,7 +475,7 @@ def convert(stored: bytes | Octets, *, now_us: int, hostname: str) -> ConvertedM
     structure = read_structure(content)
     if reason := check_header(structure.message.header, structure.message.blank):
         raise ConversionError(f"The draft cannot be sent: {reason}.")
-    header = structure.message.fields()
+    header = structure.message.fields
     origin = block.origin if block else _origin_without_block(header, now_us, hostname)
     made = _of_mime(header, convert_mime(content, structure, origin), origin)
     wants_receipt = block is not None and block.beside is not None and block.beside.delivery_receipt

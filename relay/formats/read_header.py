@@ -98,10 +98,11 @@ def parse_header(header: bytes) -> "Message[str, str]":
 
     Octets that are not ASCII are surrogates in the values.
     """
-    return _parsed(Header.parse(cleaned(header)))
+    return fields_of_header(Header.parse(cleaned(header)))
 
 
-def _parsed(header: Header) -> "Message[str, str]":
+def fields_of_header(header: Header) -> "Message[str, str]":
+    """See parse_header(): the fields of a section that was cleaned and split."""
     message: Message[str, str] = Message(policy=_POLICY)
     pairs: list[tuple[str, str]] = []
     for name, field in header.fields:
@@ -285,7 +286,7 @@ def read_submitted(content: bytes, *, to_send: bool) -> SubmittedHeader:
     section = content[: header_end(content).header]
     clean = cleaned(section)
     header = Header.parse(clean)
-    message = _parsed(header)
+    message = fields_of_header(header)
     named = {name: read_addresses(message, name) for name in ("To", "Cc", "Bcc")}
     ids = message_ids(read_token(message, "Message-ID"))
     properties = MessageProperties(

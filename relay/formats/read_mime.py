@@ -153,7 +153,7 @@ def read_mime(content: bytes | Octets, *, has_body: bool = True) -> ReadMessage:
     leaves = sorted_leaves(structure, octets)
     body = (leaves.html or leaves.text) if has_body else None
     text = _Text("") if body is None else _read_text(octets, body)
-    fields = structure.message.fields()
+    fields = structure.message.fields
     properties = replace(
         read_properties_of_header(fields),
         body_type="text" if leaves.html is None else "html",
@@ -288,7 +288,7 @@ def _leaves(
         if entity.is_forwarded or not (entity.is_leaf or entity.is_message):
             continue
         above = structure.entities[entity.parent].content_type
-        leaf = Leaf(entity, entity.fields(), above, inside)
+        leaf = Leaf(entity, entity.fields, above, inside)
         if content is not None and depth < ENCODINGS_MAX and is_encoded_multipart(entity):
             header = Header.parse(cleaned(entity.header)).remove([_ENCODING]).octets
             decoded = join_octets(

@@ -169,7 +169,7 @@ def read_remote_report(content: Octets) -> RemoteReport | None:
             _first_word(reporter),
             claims,
         )
-    fields = structure.message.fields()
+    fields = structure.message.fields
     failed = read_addresses(fields, "x-failed-recipients", octets_max=_STATUS_OCTETS_MAX)
     if failed and _is_automatic(fields):
         claims = tuple(RemoteClaim("", one.address, "failure") for one in failed if one.address)
@@ -201,7 +201,7 @@ def _original_id(content: Octets, structure: Structure) -> str:
     """
     if returned := _returned_message_id(content, structure):
         return returned
-    fields, kind = structure.message.fields(), structure.message.content_type
+    fields, kind = structure.message.fields, structure.message.content_type
     if kind != "multipart/report" and not _is_automatic(fields):
         return ""
     named = message_ids(read_token(fields, "in-reply-to"))[:1]

@@ -31,7 +31,7 @@ from relay.base.message.header import (
     fields_end,
 )
 from relay.formats.content_fields import content_field, read_content_field
-from relay.formats.read_header import HEADER_OCTETS_MAX, parse_header
+from relay.formats.read_header import HEADER_OCTETS_MAX, fields_of_header, parse_header
 from relay.formats.transfer_encoding import UUENCODE
 
 LINE_OCTETS_MAX = 998  # RFC 5322 2.1.1, without the line end
@@ -57,6 +57,7 @@ _VISIBLE = re.compile(r"[!-~]+")
 IDENTITY = frozenset(("7bit", "8bit", "binary"))  # the encodings that change nothing
 _ENCODINGS = frozenset((*IDENTITY, *UUENCODE, "quoted-printable", "base64"))
 WHOLE_MESSAGES = frozenset(("message/rfc822", "message/global", "message/news"))
+_NO_FIELDS = parse_header(b"")
 _PROTECTED_TYPES = frozenset(("multipart/signed", "multipart/encrypted"))
 
 
@@ -107,14 +108,11 @@ class BodyStatistics:
         self.pairs += pairs
         self.eight_bit = self.eight_bit or not octets.isascii()
         self.nul = self.nul or b"\0" in octets
-        if not self.has_long_line:
-            # the CR before the LF does not count
-            self._measure(octets, LINE_OCTETS_MAX + (1 if line_feeds == pairs else 0))
-
-    def _measure(self, octets: bytes, limit: int) -> None:
-        """Find a line longer than `limit`: one search per `limit` octets."""
+        if self.has_long_line:
+            return
+        limit = LINE_OCTETS_MAX + (line_feeds == pairs)  # the CR before the LF does not count
         start = -self.line_octets
-        while len(octets) - start > limit:
+        while len(octets) - start > limit:  # one search per `limit` octets
             line_end = octets.rfind(b"\n", max(start, 0), max(start + limit + 1, 0))
             if line_end < 0:
                 self.has_long_line = True
@@ -147,16 +145,13 @@ class Entity:
     boundary: bytes = b""  # b"" unless the entity has parts
     is_closed: bool = False  # the delimiter after its last part was found
     is_message: bool = False  # its body is read as a message, which is the next entity
+    fields: "Message[str, str]" = field(default=_NO_FIELDS, repr=False, compare=False)  # parsed
     body: BodyStatistics = field(default_factory=BodyStatistics)  # counted while it was read
 
     @property
     def is_leaf(self) -> bool:
         """Whether the entity contains no other entity."""
         return not self.boundary and not self.is_message
-
-    def fields(self) -> "Message[str, str]":
-        """Parse the header."""
-        return parse_header(self.header)
 
 
 class Structure(Struct, frozen=True):
@@ -240,8 +235,9 @@ class _BoundaryLine(Struct, frozen=True):
 class StructureReader:
     """Reads a message in blocks: on whole blocks, never line by line.
 
-    The buffer starts with the last octet that was processed, so that it has the line end before a
-    delimiter. The message starts as if after a line end.
+    A block is processed when the next one comes, or the end: most messages are one block, of which
+    all is then known. The buffer has the last octet that was processed, so that it has the line end
+    before a delimiter. The message starts as if after a line end.
     """
 
     def __init__(
@@ -253,51 +249,57 @@ class StructureReader:
         self._fields_of = fields_of
         self._is_complete, self._is_ambiguous = True, False
         self._held = b"\n"
+        self._at = 0  # the last octet in the buffer that was processed
         self._offset = -1  # of the first octet in the buffer
         self._entities = [Entity(number=0, parent=-1, depth=0, lead=0, start=0)]
         self._path = self._entities[:]  # from the message to the innermost entity that is open
+        # the boundaries of those that have parts, with their places in the path
+        self._boundaries: list[tuple[int, bytes]] = []
         self._in_header = True
         self._searching = True
-        self._bare_returns = False
+        self._bare_returns = False  # a delimiter may be after one
         self._looked_for: dict[bytes, int] = {}  # boundary: up to which octet of the message
         self._headers_octets = self._headers_lines = 0
         self._false_delimiters = 0
         self._defects: dict[str, None] = {}
 
     def feed(self, block: bytes) -> None:
-        """Process the next octets."""
+        """Take the next octets."""
         for start in range(0, len(block), BLOCK_BYTES):
-            piece = block[start : start + BLOCK_BYTES]
+            if len(self._held) > 1:
+                self._process(final=False)
+            rest = self._held[self._at :]
+            self._offset += self._at
+            self._at = 0
+            self._held = rest + block[start : start + BLOCK_BYTES]
             if self._reading is None and not self._bare_returns:
-                self._bare_returns = piece.count(b"\r") != piece.count(b"\r\n")
-            self._held += piece
-            while self._step(final=False):
-                pass
+                self._bare_returns = self._held.find(b"\r--", max(len(rest) - 2, 0)) >= 0
 
     def close(self) -> Structure:
         """Process the end of the message; return its structure."""
-        while self._step(final=True):
-            pass
+        self._process(final=True)
         size = self._offset + len(self._held)
         self._leave(0, end=size)
         return Structure(
             tuple(self._entities), size, tuple(self._defects), self._is_complete, self._is_ambiguous
         )
 
-    def _step(self, *, final: bool) -> bool:
-        """Process one header or delimiter; False when more octets are needed, or at the end."""
-        return self._header_step(final) if self._in_header else self._body_step(final)
+    def _process(self, *, final: bool) -> None:
+        """Process headers and delimiters until more octets are needed, or to the end."""
+        while self._header_step(final) if self._in_header else self._body_step(final):
+            pass
 
     # -- headers
 
     def _header_step(self, final: bool) -> bool:
-        entity = self._innermost
+        entity = self._path[-1]
         is_part = self._entities[entity.parent].boundary  # the parent of the message is none
-        limit = HEADER_OCTETS_MAX if is_part else _MESSAGE_HEADER_OCTETS_MAX
-        delimiter = self._find(len(self._held), final)
-        end = max(delimiter.start, 1) if delimiter else len(self._held)
+        start = self._at + 1
+        limit = self._at + (HEADER_OCTETS_MAX if is_part else _MESSAGE_HEADER_OCTETS_MAX)
+        delimiter = self._find(final)
+        end = max(delimiter.start, start) if delimiter else len(self._held)
         # the line end of the delimiter may be that of the blank line
-        blank = BLANK_LINE.search(self._held, 0, min(end + len(b"\r\n"), limit))
+        blank = BLANK_LINE.search(self._held, self._at, min(end + len(b"\r\n"), limit))
         if blank is not None:
             if not final and blank.end() + self._margin > len(self._held):
                 return False
@@ -306,10 +308,10 @@ class StructureReader:
             self._enter(entity, line_end.end(), blank.end())
         elif delimiter is not None and end <= limit:
             self._defect(_NO_BLANK)
-            self._enter(entity, end, end)  # the delimiter is found again in the body
+            self._enter(entity, end, end)
         elif end > limit:
             self._leave_unread("a header that is too long")
-            place = max(self._held.rfind(b"\n", 1, limit) + 1, 1)
+            place = max(self._held.rfind(b"\n", start, limit) + 1, start)
             self._enter(entity, place, place)
         elif final:
             if is_part:
@@ -317,22 +319,26 @@ class StructureReader:
             self._enter(entity, end, end)
         else:
             return False
+        if delimiter is not None and entity.is_leaf and self._searching:
+            self._delimit(delimiter)
         return True
 
     def _enter(self, entity: Entity, header_end: int, body_start: int) -> None:
         """Store the header and start the body: after the last field if there is no blank line."""
-        section = self._held[1:header_end]
+        start = self._at + 1
+        section = self._held[start:header_end]
         self._headers_lines += max(section.count(b"\n"), section.count(b"\r"))
         if self._reading is None or not self._reading.ends_late:
-            last = 1 + fields_end(section)
-            if last < header_end:
+            last = fields_end(section)
+            if last < len(section):
                 self._defect(_NO_BLANK)
-                header_end = body_start = last
-        entity.header = self._held[1:header_end]
+                section = section[:last]
+                header_end = body_start = start + last
+        entity.header = section
         entity.blank = self._held[header_end:body_start]
         entity.body_start = self._offset + body_start
-        self._headers_octets += len(entity.header)
-        self._skip(body_start)
+        self._headers_octets += len(section)
+        self._at = body_start - 1
         self._in_header = False
         self._describe(entity)
         if entity.is_message:
@@ -340,12 +346,15 @@ class StructureReader:
 
     def _describe(self, entity: Entity) -> None:
         """Set the properties of an entity from its header."""
-        fields = self._fields_of(entity.header)
-        lines = Header.parse(cleaned(entity.header)).fields if self._reading is None else ()
-        for name, line in lines:
-            if not name:
-                shown = line[:_SHOWN_CHARACTERS].decode("ascii", "replace").strip()
-                self._defect(f"a line in a header that is not a field: {shown!r}")
+        if self._reading is None:
+            header = Header.parse(cleaned(entity.header))
+            for name, line in header.fields if "" in header else ():
+                if not name:
+                    shown = line[:_SHOWN_CHARACTERS].decode("ascii", "replace").strip()
+                    self._defect(f"a line in a header that is not a field: {shown!r}")
+            entity.fields = fields_of_header(header)
+        else:
+            entity.fields = self._fields_of(entity.header)
         if b"\0" in entity.header:
             self._defect("a NUL in a header")
         if entity.header.startswith(BYTE_ORDER_MARK):
@@ -353,18 +362,13 @@ class StructureReader:
         over = self._entities[entity.parent] if entity.depth else None
         is_in_digest = over is not None and over.content_type == "multipart/digest"
         default = "message/rfc822" if is_in_digest else "text/plain"  # RFC 2046 5.1.5
-        if self._reading is None:
-            kind = _content_type(fields, default)
-            is_multipart = kind.startswith("multipart/")
-            boundary = _boundary(str(fields["content-type"])) if is_multipart else b""
-        else:
-            kind, boundary = self._type_as_read(fields, default, self._reading)
-        entity.content_type = kind
-        encoding = read_content_field(fields, "content-transfer-encoding")
+        entity.content_type, boundary = self._type(entity.fields, default)
+        encoding = read_content_field(entity.fields, "content-transfer-encoding")
         entity.encoding = encoding.value or "7bit"
         if entity.encoding not in _ENCODINGS:
             shown = entity.encoding[:_SHOWN_CHARACTERS]
             self._defect(f"an unknown transfer encoding: {shown!r}")
+        kind = entity.content_type
         is_multipart, is_message = kind.startswith("multipart/"), kind in WHOLE_MESSAGES
         if not is_multipart and not is_message:
             return
@@ -375,44 +379,51 @@ class StructureReader:
         elif entity.depth >= DEPTH_MAX:
             self._leave_unread(f"parts more than {DEPTH_MAX} deep")
         elif is_multipart:
-            others = [one.rstrip(b"-") for _, one in self._boundaries()]
+            others = [one.rstrip(b"-") for _, one in self._boundaries]
             self._is_ambiguous |= boundary.rstrip(b"-") in others
             entity.boundary = boundary
+            self._boundaries.append((len(self._path) - 1, boundary))
         elif entity.encoding in IDENTITY or (
-            self._reading is not None and _FIRST_FIELD.match(self._held, 1)
+            self._reading is not None and _FIRST_FIELD.match(self._held, self._at + 1)
         ):
             entity.is_message = self._has_room()  # with a transfer encoding it is a leaf
 
-    def _type_as_read(
-        self, fields: "Message[str, str]", default: str, reading: LooseReading
-    ) -> tuple[str, bytes]:
-        """Return type and boundary as a program finds them that does not check the type's form."""
-        values = [str(one) for one in fields.get_all("content-type", [default])]
-        value = values[-1 if reading.last else 0]
+    def _type(self, fields: "Message[str, str]", default: str) -> tuple[str, bytes]:
+        """Return type and boundary; a loose reading does not check the form of the type."""
+        reading = self._reading
+        values = fields.get_all("content-type", [default])
+        value = str(values[-1 if reading is not None and reading.last else 0])
         kind = content_field(value).value
-        return kind, _boundary(value) if kind.startswith("multipart/") else b""
+        if reading is None and kind.count("/") != 1:
+            kind = "text/plain"  # RFC 2045 5.2
+        elif reading is None and not _VISIBLE.fullmatch(kind):
+            kind = "application/octet-stream"
+        if not kind.startswith("multipart/"):
+            return kind, b""
+        boundary = content_field(value).raw("boundary").rstrip()
+        return kind, boundary.encode("utf-8", "surrogateescape")
 
     # -- bodies
 
     def _body_step(self, final: bool) -> bool:
-        delimiter = self._find(len(self._held), final)
+        delimiter = self._find(final)
         if delimiter is not None:
             self._delimit(delimiter)
             return True
-        kept = 0 if final else self._margin + len(b"\r")
-        self._count(max(len(self._held) - kept, 1))
+        self._count(len(self._held) - (0 if final else self._margin + len(b"\r")))
         return False
 
     def _delimit(self, delimiter: _BoundaryLine) -> None:
         """End the entities inside the delimiter's multipart, and start its next part."""
-        moved = max(delimiter.start - 1, 0)
-        self._count(moved + 1)
-        lead = self._offset + 1
+        self._count(delimiter.start)
+        lead = self._offset + self._at + 1
         self._leave(delimiter.level + 1, end=lead)
-        multipart = self._innermost
-        self._count(delimiter.end - moved)
+        multipart = self._path[-1]
+        self._count(delimiter.end)
         if delimiter.closing:  # before the first part it is text
-            multipart.is_closed = self._has_parts(multipart)
+            if self._has_parts(multipart):
+                multipart.is_closed = True
+                self._boundaries.pop()
         elif self._has_room():
             self._open(multipart, lead=lead)
 
@@ -422,7 +433,7 @@ class StructureReader:
             parent=parent.number,
             depth=parent.depth + 1,
             lead=lead,
-            start=self._offset + 1,
+            start=self._offset + self._at + 1,
             protected=parent.protected or parent.content_type in _PROTECTED_TYPES,
             is_forwarded=parent.is_forwarded or parent.is_message,
         )
@@ -445,28 +456,27 @@ class StructureReader:
             if entity.body.eight_bit and entity.encoding == "7bit":
                 self._defect("octets of 8 bits where the encoding is 7bit")
         del self._path[level or 1 :]
+        while self._boundaries and self._boundaries[-1][0] >= len(self._path):
+            self._boundaries.pop()
 
     def _has_parts(self, entity: Entity) -> bool:
         """Return whether an entity has parts: the first of them is the next entity."""
         following = self._entities[entity.number + 1 : entity.number + 2]
         return bool(following) and following[0].parent == entity.number
 
-    def _find(self, limit: int, final: bool) -> _BoundaryLine | None:
-        """Return the first delimiter line that starts before `limit` and is complete in the buffer.
+    def _find(self, final: bool) -> _BoundaryLine | None:
+        """Return the first delimiter line that is complete in the buffer.
 
         If several multiparts have the same boundary, it belongs to the innermost that is open.
         """
-        if not self._searching:
+        if not self._searching or not self._boundaries:
             return None
-        if not final:
-            limit = min(limit, len(self._held) - self._margin)
+        limit = len(self._held) - (0 if final else self._margin)
         found: _BoundaryLine | None = None
-        boundaries = list(self._boundaries())
-        if self._reading is None or not self._reading.outermost:
-            boundaries.reverse()
-        for level, boundary in boundaries:
-            for lead in (b"\n", b"\r") if self._bare_returns else (b"\n",):
-                one = self._find_one(lead + b"--" + boundary, level, limit)
+        is_outermost = self._reading is not None and self._reading.outermost
+        for level, boundary in self._boundaries if is_outermost else reversed(self._boundaries):
+            for lead in (b"\n--", b"\r--") if self._bare_returns else (b"\n--",):
+                one = self._find_one(lead + boundary, level, limit)
                 if one is not None:
                     found, limit = one, one.start
         return found
@@ -474,9 +484,9 @@ class StructureReader:
     def _find_one(self, wanted: bytes, level: int, limit: int) -> _BoundaryLine | None:
         """Search one boundary from where its last search ended, so that each octet is read once."""
         looked_for = self._looked_for.get(wanted, 0)
-        position = max(looked_for - self._offset, 0)
+        position = max(looked_for - self._offset, self._at)
         end = limit + len(wanted) - 1
-        while limit > 0 and (position := self._held.find(wanted, position, end)) >= 0:
+        while limit > self._at and (position := self._held.find(wanted, position, end)) >= 0:
             ended = _AFTER_BOUNDARY.match(self._held, position + len(wanted))
             if not ended and self._reading is not None:
                 ended = _WITH_WORDS.match(self._held, position + len(wanted))
@@ -484,7 +494,7 @@ class StructureReader:
                 ended = None if self._reading.exact else ended
             if ended:
                 self._looked_for[wanted] = self._offset + position
-                is_pair = self._held[max(position - 1, 0) : position + 1] == b"\r\n"
+                is_pair = self._held[max(position - 1, self._at) : position + 1] == b"\r\n"
                 start = position - 1 if is_pair else position
                 return _BoundaryLine(level, start, ended.end(), closing=ended[0].startswith(b"--"))
             if _TOO_PADDED.match(self._held, position + len(wanted)):
@@ -497,32 +507,20 @@ class StructureReader:
         self._looked_for[wanted] = max(looked_for, self._offset + limit)
         return None
 
-    def _boundaries(self) -> Iterator[tuple[int, bytes]]:
-        for level, entity in enumerate(self._path):
-            if entity.boundary and not entity.is_closed:
-                yield level, entity.boundary
-
     # -- the buffer
-
-    @property
-    def _innermost(self) -> Entity:
-        return self._path[-1]
 
     @property
     def _margin(self) -> int:
         """How many octets at the end of the buffer may be an incomplete delimiter line."""
-        return max((len(one) for _, one in self._boundaries()), default=0) + _AHEAD
+        return max([len(one) for _, one in self._boundaries], default=0) + _AHEAD
 
     def _count(self, end: int) -> None:
-        """Count the buffer up to `end` as text of the innermost entity, and drop it."""
-        if end > 1:
+        """Count the buffer up to `end` as text of the innermost entity: it is processed."""
+        start = self._at + 1
+        if end > start:
             if self._reading is None:
-                self._innermost.body.add(self._held[1:end], self._held[:1])
-            self._skip(end)
-
-    def _skip(self, end: int) -> None:
-        self._held = self._held[end - 1 :]
-        self._offset += end - 1
+                self._path[-1].body.add(self._held[start:end], self._held[self._at : start])
+            self._at = end - 1
 
     def _has_room(self) -> bool:
         """Return whether another entity may be read; if not, the rest is text of this one."""
@@ -545,17 +543,3 @@ class StructureReader:
     def _defect(self, text: str) -> None:
         if len(self._defects) < _DEFECTS_MAX:
             self._defects[text] = None
-
-
-def _content_type(fields: "Message[str, str]", default: str) -> str:
-    if "content-type" not in fields:
-        return default
-    kind = read_content_field(fields, "content-type").value
-    if kind.count("/") != 1:
-        return "text/plain"  # RFC 2045 5.2
-    return kind if _VISIBLE.fullmatch(kind) else "application/octet-stream"
-
-
-def _boundary(value: str) -> bytes:
-    found = content_field(value).raw("boundary").rstrip()
-    return found.encode("utf-8", "surrogateescape")

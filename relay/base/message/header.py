@@ -103,6 +103,8 @@ def fields_end(header: bytes) -> int:
 
     It splits off one line at a time, so that a long section does not hold up other threads.
     """
+    if _plain_fields(header):  # nearly always
+        return len(header)
     end = 0
     in_field = False
     for found in _LINE.finditer(header):

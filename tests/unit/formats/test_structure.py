@@ -122,7 +122,7 @@ def test_any_blank_line_ends_a_header(line_end, blank):
     if line_end + blank == b"\r\n":
         return  # that is one line end
     structure = checked(b"A: b" + line_end + blank + b"Bcc: body")
-    assert structure.message.fields().keys() == ["A"]
+    assert structure.message.fields.keys() == ["A"]
 
 
 @given(st.binary(max_size=200))
@@ -211,7 +211,7 @@ def test_the_header_of_an_attached_message_may_have_1_mib(size):
     content = b"Content-Type: message/rfc822\r\n\r\n" + field + b"\r\nSubject: s\r\n\r\nx"
     structure = checked(content)
     assert (
-        structure.is_complete == ("subject" in structure.entities[1].fields()) == (size < 1 << 20)
+        structure.is_complete == ("subject" in structure.entities[1].fields) == (size < 1 << 20)
     )
 
 
@@ -237,7 +237,7 @@ def test_a_content_field_may_be_folded_anywhere(line_end):
     lines += [b"Content-Type: a/b", b'\tname="x', b' y.z"', b"", b"text", b"--a  b--"]
     structure = read_structure(line_end.join(lines))
     assert [one.content_type for one in structure.entities] == ["multipart/mixed", "a/b"]
-    assert structure.entities[1].fields()["content-type"] == 'a/b\tname="x y.z"'
+    assert structure.entities[1].fields["content-type"] == 'a/b\tname="x y.z"'
     assert structure.defects == ()
 
 
