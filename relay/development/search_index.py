@@ -13,7 +13,7 @@ import asyncio
 import json
 import re
 import unicodedata
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
@@ -124,6 +124,7 @@ class SearchIndex:
         self._base = base
         unread_in = base.store.messages.index.unread
         self._flags = ReadFlags(base.settings.mailboxes.root, base.clock, unread_in)
+        base.store.messages.syncs.on_sync = self._flags.note
         self._sources = sources
         self._turn = asyncio.Lock()
         self._thread = ThreadPoolExecutor(1, "search-index")  # has the connection
@@ -245,9 +246,9 @@ class SearchIndex:
         decode = partial(msgspec.json.decode, type=MessagePreview)
         return {queue_id: decode(preview) for queue_id, preview in found if preview}
 
-    async def flags(self, copy_ids: Iterable[str]) -> Mapping[str, bool]:
+    async def flags(self, wanted: Mapping[str, Collection[str]]) -> Mapping[str, bool]:
         """See TextIndex."""
-        return await asyncio.to_thread(self._flags.of, copy_ids)
+        return await asyncio.to_thread(self._flags.of, wanted)
 
     async def _catch_up(self) -> None:
         """Index what the spool has now, and remove what it has no more.

@@ -13,7 +13,6 @@ import asyncio
 import contextlib
 from collections import OrderedDict, defaultdict
 from collections.abc import Callable, Collection, Mapping, Sequence
-from itertools import chain
 
 from msgspec import Struct
 from msgspec.structs import replace
@@ -83,7 +82,7 @@ class MessageCopies:
         """
         found: dict[str, bool] = {}
         wanted = self._by_mailbox(rows, mailbox)
-        known = await index.flags(chain(*wanted.values())) if index is not None else {}
+        known = await index.flags(wanted) if index is not None and wanted else {}
         for place, names in wanted.items():
             flags = {one: known[one] for one in names if one in known}
             if others := [one for one in names if one not in known]:

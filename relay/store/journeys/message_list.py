@@ -11,7 +11,7 @@ import fnmatch
 import hashlib
 import re
 import struct
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from difflib import SequenceMatcher
 from functools import lru_cache
 from typing import Any, Literal, Protocol, TypeVar
@@ -607,9 +607,10 @@ class TextIndex(Protocol):
         """Return the previews of those of these messages that it has. Raises IndexFailedError."""
         ...
 
-    async def flags(self, copy_ids: Iterable[str]) -> Mapping[str, bool]:
+    async def flags(self, wanted: Mapping[str, Collection[str]]) -> Mapping[str, bool]:
         """Return whether copies are read, by id, without those that no file is named after: they
-        are gone, or another program has given them a name of its own. Raises OSError.
+        are gone, or another program has given them a name of its own. `wanted` has ids by mailbox.
+        Raises OSError, NoSuchItemError.
         """
         ...
 

@@ -357,12 +357,15 @@ class DirectorySync:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._rounds: dict[Path, _Rounds] = {}
+        # called in any thread with a directory that this process has changed
+        self.on_sync: Callable[[Path], None] = lambda _directory: None
 
     def sync(self, directory: Path) -> None:
         """Make all changes in `directory` before this call durable.
 
         Raises OSError if this sync failed, or any other since the caller's work began.
         """
+        self.on_sync(directory)
         with self._lock:
             rounds = self._rounds.setdefault(directory, _Rounds(threading.Condition(self._lock)))
             rounds.waiting += 1
