@@ -278,7 +278,7 @@ def matches_pattern(pattern: str, value: str) -> bool:
 def matches_address_pattern(pattern: str, address: str) -> bool:
     """Whether an address matches, whichever form its domain and the pattern's have."""
     compared = ascii_address(address)
-    return any(matches_pattern(one, compared) for one in pattern_forms(pattern))
+    return not pattern or any(matches_pattern(one, compared) for one in pattern_forms(pattern))
 
 
 @lru_cache(maxsize=256)

@@ -6,16 +6,16 @@ query is bounded; what a page did not reach is on the next one.
 
 import heapq
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import islice
+from itertools import islice, pairwise
 from typing import Any
 
 from msgspec.structs import replace
 
 from relay.base.clock import ID_LENGTH, first_id_after, id_time_us
 from relay.base.message.address import own_mailbox, shown_address
-from relay.base.message.lifecycle import RecipientState, message_state
+from relay.base.message.lifecycle import AT_REST, RecipientState, message_state
 from relay.base.message.rest_id import read_rest_id
 from relay.store.journeys.events import Step
 from relay.store.journeys.message_list import (
@@ -37,7 +37,7 @@ from relay.store.spool.shared.columns import LOGIN, in_chunks
 from relay.store.spool.shared.tables import Tables
 
 _RECIPIENTS_MAX = 200_000  # rows that one page reads
-_CHUNK = 200
+_CHUNK, _SPARE = 200, 10
 _SEARCHED_AT_ONCE = 50
 _SCANNED_AT_ONCE = 200
 _ADDRESSES_MAX = 2000
@@ -77,6 +77,10 @@ _FIRST_ADDED = (
 _NEXT_ATTEMPT = (
     "SELECT message_id, min(retry_us) FROM entry WHERE message_id = ? AND state = 'deferred'"
     " GROUP BY message_id"
+)
+_NEWEST = (
+    "SELECT count(*), min(id), max(id)"
+    " FROM (SELECT id FROM message ORDER BY id DESC LIMIT ?) AS newest"
 )
 _BY_MESSAGE_ID = "SELECT id FROM message WHERE message_id IN (?, ?) AND message_id <> ''"
 _BY_ID = (
@@ -226,12 +230,13 @@ class _PageSearch:
 
     def _chunks(self, begin: str) -> Iterator[list[_Row]]:
         """Yield the rows with ids before `begin`, newest first."""
+        size = min(self._limit + _SPARE, _CHUNK)  # enough if all match
         if self._indexed is not None:
             reports = self._tables.fetch(_REPORTS, (begin, SCAN_MAX)) if self._kind != MAIL else ()
             ids = [one for one in self._indexed if one < begin]  # in this order, which sorts fast
             ids = sorted(ids + [one for (one,) in reports], reverse=True)
-            for at in range(0, len(ids), _CHUNK):
-                where, values = self._tables.among("id", ids[at : at + _CHUNK])
+            for at, end in pairwise((0, *range(size, len(ids), _CHUNK), len(ids))):
+                where, values = self._tables.among("id", ids[at:end])
                 sql = f"SELECT {_FACTS} FROM message WHERE {where} ORDER BY id DESC"
                 if rows := self._tables.fetch(sql, values):
                     yield rows
@@ -240,13 +245,13 @@ class _PageSearch:
             rows = self._tables.fetch(
                 f"SELECT {_FACTS} FROM message WHERE {_OF_KIND[self._kind]}id < ?"
                 " ORDER BY id DESC LIMIT ?",
-                (begin, _CHUNK),
+                (begin, size),
             )
             if rows:
                 yield rows
-            if len(rows) < _CHUNK:
+            if len(rows) < size:
                 return
-            begin = rows[-1][0]
+            begin, size = rows[-1][0], _CHUNK
 
     def _take(self, rows: Sequence[_Row]) -> None:
         for found in self._matching.among(rows):
@@ -341,16 +346,19 @@ def summaries(
         if account in (None, row[7])
     ]
     keys = [(row[0],) for row in rows]
-    counts: dict[str, dict[str, int]] = defaultdict(dict)
-    for queue_id, state, number in tables.fetch_each(_STATES, keys):
-        counts[queue_id][state] = number
+    counts: dict[str, Counter[str]] = defaultdict(Counter)
     first: dict[str, list[Any]] = defaultdict(list)
     for queue_id, *recipient in tables.fetch_each(_FIRST_RECIPIENTS, keys):
         first[queue_id].append(recipient)
+        counts[queue_id][recipient[2]] += 1
+    more = [(one,) for one, some in first.items() if len(some) == LISTED_MAX]
+    for queue_id, state, number in tables.fetch_each(_STATES, more):
+        counts[queue_id][state] = number
     copies: dict[str, list[ListedRecipient]] = defaultdict(list)
     for queue_id, *copy in tables.fetch_each(_FIRST_ADDED, keys) if added else ():
         copies[queue_id].append(ListedRecipient(*copy))
-    retries = dict(tables.fetch_each(_NEXT_ATTEMPT, keys))
+    waiting = [(one,) for one, states in counts.items() if not AT_REST.issuperset(states)]
+    retries = dict(tables.fetch_each(_NEXT_ATTEMPT, waiting))
     found = []
     for queue_id, sender, submission_id, message_id, subject, size, client, _, login in rows:
         recipients = sorted(first[queue_id])
@@ -384,16 +392,20 @@ def count_states(
     tables: Tables, *, account: str | None, limit: int
 ) -> tuple[int, Mapping[str, int]]:
     """SpoolHistory.count_states."""
-    ids = _newest(tables, account=account, limit=limit)
-    of_recipient, of_message = tables.among("message_id", ids), tables.among("id", ids)
+    if account is None:
+        [(total, *ends)] = tables.fetch(_NEWEST, (limit,))
+        where, values = "{} BETWEEN ? AND ?", tuple(ends)
+    else:
+        ids = _newest(tables, account=account, limit=limit)
+        total, (where, values) = len(ids), tables.among("{}", ids)
     rows = tables.fetch(
         "SELECT state, count(DISTINCT message_id) FROM recipient"
-        f" WHERE {of_recipient[0]} AND added_by = '' GROUP BY state"
-        f" UNION ALL SELECT source, count(*) FROM message WHERE {of_message[0]}"
+        f" WHERE {where.format('message_id')} AND added_by = '' GROUP BY state"
+        f" UNION ALL SELECT source, count(*) FROM message WHERE {where.format('id')}"
         " AND source = 'report' GROUP BY source",
-        (*of_recipient[1], *of_message[1]),
+        (*values, *values),
     )
-    return len(ids), dict(rows)
+    return total, dict(rows)
 
 
 def recent_addresses(tables: Tables, *, account: str | None, limit: int) -> Sequence[str]:
