@@ -40,36 +40,30 @@ else
         missing+=(libmail-deliverystatus-bounceparser-perl)
 fi
 # Unpacked into .system, not installed: tests start these servers by their paths. The LMTP server's
-# version must be Dovecot's; Exim excludes Postfix; the others would start a service.
+# version must be Dovecot's; Exim excludes Postfix; the others would start a service. All at once: apt
+# reads its lists for seconds. With each package that an installation would bring along: names of libraries
+# differ between versions. But clients of databases, updates of signatures, fonts and scripts of pages are not needed.
 unpack() {
-    local version
+    local folder path version
+    local -A wanted=([usr/sbin/exim4]=exim4-daemon-light [usr/sbin/opendkim]=opendkim [usr/sbin/pgbouncer]=pgbouncer
+        [usr/sbin/haproxy]=haproxy [usr/bin/rspamd]=rspamd [usr/sbin/clamd]=clamav-daemon [usr/sbin/opendmarc]=opendmarc
+        [usr/sbin/clamav-milter]=clamav-milter [usr/sbin/unbound]=unbound [usr/bin/fail2ban-regex]=fail2ban)
     version=$(dpkg-query -W -f '${Version}' dovecot-core 2>/dev/null) &&
-        unpack_one usr/lib/dovecot/lmtp "dovecot-lmtpd=$version" "Dovecot's LMTP server"
-    unpack_one usr/sbin/exim4 exim4-daemon-light Exim
-    unpack_one usr/sbin/opendkim opendkim OpenDKIM
-    unpack_one usr/sbin/pgbouncer pgbouncer PgBouncer
-    unpack_one usr/sbin/haproxy haproxy HAProxy
-    unpack_one usr/bin/rspamd rspamd rspamd
-    unpack_one usr/sbin/clamd clamav-daemon ClamAV
-    unpack_one usr/sbin/clamav-milter clamav-milter clamav-milter
-    unpack_one usr/sbin/opendmarc opendmarc OpenDMARC
-    unpack_one usr/sbin/unbound unbound unbound
-    unpack_one usr/bin/fail2ban-regex fail2ban fail2ban
-}
-# With each package that an installation would bring along: names of libraries differ between versions. But
-# clients of databases, updates of signatures, fonts and scripts of pages are not needed.
-unpack_one() {
-    local folder
-    [ ! -e "/$1" ] && [ ! -e ".system/$1" ] || return 0
-    folder=$(mktemp -d) && mkdir "$folder/etc" || return 0
+        apt-cache show "dovecot-lmtpd=$version" >/dev/null 2>&1 && wanted[usr/lib/dovecot/lmtp]="dovecot-lmtpd=$version"
+    for path in "${!wanted[@]}"; do
+        [ ! -e "/$path" ] && [ ! -e ".system/$path" ] || unset "wanted[$path]"
+    done
+    [ ${#wanted[@]} != 0 ] && folder=$(mktemp -d) && mkdir "$folder/etc" || return 0
     (
         cd "$folder"
-        apt-get -s install --no-install-recommends "$2" |
+        apt-get -s install --no-install-recommends "${wanted[@]}" |
             awk '$1 == "Inst" && $2 !~ /-client|freshclam|^fonts-|^libjs-/ { print $2 }' >names &&
             xargs timeout 120 apt-get -q -o Acquire::Retries=1 -o Acquire::http::Timeout=20 download <names &&
             for each in *.deb; do dpkg-deb -x "$each" .; done
-    ) && [ -e "$folder/$1" ] && mkdir -p .system && cp -r "$folder"/{usr,etc} .system/ ||
-        echo "tests of $3 are skipped: its package cannot be fetched" >&2
+    ) && mkdir -p .system && cp -r "$folder"/{usr,etc} .system/ || true
+    for path in "${!wanted[@]}"; do
+        [ -e ".system/$path" ] || echo "tests that need ${wanted[$path]} are skipped: it cannot be fetched" >&2
+    done
     rm -rf "$folder"
 }
 if [ "${1:-}" != languages ] && { [ "$(id -u)" = 0 ] || [ -n "${CI:-}${SYSTEM_PACKAGES:-}" ]; }; then
