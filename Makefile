@@ -197,16 +197,16 @@ GROUPS_OF = import sys, tomllib; groups = tomllib.load(open("pyproject.toml", "r
 	print("\n".join(one for name in sys.argv[1:] for one in groups[name]))
 PIP_INSTALL := -m pip install --quiet --disable-pip-version-check
 
-$(VENV)/development: $(VENV)/installed
+$(VENV)/development: pyproject.toml $(VENV)/made
 	$(BIN)/python -c '$(GROUPS_OF)' dev > $(VENV)/development.txt
-	$(BIN)/python $(PIP_INSTALL) -r $(VENV)/development.txt
-	@touch $@
+	$(BIN)/python $(PIP_INSTALL) --editable . -r $(VENV)/development.txt
+	@touch $(VENV)/installed $@
 
 # pytest rewrites the asserts of each test module and keeps the result: here on two cores, once, and not
 # in each worker. What cannot be imported is reported by the tests.
 $(VENV)/tests-compiled: $(VENV)/development
 	@find tests -name 'test_*.py' -not -path 'tests/sample_project/*' | \
-	    xargs -P 2 -n 110 $(BIN)/python -m pytest -qq --collect-only -p no:cacheprovider >/dev/null 2>&1 || true
+	    xargs -P 2 -n 330 $(BIN)/python -m pytest -qq --collect-only -p no:cacheprovider >/dev/null 2>&1 || true
 	@touch $@
 
 # The large client libraries have an environment of their own, and Node its packages next to it.
