@@ -5,7 +5,6 @@ Tests docs/design.md 1 and 3 on every file system, not only where one fsync cove
 
 import ast
 import asyncio
-import itertools
 import shutil
 from collections import Counter
 from collections.abc import Awaitable, Callable
@@ -247,10 +246,9 @@ async def keyed_submissions_that_are_open(trial: PowerLossTrial) -> None:
     await trial.store.folders.every(ALICE)
     store = trial.settled_store()
     trial.fails_at("on_disk.py:make_ready", 0)
-    with suppress(OutcomeUnknownError):  # without links
-        await store.submissions.submit_new(ALICE, letter("asked"), options_with_key())
-        await trial.promised(("sentitems", "asked"), sent="asked", at_start=key_is_known)
-    await store.submissions.settle_keys()
+    await store.submissions.submit_new(ALICE, letter("asked"), options_with_key())
+    await trial.promised(("sentitems", "asked"), sent="asked", at_start=key_is_known)
+    await store.attend_root()
     await trial.promised(("sentitems", "asked"), sent="asked", at_start=key_is_known)
 
 
@@ -471,28 +469,7 @@ def no_order(monkeypatch: pytest.MonkeyPatch) -> None:
 # -- promises
 
 
-@pytest.fixture(params=[True, False], ids=["links", "no links"])
-def with_links(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
-    """Whether the file system has hard links: without them, pending submissions are copies."""
-    if not request.param:
-        monkeypatch.setattr(maildir, "link", lambda *_: False)
-    return bool(request.param)
-
-
-@pytest.mark.parametrize(
-    ("scenario", "with_links"),
-    sampled(
-        (
-            (scenario, number % 2 == turn)
-            for number, scenario in enumerate(SCENARIOS)
-            for turn in (0, 1)
-        ),
-        one_of=2,
-    ),
-    indirect=["with_links"],
-    ids=lambda one: getattr(one, "__name__", None),
-)
-@pytest.mark.usefixtures("with_links")
+@pytest.mark.parametrize("scenario", SCENARIOS, ids=lambda one: getattr(one, "__name__", None))
 async def test_accepted_data_survives_any_power_loss(tmp_path: Path, scenario: Scenario) -> None:
     with trial_on(tmp_path) as trial:
         await scenario(trial)
@@ -541,7 +518,7 @@ SYNCED_BY = frozenset(
         *("sync", "sync_ready", "sync_scheduled", "sync_preparing", "sync_directory"),
         "write_synced",
         *("make_directory", "make_directories"),
-        *("finish_content", "place_again", "link_or_copy"),
+        "finish_content",
     )
 )
 MODULES = (
@@ -589,35 +566,29 @@ def sync_sites() -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def sites_of(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[bool, Scenario], set[str]]:
-    """Which syncs each scenario reaches, with and without links."""
+def sites_of(tmp_path_factory: pytest.TempPathFactory) -> dict[Scenario, set[str]]:
+    """Which syncs each scenario reaches."""
     found = {}
-    for number, (links, scenario) in enumerate(itertools.product((True, False), SCENARIOS)):
+    for number, scenario in enumerate(SCENARIOS):
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(maildir, "keeps_order", lambda _: False)
-            if not links:
-                patch.setattr(maildir, "link", lambda *_: False)
             with trial_on(tmp_path_factory.mktemp(f"trial-{number}")) as trial:
                 trial.is_dry_run = True
                 asyncio.run(scenario(trial))
-                found[links, scenario] = set(trial.disk.sites)
+                found[scenario] = set(trial.disk.sites)
     return found
 
 
 @pytest.mark.parametrize("site", sampled(sync_sites(), one_of=4))
-def test_every_sync_is_necessary(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sites_of, site: str
-) -> None:
+def test_every_sync_is_necessary(tmp_path: Path, sites_of, site: str) -> None:
     reaching = [one for one, sites in sites_of.items() if site in sites]
     assert reaching, "no scenario reaches it"
-    for number, (links, scenario) in enumerate(reaching):
-        with monkeypatch.context() as patch, trial_on(tmp_path / str(number)) as trial:
-            if not links:
-                patch.setattr(maildir, "link", lambda *_: False)
+    for number, scenario in enumerate(reaching):
+        with trial_on(tmp_path / str(number)) as trial:
             trial.disk.fate = lambda asked: "is left out" if asked == site else "works"
             try:
                 asyncio.run(scenario(trial))
             except PromiseBrokenError:
                 return
-    names = sorted({scenario.__name__ for _, scenario in reaching})
+    names = sorted(scenario.__name__ for scenario in reaching)
     raise AssertionError(f"nothing shows that it is needed: {', '.join(names)}")

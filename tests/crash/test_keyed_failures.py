@@ -152,7 +152,7 @@ async def pick_up(store: FileStore, sent: Counter[str]) -> None:
 
 async def settle(store: FileStore) -> None:
     with suppress(StoreError):
-        await store.submissions.settle_keys()
+        await store.attend_root()
 
 
 async def check_start(
@@ -189,7 +189,7 @@ async def test_a_key_is_carried_out_once(
         told = await ask(store, path, draft.id, due_us)
         assert world.left, "the place was not passed"
         assert told == ("no response" if fails and place in RECORD else "202")
-        assert store.keys.has_open == fails
+        assert store._directory.is_unfinished == fails
         world.is_asked = False
         after_the_fault = world.copies / "after the fault"
         shutil.copytree(world.root, after_the_fault)
@@ -198,7 +198,7 @@ async def test_a_key_is_carried_out_once(
             assert sent.total() == 0, "not before it is settled"
             assert await ask(store, path, draft.id, due_us) == "503", "a repeat meanwhile"
             await settle(store)
-            assert not store.keys.has_open
+            assert not store._directory.is_unfinished
         assert await ask(store, path, draft.id, due_us) == "202"
         for _ in range(2):
             await pick_up(store, sent)
@@ -209,13 +209,14 @@ async def test_a_key_is_carried_out_once(
 
 
 @pytest.mark.parametrize("due_us", [0, ManualClock().now_us + HOUR_US], ids=["now", "later"])
+@pytest.mark.parametrize("place", ["link into its place", "sync of its place"])
 async def test_a_draft_that_got_202_cannot_be_changed_before_it_has_its_place(
-    world: World, due_us: int
+    world: World, place: str, due_us: int
 ) -> None:
     clock, sent = ManualClock(), Counter[str]()
     with store_on(world.root, clock) as store:
         draft = await store.messages.create(ALICE, letter("asked"))
-        world.at, world.fails, world.is_asked = "link into its place", True, True
+        world.at, world.fails, world.is_asked = place, True, True
         assert await ask(store, "send", draft.id, due_us) == "202"
         clock.advance(1)
         change = MessageChange(properties=letter("changed"))
@@ -264,7 +265,8 @@ async def test_a_key_whose_record_fails_is_sent_once_or_not_at_all(
         assert await ask(store, path, draft.id, 0) == "no response"
         await settle(store)
         await pick_up(store, sent)
-        assert (sent.total(), await ask(store, path, draft.id, 0)) == (0, "503")
+        assert sent.total() == 0
+        assert await ask(store, path, draft.id, 0) in ("503", "no response")
         shutil.copytree(world.root, world.copies)
         world.is_broken = False
         await settle(store)

@@ -136,17 +136,14 @@ def failing_calls(
         yield
 
 
-@pytest.fixture(params=[True, False], ids=["links", "no links"])
-def with_links(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def no_order(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(maildir, "keeps_order", lambda _: False)
-    if not request.param:
-        monkeypatch.setattr(maildir, "link", lambda *_: False)
 
 
-@pytest.mark.parametrize("with_links", sampled([True, False], one_of=2), indirect=True)
 @pytest.mark.parametrize("fault", ["once", "for good", "it dies"])
 @pytest.mark.parametrize("way", WAYS)
-@pytest.mark.usefixtures("with_links")
+@pytest.mark.usefixtures("no_order")
 async def test_whichever_sync_fails_or_is_the_last_the_answer_says_what_happens(
     tmp_path: Path, way: Way, fault: str
 ) -> None:

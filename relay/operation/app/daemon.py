@@ -40,7 +40,6 @@ from relay.operation.app.maintenance import (
     keep_usage,
     log_continued,
     prune_history,
-    settle_keys,
     sweep_contents,
     update_gauges,
     warn_of_ending_keys,
@@ -166,7 +165,6 @@ class Daemon:
             await base.store.submissions.remove_unfinished()
         self._spawn(attendant.run(), "mail-root")
         self._spawn(write_clock_anchor(base.store), "clock")
-        self._spawn(settle_keys(base.store), "keys")
 
     async def stop(self) -> None:
         """Stop listening, drain within the grace time, close the stores."""

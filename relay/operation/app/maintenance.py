@@ -40,7 +40,6 @@ _POLICIES_S = 3600.0
 _DAY_S = 86400.0
 _ANCHOR_S = 10.0
 _ROOT_S = 1.0
-_SETTLE_S = 1.0
 _USAGE_S = 1.0
 _WITHOUT_NODE_S = 5.0
 _WITHOUT_NODE_PAUSE_S = 0.1
@@ -270,21 +269,6 @@ async def keep_usage(ledger: UsageLedger, tell: Callable[[], Awaitable[None]]) -
     finally:
         with suppress(SpoolError):
             await ledger.exchange()
-
-
-async def settle_keys(store: FileStore) -> None:
-    """Each second, finish what failed requests with an Idempotency-Key left, and remove records
-    that have expired, until cancelled.
-    """
-
-    async def settle() -> None:
-        if store.keys.has_open or store.keys.has_expired:
-            await store.submissions.settle_keys()
-
-    def report(error: str) -> None:
-        _log.warning("requests with a key are not settled", error=error)
-
-    await _attend(settle, report, interval_s=_SETTLE_S)
 
 
 def log_continued(found: ResumedTime | None, *, offset_us: int) -> None:

@@ -11,7 +11,6 @@ See Maildir++ and Graph's mailFolder.
 """
 
 import errno
-import os
 import shutil
 import stat
 from collections.abc import Callable, Container, Coroutine, Iterable, Mapping, Sequence
@@ -48,7 +47,7 @@ from relay.store.mailbox.keywords import KEYWORDS_FILE
 from relay.store.mailbox.maildir import (
     Stripes,
     list_names,
-    place_again,
+    place,
     remove,
     sync_directory,
     take_lock,
@@ -503,5 +502,4 @@ def _copy(file: Path, target: Path, name: MessageName, *, base_name: str) -> Non
     if not stat.S_ISREG(status.st_mode):
         return
     copy = target / "cur" / f"{base_name},S={status.st_size}:2,{name.flags}"
-    if not place_again(file, copy):
-        os.utime(copy, ns=(status.st_mtime_ns, status.st_mtime_ns))
+    place(file, copy)

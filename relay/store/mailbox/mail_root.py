@@ -21,7 +21,13 @@ from pathlib import Path
 
 from relay.base.files import replace_file
 from relay.base.observe.logs import get_logger
-from relay.store.mailbox.maildir import MissingRootError, make_directory, remove, write_synced
+from relay.store.mailbox.maildir import (
+    MissingRootError,
+    make_directory,
+    place,
+    remove,
+    write_synced,
+)
 
 SUBMISSIONS = ".submissions"
 NEW_ID = "new"
@@ -31,6 +37,7 @@ _ID = re.compile(r"[0-9a-f]{16}")
 _ID_BYTES = 8
 _PROBE_FILE = "probe"
 _PROBE = b"\0" * 4096
+_NO_LINKS = frozenset((errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS))
 _OF_THE_DISK = frozenset((errno.EIO, errno.EROFS, errno.ENOSPC, errno.EDQUOT))
 _READ_BYTES = 100
 _DESCRIPTORS = Path("/proc/self/fd")
@@ -39,7 +46,9 @@ _log = get_logger("mailbox")
 
 
 class ForeignRootError(ValueError):
-    """The mail root is missing, or it is not the one that the spool knows (exit code 78)."""
+    """The mail root is missing, cannot be used, or is not the one that the spool knows (exit code
+    78).
+    """
 
 
 class MailRoot:
@@ -158,9 +167,9 @@ class MailRoot:
 
     def remove(self, path: Path) -> None:
         """Remove a file that was just written to `path`, as far as the disk allows."""
-        for place in self.places(path):
+        for one in self.places(path):
             with suppress(OSError):
-                remove(place)
+                remove(one)
 
     def places(self, path: Path) -> tuple[Path, ...]:
         """Return the paths at which a file may be that was just written to `path`.
@@ -199,6 +208,7 @@ class MailRoot:
             if not found:
                 found = write_id(self.path)
             if not self._session:
+                self._check_links()
                 self._begin_session()
         except BaseException:
             os.close(descriptor)
@@ -220,6 +230,17 @@ class MailRoot:
     def _check_session(self) -> None:
         if (self.path / SUBMISSIONS / _SESSION_FILE).read_text() != self._session:
             raise self._foreign("it is a copy from before the start of the relay")
+
+    def _check_links(self) -> None:
+        submissions = self.path / SUBMISSIONS
+        try:
+            remove(submissions / _PROBE_FILE)
+            place(submissions / _ID_FILE, submissions / _PROBE_FILE)
+            remove(submissions / _PROBE_FILE)
+        except OSError as error:  # others are those of a disk that fails
+            if error.errno in _NO_LINKS:
+                text = f"{self._name} is on a file system without hard links, which Relay needs"
+                raise ForeignRootError(f"mailboxes.root: {text}") from error
 
     def _begin_session(self) -> None:
         """Mark the root as that of this start. It is not synced: the mark ends with the process."""

@@ -23,11 +23,10 @@ from functools import lru_cache
 from pathlib import Path
 from typing import BinaryIO, ParamSpec, TypeVar
 
-from relay.base.files import FileOctets, write_all
-from relay.base.message.content import Content, LargeContent, UnreadableError, blocks
+from relay.base.files import write_all
+from relay.base.message.content import Content, UnreadableError, blocks
 from relay.store.mailbox.types import ContentUnreadableError, StoreError, StoreUnavailableError
 
-_NO_LINKS = frozenset((errno.EXDEV, errno.EPERM, errno.EMLINK, errno.ENOTSUP, errno.EOPNOTSUPP))
 _NO_FILE = frozenset((errno.ELOOP, errno.ENXIO))  # a symbolic link, a socket
 _FULL = frozenset((errno.ENOSPC, errno.EDQUOT))
 _FILE_MODE = 0o600
@@ -116,54 +115,9 @@ def open_written(path: Path) -> int:
     return os.open(path, os.O_WRONLY | os.O_CLOEXEC)
 
 
-def link(source: Path, target: Path) -> bool:
-    """Create a hard link; False if the file system cannot. Raises FileExistsError."""
-    try:
-        os.link(source, target)
-    except OSError as error:
-        if error.errno not in _NO_LINKS:
-            raise
-        return False
-    return True
-
-
-def link_or_copy(source: Path, target: Path) -> None:
-    """Create a hard link; if that is impossible, write a synced copy."""
-    if not link(source, target):
-        _copy(source, target)
-
-
-def place_again(source: Path, target: Path) -> bool:
-    """Link a message's file into a folder; if that is impossible, copy it through tmp/, synced.
-
-    Return whether it is a link. Raises FileExistsError.
-    """
-    if link(source, target):
-        return True
-    temporary = target.parents[1] / "tmp" / target.name.partition(",")[0]
-    remove(temporary)  # a copy left by a crash
-    try:
-        _copy(source, temporary)
-        place(temporary, target)
-    finally:
-        remove(temporary)
-    return False
-
-
-def _copy(source: Path, target: Path) -> None:
-    whole = FileOctets(source, 0, source.stat().st_size)
-    write_synced(target, LargeContent(b"", (whole,), eight_bit=True))
-
-
 def place(source: Path, target: Path) -> None:
-    """Give a finished file its final name, never replacing a file. `source` may remain.
-
-    Raises FileExistsError.
-    """
-    if not link(source, target):
-        if target.exists():
-            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), target)
-        source.rename(target)
+    """Give a finished file another name, never replacing a file. Raises FileExistsError."""
+    target.hardlink_to(source)
 
 
 def open_message(path: Path) -> BinaryIO:

@@ -37,7 +37,6 @@ from relay.store.mailbox.maildir import (
     finish_content,
     list_names,
     place,
-    place_again,
     remove,
     rename,
     retry_if_renamed,
@@ -618,7 +617,7 @@ class Messages(StorePart):
 
     def _link(self, located: MessageFile, copy: MessageFile) -> None:
         try:
-            place_again(located.path, copy.path)
+            place(located.path, copy.path)
             self.syncs.sync(copy.directory)
         except OSError:
             self.root.remove(copy.path)

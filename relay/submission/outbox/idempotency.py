@@ -2,10 +2,10 @@
 
 The record of a key is one small file, `.submissions/keys/HOUR/SLOT`, HOUR of the queue time. It is
 written when everything of its submission is durable but its name in ready/ or deferred/. From then
-on the submission exists, whatever fails after it: a start makes it ready, and settle_keys() of
-UnfinishedSubmissions does so each second while the process runs. Until then it is open: pickup does
-not begin it, and a repeat gets 503. A request with the same key therefore finds either the record,
-or no submission. An hour's directory is removed as a whole, 24 hours after its end.
+on the submission exists, whatever fails after it: UnfinishedSubmissions makes it ready, at a start
+and when a failing disk works again. Until then pickup does not begin it, and a repeat gets 503. A
+request with the same key therefore finds either the record, or no submission. An hour's directory
+is removed as a whole, 24 hours after its end.
 
 Blocking; methods raise StoreError's children, where it is said OSError. docs/design.md 1.
 """
@@ -17,7 +17,6 @@ import threading
 from collections import Counter
 from collections.abc import Mapping
 from contextlib import suppress
-from itertools import islice
 from pathlib import Path
 
 import msgspec
@@ -47,7 +46,6 @@ KEPT_HOURS = 24  # after the end of the hour in which a key was used
 KEYS_PER_ACCOUNT_MAX = 100_000
 KEYS = "keys"
 _HOUR_US = 3_600_000_000
-_OPEN_MAX = 10_000
 _PART = ".part"
 _log = get_logger("outbox")
 
@@ -89,12 +87,6 @@ class KeyedSubmissions:
         # the number of records by hour and account; None before the directories were listed
         self._hours: Mapping[int, Counter[str]] | None = None
         self._made_hour = -1
-        self._open: dict[str, PendingSubmission] = {}  # not recorded or not ready: the disk failed
-
-    @property
-    def has_open(self) -> bool:
-        """Whether the disk failed while a submission was recorded or made ready."""
-        return bool(self._open)
 
     @property
     def has_expired(self) -> bool:
@@ -105,11 +97,9 @@ class KeyedSubmissions:
     def find(self, account: str, slot: str) -> KeyedSubmission | None:
         """Return the submission that was made with a key.
 
-        Raises StoreUnavailableError while the submission is open, and if there is none and the
-        account cannot have another one.
+        Raises StoreUnavailableError if there is none and the account cannot have another one.
         """
         with self._stripes.of(slot), storage_errors():
-            self._check_open(slot)
             if (path := self._find(slot)) is not None:
                 return _read(path)
             owner, hours = _owner_of(slot), self._listed().items()
@@ -125,54 +115,27 @@ class KeyedSubmissions:
         """Record a submission with a key durably. Everything else of it is durable already.
 
         Raises BeingSentError if the key was used meanwhile: then nothing of it is recorded. After
-        StoreUnavailableError the disk may have the record: call leave_open().
+        StoreUnavailableError the disk may have the record.
         """
-        key, own = _key_of(submission), submission.submission_id
+        key, own = submission.options.key, submission.submission_id
+        assert key is not None, "only submissions with a key are recorded"
         with self._stripes.of(key.slot), storage_errors():
-            users = [one.submission_id for one in self._opened() if _key_of(one).slot == key.slot]
-            if (path := self._find(key.slot, hours=2)) is not None:
-                users.append(_read(path).submission_id)
-            if any(user != own for user in users):
+            path = self._find(key.slot, hours=2)
+            if path is not None and _read(path).submission_id != own:
                 raise BeingSentError(
                     "Another request with this Idempotency-Key was just carried out."
                 )
             self._write(submission, key)
 
-    def leave_open(self, submission: PendingSubmission) -> None:
-        """Note a submission that may exist, and has to be recorded and made ready."""
-        with self._lock:
-            self._open[submission.submission_id] = submission
-
-    def is_open(self, submission_id: str) -> bool:
-        """Whether a submission has to be recorded and made ready, before pickup begins it."""
-        return submission_id in self._open
-
-    def has_open_of(self, draft_id: str) -> bool:
-        """Whether a submission of a draft is open."""
-        return any(one.draft_id == draft_id for one in self._opened())
-
-    def open_submissions(self, limit: int) -> list[PendingSubmission]:
-        """Return submissions that are open."""
-        return list(islice(self._opened(), limit))
-
-    def record_again(self, submission: PendingSubmission) -> None:
-        """Record an open submission: from then on it exists, whatever the disk has."""
-        with storage_errors():
-            self._write(submission, _key_of(submission))
-
-    def settled(self, submission_id: str) -> None:
-        """Allow pickup to begin a submission, and its key to be used."""
-        with self._lock:
-            self._open.pop(submission_id, None)
-
     def place_of(self, prepared: PreparedFile) -> str:
         """Return the place, "ready/…" or "deferred/…", of a file in preparing/ that a dead process
-        left, "" if it is not recorded. The record is durable afterwards. Raises OSError.
+        or a failed request left, "" if it is not recorded. The record is durable afterwards. Raises
+        OSError.
         """
         path = self._find(prepared.slot) if prepared.slot else None
         if path is None or (record := _read(path)).submission_id != prepared.submission_id:
             return ""
-        rewrite_file(path)  # the dead process may have left a failed sync
+        rewrite_file(path)  # they may have left a failed sync
         self._syncs.sync(path.parent)
         return record.place
 
@@ -195,24 +158,9 @@ class KeyedSubmissions:
         self.forget()
 
     def forget(self) -> None:
-        """Forget what is known of a mail root that is missing. As at a start, what is there when it
-        is back decides about submissions that are open.
-        """
+        """Forget what is known of a mail root that is missing."""
         with self._lock:
             self._hours, self._made_hour = None, -1
-            self._open = {}
-
-    def _opened(self) -> list[PendingSubmission]:
-        with self._lock:
-            return list(self._open.values())
-
-    def _check_open(self, slot: str) -> None:
-        opened = self._opened()
-        if len(opened) >= _OPEN_MAX or any(_key_of(one).slot == slot for one in opened):
-            raise StoreUnavailableError(
-                "The disk failed during a request with an Idempotency-Key, whose message will be "
-                "sent: repeat the request later."
-            )
 
     def _is_expired(self, hour: int) -> bool:
         return (hour + 1 + KEPT_HOURS) * _HOUR_US <= self._clock.confirmed_us()
@@ -231,10 +179,11 @@ class KeyedSubmissions:
         return sorted((one for one in self._listed() if not self._is_expired(one)), reverse=True)
 
     def _find(self, slot: str, *, hours: int | None = None) -> Path | None:
-        """Return the file of a record, looked for in the newest hours."""
+        """Return the file of a record, looked for in the newest hours. Raises OSError."""
         for hour in self._newest_hours()[:hours]:
             path = f"{self._keys}/{hour}/{slot}"
-            if os.path.exists(path):  # noqa: PTH110 - of many hours
+            with suppress(FileNotFoundError):
+                os.stat(path)  # noqa: PTH116 - of many hours; no other error says that it is not there
                 return Path(path)
         return None
 
@@ -289,8 +238,3 @@ def _read(path: Path) -> KeyedSubmission:
     except msgspec.MsgspecError as error:
         _log.error("damaged record of an Idempotency-Key", file=str(path), error=str(error))
         raise StoreUnavailableError(f"{path} is not the record of a key: {error}.") from error
-
-
-def _key_of(submission: PendingSubmission) -> SubmissionKey:
-    assert submission.options.key is not None, "only submissions with a key are recorded"
-    return submission.options.key

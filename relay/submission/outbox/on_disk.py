@@ -33,7 +33,6 @@ from relay.formats.draft import (
 from relay.store.journeys.submission_log import SubmissionLog
 from relay.store.mailbox.maildir import (
     DirectorySync,
-    link_or_copy,
     list_names,
     make_directories,
     make_directory,
@@ -49,7 +48,7 @@ FIRST_SUBMISSION = (
 )
 SUBMISSION_FILE_NAME = re.compile(r"([0-9a-z]{16})\.(\d{1,20})@(\d{1,18})")
 _PREPARED = re.compile(r"([0-9a-z]{16}\.\d{1,20})(?:(\+)|@([0-9a-z-]{1,100}))?")
-_COPIED = "copied"  # if this file exists, submissions may be copies and not hard links
+_COPIED = "copied"  # if this file exists, restored submissions are copies and not hard links
 
 _ANCHOR = "clock"
 
@@ -111,6 +110,9 @@ class SubmissionDirectory:
         self._corrupt = directory / "corrupt"
         self._copied = directory / _COPIED
         self._syncs = syncs
+        # Whether a disk that fails has left submissions in preparing/ that exist, or may do so:
+        # UnfinishedSubmissions finishes or removes them, while no other call of the store runs.
+        self.is_unfinished = False
         self._made = False
         self._lock = threading.Lock()
 
@@ -156,29 +158,17 @@ class SubmissionDirectory:
         """
         return self.preparing / (submission_id if key is None else f"{submission_id}@{key.slot}")
 
-    def prepare(self, source: Path, prepared: Path) -> None:
-        """Create a hard link to a draft's file in preparing/, or a copy."""
-        link_or_copy(source, prepared)
-        if prepared.stat().st_nlink == 1:
-            self.mark_copied()
-
-    def has_copies(self) -> bool:
-        """Whether mark_copied() was ever called."""
-        return self._copied.exists()
-
     def mark_copied(self) -> None:
-        """Record durably that submissions may be copies, so that link counts are not evidence."""
-        if not self.has_copies():
-            self._copied.touch(0o600)
-            self._syncs.sync(self._copied.parent)
+        """Record that restored submissions are copies, so that link counts are not evidence."""
+        self._copied.touch(0o600)
 
     def find(self, draft_id: str, file: Path) -> Path | None:
         """The submission of the draft in `file`, scheduled, ready or held; None if it has none.
 
-        A file with a single link has no submission, so no directory is listed for it, unless
-        submissions may be copies. Raises FileNotFoundError when the file does not exist.
+        A file with a single link has no submission, so no directory is listed for it, unless some
+        were restored. Raises FileNotFoundError when the file does not exist.
         """
-        if file.stat().st_nlink == 1 and not self.has_copies():
+        if file.stat().st_nlink == 1 and not self._copied.exists():
             return None
         return self._first(f"{draft_id}.")
 
@@ -189,6 +179,10 @@ class SubmissionDirectory:
     def find_submission(self, submission_id: str) -> Path | None:
         """The path of a submission, scheduled, ready or held; None if it does not exist."""
         return self._first(f"{submission_id}@")
+
+    def has_unfinished(self, beginning: str) -> bool:
+        """Whether a submission whose name begins so was left in preparing/ by a disk that fails."""
+        return self.is_unfinished and _first(self.preparing, beginning) is not None
 
     def _first(self, beginning: str) -> Path | None:
         """Look first where a submission is before it is in the next."""
@@ -307,8 +301,7 @@ class SubmissionDirectory:
     def make_ready(self, prepared: Path, submission: Path) -> None:
         """Move a prepared submission to its place, if it is not there, durably.
 
-        It has one of the names at any time, also after a loss of power. A rename has that property
-        only on file systems that write both directories at once.
+        It has one of the names at any time, also after a loss of power.
         """
         if not submission.exists():
             place(prepared, submission)

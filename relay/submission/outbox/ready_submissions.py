@@ -19,7 +19,7 @@ from relay.store.journeys.events import Event, Step
 from relay.store.journeys.submission_log import SubmissionFacts
 from relay.store.mailbox.folders import find_folder, well_known_path
 from relay.store.mailbox.inbox import Inbox
-from relay.store.mailbox.maildir import in_order_with, place_again, remove, retry_if_renamed
+from relay.store.mailbox.maildir import in_order_with, place, remove, retry_if_renamed
 from relay.store.mailbox.message_file import DRAFT, NEW_DRAFT, SEEN, parse_name, with_flags
 from relay.store.mailbox.store_part import in_thread
 from relay.store.mailbox.types import (
@@ -29,7 +29,6 @@ from relay.store.mailbox.types import (
     StoreUnavailableError,
     WellKnown,
 )
-from relay.submission.outbox.idempotency import KeyedSubmissions
 from relay.submission.outbox.on_disk import FIRST_SUBMISSION, OutboxPart, content_of, draft_of
 from relay.submission.outbox.pending import PendingSubmissions, RushMeter
 from relay.submission.outbox.scheduled import ScheduledDirectory, ScheduledSends, ScheduleTimer
@@ -42,7 +41,6 @@ class ReadySubmissions(OutboxPart):
     """`pending` hands submissions out, `timer` makes the scheduled ones ready at their time."""
 
     scheduled: ScheduledSends  # a change of a draft cancels or changes them
-    keyed: KeyedSubmissions  # the records of keys
     inbox: Inbox  # takes the reports of step 3
 
     def __post_init__(self) -> None:
@@ -140,8 +138,8 @@ class ReadySubmissions(OutboxPart):
 
     def _content(self, submission: PendingSubmission) -> Octets:
         with self.stripes.of(submission.draft_id):  # submit may still fail and remove it
-            if self.keyed.is_open(submission.submission_id):
-                raise NoSuchItemError(f"{submission.submission_id} is not ready yet.")
+            if self.directory.has_unfinished(f"{submission.submission_id}@"):
+                raise StoreUnavailableError(f"{submission.submission_id} is not ready yet.")
             try:
                 return content_of(submission)
             except NoSuchItemError:
@@ -266,7 +264,7 @@ class ReadySubmissions(OutboxPart):
         located = self.index.find_by_base_name(mailbox, submission.base_name)
         if located is None:
             with suppress(FileExistsError):
-                place_again(submission.path, target)
+                place(submission.path, target)
             return None
         if not located.is_draft:  # filed before a crash, or moved by a mail client
             return None

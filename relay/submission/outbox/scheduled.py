@@ -31,7 +31,7 @@ from relay.formats.draft import read_block
 from relay.store.journeys.events import Event, Step
 from relay.store.mailbox.draft_files import Before, submission_facts
 from relay.store.mailbox.folders import find_folder, well_known_path
-from relay.store.mailbox.maildir import Undo, list_names, remove, undone_after_errors
+from relay.store.mailbox.maildir import Undo, list_names, place, remove, undone_after_errors
 from relay.store.mailbox.message_file import NEW_DRAFT, MessageFile, parse_name
 from relay.store.mailbox.types import (
     BeingSentError,
@@ -62,7 +62,6 @@ class DueSubmissions(Struct, frozen=True):
 class ScheduledSends(OutboxPart):
     """The scheduled sends on disk. Blocking: callers hold the message's lock."""
 
-    has_open_of: Callable[[str], bool]  # a draft has a submission that is in no place yet
     on_scheduled: Callable[[PendingSubmission], None]  # its send time was set or changed
     _failed_syncs: int = field(default=0, init=False)
     _synced_failures: int = field(default=0, init=False)
@@ -72,12 +71,12 @@ class ScheduledSends(OutboxPart):
     ) -> PendingSubmission | None:
         """The scheduled send of a message. None: it has none, durably.
 
-        Raises BeingSentError when its submission is ready, or recorded with a key and in no place.
+        Raises BeingSentError when its submission is ready, or is unfinished.
         """
+        if self.directory.has_unfinished(f"{message_id}."):
+            raise BeingSentError(_BEING_SENT)
         path = self.directory.find(message_id, located.path)
         if path is None:
-            if self.has_open_of(message_id):  # its name there comes when the disk works
-                raise BeingSentError(_BEING_SENT)
             if self._failed_syncs != self._synced_failures:
                 self._sync_cancellations()
             return None
@@ -149,7 +148,7 @@ class ScheduledSends(OutboxPart):
     def _mark(self, submission: PendingSubmission, file: Path) -> None:
         """Tell the next start that a change to `file` has begun, for UnfinishedSubmissions."""
         self.finish_replace(submission)  # left by a failure
-        self.directory.prepare(file, self._marker(submission))
+        place(file, self._marker(submission))
 
     def _take_out(self, submission: PendingSubmission) -> None:
         remove(self.directory.preparing / submission.submission_id)  # left by a failed request
@@ -238,7 +237,7 @@ class ScheduledSends(OutboxPart):
         self._record(changed, head)
         self._mark(submission, file)
         spare = self._spare(submission)
-        self.directory.prepare(file, spare)
+        place(file, spare)
         self.crash.reached(CrashPoint.CHANGE_PREPARED)
         try:
             submission.path.rename(changed.path)  # the time first: there are never two submissions
@@ -262,7 +261,7 @@ class ScheduledSends(OutboxPart):
         remove(spare)
         if after.exists():
             if not after.samefile(file):
-                self.directory.prepare(file, spare)
+                place(file, spare)
                 spare.rename(after)
             after.rename(submission.path)
             self.directory.sync_scheduled()

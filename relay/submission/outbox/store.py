@@ -99,9 +99,9 @@ class FileStore:
         }  # fmt: skip
         outbox_part = {**part, "directory": self._directory, "log": log}
         self._scheduled = ScheduledSends(
-            **outbox_part, has_open_of=self.keys.has_open_of,
+            **outbox_part,
             on_scheduled=lambda one: self.ready.offer(one),  # noqa: PLW0108 - it is made later
-        )  # fmt: skip
+        )
         self._open_mailboxes(part)
         self._open_submissions(outbox_part)
         self._builder = IndexBuilder(root, self._index, clock=clock, may_work=self._is_idle)
@@ -121,9 +121,7 @@ class FileStore:
     def _open_submissions(self, part: dict[str, Any]) -> None:
         self._unfinished = UnfinishedSubmissions(**part, keyed=self.keys)
         self.uploads = Uploads(**part, attachments=self.attachments)
-        self.ready = ReadySubmissions(
-            **part, scheduled=self._scheduled, keyed=self.keys, inbox=self._inbox
-        )
+        self.ready = ReadySubmissions(**part, scheduled=self._scheduled, inbox=self._inbox)
         self.submissions = Submissions(
             **part, ready=self.ready, scheduled=self._scheduled, keyed=self.keys,
             unfinished=self._unfinished,
@@ -196,16 +194,19 @@ class FileStore:
     async def attend_root(self) -> None:
         """Notice that the mail root is missing, or refuses all writes, and when it is back.
 
-        Repeat the removal of unfinished submissions if it has failed. Called each second. Raises
-        what taking its lock raises, and StoreUnavailableError.
+        Finish or remove submissions that a failing disk has interrupted, or else remove the records
+        of keys that have expired. Called each second. Raises what taking its lock raises, and
+        StoreUnavailableError.
         """
         if not await asyncio.to_thread(self._root.attend):
             try:
                 await self._threads.run_alone(self._reopen)
             finally:
                 self.ready.pending.list_again()
-        elif self._unfinished.is_due:
+        elif self._directory.is_unfinished:
             await self._threads.run_alone(self._remove_unfinished)
+        elif self.keys.has_expired:
+            await self._threads.run(self.keys.remove_expired)
 
     async def clear(self, trash: Path) -> int:
         """Remove all mailboxes, submissions and upload sessions, and the submission log; return the

@@ -5,7 +5,7 @@ Everything can be repeated after a crash at any of them.
 
 Submitting raises StoreError's children and OSError. After an error neither the draft nor the
 pending submission is left, and no power loss brings the submission back. If the disk cannot
-guarantee that, OutcomeUnknownError is raised. With a key it is kept and sent, once it is recorded.
+guarantee that, OutcomeUnknownError is raised. With a key it is sent if the disk has its record.
 """
 
 import dataclasses
@@ -37,7 +37,7 @@ from relay.store.mailbox.maildir import (
     SYNC_FAILURES,
     finish_content,
     in_order_with,
-    place_again,
+    place,
     remove,
     retry_if_renamed,
 )
@@ -95,7 +95,7 @@ class Submissions(OutboxPart):
 
     scheduled: ScheduledSends  # a change of a draft cancels or changes them
     keyed: KeyedSubmissions  # the records of keys
-    unfinished: UnfinishedSubmissions  # finishes submissions that a failing disk interrupted
+    unfinished: UnfinishedSubmissions  # finishes those that were interrupted
     ready: ReadySubmissions  # hands new submissions to pickup
 
     @_requested
@@ -179,7 +179,7 @@ class Submissions(OutboxPart):
     @in_thread
     def find_keyed(self, account: str, slot: str) -> KeyedSubmission | None:
         """See KeyedSubmissions.find()."""
-        if self.unfinished.is_due:
+        if self.directory.is_unfinished:
             raise StoreUnavailableError(
                 "Interrupted submissions are not finished yet: repeat the request later."
             )
@@ -189,11 +189,6 @@ class Submissions(OutboxPart):
     def remove_unfinished(self) -> int:
         """See UnfinishedSubmissions.remove_unfinished()."""
         return self.unfinished.remove_unfinished()
-
-    @in_thread
-    def settle_keys(self) -> None:
-        """See UnfinishedSubmissions.settle_keys()."""
-        self.unfinished.settle_keys(self.ready.offer)
 
     def _as_before(
         self, submission: PendingSubmission, options: SendOptions, draft: Octets
@@ -228,24 +223,22 @@ class Submissions(OutboxPart):
         return self._submit(submission, facts_of(draft, submission_id), prepare, placed=placed)
 
     def _write_prepared(self, prepared: Path, *, draft: ComposedDraft, placed: Path) -> bool:
-        """Write a draft in preparing/, and link it into the mailbox; without hard links, copy it
-        through tmp/. Return whether the next sync covers its names.
+        """Write a draft in preparing/, and link it into the mailbox. Return whether the next sync
+        covers its names.
         """
         descriptor = draft.write(prepared)
         self.crash.reached(CrashPoint.DRAFT_WRITTEN)
         in_order = finish_content(descriptor)
         self.crash.reached(CrashPoint.DRAFT_WRITTEN_BACK)
-        is_link = place_again(prepared, placed)
-        if not is_link:
-            self.directory.mark_copied()
+        place(prepared, placed)
         self.crash.reached(CrashPoint.DRAFT_LINKED)
-        return in_order and is_link
+        return in_order
 
     def _link_prepared(self, prepared: Path, *, located: MessageFile) -> bool:
         """Give a draft whose file needs no change a name in preparing/. Return whether the next
         sync covers it.
         """
-        self.directory.prepare(located.path, prepared)
+        place(located.path, prepared)
         self.crash.reached(CrashPoint.SUBMISSION_PREPARED)
         return in_order_with(prepared.stat(), located.directory)
 
@@ -304,9 +297,9 @@ class Submissions(OutboxPart):
         """Record a submission with a key, when only its name in ready/ is not durable yet, or the
         next sync covers all other names.
 
-        It exists from then on: UnfinishedSubmissions makes it ready after a crash. Raises
-        BeingSentError if the key was used meanwhile, and OutcomeUnknownError if the disk fails. In
-        this case it is sent once the disk works, or a start finds no record and removes it.
+        It exists from then on: UnfinishedSubmissions makes it ready. Raises BeingSentError if the
+        key was used meanwhile, and OutcomeUnknownError if the disk fails: UnfinishedSubmissions
+        then finds a record, or removes it.
         """
         if not is_covered:
             self.directory.sync_preparing()
@@ -315,31 +308,24 @@ class Submissions(OutboxPart):
         try:
             self.keyed.record(submission)
         except StoreUnavailableError as error:
-            self.keyed.leave_open(submission)
+            self.directory.is_unfinished = True
             raise OutcomeUnknownError(
-                f"The record of {submission.submission_id} could not be written: {error} "
-                "It will be sent when the disk works again."
+                f"The record of {submission.submission_id} could not be written: {error} Whether "
+                "it will be sent is not known: repeat the request with its key."
             ) from error
         self.crash.reached(CrashPoint.KEY_RECORDED)
         return submission
 
     def _make_ready(self, prepared: Path, submission: PendingSubmission) -> None:
-        """Put a recorded submission where pickup or the timer finds it. If the disk fails, the
-        submission stays open, and settle_keys() does it.
-
-        Raises OutcomeUnknownError if it may have no durable name: renamed, on a disk without links.
+        """Put a recorded submission where pickup or the timer finds it. If the disk fails,
+        UnfinishedSubmissions does it.
         """
         try:
             self.directory.make_ready(prepared, submission.path)
             self.crash.reached(CrashPoint.SUBMISSION_READY)
             self.crash.reached(CrashPoint.READY_DIRECTORY_SYNCED)
-        except OSError as error:
-            self.keyed.leave_open(submission)
-            if not prepared.exists():
-                raise OutcomeUnknownError(
-                    f"The mail store's disk failed when {submission.submission_id} was submitted: "
-                    f"{error.strerror or error}. It will be sent when the disk works again."
-                ) from error
+        except OSError:
+            self.directory.is_unfinished = True
 
     def _record_submission(
         self, submission: PendingSubmission, facts: SubmissionFacts, *, created_us: int | None

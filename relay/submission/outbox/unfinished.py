@@ -1,14 +1,13 @@
 """Remove what interrupted submissions left, and finish what they began.
 
-The API role does so before it accepts requests. Only one process has that role for a mail root, so
-no other process can be using these files. A draft whose submission was ready, or that existed
-before its submission, is never removed.
+The API role does so before it accepts requests, and each second when a disk has failed, until that
+succeeds. Only one process has that role for a mail root, so no other process can be using these
+files. A draft whose submission was ready, or that existed before its submission, is never removed.
 
 Methods raise OSError. At a start, errors are logged and the next start tries again.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from relay.base.clock import rfc3339
@@ -16,10 +15,9 @@ from relay.base.message.content import LARGE_BYTES
 from relay.base.observe.logs import get_logger
 from relay.formats.draft import DraftOrigin
 from relay.store.mailbox.draft_files import submission_facts
-from relay.store.mailbox.maildir import SYNC_FAILURES, open_message, place_again, remove
+from relay.store.mailbox.maildir import SYNC_FAILURES, open_message, place, remove
 from relay.store.mailbox.message_file import parse_name
 from relay.store.mailbox.types import (
-    PendingSubmission,
     StoreError,
     StoreUnavailableError,
     WellKnown,
@@ -33,8 +31,6 @@ from relay.submission.outbox.on_disk import (
     read_block_of,
 )
 
-_SETTLED_AT_ONCE = 100
-
 _log = get_logger("outbox")
 
 
@@ -43,7 +39,6 @@ class UnfinishedSubmissions(OutboxPart):
     """Removes or finishes interrupted submissions. Blocking: the store calls it in its threads."""
 
     keyed: KeyedSubmissions  # the records of keys
-    is_due: bool = field(default=False, init=False)  # remove_unfinished() has failed
 
     def remove_unfinished(self) -> int:
         """Remove the files in preparing/ and the drafts of the same requests; return their number.
@@ -51,11 +46,11 @@ class UnfinishedSubmissions(OutboxPart):
         A submission whose key is recorded exists already: it is made ready instead.
         A file that cannot be removed stays for the next start and does not block the others.
 
-        Raises OSError, StoreUnavailableError if a submission may be left that exists: then it
-        `is_due` again, while no other call of the store runs.
+        Raises OSError, StoreUnavailableError if a submission may be left that exists: then it has
+        to be called again, while no other call of the store runs.
         """
-        self.is_due = True
         submissions = self.directory
+        submissions.is_unfinished = True
         found = submissions.prepared()
         removed, unfinished = 0, ""
         for prepared in found:
@@ -76,7 +71,7 @@ class UnfinishedSubmissions(OutboxPart):
                 removed += 1
         if unfinished:
             raise StoreUnavailableError(unfinished)
-        self.is_due = False
+        submissions.is_unfinished = False
         return removed  # not synced: the next start removes what reappears after a power loss
 
     def _remove_one(self, prepared: PreparedFile) -> None:
@@ -92,42 +87,6 @@ class UnfinishedSubmissions(OutboxPart):
         if is_interrupted:  # its steps 1 and 2 may already be recorded
             self._remove_draft(prepared.path, prepared.submission_id)
         remove(prepared.path)
-
-    # -- submissions with a key whose request met a failing disk
-
-    def settle_keys(self, offer: Callable[[PendingSubmission], None]) -> None:
-        """Record open submissions and make them ready; `offer` is called with each. Where no
-        submission needs its record, remove those that have expired.
-
-        A bounded number. Raises OSError, StoreUnavailableError after all were tried.
-        """
-        failure: OSError | StoreError | None = None
-        for one in self.keyed.open_submissions(_SETTLED_AT_ONCE):
-            SYNC_FAILURES.begin()
-            try:
-                with self.stripes.of(one.draft_id):
-                    path = self._settle(one)
-            except (OSError, StoreError) as error:
-                failure = error
-                continue
-            if path is not None and (found := self.directory.read(path)) is not None:
-                offer(found)
-        if failure is not None:
-            raise StoreUnavailableError(str(failure))
-        if not self.is_due and not self.keyed.has_open:
-            self.keyed.remove_expired()
-
-    def _settle(self, one: PendingSubmission) -> Path | None:
-        """Record and finish an open submission; return its path. One without a file is gone."""
-        keyed, submissions = self.keyed, self.directory
-        prepared = submissions.prepared_path(one.submission_id, one.options.key)
-        if prepared.exists() or submissions.find_submission(one.submission_id) is not None:
-            keyed.record_again(one)
-            submissions.finish(prepared, f"{one.path.parent.name}/{one.path.name}")
-        else:
-            self.root.check()  # else it may only be out of sight
-        keyed.settled(one.submission_id)
-        return submissions.find_submission(one.submission_id)
 
     def _remove_draft(self, submission: Path, submission_id: str) -> None:
         """Withdraw the events of a submission, and remove its draft if the same request made it."""
@@ -157,7 +116,7 @@ class UnfinishedSubmissions(OutboxPart):
         if before and before.is_draft and changed and before.generation < changed.generation:
             base = f"{origin.base_name},S={prepared.path.stat().st_size}"
             placed = before.folder.path / "cur" / f"{base}:2,{before.name.flags}"
-            place_again(prepared.path, placed)
+            place(prepared.path, placed)
             self.syncs.sync(before.folder.path / "cur")
             remove(before.path)
         is_taken_away = before is None or before.folder.well_known is not WellKnown.DRAFTS

@@ -6,34 +6,15 @@ import threading
 
 import pytest
 
-from relay.base.message.content import BLOCK_BYTES
 from relay.store.mailbox import maildir
 from relay.store.mailbox.maildir import (
     DirectorySync,
-    link_or_copy,
     make_directories,
     make_directory,
     place,
     rename,
     write_synced,
 )
-
-
-@pytest.mark.parametrize("number", [errno.EXDEV, errno.EPERM, errno.EMLINK, errno.ENOTSUP])
-def test_where_linking_is_impossible_it_is_a_copy(tmp_path, monkeypatch, number):
-    def refuse(source, target):
-        raise OSError(number, "no links")
-
-    monkeypatch.setattr(os, "link", refuse)
-    content = b"content" * BLOCK_BYTES
-    (tmp_path / "a").write_bytes(content)
-    link_or_copy(tmp_path / "a", tmp_path / "b")
-    assert (tmp_path / "b").read_bytes() == content
-    assert (tmp_path / "b").stat().st_ino != (tmp_path / "a").stat().st_ino
-    with pytest.raises(FileExistsError):
-        place(tmp_path / "a", tmp_path / "b")
-    place(tmp_path / "a", tmp_path / "c")
-    assert (tmp_path / "c").read_bytes() == content
 
 
 def test_nothing_is_replaced(tmp_path):

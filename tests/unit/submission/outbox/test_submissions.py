@@ -159,20 +159,6 @@ async def test_a_report_without_room_leaves_the_submission_until_it_goes_elsewhe
     assert (await store.messages.get(ALICE, submission.draft_id)).is_draft
 
 
-async def test_without_hard_links_the_submission_is_a_copy(place, store, draft, monkeypatch):
-    def refuse(source, target):
-        raise OSError(errno.EXDEV, "no links")
-
-    monkeypatch.setattr(os, "link", refuse)
-    submission = await store.submissions.submit_new(ALICE, draft(), SAVE)
-    [file] = place.files(".Drafts")
-    assert not file.samefile(submission.path)
-    assert file.read_bytes() == submission.path.read_bytes()
-    file.unlink()
-    await store.ready.complete(submission, queue_id="q")
-    assert (len(place.files(".Sent")), place.submissions(), place.left_over()) == (1, [], [])
-
-
 async def test_a_full_mailbox_takes_no_draft(place, store, draft):
     place.quotas[ALICE] = 100
     with pytest.raises(MailboxFullError, match="100 bytes"):
@@ -291,21 +277,6 @@ async def test_pickup_takes_no_submission_that_may_still_fail(
         submission = await store.submissions.submit_new(ALICE, draft(), SAVE)
         content = await asyncio.wrap_future(taken[0])
         assert content.read(0, content.size) == submission.path.read_bytes()
-
-
-async def test_a_copy_in_sent_items_is_whole_or_not_there(place, store, draft, monkeypatch):
-    def refuse(source, target):
-        raise OSError(errno.EXDEV, "no links")
-
-    submission = await store.submissions.submit_new(ALICE, draft(), SAVE)
-    content = submission.path.read_bytes()
-    place.files(".Drafts")[0].unlink()
-    begun = place.root / "example.test/alice/.Sent/tmp" / submission.base_name
-    begun.write_bytes(content[:10])  # what a crash left
-    monkeypatch.setattr(os, "link", refuse)
-    await store.ready.complete(submission, queue_id="q")
-    assert [file.read_bytes() for file in place.files(".Sent")] == [content]
-    assert place.left_over() == []
 
 
 async def test_a_submission_that_came_to_nothing_leaves_no_journey(store, place, draft):
