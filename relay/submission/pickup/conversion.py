@@ -6,7 +6,7 @@ shared processes.
 
 Raises ConversionError for a message that cannot be sent, and OSError if the file cannot be read or
 no process can be started. Raises ConversionUnfinishedError for a conversion that exceeds its time
-or fails: it is then run alone.
+or fails, also alone.
 """
 
 import asyncio
@@ -20,6 +20,7 @@ from weakref import WeakValueDictionary
 from relay.base.child_process import ChildProcess
 from relay.base.clock import Clock, Timer
 from relay.base.message.content import Octets
+from relay.base.observe.logs import get_logger
 from relay.formats.convert import ConversionError, ConvertedMessage
 from relay.formats.draft import FIRST_FIELD_BYTES, private_block_length
 from relay.store.mailbox.types import PendingSubmission
@@ -38,6 +39,7 @@ _SUBMISSIONS_MAX = 1000  # per process, which bounds a memory leak
 _NICE = 10
 _READ_BYTES = 1024 * 1024
 _REAPED_AFTER_S = 1.0
+_log = get_logger("pickup")
 _PLAIN = b'"body_type":"text"'  # in the private block, where quotes within strings are escaped
 
 
@@ -81,37 +83,49 @@ class ConversionPool:
         self._hostname = hostname
         self._clock = clock
         self._shared = asyncio.Semaphore(_SHARED_MAX)
+        self._alone = asyncio.Lock()
         self._shares: WeakValueDictionary[str, asyncio.Semaphore] = WeakValueDictionary()
         self._idle: list[_ConversionProcess] = []
         self._killed: list[_ConversionProcess] = []
         self._is_closed = False
 
-    async def convert(
-        self, pending: PendingSubmission, content: Octets, *, alone: bool = False
-    ) -> ConvertedMessage:
-        """Convert a submission within the usual time limit; `alone`: one that was not finished, in
-        its own process and with more time.
+    async def convert(self, pending: PendingSubmission, content: Octets) -> ConvertedMessage:
+        """Convert a submission within the usual time limit; if it is not finished then, once more
+        in its own process and with more time.
 
-        Raises ConversionError, ConversionUnfinishedError, OSError.
+        Raises ConversionError, ConversionUnfinishedError, and OSError, also while another one is in
+        such a process: waiting for it would keep a place from other submissions.
         """
-        mebibytes = content.size / (1 << 20)
-        if alone:
+        if is_plain(content):
+            return self._convert(content, now_us=self._clock.time_us(), hostname=self._hostname)
+        try:
+            return await self._convert_usually(pending, content)
+        except ConversionUnfinishedError as error:
+            reason = error.fault or str(error)
+            _log.warning(
+                "conversion not finished", submission_id=pending.submission_id, reason=reason
+            )
+        if self._alone.locked():
+            raise OSError("another long conversion is in progress")
+        async with self._alone:
             child = await self._start()
             child.lower_priority()
             try:
-                limit_s = _ALONE_LIMIT_S + _ALONE_LIMIT_S_PER_MIB * mebibytes
+                limit_s = _ALONE_LIMIT_S + _ALONE_LIMIT_S_PER_MIB * content.size / (1 << 20)
                 return await self._convert_in(child, pending, limit_s)
             finally:
                 self._end(child)
-        if is_plain(content):
-            return self._convert(content, now_us=self._clock.time_us(), hostname=self._hostname)
+
+    async def _convert_usually(
+        self, pending: PendingSubmission, content: Octets
+    ) -> ConvertedMessage:
         if self._in_threads:
             return await asyncio.to_thread(self._convert_here, content)
         share = self._shares.setdefault(pending.account, asyncio.Semaphore(_SHARE_OF_ACCOUNT))
         async with share, self._shared:
             child = self._take_idle() or await self._start()
             try:
-                limit_s = _LIMIT_S + _LIMIT_S_PER_MIB * mebibytes
+                limit_s = _LIMIT_S + _LIMIT_S_PER_MIB * content.size / (1 << 20)
                 return await self._convert_in(child, pending, limit_s)
             finally:
                 self._put_back(child)

@@ -1,8 +1,7 @@
 """Take pending submissions in fair order, when the limits allow it, and bring each to its end.
 
-The store has the queue, start_limits.py all limits of the pace. Submissions whose conversion takes
-long are processed one at a time, apart from the others. An error with one submission does not stop
-the others. An exception of the store's queue ends run().
+The store has the queue, start_limits.py all limits of the pace. An error with one submission does
+not stop the others. An exception of the store's queue ends run().
 """
 
 import asyncio
@@ -14,10 +13,8 @@ from pathlib import Path
 
 from relay.base.message.outcome import Evidence
 from relay.base.observe.logs import RepeatedError, get_logger
-from relay.base.round_robin import RoundRobinQueue
 from relay.store.mailbox.types import PendingSubmission, StoreError
 from relay.store.spool.types import SpoolError
-from relay.submission.pickup.conversion import ConversionUnfinishedError
 from relay.submission.pickup.decisions import SubmissionDeferred, retry_delay_s
 from relay.submission.pickup.processing import (
     EarlierAttempts,
@@ -26,7 +23,6 @@ from relay.submission.pickup.processing import (
 )
 
 _EMPTIED_S = 2.0
-_SLOW_MAX = 4096  # further ones are retried later
 _log = get_logger("pickup")
 
 
@@ -46,8 +42,6 @@ class Pickup:
         gauge = self.processor.metrics.pickup_waiting
         gauge.set_function(lambda: len(self._ready.pending))
         self._attempts: dict[str, EarlierAttempts] = {}  # by submission id, of those to be retried
-        self._slow: RoundRobinQueue[str, PendingSubmission] = RoundRobinQueue()  # by account
-        self._slow_task: asyncio.Task[None] | None = None
         self._tasks: set[asyncio.Task[None]] = set()  # one for each submission in progress
         self._idle_clients: list[SubmissionClient] = []
         self._store_fault = RepeatedError()
@@ -64,7 +58,7 @@ class Pickup:
     @property
     def due_count(self) -> int:
         """The number of submissions in progress, or that wait for no later time."""
-        is_waiting = self._limits.waits_to_probe and not self._tasks and not self._slow
+        is_waiting = self._limits.waits_to_probe and not self._tasks
         return 0 if is_waiting else self._ready.due_count
 
     def limit_concurrency(self, submissions: int) -> None:
@@ -79,7 +73,7 @@ class Pickup:
         What is dropped is safe: it is still pending, and a repeat is the same message.
         """
         self._is_running = False
-        tasks = self._unfinished()
+        tasks = set(self._tasks)
         try:
             await asyncio.gather(*tasks, return_exceptions=True)
             await asyncio.gather(*(client.close() for client in self._idle_clients))
@@ -96,24 +90,16 @@ class Pickup:
         """
         self._is_paused = True
         try:
-            if tasks := self._unfinished():
+            if tasks := set(self._tasks):
                 _, unfinished = await asyncio.wait(tasks, timeout=_EMPTIED_S)  # real time: a child
                 for task in unfinished:
                     task.cancel()
                 await asyncio.gather(*unfinished, return_exceptions=True)
-            self._slow = RoundRobinQueue()
             self._attempts.clear()
             yield
         finally:
             self._is_paused = False
             self._start_more()
-
-    def _unfinished(self) -> set[asyncio.Task[None]]:
-        """Return the tasks in progress; that of the slow submissions is cancelled."""
-        if self._slow_task is None:
-            return set(self._tasks)
-        self._slow_task.cancel()
-        return {*self._tasks, self._slow_task}
 
     def _start_more(self) -> None:
         """Start the submissions that may start now.
@@ -136,15 +122,6 @@ class Pickup:
             self._limits.ended(pending)
             self._start_more()
 
-    async def _work_on_slow(self) -> None:
-        """Process submissions whose conversion takes long, one at a time, apart from the others.
-
-        The limits do not count them, or others would wait for their conversion. While the server
-        accepts nothing, one submission may be attempted in vain. drain() does not wait for them.
-        """
-        while self._slow:
-            await self._process(self._slow.pop(next(iter(self._slow))), alone=True)
-
     @contextmanager
     def _idle_client(self) -> Iterator[SubmissionClient]:
         """A client that no other submission uses inside the block."""
@@ -157,26 +134,13 @@ class Pickup:
         finally:
             self._idle_clients.append(client)
 
-    async def _process(self, pending: PendingSubmission, *, alone: bool = False) -> None:
-        """Make one attempt. The submission then has ended, is retried, or waits as a slow one."""
+    async def _process(self, pending: PendingSubmission) -> None:
+        """Make one attempt. The submission then has ended, or is retried."""
         earlier = self._attempts.get(pending.submission_id, EarlierAttempts())
         is_told = False  # a mail store that fails has one line, not one for each submission
         try:
             with self._idle_client() as client:
-                deferred = await self.processor.process(pending, client, earlier, alone=alone)
-        except ConversionUnfinishedError as error:
-            reason = error.fault or str(error)
-            _log.warning(
-                "conversion not finished", submission_id=pending.submission_id, reason=reason
-            )
-            if len(self._slow) < _SLOW_MAX:
-                self._slow.push(pending.account, pending)
-                if self._is_running and (self._slow_task is None or self._slow_task.done()):
-                    self._slow_task = asyncio.create_task(self._work_on_slow(), name="pickup-slow")
-                return
-            deferred = SubmissionDeferred(
-                Evidence("4.3.0", "4.3.0 too many long conversions are waiting")
-            )
+                deferred = await self.processor.process(pending, client, earlier)
         except (StoreError, SpoolError, OSError) as error:
             deferred = SubmissionDeferred(Evidence("4.3.0", str(error)))
             is_told = not self._store_fault.is_new(error)

@@ -152,13 +152,8 @@ class SubmissionProcessor(Struct, frozen=True):
         pending: PendingSubmission,
         client: SubmissionClient,
         earlier: EarlierAttempts,
-        *,
-        alone: bool = False,
     ) -> SubmissionDeferred | None:
-        """Make one attempt; return None if the submission has ended, else the reason to retry.
-
-        `alone`: convert it in its own process. Otherwise raises ConversionUnfinishedError.
-        """
+        """Make one attempt; return None if the submission has ended, else the reason to retry."""
         try:
             content = await self.ready.content(pending)
         except NoSuchItemError:  # already filed, before a restart or by another process
@@ -170,14 +165,12 @@ class SubmissionProcessor(Struct, frozen=True):
             await self._fail(pending, _unconverted(content, pending), end)
             return None
         try:
-            message = await self.conversion.convert(pending, content, alone=alone)
+            message = await self.conversion.convert(pending, content)
         except ConversionError as error:
             end = FinalFailure(Evidence("5.6.3", f"5.6.3 {error}"))
             await self._fail(pending, _unconverted(content, pending), end)
             return None
         except ConversionUnfinishedError as error:
-            if not alone:
-                raise
             await self._move_to_corrupt(pending, content, error)
             return None
         if denied := [one for one in message.authors if not self.may_send_as(pending.account, one)]:
