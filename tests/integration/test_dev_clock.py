@@ -139,7 +139,7 @@ def test_relay_send_at_is_by_the_clock_of_the_relay_and_the_time_zone_of_the_use
     assert relay.inbox("bob") == []
     relay.advance(3 * 3600)
     assert len(relay.inbox("bob")) == 3
-    for at in ("24:00", "soon", "2030-01-31T09:00:00", "2020-01-31T09:00:00Z", "0s"):
+    for at in ("24:00", "soon", "2030-01-31T09:00:00", "2020-01-31T09:00:00Z", "0s", "999999999d"):
         refused = relay.cli(*words, at)
         assert (refused.returncode, refused.stdout) == (64, "")
         assert f'--at: found "{at}", expected a' in refused.stderr

@@ -23,6 +23,7 @@ from relay.base.settings.tree import FILE, Form
 from relay.base.socket_address import Address, inherited_address
 
 _SECONDS_PER_UNIT = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+_YEAR_10000_S = 253_402_300_800
 _DURATION = re.compile(r"(\d{1,9}(?:\.\d{1,9})?) ?([smhd])", re.ASCII)
 _BYTES_PER_UNIT = {"b": 1} | {
     f"{letter}{suffix}": base**power
@@ -88,6 +89,8 @@ def seconds_ahead(text: str, now_us: int) -> float:
         raise ValueError(UNTIL_EXPECTED) from None
     if ahead_s <= 0:
         raise ValueError("a time in the future")
+    if now_us / 1e6 + ahead_s >= _YEAR_10000_S:
+        raise ValueError("a time before the year 10000")
     return ahead_s
 
 

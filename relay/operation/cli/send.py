@@ -125,7 +125,7 @@ def _time_of(text: str, settings: Settings) -> str:
             due += timedelta(days=due <= now)
             return rfc3339(time_us_of(due.isoformat()))
         return rfc3339(now_us + int(seconds_ahead(text, now_us) * 1e6))
-    except (ValueError, OverflowError) as error:
+    except ValueError as error:
         expected = f'expected {error}, or a time of day such as "15:00"'
         raise click.UsageError(f"--at: found {shown(text)}, {expected}") from None
 
