@@ -58,7 +58,7 @@ _SHOWN = (
 _CREDENTIALS = ("password", "token", "client_secret", "client_certificate", "client_keys")
 _OTHER = re.compile(r"((?:account|alias)\S*) in line (\d+)")  # in faults about an address twice
 _OF_RING = re.compile(r"(?<=\()line (\d+)(?=\))")
-_ALIAS = re.compile(r'("[^"\\]*+"(?:@[^\s:]++)?|[^\s:"]++)\s*+(?::|(?<=\s))(.*)', re.DOTALL)
+_ALIAS = re.compile(r'("[^"\\]*+"(?:@[^\s:]++)?|[^\s:"]++)\s*+(:|(?<=\s))(.*)', re.DOTALL)
 _TARGET = re.compile(r'(?:"(?:\\.?|[^"\\])*+(?:"|\Z)|[^\s,"])++')
 _UNFIT = re.compile(r'"?(?:[|/@]|:include:)', re.IGNORECASE)
 _Entry = dict[str, Any]
@@ -469,7 +469,9 @@ def _alias_file(text: str, file: Path, domain: str) -> Iterator[ImportedUser | F
             lines[-1][1].append(line.strip())
     for number, parts in lines:
         found = _ALIAS.match(" ".join(parts))
-        names = [found[1].replace('"', ""), *_TARGET.findall(found[2])] if found else ()
+        if found and not found[2] and "@" not in found[1]:  # virtual(5) begins with an address
+            found = None
+        names = [found[1].replace('"', ""), *_TARGET.findall(found[3])] if found else ()
         if unfit := next(filter(_UNFIT.match, names), "" if found else parts[0]):
             expected = "NAME: ADDRESS, ... (no program, file, :include:, or whole domain)"
             unfit = shown(unfit.strip('"'))

@@ -188,10 +188,11 @@ FAULTY_ALIASES = [
     ("@example.test alice", f'found "@example.test", {FOREIGN}'),
     ("one: two, two", "to: found the ring one@example.test (line 4) -> two@example.test (line 5) ->"),
     ("two: one", ""),
+    ("no colon here", f'found "no colon here", {FOREIGN}'),
     ("alice: y@other.test", 'address: found "alice@example.test", expected one of its own: '),
     ("x@other.test: alice", 'address: found "x@other.test", expected an address in one of'),
     ("dup:", "to: found [], expected an address"),
-    ("DUP: bob", 'address: found "dup@example.test", expected one of its own: line 8 has the same'),
+    ("DUP: bob", 'address: found "dup@example.test", expected one of its own: line 9 has the same'),
     ('"john smith": alice', 'address: found "john smith@example.test", expected an address such'),
 ]  # fmt: skip
 
