@@ -273,6 +273,12 @@ def _routes(settings: Settings, place: Document) -> Iterator[CheckFinding]:
                 found = f'found "{getattr(route, key)}", the address of {dotted(own.key)}'
                 fault = place.fault(("route", number, key), f"{found}: mail comes back here")
                 yield warning_of("routes", fault)
+        after = ("route", number, "fallback_after")
+        if not route.fallback and place.value(after) is not None:
+            yield warning_of("routes", place.fault(after, "found it without fallback"))
+        if route.fallback and route.fallback_after >= delivery.expire_after:
+            text = f"found {route.fallback_after:g} s, expected less than delivery.expire_after"
+            yield warning_of("routes", place.fault(after, text))
         is_unverified = route.tls in ("required", "opportunistic")
         if route.auth and is_unverified and host and not host.is_loopback:
             text = (

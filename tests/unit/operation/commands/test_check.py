@@ -200,6 +200,9 @@ WARNINGS = [
     ({"relay": CONFIG + route("a.test") + route("*", next_hop="reject:no")}, []),
     ({"relay": CONFIG + '[delivery]\nexpire_after = "5m"\nretry = ["6m"]\n'}, ["delivery.expire_after"]),
     ({"relay": CONFIG + '[delivery]\nexpire_after = "5m"\nretry = ["5m"]\n'}, []),
+    ({"relay": CONFIG + route("a.test", fallback_after="1h")}, ["route[0].fallback_after: found it without"]),
+    *[({"relay": CONFIG + route("a.test", fallback="smtp://b.test:25", fallback_after=after)}, expected)
+      for after, expected in (("2d", ["route[0].fallback_after"]), ("47h", []))],
     ({"accounts": ACCOUNTS + 'token = "plain:hidden"\n'}, ["account[0].token"]),
     ({"policies/10": RULE + OFF}, ['found no group "staff"']),
     *[({"policies/10": RULE + TO.format(to)}, [f"never match, found {to}, expected"])
