@@ -85,6 +85,24 @@ def test_smtp_and_graph_count_as_one_over_a_restart(relay: RelayProcess) -> None
     assert relay.faults() == []
 
 
+def test_a_draft_counts_once_however_often_it_is_sent(relay: RelayProcess) -> None:
+    time = (datetime.now(UTC) + timedelta(hours=9)).isoformat()
+    later, now = (
+        {"singleValueExtendedProperties": [{"id": "SystemTime 0x3FEF", "value": value}]}
+        for value in (time, None)
+    )
+    sent = by_graph(relay, outside(5), **later)
+    path = f"/me/messages/{sent.headers['x-relay-message-id']}"
+    wider = {"toRecipients": people(*outside(6))}
+    answers = [relay.graph("PATCH", path, wider), relay.graph("POST", f"{path}/send")]
+    assert by_graph(relay, outside(1)).status == 429
+    answers += [relay.graph("POST", f"{path}/send"), relay.graph("PATCH", path, now)]
+    answers += [relay.graph("POST", f"{path}/send")]
+    assert [one.status for one in answers] == [200, 202, 202, 200, 202]
+    [used] = relay.graph("GET", "/relay/v1/usage").json()["accounts"]
+    assert (used["messages"], used["recipients"]) == (2, 6)  # a change that adds counts as one
+
+
 def test_more_recipients_than_a_limit_never_pass(relay: RelayProcess) -> None:
     text = (
         "The limit of this account is 6 recipients to other domains in 1h, and this message has 7"

@@ -23,6 +23,7 @@ from relay.base.settings.tree import Limits
 from relay.base.sliding_window import NOTHING, SLOTS, Reservation
 
 ACCOUNTS_MAX = 100_000  # counted in memory; the one that was used longest ago goes
+DRAFTS_MAX = 10_000  # scheduled ones that are remembered
 DAY_US = 86_400_000_000
 NEVER_US = 1 << 62
 NEAR = 0.8  # of a limit
@@ -151,23 +152,26 @@ class UsageCounter:
         self._is_own = is_own
         self._counts: OrderedDict[str, _Counts] = OrderedDict()
         self._changed: set[str] = set()
+        self._scheduled: OrderedDict[str, int] = OrderedDict()  # recipients outside, by draft
         # Called with a limit that a message has brought near to its end (80 %), each time, or
         # for which it was refused (until_us).
         self.on_near: Callable[[UsedLimit], None] = lambda _used: None
 
-    def reserve(self, account: str, addresses: Iterable[str]) -> Reservation | BeyondLimit:
+    def reserve(
+        self, account: str, addresses: Iterable[str], *, draft: str = ""
+    ) -> Reservation | BeyondLimit:
         """Count a message to these recipients, until the reservation undoes that; or nothing, if
-        it is beyond a limit.
+        it is beyond a limit. Of a draft that was scheduled before, only what is new counts.
         """
         if not account:  # pickup: step 1 has counted it
             return NOTHING
-        outside = {own_mailbox(each) for each in addresses}
-        recipients = sum("@" in x and not self._is_own(x.rpartition("@")[2]) for x in outside)
-        if not recipients:
+        before = self._scheduled.get(draft, 0)
+        recipients = self._outside(addresses) - before
+        if recipients <= 0:
             return NOTHING
         now_us, limits = self._clock.time_us(), _limits(*self._limits_of(account))
         counts = self._of(account)
-        amounts = {"messages": 1, "recipients": recipients}
+        amounts = {"messages": int(not before), "recipients": recipients}
         wanted = [counts.used(one, now_us, amounts[one.what]) for one in limits]
         if beyond := [one for one in wanted if one.until_us is not None]:
             longest = max(beyond, key=lambda one: one.until_us or 0)
@@ -186,6 +190,16 @@ class UsageCounter:
             if one.used + amounts[one.limit.what] >= NEAR * one.limit.allowed:
                 self.on_near(counts.used(one.limit, now_us))
         return reservation
+
+    def scheduled(self, draft: str, addresses: Iterable[str]) -> None:
+        """Remember that a draft is counted: it can be sent again, also when it is unscheduled."""
+        self._scheduled[draft] = max(self._outside(addresses), self._scheduled.pop(draft, 0))
+        if len(self._scheduled) > DRAFTS_MAX:
+            self._scheduled.popitem(last=False)
+
+    def _outside(self, addresses: Iterable[str]) -> int:
+        found = {own_mailbox(each) for each in addresses}
+        return sum("@" in x and not self._is_own(x.rpartition("@")[2]) for x in found)
 
     def today(self, account: str) -> AccountUsage:
         """Return what an account has sent today, and how much of its limits is used."""

@@ -170,7 +170,10 @@ async def change_message(request: GraphRequest) -> Response:
                     if (await request.find_message()).is_draft:
                         raise
                     raise BeingSentError(_NOT_A_SCHEDULED_DRAFT) from error  # sent meanwhile
-                counted.keep()
+                if counted is not NOTHING:
+                    counted.keep()
+                    usage = request.dependencies.usage
+                    usage.scheduled(changed.id, named_in(changed.properties))
     if parsed.is_read and not changed.is_draft:
         await _send_receipt(request, changed)
     return message_response(request, changed, is_new=False)

@@ -191,11 +191,11 @@ async def _submitted(
             await content.write_to(arrival)
             if request.before_submission is not None:
                 await request.before_submission()
-            return await _within_limits(request, given.properties, arrival.finish)
+            return await _within_limits(request, given, arrival.finish)
     submissions = store.submissions
     return await _within_limits(
         request,
-        given.properties,
+        given,
         partial(submissions.submit_draft, mailbox, content.id, options, condition=request.condition)
         if isinstance(content, StoredMessage)
         else partial(submissions.submit_new, mailbox, content, options, kept=given.kept),
@@ -204,15 +204,16 @@ async def _submitted(
 
 async def _within_limits(
     request: GraphRequest,
-    sent: MessageProperties,
+    given: SendRequest,
     submit: Callable[[], Awaitable[PendingSubmission]],
 ) -> PendingSubmission:
     """Submit a message, unless it is beyond a limit of the caller.
 
     Raises ApiError 429, 400; UnansweredError if this is cancelled.
     """
-    counted = reserve(request, named_in(sent))
-    with counted:
+    usage, named, content = request.dependencies.usage, named_in(given.properties), given.content
+    draft = content.id if isinstance(content, StoredMessage) else ""
+    with reserve(request, named, draft=draft) as counted:
         try:
             submission = await submit()
         except asyncio.CancelledError:  # it continues, so that no response would be correct
@@ -224,6 +225,8 @@ async def _within_limits(
             raise
         if not submission.was_scheduled:
             counted.keep()
+        if submission.options.scheduled_us:
+            usage.scheduled(draft_of(submission.submission_id), named)
         return submission
 
 
@@ -232,9 +235,10 @@ def named_in(properties: MessageProperties) -> set[str]:
     return {one.address for one in (*properties.to, *properties.cc, *properties.bcc)}
 
 
-def reserve(request: GraphRequest, recipients: Iterable[str]) -> Reservation:
+def reserve(request: GraphRequest, recipients: Iterable[str], *, draft: str = "") -> Reservation:
     """Count a message of the caller. Raises ApiError 429 beyond a limit, 400 if it never passes."""
-    counted = request.dependencies.usage.reserve(request.caller.address, recipients)
+    usage = request.dependencies.usage
+    counted = usage.reserve(request.caller.address, recipients, draft=draft)
     if isinstance(counted, Reservation):
         return counted
     if counted.is_for_good:
