@@ -1,9 +1,8 @@
 """Samples of the metrics over the last hour, in memory, and what they say about each minute.
 
-Samples are taken in real time, one each ten seconds while the process runs, and only of this
-process. An advance of the clock of a development relay shows as what was done in that real time. A
-process that did not run, and a wall clock that has jumped forward, leave a gap; after a jump back,
-samples that would lie in the future are dropped.
+Samples are taken in real time, one each minute while the process runs, and only of this process. An
+advance of the clock of a development relay shows as what was done in that real time. After a jump
+of the wall clock, and after a machine has slept, the hour begins again.
 """
 
 from array import array
@@ -17,11 +16,9 @@ from prometheus_client.metrics import MetricWrapperBase
 from relay.base.clock import Clock
 from relay.base.observe.metrics import BOUNDS_S, Metrics
 
-INTERVAL_S = 10.0
-SPAN_S = 3600.0
-_SAMPLES_MAX = int(SPAN_S / INTERVAL_S) + 1
-_GAP_S = 3 * INTERVAL_S
-_MINUTE_US = 60_000_000
+INTERVAL_S = 60.0
+_SAMPLES_MAX = 60
+_GAP_US = 90_000_000  # the wall clock was set, or the machine slept
 _FAILED = ("failed", "expired")
 
 
@@ -42,21 +39,6 @@ class Sample(Struct, frozen=True):
     commits: Sequence[float]
 
 
-class Minute(Struct, frozen=True):
-    """What the samples of one minute say. `start_us` is a whole minute of wall time.
-
-    `seconds` is how much of it the samples cover, 0 for a gap; then nothing else is known. `counts`
-    are what was added. `levels` are the highest ones.
-    """
-
-    start_us: int
-    seconds: float = 0.0
-    counts: Mapping[str, float] | None = None
-    levels: Mapping[str, float] | None = None
-    delivery: Sequence[float] = ()
-    commits: Sequence[float] = ()
-
-
 class MetricSamples:
     """Keeps the samples of the last hour. Belongs to the event loop."""
 
@@ -73,14 +55,11 @@ class MetricSamples:
 
     def keep(self) -> None:
         """Take a sample if it is time for one. Call it each second or so."""
-        now_us, samples = self._clock.file_time_us(), self._samples
-        while samples and samples[-1].at_us > now_us:  # the wall clock was set back
-            samples.pop()
-        if samples and self._clock.real_s() - samples[-1].real_s < INTERVAL_S:
-            return
-        while samples and samples[0].at_us < now_us - int(SPAN_S * 1_000_000):
-            samples.popleft()
-        samples.append(self.sample())
+        samples = self._samples
+        if samples and abs(self._clock.file_time_us() - samples[-1].at_us) > _GAP_US:
+            samples.clear()
+        if not samples or self._clock.real_s() - samples[-1].real_s >= INTERVAL_S:
+            samples.append(self.sample())
 
     def sample(self) -> Sample:
         """Return what the metrics are now."""
@@ -114,57 +93,25 @@ class MetricSamples:
 
     def last_hour(self) -> tuple[Sample, ...]:
         """Return the samples of the last hour in their order; the last one is of now."""
-        now = self.sample()
-        first_us = now.at_us - int(SPAN_S * 1_000_000)
-        return (*(one for one in self._samples if first_us <= one.at_us <= now.at_us), now)
+        return (*self._samples, self.sample())
 
 
-def minutes(samples: Sequence[Sample]) -> list[Minute]:
-    """Return each minute of the hour up to the last sample; without a sample nothing.
-
-    What was added between two samples counts in the minute of the second one.
+def minutes(samples: Sequence[Sample]) -> list[Sample]:
+    """Return what was added from each sample to the next one, and the levels then; `real_s` is how
+    long it took.
     """
-    if not samples:
-        return []
-    runs: dict[int, list[list[Sample]]] = {}  # of each minute, without a gap
-    for before, after in pairwise(samples):
-        if before.real_s < after.real_s and after.at_us - before.at_us <= _GAP_S * 1_000_000:
-            of_minute = runs.setdefault(_start_us(after), [])
-            if of_minute and of_minute[-1][-1] is before:
-                of_minute[-1].append(after)
-            else:
-                of_minute.append([before, after])
-    number = int(SPAN_S * 1_000_000) // _MINUTE_US
-    starts = (_start_us(samples[-1]) - back * _MINUTE_US for back in reversed(range(number)))
-    return [_minute(one, runs.get(one, ())) for one in starts]
-
-
-def _start_us(sample: Sample) -> int:
-    return sample.at_us - sample.at_us % _MINUTE_US
-
-
-def _minute(start_us: int, runs: Sequence[Sequence[Sample]]) -> Minute:
-    if not runs:
-        return Minute(start_us)
-    ends = [(run[0], run[-1]) for run in runs]
-    seen = [one.levels for run in runs for one in run[1:]]
-    return Minute(
-        start_us,
-        sum(after.real_s - before.real_s for before, after in ends),
-        {
-            name: sum(after.counts[name] - before.counts[name] for before, after in ends)
-            for name in ends[0][0].counts
-        },
-        {name: max(one.get(name, 0.0) for one in seen) for name in seen[-1]},
-        _added([(before.delivery, after.delivery) for before, after in ends]),
-        _added([(before.commits, after.commits) for before, after in ends]),
-    )
-
-
-def _added(ends: Sequence[tuple[Sequence[float], Sequence[float]]]) -> Sequence[float]:
-    """Return what was added to the cumulative counts of a histogram in some runs."""
-    columns = zip(*(column for pair in ends for column in pair), strict=True)
-    return [sum(column[1::2]) - sum(column[0::2]) for column in columns]
+    return [
+        Sample(
+            after.at_us,
+            after.real_s - before.real_s,
+            {name: count - before.counts[name] for name, count in after.counts.items()},
+            after.levels,
+            [count - old for old, count in zip(before.delivery, after.delivery, strict=True)],
+            [count - old for old, count in zip(before.commits, after.commits, strict=True)],
+        )
+        for before, after in pairwise(samples)
+        if before.real_s < after.real_s
+    ]
 
 
 def quantile(part: float, counts: Sequence[float]) -> float | None:

@@ -33,7 +33,7 @@ class DrawnLine(Struct, frozen=True):
 class Chart(Struct, frozen=True):
     """A chart as the template needs it; `times` and `maximum` are texts.
 
-    `rows` are the times with their values as text, from the first value on. `key` is the same for
+    `rows` are the times with their values as text. `key` is the same for
     all charts of this title up to a comma.
     """
 
@@ -68,12 +68,9 @@ def draw(
         )
         for one in series
     ]
-    columns = list(zip(*(one.values for one in series), strict=True))
-    gaps = [all(value is None for value in column) for column in columns]
-    first = next((index for index, is_gap in enumerate(gaps) if not is_gap), len(gaps))
     rows = [
         (time, [_text(value, text_of) for value in column])
-        for time, column in zip(times[first:], columns[first:], strict=True)
+        for time, *column in zip(times, *(one.values for one in series), strict=True)
     ]
     name = title.partition(",")[0].lower()
     return Chart(

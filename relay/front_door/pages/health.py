@@ -11,7 +11,7 @@ from starlette.responses import Response
 
 from relay import __version__
 from relay.base.clock import rfc3339
-from relay.base.observe.metric_samples import Minute, Sample, minutes, quantile
+from relay.base.observe.metric_samples import Sample, minutes, quantile
 from relay.base.pressure import PressureLevel, describe
 from relay.front_door.api.dependencies import ApiDependencies
 from relay.front_door.api.request_parameters import require_method, single_values
@@ -99,13 +99,15 @@ def last_hour(samples: Sequence[Sample], *, captures: bool) -> HourOfMetrics:
     return HourOfMetrics(_charts(minutes(samples), done), counted, last.levels)
 
 
-def _charts(found: Sequence[Minute], done: Sequence[str]) -> list[Chart]:
-    times = [rfc3339(one.start_us)[11:16] for one in found]  # in UTC
+def _charts(found: Sequence[Sample], done: Sequence[str]) -> list[Chart]:
+    times = [rfc3339(one.at_us)[11:16] for one in found]  # in UTC
 
     def counts(title: str, names: Sequence[str]) -> Chart:
-        is_busy = any((_count(one, name) or 0) >= _BUSY for one in found for name in names)
-        value_of = _rate if is_busy else _count
-        series = [Series(name, [value_of(one, name) for one in found]) for name in names]
+        is_busy = any(one.counts[name] >= _BUSY for one in found for name in names)
+        series = [
+            Series(name, [one.counts[name] / (one.real_s if is_busy else 1) for one in found])
+            for name in names
+        ]
         unit = "per second" if is_busy else "in each minute"
         return draw(f"{title}, {unit}", times, series, text_of=number_text)
 
@@ -116,13 +118,10 @@ def _charts(found: Sequence[Minute], done: Sequence[str]) -> list[Chart]:
         *,
         top: float | None = None,
     ) -> Chart:
-        series = [
-            Series(name, [one.levels.get(name, 0.0) if one.levels else None for one in found])
-            for name in names
-        ]
+        series = [Series(name, [one.levels.get(name, 0.0) for one in found]) for name in names]
         return draw(title, times, series, text_of=text_of, top=top)
 
-    def latencies(title: str, of: Callable[[Minute], Sequence[float]]) -> Chart:
+    def latencies(title: str, of: Callable[[Sample], Sequence[float]]) -> Chart:
         series = [
             Series(label, [quantile(part, of(one)) for one in found])
             for label, part in (("half within", 0.5), ("95 % within", 0.95))
@@ -139,14 +138,6 @@ def _charts(found: Sequence[Minute], done: Sequence[str]) -> list[Chart]:
         latencies("Time of a commit to the queue's disk", lambda one: one.commits),
         levels("Pressure: 1 slow, 2 refuse", ["pressure"], top=2),
     ]
-
-
-def _count(minute: Minute, name: str) -> float | None:
-    return minute.counts[name] if minute.counts else None
-
-
-def _rate(minute: Minute, name: str) -> float | None:
-    return minute.counts[name] / minute.seconds if minute.counts else None
 
 
 def _oldest(levels: Mapping[str, float]) -> str:

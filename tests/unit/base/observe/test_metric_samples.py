@@ -7,13 +7,12 @@ from relay.base.observe.metrics import BOUNDS_S, Metrics
 from tests.support.manual_clock import ManualClock
 from tests.support.tables import each_row
 
-MINUTE_US = 60_000_000
-WHOLE_MINUTE_US = 1_700_000_040_000_000
+BEGAN_US = 1_700_000_040_000_000
 
 
 class Watched:
     def __init__(self) -> None:
-        self.metrics, self.clock = Metrics(), ManualClock(now_us=WHOLE_MINUTE_US)
+        self.metrics, self.clock = Metrics(), ManualClock(now_us=BEGAN_US)
         self.samples = MetricSamples(self.metrics, self.clock)
 
     def run(self, seconds: float) -> None:
@@ -45,24 +44,22 @@ def test_the_counts_of_a_minute_are_what_was_added_in_it(watched):
     watched.metrics.reports.labels("failure").inc(4)
     watched.run(59)
     *_, before, last = watched.minutes()
-    assert before.start_us == WHOLE_MINUTE_US
+    assert before.at_us == BEGAN_US + 60_000_000
     assert set(before.counts.values()) == {0}
-    assert last.start_us == WHOLE_MINUTE_US + MINUTE_US
+    assert (last.at_us, last.real_s) == (BEGAN_US + 119_000_000, 59)
     assert last.counts == {
         "accepted": 5, "delivered": 2, "relayed": 2, "failed": 7, "deferred": 10, "captured": 1,
         "attempts": 11, "reports": 4,
     }  # fmt: skip
 
 
-def test_there_are_sixty_minutes_and_those_without_a_sample_are_gaps(watched):
-    watched.run(130)
+def test_the_hour_has_sixty_minutes_and_begins_again_when_the_wall_clock_jumps(watched):
+    watched.run(2 * 3600 + 30)
     found = watched.minutes()
-    assert len(found) == 60
-    assert [one.start_us for one in found] == [
-        WHOLE_MINUTE_US + step * MINUTE_US for step in range(-57, 3)
-    ]
-    assert [one.counts is None for one in found] == [True] * 57 + [False] * 3
-    assert [one.seconds for one in found[57:]] == [50, 60, 20]
+    assert [one.real_s for one in found] == [60] * 59 + [30]
+    watched.clock.jumped_us += 600_000_000
+    watched.run(70)
+    assert [one.real_s for one in watched.minutes()] == [60, 10]
 
 
 def test_delivery_times_of_a_minute_become_quantiles(watched):
