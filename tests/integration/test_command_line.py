@@ -119,8 +119,9 @@ def test_without_a_daemon_commands_read_the_files(remotes: Remotes, serve) -> No
         running["id"]
     ]
     assert [one["id"] for one in relay.cli_json("queue", "list")] == [running["id"]]
-    for key in (running["id"], strict_id):
-        assert len(relay.cli_json("queue", "retry", key)) == 1
+    for words in (("queue", "retry", running["id"]), ("storage", "prune")):
+        refused = relay.cli(*words)
+        assert (refused.returncode, "no relay is running" in refused.stderr) == (UNAVAILABLE, True)
     assert relay.cli("wait", identity, "--timeout", "0.1").returncode == UNAVAILABLE
     assert relay.cli("send", "--token", "alice", "--to", "x@a.test").returncode != OK
 

@@ -7,7 +7,7 @@ from tests.support.relay_config import OPERATOR
 from tests.support.relay_process import RelayProcess, until
 from tests.support.remotes import Remotes, received
 
-OK, TRY_LATER = 0, 75
+OK, USAGE, DATA, TRY_LATER = 0, 64, 65, 75
 ONE_CONNECTION = {"delivery": {"retry": ["1h"], "max_connections_per_next_hop": 1}}
 
 
@@ -83,3 +83,36 @@ def test_a_retry_by_hand_ignores_the_unreachable_state_of_the_site(remotes: Remo
     assert relay.until_final(retried)["state"] == "relayed"
     received(back, "retried@dead.test")
     assert [one["operation"] for one in queue_commands(relay, retried)] == ["retry"]
+
+
+def test_what_the_commands_say(serve) -> None:
+    hop = {"name": "smart", "domain": "b.test", "next_hop": "smtp://smart.test:26"}
+    relay = serve(config={"route": [hop, {"domain": "*", "next_hop": "capture"}]})
+    assert relay.cli("pause", "delivery").returncode == OK
+    first, second = (relay.submit("alice@example.test", [f"x@{n}.test"]) for n in ("b", "b.b"))
+    done = relay.cli("queue", "hold", first, "nobody-knows", "<m@x>", "--until", "2h")
+    assert (done.returncode, done.stdout.splitlines()[-1]) == (DATA, "held 1 of 1 entry")
+    assert 'relay queue hold: not in the queue: "nobody-knows", "<m@x>"' in done.stderr
+    (held,) = relay.cli_json("queue", "list", "--state", "held")
+    assert held["held_until"] == held["due"] is not None
+    assert "held until " in relay.cli("queue", "list").stdout
+    done = relay.cli("queue", "reroute", second, "--to", "route:smart", "--json")
+    assert done.stderr.startswith("relay queue reroute: rerouted 1 of 1 entry\n")
+    found = relay.cli_json("queue", "list", "--route", "smart")
+    assert {(one["id"], one["next_hop"]) for one in found} == {
+        (first, "smtp://smart.test:26"), (second, "smtp://smart.test:26"),
+    }  # fmt: skip
+    for words, fault in (
+        (("hold", "--all", "--reason", "a\nb"), "--reason: expected one line"),
+        (("reroute", "--all", "--to", "nowhere"), "--to: found 'nowhere'"),
+        (
+            ("reroute", "--all", "--to", "route:smrt"),
+            "expected the name of a route to hosts: smart",
+        ),
+    ):
+        refused = relay.cli("queue", *words)
+        assert (refused.returncode, fault in refused.stderr) == (USAGE, True), refused.stderr
+    done = relay.cli("queue", "release", "--domain", "b.*")
+    assert done.stdout.splitlines()[0] == "released 1 of 2 entries, 1 stays as it was"
+    assert relay.cli("queue", "cancel", "--all").stdout == "cancelled 2 of 2 entries\n"
+    assert "cancel by " in relay.cli("queue", "show", first).stdout

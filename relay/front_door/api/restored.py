@@ -50,16 +50,13 @@ async def list_entries(
 
 
 async def execute(
-    queue_admin: QueueAdmin,
-    submissions: RestoredSubmissions,
-    command: QueueCommand,
-    **more: Any,
+    queue_admin: QueueAdmin, submissions: RestoredSubmissions, command: QueueCommand
 ) -> dict[str, Any]:
     """Execute a queue command; a release and a cancellation of all that was restored include the
     held submissions, and another release says how many stay held. Return the JSON of POST
     /queue/{operation}. Raises SpoolError.
     """
-    answer = (await queue_admin.execute(command, **more)).as_json()
+    answer = (await queue_admin.execute(command)).as_json()
     if not _is_everything(command.selector):
         left = command.operation is Operation.RELEASE and await _count(submissions)
         return answer | ({"still_held": left} if left else {})

@@ -2,7 +2,7 @@
 
 `relay pause` and `relay resume` are what this node does not do until an operator or a time ends it;
 without a running relay they are for its next start. Commands that change entries need a selector.
-Exits 65 for an unknown message, 69 if another process owns the spool, 75 if all selected entries
+Exits 65 for an unknown message, 69 without a relay that changes entries, 75 if all selected entries
 are in flight, 130 for Ctrl-C.
 """
 
@@ -40,7 +40,6 @@ from relay.operation.cli.options import (
 from relay.operation.cli.output import journey_lines, print_json, print_lines, recipient_lines
 from relay.operation.commands.operator_client import (
     LIST_MAX,
-    CommandInterruptedError,
     OperatorClient,
 )
 from relay.store.journeys.document import Recipient
@@ -238,8 +237,9 @@ def _change(
         if error.status == HTTPStatus.BAD_REQUEST:  # an option that only the relay checks
             raise click.UsageError(with_option(str(error))) from None
         raise
-    except CommandInterruptedError as error:
-        so_far = "a dry run changes nothing" if more["dry_run"] else _so_far(error.done)
+    except KeyboardInterrupt:
+        so_far = "entries changed before it stay changed; see `relay queue list`"
+        so_far = "a dry run changes nothing" if more["dry_run"] else so_far
         raise CommandError(INTERRUPTED, f"relay queue {operation}: interrupted: {so_far}") from None
     line = changed_line(operation, answer)
     if context.json:
@@ -272,12 +272,6 @@ def with_option(text: str) -> str:
     """Replace a field name of the body by the name of its option."""
     field, colon, rest = text.partition(":")
     return f"--{field}{colon}{rest}" if field in _OPTIONS else text
-
-
-def _so_far(done: int | None) -> str:
-    if done is None:
-        return "entries changed before it stay changed; see `relay queue list`"
-    return f"{counted(done, 'entry')} changed, the others unchanged"
 
 
 def _refuse_unknown(verb: str, unknown: Sequence[str]) -> None:

@@ -1,11 +1,11 @@
 """What the verbs of the command line do.
 
-Verbs about the queue and journeys query the running daemon over run/control.sock. If no daemon
-runs, they take the locks and open the spool and the mail store. This package imports nothing, so
+Verbs about the queue and journeys ask the running daemon over run/control.sock. If no daemon runs,
+those that only read take the locks and open the spool and the mail store. This package imports nothing, so
 that a command that uses the daemon loads neither of them.
 
-- `operator_client`: whom trace, show, queue, explain and storage prune ask: daemon, or files
-- `offline`: opens the files of the spool while no daemon runs; queue commands without one
+- `operator_client`: whom trace, show, queue and explain ask: daemon, or files
+- `offline`: opens the files of the spool while no daemon runs; pauses for its next start
 - `sendmail`: the message that sendmail sends: recipients of the header (To or
   Resent-To), missing fields; its SMTP
 - `account`: how accounts.toml is changed in place; new tokens, client secrets, hashes of passwords;

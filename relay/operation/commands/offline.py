@@ -1,4 +1,4 @@
-"""Use a relay's files without a daemon: one query, or one change of the queue.
+"""Use a relay's files without a daemon: one query, or a pause of its next start.
 
 The owner lock is held while the spool is open, so a daemon cannot start meanwhile (docs/design.md
 2). Root works as the owner of state_dir. Raises AlreadyRunningError if a daemon holds it;
@@ -7,29 +7,21 @@ SpoolError, OSError.
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
-from contextlib import ExitStack, asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
-import msgspec
 from msgspec import Struct
 
-from relay.base.clock import Clock, Ids
+from relay.base.clock import Clock
 from relay.base.crashpoints import CrashPoints
 from relay.base.observe.metrics import Metrics
 from relay.base.pauses import Pause, Paused
 from relay.base.running_relay import ControlError
-from relay.base.settings.document import Fault, SettingsError
-from relay.base.settings.environment import read_environment
 from relay.base.settings.tree import Settings
-from relay.delivery.reports.bounces import Reporter
-from relay.front_door.api import restored
-from relay.front_door.api.dependencies import OPERATOR
-from relay.front_door.api.request_parameters import CommandIssuer, read_queue_command, seconds_until
+from relay.front_door.api.request_parameters import seconds_until
 from relay.front_door.api.search_text import log_rows
 from relay.front_door.http.errors import ApiError
-from relay.operation.app.account_file import accounts_of
-from relay.operation.app.configuration import parse_next_hop, route_table
 from relay.operation.app.foundation import read_pauses
 from relay.operation.app.state_dir import OwnerLock, as_owner
 from relay.store import spool
@@ -37,14 +29,10 @@ from relay.store.journeys.journey import Journeys
 from relay.store.journeys.submission_log import SubmissionLog
 from relay.store.mailbox.maildir import DirectorySync
 from relay.store.spool.engine import SpoolEngine
-from relay.store.spool.queue_commands import Operation, ProgressCallback
 from relay.submission.outbox.on_disk import SubmissionDirectory
 from relay.submission.outbox.restored import RestoredSubmissions
 from relay.transport.refusals.day_files import RefusalFiles
 from relay.transport.refusals.refusal import RefusalPage, RefusalSearch
-from relay.transport.routing.route_table import RouteTable
-from relay.transport.signing.key_files import load_keys
-from relay.transport.signing.signer import Signer
 
 T = TypeVar("T")
 
@@ -54,7 +42,6 @@ class SpoolFiles(Struct, frozen=True):
 
     spool: SpoolEngine
     journeys: Journeys
-    refusals: RefusalFiles
     restored: RestoredSubmissions
 
 
@@ -87,7 +74,7 @@ def with_spool_files(
             )  # fmt: skip
             journeys = Journeys(engine, log, clock=clock)
             held = restored_submissions(settings, clock, log)
-            return await ask(SpoolFiles(engine, journeys, _refusals(settings), held))
+            return await ask(SpoolFiles(engine, journeys, held))
 
     with as_owner(settings):
         if not spool.storage(settings).exists():
@@ -104,11 +91,7 @@ async def read_log(files: SpoolFiles, query: Mapping[str, str], *, clock: Clock)
 
 def read_refusals(settings: Settings, wanted: RefusalSearch) -> RefusalPage:
     """Return refusals from the files. Raises OSError."""
-    return asyncio.run(_refusals(settings).page(wanted))
-
-
-def _refusals(settings: Settings) -> RefusalFiles:
-    return RefusalFiles(settings.refused_dir)
+    return asyncio.run(RefusalFiles(settings.refused_dir).page(wanted))
 
 
 def restored_submissions(
@@ -118,49 +101,6 @@ def restored_submissions(
     syncs = DirectorySync()
     directory = SubmissionDirectory(settings.mailboxes.root / ".submissions", syncs)
     return RestoredSubmissions(directory=directory, syncs=syncs, clock=clock, log=log)
-
-
-async def execute(
-    files: SpoolFiles,
-    operation: str,
-    wanted: Mapping[str, Any],
-    *,
-    settings: Settings,
-    clock: Clock,
-    tell: ProgressCallback,
-) -> dict[str, Any]:
-    """Return what POST /relay/v1/queue/{operation} would have answered to `wanted`; `tell`
-    gets the number of entries that are done.
-
-    Raises ControlError for an invalid request; SettingsError for accounts and routes that cannot be
-    used; SpoolError.
-    """
-    with ExitStack() as until_done:
-
-        def table() -> RouteTable:
-            environ = read_environment().variables
-            boxes = settings.mailboxes
-            accounts = accounts_of(settings, clock=clock, environ=environ)
-            until_done.callback(accounts.close)
-            try:
-                return route_table(settings, accounts)
-            except ValueError as error:
-                raise SettingsError([Fault(boxes.accounts, 0, "", str(error))]) from None
-
-        asking = CommandIssuer(
-            name=OPERATOR.name,
-            may_name_other=True,
-            way_to=lambda text: parse_next_hop(text, table),
-            target_of=lambda address: table().target_of(address),
-            clock=clock,
-        )
-        with _as_answered():
-            order = read_queue_command(Operation(operation), msgspec.json.encode(wanted), asking)
-        if order.operation is Operation.CANCEL:  # it may owe a report of a success
-            files.spool.queue_admin.report_with(_reporter(settings, clock, table()))
-        return await restored.execute(
-            files.spool.queue_admin, files.restored, order, on_progress=tell
-        )
 
 
 def explain(
@@ -224,15 +164,3 @@ def change_pauses(
 
     with as_owner(settings), OwnerLock(settings.run_dir):
         return asyncio.run(change())
-
-
-def _reporter(settings: Settings, clock: Clock, table: RouteTable) -> Reporter:
-    """Return what writes the reports of a cancel."""
-    metrics = Metrics()
-    keys = load_keys(settings.dkim)
-    return Reporter(
-        hostname=settings.hostname, clock=clock, ids=Ids(clock),
-        destination_of=table.destination_of, expire_after_s=settings.delivery.expire_after,
-        metrics=metrics, expand=table.expand,
-        signer=Signer(lambda: keys, clock=clock, metrics=metrics),
-    )  # fmt: skip

@@ -1,6 +1,6 @@
-"""What an operator reads and changes: through the running daemon, or in the files without one.
+"""What an operator reads and changes: through the running daemon; without one, what the files say.
 
-If no daemon answers on run/control.sock, OperatorClient owns the spool's files for one command
+If no daemon answers on run/control.sock, OperatorClient owns the spool's files for one query
 (offline.py); modules for that are imported only then, so that a command to a daemon starts
 quickly.
 """
@@ -14,7 +14,7 @@ from urllib.parse import quote, unquote
 import msgspec
 from msgspec.structs import asdict
 
-from relay.base.clock import Clock, now_at_least_us
+from relay.base.clock import Clock
 from relay.base.pauses import Pause, Paused
 from relay.base.running_relay import (
     ControlClient,
@@ -44,22 +44,11 @@ _WAIT_MARGIN_S = 10.0
 _CHANGE_S_MAX = 3600.0  # for a change of a million entries
 _STEP_S_MAX = 120.0
 _EXPLAIN_S_MAX = 120.0  # the rules may take 10 s, the name servers longer
-_NOTHING_PRUNED = {"messages": 0, "submissions": 0, "refused": 0}
-_NOTHING_CHANGED: dict[str, Any] = {
-    "matched": 0, "done": 0, "unchanged": 0, "in_flight": 0, "dry_run": False, "entries": [],
-}  # fmt: skip
-
-
-class CommandInterruptedError(Exception):
-    """Ctrl-C before the response; `done` entries were changed, None if only the daemon knows."""
-
-    def __init__(self, done: int | None) -> None:
-        super().__init__("interrupted")
-        self.done = done
+_PRUNED = ("messages", "submissions", "refused")
 
 
 class OperatorClient:
-    """Reads messages and the queue, and changes the queue. All methods block.
+    """Reads messages and the queue; changes it through the daemon. All methods block.
 
     Raises ControlUnavailableError, ControlError; SpoolError and OSError for the files.
     """
@@ -247,17 +236,11 @@ class OperatorClient:
         """Change entries; return the response of POST /queue/{operation}.
 
         `more` are other fields of the body; empty ones are left out. Raises ControlError for an
-        invalid request, CommandInterruptedError.
+        invalid request, ControlUnavailableError without a daemon.
         """
         wanted = _conditions(selector) | {name: one for name, one in more.items() if one}
         client = ControlClient(self._settings.control_socket, timeout_s=_CHANGE_S_MAX)
-        try:
-            return client.post(f"/queue/{operation}", wanted)
-        except ControlUnavailableError as silent:
-            nothing = _NOTHING_CHANGED | {"unknown": list(selector.ids)}
-            return self._change_offline(silent, operation, wanted, nothing=nothing)
-        except KeyboardInterrupt:
-            raise CommandInterruptedError(None) from None
+        return client.post(f"/queue/{operation}", wanted)
 
     def prune(self, *, older_than_s: float | None, dry_run: bool) -> dict[str, Any]:
         """Remove the history of messages that finished `older_than_s` ago (default spool.keep).
@@ -266,47 +249,15 @@ class OperatorClient:
         were `kept` because a recipient without an entry is not final.
         """
         client = ControlClient(self._settings.control_socket, timeout_s=_STEP_S_MAX)
-        age_s = self._settings.spool.keep if older_than_s is None else older_than_s
 
         def ask(*, dry_run_only: bool) -> Mapping[str, Any]:
             wanted = {"older_than_s": older_than_s, "dry_run": dry_run_only}
             return client.post("/storage/prune", wanted)
 
-        async def prune_files(files: "SpoolFiles") -> Mapping[str, Any]:
-            prune_many = files.spool.maintenance.prune_many
-            found = await prune_many(age_s, dry_run=True)
-            while not dry_run and not (await prune_many(age_s))["ended"]:
-                pass
-            before_us = now_at_least_us(self._clock) - int(age_s * 1_000_000)
-            return {**found, "refused": await files.refusals.prune(before_us, dry_run=dry_run)}
-
-        try:
-            found = ask(dry_run_only=True)
-            while not dry_run and not ask(dry_run_only=False)["ended"]:
-                pass  # the daemon prunes in small steps
-        except ControlUnavailableError as silent:
-            found = self._offline(silent, prune_files, nothing=_NOTHING_PRUNED)
-        return {name: found[name] for name in _NOTHING_PRUNED} | {"dry_run": dry_run}
-
-    def _change_offline(
-        self,
-        silent: ControlUnavailableError,
-        operation: str,
-        wanted: dict[str, Any],
-        *,
-        nothing: dict[str, Any],
-    ) -> dict[str, Any]:
-        from relay.operation.commands.offline import execute  # noqa: PLC0415 - slow
-
-        done = [0]
-        order = partial(
-            execute, operation=operation, wanted=wanted, settings=self._settings,
-            clock=self._clock, tell=done.append,
-        )  # fmt: skip
-        try:
-            return self._offline(silent, order, nothing=nothing)
-        except KeyboardInterrupt:  # the slice in progress was committed
-            raise CommandInterruptedError(done[-1]) from None
+        found = ask(dry_run_only=True)
+        while not dry_run and not ask(dry_run_only=False)["ended"]:
+            pass  # the daemon prunes in small steps
+        return {name: found[name] for name in _PRUNED} | {"dry_run": dry_run}
 
     def _offline(
         self,

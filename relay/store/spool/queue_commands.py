@@ -20,7 +20,6 @@ from relay.base.message.lifecycle import FINAL, TRANSITIONS, RecipientState
 from relay.base.message.nexthop import Destination, NextHop
 from relay.store.spool.types import RESTORED_US, Key, Selector
 
-ProgressCallback = Callable[[int], object]
 RouteLookup = Callable[[str, str], Destination | None]  # of an address and the reverse-path
 WHY_CHARACTERS_MAX = 500
 LISTED_MAX = 10_000  # entries of one answer

@@ -37,7 +37,6 @@ from relay.store.spool.queue_commands import (
     CommandResult,
     EntryList,
     Operation,
-    ProgressCallback,
     QueueCommand,
     ShownTimes,
 )
@@ -274,19 +273,15 @@ class QueueAdmin:
             await self._engine.read(look)
         return EntryList(listing.entries, unknown=selection.unknown)
 
-    async def execute(
-        self, command: QueueCommand, *, on_progress: ProgressCallback = lambda _: None
-    ) -> CommandReport:
-        """Execute a command in slices. Each slice is durable when `on_progress` is called with the
-        number of entries done. Raises SpoolError between slices.
-        """
+    async def execute(self, command: QueueCommand) -> CommandReport:
+        """Execute a command in slices, each of which is durable. Raises SpoolError between them."""
         selection = EntrySelection(
             command.selector, now_us=self._clock.queue_us(), keys_at_once=KEYS_AT_ONCE
         )
         listing = partial(EntryListBuilder, self._shown_times())
         if command.operation is Operation.RELEASE and self._ends_hold_rule(command.selector):
             command = replace(command, new=True)
-        answer = _ReportBuilder(command, listing, on_progress=on_progress)
+        answer = _ReportBuilder(command, listing)
         if not command.dry_run:  # before what is there: what is looked up in between is held
             answer.report.new = await asyncio.shield(self._change_hold_rules(command))
         left: list[Key] = []
@@ -412,16 +407,9 @@ class QueueAdmin:
 class _ReportBuilder:
     """Collects the results of a command's slices in its report."""
 
-    def __init__(
-        self,
-        command: QueueCommand,
-        listing: Callable[..., EntryListBuilder],
-        *,
-        on_progress: ProgressCallback,
-    ) -> None:
+    def __init__(self, command: QueueCommand, listing: Callable[..., EntryListBuilder]) -> None:
         self.command = command
         self.report = CommandReport(dry_run=command.dry_run, reports=0 if command.bounce else None)
-        self._record = on_progress
         self._listing = listing
         self._recipients_left = RECIPIENTS_MAX
 
@@ -444,7 +432,6 @@ class _ReportBuilder:
         self._recipients_left = listing.recipients_left
         if self.report.reports is not None:
             self.report.reports += reports
-        self._record(self.report.counts[CommandResult.DONE])
 
 
 def _write(
