@@ -95,16 +95,10 @@ def approval_page(
     return _page("Sign in", body, form_action=f"'self' {scheme}", status=403 if fault else 200)
 
 
-def device_page(*, needs_token: bool, done: bool = False, fault: str = "") -> Response:
-    """Return the page where a person enters the code that a device shows."""
-    if done:
-        return _page("Signed in", "<p>The program is signed in. This page can be closed.</p>")
-    if not needs_token:
-        text = "<p>There is nothing to do: without --token, a program with a device code is signed "
-        return _page("Sign in", f"{text}in when it asks next.</p>")
-    code = '<p><label>Code <input name="user_code" autocomplete="off" required></label></p>'
-    body = _form(code + _token_field(), "Approve", fault)
-    return _page("Sign in", body, form_action="'self'", status=403 if fault else 200)
+def device_page() -> Response:
+    """Return the page that a device shows the address of."""
+    text = "<p>There is nothing to do: the program is signed in when it asks next.</p>"
+    return _page("Sign in", text)
 
 
 def _token_field() -> str:

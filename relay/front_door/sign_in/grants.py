@@ -1,17 +1,16 @@
 """Grants by which users sign in to a development relay (a UserSignIn).
 
 /authorize and a device code are approved at once, for the login hint or the first account, with no
-page. With a token, a person has to give it: as the password, on the page of /authorize, or on
-the page for device codes; the secret of a client is the token as well. Refresh tokens and codes are
-signed texts, which only their client can use; a code is good once, for 60 s. RFC 6749 4.1, 4.3, 6;
-RFC 7523 2.1; RFC 7636; RFC 8628; OpenID Connect Core 2. Error numbers are Entra's.
+page. With a token, a person has to give it: as the password, or on the page of /authorize; there
+are no device codes then, and the secret of a client is the token as well. Refresh tokens and codes
+are signed texts, which only their client can use; a code is good once, for 60 s. RFC 6749 4.1, 4.3,
+6; RFC 7523 2.1; RFC 7636; RFC 8628; OpenID Connect Core 2. Error numbers are Entra's.
 """
 
 import base64
 import hashlib
 import re
 import secrets
-from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from functools import partial
 from hmac import compare_digest
@@ -71,7 +70,6 @@ from relay.front_door.sign_in.token_endpoint import (
 CODE_LIFETIME_S = 60
 DEVICE_LIFETIME_S = 900
 REFRESH_LIFETIME_S = 90 * 24 * 3600
-CODES_MAX = 10_000  # device codes that were approved
 DEVICE_PAGE = "oauth2/deviceauth"
 USER_REALM = "userrealm"
 _DEVICE_GRANTS = ("urn:ietf:params:oauth:grant-type:device_code", "device_code")
@@ -83,8 +81,6 @@ _SCOPE_MAX = 4096
 _STATE_MAX = 4096
 _PKCE = re.compile(r"[A-Za-z0-9._~-]{43,128}")  # RFC 7636 4.1
 _SCOPE = re.compile(r"[\x20-\x7e]*")  # RFC 6749 3.3
-_USER_CODE_LENGTH = 9
-_CHECK_LENGTH = 4
 
 
 class UserDirectory(AccountDirectory, Protocol):
@@ -134,7 +130,6 @@ class UserGrants:
         self._needs_token = needs_token
         self._start = secrets.token_urlsafe(16)  # codes of an earlier start might have been used
         self._used = UsedIds()
-        self._approved: OrderedDict[str, None] = OrderedDict()  # user codes of devices
         self._by_grant = {
             "authorization_code": self._by_code,
             "refresh_token": self._by_refresh_token,
@@ -162,7 +157,8 @@ class UserGrants:
             require_method(asked.http, "POST")
             return self._new_device_code(asked, await read_form(asked.http))
         if asked.path == DEVICE_PAGE:
-            return await self._device_page(asked)
+            require_method(asked.http, "GET")
+            return device_page()
         first, _, user = asked.path.partition("/")
         if first == USER_REALM and user and "/" not in user:
             require_method(asked.http, "GET")
@@ -251,11 +247,7 @@ class UserGrants:
     ) -> _Wanted:
         code = form.get("device_code") or required(form, "code")
         claims = self._unsealed(code, "device_code", client, ended=("expired_token", 70020))
-        if self._needs_token and claims["user_code"] not in self._approved:
-            text = "The code has not been entered on the page yet, with the token of this relay."
-            raise SignInError("authorization_pending", text, number=70016)
         self._use_once(claims["id"], DEVICE_LIFETIME_S)
-        self._approved.pop(claims["user_code"], None)
         return _Wanted(client, self._user(claims["user"], client), claims["scope"])
 
     async def _on_behalf(
@@ -369,51 +361,25 @@ class UserGrants:
     def _new_device_code(self, asked: SignInRequest, form: Mapping[str, str]) -> Response:
         form = _with_resource(asked, form)
         client = self._public_client(form)
-        user_code = self._new_user_code()
+        if self._needs_token:
+            text = "A relay that has a token signs in no device: use the grant password, or "
+            text += f"/{AUTHORIZE}, with the token."
+            raise SignInError("invalid_client", text, number=7000218, status=401)
         claims = {
             "id": self._ids.new(), "start": self._start, "user": self._hinted(form),
-            "scope": _scope(form), "user_code": user_code,
+            "scope": _scope(form),
         }  # fmt: skip
         code = self._tokens.seal(client, claims, kind="device_code", lifetime_s=DEVICE_LIFETIME_S)
         uri = f"{asked.authority}/{DEVICE_PAGE}"
-        message = f"To sign in, open the page {uri} and enter the code {user_code}."
-        if not self._needs_token:
-            message = f"{claims['user']} is signed in now; there is nothing to do."
         return json_response(
             {
-                "device_code": code, "user_code": user_code,
+                "device_code": code, "user_code": secrets.token_hex(4).upper(),
                 "verification_url" if asked.path in V1_OF else "verification_uri": uri,
-                "expires_in": DEVICE_LIFETIME_S, "interval": _POLL_INTERVAL_S, "message": message,
+                "expires_in": DEVICE_LIFETIME_S, "interval": _POLL_INTERVAL_S,
+                "message": f"{claims['user']} is signed in now; there is nothing to do.",
             },
             headers=dict(NO_STORE),
         )  # fmt: skip
-
-    async def _device_page(self, asked: SignInRequest) -> Response:
-        page = partial(device_page, needs_token=self._needs_token)
-        if asked.http.method != "POST":
-            require_method(asked.http, "GET")
-            return page()
-        form = await read_form(asked.http)
-        if not self._needs_token:
-            return page()
-        code = form.get("user_code", "").strip().upper()
-        if fault := await self._fault_of_approval(asked.http, form):
-            return page(fault=fault)
-        if not compare_digest(self._user_code(code[:-_CHECK_LENGTH]).encode(), code.encode()):
-            return page(fault="This is not the code of a program that signs in here.")
-        self._approved[code] = None
-        if len(self._approved) > CODES_MAX:  # only who has the token fills it
-            self._approved.popitem(last=False)
-        return page(done=True)
-
-    def _new_user_code(self) -> str:
-        text = base64.b32encode(secrets.token_bytes(5)).decode()
-        return self._user_code(text[: _USER_CODE_LENGTH - _CHECK_LENGTH])
-
-    def _user_code(self, text: str) -> str:
-        """Return a code for people: a text, and letters by which a typing error is found."""
-        digest = hashlib.sha256(f"{self._start} {text}".encode("utf-8", "surrogatepass")).digest()
-        return text + base64.b32encode(digest).decode()[:_CHECK_LENGTH]
 
     def _unsealed(
         self, text: str, name: str, client: RegisteredClient, *, ended: tuple[str, int]

@@ -1,8 +1,8 @@
 """What the verbs of the command line do.
 
 Verbs about the queue and journeys ask the running daemon over run/control.sock. If no daemon runs,
-those that only read take the locks and open the spool and the mail store. This package imports nothing, so
-that a command that uses the daemon loads neither of them.
+those that only read take the locks and open the spool and the mail store. This package imports
+nothing, so that a command that uses the daemon loads neither of them.
 
 - `operator_client`: whom trace, show, queue and explain ask: daemon, or files
 - `offline`: opens the files of the spool while no daemon runs; pauses for its next start

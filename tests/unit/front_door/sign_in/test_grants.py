@@ -20,7 +20,6 @@ from tests.support.user_sign_in import (
     THE_TOKEN,
     Development,
     failed,
-    is_never_framed,
 )
 
 DEVICE_GRANT = "urn:ietf:params:oauth:grant-type:device_code"
@@ -196,34 +195,10 @@ async def test_with_a_token_a_password_is_that_token(guarded):
     assert await guarded.mailbox(found) == "carol@example.test"
 
 
-async def test_with_a_token_a_device_code_needs_it(guarded):
-    device = await guarded.device()
-    assert device["user_code"] in device["message"]
-    ask = {"device_code": device["device_code"]}
-    failed(await guarded.ask(DEVICE_GRANT, **ask), "authorization_pending", 70016)
-    form = {"approve": "yes", "user_code": device["user_code"].lower(), "token": THE_TOKEN}
-    for wrong in ({"token": "wrong"}, {"user_code": "ABCDEFGHI"}, {"user_code": "é"}, {"user_code": ""},
-                  {"approve": ""}):  # fmt: skip
-        page = await guarded.http.post(PAGE, data=form | wrong)
-        assert page.status_code == 403
-        is_never_framed(page)
-        failed(await guarded.ask(DEVICE_GRANT, **ask), "authorization_pending", 70016)
-    other = await guarded.device()
-    assert "signed in" in (await guarded.http.post(PAGE, data=form)).text
-    found = await guarded.tokens_by(DEVICE_GRANT, **ask)
-    assert await guarded.mailbox(found) == "alice@example.test"
-    answer = await guarded.ask(DEVICE_GRANT, device_code=other["device_code"])
-    failed(answer, "authorization_pending", 70016)
-
-
-async def test_the_table_of_approved_device_codes_is_bounded(guarded, monkeypatch):
-    monkeypatch.setattr(grants, "CODES_MAX", 2)
-    devices = [await guarded.device() for _ in range(3)]
-    for one in devices:
-        form = {"approve": "yes", "user_code": one["user_code"], "token": THE_TOKEN}
-        assert (await guarded.http.post(PAGE, data=form)).status_code == 200
-    answers = [await guarded.ask(DEVICE_GRANT, device_code=one["device_code"]) for one in devices]
-    assert [one.status_code for one in answers] == [400, 200, 200]
+async def test_with_a_token_no_device_signs_in(guarded):
+    answer = await guarded.http.post(DEVICE, data={"client_id": "app", "scope": "openid"})
+    failed(answer, "invalid_client", 7000218, status=401)
+    assert "with the token" in answer.json()["error_description"]
 
 
 async def test_with_a_token_no_secret_and_no_assertion_of_another_text_is_good(guarded):
@@ -252,7 +227,6 @@ async def test_with_a_token_on_behalf_of_needs_a_token_of_this_relay(guarded):
 GUESSES: list[Callable[[Development, str], Any]] = [
     lambda dev, text: dev.ask("password", username="alice", password=text),
     lambda dev, text: dev.authorize({}, "POST", {"approve": "yes", "token": text}),
-    lambda dev, text: dev.http.post(PAGE, data={"approve": "yes", "token": text, "user_code": "x"}),
 ]
 
 
