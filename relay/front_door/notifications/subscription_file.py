@@ -41,8 +41,7 @@ class Subscription(Struct, frozen=True):
     tls_version: str  # latestSupportedTlsVersion, which is only shown
     expires_us: int  # wall time
     position: str  # in the mailbox's change feed: what comes before it was sent
-    # while the receiver is down: (queue time, position of the feed then), the oldest first
-    marks: tuple[tuple[int, str], ...] = ()
+    failing_since_us: int = 0  # queue time from when the receiver is down; 0: it is not
     lifecycle_event: str = ""  # missed or subscriptionRemoved, still to be sent
     lifecycle_since_us: int = 0  # when that happened, queue time
     has_immutable_ids: bool = True  # else each id is of a message and its folder

@@ -2,13 +2,13 @@
 
 What is sent comes from the change feed of the mailbox, from the position that the subscription has
 reached. After a crash at any moment the rest follows, in order, and at most one request is
-repeated. While a receiver is down its changes wait in the feed, for four hours and at most 1,000 of
-them. What is dropped then, or was lost with the feed, is reported as `missed`.
+repeated. While a receiver is down its changes wait in the feed, for four hours. What is dropped
+then, or was lost with the feed, is reported as `missed`.
 """
 
 import asyncio
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -40,13 +40,11 @@ from relay.store.mailbox.types import (
 LIFETIME_US = 10_080 * 60_000_000  # at most, as in Graph
 PER_MAILBOX_MAX = 50  # of one account
 SUBSCRIPTIONS_MAX = 10_000  # of all mailboxes
-WAITING_MAX = 1000  # notifications of one subscription
 RETRY_US = 4 * 3600 * 1_000_000
 HANDSHAKE_S = 10.0
 HANDSHAKES_MAX, HANDSHAKES_PER_ACCOUNT_MAX = 64, 4  # at once
 READS_MAX = 8  # mailboxes at once: the answers to requests need not wait
 _BATCH = 100
-_MARK_US = 300_000_000
 _TOKEN_BYTES_MAX = 4096
 _RIGHTS_ROUNDS = 15  # looks between two checks of rights without changes
 MISSED, REMOVED = "missed", "subscriptionRemoved"
@@ -344,7 +342,7 @@ class _MessageFeed(_SubscriptionFeed):
                 )
             except StalePositionError:  # the index was made again: what happened is not known
                 position = (await owner.lists.changes(one.mailbox)).position
-                await owner.report(self._held, MISSED, position=position, marks=())
+                await owner.report(self._held, MISSED, position=position, failing_since_us=0)
                 return None
             found = [
                 self._notification(one, kind, shown_id, key=keys.get(change.message_id))
@@ -372,36 +370,23 @@ class _MessageFeed(_SubscriptionFeed):
 
     async def sent(self, post: Post) -> None:
         """See Feed."""
-        await self._owner.change(self._held.one.id, durable=False, position=post.position, marks=())
+        position = post.position
+        await self._owner.change(
+            self._held.one.id, durable=False, position=position, failing_since_us=0
+        )
 
     async def failed(self, post: Post, why: str) -> int:  # noqa: ARG002 - a Feed
-        """See Feed: what has waited for four hours is dropped, and the oldest above 1,000."""
+        """See Feed: what waits is dropped when the receiver has been down for four hours."""
         owner, one = self._owner, self._held.one
         now_us = owner.clock.queue_us()
-        async with owner.lock(one.mailbox), owner.reads:
-            waiting, end = await self._waiting(one)
-        marks = one.marks
-        if not marks or marks[-1][0] <= now_us - _MARK_US:
-            marks = (*marks, (now_us, end))
-        old = [_sequence(at) for since_us, at in marks if since_us <= now_us - RETRY_US]
-        drop_to = max([*waiting[:-WAITING_MAX][-1:], *old], default=0)
-        dropped = sum(sequence <= drop_to for sequence in waiting)
-        marks = marks[len(old) :]
-        if dropped:
-            position = f"{end.rpartition('.')[0]}.{drop_to}"
-            await owner.report(self._held, MISSED, position=position, marks=marks)
-        else:
-            await owner.change(one.id, durable=False, marks=marks)
-        return dropped
-
-    async def _waiting(self, one: Subscription) -> tuple[Sequence[int], str]:
-        """Return the sequences of the changes that wait, and the end of the feed."""
-        waiting, position, more = [], one.position, True
-        while more:
-            page = await self._owner.lists.changes(one.mailbox, after=position, limit=1000)
-            waiting += [each.sequence for each in page.changes if _kinds_of(each, one)]
-            position, more = page.position, page.more
-        return waiting, position
+        if not one.failing_since_us:
+            await owner.change(one.id, durable=False, failing_since_us=now_us)
+        elif now_us >= one.failing_since_us + RETRY_US:
+            async with owner.lock(one.mailbox), owner.reads:
+                position = (await owner.lists.changes(one.mailbox)).position
+            await owner.report(self._held, MISSED, position=position, failing_since_us=0)
+            return post.count
+        return 0
 
 
 class _LifecycleFeed(_SubscriptionFeed):
@@ -465,10 +450,6 @@ def _kinds_of(change: Change, one: Subscription) -> list[tuple[str, str]]:
         for kind, place in kinds
         if kind in one.change_types and one.folder_id in ("", place)
     ]
-
-
-def _sequence(position: str) -> int:
-    return int(position.rpartition(".")[2])
 
 
 def _fault_of(answer: HttpAnswer, token: str) -> str:
