@@ -64,7 +64,6 @@ _BYTES_MAX = 256 * 1024
 _FAULTS_MAX = 20
 _TOML = "application/toml"
 _JSON = "application/json"
-_USED = "# used: "  # begins a comment that a later PUT may bring back
 if TYPE_CHECKING:  # imports libraries that the control socket does not need
     from relay.front_door.sign_in.authentication import HttpAuthentication
 
@@ -156,7 +155,7 @@ async def scenario_response(request: HttpRequest, controls: DevelopmentControls)
     accept = request.headers.get("accept", "").lower()
     if _JSON in accept and _TOML not in accept:
         return json_response({"toml": controls.scenario_toml, "used": controls.used_replies()})
-    return Response(_with_uses(controls), media_type=f"{_TOML}; charset=utf-8")
+    return Response(controls.scenario_toml, media_type=f"{_TOML}; charset=utf-8")
 
 
 async def _replace(request: HttpRequest, controls: DevelopmentControls) -> None:
@@ -182,22 +181,6 @@ def _content(body: bytes, *, is_json: bool) -> str | dict[str, Any]:
         line = body.count(b"\n", 0, error.start) + 1
         found = f"the byte 0x{body[error.start]:02x} in line {line}"
         raise ApiError(400, "BadRequest", f"The body: found {found}, expected UTF-8.") from None
-
-
-def _with_uses(controls: DevelopmentControls) -> str:
-    """Return the TOML with the number of uses as comments at its end."""
-    kept = [one for one in controls.scenario_toml.split("\n") if not one.startswith(_USED)]
-    text = "\n".join(kept).rstrip("\n")
-    used = [
-        f"{_USED}{one['used']}{_left(one['left'])}: {quoted(one['entry'])}"
-        for one in controls.used_replies()
-    ]
-    parts = [part for part in (text, "\n".join(used)) if part]
-    return "\n\n".join(parts) + "\n" if parts else ""
-
-
-def _left(number: int | None) -> str:
-    return "" if number is None else f", left: {number}"
 
 
 def create_app(
