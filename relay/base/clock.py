@@ -80,7 +80,6 @@ class Timer(Protocol):
 
     def cancel(self) -> None:
         """Do not call any more."""
-        ...
 
 
 class Clock(Protocol):
@@ -90,21 +89,17 @@ class Clock(Protocol):
 
     def time_us(self) -> int:
         """Wall clock, microseconds since 1970-01-01 UTC."""
-        ...
 
     def queue_us(self) -> int:
         """Queue time: the wall clock without its jumps. Queue times are compared with it."""
-        ...
 
     def confirmed_us(self) -> int:
         """Queue time less what may never have passed. What is removed for its age alone, without
         another attempt, is compared with this.
         """
-        ...
 
     def anchor(self) -> Anchor:
         """Return the present moment, to be stored."""
-        ...
 
     def sample_wall(self, read: Callable[[], int]) -> None:
         """Follow the wall clock of another machine, which `read` asks for its time.
@@ -112,36 +107,29 @@ class Clock(Protocol):
         Call it before resume(), before any time is used, and from time to time: in between, that
         clock is computed from the time that passes on this machine.
         """
-        ...
 
     def resume(self, anchor: Anchor | None) -> None:
         """Continue from an anchor, if there is one; call it before any time is used."""
-        ...
 
     def resume_as_node(self, anchors: Sequence[Anchor]) -> None:
         """Continue from the anchors of nodes that share a spool. If there is one, those given
         before do not count: this node may have had only its own clock then.
         """
-        ...
 
     @property
     def resumed(self) -> ResumedTime | None:
         """How this start continues from its anchors; None without any."""
-        ...
 
     def monotonic(self) -> float:
         """Seconds on a clock that never goes back. An advance of the clock advances it: it is for
         rates, and for how long something is remembered.
         """
-        ...
 
     def real_s(self) -> float:
         """Seconds of real time on a clock that never goes back: for durations and their limits."""
-        ...
 
     def file_time_us(self) -> int:
         """Wall clock of this machine in real time, with which the times of files are compared."""
-        ...
 
     @property
     def advanced_s(self) -> float:

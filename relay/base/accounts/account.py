@@ -231,31 +231,26 @@ class AccountDirectory(Protocol):
 
         Raises LoginDelayedError if the address `client` guesses a token that people chose.
         """
-        ...
 
     def by_address(self, address: str) -> Account | None:
         """Return the account whose address, alias or `local+tag` is `address`, or None.
 
         Case-insensitive; never creates an account.
         """
-        ...
 
     def expand(self, address: str) -> Expansion | None:
         """Return who gets the mail for an alias, or for an account that forwards; else None.
 
         Case-insensitive, with or without a tag.
         """
-        ...
 
     def opened(self, address: str, caller: Account) -> Account | None:
         """Return the account whose mailbox `caller` opens by `address`; None if it may not, or if
         there is none. Raises UnknownUserError if there is none and everyone might open it.
         """
-        ...
 
     def every(self) -> Sequence[Account]:
         """Return all accounts."""
-        ...
 
     async def by_password(self, user: str, password: str, *, client: str) -> Account | None:
         """Return the account that logs in from the address `client` ("" on a Unix socket), or None.
@@ -263,27 +258,22 @@ class AccountDirectory(Protocol):
         Argon2 runs in a bounded thread; successes are cached briefly. Raises LoginDelayedError if
         the password is not checked now.
         """
-        ...
 
     async def by_smtp_login(self, user: str, password: str, *, client: str) -> Account | None:
         """Return the account of a login by SMTP, as by_password(): also a DovecotUser."""
-        ...
 
     def of_login(self, login: str) -> Account | None:
         """Return what by_smtp_login() would return for the address `login` now, None if nobody
         may log in with it any more.
         """
-        ...
 
     def by_client_id(self, client_id: str) -> RegisteredClient | None:
         """Return the client, or None. Case-insensitive, because most client ids are GUIDs."""
-        ...
 
     async def by_client_secret(
         self, client_id: str, secret: str, *, client: str
     ) -> RegisteredClient | None:
         """Return the client if this is its secret, or None; as by_password()."""
-        ...
 
     def by_client_assertion(
         self,
@@ -298,11 +288,9 @@ class AccountDirectory(Protocol):
         `check` raises LoginFailedError for an assertion that proves nothing, which counts as a
         wrong secret. Raises it, and LoginDelayedError.
         """
-        ...
 
     def unlock(self, address: str) -> int:
         """Lift the delays of an account after failed logins, also of its client id.
 
         Return the number of clients that were delayed. Raises UnknownUserError.
         """
-        ...

@@ -32,15 +32,12 @@ class Octets(Protocol):
     @property
     def size(self) -> int:
         """The number of octets."""
-        ...
 
     def read(self, start: int, length: int) -> bytes:
         """Return `length` octets from `start`, fewer only at the end. Raises OSError."""
-        ...
 
     def part(self, start: int, length: int) -> "Octets":
         """Return a range of the octets as Octets. Nothing is read."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)

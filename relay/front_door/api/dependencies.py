@@ -54,16 +54,13 @@ class DevelopmentControls(Protocol):
     @property
     def release_to(self) -> NextHop | None:
         """Where a release sends captured mail; None if nothing leaves this machine."""
-        ...
 
     def may_release(self, address: str) -> bool:
         """Return whether a release sends captured mail to this one of its own recipients."""
-        ...
 
     @property
     def clock(self) -> AdvanceableClock:
         """The clock of the relay."""
-        ...
 
     async def advance_clock(self, seconds: float) -> None:
         """Advance the clock from timer to timer, and settle after each.
@@ -71,87 +68,70 @@ class DevelopmentControls(Protocol):
         A caller that is cancelled does not stop it. Raises ValueError for the number, and
         AdvanceError if the clock does not get so far.
         """
-        ...
 
     async def is_quiet(self, timeout_s: float) -> bool:
         """Wait until nothing is queued and due, or in progress; False if it still is after this."""
-        ...
 
     @property
     def is_advancing(self) -> bool:
         """Whether an advance of the clock is in progress."""
-        ...
 
     @property
     def last_advance(self) -> Mapping[str, Any] | None:
         """The last advance that ended: `seconds`, `attempts`, `reports`, `error`; None: none."""
-        ...
 
     async def next_retry_s(self) -> float | None:
         """Return in how many seconds the next deferred entry is due, None if there is none."""
-        ...
 
     @property
     def scenario_toml(self) -> str:
         """The scenario of the simulated internet, as TOML."""
-        ...
 
     def used_replies(self) -> Sequence[Mapping[str, Any]]:
         """Return `entry`, `used` and `left` (None: no limit) for each reply of the scenario."""
-        ...
 
     async def use_scenario(self, content: str | Mapping[str, Any]) -> None:
         """Replace the scenario by a TOML text or a table. Raises SettingsError: nothing changed."""
-        ...
 
     async def use_shipped_scenario(self, name: str) -> None:
         """Replace the scenario by a shipped one: NAME, or NAME:REPLY. Raises SettingsError."""
-        ...
 
     async def add_reply(self, domain: str, reply: Mapping[str, Any]) -> None:
         """Add a reply to the scenario, before the others of a domain, with the keys of the file.
 
         What was counted stays. Raises SettingsError: nothing changed.
         """
-        ...
 
     async def remove_reply(self, domain: int, reply: int) -> None:
         """Remove a reply by the numbers in internet_overview(). Raises IndexError."""
-        ...
 
     def internet_overview(self) -> Mapping[str, Any]:
         """Return `domains`, `graph` and `hosts` of the simulated internet, see docs/internet.md;
         `shipped`, the shipped scenarios with the names of their replies; and `recipients`, the
         addresses of test recipients, and what their hosts do.
         """
-        ...
 
     def received_content(self, queue_id: str) -> bytes | None:
         """Return what a simulated host has received of a message, None if it is not remembered."""
-        ...
 
     async def remove_message(self, journey: Journey, copies: MessageCopies) -> bool:
         """Remove a message: from the queue, from the history, and its copies in mailboxes.
 
         Return False, and remove nothing of it, while it is in delivery or in step 3.
         """
-        ...
 
     async def reset(self) -> int:
         """Delete everything that is stored; return the number of messages."""
-        ...
 
     @property
     def clients(self) -> ClientSettings:
         """How programs send to it."""
-        ...
 
     async def send_example(self, key: str) -> str:
         """Send a message through the front door; return "", or why it was not sent.
 
         A second message with the same key is not sent.
         """
-        ...
 
 
 class Question(Struct, frozen=True):

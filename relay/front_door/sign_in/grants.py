@@ -88,11 +88,9 @@ class UserDirectory(AccountDirectory, Protocol):
 
     def client_named(self, client_id: str) -> RegisteredClient | None:
         """Return the client, and make no account."""
-        ...
 
     def address_named(self, name: str) -> str:
         """Return the address of the account that a user name or address names, "" for none."""
-        ...
 
 
 class _Wanted(Struct, frozen=True):

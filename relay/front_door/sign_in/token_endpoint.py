@@ -123,7 +123,6 @@ class UserSignIn(Protocol):
 
     async def respond(self, asked: SignInRequest) -> Response | None:
         """Return the response for a path of its own, None for another. Raises as grant()."""
-        ...
 
     async def grant(
         self, asked: SignInRequest, form: Mapping[str, str], client: RegisteredClient | None
@@ -131,7 +130,6 @@ class UserSignIn(Protocol):
         """Return the response of the token endpoint; `client` is the one that gave its secret,
         None if none was given. Raises SignInError, ApiError.
         """
-        ...
 
 
 class _Credentials(Struct, frozen=True):
