@@ -12,6 +12,7 @@ import asyncio
 import re
 from collections.abc import Collection, Mapping, Sequence
 from functools import partial
+from types import SimpleNamespace
 from typing import Any
 from urllib.parse import parse_qsl, urlencode
 
@@ -246,8 +247,8 @@ async def _fragment(request: PageRequest, view: ListView) -> str:
     return request.shared_part(
         "_list.html",
         view=view,
-        rows=[_row(one, facts[one.name]) | {"tags": tags.get(one.name)} for one in rows],
-        came=view.came(),
+        rows=[_row(one, facts[one.name], tags.get(one.name, ())) for one in rows],
+        came=urlencode(view.came()),
         actions=actions(site),
         matching=_matching(view, len(rows), is_all=older is None, total=total, counts=counts),
         tabs=_tabs(view, total, counts),
@@ -283,7 +284,7 @@ def _matching(
     return f"{number:,}{'+' if total >= _COUNTED_MAX else ''}"
 
 
-def _row(row: MessageSummary, facts: RowFacts) -> dict[str, Any]:
+def _row(row: MessageSummary, facts: RowFacts, tags: Sequence[str]) -> SimpleNamespace:
     """Return what a row shows."""
     next_us, preview = row.next_attempt_us, facts.preview
     name = one_line(preview.sender_name)
@@ -291,23 +292,24 @@ def _row(row: MessageSummary, facts: RowFacts) -> dict[str, Any]:
     to, is_sent_to = preview.to_address or next(iter(listed), ""), True
     if listed and row.recipient_count <= len(listed):
         is_sent_to = own_mailbox(to) in map(own_mailbox, listed)
-    return {
-        "key": row.name,
-        "is_unread": facts.is_unread,
-        "state": row.state,
-        "at": rfc3339(row.position.at_us),
-        "sender": row.sender or "<>",
-        "name": "" if name.casefold() == row.sender.casefold() else name,
-        "text": one_line(preview.text) if facts.shows_text else "",
-        "has_attachments": preview.has_attachments,
-        "size_bytes": row.size_bytes,
-        "to": one_line(to),
-        "to_name": one_line(preview.to_name),
-        "more": max(0, row.recipient_count - is_sent_to),
-        "subject": one_line(row.subject),
-        "reply": "" if row.state in _WITHOUT_REPLY else row.reply,
-        "next": None if next_us is None else rfc3339(next_us),
-    }
+    return SimpleNamespace(
+        key=row.name,
+        is_unread=facts.is_unread,
+        state=row.state,
+        at=rfc3339(row.position.at_us),
+        sender=row.sender or "<>",
+        name="" if name.casefold() == row.sender.casefold() else name,
+        text=one_line(preview.text) if facts.shows_text else "",
+        has_attachments=preview.has_attachments,
+        size_bytes=row.size_bytes,
+        to=one_line(to),
+        to_name=one_line(preview.to_name),
+        more=max(0, row.recipient_count - is_sent_to),
+        subject=one_line(row.subject),
+        reply="" if row.state in _WITHOUT_REPLY else row.reply,
+        next=None if next_us is None else rfc3339(next_us),
+        tags=tags,
+    )
 
 
 def _tabs(view: ListView, total: int, counts: Mapping[str, int]) -> list[dict[str, Any]]:

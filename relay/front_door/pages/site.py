@@ -264,6 +264,7 @@ def _environment() -> jinja2.Environment:
     )
     environment.globals |= {
         "moment": moment,
+        "once": cache,  # a macro that gives the same for the same values
         "left_until": lambda at, now: time_left((time_us_of(at) - time_us_of(now)) / 1e6),
         "link_problems": LINK_PROBLEMS,
     }
