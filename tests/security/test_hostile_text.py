@@ -46,7 +46,7 @@ ROOMS = (
     "transport.policy",
     "delivery.reports",
 )
-OCTETS = 5_000
+OCTETS = 2_500
 NOISE_S = 0.004  # a time below it says nothing
 RATIO_MAX = 3  # of the time for twice the size
 HANGS_S = 2.0
@@ -189,7 +189,7 @@ def seconds(work: Callable[[], object]) -> float:
 
 
 def superlinear(work: Callable[[int], Callable[[], object]]) -> str:
-    """Return the times for 5, 10 and 20 kB if each is over thrice that of half the size, else "".
+    """Return the times for 2.5, 5 and 10 kB if each is over thrice that of half the size, else "".
 
     One step alone may pass a limit, or change what the text means.
     """
