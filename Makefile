@@ -26,9 +26,9 @@ SEED ?=
 TRACE ?=
 TESTS ?=
 FOLDER ?=
-# Some tests wait rather than compute: two cores are busy for 99 % of a run with six workers, 92 % with four, which take as long.
+# Some tests wait rather than compute, but each worker loads all tests and starts servers of its own (20 s of CPU).
 WORKERS ?= $(shell cores=$$(getconf _NPROCESSORS_ONLN 2>/dev/null || echo 1); \
-	echo $$((cores < 6 ? 6 : cores > 8 ? 8 : cores)))
+	echo $$((cores < 4 ? 4 : cores > 8 ? 8 : cores)))
 SYSTEM_PACKAGES ?=
 # Without compiled modules, each process that a test starts would compile all of Relay.
 unexport PYTHONDONTWRITEBYTECODE
@@ -202,11 +202,10 @@ $(VENV)/development: pyproject.toml $(VENV)/made
 	$(BIN)/python $(PIP_INSTALL) --editable . -r $(VENV)/development.txt
 	@touch $(VENV)/installed $@
 
-# pytest rewrites the asserts of each test module and keeps the result: here on two cores, once, and not
-# in each worker. What cannot be imported is reported by the tests.
+# pytest rewrites the asserts of each test module and keeps the result: here once, and not in each worker.
+# What cannot be imported is reported by the tests.
 $(VENV)/tests-compiled: $(VENV)/development
-	@find tests -name 'test_*.py' -not -path 'tests/sample_project/*' | \
-	    xargs -P 2 -n 330 $(BIN)/python -m pytest -qq --collect-only -p no:cacheprovider >/dev/null 2>&1 || true
+	@$(BIN)/python -m pytest -qq --collect-only -p no:cacheprovider tests >/dev/null 2>&1 || true
 	@touch $@
 
 # The large client libraries have an environment of their own, and Node its packages next to it.
