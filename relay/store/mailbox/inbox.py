@@ -7,6 +7,7 @@ mail client has given the file. Raises MailboxFullError and OSError; after an er
 Maildir's delivery: tmp, link, fsync of file and directory. docs/design.md 1.
 """
 
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -86,7 +87,8 @@ class Inbox(StorePart):
         except FileExistsError:
             raise
         except OSError:
-            self.root.remove(new / base)
+            with suppress(OSError):
+                remove(new / base)
             raise
         finally:
             remove(temporary)

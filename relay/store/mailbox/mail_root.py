@@ -40,7 +40,6 @@ _PROBE = b"\0" * 4096
 _NO_LINKS = frozenset((errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS))
 _OF_THE_DISK = frozenset((errno.EIO, errno.EROFS, errno.ENOSPC, errno.EDQUOT))
 _READ_BYTES = 100
-_DESCRIPTORS = Path("/proc/self/fd")
 
 _log = get_logger("mailbox")
 
@@ -164,24 +163,6 @@ class MailRoot:
             if self.fault:
                 _log.info("the mail store works again", path=self._name)
             self.fault = ""
-
-    def remove(self, path: Path) -> None:
-        """Remove a file that was just written to `path`, as far as the disk allows."""
-        for one in self.places(path):
-            with suppress(OSError):
-                remove(one)
-
-    def places(self, path: Path) -> tuple[Path, ...]:
-        """Return the paths at which a file may be that was just written to `path`.
-
-        If the root is missing, it may be in the root, which is open, or where the path leads now.
-        """
-        if self._directory is None or self.is_there():
-            return (path,)
-        with suppress(ValueError):  # the dead-letter mailbox is elsewhere
-            opened = _DESCRIPTORS / str(self._directory)
-            return (path, opened / path.relative_to(self.path))
-        return (path,)
 
     def close(self) -> None:
         """Close the root and release its lock."""

@@ -444,7 +444,7 @@ class Messages(StorePart):
         """
         with self.index.no_update(mailbox):
             if replaced is None or replaced.exists():
-                self.root.remove(changed.path)
+                remove(changed.path)
 
     def _write(
         self,
@@ -478,7 +478,8 @@ class Messages(StorePart):
             self.crash.reached(CrashPoint.DRAFT_REPLACED)
             self.syncs.sync(directory)
         except OSError:
-            self._take_back(mailbox, located, replaced)
+            with suppress(OSError):
+                self._take_back(mailbox, located, replaced)
             raise
         finally:
             with suppress(OSError):  # a stale file
@@ -579,7 +580,8 @@ class Messages(StorePart):
                     remove(located.path)
                     self.syncs.sync(located.directory)
             if is_removed and submission is not None:
-                self.root.remove(removed.path)
+                with suppress(OSError):
+                    remove(removed.path)
             if is_removed and located.state != NO_STATE:
                 with suppress(StoreError):  # it goes in 30 days
                     self.index.states(mailbox).remove(located.state_ids)
@@ -620,7 +622,8 @@ class Messages(StorePart):
             place(located.path, copy.path)
             self.syncs.sync(copy.directory)
         except OSError:
-            self.root.remove(copy.path)
+            with suppress(OSError):
+                remove(copy.path)
             raise
 
     def _moved(self, located: MessageFile, destination: Folder, *, undo: Undo) -> MessageFile:
@@ -641,11 +644,8 @@ class Messages(StorePart):
             self.syncs.sync(directory)
 
     def _rename_back(self, located: MessageFile, changed: MessageFile) -> None:
-        places = self.root.places
-        for now, before in zip(places(changed.path), places(located.path), strict=False):
-            with suppress(OSError):
-                rename(now, before)
-                sync_directory(before.parent)
+        rename(changed.path, located.path)
+        sync_directory(located.directory)
 
     def _destination(self, mailbox: Path, folder_id: str) -> Folder:
         folder = find_folder(mailbox, folder_id)

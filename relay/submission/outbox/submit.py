@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any, Concatenate, ParamSpec
 
 from relay.base.crashpoints import CrashPoint
-from relay.base.files import fsync_path
 from relay.base.message.content import LARGE_BYTES, Octets
 from relay.base.message.properties import MessageProperties
 from relay.formats.draft import DraftAttachment, read_private_block
@@ -354,16 +353,11 @@ class Submissions(OutboxPart):
         if prepared.exists() and not submission.path.exists():
             return
         SYNC_FAILURES.begin()
-        places = self.root.places
         try:
-            for path in places(submission.path):
-                remove(path)
-            for draft in drafts:
-                _remove_all(*places(draft))
-            if len(places(submission.path)) == 1:
-                self.directory.sync(submission)
-            else:  # in the root, which is open; where the path leads now, nothing is sent
-                fsync_path(places(submission.path)[-1].parent)
+            self.root.check()  # else it is in the root that is missing
+            remove(submission.path)
+            _remove_all(*drafts)
+            self.directory.sync(submission)
         except OSError as error:
             with suppress(OSError):  # it may be sent, no client got an answer: it cannot be lost
                 detail = {NOT_ANSWERED: True}
