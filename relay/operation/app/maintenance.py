@@ -111,7 +111,7 @@ async def prune_history(history: PrunedHistory, clock: Clock, *, keep_s: float) 
         await asyncio.to_thread(history.log.prune, keep_days)
         await history.usage.prune()
         before_us = now_at_least_us(clock) - keep_days * DAY_US
-        await history.refusals.prune(before_us - before_us % DAY_US)
+        await history.refusals.prune(before_us)
         if removed := await asyncio.to_thread(prune_answers, history.dead_letters):
             _log.info("answers to reports removed", answers=removed)
 

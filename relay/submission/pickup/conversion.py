@@ -13,8 +13,8 @@ import asyncio
 import json
 import os
 import pickle
+from collections.abc import Callable
 from contextlib import suppress
-from typing import Protocol
 from weakref import WeakValueDictionary
 
 from relay.base.child_process import ChildProcess
@@ -43,16 +43,6 @@ _log = get_logger("pickup")
 _PLAIN = b'"body_type":"text"'  # in the private block, where quotes within strings are escaped
 
 
-class ConvertFunction(Protocol):
-    """relay.formats.convert.convert, or a function that replaces it in a test."""
-
-    __name__: str
-
-    def __call__(self, stored: bytes | Octets, *, now_us: int, hostname: str) -> ConvertedMessage:
-        """Return the message to submit. Raises ConversionError, OSError."""
-        ...
-
-
 class ConversionUnfinishedError(Exception):
     """A conversion exceeded its time limit, or failed.
 
@@ -69,13 +59,15 @@ class ConversionPool:
 
     def __init__(
         self,
-        convert: ConvertFunction,
+        convert: Callable[..., ConvertedMessage],
         *,
         hostname: str,
         clock: Clock,
         in_threads: bool = False,
     ) -> None:
-        """With `in_threads` the first attempt at a conversion is made in a thread, without limits:
+        """`convert` is relay.formats.convert.convert, by its name in the child processes.
+
+        With `in_threads` the first attempt at a conversion is made in a thread, without limits:
         for content of one's own.
         """
         self._convert = convert

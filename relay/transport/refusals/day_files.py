@@ -19,7 +19,7 @@ import msgspec
 from msgspec.structs import replace
 
 from relay.base.clock import rfc3339
-from relay.base.files import lines_backwards, replace_file, write_all
+from relay.base.files import lines_backwards, write_all
 from relay.base.observe.logs import RepeatedError, get_logger
 from relay.base.socket_address import client_of
 from relay.transport.refusals.refusal import (
@@ -80,7 +80,7 @@ class RefusalFiles:
         return await asyncio.to_thread(self._page, wanted)
 
     async def prune(self, before_us: int, *, dry_run: bool = False) -> int:
-        """Remove, or only count, the records from before that time. Raises OSError."""
+        """Remove, or only count, the records of the days before that time. Raises OSError."""
         await self._flush()
         return await asyncio.to_thread(self._prune, rfc3339(max(0, before_us)), dry_run)
 
@@ -173,20 +173,12 @@ class RefusalFiles:
         removed = 0
         with self._lock:
             for path in self._files():
-                if path.name > before[:10]:
+                if path.name >= before[:10]:
                     continue
-                lines = path.read_bytes().splitlines(keepends=True)
-                kept: list[bytes] = []
-                if path.name == before[:10]:
-                    kept = [line for line in lines if (one := _decoded(line)) and one.at >= before]
-                removed += len(lines) - len(kept)
-                if dry_run or len(kept) == len(lines):
-                    continue
+                removed += path.read_bytes().count(b"\n")
                 if self._day is not None and self._day.name == path.name:
                     self._close_day()
-                if kept:
-                    replace_file(path, b"".join(kept), mode=0o600)
-                else:
+                if not dry_run:
                     path.unlink()
         return removed
 

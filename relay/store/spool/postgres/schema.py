@@ -5,22 +5,22 @@ from relay.store.spool.shared.columns import schema_difference
 from relay.store.spool.types import SpoolFormatError, SpoolInUseError
 
 SCHEMA = 3
+_OF_0_2_0 = 1
 _MIGRATION_LOCK = 0x72656C6179_000002  # "relay" and the number of the lock, as a 64-bit key
 _TO_SCHEMA = {  # what leads to a schema from the one before it
-    2: 'CREATE TABLE standing_hold (domain text COLLATE "C" PRIMARY KEY, reason text COLLATE "C"'
+    2: "ALTER TABLE recipient RENAME COLUMN owed TO owed_report;"
+    ' CREATE TABLE standing_hold (domain text COLLATE "C" PRIMARY KEY, reason text COLLATE "C"'
     " NOT NULL, since_us bigint NOT NULL, until_us bigint);",
     3: 'CREATE TABLE usage (account text COLLATE "C" NOT NULL, node text COLLATE "C" NOT NULL,'
     ' changed_us bigint NOT NULL, counts text COLLATE "C" NOT NULL, PRIMARY KEY (account, node))'
     " WITH (autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 2000);"
     " CREATE INDEX usage_changed ON usage (changed_us);",
 }
-# In the tables of Relay 0.2.0, and of no schema: a row with the name of a node that works on them.
-_OF_0_2_0 = (
-    "SELECT (SELECT n.name FROM node n JOIN pg_stat_activity a ON a.pid = n.pid"
-    " AND CAST(a.backend_start AS text) = n.begun WHERE n.state = 'alive' LIMIT 1)"
-    " FROM pg_attribute WHERE attrelid = to_regclass('recipient') AND attname = 'owed'"
+# A node that works on the tables.
+_AT_WORK = (
+    "SELECT n.name FROM node n JOIN pg_stat_activity a ON a.pid = n.pid"
+    " AND CAST(a.backend_start AS text) = n.begun WHERE n.state = 'alive' LIMIT 1"
 )
-_RENAME = "ALTER TABLE recipient RENAME COLUMN owed TO owed_report;"
 _COLUMNS = (
     "SELECT CAST(c.relname AS text), CAST(a.attname AS text) FROM pg_attribute a"
     " JOIN pg_class c ON c.oid = a.attrelid JOIN pg_namespace n ON n.oid = c.relnamespace"
@@ -53,15 +53,13 @@ def bring_to_schema(tables: ConnectionTables, *, now_us: int) -> None:
     """
     tables.execute("SELECT pg_advisory_lock(?)", (_MIGRATION_LOCK,))  # an error ends the session
     found = schema_version(tables)
-    old = tables.fetch_one(_OF_0_2_0) if found else None
-    if old is not None and old[0]:
+    if found == _OF_0_2_0 and (at_work := tables.fetch_one(_AT_WORK)) is not None:
         raise SpoolInUseError(
-            f"the node {old[0]} of Relay 0.2.0 works on the spool, whose tables change: stop it"
+            f"the node {at_work[0]} of Relay 0.2.0 works on the spool, whose tables change: stop it"
         )
-    if found < SCHEMA or old is not None:
+    if found < SCHEMA:
         missing = [_TO_SCHEMA[version] for version in range(found + 1, SCHEMA + 1)] if found else ()
-        renamed = [_RENAME] if old is not None else []
-        script = "\n".join([*missing, *renamed]) or statement("schema.sql")
+        script = "\n".join(missing) or statement("schema.sql")
         row = f"INSERT INTO schema_version VALUES ({SCHEMA}, {int(now_us)}) ON CONFLICT DO NOTHING;"
         tables.wait(tables.connection.execute(f"BEGIN;\n{script}\n{row}\nCOMMIT;"))
     check_schema(tables)
@@ -72,7 +70,7 @@ def check_schema(tables: ConnectionTables) -> None:
     """Raise SpoolFormatError, as schema_version(), and for tables that differ from this schema,
     which they claim to have. Those that a start brings to it do not.
     """
-    is_older = schema_version(tables) < SCHEMA or tables.fetch_one(_OF_0_2_0) is not None
+    is_older = schema_version(tables) < SCHEMA
     text = schema_difference(statement("schema.sql"), tables.fetch(_COLUMNS))
     if text and not is_older:
         raise SpoolFormatError(

@@ -1,3 +1,4 @@
+ALTER TABLE recipient RENAME COLUMN owed TO owed_report;
 -- Domains of recipients for which new mail is held, see schema.sql.
 CREATE TABLE standing_hold (
     domain   TEXT PRIMARY KEY,

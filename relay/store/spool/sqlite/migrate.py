@@ -54,8 +54,6 @@ _EARLIER = (
 _COLUMNS = (
     "SELECT t.name, c.name FROM sqlite_schema t, pragma_table_info(t.name) c WHERE t.type = 'table'"
 )
-_OWED = ("recipient", "owed")  # of 0.2.0: the column is owed_report in each schema
-_RENAME = "ALTER TABLE recipient RENAME COLUMN owed TO owed_report"
 
 
 @cache
@@ -96,8 +94,8 @@ def check_files(path: Path, *, has_owner: bool) -> None:
     with translate_sqlite_errors(path), open_at_rest(path) as connection:
         found = _version_found(connection, path)
         check_commits(connection, path, noted)
-        if found == SCHEMA_VERSION and _OWED not in connection.execute(_COLUMNS).fetchall():
-            check_version(connection, path)  # a start renames that column
+        if found == SCHEMA_VERSION:
+            check_version(connection, path)
 
 
 def check_version(connection: apsw.Connection, path: Path) -> None:
@@ -130,8 +128,6 @@ def bring_to_version(connection: apsw.Connection, path: Path) -> None:
         _copy_before(connection, path, found=found)
         _apply(connection, *(one for one in migrations() if one[0] > found))
         _log.info("spool migrated", file=path.name, schema=SCHEMA_VERSION)
-    if _OWED in connection.execute(_COLUMNS).fetchall():
-        connection.execute(_RENAME)
     check_version(connection, path)
 
 
