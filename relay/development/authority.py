@@ -3,8 +3,8 @@
 Each user has one authority, made on first use and shared by all development relays. Its name
 constraints (RFC 5280 4.2.1.10) allow names of loopback, of example.test and those given to a relay
 as options; another name makes a new certificate for the same key. Nothing is added to the trust
-store of the system: clients are given the file. Certificates are short-lived, and made for
-each relay. Raises OSError.
+store of the system: clients are given the file. Certificates are made for each relay at its start.
+Raises OSError.
 """
 
 import asyncio
@@ -32,10 +32,8 @@ from relay.development.issuer import ANY_ADDRESS, Issuer, general_name, pem_of, 
 from relay.front_door.http.tunnels import TunnelHosts
 
 _RENEWAL_CHECK_S = 60.0  # a machine that was asleep has a new certificate soon
-LEAF_DAYS = 14
-RENEW_BEFORE_DAYS = 7
+LEAF_DAYS = 365  # as long as that, an authority that is not renewed is valid
 _CA_DAYS = 5 * 365
-_CA_RENEW_DAYS = 90
 PROXY_HOURS = 24
 PROXY_RENEW_HOURS = 12  # as long as that, a client may keep the bundle that it read
 _DOMAINS = ("localhost", "example.test")  # and everything below them
@@ -59,7 +57,7 @@ class DevelopmentAuthority(Struct, frozen=True):
         """Write a certificate for the names of loopback and for `hosts` into `folder`."""
         key = ec.generate_private_key(ec.SECP256R1())
         names = dict.fromkeys((*_NAMES, *hosts))
-        end = min(now + timedelta(days=LEAF_DAYS), self._issuer.certificate.not_valid_after_utc)
+        end = now + timedelta(days=LEAF_DAYS)
         certificate = self._issuer.sign(key.public_key(), names, now=now, end=end)
         folder.mkdir(mode=0o700, exist_ok=True)
         files = CertificateFiles(folder / "relay.pem", folder / "relay.key")
@@ -120,11 +118,8 @@ def _read_certificate(
         found = x509.load_pem_x509_certificate(file.read_bytes())
     except (FileNotFoundError, ValueError):
         return None
-    is_valid = (
-        found.not_valid_before_utc
-        <= now
-        < found.not_valid_after_utc - timedelta(days=_CA_RENEW_DAYS)
-    )
+    last = found.not_valid_after_utc - timedelta(days=LEAF_DAYS)
+    is_valid = found.not_valid_before_utc <= now < last
     return found if is_valid and found.public_key() == key.public_key() else None
 
 
@@ -213,47 +208,31 @@ class DevelopmentCertificate:
         The authority is kept in `ca_dir`; if that is None or cannot be written, in `folder`/ca.
         Without `proxy_names` the relay is no proxy, and `bundle` is `ca`.
         """
-        self._folder = folder / "tls"
-        self._hosts = tuple(hosts)
         self._clock = clock
         for directory in filter(None, (ca_dir, folder / "ca")):
             try:
-                self._authority = open_authority(directory, self._hosts, now=self._now())
+                authority = open_authority(directory, hosts, now=self._now())
                 break
             except OSError:
                 if directory != ca_dir:
                     raise
-        self.ca = self._authority.certificate
-        self.files = self._issue()
+        self.ca = authority.certificate
+        self.files = authority.issue(folder / "tls", hosts, now=self._now())
         self.server = ServerCertificate(self.files.certificate, self.files.key)
         self.proxy = (
-            ProxyAuthority(self._folder, proxy_names, ca=self.ca, now=self._now())
+            ProxyAuthority(folder / "tls", proxy_names, ca=self.ca, now=self._now())
             if proxy_names
             else None
         )
         self.bundle = self.proxy.bundle if self.proxy else self.ca
 
     async def keep_valid(self) -> None:
-        """Replace what would expire; does not return."""
+        """Replace the certificates of the proxy before they expire; does not return."""
         while True:
             await self._clock.sleep(_RENEWAL_CHECK_S)  # sleeps: the clock of the machine may jump
             with contextlib.suppress(OSError):  # the disk may be full: tries again
-                if self._now() >= self._renew_at:
-                    await asyncio.to_thread(self._renew)
-            with contextlib.suppress(OSError):
                 if self.proxy is not None and self._now() >= self.proxy.renew_at:
                     await asyncio.to_thread(self.proxy.renew, self._now())
-
-    def _renew(self) -> None:
-        files = self._issue()
-        now_s = self._clock.time_us() / 1_000_000
-        self.server.use([self.server.pair(files.certificate, files.key, now_s=now_s)])
-
-    def _issue(self) -> CertificateFiles:
-        now = self._now()
-        files = self._authority.issue(self._folder, self._hosts, now=now)
-        self._renew_at = now + timedelta(days=LEAF_DAYS - RENEW_BEFORE_DAYS)
-        return files
 
     def _now(self) -> datetime:
         return datetime.fromtimestamp(self._clock.time_us() // 1_000_000, UTC)

@@ -2,7 +2,6 @@
 
 import asyncio
 import os
-import ssl
 import tempfile
 from datetime import UTC, datetime
 from pathlib import Path
@@ -11,16 +10,13 @@ import pytest
 from cryptography import x509
 
 from relay.base.accounts.directory import load_accounts
-from relay.base.certificates import certificate_of_handshake
 from relay.base.clock import SystemClock
 from relay.base.settings.reader import load
 from relay.base.socket_address import Address
 from relay.development import options as development
 from relay.development.authority import (
-    LEAF_DAYS,
     PROXY_HOURS,
     PROXY_RENEW_HOURS,
-    RENEW_BEFORE_DAYS,
     DevelopmentCertificate,
     open_authority,
 )
@@ -165,34 +161,6 @@ async def keep_valid_for(certificate, clock, hours):
     done, _ = await asyncio.wait(tasks, timeout=20, return_when=asyncio.FIRST_COMPLETED)
     assert done == {tasks[1]}, "it stopped to keep the certificate valid"
     tasks[0].cancel()
-
-
-def days_left(certificate, clock):
-    context = certificate.server.pairs[0].context
-    shown = certificate_of_handshake(context, certificate.files.certificate)
-    return (ssl.cert_time_to_seconds(shown["notAfter"]) - clock.time_us() / 1e6) / 86400
-
-
-async def test_the_certificate_is_renewed_also_after_a_failure(tmp_path):
-    folder = open_folder(tmp_path / "dev")
-    clock = PassingTime()
-    certificate = DevelopmentCertificate(folder.path, ["127.0.0.1"], ca_dir=None, clock=clock)
-    days = LEAF_DAYS - RENEW_BEFORE_DAYS
-    await keep_valid_for(certificate, clock, days * 24 - MINUTE)
-    assert days_left(certificate, clock) < LEAF_DAYS - 1
-    await keep_valid_for(certificate, clock, MINUTE)
-    assert days_left(certificate, clock) == LEAF_DAYS
-
-    tls, away = folder.path / "tls", folder.path / "away"
-    tls.rename(away)
-    tls.write_bytes(b"")  # no certificate can be written
-    await keep_valid_for(certificate, clock, days * 24 + 1)
-    tls.unlink()
-    away.rename(tls)
-    assert days_left(certificate, clock) < LEAF_DAYS - days
-    await keep_valid_for(certificate, clock, MINUTE)
-    assert days_left(certificate, clock) == LEAF_DAYS
-    folder.remove()
 
 
 async def test_the_authority_of_the_proxy_is_renewed_also_after_a_failure(tmp_path):
