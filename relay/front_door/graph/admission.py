@@ -47,10 +47,7 @@ from relay.submission.outbox.idempotency import KeyedSubmission, slot_of
 REQUESTS_PER_ACCOUNT_MAX = 256
 KEY_CHARACTERS_MAX = 255
 REPEAT_S = 5 * 60
-REPEATS_PER_ACCOUNT_MAX = 10_000
 REPEATS_MAX = 50_000
-_REJECTIONS_PER_ACCOUNT_MAX = 1000
-_REJECTIONS_MAX = 10_000
 _KEY = re.compile(rb"[!-~]{1,%d}" % KEY_CHARACTERS_MAX)
 _KEY_FIELD = b"idempotency-key"
 _ATTEMPT_FIELD = b"retry-attempt"
@@ -67,7 +64,7 @@ _REFUSED_FOR = {
 _CONCURRENCY_RETRY_S = 1
 _PRESSURE_RETRY_S = 30
 
-_Target = tuple[int, int]
+_Target = tuple[str, int, int]
 _Answer = tuple[str, str, str]  # submission id, Message-ID, applied preferences
 _Key = TypeVar("_Key")
 _Value = TypeVar("_Value")
@@ -112,46 +109,28 @@ class _Running:
 
 
 class _Remembered(Generic[_Key, _Value]):
-    """What is known of the requests of each account, for five minutes. At an account's limit its
-    oldest value is forgotten; at the limit of all accounts, that of the idlest account.
-    """
+    """What is known of requests, for five minutes; beyond REPEATS_MAX the oldest is forgotten."""
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
-        self._by_account: OrderedDict[str, OrderedDict[_Key, tuple[float, _Value]]] = OrderedDict()
-        self._count = 0  # of all accounts
+        self._values: OrderedDict[_Key, tuple[float, _Value]] = OrderedDict()
 
-    def find(self, account: str, key: _Key) -> _Value | None:
+    def find(self, key: _Key) -> _Value | None:
         """Return the value of a key, None without one."""
-        own = self._by_account.get(account)
-        found = own.get(key) if own is not None else None
+        found = self._values.get(key)
         return found[1] if found is not None and found[0] > self._clock.monotonic() else None
 
-    def add(self, account: str, key: _Key, value: _Value, *, limits: tuple[int, int]) -> None:
-        """Remember a value; `limits` are those of the account and of all."""
+    def add(self, key: _Key, value: _Value) -> None:
+        """Remember a value."""
         now_s = self._clock.monotonic()
-        own = self._by_account.setdefault(account, OrderedDict())
-        self._count += key not in own
-        own[key] = (now_s + REPEAT_S, value)
-        own.move_to_end(key)
-        self._by_account.move_to_end(account)
-        while len(own) > limits[0] or next(iter(own.values()))[0] <= now_s:
-            self.remove(account, next(iter(own)))
-        while self._count > limits[1]:
-            idlest, its = next(iter(self._by_account.items()))
-            self.remove(idlest, next(iter(its)))
+        self._values[key] = (now_s + REPEAT_S, value)
+        self._values.move_to_end(key)
+        while len(self._values) > REPEATS_MAX or next(iter(self._values.values()))[0] <= now_s:
+            self._values.popitem(last=False)
 
-    def change(self, account: str, key: _Key, value: _Value) -> None:
+    def change(self, key: _Key, value: _Value) -> None:
         """Replace a value; it is forgotten when the one before would have been."""
-        own = self._by_account[account]
-        own[key] = (own[key][0], value)
-
-    def remove(self, account: str, key: _Key) -> None:
-        """Forget a value."""
-        del self._by_account[account][key]
-        self._count -= 1
-        if not self._by_account[account]:
-            del self._by_account[account]
+        self._values[key] = (self._values[key][0], value)
 
 
 def check_pressure(pressure: Pressure, intake: Intake) -> None:
@@ -185,7 +164,7 @@ class Admission:
         self._by_slot: dict[str, asyncio.Event] = {}
         self._running: dict[str, dict[_Running, None]] = {}  # by account, the oldest first
         # the answers by fingerprint
-        self._accepted: _Remembered[bytes, _Answer] = _Remembered(dependencies.clock)
+        self._accepted: _Remembered[tuple[str, bytes], _Answer] = _Remembered(dependencies.clock)
         # the number of requests to a target, with a body of some length, that got a 429 or 503
         self._rejected: _Remembered[_Target, int] = _Remembered(dependencies.clock)
 
@@ -219,7 +198,7 @@ class Admission:
         its_running = self._running.setdefault(account, {})
         its_running[running] = None
         try:
-            if is_repeat and not self._was_rejected(account, _about(http)):
+            if is_repeat and not self._was_rejected(_about(request)):
                 return await self._repeated(operation, request, running)
             return await self._first(operation, request, running)
         finally:
@@ -322,7 +301,7 @@ class Admission:
             is_repeat = request.before_submission is not None  # of one that may have been accepted
             may_be_sent = is_repeat or isinstance(error, OutcomeUnknownError)
             if shown.status in _REPEATED_BY_SDKS and not may_be_sent:
-                self._reject(request.caller.address, _about(request.http))
+                self._reject(_about(request))
             raise
         if response.status_code < 300:
             self._accept(request, running, response)
@@ -337,43 +316,37 @@ class Admission:
                 break  # only those that began before: none waits for one that waits for it
             if other in its_running and other.digest.digest() == fingerprint:
                 await other.wait()
-        answer = self._accepted.find(account, fingerprint)
+        answer = self._accepted.find((account, fingerprint))
         return None if answer is None else _again(request, answer)
 
     def _accept(self, request: GraphRequest, running: _Running, response: Response) -> None:
         applied = ", ".join(dict.fromkeys(request.applied)) if request.applied else ""
         self._accepted.add(
-            request.caller.address,
-            running.digest.digest(),
+            (request.caller.address, running.digest.digest()),
             (
                 response.headers["x-relay-submission-id"],
                 response.headers.get("x-relay-internet-message-id", ""),
                 applied,
             ),
-            limits=(REPEATS_PER_ACCOUNT_MAX, REPEATS_MAX),
         )
 
-    def _reject(self, account: str, about: _Target) -> None:
+    def _reject(self, about: _Target) -> None:
         """Note that the client may repeat a request that was not accepted.
 
         It may equal one that was accepted before. Without this, its repeat would be lost.
         """
-        count = self._rejected.find(account, about) or 0
-        limits = (_REJECTIONS_PER_ACCOUNT_MAX, _REJECTIONS_MAX)
-        self._rejected.add(account, about, count + 1, limits=limits)
+        self._rejected.add(about, (self._rejected.find(about) or 0) + 1)
 
-    def _was_rejected(self, account: str, about: _Target) -> bool:
+    def _was_rejected(self, about: _Target) -> bool:
         """Return whether a request may repeat a rejected one; each is repeated once."""
-        count = self._rejected.find(account, about) or 0
-        if count > 1:
-            self._rejected.change(account, about, count - 1)
-        elif count:
-            self._rejected.remove(account, about)
+        if count := self._rejected.find(about) or 0:
+            self._rejected.change(about, count - 1)
         return count > 0
 
 
-def _about(request: HttpRequest) -> _Target:
-    return hash(request.target), request.declared_bytes or 0
+def _about(request: GraphRequest) -> _Target:
+    http = request.http
+    return request.caller.address, hash(http.target), http.declared_bytes or 0
 
 
 def _again(request: GraphRequest, answer: _Answer) -> Response:
