@@ -210,9 +210,7 @@ def test_the_header_of_an_attached_message_may_have_1_mib(size):
     field = b"To: " + b"bob@b.test,\r\n " * (size // 14)
     content = b"Content-Type: message/rfc822\r\n\r\n" + field + b"\r\nSubject: s\r\n\r\nx"
     structure = checked(content)
-    assert (
-        structure.is_complete == ("subject" in structure.entities[1].fields) == (size < 1 << 20)
-    )
+    assert structure.is_complete == ("subject" in structure.entities[1].fields) == (size < 1 << 20)
 
 
 @pytest.mark.parametrize(
