@@ -13,8 +13,8 @@ from typing import Any, Literal
 
 import dkim
 
-from relay.transport.signing.keys import KeyRing, SigningKey
-from relay.transport.signing.private_keys import PrivateKey, new_key, write_pem
+from relay.transport.signing.keys import KeyRing, PrivateKey, SigningKey
+from relay.transport.signing.private_keys import new_key, write_pem
 
 Kind = Literal["rsa", "ed25519"]
 

@@ -3,15 +3,11 @@
 from collections.abc import Sequence
 from datetime import date
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from relay.base.files import read_key_file
 from relay.base.settings.document import Fault, SettingsError, read_document
 from relay.base.settings.tree import DkimKey
-from relay.transport.signing.keys import DAY_US, KeyRing, SigningKey
-
-if TYPE_CHECKING:
-    from relay.transport.signing.private_keys import PrivateKey
+from relay.transport.signing.keys import DAY_US, KeyRing, PrivateKey, SigningKey
 
 _EPOCH = date(1970, 1, 1)
 _EXPECTED = "a file with a private key"
@@ -55,7 +51,7 @@ def _placed(
     ]
 
 
-def read_key(file: Path) -> "PrivateKey":
+def read_key(file: Path) -> PrivateKey:
     """Return the private key in a file. Blocks. Raises ValueError: what was found and expected."""
     pem = read_key_file(file, expected=_EXPECTED, is_secret=True)
     from relay.transport.signing import private_keys  # noqa: PLC0415 -- a large library

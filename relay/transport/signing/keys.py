@@ -9,12 +9,9 @@ import math
 from collections.abc import Iterable
 from datetime import date, timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 from msgspec import Struct
-
-if TYPE_CHECKING:
-    from relay.transport.signing.private_keys import PrivateKey
 
 DAY_US = 86_400_000_000
 RSA_BITS_ADVISED = 2048  # RFC 8301 3.2
@@ -22,12 +19,39 @@ SOON_US = 14 * DAY_US  # before its end, a key needs a successor
 _EPOCH = date(1970, 1, 1)
 
 
+class PrivateKey(Protocol):
+    """A private key: relay.transport.signing.private_keys has those of both kinds."""
+
+    @property
+    def algorithm(self) -> str:
+        """The value of a=: rsa-sha256 or ed25519-sha256."""
+        ...
+
+    @property
+    def kind(self) -> str:
+        """The value of k= in the DNS record: rsa or ed25519."""
+        ...
+
+    @property
+    def bits(self) -> int:
+        """The size of the key."""
+        ...
+
+    def sign(self, octets: bytes) -> bytes:
+        """Return the signature of the octets that a DKIM-Signature covers."""
+        ...
+
+    def public(self) -> bytes:
+        """Return the public key as the DNS record has it, before base64 (RFC 6376 3.6.1)."""
+        ...
+
+
 class SigningKey(Struct, frozen=True):
     """One [[dkim]] entry. `ends_us` is the first moment at which it signs no more, in wall time."""
 
     domain: str  # with A-labels
     selector: str
-    private: "PrivateKey"
+    private: PrivateKey
     file: Path
     ends_us: int | None = None
 

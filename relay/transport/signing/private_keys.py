@@ -5,7 +5,7 @@ Signing gives the interpreter lock away, so threads can do it in parallel.
 
 import hashlib
 import re
-from typing import Literal
+from typing import Literal, cast
 
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -21,7 +21,7 @@ from cryptography.hazmat.primitives.serialization import (
 )
 from msgspec import Struct
 
-from relay.transport.signing.keys import RSA_BITS_ADVISED
+from relay.transport.signing.keys import RSA_BITS_ADVISED, PrivateKey
 
 RSA_BITS = (1024, 4096)  # the least and the most; receivers need not verify others (RFC 8301 3.2)
 EXPECTED = (
@@ -36,20 +36,20 @@ class RsaKey(Struct, frozen=True):
     """An RSA key for rsa-sha256."""
 
     key: RSAPrivateKey
-    algorithm: str = "rsa-sha256"  # the value of a=
-    kind: str = "rsa"  # the value of k= in the DNS record
+    algorithm: str = "rsa-sha256"
+    kind: str = "rsa"
 
     @property
     def bits(self) -> int:
-        """The size of the key."""
+        """See PrivateKey."""
         return self.key.key_size
 
     def sign(self, octets: bytes) -> bytes:
-        """Return the signature of the octets that a DKIM-Signature covers."""
+        """See PrivateKey."""
         return self.key.sign(octets, PKCS1v15(), SHA256())
 
     def public(self) -> bytes:
-        """Return the public key as the DNS record has it, before base64 (RFC 6376 3.6.1)."""
+        """See PrivateKey."""
         return self.key.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
 
 
@@ -62,15 +62,12 @@ class Ed25519Key(Struct, frozen=True):
     bits: int = 256
 
     def sign(self, octets: bytes) -> bytes:
-        """As RsaKey. What is signed is the hash (RFC 8463 3)."""
+        """See PrivateKey. What is signed is the hash (RFC 8463 3)."""
         return self.key.sign(hashlib.sha256(octets).digest())
 
     def public(self) -> bytes:
-        """As RsaKey: the key without a structure around it (RFC 8463 4.2)."""
+        """See PrivateKey: the key without a structure around it (RFC 8463 4.2)."""
         return self.key.public_key().public_bytes(Encoding.Raw, PublicFormat.Raw)
-
-
-PrivateKey = RsaKey | Ed25519Key
 
 
 def read_pem(pem: bytes) -> PrivateKey:
@@ -119,4 +116,5 @@ def new_key(kind: Literal["rsa", "ed25519"], *, bits: int = RSA_BITS_ADVISED) ->
 
 def write_pem(private: PrivateKey) -> bytes:
     """Return a key as PEM (PKCS #8), without a passphrase."""
-    return private.key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+    key = cast("RsaKey | Ed25519Key", private).key
+    return key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())

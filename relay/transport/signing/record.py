@@ -9,12 +9,10 @@ import base64
 import re
 from collections.abc import Mapping, Sequence
 from enum import StrEnum
-from typing import TYPE_CHECKING
 
 from msgspec import Struct
 
-if TYPE_CHECKING:
-    from relay.transport.signing.private_keys import PrivateKey
+from relay.transport.signing.keys import PrivateKey
 
 VERSION = "DKIM1"
 _STRING_OCTETS_MAX = 255  # RFC 1035 3.3
@@ -56,7 +54,7 @@ class ComparedRecord(Struct, frozen=True):
     faults: tuple[RecordFault, ...] = ()
 
 
-def key_record(private: "PrivateKey") -> str:
+def key_record(private: PrivateKey) -> str:
     """Return the text to publish for a key: v=DKIM1; k=rsa; p=..."""
     public = base64.b64encode(private.public()).decode("ascii")
     return f"v={VERSION}; k={private.kind}; p={public}"
@@ -109,7 +107,7 @@ def parse_record(text: str) -> dict[str, str]:
     return tags
 
 
-def compare_record(published: Sequence[str], private: "PrivateKey") -> ComparedRecord:
+def compare_record(published: Sequence[str], private: PrivateKey) -> ComparedRecord:
     """Compare a key with the texts of all TXT records at its name.
 
     A text with another version (v=spf1) is no record of a key, and ignored (RFC 6376 3.6.1).
@@ -128,7 +126,7 @@ def compare_record(published: Sequence[str], private: "PrivateKey") -> ComparedR
     return ComparedRecord(RecordVerdict.WRONG if faults else RecordVerdict.OK, tuple(faults))
 
 
-def _faults(tags: Mapping[str, str], private: "PrivateKey") -> list[RecordFault]:
+def _faults(tags: Mapping[str, str], private: PrivateKey) -> list[RecordFault]:
     if tags.get("p") == "":
         return [RecordFault("p= without a key, which revokes it", "p= of this key")]
     faults = []
