@@ -18,6 +18,7 @@ RFC 2045 5 and 6, RFC 2046 5.1, RFC 2183 2.3, RFC 2231, RFC 2047.
 
 import re
 from collections.abc import Callable, Iterator, Sequence
+from email.message import Message
 from functools import cache, lru_cache
 from itertools import chain, islice, pairwise, product
 
@@ -28,14 +29,15 @@ from relay.base.message.content import (
     LARGE_BYTES,
     MemoryOctets,
     Octets,
+    blocks,
     join_octets,
     octets_in_blocks,
     octets_of,
 )
-from relay.base.message.header import Header, ParsedContent
+from relay.base.message.header import Header, ParsedContent, cleaned
 from relay.formats.content_fields import content_field
 from relay.formats.file_types import OTHER_NAMES, file_types
-from relay.formats.read_header import parse_header
+from relay.formats.read_header import fields_of_header
 from relay.formats.read_mime import ENCODINGS_MAX
 from relay.formats.structure import ENTITIES_MAX, IDENTITY, Entity, LooseReading, structure_of
 from relay.formats.transfer_encoding import (
@@ -63,7 +65,14 @@ _BODIES = ("text/plain", "text/html")
 _CODED = ("base64", "quoted-printable")
 _UUENCODED = "uuencode"
 _MESSAGE = re.compile(r"message/(?!delivery-status\Z)")  # that one has several headers
-_MORE_IN_TEXT = re.compile(rb"(?!text)|.*(?:name|boundary|=\?|\()", re.IGNORECASE | re.DOTALL)
+_MORE_IN_TYPE = re.compile(rb"(?!text/|multipart/)|.*(?:name|=\?|\()", re.IGNORECASE | re.DOTALL)
+# What begins no field of a part, or one of a text, before another field or the end of its header.
+_NO_FILE = re.compile(
+    rb"content-(?:(?<=[!-~]content-)|(?<=[!-~] content-)|(?<=\ncontent-)"
+    rb"(?:type: text/(?:plain|html)(?:; ?(?:charset|format)=\"?[\w-]++\"?)*+"
+    rb"|transfer-encoding: [78]bit)\r\n(?=\r\n|[!-9;-~]++:))"
+)
+_TEXTS_OCTETS_MAX, _TEXTS_MAX = 65536, 100  # more must not be read on the event loop
 _NO_BOUNDARY = re.compile(rb"^--(?=[ \t]*\r?$)", re.MULTILINE)
 _ANY_BOUNDARY = b"--=_any"
 _BLANKS = b" \t"  # before the first field of a part, which some programs read
@@ -137,12 +146,24 @@ def may_have_attachments(content: ParsedContent) -> bool:
     encodings = map(bytes.lower, header.values("Content-Transfer-Encoding"))
     return (
         "Content-Disposition" in header
-        or any(map(_MORE_IN_TEXT.match, header.values("Content-Type")))
+        or "Content-Location" in header
+        or any(map(_MORE_IN_TYPE.match, header.values("Content-Type")))
         or "" in header  # lines that some programs take for fields
         or not isinstance(rest, bytes)
         or b"begin" in rest
         or any(each.decode("latin-1") not in IDENTITY for each in encodings)
+        or (b"\n--" in rest and not _has_only_texts(rest))
     )
+
+
+def _has_only_texts(body: bytes) -> bool:
+    """Return whether all parts are texts without a name in any reading: wherever one may begin, no
+    header that may follow says anything else.
+    """
+    if len(body) > _TEXTS_OCTETS_MAX or body.count(b"\n--") > _TEXTS_MAX or b"\0" in body:
+        return False
+    lower = body.lower()
+    return len(_NO_FILE.findall(lower)) == lower.count(b"content-")
 
 
 class _PartHeader(Struct, frozen=True):
@@ -163,8 +184,14 @@ def _as_read(header: bytes) -> bytes:
     return _NO_BREAK.sub(rb"\1", header) if b"\xa0" in header else header
 
 
-def _part_header(octets: bytes) -> _PartHeader:
-    header = Header.parse(_as_read(octets))
+def _parsed(octets: bytes) -> tuple[Header, "Message[str, str]"]:
+    """Return a header for names in it, and its fields for type, boundary and encoding."""
+    section = _as_read(octets)
+    header, clean = Header.parse(section), cleaned(section)
+    return header, fields_of_header(header if clean == section else Header.parse(clean))
+
+
+def _part_header(header: Header) -> _PartHeader:
     after = {one[0]: line for one, (name, line) in pairwise(header.fields) if not name}
     names: list[str] = []
     is_plain = True
@@ -215,11 +242,11 @@ class _PartReader:
     """Reads a message in several ways, but each header only once."""
 
     def __init__(self, content: ParsedContent, between_parts: Callable[[], None]) -> None:
-        self._content = content
+        self._content = content.joined()
         self._between_parts = between_parts
-        self._header_of = cache(_part_header)
-        self._fields_of = cache(lambda header: parse_header(_as_read(header)))
-        self._octets = octets_of(content.joined())
+        self._parsed = parsed = cache(_parsed)
+        self._header_of = cache(lambda octets: _part_header(parsed(octets)[0]))
+        self._octets = octets_of(self._content)
         self._left = 0
 
     def read(
@@ -231,7 +258,9 @@ class _PartReader:
         self._left = _READ_AGAIN_MAX * self._octets.size
         waiting = [_Inside(None)]
         for inside in waiting:
-            structure = structure_of(self._blocks(inside.source), reading, self._fields_of)
+            structure = structure_of(
+                self._blocks(inside.source), reading, lambda header: self._parsed(header)[1]
+            )
             if not structure.is_complete:
                 raise TooManyPartsError("; ".join(structure.defects))
             is_ambiguous |= structure.is_ambiguous
@@ -255,13 +284,7 @@ class _PartReader:
         return parts, is_ambiguous
 
     def _blocks(self, source: Octets | None) -> Iterator[bytes]:
-        rest = self._content.rest
-        if source is not None:
-            blocks = octets_in_blocks([source])
-        else:
-            yield self._content.header.octets
-            blocks = iter([rest]) if isinstance(rest, bytes) else octets_in_blocks(rest.body)
-        for block in blocks:
+        for block in blocks(self._content) if source is None else octets_in_blocks([source]):
             self._between_parts()
             yield block
 

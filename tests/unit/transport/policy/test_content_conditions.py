@@ -21,6 +21,7 @@ from relay.transport.policy.message_parts import (
     attachments,
     may_have_attachments,
     message_parts,
+    with_files_in_texts,
 )
 from relay.transport.policy.message_view import MessageView
 from relay.transport.policy.patterns import PatternSet
@@ -113,12 +114,19 @@ LINES = [
 ]  # fmt: skip
 
 
-@given(st.lists(st.sampled_from(LINES), max_size=5))
-def test_a_header_without_room_for_attachments_has_none(lines):
-    content = b"\r\n".join([*lines, b"", b"--b", b"Content-Type: a/b; name=c", b"", b"d", b"--b--"])
-    parsed = ParsedContent.of(content)
+PART_LINES = [
+    *LINES, b"--b", b"--b", b"--b", b"", b"", b"Content-Type: text/html; charset=x", b"Content-Transfer-Encoding: 8bit",
+    b" Content-Type: a/b", b"\xa0Content-Type: a/b", b"Content-Type\xa0: a/b", b"x Content-Type: a/b", b"x\rContent-Type: a/b",
+    b"Content-Type: text/plain\r\n", b"name=a", b"Content-Location: a", b"Con\0tent-Type: a/b", b"--b--", b"begin 600 a",
+]  # fmt: skip
+
+
+@given(st.sampled_from([b"text/plain", b"multipart/mixed; boundary=b", b"multipart/digest", b"multipart/a; boundary=c; boundary=b"]),
+       st.lists(st.sampled_from(LINES), max_size=2), st.lists(st.sampled_from(PART_LINES), max_size=9))  # fmt: skip
+def test_what_has_no_room_for_attachments_has_none(kind, lines, body):
+    parsed = ParsedContent.of(b"\r\n".join([*lines, b"Content-Type: " + kind, b"", *body, b""]))
     if not may_have_attachments(parsed):
-        assert attachments(parsed, message_parts(parsed)) == ()
+        assert attachments(parsed, with_files_in_texts(parsed, message_parts(parsed))) == ()
 
 
 def test_of_a_large_attachment_only_the_beginning_is_decoded():
