@@ -90,8 +90,8 @@ class _Body(Struct, frozen=True):
 
 
 class _Listing(Struct, frozen=True):
-    every: Sequence[str]  # queue ids, newest first
-    matching: Sequence[str]
+    every: Collection[str]  # queue ids
+    matching: Sequence[str]  # newest first
     unread: Collection[str]
 
 
@@ -115,7 +115,7 @@ class MailpitApi:
         self._spool, self._ids = spool, spool.development
         self._check_login, self._send = check_login, send
         self._kept: dict[str, dict[str, Any]] = {}  # rows of lists
-        self._delivered: set[str] = set()  # messages that have all their copies
+        self._delivered = frozenset[str]()  # messages that have all their copies
 
     def application(self, *, message_bytes_max: int) -> ASGIApp:
         """Return the ASGI application; a message to send may have so many octets."""
@@ -196,16 +196,18 @@ class MailpitApi:
         wanted, marks = TextSearch(), set[bool]()
         if search is not None:
             wanted, marks = parse_mailpit_search(search, zone)
-        matching = await self._search(wanted)
-        every = matching if wanted == TextSearch() else await self._search(TextSearch())
+        every = await self._ids.accepted_ids()
+        matching: Sequence[str] = sorted(every, reverse=True)
+        if wanted != TextSearch():
+            matching = await self._search(wanted)
         unread = await self._unread(every)
         if marks:
             matching = [one for one in matching if marks == {one not in unread}]
         return _Listing(every, matching, unread)
 
-    async def _unread(self, names: Sequence[str]) -> Collection[str]:
+    async def _unread(self, every: frozenset[str]) -> Collection[str]:
         """Return those of these messages of which a copy is unread, or none is there yet."""
-        every, places = set(names), self._means.sources.copies.places
+        places = self._means.sources.copies.places
         rows = await self._rows(list(every - self._delivered))
         coming = [row for row in rows if row.state in _BEFORE_COPIES]
         self._delivered = every.difference(row.name for row in coming)

@@ -182,7 +182,6 @@ class SearchIndex:
                 async with asyncio.timeout(_PAUSE_S):  # real time: a page is awaited
                     await self._catch_up()
             self._others = missing - self._indexed
-        await self._do(self._open)
         where = f"WHERE queue_id IN ({marks(queue_ids)}) ORDER BY folded"
         sql = f"SELECT queue_id, name FROM tag {where}"
         found: dict[str, list[str]] = {}
@@ -258,7 +257,8 @@ class SearchIndex:
         wanted: frozenset[str] | None = None
         while wanted is None or not wanted <= self._indexed:
             async with self._turn:
-                await self._do(self._open)
+                if self._connection is None:
+                    await self._do(self._open)
                 ids = await development_spool(self._base.spool).accepted_ids()
                 if not ids:  # nothing is left of what clients have set
                     self._restated.clear()
@@ -320,17 +320,19 @@ class SearchIndex:
             await asyncio.get_running_loop().run_in_executor(self._thread, self._unlink)
             raise IndexFailedError(_FAILED) from error
 
-    def _open(self) -> None:
+    def _open(self) -> apsw.Connection:
         if self._connection is not None:
-            return
+            return self._connection
         with suppress(apsw.Error):  # it is no database
-            self._connect()
+            connection = self._connect()
             if self._fetch("PRAGMA user_version") == [(_VERSION,)]:
                 self._indexed = {one for (one,) in self._fetch("SELECT queue_id FROM message")}
-                return
+                return connection
         self._unlink()
-        self._connect().execute(_SCHEMA)
+        connection = self._connect()
+        connection.execute(_SCHEMA)
         self._restated.add(_ALL)
+        return connection
 
     def _connect(self) -> apsw.Connection:
         self._path.touch(0o600)  # it contains mail; its WAL gets the same mode
@@ -339,25 +341,23 @@ class SearchIndex:
         return self._connection
 
     def _fetch(self, sql: str, values: Sequence[Any] = ()) -> list[Any]:
-        assert self._connection is not None  # _open() is the first operation
-        return self._connection.execute(sql, values).fetchall()
+        return self._open().execute(sql, values).fetchall()
 
     def _query(self, wanted: TextSearch) -> list[tuple[str, str]]:
         """Return all that match, newest first, with the ids of their copies; flags apart."""
-        assert self._connection is not None
+        connection = self._open()
         where, values = _condition(wanted)
         until_s = self._base.clock.real_s() + _QUERY_S
-        self._connection.set_progress_handler(
+        connection.set_progress_handler(
             lambda: self._base.clock.real_s() > until_s, _STEPS_BETWEEN_CHECKS
         )
         try:
             return self._fetch(_FOUND.format(where), values)
         finally:
-            self._connection.set_progress_handler(None)
+            connection.set_progress_handler(None)
 
     def _write(self, rows: Sequence[_Row]) -> None:
-        assert self._connection is not None
-        with self._connection as connection:
+        with self._open() as connection:
             for facts, texts, tags, _ in rows:
                 connection.execute(_INSERT, facts)
                 connection.execute(_INSERT_TEXT, (connection.last_insert_rowid(), *texts))
@@ -366,8 +366,7 @@ class SearchIndex:
         self._indexed.update(facts[0] for facts, *_ in rows)
 
     def _write_tags(self, tags: Mapping[str, Iterable[str]]) -> None:
-        assert self._connection is not None
-        with self._connection as connection:
+        with self._open() as connection:
             connection.executemany("DELETE FROM tag WHERE queue_id = ?", [(one,) for one in tags])
             connection.executemany(
                 "INSERT OR IGNORE INTO tag VALUES (?, ?, ?)",
@@ -380,9 +379,8 @@ class SearchIndex:
             self._unlink()
             self._open()
             return
-        assert self._connection is not None
         ids = [(one,) for one in gone]
-        with self._connection as connection:
+        with self._open() as connection:
             connection.executemany(_REMOVE_TEXT, ids)
             connection.executemany("DELETE FROM tag WHERE queue_id = ?", ids)
             connection.executemany("DELETE FROM message WHERE queue_id = ?", ids)
