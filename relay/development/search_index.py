@@ -124,7 +124,7 @@ class SearchIndex:
         self._base = base
         unread_in = base.store.messages.index.unread
         self._flags = ReadFlags(base.settings.mailboxes.root, base.clock, unread_in)
-        base.store.messages.syncs.on_sync = self._flags.note
+        base.store.messages.syncs.on_sync = self._flags.noted.add
         self._sources = sources
         self._turn = asyncio.Lock()
         self._thread = ThreadPoolExecutor(1, "search-index")  # has the connection

@@ -47,7 +47,7 @@ ROWS = 50
 READ, UNREAD, DELETE = "read", "unread", "delete"  # what can be done with marked messages
 UNDO = "undo"  # of the deletion of one
 _COUNTED_MAX = 1000
-_MAILBOX_CHARACTERS_MAX = 320
+_ADDRESS_CHARACTERS_MAX = 320
 _TRAIL_MAX = 20
 _TRAIL_SEPARATOR = "~"
 _LIST_CHARACTERS_MAX = 20_000
@@ -69,8 +69,6 @@ _TABS: Sequence[str] = (
     RecipientState.HELD,
     RecipientState.FAILED,
 )
-_ROWS = 50
-_ADDRESS_CHARACTERS_MAX = 320
 NAMES_MAX = 10_000
 _LISTED_MAX = 20
 _AT_ONCE = 8  # deletions, so that they share commits
@@ -141,17 +139,15 @@ def view_of(query: Collection[tuple[str, str]]) -> ListView:
     """Return the view of a query; fields that are not known are ignored."""
     fields = dict(query)
     text = fields.get("q", "").strip()
-    mailbox = fields.get("mailbox", "").strip()[:_MAILBOX_CHARACTERS_MAX]
-    state, kind = fields.get("state", ""), fields.get("kind", "")
-    if kind != REPORT:
-        kind = ""
+    mailbox = fields.get("mailbox", "").strip()[:_ADDRESS_CHARACTERS_MAX]
+    kind = REPORT if fields.get("kind") == REPORT else ""
+    state = fields.get("state", "")
+    state = state if state in MESSAGE_STATES else ""
     fault, wanted = "", _EVERYTHING
     try:
         wanted = parse_search(text)
     except SearchTextError as error:
         fault = str(error)
-    if state and state not in MESSAGE_STATES:
-        state = ""
     if state and wanted.state not in ("", state):
         fault = f"The search has state:{wanted.state}, and the filter has {state}. Remove one."
     wanted = replace(wanted, mailbox=mailbox, kind=kind, state=state or wanted.state)
@@ -315,28 +311,22 @@ def _row(row: MessageSummary, facts: RowFacts, tags: Sequence[str]) -> SimpleNam
 def _tabs(view: ListView, total: int, counts: Mapping[str, int]) -> list[dict[str, Any]]:
     """Return a tab for each state that occurs, with the number of messages; "+": or more."""
     more = "+" if total >= _COUNTED_MAX else ""
-    tabs = [("", "All", f"{total:,}{more}")]
-    tabs += [
-        (str(one), one.capitalize(), f"{counts.get(one, 0):,}{more}")
-        for one in _TABS
-        if counts.get(one) or view.state == one
-    ]
-    if view.state and view.state not in _TABS:
-        tabs.append((view.state, view.state.capitalize(), ""))
-    shown: list[dict[str, Any]] = [
+    states = [str(one) for one in _TABS if counts.get(one) or view.state == one]
+    tabs = [("All", "", "", f"{total:,}{more}")]
+    tabs += [(one.capitalize(), one, "", f"{counts.get(one, 0):,}{more}") for one in states]
+    if view.state not in ("", *_TABS):
+        tabs.append((view.state.capitalize(), view.state, "", ""))
+    if counts.get(REPORT) or view.kind:
+        tabs.append(("Reports", "", REPORT, f"{counts.get(REPORT, 0):,}{more}"))
+    return [
         {
             "label": label,
             "number": number,
-            "query": view.query(state=state, kind=""),
-            "is_chosen": not view.kind and view.state == state,
+            "query": view.query(state=state, kind=kind),
+            "is_chosen": (kind or state) == (view.kind or view.state),
         }
-        for state, label, number in tabs
+        for label, state, kind, number in tabs
     ]
-    if counts.get(REPORT) or view.kind:
-        number, query = f"{counts.get(REPORT, 0):,}{more}", view.query(kind=REPORT, state="")
-        is_chosen = bool(view.kind)
-        shown.append({"label": "Reports", "number": number, "query": query, "is_chosen": is_chosen})
-    return shown
 
 
 _NUMBER = re.compile(r"[0-9]{1,6}", re.ASCII)
@@ -368,7 +358,7 @@ async def refused_page(request: PageRequest) -> Response:
     before = fields.get("before", "") if is_cursor(fields.get("before", "")) else ""
 
     async def render() -> str:
-        given = {"address": address, "before": before, "limit": str(_ROWS)}
+        given = {"address": address, "before": before, "limit": str(ROWS)}
         query = {name: value for name, value in given.items() if value}
         page = await request.site.handlers.refused(query, request.principal)
         conditions = {"address": address or None}

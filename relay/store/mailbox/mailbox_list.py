@@ -80,13 +80,8 @@ class ReadFlags:
         self._unread_in = unread_in
         self._lock = threading.Lock()
         self._known: dict[str, _Directory] = {}
-        self._noted: set[str] = set()
+        self.noted = set[Path]()  # directories that this process has changed
         self._look_at_s = -math.inf  # when all directories are looked at again
-
-    def note(self, directory: Path) -> None:
-        """Note that this process has changed a directory."""
-        if directory.name in ("new", "cur"):
-            self._noted.add(str(directory))
 
     def unread(self) -> set[str]:
         """Return the ids of the messages without the flag Seen. Raises StoreError too.
@@ -100,8 +95,8 @@ class ReadFlags:
                 self._known = self._look([str(self._root)])
                 cost_s = time.thread_time() - began_s
                 self._look_at_s = self._clock.real_s() + _COST_FACTOR * (cost_s - _FREE_S)
-            noted = [self._noted.pop() for _ in range(len(self._noted))]
-            self._known |= self._look(noted)
+            noted = [self.noted.pop() for _ in range(len(self.noted))]
+            self._known |= self._look([str(one) for one in noted if one.name in ("new", "cur")])
             now = [one for one in self._known.values() if one.flags]
         asked = sorted(set[Path]().union(*(one.asked for one in now)))[:_ASKED_MAX]
         found = {each for one in now for each, is_read in one.flags.items() if not is_read}

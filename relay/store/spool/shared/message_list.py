@@ -78,10 +78,8 @@ _NEXT_ATTEMPT = (
     "SELECT message_id, min(retry_us) FROM entry WHERE message_id = ? AND state = 'deferred'"
     " GROUP BY message_id"
 )
-_NEWEST = (
-    "SELECT count(*), min(id), max(id)"
-    " FROM (SELECT id FROM message ORDER BY id DESC LIMIT ?) AS newest"
-)
+_NEWEST = "SELECT id FROM message ORDER BY id DESC LIMIT ?"
+_ENDS_OF_NEWEST = f"SELECT count(*), min(id), max(id) FROM ({_NEWEST}) AS newest"
 _BY_MESSAGE_ID = "SELECT id FROM message WHERE message_id IN (?, ?) AND message_id <> ''"
 _BY_ID = (
     "SELECT ? UNION SELECT id FROM message WHERE submission_id <> ''"
@@ -94,7 +92,7 @@ _ENTRY = re.compile(rf"^([0-9a-z]{{{ID_LENGTH}}})-[0-9]{{1,9}}$", re.ASCII)
 _COPY = re.compile(r"^l[a-z2-7]{15}$", re.ASCII)
 _LOOKUP_OF_COPY = (
     "SELECT message.id, account FROM message JOIN event ON event.message_id = message.id"
-    " WHERE message.id IN (SELECT id FROM message ORDER BY id DESC LIMIT ?) AND step = ?"
+    f" WHERE message.id IN ({_NEWEST}) AND step = ?"
     " AND detail LIKE ? LIMIT 1"
 )
 
@@ -294,12 +292,7 @@ def find_queue_ids(tables: Tables, key: str, *, account: str | None, limit: int)
 
 
 def search(
-    tables: Tables,
-    wanted: MessageSearch,
-    *,
-    account: str | None,
-    since_us: int,
-    limit: int,
+    tables: Tables, wanted: MessageSearch, *, account: str | None, since_us: int, limit: int
 ) -> Sequence[FoundMessage]:
     """SpoolHistory.search."""
     found: list[FoundMessage] = []
@@ -333,11 +326,7 @@ def find_page(
 
 
 def summaries(
-    tables: Tables,
-    queue_ids: Sequence[str],
-    *,
-    account: str | None,
-    added: bool = False,
+    tables: Tables, queue_ids: Sequence[str], *, account: str | None, added: bool = False
 ) -> Sequence[MessageSummary]:
     """SpoolHistory.summaries."""
     rows = [
@@ -393,7 +382,7 @@ def count_states(
 ) -> tuple[int, Mapping[str, int]]:
     """SpoolHistory.count_states."""
     if account is None:
-        [(total, *ends)] = tables.fetch(_NEWEST, (limit,))
+        [(total, *ends)] = tables.fetch(_ENDS_OF_NEWEST, (limit,))
         where, values = "{} BETWEEN ? AND ?", tuple(ends)
     else:
         ids = _newest(tables, account=account, limit=limit)
