@@ -16,7 +16,8 @@ import pytest
 from tests.support.relay_config import changed
 from tests.support.relay_process import ROOT, RelayProcess, until
 
-RESTARTS = 6
+RESTARTS = 3
+GATE = True
 
 
 def listening(address: str = "127.0.0.1") -> socket.socket:
