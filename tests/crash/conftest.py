@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
+from tests.integration.conftest import sessions  # noqa: F401 - a fixture
 from tests.support.relay_process import RelayProcess
 from tests.support.remote_mx import RemoteMx
 from tests.support.remotes import Remotes

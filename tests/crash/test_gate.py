@@ -15,6 +15,8 @@ import pytest
 
 from tests.support.relay_process import RelayProcess, until
 
+GATE = True
+
 pytestmark = pytest.mark.crash
 
 CONTENT = b"Subject: between\r\n\r\n" + b"0123456789abcdef\r\n" * 2000

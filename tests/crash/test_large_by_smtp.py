@@ -15,6 +15,8 @@ from relay.base.message.content import LARGE_BYTES
 from tests.crash.conftest import HeldRemote
 from tests.support.relay_process import RelayProcess, until
 
+GATE = True
+
 pytestmark = pytest.mark.crash
 
 BODY = b"0123456789abcdef" * 4 + b"\r\n"

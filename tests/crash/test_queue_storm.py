@@ -23,6 +23,8 @@ from tests.support.long_tests import long
 from tests.support.relay_process import RelayProcess, until
 from tests.support.remotes import Remotes
 
+GATE = True
+
 pytestmark = pytest.mark.crash
 
 KILLS = int(os.environ.get("RUNS", "6"))

@@ -13,6 +13,8 @@ import pytest
 from tests.support.graph_client import message
 from tests.support.relay_process import RelayProcess, until
 
+GATE = True
+
 pytestmark = pytest.mark.crash
 
 LIMIT, FIRST, LATER, CLIENTS = 200, 60, 20, 4

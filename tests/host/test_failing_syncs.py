@@ -10,6 +10,7 @@ from tests.support.graph_client import message
 from tests.support.relay_process import RelayProcess, until
 from tests.support.sync_trace import CannotTraceError, Strace
 
+GATE = True
 IN_A_FILE = b"Subject: refused\r\n\r\n" + b"0123456789abcdef\r\n" * 20_000
 SMALL = b"Subject: refused\r\n\r\nHello.\r\n"
 UNSYNCED_LOG = "fdatasync:error=EIO"  # only SQLite syncs without a file's times

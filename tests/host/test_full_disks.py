@@ -14,6 +14,7 @@ from tests.support.graph_client import message
 from tests.support.relay_process import RelayProcess, until
 from tests.support.remotes import Remotes
 
+GATE = True
 KIB = 1024
 BIG = b"Subject: big\r\n\r\n" + b"0123456789abcdef\r\n" * 20_000  # the spool keeps it as a file
 

@@ -23,6 +23,7 @@ from tests.support.logged_disk import LoggedDisk
 from tests.support.relay_process import RelayProcess, until
 from tests.support.remotes import Remotes, received
 
+GATE = True
 MIB = 1 << 20
 ALICE, BOB = "alice@example.test", "bob@example.test"
 STRANGER = "127.0.0.2"

@@ -17,6 +17,7 @@ from tests.support.vfs import FaultyDisk
 from tests.unit.operation.app.conftest import composed, settings_with  # noqa: F401 - fixtures
 from tests.unit.operation.app.test_failing_disk import Running
 
+GATE = True
 WATCHDOG_S = 1.5
 KIB = 1024
 

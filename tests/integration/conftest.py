@@ -24,7 +24,7 @@ class SharedRelay:
 @pytest.fixture(scope="module", autouse=True)
 def sessions(request: pytest.FixtureRequest) -> Iterator[None]:
     """The SMTP sessions have no process of their own, which takes as long to start as all else, but in
-    files with GATE = True. Crashes, other programs and what concerns the host have it.
+    files with GATE = True. Other folders use this fixture as well.
     """
     with pytest.MonkeyPatch.context() as patch:
         if not getattr(request.module, "GATE", False):

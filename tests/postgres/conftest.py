@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from tests.crash.queue_storm import PATIENT
-from tests.integration.conftest import relay, shared  # noqa: F401 - fixtures
+from tests.integration.conftest import relay, sessions, shared  # noqa: F401 - fixtures
 from tests.support.postgres import OWNER, PASSWORD, PostgresServer, database_of, running_server
 from tests.support.relay_process import RelayProcess
 from tests.support.remotes import Remotes
