@@ -64,11 +64,9 @@ class Coding(Protocol):
 
     def cut(self, octets: bytes) -> int:
         """Return how many octets can be converted without those that follow; 0 for none."""
-        ...
 
     def code(self, octets: bytes, *, last: bool) -> bytes:
         """Return the converted octets."""
-        ...
 
 
 class CrlfCoding(Struct, frozen=True):

@@ -580,39 +580,32 @@ class TextIndex(Protocol):
     @property
     def count(self) -> int:
         """How many messages it has."""
-        ...
 
     async def search(self, wanted: TextSearch) -> TextAnswer:
         """Return what matches; it waits some seconds for what was accepted before.
 
         Raises IndexFailedError and SpoolError.
         """
-        ...
 
     async def tags_of(self, queue_ids: Sequence[str]) -> Mapping[str, Sequence[str]]:
         """Return the tags of messages that have any, sorted. Raises as search()."""
-        ...
 
     async def tags(self) -> Mapping[str, int]:
         """Return all tags, sorted, each with the number of its messages. Raises as search()."""
-        ...
 
     async def set_tags(self, tags: Mapping[str, Sequence[str]]) -> None:
         """Replace the tags of messages, by queue id: the categories of all copies. Raises
         StoreError too.
         """
-        ...
 
     async def previews(self, queue_ids: Sequence[str]) -> Mapping[str, MessagePreview]:
         """Return the previews of those of these messages that it has. Raises IndexFailedError."""
-        ...
 
     async def flags(self, wanted: Mapping[str, Collection[str]]) -> Mapping[str, bool]:
         """Return whether copies are read, by id, without those that no file is named after: they
         are gone, or another program has given them a name of its own. `wanted` has ids by mailbox.
         Raises OSError, NoSuchItemError.
         """
-        ...
 
 
 TAGS_MAX, TAG_CHARACTERS_MAX = 50, 100  # of a message; those that Graph sets may be more

@@ -52,7 +52,6 @@ class SpoolHistory(Protocol):
         """Return the spool's part of the journey of one message: no graph_id, client or reports.
         With `added`, for operators, also copies that rules and milters added.
         """
-        ...
 
     async def read_message(self, queue_id: str) -> KeptMessage:
         """Return what is left of a message; a large content stays readable when it is removed.
@@ -60,19 +59,16 @@ class SpoolHistory(Protocol):
         Of several contents it is that of the first entry, and of recipients some of the first.
         Raises SpoolError when the content is missing or damaged.
         """
-        ...
 
     async def read_contents(self, queue_ids: Sequence[str]) -> Mapping[str, Content]:
         """Return the contents of messages that an entry still needs, as read_message() does; of
         the first CONTENTS_MAX. Those that cannot be read are left out.
         """
-        ...
 
     async def find_queue_ids(self, key: str, *, account: str | None, limit: int) -> list[str]:
         """Return queue ids, newest first, for a queue id, submission id, draft id, Message-ID or
         address, or for "last".
         """
-        ...
 
     async def search(
         self, wanted: MessageSearch, *, account: str | None, since_us: int, limit: int
@@ -81,23 +77,19 @@ class SpoolHistory(Protocol):
         after `since_us`, with their times. The scan is bounded: older
         messages may be missed.
         """
-        ...
 
     async def find_page(
         self, wanted: MessageSearch, *, account: str | None, before: ListPosition | None, limit: int
     ) -> FoundPage:
         """Return messages that match, apart from `after` and `key`, in the order of the list."""
-        ...
 
     async def summaries(
         self, queue_ids: Sequence[str], *, account: str | None, added: bool = False
     ) -> Sequence[MessageSummary]:
         """Return the rows of messages, without those that are gone. `added` as in journey()."""
-        ...
 
     async def accepted_submissions(self, submission_ids: Sequence[str]) -> Sequence[str]:
         """Return those of these submissions that the spool has."""
-        ...
 
     async def count_states(
         self, *, account: str | None, limit: int
@@ -105,21 +97,17 @@ class SpoolHistory(Protocol):
         """Return the number of messages, at most `limit`. Return also in how many of these newest
         ones a recipient is in each state, and as REPORT how many are reports.
         """
-        ...
 
     async def recent_addresses(self, *, account: str | None, limit: int) -> Sequence[str]:
         """Return senders and recipients of the newest messages: those that have received mail here
         or have an account first, then the others, the last used first.
         """
-        ...
 
     async def events_after(self, after: int, *, limit: int) -> SpoolEvents:
         """Return the first events after the sequence `after`, in their order.
 
         They may be fewer than `limit` although there are more, if they are large.
         """
-        ...
 
     async def last_event(self) -> int:
         """Return the sequence after which all later events are."""
-        ...

@@ -423,7 +423,6 @@ class ReadListener(Protocol):
 
         Return whether one was sent. Raises SpoolError if one is wanted and cannot be sent.
         """
-        ...
 
 
 async def ignore_read(
@@ -444,7 +443,6 @@ class DeliveryStore(Protocol):
 
     async def room(self, account: str, size: int) -> Room:
         """Whether a message of `size` bytes fits the quota: for RCPT."""
-        ...
 
     async def deliver(
         self,
@@ -464,4 +462,3 @@ class DeliveryStore(Protocol):
         so it is looked for in all folders, which takes longer.
         Raises MailboxFullError, ContentUnreadableError, StoreUnavailableError.
         """
-        ...

@@ -93,33 +93,27 @@ class DevelopmentSpool(Protocol):
         """Return when the newest messages were accepted, by the wall clock in microseconds, and the
         sizes of the contents that they still have.
         """
-        ...
 
     async def accepted_ids(self) -> frozenset[str]:
         """Return the queue ids of all messages that are not reports."""
-        ...
 
     async def addresses(self, queue_ids: Sequence[str]) -> Mapping[str, Sequence[str]]:
         """Return the addresses of all recipients of messages, but those that policy has added."""
-        ...
 
     async def discard(self, until_us: int) -> int:
         """Remove some messages that were accepted until then, captured and held ones too, but none
         that is to be delivered; return how many, 0 when nothing is left.
         """
-        ...
 
     async def remove(self, queue_id: str) -> Sequence[ListedRecipient] | None:
         """Remove a message in whatever state, with its history; return its recipients. None, and
         nothing is removed, while delivery has it.
         """
-        ...
 
     async def clear(self) -> int:
         """Remove every message, in whatever state, and every submission key; return the number of
         messages that are not reports. Claims can no longer record.
         """
-        ...
 
 
 LOCAL_DOMAINS = "local domains of the store {}"
@@ -192,17 +186,14 @@ class SpoolEngine(QueueEngine, SpoolHistory):
         With `may_wait` an engine whose server does not answer returns 0, and tries again until it
         does; until then everything raises SpoolUnavailableError. Raises SpoolError.
         """
-        ...
 
     @abstractmethod
     async def stop(self) -> None:
         """Finish waiting writes and close; also for an engine that was not started."""
-        ...
 
     @abstractmethod
     def close(self) -> None:
         """Close an engine that was not started."""
-        ...
 
     async def accept(
         self,
@@ -249,7 +240,6 @@ class SpoolEngine(QueueEngine, SpoolHistory):
         """Store of the contents of new messages what must be there before their transaction. Raises
         SpoolUnavailableError where no new mail is accepted.
         """
-        ...
 
     @abstractmethod
     async def _accept(
@@ -264,7 +254,6 @@ class SpoolEngine(QueueEngine, SpoolHistory):
         """Make a message, and the reports that follow it, durable; `submission` is its key, and
         when that is forgotten.
         """
-        ...
 
     async def record(
         self, claim_result: ClaimResult, *, claim_reports: bool = True
@@ -300,14 +289,12 @@ class SpoolEngine(QueueEngine, SpoolHistory):
         """Make a result durable; None if the claim's epoch has ended. `now_us` is queue time, or
         NEVER_US if no read receipts are to be recorded.
         """
-        ...
 
     @abstractmethod
     def may_finish(self, claim: Claim) -> bool:
         """Whether an attempt may still hand the message over. It may not once another node can have
         the claim.
         """
-        ...
 
     @abstractmethod
     async def claim_due(self, now_us: int, limit: int, look: DueQuery) -> DueBatch:
@@ -315,22 +302,18 @@ class SpoolEngine(QueueEngine, SpoolHistory):
 
         One call reads a bounded part of the queue: DueBatch says where to continue.
         """
-        ...
 
     @abstractmethod
     async def next_due_us(self, after_us: int) -> int | None:
         """Return when the first unclaimed entry after `after_us` is due, None if there is none."""
-        ...
 
     @abstractmethod
     async def release(self, claims: Sequence[Claim]) -> None:
         """Release untried claims; the entries are due as before."""
-        ...
 
     @abstractmethod
     def incoming_body(self) -> LendableBody:
         """Return a file for the body of a large message, which accept() then links."""
-        ...
 
     def _tell(self, news: News) -> None:
         """Tell other nodes what this one has done."""
@@ -354,14 +337,12 @@ class SpoolEngine(QueueEngine, SpoolHistory):
     @abstractmethod
     def health(self) -> str:
         """Return why no new mail is accepted although there is room, or ""."""
-        ...
 
     @abstractmethod
     def disk(self) -> Disk:
         """Return the disk that new mail fills, after its reserve was allocated again if there is
         room. Blocks. Raises OSError.
         """
-        ...
 
     def is_of_other_store(self, domain: str) -> bool:  # noqa: ARG002 - there is one store
         """Whether a domain is local at the node of another mail root."""
@@ -383,7 +364,6 @@ class SpoolEngine(QueueEngine, SpoolHistory):
     @abstractmethod
     async def ask(self, query: Callable[[Tables], T]) -> T:
         """Run a short query of delivery, which waits for no long one."""
-        ...
 
     async def journey(self, queue_id: str, *, added: bool = False) -> Journey | None:
         """SpoolHistory.journey."""
@@ -518,7 +498,6 @@ class SpoolStorage(Protocol):
 
     def exists(self) -> bool:
         """Whether there is a spool, or anything that is left of one."""
-        ...
 
     def is_marked_damaged(self) -> bool:
         """Whether its owner has recorded that it is damaged."""
@@ -544,7 +523,6 @@ class SpoolStorage(Protocol):
         """Check whether a start could open it, and change nothing. Raises SpoolFormatError,
         SpoolDamagedError.
         """
-        ...
 
     def require_tools(self) -> None:
         """Raise SpoolUnsupportedError, which names the tools of the database, where verify() and
@@ -564,7 +542,6 @@ class SpoolStorage(Protocol):
         each finding; return how many of each were checked. With `recount` counters are corrected,
         if no relay can start (`is_owner`).
         """
-        ...
 
     def back_up(self, folder: Path) -> BackupResult:
         """Copy one snapshot, with its contents, into `folder`, an empty directory, while the owner
@@ -572,7 +549,6 @@ class SpoolStorage(Protocol):
 
         The copy can replace the spool.
         """
-        ...
 
     def restored(self, folder: Path) -> AbstractContextManager[None]:
         """Put in place, where there is no spool, what back_up() wrote into `folder`. Until the
@@ -582,14 +558,12 @@ class SpoolStorage(Protocol):
         Raises SpoolNotEmptyError, SpoolInUseError while a node lives, and FileNotFoundError for the
         copy of another kind of spool.
         """
-        ...
 
     def accepted_since(self, folder: Path | None, keys: Iterable[str]) -> Iterator[tuple[str, str]]:
         """Yield each of these submission keys with which a message was accepted after back_up()
         copied into `folder`, None: at any time. It comes once with the name of each recipient that
         the history has, QUEUE-ID-NUMBER, or once without.
         """
-        ...
 
     def has_part(self, path: Path) -> bool:  # noqa: ARG002 - a database has none
         """Whether a file or directory belongs to the spool: back_up() copies what is needed."""

@@ -166,19 +166,15 @@ class ActiveClaims(Protocol):
 
     def waiting_among(self, keys: Collection[Key]) -> frozenset[Key]:
         """Return which of these claims wait for an attempt."""
-        ...
 
     def withdraw(self, keys: Collection[Key]) -> frozenset[Key]:
         """Remove the claims that wait for an attempt from memory, and return them."""
-        ...
 
     def retry_now(self, next_hops: Collection[NextHop]) -> None:
         """Scan for due entries, and forget that these next hops were unreachable."""
-        ...
 
     def due_at(self, due_us: int) -> None:
         """Scan the queue at this queue time at the latest."""
-        ...
 
 
 # Why an operation does not apply to a state; everything else is allowed.

@@ -314,19 +314,16 @@ class ReportWriter(Protocol):
         content: Content,
     ) -> ReportPlan:
         """Return the reports about these recipients; none where none may be sent."""
-        ...
 
     def rule_mail(
         self, mail: RuleMail, *, about: MessageFacts, write: Callable[[str], Content]
     ) -> NewMessage:
         """Return the mail that a rule sends about a message; `write` is given an id for it."""
-        ...
 
     def wants(
         self, kind: ReportKind, message: MessageFacts, recipients: Sequence[ReportedRecipient]
     ) -> bool:
         """Whether the sender may get a report of this kind about any of them."""
-        ...
 
 
 class ClaimedRecipient(Struct, frozen=True):
@@ -519,15 +516,12 @@ class IncomingBody(Protocol):
 
     async def write(self, blocks: Sequence[bytes]) -> None:
         """Append blocks. Raises SpoolFullError, SpoolUnavailableError."""
-        ...
 
     def octets(self) -> Octets:
         """Return what was written. It is synced when a message with this body is accepted."""
-        ...
 
     def discard(self) -> None:
         """Remove the file in the background. An accepted body has another name by then."""
-        ...
 
 
 class LendableBody(IncomingBody, Protocol):
@@ -537,11 +531,9 @@ class LendableBody(IncomingBody, Protocol):
         """Return the descriptor of the file, in which another process then writes the body in place
         of write(). Raises SpoolFullError, SpoolUnavailableError.
         """
-        ...
 
     async def take_back(self, size_bytes: int, crc32: int) -> None:
         """Take what that process has written, and can change no more, whatever it keeps open. It
         closes the file before, or the body is copied. Raises SpoolUnavailableError, also where the
         file has another size.
         """
-        ...

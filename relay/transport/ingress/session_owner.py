@@ -89,7 +89,6 @@ class CheckLogin(Protocol):
 
         Raises LoginDelayedError, and LoginRefusedError with the text of the reply.
         """
-        ...
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,25 +25,20 @@ class PrivateKey(Protocol):
     @property
     def algorithm(self) -> str:
         """The value of a=: rsa-sha256 or ed25519-sha256."""
-        ...
 
     @property
     def kind(self) -> str:
         """The value of k= in the DNS record: rsa or ed25519."""
-        ...
 
     @property
     def bits(self) -> int:
         """The size of the key."""
-        ...
 
     def sign(self, octets: bytes) -> bytes:
         """Return the signature of the octets that a DKIM-Signature covers."""
-        ...
 
     def public(self) -> bytes:
         """Return the public key as the DNS record has it, before base64 (RFC 6376 3.6.1)."""
-        ...
 
 
 class SigningKey(Struct, frozen=True):

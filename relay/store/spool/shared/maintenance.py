@@ -49,22 +49,18 @@ class SpoolMaintenance(ABC):
     @abstractmethod
     def take_over_some(self, transaction: OpenTransaction, *, now_us: int, at_us: int) -> int:
         """Release some claims of owners that do not live; return how many, 0 when none is left."""
-        ...
 
     @abstractmethod
     async def happened(self) -> Any:
         """Return what changes when any owner has committed; None where that is not known."""
-        ...
 
     @abstractmethod
     def remove_rows(self, transaction: OpenTransaction, queue_ids: Sequence[str]) -> None:
         """Remove all rows of finished messages."""
-        ...
 
     @abstractmethod
     async def sweep(self) -> int:
         """Remove contents without a message, such as a crash leaves; return their number."""
-        ...
 
     async def claim_without_node(self) -> Sequence[Claim]:
         """Claim some local mail of such stores that has expired, or whose delay is to be reported.

@@ -52,25 +52,20 @@ class Tables(Protocol):
 
     def fetch(self, sql: str, values: Sequence[Any] = ()) -> list[Any]:
         """Return all rows of a query."""
-        ...
 
     def fetch_one(self, sql: str, values: Sequence[Any] = ()) -> Any:
         """Return the first row of a query, or None."""
-        ...
 
     def each(self, sql: str, values: Sequence[Any] = ()) -> Iterator[Any]:
         """Yield the rows of a query, which are read only as far as needed."""
-        ...
 
     def fetch_each(self, sql: str, values: Iterable[Sequence[Any]]) -> list[Any]:
         """Run a statement once for each of these values, and return the rows of all, in order."""
-        ...
 
     def among(self, column: str, values: Sequence[Any]) -> tuple[str, tuple[Any, ...]]:
         """Return a condition that holds where the column has one of these values, and the values
         for its marks.
         """
-        ...
 
     @contextmanager
     def snapshot(self) -> Iterator[None]:
@@ -83,16 +78,13 @@ class Tables(Protocol):
 
     def begin_snapshot(self) -> None:
         """From now on all queries read the same state, until end_snapshot()."""
-        ...
 
     def end_snapshot(self) -> None:
         """End begin_snapshot()."""
-        ...
 
     @property
     def is_in_snapshot(self) -> bool:
         """Whether begin_snapshot() has not ended."""
-        ...
 
 
 class OpenTransaction(Tables, Protocol):
@@ -101,19 +93,15 @@ class OpenTransaction(Tables, Protocol):
     @property
     def counts(self) -> Counter[str]:
         """By how much counters change; written before the commit."""
-        ...
 
     def execute(self, sql: str, values: Sequence[Any] = ()) -> int:
         """Run a statement and return the number of rows that it has changed."""
-        ...
 
     def execute_each(self, sql: str, values: Iterable[Sequence[Any]]) -> None:
         """Run a statement once for each of these values."""
-        ...
 
     def append_events(self, message_id: str, events: Sequence[Event]) -> None:
         """Append events to those of a message."""
-        ...
 
 
 class QueueEngine(Protocol):
@@ -128,23 +116,19 @@ class QueueEngine(Protocol):
 
     async def read(self, query: Callable[[Tables], T]) -> T:
         """Run a query; it never delays delivery."""
-        ...
 
     async def count(self, query: Callable[[Tables], T]) -> T:
         """Run a step of a count, on a connection of its own: it may leave a snapshot open."""
-        ...
 
     async def change(self, operation: Callable[[OpenTransaction], T]) -> T:
         """Run an operation in a transaction, and return when that is durable. An operation that
         raises changes nothing; it may be repeated.
         """
-        ...
 
     def read_claims(
         self, tables: Tables, keys: Collection[Key]
     ) -> tuple[Sequence[Claim], Mapping[Key, str]]:
         """Return claims of these entries as they are, and what is wrong with the others."""
-        ...
 
     def elsewhere(self, tables: Tables, keys: Collection[Key]) -> Mapping[Key, str]:  # noqa: ARG002
         """Return which of these entries other nodes have claimed, with the names of the nodes; none
@@ -158,15 +142,12 @@ class QueueEngine(Protocol):
 
         `check` compares the checksum. Raises SpoolError when the content is missing or damaged.
         """
-        ...
 
     def content_of(self, tables: Tables, name: str, row: Sequence[Any]) -> Content:
         """Return the content in a row; it stays readable when it is removed. Raises SpoolError."""
-        ...
 
     async def store_contents(self, reports: Sequence[NewMessage]) -> StoredContents:
         """Store of the contents of reports what must be there before their transaction."""
-        ...
 
     def add_reports(
         self,
@@ -177,15 +158,12 @@ class QueueEngine(Protocol):
         original: str,
     ) -> None:
         """Add reports about the message `original`, which wait unclaimed, to the transaction."""
-        ...
 
     def committed(self, stored: StoredContents) -> None:
         """The transaction that has these contents is durable."""
-        ...
 
     async def discard(self, stored: StoredContents) -> None:
         """Remove what was stored: no transaction has it."""
-        ...
 
     def entries_ended(
         self, transaction: OpenTransaction, ended: Mapping[Key, ContentKey]
@@ -194,11 +172,9 @@ class QueueEngine(Protocol):
         are final since this transaction, with their contents. An engine that keeps no final entries
         removes them.
         """
-        ...
 
     def remove(self, left: Leftovers) -> None:
         """Remove what entries_ended() has returned, in the background; its commit is durable."""
-        ...
 
 
 def reads(
