@@ -177,7 +177,7 @@ def test_texts_of_reports_are_replaced_and_faulty_ones_keep_those_in_force(relay
     assert body.get_content().strip() == "Nicht zugestellt: nobody@example.test"
 
 
-def test_a_changed_key_that_needs_a_restart_is_told_with_both_values(relay):
+def test_a_changed_key_that_needs_a_restart_is_told(relay):
     folder = relay.folder / "more-policies"
     folder.mkdir()
     (folder / "10-spam.toml").write_text(FAULTY)
@@ -185,15 +185,14 @@ def test_a_changed_key_that_needs_a_restart_is_told_with_both_values(relay):
     relay.write_config(relay.config | changes)
     hang_up(relay, "the previous configuration stays active")  # for the fault in another file
     (line,) = [json.loads(one) for one in relay.log.splitlines() if "restart is needed" in one]
-    old, new = '"relay.example.test"', '"other.example.test"'
-    assert (line["key"], line["old"], line["new"]) == ("hostname", old, new)
+    assert line["key"] == "hostname"
     (folder / "10-spam.toml").write_text(NO_SPAM)
     done = relay.cli("reload")
     assert done.returncode == 0
-    assert done.stdout.splitlines()[1:] == [f"needs a restart: hostname: {old} -> {new}"]
+    assert done.stdout.splitlines()[1:] == ["needs a restart: hostname"]
     assert relay.cli_json("reload") == {
         "reloaded": True, "faults": [], "rules": 1, "new_certificates": 0,
-        "needs_restart": [{"key": "hostname", "old": old, "new": new}],
+        "needs_restart": [{"key": "hostname"}],
     }  # fmt: skip
     with relay.smtp() as client:
         assert client.ehlo()[1].startswith(b"relay.example.test")  # the old value is in force

@@ -44,7 +44,7 @@ from relay.base.settings.document import (
     read_text,
 )
 from relay.base.settings.reader import load
-from relay.base.settings.reloadable_keys import ChangedKey, apply_reloadable
+from relay.base.settings.reloadable_keys import apply_reloadable
 from relay.base.settings.tree import ListenerTls, NodeRole, Settings
 from relay.base.settings.validation import name_of
 from relay.base.settings.values import SRS_KEY_EXPECTED, parse_domain, parse_srs_key
@@ -176,7 +176,7 @@ class ActiveConfiguration:
             self._agreed = now, parts
         return self._agreed[1]
 
-    def read(self, on_restart_key: Callable[[ChangedKey], None]) -> Configuration:
+    def read(self, on_restart_key: Callable[[str], None]) -> Configuration:
         """Load again, and return what use() is to replace. Blocks; nothing is replaced yet.
 
         `on_restart_key` is called with each changed key that needs a restart, even if a later file

@@ -10,7 +10,7 @@ service manager.
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -30,7 +30,6 @@ from relay.base.pauses import Paused, Pauses
 from relay.base.phrases import counted
 from relay.base.pressure import Pressure
 from relay.base.settings.document import Fault, SettingsError
-from relay.base.settings.reloadable_keys import ChangedKey
 from relay.base.settings.tree import Limits, Settings, SmtpListener
 from relay.delivery.provider_replies import ProviderReplies
 from relay.delivery.reports.texts import ReportTexts
@@ -85,7 +84,7 @@ class ReloadResult(Struct, frozen=True):
 
     reloaded: bool  # False: the previous configuration stays active
     faults: tuple[str, ...]  # the first ones; a last line has the number of the others
-    needs_restart: tuple[ChangedKey, ...]
+    needs_restart: tuple[dict[str, str], ...]  # the `key` of each
     rules: int  # that are active
     new_certificates: int  # listeners with another one
 
@@ -141,13 +140,13 @@ class Reloader:
             return result
 
     async def _load(self) -> ReloadResult:
-        changed: list[ChangedKey] = []
+        changed: list[dict[str, str]] = []
         faults: tuple[str, ...] = ()
         renewed = 0
 
-        def note(key: ChangedKey) -> None:
-            changed.append(key)
-            _log.warning("a key of relay.toml has changed: a restart is needed", **asdict(key))
+        def note(key: str) -> None:
+            changed.append({"key": key})
+            _log.warning("a key of relay.toml has changed: a restart is needed", key=key)
 
         try:
             read = await asyncio.to_thread(self._active.read, note)

@@ -63,9 +63,7 @@ def _lines(result: dict[str, Any]) -> list[str]:
     renewed = counted(result["new_certificates"], "new certificate")
     done = f"reloaded: {counted(result['rules'], 'rule')}, {renewed}"
     lines = [done] if result["reloaded"] else []
-    for one in result["needs_restart"]:
-        lines += [f"needs a restart: {one['key']}: {one['old']} -> {one['new']}"]
-    return lines
+    return [*lines, *(f"needs a restart: {one['key']}" for one in result["needs_restart"])]
 
 
 @click.group()

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from relay.base.settings.reader import load
-from relay.base.settings.reloadable_keys import ChangedKey, apply_reloadable
+from relay.base.settings.reloadable_keys import apply_reloadable
 from relay.base.settings.tree import Settings
 from tests.support.relay_config import changed, configuration, keys_of, to_toml
 
@@ -67,13 +67,4 @@ def test_only_reloadable_keys_are_applied(settings, tmp_path) -> None:
         mailboxes=replace(read.mailboxes, store=active.mailboxes.store),
     )  # fmt: skip
     assert applied == kept
-    assert changes == (
-        ChangedKey("hostname", '"relay.example.test"', '"other.example.test"'),
-        ChangedKey("mailboxes.store", '"main"', '"second"'),
-        ChangedKey("spool.keep", "1209600s", "259200s"),
-    )
-
-
-def test_secrets_are_not_shown(settings) -> None:
-    _, (change,) = apply_reloadable(settings(), settings(spool={"url": "sqlite:other.sqlite"}))
-    assert change == ChangedKey("spool.url", "(not shown)", "(not shown)")
+    assert changes == ("hostname", "mailboxes.store", "spool.keep")
