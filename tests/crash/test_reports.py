@@ -51,11 +51,14 @@ def test_a_kill_between_two_transactions_leaves_one_report(
     until("two are recorded", lambda: relay.states(queue_id) == relayed | {LAST: "queued"})
     assert reports_of(relay) == []
     relay.kill()
+    remotes.open_gate(gate)
+    if then == "cancelled":
+        assert relay.cli("pause", "delivery").returncode == 0
+    relay.start()
     if then == "cancelled":
         entries = relay.cli_json("queue", "cancel", "--all")
         assert [one["result"] for one in entries] == ["done"]
-    remotes.open_gate(gate)
-    relay.start()
+        assert relay.cli("resume").returncode == 0
     relay.until_final(queue_id)
     report = report_about(relay, "x@a.test")
     until("nothing is left", lambda: not relay.queue())

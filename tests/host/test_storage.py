@@ -179,6 +179,7 @@ def test_verify_reports_a_lost_row_while_the_relay_runs(remotes, serve):
     assert relay.stop() == OK
     found = storage_json(relay, "verify", "--recount", code=DATA)
     assert {one["action"] for one in found["findings"] if one["repaired"]} == {"corrected"}
+    relay.start()
     assert storage_json(relay, "prune", "--older-than", "0s")["messages"] == 1
     assert storage_json(relay, "verify")["findings"] == []
 

@@ -48,10 +48,10 @@ def test_pruning_and_a_new_mail_root(remotes: Remotes, serve) -> None:
     relay = serve(remotes)
     sent = relay.until_final(relay.send_mail(to=["bob@example.test"]))["id"]
     assert "removed 0 messages" in relay.cli("storage", "prune").stdout  # spool.keep is 14 days
-    assert relay.stop() == OK
     pruned = relay.cli("storage", "prune", "--older-than", "0s", "--dry-run")
     assert (pruned.returncode, "1 message" in pruned.stdout) == (OK, True), pruned.stdout
     assert relay.cli("storage", "prune", "--older-than", "0s").returncode == OK
+    assert relay.stop() == OK
     (relay.folder / "mail").rename(relay.folder / "mail-of-before")
     (relay.folder / "mail").mkdir(mode=0o700)
     relay.adopt_mail_root()
