@@ -197,9 +197,8 @@ class MailpitApi:
         if search is not None:
             wanted, marks = parse_mailpit_search(search, zone)
         every = await self._ids.accepted_ids()
-        matching: Sequence[str] = sorted(every, reverse=True)
-        if wanted != TextSearch():
-            matching = await self._search(wanted)
+        is_all = wanted == TextSearch()
+        matching = sorted(every, reverse=True) if is_all else await self._search(wanted)
         unread = await self._unread(every)
         if marks:
             matching = [one for one in matching if marks == {one not in unread}]

@@ -214,10 +214,11 @@ class MailRetention:
         groups: list[list[Sequence[KeptItem]]] = [[sizes], [kept]] if is_ahead else [[sizes, kept]]
         cuts = [cut_us(*group, keep=self._keep, now_us=real_us) for group in groups]
         old = [one for one in files if one.at_us <= cuts[0]]
-        removed = await self._store.remove_files(old) if old else 0
+        if old:
+            await self._store.remove_files(old)
         messages = 0
         if any(at_us <= cuts[-1] for at_us, _ in kept):  # otherwise nothing is written
             while number := await self._spool.discard(cuts[-1]):
                 messages += number
-        if removed or messages:  # relay dev shows warnings only
-            _log.warning("old messages removed", in_mailboxes=removed, in_the_queue=messages)
+        if old or messages:  # relay dev shows warnings only
+            _log.warning("old messages removed", in_mailboxes=len(old), in_the_queue=messages)

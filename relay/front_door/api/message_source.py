@@ -147,8 +147,9 @@ class MessageCopies:
         """Return the names of the messages by the ids of their copies, by mailbox."""
         wanted: dict[str, dict[str, str]] = defaultdict(dict)
         for row in rows:
-            for place, copy_id in self._copies(row, mailbox):
-                wanted[place][copy_id] = row.name
+            for place, copy_id in self.places(row.id, row.recipients) if row.id else ():
+                if mailbox in (None, place):
+                    wanted[place][copy_id] = row.name
             if with_sent and row.submission_id and row.login:
                 wanted[row.login][row.submission_id.partition(".")[0]] = row.name
         return wanted
@@ -178,10 +179,6 @@ class MessageCopies:
             for one in recipients
             if (place := self._place(one))
         ]
-
-    def _copies(self, row: MessageSummary, mailbox: str | None) -> list[_Copy]:
-        found = self.places(row.id, row.recipients) if row.id else []
-        return [one for one in found if mailbox in (None, one[0])]
 
     def _place(self, recipient: ListedRecipient) -> str | None:
         if recipient.state == RecipientState.DELIVERED:

@@ -165,13 +165,10 @@ def stored_files(root: Path) -> list[MailFile]:
     return found
 
 
-def remove_files(files: Iterable[MailFile]) -> int:
-    """Remove them; return how many."""
-    number = 0
+def remove_files(files: Iterable[MailFile]) -> None:
+    """Remove those that are still there."""
     for one in files:
         remove(one.path)
-        number += 1
-    return number
 
 
 def _in_directory(directory: Path) -> Iterator[MailFile]:

@@ -187,9 +187,9 @@ class FileStore:
         """Return all message files, for the retention of the development relay."""
         return await self._threads.run(stored_files, self._root.path)
 
-    async def remove_files(self, files: Iterable[MailFile]) -> int:
-        """Remove message files; return how many were there."""
-        return await self._threads.run(remove_files, files)
+    async def remove_files(self, files: Iterable[MailFile]) -> None:
+        """Remove message files."""
+        await self._threads.run(remove_files, files)
 
     async def attend_root(self) -> None:
         """Notice that the mail root is missing, or refuses all writes, and when it is back.
