@@ -98,7 +98,7 @@ class ReadFlags:
             noted = [self.noted.pop() for _ in range(len(self.noted))]
             self._known |= self._look([str(one) for one in noted if one.name in ("new", "cur")])
             now = [one for one in self._known.values() if one.flags]
-        asked = sorted(set[Path]().union(*(one.asked for one in now)))[:_ASKED_MAX]
+        asked = sorted(set[Path]().union(*(one.asked for one in now if one.asked)))[:_ASKED_MAX]
         found = {each for one in now for each, is_read in one.flags.items() if not is_read}
         return found.union(*map(self._unread_in, asked))
 
