@@ -11,7 +11,8 @@ import asyncio
 from relay.base.message.lifecycle import RecipientState
 from relay.base.observe.logs import get_logger
 from relay.operation.app.foundation import Foundation
-from relay.store.journeys.event_feed import EventBatch, EventCursor
+from relay.store.journeys.event_feed import EventBatch
+from relay.store.journeys.events import EventCursor
 from relay.store.spool.queue_commands import Operation, QueueCommand, RouteLookup
 from relay.store.spool.types import Selector, SpoolError
 

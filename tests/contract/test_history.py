@@ -8,7 +8,6 @@ from relay.base.message.envelope import ForwardPath, MessageExtra, Source
 from relay.store.journeys.events import Event, Step
 from relay.store.journeys.message_list import (
     ALL_MAILBOXES,
-    FoundMessage,
     ListedRecipient,
     MessageSearch,
     position_of,
@@ -49,18 +48,13 @@ async def messages(spool, add):
     return [first, second, third, report]
 
 
-async def search(spool, wanted: MessageSearch, account: str | None, limit: int):
-    return await spool.search(wanted, account=account, since_us=10**12, limit=limit)
-
-
-async def find_page(spool, wanted: MessageSearch, account: str | None, limit: int):
+async def find(spool, wanted: MessageSearch, account: str | None, limit: int):
     page = await spool.find_page(wanted, account=account, before=None, limit=limit)
     assert page.reached is None
     return page.messages
 
 
-@pytest.mark.parametrize("find", [search, find_page])
-async def test_messages_are_found_by_conditions_newest_first(spool, messages, find) -> None:
+async def test_messages_are_found_by_conditions_newest_first(spool, messages) -> None:
     for wanted, account, numbers in [
         ({}, None, [3, 2, 1, 0]),
         ({"kind": "mail"}, None, [2, 1, 0]),
@@ -83,8 +77,7 @@ async def test_messages_are_found_by_conditions_newest_first(spool, messages, fi
     assert [one.queue_id for one in await find(spool, ALL, None, 3)] == messages[:0:-1]
 
 
-@pytest.mark.parametrize("find", [search, find_page])
-async def test_messages_are_found_by_client_login_and_time(spool, add, clock, find) -> None:
+async def test_messages_are_found_by_client_login_and_time(spool, add, clock) -> None:
     first = await add(client="printer [192.0.2.7]", account="")
     ended_us = clock.time_us() + 1
     second = await add(client="[192.0.2.7] [192.0.2.70]", account=BOB)
@@ -116,8 +109,7 @@ async def test_messages_are_found_by_client_login_and_time(spool, add, clock, fi
     assert [one.queue_id for one in await find(spool, wanted, None, 10)] == [by_http, first]
 
 
-@pytest.mark.parametrize("find", [search, find_page])
-async def test_a_state_is_that_of_the_recipients_that_match(spool, make, clock, find) -> None:
+async def test_a_state_is_that_of_the_recipients_that_match(spool, make, clock) -> None:
     (claim,) = (await spool.accept(make({"mx:a.test": ["x@a.test", "y@b.test"]}))).claims
     now_us = clock.queue_us()
     await spool.record(ClaimResult(claim, 5, {1: OK, 2: LATER}, EntrySchedule(now_us, now_us)))
@@ -133,8 +125,7 @@ async def test_a_state_is_that_of_the_recipients_that_match(spool, make, clock, 
         assert bool(found) is is_found, wanted
 
 
-@pytest.mark.parametrize("find", [search, find_page])
-async def test_recipients_that_policy_added_are_found_for_operators_only(spool, make, find) -> None:
+async def test_recipients_that_policy_added_are_found_for_operators_only(spool, make) -> None:
     await spool.accept(with_added(make(), "audit@b.test"))
     assert not await find(spool, MessageSearch(to="audit@*"), None, 10)
     for wanted in ({"to": "audit@*"}, {"mailbox": "audit@b.test"}):
@@ -159,15 +150,19 @@ def with_added(message, address: str):
     return replace(message, entries=(replace(entry, recipients=(*entry.recipients, added)),))
 
 
-async def test_a_search_since_a_time_returns_later_acceptances_with_their_times(
-    spool, add, clock
-) -> None:
-    draft_id = Ids(clock).new()
+async def test_what_is_accepted_behind_a_sequence_is_found_but_submissions(spool, add) -> None:
     await add()
-    since_us = clock.time_us()
-    late = await add(submission_id=f"{draft_id}.1")
-    found = await spool.search(ALL, account=None, since_us=since_us, limit=10)
-    assert list(found) == [FoundMessage(late, f"{draft_id}.1", since_us + 1_000_000)]
+    after = await spool.last_event()
+    await add(submission_id="06gzy78nhccc7r9c.1")
+    second, third = await add(), await add()
+    for is_settled in (True, False):
+        found = await spool.accepted_after(after, limit=10, is_settled=is_settled)
+        assert [one.queue_id for _, one in found.events if one] == [second, third]
+        assert found.is_complete
+        some = await spool.accepted_after(after, limit=1, is_settled=is_settled)
+        assert ([one.queue_id for _, one in some.events], some.is_complete) == ([second], False)
+    end, _ = found.events[-1]
+    assert list((await spool.accepted_after(end, limit=10, is_settled=False)).events) == []
 
 
 @pytest.mark.parametrize("limit", [1, 2, 3, 10])
@@ -278,8 +273,7 @@ async def test_a_message_is_found_by_the_graph_id_of_a_copy(spool, make) -> None
         assert await spool.find_queue_ids(key, account=account, limit=10) == found, key
 
 
-@pytest.mark.parametrize("find", [search, find_page])
-async def test_size_and_time_bound_what_is_found(spool, messages, add, clock, find) -> None:
+async def test_size_and_time_bound_what_is_found(spool, messages, add, clock) -> None:
     began_us = clock.time_us() + 1_000_000
     later = await add(size=5000)
     for wanted, expected in [
@@ -293,8 +287,7 @@ async def test_size_and_time_bound_what_is_found(spool, messages, add, clock, fi
         assert [one.queue_id for one in found if one.queue_id in (later, *messages)] == expected
 
 
-@pytest.mark.parametrize("find", [search, find_page])
-async def test_words_and_mailboxes_decide_in_every_search(spool, messages, find) -> None:
+async def test_words_and_mailboxes_decide_in_every_search(spool, messages) -> None:
     for wanted, numbers in [
         ({"words": ("invoice", "carol@")}, [0]),
         ({"words": ("nobody",)}, []),
@@ -306,10 +299,7 @@ async def test_words_and_mailboxes_decide_in_every_search(spool, messages, find)
         assert [one.queue_id for one in found] == [messages[n] for n in numbers], wanted
 
 
-@pytest.mark.parametrize("find", [search, find_page])
-async def test_a_search_of_contents_returns_what_is_needed_to_check_them(
-    spool, messages, find
-) -> None:
+async def test_a_search_of_contents_returns_what_is_needed_to_check_them(spool, messages) -> None:
     wanted = MessageSearch(words=("invoice", "giraffe"), reader=ALL_MAILBOXES, mailbox="dan@a.test")
     second, first = await find(spool, wanted, None, 10)
     assert [second.words_left, first.words_left] == [("giraffe",), ("giraffe",)]
@@ -348,9 +338,9 @@ async def test_what_is_far_behind_newer_messages_is_found(spool, add) -> None:
     last = await spool.find_queue_ids("last", account=None, limit=234)
     assert last == [*newer[::-1], *found[::-1], *older[::-1]][:234]
     for limit, expected in ((5, found[::-1]), (1, found[1:])):
-        rows = await search(spool, MessageSearch(to="eve@far.test"), None, limit)
+        rows = await find(spool, MessageSearch(to="eve@far.test"), None, limit)
         assert [one.queue_id for one in rows] == expected
-    assert await search(spool, MessageSearch(to="eve@far.test", larger_than_bytes=1), None, 5) == []
+    assert not await find(spool, MessageSearch(to="eve@far.test", larger_than_bytes=1), None, 5)
     rows = await spool.summaries([*found, "0" * 16, older[0]], account=None)
     addresses = ["Eve@far.test", "Eve@far.test", "x@a.test"]
     assert [one.id for one in rows] == [*found, older[0]]

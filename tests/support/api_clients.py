@@ -22,8 +22,9 @@ from relay.front_door.api import ApiDependencies, create_app, create_control_app
 from relay.front_door.api.dependencies import Question
 from relay.store.journeys.document import Journey
 from relay.store.journeys.event_feed import ChangeNotifier
+from relay.store.journeys.events import EventCursor
 from relay.store.journeys.journey import ListPage, MessageList
-from relay.store.journeys.message_list import ListCursor, ListPosition, MessageSearch
+from relay.store.journeys.message_list import ListPosition, MessageSearch
 from relay.store.spool.queue_commands import (
     CommandReport,
     CommandResult,
@@ -83,7 +84,7 @@ class Records:
         lookup_s: float | None = None,
     ) -> MessageList:
         if before is not None:
-            return MessageList([], ListCursor(5), older=before)
+            return MessageList([], EventCursor(5), older=before)
         self.asked.append((account, wanted, limit))
         self.looks.put_nowait("list")
         found = [
@@ -91,10 +92,13 @@ class Records:
             for owner, journey in self.known.values()
             if account in (None, owner) and wanted.matches(journey)
         ]
-        return MessageList(found, ListCursor(5))
+        return MessageList(found, EventCursor(5))
 
     async def page(self, wanted: MessageSearch, *, account: str | None, limit: int) -> ListPage:
         return ListPage((), None)
+
+    async def near(self, wanted: MessageSearch, *, account: str | None, limit: int) -> Any:
+        return (), ()
 
     async def list(self, selector: Selector, *, limit: int, **_: Any) -> EntryList:
         if self.fault:

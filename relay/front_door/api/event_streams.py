@@ -28,14 +28,13 @@ from relay.front_door.http.gateway import EventStreamResponse
 from relay.store.journeys.event_feed import (
     ChangeNotifier,
     EventBatch,
-    EventCursor,
     EventData,
     EventFeed,
     event_data,
     parse_event_cursor,
     pause_after,
 )
-from relay.store.journeys.events import RecordedEvent
+from relay.store.journeys.events import EventCursor, RecordedEvent
 from relay.store.journeys.sender_view import sender_detail
 from relay.store.spool.types import SpoolError
 

@@ -162,10 +162,9 @@ class Handlers:
     async def _near_misses(self, wanted: MessageSearch, principal: Principal) -> dict[str, Any]:
         """Return what a wait in vain was near to, what is on its way, and what was refused."""
         journeys, account = self._dependencies.journeys, principal.account
-        alike = MessageSearch(kind=wanted.kind)
-        near = await journeys.page(alike, account=account, limit=_COMPARED_MAX)
+        near = await journeys.near(wanted, account=account, limit=_COMPARED_MAX)
         return {
-            "nearest": await asyncio.to_thread(nearest, wanted, near.rows),
+            "nearest": await asyncio.to_thread(nearest, wanted, *near),
             "in_flight": await self.in_flight(principal),
             "refused": (await self.refused({"limit": str(_NEAR_MAX)}, principal)).refused,
         }

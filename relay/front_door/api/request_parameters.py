@@ -18,13 +18,13 @@ from relay.base.message.lifecycle import RecipientState, SubmissionState
 from relay.base.settings.values import seconds_ahead
 from relay.front_door.http.errors import ApiError, bad_request, method_not_allowed, quoted
 from relay.front_door.http.http_request import HttpRequest
+from relay.store.journeys.event_feed import parse_event_cursor
 from relay.store.journeys.message_list import (
     FINAL_STATE,
     MAIL,
     REPORT,
     ListPosition,
     MessageSearch,
-    parse_cursor,
     parse_position,
 )
 from relay.store.spool.queue_commands import LIVE, Operation, QueueCommand, RouteLookup
@@ -116,7 +116,7 @@ def message_search_of(query: Mapping[str, str], clock: Clock) -> MessageSearch:
     after = None
     if (text := query.get("after")) is not None:
         try:
-            after = parse_cursor(text, now_us=clock.time_us())
+            after = parse_event_cursor(text, now_us=clock.time_us())
         except ValueError:
             expected = 'the "cursor" of an earlier answer'
             raise bad_request(f"after: found {quoted(text)}, expected {expected}.") from None

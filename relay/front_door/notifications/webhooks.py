@@ -37,14 +37,13 @@ from relay.front_door.notifications.sender import Feed, Post, Sender
 from relay.store.journeys.event_feed import (
     ChangeNotifier,
     EventBatch,
-    EventCursor,
     EventData,
     EventFeed,
     event_data,
     parse_event_cursor,
     pause_after,
 )
-from relay.store.journeys.events import RecordedEvent, Step
+from relay.store.journeys.events import EventCursor, RecordedEvent, Step
 from relay.store.spool.types import SpoolError
 from relay.transport.policy.globs import Globs
 

@@ -425,6 +425,7 @@ def open_foundation(
     active = sources.active
     if active is not None:
         active.keep_sets()
+    feed = EventFeed(engine, LogReader(log_directory, store=settings.mailboxes.store))
     reloader = Reloader(active, table, clock=clock, metrics=metrics) if active else None
     return Foundation(
         given=settings, sources=sources, reloader=reloader, certificates=certificates,
@@ -433,8 +434,7 @@ def open_foundation(
         readiness=Readiness(), table=table, srs=srs_of(settings), root=root,
         signer=Signer(sources.keys, clock=clock, metrics=metrics),
         store_log=store_log, store=store, spool=engine,
-        journeys=Journeys(engine, store_log, clock=clock),
-        feed=EventFeed(engine, LogReader(log_directory, store=settings.mailboxes.store)),
+        journeys=Journeys(engine, store_log, feed, clock=clock), feed=feed,
         refusals=refusals, milters=_milters(settings, metrics),
         usage=_usage(settings, sources, table, clock=clock),
     )  # fmt: skip

@@ -25,7 +25,9 @@ from relay.front_door.http.errors import ApiError
 from relay.operation.app.foundation import read_pauses
 from relay.operation.app.state_dir import OwnerLock, as_owner
 from relay.store import spool
+from relay.store.journeys.event_feed import EventFeed
 from relay.store.journeys.journey import Journeys
+from relay.store.journeys.log_reader import LogReader
 from relay.store.journeys.submission_log import SubmissionLog
 from relay.store.mailbox.maildir import DirectorySync
 from relay.store.spool.engine import SpoolEngine
@@ -68,11 +70,10 @@ def with_spool_files(
 
     async def answer() -> T:
         async with opened_spool(settings, clock, holds_store=False) as engine:
-            log = SubmissionLog(
-                settings.mailboxes.root / ".submissions" / "log", role="cli", clock=clock,
-                node=settings.node_of_many,
-            )  # fmt: skip
-            journeys = Journeys(engine, log, clock=clock)
+            directory = settings.mailboxes.root / ".submissions" / "log"
+            log = SubmissionLog(directory, role="cli", clock=clock, node=settings.node_of_many)
+            feed = EventFeed(engine, LogReader(directory, store=settings.mailboxes.store))
+            journeys = Journeys(engine, log, feed, clock=clock)
             held = restored_submissions(settings, clock, log)
             return await ask(SpoolFiles(engine, journeys, held))
 

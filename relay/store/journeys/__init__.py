@@ -22,7 +22,7 @@ In words:
 
 Lists and news:
 
-- `message_list`: conditions of the message list, its cursor, the place of a message, and its row;
+- `message_list`: conditions of the message list, the place of a message, and its row;
   what a wait that failed was near to; a search in all texts (`relay dev`)
 - `list_places`: which messages are on a page of the list
 - `event_feed`: the events of all messages behind one cursor; wakes who waits for a change

@@ -19,11 +19,12 @@ from msgspec import Struct
 
 from relay.base.clock import rfc3339
 from relay.base.message.lifecycle import RecipientState, SubmissionState
-from relay.store.journeys.events import RecordedEvent
-from relay.store.journeys.log_reader import LogEvents, LogPosition, LogReader
+from relay.store.journeys.events import EventCursor, LogPosition, RecordedEvent
+from relay.store.journeys.log_reader import LogEvents, LogReader
 from relay.store.journeys.spool_history import SpoolEvents, SpoolHistory
 
 _CURSOR_CHARACTERS_MAX = 1000
+_NEW_AT_ONCE = 5000
 _FUTURE_US_MAX = 86_400_000_000
 _LOG = re.compile(
     r"([a-z]{1,20}(?:-[0-9a-f]{8})?)~(\d{4}-\d\d-\d\d)~(\d{1,18})~(\d{1,9})~([0-9a-f]{8})", re.ASCII
@@ -31,40 +32,6 @@ _LOG = re.compile(
 _PAUSE_S_MIN = 0.02
 _PAUSE_S_MAX = 5.0  # a read may have waited for a long query
 _COST_FACTOR = 20
-
-
-class EventCursor(Struct, frozen=True):
-    """A place in the recorded events; `sequence` is that in the spool. 0 is the beginning of what
-    is kept.
-    """
-
-    sequence: int = 0
-    logs: Mapping[str, LogPosition] = {}
-
-    def __str__(self) -> str:
-        """Return the text of the API, which needs no escaping in a URL."""
-        logs = (
-            f".{role}~{one.day}~{one.offset}~{one.size}~{one.crc:08x}"
-            for role, one in sorted(self.logs.items())
-        )
-        return f"{self.sequence}{''.join(logs)}"
-
-    def covers(self, source: str, place: "EventCursor") -> bool:
-        """Whether the place of `place` in one source is not behind this one's."""
-        if not source:
-            return place.sequence <= self.sequence
-        here, there = self.logs.get(source), place.logs[source]
-        return here is not None and (there.day, there.offset) <= (here.day, here.offset)
-
-    def covers_all(self, other: "EventCursor") -> bool:
-        """Whether no place of `other` is behind this one's."""
-        return all(self.covers(source, other) for source in ("", *other.logs))
-
-    def moved(self, source: str, place: int | LogPosition) -> "EventCursor":
-        """Return the cursor with another place in the spool, "", or in the log of a role."""
-        if isinstance(place, int):
-            return EventCursor(place, self.logs)
-        return EventCursor(self.sequence, {**self.logs, source: place})
 
 
 class EventData(Struct, frozen=True):
@@ -112,7 +79,7 @@ def parse_event_cursor(text: str, *, now_us: int) -> EventCursor:
 
 class EventBatch(NamedTuple):
     """The events after the cursor `after`, each with its source and the cursor after it; and the
-    cursor behind all of them.
+    cursor after all of them.
 
     `removed_to` is the sequence of the last event that the spool has removed. `is_log_missing`: the
     place of `after` in the submission log is not kept. `is_complete`: no more were
@@ -145,6 +112,15 @@ class EventFeed:
         The spool is read first: of what it has, the log has the earlier steps by then.
         """
         spool = await self._spool.events_after(after.sequence, limit=limit)
+        logs = await asyncio.to_thread(self._log.read, after.logs, limit=limit)
+        return _merged(after, spool, logs)
+
+    async def read_new(self, after: EventCursor, *, is_settled: bool = True) -> EventBatch:
+        """Return what read() does, but of the spool only step 5 of messages that are no
+        submissions, without details. Unless `is_settled` some may come once more.
+        """
+        limit = _NEW_AT_ONCE
+        spool = await self._spool.accepted_after(after.sequence, limit=limit, is_settled=is_settled)
         logs = await asyncio.to_thread(self._log.read, after.logs, limit=limit)
         return _merged(after, spool, logs)
 

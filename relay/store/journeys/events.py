@@ -103,3 +103,48 @@ def parse_line(line: bytes) -> LogLine | None:
         return _decoder.decode(line)
     except (msgspec.DecodeError, UnicodeDecodeError):
         return None
+
+
+class LogPosition(Struct, frozen=True):
+    """A place in the file of a day, behind a line with this size and checksum; at the start these
+    are 0.
+    """
+
+    day: str
+    offset: int
+    size: int = 0
+    crc: int = 0
+
+
+class EventCursor(Struct, frozen=True):
+    """A place in the recorded events; `sequence` is that in the spool. 0 is the beginning of what
+    is kept.
+    """
+
+    sequence: int = 0
+    logs: Mapping[str, LogPosition] = {}
+
+    def __str__(self) -> str:
+        """Return the text of the API, which needs no escaping in a URL."""
+        logs = (
+            f".{role}~{one.day}~{one.offset}~{one.size}~{one.crc:08x}"
+            for role, one in sorted(self.logs.items())
+        )
+        return f"{self.sequence}{''.join(logs)}"
+
+    def covers(self, source: str, place: "EventCursor") -> bool:
+        """Whether the place of `place` in one source is not behind this one's."""
+        if not source:
+            return place.sequence <= self.sequence
+        here, there = self.logs.get(source), place.logs[source]
+        return here is not None and (there.day, there.offset) <= (here.day, here.offset)
+
+    def covers_all(self, other: "EventCursor") -> bool:
+        """Whether no place of `other` is behind this one's."""
+        return all(self.covers(source, other) for source in ("", *other.logs))
+
+    def moved(self, source: str, place: int | LogPosition) -> "EventCursor":
+        """Return the cursor with another place in the spool, "", or in the log of a role."""
+        if isinstance(place, int):
+            return EventCursor(place, self.logs)
+        return EventCursor(self.sequence, {**self.logs, source: place})

@@ -5,29 +5,27 @@ account sees its own messages only.
 """
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from typing import Any
 
 from msgspec import Struct
 from msgspec.structs import replace
 
-from relay.base.clock import Clock, id_time_us, rfc3339, time_us_of, wall_offset_us
+from relay.base.clock import Clock, id_time_us, rfc3339, wall_offset_us
 from relay.base.message.envelope import Client
 from relay.base.message.lifecycle import BEFORE_QUEUE, SubmissionState
 from relay.base.message.rest_id import read_rest_id
 from relay.store.journeys.document import Journey, JourneyStep, Recipient
-from relay.store.journeys.events import Step
+from relay.store.journeys.event_feed import EventFeed
+from relay.store.journeys.events import EventCursor, Step
 from relay.store.journeys.list_places import ListPlaces, is_between
 from relay.store.journeys.message_list import (
     SCAN_MAX,
     FoundMessage,
-    ListCursor,
     ListPosition,
     MessageSearch,
     MessageSummary,
     OpenSubmission,
-    cursor_at,
-    cursor_before,
     position_of,
     row_of,
 )
@@ -40,7 +38,6 @@ from relay.store.journeys.submission_log import SubmissionLog, SubmissionRecord
 _SAME_TIME_MAX = 100  # messages of one millisecond, to find one
 _LOG_S = 10.0  # a client waits for 30 s
 _READ_MAX = 1000  # candidates, to find those that match
-_WINDOW_US = 10_000_000  # a message is visible earlier than this after its time
 PAGES_MAX = 20  # that one call reads, each of up to SCAN_MAX messages
 _NEIGHBOURS_READ = 200  # names at a time
 _NEIGHBOUR_LOOKS_MAX = 3
@@ -48,10 +45,10 @@ _ALL = MessageSearch()
 
 
 class MessageList(Struct, frozen=True):
-    """Journeys, newest first, and the cursors behind which later and older messages are."""
+    """Journeys, newest first, and the cursors after which later and older messages are."""
 
     messages: list[Journey]
-    cursor: ListCursor
+    cursor: EventCursor
     older: ListPosition | None = None
 
 
@@ -72,7 +69,11 @@ class ListPage(Struct, frozen=True):
 class Journeys:
     """Joins the steps of submission log and spool by submission id."""
 
-    def __init__(self, spool: SpoolHistory, store: SubmissionLog, *, clock: Clock) -> None:
+    def __init__(
+        self, spool: SpoolHistory, store: SubmissionLog, feed: EventFeed, *, clock: Clock
+    ) -> None:
+        """`feed` is of this spool and of the directory of this log."""
+        self._feed = feed
         self._spool = spool
         self._store = store
         self._clock = clock
@@ -114,21 +115,17 @@ class Journeys:
             return await self._behind(
                 wanted, wanted.after, account=account, limit=limit, lookup_s=lookup_s
             )
-        since_us = self._clock.time_us() - _WINDOW_US
-        visible = await self._visible(since_us)
+        cursor = await self._feed.now()
         page = await self.page(
             wanted, account=account, before=before, limit=limit, lookup_s=lookup_s
         )
+        later, _ = await self._new(cursor, is_settled=False)
         found: list[Journey] = []
         for row in page.rows:
-            journey = await self._journey_of(row)
-            if journey is None or not wanted.matches(journey):
-                continue
-            name = row.submission_id or row.id
-            if _submitted_us(journey) <= since_us or name in visible:
+            journey = None if row.position.name in later else await self._journey_of(row)
+            if journey is not None and wanted.matches(journey):
                 found.append(journey)
-        found = _seen_by(account, found)
-        return MessageList(found, cursor_at(since_us, visible), page.older)
+        return MessageList(_seen_by(account, found), cursor, page.older)
 
     async def page(
         self,
@@ -320,95 +317,79 @@ class Journeys:
         )  # fmt: skip
         return any(one == place for one, _ in found)
 
-    async def _visible(self, since_us: int) -> dict[str, int]:
-        """Return the times, by name, of all messages since then."""
-        submissions = await self._store.search(_ALL, account=None, since_us=since_us)
-        messages = await self._spool.search(_ALL, account=None, since_us=since_us, limit=SCAN_MAX)
-        accepted = {one.name: one.at_us for one in messages}
-        return accepted | {one.name: one.at_us for one in submissions}
+    async def near(
+        self, wanted: MessageSearch, *, account: str | None, limit: int
+    ) -> tuple[Sequence[MessageSummary], Container[str]]:
+        """Return the newest messages, and the names of those after the cursor of a search."""
+        new = (await self._new(wanted.after))[0] if wanted.after else ()
+        page = await self.page(MessageSearch(kind=wanted.kind), account=account, limit=limit)
+        return page.rows, new
+
+    async def _new(
+        self, after: EventCursor, *, is_settled: bool = True
+    ) -> tuple[dict[str, tuple[int, EventCursor]], EventCursor]:
+        """Return the messages that were submitted, or received by SMTP, after a cursor, oldest
+        first, by their names: when, and the cursor after it; and the cursor after all of them.
+        """
+        found: dict[str, tuple[int, EventCursor]] = {}
+        for _ in range(PAGES_MAX):
+            batch = await self._feed.read_new(after, is_settled=is_settled)
+            for source, cursor, recorded in batch.events:
+                if not source or recorded.event.step is Step.NOTIFIED:
+                    name = recorded.submission_id or recorded.queue_id or ""
+                    found.setdefault(name, (recorded.event.at_us, cursor))
+            after = batch.cursor
+            if batch.is_complete:
+                break
+        return found, after
 
     async def _behind(
         self,
         wanted: MessageSearch,
-        after: ListCursor,
+        after: EventCursor,
         *,
         account: str | None,
         limit: int,
         lookup_s: float | None,
     ) -> MessageList:
-        """Return the oldest messages after a cursor, and the cursor of this moment."""
-        since_us = self._clock.time_us() - _WINDOW_US
-        visible = await self._visible(since_us)
-        found: list[Journey] = []
-        if wanted.client:
-            wanted, _ = await self.places.with_submissions(wanted)
-        wanted = await self.places.with_index(wanted)
-        candidates = await self._candidates(wanted, after, account=account)
-        unread: Sequence[FoundMessage] = ()
-        check = self.places.begin(wanted, lookup_s)
-        for number, candidate in enumerate(candidates):
-            if len(found) == limit or number == max(limit, _READ_MAX):
-                unread = candidates[number:]
-                break
-            journey = await self._journey_of(candidate)
-            if journey is None or not wanted.matches(journey):
-                continue
-            at_us = _submitted_us(journey)
-            is_new = at_us > since_us and candidate.name not in visible
-            if is_new or not after.is_after(candidate.name, at_us):
-                continue
-            if wanted.needs_content:
-                asked = candidate if candidate.queue_id else _with_words(candidate, journey, wanted)
-                answers = await check([asked])
-                if not answers:
-                    unread = candidates[number:]
-                    break
-                if not answers[0]:
-                    continue
-            found.append(journey)
-        found = _seen_by(account, sorted(found, key=_known_at, reverse=True))
-        if unread:
-            names = visible | {one.name: one.at_us for one in candidates}
-            for one in unread:
-                names.pop(one.name, None)
-            return MessageList(found, cursor_before(unread[0].at_us, since_us, names))
-        return MessageList(found, cursor_at(since_us, visible))
-
-    async def _candidates(
-        self, wanted: MessageSearch, after: ListCursor, *, account: str | None
-    ) -> list[FoundMessage]:
-        """Return the messages after a cursor that may match, each once, oldest first.
-
-        The log is read first: what it has as accepted is in the spool by then.
+        """Return the oldest messages after a cursor that match, and the cursor after them. While
+        the contents are not read that decide, there are none, and the cursor is the same.
         """
-        submissions = await self._store.search(wanted, account=account, since_us=after.since_us)
-        messages = await self._spool.search(
-            wanted, account=account, since_us=after.since_us, limit=SCAN_MAX
-        )
-        submissions = [one for one in submissions if after.is_after(one.name, one.at_us)]
-        newer = {one.name: one.at_us for one in submissions}
-        messages = [
-            replace(one, at_us=newer.get(one.name, one.at_us))
-            for one in messages
-            if one.name in newer or not one.submission_id
-        ]
-        in_spool = {one.name for one in messages}
-        waiting = [
-            one
-            for one in submissions
-            if one.matches
-            and one.name not in in_spool
-            and wanted.is_in_time(one.at_us)
-            and wanted.matches_origin(one.account, "", one.name)
-            and not wanted.larger_than_bytes  # the size is not known yet
-        ]
-        return sorted([*messages, *waiting], key=lambda one: one.at_us)
+        new, end = await self._new(after)
+        if not new:
+            return MessageList([], end)
+        began_s, first_us = self._clock.real_s(), min(map(_place_us, new))
+        wanted = replace(wanted, after=None, from_us=max(wanted.from_us, first_us))
+        matching: dict[str, FoundMessage | OpenSubmission] = {}
+        before: ListPosition | None = None
+        while True:
+            some, before = await self.places.find(
+                wanted, account=account, limit=_READ_MAX, before=before, lookup_s=lookup_s
+            )
+            matching |= {place.name: one for place, one in some}
+            if before is None:
+                break
+            if self._clock.real_s() - began_s > _LOG_S:
+                return MessageList([], after)
+        found: list[Journey] = []
+        for name, (at_us, behind) in new.items():
+            if len(found) == limit:
+                end = after
+                break
+            after = behind
+            if name in matching:
+                journey = await self._journey_of(matching[name])
+                if journey and wanted.matches(journey) and _is_submitted_at(journey, at_us):
+                    found.append(journey)
+        return MessageList(_seen_by(account, found[::-1]), end)
 
-    async def _journey_of(self, found: FoundMessage | MessageSummary) -> Journey | None:
-        queue_id = found.queue_id if isinstance(found, FoundMessage) else found.id
-        if queue_id:
-            return await self._by_queue_id(queue_id)
-        return await self._by_submission(found.name)
+    async def _journey_of(
+        self, found: FoundMessage | OpenSubmission | MessageSummary
+    ) -> Journey | None:
+        name = found.name if isinstance(found, MessageSummary) else _name_of(found)
+        if _is_submission(name):
+            return await self._by_submission(name)
+        return await self._by_queue_id(name)
 
     async def _recent(
         self, key: str, *, account: str | None, limit: int, added: bool = False
@@ -540,24 +521,19 @@ def _known_at(journey: Journey) -> tuple[str, str]:
     return max(sent, default=""), ""
 
 
-def _submitted_us(journey: Journey) -> int:
-    """Return when a message was submitted, or received by SMTP."""
-    times = {step.step: step.at for step in reversed(journey.steps)}
-    for step in (Step.NOTIFIED, Step.CREATED, Step.POLICY_AND_ROUTING):
-        if step in times:
-            return time_us_of(times[step])
-    return id_time_us(journey.id or "") or 0
+def _place_us(name: str) -> int:
+    """Return the time of the place of a message, by its name."""
+    return (position_of("", name) if _is_submission(name) else position_of(name, "")).at_us
+
+
+def _is_submitted_at(journey: Journey, at_us: int) -> bool:
+    """Whether a step 2 at this time is that of its submission, and no remark about it."""
+    times = [step.at for step in journey.steps if step.step == Step.NOTIFIED]
+    return not times or rfc3339(at_us) in times
 
 
 def _draft_of(submission_id: str | None) -> str | None:
     return submission_id.partition(".")[0] if submission_id else None
-
-
-def _with_words(found: FoundMessage, journey: Journey, wanted: MessageSearch) -> FoundMessage:
-    """Return a submission with the words that its content must have."""
-    addresses = [one.address for one in journey.recipients]
-    words = wanted.words_of_text(journey.sender, journey.subject, addresses)
-    return replace(found, words_left=words)
 
 
 def _row_of_journey(journey: Journey, place: ListPosition) -> MessageSummary:

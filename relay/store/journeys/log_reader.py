@@ -16,7 +16,7 @@ from msgspec import Struct
 
 from relay.base.clock import id_time_us
 from relay.base.message.lifecycle import RecipientState, SubmissionState
-from relay.store.journeys.events import Event, RecordedEvent, Step, parse_line
+from relay.store.journeys.events import Event, LogPosition, RecordedEvent, Step, parse_line
 from relay.store.journeys.open_submissions import state_before_queue
 
 _NAME = re.compile(r"(\d{4}-\d\d-\d\d)-([a-z]{1,20})", re.ASCII)
@@ -24,17 +24,6 @@ _BLOCK_BYTES = 256 * 1024
 _LINE_BYTES_MAX = 1 << 20
 _BATCH_BYTES_MAX = 1 << 20  # in one answer, and one line more
 _ROLES_MAX = 8
-
-
-class LogPosition(Struct, frozen=True):
-    """A place in the file of a day, behind a line with this size and checksum; at the start these
-    are 0.
-    """
-
-    day: str
-    offset: int
-    size: int = 0
-    crc: int = 0
 
 
 class LogEvents(Struct, frozen=True):

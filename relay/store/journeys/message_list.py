@@ -1,4 +1,4 @@
-"""The message list as values: search conditions, its cursor, the place of a message, and its rows.
+"""The message list as values: search conditions, the place of a message, and its rows.
 
 The spool and the submission log use the conditions to find candidates, Journeys to decide. The list
 has the newest message first, by the time when it was submitted or received by SMTP. This time
@@ -6,12 +6,9 @@ follows from the names of a message: a row stays where it is when its submission
 reader who goes on from a place misses nothing and sees nothing twice.
 """
 
-import base64
 import fnmatch
-import hashlib
 import re
-import struct
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Container, Iterable, Iterator, Mapping, Sequence
 from difflib import SequenceMatcher
 from functools import lru_cache
 from typing import Any, Literal, Protocol, TypeVar
@@ -23,6 +20,7 @@ from relay.base.clock import id_time_us, rfc3339, time_us_of
 from relay.base.message.address import ascii_address, own_mailbox, pattern_forms, shown_address
 from relay.base.message.lifecycle import AT_REST, BEFORE_QUEUE, FINAL
 from relay.store.journeys.document import Journey
+from relay.store.journeys.events import EventCursor
 
 MAIL, REPORT = "mail", "report"  # kinds of messages: Relay's own reports are not mail
 FINAL_STATE = "final"  # all recipients are in final states
@@ -32,75 +30,6 @@ SUBJECT_CHARACTERS_MAX = 200  # of a subject are kept in histories
 # An event is visible at most this long after its time; a message becomes visible with its first.
 CLOCK_MARGIN_US = 60_000_000
 ALL_MAILBOXES, NO_MAILBOX = "*", ""  # in place of the address of a reader
-
-
-class ListCursor(Struct, frozen=True):
-    """The moment of a message list: behind it are the messages that were first submitted or
-    accepted later.
-
-    Times alone cannot say this, because a message is visible a little later than its time. So the
-    cursor has a time shortly before the moment, and digests of the messages that were visible at
-    the moment and are newer than this time.
-    """
-
-    since_us: int
-    seen: frozenset[bytes] = frozenset()
-
-    def is_after(self, name: str, at_us: int) -> bool:
-        """Whether a message is after the cursor; `name` is its submission id or queue id."""
-        return at_us > self.since_us and _digest(name) not in self.seen
-
-    def __str__(self) -> str:
-        """Return the text of the API."""
-        octets = struct.pack(">Q", self.since_us) + b"".join(sorted(self.seen))
-        return base64.urlsafe_b64encode(octets).decode().rstrip("=")
-
-
-_DIGEST_BYTES = 5
-_TIME_BYTES = 8
-SEEN_MAX = 200  # digests in a cursor: 1,350 characters
-
-
-def cursor_at(since_us: int, visible: Mapping[str, int]) -> ListCursor:
-    """Return the cursor for the moment at which these were the messages newer than `since_us`.
-
-    `visible` has their times by name. If there are very many, the time of the cursor is later.
-    """
-    newest = sorted(visible.items(), key=lambda one: one[1], reverse=True)
-    if len(newest) > SEEN_MAX:
-        since_us = newest[SEEN_MAX][1]
-    seen = [_digest(name) for name, at_us in newest if at_us > since_us]
-    return ListCursor(since_us, frozenset(seen))
-
-
-def cursor_before(first_us: int, since_us: int, seen: Mapping[str, int]) -> ListCursor:
-    """Return the cursor behind which are messages from `first_us` on that are not in `seen`.
-
-    As cursor_at(), `seen` has times by name, and what becomes visible late since `since_us` is
-    after the cursor too, unless there are very many messages.
-    """
-    since_us = min(since_us, first_us - 1)
-    if sum(at_us > since_us for at_us in seen.values()) > SEEN_MAX:
-        since_us = first_us - 1
-        seen = {name: at_us for name, at_us in seen.items() if at_us == first_us}
-    return cursor_at(since_us, seen)
-
-
-def parse_cursor(text: str, *, now_us: int) -> ListCursor:
-    """Return the cursor. Raises ValueError for a text that is not one, or is from the future."""
-    if not re.fullmatch(r"[A-Za-z0-9_-]{11,2000}", text, re.ASCII) or len(text) % 4 == 1:
-        raise ValueError("not a cursor")
-    octets = base64.urlsafe_b64decode(text + "=" * (-len(text) % 4))
-    seen = octets[_TIME_BYTES:]
-    (since_us,) = struct.unpack_from(">Q", octets)
-    if len(seen) % _DIGEST_BYTES or since_us > now_us + CLOCK_MARGIN_US:
-        raise ValueError("not a cursor")
-    starts = range(0, len(seen), _DIGEST_BYTES)
-    return ListCursor(since_us, frozenset(seen[at : at + _DIGEST_BYTES] for at in starts))
-
-
-def _digest(name: str) -> bytes:
-    return hashlib.blake2b(name.encode(), digest_size=_DIGEST_BYTES).digest()
 
 
 class SearchedTag(Struct, frozen=True):
@@ -139,7 +68,7 @@ class MessageSearch(Struct, frozen=True):
     # Of the messages in the spool those whose content matches, newest first, where an index knows.
     indexed: Mapping[str, None] | None = None
     key: str = ""  # one of the names of the message
-    after: ListCursor | None = None  # messages that were first submitted or accepted later
+    after: EventCursor | None = None  # messages that were submitted or accepted behind it
     added: bool = False  # copies that rules and milters added count as well: for operators
 
     @property
@@ -247,9 +176,7 @@ def _names_of(client: str) -> tuple[str, str]:
 
 
 class FoundMessage(Struct, frozen=True):
-    """A message in the spool, or a submission in the log, which has no queue id. `at_us` is when it
-    was accepted or submitted; 0 if that was not asked for. `matches`: it may match, and is not
-    accepted yet if it is in the log.
+    """A message in the spool, or a submission in the log, which has no queue id.
 
     The other fields are there if the search has conditions on the content. `account` is in whose
     mailbox the sender's copy may be. `words_left` are the words that it must have. `recipients`
@@ -258,11 +185,9 @@ class FoundMessage(Struct, frozen=True):
 
     queue_id: str
     submission_id: str
-    at_us: int = 0
     account: str = ""
     words_left: tuple[str, ...] = ()
     recipients: tuple[tuple[int, str, str], ...] = ()
-    matches: bool = True
 
     @property
     def name(self) -> str:
@@ -483,9 +408,13 @@ def likeness(compared: Iterable[Comparison]) -> float:
     )
 
 
-def nearest(wanted: MessageSearch, rows: Iterable[MessageSummary]) -> dict[str, Any] | None:
-    """Return the row that differs least, of several the first, with its fields; None for none."""
-    compared = [(row, list(_compare(wanted, row))) for row in rows]
+def nearest(
+    wanted: MessageSearch, rows: Iterable[MessageSummary], new: Container[str]
+) -> dict[str, Any] | None:
+    """Return the row that differs least, of several the first, with its fields; None for none.
+    `new` are the names of messages after the cursor.
+    """
+    compared = [(row, list(_compare(wanted, row, new))) for row in rows]
     found = max(compared, key=lambda one: likeness(one[1]), default=None)
     if found is None:
         return None
@@ -494,14 +423,15 @@ def nearest(wanted: MessageSearch, rows: Iterable[MessageSummary]) -> dict[str, 
     return {**found[0].as_json(), "compared": fields}
 
 
-def _compare(wanted: MessageSearch, row: MessageSummary) -> Iterator[Comparison]:
+def _compare(
+    wanted: MessageSearch, row: MessageSummary, new: Container[str]
+) -> Iterator[Comparison]:
     """Yield the conditions that a row decides; of the words, whether they are in the row."""
     addresses, sender = [one.address for one in row.recipients], row.sender or "<>"
     states = [(one.address, one.state) for one in row.recipients]
     here = map(own_mailbox, (row.sender, *addresses))
     to = ", ".join(addresses)
-    place = row.position
-    is_after = wanted.after is None or wanted.after.is_after(place.name, place.at_us)
+    is_after = row.position.name in new
     after = "after the cursor" if wanted.after else ""
     for field, expected, found, is_right in (
         ("to", wanted.to, to, any(map(wanted.matches_address, addresses))),

@@ -13,7 +13,6 @@ from relay.base.message.content import Content
 from relay.store.journeys.document import Journey
 from relay.store.journeys.events import RecordedEvent
 from relay.store.journeys.message_list import (
-    FoundMessage,
     FoundPage,
     ListPosition,
     MessageSearch,
@@ -70,14 +69,6 @@ class SpoolHistory(Protocol):
         address, or for "last".
         """
 
-    async def search(
-        self, wanted: MessageSearch, *, account: str | None, since_us: int, limit: int
-    ) -> Sequence[FoundMessage]:
-        """Return messages that match, apart from `after`, newest first: those that were accepted
-        after `since_us`, with their times. The scan is bounded: older
-        messages may be missed.
-        """
-
     async def find_page(
         self, wanted: MessageSearch, *, account: str | None, before: ListPosition | None, limit: int
     ) -> FoundPage:
@@ -107,6 +98,11 @@ class SpoolHistory(Protocol):
         """Return the first events after the sequence `after`, in their order.
 
         They may be fewer than `limit` although there are more, if they are large.
+        """
+
+    async def accepted_after(self, after: int, *, limit: int, is_settled: bool) -> SpoolEvents:
+        """Return step 5 of messages that are no submissions, as events_after(), without details.
+        Unless `is_settled` also those that may be behind last_event().
         """
 
     async def last_event(self) -> int:

@@ -24,10 +24,8 @@ from relay.base.message.address import own_mailbox
 from relay.store.journeys.document import JourneyStep
 from relay.store.journeys.events import Event, LogLine, Step, parse_line
 from relay.store.journeys.message_list import (
-    CLOCK_MARGIN_US,
     SCAN_MAX,
     SUBJECT_CHARACTERS_MAX,
-    FoundMessage,
     MessageSearch,
     OpenSubmission,
     matches_pattern,
@@ -169,15 +167,6 @@ class SubmissionLog:
         """Return submission ids for any of a submission's names, newest first."""
         return await asyncio.to_thread(self._find, key, account, limit)
 
-    async def search(
-        self, wanted: MessageSearch, *, account: str | None, since_us: int
-    ) -> Sequence[FoundMessage]:
-        """Return the submissions since then, newest first: the newest SCAN_MAX, and which of them
-        may match.
-        """
-        scan = _Scan(wanted, account, since_us=since_us)
-        return await asyncio.to_thread(scan.read, self._files())
-
     async def submitted_by(self, wanted: MessageSearch) -> tuple[frozenset[str], int]:
         """Return the submissions that the client has made by HTTP in this time, and since when they
         are complete. They are SCAN_MAX and the others of that day; the time is 0 if there are no
@@ -291,58 +280,6 @@ class SubmissionLog:
     def _files(self) -> list[Path]:
         """Return the files, newest day first."""
         return _files(self._directory)[::-1]
-
-
-class _Scan:
-    """Reads the log backwards for a search of the submissions since a time."""
-
-    def __init__(self, wanted: MessageSearch, account: str | None, *, since_us: int) -> None:
-        self._wanted = wanted
-        self._account = account
-        self._since_us = since_us
-        self._submitted_us: dict[str, int] = {}
-        self._ended: set[str] = set()  # accepted or withdrawn: recorded later, so read earlier
-        self._found: dict[str, FoundMessage] = {}
-        self._read = 0
-
-    def read(self, files: Sequence[Path]) -> list[FoundMessage]:
-        earliest_us = self._since_us - CLOCK_MARGIN_US
-        for path in files:
-            if path.name[:10] < _day_of(earliest_us):
-                break
-            for line in lines_backwards(path):
-                if (one := parse_line(line)) is None:
-                    continue
-                if self._read >= SCAN_MAX:
-                    return list(self._found.values())
-                if one.at_us < earliest_us and one.step > Step.CREATED:
-                    break  # a draft may be older than its sending
-                self._take(one)
-        return list(self._found.values())
-
-    def _take(self, line: LogLine) -> None:
-        if line.step == Step.NOTIFIED:
-            self._submitted_us[line.submission_id] = line.at_us
-        elif line.step == Step.ACCEPTED or line.withdrawn:
-            self._ended.add(line.submission_id)
-        elif line.step == Step.CREATED:
-            self._read += 1
-            at_us = self._submitted_us.pop(line.submission_id, None)
-            if at_us is not None and self._account in (None, line.account):
-                self._keep(line, at_us)
-
-    def _keep(self, line: LogLine, at_us: int) -> None:
-        submission_id = line.submission_id
-        matches = (
-            submission_id not in self._ended
-            and self._wanted.matches_facts(line.sender, line.subject)
-            and any(map(self._wanted.matches_address, line.recipients))
-        )
-        self._ended.discard(submission_id)
-        if at_us > self._since_us:
-            self._found[submission_id] = FoundMessage(
-                "", submission_id, at_us, line.account, matches=matches
-            )
 
 
 _FACTS = SubmissionFacts.__struct_fields__

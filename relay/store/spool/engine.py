@@ -144,7 +144,6 @@ class SpoolEngine(QueueEngine, SpoolHistory):
     development: DevelopmentSpool | None = None
     _writer: GroupWriter
     find_queue_ids = reads(message_list.find_queue_ids)
-    search = reads(message_list.search)
     find_page = reads(message_list.find_page)
     summaries = reads(message_list.summaries)
     accepted_submissions = reads(message_list.accepted_submissions)
@@ -391,6 +390,15 @@ class SpoolEngine(QueueEngine, SpoolHistory):
                 captures_at_once=not self._captured.is_delivered,
             )
         )  # fmt: skip
+
+    async def accepted_after(self, after: int, *, limit: int, is_settled: bool) -> SpoolEvents:
+        """SpoolHistory.accepted_after."""
+
+        def found(tables: Tables) -> SpoolEvents:
+            until = self._last_event(tables) if is_settled else NEVER_US
+            return event_log.accepted_after(tables, after, until, limit=limit)
+
+        return await self.read(found)
 
     async def last_event(self) -> int:
         """SpoolHistory.last_event."""

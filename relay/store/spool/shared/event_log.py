@@ -47,6 +47,12 @@ _EVENTS = (
     " WHERE e.sequence > ? AND e.sequence <= ?"
     " ORDER BY e.sequence LIMIT ?"
 )
+_ACCEPTED = (
+    "SELECT e.sequence, e.message_id, e.at_us, m.account"
+    " FROM event e INDEXED BY event_sequence JOIN message m ON m.id = e.message_id"
+    " WHERE e.sequence > ? AND e.sequence <= ? AND e.step = ? AND m.submission_id = ''"
+    " ORDER BY e.sequence LIMIT ?"
+)
 _CHARACTERS_MAX = 1 << 20  # of details in one answer, and one event more
 _RECIPIENTS = "SELECT number, entry, added_by <> '' FROM recipient WHERE message_id = ?"
 _Recipients = tuple[frozenset[int], frozenset[int]]  # hidden numbers, and entries that are shown
@@ -250,6 +256,20 @@ def events_after(
         if characters > _CHARACTERS_MAX or len(found) == limit:
             return SpoolEvents(found, removed_to(tables), False)
     return SpoolEvents(found, removed_to(tables), True)
+
+
+def accepted_after(tables: Tables, after: int, until: int, *, limit: int) -> SpoolEvents:
+    """SpoolHistory.accepted_after, up to the sequence `until`."""
+    step = Step.POLICY_AND_ROUTING
+    rows = tables.fetch(_ACCEPTED, (after, until, int(step), limit))
+    found: list[tuple[int, RecordedEvent | None]] = [
+        (sequence, RecordedEvent(queue_id, None, account, Event(step, at_us), None))
+        for sequence, queue_id, at_us, account in rows
+    ]
+    is_complete = len(found) < limit
+    if is_complete and until > after:
+        found.append((until, None))
+    return SpoolEvents(found, removed_to(tables), is_complete)
 
 
 def last_event(tables: Tables) -> int:

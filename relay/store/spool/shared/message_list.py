@@ -11,15 +11,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice, pairwise
 from typing import Any
 
-from msgspec.structs import replace
-
 from relay.base.clock import ID_LENGTH, first_id_after, id_time_us
 from relay.base.message.address import own_mailbox, shown_address
 from relay.base.message.lifecycle import AT_REST, RecipientState, message_state
 from relay.base.message.rest_id import read_rest_id
 from relay.store.journeys.events import Step
 from relay.store.journeys.message_list import (
-    CLOCK_MARGIN_US,
     FINAL_STATE,
     LISTED_MAX,
     MAIL,
@@ -38,7 +35,6 @@ from relay.store.spool.shared.tables import Tables
 
 _RECIPIENTS_MAX = 200_000  # rows that one page reads
 _CHUNK, _SPARE = 200, 10
-_SEARCHED_AT_ONCE = 50
 _SCANNED_AT_ONCE = 200
 _ADDRESSES_MAX = 2000
 _LATEST = "~"  # sorts after every id
@@ -291,28 +287,6 @@ def find_queue_ids(tables: Tables, key: str, *, account: str | None, limit: int)
     return _scan(tables, key, account=account, limit=limit)
 
 
-def search(
-    tables: Tables, wanted: MessageSearch, *, account: str | None, since_us: int, limit: int
-) -> Sequence[FoundMessage]:
-    """SpoolHistory.search."""
-    found: list[FoundMessage] = []
-    matching = _Matching(tables, wanted, account)
-    earliest = first_id_after(since_us - CLOCK_MARGIN_US)
-    rows = tables.each(
-        f"SELECT {_FACTS} FROM message WHERE {_OF_KIND[wanted.kind]}id > ?"
-        " ORDER BY id DESC LIMIT ?",
-        (earliest, SCAN_MAX),
-    )
-    for some in in_chunks(rows, _SEARCHED_AT_ONCE):
-        chunk = matching.among(some)
-        times = _accepted_us(tables, [one.queue_id for one in chunk])
-        chunk = [replace(one, at_us=times[one.queue_id]) for one in chunk]
-        found += [one for one in chunk if one.at_us > since_us]
-        if len(found) >= limit or matching.recipients_left <= 0:
-            break
-    return found[:limit]
-
-
 def find_page(
     tables: Tables,
     wanted: MessageSearch,
@@ -411,17 +385,6 @@ def recent_addresses(tables: Tables, *, account: str | None, limit: int) -> Sequ
         (*recipients[1], *senders[1], _ADDRESSES_MAX),
     )
     return [address for (address,) in rows]
-
-
-def _accepted_us(tables: Tables, queue_ids: Sequence[str]) -> dict[str, int]:
-    """Return when each message was accepted."""
-    rows = tables.fetch_each(
-        "SELECT message_id, at_us FROM event WHERE message_id = ? AND step = ?"
-        " ORDER BY sequence LIMIT 1",
-        [(queue_id, int(Step.POLICY_AND_ROUTING)) for queue_id in queue_ids],
-    )
-    known = dict(rows)
-    return {one: known.get(one, id_time_us(one) or 0) for one in queue_ids}
 
 
 def _deciding(

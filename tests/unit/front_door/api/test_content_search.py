@@ -92,7 +92,7 @@ class Searched:
         """Search for words, none of which is in the history of the messages."""
         wanted = tuple(words.split())
         candidates = [
-            FoundMessage(one.queue_id, one.submission_id, 0, one.account, wanted, one.recipients)
+            FoundMessage(one.queue_id, one.submission_id, one.account, wanted, one.recipients)
             for one in found
         ]
         return [*await self.begin(reader, words=wanted).matching(candidates)]

@@ -81,7 +81,7 @@ class Relay:
         self.feed = CountingFeed(self.spool, LogReader(folder / "log"))
         self.streams = EventStreams(self.feed, changes=self.changes, clock=self.clock)
         dependencies = ApiDependencies(
-            journeys=Journeys(self.spool, self.log, clock=self.clock),
+            journeys=Journeys(self.spool, self.log, self.feed, clock=self.clock),
             queue_admin=self.spool.queue_admin, stats=self.spool.stats,
             way_to=lambda text: all_to(NextHop.parse(text)), target_of=str, changes=self.changes,
             metrics=Metrics(), ready=lambda: "", clock=self.clock, pressure=Pressure(),

@@ -7,8 +7,8 @@ from zlib import crc32
 import pytest
 
 from relay.store.journeys import log_reader
-from relay.store.journeys.events import Event, Step
-from relay.store.journeys.log_reader import LogPosition, LogReader
+from relay.store.journeys.events import Event, LogPosition, Step
+from relay.store.journeys.log_reader import LogReader
 from relay.store.journeys.submission_log import SubmissionFacts, SubmissionLog
 from tests.support.manual_clock import ManualClock
 

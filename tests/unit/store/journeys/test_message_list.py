@@ -9,15 +9,16 @@ from msgspec.structs import replace
 
 from relay.base.clock import Ids, rfc3339
 from relay.store.journeys import journey, list_places, submission_log
+from relay.store.journeys.event_feed import EventFeed, parse_event_cursor
 from relay.store.journeys.events import Event, Step
 from relay.store.journeys.journey import Journeys, MessageList
+from relay.store.journeys.log_reader import LogReader
 from relay.store.journeys.message_list import (
     ALL_MAILBOXES,
     NO_MAILBOX,
     FoundMessage,
     ListPosition,
     MessageSearch,
-    parse_cursor,
     position_of,
 )
 from relay.store.journeys.submission_log import SubmissionFacts, SubmissionLog
@@ -37,7 +38,7 @@ class Messages:
         self.log = log
         self.clock = clock
         self.ids = Ids(clock)
-        self.journeys = Journeys(spool, log, clock=clock)
+        self.journeys = Journeys(spool, log, EventFeed(spool, LogReader(directory)), clock=clock)
 
     def submit(
         self,
@@ -78,7 +79,7 @@ class Messages:
         self, *, limit: int = 100, account: str | None = None, **wanted
     ) -> MessageList:
         if "after" in wanted:
-            wanted["after"] = parse_cursor(wanted["after"], now_us=self.clock.time_us())
+            wanted["after"] = parse_event_cursor(wanted["after"], now_us=self.clock.time_us())
         return await self.journeys.search(MessageSearch(**wanted), account=account, limit=limit)
 
     async def names(self, **wanted: Any) -> list[str]:

@@ -1,18 +1,8 @@
-"""The conditions of the message list, and its cursor."""
+"""The conditions of the message list."""
 
-import pytest
-
-from relay.store.journeys.message_list import (
-    SEEN_MAX,
-    ListCursor,
-    MessageSearch,
-    cursor_at,
-    parse_cursor,
-)
+from relay.store.journeys.message_list import MessageSearch
 from tests.support.journeys import made_journey
 from tests.support.tables import each_row
-
-NOW_US = 1_700_000_000_000_000
 
 
 def a_journey(*recipients: tuple[str, str], sender="app@a.test", subject="Invoice 12"):
@@ -69,22 +59,3 @@ def test_the_null_sender_is_written_with_brackets() -> None:
 def test_no_recipient_at_all_is_not_final() -> None:
     assert not MessageSearch(state="final").matches(a_journey())
     assert not MessageSearch(state="queued").matches(a_journey())
-
-
-def test_a_cursor_is_bounded_however_many_messages_are_new() -> None:
-    visible = {f"m{number}": NOW_US + number for number in range(1, 5 * SEEN_MAX)}
-    cursor = parse_cursor(str(cursor_at(NOW_US, visible)), now_us=NOW_US)
-    assert len(str(cursor)) < 1500
-    assert not any(cursor.is_after(name, at_us) for name, at_us in visible.items())
-    assert cursor.is_after("new", NOW_US + 5 * SEEN_MAX)
-
-
-@each_row("text", ["", "0", "abc", "AAAAAAAAAAA=", "ä" * 12, "A" * 13, "_" * 11])
-def test_an_unusable_cursor_is_an_error(text: str) -> None:
-    with pytest.raises(ValueError, match="not a cursor"):
-        parse_cursor(text, now_us=NOW_US)
-
-
-def test_a_cursor_from_the_future_is_an_error() -> None:
-    with pytest.raises(ValueError, match="not a cursor"):
-        parse_cursor(str(ListCursor(NOW_US + 3600 * 10**6)), now_us=NOW_US)
