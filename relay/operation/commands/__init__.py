@@ -20,7 +20,8 @@ nothing, so that a command that uses the daemon loads neither of them.
 
 Checks:
 
-- `check`: what `relay check` finds: files, permissions, certificates, listeners, routes, DNS
+- `check`: what `relay check` finds: files, permissions, routes, DNS ...
+- `check_listeners`: the same of addresses where Relay listens, and of certificates
 - `check_network`: whether an address is free to listen on, the milters answer, the name servers
   validate DNSSEC, MX records lead back to this host; whether SMTP sessions have a process of their
   own; limits of all nodes together; a result: ok, warning, fault, failed

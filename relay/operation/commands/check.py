@@ -7,17 +7,11 @@ import asyncio
 import os
 import pwd
 import socket
-import ssl
 import stat
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, TypeVar
-from urllib.parse import urlsplit
+from typing import TypeVar
 
-from msgspec import Struct
-
-from relay.base.certificates import certificate_of_handshake, load_pair
 from relay.base.clock import Clock
 from relay.base.files import open_to_others
 from relay.base.phrases import counted, named, shown
@@ -25,12 +19,10 @@ from relay.base.settings.document import Document, KeyPath, SettingsError, dotte
 from relay.base.settings.reader import load, secret_files
 from relay.base.settings.tree import ListenerTls, NodeRole, SendmailSettings, Settings
 from relay.base.settings.validation import as_fallback, hidden_routes, host_of, name_of
-from relay.base.settings.values import is_ip
 from relay.base.socket_address import Address
 from relay.base.sockets import has_address
 from relay.delivery.provider_replies import load_provider_replies
 from relay.delivery.reports.texts import load_texts
-from relay.delivery.smtp.tls import certificate_matches, certificate_names
 from relay.operation.app.account_file import accounts_of
 from relay.operation.app.configuration import anonymous_fault, auth_missing, read_table, srs_in
 from relay.operation.app.state_dir import (
@@ -41,8 +33,8 @@ from relay.operation.app.state_dir import (
     unwritable,
 )
 from relay.operation.app.tenant_sets import load_strictly
+from relay.operation.commands.check_listeners import check_listeners, listener_at
 from relay.operation.commands.check_network import (
-    WILDCARDS,
     CheckFinding,
     CheckResult,
     check_gate,
@@ -66,116 +58,8 @@ from relay.transport.signing.key_files import load_keys
 from relay.transport.signing.keys import KeyRing
 
 T = TypeVar("T")
-SOON_S = 14 * 86400
 _UNITS = ("relay*.service", "relay*.service.d/*.conf")
 _EXAMPLE_HOSTNAME = "relay.example.org"  # of conf/relay.toml
-
-
-class CheckedListener(Struct, frozen=True):
-    """A configured address, and the certificates used there."""
-
-    key: KeyPath
-    address: Address
-    tls: ListenerTls | None = None
-    tls_key: KeyPath = ()
-
-    @property
-    def is_open(self) -> bool:
-        """Whether other machines can reach it."""
-        return not self.address.is_loopback
-
-
-def http_listeners(settings: Settings) -> list[CheckedListener]:
-    """Return the addresses that accept tokens."""
-    tls = settings.http.tls
-    found = [
-        CheckedListener(("http", "listen", number), address)
-        if tls is None or address.plain or address.path
-        else CheckedListener(("http", "listen", number), address, tls, ("http", "tls"))
-        for number, address in enumerate(settings.http.listen)
-    ]
-    if settings.observe.metrics is not None:
-        found.append(CheckedListener(("observe", "metrics"), settings.observe.metrics))
-    return found
-
-
-def smtp_listeners(settings: Settings) -> list[CheckedListener]:
-    """Return the SMTP listeners."""
-    return [
-        CheckedListener(("smtp", number, "listen"), one.listen, one.tls, ("smtp", number, "tls"))
-        for number, one in enumerate(settings.smtp)
-    ]
-
-
-# -- certificates
-class CertificateFinding(Struct, frozen=True):
-    """The fault or the warning that a certificate causes for clients."""
-
-    fault: str = ""
-    warning: str = ""
-
-
-def assess_listener(
-    listener: CheckedListener, hostname: str, now_s: float
-) -> Iterator[tuple[KeyPath, CertificateFinding]]:
-    """Yield what prevents clients from verifying each certificate of a listener, with its key path.
-
-    The first has to be for the names of the listener, unless another one is.
-    """
-    assert listener.tls is not None
-    names = _names(listener, hostname)
-    certificate: Mapping[str, Any] = {}
-    for place, tls in reversed(listener.tls.pairs):
-        if any(certificate_matches(certificate, name) for name in names):
-            names = []
-        try:
-            certificate = certificate_of_handshake(
-                load_pair(tls.certificate, tls.key), tls.certificate
-            )
-            finding = assess_certificate(certificate, [] if any(place) else names, now_s)
-        except ssl.SSLCertVerificationError as error:
-            finding = CertificateFinding(f"found one that clients reject: {error.verify_message}")
-        except OSError as error:
-            reason = error.strerror or error
-            finding = CertificateFinding(f"found one that fails in a handshake: {reason}")
-        yield (*listener.tls_key, *place, "certificate"), finding
-
-
-def assess_certificate(
-    certificate: Mapping[str, Any], names: Sequence[str], now_s: float
-) -> CertificateFinding:
-    """Return what prevents clients that expect one of `names`, or any, from verifying it."""
-    begin_s = ssl.cert_time_to_seconds(certificate["notBefore"])
-    end_s = ssl.cert_time_to_seconds(certificate["notAfter"])
-    if end_s <= now_s:
-        return CertificateFinding(
-            f"found one that expired on {_day(end_s)}, expected one that is valid"
-        )
-    if begin_s > now_s:
-        return CertificateFinding(
-            f"found one that begins on {_day(begin_s)}, expected one that is valid"
-        )
-    if names and not any(certificate_matches(certificate, name) for name in names):
-        found = certificate_names(certificate)
-        return CertificateFinding(f"found one for {found}, expected one for {' or '.join(names)}")
-    if end_s - now_s < SOON_S:
-        return CertificateFinding(warning=f"found one that expires on {_day(end_s)}: renew it")
-    return CertificateFinding()
-
-
-def _day(moment_s: float) -> str:
-    return datetime.fromtimestamp(moment_s, UTC).date().isoformat()
-
-
-def _names(listener: CheckedListener, hostname: str) -> list[str]:
-    """Return the names that clients may use for the listener."""
-    names = [hostname]
-    host = listener.address.host
-    if host and host not in WILDCARDS:
-        names.append(host)
-    if not listener.is_open:
-        names.append("localhost")
-    return list(dict.fromkeys(names))
 
 
 def check_file(
@@ -220,7 +104,7 @@ def _check_file(
         yield from _token_key(settings)
     yield from _permissions(settings, place, environ, folders=folders)
     yield from _loaded("srs key", lambda: srs_in(settings))
-    yield from _listeners(settings, place, clock)
+    yield from check_listeners(settings, place, clock)
     yield check_gate(settings)
     yield from _sendmail(settings, place)
     yield from _spool(settings, is_usable=not unusable)
@@ -269,16 +153,17 @@ def _routes(settings: Settings, place: Document) -> Iterator[CheckFinding]:
             yield CheckFinding("routes", CheckResult.FAILED, str(fault))
         host = host_of(route)
         for key, way in (("next_hop", host), ("fallback", host_of(as_fallback(route)))):
-            if way and (own := _listener_at(way, settings)):
+            if way and (own := listener_at(way, settings)):
                 found = f'found "{getattr(route, key)}", the address of {dotted(own.key)}'
                 fault = place.fault(("route", number, key), f"{found}: mail comes back here")
                 yield warning_of("routes", fault)
         after = ("route", number, "fallback_after")
-        if not route.fallback and place.value(after) is not None:
-            yield warning_of("routes", place.fault(after, "found it without fallback"))
-        if route.fallback and route.fallback_after >= delivery.expire_after:
-            text = f"found {route.fallback_after:g} s, expected less than delivery.expire_after"
-            yield warning_of("routes", place.fault(after, text))
+        is_late = route.fallback_after >= delivery.expire_after
+        if place.value(after) is not None and (is_late or not route.fallback):
+            text = "expected fallback beside it, and less than delivery.expire_after"
+            yield warning_of(
+                "routes", place.fault(after, f"found {route.fallback_after:g} s, {text}")
+            )
         is_unverified = route.tls in ("required", "opportunistic")
         if route.auth and is_unverified and host and not host.is_loopback:
             text = (
@@ -290,18 +175,6 @@ def _routes(settings: Settings, place: Document) -> Iterator[CheckFinding]:
     if alone:
         text = f"their tls goes before what a domain publishes: {', '.join(alone)}"
         yield CheckFinding("routes", CheckResult.OK, text)
-
-
-def _listener_at(host: Address, settings: Settings) -> CheckedListener | None:
-    """Return the SMTP listener at the address of a next hop, if it is one of ours."""
-    name = "127.0.0.1" if host.host == "localhost" else host.host
-    is_here = name == settings.hostname or (is_ip(name) and has_address(name))
-    for one in smtp_listeners(settings):
-        if one.address.port == host.port and (
-            name == one.address.host or (is_here and one.address.host in WILDCARDS)
-        ):
-            return one
-    return None
 
 
 def _permissions(
@@ -329,66 +202,6 @@ def _permissions(
     for key, path in folders.items():
         if text := open_to_others(path):
             yield warning_of("permissions", place.fault(key, text))
-
-
-def _listeners(settings: Settings, place: Document, clock: Clock) -> Iterator[CheckFinding]:
-    """Check ports and certificates, and warn of listeners without TLS."""
-    http, smtp = http_listeners(settings), smtp_listeners(settings)
-    is_free = True
-    for one in (*http, *smtp):
-        if expected := port_fault(one.address, settings.run_dir):
-            is_free = False
-            text = f'found "{one.address}", expected {expected}'
-            yield CheckFinding("listeners", CheckResult.FAULT, str(place.fault(one.key, text)))
-    for one in http:
-        if one.is_open and one.tls is None:
-            text = (
-                f'found "{one.address}", where tokens and mail are sent in clear text; '
-                "expected http.tls, or loopback with a TLS proxy in front"
-            )
-            yield warning_of("listeners", place.fault(one.key, text))
-    for one in http if settings.http.pages else ():
-        if one.is_open and one.tls is None and one.key[0] == "http":
-            text = (
-                f'found true with the address "{one.address}", where passwords of logins are sent '
-                "in clear text; expected http.tls, or loopback with a TLS proxy in front"
-            )
-            yield warning_of("pages", place.fault(("http", "pages"), text))
-    yield from _proxies(settings, place)
-    yield from _certificates(settings, place, clock)
-    if is_free:
-        addresses = ", ".join(str(one.address) for one in (*http, *smtp))
-        yield CheckFinding("listeners", CheckResult.OK, addresses)
-
-
-def _proxies(settings: Settings, place: Document) -> Iterator[CheckFinding]:
-    """Warn if there is a proxy on this machine that the configuration does not name."""
-    http = settings.http
-    local = next((one for one in http.listen if one.is_loopback and not one.is_elsewhere), None)
-    if http.public_url and local is not None and not http.proxy_networks:
-        text = (
-            f'found it with "{local}" in http.listen and without http.proxy_networks, expected the '
-            'networks of the proxy there, for example ["127.0.0.1/32"]: Forwarded and '
-            "X-Forwarded-For are ignored, and all clients of the proxy count as one"
-        )
-        yield warning_of("listeners", place.fault(("http", "public_url"), text))
-
-
-def _certificates(settings: Settings, place: Document, clock: Clock) -> Iterator[CheckFinding]:
-    """Yield what is wrong with a certificate, once for listeners that share it."""
-    public_host = urlsplit(settings.http.public_url).hostname
-    found: dict[CheckFinding, None] = {}
-    for one in (*http_listeners(settings), *smtp_listeners(settings)):
-        if one.tls is None:
-            continue
-        hostname = (one.key[0] == "http" and public_host) or settings.hostname
-        for key, certificate in assess_listener(one, hostname, clock.time_us() / 1e6):
-            if certificate.fault:
-                text = str(place.fault(key, certificate.fault))
-                found[CheckFinding("certificates", CheckResult.FAULT, text)] = None
-            if certificate.warning:
-                found[warning_of("certificates", place.fault(key, certificate.warning))] = None
-    yield from found
 
 
 def _loaded(what: str, read: Callable[[], T]) -> Generator[CheckFinding, None, T | None]:

@@ -14,7 +14,7 @@ import pytest
 from relay.base.clock import SystemClock
 from relay.operation.app.configuration import ActiveConfiguration
 from relay.operation.app.state_dir import OwnerLock
-from relay.operation.commands import check, check_network
+from relay.operation.commands import check, check_listeners, check_network
 from relay.operation.commands.check import check_file
 from relay.operation.commands.check_network import CheckResult
 from relay.store.spool.sqlite.database import open_database
@@ -200,7 +200,7 @@ WARNINGS = [
     ({"relay": CONFIG + route("a.test") + route("*", next_hop="reject:no")}, []),
     ({"relay": CONFIG + '[delivery]\nexpire_after = "5m"\nretry = ["6m"]\n'}, ["delivery.expire_after"]),
     ({"relay": CONFIG + '[delivery]\nexpire_after = "5m"\nretry = ["5m"]\n'}, []),
-    ({"relay": CONFIG + route("a.test", fallback_after="1h")}, ["route[0].fallback_after: found it without"]),
+    ({"relay": CONFIG + route("a.test", fallback_after="1h")}, ["route[0].fallback_after: found 3600 s"]),
     *[({"relay": CONFIG + route("a.test", fallback="smtp://b.test:25", fallback_after=after)}, expected)
       for after, expected in (("2d", ["route[0].fallback_after"]), ("47h", []))],
     ({"accounts": ACCOUNTS + 'token = "plain:hidden"\n'}, ["account[0].token"]),
@@ -634,14 +634,14 @@ def test_a_silent_name_server_delays_the_check_by_one_time_out_for_all_keys(file
     entries = [entry.replace("example.test", f"d{at}.test") for at in range(600)]
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as silent:
         silent.bind(("127.0.0.1", 0))
-        config = with_dns(f"127.0.0.1:{silent.getsockname()[1]}", timeout="1s")
+        config = with_dns(f"127.0.0.1:{silent.getsockname()[1]}", timeout="3s")
         began = time.monotonic()
         findings = files(relay=config + "".join(entries))
         took_s = time.monotonic() - began
     [(what, text)] = of(findings, CheckResult.FAILED)
-    assert (what, "no answer within 1 s" in text) == ("dns", True)
+    assert (what, "no answer within 3 s" in text) == ("dns", True)
     assert of(findings, CheckResult.WARNING) == []
-    assert 1.0 <= took_s < 2.75  # 256 questions at once, one round after the other, take 3
+    assert 3 <= took_s < 8  # 256 questions at once, one round after the other, take 9
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a directory away")
@@ -696,7 +696,7 @@ def test_a_certificate_of_the_future_is_a_fault(authority):
 
     def fault(day):
         moment_s = ssl.cert_time_to_seconds(f"Jan  {day} 00:00:00 2030 GMT")
-        return check.assess_certificate(certificate, ["a.test"], moment_s).fault
+        return check_listeners.assess_certificate(certificate, ["a.test"], moment_s).fault
 
     assert fault(1) == "found one that begins on 2030-01-02, expected one that is valid"
     assert fault(3) == ""
