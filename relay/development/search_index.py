@@ -27,13 +27,12 @@ import msgspec
 from relay.base.clock import id_time_us
 from relay.base.message.address import own_mailbox
 from relay.base.message.content import Content, octets_of
-from relay.base.message.header import header_section, with_first_fields
+from relay.base.message.header import with_first_fields
 from relay.base.message.lifecycle import RecipientState
 from relay.base.message.properties import EmailAddress
 from relay.base.observe.logs import get_logger
 from relay.development.removal import development_spool
 from relay.formats.html_text import without_tags
-from relay.formats.read_header import parse_header, read_text
 from relay.formats.read_mime import read_mime
 from relay.front_door.api.message_source import MessageSources, preview_of
 from relay.operation.app.foundation import Foundation
@@ -443,7 +442,8 @@ def _row(summary: MessageSummary, recipients: Iterable[str], content: Content) -
     )  # fmt: skip
     its_own = [name.encode("utf-8", "replace").decode() for name in one.categories]
     tags = {name.casefold(): name for name in its_own}
-    for given in read_text(parse_header(header_section(raw)), "x-tags").split(",")[:TAGS_MAX]:
+    fields = [text for name, text in one.internet_message_headers if name.lower() == "x-tags"]
+    for given in ",".join(fields[:1]).split(",")[:TAGS_MAX]:
         with suppress(ValueError):
             tags |= {name.casefold(): name for name in split_tags(given)}
     texts_folded = tuple(folded(texts[name]) for name in FIELDS)

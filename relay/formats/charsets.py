@@ -167,7 +167,8 @@ def _read_raw(octets: bytes, codec: str, *, is_cut: bool) -> str:
 
 def _codec_in_html(octets: bytes) -> str:
     """Return the codec that a <meta> names, "" if there is none."""
-    for token in split_html(octets[:_META_WITHIN_OCTETS].decode("latin-1")):
+    html = octets[:_META_WITHIN_OCTETS].decode("latin-1")
+    for token in split_html(html) if "<meta" in html.lower() else ():
         if token.name != "meta" or token.is_end:
             continue
         given = tag_attributes(token.text)

@@ -21,7 +21,7 @@ from typing import Self
 
 from msgspec import Struct
 
-from relay.base.message.content import BLOCK_BYTES, Octets, octets_in_blocks
+from relay.base.message.content import Octets, as_octets, octets_in_blocks
 from relay.base.message.header import (
     BLANK_LINE,
     BYTE_ORDER_MARK,
@@ -200,9 +200,7 @@ class LooseReading(Struct, frozen=True):
 
 def read_structure(content: bytes | Octets) -> Structure:
     """Read a whole message. Reading blocks; raises OSError where the octets cannot be read."""
-    if isinstance(content, bytes):
-        return structure_of([content])
-    return structure_of(octets_in_blocks([content]))
+    return structure_of(octets_in_blocks([as_octets(content)]))
 
 
 def structure_of(
@@ -265,15 +263,14 @@ class StructureReader:
 
     def feed(self, block: bytes) -> None:
         """Take the next octets."""
-        for start in range(0, len(block), BLOCK_BYTES):
-            if len(self._held) > 1:
-                self._process(final=False)
-            rest = self._held[self._at :]
-            self._offset += self._at
-            self._at = 0
-            self._held = rest + block[start : start + BLOCK_BYTES]
-            if self._reading is None and not self._bare_returns:
-                self._bare_returns = self._held.find(b"\r--", max(len(rest) - 2, 0)) >= 0
+        if len(self._held) > 1:
+            self._process(final=False)
+        rest = self._held[self._at :]
+        self._offset += self._at
+        self._at = 0
+        self._held = rest + block
+        if self._reading is None and not self._bare_returns:
+            self._bare_returns = self._held.find(b"\r--", max(len(rest) - 2, 0)) >= 0
 
     def close(self) -> Structure:
         """Process the end of the message; return its structure."""
@@ -306,15 +303,12 @@ class StructureReader:
             line_end = LINE_END.match(self._held, blank.start())
             assert line_end is not None
             self._enter(entity, line_end.end(), blank.end())
-        elif delimiter is not None and end <= limit:
-            self._defect(_NO_BLANK)
-            self._enter(entity, end, end)
         elif end > limit:
             self._leave_unread("a header that is too long")
             place = max(self._held.rfind(b"\n", start, limit) + 1, start)
             self._enter(entity, place, place)
-        elif final:
-            if is_part:
+        elif delimiter is not None or final:
+            if is_part or delimiter is not None:
                 self._defect(_NO_BLANK)
             self._enter(entity, end, end)
         else:
@@ -359,8 +353,7 @@ class StructureReader:
             self._defect("a NUL in a header")
         if entity.header.startswith(BYTE_ORDER_MARK):
             self._defect("a byte order mark before a header")
-        over = self._entities[entity.parent] if entity.depth else None
-        is_in_digest = over is not None and over.content_type == "multipart/digest"
+        is_in_digest = self._entities[entity.parent].content_type == "multipart/digest"
         default = "message/rfc822" if is_in_digest else "text/plain"  # RFC 2046 5.1.5
         entity.content_type, boundary = self._type(entity.fields, default)
         encoding = read_content_field(entity.fields, "content-transfer-encoding")
@@ -456,8 +449,7 @@ class StructureReader:
             if entity.body.eight_bit and entity.encoding == "7bit":
                 self._defect("octets of 8 bits where the encoding is 7bit")
         del self._path[level or 1 :]
-        while self._boundaries and self._boundaries[-1][0] >= len(self._path):
-            self._boundaries.pop()
+        self._boundaries = [one for one in self._boundaries if one[0] < len(self._path)]
 
     def _has_parts(self, entity: Entity) -> bool:
         """Return whether an entity has parts: the first of them is the next entity."""

@@ -116,9 +116,7 @@ class AttachmentCondition(AttachedCondition, frozen=True):
 
     def needs_thread(self, view: MessageView) -> bool:
         """Return whether it takes long: so do the types, if a name of a small content matches."""
-        if not may_have_attachments(view.content):
-            return False
-        if is_slow(view):
+        if super().needs_thread(view):
             return True
         return (self.types is not None or self._asks_archives) and self._may_match(view)
 

@@ -244,7 +244,8 @@ class _PartReader:
     def __init__(self, content: ParsedContent, between_parts: Callable[[], None]) -> None:
         self._content = content.joined()
         self._between_parts = between_parts
-        self._parsed = parsed = cache(_parsed)
+        parsed = cache(_parsed)
+        self._fields_of = lambda octets: parsed(octets)[1]
         self._header_of = cache(lambda octets: _part_header(parsed(octets)[0]))
         self._octets = octets_of(self._content)
         self._left = 0
@@ -258,9 +259,7 @@ class _PartReader:
         self._left = _READ_AGAIN_MAX * self._octets.size
         waiting = [_Inside(None)]
         for inside in waiting:
-            structure = structure_of(
-                self._blocks(inside.source), reading, lambda header: self._parsed(header)[1]
-            )
+            structure = structure_of(self._blocks(inside.source), reading, self._fields_of)
             if not structure.is_complete:
                 raise TooManyPartsError("; ".join(structure.defects))
             is_ambiguous |= structure.is_ambiguous

@@ -110,23 +110,17 @@ LINES = [
     b"Content-Type: text/plain", b"Content-Type: text/x; name=a", b"content-type : TEXT/HTML", b"Content-Type:",
     b"Content-Type: (text)multipart/mixed; boundary=b", b"Content-Type: te(x)xt; boundary=b", b"\0Content-Type: text/plain",
     b"Content-Type: text/plain; a=\r\n multipart/x", b"Content-Type: multi(x)part/mixed; boundary=b", b"Subject: name",
-    b"Content-Disposition: inline", b"odd line", b"\xef\xbb\xbfContent-Type: a/b", b"", b" filename=a",
+    b"Content-Disposition: inline", b"odd line", b"\xef\xbb\xbfContent-Type: a/b", b"", b" filename=a", b"Content-Location: a",
 ]  # fmt: skip
+PART_LINES = [*LINES, *3 * [b"--b", b""], b"Content-Type: text/html; charset=x", b"Content-Transfer-Encoding: 8bit", b"begin 600 a",
+    b" Content-Type: a/b", b"\xa0Content-Type: a/b", b"Content-Type\xa0: a/b", b"x Content-Type: a/b", b"x\rContent-Type: a/b", b"name=a", b"Con\0tent-Type: a/b"]  # fmt: skip
 
 
-PART_LINES = [
-    *LINES, b"--b", b"--b", b"--b", b"", b"", b"Content-Type: text/html; charset=x", b"Content-Transfer-Encoding: 8bit",
-    b" Content-Type: a/b", b"\xa0Content-Type: a/b", b"Content-Type\xa0: a/b", b"x Content-Type: a/b", b"x\rContent-Type: a/b",
-    b"Content-Type: text/plain\r\n", b"name=a", b"Content-Location: a", b"Con\0tent-Type: a/b", b"--b--", b"begin 600 a",
-]  # fmt: skip
-
-
-@given(st.sampled_from([b"text/plain", b"multipart/mixed; boundary=b", b"multipart/digest", b"multipart/a; boundary=c; boundary=b"]),
-       st.lists(st.sampled_from(LINES), max_size=2), st.lists(st.sampled_from(PART_LINES), max_size=9))  # fmt: skip
+@given(st.sampled_from([b"text/plain", b"multipart/digest; boundary=b"]), st.lists(st.sampled_from(LINES), max_size=2), st.lists(st.sampled_from(PART_LINES), max_size=9))  # fmt: skip
 def test_what_has_no_room_for_attachments_has_none(kind, lines, body):
     parsed = ParsedContent.of(b"\r\n".join([*lines, b"Content-Type: " + kind, b"", *body, b""]))
-    if not may_have_attachments(parsed):
-        assert attachments(parsed, with_files_in_texts(parsed, message_parts(parsed))) == ()
+    files = with_files_in_texts(parsed, message_parts(parsed))
+    assert may_have_attachments(parsed) or not attachments(parsed, files)
 
 
 def test_of_a_large_attachment_only_the_beginning_is_decoded():
