@@ -299,11 +299,13 @@ def folder_directories(mailbox: Path) -> list[str]:
     return sorted(
         name
         for name in list_names(mailbox)
-        if name.startswith(".")
-        and name not in _BY_DIRECTORY
-        and not name.startswith(_DOVECOT_DELETES)
-        and (mailbox / name / "cur").is_dir()
+        if is_folder_name(name) and name not in _BY_DIRECTORY and (mailbox / name / "cur").is_dir()
     )
+
+
+def is_folder_name(name: str) -> bool:
+    """Whether a directory in a mailbox with this name is a folder."""
+    return name.startswith(".") and not name.startswith(_DOVECOT_DELETES)
 
 
 def parent_directory(name: str, existing: Iterable[str]) -> str:

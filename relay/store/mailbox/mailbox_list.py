@@ -17,7 +17,7 @@ from urllib.parse import unquote
 from msgspec import Struct
 
 from relay.base.clock import Clock
-from relay.store.mailbox.folders import list_folders
+from relay.store.mailbox.folders import is_folder_name
 from relay.store.mailbox.maildir import is_old, list_names, remove
 from relay.store.mailbox.message_file import SEEN, id_of_name, mailbox_directory, parse_name
 from relay.store.mailbox.types import NoSuchItemError
@@ -158,10 +158,10 @@ class MailFile(Struct, frozen=True):
 def stored_files(root: Path) -> list[MailFile]:
     """Return the files of all folders of all mailboxes; no drafts that are being sent."""
     found: list[MailFile] = []
-    for mailbox in mailbox_directories(root):
-        for folder in list_folders(mailbox):
-            for directory in (folder.path / "new", folder.path / "cur"):
-                found += _in_directory(directory)
+    for mailbox in map(str, mailbox_directories(root)):
+        for folder in (".", *filter(is_folder_name, list_names(mailbox))):
+            found += _in_directory(f"{mailbox}/{folder}/new")
+            found += _in_directory(f"{mailbox}/{folder}/cur")
     return found
 
 
@@ -171,9 +171,10 @@ def remove_files(files: Iterable[MailFile]) -> None:
         remove(one.path)
 
 
-def _in_directory(directory: Path) -> Iterator[MailFile]:
+def _in_directory(directory: str) -> Iterator[MailFile]:
     for name in list_names(directory):
         with suppress(FileNotFoundError):
-            found = (directory / name).stat()
+            path = f"{directory}/{name}"
+            found = os.stat(path)  # noqa: PTH116 - thousands of them
             if found.st_nlink == 1:  # otherwise it has a submission
-                yield MailFile(directory / name, found.st_mtime_ns // 1000, found.st_size)
+                yield MailFile(Path(path), found.st_mtime_ns // 1000, found.st_size)

@@ -166,7 +166,7 @@ def is_old(changed_ns: int, *, now_us: int) -> bool:
     return now_us * 1000 - changed_ns > tick_ns
 
 
-def list_names(directory: Path) -> list[str]:
+def list_names(directory: Path | str) -> list[str]:
     """The names in a directory, none if it does not exist."""
     try:
         return os.listdir(directory)  # noqa: PTH208 - names are wanted, not Paths, by the thousand

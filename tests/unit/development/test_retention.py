@@ -56,13 +56,17 @@ def test_a_development_relay_removes_its_oldest_mail(dev) -> None:
         name = relay.submit("app@example.test", ["x@elsewhere.test"], content)
         relay.until_state(name, "captured")
     assert relay.stop() == 0
+    mailbox = relay.mailbox_of("x@elsewhere.test")
+    (moved := mailbox / ".Moved/cur").mkdir(parents=True)  # by another program
+    first = next(one for one in mailbox.glob("new/*") if b"Subject: 0" in one.read_bytes())
+    first.rename(moved / f"{first.name}:2,S")
     relay.options = ("--no-demo", "--keep-messages=4")
     relay.start()
     until("removed", lambda: "old messages removed" in relay.log)
     listed = relay.graph("GET", "/relay/v1/messages", token=OPERATOR).json()["messages"]
     assert [one["subject"] for one in listed] == ["5", "4", "3", "2"]
     assert relay.metric("relay_queue_unaccounted") == 0
-    files = [*relay.mailbox_of("x@elsewhere.test").glob("new/*")]
+    files = [*mailbox.glob("new/*"), *moved.iterdir()]
     assert sorted(message_from_bytes(one.read_bytes())["Subject"] for one in files) == [*"2345"]
     token = {"token": "x@elsewhere.test"}
     shown = relay.graph("GET", "/me/messages?$select=subject", **token).json()["value"]
