@@ -251,10 +251,8 @@ async def test_flags_that_others_change_are_seen_at_the_next_request(pages, monk
     [file] = (pages.relay.folder.path / "mail/example.test/u0/new").iterdir()
     file.rename(file.parents[1] / "cur" / f"{file.name}:2,S")
     assert await shown() == (names[:0:-1],) * 4
-    file = next((file.parents[1] / "cur").iterdir())
-    file = file.rename(file.with_name(file.name.removesuffix("S")))
-    assert await shown() == (names[::-1],) * 4
     (moved := file.parents[1] / ".Moved/cur").mkdir(parents=True)
+    file = next((file.parents[1] / "cur").iterdir())
     file = file.rename(moved / "1795000000.M1P2.imap:2,")  # as Dovecot moves
     assert await shown() == (names[::-1],) * 4
     file.rename(f"{file}S")
