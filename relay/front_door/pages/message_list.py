@@ -120,18 +120,14 @@ class ListView(Struct, frozen=True):
         """Return the fields of a link to the page before, None on the first one."""
         if self.before is None:
             return None
-        if not self.trail:
-            return self.query()
-        trail = _TRAIL_SEPARATOR.join(self.trail[:-1])
-        return self.query(before=self.trail[-1], newer=trail)
+        trail = self.trail or ("",)
+        return self.query(before=trail[-1], newer=_TRAIL_SEPARATOR.join(trail[:-1]))
 
     def filters(self) -> list[tuple[str, dict[str, Any]]]:
         """Return the name of each filter, and the fields of a link without it."""
-        names = {"q": "search", "mailbox": "mailbox", "kind": "kind", "state": "state"}
-        given = self.query()
         return [
-            (f"the {names[field]} {value}", self.query(**{field: ""}))
-            for field, value in given.items()
+            (f"the {'search' if field == 'q' else field} {value}", self.query(**{field: ""}))
+            for field, value in self.query().items()
         ]
 
 
@@ -480,11 +476,10 @@ async def _apply(action: str, names: Sequence[str], request: PageRequest) -> int
         return await request.site.handlers.mark_messages(
             names, request.principal, is_read=action == READ
         )
-    done, handlers = 0, request.site.handlers
+    done = 0
+    remove = partial(_remove, handlers=request.site.handlers, principal=request.principal)
     for at in range(0, len(names), _AT_ONCE):
-        removals = (
-            _remove(name, handlers, request.principal) for name in names[at : at + _AT_ONCE]
-        )
+        removals = map(remove, names[at : at + _AT_ONCE])
         results = await asyncio.gather(*removals, return_exceptions=True)
         failures = [one for one in results if isinstance(one, BaseException)]
         if failures:
