@@ -1,9 +1,9 @@
 """Watch the copies of messages whose read receipts are owed: other programs read and delete them.
 
 look() returns what became of copies since the last call. Only directories with such a copy are
-looked at, by inode and time of change. A changed directory is listed, and only copies that left it
-are searched with the mailbox's index. One caller follows copies: it calls look(), add() and
-remove() in turn. Raises StoreError's children.
+looked at, by inode and time of change; if one has changed, the copies of its mailbox are searched
+with the index. One caller follows copies: it calls look(), add() and remove() in turn. Raises
+StoreError's children.
 
 The keyword $MDNSent (RFC 3503) says that a program has sent the receipt. It is set only where
 Dovecot has a letter for it.
@@ -16,16 +16,14 @@ from pathlib import Path
 from msgspec import Struct
 from msgspec.structs import replace
 
-from relay.base.clock import ID_LENGTH
 from relay.base.message.receipt import OwedReceipt
 from relay.store.mailbox.folders import is_deleted
 from relay.store.mailbox.keywords import letter_of
-from relay.store.mailbox.maildir import list_names
-from relay.store.mailbox.message_file import SEEN, MessageFile, MessageName, parse_name, with_flags
+from relay.store.mailbox.message_file import SEEN, MessageFile, with_flags
 from relay.store.mailbox.store_part import StorePart, in_thread
 
 MDN_SENT = b"$MDNSent"
-_MAILBOXES_AT_ONCE = 100  # that are listed in one call; the others are at the next
+_MAILBOXES_AT_ONCE = 100  # that are searched in one call; the others are at the next
 _FRESH_NS = 2_000_000_000  # a directory may change again within one tick of its time
 _LOOKS_MAX = 10
 _UNSEEN = (-1, -1)
@@ -50,7 +48,6 @@ class Sighting(Struct, frozen=True):
 @dataclass(slots=True)
 class _OwedCopy:
     owed: OwedReceipt  # with the folder where it was seen last
-    base_name: str = ""  # of its file, if another program has given it a name
     place: tuple[int, int] = _UNSEEN  # device and inode of the folder's cur/
 
 
@@ -60,7 +57,7 @@ class _Mailbox:
     copies: dict[str, _OwedCopy] = field(default_factory=dict)  # by id
     # device, inode and time of the directories with copies; None: it may change again within a tick
     states: dict[Path, tuple[int, int, int] | None] = field(default_factory=dict)
-    is_due: bool = True  # to be listed
+    is_due: bool = True  # to be searched
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
@@ -87,7 +84,7 @@ class OwedCopies(StorePart):
             del self._mailboxes[owed.mailbox]
 
     def look_again(self, owed: OwedReceipt) -> None:
-        """Let the next look() list the mailbox of a copy, changed or not."""
+        """Let the next look() search the mailbox of a copy, changed or not."""
         if (mailbox := self._mailboxes.get(owed.mailbox)) is not None:
             mailbox.is_due = True
 
@@ -105,13 +102,13 @@ class OwedCopies(StorePart):
             if left and mailbox.is_due and (mailbox.path / "cur").is_dir():
                 left -= 1
                 mailbox.is_due = False
-                found += self._listed(mailbox)
+                found += self._searched(mailbox)
         return found
 
     # -- where the copies are
 
     def _note_states(self, mailbox: _Mailbox) -> None:
-        """Note the states of the directories with copies, before they are listed."""
+        """Note the states of the directories with copies, before they are searched."""
         old_ns = self.clock.file_time_us() * 1000 - _FRESH_NS
         mailbox.states.clear()
         for folder in {one.owed.folder for one in mailbox.copies.values()}:
@@ -119,49 +116,17 @@ class OwedCopies(StorePart):
                 state = _state(directory)
                 mailbox.states[directory] = state if state[2] < old_ns else None
 
-    def _listed(self, mailbox: _Mailbox) -> list[Sighting]:
+    def _searched(self, mailbox: _Mailbox) -> list[Sighting]:
         self._note_states(mailbox)
-        files = self._names_in(mailbox)
-        found: list[Sighting] = []
-        left: list[_OwedCopy] = []
-        for copy_id, copy in mailbox.copies.items():
-            name = files.get((copy.owed.folder, copy.base_name or copy_id))
-            if name is None:
-                left.append(copy)
-                continue
-            copy.place = _identity(mailbox.path / copy.owed.folder)
-            found.append(Sighting(copy.owed, is_read=SEEN in name.flags))
-        return [*found, *self._searched(mailbox, left)]
-
-    def _names_in(self, mailbox: _Mailbox) -> dict[tuple[str, str], MessageName]:
-        """Return the files of copies in their folders, by folder, and base name or id."""
-        wanted = {
-            (one.owed.folder, one.base_name or copy_id) for copy_id, one in mailbox.copies.items()
-        }
-        files: dict[tuple[str, str], MessageName] = {}
-        for folder in {folder for folder, _ in wanted}:
-            for part in ("new", "cur"):
-                for file_name in list_names(mailbox.path / folder / part):
-                    base_name = file_name.partition(":")[0].partition(",")[0]
-                    at = base_name.find(".R") + 2  # before the id in a name of the store
-                    for key in ((folder, base_name), (folder, base_name[at : at + ID_LENGTH])):
-                        if key in wanted and (name := parse_name(file_name)) is not None:
-                            files[key] = name
-        return files
-
-    def _searched(self, mailbox: _Mailbox, left: list[_OwedCopy]) -> list[Sighting]:
-        """Search copies that are not where they were."""
-        if not left:
-            return []
-        ids = [copy.owed.copy_id for copy in left]
+        ids = list(mailbox.copies)
         located = {one.message_id: one for one in self.index.find_all(mailbox.path, ids)}
         copied = self.index.claimed(mailbox.path, [one for one in ids if one not in located])
         found: list[Sighting] = []
-        for copy in left:
-            file = located.get(copy.owed.copy_id)
+        for copy_id, copy in mailbox.copies.items():
+            file = located.get(copy_id)
             if file is not None:
-                found.append(_moved(mailbox.path, copy, file))
-            elif copy.owed.copy_id not in copied:  # a copy of it elsewhere may be the message
+                found.append(_seen(mailbox.path, copy, file))
+            elif copy_id not in copied:  # a copy of it elsewhere may be the message
                 place = _identity(mailbox.path / copy.owed.folder)
                 is_there = place != _UNSEEN and copy.place in (_UNSEEN, place)
                 found.append(Sighting(copy.owed, is_missing=True, is_place_there=is_there))
@@ -199,15 +164,13 @@ class OwedCopies(StorePart):
         return located, letter_of(located.folder.path, MDN_SENT) if located is not None else ""
 
 
-def _moved(mailbox: Path, copy: _OwedCopy, file: MessageFile) -> Sighting:
-    """Return what is to be known of a copy that another program has moved or named."""
+def _seen(mailbox: Path, copy: _OwedCopy, file: MessageFile) -> Sighting:
+    """Return what is to be known of a copy that is there."""
     folder = "" if file.folder.path == mailbox else file.folder.path.name
     is_moved = folder != copy.owed.folder
-    copy.owed = replace(copy.owed, folder=folder)
-    copy.base_name, copy.place = file.name.base_name, _identity(file.folder.path)
-    return Sighting(
-        copy.owed, is_moved, is_read=SEEN in file.name.flags, is_deleted=is_deleted(file.folder)
-    )
+    copy.owed, copy.place = replace(copy.owed, folder=folder), _identity(file.folder.path)
+    in_deleted_items = is_moved and is_deleted(file.folder)
+    return Sighting(copy.owed, is_moved, SEEN in file.name.flags, in_deleted_items)
 
 
 def _state(directory: Path) -> tuple[int, int, int]:
