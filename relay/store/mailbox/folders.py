@@ -188,13 +188,13 @@ WELL_KNOWN_NAMES = _UNSUPPORTED | {*_IDS, ROOT_ID}
 class _MailboxPaths(Struct, frozen=True):
     """A mailbox that exists, and the directories that are checked on each use.
 
-    `is_whole`: it has its other folders as well, not the Inbox alone.
+    `drafts` is None for one of which only the Inbox was made. `is_fresh`: see Folders.
     """
 
     mailbox: Path
-    drafts: Path
     inbox: Path
-    is_whole: bool
+    drafts: Path | None = None
+    is_fresh: bool = False
 
 
 class Folders:
@@ -213,12 +213,24 @@ class Folders:
 
     def directory(self, account: str) -> Path:
         """Return where the account's Maildir is, or will be."""
-        return self._directory_of(account)
+        made = self._known.get(account)
+        return made.mailbox if made else self._directory_of(account)
+
+    def is_fresh(self, account: str) -> bool:
+        """Whether its Maildir was made here for a delivery, and only deliveries have used it: it
+        has no settings and no older messages. Does not block.
+        """
+        made = self._known.get(account)
+        return made is not None and made.is_fresh
+
+    def forget(self) -> None:
+        """Forget which mailboxes there are: the root may have been restored."""
+        self._known.clear()
 
     def mailbox(self, account: str) -> Path:
         """Return the account's Maildir; create it with its folders on first use."""
         made = self._known.get(account)
-        if made is not None and made.is_whole and made.drafts.is_dir() and made.inbox.is_dir():
+        if made and made.drafts and made.drafts.is_dir() and made.inbox.is_dir():
             return made.mailbox
         mailbox = self._directory_of(account)
         self._make_domain(mailbox.parent)
@@ -230,33 +242,32 @@ class Folders:
             if not (mailbox / _SUBSCRIPTIONS_FILE).exists():
                 write_synced(mailbox / _SUBSCRIPTIONS_FILE, _SUBSCRIPTIONS.encode())
                 sync_directory(mailbox)
-            self._remember(account, mailbox, is_whole=True)
+            drafts = well_known_path(mailbox, WellKnown.DRAFTS) / "cur"
+            self._remember(account, _MailboxPaths(mailbox, mailbox / "cur", drafts))
         return mailbox
 
     def inbox(self, account: str) -> Path:
         """Return the account's Maildir for what needs no folder; create its Inbox on first use."""
         made = self._known.get(account)
-        if made is not None and made.inbox.is_dir():
+        if made and made.inbox.is_dir():
             return made.mailbox
         mailbox = self._directory_of(account)
         self._make_domain(mailbox.parent)
         with self._stripes.of(str(mailbox)):
-            make_directory(mailbox, self._sync)
+            is_fresh = make_directory(mailbox, self._sync)
             make_directories(mailbox, DIRECTORIES)
-            self._remember(account, mailbox, is_whole=False)
+            made = _MailboxPaths(mailbox, mailbox / "cur", is_fresh=is_fresh)
+            self._remember(account, made)
         return mailbox
 
     def _make_domain(self, directory: Path) -> None:
         with self._stripes.of(str(directory)):
             make_directory(directory, self._sync)
 
-    def _remember(self, account: str, mailbox: Path, *, is_whole: bool) -> None:
+    def _remember(self, account: str, made: _MailboxPaths) -> None:
         if len(self._known) >= _MAILBOXES_CACHED:
             self._known.clear()
-        drafts = well_known_path(mailbox, WellKnown.DRAFTS) / "cur"
-        self._known[account] = _MailboxPaths(
-            mailbox, drafts=drafts, inbox=mailbox / "cur", is_whole=is_whole
-        )
+        self._known[account] = made
 
     def recreate(self, mailbox: Path, folder: WellKnown) -> None:
         """Create a folder that another program removed."""

@@ -15,6 +15,7 @@ from relay.base.crashpoints import CrashPoint
 from relay.base.message.content import Content, edit_header, size_of
 from relay.formats.headers import with_relay_id
 from relay.store.mailbox.folders import well_known_path
+from relay.store.mailbox.index.background import IndexBuilder
 from relay.store.mailbox.maildir import (
     Stripes,
     finish_content,
@@ -34,6 +35,7 @@ from relay.store.mailbox.types import DeliveryResult, WellKnown
 class Inbox(StorePart):
     """Delivers to mailboxes. Blocking: the store calls it in its threads."""
 
+    builder: IndexBuilder  # counts what is delivered
     # Its own: the delivery of a report already holds a shared one.
     _stripes: Stripes = field(default_factory=Stripes, init=False)
 
@@ -48,12 +50,12 @@ class Inbox(StorePart):
         is_repeat: bool = False,
     ) -> DeliveryResult:
         """See DeliveryStore.deliver()."""
+        self.old_files.clean(self.folders.directory(account))
         is_inbox = folder is WellKnown.INBOX  # the others are made at their first use
         mailbox = self.folders.inbox(account) if is_inbox else self.folders.mailbox(account)
         if not is_inbox:
             self.folders.recreate(mailbox, folder)
         new = well_known_path(mailbox, folder) / "new"
-        self.old_files.clean(mailbox)
         message_id = delivered_id(unique)
         content = edit_header(content, lambda header: with_relay_id(header, message_id))
         base_name = delivered_base_name(unique, hostname=self.names.hostname)
@@ -64,15 +66,15 @@ class Inbox(StorePart):
                 remove(temporary)
                 self.syncs.sync(new)
                 return DeliveryResult.ALREADY_THERE
-            quota, size_bytes = self.quota, size_of(content)
-            with quota.room_for(
-                account, mailbox, size_bytes, base_name=base_name, is_report=over_quota
+            with self.quota.room_for(
+                account, mailbox, size_of(content), base_name=base_name, is_report=over_quota
             ):
                 try:
-                    self._write(mailbox / "tmp" / base_name, new, content)
+                    self._write(temporary, new, content)
                 except FileExistsError:  # a crash may have come before its directory was synced
                     self.syncs.sync(new)
                     return DeliveryResult.ALREADY_THERE
+        self.builder.note_delivery(account)
         self.crash.reached(CrashPoint.DELIVERED_LOCALLY)
         return DeliveryResult.DELIVERED
 

@@ -174,14 +174,14 @@ def list_names(directory: Path | str) -> list[str]:
         return []
 
 
-def make_directory(path: Path, sync: Callable[[Path], None] | None = None) -> None:
+def make_directory(path: Path, sync: Callable[[Path], None] | None = None) -> bool:
     """Create a directory within one that exists, 0700 and durable in its parent.
 
-    A directory whose parent cannot be synced is removed, so that the next attempt syncs it. `sync`
-    replaces sync_directory().
+    Return whether there was none. A directory whose parent cannot be synced is removed, so that the
+    next attempt syncs it. `sync` replaces sync_directory().
     """
     if path.is_dir():
-        return
+        return False
     with contextlib.suppress(FileExistsError):
         path.mkdir(_DIRECTORY_MODE)
     try:
@@ -190,6 +190,7 @@ def make_directory(path: Path, sync: Callable[[Path], None] | None = None) -> No
         with contextlib.suppress(OSError):
             path.rmdir()
         raise
+    return True
 
 
 def make_directories(parent: Path, names: Iterable[str]) -> None:

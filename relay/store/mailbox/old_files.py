@@ -44,6 +44,9 @@ class OldFiles:
         now_s, key = self.clock.real_s(), hash(os.fspath(mailbox))
         if now_s - self._cleaned_s.get(key, -_EVERY_S) < _EVERY_S:
             return
+        if key not in self._cleaned_s and not mailbox.is_dir():  # it is made now
+            self._cleaned_s[key] = now_s
+            return
         with self._lock:  # a second caller waits until the first cleaning is complete
             cleaned_s = self._cleaned_s.get(key)
             if cleaned_s is not None and now_s - cleaned_s < _EVERY_S:

@@ -92,6 +92,8 @@ class SettingsFiles(StorePart):
 
     async def may_reply(self, account: str) -> bool:
         """Whether automatic replies are not disabled; without a disk access but for the first."""
+        if self.folders.is_fresh(account):
+            return False
         if account not in self.replying:
             if len(self.replying) >= _KNOWN_MAX:
                 self.replying.clear()

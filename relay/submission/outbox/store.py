@@ -17,7 +17,6 @@ from typing import Any
 from relay.base.accounts.account import DEAD_LETTER
 from relay.base.clock import Clock, Ids
 from relay.base.crashpoints import CrashPoints
-from relay.base.message.content import Content
 from relay.store.journeys.submission_log import SubmissionLog
 from relay.store.mailbox.attachments import Attachments
 from relay.store.mailbox.draft_files import NewNames
@@ -37,13 +36,7 @@ from relay.store.mailbox.owed_copies import OwedCopies
 from relay.store.mailbox.quota import Quota
 from relay.store.mailbox.settings_file import SettingsFiles
 from relay.store.mailbox.threads import AccountQueues, ThreadPool
-from relay.store.mailbox.types import (
-    DeliveryResult,
-    QuotaLimits,
-    Room,
-    StoreUnavailableError,
-    WellKnown,
-)
+from relay.store.mailbox.types import QuotaLimits, Room, StoreUnavailableError
 from relay.submission.outbox.arrivals import Arrivals
 from relay.submission.outbox.idempotency import KeyedSubmissions
 from relay.submission.outbox.on_disk import ClockAnchorFile, SubmissionDirectory
@@ -102,14 +95,18 @@ class FileStore:
             **outbox_part,
             on_scheduled=lambda one: self.ready.offer(one),  # noqa: PLW0108 - it is made later
         )
+        self._builder = IndexBuilder(
+            root, self._index, self._folders, clock=clock, may_work=self._is_idle
+        )
+        self.build_indexes = self._builder.run
         self._open_mailboxes(part)
         self._open_submissions(outbox_part)
-        self._builder = IndexBuilder(root, self._index, clock=clock, may_work=self._is_idle)
-        self.build_indexes = self._builder.run
 
     def _open_mailboxes(self, part: dict[str, Any]) -> None:
         queries = AccountQueues(self._query_threads)
-        self._inbox, self.settings = Inbox(**part), SettingsFiles(**part)
+        self._inbox = Inbox(**part, builder=self._builder)
+        self.deliver = self._threads.in_thread(self._inbox.deliver)  # step 6
+        self.settings = SettingsFiles(**part)
         self.messages = Messages(**part, scheduled=self._scheduled)
         self.lists = MessageLists(**part, queries=queries)
         self.folders = FolderTree(
@@ -139,8 +136,6 @@ class FileStore:
             one.close()
         self._index.close()
 
-    # -- step 6
-
     async def room(self, account: str, size: int) -> Room:
         """Whether `size` bytes fit under the quota. If that cannot be read now, mail is taken and
         waits: its delivery checks again.
@@ -152,29 +147,6 @@ class FileStore:
             return await self._threads.run(self._quota.room, account, mailbox, size)
         except StoreUnavailableError:
             return Room.FITS
-
-    async def deliver(
-        self,
-        account: str,
-        *,
-        unique: str,
-        content: Content,
-        folder: WellKnown = WellKnown.INBOX,
-        over_quota: bool = False,
-        is_repeat: bool = False,
-    ) -> DeliveryResult:
-        """Deliver a message to a folder."""
-        result = await self._threads.run(
-            self._inbox.deliver,
-            account,
-            unique=unique,
-            content=content,
-            folder=folder,
-            over_quota=over_quota,
-            is_repeat=is_repeat,
-        )
-        self._builder.note_delivery(self._folders.directory(account))
-        return result
 
     # -- the mail root
 
@@ -242,6 +214,7 @@ class FileStore:
     def _reopen(self) -> None:
         """Use the root again, without what is remembered of it: it may have been restored."""
         self._index.forget()
+        self._folders.forget()
         self.keys.forget()
         self._log.close()
         self.settings.replying.clear()

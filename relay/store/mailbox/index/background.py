@@ -17,7 +17,7 @@ from pathlib import Path
 
 from relay.base.clock import Clock
 from relay.base.observe.logs import get_logger
-from relay.store.mailbox.folders import list_folders
+from relay.store.mailbox.folders import Folders, list_folders
 from relay.store.mailbox.index.indexes import Indexes
 from relay.store.mailbox.index.update import names_on_disk
 from relay.store.mailbox.mail_root import MailRoot
@@ -35,32 +35,47 @@ _log = get_logger("mailbox")
 
 
 class IndexBuilder:
-    """Builds the indexes of large mailboxes. Its methods belong to one event loop."""
+    """Builds the indexes of large mailboxes. Only note_delivery() may be called in any thread."""
 
     def __init__(
-        self, root: MailRoot, indexes: Indexes, *, clock: Clock, may_work: Callable[[], bool]
+        self,
+        root: MailRoot,
+        indexes: Indexes,
+        folders: Folders,
+        *,
+        clock: Clock,
+        may_work: Callable[[], bool],
     ) -> None:
         """`may_work` says whether the store has nothing else to do."""
-        self._root = root.path
+        self._root, self._folders = root.path, folders
         self._indexes = indexes
         self._clock = clock
         self._may_work = may_work
         self._threads = ThreadPool(1, "mailbox-index", check_root=root.check)
         self._waiting: dict[Path, None] = {}  # mailboxes, in their order
-        self._delivered: Counter[Path] = Counter()
+        self._delivered: Counter[str] = Counter()  # by account; a race only miscounts
+        self._loop: asyncio.AbstractEventLoop | None = None  # of run()
         self._is_woken = asyncio.Event()
 
-    def note_delivery(self, mailbox: Path) -> None:
-        """Build a mailbox's index at its first message since the start, and each 1000th later."""
-        if mailbox not in self._delivered and len(self._delivered) >= _MAILBOXES_COUNTED:
+    def note_delivery(self, account: str) -> None:
+        """Build a mailbox's index at its first message since the start, unless that made it, and
+        at each 1000th later.
+        """
+        count = self._delivered[account]
+        if not count and len(self._delivered) > _MAILBOXES_COUNTED:
             self._delivered.clear()  # a mailbox is only looked at earlier
-        if self._delivered[mailbox] % LARGE_MESSAGES == 0:
-            self._waiting[mailbox] = None
-            self._is_woken.set()
-        self._delivered[mailbox] += 1
+        self._delivered[account] = count + 1
+        is_due = count % LARGE_MESSAGES == 0 and (count or not self._folders.is_fresh(account))
+        if is_due and self._loop is not None:
+            self._loop.call_soon_threadsafe(self._look_at, self._folders.directory(account))
+
+    def _look_at(self, mailbox: Path) -> None:
+        self._waiting[mailbox] = None
+        self._is_woken.set()
 
     async def run(self, is_calm: Callable[[], bool] = lambda: True) -> None:
         """Build until cancelled, first all mailboxes that exist, while `is_calm` returns True."""
+        self._loop = asyncio.get_running_loop()
         try:
             self._waiting |= dict.fromkeys(await self._threads.run(_mailboxes, self._root))
         except StoreError as error:
