@@ -302,7 +302,8 @@ def write_folder_ids(folders: Iterable[Folder]) -> None:
 
 def well_known_path(mailbox: Path, folder: WellKnown) -> Path:
     """Return the directory of a well-known folder."""
-    return mailbox / _WELL_KNOWN[folder].directory
+    directory = _WELL_KNOWN[folder].directory
+    return mailbox / directory if directory else mailbox
 
 
 def folder_directories(mailbox: Path) -> list[str]:

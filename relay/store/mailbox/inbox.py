@@ -9,7 +9,6 @@ Maildir's delivery: tmp, link, fsync of file and directory. docs/design.md 1.
 
 from contextlib import suppress
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from relay.base.crashpoints import CrashPoint
 from relay.base.message.content import Content, edit_header, size_of
@@ -55,11 +54,11 @@ class Inbox(StorePart):
         mailbox = self.folders.inbox(account) if is_inbox else self.folders.mailbox(account)
         if not is_inbox:
             self.folders.recreate(mailbox, folder)
-        new = well_known_path(mailbox, folder) / "new"
+        new = f"{well_known_path(mailbox, folder)}/new"
         message_id = delivered_id(unique)
         content = edit_header(content, lambda header: with_relay_id(header, message_id))
         base_name = delivered_base_name(unique, hostname=self.names.hostname)
-        temporary = mailbox / "tmp" / base_name
+        temporary = f"{mailbox}/tmp/{base_name}"  # noqa: S108 - the Maildir's own
         with self._stripes.of(message_id):
             if is_repeat and self.index.find(mailbox, message_id) is not None:
                 # A crash may have come after the link.
@@ -69,28 +68,31 @@ class Inbox(StorePart):
             with self.quota.room_for(
                 account, mailbox, size_of(content), base_name=base_name, is_report=over_quota
             ):
-                try:
-                    self._write(temporary, new, content)
-                except FileExistsError:  # a crash may have come before its directory was synced
-                    self.syncs.sync(new)
+                if not self._write(base_name, content, temporary=temporary, new=new):
                     return DeliveryResult.ALREADY_THERE
         self.builder.note_delivery(account)
         self.crash.reached(CrashPoint.DELIVERED_LOCALLY)
         return DeliveryResult.DELIVERED
 
-    def _write(self, temporary: Path, new: Path, content: Content) -> None:
-        """Write the file durably. Raises FileExistsError if it exists."""
-        base = f"{temporary.name},S={size_of(content)}"
-        remove(temporary)  # left by a crash: this thread holds the lock of the id
+    def _write(self, base_name: str, content: Content, *, temporary: str, new: str) -> bool:
+        """Write the file durably; return False if it exists."""
+        target = f"{new}/{base_name},S={size_of(content)}"
         try:
-            finish_content(write_file(temporary, content))
-            place(temporary, new / base)
+            descriptor = write_file(temporary, content)
+        except FileExistsError:  # left by a crash: this thread holds the lock of the id
+            remove(temporary)
+            descriptor = write_file(temporary, content)
+        try:
+            finish_content(descriptor)
+            place(temporary, target)
             self.syncs.sync(new)
-        except FileExistsError:
-            raise
+        except FileExistsError:  # a crash may have come before its directory was synced
+            self.syncs.sync(new)
+            return False
         except OSError:
             with suppress(OSError):
-                remove(new / base)
+                remove(target)
             raise
         finally:
             remove(temporary)
+        return True

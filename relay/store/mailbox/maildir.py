@@ -39,6 +39,7 @@ _COARSE_TICK_NS = 2_100_000_000  # for file systems with times in whole seconds
 _SECOND_NS = 1_000_000_000
 _Parameters = ParamSpec("_Parameters")
 _Result = TypeVar("_Result")
+AnyPath = str | os.PathLike[str]  # a Path costs much where it is made for each message
 Undo = list[Callable[[], object]]  # what takes back, in reverse order, what was done
 
 
@@ -82,7 +83,7 @@ def retry_if_renamed(
     return repeated
 
 
-def write_file(path: Path, content: Content) -> int:
+def write_file(path: AnyPath, content: Content) -> int:
     """Write a new file and return its descriptor, not synced. After an error no file is left.
 
     Raises UnreadableError if the file of a large content cannot be read.
@@ -115,9 +116,9 @@ def open_written(path: Path) -> int:
     return os.open(path, os.O_WRONLY | os.O_CLOEXEC)
 
 
-def place(source: Path, target: Path) -> None:
+def place(source: AnyPath, target: AnyPath) -> None:
     """Give a finished file another name, never replacing a file. Raises FileExistsError."""
-    target.hardlink_to(source)
+    os.link(source, target)
 
 
 def open_message(path: Path) -> BinaryIO:
@@ -153,9 +154,10 @@ def rename(source: Path, target: Path) -> None:
         raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(target))
 
 
-def remove(path: Path) -> None:
+def remove(path: AnyPath) -> None:
     """Unlink a file if it exists."""
-    path.unlink(missing_ok=True)
+    with suppress(FileNotFoundError):
+        os.unlink(path)  # noqa: PTH108 - of any kind
 
 
 def is_old(changed_ns: int, *, now_us: int) -> bool:
@@ -214,7 +216,7 @@ def make_directories(parent: Path, names: Iterable[str]) -> None:
         raise
 
 
-def sync_directory(path: Path) -> None:
+def sync_directory(path: AnyPath) -> None:
     """Make a directory's entries durable, and check that they are below the mail root."""
     descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
@@ -313,13 +315,14 @@ class DirectorySync:
         self._lock = threading.Lock()
         self._rounds: dict[Path, _Rounds] = {}
         # called in any thread with a directory that this process has changed
-        self.on_sync: Callable[[Path], None] = lambda _directory: None
+        self.on_sync: Callable[[str], None] = lambda _directory: None
 
-    def sync(self, directory: Path) -> None:
-        """Make all changes in `directory` before this call durable.
+    def sync(self, path: AnyPath) -> None:
+        """Make all changes in the directory `path` before this call durable.
 
         Raises OSError if this sync failed, or any other since the caller's work began.
         """
+        directory = os.fspath(path)
         self.on_sync(directory)
         with self._lock:
             rounds = self._rounds.setdefault(directory, _Rounds(threading.Condition(self._lock)))
@@ -334,14 +337,14 @@ class DirectorySync:
                 if error := rounds.failed.get(mine):
                     if isinstance(error, MissingRootError):
                         raise MissingRootError
-                    raise OSError(error.errno, error.strerror, str(directory))
+                    raise OSError(error.errno, error.strerror, directory)
                 SYNC_FAILURES.check()
             finally:
                 rounds.waiting -= 1
                 if not rounds.waiting:
                     del self._rounds[directory]
 
-    def _run_round(self, directory: Path, rounds: _Rounds) -> None:
+    def _run_round(self, directory: str, rounds: _Rounds) -> None:
         """Run one fsync without the lock; keep a failure for all threads that wait for it."""
         rounds.started += 1
         number = rounds.started

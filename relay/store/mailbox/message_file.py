@@ -12,6 +12,7 @@ OSError.
 import hashlib
 import os
 import re
+from functools import lru_cache
 from pathlib import Path
 from typing import BinaryIO
 from urllib.parse import quote
@@ -122,6 +123,7 @@ def foreign_id(base_name: str) -> str:
     return _FOREIGN + _digest(base_name)
 
 
+@lru_cache(maxsize=64)  # a delivery asks several times
 def delivered_id(unique: str) -> str:
     """Return the id of the message that local delivery makes from `unique`."""
     return _DELIVERED + _digest(unique)

@@ -61,10 +61,10 @@ def waiting(syncs: DirectorySync, path, count: int):
 def test_callers_share_an_fsync_that_started_after_their_change(tmp_path, monkeypatch):
     disk, syncs = SlowDisk(monkeypatch), DirectorySync()
     disk.changes = 1
-    threads = waiting(syncs, tmp_path, 1)
+    threads = waiting(syncs, str(tmp_path), 1)
     assert disk.entered.acquire(timeout=30)
     disk.changes = 9  # these come while the first runs: it does not count for them
-    threads += waiting(syncs, tmp_path, 8)
+    threads += waiting(syncs, str(tmp_path), 8)
     disk.go.release(9)
     for thread in threads:
         thread.join(10)
