@@ -38,9 +38,8 @@ def ask(relay: DevProcess, sender: str, *fields: str, to: str = BOB) -> str:
 
 
 def test_each_side_gets_its_text_once(relay: DevProcess) -> None:
-    texts = {"internalReplyMessage": INSIDE, "externalReplyMessage": OUTSIDE}
     ask(relay, OUT)  # it makes the mailbox, which has no settings yet
-    change(relay, status="alwaysEnabled", externalAudience="all", **texts)
+    change(relay, status="alwaysEnabled", externalAudience="all", internalReplyMessage=INSIDE, externalReplyMessage=OUTSIDE)  # fmt: skip
     for sender, text in ((ANN, INSIDE), (OUT, OUTSIDE)):
         queue_id = ask(relay, sender)
         ask(relay, sender.title())

@@ -209,27 +209,22 @@ class Folders:
         self._directory_of = directory_of
         self._sync = (syncs or DirectorySync()).sync
         self._stripes = Stripes()  # a directory that exists while its lock is free is durable
-        self._known: dict[str, _MailboxPaths] = {}
+        self.known: dict[str, _MailboxPaths] = {}  # by account; may be cleared
 
     def directory(self, account: str) -> Path:
         """Return where the account's Maildir is, or will be."""
-        made = self._known.get(account)
-        return made.mailbox if made else self._directory_of(account)
+        return self._directory_of(account)
 
     def is_fresh(self, account: str) -> bool:
         """Whether its Maildir was made here for a delivery, and only deliveries have used it: it
         has no settings and no older messages. Does not block.
         """
-        made = self._known.get(account)
+        made = self.known.get(account)
         return made is not None and made.is_fresh
-
-    def forget(self) -> None:
-        """Forget which mailboxes there are: the root may have been restored."""
-        self._known.clear()
 
     def mailbox(self, account: str) -> Path:
         """Return the account's Maildir; create it with its folders on first use."""
-        made = self._known.get(account)
+        made = self.known.get(account)
         if made and made.drafts and made.drafts.is_dir() and made.inbox.is_dir():
             return made.mailbox
         mailbox = self._directory_of(account)
@@ -248,7 +243,7 @@ class Folders:
 
     def inbox(self, account: str) -> Path:
         """Return the account's Maildir for what needs no folder; create its Inbox on first use."""
-        made = self._known.get(account)
+        made = self.known.get(account)
         if made and made.inbox.is_dir():
             return made.mailbox
         mailbox = self._directory_of(account)
@@ -265,9 +260,9 @@ class Folders:
             make_directory(directory, self._sync)
 
     def _remember(self, account: str, made: _MailboxPaths) -> None:
-        if len(self._known) >= _MAILBOXES_CACHED:
-            self._known.clear()
-        self._known[account] = made
+        if len(self.known) >= _MAILBOXES_CACHED:
+            self.known.clear()
+        self.known[account] = made
 
     def recreate(self, mailbox: Path, folder: WellKnown) -> None:
         """Create a folder that another program removed."""

@@ -49,11 +49,11 @@ class Inbox(StorePart):
         is_repeat: bool = False,
     ) -> DeliveryResult:
         """See DeliveryStore.deliver()."""
-        self.old_files.clean(self.folders.directory(account))
         is_inbox = folder is WellKnown.INBOX  # the others are made at their first use
         mailbox = self.folders.inbox(account) if is_inbox else self.folders.mailbox(account)
         if not is_inbox:
             self.folders.recreate(mailbox, folder)
+        self.old_files.clean(mailbox, is_fresh=self.folders.is_fresh(account))
         new = f"{well_known_path(mailbox, folder)}/new"
         message_id = delivered_id(unique)
         content = edit_header(content, lambda header: with_relay_id(header, message_id))

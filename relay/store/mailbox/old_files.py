@@ -34,18 +34,18 @@ class OldFiles:
     # must not meet active writers.
     _cleaned_s: dict[int, float] = field(default_factory=dict, init=False)
 
-    def clean(self, mailbox: Path) -> None:
+    def clean(self, mailbox: Path, *, is_fresh: bool = False) -> None:
         """Remove stale files of a mailbox, at most once a day; called before each write to it.
 
         The first time, remove half-written drafts and half-removed folders of any age. Each time,
         remove files of any program in any tmp/ that are older than 36 hours, copies of folders that
-        a crash interrupted so long ago, and the states of messages that vanished 30 days ago.
+        a crash interrupted so long ago, and the states of messages that vanished 30 days ago. One
+        that `is_fresh` (see Folders) has none of them the first time.
         """
         now_s, key = self.clock.real_s(), hash(os.fspath(mailbox))
+        if is_fresh:
+            self._cleaned_s.setdefault(key, now_s)
         if now_s - self._cleaned_s.get(key, -_EVERY_S) < _EVERY_S:
-            return
-        if key not in self._cleaned_s and not mailbox.is_dir():  # it is made now
-            self._cleaned_s[key] = now_s
             return
         with self._lock:  # a second caller waits until the first cleaning is complete
             cleaned_s = self._cleaned_s.get(key)

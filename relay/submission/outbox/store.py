@@ -8,7 +8,7 @@ StoreUnavailableError. docs/design.md 3.
 """
 
 import asyncio
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -26,7 +26,7 @@ from relay.store.mailbox.inbox import Inbox
 from relay.store.mailbox.index.background import IndexBuilder
 from relay.store.mailbox.index.indexes import Indexes
 from relay.store.mailbox.mail_root import SUBMISSIONS, MailRoot
-from relay.store.mailbox.mailbox_list import MailFile, remove_files, stored_files
+from relay.store.mailbox.mailbox_list import remove_files, stored_files
 from relay.store.mailbox.maildir import DirectorySync, Stripes, keeps_order, list_names
 from relay.store.mailbox.message_file import mailbox_directory
 from relay.store.mailbox.message_lists import MessageLists
@@ -96,9 +96,12 @@ class FileStore:
             on_scheduled=lambda one: self.ready.offer(one),  # noqa: PLW0108 - it is made later
         )
         self._builder = IndexBuilder(
-            root, self._index, self._folders, clock=clock, may_work=self._is_idle
+            root=root, folders=self._folders, index=self._index, clock=clock, may_work=self._is_idle
         )
         self.build_indexes = self._builder.run
+        # the message files, for the retention of the development relay
+        self.stored_files = self._threads.in_thread(partial(stored_files, root.path))
+        self.remove_files = self._threads.in_thread(remove_files)
         self._open_mailboxes(part)
         self._open_submissions(outbox_part)
 
@@ -155,14 +158,6 @@ class FileStore:
         anchor_file = ClockAnchorFile(self._root.path / SUBMISSIONS)
         await self._threads.run(lambda: anchor_file.write(self._clock.anchor()))
 
-    async def stored_files(self) -> list[MailFile]:
-        """Return all message files, for the retention of the development relay."""
-        return await self._threads.run(stored_files, self._root.path)
-
-    async def remove_files(self, files: Iterable[MailFile]) -> None:
-        """Remove message files."""
-        await self._threads.run(remove_files, files)
-
     async def attend_root(self) -> None:
         """Notice that the mail root is missing, or refuses all writes, and when it is back.
 
@@ -214,7 +209,7 @@ class FileStore:
     def _reopen(self) -> None:
         """Use the root again, without what is remembered of it: it may have been restored."""
         self._index.forget()
-        self._folders.forget()
+        self._folders.known.clear()
         self.keys.forget()
         self._log.close()
         self.settings.replying.clear()

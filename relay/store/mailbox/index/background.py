@@ -11,6 +11,7 @@ until more mail arrives.
 import asyncio
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import dataclass
 from itertools import chain, islice
 from math import inf
 from pathlib import Path
@@ -34,24 +35,18 @@ _MAILBOXES_COUNTED = 10_000
 _log = get_logger("mailbox")
 
 
+@dataclass(kw_only=True, eq=False, repr=False)
 class IndexBuilder:
     """Builds the indexes of large mailboxes. Only note_delivery() may be called in any thread."""
 
-    def __init__(
-        self,
-        root: MailRoot,
-        indexes: Indexes,
-        folders: Folders,
-        *,
-        clock: Clock,
-        may_work: Callable[[], bool],
-    ) -> None:
-        """`may_work` says whether the store has nothing else to do."""
-        self._root, self._folders = root.path, folders
-        self._indexes = indexes
-        self._clock = clock
-        self._may_work = may_work
-        self._threads = ThreadPool(1, "mailbox-index", check_root=root.check)
+    root: MailRoot  # whether it is there
+    folders: Folders  # where each mailbox is
+    index: Indexes  # reads them
+    clock: Clock  # for pauses
+    may_work: Callable[[], bool]  # whether the store has nothing else to do
+
+    def __post_init__(self) -> None:
+        self._thread = ThreadPool(1, "mailbox-index", check_root=self.root.check)
         self._waiting: dict[Path, None] = {}  # mailboxes, in their order
         self._delivered: Counter[str] = Counter()  # by account; a race only miscounts
         self._loop: asyncio.AbstractEventLoop | None = None  # of run()
@@ -65,9 +60,9 @@ class IndexBuilder:
         if not count and len(self._delivered) > _MAILBOXES_COUNTED:
             self._delivered.clear()  # a mailbox is only looked at earlier
         self._delivered[account] = count + 1
-        is_due = count % LARGE_MESSAGES == 0 and (count or not self._folders.is_fresh(account))
+        is_due = count % LARGE_MESSAGES == 0 and (count or not self.folders.is_fresh(account))
         if is_due and self._loop is not None:
-            self._loop.call_soon_threadsafe(self._look_at, self._folders.directory(account))
+            self._loop.call_soon_threadsafe(self._look_at, self.folders.directory(account))
 
     def _look_at(self, mailbox: Path) -> None:
         self._waiting[mailbox] = None
@@ -77,9 +72,9 @@ class IndexBuilder:
         """Build until cancelled, first all mailboxes that exist, while `is_calm` returns True."""
         self._loop = asyncio.get_running_loop()
         try:
-            self._waiting |= dict.fromkeys(await self._threads.run(_mailboxes, self._root))
+            self._waiting |= dict.fromkeys(await self._thread.run(_mailboxes, self.root.path))
         except StoreError as error:
-            _log.info("index not built", mailbox=str(self._root), reason=str(error))
+            _log.info("index not built", mailbox=str(self.root.path), reason=str(error))
         while True:
             while self._waiting:
                 mailbox = next(iter(self._waiting))
@@ -95,26 +90,26 @@ class IndexBuilder:
 
     def close(self) -> None:
         """Wait for the thread."""
-        self._threads.close()
+        self._thread.close()
 
     async def _build(self, mailbox: Path, is_calm: Callable[[], bool]) -> None:
-        if not await self._threads.run(_is_large, mailbox):
+        if not await self._thread.run(_is_large, mailbox):
             return
         misses: Counter[int] = Counter()
-        began_s, count = self._clock.real_s(), 0
+        began_s, count = self.clock.real_s(), 0
         while True:
-            while not (is_calm() and self._may_work()):
-                await self._clock.sleep(_BUSY_PAUSE_S, slack_s=inf)  # sleeps: there is no event
-            start_s = self._clock.real_s()
-            if not await self._threads.run(
-                self._indexes.read_some, mailbox, _MESSAGES_AT_ONCE, misses=misses
+            while not (is_calm() and self.may_work()):
+                await self.clock.sleep(_BUSY_PAUSE_S, slack_s=inf)  # sleeps: there is no event
+            start_s = self.clock.real_s()
+            if not await self._thread.run(
+                self.index.read_some, mailbox, _MESSAGES_AT_ONCE, misses=misses
             ):
                 break
             count += 1
-            pause_s = max(_PAUSE_S, self._clock.real_s() - start_s)
+            pause_s = max(_PAUSE_S, self.clock.real_s() - start_s)
             await asyncio.sleep(pause_s)  # real time: others have the processor
         if count:
-            seconds = round(self._clock.real_s() - began_s, 1)
+            seconds = round(self.clock.real_s() - began_s, 1)
             _log.info("index built", mailbox=str(mailbox), seconds=seconds)
 
 
