@@ -80,7 +80,7 @@ class ReadFlags:
         self._unread_in = unread_in
         self._lock = threading.Lock()
         self._known: dict[str, _Directory] = {}
-        self.noted = set[Path]()  # directories that this process has changed
+        self.noted = set[str]()  # directories that this process has changed
         self._look_at_s = -math.inf  # when all directories are looked at again
 
     def unread(self) -> set[str]:
@@ -96,7 +96,7 @@ class ReadFlags:
                 cost_s = time.thread_time() - began_s
                 self._look_at_s = self._clock.real_s() + _COST_FACTOR * (cost_s - _FREE_S)
             noted = [self.noted.pop() for _ in range(len(self.noted))]
-            self._known |= self._look([str(one) for one in noted if one.name in ("new", "cur")])
+            self._known |= self._look([one for one in noted if one.endswith(("/new", "/cur"))])
             now = [one for one in self._known.values() if one.flags]
         asked = sorted(set[Path]().union(*(one.asked for one in now if one.asked)))[:_ASKED_MAX]
         found = {each for one in now for each, is_read in one.flags.items() if not is_read}

@@ -313,7 +313,7 @@ class DirectorySync:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._rounds: dict[Path, _Rounds] = {}
+        self._rounds: dict[str, _Rounds] = {}
         # called in any thread with a directory that this process has changed
         self.on_sync: Callable[[str], None] = lambda _directory: None
 
