@@ -17,7 +17,7 @@ import re
 import unicodedata
 from base64 import b32encode, b64encode
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -306,12 +306,18 @@ def folder_directories(mailbox: Path) -> list[str]:
     return sorted(
         name
         for name in list_names(mailbox)
-        if is_folder_name(name) and name not in _BY_DIRECTORY and (mailbox / name / "cur").is_dir()
+        if _is_folder_name(name) and name not in _BY_DIRECTORY and (mailbox / name / "cur").is_dir()
     )
 
 
-def is_folder_name(name: str) -> bool:
-    """Whether a directory in a mailbox with this name is a folder."""
+def message_directories(mailbox: Path) -> Iterator[str]:
+    """Yield the paths of new/ and cur/ of all folders; some may not exist."""
+    for folder in (".", *filter(_is_folder_name, list_names(mailbox))):
+        yield f"{mailbox}/{folder}/new"
+        yield f"{mailbox}/{folder}/cur"
+
+
+def _is_folder_name(name: str) -> bool:
     return name.startswith(".") and not name.startswith(_DOVECOT_DELETES)
 
 

@@ -17,7 +17,7 @@ from urllib.parse import unquote
 from msgspec import Struct
 
 from relay.base.clock import Clock
-from relay.store.mailbox.folders import is_folder_name
+from relay.store.mailbox.folders import message_directories
 from relay.store.mailbox.maildir import is_old, list_names, remove
 from relay.store.mailbox.message_file import SEEN, id_of_name, mailbox_directory, parse_name
 from relay.store.mailbox.types import NoSuchItemError
@@ -158,10 +158,9 @@ class MailFile(Struct, frozen=True):
 def stored_files(root: Path) -> list[MailFile]:
     """Return the files of all folders of all mailboxes; no drafts that are being sent."""
     found: list[MailFile] = []
-    for mailbox in map(str, mailbox_directories(root)):
-        for folder in (".", *filter(is_folder_name, list_names(mailbox))):
-            found += _in_directory(f"{mailbox}/{folder}/new")
-            found += _in_directory(f"{mailbox}/{folder}/cur")
+    for mailbox in mailbox_directories(root):
+        for directory in message_directories(mailbox):
+            found += _in_directory(directory)
     return found
 
 

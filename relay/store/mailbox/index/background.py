@@ -18,7 +18,7 @@ from pathlib import Path
 
 from relay.base.clock import Clock
 from relay.base.observe.logs import get_logger
-from relay.store.mailbox.folders import Folders, list_folders
+from relay.store.mailbox.folders import Folders, message_directories
 from relay.store.mailbox.index.indexes import Indexes
 from relay.store.mailbox.index.update import names_on_disk
 from relay.store.mailbox.mail_root import MailRoot
@@ -119,7 +119,5 @@ def _mailboxes(root: Path) -> list[Path]:
 
 def _is_large(mailbox: Path) -> bool:
     """Return whether a mailbox has many messages; no more of its files are listed."""
-    folders = list_folders(mailbox)
-    directories = (folder.path / name for folder in folders for name in ("cur", "new"))
-    files = chain.from_iterable(map(names_on_disk, directories))
+    files = chain.from_iterable(map(names_on_disk, message_directories(mailbox)))
     return sum(1 for _ in islice(files, LARGE_MESSAGES)) == LARGE_MESSAGES

@@ -75,7 +75,7 @@ def path_of(folders: FolderRows, location: FileLocation) -> str:
     return f"{directory}/{'new' if location.in_new else 'cur'}/{os.fsdecode(location.file_name)}"
 
 
-def names_on_disk(directory: Path) -> Iterator[tuple[bytes, int]]:
+def names_on_disk(directory: Path | str) -> Iterator[tuple[bytes, int]]:
     """Yield the files of a directory with their inodes; none if it does not exist."""
     try:
         with os.scandir(os.fsencode(directory)) as entries:
