@@ -14,6 +14,7 @@ import json
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -69,8 +70,8 @@ class Browser:
         self._marker_numbers = itertools.count()
         self._opened: set[_Site] = set()
         self._opened_earlier: set[_Site] = set()
-        self._began = 0  # where this test's part of the log begins, and its first line
-        self._first_mark = ""
+        self._read_octets = 0  # of the log
+        self._asked: set[str] = set()  # each URL and name in it since the test began
 
     def reset(self) -> None:
         """Close what is open, forget what is stored and logged."""
@@ -89,8 +90,9 @@ class Browser:
         self.set_width(_SIZE[0])
         self._opened_earlier |= self._opened
         self._opened.clear()
-        self._began = self._network_log.stat().st_size
-        self._first_mark = self._mark_from_blank()
+        self._mark_from_blank()
+        self._read_network_log()
+        self._asked.clear()
         self._read_console()
         self._console.clear()
 
@@ -176,10 +178,12 @@ class Browser:
         A name that is only looked up, or a connection that is only opened, appears as SCHEME://HOST;
         but not that of an earlier test's page: Chromium remembers it for other ports of its host.
         """
+        self._mark()
+        self._read_network_log()
         allowed = {_site(origin), _site(self._marker_origin), _site(_DNS_OVER_HTTPS)}
         asked = {
             url
-            for url in self._asked()
+            for url in self._asked
             if url.startswith(("http", "ws"))
             and _site(url) not in allowed
             and not (urlsplit(url).path == "" and _site(url) in self._opened_earlier)
@@ -192,11 +196,12 @@ class Browser:
 
         It is run from outside of the page's policy. Documents in frames are not looked into.
         """
-        self.evaluate(f"{AXE.read_text()}; undefined")
-        result = self.evaluate("axe.run({iframes: false, resultTypes: ['violations']})")
+        if self.evaluate("typeof axe") == "undefined":
+            self.evaluate(f"{AXE.read_text()}; undefined")
+        result = "axe.run({iframes: false, resultTypes: ['violations']})"
         return [
             f"{violation['id']}: {violation['help']}: {node['target']}: {node['failureSummary']}"
-            for violation in result["violations"]
+            for violation in self.evaluate(f"{result}.then((found) => found.violations)")
             for node in violation["nodes"]
         ]
 
@@ -206,40 +211,43 @@ class Browser:
     def _read_console(self) -> None:
         self._console += self.driver.get_log("browser")
 
-    def _asked(self) -> Iterator[str]:
-        """Yield each URL and name in the network log since the test began."""
-        self._mark()
+    @cached_property
+    def _parameters(self) -> dict[int, str]:
+        """By type of event, which parameter has what was asked."""
         with self._network_log.open() as log:
             types = json.loads(log.readline().rstrip(",\n") + "}")["constants"]["logEventTypes"]
-        parameter = {
+        return {
             types["URL_REQUEST_START_JOB"]: "url",
             types["HOST_RESOLVER_MANAGER_REQUEST"]: "host",
         }
-        lines = self._logged_since(self._began).splitlines()
-        for line in itertools.dropwhile(lambda line: self._first_mark not in line, lines):
-            with contextlib.suppress(json.JSONDecodeError):  # a line that is not yet complete
-                event = json.loads(line.rstrip(","))
-                value = event.get("params", {}).get(parameter.get(event["type"]))
-                if value is not None:
-                    yield value
 
-    def _mark(self) -> str:
-        """Write a line into the network log, by a request that fails; return what is in it.
+    def _read_network_log(self) -> None:
+        """Read the whole lines that have come."""
+        text = self._logged_since(self._read_octets)
+        text = text[: text.rfind(b"\n") + 1]
+        self._read_octets += len(text)
+        for line in text.splitlines():
+            with contextlib.suppress(json.JSONDecodeError):  # those around the events
+                event = json.loads(line.rstrip(b","))
+                value = event.get("params", {}).get(self._parameters.get(event.get("type")))
+                if value is not None:
+                    self._asked.add(value)
+
+    def _mark(self) -> None:
+        """Write a line into the network log, by a request that fails.
 
         Chromium writes lines in order, some at once: where this one is, the earlier ones are.
         """
         url, size = self._next_mark()
         target = self._command("Target.createTarget", url=url, background=True)["targetId"]
-        self._until(lambda _: url in self._logged_since(size), "no network log", PATIENCE)
+        self._until(lambda _: url.encode() in self._logged_since(size), "no network log", PATIENCE)
         self._close(target)
-        return url
 
-    def _mark_from_blank(self) -> str:
+    def _mark_from_blank(self) -> None:
         """The same from about:blank, without the process that a window takes."""
         url, size = self._next_mark()
         self.evaluate(f"fetch('{url}', {{mode: 'no-cors'}}).catch(() => 0)")
-        self._until(lambda _: url in self._logged_since(size), "no network log", PATIENCE)
-        return url
+        self._until(lambda _: url.encode() in self._logged_since(size), "no network log", PATIENCE)
 
     def _next_mark(self) -> tuple[str, int]:
         """Return the URL of a mark, and where the network log ends before it."""
@@ -251,14 +259,14 @@ class Browser:
         still = "a window does not close"
         self._until(lambda _: window not in self.driver.window_handles, still, PATIENCE)
 
-    def _logged_since(self, size: int) -> str:
+    def _logged_since(self, size: int) -> bytes:
         with self._network_log.open("rb") as log:
             log.seek(size)
-            return log.read().decode(errors="replace")
+            return log.read()
 
     def _until(self, condition: Callable[[Any], Any], failure: str, within: float) -> Any:
         ignored = [StaleElementReferenceException]
-        wait = WebDriverWait(self.driver, within, poll_frequency=0.02, ignored_exceptions=ignored)
+        wait = WebDriverWait(self.driver, within, poll_frequency=0.1, ignored_exceptions=ignored)
         return wait.until(condition, failure)
 
 
