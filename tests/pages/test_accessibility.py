@@ -69,8 +69,7 @@ def errors_of(browser: Browser) -> list[str]:
 
 @pytest.mark.parametrize("name", PAGES)
 def test_a_page_is_for_all_and_asks_no_other_host(browser: Browser, samples: Samples, name: str):
-    page = samples.url(PAGES[name])
-    browser.open(page)
+    browser.open(samples.url(PAGES[name]))
     assert axe(browser) == []
     count = browser.evaluate(f"{CONTROLS}.length")
     assert count > 4
@@ -88,7 +87,6 @@ def test_a_page_is_for_all_and_asks_no_other_host(browser: Browser, samples: Sam
 
     browser.emulate_scheme("dark")
     browser.set_width(NARROW)
-    browser.open(page)
     assert axe(browser) == []
     assert browser.evaluate("document.documentElement.scrollWidth") <= NARROW
     assert errors_of(browser) == []
