@@ -1,6 +1,6 @@
 """A pytest plugin: tests that failed in a run of several processes are repeated one after the other.
 
-`make test` keeps two cores busy with six processes, so that a test which depends on time may fail
+`make test` keeps two cores busy with four processes, so that a test which depends on time may fail
 there though the code is right. A few failures are repeated alone, three times: if all pass, the run
 passes, and its last lines name them. They are still defects, of the code or of the test. What a crash
 lost is never explained by a busy machine, so tests of crashes are not repeated; nor are many failures.
