@@ -95,15 +95,12 @@ class IndexBuilder:
     async def _build(self, mailbox: Path, is_calm: Callable[[], bool]) -> None:
         if not await self._thread.run(_is_large, mailbox):
             return
-        misses: Counter[int] = Counter()
         began_s, count = self.clock.real_s(), 0
         while True:
             while not (is_calm() and self.may_work()):
                 await self.clock.sleep(_BUSY_PAUSE_S, slack_s=inf)  # sleeps: there is no event
             start_s = self.clock.real_s()
-            if not await self._thread.run(
-                self.index.read_some, mailbox, _MESSAGES_AT_ONCE, misses=misses
-            ):
+            if not await self._thread.run(self.index.read_some, mailbox, _MESSAGES_AT_ONCE):
                 break
             count += 1
             pause_s = max(_PAUSE_S, self.clock.real_s() - start_s)

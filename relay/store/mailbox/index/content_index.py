@@ -13,7 +13,6 @@ FIELDS_MAX fields of its header (RFC 5322; Graph's message).
 import functools
 import math
 import os
-from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -310,19 +309,11 @@ _T = TypeVar("_T")
 class ContentIndexer:
     """Reads the content of a mailbox's messages."""
 
-    def __init__(
-        self,
-        index: MailboxIndex,
-        *,
-        clock: Clock,
-        limit: QueryTimeLimit,
-        misses: Counter[int] | None = None,
-    ) -> None:
+    def __init__(self, index: MailboxIndex, *, clock: Clock, limit: QueryTimeLimit) -> None:
         self._index = index
         self._clock = clock
         self._limit = limit
         self._until_s = math.inf
-        self._misses: Counter[int] = Counter() if misses is None else misses
 
     def run(self, content_level: int, operation: Callable[[apsw.Cursor, FolderRows], _T]) -> _T:
         """Read what is missing up to the level that a query needs, then answer.
@@ -426,6 +417,7 @@ class ContentIndexer:
                 for row, one in read:
                     if one is not None and _is_as_read(cursor, row, level.number):
                         level.write(cursor, row.uid, one)
+                        self._index.misses.pop(row.uid, None)
 
         self._index.run(write)
 
@@ -434,8 +426,8 @@ class ContentIndexer:
         try:
             return level.read(row, path)
         except FileNotFoundError:  # the next update of the index finds it
-            self._misses[row.uid] += 1
-            return level.nothing if self._misses[row.uid] > _MISSES_MAX else None
+            self._index.misses[row.uid] += 1
+            return level.nothing if self._index.misses[row.uid] > _MISSES_MAX else None
         except OSError:
             return level.nothing
 

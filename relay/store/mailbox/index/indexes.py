@@ -8,7 +8,7 @@ StoreError's children, and OSError when a mailbox cannot be read.
 
 import os
 import threading
-from collections import Counter, OrderedDict
+from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -272,14 +272,13 @@ class Indexes:
             indexer = ContentIndexer(index, clock=self._clock, limit=limit)
             return indexer.run(prepared.level, operation)
 
-    def read_some(self, mailbox: Path, messages_max: int, *, misses: Counter[int]) -> bool:
-        """Read the content of a few messages before a query needs it.
-
-        Returns whether there may be more to read. `misses` is kept from call to call.
+    def read_some(self, mailbox: Path, messages_max: int) -> bool:
+        """Read the content of a few messages before a query needs it; return whether there may be
+        more to read.
         """
         with self._of(mailbox, in_background=True) as index:
             limit = QueryTimeLimit(self._clock)
-            indexer = ContentIndexer(index, clock=self._clock, limit=limit, misses=misses)
+            indexer = ContentIndexer(index, clock=self._clock, limit=limit)
             return indexer.read_some(messages_max)
 
     def look_up(

@@ -7,6 +7,7 @@ OSError when the mailbox cannot be read. See docs/design.md 3.
 """
 
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
@@ -71,6 +72,7 @@ class MailboxIndex:
         self._updater: IndexUpdater | None = None
         self._merging = threading.Lock()
         self.content_lock = threading.Lock()  # one thread reads the content of messages
+        self.misses: Counter[int] = Counter()  # how often a file was not found, under that lock
 
     @property
     def is_in_memory(self) -> bool:
