@@ -13,7 +13,6 @@ from typing import Any
 import pytest
 
 from relay.base.crashpoints import CrashPoint
-from tests.support.disks import disk_of_its_own
 from tests.support.graph_client import Answer
 from tests.support.long_tests import sampled
 from tests.support.relay_process import RelayProcess, until
@@ -116,21 +115,6 @@ def test_a_kill_while_a_scheduled_message_is_changed(relay, point, sooner):
     assert f"Subject: {shown['subject']}\r\n".encode() in scheduled.read_bytes()
     send_now(relay, draft)
     until_sent(relay, shown["subject"])
-
-
-def test_a_kill_while_a_scheduled_message_is_changed_across_file_systems(relay):
-    relay.home("alice").mkdir(parents=True)
-    with disk_of_its_own(relay.home("alice")):
-        relay.start(crash_at=CrashPoint.SUBMISSION_REPLACED)
-        draft = submit(relay, NEXT_YEAR)
-        with suppress(OSError, http.client.HTTPException):
-            patch(relay, draft, {"subject": "second"})
-        assert relay.wait_end() == -SIGKILL
-        relay.start()
-        assert [one["subject"] for one in relay.messages("drafts")] == ["second"]
-        send_now(relay, draft)
-        until_sent(relay, "second")
-        relay.kill()
 
 
 def delete(relay: RelayProcess, draft: str) -> None:

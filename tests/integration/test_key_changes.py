@@ -133,23 +133,6 @@ def faults_of_reloads(relay: RelayProcess) -> list[str]:
     return [one["fault"] for one in lines if one["event"] == "not reloaded"]
 
 
-def test_a_command_without_a_relay_names_a_bad_key_file_and_changes_nothing(
-    remotes, tmp_path, serve
-):
-    """A cancel may owe a report, which the key signs."""
-    [key] = keys_in(tmp_path, "s1").config["dkim"]
-    relay = serve(remotes, config={"dkim": [key]})
-    remotes.dns.zone["silent.test"] = "SERVFAIL"
-    queue_id = relay.submit(SENDER, ["x@silent.test"])
-    relay.until_state(queue_id, "deferred")
-    relay.stop()
-    Path(key["key"]).write_text("")
-    done = relay.cli("queue", "cancel", queue_id)
-    assert (done.returncode, done.stderr[: len(key["key"])]) == (78, key["key"])
-    assert "found no key, expected an RSA key" in done.stderr
-    assert len(relay.cli_json("queue", "list")) == 1
-
-
 @pytest.mark.parametrize(
     ("messages", "reloads"), [(100, 4), pytest.param(2000, 10, marks=long)], ids=["short", "long"]
 )

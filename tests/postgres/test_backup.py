@@ -16,8 +16,8 @@ from tests.host.test_backup import (  # noqa: F401 - fixtures and tests
     test_a_full_disk_leaves_nothing_half_done,
     test_a_relay_does_not_start_in_half_a_restoration,
     test_root_restores_for_the_user_of_the_service,
+    test_what_waits_is_cancelled,
     test_what_waits_is_held_until_it_is_released,
-    test_what_waits_is_released_or_cancelled_in_a_stopped_service,
     test_what_was_answered_before_a_backup_under_load_is_there_once,
     wipe,
 )

@@ -80,7 +80,9 @@ class RefusalFiles:
         return await asyncio.to_thread(self._page, wanted)
 
     async def prune(self, before_us: int, *, dry_run: bool = False) -> int:
-        """Remove, or only count, the records of the days before that time. Raises OSError."""
+        """Remove, or only count, the records of days whose last one is from before that time.
+        Raises OSError.
+        """
         await self._flush()
         return await asyncio.to_thread(self._prune, rfc3339(max(0, before_us)), dry_run)
 
@@ -173,9 +175,12 @@ class RefusalFiles:
         removed = 0
         with self._lock:
             for path in self._files():
-                if path.name >= before[:10]:
+                if path.name > before[:10]:
                     continue
-                removed += path.read_bytes().count(b"\n")
+                lines = path.read_bytes().splitlines(keepends=True)
+                if lines and (last := _decoded(lines[-1])) and last.at >= before:
+                    continue
+                removed += len(lines)
                 if self._day is not None and self._day.name == path.name:
                     self._close_day()
                 if not dry_run:
