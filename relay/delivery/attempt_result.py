@@ -260,11 +260,13 @@ def requeue_result(claim: Claim, *, time: AttemptTime) -> AttemptResult:
     """Requeue a claim without an attempt; report its delay if that is due."""
     warned, late = _warning(claim, claim.recipients, {}, time=time)
     waiting = _as_before(claim, warn_us=warned, now_us=time.now_us)
-    if (
-        claim.state in HELD_OR_CAPTURED and waiting.due_us <= time.now_us
-    ):  # it may have expired, or may not
-        waiting = replace(waiting, due_us=time.now_us + _UNSURE_EXPIRY_US)
-    elif claim.retry_us is not None and claim.retry_us <= time.now_us:
+    next_us = claim.retry_us
+    if claim.state in HELD_OR_CAPTURED and waiting.due_us <= time.now_us:
+        # It may have expired, or may not; its hold may end before the next look.
+        again_us = time.now_us + _UNSURE_EXPIRY_US
+        ends_us = next_us if next_us is not None and next_us > time.now_us else again_us
+        waiting = replace(waiting, due_us=min(again_us, ends_us))
+    elif next_us is not None and next_us <= time.now_us:
         # It is due and is attempted before it expires: its due time stays.
         waiting = replace(waiting, due_us=min(claim.due_us, waiting.due_us))
     commit = _commit(claim, time, {}, waiting=waiting)

@@ -215,6 +215,9 @@ def test_a_claim_that_may_have_expired_is_checked_again_later(state: RecipientSt
     claim = a_claim(state=state, retry_us=None, due_us=HOUR_US, expires_us=HOUR_US)
     waiting = requeue_result(claim, time=AttemptTime(4 * HOUR_US, 4 * HOUR_US)).commit.waiting
     assert 4 * HOUR_US < waiting.due_us < 5 * HOUR_US
+    claim = replace(claim, retry_us=4 * HOUR_US + SECOND_US)  # when its hold ends
+    waiting = requeue_result(claim, time=AttemptTime(4 * HOUR_US, 4 * HOUR_US)).commit.waiting
+    assert waiting.due_us == claim.retry_us
 
 
 def test_a_delay_warning_keeps_the_attempt_of_a_claim_due_before_the_start() -> None:
