@@ -160,7 +160,7 @@ def _routes(settings: Settings, place: Document) -> Iterator[CheckFinding]:
         after = ("route", number, "fallback_after")
         is_late = route.fallback_after >= delivery.expire_after
         if place.value(after) is not None and (is_late or not route.fallback):
-            text = "expected fallback beside it, and less than delivery.expire_after"
+            text = "expected a fallback, and less than delivery.expire_after"
             yield warning_of(
                 "routes", place.fault(after, f"found {route.fallback_after:g} s, {text}")
             )

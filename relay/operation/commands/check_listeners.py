@@ -134,7 +134,7 @@ def _names(listener: CheckedListener, hostname: str) -> list[str]:
 
 
 def listener_at(host: Address, settings: Settings) -> CheckedListener | None:
-    """Return the SMTP listener at the address of a next hop, if it is one of ours."""
+    """Return the SMTP listener at the address of a next hop, if this relay has one there."""
     name = "127.0.0.1" if host.host == "localhost" else host.host
     is_here = name == settings.hostname or (is_ip(name) and has_address(name))
     for one in _smtp_listeners(settings):

@@ -157,8 +157,8 @@ def may_have_attachments(content: ParsedContent) -> bool:
 
 
 def _has_only_texts(body: bytes) -> bool:
-    """Return whether all parts are texts without a name in any reading: wherever one may begin, no
-    header that may follow says anything else.
+    """Return whether all parts are texts without a name, wherever a reader may take a part to
+    begin: each `Content-` field in the body is one that such a text has.
     """
     if len(body) > _TEXTS_OCTETS_MAX or body.count(b"\n--") > _TEXTS_MAX or b"\0" in body:
         return False
