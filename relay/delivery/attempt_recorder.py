@@ -159,11 +159,17 @@ class AttemptRecorder:
         await self._end(
             claim,
             lambda: result_of_attempt(
-                claim, outcomes, time=self._time(), schedule=schedule, reached=reached,
-                lookup=lookup, took_s=took_s,
+                claim,
+                outcomes,
+                time=self._time(),
+                schedule=schedule,
+                reached=reached,
+                lookup=lookup,
+                took_s=took_s,
             ),
-            outcomes, reached=reached,
-        )  # fmt: skip
+            outcomes,
+            reached=reached,
+        )
 
     async def record_some(
         self,
@@ -301,9 +307,12 @@ class AttemptRecorder:
                 reported[kind] = (*before, *reported.get(kind, ()))
         reports, events = await self._reports(claim, reported)
         commit = replace(
-            commit, reports=reports, events=(*commit.events, *events), pays=bool(owed),
+            commit,
+            reports=reports,
+            events=(*commit.events, *events),
+            pays=bool(owed),
             remote_report=await self._remote_report(claim, commit.outcomes),
-        )  # fmt: skip
+        )
         in_time, claims = await self._write(commit)
         self._owed.pop((claim.key, claim.epoch), None)
         self.contents.release(claim)
@@ -433,10 +442,16 @@ class AttemptRecorder:
             evidence = outcome.evidence
             encoded = {"encoded": evidence.encoded} if evidence.encoded else {}
             _log.info(
-                "recipient", qid=claim.message.id, to=recipient.path.address, status=name,
-                relay=evidence.host or str(claim.next_hop), delay_s=round(delay_s, 3),
-                dsn=evidence.status, reply=evidence.reply, **encoded,
-            )  # fmt: skip
+                "recipient",
+                qid=claim.message.id,
+                to=recipient.path.address,
+                status=name,
+                relay=evidence.host or str(claim.next_hop),
+                delay_s=round(delay_s, 3),
+                dsn=evidence.status,
+                reply=evidence.reply,
+                **encoded,
+            )
 
 
 def _check_readable(content: LargeContent) -> None:

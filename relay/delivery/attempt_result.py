@@ -158,17 +158,29 @@ def result_of_attempt(
         )
     warned, late = _warning(claim, left, outcomes, time=time)
     waiting = _waiting(
-        claim, retry_us=None if held else retry_us, cause=cause, warn_us=warned,
-        level=claim.priority if reached else PriorityLevel.UNREACHABLE, now_us=time.now_us,
-    )  # fmt: skip
+        claim,
+        retry_us=None if held else retry_us,
+        cause=cause,
+        warn_us=warned,
+        level=claim.priority if reached else PriorityLevel.UNREACHABLE,
+        now_us=time.now_us,
+    )
     event = _attempt_event(
-        claim, outcomes, time.at_us, lookup=lookup, took_s=took_s, held=_NOT_READ if held else "",
+        claim,
+        outcomes,
+        time.at_us,
+        lookup=lookup,
+        took_s=took_s,
+        held=_NOT_READ if held else "",
         retry="" if held else time.wall_time(retry_us),
-    )  # fmt: skip
+    )
     commit = replace(
-        _commit(claim, time, outcomes, event=event, waiting=waiting), unanswered=unanswered,
-        held=held, ends_warning=late is not None, fallback_us=schedule.fallback_us,
-    )  # fmt: skip
+        _commit(claim, time, outcomes, event=event, waiting=waiting),
+        unanswered=unanswered,
+        held=held,
+        ends_warning=late is not None,
+        fallback_us=schedule.fallback_us,
+    )
     return AttemptResult(commit, time, kinds, late)
 
 
@@ -200,9 +212,14 @@ def _commit(
     waiting: EntrySchedule | None = None,
 ) -> ClaimResult:
     return ClaimResult(
-        claim, time.at_us, outcomes, waiting, events=() if event is None else (event,),
-        counts_as_attempt=bool(outcomes), fallback_us=claim.extra.fallback_us,
-    )  # fmt: skip
+        claim,
+        time.at_us,
+        outcomes,
+        waiting,
+        events=() if event is None else (event,),
+        counts_as_attempt=bool(outcomes),
+        fallback_us=claim.extra.fallback_us,
+    )
 
 
 def _unanswered(
@@ -250,9 +267,10 @@ def partial_result(
     reported = _successes(claim, outcomes, at_us=time.at_us)
     owed = {one.path for some in reported.values() for one in some}
     commit = replace(
-        _commit(claim, time, outcomes, event=event), goes_on=True,
+        _commit(claim, time, outcomes, event=event),
+        goes_on=True,
         owed=[one.id for one in claim.recipients if one.path in owed],
-    )  # fmt: skip
+    )
     return AttemptResult(commit, time, reported)
 
 
@@ -305,10 +323,13 @@ def unrecorded_result(
         text = f"451 4.3.0 {INTERNAL_ERROR}; the attempt's outcome was not recorded"  # RFC 3463 3.4
         concluded = same_outcome(claim, Indeterminate(Evidence("4.3.0", text)))
     waiting = EntrySchedule(
-        retry_us=None if may_be_delivered else again_us, level=claim.level, warn_us=claim.warn_us,
+        retry_us=None if may_be_delivered else again_us,
+        level=claim.level,
+        warn_us=claim.warn_us,
         due_us=max(again_us, claim.expires_us) if may_be_delivered else again_us,
-        cause=DeferralClass.INTERNAL, cause_attempts=claim.cause_attempts + 1,
-    )  # fmt: skip
+        cause=DeferralClass.INTERNAL,
+        cause_attempts=claim.cause_attempts + 1,
+    )
     reason = _NOT_RECORDED if may_be_delivered else ""
     event = _attempt_event(claim, concluded, time.at_us, held=reason)
     commit = _commit(claim, time, concluded, event=event, waiting=waiting)
@@ -388,18 +409,26 @@ def _waiting(
     ends_us = claim.due_us if claim.state is RecipientState.CAPTURED else claim.expires_us
     times = [time_us for time_us in (retry_us, warn_us, ends_us) if time_us is not None]
     return EntrySchedule(
-        retry_us=retry_us, due_us=max(now_us, min(times)), level=level, cause=cause.name,
-        cause_attempts=cause.attempts, warn_us=warn_us,
-    )  # fmt: skip
+        retry_us=retry_us,
+        due_us=max(now_us, min(times)),
+        level=level,
+        cause=cause.name,
+        cause_attempts=cause.attempts,
+        warn_us=warn_us,
+    )
 
 
 def _as_before(claim: Claim, *, warn_us: int | None, now_us: int) -> EntrySchedule:
     """The schedule of a claim that was not attempted."""
     cause = DeferralCause(claim.cause, claim.cause_attempts)
     return _waiting(
-        claim, retry_us=claim.retry_us, cause=cause, level=claim.level, warn_us=warn_us,
+        claim,
+        retry_us=claim.retry_us,
+        cause=cause,
+        level=claim.level,
+        warn_us=warn_us,
         now_us=now_us,
-    )  # fmt: skip
+    )
 
 
 def late_elsewhere(

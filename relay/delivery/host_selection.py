@@ -113,12 +113,17 @@ def target_of(host: Host, address: str, via: HopOptions) -> Target:
     """Return where to connect, and how; the host has its TLS."""
     login = via.login
     return Target(
-        host=host.name, address=address if host.port else "", port=host.port,
-        path="" if host.port else address, lmtp=host.lmtp, tls=policy_of(host),
+        host=host.name,
+        address=address if host.port else "",
+        port=host.port,
+        path="" if host.port else address,
+        lmtp=host.lmtp,
+        tls=policy_of(host),
         tls_by=host.tls.by if host.tls is not None else CONFIGURATION,
         credentials=(login.user, login.password) if login is not None else None,
-        source_address=via.source_address, is_mx=via.is_mx,
-    )  # fmt: skip
+        source_address=via.source_address,
+        is_mx=via.is_mx,
+    )
 
 
 @dataclass(eq=False)

@@ -232,10 +232,12 @@ class LocalDelivery:
         text = f"{'captured for' if is_captured else 'delivered to'} {mailbox}{note}"
         # RFC 3463 3.2
         evidence = Evidence(
-            "2.1.5", f"250 2.1.5 {text}", graph_id=delivered_id(unique),
+            "2.1.5",
+            f"250 2.1.5 {text}",
+            graph_id=delivered_id(unique),
             receipt=_receipt(claim, recipient, content, mailbox=mailbox),
             owed_reply=await self.reply_of(claim, recipient, content, mailbox=mailbox),
-        )  # fmt: skip
+        )
         return Captured(evidence) if is_captured else Delivered(evidence)
 
 

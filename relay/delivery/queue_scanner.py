@@ -134,10 +134,12 @@ class PriorityScan:
             return None
         active_queue, level = self._active_queue, self.level
         return DueQuery(
-            level, after=self._after, without_hops=active_queue.full_hops(level),
+            level,
+            after=self._after,
+            without_hops=active_queue.full_hops(level),
             without_senders=active_queue.full_senders(level),
             without_pairs=active_queue.full_pairs(level),
-        )  # fmt: skip
+        )
 
     def _query_for_hop(self) -> DueQuery | None:
         active_queue, level = self._active_queue, self.level
@@ -148,9 +150,11 @@ class PriorityScan:
                 self._queried_hop = self._hops.pop(next_hop)
                 full_here = {one for hop, one in active_queue.full_pairs(level) if hop == next_hop}
                 return DueQuery(
-                    level, next_hop=next_hop, after_sender=self._queried_hop[0],
+                    level,
+                    next_hop=next_hop,
+                    after_sender=self._queried_hop[0],
                     without_senders=full_here.union(active_queue.full_senders(level)),
-                )  # fmt: skip
+                )
         return None
 
     def _query_for_sender(self) -> DueQuery | None:
@@ -160,10 +164,12 @@ class PriorityScan:
             del self._open_senders[sender]
             if not active_queue.is_full(sender, level):
                 return DueQuery(
-                    level, sender=sender, after=self._senders.pop(sender),
+                    level,
+                    sender=sender,
+                    after=self._senders.pop(sender),
                     without_hops=active_queue.full_hops(level),
                     without_pairs=active_queue.full_pairs(level),
-                )  # fmt: skip
+                )
         return None
 
     # -- next hops and senders that are left behind

@@ -66,13 +66,18 @@ class DeliveryScheduler:
         self.recorder.way_around = self.table.way_around
         self._sites = self._new_sites()
         self._rerouter = ClaimRerouter(
-            self.recorder, table=self.table, admin=self.queue_admin,
+            self.recorder,
+            table=self.table,
+            admin=self.queue_admin,
             clock=self.clock,
-        )  # fmt: skip
+        )
         self._scanner = QueueScanner(
-            self.recorder.spool, self.active_queue, self.clock, offer=self.offer,
+            self.recorder.spool,
+            self.active_queue,
+            self.clock,
+            offer=self.offer,
             delivers_captured=self.local.delivers_captured,
-        )  # fmt: skip
+        )
         self._started_us = self._delayed_us = self.clock.queue_us()
         self._woken = asyncio.Event()
         self._why = Wake.NOT  # it was set
@@ -85,9 +90,14 @@ class DeliveryScheduler:
 
     def _new_sites(self) -> Sites:
         sites = Sites(
-            self.recorder, resolve=self.resolve, table=self.table,
-            slots=self.slots, options=self.options, clock=self.clock, connect=self.connect,
-        )  # fmt: skip
+            self.recorder,
+            resolve=self.resolve,
+            table=self.table,
+            slots=self.slots,
+            options=self.options,
+            clock=self.clock,
+            connect=self.connect,
+        )
         self.recorder.lookup_of = sites.lookup_of
         return sites
 

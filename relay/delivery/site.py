@@ -502,8 +502,11 @@ class Site:
         unanswered_s = self.hosts.unanswered_s()
         await self.recorder.finish(
             self.recorder.record(
-                claim, same_outcome(claim, outcome), reached=False, unanswered_s=unanswered_s,
+                claim,
+                same_outcome(claim, outcome),
+                reached=False,
+                unanswered_s=unanswered_s,
                 took_s=None if number else took_s,
             )
             for number, (claim, outcome) in enumerate(outcomes)
-        )  # fmt: skip
+        )

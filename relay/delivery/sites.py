@@ -232,9 +232,11 @@ class Sites:
         slots = self._lookup_slots[first.level is PriorityLevel.UNREACHABLE]
         try:
             async with slots.hold(
-                way_of(first), status=SiteStatus.UNKNOWN, sender=first.sender,
+                way_of(first),
+                status=SiteStatus.UNKNOWN,
+                sender=first.sender,
                 is_new=self._is_urgent(first),
-            ) as slot:  # fmt: skip
+            ) as slot:
                 if not slot.is_new:
                     await self._wait_for_turn(way_of(first))
                 began_s = self.clock.real_s()
@@ -316,8 +318,12 @@ class Sites:
         return Site(
             name=",".join(f"{name}:{port}" for name, port, *_ in key[0][:3]),
             hosts=HostSelection(
-                hosts, self.options, via=options, host_status=self._host_status,
-                clock=self.clock, open_session=self.connect,
+                hosts,
+                self.options,
+                via=options,
+                host_status=self._host_status,
+                clock=self.clock,
+                open_session=self.connect,
             ),
             options=self.options.limited(options.connections_max, parse_rate(options.rate)),
             slots=self.slots,
@@ -325,7 +331,7 @@ class Sites:
             serve=serve,
             pauses=self._pauses,
             clock=self.clock,
-        )  # fmt: skip
+        )
 
     def _forget_unused(self) -> None:
         self._resolved.clear()

@@ -93,9 +93,12 @@ def open_authority(
                 wanted |= allowed
             permitted = sorted(wanted, key=lambda one: str(one.value))
             found = self_signed(
-                key, _CA_NAME, x509.NameConstraints(permitted, None),
-                now=now, end=now + timedelta(days=_CA_DAYS),
-            )  # fmt: skip
+                key,
+                _CA_NAME,
+                x509.NameConstraints(permitted, None),
+                now=now,
+                end=now + timedelta(days=_CA_DAYS),
+            )
             replace_file(file, found.public_bytes(Encoding.PEM), mode=0o644)
     return DevelopmentAuthority(file, Issuer(found, key))
 

@@ -53,9 +53,12 @@ async def demonstrate(daemon: Daemon, show: Callable[[DemonstratedMessage], None
     show(DemonstratedMessage("one message, seven steps", delivered))
 
     refused = DraftToSend(
-        _ALICE, ("friend@elsewhere.test",), "Try this", "Just run it.\n",
+        _ALICE,
+        ("friend@elsewhere.test",),
+        "Try this",
+        "Just run it.\n",
         attachments=(("setup.exe", b"MZ not really a program"),),
-    )  # fmt: skip
+    )
     bounced = await _send(daemon, refused, until=_is_reported)
     subject = await _report_subject(daemon)
     show(DemonstratedMessage("one message that bounces", bounced, subject))

@@ -71,13 +71,15 @@ _BEFORE_COPIES = (RecipientState.QUEUED, RecipientState.DEFERRED, RecipientState
 # What Relay has instead of what Mailpit has there, by a segment of the path.
 _CHECKS = "its checks at GET /relay/v1/messages/{id}/checks"
 _INSTEAD = {
-    "html-check": _CHECKS, "link-check": _CHECKS, "sa-check": "no spam score",
+    "html-check": _CHECKS,
+    "link-check": _CHECKS,
+    "sa-check": "no spam score",
     "thumb": "no thumbnails; the part is at the path without /thumb",
     "release": "POST /relay/v1/messages/{id}/release; docs/development.md says how",
     "chaos": "scenarios for what hosts reply; docs/internet.md says how",
     "webui": "pages that need no configuration",
     "events": "server-sent events at GET /relay/v1/events",
-}  # fmt: skip
+}
 T = TypeVar("T")
 
 
@@ -234,14 +236,21 @@ class MailpitApi:
         tags = await tags_of(self._means, list(shown))
         messages = [
             {**shown[one], "Read": one not in found.unread, "Tags": tags.get(one, [])}
-            for one in ids if one in shown
-        ]  # fmt: skip
-        return json_response({
-            "total": len(found.every), "unread": len(found.unread), "count": len(messages),
-            "messages_count": len(found.matching), "start": start, "tags": list(await self._tags()),
-            "messages_unread": sum(one in found.unread for one in found.matching),
-            "messages": messages,
-        })  # fmt: skip
+            for one in ids
+            if one in shown
+        ]
+        return json_response(
+            {
+                "total": len(found.every),
+                "unread": len(found.unread),
+                "count": len(messages),
+                "messages_count": len(found.matching),
+                "start": start,
+                "tags": list(await self._tags()),
+                "messages_unread": sum(one in found.unread for one in found.matching),
+                "messages": messages,
+            }
+        )
 
     async def _summary(self, row: MessageSummary) -> Mapping[str, Any]:
         """Return a row without Read."""
@@ -309,10 +318,14 @@ class MailpitApi:
                     raise ApiError(404, "", f"The message has no part {quoted(part_id)}.")
                 kind, name = part.facts.content_type, file_name(0, part)
                 is_shown = "ml" not in kind  # HTML and XML may have <link rel=preconnect>
-                return StreamedResponse(decoded(part), headers=CONTENT_HEADERS | {
-                    "content-type": kind,
-                    "content-disposition": content_disposition(name, is_shown=is_shown),
-                })  # fmt: skip
+                return StreamedResponse(
+                    decoded(part),
+                    headers=CONTENT_HEADERS
+                    | {
+                        "content-type": kind,
+                        "content-disposition": content_disposition(name, is_shown=is_shown),
+                    },
+                )
         raise _not_found(request.segments)
 
     async def _view(self, row: MessageSummary, kind: str) -> Response:
@@ -355,10 +368,12 @@ class MailpitApi:
         if not (names := await self._search(TextSearch(tags=(SearchedTag(tag),)))):
             raise ApiError(404, "", f"There is no tag {quoted(tag)}.")
         old = await tags_of(self._means, names)
-        return await self._set_tags({
-            name: [*(one for one in some if one.casefold() != tag.casefold()), *to]
-            for name, some in old.items()
-        })  # fmt: skip
+        return await self._set_tags(
+            {
+                name: [*(one for one in some if one.casefold() != tag.casefold()), *to]
+                for name, some in old.items()
+            }
+        )
 
     async def _arrived(self, names: Sequence[str]) -> Sequence[MessageSummary]:
         """Return the rows of messages; wait a moment for those that are on their way."""
@@ -392,15 +407,21 @@ class MailpitApi:
     async def _info(self) -> Response:
         found, samples = await self._listing(), self._means.samples
         unknown = ("Memory", "MessagesDeleted", "SMTPAcceptedSize", "SMTPRejected", "SMTPIgnored")
-        return json_response({
-            **dict.fromkeys(("Version", "LatestVersion"), f"Relay {__version__}"),
-            "Messages": len(found.every), "Unread": len(found.unread), "Tags": await self._tags(),
-            "Database": "", "DatabaseSize": 0,
-            "RuntimeStats": dict.fromkeys(unknown, 0) | {
-                "Uptime": int(samples.running_s),
-                "SMTPAccepted": int(samples.sample().counts["accepted"]),
-            },
-        })  # fmt: skip
+        return json_response(
+            {
+                **dict.fromkeys(("Version", "LatestVersion"), f"Relay {__version__}"),
+                "Messages": len(found.every),
+                "Unread": len(found.unread),
+                "Tags": await self._tags(),
+                "Database": "",
+                "DatabaseSize": 0,
+                "RuntimeStats": dict.fromkeys(unknown, 0)
+                | {
+                    "Uptime": int(samples.running_s),
+                    "SMTPAccepted": int(samples.sample().counts["accepted"]),
+                },
+            }
+        )
 
 
 def _ids_of(octets: bytes, media_type: str) -> list[str]:
@@ -433,10 +454,15 @@ _TERM = re.compile(r'(?:"[^"]*+(?:"|\Z)|[^\s"])++')
 _SIZE = re.compile(r"([0-9]{1,12}(?:\.[0-9]{1,6})?)([km]?)b?", re.ASCII)
 _BYTES = {"": 1, "k": 1 << 10, "m": 1 << 20}
 _FIELDS: Mapping[str, tuple[str, ...]] = {
-    "from": ("sender",), "to": ("recipient",), "cc": ("cc",), "bcc": ("bcc",),
-    "reply-to": ("reply_to",), "subject": ("subject",), "message-id": ("message_id",),
+    "from": ("sender",),
+    "to": ("recipient",),
+    "cc": ("cc",),
+    "bcc": ("bcc",),
+    "reply-to": ("reply_to",),
+    "subject": ("subject",),
+    "message-id": ("message_id",),
     "addressed": ("sender", "recipient", "cc", "bcc", "reply_to"),
-}  # fmt: skip
+}
 _MARKS = {"is:read": True, "is:unread": False}
 
 

@@ -87,14 +87,16 @@ def message_of(mail: ListedMail, octets: Octets) -> dict[str, Any]:
         "ReturnPath": mail.row.sender or common["From"]["Address"],
         "Date": _received(mail.row) if date_us is None else rfc3339(date_us),
         "ListUnsubscribe": {
-            "Header": unsubscribe, "Errors": "",
+            "Header": unsubscribe,
+            "Errors": "",
             "Links": [link for one in unsubscribe.split(",") if (link := one.strip(" <>"))],
             "HeaderPost": read_token(fields, "list-unsubscribe-post"),
         },
-        "Text": parts.bodies.text or "", "HTML": parts.bodies.html or "",
+        "Text": parts.bodies.text or "",
+        "HTML": parts.bodies.html or "",
         "Attachments": [_part(*one) for one in _listed(parts, as_attachments=True)],
         "Inline": [_part(*one) for one in _listed(parts, as_attachments=False)],
-    }  # fmt: skip
+    }
 
 
 def header_fields(octets: Octets) -> dict[str, list[str]]:
@@ -144,10 +146,13 @@ def _common(mail: ListedMail, parts: ReadParts) -> dict[str, Any]:
     people["Bcc"] += [{"Name": "", "Address": one} for one in hidden]
     author = (*people["From"], {"Name": "", "Address": row.sender})[0]
     return people | {
-        "ID": row.name, "MessageID": row.message_id.strip("<>"), "From": author,
-        "Subject": read_text(fields, "subject") or row.subject, "Username": mail.login,
+        "ID": row.name,
+        "MessageID": row.message_id.strip("<>"),
+        "From": author,
+        "Subject": read_text(fields, "subject") or row.subject,
+        "Username": mail.login,
         "Size": row.size_bytes,
-    }  # fmt: skip
+    }
 
 
 def _received(row: MessageSummary) -> str:
@@ -157,10 +162,11 @@ def _received(row: MessageSummary) -> str:
 def _listed(parts: ReadParts, *, as_attachments: bool) -> list[tuple[int, AttachedOctets]]:
     """Return the attachments or the inline parts, with their numbers: what has a name or id."""
     return [
-        (number, one) for number, one in enumerate(parts.attachments, 1)
+        (number, one)
+        for number, one in enumerate(parts.attachments, 1)
         if (one.is_named or one.facts.content_id)
         and (one.disposition == "attachment") == as_attachments
-    ]  # fmt: skip
+    ]
 
 
 def _part(number: int, one: AttachedOctets) -> dict[str, Any]:
@@ -169,10 +175,13 @@ def _part(number: int, one: AttachedOctets) -> dict[str, Any]:
         for digest in digests:
             digest.update(block)
     return {
-        "PartID": str(number), "FileName": facts.name, "ContentType": facts.content_type,
-        "ContentID": facts.content_id, "Size": facts.size,
+        "PartID": str(number),
+        "FileName": facts.name,
+        "ContentType": facts.content_type,
+        "ContentID": facts.content_id,
+        "Size": facts.size,
         "Checksums": {digest.name.upper(): digest.hexdigest() for digest in digests},
-    }  # fmt: skip
+    }
 
 
 # -- a message to send
@@ -263,10 +272,13 @@ def _write(message: EmailMessage, given: _Mail) -> None:
         kind = one.contenttype.partition(";")[0] or mimetypes.guess_type(one.filename)[0] or ""
         main, sub = (kind if _TYPE.fullmatch(kind) else "application/octet-stream").split("/")
         message.add_attachment(
-            octets, main, sub, filename=one.filename or None,
+            octets,
+            main,
+            sub,
+            filename=one.filename or None,
             cid=f"<{one.contentid.strip('<>')}>" if one.contentid else None,
             disposition="inline" if one.contentid else "attachment",
-        )  # fmt: skip
+        )
 
 
 def _message_id(headers: Mapping[str, str]) -> str:

@@ -36,9 +36,13 @@ from relay.operation.app.development_folder import DevelopmentFolder
 ANY = "0.0.0.0"  # noqa: S104 - only with listen_all
 # The hosts of programs that are not set up for Relay: CONNECT to them ends at the relay.
 PROXY_HOSTS = (
-    "login.microsoftonline.com", "login.windows.net", "login.microsoft.com",
-    "graph.microsoft.com", "outlook.office.com", "outlook.office365.com",
-)  # fmt: skip
+    "login.microsoftonline.com",
+    "login.windows.net",
+    "login.microsoft.com",
+    "graph.microsoft.com",
+    "outlook.office.com",
+    "outlook.office365.com",
+)
 # known to everybody: a receiver can try its verification
 WEBHOOK_KEY = "whsec_cmVsYXktZGV2ZWxvcG1lbnQtc2VjcmV0"
 CA_OF_INTERNET = "tls/internet-ca.pem"  # the authority of the simulated hosts
@@ -224,13 +228,16 @@ def _config(options: DevelopmentOptions, internet: SimulatedInternet) -> dict[st
         "hostname": f"relay.{options.domains[0]}",
         "state_dir": "state",
         "http": {
-            "listen": [*http, *https], "tls": _TLS,
+            "listen": [*http, *https],
+            "tls": _TLS,
             "profile": "strict" if options.like_graph else "relaxed",
             "notification_networks": LOOPBACK + PRIVATE if options.listen_all else LOOPBACK,
         },
         "smtp": list(_listeners(options)),
         "mailboxes": {
-            "domains": list(options.domains), "root": "mail", "accounts": "accounts.toml",
+            "domains": list(options.domains),
+            "root": "mail",
+            "accounts": "accounts.toml",
         },
         "dns": {"nameservers": [str(internet.nameserver)], "validating": True},
         "delivery": {
@@ -252,7 +259,7 @@ def _config(options: DevelopmentOptions, internet: SimulatedInternet) -> dict[st
             for one in options.milters
         ],
         "policy": {"directory": str(options.rules or shipped("policies"))},
-    }  # fmt: skip
+    }
 
 
 def _name_of(milter: str) -> str:
@@ -268,8 +275,12 @@ def _listeners(options: DevelopmentOptions) -> Iterator[dict[str, Any]]:
         for one in options.everywhere(given[name]) if name in given else ():
             trusted = ["127.0.0.0/8", "::1/128"]
             yield {
-                "listen": str(one), "role": role, "trusted_networks": trusted, "auth": True, **tls,
-            }  # fmt: skip
+                "listen": str(one),
+                "role": role,
+                "trusted_networks": trusted,
+                "auth": True,
+                **tls,
+            }
 
 
 def overridden(table: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:

@@ -107,10 +107,12 @@ class DevelopmentRelay:
         web = () if options.listen_all or options.https is None else (options.https.host,)
         own_host = () if web == (ANY,) else web
         self.certificate = DevelopmentCertificate(
-            folder.path, (*options.hosts, *own_host), ca_dir=options.ca_dir,
+            folder.path,
+            (*options.hosts, *own_host),
+            ca_dir=options.ca_dir,
             clock=SystemClock(),  # that of the clients is not advanced
             proxy_names=options.proxy_names,
-        )  # fmt: skip
+        )
         self._scenario = read_scenarios(options.scenarios)
         self._scenario_turn = asyncio.Lock()
         self.internet = SimulatedInternet(self.clock, self._scenario.scenario)
@@ -120,9 +122,11 @@ class DevelopmentRelay:
             self.internet.close()
             raise
         self.simulated_recipients = SimulatedRecipients(
-            self.daemon.base.store, clock=self.clock, ids=Ids(self.clock),
+            self.daemon.base.store,
+            clock=self.clock,
+            ids=Ids(self.clock),
             smtp=lambda: self.addresses.for_this_machine().smtp,
-        )  # fmt: skip
+        )
         self.internet.on_mail = self.simulated_recipients.keep
         settling = self.daemon.settling
         settling.others.append(self.simulated_recipients.in_progress)
@@ -157,10 +161,13 @@ class DevelopmentRelay:
         keys = load_keys(settings.dkim, self.folder.config)
         providers = load_provider_replies(settings.delivery.providers, self.folder.config)
         self._accounts = DevelopmentAccounts(
-            MailboxList(settings.mailboxes.root), domains=settings.mailboxes.domains,
-            operator_token=self.token, token=options.token, strict=options.strict_users,
+            MailboxList(settings.mailboxes.root),
+            domains=settings.mailboxes.domains,
+            operator_token=self.token,
+            token=options.token,
+            strict=options.strict_users,
             clock=self.clock,
-        )  # fmt: skip
+        )
         sources = RelayDependencies(
             self._accounts,
             lambda: self._rules,
@@ -271,9 +278,11 @@ class DevelopmentRelay:
         write_config(self.folder, replace(self._options, **listeners), self.internet)
 
         retention = MailRetention(
-            self.daemon.base.store, development_spool(self.daemon.base.spool),
-            keep=self._options.keep, clock=self.clock,
-        )  # fmt: skip
+            self.daemon.base.store,
+            development_spool(self.daemon.base.spool),
+            keep=self._options.keep,
+            clock=self.clock,
+        )
         self._tasks.append(asyncio.create_task(retention.run(), name="retention"))
         if self._options.indexes_ahead:
             self._tasks.append(asyncio.create_task(self._index.run(), name="search index"))

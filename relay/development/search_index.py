@@ -437,9 +437,14 @@ def _row(summary: MessageSummary, recipients: Iterable[str], content: Content) -
     attachments = len(read.attachments) - inline
     ids = (delivered_id(f"{summary.name}-{one.number}") for one in summary.recipients)
     facts = (
-        summary.name, id_time_us(summary.name) or 0, summary.size_bytes, attachments, inline,
-        " ".join(ids), preview,
-    )  # fmt: skip
+        summary.name,
+        id_time_us(summary.name) or 0,
+        summary.size_bytes,
+        attachments,
+        inline,
+        " ".join(ids),
+        preview,
+    )
     its_own = [name.encode("utf-8", "replace").decode() for name in one.categories]
     tags = {name.casefold(): name for name in its_own}
     fields = [text for name, text in one.internet_message_headers if name.lower() == "x-tags"]

@@ -161,18 +161,27 @@ class SimulatedRecipients:
             return b""
         now_us, queue_id = self._clock.time_us(), self._ids.new()
         facts = MessageFacts(
-            queue_id, envelope, Source.SMTP, trusted=False, received_us=mail.received_us,
+            queue_id,
+            envelope,
+            Source.SMTP,
+            trusted=False,
+            received_us=mail.received_us,
             client=f"{mail.helo} [127.0.0.1]",
-        )  # fmt: skip
+        )
         evidence = Evidence(split_reply(reply).status, reply)
         failed = [ReportedRecipient(path, evidence, last_attempt_us=now_us)]
         return write_dsn(
-            ReportKind.FAILED, facts, failed, content=mail.content,
+            ReportKind.FAILED,
+            facts,
+            failed,
+            content=mail.content,
             words=lambda header: ReportTexts().write(
                 ReportKind.FAILED, facts, failed, header=header, hostname=mail.host
             ),
-            hostname=mail.host, report_id=queue_id, now_us=now_us,
-        )  # fmt: skip
+            hostname=mail.host,
+            report_id=queue_id,
+            now_us=now_us,
+        )
 
 
 def _parsed(parse: Callable[[str], str], parameters: Mapping[str, str], name: str) -> str:

@@ -268,7 +268,12 @@ def _problem(slug: str, used: FeatureReader) -> HtmlProblem:
     }
     shares = [share for state, share in _SHARES.items() for _ in programs[state]]
     return HtmlProblem(
-        title or names[0], f"{_FEATURE_URL}{slug}/", round(100 * fmean(shares), 1), programs["n"],
-        programs["a"], tuple(data.notes[number] for number in notes),
-        sum(used.counts[name] for name in names), tuple(lines[:LINES_MAX]),
-    )  # fmt: skip
+        title or names[0],
+        f"{_FEATURE_URL}{slug}/",
+        round(100 * fmean(shares), 1),
+        programs["n"],
+        programs["a"],
+        tuple(data.notes[number] for number in notes),
+        sum(used.counts[name] for name in names),
+        tuple(lines[:LINES_MAX]),
+    )

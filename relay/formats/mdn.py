@@ -70,9 +70,13 @@ def receipt_request(
 
 
 def reply_request(
-    content: Content, message: MessageFacts, path: ForwardPath, *,
-    mailbox: str, mailbox_of: Callable[[str], str],
-) -> ReceiptRequest | None:  # fmt: skip
+    content: Content,
+    message: MessageFacts,
+    path: ForwardPath,
+    *,
+    mailbox: str,
+    mailbox_of: Callable[[str], str],
+) -> ReceiptRequest | None:
     """Return what the automatic reply to a message for the recipient `path` says of it, None if
     none may be sent. `mailbox_of` returns the mailbox of an address.
     """
@@ -187,11 +191,13 @@ def write_reply(
     `reply_id` is unique. It must be sent with the null reverse-path and NOTIFY=NEVER.
     """
     head = report_fields(
-        author=f"<{request.mailbox}>", to=request.to,
+        author=f"<{request.mailbox}>",
+        to=request.to,
         subject=f"Automatic reply: {one_line(request.subject)}".rstrip(),  # as Exchange writes
-        message_id=f"<{reply_id}@{hostname}>", now_us=now_us,
+        message_id=f"<{reply_id}@{hostname}>",
+        now_us=now_us,
         thread=[request.thread.encode("ascii"), field(_SUPPRESS, "All")],
-    )  # fmt: skip
+    )
     words = HumanPart(language, text, text_to_html(text))
     if _is_html(text):
         words = HumanPart(language, html_to_text(text), text)

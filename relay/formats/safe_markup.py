@@ -39,19 +39,81 @@ ATTRIBUTES = frozenset(
 )
 # Drawings, for a document in a frame of its own: nothing that runs, loads, changes by itself, has
 # HTML in it, or draws other elements again and again. As the HTML standard 13.2.6.1 writes them.
-SVG_ELEMENTS = frozenset((
-    "circle", "clipPath", "defs", "ellipse", "g", "line", "linearGradient", "path", "polygon",
-    "polyline", "radialGradient", "rect", "stop", "svg", "text", "tspan",
-))  # fmt: skip
-SVG_ATTRIBUTES = frozenset((
-    "clip-path", "clip-rule", "clipPathUnits", "cx", "cy", "d", "display", "dominant-baseline",
-    "dx", "dy", "fill", "fill-opacity", "fill-rule", "font-family", "font-size", "font-style",
-    "font-weight", "fx", "fy", "gradientTransform", "gradientUnits", "letter-spacing", "offset",
-    "opacity", "points", "preserveAspectRatio", "r", "rx", "ry", "spreadMethod", "stop-color",
-    "stop-opacity", "stroke", "stroke-dasharray", "stroke-dashoffset", "stroke-linecap",
-    "stroke-linejoin", "stroke-miterlimit", "stroke-opacity", "stroke-width", "text-anchor",
-    "transform", "vector-effect", "viewBox", "visibility", "x", "x1", "x2", "y", "y1", "y2",
-))  # fmt: skip
+SVG_ELEMENTS = frozenset(
+    (
+        "circle",
+        "clipPath",
+        "defs",
+        "ellipse",
+        "g",
+        "line",
+        "linearGradient",
+        "path",
+        "polygon",
+        "polyline",
+        "radialGradient",
+        "rect",
+        "stop",
+        "svg",
+        "text",
+        "tspan",
+    )
+)
+SVG_ATTRIBUTES = frozenset(
+    (
+        "clip-path",
+        "clip-rule",
+        "clipPathUnits",
+        "cx",
+        "cy",
+        "d",
+        "display",
+        "dominant-baseline",
+        "dx",
+        "dy",
+        "fill",
+        "fill-opacity",
+        "fill-rule",
+        "font-family",
+        "font-size",
+        "font-style",
+        "font-weight",
+        "fx",
+        "fy",
+        "gradientTransform",
+        "gradientUnits",
+        "letter-spacing",
+        "offset",
+        "opacity",
+        "points",
+        "preserveAspectRatio",
+        "r",
+        "rx",
+        "ry",
+        "spreadMethod",
+        "stop-color",
+        "stop-opacity",
+        "stroke",
+        "stroke-dasharray",
+        "stroke-dashoffset",
+        "stroke-linecap",
+        "stroke-linejoin",
+        "stroke-miterlimit",
+        "stroke-opacity",
+        "stroke-width",
+        "text-anchor",
+        "transform",
+        "vector-effect",
+        "viewBox",
+        "visibility",
+        "x",
+        "x1",
+        "x2",
+        "y",
+        "y1",
+        "y2",
+    )
+)
 # Properties and values that cannot move an element over another one, load anything or run anything.
 _STYLES = re.compile(
     r"background(?:-color)?|(?:border|margin|padding|font|text|list-style)(?:-[a-z-]+)?|color"

@@ -88,14 +88,23 @@ class RelayPlaces:
         host, port = self.smtp.host, str(self.smtp.port)
         url = f"smtp://{host}:{port}"
         return {
-            "SMTP_HOST": host, "SMTP_PORT": port, "SMTP_URL": url,
-            "EMAIL_HOST": host, "EMAIL_PORT": port, "EMAIL_URL": url,
-            "MAIL_SERVER": host, "MAIL_PORT": port,
-            "RELAY_URL": self.http_url, "RELAY_HTTPS_URL": self.https_url,
-            "RELAY_TOKEN": self.operator_token, "RELAY_CA": self.ca,
+            "SMTP_HOST": host,
+            "SMTP_PORT": port,
+            "SMTP_URL": url,
+            "EMAIL_HOST": host,
+            "EMAIL_PORT": port,
+            "EMAIL_URL": url,
+            "MAIL_SERVER": host,
+            "MAIL_PORT": port,
+            "RELAY_URL": self.http_url,
+            "RELAY_HTTPS_URL": self.https_url,
+            "RELAY_TOKEN": self.operator_token,
+            "RELAY_CA": self.ca,
             "RELAY_CONFIG": str(self.running.thread.folder.config),
-            "SSL_CERT_FILE": self.ca, "REQUESTS_CA_BUNDLE": self.ca, "NODE_EXTRA_CA_CERTS": self.ca,
-        }  # fmt: skip
+            "SSL_CERT_FILE": self.ca,
+            "REQUESTS_CA_BUNDLE": self.ca,
+            "NODE_EXTRA_CA_CERTS": self.ca,
+        }
 
     def token(self, address: str) -> str:
         """Return a bearer token of an account, which is made when it is first used."""

@@ -21,10 +21,14 @@ def django_sends_to(smtp: tuple[str, int]) -> Iterator[None]:
     """Make Django send to a relay, by all MAILERS where they are set (Django 6.1), else EMAIL_*."""
     mailers = getattr(import_module("django.conf").settings, "MAILERS", None)
     settings: dict[str, Any] = {
-        "EMAIL_BACKEND": _DJANGO_BACKEND, "EMAIL_HOST": smtp[0], "EMAIL_PORT": smtp[1],
-        "EMAIL_HOST_USER": "", "EMAIL_HOST_PASSWORD": "",
-        "EMAIL_USE_TLS": False, "EMAIL_USE_SSL": False,
-    }  # fmt: skip
+        "EMAIL_BACKEND": _DJANGO_BACKEND,
+        "EMAIL_HOST": smtp[0],
+        "EMAIL_PORT": smtp[1],
+        "EMAIL_HOST_USER": "",
+        "EMAIL_HOST_PASSWORD": "",
+        "EMAIL_USE_TLS": False,
+        "EMAIL_USE_SSL": False,
+    }
     if mailers is not None:
         mailer = {"BACKEND": _DJANGO_BACKEND, "OPTIONS": {"host": smtp[0], "port": smtp[1]}}
         settings = {"MAILERS": dict.fromkeys(("default", *mailers), mailer)}
@@ -44,9 +48,14 @@ def configure_flask(app: Any, smtp: tuple[str, int], patch: "pytest.MonkeyPatch"
     Both copy their configuration when they are initialized, before or after this call.
     """
     values = {
-        "server": smtp[0], "port": smtp[1], "username": None, "password": None,
-        "use_tls": False, "use_ssl": False, "backend": "smtp",
-    }  # fmt: skip
+        "server": smtp[0],
+        "port": smtp[1],
+        "username": None,
+        "password": None,
+        "use_tls": False,
+        "use_ssl": False,
+        "backend": "smtp",
+    }
     for name, value in values.items():
         patch.setitem(app.config, f"MAIL_{name.upper()}", value)
     patch.setitem(app.config, "MAIL_SUPPRESS_SEND", False)

@@ -56,11 +56,15 @@ def read_reports(content: bytes, eml: EmailMessage, *, about: str = "") -> list[
         return []
     return [
         Bounce(
-            one.final or one.original, one.kind, _ACTIONS.get(one.kind, one.kind), one.status,
-            one.reply, eml,
+            one.final or one.original,
+            one.kind,
+            _ACTIONS.get(one.kind, one.kind),
+            one.status,
+            one.reply,
+            eml,
         )
         for one in report.claims
-    ]  # fmt: skip
+    ]
 
 
 class MessageSource(Protocol):

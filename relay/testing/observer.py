@@ -140,9 +140,14 @@ class Observer:
         log = await asyncio.to_thread(self._last_log_lines)
         page = await self._daemon.base.refusals.page(RefusalSearch(limit=PAGE_MAX))
         return Observed(
-            await self.arrivals(), await self.journeys(), frozenset(self._taken), tuple(log),
-            page.refused, self._connections() - self._connections_before, django_outbox(),
-        )  # fmt: skip
+            await self.arrivals(),
+            await self.journeys(),
+            frozenset(self._taken),
+            tuple(log),
+            page.refused,
+            self._connections() - self._connections_before,
+            django_outbox(),
+        )
 
     async def journeys(self) -> list[Journey]:
         """Return the journeys of all messages but reports, the oldest first."""

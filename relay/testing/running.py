@@ -46,12 +46,18 @@ class RelayOptions:
                 (rules / Path(name).with_suffix(".toml").name).write_text(text)
         free = Address(_LOOPBACK, 0)
         options = DevelopmentOptions(
-            http=free, https=free, smtp=free, submission=free, submissions=free,
-            ca_dir=self.ca_dir, rules=Path(rules),
-            domains=self.domains or (DOMAIN,), overrides=_IN_MEMORY | dict(self.config),
+            http=free,
+            https=free,
+            smtp=free,
+            submission=free,
+            submissions=free,
+            ca_dir=self.ca_dir,
+            rules=Path(rules),
+            domains=self.domains or (DOMAIN,),
+            overrides=_IN_MEMORY | dict(self.config),
             converts_in_threads=True,  # a child process takes 0.2 s to start
             indexes_ahead=False,  # a quarter of the time of a message, and few tests search
-        )  # fmt: skip
+        )
         return DevelopmentRelay(folder, options)
 
 

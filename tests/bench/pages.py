@@ -170,10 +170,15 @@ def main() -> int:
             made.append(measured(Server(folder, words, count, pages), given.messages))
     ours, theirs = made
     found = [
-        Figure(one, ours[one] / max(theirs[one], LEAST), "", most=MOST.get(one.partition(":")[0], 1),
-               note=f"{ours[one]:.2f}; MailDev {theirs[one]:.2f}")
+        Figure(
+            one,
+            ours[one] / max(theirs[one], LEAST),
+            "",
+            most=MOST.get(one.partition(":")[0], 1),
+            note=f"{ours[one]:.2f}; MailDev {theirs[one]:.2f}",
+        )
         for one in ours
-    ]  # fmt: skip
+    ]
     print(*found, sep="\n")
     return 0 if all(one.holds for one in found) else 1
 

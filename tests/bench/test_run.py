@@ -20,9 +20,14 @@ KIT = Path(os.environ.get("PEERS", TOP / "../shared/peers"))
 
 def run(*command: object, **environment: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [*map(str, command)], cwd=TOP, env=os.environ | environment,
-        capture_output=True, text=True, timeout=240, check=False,
-    )  # fmt: skip
+        [*map(str, command)],
+        cwd=TOP,
+        env=os.environ | environment,
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
 
 
 def test_without_the_kit_or_the_bench_it_says_so(tmp_path):
@@ -48,11 +53,14 @@ def test_a_workload_over_its_bound_is_named(cpu: float, duplicates: int, faults:
     assert ("MISSED" in "\n".join(lines(found))) is ("CPU" in str(faults))
 
 
-@each_row("ratios, is_slower", [
+@each_row(
+    "ratios, is_slower",
+    [
         ([1.02, 1.03, 1.03, 1.04], False),
         ([1.02, 1.05, 1.05, 1.06], True),
         ([0.9, 0.95, 1.2, 1.3], False),  # the median alone would be over its bound
-    ])  # fmt: skip
+    ],
+)
 def test_a_version_is_slower_if_the_median_and_the_lower_quartile_say_so(
     ratios: list[float], is_slower: bool
 ) -> None:

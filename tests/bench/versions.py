@@ -159,8 +159,10 @@ def checked_out(commit: str, target: Path) -> Iterator[Path]:
     git = ["git", "-C", str(TOP)]
     done = subprocess.run(
         [*git, "worktree", "add", "--detach", "--quiet", str(target), f"{commit}^{{commit}}"],
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     if done.returncode:
         refuse(f"{commit} cannot be checked out: {done.stderr.strip()}")
     try:
@@ -193,8 +195,10 @@ def launcher(tree: Path, folder: Path, python: Path) -> Path:
     command = f"PYTHONPATH={shlex.quote(str(tree))} {shlex.quote(str(python))} -P"
     imported = subprocess.run(
         ["sh", "-c", f"{command} -c 'import relay; print(relay.__file__)'"],
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     if Path(imported.stdout.strip()) != tree / "relay" / "__init__.py":
         refuse(f"{tree} is not what runs: {imported.stdout}{imported.stderr}", os.EX_UNAVAILABLE)
     path = folder / f"relay-{tree.name}"

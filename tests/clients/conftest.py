@@ -52,9 +52,14 @@ def run(command: Sequence[str], folder: Path, **environment: str) -> str:
     kept = {"PATH": os.environ["PATH"], "HOME": str(folder), "LANG": "C.UTF-8"}
     kept["NODE_PATH"] = str(INSTALLED / "node_modules")
     done = subprocess.run(
-        command, cwd=folder, env=kept | environment, capture_output=True, text=True, timeout=180,
+        command,
+        cwd=folder,
+        env=kept | environment,
+        capture_output=True,
+        text=True,
+        timeout=180,
         check=False,
-    )  # fmt: skip
+    )
     assert done.returncode == 0, f"{done.returncode}\n{done.stdout}\n{done.stderr}"
     return done.stdout
 
@@ -178,9 +183,12 @@ class JavaScript:
         path = self.folder / "program.js"
         path.write_text(_PROLOGUE + program + _EPILOGUE)
         printed = run(
-            [self.node, str(path)], self.folder, NODE_EXTRA_CA_CERTS=str(self.served.ca),
-            RELAY_URL=url or self.served.url, RELAY_TOKEN=token,
-        )  # fmt: skip
+            [self.node, str(path)],
+            self.folder,
+            NODE_EXTRA_CA_CERTS=str(self.served.ca),
+            RELAY_URL=url or self.served.url,
+            RELAY_TOKEN=token,
+        )
         return json.loads(printed or "null")
 
 

@@ -174,14 +174,19 @@ def m365ctl() -> None:
     call(f"m365ctl mail export attachments {report} --out-dir saved")
     draft = call(f"m365ctl mail draft create --subject x --to {CUSTOMER} --confirm").split()[-1]
     for words in (
-        f"draft update {draft} --subject changed --body x", f"attach add {draft} --file saved/a.txt",
-        f"send {draft}", f"forward {report} --inline --to {CUSTOMER} --body See.",
-        f"reply {report} --inline --all --body Thanks.", "folders create Inbox Projects",
-        f"read --message-id {report} --yes", f"flag --message-id {report} --status flagged",
-        f"categorize --message-id {report} --add Red", f"delete --message-id {report}",
+        f"draft update {draft} --subject changed --body x",
+        f"attach add {draft} --file saved/a.txt",
+        f"send {draft}",
+        f"forward {report} --inline --to {CUSTOMER} --body See.",
+        f"reply {report} --inline --all --body Thanks.",
+        "folders create Inbox Projects",
+        f"read --message-id {report} --yes",
+        f"flag --message-id {report} --status flagged",
+        f"categorize --message-id {report} --add Red",
+        f"delete --message-id {report}",
         "move --since 2020-01-01T00:00:00Z --to-folder Inbox/Projects --plan-out plan",
         "move --from-plan plan",
-    ):  # fmt: skip
+    ):
         call(f"m365ctl mail {words} --confirm")
     call("m365ctl mail catalog refresh")
     assert "Messages:     4 live" in call("m365ctl mail catalog status")
@@ -192,12 +197,17 @@ def m365proxy() -> None:
 
     smtp, pop3 = (int(os.environ[name]) for name in ("SMTP_PORT", "POP3_PORT"))
     config = {
-        "user": ALICE, "client_id": "a-b", "tenant_id": "contoso", "allowed_domains": ["*"],
+        "user": ALICE,
+        "client_id": "a-b",
+        "tenant_id": "contoso",
+        "allowed_domains": ["*"],
         "mailboxes": [{"username": ALICE, "password": hash_password("secret")}],
         "tls": {"tls_cert": os.environ["CERTIFICATE"], "tls_key": os.environ["KEY"]},
-        "bind": "127.0.0.1", "smtp_port": smtp, "pop3s_port": pop3,
+        "bind": "127.0.0.1",
+        "smtp_port": smtp,
+        "pop3s_port": pop3,
         "logging": {"log_file": "proxy.log"},
-    }  # fmt: skip
+    }
     Path("config.json").write_text(json.dumps(config))
     command = [sys.executable, "-m", "m365proxy", "-config", "config.json"]
     signed_in = subprocess.run([*command, "login"], capture_output=True, text=True, check=False)
@@ -230,13 +240,14 @@ def mgraphctl() -> None:
         assert f"'{report}'" in str(ask(words)["items"])
     Path("large.bin").write_bytes(bytes(4 << 20))
     for words in (
-        f"mark {report} {lunch} --read --flag --category Red", f"reply {report} --body Thanks.",
+        f"mark {report} {lunch} --read --flag --category Red",
+        f"reply {report} --body Thanks.",
         f"read {report} --headers --save-attachments saved",
         f"send --to {CUSTOMER} --subject small --body x --attach saved/a.txt",
         f"send --to {CUSTOMER} --subject large --body x --attach large.bin",
         f"forward {report} --to {CUSTOMER} --html --body <b>See</b>",
         f"drafts create --to {CUSTOMER} --subject draft --body x --importance high",
-    ):  # fmt: skip
+    ):
         ask(f"mail {words}")
     [draft] = ask("mail drafts list")["items"]
     ask(f"mail drafts send {draft['id']}")
@@ -376,12 +387,16 @@ def myoffice() -> None:
     to = f"--to {CUSTOMER} --subject x --body <b>x</b>"
     draft = mail(f"draft {to} --attach-inline a.txt")["draftId"]
     for words in (
-        f"send {to} --attach a.txt", f"draft-update --id {draft} --subject changed --body y",
-        f"draft-send --id {draft}", f"reply --id {report} --body Thanks. --all",
+        f"send {to} --attach a.txt",
+        f"draft-update --id {draft} --subject changed --body y",
+        f"draft-send --id {draft}",
+        f"reply --id {report} --body Thanks. --all",
         f"reply --id {report} --body See. --attach-inline a.txt",
-        f"forward --id {report} --to {CUSTOMER} --body See.", f"mark --id {lunch}",
-        f"move --id {lunch} --folder Captured", f"delete --id {report}",
-    ):  # fmt: skip
+        f"forward --id {report} --to {CUSTOMER} --body See.",
+        f"mark --id {lunch}",
+        f"move --id {lunch} --folder Captured",
+        f"delete --id {report}",
+    ):
         mail(words)
     assert len(mail("list --folder Captured")) == 1
     names = {one["name"]: one["totalItems"] for one in mail("folders")}

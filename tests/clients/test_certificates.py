@@ -25,10 +25,12 @@ def application(served: ServedRelay, given: ClientCertificate, *, named_by: str)
     of_rsa = certificate()
     names = {SHA_1: of_rsa.hexadecimal_thumbprint, SHA_256: of_rsa.pem}
     return msal.ConfidentialClientApplication(
-        CLIENT_ID, authority=f"{served.url}/contoso", instance_discovery=False,
+        CLIENT_ID,
+        authority=f"{served.url}/contoso",
+        instance_discovery=False,
         client_credential={"private_key": given.key_pem, named_by: names[named_by]},
         verify=str(served.ca),
-    )  # fmt: skip
+    )
 
 
 @pytest.mark.parametrize("named_by", [SHA_1, SHA_256])
@@ -67,9 +69,13 @@ def test_azure_identity_with_a_certificate(served: ServedRelay, pem: Path) -> No
 
     def credential(**options: bool) -> Any:
         return identity.CertificateCredential(
-            "contoso", CLIENT_ID, str(pem), authority=served.url, disable_instance_discovery=True,
+            "contoso",
+            CLIENT_ID,
+            str(pem),
+            authority=served.url,
+            disable_instance_discovery=True,
             **options,
-        )  # fmt: skip
+        )
 
     for with_chain in (False, True):
         with credential(send_certificate_chain=with_chain) as one:
@@ -85,9 +91,13 @@ async def test_azure_identity_aio_with_a_certificate(served: ServedRelay, pem: P
     pytest.importorskip("aiohttp")
     identity = pytest.importorskip("azure.identity.aio")
     credential = identity.CertificateCredential(
-        "contoso", CLIENT_ID, str(pem), authority=served.url, disable_instance_discovery=True,
+        "contoso",
+        CLIENT_ID,
+        str(pem),
+        authority=served.url,
+        disable_instance_discovery=True,
         connection_verify=str(served.ca),
-    )  # fmt: skip
+    )
     async with credential:
         with pytest.raises(core.ClientAuthenticationError, match="AADSTS700024"):
             await credential.get_token(*SCOPES, enable_cae=True)

@@ -149,11 +149,17 @@ async def a_user(box: Mailbox) -> None:
 
 
 @exercises(
-    "GET /me/messages", "POST /me/messages", "GET /me/messages/$count", "GET /me/messages/{id}",
-    "PATCH /me/messages/{id}", "DELETE /me/messages/{id}", "POST /me/messages/{id}/send",
-    "GET /me/messages/{id}/$value", "PUT /me/messages/{id}/$value",
+    "GET /me/messages",
+    "POST /me/messages",
+    "GET /me/messages/$count",
+    "GET /me/messages/{id}",
+    "PATCH /me/messages/{id}",
+    "DELETE /me/messages/{id}",
+    "POST /me/messages/{id}/send",
+    "GET /me/messages/{id}/$value",
+    "PUT /me/messages/{id}/$value",
     "POST /me/messages/{id}/permanentDelete",
-)  # fmt: skip
+)
 async def drafts(box: Mailbox) -> None:
     made = await box.messages.post(sdk.message("first", to=box.user.sink))
     assert (made.subject, made.is_draft) == ("first", True)
@@ -179,12 +185,14 @@ async def drafts(box: Mailbox) -> None:
 
 
 @exercises(
-    "GET /me/messages/{id}/attachments", "POST /me/messages/{id}/attachments",
+    "GET /me/messages/{id}/attachments",
+    "POST /me/messages/{id}/attachments",
     "GET /me/messages/{id}/attachments/$count",
     "POST /me/messages/{id}/attachments/createUploadSession",
-    "GET /me/messages/{id}/attachments/{id}", "DELETE /me/messages/{id}/attachments/{id}",
+    "GET /me/messages/{id}/attachments/{id}",
+    "DELETE /me/messages/{id}/attachments/{id}",
     "GET /me/messages/{id}/attachments/{id}/$value",
-)  # fmt: skip
+)
 async def attachments(box: Mailbox) -> None:
     one = await box.draft()
     made = await one.attachments.post(sdk.file("a.txt", b"content", content_type="text/plain"))
@@ -210,9 +218,10 @@ def addresses(recipients: list[Any]) -> set[str]:
 
 
 @exercises(
-    "POST /me/messages/{id}/createReply", "POST /me/messages/{id}/createReplyAll",
+    "POST /me/messages/{id}/createReply",
+    "POST /me/messages/{id}/createReplyAll",
     "POST /me/messages/{id}/createForward",
-)  # fmt: skip
+)
 async def drafts_of_replies(box: Mailbox) -> None:
     (one, _), sink = box.received(), box.user.sink
     reply = await one.create_reply.post(CreateReply(comment="mine"))
@@ -231,9 +240,10 @@ async def drafts_of_replies(box: Mailbox) -> None:
 
 
 @exercises(
-    "POST /me/messages/{id}/reply", "POST /me/messages/{id}/replyAll",
+    "POST /me/messages/{id}/reply",
+    "POST /me/messages/{id}/replyAll",
     "POST /me/messages/{id}/forward",
-)  # fmt: skip
+)
 async def replies(box: Mailbox) -> None:
     (one, message_id), sink = box.received(), box.user.sink
     message = Message(to_recipients=sdk.people(f"own-{sink}"))
@@ -263,9 +273,11 @@ async def replies(box: Mailbox) -> None:
 
 
 @exercises(
-    "POST /me/messages/{id}/move", "POST /me/messages/{id}/copy", "POST /me/translateExchangeIds",
+    "POST /me/messages/{id}/move",
+    "POST /me/messages/{id}/copy",
+    "POST /me/translateExchangeIds",
     "GET /me/messages/delta",
-)  # fmt: skip
+)
 async def messages_elsewhere(box: Mailbox) -> None:
     one = await box.draft("before")
     before = await one.get()
@@ -289,13 +301,21 @@ async def messages_elsewhere(box: Mailbox) -> None:
 
 
 @exercises(
-    "GET /me/mailFolders", "POST /me/mailFolders", "GET /me/mailFolders/$count",
-    "GET /me/mailFolders/delta", "GET /me/mailFolders/{id}", "PATCH /me/mailFolders/{id}",
-    "DELETE /me/mailFolders/{id}", "GET /me/mailFolders/{id}/childFolders",
-    "GET /me/mailFolders/{id}/childFolders/$count", "POST /me/mailFolders/{id}/childFolders",
-    "POST /me/mailFolders/{id}/move", "POST /me/mailFolders/{id}/copy",
-    "POST /me/mailFolders/{id}/permanentDelete", "GET /me/mailFolders/{id}/messageRules",
-)  # fmt: skip
+    "GET /me/mailFolders",
+    "POST /me/mailFolders",
+    "GET /me/mailFolders/$count",
+    "GET /me/mailFolders/delta",
+    "GET /me/mailFolders/{id}",
+    "PATCH /me/mailFolders/{id}",
+    "DELETE /me/mailFolders/{id}",
+    "GET /me/mailFolders/{id}/childFolders",
+    "GET /me/mailFolders/{id}/childFolders/$count",
+    "POST /me/mailFolders/{id}/childFolders",
+    "POST /me/mailFolders/{id}/move",
+    "POST /me/mailFolders/{id}/copy",
+    "POST /me/mailFolders/{id}/permanentDelete",
+    "GET /me/mailFolders/{id}/messageRules",
+)
 async def folders(box: Mailbox) -> None:
     before, delta = await box.folders.count.get(), box.folders.delta
     first = await delta.get(sdk.options(delta, top=100))
@@ -332,9 +352,12 @@ async def folders(box: Mailbox) -> None:
 
 
 @exercises(
-    "GET /me/mailboxSettings", "GET /me/mailboxSettings/{name}", "PATCH /me/mailboxSettings",
-    "GET /me/inferenceClassification/overrides", "GET /me/outlook/supportedTimeZones",
-)  # fmt: skip
+    "GET /me/mailboxSettings",
+    "GET /me/mailboxSettings/{name}",
+    "PATCH /me/mailboxSettings",
+    "GET /me/inferenceClassification/overrides",
+    "GET /me/outlook/supportedTimeZones",
+)
 async def settings(box: Mailbox) -> None:
     found = await box.me.mailbox_settings.get()
     hours = found.working_hours
@@ -352,10 +375,12 @@ async def settings(box: Mailbox) -> None:
 
 
 @exercises(
-    "GET /me/outlook/masterCategories", "POST /me/outlook/masterCategories",
-    "GET /me/outlook/masterCategories/{id}", "PATCH /me/outlook/masterCategories/{id}",
+    "GET /me/outlook/masterCategories",
+    "POST /me/outlook/masterCategories",
+    "GET /me/outlook/masterCategories/{id}",
+    "PATCH /me/outlook/masterCategories/{id}",
     "DELETE /me/outlook/masterCategories/{id}",
-)  # fmt: skip
+)
 async def categories(box: Mailbox) -> None:
     every = box.me.outlook.master_categories
     made = await every.post(OutlookCategory(display_name="Done", color=CategoryColor.Preset4))
@@ -368,16 +393,21 @@ async def categories(box: Mailbox) -> None:
 
 
 @exercises(
-    "GET /subscriptions", "POST /subscriptions", "GET /subscriptions/{id}",
-    "PATCH /subscriptions/{id}", "DELETE /subscriptions/{id}",
+    "GET /subscriptions",
+    "POST /subscriptions",
+    "GET /subscriptions/{id}",
+    "PATCH /subscriptions/{id}",
+    "DELETE /subscriptions/{id}",
     "POST /subscriptions/{id}/reauthorize",
-)  # fmt: skip
+)
 async def subscriptions(box: Mailbox) -> None:
     every, receiver = box.client.subscriptions, box.served.receiver
     wanted = Subscription(
-        change_type="created", resource="me/messages", notification_url=receiver.url(),
+        change_type="created",
+        resource="me/messages",
+        notification_url=receiver.url(),
         expiration_date_time=in_an_hour(),
-    )  # fmt: skip
+    )
     one = every.by_subscription_id((await every.post(wanted)).id)
     found = await one.get()
     assert (found.change_type, found.client_state) == ("created", None)

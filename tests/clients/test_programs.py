@@ -67,18 +67,29 @@ def test_a_program(name: str, authority: Authority, tmp_path: Path, dev) -> None
         Path(tmp_path, "a.txt").write_text("a")
         environment = {
             "PATH": f"{INSTALLED}/venv/bin:{INSTALLED}/node_modules/.bin:{os.environ['PATH']}",
-            "PYTHONPATH": str(INSTALLED.parent), "HOME": str(tmp_path),
-            "SSL_CERT_FILE": ca, "REQUESTS_CA_BUNDLE": ca, "NODE_EXTRA_CA_CERTS": ca,
-            "HOOK_URL": f"{front.url}/hook", "HOOK_PORT": str(front.upstream[1]),
-            "SMTP_PORT": str(free_port()), "POP3_PORT": str(free_port()),
-            "CERTIFICATE": str(pair.certificate), "KEY": str(pair.key),
+            "PYTHONPATH": str(INSTALLED.parent),
+            "HOME": str(tmp_path),
+            "SSL_CERT_FILE": ca,
+            "REQUESTS_CA_BUNDLE": ca,
+            "NODE_EXTRA_CA_CERTS": ca,
+            "HOOK_URL": f"{front.url}/hook",
+            "HOOK_PORT": str(front.upstream[1]),
+            "SMTP_PORT": str(free_port()),
+            "POP3_PORT": str(free_port()),
+            "CERTIFICATE": str(pair.certificate),
+            "KEY": str(pair.key),
             "AUTHORITY": str(authority.certificate),
-        }  # fmt: skip
+        }
         start = ["unshare", "--mount", "sh", "-ec", START, str(tmp_path / "hosts"), ca, CERTIFI]
         done = subprocess.run(
             [*start, sys.executable, "-m", "tests.clients.program_flows", name],
-            env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=180, check=False,
-        )  # fmt: skip
+            env=environment,
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            timeout=180,
+            check=False,
+        )
         assert done.returncode == 0, done.stdout + done.stderr
         until("all are sent", lambda: len(captured(relay)) >= len(SENT[name]))
         assert sorted(captured(relay)) == SENT[name]

@@ -74,27 +74,40 @@ def client(served: ServedRelay, user: User) -> Client:
 def pascal_case(address: str) -> dict[str, Any]:
     """The body of sendMail as msgraph-sdk for Python sends it."""
     attachment = {
-        "@odata.type": "#microsoft.graph.fileAttachment", "contentType": "text/plain",
-        "isInline": True, "name": "a.txt", "contentBytes": "aGVsbG8=", "contentId": "cid1",
-    }  # fmt: skip
+        "@odata.type": "#microsoft.graph.fileAttachment",
+        "contentType": "text/plain",
+        "isInline": True,
+        "name": "a.txt",
+        "contentBytes": "aGVsbG8=",
+        "contentId": "cid1",
+    }
     message = {
-        "@odata.type": "#microsoft.graph.message", "attachments": [attachment],
-        "body": {"content": "<b>x</b>", "contentType": "html"}, "importance": "high",
-        "internetMessageHeaders": [{"name": "x-a", "value": "1"}], "subject": "H\u00e9",
+        "@odata.type": "#microsoft.graph.message",
+        "attachments": [attachment],
+        "body": {"content": "<b>x</b>", "contentType": "html"},
+        "importance": "high",
+        "internetMessageHeaders": [{"name": "x-a", "value": "1"}],
+        "subject": "H\u00e9",
         "toRecipients": [{"emailAddress": {"address": address}}],
-    }  # fmt: skip
+    }
     return {"Message": message, "SaveToSentItems": False}
 
 
 def camel_case(address: str, **more: Any) -> dict[str, Any]:
     """The body of sendMail as O365 sends it."""
     message = {
-        "subject": "H\u00e9", "body": {"contentType": "HTML", "content": "<b>x</b>"},
-        "importance": "normal", "flag": {"flagStatus": "notFlagged"},
-        "isReadReceiptRequested": False, "isDeliveryReceiptRequested": False,
+        "subject": "H\u00e9",
+        "body": {"contentType": "HTML", "content": "<b>x</b>"},
+        "importance": "normal",
+        "flag": {"flagStatus": "notFlagged"},
+        "isReadReceiptRequested": False,
+        "isDeliveryReceiptRequested": False,
         "toRecipients": [{"emailAddress": {"address": address}}],
-        "ccRecipients": [], "bccRecipients": [], "replyTo": [], **more,
-    }  # fmt: skip
+        "ccRecipients": [],
+        "bccRecipients": [],
+        "replyTo": [],
+        **more,
+    }
     return {"message": message}
 
 
@@ -123,9 +136,10 @@ def test_02_send_mail_in_each_spelling(client: Client, form: str) -> None:
     "query",
     [
         "%24top=2&%24select=subject&%24orderby=subject",
-        "$top=2&$select=subject&$orderby=subject", "$orderby=subject&$select=subject&$top=2",
+        "$top=2&$select=subject&$orderby=subject",
+        "$orderby=subject&$select=subject&$top=2",
     ],
-)  # fmt: skip
+)
 def test_23_query_options_of_each_client(client: Client, query: str) -> None:
     while len(client.user.messages("drafts")) < 3:
         client.draft(subject=f"page {len(client.user.messages('drafts'))}")
@@ -147,10 +161,13 @@ def test_23_filter_with_plus_for_space(client: Client) -> None:
 @each_row(
     "path",
     [
-        "/v1.0//me/sendMail", "/V1.0/Me/SendMail", "/v1.0/me/microsoft.graph.sendMail",
-        "/v1.0/Me/Microsoft.Graph.SENDMAIL", "//v1.0///me//sendMail/",
+        "/v1.0//me/sendMail",
+        "/V1.0/Me/SendMail",
+        "/v1.0/me/microsoft.graph.sendMail",
+        "/v1.0/Me/Microsoft.Graph.SENDMAIL",
+        "//v1.0///me//sendMail/",
     ],
-)  # fmt: skip
+)
 def test_28_spellings_of_paths(client: Client, path: str) -> None:
     to = f"{path.count('/')}{len(path)}-{client.user.sink}"
     assert client.send("POST", path, pascal_case(to)).status == 202

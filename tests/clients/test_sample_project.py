@@ -18,8 +18,12 @@ def run(name: str, folder: Path) -> str:
     unused = ("-p", "no:cacheprovider", "-p", "no:hypothesispytest")
     ended = subprocess.run(
         [sys.executable, "-m", "pytest", *unused, f"--basetemp={folder / 'tmp'}", "-rs", name],
-        cwd=PROJECT, capture_output=True, text=True, timeout=240, check=False,
-    )  # fmt: skip
+        cwd=PROJECT,
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
     assert ended.returncode == 0, ended.stdout + ended.stderr
     return ended.stdout
 

@@ -31,7 +31,9 @@ LOGIN, PASSWORD = "apikey", "SG.secret"
 
 # By the name of the row: the language, and a program, in which SETTING is what the page says.
 PROGRAMS = {
-    "aiosmtplib": ("python", """\
+    "aiosmtplib": (
+        "python",
+        """\
 import asyncio
 import aiosmtplib
 from email.message import EmailMessage
@@ -43,16 +45,22 @@ async def send(subject, **login):
 
 asyncio.run(send("NAME 1"))
 asyncio.run(send("NAME 2", username="LOGIN", password="PASSWORD"))
-"""),
-    "Django": ("python", """\
+""",
+    ),
+    "Django": (
+        "python",
+        """\
 from django.conf import settings
 from django.core.mail import send_mail
 
 settings.configure(SETTING)
 send_mail("NAME 1", "x", "SENDER", ["RECIPIENT"])
 send_mail("NAME 2", "x", "SENDER", ["RECIPIENT"], auth_user="LOGIN", auth_password="PASSWORD")
-"""),
-    "Flask-Mail": ("python", """\
+""",
+    ),
+    "Flask-Mail": (
+        "python",
+        """\
 from flask import Flask
 from flask_mail import Mail, Message
 
@@ -62,8 +70,11 @@ for subject in ("NAME 1", "NAME 2"):
     with app.app_context():
         Mail(app).send(Message(subject, recipients=["RECIPIENT"], sender="SENDER", body="x"))
     app.config.update(MAIL_USERNAME="LOGIN", MAIL_PASSWORD="PASSWORD")
-"""),
-    "fastapi-mail": ("python", """\
+""",
+    ),
+    "fastapi-mail": (
+        "python",
+        """\
 import asyncio
 from fastapi_mail import ConnectionConfig, FastMail, MessageSchema, MessageType
 
@@ -76,8 +87,11 @@ def send(subject, **login):
 
 send("NAME 1", MAIL_USERNAME="", MAIL_PASSWORD="", USE_CREDENTIALS=False)
 send("NAME 2", MAIL_USERNAME="LOGIN", MAIL_PASSWORD="PASSWORD")
-"""),
-    "nodemailer": ("js", """\
+""",
+    ),
+    "nodemailer": (
+        "js",
+        """\
 const nodemailer = require('nodemailer');
 
 async function send(subject, login) {
@@ -85,8 +99,11 @@ async function send(subject, login) {
   await transport.sendMail({ from: 'SENDER', to: 'RECIPIENT', subject, text: 'x' });
 }
 send('NAME 1', {}).then(() => send('NAME 2', { auth: { user: 'LOGIN', pass: 'PASSWORD' } }));
-"""),
-    "Jakarta Mail": ("java", """\
+""",
+    ),
+    "Jakarta Mail": (
+        "java",
+        """\
 import jakarta.mail.Authenticator;
 import jakarta.mail.Message;
 import jakarta.mail.PasswordAuthentication;
@@ -117,8 +134,11 @@ public class Send {
         }));
     }
 }
-"""),
-    "PHPMailer": ("php", """\
+""",
+    ),
+    "PHPMailer": (
+        "php",
+        """\
 <?php
 require "/usr/share/php/libphp-phpmailer/autoload.php";
 
@@ -133,8 +153,11 @@ foreach (["NAME 1", "NAME 2"] as $subject) {
     [$mail->Subject, $mail->Body] = [$subject, "x"];
     $mail->send();
 }
-"""),
-    "Symfony Mailer": ("php", """\
+""",
+    ),
+    "Symfony Mailer": (
+        "php",
+        """\
 <?php
 require "/usr/share/php/Symfony/Component/Mailer/autoload.php";
 
@@ -145,8 +168,11 @@ foreach ($ways as $subject => $way) {
     $mailer->send((new Symfony\\Component\\Mime\\Email())
         ->from("SENDER")->to("RECIPIENT")->subject($subject)->text("x"));
 }
-"""),
-    "Ruby's mail": ("ruby", """\
+""",
+    ),
+    "Ruby's mail": (
+        "ruby",
+        """\
 require "mail"
 
 { "NAME 1" => {}, "NAME 2" => { user_name: "LOGIN", password: "PASSWORD" } }.each do |about, login|
@@ -154,8 +180,9 @@ require "mail"
   message.delivery_method :smtp, SETTING, **login
   message.deliver!
 end
-"""),
-}  # fmt: skip
+""",
+    ),
+}
 NEEDED = {
     "PHPMailer": PHP / "libphp-phpmailer/autoload.php",
     "Symfony Mailer": PHP / "Symfony/Component/Mailer/autoload.php",
@@ -197,9 +224,13 @@ def test_host_and_port_are_enough(development: DevProcess, tmp_path: Path, name:
             pytest.skip("ruby-mail is not installed")
     subject = re.sub(r"\W", "-", name)
     words = {
-        "SETTING": with_its_ports(development, ROWS[name][0]), "SENDER": SENDER, "LOGIN": LOGIN,
-        "RECIPIENT": RECIPIENT, "PASSWORD": PASSWORD, "NAME": subject,
-    }  # fmt: skip
+        "SETTING": with_its_ports(development, ROWS[name][0]),
+        "SENDER": SENDER,
+        "LOGIN": LOGIN,
+        "RECIPIENT": RECIPIENT,
+        "PASSWORD": PASSWORD,
+        "NAME": subject,
+    }
     for word, value in words.items():
         text = re.sub(rf"\b{word}\b", lambda _found, value=value: value, text)
     file, commands = COMMANDS[language]

@@ -61,9 +61,12 @@ def test_msal_without_instance_discovery(served: ServedRelay, user: User, tenant
 
 def test_msal_shows_the_error(served: ServedRelay, user: User) -> None:
     app = application(
-        served, user, authority=f"{served.url}/contoso", instance_discovery=False,
+        served,
+        user,
+        authority=f"{served.url}/contoso",
+        instance_discovery=False,
         client_credential="wrong",
-    )  # fmt: skip
+    )
     found = app.acquire_token_for_client(SCOPES)
     assert found["error"] == "invalid_client"
     assert found["error_codes"] == [7000215]
@@ -123,15 +126,22 @@ def test_o365_signs_in(served: ServedRelay, user: User, client_id: str) -> None:
     protocol = o365.MSGraphProtocol()
     protocol.protocol_url, protocol.service_url = f"{served.url}/", f"{served.url}/v1.0/"
     account = o365.Account(
-        (client_id or user.client_id, THE_SECRET), protocol=protocol,
-        auth_flow_type="credentials", tenant_id="contoso", main_resource=user.address,
-        verify_ssl=str(served.ca), token_backend=backends.MemoryTokenBackend(),
-    )  # fmt: skip
+        (client_id or user.client_id, THE_SECRET),
+        protocol=protocol,
+        auth_flow_type="credentials",
+        tenant_id="contoso",
+        main_resource=user.address,
+        verify_ssl=str(served.ca),
+        token_backend=backends.MemoryTokenBackend(),
+    )
     account.con._msal_client = msal.ConfidentialClientApplication(
-        client_id or user.client_id, client_credential=THE_SECRET, instance_discovery=False,
-        authority=f"{served.url}/contoso", token_cache=account.con.token_backend,
+        client_id or user.client_id,
+        client_credential=THE_SECRET,
+        instance_discovery=False,
+        authority=f"{served.url}/contoso",
+        token_cache=account.con.token_backend,
         verify=str(served.ca),
-    )  # fmt: skip
+    )
     assert account.authenticate(requested_scopes=SCOPES)
     message = account.new_message()
     message.to.add(user.sink)

@@ -63,9 +63,11 @@ def run_with(dev: DevProcess, words: list[str], folder: Path) -> None:
     """Run a program with what `relay dev` prints."""
     names = ("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "NODE_EXTRA_CA_CERTS")
     variables = {
-        "HTTPS_PROXY": f"http://{dev.ready['http'][0]}", "NO_PROXY": "localhost,127.0.0.1",
-        "PYTHONPATH": str(INSTALLED.parent), **dict.fromkeys(names, dev.ready["bundle"]),
-    }  # fmt: skip
+        "HTTPS_PROXY": f"http://{dev.ready['http'][0]}",
+        "NO_PROXY": "localhost,127.0.0.1",
+        "PYTHONPATH": str(INSTALLED.parent),
+        **dict.fromkeys(names, dev.ready["bundle"]),
+    }
     run(words, folder, **variables)
 
 

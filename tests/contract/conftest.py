@@ -47,9 +47,12 @@ def open_spool(settings: Settings, clock: ManualClock) -> Callable[..., SpoolEng
         of: Clock = clock, *, delivers_captured: bool = False, crash: CrashPoints | None = None
     ) -> SpoolEngine:
         return spools.open(
-            settings, clock=of, crash=crash or CrashPoints(), metrics=Metrics(),
+            settings,
+            clock=of,
+            crash=crash or CrashPoints(),
+            metrics=Metrics(),
             delivers_captured=delivers_captured,
-        )  # fmt: skip
+        )
 
     return open_spool
 

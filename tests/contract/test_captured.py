@@ -136,21 +136,28 @@ async def test_a_copy_is_released_and_its_recipients_stay_captured(spool, captur
     report = await spool.queue_admin.execute(copy_to("me@c.test", "you@d.test", why="look"))
     assert report.counts["done"] == 1
     assert [(one["entry"], one["state"]) for one in report.entries] == [
-        (1, "captured"), (2, "queued"),
-    ]  # fmt: skip
+        (1, "captured"),
+        (2, "queued"),
+    ]
     assert await states(spool, queue_id) == ["captured", "captured", "queued", "queued"]
     (copy,) = (await spool.claim_due(clock.queue_us(), 10, DueQuery())).claims
     assert (copy.next_hop, copy.attempts, copy.message) == (OUT, 0, claim.message)
     assert [(one.id, one.path.address) for one in copy.recipients] == [
-        (3, "me@c.test"), (4, "you@d.test"),
-    ]  # fmt: skip
+        (3, "me@c.test"),
+        (4, "you@d.test"),
+    ]
     assert {one.path.notify for one in copy.recipients} == {frozenset({Notify.NEVER})}
     assert await spool.read_content(copy.content_id) == b"Subject: s\r\n\r\nbody\r\n"
     (event,) = await operations(spool, queue_id)
     assert without_node(event) == {
-        "operation": "release", "entries": [2], "who": "olga", "why": "look",
-        "from": {"2": "capture"}, "to": [str(OUT)], "copies": ["me@c.test", "you@d.test"],
-    }  # fmt: skip
+        "operation": "release",
+        "entries": [2],
+        "who": "olga",
+        "why": "look",
+        "from": {"2": "capture"},
+        "to": [str(OUT)],
+        "copies": ["me@c.test", "you@d.test"],
+    }
     await spool.record(ClaimResult(copy, 6, {3: OK, 4: OK}))
     assert await states(spool, queue_id) == ["captured", "captured", "relayed", "relayed"]
     assert await spool.read_content(claim.content_id) == b"Subject: s\r\n\r\nbody\r\n"
@@ -176,8 +183,9 @@ async def test_only_captured_mail_is_released_as_a_copy(spool, make) -> None:
     for order in (copy_to("me@c.test"), copy_to("me@c.test", dry_run=True)):
         (one,) = (await spool.queue_admin.execute(order)).entries
         assert (one["result"], one["note"]) == (
-            "unchanged", "only captured mail is released as a copy",
-        )  # fmt: skip
+            "unchanged",
+            "only captured mail is released as a copy",
+        )
     assert await states(spool, accepted.queue_id) == ["queued"]
 
 

@@ -117,8 +117,10 @@ def new_message(clock: Clock) -> NewMessage:
     now_us = clock.queue_us()
     return message_of(
         {"mx:a.test": ["x@a.test"]}.items(),
-        queue_id=Ids(clock).new(), now_us=now_us, expires_us=now_us + KEEP_DAYS * DAY,
-    )  # fmt: skip
+        queue_id=Ids(clock).new(),
+        now_us=now_us,
+        expires_us=now_us + KEEP_DAYS * DAY,
+    )
 
 
 async def finished(spool: SpoolEngine, message: NewMessage) -> str:

@@ -18,9 +18,16 @@ from relay.store.spool.types import IncomingBody, LendableBody
 from tests.support import spool_fixtures
 
 PROTOCOLS = (
-    SpoolHistory, SpoolEngine, SpoolMaintenance, ReceiptLedger, QueueAdmin, IncomingBody,
-    LendableBody, SpoolStorage, DevelopmentSpool,
-)  # fmt: skip
+    SpoolHistory,
+    SpoolEngine,
+    SpoolMaintenance,
+    ReceiptLedger,
+    QueueAdmin,
+    IncomingBody,
+    LendableBody,
+    SpoolStorage,
+    DevelopmentSpool,
+)
 
 
 def test_every_method_is_used() -> None:
@@ -32,9 +39,11 @@ def test_every_method_is_used() -> None:
         if isinstance(node, ast.Attribute)
     }
     declared = {
-        name for one in PROTOCOLS for name, member in vars(one).items()
+        name
+        for one in PROTOCOLS
+        for name, member in vars(one).items()
         if not name.startswith("_") and (callable(member) or isinstance(member, property))
-    }  # fmt: skip
+    }
     other_rooms = [one for one in Path(relay.__path__[0]).rglob("*.py") if "spool" not in one.parts]
     needed = {name for one in other_rooms for name in re.findall(r"\.(\w+)", one.read_text())}
     assert len(declared & needed) > 40

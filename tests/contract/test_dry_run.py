@@ -18,14 +18,21 @@ from tests.support.operator import ALL, all_to, command, reroute
         (command("hold", until_us=2**52), command("hold", until_us=2**52), "it is held already"),
         (command("hold", until_us=2**52), command("hold"), ""),
         (None, reroute("mx:a.test"), "it goes there already"),
-        (None, command("reroute", to=lambda _address, _sender: None, to_text="mx"), "none of its recipients has a mailbox or a next hop there"),
-        (None, command("reroute", to=all_to(CAPTURE), to_text="default"),
-         "none of its recipients has a mailbox or a next hop there"),
+        (
+            None,
+            command("reroute", to=lambda _address, _sender: None, to_text="mx"),
+            "none of its recipients has a mailbox or a next hop there",
+        ),
+        (
+            None,
+            command("reroute", to=all_to(CAPTURE), to_text="default"),
+            "none of its recipients has a mailbox or a next hop there",
+        ),
         (None, reroute("mx:b.test"), ""),
         (None, command("release"), "it is not held"),
         (None, command("cancel"), ""),
     ],
-)  # fmt: skip
+)
 async def test_a_dry_run_reports_what_the_command_then_does(
     spool, defer, before, queue_command, note
 ) -> None:

@@ -189,9 +189,11 @@ async def test_pages_continue_after_a_place_and_a_late_submission_keeps_its_own(
 async def test_a_row_shows_what_decides_the_state_and_what_is_next(spool, make, clock) -> None:
     addresses = [f"r{number}@a.test" for number in range(1, 31)]
     message = make(
-        {"mx:a.test": addresses}, subject="Hello", message_id="<m@x>",
+        {"mx:a.test": addresses},
+        subject="Hello",
+        message_id="<m@x>",
         submission_id="0123456789abcdef.1",
-    )  # fmt: skip
+    )
     (claim,) = (await spool.accept(with_added(message, "audit@b.test"))).claims
     next_us = clock.queue_us() + 60_000_000
     outcomes = dict.fromkeys(range(1, 30), OK) | {30: LATER, 31: LATER}
@@ -305,8 +307,9 @@ async def test_a_search_of_contents_returns_what_is_needed_to_check_them(spool, 
     assert [second.words_left, first.words_left] == [("giraffe",), ("giraffe",)]
     assert (first.account, second.account) == (ALICE, BOB)
     assert [one[1:] for one in first.recipients] == [
-        ("dan@a.test", "queued"), ("carol@b.test", "queued")
-    ]  # fmt: skip
+        ("dan@a.test", "queued"),
+        ("carol@b.test", "queued"),
+    ]
     wanted = MessageSearch(has_attachment=True, words=("hello",), kind="mail")
     [flag, *_] = await find(spool, wanted, None, 10)
     assert (flag.queue_id, flag.words_left) == (messages[2], ())

@@ -50,9 +50,11 @@ async def test_it_is_there_after_a_restart_and_listed_until_its_end(spool, resta
     assert spool.queue_admin.hold_rule("x@a.test") == ("olga: all mail for a.test", until_us)
     listed = {one["domain"]: one for one in (await spool.stats())["holds"]}
     assert listed["a.test"] == {
-        "domain": "a.test", "reason": "olga: all mail for a.test",
-        "since": rfc3339(clock.time_us()), "until": rfc3339(until_us),
-    }  # fmt: skip
+        "domain": "a.test",
+        "reason": "olga: all mail for a.test",
+        "since": rfc3339(clock.time_us()),
+        "until": rfc3339(until_us),
+    }
     assert listed["b.test"]["until"] is None
     clock.advance(3600)
     assert spool.queue_admin.hold_rule("x@a.test") == ("", 0)
@@ -163,8 +165,10 @@ async def test_mail_whose_hold_ends_before_its_commit_is_not_held(spool, make) -
     assert [one.entry_id for one in accepted.claims] == [1, 3]
     assert accepted.claims[0].extra == EntryExtra(released=True)
     assert await held(spool) == [
-        ("x@b.test", "olga: all mail for b.test"), ("x@a.test", "route slow"), ("y@a.test", "virus")
-    ]  # fmt: skip
+        ("x@b.test", "olga: all mail for b.test"),
+        ("x@a.test", "route slow"),
+        ("y@a.test", "virus"),
+    ]
     steps = (await spool.journey(accepted.queue_id)).steps
     assert [one.detail for one in steps if one.step == Step.DELIVERY] == [
         {"operation": "release", "entries": [1], "who": "the end of its hold"} | own_node(steps)

@@ -65,10 +65,13 @@ def generate(make, clock, rng: random.Random, count: int) -> list[Generated]:
         if rng.random() < 0.05:
             hops = {"capture": ["kept@c.test"]}
         message = make(
-            hops, subject=f"{rng.choice(WORDS)} {rng.choice(WORDS)}", account=rng.choice(ACCOUNTS),
-            reverse_path=rng.choice(SENDERS), content=b"Subject: s\r\n\r\n" + b"x" * rng.randrange(900),
+            hops,
+            subject=f"{rng.choice(WORDS)} {rng.choice(WORDS)}",
+            account=rng.choice(ACCOUNTS),
+            reverse_path=rng.choice(SENDERS),
+            content=b"Subject: s\r\n\r\n" + b"x" * rng.randrange(900),
             source=Source.REPORT if rng.random() < 0.05 else Source.SMTP,
-        )  # fmt: skip
+        )
         fates = []
         for entry in message.entries:
             kind = rng.choice(("queued", "deferred", "final", "final", "final"))
@@ -127,9 +130,13 @@ SEARCHES: Sequence[tuple[dict[str, str], Callable[[Generated], bool]]] = [
     ({"state": "held"}, lambda one: "held" in one.fates),
     ({"state": "captured"}, lambda one: "captured" in one.fates),
     ({"state": "final"}, lambda one: not set(one.fates) & set(LIVE)),
-    ({"subject": "report*", "sender": "bob@*"},
-     lambda one: one.message.facts.subject.startswith("report") and sender(one).startswith("bob@")),
-]  # fmt: skip
+    (
+        {"subject": "report*", "sender": "bob@*"},
+        lambda one: (
+            one.message.facts.subject.startswith("report") and sender(one).startswith("bob@")
+        ),
+    ),
+]
 
 
 def sender(one: Generated) -> str:
@@ -227,8 +234,9 @@ async def check_queue(spool, generated: list[Generated]) -> None:
     counts = await spool.counts()
     assert {state: number for state, number in counts.entries.items() if number} == dict(states)
     assert (counts.unaccounted, counts.oldest_us) == (
-        0, next(one.message.facts.received_us for one in oldest_first if any(one.entries)),
-    )  # fmt: skip
+        0,
+        next(one.message.facts.received_us for one in oldest_first if any(one.entries)),
+    )
     figures = await spool.stats()
     assert figures["entries"] == {state: states[state] for state in LIVE}
     assert figures["recipients"] == sum(fate in LIVE for one in generated for fate in one.fates)

@@ -20,10 +20,17 @@ LATER = Deferred(Evidence("4.2.0", f"450 4.2.0 {NUL}", NUL), DeferralClass.RECIP
 def with_nul(make, **changes):
     """A message that has NUL wherever a client or a rule can put one."""
     message = make(
-        {"mx:a.test": ["x@a.test"]}, subject=NUL, message_id=f"<{NUL}@a.test>", events=EVENTS,
-        account=NUL, client=NUL, reverse_path=f"{NUL}@a.test", submission_id=NUL, envid=NUL,
+        {"mx:a.test": ["x@a.test"]},
+        subject=NUL,
+        message_id=f"<{NUL}@a.test>",
+        events=EVENTS,
+        account=NUL,
+        client=NUL,
+        reverse_path=f"{NUL}@a.test",
+        submission_id=NUL,
+        envid=NUL,
         **changes,
-    )  # fmt: skip
+    )
     path = ForwardPath(f"{NUL}@a.test", orcpt=f"rfc822;{NUL}")
     added = NewRecipient(ForwardPath("added@a.test"), added_by=NUL)
     (entry,) = message.entries

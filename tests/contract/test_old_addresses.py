@@ -20,9 +20,11 @@ async def test_a_queued_u_label_is_an_a_label_for_delivery_reports_and_the_opera
         assert queue_id in [one["id"] for one in listed]
         assert (other in [one["id"] for one in listed]) is pattern.startswith("x@*")
     for selector in (
-        Selector(sender="*@xn--bro-hoa.test"), Selector(sender="*@büro.test"),
-        Selector(domain="bücher.test"), Selector(next_hop="bücher.test"),
-    ):  # fmt: skip
+        Selector(sender="*@xn--bro-hoa.test"),
+        Selector(sender="*@büro.test"),
+        Selector(domain="bücher.test"),
+        Selector(next_hop="bücher.test"),
+    ):
         listed = await spool.queue_admin.list(selector, limit=10)
         assert [one["id"] for one in listed] == [queue_id]
     for key in ("x@bücher.test", "X@xn--bcher-kva.test", "älice@xn--bro-hoa.test"):

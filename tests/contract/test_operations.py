@@ -162,8 +162,11 @@ async def test_a_cancelled_entry_is_final(spool, make) -> None:
     assert (await spool.counts()).unaccounted == 0
     listed = await operations(spool, queue_id)
     assert listed[0] == {
-        "operation": "cancel", "entries": [1], "who": "olga", "why": "sent by mistake",
-    }  # fmt: skip
+        "operation": "cancel",
+        "entries": [1],
+        "who": "olga",
+        "why": "sent by mistake",
+    }
     assert (await spool.journey(queue_id)).state == "cancelled"
 
 
@@ -200,10 +203,13 @@ async def test_a_rerouted_entry_is_attempted_immediately(spool, defer, clock, ac
     assert active_claims.retried_hops == [NextHop.parse("smtp://smart.test:25")]
     assert await operations(spool, queue_id) == [
         {
-            "operation": "reroute", "entries": [1], "who": "olga",
-            "from": {"1": "mx:a.test"}, "to": ["smtp://smart.test:25"],
+            "operation": "reroute",
+            "entries": [1],
+            "who": "olga",
+            "from": {"1": "mx:a.test"},
+            "to": ["smtp://smart.test:25"],
         }
-    ]  # fmt: skip
+    ]
     again = await spool.queue_admin.execute(reroute("smtp://smart.test:25"))
     assert again.entries[0]["note"] == "it goes there already"
     (claim,) = (await spool.claim_due(clock.queue_us(), 10, DueQuery())).claims

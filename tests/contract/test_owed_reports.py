@@ -85,9 +85,11 @@ async def test_the_delay_of_a_message_has_the_recipients_of_all_waiting_entries(
     spool, make
 ) -> None:
     hops = {
-        "mx:a.test": ["1@a.test"], "mx:b.test": ["2@b.test", "3@b.test"], "mx:c.test": ["4@c.test"],
+        "mx:a.test": ["1@a.test"],
+        "mx:b.test": ["2@b.test", "3@b.test"],
+        "mx:c.test": ["4@c.test"],
         "capture": ["5@d.test"],
-    }  # fmt: skip
+    }
     claims = (await spool.accept(make(hops, warn_us=5))).claims
     first, second, third = claims[:3]
     part = ClaimResult(second, 1, {2: OK}, goes_on=True)

@@ -115,8 +115,9 @@ async def test_a_message_is_removed_in_any_state_unless_delivery_has_it(
     assert await development.remove(claim.message.id) is None
     assert await spool.journey(claim.message.id) is not None
     assert list(await development.remove(captured) or ()) == [
-        ListedRecipient(1, "x@a.test", "captured"), ListedRecipient(2, "y@a.test", "captured"),
-    ]  # fmt: skip
+        ListedRecipient(1, "x@a.test", "captured"),
+        ListedRecipient(2, "y@a.test", "captured"),
+    ]
     assert await development.remove(done)
     assert [await spool.journey(one) for one in (captured, done)] == [None, None]
     assert await spool.record(ClaimResult(claim, 5, {1: OK})) == (True, ())

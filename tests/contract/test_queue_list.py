@@ -12,9 +12,11 @@ from tests.support.tables import each_row
 async def names(spool, make, defer, clock) -> dict[str, str]:
     """Three messages by their queue ids: A, B, and C, which is claimed as by a connection."""
     first = await defer(
-        {"mx:a.test": ["x@a.test"]}, message_id="<m@x>", account="dave@example.test",
+        {"mx:a.test": ["x@a.test"]},
+        message_id="<m@x>",
+        account="dave@example.test",
         extra=MessageExtra(by_sender=True),
-    )  # fmt: skip
+    )
     clock.advance(60)
     return {
         first: "A",

@@ -15,10 +15,16 @@ from tests.support.operator import command
 
 BOB = "bob@example.test"
 REQUEST = ReceiptRequest(
-    BOB, "alice@example.test", BOB, orcpt="rfc822;Bob@example.test", message_id="<m@example.test>",
-    subject="Grüße", thread="References: <m@example.test>\r\n", account="alice@example.test",
+    BOB,
+    "alice@example.test",
+    BOB,
+    orcpt="rfc822;Bob@example.test",
+    message_id="<m@example.test>",
+    subject="Grüße",
+    thread="References: <m@example.test>\r\n",
+    account="alice@example.test",
     is_trusted=True,
-)  # fmt: skip
+)
 RESTORED = Selector(restored=True)
 
 

@@ -191,5 +191,8 @@ async def test_the_states_after_commands_of_an_operator(spool, defer, active_cla
         await spool.queue_admin.execute(QueueCommand(operation, Selector(ids=(queue_id,)), "root"))
     found = [one for _, one in (await all_events(spool)).events]
     assert [(one.event.detail["operation"], one.state) for one in found] == [
-        ("retry", None), ("hold", "held"), ("release", "queued"), ("cancel", "cancelled"),
-    ]  # fmt: skip
+        ("retry", None),
+        ("hold", "held"),
+        ("release", "queued"),
+        ("cancel", "cancelled"),
+    ]

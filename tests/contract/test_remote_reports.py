@@ -41,9 +41,12 @@ def deliver(spool, make):
 
     async def deliver(what: RemoteReport, to: str = ALICE) -> tuple[ClaimResult, bool]:
         carrier = make(
-            {"local": [to]}, reverse_path="", account="", trusted=False,
+            {"local": [to]},
+            reverse_path="",
+            account="",
+            trusted=False,
             client="mx.a.test [192.0.2.7]",
-        )  # fmt: skip
+        )
         (claim,) = (await spool.accept(carrier)).claims
         claim_result = ClaimResult(claim, 9, {1: COPIED}, remote_report=(what, (to,)))
         return claim_result, (await spool.record(claim_result))[0]
@@ -70,17 +73,26 @@ async def test_a_report_is_an_event_of_its_original_and_changes_nothing_else(
     assert (event.step, event.at[:19]) == (7, "1970-01-01T00:00:00")
     received = claim_result.claim.message.id
     assert without_node(event.detail) == {
-        "by": "remote", "kind": "failure", "recipients": ["x@a.test"], "status": "5.1.1",
-        "reply": "550 5.1.1 no such user", "host": "mx2.a.test", "received": received,
+        "by": "remote",
+        "kind": "failure",
+        "recipients": ["x@a.test"],
+        "status": "5.1.1",
+        "reply": "550 5.1.1 no such user",
+        "host": "mx2.a.test",
+        "received": received,
         "source": {"client": "192.0.2.7", "reporting_mta": "mx.a.test"},
-    }  # fmt: skip
+    }
     assert (await spool.counts()).unaccounted == 0
     first, second = join(None, after).recipients
     assert msgspec.to_builtins(first.reported) == {
-        "kind": "failure", "status": "5.1.1", "reply": "550 5.1.1 no such user",
-        "host": "mx2.a.test", "at": event.at, "by": "remote",
+        "kind": "failure",
+        "status": "5.1.1",
+        "reply": "550 5.1.1 no such user",
+        "host": "mx2.a.test",
+        "at": event.at,
+        "by": "remote",
         "source": {"client": "192.0.2.7", "reporting_mta": "mx.a.test"},
-    }  # fmt: skip
+    }
     assert second.reported is None
 
 
@@ -101,9 +113,19 @@ CLIENTS = {"submission_id": "", "envid": "QQ 314+159"}  # decoded, as the spool 
         (CLIENTS, report(envid="QQ 314+159")),
         (CLIENTS | {"message_id": ""}, report(envid="QQ 314+159", message_id="<given-later@b>")),
     ],
-    ids=["envid", "envid-first", "message-id", "orcpt", "final", "one-of-two", "read", "clients-envid",
-         "clients-both", "no-message-id-known"],
-)  # fmt: skip
+    ids=[
+        "envid",
+        "envid-first",
+        "message-id",
+        "orcpt",
+        "final",
+        "one-of-two",
+        "read",
+        "clients-envid",
+        "clients-both",
+        "no-message-id-known",
+    ],
+)
 async def test_what_names_the_message_and_a_recipient_is_joined(
     spool, send, deliver, known, what
 ) -> None:
@@ -124,9 +146,16 @@ async def test_what_names_the_message_and_a_recipient_is_joined(
         report(envid="someone-else"),
         report(RemoteClaim("", "hidden@a.test", "failure")),
     ],
-    ids=["recipient", "message-id", "nothing", "envid", "another-submission", "another-envid",
-         "added-by-a-rule"],
-)  # fmt: skip
+    ids=[
+        "recipient",
+        "message-id",
+        "nothing",
+        "envid",
+        "another-submission",
+        "another-envid",
+        "added-by-a-rule",
+    ],
+)
 async def test_a_report_on_another_message_or_recipient_changes_nothing(
     spool, make, send, deliver, what
 ) -> None:
@@ -138,8 +167,9 @@ async def test_a_report_on_another_message_or_recipient_changes_nothing(
     both = NewEntry(entry.next_hop, (*entry.recipients, hidden))
     message = changed_message(message, entries=(both,))
     await spool.accept(message, claim=False)
-    other = await send({"mx:b.test": ["y@b.test"]}, message_id="<o@x>", submission_id="d2.1",
-                       envid="d2.1")  # fmt: skip
+    other = await send(
+        {"mx:b.test": ["y@b.test"]}, message_id="<o@x>", submission_id="d2.1", envid="d2.1"
+    )
     await deliver(what)
     assert await claims(spool, message.facts.id) == await claims(spool, other) == []
 
@@ -158,8 +188,10 @@ async def test_of_several_with_one_message_id_the_one_with_the_recipient_is_mean
     spool, send, deliver
 ) -> None:
     mine = await send(submission_id="", envid="")
-    newer = [await send({"mx:b.test": [f"y{number}@b.test"]}, submission_id="", envid="")
-             for number in range(3)]  # fmt: skip
+    newer = [
+        await send({"mx:b.test": [f"y{number}@b.test"]}, submission_id="", envid="")
+        for number in range(3)
+    ]
     await deliver(report())
     assert len(await claims(spool, mine)) == 1
     assert [await claims(spool, one) for one in newer] == [[], [], []]
@@ -192,15 +224,25 @@ async def test_twenty_claims_of_a_recipient_are_kept_and_the_rest_counted(
         ({}, report(envid="qq 314+159", message_id=""), ALICE),
         ({}, report(envid="QQ+20314+2B159", message_id=""), ALICE),
         ({}, report(envid="QQ 314+159", message_id="<other@x>"), ALICE),
-        ({}, report(RemoteClaim("", "z@a.test", "failure"), envid="QQ 314+159", message_id=""),
-         ALICE),
+        (
+            {},
+            report(RemoteClaim("", "z@a.test", "failure"), envid="QQ 314+159", message_id=""),
+            ALICE,
+        ),
         ({}, report(envid="QQ 314+159", message_id=""), "bob@example.test"),
         ({"reverse_path": ""}, report(envid="QQ 314+159", message_id=""), ALICE),
         ({"trusted": False}, report(envid="QQ 314+159", message_id=""), ALICE),
     ],
-    ids=["case", "xtext", "another-message-id", "recipient", "another-mailbox", "null-sender",
-         "stranger"],
-)  # fmt: skip
+    ids=[
+        "case",
+        "xtext",
+        "another-message-id",
+        "recipient",
+        "another-mailbox",
+        "null-sender",
+        "stranger",
+    ],
+)
 async def test_an_envid_proves_no_more_than_a_message_id(
     spool, send, deliver, known, what, to
 ) -> None:

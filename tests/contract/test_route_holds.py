@@ -46,8 +46,9 @@ async def test_an_entry_with_a_reason_is_held_from_its_acceptance(
     assert one["expires"] == rfc3339(message.facts.expires_us + 5_000_000)
     journey = await spool.journey(accepted.queue_id)
     assert [(one.state, one.reason) for one in journey.recipients] == [
-        ("held", "route slow"), ("queued", None)
-    ]  # fmt: skip
+        ("held", "route slow"),
+        ("queued", None),
+    ]
     assert (await spool.counts()).entries["held"] == 1
     spool = await restart()
     assert [one.entry_id for one in await due(spool, clock)] == [2]
@@ -122,14 +123,16 @@ async def test_a_reroute_by_the_routes_holds_what_they_hold_unless_it_was_releas
     await spool.queue_admin.execute(command("reroute", to=by_routes))
     now = rfc3339(clock.time_us())
     assert sorted(await listed(spool, Selector(ids=(fresh,)))) == [
-        ("held", "route r", now), ("queued", "", "")
-    ]  # fmt: skip
+        ("held", "route r", now),
+        ("queued", "", ""),
+    ]
     assert await listed(spool, Selector(ids=(released,))) == [("queued", "", "")]
     assert {one[:2] for one in await listed(spool, Selector(ids=(kept,)))} == {("held", "olga")}
     (detail,) = [
-        one.detail for one in (await spool.journey(fresh)).steps
+        one.detail
+        for one in (await spool.journey(fresh)).steps
         if one.detail.get("operation") == "reroute"
-    ]  # fmt: skip
+    ]
     assert list(detail["holds"].values()) == ["route r"]
     assert states(await spool.journey(fresh)) == {"x@a.test": "held", "y@b.test": "queued"}
     claims = await due(spool, clock)

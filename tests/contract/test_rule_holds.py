@@ -27,14 +27,21 @@ OVER = Failed(Evidence("5.4.7", "expired"))
 
 
 def by_rule(
-    message, *, ends_us: int = 0, silent: bool = False, held_max: int | None = None,
+    message,
+    *,
+    ends_us: int = 0,
+    silent: bool = False,
+    held_max: int | None = None,
     rule: str = "many",
-):  # fmt: skip
+):
     """The message, with all of its entries held by a rule; `ends_us` after its acceptance."""
     extra = EntryExtra(
-        reason="to be looked at", rule=rule, silent=silent, lifetime_us=2 * DAY_US,
+        reason="to be looked at",
+        rule=rule,
+        silent=silent,
+        lifetime_us=2 * DAY_US,
         expires_us=message.facts.received_us + ends_us if ends_us else 0,
-    )  # fmt: skip
+    )
     entries = tuple(replace(one, extra=extra) for one in message.entries)
     return replace(message, entries=entries, held_max=held_max)
 
@@ -65,10 +72,15 @@ async def test_the_list_shows_sender_subject_rule_reason_and_since(open_spool, m
     assert (await spool.accept(message)).claims == ()
     received_us = message.facts.received_us + 5_000_000
     expected = {
-        "sender": message.facts.envelope.reverse_path, "subject": "Offer", "rule": "many",
-        "reason": "to be looked at", "since": rfc3339(received_us), "state": "held", "due": None,
+        "sender": message.facts.envelope.reverse_path,
+        "subject": "Offer",
+        "rule": "many",
+        "reason": "to be looked at",
+        "since": rfc3339(received_us),
+        "state": "held",
+        "due": None,
         "expires": rfc3339(received_us + DAY_US),
-    }  # fmt: skip
+    }
     for _ in range(2):
         (one,) = await listed(spool)
         assert {name: one[name] for name in expected} == expected
@@ -128,8 +140,9 @@ async def test_it_stays_held_when_it_is_rerouted_and_when_it_is_due(spool, make,
     await spool.queue_admin.execute(command("reroute", to=apart))
     found = await listed(spool)
     assert [(one["next_hop"], one["rule"]) for one in found] == [
-        ("mx:new.a.test", "many"), ("mx:new.b.test", "many")
-    ]  # fmt: skip
+        ("mx:new.a.test", "many"),
+        ("mx:new.b.test", "many"),
+    ]
     assert len({one["expires"] for one in found}) == 1
     assert await due(spool, clock.queue_us() + DAY_US // 2) == ()
 

@@ -134,9 +134,12 @@ async def test_recipients_that_policy_added_stay_out_of_the_journey(spool, make)
     added = NewRecipient(ForwardPath("audit@example.test"), added_by="copy to audit")
     message = replace(message, entries=(replace(entry, recipients=(*entry.recipients, added)),))
     claim = (await spool.accept(message)).claims[0]
-    detail = {"host": "mx", "recipients": [
-        {"number": n, "outcome": "relayed", "status": "2.0.0", "reply": "250"} for n in (1, 2)
-    ]}  # fmt: skip
+    detail = {
+        "host": "mx",
+        "recipients": [
+            {"number": n, "outcome": "relayed", "status": "2.0.0", "reply": "250"} for n in (1, 2)
+        ],
+    }
     event = Event(Step.DELIVERY, 5, detail)
     await spool.record(ClaimResult(claim, 5, {1: OK, 2: NO}, events=(event,)))
     journey = await spool.journey(message.facts.id)

@@ -68,8 +68,10 @@ async def test_each_next_hop_has_its_last_reply(spool, make, clock) -> None:
     paid, free = "smtp://h.test:25 paid", "smtp://h.test:25 free"
     later = Deferred(Evidence("4.3.0", "450 x"), DeferralClass.SITE)
     for at_us, hop, reply in (
-        (3_000_000, paid, "450 newer"), (2_000_000, paid, "450 older"), (1_000_000, free, "550 no"),
-    ):  # fmt: skip
+        (3_000_000, paid, "450 newer"),
+        (2_000_000, paid, "450 older"),
+        (1_000_000, free, "550 no"),
+    ):
         (claim,) = (await spool.accept(make({hop: ["x@a.test"]}))).claims
         event = attempt_at(
             at_us, hop.partition(" ")[0], reply, address="x@a.test", route=hop.partition(" ")[2]
@@ -79,9 +81,11 @@ async def test_each_next_hop_has_its_last_reply(spool, make, clock) -> None:
     figures = await spool.stats()
     last = {one["route"]: one["last"] for one in figures["next_hops"]}
     assert last["paid"] == {
-        "at": "1970-01-01T00:00:03.000000Z", "host": "mx.h.test", "domain": "a.test",
+        "at": "1970-01-01T00:00:03.000000Z",
+        "host": "mx.h.test",
+        "domain": "a.test",
         "reply": "450 newer",
-    }  # fmt: skip
+    }
     assert last["free"]["reply"] == "550 no"
 
 

@@ -39,7 +39,9 @@ async def test_nodes_share_one_count_which_a_start_continues(
     assert (near, type(first.reserve(ALICE, outside(4)))) == ([], BeyondLimit)
     second.reserve(ALICE, outside(3)).keep()
     beyond = second.reserve(ALICE, outside(1)).over
-    assert [(one.limit.rate, one.used, one.until_us) for one in near] == [("10/1h", 10, beyond.until_us)] * 2  # fmt: skip
+    assert [(one.limit.rate, one.used, one.until_us) for one in near] == [
+        ("10/1h", 10, beyond.until_us)
+    ] * 2
     assert 0 < beyond.until_us / 1e6 - clock.time_us() / 1e6 - HOUR_S <= 60
     await theirs.exchange()
     spool = await restart()

@@ -230,7 +230,10 @@ class QueueStorm:
     def check(self) -> None:
         """Nothing that was accepted is lost, nothing that was refused came, nobody got too much."""
         arrived = self._arrived()
-        letters = {state: [one for one in self.letters if one.accepted is state] for state in (True, False, None)}  # fmt: skip
+        letters = {
+            state: [one for one in self.letters if one.accepted is state]
+            for state in (True, False, None)
+        }
         lost = [one for one in letters[True] if not all(arrived.parts(one))]
         assert lost == [], f"{len(lost)} of {len(letters[True])} accepted letters were lost"
         came = [one for one in letters[False] if any(arrived.parts(one))]

@@ -65,8 +65,16 @@ class Storm:
 
     def _live(self, owner: str) -> None:
         rng = random.Random(f"{self.rng.random()}{owner}")
-        deeds = (self._send, self._send, self._send_unsaved, self._send_elsewhere, self._draft_and_send,
-                 self._send_later, self._send_later_changed, self._send_later_cancelled)  # fmt: skip
+        deeds = (
+            self._send,
+            self._send,
+            self._send_unsaved,
+            self._send_elsewhere,
+            self._draft_and_send,
+            self._send_later,
+            self._send_later_changed,
+            self._send_later_cancelled,
+        )
         while not self.over.is_set():
             with self._lock:
                 letter = Letter(f"{owner} {len(self.letters)}", owner)
@@ -143,7 +151,11 @@ class Storm:
         until("nothing is being sent", lambda: not self.relay.pending_submissions(), timeout_s=60)
         self._send_what_still_waits()
         self._use_every_mailbox()
-        until("no submission is pending", lambda: not self.relay.pending_submissions() and not self.relay.scheduled_submissions(), timeout_s=60)  # fmt: skip
+        until(
+            "no submission is pending",
+            lambda: not self.relay.pending_submissions() and not self.relay.scheduled_submissions(),
+            timeout_s=60,
+        )
         until("the queue is empty", lambda: not self.relay.queue(), timeout_s=60)
         came = self._found(FRIEND, "")
         copies = {

@@ -160,8 +160,9 @@ def test_a_kill_with_another_sent_folder(held: HeldRemote, point: CrashPoint, go
     assert files_in(relay, ".Drafts") == []
     detail = relay.until_final("last")["steps"][3]["detail"]
     assert (detail["folder"], detail.get("folder_gone")) == (
-        there, folder if there != folder else None
-    )  # fmt: skip
+        there,
+        folder if there != folder else None,
+    )
 
 
 NOT_READY = CrashPoint.SUBMISSION_PREPARED, CrashPoint.DRAFT_WRITTEN_BACK, CrashPoint.DRAFT_LINKED

@@ -19,13 +19,17 @@ RULE = {"10.toml": '[[rule]]\nname = "all"\nthen = [ { journal = "carol@example.
 POINTS = [
     f"{point}{number}"
     for point in (
-        CrashPoint.SUBMISSION_SENT, CrashPoint.SPOOL_BODY_SYNCED, CrashPoint.SPOOL_BEFORE_COMMIT,
-        CrashPoint.SPOOL_COMMITTED, CrashPoint.SMTP_REPLIED, CrashPoint.SUBMISSION_ACCEPTED,
+        CrashPoint.SUBMISSION_SENT,
+        CrashPoint.SPOOL_BODY_SYNCED,
+        CrashPoint.SPOOL_BEFORE_COMMIT,
+        CrashPoint.SPOOL_COMMITTED,
+        CrashPoint.SMTP_REPLIED,
+        CrashPoint.SUBMISSION_ACCEPTED,
         CrashPoint.DELIVERED_LOCALLY,
     )
     for number in ("", ":2")
     if number == "" or point is CrashPoint.DELIVERED_LOCALLY
-]  # fmt: skip
+]
 TEXT = "0123456789abcdef" * 16_000  # the spool keeps it as a file
 
 

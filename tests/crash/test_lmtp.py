@@ -47,9 +47,11 @@ def test_no_recipient_with_a_settled_reply_gets_the_message_again() -> None:
                 )
             until("a stall at each place", lambda: sum(map(is_stalled, host.envelopes)) >= COUNT)
             settled = {
-                one for queue_id in sent.values() for one, state in relay.states(queue_id).items()
+                one
+                for queue_id in sent.values()
+                for one, state in relay.states(queue_id).items()
                 if state == "delivered"
-            }  # fmt: skip
+            }
             relay.restart()
             for queue_id in sent.values():
                 journey = relay.until_final(queue_id)

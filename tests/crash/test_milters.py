@@ -97,9 +97,11 @@ class Load:
 def test_nothing_is_lost(tmp_path: Path, when_down: str, reply: str, serve) -> None:
     path = tmp_path / "milter"
     milter = {
-        "name": "scripted", "address": f"unix:{path}", "role": ["relay", "local"],
+        "name": "scripted",
+        "address": f"unix:{path}",
+        "role": ["relay", "local"],
         "when_down": when_down,
-    }  # fmt: skip
+    }
     relay = serve(config={"milter": [milter]})
     with contextlib.ExitStack() as stack:
         process = start_milter(path, stack)

@@ -94,10 +94,11 @@ def test_each_message_is_notified_in_order(tmp_path: Path) -> None:
     receiver.start()
     with RelayProcess(config=config, environment=trusting(authority)) as relay:
         body = {
-            "changeType": "created", "resource": "me/mailFolders('inbox')/messages",
+            "changeType": "created",
+            "resource": "me/mailFolders('inbox')/messages",
             "notificationUrl": f"https://127.0.0.1:{receiver.port}/hook",
             "expirationDateTime": in_minutes(60),
-        }  # fmt: skip
+        }
         until("it subscribed", lambda: relay.graph("POST", "/subscriptions", body).status == 201)
         delta = "/me/mailFolders/inbox/messages/delta?$deltatoken=latest"
         link = relay.graph("GET", delta).json()["@odata.deltaLink"]

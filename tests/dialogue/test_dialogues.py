@@ -27,9 +27,10 @@ from tests.support.ingress import Relay, make_certificate
 SCRIPTS = sorted(Path(__file__).parent.glob("*.txt"))
 OF_ONE_COMMAND = ("bdat", "bdat_refused", "bare_newline", "ahead", "ahead_allowed", "ahead_login")
 WITH_DATA = [
-    path for path in SCRIPTS
+    path
+    for path in SCRIPTS
     if "C: DATA\n" in path.read_text("utf-8") and path.stem not in OF_ONE_COMMAND
-]  # fmt: skip
+]
 OTHER_LIMITS = ("junk", "auth_token", "large", "auth_failures", "auth_token_failures", "max_rate")
 PATIENCE_S = 10.0
 WORDS = ("role", "bare_newline", "max_rate_per_client")

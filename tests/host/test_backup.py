@@ -61,10 +61,11 @@ def senders(relay: RelayProcess) -> Iterator[list[str]]:
     def later(subject: str) -> None:
         at = (datetime.now(UTC) + timedelta(seconds=LATER_S)).isoformat()
         relay.send_mail(
-            to=["bob@example.test", "x@a.test"], subject=subject,
+            to=["bob@example.test", "x@a.test"],
+            subject=subject,
             save=not subject.endswith("0"),  # what becomes of its draft
             singleValueExtendedProperties=[{"id": "SystemTime 0x3FEF", "value": at}],
-        )  # fmt: skip
+        )
 
     threads = [
         threading.Thread(target=send, args=("smtp", by_smtp)),

@@ -23,9 +23,18 @@ from tests.support.relay_process import ROOT, until
 FILE = ROOT / "Containerfile"
 COMPOSE = ROOT / "docs/examples/compose.yaml"
 COMPOSE_KEYS = {
-    "build", "cap_drop", "command", "depends_on", "environment", "image", "ports", "read_only",
-    "security_opt", "tmpfs", "volumes",
-}  # fmt: skip
+    "build",
+    "cap_drop",
+    "command",
+    "depends_on",
+    "environment",
+    "image",
+    "ports",
+    "read_only",
+    "security_opt",
+    "tmpfs",
+    "volumes",
+}
 IMAGE = "relay-dev-test"
 BASE = "python:3.13-slim"
 COMMIT = "0123456789ab"
@@ -85,9 +94,14 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
             command = rest.replace("/opt/relay", str(place)).replace(" --no-cache-dir", "")
             command = re.sub("^python ", f"{sys.executable} ", command)
             done = subprocess.run(
-                ["sh", "-c", command], cwd=source, capture_output=True, text=True, timeout=600,
-                check=False, env=os.environ | {"RELAY_COMMIT": COMMIT},
-            )  # fmt: skip
+                ["sh", "-c", command],
+                cwd=source,
+                capture_output=True,
+                text=True,
+                timeout=600,
+                check=False,
+                env=os.environ | {"RELAY_COMMIT": COMMIT},
+            )
             if done.returncode and "(from versions: none)" in done.stderr:
                 pytest.skip("no package index answers")
             assert done.returncode == 0, done.stderr
@@ -140,9 +154,14 @@ def test_what_the_image_installs_runs_without_the_source(installed: Path, short_
     )
     for words in (["-c", where], ["-m", "relay", "--version"], ["-m", "relay", "dev", "--once"]):
         done = subprocess.run(
-            [installed / "bin/python", *words], cwd=short_path, env=variables, capture_output=True,
-            text=True, timeout=60, check=False,
-        )  # fmt: skip
+            [installed / "bin/python", *words],
+            cwd=short_path,
+            env=variables,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
         assert (done.returncode, done.stderr) == (0, "")
         if words[0] == "-c":
             assert all(one.startswith(str(installed)) for one in done.stdout.split())
@@ -154,8 +173,13 @@ def test_what_the_image_installs_runs_without_the_source(installed: Path, short_
 def test_the_compose_example_is_what_the_image_runs_and_its_test_finds_the_mail(dev) -> None:
     text = COMPOSE.read_text()
     assert re.findall(r"^(?:  )?(\S+):$", text, re.MULTILINE) == [
-        "services", "relay", "app", "test", "volumes", "relay-ca",
-    ]  # fmt: skip
+        "services",
+        "relay",
+        "app",
+        "test",
+        "volumes",
+        "relay-ca",
+    ]
     assert set(re.findall(r"^    (\S+):", text, re.MULTILINE)) == COMPOSE_KEYS
     assert (COMPOSE.parent / re.findall(r"context: (\S+)", text)[0] / FILE.name).samefile(FILE)
     named = set(re.findall(rf"\b{PREFIX}[A-Z_]+", text))
@@ -171,9 +195,13 @@ def test_the_compose_example_is_what_the_image_runs_and_its_test_finds_the_mail(
     variables["RELAY"] = f"http://localhost:{running.http[1]}"
     for code, expected in ((app, ""), (test, "ann@customer.example has it: captured\n")):
         done = subprocess.run(
-            [sys.executable, "-c", code], env=os.environ | variables, capture_output=True,
-            text=True, timeout=30, check=False,
-        )  # fmt: skip
+            [sys.executable, "-c", code],
+            env=os.environ | variables,
+            capture_output=True,
+            text=True,
+            timeout=30,
+            check=False,
+        )
         assert (done.returncode, done.stdout) == (0, expected), done.stderr
 
 
@@ -203,9 +231,17 @@ def container() -> Iterator[tuple[str, str]]:
     build = [program, "build", "--tag", IMAGE, "--file", str(FILE), str(ROOT)]
     subprocess.run(build, check=True, timeout=900)
     run = [
-        program, "run", "--detach", "--rm", "--read-only", "--tmpfs", "/tmp:size=512m,mode=1777",
-        "--env", f"RELAY_DEV_TOKEN={TOKEN}", IMAGE,
-    ]  # fmt: skip
+        program,
+        "run",
+        "--detach",
+        "--rm",
+        "--read-only",
+        "--tmpfs",
+        "/tmp:size=512m,mode=1777",
+        "--env",
+        f"RELAY_DEV_TOKEN={TOKEN}",
+        IMAGE,
+    ]
     done = subprocess.run(run, check=True, capture_output=True, text=True, timeout=60)
     name = done.stdout.strip()
     yield program, name

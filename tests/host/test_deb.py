@@ -41,8 +41,12 @@ def build(folder: Path, version: str) -> dict[str, Path]:
     command = f"{COMMIT} && make deb PYTHON=/usr/bin/python3"
     done = subprocess.run(
         ["setpriv", "--reuid=nobody", "--regid=nogroup", "--clear-groups", "bash", "-ec", command],
-        cwd=folder, env=os.environ | own, capture_output=True, text=True, check=False,
-    )  # fmt: skip
+        cwd=folder,
+        env=os.environ | own,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     if done.returncode and "(from versions: none)" in done.stderr:
         pytest.skip("no package index answers")
     assert done.returncode == 0, done.stdout + done.stderr
@@ -79,10 +83,23 @@ def root_of(release: str, folder: Path) -> Path:
 def in_root(command: str, *, code: int = 0) -> str:
     """Run a command of the administrator in the root."""
     done = subprocess.run(
-        ["chroot", "root", "env", "-i", "HOME=/root", "DEBIAN_FRONTEND=noninteractive",
-         "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "bash", "-ec", command],
-        capture_output=True, text=True, stdin=subprocess.DEVNULL, check=False,
-    )  # fmt: skip
+        [
+            "chroot",
+            "root",
+            "env",
+            "-i",
+            "HOME=/root",
+            "DEBIAN_FRONTEND=noninteractive",
+            "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+            "bash",
+            "-ec",
+            command,
+        ],
+        capture_output=True,
+        text=True,
+        stdin=subprocess.DEVNULL,
+        check=False,
+    )
     assert done.returncode == code, f"{command}\n{done.stdout}\n{done.stderr}"
     return done.stdout + done.stderr
 

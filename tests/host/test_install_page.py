@@ -76,9 +76,14 @@ class Administrator:
         """Run a block as it is printed, where the page says that the administrator is."""
         command = [*(before or []), "bash", "-eo", "pipefail", "-c", text]
         done = subprocess.run(
-            command, cwd="checkout", capture_output=True, text=True, stdin=subprocess.DEVNULL,
-            timeout=400, check=False,
-        )  # fmt: skip
+            command,
+            cwd="checkout",
+            capture_output=True,
+            text=True,
+            stdin=subprocess.DEVNULL,
+            timeout=400,
+            check=False,
+        )
         assert done.returncode == 0, f"{text}\n{done.stdout}\n{done.stderr}"
         return done.stdout
 

@@ -76,8 +76,11 @@ def test_a_backup_of_a_running_relay_is_restored(remotes, tmp_path, serve):
     for queue_id in (*waiting, large):
         relay.until_state(queue_id, "relayed")
     assert subjects(remote) == [
-        "large", "waiting 0", "waiting 1", "waiting 2",
-    ]  # fmt: skip
+        "large",
+        "waiting 0",
+        "waiting 1",
+        "waiting 2",
+    ]
     assert storage_json(relay, "verify")["spool"]["unaccounted"] == 0
     assert relay.metric("relay_queue_unaccounted") == 0
 
@@ -146,13 +149,18 @@ def test_a_damaged_spool_is_refused_and_saved_as_the_page_says(remotes, serve):
     assert (verified.returncode, "damaged-spool" in verified.stdout) == (DATA, True)
 
     done = subprocess.run(
-        ["bash", "-c", printed_commands()], cwd=spool.parent, check=False, timeout=60,
-        env=relay_starts.environment(relay.folder) | {
+        ["bash", "-c", printed_commands()],
+        cwd=spool.parent,
+        check=False,
+        timeout=60,
+        env=relay_starts.environment(relay.folder)
+        | {
             "PATH": f"{Path(sys.executable).parent}:/usr/bin:/bin",
             "RELAY_CONFIG": str(relay.config_file),
         },
-        capture_output=True, text=True,
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+    )
     assert done.stdout.splitlines()[-1] == "0 faults", done
     remote.rcpt.clear()
     relay.start()

@@ -56,8 +56,9 @@ class Load:
         works = {"smtp": self.smtp, "web": self.web}
         self._threads = [
             threading.Thread(target=self._repeat, args=(name, works[name], port))
-            for name, its in ports.items() for port in its
-        ]  # fmt: skip
+            for name, its in ports.items()
+            for port in its
+        ]
 
     def __enter__(self):
         for one in self._threads:
@@ -150,16 +151,22 @@ def test_the_address_of_the_socket_decides_what_an_address_decides(relay, opened
 @pytest.mark.parametrize(
     ("sockets", "fault"),
     [
-        ({}, "cannot listen on systemd:{}: systemd gave this process no socket of this name (it gave: none)"),
+        (
+            {},
+            "cannot listen on systemd:{}: systemd gave this process no socket of this name (it gave: none)",
+        ),
         ({"other": listening}, "systemd gave this process no socket of this name (it gave: other)"),
         (
             {"smtp": lambda: socket.socket(type=socket.SOCK_DGRAM), "web": listening},
             "cannot listen on systemd:smtp: found one that is not TCP or a Unix stream, expected ListenStream=",
         ),
-        ({"smtp": socket.socket, "web": listening}, "cannot listen on systemd:smtp: found one that does not listen"),
+        (
+            {"smtp": socket.socket, "web": listening},
+            "cannot listen on systemd:smtp: found one that does not listen",
+        ),
     ],
     ids=["none", "another name", "datagram", "not listening"],
-)  # fmt: skip
+)
 def test_sockets_that_cannot_be_used_end_the_start(relay, opened, sockets, fault):
     relay.sockets = [(name, make()) for name, make in sockets.items()]
     opened += [one for _, one in relay.sockets]
@@ -216,8 +223,19 @@ print(parse_listener("systemd:web", None).host)
 """
     with listening("0.0.0.0") as one:
         got = subprocess.run(
-            ["/bin/bash", "-c", f'exec 3<&{one.fileno()}; exec "$0" -c "$1"', sys.executable, script],
-            cwd=ROOT, pass_fds=[one.fileno()], capture_output=True, text=True, timeout=60, check=True,
+            [
+                "/bin/bash",
+                "-c",
+                f'exec 3<&{one.fileno()}; exec "$0" -c "$1"',
+                sys.executable,
+                script,
+            ],
+            cwd=ROOT,
+            pass_fds=[one.fileno()],
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=True,
             env={"LISTEN_FDS": "1", "LISTEN_FDNAMES": "web", "PATH": os.environ["PATH"]},
-        )  # fmt: skip
+        )
     assert got.stdout.splitlines() == ["[] False", "0.0.0.0"]

@@ -29,11 +29,15 @@ DENIED = "550 5.7.1 <{}>: .* to this alias"
 def relay(serve_module) -> RelayProcess:
     erin = account("erin", aliases=["al@example.test"], send_as=["office@example.test"])
     usual = {"listen": "127.0.0.1:0", "trusted_networks": ["127.0.0.1/32"]}
-    relay: RelayProcess = serve_module(start=False, accounts=[erin, account("u") | {"address": "u@acme.test"}], config={
-        "smtp": [usual, {"listen": "127.0.0.1:0", "role": "submission"}],
-        "domain": [{"name": "twin.test", "alias_of": DOMAIN}, {"name": "acme.test"}],
-        "tenant": [{"name": "acme", "domains": ["acme.test"]}],
-    })  # fmt: skip
+    relay: RelayProcess = serve_module(
+        start=False,
+        accounts=[erin, account("u") | {"address": "u@acme.test"}],
+        config={
+            "smtp": [usual, {"listen": "127.0.0.1:0", "role": "submission"}],
+            "domain": [{"name": "twin.test", "alias_of": DOMAIN}, {"name": "acme.test"}],
+            "tenant": [{"name": "acme", "domains": ["acme.test"]}],
+        },
+    )
     with (relay.folder / "accounts.toml").open("a") as file:
         for row in ALIASES:
             values = map(json.dumps, row)
@@ -56,18 +60,36 @@ def answer(relay: RelayProcess, recipient: str, sender: str, client: str) -> str
     return "" if code == 250 else f"{code} {text.decode()}"
 
 
-@each_row("alias, client, may, may_not", [
-        ("own", "stranger", "", "<> bob@example.test x@TWIN.test ann@away.test root@relay.example.test"),
-        ("own", "trusted", "printer@example.test x@twin.test root@relay.example.test", "<> ann@away.test"),
+@each_row(
+    "alias, client, may, may_not",
+    [
+        (
+            "own",
+            "stranger",
+            "",
+            "<> bob@example.test x@TWIN.test ann@away.test root@relay.example.test",
+        ),
+        (
+            "own",
+            "trusted",
+            "printer@example.test x@twin.test root@relay.example.test",
+            "<> ann@away.test",
+        ),
         ("acme", "alice@example.test", "", "alice@example.test"),  # of another tenant
         ("acme", "u@acme.test", "u@acme.test", ""),
         ("office", "stranger", "<>", "ann@away.test"),  # reports for erin
         ("team", "stranger", "joe@PARTNER.test", "joel@partner.test al@example.test"),
         ("team", "erin@example.test", "al@example.test", ""),
         ("team", "trusted", "erin+x@twin.test", "dave@example.test"),
-        ("list", "stranger", "x@partner.test x@guest.test x@xn--bcher-kva.test x@bücher.test", "bob@example.test"),
+        (
+            "list",
+            "stranger",
+            "x@partner.test x@guest.test x@xn--bcher-kva.test x@bücher.test",
+            "bob@example.test",
+        ),
         ("list", "bob@example.test", "bob@example.test", "<>"),
-    ])  # fmt: skip
+    ],
+)
 def test_who_may_write(relay, alias, client, may, may_not) -> None:
     domains = ["acme.test"] if alias == "acme" else [DOMAIN, "twin.test"]
     for to in (f"{one}@{domain}" for domain in domains for one in (alias, f"{alias.upper()}+x")):

@@ -25,13 +25,17 @@ def relay(serve):
 
 def sign_in(relay: RelayProcess, secret: str = "s3cret") -> Answer:
     form = {
-        "grant_type": "client_credentials", "client_id": "app-1", "client_secret": secret,
+        "grant_type": "client_credentials",
+        "client_id": "app-1",
+        "client_secret": secret,
         "scope": "https://graph.microsoft.com/.default",
-    }  # fmt: skip
+    }
     return relay.request(
-        "POST", "/contoso/oauth2/v2.0/token", urlencode(form).encode(),
+        "POST",
+        "/contoso/oauth2/v2.0/token",
+        urlencode(form).encode(),
         {"Content-Type": "application/x-www-form-urlencoded"},
-    )  # fmt: skip
+    )
 
 
 def new_token(relay: RelayProcess) -> str:
@@ -77,14 +81,17 @@ def by_certificate(relay: RelayProcess, given: ClientCertificate) -> Answer:
     claims = claims_of("app-2", f"http://{host}:{port}{path}", time.time(), jti=str(uuid.uuid4()))
     header = {"alg": "RS256", "x5t": given.thumbprint()}
     form = {
-        "grant_type": "client_credentials", "client_id": "app-2",
+        "grant_type": "client_credentials",
+        "client_id": "app-2",
         "client_assertion_type": "urn:ietf:params:oauth:client-assertion-type:jwt-bearer",
         "client_assertion": signed(given.private, claims, header),
-    }  # fmt: skip
+    }
     return relay.request(
-        "POST", path, urlencode(form).encode(),
+        "POST",
+        path,
+        urlencode(form).encode(),
         {"Content-Type": "application/x-www-form-urlencoded"},
-    )  # fmt: skip
+    )
 
 
 def test_a_certificate_is_replaced_by_a_reload(relay):

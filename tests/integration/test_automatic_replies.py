@@ -13,9 +13,13 @@ from tests.support.relay_process import until
 BOB, ANN, OUT = "bob@example.test", "ann@example.test", "out@elsewhere.test"
 INSIDE, OUTSIDE = "back on Monday & <here>", "<p>Ich bin <b>nächste</b> Woche zurück.</p>"
 HEADER = {
-    "Return-Path": "<>", "From": BOB, "Subject": "Automatic reply: ping", "In-Reply-To": "<m@a.test>",
-    "References": "<first@a.test> <m@a.test>", "Auto-Submitted": "auto-replied",
-}  # fmt: skip
+    "Return-Path": "<>",
+    "From": BOB,
+    "Subject": "Automatic reply: ping",
+    "In-Reply-To": "<m@a.test>",
+    "References": "<first@a.test> <m@a.test>",
+    "Auto-Submitted": "auto-replied",
+}
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +43,13 @@ def ask(relay: DevProcess, sender: str, *fields: str, to: str = BOB) -> str:
 
 def test_each_side_gets_its_text_once(relay: DevProcess) -> None:
     ask(relay, OUT)  # it makes the mailbox, which has no settings yet
-    change(relay, status="alwaysEnabled", externalAudience="all", internalReplyMessage=INSIDE, externalReplyMessage=OUTSIDE)  # fmt: skip
+    change(
+        relay,
+        status="alwaysEnabled",
+        externalAudience="all",
+        internalReplyMessage=INSIDE,
+        externalReplyMessage=OUTSIDE,
+    )
     for sender, text in ((ANN, INSIDE), (OUT, OUTSIDE)):
         queue_id = ask(relay, sender)
         ask(relay, sender.title())
@@ -58,9 +68,12 @@ def test_who_gets_none(relay: DevProcess) -> None:
     change(relay, status="alwaysEnabled", externalAudience="contactsOnly")
     quiet = "quiet@example.test"
     for field in (
-        "List-Id: <l.a.test>", "Precedence: bulk", "Auto-Submitted: auto-generated",
-        "X-Auto-Response-Suppress: DR, OOF", "Content-Type: multipart/report; boundary=x",
-    ):  # fmt: skip
+        "List-Id: <l.a.test>",
+        "Precedence: bulk",
+        "Auto-Submitted: auto-generated",
+        "X-Auto-Response-Suppress: DR, OOF",
+        "Content-Type: multipart/report; boundary=x",
+    ):
         ask(relay, quiet, field)
     ask(relay, quiet, to="everybody@example.test")
     programs = [f"{one}@example.test" for one in ("Mailer-Daemon", "owner-l", "l-request")]

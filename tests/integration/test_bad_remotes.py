@@ -59,8 +59,10 @@ def test_mail_is_deferred_by_each_trouble_of_a_remote_host_and_retried(
     shared: tuple[Remotes, RelayProcess],
 ) -> None:
     remotes, relay = shared
-    hosts = {f"{name.lower()}.test": remotes.start(f"{name.lower()}.test", **options)
-             for name, options in troubles()}  # fmt: skip
+    hosts = {
+        f"{name.lower()}.test": remotes.start(f"{name.lower()}.test", **options)
+        for name, options in troubles()
+    }
     sent = {domain: submit(relay, f"x@{domain}") for domain in hosts}
     for domain, identity in sent.items():
         (reported,) = relay.until_state(identity, "deferred")["recipients"]

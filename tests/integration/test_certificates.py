@@ -207,9 +207,15 @@ def test_the_name_that_a_client_asks_for_chooses(authority: Authority, serve) ->
     web = {"listen": ["http://127.0.0.1:0", "127.0.0.1:0"], "tls": [table(first), *tables[1:]]}
     config = {"smtp": [listener, listener | {"role": "submissions"}], "http": web}
     expected = {
-        "": first, "unknown.test": first, "wild.test": first, "a.b.wild.test": first,
-        "a.wild.test": wild, "mail.wild.test": exact, "MAIL.Wild.test": exact, "other.test": exact,
-    }  # fmt: skip
+        "": first,
+        "unknown.test": first,
+        "wild.test": first,
+        "a.b.wild.test": first,
+        "a.wild.test": wild,
+        "mail.wild.test": exact,
+        "MAIL.Wild.test": exact,
+        "other.test": exact,
+    }
     relay = serve(config=config)
     for number in ALL:
         for name, made in expected.items():

@@ -19,9 +19,20 @@ def test_send_wait_trace_queue(shared: SharedRelay) -> None:
     attachment = relay.folder / "notes.txt"
     attachment.write_text("notes")
     sent = relay.cli_json(
-        "send", "--token", "alice", "--to", "sent@a.test", "--subject", "by hand", "--body", "x",
-        "--attach", str(attachment), "--config", str(relay.client_config()),
-    )  # fmt: skip
+        "send",
+        "--token",
+        "alice",
+        "--to",
+        "sent@a.test",
+        "--subject",
+        "by hand",
+        "--body",
+        "x",
+        "--attach",
+        str(attachment),
+        "--config",
+        str(relay.client_config()),
+    )
     waited = relay.cli_json("wait", sent["id"])
     assert waited["state"] == "relayed"
     assert waited["graph_id"] == sent["id"]

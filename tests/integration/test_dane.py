@@ -159,12 +159,14 @@ def relay_of(internet: Internet, unbound: Unbound) -> RelayProcess:
     for one in routes:
         one.setdefault("name", one["domain"].partition(".")[0])
     return RelayProcess(
-        dns=unbound.address, mx_port=port,
+        dns=unbound.address,
+        mx_port=port,
         config={
-            "dns": {"validating": True}, "route": routes,
+            "dns": {"validating": True},
+            "route": routes,
             "delivery": {"tls": "opportunistic", "retry": ["1h"]},
         },
-    )  # fmt: skip
+    )
 
 
 def attempt_of(relay: RelayProcess, domain: str, state: str) -> dict[str, Any]:
@@ -220,7 +222,7 @@ def test_mail_that_leaves(relay: RelayProcess, domain: str, verified: str, polic
         ("must-unusable.test", f"no host may be used: mx.unusable.test: {NONE_USABLE}"),
         ("must.insecure.test", "the MX answer of the domain was not validated"),
     ],
-)  # fmt: skip
+)
 def test_mail_that_waits(internet: Internet, relay: RelayProcess, domain: str, reply: str) -> None:
     attempt = attempt_of(relay, domain, "deferred")
     assert (attempt["status"], reply in attempt["reply"]) == ("4.7.5", True), attempt

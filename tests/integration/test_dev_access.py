@@ -27,13 +27,21 @@ FOREIGN = (
     {"Host": "192.0.2.7"},
 )
 CALLS = (
-    ("GET", LIST, b""), ("GET", f"{LIST}/last", b""), ("GET", f"{LIST}/last/source", b""),
-    ("GET", f"{LIST}/last/wait?timeout=0", b""), ("GET", "/relay/v1/events?after=0", b""),
-    ("GET", "/relay/v1/queue", b""), ("GET", "/RELAY/v1/refused", b""),
-    ("POST", "/relay/v1/queue/cancel", b'{"all": true}'), ("POST", f"{LIST}/last/release", b""),
-    ("POST", "/relay/v1/dev/clock", b'{"advance_s": 1}'), ("PUT", "/relay/v1/dev/internet", b""),
-    ("DELETE", f"{LIST}/last", b""), ("DELETE", LIST, b""), ("OPTIONS", LIST, b""),
-)  # fmt: skip
+    ("GET", LIST, b""),
+    ("GET", f"{LIST}/last", b""),
+    ("GET", f"{LIST}/last/source", b""),
+    ("GET", f"{LIST}/last/wait?timeout=0", b""),
+    ("GET", "/relay/v1/events?after=0", b""),
+    ("GET", "/relay/v1/queue", b""),
+    ("GET", "/RELAY/v1/refused", b""),
+    ("POST", "/relay/v1/queue/cancel", b'{"all": true}'),
+    ("POST", f"{LIST}/last/release", b""),
+    ("POST", "/relay/v1/dev/clock", b'{"advance_s": 1}'),
+    ("PUT", "/relay/v1/dev/internet", b""),
+    ("DELETE", f"{LIST}/last", b""),
+    ("DELETE", LIST, b""),
+    ("OPTIONS", LIST, b""),
+)
 
 
 @pytest.fixture(scope="module")

@@ -98,9 +98,13 @@ def test_programs_trust_it_by_environment(
     distrusting = [({}, False)] if host == "localhost" else []
     for variables, works in [(trust, True), *distrusting]:
         done = subprocess.run(
-            [*words, url], env=environment | variables, capture_output=True, text=True,
-            timeout=60, check=False,
-        )  # fmt: skip
+            [*words, url],
+            env=environment | variables,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
         assert (done.returncode == 0) == works, done.stderr
 
 

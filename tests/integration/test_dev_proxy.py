@@ -78,9 +78,14 @@ def run(words: tuple[str, ...], variables: Mapping[str, str], folder: Path) -> s
     if shutil.which(words[0]) is None:
         pytest.skip(f"{words[0]} is not installed")
     done = subprocess.run(
-        words, env=bare() | {"HOME": str(folder)} | variables, cwd=folder, capture_output=True,
-        text=True, timeout=60, check=False,
-    )  # fmt: skip
+        words,
+        env=bare() | {"HOME": str(folder)} | variables,
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
     assert done.returncode == 0, done.stderr
     return done.stdout
 

@@ -190,14 +190,17 @@ def test_a_message_is_released_to_all_of_its_recipients_or_to_none(
     "to, text",
     [
         ([], "to: found 0 addresses, expected 1 to 100."),
-        ([f"u{number}@office.test" for number in range(1000)], "to: found 1,000 addresses, expected 1 to 100."),
+        (
+            [f"u{number}@office.test" for number in range(1000)],
+            "to: found 1,000 addresses, expected 1 to 100.",
+        ),
         (["me@office.test", "Ann Smith"], "to: found 'Ann Smith': expected local-part@domain"),
         (["me@office.test\r\nRCPT TO:<x@y.test>"], "to: found 'me@office.test\\r\\n"),
         (["me@"], "to: found 'me@': the domain after the @ is missing."),
         (["ü@office.test"], "is not ASCII and needs SMTPUTF8"),
         ("me@office.test", "The body: Expected `array | null`"),
     ],
-)  # fmt: skip
+)
 def test_what_is_no_list_of_addresses_is_refused(
     relay: DevProcess, other: OtherServer, to: Any, text: str
 ) -> None:
@@ -224,9 +227,11 @@ def test_only_captured_mail_is_released_as_a_copy(relay: DevProcess, closed: Dev
 
 def test_a_rule_sends_nothing_elsewhere(other: OtherServer, tmp_path: Path, dev) -> None:
     hosts = {
-        "far": "smtp://192.0.2.1:25", "named": "smtps://mail.example.org:465",
-        "released": f"smtp://{other.address}", "near": f"lmtp:unix:{tmp_path}/no-socket",
-    }  # fmt: skip
+        "far": "smtp://192.0.2.1:25",
+        "named": "smtps://mail.example.org:465",
+        "released": f"smtp://{other.address}",
+        "near": f"lmtp:unix:{tmp_path}/no-socket",
+    }
     rules = [
         f'[[rule]]\nname = "{name}"\nwhen = {{ recipient = "{name}@*" }}\n'
         f'then = [ {{ next_hop = "{host}" }} ]\n'

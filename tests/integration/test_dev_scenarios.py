@@ -87,20 +87,35 @@ def test_a_scenario_is_replaced_by_json(relay: DevProcess) -> None:
 
 
 FAULTY = [
-    (b"[[domain]]\nnam = 1\n", "application/toml", 400, "scenario:2: domain[0].nam: found an unknown key"),
+    (
+        b"[[domain]]\nnam = 1\n",
+        "application/toml",
+        400,
+        "scenario:2: domain[0].nam: found an unknown key",
+    ),
     (b"[[domain]]\nnam = 1\n", "application/toml", 400, '(did you mean "name"?)'),
     (b"a = \n", "application/toml", 400, "scenario:1: a: found no value of TOML"),
     (b"# \xff\n", "application/toml", 400, "found the byte 0xff in line 1, expected UTF-8"),
     (b"[[graph]]\n" * 30, "application/toml", 400, "And 10 more."),
-    (b'{"domain": 1}', "application/json; charset=utf-8", 400, "scenario: domain: found 1, expected [[domain]]"),
+    (
+        b'{"domain": 1}',
+        "application/json; charset=utf-8",
+        400,
+        "scenario: domain: found 1, expected [[domain]]",
+    ),
     (b"[]", "application/json", 400, "The body: "),
     (b"{", "application/json", 400, "The body: "),
     (b"", "application/json", 400, "The body: "),
     (b"#" * (SCENARIO_BYTES_MAX + 1), "application/toml", 413, "262144 bytes"),
-    (b"", "text/plain", 415, "Content-Type: found 'text/plain', expected application/toml or application/json."),
+    (
+        b"",
+        "text/plain",
+        415,
+        "Content-Type: found 'text/plain', expected application/toml or application/json.",
+    ),
     (b"", "application/x-www-form-urlencoded", 415, "Content-Type"),
     (b"", "", 415, "Content-Type: found ''"),
-]  # fmt: skip
+]
 
 
 @each_row("content, media_type, status, expected", FAULTY)

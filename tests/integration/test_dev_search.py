@@ -107,9 +107,21 @@ def rich(word: str) -> bytes:
 
 
 PARTS = (
-    "berraschung", "UBERRASCHUNG", "n sender", "shop.te", "reader", "customer.test", "swers", "zwo", "zwölf",
-    "echnung 7", "hidden@boss", "elk", "lk", "envelope.test",
-)  # fmt: skip
+    "berraschung",
+    "UBERRASCHUNG",
+    "n sender",
+    "shop.te",
+    "reader",
+    "customer.test",
+    "swers",
+    "zwo",
+    "zwölf",
+    "echnung 7",
+    "hidden@boss",
+    "elk",
+    "lk",
+    "envelope.test",
+)
 
 
 def test_a_message_is_found_by_all_its_parts_until_it_is_gone(dev) -> None:

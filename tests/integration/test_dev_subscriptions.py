@@ -114,9 +114,11 @@ def test_four_hours(relay: DevProcess, receiver: Receiver) -> None:
     """When the receiver has been down for four hours, what waits is dropped and reported."""
     with Receiver() as lifecycle:
         subscribed(
-            relay, receiver, expirationDateTime=in_minutes(7 * 24 * 60 - 1),
+            relay,
+            receiver,
+            expirationDateTime=in_minutes(7 * 24 * 60 - 1),
             lifecycleNotificationUrl=lifecycle.url("/life"),
-        )  # fmt: skip
+        )
         receiver.mode = "error"
         relay.send_mail(to=["alice@example.test"], subject="old")
         relay.advance(3 * HOUR_S)

@@ -35,13 +35,17 @@ BY_DANE = ("dane", "dane: dane", "TLSv1.3, TLSA record verified, DANE")
     ("domain", "verified", "policy", "shown"),
     [
         ("enforce", "name", "mta-sts: verify", "TLSv1.3, name verified, MTA-STS enforce"),
-        ("testing-other-name", "none", TESTED,
-         f"TLSv1.3, certificate not verified, {TESTED.replace('mta-sts', 'MTA-STS')}"),
+        (
+            "testing-other-name",
+            "none",
+            TESTED,
+            f"TLSv1.3, certificate not verified, {TESTED.replace('mta-sts', 'MTA-STS')}",
+        ),
         ("none-expired", "none", LAX, f"TLSv1.3, certificate not verified, {LAX}"),
         ("dane", *BY_DANE),
         ("dane-expired", *BY_DANE),
     ],
-)  # fmt: skip
+)
 def test_domains_whose_mail_arrives(
     relay: DevProcess, domain: str, verified: str, policy: str, shown: str
 ) -> None:
@@ -54,17 +58,33 @@ def test_domains_whose_mail_arrives(
 @pytest.mark.parametrize(
     ("domain", "verified", "shown", "reason"),
     [
-        ("enforce-expired", "none", "no TLS, MTA-STS enforce",
-         f"the certificate is refused: certificate has expired; {DEMANDED}"),
-        ("enforce-other-name", "chain", "TLSv1.3, certificate for another name, MTA-STS enforce",
-         f"for wrong-name.invalid, not mx1.enforce-other-name.test; {DEMANDED}"),
-        ("enforce-plain", "none", "no TLS, MTA-STS enforce",
-         f"the host does not offer STARTTLS, and TLS is required; {DEMANDED}"),
-        ("dane-wrong", "none", "TLSv1.3, certificate not verified, DANE",
-         "the certificate matches none of 1 TLSA records: it is 3 1 1 "),
+        (
+            "enforce-expired",
+            "none",
+            "no TLS, MTA-STS enforce",
+            f"the certificate is refused: certificate has expired; {DEMANDED}",
+        ),
+        (
+            "enforce-other-name",
+            "chain",
+            "TLSv1.3, certificate for another name, MTA-STS enforce",
+            f"for wrong-name.invalid, not mx1.enforce-other-name.test; {DEMANDED}",
+        ),
+        (
+            "enforce-plain",
+            "none",
+            "no TLS, MTA-STS enforce",
+            f"the host does not offer STARTTLS, and TLS is required; {DEMANDED}",
+        ),
+        (
+            "dane-wrong",
+            "none",
+            "TLSv1.3, certificate not verified, DANE",
+            "the certificate matches none of 1 TLSA records: it is 3 1 1 ",
+        ),
         ("dane-servfail", "none", "", "mx1.dane-servfail.test: its TLSA records are not known"),
     ],
-)  # fmt: skip
+)
 def test_domains_whose_mail_waits(
     relay: DevProcess, domain: str, verified: str, shown: str, reason: str
 ) -> None:
@@ -81,11 +101,22 @@ def test_no_policy_outlives_its_scenario(relay: DevProcess) -> None:
     assert attempt_of(relay, "enforce.test", "relayed")[0]["policy"] == "mta-sts: verify"
     for changed, state, policy in [
         ("", "relayed", LAX),
-        (f'{OTHER_HOST}mta_sts = "enforce"\ncertificate = "expired"\n', "deferred", "mta-sts: verify"),
-        (f'{OTHER_HOST}mta_sts = "testing"\ncertificate = "expired"\n', "relayed",
-         f"{LAX}; mta-sts testing; certificate-expired"),
-        (f'{OTHER_HOST}mta_sts = "enforce"\naliases = ["also.test"]\n', "relayed", "mta-sts: verify"),
-    ]:  # fmt: skip
+        (
+            f'{OTHER_HOST}mta_sts = "enforce"\ncertificate = "expired"\n',
+            "deferred",
+            "mta-sts: verify",
+        ),
+        (
+            f'{OTHER_HOST}mta_sts = "testing"\ncertificate = "expired"\n',
+            "relayed",
+            f"{LAX}; mta-sts testing; certificate-expired",
+        ),
+        (
+            f'{OTHER_HOST}mta_sts = "enforce"\naliases = ["also.test"]\n',
+            "relayed",
+            "mta-sts: verify",
+        ),
+    ]:
         answer = relay.request("PUT", internet, (SCENARIO + changed).encode(), toml)
         assert answer.status == 200, answer.body
         assert attempt_of(relay, "enforce.test", state)[0]["policy"] == policy

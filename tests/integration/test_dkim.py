@@ -114,10 +114,12 @@ def signing(keys: DkimKeys, remotes_module, serve_module) -> Signing:
     delivery = {"retry": [0.2], "delay_warning_after": "1s"}
     forwarding = {"forward_own_from": True}  # strangers' mail in our name
     relay = serve_module(
-        remotes_module, config=keys.config | {"delivery": delivery, "mailboxes": forwarding},
-        policies={"rules.toml": RULES}, aliases=ALIASES,
+        remotes_module,
+        config=keys.config | {"delivery": delivery, "mailboxes": forwarding},
+        policies={"rules.toml": RULES},
+        aliases=ALIASES,
         accounts=[account("erin", forward_to=["erin@a.test"]), account("frank")],
-    )  # fmt: skip
+    )
     return Signing(relay, remote, keys)
 
 
@@ -164,10 +166,12 @@ def as_a_reply(relay: RelayProcess, to: str) -> str:
 def by_sendmail(relay: RelayProcess, to: str) -> str:
     place = {"RELAY_SENDMAIL": "{}:{}".format(*relay.smtp_address())}
     done = relay_starts.run(
-        [*relay_starts.RELAY, "sendmail", "-i", f"-f{ALICE}", to], cwd=relay.folder,
-        env=relay_starts.environment(relay.folder) | place, stdin=letter(to).decode(),
+        [*relay_starts.RELAY, "sendmail", "-i", f"-f{ALICE}", to],
+        cwd=relay.folder,
+        env=relay_starts.environment(relay.folder) | place,
+        stdin=letter(to).decode(),
         timeout_s=30,
-    )  # fmt: skip
+    )
     assert done.returncode == 0, done.stderr
     return to
 
@@ -270,7 +274,7 @@ def reported(signing: Signing, sender: str, to: str, **more: Any) -> str:
         ("success@a.test", BOB, b"Action: delivered", ["NOTIFY=SUCCESS"]),
         ("notice@a.test", "held.notice@a.test", b"Subject: Held: hello", []),
     ],
-)  # fmt: skip
+)
 def test_a_report_verifies(signing, sender: str, to: str, found: bytes, options: list[str]) -> None:
     key = reported(signing, sender, to, rcpt_options=options)
     assert found in report_of(signing, sender)
@@ -285,9 +289,12 @@ def test_a_read_receipt_verifies(signing: Signing) -> None:
         one for one in signing.relay.messages("inbox", token="bob") if one["subject"] == "read this"
     ]
     answer = signing.relay.graph(
-        "PATCH", f"/me/messages/{one['id']}", {"isRead": True}, token="bob",
+        "PATCH",
+        f"/me/messages/{one['id']}",
+        {"isRead": True},
+        token="bob",
         headers={"Prefer": "relay.read-receipt=send"},
-    )  # fmt: skip
+    )
     assert answer.status == 200, answer.body
     octets = signing.valid("asker@a.test")
     receipt = message_from_bytes(octets, policy=email.policy.default)

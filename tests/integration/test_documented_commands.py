@@ -115,9 +115,14 @@ def test_commands_print_what_the_page_shows(folder: Path, page: str, dev) -> Non
         for usual, name in PORTS.items():
             text = re.sub(rf"\b{usual}\b", relay.ready[name][0].rpartition(":")[2], text)
         done = subprocess.run(
-            ["bash", "-c", f"set -o pipefail\n{text}"], cwd=folder, env=environment,
-            capture_output=True, text=True, timeout=40, check=False,
-        )  # fmt: skip
+            ["bash", "-c", f"set -o pipefail\n{text}"],
+            cwd=folder,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=40,
+            check=False,
+        )
         assert done.returncode == 0, f"{text}\n{done.stdout}\n{done.stderr}"
         return done.stdout
 

@@ -38,9 +38,12 @@ def test_each_form_reaches_the_same_people(remotes: Remotes, serve) -> None:
         "aliases": [f"c@{WRITTEN}"],
     }
     relay = serve(
-        remotes, config={"mailboxes": {"domains": ["example.test", SHOWN]}}, accounts=[carl],
-        policies=RULES, aliases={f"far@{WRITTEN}": [f"bob@{FAR}"]},
-    )  # fmt: skip
+        remotes,
+        config={"mailboxes": {"domains": ["example.test", SHOWN]}},
+        accounts=[carl],
+        policies=RULES,
+        aliases={f"far@{WRITTEN}": [f"bob@{FAR}"]},
+    )
     for form in (SHOWN, WRITTEN):
         assert refused(relay, f"ann@{FAR}", f"Carl+x@{form}") == ""
         assert refused(relay, f"ann@{FAR_WRITTEN}", f"c@{form}") == ""

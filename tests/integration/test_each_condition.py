@@ -83,16 +83,21 @@ def send(relay: RelayProcess, way: str, letter: EmailMessage) -> None:
         relay.submit(ALICE, to, letter.as_bytes(policy=SMTP))
     elif way == "graph":
         answer = relay.request(
-            "POST", "/v1.0/me/sendMail", base64.b64encode(letter.as_bytes(policy=SMTP)),
+            "POST",
+            "/v1.0/me/sendMail",
+            base64.b64encode(letter.as_bytes(policy=SMTP)),
             {"Authorization": "Bearer alice", "Content-Type": "text/plain"},
-        )  # fmt: skip
+        )
         assert answer.status == 202, answer.body
     else:
         place = {"RELAY_SENDMAIL": "{}:{}".format(*relay.smtp_address())}
         done = relay_starts.run(
-            [*relay_starts.RELAY, "sendmail", "-i", f"-f{ALICE}", *to], cwd=relay.folder,
-            env=relay_starts.environment(relay.folder) | place, stdin=str(letter), timeout_s=30,
-        )  # fmt: skip
+            [*relay_starts.RELAY, "sendmail", "-i", f"-f{ALICE}", *to],
+            cwd=relay.folder,
+            env=relay_starts.environment(relay.folder) | place,
+            stdin=str(letter),
+            timeout_s=30,
+        )
         assert done.returncode == 0, done.stderr
 
 

@@ -20,12 +20,20 @@ END = b"\r\n--b--\r\n"
 LONG = b"y" * 5000 + b"\r\n"
 BODIES = {
     "text": TEXT + "Grüße\r\n.\r\n".encode(),
-    "mixed": MIXED + TEXT + "ü\r\n".encode() + b"\r\n--b\r\nContent-Type: image/png\r\n\r\n\xff\xfe" + END,
-    "attached": MIXED + b"Content-Type: message/rfc822\r\n\r\nSubject: a\r\n" + TEXT + "ü".encode() + END,
+    "mixed": MIXED
+    + TEXT
+    + "ü\r\n".encode()
+    + b"\r\n--b\r\nContent-Type: image/png\r\n\r\n\xff\xfe"
+    + END,
+    "attached": MIXED
+    + b"Content-Type: message/rfc822\r\n\r\nSubject: a\r\n"
+    + TEXT
+    + "ü".encode()
+    + END,
     "large": TEXT + "Grüße aus Köln \u20ac\r\n".encode() * 20_000,
     "long": TEXT + LONG + "ü\r\n".encode(),
     "large-long": TEXT + "Grüße\r\n".encode() * 50_000 + LONG,
-}  # fmt: skip
+}
 SIGNED = MIXED.replace(b"mixed", b"signed") + b"\r\n%b\r\n--b\r\n\r\nsignature" + END
 
 
@@ -108,7 +116,7 @@ def test_each_host_gets_what_it_takes_with_a_signature_that_holds(
         (HEADER + "Cc: ü@x.test\r\n\r\na\r\n".encode(), "eight.test", "5.6.9"),
         (HEADER + TEXT + ("ü" * 70 + "\r\n").encode() * 10_000, "bare.test", "5.3.4"),
     ],
-)  # fmt: skip
+)
 def test_what_cannot_be_encoded_is_failed(
     relay: RelayProcess, content: bytes, domain: str, status: str
 ) -> None:
@@ -134,7 +142,9 @@ def test_a_report_that_returns_8_bit_content_is_encoded(
     relay: RelayProcess, hosts: dict[str, RemoteMx], keys: DkimKeys
 ) -> None:
     hosts["eight.test"].rcpt["gone@eight.test"] = "550 5.1.1 unknown"
-    relay.submit("x@lmtp.test", ["gone@eight.test"], HEADER + BODIES["text"], mail_options=["BODY=8BITMIME"])  # fmt: skip
+    relay.submit(
+        "x@lmtp.test", ["gone@eight.test"], HEADER + BODIES["text"], mail_options=["BODY=8BITMIME"]
+    )
     octets = received(hosts["lmtp.test"], "x@lmtp.test").content
     assert octets.isascii()
     assert "Grüße\r\n.\r\n".encode() in [one.get_payload(decode=True) for one in leaves(octets)]
@@ -146,7 +156,9 @@ def test_without_its_key_it_is_sent_unsigned(
     bare = hosts["bare.test"]
     bare.rcpt["later@bare.test"] = "451 4.3.2 come again"
     relay = serve(remotes_module, config=keys.config)
-    key = relay.submit(ALICE, ["later@bare.test"], HEADER + BODIES["text"], mail_options=["BODY=8BITMIME"])  # fmt: skip
+    key = relay.submit(
+        ALICE, ["later@bare.test"], HEADER + BODIES["text"], mail_options=["BODY=8BITMIME"]
+    )
     until("it is tried", lambda: bare.commands.count("RCPT TO:<later@bare.test>") > 0)
     relay.stop()
     relay.write_config({name: one for name, one in relay.config.items() if name != "dkim"})

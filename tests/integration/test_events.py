@@ -16,8 +16,11 @@ BROKEN = (OSError, asyncio.IncompleteReadError, TimeoutError)
 
 def key(one: ReceivedEvent) -> tuple[Any, ...]:
     return (
-        one.data["submission_id"], one.data["message"], one.data["step"], one.data["at"],
-    )  # fmt: skip
+        one.data["submission_id"],
+        one.data["message"],
+        one.data["step"],
+        one.data["at"],
+    )
 
 
 async def read_to(relay: RelayProcess, after: str, last: str) -> list[ReceivedEvent]:

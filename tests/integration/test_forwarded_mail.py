@@ -65,15 +65,20 @@ def test_a_catch_all_leads_outside_as_an_alias_does(remotes: Remotes, serve) -> 
     away = remotes.start("away.test")
     config = {
         "mailboxes": {"domains": ["example.test"], "catch_all": "all@away.test"},
-        "domain": [{"name": "acme.test", "catch_all": "acme@away.test"},
-                   {"name": "short.test", "alias_of": "acme.test"}],
-    }  # fmt: skip
+        "domain": [
+            {"name": "acme.test", "catch_all": "acme@away.test"},
+            {"name": "short.test", "alias_of": "acme.test"},
+        ],
+    }
     relay = serve(remotes, config=config, aliases={"office@example.test": ["nobody@example.test"]})
-    for number, (to, found, by) in enumerate([
-        ("No.One+x@Example.test", "all@away.test", "no.one+x@example.test"),
-        ("office@example.test", "all@away.test", "nobody@example.test"),
-        ("any@short.test", "acme@away.test", "any@acme.test"),
-    ], 1):  # fmt: skip
+    for number, (to, found, by) in enumerate(
+        [
+            ("No.One+x@Example.test", "all@away.test", "no.one+x@example.test"),
+            ("office@example.test", "all@away.test", "nobody@example.test"),
+            ("any@short.test", "acme@away.test", "any@acme.test"),
+        ],
+        1,
+    ):
         relay.submit(ANN, [to], HELLO, source=OUTSIDE)
         until("the copy", lambda count=number: len(away.envelopes) == count)
         came = away.envelopes[-1]

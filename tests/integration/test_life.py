@@ -20,11 +20,21 @@ from tests.support.remotes import Remotes, received
 GATE = True
 
 METRICS = (
-    "messages_accepted_total", "recipients_total", "queue_entries", "queue_oldest_seconds",
-    "queue_unaccounted", "delivery_seconds", "attempts_total", "commit_seconds",
-    "commit_batch_size", "connections", "pressure_level", "pickup_waiting", "reports_total",
+    "messages_accepted_total",
+    "recipients_total",
+    "queue_entries",
+    "queue_oldest_seconds",
+    "queue_unaccounted",
+    "delivery_seconds",
+    "attempts_total",
+    "commit_seconds",
+    "commit_batch_size",
+    "connections",
+    "pressure_level",
+    "pickup_waiting",
+    "reports_total",
     "policy_rule_total",
-)  # fmt: skip
+)
 
 
 # -- how it is

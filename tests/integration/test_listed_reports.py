@@ -109,9 +109,13 @@ def test_a_wait_in_vain_says_what_there_was(relay: DevProcess) -> None:
     assert (nearest["subject"], nearest["state"]) == ("Welcome to Rely", "captured")
     assert nearest["compared"] == [
         {"field": "to", "expected": GOOD, "found": GOOD, "matches": True},
-        {"field": "subject", "expected": "Welcome to Relay", "found": "Welcome to Rely",
-         "matches": False},
-    ]  # fmt: skip
+        {
+            "field": "subject",
+            "expected": "Welcome to Relay",
+            "found": "Welcome to Rely",
+            "matches": False,
+        },
+    ]
     [waits] = found["in_flight"]
     assert (waits["id"], waits["state"], waits["reply"][:3]) == (late, "deferred", "451")
     [refused] = found["refused"]

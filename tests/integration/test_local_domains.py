@@ -25,9 +25,16 @@ SENDER = "alice@example.test"
 OUTSIDE = "127.0.0.2"
 # next hop -> state of an account's mail; "none" is a domain without a route
 STATES = {
-    "lmtp": "delivered", "smtp": "relayed", "smtps": "relayed", "mx": "relayed", "local": "delivered",
-    "none": "delivered", "hold": "held", "capture": "captured", "reject": "",
-}  # fmt: skip
+    "lmtp": "delivered",
+    "smtp": "relayed",
+    "smtps": "relayed",
+    "mx": "relayed",
+    "local": "delivered",
+    "none": "delivered",
+    "hold": "held",
+    "capture": "captured",
+    "reject": "",
+}
 HOSTS = ("lmtp", "smtp", "smtps", "mx")
 CLIENTS = ("stranger", "trusted", "logged in")
 DENIED = "550 5.7.1 Relaying denied: authenticate, or use your own mail server"
@@ -201,7 +208,7 @@ def test_a_route_makes_no_domain_local(relay: RelayProcess, hop: str, client: st
         ("ann+away.test!x@lmtp.test", "550 5.7.1 "),
         ("nobody+office@smtp.test", "550 5.1.1 "),
     ],
-)  # fmt: skip
+)
 def test_no_stranger_relays_through_a_local_domain(
     relay: RelayProcess, to: str, reply: str
 ) -> None:
@@ -238,9 +245,13 @@ def test_a_copy_that_an_account_keeps_is_not_routed_by_its_sender(
 )
 @pytest.mark.parametrize("client", CLIENTS)
 def test_catch_all_and_postmaster_are_mail_to_their_accounts(
-    taken: RelayProcess, hosts: Hosts,
-    to: str, sent_to: str, state: str, client: str,
-) -> None:  # fmt: skip
+    taken: RelayProcess,
+    hosts: Hosts,
+    to: str,
+    sent_to: str,
+    state: str,
+    client: str,
+) -> None:
     server = hosts[1][sent_to.partition("@")[2].partition(".")[0]]
     before = len(server.received(sent_to))
     explained = explain(taken, client, to) if "@" in to else None

@@ -87,8 +87,11 @@ def test_what_is_no_mail_is_named_and_passed_over(relay: DevProcess, tmp_path: P
     bad = {
         "b1.eml": (b"", "found no octets, expected a message"),
         "b2.eml": (b"\x89PNG\r\n", "found '\\\\x89PNG', expected the header of a message"),
-        "b3.eml": (b"From a@b Thu Jan  1 00:00:00 1970\nSubject: x\n\ny\n\nFrom a\nno header\n", ":6: found"),
-    }  # fmt: skip
+        "b3.eml": (
+            b"From a@b Thu Jan  1 00:00:00 1970\nSubject: x\n\ny\n\nFrom a\nno header\n",
+            ":6: found",
+        ),
+    }
     for name, (octets, _) in bad.items():
         (tmp_path / name).write_bytes(octets)
     (tmp_path / "aa.eml").mkdir()

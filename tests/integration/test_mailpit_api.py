@@ -248,9 +248,14 @@ def test_pages_of_the_list(relay: DevProcess) -> None:
     for each in range(5):
         send(relay, f"number {each}")
     for limit, start, shown in (
-        ("2", "1", [3, 2]), ("0", "0", [4, 3, 2, 1, 0]), (10**9, "3", [1, 0]), ("-1", "-5", [4, 3, 2, 1, 0]),
-        ("x", "", [4, 3, 2, 1, 0]), ("3", 10**9, []), ("9" * 5000, "", [4, 3, 2, 1, 0]),
-    ):  # fmt: skip
+        ("2", "1", [3, 2]),
+        ("0", "0", [4, 3, 2, 1, 0]),
+        (10**9, "3", [1, 0]),
+        ("-1", "-5", [4, 3, 2, 1, 0]),
+        ("x", "", [4, 3, 2, 1, 0]),
+        ("3", 10**9, []),
+        ("9" * 5000, "", [4, 3, 2, 1, 0]),
+    ):
         answer = get(relay, "/api/v1/messages", limit=limit, start=start)
         assert [one["Subject"] for one in answer["messages"]] == [
             f"number {each}" for each in shown
@@ -265,20 +270,55 @@ def test_search(relay: DevProcess) -> None:
         HTML="<p>Your <b>code</b> is 4711</p>",
         Bcc=["secret@hidden.example"],
     )
-    send(relay, "Invoice", Text="please pay 100% of a_b", To=[{"Email": "ann@other.example", "Name": "Ann Lee"}],
-         Attachments=[{"Content": base64.b64encode(bytes(30_000)).decode(), "Filename": "bill.pdf"}])  # fmt: skip
+    send(
+        relay,
+        "Invoice",
+        Text="please pay 100% of a_b",
+        To=[{"Email": "ann@other.example", "Name": "Ann Lee"}],
+        Attachments=[{"Content": base64.b64encode(bytes(30_000)).decode(), "Filename": "bill.pdf"}],
+    )
     both = ["Invoice", "Welcome aboard"]
     for query, subjects in (
-        ("subject:elcom", both[1:]), ("subject:welcome aboard", both[1:]), ("subject:welcome pay", []),
-        ("ELCOME", both[1:]), ("to:ann@", both), ("to:lee", both[:1]), ('to:"ann lee"', both[:1]),
-        ("-subject:invoice", both[1:]), ("!invoice", both[1:]), ("bcc:SECRET", both[1:]), ("cc:secret", []),
-        ("addressed:hidden.example", both[1:]), ("code is", both[1:]), ("the text", []), ("bill.pdf", both[:1]),
-        ("has:attachment", both[:1]), ("-has:attachments", both[1:]), ("has:inline", []), ("larger:10k", both[:1]),
-        ("smaller:0.01M", both[1:]), ("larger:many", both), ("tag:x", []), ("-tag:x", both), ("is:tagged", []),
-        ("after:2020-01-01", both), ("before:2020/01/01", []), ("after:soon", both), ("!before:2020-01-01", both),
-        ("message-id:relay", both), ("pay 100%", both[:1]), ("a_b", both[:1]), ("a%b", []), ("wel*", []), ("4", both[1:]),
-        ("http://x:1", []), ("from:shop to:", both), ("'; DROP TABLE", []), ('"', both), ("is:read is:unread", []),
-    ):  # fmt: skip
+        ("subject:elcom", both[1:]),
+        ("subject:welcome aboard", both[1:]),
+        ("subject:welcome pay", []),
+        ("ELCOME", both[1:]),
+        ("to:ann@", both),
+        ("to:lee", both[:1]),
+        ('to:"ann lee"', both[:1]),
+        ("-subject:invoice", both[1:]),
+        ("!invoice", both[1:]),
+        ("bcc:SECRET", both[1:]),
+        ("cc:secret", []),
+        ("addressed:hidden.example", both[1:]),
+        ("code is", both[1:]),
+        ("the text", []),
+        ("bill.pdf", both[:1]),
+        ("has:attachment", both[:1]),
+        ("-has:attachments", both[1:]),
+        ("has:inline", []),
+        ("larger:10k", both[:1]),
+        ("smaller:0.01M", both[1:]),
+        ("larger:many", both),
+        ("tag:x", []),
+        ("-tag:x", both),
+        ("is:tagged", []),
+        ("after:2020-01-01", both),
+        ("before:2020/01/01", []),
+        ("after:soon", both),
+        ("!before:2020-01-01", both),
+        ("message-id:relay", both),
+        ("pay 100%", both[:1]),
+        ("a_b", both[:1]),
+        ("a%b", []),
+        ("wel*", []),
+        ("4", both[1:]),
+        ("http://x:1", []),
+        ("from:shop to:", both),
+        ("'; DROP TABLE", []),
+        ('"', both),
+        ("is:read is:unread", []),
+    ):
         assert found(relay, query) == subjects, query
     assert found(relay, "after:2020-01-01", tz="America/Chicago") == both
     assert found(relay, "after:2020-01-01", tz="../../etc/passwd") == both
@@ -297,10 +337,18 @@ def test_only_what_is_named_is_removed_and_a_broken_body_removes_nothing(relay: 
     ids = [send(relay, f"number {each}") for each in range(6)]
     form = "application/x-www-form-urlencoded"
     for body, media_type in (
-        (b"{", "application/json"), (b"[]", "application/json"), (b"null", "application/json"), (b'"x"', ""),
-        (b'{"IDs": "x"}', "application/json"), (b'{"IDs": [1]}', "application/json"), (b"{'IDs': []}", form),
-        (b"other=1", form), (b"ids", form), (b"\xff\xfe", "text/plain"), (b"[" * 100_000, "application/json"),
-    ):  # fmt: skip
+        (b"{", "application/json"),
+        (b"[]", "application/json"),
+        (b"null", "application/json"),
+        (b'"x"', ""),
+        (b'{"IDs": "x"}', "application/json"),
+        (b'{"IDs": [1]}', "application/json"),
+        (b"{'IDs': []}", form),
+        (b"other=1", form),
+        (b"ids", form),
+        (b"\xff\xfe", "text/plain"),
+        (b"[" * 100_000, "application/json"),
+    ):
         assert delete(relay, body, media_type).status == 400, body[:20]
     assert delete(relay, b"x" * 5_000_001).status == 413
     assert get(relay, "/api/v1/messages")["total"] == 6
@@ -321,9 +369,18 @@ def test_only_what_is_named_is_removed_and_a_broken_body_removes_nothing(relay: 
 def test_a_message_that_is_sent(relay: DevProcess) -> None:
     file = {"CONTENT": "data:text/plain;base64,aGk=", "fileName": "hi.txt", "ContentID": "x@y"}
     send(
-        relay, "Grüße", From={"Email": "app@shop.example", "Name": "Jürgen, App"}, Cc=[], ReplyTo=[{"email": "r@shop.example"}],
-        Bcc=["bcc@customer.example"], Tags=["x"], HTML="<b>x</b>", Headers={"X-Test": "1"}, Attachments=[file], Unknown=1,
-    )  # fmt: skip
+        relay,
+        "Grüße",
+        From={"Email": "app@shop.example", "Name": "Jürgen, App"},
+        Cc=[],
+        ReplyTo=[{"email": "r@shop.example"}],
+        Bcc=["bcc@customer.example"],
+        Tags=["x"],
+        HTML="<b>x</b>",
+        Headers={"X-Test": "1"},
+        Attachments=[file],
+        Unknown=1,
+    )
     message = get(relay, "/api/v1/message/latest")
     assert message["From"] == {"Name": "Jürgen, App", "Address": "app@shop.example"}
     assert [message["Subject"], message["Text"].strip(), message["HTML"].strip()] == [
@@ -406,11 +463,15 @@ def test_unknown_messages_and_what_relay_has_not(relay: DevProcess) -> None:
     for part in ("0", "1", "-1", "x", "9" * 5000, "%2e%2e"):
         assert relay.request("GET", f"/api/v1/message/{queue_id}/part/{part}").status == 404
     for method, path, says in (
-        ("GET", f"/api/v1/message/{queue_id}/sa-check", b"no spam"), ("GET", "/api/v1/message/latest/html-check", b"/checks"),
-        ("GET", f"/api/v1/message/{queue_id}/part/1/thumb", b"thumbnails"), ("GET", "/api/v1/chaos", b"scenario"),
+        ("GET", f"/api/v1/message/{queue_id}/sa-check", b"no spam"),
+        ("GET", "/api/v1/message/latest/html-check", b"/checks"),
+        ("GET", f"/api/v1/message/{queue_id}/part/1/thumb", b"thumbnails"),
+        ("GET", "/api/v1/chaos", b"scenario"),
         ("POST", f"/api/v1/message/{queue_id}/release", b"/relay/v1"),
-        ("GET", "/api/v1/webui", b"configuration"), ("GET", "/api/events", b"/relay/v1/events"), ("GET", "/api/x", b"There is no"),
-    ):  # fmt: skip
+        ("GET", "/api/v1/webui", b"configuration"),
+        ("GET", "/api/events", b"/relay/v1/events"),
+        ("GET", "/api/x", b"There is no"),
+    ):
         answer = relay.request(method, path)
         assert answer.status == 404
         assert says in answer.body
@@ -436,9 +497,12 @@ def test_unknown_messages_and_what_relay_has_not(relay: DevProcess) -> None:
 def test_pages_of_other_sites_are_refused(relay: DevProcess, fields: dict[str, str]) -> None:
     queue_id = send(relay)
     for method, path in (
-        ("GET", "/api/v1/messages"), ("GET", f"/api/v1/message/{queue_id}"), ("DELETE", "/api/v1/messages"),
-        ("POST", "/api/v1/send"), ("PUT", "/api/v1/messages"),
-    ):  # fmt: skip
+        ("GET", "/api/v1/messages"),
+        ("GET", f"/api/v1/message/{queue_id}"),
+        ("DELETE", "/api/v1/messages"),
+        ("POST", "/api/v1/send"),
+        ("PUT", "/api/v1/messages"),
+    ):
         assert relay.request(method, path, b"{}", fields).status in (403, 421), (method, path)
     assert relay.request("GET", f"/api/v1/message/{queue_id}/raw").status == 200
 
@@ -511,9 +575,13 @@ def test_tags_are_the_categories_of_all_copies(relay: DevProcess) -> None:
     assert relay.graph("PATCH", f"{path}/{listed[0]['id']}", change).status == 200
     assert get(relay, f"/api/v1/message/{first}")["Tags"] == ["a", "b", "by Graph"]
     for query, subjects in (
-        ('tag:"BY graph"', ["first"]), ('-tag:x !tag:"by Graph"', ["second"]), ("tag:by", []), ("is:tagged", ["second", "first"]),
-        ("-is:tagged", []), ("tag:a tag:b second", ["second"]),
-    ):  # fmt: skip
+        ('tag:"BY graph"', ["first"]),
+        ('-tag:x !tag:"by Graph"', ["second"]),
+        ("tag:by", []),
+        ("is:tagged", ["second", "first"]),
+        ("-is:tagged", []),
+        ("tag:a tag:b second", ["second"]),
+    ):
         assert found(relay, query) == subjects
     assert put("/by%20graph", Name="b").body == b"ok"
     listed = get(relay, "/api/v1/messages")
@@ -530,8 +598,10 @@ def test_tags_are_the_categories_of_all_copies(relay: DevProcess) -> None:
     assert relay.graph("PATCH", f"/me/messages/{sent['id']}", both).status == 200
     assert get(relay, "/api/v1/message/latest")["Tags"] == ["sender's", "set"]
     for answer, says in (
-        (put("/gone", Name="x"), b"gone"), (put("/b", Name=" "), b"Name"), (put("", IDs=[first], Tags=["x" * 101]), b"Tags"),
+        (put("/gone", Name="x"), b"gone"),
+        (put("/b", Name=" "), b"Name"),
+        (put("", IDs=[first], Tags=["x" * 101]), b"Tags"),
         (put("", IDs=[first], Tags=[str(one) for one in range(51)]), b"51"),
-    ):  # fmt: skip
+    ):
         assert answer.status in (400, 404)
         assert says in answer.body

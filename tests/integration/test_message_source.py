@@ -101,9 +101,13 @@ def test_show(relay: RelayProcess) -> None:
 
 def octets(relay: RelayProcess, *words: str) -> bytes:
     done = subprocess.run(
-        relay.command("show", *words), cwd=relay.folder, env=relay.environment,
-        capture_output=True, timeout=40, check=False,
-    )  # fmt: skip
+        relay.command("show", *words),
+        cwd=relay.folder,
+        env=relay.environment,
+        capture_output=True,
+        timeout=40,
+        check=False,
+    )
     assert (done.returncode, done.stderr) == (0, b"")
     return done.stdout
 
@@ -143,9 +147,13 @@ def test_show_never_writes_control_characters_to_a_terminal(relay: RelayProcess)
     relay.until_final(queue_id)
     command = " ".join(relay.command("show", queue_id, "--source"))
     done = subprocess.run(
-        ["script", "-qec", command, "/dev/null"], cwd=relay.folder, env=relay.environment,
-        capture_output=True, timeout=40, check=False,
-    )  # fmt: skip
+        ["script", "-qec", command, "/dev/null"],
+        cwd=relay.folder,
+        env=relay.environment,
+        capture_output=True,
+        timeout=40,
+        check=False,
+    )
     assert b"?]0;title? ?31m tab" in done.stdout.replace(b"\xef\xbf\xbd", b"?")
     assert b"\x1b" not in done.stdout
     assert b"\x07" not in done.stdout

@@ -53,10 +53,13 @@ def test_an_explanation_asks_the_milters(tmp_path, runs: bool) -> None:
             document = relay.cli_json(*words, "--ip=192.0.2.7")
             assert document["milters"] == [
                 {
-                    "name": "scripted", "stage": "end of message", "answer": "continue",
-                    "reason": "", "changes": ["add X-Spam"],
+                    "name": "scripted",
+                    "stage": "end of message",
+                    "answer": "continue",
+                    "reason": "",
+                    "changes": ["add X-Spam"],
                 }
-            ]  # fmt: skip
+            ]
             assert [one["matched"] for one in document["rules"]] == [True]  # it sees the change
             assert b"192.0.2.7\0" in b"".join(milter.of(b"C"))
             milter.script[b"R"] = packet(b"y", b"550 5.7.1 not to bob\0")

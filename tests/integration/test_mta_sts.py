@@ -15,9 +15,25 @@ from tests.support.tls import Authority, Certificate, new_authority
 
 WEB, ELSEWHERE, NOBODY = "127.0.0.1", "127.0.0.77", "127.0.0.78"
 WEBS = (  # that have a certificate
-    "good", "wild", "other", "old", "plain", "unlisted", "second", "testing", "lax", "odd", "none", "drip",
-    "html", "moved", "error", "big", "kept", "changed",
-)  # fmt: skip
+    "good",
+    "wild",
+    "other",
+    "old",
+    "plain",
+    "unlisted",
+    "second",
+    "testing",
+    "lax",
+    "odd",
+    "none",
+    "drip",
+    "html",
+    "moved",
+    "error",
+    "big",
+    "kept",
+    "changed",
+)
 DEMANDED = "the MTA-STS policy of the domain demands TLS and its name"
 NO_STARTTLS = f"the host does not offer STARTTLS, and TLS is required; {DEMANDED}"
 
@@ -57,9 +73,12 @@ class Internet:
 
     def relay(self, **delivery: Any) -> RelayProcess:
         changes = {
-            "tls": "opportunistic", "retry": ["1h"], "mta_sts_port": self.web.port,
-            "mta_sts_ca": str(self.authority.certificate), "mta_sts_allow": [f"{WEB}/32", f"{NOBODY}/32"],
-        }  # fmt: skip
+            "tls": "opportunistic",
+            "retry": ["1h"],
+            "mta_sts_port": self.web.port,
+            "mta_sts_ca": str(self.authority.certificate),
+            "mta_sts_allow": [f"{WEB}/32", f"{NOBODY}/32"],
+        }
         routes = [{"domain": "route.test", "next_hop": "mx", "tls": "none", "name": "lax"}]
         return self.remotes.relay(
             config={"delivery": changes | delivery, "route": routes},

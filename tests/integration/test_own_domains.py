@@ -165,9 +165,10 @@ def test_an_alias_of_a_gateway_comes_first_and_a_copy_to_a_gateway_keeps_its_sen
 
 def of_subject(relay: RelayProcess, subject: str) -> dict[str, Any] | None:
     found = relay.request(
-        "GET", f"/relay/v1/messages?subject={subject.replace(' ', '%20')}",
+        "GET",
+        f"/relay/v1/messages?subject={subject.replace(' ', '%20')}",
         headers={"Authorization": "Bearer operator"},
-    ).json()["messages"]  # fmt: skip
+    ).json()["messages"]
     return relay.journey(found[0]["id"]) if found else None
 
 
@@ -233,8 +234,10 @@ def test_mail_that_waits_goes_where_its_domain_is_now(
     retry = {"delivery": {"retry": ["1h"]}}
     relay.write_config(changed(with_domain(relay, own), retry))
     relay.start()
-    keys = [relay.submit(f"alice@{DOMAIN}", [f"{name}@slow.test"], b"Subject: x\r\n\r\nx\r\n")
-            for name in ("moved", "gone")]  # fmt: skip
+    keys = [
+        relay.submit(f"alice@{DOMAIN}", [f"{name}@slow.test"], b"Subject: x\r\n\r\nx\r\n")
+        for name in ("moved", "gone")
+    ]
     for key in keys:
         relay.until_state(key, "deferred")
     relay.stop()

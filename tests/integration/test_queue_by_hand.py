@@ -34,8 +34,9 @@ def test_hold_reports_entries_in_flight_and_holds_the_others(remotes: Remotes, s
     assert (done.returncode, "in flight" in done.stdout) == (TRY_LATER, True)
     would = relay.cli_json("queue", "hold", "--all", "--dry-run")
     assert {one["id"]: (one["result"], one["state"]) for one in would} == {
-        first: ("in flight", "queued"), **dict.fromkeys(others, ("done", "queued")),
-    }  # fmt: skip
+        first: ("in flight", "queued"),
+        **dict.fromkeys(others, ("done", "queued")),
+    }
     answer = relay.cli_json("queue", "hold", "--all", "--reason", "the remote is slow")
     results = {one["id"]: (one["result"], one["state"]) for one in answer}
     assert results == {first: ("in flight", "queued")} | dict.fromkeys(others, ("done", "held"))
@@ -57,8 +58,10 @@ def test_hold_reports_entries_in_flight_and_holds_the_others(remotes: Remotes, s
     assert listed.stderr.strip().endswith('not in the queue: "<a,b@c>"')
     assert others[3] in listed.stdout
     assert Counter(one.addresses[0] for one in mx.envelopes) == {
-        "first@slow.test": 1, "1@slow.test": 1, "2@slow.test": 1,
-    }  # fmt: skip
+        "first@slow.test": 1,
+        "1@slow.test": 1,
+        "2@slow.test": 1,
+    }
     until("counted", lambda: relay.metric("relay_queue_entries", state="held") == 1)
     assert relay.metric("relay_queue_unaccounted") == 0
     assert relay.faults() == []
@@ -100,8 +103,9 @@ def test_what_the_commands_say(serve) -> None:
     assert done.stderr.startswith("relay queue reroute: rerouted 1 of 1 entry\n")
     found = relay.cli_json("queue", "list", "--route", "smart")
     assert {(one["id"], one["next_hop"]) for one in found} == {
-        (first, "smtp://smart.test:26"), (second, "smtp://smart.test:26"),
-    }  # fmt: skip
+        (first, "smtp://smart.test:26"),
+        (second, "smtp://smart.test:26"),
+    }
     for words, fault in (
         (("hold", "--all", "--reason", "a\nb"), "--reason: expected one line"),
         (("reroute", "--all", "--to", "nowhere"), "--to: found 'nowhere'"),

@@ -127,10 +127,15 @@ def test_strangers_get_one_only_if_the_reader_wants_it(relay, subject) -> None:
 
 def test_nobody_but_the_sender_gets_one(relay, subject) -> None:
     before, alice = count(relay), "alice@example.test"
-    for number, (to, *more) in enumerate((
-        ["victim@a.test"], [f"{alice}, victim@a.test"], [f"group: {alice};"],
-        ["carol@example.test"], [alice, "List-Id: <l.example.test>"],
-    )):  # fmt: skip
+    for number, (to, *more) in enumerate(
+        (
+            ["victim@a.test"],
+            [f"{alice}, victim@a.test"],
+            [f"group: {alice};"],
+            ["carol@example.test"],
+            [alice, "List-Id: <l.example.test>"],
+        )
+    ):
         deliver(relay, alice, "always", asked(f"{subject}.{number}", to, *more))
         read(relay, f"{subject}.{number}", "always", **WANTED)
     assert count(relay) == before

@@ -101,8 +101,9 @@ def test_forward_to_an_outside_mailbox(remotes: Remotes) -> None:
         }
         assert relay.subjects("bob") == ["Both"]
         copies = [
-            received(mailbox, "bob@mailbox.example"), received(office, "office@partner.example"),
-        ]  # fmt: skip
+            received(mailbox, "bob@mailbox.example"),
+            received(office, "office@partner.example"),
+        ]
         named = [re.match(rb"Delivered-To: (.*)\r\n", bytes(one.content)) for one in copies]
         assert [one and one[1].decode() for one in named] == [f"bob@{DOMAIN}", f"shop@{DOMAIN}"]
         told = relay.cli("trace", f"shop+spring@{DOMAIN}").stdout
@@ -237,11 +238,23 @@ def banned(log: str, folder: Path) -> list[str]:
     lines = [f"Nov 20 09:16:34 mail relay[812]: {one[3:]}\n" for one in log.splitlines()]
     (folder / "journal").write_text("".join(lines))
     done = subprocess.run(
-        ["/usr/bin/python3", program, "--config", folder, "--usedns", "no", "--out", "ip",
-         folder / "journal", "relay[logtype=journal]"],
+        [
+            "/usr/bin/python3",
+            program,
+            "--config",
+            folder,
+            "--usedns",
+            "no",
+            "--out",
+            "ip",
+            folder / "journal",
+            "relay[logtype=journal]",
+        ],
         env=os.environ | {"PYTHONPATH": str(prefix / "usr/lib/python3/dist-packages")},
-        capture_output=True, text=True, check=True,
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     return done.stdout.split()
 
 
@@ -264,9 +277,11 @@ def test_fail2ban_bans_who_guesses_and_nobody_else(tmp_path: Path) -> None:
         with pytest.raises(AssertionError, match="554"):
             relay.submit("a@x.test", [f"bob@{DOMAIN}"], loop, source="127.0.0.4")
         relay.request(
-            "POST", "/common/oauth2/v2.0/token", urlencode(form).encode(),
+            "POST",
+            "/common/oauth2/v2.0/token",
+            urlencode(form).encode(),
             {"Content-Type": "application/x-www-form-urlencoded"},
-        )  # fmt: skip
+        )
         until("all is logged", lambda: "sign-in rejected" in relay.log)
         journal = relay.log
     assert all(re.match("<[3-7]>room=", one) for one in journal.splitlines())

@@ -191,9 +191,12 @@ def test_a_changed_key_that_needs_a_restart_is_told(relay):
     assert done.returncode == 0
     assert done.stdout.splitlines()[1:] == ["needs a restart: hostname"]
     assert relay.cli_json("reload") == {
-        "reloaded": True, "faults": [], "rules": 1, "new_certificates": 0,
+        "reloaded": True,
+        "faults": [],
+        "rules": 1,
+        "new_certificates": 0,
         "needs_restart": [{"key": "hostname"}],
-    }  # fmt: skip
+    }
     with relay.smtp() as client:
         assert client.ehlo()[1].startswith(b"relay.example.test")  # the old value is in force
     assert state_of(relay, "spam") == "failed"  # the new directory is

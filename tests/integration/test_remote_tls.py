@@ -70,11 +70,9 @@ def test_a_login_requires_a_trusted_certificate_with_the_host_name(
         "required.test": certificate,
     }
     running = {
-        domain: remotes.start(
-            domain, tls=shown.server_context(), implicit_tls=implicit, **LOGIN
-        )
+        domain: remotes.start(domain, tls=shown.server_context(), implicit_tls=implicit, **LOGIN)
         for domain, shown in servers.items()
-    }  # fmt: skip
+    }
     scheme = "smtps" if implicit else "smtp"
     routes: dict[str, dict[str, Any]] = {
         domain: {

@@ -29,9 +29,10 @@ class Pair:
     def __init__(self, authority: Authority, remotes: Remotes) -> None:
         shown = authority.issue("DNS:localhost")
         listener: dict[str, Any] = {
-            "listen": f"127.0.0.1:{free_port()}", "trusted_networks": ["127.0.0.1/32"],
+            "listen": f"127.0.0.1:{free_port()}",
+            "trusted_networks": ["127.0.0.1/32"],
             "tls": {"certificate": shown.certificate, "key": shown.key},
-        }  # fmt: skip
+        }
         self.clear = remotes.start("clear.test", extensions=["REQUIRETLS"])
         to_second, to_clear = (listener["listen"].rpartition(":")[2], self.clear.port)
         strict = {"tls": "verify", "ca": authority.certificate, "requiretls": "verified"}
@@ -108,10 +109,13 @@ def test_the_demand_goes_with_the_message_over_two_relays(pair: Pair, recipient:
 @pytest.mark.parametrize(
     ("recipient", "reply"),
     [
-        ("x@clear.test", "the host does not offer STARTTLS, and TLS is required; the message demands"),
+        (
+            "x@clear.test",
+            "the host does not offer STARTTLS, and TLS is required; the message demands",
+        ),
         ("x@other.test", "no DANE, MTA-STS policy or route vouches for 127.0.0."),
     ],
-)  # fmt: skip
+)
 def test_mail_that_no_host_may_have_fails_and_its_bounce_has_the_header_only(
     pair: Pair, recipient: str, reply: str
 ) -> None:

@@ -113,8 +113,10 @@ def test_an_idempotency_key_can_be_used_again(relay: DevProcess) -> None:
 
 def test_pages_of_other_sites_are_refused(relay: DevProcess) -> None:
     for origin, status in (
-        ("https://evil.example", 403), ("null", 403), ("http://127.0.0.1:3000", 200),
-    ):  # fmt: skip
+        ("https://evil.example", 403),
+        ("null", 403),
+        ("http://127.0.0.1:3000", 200),
+    ):
         for headers in ({"Origin": origin}, {"Origin": origin, "Sec-Fetch-Site": "cross-site"}):
             answer = relay.graph("DELETE", "/relay/v1/messages", token=OPERATOR, headers=headers)
             assert answer.status == status

@@ -37,9 +37,11 @@ def route_to(server: RemoteMx, folder: Path, login: str, **more: Any) -> dict[st
     file = folder / "password"
     file.write_text(PASSWORD)
     return {
-        "name": "hub", "domain": "*", "next_hop": f"smtp://{server.host}:{server.port}",
+        "name": "hub",
+        "domain": "*",
+        "next_hop": f"smtp://{server.host}:{server.port}",
         "auth": {"user": login, "password_file": str(file)},
-    } | more  # fmt: skip
+    } | more
 
 
 def reload(relay: RelayProcess, **changes: Any) -> dict[str, Any]:

@@ -25,10 +25,12 @@ def by_sendmail(relay: RelayProcess, subject: str, to: str) -> int:
     """Return the exit code."""
     place = {"RELAY_SENDMAIL": "{}:{}".format(*relay.smtp_address())}
     done = relay_starts.run(
-        [*relay_starts.RELAY, "sendmail", "-i", f"-f{ALICE}", to], cwd=relay.folder,
+        [*relay_starts.RELAY, "sendmail", "-i", f"-f{ALICE}", to],
+        cwd=relay.folder,
         env=relay_starts.environment(relay.folder) | place,
-        stdin=f"Subject: {subject}\n\nHello.\n", timeout_s=30,
-    )  # fmt: skip
+        stdin=f"Subject: {subject}\n\nHello.\n",
+        timeout_s=30,
+    )
     return done.returncode
 
 
@@ -106,9 +108,12 @@ def test_a_rule_sends_mail_elsewhere_over_restarts_and_lends_no_login(
         for address in (*people, "api@routed.test", "drop@named.test")
     }
     assert logins == {
-        "x@routed.test": "user", "api@routed.test": "user",
-        "y@named.test": "", "bob@example.test": "", "drop@named.test": "",
-    }  # fmt: skip
+        "x@routed.test": "user",
+        "api@routed.test": "user",
+        "y@named.test": "",
+        "bob@example.test": "",
+        "drop@named.test": "",
+    }
     assert relay.maildir("bob") == []
     assert not usual.envelopes
     assert relay.faults() == []
@@ -157,8 +162,13 @@ def test_a_copy_that_a_rule_adds_is_seen_by_operators_only(remotes: Remotes) -> 
             line = relay.cli("log", "--subject", "secret").stdout
             assert 'bob@a.test, archive@copy.test (failed, added by rule "to the archive")' in line
             until("the failure is posted", lambda: "archive@copy.test" in str(receiver.requests))
-            for path in (f"messages/{found['id']}", "messages?q=", "log", "log?to=archive@copy.test",
-                         f"messages?q=id:{found['id']}&to=archive@copy.test"):  # fmt: skip
+            for path in (
+                f"messages/{found['id']}",
+                "messages?q=",
+                "log",
+                "log?to=archive@copy.test",
+                f"messages?q=id:{found['id']}&to=archive@copy.test",
+            ):
                 answer = relay.graph("GET", f"/relay/v1/{path}", token="alice")
                 assert answer.status == 200, answer.body
                 assert b"archive" not in answer.body.replace(b"to the archive", b"")

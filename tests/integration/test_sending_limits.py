@@ -69,10 +69,15 @@ def test_smtp_and_graph_count_as_one_over_a_restart(relay: RelayProcess) -> None
     assert (beyond.status, beyond.json()["error"]["code"]) == (429, "ApplicationThrottled")
     assert 3500 < int(beyond.headers["retry-after"]) <= 3720
     again = by_graph(relay, [*outside(2), "bob@example.test"], key="k")
-    assert (again.status, again.headers["x-relay-message-id"]) == (202, first.headers["x-relay-message-id"])  # fmt: skip
+    assert (again.status, again.headers["x-relay-message-id"]) == (
+        202,
+        first.headers["x-relay-message-id"],
+    )
     assert by_graph(relay, ["bob@example.test"]).status == 202
     reply = by_smtp(relay, ["y@other.test"])
-    assert reply.startswith("450 4.7.1 The limit of this account is 6 recipients to other domains in 1h; try again after 20")  # fmt: skip
+    assert reply.startswith(
+        "450 4.7.1 The limit of this account is 6 recipients to other domains in 1h; try again after 20"
+    )
     for login in ("bob", "free"):
         assert by_smtp(relay, outside(1), login) == "250"
     for count in range(3):
@@ -80,8 +85,9 @@ def test_smtp_and_graph_count_as_one_over_a_restart(relay: RelayProcess) -> None
     assert "limit of this account is 4 messages" in by_smtp(relay, outside(1), "bob")
     rows = relay.graph("GET", "/relay/v1/refused", token=OPERATOR).json()["refused"]
     assert [(one["account"], one["reason"], one["rule"]) for one in rows] == [
-        ("bob@example.test", "limit", ""), ("alice@example.test", "limit", ""),
-    ]  # fmt: skip
+        ("bob@example.test", "limit", ""),
+        ("alice@example.test", "limit", ""),
+    ]
     assert relay.faults() == []
 
 

@@ -142,7 +142,10 @@ def test_a_user_has_the_limits_of_all_whatever_the_sender(relay, sendmail):
 
     assert send("x@other.test", "bob", sender="carol@example.test").returncode == 0
     done = send("x@other.test", "y@other.test")
-    assert (done.returncode, "2 recipients to other domains in 1d; try again after 20" in done.stderr) == (75, True)  # fmt: skip
+    assert (
+        done.returncode,
+        "2 recipients to other domains in 1d; try again after 20" in done.stderr,
+    ) == (75, True)
     done = send("x@other.test", "y@other.test", "z@other.test")
     assert (done.returncode, "and this message has 3" in done.stderr) == (65, True)
     assert send("y@other.test").returncode == 0

@@ -50,9 +50,10 @@ def begin(relay: RelayProcess, number: int, content: bytes) -> socket.socket:
 
 
 @pytest.mark.parametrize(
-    "content", [b"Subject: x\r\n\r\n" + LINES, HEADER * (1_000_000 // len(HEADER))],
+    "content",
+    [b"Subject: x\r\n\r\n" + LINES, HEADER * (1_000_000 // len(HEADER))],
     ids=["bodies", "headers"],
-)  # fmt: skip
+)
 def test_300_messages_that_arrive_at_once_take_little_memory_and_give_it_back(content) -> None:
     with RelayProcess() as relay, ExitStack() as sessions:
         before = resident_bytes(relay)
@@ -64,6 +65,7 @@ def test_300_messages_that_arrive_at_once_take_little_memory_and_give_it_back(co
         relay.submit("ann@other.test", ["bob@example.test"], source="127.0.0.2")
         sessions.close()
         until(
-            "the memory is given back", lambda: resident_bytes(relay) - before <= 40_000_000,
+            "the memory is given back",
+            lambda: resident_bytes(relay) - before <= 40_000_000,
             timeout_s=60,
-        )  # fmt: skip
+        )

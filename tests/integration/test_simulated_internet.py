@@ -100,9 +100,7 @@ def test_a_recipient_that_bounces_later_is_reported_by_its_host(
     found = of_recipient(until("it is joined", lambda: _reported(relay, key)), address)
     assert (found["state"], found["reported"]["kind"]) == ("relayed", "failure")
     assert found["reported"]["by"] == "remote"
-    assert found["reported"]["source"] == {
-        "client": "127.0.0.1", "reporting_mta": "mx1.seven.test"
-    }  # fmt: skip
+    assert found["reported"]["source"] == {"client": "127.0.0.1", "reporting_mta": "mx1.seven.test"}
     claim = "mx1.seven.test [127.0.0.1] claims that it was not delivered"
     assert relay.cli("trace", key).stdout.count(claim) == 2  # the answer and step 7
     assert relay.request("GET", f"/messages/{key}").body.decode().count(claim) == 2

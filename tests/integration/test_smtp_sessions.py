@@ -17,11 +17,13 @@ def test_the_journey_and_the_log_name_the_client(certificate: Certificate, serve
     tls = {"certificate": str(certificate.certificate), "key": str(certificate.key)}
     listeners = [
         {
-            "listen": "127.0.0.1:0", "role": "submission", "tls": tls | {"require": True},
+            "listen": "127.0.0.1:0",
+            "role": "submission",
+            "tls": tls | {"require": True},
             "hide_client": True,
         },
         {"listen": "127.0.0.1:0", "role": "submissions", "tls": tls},
-    ]  # fmt: skip
+    ]
     trust = ssl._create_unverified_context()
     relay = serve(config={"smtp": listeners})
     with relay.smtp() as session:

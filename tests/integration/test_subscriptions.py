@@ -95,11 +95,18 @@ def test_handshake_and_notification(relay: RelayProcess, receiver: Receiver) -> 
 @each_row(
     "resource",
     [
-        "me/messages", "/me/messages", "/v1.0/me/messages", "v1.0/me/messages", "Me/Messages", "/users/alice@example.test/messages",
-        "users('alice@example.test')/messages", "me/mailFolders('inbox')/messages", "/me/mailFolders/Inbox/messages",
+        "me/messages",
+        "/me/messages",
+        "/v1.0/me/messages",
+        "v1.0/me/messages",
+        "Me/Messages",
+        "/users/alice@example.test/messages",
+        "users('alice@example.test')/messages",
+        "me/mailFolders('inbox')/messages",
+        "/me/mailFolders/Inbox/messages",
         "users/alice@example.test/mailfolders('INBOX')/messages",
     ],
-)  # fmt: skip
+)
 def test_resources(relay: RelayProcess, receiver: Receiver, resource: str) -> None:
     before = len(receiver.notifications)
     made = subscribed(relay, receiver, resource=resource)
@@ -177,11 +184,19 @@ def test_changes_of_a_mailbox_and_of_a_folder(
         ({"notificationUrl": "https://[::ffff:10.0.0.1]/"}, 400, "no public address"),
         ({"notificationUrl": "https://10.0.0.1/"}, 400, "10.0.0.1 is no public address"),
         ({"notificationUrl": "https://nowhere.example.net/"}, 400, "the name has no address"),
-        ({"lifecycleNotificationUrl": "ftp://x"}, 400, "lifecycleNotificationUrl: found the scheme"),
+        (
+            {"lifecycleNotificationUrl": "ftp://x"},
+            400,
+            "lifecycleNotificationUrl: found the scheme",
+        ),
         ({"expirationDateTime": None}, 400, "expirationDateTime is a required property"),
         ({"expirationDateTime": "tomorrow"}, 400, "expirationDateTime: found 'tomorrow'"),
         ({"expirationDateTime": in_minutes(-1)}, 400, "which is over"),
-        ({"expirationDateTime": in_minutes(20_000)}, 400, "Subscription expiration can only be 10070 minutes in the future."),
+        (
+            {"expirationDateTime": in_minutes(20_000)},
+            400,
+            "Subscription expiration can only be 10070 minutes in the future.",
+        ),
         ({"clientState": "x" * 129}, 400, "clientState: found 129 characters"),
         ({"clientState": {"a": 1}}, 400, "clientState: found an object"),
         ({"latestSupportedTlsVersion": "v9"}, 400, "latestSupportedTlsVersion: found 'v9'"),
@@ -197,7 +212,7 @@ def test_changes_of_a_mailbox_and_of_a_folder(
         ({"resource": "me/mailFolders('x')/messages"}, 404, "folder"),
         ({"resource": "users/bob@example.test/messages"}, 403, "Access is denied"),
     ],
-)  # fmt: skip
+)
 def test_refusals(
     relay: RelayProcess, receiver: Receiver, changed: dict[str, Any], status: int, text: str
 ) -> None:

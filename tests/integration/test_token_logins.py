@@ -28,10 +28,23 @@ def by_curl(relay: RelayProcess, user: str, token: str, mechanism: str, folder: 
     mail = folder / "mail"
     mail.write_text(MESSAGE.format(f"curl {mechanism}"))
     run(
-        "curl", "--silent", "--show-error", f"smtp://{host}:{port}", "--user", user,
-        "--oauth2-bearer", token, "--login-options", f"AUTH={mechanism}", "--mail-from", user,
-        "--mail-rcpt", "alice@example.test", "--upload-file", str(mail),
-    )  # fmt: skip
+        "curl",
+        "--silent",
+        "--show-error",
+        f"smtp://{host}:{port}",
+        "--user",
+        user,
+        "--oauth2-bearer",
+        token,
+        "--login-options",
+        f"AUTH={mechanism}",
+        "--mail-from",
+        user,
+        "--mail-rcpt",
+        "alice@example.test",
+        "--upload-file",
+        str(mail),
+    )
 
 
 def by_msmtp(relay: RelayProcess, user: str, token: str, mechanism: str, folder: Path) -> None:
@@ -73,9 +86,11 @@ def relay(serve_module) -> RelayProcess:
 
 def issued(relay: RelayProcess) -> str:
     form = {
-        "grant_type": "client_credentials", "client_id": "app-1", "client_secret": "s3cret",
+        "grant_type": "client_credentials",
+        "client_id": "app-1",
+        "client_secret": "s3cret",
         "scope": "https://graph.microsoft.com/.default",
-    }  # fmt: skip
+    }
     headers = {"Content-Type": "application/x-www-form-urlencoded"}
     answer = relay.request("POST", "/contoso/oauth2/v2.0/token", urlencode(form).encode(), headers)
     return str(answer.json()["access_token"])
@@ -119,8 +134,11 @@ def test_a_development_relay_with_strict_senders_compares_it(tmp_path: Path, dev
     """Also the token of a user who signed in."""
     relay = dev("--no-demo", "--strict-senders")
     form = {
-        "grant_type": "password", "client_id": "desktop", "username": "alice", "password": "alice",
-    }  # fmt: skip
+        "grant_type": "password",
+        "client_id": "desktop",
+        "username": "alice",
+        "password": "alice",
+    }
     url = f"http://{relay.ready['http'][0]}/contoso/oauth2/v2.0/token"
     signed_in = httpx.post(url, data=form, trust_env=False).json()["access_token"]
     for number, token in enumerate(("alice@example.test", signed_in), 1):

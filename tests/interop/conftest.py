@@ -48,8 +48,13 @@ def run() -> Run:
 
     def run_program(name: str, *words: str, text: str = "") -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            [program(name), *words], input=text, capture_output=True, text=True, timeout=60, check=False
-        )  # fmt: skip
+            [program(name), *words],
+            input=text,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
 
     return run_program
 

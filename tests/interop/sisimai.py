@@ -87,9 +87,12 @@ def read_by_sisimai(files: Sequence[Path]) -> Mapping[Path, Sequence[Mapping[str
         for file, copy in zip(files, copies, strict=True):
             copy.write_bytes(with_crlf(file.read_bytes()).replace(b"\r\n", b"\n"))
         done = subprocess.run(
-            ["perl", "-e", SISIMAI], input="".join(f"{one}\n" for one in copies), text=True,
-            capture_output=True, check=True,
-        )  # fmt: skip
+            ["perl", "-e", SISIMAI],
+            input="".join(f"{one}\n" for one in copies),
+            text=True,
+            capture_output=True,
+            check=True,
+        )
     return dict(zip(files, map(json.loads, done.stdout.splitlines()), strict=True))
 
 

@@ -50,9 +50,13 @@ def test_no_connection_goes_beyond_loopback(tmp_path: Path, dev) -> None:
     for url in [*refused, "http://example.com/"]:
         words = ["curl", "--silent", "--show-error", "--fail", url]
         done = subprocess.run(
-            words, env=bare() | variables | {"http_proxy": variables["HTTPS_PROXY"]},
-            capture_output=True, text=True, timeout=60, check=False,
-        )  # fmt: skip
+            words,
+            env=bare() | variables | {"http_proxy": variables["HTTPS_PROXY"]},
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
         assert "403" in done.stderr, (shlex.join(words), done.stderr)
     assert "value" in json.loads(run((*CURL, f"{ME}/messages"), variables, tmp_path))
     hosts = relay.stop_and_see_hosts()

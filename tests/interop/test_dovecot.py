@@ -50,9 +50,21 @@ def test_it_shows_what_relay_writes(relay, dovecot):
     relay.until_final(sent)
     until("the report", lambda: relay.messages("inbox"))
     a_draft(relay, "Entwurf")
-    relay.graph("POST", "/me/messages", {"subject": "mit Anhang 添付", "attachments": [
-        {"@odata.type": "#microsoft.graph.fileAttachment", "name": "Отчёт.txt",
-         "contentType": "text/plain", "contentBytes": "aGVsbG8="}]})  # fmt: skip
+    relay.graph(
+        "POST",
+        "/me/messages",
+        {
+            "subject": "mit Anhang 添付",
+            "attachments": [
+                {
+                    "@odata.type": "#microsoft.graph.fileAttachment",
+                    "name": "Отчёт.txt",
+                    "contentType": "text/plain",
+                    "contentBytes": "aGVsbG8=",
+                }
+            ],
+        },
+    )
 
     with dovecot.session() as imap:
         assert imap.folders() >= {"INBOX", "Drafts", "Sent", "Trash", "Junk", "Archive"}

@@ -215,9 +215,12 @@ def test_a_dovecot_that_cannot_say_puts_logins_off(changes: dict[str, str], told
 def test_what_doveadm_hashes_is_a_password(scheme: str) -> None:
     try:
         done = subprocess.run(
-            ["doveadm", "pw", "-s", scheme, "-p", SECRET], capture_output=True, text=True, timeout=60,
+            ["doveadm", "pw", "-s", scheme, "-p", SECRET],
+            capture_output=True,
+            text=True,
+            timeout=60,
             check=False,
-        )  # fmt: skip
+        )
     except FileNotFoundError:
         pytest.skip("doveadm is not installed")
     assert done.returncode == 0, done.stderr
@@ -230,9 +233,13 @@ def test_what_doveadm_hashes_is_a_password(scheme: str) -> None:
 def test_what_openssl_hashes_is_a_password(option: str) -> None:
     try:
         done = subprocess.run(
-            ["openssl", "passwd", option, "-stdin"], input=SECRET + "\n", capture_output=True,
-            text=True, timeout=60, check=True,
-        )  # fmt: skip
+            ["openssl", "passwd", option, "-stdin"],
+            input=SECRET + "\n",
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=True,
+        )
     except FileNotFoundError:
         pytest.skip("openssl is not installed")
     stored = parse_password(done.stdout.strip())

@@ -76,8 +76,11 @@ def test_dovecot_has_an_answer_for_each_recipient(
     journey = relay.until_final(relay.submit("carol@example.test", people, content))
     found = {one["address"].partition("@")[0]: one for one in journey["recipients"]}
     assert {name: one["state"] for name, one in found.items()} == {
-        "alice": "delivered", "gone": "failed", "full": "failed", "bob": "delivered",
-    }  # fmt: skip
+        "alice": "delivered",
+        "gone": "failed",
+        "full": "failed",
+        "bob": "delivered",
+    }
     assert found["gone"]["status"] == "5.1.1"
     assert found["full"]["status"] == "5.2.2"
     assert [one["attempts"][0]["outcome"] for one in found.values()].count("delivered") == 2
@@ -119,9 +122,11 @@ def test_a_success_is_reported_as_delivered(relay: RelayProcess, domain: str) ->
 def test_a_missing_socket_defers(relay: RelayProcess) -> None:
     queue_id = relay.submit("carol@example.test", ["alice@nowhere.test"])
     answer = relay.graph(
-        "POST", "/relay/v1/queue/reroute",
-        {"ids": [queue_id], "to": f"lmtp:unix:{relay.folder}/missing"}, token=OPERATOR,
-    )  # fmt: skip
+        "POST",
+        "/relay/v1/queue/reroute",
+        {"ids": [queue_id], "to": f"lmtp:unix:{relay.folder}/missing"},
+        token=OPERATOR,
+    )
     assert answer.status == 200, answer.body
     found = relay.until_state(queue_id, "deferred")["recipients"][0]
     assert f"{relay.folder}/missing: no such file or directory" in found["reply"]

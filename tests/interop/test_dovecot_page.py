@@ -123,7 +123,18 @@ def test_it_serves_what_relay_delivers(relay: RelayProcess, dovecot) -> None:
     assert b"Subject: hello" in imap.fetch("1", "(BODY[HEADER])")[1][0][1]
     imap.logout()
     done = subprocess.run(
-        ["nsenter", f"--target={process.pid}", "--mount", "--root", "bash", "-c", f"cd /; {question}"],
-        capture_output=True, text=True, timeout=60, check=False,
-    )  # fmt: skip
+        [
+            "nsenter",
+            f"--target={process.pid}",
+            "--mount",
+            "--root",
+            "bash",
+            "-c",
+            f"cd /; {question}",
+        ],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
     assert "INBOX messages=1 unseen=0" in done.stdout.splitlines(), done

@@ -99,9 +99,11 @@ def filtered(tmp_path_factory) -> Iterator[Filtered]:
     with DnsThread(zone) as dns:
         try:
             programs = FilterPrograms(
-                FILES, dns=dns.address, policies=RECORDS,
+                FILES,
+                dns=dns.address,
+                policies=RECORDS,
                 keys={name: text.decode() for name, text in keys.records.items()},
-            )  # fmt: skip
+            )
             listener = {"listen": "127.0.0.1:0", "proxy_networks": ["127.0.0.1/32"]}
             config = {"smtp": [listener]}
             with programs, RelayProcess(dns=dns.address, config=config, policies=policies) as relay:

@@ -49,9 +49,11 @@ def front(authority: Authority, tmp_path_factory: pytest.TempPathFactory) -> Ite
         for made in (authority.issue("DNS:other.test"), authority.issue("DNS:localhost"))
     ]
     listener = {
-        "listen": "127.0.0.1:0", "tls": tables, "proxy_networks": ["127.0.0.0/8"],
+        "listen": "127.0.0.1:0",
+        "tls": tables,
+        "proxy_networks": ["127.0.0.0/8"],
         "trusted_networks": ["127.0.0.0/8", f"{OFFICE}/32"],
-    }  # fmt: skip
+    }
     config = {"smtp": [listener, listener | {"role": "submissions"}]}
     folder = tmp_path_factory.mktemp("haproxy")
     with RelayProcess(config=config) as relay:

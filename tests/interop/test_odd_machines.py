@@ -31,13 +31,26 @@ def inbox(relay: DevProcess, address: str) -> list[dict[str, Any]]:
 
 @each_row(
     "helo, received",
-    [(RUSSIAN, "from ??-??????? ("), ("My PC (home)", "from My?PC??home? ("), ("web_1", "from web_1 (")],
-)  # fmt: skip
+    [
+        (RUSSIAN, "from ??-??????? ("),
+        ("My PC (home)", "from My?PC??home? ("),
+        ("web_1", "from web_1 ("),
+    ],
+)
 def test_any_name_of_a_client_is_taken(run, dev: DevProcess, helo: str, received: str) -> None:
     subject = f"Subject: {helo.encode().hex()}"
     done = swaks(
-        run, dev, "--helo", helo, "--from", "app@shop.test", "--to", "pc@example.test", "--header", subject
-    )  # fmt: skip
+        run,
+        dev,
+        "--helo",
+        helo,
+        "--from",
+        "app@shop.test",
+        "--to",
+        "pc@example.test",
+        "--header",
+        subject,
+    )
     assert done.returncode == 0, done.stdout
     queue_id = done.stdout.partition("queued as ")[2].split()[0]
     assert dev.journey(queue_id)["client"]["helo"] == helo
@@ -51,11 +64,16 @@ def test_any_name_of_a_client_is_taken(run, dev: DevProcess, helo: str, received
 @each_row(
     "line, code",
     [
-        (f"EHLO {RUSSIAN}".encode("cp1251"), b"250"), (b"EHLO  PC \t ", b"250"), (b"EHLO", b"501"),
-        (f"HELO {RUSSIAN}".encode(), b"250"), (b"EHLO " + b"x" * 255, b"250"),
-        (b"EHLO " + b"x" * 256, b"501"), (b"EHLO a\x01b", b"501"), ("EHLO a\u2028b".encode(), b"501"),
+        (f"EHLO {RUSSIAN}".encode("cp1251"), b"250"),
+        (b"EHLO  PC \t ", b"250"),
+        (b"EHLO", b"501"),
+        (f"HELO {RUSSIAN}".encode(), b"250"),
+        (b"EHLO " + b"x" * 255, b"250"),
+        (b"EHLO " + b"x" * 256, b"501"),
+        (b"EHLO a\x01b", b"501"),
+        ("EHLO a\u2028b".encode(), b"501"),
     ],
-)  # fmt: skip
+)
 def test_a_name_in_any_charset_is_one_printable_line(
     dev: DevProcess, line: bytes, code: bytes
 ) -> None:
@@ -69,15 +87,25 @@ def test_a_name_in_any_charset_is_one_printable_line(
 
 def test_names_without_a_domain_are_local_and_containers_have_inboxes(run, dev: DevProcess) -> None:
     done = swaks(
-        run, dev, "--helo", "web_1", "--from", "www-data", "--to", "root,root@Web_1,a@my_app.internal",
-        "--header", "Subject: cron",
-    )  # fmt: skip
+        run,
+        dev,
+        "--helo",
+        "web_1",
+        "--from",
+        "www-data",
+        "--to",
+        "root,root@Web_1,a@my_app.internal",
+        "--header",
+        "Subject: cron",
+    )
     assert done.returncode == 0, done.stdout
     queue_id = done.stdout.partition("queued as ")[2].split()[0]
     dev.until_state(queue_id, "there")
     assert dev.states(queue_id) == {
-        "root@example.test": "delivered", "root@web_1": "captured", "a@my_app.internal": "captured",
-    }  # fmt: skip
+        "root@example.test": "delivered",
+        "root@web_1": "captured",
+        "a@my_app.internal": "captured",
+    }
     assert dev.journey(queue_id)["sender"] == "www-data@example.test"
     for address in ("root@example.test", "root@web_1", "a@my_app.internal"):
         assert [one["subject"] for one in inbox(dev, address)] == ["cron"]

@@ -26,26 +26,39 @@ Hello\r
 """
 NOT_COMPARED = {"Return-Path", "Delivered-To", "X-Original-To", "X-Relay-Id"}
 CHANGES = {
-    "add": [added("X-Added", "value"), added("X-Added", " with blank"), added("x-folded", "a\n\tb\n  c")],
+    "add": [
+        added("X-Added", "value"),
+        added("X-Added", " with blank"),
+        added("x-folded", "a\n\tb\n  c"),
+    ],
     "insert": [placed(b"i", at, "X-Placed", f"at {at}") for at in (0, 1, 2, 3, 100, 0, 1)],
     "change": [
-        placed(b"m", 0, "X-Same", "changed"), placed(b"m", 2, "x-same", "other"),
-        placed(b"m", 1, "Subject", "[x] two"), placed(b"m", 3, "X-Same", "third"),
-        placed(b"m", 1, "X-New", "is added"), placed(b"m", 1, "To", "a@example.test,\n\tb@example.test"),
+        placed(b"m", 0, "X-Same", "changed"),
+        placed(b"m", 2, "x-same", "other"),
+        placed(b"m", 1, "Subject", "[x] two"),
+        placed(b"m", 3, "X-Same", "third"),
+        placed(b"m", 1, "X-New", "is added"),
+        placed(b"m", 1, "To", "a@example.test,\n\tb@example.test"),
     ],
     "remove": [
-        placed(b"m", 1, "X-Same", ""), placed(b"m", 1, "X-Old", ""), placed(b"m", 7, "X-Same", ""),
+        placed(b"m", 1, "X-Same", ""),
+        placed(b"m", 1, "X-Old", ""),
+        placed(b"m", 7, "X-Same", ""),
         placed(b"m", 1, "X-None", ""),
     ],
     "Received is not counted": [placed(b"m", 1, "Received", "changed")],
     "mixed": [
-        placed(b"i", 1, "X-Same", "inserted"), placed(b"m", 1, "X-Same", "first"), added("X-Same", "last"),
-        placed(b"m", 4, "X-Same", "fourth"), placed(b"i", 3, "X-Placed", "3"), placed(b"m", 1, "Date", ""),
+        placed(b"i", 1, "X-Same", "inserted"),
+        placed(b"m", 1, "X-Same", "first"),
+        added("X-Same", "last"),
+        placed(b"m", 4, "X-Same", "fourth"),
+        placed(b"i", 3, "X-Placed", "3"),
+        placed(b"m", 1, "Date", ""),
         placed(b"i", 0, "Authentication-Results", "mx.example.test; spf=pass"),
     ],
     "body": [packet(b"b", b"new\r\nbo"), packet(b"b", b"dy\r\n..\r\n"), added("X-Added", "value")],
     "body without an end": [packet(b"b", b"last")],
-}  # fmt: skip
+}
 
 
 def fields(message: Message) -> list[tuple[str, str]]:

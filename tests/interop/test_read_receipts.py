@@ -40,7 +40,9 @@ def test_what_is_read_by_imap_is_reported(relay: RelayProcess) -> None:
     except NoDovecotError as why:
         pytest.skip(str(why))
     assert flags == {
-        "first": {"\\Seen"}, "second": {"\\Seen", "$MDNSent"}, "third": {"\\Seen", "$MDNSent"},
+        "first": {"\\Seen"},
+        "second": {"\\Seen", "$MDNSent"},
+        "third": {"\\Seen", "$MDNSent"},
         "last": set(),
-    }  # fmt: skip
+    }
     assert relay.faults() == []

@@ -37,9 +37,12 @@ def expected(notify: str) -> Counter[tuple[str, str]]:
 
 def test_each_notify_and_outcome_is_reported_as_rfc_3461_says(postfix, plain, serve) -> None:
     people = [
-        "bob@example.test", "carol@post.test", "nobody@post.test", "dora@plain.test",
+        "bob@example.test",
+        "carol@post.test",
+        "nobody@post.test",
+        "dora@plain.test",
         "nobody@plain.test",
-    ]  # fmt: skip
+    ]
     routes = [
         {"domain": domain, "next_hop": f"smtp://127.0.0.1:{host.port}"}
         for domain, host in (("post.test", postfix), ("plain.test", plain))

@@ -24,8 +24,11 @@ def submission(certificate, serve):
         "require": True,
     }
     listener = {
-        "listen": "127.0.0.1:0", "role": "submission", "trusted_networks": [], "tls": tls,
-    }  # fmt: skip
+        "listen": "127.0.0.1:0",
+        "role": "submission",
+        "trusted_networks": [],
+        "tls": tls,
+    }
     return serve(config={"smtp": [listener]})
 
 
@@ -33,10 +36,23 @@ def test_swaks_sends_to_a_mailbox(relay, run):
     for number, way in enumerate([(), ("--pipeline",), ("--protocol", "SMTP")]):
         subject = f"from swaks {number}"
         done = run(
-            "swaks", "--server", "127.0.0.1", "--port", port_of(relay), "--helo", "client.test",
-            "--from", "x@remote.test", "--to", "alice@example.test,bob@example.test",
-            "--header", f"Subject: {subject}", "--body", "one\n.\n..two\n", *way,
-        )  # fmt: skip
+            "swaks",
+            "--server",
+            "127.0.0.1",
+            "--port",
+            port_of(relay),
+            "--helo",
+            "client.test",
+            "--from",
+            "x@remote.test",
+            "--to",
+            "alice@example.test,bob@example.test",
+            "--header",
+            f"Subject: {subject}",
+            "--body",
+            "one\n.\n..two\n",
+            *way,
+        )
         assert done.returncode == 0, done.stdout
         assert "250 2.0.0 Ok: queued as" in done.stdout
         for person in ("alice", "bob"):

@@ -211,15 +211,19 @@ def test_the_line_of_text_is_in_the_list_of_whose_mail_it_is(serve):
     relay = serve(config=CONFIG, accounts=people)
     for subject, to in (("hers", "x@elsewhere.test"), ("his", "auditor@example.test")):
         sent = relay.send_mail(
-            to=[to], subject=subject, body={"contentType": "text", "content": f"{subject} text"},
+            to=[to],
+            subject=subject,
+            body={"contentType": "text", "content": f"{subject} text"},
             attachments=[ATTACHMENT],
-        )  # fmt: skip
+        )
         relay.until_state(sent, "captured" if subject == "hers" else "delivered")
     logins = {name: (f"{name}@example.test", name) for name in ("alice", "auditor", OPERATOR)}
     visitors = Visitors(f"http://{relay.ready['http'][0]}", logins, "", relay)
     for name, expected in (
-        ("alice", ["his text", "hers text"]), ("auditor", ["his text"]), (OPERATOR, [])
-    ):  # fmt: skip
+        ("alice", ["his text", "hers text"]),
+        ("auditor", ["his text"]),
+        (OPERATOR, []),
+    ):
         with visitors.browser(name) as browser:
             page = browser.get("/").text
             assert re.findall(r'class="row-text[^>]*>([^<]*)<', page) == expected

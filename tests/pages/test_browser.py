@@ -47,9 +47,13 @@ def test_requests_prefetched_names_and_connections_are_seen(browser: Browser):
         browser.evaluate("new WebSocket('ws://socket.example/x').readyState")
         asked = " ".join(browser.requests_elsewhere(origin))
     for expected in (
-        "prefetched.example", "https://connected.example", "http://image.example/a.png",
-        "http://192.0.2.1/b.png", "https://frame.example/", "socket.example",
-    ):  # fmt: skip
+        "prefetched.example",
+        "https://connected.example",
+        "http://image.example/a.png",
+        "http://192.0.2.1/b.png",
+        "https://frame.example/",
+        "socket.example",
+    ):
         assert expected in asked
 
 

@@ -30,14 +30,27 @@ REQUESTS = {
     "of another site": IMAGE | {"sec-fetch-site": "cross-site"},
     "of another port": IMAGE | {"sec-fetch-site": "same-site"},
     "of a browser without fetch metadata": {"accept": "image/*"},
-    "that a person typed": {"sec-fetch-site": "none", "sec-fetch-dest": "document", "sec-fetch-mode": "navigate"},
-    "by a link": {"sec-fetch-site": "cross-site", "sec-fetch-dest": "document", "sec-fetch-mode": "navigate"}
-}  # fmt: skip
+    "that a person typed": {
+        "sec-fetch-site": "none",
+        "sec-fetch-dest": "document",
+        "sec-fetch-mode": "navigate",
+    },
+    "by a link": {
+        "sec-fetch-site": "cross-site",
+        "sec-fetch-dest": "document",
+        "sec-fetch-mode": "navigate",
+    },
+}
 QUERIES = (
-    "", "?done=delete&action=delete&id={key}&confirmed=true&csrf=", "?to=x@evil.test&confirmed=true",
-    "?advance_s=99&by=86400&own=1d", "?show=html&images=1", "?all=true&reason=x", "?download=1&show=1",
-    "?response_type=code&client_id=new&login_hint=new&redirect_uri=http://localhost:9/"
-)  # fmt: skip
+    "",
+    "?done=delete&action=delete&id={key}&confirmed=true&csrf=",
+    "?to=x@evil.test&confirmed=true",
+    "?advance_s=99&by=86400&own=1d",
+    "?show=html&images=1",
+    "?all=true&reason=x",
+    "?download=1&show=1",
+    "?response_type=code&client_id=new&login_hint=new&redirect_uri=http://localhost:9/",
+)
 
 
 @pytest.fixture(scope="module")
@@ -66,9 +79,15 @@ def asked(dev: DevProcess, path: str) -> Any:
 def state_of(dev: DevProcess) -> dict[str, Any]:
     """Return everything that a person or a program could see of a change."""
     paths = (
-        "/relay/v1/messages", "/relay/v1/queue", "/relay/v1/refused", "/v1.0/users",
-        *(f"/v1.0/users/{one}/messages?$select=isRead,subject,parentFolderId" for one in (CAPTURED, LOCAL)),
-    )  # fmt: skip
+        "/relay/v1/messages",
+        "/relay/v1/queue",
+        "/relay/v1/refused",
+        "/v1.0/users",
+        *(
+            f"/v1.0/users/{one}/messages?$select=isRead,subject,parentFolderId"
+            for one in (CAPTURED, LOCAL)
+        ),
+    )
     mail = Path(dev.ready["dir"]) / "mail"
     found: dict[str, Any] = {path: asked(dev, path) for path in paths}
     found["/relay/v1/messages"].pop("cursor")  # the time of the answer
@@ -76,9 +95,10 @@ def state_of(dev: DevProcess) -> dict[str, Any]:
     found["/v1.0/users"] = users - {"operator@example.test"}  # who asks here
     found["scenario"] = dev.get("/relay/v1/dev/internet", dev.ready["token"]).text
     found["mail"] = sorted(
-        str(file.relative_to(mail)) for file in mail.rglob("*") if ".submissions" not in file.parts
-        and "index" not in file.name
-    )  # fmt: skip
+        str(file.relative_to(mail))
+        for file in mail.rglob("*")
+        if ".submissions" not in file.parts and "index" not in file.name
+    )
     found["advanced_s"] = asked(dev, "/relay/v1/dev/clock")["advanced_s"]
     return found
 
@@ -120,8 +140,15 @@ def paths(key: str) -> list[str]:
 
 def test_every_route_is_known() -> None:
     assert pages_app.PREFIXES
-    assert {"/messages/K/release", "/relay/v1/messages/K/release", "/relay/v1/queue/cancel", "/logout",
-            "/help/example", "/metrics", "/messages/last"} <= set(paths("K"))  # fmt: skip
+    assert {
+        "/messages/K/release",
+        "/relay/v1/messages/K/release",
+        "/relay/v1/queue/cancel",
+        "/logout",
+        "/help/example",
+        "/metrics",
+        "/messages/last",
+    } <= set(paths("K"))
     assert len(paths("K")) > 80
 
 

@@ -97,9 +97,13 @@ def test_the_commands_send_what_they_say(client: httpx.Client, relay: DevProcess
     assert set(commands) == {"smtp", "http"}
     for number, command in enumerate(map(unescape, commands.values()), 1):
         done = subprocess.run(
-            ["bash", "-c", command], env={"PATH": os.environ["PATH"]},
-            capture_output=True, text=True, timeout=30, check=False,
-        )  # fmt: skip
+            ["bash", "-c", command],
+            env={"PATH": os.environ["PATH"]},
+            capture_output=True,
+            text=True,
+            timeout=30,
+            check=False,
+        )
         assert done.returncode == 0, f"{command}\n{done.stderr}"
         until("bob has it", lambda number=number: relay.subjects("bob") == ["Hello"] * number)
 

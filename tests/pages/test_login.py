@@ -79,12 +79,34 @@ def test_a_login_leads_to_the_page_that_was_asked_for(browser):
 @each_row(
     "text",
     [
-        "//evil.test", "/evil", "/\\evil.test", "\\\\evil.test", "https:evil.test", "https://evil.test",
-        "javascript:alert(1)", "data:text/html,x", "a:b", "../x", "x/../../y", "%2e%2e/x", "x/.%2E/y",
-        ".", "./", "x\r\nset-cookie: a=b", "x\ty", "\x00", " x", "x y", "http&colon;//evil", "é", "x#y",
-        "x//evil", "?x=<y>", "x" * 2001,
+        "//evil.test",
+        "/evil",
+        "/\\evil.test",
+        "\\\\evil.test",
+        "https:evil.test",
+        "https://evil.test",
+        "javascript:alert(1)",
+        "data:text/html,x",
+        "a:b",
+        "../x",
+        "x/../../y",
+        "%2e%2e/x",
+        "x/.%2E/y",
+        ".",
+        "./",
+        "x\r\nset-cookie: a=b",
+        "x\ty",
+        "\x00",
+        " x",
+        "x y",
+        "http&colon;//evil",
+        "é",
+        "x#y",
+        "x//evil",
+        "?x=<y>",
+        "x" * 2001,
     ],
-)  # fmt: skip
+)
 def test_other_references_lead_nowhere(text):
     assert local_reference(text) == ""
 
@@ -214,13 +236,16 @@ def test_a_link_of_another_site_leads_to_the_page_by_one_more_click(browser):
     assert "open the page" not in browser.get("/login?next=queue").text
 
 
-@each_row("fields", [
+@each_row(
+    "fields",
+    [
         {"sec-fetch-site": "cross-site", "sec-fetch-mode": "navigate", "sec-fetch-dest": "iframe"},
         {"sec-fetch-site": "same-site", "sec-fetch-mode": "no-cors", "sec-fetch-dest": "script"},
         {"sec-fetch-site": "cross-site", "sec-fetch-mode": "no-cors", "sec-fetch-dest": "image"},
         {"origin": "http://evil.test"},
         {"origin": "null"},
-    ])  # fmt: skip
+    ],
+)
 def test_other_sites_may_only_link(browser, fields):
     assert browser.get("/login", headers=fields).status_code == 403
 

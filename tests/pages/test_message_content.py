@@ -97,17 +97,29 @@ def test_the_page_shows_the_html_in_a_sandbox_and_what_is_blocked(dev, key):
     assert f"../messages/{key}?show=links#content" in found.hrefs()
 
 
-@each_row("view, shown", [
+@each_row(
+    "view, shown",
+    [
         ("text", "Your code is 123456."),
         ("headers", "Grüße <b>x</b>"),
         ("source", "Content-Type: multipart/mixed;"),
         ("attachments", '../ü "x.html text/html 18 bytes attached'),
         ("attachments", "p.gif image/gif 43 bytes in the HTML cid:pic"),
-        ("links", "https://bank.test/ https://evil.test/login The text names another host: bank.test"),
-        ("checks", "<style> element 75.0 % 1 not in 7, partly in 7 mail programs: <style> element Not: Gmail Mobile"),
-        ("checks", "https://evil.test/login https://bank.test/ html 1 has a text that names another host: bank.test"),
+        (
+            "links",
+            "https://bank.test/ https://evil.test/login The text names another host: bank.test",
+        ),
+        (
+            "checks",
+            "<style> element 75.0 % 1 not in 7, partly in 7 mail programs: <style> element Not: Gmail Mobile",
+        ),
+        (
+            "checks",
+            "https://evil.test/login https://bank.test/ html 1 has a text that names another host: bank.test",
+        ),
         ("nonsense", "1 remote image blocked"),
-    ])  # fmt: skip
+    ],
+)
 def test_each_view_is_a_link(dev, key, view, shown):
     assert shown in _Elements(page(dev, f"{key}?show={view}").text).text
 
@@ -122,12 +134,19 @@ def test_checks_of_a_hostile_message_and_of_none(dev):
     assert "This message has no links." in found.text
 
 
-@each_row("path, kind, body", [
-        ("html", "text/html; charset=utf-8", b'<a title="https://evil.test/login">https://bank.test/</a>'),
+@each_row(
+    "path, kind, body",
+    [
+        (
+            "html",
+            "text/html; charset=utf-8",
+            b'<a title="https://evil.test/login">https://bank.test/</a>',
+        ),
         ("text", "text/plain; charset=utf-8", b"Your code is 123456."),
         ("headers", "text/plain; charset=utf-8", b"Subject: =?utf-8?"),
         ("source", "text/plain; charset=utf-8", b"--==="),
-    ])  # fmt: skip
+    ],
+)
 def test_a_content_by_itself_runs_and_loads_nothing(dev, key, path, kind, body):
     answer = page(dev, f"{key}/{path}")
     assert answer.headers["content-type"] == kind
@@ -137,9 +156,12 @@ def test_a_content_by_itself_runs_and_loads_nothing(dev, key, path, kind, body):
     assert policy.endswith("; sandbox")
     assert "script-src" not in policy
     expected = {
-        "cache-control": "no-store", "referrer-policy": "no-referrer", "x-content-type-options": "nosniff",
-        "cross-origin-resource-policy": "same-origin", "x-dns-prefetch-control": "off",
-    }  # fmt: skip
+        "cache-control": "no-store",
+        "referrer-policy": "no-referrer",
+        "x-content-type-options": "nosniff",
+        "cross-origin-resource-policy": "same-origin",
+        "x-dns-prefetch-control": "off",
+    }
     assert {name: answer.headers[name] for name in expected} == expected
 
 
@@ -161,8 +183,22 @@ def test_attachments_are_downloads_with_a_harmless_name_and_type(dev, key):
     assert answer.headers["content-type"] == "message/rfc822"
 
 
-@each_row("path", ["attachments", "attachments/0", "attachments/3", "attachments/-1", "attachments/1e1", "attachments/1/2",
-     "attachments/99999999999999999999", "attachments/%00", "attachments/..%2f..%2fetc", "html/x", "eml"])  # fmt: skip
+@each_row(
+    "path",
+    [
+        "attachments",
+        "attachments/0",
+        "attachments/3",
+        "attachments/-1",
+        "attachments/1e1",
+        "attachments/1/2",
+        "attachments/99999999999999999999",
+        "attachments/%00",
+        "attachments/..%2f..%2fetc",
+        "html/x",
+        "eml",
+    ],
+)
 def test_what_a_message_does_not_have_is_not_found(dev, key, path):
     answer = page(dev, f"{key}/{path}")
     assert answer.status_code == 404
@@ -188,10 +224,15 @@ def peak_kib(dev: DevProcess) -> int:
 
 def test_a_large_message_is_shown_without_being_held_in_memory(dev):
     attached = (b"QUJD" * 19 + b"\r\n") * 600_000  # 47 MB
-    key = sent(dev, (
-        b"Subject: large\r\nContent-Type: multipart/mixed; boundary=b\r\n\r\n--b\r\n\r\nsee below\r\n"
-        b"--b\r\nContent-Type: x/y; name=large\r\nContent-Transfer-Encoding: base64\r\n\r\n" + attached + b"--b--\r\n"
-    ))  # fmt: skip
+    key = sent(
+        dev,
+        (
+            b"Subject: large\r\nContent-Type: multipart/mixed; boundary=b\r\n\r\n--b\r\n\r\nsee below\r\n"
+            b"--b\r\nContent-Type: x/y; name=large\r\nContent-Transfer-Encoding: base64\r\n\r\n"
+            + attached
+            + b"--b--\r\n"
+        ),
+    )
     before = peak_kib(dev)
     assert "see below" in page(dev, key).text
     assert "34,200,000 bytes" in page(dev, f"{key}?show=attachments").text
@@ -303,10 +344,13 @@ PREVIEWS = (  # content, the type and name that the part has, and the type of th
     (GIF, "text/html", "c.html", "image/gif"),
     (b"RIFF\x10\x00\x00\x00WEBPVP8 ", "image/png", "d.png", "image/webp"),
     (b"<script>alert(1)</script>", "image/png", "e.png", ""),
-    (SVG, "image/svg+xml", "f.svg", ""), (SVG, "image/png", "g.png", ""),
+    (SVG, "image/svg+xml", "f.svg", ""),
+    (SVG, "image/png", "g.png", ""),
     (b"%PDF-1.7\n<</JS (app.alert(1))>>", "application/pdf", "h.pdf", ""),
-    (b"BM" + b"x" * 60, "image/bmp", "i.bmp", ""), (b"\x89PN", "image/png", "j.png", ""), (b"", "image/gif", "k.gif", ""),
-)  # fmt: skip
+    (b"BM" + b"x" * 60, "image/bmp", "i.bmp", ""),
+    (b"\x89PN", "image/png", "j.png", ""),
+    (b"", "image/gif", "k.gif", ""),
+)
 
 
 def test_images_among_the_attachments_are_shown_by_their_content(dev: DevProcess, browser: Browser):
@@ -355,10 +399,11 @@ def test_a_service_loads_no_remote_images(serve):
     config = {"http": {"listen": ["127.0.0.1:0"], "pages": True}}
     relay = serve(config=config)
     key = relay.send_mail(
-        token="alice", subject="Images",
+        token="alice",
+        subject="Images",
         body={"contentType": "html", "content": "<img src=http://a.evil.test/1>"},
         toRecipients=[{"emailAddress": {"address": "alice@example.test"}}],
-    )  # fmt: skip
+    )
     relay.until_state(key, "delivered")
     with logged_in(relay, "alice@example.test", "alice") as client:
         page = client.get(f"/messages/{key}?show=html").text

@@ -17,10 +17,39 @@ from tests.support.relay_process import until
 
 HOSTILE = "\"'><script>alert(1)</script><img src=//evil.test onerror=alert(1)>{{7191*9241}}</title><base href=//evil.test/>"
 PARAMETERS = (
-    "q", "mailbox", "state", "before", "newer", "sender", "recipient", "domain", "next_hop", "older_than",
-    "id", "after", "message", "to", "until", "reason", "all", "did", "matched", "done", "unchanged",
-    "in_flight", "show", "part", "next", "key", "back", "own", "by", "download", "name", "x",
-)  # fmt: skip
+    "q",
+    "mailbox",
+    "state",
+    "before",
+    "newer",
+    "sender",
+    "recipient",
+    "domain",
+    "next_hop",
+    "older_than",
+    "id",
+    "after",
+    "message",
+    "to",
+    "until",
+    "reason",
+    "all",
+    "did",
+    "matched",
+    "done",
+    "unchanged",
+    "in_flight",
+    "show",
+    "part",
+    "next",
+    "key",
+    "back",
+    "own",
+    "by",
+    "download",
+    "name",
+    "x",
+)
 HEADERS = {
     "content-security-policy": CONTENT_SECURITY_POLICY,
     "cache-control": "no-store",
@@ -105,11 +134,23 @@ def test_no_text_becomes_markup(dev: DevProcess, message: str, route: str):
 @pytest.mark.parametrize(
     "path",
     [
-        f"/messages/{HOSTILE.replace('/', '%2F')}", "/messages/..%2f..%2fetc%2fpasswd", "/messages/%00",
-        "/static/..%2fapp.py", "/static/../app.py", "/static/pages.css/x", "/queue/%3Cscript%3E",
-        "/queue/hold/x", "//queue", "/queue//", "/QUEUE", "/%71ueue", "/login/x", "/logout/x", "/health/%0d%0ax:y",
+        f"/messages/{HOSTILE.replace('/', '%2F')}",
+        "/messages/..%2f..%2fetc%2fpasswd",
+        "/messages/%00",
+        "/static/..%2fapp.py",
+        "/static/../app.py",
+        "/static/pages.css/x",
+        "/queue/%3Cscript%3E",
+        "/queue/hold/x",
+        "//queue",
+        "/queue//",
+        "/QUEUE",
+        "/%71ueue",
+        "/login/x",
+        "/logout/x",
+        "/health/%0d%0ax:y",
     ],
-)  # fmt: skip
+)
 def test_unusual_paths(dev: DevProcess, path: str):
     page = httpx.get(dev.url + path, trust_env=False, verify=False)
     assert page.status_code in (200, 400, 404, 405), page.text

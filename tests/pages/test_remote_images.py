@@ -140,7 +140,9 @@ def test_images_are_loaded_when_a_person_asks_and_only_in_that_view(
 
 ALLOWED: dict[str, set[str]] = {
     "remote images": {
-        "http://img.evil.test/1.png", "http://srcset.evil.test/1.png", "http://pic.evil.test/a"
+        "http://img.evil.test/1.png",
+        "http://srcset.evil.test/1.png",
+        "http://pic.evil.test/a",
     },
     "remote images in odd ways": {"http://plain.evil.test/x", "http://referrer.evil.test/"},
     "style element": {"http://cssbg.evil.test/b.png"},
@@ -149,10 +151,14 @@ ALLOWED: dict[str, set[str]] = {
     "environment": {"http://e1.evil.test/"},
     "rules in conditions": {"http://c5.evil.test/"},
     "speculation rules": {"http://shadow.evil.test/"},
-    "strings that desynchronise": {"http://d3.evil.test/", "http://d6.evil.test/", "http://d8.evil.test/"},
+    "strings that desynchronise": {
+        "http://d3.evil.test/",
+        "http://d6.evil.test/",
+        "http://d8.evil.test/",
+    },
     "svg with html in it": {"http://foreign.evil.test/"},
-    "variables": {"http://v5.evil.test/"}
-}  # fmt: skip
+    "variables": {"http://v5.evil.test/"},
+}
 
 
 def test_each_hostile_document_loads_only_what_the_rule_allows(
@@ -219,9 +225,12 @@ def test_only_the_button_of_the_page_asks_for_images(dev: DevProcess) -> None:
         assert with_images.headers["referrer-policy"] == "no-referrer"
         assert with_images.headers["cache-control"] == "no-store"
         for path in (
-            f"/messages/{first}/html", f"/messages/{first}/html?images=1", f"/messages/{first}/html?images=é",
-            f"/messages/{second}/html?images={proof}", f"/messages/last/html?images={proof}",
-        ):  # fmt: skip
+            f"/messages/{first}/html",
+            f"/messages/{first}/html?images=1",
+            f"/messages/{first}/html?images=é",
+            f"/messages/{second}/html?images={proof}",
+            f"/messages/last/html?images={proof}",
+        ):
             answer = http.get(path)
             assert "a.evil.test" not in answer.text, path
             assert "img-src data:;" in answer.headers[POLICY], path

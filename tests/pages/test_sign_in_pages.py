@@ -75,9 +75,13 @@ def guarded(dev_module) -> DevProcess:
 
 def url(dev: DevProcess, port: int = 1, host: str = "127.0.0.1", **changed: str) -> str:
     given = {
-        "client_id": "app", "response_type": "code", "state": "s", "scope": "openid",
-        "redirect_uri": f"http://localhost:{port}/back", **changed,
-    }  # fmt: skip
+        "client_id": "app",
+        "response_type": "code",
+        "state": "s",
+        "scope": "openid",
+        "redirect_uri": f"http://localhost:{port}/back",
+        **changed,
+    }
     return f"http://{host}:{dev.url.rpartition(':')[2]}{AUTHORIZE}?{urlencode(given)}"
 
 

@@ -35,8 +35,10 @@ def connect_by(relay: RelayProcess, url: str) -> None:
 
 def test_a_password_that_is_put_right(server: PostgresServer, stopped: RelayProcess) -> None:
     name = database_of(url_of(stopped))
-    server.sql(f"CREATE ROLE {name}_other LOGIN PASSWORD 'first'; ALTER DATABASE {name} OWNER TO"
-               f" {name}_other")  # fmt: skip
+    server.sql(
+        f"CREATE ROLE {name}_other LOGIN PASSWORD 'first'; ALTER DATABASE {name} OWNER TO"
+        f" {name}_other"
+    )
     (stopped.folder / "password").write_text("second\n")
     (stopped.folder / "password").chmod(0o600)
     at = f"127.0.0.1:{server.port}/{name}"
@@ -65,7 +67,7 @@ def test_a_password_that_is_put_right(server: PostgresServer, stopped: RelayProc
 )
 def test_tables_of_others_and_of_a_newer_relay(
     server: PostgresServer, stopped: RelayProcess, sql, statement: str, said: str
-) -> None:  # fmt: skip
+) -> None:
     if not statement.startswith("CREATE"):
         stopped.start()
         stopped.stop()
@@ -113,7 +115,9 @@ def test_a_right_that_is_lost_while_the_relay_runs(remotes: Remotes, sql, serve)
     ],
     ids=["a part of a body", "a content", "a large content"],
 )
-def test_a_row_that_somebody_has_deleted(remotes: Remotes, sql, content: bytes, table: str, said: str, serve) -> None:  # fmt: skip
+def test_a_row_that_somebody_has_deleted(
+    remotes: Remotes, sql, content: bytes, table: str, said: str, serve
+) -> None:
     """The entry is held, and says why; it is delivered once the row is back."""
     mx = remotes.start("a.test", rcpt={"x@a.test": LATER})
     relay = serve(remotes, config=HOURLY)
@@ -131,8 +135,10 @@ def test_a_row_that_somebody_has_deleted(remotes: Remotes, sql, content: bytes, 
 
     while entry()["state"] != "held":
         assert relay.cli("queue", "retry", queue_id).returncode == OK
-        until("it was read again", lambda: entry()["recipients"][0]["reply"] != LATER
-              or entry()["state"] == "held")  # fmt: skip
+        until(
+            "it was read again",
+            lambda: entry()["recipients"][0]["reply"] != LATER or entry()["state"] == "held",
+        )
         until("it is not in flight", lambda: not entry()["claimed"])
     told = relay.cli("trace", queue_id).stdout + relay.cli("queue", "list", queue_id).stdout
     assert said in told

@@ -154,8 +154,11 @@ def test_a_node_that_dies_is_followed_by_another(
     assert one.process is not None
     one.process.send_signal(how)
     mx.gates.clear()
-    until("another node delivers it", lambda: two.journey(queue_id)["state"] == "relayed",
-          timeout_s=LEASE_S)  # fmt: skip
+    until(
+        "another node delivers it",
+        lambda: two.journey(queue_id)["state"] == "relayed",
+        timeout_s=LEASE_S,
+    )
     assert two.metric("relay_spool_takeovers_total") == 1
     if how is signal.SIGSTOP:
         one.process.send_signal(signal.SIGCONT)

@@ -34,9 +34,12 @@ def storm(
     with CuttingProxy(("127.0.0.1", server.port)) as proxy:
         by_proxy = url_by_ports(database_of(url), proxy.address[1])
         yield NodeStorm(
-            remotes, random.Random(seed), server=server, proxy=proxy,
+            remotes,
+            random.Random(seed),
+            server=server,
+            proxy=proxy,
             make=lambda: [node("one", url=url), node("two", url=url), node("three", url=by_proxy)],
-        )  # fmt: skip
+        )
 
 
 def numbers_of_events(storm: NodeStorm, sql: Sql) -> list[int]:

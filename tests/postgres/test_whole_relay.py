@@ -38,8 +38,9 @@ def test_large_mail_by_smtp_survives_a_kill(remotes: Remotes, sql, serve) -> Non
     assert len(bytes(copy)) > len(lines) * 0.9
     journey = relay.journey(queue_id)
     assert {one["address"]: one["state"] for one in journey["recipients"]} == {
-        "bob@example.test": "delivered", "x@a.test": "relayed",
-    }  # fmt: skip
+        "bob@example.test": "delivered",
+        "x@a.test": "relayed",
+    }
     until("no part is left", lambda: sql(relay, "SELECT count(*) FROM body") == "0")
     until_counted(relay)
 

@@ -271,10 +271,17 @@ def message(value: str) -> bytes:
     return (
         head
         + b"Content-Type: multipart/report; report-type=delivery-status; boundary=b\r\n\r\n--b\r\n"
-        + b"Content-Type: text/html\r\n\r\n" + octets + b"\r\n--b\r\n"
-        + b"Content-Type: message/delivery-status\r\n\r\n" + octets + b"\r\n--b\r\n"
-        + part + b"\r\n" + octets + b"\r\n--b--\r\n"
-    )  # fmt: skip
+        + b"Content-Type: text/html\r\n\r\n"
+        + octets
+        + b"\r\n--b\r\n"
+        + b"Content-Type: message/delivery-status\r\n\r\n"
+        + octets
+        + b"\r\n--b\r\n"
+        + part
+        + b"\r\n"
+        + octets
+        + b"\r\n--b--\r\n"
+    )
 
 
 # How a text is given to a function, by the annotation of its only parameter.

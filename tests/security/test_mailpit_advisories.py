@@ -82,8 +82,16 @@ def test_ghsa_524m_q5m7_79mm_no_other_site_reads_mail_or_follows_it(dev, headers
     key = sent(dev, "<p>secret")
     upgrade = {"Connection": "Upgrade", "Upgrade": "websocket", "Sec-WebSocket-Version": "13"}
     upgrade["Sec-WebSocket-Key"] = "AAAAAAAAAAAAAAAAAAAAAA=="
-    for path in ("/", f"/messages/{key}", f"/messages/{key}/html", "/live", "/live/list",
-                 "/relay/v1/events", "/relay/v1/messages", f"/relay/v1/messages/{key}/source"):  # fmt: skip
+    for path in (
+        "/",
+        f"/messages/{key}",
+        f"/messages/{key}/html",
+        "/live",
+        "/live/list",
+        "/relay/v1/events",
+        "/relay/v1/messages",
+        f"/relay/v1/messages/{key}/source",
+    ):
         for more in ({}, {"Accept": "text/event-stream"}, upgrade):
             answer = dev.request("GET", path, headers=headers | more)
             assert answer.status in (400, 403, 421), path
@@ -166,15 +174,22 @@ def test_no_content_makes_the_relay_connect_to_another_host(dev, advisory):
             "2130706433",
         )
         urls = [f"http://{host}:{port}/" for host in hosts]
-        key = sent(dev, "".join(
-            f'<a href="{url}">x</a><img src="{url}"><link rel=stylesheet href="{url}"><iframe src="{url}"></iframe>'
-            f'<style>@import "{url}";p{{background:url({url})}}</style><p background="{url}" style="background:url({url})">'
-            for url in urls
-        ))  # fmt: skip
+        key = sent(
+            dev,
+            "".join(
+                f'<a href="{url}">x</a><img src="{url}"><link rel=stylesheet href="{url}"><iframe src="{url}"></iframe>'
+                f'<style>@import "{url}";p{{background:url({url})}}</style><p background="{url}" style="background:url({url})">'
+                for url in urls
+            ),
+        )
         for path in (*VIEWS, *PARTS):
             assert dev.request("GET", f"/messages/{key}{path}").status in (200, 404), path
-        for path in (f"/api/v1/message/{key}/{advisory}", f"/messages/{key}/{advisory}",
-                     f"/relay/v1/messages/{key}/{advisory}", f"/{advisory}?url={urls[0]}"):  # fmt: skip
+        for path in (
+            f"/api/v1/message/{key}/{advisory}",
+            f"/messages/{key}/{advisory}",
+            f"/relay/v1/messages/{key}/{advisory}",
+            f"/{advisory}?url={urls[0]}",
+        ):
             answer = dev.request(
                 "GET", path, headers={"Authorization": f"Bearer {dev.ready['token']}"}
             )
@@ -197,9 +212,16 @@ def test_ghsa_w4vj_r5pg_3722_many_readers_of_one_content_get_the_same(dev):
 
 
 HOSTILE_IDS = (
-    "../../../../tmp/mailpit-was-here", "/etc/cron.d/x", "..\\..\\x", "a/../../b@c.test", "..", "%2e%2e%2fx",
-    "x\x00y", "~/x", "-rf",
-)  # fmt: skip
+    "../../../../tmp/mailpit-was-here",
+    "/etc/cron.d/x",
+    "..\\..\\x",
+    "a/../../b@c.test",
+    "..",
+    "%2e%2e%2fx",
+    "x\x00y",
+    "~/x",
+    "-rf",
+)
 
 
 @pytest.mark.parametrize("name", HOSTILE_IDS)
@@ -207,9 +229,12 @@ def test_ghsa_qx5x_85p8_vg4j_no_id_and_no_name_of_a_message_is_a_path(dev, name)
     """`mailpit dump` wrote to DIRECTORY/ID.eml, with the id that the other side gave."""
     before = {path for path in dev.folder.rglob("*") if path.is_file()}
     plain = name.replace("\0", "")
-    key = dev.submit("app@example.test", ["ann@customer.example"],
+    key = dev.submit(
+        "app@example.test",
+        ["ann@customer.example"],
         f"Subject: x\r\nMessage-ID: <{plain}>\r\nContent-Type: multipart/mixed; boundary=b\r\n\r\n--b\r\n\r\nt\r\n"
-        f'--b\r\nContent-Type: image/png\r\nContent-Disposition: attachment; filename="{plain}"\r\n\r\ny\r\n--b--\r\n'.encode())  # fmt: skip
+        f'--b\r\nContent-Type: image/png\r\nContent-Disposition: attachment; filename="{plain}"\r\n\r\ny\r\n--b--\r\n'.encode(),
+    )
     dev.until_state(key, "captured")
     written = {path for path in dev.folder.rglob("*") if path.is_file()} - before
     mail = [
@@ -225,8 +250,11 @@ def test_ghsa_qx5x_85p8_vg4j_no_id_and_no_name_of_a_message_is_a_path(dev, name)
     assert named
     assert not set(named[1]) & set('/\\:*?"<>|%~\0')
     assert not named[1].startswith((".", "-"))
-    for path in (f"/messages/{quote(name, safe='')}/source", f"/messages/{quote(name, safe='')}/attachments/1",
-                 f"/relay/v1/messages/{quote(name, safe='')}/source"):  # fmt: skip
+    for path in (
+        f"/messages/{quote(name, safe='')}/source",
+        f"/messages/{quote(name, safe='')}/attachments/1",
+        f"/relay/v1/messages/{quote(name, safe='')}/source",
+    ):
         found = dev.request("GET", path, headers={"Authorization": f"Bearer {dev.ready['token']}"})
         assert found.status in (200, 404)  # 200: it is the Message-ID of this message
         assert b"root:" not in found.body
@@ -419,9 +447,13 @@ def test_ghsa_75mr_qw9x_3r39_images_are_never_decoded(dev):
     image = bomb(40_000, 40_000)
     assert len(image) < MIB
     content = (
-        b"Subject: x\r\nContent-Type: multipart/related; boundary=b\r\n\r\n--b\r\nContent-Type: text/html\r\n\r\n"
-        b"<img src=cid:i>\r\n--b\r\nContent-Type: image/png\r\nContent-ID: <i>\r\nContent-Transfer-Encoding: base64\r\n\r\n"
-    ) + encodebytes(image).replace(b"\n", b"\r\n") + b"--b--\r\n"  # fmt: skip
+        (
+            b"Subject: x\r\nContent-Type: multipart/related; boundary=b\r\n\r\n--b\r\nContent-Type: text/html\r\n\r\n"
+            b"<img src=cid:i>\r\n--b\r\nContent-Type: image/png\r\nContent-ID: <i>\r\nContent-Transfer-Encoding: base64\r\n\r\n"
+        )
+        + encodebytes(image).replace(b"\n", b"\r\n")
+        + b"--b--\r\n"
+    )
     key = dev.submit("app@example.test", ["ann@customer.example"], content)
     dev.until_state(key, "captured")
     dev.request("GET", f"/messages/{key}?show=text")

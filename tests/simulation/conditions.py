@@ -33,10 +33,11 @@ def forwards_for_others(plan: Scenario) -> bool:
     """Whether aliases send mail outside that comes from outside."""
     names = {f"{name}@{HOME}" for name in ("team", "everyone", "moved")}
     return any(
-        one.reverse_path and not one.reverse_path.endswith(f"@{HOME}")
+        one.reverse_path
+        and not one.reverse_path.endswith(f"@{HOME}")
         and names & {to for to, _ in one.recipients}
         for one in plan.letters
-    )  # fmt: skip
+    )
 
 
 def operated(plan: Scenario) -> bool:

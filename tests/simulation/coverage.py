@@ -21,32 +21,67 @@ _PARTS_OF_LIFE = ("starting", "working", "stopping", "an order", "maintenance", 
 WANTED = (
     *(f"site: {manner.name}" for manner in (*MANNERS, REFUSING_LOGINS, *CROWDED, *BOXED)),
     "connected: next to slow transactions",
-    "in memory: for two logins of a host", "in memory: for two TLS policies",
-    "strict: verified", "strict: by DANE", "strict: its policy is over", "strict: as it says without TLS", "policy: sts-policy-fetch-error",
+    "in memory: for two logins of a host",
+    "in memory: for two TLS policies",
+    "strict: verified",
+    "strict: by DANE",
+    "strict: its policy is over",
+    "strict: as it says without TLS",
+    "policy: sts-policy-fetch-error",
     *(f"deferred: {kind}" for kind in DeferralClass if kind not in _UNREACHABLE),
     *(f"outcome: {name}" for name in ("delivered", "relayed", "failed", "indeterminate")),
     *(f"state: {state}" for state in sorted(FINAL)),
     *(f"lane: {level.name}" for level in PriorityLevel),
     *(f"look: {kind}" for kind in ("onward", "next hop", "sender")),
-    *(f"operation: {one}, {result}" for one in Operation for result in CommandResult if (one, result) != _ALWAYS_DONE),
+    *(
+        f"operation: {one}, {result}"
+        for one in Operation
+        for result in CommandResult
+        if (one, result) != _ALWAYS_DONE
+    ),
     *(f"expired: {state}" for state in ("deferred", "held", "captured")),
     *(f"held by a rule: {word}" for word in ("relayed", "delivered", "expired", "cancelled")),
-    *(f"held by its route: {word}" for word in ("relayed", "expired", "cancelled", "released, and routed anew")),
+    *(
+        f"held by its route: {word}"
+        for word in ("relayed", "expired", "cancelled", "released, and routed anew")
+    ),
     *(f"death: {part}" for part in _PARTS_OF_LIFE),
-    *(f"report: {kind}" for kind in ("failure", "dead-letter", "delayed", "held", "delivered", "relayed")),
+    *(
+        f"report: {kind}"
+        for kind in ("failure", "dead-letter", "delayed", "held", "delivered", "relayed")
+    ),
     *(f"pressure: {level.name}" for level in PressureLevel),
     *(f"disk: {word}" for word in ("full", "a sync failed", "reserve file released")),
     *(f"answer: {word}" for word in ("250", "4yz", "5yz", "none")),
-    "accepted: as no claim", "accepted: in a file", "accepted: in two versions", "accepted: large",
+    "accepted: as no claim",
+    "accepted: in a file",
+    "accepted: in two versions",
+    "accepted: large",
     "accepted: repeated",
-    "accepted: repeated, behind its history", "accepted: repeated, with an old key",
-    "added by a rule", "clock: jumped", "clock: wrong", "clock: a doubtful gap", "history: pruned", "mailbox: full", "power: lost",
-    "released as before: queued, due now", "released as before: deferred, due now",
+    "accepted: repeated, behind its history",
+    "accepted: repeated, with an old key",
+    "added by a rule",
+    "clock: jumped",
+    "clock: wrong",
+    "clock: a doubtful gap",
+    "history: pruned",
+    "mailbox: full",
+    "power: lost",
+    "released as before: queued, due now",
+    "released as before: deferred, due now",
     "released as before: deferred, due later",
-    "reported in flight: relayed", "reported in flight: not relayed",
-    "rate: waited", "routed anew: its route has changed", "released by its time", "released by its time: as answered", "settled: fenced", "settled: some",
-    "silent: NOTIFY=NEVER", "silent: null reverse-path", "not told: a stranger",
-)  # fmt: skip
+    "reported in flight: relayed",
+    "reported in flight: not relayed",
+    "rate: waited",
+    "routed anew: its route has changed",
+    "released by its time",
+    "released by its time: as answered",
+    "settled: fenced",
+    "settled: some",
+    "silent: NOTIFY=NEVER",
+    "silent: null reverse-path",
+    "not told: a stranger",
+)
 
 
 def of_messages(messages: Mapping[str, Message]) -> Counter[str]:

@@ -88,10 +88,24 @@ def violations(evidence: Evidence) -> list[str]:
     """Everything that is wrong."""
     found: list[str] = list(evidence.rows.violations)
     for check in (
-        answered_is_kept, aliases_reach_all, senders_lead_back, everything_ended, ends_are_true, contents_are_right, failures_are_justified,
-        no_second_delivery, reports_are_made, no_backscatter, expiry_in_time,
-        cancelled_as_told, holds_end_once, reports_are_told_once, keys_are_kept, events_tell_all, nothing_left_over,
-    ):  # fmt: skip
+        answered_is_kept,
+        aliases_reach_all,
+        senders_lead_back,
+        everything_ended,
+        ends_are_true,
+        contents_are_right,
+        failures_are_justified,
+        no_second_delivery,
+        reports_are_made,
+        no_backscatter,
+        expiry_in_time,
+        cancelled_as_told,
+        holds_end_once,
+        reports_are_told_once,
+        keys_are_kept,
+        events_tell_all,
+        nothing_left_over,
+    ):
         found += [f"invariant {line}" for line in check(evidence)]
     return found
 
@@ -649,9 +663,13 @@ def events_tell_all(evidence: Evidence) -> Iterator[str]:
 
 
 _STATES = {
-    "delivered": "delivered", "relayed": "relayed", "failed": "failed", "expired": "expired",
-    "deferred": "deferred", "indeterminate": "deferred",
-}  # fmt: skip
+    "delivered": "delivered",
+    "relayed": "relayed",
+    "failed": "failed",
+    "expired": "expired",
+    "deferred": "deferred",
+    "indeterminate": "deferred",
+}
 
 _UNRELEASED = (RecipientState.EXPIRED, RecipientState.CANCELLED)  # the ends of what stays held
 _OPERATED = {

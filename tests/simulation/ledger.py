@@ -552,6 +552,4 @@ class Ledger:
 
     def outage_s(self, start_s: float, end_s: float) -> float:
         """How much of that time nothing could be done."""
-        return sum(
-            max(0.0, min(end_s, end) - max(start_s, start)) for start, end in self.outages
-        )  # fmt: skip
+        return sum(max(0.0, min(end_s, end) - max(start_s, start)) for start, end in self.outages)

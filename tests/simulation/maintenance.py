@@ -92,8 +92,12 @@ class SimulatedMaintenance:
         await asyncio.to_thread(reserve_file.make)
         room = disk_of(reserve_file.directory)
         figures = Measurements(
-            spool=None if load.is_failing else room, mail=room, kept_bytes=reserve_file.missing_bytes,
-            queue_entries=load.entries, commit_s=load.commit_s, backlog=load.backlog,
-        )  # fmt: skip
+            spool=None if load.is_failing else room,
+            mail=room,
+            kept_bytes=reserve_file.missing_bytes,
+            queue_entries=load.entries,
+            commit_s=load.commit_s,
+            backlog=load.backlog,
+        )
         self.pressure.state = state = assess(self.pressure.state, figures, self._bounds)
         self._world.reached[f"pressure: {state.level.name}"] += 1

@@ -169,8 +169,10 @@ class Names:
         self._scenario = scenario
         self._tlsa: Any = Resolver(  # the real one, as far as it asks answers()
             DnsSettings((Address("192.0.2.53", 53),), validating=True, timeout=1.0),
-            clock=ManualClock(), rng=world.rng, hostname="relay.test",
-        )  # fmt: skip
+            clock=ManualClock(),
+            rng=world.rng,
+            hostname="relay.test",
+        )
         self._tlsa._dns = self
 
     async def resolve(self, next_hop: NextHop) -> Resolution:
@@ -238,8 +240,13 @@ class Names:
         if published.trouble == "web" or not published.mode:
             raise StsFetchError("HTTP status 500")
         self._ledger.policies.gave(published, now_us=self._ledger.queue_us())
-        lines = ("version: STSv1", f"mode: {published.mode}", f"mx: {published.mx}",
-                 f"max_age: {published.max_age_s}", "")  # fmt: skip
+        lines = (
+            "version: STSv1",
+            f"mode: {published.mode}",
+            f"mx: {published.mx}",
+            f"max_age: {published.max_age_s}",
+            "",
+        )
         return "\r\n".join(lines).encode()
 
     def _published(self) -> Published:

@@ -171,9 +171,14 @@ class Network(async_solipsism.EventLoop):
         return transport, protocol
 
     async def start_tls(
-        self, transport: Any, protocol: object, context: ssl.SSLContext, *,
-        server_side: bool = False, **more: object,
-    ) -> Any:  # fmt: skip
+        self,
+        transport: Any,
+        protocol: object,
+        context: ssl.SSLContext,
+        *,
+        server_side: bool = False,
+        **more: object,
+    ) -> Any:
         """Have an end know of TLS from now on. A client that verifies refuses what nobody signed."""
         session: TlsSession = transport._sock.tls
         transport._extra |= {"ssl_object": session, "sslcontext": context}

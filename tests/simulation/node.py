@@ -183,10 +183,12 @@ class Node:
         ids = Ids(self.clock, random_bytes=world.rng.randbytes)
         accounts = People()
         routes = (
-            Route("captured.test", "capture"), Route("refused.test", "reject:5.7.1 no"),
+            Route("captured.test", "capture"),
+            Route("refused.test", "reject:5.7.1 no"),
             Route(ROUTED, "mx", max_rate=scenario.route_rate),
-            Route(BOXES, BOXES_HOP), Route(GATED, GATED_HOP, auth=_login(home)),
-        )  # fmt: skip
+            Route(BOXES, BOXES_HOP),
+            Route(GATED, GATED_HOP, auth=_login(home)),
+        )
         if len(world.lives) % 2 == 0:  # in each second life, it is renamed below another one
             *others, gated = routes
             above = Route("above.test", GATED_HOP, name="above")
@@ -195,44 +197,74 @@ class Node:
         routes = (*held, *routes)
         self.table = RouteTable(routes, [HOME], accounts)
         self.policies = StsPolicies(
-            home / POLICIES, self.clock, resolver=around.resolver, texts=around.resolver.texts,
+            home / POLICIES,
+            self.clock,
+            resolver=around.resolver,
+            texts=around.resolver.texts,
             fetch=around.resolver.policy_file,
             count=lambda result: world.reached.update([f"policy: {result}"]),
-        )  # fmt: skip
+        )
         self.spool = SqliteSpool(
-            self._path, clock=self.clock, crash=Points(around.disk),
-            metrics=self.metrics, submission_keep_s=scenario.submission_keep_s,
-            captured=CapturedMail(int(scenario.captured_keep_s * 1_000_000)), inline=True,
+            self._path,
+            clock=self.clock,
+            crash=Points(around.disk),
+            metrics=self.metrics,
+            submission_keep_s=scenario.submission_keep_s,
+            captured=CapturedMail(int(scenario.captured_keep_s * 1_000_000)),
+            inline=True,
             reserve_file=SimulatedReserveFile(home / "ballast", around.disk),
-        )  # fmt: skip
+        )
         self.witness = Witness(self.spool, around.ledger, life, around.disk)
         self.maintenance = SimulatedMaintenance(world, life, scenario, spool=self.spool)
         reporter = Reporter(
-            hostname="relay.test", clock=self.clock, ids=ids,
-            destination_of=self.table.destination_of, expire_after_s=scenario.expire_after_s,
-            metrics=self.metrics, expand=self.table.expand,
-        )  # fmt: skip
+            hostname="relay.test",
+            clock=self.clock,
+            ids=ids,
+            destination_of=self.table.destination_of,
+            expire_after_s=scenario.expire_after_s,
+            metrics=self.metrics,
+            expand=self.table.expand,
+        )
         self.scheduler = self._scheduler(around, reporter)
         self.spool.queue_admin.attend(Attendant(self.scheduler, around.ledger))
         acceptance = Acceptance(
-            hostname="relay.test", router=self.table, policy=lambda: RuleBook(around.rules),
-            reporter=reporter, spool=self.witness, accounts=accounts, clock=self.clock, ids=ids,
-            metrics=self.metrics, on_accepted=self.scheduler.offer,
-            on_waiting=self.scheduler.accepted_unclaimed, on_first_end=self.scheduler.due_at, level_of=self.scheduler.active_queue.level_of,
-            has_room=self.scheduler.has_room_for, expire_after_s=scenario.expire_after_s,
-            delay_warning_after_s=scenario.warn_after_s, srs=Srs(SRS_KEY),
-            signer=Signer(KeyRing, clock=self.clock, metrics=self.metrics), milters=MilterSet((), hostname=""),
+            hostname="relay.test",
+            router=self.table,
+            policy=lambda: RuleBook(around.rules),
+            reporter=reporter,
+            spool=self.witness,
+            accounts=accounts,
+            clock=self.clock,
+            ids=ids,
+            metrics=self.metrics,
+            on_accepted=self.scheduler.offer,
+            on_waiting=self.scheduler.accepted_unclaimed,
+            on_first_end=self.scheduler.due_at,
+            level_of=self.scheduler.active_queue.level_of,
+            has_room=self.scheduler.has_room_for,
+            expire_after_s=scenario.expire_after_s,
+            delay_warning_after_s=scenario.warn_after_s,
+            srs=Srs(SRS_KEY),
+            signer=Signer(KeyRing, clock=self.clock, metrics=self.metrics),
+            milters=MilterSet((), hostname=""),
             usage=usage_of(self.clock),
-        )  # fmt: skip
+        )
         self.acceptance = acceptance
         neighbours = IngressDependencies(
-            hostname="relay.test", acceptance=acceptance, accounts=accounts,
-            check_token=accounts.by_smtp_login, quota=around.store, crash=Points(around.disk), pressure=self.maintenance.pressure,
-        )  # fmt: skip
+            hostname="relay.test",
+            acceptance=acceptance,
+            accounts=accounts,
+            check_token=accounts.by_smtp_login,
+            quota=around.store,
+            crash=Points(around.disk),
+            pressure=self.maintenance.pressure,
+        )
         listener = SmtpListener(
-            listen=Address(RELAY_IP, SMTP_PORT), trusted_networks=("127.0.0.0/8",),
-            max_sessions=scenario.sessions_max, timeout=300.0,
-        )  # fmt: skip
+            listen=Address(RELAY_IP, SMTP_PORT),
+            trusted_networks=("127.0.0.0/8",),
+            max_sessions=scenario.sessions_max,
+            timeout=300.0,
+        )
         pickup = SmtpListener(listen=Address(path=str(home / "submit.sock")), max_sessions=20)
         self.pickup_path = pickup.listen.path
         self.servers = [
@@ -246,9 +278,13 @@ class Node:
         contents = self.witness.contents = WatchedContents(self.witness, around.ledger)
         schedule = RetrySchedule(scenario.retry_s, around.world.rng.random, scenario.retry_by_class)
         recorder = AttemptRecorder(
-            self.witness, contents, reporter, clock=self.clock, metrics=self.metrics,
+            self.witness,
+            contents,
+            reporter,
+            clock=self.clock,
+            metrics=self.metrics,
             schedule=schedule,
-        )  # fmt: skip
+        )
         options = SiteOptions(
             connections_max=scenario.connections_per_site,
             rate=parse_rate(scenario.rate),
@@ -256,16 +292,21 @@ class Node:
             waited_s=schedule.waited_s,
         )
         return DeliveryScheduler(
-            recorder, local=LocalDelivery(recorder, around.store, self.table),
-            resolve=(self.policies if scenario.published else around.resolver).resolve, table=self.table, options=options, clock=self.clock,
+            recorder,
+            local=LocalDelivery(recorder, around.store, self.table),
+            resolve=(self.policies if scenario.published else around.resolver).resolve,
+            table=self.table,
+            options=options,
+            clock=self.clock,
             slots=ConnectionSlots(scenario.connections_max, close_idle=Site.close_idle),
-            active_queue=ActiveQueue(claims_max=scenario.window_claims), queue_admin=_RerouterDesk(self.spool.queue_admin, around.ledger, around.world),
+            active_queue=ActiveQueue(claims_max=scenario.window_claims),
+            queue_admin=_RerouterDesk(self.spool.queue_admin, around.ledger, around.world),
             connect=around.ledger.progress.watched_connect(
                 partial(
                     connect, ehlo_name="relay.test", timeouts=TIMEOUTS, real_s=self.clock.real_s
                 )
             ),
-        )  # fmt: skip
+        )
 
     async def start(self) -> None:
         await self.spool.start()

@@ -109,11 +109,16 @@ def _message(cursor: apsw.Cursor, row: Any) -> Message:
     ).fetchall()
     token = TOKEN.search(f"Subject: {row[5]}".encode())
     return Message(
-        row[0], row[1], row[2], bool(row[3]), row[4],
-        token[1].decode() if token and row[2] != "report" else "", row[6],
+        row[0],
+        row[1],
+        row[2],
+        bool(row[3]),
+        row[4],
+        token[1].decode() if token and row[2] != "report" else "",
+        row[6],
         tuple(
             Recipient(*one[:4], RecipientState(one[4]), *one[5:7], tuple(one[7].split()))
             for one in people
         ),
         tuple((one[0], one[1], msgspec.json.decode(one[2])) for one in events),
-    )  # fmt: skip
+    )

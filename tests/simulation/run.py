@@ -268,9 +268,12 @@ class _Play:
         )
         self.last_home = home
         life = world.new_life(
-            name, dies_at_step=plan.steps, dies_at_write=plan.writes, dies_at_commit=plan.commits,
+            name,
+            dies_at_step=plan.steps,
+            dies_at_write=plan.writes,
+            dies_at_commit=plan.commits,
             steps_after_sync=plan.steps_after_sync,
-        )  # fmt: skip
+        )
         life.lasts = senders is not None
         self.ledger.starts_s.append(world.time())
         self.ledger.begins_anew()

@@ -51,9 +51,12 @@ _WINDOW_LEAST, _BURST_S = 3, 60.0
 _CROWD_CONNECTIONS, _CROWD_LETTERS = 16, 24  # more connections than a site has at first
 _TIMED_HOLDS_S = (100.0, 700.0, 4000.0)
 _BY_CLASS: tuple[dict[str, tuple[float, ...]], ...] = (
-    {}, {}, {"recipient": (30.0, 100.0), "connect": (900.0,)}, {"mailbox": (10.0, 20.0, 400.0)},
+    {},
+    {},
+    {"recipient": (30.0, 100.0), "connect": (900.0,)},
+    {"mailbox": (10.0, 20.0, 400.0)},
     {"dns": (50.0,), "site": (200.0, 100.0), "protocol": (700.0,)},
-)  # fmt: skip
+)
 
 
 @dataclass(frozen=True)
@@ -302,11 +305,15 @@ def _with_policies(rng: Random, plan: Scenario) -> Scenario:
     published = [Published(0.0, 0, rng.choice(("enforce", "enforce", "")), mx[0], 1500)]
     published += [
         Published(
-            at_s, number, rng.choice(("enforce", "enforce", "testing", "none", "")),
-            rng.choice(mx), rng.choice((400, 1500, 86400)), rng.choice(("", "", "dns", "web")),
+            at_s,
+            number,
+            rng.choice(("enforce", "enforce", "testing", "none", "")),
+            rng.choice(mx),
+            rng.choice((400, 1500, 86400)),
+            rng.choice(("", "", "dns", "web")),
         )
         for number, at_s in enumerate(times, start=1)
-    ]  # fmt: skip
+    ]
     letters = tuple(
         replace(one, fields=(*one.fields, LAX_FIELD.decode())) if rng.random() < 0.35 else one
         for one in plan.letters
@@ -350,11 +357,15 @@ def _with_crowd(rng: Random, plan: Scenario) -> Scenario:
     at_s = rng.uniform(0, _BURST_S)
     crowd = tuple(
         Letter(
-            first + number, at_s + rng.uniform(0, 10), "smtp", f"{rng.choice(PEOPLE)}@{HOME}",
-            ((f"u{rng.randrange(100)}@{CROWD}", frozenset()),), 100,
+            first + number,
+            at_s + rng.uniform(0, 10),
+            "smtp",
+            f"{rng.choice(PEOPLE)}@{HOME}",
+            ((f"u{rng.randrange(100)}@{CROWD}", frozenset()),),
+            100,
         )
         for number in range(_CROWD_LETTERS)
-    )  # fmt: skip
+    )
     return replace(
         plan,
         letters=(*plan.letters, *crowd),
@@ -465,9 +476,8 @@ def _troubles(rng: Random, spread_s: float) -> list[Trouble]:
     end_s = 2 * spread_s + 3600
     busy = rng.choice((end_s, spread_s, spread_s))
     found = [
-        Trouble(rng.uniform(0, busy), "operator")
-        for _ in range(rng.choice((0, 3, 10, 20, 60)))
-    ]  # fmt: skip
+        Trouble(rng.uniform(0, busy), "operator") for _ in range(rng.choice((0, 3, 10, 20, 60)))
+    ]
     if rng.random() < 0.4:
         found.append(Trouble(rng.uniform(0, busy), "full", rng.choice((30.0, 600.0))))
     if rng.random() < 0.25:
@@ -513,7 +523,14 @@ def _letter(rng: Random, number: int, names: list[str], *, spread_s: float) -> L
     if rng.random() < 0.02:
         size_bytes = rng.choice((150_000, 1_200_000))  # in a file, whole or its body
     return Letter(
-        number, rng.uniform(0, spread_s), via, reverse_path, tuple(recipients), size_bytes,
-        fields=fields, words=words, leaves=rng.random() < 0.3,
+        number,
+        rng.uniform(0, spread_s),
+        via,
+        reverse_path,
+        tuple(recipients),
+        size_bytes,
+        fields=fields,
+        words=words,
+        leaves=rng.random() < 0.3,
         comes_back_s=rng.choice((0.0, 1000.0, 4000.0)),
-    )  # fmt: skip
+    )

@@ -104,8 +104,13 @@ MANNERS = (
     Manner("silent", ignores_calls=1.0),
     Manner("mute", delay_s=2000.0),
     Manner("flapping", period_s=900.0),
-    Manner("unreliable", refuses_calls=0.3, ignores_calls=0.1, closes=0.1,
-           closes_after=("EHLO", "MAIL", "RCPT", "DATA", "CONTENT")),
+    Manner(
+        "unreliable",
+        refuses_calls=0.3,
+        ignores_calls=0.1,
+        closes=0.1,
+        closes_after=("EHLO", "MAIL", "RCPT", "DATA", "CONTENT"),
+    ),
     Manner("greylisting", greylists_s=200.0),
     Manner("rejecting some", rejects=0.4),
     Manner("rejecting all", rejects=1.0),
@@ -123,7 +128,7 @@ MANNERS = (
     Manner("wrong answer to DATA", data_reply="250 2.0.0 fine"),
     Manner("closing", closes=1.0, closes_after=("CONNECT",)),
     Manner("hello refused", hello="421 4.3.2 not now"),
-)  # fmt: skip
+)
 
 REFUSING_LOGINS = Manner("refusing logins", refuses_logins=0.5)  # for the gate
 LOGIN = ("relay", "secret")
@@ -142,9 +147,19 @@ _SLOW_S = 110.0  # nearly the time-out of a reply to a final dot
 
 # Where nobody waits between a message's turn and its MAIL, and no MAIL is repeated.
 AT_ONCE = frozenset(
-    ("healthy", "plain", "greylisting", "rejecting some", "rejecting all", "rejecting content",
-     "full", "deferring some", "dropping", "dropping all it has")
-)  # fmt: skip
+    (
+        "healthy",
+        "plain",
+        "greylisting",
+        "rejecting some",
+        "rejecting all",
+        "rejecting content",
+        "full",
+        "deferring some",
+        "dropping",
+        "dropping all it has",
+    )
+)
 
 
 def name_of(content: bytes) -> str:
@@ -256,9 +271,13 @@ class _SiteHost(SmtpHost):
     def __init__(self, site: Site) -> None:
         manner = site.manner
         options = HostOptions(
-            extensions=manner.extensions, sessions_max=manner.connections_max, idle_s=None,
-            users=site.users, lmtp=manner.lmtp, tls=_TLS if manner.certificate else None,
-        )  # fmt: skip
+            extensions=manner.extensions,
+            sessions_max=manner.connections_max,
+            idle_s=None,
+            users=site.users,
+            lmtp=manner.lmtp,
+            tls=_TLS if manner.certificate else None,
+        )
         super().__init__(site.name, _unasked, clock=ManualClock(), options=options)
         self._site = site
         self._manner = manner

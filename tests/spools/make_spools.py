@@ -49,10 +49,14 @@ def filled(relay: RelayProcess) -> dict[str, Any]:
     delivered = relay.send_mail(to=["bob@example.test"], subject="delivered")
     failed = relay.send_mail(to=["nobody@example.test"], subject="failed")
     large = TEXT * 5000  # over 128 KiB: the spool keeps its body in a file
-    deferred = relay.send_mail(to=["carol@other.test"], cc=["dave@third.test"],
-                               subject="deferred", text=large)  # fmt: skip
-    by_smtp = relay.submit("alice@example.test", ["erin@other.test", "frank@other.test"],
-                           b"Subject: by SMTP\r\n\r\nHello.\r\n")  # fmt: skip
+    deferred = relay.send_mail(
+        to=["carol@other.test"], cc=["dave@third.test"], subject="deferred", text=large
+    )
+    by_smtp = relay.submit(
+        "alice@example.test",
+        ["erin@other.test", "frank@other.test"],
+        b"Subject: by SMTP\r\n\r\nHello.\r\n",
+    )
     held = relay.send_mail(to=["grace@other.test"], subject="held")
     order = relay.graph("POST", "/me/sendMail", ORDER, headers=KEY)
     assert order.status == 202, order.body
@@ -64,11 +68,14 @@ def filled(relay: RelayProcess) -> dict[str, Any]:
     relay.until_state(held, "held")
     scheduled = [
         relay.send_mail(
-            to=["bob@example.test"], subject=f"scheduled {number}",
-            singleValueExtendedProperties=[{"id": SEND_AT, "value": f"209{number}-01-01T00:00:00Z"}],
+            to=["bob@example.test"],
+            subject=f"scheduled {number}",
+            singleValueExtendedProperties=[
+                {"id": SEND_AT, "value": f"209{number}-01-01T00:00:00Z"}
+            ],
         )
         for number in (8, 9)
-    ]  # fmt: skip
+    ]
     return {
         "delivered": delivered,
         "failed": failed,
@@ -83,8 +90,11 @@ def filled(relay: RelayProcess) -> dict[str, Any]:
 
 def drafts(relay: RelayProcess) -> dict[str, str]:
     """Make two drafts, one with an attachment; return subject by id."""
-    attachment = {"@odata.type": "#microsoft.graph.fileAttachment", "name": "a.txt",
-                  "contentBytes": "SGVsbG8="}  # fmt: skip
+    attachment = {
+        "@odata.type": "#microsoft.graph.fileAttachment",
+        "name": "a.txt",
+        "contentBytes": "SGVsbG8=",
+    }
     made = {}
     for subject, more in (("plain draft", {}), ("with attachment", {"attachments": [attachment]})):
         body = {"subject": subject, "body": {"contentType": "text", "content": "x"}, **more}
@@ -123,9 +133,11 @@ def make(archive: Path, server: PostgresServer | None) -> None:
         for domain in ("other.test", "third.test"):
             remotes.start(domain, replies=LATER)
         remotes.start(
-            "a.test", gates={"MAIL": PassesFirst()}, rcpt={LAST: ["452 4.5.3 too many", "250 ok"]},
+            "a.test",
+            gates={"MAIL": PassesFirst()},
+            rcpt={LAST: ["452 4.5.3 too many", "250 ok"]},
             extensions=WITHOUT_DSN,
-        )  # fmt: skip
+        )
         with remotes.relay(config=CONFIG) as relay:
             expected = filled(relay)
             until("all is filed", lambda: not relay.pending_submissions())
@@ -158,8 +170,11 @@ def dumped(server: PostgresServer, url: str) -> str:
     ]
     done = subprocess.run(
         [server._programs / "pg_dump", *words, "-U", "postgres", database_of(url)],
-        check=True, stdout=subprocess.PIPE, text=True, cwd="/",
-    )  # fmt: skip
+        check=True,
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd="/",
+    )
     return _OF_PSQL.sub("", done.stdout).replace("CREATE SCHEMA public;\n", "")
 
 

@@ -36,16 +36,28 @@ AXE = ROOT / ".pages/node_modules/axe-core/axe.min.js"
 PATIENCE = 60.0
 
 _FLAGS = (
-    "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-quic", "--disable-dev-shm-usage",
-    "--no-first-run", "--no-default-browser-check", "--no-proxy-server", "--disable-extensions",
-    "--disable-background-networking", "--disable-component-update", "--disable-default-apps",
-    "--disable-domain-reliability", "--disable-sync", "--metrics-recording-only",
-    "--force-color-profile=srgb", "--hide-scrollbars",
+    "--headless=new",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--disable-dev-shm-usage",
+    "--no-first-run",
+    "--no-default-browser-check",
+    "--no-proxy-server",
+    "--disable-extensions",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-default-apps",
+    "--disable-domain-reliability",
+    "--disable-sync",
+    "--metrics-recording-only",
+    "--force-color-profile=srgb",
+    "--hide-scrollbars",
     # One process for all pages: to start one for each site takes a fifth of the processor time.
     "--renderer-process-limit=1",
     "--disable-features=SpareRendererForSitePerProcess,IsolateOrigins,site-per-process",
     "about:blank",
-)  # fmt: skip
+)
 _DNS_OVER_HTTPS = "https://127.0.0.1:9"
 # What Chromium asks for by itself: updates, the time, its start page.
 _OWN_HOSTS = ("google.com", "googleapis.com", "gvt1.com", "duckduckgo.com")
@@ -159,8 +171,11 @@ class Browser:
         """Show pages in a window of this width."""
         self._command(
             "Emulation.setDeviceMetricsOverride",
-            width=pixels, height=_SIZE[1], deviceScaleFactor=1, mobile=False,
-        )  # fmt: skip
+            width=pixels,
+            height=_SIZE[1],
+            deviceScaleFactor=1,
+            mobile=False,
+        )
 
     def without_javascript(self) -> None:
         """Run no scripts of the pages that are opened from now on."""

@@ -70,15 +70,24 @@ class ClientCertificate:
 
 @functools.cache
 def certificate(
-    kind: str = "rsa", number: int = 0, *, begins_s: int = BEGINS_S, ends_s: int = ENDS_S,
-    issuer: str = "", name: str = "client",
-) -> ClientCertificate:  # fmt: skip
+    kind: str = "rsa",
+    number: int = 0,
+    *,
+    begins_s: int = BEGINS_S,
+    ends_s: int = ENDS_S,
+    issuer: str = "",
+    name: str = "client",
+) -> ClientCertificate:
     """A certificate of private_key(); one of an `issuer` is signed by the key "ec"."""
     private = private_key(kind, number)
     builder = x509.CertificateBuilder(
-        _name(issuer or name), _name(name), private.public_key(), x509.random_serial_number(),
-        datetime.fromtimestamp(begins_s, UTC), datetime.fromtimestamp(ends_s, UTC),
-    )  # fmt: skip
+        _name(issuer or name),
+        _name(name),
+        private.public_key(),
+        x509.random_serial_number(),
+        datetime.fromtimestamp(begins_s, UTC),
+        datetime.fromtimestamp(ends_s, UTC),
+    )
     by = private_key("ec") if issuer else private
     made = builder.sign(by, None if kind == "ed25519" else hashes.SHA256())
     return ClientCertificate(private, made)
@@ -102,9 +111,14 @@ def claims_of(client_id: str, audience: str, now_s: float, **more: Any) -> dict[
     """The claims of a good assertion; None in `more` leaves one out."""
     digest = hashlib.sha256(repr((now_s, more)).encode()).hexdigest()
     claims = {
-        "aud": audience, "iss": client_id, "sub": client_id, "exp": now_s + 600, "nbf": now_s,
-        "iat": now_s, "jti": digest,
-    } | more  # fmt: skip
+        "aud": audience,
+        "iss": client_id,
+        "sub": client_id,
+        "exp": now_s + 600,
+        "nbf": now_s,
+        "iat": now_s,
+        "jti": digest,
+    } | more
     return {name: value for name, value in claims.items() if value is not None}
 
 

@@ -77,11 +77,14 @@ def facts_of_json(shown: Mapping[str, Any], *, attachments: Sequence[str] = ()) 
     people = {one: shown[one] for one in Collection if one is not Collection.CATEGORIES}
     items: dict[Collection, list[dict[ItemProperty, str]]] = {
         one: [
-            {ItemProperty(f"emailAddress/{key}"): person["emailAddress"][key] for key in ("address", "name")}
+            {
+                ItemProperty(f"emailAddress/{key}"): person["emailAddress"][key]
+                for key in ("address", "name")
+            }
             for person in persons
         ]
         for one, persons in people.items()
-    }  # fmt: skip
+    }
     items[Collection.CATEGORIES] = [{ItemProperty.ITSELF: one} for one in shown["categories"]]
     texts = {
         SearchIn.SUBJECT: [shown["subject"]],

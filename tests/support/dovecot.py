@@ -154,14 +154,27 @@ class Dovecot:
             raise NoDovecotError("doveadm is not installed")
         whose = ["--no-userdb-lookup"] if self._version == "2.4" else []
         command = [
-            *self._as_owner(), doveadm, "-c", str(self._configuration), "-f", form, "fetch", *whose,
-            fields, "all",
-        ]  # fmt: skip
+            *self._as_owner(),
+            doveadm,
+            "-c",
+            str(self._configuration),
+            "-f",
+            form,
+            "fetch",
+            *whose,
+            fields,
+            "all",
+        ]
         with self._log.open("ab") as log:
             done = subprocess.run(
-                command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=log, text=True,
-                timeout=60, check=False,
-            )  # fmt: skip
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                text=True,
+                timeout=60,
+                check=False,
+            )
         assert done.returncode == 0, f"doveadm fetch: {done.returncode} {self.complaints()}"
         return done.stdout
 
@@ -185,6 +198,11 @@ class Dovecot:
             if above.stat().st_mode & 0o011 != 0o011:
                 above.chmod(above.stat().st_mode | 0o011)
         return [
-            setpriv, f"--reuid={nobody.pw_uid}", f"--regid={nobody.pw_gid}", "--clear-groups",
-            f"--inh-caps={_RIGHTS}", f"--ambient-caps={_RIGHTS}", *own,
-        ]  # fmt: skip
+            setpriv,
+            f"--reuid={nobody.pw_uid}",
+            f"--regid={nobody.pw_gid}",
+            "--clear-groups",
+            f"--inh-caps={_RIGHTS}",
+            f"--ambient-caps={_RIGHTS}",
+            *own,
+        ]

@@ -157,9 +157,12 @@ class Exim:
         command += [str(program), "-C", str(configuration), "-bdf"]
         with (self._folder / "out").open("wb") as out:
             self._process = subprocess.Popen(
-                command, env=os.environ | {"LD_LIBRARY_PATH": str(self._folder)},
-                stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.STDOUT,
-            )  # fmt: skip
+                command,
+                env=os.environ | {"LD_LIBRARY_PATH": str(self._folder)},
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=subprocess.STDOUT,
+            )
         until("Exim greets, or ends", lambda: self._greets() or self._process.poll() is not None)
         if self._process.poll() is not None and self.log.startswith(("unshare:", "mount:")):
             raise NoEximError(f"no mount namespace: {self.log.strip()}")

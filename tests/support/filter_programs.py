@@ -79,11 +79,13 @@ class FilterPrograms:
             "suffixes": "test\n",
             "keys": "".join(f"{name} {text}\n" for name, text in keys.items()),
             "policies": "".join(f"{name} {text}\n" for name, text in policies.items()),
-            "rspamd/local.d/options.inc": _OPTIONS.format(folder=self.folder, dns=f"{dns.host}:{dns.port}"),
+            "rspamd/local.d/options.inc": _OPTIONS.format(
+                folder=self.folder, dns=f"{dns.host}:{dns.port}"
+            ),
             "rspamd/local.d/worker-normal.inc": _OFF,
             "rspamd/local.d/worker-controller.inc": _OFF,
             "rspamd/local.d/rbl.conf": _OFF,
-        }  # fmt: skip
+        }
         more = {
             "clamav/clamav-milter.conf": "Foreground yes\n",
             "opendkim.conf": f"TestPublicKeys {self.folder}/keys\n",
@@ -158,9 +160,12 @@ class FilterPrograms:
         own = {**unpacked_libraries(), "RES_OPTIONS": "timeout:1 attempts:1", **(environment or {})}
         with (self.folder / f"{name}.out").open("wb") as out:
             self.processes[name] = subprocess.Popen(
-                [_program(name), *map(str, words)], env=os.environ | own,
-                stdin=subprocess.DEVNULL, stdout=out, stderr=out,
-            )  # fmt: skip
+                [_program(name), *map(str, words)],
+                env=os.environ | own,
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=out,
+            )
 
     def _is_open(self, name: str, place: str | int) -> bool:
         for each, process in self.processes.items():

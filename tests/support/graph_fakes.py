@@ -68,9 +68,12 @@ class MemoryStore:
         self.known = [Folder(name.value, name.name.title(), Path(), name) for name in WellKnown]
         self.user = UserSettings()
         self.messages = SimpleNamespace(
-            create=self._create, get=self._get, update=self._update, delete=self._delete,
+            create=self._create,
+            get=self._get,
+            update=self._update,
+            delete=self._delete,
             mime=self._mime,
-        )  # fmt: skip
+        )
         self.lists = SimpleNamespace(query=self._query)
         self.folders = SimpleNamespace(every=self._folders, get=self._folder)
         self.submissions = SimpleNamespace(submit_new=self._send, submit_draft=self._send_draft)
@@ -232,11 +235,19 @@ def graph_app(
     authentication = authentication or authentication_of(accounts, clock)
     nobody: Any = NoSubscriptions()
     dependencies = GraphDependencies(
-        store=store, accounts=authentication.accounts, clock=clock, ids=Ids(clock),
-        hostname=HOSTNAME, public_url=http["public_url"], crash=crash or CrashPoints(),
-        max_upload=http["max_upload"], profile=http["profile"], pressure=pressure or Pressure(),
-        subscriptions=nobody, usage=usage_of(clock),
-    )  # fmt: skip
+        store=store,
+        accounts=authentication.accounts,
+        clock=clock,
+        ids=Ids(clock),
+        hostname=HOSTNAME,
+        public_url=http["public_url"],
+        crash=crash or CrashPoints(),
+        max_upload=http["max_upload"],
+        profile=http["profile"],
+        pressure=pressure or Pressure(),
+        subscriptions=nobody,
+        usage=usage_of(clock),
+    )
     return create_app(dependencies, authentication, max_body=http["max_body"], ready=ready)
 
 

@@ -41,9 +41,14 @@ async def serving(
     chosen = {"body_bytes": LIMIT, "held_bytes": LIMIT * 4} | limits
     app = Gateway(handler, clock=ManualClock(), limits=RequestLimits(**chosen))  # type: ignore[arg-type]
     server = HttpServer(
-        app, addresses or [ANY_PORT], clock=ManualClock(), limits=connection_limits, hosts=hosts,
-        certificate=certificate, tunnel_hosts=tunnel_hosts,
-    )  # fmt: skip
+        app,
+        addresses or [ANY_PORT],
+        clock=ManualClock(),
+        limits=connection_limits,
+        hosts=hosts,
+        certificate=certificate,
+        tunnel_hosts=tunnel_hosts,
+    )
     await server.start()
     try:
         yield server

@@ -264,10 +264,13 @@ class Relay:
         quick = limits or SessionLimits(auth_failure_delay_s=0.01, last_reply_s=0.2)
         tls = settings.tls
         return SmtpServer(
-            settings, neighbours, pickup=pickup, limits=quick,
+            settings,
+            neighbours,
+            pickup=pickup,
+            limits=quick,
             certificate=ServerCertificate(tls.certificate, tls.key) if tls else None,
             elsewhere=elsewhere,
-        )  # fmt: skip
+        )
 
 
 def inside(server: SmtpServer) -> SmtpSessions:

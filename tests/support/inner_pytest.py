@@ -21,13 +21,18 @@ def inner_pytest(
     if installed:
         ended = subprocess.run(
             [*relay_starts.PYTEST, "-p", "no:asyncio", *words],
-            cwd=folder, capture_output=True, text=True, timeout=240, check=False,
-        )  # fmt: skip
+            cwd=folder,
+            capture_output=True,
+            text=True,
+            timeout=240,
+            check=False,
+        )
     else:
         own = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
         ended = relay_starts.run(
-            [*relay_starts.PYTEST, "-p", "relay.testing.plugin", *words], cwd=folder,
+            [*relay_starts.PYTEST, "-p", "relay.testing.plugin", *words],
+            cwd=folder,
             env=own | {"PYTHONPATH": str(relay_starts.ROOT), "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"},
             timeout_s=240,
-        )  # fmt: skip
+        )
     return ended.returncode, ended.stdout + ended.stderr

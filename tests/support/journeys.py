@@ -9,9 +9,15 @@ from relay.base.message.envelope import Client
 from relay.store.journeys.document import Journey
 
 _JOURNEY = {
-    "id": None, "graph_id": None, "submission_id": None, "message_id": "", "sender": "",
-    "subject": "", "state": "queued", "client": Client().as_json(),
-}  # fmt: skip
+    "id": None,
+    "graph_id": None,
+    "submission_id": None,
+    "message_id": "",
+    "sender": "",
+    "subject": "",
+    "state": "queued",
+    "client": Client().as_json(),
+}
 _STEP = {"name": "", "at": "", "detail": {}}
 _ATTEMPT = {"at": "", "host": "", "outcome": "", "status": "", "reply": "", "tls": ""}
 

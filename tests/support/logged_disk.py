@@ -135,15 +135,25 @@ class _Server:
             return bytes(self._disk[place : place + size])
         plain = {
             _INIT: struct.pack(
-                "<IIIIHHIIHHI28x", 7, 31, 1 << 17, _BIG_WRITES | _MAX_PAGES, 12, 9, _MAX_WRITE, 1,
-                256, 0, 0,
+                "<IIIIHHIIHHI28x",
+                7,
+                31,
+                1 << 17,
+                _BIG_WRITES | _MAX_PAGES,
+                12,
+                9,
+                _MAX_WRITE,
+                1,
+                256,
+                0,
+                0,
             ),
             _GETATTR: struct.pack("<QII", _FOR_EVER_S, 0, 0) + self._attributes(node),
             _SETATTR: struct.pack("<QII", _FOR_EVER_S, 0, 0) + self._attributes(node),
             _OPEN: struct.pack("<QII", 1, 0, 0),
             _OPENDIR: struct.pack("<QII", 1, 0, 0),
             _STATFS: struct.pack("<5Q10I", 1, 0, 0, 9, 9, 4096, 255, 4096, *[0] * 7),
-        } | dict.fromkeys((_FSYNC, _RELEASE, _FLUSH, _RELEASEDIR, _DESTROY), b"")  # fmt: skip
+        } | dict.fromkeys((_FSYNC, _RELEASE, _FLUSH, _RELEASEDIR, _DESTROY), b"")
         return plain.get(kind, errno.ENOSYS)
 
     def _entry(self) -> bytes:

@@ -65,9 +65,15 @@ def check_recipient(session: int, call: int, to: str = LOCAL) -> CheckRecipient:
 
 
 def accept(
-    session: int, call: int, *, sender: str = STRANGER, to: str = LOCAL, helo: str = "client.test",
-    ret: str = "", body: WrittenBody | None = None,
-) -> Accept:  # fmt: skip
+    session: int,
+    call: int,
+    *,
+    sender: str = STRANGER,
+    to: str = LOCAL,
+    helo: str = "client.test",
+    ret: str = "",
+    body: WrittenBody | None = None,
+) -> Accept:
     mail, paths = MailArgument(Envelope(sender, ret=ret)), [ForwardPath(to)] if to else []
     return Accept(session, call, OfferedMail(mail, paths, SessionClaims(helo)), HELLO, body)
 
@@ -236,9 +242,11 @@ async def owner_of(
         owner.reason = reason
 
     keeper = GateKeeper(
-        words=WORDS, setup=lambda: setup, load=lambda: LoadState(PressureState(), ""),
+        words=WORDS,
+        setup=lambda: setup,
+        load=lambda: LoadState(PressureState(), ""),
         on_change=note,
-    )  # fmt: skip
+    )
     server = relay.server(elsewhere=partial(keeper.hand_on, 0), **listener)
     owner = Owner(relay, keeper, server, folder=folder)
     keeper.accept.append(server.accept)

@@ -26,61 +26,64 @@ CONTENTS = {
     + '</div><div style="aspect-ratio:2/1;width:80%;background:#393;box-shadow:0 8px 20px rgba(0,0,0,.5);border-radius:20px 0"></div>',
     "fields": '<form action="http://x.evil.test/" style="display:inline"><button disabled style="background:#06c;color:#fff;padding:20px 60px;border:0;border-radius:8px">Vote</button> '
     '<label><input disabled type="checkbox" checked> Yes</label> <input disabled value="Name" style="width:100%;padding:20px;background:#ffc"></form><p hidden>'
-    + "x " * 900,
+    + "x "
+    * 900,
     "products": f'<table {_TABLE} width="100%" style="border-collapse:collapse"><tr>'
     + (
         f'<td width="33%" valign="top" style="padding:8px;border:1px solid #ccc"><img src="{GIF}" width="150" height="150" alt="A"><p>'
         '<a href="http://x.evil.test/" style="color:#06c">A thing</a><br>9 EUR'
-    ) * 3
+    )
+    * 3
     + '</table><div style="background:url(http://x.evil.test/b.png) #246 no-repeat 50%/cover;height:200px">On a picture</div>',
     "text": "<style>h1::before{content:'[1] ';color:#c00}li:nth-child(2n+1){background:#def}a:not(.x):link{color:#a0a}p:last-child{filter:invert(1)}</style>"
     "<h1>News</h1><ul style='display:flex;flex-wrap:wrap;justify-content:space-between'><li>a<li>b<li>c</ul><p><a href=http://x.evil.test/>Link</a>"
     "<blockquote style='clip-path:polygon(0 0,100% 0,50% 100%);background:#9cf;height:250px;margin:0'>x</blockquote><table><td style='border:1px solid'>"
     f"<img src='{GIF}' width=99 height=99></table><p style='background:#fed'>x</p>",
-}  # fmt: skip
+}
 
 
 def mjml(content: str) -> str:
     return (
         '<!doctype html><html xmlns="http://www.w3.org/1999/xhtml" xmlns:v="urn:schemas-microsoft-com:vml"><head><!--[if !mso]><!--><meta http-equiv="X-UA-Compatible" content="IE=edge">'
-        '<!--<![endif]-->'
+        "<!--<![endif]-->"
         '<style type="text/css">#outlook a{padding:0}body{margin:0;padding:0;-webkit-text-size-adjust:100%}table,td{border-collapse:collapse;mso-table-lspace:0pt}p{display:block;'
-        'margin:13px 0}</style>'
+        "margin:13px 0}</style>"
         '<style type="text/css">@media only screen and (min-width:480px){.mj-column-per-50{width:50%!important;max-width:50%}}</style><style media="screen and (min-width:480px)">'
-        '.moz-text-html .mj-column-per-50{width:50%!important}</style></head>'
+        ".moz-text-html .mj-column-per-50{width:50%!important}</style></head>"
         '<body style="word-spacing:normal;background-color:#f4f4f4"><div style="background-color:#f4f4f4"><div style="background:#fff;margin:0 auto;max-width:560px">'
         f'<table align="center" {_TABLE} style="width:100%"><tbody><tr><td style="direction:ltr;font-size:0;padding:20px 0;text-align:center">'
         + (
             '<div class="mj-column-per-50 mj-outlook-group-fix" style="font-size:13px;text-align:left;direction:ltr;display:inline-block;vertical-align:top;width:100%;'
             'font-family:Ubuntu,Helvetica,Arial,sans-serif"><h2>Half</h2>A column</div>'
-        ) * 2
+        )
+        * 2
         + f'<div style="font-size:13px;text-align:left">{content}</div></td></tr></tbody></table></div></div></body></html>'
-    )  # fmt: skip
+    )
 
 
 def foundation(content: str) -> str:
     return (
         f'{_XHTML.format("Strict", "strict")}<html xmlns="http://www.w3.org/1999/xhtml" lang="en"><head><style>'
-        f'table.body{{background:#f3f3f3;height:100%;width:100%}}table.container{{background:#fefefe;margin:0 auto;width:580px}}'
+        f"table.body{{background:#f3f3f3;height:100%;width:100%}}table.container{{background:#fefefe;margin:0 auto;width:580px}}"
         "th.columns{font-family:Helvetica,Arial,sans-serif;font-weight:normal;text-align:left;padding:16px}.button td{background:#2199e8;border:2px solid #2199e8}.button a{color:#fefefe;"
         "padding:8px 16px;display:inline-block}"
         "@media only screen and (max-width:596px){table.container{width:95%!important}th.small-12{display:inline-block!important;width:100%!important}}</style></head>"
         f'<body style="margin:0"><table class="body" {_TABLE}><tr><td align="center" valign="top"><center><table class="container" {_TABLE}><tbody><tr><th class="small-12 columns">'
         f'{content}<table class="button"><tr><td><a href="http://x.evil.test/">Go</a></td></tr></table></th></tr></tbody></table></center></td></tr></table></body></html>'
-    )  # fmt: skip
+    )
 
 
 def cerberus(content: str) -> str:
     return (
         '<!DOCTYPE html><html lang="en" dir="rtl"><head><meta name="color-scheme" content="light dark"><style>:root{color-scheme:light dark;supported-color-schemes:light dark}'
-        'html,body{margin:0 auto!important;padding:0!important;height:100%!important;width:100%!important}'
+        "html,body{margin:0 auto!important;padding:0!important;height:100%!important;width:100%!important}"
         "*{-ms-text-size-adjust:100%}u + #body a{color:inherit}.stack{display:inline-block;width:45%;vertical-align:top}@media screen and (max-width:480px){.stack{width:100%!important}}"
         "@media (prefers-color-scheme:dark){.email-bg{background:#111!important}}</style></head>"
         '<body id="body" class="email-bg" style="background-color:#222222"><center role="article" style="width:100%;background-color:#222222"><div style="max-width:540px;margin:0 auto;'
         f'background:#fff" class="email-container"><table align="center" {_TABLE} width="100%"><tr><td style="padding:20px;font-family:sans-serif;font-size:15px;line-height:20px;'
         'color:#555">'
         f'{content}<div class="stack">Right</div><div class="stack">Left</div></td></tr></table></div></center></body></html>'
-    )  # fmt: skip
+    )
 
 
 def react_email(content: str) -> str:
@@ -92,8 +95,12 @@ def react_email(content: str) -> str:
         f'<td style="padding-block:20px;padding-inline:24px">{content}'
         '<a href="http://x.evil.test/" style="line-height:100%;text-decoration:none;display:inline-block;max-width:100%;mso-padding-alt:0px;background-color:rgb(95,81,232);'
         f'border-radius:3px;color:rgb(255,255,255);padding:12px"><span>Open</span></a><table><td style="background:#f00"><img src="{GIF}" width="90" height="40"></td></table></td></tr>'
-        '</tbody></table><!--/$--></body></html>'
-    )  # fmt: skip
+        "</tbody></table><!--/$--></body></html>"
+    )
 
 
-TEMPLATES = {f"{kit.__name__} {name}": kit(content) for kit in (mjml, foundation, cerberus, react_email) for name, content in CONTENTS.items()}  # fmt: skip
+TEMPLATES = {
+    f"{kit.__name__} {name}": kit(content)
+    for kit in (mjml, foundation, cerberus, react_email)
+    for name, content in CONTENTS.items()
+}

@@ -29,9 +29,12 @@ def run_mutt(command: str, keys: str, *, home: Path, folder: str = "", work: Pat
     termios.tcsetwinsize(terminal, (24, 80))  # ncurses 6.5 opens no terminal without a size
     process = subprocess.Popen(
         [command, "-n", "-F", str(settings), "-f", str(home / folder)],
-        stdin=terminal, stdout=terminal, stderr=terminal, start_new_session=True,
+        stdin=terminal,
+        stdout=terminal,
+        stderr=terminal,
+        start_new_session=True,
         env={"TERM": "xterm", "LANG": "C.UTF-8", "HOME": str(work), "PATH": os.defpath},
-    )  # fmt: skip
+    )
     os.close(terminal)
     watchdog = threading.Timer(_SECONDS_MAX, process.kill)
     watchdog.start()

@@ -34,9 +34,12 @@ def held_by_opendkim(
         file.write_bytes(octets)
     done = subprocess.run(
         [program, "-x", configuration, "-t", ",".join(map(str, files))],
-        env=os.environ | unpacked_libraries(), stdin=subprocess.DEVNULL,
-        capture_output=True, timeout=300, check=False,
-    )  # fmt: skip
+        env=os.environ | unpacked_libraries(),
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        timeout=300,
+        check=False,
+    )
     lines = done.stdout.decode(errors="replace").splitlines()
     held = {one.partition(": ")[2].partition(": ")[0] for one in lines if one.endswith("succeeded")}
     return [str(file) in held for file in files]

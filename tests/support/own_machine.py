@@ -121,10 +121,25 @@ def with_network() -> list[str]:
 
 def checkout(folder: Path) -> None:
     """Make a copy of what Git has of this tree, to which nothing was added by a build."""
-    names = subprocess.run(
-        ["git", "-c", "safe.directory=*", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
-        cwd=ROOT, capture_output=True, check=True,
-    ).stdout.decode().split("\0")  # fmt: skip
+    names = (
+        subprocess.run(
+            [
+                "git",
+                "-c",
+                "safe.directory=*",
+                "ls-files",
+                "-z",
+                "--cached",
+                "--others",
+                "--exclude-standard",
+            ],
+            cwd=ROOT,
+            capture_output=True,
+            check=True,
+        )
+        .stdout.decode()
+        .split("\0")
+    )
     for name in filter(None, names):
         Path(folder, name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / name, Path(folder, name))

@@ -160,7 +160,9 @@ class PickupFakes:
     @contextlib.asynccontextmanager
     async def running(self, *, max_concurrent=2, converter=convert):
         processor = SubmissionProcessor(
-            ready=self.ready, inbox_report=self.reports.inbox_report, postmaster=lambda: POSTMASTER,
+            ready=self.ready,
+            inbox_report=self.reports.inbox_report,
+            postmaster=lambda: POSTMASTER,
             # the tests of child processes have another converter
             conversion=ConversionPool(
                 converter, hostname="relay.test", clock=self.clock, in_threads=converter is convert
@@ -168,10 +170,14 @@ class PickupFakes:
             limits=StartLimits(
                 self.clock, concurrency=max_concurrent, is_rush=self.ready.rush.is_rush
             ),
-            log=self.log, clock=self.clock, crash=self.crash, metrics=self.metrics,
-            give_up_after_s=DAY_S, started_us=self.clock.time_us(),
+            log=self.log,
+            clock=self.clock,
+            crash=self.crash,
+            metrics=self.metrics,
+            give_up_after_s=DAY_S,
+            started_us=self.clock.time_us(),
             may_send_as=lambda _account, address: not address.startswith("denied"),
-        )  # fmt: skip
+        )
         pickup = self.pickup = Pickup(
             processor, socket=self.folder / "pickup.sock", hostname="relay.test", rng=Random(0)
         )

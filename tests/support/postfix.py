@@ -146,5 +146,8 @@ class Postfix:
         assert _COMMAND is not None
         return subprocess.run(
             [_COMMAND, "-c", str(self._folder / "etc"), verb],
-            stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False,
-        )  # fmt: skip
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            check=False,
+        )

@@ -140,8 +140,11 @@ class PostgresServer:
         with (self.folder / "log").open("ab") as log:
             self._process = subprocess.Popen(
                 command,
-                stdin=subprocess.PIPE, stdout=log, stderr=log, **self._environment(),
-            )  # fmt: skip
+                stdin=subprocess.PIPE,
+                stdout=log,
+                stderr=log,
+                **self._environment(),
+            )
         until("PostgreSQL is ready, or ends", self._is_ready_or_ended)
         assert self._process.poll() is None, self.log
 
@@ -173,9 +176,20 @@ class PostgresServer:
 
     def _psql(self, *words: str, database: str, user: str) -> str:
         command = [
-            str(self._programs / "psql"), "-XAtq", "-v", "ON_ERROR_STOP=1", "-h", str(self.folder),
-            "-p", str(self.port), "-U", user, "-d", database, *words,
-        ]  # fmt: skip
+            str(self._programs / "psql"),
+            "-XAtq",
+            "-v",
+            "ON_ERROR_STOP=1",
+            "-h",
+            str(self.folder),
+            "-p",
+            str(self.port),
+            "-U",
+            user,
+            "-d",
+            database,
+            *words,
+        ]
         done = subprocess.run(
             command, check=False, capture_output=True, text=True, timeout=WAIT_S, cwd="/"
         )
@@ -228,9 +242,14 @@ class PostgresServer:
     def _fill(self) -> None:
         """Make its data directory."""
         self._run(
-            "initdb", "-U", _ADMIN, "--no-instructions", "--auth=trust", "--encoding=UTF8",
+            "initdb",
+            "-U",
+            _ADMIN,
+            "--no-instructions",
+            "--auth=trust",
+            "--encoding=UTF8",
             "--locale=C",
-        )  # fmt: skip
+        )
         (self.data / "pg_hba.conf").write_text(_HBA)
 
     def _begin(self) -> None:

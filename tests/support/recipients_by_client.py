@@ -86,7 +86,7 @@ EXPECTED = (
     _failed("suppressed@resend.dev", r"5\.1\.1"),
     # not one: it is captured
     Expected("ann@customer.example", "captured", "captured"),
-)  # fmt: skip
+)
 RECIPIENTS = [one.address for one in EXPECTED]
 
 

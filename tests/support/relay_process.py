@@ -417,9 +417,12 @@ class RelayProcess:
     ) -> subprocess.CompletedProcess[str]:
         """Run a relay command with --config, unless that is among its words."""
         return relay_starts.run(
-            self.command(*words), cwd=self.folder, env=self.environment, stdin=stdin,
+            self.command(*words),
+            cwd=self.folder,
+            env=self.environment,
+            stdin=stdin,
             timeout_s=timeout_s,
-        )  # fmt: skip
+        )
 
     def cli_json(self, *words: str) -> Any:
         """Run a relay command with --json that succeeds; return its document."""

@@ -87,9 +87,12 @@ class _Server:
         with theirs:
             subprocess.run(
                 [sys.executable, "-m", "tests.support.relay_starts", str(theirs.fileno()), module],
-                pass_fds=[theirs.fileno()], cwd=code, stdin=subprocess.DEVNULL, check=True,
+                pass_fds=[theirs.fileno()],
+                cwd=code,
+                stdin=subprocess.DEVNULL,
+                check=True,
                 env=kept | {"PYTHONPATH": f"{code}:{ROOT}"},
-            )  # fmt: skip
+            )
         atexit.register(self._socket.close)
 
     def ask(self, order: Mapping[str, Any], files: Sequence[int] = ()) -> int:
@@ -148,8 +151,11 @@ def start(
         "LISTEN_FDNAMES": ":".join(name for name, _ in sockets),
     }
     order = {
-        "words": [*command[3:]], "cwd": str(cwd), "env": dict(env) | (given if sockets else {}), "user": user,
-    }  # fmt: skip
+        "words": [*command[3:]],
+        "cwd": str(cwd),
+        "env": dict(env) | (given if sockets else {}),
+        "user": user,
+    }
     with Path(os.devnull).open("r+b") as null:
         files = [null if file == subprocess.DEVNULL else file for file in (stdin, stdout, stderr)]
         numbers = [file if isinstance(file, int) else file.fileno() for file in files]

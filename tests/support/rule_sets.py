@@ -30,20 +30,29 @@ GROUPS = {
     "far": Globs(whole=frozenset({"a@in.test"}), domains=frozenset({"far.test"})),
 }
 TEXT = st.text("ab", max_size=3)
-ADDRESS = st.builds("{}@{}.test".format, st.text("ab", min_size=1, max_size=2),
-                    st.sampled_from(["in", "out", "far"]))  # fmt: skip
+ADDRESS = st.builds(
+    "{}@{}.test".format,
+    st.text("ab", min_size=1, max_size=2),
+    st.sampled_from(["in", "out", "far"]),
+)
 _GLOB = st.one_of(
-    TEXT, TEXT.map("*{}".format), TEXT.map("{}*".format), TEXT.map("*{}*".format),
-    st.text("ab?*", min_size=1, max_size=4), st.just("[a]*"),
-).filter(bool)  # fmt: skip
+    TEXT,
+    TEXT.map("*{}".format),
+    TEXT.map("{}*".format),
+    TEXT.map("*{}*".format),
+    st.text("ab?*", min_size=1, max_size=4),
+    st.just("[a]*"),
+).filter(bool)
 _GLOBS = st.lists(_GLOB, min_size=1, max_size=2)
 _OF_ADDRESSES = st.lists(
     st.one_of(
-        ADDRESS, _GLOB.map("{}@*".format),
+        ADDRESS,
+        _GLOB.map("{}@*".format),
         st.sampled_from(["*@in.test", "*@*.test", "<>", "group:one", "group:far"]),
     ),
-    min_size=1, max_size=2,
-)  # fmt: skip
+    min_size=1,
+    max_size=2,
+)
 _FIELD = st.sampled_from(["X", "Y", "Subject"])
 _TESTED_FIELD = st.one_of(
     st.fixed_dictionaries({"name": _FIELD, "matches": _GLOBS}),
@@ -176,10 +185,17 @@ _FIELDS = st.one_of(
     st.sampled_from(["X: 3.5\r\n", "Y: -1 of 9\r\n"]),
     TEXT.map("y:{}\r\n".format),
     st.sampled_from(
-        ["To: a@in.test,\r\n b@out.test\r\n", "CC:b@out.test \r\n", "cC: a@in.test,\r\n", "X-Raw: \xff\r\n",
-         "From: a@in.test\r\n", "List-Id: <a>\r\n", "Precedence: bulk\r\n"]
+        [
+            "To: a@in.test,\r\n b@out.test\r\n",
+            "CC:b@out.test \r\n",
+            "cC: a@in.test,\r\n",
+            "X-Raw: \xff\r\n",
+            "From: a@in.test\r\n",
+            "List-Id: <a>\r\n",
+            "Precedence: bulk\r\n",
+        ]
     ),
-)  # fmt: skip
+)
 
 
 @st.composite

@@ -57,9 +57,13 @@ def relay_with_samples() -> Iterator[Samples]:
         made, joe, nobody = Samples(relay), "joe@slow.example", "nobody@strict.example"
         made.send(SHOP, ["alice@example.test"], "Welcome to the shop", "Your account is ready.")
         made.send(
-            SHOP, ["joe@gmail.com"], "Your order is on its way", "Hello Joe, order 1042.", _HTML,
+            SHOP,
+            ["joe@gmail.com"],
+            "Your order is on its way",
+            "Hello Joe, order 1042.",
+            _HTML,
             attached,
-        )  # fmt: skip
+        )
         made.send(SHOP, [nobody], "Invoice 1041", "Please pay.")
         made.send(SHOP, ["ann@grey.example", "bob@example.test"], "Minutes of Monday", "We met.")
         made.send(SHOP, [joe, nobody], "Reminder", "Please pay.")

@@ -126,9 +126,10 @@ DELAYED = structs.replace(
     FULL, evidence=Evidence("4.2.2", "452 4.2.2 Over quota", "mx1.example.net", remote=True)
 )
 HELD = ReportedRecipient(
-    ForwardPath("bob@example.net"), Evidence("4.7.1", "It waits until\nthe manager has read it."),
+    ForwardPath("bob@example.net"),
+    Evidence("4.7.1", "It waits until\nthe manager has read it."),
     rule="offers",
-)  # fmt: skip
+)
 RECIPIENTS = {
     ReportKind.FAILED: EVERY_CLASS,
     ReportKind.UNKNOWN: [EXPIRED],
@@ -183,9 +184,14 @@ def receipt_of(kind: ReceiptKind, language: str) -> bytes:
         kind, request, MESSAGE.id, hostname=hostname, now_us=now_us, language=language
     )
     return write_mdn(
-        kind, request, words=words, is_manual=False, hostname=hostname,
-        report_id="01jd3q8zreport00", now_us=now_us,
-    )  # fmt: skip
+        kind,
+        request,
+        words=words,
+        is_manual=False,
+        hostname=hostname,
+        report_id="01jd3q8zreport00",
+        now_us=now_us,
+    )
 
 
 def report_of(kind: ReportKind | ReceiptKind, language: str) -> bytes:

@@ -160,9 +160,12 @@ class Unbound:
         self._file.write_text(self._configuration())
         with (self._folder / "unbound.log").open("w") as log:
             self._process = subprocess.Popen(
-                [self._program, "-d", "-c", self._file], env=os.environ | unpacked_libraries(),
-                stdin=subprocess.DEVNULL, stdout=log, stderr=log,
-            )  # fmt: skip
+                [self._program, "-d", "-c", self._file],
+                env=os.environ | unpacked_libraries(),
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+            )
         until("unbound answers", self._is_ready)
         return self
 
@@ -182,22 +185,38 @@ class Unbound:
     def _control(self, *words: str) -> bool:
         done = subprocess.run(
             [self._program.with_name("unbound-control"), "-c", self._file, *words],
-            env=os.environ | unpacked_libraries(), stdin=subprocess.DEVNULL, capture_output=True,
-            timeout=30, check=False,
-        )  # fmt: skip
+            env=os.environ | unpacked_libraries(),
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            timeout=30,
+            check=False,
+        )
         return done.returncode == 0
 
     def _configuration(self) -> str:
         stub = self._root.thread.address
         lines = [
-            "server:", f"interface: 127.0.0.1@{self.address.port}", "do-ip6: no",
-            "do-not-query-localhost: no", 'chroot: ""', 'username: ""', "use-syslog: no",
-            f'directory: "{self._folder}"', f'pidfile: "{self._folder}/unbound.pid"',
-            f'trust-anchor: "{self._root.anchor}"', 'module-config: "validator iterator"',
-            "qname-minimisation: no", "aggressive-nsec: no", 'local-zone: "test." nodefault',
+            "server:",
+            f"interface: 127.0.0.1@{self.address.port}",
+            "do-ip6: no",
+            "do-not-query-localhost: no",
+            'chroot: ""',
+            'username: ""',
+            "use-syslog: no",
+            f'directory: "{self._folder}"',
+            f'pidfile: "{self._folder}/unbound.pid"',
+            f'trust-anchor: "{self._root.anchor}"',
+            'module-config: "validator iterator"',
+            "qname-minimisation: no",
+            "aggressive-nsec: no",
+            'local-zone: "test." nodefault',
             *(f'domain-insecure: "{one}"' for one in self._insecure),
-            "remote-control:", "control-enable: yes", "control-use-cert: no",
+            "remote-control:",
+            "control-enable: yes",
+            "control-use-cert: no",
             f'control-interface: "{self._folder}/control.sock"',
-            "stub-zone:", 'name: "."', f"stub-addr: {stub.host}@{stub.port}",
-        ]  # fmt: skip
+            "stub-zone:",
+            'name: "."',
+            f"stub-addr: {stub.host}@{stub.port}",
+        ]
         return "\n".join([*lines, ""])

@@ -38,9 +38,13 @@ def make(clock: ManualClock):
 def reporter(clock: ManualClock) -> Reporter:
     """Makes the reports of a spool that is told `queue_admin.report_with(reporter)`."""
     return Reporter(
-        hostname="relay.test", clock=clock, ids=Ids(clock),
-        destination_of=lambda _: Destination(LOCAL), expire_after_s=3600, metrics=Metrics(),
-    )  # fmt: skip
+        hostname="relay.test",
+        clock=clock,
+        ids=Ids(clock),
+        destination_of=lambda _: Destination(LOCAL),
+        expire_after_s=3600,
+        metrics=Metrics(),
+    )
 
 
 @pytest.fixture

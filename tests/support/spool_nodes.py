@@ -33,10 +33,15 @@ def open_node(
 ) -> PostgresSpool:
     """Return the spool of a URL as a node has it, which is not started."""
     node = PostgresSpool(
-        parse_postgres_url(url), identity, folder,
-        clock=clock or SystemClock(), crash=crash or CrashPoints(), metrics=Metrics(),
-        submission_keep_s=86400, captured=CapturedMail(10**12),
-    )  # fmt: skip
+        parse_postgres_url(url),
+        identity,
+        folder,
+        clock=clock or SystemClock(),
+        crash=crash or CrashPoints(),
+        metrics=Metrics(),
+        submission_keep_s=86400,
+        captured=CapturedMail(10**12),
+    )
     node._writer.elapsed_s = elapsed_s
     return node
 

@@ -59,14 +59,18 @@ def message_of(
     `changes` are fields of Envelope, MessageFacts or NewMessage.
     """
     values: dict[str, Any] = {
-        "id": queue_id, "reverse_path": "alice@example.test", "source": Source.SMTP,
-        "trusted": True, "received_us": now_us, "expires_us": now_us + 3600 * 1_000_000,
+        "id": queue_id,
+        "reverse_path": "alice@example.test",
+        "source": Source.SMTP,
+        "trusted": True,
+        "received_us": now_us,
+        "expires_us": now_us + 3600 * 1_000_000,
         "contents": (b"Subject: s\r\n\r\nHello.\r\n",),
         "entries": tuple(
             NewEntry(NextHop.parse(hop), tuple(NewRecipient(ForwardPath(one)) for one in addresses))
             for hop, addresses in hops
         ),
-    }  # fmt: skip
+    }
     values |= changes
     values.setdefault("size", size_of(values["contents"][0]))
     values["envelope"] = _taken(Envelope, values)

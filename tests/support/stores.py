@@ -39,9 +39,15 @@ def open_store(
     """Open a store, which the caller closes; `crash` replaces its crash points."""
     opened = root if isinstance(root, MailRoot) else opened_root(root)
     return FileStore(
-        opened, clock=clock, ids=Ids(clock), crash=crash or CrashPoints(), log=log,
-        hostname=HOSTNAME, limits_of=limits_of, dead_letter=opened.path.parent / "dead-letter",
-    )  # fmt: skip
+        opened,
+        clock=clock,
+        ids=Ids(clock),
+        crash=crash or CrashPoints(),
+        log=log,
+        hostname=HOSTNAME,
+        limits_of=limits_of,
+        dead_letter=opened.path.parent / "dead-letter",
+    )
 
 
 @contextmanager

@@ -29,10 +29,12 @@ def in_minutes(minutes: float) -> str:
 def wanted(receiver: Receiver, **changed: Any) -> dict[str, Any]:
     """The body of a POST; None removes a property."""
     body = {
-        "changeType": "created", "notificationUrl": receiver.url("/hook"),
-        "resource": "me/mailFolders('inbox')/messages", "expirationDateTime": in_minutes(60),
+        "changeType": "created",
+        "notificationUrl": receiver.url("/hook"),
+        "resource": "me/mailFolders('inbox')/messages",
+        "expirationDateTime": in_minutes(60),
         "clientState": "a secret",
-    }  # fmt: skip
+    }
     return {name: value for name, value in (body | changed).items() if value is not None}
 
 

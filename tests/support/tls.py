@@ -26,9 +26,16 @@ from cryptography.hazmat.primitives.serialization import (
 
 _DAY = timedelta(days=1)
 _USES = (
-    "digital_signature", "content_commitment", "key_encipherment", "data_encipherment",
-    "key_agreement", "key_cert_sign", "crl_sign", "encipher_only", "decipher_only",
-)  # fmt: skip
+    "digital_signature",
+    "content_commitment",
+    "key_encipherment",
+    "data_encipherment",
+    "key_agreement",
+    "key_cert_sign",
+    "crl_sign",
+    "encipher_only",
+    "decipher_only",
+)
 
 
 @dataclass(frozen=True)
@@ -94,9 +101,14 @@ def new_authority(directory: Path) -> Authority:
 
 
 def _make(
-    made: Certificate, subject: str, names: Iterable[str], *,
-    days: int, since: int = -2, by: tuple[x509.Certificate, Any] | None = None,
-) -> None:  # fmt: skip
+    made: Certificate,
+    subject: str,
+    names: Iterable[str],
+    *,
+    days: int,
+    since: int = -2,
+    by: tuple[x509.Certificate, Any] | None = None,
+) -> None:
     """Write a new key and its certificate, signed by an issuer or by itself."""
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, subject)])
@@ -105,16 +117,18 @@ def _make(
     now = datetime.now(UTC)
     builder = (
         x509.CertificateBuilder(
-            by[0].subject if by else name, name, key.public_key(), x509.random_serial_number(),
-            now + since * _DAY, now + days * _DAY,
+            by[0].subject if by else name,
+            name,
+            key.public_key(),
+            x509.random_serial_number(),
+            now + since * _DAY,
+            now + days * _DAY,
         )
         .add_extension(x509.BasicConstraints(ca=by is None, path_length=None), critical=True)
         .add_extension(x509.KeyUsage(**uses), critical=True)
         .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
-        .add_extension(
-            x509.AuthorityKeyIdentifier.from_issuer_public_key(issuer), critical=False
-        )
-    )  # fmt: skip
+        .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(issuer), critical=False)
+    )
     if san := [_general_name(text) for text in names]:
         builder = builder.add_extension(x509.SubjectAlternativeName(san), critical=False)
     signed = builder.sign(by[1] if by else key, SHA256())

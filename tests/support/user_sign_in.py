@@ -40,9 +40,12 @@ class Development:
         self.accounts = DevelopmentAccounts(token=token, clock=self.clock)
         self.tokens = AccessTokens(ECKey.generate_key("P-256"), self.clock)
         self.users = UserGrants(
-            self.accounts, self.tokens, clock=self.clock, default_user="alice@example.test",
+            self.accounts,
+            self.tokens,
+            clock=self.clock,
+            default_user="alice@example.test",
             needs_token=bool(token),
-        )  # fmt: skip
+        )
         sign_in = create_sign_in_app(
             self.accounts, self.tokens, clock=self.clock, hostname=HOSTNAME, users=self.users
         )
@@ -50,8 +53,9 @@ class Development:
         graph = graph_app(MemoryStore(self.clock), self.clock, authentication=authentication)
         app = PathRouter(
             {"v1.0": graph, **dict.fromkeys(self.users.prefixes, sign_in)},
-            by_rest=dict.fromkeys((*SIGN_IN_PATHS, *self.users.paths), sign_in), otherwise=graph,
-        )  # fmt: skip
+            by_rest=dict.fromkeys((*SIGN_IN_PATHS, *self.users.paths), sign_in),
+            otherwise=graph,
+        )
         transport = httpx.ASGITransport(app, client=("192.0.2.1", 1))
         self.http = httpx.AsyncClient(transport=transport, base_url=BASE)
 
@@ -65,14 +69,23 @@ class Development:
         return answer.json()
 
     async def authorize(
-        self, headers: dict[str, str] | None = None, method: str = "GET",
-        form: dict[str, str] | None = None, **changed: str,
-    ) -> httpx.Response:  # fmt: skip
+        self,
+        headers: dict[str, str] | None = None,
+        method: str = "GET",
+        form: dict[str, str] | None = None,
+        **changed: str,
+    ) -> httpx.Response:
         sent = {
-            "client_id": "app", "response_type": "code", "redirect_uri": REDIRECT, "scope": SCOPE,
-            "state": "a state", "nonce": "a nonce", "code_challenge": CHALLENGE,
-            "code_challenge_method": "S256", **changed,
-        }  # fmt: skip
+            "client_id": "app",
+            "response_type": "code",
+            "redirect_uri": REDIRECT,
+            "scope": SCOPE,
+            "state": "a state",
+            "nonce": "a nonce",
+            "code_challenge": CHALLENGE,
+            "code_challenge_method": "S256",
+            **changed,
+        }
         query = {k: v for k, v in sent.items() if v}
         return await self.http.request(method, AUTHORIZE, params=query, headers=headers, data=form)
 

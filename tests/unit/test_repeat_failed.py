@@ -30,10 +30,24 @@ def run(folder, name, program):
     path.write_text(program)
     command = [sys.executable, "-m", "pytest", "-p", "tests.support.repeat_failed"]
     ended = subprocess.run(
-        [*command, "-p", "xdist", "-n", "1", "-p", "no:cacheprovider", f"--basetemp={folder / 'tmp'}", name],
-        cwd=folder, env={**os.environ, "PYTHONPATH": str(TOP), "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"},
-        capture_output=True, text=True, timeout=240, check=False,
-    )  # fmt: skip
+        [
+            *command,
+            "-p",
+            "xdist",
+            "-n",
+            "1",
+            "-p",
+            "no:cacheprovider",
+            f"--basetemp={folder / 'tmp'}",
+            name,
+        ],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": str(TOP), "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"},
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
     return ended.returncode, ended.stdout, path.with_suffix(".log")
 
 

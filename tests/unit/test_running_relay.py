@@ -148,8 +148,18 @@ def test_graph_answers_with_the_id(front_door):
     assert send_by_graph(address, HELLO, token="alice") == "g1"
 
 
-@each_row("status, kind", [(400, RejectedError), (401, NotAllowedError), (403, NotAllowedError), (413, RejectedError),
-     (429, TryLaterError), (500, TryLaterError), (503, TryLaterError)])  # fmt: skip
+@each_row(
+    "status, kind",
+    [
+        (400, RejectedError),
+        (401, NotAllowedError),
+        (403, NotAllowedError),
+        (413, RejectedError),
+        (429, TryLaterError),
+        (500, TryLaterError),
+        (503, TryLaterError),
+    ],
+)
 def test_graph_errors_have_their_kind_and_text(front_door, status, kind):
     address, handler = front_door
     answer = b'{"error": {"code": "X", "message": "No.", "innerError": {"detail": "Why."}}}'

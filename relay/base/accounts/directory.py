@@ -284,8 +284,11 @@ class FileAccounts:
         if not name:
             raise UnknownUserError(address)
         names = [name]
-        names += [_OF_CLIENT + name for name, (one, _) in self.tables.clients.items()
-                  if one.account is account]  # fmt: skip
+        names += [
+            _OF_CLIENT + name
+            for name, (one, _) in self.tables.clients.items()
+            if one.account is account
+        ]
         for name in names:
             self._delays_logged_s.pop(name, None)
         return sum(map(self._checker.unlock, names))
@@ -314,9 +317,13 @@ def _no_writers() -> ReadWriters:
 
 
 def load_accounts(
-    path: Path, domains: Iterable[str | OwnDomain], *, clock: Clock, environ: Mapping[str, str],
+    path: Path,
+    domains: Iterable[str | OwnDomain],
+    *,
+    clock: Clock,
+    environ: Mapping[str, str],
     writers: Callable[[], ReadWriters] = _no_writers,
-) -> FileAccounts:  # fmt: skip
+) -> FileAccounts:
     """Read accounts.toml. `domains` are the own domains; one that is given as a name has accounts.
     `environ` is for ${env:NAME}, `writers` is called for `from` of an alias.
 
@@ -336,12 +343,17 @@ def load_accounts(
     known = _Domains([OwnDomain(one) if isinstance(one, str) else one for one in domains])
     tagged = [one for one in addresses if one != untagged(one)]
     now_s = clock.time_us() / 1_000_000
-    disabled = [one for place, entry in entries if entry.disabled
-                for _, one in _addresses(place, entry)]  # fmt: skip
+    disabled = [
+        one for place, entry in entries if entry.disabled for _, one in _addresses(place, entry)
+    ]
     loading = _Loading(
-        document, known, reserved=frozenset(known.doubled(tagged)),
-        barred=frozenset(known.doubled(disabled)), now_s=now_s, read_writers=writers,
-    )  # fmt: skip
+        document,
+        known,
+        reserved=frozenset(known.doubled(tagged)),
+        barred=frozenset(known.doubled(disabled)),
+        now_s=now_s,
+        read_writers=writers,
+    )
     for place, entry in entries:
         faults += loading.take(place, entry)
     for place, alias in aliases:

@@ -141,8 +141,16 @@ def _modular(hashed: str) -> Password:
         return Password(hashed, scheme=f"ARGON2{given.type.name}")
     scheme = next((name for name, form in _CRYPT.items() if form.fullmatch(hashed)), "")
     if not scheme:
-        raise ValueError(next((f"a whole hash: {form}" for prefix, form in _WHOLE.items()
-                               if hashed.startswith(prefix)), _EXPECTED))  # fmt: skip
+        raise ValueError(
+            next(
+                (
+                    f"a whole hash: {form}"
+                    for prefix, form in _WHOLE.items()
+                    if hashed.startswith(prefix)
+                ),
+                _EXPECTED,
+            )
+        )
     try:
         _crypt()
     except (OSError, AttributeError):

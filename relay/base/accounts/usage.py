@@ -72,9 +72,11 @@ class AccountUsage(Struct, frozen=True):
     def as_json(self) -> dict[str, Any]:
         """Return one of the `accounts` of GET /relay/v1/usage."""
         return {
-            "account": self.account, "messages": self.messages, "recipients": self.recipients,
+            "account": self.account,
+            "messages": self.messages,
+            "recipients": self.recipients,
             "limits": [one.as_json() for one in self.limits],
-        }  # fmt: skip
+        }
 
 
 class BeyondLimit(Struct, frozen=True):

@@ -167,9 +167,17 @@ class Peer(Struct, frozen=True):
     def evidence(self, status: str, reply: str, *, remote: bool = False) -> Evidence:
         """Return the evidence of a reply of this host, or of a failure to talk to it."""
         return Evidence(
-            status, reply, host=self.host, remote=remote, tls=self.tls, address=self.address,
-            cipher=self.cipher, hosts=self.hosts, session=self.session, encoded=self.encoded,
-        )  # fmt: skip
+            status,
+            reply,
+            host=self.host,
+            remote=remote,
+            tls=self.tls,
+            address=self.address,
+            cipher=self.cipher,
+            hosts=self.hosts,
+            session=self.session,
+            encoded=self.encoded,
+        )
 
 
 class _StageRule(Struct, frozen=True):

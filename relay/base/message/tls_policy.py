@@ -94,10 +94,16 @@ class TlsDecision(Struct, frozen=True):
 
 
 def decide_tls(
-    name: str, policy: TlsPolicy, *,
-    by: str = CONFIGURATION, has_login: bool = False, sts: StsFinding = NO_STS,
-    tlsa: TlsaFinding = NO_TLSA, demand: TlsDemand = "", vouched: bool = False,
-) -> TlsDecision:  # fmt: skip
+    name: str,
+    policy: TlsPolicy,
+    *,
+    by: str = CONFIGURATION,
+    has_login: bool = False,
+    sts: StsFinding = NO_STS,
+    tlsa: TlsaFinding = NO_TLSA,
+    demand: TlsDemand = "",
+    vouched: bool = False,
+) -> TlsDecision:
     """Return what the host `name` must have. Delivery and `explain` ask here, and nothing else
     decides: connect() does what the policy says.
 

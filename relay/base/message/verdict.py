@@ -296,7 +296,7 @@ class Verdict(Struct, frozen=True):
             additions=tuple(
                 replace(each, hold=each.hold or hold_of(each.tenant)) for each in self.additions
             ),
-        )  # fmt: skip
+        )
 
     def without_holds_of(
         self, tenant: str, status: str, text: str, *, in_mailboxes: Collection[str]
@@ -306,14 +306,20 @@ class Verdict(Struct, frozen=True):
         """
         recipients = tuple(
             replace(
-                each, action=VerdictAction.REJECT, rule=hold.rule, status=status, text=text,
-                successors=(), hold=None, junk=None,
+                each,
+                action=VerdictAction.REJECT,
+                rule=hold.rule,
+                status=status,
+                text=text,
+                successors=(),
+                hold=None,
+                junk=None,
             )
             if (hold := each.held(in_mailbox=each.address in in_mailboxes))
             and tenant_of_rule(hold.rule) == tenant
             else each
             for each in self.recipients
-        )  # fmt: skip
+        )
         return replace(
             self,
             recipients=recipients,
@@ -323,7 +329,7 @@ class Verdict(Struct, frozen=True):
                 for each in self.additions
                 if each.hold is None or tenant_of_rule(each.hold.rule) != tenant
             ),
-        )  # fmt: skip
+        )
 
     def rule_of(self, address: str) -> str:
         """Return the rule that decided about a recipient, "" if none did."""

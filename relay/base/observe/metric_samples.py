@@ -87,9 +87,13 @@ class MetricSamples:
             "pickup": total(metrics.pickup_waiting),
         }
         return Sample(
-            self._clock.file_time_us(), self._clock.real_s(), counts, levels,
-            _buckets(metrics.delivery_seconds), _buckets(metrics.commit_seconds),
-        )  # fmt: skip
+            self._clock.file_time_us(),
+            self._clock.real_s(),
+            counts,
+            levels,
+            _buckets(metrics.delivery_seconds),
+            _buckets(metrics.commit_seconds),
+        )
 
     def last_hour(self) -> tuple[Sample, ...]:
         """Return the samples of the last hour in their order; the last one is of now."""

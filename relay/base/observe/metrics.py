@@ -16,8 +16,24 @@ from relay import __version__, commit
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 _PICKUP_DEFERRED = "Scheduled sends that wait for their time; not deferred mail."
 BOUNDS_S = (
-    0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 3600,
-)  # fmt: skip
+    0.001,
+    0.0025,
+    0.005,
+    0.01,
+    0.025,
+    0.05,
+    0.1,
+    0.25,
+    0.5,
+    1,
+    2.5,
+    5,
+    10,
+    30,
+    60,
+    300,
+    3600,
+)
 
 
 class Metrics:
@@ -51,9 +67,10 @@ class Metrics:
             "relay_commit_seconds", "Time of one spool commit.", buckets=BOUNDS_S
         )
         self.commit_batch = histogram(
-            "relay_commit_batch_size", "Writes that shared one commit.",
+            "relay_commit_batch_size",
+            "Writes that shared one commit.",
             buckets=(1, 2, 4, 8, 16, 32, 64, 128, 256),
-        )  # fmt: skip
+        )
         self.lost_commits = counter("relay_spool_lost_commits", "Commits the database has lost.")
         self.takeovers = counter("relay_spool_takeovers", "Claims of dead nodes that it has ended.")
         self.nodes = gauge("relay_nodes", "Nodes that share the spool.", ["state"])
@@ -80,8 +97,9 @@ class Metrics:
         self.policy_rules = counter("relay_policy_rule", "Rules that matched.", ["rule", "outcome"])
         self.policy_set_age = gauge(
             "relay_policy_set_age_seconds",
-            "Age of a tenant's rules while a fault keeps newer ones out; else 0.", ["tenant"],
-        )  # fmt: skip
+            "Age of a tenant's rules while a fault keeps newer ones out; else 0.",
+            ["tenant"],
+        )
         self._count_reports_and_smtp(counter)
 
     def milter_answered(self, milter: str, answer: str, took_s: float) -> None:
@@ -110,9 +128,11 @@ class Metrics:
         built = Info("relay_build", "What this was built from.", registry=self.registry)
         built.info({"version": __version__, "commit": commit()})
         self.account_messages = Gauge(
-            "relay_account_messages", "To other domains today, of the ten busiest.", ["account"],
+            "relay_account_messages",
+            "To other domains today, of the ten busiest.",
+            ["account"],
             registry=self.registry,
-        )  # fmt: skip
+        )
         self.busiest: Callable[[], Iterable[tuple[str, int]]] = tuple  # accounts; is replaced
 
     def _count_reports_and_smtp(self, counter: "partial[Counter]") -> None:
@@ -146,9 +166,12 @@ class Metrics:
         )
 
         self._milter_seconds = Histogram(
-            "relay_milter_seconds", "Until a milter's answer.", ["milter"],
-            registry=self.registry, buckets=BOUNDS_S,
-        )  # fmt: skip
+            "relay_milter_seconds",
+            "Until a milter's answer.",
+            ["milter"],
+            registry=self.registry,
+            buckets=BOUNDS_S,
+        )
         gauge = partial(Gauge, registry=self.registry)
         self.milter_down = gauge("relay_milter_down", "1 while a milter is down.", ["milter"])
         self.certificate_end = gauge(

@@ -60,9 +60,11 @@ _SIZE_MAX = 1 << 50
 _WORDS = {"true": True, "false": False}
 # keys of an earlier release, named until the next one
 _WENT = {
-    ("spool", "keep_size"), ("spool", "reserve_size"), ("smtp", "max_recipients_per_session"),
+    ("spool", "keep_size"),
+    ("spool", "reserve_size"),
+    ("smtp", "max_recipients_per_session"),
     ("pickup", "max_concurrent"),
-}  # fmt: skip
+}
 _WENT_TEXT = "found a key that went in 0.3.0, expected none: remove it"
 # sections that have no meaning for this role
 _NOT_OF_TRANSPORT: Mapping[str, Any] = {"http": {"listen": []}, "pickup": {}}

@@ -481,10 +481,25 @@ class ObserveSettings:
 # The names of events: of steps 4 to 7, and of the states of recipients; "*": all, also steps 1 to 3
 # and "limit", which is of an account
 WebhookEvent = Literal[
-    "*", "accepted", "policy", "delivery", "reported", "queued", "deferred", "held", "captured",
-    "delivered", "relayed", "failed", "expired", "cancelled", "discarded", "redirected", "expanded",
+    "*",
+    "accepted",
+    "policy",
+    "delivery",
+    "reported",
+    "queued",
+    "deferred",
+    "held",
+    "captured",
+    "delivered",
+    "relayed",
+    "failed",
+    "expired",
+    "cancelled",
+    "discarded",
+    "redirected",
+    "expanded",
     "limit",
-]  # fmt: skip
+]
 
 
 @dataclass(frozen=True, slots=True)

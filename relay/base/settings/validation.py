@@ -63,9 +63,10 @@ def check_together(read: Sequence[tuple[KeyPath, object]], top: Mapping[str, Any
     if (state_dir := top.get("state_dir")) is not None:
         yield from _socket_paths_too_long(state_dir)
     passed_on = {
-        made.name for _, made in read
+        made.name
+        for _, made in read
         if isinstance(made, OwnDomain) and made.recipients != "accounts"
-    }  # fmt: skip
+    }
     dns = next((made for _, made in read if isinstance(made, DnsSettings)), DnsSettings())
     for path, made in read:
         match made:

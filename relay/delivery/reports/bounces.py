@@ -294,13 +294,22 @@ class Reporter:
             return None
         now_us = self.clock.time_us()
         words = self.texts.current().receipt(
-            kind, request, queue_id, hostname=self.hostname, now_us=now_us,
+            kind,
+            request,
+            queue_id,
+            hostname=self.hostname,
+            now_us=now_us,
             language=self._language(request.to, request.account),
-        )  # fmt: skip
+        )
         written = write_mdn(
-            kind, request, words=words, is_manual=is_manual, hostname=self.hostname,
-            report_id=self.ids.new(), now_us=now_us,
-        )  # fmt: skip
+            kind,
+            request,
+            words=words,
+            is_manual=is_manual,
+            hostname=self.hostname,
+            report_id=self.ids.new(),
+            now_us=now_us,
+        )
         envelope = Envelope(request.to, tls=REQUIRETLS if request.requiretls else "")
         about = MessageFacts(queue_id, envelope, Source.SMTP, True, 0)
         made = self._message(self._signed(written), route, about=about, account=request.account)
@@ -484,9 +493,10 @@ class Reporter:
             return None
         is_one = len(expansion.targets) == 1
         alias = NewRecipient(
-            ForwardPath(address, _NEVER), successors=expansion.addresses,
+            ForwardPath(address, _NEVER),
+            successors=expansion.addresses,
             state=RecipientState.REDIRECTED if is_one else RecipientState.EXPANDED,
-        )  # fmt: skip
+        )
         entries = tuple(_entry(to, some, forwarded_by=by) for (to, by), some in found.items())
         return _Route(entries, (alias,))
 

@@ -115,9 +115,13 @@ class ReceiptSender:
         if not accepted.repeated:
             self.reporter.count(kind)
             _log.info(
-                "read receipt", kind=str(kind), about=owed.key[0], qid=accepted.queue_id,
-                sender=owed.mailbox, to=owed.to,
-            )  # fmt: skip
+                "read receipt",
+                kind=str(kind),
+                about=owed.key[0],
+                qid=accepted.queue_id,
+                sender=owed.mailbox,
+                to=owed.to,
+            )
         self.offer(accepted.claims)
         if sent.is_kept:
             await self.finish(owed)
@@ -248,8 +252,9 @@ class ReceiptWatcher:
             _log.warning(
                 "messages with read receipts are gone: no receipt says that they were deleted,"
                 " because their folder is gone too, or many are",
-                mailbox=mailbox, messages=len(missing),
-            )  # fmt: skip
+                mailbox=mailbox,
+                messages=len(missing),
+            )
         if len(certain) < len(missing):
             self._again_us[mailbox] = (now_us + GONE_US, missing[0].owed)
         for one in certain:
@@ -294,9 +299,13 @@ class AutomaticReplySender:
             may_hear = self.acceptance.reporter.wants(ReportKind.FAILED, message, [asker])
             if is_wanted and is_inbox and may_hear and not recipient.added_by:
                 return await asyncio.to_thread(  # the header may have 1 MB
-                    reply_request, content, message, recipient.path,
-                    mailbox=mailbox, mailbox_of=self._mailbox_of,
-                )  # fmt: skip
+                    reply_request,
+                    content,
+                    message,
+                    recipient.path,
+                    mailbox=mailbox,
+                    mailbox_of=self._mailbox_of,
+                )
         except Exception:  # noqa: BLE001 - the copy is in the mailbox
             _log.exception("internal error in an automatic reply", qid=claim.message.id)
         return None
@@ -339,15 +348,20 @@ class AutomaticReplySender:
         if request and text and await self.settings.note_reply(owed, time_us=now_us):
             self.settings.crash.reached(CrashPoint.REPLY_NOTED)
             written = write_reply(
-                request, text, language=settings.language, hostname=self.acceptance.hostname,
-                reply_id=owed.submission_key.replace(" ", "."), now_us=now_us,
-            )  # fmt: skip
+                request,
+                text,
+                language=settings.language,
+                hostname=self.acceptance.hostname,
+                reply_id=owed.submission_key.replace(" ", "."),
+                now_us=now_us,
+            )
             demand, host = REQUIRETLS if request.requiretls else "", self.acceptance.hostname
             answer = await self.acceptance.accept(
                 Envelope("", smtputf8=not written.isascii(), tls=demand),
-                [ForwardPath(owed.to, frozenset((Notify.NEVER,)))], written,
+                [ForwardPath(owed.to, frozenset((Notify.NEVER,)))],
+                written,
                 origin=Origin("", host, login=owed.mailbox, trusted=True, key=owed.submission_key),
-            )  # fmt: skip
+            )
             _log.info("automatic reply", about=owed.key[0], to=owed.to, reply=answer.reply)
             if answer.reply.startswith("4"):
                 raise SpoolError(answer.reply)

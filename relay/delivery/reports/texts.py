@@ -52,13 +52,35 @@ _RENDERING_S_MAX = 0.2  # of processor time; a template with 100 recipients take
 _FILE_OCTETS_MAX = 64 * 1024
 _FILES_MAX = 1000
 _KIND_FIELDS = frozenset(
-    ("kind", "language", "sender", "subject", "message_id", "arrived", "until", "hostname",
-     "queue_id", "recipients", "reasons", "count", "more")
-)  # fmt: skip
+    (
+        "kind",
+        "language",
+        "sender",
+        "subject",
+        "message_id",
+        "arrived",
+        "until",
+        "hostname",
+        "queue_id",
+        "recipients",
+        "reasons",
+        "count",
+        "more",
+    )
+)
 _RECEIPT_FIELDS = frozenset(
-    ("kind", "language", "sender", "address", "subject", "message_id", "time", "hostname",
-     "queue_id")
-)  # fmt: skip
+    (
+        "kind",
+        "language",
+        "sender",
+        "address",
+        "subject",
+        "message_id",
+        "time",
+        "hostname",
+        "queue_id",
+    )
+)
 _STATUS_FIELDS = frozenset(("recipient", "hostname", "language"))
 _COUNTED = "_counted"  # what each loop of a template goes through
 _COLOURS = {True: "#2e7d32", False: "#c62828"}  # of the bar beside good and bad news
@@ -206,8 +228,9 @@ class ReportTexts(Struct, frozen=True):
         except Exception as error:  # noqa: BLE001 - no template may prevent a report
             _log.error(
                 "a template failed: the report has the text of this relay",
-                file=template.filename, error=f"{type(error).__name__}: {error}",
-            )  # fmt: skip
+                file=template.filename,
+                error=f"{type(error).__name__}: {error}",
+            )
             return ""
 
 
@@ -399,8 +422,9 @@ def _fault(file: Path, error: Exception) -> Fault:
             return Fault(file, 0, "", "found octets that are not UTF-8, expected UTF-8")
         case jinja2.TemplateSyntaxError():
             return Fault(file, error.lineno, "", error.message or "found a fault of syntax")
-    places = [one.lineno for one in traceback.extract_tb(error.__traceback__)
-              if one.filename == str(file)]  # fmt: skip
+    places = [
+        one.lineno for one in traceback.extract_tb(error.__traceback__) if one.filename == str(file)
+    ]
     text = " ".join(str(error).split()) or type(error).__name__
     return Fault(file, (places or [0])[-1] or 0, "", text)
 
@@ -415,13 +439,19 @@ def _samples(name: str, language: str) -> Iterator[dict[str, Any]]:
     status = status if status.count(".") == 2 else f"{status}.0"
     reply = f"550 {status} a sample <reply> & more"
     full = MessageFacts(
-        "06h0sample000000", Envelope("alice@example.org"), Source.SMTP, trusted=True,
-        received_us=1_795_169_038_000_000, expires_us=1_795_341_838_000_000,
-    )  # fmt: skip
+        "06h0sample000000",
+        Envelope("alice@example.org"),
+        Source.SMTP,
+        trusted=True,
+        received_us=1_795_169_038_000_000,
+        expires_us=1_795_341_838_000_000,
+    )
     remote = ReportedRecipient(
-        ForwardPath("bob@example.net"), Evidence(status, reply, "mx.example.net", remote=True),
-        rule="sample rule", last_attempt_us=full.received_us,
-    )  # fmt: skip
+        ForwardPath("bob@example.net"),
+        Evidence(status, reply, "mx.example.net", remote=True),
+        rule="sample rule",
+        last_attempt_us=full.received_us,
+    )
     local = ReportedRecipient(ForwardPath("carol@example.org"), Evidence(status, ""))
     few = structs.replace(full, id="", expires_us=0)
     shipped = ReportTexts()
@@ -429,9 +459,13 @@ def _samples(name: str, language: str) -> Iterator[dict[str, Any]]:
     for about, recipients in ((full, [remote] * (SHOWN_RECIPIENTS_MAX + 1)), (few, [local])):
         if kind is not None:
             yield shipped.fields(
-                kind, about, recipients,
-                header=header, hostname="relay.example.org", language=language,
-            )  # fmt: skip
+                kind,
+                about,
+                recipients,
+                header=header,
+                hostname="relay.example.org",
+                language=language,
+            )
             header = Header()
             continue
         shown_as = recipient_fields(recipients[0], detail="", hostname="relay.example.org")
@@ -442,7 +476,10 @@ def _receipt_samples(kind: ReceiptKind, language: str) -> Iterator[dict[str, str
     few = ReceiptRequest("bob@example.net", "alice@example.org", "bob@example.net")
     for request in (replace(few, message_id="<sample@example.org>", subject="Report"), few):
         about = receipt_fields(
-            kind, request, "06h0sample000000", hostname="relay.example.org",
+            kind,
+            request,
+            "06h0sample000000",
+            hostname="relay.example.org",
             now_us=1_795_169_038_000_000,
-        )  # fmt: skip
+        )
         yield about | {"language": language}

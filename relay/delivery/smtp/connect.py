@@ -443,9 +443,14 @@ class _SessionSetup:
         return structs.replace(peer, tls=tls.version() or "", cipher=suite[0] if suite else "")
 
     def _no_tls(
-        self, text: str, status: str = "4.7.5", *, advice: str = "", result: str = "",
+        self,
+        text: str,
+        status: str = "4.7.5",
+        *,
+        advice: str = "",
+        result: str = "",
         peer: Peer | None = None,
-    ) -> ConnectError:  # fmt: skip
+    ) -> ConnectError:
         """The error for TLS that is missing, or not what this target requires. For mail with
         REQUIRETLS a host that has answered, with a `result`, is ruled out.
         """

@@ -29,9 +29,14 @@ from relay.delivery.smtp.tls import certificate_matches, certificate_names
 
 _CERTIFICATES_MAX = 8  # of the host and its issuers
 _MALFORMED = (
-    ValueError, TypeError, LookupError, UnsupportedAlgorithm, x509.DuplicateExtension,
-    x509.InvalidVersion, x509.UnsupportedGeneralNameType,
-)  # fmt: skip
+    ValueError,
+    TypeError,
+    LookupError,
+    UnsupportedAlgorithm,
+    x509.DuplicateExtension,
+    x509.InvalidVersion,
+    x509.UnsupportedGeneralNameType,
+)
 
 
 class DaneMismatch(Struct, frozen=True):
@@ -119,9 +124,12 @@ def _with_constraints(issuer: x509.Certificate) -> x509.Certificate:
 
 
 def _anchor(
-    name: x509.Name, key: PublicKeyTypes, *,
-    dates: x509.Certificate, extensions: Iterable[x509.Extension[x509.ExtensionType]] = (),
-) -> x509.Certificate:  # fmt: skip
+    name: x509.Name,
+    key: PublicKeyTypes,
+    *,
+    dates: x509.Certificate,
+    extensions: Iterable[x509.Extension[x509.ExtensionType]] = (),
+) -> x509.Certificate:
     """Return a certificate for the key of an authority. Of an anchor nobody checks the signature.
 
     Raises TypeError for a key that cannot sign.

@@ -50,9 +50,13 @@ class DnsServer:
     """
 
     def __init__(
-        self, records: Callable[[str, str], Records], *, ttl_s: int = 300, negative_ttl_s: int = 60,
+        self,
+        records: Callable[[str, str], Records],
+        *,
+        ttl_s: int = 300,
+        negative_ttl_s: int = 60,
         is_signed: Callable[[str], bool] = lambda _name: False,
-    ) -> None:  # fmt: skip
+    ) -> None:
         """Bind the port; queries wait for start(). What it says of a name that `is_signed` has AD,
         as if it had validated it (RFC 6840 5.7). Raises OSError.
         """

@@ -33,14 +33,20 @@ def overview(internet: SimulatedInternet) -> dict[str, Any]:
     return {
         "domains": domains,
         "graph": [
-            {"status": one.status, "method": one.method, "path": one.path,
-             "account": one.account, "used": use.used, "left": use.left}
+            {
+                "status": one.status,
+                "method": one.method,
+                "path": one.path,
+                "account": one.account,
+                "used": use.used,
+                "left": use.left,
+            }
             for one, use in zip(faults, used, strict=True)
         ],
         "hosts": _hosts(internet),
         "shipped": reply_names(),
         "recipients": EXAMPLES,
-    }  # fmt: skip
+    }
 
 
 def _domain(domain: RemoteDomain, used: Sequence[UsedReply]) -> dict[str, Any]:
@@ -49,8 +55,12 @@ def _domain(domain: RemoteDomain, used: Sequence[UsedReply]) -> dict[str, Any]:
         "aliases": list(domain.aliases),
         "null_mx": domain.null_mx,
         "mx": [
-            {"host": one.host, "preference": one.preference, "addresses": one.addresses,
-             "latency_s": one.latency + domain.latency}
+            {
+                "host": one.host,
+                "preference": one.preference,
+                "addresses": one.addresses,
+                "latency_s": one.latency + domain.latency,
+            }
             for one in domain.hosts
         ],
         "tls": domain.tls,
@@ -60,19 +70,31 @@ def _domain(domain: RemoteDomain, used: Sequence[UsedReply]) -> dict[str, Any]:
         "greylist_s": domain.greylist,
         "limits": [_limit(one) for one in domain.limit],
         "replies": [
-            {"verb": one.verb, "name": one.name, "recipient": one.recipient,
-             "sender": one.sender, "host": one.host, "reply": one.reply, "action": one.action,
-             "delay_s": one.delay, "chance": one.chance, "times": one.times, "used": use.used,
-             "left": use.left}
+            {
+                "verb": one.verb,
+                "name": one.name,
+                "recipient": one.recipient,
+                "sender": one.sender,
+                "host": one.host,
+                "reply": one.reply,
+                "action": one.action,
+                "delay_s": one.delay,
+                "chance": one.chance,
+                "times": one.times,
+                "used": use.used,
+                "left": use.left,
+            }
             for one, use in zip(domain.reply, used, strict=True)
         ],
-    }  # fmt: skip
+    }
 
 
 def _limit(limit: RateLimit) -> dict[str, Any]:
     counted = {
-        "BANNER": "connections", "MAIL": "messages", "RCPT": "recipients",
-    }[limit.verb]  # fmt: skip
+        "BANNER": "connections",
+        "MAIL": "messages",
+        "RCPT": "recipients",
+    }[limit.verb]
     count, seconds = limit.rate
     return {"of": counted, "count": count, "seconds": seconds, "reply": limit.reply}
 

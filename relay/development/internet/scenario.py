@@ -15,8 +15,18 @@ from relay.base.message.address import with_a_labels
 from relay.base.settings.tree import Between, Domain, Duration, Form
 
 Verb = Literal[
-    "CONNECT", "BANNER", "EHLO", "STARTTLS", "AUTH", "MAIL", "RCPT", "DATA", "DOT", "QUIT", "DNS",
-]  # fmt: skip
+    "CONNECT",
+    "BANNER",
+    "EHLO",
+    "STARTTLS",
+    "AUTH",
+    "MAIL",
+    "RCPT",
+    "DATA",
+    "DOT",
+    "QUIT",
+    "DNS",
+]
 HostTls = Literal["offered", "required", "none", "bad-certificate"]
 HostCertificate = Literal["good", "expired", "other-name"]
 StsMode = Literal["enforce", "testing", "none"]

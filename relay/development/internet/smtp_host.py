@@ -30,8 +30,13 @@ _log = get_logger("internet")
 
 SIZE_BYTES_MAX = 157_286_400  # of one message; what Gmail's hosts announce
 EXTENSIONS = (
-    "PIPELINING", "8BITMIME", "SMTPUTF8", f"SIZE {SIZE_BYTES_MAX}", "ENHANCEDSTATUSCODES", "DSN",
-)  # fmt: skip
+    "PIPELINING",
+    "8BITMIME",
+    "SMTPUTF8",
+    f"SIZE {SIZE_BYTES_MAX}",
+    "ENHANCEDSTATUSCODES",
+    "DSN",
+)
 _LINE_BYTES_MAX = 16_384  # AUTH has the longest lines (RFC 4954 4)
 _READ_BYTES = 65_536
 _CLOSE_S = 1.0
@@ -203,9 +208,14 @@ class _Session:
         self._mail: tuple[str, dict[str, str]] | None = None
         self._recipients: list[ForwardedTo] = []
         self._handlers: dict[str, Callable[[str], Awaitable[None]]] = {
-            "STARTTLS": self._starttls, "AUTH": self._auth, "MAIL": self._mail_from,
-            "RCPT": self._rcpt_to, "DATA": self._data, "RSET": self._rset, "NOOP": self._noop,
-        }  # fmt: skip
+            "STARTTLS": self._starttls,
+            "AUTH": self._auth,
+            "MAIL": self._mail_from,
+            "RCPT": self._rcpt_to,
+            "DATA": self._data,
+            "RSET": self._rset,
+            "NOOP": self._noop,
+        }
         greetings = {"EHLO": self._ehlo, "HELO": self._hello}
         self._handlers |= {"LHLO": self._ehlo} if self._options.lmtp else greetings
 
@@ -342,9 +352,16 @@ class _Session:
         assert self._mail
         sender, parameters = self._mail
         mail = ReceivedMail(
-            self._host.name, self._helo, sender, parameters, tuple(self._recipients), content,
-            self._number, self._tls, self._host.clock.time_us(),
-        )  # fmt: skip
+            self._host.name,
+            self._helo,
+            sender,
+            parameters,
+            tuple(self._recipients),
+            content,
+            self._number,
+            self._tls,
+            self._host.clock.time_us(),
+        )
         if not self._options.lmtp:
             await self._dot_of(mail)
             return
@@ -373,11 +390,15 @@ class _Session:
     ) -> Action:
         """Ask what to do; return what to reply. Drops the connection here."""
         moment = Moment(
-            stage, self._host.name, tls=bool(self._tls),
-            sender=self._mail[0] if self._mail else "", recipient=recipient,
-            recipients=tuple(one.address for one in self._recipients), mail=mail,
+            stage,
+            self._host.name,
+            tls=bool(self._tls),
+            sender=self._mail[0] if self._mail else "",
+            recipient=recipient,
+            recipients=tuple(one.address for one in self._recipients),
+            mail=mail,
             session=self._number,
-        )  # fmt: skip
+        )
         action = await self._host.act(moment, self._input.pause)
         if action.drop and stage != "CONTENT":
             self._drop(reset=stage == "CONNECT")

@@ -134,9 +134,11 @@ async def _quiet(
         is_quiet = await request.cancel_on_disconnect(controls.is_quiet(asked.timeout_s))
     listed = await handlers.messages(query, principal)
     return {
-        "quiet": is_quiet, "messages": listed["messages"], "cursor": listed["cursor"],
+        "quiet": is_quiet,
+        "messages": listed["messages"],
+        "cursor": listed["cursor"],
         "in_flight": await handlers.in_flight(principal),
-    }  # fmt: skip
+    }
 
 
 # -- the scenario

@@ -297,9 +297,14 @@ def _text_of(source: str, cursor: EventCursor, recorded: RecordedEvent) -> _Even
         if seen or detail is not data.detail:
             sender_octets = _octets(text, replace(data, detail=detail))
     return _EventText(
-        recorded.account, recorded.queue_id, recorded.submission_id, source, cursor, octets,
+        recorded.account,
+        recorded.queue_id,
+        recorded.submission_id,
+        source,
+        cursor,
+        octets,
         sender_octets,
-    )  # fmt: skip
+    )
 
 
 def _octets(cursor: str, data: EventData) -> bytes:

@@ -200,9 +200,11 @@ class Handlers:
     ) -> ListPage:
         """Return a page of the list as rows."""
         return await self._dependencies.journeys.page(
-            self.with_reader(wanted, principal), account=principal.account, limit=limit,
+            self.with_reader(wanted, principal),
+            account=principal.account,
+            limit=limit,
             before=before,
-        )  # fmt: skip
+        )
 
     async def message(self, key: str, principal: Principal) -> Journey:
         """GET /messages/{id}."""
@@ -484,10 +486,13 @@ class Handlers:
         selector = Selector(ids=(f"{entry['id']}-{entry['entry']}",))
         try:
             command = QueueCommand(
-                Operation.RELEASE, selector, principal.name, why=why.strip(),
+                Operation.RELEASE,
+                selector,
+                principal.name,
+                why=why.strip(),
                 to=lambda _address, _sender: Destination(next_hop, chosen=True),
                 copy_to=tuple(copy_to),
-            )  # fmt: skip
+            )
         except ValueError as error:
             raise ApiError(400, "BadRequest", f"{error}.") from None
         return await self._execute(command, request)

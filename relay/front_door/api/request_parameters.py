@@ -37,11 +37,29 @@ _LIMIT = 100
 _LIMIT_MAX = 10_000
 _TEXT_CHARACTERS_MAX = 1000
 TEXT_CONDITIONS = (
-    "sender", "recipient", "domain", "next_hop", "state", "subject", "client", "login", "route",
-)  # fmt: skip
+    "sender",
+    "recipient",
+    "domain",
+    "next_hop",
+    "state",
+    "subject",
+    "client",
+    "login",
+    "route",
+)
 LIST_PARAMETERS = (
-    "q", "to", "sender", "subject", "mailbox", "kind", "state", "before", "after", "wait", "limit",
-)  # fmt: skip
+    "q",
+    "to",
+    "sender",
+    "subject",
+    "mailbox",
+    "kind",
+    "state",
+    "before",
+    "after",
+    "wait",
+    "limit",
+)
 LOG_PARAMETERS = ("q", "to", "sender", "subject", "mailbox", "state", "limit", "pages")
 REFUSED_PARAMETERS = ("address", "after", "before", "limit")
 QUEUE_PARAMETERS = ("id", *TEXT_CONDITIONS, "older_than", "restored", "limit")
@@ -121,9 +139,14 @@ def message_search_of(query: Mapping[str, str], clock: Clock) -> MessageSearch:
             expected = 'the "cursor" of an earlier answer'
             raise bad_request(f"after: found {quoted(text)}, expected {expected}.") from None
     return MessageSearch(
-        to=texts["to"], sender=texts["sender"], subject=texts["subject"],
-        mailbox=texts["mailbox"], kind=kind, state=state, after=after,
-    )  # fmt: skip
+        to=texts["to"],
+        sender=texts["sender"],
+        subject=texts["subject"],
+        mailbox=texts["mailbox"],
+        kind=kind,
+        state=state,
+        after=after,
+    )
 
 
 def list_position_of(query: Mapping[str, str]) -> ListPosition | None:
@@ -303,9 +326,12 @@ def _selector(given: _CommandBody) -> Selector:
         raise bad_request(f"older_than_s: found {found}, expected seconds from 0 to 1e9.")
     texts = conditions_of({name: getattr(given, name) for name in TEXT_CONDITIONS})
     return Selector(
-        ids=given.ids, older_than_s=given.older_than_s, restored=given.restored, all=given.all,
+        ids=given.ids,
+        older_than_s=given.older_than_s,
+        restored=given.restored,
+        all=given.all,
         **texts,
-    )  # fmt: skip
+    )
 
 
 def _holds_new(given: _CommandBody, issuer: CommandIssuer) -> bool:

@@ -87,9 +87,11 @@ def create_app(
     limits = RequestLimits(body_bytes=max_body, held_bytes=_HELD_BODIES * max_body)
     gateway = Gateway(handle, clock=dependencies.clock, limits=limits)
     batches = BatchHandler(
-        gateway.respond_to, clock=dependencies.clock, pressure=pressure,
+        gateway.respond_to,
+        clock=dependencies.clock,
+        pressure=pressure,
         base_url=dependencies.base_url,
-    )  # fmt: skip
+    )
     return gateway
 
 

@@ -196,9 +196,12 @@ class BatchHandler:
 
     async def _run(self, item: BatchItem, run: _Run) -> dict[str, Any] | None:
         scope = run.request.part_scope(
-            item.method, item.target,
-            headers=_fields(item, run.request), part_id=item.id, page_bytes=run.page_bytes,
-        )  # fmt: skip
+            item.method,
+            item.target,
+            headers=_fields(item, run.request),
+            part_id=item.id,
+            page_bytes=run.page_bytes,
+        )
         body = [item.body]
 
         async def receive() -> dict[str, Any]:

@@ -82,9 +82,14 @@ async def list_message_changes(request: GraphRequest) -> Response:
         items: Sequence[MessageItem], links: tuple[str, str], link_after: Callable[[int], str]
     ) -> Response:
         shown = MessagePage(
-            delta.context(), items, options.select, expand,
-            link_after=link_after, next_link=links[0], delta_link=links[1],
-        )  # fmt: skip
+            delta.context(),
+            items,
+            options.select,
+            expand,
+            link_after=link_after,
+            next_link=links[0],
+            delta_link=links[1],
+        )
         return await shown.response(request)
 
     is_listing = bool(page) or not (position or delta.is_latest or ChangeKind.CREATED not in kinds)
@@ -96,10 +101,13 @@ async def list_message_changes(request: GraphRequest) -> Response:
         position = position or feed.position
     if is_listing:
         listed = MessageQuery(
-            request.folder_id, condition,
-            top=options.top, after=page, bytes_max=request.page_bytes,
+            request.folder_id,
+            condition,
+            top=options.top,
+            after=page,
+            bytes_max=request.page_bytes,
             has_bodies=shows_body(options.select),
-        )  # fmt: skip
+        )
         found = await delta.answered(request.store.lists.query(request.mailbox, listed))
         return await respond(
             found.messages,
@@ -107,10 +115,14 @@ async def list_message_changes(request: GraphRequest) -> Response:
             lambda count: delta.links(position, found.positions[count - 1])[0],
         )
     query = DeltaQuery(
-        request.folder_id, position, options.top, kinds,
-        received_from_us=received_from_us, bytes_max=request.page_bytes,
+        request.folder_id,
+        position,
+        options.top,
+        kinds,
+        received_from_us=received_from_us,
+        bytes_max=request.page_bytes,
         has_bodies=shows_body(options.select),
-    )  # fmt: skip
+    )
     changed = await delta.answered(request.store.lists.delta(request.mailbox, query))
     shown = [(item, one.position) for one in changed.changed for item in _items(request, one)]
     return await respond(

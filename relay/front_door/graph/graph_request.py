@@ -235,9 +235,13 @@ class GraphRequest(Struct, frozen=True):
         return folder_id_of(folder) if folder is not None else ""
 
     def options(
-        self, allowed: Collection[str] = (), known: Collection[str] = (), kind: str = "",
-        *, page_size: int | None = None,
-    ) -> QueryOptions:  # fmt: skip
+        self,
+        allowed: Collection[str] = (),
+        known: Collection[str] = (),
+        kind: str = "",
+        *,
+        page_size: int | None = None,
+    ) -> QueryOptions:
         """Read the query options as parse_options(). Raises ApiError 400 for one that is not
         `allowed`.
         """
@@ -505,14 +509,21 @@ def throttled(message: str, retry_after_s: int) -> ApiError:
 
 # by kind, the special ones first; a mailbox that is full is a 507, not a 403: the request is valid
 _OF_STORE: Mapping[type[StoreError], errors.GraphError] = {
-    NoSuchItemError: errors.ITEM_NOT_FOUND, NotADraftError: errors.INVALID_REQUEST,
-    BeingSentError: errors.CONFLICT, UploadBusyError: errors.CONFLICT,
-    MessageChangedError: errors.CHANGED, MailboxFullError: errors.MAILBOX_FULL,
-    AttachmentsTooLargeError: errors.TOO_LARGE, StateTooLargeError: errors.TOO_LARGE,
-    FolderExistsError: errors.FOLDER_EXISTS, ProtectedFolderError: errors.ACCESS_DENIED,
-    FolderError: errors.INVALID_REQUEST, StoreUnavailableError: errors.UNHEALTHY,
-    TooManyQueriesError: errors.THROTTLED, TooManyUploadsError: errors.THROTTLED,
-}  # fmt: skip
+    NoSuchItemError: errors.ITEM_NOT_FOUND,
+    NotADraftError: errors.INVALID_REQUEST,
+    BeingSentError: errors.CONFLICT,
+    UploadBusyError: errors.CONFLICT,
+    MessageChangedError: errors.CHANGED,
+    MailboxFullError: errors.MAILBOX_FULL,
+    AttachmentsTooLargeError: errors.TOO_LARGE,
+    StateTooLargeError: errors.TOO_LARGE,
+    FolderExistsError: errors.FOLDER_EXISTS,
+    ProtectedFolderError: errors.ACCESS_DENIED,
+    FolderError: errors.INVALID_REQUEST,
+    StoreUnavailableError: errors.UNHEALTHY,
+    TooManyQueriesError: errors.THROTTLED,
+    TooManyUploadsError: errors.THROTTLED,
+}
 _RETRY_AFTER = {StoreUnavailableError: "10", TooManyQueriesError: "10", TooManyUploadsError: "60"}
 
 

@@ -377,10 +377,14 @@ async def list_messages(request: GraphRequest) -> Response:
         return options.next_link(request.url(), skiptoken=position)
 
     page = MessagePage(
-        request.context(messages_context(request)), found.messages, options.select, expand,
-        link_after=link_after, total=found.total,
+        request.context(messages_context(request)),
+        found.messages,
+        options.select,
+        expand,
+        link_after=link_after,
+        total=found.total,
         next_link=link_to(found.next_after) if found.next_after else "",
-    )  # fmt: skip
+    )
     return await page.response(request)
 
 

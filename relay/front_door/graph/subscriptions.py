@@ -41,11 +41,22 @@ from relay.front_door.notifications.subscriptions import (
 )
 
 _PROPERTIES = (
-    "id", "resource", "applicationId", "changeType", "clientState", "notificationUrl",
-    "notificationQueryOptions", "lifecycleNotificationUrl", "expirationDateTime", "creatorId",
-    "includeResourceData", "latestSupportedTlsVersion", "encryptionCertificate",
-    "encryptionCertificateId", "notificationUrlAppId",
-)  # fmt: skip
+    "id",
+    "resource",
+    "applicationId",
+    "changeType",
+    "clientState",
+    "notificationUrl",
+    "notificationQueryOptions",
+    "lifecycleNotificationUrl",
+    "expirationDateTime",
+    "creatorId",
+    "includeResourceData",
+    "latestSupportedTlsVersion",
+    "encryptionCertificate",
+    "encryptionCertificateId",
+    "notificationUrlAppId",
+)
 _CHANGE_TYPES = ("created", "updated", "deleted")
 _LIST_OPTIONS = ("select", "top", "skip", "count")
 _TLS_VERSIONS = ("v1_0", "v1_1", "v1_2", "v1_3")
@@ -131,9 +142,13 @@ async def _read_new(request: GraphRequest, body: Mapping[str, Any]) -> Subscript
     resource = read_string(body["resource"], "resource")
     mailbox, folder_id = await _read_resource(request, resource)
     return Subscription(
-        id="", position="",
-        creator=request.caller.address, is_application=request.caller.is_application,
-        mailbox=mailbox, folder_id=folder_id, resource=resource,
+        id="",
+        position="",
+        creator=request.caller.address,
+        is_application=request.caller.is_application,
+        mailbox=mailbox,
+        folder_id=folder_id,
+        resource=resource,
         change_types=_read_change_types(body["changeType"]),
         url=_read_url(request, body, "notificationUrl"),
         lifecycle_url=_read_url(request, body, "lifecycleNotificationUrl"),
@@ -141,7 +156,7 @@ async def _read_new(request: GraphRequest, body: Mapping[str, Any]) -> Subscript
         tls_version=one_of(tls, "latestSupportedTlsVersion", _TLS_VERSIONS),
         expires_us=_read_expiry(request, body),
         has_immutable_ids=request.shows_immutable_ids,
-    )  # fmt: skip
+    )
 
 
 async def _read_resource(request: GraphRequest, text: str) -> tuple[str, str]:
@@ -218,11 +233,15 @@ def _response(
 def _shown(one: Subscription, select: Collection[str]) -> dict[str, Any]:
     """Return the JSON of a subscription. Its clientState is never shown."""
     known = {
-        "id": one.id, "resource": one.resource, "changeType": ",".join(one.change_types),
-        "notificationUrl": one.url, "lifecycleNotificationUrl": one.lifecycle_url or None,
-        "expirationDateTime": rfc3339(one.expires_us), "creatorId": one.creator,
+        "id": one.id,
+        "resource": one.resource,
+        "changeType": ",".join(one.change_types),
+        "notificationUrl": one.url,
+        "lifecycleNotificationUrl": one.lifecycle_url or None,
+        "expirationDateTime": rfc3339(one.expires_us),
+        "creatorId": one.creator,
         "latestSupportedTlsVersion": one.tls_version,
-    }  # fmt: skip
+    }
     return {name: known.get(name) for name in select or _PROPERTIES}
 
 

@@ -66,11 +66,21 @@ _TIME_OF_DAY = re.compile(r"(\d\d):(\d\d)(?::(\d\d)(?:\.(\d{1,12}))?)?", re.ASCI
 _WEEK = ("sunday", "monday", "tuesday", "wednesday", "thursday", "friday", "saturday")
 _MEETINGS = "sendToDelegateOnly"
 _LANGUAGES = {
-    "da-DK": "Danish", "de-DE": "German (Germany)", "en-GB": "English (United Kingdom)",
-    "en-US": "English (United States)", "es-ES": "Spanish (Spain)", "fr-FR": "French (France)",
-    "it-IT": "Italian", "ja-JP": "Japanese", "ko-KR": "Korean", "nl-NL": "Dutch",
-    "pl-PL": "Polish", "pt-BR": "Portuguese (Brazil)", "sv-SE": "Swedish", "zh-CN": "Chinese (PRC)",
-}  # fmt: skip
+    "da-DK": "Danish",
+    "de-DE": "German (Germany)",
+    "en-GB": "English (United Kingdom)",
+    "en-US": "English (United States)",
+    "es-ES": "Spanish (Spain)",
+    "fr-FR": "French (France)",
+    "it-IT": "Italian",
+    "ja-JP": "Japanese",
+    "ko-KR": "Korean",
+    "nl-NL": "Dutch",
+    "pl-PL": "Polish",
+    "pt-BR": "Portuguese (Brazil)",
+    "sv-SE": "Swedish",
+    "zh-CN": "Chinese (PRC)",
+}
 _REPLY_CHARACTERS = 32_768
 CATEGORIES_MAX = 200
 _COLORS = ("none", *(f"preset{number}" for number in range(25)))

@@ -19,9 +19,14 @@ class ApiError(Exception):
     """An error response with an HTTP status, Graph's error code, and extra header fields."""
 
     def __init__(
-        self, status: int, code: str, message: str, *,
-        headers: Mapping[str, str] | None = None, detail: str = "",
-    ) -> None:  # fmt: skip
+        self,
+        status: int,
+        code: str,
+        message: str,
+        *,
+        headers: Mapping[str, str] | None = None,
+        detail: str = "",
+    ) -> None:
         super().__init__(message)
         self.status = status
         self.code = code
@@ -47,8 +52,10 @@ class RequestIds(Struct, frozen=True):
 def error_body(error: ApiError, *, ids: RequestIds, date: str) -> dict[str, Any]:
     """Return Graph's JSON of an error; `date` is UTC to the second, without a zone."""
     inner = {
-        "date": date, "request-id": ids.request_id, "client-request-id": ids.client_request_id,
-    }  # fmt: skip
+        "date": date,
+        "request-id": ids.request_id,
+        "client-request-id": ids.client_request_id,
+    }
     if error.detail:
         inner["detail"] = error.detail
     return {"error": {"code": error.code, "message": error.message, "innerError": inner}}

@@ -94,9 +94,15 @@ class HttpsClient:
         return read_url(text, schemes=schemes)
 
     async def post(
-        self, url: WebUrl, body: bytes, *, timeout_s: float, content_type: str = "application/json",
-        fields: Sequence[tuple[str, str]] = (), answer_bytes_max: int = 0,
-    ) -> HttpAnswer:  # fmt: skip
+        self,
+        url: WebUrl,
+        body: bytes,
+        *,
+        timeout_s: float,
+        content_type: str = "application/json",
+        fields: Sequence[tuple[str, str]] = (),
+        answer_bytes_max: int = 0,
+    ) -> HttpAnswer:
         """Send a POST; `fields` are further ones of its header. `answer_bytes_max` is how long the
         body of the answer may be; 0: it is not asked for. Raises RequestFailedError.
         """

@@ -259,9 +259,12 @@ class Subscriptions:
         try:
             with running.counted(creator):
                 answer = await self.client.post(
-                    asked, b"", timeout_s=HANDSHAKE_S, content_type="text/plain; charset=utf-8",
+                    asked,
+                    b"",
+                    timeout_s=HANDSHAKE_S,
+                    content_type="text/plain; charset=utf-8",
                     answer_bytes_max=_TOKEN_BYTES_MAX,
-                )  # fmt: skip
+                )
         except RequestFailedError as error:
             how = "timed out" if error.timed_out else "failed"
             text = f"Subscription validation request {how}. {error}."
@@ -364,9 +367,11 @@ class _MessageFeed(_SubscriptionFeed):
         if key:
             shown["@odata.etag"] = f'W/"{key}"'
         return {
-            **_about(one, self._owner.tenant), "changeType": kind, "resource": resource,
+            **_about(one, self._owner.tenant),
+            "changeType": kind,
+            "resource": resource,
             "resourceData": shown,
-        }  # fmt: skip
+        }
 
     async def sent(self, post: Post) -> None:
         """See Feed."""
@@ -428,9 +433,10 @@ class _LifecycleFeed(_SubscriptionFeed):
 def _about(one: Subscription, tenant: str) -> dict[str, Any]:
     """Return what each notification says of its subscription."""
     shown = {
-        "subscriptionId": one.id, "subscriptionExpirationDateTime": rfc3339(one.expires_us),
+        "subscriptionId": one.id,
+        "subscriptionExpirationDateTime": rfc3339(one.expires_us),
         "tenantId": tenant,
-    }  # fmt: skip
+    }
     return shown | ({"clientState": one.client_state} if one.client_state else {})
 
 

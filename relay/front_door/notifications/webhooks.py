@@ -51,13 +51,18 @@ KEEP_US = 86_400_000_000  # an event that is older is dropped when a request fai
 LANES = 4  # requests at once, for each webhook
 _EVENTS_MAX = 500  # in memory, for each webhook
 _STEPS = {
-    Step.ACCEPTED: "accepted", Step.POLICY_AND_ROUTING: "policy", Step.DELIVERY: "delivery",
+    Step.ACCEPTED: "accepted",
+    Step.POLICY_AND_ROUTING: "policy",
+    Step.DELIVERY: "delivery",
     Step.REPORT: "reported",
-}  # fmt: skip
+}
 # of recipients that have them at once, by a key of the event, and by an action of a rule
 _STATES_OF_POLICY = {
-    "held": "held", "refused": "failed", "quarantined": "delivered", "aliases": "expanded",
-}  # fmt: skip
+    "held": "held",
+    "refused": "failed",
+    "quarantined": "delivered",
+    "aliases": "expanded",
+}
 _STATES_OF_RULES = {"discard": "discarded", "redirect": "redirected"}
 _SAVE_S = 1.0
 # As for event streams: another process may write the log, and reading takes a twentieth of the time
@@ -81,9 +86,10 @@ def signed_fields(secret: str, event_id: str, body: bytes, *, now_s: int) -> dic
     text = b"%b.%d.%b" % (event_id.encode(), now_s, body)
     signature = b64encode(hmac.digest(key, text, "sha256")).decode()
     return {
-        "webhook-id": event_id, "webhook-timestamp": str(now_s),
+        "webhook-id": event_id,
+        "webhook-timestamp": str(now_s),
         "webhook-signature": f"v1,{signature}",
-    }  # fmt: skip
+    }
 
 
 def event_names(recorded: RecordedEvent) -> set[str]:
@@ -284,9 +290,15 @@ class Webhooks:
     """The webhooks of a relay. Call open() once, then run(), then close()."""
 
     def __init__(
-        self, file: Path, feed: EventFeed, *, changes: ChangeNotifier, clock: Clock,
-        client: HttpsClient, metrics: Metrics,
-    ) -> None:  # fmt: skip
+        self,
+        file: Path,
+        feed: EventFeed,
+        *,
+        changes: ChangeNotifier,
+        clock: Clock,
+        client: HttpsClient,
+        metrics: Metrics,
+    ) -> None:
         """`file` keeps the cursors."""
         self.feed, self.changes, self.clock = feed, changes, clock
         self.sender = Sender(client, kind="webhook", clock=clock, metrics=metrics)
@@ -346,13 +358,15 @@ class Webhooks:
         """Return the webhooks for an operator."""
         return [
             {
-                "url": one.hook.url, "events": one.hook.events, "accounts": one.hook.accounts,
+                "url": one.hook.url,
+                "events": one.hook.events,
+                "accounts": one.hook.accounts,
                 "cursor": str(one.cursor or ""),
                 "failure": one.failure or None,
                 "failing_since": rfc3339(one.failing_since_us) if one.failure else None,
             }
             for one in self._running.values()
-        ]  # fmt: skip
+        ]
 
     async def replay(self, cursor: EventCursor, urls: Sequence[str]) -> None:
         """Go on from another cursor. Raises KeyError for a URL that is no webhook's."""

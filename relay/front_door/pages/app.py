@@ -38,9 +38,19 @@ from relay.store.spool.types import SpoolError
 
 # The first segments of the paths of pages; "" is the first page.
 PREFIXES = (
-    "", "messages", "refused", "queue", "internet", "clock", "health", "login", "logout", "static",
-    "help", "compose",
-)  # fmt: skip
+    "",
+    "messages",
+    "refused",
+    "queue",
+    "internet",
+    "clock",
+    "health",
+    "login",
+    "logout",
+    "static",
+    "help",
+    "compose",
+)
 REQUESTS_OF_VISITOR_MAX = 32  # at once: the searches of one must not keep all others waiting
 _TOO_MANY = "Too many pages of this account are being read at once. Try again in a moment."
 _BODY_BYTES_MAX = 1 << 20

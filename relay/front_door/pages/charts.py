@@ -112,8 +112,10 @@ def duration_text(seconds: float) -> str:
     if seconds < 60:
         return _with_unit(f"{seconds:.2g}" if seconds < 9.95 else f"{seconds:.0f}", "s")
     for size, unit, smaller, smaller_unit in (
-        (86400, "d", 3600, "h"), (3600, "h", 60, "min"), (60, "min", 1, "s"),
-    ):  # fmt: skip
+        (86400, "d", 3600, "h"),
+        (3600, "h", 60, "min"),
+        (60, "min", 1, "s"),
+    ):
         if seconds >= size:
             whole, rest = divmod(int(seconds), size)
             more = rest // smaller

@@ -62,9 +62,13 @@ async def compose_page(request: PageRequest, means: GraphDependencies) -> Respon
         except ApiError as error:
             status, faults = error.status, _faults(error, form)
     return request.page(
-        "compose.html", status=status, faults=faults, form=form, answered=answered,
+        "compose.html",
+        status=status,
+        faults=faults,
+        form=form,
+        answered=answered,
         development=request.site.dependencies.development,
-    )  # fmt: skip
+    )
 
 
 async def _answered(request: PageRequest, means: GraphDependencies) -> Answered | None:
@@ -123,11 +127,13 @@ def _message(form: PageForm) -> dict[str, Any]:
     kind = "html" if form.text("format") == "html" else "text"
     attachments = [
         {
-            "@odata.type": "#microsoft.graph.fileAttachment", "name": name,
-            "contentType": media_type, "contentBytes": base64.b64encode(content).decode(),
+            "@odata.type": "#microsoft.graph.fileAttachment",
+            "name": name,
+            "contentType": media_type,
+            "contentBytes": base64.b64encode(content).decode(),
         }
         for name, media_type, content in form.files
-    ]  # fmt: skip
+    ]
     body = {"contentType": kind, "content": form.text("body").replace("\r\n", "\n")}
     people = {name: _recipients(form.text(name)) for name in _RECIPIENTS}
     return {"subject": form.text("subject"), "body": body, "attachments": attachments, **people}

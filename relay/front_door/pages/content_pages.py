@@ -120,9 +120,19 @@ class ContentPanel(Struct, frozen=True):
 
 # What a client may send; "id" and the rest are the store's.
 _PROPERTIES_FOR_OTHERS = (
-    "subject", "importance", "body", "from", "sender", "toRecipients", "ccRecipients", "replyTo",
-    "categories", "internetMessageHeaders", "isDeliveryReceiptRequested", "isReadReceiptRequested",
-)  # fmt: skip
+    "subject",
+    "importance",
+    "body",
+    "from",
+    "sender",
+    "toRecipients",
+    "ccRecipients",
+    "replyTo",
+    "categories",
+    "internetMessageHeaders",
+    "isDeliveryReceiptRequested",
+    "isReadReceiptRequested",
+)
 _PROPERTIES = (*_PROPERTIES_FOR_OTHERS, "bccRecipients")
 
 
@@ -236,9 +246,12 @@ class ContentPages:
 def _own_places(request: HttpRequest, clients: ClientSettings) -> OwnPlaces:
     """Return where the relay listens, and where the browser that asks has found it."""
     ports = {
-        clients.http_port, clients.https_port, clients.smtp_port, clients.submission_port,
+        clients.http_port,
+        clients.https_port,
+        clients.smtp_port,
+        clients.submission_port,
         clients.submissions_port,
-    }  # fmt: skip
+    }
     names = {name.lower().rstrip(".") for name in clients.host_names}
     with contextlib.suppress(ValueError):  # it is in no URL then
         asked = urlsplit(request.base_url("", "localhost").lower())

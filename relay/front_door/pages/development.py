@@ -30,8 +30,18 @@ from relay.front_door.pages.logins import PageForm
 from relay.front_door.pages.site import CLOCK_STEPS, NEXT_RETRY, PageRequest
 
 VERBS = (
-    "RCPT", "DOT", "MAIL", "DATA", "CONNECT", "BANNER", "EHLO", "STARTTLS", "AUTH", "QUIT", "DNS",
-)  # fmt: skip
+    "RCPT",
+    "DOT",
+    "MAIL",
+    "DATA",
+    "CONNECT",
+    "BANNER",
+    "EHLO",
+    "STARTTLS",
+    "AUTH",
+    "QUIT",
+    "DNS",
+)
 ACTIONS = {
     "": "sends the reply",
     "drop": "closes the connection",

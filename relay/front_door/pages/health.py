@@ -69,22 +69,17 @@ def _values(dependencies: ApiDependencies) -> dict[str, Any]:
         "pressure": _LEVELS[state.level],
         "is_calm": state.level is PressureLevel.NORMAL,
         "reasons": [f"{level.name.lower()}: {describe(it)}" for it, level in state.levels.items()],
-        "queue": {
-            name: number_text(hour.levels.get(name, 0.0))
-            for name in _QUEUE_STATES
-        },
+        "queue": {name: number_text(hour.levels.get(name, 0.0)) for name in _QUEUE_STATES},
         "oldest": _oldest(hour.levels),
         "waiting": number_text(hour.levels["pickup"]),
-        "connections": {
-            name: number_text(hour.levels[name]) for name in ("incoming", "outgoing")
-        },
+        "connections": {name: number_text(hour.levels[name]) for name in ("incoming", "outgoing")},
         "counted": hour.counted,
         "charts": hour.charts,
         "running": duration_text(running_s),
         "started": rfc3339(started_us),
         "version": __version__,
         "is_advanced": dependencies.clock.advanced_s > 1,
-    }  # fmt: skip
+    }
 
 
 def last_hour(samples: Sequence[Sample], *, captures: bool) -> HourOfMetrics:

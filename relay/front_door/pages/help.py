@@ -150,8 +150,10 @@ def read_snippets() -> tuple[Snippet, ...]:
 def with_ports(snippet: Snippet, clients: ClientSettings) -> Snippet:
     """Return the program with the ports of this relay; those that it does not have stay."""
     ports = {
-        "1025": clients.smtp_port, "1587": clients.submission_port or 1587,
+        "1025": clients.smtp_port,
+        "1587": clients.submission_port or 1587,
         "1465": clients.submissions_port or 1465,
-        "8025": clients.http_port, "8443": clients.https_port or 8443,
-    }  # fmt: skip
+        "8025": clients.http_port,
+        "8443": clients.https_port or 8443,
+    }
     return Snippet(snippet.title, _PORT.sub(lambda found: str(ports[found[0]]), snippet.code))

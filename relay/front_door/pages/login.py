@@ -61,9 +61,11 @@ def login_needed(request: HttpRequest, site: PageSite) -> Response:
     headers = request.headers
     if "hx-request" in headers or "text/event-stream" in headers.get("accept", ""):
         refused = ApiError(
-            401, "InvalidAuthenticationToken", "You are not logged in, or not any more.",
+            401,
+            "InvalidAuthenticationToken",
+            "You are not logged in, or not any more.",
             headers={"hx-refresh": "true"},
-        )  # fmt: skip
+        )
         return site.error(request, None, refused)
     wanted = ""
     if request.method == "GET":
@@ -131,9 +133,16 @@ def _form(
     is_from_elsewhere = request.headers.get("sec-fetch-site") in ("cross-site", "same-site")
     token = logins.form_token(request) or new_secret()
     response = site.page(
-        request, None, "login.html", status=status, message=message, wanted=wanted,
-        wanted_url=_location(wanted), is_from_elsewhere=is_from_elsewhere, form_token=token,
-    )  # fmt: skip
+        request,
+        None,
+        "login.html",
+        status=status,
+        message=message,
+        wanted=wanted,
+        wanted_url=_location(wanted),
+        is_from_elsewhere=is_from_elsewhere,
+        form_token=token,
+    )
     logins.keep_form_token(request, response, token)
     return response
 

@@ -223,8 +223,10 @@ def _key_of(identifier: str) -> bytes:
 
 def _is_same(before: Account, now: Account) -> bool:
     return (before.address, before.role, before.credentials) == (
-        now.address, now.role, now.credentials,
-    )  # fmt: skip
+        now.address,
+        now.role,
+        now.credentials,
+    )
 
 
 class Visitor(Struct, frozen=True):
@@ -315,9 +317,14 @@ class Logins:
         deletes it.
         """
         response.set_cookie(
-            self._cookie_name(request, of), value, max_age=None if value else 0, path="/",
-            secure=self._is_secure(request), httponly=True, samesite="strict",
-        )  # fmt: skip
+            self._cookie_name(request, of),
+            value,
+            max_age=None if value else 0,
+            path="/",
+            secure=self._is_secure(request),
+            httponly=True,
+            samesite="strict",
+        )
 
     def _cookie(self, request: HttpRequest, *, of: str = "") -> str:
         """Return the value of a cookie, "" for none."""

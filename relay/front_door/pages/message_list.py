@@ -91,8 +91,11 @@ class ListView(Struct, frozen=True):
     def query(self, **changes: Any) -> dict[str, Any]:
         """Return the fields of a link to this view, on its first page."""
         fields = {
-            "q": self.text, "mailbox": self.mailbox, "kind": self.kind, "state": self.state,
-        }  # fmt: skip
+            "q": self.text,
+            "mailbox": self.mailbox,
+            "kind": self.kind,
+            "state": self.state,
+        }
         return {name: value for name, value in (fields | changes).items() if value}
 
     def here(self) -> dict[str, Any]:
@@ -465,9 +468,13 @@ async def _question(
     )
     return request.page(
         "marked.html",
-        action=action, names=_SEPARATOR.join(names), count=len(names), is_more=is_more,
-        rows=rows, back=view.here(),
-    )  # fmt: skip
+        action=action,
+        names=_SEPARATOR.join(names),
+        count=len(names),
+        is_more=is_more,
+        rows=rows,
+        back=view.here(),
+    )
 
 
 async def _apply(action: str, names: Sequence[str], request: PageRequest) -> int:

@@ -190,9 +190,14 @@ async def _confirmation(request: PageRequest, operation: Operation) -> Response:
     development = request.site.dependencies.development
     values |= released_by_command(answer if is_release else None, development)
     return request.page(
-        "queue_change.html", status=400 if fault else 200, **values,
-        answer=answer, line=line, listed=listed, fault=fault,
-    )  # fmt: skip
+        "queue_change.html",
+        status=400 if fault else 200,
+        **values,
+        answer=answer,
+        line=line,
+        listed=listed,
+        fault=fault,
+    )
 
 
 async def _change(request: PageRequest, operation: Operation) -> Response:

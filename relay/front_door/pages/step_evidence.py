@@ -88,9 +88,10 @@ def _notified(detail: Mapping[str, Any]) -> StepEvidence:
         )
     if until:
         return StepEvidence(
-            "Submitted, to be sent at the time that the sender chose.", time=until,
+            "Submitted, to be sent at the time that the sender chose.",
+            time=until,
             time_text="sent",
-        )  # fmt: skip
+        )
     waits = (StepFact("Waited after", detail["waits"]),) if "waits" in detail else ()
     return StepEvidence("The sender submitted the draft, and pickup was notified.", waits)
 
@@ -242,9 +243,13 @@ _VERIFIED = {
 }
 # what a policy begins with, or has in it; the first comes first
 _POLICIES = {
-    "mta-sts: verify": "MTA-STS enforce", "mta-sts": "MTA-STS", "dane: dane": "DANE",
-    "requiretls: verify": "REQUIRETLS", "requiretls: dane": "REQUIRETLS", "; by dane": "; by DANE",
-}  # fmt: skip
+    "mta-sts: verify": "MTA-STS enforce",
+    "mta-sts": "MTA-STS",
+    "dane: dane": "DANE",
+    "requiretls: verify": "REQUIRETLS",
+    "requiretls: dane": "REQUIRETLS",
+    "; by dane": "; by DANE",
+}
 _KINDS = {
     "failure": "A report on failed delivery",
     "unknown": "A report that the outcome is not known",

@@ -278,9 +278,14 @@ class UserGrants:
         audience = audience or graph_url(asked.base_url)
         names = (one.rpartition("/")[2] for one in (*scopes, *wanted.earlier.split()))
         access_token = self._tokens.issue(
-            client, issuer=asked.issuer, tenant=asked.tenant, audience=audience,
-            token_id=self._ids.new(), user=user, granted=granted_scopes(names, user),
-        )  # fmt: skip
+            client,
+            issuer=asked.issuer,
+            tenant=asked.tenant,
+            audience=audience,
+            token_id=self._ids.new(),
+            user=user,
+            granted=granted_scopes(names, user),
+        )
         fields = {"access_token": access_token}
         if granted := " ".join(one for one in scopes if one != "offline_access"):
             fields["scope"] = granted
@@ -303,11 +308,20 @@ class UserGrants:
         oid = object_id(address)
         nonce = {"nonce": wanted.nonce} if wanted.nonce else {}
         return {
-            "aud": wanted.client.client_id, "iss": asked.issuer, "tid": asked.tenant,
-            "iat": now_s, "nbf": now_s, "exp": now_s + LIFETIME_S, "oid": oid, "sub": oid,
-            "name": address.rpartition("@")[0], "preferred_username": address, "email": address,
-            "ver": "2.0", **nonce,
-        }  # fmt: skip
+            "aud": wanted.client.client_id,
+            "iss": asked.issuer,
+            "tid": asked.tenant,
+            "iat": now_s,
+            "nbf": now_s,
+            "exp": now_s + LIFETIME_S,
+            "oid": oid,
+            "sub": oid,
+            "name": address.rpartition("@")[0],
+            "preferred_username": address,
+            "email": address,
+            "ver": "2.0",
+            **nonce,
+        }
 
     async def _authorize(self, asked: SignInRequest) -> Response:
         request = asked.http
@@ -337,12 +351,17 @@ class UserGrants:
         code = self._tokens.seal(
             client,
             {
-                "id": self._ids.new(), "start": self._start, "user": user,
-                "scope": given.get("scope", ""), "redirect": _digest(redirect_uri),
-                "nonce": given.get("nonce", ""), "challenge": _challenge(given),
+                "id": self._ids.new(),
+                "start": self._start,
+                "user": user,
+                "scope": given.get("scope", ""),
+                "redirect": _digest(redirect_uri),
+                "nonce": given.get("nonce", ""),
+                "challenge": _challenge(given),
             },
-            kind="code", lifetime_s=CODE_LIFETIME_S,
-        )  # fmt: skip
+            kind="code",
+            lifetime_s=CODE_LIFETIME_S,
+        )
         return answer({"code": code, **state})
 
     async def _fault_of_approval(self, request: HttpRequest, form: Mapping[str, str]) -> str:
@@ -364,20 +383,24 @@ class UserGrants:
             text += f"/{AUTHORIZE}, with the token."
             raise SignInError("invalid_client", text, number=7000218, status=401)
         claims = {
-            "id": self._ids.new(), "start": self._start, "user": self._hinted(form),
+            "id": self._ids.new(),
+            "start": self._start,
+            "user": self._hinted(form),
             "scope": _scope(form),
-        }  # fmt: skip
+        }
         code = self._tokens.seal(client, claims, kind="device_code", lifetime_s=DEVICE_LIFETIME_S)
         uri = f"{asked.authority}/{DEVICE_PAGE}"
         return json_response(
             {
-                "device_code": code, "user_code": secrets.token_hex(4).upper(),
+                "device_code": code,
+                "user_code": secrets.token_hex(4).upper(),
                 "verification_url" if asked.path in V1_OF else "verification_uri": uri,
-                "expires_in": DEVICE_LIFETIME_S, "interval": _POLL_INTERVAL_S,
+                "expires_in": DEVICE_LIFETIME_S,
+                "interval": _POLL_INTERVAL_S,
                 "message": f"{claims['user']} is signed in now; there is nothing to do.",
             },
             headers=dict(NO_STORE),
-        )  # fmt: skip
+        )
 
     def _unsealed(
         self, text: str, name: str, client: RegisteredClient, *, ended: tuple[str, int]

@@ -42,8 +42,14 @@ _CONFIGURATION = ".well-known/openid-configuration"
 _CONFIGURATION_V2 = f"v2.0/{_CONFIGURATION}"
 _INSTANCE = "discovery/instance"
 SIGN_IN_PATHS = (  # after the tenant
-    _TOKEN, AUTHORIZE, DEVICE_CODE, _KEYS, _CONFIGURATION, _CONFIGURATION_V2, _INSTANCE,
-)  # fmt: skip
+    _TOKEN,
+    AUTHORIZE,
+    DEVICE_CODE,
+    _KEYS,
+    _CONFIGURATION,
+    _CONFIGURATION_V2,
+    _INSTANCE,
+)
 
 BODY_BYTES_MAX = 16 * 1024
 _HELD_BYTES_MAX = REQUESTS_MAX * BODY_BYTES_MAX  # slow strangers never use it up

@@ -106,7 +106,13 @@ def _pressure_monitor(base: Foundation, transport: Transport) -> PressureMonitor
         return resident_bytes() + (resident_bytes(transport.gate.statm) if transport.gate else 0)
 
     return PressureMonitor(
-        base.pressure, base.spool, bounds=bounds_of(base.settings),
-        mailboxes=base.root.path, metrics=base.metrics, clock=base.clock,
-        on_change=use, resident=resident, on_measured=base.samples.keep,
-    )  # fmt: skip
+        base.pressure,
+        base.spool,
+        bounds=bounds_of(base.settings),
+        mailboxes=base.root.path,
+        metrics=base.metrics,
+        clock=base.clock,
+        on_change=use,
+        resident=resident,
+        on_measured=base.samples.keep,
+    )

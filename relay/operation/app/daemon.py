@@ -155,9 +155,12 @@ class Daemon:
         """Open the mail root, and keep an eye on it. Raises ForeignRootError."""
         base = self.base
         attendant = MailRootAttendant(
-            base.root, base.store, base.spool,
-            name=base.settings.mailboxes.store, is_shared=not base.settings.spool.is_file,
-        )  # fmt: skip
+            base.root,
+            base.store,
+            base.spool,
+            name=base.settings.mailboxes.store,
+            is_shared=not base.settings.spool.is_file,
+        )
         await attendant.open(takes_any=base.is_development)
         with suppress(SpoolError):  # the disk is full: it is tried again each second
             await attendant.record_id()

@@ -308,8 +308,10 @@ class Explainer:
         asked = Verdict((), (), (ParsedContent.of(question.content or b""),), ())
         found = self.forwarding.examiner_of_added(
             lambda one, *_: self._examine(one, sender, question, is_copy=is_copy),
-            asked, self.rules().tenants, trusted=sender.is_trusted,
-        )(added, added.address, "")  # fmt: skip
+            asked,
+            self.rules().tenants,
+            trusted=sender.is_trusted,
+        )(added, added.address, "")
         document = self._document(added.address, sender, found)
         if isinstance(found, InvalidRecipient):
             return document
@@ -382,15 +384,30 @@ class Explainer:
                 state, reply = "rejected" if is_refused else "invalid", found.text
         place = self.places.get(found.route, _NO_PLACE)
         return {
-            "address": address, "from": sender.reverse_path, "state": state, "reply": reply,
-            "reason": "", "rule": "", "aliases": [], "rules": [],
+            "address": address,
+            "from": sender.reverse_path,
+            "state": state,
+            "reply": reply,
+            "reason": "",
+            "rule": "",
+            "aliases": [],
+            "rules": [],
             "route": {
-                "name": found.route, "file": place.file, "line": place.line, "next_hop": next_hop,
+                "name": found.route,
+                "file": place.file,
+                "line": place.line,
+                "next_hop": next_hop,
                 **({"fallback": str(way.to), "fallback_after": way.after_us / 1e6} if way else {}),
             },
-            "mailbox": "", "hosts": [], "hosts_more": 0, "tls": None, "limits": {}, "site": None,
-            "retry": [], "running": self.state_of is not None,
-        }  # fmt: skip
+            "mailbox": "",
+            "hosts": [],
+            "hosts_more": 0,
+            "tls": None,
+            "limits": {},
+            "site": None,
+            "retry": [],
+            "running": self.state_of is not None,
+        }
 
 
 def _held(hold: Hold | None) -> dict[str, Any]:
@@ -415,10 +432,14 @@ def _hosts(found: Resolution, via: HopOptions) -> dict[str, Any]:
     hosts = found.hosts if isinstance(found, Hosts) else ()
     for host in hosts:
         addresses = list(of_family(host.addresses, via.source_address))
-        documents.append({
-            "name": host.name, "preference": host.preference, "addresses": addresses,
-            "skipped": "" if addresses else OTHER_FAMILY,
-        })  # fmt: skip
+        documents.append(
+            {
+                "name": host.name,
+                "preference": host.preference,
+                "addresses": addresses,
+                "skipped": "" if addresses else OTHER_FAMILY,
+            }
+        )
     names = {host.name for host in hosts}
     documents += [
         {"name": one.name, "preference": one.preference, "addresses": [], "skipped": one.skipped}
@@ -450,15 +471,21 @@ def explainer_of(base: Foundation, transport: Transport) -> Explainer:
     """Return the explainer of a relay that runs."""
     forwarding, schedule = transport.acceptance.forwarding, retry_schedule(base.settings)
     return Explainer(
-        forwarding=forwarding, rules=base.sources.rules, resolve=transport.policies.resolve,
-        schedule=schedule, options=site_options(base.settings, schedule), clock=base.clock,
+        forwarding=forwarding,
+        rules=base.sources.rules,
+        resolve=transport.policies.resolve,
+        schedule=schedule,
+        options=site_options(base.settings, schedule),
+        clock=base.clock,
         places=base.sources.route_places(),
         checks=RecipientChecks(
             forwarding, base.store.room, transport.verifier.rejection, rules=base.sources.rules
         ),
-        trusts=partial(is_trusted, base.settings.smtp), milters=base.milters,
-        state_of=transport.scheduler.state_of, probe=transport.scheduler.probe,
-    )  # fmt: skip
+        trusts=partial(is_trusted, base.settings.smtp),
+        milters=base.milters,
+        state_of=transport.scheduler.state_of,
+        probe=transport.scheduler.probe,
+    )
 
 
 @contextmanager
@@ -482,13 +509,18 @@ def explainer_of_files(
         rules = book_of(load_strictly(settings, file), settings)
         resolver = resolver_of(settings, clock)
         explainer = Explainer(
-            forwarding=forwarding, rules=lambda: rules, resolve=resolver.resolve,
-            schedule=schedule, options=site_options(settings, schedule), clock=clock,
+            forwarding=forwarding,
+            rules=lambda: rules,
+            resolve=resolver.resolve,
+            schedule=schedule,
+            options=site_options(settings, schedule),
+            clock=clock,
             places=route_places(file, settings),
             checks=RecipientChecks(forwarding, _room_for_all, rules=lambda: rules),
             trusts=partial(is_trusted, settings.smtp),
-            milters=MilterSet(settings.milter, hostname=settings.hostname), state_of=None,
-        )  # fmt: skip
+            milters=MilterSet(settings.milter, hostname=settings.hostname),
+            state_of=None,
+        )
         yield explainer, resolver.close
     finally:
         accounts.close()

@@ -380,6 +380,32 @@ def _is_paused(pauses: Pauses, what: Paused) -> int:
     return int(what in pauses.current())
 
 
+def _store(
+    settings: Settings,
+    sources: RelayDependencies,
+    log: SubmissionLog,
+    *,
+    root: MailRoot,
+    clock: Clock,
+    ids: Ids,
+    crash: CrashPoints,
+) -> FileStore:
+    def limits_of(account: str) -> QuotaLimits:
+        found = sources.accounts.by_address(account)
+        return QuotaLimits(found.quota, found.quota_messages) if found else QuotaLimits()
+
+    return FileStore(
+        root,
+        clock=clock,
+        ids=ids,
+        crash=crash,
+        log=log,
+        hostname=settings.hostname,
+        limits_of=limits_of,
+        dead_letter=settings.state_dir / DEAD_LETTER,
+    )
+
+
 def open_foundation(
     settings: Settings, sources: RelayDependencies, *, clock: Clock, undo: ExitStack
 ) -> Foundation:
@@ -399,22 +425,22 @@ def open_foundation(
     table = route_table(settings, sources.accounts, confinement=_confinement(sources))
     log_directory = root.path / SUBMISSIONS / "log"
     store_log = SubmissionLog(
-        log_directory, role="relay", clock=clock, on_append=changes.notify,
+        log_directory,
+        role="relay",
+        clock=clock,
+        on_append=changes.notify,
         node=settings.node_of_many,
-    )  # fmt: skip
+    )
 
-    def limits_of(account: str) -> QuotaLimits:
-        found = sources.accounts.by_address(account)
-        return QuotaLimits(found.quota, found.quota_messages) if found else QuotaLimits()
-
-    store = FileStore(
-        root, clock=clock, ids=ids, crash=crash, log=store_log, hostname=settings.hostname,
-        limits_of=limits_of, dead_letter=settings.state_dir / DEAD_LETTER,
-    )  # fmt: skip
+    store = _store(settings, sources, store_log, root=root, clock=clock, ids=ids, crash=crash)
     engine = spool.open(
-        settings, clock=clock, crash=crash, metrics=metrics,
-        delivers_captured=sources.development is not None, holds_store=sources.holds_root,
-    )  # fmt: skip
+        settings,
+        clock=clock,
+        crash=crash,
+        metrics=metrics,
+        delivers_captured=sources.development is not None,
+        holds_store=sources.holds_root,
+    )
     undo.callback(engine.close)
     table.hold_of = engine.queue_admin.hold_rule
     table.is_of_other_store = engine.is_of_other_store
@@ -428,13 +454,29 @@ def open_foundation(
     feed = EventFeed(engine, LogReader(log_directory, store=settings.mailboxes.store))
     reloader = Reloader(active, table, clock=clock, metrics=metrics) if active else None
     return Foundation(
-        given=settings, sources=sources, reloader=reloader, certificates=certificates,
-        clock=clock, ids=ids, crash=crash, metrics=metrics,
-        samples=MetricSamples(metrics, clock), changes=changes, pressure=pressure, pauses=pauses,
-        readiness=Readiness(), table=table, srs=srs_of(settings), root=root,
+        given=settings,
+        sources=sources,
+        reloader=reloader,
+        certificates=certificates,
+        clock=clock,
+        ids=ids,
+        crash=crash,
+        metrics=metrics,
+        samples=MetricSamples(metrics, clock),
+        changes=changes,
+        pressure=pressure,
+        pauses=pauses,
+        readiness=Readiness(),
+        table=table,
+        srs=srs_of(settings),
+        root=root,
         signer=Signer(sources.keys, clock=clock, metrics=metrics),
-        store_log=store_log, store=store, spool=engine,
-        journeys=Journeys(engine, store_log, feed, clock=clock), feed=feed,
-        refusals=refusals, milters=_milters(settings, metrics),
+        store_log=store_log,
+        store=store,
+        spool=engine,
+        journeys=Journeys(engine, store_log, feed, clock=clock),
+        feed=feed,
+        refusals=refusals,
+        milters=_milters(settings, metrics),
         usage=_usage(settings, sources, table, clock=clock),
-    )  # fmt: skip
+    )

@@ -114,19 +114,32 @@ def build_front_door(
     subscriptions = build_subscriptions(base, resolver)
     http = settings.http
     dependencies = GraphDependencies(
-        store=base.store, accounts=accounts, clock=base.clock, ids=base.ids,
-        hostname=settings.hostname, public_url=http.public_url, crash=base.crash,
-        max_upload=http.max_upload, profile=http.profile, pressure=base.pressure,
-        subscriptions=subscriptions, has_pages=base.is_development or http.pages, usage=base.usage,
-    )  # fmt: skip
+        store=base.store,
+        accounts=accounts,
+        clock=base.clock,
+        ids=base.ids,
+        hostname=settings.hostname,
+        public_url=http.public_url,
+        crash=base.crash,
+        max_upload=http.max_upload,
+        profile=http.profile,
+        pressure=base.pressure,
+        subscriptions=subscriptions,
+        has_pages=base.is_development or http.pages,
+        usage=base.usage,
+    )
     gateway = create_graph_app(
         dependencies, authentication, max_body=http.max_body, ready=base.readiness
     )
     users = base.sources.user_sign_in(tokens) if base.sources.user_sign_in else None
     sign_in = token_endpoint.create_sign_in_app(
-        accounts, tokens, clock=base.clock, hostname=settings.hostname,
-        public_url=settings.http.public_url, users=users,
-    )  # fmt: skip
+        accounts,
+        tokens,
+        clock=base.clock,
+        hostname=settings.hostname,
+        public_url=settings.http.public_url,
+        users=users,
+    )
     before_graph = base.sources.before_graph
     versions: dict[str, ASGIApp] = dict.fromkeys(
         ("v1.0", "beta"), before_graph(gateway, authentication) if before_graph else gateway
@@ -137,11 +150,16 @@ def build_front_door(
         versions |= dict.fromkeys(users.prefixes, sign_in)
     programs = PathRouter(versions, by_rest=dict.fromkeys(paths, sign_in), otherwise=create_app())
     return dataclasses.replace(
-        door, graph=gateway, graph_means=dependencies, subscriptions=subscriptions,
-        programs=programs, sign_in_paths=paths, sign_in_pages=users.pages if users else (),
+        door,
+        graph=gateway,
+        graph_means=dependencies,
+        subscriptions=subscriptions,
+        programs=programs,
+        sign_in_paths=paths,
+        sign_in_pages=users.pages if users else (),
         prefixes=(*versions, *api.PREFIXES),
         further_api=base.sources.further_api and base.sources.further_api(means, base.spool),
-    )  # fmt: skip
+    )
 
 
 def _means(
@@ -185,22 +203,41 @@ def _means(
         received=development.received_content if development else None,
     )
     search = ContentSearch(
-        base.store.messages, base.spool, sources.copies, lists=base.store.lists, clock=base.clock,
-    )  # fmt: skip
+        base.store.messages,
+        base.spool,
+        sources.copies,
+        lists=base.store.lists,
+        clock=base.clock,
+    )
     base.journeys.places.contents = lambda wanted, s: search.begin(wanted, lookup_s=s).matching
     return api.ApiDependencies(
-        journeys=base.journeys, queue_admin=base.spool.queue_admin, restored=base.store.restored,
+        journeys=base.journeys,
+        queue_admin=base.spool.queue_admin,
+        restored=base.store.restored,
         submissions=base.store.ready,
         stats=stats,
-        way_to=way_to, target_of=base.table.target_of, changes=base.changes,
-        metrics=base.metrics, samples=base.samples,
-        clock=base.clock, ready=unready, impaired=partial(_impairment, base), prune=prune,
-        pressure=base.pressure, development=development, events=events,
-        unlock=base.sources.accounts.unlock, usage=partial(_usage, base),
-        refusals=base.refusals, reload=base.reloader.request if base.reloader else None,
+        way_to=way_to,
+        target_of=base.table.target_of,
+        changes=base.changes,
+        metrics=base.metrics,
+        samples=base.samples,
+        clock=base.clock,
+        ready=unready,
+        impaired=partial(_impairment, base),
+        prune=prune,
+        pressure=base.pressure,
+        development=development,
+        events=events,
+        unlock=base.sources.accounts.unlock,
+        usage=partial(_usage, base),
+        refusals=base.refusals,
+        reload=base.reloader.request if base.reloader else None,
         configuration=base.sources.active.text if base.sources.active else str,
-        sources=sources, explain=explain, pauses=base.pauses, webhooks=webhooks,
-    )  # fmt: skip
+        sources=sources,
+        explain=explain,
+        pauses=base.pauses,
+        webhooks=webhooks,
+    )
 
 
 def _usage(base: Foundation, account: str) -> Sequence[AccountUsage]:
@@ -237,17 +274,21 @@ def build_pages(base: Foundation, front_door: FrontDoor) -> Pages:
         access = pages.Access(everyone=_EVERYONE)
     else:
         logins = pages.Logins(
-            base.sources.accounts, SystemClock(),  # an advanced clock would end all logins
+            base.sources.accounts,
+            SystemClock(),  # an advanced clock would end all logins
             relay=f"{base.settings.hostname} {base.settings.state_dir}",
             public_url=base.settings.http.public_url,
-        )  # fmt: skip
+        )
         access = pages.Access(logins=logins)
     live_views = pages.LiveViews(base.changes, base.clock)
     deletions = pages.PendingDeletions(base.clock)
     app = pages.create_app(
-        front_door.means, access, live_views=live_views, deletions=deletions,
+        front_door.means,
+        access,
+        live_views=live_views,
+        deletions=deletions,
         graph=front_door.graph_means if base.is_development else None,
-    )  # fmt: skip
+    )
 
     async def end() -> None:
         live_views.close()
@@ -266,9 +307,11 @@ def build_http_servers(base: Foundation, front_door: FrontDoor, site: Pages) -> 
         proxy_networks=http.proxy_networks,
     )
     guard = partial(
-        BrowserGuard, clock=base.clock, own_origins=_origins(http.public_url),
+        BrowserGuard,
+        clock=base.clock,
+        own_origins=_origins(http.public_url),
         allows_loopback_pages=base.sources.hosts is not None,
-    )  # fmt: skip
+    )
     servers = []
     if front_door.programs is not None:
         everything: ASGIApp = guard(front_door.programs)
@@ -286,16 +329,23 @@ def build_http_servers(base: Foundation, front_door: FrontDoor, site: Pages) -> 
             everything = PathRouter(
                 prefixes,
                 by_rest=sign_in | dict.fromkeys(front_door.sign_in_pages, pages_of_sign_in),
-                otherwise=everything, in_browser=for_people(site.app), others=front_door.prefixes,
-            )  # fmt: skip
+                otherwise=everything,
+                in_browser=for_people(site.app),
+                others=front_door.prefixes,
+            )
         if path := urlsplit(http.public_url).path:
             everything = BasePath(everything, path, clock=base.clock)
         servers.append(
             HttpServer(
-                everything, http.listen, clock=base.clock, limits=limits, hosts=_hosts(base),
-                certificate=base.certificates.http, tunnel_hosts=base.sources.tunnel_hosts,
+                everything,
+                http.listen,
+                clock=base.clock,
+                limits=limits,
+                hosts=_hosts(base),
+                certificate=base.certificates.http,
+                tunnel_hosts=base.sources.tunnel_hosts,
             )
-        )  # fmt: skip
+        )
     control_socket = Address(path=str(base.settings.control_socket))
     servers.append(HttpServer(front_door.control, [control_socket], clock=base.clock))
     if (metrics := base.settings.observe.metrics) is not None and front_door.relay_v1 is not None:

@@ -75,10 +75,13 @@ class LimitAlerts:
 
         def write(report_id: str) -> bytes:
             head = report_fields(
-                author=f"Mail Delivery System <MAILER-DAEMON@{hostname}>", to=to, subject=said,
-                message_id=f"<{report_id}.limit@{hostname}>", now_us=now_us,
+                author=f"Mail Delivery System <MAILER-DAEMON@{hostname}>",
+                to=to,
+                subject=said,
+                message_id=f"<{report_id}.limit@{hostname}>",
+                now_us=now_us,
                 automatic="auto-generated",
-            )  # fmt: skip
+            )
             return write_notice(head, text, lines)
 
         mail = RuleMail(to, "", (), text)

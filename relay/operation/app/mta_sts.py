@@ -35,10 +35,13 @@ def build_policies(base: Foundation, resolver: Resolver | LoopbackResolver) -> S
     dns = _dns_of(resolver)
     lookup = lookup_of(dns)
     return StsPolicies(
-        base.settings.state_dir / _DIRECTORY, base.clock, resolver=resolver, texts=dns.texts,
+        base.settings.state_dir / _DIRECTORY,
+        base.clock,
+        resolver=resolver,
+        texts=dns.texts,
         fetch=lambda domain: fetch_policy(base.settings.delivery, lookup, domain),
         count=partial(count, base.metrics),
-    )  # fmt: skip
+    )
 
 
 async def fetch_policy(delivery: DeliverySettings, lookup: Lookup, domain: str) -> bytes:

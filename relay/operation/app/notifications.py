@@ -51,9 +51,13 @@ def build_webhooks(base: Foundation, resolver: Resolver | LoopbackResolver) -> W
     """Return the webhooks, not open. An operator's URLs may be anywhere."""
     destinations = Destinations(networks=ANYWHERE, plain=LOOPBACK)
     return Webhooks(
-        base.settings.webhook_cursors, base.feed, changes=base.changes, clock=base.clock,
-        client=HttpsClient(lookup_of(resolver), destinations), metrics=base.metrics,
-    )  # fmt: skip
+        base.settings.webhook_cursors,
+        base.feed,
+        changes=base.changes,
+        clock=base.clock,
+        client=HttpsClient(lookup_of(resolver), destinations),
+        metrics=base.metrics,
+    )
 
 
 def lookup_of(resolver: Resolver | LoopbackResolver, *, only_here: bool = False) -> Lookup:

@@ -128,8 +128,12 @@ class LastGoodSets:
                     why = f"found files with the hash {found}, expected {folder.name}"
                 except PolicyError as error:
                     why = str(error)
-                _log.warning("a copy of the rules of a tenant is damaged, and not used",
-                             tenant=tenant.name, copy=str(folder), error=why)  # fmt: skip
+                _log.warning(
+                    "a copy of the rules of a tenant is damaged, and not used",
+                    tenant=tenant.name,
+                    copy=str(folder),
+                    error=why,
+                )
         return None
 
 
@@ -164,10 +168,11 @@ def load_tenants(
     used. `examine` gets each set that was loaded, and logs warnings.
     """
     return {
-        one.name: _load(one, settings, last_good, before=before.get(one.name), clock=clock,
-                        examine=examine)
+        one.name: _load(
+            one, settings, last_good, before=before.get(one.name), clock=clock, examine=examine
+        )
         for one in settings.tenant
-    }  # fmt: skip
+    }
 
 
 def _load(
@@ -198,8 +203,12 @@ def _load(
     in_force = f"the last good ones, {found.rules.digest or _EMPTY}" if found.rules else _NONE
     for fault in faults[:_FAULTS_SHOWN]:
         _log.warning("a fault in the rules of a tenant", tenant=tenant.name, fault=str(fault))
-    _log.warning("the rules of a tenant are not its newest ones", tenant=tenant.name,
-                 faults=len(faults), in_force=in_force)  # fmt: skip
+    _log.warning(
+        "the rules of a tenant are not its newest ones",
+        tenant=tenant.name,
+        faults=len(faults),
+        in_force=in_force,
+    )
     return found
 
 
@@ -233,9 +242,12 @@ def load_set(
     read = partial(load_rules, loaded=loaded) if runs_tests else read_rules
     try:
         rules = read(
-            directory, local_domains=settings.own_domains, config=config, tenant=tenant,
+            directory,
+            local_domains=settings.own_domains,
+            config=config,
+            tenant=tenant,
             routes=next_hops_by_name(settings.route),
-        )  # fmt: skip
+        )
         examine(rules)
     except PolicyError:
         raise
@@ -276,11 +288,15 @@ def check_operator(settings: Settings, file: Path, rules: RuleSet) -> None:
     """
     names = [one.name for one in settings.tenant]
     faults = [
-        Fault(rule.file, rule.line, f"rule {shown(rule.name)}: name",
-              f"found {shown(name)}, the name of a tenant, before the /, expected another name")
+        Fault(
+            rule.file,
+            rule.line,
+            f"rule {shown(rule.name)}: name",
+            f"found {shown(name)}, the name of a tenant, before the /, expected another name",
+        )
         for rule in rules.rules
         if "/" in rule.name and (name := rule.name.partition("/")[0]) in names
-    ]  # fmt: skip
+    ]
     document = read_document(file)
     directory = settings.policy.directory
     if missing := [name for name in names if not (directory / name).exists()]:

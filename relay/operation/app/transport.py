@@ -84,13 +84,18 @@ def build_transport(base: Foundation) -> Transport:
     """Return the transport, not started."""
     settings, sources = base.settings, base.sources
     reporter = Reporter(
-        hostname=settings.hostname, clock=base.clock, ids=base.ids,
+        hostname=settings.hostname,
+        clock=base.clock,
+        ids=base.ids,
         destination_of=base.table.destination_of,
-        expire_after_s=settings.delivery.expire_after, metrics=base.metrics,
+        expire_after_s=settings.delivery.expire_after,
+        metrics=base.metrics,
         rate=settings.reports.per_sender,
         texts=TextSource(sources.texts, partial(_language_of, sources.accounts)),
-        expand=base.table.expand, signer=base.signer, strangers=settings.reports.strangers,
-    )  # fmt: skip
+        expand=base.table.expand,
+        signer=base.signer,
+        strangers=settings.reports.strangers,
+    )
     resolver = _resolver(base)
     policies = build_policies(base, resolver)
     scheduler = _scheduler(base, reporter, policies.resolve, connect=_connect(base, resolver))
@@ -99,20 +104,27 @@ def build_transport(base: Foundation) -> Transport:
     base.spool.queue_admin.report_with(reporter)
     acceptance = _acceptance(base, reporter, scheduler)
     verifier = RecipientVerifier(
-        base.table, policies.resolve,
+        base.table,
+        policies.resolve,
         partial(connect, ehlo_name=settings.hostname, timeouts=Timeouts(connect_s=CONNECT_S)),
         clock=base.clock,
-    )  # fmt: skip
+    )
     ingress = _ingress(base, acceptance, verifier, resolver=resolver)
     pickup = Pickup(
-        _submission_processor(base, reporter), socket=settings.pickup_socket,
-        hostname=settings.hostname, rng=_RNG,
-    )  # fmt: skip
+        _submission_processor(base, reporter),
+        socket=settings.pickup_socket,
+        hostname=settings.hostname,
+        rng=_RNG,
+    )
     receipts = ReceiptSender(
-        spool=base.spool, reporter=reporter, accounts=sources.accounts,
-        offer=acceptance.on_accepted, copies=base.store.owed_copies, crash=base.crash,
+        spool=base.spool,
+        reporter=reporter,
+        accounts=sources.accounts,
+        offer=acceptance.on_accepted,
+        copies=base.store.owed_copies,
+        crash=base.crash,
         is_development=base.is_development,
-    )  # fmt: skip
+    )
     base.store.messages.on_read = receipts.read
     replies = AutomaticReplySender(base.spool.receipts, base.store.settings, acceptance)
     scheduler.local.reply_of = replies.owed
@@ -222,19 +234,24 @@ async def queue_stats(base: Foundation, transport: Transport) -> dict[str, Any]:
 def _submission_processor(base: Foundation, reporter: Reporter) -> SubmissionProcessor:
     settings, ready = base.settings, base.store.ready
     return SubmissionProcessor(
-        ready=ready, inbox_report=reporter.inbox_report,
+        ready=ready,
+        inbox_report=reporter.inbox_report,
         postmaster=lambda: base.table.mailbox_for("postmaster") or DEAD_LETTER,
         may_send_as=partial(may_send_as, base.sources.accounts),
         conversion=ConversionPool(
-            convert, hostname=settings.hostname, clock=base.clock,
+            convert,
+            hostname=settings.hostname,
+            clock=base.clock,
             in_threads=base.sources.converts_in_threads,
         ),
-        limits=StartLimits(
-            base.clock, concurrency=SUBMISSIONS_MAX, is_rush=ready.rush.is_rush
-        ),
-        log=base.store_log, clock=base.clock, crash=base.crash, metrics=base.metrics,
-        give_up_after_s=settings.pickup.give_up_after, started_us=base.clock.time_us(),
-    )  # fmt: skip
+        limits=StartLimits(base.clock, concurrency=SUBMISSIONS_MAX, is_rush=ready.rush.is_rush),
+        log=base.store_log,
+        clock=base.clock,
+        crash=base.crash,
+        metrics=base.metrics,
+        give_up_after_s=settings.pickup.give_up_after,
+        started_us=base.clock.time_us(),
+    )
 
 
 def may_send_as(accounts: AccountDirectory, account: str, address: str) -> bool:
@@ -254,13 +271,18 @@ def _ingress(
 ) -> IngressDependencies:
     settings, accounts = base.settings, base.sources.accounts
     return IngressDependencies(
-        hostname=settings.hostname, acceptance=acceptance, accounts=accounts,
+        hostname=settings.hostname,
+        acceptance=acceptance,
+        accounts=accounts,
         check_token=TokenLogin(accounts, settings.state_dir, base.clock).check,
-        quota=base.store, crash=base.crash, pressure=base.pressure, refusals=base.refusals,
+        quota=base.store,
+        crash=base.crash,
+        pressure=base.pressure,
+        refusals=base.refusals,
         verify=verifier.rejection,
         # mail of a development relay does not leave
         is_null_mx=resolver.is_null_mx if isinstance(resolver, Resolver) else None,
-    )  # fmt: skip
+    )
 
 
 def _copies(base: Foundation, scheduler: DeliveryScheduler) -> Copies:
@@ -300,10 +322,12 @@ def resolver_of(
     dns = settings.dns
     return Resolver(
         dns if nameservers is None else dataclasses.replace(dns, nameservers=tuple(nameservers)),
-        clock=clock, rng=_RNG, hostname=settings.hostname,
+        clock=clock,
+        rng=_RNG,
+        hostname=settings.hostname,
         own_addresses=[listener.listen for listener in settings.smtp],
         port=settings.delivery.port,
-    )  # fmt: skip
+    )
 
 
 def retry_schedule(settings: Settings) -> RetrySchedule:
@@ -341,9 +365,14 @@ def _scheduler(
     options = site_options(base.settings, schedule, base.sources.providers())
     contents = ContentCache(base.spool, budget_bytes=4 * ACTIVE_QUEUE_BYTES, signer=base.signer)
     recorder = AttemptRecorder(
-        base.spool, contents, reporter, clock=base.clock, metrics=base.metrics, schedule=schedule,
+        base.spool,
+        contents,
+        reporter,
+        clock=base.clock,
+        metrics=base.metrics,
+        schedule=schedule,
         on_change=lambda _queue_id: base.changes.notify(),
-    )  # fmt: skip
+    )
     slots = ConnectionSlots(delivery.max_connections, close_idle=Site.close_idle)
     base.metrics.connections.labels("outgoing").set_function(lambda: slots.count)
     scheduler = DeliveryScheduler(
@@ -351,11 +380,15 @@ def _scheduler(
         local=LocalDelivery(
             recorder, base.store, base.table, delivers_captured=base.is_development
         ),
-        resolve=resolve, table=base.table, options=options, clock=base.clock,
-        slots=slots, active_queue=ActiveQueue(),
+        resolve=resolve,
+        table=base.table,
+        options=options,
+        clock=base.clock,
+        slots=slots,
+        active_queue=ActiveQueue(),
         connect=connect,
         queue_admin=base.spool.queue_admin,
-    )  # fmt: skip
+    )
     base.readiness.queue = scheduler.unreadable
     base.metrics.queue_unread.set_function(scheduler.unread_s)
     return scheduler
@@ -392,18 +425,30 @@ def _acceptance(base: Foundation, reporter: Reporter, scheduler: DeliverySchedul
         base.changes.notify()
 
     return Acceptance(
-        hostname=base.settings.hostname, router=base.table, policy=base.sources.rules,
-        reporter=reporter, spool=base.spool, accounts=base.sources.accounts,
-        clock=base.clock, ids=base.ids, metrics=base.metrics,
-        on_accepted=accepted, on_waiting=scheduler.accepted_unclaimed,
+        hostname=base.settings.hostname,
+        router=base.table,
+        policy=base.sources.rules,
+        reporter=reporter,
+        spool=base.spool,
+        accounts=base.sources.accounts,
+        clock=base.clock,
+        ids=base.ids,
+        metrics=base.metrics,
+        on_accepted=accepted,
+        on_waiting=scheduler.accepted_unclaimed,
         on_first_end=scheduler.due_at,
-        level_of=scheduler.active_queue.level_of, has_room=takes_claim,
+        level_of=scheduler.active_queue.level_of,
+        has_room=takes_claim,
         expire_after_s=base.settings.delivery.expire_after,
         delay_warning_after_s=base.settings.delivery.delay_warning_after,
-        any_sender=base.sources.any_sender, srs=base.srs, signer=base.signer,
+        any_sender=base.sources.any_sender,
+        srs=base.srs,
+        signer=base.signer,
         forward_own_from=base.settings.mailboxes.forward_own_from,
-        held_max=base.settings.policy.held_max, milters=base.milters, usage=base.usage,
-    )  # fmt: skip
+        held_max=base.settings.policy.held_max,
+        milters=base.milters,
+        usage=base.usage,
+    )
 
 
 def _mail_of_machine(
@@ -459,10 +504,11 @@ def build_gate(base: Foundation) -> GateKeeper | None:
         return setup_of(base.settings.hostname, zip(base.settings.smtp, shown, strict=True))
 
     return GateKeeper(
-        words=words, setup=setup,
+        words=words,
+        setup=setup,
         load=lambda: LoadState(base.pressure.state, base.pressure.paused()),
         on_change=partial(setattr, base.readiness, "gate"),
-    )  # fmt: skip
+    )
 
 
 def setup_of(

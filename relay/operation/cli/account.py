@@ -80,9 +80,11 @@ def account(_context: CommandContext) -> None:
 )
 @click.option("--scope", "scopes", multiple=True, metavar="SCOPE", help="Only these, as Mail.Send.")
 @click.option(
-    "--acts-for", multiple=True, metavar="PATTERN",
+    "--acts-for",
+    multiple=True,
+    metavar="PATTERN",
     help='Mailboxes that its tokens may open as an application: an address, or "*@DOMAIN".',
-)  # fmt: skip
+)
 @common_options
 def add(context: CommandContext, address: str, **options: Any) -> None:
     """Add an account and print its new token.

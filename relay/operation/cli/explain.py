@@ -36,15 +36,29 @@ _WIDTH = 8
 
 @click.command()
 @click.argument("address")
-@click.option("--from", "sender", metavar="ADDRESS", default="",
-              help="The reverse-path. [default: <>, as a report has]")  # fmt: skip
-@click.option("--message", "file", type=InputPath(), metavar="FILE",
-              help="The message, for conditions on the content.")  # fmt: skip
-@click.option("--ip", metavar="ADDRESS", default="",
-              help="The client; with --message, the milters are asked too. "
-                   "[default: one that has logged in]")  # fmt: skip
-@click.option("--probe", is_flag=True,
-              help="Connect to the hosts as delivery would, and stop before MAIL.")  # fmt: skip
+@click.option(
+    "--from",
+    "sender",
+    metavar="ADDRESS",
+    default="",
+    help="The reverse-path. [default: <>, as a report has]",
+)
+@click.option(
+    "--message",
+    "file",
+    type=InputPath(),
+    metavar="FILE",
+    help="The message, for conditions on the content.",
+)
+@click.option(
+    "--ip",
+    metavar="ADDRESS",
+    default="",
+    help="The client; with --message, the milters are asked too. [default: one that has logged in]",
+)
+@click.option(
+    "--probe", is_flag=True, help="Connect to the hosts as delivery would, and stop before MAIL."
+)
 @common_options
 def explain(
     context: CommandContext, address: str, *, sender: str, file: Path | None, ip: str, probe: bool
@@ -59,9 +73,11 @@ def explain(
     message = read_input("explain", file) if file is not None else None
     client = OperatorClient(settings, SystemClock())
     document = client.explain(
-        {name: value for name, value in query.items() if value}, message,
-        file=context.found_config_file(), environ=read_environment().variables,
-    )  # fmt: skip
+        {name: value for name, value in query.items() if value},
+        message,
+        file=context.found_config_file(),
+        environ=read_environment().variables,
+    )
     paused = client.delivery_paused if document["state"] in ("local", "remote") else list
 
     def lines() -> list[str]:

@@ -121,12 +121,21 @@ def test(context: CommandContext, directory: Path | None) -> None:
     metavar="ADDRESS",
     help="A recipient.",
 )
-@click.option("--source", type=click.Choice([str(one) for one in Source]), default=str(Source.SMTP),
-              show_default=True)  # fmt: skip
-@click.option("--client", type=Parsed("ADDRESS", lambda text: text and parse_ip(text)), default="",
-              help="The client's IP address. [default: none, as with the API]")  # fmt: skip
-@click.option("--login", metavar="ACCOUNT", default="",
-              help="The account that sends it. [default: none]")  # fmt: skip
+@click.option(
+    "--source",
+    type=click.Choice([str(one) for one in Source]),
+    default=str(Source.SMTP),
+    show_default=True,
+)
+@click.option(
+    "--client",
+    type=Parsed("ADDRESS", lambda text: text and parse_ip(text)),
+    default="",
+    help="The client's IP address. [default: none, as with the API]",
+)
+@click.option(
+    "--login", metavar="ACCOUNT", default="", help="The account that sends it. [default: none]"
+)
 @common_options
 def try_(context: CommandContext, *, file: Path, **given: Any) -> None:
     """Say what the rules would do with a message, without doing it.
@@ -143,11 +152,17 @@ def try_(context: CommandContext, *, file: Path, **given: Any) -> None:
     content = crlf(read_input("policy try", file))
     recipients = (at_own_domain(one, settings) for one in given["recipients"])
     subject = examined_message(
-        given["sender"], list(dict.fromkeys(recipients)), content, source=Source(given["source"]),
-        local_domains=settings.own_domains, client=given["client"], login=given["login"],
-        is_trusted=not given["client"] or bool(given["login"])
+        given["sender"],
+        list(dict.fromkeys(recipients)),
+        content,
+        source=Source(given["source"]),
+        local_domains=settings.own_domains,
+        client=given["client"],
+        login=given["login"],
+        is_trusted=not given["client"]
+        or bool(given["login"])
         or is_trusted(settings.smtp, given["client"]),
-    )  # fmt: skip
+    )
     subject = replace(subject, time_us=clock.time_us())
     if not subject.content.header.fields:
         raise CommandError(ExitCode.DATA, f"relay policy try: {shown(str(file))} has no header")
@@ -166,8 +181,13 @@ def try_(context: CommandContext, *, file: Path, **given: Any) -> None:
 @policy.command()
 @click.argument("old", type=InputPath(file_okay=False))
 @click.argument("new", type=InputPath(file_okay=False))
-@click.option("--mail", required=True, type=InputPath(file_okay=False), metavar="DIR",
-              help="The mail: .eml files, and Maildirs.")  # fmt: skip
+@click.option(
+    "--mail",
+    required=True,
+    type=InputPath(file_okay=False),
+    metavar="DIR",
+    help="The mail: .eml files, and Maildirs.",
+)
 @common_options
 def diff(context: CommandContext, old: Path, new: Path, *, mail: Path) -> None:
     """Say which saved mail two directories of rules treat differently.

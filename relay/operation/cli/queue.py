@@ -346,11 +346,14 @@ def stats_lines(stats: Mapping[str, Any], *, now_us: int) -> list[str]:
     hops = stats["next_hops"]
     rows = [("NEXT HOP", "ENTRIES", "ACTIVE", "DEFERRED", "OLDEST")] + [
         (
-            one["next_hop"], str(one["entries"]), str(one["in_delivery"]), str(one["deferred"]),
+            one["next_hop"],
+            str(one["entries"]),
+            str(one["in_delivery"]),
+            str(one["deferred"]),
             _age(one["oldest"], now_us),
         )
         for one in hops
-    ]  # fmt: skip
+    ]
     width = max(len(row[0]) for row in rows)
     table = [f"{hop:<{width}}  {'  '.join(f'{x:>11}' for x in rest)}" for hop, *rest in rows]
     table[0] += "  LAST REPLY"
@@ -377,11 +380,14 @@ def _node_lines(nodes: Sequence[Mapping[str, Any]]) -> list[str]:
     """Return the nodes of a spool as a table, and whether those that live have one version."""
     rows = [("NODE", "STATE", "VERSION", "LAST BEAT", "CLAIMS")] + [
         (
-            one["name"] + (" (this)" if one["is_this"] else ""), one["state"], one["version"],
-            f"{time_span(one['beat_age_s'])} ago", str(one["claims"]),
+            one["name"] + (" (this)" if one["is_this"] else ""),
+            one["state"],
+            one["version"],
+            f"{time_span(one['beat_age_s'])} ago",
+            str(one["claims"]),
         )
         for one in nodes
-    ]  # fmt: skip
+    ]
     widths = [max(len(row[column]) for row in rows) for column in range(4)]
     lines = [
         "  ".join([*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[4]])

@@ -54,12 +54,23 @@ _VERBS = {name: text for group in _GROUPS.values() for name, text in group.items
 # Other verbs are in the module of their name, by that name. Those of `relay dev` are in a wing that
 # this one does not import.
 _MODULES = {
-    "wait": "trace", "log": "trace", "list": "trace", "search": "trace", "import": "mail_files",
-    "restore": "backup", "check": "backup", "pause": "queue", "resume": "queue",
-    "mailq": "sendmail", "reload": "control", "webhook": "control", "dkim": "dns",
-    "dev": "relay.development.verbs.dev", "clock": "relay.development.verbs.clock",
+    "wait": "trace",
+    "log": "trace",
+    "list": "trace",
+    "search": "trace",
+    "import": "mail_files",
+    "restore": "backup",
+    "check": "backup",
+    "pause": "queue",
+    "resume": "queue",
+    "mailq": "sendmail",
+    "reload": "control",
+    "webhook": "control",
+    "dkim": "dns",
+    "dev": "relay.development.verbs.dev",
+    "clock": "relay.development.verbs.clock",
     "reset": "relay.development.verbs.clock",
-}  # fmt: skip
+}
 _CALLED = ("sendmail", "mailq")  # the verbs that the program may be called, as by a symbolic link
 _NAMES = {"import": "import_mail", "list": "log"}
 

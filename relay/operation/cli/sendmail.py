@@ -114,9 +114,15 @@ def sendmail(
         refused: list[str] = []
         try:
             send_content(
-                address, message.content, sender=message.sender, recipients=message.recipients,
-                notify=notify, ret=ret, envid=envid, refused=refused,
-            )  # fmt: skip
+                address,
+                message.content,
+                sender=message.sender,
+                recipients=message.recipients,
+                notify=notify,
+                ret=ret,
+                envid=envid,
+                refused=refused,
+            )
             for reply in refused:
                 click.echo(f"sendmail: {printable(reply)}", err=True)
         except (ConnectionRefusedError, FileNotFoundError, AwayError):

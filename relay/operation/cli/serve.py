@@ -53,9 +53,12 @@ def serve(context: CommandContext, ready_file: Path | None, role: NodeRole) -> N
         active.close()
         raise CommandError(ExitCode.CONFIGURATION, fault)
     logs.configure(
-        settings.observe.log, clock=clock, environ_journal_stream=environment.journal_stream,
-        color=not environment.no_color, node=settings.node_of_many,
-    )  # fmt: skip
+        settings.observe.log,
+        clock=clock,
+        environ_journal_stream=environment.journal_stream,
+        color=not environment.no_color,
+        node=settings.node_of_many,
+    )
     sources = RelayDependencies(
         active.accounts,
         active.rules,
@@ -96,6 +99,9 @@ def _gate_words(settings: Settings, environment: Environment) -> tuple[str, ...]
     """Return what relay.transport.gate.child is started with."""
     color = "" if environment.no_color else "color"
     return (
-        settings.observe.log, environment.journal_stream, color, settings.node_of_many,
+        settings.observe.log,
+        environment.journal_stream,
+        color,
+        settings.node_of_many,
         environment.crash_at,
-    )  # fmt: skip
+    )

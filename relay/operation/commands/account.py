@@ -52,9 +52,20 @@ PASSWORD_BYTES_MAX = 1024
 _MODE = 0o640
 _SECRET_BYTES = 32
 _SHOWN = (
-    "aliases", "send_as", "role", "quota", "quota_messages", "client_id", "scopes", "acts_for",
-    "forward_to", "keep_copy", "disabled", "to", "from",
-)  # fmt: skip
+    "aliases",
+    "send_as",
+    "role",
+    "quota",
+    "quota_messages",
+    "client_id",
+    "scopes",
+    "acts_for",
+    "forward_to",
+    "keep_copy",
+    "disabled",
+    "to",
+    "from",
+)
 _CREDENTIALS = ("password", "token", "client_secret", "client_certificate", "client_keys")
 _OTHER = re.compile(r"((?:account|alias)\S*) in line (\d+)")  # in faults about an address twice
 _OF_RING = re.compile(r"(?<=\()line (\d+)(?=\))")

@@ -134,9 +134,14 @@ def back_up(
     try:
         with closing(BackupCopy(folder, on_file)) as copy:
             return _back_up(
-                settings, config, copy, clock=clock, environ=environ,
-                with_database=with_database, text=text,
-            )  # fmt: skip
+                settings,
+                config,
+                copy,
+                clock=clock,
+                environ=environ,
+                with_database=with_database,
+                text=text,
+            )
     except BaseException:
         empty(folder)
         if is_new:
@@ -181,9 +186,10 @@ def _back_up(
         counts = {**result.counts, "missing": len(result.missing)}
     not_state = (settings.run_dir, root)
     copy.tree(
-        settings.state_dir, Path(STATE),
+        settings.state_dir,
+        Path(STATE),
         skip=lambda path: path in not_state or stored.has_part(path),
-    )  # fmt: skip
+    )
     copy.withhold_since(made_us - _CLOCKS_DIFFER_US)
     copy.path(Path(MAIL)).mkdir(mode=0o700)
     for mailbox in _mailboxes(root):
@@ -198,11 +204,16 @@ def _back_up(
     # Without the copy of the database it is not known which of them it has.
     copy.settle({delivered_id(name) for _, name in late} if counts else ())
     return copy.finish(
-        made=rfc3339(made_us), queue_us=queue_us, hostname=settings.hostname,
-        config=str(config), config_files=config_files,
+        made=rfc3339(made_us),
+        queue_us=queue_us,
+        hostname=settings.hostname,
+        config=str(config),
+        config_files=config_files,
         directories=_directories(named_paths, settings.state_dir, root),
-        state_dir=_place(settings.state_dir), root=_place(root), spool=counts,
-    )  # fmt: skip
+        state_dir=_place(settings.state_dir),
+        root=_place(root),
+        spool=counts,
+    )
 
 
 def _kept(path: Path) -> Path:
@@ -231,9 +242,10 @@ def _submissions(source: Path, copy: "BackupCopy") -> None:
             copy.tree(source / name, target / name)
     copied = {*_IN_ORDER, *_OF_A_PROCESS}
     copy.tree(
-        source, target,
+        source,
+        target,
         skip=lambda path: path.parent == source and path.name in copied,
-    )  # fmt: skip
+    )
 
 
 def _submission_ids(copy: "BackupCopy", place: Path = Path(SUBMISSIONS)) -> Iterator[str]:
@@ -387,9 +399,13 @@ class BackupCopy:
         with self.path(Path(CHECKSUMS)).open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
         manifest = Manifest(
-            format=FORMAT, files=self._files, bytes=self._bytes, checksums=digest,
-            damaged=self._damaged, **facts,
-        )  # fmt: skip
+            format=FORMAT,
+            files=self._files,
+            bytes=self._bytes,
+            checksums=digest,
+            damaged=self._damaged,
+            **facts,
+        )
         self.write_manifest(manifest)
         return manifest
 

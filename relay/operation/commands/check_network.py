@@ -73,8 +73,11 @@ def port_fault(address: Address, run_dir: Path) -> str:
         return ""
     try:
         places = socket.getaddrinfo(
-            address.host, address.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE,
-        )  # fmt: skip
+            address.host,
+            address.port,
+            type=socket.SOCK_STREAM,
+            flags=socket.AI_PASSIVE,
+        )
     except (OSError, UnicodeError):
         return "an address of this machine, or a name that has one"
     lacking = []

@@ -143,8 +143,10 @@ def _entry(key: SigningKey, config: Path) -> str:
 
 
 _PUBLISHED = {
-    RecordVerdict.OK: "yes", RecordVerdict.MISSING: "no", RecordVerdict.WRONG: "differs",
-}  # fmt: skip
+    RecordVerdict.OK: "yes",
+    RecordVerdict.MISSING: "no",
+    RecordVerdict.WRONG: "differs",
+}
 
 
 class ShownKey(Struct, frozen=True):

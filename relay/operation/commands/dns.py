@@ -68,13 +68,17 @@ async def compare_zone(
     above = _domains_above(zone)
     await asked.all(
         [
-            (zone, "MX"), (zone, "TXT"), (hostname, "A"), (hostname, "AAAA"),
+            (zone, "MX"),
+            (zone, "TXT"),
+            (hostname, "A"),
+            (hostname, "AAAA"),
             *((key.name, "TXT") for key in usable),
             *((f"_dmarc.{one}", "TXT") for one in (zone, *above)),
-            (f"_mta-sts.{zone}", "TXT"), (f"_smtp._tls.{zone}", "TXT"),
+            (f"_mta-sts.{zone}", "TXT"),
+            (f"_smtp._tls.{zone}", "TXT"),
             (f"_25._tcp.{hostname}", "TLSA"),
         ]
-    )  # fmt: skip
+    )
     report_to = f"postmaster@{zone}"
     records = [mx_record(zone, hostname, asked.needed(zone, "MX"))] if is_local else []
     texts = asked.needed(zone, "TXT")
@@ -82,12 +86,16 @@ async def compare_zone(
     records.append(spf_record(zone, hostname, texts, passes=passes, note=_foreign_hosts(settings)))
     records += [dkim_record(key, asked.needed(key.name, "TXT")) for key in usable]
     own = asked.needed(f"_dmarc.{zone}", "TXT")
-    others = [] if dmarc_texts(own) else [
-        (name, text)
-        for name in above
-        for text in dmarc_texts(asked.needed(f"_dmarc.{name}", "TXT"))
-        if "psd=y" not in "".join(text.lower().split())  # of a public suffix
-    ]  # fmt: skip
+    others = (
+        []
+        if dmarc_texts(own)
+        else [
+            (name, text)
+            for name in above
+            for text in dmarc_texts(asked.needed(f"_dmarc.{name}", "TXT"))
+            if "psd=y" not in "".join(text.lower().split())  # of a public suffix
+        ]
+    )
     records.append(dmarc_record(zone, report_to, own, above=others))
     if is_local:
         at = clock.time_us() // 1_000_000

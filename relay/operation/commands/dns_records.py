@@ -59,9 +59,12 @@ class ZoneRecord(Struct, frozen=True):
     def as_json(self) -> dict[str, str]:
         """Return the JSON of `relay dns`."""
         return {
-            "name": self.name, "type": self.type, "value": self.value, "found": self.found,
+            "name": self.name,
+            "type": self.type,
+            "value": self.value,
+            "found": self.found,
             "verdict": str(self.verdict),
-        } | ({"note": self.note} if self.note else {})  # fmt: skip
+        } | ({"note": self.note} if self.note else {})
 
     def zone_line(self) -> str:
         """Return the record as a line of a zone file (RFC 1035 5.1)."""
@@ -123,9 +126,13 @@ def parse_spf(text: str) -> SpfTerms:
             faults.append(term)
     others = [*kinds["include"], *([redirect] if redirect and not has_all else ())]
     return SpfTerms(
-        (*kinds["ip4"], *kinds["ip6"]), tuple(kinds["a"]), tuple(kinds["mx"]), tuple(others),
-        everybody, tuple(faults),
-    )  # fmt: skip
+        (*kinds["ip4"], *kinds["ip6"]),
+        tuple(kinds["a"]),
+        tuple(kinds["mx"]),
+        tuple(others),
+        everybody,
+        tuple(faults),
+    )
 
 
 def in_networks(networks: Collection[str], addresses: Sequence[HostAddress]) -> bool:
@@ -170,9 +177,13 @@ def dkim_record(key: SigningKey, texts: Sequence[str]) -> ZoneRecord:
     """Compare the record of a key, by its tags."""
     compared = compare_record(texts, key.private)
     return ZoneRecord(
-        key.name, "TXT", key_record(key.private), "\n".join(texts),
-        ZoneVerdict(compared.verdict), "; ".join(map(str, compared.faults)),
-    )  # fmt: skip
+        key.name,
+        "TXT",
+        key_record(key.private),
+        "\n".join(texts),
+        ZoneVerdict(compared.verdict),
+        "; ".join(map(str, compared.faults)),
+    )
 
 
 def dmarc_texts(texts: Sequence[str]) -> list[str]:

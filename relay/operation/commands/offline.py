@@ -53,9 +53,13 @@ async def opened_spool(
 ) -> AsyncIterator[SpoolEngine]:
     """Open the spool for the block, which holds its owner lock. Raises SpoolError."""
     engine = spool.open(
-        settings, clock=clock, crash=CrashPoints(), metrics=Metrics(), holds_store=holds_store,
+        settings,
+        clock=clock,
+        crash=CrashPoints(),
+        metrics=Metrics(),
+        holds_store=holds_store,
         alone=alone,
-    )  # fmt: skip
+    )
     try:
         await engine.start()
         yield engine

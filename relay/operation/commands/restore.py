@@ -391,10 +391,12 @@ async def _hold(
             async with opened_spool(settings, clock, alone=alone) as engine:
                 accepted = set(await engine.renew_submission_keys([*ids, *recorded]))
                 command = QueueCommand(
-                    Operation.HOLD, Selector(all=True), who=who,
+                    Operation.HOLD,
+                    Selector(all=True),
+                    who=who,
                     why=f"restored from the backup of {manifest.made}",
                     backed_up_us=manifest.queue_us,
-                )  # fmt: skip
+                )
                 if alone:
                     report = await engine.queue_admin.execute(command)
                     entries = report.counts[CommandResult.DONE]

@@ -55,10 +55,10 @@ class RuleComparison:
             return None
         names = hits["new"] | hits["old"]
         causes = [
-            one for one in names if any(
-                some["old"].get(one) != some["new"].get(one) for some in (hits, self._rules)
-            )
-        ]  # fmt: skip
+            one
+            for one in names
+            if any(some["old"].get(one) != some["new"].get(one) for some in (hits, self._rules))
+        ]
         before = {one["address"]: one["content"] for one in _copies(old)}
         changed = {
             address: _changed_parts(contents[before[address]], contents[one["content"]])
@@ -72,12 +72,13 @@ class RuleComparison:
         without it. Those of the new book are first.
         """
         return [
-            {"rule": rule} | {
+            {"rule": rule}
+            | {
                 name: self._matched[name][rule] if rule in rules else None
                 for name, rules in self._rules.items()
             }
             for rule in self._rules["new"] | self._rules["old"]
-        ]  # fmt: skip
+        ]
 
 
 def _rules_of(book: RuleBook) -> Iterator[tuple[str, Rule]]:

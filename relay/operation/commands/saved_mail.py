@@ -111,10 +111,15 @@ class SavedMailReader:
         client, login = envelope.client, envelope.login
         is_known = settings is not None and bool(client) and is_trusted(settings.smtp, client)
         message = examined_message(
-            envelope.sender, envelope.recipients, edit_header(content, without_delivery_fields),
-            source=envelope.source, local_domains=settings.own_domains if settings else (),
-            client=client, login=login, is_trusted=not client or bool(login) or is_known,
-        )  # fmt: skip
+            envelope.sender,
+            envelope.recipients,
+            edit_header(content, without_delivery_fields),
+            source=envelope.source,
+            local_domains=settings.own_domains if settings else (),
+            client=client,
+            login=login,
+            is_trusted=not client or bool(login) or is_known,
+        )
         found = message.content
         parsed = ParsedContent(without_dropped(found.header), found.rest)
         now_us = self._clock.time_us()  # for the dates of rules
@@ -144,15 +149,18 @@ def envelope_of(journey: Journey) -> SavedEnvelope:
     changed = [step.detail["sender"]["from"] for step in journey.steps if "sender" in step.detail]
     replaced = {each for step in journey.steps for each in step.detail.get("aliases", ())}
     recipients = [
-        one.address for one in journey.recipients
+        one.address
+        for one in journey.recipients
         if one.state != RecipientState.EXPANDED
         and not (one.state == RecipientState.REDIRECTED and one.address in replaced)
-    ]  # fmt: skip
+    ]
     return SavedEnvelope(
-        changed[0] if changed else journey.sender, tuple(dict.fromkeys(recipients)),
+        changed[0] if changed else journey.sender,
+        tuple(dict.fromkeys(recipients)),
         source=Source.GRAPH if journey.submission_id else Source.SMTP,
-        client=journey.client.get("address", ""), login=journey.client.get("account", ""),
-    )  # fmt: skip
+        client=journey.client.get("address", ""),
+        login=journey.client.get("account", ""),
+    )
 
 
 def at_own_domain(address: str, settings: Settings | None) -> str:

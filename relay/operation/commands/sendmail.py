@@ -105,9 +105,11 @@ def check_dropped(envelope: DroppedEnvelope, content: bytes, users: LocalUsers |
         raise RejectedError(f"found {count} recipients, expected at most {RECIPIENTS_MAX}")
     size_max_bytes = FILE_BYTES_MAX - len(envelope.line)
     collector = ContentCollector(
-        size_max_bytes=size_max_bytes, limits=SessionLimits(), arrival=_no_arrival,
+        size_max_bytes=size_max_bytes,
+        limits=SessionLimits(),
+        arrival=_no_arrival,
         budget=MemoryBudget(2 * FILE_BYTES_MAX),
-    )  # fmt: skip
+    )
     collector.add(content, is_last=True)
     if collector.rejection is not None:
         raise RejectedError(collector.rejection)

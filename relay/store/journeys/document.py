@@ -75,11 +75,22 @@ def attempts_in(detail: Mapping[str, Any], at: str) -> Iterator[tuple[int, Attem
         yield (
             one["number"],
             Attempt(
-                at, host, one["outcome"], one["status"], one["reply"], tls, verified, policy,
-                durations, mx, mx_more, detail.get("encoded", ""), detail.get("node", UNSET),
+                at,
+                host,
+                one["outcome"],
+                one["status"],
+                one["reply"],
+                tls,
+                verified,
+                policy,
+                durations,
+                mx,
+                mx_more,
+                detail.get("encoded", ""),
+                detail.get("node", UNSET),
                 one.get("provider", ""),
             ),
-        )  # fmt: skip
+        )
 
 
 def _mx_record(text: str) -> MxRecord:

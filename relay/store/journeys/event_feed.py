@@ -51,9 +51,15 @@ def event_data(cursor: str, recorded: RecordedEvent) -> EventData:
     """Return what programs get of an event."""
     event = recorded.event
     return EventData(
-        cursor, recorded.queue_id, recorded.submission_id, int(event.step), event.step.title,
-        rfc3339(event.at_us), event.detail, recorded.state,
-    )  # fmt: skip
+        cursor,
+        recorded.queue_id,
+        recorded.submission_id,
+        int(event.step),
+        event.step.title,
+        rfc3339(event.at_us),
+        event.detail,
+        recorded.state,
+    )
 
 
 _Entry = tuple[int | LogPosition, RecordedEvent | None]

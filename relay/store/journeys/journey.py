@@ -312,9 +312,11 @@ class Journeys:
         if not wanted.is_in_time(place.at_us):
             return False
         found, _ = await self.places.find(
-            replace(wanted, key="", from_us=place.at_us), account=account, limit=_SAME_TIME_MAX,
+            replace(wanted, key="", from_us=place.at_us),
+            account=account,
+            limit=_SAME_TIME_MAX,
             before=ListPosition(place.at_us + 1, ""),
-        )  # fmt: skip
+        )
         return any(one == place for one, _ in found)
 
     async def near(
@@ -475,16 +477,25 @@ def _before_transport(store: SubmissionRecord) -> Journey:
     """Return the transport's part of a submission that the spool does not know."""
     found, facts = state_before_queue({one.step: one.detail for one in store.steps}), store.facts
     return Journey(
-        id=None, graph_id=None, submission_id=facts.submission_id, message_id=facts.message_id,
-        sender=facts.sender, subject=facts.subject, state=str(found.state), client={}, steps=(),
+        id=None,
+        graph_id=None,
+        submission_id=facts.submission_id,
+        message_id=facts.message_id,
+        sender=facts.sender,
+        subject=facts.subject,
+        state=str(found.state),
+        client={},
+        steps=(),
         recipients=tuple(
             Recipient(
-                address, str(found.of_recipients), reply=found.reply,
+                address,
+                str(found.of_recipients),
+                reply=found.reply,
                 next_attempt=found.send_at or None,
             )
             for address in facts.recipients
         ),
-    )  # fmt: skip
+    )
 
 
 def _with_reasons(
@@ -541,9 +552,14 @@ def _row_of_journey(journey: Journey, place: ListPosition) -> MessageSummary:
     recipients = journey.recipients
     return row_of(
         OpenSubmission(
-            place.name, "", journey.sender, journey.message_id, journey.subject,
-            tuple(one.address for one in recipients), journey.state,
+            place.name,
+            "",
+            journey.sender,
+            journey.message_id,
+            journey.subject,
+            tuple(one.address for one in recipients),
+            journey.state,
             reply=recipients[0].reply if recipients else "",
             send_at=(recipients[0].next_attempt or "") if recipients else "",
         )
-    )  # fmt: skip
+    )

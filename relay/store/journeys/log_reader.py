@@ -168,9 +168,12 @@ def _event_of(line: bytes) -> RecordedEvent | None:
     detail.pop("client", None)
     at_us = found.at_us or id_time_us(found.submission_id) or 0
     return RecordedEvent(
-        found.queue_id or None, found.submission_id, found.account or found.owner,
-        Event(step, at_us, detail), _state_after(step, detail),
-    )  # fmt: skip
+        found.queue_id or None,
+        found.submission_id,
+        found.account or found.owner,
+        Event(step, at_us, detail),
+        _state_after(step, detail),
+    )
 
 
 def _state_after(step: Step, detail: Mapping[str, Any]) -> RecipientState | SubmissionState | None:

@@ -302,15 +302,23 @@ class MessageSummary(Struct, frozen=True):
         ]
         address, helo = _names_of(self.client)
         return {
-            "at": rfc3339(self.position.at_us), "id": self.id, "submission_id": self.submission_id,
-            "message_id": self.message_id, "sender": self.sender, "subject": self.subject,
-            "state": self.state, "client": {"address": address, "helo": helo},
-            "login": self.login, "size": self.size_bytes, "status": self.status,
-            "reply": self.reply, "next_attempt": None if next_us is None else rfc3339(next_us),
+            "at": rfc3339(self.position.at_us),
+            "id": self.id,
+            "submission_id": self.submission_id,
+            "message_id": self.message_id,
+            "sender": self.sender,
+            "subject": self.subject,
+            "state": self.state,
+            "client": {"address": address, "helo": helo},
+            "login": self.login,
+            "size": self.size_bytes,
+            "status": self.status,
+            "reply": self.reply,
+            "next_attempt": None if next_us is None else rfc3339(next_us),
             "recipients": [{"address": one.address, "state": one.state} for one in self.recipients],
             "recipient_count": self.recipient_count,
             **({"added": added} if added else {}),
-        }  # fmt: skip
+        }
 
 
 class FoundPage(Struct, frozen=True):
@@ -439,15 +447,19 @@ def _compare(
         ("subject", wanted.subject, row.subject, matches_pattern(wanted.subject, row.subject)),
         ("mailbox", wanted.mailbox, f"{sender}, {to}", own_mailbox(wanted.mailbox) in here),
         (
-            "state", wanted.state, row.state,
+            "state",
+            wanted.state,
+            row.state,
             MessageSearch(state=wanted.state).matches_recipients(states),
         ),
         (
-            "words", " ".join(wanted.words), row.subject,
+            "words",
+            " ".join(wanted.words),
+            row.subject,
             not wanted.words_left(row.sender, row.subject, addresses),
         ),
         ("after", after, after if is_after else "before it", is_after),
-    ):  # fmt: skip
+    ):
         if expected:
             yield field, expected[:VALUE_CHARACTERS_MAX], found[:VALUE_CHARACTERS_MAX], is_right
 
@@ -456,8 +468,16 @@ def _compare(
 
 # Of addresses, names too. `bcc` has recipients of the envelope that no field names.
 TEXT_FIELDS = (
-    "sender", "recipient", "cc", "bcc", "reply_to", "return_path", "subject", "attachment", "body",
-)  # fmt: skip
+    "sender",
+    "recipient",
+    "cc",
+    "bcc",
+    "reply_to",
+    "return_path",
+    "subject",
+    "attachment",
+    "body",
+)
 FIELDS = ("message_id", *TEXT_FIELDS)
 
 

@@ -182,9 +182,16 @@ def _submission(name: str, lines: Sequence[bytes]) -> OpenSubmission | None:
     steps[Step.NOTIFIED] |= remarks
     found = state_before_queue(steps)
     return OpenSubmission(
-        name, created.account, created.sender, created.message_id, created.subject,
-        created.recipients, str(found.state), found.reply, found.send_at,
-    )  # fmt: skip
+        name,
+        created.account,
+        created.sender,
+        created.message_id,
+        created.subject,
+        created.recipients,
+        str(found.state),
+        found.reply,
+        found.send_at,
+    )
 
 
 def _end_of(path: Path) -> tuple[_FileKey | None, int]:

@@ -421,9 +421,14 @@ def _report_on(one: Recipient, step: JourneyStep) -> SenderReport:
 def remote_report(detail: Mapping[str, Any], at: str = "") -> SenderReport:
     """Return what an event of which is_remote() is true says of its recipient."""
     return SenderReport(
-        detail["kind"], detail["status"], detail["reply"], detail["host"], at, by="remote",
+        detail["kind"],
+        detail["status"],
+        detail["reply"],
+        detail["host"],
+        at,
+        by="remote",
         source=ReportSource(**detail["source"]),
-    )  # fmt: skip
+    )
 
 
 def are_failures_reported(recipients: Sequence[Recipient]) -> bool:

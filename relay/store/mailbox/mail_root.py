@@ -119,8 +119,10 @@ class MailRoot:
                 self.trouble = reason
                 _log.error(
                     "the mail root is missing: local mail waits until it is back",
-                    path=self._name, id=self.id, reason=reason,
-                )  # fmt: skip
+                    path=self._name,
+                    id=self.id,
+                    reason=reason,
+                )
         raise MissingRootError
 
     def is_there(self) -> bool:
@@ -156,8 +158,9 @@ class MailRoot:
             if not self.fault:
                 _log.error(
                     "the mail store refuses all writes: local mail waits until it works again",
-                    path=self._name, reason=reason,
-                )  # fmt: skip
+                    path=self._name,
+                    reason=reason,
+                )
             self.fault = reason
         else:
             if self.fault:

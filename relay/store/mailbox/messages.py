@@ -181,9 +181,12 @@ class Messages(StorePart):
             if state != NO_STATE:
                 self.index.states(mailbox).write({identity.message_id: state})
             located = self._write(
-                mailbox, draft, folder,
-                flags=SEEN if record.is_read else "", written_us=identity.created_us,
-            )  # fmt: skip
+                mailbox,
+                draft,
+                folder,
+                flags=SEEN if record.is_read else "",
+                written_us=identity.created_us,
+            )
         return loaded(replace(located, state=state, state_ids=(identity.message_id,)))
 
     def create_composed(self, draft: ComposedDraft, folder_id: str) -> StoredMessage:
@@ -426,9 +429,13 @@ class Messages(StorePart):
                 self.scheduled.rewrite(before, temporary, memory_part(draft.content), undo=undo)
 
             changed = self._write(
-                mailbox, draft, located.folder,
-                flags=flags, replaced=located.path, on_written=on_written,
-            )  # fmt: skip
+                mailbox,
+                draft,
+                located.folder,
+                flags=flags,
+                replaced=located.path,
+                on_written=on_written,
+            )
             if content:
                 undo.append(partial(self._take_back, mailbox, changed, located.path))
                 self.index.states(mailbox).write(dict.fromkeys(located.state_ids, state))

@@ -68,9 +68,14 @@ def open(  # noqa: A001 - called as spool.open()
         from relay.store.spool.postgres.spool import open_engine as open_on_server  # noqa: PLC0415
 
         return open_on_server(
-            settings, clock=clock, crash=crash, metrics=metrics,
-            delivers_captured=delivers_captured, holds_store=holds_store, alone=alone,
-        )  # fmt: skip
+            settings,
+            clock=clock,
+            crash=crash,
+            metrics=metrics,
+            delivers_captured=delivers_captured,
+            holds_store=holds_store,
+            alone=alone,
+        )
     from relay.store.spool.sqlite.spool import open_engine  # noqa: PLC0415 - see above
 
     return open_engine(
@@ -109,9 +114,11 @@ def storage(
         from relay.store.spool.postgres.storage import PostgresStorage  # noqa: PLC0415 - see above
 
         return PostgresStorage(
-            settings.spool.url, store=settings.mailboxes.store,
-            domains=settings.account_domains, as_owner=as_owner,
-        )  # fmt: skip
+            settings.spool.url,
+            store=settings.mailboxes.store,
+            domains=settings.account_domains,
+            as_owner=as_owner,
+        )
     from relay.store.spool.sqlite.storage import SqliteStorage  # noqa: PLC0415 - see above
 
     return SqliteStorage(settings.spool_file)

@@ -215,9 +215,12 @@ class SpoolEngine(QueueEngine, SpoolHistory):
         expires_us = self._clock.queue_us() + self._submission_keep_us if submission_key else 0
         try:
             accepted = await self._accept(
-                messages, stored, submission=(submission_key, expires_us), claim=claim,
+                messages,
+                stored,
+                submission=(submission_key, expires_us),
+                claim=claim,
                 receipt=receipt,
-            )  # fmt: skip
+            )
         except Exception:
             await self.discard(stored)
             raise
@@ -386,10 +389,13 @@ class SpoolEngine(QueueEngine, SpoolHistory):
         """SpoolHistory.events_after."""
         return await self.read(
             lambda tables: event_log.events_after(
-                tables, after, self._last_event(tables), limit=limit,
+                tables,
+                after,
+                self._last_event(tables),
+                limit=limit,
                 captures_at_once=not self._captured.is_delivered,
             )
-        )  # fmt: skip
+        )
 
     async def accepted_after(self, after: int, *, limit: int, is_settled: bool) -> SpoolEvents:
         """SpoolHistory.accepted_after."""

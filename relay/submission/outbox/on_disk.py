@@ -137,8 +137,9 @@ class SubmissionDirectory:
             self.make()
             _log.error(
                 "submissions are lost: their directory was removed, and is made again",
-                directories=missing, see="relay log --state converting",
-            )  # fmt: skip
+                directories=missing,
+                see="relay log --state converting",
+            )
 
     def forget(self) -> None:
         """Create the directories again on next use, if they are missing."""

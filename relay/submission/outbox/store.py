@@ -85,11 +85,18 @@ class FileStore:
         self._directory = SubmissionDirectory(root.path / SUBMISSIONS, syncs)
         self.keys = KeyedSubmissions(root.path / SUBMISSIONS, clock, syncs)
         part: dict[str, Any] = {
-            "threads": self._threads, "clock": clock, "crash": crash, "root": root,
-            "folders": self._folders, "index": self._index, "quota": self._quota,
-            "names": NewNames(clock, ids, hostname), "stripes": Stripes(), "syncs": syncs,
+            "threads": self._threads,
+            "clock": clock,
+            "crash": crash,
+            "root": root,
+            "folders": self._folders,
+            "index": self._index,
+            "quota": self._quota,
+            "names": NewNames(clock, ids, hostname),
+            "stripes": Stripes(),
+            "syncs": syncs,
             "old_files": OldFiles(clock=clock, index=self._index),
-        }  # fmt: skip
+        }
         outbox_part = {**part, "directory": self._directory, "log": log}
         self._scheduled = ScheduledSends(
             **outbox_part,
@@ -123,13 +130,19 @@ class FileStore:
         self.uploads = Uploads(**part, attachments=self.attachments)
         self.ready = ReadySubmissions(**part, scheduled=self._scheduled, inbox=self._inbox)
         self.submissions = Submissions(
-            **part, ready=self.ready, scheduled=self._scheduled, keyed=self.keys,
+            **part,
+            ready=self.ready,
+            scheduled=self._scheduled,
+            keyed=self.keys,
             unfinished=self._unfinished,
-        )  # fmt: skip
+        )
         self.restored = RestoredSubmissions(
-            directory=self._directory, syncs=part["syncs"], clock=self._clock, log=self._log,
+            directory=self._directory,
+            syncs=part["syncs"],
+            clock=self._clock,
+            log=self._log,
             offer=self.ready.offer,
-        )  # fmt: skip
+        )
         self.arrivals = Arrivals(**part, submissions=self.submissions, messages=self.messages)
 
     def close(self) -> None:

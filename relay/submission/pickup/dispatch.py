@@ -158,7 +158,9 @@ class Pickup:
         reply = deferred.evidence.reply
         if not is_told:
             _log.info(
-                "submission deferred", submission_id=pending.submission_id, reply=reply,
+                "submission deferred",
+                submission_id=pending.submission_id,
+                reply=reply,
                 pause_s=pause_s,
-            )  # fmt: skip
+            )
         self._ready.pending.retry(pending, pause_s)

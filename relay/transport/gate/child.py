@@ -145,12 +145,17 @@ class Child:
                 continue
             self._certificates.append(shown)
             listener = ListenerDependencies(
-                one.settings, setup.hostname,
-                limits=_LIMITS, budget=MemoryBudget(_LIMITS.buffered_bytes), crash=self._crash,
-                pressure=self._pressure, rates=RateLimits(self._clock),
-                offers_tls=shown is not None, requires_tls=one.requires_tls,
+                one.settings,
+                setup.hostname,
+                limits=_LIMITS,
+                budget=MemoryBudget(_LIMITS.buffered_bytes),
+                crash=self._crash,
+                pressure=self._pressure,
+                rates=RateLimits(self._clock),
+                offers_tls=shown is not None,
+                requires_tls=one.requires_tls,
                 offers_auth_in_clear=one.offers_auth_in_clear,
-            )  # fmt: skip
+            )
             context = shown.context if shown is not None else None
             self._listeners.append(SmtpSessions(listener, tls_context=context))
 

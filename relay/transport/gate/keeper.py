@@ -148,9 +148,12 @@ class _Child:
         ours, theirs = packet_pair()
         try:
             self.process = ChildProcess(
-                "relay.transport.gate.child", str(theirs.fileno()), *words,
-                descriptors=[theirs.fileno()], has_log=True,
-            )  # fmt: skip
+                "relay.transport.gate.child",
+                str(theirs.fileno()),
+                *words,
+                descriptors=[theirs.fileno()],
+                has_log=True,
+            )
         except OSError:
             ours.close()
             raise

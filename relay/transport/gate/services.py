@@ -132,9 +132,16 @@ class RemoteOwner:
         this machine.
         """
         return SessionClient(
-            ip, self._may_relay, self._log_in, self._sender_rejection, self._check_recipient,
-            self._new_body, self._accept, self._refused, ended=self._end,
-        )  # fmt: skip
+            ip,
+            self._may_relay,
+            self._log_in,
+            self._sender_rejection,
+            self._check_recipient,
+            self._new_body,
+            self._accept,
+            self._refused,
+            ended=self._end,
+        )
 
     async def _log_in(self, user: str, secret: str, is_token: bool) -> str:
         found = await self._calls.ask(

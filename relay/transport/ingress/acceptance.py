@@ -151,9 +151,13 @@ class Acceptance:
         self.holds = HoldLimit(self.clock)
         self.rule_mails = RuleMails(self.hostname, self.reporter, self.clock)
         self.preparation = Preparation(
-            self.hostname, self.accounts, self.clock, self.any_sender, self.milters,
+            self.hostname,
+            self.accounts,
+            self.clock,
+            self.any_sender,
+            self.milters,
             self.spool.incoming_body,
-        )  # fmt: skip
+        )
 
     def use(self, srs: Srs, *, forward_own_from: bool) -> None:
         """Forward mail of later sessions and messages in another way."""
@@ -176,9 +180,11 @@ class Acceptance:
         `filters` are those that heard the session.
         """
         queue_id, now_us = self.ids.new(), self.clock.queue_us()
-        reply = await self._reply(ArrivedMail(
-            envelope, paths, content, origin, queue_id, now_us, envelope.reverse_path, filters
-        ))  # fmt: skip
+        reply = await self._reply(
+            ArrivedMail(
+                envelope, paths, content, origin, queue_id, now_us, envelope.reverse_path, filters
+            )
+        )
         if reply.queue_id or not origin.is_promised:
             return reply
         # Pickup repeats a submission of which it lost the 250, and a crash leaves a dropped file.
@@ -256,14 +262,25 @@ class Acceptance:
             answers_discarded = self.answers.why_discarded(arrival.envelope, size)
         while True:
             fan = self._fan_out(
-                arrival, recipients, verdict, examinations=examinations, examine=examine,
-                expand=expand, answers_discarded=answers_discarded, tenants=rules.tenants,
-            )  # fmt: skip
+                arrival,
+                recipients,
+                verdict,
+                examinations=examinations,
+                examine=examine,
+                expand=expand,
+                answers_discarded=answers_discarded,
+                tenants=rules.tenants,
+            )
             reply = await self._carry_out(
-                arrival, verdict, fan,
-                rules=rules, recipients=recipients, content=parsed, charges=charges,
+                arrival,
+                verdict,
+                fan,
+                rules=rules,
+                recipients=recipients,
+                content=parsed,
+                charges=charges,
                 sender=sender,
-            )  # fmt: skip
+            )
             if isinstance(reply, DataReply):
                 return reply
             verdict = reply  # each time one tenant's copies are held or rejected that were not
@@ -299,10 +316,15 @@ class Acceptance:
         mails, reserved = self.rule_mails.due(verdict.mails, reserved)
         with reserved:
             event = routing_event(
-                verdict, fan, self.clock.time_us(),
-                client=None if origin.pickup else origin.client, rules=rules, signed=signed,
-                sender=sender, account=self.preparation.account_of(arrival),
-            )  # fmt: skip
+                verdict,
+                fan,
+                self.clock.time_us(),
+                client=None if origin.pickup else origin.client,
+                rules=rules,
+                signed=signed,
+                sender=sender,
+                account=self.preparation.account_of(arrival),
+            )
             event = arrival.filtered.noted(event)
             message = self._message(arrival, fan, header=content.header, event=event)
             message, reports = self._with_reports(
@@ -350,12 +372,15 @@ class Acceptance:
             )
 
         return fan_out(
-            recipients, with_next_hops(examinations, verdict, self.router.examine_chosen),
-            verdict, expand=expand, sender_of=sender_of,
+            recipients,
+            with_next_hops(examinations, verdict, self.router.examine_chosen),
+            verdict,
+            expand=expand,
+            sender_of=sender_of,
             examine=forwarding.examiner_of_added(examine, verdict, tenants, trusted=trusted),
             answers_discarded=answers_discarded,
             times=HoldTimes(arrival.received_us, int(self.expire_after_s * 1_000_000)),
-        )  # fmt: skip
+        )
 
     def _with_reports(
         self,

@@ -147,10 +147,14 @@ class Preparation(Struct, frozen=True):
             account = user.address if user else self.account_of(arrival)
         try:
             decided = await decide(
-                session, content, NewBodies(size_max_bytes, self.new_body),
-                envelope=arrival.envelope, paths=arrival.paths, queue_id=arrival.queue_id,
+                session,
+                content,
+                NewBodies(size_max_bytes, self.new_body),
+                envelope=arrival.envelope,
+                paths=arrival.paths,
+                queue_id=arrival.queue_id,
                 account=account,
-            )  # fmt: skip
+            )
         finally:
             if filters is None:
                 session.close()
@@ -208,10 +212,15 @@ class Preparation(Struct, frozen=True):
     ) -> ParsedContent:
         """Return the content with the fields that this relay adds, after those in `top`."""
         header = header_cleanup.completed(
-            content.header, arrival.envelope, arrival.paths, origin=arrival.origin,
-            hostname=self.hostname, queue_id=arrival.queue_id, time_us=self.clock.time_us(),
+            content.header,
+            arrival.envelope,
+            arrival.paths,
+            origin=arrival.origin,
+            hostname=self.hostname,
+            queue_id=arrival.queue_id,
+            time_us=self.clock.time_us(),
             top=top,
-        )  # fmt: skip
+        )
         return ParsedContent(header, content.rest)
 
 

@@ -107,8 +107,10 @@ class DroppedFile:
             octets += self._file.read(1)
         before, now = self._facts, os.fstat(self._file.fileno())
         is_changed = (now.st_size, now.st_mtime_ns, now.st_ctime_ns) != (
-            before.st_size, before.st_mtime_ns, before.st_ctime_ns,
-        )  # fmt: skip
+            before.st_size,
+            before.st_mtime_ns,
+            before.st_ctime_ns,
+        )
         if is_changed:
             raise HostileFileError("it was changed while it was read")
         return octets

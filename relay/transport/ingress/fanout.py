@@ -310,9 +310,13 @@ def _key(
     if not (sender or forwarded_by or examination.held or chosen or hold or folder):
         return next_hop, content, NO_EXTRA
     extra = EntryExtra(
-        chosen=chosen, sender=sender, delivered_to=forwarded_by, reason=examination.held,
-        until_us=examination.held_until_us, folder=folder,
-    )  # fmt: skip
+        chosen=chosen,
+        sender=sender,
+        delivered_to=forwarded_by,
+        reason=examination.held,
+        until_us=examination.held_until_us,
+        folder=folder,
+    )
     return next_hop, content, extra if hold is None else times.held(extra, hold)
 
 

@@ -193,11 +193,13 @@ async def decide(
     if verdict.quarantine is not None:
         hold = Hold(verdict.quarantine or _HELD, f"{OF_MILTER}{verdict.quarantined_by}")
     return verdict, FilteredMessage(
-        said, read_results(verdict.results), ended,
+        said,
+        read_results(verdict.results),
+        ended,
         added={address: f"{OF_MILTER}{name}" for address, name in verdict.added.items()},
         hold=hold,
         refused_by=next((one.milter for one in refused.values()), ""),
-    )  # fmt: skip
+    )
 
 
 def is_verified(results: Sequence[AuthResult], sender: str, header: Header) -> bool:

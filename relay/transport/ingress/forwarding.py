@@ -306,9 +306,15 @@ class Forwarder(Struct, frozen=True):
 def _report_to(sender: str) -> RateCharge:
     """Return what a report to the SRS addresses of a sender counts."""
     return RateCharge(
-        rule="", per="srs", key=sender.lower(), recipients=1, status="4.7.1",
-        text=MANY_REPORTS, allowed=REPORTS_PER_HOUR, period_s=_HOUR_S,
-    )  # fmt: skip
+        rule="",
+        per="srs",
+        key=sender.lower(),
+        recipients=1,
+        status="4.7.1",
+        text=MANY_REPORTS,
+        allowed=REPORTS_PER_HOUR,
+        period_s=_HOUR_S,
+    )
 
 
 def _as_a_labels(domain: str) -> Iterator[str]:

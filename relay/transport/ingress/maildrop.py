@@ -200,9 +200,11 @@ class MailDrop:
         user = await asyncio.to_thread(self.users.find, file.uid)
         acceptance = self.shared.acceptance
         content = ContentCollector(
-            size_max_bytes=FILE_BYTES_MAX, limits=self._limits, budget=self._budget,
+            size_max_bytes=FILE_BYTES_MAX,
+            limits=self._limits,
+            budget=self._budget,
             arrival=acceptance.spool.incoming_body,
-        )  # fmt: skip
+        )
         try:
             digest, octets, eight_bit = hashlib.sha256(file.line), file.line, False
             while octets:
@@ -237,10 +239,12 @@ class MailDrop:
         )
         notify = parse_notify(given.notify) if given.notify else frozenset()
         return Envelope(
-            sender, ret=parse_ret(given.ret) if given.ret else "", eight_bit=eight_bit,
+            sender,
+            ret=parse_ret(given.ret) if given.ret else "",
+            eight_bit=eight_bit,
             envid=parse_envid(given.envid) if given.envid else "",
             smtputf8=not "".join((sender, *addresses)).isascii(),
-        ), [ForwardPath(one, notify) for one in addresses]  # fmt: skip
+        ), [ForwardPath(one, notify) for one in addresses]
 
     async def _set_aside(self, name: str, identity: Identity, why: str) -> None:
         """Move a file to where only the relay can enter."""

@@ -67,12 +67,20 @@ class RateLimits:
     def message_of(self, key: str, rate: str) -> Reservation | None:
         """Count a message of a client, or a report to a sender; None beyond COUNT/SECONDS."""
         allowed, _, period_s = rate.partition("/")
-        found = self.reserve([
-            RateCharge(
-                rule="", per="", key=key, recipients=1, allowed=int(allowed),
-                period_s=float(period_s), status="", text="",
-            )
-        ])  # fmt: skip
+        found = self.reserve(
+            [
+                RateCharge(
+                    rule="",
+                    per="",
+                    key=key,
+                    recipients=1,
+                    allowed=int(allowed),
+                    period_s=float(period_s),
+                    status="",
+                    text="",
+                )
+            ]
+        )
         return found if isinstance(found, Reservation) else None
 
     def _slots_of(self, charge: RateCharge, *, since: int) -> dict[int, int]:
@@ -127,7 +135,9 @@ class HoldLimit:
         if self._logged_s is None or now_s - self._logged_s >= LINES_APART_S:
             _log.warning(
                 "mail deferred or rejected: rules hold as much as they may",
-                held_max=held_max, rule=rule, messages=self._deferred,
-            )  # fmt: skip
+                held_max=held_max,
+                rule=rule,
+                messages=self._deferred,
+            )
             self._logged_s, self._deferred = now_s, 0
         return DataReply(_HOLDS_FULL, rule=rule)

@@ -80,9 +80,15 @@ class RuleMails:
         found, counted = [], [reserved]
         for one in _joined(mails):
             charge = RateCharge(
-                one.mail.rule, one.mail.kind, one.mail.to.casefold(), 1,
-                allowed=1, period_s=_HOUR_S, status="", text="",
-            )  # fmt: skip
+                one.mail.rule,
+                one.mail.kind,
+                one.mail.to.casefold(),
+                1,
+                allowed=1,
+                period_s=_HOUR_S,
+                status="",
+                text="",
+            )
             count = self._noticed.reserve([charge] if one.mail.text else [])
             if isinstance(count, Reservation):
                 found.append(one)
@@ -100,10 +106,14 @@ class RuleMails:
         """Return the message whose step 5 names the mails, and the reports with them."""
         written = [self._written(one, message, subject) for one in mails]
         named = [
-            {"kind": due.mail.kind, "queue_id": mail.facts.id, "to": due.mail.to,
-             "rules": list(due.rules)}
+            {
+                "kind": due.mail.kind,
+                "queue_id": mail.facts.id,
+                "to": due.mail.to,
+                "rules": list(due.rules),
+            }
             for due, mail in zip(mails, written, strict=True)
-        ]  # fmt: skip
+        ]
         routed, *others = message.events
         routed = replace(routed, detail={**routed.detail, "mails": named[:_NAMED_MAX]})
         return replace(message, events=(routed, *others)), (*reports, *written)
@@ -131,9 +141,11 @@ class RuleMails:
             # two ids of chance: nobody who writes a message knows them
             boundary = f"=_journal_{message.facts.id}_{report_id}"
             return write_journal(
-                head, [*lines, *_recipient_lines(due, subject), *rules],
-                original=subject.content.joined(), boundary=boundary,
-            )  # fmt: skip
+                head,
+                [*lines, *_recipient_lines(due, subject), *rules],
+                original=subject.content.joined(),
+                boundary=boundary,
+            )
 
         return self._reporter.rule_mail(mail, about=message.facts, write=write)
 

@@ -144,9 +144,13 @@ class RecipientChecks(Struct, frozen=True):
         found = self.forwarding.find(address, reverse_path)
         if not isinstance(found, Expansion):
             reply = await self._rejection(
-                found, address, given=address, size_bytes=size_bytes, may_relay=may_relay,
+                found,
+                address,
+                given=address,
+                size_bytes=size_bytes,
+                may_relay=may_relay,
                 asks=not may_relay,
-            )  # fmt: skip
+            )
             if reply:
                 return RecipientAnswer(reply)
             is_kept = may_relay and reverse_path and isinstance(found, RemoteRecipient)
@@ -156,9 +160,13 @@ class RecipientChecks(Struct, frozen=True):
         rejection, expanded = "", len(found.targets)
         for target in found.addresses:
             reply = await self._rejection(
-                self.forwarding.examine(target, reverse_path), target, given=address,
-                size_bytes=size_bytes, may_relay=True, asks=not may_relay and expanded == 1,
-            )  # fmt: skip
+                self.forwarding.examine(target, reverse_path),
+                target,
+                given=address,
+                size_bytes=size_bytes,
+                may_relay=True,
+                asks=not may_relay and expanded == 1,
+            )
             if not reply:
                 return RecipientAnswer(expanded=expanded)
             rejection = rejection or reply.replace(f"<{target}>", f"<{address}>", 1)
@@ -231,9 +239,12 @@ class SessionOwner:
         self._uid = uid
         self.is_trusted = is_trusted
         self._checks = RecipientChecks(
-            acceptance.forwarding, listeners.quota.room, listeners.verify,
-            rules=acceptance.policy, is_pickup=shared.pickup,
-        )  # fmt: skip
+            acceptance.forwarding,
+            listeners.quota.room,
+            listeners.verify,
+            rules=acceptance.policy,
+            is_pickup=shared.pickup,
+        )
         self._account: Account | None = None  # that logged in, as it was then
         self.login = ""  # its address
         self._user: LocalUser | None = None
@@ -243,12 +254,18 @@ class SessionOwner:
         """Return the client for a session in this process."""
         is_program = self._shared.users is not None
         return SessionClient(
-            self.ip, self.is_trusted, self.log_in, self.sender_rejection, self.check_recipient,
-            self.new_body, self.accept, self.refused,
+            self.ip,
+            self.is_trusted,
+            self.log_in,
+            self.sender_rejection,
+            self.check_recipient,
+            self.new_body,
+            self.accept,
+            self.refused,
             uid=self._uid if is_program else None,
             find_user=self._find_user if is_program else None,
             new_filters=self._new_filters,
-        )  # fmt: skip
+        )
 
     async def log_in(self, user: str, secret: str, is_token: bool) -> str:
         """See SessionClient."""
@@ -344,7 +361,13 @@ class SessionOwner:
     def _origin(self, claims: SessionClaims) -> Origin:
         user, helo = self._user, claims.helo
         return Origin(
-            self.ip, helo if user is None else user.name, claims.extended, claims.tls, self.login,
-            trusted=self.is_trusted or self._account is not None, pickup=self._shared.pickup,
-            user=user, is_hidden=self._account is not None and self._shared.settings.hide_client,
-        )  # fmt: skip
+            self.ip,
+            helo if user is None else user.name,
+            claims.extended,
+            claims.tls,
+            self.login,
+            trusted=self.is_trusted or self._account is not None,
+            pickup=self._shared.pickup,
+            user=user,
+            is_hidden=self._account is not None and self._shared.settings.hide_client,
+        )

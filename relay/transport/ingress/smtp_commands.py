@@ -421,9 +421,11 @@ class SmtpCommands:
             return _CHUNKS_BEGUN
         mail = self._mail
         path = parse_rcpt(
-            argument, extended=self._extended, smtputf8=mail.envelope.smtputf8,
+            argument,
+            extended=self._extended,
+            smtputf8=mail.envelope.smtputf8,
             odd_domain=self._listener.odd_domain,
-        )  # fmt: skip
+        )
         if path.address in self._forward_paths:
             return "250 2.1.5 Ok, named already"
         if len(self._forward_paths) >= self._listener.settings.max_recipients:
@@ -502,9 +504,11 @@ class SmtpCommands:
     def _new_content(self) -> ContentCollector:
         listener = self._listener
         return ContentCollector(
-            size_max_bytes=listener.settings.max_message_size, limits=listener.limits,
-            budget=listener.budget, arrival=self._client.new_body,
-        )  # fmt: skip
+            size_max_bytes=listener.settings.max_message_size,
+            limits=listener.limits,
+            budget=listener.budget,
+            arrival=self._client.new_body,
+        )
 
     async def _receive(self, verb: str, framing: Framing, content: ContentCollector) -> str:
         """Collect a content or a chunk; take the message over when it is complete."""

@@ -103,8 +103,10 @@ class SmtpServer:
         )
         self._smtp_sessions = SmtpSessions(
             self._listener_dependencies(pickup=pickup, offers_tls=context is not None),
-            tls_context=context, begun=self._begun, meet=self._meet,
-        )  # fmt: skip
+            tls_context=context,
+            begun=self._begun,
+            meet=self._meet,
+        )
         self._elsewhere = elsewhere
 
     def use(self, listener: SmtpListener) -> None:

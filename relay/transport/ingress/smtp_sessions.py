@@ -49,9 +49,14 @@ class SmtpSessions:
         self._beginning: set[asyncio.Task[None]] = set()  # until their sessions exist
         self._handshakes = ConcurrencyCounter()  # those of TLS at once
         self.shared = SessionDependencies(
-            listener, ConcurrencyCounter(), sessions=set(), tls_context=tls_context,
-            on_failed_handshake=self._record_failed_handshake, begun=begun, meet=meet,
-        )  # fmt: skip
+            listener,
+            ConcurrencyCounter(),
+            sessions=set(),
+            tls_context=tls_context,
+            on_failed_handshake=self._record_failed_handshake,
+            begun=begun,
+            meet=meet,
+        )
 
     @property
     def total(self) -> int:
@@ -109,9 +114,11 @@ class SmtpSessions:
                 if tls is not None and not await _has_spoken(connection):
                     return  # it only looked whether the port is open
                 await asyncio.get_running_loop().connect_accepted_socket(
-                    partial(SmtpSession, self.shared, client), connection, ssl=tls,
+                    partial(SmtpSession, self.shared, client),
+                    connection,
+                    ssl=tls,
                     ssl_handshake_timeout=TLS_HANDSHAKE_S if tls else None,  # real time: a client
-                )  # fmt: skip
+                )
             has_begun = True
         except TimeoutError:
             self._record_failed_handshake(client, OSError("the client sent nothing"))

@@ -55,9 +55,12 @@ class ConfiguredMilter:
         if self._has_log and self._logged.is_new(error):
             one = self.settings
             _log.warning(
-                "milter failed", milter=one.name, address=str(one.address), when_down=one.when_down,
+                "milter failed",
+                milter=one.name,
+                address=str(one.address),
+                when_down=one.when_down,
                 error=self.fault,
-            )  # fmt: skip
+            )
 
     def decided(self) -> None:
         """Note that it decided about a message: the next fault is logged."""

@@ -68,19 +68,30 @@ _COMMANDS: Final[Mapping[FilterStage, _Command]] = {
 _MACROS: Final[Mapping[int, Sequence[str]]] = {
     0: ("j", "{daemon_name}", "{daemon_addr}", "v", "_"),
     1: ("{tls_version}", "{cipher}", "{cipher_bits}", "{cert_subject}", "{cert_issuer}"),
-    2: ("i", "{auth_type}", "{auth_authen}", "{auth_author}", "{mail_addr}", "{mail_host}",
-        "{mail_mailer}"),
+    2: (
+        "i",
+        "{auth_type}",
+        "{auth_authen}",
+        "{auth_author}",
+        "{mail_addr}",
+        "{mail_host}",
+        "{mail_mailer}",
+    ),
     3: ("i", "{rcpt_addr}", "{rcpt_host}", "{rcpt_mailer}"),
     4: ("i",),
     5: ("i",),
     6: ("i",),
-}  # fmt: skip
+}
 
 _VERBS: Final[Mapping[bytes, str]] = {
-    codec.ADD_FIELD: "add", codec.INSERT_FIELD: "insert", codec.CHANGE_FIELD: "change",
-    codec.ADD_RECIPIENT: "add recipient", codec.ADD_WITH_PARAMETERS: "add recipient",
-    codec.REMOVE_RECIPIENT: "remove recipient", codec.CHANGE_SENDER: "change sender to",
-}  # fmt: skip
+    codec.ADD_FIELD: "add",
+    codec.INSERT_FIELD: "insert",
+    codec.CHANGE_FIELD: "change",
+    codec.ADD_RECIPIENT: "add recipient",
+    codec.ADD_WITH_PARAMETERS: "add recipient",
+    codec.REMOVE_RECIPIENT: "remove recipient",
+    codec.CHANGE_SENDER: "change sender to",
+}
 _LATER: Final = "451 4.7.1 Service unavailable - try again later"
 _MEANINGS: Final[Mapping[bytes, tuple[str, str]]] = {
     codec.CONTINUE: ("continue", ""),

@@ -92,9 +92,13 @@ class FilterSession:
         """Open the connections and announce the client. A refusal is repeated by each command."""
         shown = client.name or "unknown"
         self._of_session |= {
-            "client_name": shown, "client_addr": client.address, "client_ptr": shown,
-            "client_port": str(client.port), "_": f"{shown} [{client.address}]", **client.macros,
-        }  # fmt: skip
+            "client_name": shown,
+            "client_addr": client.address,
+            "client_ptr": shown,
+            "client_port": str(client.port),
+            "_": f"{shown} [{client.address}]",
+            **client.macros,
+        }
         self._macros = dict(self._of_session)
         data = codec.text_of(client.name or f"[{client.address}]")
         if client.address:

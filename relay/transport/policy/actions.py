@@ -174,9 +174,11 @@ class HoldAction(Struct, frozen=True):
     def parse(cls, value: Any) -> Self:
         """Read the reason. The other fields are keys of the rule. Raises ValueError."""
         if (
-            not isinstance(value, str) or not value.strip() or not value.isprintable()
+            not isinstance(value, str)
+            or not value.strip()
+            or not value.isprintable()
             or len(value) > HOLD_REASON_MAX
-        ):  # fmt: skip
+        ):
             raise ValueError(
                 f"a reason for operators: one line of 1 to {HOLD_REASON_MAX} characters"
             )
@@ -257,9 +259,15 @@ class RateLimitAction(Struct, frozen=True):
     def charge(self, rule: str, key: str, recipients: int) -> RateCharge:
         """Return what a message of this rule counts."""
         return RateCharge(
-            rule, str(self.per), key, recipients, allowed=self.allowed, period_s=self.period_s,
-            status=self.status, text=self.text,
-        )  # fmt: skip
+            rule,
+            str(self.per),
+            key,
+            recipients,
+            allowed=self.allowed,
+            period_s=self.period_s,
+            status=self.status,
+            text=self.text,
+        )
 
 
 class DiscardAction(Struct, frozen=True):

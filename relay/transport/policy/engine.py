@@ -284,9 +284,12 @@ class Evaluation:
         if isinstance(error, TooManyPartsError):
             its = self._live & _bits(self._scope.places)
             self._close(
-                rule, places_of(its), action=VerdictAction.REJECT, status=TOO_MANY_PARTS_STATUS,
+                rule,
+                places_of(its),
+                action=VerdictAction.REJECT,
+                status=TOO_MANY_PARTS_STATUS,
                 text=TOO_MANY_PARTS,
-            )  # fmt: skip
+            )
         else:
             self._defer(Deferral("4.7.1", NOT_APPLIED, rule.name))
 
@@ -330,12 +333,16 @@ class Evaluation:
             additions = [structs.replace(each, content=new[each.content]) for each in additions]
         contents = tuple(self._views[old].content for old in used)
         verdict = Verdict(
-            tuple(recipients), tuple(additions), contents, tuple(self._hits),
-            deferred=self._deferral, sender=self._sender,
+            tuple(recipients),
+            tuple(additions),
+            contents,
+            tuple(self._hits),
+            deferred=self._deferral,
+            sender=self._sender,
             charges=tuple(self._due(recipients)) if self._charges else (),
             mails=tuple(mails_about(recipients, self._mails)) if self._mails else (),
             tenants=tuple(self._tenants),
-        )  # fmt: skip
+        )
         return verdict.deferred_for(*self._deferrals) if self._deferrals else verdict
 
     def _matches_message(self, plan: RulePlan, view: MessageView, recipients: int) -> int:
@@ -407,10 +414,11 @@ class Evaluation:
         Return what the rule could not do.
         """
         edits = [
-            one for one in rule.actions
+            one
+            for one in rule.actions
             if isinstance(one, HeaderEdit | DisclaimerAction)
             and not isinstance(one, SetSenderAction)
-        ]  # fmt: skip
+        ]
         return self._edit_with(rule, edits, matched) if edits else ()
 
     def _set_sender(self, rule: Rule) -> tuple[Finding, ...]:
@@ -437,9 +445,12 @@ class Evaluation:
         for old, concerned, new in results:
             if new.refusal:
                 self._close(
-                    rule, places_of(concerned), action=VerdictAction.REJECT,
-                    status=NO_DISCLAIMER_STATUS, text=new.refusal,
-                )  # fmt: skip
+                    rule,
+                    places_of(concerned),
+                    action=VerdictAction.REJECT,
+                    status=NO_DISCLAIMER_STATUS,
+                    text=new.refusal,
+                )
             elif new.content is not self._views[old].content:
                 at = self._content(new.content)
                 self._having[old] &= ~concerned
@@ -477,9 +488,13 @@ class Evaluation:
 
     def _view(self, content: ParsedContent, like: MessageView | None = None) -> MessageView:
         return MessageView(
-            self._scope.message, content, self._index.pattern_sets,
-            between_parts=self._check_stopped, archives=self._archives, like=like,
-        )  # fmt: skip
+            self._scope.message,
+            content,
+            self._index.pattern_sets,
+            between_parts=self._check_stopped,
+            archives=self._archives,
+            like=like,
+        )
 
     def _mark(self, rule: Rule, places: list[int]) -> None:
         """Keep what the rule says about the delivery of the matched recipients' copies."""
@@ -517,12 +532,16 @@ class Evaluation:
                 hold = held[0] if held and is_instead else None
                 self._additions += [
                     AddedRecipient(
-                        each, rule.name, content, hold,
-                        is_quarantine=isinstance(action, QuarantineAction), tenant=owner,
+                        each,
+                        rule.name,
+                        content,
+                        hold,
+                        is_quarantine=isinstance(action, QuarantineAction),
+                        tenant=owner,
                         acted_for=(local or its_addresses)[0],
                     )
                     for each in action.addresses
-                ]  # fmt: skip
+                ]
 
     def _decide(self, rule: Rule, places: list[int]) -> None:
         """Decide the matched recipients, if the rule's last action is final."""
@@ -570,11 +589,15 @@ class Evaluation:
     ) -> None:
         for place in places:
             self._decided[place] = RecipientVerdict(
-                self._message.recipients[place], action, rule=rule.name, status=status, text=text,
+                self._message.recipients[place],
+                action,
+                rule=rule.name,
+                status=status,
+                text=text,
                 successors=successors,
                 hold=self._holds.get(place) if successors else None,
                 tenant=self._owners.get(place, ""),
-            )  # fmt: skip
+            )
             self._open &= ~(1 << place)
             self._live &= ~(1 << place)
 
@@ -586,9 +609,14 @@ class Evaluation:
         hold, junk = self._holds.get(place), self._junk.get(place)
         by = junk or hold
         return RecipientVerdict(
-            recipient, content=self._content_of(place), rule=by.rule if by else "", hold=hold,
-            next_hop=self._next_hops.get(place, ""), junk=junk, tenant=tenant,
-        )  # fmt: skip
+            recipient,
+            content=self._content_of(place),
+            rule=by.rule if by else "",
+            hold=hold,
+            next_hop=self._next_hops.get(place, ""),
+            junk=junk,
+            tenant=tenant,
+        )
 
     def _due(self, recipients: Sequence[RecipientVerdict]) -> Iterator[RateCharge]:
         """Yield the charges, without recipients that were rejected."""

@@ -243,8 +243,14 @@ def _finding(
     skipped: str = "",
 ) -> RuleFinding:
     return RuleFinding(
-        rule=rule.name, mode=str(rule.mode), matched=matched, recipients=recipients,
+        rule=rule.name,
+        mode=str(rule.mode),
+        matched=matched,
+        recipients=recipients,
         conditions=conditions,
         actions=tuple({_ACTION_KEYS[type(one)]: msgspec.to_builtins(one)} for one in rule.actions),
-        outcome=rule.outcome, skipped=skipped, file=str(rule.file), line=rule.line,
-    )  # fmt: skip
+        outcome=rule.outcome,
+        skipped=skipped,
+        file=str(rule.file),
+        line=rule.line,
+    )

@@ -154,9 +154,10 @@ def _seen_by(tenant: TenantRules, message: ExaminedMessage) -> ExaminedMessage:
     return replace(
         message,
         local=frozenset(
-            each for each in message.recipients
+            each
+            for each in message.recipients
             if each in message.local and domain_of(each) in tenant.domains
         ),
         sender_local=message.sender_local and domain_of(message.reverse_path) in tenant.domains,
         is_own=tenant.domains.__contains__,
-    )  # fmt: skip
+    )

@@ -87,8 +87,20 @@ HOLD_S_MAX = 365 * 86400
 NESTED_MAX = 3  # `all` and `any` inside each other
 NOTICE_CHARACTERS_MAX = 2000
 NAME_CHARACTERS_MAX = 100  # it is a metric's label
-_RULE_KEYS = ("name", "mode", "when", "unless", "then", "stop", "on_error",
-         "from", "until", "expires", "expired", "notice")  # fmt: skip
+_RULE_KEYS = (
+    "name",
+    "mode",
+    "when",
+    "unless",
+    "then",
+    "stop",
+    "on_error",
+    "from",
+    "until",
+    "expires",
+    "expired",
+    "notice",
+)
 _clock = SystemClock()
 _HOLD_KEYS = ("expires", "expired", "notice")
 _NEVER_IGNORED = ("reject", "discard", "hold", "quarantine")  # mail would pass that must not
@@ -127,9 +139,10 @@ def read_rule(
     keys = [key for key, _ in actions]
     if on_error is OnError.IGNORE and (blocking := set(keys).intersection(_NEVER_IGNORED)):
         reader.add_fault(
-            ("on_error",), f'found "ignore" beside {min(blocking)}, expected "defer": '
+            ("on_error",),
+            f'found "ignore" beside {min(blocking)}, expected "defer": '
             "mail that the rule is to stop would pass",
-        )  # fmt: skip
+        )
     rule = Rule(
         name=reader.required("name", _name, default=""),
         mode=reader.key("mode", one_of(RuleMode), default=RuleMode.ENFORCE),

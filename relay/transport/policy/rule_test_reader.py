@@ -41,12 +41,41 @@ from relay.transport.policy.table_reader import (
 
 SIZE_BYTES_MAX = 256 * 1024 * 1024
 _TEST_KEYS = (
-    "name", "from", "to", "recipients", "subject", "headers", "body", "attachments", "size",
-    "message", "source", "client", "login", "auth", "local", "enforce", "alone", "expect",
-)  # fmt: skip
+    "name",
+    "from",
+    "to",
+    "recipients",
+    "subject",
+    "headers",
+    "body",
+    "attachments",
+    "size",
+    "message",
+    "source",
+    "client",
+    "login",
+    "auth",
+    "local",
+    "enforce",
+    "alone",
+    "expect",
+)
 _DESCRIBING = ("subject", "headers", "body", "attachments", "size")
-_EXPECTED = ("verdict", "rules", "added", "redirected", "rejected", "quarantined", "journaled",
-         "notified", "subject", "next_hop", "headers", "body", "reason")  # fmt: skip
+_EXPECTED = (
+    "verdict",
+    "rules",
+    "added",
+    "redirected",
+    "rejected",
+    "quarantined",
+    "journaled",
+    "notified",
+    "subject",
+    "next_hop",
+    "headers",
+    "body",
+    "reason",
+)
 _BOUNDARY = "test-message"
 _TEXT = b"Content-Type: text/plain; charset=utf-8\r\n"
 _line_end = re.compile(rb"\r\n|\r|\n")

@@ -102,10 +102,15 @@ def overall_verdict(verdict: Verdict) -> OverallVerdict:
 
 def _run(rules: RuleSet, test: RuleTest, local_domains: Collection[str]) -> RuleTestResult:
     subject = examined_message(
-        test.sender, test.recipients, test.content, source=test.source,
+        test.sender,
+        test.recipients,
+        test.content,
+        source=test.source,
         local_domains=local_domains if test.local is None else test.local,
-        client=test.client, login=test.login, is_trusted=not test.client or bool(test.login),
-    )  # fmt: skip
+        client=test.client,
+        login=test.login,
+        is_trusted=not test.client or bool(test.login),
+    )
     subject = structs.replace(subject, recipient_count=test.recipient_count, results=test.results)
     try:
         return RuleTestResult(test, tuple(_failures(rules, test, rules.evaluate(subject))))
@@ -260,7 +265,5 @@ def format_test_results(sets: Sequence[RuleSet], results: Sequence[RuleTestResul
     summary = f"{total}, {len(results) - failed} passed, {failed} failed"
     if lacking:
         summary += f"; {counted(len(lacking), 'rule')} without a test"
-    document = {
-        "tests": tests, "failed": failed, "untested": [rule.name for rule in lacking]
-    }  # fmt: skip
+    document = {"tests": tests, "failed": failed, "untested": [rule.name for rule in lacking]}
     return PolicyReport((*lines, summary), document, good=not failed)

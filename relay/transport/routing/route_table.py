@@ -280,9 +280,17 @@ def _table_route(number: int, given: Route, default: TlsLevel) -> _TableRoute:
         via = _options_of(as_fallback(given), to, default)
         fallback = WayAround(to, int(given.fallback_after * 1_000_000), via)
     return _TableRoute(
-        number, name, given.domain.lower(), given.sender, given.recipient, action, options, result,
-        given.tls is not None or verifies(given) or options.tls.implicit, fallback,
-    )  # fmt: skip
+        number,
+        name,
+        given.domain.lower(),
+        given.sender,
+        given.recipient,
+        action,
+        options,
+        result,
+        given.tls is not None or verifies(given) or options.tls.implicit,
+        fallback,
+    )
 
 
 class RouteChanges(Struct, frozen=True):

@@ -81,12 +81,17 @@ def with_tls(found: Resolution, via: HopOptions, by: str, *, demand: TlsDemand =
         return found
     decided = {
         one.name: decide_tls(
-            one.name, via.tls, by=by, has_login=_sends_login(one, via), sts=found.sts,
+            one.name,
+            via.tls,
+            by=by,
+            has_login=_sends_login(one, via),
+            sts=found.sts,
             tlsa=one.tlsa,
-            demand=demand if one.port else "", vouched=via.requiretls,
+            demand=demand if one.port else "",
+            vouched=via.requiretls,
         )
         for one in found.hosts
-    }  # fmt: skip
+    }
     hosts = tuple([replace(one, tls=decided[one.name]) for one in found.hosts])
     if not any(one.skipped for one in decided.values()):  # nearly always
         return replace(found, hosts=hosts)

@@ -30,9 +30,13 @@ def main() -> int:
         made_us = fill(filled, million.queue(int(ENTRIES * given.scale)))
         with Sinks() as sinks, DnsThread(zone()) as dns:
             setting = Setting(
-                sinks=sinks, dns=dns.address, scale=given.scale, rounds=given.rounds,
-                filled=filled, made_us=made_us,
-            )  # fmt: skip
+                sinks=sinks,
+                dns=dns.address,
+                scale=given.scale,
+                rounds=given.rounds,
+                filled=filled,
+                made_us=made_us,
+            )
             found = []
             for figure in million.measure(setting):
                 found.append(figure)

@@ -105,37 +105,57 @@ def _message(queued: Queued, queue_id: str, now_us: int) -> NewMessage:
     ).encode() + _TEXT * 5
     recipients = tuple(NewRecipient(ForwardPath(address)) for address in queued.recipients)
     facts = MessageFacts(
-        queue_id, Envelope(queued.sender), Source.SMTP, trusted=False, received_us=now_us,
-        expires_us=now_us + 5 * DAY_US, size=len(content), client="bench [127.0.0.1]",
-        message_id=f"<{queue_id}@bench.test>", subject="queued",
-    )  # fmt: skip
+        queue_id,
+        Envelope(queued.sender),
+        Source.SMTP,
+        trusted=False,
+        received_us=now_us,
+        expires_us=now_us + 5 * DAY_US,
+        size=len(content),
+        client="bench [127.0.0.1]",
+        message_id=f"<{queue_id}@bench.test>",
+        subject="queued",
+    )
     return NewMessage(
-        facts, contents=(content,),
+        facts,
+        contents=(content,),
         entries=(NewEntry(NextHop.parse(queued.next_hop), recipients),),
         events=(Event(Step.POLICY_AND_ROUTING, now_us, {"verdict": "accept"}),),
         warn_us=now_us + 5 * DAY_US,
-    )  # fmt: skip
+    )
 
 
 def _deferred(claim: Claim, queued: Queued, now_us: int) -> ClaimResult:
     due_us = now_us + (queued.due_in_us or 0)
     reported = [
-        {"number": one.id, "address": one.path.address, "outcome": "deferred",
-         "status": _REFUSED.status, "reply": _REFUSED.reply}
+        {
+            "number": one.id,
+            "address": one.path.address,
+            "outcome": "deferred",
+            "status": _REFUSED.status,
+            "reply": _REFUSED.reply,
+        }
         for one in claim.recipients
-    ]  # fmt: skip
+    ]
     detail = {
-        "entry": claim.entry_id, "next_hop": queued.next_hop, "attempt": 1, "host": _REFUSED.host,
+        "entry": claim.entry_id,
+        "next_hop": queued.next_hop,
+        "attempt": 1,
+        "host": _REFUSED.host,
         "recipients": reported,
-    }  # fmt: skip
+    }
     outcome = Deferred(_REFUSED, DeferralClass.CONNECT)
     return ClaimResult(
         claim=claim,
         at_us=now_us,
         outcomes={one.id: outcome for one in claim.recipients},
         waiting=EntrySchedule(
-            retry_us=due_us, due_us=due_us, level=queued.level, cause=DeferralClass.CONNECT,
-            cause_attempts=1, warn_us=claim.warn_us,
+            retry_us=due_us,
+            due_us=due_us,
+            level=queued.level,
+            cause=DeferralClass.CONNECT,
+            cause_attempts=1,
+            warn_us=claim.warn_us,
         ),
         events=(Event(Step.DELIVERY, now_us, detail),),
-    )  # fmt: skip
+    )

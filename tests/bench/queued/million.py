@@ -36,16 +36,21 @@ def queue(entries: int) -> Iterator[Queued]:
         deferred = number % 10 != 0
         due_in_us = HOUR_US * number // entries if deferred else DAY_US
         yield Queued(
-            stamp=f"filled-{number}", sender=f"sender{number % 1000}@bench.test",
+            stamp=f"filled-{number}",
+            sender=f"sender{number % 1000}@bench.test",
             next_hop=f"mx:{domain}",
             recipients=tuple(f"user{n}@{domain}" for n in range(RECIPIENTS_PER_ENTRY)),
-            due_in_us=due_in_us, level=PriorityLevel.UNREACHABLE,
-        )  # fmt: skip
+            due_in_us=due_in_us,
+            level=PriorityLevel.UNREACHABLE,
+        )
         if number == entries // 2:
             yield Queued(
-                stamp=_FIRST, sender="sender@bench.test", next_hop="mx:live0.test",
-                recipients=("user@live0.test",), due_in_us=-1,
-            )  # fmt: skip
+                stamp=_FIRST,
+                sender="sender@bench.test",
+                next_hop="mx:live0.test",
+                recipients=("user@live0.test",),
+                due_in_us=-1,
+            )
 
 
 def measure(setting: Setting) -> Iterator[Figure]:
@@ -123,8 +128,9 @@ def _rates(setting: Setting) -> Iterator[Figure]:
     for relay in relays.values():
         relay.close()
     for name, text, least in (
-        ("full", "nothing of it due", 0.8), ("retrying", "an hour's retries", None),
-    ):  # fmt: skip
+        ("full", "nothing of it due", 0.8),
+        ("retrying", "an hour's retries", None),
+    ):
         for what in ("accepted", "delivered", "cpu_ms"):
             ratios = [
                 getattr(one, what) / getattr(other, what)
@@ -134,9 +140,12 @@ def _rates(setting: Setting) -> Iterator[Figure]:
             note = f"{min(ratios):.2f} .. {max(ratios):.2f}; empty {middle:.4g}"
             bound = None if what == "cpu_ms" else least
             yield Figure(
-                f"{_WORDS[what]}, full / empty, {text}", statistics.median(ratios), "",
-                least=bound, note=note,
-            )  # fmt: skip
+                f"{_WORDS[what]}, full / empty, {text}",
+                statistics.median(ratios),
+                "",
+                least=bound,
+                note=note,
+            )
 
 
 def _round(setting: Setting, relay: Instance, name: str, count: int) -> _Round:
@@ -179,9 +188,12 @@ def _work(setting: Setting) -> Iterator[Figure]:
     attempts = relay.metric("relay_attempts_total") - before
     more = relay.resident_mb() - grown_mb["empty"]
     yield Figure(
-        f"the same after {load.count / load.rate:.0f} s of work", more, "MB", most=150,
+        f"the same after {load.count / load.rate:.0f} s of work",
+        more,
+        "MB",
+        most=150,
         note=f"{attempts:.0f} recipients tried",
-    )  # fmt: skip
+    )
     unaccounted = relay.metric("relay_queue_unaccounted")
     yield Figure("recipients that are nowhere", unaccounted, "", most=0)
     relay.close()

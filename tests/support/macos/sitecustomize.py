@@ -18,18 +18,44 @@ import types
 
 _LACKING = {
     os: (
-        "copy_file_range", "eventfd", "getrandom", "memfd_create", "pidfd_open", "posix_fadvise",
-        "posix_fallocate", "sched_getaffinity", "setns", "splice", "unshare", "fdatasync", "getxattr",
-        "setxattr", "O_TMPFILE", "O_PATH", "O_DIRECT", "pipe2", "preadv", "pwritev",
+        "copy_file_range",
+        "eventfd",
+        "getrandom",
+        "memfd_create",
+        "pidfd_open",
+        "posix_fadvise",
+        "posix_fallocate",
+        "sched_getaffinity",
+        "setns",
+        "splice",
+        "unshare",
+        "fdatasync",
+        "getxattr",
+        "setxattr",
+        "O_TMPFILE",
+        "O_PATH",
+        "O_DIRECT",
+        "pipe2",
+        "preadv",
+        "pwritev",
     ),
     select: ("epoll",),
     signal: ("sigtimedwait", "sigwaitinfo", "SIGPWR"),
     socket: (
-        "AF_NETLINK", "SCM_CREDENTIALS", "SOCK_CLOEXEC", "SOCK_NONBLOCK", "SO_PASSCRED", "SO_PEERCRED",
-        "SO_BINDTODEVICE", "TCP_CORK", "TCP_KEEPIDLE", "TCP_QUICKACK", "TCP_USER_TIMEOUT",
+        "AF_NETLINK",
+        "SCM_CREDENTIALS",
+        "SOCK_CLOEXEC",
+        "SOCK_NONBLOCK",
+        "SO_PASSCRED",
+        "SO_PEERCRED",
+        "SO_BINDTODEVICE",
+        "TCP_CORK",
+        "TCP_KEEPIDLE",
+        "TCP_QUICKACK",
+        "TCP_USER_TIMEOUT",
     ),
     time: ("CLOCK_BOOTTIME",),
-}  # fmt: skip
+}
 _CALLS = ("crypt_r", "mallopt", "malloc_trim", "prctl", "sync_file_range", "syncfs")
 _MEMORY = "/dev/shm"  # where tests have their temporary files
 _PLACES = ("/proc", "/sys", "/run")

@@ -59,9 +59,13 @@ async def test_a_change_that_cannot_be_written_changes_nothing(tmp_path) -> None
 
 @pytest.mark.parametrize(
     "octets",
-    [b"", b"{", b'{"all": {"since": "", "until": null, "who": ""}}',
-     b'{"accept": {"since": "", "until": "soon", "who": ""}}'],
-)  # fmt: skip
+    [
+        b"",
+        b"{",
+        b'{"all": {"since": "", "until": null, "who": ""}}',
+        b'{"accept": {"since": "", "until": "soon", "who": ""}}',
+    ],
+)
 async def test_another_file_is_a_fault(tmp_path, octets) -> None:
     file = tmp_path / "paused.json"
     file.write_bytes(octets)

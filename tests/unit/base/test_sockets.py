@@ -149,11 +149,23 @@ def test_which_addresses_are_of_this_machine() -> None:
     )
 
 
-@each_row("host, expected", [
-        ("127.0.0.1", True), ("127.0.0.11", True), ("::1", True), ("::ffff:127.0.0.1", True),
-        ("[127.0.0.1]", True), ("[IPv6:::1]", True),
-        ("128.0.0.1", False), ("192.0.2.1", False), ("::", False), ("0.0.0.0", False),
-        ("127.0.0.1.mail.test", False), ("localhost", False), ("", False),
-    ])  # fmt: skip
+@each_row(
+    "host, expected",
+    [
+        ("127.0.0.1", True),
+        ("127.0.0.11", True),
+        ("::1", True),
+        ("::ffff:127.0.0.1", True),
+        ("[127.0.0.1]", True),
+        ("[IPv6:::1]", True),
+        ("128.0.0.1", False),
+        ("192.0.2.1", False),
+        ("::", False),
+        ("0.0.0.0", False),
+        ("127.0.0.1.mail.test", False),
+        ("localhost", False),
+        ("", False),
+    ],
+)
 def test_only_an_address_is_loopback(host, expected):
     assert is_loopback(host) is expected

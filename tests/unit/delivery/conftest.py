@@ -191,13 +191,21 @@ class RunningDelivery:
         self.changed: asyncio.Queue[str] = asyncio.Queue()
         contents = ContentCache(self.spool, budget_bytes=self.content_bytes)
         recorder = AttemptRecorder(
-            self.spool, contents, self.reporter, schedule=RetrySchedule(self.retry_s, lambda: 0.5),
-            clock=self.clock, metrics=self.metrics, on_change=self.changed.put_nowait,
-        )  # fmt: skip
+            self.spool,
+            contents,
+            self.reporter,
+            schedule=RetrySchedule(self.retry_s, lambda: 0.5),
+            clock=self.clock,
+            metrics=self.metrics,
+            on_change=self.changed.put_nowait,
+        )
         options = SiteOptions(
-            connections_max=self.connections_max, unreachable_s=self.unreachable_s, idle_s=self.idle_s,
-            waited_s=lambda _claim: self.retry_s[0], providers=self.providers,
-        )  # fmt: skip
+            connections_max=self.connections_max,
+            unreachable_s=self.unreachable_s,
+            idle_s=self.idle_s,
+            waited_s=lambda _claim: self.retry_s[0],
+            providers=self.providers,
+        )
         local = LocalDelivery(
             recorder, self.store, self.table, delivers_captured=self.delivers_captured
         )
@@ -205,12 +213,22 @@ class RunningDelivery:
         self.metrics.connections.labels("outgoing").set_function(lambda: self.slots.count)
         self.active_queue = ActiveQueue(claims_max=self.window_claims)
         self.scheduler = DeliveryScheduler(
-            recorder, local=local, resolve=self.table.resolve, table=self.table, options=options, clock=self.clock,
-            slots=self.slots, active_queue=self.active_queue, queue_admin=self.spool.queue_admin,
+            recorder,
+            local=local,
+            resolve=self.table.resolve,
+            table=self.table,
+            options=options,
+            clock=self.clock,
+            slots=self.slots,
+            active_queue=self.active_queue,
+            queue_admin=self.spool.queue_admin,
             connect=partial(
-                self.connect, ehlo_name="relay.test", timeouts=self.timeouts, real_s=self.clock.real_s
+                self.connect,
+                ehlo_name="relay.test",
+                timeouts=self.timeouts,
+                real_s=self.clock.real_s,
             ),
-        )  # fmt: skip
+        )
 
     def run(self) -> None:
         self.running = asyncio.create_task(self.scheduler.run())
@@ -247,9 +265,15 @@ class RunningDelivery:
         return {name: what for name, what in held.items() if what}
 
     async def send(
-        self, *addresses: str, expire_s: float = 60.0, claim=True, level: PriorityLevel | None = None,
-        notify: str = "", extra: EntryExtra = NO_EXTRA, **changes,
-    ) -> str:  # fmt: skip
+        self,
+        *addresses: str,
+        expire_s: float = 60.0,
+        claim=True,
+        level: PriorityLevel | None = None,
+        notify: str = "",
+        extra: EntryExtra = NO_EXTRA,
+        **changes,
+    ) -> str:
         """Accept a message and offer it; addresses of one domain make one entry.
 
         `notify` is for all of them: "SUCCESS,DELAY". `extra` is that of each entry.

@@ -71,17 +71,52 @@ BY_HOST = "smtp://mail.test:25"
         ("none", {"tls": "verify"}, {"offer": False}, "deferred - none route R: verify"),
         ("none", {"tls": "required"}, {"name": "other.test"}, "relayed TLS none route R: required"),
         ("required", {"max_connections": 5}, {}, "relayed TLS none configuration: required"),
-        ("none", {"next_hop": "smtps://mail.test:25"}, {"implicit": True}, "relayed TLS none route R: required"),
-        ("none", {"next_hop": "smtps://mail.test:25", "tls": "opportunistic"}, {"offer": False}, "deferred - none route R: required"),
-        ("none", {"next_hop": "smtps://mail.test:25", "tls": "verify"}, {"implicit": True}, "relayed TLS name route R: verify"),
+        (
+            "none",
+            {"next_hop": "smtps://mail.test:25"},
+            {"implicit": True},
+            "relayed TLS none route R: required",
+        ),
+        (
+            "none",
+            {"next_hop": "smtps://mail.test:25", "tls": "opportunistic"},
+            {"offer": False},
+            "deferred - none route R: required",
+        ),
+        (
+            "none",
+            {"next_hop": "smtps://mail.test:25", "tls": "verify"},
+            {"implicit": True},
+            "relayed TLS name route R: verify",
+        ),
         ("none", {"next_hop": BY_HOST, "login": True}, {}, "relayed TLS name route R: verify"),
-        ("none", {"next_hop": BY_HOST, "login": True, "tls": "opportunistic"}, {}, "relayed TLS none route R: required"),
-        ("none", {"next_hop": BY_HOST, "login": True, "tls": "opportunistic"}, {"breaks": True}, "deferred - none route R: required"),
-        ("opportunistic", {"next_hop": "lmtp://mail.test:24"}, {"lmtp": True}, "delivered TLS none configuration: opportunistic"),
-        ("none", {"next_hop": "lmtp://mail.test:24", "tls": "verify"}, {"lmtp": True}, "delivered TLS name route R: verify"),
+        (
+            "none",
+            {"next_hop": BY_HOST, "login": True, "tls": "opportunistic"},
+            {},
+            "relayed TLS none route R: required",
+        ),
+        (
+            "none",
+            {"next_hop": BY_HOST, "login": True, "tls": "opportunistic"},
+            {"breaks": True},
+            "deferred - none route R: required",
+        ),
+        (
+            "opportunistic",
+            {"next_hop": "lmtp://mail.test:24"},
+            {"lmtp": True},
+            "delivered TLS none configuration: opportunistic",
+        ),
+        (
+            "none",
+            {"next_hop": "lmtp://mail.test:24", "tls": "verify"},
+            {"lmtp": True},
+            "delivered TLS name route R: verify",
+        ),
         ("required", {"next_hop": "capture"}, {}, "captured - none "),
     ],
-)  # fmt: skip
+)
 async def test_what_an_attempt_says_of_tls(
     delivery, authority, tmp_path, configured, route, host, expected
 ) -> None:

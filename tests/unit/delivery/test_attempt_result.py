@@ -42,9 +42,12 @@ BY_CLASS = {"recipient": (600, 1200)}
 
 def concluded(claim, outcomes, *, now_us: int = 0, wall_offset_us: int = 0, **further):
     return result_of_attempt(
-        claim, outcomes, time=AttemptTime(now_us, now_us + wall_offset_us),
-        schedule=RetrySchedule((60, 300), lambda: 0.5, BY_CLASS), **further,
-    )  # fmt: skip
+        claim,
+        outcomes,
+        time=AttemptTime(now_us, now_us + wall_offset_us),
+        schedule=RetrySchedule((60, 300), lambda: 0.5, BY_CLASS),
+        **further,
+    )
 
 
 def test_what_is_kept_waits_after_a_refusal_until_it_expires() -> None:
@@ -130,7 +133,9 @@ def with_notify(recipient: ClaimedRecipient, *notify: Notify) -> ClaimedRecipien
 def test_a_delay_is_reported_once_and_with_the_attempt() -> None:
     people = a_claim(count=6).recipients
     claim = a_claim(
-        warn_us=4 * HOUR_US, expires_us=48 * HOUR_US, attempts=5,
+        warn_us=4 * HOUR_US,
+        expires_us=48 * HOUR_US,
+        attempts=5,
         recipients=(
             *people[:2],
             replace(people[2], added_by="a rule"),
@@ -138,7 +143,7 @@ def test_a_delay_is_reported_once_and_with_the_attempt() -> None:
             with_notify(people[4], Notify.FAILURE, Notify.SUCCESS),
             with_notify(people[5], Notify.DELAY),
         ),
-    )  # fmt: skip
+    )
     outcomes = {1: OK, 2: LATER, 3: LATER, 4: LATER, 5: LATER}
     result = concluded(claim, outcomes, now_us=4 * HOUR_US, wall_offset_us=60)
     assert [event.step for event in result.commit.events] == [Step.DELIVERY]
@@ -194,9 +199,14 @@ def test_a_delay_of_recipients_added_by_a_rule_is_not_reported() -> None:
 @pytest.mark.parametrize("retry_us", [7 * HOUR_US, None])
 def test_a_delayed_claim_keeps_its_retry_time(state: RecipientState, retry_us: int | None) -> None:
     claim = a_claim(
-        state=state, warn_us=4 * HOUR_US, retry_us=retry_us, expires_us=8 * HOUR_US,
-        level=PriorityLevel.UNREACHABLE, cause="dns", cause_attempts=4,
-    )  # fmt: skip
+        state=state,
+        warn_us=4 * HOUR_US,
+        retry_us=retry_us,
+        expires_us=8 * HOUR_US,
+        level=PriorityLevel.UNREACHABLE,
+        cause="dns",
+        cause_attempts=4,
+    )
     result = requeue_result(claim, time=AttemptTime(4 * HOUR_US, 4 * HOUR_US))
     waiting = result.commit.waiting
     assert [one.path.address for one in result.late] == ["1@a.test"]
@@ -222,9 +232,12 @@ def test_a_claim_that_may_have_expired_is_checked_again_later(state: RecipientSt
 
 def test_a_delay_warning_keeps_the_attempt_of_a_claim_due_before_the_start() -> None:
     claim = a_claim(
-        attempts=1, retry_us=2 * HOUR_US, due_us=2 * HOUR_US, expires_us=3 * HOUR_US,
+        attempts=1,
+        retry_us=2 * HOUR_US,
+        due_us=2 * HOUR_US,
+        expires_us=3 * HOUR_US,
         warn_us=HOUR_US,
-    )  # fmt: skip
+    )
     now_us = 4 * HOUR_US
     waiting = requeue_result(claim, time=AttemptTime(now_us, now_us)).commit.waiting
     again = replace(claim, due_us=waiting.due_us, warn_us=waiting.warn_us)

@@ -46,12 +46,15 @@ async def test_a_forwarded_copy_leaves_with_its_own_sender_and_reports_go_to_the
     assert states(journey) == {"b@a.test": "failed", "c@a.test": "relayed"}
     senders = [each for each in mx.commands if each.startswith("MAIL")]
     assert [each.partition(">")[0].partition("<")[2] for each in senders] == [
-        extra.sender, extra.sender, "alice@example.test",
-    ]  # fmt: skip
+        extra.sender,
+        extra.sender,
+        "alice@example.test",
+    ]
     plain = b"Subject: s\r\n\r\nbody\r\n"
     assert [one.content for one in mx.envelopes] == [
-        b"Delivered-To: team@here.test\r\n" + plain, plain,
-    ]  # fmt: skip
+        b"Delivered-To: team@here.test\r\n" + plain,
+        plain,
+    ]
     assert delivery.reporter.senders == ["alice@example.test"]
 
 

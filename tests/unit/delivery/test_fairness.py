@@ -100,9 +100,12 @@ class FairWorld(RunningDelivery):
 
     async def open(self) -> None:
         self.spool = new_spool(
-            self.folder / "spool.sqlite", self.clock, metrics=self.metrics,
-            captured=CapturedMail(KEEP_US, False), inline=True,
-        )  # fmt: skip
+            self.folder / "spool.sqlite",
+            self.clock,
+            metrics=self.metrics,
+            captured=CapturedMail(KEEP_US, False),
+            inline=True,
+        )
         await self.spool.start()
 
     async def _connect(self, target: Target, **_options: object) -> Connection:
@@ -120,10 +123,12 @@ class FairWorld(RunningDelivery):
     async def submit(self, domain: str, sender: str, *, queued: bool = False, to: str = "u") -> str:
         """Accept a message as ingress does, or leave it in the queue."""
         message = message_of(
-            [(f"mx:{domain}.test", [f"{to}@{domain}.test"])], queue_id=self.ids.new(),
-            now_us=self.clock.queue_us(), expires_us=self.clock.queue_us() + _EXPIRE_US,
+            [(f"mx:{domain}.test", [f"{to}@{domain}.test"])],
+            queue_id=self.ids.new(),
+            now_us=self.clock.queue_us(),
+            expires_us=self.clock.queue_us() + _EXPIRE_US,
             reverse_path=sender,
-        )  # fmt: skip
+        )
         if queued:
             return (await self.spool.accept(message, claim=False)).queue_id
         [entry], key = message.entries, sender_key(sender)

@@ -75,9 +75,13 @@ async def test_an_address_that_did_not_answer_is_tried_last_for_ten_minutes(stag
         return "".join(tried)
 
     selection = HostSelection(
-        Hosts((best, other)), SiteOptions(1, unreachable_s=1.0), via=HopOptions(tls),
-        host_status=HostStatusCache(), clock=clock, open_session=refuse,
-    )  # fmt: skip
+        Hosts((best, other)),
+        SiteOptions(1, unreachable_s=1.0),
+        via=HopOptions(tls),
+        host_status=HostStatusCache(),
+        clock=clock,
+        open_session=refuse,
+    )
     assert await order() == "123"
     clock.now_s += 2
     assert await order() == ("231" if stage is SmtpStage.CONNECT else "123")

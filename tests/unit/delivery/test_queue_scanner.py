@@ -63,9 +63,14 @@ class Queue:
             "INSERT INTO recipient VALUES (?,1,1,'x@a.test','','','queued','','','','','')", (name,)
         )
         return message_of(
-            [(hop, ["x@a.test"])], queue_id=name, now_us=due_us, expires_us=due_us + 10**15,
-            reverse_path=sender, account=sender, priority=level,
-        )  # fmt: skip
+            [(hop, ["x@a.test"])],
+            queue_id=name,
+            now_us=due_us,
+            expires_us=due_us + 10**15,
+            reverse_path=sender,
+            account=sender,
+            priority=level,
+        )
 
     def record(self, claim: Claim, due_us: int | None) -> None:
         self.cursor.execute(
@@ -87,9 +92,13 @@ class Queue:
         self.meanwhile()
         claims = take_claims(batch, found.claims, damaged, now_us=now_us, at_us=now_us)
         return DueBatch(
-            claims, found.ended, found.reached, found.reached_sender,
-            found.left_hops, found.left_senders,
-        )  # fmt: skip
+            claims,
+            found.ended,
+            found.reached,
+            found.reached_sender,
+            found.left_hops,
+            found.left_senders,
+        )
 
     async def next_due_us(self, after_us: int) -> int | None:
         return next_due_us(Batch(self.cursor), after_us)
@@ -148,8 +157,12 @@ SENDERS = ("ann", "bob", "cid", "dan")
 ACTS = st.lists(
     st.one_of(
         st.tuples(
-            st.just("accept"), st.sampled_from(HOPS), st.sampled_from(SENDERS),
-            st.sampled_from(PriorityLevel), st.integers(1, 12), st.integers(0, 2 * STEP_US),
+            st.just("accept"),
+            st.sampled_from(HOPS),
+            st.sampled_from(SENDERS),
+            st.sampled_from(PriorityLevel),
+            st.integers(1, 12),
+            st.integers(0, 2 * STEP_US),
         ),
         st.tuples(st.just("done"), st.integers(0, 99), st.integers(1, 6)),
         st.tuples(st.just("defer"), st.integers(0, 99), st.integers(-1, 3)),
@@ -157,7 +170,7 @@ ACTS = st.lists(
         st.tuples(st.just("anew")),
     ),
     max_size=40,
-)  # fmt: skip
+)
 
 
 def act(scanned: ScannedQueue, what: tuple) -> None:

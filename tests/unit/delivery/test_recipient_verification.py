@@ -65,8 +65,11 @@ async def test_a_probe_is_a_transaction_without_content(clock) -> None:
     async with RemoteMx() as server:
         assert await verifier(clock, server).rejection("X@gate.test", HOP) == ""
         assert [one.split(" SIZE")[0] for one in server.commands] == [
-            "EHLO relay.test", "MAIL FROM:<>", "RCPT TO:<X@gate.test>", "QUIT",
-        ]  # fmt: skip
+            "EHLO relay.test",
+            "MAIL FROM:<>",
+            "RCPT TO:<X@gate.test>",
+            "QUIT",
+        ]
         assert not server.envelopes
 
 
@@ -91,10 +94,12 @@ async def test_an_answer_counts_for_its_time(clock, reply, found, kept_s) -> Non
 @pytest.mark.parametrize(
     ("reply", "begin"),
     [
-        ("452 4.2.2 over quota", "452 4.2.2 "), ("552 5.2.2 over quota", "552 5.2.2 "),
-        ("552 no room", "552 5.2.2 "), ("550 5.2.2 over quota", "552 5.2.2 "),
+        ("452 4.2.2 over quota", "452 4.2.2 "),
+        ("552 5.2.2 over quota", "552 5.2.2 "),
+        ("552 no room", "552 5.2.2 "),
+        ("550 5.2.2 over quota", "552 5.2.2 "),
     ],
-)  # fmt: skip
+)
 async def test_that_a_mailbox_is_full_is_the_answer_as_long_as_it_is(clock, reply, begin) -> None:
     async with RemoteMx(replies={"RCPT": [reply, "250 2.1.5 Ok"]}) as server:
         asked = verifier(clock, server)

@@ -18,9 +18,11 @@ def report(blocks: int = 1, more: bytes = b"") -> bytes:
     return (
         b'Content-Type: multipart/report; boundary="b"\r\n\r\n--b\r\n\r\nSorry.\r\n--b\r\n'
         b"Content-Type: message/delivery-status\r\n\r\nReporting-MTA: dns; mx.a.test\r\n"
-        + BLOCK * blocks + b"\r\n--b\r\nContent-Type: text/rfc822-headers\r\n\r\n"
+        + BLOCK
+        * blocks
+        + b"\r\n--b\r\nContent-Type: text/rfc822-headers\r\n\r\n"
         b"Message-ID: <m@x>\r\n" + more + b"--b--\r\n"
-    )  # fmt: skip
+    )
 
 
 @pytest.fixture

@@ -76,8 +76,10 @@ def test_what_waits_is_where_the_routes_of_now_send_it(
 ) -> None:
     rerouter = ClaimRerouter(
         SimpleNamespace(begin=not_run, claims=ClaimsInMemory()),
-        table=RouteTable(ROUTES, [], Directory()), admin=SimpleNamespace(), clock=ManualClock(),
-    )  # fmt: skip
+        table=RouteTable(ROUTES, [], Directory()),
+        admin=SimpleNamespace(),
+        clock=ManualClock(),
+    )
     claim = a_claim(next_hop=NextHop.parse(key), epoch=2, extra=EntryExtra(**extra))
     (one,) = claim.recipients
     claim = replace(claim, recipients=(replace(one, path=ForwardPath(address)),))

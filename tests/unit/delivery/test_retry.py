@@ -87,9 +87,18 @@ def test_every_deferral_class_can_have_a_retry_list() -> None:
 STARTED, NOW, PAST, FUTURE = 100, 1000, 500, 2000
 FACTS = MessageFacts("q", Envelope(""), Source.SMTP, True, 0, PAST)
 CLAIM = Claim(
-    1, 1, FACTS, NextHop.parse("mx:a.test"), (), 1, 1, 10,
-    state=RecipientState.DEFERRED, retry_us=PAST, due_us=PAST,
-)  # fmt: skip
+    1,
+    1,
+    FACTS,
+    NextHop.parse("mx:a.test"),
+    (),
+    1,
+    1,
+    10,
+    state=RecipientState.DEFERRED,
+    retry_us=PAST,
+    due_us=PAST,
+)
 
 
 def expiring(at_us: int, **changes) -> Claim:

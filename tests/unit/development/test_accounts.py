@@ -56,7 +56,9 @@ def jwt(header: object = None, **claims: object) -> str:
 
 
 # -- names
-@each_row("name, address", [
+@each_row(
+    "name, address",
+    [
         ("carol", "carol@example.test"),
         (" Carol@Example.test", "carol@example.test"),
         ("carol+x@example.test", "carol@example.test"),
@@ -69,8 +71,10 @@ def jwt(header: object = None, **claims: object) -> str:
         ("jörg@example.test", "jörg@example.test"),
         ('"a b"@contoso.test', '"a b"@contoso.test'),
         ("guest_contoso.test#EXT#", "guest_contoso.test#ext#@example.test"),
-        ("3F2504E0-4F89-11D3-9A0C-0305E82C3301",
-         "3f2504e0-4f89-11d3-9a0c-0305e82c3301@example.test"),
+        (
+            "3F2504E0-4F89-11D3-9A0C-0305E82C3301",
+            "3f2504e0-4f89-11d3-9a0c-0305e82c3301@example.test",
+        ),
         ("a b", "zbuhucfklv@example.test"),
         ("../x", None),
         ("x" * 65, None),
@@ -83,7 +87,8 @@ def jwt(header: object = None, **claims: object) -> str:
         ("", ""),
         ("@example.test", ""),
         ("@contoso.test", ""),
-    ])  # fmt: skip
+    ],
+)
 def test_an_account_is_named_by_its_address(accounts, name, address):
     account = accounts.by_token(name)
     if address is None:  # what is no local part becomes a short hash
@@ -162,8 +167,10 @@ def test_the_end_of_a_long_login_is_a_hash(accounts, letter):
     assert re.fullmatch(r".{13,53}-[a-z2-7]{10}@example\.test", first)
 
 
-@each_row("user, found", [("", "nothing"), (" ", "nothing"), ("x" * 321, "321 octets"),
-                        ("ö" * 5000, "10000 octets")])  # fmt: skip
+@each_row(
+    "user, found",
+    [("", "nothing"), (" ", "nothing"), ("x" * 321, "321 octets"), ("ö" * 5000, "10000 octets")],
+)
 async def test_what_is_no_user_name_is_refused(accounts, user, found):
     for login in (accounts.by_user_name, accounts.by_smtp_login):
         with pytest.raises(LoginRefusedError, match=f"^Found {found} as the user name, expected 1"):

@@ -36,9 +36,11 @@ async def send(relay, *recipients, sender=SENDER, options=(), text="hello"):
     def submit():
         with smtplib.SMTP(at.host, at.port) as client:
             client.sendmail(
-                sender, recipients, f"Subject: to {recipients[0]}\r\n\r\n{text}\r\n",
+                sender,
+                recipients,
+                f"Subject: to {recipients[0]}\r\n\r\n{text}\r\n",
                 rcpt_options=options,
-            )  # fmt: skip
+            )
 
     await asyncio.to_thread(submit)
 

@@ -27,11 +27,24 @@ def test_urls(url, hop, login):
     assert login[1] == "" or login[1] not in repr(target)
 
 
-@each_row("url", [
-        "", "mail.test", "lmtp://mail.test", "smtp://", "smtp://a b", "smtp://mail.test:x",
-        "smtp://mail.test/x", "smtp://mail.test?x", "smtp://me@mail.test", "smtp://mail.test:70000",
-        "smtp://me:a%0Ab@mail.test", "mx", "smtp://mail.test:0",
-    ])  # fmt: skip
+@each_row(
+    "url",
+    [
+        "",
+        "mail.test",
+        "lmtp://mail.test",
+        "smtp://",
+        "smtp://a b",
+        "smtp://mail.test:x",
+        "smtp://mail.test/x",
+        "smtp://mail.test?x",
+        "smtp://me@mail.test",
+        "smtp://mail.test:70000",
+        "smtp://me:a%0Ab@mail.test",
+        "mx",
+        "smtp://mail.test:0",
+    ],
+)
 def test_other_texts_are_refused(url):
     with pytest.raises(ValueError, match="smtp://HOST:PORT or smtps://HOST:PORT"):
         ReleaseTarget.parse(url)
@@ -62,10 +75,23 @@ def test_no_mail_takes_the_route_by_itself(tmp_path, url, level):
 def test_only_loopback_and_the_one_host_are_allowed():
     target = NextHop.parse("smtp://mail.test:25")
     guarded = LoopbackResolver(None, release_to=target)
-    for allowed in ("smtp://mail.test:25", "smtp://127.9.9.9:2", "smtps://[::1]:3", "mx:a.test",
-                    "smtp://localhost:25", "local", "capture"):  # fmt: skip
+    for allowed in (
+        "smtp://mail.test:25",
+        "smtp://127.9.9.9:2",
+        "smtps://[::1]:3",
+        "mx:a.test",
+        "smtp://localhost:25",
+        "local",
+        "capture",
+    ):
         guarded.check(NextHop.parse(allowed))
-    for refused in ("smtp://mail.test:26", "smtps://mail.test:25", "smtp://192.0.2.1:25",
-                    "smtp://localhost.test:25", "smtp://0.0.0.0:25", "smtp://[2001:db8::1]:25"):  # fmt: skip
+    for refused in (
+        "smtp://mail.test:26",
+        "smtps://mail.test:25",
+        "smtp://192.0.2.1:25",
+        "smtp://localhost.test:25",
+        "smtp://0.0.0.0:25",
+        "smtp://[2001:db8::1]:25",
+    ):
         with pytest.raises(ValueError, match="not on this machine"):
             guarded.check(NextHop.parse(refused))

@@ -31,7 +31,9 @@ def names(html: str) -> set[str]:
     return set(FeatureReader(html, KNOWN).counts)
 
 
-@each_row("html, expected", [
+@each_row(
+    "html, expected",
+    [
         ("plain &lt;img&gt;", ""),
         ("<IMG SRC=x.PNG?a=.gif#.gif ALIGN=left width>", "<img> align= width= |image png"),
         ("<img src='data:image/gif;base64,AA'>", "<img> |image base64"),
@@ -49,18 +51,40 @@ def names(html: str) -> set[str]:
         (css("@media screen{.a{gap:1REM}}"), "@media gap 1rem |selector class"),
         (css("@media(prefers-color-scheme:dark){}"), "@media |@media prefers-color-scheme"),
         (css("@font-face{src:url(a.woff)}"), "@font-face"),
-        (css("@import 'a.css';<!-- @supports (x:y){i{top:0}} -->"), "@import @supports top |selector type"),
-        (css("a:hover,b::before,c:after{}"), ":hover ::before ::after |selector type|selector grouping"),
-        (css("a > b + c ~ d{}"), "|selector child|selector adjacent|selector sibling|selector type"),
+        (
+            css("@import 'a.css';<!-- @supports (x:y){i{top:0}} -->"),
+            "@import @supports top |selector type",
+        ),
+        (
+            css("a:hover,b::before,c:after{}"),
+            ":hover ::before ::after |selector type|selector grouping",
+        ),
+        (
+            css("a > b + c ~ d{}"),
+            "|selector child|selector adjacent|selector sibling|selector type",
+        ),
         (css(".a .b.c #d{}"), "|selector class|selector id|selector descendant|selector chaining"),
-        (css("*,[x=y],p:not(.a):nth-child(2){}"), ":not :nth-child |selector *|selector attribute|selector grouping|selector type"),
-        (css("a{b &{left:0} @media print{top:0}}"), "left top @media |selector type|selector descendant|selector nesting"),
-        (css("p{background:url('a.webp')/**/;width:fit-content}"), "background width |image webp|value fit-content|selector type"),
-        (css("p{color:rgb(1 2 3);background:linear-gradient(red,1vw)}"), "rgb() linear-gradient() background 1vw |selector type"),
+        (
+            css("*,[x=y],p:not(.a):nth-child(2){}"),
+            ":not :nth-child |selector *|selector attribute|selector grouping|selector type",
+        ),
+        (
+            css("a{b &{left:0} @media print{top:0}}"),
+            "left top @media |selector type|selector descendant|selector nesting",
+        ),
+        (
+            css("p{background:url('a.webp')/**/;width:fit-content}"),
+            "background width |image webp|value fit-content|selector type",
+        ),
+        (
+            css("p{color:rgb(1 2 3);background:linear-gradient(red,1vw)}"),
+            "rgb() linear-gradient() background 1vw |selector type",
+        ),
         (css("/* p{gap:1px} */"), ""),
         (css("p{gap") + "<i>", "|selector type"),
-        ("<style media=x>p{gap:1px", "gap 1px |selector type")
-    ])  # fmt: skip
+        ("<style media=x>p{gap:1px", "gap 1px |selector type"),
+    ],
+)
 def test_features(html: str, expected: str):
     words, *phrases = expected.split("|")
     wanted = set(re.findall(r"<[^>]+>|[^\s]+", words)) | set(phrases)
@@ -115,8 +139,21 @@ def test_five_thousand_links_are_counted():
 PIECES = [
     *("<style>", "<p style='", "<a href=", "<img src='", "</style>", "'>", '"', "\\", "/*", "*/"),
     *("@media", "@", "a", ":", "::", ".", "#", "{", "}", "(", ")", "[", "]", ";", ",", "!", "&"),
-    *("url(", "u+", "1e9999", "1" * 5000, "1.5%", "\0", "\r", "\f", "mailto:", "http://", "[::1", "%7B"),
-]  # fmt: skip
+    *(
+        "url(",
+        "u+",
+        "1e9999",
+        "1" * 5000,
+        "1.5%",
+        "\0",
+        "\r",
+        "\f",
+        "mailto:",
+        "http://",
+        "[::1",
+        "%7B",
+    ),
+]
 
 
 @given(st.lists(st.sampled_from(PIECES) | st.text(max_size=5), max_size=60).map("".join))

@@ -13,16 +13,34 @@ from tests.support.tables import each_row
 # SHA-256 of the characters of the octets 80 to FF by the standard's index files, U+FFFD where there
 # is none (github.com/whatwg/encoding, commit a985b62a of May 2026).
 OF_ONE_OCTET = {
-    "ibm866": "2e3f89d5", "iso-8859-2": "da4d3b2f", "iso-8859-3": "c1d9ce25",
-    "iso-8859-4": "54140e6e", "iso-8859-5": "53729815", "iso-8859-6": "2b716bc8",
-    "iso-8859-7": "8d94b030", "iso-8859-8": "ade2c079", "iso-8859-10": "129e084c",
-    "iso-8859-13": "20a9bcd4", "iso-8859-14": "80050213", "iso-8859-15": "b9a4a239",
-    "iso-8859-16": "c2bb18a7", "koi8-r": "25a9da95", "koi8-u": "79b0a6e9", "macintosh": "94dcdcc1",
-    "windows-874": "4bb5efdc", "windows-1250": "52665a0c", "windows-1251": "153baf16",
-    "windows-1252": "9ba65472", "windows-1253": "fa630499", "windows-1254": "612d0124",
-    "windows-1255": "16925d6a", "windows-1256": "ae636a90", "windows-1257": "abd51531",
-    "windows-1258": "ded84db6", "x-mac-cyrillic": "ab39a8a6",
-}  # fmt: skip
+    "ibm866": "2e3f89d5",
+    "iso-8859-2": "da4d3b2f",
+    "iso-8859-3": "c1d9ce25",
+    "iso-8859-4": "54140e6e",
+    "iso-8859-5": "53729815",
+    "iso-8859-6": "2b716bc8",
+    "iso-8859-7": "8d94b030",
+    "iso-8859-8": "ade2c079",
+    "iso-8859-10": "129e084c",
+    "iso-8859-13": "20a9bcd4",
+    "iso-8859-14": "80050213",
+    "iso-8859-15": "b9a4a239",
+    "iso-8859-16": "c2bb18a7",
+    "koi8-r": "25a9da95",
+    "koi8-u": "79b0a6e9",
+    "macintosh": "94dcdcc1",
+    "windows-874": "4bb5efdc",
+    "windows-1250": "52665a0c",
+    "windows-1251": "153baf16",
+    "windows-1252": "9ba65472",
+    "windows-1253": "fa630499",
+    "windows-1254": "612d0124",
+    "windows-1255": "16925d6a",
+    "windows-1256": "ae636a90",
+    "windows-1257": "abd51531",
+    "windows-1258": "ded84db6",
+    "x-mac-cyrillic": "ab39a8a6",
+}
 LOW, HIGH, EUC = [*range(0x40, 0x7F)], [*range(0x80, 0xFF)], [*range(0xA1, 0xFF)]
 # The same of the pairs of octets. Of Big5 the rows that Python's codec has as the standard has them.
 OF_TWO_OCTETS = {
@@ -56,55 +74,96 @@ def test_two_octets_are_the_character_of_the_standard(label, expected):
     assert sha256("".join(found).encode()).hexdigest()[:16] == digest
 
 
-@each_row("label, codec", [
+@each_row(
+    "label, codec",
+    [
         *((f" {one.upper()}\n", "gb18030") for one in ("gb2312", "chinese", "gb_2312-80", "x-gbk")),
         *((one, "cp949") for one in ("ks_c_5601-1987", "euc-kr", "korean", "ksc_5601")),
         *((one, "cp932") for one in ("shift_jis", "sjis", "ms_kanji", "windows-31j")),
         *((one, "cp1252") for one in ("iso-8859-1", "latin1", "iso_8859-1:1987", "x-cp1252")),
-        *((one, "cp1254") for one in ("iso-8859-9", "latin5")), ("iso-8859-11", "cp874"),
+        *((one, "cp1254") for one in ("iso-8859-9", "latin5")),
+        ("iso-8859-11", "cp874"),
         *((one, "iso8859_8") for one in ("iso-8859-8-i", "logical", "visual")),
-        *((one, "utf_16_le") for one in ("utf-16", "ucs-2")), ("unicode-1-1-utf-8", "utf-8"),
+        *((one, "utf_16_le") for one in ("utf-16", "ucs-2")),
+        ("unicode-1-1-utf-8", "utf-8"),
         *((one, "") for one in ("idna", "punycode", "unicode_escape", "raw_unicode_escape")),
         *((one, "") for one in ("rot13", "hex", "undefined", "mbcs", "zip", "")),
         # those of Python, which mail has
-        ("iso-2022-kr", "iso2022_kr"), ("hz-gb-2312", "hz"), ("unicode-1-1-utf-7", "utf_7"),
-        ("ibm437", "cp437"), ("cp850", "cp850"), ("cp-1251", "cp1251"), ("eucjp", "euc_jp"),
-        ("uhc", "cp949"), ("ms936", "gb18030"), ("iso8859_15", "iso8859_15"), ("UTF_8", "utf-8"),
-        *((one, "") for one in ("x-user-defined", "u" * 10_000))
-    ])  # fmt: skip
+        ("iso-2022-kr", "iso2022_kr"),
+        ("hz-gb-2312", "hz"),
+        ("unicode-1-1-utf-7", "utf_7"),
+        ("ibm437", "cp437"),
+        ("cp850", "cp850"),
+        ("cp-1251", "cp1251"),
+        ("eucjp", "euc_jp"),
+        ("uhc", "cp949"),
+        ("ms936", "gb18030"),
+        ("iso8859_15", "iso8859_15"),
+        ("UTF_8", "utf-8"),
+        *((one, "") for one in ("x-user-defined", "u" * 10_000)),
+    ],
+)
 def test_labels_are_those_of_the_standard(label, codec):
     assert codec_of(label) == codec
 
 
-@each_row("value, charset", [
-        ("text/plain; charset=utf-8", "utf-8"), ('text/plain; Charset = "a b"; x=y', "a b"),
-        ("text/plain; charset=(a) utf-8 (b)", "utf-8"), ("text/plain; charset='utf-8'", "utf-8"),
-        ("text/plain; charset*=us-ascii'en'utf-8", "utf-8"), ("text/plain; charset*0=utf-8", "utf-8"),
-        ("text/plain charset=utf-8", "utf-8"), ('text/plain; charset="utf-8', "utf-8"),
-        ('text/plain; name="("; charset=utf-8', "utf-8"), ("text/plain; xcharset=utf-8", ""),
-        ("text/plain; charset=", ""), ("text/plain", ""), ("", "")
-    ])  # fmt: skip
+@each_row(
+    "value, charset",
+    [
+        ("text/plain; charset=utf-8", "utf-8"),
+        ('text/plain; Charset = "a b"; x=y', "a b"),
+        ("text/plain; charset=(a) utf-8 (b)", "utf-8"),
+        ("text/plain; charset='utf-8'", "utf-8"),
+        ("text/plain; charset*=us-ascii'en'utf-8", "utf-8"),
+        ("text/plain; charset*0=utf-8", "utf-8"),
+        ("text/plain charset=utf-8", "utf-8"),
+        ('text/plain; charset="utf-8', "utf-8"),
+        ('text/plain; name="("; charset=utf-8', "utf-8"),
+        ("text/plain; xcharset=utf-8", ""),
+        ("text/plain; charset=", ""),
+        ("text/plain", ""),
+        ("", ""),
+    ],
+)
 def test_the_parameter_charset_is_found(value, charset):
     assert charset_of(value) == charset
 
 
-@each_row("octets, label, text", [
-        (b"\xe4\xc3\xbc", "utf-8", "\ufffdü"), ("請Ö".encode(), "shift_jis", "請Ö"),
-        (b"\x90\xbf\x8b\x81\xff", "shift_jis", "請求\ufffd"), (b'\x81"<b>', "big5", '\ufffd"<b>'),
-        (b"\x8f<b>\xad\xa1", "euc-jp", "\ufffd<b>①"), (b"\xa1\xff<", "windows-1253", "΅\ufffd<"),
-        (b"\x1b$B@A5a\x1b(Q", "iso-2022-jp", "請求\ufffd"), (b"\x1b$B@A\nab", "iso-2022-jp", "請\n痰"),
+@each_row(
+    "octets, label, text",
+    [
+        (b"\xe4\xc3\xbc", "utf-8", "\ufffdü"),
+        ("請Ö".encode(), "shift_jis", "請Ö"),
+        (b"\x90\xbf\x8b\x81\xff", "shift_jis", "請求\ufffd"),
+        (b'\x81"<b>', "big5", '\ufffd"<b>'),
+        (b"\x8f<b>\xad\xa1", "euc-jp", "\ufffd<b>①"),
+        (b"\xa1\xff<", "windows-1253", "΅\ufffd<"),
+        (b"\x1b$B@A5a\x1b(Q", "iso-2022-jp", "請求\ufffd"),
+        (b"\x1b$B@A\nab", "iso-2022-jp", "請\n痰"),
         (b"\x1b(I1\x1b(J\\~\x1b(B\\", "iso-2022-jp", "ｱ¥‾\\"),
-        (b"\xfe\xff\0a", "utf-16", "a"), (b"\xff\xfea\0", "", "a"), (b"a\0\0", "utf-16le", "a\ufffd"),
-        (b"\x1b$)C\x0e0!\x0fa", "iso-2022-kr", "가a"), (b"~{VPND~}a", "hz-gb-2312", "中文a"),
-        (b"+Tg0-a+", "utf-7", "不a"), (b"a\xff b", "utf-7", "a\ufffd b"), (b"+2AA-+2ADcAA-", "utf-7", "\ufffd𐀀"),
-        ("a日".encode("utf-32"), "utf-32", "a日"), (b"abcdefg", "utf-32", "\ufffd" * 2),
-        (b"\xff\xfea", "iso-8859-1", "ÿþa"), (b"\xef\xbb\xbfa", "iso-8859-1", "a")
-    ])  # fmt: skip
+        (b"\xfe\xff\0a", "utf-16", "a"),
+        (b"\xff\xfea\0", "", "a"),
+        (b"a\0\0", "utf-16le", "a\ufffd"),
+        (b"\x1b$)C\x0e0!\x0fa", "iso-2022-kr", "가a"),
+        (b"~{VPND~}a", "hz-gb-2312", "中文a"),
+        (b"+Tg0-a+", "utf-7", "不a"),
+        (b"a\xff b", "utf-7", "a\ufffd b"),
+        (b"+2AA-+2ADcAA-", "utf-7", "\ufffd𐀀"),
+        ("a日".encode("utf-32"), "utf-32", "a日"),
+        (b"abcdefg", "utf-32", "\ufffd" * 2),
+        (b"\xff\xfea", "iso-8859-1", "ÿþa"),
+        (b"\xef\xbb\xbfa", "iso-8859-1", "a"),
+    ],
+)
 def test_damage_and_marks(octets, label, text):
     assert decode_octets(octets, label)[0] == text
 
 
-@given(st.binary(max_size=200), st.sampled_from(["", "idna", "us-ascii", *OF_ONE_OCTET, *OF_TWO_OCTETS, "utf-8", "utf-16"]), st.booleans())  # fmt: skip
+@given(
+    st.binary(max_size=200),
+    st.sampled_from(["", "idna", "us-ascii", *OF_ONE_OCTET, *OF_TWO_OCTETS, "utf-8", "utf-16"]),
+    st.booleans(),
+)
 def test_octets_are_always_text_and_ascii_stays(octets, label, is_html):
     text, _ = decode_octets(octets, label, is_html=is_html)
     assert decode_octets(octets, label, fallback="koi8-r")[0].encode("utf-8", "strict") is not None

@@ -90,19 +90,56 @@ def test_a_whole_message():
     assert message["x-mine"] == "é and more"
     assert made.recipients == ("bob@b.test", "c@c.test", "hidden@d.test")
     assert (made.originator, made.message_id, made.smtputf8, made.eight_bit) == (
-        "alice@example.test", "<id@h>", False, False,
-    )  # fmt: skip
+        "alice@example.test",
+        "<id@h>",
+        False,
+        False,
+    )
 
 
-@each_row("body_type, inline, files, structure", [
+@each_row(
+    "body_type, inline, files, structure",
+    [
         ("text", 0, 0, ["text/plain"]),
         ("html", 0, 0, ["multipart/alternative", "text/plain", "text/html"]),
         ("text", 0, 1, ["multipart/mixed", "text/plain", "image/png"]),
-        ("html", 1, 0, ["multipart/alternative", "text/plain", "multipart/related", "text/html", "image/png"]),
-        ("html", 1, 1, ["multipart/mixed", "multipart/alternative", "text/plain", "multipart/related", "text/html", "image/png", "image/png"]),
-        ("html", 2, 0, ["multipart/mixed", "multipart/alternative", "text/plain", "multipart/related", "text/html", "image/png", "image/png"]),
-        ("text", 1, 0, ["multipart/mixed", "text/plain", "image/png"])
-    ])  # fmt: skip
+        (
+            "html",
+            1,
+            0,
+            ["multipart/alternative", "text/plain", "multipart/related", "text/html", "image/png"],
+        ),
+        (
+            "html",
+            1,
+            1,
+            [
+                "multipart/mixed",
+                "multipart/alternative",
+                "text/plain",
+                "multipart/related",
+                "text/html",
+                "image/png",
+                "image/png",
+            ],
+        ),
+        (
+            "html",
+            2,
+            0,
+            [
+                "multipart/mixed",
+                "multipart/alternative",
+                "text/plain",
+                "multipart/related",
+                "text/html",
+                "image/png",
+                "image/png",
+            ],
+        ),
+        ("text", 1, 0, ["multipart/mixed", "text/plain", "image/png"]),
+    ],
+)
 def test_the_structure_follows_the_properties(body_type, inline, files, structure):
     images = [
         attached(f"{n}.png", b"i", "image/png", inline=True, content_id=f"c{n}")
@@ -139,8 +176,22 @@ def test_images_of_html_are_in_multipart_related(body, shown):
 
 
 @pytest.mark.parametrize("files", [(), (attached("f", b"x"),)], ids=["alone", "mixed"])
-@each_row("body", ["", ".", ".\r\n..\r\nFrom x", "no end", "x" * 5000, "ü" * 3000, "a\tb \r\n c  ", "=3D =_ x\r\n",
-     "--=_1_R0123456789abcdef_1_h_mixed--\r\nend", "a\rb\nc", "nul\0nul"])  # fmt: skip
+@each_row(
+    "body",
+    [
+        "",
+        ".",
+        ".\r\n..\r\nFrom x",
+        "no end",
+        "x" * 5000,
+        "ü" * 3000,
+        "a\tb \r\n c  ",
+        "=3D =_ x\r\n",
+        "--=_1_R0123456789abcdef_1_h_mixed--\r\nend",
+        "a\rb\nc",
+        "nul\0nul",
+    ],
+)
 def test_a_text_body_is_equal_after_decoding(body, files):
     message = parsed(converted(draft(body=body, attachments=files)).content)
     got = message.get_body(("plain",)).get_payload(decode=True).decode()

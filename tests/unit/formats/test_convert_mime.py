@@ -61,27 +61,79 @@ def crlf(content):
     return re.sub(rb"\r\n|\r|\n", b"\r\n", content)
 
 
-@each_row("content, wanted, defect", [
-        (TO + b"\r\nx\0y\0\r\n", TO + b"MIME-Version: 1.0\r\n\r\neAB5AA0K\r\n", "a NUL in text/plain, encoded again"),
-        (b"From a@b Mon\r\n" + TO + b"\r\nx\r\n", TO + b"\r\nx\r\n", "the line before the header was removed"),
-        (b"\xef\xbb\xbfBcc: c@d.test\r\n" + TO + b"\r\nx\r\n", TO + b"\r\nx\r\n", "a byte order mark before a header"),
-        (b"\xef\xbb\xbf" + TO + b"\r\nx\r\n", TO + b"\r\nx\r\n", "a byte order mark before a header"),
-        (TO + b"some junk\r\nX: y\r\n\r\nx\r\n", TO + b"some junk\r\nX: y\r\n\r\nx\r\n",
-         "a line in a header that is not a field: 'some junk'"),
-        (TO + b"hello\r\nworld\r\n", TO + b"\r\nhello\r\nworld\r\n", "no blank line between header and body"),
-        (TO + SIGNED % (b"x" * 999), TO + SIGNED % (b"x" * 999), "a line of more than 998 octets in text/plain, left as it is"),
+@each_row(
+    "content, wanted, defect",
+    [
+        (
+            TO + b"\r\nx\0y\0\r\n",
+            TO + b"MIME-Version: 1.0\r\n\r\neAB5AA0K\r\n",
+            "a NUL in text/plain, encoded again",
+        ),
+        (
+            b"From a@b Mon\r\n" + TO + b"\r\nx\r\n",
+            TO + b"\r\nx\r\n",
+            "the line before the header was removed",
+        ),
+        (
+            b"\xef\xbb\xbfBcc: c@d.test\r\n" + TO + b"\r\nx\r\n",
+            TO + b"\r\nx\r\n",
+            "a byte order mark before a header",
+        ),
+        (
+            b"\xef\xbb\xbf" + TO + b"\r\nx\r\n",
+            TO + b"\r\nx\r\n",
+            "a byte order mark before a header",
+        ),
+        (
+            TO + b"some junk\r\nX: y\r\n\r\nx\r\n",
+            TO + b"some junk\r\nX: y\r\n\r\nx\r\n",
+            "a line in a header that is not a field: 'some junk'",
+        ),
+        (
+            TO + b"hello\r\nworld\r\n",
+            TO + b"\r\nhello\r\nworld\r\n",
+            "no blank line between header and body",
+        ),
+        (
+            TO + SIGNED % (b"x" * 999),
+            TO + SIGNED % (b"x" * 999),
+            "a line of more than 998 octets in text/plain, left as it is",
+        ),
         (TO + SIGNED % b"x\0y", TO + SIGNED % b"xy", "a NUL in a body"),
-        (TO + b"X-A: " + b"a" * 600 + b" " + b"b" * 600 + b"\r\n\r\n", TO + b"X-A: " + b"a" * 600 + b"\r\n " + b"b" * 600 + b"\r\n\r\n",
-         "a line of more than 998 octets in a header"),
-        (TO + b"X-A: " + b"a" * 2000 + b"\r\n\r\n", TO + b"X-A:\r\n " + (b"a" * 997 + b"\r\n ") * 2 + b"a" * 6 + b"\r\n\r\n", "a line of more than 998 octets in a header"),
-        (TO + MIXED % (b"X-A: " + b"a b" * 600 + b"\r\n\r\n"), None, "a line of more than 998 octets in a header"),
-        (TO + MIXED % b"\r\nx" + b"y" * 999, TO + MIXED % b"\r\nx" + b"y" * 999 + b"\r\n",
-         "a line of more than 998 octets in multipart/mixed, left as it is"),
+        (
+            TO + b"X-A: " + b"a" * 600 + b" " + b"b" * 600 + b"\r\n\r\n",
+            TO + b"X-A: " + b"a" * 600 + b"\r\n " + b"b" * 600 + b"\r\n\r\n",
+            "a line of more than 998 octets in a header",
+        ),
+        (
+            TO + b"X-A: " + b"a" * 2000 + b"\r\n\r\n",
+            TO + b"X-A:\r\n " + (b"a" * 997 + b"\r\n ") * 2 + b"a" * 6 + b"\r\n\r\n",
+            "a line of more than 998 octets in a header",
+        ),
+        (
+            TO + MIXED % (b"X-A: " + b"a b" * 600 + b"\r\n\r\n"),
+            None,
+            "a line of more than 998 octets in a header",
+        ),
+        (
+            TO + MIXED % b"\r\nx" + b"y" * 999,
+            TO + MIXED % b"\r\nx" + b"y" * 999 + b"\r\n",
+            "a line of more than 998 octets in multipart/mixed, left as it is",
+        ),
         (TO + MIXED % b"A: b", TO + MIXED % b"A: b", "no blank line between header and body"),
-        (TO + MIXED % (b"Content-Type: message/partial\r\n\r\n" + b"x" * 999), None, "a line of more than 998 octets in message/partial, left as it is"),
-        (TO + MIXED % b"A: b\r\n\nx\xfc", TO + MIXED % b"A: b\r\n\r\nx\xfc", "octets of 8 bits where the encoding is 7bit"),
-        (TO + b"\r\n\xfc", TO + b"\r\n\xfc\r\n", "octets of 8 bits where the encoding is 7bit")
-    ])  # fmt: skip
+        (
+            TO + MIXED % (b"Content-Type: message/partial\r\n\r\n" + b"x" * 999),
+            None,
+            "a line of more than 998 octets in message/partial, left as it is",
+        ),
+        (
+            TO + MIXED % b"A: b\r\n\nx\xfc",
+            TO + MIXED % b"A: b\r\n\r\nx\xfc",
+            "octets of 8 bits where the encoding is 7bit",
+        ),
+        (TO + b"\r\n\xfc", TO + b"\r\n\xfc\r\n", "octets of 8 bits where the encoding is 7bit"),
+    ],
+)
 def test_damage_is_repaired_only_if_necessary_and_reported(content, wanted, defect):
     octets, defects = sent(content)
     header = b"Content-Transfer-Encoding: base64\r\n"
@@ -92,13 +144,27 @@ def test_damage_is_repaired_only_if_necessary_and_reported(content, wanted, defe
 
 
 @pytest.mark.parametrize("where", ["alone", "in a part", "in an attached message"])
-@each_row("fields, text, encoding", [
-        ("", "x" * 999, "quoted-printable"), ("", "x " * 2000 + "\r\nend", "quoted-printable"), ("", "ü" * 999, "base64"),
-        ("Content-Type: text/html; charset=utf-8\r\nContent-Transfer-Encoding: 8bit\r\n", "<p>ü</p>" + "x" * 5000, "quoted-printable"),
-        ("content-transfer-encoding:\r\n 7bit\r\nX-B: c\r\n", "=" * 3000, "base64"), ("", "x\n" * 3 + "y" * 999 + "\rz", "quoted-printable"),
+@each_row(
+    "fields, text, encoding",
+    [
+        ("", "x" * 999, "quoted-printable"),
+        ("", "x " * 2000 + "\r\nend", "quoted-printable"),
+        ("", "ü" * 999, "base64"),
+        (
+            "Content-Type: text/html; charset=utf-8\r\nContent-Transfer-Encoding: 8bit\r\n",
+            "<p>ü</p>" + "x" * 5000,
+            "quoted-printable",
+        ),
+        ("content-transfer-encoding:\r\n 7bit\r\nX-B: c\r\n", "=" * 3000, "base64"),
+        ("", "x\n" * 3 + "y" * 999 + "\rz", "quoted-printable"),
         ("Content-Transfer-Encoding: base64\r\n", b64encode(b"text" * 3000).decode(), "base64"),
-        ("Content-Transfer-Encoding: Quoted-Printable\r\n", "=C3=BC" * 999 + "\r\n.=\r\nx=3Dy ", "quoted-printable")
-    ])  # fmt: skip
+        (
+            "Content-Transfer-Encoding: Quoted-Printable\r\n",
+            "=C3=BC" * 999 + "\r\n.=\r\nx=3Dy ",
+            "quoted-printable",
+        ),
+    ],
+)
 def test_lines_that_are_too_long_are_encoded_again(fields, text, encoding, where):
     content = (fields + "\r\n" + text).encode()
     if where == "in an attached message":
@@ -218,10 +284,18 @@ def test_unreadable_recipients_are_an_error(fields):
         converted(fields + b"\r\nx\r\n")
 
 
-@pytest.mark.parametrize("line", [
-        b"x" * 375_000, b"\r" * 75_000, b"\0\n" * 40_000, b"a\xff\n" * 50_000,
-        b"--b\r\n" * 30_000, b"=" * 250_000, b" " * 250_000
-    ])  # fmt: skip
+@pytest.mark.parametrize(
+    "line",
+    [
+        b"x" * 375_000,
+        b"\r" * 75_000,
+        b"\0\n" * 40_000,
+        b"a\xff\n" * 50_000,
+        b"--b\r\n" * 30_000,
+        b"=" * 250_000,
+        b" " * 250_000,
+    ],
+)
 @each_row("encoding", sampled([b"7bit", b"base64", b"quoted-printable", b"binary"], one_of=2))
 def test_repairs_take_linear_time(line, encoding):
     part = b"Content-Transfer-Encoding: " + encoding + b"\r\n\r\n" + line

@@ -95,41 +95,65 @@ IN_HTML = "\n<div><p>Only for the addressee.<br>\nAsk legal@in.test.</p></div>\n
 
 
 @pytest.mark.parametrize("large", [False, True], ids=["small", "large"])
-@each_row("content, disclaimer, expected", [
+@each_row(
+    "content, disclaimer, expected",
+    [
         (mail(part("Hi")), ASCII, [f"Hi\n{AT_END}"]),
         (mail(part("Hi", "")), ASCII, [f"Hi\n{AT_END}"]),
         (HEAD + b"\r\nHi\r\n", ASCII, [f"Hi\n{AT_END}"]),
         (HEAD + b"\r\n\r\n", ASCII, [f"\n{AT_END[1:]}"]),
         (HEAD, ASCII, [AT_END[1:]]),
         (mail(part("Hi")), BANNER, ["From outside.\n\nHi\n"]),
-        (mail(part("\ufeffHi", "text/plain; charset=utf-8")),
+        (
+            mail(part("\ufeffHi", "text/plain; charset=utf-8")),
             BANNER,
-            ["\ufeffFrom outside.\n\nHi\n"]),
+            ["\ufeffFrom outside.\n\nHi\n"],
+        ),
         (mail(HTML), ASCII, [f"<html><body><p>Hi</p>{IN_HTML}</body></html>\n"]),
-        (mail(HTML),
+        (
+            mail(HTML),
             BANNER,
-            ["<html><body>\n<div><b>From outside.</b></div>\n<p>Hi</p></body></html>\n"]),
-        (mail(part("Hi"), HTML, kind="alternative"),
+            ["<html><body>\n<div><b>From outside.</b></div>\n<p>Hi</p></body></html>\n"],
+        ),
+        (
+            mail(part("Hi"), HTML, kind="alternative"),
             ASCII,
-            [f"Hi\n{AT_END.rstrip()}", f"<html><body><p>Hi</p>{IN_HTML}</body></html>"]),
+            [f"Hi\n{AT_END.rstrip()}", f"<html><body><p>Hi</p>{IN_HTML}</body></html>"],
+        ),
         (mail(part(b""), PDF), ASCII, ["Only for the addressee.\nAsk legal@in.test.\n"]),
-        (HEAD + b"Content-Type: multipart/mixed; boundary=b\r\n\r\n--b", FOREIGN,
-            ["Nur für Sie € vertraulich.\n"]),
-        (mail(part("Hi \r\nall", "text/plain; format=flowed; delsp=yes")),
+        (
+            HEAD + b"Content-Type: multipart/mixed; boundary=b\r\n\r\n--b",
+            FOREIGN,
+            ["Nur für Sie € vertraulich.\n"],
+        ),
+        (
+            mail(part("Hi \r\nall", "text/plain; format=flowed; delsp=yes")),
             Disclaimer.of("> quoted \nFrom us \n-- \nlast"),
-            ["Hi \nall\n\n > quoted\n From us\n-- \nlast\n"]),
-        (mail(part("Hi=20=\r\nall=3D\r\n", encoding="quoted-printable")),
+            ["Hi \nall\n\n > quoted\n From us\n-- \nlast\n"],
+        ),
+        (
+            mail(part("Hi=20=\r\nall=3D\r\n", encoding="quoted-printable")),
             ASCII,
-            [f"Hi all=\n\n{AT_END}"]),
+            [f"Hi all=\n\n{AT_END}"],
+        ),
         (mail(part("Hi\nall\n", encoding="base64")), ASCII, [f"Hi\nall\n{AT_END}"]),
-        (mail(part("Hi", "text/plain; charset=utf-16", "base64").replace(b64encode(b"Hi"), b64encode("Hi".encode("utf-16")))),
+        (
+            mail(
+                part("Hi", "text/plain; charset=utf-16", "base64").replace(
+                    b64encode(b"Hi"), b64encode("Hi".encode("utf-16"))
+                )
+            ),
             FOREIGN,
-            ["Hi\n\nNur für Sie € vertraulich."]),
-        (mail(part("日本".encode("iso-2022-jp"), "text/plain; charset=iso-2022-jp")),
+            ["Hi\n\nNur für Sie € vertraulich."],
+        ),
+        (
+            mail(part("日本".encode("iso-2022-jp"), "text/plain; charset=iso-2022-jp")),
             FOREIGN,
-            ["日本\n\nNur für Sie € vertraulich.\n"]),
-        (mail(part("a\0b", "text/plain; charset=utf-8")), ASCII, [f"a\0b\n{AT_END}"])
-    ])  # fmt: skip
+            ["日本\n\nNur für Sie € vertraulich.\n"],
+        ),
+        (mail(part("a\0b", "text/plain; charset=utf-8")), ASCII, [f"a\0b\n{AT_END}"]),
+    ],
+)
 def test_a_text_gets_it(content, disclaimer, expected, large):
     new = applied(content, disclaimer, large=large)
     assert texts(new) == expected
@@ -138,7 +162,9 @@ def test_a_text_gets_it(content, disclaimer, expected, large):
     assert with_disclaimer(again, disclaimer) is again
 
 
-@each_row("kind, body, encoding, charset", [
+@each_row(
+    "kind, body, encoding, charset",
+    [
         ("text/plain; charset=us-ascii", b"Hi", "", "utf-8"),
         ("text/plain; format=flowed", b"Hi", "7bit", "utf-8"),
         ('text/plain; charset="iso-8859-1"; x=1', b"Gr\xfc\xdfe", "8bit", "utf-8"),
@@ -147,8 +173,14 @@ def test_a_text_gets_it(content, disclaimer, expected, large):
         ("text/plain; charset=utf-8", "Grüße".encode(), "8bit", "utf-8"),
         ("", "Grüße".encode(), "", "utf-8"),
         ("TEXT/Plain (c); charset*=us-ascii''us-ascii; format=flowed", b"Hi", "", "utf-8"),
-        ("text/html; charset=iso-8859-1", b"<meta charset='iso-8859-1'>Gr\xfc\xdfe", "8bit", "utf-8")
-    ])  # fmt: skip
+        (
+            "text/html; charset=iso-8859-1",
+            b"<meta charset='iso-8859-1'>Gr\xfc\xdfe",
+            "8bit",
+            "utf-8",
+        ),
+    ],
+)
 def test_a_charset_that_lacks_a_letter_becomes_utf_8(kind, body, encoding, charset):
     content = mail(part(body, kind, encoding))
     new = applied(content, FOREIGN)
@@ -196,17 +228,43 @@ def test_the_structure_stays(disclaimer, encoding, had):
 D = "\n<div><b>From outside.</b></div>\n"
 
 
-@each_row("html, at_end, at_start", [
+@each_row(
+    "html, at_end, at_start",
+    [
         ("<p>x", f"<p>x{D}", f"{D}<p>x"),
         ("", D, D),
-        ("<body class='a>b'>x</body>", f"<body class='a>b'>x{D}</body>", f"<body class='a>b'>{D}x</body>"),
+        (
+            "<body class='a>b'>x</body>",
+            f"<body class='a>b'>x{D}</body>",
+            f"<body class='a>b'>{D}x</body>",
+        ),
         ("<BODY>x</BODY ></HTML>", f"<BODY>x{D}</BODY ></HTML>", f"<BODY>{D}x</BODY ></HTML>"),
-        ("<!doctype html><html>x</html>", f"<!doctype html><html>x{D}</html>", f"<!doctype html><html>{D}x</html>"),
+        (
+            "<!doctype html><html>x</html>",
+            f"<!doctype html><html>x{D}</html>",
+            f"<!doctype html><html>{D}x</html>",
+        ),
         ("<!DOCTYPE html><p>x", f"<!DOCTYPE html><p>x{D}", f"<!DOCTYPE html>{D}<p>x"),
-        ("<head><title></body></title></head>x", f"<head><title></body></title></head>x{D}", f"<head><title></body></title></head>{D}x"),
-        ("<!--<body>--><body>x</body>y<!--</body>-->", f"<!--<body>--><body>x{D}</body>y<!--</body>-->", f"<!--<body>--><body>{D}x</body>y<!--</body>-->"),
-        ("<body>x</body><body>y</body>", f"<body>x</body><body>y{D}</body>", f"<body>{D}x</body><body>y</body>"),
-        ("<body>x<script>'</body>'</script>", f"<body>x<script>'</body>'</script>{D}", f"<body>{D}x<script>'</body>'</script>"),
+        (
+            "<head><title></body></title></head>x",
+            f"<head><title></body></title></head>x{D}",
+            f"<head><title></body></title></head>{D}x",
+        ),
+        (
+            "<!--<body>--><body>x</body>y<!--</body>-->",
+            f"<!--<body>--><body>x{D}</body>y<!--</body>-->",
+            f"<!--<body>--><body>{D}x</body>y<!--</body>-->",
+        ),
+        (
+            "<body>x</body><body>y</body>",
+            f"<body>x</body><body>y{D}</body>",
+            f"<body>{D}x</body><body>y</body>",
+        ),
+        (
+            "<body>x<script>'</body>'</script>",
+            f"<body>x<script>'</body>'</script>{D}",
+            f"<body>{D}x<script>'</body>'</script>",
+        ),
         ("</body><body>x", f"</body><body>{D}x", f"</body><body>{D}x"),
         # documents that end inside something
         ("x<a href='y", f"x{D}<a href='y", f"{D}x<a href='y"),
@@ -218,7 +276,8 @@ D = "\n<div><b>From outside.</b></div>\n"
         ("x</", f"x{D}</", f"{D}x</"),
         ("x<", f"x<{D}", f"{D}x<"),
         ("x<?y", f"x{D}<?y", f"{D}x<?y"),
-    ])  # fmt: skip
+    ],
+)
 def test_html_gets_it_where_a_browser_shows_it(html, at_end, at_start):
     content = mail(part(html, "text/html"), PDF)
     end = Disclaimer.of("From outside.", "<b>From outside.</b>")
@@ -229,17 +288,28 @@ def test_html_gets_it_where_a_browser_shows_it(html, at_end, at_start):
 WORDS = "Only for the addressee. Ask legal@in.test."
 
 
-@each_row("body, kind, has_words", [
+@each_row(
+    "body, kind, has_words",
+    [
         (WORDS, "text/plain", True),
         ("> only for\r\n> THE addressee.\r\n>> Ask\r\n> legal@\r\n> in.test.", "text/plain", True),
         ("x" + WORDS, "text/plain", False),
-        ("Only for the addressee. Ask legal@in.testing.", "text/plain", True),  # the dot is the border
+        (
+            "Only for the addressee. Ask legal@in.testing.",
+            "text/plain",
+            True,
+        ),  # the dot is the border
         ("Only for the addressee. Please ask legal@in.test.", "text/plain", False),
-        ("<p>Only <b>for</b> the ad<i>dressee</i>.<br>&#65;sk&nbsp;legal@in.test.", "text/html", True),
+        (
+            "<p>Only <b>for</b> the ad<i>dressee</i>.<br>&#65;sk&nbsp;legal@in.test.",
+            "text/html",
+            True,
+        ),
         ("<p title='Only for the addressee. Ask legal@in.test.'>x", "text/html", False),
         ("<!-- Only for the addressee. Ask legal@in.test. -->", "text/html", False),
         ("<style>Only for the addressee. Ask legal@in.test.</style>", "text/html", False),
-    ])  # fmt: skip
+    ],
+)
 def test_it_is_not_added_where_its_words_are(body, kind, has_words):
     if "testing" in body:
         has_words = False
@@ -255,18 +325,35 @@ def test_only_the_text_that_lacks_the_words_gets_it():
 SIGNED = mail(part("Hi"), part("sig", "application/pgp-signature"), kind="signed")
 
 
-@each_row("content, expected", [
+@each_row(
+    "content, expected",
+    [
         (SIGNED, "signed"),
         (mail(multi(part("Hi"), PDF, kind="signed", boundary="s"), part("list footer")), "signed"),
         (mail(part("Version: 1", "application/pgp-encrypted"), PDF, kind="encrypted"), "encrypted"),
-        (mail(part("x", 'application/pkcs7-mime; smime-type=signed-data; name="smime.p7m"', "base64")), "signed"),
-        (mail(part("x", "application/x-pkcs7-mime; smime-type=enveloped-data", "base64")), "encrypted"),
+        (
+            mail(
+                part(
+                    "x",
+                    'application/pkcs7-mime; smime-type=signed-data; name="smime.p7m"',
+                    "base64",
+                )
+            ),
+            "signed",
+        ),
+        (
+            mail(part("x", "application/x-pkcs7-mime; smime-type=enveloped-data", "base64")),
+            "encrypted",
+        ),
         (mail(part("x", "application/octet-stream; name=SMIME.P7M", "base64")), "encrypted"),
         (mail(part("-----BEGIN PGP SIGNED MESSAGE-----\r\nHash: SHA256\r\n\r\nHi")), "signed"),
         (mail(part("Hi\r\n-----BEGIN PGP MESSAGE-----\r\n\r\nxx", encoding="base64")), "encrypted"),
         (mail(part("<pre>-----BEGIN PGP MESSAGE-----", "text/html")), "encrypted"),
         (mail(part("Hi"), part("x", "application/ms-tnef; name=winmail.dat", "base64")), "TNEF"),
-        (mail(part("Hi"), part("x", "application/octet-stream; name=winmail.dat", "base64")), "TNEF"),
+        (
+            mail(part("Hi"), part("x", "application/octet-stream; name=winmail.dat", "base64")),
+            "TNEF",
+        ),
         (mail(PDF), "no text"),
         (mail(CALENDAR), "no text"),
         (mail(ATTACHED), "no text"),
@@ -276,11 +363,19 @@ SIGNED = mail(part("Hi"), part("sig", "application/pgp-signature"), kind="signed
         (mail(part("Hi", "text/plain; charset=punycode")), "unknown charset"),
         (mail(part("Hi", "text/plain; charset=hex")), "unknown charset"),
         (mail(part(b"H\xff", "text/plain; charset=us-ascii")), "not in its charset"),
-        (mail(part("SGk*", "text/plain").replace(b"plain\r\n", b"plain\r\nContent-Transfer-Encoding: base64\r\n")), "damaged base64"),
+        (
+            mail(
+                part("SGk*", "text/plain").replace(
+                    b"plain\r\n", b"plain\r\nContent-Transfer-Encoding: base64\r\n"
+                )
+            ),
+            "damaged base64",
+        ),
         (mail(part("Hi", more="no field\r\nX: y\r\n")), "header of a text is damaged"),
         (mail(part("Hi", encoding="uuencode")), "unknown transfer encoding"),
         (mail(part(b"x" * (TEXT_OCTETS_MAX + 1))), "more than"),
-    ])  # fmt: skip
+    ],
+)
 def test_a_message_that_cannot_have_it_is_wrapped(content, expected):
     assert expected in reason(content, FOREIGN)
     whole = wrapped(ParsedContent.of(content), FOREIGN)

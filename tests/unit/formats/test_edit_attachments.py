@@ -68,7 +68,10 @@ def check_inserted(before, after):
 
 def common(one, other):
     """Return how many octets two runs of octets have in common at their beginning."""
-    return next((at for at, pair in enumerate(zip(one, other, strict=False)) if pair[0] != pair[1]), min(len(one), len(other)))  # fmt: skip
+    return next(
+        (at for at, pair in enumerate(zip(one, other, strict=False)) if pair[0] != pair[1]),
+        min(len(one), len(other)),
+    )
 
 
 def by_email(content):
@@ -176,11 +179,15 @@ NEW_PARTS = st.one_of(
         new_file,
         name=NAMES,
         inline=st.booleans(),
-        content_type=st.sampled_from(["text/html", "image/png", "multipart/mixed", "message/rfc822", ""]),
+        content_type=st.sampled_from(
+            ["text/html", "image/png", "multipart/mixed", "message/rfc822", ""]
+        ),
         content_id=st.sampled_from(["", "c1", "é"]),
     ),
-    entities().map(lambda lines: new_message(b"\r\n".join([b"Subject: x", *lines, b""]).replace(b"\0", b""))),
-)  # fmt: skip
+    entities().map(
+        lambda lines: new_message(b"\r\n".join([b"Subject: x", *lines, b""]).replace(b"\0", b""))
+    ),
+)
 ENDS = st.sampled_from([b"\r\n", b"\n"])
 
 

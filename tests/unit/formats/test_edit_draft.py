@@ -54,20 +54,32 @@ def kinds(content):
     return [one.content_type for one in read_structure(content).entities]
 
 
-@each_row("new, had, has", [
+@each_row(
+    "new, had, has",
+    [
         ({"subject": "néu"}, b"Subject: old\r\n", b"Subject: =?utf-8?B?bsOpdQ==?=\r\n"),
         ({"subject": ""}, b"Subject: old\r\n", b""),
-        ({"to": (EmailAddress("n@n.test", "N, N"),)}, b"To: b@b.test,\r\n c@c.test\r\n", b'To: "N, N" <n@n.test>\r\n'),
+        (
+            {"to": (EmailAddress("n@n.test", "N, N"),)},
+            b"To: b@b.test,\r\n c@c.test\r\n",
+            b'To: "N, N" <n@n.test>\r\n',
+        ),
         ({"bcc": ()}, b"bcc: d@d.test\r\n", b""),
-        ({"importance": "high"}, b"Importance: low\r\nX-Priority: 5\r\n", b"Importance: high\r\nX-Priority: 1 (Highest)\r\n"),
+        (
+            {"importance": "high"},
+            b"Importance: low\r\nX-Priority: 5\r\n",
+            b"Importance: high\r\nX-Priority: 1 (Highest)\r\n",
+        ),
         ({"read_receipt": False}, b"Disposition-Notification-To: a@a.test\r\n", b""),
-        ({"categories": ("x", "y z")}, b"Keywords: w\r\n", b"Keywords: x,\r\n y z\r\n")
-    ])  # fmt: skip
+        ({"categories": ("x", "y z")}, b"Keywords: w\r\n", b"Keywords: x,\r\n y z\r\n"),
+    ],
+)
 def test_only_the_fields_of_a_changed_property_change(new, had, has):
     header = (
-        FROM + b"X-Odd:\t odd  \r\n more\r\nSubject: old\r\nTo: b@b.test,\r\n c@c.test\r\nbcc: d@d.test\r\nImportance: low\r\nX-Priority: 5\r\n"
+        FROM
+        + b"X-Odd:\t odd  \r\n more\r\nSubject: old\r\nTo: b@b.test,\r\n c@c.test\r\nbcc: d@d.test\r\nImportance: low\r\nX-Priority: 5\r\n"
         b"Disposition-Notification-To: a@a.test\r\nKeywords: w\r\nMIME-Version: 1.0 (odd)\r\nmessage-id: <m@m>\r\n"
-    )  # fmt: skip
+    )
     content = header + multipart(b"mixed", TEXT, ITEM, FILE, preamble=b"odd \r\n") + b"epilogue\n"
     assert changed(content, **new) == content.replace(had, has)
 
@@ -102,24 +114,59 @@ NEW_TEXT = {"body_type": "text", "body": "nëw text\nsecond"}
 
 @pytest.mark.parametrize("wanted", ["to_html", "to_text"])
 @pytest.mark.parametrize("between", [b"--\r\n\r\n--", b"--\r\n--"], ids=["", "tight"])
-@each_row("content, to_html, to_text", [
+@each_row(
+    "content, to_html, to_text",
+    [
         (TEXT, "alternative plain html", "plain"),
         (HTML, "html", "plain"),
         (b"\r\nno type", "alternative plain html", "plain"),
         (ALTERNATIVE, "alternative plain html", "plain"),
         (RELATED, "related html png", "mixed plain png"),
         (multipart(b"mixed", TEXT, FILE), "mixed alternative plain html pdf", "mixed plain pdf"),
-        (multipart(b"mixed", ALTERNATIVE, FILE, ITEM), "mixed alternative plain html pdf rfc822 plain", "mixed plain pdf rfc822 plain"),
-        (multipart(b"alternative", TEXT, RELATED), "alternative plain related html png", "mixed plain mixed png"),
-        (multipart(b"related", ALTERNATIVE, IMAGE), "related alternative plain html png", "mixed plain png"),
-        (multipart(b"alternative", TEXT, multipart(b"related", HTML)), "alternative plain related html", "plain"),
-        (multipart(b"alternative", TEXT, multipart(b"related", HTML), IMAGE), "alternative plain related html png", "mixed plain png"),
+        (
+            multipart(b"mixed", ALTERNATIVE, FILE, ITEM),
+            "mixed alternative plain html pdf rfc822 plain",
+            "mixed plain pdf rfc822 plain",
+        ),
+        (
+            multipart(b"alternative", TEXT, RELATED),
+            "alternative plain related html png",
+            "mixed plain mixed png",
+        ),
+        (
+            multipart(b"related", ALTERNATIVE, IMAGE),
+            "related alternative plain html png",
+            "mixed plain png",
+        ),
+        (
+            multipart(b"alternative", TEXT, multipart(b"related", HTML)),
+            "alternative plain related html",
+            "plain",
+        ),
+        (
+            multipart(b"alternative", TEXT, multipart(b"related", HTML), IMAGE),
+            "alternative plain related html png",
+            "mixed plain png",
+        ),
         (FILE, "mixed alternative plain html pdf", "mixed plain pdf"),
-        (multipart(b"mixed", FILE, ITEM), "mixed alternative plain html pdf rfc822 plain", "mixed plain pdf rfc822 plain"),
-        (multipart(b"mixed", FILE, preamble=b"preamble\r\n"), "mixed alternative plain html pdf", "mixed plain pdf"),
+        (
+            multipart(b"mixed", FILE, ITEM),
+            "mixed alternative plain html pdf rfc822 plain",
+            "mixed plain pdf rfc822 plain",
+        ),
+        (
+            multipart(b"mixed", FILE, preamble=b"preamble\r\n"),
+            "mixed alternative plain html pdf",
+            "mixed plain pdf",
+        ),
         (ITEM, "mixed alternative plain html rfc822 plain", "mixed plain rfc822 plain"),
-        (multipart(b"signed", FILE, SIGNATURE), "mixed alternative plain html signed pdf pgp-signature", "mixed plain signed pdf pgp-signature")
-    ])  # fmt: skip
+        (
+            multipart(b"signed", FILE, SIGNATURE),
+            "mixed alternative plain html signed pdf pgp-signature",
+            "mixed plain signed pdf pgp-signature",
+        ),
+    ],
+)
 def test_a_new_body_replaces_the_body(content, to_html, to_text, wanted, between):
     """Tight: the line end of a closing delimiter is that in front of the next one."""
     content = FROM + content.replace(b"--\r\n\r\n--", between)
@@ -173,15 +220,20 @@ CHANGES = st.fixed_dictionaries(
     {},
     optional={
         "subject": st.text(st.characters(exclude_categories=["C", "Z"]), max_size=20),
-        "to": PEOPLE, "cc": PEOPLE, "bcc": PEOPLE, "reply_to": PEOPLE,
+        "to": PEOPLE,
+        "cc": PEOPLE,
+        "bcc": PEOPLE,
+        "reply_to": PEOPLE,
         "importance": st.sampled_from(["low", "normal", "high"]),
         "sensitivity": st.sampled_from(["normal", "personal", "private", "confidential"]),
-        "categories": st.lists(st.sampled_from(["a", "b c", "ü", 'd"e', "f, g"]), max_size=3, unique=True).map(tuple),
+        "categories": st.lists(
+            st.sampled_from(["a", "b c", "ü", 'd"e', "f, g"]), max_size=3, unique=True
+        ).map(tuple),
         "in_reply_to": st.sampled_from(["", "<x@y.test>"]),
         "body": st.sampled_from(["", "x", "--=_0_1", "line\r\nü", "<p>x</p>"]),
         "body_type": st.sampled_from(["text", "html"]),
     },
-)  # fmt: skip
+)
 
 
 @given(entities(), CHANGES)

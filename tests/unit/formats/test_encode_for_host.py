@@ -50,36 +50,73 @@ def longest(octets: bytes) -> int:
     return max(map(len, octets.split(b"\r\n")))
 
 
-@each_row("content, wanted", [
-        ("Subject: a\n\nGrüße. \n.\n",
-            f"Subject: a\n{QUOTED}MIME-Version: 1.0\nContent-Type: text/plain; charset=unknown-8bit\n\nGr=C3=BC=C3=9Fe.=20\n=2E\n"),
-        ("MIME-Version: 1.0\ncontent-transfer-encoding: 8bit\nX:  y\nContent-Type: text/html; charset=utf-8\n\nü",
-            f"MIME-Version: 1.0\n{QUOTED}X:  y\nContent-Type: text/html; charset=utf-8\n\n=C3=BC\n"),
-        ("Content-Transfer-Encoding: 8bit\n" + MIXED + "--b\nContent-Type: image/png\n\nü\n--b\nX: 1\n\n  as it is \n--b--\n",
-            "Content-Transfer-Encoding: 7bit\n" + MIXED + f"--b\nContent-Type: image/png\n{BASE64}\nw7w=\n--b\nX: 1\n\n  as it is \n--b--\n"),
+@each_row(
+    "content, wanted",
+    [
+        (
+            "Subject: a\n\nGrüße. \n.\n",
+            f"Subject: a\n{QUOTED}MIME-Version: 1.0\nContent-Type: text/plain; charset=unknown-8bit\n\nGr=C3=BC=C3=9Fe.=20\n=2E\n",
+        ),
+        (
+            "MIME-Version: 1.0\ncontent-transfer-encoding: 8bit\nX:  y\nContent-Type: text/html; charset=utf-8\n\nü",
+            f"MIME-Version: 1.0\n{QUOTED}X:  y\nContent-Type: text/html; charset=utf-8\n\n=C3=BC\n",
+        ),
+        (
+            "Content-Transfer-Encoding: 8bit\n"
+            + MIXED
+            + "--b\nContent-Type: image/png\n\nü\n--b\nX: 1\n\n  as it is \n--b--\n",
+            "Content-Transfer-Encoding: 7bit\n"
+            + MIXED
+            + f"--b\nContent-Type: image/png\n{BASE64}\nw7w=\n--b\nX: 1\n\n  as it is \n--b--\n",
+        ),
         (MIXED + "é\n--b\n\na\n--b--\né\n--b--\n", MIXED + "\n--b\n\na\n--b--\n"),
-        (MIXED + "--b\nContent-Type: message/rfc822\nContent-Transfer-Encoding: 8bit\n\nSubject: ü\nMIME-Version: 1.0\nContent-Type: text/plain\n\nü\n--b--\n",
-            MIXED + "--b\nContent-Type: message/rfc822\nContent-Transfer-Encoding: 7bit\n\nSubject: =?utf-8?B?w7w=?=\nMIME-Version: 1.0\nContent-Type: text/plain\n" + QUOTED + "\n=C3=BC\n--b--\n"),
-        (SIGNED.format("\nascii").replace("Content-Type", "Subject: ü\nContent-Type"),
-            "Subject: =?utf-8?B?w7w=?=\n" + SIGNED.format("\nascii")),
+        (
+            MIXED
+            + "--b\nContent-Type: message/rfc822\nContent-Transfer-Encoding: 8bit\n\nSubject: ü\nMIME-Version: 1.0\nContent-Type: text/plain\n\nü\n--b--\n",
+            MIXED
+            + "--b\nContent-Type: message/rfc822\nContent-Transfer-Encoding: 7bit\n\nSubject: =?utf-8?B?w7w=?=\nMIME-Version: 1.0\nContent-Type: text/plain\n"
+            + QUOTED
+            + "\n=C3=BC\n--b--\n",
+        ),
+        (
+            SIGNED.format("\nascii").replace("Content-Type", "Subject: ü\nContent-Type"),
+            "Subject: =?utf-8?B?w7w=?=\n" + SIGNED.format("\nascii"),
+        ),
         (QUOTED + "\n=c3=bc é =é x=\n y \n", QUOTED + "\n=c3=bc =C3=A9 =3D=C3=A9 x=\n y \n"),
         (BASE64 + "\nYWJj\né\nZGVm\n", BASE64 + "\nYWJjZGVm\n"),
-        ("Content-Type: application/x\nContent-Transfer-Encoding: x-uuencode\n\nbegin 644 é\n#86)C\n`\nend\n",
-            "Content-Type: application/x\n" + BASE64 + "MIME-Version: 1.0\n\nYWJj\n"),
-        (MIXED + "--b\nContent-Type: message/delivery-status\n\nReporting-MTA: dns; ü\n--b--\n",
-            MIXED + f"--b\nContent-Type: message/delivery-status\n{QUOTED}\nReporting-MTA: dns; =C3=BC\n--b--\n"),
-        (MIXED + "--b\nContent-Type: text/plain; name=é\n--b\n\nx\n--b--\n",
-            MIXED + "--b\nContent-Type: text/plain;\n name*=utf-8''%C3%A9\n--b\n\nx\n--b--\n"),
-        (MIXED + "--b\nX: y\nno field ü\n--b--\n",
-            MIXED + f"--b\nX: y\n{QUOTED}Content-Type: text/plain; charset=unknown-8bit\n\nno field =C3=BC\n--b--\n"),
-        ("Content-Type: text/html\nno field ü\n", f"Content-Type: text/html\n{QUOTED}MIME-Version: 1.0\n\nno field =C3=BC\n"),
+        (
+            "Content-Type: application/x\nContent-Transfer-Encoding: x-uuencode\n\nbegin 644 é\n#86)C\n`\nend\n",
+            "Content-Type: application/x\n" + BASE64 + "MIME-Version: 1.0\n\nYWJj\n",
+        ),
+        (
+            MIXED + "--b\nContent-Type: message/delivery-status\n\nReporting-MTA: dns; ü\n--b--\n",
+            MIXED
+            + f"--b\nContent-Type: message/delivery-status\n{QUOTED}\nReporting-MTA: dns; =C3=BC\n--b--\n",
+        ),
+        (
+            MIXED + "--b\nContent-Type: text/plain; name=é\n--b\n\nx\n--b--\n",
+            MIXED + "--b\nContent-Type: text/plain;\n name*=utf-8''%C3%A9\n--b\n\nx\n--b--\n",
+        ),
+        (
+            MIXED + "--b\nX: y\nno field ü\n--b--\n",
+            MIXED
+            + f"--b\nX: y\n{QUOTED}Content-Type: text/plain; charset=unknown-8bit\n\nno field =C3=BC\n--b--\n",
+        ),
+        (
+            "Content-Type: text/html\nno field ü\n",
+            f"Content-Type: text/html\n{QUOTED}MIME-Version: 1.0\n\nno field =C3=BC\n",
+        ),
         ("Subject: a\n\n" + "ab " * 400 + "\n", None),
-        (BASE64 + "\n" + "QUJD" * 300 + "\n", BASE64 + "\n" + ("QUJD" * 19 + "\n") * 15 + "QUJD" * 15 + "\n"),
+        (
+            BASE64 + "\n" + "QUJD" * 300 + "\n",
+            BASE64 + "\n" + ("QUJD" * 19 + "\n") * 15 + "QUJD" * 15 + "\n",
+        ),
         ("Subject: a\nX: " + LONG + "\n\nb\n", "Subject: a\nX:\n " + "x" * 997 + "\n xx\n\nb\n"),
         ("X: a" + " b" * 500 + "\n\nc\n", "X: a" + " b" * 497 + "\n b b b\n\nc\n"),
         (MIXED + "--b\n\n" + LONG + "\n--b\n\n8\n--b--\n", None),
-        (MIXED + "--b\n\n" + "x" * 75 + "--b\né\n--b--\n", None)
-    ])  # fmt: skip
+        (MIXED + "--b\n\n" + "x" * 75 + "--b\né\n--b--\n", None),
+    ],
+)
 def test_a_content_is_encoded_as_little_as_possible(content, wanted):
     octets, why = encoded(crlf(content))
     if wanted is not None:
@@ -91,7 +128,9 @@ def test_a_content_is_encoded_as_little_as_possible(content, wanted):
     assert encoded(octets) == (octets, "")
 
 
-@each_row("content, status", [
+@each_row(
+    "content, status",
+    [
         (SIGNED.format("\nü"), "5.6.3"),
         (SIGNED.format("Content-Type: text/plain; name=ü\n\na"), "5.6.3"),
         (SIGNED.format("Content-Type: message/rfc822\n\nSubject: a\n\nü"), "5.6.3"),
@@ -102,9 +141,14 @@ def test_a_content_is_encoded_as_little_as_possible(content, wanted):
         ("Content-Type: message/partial; id=1; number=1\n\nü\n", "5.6.3"),
         ("Content-Type: message/external-body\n\n" + LONG + "\n", "5.6.0"),
         ("Content-Type: multipart/mixed; boundary=ü\n\n--ü\n\na\n--ü--\n", "5.6.3"),
-        ("".join(f"Content-Type: multipart/mixed; boundary=b{n}\n\n--b{n}\n" for n in range(100)) + "\nü\n", "5.6.3"),
-        (MIXED + "--b\n\na\n" * 1100 + LONG + "\n", "5.6.0")
-    ])  # fmt: skip
+        (
+            "".join(f"Content-Type: multipart/mixed; boundary=b{n}\n\n--b{n}\n" for n in range(100))
+            + "\nü\n",
+            "5.6.3",
+        ),
+        (MIXED + "--b\n\na\n" * 1100 + LONG + "\n", "5.6.0"),
+    ],
+)
 def test_what_cannot_be_encoded_says_so(content, status):
     with pytest.raises(CannotEncodeError) as caught:
         encoded(crlf(content))
@@ -132,30 +176,70 @@ def test_a_header_is_encoded_for_a_host_without_smtputf8_and_a_body_without_8bit
     )
 
 
-@each_row("field, wanted", [
+@each_row(
+    "field, wanted",
+    [
         ("Subject: a ü  ö b", "Subject: a =?utf-8?B?w7wgIMO2?= b"),
-        ("Subject: =?utf-8?Q?a?= é =?utf-8?Q?b?=", "Subject: =?utf-8?Q?a?= =?utf-8?B?IMOpIA==?= =?utf-8?Q?b?="),
+        (
+            "Subject: =?utf-8?Q?a?= é =?utf-8?Q?b?=",
+            "Subject: =?utf-8?Q?a?= =?utf-8?B?IMOpIA==?= =?utf-8?Q?b?=",
+        ),
         ("Subject:é", "Subject:=?utf-8?B?w6k=?="),
         (b"Subject: caf\xe9 x", "Subject: =?unknown-8bit?B?Y2Fm6Q==?= x"),
-        ('To: "Ü \\"x\\"" <a@x>, ö b<c@x>', "To: =?utf-8?B?w5wgIngi?= <a@x>, =?utf-8?B?w7Y=?= b<c@x>"),
-        ("Cc: é<a@x>(é) , Gruppe é: b@x;", "Cc: =?utf-8?B?w6k=?= <a@x>(=?utf-8?B?w6k=?=) , Gruppe\n =?utf-8?B?w6k=?=: b@x;"),
+        (
+            'To: "Ü \\"x\\"" <a@x>, ö b<c@x>',
+            "To: =?utf-8?B?w5wgIngi?= <a@x>, =?utf-8?B?w7Y=?= b<c@x>",
+        ),
+        (
+            "Cc: é<a@x>(é) , Gruppe é: b@x;",
+            "Cc: =?utf-8?B?w6k=?= <a@x>(=?utf-8?B?w6k=?=) , Gruppe\n =?utf-8?B?w6k=?=: b@x;",
+        ),
         ('To: x"é" <a@x>', "To: x =?utf-8?B?w6k=?= <a@x>"),
-        ('To: ü <ann@Bücher.test>, b@ü, "c d"@ü.test', 'To: =?utf-8?B?w7w=?= <ann@xn--bcher-kva.test>, b@xn--tda, "c d"@xn--tda.test'),
+        (
+            'To: ü <ann@Bücher.test>, b@ü, "c d"@ü.test',
+            'To: =?utf-8?B?w7w=?= <ann@xn--bcher-kva.test>, b@xn--tda, "c d"@xn--tda.test',
+        ),
         ("To: a@x (é (ü))", "To: a@x (=?utf-8?B?w6k=?= (=?utf-8?B?w7w=?=))"),
-        ('Content-Type: text/plain; name="é;\\"x.pdf"; charset=utf-8', "Content-Type: text/plain;\n name*=utf-8''%C3%A9%3B%22x.pdf; charset=utf-8"),
-        ("Content-Disposition: attachment; filename=my é.pdf", "Content-Disposition: attachment;\n filename*=utf-8''my%20%C3%A9.pdf"),
-        ("Content-Disposition: attachment; filename*=utf-8''é%20x", "Content-Disposition: attachment;\n filename*=utf-8''%C3%A9%20x"),
-        ("Content-Disposition: attachment; filename=" + "é" * 20, "Content-Disposition: attachment;\n filename*0*=utf-8''" + "%C3%A9" * 6
-         + "%C3;\n filename*1*=%A9" + "%C3%A9" * 9 + "%C3;\n filename*2*=%A9" + "%C3%A9" * 3),
-        ("Content-Type: text/plain (é); charset=utf-8", "Content-Type: text/plain (=?utf-8?B?w6k=?=); charset=utf-8"),
-        ("Received: from é (é [192.0.2.1]) by x; 1", "Received: from =?utf-8?B?w6k=?= (=?utf-8?B?w6k=?= [192.0.2.1]) by x; 1"),
+        (
+            'Content-Type: text/plain; name="é;\\"x.pdf"; charset=utf-8',
+            "Content-Type: text/plain;\n name*=utf-8''%C3%A9%3B%22x.pdf; charset=utf-8",
+        ),
+        (
+            "Content-Disposition: attachment; filename=my é.pdf",
+            "Content-Disposition: attachment;\n filename*=utf-8''my%20%C3%A9.pdf",
+        ),
+        (
+            "Content-Disposition: attachment; filename*=utf-8''é%20x",
+            "Content-Disposition: attachment;\n filename*=utf-8''%C3%A9%20x",
+        ),
+        (
+            "Content-Disposition: attachment; filename=" + "é" * 20,
+            "Content-Disposition: attachment;\n filename*0*=utf-8''"
+            + "%C3%A9" * 6
+            + "%C3;\n filename*1*=%A9"
+            + "%C3%A9" * 9
+            + "%C3;\n filename*2*=%A9"
+            + "%C3%A9" * 3,
+        ),
+        (
+            "Content-Type: text/plain (é); charset=utf-8",
+            "Content-Type: text/plain (=?utf-8?B?w6k=?=); charset=utf-8",
+        ),
+        (
+            "Received: from é (é [192.0.2.1]) by x; 1",
+            "Received: from =?utf-8?B?w6k=?= (=?utf-8?B?w6k=?= [192.0.2.1]) by x; 1",
+        ),
         ("Message-ID: <é@x>", "Message-ID: =?utf-8?B?PMOpQHg+?="),
         ('Subject: said "Grüße an alle"', 'Subject: said =?utf-8?B?Ikdyw7zDn2U=?= an alle"'),
         ('X-Note: "\\"é\\""', "X-Note: =?utf-8?B?Ilwiw6lcIiI=?="),
         ('List-Id: "é, ü" <l.x>', "List-Id: =?utf-8?B?w6ksIMO8?= <l.x>"),
-        (b"Subject: =?iso-8859-1?Q?Die_Fr\xf6s=E7he?= x", "Subject: =?iso-8859-1?Q?Die_Fr=F6s=E7he?= x"),
+        (
+            b"Subject: =?iso-8859-1?Q?Die_Fr\xf6s=E7he?= x",
+            "Subject: =?iso-8859-1?Q?Die_Fr=F6s=E7he?= x",
+        ),
         (b'To: "=?iso-8859-1?q?\xf6\xf6?=" <a@x>', 'To: "=?iso-8859-1?q?=F6=F6?=" <a@x>'),
-    ])  # fmt: skip
+    ],
+)
 def test_a_field_is_encoded_where_it_may_be(field, wanted):
     octets = crlf(field + "\n" if isinstance(field, str) else field + b"\n")
     name = octets.partition(b":")[0].lower()
@@ -247,7 +331,9 @@ def test_generated_messages_are_7_bit_and_each_part_decodes_to_the_same(entity, 
 # -- hostile contents
 
 
-@each_row("of_size", [
+@each_row(
+    "of_size",
+    [
         lambda n: b"\r\n" + (b"y" * 1500 + b"\r\n") * (n // 1500),
         lambda n: b"Subject: " + "é".encode() * (n // 2) + b"\r\n\r\n",
         lambda n: b"To: " + "é,".encode() * (n // 8) + b"\r\n\r\n",
@@ -255,8 +341,11 @@ def test_generated_messages_are_7_bit_and_each_part_decodes_to_the_same(entity, 
         lambda n: b"Content-Type: a/b" + b'; x="' * (n // 6) + "é".encode() + b"\r\n\r\n",
         lambda n: b"X: " + b" " * n + "é".encode() + b"\r\n\r\n",
         lambda n: b"Content-Transfer-Encoding: base64\r\n\r\n" + b"\xff!=" * (n // 3) + b"\r\n",
-        lambda n: b"Content-Transfer-Encoding: quoted-printable\r\n\r\n" + b"=\xff" * (n // 2) + b"\r\n",
-    ])  # fmt: skip
+        lambda n: (
+            b"Content-Transfer-Encoding: quoted-printable\r\n\r\n" + b"=\xff" * (n // 2) + b"\r\n"
+        ),
+    ],
+)
 def test_hostile_contents_take_linear_time(of_size):
     took_s = []
     for size in (20_000, 120_000):
@@ -298,8 +387,11 @@ def test_150_mib_take_less_than_20_mb_more_memory(kind, tmp_path):
             file.write(("Grüße " * 2000 + "\r\n").encode() * (1024 * 1024 // 16002))
     done = subprocess.run(
         [sys.executable, "-c", _IN_150_MIB, body, f"Content-Type: {kind}\r\n"],
-        capture_output=True, text=True, timeout=300, check=False,
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
     assert done.returncode == 0, done.stderr
     more, size = map(int, done.stdout.split())
     assert size > body.stat().st_size

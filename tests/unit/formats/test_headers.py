@@ -31,10 +31,23 @@ MESSAGE = (
 )
 # Content that is no proper message: none of these may make anything raise.
 ODD = [
-    b"", b"\r\n", b"\r\nbody", b"body only", b"body only\r\n\r\nmore", b" folded first\r\nA: b\r\n\r\n",
-    b"A: b", b"A: b\r\n", b"A: b\r\nno field\r\nC: d\r\n\r\nx", b"A:\r\n\r\n", b": empty\r\n\r\n",
-    b"A\0B: c\r\n\r\n", b"\xff\xfe: x\r\n\r\n", b"A: b\r\n \r\n\t\r\n\r\nx", b"A: b\n\nbody\n", b"\x00" * 50,
-]  # fmt: skip
+    b"",
+    b"\r\n",
+    b"\r\nbody",
+    b"body only",
+    b"body only\r\n\r\nmore",
+    b" folded first\r\nA: b\r\n\r\n",
+    b"A: b",
+    b"A: b\r\n",
+    b"A: b\r\nno field\r\nC: d\r\n\r\nx",
+    b"A:\r\n\r\n",
+    b": empty\r\n\r\n",
+    b"A\0B: c\r\n\r\n",
+    b"\xff\xfe: x\r\n\r\n",
+    b"A: b\r\n \r\n\t\r\n\r\nx",
+    b"A: b\n\nbody\n",
+    b"\x00" * 50,
+]
 
 
 def edited(content, edit):
@@ -187,9 +200,22 @@ def test_prefix_subject(before, after):
 
 
 LINES = st.sampled_from(
-    [b"A: b", b"bcc : c@d.test", b"From: a@b.test", b"From a Mon", b" folded", b"odd", b"bcc x",
-     b"\xef\xbb\xbfBcc: x", b"B\0cc: x", b"\0", b"", b"\xff: x", b"A:"]
-)  # fmt: skip
+    [
+        b"A: b",
+        b"bcc : c@d.test",
+        b"From: a@b.test",
+        b"From a Mon",
+        b" folded",
+        b"odd",
+        b"bcc x",
+        b"\xef\xbb\xbfBcc: x",
+        b"B\0cc: x",
+        b"\0",
+        b"",
+        b"\xff: x",
+        b"A:",
+    ]
+)
 ENDS = st.sampled_from([b"\r\n"] * 4 + [b"\n", b"\r", b""])
 CONTENTS = st.one_of(
     st.sampled_from(ODD),
@@ -258,8 +284,13 @@ def test_protocol_words(extended, tls, authenticated, smtputf8, word):
 
 def test_received_shows_no_recipient_by_default_and_allows_no_injection():
     line = headers.received(
-        helo="evil)\r\nBcc: x", ip="fe80::1%eth0", hostname="r", protocol="SMTP", queue_id="1", time_us=0
-    )  # fmt: skip
+        helo="evil)\r\nBcc: x",
+        ip="fe80::1%eth0",
+        hostname="r",
+        protocol="SMTP",
+        queue_id="1",
+        time_us=0,
+    )
     assert b" for " not in line
     assert line.startswith(b"Received: from evil???Bcc:?x ([IPv6:fe80::1])\r\n\tby r ")
     assert "bcc" not in Header.parse(line)

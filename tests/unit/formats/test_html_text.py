@@ -9,7 +9,9 @@ from relay.formats.html_text import html_to_text, preview, visible_text
 from tests.support.tables import each_row
 
 
-@each_row("html, text", [
+@each_row(
+    "html, text",
+    [
         ("", ""),
         ("plain &lt;text&gt; &amp; more", "plain <text> & more"),
         ("<p>one\n two</p><p>three</p>", "one two\n\nthree"),
@@ -29,12 +31,16 @@ from tests.support.tables import each_row
         ("<table><tr><th>A<th>B<tr><td>1<td><p>2</p></table>", "A\tB\n1\t2"),
         ("<pre>\ndef x():\n    pass</pre>", "def x():\n    pass"),
         ("<p>a</p><hr><p>b</p>", f"a\n\n{'-' * 40}\n\nb"),
-        ("<head><title>no</title><style>p{}</style></head>yes<script>no</script><!-- no -->", "yes"),
+        (
+            "<head><title>no</title><style>p{}</style></head>yes<script>no</script><!-- no -->",
+            "yes",
+        ),
         ('<div style="DISPLAY : none">no</div><p hidden>no</p>yes', "yes"),
         ("<p>unclosed <b>tags <i>all", "unclosed tags all"),
         ("\ud800<p>é✓", "?\n\né✓"),
-        ("<p>a\0b", "ab")
-    ])  # fmt: skip
+        ("<p>a\0b", "ab"),
+    ],
+)
 def test_html_to_text(html, text):
     assert html_to_text(html) == text
 
@@ -45,7 +51,9 @@ def test_a_long_document_is_read_in_pieces_without_loss():
     assert text.split() == [word for number in range(8_000) for word in ("row", str(number))]
 
 
-@each_row("html, text", [
+@each_row(
+    "html, text",
+    [
         ('<p title=">" hidden>no</p>yes', "yes"),
         ("<p title='\">' hidden>no</p>yes", "yes"),
         ('<p title=a"> hidden>yes</p>', "hidden>yes"),
@@ -79,12 +87,19 @@ def test_a_long_document_is_read_in_pieces_without_loss():
         ("<html hidden><body>no</body></html>", ""),
         ("a&#65b&#x43;&ampd&notit;&#0;&unknown;&", "aAbC&d¬it;\ufffd&unknown;&"),
         (f"&#{'9' * 5000};&#x{'9' * 5000};&#{'0' * 5000}65;&#x{'0' * 9};", "\ufffd\ufffdA\ufffd"),
-        ("<a href='https://x.test/?a=1&copy=2&reg3&amp;lt=&lt;'>x</a>", "x <https://x.test/?a=1&copy=2&reg3&lt=<>"),
-        ("<a href=https://x.test/>one<a href=https://y.test/>two", "one <https://x.test/>two <https://y.test/>"),
+        (
+            "<a href='https://x.test/?a=1&copy=2&reg3&amp;lt=&lt;'>x</a>",
+            "x <https://x.test/?a=1&copy=2&reg3&lt=<>",
+        ),
+        (
+            "<a href=https://x.test/>one<a href=https://y.test/>two",
+            "one <https://x.test/>two <https://y.test/>",
+        ),
         ("<ul><li><a href=https://x.test/>one</ul>two", "* one <https://x.test/>\n\ntwo"),
         ("<pre>\n\na</pre>", "a"),
-        ("a<plaintext><p>b", "a<p>b")
-    ])  # fmt: skip
+        ("a<plaintext><p>b", "a<p>b"),
+    ],
+)
 def test_tags_and_elements_end_where_a_browser_ends_them(html, text):
     assert html_to_text(html) == text
 
@@ -98,18 +113,24 @@ def _few_are_read(monkeypatch):
 
 
 @pytest.mark.parametrize("is_read", [True, False], ids=["first tags", "later tags"])
-@each_row("html, words", [
+@each_row(
+    "html, words",
+    [
         ("in<b>voi</b>ce", "invoice"),
         ("in<!-- <p --x -> -->voi<!--->ce<!--> now<!-- x --!>!<!-- end <p>", "invoice now!"),
         ("in<SPAN title='a'>voice</span >d<x-y/>", "invoiced"),
-        ("one<p>two</P>three<br>four<BR/>five<table><td>six</table><hr>seven<div\nid=a>eight", "one two three four five six seven eight"),
+        (
+            "one<p>two</P>three<br>four<BR/>five<table><td>six</table><hr>seven<div\nid=a>eight",
+            "one two three four five six seven eight",
+        ),
         ("<ul><li>one<li>two</ul><blockquote>three</blockquote>", "one two three"),
         ("a &lt; b &amp;&nbsp;c&#65;", "a < b & cA"),
         ("<style>p{}</style>a<script>'<p>'</scripts></script>b<title>x</title>c<SCRIPT>d", "abc"),
         ("a<!doctype x>b<?xml y>c</ z>d<3 e < f", "abcd<3 e < f"),
         ("<p/><pre>a</pre><prex>b</prex>", "a b"),
-        ("in\0voice", "invoice")
-    ])  # fmt: skip
+        ("in\0voice", "invoice"),
+    ],
+)
 def test_visible_text_is_what_a_reader_sees(html, words, is_read):
     html = html if is_read else MANY_TAGS + html
     assert " ".join(visible_text(html).split()) == words

@@ -17,17 +17,27 @@ FACTS = MessageFacts("q1", Envelope(ALICE), Source.SMTP, trusted=True, received_
 PATH = ForwardPath("bob@example.test", orcpt="rfc822;Bob@example.test")
 WORDS = HumanPart("de", "Gelesen", "<p>Gelesen")
 REQUEST = ReceiptRequest(
-    "bob@example.test", ALICE, "bob@example.test", orcpt="rfc822;Bob@example.test",
-    message_id="<m@example.com>", subject="Report",
+    "bob@example.test",
+    ALICE,
+    "bob@example.test",
+    orcpt="rfc822;Bob@example.test",
+    message_id="<m@example.com>",
+    subject="Report",
     thread="In-Reply-To: <m@example.com>\r\nReferences: <m@example.com>\r\n",
-)  # fmt: skip
+)
 
 
 def asking(value: str = ALICE, *more: str) -> bytes:
     lines = (
-        "Received: from a.test", f"Disposition-Notification-To: {value}", "Subject: Report",
-        "Message-ID: <m@example.com>", *more, "", "Hello.", "",
-    )  # fmt: skip
+        "Received: from a.test",
+        f"Disposition-Notification-To: {value}",
+        "Subject: Report",
+        "Message-ID: <m@example.com>",
+        *more,
+        "",
+        "Hello.",
+        "",
+    )
     return "\r\n".join(lines).encode()
 
 
@@ -38,10 +48,16 @@ def requested(content, facts=FACTS) -> ReceiptRequest | None:
     return found
 
 
-@each_row("value", [
-        ALICE, f"<{ALICE}>", "Alice <Alice@Example.COM>", f'"Doe, Alice: x" <{ALICE}>',
-        f"\r\n {ALICE}"
-    ])  # fmt: skip
+@each_row(
+    "value",
+    [
+        ALICE,
+        f"<{ALICE}>",
+        "Alice <Alice@Example.COM>",
+        f'"Doe, Alice: x" <{ALICE}>',
+        f"\r\n {ALICE}",
+    ],
+)
 def test_one_address_that_is_the_senders_may_ask(value) -> None:
     found = requested(asking(value))
     assert found is not None
@@ -62,34 +78,64 @@ def test_the_language_of_the_sender_is_kept_and_bounded() -> None:
         assert found.accept_language == kept
 
 
-@each_row("value", [
-        "victim@victim.test", f"{ALICE}, victim@victim.test", f"{ALICE},{ALICE}",
-        f"friends: {ALICE};", "undisclosed:;", "", f"{ALICE} <victim@victim.test>",
-        f"{ALICE} victim@victim.test", f"<{ALICE}> <victim@victim.test>", "alice", "@", "<>",
-        f"{ALICE}\r\n\tvictim@victim.test", f"{ALICE}; victim@victim.test", "=?utf-8?q?alice?=",
-        f"(a comment) victim@victim.test ({ALICE})", "a" * 5000 + f" <{ALICE}>"
-    ])  # fmt: skip
+@each_row(
+    "value",
+    [
+        "victim@victim.test",
+        f"{ALICE}, victim@victim.test",
+        f"{ALICE},{ALICE}",
+        f"friends: {ALICE};",
+        "undisclosed:;",
+        "",
+        f"{ALICE} <victim@victim.test>",
+        f"{ALICE} victim@victim.test",
+        f"<{ALICE}> <victim@victim.test>",
+        "alice",
+        "@",
+        "<>",
+        f"{ALICE}\r\n\tvictim@victim.test",
+        f"{ALICE}; victim@victim.test",
+        "=?utf-8?q?alice?=",
+        f"(a comment) victim@victim.test ({ALICE})",
+        "a" * 5000 + f" <{ALICE}>",
+    ],
+)
 def test_nobody_else_is_written_to(value) -> None:
     assert requested(asking(value)) is None
 
 
-@each_row("line", [
-        f"Disposition-Notification-To: {ALICE}", "List-Id: <l.example.com>", "Precedence: bulk",
-        "Precedence: List", "Auto-Submitted: auto-generated", "Auto-Submitted: auto-replied; x=y",
-        "List-Unsubscribe: <mailto:u@example.com>", "Content-Type: multipart/report; boundary=b",
-        "Disposition-Notification-Options: x=required,1", "Disposition-Notification-Options: x",
+@each_row(
+    "line",
+    [
+        f"Disposition-Notification-To: {ALICE}",
+        "List-Id: <l.example.com>",
+        "Precedence: bulk",
+        "Precedence: List",
+        "Auto-Submitted: auto-generated",
+        "Auto-Submitted: auto-replied; x=y",
+        "List-Unsubscribe: <mailto:u@example.com>",
+        "Content-Type: multipart/report; boundary=b",
+        "Disposition-Notification-Options: x=required,1",
+        "Disposition-Notification-Options: x",
         "Disposition-Notification-Options: a=optional,1; b = REQUIRED , 2",
-        "Disposition-Notification-Options: a=optional\r\nDisposition-Notification-Options: a=optional"
-    ])  # fmt: skip
+        "Disposition-Notification-Options: a=optional\r\nDisposition-Notification-Options: a=optional",
+    ],
+)
 def test_lists_automatic_mail_and_required_options_get_none(line) -> None:
     assert requested(asking(ALICE, line)) is None
 
 
-@each_row("line", [
-        "Auto-Submitted: no", "Auto-Submitted: No (by hand)", "Precedence: first-class",
-        "Disposition-Notification-Options: a=optional,1; b=optional,2;", "X-List-Id: <l.test>",
+@each_row(
+    "line",
+    [
+        "Auto-Submitted: no",
+        "Auto-Submitted: No (by hand)",
+        "Precedence: first-class",
+        "Disposition-Notification-Options: a=optional,1; b=optional,2;",
+        "X-List-Id: <l.test>",
         "Content-Type: text/plain",
-    ])  # fmt: skip
+    ],
+)
 def test_what_looks_like_these_may_ask(line) -> None:
     assert requested(asking(ALICE, line)) is not None
 
@@ -117,9 +163,14 @@ def test_a_large_message_asks_by_its_header() -> None:
 def parsed(kind=ReceiptKind.READ, *, is_manual=False, **changes):
     values = {name: getattr(REQUEST, name) for name in ReceiptRequest.__slots__} | changes
     written = write_mdn(
-        kind, ReceiptRequest(**values), words=WORDS, is_manual=is_manual,
-        hostname="relay.example.test", report_id="r1", now_us=1_700_000_000_000_000,
-    )  # fmt: skip
+        kind,
+        ReceiptRequest(**values),
+        words=WORDS,
+        is_manual=is_manual,
+        hostname="relay.example.test",
+        report_id="r1",
+        now_us=1_700_000_000_000_000,
+    )
     return written, email.message_from_bytes(written, policy=email.policy.default)
 
 

@@ -67,8 +67,9 @@ async def test_a_message_and_an_attached_one_show_the_date(
 
 
 @pytest.mark.parametrize(
-    "date", ["", "Sat, 31 Dec 2016 23:59:61 +0000", "Sat, 31 Feb 2016 00:00:00 +0000", "1 Jan 1600 0:0"]
-)  # fmt: skip
+    "date",
+    ["", "Sat, 31 Dec 2016 23:59:61 +0000", "Sat, 31 Feb 2016 00:00:00 +0000", "1 Jan 1600 0:0"],
+)
 def test_a_date_that_is_none_is_absent(date: str) -> None:
     assert read_mime(f"Date: {date}\r\n\r\n".encode()).date_us is None
 
@@ -83,9 +84,11 @@ async def test_ids_without_brackets_make_one_thread(mail: OnDisk) -> None:
     by_subject = {one["subject"]: one for one in listed}
     ids = {name: one["internetMessageId"] for name, one in by_subject.items()}
     assert ids == {
-        "first": "<first@a.test>", "second": "<second@a.test>", "third": "<3@a.test>",
+        "first": "<first@a.test>",
+        "second": "<second@a.test>",
+        "third": "<3@a.test>",
         "other": "<other@a.test>",
-    }  # fmt: skip
+    }
     threads = {name: one["conversationId"] for name, one in by_subject.items()}
     assert threads["first"] == threads["second"] == threads["third"] != threads["other"]
     params = {"$filter": "internetMessageId eq '<first@a.test>'"}

@@ -38,35 +38,97 @@ def names(content: bytes) -> list[str]:
 NAMES = [
     ('; filename="v.bat" (x)', "v.bat", "v.bat", "v.bat", '"v.bat" (x)', "RFC 2045 5.1: a comment"),
     ('; filename=(x)"v.bat"', "v.bat", "(x)v.bat", "(x)v.bat", '(x)"v.bat"', "the same"),
-    ("; filename=plan(1).pdf", "plan(1).pdf", "plan(1).pdf", "plan(1).pdf", "plan(1).pdf",
-     "in a token it is meant"),
+    (
+        "; filename=plan(1).pdf",
+        "plan(1).pdf",
+        "plan(1).pdf",
+        "plan(1).pdf",
+        "plan(1).pdf",
+        "in a token it is meant",
+    ),
     ('; filename="v"".bat"', "v.bat", "v", "v", 'v"".bat', "quoted pieces are one value"),
     ('; filename="v" ".bat"', "v.bat", "v", "v ", 'v" ".bat', "the same"),
     ("; filename='v.bat'", "v.bat", "'v.bat'", "'v.bat'", "'v.bat'", "quotes of another language"),
     (' filename="v.bat"', "v.bat", "", "", "", "a semicolon is missing"),
     ('; size=3 filename="v.bat"', "v.bat", "", "", "", "the same"),
-    ("; filename=my file.pdf", "my file.pdf", "my file.pdf", "my file.pdf", "my file.pdf",
-     "quotes are missing"),
-    ('; filename="a.pdf"; filename*=utf-8\'\'%e2%82%ac.pdf', "€.pdf", "€.pdf", "€.pdf", "a.pdf",
-     "RFC 6266 4.3: the extended form first"),
-    ("; filename*0*=utf-8''%e2; filename*1*=%82%ac; filename*2=.pdf", "€.pdf", "€.pdf", "€.pdf",
-     "€.pdf", "RFC 2231 4.1"),
-    ("; filename*0*=utf-8''%e2%8; filename*1*=2%ac.pdf", "€.pdf", "€.pdf", "€.pdf",
-     "\ufffd%82%ac.pdf", "joined before it is decoded, as most programs do"),
-    ("; filename*0*=utf-8''a%20; filename*1=b%20.pdf", "a b%20.pdf", "a b%20.pdf", "a b%20.pdf",
-     "a b%20.pdf", "RFC 2231 4.1: only what is marked is encoded"),
+    (
+        "; filename=my file.pdf",
+        "my file.pdf",
+        "my file.pdf",
+        "my file.pdf",
+        "my file.pdf",
+        "quotes are missing",
+    ),
+    (
+        "; filename=\"a.pdf\"; filename*=utf-8''%e2%82%ac.pdf",
+        "€.pdf",
+        "€.pdf",
+        "€.pdf",
+        "a.pdf",
+        "RFC 6266 4.3: the extended form first",
+    ),
+    (
+        "; filename*0*=utf-8''%e2; filename*1*=%82%ac; filename*2=.pdf",
+        "€.pdf",
+        "€.pdf",
+        "€.pdf",
+        "€.pdf",
+        "RFC 2231 4.1",
+    ),
+    (
+        "; filename*0*=utf-8''%e2%8; filename*1*=2%ac.pdf",
+        "€.pdf",
+        "€.pdf",
+        "€.pdf",
+        "\ufffd%82%ac.pdf",
+        "joined before it is decoded, as most programs do",
+    ),
+    (
+        "; filename*0*=utf-8''a%20; filename*1=b%20.pdf",
+        "a b%20.pdf",
+        "a b%20.pdf",
+        "a b%20.pdf",
+        "a b%20.pdf",
+        "RFC 2231 4.1: only what is marked is encoded",
+    ),
     ("; filename*1=b.pdf; filename*0=a", "ab.pdf", "ab.pdf", "ab.pdf", "ab.pdf", "RFC 2231 3"),
-    ("; filename*=utf-8''v.bat%00.txt", "v.bat .txt", "v.bat\0.txt", "v.bat\0.txt",
-     "v.bat\0.txt", "no control characters; rules read v.bat too"),
+    (
+        "; filename*=utf-8''v.bat%00.txt",
+        "v.bat .txt",
+        "v.bat\0.txt",
+        "v.bat\0.txt",
+        "v.bat\0.txt",
+        "no control characters; rules read v.bat too",
+    ),
     ("; filename*=v%2Ebat", "v.bat", "v%2Ebat", "v.bat", "v.bat", "a charset is missing"),
-    ('; filename="=?utf-8?Q?=E2=82=AC?=\r\n =?utf-8?Q?.pdf?="', "€.pdf", "€.pdf", "€.pdf",
-     "=?utf-8?Q?=E2=82=AC?=\r\n =?utf-8?Q?.pdf?=", "most programs write and read words there"),
-    ('; filename*="=?utf-8?Q?=E2=82=AC.pdf?="', "€.pdf", "", "", "", "some write words there as well"),
+    (
+        '; filename="=?utf-8?Q?=E2=82=AC?=\r\n =?utf-8?Q?.pdf?="',
+        "€.pdf",
+        "€.pdf",
+        "€.pdf",
+        "=?utf-8?Q?=E2=82=AC?=\r\n =?utf-8?Q?.pdf?=",
+        "most programs write and read words there",
+    ),
+    (
+        '; filename*="=?utf-8?Q?=E2=82=AC.pdf?="',
+        "€.pdf",
+        "",
+        "",
+        "",
+        "some write words there as well",
+    ),
     (";\r\nfilename=v.bat\r\nX: y", "v.bat", "", "", "", "a fold without a blank"),
     ("; filename=a.txt; filename=b.txt", "a.txt", "a.txt", "a.txt", "a.txt", "the first of two"),
-    ('; filename="C:\\\\v.bat"', "C:\\v.bat", "C:\\v.bat", "C:\\v.bat", "C:\\v.bat", "RFC 5322 3.2.4"),
+    (
+        '; filename="C:\\\\v.bat"',
+        "C:\\v.bat",
+        "C:\\v.bat",
+        "C:\\v.bat",
+        "C:\\v.bat",
+        "RFC 5322 3.2.4",
+    ),
     ('; filename="v.bat\\', "v.bat", "v.bat", "v.bat", '"v.bat\\', "quotes without an end"),
-]  # fmt: skip
+]
 
 
 @each_row("written, shown", [row[:2] for row in NAMES])
@@ -81,11 +143,26 @@ def test_the_disposition_names_a_file_before_the_type():
     assert names(message(*fields)) == ["d.txt"]
 
 
-@each_row("kind, name", [("application/pdf", "attachment.pdf"), ("image/jpeg", "attachment.jpg"), ("a/odd", "attachment.bin"),
-     ("text/plain", "attachment.txt"), ("message/rfc822", "attachment.eml"), ("image/svg+xml", "attachment.svg"),
-     ("application/vnd.openxmlformats-officedocument.wordprocessingml.document", "attachment.docx"),
-     ("audio/wav", "attachment.wav"), ("audio/x-wav", "attachment.wav"), ("text/x-vcard", "attachment.vcf"),
-     ("message/delivery-status", "attachment.txt"), ("text/rfc822-headers", "attachment.txt")])  # fmt: skip
+@each_row(
+    "kind, name",
+    [
+        ("application/pdf", "attachment.pdf"),
+        ("image/jpeg", "attachment.jpg"),
+        ("a/odd", "attachment.bin"),
+        ("text/plain", "attachment.txt"),
+        ("message/rfc822", "attachment.eml"),
+        ("image/svg+xml", "attachment.svg"),
+        (
+            "application/vnd.openxmlformats-officedocument.wordprocessingml.document",
+            "attachment.docx",
+        ),
+        ("audio/wav", "attachment.wav"),
+        ("audio/x-wav", "attachment.wav"),
+        ("text/x-vcard", "attachment.vcf"),
+        ("message/delivery-status", "attachment.txt"),
+        ("text/rfc822-headers", "attachment.txt"),
+    ],
+)
 def test_a_file_without_a_name_has_one_by_its_type(kind, name):
     fields = (f"Content-Type: {kind}", "Content-Disposition: attachment")
     assert names(message(*fields, body="X: y\r\n\r\nx")) == [name]
@@ -108,17 +185,22 @@ def test_values_and_parameters(field, kind, parameters):
     assert (found.value, dict(found.parameters)) == (kind, parameters)
 
 
-@each_row("encoding, body, octets", [
+@each_row(
+    "encoding, body, octets",
+    [
         ("base64", "aGVsbA==\r\nbyB3b3JsZA==", b"hello world"),
         ("base64", "aGVs!bG8", b"hello"),
         ("base64", "aGVsbG8=\r\n\r\n", b"hello"),
         ("quoted-printable", "a=\r\nb=3D", b"ab="),
-        *((one, "begin 644 t.txt\r\n$=&5S=```\r\n`\r\nend\r\n", b"test")
-          for one in ("x-uuencode", "uuencode", "X-UUE", "uue")),
+        *(
+            (one, "begin 644 t.txt\r\n$=&5S=```\r\n`\r\nend\r\n", b"test")
+            for one in ("x-uuencode", "uuencode", "X-UUE", "uue")
+        ),
         ("x-uuencode", "TEXT\r\nbegin 644 t\r\n#=&5S\r\n!=\r\n", b"test"),
         ("x-uuencode", "begin 644 x\r\n#86)C\r\n`\r\nend\r\nRegards\r\n-- \r\nJoe", b"abc"),
-        ("base64", "QQ=\r\nQUJD", b"AABC")
-    ])  # fmt: skip
+        ("base64", "QQ=\r\nQUJD", b"AABC"),
+    ],
+)
 def test_the_content_of_a_file_and_its_size(encoding, body, octets):
     content = message(
         "Content-Type: application/x; name=t", f"Content-Transfer-Encoding: {encoding}", body=body

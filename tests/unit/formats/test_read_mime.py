@@ -120,7 +120,9 @@ def test_an_image_that_the_html_shows_is_inline_whatever_its_disposition(kind, h
 NAMED = "Content-Type: text/plain; name=a.txt\n\nnamed\n"
 
 
-@each_row("kind, parts, body, attached", [
+@each_row(
+    "kind, parts, body, attached",
+    [
         ("mixed", [NAMED, "Content-Type: application/pdf; name=a.pdf\n\nx\n"], "named", ["a.pdf"]),
         ("mixed", ["Content-Disposition: inline; filename=a.txt\n" + NAMED], "named", []),
         ("mixed", ["Content-Disposition: attachment\n" + NAMED], "", ["a.txt"]),
@@ -128,9 +130,14 @@ NAMED = "Content-Type: text/plain; name=a.txt\n\nnamed\n"
         ("mixed", ["\nunnamed\n", NAMED], "unnamed", ["a.txt"]),
         ("mixed", [NAMED, NAMED.replace("plain", "html")], "named", ["a.txt"]),
         ("alternative", [NAMED, NAMED.replace("plain", "html").replace("named", "<b>")], "<b>", []),
-        ("mixed", ["Content-Type: image/png\n\nx\n", "Content-Disposition: inline\n" + NAMED],
-         "", ["attachment.png", "a.txt"])
-    ])  # fmt: skip
+        (
+            "mixed",
+            ["Content-Type: image/png\n\nx\n", "Content-Disposition: inline\n" + NAMED],
+            "",
+            ["attachment.png", "a.txt"],
+        ),
+    ],
+)
 def test_a_first_text_with_a_file_name_is_the_body(kind, parts, body, attached):
     lines = "".join(f"--b\n{part}" for part in parts)
     read = read_mime(f"Content-Type: multipart/{kind}; boundary=b\n\n{lines}--b--\n".encode())
@@ -140,9 +147,12 @@ def test_a_first_text_with_a_file_name_is_the_body(kind, parts, body, attached):
 
 def test_a_draft_is_read_by_its_block():
     wanted = MessageProperties(
-        subject="é", body="b", from_=EmailAddress("a@a.test"), bcc=(EmailAddress("h@h.test"),),
+        subject="é",
+        body="b",
+        from_=EmailAddress("a@a.test"),
+        bcc=(EmailAddress("h@h.test"),),
         attachments=(Attachment("n", "image/png", b"AAEC", 3, inline=True, content_id="c"),),
-    )  # fmt: skip
+    )
     origin = DraftOrigin("a@a.test", "1.R0123456789abcdef_1.h", "<i@h>", 5, 6)
     message = read_message(write_draft(wanted, origin))
     assert message.properties.bcc == wanted.bcc
@@ -150,23 +160,40 @@ def test_a_draft_is_read_by_its_block():
     assert (message.date_us, attachment.size, attachment.inline) == (6, 3, True)
 
 
-@each_row("content", [
-        b"", b"\x00\xff", b"no header", b"\r\n\r\n", b"Subject: \xff\xfe\r\n\r\n\xff",
-        b"Subject: =?bogus?q?x?=\r\n\r\n", b"Subject: =?utf-8?b?!!!?=\r\n\r\n",
+@each_row(
+    "content",
+    [
+        b"",
+        b"\x00\xff",
+        b"no header",
+        b"\r\n\r\n",
+        b"Subject: \xff\xfe\r\n\r\n\xff",
+        b"Subject: =?bogus?q?x?=\r\n\r\n",
+        b"Subject: =?utf-8?b?!!!?=\r\n\r\n",
         b"Date: Mon, 99 Foo 99999 99:99:99 +9999\r\nTo: <<<@,;:\r\n\r\n",
         b'From: a@b@c, (\r\nTo: "unclosed <x@y>\r\n\r\n',
         b"Content-Type: multipart/mixed; boundary=x\r\n\r\n--x\r\n--x\r\n\r\n",
-        b"Content-Type: multipart/mixed\r\n\r\n--x", b'Content-Type: text/html; charset="no-such"\r\n\r\n\xff',
+        b"Content-Type: multipart/mixed\r\n\r\n--x",
+        b'Content-Type: text/html; charset="no-such"\r\n\r\n\xff',
         b"Content-Type: text/plain\r\nContent-Transfer-Encoding: base64\r\n\r\n!!!",
         b"Content-Disposition: attachment; filename*=bogus''%FF\r\n\r\nx",
         b"Content-Disposition: attachment; filename*0*=utf-8''%C3; filename*2=x\r\n\r\nx",
         b"To: " + b"a@b.test, " * 5000 + b"\r\n\r\n",
-        b"".join(b"Content-Type: multipart/mixed; boundary=b%d\r\n\r\n--b%d\r\n" % (n, n) for n in range(150)),
-        b"".join(b"Content-Type: multipart/mixed; boundary=b%d\r\n\r\n--b%d\r\n" % (n, n) for n in range(2000)),
-        b"Content-Type: message/rfc822\r\n\r\n" * 2000, b"Subject: =?utf-8?b?a?=\r\nFrom: =?utf-8?b?a?= <a@b>\r\n\r\n",
+        b"".join(
+            b"Content-Type: multipart/mixed; boundary=b%d\r\n\r\n--b%d\r\n" % (n, n)
+            for n in range(150)
+        ),
+        b"".join(
+            b"Content-Type: multipart/mixed; boundary=b%d\r\n\r\n--b%d\r\n" % (n, n)
+            for n in range(2000)
+        ),
+        b"Content-Type: message/rfc822\r\n\r\n" * 2000,
+        b"Subject: =?utf-8?b?a?=\r\nFrom: =?utf-8?b?a?= <a@b>\r\n\r\n",
         b"Content-Type: multipart/mixed; boundary*=utf-8''\xff\r\n\r\n--x\r\n",
-        b"Content-Type: text/plain; charset=idna\r\n\r\n\xff", b"Content-Type: text/plain; charset*=x'y\r\n\r\n\xff"
-    ])  # fmt: skip
+        b"Content-Type: text/plain; charset=idna\r\n\r\n\xff",
+        b"Content-Type: text/plain; charset*=x'y\r\n\r\n\xff",
+    ],
+)
 def test_damaged_mime_never_raises(content):
     assert read_mime(content).properties.body_type in ("text", "html")
     read_message(content)
@@ -178,27 +205,61 @@ def test_no_bytes_raise(content):
     attached_octets(b"Content-Type: multipart/mixed; boundary=x\r\n\r\n--x\r\n" + content)
 
 
-@each_row("content, fault", [
-        (b"\x00\xff", "no header"), (b"", "nothing"), (b" \r\n ", "nothing"), (b"hello world\r\n", "no header"),
-        (b"To: " + b"a" * 200_000, "at most 131072"), (b"a b\r\nTo: c@d.test\r\n" * 9000, "at most 131072"),
-        (b"A: b\r\r\nBcc: c@d.test\r\r\n\r\r\nx", "ends in CR CR LF, expected"), (b"A: b\n\rBcc: c@d.test\n\r\n\rx", "ends in LF CR, expected"),
-        (b" Bcc: c@d.test\r\nTo: a@b.test\r\n\r\n", "found ' Bcc: c@d.test' in its header"), (b"A: b\r\nTo\xc2\xa0: c@d.test\r\n\r\nx", "found 'To\\xa0: c@d"),
-        (b"A: b\r\n\x0cresent-bcc: c@d.test\r\nC: d\r\n\r\n", "found '\\x0cresent-bcc: c"), (b"A: b\nBcc c@d.test\n\nx", "found 'Bcc c@d.test' in"),
+@each_row(
+    "content, fault",
+    [
+        (b"\x00\xff", "no header"),
+        (b"", "nothing"),
+        (b" \r\n ", "nothing"),
+        (b"hello world\r\n", "no header"),
+        (b"To: " + b"a" * 200_000, "at most 131072"),
+        (b"a b\r\nTo: c@d.test\r\n" * 9000, "at most 131072"),
+        (b"A: b\r\r\nBcc: c@d.test\r\r\n\r\r\nx", "ends in CR CR LF, expected"),
+        (b"A: b\n\rBcc: c@d.test\n\r\n\rx", "ends in LF CR, expected"),
+        (b" Bcc: c@d.test\r\nTo: a@b.test\r\n\r\n", "found ' Bcc: c@d.test' in its header"),
+        (b"A: b\r\nTo\xc2\xa0: c@d.test\r\n\r\nx", "found 'To\\xa0: c@d"),
+        (b"A: b\r\n\x0cresent-bcc: c@d.test\r\nC: d\r\n\r\n", "found '\\x0cresent-bcc: c"),
+        (b"A: b\nBcc c@d.test\n\nx", "found 'Bcc c@d.test' in"),
         (b"A: b\njunk\nCc\x01:c@d.test", "found 'Cc\\x01:c@d.test' in"),
-        (b"\r\nSubject: x\r\n", "no header"), (b" Subject: x\r\n", "no header"), (b"\xff: x", "no header"),
-    ])  # fmt: skip
+        (b"\r\nSubject: x\r\n", "no header"),
+        (b" Subject: x\r\n", "no header"),
+        (b"\xff: x", "no header"),
+    ],
+)
 def test_content_that_is_not_mime_is_rejected_with_a_reason(content, fault):
     assert fault in check_mime(content)
 
 
-@each_row("content", [b"Subject: x", b"a:b\n\nx", WHOLE.encode(), b"From x Mon Jan 1\r\nTo: a@b.test\r\n\r\nx\0", b"a:b\n\n" + b"x" * 5_000_000,
-     b"a:b\r\n\nx", b"a:b\n\r\nx", b"a:b\r\rx", b"a:b\nSent to: x\nBccx y: z\nto whom\n\nx"])  # fmt: skip
+@each_row(
+    "content",
+    [
+        b"Subject: x",
+        b"a:b\n\nx",
+        WHOLE.encode(),
+        b"From x Mon Jan 1\r\nTo: a@b.test\r\n\r\nx\0",
+        b"a:b\n\n" + b"x" * 5_000_000,
+        b"a:b\r\n\nx",
+        b"a:b\n\r\nx",
+        b"a:b\r\rx",
+        b"a:b\nSent to: x\nBccx y: z\nto whom\n\nx",
+    ],
+)
 def test_mime_messages_are_accepted(content):
     assert check_mime(content) is None
 
 
-@each_row("between", [b"Bcc : c@d.test\r\n", b"junk\r\nBcc: c@d.test\r\n", b"junk\r\n folded\r\nB\0cc:\0 c@d.test\n", b"x\rBcc: c@d.test\r",
-     b"Sent to: x\r\n \r\n\t\r\nbCC:\r\n c@d.test\r\n", b"\xff\xfe: x\nBcc: c@d.test\n", b"\xef\xbb\xbfBcc: c@d.test\n"])  # fmt: skip
+@each_row(
+    "between",
+    [
+        b"Bcc : c@d.test\r\n",
+        b"junk\r\nBcc: c@d.test\r\n",
+        b"junk\r\n folded\r\nB\0cc:\0 c@d.test\n",
+        b"x\rBcc: c@d.test\r",
+        b"Sent to: x\r\n \r\n\t\r\nbCC:\r\n c@d.test\r\n",
+        b"\xff\xfe: x\nBcc: c@d.test\n",
+        b"\xef\xbb\xbfBcc: c@d.test\n",
+    ],
+)
 def test_no_recipient_after_a_line_that_is_not_a_field_is_lost(between):
     content = (
         b"From a@b.test Mon\r\nTo: a@b.test\r\n" + between + b"Subject: x\r\n\r\nBcc: body@d.test"
@@ -249,10 +310,17 @@ def test_all_fields_but_the_relays_own_are_shown_in_their_order():
         b'Content-Type: text/plain;\r\n charset="utf-8"\r\nx-relay-read: 2\r\nList-Id: <l.a.test>\r\n\r\n'
     )
     assert read_mime(header).properties.internet_message_headers == (
-        ("Return-Path", "<a@a.test>"), ("Received", "from b by c"), ("Received", "from a"),
-        ("X-A", "one"), ("Subject", "Grüße"), ("Date", "never"), ("x-a", "two"), ("MIME-Version", "1.0"),
-        ("Content-Type", 'text/plain; charset="utf-8"'), ("List-Id", "<l.a.test>"),
-    )  # fmt: skip
+        ("Return-Path", "<a@a.test>"),
+        ("Received", "from b by c"),
+        ("Received", "from a"),
+        ("X-A", "one"),
+        ("Subject", "Grüße"),
+        ("Date", "never"),
+        ("x-a", "two"),
+        ("MIME-Version", "1.0"),
+        ("Content-Type", 'text/plain; charset="utf-8"'),
+        ("List-Id", "<l.a.test>"),
+    )
 
 
 @pytest.mark.parametrize("date", ["31 Dec 9999 23:59:59 -1200", "31 Dec 1600 23:59:59 +0000", "x"])

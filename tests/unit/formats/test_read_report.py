@@ -27,23 +27,33 @@ def report(status: bytes, *, kind: bytes = b"message/delivery-status"):
     return read_report(
         MemoryOctets(
             b'Content-Type: multipart/report; report-type=delivery-status; boundary="b"\r\n\r\n'
-            b"--b\r\n\r\nSorry.\r\n--b\r\nContent-Type: " + kind + b"\r\n\r\n" + status
+            b"--b\r\n\r\nSorry.\r\n--b\r\nContent-Type: "
+            + kind
+            + b"\r\n\r\n"
+            + status
             + b"\r\n--b--\r\n"
         )
-    )  # fmt: skip
+    )
 
 
 def test_a_report_of_relay_is_read():
-    message = MessageFacts("q1", Envelope("a@x.test", envid="d1.1"), Source.GRAPH, trusted=True,
-                           received_us=0)  # fmt: skip
+    message = MessageFacts(
+        "q1", Envelope("a@x.test", envid="d1.1"), Source.GRAPH, trusted=True, received_us=0
+    )
     gone = ReportedRecipient(
         ForwardPath("gone@y.test"),
         Evidence("5.1.1", "550 5.1.1 no such user", "mx1.y.test", remote=True),
     )
     written = write_dsn(
-        ReportKind.FAILED, message, [gone], content=ORIGINAL_HEADER, hostname="relay.test",
-        report_id="r1", now_us=0, words=lambda _header: HumanPart("en", "No", "<p>No"),
-    )  # fmt: skip
+        ReportKind.FAILED,
+        message,
+        [gone],
+        content=ORIGINAL_HEADER,
+        hostname="relay.test",
+        report_id="r1",
+        now_us=0,
+        words=lambda _header: HumanPart("en", "No", "<p>No"),
+    )
     found = read_report(MemoryOctets(written))
     assert ("Reporting-MTA", "dns; relay.test") in found.fields
     assert (found.envelope_id, found.message_id) == ("d1.1", "<m@x>")
@@ -62,16 +72,31 @@ def test_a_report_of_relay_is_read():
 def test_a_read_receipt_of_relay_claims_its_kind(kind: ReceiptKind, reader: str) -> None:
     request = ReceiptRequest("b@y.test", "a@x.test", reader, message_id="<m@x>")
     written = write_mdn(
-        kind, request, words=HumanPart("en", "Read", "<p>Read"), is_manual=True,
-        hostname="relay.test", report_id="r1", now_us=0,
-    )  # fmt: skip
+        kind,
+        request,
+        words=HumanPart("en", "Read", "<p>Read"),
+        is_manual=True,
+        hostname="relay.test",
+        report_id="r1",
+        now_us=0,
+    )
     found = read_remote_report(MemoryOctets(written))
     expected = RemoteClaim("", reader, kind)
     assert (found.message_id, found.claims) == ("<m@x>", (expected,))
 
 
-@each_row("status", [b"", b"\r\n\r\n\r\n", b"no field", b"\x00\xff: \xfe\r\n\r\n:\r\n", b": x\r\n\r\nAction\r\n",
-     b"A: b\r\n\r\n" * 5000, b"A: " + b"=?utf-8?q?=00?=" * 5000])  # fmt: skip
+@each_row(
+    "status",
+    [
+        b"",
+        b"\r\n\r\n\r\n",
+        b"no field",
+        b"\x00\xff: \xfe\r\n\r\n:\r\n",
+        b": x\r\n\r\nAction\r\n",
+        b"A: b\r\n\r\n" * 5000,
+        b"A: " + b"=?utf-8?q?=00?=" * 5000,
+    ],
+)
 def test_a_damaged_report_is_read_as_far_as_it_goes(status):
     found = report(status)
     assert found is None or len(found.recipients) < 100
@@ -111,9 +136,17 @@ def outside(
 ) -> bytes:
     about = b"Reporting-MTA: dns; relay.y.test (a comment)\r\nOriginal-Envelope-Id: d1.1\r\n\r\n"
     return (
-        b"Content-Type: " + outer + b'; boundary="b"\r\n\r\n--b\r\n\r\nSorry.\r\n--b\r\nContent-Type: '
-        + kind + b"\r\n\r\n" + about + status + b"\r\n--b\r\n" + returned + b"--b--\r\n"
-    )  # fmt: skip
+        b"Content-Type: "
+        + outer
+        + b'; boundary="b"\r\n\r\n--b\r\n\r\nSorry.\r\n--b\r\nContent-Type: '
+        + kind
+        + b"\r\n\r\n"
+        + about
+        + status
+        + b"\r\n--b\r\n"
+        + returned
+        + b"--b--\r\n"
+    )
 
 
 def claimed(content: bytes) -> RemoteReport | None:
@@ -141,30 +174,62 @@ def test_a_report_from_outside_names_the_original_and_the_recipient(content: byt
     assert claimed(content) == RemoteReport("d1.1", "<m@x>", "relay.y.test", (FAILED,))
 
 
-@each_row("block, claims", [
-        (b"Original-Recipient: utf-8;\\x{E9}@y.test\r\nFinal-Recipient: <b@y.test>\r\nAction: delayed",
-         [RemoteClaim("é@y.test", "b@y.test", "delayed")]),
-        (b"Final-Recipient: b@y.test\r\nStatus: 4.4.1 (no answer)",
-         [RemoteClaim("", "b@y.test", "delayed", "4.4.1")]),
+@each_row(
+    "block, claims",
+    [
+        (
+            b"Original-Recipient: utf-8;\\x{E9}@y.test\r\nFinal-Recipient: <b@y.test>\r\nAction: delayed",
+            [RemoteClaim("é@y.test", "b@y.test", "delayed")],
+        ),
+        (
+            b"Final-Recipient: b@y.test\r\nStatus: 4.4.1 (no answer)",
+            [RemoteClaim("", "b@y.test", "delayed", "4.4.1")],
+        ),
         (b"Final-Recipient: b@y.test\r\nAction: whatever", []),
-        (b"Final-Recipient: b@y.test\r\nAction: failure\r\nStatus: 553 Exceeded maximum size",
-         [RemoteClaim("", "b@y.test", "failure", "", "553 Exceeded maximum size")]),
-        (b"Final-Recipient: b@y.test\r\nAction: Expired\r\nStatus:",
-         [RemoteClaim("", "b@y.test", "failure")]),
+        (
+            b"Final-Recipient: b@y.test\r\nAction: failure\r\nStatus: 553 Exceeded maximum size",
+            [RemoteClaim("", "b@y.test", "failure", "", "553 Exceeded maximum size")],
+        ),
+        (
+            b"Final-Recipient: b@y.test\r\nAction: Expired\r\nStatus:",
+            [RemoteClaim("", "b@y.test", "failure")],
+        ),
         (b"Action: failed\r\nStatus: 5.1.1", []),
-        (BLOCK + BLOCK.replace(b"b@", b"c@"),
-         [FAILED, RemoteClaim("", "c@y.test", *structs.astuple(FAILED)[2:])]),
-        ((b"Final-Recipient: b@y.test\r\nAction: failed\r\nStatus: 4.4.7\r\n"
-         b"Diagnostic-Code: smtp; 452 4.2.2 full"),
-         [RemoteClaim("", "b@y.test", "failure", "4.2.2", "452 4.2.2 full")]),
-        ((b"Final-Recipient: b@y.test\r\nAction: failed\r\nStatus: 5.4.7\r\n"
-         b"Diagnostic-Code: x-relay; delivery time expired; last: 452 4.2.2 full"),
-         [RemoteClaim("", "b@y.test", "failure", "5.4.7",
-                      "delivery time expired; last: 452 4.2.2 full")]),
-        ((b"Final-Recipient: b@y.test\r\nAction: failed\r\nStatus: 5.0.0\r\n"
-         b"Diagnostic-Code: X-Postfix; host mx said: 554 5.7.1 spam"),
-         [RemoteClaim("", "b@y.test", "failure", "5.7.1", "host mx said: 554 5.7.1 spam")])
-    ])  # fmt: skip
+        (
+            BLOCK + BLOCK.replace(b"b@", b"c@"),
+            [FAILED, RemoteClaim("", "c@y.test", *structs.astuple(FAILED)[2:])],
+        ),
+        (
+            (
+                b"Final-Recipient: b@y.test\r\nAction: failed\r\nStatus: 4.4.7\r\n"
+                b"Diagnostic-Code: smtp; 452 4.2.2 full"
+            ),
+            [RemoteClaim("", "b@y.test", "failure", "4.2.2", "452 4.2.2 full")],
+        ),
+        (
+            (
+                b"Final-Recipient: b@y.test\r\nAction: failed\r\nStatus: 5.4.7\r\n"
+                b"Diagnostic-Code: x-relay; delivery time expired; last: 452 4.2.2 full"
+            ),
+            [
+                RemoteClaim(
+                    "",
+                    "b@y.test",
+                    "failure",
+                    "5.4.7",
+                    "delivery time expired; last: 452 4.2.2 full",
+                )
+            ],
+        ),
+        (
+            (
+                b"Final-Recipient: b@y.test\r\nAction: failed\r\nStatus: 5.0.0\r\n"
+                b"Diagnostic-Code: X-Postfix; host mx said: 554 5.7.1 spam"
+            ),
+            [RemoteClaim("", "b@y.test", "failure", "5.7.1", "host mx said: 554 5.7.1 spam")],
+        ),
+    ],
+)
 def test_what_is_claimed_of_each_recipient(block: bytes, claims: list[RemoteClaim]) -> None:
     found = claimed(outside(block + b"\r\n"))
     assert ([*found.claims] if found else []) == claims
@@ -226,7 +291,9 @@ def test_a_read_notification_claims_that_it_was_read_or_not(disposition: bytes, 
     assert claimed(content) == (expected if kind else None)
 
 
-@each_row("content", [
+@each_row(
+    "content",
+    [
         b"",
         b"\xff\xfe\x00" * 1000,
         b"Subject: x\r\nIn-Reply-To: <m@x>\r\n\r\nmultipart/report",
@@ -234,9 +301,11 @@ def test_a_read_notification_claims_that_it_was_read_or_not(disposition: bytes, 
         outside(b"\x00\xff: \xfe\r\n\r\n:\r\nAction"),
         outside(BLOCK)[:-300],
         b"Content-Type: multipart/report; boundary=a\r\n\r\n--a\r\nContent-Type: message/rfc822\r\n\r\n"
-        + outside(BLOCK) + b"--a--\r\n",
+        + outside(BLOCK)
+        + b"--a--\r\n",
         b"Content-Type: multipart/report; boundary=" + b"x" * 100_000 + b"\r\n\r\n--x\r\n",
-    ])  # fmt: skip
+    ],
+)
 def test_other_and_damaged_mail_claims_nothing(content: bytes) -> None:
     found = claimed(content)
     assert found is None or (found.claims, found.message_id) == ((FAILED,), "")

@@ -15,10 +15,23 @@ from tests.support.tables import each_row
 
 LINES = st.lists(
     st.sampled_from(
-        [b"", b"text", b"--", b"--b", b"-- ", b"--b1x", b"From x", b"\xfc\xe4", b".", b"a: b", b"x" * 80, b"\0"]
+        [
+            b"",
+            b"text",
+            b"--",
+            b"--b",
+            b"-- ",
+            b"--b1x",
+            b"From x",
+            b"\xfc\xe4",
+            b".",
+            b"a: b",
+            b"x" * 80,
+            b"\0",
+        ]
     ),
     max_size=6,
-)  # fmt: skip
+)
 LEAF_TYPES = ["text/plain", "text/html; charset=utf-8", 'image/png; name="--b.png"', "TEXT/X-Odd"]
 
 
@@ -134,7 +147,9 @@ def test_no_bytes_raise(octets):
 MIXED = b"Content-Type: multipart/mixed; boundary=b\r\n\r\n"
 
 
-@each_row("content, defect", [
+@each_row(
+    "content, defect",
+    [
         (MIXED + b"--b\r\n\r\nx\r\n", "multipart/mixed without its closing boundary"),
         (MIXED + b"x\r\n", "multipart/mixed without any of its parts"),
         (b"Content-Type: multipart/mixed\r\n\r\n--b", "multipart/mixed without a boundary"),
@@ -142,24 +157,38 @@ MIXED = b"Content-Type: multipart/mixed; boundary=b\r\n\r\n"
         (b"A: b\r\nhello\r\n", "no blank line between header and body"),
         (b"From x Mon\r\nA: b\r\n\r\n", "a line in a header that is not a field: 'From x Mon'"),
         (b"A: b\r\nju\0nk\r\nC: d\r\n\r\n", "a line in a header that is not a field: 'junk'"),
-        (b"A: \0b\r\n\r\n", "a NUL in a header"), (b"A: b\r\n\r\n\0", "a NUL in a body"),
+        (b"A: \0b\r\n\r\n", "a NUL in a header"),
+        (b"A: b\r\n\r\n\0", "a NUL in a body"),
         (b"A: b\r\n\r\n\xff", "octets of 8 bits where the encoding is 7bit"),
         (b"Content-Transfer-Encoding: x-odd\r\n\r\n", "an unknown transfer encoding: 'x-odd'"),
-        (b"Content-Transfer-Encoding: base64\r\nContent-Type: message/rfc822\r\n\r\nx",
-         "message/rfc822 with a transfer encoding of its own"),
+        (
+            b"Content-Transfer-Encoding: base64\r\nContent-Type: message/rfc822\r\n\r\nx",
+            "message/rfc822 with a transfer encoding of its own",
+        ),
         (b"Content-Type: message/rfc822\r\n\r\n" * 60, "parts more than 50 deep"),
         (MIXED + b"--b\r\n\r\n" * 2000, "more than 1000 parts: the rest is not read"),
-        (MIXED + b"--b\r\nA: " + b"b" * 300_000, "a header that is too long")
-    ])  # fmt: skip
+        (MIXED + b"--b\r\nA: " + b"b" * 300_000, "a header that is too long"),
+    ],
+)
 def test_defects_are_reported(content, defect):
     structure = checked(content)
     assert defect in structure.defects
     assert len(structure.entities) <= ENTITIES_MAX
 
 
-@each_row("line, is_long", [(b"x" * 998 + b"\r\n", False), (b"x" * 999 + b"\r\n", True), (b"x" * 998 + b"\n", False), (b"x" * 999 + b"\n", True),
-     (b"x" * 998, False), (b"x" * 999, True), (b"x\r\n" * 500 + b"y" * 998 + b"\r\n", False),
-     (b"x\r\n" * 500 + b"y" * 999 + b"\r\nz", True)])  # fmt: skip
+@each_row(
+    "line, is_long",
+    [
+        (b"x" * 998 + b"\r\n", False),
+        (b"x" * 999 + b"\r\n", True),
+        (b"x" * 998 + b"\n", False),
+        (b"x" * 999 + b"\n", True),
+        (b"x" * 998, False),
+        (b"x" * 999, True),
+        (b"x\r\n" * 500 + b"y" * 998 + b"\r\n", False),
+        (b"x\r\n" * 500 + b"y" * 999 + b"\r\nz", True),
+    ],
+)
 def test_a_long_line_has_more_than_998_octets(line, is_long):
     content = MIXED + b"--b\r\n\r\n" + line + b"\r\n--b--\r\n"
     for size in (1, 7, 1000, len(content)):
@@ -167,7 +196,9 @@ def test_a_long_line_has_more_than_998_octets(line, is_long):
         assert structure_of(pieces).entities[1].body.long_line == is_long
 
 
-@each_row("boundary", ['"b (c)"', "(comment) b", '"b" (comment)', "b ;charset=x", '"' + "b" * 300 + '"'])  # fmt: skip
+@each_row(
+    "boundary", ['"b (c)"', "(comment) b", '"b" (comment)', "b ;charset=x", '"' + "b" * 300 + '"']
+)
 def test_boundaries_in_any_notation(boundary):
     wanted = b"b" * 300 if "bb" in boundary else b"b (c)" if "(c)" in boundary else b"b"
     content = b"Content-Type: multipart/mixed; boundary=%b\r\n\r\n--%b\r\n\r\nx\r\n--%b--\r\n"
@@ -219,8 +250,19 @@ def test_the_header_of_an_attached_message_may_have_1_mib(size):
 
 @pytest.mark.parametrize(
     "unit",
-    [b"\r\n--b", b"--", b"\r\n--b \t", b"\r\n", b"\n--bx\n", b"\r--b", b"\r\n--b" + b" " * 300, b"A: b\r\n", b"\0", b"x" * 70 + b"\r\n"]
-)  # fmt: skip
+    [
+        b"\r\n--b",
+        b"--",
+        b"\r\n--b \t",
+        b"\r\n",
+        b"\n--bx\n",
+        b"\r--b",
+        b"\r\n--b" + b" " * 300,
+        b"A: b\r\n",
+        b"\0",
+        b"x" * 70 + b"\r\n",
+    ],
+)
 @each_row("nested", sampled([40, 1]))
 def test_time_is_linear_in_the_message(unit, nested):
     head = b"".join(

@@ -25,10 +25,27 @@ from tests.support.tables import each_row
 
 TEXTS = st.lists(
     st.sampled_from(
-        [b"\r", b"\n", b"\r\n", b"\0", b"=", b"=3D", b"=\r\n", b" ", b"\t", b".", b"-", b"From ", b"a" * 30, b"x" * 90, b"\xc3\xbc", b"b" * 1200]
+        [
+            b"\r",
+            b"\n",
+            b"\r\n",
+            b"\0",
+            b"=",
+            b"=3D",
+            b"=\r\n",
+            b" ",
+            b"\t",
+            b".",
+            b"-",
+            b"From ",
+            b"a" * 30,
+            b"x" * 90,
+            b"\xc3\xbc",
+            b"b" * 1200,
+        ]
     ),
     max_size=15,
-).map(b"".join)  # fmt: skip
+).map(b"".join)
 
 
 @contextmanager
@@ -118,9 +135,20 @@ def test_long_lines_are_rewrapped_and_decode_to_the_same(octets, width, chunk_oc
         )
 
 
-@each_row("coded, octets", [(b"AAE", b"\x00\x01"), (b"AAEC!AAE=!", b"\x00\x01\x02\x00\x01"), (b"aGVsbA==\r\nbyB3b3JsZA==", b"hello world"),
-         (b"AAE=AAE=A=AAEC", b"\x00\x01\x00\x01\x00\x01\x02"), (b"A", b""), (b"!!!!", b""), (b"AAECA", b"\x00\x01\x02"),
-     (b"====", b""), (b"", b"")])  # fmt: skip
+@each_row(
+    "coded, octets",
+    [
+        (b"AAE", b"\x00\x01"),
+        (b"AAEC!AAE=!", b"\x00\x01\x02\x00\x01"),
+        (b"aGVsbA==\r\nbyB3b3JsZA==", b"hello world"),
+        (b"AAE=AAE=A=AAEC", b"\x00\x01\x00\x01\x00\x01\x02"),
+        (b"A", b""),
+        (b"!!!!", b""),
+        (b"AAECA", b"\x00\x01\x02"),
+        (b"====", b""),
+        (b"", b""),
+    ],
+)
 def test_damaged_base64_gives_what_can_be_read(coded, octets, chunk):
     assert b"".join(decoded_blocks(MemoryOctets(coded), "base64")) == octets
 

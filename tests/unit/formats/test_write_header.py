@@ -30,7 +30,7 @@ HARD_SUBJECTS = [
     "🙂" * 40,
     'a: b; c, <d@e> (f) "g" \\h',
     "",
-]  # fmt: skip
+]
 
 
 def physical_lines(field: str) -> list[str]:
@@ -75,8 +75,22 @@ def test_an_invalid_name_gives_no_field(name):
     assert text_field(name, "value") == ""
 
 
-@each_row("name", ["", "Bob", "Bob Smith", "Smith, Bob", 'Bob "the" \\ Smith', "Jürgen Müller", "a@b", "(x)",
-     "=?utf-8?q?x?=", "名前" * 40, "long name " * 30])  # fmt: skip
+@each_row(
+    "name",
+    [
+        "",
+        "Bob",
+        "Bob Smith",
+        "Smith, Bob",
+        'Bob "the" \\ Smith',
+        "Jürgen Müller",
+        "a@b",
+        "(x)",
+        "=?utf-8?q?x?=",
+        "名前" * 40,
+        "long name " * 30,
+    ],
+)
 def test_addresses_read_as_they_were_written(name):
     people = (EmailAddress("bob@example.test", name), EmailAddress("x@y.test"))
     field = address_list_field("To", people)
@@ -86,8 +100,21 @@ def test_addresses_read_as_they_were_written(name):
     assert read_addresses(parse_header(field.encode()), "to") == wanted
 
 
-@each_row("name", ["data.bin", "a b.txt", 'quo"te\\.txt', "Übersicht.txt", "日本語" * 30 + ".pdf", "x" * 300,
-     "it's 100%.txt", "a;b=c.txt", "🙂.png", "=?utf-8?q?x?="])  # fmt: skip
+@each_row(
+    "name",
+    [
+        "data.bin",
+        "a b.txt",
+        'quo"te\\.txt',
+        "Übersicht.txt",
+        "日本語" * 30 + ".pdf",
+        "x" * 300,
+        "it's 100%.txt",
+        "a;b=c.txt",
+        "🙂.png",
+        "=?utf-8?q?x?=",
+    ],
+)
 def test_a_file_name_reads_as_it_was_written(name):
     field = f"Content-Disposition: attachment{parameter('filename', name)}\r\n"
     assert field.isascii()

@@ -153,8 +153,11 @@ def test_the_files_of_a_killed_process_are_removed_by_the_next(memory):
     )
     ended = subprocess.run(
         [sys.executable, "-c", program, memory.parent],
-        capture_output=True, text=True, timeout=120, check=False,
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
     path = Path(ended.stdout.strip())
     assert path.is_dir()
     with Relay():

@@ -38,9 +38,13 @@ def test_it_starts_sends_and_waits(tmp_path):
     long_name.mkdir()
     given = {"PYTHONPATH": path, "TMPDIR": str(long_name)}
     ended = subprocess.run(
-        [sys.executable, "-W", "error", "-c", PROGRAM], env=os.environ | given,
-        capture_output=True, text=True, timeout=120, check=False,
-    )  # fmt: skip
+        [sys.executable, "-W", "error", "-c", PROGRAM],
+        env=os.environ | given,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
     assert ended.returncode == 0, ended.stderr
     assert not ended.stderr
     assert ended.stdout.startswith("/tmp/relay-tests-")

@@ -211,8 +211,9 @@ class TestOptions:
             message = {"toRecipients": [{"emailAddress": {"address": ALICE}}], "colour": "red"}
             answer = httpx.post(
                 f"{relay.http_url}/v1.0/me/sendMail",
-                json={"message": message}, headers={"Authorization": "Bearer alice"},
-            )  # fmt: skip
+                json={"message": message},
+                headers={"Authorization": "Bearer alice"},
+            )
             assert answer.json()["error"]["code"] == "RequestBodyRead"
             relay.send(ALICE, BOB, "Hello", "x", attachments=[("a.txt", b"x")])
             relay.mailbox(BOB).wait_for(subject="Hello")

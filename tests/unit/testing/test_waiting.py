@@ -31,9 +31,13 @@ def arrival(
 
 def journey(subject, queue_id, sender, recipients, step=(6, "delivery")):
     return made_journey(
-        id=queue_id, subject=subject, sender=sender, state=recipients[0]["state"],
-        recipients=recipients, steps=[{"step": step[0], "name": step[1]}],
-    )  # fmt: skip
+        id=queue_id,
+        subject=subject,
+        sender=sender,
+        state=recipients[0]["state"],
+        recipients=recipients,
+        steps=[{"step": step[0], "name": step[1]}],
+    )
 
 
 def test_the_nearest_miss_is_compared_field_by_field():

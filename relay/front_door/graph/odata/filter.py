@@ -48,15 +48,23 @@ _MIRRORED = {
 }
 
 _OPERATOR_KINDS = {
-    Operator.EQ: "Equal", Operator.NE: "NotEqual", Operator.GT: "GreaterThan",
-    Operator.GE: "GreaterThanOrEqual", Operator.LT: "LessThan", Operator.LE: "LessThanOrEqual",
-}  # fmt: skip
+    Operator.EQ: "Equal",
+    Operator.NE: "NotEqual",
+    Operator.GT: "GreaterThan",
+    Operator.GE: "GreaterThanOrEqual",
+    Operator.LT: "LessThan",
+    Operator.LE: "LessThanOrEqual",
+}
 # by the names of TokenKind and of FieldType
 _EDM_TYPES = {
-    "TEXT": "Edm.String", "TYPED": "Edm.String", "TIME_TEXT": "Edm.String",
-    "BOOLEAN": "Edm.Boolean", "NAME": "Edm.Boolean",
-    "NUMBER": "Edm.Int32", "TIME": "Edm.DateTimeOffset",
-}  # fmt: skip
+    "TEXT": "Edm.String",
+    "TYPED": "Edm.String",
+    "TIME_TEXT": "Edm.String",
+    "BOOLEAN": "Edm.Boolean",
+    "NAME": "Edm.Boolean",
+    "NUMBER": "Edm.Int32",
+    "TIME": "Edm.DateTimeOffset",
+}
 
 
 class FieldType(Enum):

@@ -108,9 +108,12 @@ _INDEXED = (IN_REPLY_TO_ID, INTERNET_REFERENCES)
 _HEADERS = "String 0x007D"  # PidTagTransportMessageHeaders
 # What contains(ep/value,'From: bob') looks at, by which DavMail searches (HeaderCondition).
 _IN_HEADER: Mapping[str, Collection | tuple[Property, ...]] = {
-    "from": (Property.FROM_ADDRESS, Property.FROM_NAME), "to": Collection.TO, "cc": Collection.CC,
-    "subject": (Property.SUBJECT,), "message-id": (Property.INTERNET_MESSAGE_ID,),
-}  # fmt: skip
+    "from": (Property.FROM_ADDRESS, Property.FROM_NAME),
+    "to": Collection.TO,
+    "cc": Collection.CC,
+    "subject": (Property.SUBJECT,),
+    "message-id": (Property.INTERNET_MESSAGE_ID,),
+}
 _DECIMAL = ("ApplicationTime", "Currency", "Double", "Float")
 _NUMBERS = (*_DECIMAL, "Integer", "Long", "Short")
 _EQUALITY = (Operator.EQ, Operator.NE)
@@ -551,15 +554,19 @@ def _record_type(
 
 
 _FOLDERS = _record_type(
-    "mailFolder", _FOLDER_TYPES, FOLDER_PROPERTIES,
+    "mailFolder",
+    _FOLDER_TYPES,
+    FOLDER_PROPERTIES,
     items={SINGLE.lower(): CollectionField(_EXTENDED_OF_FOLDERS, _any_of_folder)},
-)  # fmt: skip
+)
 _ATTACHMENTS: _RecordType[AttachedOctets] = _record_type(
     "attachment",
     _ATTACHMENT_TYPES,
     {name: attrgetter(f"facts.{_OF_FACTS.get(name, name)}") for name in _ATTACHMENT_TYPES},
 )
 _USERS = _record_type(
-    "user", _USER_TYPES, USER_PROPERTIES,
+    "user",
+    _USER_TYPES,
+    USER_PROPERTIES,
     items={name.lower(): _texts_field(USER_PROPERTIES[name]) for name in _USER_COLLECTIONS},
-)  # fmt: skip
+)

@@ -87,8 +87,12 @@ _KINDS = (
 )
 _SIZE_MAX = 10**15
 _SIGNS = {
-    "<": Operator.LT, "<=": Operator.LE, ">": Operator.GT, ">=": Operator.GE, "<>": Operator.NE,
-}  # fmt: skip
+    "<": Operator.LT,
+    "<=": Operator.LE,
+    ">": Operator.GT,
+    ">=": Operator.GE,
+    "<>": Operator.NE,
+}
 
 
 def search_condition(value: str, *, now_us: int) -> Condition:

@@ -164,9 +164,14 @@ def limit_statements(connection: apsw.Connection, limit: QueryTimeLimit) -> Iter
 
 
 _REJECTED = (
-    apsw.FullError, apsw.IOError, apsw.ReadOnlyError, apsw.CantOpenError, apsw.BusyError,
-    apsw.LockedError, apsw.PermissionsError,
-)  # fmt: skip
+    apsw.FullError,
+    apsw.IOError,
+    apsw.ReadOnlyError,
+    apsw.CantOpenError,
+    apsw.BusyError,
+    apsw.LockedError,
+    apsw.PermissionsError,
+)
 
 
 @contextmanager

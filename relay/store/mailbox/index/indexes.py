@@ -454,9 +454,11 @@ class Indexes:
             is_new = index is None
             if index is None:
                 index = MailboxIndex(
-                    mailbox, clock=self._clock, watcher=self._watcher,
+                    mailbox,
+                    clock=self._clock,
+                    watcher=self._watcher,
                     is_stopping=self._is_stopping.is_set,
-                )  # fmt: skip
+                )
                 self._open[mailbox] = index
             if is_new or not in_background:
                 self._open.move_to_end(mailbox, last=not in_background)

@@ -205,9 +205,12 @@ class MailboxIndex:
             self._connection = open_database(None if is_in_memory else self._path)
             self._file_id = "memory" if is_in_memory else str(self._path.stat().st_ino)
             self._updater = IndexUpdater(
-                self._mailbox, clock=self._clock, watch=self._watch, states=self.states,
+                self._mailbox,
+                clock=self._clock,
+                watch=self._watch,
+                states=self.states,
                 transaction=self.transaction,
-            )  # fmt: skip
+            )
         assert self._connection is not None
         assert self._updater is not None
         cursor = self._connection.cursor()

@@ -202,9 +202,14 @@ class MessageTable:
         received_us = received_at_us(row.message_id, copy.stat_data.mtime_ns // 1000)
         state = united(row.state, copy.state)
         copied = replace(
-            copy, message_id=row.message_id, claimed_id="", generation=row.generation,
-            received_us=received_us, state=state, article=None,
-        )  # fmt: skip
+            copy,
+            message_id=row.message_id,
+            claimed_id="",
+            generation=row.generation,
+            received_us=received_us,
+            state=state,
+            article=None,
+        )
         copied = self._put(copy, copied, is_same_content=copy.state == state)
         self._note_ids(copied, copy.message_id)
         self._append_change(ChangeKind.DELETED, copy)
@@ -370,6 +375,12 @@ def read_row(values: Sequence[Any]) -> IndexedMessage:
     """Convert a result row of COLUMNS."""
     uid, message_id, claimed_id, folder, in_new, file_name, base_name, generation, *rest = values
     return IndexedMessage(
-        uid, message_id, claimed_id, FileLocation(folder, bool(in_new), file_name),
-        base_name, generation, StatData(*rest[:3]), *rest[3:],
-    )  # fmt: skip
+        uid,
+        message_id,
+        claimed_id,
+        FileLocation(folder, bool(in_new), file_name),
+        base_name,
+        generation,
+        StatData(*rest[:3]),
+        *rest[3:],
+    )

@@ -430,9 +430,12 @@ class IndexUpdater:
                 return b""
 
         return MessageTable(
-            cursor, self.folders.values(), is_first=is_first, now_us=self._clock.time_us(),
+            cursor,
+            self.folders.values(),
+            is_first=is_first,
+            now_us=self._clock.time_us(),
             state_of=state_of,
-        )  # fmt: skip
+        )
 
     # -- folders
 

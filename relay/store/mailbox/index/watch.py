@@ -57,9 +57,11 @@ class InotifyWatcher:
     """The process's inotify instance, opened on first use."""
 
     def __init__(
-        self, make: Callable[[], INotify] = lambda: INotify(nonblocking=True),
-        *, watches_max: int = _WATCHES_MAX,
-    ) -> None:  # fmt: skip
+        self,
+        make: Callable[[], INotify] = lambda: INotify(nonblocking=True),
+        *,
+        watches_max: int = _WATCHES_MAX,
+    ) -> None:
         self._make = make
         self._watches_max = watches_max
         self._lock = threading.Lock()

@@ -86,9 +86,15 @@ def _run(options: ServerOptions, program: str, *words: str, **files: IO[bytes]) 
             " programs, as new as the server or newer (Debian: postgresql-client)"
         )
     done = subprocess.run(  # type: ignore[call-overload] # noqa: S603 - words of this module
-        [path, "--no-password", *words], env=_environment(options), **files, check=False, cwd="/",
-        stderr=subprocess.PIPE, user=os.geteuid(), group=os.getegid(),
-    )  # fmt: skip
+        [path, "--no-password", *words],
+        env=_environment(options),
+        **files,
+        check=False,
+        cwd="/",
+        stderr=subprocess.PIPE,
+        user=os.geteuid(),
+        group=os.getegid(),
+    )
     if done.returncode:
         said = " ".join(done.stderr.decode(errors="replace").split())[:_SAID_MAX]
         raise SpoolUnsupportedError(f"{options}: {program} {done.returncode}: {said}")

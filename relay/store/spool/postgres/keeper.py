@@ -232,5 +232,6 @@ def _say_deaf(fault: RepeatedError, error: SpoolError) -> None:
     if fault.is_new(error):
         _log.warning(
             "messages of other nodes do not come: each looks for work by itself",
-            error=str(error), every_s=POLL_S,
-        )  # fmt: skip
+            error=str(error),
+            every_s=POLL_S,
+        )

@@ -189,12 +189,16 @@ def read_nodes(tables: ConnectionTables) -> list[NodeRow]:
     """Return all incarnations that are kept, oldest first."""
     return [
         NodeRow(
-            row[0], row[2], row[3],
-            NodeIdentity(row[1], row[4], row[5], row[6], row[7], holds_store=bool(row[7])), row[8],
-            ServerSession(*row[9:12]), row[12],
+            row[0],
+            row[2],
+            row[3],
+            NodeIdentity(row[1], row[4], row[5], row[6], row[7], holds_store=bool(row[7])),
+            row[8],
+            ServerSession(*row[9:12]),
+            row[12],
         )
         for row in map(tuple, tables.fetch(f"{_NODES} ORDER BY incarnation"))
-    ]  # fmt: skip
+    ]
 
 
 def node_list(tables: Tables, own: int) -> list[dict[str, Any]]:
@@ -315,11 +319,18 @@ def join(
     tables.execute(
         _JOIN,
         (
-            incarnation, identity.name, identity.home, identity.place, identity.version,
-            identity.store if identity.holds_store else "", at_us,
-            session.pid, session.begun, session.timeline,
+            incarnation,
+            identity.name,
+            identity.home,
+            identity.place,
+            identity.version,
+            identity.store if identity.holds_store else "",
+            at_us,
+            session.pid,
+            session.begun,
+            session.timeline,
         ),
-    )  # fmt: skip
+    )
     jump_events(tables, at_us)
     tables.execute(_FORGET)
     tables.execute("COMMIT")
@@ -434,11 +445,16 @@ def salted(parts: Mapping[str, str], salt: str) -> str:
     """Return the text of a node's row: the digests of parts by their names. Takes a moment."""
     digests = {
         name: scrypt(
-            value.encode(), salt=f"{salt}/{name}".encode(), n=_COST, r=_BLOCKS, p=1,
-            maxmem=_MEMORY_MAX, dklen=_DIGEST_BYTES,
+            value.encode(),
+            salt=f"{salt}/{name}".encode(),
+            n=_COST,
+            r=_BLOCKS,
+            p=1,
+            maxmem=_MEMORY_MAX,
+            dklen=_DIGEST_BYTES,
         ).hex()
         for name, value in parts.items()
-    }  # fmt: skip
+    }
     return msgspec.json.encode(digests, order="sorted").decode()
 
 

@@ -78,8 +78,20 @@ _TEXTS = {
     "0A000": "the server does not support what the spool needs",
 }
 _UNAVAILABLE = (
-    "26000", "42P05", "3D000", "42501", "3F", "08", "25", "28", "40", "53", "55", "57", "58",
-)  # fmt: skip
+    "26000",
+    "42P05",
+    "3D000",
+    "42501",
+    "3F",
+    "08",
+    "25",
+    "28",
+    "40",
+    "53",
+    "55",
+    "57",
+    "58",
+)
 _KINDS: Mapping[str, type[SpoolError]] = {
     **dict.fromkeys(_UNAVAILABLE, SpoolUnavailableError),
     "53100": SpoolFullError,

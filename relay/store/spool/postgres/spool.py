@@ -97,16 +97,24 @@ def open_engine(
     directory = settings.state_dir / _BODIES
     directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     identity = NodeIdentity(
-        settings.node, _home(settings.state_dir / _HOME_FILE),
-        place_of(settings.state_dir, clock.anchor().boot_id), __version__,
-        settings.mailboxes.store, holds_store, alone,
-    )  # fmt: skip
+        settings.node,
+        _home(settings.state_dir / _HOME_FILE),
+        place_of(settings.state_dir, clock.anchor().boot_id),
+        __version__,
+        settings.mailboxes.store,
+        holds_store,
+        alone,
+    )
     return PostgresSpool(
-        parse_postgres_url(settings.spool.url), identity, directory,
-        clock=clock, crash=crash, metrics=metrics,
+        parse_postgres_url(settings.spool.url),
+        identity,
+        directory,
+        clock=clock,
+        crash=crash,
+        metrics=metrics,
         submission_keep_s=settings.pickup.give_up_after + SUBMISSION_KEEP_S,
         captured=CapturedMail(int(settings.spool.keep * 1_000_000), delivers_captured),
-    )  # fmt: skip
+    )
 
 
 class PostgresSpool(SpoolEngine):
@@ -133,30 +141,44 @@ class PostgresSpool(SpoolEngine):
     ) -> None:
         """See SpoolEngine. `directory` is for bodies that are being received or sent."""
         super().__init__(
-            clock=clock, metrics=metrics, submission_keep_s=submission_keep_s, captured=captured,
+            clock=clock,
+            metrics=metrics,
+            submission_keep_s=submission_keep_s,
+            captured=captured,
             store=lambda: self._writer.stores.own,
-        )  # fmt: skip
+        )
         self._options = options
         self._crash = crash
         self._fault = "the spool was not started yet"
         self._bodies = BodyStore(
-            options, directory,
+            options,
+            directory,
             incarnation=lambda: self._writer.own.incarnation if self._writer.own else 0,
-        )  # fmt: skip
+        )
         self._writer = WriteConnection(
-            options, identity=identity, clock=clock, crash=crash, metrics=metrics,
-            on_lost_ownership=self._lost, on_dropped=self._bodies.remove_later,
-        )  # fmt: skip
+            options,
+            identity=identity,
+            clock=clock,
+            crash=crash,
+            metrics=metrics,
+            on_lost_ownership=self._lost,
+            on_dropped=self._bodies.remove_later,
+        )
         self._connecting: asyncio.Task[None] | None = None
         self._reading_holds: asyncio.Task[None] | None = None
         self._queries = ReadConnection(options, purpose="queries")
         self._counting = ReadConnection(options, purpose="counting")
         self.maintenance = PostgresMaintenance(self, self._writer, self._bodies, clock=clock)
         self.keeper = NodeKeeper(
-            self._writer, options, metrics=metrics, take_over=self._take_over,
-            on_news=self._hear, agreed=self._agreed, on_lost=self._lost,
+            self._writer,
+            options,
+            metrics=metrics,
+            take_over=self._take_over,
+            on_news=self._hear,
+            agreed=self._agreed,
+            on_lost=self._lost,
             maintenance=self.maintenance,
-        )  # fmt: skip
+        )
         self._final_to = 0  # all events up to this number are there
         # a number, and the transaction id before which all must have ended
         self._final_next: tuple[int, int] | None = None
@@ -267,17 +289,24 @@ class PostgresSpool(SpoolEngine):
 
         def write(transaction: WriteTransaction) -> Accepted | HoldsFullError:
             return transactions.accept(
-                transaction, messages, stored, submission_key=key,
-                submission_expires_us=expires_us, captured=self._captured, claim=claim,
+                transaction,
+                messages,
+                stored,
+                submission_key=key,
+                submission_expires_us=expires_us,
+                captured=self._captured,
+                claim=claim,
                 receipt=receipt,
-            )  # fmt: skip
+            )
 
         try:
             return await self._writer.submit(
-                write, accepts=True, size=_size_of(messages),
+                write,
+                accepts=True,
+                size=_size_of(messages),
                 alone=transactions.reads_first(messages[0], receipt)
                 or transactions.reads_for(messages, stored),
-            )  # fmt: skip
+            )
         except KnownKeyError:
             return await self._known(key)
         except asyncio.CancelledError:
@@ -297,13 +326,17 @@ class PostgresSpool(SpoolEngine):
         try:
             return await self._writer.submit(
                 lambda transaction: transactions.record(
-                    transaction, claim_result, stored, captured=self._captured,
-                    claim_reports=claim_reports, now_us=now_us,
+                    transaction,
+                    claim_result,
+                    stored,
+                    captured=self._captured,
+                    claim_reports=claim_reports,
+                    now_us=now_us,
                 ),
                 alone=transactions.runs_statements(claim_result)
                 or transactions.reads_for(claim_result.reports, stored),
                 size=_size_of(claim_result.reports),
-            )  # fmt: skip
+            )
         except StaleClaimError:
             return None
         except asyncio.CancelledError:
@@ -322,8 +355,9 @@ class PostgresSpool(SpoolEngine):
         at_us = self._clock.time_us()
         return await self._writer.submit(
             lambda one: claim_due(one, look, now_us=now_us, at_us=at_us, limit=limit),
-            leased=True, alone=True,
-        )  # fmt: skip
+            leased=True,
+            alone=True,
+        )
 
     async def next_due_us(self, after_us: int = 0) -> int | None:
         """SpoolEngine.next_due_us."""

@@ -270,9 +270,13 @@ def add_message(
     store = store or transaction.stores.own
     claim = claim and (transaction.stores.is_held_by_us(store) or not _is_local(message))
     added = accepted_rows(
-        message, keys, kept=used, claim=claim, captured=captured,
+        message,
+        keys,
+        kept=used,
+        claim=claim,
+        captured=captured,
         claimed_by=(transaction.incarnation, store),
-    )  # fmt: skip
+    )
     rows.messages.append(message_row(facts))
     rows.contents += [
         (facts.id, index, *_content_columns(content, bodies.get(index)))
@@ -325,10 +329,16 @@ def record(
     ends = _ENDS if changed.is_finished else _GOES_ON if claim_result.goes_on else _WAITS
     rows.results.append(
         (
-            *claim.key, claim.epoch, claim.owner, claim.content_id[1], ends, changed.state,
-            changed.attempts, *waiting_columns(changed.waiting),
+            *claim.key,
+            claim.epoch,
+            claim.owner,
+            claim.content_id[1],
+            ends,
+            changed.state,
+            changed.attempts,
+            *waiting_columns(changed.waiting),
         )
-    )  # fmt: skip
+    )
     rows.outcomes += changed.recipients
     rows.hops += [claim.next_hop.key] * len(changed.recipients)
     record_beside(transaction, claim_result, changed, now_us=now_us, store=claim.store)

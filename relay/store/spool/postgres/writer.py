@@ -218,10 +218,16 @@ class WriteConnection(GroupWriter):
         future: asyncio.Future[T] = self._future()
         self._queue(
             WaitingOperation(
-                operation, future, accepts, size, leased or accepts, alone, is_order,
+                operation,
+                future,
+                accepts,
+                size,
+                leased or accepts,
+                alone,
+                is_order,
                 self._clock.real_s(),
             )
-        )  # fmt: skip
+        )
         return future
 
     # In the thread.
@@ -331,9 +337,11 @@ class WriteConnection(GroupWriter):
         now_s = self._clock.monotonic()
         is_anchored = now_s - self._anchored_s >= ANCHOR_S
         sql, values = rows.statement(
-            incarnation=self.incarnation, name=self.identity.name, number=self.commits + 1,
+            incarnation=self.incarnation,
+            name=self.identity.name,
+            number=self.commits + 1,
             anchor=self._clock.anchor() if is_anchored else None,
-        )  # fmt: skip
+        )
         send = self._connection.fetchrow
         if self._connection.is_in_transaction():  # which an error would end
             values = without_nul(values)

@@ -32,9 +32,20 @@ from relay.store.spool.types import (
 # The columns of a new entry, in the order of AcceptedRows.entries. The others: no attempts, the
 # first epoch, no cause.
 ENTRY_COLUMNS = (
-    "message_id", "number", "next_hop", "content_id", "state", "claimed", "due_us", "retry_us",
-    "lane", "sender", "warn_us", "priority", "extra",
-)  # fmt: skip
+    "message_id",
+    "number",
+    "next_hop",
+    "content_id",
+    "state",
+    "claimed",
+    "due_us",
+    "retry_us",
+    "lane",
+    "sender",
+    "warn_us",
+    "priority",
+    "extra",
+)
 # Of submission keys: the history of a message may be gone before its key.
 RECIPIENTS_OF_KEYS = (
     "SELECT s.key, coalesce(s.message_id || '-' || r.number, '')"
@@ -124,7 +135,7 @@ def accepted_rows(
     claims have those in `kept` with them. With `claim` its queued entries are claimed;
     `claimed_by` is Claim.owner and Claim.store.
     """
-    facts, (owner, store) = message.facts, claimed_by
+    facts = message.facts
     counts: Counter[str] = Counter()
     entries, recipients, claims, first_end_us = [], [], [], []
     numbers = _numbers(message)
@@ -145,11 +156,21 @@ def accepted_rows(
         level, priority = message.level_of(entry), message.priority_of(entry)
         entries.append(
             (
-                facts.id, position, entry.next_hop.key, content_keys[entry.content], state,
-                int(claim and is_queued), due_us, retry_us, level, message.sender_key, warn_us,
-                priority, extra_text(entry.extra),
+                facts.id,
+                position,
+                entry.next_hop.key,
+                content_keys[entry.content],
+                state,
+                int(claim and is_queued),
+                due_us,
+                retry_us,
+                level,
+                message.sender_key,
+                warn_us,
+                priority,
+                extra_text(entry.extra),
             )
-        )  # fmt: skip
+        )
         people: list[ClaimedRecipient] = []
         for recipient in entry.recipients:
             number = recipient.position or next(numbers)
@@ -158,19 +179,53 @@ def accepted_rows(
             recipients.append(recipient_row(facts.id, recipient, entry=position, number=number))
             people.append(ClaimedRecipient(number, recipient.path, recipient.added_by))
         if claim and is_queued:
-            content = message.contents[entry.content]
-            held = content if isinstance(content, bytes) and entry.content in kept else None
             claims.append(
-                Claim(
-                    entry_id=position, epoch=FIRST_EPOCH, message=facts, next_hop=entry.next_hop,
-                    recipients=tuple(people), attempts=0, content_id=content_keys[entry.content],
-                    content_size=size_of(content), content=held, retry_us=retry_us, due_us=due_us,
-                    level=level, sender=message.sender_key, warn_us=warn_us,
-                    priority=priority, extra=entry.extra, owner=owner, store=store,
+                _first_claim(
+                    message,
+                    entry,
+                    content_keys,
+                    position=position,
+                    people=people,
+                    has_content=entry.content in kept,
+                    claimed_by=claimed_by,
                 )
-            )  # fmt: skip
+            )
     counts[ACCEPTED_COUNTER] += len(recipients)
     return AcceptedRows(entries, recipients, counts, claims, first_end_us)
+
+
+def _first_claim(
+    message: NewMessage,
+    entry: NewEntry,
+    content_keys: Mapping[int, ContentKey],
+    *,
+    position: int,
+    people: Sequence[ClaimedRecipient],
+    has_content: bool,
+    claimed_by: tuple[int, int],
+) -> Claim:
+    """Return the claim of an entry that is due at once; its content with it if it is in memory."""
+    content, (owner, store) = message.contents[entry.content], claimed_by
+    return Claim(
+        entry_id=position,
+        epoch=FIRST_EPOCH,
+        message=message.facts,
+        next_hop=entry.next_hop,
+        recipients=tuple(people),
+        attempts=0,
+        content_id=content_keys[entry.content],
+        content_size=size_of(content),
+        content=content if isinstance(content, bytes) and has_content else None,
+        retry_us=message.facts.received_us,
+        due_us=message.facts.received_us,
+        level=message.level_of(entry),
+        sender=message.sender_key,
+        warn_us=message.warn_us,
+        priority=message.priority_of(entry),
+        extra=entry.extra,
+        owner=owner,
+        store=store,
+    )
 
 
 def _numbers(message: NewMessage) -> Iterator[int]:

@@ -119,9 +119,11 @@ def scan_level(
             keys.append((message_id, number))
     reached = look.after if last is None else (last[0], last[1], last[2])
     seen = DueBatch(
-        ended=not stopped and rows_read < ROWS_MAX, reached=reached,
-        left_hops=frozenset(left_hops), left_senders=frozenset(left_senders),
-    )  # fmt: skip
+        ended=not stopped and rows_read < ROWS_MAX,
+        reached=reached,
+        left_hops=frozenset(left_hops),
+        left_senders=frozenset(left_senders),
+    )
     return keys, seen
 
 
@@ -201,14 +203,28 @@ def _claim_of(
     if not live:
         raise ValueError("its recipients are missing")
     return Claim(
-        entry_id=row[1], epoch=row[2], message=read_facts(facts), next_hop=NextHop.parse(row[3]),
-        recipients=live, attempts=row[4], content_id=content_id, content_size=row[5] or 0,
-        state=RecipientState(row[6]), retry_us=row[7], due_us=row[8], level=PriorityLevel(row[9]),
-        sender=row[10], cause=row[11], cause_attempts=row[12], warn_us=row[13],
+        entry_id=row[1],
+        epoch=row[2],
+        message=read_facts(facts),
+        next_hop=NextHop.parse(row[3]),
+        recipients=live,
+        attempts=row[4],
+        content_id=content_id,
+        content_size=row[5] or 0,
+        state=RecipientState(row[6]),
+        retry_us=row[7],
+        due_us=row[8],
+        level=PriorityLevel(row[9]),
+        sender=row[10],
+        cause=row[11],
+        cause_attempts=row[12],
+        warn_us=row[13],
         priority=PriorityLevel(row[14]),
         owed=tuple(_owed(row, one) for one in recipients if one[0]),
-        extra=parse_entry_extra(row[15]), owner=row[-2], store=row[-1],
-    )  # fmt: skip
+        extra=parse_entry_extra(row[15]),
+        owner=row[-2],
+        store=row[-1],
+    )
 
 
 def recipient_of(row: Sequence[Any]) -> ClaimedRecipient:
@@ -224,9 +240,12 @@ def _owed(entry: Sequence[Any], row: Sequence[Any]) -> ReportedRecipient:
     evidence = Evidence(one.status, one.reply, host=host, remote=True)
     log_id = f"{entry[0]}-{entry[1]}"
     return ReportedRecipient(
-        one.path, evidence, last_attempt_us=int(at_us), log_id=log_id,
+        one.path,
+        evidence,
+        last_attempt_us=int(at_us),
+        log_id=log_id,
         is_delivered=state == RecipientState.DELIVERED,
-    )  # fmt: skip
+    )
 
 
 def _parse_notify(text: str) -> frozenset[Notify]:

@@ -17,10 +17,24 @@ from relay.store.spool.types import NewRecipient, SpoolError, extra_text, parse_
 T = TypeVar("T")
 # The columns of a message, in the order of message_row() and read_facts().
 MESSAGE_COLUMNS = (
-    "id", "reverse_path", "source", "trusted", "received_us", "expires_us", "size", "account",
-    "submission_id", "envid", "ret", "smtputf8", "eight_bit", "client", "message_id", "subject",
+    "id",
+    "reverse_path",
+    "source",
+    "trusted",
+    "received_us",
+    "expires_us",
+    "size",
+    "account",
+    "submission_id",
+    "envid",
+    "ret",
+    "smtputf8",
+    "eight_bit",
+    "client",
+    "message_id",
+    "subject",
     "extra",
-)  # fmt: skip
+)
 # Who logged in to send a message, "" if nobody did; {} is the table and a point, or nothing.
 LOGIN = (
     "CASE WHEN {0}source = 'report' OR {0}extra LIKE '%\"by_sender\":true%' THEN ''"
@@ -62,13 +76,25 @@ def read_facts(row: Sequence[Any]) -> MessageFacts:
     return MessageFacts(
         id=row[0],
         envelope=Envelope(
-            ascii_address(row[1]), envid=row[9], ret=row[10], smtputf8=bool(row[11]),
-            eight_bit=bool(row[12]), tls=extra.tls,
+            ascii_address(row[1]),
+            envid=row[9],
+            ret=row[10],
+            smtputf8=bool(row[11]),
+            eight_bit=bool(row[12]),
+            tls=extra.tls,
         ),
-        source=Source(row[2]), trusted=bool(row[3]), received_us=row[4], expires_us=row[5],
-        size=row[6], account=row[7], submission_id=row[8], client=row[13], message_id=row[14],
-        subject=row[15], extra=extra,
-    )  # fmt: skip
+        source=Source(row[2]),
+        trusted=bool(row[3]),
+        received_us=row[4],
+        expires_us=row[5],
+        size=row[6],
+        account=row[7],
+        submission_id=row[8],
+        client=row[13],
+        message_id=row[14],
+        subject=row[15],
+        extra=extra,
+    )
 
 
 def message_row(facts: MessageFacts) -> tuple[Any, ...]:
@@ -77,11 +103,24 @@ def message_row(facts: MessageFacts) -> tuple[Any, ...]:
     if mail.tls:
         extra = replace(extra, tls=mail.tls)
     return (
-        facts.id, mail.reverse_path, facts.source, int(facts.trusted), facts.received_us,
-        facts.expires_us, facts.size, facts.account, facts.submission_id, mail.envid, mail.ret,
-        int(mail.smtputf8), int(mail.eight_bit), facts.client, facts.message_id, facts.subject,
+        facts.id,
+        mail.reverse_path,
+        facts.source,
+        int(facts.trusted),
+        facts.received_us,
+        facts.expires_us,
+        facts.size,
+        facts.account,
+        facts.submission_id,
+        mail.envid,
+        mail.ret,
+        int(mail.smtputf8),
+        int(mail.eight_bit),
+        facts.client,
+        facts.message_id,
+        facts.subject,
         extra_text(extra),
-    )  # fmt: skip
+    )
 
 
 def recipient_row(
@@ -90,10 +129,18 @@ def recipient_row(
     """Return the values of a recipient, without an owed report."""
     path = recipient.path
     return (
-        message_id, entry, number, path.address, ",".join(sorted(path.notify)),
-        path.orcpt, recipient.state, recipient.status, recipient.reply, recipient.added_by,
+        message_id,
+        entry,
+        number,
+        path.address,
+        ",".join(sorted(path.notify)),
+        path.orcpt,
+        recipient.state,
+        recipient.status,
+        recipient.reply,
+        recipient.added_by,
         "\n".join(recipient.successors),
-    )  # fmt: skip
+    )
 
 
 def in_chunks(rows: Iterator[T], size: int) -> Iterator[list[T]]:

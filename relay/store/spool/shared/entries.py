@@ -500,10 +500,12 @@ def load_entries(tables: Tables, command: QueueCommand, keys: Sequence[Key]) -> 
             recipients.setdefault((message_id, entry), []).append((number, address))
     is_cancel = command.operation is Operation.CANCEL
     return LoadedEntries(
-        facts, recipients, operations=_operations(tables, held),
+        facts,
+        recipients,
+        operations=_operations(tables, held),
         last_numbers=_last_numbers(tables, dict.fromkeys(key[0] for key in moving)),
         to_be_planned=to_be_planned(tables, keys, command) if is_cancel else (),
-    )  # fmt: skip
+    )
 
 
 def to_be_planned(tables: Tables, keys: Sequence[Key], command: QueueCommand) -> Collection[Key]:
@@ -545,11 +547,21 @@ def _facts(row: Sequence[Any]) -> EntryFacts:
     extra = readable_extra(text)
     own_us = extra.expires_us if extra is not None else 0
     return EntryFacts(
-        state=RecipientState(state), is_claimed=bool(is_claimed), next_hop=next_hop,
-        retry_us=retry_us, due_us=due_us, warn_us=warn_us, content_id=content_id,
-        attempts=attempts, expires_us=own_us or expires_us, epoch=epoch, extra_text=text,
-        extra=extra, reverse_path=reverse_path, ends_alone=bool(own_us),
-    )  # fmt: skip
+        state=RecipientState(state),
+        is_claimed=bool(is_claimed),
+        next_hop=next_hop,
+        retry_us=retry_us,
+        due_us=due_us,
+        warn_us=warn_us,
+        content_id=content_id,
+        attempts=attempts,
+        expires_us=own_us or expires_us,
+        epoch=epoch,
+        extra_text=text,
+        extra=extra,
+        reverse_path=reverse_path,
+        ends_alone=bool(own_us),
+    )
 
 
 def _depends_on_hold(command: QueueCommand) -> bool:

@@ -117,7 +117,7 @@ def journey(tables: Tables, queue_id: str, times: ShownTimes, *, added: bool) ->
         steps=tuple(steps),
         recipients=listed(shown),
         added=listed(copied) or UNSET,
-    )  # fmt: skip
+    )
 
 
 def read_message(engine: QueueEngine, tables: Tables, queue_id: str) -> KeptMessage:

@@ -148,9 +148,12 @@ class _Matching:
         if self._wanted.indexed is None:
             words = self._wanted.words_of_text(sender, subject, [one[1] for one in recipients])
         return FoundMessage(
-            queue_id, submission_id, account=account, words_left=words,
+            queue_id,
+            submission_id,
+            account=account,
+            words_left=words,
             recipients=tuple(recipients[:LISTED_MAX]),
-        )  # fmt: skip
+        )
 
     def _in_state(self, rows: Sequence[_Row]) -> Sequence[_Row]:
         """Return the rows with a recipient in the state."""
@@ -329,16 +332,24 @@ def summaries(
         status, reply = _deciding(tables, queue_id, state=state, first=recipients)
         found.append(
             MessageSummary(
-                position=position_of(queue_id, submission_id), id=queue_id,
-                submission_id=submission_id or None, message_id=message_id, sender=sender,
-                subject=subject, state=state,
+                position=position_of(queue_id, submission_id),
+                id=queue_id,
+                submission_id=submission_id or None,
+                message_id=message_id,
+                sender=sender,
+                subject=subject,
+                state=state,
                 recipients=tuple(ListedRecipient(*one[:3]) for one in recipients),
-                recipient_count=sum(counts[queue_id].values()), size_bytes=size,
-                client=client, login=login,
-                status=status, reply=reply, next_attempt_us=retries.get(queue_id),
+                recipient_count=sum(counts[queue_id].values()),
+                size_bytes=size,
+                client=client,
+                login=login,
+                status=status,
+                reply=reply,
+                next_attempt_us=retries.get(queue_id),
                 added=tuple(copies[queue_id]),
             )
-        )  # fmt: skip
+        )
     return found
 
 

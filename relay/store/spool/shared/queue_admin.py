@@ -305,9 +305,14 @@ class QueueAdmin:
         listed = answer.listing()
         waiting = self._take(answer.command, keys)
         rehearse = partial(
-            _dry_run, command=answer.command, keys=keys, waiting=waiting,
-            now_us=self._clock.queue_us(), listed=listed, engine=self._engine,
-        )  # fmt: skip
+            _dry_run,
+            command=answer.command,
+            keys=keys,
+            waiting=waiting,
+            now_us=self._clock.queue_us(),
+            listed=listed,
+            engine=self._engine,
+        )
         results = await self._engine.read(rehearse)
         reports = await self._reports.count(keys, taken=waiting) if answer.command.bounce else 0
         answer.add(results, listed, reports=reports)
@@ -324,9 +329,15 @@ class QueueAdmin:
                 if answer.command.operation is Operation.CANCEL:
                     planned = await self._reports.plan(left, answer.command, taken=taken)
                 make = partial(
-                    change, command=answer.command, keys=left, engine=self._engine, taken=taken,
-                    now_us=self._clock.queue_us(), at_us=self._clock.time_us(), planned=planned,
-                )  # fmt: skip
+                    change,
+                    command=answer.command,
+                    keys=left,
+                    engine=self._engine,
+                    taken=taken,
+                    now_us=self._clock.queue_us(),
+                    at_us=self._clock.time_us(),
+                    planned=planned,
+                )
                 write = partial(_write, make=make, engine=self._engine, listing=answer.listing)
                 result, listed = await self._engine.change(write)
             except Exception:
@@ -478,9 +489,14 @@ def change(
     # what was withdrawn may have been taken over since, by the node that delivers it now
     elsewhere = engine.elsewhere(transaction, taken) if taken else {}
     result, changes = decide(
-        loaded, command, keys, taken=[key for key in taken if key not in elsewhere],
-        now_us=now_us, at_us=at_us, planned=epochs,
-    )  # fmt: skip
+        loaded,
+        command,
+        keys,
+        taken=[key for key in taken if key not in elsewhere],
+        now_us=now_us,
+        at_us=at_us,
+        planned=epochs,
+    )
     result.cancelled = store_changes(transaction, changes)
     done = [key[0] for key, (one, _) in result.results.items() if one is CommandResult.DONE]
     for message_id in dict.fromkeys(done):

@@ -89,9 +89,15 @@ class ReceiptLedger:
             asked = msgspec.json.decode(request, type=dict[str, Any])
             if asked.get("store", 0) == self._store():
                 owed = OwedReceipt(
-                    (message_id, number), mailbox, copy_id, folder, owed_us, to=asked.get("to", ""),
-                    is_trusted=asked.get("is_trusted", False), is_sent=state == "sent",
-                )  # fmt: skip
+                    (message_id, number),
+                    mailbox,
+                    copy_id,
+                    folder,
+                    owed_us,
+                    to=asked.get("to", ""),
+                    is_trusted=asked.get("is_trusted", False),
+                    is_sent=state == "sent",
+                )
                 found.append(owed)
         return found
 

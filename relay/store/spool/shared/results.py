@@ -116,10 +116,15 @@ def result_rows(
         held = f"relay: {why}" if why else "relay"
     state, waiting = _waiting(claim_result, captured)
     return ResultRows(
-        changed, final, is_finished, state,
+        changed,
+        final,
+        is_finished,
+        state,
         attempts=claim.attempts + int(claim_result.counts_as_attempt),
-        waiting=waiting, receipts=receipts, held=held,
-    )  # fmt: skip
+        waiting=waiting,
+        receipts=receipts,
+        held=held,
+    )
 
 
 def _waiting(
@@ -189,9 +194,13 @@ def waiting_columns(waiting: EntrySchedule | None) -> tuple[Any, ...]:
     if waiting is None:
         return None, None, PriorityLevel.NORMAL, "", 0, None
     return (
-        waiting.due_us, waiting.retry_us, waiting.level, waiting.cause, waiting.cause_attempts,
+        waiting.due_us,
+        waiting.retry_us,
+        waiting.level,
+        waiting.cause,
+        waiting.cause_attempts,
         waiting.warn_us,
-    )  # fmt: skip
+    )
 
 
 def _state_after(outcome: Outcome) -> RecipientState:
@@ -237,10 +246,15 @@ def join_report(
             _count_one_more(transaction, message_id, known[-1][0])
             continue
         detail = {
-            "by": "remote", "kind": claim.kind, "recipients": [address], "status": claim.status,
-            "reply": claim.reply, "host": claim.host, "source": source,
+            "by": "remote",
+            "kind": claim.kind,
+            "recipients": [address],
+            "status": claim.status,
+            "reply": claim.reply,
+            "host": claim.host,
+            "source": source,
             "received": carrier.id,
-        }  # fmt: skip
+        }
         events.append(Event(Step.REPORT, claim_result.at_us, detail))
     transaction.append_events(message_id, events)
 

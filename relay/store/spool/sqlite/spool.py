@@ -90,7 +90,10 @@ def open_engine(
     """See relay.store.spool.open()."""
     path = settings.spool_file
     return SqliteSpool(
-        path, clock=clock, crash=crash, metrics=metrics,
+        path,
+        clock=clock,
+        crash=crash,
+        metrics=metrics,
         submission_keep_s=settings.pickup.give_up_after + SUBMISSION_KEEP_S,
         captured=CapturedMail(int(settings.spool.keep * 1_000_000), delivers_captured),
         reserve_file=ReserveFile(
@@ -98,7 +101,7 @@ def open_engine(
             size_bytes=settings.pressure.disk_free // RESERVE_FILE_PARTS,
             reserve_bytes=settings.pressure.disk_free,
         ),
-    )  # fmt: skip
+    )
 
 
 class SqliteSpool(SpoolEngine):
@@ -144,10 +147,15 @@ class SqliteSpool(SpoolEngine):
         self._last_commit.begin()
         self._crash = crash
         self._writer = Writer(
-            WriteAheadLog(self._connection, self._last_commit), clock=clock, crash=crash,
-            metrics=metrics, inline=inline, damage=self.damage, reopen=self._reopen,
+            WriteAheadLog(self._connection, self._last_commit),
+            clock=clock,
+            crash=crash,
+            metrics=metrics,
+            inline=inline,
+            damage=self.damage,
+            reopen=self._reopen,
             reserve_file=self.reserve_file,
-        )  # fmt: skip
+        )
         commit_s, free = self._writer.commit_s, self.reserve_file.check_free_space
         disk = BodyDisk(clock, commit_s, free)
         self._files = ContentFiles(path, disk, crash=crash, started_us=clock.time_us())
@@ -244,9 +252,15 @@ class SqliteSpool(SpoolEngine):
 
         def write(batch: Batch) -> Accepted | HoldsFullError:
             accepted = transactions.accept(
-                batch, messages, stored, submission_key=key, submission_expires_us=expires_us,
-                captured=self._captured, claim=claim, receipt=receipt,
-            )  # fmt: skip
+                batch,
+                messages,
+                stored,
+                submission_key=key,
+                submission_expires_us=expires_us,
+                captured=self._captured,
+                claim=claim,
+                receipt=receipt,
+            )
             # a repetition needs no room
             if not isinstance(accepted, HoldsFullError) and not accepted.repeated:
                 batch.new_bytes.append(inline_bytes)
@@ -262,10 +276,14 @@ class SqliteSpool(SpoolEngine):
     ) -> Recorded | None:
         recorded = await self._writer.submit(
             lambda batch: transactions.record(
-                batch, claim_result, stored, claim_reports=claim_reports, captured=self._captured,
+                batch,
+                claim_result,
+                stored,
+                claim_reports=claim_reports,
+                captured=self._captured,
                 now_us=now_us,
             )
-        )  # fmt: skip
+        )
         if recorded is not None and recorded.unneeded:
             self._delivery.later(partial(self._files.remove, (recorded.unneeded,)))
         return recorded

@@ -98,11 +98,15 @@ _ROW = "SELECT due_us, message_id, number, next_hop, sender FROM entry INDEXED B
 _OF_LEVEL = f"{_ROW} entry_due WHERE {WAITS} AND lane = ?{_AFTER}"
 _ENDED_OF_LEVEL = _OF_LEVEL.replace("sender", f"sender, {claimed.HAS_ENDED}", 1)
 _OF_SENDER = f"{_ROW} entry_sender WHERE {WAITS} AND sender = ? AND lane = ?{_AFTER}"
-_NEXT = "SELECT min(due_us) FROM (" + " UNION ALL ".join(
-    "SELECT (SELECT due_us FROM entry INDEXED BY entry_due"
-    f" WHERE {WAITS} AND lane = {int(level)} AND due_us > ?1 ORDER BY due_us LIMIT 1) AS due_us"
-    for level in PriorityLevel
-) + ")"  # fmt: skip
+_NEXT = (
+    "SELECT min(due_us) FROM ("
+    + " UNION ALL ".join(
+        "SELECT (SELECT due_us FROM entry INDEXED BY entry_due"
+        f" WHERE {WAITS} AND lane = {int(level)} AND due_us > ?1 ORDER BY due_us LIMIT 1) AS due_us"
+        for level in PriorityLevel
+    )
+    + ")"
+)
 _KEYS = "FROM json_each(?) k CROSS JOIN"
 _FACTS = (
     f"SELECT {CLAIM_COLUMNS}, e.content_id, 0, 0 {_KEYS} entry e"
@@ -234,11 +238,15 @@ def _leave(batch: Batch, claim_result: ClaimResult, rows: ResultRows) -> bool:
         " warn_us = iif(warn_us IS NULL, NULL, ?)"  # the warning may have been reported meanwhile
         " WHERE message_id = ? AND number = ? AND epoch = ? AND state <> 'final'",
         (
-            "final" if rows.is_finished else rows.state, rows.attempts, int(not rows.is_finished),
+            "final" if rows.is_finished else rows.state,
+            rows.attempts,
+            int(not rows.is_finished),
             *waiting_columns(None if rows.is_finished else rows.waiting),
-            claim.message.id, claim.entry_id, claim.epoch,
+            claim.message.id,
+            claim.entry_id,
+            claim.epoch,
         ),
-    )  # fmt: skip
+    )
     return changed == 1
 
 

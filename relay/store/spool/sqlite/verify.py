@@ -155,9 +155,12 @@ class SpoolVerifier:
         for (content,) in list(rows.fetch(_UNNEEDED)):
             remove = partial(rows.execute, "DELETE FROM content WHERE id = ?", (content,))
             self._correct(
-                "no entry that needs it", "one", remove, kind="unneeded-content",
+                "no entry that needs it",
+                "one",
+                remove,
+                kind="unneeded-content",
                 where=f"content {content}",
-            )  # fmt: skip
+            )
         for row in connection.execute(_FILES):
             self._check_file(*row)
         if self._full:
@@ -231,10 +234,14 @@ class SpoolVerifier:
                 act()
         self._report(
             SpoolFinding(
-                kind, where or str(self._database), found, str(expected),
-                repaired=self._may_write, action=action,
+                kind,
+                where or str(self._database),
+                found,
+                str(expected),
+                repaired=self._may_write,
+                action=action,
             )
-        )  # fmt: skip
+        )
 
     def _report_damage(self, found: str) -> None:
         expected = "pages that can be read"

@@ -60,7 +60,9 @@ def faults(path: Path, text: str) -> list[str]:
     return str(caught.value).replace(f"{path}/accounts.toml:", "").splitlines()
 
 
-@each_row("address, expected", [
+@each_row(
+    "address, expected",
+    [
         ("alice@example.test", None),
         ("erin@example.test", None),  # it forwards to itself only
         ("nobody@example.test", None),
@@ -73,14 +75,27 @@ def faults(path: Path, text: str) -> list[str]:
         ("bob+shop@example.test", ["shop@outside.test < bob+shop"]),
         ("carol@example.test", ["carol@outside.test < carol"]),
         ("dave@example.test", ["dave@example.test < ", "dave@outside.test < dave"]),
-        ("TEAM@Example.test",
-         ["alice@example.test < team", "bob+team@example.test < team",
-          "Bob.Smith@outside.test < team bob", "list@outside.test < team"]),
-        ("all+1@example.test",
-         ["alice@example.test < all team", "bob+team@example.test < all team",
-          "Bob.Smith@outside.test < all team bob", "list@outside.test < all team",
-          "carol@outside.test < all carol"]),
-    ])  # fmt: skip
+        (
+            "TEAM@Example.test",
+            [
+                "alice@example.test < team",
+                "bob+team@example.test < team",
+                "Bob.Smith@outside.test < team bob",
+                "list@outside.test < team",
+            ],
+        ),
+        (
+            "all+1@example.test",
+            [
+                "alice@example.test < all team",
+                "bob+team@example.test < all team",
+                "Bob.Smith@outside.test < all team bob",
+                "list@outside.test < all team",
+                "carol@outside.test < all carol",
+            ],
+        ),
+    ],
+)
 def test_where_an_address_leads(tmp_path, address, expected):
     found = load(tmp_path, ACCOUNTS + ALIASES).expand(address)
     told = found and [
@@ -158,50 +173,102 @@ to = ["a@example.test"]
 """
 
 
-@each_row("text, expected", [
-        (ALIAS.format("x@elsewhere.test"),
-         ('2: alias[0].address: found "x@elsewhere.test", expected an address in one of'
-         " mailboxes.domains, or of a [[domain]] without alias_of")),
-        (ONE + ALIAS.format("A@example.test"),
-         ('5: alias[0].address: found "a@example.test", expected one of its own:'
-         " account[0].address in line 2 has the same")),
-        (ONE + ALIAS.format("b@example.test"),
-         ('5: alias[0].address: found "b@example.test", expected one of its own:'
-         " account[0].aliases[0] in line 3 has the same")),
-        (ALIAS.format("c@example.test") * 2,
-         ('5: alias[1].address: found "c@example.test", expected one of its own:'
-         " alias[0].address in line 2 has the same")),
-        (ALIAS.format("*@example.test"),
-         ('2: alias[0].address: found "*@example.test", expected one address'
-         " (mailboxes.catch_all takes the mail for unknown ones)")),
-        ('[[alias]]\naddress = "c@example.test"\nto = ["x@outside.test", "bob"]\n',
-         ('3: alias[0].to[1]: found "bob", expected an address with its domain, such as'
-         " bob@example.org")),
-        ('[[account]]\naddress = "c@example.test"\nforward_to = ["x@-.test"]\n',
-         ('3: account[0].forward_to[0]: found "x@-.test", expected an address with its domain,'
-         " such as bob@example.org")),
-        ('[[alias]]\naddress = "c@example.test"\nto = []\n',
-         "3: alias[0].to: found [], expected an address or several"),
-        ('[[alias]]\naddress = "c@example.test"\n',
-         "1: alias[0].to: found nothing, expected a value: this key is required"),
-        (f"{ONE}keep_copy = false\n",
-         "4: account[0].keep_copy: found false without forward_to, expected both"),
-        (list_of(1001),
-         "3: alias[0].to: found 1001 addresses after all aliases, expected at most 1000"),
-        (list_of(600) + list_of(600, "more@example.test", begin=500)
-         + '[[account]]\naddress = "a@example.test"\n'
-         'forward_to = ["list@example.test", "more@example.test"]\n',
-         "9: account[0].forward_to: found 1101 addresses after all aliases, expected at most 1000"),
-        (chain(12),
-         "6: alias[1].to: found 11 aliases, each of which leads to the next, expected at most 10"),
-        (ALIAS.replace("x@outside.test", "c+x@example.test").format("c@example.test"),
-         ("3: alias[0].to: found the ring c@example.test (line 3) -> c@example.test (line 3),"
-         " expected addresses that do not lead back")),
-        (RING,
-         ("6: account[0].forward_to: found the ring b@example.test (line 6) -> c@example.test"
-         " (line 9) -> a@example.test (line 3) -> b@example.test (line 6), expected addresses that"
-         " do not lead back")),
-    ])  # fmt: skip
+@each_row(
+    "text, expected",
+    [
+        (
+            ALIAS.format("x@elsewhere.test"),
+            (
+                '2: alias[0].address: found "x@elsewhere.test", expected an address in one of'
+                " mailboxes.domains, or of a [[domain]] without alias_of"
+            ),
+        ),
+        (
+            ONE + ALIAS.format("A@example.test"),
+            (
+                '5: alias[0].address: found "a@example.test", expected one of its own:'
+                " account[0].address in line 2 has the same"
+            ),
+        ),
+        (
+            ONE + ALIAS.format("b@example.test"),
+            (
+                '5: alias[0].address: found "b@example.test", expected one of its own:'
+                " account[0].aliases[0] in line 3 has the same"
+            ),
+        ),
+        (
+            ALIAS.format("c@example.test") * 2,
+            (
+                '5: alias[1].address: found "c@example.test", expected one of its own:'
+                " alias[0].address in line 2 has the same"
+            ),
+        ),
+        (
+            ALIAS.format("*@example.test"),
+            (
+                '2: alias[0].address: found "*@example.test", expected one address'
+                " (mailboxes.catch_all takes the mail for unknown ones)"
+            ),
+        ),
+        (
+            '[[alias]]\naddress = "c@example.test"\nto = ["x@outside.test", "bob"]\n',
+            (
+                '3: alias[0].to[1]: found "bob", expected an address with its domain, such as'
+                " bob@example.org"
+            ),
+        ),
+        (
+            '[[account]]\naddress = "c@example.test"\nforward_to = ["x@-.test"]\n',
+            (
+                '3: account[0].forward_to[0]: found "x@-.test", expected an address with its domain,'
+                " such as bob@example.org"
+            ),
+        ),
+        (
+            '[[alias]]\naddress = "c@example.test"\nto = []\n',
+            "3: alias[0].to: found [], expected an address or several",
+        ),
+        (
+            '[[alias]]\naddress = "c@example.test"\n',
+            "1: alias[0].to: found nothing, expected a value: this key is required",
+        ),
+        (
+            f"{ONE}keep_copy = false\n",
+            "4: account[0].keep_copy: found false without forward_to, expected both",
+        ),
+        (
+            list_of(1001),
+            "3: alias[0].to: found 1001 addresses after all aliases, expected at most 1000",
+        ),
+        (
+            list_of(600)
+            + list_of(600, "more@example.test", begin=500)
+            + '[[account]]\naddress = "a@example.test"\n'
+            'forward_to = ["list@example.test", "more@example.test"]\n',
+            "9: account[0].forward_to: found 1101 addresses after all aliases, expected at most 1000",
+        ),
+        (
+            chain(12),
+            "6: alias[1].to: found 11 aliases, each of which leads to the next, expected at most 10",
+        ),
+        (
+            ALIAS.replace("x@outside.test", "c+x@example.test").format("c@example.test"),
+            (
+                "3: alias[0].to: found the ring c@example.test (line 3) -> c@example.test (line 3),"
+                " expected addresses that do not lead back"
+            ),
+        ),
+        (
+            RING,
+            (
+                "6: account[0].forward_to: found the ring b@example.test (line 6) -> c@example.test"
+                " (line 9) -> a@example.test (line 3) -> b@example.test (line 6), expected addresses that"
+                " do not lead back"
+            ),
+        ),
+    ],
+)
 def test_one_fault_is_told(tmp_path, text, expected):
     assert faults(tmp_path, text) == [expected]
 

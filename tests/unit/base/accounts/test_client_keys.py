@@ -53,8 +53,17 @@ def renewed() -> str:
     return RSA.pem + certificate(number=1).pem
 
 
-@each_row("pem, number", [(RSA.pem, 1), (EC.pem, 1), (renewed(), 2), (chain(), 1), (f"a text\n{RSA.pem}\n# more", 1),
-     (RSA.pem.replace("\n", "\r\n"), 1)])  # fmt: skip
+@each_row(
+    "pem, number",
+    [
+        (RSA.pem, 1),
+        (EC.pem, 1),
+        (renewed(), 2),
+        (chain(), 1),
+        (f"a text\n{RSA.pem}\n# more", 1),
+        (RSA.pem.replace("\n", "\r\n"), 1),
+    ],
+)
 def test_certificates_of_a_file(tmp_path, pem, number):
     (tmp_path / "app.pem").write_text(pem)
     assert number_of_keys(tmp_path, PEM) == number
@@ -69,7 +78,9 @@ def test_all_kinds_of_credentials_together(tmp_path):
     assert number_of_keys(tmp_path, f'{PEM}\n{JWKS}\nclient_secret = "plain:s"') == 3
 
 
-@pytest.mark.parametrize(("make", "expected"), [
+@pytest.mark.parametrize(
+    ("make", "expected"),
+    [
         (lambda file: None, "found no such file, expected certificates as PEM"),
         (lambda file: file.mkdir(), "found one that cannot be read"),
         (lambda file: file.symlink_to("/dev/null"), "found no regular file"),
@@ -78,14 +89,21 @@ def test_all_kinds_of_credentials_together(tmp_path):
         (lambda file: file.write_bytes(b"\0\xff" * 100), "found none that can be read"),
         (lambda file: file.write_text(RSA.pem.replace("A", "B")), "found none that can be read"),
         (lambda file: file.write_text("x" * 70_000), "found more than 65536 bytes"),
-        (lambda file: file.write_text(certificate("rsa1024").pem),
-         "certificate 1: found an RSA key of 1024 bits, expected an RSA key of 2048 to 8192 bits"),
-        (lambda file: file.write_text(RSA.pem + certificate("p384").pem),
-         "certificate 2: found a key of the curve secp384r1, expected"),
-        (lambda file: file.write_text(certificate("ed25519").pem),
-         "certificate 1: found a key of another kind"),
+        (
+            lambda file: file.write_text(certificate("rsa1024").pem),
+            "certificate 1: found an RSA key of 1024 bits, expected an RSA key of 2048 to 8192 bits",
+        ),
+        (
+            lambda file: file.write_text(RSA.pem + certificate("p384").pem),
+            "certificate 2: found a key of the curve secp384r1, expected",
+        ),
+        (
+            lambda file: file.write_text(certificate("ed25519").pem),
+            "certificate 1: found a key of another kind",
+        ),
         (lambda file: file.write_text(EC.pem * (KEYS_MAX + 1)), f"expected 1 to {KEYS_MAX}"),
-    ])  # fmt: skip
+    ],
+)
 def test_faults_of_certificates(
     tmp_path: Path, make: Callable[[Path], object], expected: str
 ) -> None:

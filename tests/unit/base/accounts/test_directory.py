@@ -200,15 +200,22 @@ SAME_TOKEN = (
 ONE_OF_ITS_OWN = "accounts.toml:6: account[1].token: found a token, expected one of its own"
 
 
-@each_row("text, expected", [
+@each_row(
+    "text, expected",
+    [
         (SAME_TOKEN.format("plain:same"), [ONE_OF_ITS_OWN]),
         (SAME_TOKEN.format(f"sha256:{hashlib.sha256(b'same').hexdigest()}"), [ONE_OF_ITS_OWN]),
-        (f"{AN_ACCOUNT}password = 31415926\n",
-         ["accounts.toml:3: account[0].password: found something else, expected a text"]),
+        (
+            f"{AN_ACCOUNT}password = 31415926\n",
+            ["accounts.toml:3: account[0].password: found something else, expected a text"],
+        ),
         (f'{AN_ACCOUNT}password = "{HASHED.replace("m=8,", "m=9999999,")}"\n', ["at most 1 GiB"]),
-        (TWO.replace('"*@shared.test"', '"all*@shared.test"'),
-         ["account[0].send_as[1]: found", '"*@DOMAIN" for all of a domain']),
-    ])  # fmt: skip
+        (
+            TWO.replace('"*@shared.test"', '"all*@shared.test"'),
+            ["account[0].send_as[1]: found", '"*@DOMAIN" for all of a domain'],
+        ),
+    ],
+)
 def test_one_fault_is_told_without_secrets(tmp_path, text, expected):
     told = faults(tmp_path, text)
     assert [one for one in expected if one not in told] == []
@@ -316,22 +323,31 @@ def test_an_alias_in_acts_for_opens_no_mailbox():
 ONE_CLIENT = 'client_id = "ID"\nclient_secret = "plain:s"\n'
 
 
-@each_row("lines, expected", [
-        ('client_id = "c"',
-         "client_id: found no client_secret, client_certificate or client_keys, expected one"),
+@each_row(
+    "lines, expected",
+    [
+        (
+            'client_id = "c"',
+            "client_id: found no client_secret, client_certificate or client_keys, expected one",
+        ),
         ('client_secret = "plain:s"', "client_secret: found no client_id, expected one"),
         ('client_id = "a b"\nclient_secret = "plain:s"', "expected 1 to 128 ASCII characters"),
-        ('client_id = "c"\nclient_secret = "hunter2"',
-         "client_secret: found something else, expected $argon2id$..., $2b$... of"),
+        (
+            'client_id = "c"\nclient_secret = "hunter2"',
+            "client_secret: found something else, expected $argon2id$..., $2b$... of",
+        ),
         ('scopes = ["Mail.send"]', 'scopes[0]: found "Mail.send", expected one of Mail.Read, '),
         ('scopes = ["Mail.Sent"]', '(did you mean "Mail.Send"?)'),
         ('scopes = "Mail.Send"', 'scopes: found "Mail.Send", expected a list'),
         ('acts_for = ["bob@elsewhere.test"]', "expected an address in one of mailboxes.domains"),
         ('acts_for = ["b*@example.test"]', '"*@DOMAIN" for all of a domain'),
         ("act_for = []", '(did you mean "acts_for"?)'),
-        (f"{ONE_CLIENT}[[account]]\naddress = 'b@example.test'\n{ONE_CLIENT.lower()}",
-         "account[1].client_id: found a client id, expected one of its own"),
-    ])  # fmt: skip
+        (
+            f"{ONE_CLIENT}[[account]]\naddress = 'b@example.test'\n{ONE_CLIENT.lower()}",
+            "account[1].client_id: found a client id, expected one of its own",
+        ),
+    ],
+)
 def test_faults_of_clients(tmp_path, lines, expected):
     told = faults(tmp_path, AN_ACCOUNT + lines)
     assert expected in told
@@ -417,10 +433,12 @@ async def test_the_first_delay_of_an_account_is_logged_once(tmp_path):
             assert not await accounts.by_password("nobody@example.test", "wrong", client=client)
             assert not await accounts.by_client_secret(CLIENT_ID, "wrong", client=client)
     accounts.close()
-    assert [(one["event"], one.get("user"), one.get("client_id"), one["client"]) for one in lines] == [
+    assert [
+        (one["event"], one.get("user"), one.get("client_id"), one["client"]) for one in lines
+    ] == [
         ("logins delayed", "alice@example.test", None, "192.0.2.0"),
         ("logins delayed", None, CLIENT_ID.lower(), "192.0.2.0"),
-    ]  # fmt: skip
+    ]
 
 
 @each_row("domain", [TWIN[1], OwnDomain("twin.test", "any")])

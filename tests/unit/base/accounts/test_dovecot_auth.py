@@ -68,9 +68,14 @@ async def test_an_answer(
         assert await login(checker, path) is is_right
 
 
-@pytest.mark.parametrize(("parts", "told"), [
+@pytest.mark.parametrize(
+    ("parts", "told"),
+    [
         ((b"",), "auth-client: "),  # closed, or reset: it has not read what was sent
-        ((HELLO.replace(b"VERSION\t1", b"VERSION\t2"),), "found version ['2'] of the protocol, expected 1"),
+        (
+            (HELLO.replace(b"VERSION\t1", b"VERSION\t2"),),
+            "found version ['2'] of the protocol, expected 1",
+        ),
         ((HELLO.replace(b"PLAIN", b"CRAM-MD5"),), "does not offer PLAIN"),
         ((b"MECH\tPLAIN\n" * 200,), "more than 100 lines"),
         ((b"x" * 100_000,), "limit"),
@@ -80,7 +85,8 @@ async def test_an_answer(
         ((HELLO, b"CONT\t1\t\n"), "without an answer"),
         ((HELLO, b"FAIL\t1\tuser=eve@example.test\ttemp\n"), "temporary failure"),
         ((HELLO, b"FAIL\t1\tuser=eve@example.test\tcode=temp_fail\n"), "temporary failure"),
-    ])  # fmt: skip
+    ],
+)
 async def test_what_says_nothing_of_the_password(
     checker: PasswordChecker, short_path: Path, parts: tuple[bytes, ...], told: str
 ) -> None:

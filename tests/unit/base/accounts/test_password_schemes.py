@@ -40,7 +40,7 @@ STORED = {  # of pä55: what doveadm pw of Dovecot 2.3 wrote, and crypt(3)
     "{CLEARTEXT}pä55": "PLAIN",
     "{PLAIN.HEX}70c3a43535": "PLAIN",
     "plain:pä55": "PLAIN",
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize(("text", "scheme"), STORED.items())
@@ -83,10 +83,16 @@ async def test_a_login_with_such_a_password(tmp_path: Path) -> None:
     accounts.close()
 
 
-@each_row("text, shown, expected", [
+@each_row(
+    "text, shown, expected",
+    [
         ("{SCRAM-SHA-256}4096,abc,def", "{SCRAM-SHA-256}", "{SHA512-CRYPT}"),
         ("{MD5}abc", "{MD5}", "{BLF-CRYPT}"),
-        ("$7$CU..../....2Q9obwLhin8qvQl6sisAO/$E1HizYWxBmnIH4sdPkd1UOML9t62Gf.wvNTnt5XFzs8", "$7$", "$2b$"),
+        (
+            "$7$CU..../....2Q9obwLhin8qvQl6sisAO/$E1HizYWxBmnIH4sdPkd1UOML9t62Gf.wvNTnt5XFzs8",
+            "$7$",
+            "$2b$",
+        ),
         ("aa.MD5.DES", "something else", "$6$..."),
         ("", "something else", "$6$..."),
         ("{PLAIN}", "{PLAIN}", "plain:..."),
@@ -97,17 +103,26 @@ async def test_a_login_with_such_a_password(tmp_path: Path) -> None:
         ("{SSHA256}" + "QUFB" * 40, "{SSHA256}", "a salt of at most 64"),
         (SHA512[:-1], "$6$", "of up to 999999 rounds"),
         (SHA512 + "x", "$6$", "of up to 999999 rounds"),
-        ("{SHA512-CRYPT}" + SHA512.replace("$6$", "$6$rounds=999999999$"), "{SHA512-CRYPT}", "of up to 999999 rounds"),
+        (
+            "{SHA512-CRYPT}" + SHA512.replace("$6$", "$6$rounds=999999999$"),
+            "{SHA512-CRYPT}",
+            "of up to 999999 rounds",
+        ),
         (BCRYPT.replace("$05$", "$31$"), "$2y$", "of a cost up to 15"),
         (BCRYPT.replace("$2y$", "$2x$"), "$2x$", "of a cost up to 15"),
-        ("$y$jFT$LdJMENpBABJJ3hIHjB1Bi.$cAErpYCIQN1U9VUNPICC2hU4FdABpwLTmIHQKgEFR.7", "$y$", "{YESCRYPT}"),
+        (
+            "$y$jFT$LdJMENpBABJJ3hIHjB1Bi.$cAErpYCIQN1U9VUNPICC2hU4FdABpwLTmIHQKgEFR.7",
+            "$y$",
+            "{YESCRYPT}",
+        ),
         ("{PBKDF2}$1$salt$99999999$" + "0" * 40, "{PBKDF2}", "{PBKDF2}"),
         ("{PBKDF2}$1$salt$0$" + "0" * 40, "{PBKDF2}", "{PBKDF2}"),
         (ARGON2I.replace("m=8", "m=99999999") + "A" * 43, "$argon2i$", "at most 1 GiB"),
         ("$argon2id$v=19$m", "$argon2id$", "a whole Argon2 hash"),
         ("{hunter2}", "something else", "$6$..."),
         ("$hunter2$", "something else", "$6$..."),
-    ])  # fmt: skip
+    ],
+)
 def test_a_fault_says_what_was_found_and_expected_and_no_secret(
     tmp_path: Path, text: str, shown: str, expected: str
 ) -> None:

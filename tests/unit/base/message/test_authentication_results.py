@@ -11,7 +11,9 @@ from relay.base.message.authentication_results import (
 from tests.support.tables import each_row
 
 
-@each_row("value, found", [
+@each_row(
+    "value, found",
+    [
         (b"mx.test; none", ()),
         (b"mx.test 1; DMARC/1 = Fail", (AuthResult("dmarc", "fail"),)),
         (b"dmarc=pass; spf=none", (AuthResult("spf", "none"),)),  # the id is no result
@@ -24,11 +26,14 @@ from tests.support.tables import each_row
         (
             b'a;\n\tdkim=fail reason="bad \\"sig" (one (two)) header.d=x.test header.S=s1;\n spf=pass',
             (
-                AuthResult("dkim", "fail", 'bad "sig one (two)', {"header.d": "x.test", "header.s": "s1"}),
+                AuthResult(
+                    "dkim", "fail", 'bad "sig one (two)', {"header.d": "x.test", "header.s": "s1"}
+                ),
                 AuthResult("spf", "pass"),
             ),
         ),
-    ])  # fmt: skip
+    ],
+)
 def test_results(value, found):
     assert read_results([value]) == found
 
@@ -55,10 +60,27 @@ def test_checks():
         "spf": {"result": "fail", "domain": "c.test", "reason": ""},
         "helo": {"result": "pass", "domain": "h.test", "reason": "ok"},
         "dkim": [
-            {"domain": "a.test", "selector": "s1", "result": "pass", "reason": "", "key_bits": None},
-            {"domain": "b.test", "selector": "", "result": "fail", "reason": "bad", "key_bits": None},
+            {
+                "domain": "a.test",
+                "selector": "s1",
+                "result": "pass",
+                "reason": "",
+                "key_bits": None,
+            },
+            {
+                "domain": "b.test",
+                "selector": "",
+                "result": "fail",
+                "reason": "bad",
+                "key_bits": None,
+            },
         ],
-        "dmarc": {"result": "pass", "domain": "d.test", "reason": "policy=REJECT", "policy": "reject"},
+        "dmarc": {
+            "result": "pass",
+            "domain": "d.test",
+            "reason": "policy=REJECT",
+            "policy": "reject",
+        },
         "aligned": True,
-    }  # fmt: skip
+    }
     assert checks_of(read_results([b"mx; arc=pass"])) is None

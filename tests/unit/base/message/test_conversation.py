@@ -41,20 +41,38 @@ def test_replies_have_the_thread_of_the_first_message():
     assert thread_of("<2@a.test>") != first
 
 
-@each_row("subject, topic", [
-        ("Question", "Question"), ("RE: Question", "Question"), ("re: AW: Fwd: Question", "Question"),
-        ("Re[2]: Question", "Question"), ("RE:Question", "Question"), ("Note: this", "Note: this"),
-        ("12: this", "12: this"), ("", ""), ("RE: ", ""),
-    ])  # fmt: skip
+@each_row(
+    "subject, topic",
+    [
+        ("Question", "Question"),
+        ("RE: Question", "Question"),
+        ("re: AW: Fwd: Question", "Question"),
+        ("Re[2]: Question", "Question"),
+        ("RE:Question", "Question"),
+        ("Note: this", "Note: this"),
+        ("12: this", "12: this"),
+        ("", ""),
+        ("RE: ", ""),
+    ],
+)
 def test_a_topic_is_the_subject_without_prefixes(subject, topic):
     assert topic_of(subject) == topic
 
 
-@each_row("value, ids", [
-        ("a@b", ("<a@b>",)), ("20261125.1", ("<20261125.1>",)), ("a@b\r\n c@d", ("<a@b>", "<c@d>")),
-        ("Your message of Tuesday", ()), ("Your message of Tuesday <a@b>", ("<a@b>",)),
-        ("mail from joe@example.com", ()), ("<a@b", ()), ("é@b", ()), ("", ()),
-    ])  # fmt: skip
+@each_row(
+    "value, ids",
+    [
+        ("a@b", ("<a@b>",)),
+        ("20261125.1", ("<20261125.1>",)),
+        ("a@b\r\n c@d", ("<a@b>", "<c@d>")),
+        ("Your message of Tuesday", ()),
+        ("Your message of Tuesday <a@b>", ("<a@b>",)),
+        ("mail from joe@example.com", ()),
+        ("<a@b", ()),
+        ("é@b", ()),
+        ("", ()),
+    ],
+)
 def test_ids_are_read_without_their_brackets_but_words_of_a_text_are_none(value, ids):
     assert message_ids(value) == ids
 

@@ -26,8 +26,20 @@ def test_split_reply(reply, parts):
     assert split_reply(reply) == parts
 
 
-@each_row("status, code", [("5.1.1", 550), ("5.7.1", 550), ("5.2.2", 552), ("4.3.1", 452), ("4.3.0", 451), ("2.0.0", 250),
-     ("5.4.6", 554), ("", 451), ("nonsense", 451)])  # fmt: skip
+@each_row(
+    "status, code",
+    [
+        ("5.1.1", 550),
+        ("5.7.1", 550),
+        ("5.2.2", 552),
+        ("4.3.1", 452),
+        ("4.3.0", 451),
+        ("2.0.0", 250),
+        ("5.4.6", 554),
+        ("", 451),
+        ("nonsense", 451),
+    ],
+)
 def test_a_status_has_a_basic_code_of_its_class(status, code):
     assert basic_code(status) == code
 

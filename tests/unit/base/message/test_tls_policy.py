@@ -54,19 +54,30 @@ UNKNOWN = StsFinding(trouble="HTTP status 500")
 NOT_FETCHED = "mta-sts policy not fetched (HTTP status 500)"
 
 
-@each_row("policy, found, expected", [
+@each_row(
+    "policy, found, expected",
+    [
         (LAX, NO_STS, TlsDecision(LAX)),
         (LAX, sts("enforce"), TlsDecision(VERIFY, "mta-sts")),
         (NONE, sts("enforce"), TlsDecision(VERIFY, "mta-sts")),
         (TlsPolicy("required"), sts("enforce"), TlsDecision(VERIFY, "mta-sts")),
-        (LAX, sts("enforce", "*.x.test"), TlsDecision(LAX, skipped="not in the MTA-STS policy of the domain")),
+        (
+            LAX,
+            sts("enforce", "*.x.test"),
+            TlsDecision(LAX, skipped="not in the MTA-STS policy of the domain"),
+        ),
         (LAX, sts("testing"), TlsDecision(TESTING, note="mta-sts testing")),
         (NONE, sts("testing"), TlsDecision(NONE, note="mta-sts testing")),
-        (LAX, sts("testing", "x.test"), TlsDecision(TESTING, note="mta-sts testing: the host is not in the policy")),
+        (
+            LAX,
+            sts("testing", "x.test"),
+            TlsDecision(TESTING, note="mta-sts testing: the host is not in the policy"),
+        ),
         (LAX, sts("none"), TlsDecision(LAX)),
         (LAX, UNKNOWN, TlsDecision(LAX, note=NOT_FETCHED)),
         (LAX, StsFinding(), TlsDecision(LAX)),
-    ])  # fmt: skip
+    ],
+)
 def test_a_policy_of_the_domain_raises_what_the_configuration_says(policy, found, expected):
     assert decide_tls("mx.test", policy, sts=found) == expected
 
@@ -91,15 +102,25 @@ NOT_LISTED = "not in the MTA-STS policy of the domain"
         (LAX, NO_STS, False, TlsDecision(LAX, "requiretls", skipped=NO_NAME)),
         (NONE, NO_STS, True, TlsDecision(NONE, "requiretls", skipped=NO_NAME)),
         (VERIFY, NO_STS, False, TlsDecision(VERIFY, "requiretls", skipped=NO_NAME)),
-        (TlsPolicy("required"), NO_STS, True, TlsDecision(TlsPolicy("required"), "requiretls", skipped=NO_NAME)),
+        (
+            TlsPolicy("required"),
+            NO_STS,
+            True,
+            TlsDecision(TlsPolicy("required"), "requiretls", skipped=NO_NAME),
+        ),
         (VERIFY, NO_STS, True, TlsDecision(STRICT, "requiretls")),
         (NONE, sts("enforce"), False, TlsDecision(STRICT, "requiretls", "by mta-sts")),
         (LAX, sts("enforce", "x.test"), False, TlsDecision(LAX, skipped=NOT_LISTED)),
-        (LAX, sts("testing"), False, TlsDecision(TESTING, "requiretls", "mta-sts testing", NO_NAME)),
+        (
+            LAX,
+            sts("testing"),
+            False,
+            TlsDecision(TESTING, "requiretls", "mta-sts testing", NO_NAME),
+        ),
         (LAX, sts("none"), False, TlsDecision(LAX, "requiretls", skipped=NO_NAME)),
         (LAX, UNKNOWN, False, TlsDecision(LAX, "requiretls", NOT_FETCHED, NO_NAME)),
     ],
-)  # fmt: skip
+)
 def test_requiretls_needs_a_name_that_is_certain_whatever_a_route_says(
     policy, found, vouched, expected, by
 ):
@@ -110,16 +131,29 @@ def test_requiretls_needs_a_name_that_is_certain_whatever_a_route_says(
 NO = "TLS-Required: No"
 
 
-@each_row("policy, by, found, expected", [
+@each_row(
+    "policy, by, found, expected",
+    [
         (LAX, "configuration", sts("enforce"), TlsDecision(LAX, note=NO)),
         (LAX, "configuration", sts("enforce", "x.test"), TlsDecision(LAX, note=NO)),
-        (TlsPolicy("required"), "configuration", sts("enforce"), TlsDecision(TlsPolicy("required"), note=NO)),
+        (
+            TlsPolicy("required"),
+            "configuration",
+            sts("enforce"),
+            TlsDecision(TlsPolicy("required"), note=NO),
+        ),
         (LAX, "configuration", sts("testing"), TlsDecision(LAX, note=NO)),
         (LAX, "configuration", sts("none"), TlsDecision(LAX)),
         (LAX, "configuration", NO_STS, TlsDecision(LAX)),
-        (ROUTE, "route a", sts("enforce"), TlsDecision(ROUTE, "route a", "policy overridden by route")),
+        (
+            ROUTE,
+            "route a",
+            sts("enforce"),
+            TlsDecision(ROUTE, "route a", "policy overridden by route"),
+        ),
         (ROUTE, "route a", NO_STS, TlsDecision(ROUTE, "route a")),
-    ])  # fmt: skip
+    ],
+)
 def test_tls_required_no_lowers_what_the_domain_says_and_nothing_else(policy, by, found, expected):
     assert decide_tls("mx.test", policy, by=by, sts=found, demand="optional") == expected
     assert decide_tls("mx.test", policy, by=by, demand="requiretls if offered") == TlsDecision(
@@ -172,9 +206,15 @@ def test_behind_an_mx_answer_that_was_not_validated_dane_is_used_but_is_no_proof
     assert forged.skipped == "not in the MTA-STS policy of the domain"
 
 
-@each_row("policy, tlsa, expected", [
+@each_row(
+    "policy, tlsa, expected",
+    [
         (MUST, TLSA, TlsDecision(dane(), "route a", proof=True)),
-        (TlsPolicy("dane", implicit=True), TLSA, TlsDecision(dane(implicit=True), "route a", proof=True)),
+        (
+            TlsPolicy("dane", implicit=True),
+            TLSA,
+            TlsDecision(dane(implicit=True), "route a", proof=True),
+        ),
         (MUST, UNKNOWN_HOST, "the MX answer of the domain was not validated"),
         (MUST, NO_USABLE, HAS_NONE),
         (MUST, NO_TLSA, HAS_NONE),
@@ -183,7 +223,8 @@ def test_behind_an_mx_answer_that_was_not_validated_dane_is_used_but_is_no_proof
         (ROUTE, NO_USABLE, TlsDecision(ROUTE, "route a", OVERRIDDEN)),
         (ROUTE, BROKEN, TlsDecision(ROUTE, "route a")),
         (ROUTE, NO_TLSA, TlsDecision(ROUTE, "route a")),
-    ])  # fmt: skip
+    ],
+)
 def test_a_route_decides_alone_and_may_demand_dane(policy, tlsa, expected):
     decided = decide_tls("mx.test", policy, by="route a", tlsa=tlsa)
     if isinstance(expected, str):

@@ -48,9 +48,15 @@ def test_the_counts_of_a_minute_are_what_was_added_in_it(watched):
     assert set(before.counts.values()) == {0}
     assert (last.at_us, last.real_s) == (BEGAN_US + 119_000_000, 59)
     assert last.counts == {
-        "accepted": 5, "delivered": 2, "relayed": 2, "failed": 7, "deferred": 10, "captured": 1,
-        "attempts": 11, "reports": 4,
-    }  # fmt: skip
+        "accepted": 5,
+        "delivered": 2,
+        "relayed": 2,
+        "failed": 7,
+        "deferred": 10,
+        "captured": 1,
+        "attempts": 11,
+        "reports": 4,
+    }
 
 
 def test_the_hour_has_sixty_minutes_and_begins_again_when_the_wall_clock_jumps(watched):

@@ -144,51 +144,131 @@ max_connections = 0
     ]
 
 
-@each_row("text, fault", [
-        ("[http]\nlisten = '127.0.0.1:80'", '4: http.listen: found "127.0.0.1:80", expected a list'),
+@each_row(
+    "text, fault",
+    [
+        (
+            "[http]\nlisten = '127.0.0.1:80'",
+            '4: http.listen: found "127.0.0.1:80", expected a list',
+        ),
         ("[smtp]\nlisten = '127.0.0.1:25'", "3: smtp: found a table, expected [[smtp]]"),
         ('"\\u001b[2J" = 5', r"3: '\x1b[2J': found an unknown key"),
         ("http = 5", "3: http: found 5, expected a table"),
-        ('[http]\nanonymous = "a@b.test"\nlisten = ["127.0.0.1:1", "0.0.0.0:2"]', "4: http.anonymous: found"),
-        ('[http]\nanonymous = "a@b.test"\nlisten = ["unix:s"]', "only loopback addresses in http.listen"),
-        ('[http]\nanonymous = "a@b.test"\nproxy_networks = ["127.0.0.1/32"]', "expected no proxy_networks"),
+        (
+            '[http]\nanonymous = "a@b.test"\nlisten = ["127.0.0.1:1", "0.0.0.0:2"]',
+            "4: http.anonymous: found",
+        ),
+        (
+            '[http]\nanonymous = "a@b.test"\nlisten = ["unix:s"]',
+            "only loopback addresses in http.listen",
+        ),
+        (
+            '[http]\nanonymous = "a@b.test"\nproxy_networks = ["127.0.0.1/32"]',
+            "expected no proxy_networks",
+        ),
         ('[http]\nanonymous = "a@b.test"\npublic_url = "https://a.test"', "and no public_url"),
-        ('[http]\nlisten = ["http://unix:s"]', '4: http.listen[0]: found "http://unix:s", expected "http'),
+        (
+            '[http]\nlisten = ["http://unix:s"]',
+            '4: http.listen[0]: found "http://unix:s", expected "http',
+        ),
         ("[delivery]\nport = 1.0", "4: delivery.port: found 1.0, expected a whole"),
-        ("[pickup]\nmax_concurrent = 8", "4: pickup.max_concurrent: found a key that went in 0.3.0"),
+        (
+            "[pickup]\nmax_concurrent = 8",
+            "4: pickup.max_concurrent: found a key that went in 0.3.0",
+        ),
         ("[delivery]\nretry = []", "4: delivery.retry: found a list, expected a list of at least"),
-        ("[pressure]\nmemory = '1 kiB'", '4: pressure.memory: found "1 kiB", expected 0, or a size of 16 MiB to 1024 TiB'),
+        (
+            "[pressure]\nmemory = '1 kiB'",
+            '4: pressure.memory: found "1 kiB", expected 0, or a size of 16 MiB to 1024 TiB',
+        ),
         ("[mailboxes]\ncatch_all = 'a@b.test'", "expected a mailbox in one of mailboxes.domains"),
         (
             "[mailboxes]\ndomains = ['b.test']\nsrs_domain = 'a.test'",
             '5: mailboxes.srs_domain: found "a.test", expected one of mailboxes.domains',
         ),
-        ("[[domain]]\nname = 'a.test'\nrecipients = 'all'", '5: domain[0].recipients: found "all", expected accounts, any, verify or "file:PATH"'),
-        ("[mailboxes]\ndomains = ['a.test']\n[[domain]]\nname = 'A.test'", '6: domain[0].name: found "A.test", expected a name that is not in mailboxes.domains'),
-        ("[[domain]]\nname = 'a.test'\n[[domain]]\nname = 'a.test'", '6: domain[1].name: found "a.test", expected a name that is not in domain[0]'),
-        ("[[domain]]\nname = 'a.test'\nalias_of = 'b.test'", '5: domain[0].alias_of: found "b.test", expected another own domain'),
-        (f"[mailboxes]\ndomains = ['c.test']\n{OWN.format('a', 'b')}{OWN.format('b', 'c')}", '7: domain[0].alias_of: found "b.test", expected another own domain, without alias_of'),
-        (f"{ANY}alias_of = 'b.test'\n[[domain]]\nname = 'b.test'", "domain[0]: found a table, expected no recipients, catch_all or postmaster with alias_of"),
-        (f"{ANY}catch_all = 'x@b.test'\n[[domain]]\nname = 'b.test'", '6: domain[0].catch_all: found "x@b.test", expected catch_all only with recipients = "accounts"'),
-        (f"{ANY}postmaster = 'x@a.test'", '6: domain[0].postmaster: found "x@a.test", expected a mailbox in one of mailboxes.domains, or of a [[domain]] with accounts'),
-        (f"{ANY}[[route]]\ndomain = 'a.test'\nnext_hop = 'local'", 'route[0].next_hop: found "local", expected another one: no account has an address there'),
-        ("[[smtp]]\nlisten = 'systemd:'", '4: smtp[0].listen: found "systemd:", expected "systemd:NAME" with'),
-        ("[[smtp]]\nlisten = 'systemd:a'\n[[smtp]]\nlisten = 'systemd:a'", '6: smtp[1].listen: found "systemd:a", expected an address'),
+        (
+            "[[domain]]\nname = 'a.test'\nrecipients = 'all'",
+            '5: domain[0].recipients: found "all", expected accounts, any, verify or "file:PATH"',
+        ),
+        (
+            "[mailboxes]\ndomains = ['a.test']\n[[domain]]\nname = 'A.test'",
+            '6: domain[0].name: found "A.test", expected a name that is not in mailboxes.domains',
+        ),
+        (
+            "[[domain]]\nname = 'a.test'\n[[domain]]\nname = 'a.test'",
+            '6: domain[1].name: found "a.test", expected a name that is not in domain[0]',
+        ),
+        (
+            "[[domain]]\nname = 'a.test'\nalias_of = 'b.test'",
+            '5: domain[0].alias_of: found "b.test", expected another own domain',
+        ),
+        (
+            f"[mailboxes]\ndomains = ['c.test']\n{OWN.format('a', 'b')}{OWN.format('b', 'c')}",
+            '7: domain[0].alias_of: found "b.test", expected another own domain, without alias_of',
+        ),
+        (
+            f"{ANY}alias_of = 'b.test'\n[[domain]]\nname = 'b.test'",
+            "domain[0]: found a table, expected no recipients, catch_all or postmaster with alias_of",
+        ),
+        (
+            f"{ANY}catch_all = 'x@b.test'\n[[domain]]\nname = 'b.test'",
+            '6: domain[0].catch_all: found "x@b.test", expected catch_all only with recipients = "accounts"',
+        ),
+        (
+            f"{ANY}postmaster = 'x@a.test'",
+            '6: domain[0].postmaster: found "x@a.test", expected a mailbox in one of mailboxes.domains, or of a [[domain]] with accounts',
+        ),
+        (
+            f"{ANY}[[route]]\ndomain = 'a.test'\nnext_hop = 'local'",
+            'route[0].next_hop: found "local", expected another one: no account has an address there',
+        ),
+        (
+            "[[smtp]]\nlisten = 'systemd:'",
+            '4: smtp[0].listen: found "systemd:", expected "systemd:NAME" with',
+        ),
+        (
+            "[[smtp]]\nlisten = 'systemd:a'\n[[smtp]]\nlisten = 'systemd:a'",
+            '6: smtp[1].listen: found "systemd:a", expected an address',
+        ),
         ("[delivery]\nretry_by_class = ['1m']", "4: delivery.retry_by_class: found a list"),
-        ("[delivery.retry_by_class]\nDNS = ['1m']", "expected one of auth, connect, content, dns, internal, mailbox, protocol, recipient,"),
+        (
+            "[delivery.retry_by_class]\nDNS = ['1m']",
+            "expected one of auth, connect, content, dns, internal, mailbox, protocol, recipient,",
+        ),
         (
             f"{ROUTE}next_hop = 'local'\nmax_connections = 3",
             "6: route[0].max_connections: found 3, expected max_connections only with an mx",
         ),
         ("[[route]]\ndomain = 'a.test'", "3: route[0].next_hop: found nothing, expected"),
         ("[[route]]\nnext_hop = 'mx'", "3: route[0].domain: found nothing, expected"),
-        (f"{ROUTE}next_hop = 'mx'\nrecipient = 'b@a.test'", 'route[0].recipient: found "b@a.test", expected an address at *, the domain of the route'),
-        ("[[route]]\nnext_hop = 'mx'\nrecipient = '*@a.test'", 'found "*@a.test", expected one address: domain takes all'),
-        (f"{ROUTE}next_hop = 'smtp://a.test'", 'route[0].next_hop: found "smtp://a.test", expected mx, local,'),
-        (f"{ROUTE}next_hop = 'local'\nfallback = 'smtp://a.test:25'", 'route[0].fallback: found "smtp://a.test:25", expected fallback only with'),
-        (f"{ROUTE}next_hop = 'mx'\nfallback = 'mx'", 'route[0].fallback: found "mx", expected another smtp://, smtps:// or lmtp:// next hop'),
-        (f"{ROUTE}next_hop = 'mx'\nfallback = 'smtps://a.test:25'\ntls = 'none'", "route[0].tls: found"),
-        (f"[dns]\nprotocols = ['ipv4']\n{ROUTE}next_hop = 'smtp://[::1]:25'", "route[0].next_hop: found"),
+        (
+            f"{ROUTE}next_hop = 'mx'\nrecipient = 'b@a.test'",
+            'route[0].recipient: found "b@a.test", expected an address at *, the domain of the route',
+        ),
+        (
+            "[[route]]\nnext_hop = 'mx'\nrecipient = '*@a.test'",
+            'found "*@a.test", expected one address: domain takes all',
+        ),
+        (
+            f"{ROUTE}next_hop = 'smtp://a.test'",
+            'route[0].next_hop: found "smtp://a.test", expected mx, local,',
+        ),
+        (
+            f"{ROUTE}next_hop = 'local'\nfallback = 'smtp://a.test:25'",
+            'route[0].fallback: found "smtp://a.test:25", expected fallback only with',
+        ),
+        (
+            f"{ROUTE}next_hop = 'mx'\nfallback = 'mx'",
+            'route[0].fallback: found "mx", expected another smtp://, smtps:// or lmtp:// next hop',
+        ),
+        (
+            f"{ROUTE}next_hop = 'mx'\nfallback = 'smtps://a.test:25'\ntls = 'none'",
+            "route[0].tls: found",
+        ),
+        (
+            f"[dns]\nprotocols = ['ipv4']\n{ROUTE}next_hop = 'smtp://[::1]:25'",
+            "route[0].next_hop: found",
+        ),
         ("[dns]\nprotocols = []", "dns.protocols: found"),
         (
             f"{ROUTE}next_hop='mx'\nname=' a'",
@@ -198,7 +278,10 @@ max_connections = 0
             f"{ROUTE}next_hop='smtp://h:25'\nrequiretls = 'verified'",
             '6: route[0].requiretls: found "verified", expected requiretls only with tls = "verify" and',
         ),
-        (f"{ROUTE}next_hop='mx'\ntls = 'verify'\nrequiretls = 'verified'", '7: route[0].requiretls: found "verified", expected requiretls only with tls = "verify" and'),
+        (
+            f"{ROUTE}next_hop='mx'\ntls = 'verify'\nrequiretls = 'verified'",
+            '7: route[0].requiretls: found "verified", expected requiretls only with tls = "verify" and',
+        ),
         (
             f"{ROUTE}next_hop='lmtp:unix:/run/lmtp'\nauth = {LOGIN}",
             "6: route[0].auth: found a table, expected auth only with an smtp://, smtps:// or lmtp://",
@@ -211,16 +294,28 @@ max_connections = 0
             f"{ROUTE}next_hop='smtp://h:1'\nauth = {{user='u', password_file='nope'}}",
             '6: route[0].auth.password_file: found "nope", expected the path of an existing file',
         ),
-        (f"{ROUTE}next_hop='mx'\ntls = 'dane'", '6: route[0].tls: found "dane", expected another level: dane needs validating = true'),
+        (
+            f"{ROUTE}next_hop='mx'\ntls = 'dane'",
+            '6: route[0].tls: found "dane", expected another level: dane needs validating = true',
+        ),
         (
             f"[dns]\nvalidating = true\n{ROUTE}next_hop='smtp://192.0.2.1:25'\ntls = 'dane'",
             '8: route[0].tls: found "dane", expected another level: dane needs a host that the DNS has',
         ),
         ("[delivery]\ntls = 'verify'", "expected one of none, opportunistic, required"),
-        (f"{ROUTE}next_hop='smtps://h:465'\ntls = 'none'", '6: route[0].tls: found "none", expected required or verify: smtps:// is TLS'),
-        (f"{TO_H}auth = {LOGIN}\ntls = 'none'", '7: route[0].tls: found "none", expected verify or required: a password is sent in the'),
+        (
+            f"{ROUTE}next_hop='smtps://h:465'\ntls = 'none'",
+            '6: route[0].tls: found "none", expected required or verify: smtps:// is TLS',
+        ),
+        (
+            f"{TO_H}auth = {LOGIN}\ntls = 'none'",
+            '7: route[0].tls: found "none", expected verify or required: a password is sent in the',
+        ),
         (f"{TO_H}ca = 'ca.pem'", '6: route[0].ca: found "ca.pem", expected tls = "verify" with ca'),
-        ("[delivery]\nmta_sts_ca = 'secret'", ':4: delivery.mta_sts_ca: found "secret", expected a PEM file of CA certificates'),
+        (
+            "[delivery]\nmta_sts_ca = 'secret'",
+            ':4: delivery.mta_sts_ca: found "secret", expected a PEM file of CA certificates',
+        ),
         (
             "[[smtp]]\nlisten = '192.0.2.1:587'\nrole = 'submission'",
             '5: smtp[0].role: found "submission", expected tls, or a loopback address',
@@ -241,16 +336,34 @@ max_connections = 0
             "[[smtp]]\nlisten = '127.0.0.1:465'\nrole = 'submissions'",
             '5: smtp[0].role: found "submissions", expected tls with a certificate',
         ),
-        ("[[smtp]]\nlisten = '0.0.0.0:25'\n[[smtp]]\nlisten = '127.0.0.1:25'", "6: smtp[1].listen: found"),
+        (
+            "[[smtp]]\nlisten = '0.0.0.0:25'\n[[smtp]]\nlisten = '127.0.0.1:25'",
+            "6: smtp[1].listen: found",
+        ),
         (
             "[[smtp]]\nlisten = '127.0.0.1:25'\ntrusted_networks = ['0.0.0.0/0']",
             '5: smtp[0].trusted_networks[0]: found "0.0.0.0/0", expected a network of your own',
         ),
-        (DKIM.replace("s1", ".".join(["x" * 60] * 4)), "expected at most 253 characters of SELECTOR._domainkey.DOMAIN"),
-        (DKIM.replace("s1", "s_1"), '5: dkim[0].selector: found "s_1", expected a selector such as "s1"'),
-        (DKIM.replace("a.test", "a.ü_.test"), '4: dkim[0].domain: found "a.ü_.test", expected a domain such as "example.org"'),
-        (f"{DKIM}until = '2027-02-29'", '7: dkim[0].until: found "2027-02-29", expected a date such as'),
-        (f"{DKIM}until = 2027-02-28", "7: dkim[0].until: found 2027-02-28, expected a date in quotes"),
+        (
+            DKIM.replace("s1", ".".join(["x" * 60] * 4)),
+            "expected at most 253 characters of SELECTOR._domainkey.DOMAIN",
+        ),
+        (
+            DKIM.replace("s1", "s_1"),
+            '5: dkim[0].selector: found "s_1", expected a selector such as "s1"',
+        ),
+        (
+            DKIM.replace("a.test", "a.ü_.test"),
+            '4: dkim[0].domain: found "a.ü_.test", expected a domain such as "example.org"',
+        ),
+        (
+            f"{DKIM}until = '2027-02-29'",
+            '7: dkim[0].until: found "2027-02-29", expected a date such as',
+        ),
+        (
+            f"{DKIM}until = 2027-02-28",
+            "7: dkim[0].until: found 2027-02-28, expected a date in quotes",
+        ),
         (
             DKIM + DKIM.replace("s1", "s2") + DKIM.replace("s1", "S1").replace("a.test", "A.Test"),
             '13: dkim[2].selector: found "S1", expected a selector of its own for a.test: dkim[0] has it too',
@@ -259,7 +372,8 @@ max_connections = 0
             "".join(DKIM.replace("s1", f"s{number}") for number in range(11)),
             '44: dkim[10].domain: found "a.test", expected at most 10 keys for a.test: each signs',
         ),
-    ])  # fmt: skip
+    ],
+)
 def test_one_fault(folder, text, fault):
     told = faults(folder, SMALL + text)
     assert len(told) == 1
@@ -389,18 +503,22 @@ def test_a_list_of_certificates(folder):
     text = SMALL + '[[smtp]]\nlisten = "127.0.0.1:25"\ntls = '
     tls = loaded(folder, f"{text}[{one}, {two}]").smtp[0].tls
     assert [(place, file.key) for place, file in tls.pairs] == [
-        ((0,), folder / "one/key.pem"), ((1,), folder / "two/key.pem")
-    ]  # fmt: skip
+        ((0,), folder / "one/key.pem"),
+        ((1,), folder / "two/key.pem"),
+    ]
     assert loaded(folder, f"{text}[{one}]").smtp[0].tls == loaded(folder, text + one).smtp[0].tls
     for value, expected in [
-        (f"[{one}, {one}]", 'smtp[0].tls[1].certificate: found "one/certificate.pem", expected one with a DNS name'),
+        (
+            f"[{one}, {one}]",
+            'smtp[0].tls[1].certificate: found "one/certificate.pem", expected one with a DNS name',
+        ),
         (f"[{one}, {two[:-1]}, require = true }}]", "smtp[0].tls[1].require: found an unknown key"),
         (f"[{one}, {two.replace('two/key', 'one/key')}]", "smtp[0].tls[1].certificate: found"),
         (f"[[{one}]]", "smtp[0].tls[0]: found a list, expected a table"),
         ("[]", "smtp[0].tls: found a list, expected a table"),
         (f"[{one}, 1]", "smtp[0].tls[1]: found 1, expected a table"),
         (f"{one[:-1]}, further = [] }}", "smtp[0].tls.further: found an unknown key"),
-    ]:  # fmt: skip
+    ]:
         (told,) = faults(folder, text + value)
         assert expected in told
 

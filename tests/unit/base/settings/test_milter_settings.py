@@ -37,19 +37,46 @@ def test_addresses(tmp_path, text, address):
     assert milter.address == address
 
 
-@each_row("tables, said", [
+@each_row(
+    "tables, said",
+    [
         (['name = "a"\n'], "milter[0].address: found nothing, expected a value"),
-        ([GOOD.replace("rspamd", "a b")], '4: milter[0].name: found "a b", expected a name of at most 63'),
-        ([GOOD.replace("11332", "0")], '5: milter[0].address: found "127.0.0.1:0", expected a port of 1'),
-        ([GOOD.replace("127.0.0.1:11332", "inet:11332@x")], 'expected "HOST:PORT", "[IPV6]:PORT" or "unix:PATH"'),
-        ([GOOD.replace("127.0.0.1:11332", "unix:/" + "x" * 107)], "expected a socket path of at most 107 bytes"),
+        (
+            [GOOD.replace("rspamd", "a b")],
+            '4: milter[0].name: found "a b", expected a name of at most 63',
+        ),
+        (
+            [GOOD.replace("11332", "0")],
+            '5: milter[0].address: found "127.0.0.1:0", expected a port of 1',
+        ),
+        (
+            [GOOD.replace("127.0.0.1:11332", "inet:11332@x")],
+            'expected "HOST:PORT", "[IPV6]:PORT" or "unix:PATH"',
+        ),
+        (
+            [GOOD.replace("127.0.0.1:11332", "unix:/" + "x" * 107)],
+            "expected a socket path of at most 107 bytes",
+        ),
         ([GOOD + "role = []\n"], "6: milter[0].role: found a list, expected at least one of relay"),
-        ([GOOD + 'role = ["smtp"]\n'], 'milter[0].role[0]: found "smtp", expected one of relay, submission'),
-        ([GOOD + 'when_down = "tempfail"\n'], 'found "tempfail", expected one of accept, defer, reject'),
+        (
+            [GOOD + 'role = ["smtp"]\n'],
+            'milter[0].role[0]: found "smtp", expected one of relay, submission',
+        ),
+        (
+            [GOOD + 'when_down = "tempfail"\n'],
+            'found "tempfail", expected one of accept, defer, reject',
+        ),
         ([GOOD + "timeout = 0\n"], "milter[0].timeout: found 0, expected a duration of 0.001 s"),
-        ([GOOD, GOOD], '7: milter[1].name: found "rspamd", expected a name of its own: milter[0] has it too'),
-        ([GOOD.replace("rspamd", f"m{n}") for n in range(21)], "3: milter: found a list, expected at most 20"),
-    ])  # fmt: skip
+        (
+            [GOOD, GOOD],
+            '7: milter[1].name: found "rspamd", expected a name of its own: milter[0] has it too',
+        ),
+        (
+            [GOOD.replace("rspamd", f"m{n}") for n in range(21)],
+            "3: milter: found a list, expected at most 20",
+        ),
+    ],
+)
 def test_faults(tmp_path, tables, said):
     with pytest.raises(SettingsError) as error:
         read(tmp_path, *tables)

@@ -12,7 +12,9 @@ from tests.support.tables import each_row
 SMALL = 'hostname = "relay.test"\nstate_dir = "state"\n[spool]\n'
 
 
-@each_row("url, expected", [
+@each_row(
+    "url, expected",
+    [
         ("postgresql:///relay", ServerOptions((("/run/postgresql", 5432),), "relay")),
         (
             "postgresql://u@/relay?host=/tmp/pg&port=6000",
@@ -26,27 +28,39 @@ SMALL = 'hostname = "relay.test"\nstate_dir = "state"\n[spool]\n'
         (
             "postgresql://u:p@s@127.0.0.1,[::1]:2/r?connect_timeout=3&application_name=mail",
             ServerOptions(
-                (("127.0.0.1", 5432), ("::1", 2)), "r", "u", "p@s",
-                application_name="mail", timeout_s=3.0,
+                (("127.0.0.1", 5432), ("::1", 2)),
+                "r",
+                "u",
+                "p@s",
+                application_name="mail",
+                timeout_s=3.0,
             ),
         ),
         (
             "postgresql://u@a.test,b.test/r?sslmode=verify-full&sslrootcert=/ca.pem&sslcert=/c.pem&sslkey=/k.pem",
             ServerOptions(
-                (("a.test", 5432), ("b.test", 5432)), "r", "u", tls="verify-full",
-                authorities="/ca.pem", certificate="/c.pem", key="/k.pem",
+                (("a.test", 5432), ("b.test", 5432)),
+                "r",
+                "u",
+                tls="verify-full",
+                authorities="/ca.pem",
+                certificate="/c.pem",
+                key="/k.pem",
             ),
         ),
         (
             "postgresql:///r?host=/a,/b&port=1,2",
             ServerOptions((("/a", 1), ("/b", 2)), "r"),
         ),
-    ])  # fmt: skip
+    ],
+)
 def test_what_is_read(url, expected):
     assert parse_postgres_url(url) == expected
 
 
-@each_row("url, expected", [
+@each_row(
+    "url, expected",
+    [
         ("postgresql://", "with the name of a database"),
         ("postgresql://localhost/a/b", "with the name of a database"),
         ("postgres://localhost/a", "USER@HOST/DATABASE"),
@@ -64,7 +78,10 @@ def test_what_is_read(url, expected):
         ("postgresql://localhost/a?sslmode=prefer", "sslmode as one of disable, require"),
         ("postgresql://localhost/a?sslrootcert=ca.pem", "an absolute path as sslrootcert"),
         ("postgresql://localhost/a?sslcert=/c", "both sslcert and sslkey"),
-        ("postgresql://localhost/a?password=hidden", "connect_timeout, host, port, sslmode, sslrootcert, sslcert, sslkey, not password"),
+        (
+            "postgresql://localhost/a?password=hidden",
+            "connect_timeout, host, port, sslmode, sslrootcert, sslcert, sslkey, not password",
+        ),
         ("postgresql://localhost/a?hidden", "application_name, connect_timeout"),
         ("postgresql://localhost/a?sslmode", "one value for the parameter sslmode"),
         ("postgresql:///a?host=/b&host=/c", "one value for the parameter host"),
@@ -76,7 +93,8 @@ def test_what_is_read(url, expected):
         ("postgresql://localhost/%ff", "a URL in UTF-8"),
         ("postgresql://localhost/a%00", "of printable characters"),
         ("postgresql://u:1/hidden?hidden=1@localhost/a", "in a password as"),
-    ])  # fmt: skip
+    ],
+)
 def test_what_is_refused(url, expected):
     with pytest.raises(ValueError) as caught:
         parse_postgres_url(url)
@@ -108,7 +126,9 @@ def fault_of(folder: Path, spool: str, **environ: str) -> str:
     return str(fault).removeprefix(str(folder))
 
 
-@each_row("spool, fault", [
+@each_row(
+    "spool, fault",
+    [
         (
             'url = "mysql://localhost/a"',
             '/relay.toml:4: spool.url: found something else, expected "sqlite:PATH" with a PATH inside state_dir, or "postgresql://USER@HOST/DATABASE"',
@@ -133,7 +153,8 @@ def fault_of(folder: Path, spool: str, **environ: str) -> str:
             'node = "a b"',
             '/relay.toml:4: spool.node: found "a b", expected a name of at most 63 letters, digits, dots, hyphens and underscores',
         ),
-    ])  # fmt: skip
+    ],
+)
 def test_faults_of_the_file(tmp_path, spool, fault):
     bad = "postgresql://u:hidden@localhost:x/relay"
     assert fault_of(tmp_path, spool, HOST="localhost", BAD=bad) == fault

@@ -53,18 +53,22 @@ def settings(tmp_path: Path) -> Any:
 def test_only_reloadable_keys_are_applied(settings, tmp_path) -> None:
     active = settings()
     read = settings(
-        hostname="other.example.test", policy={"directory": "rules"}, spool={"keep": "3d"},
+        hostname="other.example.test",
+        policy={"directory": "rules"},
+        spool={"keep": "3d"},
         mailboxes={"accounts": "people.toml", "domains": ["other.test"], "store": "second"},
         route=[{"domain": "*", "next_hop": "capture"}],
-    )  # fmt: skip
+    )
     applied, changes = apply_reloadable(active, read)
     assert applied.policy.directory == tmp_path / "rules"
     assert applied.mailboxes.accounts == tmp_path / "people.toml"
     assert applied.mailboxes.domains == ("other.test",)
     assert [one.next_hop for one in applied.route] == ["capture"]
     kept = replace(
-        read, hostname=active.hostname, spool=active.spool,
+        read,
+        hostname=active.hostname,
+        spool=active.spool,
         mailboxes=replace(read.mailboxes, store=active.mailboxes.store),
-    )  # fmt: skip
+    )
     assert applied == kept
     assert changes == ("hostname", "mailboxes.store", "spool.keep")

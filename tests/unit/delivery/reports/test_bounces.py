@@ -147,8 +147,9 @@ def test_a_bounce_for_an_alias_goes_to_all_that_it_leads_to(reporter):
         "route r": ["carol@outside.test", "dave@outside.test"]
     }
     assert report.events[0].detail["next_hops"] == {
-        "local": ["bob@example.com"], "mx:outside.test": ["carol@outside.test", "dave@outside.test"]
-    }  # fmt: skip
+        "local": ["bob@example.com"],
+        "mx:outside.test": ["carol@outside.test", "dave@outside.test"],
+    }
 
 
 STRANGERS = replace(MESSAGE, envelope=Envelope("ann@sender.test"), trusted=False, account="")
@@ -174,8 +175,9 @@ def test_the_postmaster_has_one_notice_of_a_recipient_of_strangers_in_an_hour(re
     later = reporter.failures(people, replace(STRANGERS, id="later"))
     assert b"carol@example.net" not in later.messages[0].contents[0]
     assert [(one.detail["recipients"], "left_out" in one.detail) for one in later.events] == [
-        (["dave@example.net"], False), (["carol@example.net"], True)
-    ]  # fmt: skip
+        (["dave@example.net"], False),
+        (["carol@example.net"], True),
+    ]
     reporter.clock.advance(3600)
     assert len(reporter.failures(people, replace(STRANGERS, id="last")).events) == 1
 
@@ -228,8 +230,9 @@ def test_a_bounce_of_mail_with_requiretls_has_its_header_only(
     (bounce,) = reporter.failures([recipient()], message).messages
     assert bounce.facts.envelope.tls == bounce.events[0].detail.get("tls", "") == of_bounce
     assert (b"Message-ID: <orig@" in bounce.contents[0], b"\r\nHi\r\n" in bounce.contents[0]) == (
-        True, has_text,
-    )  # fmt: skip
+        True,
+        has_text,
+    )
     # a dead letter is a copy of the message
     (letter,) = reporter.failures([recipient(added_by="a rule")], message).messages
     of_copy = "" if demand == "optional" else demand
@@ -271,9 +274,13 @@ async def test_the_inbox_report_is_the_same_with_its_return_path(reporter):
 
 @pytest.mark.parametrize(
     ("languages", "found"),
-    [({}, "en"), ({"alice@example.com": "de"}, "de"), ({"app@example.com": "de"}, "de"),
-     ({"alice@example.com": "en", "app@example.com": "de"}, "en")],
-)  # fmt: skip
+    [
+        ({}, "en"),
+        ({"alice@example.com": "de"}, "de"),
+        ({"app@example.com": "de"}, "de"),
+        ({"alice@example.com": "en", "app@example.com": "de"}, "en"),
+    ],
+)
 def test_the_language_is_the_readers_else_the_senders(languages, found):
     reporter = CountedReporter(texts=TextSource(language_of=lambda one: languages.get(one, "")))
     message = replace(MESSAGE, account="app@example.com")
@@ -303,10 +310,15 @@ def groups(
     return decision.reported, decision.dead_letters, decision.dropped
 
 
-@each_row("strangers, verified, to", [
-        ("verified", True, "sender"), ("verified", False, "postmaster"),
-        ("postmaster", True, "postmaster"), ("sender", False, "sender"),
-    ])  # fmt: skip
+@each_row(
+    "strangers, verified, to",
+    [
+        ("verified", True, "sender"),
+        ("verified", False, "postmaster"),
+        ("postmaster", True, "postmaster"),
+        ("sender", False, "sender"),
+    ],
+)
 def test_who_hears_of_a_strangers_mail_that_fails(strangers, verified, to):
     everybody = [BOB, SILENT, SUCCESS_ONLY, ASKED, ADDED]
     message = replace(STRANGERS, extra=MessageExtra(verified=verified))
@@ -413,9 +425,12 @@ def test_a_report_of_each_kind_goes_to_the_sender_and_is_counted(reporter, kind,
     assert f"\r\nAction: {action}\r\n".encode() in report.contents[0]
     times = {"since": "2023-11-14T22:13:20.000000Z", "until": "2023-11-16T22:13:20.000000Z"}
     assert event.detail == {
-        "report_id": report.facts.id, "to": "alice@example.com", "kind": str(kind),
-        "recipients": ["bob@example.net"], **(times if kind is ReportKind.DELAYED else {}),
-    }  # fmt: skip
+        "report_id": report.facts.id,
+        "to": "alice@example.com",
+        "kind": str(kind),
+        "recipients": ["bob@example.net"],
+        **(times if kind is ReportKind.DELAYED else {}),
+    }
     assert reporter.counted() == {str(kind): 1}
 
 

@@ -63,13 +63,21 @@ class World:
     def make_watcher(self, copies: OwedCopies) -> ReceiptWatcher:
         """Return a watcher, as a start makes it."""
         reporter = Reporter(
-            hostname="relay.example.test", clock=self.clock, ids=self.ids,
-            destination_of=lambda _: Destination(LOCAL), expire_after_s=3600, metrics=self.metrics,
-        )  # fmt: skip
+            hostname="relay.example.test",
+            clock=self.clock,
+            ids=self.ids,
+            destination_of=lambda _: Destination(LOCAL),
+            expire_after_s=3600,
+            metrics=self.metrics,
+        )
         sender = ReceiptSender(
-            spool=self.spool, reporter=reporter, accounts=self.accounts, offer=self.offered.extend,
-            copies=copies, crash=CrashPoints(),
-        )  # fmt: skip
+            spool=self.spool,
+            reporter=reporter,
+            accounts=self.accounts,
+            offer=self.offered.extend,
+            copies=copies,
+            crash=CrashPoints(),
+        )
         return ReceiptWatcher(
             sender=sender, ledger=self.spool.receipts, copies=copies, clock=self.clock
         )

@@ -23,9 +23,12 @@ from tests.support.sample_reports import DELAYED, EVERY_CLASS, FULL, MESSAGE
 DOCS = Path(__file__).parents[4] / "docs/reports.md"
 HEADER = Header.parse(b"Subject: Lunch\r\nMessage-ID: <m@x.test>\r\n")
 RECEIPT = ReceiptRequest(
-    "bob@example.net", "alice@example.com", "bob@example.net", message_id="<m@x.test>",
+    "bob@example.net",
+    "alice@example.com",
+    "bob@example.net",
+    message_id="<m@x.test>",
     subject="Lunch",
-)  # fmt: skip
+)
 ALL_KINDS = (*ReportKind, *ReceiptKind)
 HOSTILE = "<script>\"'&amp;</p><img src=http://evil.test/x>{{ 7*7 }}"
 
@@ -40,9 +43,13 @@ def written(
 def receipt(kind=ReceiptKind.READ, language="", *, using=None, **changes) -> HumanPart:
     about, using = structs.replace(RECEIPT, **changes), using or ReportTexts()
     return using.receipt(
-        kind, about, MESSAGE.id, hostname="relay.test", now_us=MESSAGE.received_us,
+        kind,
+        about,
+        MESSAGE.id,
+        hostname="relay.test",
+        now_us=MESSAGE.received_us,
         language=language,
-    )  # fmt: skip
+    )
 
 
 def of_kind(kind, language) -> HumanPart:
@@ -85,8 +92,25 @@ def test_each_class_says_why_and_what_to_do(language):
     own = texts._own_texts(language)
     one = RecipientFields("a@b.test", "b.test", "", "", "", "", "the text", "", "")
     for kind in FailureClass:
-        for detail in ("0.0", "1.0", "1.3", "1.8", "1.10", "2.1", "2.3", "3.0", "4.1", "4.2", "4.3",
-                       "4.4", "5.0", "5.3", "6.3", "6.7", "7.8"):  # fmt: skip
+        for detail in (
+            "0.0",
+            "1.0",
+            "1.3",
+            "1.8",
+            "1.10",
+            "2.1",
+            "2.3",
+            "3.0",
+            "4.1",
+            "4.2",
+            "4.3",
+            "4.4",
+            "5.0",
+            "5.3",
+            "6.3",
+            "6.7",
+            "7.8",
+        ):
             said = getattr(own, kind)(structs.replace(one, detail=detail), "b.test", "relay.test")
             why, _, advice = said.strip().partition("\n")
             assert why.endswith((".", "the text")), (kind, detail, said)
@@ -177,13 +201,21 @@ def test_values_are_escaped_in_html_only(load):
 @pytest.mark.parametrize(
     ("files", "expected"),
     [
-        ({"en/5.2.2.txt": "Full!\n\nWait.", "en/5.2.txt": "Box."}, "Full!\n    What to do: Wait.\n"),
-        ({"en/5.2.txt": "Box of\n{{ recipient.address }}.\n\nA\n\nB"},
-         "Box of carol@example.net.\n    What to do: A B\n"),
+        (
+            {"en/5.2.2.txt": "Full!\n\nWait.", "en/5.2.txt": "Box."},
+            "Full!\n    What to do: Wait.\n",
+        ),
+        (
+            {"en/5.2.txt": "Box of\n{{ recipient.address }}.\n\nA\n\nB"},
+            "Box of carol@example.net.\n    What to do: A B\n",
+        ),
         ({"en/5.2.2.txt": "Full!"}, "Full!\n\nDetails"),
-        ({"en/5.1.txt": "No", "de/5.2.2.txt": "Nein", "en/4.2.2.txt": "No"}, "The mailbox is full.\n"),
+        (
+            {"en/5.1.txt": "No", "de/5.2.2.txt": "Nein", "en/4.2.2.txt": "No"},
+            "The mailbox is full.\n",
+        ),
     ],
-)  # fmt: skip
+)
 def test_a_text_for_a_status_goes_before_that_of_its_subject(load, files, expected):
     assert expected in written(using=load(files)).text
 
@@ -192,32 +224,60 @@ def test_a_text_for_a_status_goes_before_that_of_its_subject(load, files, expect
     ("files", "found"),
     [
         ({"en/failure.txt": "a\n{% if %}"}, "en/failure.txt:2: Expected an expression, got"),
-        ({"en/failure.html": "a\n\n{{ recipent }}"},
-         'en/failure.html:3: found an unknown field "recipent", expected one of arrived, count,'),
-        ({"en/failure.txt": "\n{% for one in recipients %}\n{{ one.adress }}{% endfor %}"},
-         "en/failure.txt:3: 'relay.delivery.reports.wording.RecipientFields object' has no attribute 'adress'"),
-        ({"de/notread.html": "{{ 1 // (message_id | length) }}"},
-         "de/notread.html:1: integer division or modulo by zero"),
-        ({"en/failure.txt": "{{ ''.__class__.__mro__ }}"},
-         "en/failure.txt:1: access to attribute '__class__' of 'str' object is unsafe."),
-        ({"en/failure.txt": "{% include 'x' %}"}, "en/failure.txt:1: no loader for this environment"),
-        ({"en/failure.txt": "{% for a in range(9999) %}{{ 'x' * 999 }}{% endfor %}"},
-         "en/failure.txt: more than 262144 characters"),
-        ({"en/failure.txt": "{% for a in range(10**9) %}{% endfor %}"},
-         "en/failure.txt:1: Range too big."),
-        ({"en/failure.txt": "{% for a in range(90000) %}\n{% for b in range(90000) %}\n"
-          "{% endfor %}\n{% endfor %}"},
-         "en/failure.txt:2: loops for more than 0.2 s"),
-        ({"de/read.html": "{% macro f() %}{% for a in range(90000) %}{% for b in range(90000) %}"
-          "{% endfor %}{% endfor %}{% endmacro %}\n{{ f() }}"},
-         "de/read.html:1: loops for more than 0.2 s"),
+        (
+            {"en/failure.html": "a\n\n{{ recipent }}"},
+            'en/failure.html:3: found an unknown field "recipent", expected one of arrived, count,',
+        ),
+        (
+            {"en/failure.txt": "\n{% for one in recipients %}\n{{ one.adress }}{% endfor %}"},
+            "en/failure.txt:3: 'relay.delivery.reports.wording.RecipientFields object' has no attribute 'adress'",
+        ),
+        (
+            {"de/notread.html": "{{ 1 // (message_id | length) }}"},
+            "de/notread.html:1: integer division or modulo by zero",
+        ),
+        (
+            {"en/failure.txt": "{{ ''.__class__.__mro__ }}"},
+            "en/failure.txt:1: access to attribute '__class__' of 'str' object is unsafe.",
+        ),
+        (
+            {"en/failure.txt": "{% include 'x' %}"},
+            "en/failure.txt:1: no loader for this environment",
+        ),
+        (
+            {"en/failure.txt": "{% for a in range(9999) %}{{ 'x' * 999 }}{% endfor %}"},
+            "en/failure.txt: more than 262144 characters",
+        ),
+        (
+            {"en/failure.txt": "{% for a in range(10**9) %}{% endfor %}"},
+            "en/failure.txt:1: Range too big.",
+        ),
+        (
+            {
+                "en/failure.txt": "{% for a in range(90000) %}\n{% for b in range(90000) %}\n"
+                "{% endfor %}\n{% endfor %}"
+            },
+            "en/failure.txt:2: loops for more than 0.2 s",
+        ),
+        (
+            {
+                "de/read.html": "{% macro f() %}{% for a in range(90000) %}{% for b in range(90000) %}"
+                "{% endfor %}{% endfor %}{% endmacro %}\n{{ f() }}"
+            },
+            "de/read.html:1: loops for more than 0.2 s",
+        ),
         ({"en/failure.txt": "x" * 70_000}, "en/failure.txt: found more than 65536 octets"),
-        ({"en/faliure.txt": "x"}, 'en/faliure.txt: found "faliure.txt", expected KIND.txt or KIND.html'),
+        (
+            {"en/faliure.txt": "x"},
+            'en/faliure.txt: found "faliure.txt", expected KIND.txt or KIND.html',
+        ),
         ({"en/2.0.0.txt": "x"}, 'en/2.0.0.txt: found "2.0.0.txt", expected'),
-        ({"fr/failure.txt": "x"},
-         'fr: found "fr", expected a directory named after a language: de, en'),
+        (
+            {"fr/failure.txt": "x"},
+            'fr: found "fr", expected a directory named after a language: de, en',
+        ),
     ],
-)  # fmt: skip
+)
 def test_a_fault_is_named_with_file_and_line(faults, files, found):
     (fault,) = faults(files)
     assert fault.startswith(found)

@@ -54,9 +54,12 @@ def test_the_class_of_a_status_and_reply(status, reply, expected):
 
 @pytest.mark.parametrize(
     ("rule", "remote", "expected"),
-    [("no exe", False, FailureClass.RULE), ("", False, FailureClass.RULE),
-     ("", True, FailureClass.REFUSED)],
-)  # fmt: skip
+    [
+        ("no exe", False, FailureClass.RULE),
+        ("", False, FailureClass.RULE),
+        ("", True, FailureClass.REFUSED),
+    ],
+)
 def test_a_rule_of_this_relay_is_told_from_one_of_a_host(rule, remote, expected):
     assert failure("5.7.1", "550 5.7.1 no", remote=remote, rule=rule).kind is expected
 

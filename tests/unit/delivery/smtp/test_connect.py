@@ -191,9 +191,11 @@ async def test_a_certificate_of_a_trusted_ca_for_the_host_is_verified(
     tls = authority.issue(*names).server_context()
     async with RemoteMx(tls=tls, implicit_tls=implicit, users={"me": "secret"}) as mx:
         connection = await connected(
-            mx, host=host, credentials=LOGIN,
+            mx,
+            host=host,
+            credentials=LOGIN,
             tls=TlsPolicy("verify", implicit=implicit, ca=authority.certificate),
-        )  # fmt: skip
+        )
         result = await connection.transact(message())
     assert isinstance(result.outcomes[0], Relayed)
     assert mx.envelopes[0].tls

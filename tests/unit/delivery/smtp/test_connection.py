@@ -40,9 +40,15 @@ async def test_each_recipient_has_an_outcome_of_its_own(connected, message, exte
 @both_ways
 @pytest.mark.parametrize(
     ("stage", "reply", "expected"),
-    [("MAIL", "552 too big", Failed), ("MAIL", "451 later", Deferred), ("DATA", "554 no", Failed),
-     ("DATA", "451 later", Deferred), ("DOT", "550 5.7.1 spam", Failed), ("DOT", "452 full", Deferred)],
-)  # fmt: skip
+    [
+        ("MAIL", "552 too big", Failed),
+        ("MAIL", "451 later", Deferred),
+        ("DATA", "554 no", Failed),
+        ("DATA", "451 later", Deferred),
+        ("DOT", "550 5.7.1 spam", Failed),
+        ("DOT", "452 full", Deferred),
+    ],
+)
 async def test_a_rejection_counts_for_all_and_keeps_the_connection(
     connected, message, extensions, stage, reply, expected
 ):

@@ -36,9 +36,13 @@ def made(name, by=None, *extensions, key=None, days=1, san=(), version=3):
     key = key or ec.generate_private_key(ec.SECP256R1())
     subject = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, name)])
     builder = x509.CertificateBuilder(
-        by[0].subject if by else subject, subject, key.public_key(), x509.random_serial_number(),
-        NOW - timedelta(days=9), NOW + timedelta(days=days),
-    )  # fmt: skip
+        by[0].subject if by else subject,
+        subject,
+        key.public_key(),
+        x509.random_serial_number(),
+        NOW - timedelta(days=9),
+        NOW + timedelta(days=days),
+    )
     if san:
         names = x509.SubjectAlternativeName(map(x509.DNSName, san))
         builder = builder.add_extension(names, critical=False)
@@ -273,12 +277,27 @@ async def test_a_host_is_asked_by_the_name_that_has_the_records(
 @pytest.mark.parametrize(
     ("records", "host", "kind", "said"),
     [
-        ([record("3 1 1", ROOT)], "mx.test", "validation-failure", "matches none of 1 TLSA records: it is 3 1 1"),
-        ([record("2 0 1", ROOT)], "mx.test", "validation-failure", "matches none of 1 TLSA records: it is 3 1 1"),
-        ([record("2 0 1", MIDDLE)], "a.test", "certificate-host-mismatch", "the certificate is for mx.test, not a.test"),
+        (
+            [record("3 1 1", ROOT)],
+            "mx.test",
+            "validation-failure",
+            "matches none of 1 TLSA records: it is 3 1 1",
+        ),
+        (
+            [record("2 0 1", ROOT)],
+            "mx.test",
+            "validation-failure",
+            "matches none of 1 TLSA records: it is 3 1 1",
+        ),
+        (
+            [record("2 0 1", MIDDLE)],
+            "a.test",
+            "certificate-host-mismatch",
+            "the certificate is for mx.test, not a.test",
+        ),
         ([record("2 0 0", OTHER_ROOT)], "mx.test", UNTRUSTED, "did not issue the certificate"),
     ],
-)  # fmt: skip
+)
 async def test_a_host_that_does_not_match_is_told_nothing(
     connected, context, implicit, records, host, kind, said
 ):

@@ -138,8 +138,10 @@ async def test_a_session_cut_anywhere_is_never_delivered_without_a_final_2yz_and
     kinds = {place: [type(one) for one in outcomes] for place, outcomes in found.items()}
     if action == "reset":  # it may destroy what was on its way
         for place, after in expected.items():
-            kinds[place] = [after[n] if kind is Indeterminate and after[n] is success else kind
-                            for n, kind in enumerate(kinds[place])]  # fmt: skip
+            kinds[place] = [
+                after[n] if kind is Indeterminate and after[n] is success else kind
+                for n, kind in enumerate(kinds[place])
+            ]
     assert kinds == expected
 
 
@@ -216,9 +218,10 @@ async def test_text_in_other_replies_and_none_of_it_is_an_extension(connected, m
 
 @pytest.mark.parametrize("stage", ["CONNECT", "EHLO", "MAIL", "DOT"])
 @pytest.mark.parametrize(
-    "reply", ["2" + "x" * 1_000_000, "250-x\r\n" * 10_000, "x\r\n" * 10_000, "\x16\x03\x01\x02\x00\x01\x0b"],
+    "reply",
+    ["2" + "x" * 1_000_000, "250-x\r\n" * 10_000, "x\r\n" * 10_000, "\x16\x03\x01\x02\x00\x01\x0b"],
     ids=["1 MB", "10,000 lines", "10,000 lines without a code", "TLS"],
-)  # fmt: skip
+)
 async def test_no_reply_is_too_large_or_too_strange(connected, message, stage, reply):
     async with RemoteMx(extensions=STEP_BY_STEP, replies={stage: reply}) as mx:
         try:

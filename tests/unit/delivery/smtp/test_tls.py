@@ -30,7 +30,9 @@ def test_a_certificate_matches_its_names(names, host):
     assert certificate_matches(certificate(*names), host)
 
 
-@each_row("names, host, found", [
+@each_row(
+    "names, host, found",
+    [
         (["DNS:other.test"], "mail.test", "other.test"),
         ([], "mail.test", "no host"),  # the common name does not count
         (["DNS:mail.test"], "a.mail.test", "mail.test"),
@@ -44,9 +46,13 @@ def test_a_certificate_matches_its_names(names, host):
         (["DNS:*.0.2.1"], "192.0.2.1", "*.0.2.1"),
         (["IP:192.0.2.2"], "192.0.2.1", "the address 192.0.2.2"),
         (["IP:192.0.2.1"], "mail.test", "the address 192.0.2.1"),
-        (["DNS:a.test", "DNS:b.test", "IP:192.0.2.1", "DNS:c.test", "DNS:d.test"], "mail.test",
-         "a.test, b.test, c.test and 2 more"),
-    ])  # fmt: skip
+        (
+            ["DNS:a.test", "DNS:b.test", "IP:192.0.2.1", "DNS:c.test", "DNS:d.test"],
+            "mail.test",
+            "a.test, b.test, c.test and 2 more",
+        ),
+    ],
+)
 def test_a_certificate_for_others_is_described_by_its_names(names, host, found):
     assert not certificate_matches(certificate(*names), host)
     assert certificate_names(certificate(*names)) == found

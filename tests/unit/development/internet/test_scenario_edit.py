@@ -43,8 +43,10 @@ def replies(text, number):
 def test_a_reply_is_added_before_the_others_of_its_domain(domain):
     edited = with_reply(parse_scenario(TWO), domain, REPLY)
     assert replies(edited, 1) == [
-        ("RCPT", "550 5.1.1 no such user here"), ("MAIL", "451 later"), ("DOT", "drop"),
-    ]  # fmt: skip
+        ("RCPT", "550 5.1.1 no such user here"),
+        ("MAIL", "451 later"),
+        ("DOT", "drop"),
+    ]
     assert edited.scenario.domain[1].reply[0].times == 2
     assert parse_scenario(edited.toml).scenario == edited.scenario
 

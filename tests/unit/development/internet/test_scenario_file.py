@@ -82,44 +82,127 @@ addresses = "none"
     assert scenario.domain[4].hosts[0].addresses == "none"
 
 
-@each_row("text, expected", [
+@each_row(
+    "text, expected",
+    [
         ('[[domain]]\nnme = "x.test"\n', "net.toml:2: domain[0].nme: found an unknown key"),
-        ('[[domain]]\nname = "not a name"\n', 'net.toml:2: domain[0].name: found "not a name", expected a domain'),
+        (
+            '[[domain]]\nname = "not a name"\n',
+            'net.toml:2: domain[0].name: found "not a name", expected a domain',
+        ),
         ("[domain]\nname = 1\n", "net.toml:1: domain: found a table, expected [[domain]]"),
         ("seed = -1\n", "net.toml:1: seed: found -1, expected a whole number from 0"),
-        (f'{REPLY}verb = "RCTP"\nreply = "550 x"\n', 'net.toml:4: domain[0].reply[0].verb: found "RCTP", expected one of CONNECT, BANNER'),
-        (f'{REPLY}verb = "RCPT"\n', "net.toml:3: domain[0].reply[0]: found neither reply and action, expected one"),
-        (f'{REPLY}verb = "RCPT"\nreply = "550 x"\naction = "drop"\n', "found both reply and action"),
-        (f'{REPLY}verb = "RCPT"\nreply = "no"\n', 'net.toml:5: domain[0].reply[0].reply: found "no", expected a reply such as'),
+        (
+            f'{REPLY}verb = "RCTP"\nreply = "550 x"\n',
+            'net.toml:4: domain[0].reply[0].verb: found "RCTP", expected one of CONNECT, BANNER',
+        ),
+        (
+            f'{REPLY}verb = "RCPT"\n',
+            "net.toml:3: domain[0].reply[0]: found neither reply and action, expected one",
+        ),
+        (
+            f'{REPLY}verb = "RCPT"\nreply = "550 x"\naction = "drop"\n',
+            "found both reply and action",
+        ),
+        (
+            f'{REPLY}verb = "RCPT"\nreply = "no"\n',
+            'net.toml:5: domain[0].reply[0].reply: found "no", expected a reply such as',
+        ),
         (f'{REPLY}verb = "RCPT"\nreply = "354 no"\n', "expected a code of 2yz, 4yz or 5yz"),
         (f'{REPLY}verb = "RCPT"\nreply = "550-a\\n551 b"\n', "expected the code 550 on every line"),
         (f'{REPLY}verb = "RCPT"\nreply = "550 é"\n', "printable ASCII"),
-        (f'{REPLY}verb = "RCPT"\naction = "servfail"\n', 'net.toml:5: domain[0].reply[0].action: found "servfail", expected it only with the verb DNS'),
+        (
+            f'{REPLY}verb = "RCPT"\naction = "servfail"\n',
+            'net.toml:5: domain[0].reply[0].action: found "servfail", expected it only with the verb DNS',
+        ),
         (f'{REPLY}verb = "MAIL"\naction = "bad-certificate"\n', "only with the verb STARTTLS"),
-        (f'{REPLY}verb = "DNS"\nreply = "550 x"\n', "expected the action servfail, nxdomain or stall"),
-        (f'{REPLY}verb = "MAIL"\nrecipient = "x"\nreply = "550 x"\n', 'net.toml:5: domain[0].reply[0].recipient: found "x", expected it only with DATA, DOT, RCPT'),
-        (f'{REPLY}verb = "EHLO"\nsender = "x"\nreply = "550 x"\n', "expected it only with DATA, DOT, MAIL, RCPT"),
-        (f'{REPLY}verb = "RCPT"\nrecipient = "x@y.test"\nreply = "550 x"\n', "expected the part before the @ only"),
-        (f'{REPLY}verb = "RCPT"\nrecipient = "{"x" * 201}"\nreply = "550 x"\n', "found 201 characters, expected 200 at most"),
-        (f'[[graph]]\nstatus = 429\npath = "{"*a" * 101}"\n', "net.toml:3: graph[0].path: found 202 characters"),
-        (f'{REPLY}verb = "RCPT"\nreply = "550 x"\ntimes = 0\n', "net.toml:6: domain[0].reply[0].times: found 0, expected a whole number from 1"),
-        (f'{REPLY}verb = "RCPT"\nreply = "550 x"\ndelay = "2h"\n', "found 7200 seconds, expected an hour at most"),
-        (f'{DOMAIN}null_mx = true\nmx = [{{ host = "a.test" }}]\n', "net.toml:4: domain[0].mx: found 1 host and null_mx"),
-        (f"{DOMAIN}null_mx = true\ndane = true\n", "net.toml:4: domain[0].dane: found true and null_mx"),
-        (f'{DOMAIN}dane = "right"\n', 'net.toml:3: domain[0].dane: found "right", expected one of true, false, wrong, servfail'),
-        (f'{DOMAIN}certificate = "expird"\n', 'net.toml:3: domain[0].certificate: found "expird", expected one of good, expired, other-name (did you mean "expired"?)'),
+        (
+            f'{REPLY}verb = "DNS"\nreply = "550 x"\n',
+            "expected the action servfail, nxdomain or stall",
+        ),
+        (
+            f'{REPLY}verb = "MAIL"\nrecipient = "x"\nreply = "550 x"\n',
+            'net.toml:5: domain[0].reply[0].recipient: found "x", expected it only with DATA, DOT, RCPT',
+        ),
+        (
+            f'{REPLY}verb = "EHLO"\nsender = "x"\nreply = "550 x"\n',
+            "expected it only with DATA, DOT, MAIL, RCPT",
+        ),
+        (
+            f'{REPLY}verb = "RCPT"\nrecipient = "x@y.test"\nreply = "550 x"\n',
+            "expected the part before the @ only",
+        ),
+        (
+            f'{REPLY}verb = "RCPT"\nrecipient = "{"x" * 201}"\nreply = "550 x"\n',
+            "found 201 characters, expected 200 at most",
+        ),
+        (
+            f'[[graph]]\nstatus = 429\npath = "{"*a" * 101}"\n',
+            "net.toml:3: graph[0].path: found 202 characters",
+        ),
+        (
+            f'{REPLY}verb = "RCPT"\nreply = "550 x"\ntimes = 0\n',
+            "net.toml:6: domain[0].reply[0].times: found 0, expected a whole number from 1",
+        ),
+        (
+            f'{REPLY}verb = "RCPT"\nreply = "550 x"\ndelay = "2h"\n',
+            "found 7200 seconds, expected an hour at most",
+        ),
+        (
+            f'{DOMAIN}null_mx = true\nmx = [{{ host = "a.test" }}]\n',
+            "net.toml:4: domain[0].mx: found 1 host and null_mx",
+        ),
+        (
+            f"{DOMAIN}null_mx = true\ndane = true\n",
+            "net.toml:4: domain[0].dane: found true and null_mx",
+        ),
+        (
+            f'{DOMAIN}dane = "right"\n',
+            'net.toml:3: domain[0].dane: found "right", expected one of true, false, wrong, servfail',
+        ),
+        (
+            f'{DOMAIN}certificate = "expird"\n',
+            'net.toml:3: domain[0].certificate: found "expird", expected one of good, expired, other-name (did you mean "expired"?)',
+        ),
         (f"{DOMAIN}{DOMAIN}", 'net.toml:3: domain[1]: found "example.org" a second time'),
-        (f'{DOMAIN}[[domain.limit]]\nreply = "450 x"\n', "found 0 of connections, messages and recipients, expected one"),
-        (f'{DOMAIN}[[domain.limit]]\nreply = "450 x"\nmessages = "1/1m"\nrecipients = "1/1m"\n', "found 2 of connections"),
-        (f'{DOMAIN}[[domain.limit]]\nreply = "450 x"\nmessages = "20000/1m"\n', "found a limit of 20000, expected at most 10000"),
-        ("[[graph]]\nstatus = 500\n", "net.toml:2: graph[0].status: found 500, expected one of 429, 503, 504, expired-token"),
-        ("".join(f'[[domain]]\nname = "a{n}.test"\nmx = []\n' for n in range(DOMAINS_MAX + 1)), "found 101 domains, expected at most 100"),
-        (DOMAIN + "aliases = [" + ", ".join(f"'a{n}.test'" for n in range(1000)) + "]\n", "found 1001 names, expected at most 1000"),
-        (DOMAIN + "mx = [" + ", ".join(f"{{ host = 'm{n}.test' }}" for n in range(101)) + "]\n", "found 101 hosts, expected at most 100"),
-        (REPLY + 'verb = "RCPT"\nreply = "550 x"\n' + '[[domain.reply]]\nverb = "QUIT"\naction = "drop"\n' * 1000, "found 1001 replies, expected at most 1000"),
+        (
+            f'{DOMAIN}[[domain.limit]]\nreply = "450 x"\n',
+            "found 0 of connections, messages and recipients, expected one",
+        ),
+        (
+            f'{DOMAIN}[[domain.limit]]\nreply = "450 x"\nmessages = "1/1m"\nrecipients = "1/1m"\n',
+            "found 2 of connections",
+        ),
+        (
+            f'{DOMAIN}[[domain.limit]]\nreply = "450 x"\nmessages = "20000/1m"\n',
+            "found a limit of 20000, expected at most 10000",
+        ),
+        (
+            "[[graph]]\nstatus = 500\n",
+            "net.toml:2: graph[0].status: found 500, expected one of 429, 503, 504, expired-token",
+        ),
+        (
+            "".join(f'[[domain]]\nname = "a{n}.test"\nmx = []\n' for n in range(DOMAINS_MAX + 1)),
+            "found 101 domains, expected at most 100",
+        ),
+        (
+            DOMAIN + "aliases = [" + ", ".join(f"'a{n}.test'" for n in range(1000)) + "]\n",
+            "found 1001 names, expected at most 1000",
+        ),
+        (
+            DOMAIN + "mx = [" + ", ".join(f"{{ host = 'm{n}.test' }}" for n in range(101)) + "]\n",
+            "found 101 hosts, expected at most 100",
+        ),
+        (
+            REPLY
+            + 'verb = "RCPT"\nreply = "550 x"\n'
+            + '[[domain.reply]]\nverb = "QUIT"\naction = "drop"\n' * 1000,
+            "found 1001 replies, expected at most 1000",
+        ),
         ("[[graph]]\nstatus = 429\n" * 101, "found 101 faults, expected at most 100"),
         ("# " + "x" * SCENARIO_BYTES_MAX, "found more than 256 KiB"),
-    ])  # fmt: skip
+    ],
+)
 def test_a_fault_says_where_what_was_found_and_what_was_expected(text, expected):
     found = faults(text)
     assert any(expected in one for one in found), found
@@ -188,13 +271,37 @@ def test_a_reply_is_valid_on_the_wire_or_refused(text):
 
 
 KEYS = st.sampled_from(
-    ["seed", "domain", "graph", "name", "aliases", "mx", "host", "reply", "verb", "action", "limit",
-     "messages", "status", "times", "chance", "delay", "recipient", "null_mx", "tls", "addresses"]
-)  # fmt: skip
+    [
+        "seed",
+        "domain",
+        "graph",
+        "name",
+        "aliases",
+        "mx",
+        "host",
+        "reply",
+        "verb",
+        "action",
+        "limit",
+        "messages",
+        "status",
+        "times",
+        "chance",
+        "delay",
+        "recipient",
+        "null_mx",
+        "tls",
+        "addresses",
+    ]
+)
 LEAVES = (
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8)
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.text(max_size=8)
     | st.sampled_from(["RCPT", "DNS", "drop", "550 5.1.1 no", "a.test", "b.test", "1/1m", 429])
-)  # fmt: skip
+)
 TABLES = st.recursive(
     LEAVES,
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(KEYS, inner, max_size=6),

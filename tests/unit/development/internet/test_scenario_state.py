@@ -155,9 +155,12 @@ def test_what_is_remembered_is_bounded():
 )
 def test_the_same_events_give_the_same_replies(events):
     text = (
-        "seed = 7\n" + DOMAIN + 'greylist = "30s"\n' + rule(recipient="a", chance=40, reply="450 a")
+        "seed = 7\n"
+        + DOMAIN
+        + 'greylist = "30s"\n'
+        + rule(recipient="a", chance=40, reply="450 a")
         + '[[domain.limit]]\nrecipients = "5/1m"\nreply = "451 slow"\n'
-    )  # fmt: skip
+    )
 
     def run() -> list[str]:
         hosts = Hosts(text)

@@ -38,9 +38,12 @@ async def simulated(text="", **options):
     internet = SimulatedInternet(SystemClock(), scenario(text), **options)
     await internet.start()
     resolver = Resolver(
-        DnsSettings((internet.nameserver,), timeout=0.3), clock=SystemClock(), rng=random.Random(1),
-        hostname="relay.example.test", port=internet.port,
-    )  # fmt: skip
+        DnsSettings((internet.nameserver,), timeout=0.3),
+        clock=SystemClock(),
+        rng=random.Random(1),
+        hostname="relay.example.test",
+        port=internet.port,
+    )
     try:
         yield internet, lambda domain: resolver.resolve(NextHop(HopKind.MX, domain))
     finally:

@@ -65,9 +65,12 @@ class Client:
 async def session(behaviour=None, *, clock=None, on_mail=None, greeted=True, **options):
     clock = clock or SystemClock()
     host = SmtpHost(
-        "mx.y.test", (behaviour or Scripted()).at, clock=clock, options=HostOptions(**options),
+        "mx.y.test",
+        (behaviour or Scripted()).at,
+        clock=clock,
+        options=HostOptions(**options),
         on_mail=on_mail,
-    )  # fmt: skip
+    )
     address = host.listen(Address("127.0.0.1", 0))
     await host.start()
     client = Client(*await asyncio.open_connection(address.host, address.port))

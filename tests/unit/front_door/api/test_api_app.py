@@ -54,9 +54,14 @@ async def test_the_control_socket_is_an_operator(api: ApiClients) -> None:
     body = {"sender": "a@b.test", "older_than_s": 5, "dry_run": True, "reason": " why "}
     answer = await api.control.post("/relay/v1/queue/hold", json=body)
     assert answer.json() == {
-        "matched": 3, "done": 3, "unchanged": 0, "in_flight": 0, "dry_run": False, "unknown": [],
+        "matched": 3,
+        "done": 3,
+        "unchanged": 0,
+        "in_flight": 0,
+        "dry_run": False,
+        "unknown": [],
         "entries": [{"id": "q1", "entry": 1}],
-    }  # fmt: skip
+    }
     listed, (order,) = api.records.asked
     assert listed == (Selector(ids=("q1", "q2"), domain="a.test", older_than_s=60.0), 7)
     assert order == QueueCommand(

@@ -82,8 +82,12 @@ class Searched:
             self.store.messages, mailbox_for=mailbox_for, keeps_captured=self.is_development
         )
         search = ContentSearch(
-            self.store.messages, self.queue, copies, lists=self.store.lists, clock=self.clock,
-        )  # fmt: skip
+            self.store.messages,
+            self.queue,
+            copies,
+            lists=self.store.lists,
+            clock=self.clock,
+        )
         return search.begin(MessageSearch(reader=reader, **wanted), lookup_s=lookup_s)
 
     async def find(
@@ -108,9 +112,16 @@ def searched(tmp_path):
 async def test_words_are_those_of_the_text_and_may_be_their_beginnings(searched) -> None:
     one = await searched.deliver(BOB, content=mime("Grüße aus Köln, the quick brown fox"))
     for words, is_found in [
-        ("fox", True), ("fo", True), ("FOX quick", True), ("koln", True), ("ox", False),
-        ("fox wolf", False), ("grusse", False), ("***", False), ('"', False),
-    ]:  # fmt: skip
+        ("fox", True),
+        ("fo", True),
+        ("FOX quick", True),
+        ("koln", True),
+        ("ox", False),
+        ("fox wolf", False),
+        ("grusse", False),
+        ("***", False),
+        ('"', False),
+    ]:
         assert await searched.find(words, one) == [is_found], words
     phrase = FoundMessage(one.queue_id, "", words_left=("quick br",), recipients=one.recipients)
     assert await searched.begin(words=("quick br",)).matching([phrase]) == [True]

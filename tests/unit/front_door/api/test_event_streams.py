@@ -82,12 +82,29 @@ class Relay:
         self.streams = EventStreams(self.feed, changes=self.changes, clock=self.clock)
         dependencies = ApiDependencies(
             journeys=Journeys(self.spool, self.log, self.feed, clock=self.clock),
-            queue_admin=self.spool.queue_admin, stats=self.spool.stats,
-            way_to=lambda text: all_to(NextHop.parse(text)), target_of=str, changes=self.changes,
-            metrics=Metrics(), ready=lambda: "", clock=self.clock, pressure=Pressure(),
-            prune=None, sources=None, unlock=None, usage=None, samples=None, events=self.streams,
-            restored=None, submissions=None, refusals=None, impaired=str, pauses=None, explain=None, webhooks=None,
-        )  # fmt: skip
+            queue_admin=self.spool.queue_admin,
+            stats=self.spool.stats,
+            way_to=lambda text: all_to(NextHop.parse(text)),
+            target_of=str,
+            changes=self.changes,
+            metrics=Metrics(),
+            ready=lambda: "",
+            clock=self.clock,
+            pressure=Pressure(),
+            prune=None,
+            sources=None,
+            unlock=None,
+            usage=None,
+            samples=None,
+            events=self.streams,
+            restored=None,
+            submissions=None,
+            refusals=None,
+            impaired=str,
+            pauses=None,
+            explain=None,
+            webhooks=None,
+        )
         self.accounts = dict(ACCOUNTS)
         app = create_app(dependencies, authentication_of(TokenAccounts(self.accounts)))
         self.server = HttpServer(app, [ANY_PORT], clock=self.clock)
@@ -481,11 +498,27 @@ def test_a_cursor_is_its_text(text: str) -> None:
     assert str(parse_event_cursor(text, now_us=10)) == text
 
 
-@each_row("text", [
-        "", "-1", "+1", " 1", "1 ", "01", "1.", "\u0661", "1.a~b", "1" * 19, str(86_400_000_000 + 11),
-        "1.relay~2026-11-21~649~139~A6FC302D", "1.relay~2026-11-21~0649~139~a6fc302d",
-        "1.relay~2026-11-21~1~1~00000000.relay~2026-11-21~1~1~00000000", "1\n", "1" + ".a" * 9999,
-    ])  # fmt: skip
+@each_row(
+    "text",
+    [
+        "",
+        "-1",
+        "+1",
+        " 1",
+        "1 ",
+        "01",
+        "1.",
+        "\u0661",
+        "1.a~b",
+        "1" * 19,
+        str(86_400_000_000 + 11),
+        "1.relay~2026-11-21~649~139~A6FC302D",
+        "1.relay~2026-11-21~0649~139~a6fc302d",
+        "1.relay~2026-11-21~1~1~00000000.relay~2026-11-21~1~1~00000000",
+        "1\n",
+        "1" + ".a" * 9999,
+    ],
+)
 def test_what_is_not_a_cursor(text: str) -> None:
     with pytest.raises(ValueError, match="not a cursor"):
         parse_event_cursor(text, now_us=10)

@@ -72,8 +72,10 @@ async def test_a_place_in_the_list_is_checked(api: ApiClients, query: str, fault
 async def test_a_list_goes_on_from_its_place(api: ApiClients) -> None:
     answer = await api.get("/relay/v1/messages?before=5-06gzy78nhccc7r9c&mailbox=bob@a.test")
     assert answer.json() == {
-        "messages": [], "cursor": str(EventCursor(5)), "older": "5-06gzy78nhccc7r9c",
-    }  # fmt: skip
+        "messages": [],
+        "cursor": str(EventCursor(5)),
+        "older": "5-06gzy78nhccc7r9c",
+    }
 
 
 async def test_the_source_of_a_message(api: ApiClients) -> None:
@@ -180,9 +182,15 @@ async def test_a_search_looks_into_the_mailbox_of_who_asks(
     assert answer.status_code == 200
     [(_, wanted, _)] = api.records.asked
     assert wanted == MessageSearch(
-        to="x", sender="*bob*", words=("giraffe",), has_attachment=True, is_unread=True,
-        larger_than_bytes=1000, from_us=1_793_491_200_000_000, reader=reader,
-    )  # fmt: skip
+        to="x",
+        sender="*bob*",
+        words=("giraffe",),
+        has_attachment=True,
+        is_unread=True,
+        larger_than_bytes=1000,
+        from_us=1_793_491_200_000_000,
+        reader=reader,
+    )
 
 
 async def test_a_list_waits_for_a_match(api: ApiClients) -> None:

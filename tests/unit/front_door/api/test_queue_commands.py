@@ -27,17 +27,26 @@ def target_of(address: str) -> str:
 
 def read(operation: str, *, may_name_other: bool = True, **body: Any) -> QueueCommand:
     issuer = CommandIssuer(
-        "operator@a.test", may_name_other=may_name_other, way_to=way_to, target_of=target_of,
+        "operator@a.test",
+        may_name_other=may_name_other,
+        way_to=way_to,
+        target_of=target_of,
         clock=CLOCK,
-    )  # fmt: skip
+    )
     return read_queue_command(Operation(operation), json.dumps(body).encode(), issuer)
 
 
 def test_every_condition_and_field_of_a_command() -> None:
     given = {
-        "ids": ["q1"], "sender": "s", "recipient": "r", "domain": "d", "next_hop": "n",
-        "state": "held", "older_than_s": 5.5, "all": True,
-    }  # fmt: skip
+        "ids": ["q1"],
+        "sender": "s",
+        "recipient": "r",
+        "domain": "d",
+        "next_hop": "n",
+        "state": "held",
+        "older_than_s": 5.5,
+        "all": True,
+    }
     order = read("release", **given, dry_run=True, reason="x", who="olga", as_before=True)
     assert order == QueueCommand(
         Operation.RELEASE,

@@ -28,11 +28,15 @@ async def refusing(api: ApiClients) -> ApiClients:
         account = "alice@example.test" if number % 50 == 0 else ""
         api.dependencies.refusals.record(
             Refusal(
-                at=rfc3339(1_700_000_000_000_000 + number), client="192.0.2.1", account=account,
-                sender=f"app{number}@example.test", command="MAIL", reply="530 5.7.0 Log in",
+                at=rfc3339(1_700_000_000_000_000 + number),
+                client="192.0.2.1",
+                account=account,
+                sender=f"app{number}@example.test",
+                command="MAIL",
+                reply="530 5.7.0 Log in",
                 reason=RefusalReason.LOGIN,
             )
-        )  # fmt: skip
+        )
     return api
 
 
@@ -91,11 +95,21 @@ async def test_an_address_selects(refusing: ApiClients) -> None:
     assert len((await page(refusing, "?address=192.0.2.1&limit=1000"))["refused"]) == 250
 
 
-@each_row("query, named", [
-        ("?after=yesterday", "after: found"), ("?before=", "before: found"), ("?limit=1001", "limit: found"),
-        ("?address=", "address: found"), ("?address=" + "a" * 1001, "address: found"), ("?client=x", "client"),
-        ("?after=2026-11-22T10:00:00.000000Z&before=2026-11-22T10:00:00.000000Z", "before: found it together")
-    ])  # fmt: skip
+@each_row(
+    "query, named",
+    [
+        ("?after=yesterday", "after: found"),
+        ("?before=", "before: found"),
+        ("?limit=1001", "limit: found"),
+        ("?address=", "address: found"),
+        ("?address=" + "a" * 1001, "address: found"),
+        ("?client=x", "client"),
+        (
+            "?after=2026-11-22T10:00:00.000000Z&before=2026-11-22T10:00:00.000000Z",
+            "before: found it together",
+        ),
+    ],
+)
 async def test_a_bad_parameter_is_named(refusing: ApiClients, query: str, named: str) -> None:
     answer = await refusing.control.get(PATH + query)
     assert answer.status_code == 400

@@ -27,9 +27,13 @@ from tests.support.manual_clock import ManualClock
 async def graph() -> AsyncIterator[GraphInMemory]:
     store, crash, pressure = MemoryStore(ManualClock()), Crash(), Pressure()
     app = graph_app(
-        store, store.clock, crash=crash, ready=lambda: made.not_ready, pressure=pressure,
+        store,
+        store.clock,
+        crash=crash,
+        ready=lambda: made.not_ready,
+        pressure=pressure,
         max_body=MAX_BODY,
-    )  # fmt: skip
+    )
     async with httpx.AsyncClient(
         transport=httpx.ASGITransport(app), base_url="http://relay.test:8025", headers=AS_ALICE
     ) as http:
@@ -40,7 +44,9 @@ async def graph() -> AsyncIterator[GraphInMemory]:
 @pytest.fixture
 async def on_disk(tmp_path: Path) -> AsyncIterator[OnDisk]:
     async with graph_on_disk(
-        tmp_path / "mail", accounts=DevelopmentAccounts(), public_url="https://mail.example.test/",
+        tmp_path / "mail",
+        accounts=DevelopmentAccounts(),
+        public_url="https://mail.example.test/",
         limits_of=lambda account: QuotaLimits(QUOTA_BYTES if account.startswith("alice") else None),
-    ) as made:  # fmt: skip
+    ) as made:
         yield made

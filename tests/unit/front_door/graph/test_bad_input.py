@@ -34,7 +34,11 @@ ONLY_IN_GRAPH = {
     "inferenceclassification/overrides": ("POST",),
 }
 FILE = {"@odata.type": "#microsoft.graph.fileAttachment", "name": "a", "contentBytes": "aGk="}
-LINK = {"@odata.type": "#microsoft.graph.referenceAttachment", "name": "a", "sourceUrl": "https://a.test/"}  # fmt: skip
+LINK = {
+    "@odata.type": "#microsoft.graph.referenceAttachment",
+    "name": "a",
+    "sourceUrl": "https://a.test/",
+}
 GRAPHS_ID = "AAMkADU3ZDY3YTBkLTcyYzUtNDg4Zi1iZjM4LTRhMjhjYzA0NzA1ZgBGAAAAAAA="
 MIME = b"To: bob@example.test\r\nSubject: m\r\n\r\ntext\r\n"
 BASE64 = base64.b64encode(MIME)
@@ -64,16 +68,26 @@ BAD_CONDITIONS = (
 BAD_EXPAND = tuple(
     f"$expand={one}"
     for one in (
-        *("colour", "extensions", "attachments($select=colour)", "", "singleValueExtendedProperties"),
+        *(
+            "colour",
+            "extensions",
+            "attachments($select=colour)",
+            "",
+            "singleValueExtendedProperties",
+        ),
         *(
             f"singleValueExtendedProperties({one})"
-            for one in ("", "$filter=id eq 'x'", "$filter=value eq 'String 0x1045'",
-                        "$filter=id eq 'String 0x1045' and id eq 'String 0x1044'",
-                        "$filter=id eq 'String 0x1045' or ")
+            for one in (
+                "",
+                "$filter=id eq 'x'",
+                "$filter=value eq 'String 0x1045'",
+                "$filter=id eq 'String 0x1045' and id eq 'String 0x1044'",
+                "$filter=id eq 'String 0x1045' or ",
+            )
         ),
         "singleValueExtendedProperties($filter=id eq 'String 0x1045'),",
     )
-)  # fmt: skip
+)
 _REQUIRED = "ErrorRequiredPropertyMissing"
 _TYPE = "RequestBodyRead"
 Bad = tuple[object, str]  # a JSON body and the code of its 400
@@ -104,8 +118,11 @@ _ANSWER: tuple[Bad, ...] = (
     ({"colour": 1}, _TYPE),
     ({"comment": 5}, _TYPE),
     ({"message": 5}, _TYPE),
-    ({"message": {"toRecipients": [{"emailAddress": {"address": "no"}}]}}, "ErrorInvalidRecipients")
-)  # fmt: skip
+    (
+        {"message": {"toRecipients": [{"emailAddress": {"address": "no"}}]}},
+        "ErrorInvalidRecipients",
+    ),
+)
 _DESTINATION: tuple[Bad, ...] = (
     ({}, _TYPE),
     ({"destinationId": None}, _TYPE),
@@ -132,12 +149,15 @@ _ATTACHMENT: tuple[Bad, ...] = (
     (FILE | {"@odata.type": "#microsoft.graph.linkAttachment"}, _TYPE),
     (LINK | {"sourceUrl": None}, _REQUIRED),
     (LINK | {"name": ""}, _REQUIRED),
-    *((LINK | {"sourceUrl": url}, _TYPE) for url in ("no url", "https://a.test/\r\nb", "https://a.test/" + "x" * 5000, 5)),
+    *(
+        (LINK | {"sourceUrl": url}, _TYPE)
+        for url in ("no url", "https://a.test/\r\nb", "https://a.test/" + "x" * 5000, 5)
+    ),
     (LINK | {"previewUrl": "#x"}, _TYPE),
     (LINK | {"providerType": "mine"}, _TYPE),
     (LINK | {"permission": 1}, _TYPE),
     (LINK | {"isFolder": "perhaps"}, _TYPE),
-)  # fmt: skip
+)
 _UPLOAD: tuple[Bad, ...] = (
     ({}, _TYPE),
     ({"AttachmentItem": 5}, _TYPE),
@@ -155,8 +175,12 @@ _SEND: tuple[Bad, ...] = (
     ({"message": {"subject": "s"}}, "ErrorInvalidRecipients"),
     ({"message": {"toRecipients": to("a@b.test")}, "saveToSentItems": "maybe"}, _TYPE),
     ({"message": {"toRecipients": to("a@b.test")}, "colour": 1}, _TYPE),
-    *(({"message": {"toRecipients": to("a@b.test"), **one}}, code) for one, code in _NEW_MESSAGE if "toRecipients" not in one),
-)  # fmt: skip
+    *(
+        ({"message": {"toRecipients": to("a@b.test"), **one}}, code)
+        for one, code in _NEW_MESSAGE
+        if "toRecipients" not in one
+    ),
+)
 _SETTINGS: tuple[Bad, ...] = (
     ({"timeZone": 5}, _TYPE),
     ({"timeZone": "Mars"}, "TimeZoneNotSupportedException"),
@@ -258,10 +282,17 @@ ROWS: dict[tuple[str, str], Row] = {
         for name in ("reply", "replyall", "createreply", "createreplyall", "createforward")
     },
     ("messages/{message}/forward", "POST"): Row(
-        {"toRecipients": to("a@b.test")}, (*_ANSWER, ({}, "ErrorInvalidRecipients")), mime="also", may_be_empty=True
+        {"toRecipients": to("a@b.test")},
+        (*_ANSWER, ({}, "ErrorInvalidRecipients")),
+        mime="also",
+        may_be_empty=True,
     ),
-    ("messages/{message}/move", "POST"): Row({"destinationId": "archive"}, _DESTINATION, conditional=True),
-    ("messages/{message}/copy", "POST"): Row({"destinationId": "archive"}, _DESTINATION, conditional=True),
+    ("messages/{message}/move", "POST"): Row(
+        {"destinationId": "archive"}, _DESTINATION, conditional=True
+    ),
+    ("messages/{message}/copy", "POST"): Row(
+        {"destinationId": "archive"}, _DESTINATION, conditional=True
+    ),
     ("messages/{message}/permanentdelete", "POST"): Row(conditional=True),
     ("messages/{message}/attachments", "GET"): Row(options=_LISTED),
     ("messages/{message}/attachments", "POST"): Row(FILE, _ATTACHMENT),
@@ -286,11 +317,17 @@ ROWS: dict[tuple[str, str], Row] = {
     ("mailfolders/{folder}", "PATCH"): Row({"displayName": "new"}, _FOLDER, conditional=True),
     ("mailfolders/{folder}", "DELETE"): Row(conditional=True),
     ("mailfolders/{folder}/childfolders", "GET"): Row(options=(*_LISTED, "$filter=colour eq 1")),
-    ("mailfolders/{folder}/childfolders", "POST"): Row({"displayName": "new"}, (({}, _REQUIRED), *_FOLDER)),
-    ("mailfolders/{folder}/move", "POST"): Row({"destinationId": "archive"}, _DESTINATION, conditional=True),
+    ("mailfolders/{folder}/childfolders", "POST"): Row(
+        {"displayName": "new"}, (({}, _REQUIRED), *_FOLDER)
+    ),
+    ("mailfolders/{folder}/move", "POST"): Row(
+        {"destinationId": "archive"}, _DESTINATION, conditional=True
+    ),
     ("mailfolders/{folder}/permanentdelete", "POST"): Row(conditional=True),
-}  # fmt: skip
-PATTERNS = {"/".join(path): by_method for path, by_method in _ROUTES if not isinstance(by_method, str)}  # fmt: skip
+}
+PATTERNS = {
+    "/".join(path): by_method for path, by_method in _ROUTES if not isinstance(by_method, str)
+}
 OPERATIONS = [(path, method) for path, by_method in PATTERNS.items() for method in by_method]
 _IN_FOLDER = "mailfolders/{folder}/messages"
 
@@ -405,9 +442,12 @@ def body_of(row: Row) -> dict[str, Any]:
 
 def test_every_operation_has_a_row() -> None:
     told = {
-        (path.removeprefix("mailfolders/{folder}/") if path.startswith(_IN_FOLDER) else path, method)
+        (
+            path.removeprefix("mailfolders/{folder}/") if path.startswith(_IN_FOLDER) else path,
+            method,
+        )
         for path, method in OPERATIONS
-    }  # fmt: skip
+    }
     assert told == set(ROWS)
 
 
@@ -484,7 +524,9 @@ def test_wrong_content_types(world: World, path: str, method: str) -> None:
 
 @operations(lambda row: row.valid is not None and not row.mime)
 def test_json_only(world: World, path: str, method: str) -> None:
-    world.refused(method, world.path(path), 415, "UnsupportedMediaType", content=BASE64, headers=TEXT)  # fmt: skip
+    world.refused(
+        method, world.path(path), 415, "UnsupportedMediaType", content=BASE64, headers=TEXT
+    )
 
 
 @operations(lambda row: row.valid is not None)
@@ -506,9 +548,11 @@ def test_wrong_values(world: World, path: str, method: str) -> None:
 @operations(lambda row: "destinationId" in (row.valid or {}))
 def test_unknown_destinations(world: World, path: str, method: str) -> None:
     for unknown, status, code in (
-        (GRAPHS_ID, 404, "ErrorItemNotFound"), ("clutter", 404, "ErrorItemNotFound"),
-        ("nosuch", 400, "ErrorInvalidIdMalformed"), ("../inbox", 400, "ErrorInvalidIdMalformed"),
-    ):  # fmt: skip
+        (GRAPHS_ID, 404, "ErrorItemNotFound"),
+        ("clutter", 404, "ErrorItemNotFound"),
+        ("nosuch", 400, "ErrorInvalidIdMalformed"),
+        ("../inbox", 400, "ErrorInvalidIdMalformed"),
+    ):
         body = {"destinationId": unknown}
         world.refused(method, world.path(path), status, code, json=body)
 

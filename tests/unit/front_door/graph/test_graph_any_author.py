@@ -12,9 +12,11 @@ from tests.support.tables import each_row
 
 CAROL = "carol@other.test"
 FROM_CAROL = {
-    "subject": "x", "from": to(CAROL)[0], "toRecipients": to("bob@example.test"),
+    "subject": "x",
+    "from": to(CAROL)[0],
+    "toRecipients": to("bob@example.test"),
     "body": {"content": "hello"},
-}  # fmt: skip
+}
 MIME = f"From: {CAROL}\r\nTo: bob@example.test\r\nSubject: x\r\n\r\nhello\r\n".encode()
 LATER = [{"id": "SystemTime 0x3FEF", "value": "2100-01-01T00:00:00Z"}]
 
@@ -71,9 +73,18 @@ async def draft_of(http: httpx.AsyncClient, way: str) -> dict[str, Any]:
 
 
 WAYS = (
-    "json", "folder", "mime", "mime in a folder", "streamed mime", "patch", "sender", "put", "copy",
-    "createReply", "createForward in mime"
-)  # fmt: skip
+    "json",
+    "folder",
+    "mime",
+    "mime in a folder",
+    "streamed mime",
+    "patch",
+    "sender",
+    "put",
+    "copy",
+    "createReply",
+    "createForward in mime",
+)
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -171,8 +182,14 @@ def recorded(flags: int, **message: Any) -> dict[str, Any]:
 
 @pytest.mark.parametrize(
     ("flags", "message", "is_read"),
-    [(0, {}, False), (1, {}, True), (4, {}, False), (1, {"isRead": False}, False), (0, {"isRead": True}, True)]
-)  # fmt: skip
+    [
+        (0, {}, False),
+        (1, {}, True),
+        (4, {}, False),
+        (1, {"isRead": False}, False),
+        (0, {"isRead": True}, True),
+    ],
+)
 async def test_a_message_without_the_unsent_bit_is_no_draft(
     on_disk: OnDisk, flags: int, message: dict[str, Any], is_read: bool
 ) -> None:
@@ -202,18 +219,26 @@ async def test_it_keeps_all_that_its_json_says(on_disk: OnDisk) -> None:
         "contentBytes": "aGVsbG8=",
     }
     body = recorded(
-        1, body={"contentType": "html", "content": "<b>hello</b>"}, attachments=[file],
-        categories=["Red"], importance="high", bccRecipients=to("d@a.test"), flag={"flagStatus": "flagged"},
-        internetMessageId="<one@other.test>", internetMessageHeaders=[{"name": "x-a", "value": "b"}],
-    )  # fmt: skip
+        1,
+        body={"contentType": "html", "content": "<b>hello</b>"},
+        attachments=[file],
+        categories=["Red"],
+        importance="high",
+        bccRecipients=to("d@a.test"),
+        flag={"flagStatus": "flagged"},
+        internetMessageId="<one@other.test>",
+        internetMessageHeaders=[{"name": "x-a", "value": "b"}],
+    )
     own = {"id": "String {00020329-0000-0000-c000-000000000046} Name Number", "value": "7"}
     body["singleValueExtendedProperties"].append(own)
     shown = await made(await on_disk.http.post("/mailFolders/archive/messages", json=body))
     expand = f"attachments,singleValueExtendedProperties($filter=id eq '{own['id']}')"
     shown = (await on_disk.http.get(f"/messages/{shown['id']}", params={"$expand": expand})).json()
     assert {name: shown[name] for name in ("categories", "importance", "internetMessageId")} == {
-        "categories": ["Red"], "importance": "high", "internetMessageId": "<one@other.test>",
-    }  # fmt: skip
+        "categories": ["Red"],
+        "importance": "high",
+        "internetMessageId": "<one@other.test>",
+    }
     assert shown["singleValueExtendedProperties"] == [own]
     assert (shown["flag"]["flagStatus"], shown["hasAttachments"]) == ("flagged", True)
     assert shown["attachments"][0]["contentBytes"] == "aGVsbG8="

@@ -134,10 +134,13 @@ async def test_acts_for_opens_mailboxes(http, address, status):
 
 async def test_without_acts_for_a_mailbox_that_exists_and_one_that_does_not_are_the_same(http):
     texts = [
-        refused(await http.get(f"users/{one}@example.test", headers=bearing("bob")), 403,
-                "ErrorAccessDenied")
+        refused(
+            await http.get(f"users/{one}@example.test", headers=bearing("bob")),
+            403,
+            "ErrorAccessDenied",
+        )
         for one in ("alice", "nobody")
-    ]  # fmt: skip
+    ]
     assert texts == [DENIED, DENIED]
 
 

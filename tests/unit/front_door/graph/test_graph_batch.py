@@ -86,11 +86,14 @@ async def test_content_that_is_not_json_is_base64(on_disk: OnDisk) -> None:
     found = await responses(
         on_disk.http,
         {
-            "id": "1", "method": "PUT", "url": f"/me/messages/{draft}/$value",
-            "headers": {"Content-Type": "message/rfc822"}, "body": octets,
+            "id": "1",
+            "method": "PUT",
+            "url": f"/me/messages/{draft}/$value",
+            "headers": {"Content-Type": "message/rfc822"},
+            "body": octets,
         },
         get("2", f"/me/messages/{draft}/$value", dependsOn=["1"]),
-    )  # fmt: skip
+    )
     assert found["1"]["status"] == 200
     assert base64.b64decode(found["2"]["body"]) == MIME + b"\xff\xfe"
     assert found["2"]["headers"]["Content-Type"] == "text/plain"
@@ -187,9 +190,10 @@ async def test_responses_that_are_too_large_together(
     monkeypatch.setattr(batch, "RESPONSES_BYTES_MAX", 30_000)
     draft = (await on_disk.http.post("/messages", json=MESSAGE)).json()["id"]
     attached = {
-        "@odata.type": "#microsoft.graph.fileAttachment", "name": "a",
+        "@odata.type": "#microsoft.graph.fileAttachment",
+        "name": "a",
         "contentBytes": base64.b64encode(bytes(20_000)).decode(),
-    }  # fmt: skip
+    }
     await on_disk.http.post(f"/messages/{draft}/attachments", json=attached)
     listed = (await on_disk.http.get(f"/messages/{draft}/attachments")).json()["value"]
     url = f"/me/messages/{draft}/attachments/{listed[0]['id']}/$value"

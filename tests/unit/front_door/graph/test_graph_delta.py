@@ -176,8 +176,11 @@ async def test_any_sequence_of_changes_keeps_a_client_equal_to_the_folder(filled
 
 
 async def test_the_options_are_those_of_the_first_request_and_only_the_token_is_needed(filled):
-    client = Client(filled, f"{INBOX}?$select=subject&$top=2&$expand=singleValueExtendedProperties"
-                    "($filter=id eq 'String 0x1045')")  # fmt: skip
+    client = Client(
+        filled,
+        f"{INBOX}?$select=subject&$top=2&$expand=singleValueExtendedProperties"
+        "($filter=id eq 'String 0x1045')",
+    )
     await client.page()
     [token] = parse_qs(urlsplit(client.url).query)["$skiptoken"]
     assert [*parse_qs(urlsplit(client.url).query)] == ["$skiptoken"]
@@ -222,7 +225,9 @@ async def test_change_type_restricts_the_rounds(filled, change_type, first, seco
 
 
 async def test_options_that_do_not_fit_into_a_token_are_refused(filled):
-    ids = " or ".join(f"id eq 'String {{00020386-0000-0000-C000-{n:012}}} Name x-{'y' * 60}'" for n in range(90))  # fmt: skip
+    ids = " or ".join(
+        f"id eq 'String {{00020386-0000-0000-C000-{n:012}}} Name x-{'y' * 60}'" for n in range(90)
+    )
     query = {"$expand": f"singleValueExtendedProperties($filter={ids})"}
     answer = await filled.http.get(INBOX, params=query)
     assert str(TOKEN_CHARACTERS_MAX) in refused(answer, 400, "BadRequest")

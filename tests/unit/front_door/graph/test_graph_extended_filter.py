@@ -20,9 +20,10 @@ RECEIVED = (
     b"Received: from a by b; Sat, 04 May 2019 03:02:01 +0000\r\nDate: Sat, 04 May 2019 03:00:00 +0000\r\n"
     b"From: Carol <carol@other.test>\r\nTo: Bob <bob@example.test>, d@a.test\r\nSubject: =?utf-8?q?Gr=C3=B6=C3=9Fe?=\r\n"
     b"Message-ID: <two@other.test>\r\nIn-Reply-To: <one@other.test>\r\n"
-    b"References: <zero@other.test> <one@other.test>\r\nThread-Index: " + INDEX.encode()
+    b"References: <zero@other.test> <one@other.test>\r\nThread-Index: "
+    + INDEX.encode()
     + b"\r\nX-Odd:  two\r\n lines\r\n\r\nhello\r\n"
-)  # fmt: skip
+)
 
 
 def single(**values: str | None) -> list[dict[str, Any]]:

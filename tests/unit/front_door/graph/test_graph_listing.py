@@ -39,25 +39,32 @@ async def listed(graph: GraphInMemory, query: str = "", *, path: str = MESSAGES)
     return numbers
 
 
-@each_row("query, numbers", [
+@each_row(
+    "query, numbers",
+    [
         ("", [11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0]),
         ("$orderby=receivedDateTime", [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11]),
         ("$orderby=ReceivedDateTime%20DESC&$skip=9", [2, 1, 0]),
-        ("$orderby=importance desc,receivedDateTime asc&$top=3",
-         [2, 5, 8, 11, 1, 4, 7, 10, 0, 3, 6, 9]),
+        (
+            "$orderby=importance desc,receivedDateTime asc&$top=3",
+            [2, 5, 8, 11, 1, 4, 7, 10, 0, 3, 6, 9],
+        ),
         ("$filter=isRead eq false", [11, 9, 7, 5, 3, 1]),
         ("filter=isRead eq false&orderby=subject&top=2", [1, 3, 5, 7, 9, 11]),
         ("%24filter=isRead+eq+false+and+importance+eq+%27high%27", [11, 5]),
         ("$filter=contains(subject,'GRÖSSER')&$top=1", [9, 6, 3, 0]),
         ("$filter=categories/any(c:c eq 'red')", [8, 4, 0]),
-        ("$filter=toRecipients/all(r:endswith(r/emailAddress/address,'@a.test'))",
-         [11, 9, 8, 6, 5, 3, 2, 0]),
+        (
+            "$filter=toRecipients/all(r:endswith(r/emailAddress/address,'@a.test'))",
+            [11, 9, 8, 6, 5, 3, 2, 0],
+        ),
         ("$filter=toRecipients/any(r:r/emailAddress/address eq 'Dave@b.test')", [10, 7, 4, 1]),
         ('$search="word7"', [7]),
         ('$search="subject:große OR word0"', [11, 10, 8, 7, 5, 4, 2, 1, 0]),
         ('$search="common"&$filter=isRead eq true&$orderby=subject&$top=4', [0, 2, 4, 6, 8, 10]),
-        ('$search="to:dave"&$top=1', [10, 7, 4, 1])
-    ])  # fmt: skip
+        ('$search="to:dave"&$top=1', [10, 7, 4, 1]),
+    ],
+)
 async def test_the_messages_of_a_list(
     filled: GraphInMemory, query: str, numbers: list[int]
 ) -> None:
@@ -138,22 +145,29 @@ async def folders(graph: GraphInMemory, query: str) -> list[str]:
     return ids
 
 
-@each_row("query, expected", [
+@each_row(
+    "query, expected",
+    [
         ("$filter=displayName eq 'Inbox'", ["inbox"]),
         ("%24top=999&%24filter=displayName+eq+%27inbox%27", ["inbox"]),
         ("$filter='INBOX' eq tolower(displayName)", ["inbox"]),
-        ("$filter=startswith(displayName,'d') or displayName eq 'Archive'",
-         ["drafts", "deleteditems", "archive"]),
+        (
+            "$filter=startswith(displayName,'d') or displayName eq 'Archive'",
+            ["drafts", "deleteditems", "archive"],
+        ),
         ("$filter=contains(displayName,'item')&$top=1", ["sentitems", "deleteditems"]),
-        ("$filter=not endswith(displayName,'s') and displayName ne null",
-         ["inbox", "junkemail", "archive"]),
+        (
+            "$filter=not endswith(displayName,'s') and displayName ne null",
+            ["inbox", "junkemail", "archive"],
+        ),
         ("$filter=totalItemCount gt 0", []),
         ("$filter=0 eq unreadItemCount and not isHidden and id ge 's'", ["sentitems"]),
         ("$orderby=displayName", sorted(IDS)),
         ("$orderby=displayName desc&$top=2", sorted(IDS, reverse=True)),
         ("$orderby=totalItemCount,displayName", sorted(IDS)),
         ("$skip=4", ["junkemail", "archive"]),
-    ])  # fmt: skip
+    ],
+)
 async def test_the_folders_of_a_list(graph: GraphInMemory, query: str, expected: list[str]) -> None:
     graph.store.known = [one for one in graph.store.known if one.id in IDS]
     assert await folders(graph, query) == expected

@@ -17,11 +17,13 @@ FROM_8_TO_5 = {
     "timeZone": {"name": "UTC"},
 }
 AWAY = {
-    "status": "scheduled", "externalAudience": "contactsOnly", "internalReplyMessage": "<p>away</p>",
+    "status": "scheduled",
+    "externalAudience": "contactsOnly",
+    "internalReplyMessage": "<p>away</p>",
     "externalReplyMessage": "away",
     "scheduledStartDateTime": {"dateTime": "2026-12-01T00:00:00.0000000", "timeZone": "UTC"},
     "scheduledEndDateTime": {"dateTime": "2026-12-02T00:00:00.0000000", "timeZone": "UTC"},
-}  # fmt: skip
+}
 IN_TOKYO = {"dateTime": "2026-12-01T09:00", "timeZone": "Asia/Tokyo"}
 
 

@@ -44,10 +44,14 @@ async def patched(on_disk: OnDisk, path: str, change: object) -> dict[str, Any]:
 
 async def test_all_properties_that_any_message_may_change(on_disk: OnDisk, path: str) -> None:
     change = {
-        "importance": "high", "isReadReceiptRequested": True, "isDeliveryReceiptRequested": True,
-        "categories": ["a", "b"], "inferenceClassification": "other", "isRead": False,
+        "importance": "high",
+        "isReadReceiptRequested": True,
+        "isDeliveryReceiptRequested": True,
+        "categories": ["a", "b"],
+        "inferenceClassification": "other",
+        "isRead": False,
         "flag": {"flagStatus": "flagged"},
-    }  # fmt: skip
+    }
     changed = await patched(on_disk, path, change)
     assert {name: changed[name] for name in change} == change
     assert changed["subject"] == "order"
@@ -202,11 +206,15 @@ async def whole(on_disk: OnDisk, path: str) -> tuple[dict[str, Any], dict[str, A
 
 
 SET = {
-    "categories": ["a"], "importance": "high", "isReadReceiptRequested": True, "isRead": True,
-    "isDeliveryReceiptRequested": True, "inferenceClassification": "other",
+    "categories": ["a"],
+    "importance": "high",
+    "isReadReceiptRequested": True,
+    "isRead": True,
+    "isDeliveryReceiptRequested": True,
+    "inferenceClassification": "other",
     "flag": {"flagStatus": "flagged", "startDateTime": AT_9, "dueDateTime": AT_9},
-    "singleValueExtendedProperties": [{"id": ID, "value": "7"}]
-}  # fmt: skip
+    "singleValueExtendedProperties": [{"id": ID, "value": "7"}],
+}
 
 
 @pytest.mark.parametrize("change", [{}, SET, SET | {"flag": {"flagStatus": "complete"}}])

@@ -42,9 +42,11 @@ VALUES = [
 ]
 MULTIPLE_IDS = [f"StringArray {NAMED} Tags", f"IntegerArray {NAMED} Sizes", "String 0x001A", 5]
 FIRST_VALUES = {
-    "categories": [], "importance": "normal", "isReadReceiptRequested": False,
-    "isDeliveryReceiptRequested": False
-}  # fmt: skip
+    "categories": [],
+    "importance": "normal",
+    "isReadReceiptRequested": False,
+    "isDeliveryReceiptRequested": False,
+}
 # Each PATCH sets a time of sending that may count from now, or has an index made.
 REPEATED = ("0x3FEF", "0x3FEB", "0x0071")
 EXTENDED = ("singleValueExtendedProperties", "multiValueExtendedProperties")
@@ -58,8 +60,10 @@ EXPAND = (
 
 def some(random: Random, pool: list[Any], most: int) -> list[Any]:
     """Return a few values, of which most are from the valid beginning of the pool."""
-    return [random.choice(pool[: len(pool) // 2 + 1] if random.random() < 0.8 else pool)
-            for _ in range(random.randint(0, most))]  # fmt: skip
+    return [
+        random.choice(pool[: len(pool) // 2 + 1] if random.random() < 0.8 else pool)
+        for _ in range(random.randint(0, most))
+    ]
 
 
 def one(random: Random, pool: list[Any]) -> Any:

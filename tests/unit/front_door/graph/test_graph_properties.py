@@ -117,16 +117,28 @@ async def test_some_extended_properties_are_header_fields(mailbox: Mailbox) -> N
     ("given", "from_", "sender", "reverse_path"),
     [
         ({"from": "alias@example.test"}, "alias@example.test", None, "alias@example.test"),
-        ({"from": "office@example.test"}, "office@example.test", "alice@example.test",
-         "alice@example.test"),
+        (
+            {"from": "office@example.test"},
+            "office@example.test",
+            "alice@example.test",
+            "alice@example.test",
+        ),
         ({"from": "x@shared.test"}, "x@shared.test", "alice@example.test", "alice@example.test"),
-        ({"from": "office@example.test", "sender": "office@example.test"}, "office@example.test", None,
-         "office@example.test"),
-        ({"from": "office@example.test", "sender": "x@shared.test"}, "office@example.test",
-         "x@shared.test", "x@shared.test"),
-        ({"sender": "office@example.test"}, "office@example.test", None, "office@example.test")
-    ]
-)  # fmt: skip
+        (
+            {"from": "office@example.test", "sender": "office@example.test"},
+            "office@example.test",
+            None,
+            "office@example.test",
+        ),
+        (
+            {"from": "office@example.test", "sender": "x@shared.test"},
+            "office@example.test",
+            "x@shared.test",
+            "x@shared.test",
+        ),
+        ({"sender": "office@example.test"}, "office@example.test", None, "office@example.test"),
+    ],
+)
 async def test_send_on_behalf_sets_sender(
     mailbox: Mailbox, given: dict, from_: str, sender: str | None, reverse_path: str
 ) -> None:
@@ -267,8 +279,9 @@ async def test_a_message_can_be_attached_to_a_message(mailbox: Mailbox) -> None:
             await mailbox.patch(made["id"], **change)
         inner, file = list(mailbox.sent().iter_attachments())
         assert (inner.get_content_type(), inner["content-transfer-encoding"]) == (
-            "message/rfc822", "7bit",
-        )  # fmt: skip
+            "message/rfc822",
+            "7bit",
+        )
         assert file.get_payload(decode=True).decode() == "größe"
         second = inner.get_content()
         assert second["subject"] == "Zweite ✓"
@@ -302,8 +315,9 @@ async def test_an_attached_message_is_ascii_whatever_addresses_it_has(mailbox: M
     assert str(inner["from"]) == '"Li, Ö 用户@elsewhere.test":;'
     assert inner["sender"] == "delivery@elsewhere.test"
     assert [str(one) for one in inner["to"].groups] == [
-        "bob@xn--bcher-kva.test", '"δοκιμή@b.test":;',
-    ]  # fmt: skip
+        "bob@xn--bcher-kva.test",
+        '"δοκιμή@b.test":;',
+    ]
     assert inner["disposition-notification-to"] == "delivery@elsewhere.test"
 
 

@@ -65,10 +65,13 @@ def addresses(people: list[dict[str, Any]]) -> list[str]:
     [
         (b"From: info@s.test <real@c.test>\nTo: alice@example.test", ["real@c.test"], []),
         (b"From: Doe, J <j@c.test>\nTo: root, x@c.test <alice@example.test>", ["j@c.test"], []),
-        (b"From: root\nSender: s@c.test\nReply-To: nobody\nCc: Al, b@c.test", ["s@c.test"],
-         ["b@c.test"])
-    ]
-)  # fmt: skip
+        (
+            b"From: root\nSender: s@c.test\nReply-To: nobody\nCc: Al, b@c.test",
+            ["s@c.test"],
+            ["b@c.test"],
+        ),
+    ],
+)
 async def test_a_reply_to_all_goes_only_to_who_was_addressed(
     mail: OnDisk, fields: bytes, to: list[str], cc: list[str]
 ) -> None:
@@ -132,11 +135,16 @@ async def test_a_reply_has_recipient_subject_thread_and_quote(mail: OnDisk) -> N
         (b"", "createReplyAll", ["bob@example.test", "carol@a.test"], ["dave@a.test"]),
         (b"", "createForward", [], []),
         (b"Reply-To: list@a.test, x@a.test\n", "createReply", ["list@a.test", "x@a.test"], []),
-        (b"Reply-To: LIST@a.test, list@a.test\n", "createReplyAll", ["LIST@a.test", "carol@a.test"], ["dave@a.test"]),
+        (
+            b"Reply-To: LIST@a.test, list@a.test\n",
+            "createReplyAll",
+            ["LIST@a.test", "carol@a.test"],
+            ["dave@a.test"],
+        ),
         (b"Reply-To: nobody, broken@@a.test, good@a.test\n", "createReply", ["good@a.test"], []),
-        (b"Reply-To: dave@a.test\n", "createReplyAll", ["dave@a.test", "carol@a.test"], [])
-    ]
-)  # fmt: skip
+        (b"Reply-To: dave@a.test\n", "createReplyAll", ["dave@a.test", "carol@a.test"], []),
+    ],
+)
 async def test_recipients(
     mail: OnDisk, fields: bytes, action: str, expected_to: list[str], expected_cc: list[str]
 ) -> None:
@@ -150,11 +158,16 @@ async def test_recipients(
     ("action", "recipients", "expected_to", "expected_cc"),
     [
         ("createReply", (["c@a.test", "alice@example.test"], ["d@a.test"]), ["c@a.test"], []),
-        ("createReplyAll", (["c@a.test"], ["d@a.test", "alias@example.test"]), ["c@a.test"], ["d@a.test"]),
+        (
+            "createReplyAll",
+            (["c@a.test"], ["d@a.test", "alias@example.test"]),
+            ["c@a.test"],
+            ["d@a.test"],
+        ),
         ("createReply", (["alice+me@example.test"], []), ["alice+me@example.test"], []),
-        ("createReplyAll", (["alias@example.test"], []), ["alias@example.test"], [])
-    ]
-)  # fmt: skip
+        ("createReplyAll", (["alias@example.test"], []), ["alias@example.test"], []),
+    ],
+)
 async def test_a_reply_to_an_own_message_goes_to_its_recipients(
     mail: OnDisk,
     action: str,
@@ -315,20 +328,56 @@ BAD: list[tuple[str, Any, int, str, str]] = [
     ("*", {"comment": "a\0"}, 400, "ErrorInvalidRequest", "comment"),
     ("*", {"comment": "a", "Comment": "b"}, 400, "RequestBodyRead", "Comment"),
     ("*", {"message": "text"}, 400, "RequestBodyRead", "message"),
-    ("reply", {"message": {"from": to("bob@example.test")[0]}}, 403, "ErrorSendAsDenied", "message.from"),
-    ("replyAll", {"message": {"from": to("bob@example.test")[0]}}, 403, "ErrorSendAsDenied", "message.from"),
-    ("forward", {"message": {"sender": to("bob@example.test")[0]}, "toRecipients": to("b@a.test")}, 403, "ErrorSendAsDenied", "message.sender"),
-    ("*", {"message": {"toRecipients": to("no address")}}, 400, "ErrorInvalidRecipients", "message.toRecipients[0]"),
-    ("*", {"message": {"toRecipients": to(*["a@b.test"] * 501)}}, 400, "ErrorInvalidRecipients", "501"),
+    (
+        "reply",
+        {"message": {"from": to("bob@example.test")[0]}},
+        403,
+        "ErrorSendAsDenied",
+        "message.from",
+    ),
+    (
+        "replyAll",
+        {"message": {"from": to("bob@example.test")[0]}},
+        403,
+        "ErrorSendAsDenied",
+        "message.from",
+    ),
+    (
+        "forward",
+        {"message": {"sender": to("bob@example.test")[0]}, "toRecipients": to("b@a.test")},
+        403,
+        "ErrorSendAsDenied",
+        "message.sender",
+    ),
+    (
+        "*",
+        {"message": {"toRecipients": to("no address")}},
+        400,
+        "ErrorInvalidRecipients",
+        "message.toRecipients[0]",
+    ),
+    (
+        "*",
+        {"message": {"toRecipients": to(*["a@b.test"] * 501)}},
+        400,
+        "ErrorInvalidRecipients",
+        "501",
+    ),
     ("*", {"saveToSentItems": True}, 400, "RequestBodyRead", "saveToSentItems"),
     ("*", [], 400, "UnableToDeserializePostBody", "object"),
     ("reply", {"toRecipients": to("a@b.test")}, 400, "RequestBodyRead", "toRecipients"),
     ("createForward", BOTH, 400, "ErrorInvalidRequest", "toRecipients and message.toRecipients"),
     ("forward", BOTH, 400, "ErrorInvalidRequest", "toRecipients and message.toRecipients"),
     ("forward", {"toRecipients": "a@b.test"}, 400, "RequestBodyRead", "toRecipients"),
-    ("forward", {"toRecipients": [], "message": {"ccRecipients": to("c@a.test")}}, 400, "ErrorInvalidRecipients", "toRecipients"),
+    (
+        "forward",
+        {"toRecipients": [], "message": {"ccRecipients": to("c@a.test")}},
+        400,
+        "ErrorInvalidRecipients",
+        "toRecipients",
+    ),
     ("reply", {"message": {"toRecipients": []}}, 400, "ErrorInvalidRecipients", "no recipients"),
-]  # fmt: skip
+]
 
 
 @each_row("action, body, status, code, text", BAD)

@@ -16,7 +16,11 @@ from tests.support.tables import each_row
 
 MESSAGE = {"toRecipients": to("c@a.test")}
 MIME = b"VG86IGNAYS50ZXN0DQpTdWJqZWN0OiB4DQoNCmhpDQo="  # To: c@a.test
-SAVE, FORGET, ARCHIVE = SendOptions(), SendOptions(save_to_sent_items=False), SendOptions(sent_folder="archive")  # fmt: skip
+SAVE, FORGET, ARCHIVE = (
+    SendOptions(),
+    SendOptions(save_to_sent_items=False),
+    SendOptions(sent_folder="archive"),
+)
 
 
 async def post(graph: GraphInMemory, how: str, prefer: list[str], **parameters):
@@ -32,7 +36,9 @@ async def post(graph: GraphInMemory, how: str, prefer: list[str], **parameters):
 
 
 @pytest.mark.parametrize("how", ["json", "mime", "draft"])
-@each_row("prefer, options, applied", [
+@each_row(
+    "prefer, options, applied",
+    [
         ([], SAVE, None),
         (["relay.save-to-sent-items=false"], FORGET, "relay.save-to-sent-items=false"),
         (["Relay.Save-To-Sent-Items=False"], FORGET, "relay.save-to-sent-items=false"),
@@ -40,9 +46,18 @@ async def post(graph: GraphInMemory, how: str, prefer: list[str], **parameters):
         (["relay.sent-folder=archive"], ARCHIVE, "relay.sent-folder=archive"),
         (['relay.sent-folder="Archive"'], ARCHIVE, "relay.sent-folder=Archive"),
         (["relay.sent-folder=sentitems"], SAVE, "relay.sent-folder=sentitems"),
-        (['IdType="ImmutableId", relay.sent-folder=archive; x=1', "return=minimal"], ARCHIVE, 'relay.sent-folder=archive, IdType="ImmutableId"'),
-        (["return=minimal", "relay.save-to-sent-items=true, relay.sent-folder=archive"], ARCHIVE, "relay.save-to-sent-items=true, relay.sent-folder=archive")
-    ])  # fmt: skip
+        (
+            ['IdType="ImmutableId", relay.sent-folder=archive; x=1', "return=minimal"],
+            ARCHIVE,
+            'relay.sent-folder=archive, IdType="ImmutableId"',
+        ),
+        (
+            ["return=minimal", "relay.save-to-sent-items=true, relay.sent-folder=archive"],
+            ARCHIVE,
+            "relay.save-to-sent-items=true, relay.sent-folder=archive",
+        ),
+    ],
+)
 async def test_a_preference_is_honoured_and_said_to_be(graph, how, prefer, options, applied):
     answer = await post(graph, how, prefer)
     assert answer.status_code == 202, answer.text
@@ -95,16 +110,23 @@ def sent_folder(value: str) -> ExtendedProperty:
     return ExtendedProperty(SENT_MAIL_ENTRY_ID, (value,))
 
 
-@each_row("properties, prefer, options", [
+@each_row(
+    "properties, prefer, options",
+    [
         ([DUE], [], SendOptions(scheduled_us=DUE_US)),
         ([DELETED], [], FORGET),
         ([sent_folder("archive")], [], ARCHIVE),
         ([sent_folder("YXJjaGl2ZQ==")], [], ARCHIVE),
         ([DELETED, sent_folder("archive")], [], FORGET),
         ([DELETED], ["relay.save-to-sent-items=true"], SAVE),
-        ([sent_folder("archive")], ["relay.sent-folder=junkemail"], SendOptions(sent_folder="junkemail")),
+        (
+            [sent_folder("archive")],
+            ["relay.sent-folder=junkemail"],
+            SendOptions(sent_folder="junkemail"),
+        ),
         ([NOWHERE], ["relay.sent-folder=archive"], ARCHIVE),
-    ])  # fmt: skip
+    ],
+)
 async def test_a_draft_says_itself_how_it_is_sent(graph, properties, prefer, options):
     draft = await graph.store.messages.create(
         "alice@example.test",

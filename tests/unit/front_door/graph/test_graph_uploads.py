@@ -47,9 +47,11 @@ class Place:
     async def restart(self) -> None:
         await self.close()
         self.store = open_store(
-            self.root, self.clock, log=open_log(self.root, self.clock),
+            self.root,
+            self.clock,
+            log=open_log(self.root, self.clock),
             limits_of=lambda _account: QuotaLimits(self.quota_bytes),
-        )  # fmt: skip
+        )
         app = graph_app(self.store, self.clock, accounts=self.accounts, max_upload=MAX_UPLOAD)
         self.http = httpx.AsyncClient(
             transport=httpx.ASGITransport(app), base_url="http://relay.test:8025/v1.0/me"

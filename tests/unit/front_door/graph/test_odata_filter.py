@@ -44,7 +44,9 @@ def to(value: str, operator: Operator = EQ, named: ItemProperty = ADDRESS) -> Co
     return CompareItem(named, operator, value)
 
 
-@each_row("text, expected", [
+@each_row(
+    "text, expected",
+    [
         ("isRead eq false", UNREAD),
         ("  isRead   eq\tfalse ", UNREAD),
         ("ISREAD EQ False", UNREAD),
@@ -70,19 +72,24 @@ def to(value: str, operator: Operator = EQ, named: ItemProperty = ADDRESS) -> Co
         ("contains(tolower(subject), 'x') eq true", subject("x", CONTAINS)),
         ("contains(subject,'x') eq false", Negation(subject("x", CONTAINS))),
         ("false ne StartsWith(subject,'x')", subject("x", Operator.STARTS_WITH)),
-        ("endswith(from/emailAddress/address,'@a.test')",
-         Compare(Property.FROM_ADDRESS, Operator.ENDS_WITH, "@a.test")),
+        (
+            "endswith(from/emailAddress/address,'@a.test')",
+            Compare(Property.FROM_ADDRESS, Operator.ENDS_WITH, "@a.test"),
+        ),
         ("from/EmailAddress/Name eq 'A'", Compare(Property.FROM_NAME, EQ, "A")),
         ("importance eq 'High'", Compare(Property.IMPORTANCE, EQ, "high")),
-        ("importance ge microsoft.graph.importance'normal'",
-         Compare(Property.IMPORTANCE, GE, "normal")),
+        (
+            "importance ge microsoft.graph.importance'normal'",
+            Compare(Property.IMPORTANCE, GE, "normal"),
+        ),
         ("flag/flagStatus ne 'notflagged'", Compare(Property.FLAG, NE, "notFlagged")),
         ("internetMessageId eq '<a@b>'", Compare(Property.INTERNET_MESSAGE_ID, EQ, "<a@b>")),
         # precedence
-        ("isRead or subject eq 'a' and not isRead",
-         AnyOf((READ, AllOf((subject("a"), Negation(READ)))))),
-        ("(isRead or subject eq 'a') and isRead",
-         AllOf((AnyOf((READ, subject("a"))), READ))),
+        (
+            "isRead or subject eq 'a' and not isRead",
+            AnyOf((READ, AllOf((subject("a"), Negation(READ))))),
+        ),
+        ("(isRead or subject eq 'a') and isRead", AllOf((AnyOf((READ, subject("a"))), READ))),
         ("isRead and isRead and isRead", AllOf((READ, READ, READ))),
         ("isRead and (isRead and isRead)", AllOf((READ, AllOf((READ, READ))))),
         ("not not isRead", Negation(Negation(READ))),
@@ -91,21 +98,38 @@ def to(value: str, operator: Operator = EQ, named: ItemProperty = ADDRESS) -> Co
         ("((isRead)) eq true", READ),
         ("(isRead and isRead) eq false", Negation(AllOf((READ, READ)))),
         # lists
-        ("toRecipients/any(r:r/emailAddress/address eq 'a@b.test')",
-         AnyItem(Collection.TO, to("a@b.test"))),
-        ("ccRecipients/any(r: contains(r/emailAddress/name,'a') and r/emailAddress/address ne 'b')",
-         AnyItem(Collection.CC, AllOf((to("a", CONTAINS, NAME), to("b", NE))))),
-        ("bccRecipients/all(x : endswith(x/emailAddress/address,'@a.test'))",
-         Negation(AnyItem(Collection.BCC, Negation(to("@a.test", Operator.ENDS_WITH))))),
+        (
+            "toRecipients/any(r:r/emailAddress/address eq 'a@b.test')",
+            AnyItem(Collection.TO, to("a@b.test")),
+        ),
+        (
+            "ccRecipients/any(r: contains(r/emailAddress/name,'a') and r/emailAddress/address ne 'b')",
+            AnyItem(Collection.CC, AllOf((to("a", CONTAINS, NAME), to("b", NE)))),
+        ),
+        (
+            "bccRecipients/all(x : endswith(x/emailAddress/address,'@a.test'))",
+            Negation(AnyItem(Collection.BCC, Negation(to("@a.test", Operator.ENDS_WITH)))),
+        ),
         ("replyTo/any()", AnyItem(Collection.REPLY_TO, AllOf(()))),
         ("not replyTo/any()", Negation(AnyItem(Collection.REPLY_TO, AllOf(())))),
-        ("categories/any(c:c eq 'Red')",
-         AnyItem(Collection.CATEGORIES, to("Red", named=ItemProperty.ITSELF))),
-        ("categories/any(c:startswith(c,'R') or 'x' eq c)",
-         AnyItem(Collection.CATEGORIES, AnyOf((
-             to("R", Operator.STARTS_WITH, ItemProperty.ITSELF),
-             to("x", named=ItemProperty.ITSELF))))),
-    ])  # fmt: skip
+        (
+            "categories/any(c:c eq 'Red')",
+            AnyItem(Collection.CATEGORIES, to("Red", named=ItemProperty.ITSELF)),
+        ),
+        (
+            "categories/any(c:startswith(c,'R') or 'x' eq c)",
+            AnyItem(
+                Collection.CATEGORIES,
+                AnyOf(
+                    (
+                        to("R", Operator.STARTS_WITH, ItemProperty.ITSELF),
+                        to("x", named=ItemProperty.ITSELF),
+                    )
+                ),
+            ),
+        ),
+    ],
+)
 def test_a_filter_selects_messages(text: str, expected: Condition) -> None:
     assert message_condition(text) == expected
 
@@ -149,7 +173,9 @@ def api_error(text: str) -> ApiError:
 OF_CLASS = "singleValueExtendedProperties/any(ep:ep/id eq 'String 0x001A' and "
 
 
-@each_row("text, position, named", [
+@each_row(
+    "text, position, named",
+    [
         ("", 0, "found the end, expected a property"),
         ("isRead eq", 9, "found the end"),
         ("isRead equals true", 7, "found 'equals', expected one of eq, ne"),
@@ -195,8 +221,9 @@ OF_CLASS = "singleValueExtendedProperties/any(ep:ep/id eq 'String 0x001A' and "
         ("toRecipients/all()", 17, "the name of a variable"),
         ("toRecipients/any(r:r/emailAddress/address)", 19, "expected a comparison"),
         ("toRecipients/any(r:categories/any(c:c eq 'a'))", 19, "a property of 'r'"),
-        ("subject eq 'x' and\x00", 18, "found '\\x00'")
-    ])  # fmt: skip
+        ("subject eq 'x' and\x00", 18, "found '\\x00'"),
+    ],
+)
 def test_an_invalid_filter_gives_the_position(text: str, position: int, named: str) -> None:
     error = api_error(text)
     assert f"position {position}:" in error.message + error.detail
@@ -300,10 +327,20 @@ PIECES = st.sampled_from(
     [
         *("and", "or", "not", "eq", "ge", "null", "true", "subject", "isRead", "receivedDateTime"),
         *("toRecipients/any(", "categories/all(c:", "c", "r:", "r/emailAddress/address", "("),
-        *(")", ",", "'", "''", "'x'", "contains(", "tolower(", "2026-11-20", "2026-11-20T06:48:40Z"),
+        *(
+            ")",
+            ",",
+            "'",
+            "''",
+            "'x'",
+            "contains(",
+            "tolower(",
+            "2026-11-20",
+            "2026-11-20T06:48:40Z",
+        ),
         *("5", "-", "microsoft.graph.importance'low'", "importance", "/", "$", "flag/flagStatus"),
     ]
-)  # fmt: skip
+)
 
 
 @given(st.lists(PIECES | st.text(max_size=3), max_size=14).map(" ".join) | st.text(max_size=40))

@@ -66,7 +66,9 @@ def days(first: int, last: int) -> AllOf:
     return AllOf((received(Operator.GE, begin), received(Operator.LT, end)))
 
 
-@each_row("value, expected", [
+@each_row(
+    "value, expected",
+    [
         ("pizza", word("pizza")),
         ('"pizza"', word("pizza")),
         (' "pizza" ', word("pizza")),
@@ -92,9 +94,12 @@ def days(first: int, last: int) -> AllOf:
         ("NOT (a b)", Negation(AllOf((word("a"), word("b"))))),
         ("a and or not", AllOf((word("a"), word("and"), word("or"), word("not")))),
         ('"\\"AND\\""', word("AND")),
-        ("cc:a bcc:b participants:c",
-         AllOf((word("a", SearchIn.CC), word("b", SearchIn.BCC),
-                word("c", SearchIn.PARTICIPANTS)))),
+        (
+            "cc:a bcc:b participants:c",
+            AllOf(
+                (word("a", SearchIn.CC), word("b", SearchIn.BCC), word("c", SearchIn.PARTICIPANTS))
+            ),
+        ),
         ("recipients:a", word("a", SearchIn.RECIPIENTS)),
         ("hasAttachments:true", Compare(Property.HAS_ATTACHMENTS, Operator.EQ, value=True)),
         ("hasattachment=FALSE", Compare(Property.HAS_ATTACHMENTS, Operator.EQ, value=False)),
@@ -124,11 +129,19 @@ def days(first: int, last: int) -> AllOf:
         ("received<this week", received(Operator.LT, NOVEMBER_20_US + 2 * DAY_US)),
         ('received:"last week..today"', days(-5, 5)),
         ("received>=2026-11-20T08:00:00Z", received(Operator.GE, NOVEMBER_20_US + 8 * HOUR_US)),
-        ("received<=2026-11-20t09:00+01:00",
-         received(Operator.LT, NOVEMBER_20_US + 8 * HOUR_US + 60_000_000)),
-        ("sent:2026-11-20T00:00:01..2026-11-20T00:00:01.5",
-         AllOf((Compare(Property.SENT, Operator.GE, NOVEMBER_20_US + 1_000_000),
-                Compare(Property.SENT, Operator.LT, NOVEMBER_20_US + 2_500_000)))),
+        (
+            "received<=2026-11-20t09:00+01:00",
+            received(Operator.LT, NOVEMBER_20_US + 8 * HOUR_US + 60_000_000),
+        ),
+        (
+            "sent:2026-11-20T00:00:01..2026-11-20T00:00:01.5",
+            AllOf(
+                (
+                    Compare(Property.SENT, Operator.GE, NOVEMBER_20_US + 1_000_000),
+                    Compare(Property.SENT, Operator.LT, NOVEMBER_20_US + 2_500_000),
+                )
+            ),
+        ),
         ("hasattachment:yes", Compare(Property.HAS_ATTACHMENTS, Operator.EQ, value=True)),
         ("hasAttachments:No", Compare(Property.HAS_ATTACHMENTS, Operator.EQ, value=False)),
         ("size:1..500", AllOf((size(Operator.GE, 1), size(Operator.LE, 500)))),
@@ -141,22 +154,48 @@ def days(first: int, last: int) -> AllOf:
         ("category:Red", category(Operator.CONTAINS, "Red")),
         ('category="Red category"', category(Operator.EQ, "Red category")),
         ("from:(a OR b)", AnyOf((word("a", SearchIn.FROM), word("b", SearchIn.FROM)))),
-        ('subject:("a b" c* to:d) e',
-         AllOf((AllOf((word("a b", SearchIn.SUBJECT), word("c", SearchIn.SUBJECT, prefix=True),
-                       word("d", SearchIn.TO))), word("e")))),
-        ("(from:a OR subject:(b OR (c NOT d)))",
-         AnyOf((word("a", SearchIn.FROM),
-                AnyOf((word("b", SearchIn.SUBJECT),
-                       AllOf((word("c", SearchIn.SUBJECT),
-                              Negation(word("d", SearchIn.SUBJECT))))))))),
+        (
+            'subject:("a b" c* to:d) e',
+            AllOf(
+                (
+                    AllOf(
+                        (
+                            word("a b", SearchIn.SUBJECT),
+                            word("c", SearchIn.SUBJECT, prefix=True),
+                            word("d", SearchIn.TO),
+                        )
+                    ),
+                    word("e"),
+                )
+            ),
+        ),
+        (
+            "(from:a OR subject:(b OR (c NOT d)))",
+            AnyOf(
+                (
+                    word("a", SearchIn.FROM),
+                    AnyOf(
+                        (
+                            word("b", SearchIn.SUBJECT),
+                            AllOf(
+                                (word("c", SearchIn.SUBJECT), Negation(word("d", SearchIn.SUBJECT)))
+                            ),
+                        )
+                    ),
+                )
+            ),
+        ),
         ("received:(today OR yesterday)", AnyOf((days(5, 5), days(4, 4)))),
         ("a NEAR b", HasNear((word("a"), word("b")), 8)),
         ("a ONEAR(n=3) b* c", AllOf((HasNear((word("a"), word("b", prefix=True)), 3), word("c")))),
         ('"\\"a b\\" NEAR(2) c NEAR d"', HasNear((word("a b"), word("c"), word("d")), 8)),
-        ("NOT subject:(a NEAR b)",
-         Negation(HasNear((word("a", SearchIn.SUBJECT), word("b", SearchIn.SUBJECT)), 8))),
+        (
+            "NOT subject:(a NEAR b)",
+            Negation(HasNear((word("a", SearchIn.SUBJECT), word("b", SearchIn.SUBJECT)), 8)),
+        ),
         ('a "NEAR" b', AllOf((word("a"), word("NEAR"), word("b")))),
-    ])  # fmt: skip
+    ],
+)
 def test_a_search_selects_messages(value: str, expected: Condition) -> None:
     assert search(value) == expected
 

@@ -17,35 +17,80 @@ from tests.support.tables import each_row
 
 ALICE = Account("alice@example.test")
 TO = [{"emailAddress": {"address": "bob@example.test", "name": "Bob"}}]
-INNER = {"@odata.type": "#microsoft.graph.message", "subject": "inner", "sentDateTime": "2026-12-01T08:00:00Z"}  # fmt: skip
+INNER = {
+    "@odata.type": "#microsoft.graph.message",
+    "subject": "inner",
+    "sentDateTime": "2026-12-01T08:00:00Z",
+}
 MESSAGE: dict[str, Any] = {
-    "subject": "s", "body": {"contentType": "html", "content": "<p>x</p>"},
+    "subject": "s",
+    "body": {"contentType": "html", "content": "<p>x</p>"},
     "from": {"emailAddress": {"address": "alice@example.test"}},
-    "toRecipients": TO, "ccRecipients": TO, "bccRecipients": TO, "replyTo": TO,
-    "importance": "high", "sensitivity": "private", "categories": ["Red"],
-    "isReadReceiptRequested": True, "isDeliveryReceiptRequested": True, "isRead": True,
-    "inferenceClassification": "other", "internetMessageId": "<a@b.test>",
+    "toRecipients": TO,
+    "ccRecipients": TO,
+    "bccRecipients": TO,
+    "replyTo": TO,
+    "importance": "high",
+    "sensitivity": "private",
+    "categories": ["Red"],
+    "isReadReceiptRequested": True,
+    "isDeliveryReceiptRequested": True,
+    "isRead": True,
+    "inferenceClassification": "other",
+    "internetMessageId": "<a@b.test>",
     "flag": {"flagStatus": "flagged", "dueDateTime": None},
     "internetMessageHeaders": [{"name": "X-Case", "value": "Kept"}],
-    "singleValueExtendedProperties": [{"id": "String {00020329-0000-0000-C000-000000000046} Name Case", "value": "v"}],
-    "multiValueExtendedProperties": [{"id": "StringArray {00020329-0000-0000-C000-000000000046} Name Many", "value": ["v"]}],
-    "attachments": [
-        {"@odata.type": "#microsoft.graph.fileAttachment", "name": "f", "contentType": "text/plain",
-         "contentBytes": "eA==", "isInline": True, "contentId": "cid", "contentLocation": "l"},
-        {"@odata.type": "#microsoft.graph.itemAttachment", "name": "i", "item": INNER},
-        {"@odata.type": "#microsoft.graph.referenceAttachment", "name": "r", "isFolder": False,
-         "sourceUrl": "https://a.test/f", "providerType": "other", "permission": "view",
-         "previewUrl": "https://a.test/p", "thumbnailUrl": "https://a.test/t"}
+    "singleValueExtendedProperties": [
+        {"id": "String {00020329-0000-0000-C000-000000000046} Name Case", "value": "v"}
     ],
-    "id": "x", "changeKey": "x", "conversationId": "x", "conversationIndex": "x",
-    "parentFolderId": "x", "webLink": "x", "createdDateTime": "x", "lastModifiedDateTime": "x",
-    "receivedDateTime": "x", "hasAttachments": True, "isDraft": True, "bodyPreview": "x",
-    "uniqueBody": None, "extensions": []
-}  # fmt: skip
+    "multiValueExtendedProperties": [
+        {"id": "StringArray {00020329-0000-0000-C000-000000000046} Name Many", "value": ["v"]}
+    ],
+    "attachments": [
+        {
+            "@odata.type": "#microsoft.graph.fileAttachment",
+            "name": "f",
+            "contentType": "text/plain",
+            "contentBytes": "eA==",
+            "isInline": True,
+            "contentId": "cid",
+            "contentLocation": "l",
+        },
+        {"@odata.type": "#microsoft.graph.itemAttachment", "name": "i", "item": INNER},
+        {
+            "@odata.type": "#microsoft.graph.referenceAttachment",
+            "name": "r",
+            "isFolder": False,
+            "sourceUrl": "https://a.test/f",
+            "providerType": "other",
+            "permission": "view",
+            "previewUrl": "https://a.test/p",
+            "thumbnailUrl": "https://a.test/t",
+        },
+    ],
+    "id": "x",
+    "changeKey": "x",
+    "conversationId": "x",
+    "conversationIndex": "x",
+    "parentFolderId": "x",
+    "webLink": "x",
+    "createdDateTime": "x",
+    "lastModifiedDateTime": "x",
+    "receivedDateTime": "x",
+    "hasAttachments": True,
+    "isDraft": True,
+    "bodyPreview": "x",
+    "uniqueBody": None,
+    "extensions": [],
+}
 UPLOAD = {
-    "attachmentType": "file", "name": "f", "size": 5, "contentType": "text/plain",
-    "isInline": True, "contentId": "cid"
-}  # fmt: skip
+    "attachmentType": "file",
+    "name": "f",
+    "size": 5,
+    "contentType": "text/plain",
+    "isInline": True,
+    "contentId": "cid",
+}
 
 
 def respelled(value: Any, spell: Callable[[str], str]) -> Any:
@@ -71,11 +116,17 @@ def test_any_case_is_the_same_message(random: Random) -> None:
     assert upload == read_upload(UPLOAD, "attachmentItem")
 
 
-@each_row("body, where", [
+@each_row(
+    "body, where",
+    [
         ({"subject": "a", "Subject": "b"}, "Subject"),
         ({"Subject": "a", "subject": "b"}, "subject"),
-        ({"toRecipients": [{"emailAddress": {"Address": "a@b.c", "address": "d@e.f"}}]}, "toRecipients[0].emailAddress.address")
-    ])  # fmt: skip
+        (
+            {"toRecipients": [{"emailAddress": {"Address": "a@b.c", "address": "d@e.f"}}]},
+            "toRecipients[0].emailAddress.address",
+        ),
+    ],
+)
 def test_two_names_that_differ_by_their_case_are_refused(body: Any, where: str) -> None:
     with pytest.raises(ApiError, match="each property once") as raised:
         parse_message(decoded(body), ALICE)
@@ -86,7 +137,12 @@ def test_two_names_that_differ_by_their_case_are_refused(body: Any, where: str) 
 async def test_folders_and_settings(graph, on_disk) -> None:
     folder = await on_disk.http.post("/mailFolders", json={"DisplayName": "Bills"})
     assert (folder.status_code, folder.json()["displayName"]) == (201, "Bills")
-    hours = {"DaysOfWeek": ["monday"], "STARTTIME": "09:00:00", "endtime": "17:00:00", "timezone": {"Name": "UTC"}}  # fmt: skip
+    hours = {
+        "DaysOfWeek": ["monday"],
+        "STARTTIME": "09:00:00",
+        "endtime": "17:00:00",
+        "timezone": {"Name": "UTC"},
+    }
     change = {"TimeZone": "UTC", "LANGUAGE": {"Locale": "de-DE"}, "WorkingHours": hours}
     answer = await graph.http.patch("/v1.0/me/mailboxSettings", json=change)
     assert answer.status_code == 200, answer.text

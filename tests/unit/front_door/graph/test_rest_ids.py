@@ -48,10 +48,15 @@ async def test_an_id_is_of_a_message_in_one_folder(http: httpx.AsyncClient) -> N
     assert FORM.fullmatch(draft)
     assert FORM.fullmatch(archived)
     for method, path in (
-        ("GET", draft), ("GET", f"{draft}/$value"), ("GET", f"{draft}/attachments"), ("PATCH", draft),
-        ("DELETE", draft), ("POST", f"{draft}/createForward"), ("POST", f"{draft}/send"),
+        ("GET", draft),
+        ("GET", f"{draft}/$value"),
+        ("GET", f"{draft}/attachments"),
+        ("PATCH", draft),
+        ("DELETE", draft),
+        ("POST", f"{draft}/createForward"),
+        ("POST", f"{draft}/send"),
         ("GET", f"../mailFolders/inbox/messages/{archived}"),
-    ):  # fmt: skip
+    ):
         answer = await http.request(method, f"/messages/{path}", json={})
         refused(answer, 404, "ErrorItemNotFound")
         assert answer.json()["error"]["innerError"]["detail"]
@@ -87,7 +92,11 @@ async def test_a_delta_query_removes_the_old_id(http: httpx.AsyncClient, path: s
     await http.post(f"/messages/{second}/permanentDelete")
     found = (await http.get(page["@odata.deltaLink"])).json()["value"]
     elsewhere = {} if "drafts" in path else {archived: False}
-    assert {one["id"]: "@removed" in one for one in found} == {first: True, second: True, **elsewhere}  # fmt: skip
+    assert {one["id"]: "@removed" in one for one in found} == {
+        first: True,
+        second: True,
+        **elsewhere,
+    }
 
 
 @pytest.mark.parametrize("query", ["", "?$expand=attachments"])

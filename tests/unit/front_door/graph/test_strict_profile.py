@@ -23,11 +23,27 @@ LINK = {
     "sourceUrl": "https://a.test/",
 }
 ATTACHED = {"@odata.type": "#microsoft.graph.itemAttachment", "name": "i"}
-TOO_COMPLEX = (400, "InefficientFilter", "The restriction or sort order is too complex for this operation.")  # fmt: skip
+TOO_COMPLEX = (
+    400,
+    "InefficientFilter",
+    "The restriction or sort order is too complex for this operation.",
+)
 TOO_LARGE = (413, "BadRequest", "The maximum request length supported is 4MB.")
-TOO_SMALL = (400, "ErrorAttachmentSizeShouldNotBeLessThanMinimumSize", "Attachment size must be greater than the minimum size.")  # fmt: skip
-HEADERS = (400, "InvalidInternetMessageHeaderCollection", "Maximum number of headers in one message should be less than or equal to 5.")  # fmt: skip
-ABSTRACT = (422, "UnprocessableType", "Cannot process input of abstract type 'microsoft.graph.attachment'.")  # fmt: skip
+TOO_SMALL = (
+    400,
+    "ErrorAttachmentSizeShouldNotBeLessThanMinimumSize",
+    "Attachment size must be greater than the minimum size.",
+)
+HEADERS = (
+    400,
+    "InvalidInternetMessageHeaderCollection",
+    "Maximum number of headers in one message should be less than or equal to 5.",
+)
+ABSTRACT = (
+    422,
+    "UnprocessableType",
+    "Cannot process input of abstract type 'microsoft.graph.attachment'.",
+)
 NO_TYPE = (400, "BadRequest", "Write request with id '1' does not contain a Content-Type header.")
 MIME = base64.b64encode(b"To: bob@example.test\r\n\r\n" + b"x" * 72 * 45_000)
 
@@ -69,60 +85,230 @@ def part(fields: dict[str, str] | None = None) -> dict[str, Any]:
 
 # what is asked, what Graph answers, and the status without the profile
 REFUSED: dict[str, tuple[str, dict[str, Any], tuple[int, str, str], int]] = {
-    "order by another": ("GET /messages?$filter=isRead eq true&$orderby=subject", {}, TOO_COMPLEX, 200),
-    "order by a later one": ("GET /messages?$filter=isRead eq true and subject eq 's'&$orderby=subject", {}, TOO_COMPLEX, 200),
-    "another order": ("GET /messages?$filter=isRead eq true and subject eq 's'&$orderby=subject,isRead", {}, TOO_COMPLEX, 200),
-    "order in a folder": ("GET /mailFolders/drafts/messages?$filter=categories/any(c:c eq 'x')&$orderby=receivedDateTime desc", {}, TOO_COMPLEX, 200),
-    "search and filter": ('GET /messages?$search="a"&$filter=isRead eq true', {}, searched("filter"), 200),
+    "order by another": (
+        "GET /messages?$filter=isRead eq true&$orderby=subject",
+        {},
+        TOO_COMPLEX,
+        200,
+    ),
+    "order by a later one": (
+        "GET /messages?$filter=isRead eq true and subject eq 's'&$orderby=subject",
+        {},
+        TOO_COMPLEX,
+        200,
+    ),
+    "another order": (
+        "GET /messages?$filter=isRead eq true and subject eq 's'&$orderby=subject,isRead",
+        {},
+        TOO_COMPLEX,
+        200,
+    ),
+    "order in a folder": (
+        "GET /mailFolders/drafts/messages?$filter=categories/any(c:c eq 'x')&$orderby=receivedDateTime desc",
+        {},
+        TOO_COMPLEX,
+        200,
+    ),
+    "search and filter": (
+        'GET /messages?$search="a"&$filter=isRead eq true',
+        {},
+        searched("filter"),
+        200,
+    ),
     "search and order": ('GET /messages?search="a"&orderby=subject', {}, searched("orderBy"), 200),
-    "count": ('GET /messages/$count?$search="a"&$filter=isRead eq true', {}, searched("filter"), 200),
+    "count": (
+        'GET /messages/$count?$search="a"&$filter=isRead eq true',
+        {},
+        searched("filter"),
+        200,
+    ),
     "JSON": ("POST /sendMail", sent(body={"content": "x" * 4 * MIB}), TOO_LARGE, 202),
-    "MIME": ("POST /sendMail", {"content": MIME, "headers": {"content-type": "text/plain"}}, TOO_LARGE, 202),
-    "small upload": ("POST /messages/{draft}/attachments/createUploadSession", upload(2_999_999), TOO_SMALL, 201),
+    "MIME": (
+        "POST /sendMail",
+        {"content": MIME, "headers": {"content-type": "text/plain"}},
+        TOO_LARGE,
+        202,
+    ),
+    "small upload": (
+        "POST /messages/{draft}/attachments/createUploadSession",
+        upload(2_999_999),
+        TOO_SMALL,
+        201,
+    ),
     "no headers": ("POST /messages", {"json": {"internetMessageHeaders": []}}, HEADERS, 201),
     "six headers": ("POST /sendMail", sent(internetMessageHeaders=headers(6)), HEADERS, 202),
-    "headers of a reply": ("POST /messages/{draft}/createReply", {"json": {"message": {"internetMessageHeaders": headers(6)}}}, HEADERS, 201),
-    "attachment in a message": ("POST /sendMail", sent(attachments=[UNTYPED]), unknown("contentBytes", "attachment"), 202),
+    "headers of a reply": (
+        "POST /messages/{draft}/createReply",
+        {"json": {"message": {"internetMessageHeaders": headers(6)}}},
+        HEADERS,
+        201,
+    ),
+    "attachment in a message": (
+        "POST /sendMail",
+        sent(attachments=[UNTYPED]),
+        unknown("contentBytes", "attachment"),
+        202,
+    ),
     "attachment": ("POST /messages/{draft}/attachments", {"json": UNTYPED}, ABSTRACT, 201),
-    "select of a list": ("GET /messages/{draft}/attachments?$select=id,contentId", {}, unselectable("contentId"), 200),
-    "select of one": ("GET /messages/{draft}/attachments/{file}?$select=contentBytes", {}, unselectable("contentBytes"), 200),
-    "select in $expand": ("GET /messages/{draft}?$expand=attachments($select=name, contentId)", {}, unselectable("contentId"), 200),
-    "select in a list's $expand": ("GET /messages?$expand=attachments($select=contentId)", {}, unselectable("contentId"), 200),
+    "select of a list": (
+        "GET /messages/{draft}/attachments?$select=id,contentId",
+        {},
+        unselectable("contentId"),
+        200,
+    ),
+    "select of one": (
+        "GET /messages/{draft}/attachments/{file}?$select=contentBytes",
+        {},
+        unselectable("contentBytes"),
+        200,
+    ),
+    "select in $expand": (
+        "GET /messages/{draft}?$expand=attachments($select=name, contentId)",
+        {},
+        unselectable("contentId"),
+        200,
+    ),
+    "select in a list's $expand": (
+        "GET /messages?$expand=attachments($select=contentId)",
+        {},
+        unselectable("contentId"),
+        200,
+    ),
     "part without headers": ("POST /../$batch", part(), NO_TYPE, 200),
     "part with others": ("POST /../$batch", part({"accept": "*/*"}), NO_TYPE, 200),
-    "property": ("POST /messages", {"json": {"subjects": "s"}}, unknown("subjects", "message"), 201),
-    "property of a change": ("PATCH /messages/{draft}", {"json": {"colour": 1}}, unknown("colour", "message"), 200),
-    **{name: ("PATCH /messages/{draft}", {"json": {name: None}}, READ_ONLY, 200) for name in ("parentFolderId", "isDraft", "hasAttachments", "receivedDateTime")},
+    "property": (
+        "POST /messages",
+        {"json": {"subjects": "s"}},
+        unknown("subjects", "message"),
+        201,
+    ),
+    "property of a change": (
+        "PATCH /messages/{draft}",
+        {"json": {"colour": 1}},
+        unknown("colour", "message"),
+        200,
+    ),
+    **{
+        name: ("PATCH /messages/{draft}", {"json": {name: None}}, READ_ONLY, 200)
+        for name in ("parentFolderId", "isDraft", "hasAttachments", "receivedDateTime")
+    },
     "body": ("POST /messages", {"json": {"body": {"text": "s"}}}, unknown("text", "itemBody"), 201),
-    "recipient": ("POST /sendMail", sent(ccRecipients=[to("a@b.test")[0] | {"kind": "cc"}]), unknown("kind", "recipient"), 202),
-    "address": ("POST /sendMail", sent(ccRecipients=[{"emailAddress": {"address": "a@b.test", "mail": ""}}]), unknown("mail", "emailAddress"), 202),
-    "flag": ("PATCH /messages/{draft}", {"json": {"flag": {"colour": "red"}}}, unknown("colour", "followupFlag"), 200),
-    "header": ("POST /messages", {"json": {"internetMessageHeaders": [headers(1)[0] | {"x": 1}]}}, unknown("x", "internetMessageHeader"), 201),
-    "of another kind": ("POST /messages/{draft}/attachments", {"json": LINK | {"contentId": "x"}}, unknown("contentId", "referenceAttachment"), 201),
-    "item": ("POST /messages", {"json": {"attachments": [ATTACHED | {"item": {"colour": 1}}]}}, unknown("colour", "message"), 201),
-    "upload item": ("POST /messages/{draft}/attachments/createUploadSession", {"json": {"AttachmentItem": {"name": "f", "size": 3_000_000, "x": 1}}}, unknown("x", "attachmentItem"), 201),
-    "folder": ("POST /mailFolders", {"json": {"displayName": "n", "colour": 1}}, unknown("colour", "mailFolder"), 201),
-    "category": ("POST /outlook/masterCategories", {"json": {"displayName": "n", "c": 1}}, unknown("c", "outlookCategory"), 201),
-    "settings": ("PATCH /mailboxSettings", {"json": {"zone": "UTC"}}, unknown("zone", "mailboxSettings"), 200),
-    "language": ("PATCH /mailboxSettings", {"json": {"language": {"name": "x"}}}, unknown("name", "localeInfo"), 200),
-}  # fmt: skip
+    "recipient": (
+        "POST /sendMail",
+        sent(ccRecipients=[to("a@b.test")[0] | {"kind": "cc"}]),
+        unknown("kind", "recipient"),
+        202,
+    ),
+    "address": (
+        "POST /sendMail",
+        sent(ccRecipients=[{"emailAddress": {"address": "a@b.test", "mail": ""}}]),
+        unknown("mail", "emailAddress"),
+        202,
+    ),
+    "flag": (
+        "PATCH /messages/{draft}",
+        {"json": {"flag": {"colour": "red"}}},
+        unknown("colour", "followupFlag"),
+        200,
+    ),
+    "header": (
+        "POST /messages",
+        {"json": {"internetMessageHeaders": [headers(1)[0] | {"x": 1}]}},
+        unknown("x", "internetMessageHeader"),
+        201,
+    ),
+    "of another kind": (
+        "POST /messages/{draft}/attachments",
+        {"json": LINK | {"contentId": "x"}},
+        unknown("contentId", "referenceAttachment"),
+        201,
+    ),
+    "item": (
+        "POST /messages",
+        {"json": {"attachments": [ATTACHED | {"item": {"colour": 1}}]}},
+        unknown("colour", "message"),
+        201,
+    ),
+    "upload item": (
+        "POST /messages/{draft}/attachments/createUploadSession",
+        {"json": {"AttachmentItem": {"name": "f", "size": 3_000_000, "x": 1}}},
+        unknown("x", "attachmentItem"),
+        201,
+    ),
+    "folder": (
+        "POST /mailFolders",
+        {"json": {"displayName": "n", "colour": 1}},
+        unknown("colour", "mailFolder"),
+        201,
+    ),
+    "category": (
+        "POST /outlook/masterCategories",
+        {"json": {"displayName": "n", "c": 1}},
+        unknown("c", "outlookCategory"),
+        201,
+    ),
+    "settings": (
+        "PATCH /mailboxSettings",
+        {"json": {"zone": "UTC"}},
+        unknown("zone", "mailboxSettings"),
+        200,
+    ),
+    "language": (
+        "PATCH /mailboxSettings",
+        {"json": {"language": {"name": "x"}}},
+        unknown("name", "localeInfo"),
+        200,
+    ),
+}
 # what is not refused in either profile
 TAKEN: dict[str, tuple[str, dict[str, Any], int]] = {
-    "the first ones": ("GET /messages?$filter=receivedDateTime ge 2020-01-01 and receivedDateTime lt 2040-01-01 and isRead eq true&$orderby=ReceivedDateTime desc", {}, 200),
-    "a function": ("GET /messages?$filter=startswith(subject,'s') and isRead eq true&$orderby=subject,isRead", {}, 200),
-    "filter alone": ("GET /messages?$filter=not (isRead eq true or from/emailAddress/address eq 'a')", {}, 200),
+    "the first ones": (
+        "GET /messages?$filter=receivedDateTime ge 2020-01-01 and receivedDateTime lt 2040-01-01 and isRead eq true&$orderby=ReceivedDateTime desc",
+        {},
+        200,
+    ),
+    "a function": (
+        "GET /messages?$filter=startswith(subject,'s') and isRead eq true&$orderby=subject,isRead",
+        {},
+        200,
+    ),
+    "filter alone": (
+        "GET /messages?$filter=not (isRead eq true or from/emailAddress/address eq 'a')",
+        {},
+        200,
+    ),
     "order alone": ("GET /messages?$orderby=subject", {}, 200),
     "search alone": ('GET /messages?$search="a"&$top=5&$select=subject', {}, 200),
     "4 MiB": ("POST /messages", {"content": b'{"subject":"s"}'.ljust(4 * MIB)}, 201),
-    "a large upload": ("POST /messages/{draft}/attachments/createUploadSession", upload(3_000_000), 201),
+    "a large upload": (
+        "POST /messages/{draft}/attachments/createUploadSession",
+        upload(3_000_000),
+        201,
+    ),
     "five headers": ("POST /sendMail", sent(internetMessageHeaders=headers(5)), 202),
     "headers that are null": ("POST /messages", {"json": {"internetMessageHeaders": None}}, 201),
     "a file": ("POST /messages/{draft}/attachments", {"json": FILE | {"contentId": "x"}}, 201),
-    "a cast": ("GET /messages/{draft}/attachments?$select=id,microsoft.graph.fileAttachment/contentId", {}, 200),
+    "a cast": (
+        "GET /messages/{draft}/attachments?$select=id,microsoft.graph.fileAttachment/contentId",
+        {},
+        200,
+    ),
     "$expand": ("GET /messages?$expand=attachments($select=id,name)", {}, 200),
     "a part with its type": ("POST /../$batch", part({"CONTENT-TYPE": "application/json"}), 200),
-    "pascal case": ("POST /sendMail", {"json": {"Message": {"@odata.type": "#microsoft.graph.message", "Subject": "s", "ToRecipients": to("bob@example.test")}}}, 202),
-}  # fmt: skip
+    "pascal case": (
+        "POST /sendMail",
+        {
+            "json": {
+                "Message": {
+                    "@odata.type": "#microsoft.graph.message",
+                    "Subject": "s",
+                    "ToRecipients": to("bob@example.test"),
+                }
+            }
+        },
+        202,
+    ),
+}
 
 
 @asynccontextmanager
@@ -240,7 +426,10 @@ async def test_four_requests_at_a_time_in_a_mailbox(tmp_path: Path) -> None:
             await begun.acquire()
         fifth = await ask(made, "GET /messages", ids, {})
         text = refused(fifth, 429, "ApplicationThrottled")
-        assert (text, fifth.headers["retry-after"]) == ("Application is over its MailboxConcurrency limit.", "1")  # fmt: skip
+        assert (text, fifth.headers["retry-after"]) == (
+            "Application is over its MailboxConcurrency limit.",
+            "1",
+        )
         bob = await ask(made, "GET /messages", ids, {"headers": {"authorization": "Bearer bob"}})
         assert bob.status_code == 200
         more.set()

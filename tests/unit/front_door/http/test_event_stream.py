@@ -59,8 +59,12 @@ async def test_head_chunks_and_end(blocks: Blocks) -> None:
         assert source.status == 200
         kept = ("content-type", "cache-control", "x-accel-buffering", "x-more", "transfer-encoding")
         assert [source.headers.get(name) for name in kept] == [
-            "text/event-stream", "no-store", "no", "1", "chunked",
-        ]  # fmt: skip
+            "text/event-stream",
+            "no-store",
+            "no",
+            "1",
+            "chunked",
+        ]
         assert "content-length" not in source.headers
         for block in (b"data: 1\n\n", b"data: 2\n\n"):
             blocks.queue.put_nowait(block)

@@ -95,16 +95,38 @@ def test_two_fields_must_agree(x_forwarded_for: str, forwarded: str, expected: s
 
 def test_a_unix_socket_is_a_proxy_if_there_are_any() -> None:
     assert [PROXIES.includes(host) for host in ("", "10.1.1.1", "::ffff:10.1.1.1", "fd00::1")] == [
-        True, True, True, True,
-    ]  # fmt: skip
+        True,
+        True,
+        True,
+        True,
+    ]
     assert not PROXIES.includes("192.0.2.1")
     assert [Proxies().includes(host) for host in ("", "127.0.0.1")] == [False, False]
 
 
 @pytest.mark.parametrize("name", [b"x-forwarded-for", b"forwarded"])
 @pytest.mark.parametrize("begin", [b"", b'for="', b'for=192.0.2.1;x="'])
-@each_row("piece", [b"10.0.0.1,", b"for=10.0.0.1,", b'for="10.0.0.1";a=b,', b"a=b;", b'a="";', b",", b" ,", b"a ",
-     b'"', b'\\"', b'"\\', b"\\", b"=", b"1", b":", b"for="])  # fmt: skip
+@each_row(
+    "piece",
+    [
+        b"10.0.0.1,",
+        b"for=10.0.0.1,",
+        b'for="10.0.0.1";a=b,',
+        b"a=b;",
+        b'a="";',
+        b",",
+        b" ,",
+        b"a ",
+        b'"',
+        b'\\"',
+        b'"\\',
+        b"\\",
+        b"=",
+        b"1",
+        b":",
+        b"for=",
+    ],
+)
 def test_a_long_field_costs_no_more_than_its_length(
     name: bytes, begin: bytes, piece: bytes
 ) -> None:

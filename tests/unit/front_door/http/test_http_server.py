@@ -103,7 +103,9 @@ TOO_LARGE, LONG_HEADER = (413, "RequestEntityTooLarge"), (431, "RequestHeaderFie
 CONNECT = b"CONNECT a.test:25 HTTP/1.1\r\nHost: a.test:25\r\n\r\n"
 
 
-@each_row("sent, expected", [
+@each_row(
+    "sent, expected",
+    [
         (request(b"", "Expect: 100-continue", length=LIMIT + 1), TOO_LARGE),
         (request(b"x" * (LIMIT * 20)), TOO_LARGE),
         (b"GET /" + b"x" * 70_000 + b" HTTP/1.1\r\n\r\n", LONG_HEADER),
@@ -111,7 +113,8 @@ CONNECT = b"CONNECT a.test:25 HTTP/1.1\r\nHost: a.test:25\r\n\r\n"
         (b"\x16\x03\x01 this is TLS\r\n\r\n", (400, "BadRequest")),
         (CONNECT, (400, "BadRequest")),
         (b"GET / HTTP/1.1\r\nContent-Length: x\r\n\r\n", (400, "BadRequest")),
-    ])  # fmt: skip
+    ],
+)
 async def test_large_and_invalid_requests_are_refused(
     sent: bytes, expected: tuple[int, str]
 ) -> None:

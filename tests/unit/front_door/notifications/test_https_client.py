@@ -60,7 +60,9 @@ def test_urls(text: str, host: str, port: int, target: str) -> None:
     assert (url.host, url.port, url.target) == (host, port, target)
 
 
-@each_row("text, found", [
+@each_row(
+    "text, found",
+    [
         ("http://hooks.example.net/", "scheme 'http'"),
         ("ftp://hooks.example.net/", "scheme 'ftp'"),
         ("hooks.example.net/x", "scheme ''"),
@@ -87,19 +89,46 @@ def test_urls(text: str, host: str, port: int, target: str) -> None:
         ("https://0x7f000001/", "different addresses"),
         ("https://0177.0.0.1/", "different addresses"),
         ("https://127.1/", "different addresses"),
-        ("https://x/" + "a" * 3000, "3010 characters")
-    ])  # fmt: skip
+        ("https://x/" + "a" * 3000, "3010 characters"),
+    ],
+)
 def test_urls_that_are_refused(text: str, found: str) -> None:
     with pytest.raises(UrlError, match=found):
         read_url(text)
 
 
 NOT_PUBLIC = [
-    "127.0.0.1", "127.8.9.10", "0.0.0.0", "10.1.2.3", "172.31.0.1", "192.168.1.1", "169.254.169.254",
-    "100.64.0.1", "192.0.2.1", "198.18.0.1", "224.0.0.1", "239.1.1.1", "240.0.0.1", "255.255.255.255",
-    "::", "::1", "::ffff:127.0.0.1", "::ffff:10.0.0.1", "::127.0.0.1", "64:ff9b::7f00:1", "64:ff9b::a9fe:a9fe",
-    "2002:7f00:1::", "2001:0:1::", "fe80::1", "fec0::1", "fc00::1", "fd00:ec2::254", "ff02::1", "2001:db8::1", "100::1"
-]  # fmt: skip
+    "127.0.0.1",
+    "127.8.9.10",
+    "0.0.0.0",
+    "10.1.2.3",
+    "172.31.0.1",
+    "192.168.1.1",
+    "169.254.169.254",
+    "100.64.0.1",
+    "192.0.2.1",
+    "198.18.0.1",
+    "224.0.0.1",
+    "239.1.1.1",
+    "240.0.0.1",
+    "255.255.255.255",
+    "::",
+    "::1",
+    "::ffff:127.0.0.1",
+    "::ffff:10.0.0.1",
+    "::127.0.0.1",
+    "64:ff9b::7f00:1",
+    "64:ff9b::a9fe:a9fe",
+    "2002:7f00:1::",
+    "2001:0:1::",
+    "fe80::1",
+    "fec0::1",
+    "fc00::1",
+    "fd00:ec2::254",
+    "ff02::1",
+    "2001:db8::1",
+    "100::1",
+]
 PUBLIC = ["1.1.1.1", "198.51.99.1", "2606:4700::1111", "::ffff:1.1.1.1", "64:ff9b::101:101"]
 
 

@@ -39,18 +39,41 @@ def test_a_chart_says_in_a_table_what_its_lines_show():
     assert [one.path.count("M") for one in chart.lines] == [2, 2]
 
 
-@each_row("value, expected", [
-        (0, "0"), (1, "1"), (0.0123, "0.012"), (1.26, "1.3"), (12.34, "12.3"), (999.9, "1 000"),
-        (12345678, "12 345 678"), (100.4, "100")
-    ])  # fmt: skip
+@each_row(
+    "value, expected",
+    [
+        (0, "0"),
+        (1, "1"),
+        (0.0123, "0.012"),
+        (1.26, "1.3"),
+        (12.34, "12.3"),
+        (999.9, "1 000"),
+        (12345678, "12 345 678"),
+        (100.4, "100"),
+    ],
+)
 def test_numbers_have_groups_and_few_digits(value, expected):
     assert number_text(value) == expected.replace(" ", "\u202f")
 
 
-@each_row("seconds, expected", [
-        (0, "0 ms"), (0.0004, "0.4 ms"), (0.0124, "12.4 ms"), (0.2, "200 ms"), (0.9999, "1 s"),
-        (3.44, "3.4 s"), (59.7, "60 s"), (60, "1 min"), (61, "1 min,1 s"), (3600, "1 h"),
-        (7800, "2 h,10 min"), (86400, "1 d"), (273600, "3 d,4 h"), (400 * 86400, "400 d")
-    ])  # fmt: skip
+@each_row(
+    "seconds, expected",
+    [
+        (0, "0 ms"),
+        (0.0004, "0.4 ms"),
+        (0.0124, "12.4 ms"),
+        (0.2, "200 ms"),
+        (0.9999, "1 s"),
+        (3.44, "3.4 s"),
+        (59.7, "60 s"),
+        (60, "1 min"),
+        (61, "1 min,1 s"),
+        (3600, "1 h"),
+        (7800, "2 h,10 min"),
+        (86400, "1 d"),
+        (273600, "3 d,4 h"),
+        (400 * 86400, "400 d"),
+    ],
+)
 def test_durations_have_their_unit(seconds, expected):
     assert duration_text(seconds) == expected.replace(" ", "\u202f").replace(",", " ")

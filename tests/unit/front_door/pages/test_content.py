@@ -146,7 +146,14 @@ def test_codes_have_six_digits_or_a_word_about_codes(text, codes):
     ],
 )
 def test_a_download_has_a_harmless_name(given, name):
-    found = content("Content-Type: multipart/mixed; boundary=b", "", "--b", f"Content-Disposition: attachment; {given}", "", "x")  # fmt: skip
+    found = content(
+        "Content-Type: multipart/mixed; boundary=b",
+        "",
+        "--b",
+        f"Content-Disposition: attachment; {given}",
+        "",
+        "x",
+    )
     assert file_name(1, found.parts.attachments[0]) == name
     field = content_disposition(name)
     assert field.isascii()
@@ -166,20 +173,62 @@ def test_a_download_has_a_harmless_name(given, name):
     ],
 )
 def test_a_download_has_a_harmless_type(kind, served):
-    found = content("Content-Type: multipart/mixed; boundary=b", "", "--b", f"Content-Type: {kind}; name=x", "Content-Disposition: attachment", "", "y")  # fmt: skip
+    found = content(
+        "Content-Type: multipart/mixed; boundary=b",
+        "",
+        "--b",
+        f"Content-Type: {kind}; name=x",
+        "Content-Disposition: attachment",
+        "",
+        "y",
+    )
     assert download_type(found.parts.attachments[0]) == served
 
 
-@each_row("lines, note", [
+@each_row(
+    "lines, note",
+    [
         (("Subject: x", *(f"X-{i}: y" for i in range(25_000)), "", "t"), "a long header"),
         (("Subject: " + "=?utf-8?q?=41?= " * 25_000, "", "t"), "a long header"),
         (("Subject: x", "", "a" * 500_000), "200,000 are shown"),
-        (("Content-Type: multipart/mixed; boundary=b", "", *["--b\r\nContent-Type: a/b\r\n\r\nx"] * 1001), "more than 1000 parts"),
-        (("Content-Type: multipart/mixed; boundary=b", "", *["--b\r\nContent-Type: a/b\r\n\r\nx"] * 300), f"{ATTACHMENTS_MAX} are listed"),
-        (("Content-Type: text/html", "", "".join(f"<a href=http://a.test/{i}>x</a>" for i in range(999))), "links"),
+        (
+            (
+                "Content-Type: multipart/mixed; boundary=b",
+                "",
+                *["--b\r\nContent-Type: a/b\r\n\r\nx"] * 1001,
+            ),
+            "more than 1000 parts",
+        ),
+        (
+            (
+                "Content-Type: multipart/mixed; boundary=b",
+                "",
+                *["--b\r\nContent-Type: a/b\r\n\r\nx"] * 300,
+            ),
+            f"{ATTACHMENTS_MAX} are listed",
+        ),
+        (
+            (
+                "Content-Type: text/html",
+                "",
+                "".join(f"<a href=http://a.test/{i}>x</a>" for i in range(999)),
+            ),
+            "links",
+        ),
         (("Content-Type: text/plain; charset=klingon", "", "ä"), "not in its charset"),
-        ((*(line for i in range(200) for line in (f"Content-Type: multipart/mixed; boundary=b{i}", "", f"--b{i}")), "x"), "deep"),
-    ])  # fmt: skip
+        (
+            (
+                *(
+                    line
+                    for i in range(200)
+                    for line in (f"Content-Type: multipart/mixed; boundary=b{i}", "", f"--b{i}")
+                ),
+                "x",
+            ),
+            "deep",
+        ),
+    ],
+)
 def test_what_is_cut_or_damaged_is_said(lines, note):
     started = time.process_time()
     found = content(*lines)

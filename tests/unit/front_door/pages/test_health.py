@@ -15,9 +15,13 @@ async def test_the_page_shows_what_the_relay_has_done(pages):
     text = plain(await pages.text("/health"))
     assert "Readiness ready Pressure normal: all mail is accepted" in text
     for expected in (
-        "Messages accepted: 3", "recipients delivered: 3", "captured of these: 1",
-        "attempts deferred: 1", "recipients failed or expired: 1", "reports: 1",
-    ):  # fmt: skip
+        "Messages accepted: 3",
+        "recipients delivered: 3",
+        "captured of these: 1",
+        "attempts deferred: 1",
+        "recipients failed or expired: 1",
+        "reports: 1",
+    ):
         assert expected in text
     assert f"Version {__version__}, running for" in text
 

@@ -24,9 +24,11 @@ def test_it_shows_sender_subject_rule_reason_and_since() -> None:
         relay.settle()
         text = page()
         for shown in (
-            "alice@example.test", "offer <b>one</b>",
-            'rule "offers": the manager reads it first', "none, held since ",
-        ):  # fmt: skip
+            "alice@example.test",
+            "offer <b>one</b>",
+            'rule "offers": the manager reads it first',
+            "none, held since ",
+        ):
             assert shown in text
         relay.clock.advance(days=4)  # longer than new mail is attempted
         assert "offer" in page()

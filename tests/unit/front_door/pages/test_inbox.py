@@ -156,8 +156,9 @@ async def test_from_message_to_message_of_the_search_and_back(pages, monkeypatch
     opened = re.search(r'href="(messages/[^"]*)">(?:<span.*?</span>)?Invoice 2<', second)[1]
     page = await pages.text("/" + unescape(opened))
     assert [link(page, rel).partition("?")[0] for rel in ("prev", "next")] == [
-        f"/messages/{keys['Invoice 3']}", f"/messages/{keys['Invoice 1']}"
-    ]  # fmt: skip
+        f"/messages/{keys['Invoice 3']}",
+        f"/messages/{keys['Invoice 1']}",
+    ]
     back = re.search(r'<a class="button" data-back href="\.\./([^"]*)">Back</a>', page)[1]
     assert unescape(back) == f"{older}#row-{keys['Invoice 2']}"
     assert keys_by_subject(await pages.text("/" + unescape(back))) == keys_by_subject(second)

@@ -141,16 +141,32 @@ def test_a_deferred_recipient_says_when_the_next_attempt_is(relay):
     assert "by the mail hosts (MX) of slow.test" in view.recipients[0].text
 
 
-@each_row("tls, verified, policy, words", [
+@each_row(
+    "tls, verified, policy, words",
+    [
         ("TLSv1.3", "name", "mta-sts: verify", "TLSv1.3, name verified, MTA-STS enforce"),
         ("", "none", "mta-sts: verify", "no TLS, MTA-STS enforce"),
-        ("TLSv1.3", "name", "requiretls: verify; by mta-sts", "TLSv1.3, name verified, REQUIRETLS; by MTA-STS"),
-        ("TLSv1.3", "dane", "dane: dane; MX answer not validated",
-         "TLSv1.3, TLSA record verified, DANE; MX answer not validated"),
-        ("TLSv1.2", "chain", "route a: required; policy overridden by route",
-         "TLSv1.2, certificate for another name, route a: required; policy overridden by route"),
-        ("", "none", "", "no TLS")
-    ])  # fmt: skip
+        (
+            "TLSv1.3",
+            "name",
+            "requiretls: verify; by mta-sts",
+            "TLSv1.3, name verified, REQUIRETLS; by MTA-STS",
+        ),
+        (
+            "TLSv1.3",
+            "dane",
+            "dane: dane; MX answer not validated",
+            "TLSv1.3, TLSA record verified, DANE; MX answer not validated",
+        ),
+        (
+            "TLSv1.2",
+            "chain",
+            "route a: required; policy overridden by route",
+            "TLSv1.2, certificate for another name, route a: required; policy overridden by route",
+        ),
+        ("", "none", "", "no TLS"),
+    ],
+)
 def test_the_tls_of_an_attempt_in_words(tls, verified, policy, words):
     one = Attempt("", "mx.a.test", "relayed", "2.0.0", "250 ok", tls, verified, policy)
     assert tls_words(one) == words
@@ -280,20 +296,36 @@ def before_transport(*steps: tuple[int, dict[str, Any]]) -> Journey:
     return found
 
 
-@each_row("steps, expected", [
+@each_row(
+    "steps, expected",
+    [
         ([(1, {})], "done running waiting waiting waiting waiting waiting"),
         ([(1, {}), (2, {})], "done done running waiting waiting waiting waiting"),
-        ([(1, {}), (2, {}), (3, {"size": 1, "recipients": 1})],
-         "done done done waiting running waiting waiting"),
-        ([(1, {}), (2, {"cancelled": "x"})],
-         "done failed skipped skipped skipped skipped skipped"),
-        ([(1, {}), (2, {}), (3, {"failed": "5.6.3 no"}),
-          (7, {"kind": "failure", "to": ALICE, "reply": "5.6.3 no"})],
-         "done done failed skipped skipped skipped done"),
-        ([(1, {}), (2, {}), (3, {"size": 1, "recipients": 1}),
-          (7, {"kind": "failure", "to": ALICE, "reply": "550 5.1.1 no"})],
-         "done done done failed skipped skipped done")
-    ])  # fmt: skip
+        (
+            [(1, {}), (2, {}), (3, {"size": 1, "recipients": 1})],
+            "done done done waiting running waiting waiting",
+        ),
+        ([(1, {}), (2, {"cancelled": "x"})], "done failed skipped skipped skipped skipped skipped"),
+        (
+            [
+                (1, {}),
+                (2, {}),
+                (3, {"failed": "5.6.3 no"}),
+                (7, {"kind": "failure", "to": ALICE, "reply": "5.6.3 no"}),
+            ],
+            "done done failed skipped skipped skipped done",
+        ),
+        (
+            [
+                (1, {}),
+                (2, {}),
+                (3, {"size": 1, "recipients": 1}),
+                (7, {"kind": "failure", "to": ALICE, "reply": "550 5.1.1 no"}),
+            ],
+            "done done done failed skipped skipped done",
+        ),
+    ],
+)
 def test_a_submission_before_transport(steps, expected):
     view = journey_view(before_transport(*steps))
     assert " ".join(states(view)) == expected.replace("no evidence", "no-evidence")

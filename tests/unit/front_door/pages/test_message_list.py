@@ -195,9 +195,10 @@ async def test_a_scheduled_message_is_cancelled_by_its_deletion(pages):
     alice = {"authorization": "Bearer alice"}
     deferred = {"id": "SystemTime 0x3FEF", "value": "2999-01-01T00:00:00Z"}
     message = {
-        "subject": "later", "singleValueExtendedProperties": [deferred],
+        "subject": "later",
+        "singleValueExtendedProperties": [deferred],
         "toRecipients": [{"emailAddress": {"address": "bob@example.test"}}],
-    }  # fmt: skip
+    }
     await pages.http.post("/v1.0/me/sendMail", json={"message": message}, headers=alice)
     text = await pages.text("/")
     assert subjects(text) == ["later"]

@@ -278,14 +278,16 @@ def test_without_an_envid_the_message_id_leads_to_the_message(relay):
 
 def test_the_properties_are_shown_as_they_were_sent(relay):
     message = {
-        "subject": "<b>", "body": {"contentType": "html", "content": "<script>x</script>"},
+        "subject": "<b>",
+        "body": {"contentType": "html", "content": "<script>x</script>"},
         "toRecipients": [{"emailAddress": {"address": BOB}}],
         "bccRecipients": [{"emailAddress": {"address": "hidden@example.test"}}],
-    }  # fmt: skip
+    }
     httpx.post(
-        f"{relay.http_url}/v1.0/me/sendMail", json={"message": message},
+        f"{relay.http_url}/v1.0/me/sendMail",
+        json={"message": message},
         headers={"authorization": f"Bearer {relay.token(ALICE)}"},
-    )  # fmt: skip
+    )
     relay.settle()
     page = get(relay, "messages/last")
     answer = httpx.get(page.follow("the properties (Graph JSON)"))
@@ -293,15 +295,17 @@ def test_the_properties_are_shown_as_they_were_sent(relay):
     assert "sandbox" in answer.headers["content-security-policy"]
     shown = answer.json()
     assert {name: shown[name] for name in ("subject", "body")} == {
-        "subject": "<b>", "body": {"contentType": "html", "content": "<script>x</script>"},
-    }  # fmt: skip
+        "subject": "<b>",
+        "body": {"contentType": "html", "content": "<script>x</script>"},
+    }
     assert "hidden@example.test" not in answer.text, "Bcc is its owner's"
 
     mime = f"X-Tag: shown\nTo: {BOB}\nBcc: hidden@example.test\nSubject: MIME\n\nx"
     httpx.post(
-        f"{relay.http_url}/v1.0/me/sendMail", content=b64encode(mime.encode()),
+        f"{relay.http_url}/v1.0/me/sendMail",
+        content=b64encode(mime.encode()),
         headers={"authorization": f"Bearer {relay.token(ALICE)}", "content-type": "text/plain"},
-    )  # fmt: skip
+    )
     relay.settle()
     answer = httpx.get(f"{relay.http_url}/messages/last/properties")
     assert answer.json()["internetMessageHeaders"] == [{"name": "X-Tag", "value": "shown"}]

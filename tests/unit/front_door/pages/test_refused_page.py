@@ -21,9 +21,18 @@ def record(pages, **facts):
 async def test_values_of_clients_are_escaped(pages):
     hostile = '<script>alert("1")</script>'
     record(
-        pages, client=hostile, account=hostile, sender=hostile, recipients=(hostile,) * 4, subject=hostile,
-        recipient_count=9, command="RCPT", reply=hostile, rule=hostile, times=3,
-    )  # fmt: skip
+        pages,
+        client=hostile,
+        account=hostile,
+        sender=hostile,
+        recipients=(hostile,) * 4,
+        subject=hostile,
+        recipient_count=9,
+        command="RCPT",
+        reply=hostile,
+        rule=hostile,
+        times=3,
+    )
     for path in ("/refused", "/", f"/refused?address={hostile}"):
         text = await pages.text(path)
         assert hostile not in text

@@ -49,35 +49,104 @@ def test_whole_urls_are_written_in_one_form(url, expected):
     assert written(url) == expected
 
 
-@each_row("url", [
+@each_row(
+    "url",
+    [
         # a user part
-        "http://user@a.test/x", "http://user:password@a.test/x", "http://@a.test/x",
-        "http://a.test@b.test/", "http://a.test%40b.test/x",
+        "http://user@a.test/x",
+        "http://user:password@a.test/x",
+        "http://@a.test/x",
+        "http://a.test@b.test/",
+        "http://a.test%40b.test/x",
         # other schemes, and what is no whole URL
-        "", "x.png", "/x.png", "//a.test/x.png", "///a.test/x", "http:a.test/x", "http:/a.test/x",
-        "http:///a.test/x", "https:\\\\a.test\\x", "http:\\/a.test", "ftp://a.test/x", "file:///etc/passwd",
-        "javascript:alert(1)", "java\tscript:alert(1)", "data:image/svg+xml,<svg/>", "blob:http://a.test/x",
-        "ht\ntp://a.test/x", "http://a\n.test/x", "http://a.test/\x00", "http://a.test/a\\b", "cid:x",
-        "view-source:http://a.test/", "feed:http://a.test/", "ws://a.test/x",
+        "",
+        "x.png",
+        "/x.png",
+        "//a.test/x.png",
+        "///a.test/x",
+        "http:a.test/x",
+        "http:/a.test/x",
+        "http:///a.test/x",
+        "https:\\\\a.test\\x",
+        "http:\\/a.test",
+        "ftp://a.test/x",
+        "file:///etc/passwd",
+        "javascript:alert(1)",
+        "java\tscript:alert(1)",
+        "data:image/svg+xml,<svg/>",
+        "blob:http://a.test/x",
+        "ht\ntp://a.test/x",
+        "http://a\n.test/x",
+        "http://a.test/\x00",
+        "http://a.test/a\\b",
+        "cid:x",
+        "view-source:http://a.test/",
+        "feed:http://a.test/",
+        "ws://a.test/x",
         # hosts that are read in more than one way
-        "http://a.test\\@b.test/", "http://a%2etest/x", "http://\uff41.test/", "http://a\u3002test/", "http://a test/",
-        "http://[::1", "http://::1/", "http://a.test:99999/", "http://a.test:x/", "http://a.test:80:80/",
-        "http://a,b/", "http://a;b/", "http://a.test:\u0668\u0660/", "http://\u017f.test/", "http\u017f://a.test/",
-        "http://a.test/" + "x" * 8192
-    ])  # fmt: skip
+        "http://a.test\\@b.test/",
+        "http://a%2etest/x",
+        "http://\uff41.test/",
+        "http://a\u3002test/",
+        "http://a test/",
+        "http://[::1",
+        "http://::1/",
+        "http://a.test:99999/",
+        "http://a.test:x/",
+        "http://a.test:80:80/",
+        "http://a,b/",
+        "http://a;b/",
+        "http://a.test:\u0668\u0660/",
+        "http://\u017f.test/",
+        "http\u017f://a.test/",
+        "http://a.test/" + "x" * 8192,
+    ],
+)
 def test_other_urls_stay_boxes(url):
     assert written(url) is None
 
 
 @pytest.mark.parametrize("port", [8025, 8443, 1025])
-@each_row("host", [
-        "127.0.0.1", "127.1", "127.0.1", "127.0.0.1.", "127.255.255.254", "0", "0.0.0.0", "0x7f000001",
-        "0X7F.0.0.1", "0x7f.1", "2130706433", "017700000001", "0177.0.0.1", "127.0.0.0x1", "0x0", "0x",
-        "[::1]", "[::]", "[0:0:0:0:0:0:0:1]", "[::ffff:127.0.0.1]", "[::ffff:7f00:1]", "[::1.2.3.4]",
-        "192.0.2.7", "[2001:db8::7]",  # perhaps this machine
-        "localhost", "LOCALHOST", "localhost.", "localhost..", "a.localhost", "a.localhost.",
-        "localhost.localdomain", "relay", "ip6-localhost", "RELAY.corp.test", "relay.corp.test."
-    ])  # fmt: skip
+@each_row(
+    "host",
+    [
+        "127.0.0.1",
+        "127.1",
+        "127.0.1",
+        "127.0.0.1.",
+        "127.255.255.254",
+        "0",
+        "0.0.0.0",
+        "0x7f000001",
+        "0X7F.0.0.1",
+        "0x7f.1",
+        "2130706433",
+        "017700000001",
+        "0177.0.0.1",
+        "127.0.0.0x1",
+        "0x0",
+        "0x",
+        "[::1]",
+        "[::]",
+        "[0:0:0:0:0:0:0:1]",
+        "[::ffff:127.0.0.1]",
+        "[::ffff:7f00:1]",
+        "[::1.2.3.4]",
+        "192.0.2.7",
+        "[2001:db8::7]",  # perhaps this machine
+        "localhost",
+        "LOCALHOST",
+        "localhost.",
+        "localhost..",
+        "a.localhost",
+        "a.localhost.",
+        "localhost.localdomain",
+        "relay",
+        "ip6-localhost",
+        "RELAY.corp.test",
+        "relay.corp.test.",
+    ],
+)
 def test_the_relay_itself_stays_a_box_in_any_spelling(host, port):
     for spelling in (
         f"http://{host}:{port}/messages/last",
@@ -95,18 +164,26 @@ def test_default_ports_are_ports():
     assert remote_image_url("http://a.test/x", own) == "http://a.test/x"
 
 
-@each_row("srcset, expected", [
+@each_row(
+    "srcset, expected",
+    [
         ("http://a.test/1 1x, http://a.test/2 2x", "http://a.test/1 1x, http://a.test/2 2x"),
         ("http://a.test/1", "http://a.test/1"),
-        ("http://a.test/w_1,h_2/x 300w,http://a.test/2 1.5x", "http://a.test/w_1,h_2/x 300w, http://a.test/2 1.5x"),
+        (
+            "http://a.test/w_1,h_2/x 300w,http://a.test/2 1.5x",
+            "http://a.test/w_1,h_2/x 300w, http://a.test/2 1.5x",
+        ),
         (",, http://a.test/1,\nhttp://a.test/2,", "http://a.test/1, http://a.test/2"),
         ("http://127.0.0.1:8025/ 1x, http://a.test/2 2x", "http://a.test/2 2x"),
         ("http://u@a.test/ 1x, //b.test/ 2x, javascript:x 3x, data:x", ""),
         ("http://a.test/1 1x,http://127.1:8025/ 2x", "http://a.test/1 1x"),
         ("http://a.test/1 (http://127.1:8025/ 1x, http://a.test/2 2x", "http://a.test/2 2x"),
         ("http://a.test/1 onerror=x, http://a.test/2 1x", "http://a.test/2 1x"),
-        ("", ""), (",,,", ""), (" ", "")
-    ])  # fmt: skip
+        ("", ""),
+        (",,,", ""),
+        (" ", ""),
+    ],
+)
 def test_a_srcset_keeps_the_candidates_that_may_be_loaded(srcset, expected):
     assert remote_srcset(srcset, written) == expected
 
@@ -115,34 +192,69 @@ def test_a_srcset_is_read_up_to_a_limit():
     assert remote_srcset(", ".join(["http://a.test/1 1x"] * 5000), written).count("1x") == 100
 
 
-@each_row("style, expected", [
+@each_row(
+    "style, expected",
+    [
         ("background:url(http://a.test/1)", 'background:url("http://a.test/1")'),
-        ("background: RED url( 'http://a.test/1' ) no-repeat", 'background:RED url("http://a.test/1") no-repeat'),
-        ('background-image:url("http://a.test/1"),url(http://a.test/2)',
-         'background-image:url("http://a.test/1"),url("http://a.test/2")'),
-        ("background:rgb(1,2,3) url(http://a.test/1)", 'background:rgb(1,2,3) url("http://a.test/1")'),
-        ("background-size:cover;background-position:0 0", "background-size:cover; background-position:0 0"),
+        (
+            "background: RED url( 'http://a.test/1' ) no-repeat",
+            'background:RED url("http://a.test/1") no-repeat',
+        ),
+        (
+            'background-image:url("http://a.test/1"),url(http://a.test/2)',
+            'background-image:url("http://a.test/1"),url("http://a.test/2")',
+        ),
+        (
+            "background:rgb(1,2,3) url(http://a.test/1)",
+            'background:rgb(1,2,3) url("http://a.test/1")',
+        ),
+        (
+            "background-size:cover;background-position:0 0",
+            "background-size:cover; background-position:0 0",
+        ),
         # a URL that is not allowed becomes none
-        ("background:url(http://a.test/1),url(http://127.1:8025/)", 'background:url("http://a.test/1"),none'),
-        ("background:url(//a.test/1)", "background:none"), ("background:url(data:image/svg+xml;base64,x)", ""),
-        ("background:url()", ""), ("background:url('')", "background:none"), ("background:url(#a)", "background:none"),
+        (
+            "background:url(http://a.test/1),url(http://127.1:8025/)",
+            'background:url("http://a.test/1"),none',
+        ),
+        ("background:url(//a.test/1)", "background:none"),
+        ("background:url(data:image/svg+xml;base64,x)", ""),
+        ("background:url()", ""),
+        ("background:url('')", "background:none"),
+        ("background:url(#a)", "background:none"),
         # what a browser may read in another way
-        (r"background:u\72l(http://a.test/1)", ""), (r"background:url(http://a.test/\29 x)", ""),
-        ("background:url(http://a.test/1", ""), ("background:url('http://a.test/1\")", ""),
-        ("background:url(http://a.test/1)'", ""), ('background:"x" url(http://a.test/1)', ""),
-        ("background:image-set(url(http://a.test/1) 1x)", ""), ("background:image-set('http://a.test/1' 1x)", ""),
-        ("background:image(url(http://a.test/1))", ""), ("background:cross-fade(url(http://a.test/1),red)", ""),
-        ("background:xurl(http://a.test/1)", ""), ("background:-url(http://a.test/1)", ""),
-        ("background:src(http://a.test/1)", ""), ("background:url(http://a.test/1)}x{a:b", ""),
+        (r"background:u\72l(http://a.test/1)", ""),
+        (r"background:url(http://a.test/\29 x)", ""),
+        ("background:url(http://a.test/1", ""),
+        ("background:url('http://a.test/1\")", ""),
+        ("background:url(http://a.test/1)'", ""),
+        ('background:"x" url(http://a.test/1)', ""),
+        ("background:image-set(url(http://a.test/1) 1x)", ""),
+        ("background:image-set('http://a.test/1' 1x)", ""),
+        ("background:image(url(http://a.test/1))", ""),
+        ("background:cross-fade(url(http://a.test/1),red)", ""),
+        ("background:xurl(http://a.test/1)", ""),
+        ("background:-url(http://a.test/1)", ""),
+        ("background:src(http://a.test/1)", ""),
+        ("background:url(http://a.test/1)}x{a:b", ""),
         # other properties load nothing
-        ("list-style-image:url(http://a.test/1)", ""), ("list-style:url(http://a.test/1)", ""),
-        ("border-image:url(http://a.test/1)", ""), ("border-image-source:url(http://a.test/1)", ""),
-        ("cursor:url(http://a.test/1),auto", ""), ("content:url(http://a.test/1)", ""),
-        ("mask:url(http://a.test/1)", ""), ("filter:url(http://a.test/1#x)", ""), ("src:url(http://a.test/1)", ""),
-        ("--x:url(http://a.test/1)", ""), ("behavior:url(http://a.test/1)", ""),
-        ("-webkit-mask-image:url(http://a.test/1)", ""), ("shape-outside:url(http://a.test/1)", ""),
-        ("font:url(http://a.test/1)", ""), ("text-decoration:url(http://a.test/1)", "")
-    ])  # fmt: skip
+        ("list-style-image:url(http://a.test/1)", ""),
+        ("list-style:url(http://a.test/1)", ""),
+        ("border-image:url(http://a.test/1)", ""),
+        ("border-image-source:url(http://a.test/1)", ""),
+        ("cursor:url(http://a.test/1),auto", ""),
+        ("content:url(http://a.test/1)", ""),
+        ("mask:url(http://a.test/1)", ""),
+        ("filter:url(http://a.test/1#x)", ""),
+        ("src:url(http://a.test/1)", ""),
+        ("--x:url(http://a.test/1)", ""),
+        ("behavior:url(http://a.test/1)", ""),
+        ("-webkit-mask-image:url(http://a.test/1)", ""),
+        ("shape-outside:url(http://a.test/1)", ""),
+        ("font:url(http://a.test/1)", ""),
+        ("text-decoration:url(http://a.test/1)", ""),
+    ],
+)
 def test_only_backgrounds_have_images(style, expected):
     assert safe_framed_style(style, written) == expected
     assert "url" not in safe_framed_style(style)
@@ -153,14 +265,24 @@ def test_a_background_has_a_bounded_number_of_images():
     assert safe_framed_style(style, written) == ""
 
 
-@each_row("sheet", [
-        "@import 'http://a.test/1';", "@import url(http://a.test/1);", "@import\turl('http://a.test/1') screen;",
-        "@font-face{font-family:x;src:url(http://a.test/1)}", "@namespace url(http://a.test/1);",
-        "@media all{@import 'http://a.test/1';}", "@supports(a:b){p{cursor:url(http://a.test/1)}}",
-        "p{list-style:url(http://a.test/1)}", "p{background:url(http://127.0.0.1:8025/messages/last)}",
-        "p{background:url(http://u@a.test/)}", "@property --x{syntax:'<url>';initial-value:url(http://a.test/1)}",
-        "p{color:';background:url(http://a.test/1)}", "@charset 'x';@import 'http://a.test/1'"
-    ])  # fmt: skip
+@each_row(
+    "sheet",
+    [
+        "@import 'http://a.test/1';",
+        "@import url(http://a.test/1);",
+        "@import\turl('http://a.test/1') screen;",
+        "@font-face{font-family:x;src:url(http://a.test/1)}",
+        "@namespace url(http://a.test/1);",
+        "@media all{@import 'http://a.test/1';}",
+        "@supports(a:b){p{cursor:url(http://a.test/1)}}",
+        "p{list-style:url(http://a.test/1)}",
+        "p{background:url(http://127.0.0.1:8025/messages/last)}",
+        "p{background:url(http://u@a.test/)}",
+        "@property --x{syntax:'<url>';initial-value:url(http://a.test/1)}",
+        "p{color:';background:url(http://a.test/1)}",
+        "@charset 'x';@import 'http://a.test/1'",
+    ],
+)
 def test_a_style_sheet_loads_nothing_else(sheet):
     assert "url(" not in safe_style_sheet(sheet, written)
     assert "import" not in safe_style_sheet(sheet, written)
@@ -185,8 +307,15 @@ def test_a_document_counts_what_it_loads_and_what_stays_out():
     )
     assert found.loaded == RemoteLoads(4, 0, ("a.test", "b.test", "c.test", "h.test"))
     assert set(found.blocked.hosts) == {
-        "127.1:8025", "a.test", "d.test", "localhost:8025", "f.test", "g.test", "e.test", "i.test",
-    }  # fmt: skip
+        "127.1:8025",
+        "a.test",
+        "d.test",
+        "localhost:8025",
+        "f.test",
+        "g.test",
+        "e.test",
+        "i.test",
+    }
     assert (found.blocked.images, found.blocked.files) == (6, 2)
     assert found.html.count('src="http://a.test/1.png"') == 2
     assert 'srcset="http://b.test/x 1x"' in found.html

@@ -16,7 +16,21 @@ from tests.support.long_tests import sampled
 from tests.support.tables import each_row
 
 PIXEL = "data:image/gif;base64,R0lGODlhAQABAAAAACw="
-ATTRIBUTES = {"src", "style", "id", "name", "datetime", "open", "type", "value", "charset", "hidden", "disabled", "checked", "placeholder"}  # fmt: skip
+ATTRIBUTES = {
+    "src",
+    "style",
+    "id",
+    "name",
+    "datetime",
+    "open",
+    "type",
+    "value",
+    "charset",
+    "hidden",
+    "disabled",
+    "checked",
+    "placeholder",
+}
 ATTRIBUTES |= {name.lower() for name in SVG_ATTRIBUTES}
 SVG = {name.lower() for name in SVG_ELEMENTS}
 
@@ -71,30 +85,39 @@ def assert_is_safe(document):
     assert document.count("<style>") == document.count("</style>") == 1
 
 
-@each_row("html, expected", [
+@each_row(
+    "html, expected",
+    [
         ("<p class=a>x</p>", '<body><p class="a">x</p></body>'),
         (
             '<html><body bgcolor=red style="margin:0" onload=x><p>a</body></html>',
-            '<body bgcolor="red" style="margin:0"><p>a</p></body>'
+            '<body bgcolor="red" style="margin:0"><p>a</p></body>',
         ),
-        ("<p>a<p>b<ul><li>c<li>d</ul>", "<body><p>a</p><p>b</p><ul><li>c</li><li>d</li></ul></body>"),
+        (
+            "<p>a<p>b<ul><li>c<li>d</ul>",
+            "<body><p>a</p><p>b</p><ul><li>c</li><li>d</li></ul></body>",
+        ),
         (
             "<table><tr><td>a</div><td>b<table><tr><td>c</table>d</table>e",
             (
                 "<body><table><tbody><tr><td>a</td><td>b<table><tbody><tr><td>c</td></tr></tbody>"
                 "</table>d</td></tr></tbody></table>e</body>"
-            )
+            ),
         ),
         ("<b><i>a</b>b</i>", "<body><b><i>a</i></b>b</body>"),
         ("1 < 2 &amp;lt; &copy; <3", "<body>1 &lt; 2 &amp;lt; © &lt;3</body>"),
-        ("<xmp><b></xmp><textarea><script></textarea>", "<body><pre>&lt;b&gt;</pre>&lt;script&gt;</body>"),
+        (
+            "<xmp><b></xmp><textarea><script></textarea>",
+            "<body><pre>&lt;b&gt;</pre>&lt;script&gt;</body>",
+        ),
         (
             "<a href='https://a.test/x/' target=_top rel=opener ping=//b.test>x</a>",
-            '<body><a title="https://a.test/x/">x</a></body>'
+            '<body><a title="https://a.test/x/">x</a></body>',
         ),
         ("<a href=https://a.test/x/>x</a>", '<body><a title="https://a.test/x/">x</a></body>'),
-        ("", "<body></body>")
-    ])  # fmt: skip
+        ("", "<body></body>"),
+    ],
+)
 def test_mail_keeps_its_structure(html, expected):
     assert body(html) == expected
 
@@ -107,16 +130,31 @@ def test_direction_and_language_of_the_whole_are_kept():
 SHEET = "<style>@media (prefers-color-scheme: dark) { p { color:red } }</style>"
 
 
-@each_row("html, light, dark", [
+@each_row(
+    "html, light, dark",
+    [
         (SHEET, "(max-width: 0)", "(min-width: 0)"),
         (SHEET.replace("dark", "light"), "(min-width: 0)", "(max-width: 0)"),
         (SHEET.replace(": dark", ""), "(min-width: 0)", "(min-width: 0)"),
         (SHEET.replace(":", "/**/ :"), "(max-width: 0)", "(min-width: 0)"),
-        ("<style media='(PREFERS-color-scheme:dark)'>p { color:red }</style>", "(max-width: 0)", "(min-width: 0)"),
-        ("<meta name=color-scheme content='light dark'>", "color-scheme: light", "color-scheme: dark"),
-        ("<style>:root { color-scheme: light dark }</style>", "color-scheme: light", "color-scheme: dark"),
+        (
+            "<style media='(PREFERS-color-scheme:dark)'>p { color:red }</style>",
+            "(max-width: 0)",
+            "(min-width: 0)",
+        ),
+        (
+            "<meta name=color-scheme content='light dark'>",
+            "color-scheme: light",
+            "color-scheme: dark",
+        ),
+        (
+            "<style>:root { color-scheme: light dark }</style>",
+            "color-scheme: light",
+            "color-scheme: dark",
+        ),
         (SHEET, "color-scheme: light", "color-scheme: light"),
-    ])  # fmt: skip
+    ],
+)
 def test_the_preferred_colours_are_chosen_and_not_the_systems(html, light, dark):
     for is_dark, expected in ((False, light), (True, dark)):
         found = safe_document(html, {}.get, is_dark=is_dark).html
@@ -127,20 +165,46 @@ def test_the_preferred_colours_are_chosen_and_not_the_systems(html, light, dark)
 DRAWING = '<svg viewBox="0 0 9 9"><linearGradient id="g"><stop offset="1"></stop></linearGradient><path d="M0 0" fill="url(#g)"></path></svg>'
 
 
-@each_row("html, expected, elements", [
+@each_row(
+    "html, expected, elements",
+    [
         (DRAWING, DRAWING, 0),
-        ("<svg viewbox='0 0 9 9'><lineargradient id=g><stop offset=1 /></lineargradient><path d='M0 0' fill='url( #g )' onclick=x />", DRAWING, 0),
-        ("<svg><script>x</script><style>x{}</style><use href=#a /><image href=x /><set to=x /><title>t</title></svg>", "<svg></svg>", 4),
+        (
+            "<svg viewbox='0 0 9 9'><lineargradient id=g><stop offset=1 /></lineargradient><path d='M0 0' fill='url( #g )' onclick=x />",
+            DRAWING,
+            0,
+        ),
+        (
+            "<svg><script>x</script><style>x{}</style><use href=#a /><image href=x /><set to=x /><title>t</title></svg>",
+            "<svg></svg>",
+            4,
+        ),
         ("<a><svg><a href=x><g></a></g></svg>x</a>", "<a><svg><g></g></svg>x</a>", 1),
         ("<svg><mask><rect></mask></svg><path d=x>", "<svg><defs><rect></rect></defs></svg>", 1),
         ("<svg><g><p>x</svg>", "<svg><g></g></svg><p>x</p>", 0),
         ("<svg><foreignobject><b>x</b>", "<svg></svg><b>x</b>", 1),
-        ("<svg><clipPath clip-path=url(#a)><rect clip-path=url(#a) /></clipPath><g clip-path=url(#a) fill=url(x) />",
-         '<svg><clipPath><rect></rect></clipPath><g clip-path="url(#a)"></g></svg>', 0),
-        ("<button type=submit formaction=x name=a>a<button disabled=no>b", '<button type="submit" disabled="">a</button><button disabled="">b</button>', 0),
-        ("<form action=x><label for=a><input type=image src=x value=v form=a autofocus></label>", '<label><input type="image" value="v" disabled=""></label>', 0),
-        ("<iframe></iframe><video src=x></video><form><o:p>x</o:p><p hidden>y", 'x<p hidden="">y</p>', 2)
-    ])  # fmt: skip
+        (
+            "<svg><clipPath clip-path=url(#a)><rect clip-path=url(#a) /></clipPath><g clip-path=url(#a) fill=url(x) />",
+            '<svg><clipPath><rect></rect></clipPath><g clip-path="url(#a)"></g></svg>',
+            0,
+        ),
+        (
+            "<button type=submit formaction=x name=a>a<button disabled=no>b",
+            '<button type="submit" disabled="">a</button><button disabled="">b</button>',
+            0,
+        ),
+        (
+            "<form action=x><label for=a><input type=image src=x value=v form=a autofocus></label>",
+            '<label><input type="image" value="v" disabled=""></label>',
+            0,
+        ),
+        (
+            "<iframe></iframe><video src=x></video><form><o:p>x</o:p><p hidden>y",
+            'x<p hidden="">y</p>',
+            2,
+        ),
+    ],
+)
 def test_drawings_and_fields_remain_without_what_runs_or_loads(html, expected, elements):
     assert body(html).removeprefix("<body>").removesuffix("</body>") == expected
     assert made(html).left_out_elements == elements
@@ -197,7 +261,7 @@ def test_what_would_load_is_counted_by_url_and_host():
         "<style>@import 'http://g.test/a.css'; @font-face{src:url(//h.test/f.woff)} p{background:url(http://i.test/8)}</style>"
         "<link rel=stylesheet href=http://j.test/b.css><iframe src=http://k.test></iframe><script src=//l.test></script>"
         "<img src=relative.png><a href=http://m.test>x</a>"
-    )  # fmt: skip
+    )
     found = made(html).blocked
     assert (found.images, found.files) == (9, 5)
     hosts = {"a.test", "b.test:81", *(f"{one}.test" for one in "cdefghijkl")}

@@ -127,9 +127,14 @@ ACTING = structs.replace(CLIENT, account=replace(ACCOUNT, acts_for=("*@example.t
 
 def issued_for_user(tokens: AccessTokens, *names: str) -> str:
     return tokens.issue(
-        ACTING, issuer=ISSUER, tenant="contoso", audience="aud", token_id="t1", user=USER,
+        ACTING,
+        issuer=ISSUER,
+        tenant="contoso",
+        audience="aud",
+        token_id="t1",
+        user=USER,
         granted=granted_scopes(names, USER),
-    )  # fmt: skip
+    )
 
 
 def test_a_token_of_a_user_is_one_of_the_users_account(tokens):
@@ -241,12 +246,19 @@ def test_a_key_that_others_can_read_is_a_fault(tmp_path, mode):
         token_key(tmp_path)
 
 
-@each_row("content", [
-        b"", b"{}", b"[]", b"\xff", b'{"kty": "EC", "crv": "P-256", "x": "a", "y": "b", "d": 1}',
+@each_row(
+    "content",
+    [
+        b"",
+        b"{}",
+        b"[]",
+        b"\xff",
+        b'{"kty": "EC", "crv": "P-256", "x": "a", "y": "b", "d": 1}',
         msgspec.json.encode(KEY.as_dict(private=False)),
         msgspec.json.encode(ECKey.generate_key("P-384").as_dict(private=True)),
         msgspec.json.encode(OctKey.generate_key().as_dict(private=True)),
-    ])  # fmt: skip
+    ],
+)
 def test_what_is_no_key_is_a_fault(tmp_path, content):
     file = tmp_path / TOKEN_KEY_FILE
     file.write_bytes(content)

@@ -91,26 +91,54 @@ async def test_the_table_of_used_codes_is_bounded(dev, monkeypatch):
     assert (await dev.redeem(await dev.code())).status_code == 200
 
 
-@each_row("redirect", [
-        "https://evil.example/", "http://evil.example/", "http://localhost.evil.example/",
-        "http://localhost@evil.example/", "http://localhost:80@evil.example/",
-        "http://localhost\\@evil.example/", "http://localhost:1/\r\nx: y", "//localhost/",
-        "http://127.0.0.1.evil.example/", "http://10.0.0.1/", "http://localhost:1/#x",
-        "javascript:alert(1)", "msal:x", "msalx://a#b", "msalx://a?b=1", "msalx://a\r\nx: y", "file:///etc/passwd", "https://localhost.evil.example/",
-        "https://login.microsoftonline.com/common/oauth2/nativeclient", f"{BASE}/common/oauth2/nativeclient/..",
-        "urn:ietf:wg:oauth:2.0:oob:auto", "http://localhost:1/?x#y", "http://127.0.0.1\n"
-    ])  # fmt: skip
+@each_row(
+    "redirect",
+    [
+        "https://evil.example/",
+        "http://evil.example/",
+        "http://localhost.evil.example/",
+        "http://localhost@evil.example/",
+        "http://localhost:80@evil.example/",
+        "http://localhost\\@evil.example/",
+        "http://localhost:1/\r\nx: y",
+        "//localhost/",
+        "http://127.0.0.1.evil.example/",
+        "http://10.0.0.1/",
+        "http://localhost:1/#x",
+        "javascript:alert(1)",
+        "msal:x",
+        "msalx://a#b",
+        "msalx://a?b=1",
+        "msalx://a\r\nx: y",
+        "file:///etc/passwd",
+        "https://localhost.evil.example/",
+        "https://login.microsoftonline.com/common/oauth2/nativeclient",
+        f"{BASE}/common/oauth2/nativeclient/..",
+        "urn:ietf:wg:oauth:2.0:oob:auto",
+        "http://localhost:1/?x#y",
+        "http://127.0.0.1\n",
+    ],
+)
 async def test_a_redirect_to_elsewhere(dev, redirect):
     answer = await dev.authorize(redirect_uri=redirect)
     failed(answer, "invalid_request", 50011)
     assert "location" not in answer.headers
 
 
-@each_row("redirect", [
-        "http://localhost", "http://LOCALHOST:1/a%20b?x=1", "http://127.0.0.1:65535/", "http://[::1]:1/",
-        "https://localhost", "https://localhost:44300/signin-oidc", f"{BASE}/common/oauth2/nativeclient",
-        "msal04b07795-8ddb://auth", "msauth://x".replace("msauth", "msalx"),
-    ])  # fmt: skip
+@each_row(
+    "redirect",
+    [
+        "http://localhost",
+        "http://LOCALHOST:1/a%20b?x=1",
+        "http://127.0.0.1:65535/",
+        "http://[::1]:1/",
+        "https://localhost",
+        "https://localhost:44300/signin-oidc",
+        f"{BASE}/common/oauth2/nativeclient",
+        "msal04b07795-8ddb://auth",
+        "msauth://x".replace("msauth", "msalx"),
+    ],
+)
 async def test_a_redirect_to_this_machine(dev, redirect):
     answer = await dev.authorize(redirect_uri=redirect)
     assert answer.headers["location"].startswith(redirect)
@@ -174,16 +202,21 @@ async def test_the_program_is_told_of_an_error(dev, changed, error):
     assert back["error_description"].startswith("AADSTS")
 
 
-@each_row("changed", [{"client_id": ""}, {"redirect_uri": ""}, {"state": "x" * 5000},
-                                     {"client_id": "x" * 300}])  # fmt: skip
+@each_row(
+    "changed",
+    [{"client_id": ""}, {"redirect_uri": ""}, {"state": "x" * 5000}, {"client_id": "x" * 300}],
+)
 async def test_an_error_before_the_way_back_is_known(dev, changed):
     assert (await dev.authorize(**changed)).status_code == 400
 
 
 FOREIGN = [
-    {"sec-fetch-site": "cross-site"}, {"sec-fetch-site": "same-site"}, {"sec-fetch-site": "new"},
-    {"referer": "https://evil.example/x"}, {"referer": "https://[x"}
-]  # fmt: skip
+    {"sec-fetch-site": "cross-site"},
+    {"sec-fetch-site": "same-site"},
+    {"sec-fetch-site": "new"},
+    {"referer": "https://evil.example/x"},
+    {"referer": "https://[x"},
+]
 OWN = [{"sec-fetch-site": "none"}, {"sec-fetch-site": "same-origin"}, {"referer": f"{BASE}/x"}, {}]
 
 

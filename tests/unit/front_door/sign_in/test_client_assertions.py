@@ -67,9 +67,11 @@ class Client:
 
     async def post(self, assertion: str, **change: Any) -> httpx.Response:
         form = {
-            "grant_type": "client_credentials", "client_id": "Client-1",
-            "client_assertion_type": TYPE, "client_assertion": assertion,
-        } | change  # fmt: skip
+            "grant_type": "client_credentials",
+            "client_id": "Client-1",
+            "client_assertion_type": TYPE,
+            "client_assertion": assertion,
+        } | change
         return await self.http.post(TOKEN, data=form)
 
     async def refused(self, number: int, assertion: str, **change: Any) -> str:
@@ -87,9 +89,11 @@ async def client(tmp_path: Path) -> AsyncIterator[Client]:
     made = SignIn(tmp_path)
     (tmp_path / "app.pem").write_text(RSA.pem + NEXT.pem)
     keys = [
-        public_jwk("ec", kid="of-ec"), public_jwk("ec", kid="of/ec+1="), public_jwk("rsa", 3, alg="PS256"),
+        public_jwk("ec", kid="of-ec"),
+        public_jwk("ec", kid="of/ec+1="),
+        public_jwk("rsa", 3, alg="PS256"),
         public_jwk("ec", 4, use="enc", kid="enc"),
-    ]  # fmt: skip
+    ]
     (tmp_path / "app.jwks").write_text(json.dumps({"keys": keys}))
     load(made, 'client_certificate = "app.pem"', 'client_keys = "app.jwks"')
     transport = httpx.ASGITransport(made.app, client=("192.0.2.1", 1))
@@ -137,9 +141,15 @@ async def test_a_good_assertion_gets_a_token(client, key, header):
 
 @pytest.mark.parametrize(
     "audience",
-    [AUDIENCE, V1, [AUDIENCE], AUDIENCE.upper().replace("HTTPS", "https"), f"{AUDIENCE}/",
-     AUDIENCE.replace("contoso", "%63ontoso")],
-)  # fmt: skip
+    [
+        AUDIENCE,
+        V1,
+        [AUDIENCE],
+        AUDIENCE.upper().replace("HTTPS", "https"),
+        f"{AUDIENCE}/",
+        AUDIENCE.replace("contoso", "%63ontoso"),
+    ],
+)
 async def test_audiences(client, audience):
     answer = await client.post(client.assertion(aud=audience))
     assert answer.status_code == 200, answer.text
@@ -157,7 +167,9 @@ async def test_behind_a_proxy_the_audience_is_the_public_url(tmp_path):
     sign_in.close()
 
 
-@each_row("claims, number, text", [
+@each_row(
+    "claims, number, text",
+    [
         ({"aud": BASE}, 700023, "found aud"),
         ({"aud": "https://login.microsoftonline.com/contoso/oauth2/v2.0/token"}, 700023, AUDIENCE),
         ({"aud": AUDIENCE.replace("contoso", "other")}, 700023, "contoso"),
@@ -189,12 +201,15 @@ async def test_behind_a_proxy_the_audience_is_the_public_url(tmp_path):
         ({"jti": None}, 50027, "`jti`"),
         ({"jti": ""}, 50027, "empty jti"),
         ({"jti": 1}, 50027, "$.jti"),
-    ])  # fmt: skip
+    ],
+)
 async def test_claims_that_are_refused(client, claims, number, text):
     assert text in await client.refused(number, client.assertion(**claims))
 
 
-@each_row("header, number, text", [
+@each_row(
+    "header, number, text",
+    [
         ({"alg": "none"}, 5002738, "'none' is not a supported"),
         ({"alg": "None"}, 5002738, "'None' is not a supported"),
         ({"alg": "RS512"}, 5002738, "'RS256,PS256,ES256'"),
@@ -208,7 +223,8 @@ async def test_claims_that_are_refused(client, claims, number, text):
         ({"crit": ["b64"], "b64": False}, 50027, "crit"),
         ({"x5t": STRANGER.thumbprint()}, 700027, "Identifier of the key used"),
         ({"x5t": None, "kid": "enc"}, 700027, "the key was not found"),
-    ])  # fmt: skip
+    ],
+)
 async def test_headers_that_are_refused(client, header, number, text):
     assert text in await client.refused(number, client.assertion(header=header))
 
@@ -219,11 +235,14 @@ async def test_the_signature_of_another_key_is_refused(client, algorithm):
     assert "the signature is not of this key" in await client.refused(700027, forged)
 
 
-@each_row("key, header", [
+@each_row(
+    "key, header",
+    [
         (RSA.private, {"x5t": None, "kid": "of-ec"}),
         (EC.private, {"alg": "ES256"}),
         (private_key("rsa", 3), {"x5t": None, "kid": thumbprint_of("rsa", 3)}),  # is for PS256
-    ])  # fmt: skip
+    ],
+)
 async def test_an_algorithm_that_is_not_of_the_key_is_refused(client, key, header):
     await client.refused(700027, client.assertion(key=key, header=header))
 
@@ -237,7 +256,9 @@ def cut(text: str) -> str:
     return text[:-20]
 
 
-@each_row("change, number", [
+@each_row(
+    "change, number",
+    [
         (cut, 700027),
         (lambda text: text.rpartition(".")[0] + ".", 700027),
         (lambda text: text.rpartition(".")[0], 50027),
@@ -246,10 +267,11 @@ def cut(text: str) -> str:
         (lambda text: "x", 50027),
         (lambda text: "..", 50027),
         (lambda text: f"x{text}", 50027),
-        (lambda text: base64url(b"\xff") + text[text.index("."):], 50027),
-        (lambda text: base64url(b"[" * 5000) + text[text.index("."):], 50027),
+        (lambda text: base64url(b"\xff") + text[text.index(".") :], 50027),
+        (lambda text: base64url(b"[" * 5000) + text[text.index(".") :], 50027),
         (lambda text: text + "x" * ASSERTION_LENGTH_MAX, 50027),
-    ])  # fmt: skip
+    ],
+)
 async def test_what_is_no_assertion_is_refused(
     client: Client, change: Callable[[str], str], number: int
 ) -> None:
@@ -369,17 +391,21 @@ async def test_a_certificate_out_of_its_time_is_refused(client, tmp_path, begins
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.floats() | st.integers() | st.text(max_size=8),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner, max_size=3),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner, max_size=3)
+    ),
     max_leaves=5,
-)  # fmt: skip
+)
 HEADERS = st.dictionaries(
     st.sampled_from(["alg", "typ", "kid", "x5t", "x5t#S256", "crit", "jwk", "x5c"]),
-    st.sampled_from(["RS256", "none", "HS256", "JWT", SHA_1]) | JSON, max_size=5,
-)  # fmt: skip
+    st.sampled_from(["RS256", "none", "HS256", "JWT", SHA_1]) | JSON,
+    max_size=5,
+)
 CLAIMS = st.dictionaries(
     st.sampled_from(["aud", "iss", "sub", "exp", "nbf", "jti"]),
-    st.sampled_from([AUDIENCE, "Client-1", NOW_S + 60]) | JSON, max_size=6,
-)  # fmt: skip
+    st.sampled_from([AUDIENCE, "Client-1", NOW_S + 60]) | JSON,
+    max_size=6,
+)
 PARTS = st.binary(max_size=40).map(base64url)
 ASSERTIONS = st.one_of(
     st.text(max_size=60),

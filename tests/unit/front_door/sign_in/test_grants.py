@@ -96,8 +96,15 @@ async def test_a_refresh_token_of_another_client_of_another_relay_and_no_refresh
         failed(answer, "invalid_grant", 70000)
     header, body, signature = token.split(".")
     none = base64.urlsafe_b64encode(b'{"alg":"none","typ":"refresh_token"}').decode().rstrip("=")
-    wrong = (found["access_token"], found["id_token"], f"{header}.{body}.A{signature[1:]}",
-             f"{none}.{body}.", "x", "é.ü.ö", "x" * 12_000)  # fmt: skip
+    wrong = (
+        found["access_token"],
+        found["id_token"],
+        f"{header}.{body}.A{signature[1:]}",
+        f"{none}.{body}.",
+        "x",
+        "é.ü.ö",
+        "x" * 12_000,
+    )
     for one in wrong:
         failed(await dev.ask("refresh_token", refresh_token=one), "invalid_grant", 70000)
 

@@ -183,22 +183,27 @@ async def test_credentials_in_http_basic_are_form_encoded(http, scheme, also):
         ({"grant_type": ["client_credentials", "x"]}, 400, "invalid_request", 900144),
         ({"scope": "Mail.Send"}, 400, "invalid_scope", 1002012),
         ({"scope": "x" * 1100 + "/.default"}, 400, "invalid_scope", 70011),
-        ({"client_secret": "x" * BODY_BYTES_MAX}, 413, "invalid_request", 0)
-    ]
-)  # fmt: skip
+        ({"client_secret": "x" * BODY_BYTES_MAX}, 413, "invalid_request", 0),
+    ],
+)
 async def test_a_faulty_request_is_an_oauth_error(http, change, status, error, number):
     text = failed(await http.post(TOKEN, data=FORM | change), status, error, number)
     assert "s3cret" not in text
 
 
-@each_row("content, kind", [
+@each_row(
+    "content, kind",
+    [
         (b'{"grant_type": "client_credentials"}', "application/json"),
         (b"grant_type=client_credentials", ""),
         (b"grant_type=%ff", "application/x-www-form-urlencoded"),
         (b"\xff=1", "application/x-www-form-urlencoded"),
-        (b"&".join(b"a%d=1" % number for number in range(100)),
-         "application/x-www-form-urlencoded; charset=utf-8"),
-    ])  # fmt: skip
+        (
+            b"&".join(b"a%d=1" % number for number in range(100)),
+            "application/x-www-form-urlencoded; charset=utf-8",
+        ),
+    ],
+)
 async def test_a_body_that_is_no_form_is_an_oauth_error(http, content, kind):
     answer = await http.post(TOKEN, content=content, headers={"content-type": kind})
     failed(answer, 400, "invalid_request", 900144)
@@ -331,9 +336,14 @@ OF_USERS = UserGrants(None, None, clock=ManualClock(), default_user="", needs_to
 @pytest.mark.parametrize("grant", OF_USERS.grants)
 async def test_a_service_has_none_of_the_grants_of_users(http, grant):
     form = FORM | {
-        "grant_type": grant, "username": "bob@example.test", "password": "x", "code": "x",
-        "refresh_token": "x", "assertion": "x", "requested_token_use": "on_behalf_of",
-    }  # fmt: skip
+        "grant_type": grant,
+        "username": "bob@example.test",
+        "password": "x",
+        "code": "x",
+        "refresh_token": "x",
+        "assertion": "x",
+        "requested_token_use": "on_behalf_of",
+    }
     failed(await http.post(TOKEN, data=form), 400, "unsupported_grant_type", 70003)
 
 

@@ -11,9 +11,11 @@ from tests.support.tables import each_row
 
 ROUTE = Route("a.test", "smtp://mx.a.test:25")
 SETTINGS = Settings(
-    "relay.test", Path("state"), route=(ROUTE,),
+    "relay.test",
+    Path("state"),
+    route=(ROUTE,),
     mailboxes=MailboxSettings(domains=("b.test", "a.test"), srs_key="k" * 32),
-)  # fmt: skip
+)
 
 
 def differing(other: Settings, **more: str) -> set[str]:
@@ -30,7 +32,9 @@ def with_boxes(**changes: object) -> Settings:
     return replace(SETTINGS, mailboxes=replace(SETTINGS.mailboxes, **changes))
 
 
-@each_row("other, parts", [
+@each_row(
+    "other, parts",
+    [
         (SETTINGS, set()),
         (replace(SETTINGS, hostname="two.test", state_dir=Path("other")), set()),
         (with_route(next_hop="smtp://mx.a.test:26"), {"routes"}),
@@ -42,10 +46,14 @@ def with_boxes(**changes: object) -> Settings:
         (with_boxes(srs_key="l" * 32), {"srs_key"}),
         (
             with_boxes(store="second"),
-            {f"{one} of the store {store}" for one in ("local domains", "accounts")
-             for store in ("main", "second")},
+            {
+                f"{one} of the store {store}"
+                for one in ("local domains", "accounts")
+                for store in ("main", "second")
+            },
         ),
-    ])  # fmt: skip
+    ],
+)
 def test_what_is_not_of_the_machine_is_compared(other: Settings, parts: set[str]) -> None:
     assert differing(other) == parts
 
@@ -77,6 +85,7 @@ def test_a_reload_renews_them(tmp_path: Path) -> None:
     active.use(active.read(lambda _: None))
     after = active.agreed()
     assert {name for name in after if after[name] != before[name]} == {
-        "rules", "accounts of the store main",
-    }  # fmt: skip
+        "rules",
+        "accounts of the store main",
+    }
     active.close()

@@ -138,23 +138,33 @@ async def test_the_whole_document_of_a_remote_recipient(explainer) -> None:
         "route": {"name": "checked", "file": "relay.toml", "line": 40, "next_hop": "mx:own.test"},
         "mailbox": "",
         "hosts": [
-            {"name": "a.own.test", "preference": 10, "addresses": found["hosts"][0]["addresses"],
-             "skipped": ""},
+            {
+                "name": "a.own.test",
+                "preference": 10,
+                "addresses": found["hosts"][0]["addresses"],
+                "skipped": "",
+            },
             {"name": "b.own.test", "preference": 20, "addresses": ["192.0.2.3"], "skipped": ""},
         ],
         "hosts_more": 0,
         "tls": {"level": "verify", "policy": "route checked", "requiretls": False},
         "limits": {"max_connections": 2, "max_rate": "10/60", "source_address": ""},
         "site": {
-            "connections": 0, "paused_until": None, "paused_by": "", "last_failure": None,
+            "connections": 0,
+            "paused_until": None,
+            "paused_by": "",
+            "last_failure": None,
         },
         "retry": [60.0, 300.0],
         "running": True,
-    }  # fmt: skip
+    }
     assert sorted(found["hosts"][0]["addresses"]) == ["192.0.2.1", "192.0.2.2"]
     assert [(each["rule"], each["matched"]) for each in rules] == [
-        ("no spam", None), ("moved", False), ("dropped", False), ("refused", False),
-    ]  # fmt: skip
+        ("no spam", None),
+        ("moved", False),
+        ("dropped", False),
+        ("refused", False),
+    ]
     assert list(rules[0]["conditions"]) == [{"condition": "subject", "value": "", "holds": None}]
     assert list(rules[3]["conditions"]) == [
         {"condition": "direction", "value": "outbound", "holds": True},
@@ -214,4 +224,8 @@ async def test_the_state_of_the_site(explainer) -> None:
     assert asked == [("mx:own.test", ["a.own.test", "b.own.test"])]
     assert site["connections"] == 3
     assert site["last_failure"]["at"] < before < site["paused_until"]
-    assert site["last_failure"] | {"at": ""} == {"at": "", "host": "a.own.test", "reply": "no answer"}  # fmt: skip
+    assert site["last_failure"] | {"at": ""} == {
+        "at": "",
+        "host": "a.own.test",
+        "reply": "no answer",
+    }

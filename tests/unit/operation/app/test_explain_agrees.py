@@ -37,8 +37,14 @@ ACTIONS = (
     '{ subject_prefix = "[X]" }',
 )
 # of an explanation, and of the recipient after the first attempt
-OUTCOMES = {"local": "delivered", "captured": "captured", "invalid": "failed",
-            "discarded": "discarded", "held": "held", "rejected": "failed"}  # fmt: skip
+OUTCOMES = {
+    "local": "delivered",
+    "captured": "captured",
+    "invalid": "failed",
+    "discarded": "discarded",
+    "held": "held",
+    "rejected": "failed",
+}
 LEVELS = ("none", "opportunistic", "required", "verify")
 
 
@@ -73,9 +79,15 @@ async def port():
 def configuration(rng: random.Random, dns: DnsThread, port: int) -> tuple[dict[str, Any], str]:
     """A random configuration, and its rules."""
     actions = [
-        "mx", "mx", "capture", "hold", "local", "reject:5.7.1 closed", f"smtp://127.0.0.22:{port}",
+        "mx",
+        "mx",
+        "capture",
+        "hold",
+        "local",
+        "reject:5.7.1 closed",
+        f"smtp://127.0.0.22:{port}",
         "smtp://localhost:1",
-    ]  # fmt: skip
+    ]
     routes = []
     for number in range(rng.randrange(4)):
         route = {
@@ -169,8 +181,11 @@ def agrees(explained: dict[str, Any], done: Sequence[Recipient] | None) -> bool:
     if "targets" in explained:
         return recipient.state == "redirected"
     if state == "remote":
-        best = [one["name"] for one in explained["hosts"]
-                if one["preference"] == explained["hosts"][0]["preference"]]  # fmt: skip
+        best = [
+            one["name"]
+            for one in explained["hosts"]
+            if one["preference"] == explained["hosts"][0]["preference"]
+        ]
         attempts = [attempt for attempt in recipient.attempts if attempt.host]
         hosts, policies = {each.host for each in attempts}, {each.policy for each in attempts}
         tls = explained["tls"]

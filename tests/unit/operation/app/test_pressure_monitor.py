@@ -37,9 +37,11 @@ class WatchedDisk:
         self.load, self.memory_bytes = SpoolLoad(), 0
         self.reserve_file = ReserveFile(folder / "ballast", size_bytes=MIB)
         options = {
-            "bounds": BOUNDS, "mailboxes": folder / "mail/not/there/yet",
-            "on_change": self.reported.append, "resident": lambda: self.memory_bytes,
-        }  # fmt: skip
+            "bounds": BOUNDS,
+            "mailboxes": folder / "mail/not/there/yet",
+            "on_change": self.reported.append,
+            "resident": lambda: self.memory_bytes,
+        }
         spool = SimpleNamespace(load=self.spool_load, disk=self.spool_disk)
         self.monitor = PressureMonitor(
             self.pressure, spool, metrics=self.metrics, clock=self.clock, **(options | changes)
@@ -164,8 +166,11 @@ async def test_free_memory_is_returned_to_the_system(watched, monkeypatch):
         watched.clock.advance(5)
     began_s = given[0][0]
     assert [(at - began_s, collect) for at, collect in given] == [
-        (0, False), (10, True), (20, True), (30, False),
-    ]  # fmt: skip
+        (0, False),
+        (10, True),
+        (20, True),
+        (30, False),
+    ]
 
 
 def test_trim_memory_returns_fragmented_memory():

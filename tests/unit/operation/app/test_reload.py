@@ -46,8 +46,11 @@ async def test_a_reload_forgets_the_counts_of_rules_that_are_gone(active) -> Non
     (directory / "20-b.toml").unlink()
     await reloader.request()
     [family] = metrics.policy_rules.collect()
-    found = {(one.labels["rule"], one.labels["outcome"]): one.value for one in family.samples
-             if one.name.endswith("_total")}  # fmt: skip
+    found = {
+        (one.labels["rule"], one.labels["outcome"]): one.value
+        for one in family.samples
+        if one.name.endswith("_total")
+    }
     assert found == {("a", outcome): 1, ("a", "defer"): 1, ("a", "error"): 1}
 
 

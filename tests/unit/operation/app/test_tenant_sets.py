@@ -199,9 +199,13 @@ def test_a_domain_that_is_an_alias_is_of_the_same_tenant(site, sender, to, tenan
     read = load(site.file, {})
     domains = ["acme.test", "alias.test", "beta.test", "far.test"]
     message = examined_message(
-        sender, [to], b"Subject: x\r\n\r\n", source=Source.SMTP, local_domains=domains,
+        sender,
+        [to],
+        b"Subject: x\r\n\r\n",
+        source=Source.SMTP,
+        local_domains=domains,
         is_trusted=True,
-    )  # fmt: skip
+    )
     strict = book_of(load_strictly(read, site.file), read)
     for rules in (site.active.rules(), strict):
         verdict = rules.evaluate(message)
@@ -236,9 +240,22 @@ def test_the_operator_has_no_rule_with_the_name_of_a_tenant(site, name):
         lambda home: ((home / "groups").rmdir(), home.rmdir()),
         lambda home: Path(os.fsdecode(os.fsencode(home) + b"/\xff.toml")).write_text(FAULTY),
     ],
-    ids=["noise", "NUL", "long name", "deep", "number", "link", "link of a group", "FIFO", "501 files",
-         "groups", "a file", "missing", "name of a file"],
-)  # fmt: skip
+    ids=[
+        "noise",
+        "NUL",
+        "long name",
+        "deep",
+        "number",
+        "link",
+        "link of a group",
+        "FIFO",
+        "501 files",
+        "groups",
+        "a file",
+        "missing",
+        "name of a file",
+    ],
+)
 def test_what_a_tenant_does_harms_no_other(site, harm):
     (site.folder / "policies/acme/10.toml").unlink()
     harm(site.folder / "policies/acme")

@@ -81,9 +81,7 @@ class Files:
         return self.accounts.read_text()
 
     def load(self) -> Any:
-        return load_accounts(
-            self.accounts, ["example.test"], clock=SystemClock(), environ={}
-        )  # fmt: skip
+        return load_accounts(self.accounts, ["example.test"], clock=SystemClock(), environ={})
 
 
 @pytest.fixture
@@ -118,9 +116,15 @@ def test_add_makes_the_first_account(files: Files) -> None:
 
 async def test_add_makes_a_client_for_azure_identity(files: Files) -> None:
     made = files.made(
-        "add", "app@example.test", "--client", "--no-token", "--scope", "Mail.Send",
-        "--acts-for", "*@example.test",
-    )  # fmt: skip
+        "add",
+        "app@example.test",
+        "--client",
+        "--no-token",
+        "--scope",
+        "Mail.Send",
+        "--acts-for",
+        "*@example.test",
+    )
     assert set(made) == {"address", "client_id", "client_secret"}
     assert made["client_secret"] not in files.text
     accounts = files.load()
@@ -251,10 +255,11 @@ def test_changes_at_once_wait_for_each_other(files: Files) -> None:
     started = [
         subprocess.Popen(
             [*words, str(files.folder / "relay.toml"), f"u{number}@example.test"],
-            stdout=subprocess.PIPE, text=True,
+            stdout=subprocess.PIPE,
+            text=True,
         )
         for number in range(2)
-    ]  # fmt: skip
+    ]
     with pytest.raises(subprocess.TimeoutExpired):
         started[0].wait(1)
     os.close(lock)

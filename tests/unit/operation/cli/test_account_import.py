@@ -62,8 +62,13 @@ async def test_a_passwd_file(files: Files, mark: str) -> None:
     accounts = files.load()
     quotas = {one.address.partition("@")[0]: one.quota for one in accounts.every()[2:]}
     assert quotas == {
-        "carol": 1024**3, "dave": 512 * 1024**2, "eve": 2048 * 1024, "fay": 4096, "gus": None, "hal": None,
-    }  # fmt: skip
+        "carol": 1024**3,
+        "dave": 512 * 1024**2,
+        "eve": 2048 * 1024,
+        "fay": 4096,
+        "gus": None,
+        "hal": None,
+    }
     assert await accounts.by_password("gus@example.test", "pä55", client="") is not None
     assert await accounts.by_password("fay@example.test", "pä55", client="") is not None
     assert await accounts.by_password("hal@example.test", "", client="") is None
@@ -140,8 +145,13 @@ def test_of_many_faults_twenty_are_told(files: Files, good: str) -> None:
     assert lines[20] == f"{file}: 980 faults more"
 
 
-@each_row("text, expected", [
-        ("bob\n", ":1: found no colon, expected ADDRESS:HASH:..., or a CSV with the header address,"),
+@each_row(
+    "text, expected",
+    [
+        (
+            "bob\n",
+            ":1: found no colon, expected ADDRESS:HASH:..., or a CSV with the header address,",
+        ),
         ("address,hash,name\n", ':1: found the column "name", expected the header address,hash'),
         ("address,address\n", ':1: found the column "address", expected the header address,hash'),
         ("email,hash\na@b.test,x\n", ':1: found the column "email", expected the header address,'),
@@ -158,7 +168,8 @@ def test_of_many_faults_twenty_are_told(files: Files, good: str) -> None:
         (b"x" * (16 * 1024 * 1024 + 1), ": found more than 16777216 bytes"),
         ("c@example.test:a\0b\n", ":1: hash: found"),
         ("c@example.test:${env:HOME}\n", ":1: hash: "),
-    ])  # fmt: skip
+    ],
+)
 def test_what_is_no_such_file(files: Files, text: str | bytes, expected: str) -> None:
     file = written(files, text)
     code, told = files.fails("import", file)
@@ -186,7 +197,10 @@ FAULTY_ALIASES = [
     ("news: alice, :include:/etc/news", f'found ":include:/etc/news", {FOREIGN}'),
     ('hook: /x, "|/usr/bin/hook --now, ann"', f'found "/x", {FOREIGN}'),
     ("@example.test alice", f'found "@example.test", {FOREIGN}'),
-    ("one: two, two", "to: found the ring one@example.test (line 4) -> two@example.test (line 5) ->"),
+    (
+        "one: two, two",
+        "to: found the ring one@example.test (line 4) -> two@example.test (line 5) ->",
+    ),
     ("two: one", ""),
     ("no colon here", f'found "no colon here", {FOREIGN}'),
     ("alice: y@other.test", 'address: found "alice@example.test", expected one of its own: '),
@@ -194,7 +208,7 @@ FAULTY_ALIASES = [
     ("dup:", "to: found [], expected an address"),
     ("DUP: bob", 'address: found "dup@example.test", expected one of its own: line 9 has the same'),
     ('"john smith": alice', 'address: found "john smith@example.test", expected an address such'),
-]  # fmt: skip
+]
 
 
 def test_aliases(files: Files) -> None:
@@ -204,8 +218,12 @@ def test_aliases(files: Files) -> None:
     assert files.text == before
     assert files.made("import", "--aliases", file) == {"aliases": 5, "dry_run": False}
     accounts, people = files.load(), ("alice@example.test", "bob@example.test")
-    expected = {"postmaster": (*people, '"carol x"@other.test'), "john.smith": ("joe@other.test",),
-                "office": people, "josé": people[:1]}  # fmt: skip
+    expected = {
+        "postmaster": (*people, '"carol x"@other.test'),
+        "john.smith": ("joe@other.test",),
+        "office": people,
+        "josé": people[:1],
+    }
     found = {name: accounts.expand(f"{name}@example.test").addresses for name in expected}
     assert found == expected
     accounts.close()

@@ -197,26 +197,37 @@ CHANGES: dict[str, tuple[Change, dict[tuple[str, str], str]]] = {
     "another key": (text(S2, "v=DKIM1; k=ed25519; p=AAAA"), {(S2, "TXT"): "wrong"}),
     "a revoked key": (text(S2, "v=DKIM1; k=ed25519; p="), {(S2, "TXT"): "wrong"}),
     "two records of a key": (
-        lambda domain: domain.text(S1, domain.record("s1"), domain.record("s2")), {(S1, "TXT"): "wrong"}
+        lambda domain: domain.text(S1, domain.record("s1"), domain.record("s2")),
+        {(S1, "TXT"): "wrong"},
     ),
     "a key in testing": (
-        lambda domain: domain.text(S1, domain.record("s1") + "; t=y"), {(S1, "TXT"): "wrong"}
+        lambda domain: domain.text(S1, domain.record("s1") + "; t=y"),
+        {(S1, "TXT"): "wrong"},
     ),
     "a key in another order": (
-        lambda domain: domain.text(S2, "p=" + domain.record("s2").partition("p=")[2] + " ;k= ed25519;"), {}
+        lambda domain: domain.text(
+            S2, "p=" + domain.record("s2").partition("p=")[2] + " ;k= ed25519;"
+        ),
+        {},
     ),
     "DMARC that is strict": (text(DMARC, "v=DMARC1;p=reject; adkim=s"), {}),
     "DMARC without a policy": (text(DMARC, "v=DMARC1; sp=none"), {(DMARC, "TXT"): "wrong"}),
     "DMARC with a wrong policy": (text(DMARC, "v=DMARC1; p=drop"), {(DMARC, "TXT"): "wrong"}),
-    "DMARC twice": (text(DMARC, "v=DMARC1; p=none", "v=DMARC1; p=reject"), {(DMARC, "TXT"): "wrong"}),
+    "DMARC twice": (
+        text(DMARC, "v=DMARC1; p=none", "v=DMARC1; p=reject"),
+        {(DMARC, "TXT"): "wrong"},
+    ),
     "a text that is no DMARC": (text(DMARC, "v=DMARC2; p=none"), {(DMARC, "TXT"): "missing"}),
     "TLS-RPT": (text(RPT, "v=TLSRPTv1; rua=mailto:a@corp.test"), {(RPT, "TXT"): "ok"}),
-    "TLS-RPT twice": (text(RPT, "v=TLSRPTv1; rua=mailto:a@corp.test", "v=TLSRPTv1; rua=mailto:b@corp.test"), {(RPT, "TXT"): "wrong"}),
+    "TLS-RPT twice": (
+        text(RPT, "v=TLSRPTv1; rua=mailto:a@corp.test", "v=TLSRPTv1; rua=mailto:b@corp.test"),
+        {(RPT, "TXT"): "wrong"},
+    ),
     "TLSA without TLS": (
         lambda domain: domain.dns.zone.update({TLSA: {"TLSA": ["3 1 1 " + "ab" * 32]}}),
         {(TLSA, "TLSA"): "extra"},
     ),
-}  # fmt: skip
+}
 
 
 @pytest.fixture
@@ -333,8 +344,11 @@ def test_a_domain_that_only_sends(domain: Domain) -> None:
     records = domain.compare("news.corp.test")[1]
     names = [(one["name"], one["type"]) for one in records]
     assert names == [
-        ("news.corp.test", "TXT"), (S1, "TXT"), (S2, "TXT"), ("_dmarc.news.corp.test", "TXT")
-    ]  # fmt: skip
+        ("news.corp.test", "TXT"),
+        (S1, "TXT"),
+        (S2, "TXT"),
+        ("_dmarc.news.corp.test", "TXT"),
+    ]
     done = domain.run("dns", "elsewhere.test")
     assert "no key signs mail from elsewhere.test" in done.stderr
     assert "elsewhere.test is none of mailboxes.domains" in done.stderr

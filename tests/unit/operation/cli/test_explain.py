@@ -25,9 +25,14 @@ then = [ { hold = "first mail" } ]
 ROUTES = [
     {"domain": "closed.test", "next_hop": "reject:5.7.9 Not there"},
     {"domain": "kept.test", "next_hop": "capture", "name": "keep"},
-    {"domain": "host.test", "next_hop": "smtp://localhost:2525", "name": "smart", "tls": "verify",
-     "max_rate": "100/1m"},
-]  # fmt: skip
+    {
+        "domain": "host.test",
+        "next_hop": "smtp://localhost:2525",
+        "name": "smart",
+        "tls": "verify",
+        "max_rate": "100/1m",
+    },
+]
 
 
 @pytest.fixture

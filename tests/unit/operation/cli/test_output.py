@@ -30,19 +30,34 @@ def recipient(address, state="delivered", reply="", attempts=()):
 
 def journey(*, steps=(), recipients=(), state="delivered", subject="Hello"):
     return Journey(
-        id="q1", graph_id="g1", submission_id="g1.1", message_id="<m@x>",
-        sender="alice@example.test", subject=subject, state=state,
-        client=Client().as_json(), steps=tuple(steps), recipients=tuple(recipients),
-    )  # fmt: skip
+        id="q1",
+        graph_id="g1",
+        submission_id="g1.1",
+        message_id="<m@x>",
+        sender="alice@example.test",
+        subject=subject,
+        state=state,
+        client=Client().as_json(),
+        steps=tuple(steps),
+        recipients=tuple(recipients),
+    )
 
 
 def entry(number, state="deferred", due="2026-11-20T10:00:00.000000Z", people=1, **more):
     return {
-        "id": f"q{number}", "entry": 1, "sender": "a@x.test", "next_hop": "mx:b.test",
-        "state": state, "due": due, "attempts": 3, "size": 12, "recipients":
-        to_builtins([recipient(f"u{n}@b.test", state, "451 4.7.1 later") for n in range(people)]),
+        "id": f"q{number}",
+        "entry": 1,
+        "sender": "a@x.test",
+        "next_hop": "mx:b.test",
+        "state": state,
+        "due": due,
+        "attempts": 3,
+        "size": 12,
+        "recipients": to_builtins(
+            [recipient(f"u{n}@b.test", state, "451 4.7.1 later") for n in range(people)]
+        ),
         **more,
-    }  # fmt: skip
+    }
 
 
 @pytest.mark.parametrize("nasty", ["\x1b]0;pwned\x07", "\x9b31m", "\u202e", "a\r\nb", "\udcff"])

@@ -68,26 +68,53 @@ REJECT, HOLD = '{ reject = "5.7.1 No" }', '{ hold = "wait" }'
 TAG = '{ set_header = { name = "X-Tag", value = "1" } }'
 # What is in OLD, what in NEW, and the lines that say it.
 CHANGES = [
-    (TAG, REJECT, ["- b@other.test: delivered", "+ b@other.test: rejected: 5.7.1 No (r)",
-                   "- verdict: accept", "+ verdict: reject"]),
-    (HOLD, "{ discard = true }", ["- b@other.test: held: wait (r)", "+ b@other.test: discarded (r)"]),
-    (HOLD, '{ redirect = "x@own.test" }', ["+ b@other.test: redirected to x@own.test (r)",
-                                          "+ x@own.test: gets a copy (r)"]),
+    (
+        TAG,
+        REJECT,
+        [
+            "- b@other.test: delivered",
+            "+ b@other.test: rejected: 5.7.1 No (r)",
+            "- verdict: accept",
+            "+ verdict: reject",
+        ],
+    ),
+    (
+        HOLD,
+        "{ discard = true }",
+        ["- b@other.test: held: wait (r)", "+ b@other.test: discarded (r)"],
+    ),
+    (
+        HOLD,
+        '{ redirect = "x@own.test" }',
+        ["+ b@other.test: redirected to x@own.test (r)", "+ x@own.test: gets a copy (r)"],
+    ),
     (TAG, f'{TAG}, {{ bcc = "x@own.test" }}', ["+ x@own.test: gets a copy (r)"]),
-    (TAG, f'{TAG}, {{ journal = "x@own.test" }}',
-     ["+ journal to x@own.test about b@other.test, c@third.test (r)"]),
-    (TAG, f'{TAG}, {{ notify = {{ to = "x@own.test", text = "Look" }} }}',
-     ["+ notice to x@own.test about b@other.test, c@third.test (r)"]),
+    (
+        TAG,
+        f'{TAG}, {{ journal = "x@own.test" }}',
+        ["+ journal to x@own.test about b@other.test, c@third.test (r)"],
+    ),
+    (
+        TAG,
+        f'{TAG}, {{ notify = {{ to = "x@own.test", text = "Look" }} }}',
+        ["+ notice to x@own.test about b@other.test, c@third.test (r)"],
+    ),
     (TAG, "{ quarantine = true }", ["+ b@other.test: held: quarantine (r)", "+ verdict: hold"]),
     (TAG, TAG.replace('"1"', '"2"'), ["~ b@other.test: x-tag"]),
     (TAG, '{ disclaimer = { text = "Bye" } }', ["~ b@other.test: x-tag, body"]),
     (TAG, '{ subject_prefix = "[X]" }', ["~ b@other.test: subject, x-tag"]),
-    (TAG, f'{TAG}, {{ next_hop = "smtp://192.0.2.1:26" }}',
-     ["+ b@other.test: delivered by smtp://192.0.2.1:26"]),
+    (
+        TAG,
+        f'{TAG}, {{ next_hop = "smtp://192.0.2.1:26" }}',
+        ["+ b@other.test: delivered by smtp://192.0.2.1:26"],
+    ),
     (REJECT, '{ defer = "4.7.1 Later" }', ["+ deferred: 4.7.1 Later (r)", "+ verdict: defer"]),
-    (HOLD, HOLD + ' ]\nexpires = "2d"\nunless = { size_over = "1 MiB" }\n#',
-     ["~ what only --json shows"]),
-]  # fmt: skip
+    (
+        HOLD,
+        HOLD + ' ]\nexpires = "2d"\nunless = { size_over = "1 MiB" }\n#',
+        ["~ what only --json shows"],
+    ),
+]
 
 
 @each_row("old, new, lines", CHANGES)
@@ -108,9 +135,17 @@ SAME = [
     (rule("r", REJECT), rule("renamed", REJECT)),
     (rule("r", REJECT), rule("x", HOLD, 'subject = "else"') + rule("r", REJECT)),
     (rule("r", TAG), rule("r", TAG) + rule("watch", REJECT, more='mode = "audit"')),
-    *[(rule("r", TAG), rule("r", f'{TAG}, {{ rate_limit = {{ rate = "{rate}/1h", per = "sender", text = "4.7.1 x" }} }}'))
-      for rate in (1, 2)],
-]  # fmt: skip
+    *[
+        (
+            rule("r", TAG),
+            rule(
+                "r",
+                f'{TAG}, {{ rate_limit = {{ rate = "{rate}/1h", per = "sender", text = "4.7.1 x" }} }}',
+            ),
+        )
+        for rate in (1, 2)
+    ],
+]
 
 
 @each_row("old, new", SAME)
@@ -142,13 +177,24 @@ def test_the_sums_count_what_each_rule_matches(folders):
 
 
 ENVELOPES = [
-    (b"Return-Path: <x@own.test>\nFrom: a@own.test\nTo: b@other.test\n", "x@own.test", ["b@other.test"]),
+    (
+        b"Return-Path: <x@own.test>\nFrom: a@own.test\nTo: b@other.test\n",
+        "x@own.test",
+        ["b@other.test"],
+    ),
     (b"Return-Path: <>\nFrom: a@own.test\nTo: b@other.test\n", "", ["b@other.test"]),
-    (b"From: A <a@own.test>\nTo: B <b@other.test>, b@other.test\nCc: g: c@own.test;\nBcc: d@own.test\n",
-     "a@own.test", ["b@other.test", "c@own.test", "d@own.test"]),
-    (b"Return-Path: <x@own.test>\nDelivered-To: d@own.test\nTo: list@other.test\n", "x@own.test", ["d@own.test"]),
+    (
+        b"From: A <a@own.test>\nTo: B <b@other.test>, b@other.test\nCc: g: c@own.test;\nBcc: d@own.test\n",
+        "a@own.test",
+        ["b@other.test", "c@own.test", "d@own.test"],
+    ),
+    (
+        b"Return-Path: <x@own.test>\nDelivered-To: d@own.test\nTo: list@other.test\n",
+        "x@own.test",
+        ["d@own.test"],
+    ),
     (b"Return-Path: MAILER-DAEMON\nTo: not an address, b@other.test\n", "", ["b@other.test"]),
-]  # fmt: skip
+]
 
 
 @each_row("header, sender, recipients", ENVELOPES)
@@ -202,9 +248,12 @@ def test_hostile_files_are_skipped_with_the_reason(folders):
     folders.put(os.fsdecode(b"\xff\x1b.eml"), b"")
     _, sums = folders.json()
     assert sums["skipped"] == {
-        "no message": 3, "not a regular file": 3, "a header of more than 1 MiB": 1,
-        "no recipient": 1, "more than 256 MiB": 1,
-    }  # fmt: skip
+        "no message": 3,
+        "not a regular file": 3,
+        "a header of more than 1 MiB": 1,
+        "no recipient": 1,
+        "more than 256 MiB": 1,
+    }
     assert (sums["compared"], sums["changed"]) == (2, 2)
     assert "Traceback" not in folders.run()[1]
 
@@ -250,8 +299,11 @@ def test_rules_see_what_acceptance_would_give_them(folders):
     folders.rules(
         "", rule("hidden", REJECT, f"header = [{some}]") + rule("crlf", HOLD, "size_over = 40")
     )
-    folders.put("one.eml", b"Return-Path: <a@own.test>\nX-Relay-Id: 0123456789abcdef\n"
-                           b"Delivered-To: b@own.test\nBcc: c@own.test\nTo: b@own.test\n\n1\n2\n3\n")  # fmt: skip
+    folders.put(
+        "one.eml",
+        b"Return-Path: <a@own.test>\nX-Relay-Id: 0123456789abcdef\n"
+        b"Delivered-To: b@own.test\nBcc: c@own.test\nTo: b@own.test\n\n1\n2\n3\n",
+    )
     folders.put("two.eml", b"To: b@own.test\n\n" + 9 * b"1\n")  # 45 octets with CRLF
     files, _ = folders.json()
     assert [*files] == ["two.eml"]

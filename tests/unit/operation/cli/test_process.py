@@ -36,18 +36,24 @@ class Shell:
 
     def __call__(self, *words, **variables):
         done = relay_starts.run(
-            [*RELAY, *words], cwd=relay_starts.ROOT, env=self.environment | variables,
+            [*RELAY, *words],
+            cwd=relay_starts.ROOT,
+            env=self.environment | variables,
             timeout_s=TIMEOUT_S,
-        )  # fmt: skip
+        )
         assert "Traceback" not in done.stderr
         return done
 
     def begin(self, *words, stdout=subprocess.PIPE):
         """Start Python, as a user's shell does."""
         return subprocess.Popen(
-            [*RELAY, *words], env=self.environment, text=True, stdin=subprocess.DEVNULL,
-            stdout=stdout, stderr=subprocess.PIPE,
-        )  # fmt: skip
+            [*RELAY, *words],
+            env=self.environment,
+            text=True,
+            stdin=subprocess.DEVNULL,
+            stdout=stdout,
+            stderr=subprocess.PIPE,
+        )
 
 
 def without_end(err):
@@ -129,9 +135,13 @@ def running_dev(folder, *words, before=""):
     )
     with expected_text.open("w") as out:
         process = subprocess.Popen(
-            ["/bin/sh", "-c", f"{before}\nexec {command}"], env=Shell(folder).environment,
-            stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.PIPE, text=True,
-        )  # fmt: skip
+            ["/bin/sh", "-c", f"{before}\nexec {command}"],
+            env=Shell(folder).environment,
+            stdin=subprocess.DEVNULL,
+            stdout=out,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
     try:
         until("it listens", lambda: "\n" in expected_text.read_text() or process.poll() is not None)
         [address] = json.loads(expected_text.read_text().splitlines()[0])["http"]
@@ -182,30 +192,47 @@ def test_a_closed_output_is_no_error(shell, sent):
     command = f"{sys.executable} -m relay trace {sent} "
     for closed, code in ((">&-", 0), (">/dev/full", 69), ("| true; exit ${PIPESTATUS[0]}", 0)):
         done = subprocess.run(
-            ["/bin/bash", "-c", command + closed], env=shell.environment, capture_output=True,
-            text=True, check=False, timeout=TIMEOUT_S,
-        )  # fmt: skip
+            ["/bin/bash", "-c", command + closed],
+            env=shell.environment,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=TIMEOUT_S,
+        )
         assert done.returncode == code, (closed, done.stderr)
         assert ("No space left" in done.stderr) == (code == 69), done.stderr
         assert "Exception ignored" not in done.stderr
         assert "Traceback" not in done.stderr
 
 
-@each_row("words, code, expected_text", [
+@each_row(
+    "words, code, expected_text",
+    [
         (["trace", "unknown"], 65, 'unknown message "unknown"'),
         (["queue", "show", "unknown"], 65, 'unknown message "unknown"'),
         (["queue", "retry", "unknown"], 65, 'not in the queue: "unknown"'),
         (["wait", "unknown", "--timeout", "0"], 75, "no message appeared"),
-        (["wait", "friend@elsewhere.test", "--timeout", "0", "--state", "relayed"], 75, "at step 7"),
-        (["wait", "friend@elsewhere.test", "--timeout", "600", "--state", "relayed"],
-         75, "failed permanently, expected relayed"),
+        (
+            ["wait", "friend@elsewhere.test", "--timeout", "0", "--state", "relayed"],
+            75,
+            "at step 7",
+        ),
+        (
+            ["wait", "friend@elsewhere.test", "--timeout", "600", "--state", "relayed"],
+            75,
+            "failed permanently, expected relayed",
+        ),
         (["send", "--to", "not an address"], 65, "is not an address"),
         (["send", "--to", "bob@example.test", "--subject", "a\nBcc: x@y.test"], 65, "line break"),
         (["send", "--to", "bob@example.test", "--token", "a\nb"], 65, "token"),
-        (["send", "--to", "bob@example.test", "--token", "alice", "--from", "bob@example.test"],
-         77, "403"),
+        (
+            ["send", "--to", "bob@example.test", "--token", "alice", "--from", "bob@example.test"],
+            77,
+            "403",
+        ),
         (["trace", "last", "--config", "/nonexistent"], 78, "/nonexistent: found no such file"),
-    ])  # fmt: skip
+    ],
+)
 def test_failures_have_their_text_and_exit_code(shell, dev, words, code, expected_text):
     done = shell(*words)
     assert done.returncode == code, done.stderr
@@ -225,9 +252,14 @@ def test_serve_does_not_take_the_configuration_of_a_running_dev(shell, dev):
 def test_client_commands_do_not_import_the_daemon(shell, words):
     asked = [sys.executable, "-X", "importtime", "-m", "relay", *words]
     done = subprocess.run(
-        asked, env=shell.environment, capture_output=True, text=True, check=False,
-        timeout=TIMEOUT_S, stdin=subprocess.DEVNULL,
-    )  # fmt: skip
+        asked,
+        env=shell.environment,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=TIMEOUT_S,
+        stdin=subprocess.DEVNULL,
+    )
     loaded = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
     assert "relay.operation.commands.operator_client" in loaded
     assert not loaded & {

@@ -39,10 +39,13 @@ def relay(config):
     return relay
 
 
-@each_row("more, expected", [
+@each_row(
+    "more, expected",
+    [
         ([], "entries changed before it stay changed; see `relay queue list`"),
         (["--dry-run"], "a dry run changes nothing"),
-    ])  # fmt: skip
+    ],
+)
 def test_ctrl_c_leaves_what_was_done(relay, monkeypatch, more, expected):
     monkeypatch.setattr(OperatorClient, "change", interrupted)
     done = relay("hold", "--all", *more)
@@ -100,9 +103,14 @@ def test_a_directory_in_place_of_the_spool_is_a_configuration_error(config, word
 def test_entries_in_flight_exit_with_try_later(relay, monkeypatch, words, done, code):
     def change(_self, _operation, _selector, **more):
         return {
-            "matched": 2, "done": done, "unchanged": 0, "in_flight": 2 - done, "unknown": [],
-            "dry_run": more["dry_run"], "entries": [],
-        }  # fmt: skip
+            "matched": 2,
+            "done": done,
+            "unchanged": 0,
+            "in_flight": 2 - done,
+            "unknown": [],
+            "dry_run": more["dry_run"],
+            "entries": [],
+        }
 
     monkeypatch.setattr(OperatorClient, "change", change)
     ended = relay(*words)

@@ -71,8 +71,15 @@ def test_the_configuration_names_listener_and_domain(relay, sendmail):
     relay.mailbox("bob@example.test").wait_for(subject="c")
 
 
-@each_row("words, text, code, said", [
-        (["-t"], "Subject: x\n\nx", 64, "no recipient: expected an address, or one in To, Cc or Bcc"),
+@each_row(
+    "words, text, code, said",
+    [
+        (
+            ["-t"],
+            "Subject: x\n\nx",
+            64,
+            "no recipient: expected an address, or one in To, Cc or Bcc",
+        ),
         ([], "x", 64, "no recipient: expected one, or -t"),
         (["-N", "often", "a@b.test"], "x", 64, '-N: found "often", expected never, or some of'),
         (["-R", "half", "a@b.test"], "x", 64, '-R: found "half", expected full or hdrs'),
@@ -83,7 +90,8 @@ def test_the_configuration_names_listener_and_domain(relay, sendmail):
         (["bob@example.test"], "Subject: refuse\n\nx", 65, "sendmail: 550 5.7.1 not here"),
         (["bob@example.test"], "x\0y", 65, "sendmail: 5"),
         (["b@gone.test", "a@gone.test"], "x", 67, "sendmail: 550 5.1.1 <a@gone.test>: gone"),
-    ])  # fmt: skip
+    ],
+)
 def test_what_is_refused_says_why(relay, sendmail, words, text, code, said):
     done = sendmail(text, *words)
     assert (done.returncode, done.stdout) == (code, "")
@@ -109,8 +117,18 @@ def test_a_place_that_is_none_is_named(sendmail, place):
 
 @pytest.mark.parametrize("end", ["\n", "\r\n"], ids=["LF", "CRLF"])
 def test_bs_speaks_smtp(relay, sendmail, end):
-    lines = ["EHLO app.test", "MAIL FROM:<a@b.test>", "RCPT TO:<bob@example.test>", "DATA",
-             "Subject: by bs", "", "x", ".", "QUIT", ""]  # fmt: skip
+    lines = [
+        "EHLO app.test",
+        "MAIL FROM:<a@b.test>",
+        "RCPT TO:<bob@example.test>",
+        "DATA",
+        "Subject: by bs",
+        "",
+        "x",
+        ".",
+        "QUIT",
+        "",
+    ]
     done = sendmail(end.join(lines), "-bs")
     assert (done.returncode, done.stderr) == (0, "")
     codes = [line[:3] for line in done.stdout.splitlines() if line[3:4] == " "]
@@ -128,7 +146,12 @@ def test_called_as_sendmail_it_is_sendmail(relay, tmp_path):
     }
     message = "To: bob@example.test\nSubject: by name\n\nx\n"
     subprocess.run(
-        [tmp_path / "sendmail", "-ti"], input=message, text=True, env=environment, check=True,
-        timeout=60, cwd=os.fspath(tmp_path),
-    )  # fmt: skip
+        [tmp_path / "sendmail", "-ti"],
+        input=message,
+        text=True,
+        env=environment,
+        check=True,
+        timeout=60,
+        cwd=os.fspath(tmp_path),
+    )
     relay.mailbox("bob@example.test").wait_for(subject="by name")

@@ -86,20 +86,35 @@ def test_a_scheduled_send_that_becomes_ready_meanwhile_is_there(place, tmp_path)
 def test_all_of_state_dir_is_copied_but_what_is_of_a_process(place, tmp_path) -> None:
     state = place.state_dir
     for name in (
-        "refused/2026-11-22", "token-key.json", "srs.key", "new-kind/of/state",
+        "refused/2026-11-22",
+        "token-key.json",
+        "srs.key",
+        "new-kind/of/state",
         "policies/tmp/0a/10.toml",
-        "run/lock", "ballast", "tmp/part", "new-kind/tmp/part",
-    ):  # fmt: skip
+        "run/lock",
+        "ballast",
+        "tmp/part",
+        "new-kind/tmp/part",
+    ):
         (state / name).parent.mkdir(parents=True, exist_ok=True)
         (state / name).write_text(name)
     copy = backed_up(place, tmp_path)
     found = {str(one.relative_to(copy / "state")) for one in (copy / "state").rglob("*")}
     assert found == {
-        "refused", "refused/2026-11-22", "token-key.json", "srs.key", "new-kind",
-        "new-kind/of", "new-kind/of/state",
-        "policies", "policies/tmp", "policies/tmp/0a", "policies/tmp/0a/10.toml", "tmp",
+        "refused",
+        "refused/2026-11-22",
+        "token-key.json",
+        "srs.key",
+        "new-kind",
+        "new-kind/of",
+        "new-kind/of/state",
+        "policies",
+        "policies/tmp",
+        "policies/tmp/0a",
+        "policies/tmp/0a/10.toml",
+        "tmp",
         "new-kind/tmp",
-    }  # fmt: skip
+    }
     manifest = json.loads((copy / "manifest.json").read_text())
     assert (manifest["spool"], manifest["root"]["path"]) == ({}, str(place.mailboxes.root))
 
@@ -166,14 +181,22 @@ def test_no_symbolic_link_is_followed(place, tmp_path) -> None:
     alice, submissions = root / "example.test/alice", root / ".submissions"
     (submissions / "ready").rmdir()
     noted = {
-        root / "file": "file", root / "away.test": "", root / "example.test/eve": "",
-        submissions / "ready": "ready", submissions / "keys": "ready",
-        submissions / "preparing": "ready", alice / "relay-properties": "file",
-    }  # fmt: skip
+        root / "file": "file",
+        root / "away.test": "",
+        root / "example.test/eve": "",
+        submissions / "ready": "ready",
+        submissions / "keys": "ready",
+        submissions / "preparing": "ready",
+        alice / "relay-properties": "file",
+    }
     unnoted = {
-        alice / "cur/2.x:2,": "file", alice / ".Secret": "", alice / ".Archive/tmp/x": "file",
-        alice / "relay-properties-wal": "file", state / "srs.key": "file", state / "refused": "",
-    }  # fmt: skip
+        alice / "cur/2.x:2,": "file",
+        alice / ".Secret": "",
+        alice / ".Archive/tmp/x": "file",
+        alice / "relay-properties-wal": "file",
+        state / "srs.key": "file",
+        state / "refused": "",
+    }
     for path, target in (noted | unnoted).items():
         path.symlink_to(secret / target)
     copy = backed_up(place, tmp_path)

@@ -109,9 +109,16 @@ def test_a_good_set_has_no_fault(files):
     findings = files()
     assert of(findings, CheckResult.FAULT) == []
     assert [one.what for one in findings] == [
-        "configuration", "accounts", "policy", "state_dir", "mailboxes.root", "listeners",
-        "smtp_gate", "spool", "dns",
-    ]  # fmt: skip
+        "configuration",
+        "accounts",
+        "policy",
+        "state_dir",
+        "mailboxes.root",
+        "listeners",
+        "smtp_gate",
+        "spool",
+        "dns",
+    ]
 
 
 def test_name_servers_that_do_not_answer_are_no_fault_of_the_files(files):
@@ -139,7 +146,7 @@ async def test_each_milter_is_connected_to(files, short_path):
         f'19: milter[1].address: "new" at {new} is down: version 7 of the protocol, expected 2 to 6',
         f'22: milter[2].address: "shut" at {shut} is down: the connection was closed',
         f'25: milter[3].address: "gone" at {gone} is down: no such file or directory',
-    ]  # fmt: skip
+    ]
 
 
 def test_the_key_of_srs_addresses_is_read_and_never_made(files):
@@ -160,20 +167,65 @@ def test_faults_of_accounts_and_rules_are_reported_together(files):
 FAULTS = [
     ({"relay": CONFIG + "bogus = 1\n"}, "configuration", "relay.toml:14: dns.bogus: "),
     ({"relay": "x = ["}, "configuration", "relay.toml:1: "),
-    ({"relay": CONFIG + '[reports]\nlanguage = "fr"\n'}, "configuration", 'reports.language: found "fr", expected one of de'),
-    ({"relay": f'smtp_gate = "on"\n{CONFIG}{SMTP}{MILTER}'}, "configuration", 'relay.toml:1: smtp_gate: found "on"'),
+    (
+        {"relay": CONFIG + '[reports]\nlanguage = "fr"\n'},
+        "configuration",
+        'reports.language: found "fr", expected one of de',
+    ),
+    (
+        {"relay": f'smtp_gate = "on"\n{CONFIG}{SMTP}{MILTER}'},
+        "configuration",
+        'relay.toml:1: smtp_gate: found "on"',
+    ),
     ({"accounts": ACCOUNTS + "pasword = 1\n"}, "accounts", "accounts.toml:3: account[0].pasword"),
-    ({"accounts": ACCOUNTS + 'language = "fr"\n'}, "accounts", 'account[0].language: found "fr", expected one of de'),
-    ({"relay": CONFIG.replace("[http]", '[http]\nanonymous = "nobody@example.test"')}, "accounts", "http.anonymous: found"),
-    *[({"relay": CONFIG.replace("[http]", '[http]\nanonymous = "alice@example.test"'), "accounts": f'{ACCOUNTS}role = "{role}"\n'},
-       "accounts", f"with the role {role}, expected the role user") for role in ("read", "operate")],
-    ({"relay": CONFIG + '[[domain]]\nname = "b.test"\npostmaster = "no@b.test"\n'}, "routes", "relay.toml:16: domain[0].postmaster: "),
-    ({"relay": CONFIG + '[[domain]]\nname = "a.test"\nrecipients = "file:listed"\n'}, "routes", "relay.toml:16: domain[0].recipients: "),
+    (
+        {"accounts": ACCOUNTS + 'language = "fr"\n'},
+        "accounts",
+        'account[0].language: found "fr", expected one of de',
+    ),
+    (
+        {"relay": CONFIG.replace("[http]", '[http]\nanonymous = "nobody@example.test"')},
+        "accounts",
+        "http.anonymous: found",
+    ),
+    *[
+        (
+            {
+                "relay": CONFIG.replace("[http]", '[http]\nanonymous = "alice@example.test"'),
+                "accounts": f'{ACCOUNTS}role = "{role}"\n',
+            },
+            "accounts",
+            f"with the role {role}, expected the role user",
+        )
+        for role in ("read", "operate")
+    ],
+    (
+        {"relay": CONFIG + '[[domain]]\nname = "b.test"\npostmaster = "no@b.test"\n'},
+        "routes",
+        "relay.toml:16: domain[0].postmaster: ",
+    ),
+    (
+        {"relay": CONFIG + '[[domain]]\nname = "a.test"\nrecipients = "file:listed"\n'},
+        "routes",
+        "relay.toml:16: domain[0].recipients: ",
+    ),
     ({"policies/10": RULE.replace("when", "wen")}, "policy", "10.toml:3: "),
-    ({"policies/10": RULE.replace('verdict = "reject"', 'verdict = "accept"')}, "policy", "10.toml:5: "),
-    ({"relay": CONFIG.replace("127.0.0.1:0", "192.0.2.1:8025")}, "listeners", "expected an address of this machine"),
-    ({"relay": CONFIG + '[sendmail]\nsocket = "nowhere/submit.sock"\ndrop = ""\n'}, "sendmail", "sendmail.socket: found"),
-]  # fmt: skip
+    (
+        {"policies/10": RULE.replace('verdict = "reject"', 'verdict = "accept"')},
+        "policy",
+        "10.toml:5: ",
+    ),
+    (
+        {"relay": CONFIG.replace("127.0.0.1:0", "192.0.2.1:8025")},
+        "listeners",
+        "expected an address of this machine",
+    ),
+    (
+        {"relay": CONFIG + '[sendmail]\nsocket = "nowhere/submit.sock"\ndrop = ""\n'},
+        "sendmail",
+        "sendmail.socket: found",
+    ),
+]
 
 
 @each_row("changed, what, expected_text", FAULTS)
@@ -194,45 +246,104 @@ OFF = '[[rule]]\nname = "r"\nmode = "off"\nwhen = { sender = "group:staff" }\nst
 TO = '[[rule]]\nname = "to"\nwhen = {{ recipient = ["{}"] }}\nthen = [{{ hold = "seen" }}]\n'
 WARNINGS = [
     ({"relay": CONFIG.replace("relay.example.test", "relay.example.org")}, ["hostname"]),
-    ({"relay": CONFIG.replace('domains = ["example.test"]\n', ""), "accounts": ""}, ["mailboxes.domains"]),
-    *[({"relay": CONFIG + route("*", next_hop=hop)}, ["route[0].next_hop"]) for hop in ("reject:no", "capture", "local")],
+    (
+        {"relay": CONFIG.replace('domains = ["example.test"]\n', ""), "accounts": ""},
+        ["mailboxes.domains"],
+    ),
+    *[
+        ({"relay": CONFIG + route("*", next_hop=hop)}, ["route[0].next_hop"])
+        for hop in ("reject:no", "capture", "local")
+    ],
     ({"relay": CONFIG + route("*.corp.test", next_hop="reject:no")}, []),
     ({"relay": CONFIG + route("a.test") + route("*", next_hop="reject:no")}, []),
-    ({"relay": CONFIG + '[delivery]\nexpire_after = "5m"\nretry = ["6m"]\n'}, ["delivery.expire_after"]),
+    (
+        {"relay": CONFIG + '[delivery]\nexpire_after = "5m"\nretry = ["6m"]\n'},
+        ["delivery.expire_after"],
+    ),
     ({"relay": CONFIG + '[delivery]\nexpire_after = "5m"\nretry = ["5m"]\n'}, []),
-    ({"relay": CONFIG + route("a.test", fallback_after="1h")}, ["route[0].fallback_after: found 3600 s"]),
-    *[({"relay": CONFIG + route("a.test", fallback="smtp://b.test:25", fallback_after=after)}, expected)
-      for after, expected in (("2d", ["route[0].fallback_after"]), ("47h", []))],
+    (
+        {"relay": CONFIG + route("a.test", fallback_after="1h")},
+        ["route[0].fallback_after: found 3600 s"],
+    ),
+    *[
+        (
+            {"relay": CONFIG + route("a.test", fallback="smtp://b.test:25", fallback_after=after)},
+            expected,
+        )
+        for after, expected in (("2d", ["route[0].fallback_after"]), ("47h", []))
+    ],
     ({"accounts": ACCOUNTS + 'token = "plain:hidden"\n'}, ["account[0].token"]),
     ({"policies/10": RULE + OFF}, ['found no group "staff"']),
-    *[({"policies/10": RULE + TO.format(to)}, [f"never match, found {to}, expected"])
-      for to in ("nobody@example.test", "al.ice@example.test")],
-    *[({"policies/10": RULE + TO.format(to)}, [])
-      for to in ("ALICE+x@example.test", "?@example.test", "anybody@elsewhere.test", "group:own", "postmaster@example.test")],
-    ({"relay": CONFIG.replace('"127.0.0.1:0"', '"0.0.0.0:0", "[::1]:0", "unix:http.sock"')}, ["http.listen[0]"]),
-    ({"relay": CONFIG.replace("[policy]", '[observe]\nmetrics = "0.0.0.0:0"\n[policy]')}, ["observe.metrics"]),
-    ({"relay": CONFIG.replace('"127.0.0.1:0"', '"0.0.0.0:0"').replace("[http]", "[http]\npages = true")}, ["http.listen[0]", "http.pages"]),
-    *[({"relay": CONFIG.replace('"127.0.0.1:0"', listen).replace("[http]", NAMED)}, ["http.public_url"])
-      for listen in ('"127.0.0.1:0"', '"unix:http.sock"')],
+    *[
+        ({"policies/10": RULE + TO.format(to)}, [f"never match, found {to}, expected"])
+        for to in ("nobody@example.test", "al.ice@example.test")
+    ],
+    *[
+        ({"policies/10": RULE + TO.format(to)}, [])
+        for to in (
+            "ALICE+x@example.test",
+            "?@example.test",
+            "anybody@elsewhere.test",
+            "group:own",
+            "postmaster@example.test",
+        )
+    ],
+    (
+        {"relay": CONFIG.replace('"127.0.0.1:0"', '"0.0.0.0:0", "[::1]:0", "unix:http.sock"')},
+        ["http.listen[0]"],
+    ),
+    (
+        {"relay": CONFIG.replace("[policy]", '[observe]\nmetrics = "0.0.0.0:0"\n[policy]')},
+        ["observe.metrics"],
+    ),
+    (
+        {
+            "relay": CONFIG.replace('"127.0.0.1:0"', '"0.0.0.0:0"').replace(
+                "[http]", "[http]\npages = true"
+            )
+        },
+        ["http.listen[0]", "http.pages"],
+    ),
+    *[
+        (
+            {"relay": CONFIG.replace('"127.0.0.1:0"', listen).replace("[http]", NAMED)},
+            ["http.public_url"],
+        )
+        for listen in ('"127.0.0.1:0"', '"unix:http.sock"')
+    ],
     ({"relay": CONFIG.replace("[http]", NAMED + '\nproxy_networks = ["127.0.0.1/32"]')}, []),
-    *[({"relay": f'{CONFIG}[limits]\nalert = "{to}"\n'}, expected)
-      for to, expected in {"gone@example.test": ["limits.alert: "], "alice+x@example.test": [], "x@other.test": []}.items()],
-]  # fmt: skip
+    *[
+        ({"relay": f'{CONFIG}[limits]\nalert = "{to}"\n'}, expected)
+        for to, expected in {
+            "gone@example.test": ["limits.alert: "],
+            "alice+x@example.test": [],
+            "x@other.test": [],
+        }.items()
+    ],
+]
 
 
 HASHED = '[[account]]\naddress = "h@example.test"\npassword = "$6$salt$' + "a" * 86 + '"\n'
 DOVECOT = CONFIG.replace("[mailboxes]\n", '[mailboxes]\ndovecot_auth = "unix:/nowhere/auth"\n')
 NO_USER = '[sendmail]\nsocket = "submit.sock"\ndrop = ""\nusers = ["root", "no-such-user"]\n'
 TOLD = [
-    ({"accounts": f'{ACCOUNTS}password = "plain:x"\n{HASHED}'}, "accounts", "passwords: 1 PLAIN, 1 SHA512-CRYPT"),
+    (
+        {"accounts": f'{ACCOUNTS}password = "plain:x"\n{HASHED}'},
+        "accounts",
+        "passwords: 1 PLAIN, 1 SHA512-CRYPT",
+    ),
     ({"relay": DOVECOT}, "dovecot_auth", "unix:/nowhere/auth: No such file or directory"),
     ({}, "smtp_gate", "relay serve: there is no [[smtp]]"),
     ({"relay": CONFIG + SMTP + MILTER}, "smtp_gate", "relay serve: there are milters"),
     ({"relay": f'smtp_gate = "off"\n{CONFIG}{SMTP}'}, "smtp_gate", 'smtp_gate is "off"'),
     ({"relay": f'smtp_gate = "on"\n{CONFIG}{SMTP}'}, "smtp_gate", "in a process of their own"),
     ({"relay": CONFIG + NO_USER}, "sendmail", 'users[1]: found "no-such-user"'),
-    ({"relay": CONFIG + route("none.test", tls="none") + route("x.test")}, "routes", "goes before what a domain publishes: none.test mx"),
-]  # fmt: skip
+    (
+        {"relay": CONFIG + route("none.test", tls="none") + route("x.test")},
+        "routes",
+        "goes before what a domain publishes: none.test mx",
+    ),
+]
 
 
 @each_row("changed, what, text", TOLD)
@@ -249,7 +360,9 @@ def test_what_is_doubtful_causes_a_warning(files, changed, expected):
     assert "hidden" not in str(warnings)
 
 
-@each_row("first, second, hidden", [
+@each_row(
+    "first, second, hidden",
+    [
         (route("*"), route("a.test", sender="<>"), True),
         (route("*.a.test"), route("*.x.a.test"), True),
         (route("*.a.test"), route("a.test"), False),
@@ -265,7 +378,8 @@ def test_what_is_doubtful_causes_a_warning(files, changed, expected):
         (route("a.test", recipient="b@a.test"), route("a.test", recipient="b+x@a.test"), True),
         (route("a.test", recipient="b+x@a.test"), route("a.test", recipient="b@a.test"), False),
         (route("a.test"), route("a.test", recipient="b@a.test"), True),
-    ])  # fmt: skip
+    ],
+)
 def test_a_route_that_gets_no_mail_causes_a_warning(files, first, second, hidden):
     warnings = of(files(relay=CONFIG + first + second), CheckResult.WARNING)
     assert places(warnings) == ["route[1].domain"] * hidden
@@ -273,14 +387,17 @@ def test_a_route_that_gets_no_mail_causes_a_warning(files, first, second, hidden
     assert all(text in one for _, one in warnings)
 
 
-@each_row("listen, host, is_own", [
+@each_row(
+    "listen, host, is_own",
+    [
         ("127.0.0.1", "localhost:2525", True),
         ("0.0.0.0", "127.0.0.1:2525", True),
         ("0.0.0.0", "relay.example.test:2525", True),
         ("0.0.0.0", "192.0.2.1:2525", False),
         ("127.0.0.1", "127.0.0.1:2526", False),
         ("127.0.0.1", "127.0.0.2:2525", False),
-    ])  # fmt: skip
+    ],
+)
 def test_a_route_to_an_own_listener_causes_a_warning(files, listen, host, is_own):
     config = f'{CONFIG}[[smtp]]\nlisten = "{listen}:2525"\n'
     warnings = of(
@@ -365,13 +482,19 @@ def with_certificate(certificate):
 NAME, EXPECTED = "DNS:relay.example.test", "expected one for relay.example.test or"
 
 
-@each_row("name, days, verdict, expected", [
+@each_row(
+    "name, days, verdict, expected",
+    [
         (NAME, -1, CheckResult.FAULT, "found one that expired on 20"),
         ("DNS:other.test", 30, CheckResult.FAULT, f"found one for other.test, {EXPECTED}"),
         ("", 30, CheckResult.FAULT, f"found one for no host, {EXPECTED}"),
         (NAME, 5, CheckResult.WARNING, "found one that expires on 20"),
-        *[(name, 30, None, "") for name in (NAME, "DNS:*.example.test", "DNS:localhost", "IP:127.0.0.1")],
-    ])  # fmt: skip
+        *[
+            (name, 30, None, "")
+            for name in (NAME, "DNS:*.example.test", "DNS:localhost", "IP:127.0.0.1")
+        ],
+    ],
+)
 def test_a_certificate_is_one_that_clients_accept(files, authority, name, days, verdict, expected):
     made = authority.issue(*[name] * bool(name), days=days)
     findings = files(relay=with_certificate(made))
@@ -381,14 +504,17 @@ def test_a_certificate_is_one_that_clients_accept(files, authority, name, days, 
     assert all(key + expected in one.text for one in found)
 
 
-@each_row("listen, keys, password, is_named", [
+@each_row(
+    "listen, keys, password, is_named",
+    [
         ("0.0.0.0:0", "", "x", True),
         ("systemd:25", "", "x", True),  # a start knows where that is
         ("0.0.0.0:0", "auth = false", "x", False),
         ("0.0.0.0:0", "", "", False),
         ("127.0.0.1:0", "", "x", False),
         ("127.0.0.1:0", 'proxy_networks = ["127.0.0.1/32"]', "x", True),
-    ])  # fmt: skip
+    ],
+)
 def test_a_port_without_auth_by_default_is_named(
     files, authority, listen, keys, password, is_named
 ):
@@ -426,10 +552,17 @@ auth = {{ user = "u", password_file = "secret" }}
 [policy]"""
 
 
-@each_row("host, tls, count", [
-        ("h.test", "required", 1), ("h.test", "opportunistic", 1), ("h.test", "verify", 0),
-        ("h.test", "", 0), ("127.0.0.1", "required", 0), ("localhost", "required", 0),
-    ])  # fmt: skip
+@each_row(
+    "host, tls, count",
+    [
+        ("h.test", "required", 1),
+        ("h.test", "opportunistic", 1),
+        ("h.test", "verify", 0),
+        ("h.test", "", 0),
+        ("127.0.0.1", "required", 0),
+        ("localhost", "required", 0),
+    ],
+)
 def test_a_login_without_tls_verification_causes_a_warning(files, host, tls, count):
     (files.folder / "secret").write_text("pa55\n")
     (files.folder / "secret").chmod(0o600)
@@ -512,14 +645,20 @@ def test_a_damaged_wal_is_a_fault_unless_a_relay_runs(files):
 
 
 @pytest.mark.parametrize(
-    ("name", "octets", "verdict", "expected_text"), [
+    ("name", "octets", "verdict", "expected_text"),
+    [
         ("spool.sqlite", b"", CheckResult.OK, "spool.sqlite"),
         ("spool.sqlite", header(256), CheckResult.FAULT, "newer Relay (schema 256"),
-        ("spool.sqlite/x", b"", CheckResult.FAULT, "spool.sqlite: found a directory, expected the spool's file"),
+        (
+            "spool.sqlite/x",
+            b"",
+            CheckResult.FAULT,
+            "spool.sqlite: found a directory, expected the spool's file",
+        ),
         ("spool.sqlite", b"nothing of ours", CheckResult.FAULT, "see relay restore"),
         ("spool.sqlite.damage", b"a page", CheckResult.FAILED, "is damaged and accepts no mail"),
     ],
-)  # fmt: skip
+)
 def test_the_spool_file_is_checked(files, name, octets, verdict, expected_text):
     place = files.folder / "state" / name
     place.parent.mkdir(parents=True)
@@ -571,10 +710,17 @@ def test_a_short_rsa_key_is_a_warning(files):
     assert expected in text
 
 
-@each_row("lasts, number, then", [
-        ([-1, None], None, ""), ([-1, 20], None, ""), ([12], 0, "then "), ([2, 9, -5], 1, "then "),
-        ([0], 0, "then "), ([-2, -1], 1, ""),
-    ])  # fmt: skip
+@each_row(
+    "lasts, number, then",
+    [
+        ([-1, None], None, ""),
+        ([-1, 20], None, ""),
+        ([12], 0, "then "),
+        ([2, 9, -5], 1, "then "),
+        ([0], 0, "then "),
+        ([-2, -1], 1, ""),
+    ],
+)
 def test_a_domain_whose_last_key_ends_is_a_warning(files, lasts, number, then):
     untils = ["" if one is None else day(one) for one in lasts]
     entries = [key_of(files, f"s{at}", until=until) for at, until in enumerate(untils)]
@@ -618,8 +764,9 @@ def test_records_of_signing_keys_are_compared_with_the_dns(asked):
     assert asked(asked.records) == []
     assert [asked.queries[one, "TXT"] for one in (S1, S2)] == [1, 1]
     assert asked({}) == [
-        f"dkim[0].selector: {S1}: {NO_RECORD}", f"dkim[1].selector: {S2}: {NO_RECORD}",
-    ]  # fmt: skip
+        f"dkim[0].selector: {S1}: {NO_RECORD}",
+        f"dkim[1].selector: {S2}: {NO_RECORD}",
+    ]
     assert asked(asked.records | {S2: asked.records[S1]}) == [
         f"dkim[1].selector: {S2}: found k=ed25519, expected k=rsa",
         f"dkim[1].selector: {S2}: found p= of another key, expected p= of this key",
@@ -660,12 +807,25 @@ NO_AD = "found true, expected name servers that validate: the root's answer is w
 ON_THE_WAY = "found true, expected nameservers on this machine: on the way answers can be changed"
 
 
-@each_row("zone, insecure, verdict, text", [
+@each_row(
+    "zone, insecure, verdict, text",
+    [
         ({".": {"SOA": ["ns. root. 1 1 1 1 1"]}}, set(), None, ""),
         ({}, set(), None, ""),
-        ({".": {"SOA": ["ns. root. 1 1 1 1 1"]}}, None, CheckResult.FAILED, f"dns.validating: {NO_AD}"),
-        ({".": "SERVFAIL"}, set(), CheckResult.OK, "no answer for the root: not known whether the name servers validate DNSSEC"),
-    ])  # fmt: skip
+        (
+            {".": {"SOA": ["ns. root. 1 1 1 1 1"]}},
+            None,
+            CheckResult.FAILED,
+            f"dns.validating: {NO_AD}",
+        ),
+        (
+            {".": "SERVFAIL"},
+            set(),
+            CheckResult.OK,
+            "no answer for the root: not known whether the name servers validate DNSSEC",
+        ),
+    ],
+)
 def test_dns_validating_needs_name_servers_that_do(files, zone, insecure, verdict, text):
     with DnsThread(zone) as dns:
         dns.insecure = insecure
@@ -690,9 +850,10 @@ async def answers(_nameservers, *, timeout_s):
 
 def test_a_certificate_of_the_future_is_a_fault(authority):
     certificate = {
-        "notBefore": "Jan  2 00:00:00 2030 GMT", "notAfter": "Jan  2 00:00:00 2031 GMT",
+        "notBefore": "Jan  2 00:00:00 2030 GMT",
+        "notAfter": "Jan  2 00:00:00 2031 GMT",
         "subjectAltName": (("DNS", "a.test"),),
-    }  # fmt: skip
+    }
 
     def fault(day):
         moment_s = ssl.cert_time_to_seconds(f"Jan  {day} 00:00:00 2030 GMT")

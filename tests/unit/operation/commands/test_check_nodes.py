@@ -22,10 +22,12 @@ def test_each_limit_is_multiplied_by_the_number_of_nodes(tmp_path: Path) -> None
     rules = [RULE.format(name=mode, mode=mode) for mode in ("enforce", "audit", "off")]
     (tmp_path / "10-rates.toml").write_text("\n".join(rules))
     settings = Settings(
-        "relay.test", tmp_path, policy=PolicySettings(tmp_path),
+        "relay.test",
+        tmp_path,
+        policy=PolicySettings(tmp_path),
         delivery=DeliverySettings(max_connections=100, max_rate_per_next_hop="10/60.0"),
         route=(Route("a.test", "mx", name="a", max_connections=3, max_rate="7/1.0"),),
-    )  # fmt: skip
+    )
     assert [*limits_of_all(settings, ["one", "three", "two"])] == [
         "3 nodes live (one, three, two), each with limits of its own; together at most:",
         "delivery.max_connections: 3 x 100 = 300",

@@ -124,14 +124,29 @@ def test_what_is_no_file_is_not_waited_for(tmp_path: Path) -> None:
 def test_a_message_in_mbox_may_follow_no_empty_line(tmp_path: Path, end: str) -> None:
     """As Thunderbird and Netscape wrote them. Python's mailbox takes each "From " for a message."""
     lines = [
-        "From - ", "Subject: 1", "", "--a--",
-        "From - ", "Message-ID: <2@x>", "", "--b--",
-        "From joe@a.test  Mon Jun  3 12:50:27 1996", "Subject: 3", "", "We come",
-        "From Russia with love", "Year: 1963",
-        'From "a b"@a.test Fri Nov 8 18:21:51 1996 +0100', "no header", "",
-        "From joe@a.test Thu Feb  8 18:49:08 1996", "Subject: 4", "", "last",
+        "From - ",
+        "Subject: 1",
+        "",
+        "--a--",
+        "From - ",
+        "Message-ID: <2@x>",
+        "",
+        "--b--",
+        "From joe@a.test  Mon Jun  3 12:50:27 1996",
+        "Subject: 3",
+        "",
+        "We come",
+        "From Russia with love",
+        "Year: 1963",
+        'From "a b"@a.test Fri Nov 8 18:21:51 1996 +0100',
+        "no header",
+        "",
+        "From joe@a.test Thu Feb  8 18:49:08 1996",
+        "Subject: 4",
+        "",
+        "last",
         "From - Thu Feb  8 18:49:08 1996",
-    ]  # fmt: skip
+    ]
     file = tmp_path / "some.mbox"
     file.write_bytes(end.join(lines).encode())
     found = list(find_mail(file))

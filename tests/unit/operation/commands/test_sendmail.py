@@ -25,9 +25,14 @@ Bcc: of the body
 """
     message = prepared(text, "given@a.test")
     assert message.recipients == (
-        "given@a.test", "ann@a.test", "b@a.test", "d@a.test", "e@a.test", "hidden@a.test",
+        "given@a.test",
+        "ann@a.test",
+        "b@a.test",
+        "d@a.test",
+        "e@a.test",
+        "hidden@a.test",
         "root@example.test",
-    )  # fmt: skip
+    )
     header, _, body = message.content.partition(b"\r\n\r\n")
     assert b"hidden" not in header.lower()
     assert b"bcc" not in header.lower()

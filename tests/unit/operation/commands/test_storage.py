@@ -128,9 +128,10 @@ def test_verify_works_while_a_relay_runs_and_else_none_can_start(stored, state):
         stored.state_dir.mkdir(exist_ok=True)
         (stored.state_dir / "srs.key").write_text("")  # a finding
         verify(
-            stored, clock=SystemClock(),
+            stored,
+            clock=SystemClock(),
             on_finding=lambda _: starts.append(could_start(stored, state)),
-        )  # fmt: skip
+        )
 
     verified()
     assert (starts, could_start(stored, state)) == ([False], True)

@@ -29,9 +29,14 @@ def store_half(submission_id: str, *numbers: int, account: str = "alice@x") -> S
 def spool_half(queue_id: str, submission_id: str | None, *numbers: int) -> Journey:
     recipient = {"address": "bob@y", "state": "relayed"}
     half = made_journey(
-        id=queue_id, submission_id=submission_id, message_id="<m@x>", sender="alice@x",
-        subject="s", state="relayed", recipients=[recipient],
-    )  # fmt: skip
+        id=queue_id,
+        submission_id=submission_id,
+        message_id="<m@x>",
+        sender="alice@x",
+        subject="s",
+        state="relayed",
+        recipients=[recipient],
+    )
     return replace(half, steps=tuple(steps(*numbers)))
 
 
@@ -88,15 +93,26 @@ def test_history_of_the_store_that_is_gone_leaves_the_graph_id() -> None:
 DUE = "2027-01-01T00:00:00.000000Z"
 
 
-@each_row("numbers, noted, state, recipient", [
+@each_row(
+    "numbers, noted, state, recipient",
+    [
         ((1, 2), {}, "converting", ("queued", "", None)),
         ((1, 2), {"deferred_until": DUE}, "scheduled", ("queued", "", DUE)),
-        ((1, 2), {"deferred_until": DUE, "cancelled": DUE, "reason": "why"}, "cancelled",
-         ("cancelled", "cancelled: why", None)),
-        ((1, 2, 3), {"deferred_until": DUE, "cancelled": DUE, "reason": "too late"}, "converting",
-         ("queued", "", None)),
+        (
+            (1, 2),
+            {"deferred_until": DUE, "cancelled": DUE, "reason": "why"},
+            "cancelled",
+            ("cancelled", "cancelled: why", None),
+        ),
+        (
+            (1, 2, 3),
+            {"deferred_until": DUE, "cancelled": DUE, "reason": "too late"},
+            "converting",
+            ("queued", "", None),
+        ),
         ((1, 2, 3, 7), {"deferred_until": DUE}, "failed", ("failed", "", None)),
-    ])  # fmt: skip
+    ],
+)
 def test_before_step_4_a_message_has_a_state_of_its_own(numbers, noted, state, recipient):
     half = store_half("a.1", *numbers)
     half.steps[1].detail.update(noted)
@@ -107,10 +123,15 @@ def test_before_step_4_a_message_has_a_state_of_its_own(numbers, noted, state, r
 
 def test_each_recipient_has_what_the_last_report_says_of_it() -> None:
     recipients = [
-        {"address": "b@y", "state": "failed", "status": "5.1.1", "reply": "550 no",
-         "attempts": [{"host": "mx.y", "outcome": "failed"}]},
+        {
+            "address": "b@y",
+            "state": "failed",
+            "status": "5.1.1",
+            "reply": "550 no",
+            "attempts": [{"host": "mx.y", "outcome": "failed"}],
+        },
         {"address": "c@y", "state": "relayed", "status": "2.0.0", "reply": "250 ok"},
-    ]  # fmt: skip
+    ]
     details = [
         {"to": "a@x", "kind": "failure", "recipients": ["b@y"]},
         {"to": "postmaster", "kind": "dead-letter", "recipients": ["c@y"]},
@@ -122,9 +143,15 @@ def test_each_recipient_has_what_the_last_report_says_of_it() -> None:
 
 
 REMOTE = {
-    "by": "remote", "kind": "failure", "recipients": ["b@y"], "status": "5.1.1", "reply": "550 no",
-    "host": "mx.y", "source": {"client": "192.0.2.7", "reporting_mta": "mx.y"}, "received": "r1",
-}  # fmt: skip
+    "by": "remote",
+    "kind": "failure",
+    "recipients": ["b@y"],
+    "status": "5.1.1",
+    "reply": "550 no",
+    "host": "mx.y",
+    "source": {"client": "192.0.2.7", "reporting_mta": "mx.y"},
+    "received": "r1",
+}
 
 
 def test_what_a_host_claims_is_shown_only_where_relay_has_reported_nothing() -> None:
@@ -166,25 +193,57 @@ def test_the_json_has_the_documented_fields_in_their_order() -> None:
         "encoded": "8 bit",
         "provider": "",
     }
-    report = {"kind": "failure", "status": "5.1.1", "reply": "550 no", "host": "h", "at": "t",
-              "by": "remote", "source": {"client": "192.0.2.7", "reporting_mta": "mx.y"}}  # fmt: skip
+    report = {
+        "kind": "failure",
+        "status": "5.1.1",
+        "reply": "550 no",
+        "host": "h",
+        "at": "t",
+        "by": "remote",
+        "source": {"client": "192.0.2.7", "reporting_mta": "mx.y"},
+    }
     recipient = {
-        "address": "b@y", "state": "failed", "reason": "mx.y replied 550 no", "next_attempt": None,
-        "expires": None, "next_hop": "mx:y", "route": None, "status": "5.1.1",
-        "reply": "550 no", "attempts": [attempt], "reported": report,
+        "address": "b@y",
+        "state": "failed",
+        "reason": "mx.y replied 550 no",
+        "next_attempt": None,
+        "expires": None,
+        "next_hop": "mx:y",
+        "route": None,
+        "status": "5.1.1",
+        "reply": "550 no",
+        "attempts": [attempt],
+        "reported": report,
         "graph_id": None,
-    }  # fmt: skip
+    }
     redirected = {
-        "address": "c@y", "state": "redirected", "reason": None, "next_attempt": None,
-        "expires": None, "next_hop": None, "route": None, "status": "", "reply": "",
-        "successors": ["d@y"], "attempts": [], "reported": None, "graph_id": "l1",
-    }  # fmt: skip
+        "address": "c@y",
+        "state": "redirected",
+        "reason": None,
+        "next_attempt": None,
+        "expires": None,
+        "next_hop": None,
+        "route": None,
+        "status": "",
+        "reply": "",
+        "successors": ["d@y"],
+        "attempts": [],
+        "reported": None,
+        "graph_id": "l1",
+    }
     document = {
-        "id": "q1", "graph_id": None, "submission_id": None, "message_id": "<m@x>", "sender": "a@x",
-        "subject": "s", "state": "failed", "client": {"address": "", "helo": "", "account": "", "tls": ""},
+        "id": "q1",
+        "graph_id": None,
+        "submission_id": None,
+        "message_id": "<m@x>",
+        "sender": "a@x",
+        "subject": "s",
+        "state": "failed",
+        "client": {"address": "", "helo": "", "account": "", "tls": ""},
         "steps": [{"step": 7, "name": "report", "at": "t", "detail": {"to": "a@x"}}],
-        "recipients": [recipient, redirected], "checks": None,
-    }  # fmt: skip
+        "recipients": [recipient, redirected],
+        "checks": None,
+    }
     found = made_journey(**document)
     assert msgspec.json.encode(found) == msgspec.json.encode(document)
     assert msgspec.json.encode(replace(found, reached=False)) == msgspec.json.encode(

@@ -147,9 +147,14 @@ def test_the_states_of_a_submission(logs: Logs) -> None:
     log.append(FACTS, Event(Step.ACCEPTED, 4), queue_id="q1")
     found = [one for _, one in logs.reader.read({}, limit=9)["graph"].events]
     assert [(one.event.step, one.state) for one in found] == [
-        (1, "converting"), (2, "scheduled"), (2, "cancelled"), (2, None), (7, "failed"),
-        (7, "expired"), (4, None),
-    ]  # fmt: skip
+        (1, "converting"),
+        (2, "scheduled"),
+        (2, "cancelled"),
+        (2, None),
+        (7, "failed"),
+        (7, "expired"),
+        (4, None),
+    ]
     assert {one.account for one in found} == {FACTS.account}
     assert [one.queue_id for one in found] == [None] * 6 + ["q1"]
     assert found[3].event.detail == {"withdrawn": True}

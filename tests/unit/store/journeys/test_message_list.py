@@ -365,8 +365,9 @@ async def test_words_are_in_the_history_or_in_the_text(messages: Messages) -> No
     assert asked[by_subject].words_left == ()
     assert asked[text.submission_id].account == ALICE
     assert [each[1:] for each in asked[in_text].recipients] == [
-        ("x@a.test", "queued"), ("y@a.test", "queued")
-    ]  # fmt: skip
+        ("x@a.test", "queued"),
+        ("y@a.test", "queued"),
+    ]
     assert await messages.names(**wanted, account="bob@example.test") == []
     assert await messages.names(words=("giraffe",), reader=NO_MAILBOX) == [by_subject]
     messages.journeys.places.contents = None
@@ -418,8 +419,9 @@ async def test_the_names_of_all_that_match_are_bounded(
     assert await names(wanted, account=None, limit=100) == (expected, False)
     assert await names(wanted, account=None, limit=4) == (expected[:4], True)
     assert await names(MessageSearch(key=expected[2]), account=None, limit=9) == (
-        [expected[2]], False
-    )  # fmt: skip
+        [expected[2]],
+        False,
+    )
     assert await names(wanted, account="bob@example.test", limit=100) == ([], False)
     assert [row.name for row in await messages.journeys.rows(expected, account=ALICE)] == expected
     assert await messages.journeys.rows(expected, account="bob@example.test") == []

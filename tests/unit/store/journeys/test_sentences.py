@@ -96,23 +96,39 @@ def test_the_report_is_where_it_is(state, ending):
 COPY = [{"at": f"{DAY}20:02:00.000000Z", "outcome": "captured", "reply": "250 2.1.5 kept"}]
 
 
-@each_row("state, facts, text", [
+@each_row(
+    "state, facts, text",
+    [
         ("delivered", {"attempts": COPY}, "Delivered to ann@customer.example at 20:02 UTC."),
-        ("relayed", {"attempts": [attempt(3, outcome="relayed", reply="250 ok")]},
-         "Relayed: mx1.customer.example accepted it at 20:03 UTC."),
-        ("captured", {"attempts": COPY, "expires": "2026-11-29T20:02:00.000000Z"},
-         ("Captured: it has not left this machine; a copy is in the Inbox of "
-         "ann@customer.example. It is removed 2026-11-29 20:02 UTC.")),
+        (
+            "relayed",
+            {"attempts": [attempt(3, outcome="relayed", reply="250 ok")]},
+            "Relayed: mx1.customer.example accepted it at 20:03 UTC.",
+        ),
+        (
+            "captured",
+            {"attempts": COPY, "expires": "2026-11-29T20:02:00.000000Z"},
+            (
+                "Captured: it has not left this machine; a copy is in the Inbox of "
+                "ann@customer.example. It is removed 2026-11-29 20:02 UTC."
+            ),
+        ),
         ("captured", {}, "Captured: it has not left this relay; it is kept in the queue."),
-        ("held", {"reason": "root: too many"},
-         "Held by root: too many; it stays until an operator releases it."),
-        ("held", {"reason": "root", **LATER},
-         "Held by root. It is released 20:23 UTC, in 11 min; expires 2026-11-23 20:02 UTC."),
+        (
+            "held",
+            {"reason": "root: too many"},
+            "Held by root: too many; it stays until an operator releases it.",
+        ),
+        (
+            "held",
+            {"reason": "root", **LATER},
+            "Held by root. It is released 20:23 UTC, in 11 min; expires 2026-11-23 20:02 UTC.",
+        ),
         ("cancelled", {"reason": "root: a mistake"}, "Cancelled by root: a mistake."),
         ("cancelled", {}, "Cancelled."),
-        ("expanded", {"successors": ["a@b.test", "c@d.test"]},
-         "Expanded to 2 addresses."),
-    ])  # fmt: skip
+        ("expanded", {"successors": ["a@b.test", "c@d.test"]}, "Expanded to 2 addresses."),
+    ],
+)
 def test_each_state_has_a_plain_sentence(state, facts, text):
     assert sentences(recipient(state, **facts)) == [text]
 
@@ -152,35 +168,59 @@ def test_recipients_of_one_state_and_reply_have_one_sentence():
     assert first.startswith("Failed for 3 of 4 recipients (a@b.test, b@b.test, …): ")
 
 
-@each_row("seconds, text", [
-        (-5, "now"), (0.4, "now"), (1, "in 1 s"), (59.4, "in 59 s"), (60, "in 1 min"),
-        (719, "in 11 min"), (3600, "in 1 h"), (3900, "in 1 h 5 min"), (86400, "in 1 d"),
-        (90061, "in 1 d 1 h"), (86460, "in 1 d"),
-    ])  # fmt: skip
+@each_row(
+    "seconds, text",
+    [
+        (-5, "now"),
+        (0.4, "now"),
+        (1, "in 1 s"),
+        (59.4, "in 59 s"),
+        (60, "in 1 min"),
+        (719, "in 11 min"),
+        (3600, "in 1 h"),
+        (3900, "in 1 h 5 min"),
+        (86400, "in 1 d"),
+        (90061, "in 1 d 1 h"),
+        (86460, "in 1 d"),
+    ],
+)
 def test_the_time_that_is_left(seconds, text):
     assert time_left(seconds) == text
 
 
-@each_row("claim, text", [
+@each_row(
+    "claim, text",
+    [
         ({}, "mx.y [192.0.2.7] claims that it was not delivered: 550 5.1.1 no such user."),
         ({"reply": ""}, "mx.y [192.0.2.7] claims that it was not delivered: 5.1.1."),
-        ({"kind": "read", "reply": "", "status": ""},
-         "mx.y [192.0.2.7] claims that it was displayed."),
-        ({"kind": "delayed", "source": {"client": "192.0.2.7", "reporting_mta": ""}},
-         "192.0.2.7 claims that it is not delivered yet: 550 5.1.1 no such user."),
-    ])  # fmt: skip
+        (
+            {"kind": "read", "reply": "", "status": ""},
+            "mx.y [192.0.2.7] claims that it was displayed.",
+        ),
+        (
+            {"kind": "delayed", "source": {"client": "192.0.2.7", "reporting_mta": ""}},
+            "192.0.2.7 claims that it is not delivered yet: 550 5.1.1 no such user.",
+        ),
+    ],
+)
 def test_a_claim_has_the_host_that_makes_it_and_leaves_the_state(claim, text):
     detail = {
-        "by": "remote", "kind": "failure", "recipients": ["ann@customer.example"],
-        "status": "5.1.1", "reply": "550 5.1.1 no such user", "host": "mx2.y", "received": "r1",
+        "by": "remote",
+        "kind": "failure",
+        "recipients": ["ann@customer.example"],
+        "status": "5.1.1",
+        "reply": "550 5.1.1 no such user",
+        "host": "mx2.y",
+        "received": "r1",
         "source": {"client": "192.0.2.7", "reporting_mta": "mx.y"},
-    } | claim  # fmt: skip
+    } | claim
     steps = [{"step": 7, "name": "report", "at": f"{DAY}20:10:00.000000Z", "detail": detail}]
     tried = attempt(2, outcome="relayed", reply="250 2.0.0 ok")
     found = sentences(
-        recipient("relayed", attempts=[tried]), recipient("relayed", "bob@y", attempts=[tried]),
+        recipient("relayed", attempts=[tried]),
+        recipient("relayed", "bob@y", attempts=[tried]),
         steps=steps,
-    )  # fmt: skip
+    )
     accepted = "mx1.customer.example accepted it at 20:02 UTC."
     assert found == [
         f"Relayed for ann@customer.example: {accepted} {text}",

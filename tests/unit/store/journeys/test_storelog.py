@@ -41,10 +41,14 @@ class Journal:
     def create(self, **changes) -> SubmissionFacts:
         graph_id = self.ids.new()
         values = {
-            "submission_id": f"{graph_id}.1", "graph_id": graph_id, "account": "alice@x.test",
-            "sender": "alice@x.test", "message_id": "<m@x.test>", "subject": "s",
+            "submission_id": f"{graph_id}.1",
+            "graph_id": graph_id,
+            "account": "alice@x.test",
+            "sender": "alice@x.test",
+            "message_id": "<m@x.test>",
+            "subject": "s",
             "recipients": ("bob@y.test",),
-        }  # fmt: skip
+        }
         facts = SubmissionFacts(**(values | changes))
         self.log.append(facts, Event(Step.CREATED, self.clock.time_us()))
         return facts

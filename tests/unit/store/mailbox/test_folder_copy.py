@@ -67,7 +67,10 @@ async def test_a_copy_has_the_subfolders_and_the_messages_with_ids_of_their_own(
     assert len(set(await ids(store))) == 6
     assert {copy.id, below.id}.isdisjoint({outer.id, inner.id})
     added = (home / "subscriptions").read_text().splitlines()[-2:]
-    assert added == [f"Archive\t{outer.path.name[1:]}", f"Archive\t{inner.path.name[1:]}".replace(".", "\t")]  # fmt: skip
+    assert added == [
+        f"Archive\t{outer.path.name[1:]}",
+        f"Archive\t{inner.path.name[1:]}".replace(".", "\t"),
+    ]
     assert remains(home) == []
 
 

@@ -46,11 +46,20 @@ class FolderMachine(RuleBasedStateMachine):
         clock = ManualClock()
         not_asked: Any = None
         self.tree = FolderTree(
-            threads=not_asked, queries=not_asked, changes=not_asked, quota=not_asked,
-            crash=not_asked, root=not_asked, stripes=not_asked, syncs=not_asked, clock=clock,
-            old_files=not_asked, folders=Folders(lambda _: self.home),
-            index=Mock(folders=lambda _: ()), names=NewNames(clock, Ids(clock), HOSTNAME),
-        )  # fmt: skip
+            threads=not_asked,
+            queries=not_asked,
+            changes=not_asked,
+            quota=not_asked,
+            crash=not_asked,
+            root=not_asked,
+            stripes=not_asked,
+            syncs=not_asked,
+            clock=clock,
+            old_files=not_asked,
+            folders=Folders(lambda _: self.home),
+            index=Mock(folders=lambda _: ()),
+            names=NewNames(clock, Ids(clock), HOSTNAME),
+        )
         self.model: dict[str, Known] = {}
 
     @initialize()

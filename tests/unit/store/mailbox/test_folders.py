@@ -94,8 +94,14 @@ async def test_a_delivery_makes_the_inbox_and_the_first_other_use_the_folders(pl
     assert [total for _, _, total in shown] == [1, 0, 0, 0, 0, 0, 0]
     assert sorted(box.list_folders()) == ["Archive", "Drafts", "Junk", "Outbox", "Sent", "Trash"]
     assert (home / "subscriptions").read_text().split() == [
-        "V", "2", "Drafts", "Sent", "Trash", "Junk", "Archive"
-    ]  # fmt: skip
+        "V",
+        "2",
+        "Drafts",
+        "Sent",
+        "Trash",
+        "Junk",
+        "Archive",
+    ]
 
 
 async def test_folders_that_cannot_be_synced_are_made_again(tmp_path):

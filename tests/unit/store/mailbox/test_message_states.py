@@ -225,9 +225,16 @@ async def test_a_damaged_file_refuses_changes_and_mail_stays_readable(place, hom
 
 @pytest.mark.parametrize(
     "value",
-    [b'{"due_us":%d}' % 2**63, b'{"modified_us":%d}' % 2**62, b'{"importance":"x"}', b"no JSON",
-     b'{"categories":["a\\nb"]}', b'{"start_us":-1}', b'{"categories":["' + b"x" * 140_000 + b'"]}'],
-)  # fmt: skip
+    [
+        b'{"due_us":%d}' % 2**63,
+        b'{"modified_us":%d}' % 2**62,
+        b'{"importance":"x"}',
+        b"no JSON",
+        b'{"categories":["a\\nb"]}',
+        b'{"start_us":-1}',
+        b'{"categories":["' + b"x" * 140_000 + b'"]}',
+    ],
+)
 async def test_a_state_that_cannot_be_is_none_and_is_named(home, store, mail, value):
     await store.messages.update(ALICE, mail.id, red())
     with sqlite3.connect(home / FILE_NAME) as connection:

@@ -107,8 +107,10 @@ async def test_many_messages_are_marked_at_once(store, maildir):
     asked = [ids["one"], ids["two"], "0" * 16]
     assert sorted(await mark(ALICE, asked, is_read=True)) == sorted(asked[:2])
     assert await read_flags(ALICE, list(ids.values())) == {
-        ids["one"]: True, ids["two"]: True, ids["three"]: False
-    }  # fmt: skip
+        ids["one"]: True,
+        ids["two"]: True,
+        ids["three"]: False,
+    }
     await mark(ALICE, asked, is_read=False)
     assert set((await read_flags(ALICE, list(ids.values()))).values()) == {False}
     assert (await store.messages.get(ALICE, ids["one"])).flag.status == "flagged"

@@ -16,7 +16,9 @@ MAPPED = "44 21 253:1 / /m rw - ext4 /dev/mapper/vg-mail rw"
 XFS = "45 21 8:17 / /var/mail rw - xfs /dev/sdb1 rw,attr2,inode64,logbufs=8,noquota"
 
 
-@each_row("mounts, device_name, journals, expected", [
+@each_row(
+    "mounts, device_name, journals, expected",
+    [
         ([ROOT, DATA], "sdb1", ["vda-8", "sdb1-8"], True),
         ([ROOT, BOUND, DATA], "sdb1", ["sdb1-8"], True),
         ([ROOT, DATA], "sdb1", ["vda-8"], False),
@@ -37,7 +39,8 @@ XFS = "45 21 8:17 / /var/mail rw - xfs /dev/sdb1 rw,attr2,inode64,logbufs=8,noqu
         ([ROOT, MAPPED], "dm-1", ["dm-10-8"], False),
         ([ROOT], "sdb1", ["vda-8", "sdb1-8"], False),
         ([], "sdb1", ["sdb1-8"], False),
-    ])  # fmt: skip
+    ],
+)
 def test_the_order_is_kept_where_it_is_known_to_be(mounts, device_name, journals, expected):
     numbers = "253:1" if device_name == "dm-1" else "8:17"
     text = "".join(line + "\n" for line in mounts)

@@ -62,8 +62,10 @@ async def test_an_unreadable_entry_is_held_and_the_others_are_claimed(
 async def test_fields_of_a_younger_relay_are_ignored_and_kept(spool, make, tmp_path) -> None:
     await spool.accept(make({"mx:a.test": ["x@a.test"], "mx:b.test": ["x@b.test"]}), claim=False)
     assert raw(tmp_path, "SELECT extra FROM entry UNION ALL SELECT extra FROM message") == [
-        ("",), ("",), ("",)
-    ]  # fmt: skip
+        ("",),
+        ("",),
+        ("",),
+    ]
     younger = """{"sender":"a@b.test","later":[1]}"""
     raw(tmp_path, "UPDATE entry SET extra = ? WHERE number = 1", younger)
     raw(tmp_path, "UPDATE message SET extra = ?", younger)

@@ -60,9 +60,10 @@ async def test_no_statement_reads_a_whole_table_or_sorts_what_waits(
                 plans[sql] = [row[3] for row in explained]
     assert len(plans) > 30
     whole = {
-        sql: plan for sql, plan in plans.items()
+        sql: plan
+        for sql, plan in plans.items()
         if any(WHOLE.match(one) and not READ.search(one) for one in plan)
-    }  # fmt: skip
+    }
     assert whole == {}
     waiting = [plans[sql] for sql in of_claims & plans.keys() if "ORDER BY due_us" in sql]
     assert len(waiting) >= 3

@@ -71,10 +71,12 @@ def failed(claim, make, size_bytes: int, *, reports: int = 1) -> ClaimResult:
     bounces = tuple(
         make(
             contents=(b"Subject: report\r\n\r\n" + b"x" * size_bytes,),
-            entries=entries, reverse_path="", source=Source.REPORT,
+            entries=entries,
+            reverse_path="",
+            source=Source.REPORT,
         )
         for _ in range(reports)
-    )  # fmt: skip
+    )
     return ClaimResult(claim, 5, {1: NO}, reports=bounces)
 
 

@@ -49,8 +49,12 @@ def by_hand(path: Path, sql: str, *values: object) -> None:
 def test_a_sound_spool_has_no_findings(path: Path, filled, is_owner, full) -> None:
     counts = SpoolVerifier(path, is_owner=is_owner, full=full, report=pytest.fail).run()
     assert counts == {
-        "messages": 3, "entries": 2, "contents": 2, "submissions": 1, "unaccounted": 0
-    }  # fmt: skip
+        "messages": 3,
+        "entries": 2,
+        "contents": 2,
+        "submissions": 1,
+        "unaccounted": 0,
+    }
 
 
 @pytest.mark.parametrize(

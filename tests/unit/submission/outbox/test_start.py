@@ -42,7 +42,10 @@ async def test_no_mailbox_is_looked_into(place, draft, listings):
     before = place.store()
     due_us = place.clock.time_us() + HOUR_US
     sent = [await before.submissions.submit_new(ALICE, draft(), SendOptions()) for _ in range(3)]
-    later = [await before.submissions.submit_new(ALICE, draft(), SendOptions(scheduled_us=due_us)) for _ in range(3)]  # fmt: skip
+    later = [
+        await before.submissions.submit_new(ALICE, draft(), SendOptions(scheduled_us=due_us))
+        for _ in range(3)
+    ]
     for number in range(MAILBOXES):
         (place.root / f"example.test/user{number}/cur").mkdir(parents=True)
     listings.seen = []

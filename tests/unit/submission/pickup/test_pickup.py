@@ -60,10 +60,15 @@ async def test_a_delivery_receipt_requests_notify_success_failure_and_delay(fake
 
 @pytest.mark.parametrize(
     "replies",
-    [{"DOT": ["451 4.3.0 busy", "250 2.0.0 Ok: queued as 1"]}, {"DOT": [DROP, "250 2.0.0 Ok: queued as 1"]},
-     {"MAIL": ["421 4.3.2 down", "250 ok"]}, {"CONNECT": ["554 5.3.2 no", "220 hi"]}, {"EHLO": ["250 mx", "250-mx\r\n250 DSN"]},
-     {"RCPT": ["250 ok", "452 4.5.3 too many", "250 ok"]}],
-)  # fmt: skip
+    [
+        {"DOT": ["451 4.3.0 busy", "250 2.0.0 Ok: queued as 1"]},
+        {"DOT": [DROP, "250 2.0.0 Ok: queued as 1"]},
+        {"MAIL": ["421 4.3.2 down", "250 ok"]},
+        {"CONNECT": ["554 5.3.2 no", "220 hi"]},
+        {"EHLO": ["250 mx", "250-mx\r\n250 DSN"]},
+        {"RCPT": ["250 ok", "452 4.5.3 too many", "250 ok"]},
+    ],
+)
 async def test_a_temporary_failure_is_retried_with_the_same_key(fakes, replies):
     pending = fakes.submit()
     mx = await fakes.run_until_ended(replies=replies)

@@ -41,9 +41,12 @@ async def test_the_child_has_nothing_but_its_sockets(tmp_path, monkeypatch) -> N
     monkeypatch.setenv("RELAY_SECRET", "s3cret")
     async with owner_of(tmp_path, monkeypatch, None) as owner:
         sent = [
-            b"HELO x\r\n", b"MAIL FROM:<a@x.test>\r\n", b"RCPT TO:<bob@example.test>\r\n",
-            b"DATA\r\n", HELLO + LINE * (LARGE_BYTES // len(LINE) + 1) + b".\r\n",
-        ]  # fmt: skip
+            b"HELO x\r\n",
+            b"MAIL FROM:<a@x.test>\r\n",
+            b"RCPT TO:<bob@example.test>\r\n",
+            b"DATA\r\n",
+            HELLO + LINE * (LARGE_BYTES // len(LINE) + 1) + b".\r\n",
+        ]
         # more at once than the kernel holds packets for one socket
         for found in await asyncio.gather(*(replies(owner, *sent) for _ in range(15))):
             assert found == [b"220", b"250", b"250", b"250", b"354", b"250"]
@@ -67,8 +70,10 @@ def has_only_sockets(process: Path) -> None:
         opened = [str(one.readlink()) for one in (process / "fd").iterdir()]
         known = {"/dev/null", str((Path("/proc") / str(os.getpid()) / "fd/2").readlink())}
         assert {one.partition(":")[0] for one in opened if one not in known} <= {
-            "socket", "pipe", "anon_inode",
-        }  # fmt: skip
+            "socket",
+            "pipe",
+            "anon_inode",
+        }
         told = (process / "environ").read_bytes() + (process / "cmdline").read_bytes()
         assert b"s3cret" not in told
         names = {one.partition(b"=")[0] for one in (process / "environ").read_bytes().split(b"\0")}

@@ -77,18 +77,24 @@ def raw(*values: Any) -> bytes:
         (lambda n: framed(accept(n, 1, ret="FULL\r\nRSET")), "Expected `str` matching regex"),
         (lambda n: framed(accept(n, 1, to="")), "Expected `array` of length >= 1"),
         (lambda n: framed(check_recipient(n, 1, "x" * 257)), "Expected `str` of length <= 256"),
-        (lambda n: framed(LogIn(n, 1, "x" * 12289, "", False)), "Expected `str` of length <= 12288"),
+        (
+            lambda n: framed(LogIn(n, 1, "x" * 12289, "", False)),
+            "Expected `str` of length <= 12288",
+        ),
         (lambda n: framed(LoadState(PressureState(), "")), "Invalid value 'LoadState'"),
         (lambda n: raw("Nothing", n), "Invalid value 'Nothing'"),
         (lambda n: raw("CheckSender", "n", 1, STRANGER), "Expected `int`, got `str`"),
         (lambda n: raw("CheckSender", n, 1), "Expected `array` of at least length 4, got 3"),
-        (lambda n: raw("CheckSender", n, 1, "a\ud800".encode("utf-8", "surrogatepass")), "Expected `str`"),
+        (
+            lambda n: raw("CheckSender", n, 1, "a\ud800".encode("utf-8", "surrogatepass")),
+            "Expected `str`",
+        ),
         (lambda n: b"\0\0\0\0", "Input data was truncated"),
         (lambda n: b"\0\0\0\1\xc0", "Expected `array`, got `None`"),
         (lambda n: b"\xff\xff\xff\xff", "found a frame of 4294967295 octets"),
         (lambda n: b"\0\0\0\1\xc1", "MessagePack data is malformed"),
     ],
-)  # fmt: skip
+)
 async def test_a_child_that_breaks_the_rules_is_ended(
     owner: Owner, octets: Callable[[int], bytes], reason: str
 ) -> None:
@@ -125,7 +131,7 @@ async def test_a_frame_that_is_cut_off_is_nothing(owner: Owner) -> None:
         ((check_recipient, check_sender), {}),  # of another transaction
         ((check_sender, check_recipient), {"helo": "x\r\nX-Forged: yes"}),
     ],
-)  # fmt: skip
+)
 async def test_mail_of_a_stranger_goes_where_the_owner_has_said(
     owner: Owner, asked: tuple[Callable[[int, int], Any], ...], told: dict[str, str]
 ) -> None:

@@ -61,10 +61,24 @@ print(json.dumps([missing, found]))
 
 DENIED, REFUSED = "Permission denied", "Operation not permitted"
 REFUSED_CALLS = (
-    "tcp", "unix", "program", "signal", "signal of a thread", "signal by pidfd", "fork", "spawn",
-    "datagrams", "chmod", "chown", "times", "truncate", "attribute", "root", "limits",
+    "tcp",
+    "unix",
+    "program",
+    "signal",
+    "signal of a thread",
+    "signal by pidfd",
+    "fork",
+    "spawn",
+    "datagrams",
+    "chmod",
+    "chown",
+    "times",
+    "truncate",
+    "attribute",
+    "root",
+    "limits",
     "processors",
-)  # fmt: skip
+)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the sandbox is Linux's")

@@ -38,9 +38,14 @@ def test_an_answer_never_causes_a_report(why: str) -> None:
     verdict = Verdict(tuple(RecipientVerdict(one.address) for one in paths), (), (None,), ())
     recipients = expand_recipients(paths, lambda _: None)
     fan = fan_out(
-        recipients, found, verdict, examine=lambda *_: found[0], expand=lambda _: None,
-        sender_of=lambda *_: "unused", answers_discarded=why,
-    )  # fmt: skip
+        recipients,
+        found,
+        verdict,
+        examine=lambda *_: found[0],
+        expand=lambda _: None,
+        sender_of=lambda *_: "unused",
+        answers_discarded=why,
+    )
     kept = {one.path.address: one.path.notify for entry in fan.entries for one in entry.recipients}
     expected = {"bob@a.test": wanted}
     if why:

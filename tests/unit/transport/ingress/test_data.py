@@ -33,9 +33,14 @@ class Receiver(ContentCollector):
 
 
 def receiver(
-    *, size_max_bytes=1000, line=100, budget=None, arrival=MemoryArrival, large_bytes=1000,
+    *,
+    size_max_bytes=1000,
+    line=100,
+    budget=None,
+    arrival=MemoryArrival,
+    large_bytes=1000,
     normalizes=False,
-) -> Receiver:  # fmt: skip
+) -> Receiver:
     return Receiver(
         normalizes=normalizes,
         size_max_bytes=size_max_bytes,
@@ -242,9 +247,13 @@ LARGE = {
     "blank lines": (HEADER + b"\r\n" * 90, HEADER, False),
     "eight bit at once": (HEADER + b"\r\n\xff\r\n" + b"text\r\n" * 20, HEADER, True),
     "eight bit at last": (HEADER + b"\r\n" + b"text\r\n" * 20 + b"\xff\r\n", HEADER, True),
-    "eight bit in the header": (b"Subject: \xff\r\n\r\n" + b"text\r\n" * 20, b"Subject: \xff\r\n", False),
+    "eight bit in the header": (
+        b"Subject: \xff\r\n\r\n" + b"text\r\n" * 20,
+        b"Subject: \xff\r\n",
+        False,
+    ),
     "an empty header": (b"\r\n" + b"text\r\n" * 20, b"", False),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("block_bytes", [1, 2, 3, 5, 7, 64, 1000])

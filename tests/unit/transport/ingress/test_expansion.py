@@ -23,9 +23,14 @@ ALIASES = {
     "half": ("nobody@example.test", "alice@example.test"),
     "stuffed": ("full@example.test",),
 }
-NEVER, SUCCESS, FAILURE = (frozenset({one}) for one in (
-    Notify.NEVER, Notify.SUCCESS, Notify.FAILURE,
-))  # fmt: skip
+NEVER, SUCCESS, FAILURE = (
+    frozenset({one})
+    for one in (
+        Notify.NEVER,
+        Notify.SUCCESS,
+        Notify.FAILURE,
+    )
+)
 
 
 def relay_with(**more) -> Relay:
@@ -51,34 +56,68 @@ def copies_of(message: NewMessage) -> list:
     ]
 
 
-@each_row("named, aliases, copies", [
+@each_row(
+    "named, aliases, copies",
+    [
         (["alice@example.test"], {}, [("local", "", ["alice@example.test"])]),
-        (["One+tag@example.test"],
-         {"One+tag@example.test": ("redirected", ("alice@example.test",))},
-         [("local", "", ["alice@example.test"])]),
-        (["away@example.test"], {"away@example.test": ("redirected", ("x@b.test",))},
-         [("mx:b.test", "away@example.test", ["x@b.test"])]),
+        (
+            ["One+tag@example.test"],
+            {"One+tag@example.test": ("redirected", ("alice@example.test",))},
+            [("local", "", ["alice@example.test"])],
+        ),
+        (
+            ["away@example.test"],
+            {"away@example.test": ("redirected", ("x@b.test",))},
+            [("mx:b.test", "away@example.test", ["x@b.test"])],
+        ),
         # the mailbox is one more address; who names Bob and his alias sends him one copy
-        (["bob@example.test"],
-         {"bob@example.test": ("expanded", ("bob@example.test", "b@c.test"))},
-         [("local", "", ["bob@example.test"]), ("mx:c.test", "bob@example.test", ["b@c.test"])]),
-        (["team@example.test", "X@b.test"],
-         {"team@example.test": ("expanded", ("alice@example.test", "Bob@example.test", "b@c.test",
-                                             "x@b.test", "y@b.test"))},
-         [("mx:b.test", "", ["X@b.test"]), ("local", "", ["alice@example.test", "Bob@example.test"]),
-          ("mx:c.test", "bob@example.test", ["b@c.test"]),
-          ("mx:b.test", "team@example.test", ["y@b.test"])]),
-        (["away@example.test", "both@example.test", "one@example.test"],
-         {"away@example.test": ("redirected", ("x@b.test",)),
-          "both@example.test": ("expanded", ("alice@example.test", "Bob@example.test", "b@c.test",
-                                             "x@b.test", "y@b.test", "z@c.test")),
-          "one@example.test": ("redirected", ("alice@example.test",))},
-         [("mx:b.test", "away@example.test", ["x@b.test"]),
-          ("local", "", ["alice@example.test", "Bob@example.test"]),
-          ("mx:c.test", "bob@example.test", ["b@c.test"]),
-          ("mx:b.test", "team@example.test", ["y@b.test"]),
-          ("mx:c.test", "both@example.test", ["z@c.test"])])
-    ])  # fmt: skip
+        (
+            ["bob@example.test"],
+            {"bob@example.test": ("expanded", ("bob@example.test", "b@c.test"))},
+            [("local", "", ["bob@example.test"]), ("mx:c.test", "bob@example.test", ["b@c.test"])],
+        ),
+        (
+            ["team@example.test", "X@b.test"],
+            {
+                "team@example.test": (
+                    "expanded",
+                    ("alice@example.test", "Bob@example.test", "b@c.test", "x@b.test", "y@b.test"),
+                )
+            },
+            [
+                ("mx:b.test", "", ["X@b.test"]),
+                ("local", "", ["alice@example.test", "Bob@example.test"]),
+                ("mx:c.test", "bob@example.test", ["b@c.test"]),
+                ("mx:b.test", "team@example.test", ["y@b.test"]),
+            ],
+        ),
+        (
+            ["away@example.test", "both@example.test", "one@example.test"],
+            {
+                "away@example.test": ("redirected", ("x@b.test",)),
+                "both@example.test": (
+                    "expanded",
+                    (
+                        "alice@example.test",
+                        "Bob@example.test",
+                        "b@c.test",
+                        "x@b.test",
+                        "y@b.test",
+                        "z@c.test",
+                    ),
+                ),
+                "one@example.test": ("redirected", ("alice@example.test",)),
+            },
+            [
+                ("mx:b.test", "away@example.test", ["x@b.test"]),
+                ("local", "", ["alice@example.test", "Bob@example.test"]),
+                ("mx:c.test", "bob@example.test", ["b@c.test"]),
+                ("mx:b.test", "team@example.test", ["y@b.test"]),
+                ("mx:c.test", "both@example.test", ["z@c.test"]),
+            ],
+        ),
+    ],
+)
 async def test_each_address_gets_one_copy(named, aliases, copies):
     relay = relay_with()
     assert (await accept(relay, envelope(*named))).reply.startswith("250 ")
@@ -100,19 +139,34 @@ def expansion(*addresses: str) -> Expansion:
     return Expansion(tuple(AliasTarget(one, ("list@here.test",)) for one in addresses))
 
 
-@each_row("path, count, expected", [
+@each_row(
+    "path, count, expected",
+    [
         (ForwardPath("L@here.test"), 1, ForwardPath("t0@b.test", orcpt="rfc822;L@here.test")),
-        (ForwardPath("L@here.test", SUCCESS, "rfc822;O@x"), 1,
-         ForwardPath("t0@b.test", SUCCESS, "rfc822;O@x")),
+        (
+            ForwardPath("L@here.test", SUCCESS, "rfc822;O@x"),
+            1,
+            ForwardPath("t0@b.test", SUCCESS, "rfc822;O@x"),
+        ),
         (ForwardPath("ü@here.test"), 1, ForwardPath("t0@b.test", orcpt="utf-8;ü@here.test")),
-        (ForwardPath("L@here.test", SUCCESS), 2,
-         ForwardPath("t0@b.test", NEVER, "rfc822;L@here.test")),
-        (ForwardPath("L@here.test", SUCCESS | FAILURE, "rfc822;O@x"), 2,
-         ForwardPath("t0@b.test", FAILURE, "rfc822;O@x")),
-        (ForwardPath("L@here.test", NEVER), 2,
-         ForwardPath("t0@b.test", NEVER, "rfc822;L@here.test")),
-        (ForwardPath("L@here.test"), 2, ForwardPath("t0@b.test", orcpt="rfc822;L@here.test"))
-    ])  # fmt: skip
+        (
+            ForwardPath("L@here.test", SUCCESS),
+            2,
+            ForwardPath("t0@b.test", NEVER, "rfc822;L@here.test"),
+        ),
+        (
+            ForwardPath("L@here.test", SUCCESS | FAILURE, "rfc822;O@x"),
+            2,
+            ForwardPath("t0@b.test", FAILURE, "rfc822;O@x"),
+        ),
+        (
+            ForwardPath("L@here.test", NEVER),
+            2,
+            ForwardPath("t0@b.test", NEVER, "rfc822;L@here.test"),
+        ),
+        (ForwardPath("L@here.test"), 2, ForwardPath("t0@b.test", orcpt="rfc822;L@here.test")),
+    ],
+)
 def test_what_an_alias_passes_on(path, count, expected):
     """RFC 3461 5.2.7.2 and 5.2.7.3."""
     to = expansion(*(f"t{number}@b.test" for number in range(count)))
@@ -162,13 +216,15 @@ async def test_a_list_has_one_report_where_success_is_asked_for():
     assert "Subject: Expanded: hello" in text
     assert "Original-Envelope-Id: e 1" in text
     blocks = [block for block in text.split("\r\n\r\n") if "Final-Recipient" in block]
-    assert [block.split("\r\n") for block in blocks] == [[
-        "Original-Recipient: rfc822;Team@example.test",
-        "Final-Recipient: rfc822;team@example.test",
-        "Action: expanded",
-        "Status: 2.1.5",
-        "Diagnostic-Code: smtp; 250 2.1.5 expanded to 5 addresses",
-    ]]  # fmt: skip
+    assert [block.split("\r\n") for block in blocks] == [
+        [
+            "Original-Recipient: rfc822;Team@example.test",
+            "Final-Recipient: rfc822;team@example.test",
+            "Action: expanded",
+            "Status: 2.1.5",
+            "Diagnostic-Code: smtp; 250 2.1.5 expanded to 5 addresses",
+        ]
+    ]
     assert [event.detail.get("kind") for event in message.events] == [None, "expanded"]
     sent = {one.path.address: one.path for entry in message.entries for one in entry.recipients}
     assert sent["y@b.test"].notify == frozenset()  # `both` asks for it too

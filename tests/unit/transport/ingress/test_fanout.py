@@ -53,9 +53,13 @@ def fan(*recipients: RecipientVerdict, additions=(), notify=frozenset()):
     verdict = Verdict(tuple(asked), tuple(additions), CONTENTS, ())
     recipients = expand_recipients(paths, no_alias)
     return fan_out(
-        recipients, with_next_hops(found, verdict, examine_chosen), verdict, expand=no_alias,
-        examine=lambda _added, address, _by: examine(address), sender_of=lambda *_: "",
-    )  # fmt: skip
+        recipients,
+        with_next_hops(found, verdict, examine_chosen),
+        verdict,
+        expand=no_alias,
+        examine=lambda _added, address, _by: examine(address),
+        sender_of=lambda *_: "",
+    )
 
 
 def keep(address: str, content: int = 0) -> RecipientVerdict:
@@ -71,11 +75,15 @@ def sent(address: str, way: str = str(HUB), content: int = 0) -> RecipientVerdic
 
 def test_what_a_rule_sends_elsewhere_has_an_entry_with_a_chosen_next_hop():
     result = fan(
-        sent("x@b.test"), sent("y@here.test"), keep("z@b.test"), sent("h@held.test"),
+        sent("x@b.test"),
+        sent("y@here.test"),
+        keep("z@b.test"),
+        sent("h@held.test"),
         sent("u@bad.test"),
         RecipientVerdict("d@b.test", VerdictAction.DISCARD, next_hop=str(HUB)),
-        sent("w@b.test", content=1), additions=[AddedRecipient("copy@b.test", "r")],
-    )  # fmt: skip
+        sent("w@b.test", content=1),
+        additions=[AddedRecipient("copy@b.test", "r")],
+    )
     found = {
         (entry.next_hop, entry.extra, tuple(each.path.address for each in entry.recipients))
         for entry in result.entries
@@ -100,10 +108,13 @@ def test_what_an_alias_sends_by_a_chosen_next_hop_has_its_sender_and_names_the_a
     recipients = expand_recipients([ForwardPath("list@here.test")], expand)
     verdict = Verdict((sent(address),), (), CONTENTS, ())
     result = fan_out(
-        recipients, with_next_hops([examine(address)], verdict, examine_chosen), verdict,
-        examine=examine, expand=expand,
+        recipients,
+        with_next_hops([examine(address)], verdict, examine_chosen),
+        verdict,
+        examine=examine,
+        expand=expand,
         sender_of=lambda forwarded_by, to, _: f"srs of {forwarded_by} for {to}",
-    )  # fmt: skip
+    )
     (entry,) = result.entries
     assert entry.extra == EntryExtra(
         chosen=True, sender=f"srs of list@here.test for {address}", delivered_to="list@here.test"

@@ -26,8 +26,13 @@ PICKUP = Origin(ip="", helo="relay", trusted=True, pickup=True)
 USER = LocalUser("ann", "ann@relay.example.test", any_sender=True)
 PROGRAM = Origin(ip="", helo="ann", trusted=True, user=USER)
 BODY = "From: a@other.test\r\nSubject: one\r\nBcc: x@y.test\r\n\r\ntext\r\n.\r\n"
-LINES = ["EHLO client.test", "MAIL FROM:<a@other.test> SIZE=50", "RCPT TO:<bob@example.test>",
-         "RCPT TO:<alice@example.test>", "DATA"]  # fmt: skip
+LINES = [
+    "EHLO client.test",
+    "MAIL FROM:<a@other.test> SIZE=50",
+    "RCPT TO:<bob@example.test>",
+    "RCPT TO:<alice@example.test>",
+    "DATA",
+]
 
 
 class Filtered:
@@ -207,11 +212,17 @@ async def test_bdat_is_told_as_data_once_and_refused_with_its_chunks(filtered):
     assert milter.commands().endswith(b"AMRTLNBE")
 
 
-CHANGES = b"".join([
-    added("X-Spam", "yes"), placed(b"i", 0, "X-Top", "1"), placed(b"m", 1, "Subject", "two"),
-    packet(b"b", b"another\r\n"), packet(b"-", b"<bob@example.test>\0"),
-    packet(b"+", b"<bob@y.test>\0"), packet(b"e", b"<new@other.test>\0\0"),
-])  # fmt: skip
+CHANGES = b"".join(
+    [
+        added("X-Spam", "yes"),
+        placed(b"i", 0, "X-Top", "1"),
+        placed(b"m", 1, "Subject", "two"),
+        packet(b"b", b"another\r\n"),
+        packet(b"-", b"<bob@example.test>\0"),
+        packet(b"+", b"<bob@y.test>\0"),
+        packet(b"e", b"<new@other.test>\0\0"),
+    ]
+)
 
 
 async def test_changes_are_applied_before_the_rules(filtered, tmp_path):
@@ -373,10 +384,12 @@ async def test_results_count_only_from_a_milter(filtered, tmp_path):
     await filtered.replies(body=BODY)
     assert not filtered.message.entries
     assert filtered.step5["checks"] == {
-        "spf": {"result": "pass", "domain": "other.test", "reason": ""}, "helo": None, "dkim": [],
+        "spf": {"result": "pass", "domain": "other.test", "reason": ""},
+        "helo": None,
+        "dkim": [],
         "dmarc": {"result": "fail", "domain": "other.test", "reason": "p=none", "policy": "none"},
         "aligned": False,
-    }  # fmt: skip
+    }
 
 
 @pytest.mark.parametrize(
@@ -385,16 +398,24 @@ async def test_results_count_only_from_a_milter(filtered, tmp_path):
         ("spf=pass smtp.mailfrom=b@OTHER.test", "x@y.test", True),
         ("spf=pass smtp.mailfrom=other.test", "x@y.test", True),
         ("spf=pass smtp.helo=other.test", "a@other.test", False),
-        ("spf=pass smtp.mailfrom=a.other.test; spf=fail smtp.mailfrom=other.test", "a@other.test", False),
+        (
+            "spf=pass smtp.mailfrom=a.other.test; spf=fail smtp.mailfrom=other.test",
+            "a@other.test",
+            False,
+        ),
         ("dkim=fail header.d=other.test; dkim=pass header.d=Other.test", "A@other.test", True),
         ("dkim=pass header.d=other.test", "b@other.test", False),  # it may be sent once more
         ("dkim=pass header.d=other.test", "a@other.test, b@other.test", False),
         ("dkim=pass header.d=x.other.test", "a@other.test", False),
         ("dmarc=pass header.from=other.test", "a@other.test", True),
         ("dmarc=pass header.from=other.test", "b@other.test", False),
-        ("dmarc=none header.from=other.test; auth=pass smtp.auth=a@other.test", "a@other.test", False),
+        (
+            "dmarc=none header.from=other.test; auth=pass smtp.auth=a@other.test",
+            "a@other.test",
+            False,
+        ),
     ],
-)  # fmt: skip
+)
 @pytest.mark.parametrize("trusted_networks", [(), ("127.0.0.1",)])
 async def test_a_check_of_a_milter_verifies_a_strangers_sender(
     filtered, results, author, is_verified, trusted_networks

@@ -120,9 +120,10 @@ async def test_an_srs_address_that_cannot_be_used_is_rejected(kind, origin, begu
         sent = envelope(address, "alice@example.test", sender=sender)
         assert (await accept(relay, sent, origin)).queue_id
         (failed,) = (
-            one for one in relay.spool.accepted[-1].final_recipients if one.status
-            and one.path.address == address
-        )  # fmt: skip
+            one
+            for one in relay.spool.accepted[-1].final_recipients
+            if one.status and one.path.address == address
+        )
         assert (str(failed.state), failed.reply) == ("failed", reply)
 
 
@@ -159,9 +160,13 @@ async def test_an_alias_rejects_what_it_has_forwarded(passed, named):
 async def test_with_other_recipients_a_loop_is_reported_and_nothing_is_dropped():
     relay = relay_with()
     message = await accepted(
-        relay, "away@example.test", "alice@example.test", sender="bob@example.test",
-        origin=TRUSTED, content=looping("away@example.test"),
-    )  # fmt: skip
+        relay,
+        "away@example.test",
+        "alice@example.test",
+        sender="bob@example.test",
+        origin=TRUSTED,
+        content=looping("away@example.test"),
+    )
     assert copies_of(message) == [("local", "", ["alice@example.test"])]
     (failed,) = message.final_recipients
     assert (failed.path.address, failed.status) == ("away@example.test", "5.4.6")
@@ -174,11 +179,13 @@ async def test_with_other_recipients_a_loop_is_reported_and_nothing_is_dropped()
     [
         ("bob@example.test", {}, ["bob@example.test"]),
         ("bob+tag@example.test", {}, ["bob+tag@example.test"]),
-        ("via@example.test",
-         {"via@example.test": ("expanded", ("bob@example.test", "alice@example.test"))},
-         ["bob@example.test", "alice@example.test"])
-    ]
-)  # fmt: skip
+        (
+            "via@example.test",
+            {"via@example.test": ("expanded", ("bob@example.test", "alice@example.test"))},
+            ["bob@example.test", "alice@example.test"],
+        ),
+    ],
+)
 async def test_an_account_keeps_what_it_has_forwarded(named, aliases, copies):
     relay = relay_with()
     message = await accepted(relay, named, content=looping("bob@example.test"))
@@ -319,9 +326,12 @@ async def test_a_sender_gets_20_reports_an_hour_by_whichever_address(client, beg
     smtp = await begun(relay, trusted_networks=() if client == "stranger" else ("127.0.0.1",))
     twice = relay.srs.rewritten(srs(relay), "srs.test", now_us=relay.clock.queue_us())
     spellings = [
-        srs(relay), srs(relay, days=-3), srs(relay).upper(), twice,
+        srs(relay),
+        srs(relay, days=-3),
+        srs(relay).upper(),
+        twice,
         relay.srs.rewritten(STRANGER.upper(), "srs.test", now_us=relay.clock.queue_us()),
-    ]  # fmt: skip
+    ]
     replies = [await reported(smtp, spellings[number % 5]) for number in range(22)]
     assert [reply[:3] for reply in replies] == ["250"] * 20 + ["450"] * 2, replies
     assert replies[-1].startswith("450 4.7.1 The sender gets 20 reports in an hour")
@@ -393,8 +403,11 @@ async def test_a_copy_for_another_domain_gets_a_sender_of_the_domain_of_its_alia
     relay = relay_with()
     message = await accepted(relay, "mixed@example.test", "q@d.test", "outer@example.test")
     assert senders_of(message) == {
-        "local": "", "mx:b.test": srs(relay), "mx:c.test": srs(relay), "mx:d.test": "",
-    }  # fmt: skip
+        "local": "",
+        "mx:b.test": srs(relay),
+        "mx:c.test": srs(relay),
+        "mx:d.test": "",
+    }
     assert message.facts.envelope.reverse_path == STRANGER
     (event,) = (one for one in message.events if one.step is Step.POLICY_AND_ROUTING)
     assert event.detail["senders"] == {"mixed@example.test": srs(relay)}

@@ -47,11 +47,17 @@ def cleaned_up(content: Content, origin: Origin = TRUSTED, *addresses: str) -> b
     ("origin", "start"),
     [
         (TRUSTED, b"Received: from client.test ([127.0.0.1])\r\n\tby relay.test with ESMTP id q1"),
-        (structs.replace(TRUSTED, tls="TLSv1.3", login="a"), b"Received: from client.test ([127.0.0.1])\r\n\tby relay.test with ESMTPSA id q1"),
-        (structs.replace(TRUSTED, extended=False), b"Received: from client.test ([127.0.0.1])\r\n\tby relay.test with SMTP id q1"),
-        (PICKUP, b"Received: from relay\r\n\tby relay.test with ESMTP id q1")
-    ]
-)  # fmt: skip
+        (
+            structs.replace(TRUSTED, tls="TLSv1.3", login="a"),
+            b"Received: from client.test ([127.0.0.1])\r\n\tby relay.test with ESMTPSA id q1",
+        ),
+        (
+            structs.replace(TRUSTED, extended=False),
+            b"Received: from client.test ([127.0.0.1])\r\n\tby relay.test with SMTP id q1",
+        ),
+        (PICKUP, b"Received: from relay\r\n\tby relay.test with ESMTP id q1"),
+    ],
+)
 def test_received_names_client_protocol_and_queue_id(origin, start):
     assert cleaned_up(CONTENT, origin).startswith(start)
 
@@ -61,20 +67,35 @@ def test_received_has_for_only_with_one_recipient():
     assert b"for <" not in cleaned_up(CONTENT, TRUSTED, "x@b.test", "y@b.test")
 
 
-@each_row("content, kept", [
-        (b"X-Relay-Draft: 1\r\nSubject: a\r\nx-relay-b:\r\n folded\r\n\r\nb\r\n", b"Subject: a\r\n\r\nb\r\n"),
-        (b"Bcc: c@d.test\r\nSubject: a\r\nResent-Bcc: e@f.test\r\n\r\nb\r\n", b"Subject: a\r\n\r\nb\r\n"),
+@each_row(
+    "content, kept",
+    [
+        (
+            b"X-Relay-Draft: 1\r\nSubject: a\r\nx-relay-b:\r\n folded\r\n\r\nb\r\n",
+            b"Subject: a\r\n\r\nb\r\n",
+        ),
+        (
+            b"Bcc: c@d.test\r\nSubject: a\r\nResent-Bcc: e@f.test\r\n\r\nb\r\n",
+            b"Subject: a\r\n\r\nb\r\n",
+        ),
         (b"Return-Path: <a@b.test>\r\nSubject: a\r\n\r\nb\r\n", b"Subject: a\r\n\r\nb\r\n"),
         (b"Subject: a\r\n\r\nX-Relay-In-Body: 1\r\n", b"Subject: a\r\n\r\nX-Relay-In-Body: 1\r\n"),
-        (b"no field\r\nBcc: c@d.test\r\nSubject: a\r\n\r\nb\r\n", b"no field\r\nSubject: a\r\n\r\nb\r\n"),
-        (b" x\r\nBcc: c@d.test\r\nSubject: a\r\n\r\nb\r\n", b"X-Mailbox-Line:  x\r\nSubject: a\r\n\r\nb\r\n"),
+        (
+            b"no field\r\nBcc: c@d.test\r\nSubject: a\r\n\r\nb\r\n",
+            b"no field\r\nSubject: a\r\n\r\nb\r\n",
+        ),
+        (
+            b" x\r\nBcc: c@d.test\r\nSubject: a\r\n\r\nb\r\n",
+            b"X-Mailbox-Line:  x\r\nSubject: a\r\n\r\nb\r\n",
+        ),
         (b"Subject: a\r\nBcc\r\n : c@d.test\r\n\r\nb\r\n", b"Subject: a\r\n\r\nb\r\n"),
         (b"\xef\xbb\xbfBcc: c@d.test\r\nSubject: a\r\n\r\nb\r\n", b"Subject: a\r\n\r\nb\r\n"),
         (b"Subject: a\r\nno field\r\n\r\nb\r\n", b"Subject: a\r\n\r\nno field\r\n\r\nb\r\n"),
         (b"\r\nonly a body\r\n", b"\r\nonly a body\r\n"),
         (b"no header at all\r\n", b"\r\nno header at all\r\n"),
-        (b"", b"\r\n")
-    ])  # fmt: skip
+        (b"", b"\r\n"),
+    ],
+)
 def test_bcc_return_path_and_private_fields_are_removed(content, kept):
     added, received, rest = cleaned_up(content, UNTRUSTED).partition(b"+0000\r\n")
     assert added.startswith(b"Received: ")

@@ -7,9 +7,12 @@ from relay.transport.ingress.smtp_session import InputBuffer, LineError
 from tests.support.tables import each_row
 
 BARE = (
-    b"NOOP\nMAIL\r\nRCPT\r\n", b"\nMAIL\r\n", b"NOOP\r\r\n\nMAIL\r\n",
-    b"x" * 50 + b"\nMAIL\r\nRCPT\r\n", b"x" * 50 + b"\r\n\nMAIL\r\n",
-)  # fmt: skip
+    b"NOOP\nMAIL\r\nRCPT\r\n",
+    b"\nMAIL\r\n",
+    b"NOOP\r\r\n\nMAIL\r\n",
+    b"x" * 50 + b"\nMAIL\r\nRCPT\r\n",
+    b"x" * 50 + b"\r\n\nMAIL\r\n",
+)
 
 
 @each_row("data, block_bytes", product(BARE, (1, 2, 3, 7, 100)))

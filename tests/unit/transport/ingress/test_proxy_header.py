@@ -89,20 +89,43 @@ def test_headers(data: bytes, client: str, after: bytes) -> None:
         assert parse_header(data[:end]) is None
 
 
-@each_row("data", [
-        b"EHLO x\r\n", b"proxy TCP4 1.2.3.4 1.2.3.4 1 2\r\n", b"PROXY\r\n", b"\x16\x03\x01",
-        b"PROXY \r\n", b"PROXY TCP4\r\n", b"PROXY TCP4 1.2.3.4 1.2.3.4 1\r\n",
-        b"PROXY TCP4 1.2.3.4 1.2.3.4 1 2 3\r\n", b"PROXY TCP4  1.2.3.4 1.2.3.4 1 2\r\n",
-        b"PROXY TCP4 1.2.3.4 1.2.3.4 1 65536\r\n", b"PROXY TCP4 1.2.3.4 1.2.3.4 -1 2\r\n",
-        b"PROXY TCP4 1.2.3.4 1.2.3.4 1 \xb2\r\n", b"PROXY TCP4 1.2.3.04 1.2.3.4 1 2\r\n",
-        b"PROXY TCP4 ::1 ::1 1 2\r\n", b"PROXY TCP6 1.2.3.4 1.2.3.4 1 2\r\n",
-        b"PROXY TCP6 fe80::1%eth0 fe80::1 1 2\r\n", b"PROXY UDP4 1.2.3.4 1.2.3.4 1 2\r\n",
-        b"PROXY TCP4 1.2.3.4 1.2.3.4 1 2\n" + b"x" * 80, b"PROXY UNKNOWN " + b"x" * 200,
-        b"x" + FULL, FULL.replace(b"\r\n", b"x\r\n"), SIGNATURE[:11] + b"x",
-        v2(command=0x22), v2(command=0x11), v2(command=0x31),
-        v2(b"x" * 12, family=0x12), v2(b"x" * 11, family=0x11), v2(b"x" * 35, family=0x21),
-        v2(family=0x11), v2(family=0x41, length=30), v2(family=0x11, length=4081), v2(length=65535)
-    ])  # fmt: skip
+@each_row(
+    "data",
+    [
+        b"EHLO x\r\n",
+        b"proxy TCP4 1.2.3.4 1.2.3.4 1 2\r\n",
+        b"PROXY\r\n",
+        b"\x16\x03\x01",
+        b"PROXY \r\n",
+        b"PROXY TCP4\r\n",
+        b"PROXY TCP4 1.2.3.4 1.2.3.4 1\r\n",
+        b"PROXY TCP4 1.2.3.4 1.2.3.4 1 2 3\r\n",
+        b"PROXY TCP4  1.2.3.4 1.2.3.4 1 2\r\n",
+        b"PROXY TCP4 1.2.3.4 1.2.3.4 1 65536\r\n",
+        b"PROXY TCP4 1.2.3.4 1.2.3.4 -1 2\r\n",
+        b"PROXY TCP4 1.2.3.4 1.2.3.4 1 \xb2\r\n",
+        b"PROXY TCP4 1.2.3.04 1.2.3.4 1 2\r\n",
+        b"PROXY TCP4 ::1 ::1 1 2\r\n",
+        b"PROXY TCP6 1.2.3.4 1.2.3.4 1 2\r\n",
+        b"PROXY TCP6 fe80::1%eth0 fe80::1 1 2\r\n",
+        b"PROXY UDP4 1.2.3.4 1.2.3.4 1 2\r\n",
+        b"PROXY TCP4 1.2.3.4 1.2.3.4 1 2\n" + b"x" * 80,
+        b"PROXY UNKNOWN " + b"x" * 200,
+        b"x" + FULL,
+        FULL.replace(b"\r\n", b"x\r\n"),
+        SIGNATURE[:11] + b"x",
+        v2(command=0x22),
+        v2(command=0x11),
+        v2(command=0x31),
+        v2(b"x" * 12, family=0x12),
+        v2(b"x" * 11, family=0x11),
+        v2(b"x" * 35, family=0x21),
+        v2(family=0x11),
+        v2(family=0x41, length=30),
+        v2(family=0x11, length=4081),
+        v2(length=65535),
+    ],
+)
 def test_what_is_no_header(data: bytes) -> None:
     with pytest.raises(ProxyHeaderError):
         parse_header(data)
@@ -113,10 +136,13 @@ def test_what_is_no_header(data: bytes) -> None:
         st.binary(max_size=200),
         st.binary(max_size=200).map(lambda rest: b"PROXY TCP4 " + rest),
         st.binary(max_size=300).map(lambda rest: SIGNATURE + rest),
-        st.tuples(st.sampled_from([v1(STRANGER), v2_of(STRANGER)]), st.integers(0, 40), st.binary(max_size=3))
-        .map(lambda t: t[0][: t[1]] + t[2] + t[0][t[1] + len(t[2]) :]),
+        st.tuples(
+            st.sampled_from([v1(STRANGER), v2_of(STRANGER)]),
+            st.integers(0, 40),
+            st.binary(max_size=3),
+        ).map(lambda t: t[0][: t[1]] + t[2] + t[0][t[1] + len(t[2]) :]),
     )
-)  # fmt: skip
+)
 def test_any_input_has_a_bounded_result(data: bytes) -> None:
     try:
         found = parse_header(data)

@@ -40,10 +40,16 @@ def passes(limits: RateLimits, *charges: RateCharge) -> bool:
     return isinstance(limits.reserve(charges), Reservation)
 
 
-@each_row("other", [
-        {"rule": "other"}, {"per": "login"}, {"key": "b@in.test"}, {"period_s": 60.0},
-        {"allowed": 11}
-    ])  # fmt: skip
+@each_row(
+    "other",
+    [
+        {"rule": "other"},
+        {"per": "login"},
+        {"key": "b@in.test"},
+        {"period_s": 60.0},
+        {"allowed": 11},
+    ],
+)
 def test_each_limit_counts_for_itself(other):
     rates, _ = limits()
     assert passes(rates, charge(10))

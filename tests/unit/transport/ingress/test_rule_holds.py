@@ -45,9 +45,13 @@ def relay(tmp_path) -> Relay:
 
 
 async def accepted(
-    relay: Relay, subject: str, *to: ForwardPath | str, origin: Origin = TRUSTED, fields: str = "",
+    relay: Relay,
+    subject: str,
+    *to: ForwardPath | str,
+    origin: Origin = TRUSTED,
+    fields: str = "",
     sender: str = ALICE,
-):  # fmt: skip
+):
     content: Content = f"Subject: {subject}\r\n{fields}\r\nHello.\r\n".encode()
     paths = tuple(one if isinstance(one, ForwardPath) else ForwardPath(one) for one in to)
     acceptance = relay.acceptance()
@@ -70,12 +74,15 @@ def entries(relay: Relay) -> dict[str, tuple[str, str]]:
 @pytest.mark.parametrize(
     ("subject", "expected"),
     [
-        ("first", {"x@a.test": ("first", "one"), "x@b.test": ("first", "one"), "copy@b.test": ("", "")}),
+        (
+            "first",
+            {"x@a.test": ("first", "one"), "x@b.test": ("first", "one"), "copy@b.test": ("", "")},
+        ),
         ("other", {"x@a.test": ("", ""), "x@b.test": ("second", "two")}),
-        ("first, moved", {"new@c.test": ("first", "one"), "copy@b.test": ("", "")})
+        ("first, moved", {"new@c.test": ("first", "one"), "copy@b.test": ("", "")}),
     ],
-    ids=["the first hold wins, copies leave", "a part is held", "the copy of a redirect is held"]
-)  # fmt: skip
+    ids=["the first hold wins, copies leave", "a part is held", "the copy of a redirect is held"],
+)
 async def test_what_is_held(relay, subject, expected) -> None:
     await accepted(relay, subject, "x@a.test", "x@b.test")
     assert entries(relay) == expected

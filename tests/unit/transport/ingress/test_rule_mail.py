@@ -88,8 +88,15 @@ class Sender:
     def __init__(self, relay: Relay) -> None:
         self.relay, self.acceptance = relay, relay.acceptance()
 
-    async def send(self, subject: str, *to: str, fields: str = "", envid: str = "", content=None,
-                   origin: Origin = TRUSTED) -> str:  # fmt: skip
+    async def send(
+        self,
+        subject: str,
+        *to: str,
+        fields: str = "",
+        envid: str = "",
+        content=None,
+        origin: Origin = TRUSTED,
+    ) -> str:
         made = f"From: {ALICE}\r\nSubject: {subject}\r\nMessage-ID: <m@x.test>\r\n{fields}\r\nHello.\r\n"
         paths = tuple(map(ForwardPath, to))
         decision = await self.acceptance.accept(
@@ -120,8 +127,13 @@ def journals(relay: Relay) -> dict[str, list[str]]:
 
 
 async def test_the_whole_report(relay, sender) -> None:
-    await sender.send("hello, all", "x@a.test", "bob@example.test", "z@c.test",
-                      fields="To: X <X@a.test>, Bob@Example.test\r\nBcc: z@c.test\r\n")  # fmt: skip
+    await sender.send(
+        "hello, all",
+        "x@a.test",
+        "bob@example.test",
+        "z@c.test",
+        fields="To: X <X@a.test>, Bob@Example.test\r\nBcc: z@c.test\r\n",
+    )
     (report,) = relay.spool.reports
     (message,) = relay.spool.accepted
     assert (report.facts.source, report.facts.account) == (Source.REPORT, "")
@@ -150,9 +162,13 @@ async def test_the_whole_report(relay, sender) -> None:
     assert original == accepted
     assert original.startswith(b"Received: ")
     assert message.events[0].detail["mails"] == [
-        {"kind": "journal", "queue_id": report.facts.id, "to": "journal@archive.test",
-         "rules": ["a", "all"]}
-    ]  # fmt: skip
+        {
+            "kind": "journal",
+            "queue_id": report.facts.id,
+            "to": "journal@archive.test",
+            "rules": ["a", "all"],
+        }
+    ]
     assert relay.metrics.reports.labels(kind="journal")._value.get() == 1
 
 
@@ -161,25 +177,56 @@ async def test_the_whole_report(relay, sender) -> None:
     [
         ("x", ["z@c.test"], "", None),
         ("x", ["x@a.test", "z@c.test"], "Cc: x@a.test\r\n", ["Cc: x@a.test", "Rule: a"]),
-        ("x", ["team@example.test"], "To: team@example.test\r\n",
-         ["To: bob@example.test, Expanded: team@example.test",
-          "To: y@a.test, Expanded: team@example.test", "Rule: a"]),
-        ("x", ["info@example.test"], "",
-         ["Bcc: bob@example.test, Forwarded: info@example.test", "Rule: a"]),
-        ("moved", ["x@a.test"], "To: x@a.test\r\n",
-         ["To: x@a.test", "Recipient: legal@b.test, Redirected: x@a.test", "Rule: a"]),
+        (
+            "x",
+            ["team@example.test"],
+            "To: team@example.test\r\n",
+            [
+                "To: bob@example.test, Expanded: team@example.test",
+                "To: y@a.test, Expanded: team@example.test",
+                "Rule: a",
+            ],
+        ),
+        (
+            "x",
+            ["info@example.test"],
+            "",
+            ["Bcc: bob@example.test, Forwarded: info@example.test", "Rule: a"],
+        ),
+        (
+            "moved",
+            ["x@a.test"],
+            "To: x@a.test\r\n",
+            ["To: x@a.test", "Recipient: legal@b.test, Redirected: x@a.test", "Rule: a"],
+        ),
         ("gone", ["x@a.test"], "To: x@a.test\r\n", ["To: x@a.test", "Rule: a"]),
         ("odd", ["bob@example.test"], "", ["Bcc: bob@example.test", "Rule: a"]),
-        ("weird", ["x@a.test"], "",
-         ["Bcc: x@a.test", "Recipient: look@b.test, Quarantined: x@a.test", "Rule: a"]),
+        (
+            "weird",
+            ["x@a.test"],
+            "",
+            ["Bcc: x@a.test", "Recipient: look@b.test, Quarantined: x@a.test", "Rule: a"],
+        ),
         ("held", ["x@a.test"], "To: x@a.test\r\n", ["To: x@a.test", "Rule: a"]),
         ("refused", ["x@a.test", "z@c.test"], "", None),
         ("refused", ["x@a.test", "y@a.test"], "", ["Bcc: y@a.test", "Rule: a"]),
-        ("x", ["x@a.test"], f"To: {'a' * 900}@b.test\r\n" * 80, ["Recipient: x@a.test", "Rule: a"])
+        ("x", ["x@a.test"], f"To: {'a' * 900}@b.test\r\n" * 80, ["Recipient: x@a.test", "Rule: a"]),
     ],
-    ids=["no match", "cc", "a list", "an alias", "moved", "discarded", "junk", "elsewhere", "held", "rejected",
-         "one rejected", "a long To"]
-)  # fmt: skip
+    ids=[
+        "no match",
+        "cc",
+        "a list",
+        "an alias",
+        "moved",
+        "discarded",
+        "junk",
+        "elsewhere",
+        "held",
+        "rejected",
+        "one rejected",
+        "a long To",
+    ],
+)
 async def test_whom_a_report_names(relay, sender, subject, to, fields, expected) -> None:
     assert await sender.send(subject, *to, fields=fields) == "250"
     assert journals(relay) == ({} if expected is None else {"journal@archive.test": expected})
@@ -203,8 +250,13 @@ async def test_a_repeat_makes_no_second_report_and_uses_up_no_hour(relay, sender
 
 
 def notices(relay: Relay) -> list[str]:
-    return [to.path.address for report in relay.spool.reports for one in report.entries
-            for to in one.recipients if not one.extra.keep]  # fmt: skip
+    return [
+        to.path.address
+        for report in relay.spool.reports
+        for one in report.entries
+        for to in one.recipients
+        if not one.extra.keep
+    ]
 
 
 async def test_a_notice(relay, sender) -> None:

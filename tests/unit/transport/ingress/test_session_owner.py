@@ -81,10 +81,22 @@ async def test_the_owner_knows_who_sent_a_message(ip, is_trusted):
 
 
 NOT_IMPORTED = (
-    "apsw", "argon2", "cryptography", "prometheus_client", "relay.delivery", "relay.front_door.graph", "relay.transport.ingress.acceptance",
-    "relay.transport.ingress.session_owner", "relay.store.mailbox", "relay.transport.milter", "relay.transport.policy", "relay.transport.routing",
-    "relay.transport.signing", "relay.store.spool.engine", "relay.store.spool.sqlite",
-)  # fmt: skip
+    "apsw",
+    "argon2",
+    "cryptography",
+    "prometheus_client",
+    "relay.delivery",
+    "relay.front_door.graph",
+    "relay.transport.ingress.acceptance",
+    "relay.transport.ingress.session_owner",
+    "relay.store.mailbox",
+    "relay.transport.milter",
+    "relay.transport.policy",
+    "relay.transport.routing",
+    "relay.transport.signing",
+    "relay.store.spool.engine",
+    "relay.store.spool.sqlite",
+)
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,9 @@ def changed(*changes, header=HEADER, leading_blank=False, shown=None):
     return shown.changed(made, leading_blank=leading_blank)
 
 
-@each_row("changes, top, header", [
+@each_row(
+    "changes, top, header",
+    [
         ([], b"", HEADER),
         ([("h", 0, b"X-B", b"b\n\tc")], b"", HEADER + b"X-B: b\r\n\tc\r\n"),
         ([("h", 0, b"X-B", b"")], b"", HEADER + b"X-B: \r\n"),
@@ -28,7 +30,11 @@ def changed(*changes, header=HEADER, leading_blank=False, shown=None):
         ([("i", 9, b"X-B", b"b")], b"", HEADER + b"X-B: b\r\n"),
         ([("i", 0, b"X-B", b"b"), ("i", 0, b"X-C", b"c")], b"X-C: c\r\nX-B: b\r\n", HEADER),
         ([("i", 0, b"X-B", b"b"), ("i", 2, b"X-C", b"c")], b"X-B: b\r\n", b"X-C: c\r\n" + HEADER),
-        ([("i", 0, b"X-A", b"0"), ("m", 2, b"X-A", b"9")], b"X-A: 0\r\n", HEADER.replace(b"1", b"9")),
+        (
+            [("i", 0, b"X-A", b"0"), ("m", 2, b"X-A", b"9")],
+            b"X-A: 0\r\n",
+            HEADER.replace(b"1", b"9"),
+        ),
         ([("m", 0, b"x-A", b"9")], b"", HEADER.replace(b"X-A: 1", b"x-A: 9")),
         ([("m", 2, b"X-A", b"9")], b"", HEADER.replace(b"x-a:\t2\r\n 2", b"X-A: 9")),
         ([("m", 3, b"X-A", b"9")], b"", HEADER + b"X-A: 9\r\n"),
@@ -37,11 +43,18 @@ def changed(*changes, header=HEADER, leading_blank=False, shown=None):
         ([("m", 1, b"X-A", b"")], b"", HEADER.removeprefix(b"X-A: 1\r\n")),
         ([("m", 2, b"X-A", b""), ("m", 1, b"X-A", b"")], b"", b"From: a@x.test\r\nSubject:s\r\n"),
         # the first is gone, so that the second is the first
-        ([("m", 1, b"X-A", b""), ("m", 1, b"X-A", b"9"), ("i", 2, b"X-B", b"b")], b"",
-         b"From: a@x.test\r\nX-B: b\r\nX-A: 9\r\nSubject:s\r\n"),
-        ([("h", 0, b"X-A", b"3"), ("i", 1, b"X-A", b"0"), ("m", 4, b"X-A", b"9")], b"",
-         b"X-A: 0\r\n" + HEADER + b"X-A: 9\r\n")
-    ])  # fmt: skip
+        (
+            [("m", 1, b"X-A", b""), ("m", 1, b"X-A", b"9"), ("i", 2, b"X-B", b"b")],
+            b"",
+            b"From: a@x.test\r\nX-B: b\r\nX-A: 9\r\nSubject:s\r\n",
+        ),
+        (
+            [("h", 0, b"X-A", b"3"), ("i", 1, b"X-A", b"0"), ("m", 4, b"X-A", b"9")],
+            b"",
+            b"X-A: 0\r\n" + HEADER + b"X-A: 9\r\n",
+        ),
+    ],
+)
 def test_changes_of_fields(changes, top, header):
     shown = changed(*changes)
     assert b"".join(octets for _, octets in shown.top) == top

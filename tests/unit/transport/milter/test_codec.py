@@ -57,9 +57,11 @@ def test_a_body_comes_in_pieces_as_it_arrives():
     octets = codec.encode(b"b", b"0123456789") + codec.encode(b"c")
     packets, _ = read(octets, (8, 11))
     assert packets == [
-        MilterPacket(b"b", b"012"), MilterPacket(b"b", b"345"), MilterPacket(b"b", b"6789"),
+        MilterPacket(b"b", b"012"),
+        MilterPacket(b"b", b"345"),
+        MilterPacket(b"b", b"6789"),
         MilterPacket(b"c"),
-    ]  # fmt: skip
+    ]
     _, reader = read(octets[:11])
     assert not reader.is_empty  # the packet has not ended
 
@@ -167,12 +169,27 @@ def test_a_reply(data, text):
     assert codec.reply_of(MilterPacket(b"y", data)) == text
 
 
-@each_row("data", [
-        b"\0", b"250 ok\0", b"350 go\0", b"55 no\0", b"550no\0", b"5\xd9\xa05 no\0",
-        b"550 4.7.1 no\0", b"451 5.7.1 no\0", b"550 no\rRCPT\0", b"550 no\nRCPT\0", b"550 no\r\n\0",
-        b"550 one\r\n550 two\0", b"550-one\r\n551 two\0", b"550-one\0", b"550 a\0b\0",
+@each_row(
+    "data",
+    [
+        b"\0",
+        b"250 ok\0",
+        b"350 go\0",
+        b"55 no\0",
+        b"550no\0",
+        b"5\xd9\xa05 no\0",
+        b"550 4.7.1 no\0",
+        b"451 5.7.1 no\0",
+        b"550 no\rRCPT\0",
+        b"550 no\nRCPT\0",
+        b"550 no\r\n\0",
+        b"550 one\r\n550 two\0",
+        b"550-one\r\n551 two\0",
+        b"550-one\0",
+        b"550 a\0b\0",
         b"\r\n".join([b"550-" + b"x" * 900] * 40) + b"\r\n550 x\0",
-    ])  # fmt: skip
+    ],
+)
 def test_a_malformed_reply(data):
     with pytest.raises(MilterFaultError, match="reply"):
         codec.reply_of(MilterPacket(b"y", data))

@@ -91,12 +91,19 @@ def test_the_changes_of_a_message_are_limited(change):
     assert made.changes.fields == made.changes.paths == []
 
 
-@each_row("stage, unwanted, silent", [
-        (FilterStage.CONNECT, 0x1, 0x1000), (FilterStage.HELO, 0x2, 0x2000),
-        (FilterStage.MAIL, 0x4, 0x4000), (FilterStage.RCPT, 0x8, 0x8000),
-        (FilterStage.DATA, 0x200, 0x10000), (FilterStage.HEADER, 0x20, 0x80),
-        (FilterStage.END_OF_HEADER, 0x40, 0x40000), (FilterStage.BODY, 0x10, 0x80000)
-    ])  # fmt: skip
+@each_row(
+    "stage, unwanted, silent",
+    [
+        (FilterStage.CONNECT, 0x1, 0x1000),
+        (FilterStage.HELO, 0x2, 0x2000),
+        (FilterStage.MAIL, 0x4, 0x4000),
+        (FilterStage.RCPT, 0x8, 0x8000),
+        (FilterStage.DATA, 0x200, 0x10000),
+        (FilterStage.HEADER, 0x20, 0x80),
+        (FilterStage.END_OF_HEADER, 0x40, 0x40000),
+        (FilterStage.BODY, 0x10, 0x80000),
+    ],
+)
 def test_a_milter_hears_what_it_negotiated(stage, unwanted, silent):
     sent, is_answered = dialogue(steps=0x1FF7FF & ~unwanted & ~silent).command(stage, b"x", {})
     assert sent.endswith(b"x")

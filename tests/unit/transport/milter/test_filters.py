@@ -57,43 +57,72 @@ async def test_what_a_milter_hears(filtered, tcp):
 
 
 async def test_each_milter_sees_what_the_one_before_it_has_changed(filtered):
-    first = ScriptedMilter({
-        b"E": placed(b"i", 0, "X-Top", "t") + placed(b"m", 1, "Subject", "spam") + added("X-A", "1\n\t2")
-        + packet(b"b", b"New\r\n") + packet(b"p") + packet(b"b", b"body") + packet(b"e", b"<>\0")
-        + packet(b"+", b"<n@y.test>\0") + packet(b"+", b"<o@y.test>\0") + packet(b"q", b"odd\0")
-        + packet(b"a")
-    })  # fmt: skip
-    second = ScriptedMilter({
-        b"E": placed(b"m", 1, "x-top", "") + packet(b"-", b"<O@Y.test>\0") + packet(b"-", b"<b@y.test>\0")
-        + packet(b"-", b"<o@y.test>\0") + packet(b"c")
-    })  # fmt: skip
+    first = ScriptedMilter(
+        {
+            b"E": placed(b"i", 0, "X-Top", "t")
+            + placed(b"m", 1, "Subject", "spam")
+            + added("X-A", "1\n\t2")
+            + packet(b"b", b"New\r\n")
+            + packet(b"p")
+            + packet(b"b", b"body")
+            + packet(b"e", b"<>\0")
+            + packet(b"+", b"<n@y.test>\0")
+            + packet(b"+", b"<o@y.test>\0")
+            + packet(b"q", b"odd\0")
+            + packet(b"a")
+        }
+    )
+    second = ScriptedMilter(
+        {
+            b"E": placed(b"m", 1, "x-top", "")
+            + packet(b"-", b"<O@Y.test>\0")
+            + packet(b"-", b"<b@y.test>\0")
+            + packet(b"-", b"<o@y.test>\0")
+            + packet(b"c")
+        }
+    )
     session = await filtered(first, second)
     verdict = await session.verdict()
     assert [one for one in second.of(b"L") if not one.startswith(b"To")] == [
-        b"X-Top\0t\0", b"From\0a@x.test\0", b"Subject\0spam\0", b"X-A\x001\n\t2\0",
-    ]  # fmt: skip
+        b"X-Top\0t\0",
+        b"From\0a@x.test\0",
+        b"Subject\0spam\0",
+        b"X-A\x001\n\t2\0",
+    ]
     assert second.of(b"B") == [b"New\r\nbody\r\n"]
     assert (verdict.top, verdict.content.joined()) == (
         b"",
         b"From: a@x.test\r\nTo: b@y.test,\r\n\tc@y.test\r\nSubject: spam\r\nX-A: 1\r\n\t2\r\n\r\nNew\r\nbody\r\n",
     )
     assert (verdict.sender.address, list(verdict.added), verdict.removed) == (
-        "", ["n@y.test"], {"O@y.test", "b@y.test", "o@y.test"},
-    )  # fmt: skip
+        "",
+        ["n@y.test"],
+        {"O@y.test", "b@y.test", "o@y.test"},
+    )
     assert (verdict.quarantine, verdict.quarantined_by) == ("odd", "m1")
     assert verdict.said[0].changes == (
-        "insert X-Top", "change Subject", "add X-A", "change sender to <>", "add recipient <n@y.test>",
-        "add recipient <o@y.test>", "replace body", "quarantine",
-    )  # fmt: skip
+        "insert X-Top",
+        "change Subject",
+        "add X-A",
+        "change sender to <>",
+        "add recipient <n@y.test>",
+        "add recipient <o@y.test>",
+        "replace body",
+        "quarantine",
+    )
 
 
 async def test_a_large_body_is_read_and_replaced_in_blocks(filtered):
     text = b"0123456789\r\n" * 200_000
-    milter = ScriptedMilter({
-        b"B": lambda chunk: packet(b"c") if len(milter.of(b"B")) < 10 else packet(b"s"),
-        b"E": b"".join(packet(b"b", text[at : at + 65_535]) for at in range(0, len(text), 65_535))
-        + packet(b"c"),
-    })  # fmt: skip
+    milter = ScriptedMilter(
+        {
+            b"B": lambda chunk: packet(b"c") if len(milter.of(b"B")) < 10 else packet(b"s"),
+            b"E": b"".join(
+                packet(b"b", text[at : at + 65_535]) for at in range(0, len(text), 65_535)
+            )
+            + packet(b"c"),
+        }
+    )
     other = ScriptedMilter()
     session = await filtered(milter, other)
     verdict = await session.verdict(

@@ -172,7 +172,13 @@ CONTENTS = {
     "empty": (zipped(), [], False, False, ""),
     "a path": (zipped(("../x/a.exe", b""), ("..\\b.js", b"")), ["a.exe", "b.js"], False, False, ""),
     "a folder": (zipped(("x.exe/", b""), ("x.exe/a", b"")), ["a"], False, False, ""),
-    "twice": (zipped(("a.js", b""), ("b.js", b"")).replace(b"b.", b"a."), ["a.js"] * 2, False, False, ""),
+    "twice": (
+        zipped(("a.js", b""), ("b.js", b"")).replace(b"b.", b"a."),
+        ["a.js"] * 2,
+        False,
+        False,
+        "",
+    ),
     "a prefix": (b"any" * 999 + SMALL, ["a.exe"], False, False, ""),
     "more behind": (SMALL + b"any", ["a.exe"], False, False, ""),
     "zip64": (zipped(("a.exe", b""), force_zip64=True), ["a.exe"], False, False, ""),
@@ -194,14 +200,26 @@ CONTENTS = {
     "a docx": (zipped(("word/vbaProject.bin", OLE)), ["vbaproject.bin"], False, False, ""),
     "another inside": (zipped(("a.7z", b"7z\xbc\xaf\x27\x1c")), ["a.7z"], False, True, ""),
     "encrypted inside": (
-        zipped(("a.zip", changed(SMALL, FLAGS, 1))), ["a.zip", "a.exe"], True, False, ""
+        zipped(("a.zip", changed(SMALL, FLAGS, 1))),
+        ["a.zip", "a.exe"],
+        True,
+        False,
+        "",
     ),
     "2,000 entries": (MANY, [], False, True, "number of entries"),
     "1,001 entries in two": (
-        zipped(("a.zip", HALF), ("b.zip", HALF)), None, False, True, "number of entries"
+        zipped(("a.zip", HALF), ("b.zip", HALF)),
+        None,
+        False,
+        True,
+        "number of entries",
     ),
     "damaged directories": (
-        lambda: damaged_directories(20_000), None, False, True, "number of entries"
+        lambda: damaged_directories(20_000),
+        None,
+        False,
+        True,
+        "number of entries",
     ),
     "small ones": (lambda: damaged_directories(100, 20), None, False, True, "number of entries"),
     "empty blocks": (empty_blocks, None, False, True, "inflated"),
@@ -218,19 +236,32 @@ CONTENTS = {
     "an entry not listed": (unlisted(), ["b.txt"], False, True, ""),
     "one behind a stream": (behind_stream(), ["b.txt"], False, True, ""),
     "a size that differs": (
-        changed(SMALL, (20, 18), 9, sizes=2, places=2), ["a.exe"], False, True, ""
+        changed(SMALL, (20, 18), 9, sizes=2, places=2),
+        ["a.exe"],
+        False,
+        True,
+        "",
     ),
-    "encrypted in the directory only": (changed(SMALL, FLAGS, 1, places=1), ["a.exe"], True, True, ""),
+    "encrypted in the directory only": (
+        changed(SMALL, FLAGS, 1, places=1),
+        ["a.exe"],
+        True,
+        True,
+        "",
+    ),
     "a method that differs": (changed(SMALL, METHOD, 0, places=1), ["a.exe"], False, True, ""),
     "one in a doc": (OLE + bytes(600) + SMALL + bytes(70_000), [], False, False, ""),
     "two in a doc": (OLE + bytes(600) + SMALL + OTHER, ["b.txt"], False, False, ""),
     "a signing block": (signed(), ["a.exe"], False, False, ""),
     "42 kB": (overlapping, ["a"] * 1000, False, True, None),
-    "a bomb": (
-        lambda: nested(2, bytes(OCTETS_MAX)), ["1.zip", "a.exe"], False, True, "inflated"
+    "a bomb": (lambda: nested(2, bytes(OCTETS_MAX)), ["1.zip", "a.exe"], False, True, "inflated"),
+    "long names": (
+        zipped(*(("x" * 60_000 + str(n), b"") for n in range(99))),
+        None,
+        False,
+        True,
+        "octets",
     ),
-    "long names": (zipped(*(("x" * 60_000 + str(n), b"") for n in range(99))), None, False, True,
-                   "octets"),
     "rar": (b"Rar!\x1a\x07\x01\x00", [], False, True, ""),
     "7z": (b"7z\xbc\xaf\x27\x1c", [], False, True, ""),
     "gzip": (b"\x1f\x8b\x08\0", [], False, True, ""),
@@ -241,7 +272,7 @@ CONTENTS = {
     "encrypted office": (OLE.ljust(640, b"\0") + PACKAGE + b"\0\0", [], True, False, ""),
     "a word in a doc": (OLE.ljust(641, b"\0") + PACKAGE + b"\0\0", [], False, False, ""),
     "a text": (b"It ends like one: PK\5\6", [], False, False, ""),
-}  # fmt: skip
+}
 
 
 def contents_of(*attachments, encoding="base64", between=lambda: None):
@@ -335,9 +366,12 @@ def test_all_keys_of_a_condition_hold_for_one_attachment(value, attachments, exp
 )
 def test_a_rule_that_cannot_know_ends_as_it_says(evaluate, mode, on_error, action):
     inside = rule(
-        "{ subject_prefix = 'no' }", name="in", mode=f"'{mode}'", on_error=f"'{on_error}'",
+        "{ subject_prefix = 'no' }",
+        name="in",
+        mode=f"'{mode}'",
+        on_error=f"'{on_error}'",
         when="{ attachment = { inside = true, name = '*.exe' } }",
-    )  # fmt: skip
+    )
     content = mixed(part(MANY))
     verdict = evaluate(inside, content=content)
     assert verdict.recipients[0].action is action

@@ -38,7 +38,9 @@ INNER = b"Content-Type: message/rfc822\r\n\r\nSubject: no\r\n" + TEXT + b"\r\nno
 
 
 @pytest.mark.parametrize("form", [bytes, as_large], ids=["small", "large"])
-@each_row("content, text", [
+@each_row(
+    "content, text",
+    [
         (b"Subject: no\r\n\r\nhello\r\n", "hello"),
         (b"Content-Type: text\r\n\r\nhello", "hello"),
         (TEXT + b"\r\na \t b\r\n\r\nc\r\n", "a b c"),
@@ -65,11 +67,15 @@ INNER = b"Content-Type: message/rfc822\r\n\r\nSubject: no\r\n" + TEXT + b"\r\nno
         (b"Content-Type: text/plain; charset=us-ascii\r\n\r\n\xc3\xbcber", "über"),
         (b"Content-Type: text/plain; charset=shift_jis\r\n\r\n\x90\xbf\x8b\x81\xff", "請求\ufffd"),
         (b"Content-Type: text/plain; charset=iso-2022-jp\r\n\r\n\x1b$B@A5a\x1b(Q", "請求\ufffd"),
-        (b"Content-Type: text/plain; charset=utf-16le\r\n\r\n" + "über".encode("utf-16-le"), "über"),
+        (
+            b"Content-Type: text/plain; charset=utf-16le\r\n\r\n" + "über".encode("utf-16-le"),
+            "über",
+        ),
         (b"Content-Type: text/plain; charset=utf-16le\r\n\r\na\0\0\xd8b\0", "a\ufffdb"),
         (b"Content-Type: text/plain; charset=utf-7\r\n\r\na+2AA-b", "a\ufffdb"),
-        (b"", "")
-    ])  # fmt: skip
+        (b"", ""),
+    ],
+)
 def test_the_text_is_what_a_reader_sees(content, text, form):
     assert text_of(form(content)) == text
 
@@ -136,9 +142,10 @@ def test_a_character_may_be_cut_at_the_end(charset):
 
 
 @pytest.mark.parametrize(
-    ("encoding", "unit"), [(b"7bit", b"word \r\n"), (b"base64", b"IA==\r\n"), (b"quoted-printable", b"=\r\n")],
+    ("encoding", "unit"),
+    [(b"7bit", b"word \r\n"), (b"base64", b"IA==\r\n"), (b"quoted-printable", b"=\r\n")],
     ids=["7bit", "base64", "empty quoted-printable"],
-)  # fmt: skip
+)
 def test_a_large_text_is_never_in_memory(encoding, unit):
     body = Counted(b"\r\n" + unit * (8_000_000 // len(unit)))
     header = TEXT + b"Content-Transfer-Encoding: " + encoding + b"\r\n"

@@ -77,8 +77,12 @@ def check_digit(digits):
     return str(-total % 10)
 
 
-@given(st.text("0123456789", min_size=15, max_size=15), st.lists(st.integers(3, 13), max_size=4),
-       st.sampled_from(" -"), st.sampled_from(["", "to ", "12 ", "a, "]))  # fmt: skip
+@given(
+    st.text("0123456789", min_size=15, max_size=15),
+    st.lists(st.integers(3, 13), max_size=4),
+    st.sampled_from(" -"),
+    st.sampled_from(["", "to ", "12 ", "a, "]),
+)
 def test_a_number_is_found_in_any_groups_and_only_with_its_check_digit(rest, sizes, mark, before):
     digits = f"4{rest[1:]}"
     digits += check_digit(digits)

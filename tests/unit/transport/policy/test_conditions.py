@@ -53,7 +53,9 @@ def test_auth(rules_of, table, found):
         assert "dmarc=fail" in verdict.hits[0].because[0].value
 
 
-@each_row("tables, content, found", [
+@each_row(
+    "tables, content, found",
+    [
         ("{ name = 'x-a', pattern = 'b+$' }", mail("X-A: aBB"), "x-a: aBB"),
         ("{ name = 'X-A', pattern = '^b' }", mail("X-A: ab"), None),
         ("{ name = 'X-A', pattern = '' }", mail("X-A: ab"), ValueError),
@@ -63,11 +65,15 @@ def test_auth(rules_of, table, found):
         ("{ name = 'X-A', pattern = 'über' }", mail("X-A: =?utf-8?Q?=C3=9CBER?="), "x-a: ÜBER"),
         ("{ name = 'X-A', pattern = 'a b' }", mail("X-A: a", " b"), "x-a: a b"),
         ("{ name = 'X-A', pattern = 'end$' }", mail("X-A: " + "word " * 500 + "end"), None),
-        ("[{ name = 'A', matches = 'x' }, { name = 'A', pattern = 'y' }, { name = 'A', over = 1 }]",
-         mail("A: 2"), "a: 2"),
+        (
+            "[{ name = 'A', matches = 'x' }, { name = 'A', pattern = 'y' }, { name = 'A', over = 1 }]",
+            mail("A: 2"),
+            "a: 2",
+        ),
         ("[{ name = 'A', matches = 'x' }, { name = 'B', pattern = 'y' }]", mail("B: yy"), "b: yy"),
-        ("[{ name = 'A', pattern = 'x' }, { name = 'A', pattern = 'y' }]", mail("A: y"), "a: y")
-    ])  # fmt: skip
+        ("[{ name = 'A', pattern = 'x' }, { name = 'A', pattern = 'y' }]", mail("A: y"), "a: y"),
+    ],
+)
 def test_header_pattern(evaluate, tables, content, found):
     text = rule(TAG, when=f"{{ header = {tables} }}")
     if found is ValueError:

@@ -76,7 +76,9 @@ NESTED = b"Content-Type: message/rfc822\r\n\r\nSubject: inner\r\n" + mixed(part(
 
 
 @pytest.mark.parametrize("form", [bytes, as_large], ids=["small", "large"])
-@each_row("content, found", [
+@each_row(
+    "content, found",
+    [
         (mixed(TEXT, part(PE, name="a.exe")), [(("a.exe",), (OCTETS, PE_TYPE))]),
         (mixed(part(PE, PDF, "a.pdf")), [(("a.pdf",), (PDF, PE_TYPE))]),
         (mixed(part(PE, encoding="quoted-printable")), [((), (OCTETS, PE_TYPE))]),
@@ -85,38 +87,83 @@ NESTED = b"Content-Type: message/rfc822\r\n\r\nSubject: inner\r\n" + mixed(part(
         (part(PE), [((), (OCTETS, PE_TYPE))]),
         (part(PNG, "image/png"), [((), ("image/png",))]),
         (mixed(NESTED), [((), (OCTETS, PE_TYPE))]),
-        (mixed(b"Content-Type: message/rfc822; name=a.eml\r\n\r\n" + TEXT), [(("a.eml",), ("message/rfc822",))]),
+        (
+            mixed(b"Content-Type: message/rfc822; name=a.eml\r\n\r\n" + TEXT),
+            [(("a.eml",), ("message/rfc822",))],
+        ),
         (mixed(part(PE, "text/plain")), []),
         (mixed(part(PE, "text/plain", "a.txt")), [(("a.txt",), ("text/plain", PE_TYPE))]),
-        (part(PE, "text/plain", more="Content-Disposition: attachment\r\n"), [((), ("text/plain", PE_TYPE))]),
+        (
+            part(PE, "text/plain", more="Content-Disposition: attachment\r\n"),
+            [((), ("text/plain", PE_TYPE))],
+        ),
         (mixed(part(b"x", "application/x-dosexec")), [((), ("application/x-dosexec", PE_TYPE))]),
         (mixed(part(PE, 'Application/X; a="b"')), [((), ("application/x", PE_TYPE))]),
         (mixed(part(PE, more="Content-Transfer-Encoding: 7bit\r\n")), [((), (OCTETS, PE_TYPE))]),
-        (mixed(part(PE, encoding="7bit\r\nContent-Transfer-Encoding: base64").replace(PE, base64.b64encode(PE))), [((), (OCTETS, PE_TYPE))]),
+        (
+            mixed(
+                part(PE, encoding="7bit\r\nContent-Transfer-Encoding: base64").replace(
+                    PE, base64.b64encode(PE)
+                )
+            ),
+            [((), (OCTETS, PE_TYPE))],
+        ),
         (mixed(part(PE).replace(b"TV", b"=*T\r\n\r\n V=\0")), [((), (OCTETS, PE_TYPE))]),
         (mixed(part(PE)[:-3]), [((), (OCTETS, PE_TYPE))]),
         (mixed(part(b"MZ is a text" * 20)), [((), (OCTETS,))]),
         (mixed(part(b"", "", "a")), [(("a",), ("text/plain",))]),
-        (b"Content-Type: application/x-zip\r\nContent-Type: text/plain\r\n\r\nPK\3\4", [((), ("application/x-zip", "application/zip"))]),
+        (
+            b"Content-Type: application/x-zip\r\nContent-Type: text/plain\r\n\r\nPK\3\4",
+            [((), ("application/x-zip", "application/zip"))],
+        ),
         (TEXT, []),
-        (b"", [])
-    ])  # fmt: skip
+        (b"", []),
+    ],
+)
 def test_attachments_have_all_names_and_types(content, found, form):
     assert found_in(form(content)) == found
     assert may_have_attachments(ParsedContent.of(content)) or not found
 
 
 LINES = [
-    b"Content-Type: text/plain", b"Content-Type: text/x; name=a", b"content-type : TEXT/HTML", b"Content-Type:",
-    b"Content-Type: (text)multipart/mixed; boundary=b", b"Content-Type: te(x)xt; boundary=b", b"\0Content-Type: text/plain",
-    b"Content-Type: text/plain; a=\r\n multipart/x", b"Content-Type: multi(x)part/mixed; boundary=b", b"Subject: name",
-    b"Content-Disposition: inline", b"odd line", b"\xef\xbb\xbfContent-Type: a/b", b"", b" filename=a", b"Content-Location: a",
-]  # fmt: skip
-PART_LINES = [*LINES, *3 * [b"--b", b""], b"Content-Type: text/html; charset=x", b"Content-Transfer-Encoding: 8bit", b"begin 600 a",
-    b" Content-Type: a/b", b"\xa0Content-Type: a/b", b"Content-Type\xa0: a/b", b"x Content-Type: a/b", b"x\rContent-Type: a/b", b"name=a", b"Con\0tent-Type: a/b"]  # fmt: skip
+    b"Content-Type: text/plain",
+    b"Content-Type: text/x; name=a",
+    b"content-type : TEXT/HTML",
+    b"Content-Type:",
+    b"Content-Type: (text)multipart/mixed; boundary=b",
+    b"Content-Type: te(x)xt; boundary=b",
+    b"\0Content-Type: text/plain",
+    b"Content-Type: text/plain; a=\r\n multipart/x",
+    b"Content-Type: multi(x)part/mixed; boundary=b",
+    b"Subject: name",
+    b"Content-Disposition: inline",
+    b"odd line",
+    b"\xef\xbb\xbfContent-Type: a/b",
+    b"",
+    b" filename=a",
+    b"Content-Location: a",
+]
+PART_LINES = [
+    *LINES,
+    *3 * [b"--b", b""],
+    b"Content-Type: text/html; charset=x",
+    b"Content-Transfer-Encoding: 8bit",
+    b"begin 600 a",
+    b" Content-Type: a/b",
+    b"\xa0Content-Type: a/b",
+    b"Content-Type\xa0: a/b",
+    b"x Content-Type: a/b",
+    b"x\rContent-Type: a/b",
+    b"name=a",
+    b"Con\0tent-Type: a/b",
+]
 
 
-@given(st.sampled_from([b"text/plain", b"multipart/digest; boundary=b"]), st.lists(st.sampled_from(LINES), max_size=2), st.lists(st.sampled_from(PART_LINES), max_size=9))  # fmt: skip
+@given(
+    st.sampled_from([b"text/plain", b"multipart/digest; boundary=b"]),
+    st.lists(st.sampled_from(LINES), max_size=2),
+    st.lists(st.sampled_from(PART_LINES), max_size=9),
+)
 def test_what_has_no_room_for_attachments_has_none(kind, lines, body):
     parsed = ParsedContent.of(b"\r\n".join([*lines, b"Content-Type: " + kind, b"", *body, b""]))
     files = with_files_in_texts(parsed, message_parts(parsed))
@@ -132,21 +179,59 @@ def test_of_a_large_attachment_only_the_beginning_is_decoded():
     assert body.most_bytes <= BLOCK_BYTES
 
 
-@each_row("value, content, matches, shown", [
+@each_row(
+    "value, content, matches, shown",
+    [
         ({"name": "*.exe"}, mixed(part(PE, name="A.EXE")), True, f"a.exe ({OCTETS}, {PE_TYPE})"),
-        ({"name": ["*.com", "*.exe"]}, mixed(part(PNG, name="a.exe")), True, f"a.exe ({OCTETS}, image/png)"),
-        ({"name": "\uff0a.\uff45\uff58\uff45"}, mixed(part(PNG, name="a.exe")), True, f"a.exe ({OCTETS}, image/png)"),
-        ({"type": "executable"}, mixed(part(PNG, name="a"), part(PE, name="b.txt")), True, f"b.txt ({OCTETS}, {PE_TYPE})"),
-        ({"type": "executable"}, mixed(part(PNG, name="a"), part(b"MZ", name="b")), False, f"a ({OCTETS}, image/png), b ({OCTETS})"),
+        (
+            {"name": ["*.com", "*.exe"]},
+            mixed(part(PNG, name="a.exe")),
+            True,
+            f"a.exe ({OCTETS}, image/png)",
+        ),
+        (
+            {"name": "\uff0a.\uff45\uff58\uff45"},
+            mixed(part(PNG, name="a.exe")),
+            True,
+            f"a.exe ({OCTETS}, image/png)",
+        ),
+        (
+            {"type": "executable"},
+            mixed(part(PNG, name="a"), part(PE, name="b.txt")),
+            True,
+            f"b.txt ({OCTETS}, {PE_TYPE})",
+        ),
+        (
+            {"type": "executable"},
+            mixed(part(PNG, name="a"), part(b"MZ", name="b")),
+            False,
+            f"a ({OCTETS}, image/png), b ({OCTETS})",
+        ),
         ({"type": "archive"}, mixed(part(b"PK\3\4")), True, f"({OCTETS}, application/zip)"),
         ({"type": "archive"}, mixed(part(PE)), False, f"({OCTETS}, {PE_TYPE})"),
         ({"type": ["IMAGE/*", "a/b"]}, mixed(part(PNG)), True, f"({OCTETS}, image/png)"),
-        ({"type": "application/pdf"}, mixed(part(b"x", "application/PDF")), True, "(application/pdf)"),
+        (
+            {"type": "application/pdf"},
+            mixed(part(b"x", "application/PDF")),
+            True,
+            "(application/pdf)",
+        ),
         ({"type": "*"}, mixed(part(b"x", "a/b")), True, "(a/b)"),
         ({"type": "*"}, TEXT, False, ""),
-        ({"name": "*.pdf", "type": "executable"}, mixed(part(PE, name="a.pdf")), True, f"a.pdf ({OCTETS}, {PE_TYPE})"),
-        ({"name": "*.pdf", "type": "executable"}, mixed(part(PE, name="a"), part(PNG, name="b.pdf")), False, f"a ({OCTETS}, {PE_TYPE}), b.pdf ({OCTETS}, image/png)")
-    ])  # fmt: skip
+        (
+            {"name": "*.pdf", "type": "executable"},
+            mixed(part(PE, name="a.pdf")),
+            True,
+            f"a.pdf ({OCTETS}, {PE_TYPE})",
+        ),
+        (
+            {"name": "*.pdf", "type": "executable"},
+            mixed(part(PE, name="a"), part(PNG, name="b.pdf")),
+            False,
+            f"a ({OCTETS}, {PE_TYPE}), b.pdf ({OCTETS}, image/png)",
+        ),
+    ],
+)
 def test_one_attachment_has_the_name_and_the_type(value, content, matches, shown):
     condition = AttachmentCondition.parse(value, {})
     assert condition == AttachmentCondition.parse(value, {})
@@ -162,7 +247,9 @@ LETTER = mixed(
 )
 
 
-@each_row("value, matches, shown", [
+@each_row(
+    "value, matches, shown",
+    [
         ({"words": "Invoice"}, True, "invoice"),
         ({"words": ["now", "see", "no"]}, True, "now, see"),
         ({"words": "please pay"}, True, "please pay"),
@@ -171,7 +258,11 @@ LETTER = mixed(
         ({"words": "voi"}, False, "See https://pay.test/a Your invoice — please pay now!"),
         ({"words": "pay please"}, False, "See https://pay.test/a Your invoice — please pay now!"),
         ({"matches": "*INVOICE*pay*"}, True, "invoice — please pay"),
-        ({"matches": ["*no*such*", "See*now?"]}, True, "see https://pay.test/a your invoice — please pay now!"),
+        (
+            {"matches": ["*no*such*", "See*now?"]},
+            True,
+            "see https://pay.test/a your invoice — please pay now!",
+        ),
         ({"matches": "*pl?ase*"}, True, "please"),
         ({"matches": "*\uff50\uff41\uff59 n*"}, True, "pay n"),
         ({"matches": "*.*[a-z]*"}, False, "See https://pay.test/a Your invoice — please pay now!"),
@@ -180,8 +271,13 @@ LETTER = mixed(
         ({"matches": "*"}, True, "See https://pay.test/a Your invoice — please pay now!"),
         ({"pattern": r"https?://\S+"}, True, "https://pay.test/a"),
         ({"pattern": ["no", r"\bYOUR\s+\w+"]}, True, "no"),
-        ({"pattern": "(?-i:invoicE)"}, False, "See https://pay.test/a Your invoice — please pay now!"),
-    ])  # fmt: skip
+        (
+            {"pattern": "(?-i:invoicE)"},
+            False,
+            "See https://pay.test/a Your invoice — please pay now!",
+        ),
+    ],
+)
 def test_a_body_is_compared_as_a_reader_sees_it(value, matches, shown):
     condition = BodyCondition.parse(value, {})
     assert {condition: 1}[BodyCondition.parse(value, {})]

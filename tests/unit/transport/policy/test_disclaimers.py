@@ -20,23 +20,41 @@ def action(text="Only for you", **keys):
     return f"{{ disclaimer = {{ {pairs} }} }}"
 
 
-@each_row("value, expected", [
-        ("'x'", 'expected a table { text = "For the addressee only" }; it may also have html, where'),
-        ("{ text = 'x', Where = 'end' }", 'Where: found an unknown key, expected one of fallback, html, text, where (did you mean "where"?)'),
+@each_row(
+    "value, expected",
+    [
+        (
+            "'x'",
+            'expected a table { text = "For the addressee only" }; it may also have html, where',
+        ),
+        (
+            "{ text = 'x', Where = 'end' }",
+            'Where: found an unknown key, expected one of fallback, html, text, where (did you mean "where"?)',
+        ),
         ("{ html = 'x' }", "it may also have html, where, fallback"),
         ("{ text = 3 }", "text: found 3, expected a text with a word"),
         ("{ text = '' }", 'text: found "", expected a text with a word'),
         ("{ text = '> --' }", 'text: found "> --", expected a text with a word'),
         ('{ text = "a\\u0000b" }', "without control characters"),
-        (f"{{ text = '{'x' * (DISCLAIMER_TEXT_MAX + 1)}' }}", f"expected at most {DISCLAIMER_TEXT_MAX}"),
-        (f"{{ text = 'x', html = '{'x' * (DISCLAIMER_HTML_MAX + 1)}' }}", f"expected at most {DISCLAIMER_HTML_MAX}"),
+        (
+            f"{{ text = '{'x' * (DISCLAIMER_TEXT_MAX + 1)}' }}",
+            f"expected at most {DISCLAIMER_TEXT_MAX}",
+        ),
+        (
+            f"{{ text = 'x', html = '{'x' * (DISCLAIMER_HTML_MAX + 1)}' }}",
+            f"expected at most {DISCLAIMER_HTML_MAX}",
+        ),
         ("{ text = 'x', html = '' }", 'html: found "", expected a text with a word'),
         ("{ text = 'x', html = '<b title=x' }", "expected markup that does not end inside"),
         ("{ text = 'x', html = 'x<!-- y' }", "expected markup that does not end inside"),
         ("{ text = 'x', html = '<style>x' }", "expected markup that does not end inside"),
         ("{ text = 'x', where = 'top' }", 'where: found "top", expected one of end, start'),
-        ("{ text = 'x', fallback = 'defer' }", 'fallback: found "defer", expected one of wrap, ignore, reject')
-    ])  # fmt: skip
+        (
+            "{ text = 'x', fallback = 'defer' }",
+            'fallback: found "defer", expected one of wrap, ignore, reject',
+        ),
+    ],
+)
 def test_a_fault_says_what_was_expected(rules_of, value, expected):
     with pytest.raises(PolicyError) as raised:
         rules_of(rule(f"{{ disclaimer = {value} }}"))
@@ -57,8 +75,12 @@ def test_other_edits_of_the_rule_are_made_in_their_order(evaluate):
 
 @pytest.mark.parametrize(
     ("fallback", "fate"),
-    [("wrap", VerdictAction.DELIVER), ("ignore", VerdictAction.DELIVER), ("reject", VerdictAction.REJECT)]
-)  # fmt: skip
+    [
+        ("wrap", VerdictAction.DELIVER),
+        ("ignore", VerdictAction.DELIVER),
+        ("reject", VerdictAction.REJECT),
+    ],
+)
 def test_what_cannot_have_it_takes_the_fallback(evaluate, fallback, fate):
     verdict = evaluate(
         rule(

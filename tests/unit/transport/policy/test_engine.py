@@ -21,7 +21,9 @@ def hits(verdict):
     return [hit.rule for hit in verdict.hits]
 
 
-@each_row("when, message, matches", [
+@each_row(
+    "when, message, matches",
+    [
         ("sender = 'A@IN.*'", {}, True),
         ("sender = ['x', '*@in.test']", {}, True),
         ("sender = '*@out.test'", {}, False),
@@ -50,8 +52,9 @@ def hits(verdict):
         ("direction = 'inbound'", {"to": ["b@in.test"]}, False),
         ("direction = ['outbound', 'internal']", {"to": ["b@in.test"]}, True),
         ("sender = '*@in.test', subject = 'hello'", {}, True),
-        ("sender = '*@in.test', subject = 'other'", {}, False)
-    ])  # fmt: skip
+        ("sender = '*@in.test', subject = 'other'", {}, False),
+    ],
+)
 def test_a_rule_matches_if_all_conditions_match(evaluate, when, message, matches):
     if matches is None:
         with pytest.raises(Exception, match="globs of 1 to"):
@@ -123,10 +126,12 @@ def test_two_recipients_redirected_to_each_other_both_get_the_message(evaluate):
     [
         (b"Cc: z@in.test\r\n", b"Cc: z@in.test,\r\n l@in.test\r\n"),
         (b"CC:\r\n", b"CC:\r\n l@in.test\r\n"),
-        (b"cc: \xc3\xbc <z@in.test>,\r\n y@in.test\r\n",
-         b"cc: \xc3\xbc <z@in.test>,\r\n y@in.test,\r\n l@in.test\r\n")
-    ]
-)  # fmt: skip
+        (
+            b"cc: \xc3\xbc <z@in.test>,\r\n y@in.test\r\n",
+            b"cc: \xc3\xbc <z@in.test>,\r\n y@in.test,\r\n l@in.test\r\n",
+        ),
+    ],
+)
 def test_cc_adds_only_the_new_recipient_to_the_header(evaluate, before, after):
     verdict = evaluate(rule('{ cc = ["l@in.test", "b@out.test"] }'), content=before + MAIL)
     assert verdict.contents[1] == after + MAIL

@@ -221,7 +221,9 @@ STRUCTURES = {
     "both": part("Content-Type: a/b; name=v.bat", f"{ATTACHED}; filename=a.txt"),
     "a blank before the colon": part("Content-Disposition : attachment; filename=v.bat"),
     "a fold before the colon": part("Content-Disposition\r\n : attachment; filename=v.bat"),
-    "no-break spaces around a name": part("\xa0Content-Disposition\udca0 : attachment; filename=v.bat"),
+    "no-break spaces around a name": part(
+        "\xa0Content-Disposition\udca0 : attachment; filename=v.bat"
+    ),
     "a location": part("Content-Location: v.bat", ATTACHED),
     "a fold without a blank": part(f"{ATTACHED};\r\nfilename=v.bat", "X: y"),
     "message in base64": coded("message/rfc822", INNER),
@@ -233,12 +235,18 @@ STRUCTURES = {
     "fragment": part("Content-Type: message/partial; number=1; total=2; id=x", body=INNER),
     "multipart in base64": coded("multipart/mixed; boundary=c", IN_BOUNDARY),
     "multipart in quoted-printable": quoted("multipart/mixed; boundary=c", IN_BOUNDARY),
-    **{f"message in {one}": coded("message/rfc822", INNER, encoding=one)
-       for one in ("x-base64", "base64,7bit", "base64\xa0")},
-    **{f"message/{one}": part(f"Content-Type: message/{one}", body=INNER)
-       for one in ("x", "http", "feedback-report", "disposition-notification", "external-body")},
+    **{
+        f"message in {one}": coded("message/rfc822", INNER, encoding=one)
+        for one in ("x-base64", "base64,7bit", "base64\xa0")
+    },
+    **{
+        f"message/{one}": part(f"Content-Type: message/{one}", body=INNER)
+        for one in ("x", "http", "feedback-report", "disposition-notification", "external-body")
+    },
     "a blank before a name": part(" Content-Type: a/b; name=v.bat"),
-    "a blank before a boundary": part(" Content-Type: multipart/mixed; boundary=c", body=IN_BOUNDARY),
+    "a blank before a boundary": part(
+        " Content-Type: multipart/mixed; boundary=c", body=IN_BOUNDARY
+    ),
     "a blank before a message": part(" Content-Type: message/rfc822", body=INNER),
     "uuencode of mode 100644": part("X: y", body=UUENCODED.replace("644", "100644")),
     "uuencode in quotes": part("X: y", body=UUENCODED.replace("v.bat", '"v.bat"')),
@@ -251,7 +259,7 @@ STRUCTURES = {
     "uuencode in base64": coded("text/plain", UUENCODED),
     "only hyphens": mixed(BAT, "", "multipart/mixed"),
     "only hyphens, boundary empty": mixed(BAT, "", 'multipart/mixed; boundary=""'),
-}  # fmt: skip
+}
 BOUNDARIES = (
     r"""
 multipart/mixed; boundary=c (x)
@@ -380,10 +388,22 @@ def test_a_forwarded_message_of_any_size_is_read_in_any_encoding(kind, encoding,
     assert time.process_time() - started < 0.5 + size / 10**6
 
 
-@each_row("name", [
-        "bat.pdf", "v.bat.pdf", "v.bat: notes.pdf", "cost::$5.pdf", "<v.bat>.pdf", "v.bat 10:30.pdf",
-        "Invoice(1).pdf", "a b.pdf", "it's.pdf", "50%.pdf", "=?utf-8?Q?v=2Epdf?="
-    ])  # fmt: skip
+@each_row(
+    "name",
+    [
+        "bat.pdf",
+        "v.bat.pdf",
+        "v.bat: notes.pdf",
+        "cost::$5.pdf",
+        "<v.bat>.pdf",
+        "v.bat 10:30.pdf",
+        "Invoice(1).pdf",
+        "a b.pdf",
+        "it's.pdf",
+        "50%.pdf",
+        "=?utf-8?Q?v=2Epdf?=",
+    ],
+)
 def test_a_document_passes(name):
     assert not is_refused(part(f'{ATTACHED}; filename="{name}"; size=3; x="v.bat"'))
     assert not is_refused(part("Content-Type: text/plain", body="begin again 644 v.bat"))
@@ -411,8 +431,9 @@ HOSTILE = {
     "boundaries": "".join(
         f"--b{at}\r\nContent-Type: multipart/x; boundary=b{at + 1}; boundary=(c) d\r\n\r\n"
         for at in range(40)
-    ) + "x" * 500_000,
-}  # fmt: skip
+    )
+    + "x" * 500_000,
+}
 
 
 @each_row("kind", HOSTILE)

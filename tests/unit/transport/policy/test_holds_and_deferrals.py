@@ -112,11 +112,16 @@ def test_the_last_next_hop_counts_for_the_recipients_that_matched(evaluate, next
     assert [one.next_hop for one in verdict.recipients] == ["smtp://first.example:25", found]
 
 
-@each_row("routes, found", [
-    ({}, 'found "partner", expected the name of a route: none is usable'),
-    ({"partner": "local", "other": "mx"},
-     'found "partner", whose next_hop is "local", expected the name of a route: "other"'),
-])  # fmt: skip
+@each_row(
+    "routes, found",
+    [
+        ({}, 'found "partner", expected the name of a route: none is usable'),
+        (
+            {"partner": "local", "other": "mx"},
+            'found "partner", whose next_hop is "local", expected the name of a route: "other"',
+        ),
+    ],
+)
 def test_a_route_by_which_no_mail_leaves_is_a_fault(tmp_path, routes, found):
     (tmp_path / "10.toml").write_text(rule("{ next_hop = 'route:partner' }"))
     with pytest.raises(PolicyError) as caught:

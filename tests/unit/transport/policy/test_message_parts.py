@@ -44,7 +44,9 @@ INNER = mixed(EXE, boundary=b"bb", end=b"\r\n--bb--\r\n")
 NESTED = b"Content-Type: message/rfc822\r\n\r\nSubject: inner\r\n" + INNER
 
 
-@each_row("content, names", [
+@each_row(
+    "content, names",
+    [
         (b"Subject: setup.exe\r\n\r\nfilename=setup.exe", ()),
         (b"Content-Type: text/plain\r\n\r\n--b\r\n" + EXE, ()),
         (mixed(EXE), ("a.exe",)),
@@ -72,8 +74,9 @@ NESTED = b"Content-Type: message/rfc822\r\n\r\nSubject: inner\r\n" + INNER
         (mixed(b"\r\n" + attached(b"filename=a.exe"), kind=b"digest"), ("a.exe",)),
         (b"Content-Type: multipart/mixed\r\n\r\n--\r\n" + EXE, ("a.exe",)),
         (mixed(EXE, end=b"\r\n--b--\r\n--b\r\n" + EXE), ("a.exe",)),
-        (b"", ())
-    ])  # fmt: skip
+        (b"", ()),
+    ],
+)
 def test_all_names_are_found_and_normalised(content, names):
     found = names_in(content)
     assert found[: len(names)] == names
@@ -85,18 +88,28 @@ TYPES = b"Content-Type: multipart/x; boundary=%s\r\nContent-Type: multipart/x; b
 
 
 @pytest.mark.parametrize("form", [bytes, as_large], ids=["small", "large"])
-@each_row("content", [
+@each_row(
+    "content",
+    [
         TYPES % (b"b", b"q") + b"--b\r\n" + EXE,
         TYPES % (b"q", b"b") + b"--b\r\n" + EXE,
         TYPES % (b"b", b"b") + b"--b\r\n" + EXE,
-        TYPES % (b"b", b"q") + b"--q\r\n\r\n--b\r\n" + TYPES % (b"c", b"q") + b"--q\r\n\r\n--c\r\n" + EXE,
+        TYPES % (b"b", b"q")
+        + b"--q\r\n\r\n--b\r\n"
+        + TYPES % (b"c", b"q")
+        + b"--q\r\n\r\n--c\r\n"
+        + EXE,
         mixed(EXE, boundary=b"a(b)c", end=b""),
         mixed(EXE, boundary=b"a(b)c", end=b"").replace(b"--a(b)c", b"--ac"),
         mixed(EXE, kind=b"mixed/x"),
         mixed(b"Content-Type: message/rfc822\r\nodd\r\n\r\n" + EXE),
         mixed(b"Content-Type: multipart/x; boundary=c\r\nodd\r\n--c\r\n\r\n--c\r\n" + EXE),
         b"Content-Type: message/rfc822\r\nContent-Transfer-Encoding: base64\r\n\r\n" + EXE,
-        mixed(EXE).replace(b"\r\n--b\r\n", b"\r\n--b\r\nContent-Type: multipart/x; boundary=b\r\n\r\n--b--\r\n--b\r\n", 1),
+        mixed(EXE).replace(
+            b"\r\n--b\r\n",
+            b"\r\n--b\r\nContent-Type: multipart/x; boundary=b\r\n\r\n--b--\r\n--b\r\n",
+            1,
+        ),
         mixed(mixed(b"\r\nx"), EXE),
         mixed(mixed(b"\r\nx"), b"\r\n" + EXE, kind=b"digest"),
         mixed(mixed(b"\r\n" + EXE), kind=b"digest"),
@@ -104,9 +117,10 @@ TYPES = b"Content-Type: multipart/x; boundary=%s\r\nContent-Type: multipart/x; b
         mixed(b"\r\nx\r\n--b\xc2\xa0\r\n" + EXE),
         mixed(mixed(b"\r\nx") + b"--b words\r\n" + EXE),
         mixed(EXE.replace(b"data", b"da\r\n--b words\r\n\r\nta")),
-        b"\r\n--b--" .join(mixed(b"\r\n--b\r\n" + EXE, end=b"").split(b"\r\n--b", 1)),
-        mixed(mixed(b"\r\nx", boundary=b"c", end=b""), EXE, boundary=b"c--")
-    ])  # fmt: skip
+        b"\r\n--b--".join(mixed(b"\r\n--b\r\n" + EXE, end=b"").split(b"\r\n--b", 1)),
+        mixed(mixed(b"\r\nx", boundary=b"c", end=b""), EXE, boundary=b"c--"),
+    ],
+)
 def test_where_programs_differ_the_names_of_every_reading_are_found(content, form):
     assert set(names_in(form(content))) == {"a.exe"}
 
@@ -153,10 +167,12 @@ def test_a_large_encoded_message_is_read_a_few_times_and_a_block_at_a_time(encod
     coded = {
         b"base64": lambda: base64.encodebytes(text),
         b"quoted-printable": lambda: quopri.encodestring(text),
-        b"x-uuencode": lambda: b"begin 644 a.eml\n" + b"".join(
-            [b2a_uu(text[at : at + 45]) for at in range(0, len(text), 45)]
-        ) + b"`\nend\n",
-    }[encoding]()  # fmt: skip
+        b"x-uuencode": lambda: (
+            b"begin 644 a.eml\n"
+            + b"".join([b2a_uu(text[at : at + 45]) for at in range(0, len(text), 45)])
+            + b"`\nend\n"
+        ),
+    }[encoding]()
     header = b"Content-Type: message/rfc822\r\nContent-Transfer-Encoding: %b\r\n" % encoding
     body = Counted(b"\r\n" + with_crlf(coded))
     names = names_in(LargeContent(header, (body,), eight_bit=False))

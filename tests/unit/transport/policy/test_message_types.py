@@ -25,7 +25,9 @@ CALENDAR = "Content-Type: text/calendar; method=REQUEST\r\n\r\nBEGIN:VCALENDAR"
 PLAIN = "Content-Type: text/plain\r\n\r\nhi"
 
 
-@each_row("content, kinds", [
+@each_row(
+    "content, kinds",
+    [
         (mail("Subject: x"), ""),
         (mail("Auto-Submitted: auto-generated"), "automatic"),
         (mail("Auto-Submitted: Auto-Replied; owner-email=a@b.test"), "automatic"),
@@ -41,7 +43,12 @@ PLAIN = "Content-Type: text/plain\r\n\r\nhi"
         (mail("List-Unsubscribe: <mailto:a@b.test>"), ""),
         (mail("List-Id: <a>", "Precedence: bulk"), "automatic, list"),
         (multipart(PLAIN, kind="report"), "report"),
-        (mail("Content-Type: Multipart/Report; report-type=disposition-notification; boundary=b"), "report"),
+        (
+            mail(
+                "Content-Type: Multipart/Report; report-type=disposition-notification; boundary=b"
+            ),
+            "report",
+        ),
         (multipart(PLAIN, kind="signed"), "signed"),
         (mail(f"{SMIME}; smime-type=Signed-Data"), "signed"),
         (mail('Content-Type: application/x-pkcs7-mime; smime-type="signed-data"'), "signed"),
@@ -55,14 +62,24 @@ PLAIN = "Content-Type: text/plain\r\n\r\nhi"
         (mail(f"{SMIME}; smime-type=certs-only"), ""),
         (mail(f"{SMIME}; smime-type=compressed-data"), ""),
         (mail("Subject: x", body="-----BEGIN PGP MESSAGE-----"), ""),
-        (multipart(PLAIN, "Content-Type: multipart/signed; boundary=c\r\n\r\n--c\r\n\r\n--c--"), ""),
+        (
+            multipart(PLAIN, "Content-Type: multipart/signed; boundary=c\r\n\r\n--c\r\n\r\n--c--"),
+            "",
+        ),
         (mail("Content-Type: text/calendar"), "calendar"),
         (mail("Content-Type: application/ics; name=a.ics"), "calendar"),
         (multipart(PLAIN, CALENDAR, kind="alternative"), "calendar"),
-        (multipart(PLAIN, "Content-Type: multipart/mixed; boundary=c\r\n\r\n--c\r\n" + CALENDAR + "\r\n--c--"), "calendar"),
+        (
+            multipart(
+                PLAIN,
+                "Content-Type: multipart/mixed; boundary=c\r\n\r\n--c\r\n" + CALENDAR + "\r\n--c--",
+            ),
+            "calendar",
+        ),
         (multipart(PLAIN, f"Content-Type: message/rfc822\r\n\r\n{CALENDAR}"), ""),
-        (multipart(PLAIN, "Content-Type: text/plain; name=a.ics\r\n\r\nx"), "")
-    ])  # fmt: skip
+        (multipart(PLAIN, "Content-Type: text/plain; name=a.ics\r\n\r\nx"), ""),
+    ],
+)
 def test_the_types_of_a_message(evaluate, content, kinds):
     expected = kinds.split(", ") if kinds else []
     text = "".join(
@@ -78,12 +95,16 @@ LARGE = b"x" * 70_000
 @pytest.mark.parametrize(
     ("kinds", "content", "needs_thread"),
     [
-        ("['automatic', 'list', 'report', 'signed', 'encrypted']", multipart(PLAIN, kind="signed") + LARGE, False),
+        (
+            "['automatic', 'list', 'report', 'signed', 'encrypted']",
+            multipart(PLAIN, kind="signed") + LARGE,
+            False,
+        ),
         ("'calendar'", multipart(PLAIN, CALENDAR), False),
         ("'calendar'", mail("Subject: x") + LARGE, False),
-        ("'calendar'", multipart(PLAIN, CALENDAR) + LARGE, True)
-    ]
-)  # fmt: skip
+        ("'calendar'", multipart(PLAIN, CALENDAR) + LARGE, True),
+    ],
+)
 def test_only_the_parts_of_a_large_message_take_a_thread(rules_of, kinds, content, needs_thread):
     rules = rules_of(rule(HOLD, when=f"{{ message_type = {kinds} }}"))
     message = examined_message("", ["b@x.test"], content, source=Source.SMTP, local_domains=())

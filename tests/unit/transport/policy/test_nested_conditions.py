@@ -51,8 +51,10 @@ def test_only_the_tables_to_which_a_match_is_due_are_in_the_journey(evaluate):
     when = f"{{ sender = 'a@*', any = [{FAILS}, {{ subject = 'hello', recipient = 'b@*' }}, {HOLDS}] }}"
     [hit] = evaluate(rule(TAG, when=when), to=BOTH).hits
     assert [(each.condition, each.value) for each in hit.because] == [
-        ("sender", "a@in.test"), ("any[1].subject", "hello"), ("any[1].recipient", "b@out.test")
-    ]  # fmt: skip
+        ("sender", "a@in.test"),
+        ("any[1].subject", "hello"),
+        ("any[1].recipient", "b@out.test"),
+    ]
 
 
 DEEP = "{ header = { name = 'X-Old', pattern = '1' } }"

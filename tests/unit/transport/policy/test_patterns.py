@@ -40,7 +40,9 @@ def test_a_pattern_is_found_anywhere_without_regard_to_case(pattern, text, match
     assert bool(set_of(pattern).matching(text)) is matches
 
 
-@each_row("value, expected", [
+@each_row(
+    "value, expected",
+    [
         ("", "a regular expression"),
         (3, "a regular expression"),
         ("a(", 'RE2 accepts: it says "missing '),
@@ -51,8 +53,9 @@ def test_a_pattern_is_found_anywhere_without_regard_to_case(pattern, text, match
         ("\ud800", "in Unicode"),
         ("a" * 1000, f"at most {PATTERN_STEPS_MAX} steps, not 100"),
         (r"\pL{9}", f"at most {PATTERN_STEPS_MAX} steps"),
-        ("((a{100}){100}){100}", "RE2 accepts: it says")
-    ])  # fmt: skip
+        ("((a{100}){100}){100}", "RE2 accepts: it says"),
+    ],
+)
 def test_a_pattern_that_re2_refuses_or_that_is_too_large_is_a_fault(capfd, value, expected):
     with pytest.raises(ValueError, match=expected):
         Pattern.parse(value)

@@ -135,11 +135,15 @@ def test_a_command_prints_what_the_page_says(tmp_path, monkeypatch, block):
         (tmp_path / "policies/10-mark.toml").write_text(RULES[0])
     else:
         shutil.copytree(shipped("policies"), "policies")
-    for name, text in {"bad/40-x.toml": BAD, "failing/40-x.toml": FAILING,
-                       "relay.toml": SETTINGS, "one.eml": MESSAGE.decode(),
-                       "mail/bob/cur/1795600000.1.host:2,": ENVELOPE + "\n",
-                       "mail/bob/cur/1795600000.2.host:2,S": ENVELOPE + MESSAGE.decode(),
-                       "mail/notes.eml": "Subject: Notes\n\n"}.items():  # fmt: skip
+    for name, text in {
+        "bad/40-x.toml": BAD,
+        "failing/40-x.toml": FAILING,
+        "relay.toml": SETTINGS,
+        "one.eml": MESSAGE.decode(),
+        "mail/bob/cur/1795600000.1.host:2,": ENVELOPE + "\n",
+        "mail/bob/cur/1795600000.2.host:2,S": ENVELOPE + MESSAGE.decode(),
+        "mail/notes.eml": "Subject: Notes\n\n",
+    }.items():
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(text, encoding="utf-8")
     shutil.copytree("policies", "new", dirs_exist_ok=True)

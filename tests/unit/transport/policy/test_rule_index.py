@@ -51,12 +51,27 @@ test_many_evaluations_match_it = pytest.mark.long(
 )
 
 
-@each_row("pattern, value, matches", [
-        ("*", "", True), ("*", "a", True), ("**", "a", True), ("a*", "A", True), ("a*", "ba", False),
-        ("*a", "ba", True), ("*a", "ab", False), ("*a*", "bab", True), ("*a*", "b", False),
-        ("a*b", "axb", True), ("a*b", "axbc", False), ("?", "a", True), ("?", "", False),
-        ("[a]*", "[a] x", True), ("[a]*", "a", False), ("*ß", "xSS", True)
-    ])  # fmt: skip
+@each_row(
+    "pattern, value, matches",
+    [
+        ("*", "", True),
+        ("*", "a", True),
+        ("**", "a", True),
+        ("a*", "A", True),
+        ("a*", "ba", False),
+        ("*a", "ba", True),
+        ("*a", "ab", False),
+        ("*a*", "bab", True),
+        ("*a*", "b", False),
+        ("a*b", "axb", True),
+        ("a*b", "axbc", False),
+        ("?", "a", True),
+        ("?", "", False),
+        ("[a]*", "[a] x", True),
+        ("[a]*", "a", False),
+        ("*ß", "xSS", True),
+    ],
+)
 def test_globs(pattern, value, matches):
     assert Globs.of([pattern]).match(value) is matches
 

@@ -19,49 +19,101 @@ JUNK = "{ quarantine = true }"
 BODY = 'body = "a first\\nline"\n'
 
 
-@each_row("then, expect, failure", [
+@each_row(
+    "then, expect, failure",
+    [
         (REJECT, "verdict = 'reject', rules = ['r'], rejected = ['b@out.test']", None),
         (REJECT, "verdict = 'reject', rules = []", 'found rules "r", expected none'),
         (REJECT, "verdict = 'reject', rejected = []", 'found rejected "b@out.test", expected none'),
         ("{ discard = true }", "verdict = 'discard'", None),
-        ("{ discard = true }", "verdict = 'reject'", 'found verdict discard ("r"), expected reject'),
+        (
+            "{ discard = true }",
+            "verdict = 'reject'",
+            'found verdict discard ("r"), expected reject',
+        ),
         ("{ bcc = 'L@x.test' }", "verdict = 'accept', added = ['l@x.test']", None),
-        ("{ bcc = 'l@x.test' }", "verdict = 'accept', added = []", 'found added "l@x.test", expected none'),
-        ("{ journal = 'J@x.test' }", "verdict = 'accept', journaled = ['j@x.test'], notified = []", None),
+        (
+            "{ bcc = 'l@x.test' }",
+            "verdict = 'accept', added = []",
+            'found added "l@x.test", expected none',
+        ),
+        (
+            "{ journal = 'J@x.test' }",
+            "verdict = 'accept', journaled = ['j@x.test'], notified = []",
+            None,
+        ),
         ("{ journal = 'j@x.test' }, { reject = 'no' }", "verdict = 'reject', journaled = []", None),
-        ("{ notify = { to = 'n@x.test', text = 'x' } }", "verdict = 'accept', notified = []",
-         'found notified "n@x.test", expected none'),
-        ("{ redirect = 'l@x.test' }",
-         "verdict = 'accept', redirected = ['b@out.test'], added = ['l@x.test']", None),
+        (
+            "{ notify = { to = 'n@x.test', text = 'x' } }",
+            "verdict = 'accept', notified = []",
+            'found notified "n@x.test", expected none',
+        ),
+        (
+            "{ redirect = 'l@x.test' }",
+            "verdict = 'accept', redirected = ['b@out.test'], added = ['l@x.test']",
+            None,
+        ),
         ("{ subject_prefix = '[X]' }", "verdict = 'accept', subject = '[X] test'", None),
-        ("{ subject_prefix = '[X]' }", "verdict = 'accept', subject = 'test'",
-         'found subject "[X] test", expected "test"'),
+        (
+            "{ subject_prefix = '[X]' }",
+            "verdict = 'accept', subject = 'test'",
+            'found subject "[X] test", expected "test"',
+        ),
         (HOLD, "verdict = 'hold', reason = 'a look', subject = 'test'", None),
         (HOLD, "verdict = 'accept'", 'found verdict hold ("r"), expected accept'),
         (HOLD, "verdict = 'hold', reason = 'x'", 'found reason "a look", expected "x"'),
-        ("{ bcc = 'l@x.test' }", "verdict = 'accept', reason = 'x'", 'found reason none, expected "x"'),
+        (
+            "{ bcc = 'l@x.test' }",
+            "verdict = 'accept', reason = 'x'",
+            'found reason none, expected "x"',
+        ),
         ("{ hold = 'x' }, { redirect = 'l@x.test' }", "verdict = 'hold', reason = 'x'", None),
         ("{ defer = '4.7.1 later' }", "verdict = 'defer', rules = ['r'], rejected = []", None),
         ("{ bcc = 'l@x.test' }, { defer = '4.7.1 later' }", "verdict = 'defer', added = []", None),
-        ("{ defer = '4.7.1 later' }", "verdict = 'reject'", 'found verdict defer ("r"), expected reject'),
+        (
+            "{ defer = '4.7.1 later' }",
+            "verdict = 'reject'",
+            'found verdict defer ("r"), expected reject',
+        ),
         (HOP, "verdict = 'accept', next_hop = 'smtp://relay.test:587'", None),
-        (HOP, "verdict = 'accept', next_hop = ''",
-         'found next_hop "smtp://relay.test:587", expected ""'),
-        ("{ next_hop = 'route:x' }", "verdict = 'accept', next_hop = 'route:y'",
-         'found next_hop "route:x", expected "route:y"'),
+        (
+            HOP,
+            "verdict = 'accept', next_hop = ''",
+            'found next_hop "smtp://relay.test:587", expected ""',
+        ),
+        (
+            "{ next_hop = 'route:x' }",
+            "verdict = 'accept', next_hop = 'route:y'",
+            'found next_hop "route:x", expected "route:y"',
+        ),
         (JUNK, "verdict = 'hold', reason = 'quarantine', quarantined = ['B@out.test']", None),
-        (JUNK, "verdict = 'hold', quarantined = []",
-         'found quarantined "b@out.test", expected none'),
-        ("{ quarantine = 'z@in.test' }", "verdict = 'accept', redirected = [], quarantined = ['b@out.test']", None),
+        (
+            JUNK,
+            "verdict = 'hold', quarantined = []",
+            'found quarantined "b@out.test", expected none',
+        ),
+        (
+            "{ quarantine = 'z@in.test' }",
+            "verdict = 'accept', redirected = [], quarantined = ['b@out.test']",
+            None,
+        ),
         ("{ quarantine = 'z@in.test' }", "verdict = 'accept', added = ['z@in.test']", None),
         (TAG, "verdict = 'accept', headers = { X-Tag = 'für', X-No = false }", None),
         (TAG, "verdict = 'accept', headers = { X-Tag = 'x' }", 'found X-Tag "für", expected "x"'),
-        (TAG, "verdict = 'accept', headers = { X-Tag = false }", 'found X-Tag "für", expected none'),
+        (
+            TAG,
+            "verdict = 'accept', headers = { X-Tag = false }",
+            'found X-Tag "für", expected none',
+        ),
         (TAG, "verdict = 'accept', headers = { X-No = 'x' }", 'found X-No none, expected "x"'),
         (TAG, "verdict = 'accept', body = ['a  first', 'line']", None),
-        (TAG, "verdict = 'accept', body = 'third'",
-         'found body "a first line", expected "third" in it')
-    ])  # fmt: skip
+        (
+            TAG,
+            "verdict = 'accept', body = 'third'",
+            'found body "a first line", expected "third" in it',
+        ),
+    ],
+)
 def test_a_rule_test_passes_or_reports_its_failures(rules_of, then, expect, failure):
     rules = rules_of(rule(then) + CASE + BODY + f"expect = {{ {expect} }}\n")
     [result] = run_tests(rules)
@@ -115,17 +167,27 @@ def test_a_rule_test_uses_the_configured_local_domains(rules_of, tmp_path):
         load_rules(tmp_path)
 
 
-@each_row("keys, when, verdict", [
+@each_row(
+    "keys, when, verdict",
+    [
         ("login = 'Ann'", "{ login = 'ann' }", "reject"),
         ("client = '192.0.2.9'", "{ client = '192.0.2.0/24' }", "reject"),
         ("recipients = 3", "{ recipients_over = 2 }", "reject"),
         ("local = ['in.test', 'out.test']", "{ direction = 'internal' }", "reject"),
-        ("local = ['in.test', 'out.test']\nclient = '192.0.2.9'", "{ direction = 'inbound' }", "reject"),
-        ("local = ['in.test', 'out.test']\nclient = '192.0.2.9'\nlogin = 'x'",
-         "{ direction = 'internal' }", "reject"),
+        (
+            "local = ['in.test', 'out.test']\nclient = '192.0.2.9'",
+            "{ direction = 'inbound' }",
+            "reject",
+        ),
+        (
+            "local = ['in.test', 'out.test']\nclient = '192.0.2.9'\nlogin = 'x'",
+            "{ direction = 'internal' }",
+            "reject",
+        ),
         ("body = 'Grüße'", "{ header = { name = 'Content-Type', matches = '*utf-8' } }", "reject"),
         ("body = 'Gr'", "{ header = { name = 'Content-Type', matches = '*' } }", "accept"),
-    ])  # fmt: skip
+    ],
+)
 def test_who_sends_the_message_of_a_rule_test(rules_of, tmp_path, keys, when, verdict):
     expect = f"\nexpect = {{ verdict = '{verdict}' }}\n"
     rules_of(rule(REJECT, when=when) + CASE + keys + expect)

@@ -239,18 +239,28 @@ def notices(number):
 @pytest.mark.parametrize(
     ("good", "more", "expected"),
     [
-        (lambda: "".join(rule(HOLD, name=f"r{n}") for n in range(1000)), lambda: rule(HOLD),
-         "at most 1000 of a tenant"),
+        (
+            lambda: "".join(rule(HOLD, name=f"r{n}") for n in range(1000)),
+            lambda: rule(HOLD),
+            "at most 1000 of a tenant",
+        ),
         (lambda: f"#{'x' * 1048000}", lambda: f"#{'x' * 1048000}\n\n", "at most 2097152 together"),
-        (lambda: journals(10) + journals(10, name="k"), lambda: journals(1, start=10),
-         "at most 10 in all rules"),
+        (
+            lambda: journals(10) + journals(10, name="k"),
+            lambda: journals(1, start=10),
+            "at most 10 in all rules",
+        ),
         (lambda: notices(30) + notices(20), lambda: notices(1), "at most 50 of these"),
-        (lambda: rule(", ".join(['{ set_header = { name = "X-A", value = "b" } }'] * 100)),
-         lambda: rule(", ".join(['{ set_header = { name = "X-A", value = "b" } }'] * 101), name="s"),
-         "at most 100 actions")
+        (
+            lambda: rule(", ".join(['{ set_header = { name = "X-A", value = "b" } }'] * 100)),
+            lambda: rule(
+                ", ".join(['{ set_header = { name = "X-A", value = "b" } }'] * 101), name="s"
+            ),
+            "at most 100 actions",
+        ),
     ],
-    ids=["rules", "octets", "journals", "notices", "actions"]
-)  # fmt: skip
+    ids=["rules", "octets", "journals", "notices", "actions"],
+)
 def test_a_set_of_rules_has_a_bound(home, good, more, expected):
     (home / "10.toml").write_text(good())
     assert load(home)

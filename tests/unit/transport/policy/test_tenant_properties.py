@@ -34,9 +34,19 @@ def tenant_rules(draw: st.DrawFn, name: str) -> RuleSet | None:
         whole = (ACTIONS[key].parse(draw(ACTION_VALUES[key])),)
         every = ConditionSet.of([], [])
         rules += (
-            Rule("all", RuleMode.ENFORCE, when=every, unless=every, actions=whole, outcome=key,
-                 stop=False, on_error=OnError.DEFER, file=Path(), line=1),
-        )  # fmt: skip
+            Rule(
+                "all",
+                RuleMode.ENFORCE,
+                when=every,
+                unless=every,
+                actions=whole,
+                outcome=key,
+                stop=False,
+                on_error=OnError.DEFER,
+                file=Path(),
+                line=1,
+            ),
+        )
     return RuleSet(tuple(replace(each, name=f"{name}/{each.name}") for each in rules))
 
 

@@ -71,18 +71,26 @@ def subjects(verdict) -> dict[str, str]:
 SETS = {name: rule(TAG(name), name=name) for name in ("early", "acme", "globex", "late")}
 A, B, Z = "a@acme.test", "b@globex.test", "o@far.test"
 ORDERS = {
-    "inbound": (mail(to=(A, B, Z)), {
-        A: "late acme early hello", B: "late globex early hello", Z: "late early hello"}),
-    "between two": (trusted(A, B, Z), {
-        B: "late globex acme early hello", Z: "late acme early hello"}),
+    "inbound": (
+        mail(to=(A, B, Z)),
+        {A: "late acme early hello", B: "late globex early hello", Z: "late early hello"},
+    ),
+    "between two": (
+        trusted(A, B, Z),
+        {B: "late globex acme early hello", Z: "late acme early hello"},
+    ),
     "inside": (trusted(A, "c@acme.test"), {"c@acme.test": "late acme early hello"}),
     "a login": (trusted("", B, login=A), {B: "late globex acme early hello"}),
-    "a foreign sender of a login": (trusted("x@far.test", Z, login=A), {
-        Z: "late acme early hello"}),
+    "a foreign sender of a login": (
+        trusted("x@far.test", Z, login=A),
+        {Z: "late acme early hello"},
+    ),
     "an own domain of no tenant, with a login": (
-        replace(trusted("x@far.test", Z, login=A), sender_local=True), {Z: "late acme early hello"}),
+        replace(trusted("x@far.test", Z, login=A), sender_local=True),
+        {Z: "late acme early hello"},
+    ),
     "a stranger in its name": (mail(A, (Z,)), {Z: "late early hello"}),
-}  # fmt: skip
+}
 
 
 @each_row("message, expected", ORDERS.values())
@@ -134,13 +142,21 @@ DEFER = rule("{ defer = '4.7.1 later' }")
 RULES = {
     "defers": (DEFER, MAIL, (DELIVER, LATER), "acme/r"),
     "redirected before": (
-        rule("{ redirect = 'c@acme.test' }", name="q") + DEFER, MAIL, (REDIRECT, ""), "acme/r"),
+        rule("{ redirect = 'c@acme.test' }", name="q") + DEFER,
+        MAIL,
+        (REDIRECT, ""),
+        "acme/r",
+    ),
     "a bcc before": (
-        rule("{ bcc = 'c@acme.test' }", name="q") + DEFER, MAIL, (DELIVER, LATER), "acme/r"),
+        rule("{ bcc = 'c@acme.test' }", name="q") + DEFER,
+        MAIL,
+        (DELIVER, LATER),
+        "acme/r",
+    ),
     "none": (None, MAIL, (DELIVER, f"deferred by acme/*: {GONE}"), "acme/*"),
     "too many parts": (rule(TAG("x"), when=BODY), MANY_PARTS, (REJECT, "5.6.0"), TooManyPartsError),
     "rejects": (rule("{ reject = '5.7.1 no' }"), MAIL, (REJECT, "5.7.1"), None),
-}  # fmt: skip
+}
 
 
 @each_row("case", RULES.values())

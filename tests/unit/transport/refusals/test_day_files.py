@@ -19,10 +19,15 @@ HOUR_US = 3_600_000_000
 
 def refusal(number: int = 0, **changes) -> Refusal:
     facts = {
-        "at": rfc3339(START_US + number), "client": "192.0.2.1", "sender": "app@example.test",
-        "recipients": (f"r{number}@customer.example",), "recipient_count": 1, "command": "RCPT",
-        "reply": "550 5.1.1 unknown", "reason": RefusalReason.RECIPIENT,
-    }  # fmt: skip
+        "at": rfc3339(START_US + number),
+        "client": "192.0.2.1",
+        "sender": "app@example.test",
+        "recipients": (f"r{number}@customer.example",),
+        "recipient_count": 1,
+        "command": "RCPT",
+        "reply": "550 5.1.1 unknown",
+        "reason": RefusalReason.RECIPIENT,
+    }
     return Refusal(**(facts | changes))
 
 
@@ -88,10 +93,16 @@ async def test_a_time_far_in_the_future_does_not_stay(files):
 @pytest.mark.parametrize(
     ("address", "found"),
     [
-        ("APP@example.test", 4), ("r2@customer.example", 1), ("192.0.2.1", 3), ("192.0.2.9", 1),
-        ("shop", 1), ("example.test", 0), ("j\u00f6rg@example.test", 1), ("192.0.2", 0)
-    ]
-)  # fmt: skip
+        ("APP@example.test", 4),
+        ("r2@customer.example", 1),
+        ("192.0.2.1", 3),
+        ("192.0.2.9", 1),
+        ("shop", 1),
+        ("example.test", 0),
+        ("j\u00f6rg@example.test", 1),
+        ("192.0.2", 0),
+    ],
+)
 async def test_an_address_is_that_of_client_login_sender_or_recipient(files, address, found):
     for number in range(3):
         files.record(refusal(number))

@@ -97,8 +97,12 @@ async def test_a_command_looks_up_several_records_at_once():
     texts = Records(("v=spf1 -all",))
     assert list(found) == [*questions[:-1], ("broken.test", "TXT")]
     assert list(found.values())[:-1] == [
-        texts, Records(("10 mx.a.test",)), Records(("3 1 1 " + "ab" * 32,)),
-        Records(("\u00e9\udcff",)), texts, NoName(),
+        texts,
+        Records(("10 mx.a.test",)),
+        Records(("3 1 1 " + "ab" * 32,)),
+        Records(("\u00e9\udcff",)),
+        texts,
+        NoName(),
         NoRecords(),
-    ]  # fmt: skip
+    ]
     assert "SERVFAIL" in found["broken.test", "TXT"].text

@@ -74,7 +74,9 @@ def own_mx(domain):
     return RemoteRecipient(NextHop(HopKind.MX, domain), is_local=True)
 
 
-@each_row("address, expected", [
+@each_row(
+    "address, expected",
+    [
         # accounts; a catch_all of [mailboxes] is for mailboxes.domains alone
         ("nobody@example.test", LocalRecipient("alice@example.test")),
         ("nobody@ACME.test", LocalRecipient("carol@acme.test")),
@@ -105,9 +107,12 @@ def own_mx(domain):
         ("postmaster@twin.test", LocalRecipient("dead-letter", is_answer=True)),
         ("who@any-twin.test", behind()),
         # another one
-        ("who@other.test", RemoteRecipient(
-            NextHop.parse("smtp://smart.test:25")._replace(route="smart"), "smart"))
-    ])  # fmt: skip
+        (
+            "who@other.test",
+            RemoteRecipient(NextHop.parse("smtp://smart.test:25")._replace(route="smart"), "smart"),
+        ),
+    ],
+)
 def test_each_kind_of_domain_has_its_recipients(table, address, expected):
     found = table.examine(address)
     if isinstance(expected, str):
@@ -145,9 +150,12 @@ def test_mail_in_the_queue_is_rerouted_where_its_domain_has_changed(table, hop, 
     ("text", "expected"),
     [
         ("ann\n", 'listed:1: found "ann", expected an address @listed.test'),
-        ("\nann@other.test\n", 'listed:2: found "ann@other.test", expected an address @listed.test')
-    ]
-)  # fmt: skip
+        (
+            "\nann@other.test\n",
+            'listed:2: found "ann@other.test", expected an address @listed.test',
+        ),
+    ],
+)
 def test_a_faulty_file_is_told_with_its_line(tmp_path, text, expected):
     file = tmp_path / "listed"
     file.write_text(text)

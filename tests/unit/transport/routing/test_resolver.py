@@ -369,8 +369,18 @@ async def test_a_relay_of_loopback_finds_hosts_there(dns, text):
     assert isinstance(found, Hosts)
 
 
-@each_row("text", ["mx:three.test", "mx:[192.0.2.1]", "smtp://192.0.2.1:25", "smtps://three.test:465",
-     "smtp://[2001:db8::1]:25", "smtp://smarthost:25", "lmtp://192.0.2.1:24"])  # fmt: skip
+@each_row(
+    "text",
+    [
+        "mx:three.test",
+        "mx:[192.0.2.1]",
+        "smtp://192.0.2.1:25",
+        "smtps://three.test:465",
+        "smtp://[2001:db8::1]:25",
+        "smtp://smarthost:25",
+        "lmtp://192.0.2.1:24",
+    ],
+)
 async def test_a_relay_of_loopback_goes_nowhere_else(dns, text, monkeypatch):
     monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: pytest.fail("asked the system"))
     dns.queries.clear()
@@ -398,13 +408,37 @@ def tlsa(name):
         ({"_25._tcp.h.test": RECORDS}, ("_25._tcp.h.test",), NO_TLSA),
         ({"_25._tcp.h.test": "NXDOMAIN"}, (), NO_TLSA),
         ({"_25._tcp.h.test": {"A": ["127.0.0.1"]}}, (), NO_TLSA),
-        ({"_25._tcp.h.test": {"TLSA": ["0 1 1 " + "00" * 32, "3 1 1 00", "3 1 9 00"]}}, (), TlsaFinding(3, (), ("h.test",))),
+        (
+            {"_25._tcp.h.test": {"TLSA": ["0 1 1 " + "00" * 32, "3 1 1 00", "3 1 9 00"]}},
+            (),
+            TlsaFinding(3, (), ("h.test",)),
+        ),
         # an alias: the name that it leads to goes first
-        ({"h.test": {"CNAME": ["w.test."]}, "_25._tcp.h.test": {"TLSA": [ONES]}, "_25._tcp.w.test": RECORDS}, (), tlsa("w.test")),
+        (
+            {
+                "h.test": {"CNAME": ["w.test."]},
+                "_25._tcp.h.test": {"TLSA": [ONES]},
+                "_25._tcp.w.test": RECORDS,
+            },
+            (),
+            tlsa("w.test"),
+        ),
         ({"h.test": {"CNAME": ["w.test."]}, "_25._tcp.h.test": RECORDS}, (), tlsa("h.test")),
         ({"h.test": {"CNAME": ["w.test."]}, "_25._tcp.h.test": RECORDS}, ("h.test",), NO_TLSA),
-        ({"h.test": {"CNAME": ["w.test."]}, "_25._tcp.h.test": RECORDS, "_25._tcp.w.test": {"TLSA": "SERVFAIL"}}, (), None),
-        ({"h.test": {"A": ["127.0.0.9"], "AAAA": "SERVFAIL"}, "_25._tcp.h.test": RECORDS}, (), tlsa("h.test")),
+        (
+            {
+                "h.test": {"CNAME": ["w.test."]},
+                "_25._tcp.h.test": RECORDS,
+                "_25._tcp.w.test": {"TLSA": "SERVFAIL"},
+            },
+            (),
+            None,
+        ),
+        (
+            {"h.test": {"A": ["127.0.0.9"], "AAAA": "SERVFAIL"}, "_25._tcp.h.test": RECORDS},
+            (),
+            tlsa("h.test"),
+        ),
         ({"_25._tcp.h.test": "SERVFAIL"}, (), None),
         ({"_25._tcp.h.test": "REFUSED"}, (), None),
         ({"_25._tcp.h.test": "SERVFAIL"}, ("h.test",), NO_TLSA),
@@ -412,7 +446,7 @@ def tlsa(name):
         ({"h.test": "SERVFAIL", "_25._tcp.h.test": RECORDS}, (), None),
         ({"h.test": {"A": ["127.0.0.9"], "AAAA": "SERVFAIL"}}, ("h.test",), NO_TLSA),
     ],
-)  # fmt: skip
+)
 async def test_tlsa_records_count_where_all_was_validated(dns, zone, insecure, expected):
     dns.zone |= {"h.test": {"A": ["127.0.0.9"]}, "w.test": {"A": ["127.0.0.9"]}} | zone
     dns.insecure, counted = set(insecure), []

@@ -87,7 +87,9 @@ def test_an_invalid_recipient_carries_a_whole_reply_with_its_code(address, statu
     assert found.text.startswith(f"{code} {status} <{address.replace('ü', 'u')}>: ")
 
 
-@each_row("routes, domain, expected", [
+@each_row(
+    "routes, domain, expected",
+    [
         ([("*.corp.test", "local"), ("a.corp.test", "capture")], "a.corp.test", None),
         ([("a.corp.test", "capture"), ("*.corp.test", "local")], "a.corp.test", CAPTURE),
         ([("*", "capture"), ("a.corp.test", "smtp://127.0.0.1:2626")], "a.corp.test", CAPTURE),
@@ -96,11 +98,16 @@ def test_an_invalid_recipient_carries_a_whole_reply_with_its_code(address, statu
         ([("*.corp.test", "capture")], "evilcorp.test", NextHop(HopKind.MX, "evilcorp.test")),
         ([("x.test", "capture"), ("x.test", "mx")], "x.test", CAPTURE),
         ([("x.test", "mx"), ("*", "capture")], "x.test", NextHop(HopKind.MX, "x.test")),
-        ([("X.Test", "smtps://Mail.Corp.Test:465")], "x.test", NextHop(HopKind.SMTPS, "mail.corp.test", 465)),
+        (
+            [("X.Test", "smtps://Mail.Corp.Test:465")],
+            "x.test",
+            NextHop(HopKind.SMTPS, "mail.corp.test", 465),
+        ),
         ([("*", "smtp://[::1]:25")], "x.test", NextHop(HopKind.SMTP, "::1", 25)),
         ([("*", "capture")], "[192.0.2.1]", CAPTURE),
-        ([("*", "mx")], "[192.0.2.1]", NextHop(HopKind.MX, "[192.0.2.1]"))
-    ])  # fmt: skip
+        ([("*", "mx")], "[192.0.2.1]", NextHop(HopKind.MX, "[192.0.2.1]")),
+    ],
+)
 def test_the_first_matching_route_wins(routes, domain, expected):
     found = table(*routes).next_hop_for(f"bob@{domain}")
     assert (found and found.without_route) == expected
@@ -132,8 +139,22 @@ def test_catch_all_takes_unknown_users_and_postmaster_has_its_own_mailbox():
         assert routes.next_hop_for(address) == LOCAL
 
 
-@each_row("text", ["held", "lmtp://127.0.0.1:25", "lmtp:unix:x", "smtp://h:25 x", "smtp://host", "smtp://host:0", "mx:other.test", "", "reject:",
-     "reject:4.7.1 later", "reject:two\r\nlines"])  # fmt: skip
+@each_row(
+    "text",
+    [
+        "held",
+        "lmtp://127.0.0.1:25",
+        "lmtp:unix:x",
+        "smtp://h:25 x",
+        "smtp://host",
+        "smtp://host:0",
+        "mx:other.test",
+        "",
+        "reject:",
+        "reject:4.7.1 later",
+        "reject:two\r\nlines",
+    ],
+)
 def test_an_invalid_next_hop_is_an_error_that_names_the_route(text):
     with pytest.raises(ValueError, match=r"route 'x\.test': next_hop: found"):
         table(("x.test", text))
@@ -362,25 +383,44 @@ HUB, ELSEWHERE = NextHop.parse("smtp://hub.test:587 hub"), "smtp://h.test:25"
 BY_RULE_THERE = NextHop.parse(f"{ELSEWHERE} {BY_RULE}")
 
 
-@each_row("address, way, found", [
+@each_row(
+    "address, way, found",
+    [
         ("x@b.test", "route:hub", RemoteRecipient(HUB, "hub", chosen=True)),
         ("alice@example.test", "route:hub", RemoteRecipient(HUB, "hub", chosen=True)),
         ("x@b.test", ELSEWHERE, RemoteRecipient(BY_RULE_THERE, BY_RULE, chosen=True)),
         ("alice@example.test", ELSEWHERE, RemoteRecipient(BY_RULE_THERE, BY_RULE, chosen=True)),
-        ("x@b.test", "route:direct",
-         RemoteRecipient(NextHop.parse("mx:b.test direct"), "direct", chosen=True)),
-        ("x@b\u00fccher.test", "route:direct",
-         RemoteRecipient(NextHop.parse("mx:xn--bcher-kva.test direct"), "direct", chosen=True)),
+        (
+            "x@b.test",
+            "route:direct",
+            RemoteRecipient(NextHop.parse("mx:b.test direct"), "direct", chosen=True),
+        ),
+        (
+            "x@b\u00fccher.test",
+            "route:direct",
+            RemoteRecipient(NextHop.parse("mx:xn--bcher-kva.test direct"), "direct", chosen=True),
+        ),
         ("postmaster", ELSEWHERE, LocalRecipient("dead-letter", is_answer=True)),
         ("x@b.test", "route:kept", RemoteRecipient(CAPTURE, "kept", chosen=True)),
-        ("x@b.test", "route:brake", RemoteRecipient(NextHop.parse("mx:b.test"), held="route brake")),
-        ("alice@example.test", "route:brake",
-         LocalRecipient("alice@example.test", held="route brake")),
+        (
+            "x@b.test",
+            "route:brake",
+            RemoteRecipient(NextHop.parse("mx:b.test"), held="route brake"),
+        ),
+        (
+            "alice@example.test",
+            "route:brake",
+            LocalRecipient("alice@example.test", held="route brake"),
+        ),
         # a route that holds the mail holds it still
         ("x@c.test", "route:hub", RemoteRecipient(HUB, "hub", held="route brake", chosen=True)),
-        ("x@c.test", ELSEWHERE,
-         RemoteRecipient(BY_RULE_THERE, BY_RULE, held="route brake", chosen=True)),
-    ])  # fmt: skip
+        (
+            "x@c.test",
+            ELSEWHERE,
+            RemoteRecipient(BY_RULE_THERE, BY_RULE, held="route brake", chosen=True),
+        ),
+    ],
+)
 def test_a_rule_chooses_the_next_hop(address, way, found):
     made = RouteTable(CHOOSABLE, ["example.test"], Accounts())
     assert made.examine_chosen(address, way, made.examine(address)) == found

@@ -39,9 +39,13 @@ class Domains:
     def new(self) -> StsPolicies:
         """What a start of the relay makes."""
         made = StsPolicies(
-            self.directory, self.clock, resolver=self, texts=self.texts, fetch=self._fetch,
+            self.directory,
+            self.clock,
+            resolver=self,
+            texts=self.texts,
+            fetch=self._fetch,
             count=self.results.append,
-        )  # fmt: skip
+        )
         made.open()
         return made
 

@@ -116,11 +116,15 @@ def folder(tmp_path):
     [
         (ED25519, "ed25519-sha256", 256),
         (RSA_1024, "rsa-sha256", 1024),
-        (pem(load_pem_private_key(RSA_1024, None), PrivateFormat.TraditionalOpenSSL), "rsa-sha256", 1024),
-        (b"a key\r\n" + public_pem() + ED25519.replace(b"\n", b"\r\n"), "ed25519-sha256", 256)
+        (
+            pem(load_pem_private_key(RSA_1024, None), PrivateFormat.TraditionalOpenSSL),
+            "rsa-sha256",
+            1024,
+        ),
+        (b"a key\r\n" + public_pem() + ED25519.replace(b"\n", b"\r\n"), "ed25519-sha256", 256),
     ],
-    ids=["Ed25519", "PKCS 8", "PKCS 1", "text, a public key and CRLF"]
-)  # fmt: skip
+    ids=["Ed25519", "PKCS 8", "PKCS 1", "text, a public key and CRLF"],
+)
 def test_a_key_is_read(folder, content, algorithm, bits):
     file = folder.file("s.pem", content)
     [key] = folder.load(file).keys
@@ -128,25 +132,41 @@ def test_a_key_is_read(folder, content, algorithm, bits):
     assert key.name == "s0._domainkey.example.test"
 
 
-@each_row("content, found", [
+@each_row(
+    "content, found",
+    [
         (b"", "no key"),
         (b"\0\xff" * 1000, "no key"),
         (ED25519[:60], '"BEGIN PRIVATE KEY" and no private key that can be read'),
         (RSA_1024[:500], '"BEGIN PRIVATE KEY" and no private key that can be read'),
         (public_pem(), '"BEGIN PUBLIC KEY" and no private key that can be read'),
-        (b"-----BEGIN CERTIFICATE-----\nMIIB\n-----END CERTIFICATE-----\n",
-         '"BEGIN CERTIFICATE" and no private key that can be read'),
-        (pem(load_pem_private_key(RSA_1024, None), PrivateFormat.OpenSSH),
-         '"BEGIN OPENSSH PRIVATE KEY" and no private key that can be read'),
-        (pem(load_pem_private_key(RSA_1024, None), passphrase=b"x"), "a private key with a passphrase"),
-        (pem(load_pem_private_key(RSA_1024, None), PrivateFormat.TraditionalOpenSSL, passphrase=b"x"),
-         "a private key with a passphrase"),
+        (
+            b"-----BEGIN CERTIFICATE-----\nMIIB\n-----END CERTIFICATE-----\n",
+            '"BEGIN CERTIFICATE" and no private key that can be read',
+        ),
+        (
+            pem(load_pem_private_key(RSA_1024, None), PrivateFormat.OpenSSH),
+            '"BEGIN OPENSSH PRIVATE KEY" and no private key that can be read',
+        ),
+        (
+            pem(load_pem_private_key(RSA_1024, None), passphrase=b"x"),
+            "a private key with a passphrase",
+        ),
+        (
+            pem(
+                load_pem_private_key(RSA_1024, None),
+                PrivateFormat.TraditionalOpenSSL,
+                passphrase=b"x",
+            ),
+            "a private key with a passphrase",
+        ),
         (pem(ec.generate_private_key(ec.SECP256R1())), "a private key of the kind EC"),
         (pem(ed448.Ed448PrivateKey.generate()), "a private key of the kind Ed448"),
         (pem(x25519.X25519PrivateKey.generate()), "a private key of the kind X25519"),
         (pem(dsa.generate_private_key(1024)), "a private key of the kind DSA"),
-        (damaged_pem(), "a damaged RSA key")
-    ])  # fmt: skip
+        (damaged_pem(), "a damaged RSA key"),
+    ],
+)
 def test_a_file_without_a_usable_key_is_a_fault(folder, content, found):
     file = folder.file("s.pem", content)
     text = f"relay.toml:5: dkim[0].key: {file}: found {found}, expected {EXPECTED}"
@@ -182,9 +202,13 @@ def test_what_is_no_file_with_a_key_is_a_fault_and_nothing_waits_for_it(folder):
     directory.mkdir(0o700)
     large = folder.file("large.pem", b"#" * 70_000 + ED25519)
     faults = folder.faults(
-        folder.path / "missing.pem", folder.path / ("x" * 300), fifo, directory, large,
+        folder.path / "missing.pem",
+        folder.path / ("x" * 300),
+        fifo,
+        directory,
+        large,
         Path("/dev/null"),
-    )  # fmt: skip
+    )
     assert [one.partition(": found ")[2] for one in faults] == [
         "no such file, expected a file with a private key",
         "one that cannot be read (file name too long), expected one that the service can read",

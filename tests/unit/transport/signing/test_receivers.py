@@ -23,10 +23,25 @@ BATCH = 40
 WORDS = ["hello", "a", "Grüße", "x" * 200, "=?utf-8?q?x=20y?=", ".", "..", "From me", "7", "-- "]
 WHITE = [" ", "  ", "\t", " \t ", "\t\t", ""]
 FIELDS = [
-    "Subject", "To", "Cc", "Date", "Message-ID", "In-Reply-To", "References", "MIME-Version",
-    "Content-Type", "Content-Transfer-Encoding", "List-Unsubscribe", "List-Unsubscribe-Post",
-    "Reply-To", "X-Other", "Received", "Resent-From", "Sender", "List-Id",
-]  # fmt: skip
+    "Subject",
+    "To",
+    "Cc",
+    "Date",
+    "Message-ID",
+    "In-Reply-To",
+    "References",
+    "MIME-Version",
+    "Content-Type",
+    "Content-Transfer-Encoding",
+    "List-Unsubscribe",
+    "List-Unsubscribe-Post",
+    "Reply-To",
+    "X-Other",
+    "Received",
+    "Resent-From",
+    "Sender",
+    "List-Id",
+]
 LISTED = ["From", "To", "Subject", "Reply-To", "List-Unsubscribe", "Content-Type"]
 
 

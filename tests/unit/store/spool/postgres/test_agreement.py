@@ -82,17 +82,26 @@ def test_digests_cannot_be_compared_with_those_of_another_spool_or_part() -> Non
     assert salted({"a": "x"}, "salt") == salted({"a": "x"}, "salt")
 
 
-@each_row("rows, found", [
+@each_row(
+    "rows, found",
+    [
         ([], []),
         ([row("one", {"rules": "x"}), row("two", {"rules": "x"})], []),
         ([row("one", {"rules": "x"}), row("two", {})], []),
         ([row("one", {"rules": "x"}), row("two", {"rules": "y"}, "dead")], []),
-        ([row("one", {"accounts of the store a": "x"}), row("two", {"accounts of the store b": "y"})], []),
+        (
+            [
+                row("one", {"accounts of the store a": "x"}),
+                row("two", {"accounts of the store b": "y"}),
+            ],
+            [],
+        ),
         (
             [row("one", {"rules": "x"}), row("two", {"rules": "y"}), row("three", {"rules": "x"})],
             ["rules: not the same at one, three and at two"],
         ),
-    ])  # fmt: skip
+    ],
+)
 def test_only_what_living_nodes_have_in_common_can_differ(
     rows: list[NodeRow], found: list[str]
 ) -> None:

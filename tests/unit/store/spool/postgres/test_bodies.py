@@ -71,11 +71,13 @@ async def test_a_part_that_a_crash_has_lost(spool, sql, where: str) -> None:
     body = await arrived(spool)
     assert 3 * len(LINES) > 3 * PART_BYTES
     message = with_body(body)
-    sql(f"CREATE FUNCTION lose() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN"
+    sql(
+        f"CREATE FUNCTION lose() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN"
         f" DELETE FROM body WHERE {where}; RETURN NEW; END $$;"
         " ALTER FUNCTION lose SECURITY DEFINER;"
         " CREATE TRIGGER lose AFTER INSERT ON body FOR EACH ROW WHEN (NEW.part = 4)"
-        " EXECUTE FUNCTION lose()")  # fmt: skip
+        " EXECUTE FUNCTION lose()"
+    )
     with pytest.raises(SpoolUnavailableError, match="lost a part"):
         await spool.accept(message, submission_key="k")
     assert sql("SELECT count(*) FROM message") == "0"

@@ -133,9 +133,11 @@ async def test_an_old_session_that_still_works_is_ended_first(
         f" AND datname = '{database}' AND wait_event_type = 'Lock'"
     )
     admin = await asyncpg.connect(
-        host=str(postgres_server.folder), port=postgres_server.port, user="postgres",
+        host=str(postgres_server.folder),
+        port=postgres_server.port,
+        user="postgres",
         database=database,
-    )  # fmt: skip
+    )
     before = spool._writer.own.session.pid
     await admin.execute("BEGIN; LOCK TABLE message IN SHARE MODE")
     proxy.lose("writer", Cut.CLIENT)

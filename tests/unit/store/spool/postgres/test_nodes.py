@@ -119,22 +119,40 @@ async def test_events_and_attempts_name_their_node(at) -> None:
     (claim,) = (await one.accept(new_message(TO_A, events=(ROUTED,)))).claims
     await beats(two, times[1], DEAD_S + BEAT_S)
     (taken,) = (await two.claim_due(NOW, 10, DueQuery())).claims
-    again = {"entry": 1, "recipients": [
-        {"number": 1, "address": "x@a.test", "outcome": "relayed", "status": "2.0.0", "reply": "250 ok"}
-    ]}  # fmt: skip
+    again = {
+        "entry": 1,
+        "recipients": [
+            {
+                "number": 1,
+                "address": "x@a.test",
+                "outcome": "relayed",
+                "status": "2.0.0",
+                "reply": "250 ok",
+            }
+        ],
+    }
     recorded = ClaimResult(taken, 5, {1: OK}, events=(Event(Step.DELIVERY, 6, again),))
     assert (await two.record(recorded))[0]
     journey = await two.journey(claim.message.id)
     assert [(step.step, step.detail["node"]) for step in journey.steps] == [
-        (5, "one.test"), (6, "one.test"), (6, "two.test"),
-    ]  # fmt: skip
+        (5, "one.test"),
+        (6, "one.test"),
+        (6, "two.test"),
+    ]
     assert [(tried.outcome, tried.node) for tried in journey.recipients[0].attempts] == [
-        ("indeterminate", "one.test"), ("relayed", "two.test"),
-    ]  # fmt: skip
+        ("indeterminate", "one.test"),
+        ("relayed", "two.test"),
+    ]
 
 
-COMMANDS = [command("hold"), command("cancel"), command("cancel", bounce=True), command("release"),
-            reroute("mx:b.test"), command("retry")]  # fmt: skip
+COMMANDS = [
+    command("hold"),
+    command("cancel"),
+    command("cancel", bounce=True),
+    command("release"),
+    reroute("mx:b.test"),
+    command("retry"),
+]
 
 
 @pytest.mark.parametrize("order", COMMANDS, ids=lambda one: f"{one.operation} {one.bounce}")
@@ -173,9 +191,12 @@ async def test_parts_of_a_message_stay_with_its_mail_root(at) -> None:
     holder, other = await at("main.test"), await at("second.test", store="second")
     queue_id = (await holder.accept(new_message(TO_A), claim=False)).queue_id
     to_local = QueueCommand(
-        Operation.REROUTE, Selector(ids=(queue_id,)), "test",
-        to=lambda *_: Destination(NextHop.parse("local"), chosen=True), to_text="local",
-    )  # fmt: skip
+        Operation.REROUTE,
+        Selector(ids=(queue_id,)),
+        "test",
+        to=lambda *_: Destination(NextHop.parse("local"), chosen=True),
+        to_text="local",
+    )
     await other.queue_admin.execute(to_local)
     assert (await other.claim_due(NOW, 10, DueQuery())).claims == ()
     (claim,) = (await holder.claim_due(NOW, 10, DueQuery())).claims

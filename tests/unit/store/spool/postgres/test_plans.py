@@ -89,9 +89,16 @@ STATES = {
 }
 BOB = "bob@example.test"
 ASKED = ReceiptRequest(
-    BOB, "a@example.test", BOB, orcpt="", message_id="<m@x>", subject="", thread="", account="",
+    BOB,
+    "a@example.test",
+    BOB,
+    orcpt="",
+    message_id="<m@x>",
+    subject="",
+    thread="",
+    account="",
     is_trusted=True,
-)  # fmt: skip
+)
 DELIVERED = Delivered(Evidence("2.1.5", "250 ok", graph_id="copy", receipt=ASKED))
 SENT = Relayed(Evidence("2.0.0", "250 ok"))
 NEVER = 4 * 10**15
@@ -202,10 +209,15 @@ async def run_commands(spool: SpoolEngine, make) -> None:
     held = await spool.accept(make(), claim=True)
     claims.waiting |= {one.key for one in held.claims}
     for each in (
-        command("retry"), command("hold"), command("hold", until_us=NEVER),
-        command("release", as_before=True), command("reroute", to=own_mx, to_text="default"),
-        reroute("mx:d.test"), command("cancel", bounce=True), command("cancel"),
-    ):  # fmt: skip
+        command("retry"),
+        command("hold"),
+        command("hold", until_us=NEVER),
+        command("release", as_before=True),
+        command("reroute", to=own_mx, to_text="default"),
+        reroute("mx:d.test"),
+        command("cancel", bounce=True),
+        command("cancel"),
+    ):
         await spool.queue_admin.execute(each)
     for restored in ("hold", "release", "cancel"):
         await spool.accept(make({"capture": ["x@a.test"]}))

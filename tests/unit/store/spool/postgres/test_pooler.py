@@ -52,14 +52,21 @@ def pooled_url(server, request):
         command = [copied(Path(program), Path(folder)), "-q", configuration]
         configuration.write_text(
             CONFIGURATION.format(
-                database=database, server=server, port=port, folder=folder, mode=request.param,
+                database=database,
+                server=server,
+                port=port,
+                folder=folder,
+                mode=request.param,
                 more="" if version(command[0], folder) < (1, 21) else "max_prepared_statements = 0",
             )
-        )  # fmt: skip
+        )
         with subprocess.Popen(
-            command, env=os.environ | {"LD_LIBRARY_PATH": folder},
-            stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL, **process_owner(),
-        ) as pooler:  # fmt: skip
+            command,
+            env=os.environ | {"LD_LIBRARY_PATH": folder},
+            stdin=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            **process_owner(),
+        ) as pooler:
             until("PgBouncer listens", lambda: is_open(port) or pooler.poll() is not None)
             assert pooler.poll() is None, "PgBouncer has ended"
             yield f"postgresql://relay@127.0.0.1:{port}/{database}"
@@ -71,9 +78,13 @@ def pooled_url(server, request):
 def version(program, folder):
     """From 1.21 on a pooler keeps statements apart in each mode, unless it is told not to."""
     done = subprocess.run(
-        [program, "--version"], env={"LD_LIBRARY_PATH": folder}, capture_output=True, text=True,
-        timeout=60, check=True,
-    )  # fmt: skip
+        [program, "--version"],
+        env={"LD_LIBRARY_PATH": folder},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
     return tuple(map(int, done.stdout.split()[1].split(".")[:2]))
 
 
@@ -83,9 +94,10 @@ def is_open(port: int) -> bool:
 
 
 @pytest.mark.parametrize(
-    ("pooled_url", "count"), [("session", 0), ("transaction", 1), ("statement", 1)],
+    ("pooled_url", "count"),
+    [("session", 0), ("transaction", 1), ("statement", 1)],
     indirect=["pooled_url"],
-)  # fmt: skip
+)
 async def test_the_mode_of_a_pooler(pooled_url, count):
     options = parse_postgres_url(pooled_url)
     connection = await connect(options, purpose="check")

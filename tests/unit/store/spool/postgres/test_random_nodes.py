@@ -102,9 +102,19 @@ class RunningNode:
 
 
 WEIGHTS = {
-    "accept": 30, "claim": 30, "claim_together": 6, "record": 50, "release": 8, "order": 8,
-    "pass_time": 30, "sleep": 6, "cut": 5, "stop": 2, "kill": 2, "start": 6,
-}  # fmt: skip
+    "accept": 30,
+    "claim": 30,
+    "claim_together": 6,
+    "record": 50,
+    "release": 8,
+    "order": 8,
+    "pass_time": 30,
+    "sleep": 6,
+    "cut": 5,
+    "stop": 2,
+    "kill": 2,
+    "start": 6,
+}
 
 
 class DifferenceError(AssertionError):
@@ -176,9 +186,10 @@ class RandomNodes:
         return [
             key
             for key, one in self.entries.items()
-            if one.state in ("queued", "deferred") and not one.owner
+            if one.state in ("queued", "deferred")
+            and not one.owner
             and (not one.is_local or one.store == node.holds)
-        ]  # fmt: skip
+        ]
 
     def _take_over(self) -> None:
         for one in self.entries.values():
@@ -454,9 +465,11 @@ def play(postgres_server: PostgresServer, tmp_path: Path) -> Callable[..., Any]:
     async def play(seed: int, steps: int) -> Counter[str]:
         url = postgres_server.create()
         admin = await asyncpg.connect(
-            host=str(postgres_server.folder), port=postgres_server.port, user="postgres",
+            host=str(postgres_server.folder),
+            port=postgres_server.port,
+            user="postgres",
             database=database_of(url),
-        )  # fmt: skip
+        )
         run = RandomNodes(seed, url, tmp_path, admin)
         try:
             await run.play(steps)
@@ -494,22 +507,32 @@ def _never_dead(original: Any) -> Any:
 
 BROKEN = {
     "only the claims of nodes that have just died are taken over": (
-        keeper, "dead_owners", lambda _: lambda _tables: (),
+        keeper,
+        "dead_owners",
+        lambda _: lambda _tables: (),
     ),
     "local mail of another mail root is claimed": (Stores, "turns", lambda _: _every_store),
     "a lease does not end": (writer.WriteConnection, "may_claim", lambda _: lambda _writer: True),
     "a dead node goes on after it has lost its connection": (writer, "return_to", _never_dead),
     "a claim that is taken over keeps its epoch": (
-        claimed, "_FREE", lambda sql: sql.replace(", epoch = epoch + 1", ""),
+        claimed,
+        "_FREE",
+        lambda sql: sql.replace(", epoch = epoch + 1", ""),
     ),
     "a claim does not look whether another node was faster": (
-        claims, "_TAKE", lambda sql: sql.replace(" AND claimed = 0", ""),
+        claims,
+        "_TAKE",
+        lambda sql: sql.replace(" AND claimed = 0", ""),
     ),
     "a release does not look whose claim it is": (
-        claims, "_RELEASE", lambda sql: sql.replace(" AND owner = ?", " AND CAST(? AS bigint) > 0").replace("AND epoch = ?", "AND CAST(? AS bigint) > 0"),
+        claims,
+        "_RELEASE",
+        lambda sql: sql.replace(" AND owner = ?", " AND CAST(? AS bigint) > 0").replace(
+            "AND epoch = ?", "AND CAST(? AS bigint) > 0"
+        ),
     ),
     "a dead node is alive for itself": (Watch, "silent", lambda _: lambda *_a, **_m: []),
-}  # fmt: skip
+}
 
 
 async def play_some(play: Callable[..., Any]) -> None:

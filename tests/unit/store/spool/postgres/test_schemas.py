@@ -57,9 +57,7 @@ async def test_both_schemas_have_the_same_names(
             )
         )
     settings = Settings("relay.test", tmp_path / "node", spool=SpoolSettings(empty_database))
-    engine = spools.open(
-        settings, clock=SystemClock(), crash=CrashPoints(), metrics=Metrics()
-    )  # fmt: skip
+    engine = spools.open(settings, clock=SystemClock(), crash=CrashPoints(), metrics=Metrics())
     await engine.start()
     await engine.stop()
     answer = postgres_server.sql(

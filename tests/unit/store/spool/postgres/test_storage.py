@@ -97,9 +97,12 @@ print(*spool.storage(settings).faults())
 
 def test_without_the_extra(tmp_path):
     done = subprocess.run(
-        [sys.executable, "-c", PROGRAM, tmp_path], capture_output=True, text=True, check=True,
+        [sys.executable, "-c", PROGRAM, tmp_path],
+        capture_output=True,
+        text=True,
+        check=True,
         timeout=60,
-    )  # fmt: skip
+    )
     lines = done.stdout.splitlines()
     assert len(lines) == 4
     assert all(

@@ -19,11 +19,21 @@ FIRST, SECOND = ("m", 1), ("m", 2)
 def facts(extra: EntryExtra | None = None, **changes: Any) -> EntryFacts:
     extra = extra or EntryExtra()
     values = {
-        "state": RecipientState.QUEUED, "is_claimed": False, "next_hop": "mx:a.test",
-        "retry_us": NOW_US, "due_us": NOW_US, "warn_us": None, "content_id": 1, "attempts": 0,
-        "expires_us": extra.expires_us or END_US, "epoch": 3, "extra_text": extra_text(extra),
-        "extra": extra, "reverse_path": "s@a.test", "ends_alone": bool(extra.expires_us),
-    }  # fmt: skip
+        "state": RecipientState.QUEUED,
+        "is_claimed": False,
+        "next_hop": "mx:a.test",
+        "retry_us": NOW_US,
+        "due_us": NOW_US,
+        "warn_us": None,
+        "content_id": 1,
+        "attempts": 0,
+        "expires_us": extra.expires_us or END_US,
+        "epoch": 3,
+        "extra_text": extra_text(extra),
+        "extra": extra,
+        "reverse_path": "s@a.test",
+        "ends_alone": bool(extra.expires_us),
+    }
     return EntryFacts(**values | changes)
 
 
@@ -36,9 +46,14 @@ def decided(
     **more: Any,
 ) -> tuple[ChangeResult, EntryChanges]:
     return decide(
-        LoadedEntries(entries, **more), order, list(entries), taken=taken,
-        now_us=NOW_US, at_us=NOW_US, planned=planned or {},
-    )  # fmt: skip
+        LoadedEntries(entries, **more),
+        order,
+        list(entries),
+        taken=taken,
+        now_us=NOW_US,
+        at_us=NOW_US,
+        planned=planned or {},
+    )
 
 
 @each_row(
