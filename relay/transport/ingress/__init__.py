@@ -31,8 +31,9 @@ Mail of the machine:
 The content and its acceptance:
 
 - `data`: DATA, BDAT: the end of the content (SMTP smuggling), bare CR or LF, long lines, large mail
-- `acceptance`: from the final dot to the 250: aliases, rules, signing, reports, commit; when the
-  entry expires and a delay is reported
+- `acceptance`: step 5 in its order, from the final dot to the 250: milters, aliases, rules,
+  fan-out, signatures, limits, commit; when the entry expires and a delay is reported
+- `stages`: the values that its stages hand on
 - `arrival`: a message before its rules: checks of its header, mail loops; when milters see it; the
   replies to the final dot; the log line about accepted mail
 - `filtering`: milters in a session and a played one; what their answers do to a message

@@ -1,9 +1,14 @@
-"""Accept a message after the final dot (step 5): aliases, routes, mail rules, commit, reply 250.
+"""Accept a message after the final dot: step 5, in its order.
 
-The order of these is decided here, each of them elsewhere: aliases in `forwarding`, routes in
-relay/transport/routing/route_table.py, rules in relay/transport/policy/engine.py, queue entries in
-`fanout`, signatures in relay/transport/signing/signer.py, reports of rejected recipients in
-relay/delivery/reports/bounces.py.
+    prepare()    milters, and a header that is checked and completed      `arrival`
+    _examine()   aliases and routes          `forwarding`, relay/transport/routing/route_table.py
+    _decide()    mail-flow rules             relay/transport/policy/engine.py
+    _fan_out()   queue entries, signatures   `fanout`, relay/transport/signing/signer.py
+    _commit()    limits, reports, commit     `message_limits`, relay/delivery/reports/bounces.py
+
+Each stage returns a value that has the one before (`stages`), or raises RefusedError with the reply
+to the client. Where a tenant of recipients has reached a limit, its copies are held or rejected,
+and the last two stages are repeated.
 
 The 250 is returned only after the spool has committed (fsync) one transaction with the message, its
 queue entries and the reports that are already due. Every error is a reply: 451 or 452 for an
@@ -12,18 +17,18 @@ internal one, 5yz for a fault of the message. A reply never contains the text of
 RFC 5321 4.2.5, 6.1, 6.3 (loops); RFC 3461 5; RFC 6409 8.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 
 from msgspec.structs import replace
 
-from relay.base.accounts.account import AccountDirectory, Expansion
+from relay.base.accounts.account import AccountDirectory
 from relay.base.accounts.usage import BeyondLimit, UsageCounter
 from relay.base.clock import Clock, Ids
 from relay.base.message.content import Content, size_of
 from relay.base.message.envelope import Envelope, ForwardPath, MessageExtra, MessageFacts, domain_of
-from relay.base.message.header import Header, ParsedContent
 from relay.base.message.nexthop import NextHop
 from relay.base.message.srs import Srs
 from relay.base.message.verdict import (
@@ -37,8 +42,7 @@ from relay.base.observe.logs import get_logger
 from relay.base.observe.metrics import Metrics
 from relay.base.sliding_window import Reservation
 from relay.base.socket_address import client_of
-from relay.formats.dsn import ReportedRecipient, ReportKind
-from relay.store.journeys.events import Event
+from relay.formats.dsn import ReportKind
 from relay.store.spool.engine import SpoolEngine
 from relay.store.spool.types import (
     Accepted,
@@ -60,13 +64,15 @@ from relay.transport.ingress.arrival import (
     TOO_MANY_PARTS,
     ArrivedMail,
     Preparation,
+    PreparedMail,
     accepted_reply,
     deferral_reply,
     limit_reply,
     log_accepted,
 )
-from relay.transport.ingress.data import DataReply, Origin, subject_of
+from relay.transport.ingress.data import DataReply, Origin, RefusedError, subject_of
 from relay.transport.ingress.fanout import (
+    FannedMail,
     FanOut,
     HoldTimes,
     as_valid,
@@ -83,25 +89,33 @@ from relay.transport.ingress.forwarding import (
     LARGE_REPORT,
     MANY_REPORTS,
     REPORT_BYTES_MAX,
-    ExpandedRecipients,
     Forwarder,
     expand_recipients,
     with_added,
 )
 from relay.transport.ingress.message_limits import AnswerLimit, HoldLimit, RateLimits
 from relay.transport.ingress.policy_threads import PolicyThreads
-from relay.transport.ingress.rule_mail import MailSubject, RuleMails
+from relay.transport.ingress.rule_mail import RuleMails
+from relay.transport.ingress.stages import DecidedMail, ExaminedMail
 from relay.transport.milter.filters import MilterSet
 from relay.transport.policy.archives import UnexaminedArchiveError
 from relay.transport.policy.message_parts import TooManyPartsError
-from relay.transport.policy.rule_book import DEFERRED, RuleBook, TenantRules
-from relay.transport.routing.route_table import InvalidRecipient, RouteTable, RoutingResult
+from relay.transport.policy.rule_book import DEFERRED, RuleBook
+from relay.transport.routing.route_table import InvalidRecipient, RouteTable
 from relay.transport.signing.signer import Signer, SigningError
 
 _log = get_logger("ingress")
 _QUICK_HEADER_BYTES = 16384  # the time to read its fields is a few milliseconds
 POLICY_TIMEOUT_S = 10.0
 _CLAIMED_MAX = 100  # entries of one message: has_room() is called for each of them
+
+
+class TenantLimitError(Exception):
+    """A tenant of recipients has reached a limit: its copies are held or rejected in `decided`."""
+
+    def __init__(self, decided: DecidedMail, verdict: Verdict) -> None:
+        super().__init__()
+        self.decided = replace(decided, verdict=verdict)
 
 
 @dataclass(kw_only=True, eq=False)
@@ -201,6 +215,8 @@ class Acceptance:
         """Return the reply to the final dot, whatever happens."""
         try:
             return await self._accept(arrival)
+        except RefusedError as refused:
+            return refused.reply
         except SpoolFullError:
             return NO_ROOM
         except SpoolUnavailableError as error:
@@ -214,186 +230,173 @@ class Acceptance:
             return LOCAL_ERROR
 
     async def _accept(self, arrival: ArrivedMail) -> DataReply:
+        """Take a message through the stages. Raises RefusedError, SpoolError, SigningError."""
         to = [path.address for path in arrival.paths]
         counted = self.usage.reserve(arrival.origin.counted_for, to)
         if isinstance(counted, BeyondLimit):
-            return limit_reply(counted)
-        with counted:
-            reply = await self._filter(arrival)
+            raise RefusedError(limit_reply(counted))
+        with counted, ExitStack() as undo:
+            prepared = await self.preparation.prepare(arrival)
+            undo.callback(prepared.release)
+            decided = await self._decide(self._examine(prepared))
+            reply = await self._carry_out(decided)
             if reply.queue_id == arrival.queue_id:  # not of a repetition
                 counted.keep()
             return reply
 
-    async def _filter(self, arrival: ArrivedMail) -> DataReply:
-        prepared = await self.preparation.prepare(arrival)
-        if isinstance(prepared, DataReply):
-            return prepared
-        try:
-            return await self._apply_rules(prepared.arrival, prepared.content)
-        finally:
-            prepared.release()
+    async def _carry_out(self, decided: DecidedMail) -> DataReply:
+        """Fan the message out and commit it, and return the 250."""
+        while True:
+            fanned = await self._fan_out(decided)
+            try:
+                return await self._commit(fanned)
+            except TenantLimitError as reached:  # others' copies do not wait for this tenant
+                decided = reached.decided  # in which fewer of its copies go on, so this ends
 
-    async def _apply_rules(self, arrival: ArrivedMail, parsed: ParsedContent) -> DataReply:
-        origin, sender, forwarding = arrival.origin, arrival.envelope.reverse_path, self.forwarding
+    def _examine(self, prepared: PreparedMail) -> ExaminedMail:
+        """Replace aliases, and find the next hop of each recipient. Raises RefusedError."""
+        arrival, content = prepared.arrival, prepared.content
+        origin, filtered, forwarding = arrival.origin, arrival.filtered, self.forwarding
+        sender = arrival.envelope.reverse_path
         charges = forwarding.reports_to([path.address for path in arrival.paths], sender)
-        size, answers_discarded = size_of(arrival.content), ""
-        if charges and size > REPORT_BYTES_MAX:
-            return DataReply(LARGE_REPORT)
-        filtered, expand = arrival.filtered, forwarding.expander(sender, parsed.header)
+        if charges and size_of(arrival.content) > REPORT_BYTES_MAX:
+            raise RefusedError(DataReply(LARGE_REPORT))
+        expand = forwarding.expander(sender, content.header)
         refuse = partial(forwarding.writer_rejection, sender=origin.sender(arrival.given_sender))
         recipients = expand_recipients(arrival.paths, expand, filtered.recipients, refuse=refuse)
-        if added := filtered.added:
-            recipients = with_added(recipients, expand, added)
-        examine = forwarding.examiner(sender, parsed.header, trusted=origin.trusted)
-        examinations = examined_recipients(recipients, examine)
-        rules = self.policy()
-        examined = self._policy_input(arrival, recipients, parsed, examinations=examinations)
-        verdict = await self._evaluate(rules, examined)
-        if isinstance(verdict, DataReply):
-            return verdict
+        if filtered.added:
+            recipients = with_added(recipients, expand, filtered.added)
+        examine = forwarding.examiner(sender, content.header, trusted=origin.trusted)
+        return ExaminedMail(
+            arrival=arrival,
+            content=content,
+            account=self.preparation.account_of(arrival),
+            recipients=recipients,
+            routes=examined_recipients(recipients, examine),
+            expand=expand,
+            examine=examine,
+            charges=charges,
+        )
+
+    async def _decide(self, examined: ExaminedMail) -> DecidedMail:
+        """Ask the rules. Raises RefusedError if they defer, fail or take too long."""
+        rules, arrival = self.policy(), examined.arrival
+        verdict = await self._evaluate(rules, self._rule_input(examined))
         if hold := arrival.filtered.hold:
             verdict = verdict.with_holds(lambda _tenant: hold)
-        if verdict.sender and sender:  # its own routes, SRS and reports are those of the new one
-            envelope = replace(arrival.envelope, reverse_path=verdict.sender)
-            arrival = replace(arrival, envelope=envelope)
-            examine = forwarding.examiner(verdict.sender, parsed.header, trusted=origin.trusted)
-            examinations = as_valid(examinations, examined_recipients(recipients, examine))
-        if has_answers(examinations):
-            answers_discarded = self.answers.why_discarded(arrival.envelope, size)
-        while True:
-            fan = self._fan_out(
-                arrival,
-                recipients,
-                verdict,
-                examinations=examinations,
-                examine=examine,
-                expand=expand,
-                answers_discarded=answers_discarded,
-                tenants=rules.tenants,
-            )
-            reply = await self._carry_out(
-                arrival,
-                verdict,
-                fan,
-                rules=rules,
-                recipients=recipients,
-                content=parsed,
-                charges=charges,
-                sender=sender,
-            )
-            if isinstance(reply, DataReply):
-                return reply
-            verdict = reply  # each time one tenant's copies are held or rejected that were not
+        sender, discarded = arrival.envelope.reverse_path, ""
+        if verdict.sender and sender:
+            examined = self._with_sender(examined, verdict.sender)
+        if has_answers(examined.routes):
+            envelope, size = examined.arrival.envelope, size_of(arrival.content)
+            discarded = self.answers.why_discarded(envelope, size)
+        return DecidedMail(examined, verdict, rules, sender, discarded)
 
-    async def _carry_out(
-        self,
-        arrival: ArrivedMail,
-        verdict: Verdict,
-        fan: FanOut,
-        *,
-        rules: RuleBook,
-        recipients: ExpandedRecipients,
-        content: ParsedContent,
-        charges: Sequence[RateCharge],
-        sender: str,
-    ) -> DataReply | Verdict:
-        """Commit the message, and return the reply; or another verdict that has to be carried out,
-        where a limit of a recipients' tenant is reached: others' copies do not wait for it.
+    def _with_sender(self, examined: ExaminedMail, sender: str) -> ExaminedMail:
+        """Return the message with a sender that a rule gave it: it has the routes, SRS and reports
+        of this one.
         """
-        origin = arrival.origin
-        if fan.rejects_all and not origin.is_promised:  # the client gets the rejection itself
-            self._count_rules(verdict)
+        arrival = examined.arrival
+        envelope = replace(arrival.envelope, reverse_path=sender)
+        header, is_trusted = examined.content.header, arrival.origin.trusted
+        examine = self.forwarding.examiner(sender, header, trusted=is_trusted)
+        routes = examined_recipients(examined.recipients, examine)
+        return replace(
+            examined,
+            arrival=replace(arrival, envelope=envelope),
+            examine=examine,
+            routes=as_valid(examined.routes, routes),
+        )
+
+    async def _fan_out(self, decided: DecidedMail) -> FannedMail:
+        """Sort the recipients into queue entries, and sign each content.
+
+        Raises RefusedError if all recipients are rejected and the client hears it, SigningError.
+        """
+        fan, arrival = self._sorted(decided), decided.arrival
+        if fan.rejects_all and not arrival.origin.is_promised:
+            self._count_rules(decided.verdict)
             first, filtered = fan.rejected[0], arrival.filtered
             milter = filtered.refused_by if first.position in filtered.recipients else ""
-            return DataReply(first.reply, rule=verdict.rule_of(first.path.address), milter=milter)
-        signed = await self.signer.sign(fan.contents, trusted=origin.trusted)
-        fan = replace(fan, contents=signed.contents)
-        reserved = self.rates.reserve((*verdict.charges, *charges))
-        if isinstance(reserved, RateCharge):
-            if tenant_of_rule(reserved.rule) in verdict.guests:
-                return verdict.deferred_for(reserved.deferral)
-            return self._beyond(reserved)
-        mails, reserved = self.rule_mails.due(verdict.mails, reserved)
-        with reserved:
-            event = routing_event(
-                verdict,
-                fan,
-                self.clock.time_us(),
-                client=None if origin.pickup else origin.client,
-                rules=rules,
-                signed=signed,
-                sender=sender,
-                account=self.preparation.account_of(arrival),
-            )
-            event = arrival.filtered.noted(event)
-            message = self._message(arrival, fan, header=content.header, event=event)
-            message, reports = self._with_reports(
-                message, verdict, fan, expanded=recipients.reported, content=content
-            )
-            if mails:
-                about = MailSubject(content, sender, recipients, verdict, rules)
-                message, reports = self.rule_mails.added(message, reports, mails, subject=about)
-            try:
-                reply = await self._commit(message, reports, origin, reserved=reserved)
-            except HoldsFullError as error:
-                full = [x for x in message.held_by_rules if tenant_of_rule(x) == error.tenant]
-                reply = self.holds.rejection(full[0], self.held_max)
-                other = verdict.without_holds_of(
-                    error.tenant, *HOLDS_FULL_OF_TENANT, in_mailboxes=fan.in_mailboxes
-                )
-                # less is held each time, so this comes to an end
-                if error.tenant in verdict.guests and other != verdict and not other.rejects_all:
-                    return other
-            self._count_rules(verdict)
-            return reply
+            rule = decided.verdict.rule_of(first.path.address)
+            raise RefusedError(DataReply(first.reply, rule=rule, milter=milter))
+        signed = await self.signer.sign(fan.contents, trusted=arrival.origin.trusted)
+        return FannedMail(decided, replace(fan, contents=signed.contents), signed)
 
-    def _fan_out(
-        self,
-        arrival: ArrivedMail,
-        recipients: ExpandedRecipients,
-        verdict: Verdict,
-        *,
-        examinations: Sequence[RoutingResult],
-        examine: Callable[[str, str, bool], RoutingResult],
-        expand: Callable[[str], Expansion | None],
-        answers_discarded: str,
-        tenants: Mapping[str, TenantRules],
-    ) -> FanOut:
-        envelope, trusted, forwarding = arrival.envelope, arrival.origin.trusted, self.forwarding
+    def _sorted(self, decided: DecidedMail) -> FanOut:
+        examined, verdict, forwarding = decided.examined, decided.verdict, self.forwarding
+        arrival, recipients, rules = decided.arrival, examined.recipients, decided.rules
+        reverse_path, is_trusted = arrival.envelope.reverse_path, arrival.origin.trusted
         aliases = recipients.alias_by_address if verdict.additions else {}
 
         def sender_of(forwarded_by: str, address: str, added: AddedRecipient | None) -> str:
             if added and added.is_quarantine:  # no report of another host may go to the sender
-                return f"MAILER-DAEMON@{self.hostname}" if envelope.reverse_path else ""
+                return f"MAILER-DAEMON@{self.hostname}" if reverse_path else ""
             if added and not forwarded_by and not verdict.sender:
                 forwarded_by = aliases.get(added.acted_for) or added.acted_for
-            return forwarding.sender_of(
-                forwarded_by, address, envelope.reverse_path, trusted=trusted
-            )
+            return forwarding.sender_of(forwarded_by, address, reverse_path, trusted=is_trusted)
 
         return fan_out(
             recipients,
-            with_next_hops(examinations, verdict, self.router.examine_chosen),
+            with_next_hops(examined.routes, verdict, self.router.examine_chosen),
             verdict,
-            expand=expand,
+            expand=examined.expand,
             sender_of=sender_of,
-            examine=forwarding.examiner_of_added(examine, verdict, tenants, trusted=trusted),
-            answers_discarded=answers_discarded,
+            examine=forwarding.examiner_of_added(
+                examined.examine, verdict, rules.tenants, trusted=is_trusted
+            ),
+            answers_discarded=decided.answers_discarded,
             times=HoldTimes(arrival.received_us, int(self.expire_after_s * 1_000_000)),
         )
 
+    async def _commit(self, fanned: FannedMail) -> DataReply:
+        """Count the message against its limits, commit it, and return the 250.
+
+        Raises RefusedError or TenantLimitError beyond a limit, SpoolError.
+        """
+        decided = fanned.decided
+        verdict, origin = decided.verdict, decided.arrival.origin
+        reserved = self.rates.reserve((*verdict.charges, *decided.examined.charges))
+        if isinstance(reserved, RateCharge):
+            if tenant_of_rule(reserved.rule) in verdict.guests:
+                raise TenantLimitError(decided, verdict.deferred_for(reserved.deferral))
+            raise RefusedError(self._beyond(reserved))
+        mails, reserved = self.rule_mails.due(verdict.mails, reserved)
+        with reserved:
+            message, reports = self._with_reports(fanned, self._message(fanned))
+            if mails:
+                message, reports = self.rule_mails.added(message, reports, mails, subject=decided)
+            try:
+                reply = await self._store(message, reports, origin, reserved=reserved)
+            except HoldsFullError as error:
+                raise self._beyond_holds(fanned, message, error.tenant) from None
+            self._count_rules(verdict)
+            return reply
+
+    def _beyond_holds(
+        self, fanned: FannedMail, message: NewMessage, tenant: str
+    ) -> TenantLimitError | RefusedError:
+        """Return what follows where the rules of a tenant, "" for the operator's, hold as much as
+        they may.
+        """
+        verdict = fanned.decided.verdict
+        rule = next(rule for rule in message.held_by_rules if tenant_of_rule(rule) == tenant)
+        reply = self.holds.rejection(rule, self.held_max)
+        without = verdict.without_holds_of(
+            tenant, *HOLDS_FULL_OF_TENANT, in_mailboxes=fanned.fan.in_mailboxes
+        )
+        if tenant in verdict.guests and without != verdict and not without.rejects_all:
+            return TenantLimitError(fanned.decided, without)
+        self._count_rules(verdict)
+        return RefusedError(reply)
+
     def _with_reports(
-        self,
-        message: NewMessage,
-        verdict: Verdict,
-        fan: FanOut,
-        *,
-        expanded: Sequence[ReportedRecipient],
-        content: ParsedContent,
+        self, fanned: FannedMail, message: NewMessage
     ) -> tuple[NewMessage, Sequence[NewMessage]]:
         """Return the message with the events of the reports that are due already, and these."""
+        verdict, fan, examined = fanned.decided.verdict, fanned.fan, fanned.decided.examined
+        expanded, quarantined = examined.recipients.reported, fan.quarantined
         notices = notices_of(verdict, fan) if message.held_by_rules else {}
-        quarantined = fan.quarantined
         if not (expanded or fan.rejected or notices or quarantined):  # nearly always
             return message, ()
         rules = {one.address: one.rule for one in verdict.recipients}
@@ -406,7 +409,7 @@ class Acceptance:
         }
         groups = [*due.items(), *((ReportKind.HELD, some) for some in notices.values())]
         plans = [
-            self.reporter.reports(kind, message.facts, some, content=content.joined())
+            self.reporter.reports(kind, message.facts, some, content=examined.content.joined())
             for kind, some in groups
             if some
         ]
@@ -414,32 +417,26 @@ class Acceptance:
         message = replace(message, events=(*message.events, *events))
         return message, [report for plan in plans for report in plan.messages]
 
-    def _policy_input(
-        self,
-        arrival: ArrivedMail,
-        recipients: ExpandedRecipients,
-        content: ParsedContent,
-        *,
-        examinations: Sequence[RoutingResult],
-    ) -> ExaminedMessage:
+    def _rule_input(self, examined: ExaminedMail) -> ExaminedMessage:
+        arrival, recipients = examined.arrival, examined.recipients
         envelope, origin = arrival.envelope, arrival.origin
         # An untrusted client may write any domain into MAIL FROM, so that alone is not internal.
         claims_local = self.router.is_local_domain(domain_of(envelope.reverse_path))
         valid = [
-            (path.address, found)
-            for path, found in zip(recipients.paths, examinations, strict=True)
-            if not isinstance(found, InvalidRecipient)
+            (path.address, route)
+            for path, route in zip(recipients.paths, examined.routes, strict=True)
+            if not isinstance(route, InvalidRecipient)
         ]
         return ExaminedMessage(
             reverse_path=envelope.reverse_path,
             sender_local=claims_local and origin.trusted,
             recipients=tuple([address for address, _ in valid]),
-            local=frozenset([address for address, found in valid if found.is_local]),
-            content=content,
+            local=frozenset([address for address, route in valid if route.is_local]),
+            content=examined.content,
             source=origin.source,
             client=origin.ip,
             # a client of a trusted network has no login, whatever sender it names
-            login=self.preparation.account_of(arrival) if origin.pickup else origin.login,
+            login=examined.account if origin.pickup else origin.login,
             recipient_count=len(arrival.paths),
             time_us=self.clock.time_us(),
             is_own=self.router.is_local_domain,
@@ -447,41 +444,49 @@ class Acceptance:
             given=recipients.given,
         )
 
-    async def _evaluate(self, rules: RuleBook, message: ExaminedMessage) -> Verdict | DataReply:
-        """Return the verdict of the rules, or the reply if they defer, fail or take too long."""
+    async def _evaluate(self, rules: RuleBook, message: ExaminedMessage) -> Verdict:
+        """Return the verdict of the rules. Raises RefusedError if they defer, fail or take too
+        long: no message may bypass a rule that fails.
+        """
         if not message.recipients:
             return Verdict((), (), (message.content,), ())
         try:
-            evaluation, time_s = rules.begin(message), self.policy_timeout_s
-            is_quick = message.content.header.size <= _QUICK_HEADER_BYTES
-            if not is_quick or not evaluation.run(in_thread=False):
-                await self.threads.run(
-                    message.login or client_of(message.client),
-                    lambda stopped: evaluation.run(in_thread=True, stopped=stopped, time_s=time_s),
-                    timeout_s=time_s,
-                )
-            verdict = evaluation.verdict()
-            if not verdict.deferred:
-                return verdict
-            self._count_rules(verdict)
-            return deferral_reply(verdict.deferred)
+            verdict = await self._verdict(rules, message)
         except TooManyPartsError:
-            return TOO_MANY_PARTS
+            raise RefusedError(TOO_MANY_PARTS) from None
         except TimeoutError:
             _log.error("policy timed out", size_bytes=message.content.size)
+            raise RefusedError(NO_POLICY) from None
         except UnexaminedArchiveError as error:
             _log.error("policy failed", rule=error.rule, client=message.client, error=str(error))
             self.metrics.policy_rules.labels(rule=error.rule, outcome="error").inc()
-        except Exception:  # noqa: BLE001 -- no message may bypass a rule that fails
+            raise RefusedError(NO_POLICY) from None
+        except Exception:  # noqa: BLE001 -- the reply has no text of an exception
             _log.exception("policy failed")
-        return NO_POLICY
+            raise RefusedError(NO_POLICY) from None
+        if verdict.deferred:
+            self._count_rules(verdict)
+            raise RefusedError(deferral_reply(verdict.deferred))
+        return verdict
 
-    def _message(
-        self, arrival: ArrivedMail, fan: FanOut, *, header: Header, event: Event
-    ) -> NewMessage:
-        """Return the message for the spool; `header` is the one that the rules evaluated."""
+    async def _verdict(self, rules: RuleBook, message: ExaminedMessage) -> Verdict:
+        evaluation, time_s = rules.begin(message), self.policy_timeout_s
+        is_quick = message.content.header.size <= _QUICK_HEADER_BYTES
+        if not is_quick or not evaluation.run(in_thread=False):
+            await self.threads.run(
+                message.login or client_of(message.client),
+                lambda stopped: evaluation.run(in_thread=True, stopped=stopped, time_s=time_s),
+                timeout_s=time_s,
+            )
+        return evaluation.verdict()
+
+    def _message(self, fanned: FannedMail) -> NewMessage:
+        """Return the message for the spool, with the event of step 5."""
+        arrival, examined, fan = fanned.decided.arrival, fanned.decided.examined, fanned.fan
         envelope, origin, received_us = arrival.envelope, arrival.origin, arrival.received_us
+        header, account = examined.content.header, examined.account
         address = f" [{origin.ip}]" if origin.ip else ""
+        event = arrival.filtered.noted(routing_event(fanned, self.clock.time_us()))
         if envelope.tls:
             event = replace(event, detail={**event.detail, "tls": envelope.tls})
         contents = tuple([each.joined() for each in fan.contents])
@@ -489,7 +494,6 @@ class Acceptance:
         entries = fan.entries
         if len(set(levels)) > 1:  # where rules changed a copy, that counts for it only
             entries = tuple(replace(each, priority=levels[each.content]) for each in entries)
-        account = self.preparation.account_of(arrival)
         by_sender = bool(account) and not (origin.login or origin.pickup)
         facts = MessageFacts(
             id=arrival.queue_id,
@@ -530,7 +534,7 @@ class Acceptance:
             return None
         return arrival.received_us + int(after_s * 1_000_000)
 
-    async def _commit(
+    async def _store(
         self,
         message: NewMessage,
         reports: Sequence[NewMessage],

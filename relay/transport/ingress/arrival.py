@@ -1,6 +1,6 @@
 """A message after its final dot: its header is checked, cleaned up and completed, before the rules.
 
-A fault of the header is a reply; the other replies to the final dot are here too. Milters see the
+A fault of the header refuses it; the replies to the final dot are here. Milters see the
 header between what is removed and what is added.
 RFC 5321 6.3 (loops).
 """
@@ -22,7 +22,13 @@ from relay.base.message.verdict import Deferral
 from relay.base.observe.logs import get_logger
 from relay.store.spool.types import IncomingBody, NewMessage
 from relay.transport.ingress import header_cleanup
-from relay.transport.ingress.data import HEADER_BYTES_MAX, ContentRejection, DataReply, Origin
+from relay.transport.ingress.data import (
+    HEADER_BYTES_MAX,
+    ContentRejection,
+    DataReply,
+    Origin,
+    RefusedError,
+)
 from relay.transport.ingress.dropped_mail import FILE_BYTES_MAX
 from relay.transport.ingress.filtering import UNFILTERED, FilteredMessage, SessionFilters, decide
 from relay.transport.ingress.send_as import header_rejection, local_rejection
@@ -118,8 +124,8 @@ class Preparation(Struct, frozen=True):
     milters: MilterSet
     new_body: Callable[[], IncomingBody]  # for one that a milter writes
 
-    async def prepare(self, arrival: ArrivedMail) -> PreparedMail | DataReply:
-        """Return the message, or the reply that rejects it."""
+    async def prepare(self, arrival: ArrivedMail) -> PreparedMail:
+        """Return the message as the milters made it. Raises RefusedError."""
         origin, filters = arrival.origin, arrival.filters
         session = filters.session if filters is not None else None
         if filters is None and (origin.is_promised or origin.user is not None):
@@ -129,15 +135,13 @@ class Preparation(Struct, frozen=True):
             content = make(arrival)
         else:
             content = await asyncio.to_thread(make, arrival)
-        if isinstance(content, DataReply):
-            return content
         if session is None:
             return _prepared(arrival, content)
         return await self._filtered(arrival, content, session)
 
     async def _filtered(
         self, arrival: ArrivedMail, content: ParsedContent, session: FilterSession
-    ) -> PreparedMail | DataReply:
+    ) -> PreparedMail:
         """Ask the milters, and complete what they have made of the message."""
         filters, account, size_max_bytes = arrival.filters, None, FILE_BYTES_MAX
         if filters is not None:
@@ -146,7 +150,7 @@ class Preparation(Struct, frozen=True):
             user = arrival.origin.user
             account = user.address if user else self.account_of(arrival)
         try:
-            decided = await decide(
+            verdict, filtered = await decide(
                 session,
                 content,
                 NewBodies(size_max_bytes, self.new_body),
@@ -158,9 +162,6 @@ class Preparation(Struct, frozen=True):
         finally:
             if filters is None:
                 session.close()
-        if isinstance(decided, DataReply):
-            return decided
-        verdict, filtered = decided
         envelope = arrival.envelope
         if verdict.sender is not None:
             address = verdict.sender.address
@@ -178,32 +179,31 @@ class Preparation(Struct, frozen=True):
         account = self.accounts.by_address(arrival.given_sender)
         return account.address if account else ""
 
-    def _made(self, arrival: ArrivedMail) -> ParsedContent | DataReply:
-        """Return the content that no milter sees, for the rules, or the reply that rejects it."""
-        parsed = self._cleaned(arrival)
-        return parsed if isinstance(parsed, DataReply) else self._completed(arrival, parsed)
+    def _made(self, arrival: ArrivedMail) -> ParsedContent:
+        """Return the content that no milter sees, for the rules. Raises RefusedError."""
+        return self._completed(arrival, self._cleaned(arrival))
 
-    def _cleaned(self, arrival: ArrivedMail) -> ParsedContent | DataReply:
-        """Return the content without what no message keeps, or the reply that rejects it.
+    def _cleaned(self, arrival: ArrivedMail) -> ParsedContent:
+        """Return the content without what no message keeps. Raises RefusedError.
 
         This splits the header into fields, for everything that follows.
         """
         parsed, origin = ParsedContent.of(arrival.content), arrival.origin
         header = parsed.header
         if header.size > HEADER_BYTES_MAX:
-            return LONG_HEADER
+            raise RefusedError(LONG_HEADER)
         if len(header.fields) > FIELDS_MAX and not origin.pickup:  # that has its 202
-            return MANY_FIELDS
+            raise RefusedError(MANY_FIELDS)
         if header.count("Received") > RECEIVED_MAX:
-            return LOOP
+            raise RefusedError(LOOP)
         checks_sender = origin.login and not self.any_sender
         if checks_sender and (rejection := header_rejection(self.accounts, origin.login, header)):
-            return DataReply(rejection)
+            raise RefusedError(DataReply(rejection))
         if (user := origin.user) is not None:
             sender = arrival.envelope.reverse_path
             header = header_cleanup.with_domain_of_author(header, sender or user.address)
             if rejection := local_rejection(user, sender, header):
-                return DataReply(rejection)
+                raise RefusedError(DataReply(rejection))
         header = header_cleanup.cleaned(header, origin=origin, hostname=self.hostname)
         return ParsedContent(header, parsed.rest)
 

@@ -127,6 +127,14 @@ class DataReply(Struct, frozen=True):
     milter: str = ""
 
 
+class RefusedError(Exception):
+    """A message is not accepted: `reply` is the reply to the final dot."""
+
+    def __init__(self, reply: DataReply) -> None:
+        super().__init__(reply.reply)
+        self.reply = reply
+
+
 @dataclass(frozen=True, slots=True)
 class ReceivedContent:
     """A content; the receiver calls `release` once, when it no longer needs it."""

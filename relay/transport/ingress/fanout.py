@@ -17,7 +17,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from relay.base.accounts.account import Expansion
-from relay.base.message.envelope import Client, ForwardPath, Notify
+from relay.base.message.envelope import ForwardPath, Notify
 from relay.base.message.header import ParsedContent
 from relay.base.message.lifecycle import OF_MILTER, RecipientState, hold_text
 from relay.base.message.nexthop import LOCAL, NextHop
@@ -36,7 +36,7 @@ from relay.store.journeys.events import Event, Step
 from relay.store.mailbox.types import WellKnown
 from relay.store.spool.types import NO_EXTRA, EntryExtra, NewEntry, NewRecipient
 from relay.transport.ingress.forwarding import LENDS, ExpandedRecipients
-from relay.transport.policy.rule_book import RuleBook
+from relay.transport.ingress.stages import DecidedMail, Examine
 from relay.transport.routing.route_table import (
     InvalidRecipient,
     LocalRecipient,
@@ -116,6 +116,14 @@ class FanOut(Struct, frozen=True):
             if those := [each for each in given if counts(each)]:
                 return all(each.state is RecipientState.FAILED for each in those)
         return False
+
+
+class FannedMail(Struct, frozen=True):
+    """A message that is sorted into entries, whose contents are signed."""
+
+    decided: DecidedMail
+    fan: FanOut  # with the contents as they are signed
+    signed: SignedContents
 
 
 def _is_own(recipient: NewRecipient) -> bool:
@@ -200,7 +208,7 @@ def _copies_of(redirected: RecipientVerdict) -> Iterator[_Copy]:
 
 
 def examined_recipients(
-    recipients: ExpandedRecipients, examine: Callable[[str, str, bool], RoutingResult]
+    recipients: ExpandedRecipients, examine: Examine
 ) -> Sequence[RoutingResult]:
     """Return where the mail for each of the recipients goes."""
     found = zip(recipients.paths, recipients.positions, recipients.forwarded_by, strict=True)
@@ -350,23 +358,14 @@ def notices_of(verdict: Verdict, fan: FanOut) -> dict[str, list[ReportedRecipien
     return found
 
 
-def routing_event(
-    verdict: Verdict,
-    fan: FanOut,
-    at_us: int,
-    *,
-    client: Client | None,
-    rules: RuleBook,
-    signed: SignedContents,
-    sender: str,
-    account: str,
-) -> Event:
-    """Return the event of step 5, without recipients that rules added. `sender` is the reverse-path
-    that the client gave. `account` is the owner of the message, "" without one.
+def routing_event(mail: FannedMail, at_us: int) -> Event:
+    """Return the event of step 5, without recipients that rules added.
 
-    If a list of addresses is cut, `counts` has its full length. `client` is None for mail from
-    pickup, whose client is in step 2.
+    If a list of addresses is cut, `counts` has its full length. It names no client of mail from
+    pickup, which is in step 2.
     """
+    decided, fan = mail.decided, mail.fan
+    verdict, sender, origin = decided.verdict, decided.sender, decided.arrival.origin
     next_hops: dict[str, list[str]] = {}
     routes: dict[str, list[str]] = {}  # that chose a next hop
     held: dict[str, list[str]] = {}  # by the reason
@@ -388,7 +387,7 @@ def routing_event(
     detail: dict[str, Any] = {
         "rules": [hit.as_json() for hit in verdict.hits],
         "next_hops": {hop: addresses[:_NAMED_MAX] for hop, addresses in next_hops.items()},
-        **signed.as_json(),
+        **mail.signed.as_json(),
     }
     extras = [each.extra for each in fan.entries if each.extra.sender and not _is_added(each)]
     sizes = {hop: len(addresses) for hop, addresses in next_hops.items()} | {
@@ -396,12 +395,12 @@ def routing_event(
         "refused": len(rejected),
     }
     if_any = {
-        "set": rules.identity(verdict.tenants, account),
+        "set": decided.rules.identity(verdict.tenants, decided.examined.account),
         "routes": routes,
         "sender": {"from": sender, "to": verdict.sender} if verdict.sender and sender else None,
         "held": {reason: names[:_NAMED_MAX] for reason, names in held.items()},
         "quarantined": _quarantined(verdict, junk),
-        "client": client.as_json() if client is not None else None,
+        "client": None if origin.pickup else origin.client.as_json(),
         "aliases": [each.path.address for each in aliases[:_NAMED_MAX]],
         "senders": {each.delivered_to: each.sender for each in extras[:_NAMED_MAX]},
         "refused": [

@@ -23,7 +23,12 @@ from relay.base.message.verdict import Hold
 from relay.formats.read_header import originators
 from relay.store.journeys.events import Event
 from relay.store.spool.types import NewRecipient
-from relay.transport.ingress.data import ContentCollector, DataReply, ReceivedContent
+from relay.transport.ingress.data import (
+    ContentCollector,
+    DataReply,
+    ReceivedContent,
+    RefusedError,
+)
 from relay.transport.ingress.esmtp_parameters import FilterRefusedError
 from relay.transport.milter.dialogue import FilterAnswer, FilterStage
 from relay.transport.milter.filtered_message import FilterVerdict, MilterSaid, NewBodies
@@ -157,9 +162,9 @@ async def decide(
     paths: Sequence[ForwardPath],
     queue_id: str,
     account: str | None,
-) -> tuple[FilterVerdict, FilteredMessage] | DataReply:
+) -> tuple[FilterVerdict, FilteredMessage]:
     """Ask about a message; the caller releases the verdict. With an `account` the session is
-    played. Raises what FilterSession.message() raises.
+    played. Raises RefusedError, and what FilterSession.message() raises.
     """
     is_played = account is not None
     refused = await _play(session, envelope, paths, account=account) if account is not None else {}
@@ -179,7 +184,8 @@ async def decide(
         verdict.release()
         verdict = FilterVerdict(content, store)
     if of_all and (not is_played or of_all.reply.startswith("4")):
-        return DataReply(_line(of_all) if is_played else of_all.reply, milter=of_all.milter)
+        reply = _line(of_all) if is_played else of_all.reply
+        raise RefusedError(DataReply(reply, milter=of_all.milter))
     ended = {}
     for at, path in enumerate(paths, 1):
         if refusal := refused.get(at, of_all):

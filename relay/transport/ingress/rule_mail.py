@@ -18,41 +18,21 @@ from relay.base.clock import Clock
 from relay.base.message.address import ascii_address
 from relay.base.message.content import Content
 from relay.base.message.envelope import domain_of
-from relay.base.message.header import Header, ParsedContent
+from relay.base.message.header import Header
 from relay.base.message.lifecycle import RecipientState
-from relay.base.message.verdict import RateCharge, RuleMail, Verdict, VerdictAction
+from relay.base.message.verdict import RateCharge, RuleMail, VerdictAction
 from relay.base.sliding_window import Reservation
 from relay.formats.address_list import address_entries
 from relay.formats.dsn import report_fields, short_subject, write_journal, write_notice
 from relay.store.spool.types import NewMessage, ReportWriter
-from relay.transport.ingress.forwarding import ExpandedRecipients
 from relay.transport.ingress.message_limits import RateLimits
+from relay.transport.ingress.stages import DecidedMail
 from relay.transport.policy.rule_book import RuleBook
 
 _NAMED_MAX = 100  # recipients in a notice; mails in an event
 _FIELD_OCTETS_MAX = 65_536  # of To and Cc that are read
 _HOUR_S = 3600.0
 _TITLES = {"journal": "Journal report", "notify": "Notice"}
-
-
-class MailSubject(Struct, frozen=True):
-    """The message that mails are about."""
-
-    content: ParsedContent  # as it was accepted, before rules edited it
-    sender: str  # the reverse-path that the client gave
-    recipients: ExpandedRecipients
-    verdict: Verdict
-    rules: RuleBook  # that gave it
-
-    def tenants_of(self, rules: Sequence[str]) -> frozenset[str]:
-        """Return the tenants whose rules these are; none if one is the operator's."""
-        names = {one.partition("/")[0] for one in rules}
-        return frozenset(names) if names <= self.rules.tenants.keys() else frozenset()
-
-    def is_of(self, tenants: Collection[str], address: str) -> bool:
-        """Return whether the domain of an address is one of these tenants'; of none, it is."""
-        found = self.rules.tenant_of(domain_of(address)) if tenants else None
-        return not tenants or (found is not None and found.name in tenants)
 
 
 class DueMail(Struct, frozen=True):
@@ -101,7 +81,7 @@ class RuleMails:
         reports: Sequence[NewMessage],
         mails: Sequence[DueMail],
         *,
-        subject: MailSubject,
+        subject: DecidedMail,
     ) -> tuple[NewMessage, Sequence[NewMessage]]:
         """Return the message whose step 5 names the mails, and the reports with them."""
         written = [self._written(one, message, subject) for one in mails]
@@ -118,8 +98,9 @@ class RuleMails:
         routed = replace(routed, detail={**routed.detail, "mails": named[:_NAMED_MAX]})
         return replace(message, events=(routed, *others)), (*reports, *written)
 
-    def _written(self, due: DueMail, message: NewMessage, subject: MailSubject) -> NewMessage:
-        mail, about = due.mail, short_subject(subject.content.header)
+    def _written(self, due: DueMail, message: NewMessage, subject: DecidedMail) -> NewMessage:
+        content = subject.examined.content  # as it was accepted, before rules edited it
+        mail, about = due.mail, short_subject(content.header)
         lines = [
             ("Sender", subject.sender or "<>"),
             ("Subject", about),
@@ -143,7 +124,7 @@ class RuleMails:
             return write_journal(
                 head,
                 [*lines, *_recipient_lines(due, subject), *rules],
-                original=subject.content.joined(),
+                original=content.joined(),
                 boundary=boundary,
             )
 
@@ -169,18 +150,21 @@ def _named(recipients: Sequence[str]) -> Iterator[tuple[str, str]]:
         yield "Further recipients", f"{more}"
 
 
-def _recipient_lines(due: DueMail, subject: MailSubject) -> Iterator[tuple[str, str]]:
+def _recipient_lines(due: DueMail, subject: DecidedMail) -> Iterator[tuple[str, str]]:
     """Yield who was to get the message, in which field the header names them, by which alias they
     got it, and who got it instead of them.
     """
-    tenants, given = subject.tenants_of(due.rules), subject.recipients
-    named = {name: _addresses_in(subject.content.header, name) for name in ("To", "Cc")}
+    rules, expanded = subject.rules, subject.examined.recipients
+    tenants = _tenants_of(due.rules, rules)
+    header = subject.examined.content.header
+    named = {name: _addresses_in(header, name) for name in ("To", "Cc")}
     otherwise = "Recipient" if None in named.values() else "Bcc"
-    behind = {path.address for path, at in zip(given.paths, given.positions, strict=True) if not at}
+    places = zip(expanded.paths, expanded.positions, strict=True)
+    behind = {path.address for path, position in places if not position}
     aliases = {
         successor: alias
-        for alias in given.aliases
-        if subject.is_of(tenants, alias.path.address)
+        for alias in expanded.aliases
+        if _is_of(tenants, alias.path.address, rules)
         for successor in alias.successors
         if successor in behind
     }
@@ -193,12 +177,24 @@ def _recipient_lines(due: DueMail, subject: MailSubject) -> Iterator[tuple[str, 
         yield field, one + by
     matched = frozenset(due.mail.recipients)
     for decided in subject.verdict.recipients:
-        is_shown = not tenants or subject.tenants_of([decided.rule]) & tenants
+        is_shown = not tenants or _tenants_of([decided.rule], rules) & tenants
         if decided.successors and decided.address in matched and is_shown:
             is_redirect = decided.action is VerdictAction.REDIRECT
             word = "Redirected" if is_redirect else "Quarantined"
             for successor in decided.successors:
                 yield "Recipient", f"{successor}, {word}: {decided.address}"
+
+
+def _tenants_of(names: Sequence[str], rules: RuleBook) -> frozenset[str]:
+    """Return the tenants whose rules these are; none if one is the operator's."""
+    tenants = {name.partition("/")[0] for name in names}
+    return frozenset(tenants) if tenants <= rules.tenants.keys() else frozenset()
+
+
+def _is_of(tenants: Collection[str], address: str, rules: RuleBook) -> bool:
+    """Return whether the domain of an address is one of these tenants'; of none, it is."""
+    tenant = rules.tenant_of(domain_of(address)) if tenants else None
+    return not tenants or (tenant is not None and tenant.name in tenants)
 
 
 def _addresses_in(header: Header, name: str) -> frozenset[str] | None:

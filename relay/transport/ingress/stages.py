@@ -1,0 +1,46 @@
+"""The values of step 5, from the milters to the fan-out: each stage returns one, which has that of
+the stage before. `acceptance` has the stages, in their order.
+"""
+
+from collections.abc import Callable, Sequence
+
+from msgspec import Struct
+
+from relay.base.accounts.account import Expansion
+from relay.base.message.header import ParsedContent
+from relay.base.message.verdict import RateCharge, Verdict
+from relay.transport.ingress.arrival import ArrivedMail
+from relay.transport.ingress.forwarding import ExpandedRecipients
+from relay.transport.policy.rule_book import RuleBook
+from relay.transport.routing.route_table import RoutingResult
+
+# Whose results these are: an address, the alias that led to it, and whether its mail is a copy.
+Examine = Callable[[str, str, bool], RoutingResult]
+
+
+class ExaminedMail(Struct, frozen=True):
+    """A message whose aliases are replaced, and whose recipients have a next hop or a rejection."""
+
+    arrival: ArrivedMail  # with the sender that a milter or, after the rules, a rule gave it
+    content: ParsedContent  # as the rules see it
+    account: str  # the owner of the message, "" without one
+    recipients: ExpandedRecipients
+    routes: Sequence[RoutingResult]  # one for each of the recipients
+    expand: Callable[[str], Expansion | None]  # what replaces an alias in this message
+    examine: Examine  # where mail of its sender for an address goes
+    charges: Sequence[RateCharge]  # what it counts as a report to SRS addresses
+
+
+class DecidedMail(Struct, frozen=True):
+    """A message for which the rules have decided."""
+
+    examined: ExaminedMail
+    verdict: Verdict  # with one decision for each recipient that is valid, in their order
+    rules: RuleBook  # that gave it
+    sender: str  # the reverse-path before a rule replaced it
+    answers_discarded: str  # why answers to reports are discarded, "" if they are not
+
+    @property
+    def arrival(self) -> ArrivedMail:
+        """The message as it came."""
+        return self.examined.arrival
