@@ -114,6 +114,13 @@ class _KeptConnection(asyncpg.Connection):  # type: ignore[misc] # asyncpg has n
             for option, value in _KEEPALIVE.items():
                 own.setsockopt(socket.IPPROTO_TCP, option, value)
 
+    def is_in_transaction(self) -> bool:
+        """Whether a transaction is open. Raises asyncpg.InterfaceError after terminate(), as the
+        other methods do; asyncpg's own raises AttributeError.
+        """
+        self._check_open()
+        return bool(super().is_in_transaction())
+
 
 async def connect(options: ServerOptions, *, purpose: str) -> asyncpg.Connection:
     """Return a connection to the first of the hosts that takes writes.

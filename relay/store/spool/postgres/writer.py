@@ -358,7 +358,9 @@ class WriteConnection(GroupWriter):
 
     @contextmanager
     def _translated(self, answers: Sequence[Any]) -> Iterator[None]:
-        """Turn asyncpg's exceptions into those of an operation, or into _LostError."""
+        """Turn asyncpg's exceptions into those of an operation, and what is raised on a closed
+        connection into _LostError.
+        """
         try:
             with translate_postgres_errors(self._options), self._limited():
                 try:
@@ -375,7 +377,7 @@ class WriteConnection(GroupWriter):
                 except asyncpg.ReadOnlySQLTransactionError:
                     self._connection.terminate()  # a failover: another host takes writes
                     raise
-        except SpoolUnavailableError as error:
+        except Exception as error:
             if self._connection.is_closed() or isinstance(
                 error.__cause__, (OSError, TimeoutError, asyncpg.PostgresConnectionError)
             ):

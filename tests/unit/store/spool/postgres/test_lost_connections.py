@@ -9,14 +9,18 @@ from urllib.parse import quote
 import asyncpg
 import pytest
 
+from relay.base.message.outcome import Evidence, Indeterminate
 from relay.store.spool.engine import News
-from relay.store.spool.postgres import writer
+from relay.store.spool.postgres import transactions, writer
 from relay.store.spool.postgres.nodes import NodeIdentity
 from relay.store.spool.postgres.spool import PostgresSpool
+from relay.store.spool.postgres.tables import ConnectionTables
+from relay.store.spool.postgres.transactions import WriteTransaction
 from relay.store.spool.types import (
     Claim,
     ClaimResult,
     DueQuery,
+    EntrySchedule,
     SpoolError,
     SpoolUnavailableError,
 )
@@ -26,6 +30,7 @@ from tests.support.postgres import PASSWORD, PostgresServer, database_of
 from tests.support.spool_nodes import open_node
 from tests.support.spools import new_message
 
+DOUBT = Indeterminate(Evidence("4.4.2", "no reply"), unanswered=True)
 TO_A = [("mx:a.test", "x@a.test")]
 NOW = 10**18  # after the due time of every entry
 SOON_S = 20
@@ -178,6 +183,65 @@ async def test_a_server_that_answers_nothing_for_long_counts_as_away(
     finally:
         await other.close()
     assert (await asyncio.wait_for(spool.accept(new_message(TO_A)), SOON_S)).claims
+
+
+@pytest.mark.parametrize("outcome", [OK, DOUBT], ids=["a batch", "alone"])
+async def test_a_result_is_recorded_once_if_the_time_limit_ends_the_connection(
+    spool, monkeypatch, outcome
+) -> None:
+    """The limit passes in the turn of the loop in which the last answer comes, as it does after a
+    suspend of the machine: nothing was raised before the commit is sent.
+    """
+    (claim,) = (await spool.accept(new_message(TO_A))).claims
+    monkeypatch.setattr(writer, "_OPERATION_S", 0.3)
+    record, ended = transactions.record, []
+
+    def record_at_the_limit(transaction: WriteTransaction, *values: object, **options: object):
+        answer = record(transaction, *values, **options)
+        if not ended:
+            over = asyncio.Event()
+            transaction.connection.add_termination_listener(lambda _: over.set())
+            transaction.wait(over.wait())
+            ended.append(transaction.connection)
+        return answer
+
+    monkeypatch.setattr(transactions, "record", record_at_the_limit)
+    waits = EntrySchedule(NOW, NOW) if outcome is DOUBT else None
+    result = ClaimResult(claim, 5, {1: outcome}, waits, unanswered=((1, 1),) if waits else ())
+    assert (await asyncio.wait_for(spool.record(result), SOON_S))[0]
+    assert len(ended) == 1
+    counts = await spool.counts()
+    assert (sum(counts.entries.values()), counts.unaccounted) == (1 if waits else 0, 0)
+
+
+async def test_a_result_is_recorded_once_if_the_time_limit_ends_a_statement(
+    spool, postgres_url, monkeypatch
+) -> None:
+    """The server works on it for too long, and the next connection ends what it does."""
+    (claim,) = (await spool.accept(new_message(TO_A))).claims
+    before = spool._writer.own.session.pid
+    monkeypatch.setattr(writer, "_OPERATION_S", 0.3)
+    other = await asyncpg.connect(postgres_url)
+    try:
+        async with other.transaction():
+            await other.execute("LOCK TABLE recipient IN SHARE MODE")
+            recording = asyncio.create_task(spool.record(ClaimResult(claim, 5, {1: OK})))
+            await until(lambda: spool._writer.own.session.pid != before)
+    finally:
+        await other.close()
+    assert (await asyncio.wait_for(recording, SOON_S))[0]
+    counts = await spool.counts()
+    assert (sum(counts.entries.values()), counts.unaccounted) == (0, 0)
+
+
+async def test_a_read_on_a_connection_that_was_ended_says_that_the_database_is_away(spool) -> None:
+    def ends(tables: ConnectionTables) -> Sequence[object]:
+        tables.connection.terminate()
+        return list(tables.each("SELECT 1"))
+
+    with pytest.raises(SpoolUnavailableError):
+        await spool.ask(ends)
+    assert await spool.ask(lambda tables: tables.fetch_one("SELECT 1")[0]) == 1
 
 
 async def test_a_server_that_refuses_listen_costs_a_node_only_the_messages_of_others(
