@@ -1,5 +1,6 @@
 """`relay backup` and `relay restore` of real services, and `relay queue release --restored`."""
 
+import asyncio
 import json
 import os
 import pwd
@@ -22,6 +23,7 @@ from relay.store.journeys.submission_log import SubmissionLog
 from relay.transport.signing.private_keys import new_key, write_pem
 from tests.support import relay_starts
 from tests.support.disks import small_disk
+from tests.support.event_source import ReceivedEvent, event_source
 from tests.support.relay_process import RelayProcess, until
 from tests.support.remotes import Remotes
 
@@ -103,6 +105,13 @@ def wipe(relay: RelayProcess) -> None:
 
 def restored(relay: RelayProcess) -> list[dict[str, object]]:
     return list(relay.cli_json("queue", "list", "--restored"))
+
+
+async def first_event(relay: RelayProcess, *, after: int) -> ReceivedEvent:
+    async with event_source(*relay.http, query={"after": str(after)}) as source:
+        assert (await source.chunk()).startswith(b"retry:")
+        (event,) = await source.events(1)
+        return event
 
 
 def test_what_was_answered_before_a_backup_under_load_is_there_once(
@@ -197,9 +206,12 @@ def test_what_waits_is_held_until_it_is_released(stopped: tuple[RelayProcess, Pa
         assert {one["sender"] for one in waiting} == {"alice@example.test"}
         assert {one["recipients"][0]["address"] for one in waiting} == {"bob@example.test"}
         if relay.process_ended:
+            lost_us = SystemClock().time_us()
+            restored_anew(relay, copy)
             relay.start()
             relay.until_final(relay.send_mail(to=["bob@example.test"], subject="new"))
             assert relay.subjects("bob") == ["delivered", "new"]
+            assert asyncio.run(first_event(relay, after=lost_us)).type == "gap"
     drafts = {one["subject"]: one["id"] for one in relay.messages("drafts")}
     assert set(drafts) == {"soon", "late", "ready"}
     for identity in drafts.values():

@@ -2,11 +2,15 @@
 
 import json
 from collections.abc import Iterator
+from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.support.relay_config import OPERATOR
 from tests.support.relay_process import RelayProcess, until
+from tests.support.wall_clock import WallClock
 from tests.support.webhooks import KEY, WebhookReceiver, by_message, hook, recorded
 
 ROUTES = {"route": [{"domain": "held.test", "next_hop": "hold"}]}
@@ -113,6 +117,65 @@ def test_restart_and_reload(receiver: WebhookReceiver, serve) -> None:
         new = relay.journey("last")["id"]
         again.until(lambda found: {one["step"] for one in found if one["message"] == new} == {5, 6})
         assert relay.faults() == []
+
+
+def test_a_clock_that_was_ahead_loses_no_event(
+    tmp_path: Path, receiver: WebhookReceiver, serve
+) -> None:
+    """It was more than a day ahead, and events waited for their receiver when it was set right."""
+
+    def mail() -> list[str]:
+        """Return the queue ids, the newest first."""
+        content = b"Subject: x\r\n\r\nHi\r\n"
+        queue_id = relay.submit("guest@remote.test", ["alice@example.test"], content)
+        sent = relay.until_final(relay.send_mail(to=["bob@example.test"], subject="x"))
+        return [sent["id"], relay.until_final(queue_id)["id"]]
+
+    def listed_after(cursor: str) -> list[str]:
+        answer = relay.graph("GET", f"/relay/v1/messages?after={cursor}", token=OPERATOR)
+        return [one["id"] for one in answer.json()["messages"]]
+
+    wall = WallClock(tmp_path)
+    wall.jump(timedelta(hours=30))
+    relay = serve(config={"webhook": [hook(receiver)]}, environment=wall.environment)
+    mail()
+    receiver.mode = "error"
+    mail()
+    cursor = relay.graph("GET", "/relay/v1/messages?limit=1", token=OPERATOR).json()["cursor"]
+    relay.stop()
+    wall.jump(timedelta())
+    relay.start()
+    receiver.mode = "good"
+    assert listed_after(cursor) == []
+    new = mail()
+    assert listed_after(cursor) == new
+    events = recorded(relay, silent_s=5)
+    assert len({one["message"] for one in events if one["message"]}) == 6
+
+    def posted() -> dict[tuple[str, bool], list[tuple[int, str]]]:
+        return by_message(json.loads(body) for _, _, body in list(receiver.requests))
+
+    until("all were posted", lambda: posted() == by_message(events))
+    assert relay.faults() == []
+
+
+def test_a_cursor_that_cannot_be_read_costs_only_its_webhook(
+    receiver: WebhookReceiver, serve
+) -> None:
+    relay = serve(config={"webhook": [hook(receiver, "/a"), hook(receiver, "/b")]})
+    receiver.mode = "error"
+    relay.submit("guest@remote.test", ["alice@example.test"], b"Subject: x\r\n\r\nHi\r\n")
+    until("they wait", lambda: all(one["failure"] for one in listed(relay).values()))
+    relay.stop()
+    [file] = (relay.folder / "state").rglob("webhooks.json")
+    cursors = json.loads(file.read_bytes()) | {receiver.url("/a"): "damaged"}
+    file.write_text(json.dumps(cursors))
+    receiver.requests.clear()
+    receiver.mode = "good"
+    relay.start()
+    until("/b has what waited", lambda: len(names_of(receiver, "/b")) == 2)
+    assert names_of(receiver, "/a") == []
+    assert "damaged" in relay.log
 
 
 def test_the_verbs(receiver: WebhookReceiver, serve) -> None:

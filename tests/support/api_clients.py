@@ -74,6 +74,9 @@ class Records:
         owner, journey = self.known.get(key, ("", None))
         return journey if account in (None, owner) else None
 
+    async def place_of(self, cursor: EventCursor) -> EventCursor:
+        return cursor
+
     async def search(
         self,
         wanted: MessageSearch,

@@ -129,7 +129,7 @@ async def _quiet(
     _query(request, "POST")
     asked = read_body(await request.body(), _QuietBody)
     query = {"after": asked.after} if asked.after else {}
-    list_search_of(query, controls.clock)  # a bad cursor does not wait
+    list_search_of(query)  # a bad cursor does not wait
     with handlers.counted_wait():
         is_quiet = await request.cancel_on_disconnect(controls.is_quiet(asked.timeout_s))
     listed = await handlers.messages(query, principal)
@@ -304,7 +304,7 @@ async def _webhooks(
         if verb == ("test",):
             return {"webhooks": await webhooks.test(urls)}
         try:
-            cursor = parse_event_cursor(body.from_, now_us=needed.clock.time_us())
+            cursor = parse_event_cursor(body.from_)
         except ValueError:
             text = 'the cursor of an event, or "0" for the beginning'
             message = f"from: found {quoted(body.from_)}, expected {text}."

@@ -156,7 +156,7 @@ class EventStreams:
         if text is None:
             return EventView(account)
         try:
-            after = parse_event_cursor(text, now_us=self._clock.time_us())
+            after = parse_event_cursor(text)
         except ValueError:
             message = f"{name}: found {quoted(text)}, expected {_EXPECTED}."
             raise ApiError(400, "BadRequest", message) from None
@@ -189,7 +189,7 @@ class EventStreams:
             reported_to = 0
             if view.after is not None:
                 place = await self._first_place(view.after)
-                if place.logs != view.after.logs:
+                if place != view.after:
                     yield _gap_at(place)
             while not self._is_closed:
                 if (now_s := self._clock.real_s()) - checked_s >= _CHECK_S:
@@ -226,13 +226,13 @@ class EventStreams:
     async def _first_place(self, after: EventCursor) -> EventCursor:
         """Return where a stream after a cursor begins.
 
-        One behind everything that is recorded is of another spool: the stream tells what comes from
-        now on. So it does of the log of another node.
+        It is another one if events are missing. Of the log of another node, the stream tells what
+        comes from now on.
         """
-        now = await self._feed.now()
-        is_of_here = not after.logs or after.logs.keys() & now.logs.keys()
-        logs = after.logs if is_of_here else now.logs
-        return EventCursor(min(after.sequence, now.sequence), logs)
+        place = await self._feed.place_of(after)
+        logs = (await self._feed.now()).logs
+        is_of_here = not after.logs or after.logs.keys() & logs.keys()
+        return place if is_of_here else EventCursor(place.sequence, logs)
 
     async def _block_behind(self, place: EventCursor) -> _Block | None:
         """Return the events behind a place; None if there are none yet.

@@ -143,9 +143,12 @@ class Handlers:
         {messages, cursor, older}; after a wait in vain also {nearest, in_flight, refused}.
         """
         before = list_position_of(query)
-        wanted = self.with_reader(list_search_of(query, self._dependencies.clock), principal)
+        wanted = self.with_reader(list_search_of(query), principal)
         limit = limit_of(query)
         wait_s = number_of(query, "wait", default=0, limits=(0, WAIT_S_MAX))
+        if wanted.after is not None:
+            after = await self._dependencies.journeys.place_of(wanted.after)
+            wanted = replace(wanted, after=after)
 
         async def search() -> MessageList:
             return await self._dependencies.journeys.search(
@@ -177,8 +180,7 @@ class Handlers:
 
     async def log(self, query: Mapping[str, str], principal: Principal) -> dict[str, Any]:
         """GET /log?q=&to=&sender=&subject=&mailbox=&state=&limit=&pages=: {messages, older}."""
-        needed = self._dependencies
-        return await log_rows(needed.journeys, query, needed.clock, account=principal.account)
+        return await log_rows(self._dependencies.journeys, query, account=principal.account)
 
     def with_reader(self, wanted: MessageSearch, principal: Principal) -> MessageSearch:
         """Return a search with the mailboxes whose texts it may look into: those whose content is

@@ -16,7 +16,7 @@ from typing import Any
 from msgspec import Struct
 from msgspec.structs import replace
 
-from relay.base.clock import Clock, time_us_of
+from relay.base.clock import time_us_of
 from relay.base.settings.values import is_ip
 from relay.front_door.api.request_parameters import (
     MESSAGE_STATES,
@@ -71,9 +71,9 @@ def parse_search(text: str) -> MessageSearch:
     return wanted
 
 
-def list_search_of(query: Mapping[str, str], clock: Clock) -> MessageSearch:
+def list_search_of(query: Mapping[str, str]) -> MessageSearch:
     """Return the conditions of GET /messages, those of `q` too. Raises ApiError 400."""
-    given = message_search_of(query, clock)
+    given = message_search_of(query)
     if "q" not in query:
         return given
     try:
@@ -91,10 +91,10 @@ def list_search_of(query: Mapping[str, str], clock: Clock) -> MessageSearch:
 
 
 async def log_rows(
-    journeys: Journeys, query: Mapping[str, str], clock: Clock, *, account: str | None
+    journeys: Journeys, query: Mapping[str, str], *, account: str | None
 ) -> dict[str, Any]:
     """Return the answer of GET /log; contents are not searched. Raises ApiError 400."""
-    wanted, limit = list_search_of(query, clock), limit_of(query)
+    wanted, limit = list_search_of(query), limit_of(query)
     wanted = replace(wanted, kind=MAIL, added=account is None)
     pages = number_of(query, "pages", default=PAGES_MAX, limits=(1, PAGES_MAX))
     return (await journeys.log(wanted, account=account, limit=limit, pages=int(pages))).as_json()

@@ -88,10 +88,10 @@ def with_spool_files(
             return asyncio.run(answer())
 
 
-async def read_log(files: SpoolFiles, query: Mapping[str, str], *, clock: Clock) -> dict[str, Any]:
+async def read_log(files: SpoolFiles, query: Mapping[str, str]) -> dict[str, Any]:
     """Return what GET /relay/v1/log would have answered. Raises ControlError, SpoolError."""
     with _as_answered():
-        return await log_rows(files.journeys, query, clock, account=None)
+        return await log_rows(files.journeys, query, account=None)
 
 
 def read_refusals(settings: Settings, wanted: RefusalSearch) -> RefusalPage:

@@ -82,7 +82,7 @@ class OperatorClient:
         except ControlUnavailableError as silent:
             from relay.operation.commands.offline import read_log  # noqa: PLC0415 - slow
 
-            ask = partial(read_log, query=query, clock=self._clock)
+            ask = partial(read_log, query=query)
             return self._offline(silent, ask, nothing={"messages": [], "older": None})
 
     def search(self, text: str, *, limit: int) -> list[Journey]:

@@ -398,6 +398,7 @@ async def _hold(
                     backed_up_us=manifest.queue_us,
                 )
                 if alone:
+                    await engine.note_restored()
                     report = await engine.queue_admin.execute(command)
                     entries = report.counts[CommandResult.DONE]
         return entries, waiting.hold(accepted, recorded)

@@ -25,7 +25,6 @@ from relay.store.journeys.spool_history import SpoolEvents, SpoolHistory
 
 _CURSOR_CHARACTERS_MAX = 1000
 _NEW_AT_ONCE = 5000
-_FUTURE_US_MAX = 86_400_000_000
 _LOG = re.compile(
     r"([a-z]{1,20}(?:-[0-9a-f]{8})?)~(\d{4}-\d\d-\d\d)~(\d{1,18})~(\d{1,9})~([0-9a-f]{8})", re.ASCII
 )
@@ -65,8 +64,10 @@ def event_data(cursor: str, recorded: RecordedEvent) -> EventData:
 _Entry = tuple[int | LogPosition, RecordedEvent | None]
 
 
-def parse_event_cursor(text: str, *, now_us: int) -> EventCursor:
-    """Return the cursor. Raises ValueError for a text that is not one, or is from the future."""
+def parse_event_cursor(text: str) -> EventCursor:
+    """Return the cursor, which may have any number: after a clock that was ahead, cursors are ahead
+    of the time. Raises ValueError for a text that is not one.
+    """
     number, *parts = text[:_CURSOR_CHARACTERS_MAX].split(".")
     if not re.fullmatch(r"\d{1,18}", number, re.ASCII):
         raise ValueError("not a cursor")
@@ -78,7 +79,7 @@ def parse_event_cursor(text: str, *, now_us: int) -> EventCursor:
         position = LogPosition(found[2], int(found[3]), int(found[4]), int(found[5], 16))
         logs[found[1]] = position
     cursor = EventCursor(int(number), logs)
-    if cursor.sequence > now_us + _FUTURE_US_MAX or str(cursor) != text:
+    if str(cursor) != text:
         raise ValueError("not a cursor")
     return cursor
 
@@ -111,6 +112,16 @@ class EventFeed:
         """Return the cursor behind which all later events are."""
         sequence = await self._spool.last_event()
         return EventCursor(sequence, await asyncio.to_thread(self._log.ends))
+
+    async def place_of(self, cursor: EventCursor) -> EventCursor:
+        """Return where a reader with a cursor begins: there, nearly always.
+
+        A number beyond the greatest is that of no event of this spool: the cursor is of a state
+        that was lost, as by a restoration, and the reader begins with what is recorded from now on.
+        """
+        if cursor.sequence <= await self._spool.last_event(is_settled=False):
+            return cursor
+        return EventCursor(await self._spool.last_event(), cursor.logs)
 
     async def read(self, after: EventCursor, *, limit: int) -> EventBatch:
         """Return the first events after a cursor.

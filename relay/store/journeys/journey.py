@@ -96,6 +96,10 @@ class Journeys:
         found = await self._store.submission(submission_id)
         return found.facts.account if found else ""
 
+    async def place_of(self, cursor: EventCursor) -> EventCursor:
+        """EventFeed.place_of."""
+        return await self._feed.place_of(cursor)
+
     async def search(
         self,
         wanted: MessageSearch,

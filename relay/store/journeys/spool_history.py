@@ -105,5 +105,7 @@ class SpoolHistory(Protocol):
         Unless `is_settled` also those that may be behind last_event().
         """
 
-    async def last_event(self) -> int:
-        """Return the sequence after which all later events are."""
+    async def last_event(self, *, is_settled: bool = True) -> int:
+        """Return the sequence after which all later events are. Unless `is_settled`, return the
+        greatest of any event, also of one that another node is still recording.
+        """

@@ -129,10 +129,12 @@ class SubmissionLog:
     def _todays_file(self) -> int:
         now_us = self._clock.time_us()
         day = now_us // _DAY_US
-        if self._file is None or day > self._day:  # a day never goes back, as ids do not
+        if self._file is None or day > self._day:
             self._close()
             self._directory.mkdir(exist_ok=True)
-            path = self._directory / f"{_day_of(now_us)}-{self._role}"
+            # A day never goes back, as after a clock that was ahead: readers follow the days.
+            names = [path.name for path in self._files() if path.name.endswith(f"-{self._role}")]
+            path = self._directory / max([*names, f"{_day_of(now_us)}-{self._role}"])
             self._file = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o600)
             self._day = day
             size = os.fstat(self._file).st_size

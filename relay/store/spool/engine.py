@@ -406,12 +406,21 @@ class SpoolEngine(QueueEngine, SpoolHistory):
 
         return await self.read(found)
 
-    async def last_event(self) -> int:
+    async def last_event(self, *, is_settled: bool = True) -> int:
         """SpoolHistory.last_event."""
-        return await self.read(self._last_event)
+        return await self.read(self._last_event if is_settled else self._greatest_event)
 
     def _last_event(self, tables: Tables) -> int:
+        return self._greatest_event(tables)
+
+    def _greatest_event(self, tables: Tables) -> int:
         return event_log.last_event(tables)
+
+    @abstractmethod
+    async def note_restored(self) -> None:
+        """Note that the events between a backup and now are missing: readers that had a cursor
+        before are told so, and no event gets a sequence of that time.
+        """
 
     async def mail_root(self, store: str) -> tuple[str, bool]:
         """Return the id that is recorded of the mail root of `store`, "" for none, and whether any

@@ -136,7 +136,7 @@ class PostgresMaintenance(SpoolMaintenance):
         )
         (last,) = transaction.fetch_one(f"SELECT max(sequence) FROM ({events}) AS removed", values)
         if last is not None:
-            transaction.execute(_REMOVED, (REMOVED_EVENTS, last))
+            note_removed_events(transaction, last)
         for table in ("recipient", "event", "content"):
             transaction.execute(f"DELETE FROM {table} WHERE {where}", values)
         where, values = transaction.among("id", queue_ids)
@@ -146,6 +146,11 @@ class PostgresMaintenance(SpoolMaintenance):
         """The JSON of `queue stats`, with the nodes."""
         nodes = await self._engine.read(lambda one: node_list(one, self._writer.incarnation))
         return await super().stats() | {"nodes": nodes}
+
+
+def note_removed_events(transaction: OpenTransaction, last: int) -> None:
+    """Record that events up to the sequence `last` are not there: followers are informed."""
+    transaction.execute(_REMOVED, (REMOVED_EVENTS, last))
 
 
 def stores_without_node(tables: ConnectionTables) -> Mapping[int, str]:

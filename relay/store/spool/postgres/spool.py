@@ -26,7 +26,11 @@ from relay.store.spool.postgres import transactions
 from relay.store.spool.postgres.bodies import BodyStore, IncomingParts
 from relay.store.spool.postgres.claims import claim_due, next_due_us, read_claims, release_claims
 from relay.store.spool.postgres.keeper import NodeKeeper
-from relay.store.spool.postgres.maintenance import PostgresMaintenance, with_store_without_node
+from relay.store.spool.postgres.maintenance import (
+    PostgresMaintenance,
+    note_removed_events,
+    with_store_without_node,
+)
 from relay.store.spool.postgres.nodes import NodeIdentity, place_of
 from relay.store.spool.postgres.server import server_faults
 from relay.store.spool.postgres.tables import ConnectionTables, ReadConnection
@@ -394,6 +398,13 @@ class PostgresSpool(SpoolEngine):
 
     def _last_event(self, tables: Any) -> int:
         return max(self._read_final(tables), event_log.removed_to(tables), NO_EVENTS)
+
+    def _greatest_event(self, tables: Tables) -> int:
+        return max(int(tables.fetch_one(_LAST)[0]), NO_EVENTS)
+
+    async def note_restored(self) -> None:
+        """SpoolEngine.note_restored. This node has joined: the numbers go on from that time."""
+        await self.change(lambda one: note_removed_events(one, self._greatest_event(one)))
 
     def _read_final(self, tables: ConnectionTables) -> int:
         """Return the number up to which all events are there, while several nodes commit.

@@ -44,6 +44,7 @@ from relay.store.spool.sqlite.spool_files import translate_sqlite_errors
 from relay.store.spool.sqlite.transactions import (
     find_due,
     next_due_us,
+    note_removed_events,
     read_claims,
     release_claims,
     take_claims,
@@ -406,6 +407,15 @@ class SqliteSpool(SpoolEngine):
     async def change(self, operation: Callable[[Batch], T]) -> T:
         """QueueEngine.change."""
         return await self._writer.submit(operation)
+
+    async def note_restored(self) -> None:
+        """SpoolEngine.note_restored."""
+        now_us = self._clock.time_us()
+
+        def note(batch: Batch) -> None:
+            note_removed_events(batch, max(now_us, self._greatest_event(batch)))
+
+        await self.change(note)
 
     async def ask(self, query: Callable[[SqliteTables], T]) -> T:
         """SpoolEngine.ask."""

@@ -79,7 +79,7 @@ class Messages:
         self, *, limit: int = 100, account: str | None = None, **wanted
     ) -> MessageList:
         if "after" in wanted:
-            wanted["after"] = parse_event_cursor(wanted["after"], now_us=self.clock.time_us())
+            wanted["after"] = parse_event_cursor(wanted["after"])
         return await self.journeys.search(MessageSearch(**wanted), account=account, limit=limit)
 
     async def names(self, **wanted: Any) -> list[str]:

@@ -11,7 +11,9 @@ from relay.base.clock import SystemClock
 from relay.base.message.nexthop import Destination, NextHop
 from relay.base.message.outcome import Delivered, Evidence
 from relay.base.message.receipt import ReceiptRequest
-from relay.store.journeys.events import Event, Step
+from relay.store.journeys.event_feed import EventFeed
+from relay.store.journeys.events import Event, EventCursor, Step
+from relay.store.journeys.log_reader import LogReader
 from relay.store.spool.postgres.nodes import BEAT_S, DEAD_S, NO_DOT_S
 from relay.store.spool.queue_commands import CommandResult, Operation, QueueCommand
 from relay.store.spool.shared.queue_admin import _put_back
@@ -256,3 +258,18 @@ async def test_no_event_is_passed_over_while_an_earlier_one_is_not_committed(
     (first, _), (second, event) = (await node.events_after(before, limit=10)).events
     assert before < first < second == await node.last_event()
     assert event.queue_id == later
+
+
+async def test_a_cursor_of_another_node_holds_while_an_earlier_event_is_not_committed(
+    at, postgres_server, postgres_url, tmp_path
+) -> None:
+    """A node that starts knows no event for certain then, and the other one has read this one."""
+    one = await at("one.test")
+    await one.accept(new_message(TO_A, events=(ROUTED,)))
+    cursor = EventCursor(await one.last_event())
+    admin = await connected(postgres_server, postgres_url)
+    await admin.execute("BEGIN; SELECT pg_current_xact_id()")
+    two = await at("two.test")
+    assert await two.last_event() < cursor.sequence
+    assert await EventFeed(two, LogReader(tmp_path)).place_of(cursor) == cursor
+    await admin.close()
