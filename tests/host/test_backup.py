@@ -13,13 +13,17 @@ from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from email import message_from_bytes
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from relay.base.clock import SystemClock
 from relay.base.settings.reader import load
 from relay.operation.commands.offline import restored_submissions
+from relay.operation.commands.restore import Restored, restore
 from relay.store.journeys.submission_log import SubmissionLog
+from relay.submission.outbox.on_disk import SubmissionDirectory
+from relay.submission.outbox.restored import NotHeldError
 from relay.transport.signing.private_keys import new_key, write_pem
 from tests.support import relay_starts
 from tests.support.disks import small_disk
@@ -114,12 +118,26 @@ async def first_event(relay: RelayProcess, *, after: int) -> ReceivedEvent:
         return event
 
 
+@pytest.fixture
+def serve_logged(serve, tmp_path: Path) -> Iterator[Callable[..., RelayProcess]]:
+    """As `serve`; all that they log is in the folder that pytest keeps of a failed test."""
+    relays: list[RelayProcess] = []
+
+    def serve_logged(*words: Any, **options: Any) -> RelayProcess:
+        relays.append(serve(*words, **options))
+        return relays[-1]
+
+    yield serve_logged
+    for number, relay in enumerate(relays):
+        (tmp_path / f"relay-{number}.log").write_text(relay.log)
+
+
 def test_what_was_answered_before_a_backup_under_load_is_there_once(
-    remotes: Remotes, tmp_path: Path, serve
+    remotes: Remotes, tmp_path: Path, serve_logged
 ) -> None:
     copy = tmp_path / "copy"
     remote = remotes.start("a.test", rcpt={"x@a.test": LATER})
-    relay, fresh = (serve(remotes, config=PATIENT) for _ in range(2))
+    relay, fresh = (serve_logged(remotes, config=PATIENT) for _ in range(2))
     fresh.stop()
     with senders(relay) as answered:
         until("mail is sent", lambda: len(answered) > 3 * BEFORE)
@@ -280,7 +298,8 @@ def test_a_scheduled_send_that_was_changed_between_two_copies_is_sent(change: st
     settings, clock = load(relay.config_file, {}), SystemClock()
     log = SubmissionLog(place.parent / "log", role="cli", clock=clock)
     held = restored_submissions(settings, clock, log)
-    assert held.hold((), {}) == (0 if change == "cancelled" else 1)
+    assert held.hold((), {}) == []
+    assert held.count() == (0 if change == "cancelled" else 1)
     assert held.release() == (0 if change == "cancelled" else 1)
     assert [one.facts.subject for one in held.listed(9)] == []
     for one in place.iterdir():
@@ -289,6 +308,105 @@ def test_a_scheduled_send_that_was_changed_between_two_copies_is_sent(change: st
     relay.until_final(relay.send_mail(to=["bob@example.test"], subject="another"))
     wanted = ["another"] if change == "cancelled" else ["another", "new"]
     until("it is sent", lambda: relay.subjects("bob") == wanted)
+
+
+@pytest.fixture
+def with_ready(serve) -> RelayProcess:
+    """A service that was killed with a submission ready."""
+    relay = serve(config=PATIENT)
+    relay.stop()
+    relay.start(crash_at="submission-ready")
+    with pytest.raises(OSError):
+        relay.send_mail(to=["bob@example.test"], subject="ready")
+    relay.wait_end()
+    return relay
+
+
+def test_a_submission_with_several_files_is_held_once(
+    with_ready: RelayProcess, tmp_path: Path
+) -> None:
+    relay = with_ready
+    (ready,) = relay.pending_submissions()
+    submission_id, _, at_us = ready.name.partition("@")
+    content = ready.read_bytes()
+    same, other = (ready.with_name(f"{submission_id}@{int(at_us) + more}") for more in (1, 2))
+    same.write_bytes(content)
+    other.write_bytes(content + b"x")
+    assert relay.cli("backup", str(tmp_path / "copy")).returncode == OK
+    wipe(relay)
+    done = relay.cli_json("restore", str(tmp_path / "copy"))
+    assert done["held"] == {"entries": 0, "submissions": 1}
+    corrupt = ready.parent.with_name("corrupt") / other.name
+    assert [one["path"] for one in done["damaged"]] == [str(corrupt)]
+    assert corrupt.read_bytes() == content + b"x"
+    relay.start()
+    assert len(restored(relay)) == 1
+    assert relay.cli("queue", "release", "--restored").returncode == OK
+    until("it is sent", lambda: relay.subjects("bob") == ["ready"])
+    assert restored(relay) == relay.pending_submissions() == []
+
+
+def test_a_restoration_that_would_send_something_leaves_nothing_and_is_repeated(
+    with_ready: RelayProcess, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    relay, copy = with_ready, tmp_path / "copy"
+    (ready,) = relay.pending_submissions()
+    assert relay.cli("backup", str(copy)).returncode == OK
+    wipe(relay)
+
+    def mark_copied(directory: SubmissionDirectory) -> None:
+        (directory.ready / ready.name).touch()  # whatever puts it there
+
+    def run() -> Restored:
+        return restore(
+            copy, relay.config_file, clock=SystemClock(), environ={}, who="test", allow=print
+        )
+
+    with monkeypatch.context() as patch:
+        patch.setattr(SubmissionDirectory, "mark_copied", mark_copied)
+        with pytest.raises(NotHeldError, match=ready.name):
+            run()
+    assert not (relay.folder / "mail").exists()
+    assert run().held.submissions == 1
+
+
+def article_numbers(relay: RelayProcess, folder: str) -> dict[str, int]:
+    """The IMAP UIDs in a folder of bob's by subject."""
+    expand = "singleValueExtendedProperties($filter=id%20eq%20'Integer%200x0E23')"
+    path = f"/me/mailFolders/{folder}/messages?$select=subject&$expand={expand}"
+    listed = relay.graph("GET", path, token="bob").json()["value"]
+    found = ((one["subject"], *one["singleValueExtendedProperties"]) for one in listed)
+    return {subject: int(number["value"]) for subject, number in found}
+
+
+def test_article_numbers_that_were_given_after_a_backup_are_not_given_again(
+    tmp_path: Path, serve
+) -> None:
+    def receive(subject: str, *, in_archive: bool = False) -> None:
+        relay.until_final(relay.send_mail(to=["bob@example.test"], subject=subject))
+        if in_archive:
+            [received] = (
+                one for one in relay.messages("inbox", token="bob") if one["subject"] == subject
+            )
+            path = f"/me/messages/{received['id']}/move"
+            moved = relay.graph("POST", path, {"destinationId": "archive"}, token="bob")
+            assert moved.status == 201
+
+    relay = serve()
+    receive("first")
+    assert article_numbers(relay, "inbox") == {"first": 1}
+    assert relay.cli("backup", str(tmp_path / "copy")).returncode == OK
+    receive("lost")
+    receive("lost too", in_archive=True)
+    assert article_numbers(relay, "inbox") == {"first": 1, "lost": 2}
+    assert article_numbers(relay, "archive") == {"lost too": 1}
+    relay.stop()
+    restored_anew(relay, tmp_path / "copy")
+    relay.start()
+    receive("next")
+    receive("another", in_archive=True)
+    assert article_numbers(relay, "inbox") == {"first": 1, "next": 1_000_002}
+    assert article_numbers(relay, "archive") == {"another": 1_000_001}
 
 
 def test_a_place_that_is_not_empty_stays_as_it_is(stopped: tuple[RelayProcess, Path]) -> None:

@@ -12,6 +12,7 @@ from subprocess import CompletedProcess
 
 from tests.host.test_backup import (  # noqa: F401 - fixtures and tests
     restored,
+    serve_logged,
     stopped,
     test_a_full_disk_leaves_nothing_half_done,
     test_a_relay_does_not_start_in_half_a_restoration,

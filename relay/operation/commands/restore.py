@@ -37,6 +37,7 @@ from relay.operation.commands.backup import (
     SPOOL,
     STATE,
     SUBMISSIONS,
+    DamagedFile,
     Manifest,
     NotEmptyError,
     OnFile,
@@ -49,6 +50,9 @@ from relay.operation.commands.offline import opened_spool, restored_submissions
 from relay.store import spool
 from relay.store.journeys.submission_log import SubmissionLog
 from relay.store.mailbox.maildir import DirectorySync
+from relay.store.mailbox.state_file import FILE_NAME as STATES
+from relay.store.mailbox.state_file import StateFile
+from relay.store.mailbox.types import StoreUnavailableError
 from relay.store.spool.queue_commands import CommandResult, Operation, QueueCommand
 from relay.store.spool.types import Selector
 from relay.submission.outbox.idempotency import KeyedSubmissions
@@ -65,15 +69,22 @@ class UnknownOwnerError(Exception):
     """The user who owned the service does not exist on this machine."""
 
 
+class HeldMail(Struct, frozen=True):
+    """What a restoration holds."""
+
+    entries: int  # that wait in the queue
+    submissions: int  # and scheduled sends
+    differing: list[DamagedFile]  # further files of these, which are in corrupt/
+
+
 class Restored(Struct, frozen=True):
-    """What was restored: where, how many files, and what is held."""
+    """What was restored: where, and what is held."""
 
     config: Path
     settings: Settings
     manifest: Manifest
     kept: list[Path]  # files of the configuration that were there and differ
-    entries: int  # that wait in the queue, and are held
-    submissions: int  # and scheduled sends, which are held
+    held: HeldMail
 
 
 def restore(
@@ -102,15 +113,13 @@ def restore(
             kept = _restore_config(folder, manifest, written=written, allow=allow)
         settings = load(file, environ)
         owner = _owner(settings, manifest)
-        entries, submissions = _restore(
-            folder, settings, manifest, clock=clock, owner=owner, who=who
-        )
+        held = _restore(folder, settings, manifest, clock=clock, owner=owner, who=who)
     except BaseException:
         for path in reversed(written):
             with suppress(OSError):
                 path.rmdir() if path.is_dir() else path.unlink()
         raise
-    return Restored(file, settings, manifest, kept, entries, submissions)
+    return Restored(file, settings, manifest, kept, held)
 
 
 # -- the backup
@@ -278,8 +287,8 @@ def _restore(
     clock: Clock,
     owner: tuple[int, int] | None,
     who: str,
-) -> tuple[int, int]:
-    """Fill state_dir and mail root; return the number of entries and submissions held."""
+) -> HeldMail:
+    """Fill state_dir and mail root."""
     state_dir, root = settings.state_dir, settings.mailboxes.root
     _check_places(state_dir, root)
     made = [place for place in (state_dir, root) if not place.exists()]
@@ -306,6 +315,10 @@ def _restore(
                 (SUBMISSIONS, root / ".submissions"),
             ):
                 _copy_tree(folder / name, target)
+            for path in root.glob(f"*/*/{STATES}"):
+                states = StateFile(path.parent)
+                with closing(states), suppress(StoreUnavailableError):  # it is damaged
+                    states.skip_numbers()
             if owner is not None:
                 _give_away(state_dir, owner)
                 _give_away(root, owner)
@@ -372,10 +385,8 @@ def _give_away(place: Path, owner: tuple[int, int]) -> None:
 # -- what waits
 
 
-async def _hold(
-    settings: Settings, manifest: Manifest, *, clock: Clock, who: str
-) -> tuple[int, int]:
-    """Hold what waits; return the number of entries, and of submissions."""
+async def _hold(settings: Settings, manifest: Manifest, *, clock: Clock, who: str) -> HeldMail:
+    """Hold what waits."""
     root = settings.mailboxes.root
     with (
         OwnerLock(settings.run_dir, submissions=root / ".submissions"),
@@ -401,7 +412,9 @@ async def _hold(
                     await engine.note_restored()
                     report = await engine.queue_admin.execute(command)
                     entries = report.counts[CommandResult.DONE]
-        return entries, waiting.hold(accepted, recorded)
+        text = "another file of a submission; one is held, or accepted"
+        differing = [DamagedFile(str(one), text) for one in waiting.hold(accepted, recorded)]
+        return HeldMail(entries, waiting.count(), differing)
 
 
 def document(restored: Restored) -> dict[str, Any]:
@@ -414,6 +427,6 @@ def document(restored: Restored) -> dict[str, Any]:
         "files": restored.manifest.files,
         "bytes": restored.manifest.bytes,
         "kept": [str(one) for one in restored.kept],
-        "damaged": msgspec.to_builtins(restored.manifest.damaged),
-        "held": {"entries": restored.entries, "submissions": restored.submissions},
+        "damaged": msgspec.to_builtins([*restored.manifest.damaged, *restored.held.differing]),
+        "held": {"entries": restored.held.entries, "submissions": restored.held.submissions},
     }

@@ -53,8 +53,16 @@ CREATE TABLE IF NOT EXISTS article (
 CREATE TABLE IF NOT EXISTS last_article (folder_id TEXT PRIMARY KEY, number INTEGER) STRICT;
 """
 _KNOWN = "SELECT number FROM article WHERE message_id = ? AND folder_id = ? AND ? IN (stay, 0)"
-_NEXT = """INSERT INTO last_article VALUES (?, 1)
-ON CONFLICT DO UPDATE SET number = number + 1 RETURNING number"""
+_NEXT = """
+INSERT INTO last_article
+SELECT ?, 1 + coalesce((SELECT number FROM last_article WHERE folder_id = ''), 0) WHERE TRUE
+ON CONFLICT DO UPDATE SET number = number + 1 RETURNING number
+"""
+# The folder "" has that of folders in which none was given.
+_SKIP = """
+INSERT OR IGNORE INTO last_article VALUES ('', 0);
+UPDATE last_article SET number = number + 1000000;
+"""
 
 _PAGE_STATES, _PAGE_BYTES = 1000, 4 * 1024 * 1024  # of since()
 _ABSENT_BYTES_MAX = 16 * 1024 * 1024  # of the states of messages that have vanished
@@ -195,6 +203,13 @@ class StateFile:
                 connection.executemany("INSERT OR REPLACE INTO article VALUES (?, ?, ?, ?)", rows)
                 numbered.append((number, ids[0], stay))
         return numbered
+
+    def skip_numbers(self) -> None:
+        """Have the next article numbers a million later: those that were given after the file was
+        copied for a backup are not given again.
+        """
+        with self._writing() as connection:
+            connection.execute(_SKIP)
 
     def expire(self, vanished: Collection[str], *, now_us: int) -> None:
         """Note since when messages are missing, and remove the states of those that have been

@@ -318,12 +318,15 @@ class SubmissionDirectory:
         """Sync deferred/."""
         self._syncs.sync(self.scheduled)
 
-    def move_to_corrupt(self, path: Path) -> None:
-        """Move a file that cannot be processed to corrupt/, for the operator to inspect."""
+    def move_to_corrupt(self, path: Path) -> Path:
+        """Move a file that cannot be processed to corrupt/, for the operator to inspect; return its
+        path there.
+        """
         make_directory(self._corrupt)
-        path.rename(self._corrupt / path.name)
+        moved = path.rename(self._corrupt / path.name)
         self._syncs.sync(self._corrupt)
         _log.error("submission corrupt", submission=path.name, moved_to=str(self._corrupt))
+        return moved
 
 
 def content_of(submission: PendingSubmission) -> Octets:

@@ -8,6 +8,7 @@ is ready as if it were submitted then, or it is sent at its time. Blocking; all 
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from filecmp import cmp
 from pathlib import Path
 from shutil import copyfile
 
@@ -16,6 +17,7 @@ from msgspec import Struct
 from relay.base.clock import Clock
 from relay.base.message.content import LARGE_BYTES
 from relay.base.message.extended_properties import requested_send_options
+from relay.base.phrases import named
 from relay.store.journeys.submission_log import SubmissionFacts, SubmissionLog
 from relay.store.mailbox.draft_files import submission_facts
 from relay.store.mailbox.folders import well_known_path
@@ -33,6 +35,10 @@ from relay.store.mailbox.types import PendingSubmission, WellKnown
 from relay.submission.outbox.on_disk import SUBMISSION_FILE_NAME, SubmissionDirectory, read_block_of
 
 _AT_ONCE = 256  # submissions that are moved with the same syncs
+
+
+class NotHeldError(Exception):
+    """A submission would be sent although it was restored: an internal error."""
 
 
 class HeldSubmission(Struct, frozen=True):
@@ -62,11 +68,14 @@ class RestoredSubmissions:
         """Return how many are held."""
         return sum(len(_by_id(held)) for held in self._held)
 
-    def hold(self, accepted: Collection[str], recorded: Mapping[str, str]) -> int:
-        """Hold everything that waits, in a restored directory; return how many. It is not synced.
+    def hold(self, accepted: Collection[str], recorded: Mapping[str, str]) -> list[Path]:
+        """Hold everything that waits, in a restored directory. It is not synced.
 
         What the spool has `accepted` is ready instead: pickup only files its original. Of
-        preparing/, only what has a key exists; `recorded` has its place.
+        preparing/, only what has a key exists; `recorded` has its place. Of several files of one
+        submission the first is held, rather that in ready/ or deferred/ than one that was held. The
+        others are removed, or moved to corrupt/ if they differ: their paths there are returned.
+        Raises NotHeldError.
         """
         directory = self.directory
         for prepared in directory.prepared():
@@ -76,21 +85,32 @@ class RestoredSubmissions:
         for folder in self._held:
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         is_ready: set[str] = set()
+        differing: list[Path] = []
         for found, held in zip((directory.ready, directory.scheduled), self._held, strict=True):
-            for submission_id, name in {**_by_id(held), **_by_id(found)}.items():
-                path = found / name if (found / name).exists() else held / name
+            first: dict[str, Path] = {}
+            for path in [folder / name for folder in (found, held) for name in _names(folder)]:
+                if (other := first.setdefault(_id_of(path.name), path)) is path:
+                    continue
+                if cmp(other, path, shallow=False):
+                    path.unlink()
+                else:
+                    differing.append(directory.move_to_corrupt(path))
+            for submission_id, path in first.items():
                 if submission_id in is_ready:  # it became ready between two copies
                     path.unlink()
                 elif submission_id in accepted:
                     path.rename(directory.ready_path(submission_id, self.clock.queue_us()))
                 elif path.parent != held:
-                    path.rename(held / name)
+                    path.rename(held / path.name)
                     if found == directory.scheduled:
-                        self._join_draft(held / name)
+                        self._join_draft(held / path.name)
                 if found == directory.ready:
                     is_ready.add(submission_id)
         directory.mark_copied()
-        return self.count()
+        left = _by_id(directory.scheduled) | _by_id(directory.ready)
+        if names := [left[one] for one in left.keys() - set(accepted)]:
+            raise NotHeldError(f"{directory.ready.parent}: would be sent: {named(names)}")
+        return differing
 
     def listed(self, limit: int) -> Iterator[HeldSubmission]:
         """Yield what is held, at most `limit`."""
@@ -190,10 +210,18 @@ class RestoredSubmissions:
                 self.offer(submission)
 
 
+def _names(directory: Path) -> list[str]:
+    """Return the file names of the submissions in a directory, in their order."""
+    return sorted(one for one in list_names(directory) if SUBMISSION_FILE_NAME.fullmatch(one))
+
+
+def _id_of(name: str) -> str:
+    return name.partition("@")[0]
+
+
 def _by_id(directory: Path) -> dict[str, str]:
     """Return the submissions in a directory: id -> file name."""
-    names = list_names(directory)
-    return {one.partition("@")[0]: one for one in names if SUBMISSION_FILE_NAME.fullmatch(one)}
+    return {_id_of(one): one for one in _names(directory)}
 
 
 def _slices(names: Mapping[str, str]) -> Iterator[dict[str, str]]:
