@@ -313,7 +313,10 @@ def unrecorded_result(
     """
     again_us = time.now_us + _UNRECORDED_US
     if not outcomes:
-        waiting = _as_before(claim, warn_us=claim.warn_us, now_us=again_us)
+        later = claim
+        if claim.state not in HELD_OR_CAPTURED:  # an operator sees the time, and may hurry it
+            later = replace(claim, retry_us=max(again_us, claim.retry_us or 0))
+        waiting = _as_before(later, warn_us=claim.warn_us, now_us=again_us)
         return AttemptResult(_commit(claim, time, {}, waiting=waiting), time)
     # local delivery finds its copy again
     doubtful = (Relayed, Indeterminate) + (() if claim.next_hop == LOCAL else (Delivered,))

@@ -6,12 +6,14 @@ from dataclasses import replace
 import pytest
 from msgspec import structs
 
+from relay.base.clock import rfc3339
 from relay.delivery import attempt_recorder as result_module
 from relay.delivery import attempt_result, connection_slots, sites
 from relay.delivery.smtp.connect import connect
 from relay.store.spool.types import ClaimResult, Selector
 from tests.support.events import until
 from tests.support.journeys import outcomes, states
+from tests.support.operator import command
 from tests.support.remote_mx import RemoteMx
 
 SOON_S = 30.0
@@ -119,6 +121,26 @@ async def test_a_failure_whose_bounce_cannot_be_made_is_retried(delivery) -> Non
         assert states(journey) == {"x@a.test": "failed"}
         assert outcomes(journey, "x@a.test") == ["deferred", "failed"]
         assert delivery.active_queue.claims == claims
+
+
+async def test_a_wait_that_cannot_be_recorded_is_seen_and_hurried(delivery, monkeypatch) -> None:
+    """The entry is tried again in ten minutes, or when an operator asks for it."""
+    monkeypatch.setattr(result_module, "_PAUSE_S_FIRST", 0.001)
+    await breaking_off(delivery, 1)
+    delivery.compose()
+    queue_id = await delivery.send("x@a.test", claim=False)
+    (claim,) = await delivery.claim_due()
+    recorder = replace(delivery.scheduler.recorder, ended=lambda *_ended: None)
+    await recorder.requeue(claim)  # which delivery has not taken
+    (entry,) = await delivery.spool.queue_admin.list(Selector(ids=(queue_id,)), limit=1)
+    assert entry["due"] > rfc3339(delivery.clock.time_us() + 9 * 60_000_000)
+    async with RemoteMx() as mx:
+        delivery.table.at("a.test", mx)
+        delivery.run()
+        report = await delivery.spool.queue_admin.execute(command("retry"))
+        assert report.as_json()["done"] == 1
+        delivery.scheduler.due_now()
+        assert states(await delivery.done(queue_id)) == {"x@a.test": "relayed"}
 
 
 async def test_resolved_next_hops_are_bounded(delivery, monkeypatch) -> None:
