@@ -123,10 +123,18 @@ def test_a_backup_has_what_was_left_and_a_restoration_holds_it(relay, drop, tmp_
     assert (held.parent.stat().st_uid, held.parent.stat().st_mode) == (OWNER, 0o40700)
     there = held.stat()
     assert (there.st_uid, there.st_mode) == (facts.st_uid, facts.st_mode) == (NOBODY, 0o100640)
-    with relay:
-        assert subjects(relay) == []
-        held.rename(kept)
-        until("taken", lambda: subjects(relay) == ["left"])
+    relay.start()
+    assert subjects(relay) == []
+    held.rename(kept)
+    until("taken", lambda: subjects(relay) == ["left"])
+    relay.stop()
+    for folder in (relay.folder / "state", relay.folder / "mail"):
+        shutil.rmtree(folder)
+    done = relay.cli("restore", str(tmp_path / "copy"))  # with a configuration of its own
+    path = tmp_path / "copy/config" / held.relative_to("/")
+    assert done.returncode == 65, done
+    assert f"not restored, mail of the drop directory: {path}\n" in done.stderr
+    assert (path.read_bytes(), held.exists()) == (octets, False)
 
 
 def test_a_relay_that_takes_no_mail_now_gets_it_later(relay, drop):

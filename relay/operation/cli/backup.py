@@ -2,9 +2,10 @@
 
 Progress is on stderr if that is a terminal. Backup and restore exit 64 for a directory that is not
 empty, 65 for a backup that was cut short or changed, and for one that is complete but has a damaged
-file. Check prints passed checks to stdout, and faults and warnings to stderr as
-`file:line: key: text`. With --json everything is one document on stdout. It exits 78 for faults, 69
-if a needed service does not answer. What is checked is in relay/operation/commands/check.py.
+file, or mail that is not restored. Check prints passed checks to stdout, and faults and warnings to
+stderr as `file:line: key: text`. With --json everything is one document on stdout. It exits 78 for
+faults, 69 if a needed service does not answer. What is checked is in
+relay/operation/commands/check.py.
 """
 
 import sys
@@ -135,10 +136,11 @@ def restore(context: CommandContext, directory: Path, *, yes: bool) -> None:
     """Restore the backup in DIRECTORY into an empty place.
 
     Everything goes where the backup's configuration says, which is restored as well; with --config
-    where that one says. state_dir and mailboxes.root must be empty (64). What the backup would make
-    outside of these two and the directory of relay.toml is listed first, and needs --yes or your
-    consent. What waits is held, and does not expire: see relay queue list --restored, then relay
-    queue release --restored. At the end, everything is checked as by relay check.
+    where that one says, and mail of the drop directory stays in the backup (65). state_dir and
+    mailboxes.root must be empty (64). What the backup would make outside of these two and the
+    directory of relay.toml is listed first, and needs --yes or your consent. What waits is held,
+    and does not expire: see relay queue list --restored, then relay queue release --restored. At
+    the end, everything is checked as by relay check.
     """
 
     def allow(outside: list[Path]) -> None:
@@ -176,6 +178,8 @@ def restore(context: CommandContext, directory: Path, *, yes: bool) -> None:
     for one in found:
         if one.verdict is not CheckResult.OK:
             show_finding(one)
+    if left := [f"not restored, mail of the drop directory: {one}" for one in result["left"]]:
+        raise CommandError(ExitCode.DATA, "\n".join(f"relay restore: {one}" for one in left))
     if any(one.verdict is CheckResult.FAULT for one in found):
         text = "relay restore: everything is restored, and relay check finds these faults"
         raise CommandError(ExitCode.CONFIGURATION, text)

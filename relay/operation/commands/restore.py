@@ -56,6 +56,7 @@ from relay.store.mailbox.types import StoreUnavailableError
 from relay.store.spool.queue_commands import CommandResult, Operation, QueueCommand
 from relay.store.spool.types import Selector
 from relay.submission.outbox.idempotency import KeyedSubmissions
+from relay.transport.ingress.maildrop import ASIDE
 
 _LOST_AND_FOUND = "lost+found"
 _LINE_BYTES_MAX = 64 * 1024
@@ -84,6 +85,7 @@ class Restored(Struct, frozen=True):
     settings: Settings
     manifest: Manifest
     kept: list[Path]  # files of the configuration that were there and differ
+    left: list[Path]  # mail of the drop directory, in the backup only
     held: HeldMail
 
 
@@ -119,7 +121,8 @@ def restore(
             with suppress(OSError):
                 path.rmdir() if path.is_dir() else path.unlink()
         raise
-    return Restored(file, settings, manifest, kept, held)
+    left = [] if config is None else list(_dropped(folder, manifest))
+    return Restored(file, settings, manifest, kept, left, held)
 
 
 # -- the backup
@@ -265,6 +268,15 @@ def _restore_config(
         shutil.copyfile(source, path)
         _give(path, one)
     return kept
+
+
+def _dropped(folder: Path, manifest: Manifest) -> Iterator[Path]:
+    """Yield the mail of the drop directory in a backup: it is with the configuration, which is not
+    restored where another one is given.
+    """
+    for one in manifest.config_files:
+        if Path(one.path).parent.name == ASIDE:
+            yield folder / CONFIG / _normal(one.path).relative_to("/")
 
 
 def _normal(path: str) -> Path:
@@ -427,6 +439,7 @@ def document(restored: Restored) -> dict[str, Any]:
         "files": restored.manifest.files,
         "bytes": restored.manifest.bytes,
         "kept": [str(one) for one in restored.kept],
+        "left": [str(one) for one in restored.left],
         "damaged": msgspec.to_builtins([*restored.manifest.damaged, *restored.held.differing]),
         "held": {"entries": restored.held.entries, "submissions": restored.held.submissions},
     }
