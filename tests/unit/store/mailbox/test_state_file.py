@@ -2,6 +2,7 @@
 
 import random
 import sqlite3
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import closing, suppress
 from pathlib import Path
 
@@ -91,6 +92,25 @@ def test_a_file_that_could_not_be_given_its_log_is_not_used(tmp_path: Path) -> N
         states.write({"m1": MessageState(importance="low")})
         assert states._writer._connection.execute("PRAGMA journal_mode").get == "wal"
         states.close()
+
+
+def test_a_reader_waits_while_the_file_is_set_up(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    writer, reader = StateFile(tmp_path), StateFile(tmp_path)
+    reads: list[Future[StatePosition]] = []
+    with FaultyDisk() as disk, ThreadPoolExecutor(1) as thread:
+
+        def read(suffix: str) -> None:
+            if suffix == "-properties" and not reads:  # which the writer has locked then
+                reads.append(thread.submit(reader.position))
+                wait(reads, timeout=0.2)
+
+        disk.on_sync = read
+        writer.write({"m1": MessageState(importance="high")})
+        assert reads[0].result().version in (0, writer.position().version)
+        writer.close(), reader.close()
+    assert "unusable" not in capfd.readouterr().err
 
 
 def test_several_processes_create_and_write_it(tmp_path: Path) -> None:
