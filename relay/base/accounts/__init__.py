@@ -10,6 +10,7 @@ in constant time. Passwords are verified in threads, so that they do not block t
 - `password_schemes`: which hashes of passwords are read, those of Dovecot and crypt(3) too
 - `passwords`: how many checks of passwords run at once; how long who guesses has to wait; tokens;
   whether Dovecot knows the password of a user who has no account here
+- `check_queue`: whose password is checked next while strangers guess from many addresses
 - `usage`: what accounts send to the outside: which message counts, when a limit ends, who sent most
 - `client_keys`: which public keys of a client's certificate file or JWK set are taken
 

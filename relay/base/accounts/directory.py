@@ -39,6 +39,7 @@ from relay.base.accounts.passwords import (
     FORGOTTEN_S,
     DovecotPassword,
     PasswordChecker,
+    SuccessTable,
     digest_of,
     parse_token,
 )
@@ -165,17 +166,21 @@ class FileAccounts:
         """`dovecot_auth` is the path of a socket, or ""."""
         self.tables, self._dovecot_auth = tables, dovecot_auth
         self._clock = clock
-        self._begin_checks()
+        self._begin_checks(SuccessTable())
 
-    def _begin_checks(self) -> None:
-        self._checker = PasswordChecker(self._clock, rng=os.urandom, on_delay=self._log_delay)
+    def _begin_checks(self, successes: SuccessTable) -> None:
+        self._checker = PasswordChecker(
+            self._clock, rng=os.urandom, on_delay=self._log_delay, successes=successes
+        )
         self._delays_logged_s: dict[str, float] = {}
 
     def use(self, tables: AccountTables, *, dovecot_auth: str) -> None:
-        """Have these accounts from now on; failed logins are forgotten. May run in a thread."""
+        """Have these accounts from now on. Failed logins and remembered passwords are forgotten,
+        clients from which users have logged in are not. May run in a thread.
+        """
         before = self._checker
         self.tables, self._dovecot_auth = tables, dovecot_auth
-        self._begin_checks()
+        self._begin_checks(before.successes)
         before.close()
 
     def opened(self, address: str, caller: Account) -> Account | None:

@@ -3,11 +3,12 @@
 Passwords are compared in two threads, those of Dovecot by Dovecot, asked by the socket for its auth
 clients (version 1 of https://doc.dovecot.org/2.3/developer_manual/design/auth_protocol/). Each
 question has a connection of its own. Failures that Dovecot calls temporary say nothing of the
-password. Failures are counted by user and
-client address, and by client address over all users, so that failures at one address do not lock
-out a user at another, nor one device with an old password the others of its address (NAT).
-All tables and queues are bounded. A success is remembered for a minute, as a keyed digest only.
-LoginDelayedError means that the password was not checked (454 4.7.0, RFC 4954 4 and 6).
+password. `check_queue` decides which check is next. Failures are counted by user and client
+address, and by client address over all users, so that failures at one address do not lock out a
+user at another, nor one device with an old password the others of its address (NAT). All tables and
+queues are bounded. A success is remembered for a minute, as a keyed digest only, and its client for
+as long as the process runs. LoginDelayedError means that the password was not checked (454 4.7.0,
+RFC 4954 4 and 6).
 """
 
 import asyncio
@@ -25,6 +26,7 @@ from typing import TypeVar
 from msgspec import Struct
 
 from relay.base.accounts.account import LoginDelayedError
+from relay.base.accounts.check_queue import BUSY_S, CheckQueue
 from relay.base.accounts.password_schemes import Password
 from relay.base.clock import Clock
 from relay.base.message.address import own_mailbox
@@ -136,9 +138,10 @@ def digest_of(token: str) -> bytes:
     return hashlib.sha256(token.encode("utf-8", "surrogatepass")).digest()
 
 
-_THREADS = 2  # each check takes 64 MiB and a tenth of a second by default
-WAITING_MAX = 32  # checks that run or wait, half of them of one client address
+THREADS = 2  # each check takes 64 MiB and a tenth of a second by default
+QUESTIONS_MAX = 32  # that Dovecot is asked at once
 _REMEMBERED_S = 60.0
+CLIENTS_MAX = 50  # of one user, from which it has logged in
 ENTRIES_MAX = 10_000
 _PASSWORD_BYTES_MAX = 1024
 FREE_FAILURES = 3  # of one user from one address
@@ -146,7 +149,6 @@ FREE_FAILURES_OF_CLIENT = 10  # of all users from one address
 _BACK_OFF_FIRST_S = 1.0
 _BACK_OFF_MAX_S = 60.0
 FORGOTTEN_S = 900.0  # with the free failures only, guessing is slower than with the delays
-_BUSY_S = 1.0
 
 _SHARED_BY_USERS = frozenset(("", "127.0.0.1", "::1"))
 
@@ -275,6 +277,38 @@ class GuessDelays:
         self._failures.remove(client_of(client))
 
 
+class SuccessTable:
+    """The last success of each user at each client: its digest, and until when it is remembered.
+
+    It has the last CLIENTS_MAX clients of the last ENTRIES_MAX users, so that no user pushes out
+    clients of others.
+    """
+
+    def __init__(self) -> None:
+        self._by_user: OrderedDict[str, OrderedDict[str, tuple[bytes, float]]] = OrderedDict()
+
+    def __contains__(self, pair: _Pair) -> bool:
+        user, client = pair
+        return client in self._by_user.get(user, ())
+
+    def get(self, pair: _Pair) -> tuple[bytes, float]:
+        """Return the digest of the password, and until when it is remembered."""
+        user, client = pair
+        return self._by_user[user][client] if pair in self else (b"", 0.0)
+
+    def add(self, pair: _Pair, digest: bytes, until_s: float) -> None:
+        """Record a success."""
+        user, client = pair
+        clients = self._by_user.setdefault(user, OrderedDict())
+        clients[client] = (digest, until_s)
+        clients.move_to_end(client)
+        self._by_user.move_to_end(user)
+        if len(clients) > CLIENTS_MAX:
+            clients.popitem(last=False)
+        if len(self._by_user) > ENTRIES_MAX:
+            self._by_user.popitem(last=False)
+
+
 class PasswordChecker:
     """Checks passwords, and delays clients that guess."""
 
@@ -284,17 +318,21 @@ class PasswordChecker:
         *,
         rng: Callable[[int], bytes],
         on_delay: Callable[[str, str], None] = lambda _user, _client: None,
+        successes: SuccessTable | None = None,
     ) -> None:
         """`rng` makes the key of the remembered digests, which lives as long as the process.
-        `on_delay` is called with a user and the key of a client when its delays begin.
+        `on_delay` is called with a user and the key of a client when its delays begin. `successes`
+        are those of an earlier checker: its passwords are not remembered, only the clients.
         """
         self._clock = clock
         self._on_delay = on_delay
         self._key = rng(32)
-        self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="password")
+        self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="password")
         self._running: dict[bytes, asyncio.Future[bool]] = {}
-        self._running_of = ConcurrencyCounter()  # by pair, by client, by kind of password
-        self._successes: OrderedDict[_Pair, tuple[bytes, float]] = OrderedDict()
+        self._running_of = ConcurrencyCounter()  # by pair, by client; those that wait as well
+        self._queue = CheckQueue(clock, places=THREADS)
+        self._queue_of_dovecot = CheckQueue(clock, places=QUESTIONS_MAX)  # which may hang
+        self.successes = successes or SuccessTable()
         self._of_pairs = FailureTable(FREE_FAILURES)
         self._of_clients = FailureTable(FREE_FAILURES_OF_CLIENT)
 
@@ -320,9 +358,10 @@ class PasswordChecker:
             running = self._begin(pair, digest, stored, given=given)
         await asyncio.wait({running})  # does not cancel it if this client disconnects
         if running.cancelled():  # the accounts were reloaded meanwhile
-            raise LoginDelayedError("The login could not be checked", _BUSY_S)
-        if error := running.exception():
-            raise LoginDelayedError("The login could not be checked", _BUSY_S) from error
+            raise LoginDelayedError("The login could not be checked", BUSY_S)
+        error = running.exception()
+        if error and not isinstance(error, LoginDelayedError):
+            raise LoginDelayedError("The login could not be checked", BUSY_S) from error
         return running.result()
 
     def attempt(self, user: str, prove: Callable[[], _Proof], *, client: str) -> _Proof:
@@ -334,14 +373,13 @@ class PasswordChecker:
         now = self._clock.monotonic()
         pair = (user, client_of(client))
         self._raise_if_delayed(self._of_pairs, pair, now)
-        if _counts_all_users(pair[1]):
-            self._delay_by_client(pair, now)
+        self._delay_by_client(pair, now)
         try:
             proof = prove()
         except LoginFailedError:
             self._failed(pair, now)
             raise
-        self._succeeded(pair, *self._successes.get(pair, (b"", 0.0)))
+        self._succeeded(pair, *self.successes.get(pair))
         return proof
 
     def unlock(self, user: str) -> int:
@@ -369,41 +407,51 @@ class PasswordChecker:
         # A running check counts as a failure, so that parallel guesses do not avoid the delay.
         guesses = self._running_of.count(pair)
         if guesses and self._of_pairs.count(pair, now) + guesses >= FREE_FAILURES:
-            raise LoginDelayedError("Too many logins of this user at once", _BUSY_S)
-        if _counts_all_users(client):
-            self._delay_by_client(pair, now)
-        if self._running_of.count(client) >= WAITING_MAX // 2:
-            raise LoginDelayedError("Too many logins from your address at once", _BUSY_S)
-        kind = type(stored).__name__  # a Dovecot that hangs delays no login here
-        if self._running_of.count(kind) >= WAITING_MAX:
-            raise LoginDelayedError("Too many logins at once", _BUSY_S)
-        loop = asyncio.get_running_loop()
-        running: asyncio.Future[bool]
-        try:
-            if isinstance(stored, DovecotPassword):
-                running = loop.create_task(stored.matches(given))
-            else:
-                running = loop.run_in_executor(self._threads, stored.matches, given)
-        except RuntimeError:  # the accounts were reloaded meanwhile
-            raise LoginDelayedError("The login could not be checked", _BUSY_S) from None
+            raise LoginDelayedError("Too many logins of this user at once", BUSY_S)
+        self._delay_by_client(pair, now, running=self._running_of.count(client))
+        running = asyncio.get_running_loop().create_task(self._check(pair, stored, given))
         self._running[digest] = running
-        keys = (pair, client, kind)
+        keys = (pair, client)
         for key in keys:
             self._running_of.begin(key)
         running.add_done_callback(functools.partial(self._finished, keys, digest))
         return running
 
-    def _delay_by_client(self, pair: _Pair, now: float) -> None:
-        """Raise LoginDelayedError for failures of other users at this client address.
+    async def _check(self, pair: _Pair, stored: Password | DovecotPassword, given: str) -> bool:
+        """Compare a password in its turn. Raises LoginDelayedError, and what a check raises."""
+        user, client = pair
+        is_client = _counts_all_users(client)
+        is_of_dovecot = isinstance(stored, DovecotPassword)
+        queue = self._queue_of_dovecot if is_of_dovecot else self._queue
+        return await queue.run(
+            user,
+            client if is_client else "",
+            functools.partial(self._matches, pair, stored, given),
+            is_known=is_client and pair in self.successes,
+        )
+
+    async def _matches(self, pair: _Pair, stored: Password | DovecotPassword, given: str) -> bool:
+        self._delay_by_client(pair, self._clock.monotonic())  # others may have failed meanwhile
+        if isinstance(stored, DovecotPassword):
+            return await stored.matches(given)
+        loop = asyncio.get_running_loop()
+        try:
+            comparing = loop.run_in_executor(self._threads, stored.matches, given)
+        except RuntimeError:  # the accounts were reloaded meanwhile
+            raise LoginDelayedError("The login could not be checked", BUSY_S) from None
+        return await comparing
+
+    def _delay_by_client(self, pair: _Pair, now: float, *, running: int = 0) -> None:
+        """Raise LoginDelayedError for failures of other users at this client address, of which
+        `running` checks have begun.
 
         A user who has logged in from there before is not delayed by them.
         """
         client = pair[1]
-        running = self._running_of.count(client)
-        if pair not in self._successes:
+        if _counts_all_users(client) and pair not in self.successes:
             self._raise_if_delayed(self._of_clients, client, now)
             if running and self._of_clients.count(client, now) >= FREE_FAILURES_OF_CLIENT:
-                raise LoginDelayedError("Too many logins from your address at once", _BUSY_S)
+                raise LoginDelayedError("Too many logins from your address at once", BUSY_S)
 
     def _raise_if_delayed(self, table: FailureTable, key: str | _Pair, now: float) -> None:
         if wait_s := table.wait_s(key, now):
@@ -418,11 +466,11 @@ class PasswordChecker:
         return hashlib.blake2b(text, key=self._key, digest_size=32).digest()
 
     def _is_remembered(self, pair: _Pair, digest: bytes, now: float) -> bool:
-        remembered, until_s = self._successes.get(pair, (b"", 0.0))
+        remembered, until_s = self.successes.get(pair)
         return now < until_s and hmac.compare_digest(remembered, digest)
 
     def _finished(
-        self, keys: tuple[_Pair, str, str], digest: bytes, check: "asyncio.Future[bool]"
+        self, keys: tuple[_Pair, str], digest: bytes, check: "asyncio.Future[bool]"
     ) -> None:
         """Record the result of a check, even if its client has disconnected."""
         del self._running[digest]
@@ -439,10 +487,7 @@ class PasswordChecker:
 
     def _succeeded(self, pair: _Pair, digest: bytes, until_s: float) -> None:
         self._of_pairs.remove(pair)
-        self._successes[pair] = (digest, until_s)
-        self._successes.move_to_end(pair)
-        if len(self._successes) > ENTRIES_MAX:
-            self._successes.popitem(last=False)
+        self.successes.add(pair, digest, until_s)
 
     def _failed(self, pair: _Pair, now: float) -> None:
         failures = self._of_pairs.add(pair, now)

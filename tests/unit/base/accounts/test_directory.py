@@ -408,6 +408,16 @@ async def test_a_disabled_account_only_gets_mail(tmp_path):
     assert [one for one in others if alice.may_send_as(one)] == others
 
 
+async def test_who_has_logged_in_before_a_reload_does_not_wait_for_neighbours_after_it(tmp_path):
+    accounts = load(tmp_path, TWO)
+    assert await accounts.by_password("bob@example.test", "bob", client="192.0.2.1")
+    accounts.use(accounts.tables, dovecot_auth="")
+    for number in range(FREE_FAILURES_OF_CLIENT):
+        assert not await accounts.by_password(f"{number}@x.test", "guess", client="192.0.2.1")
+    assert await accounts.by_password("bob@example.test", "bob", client="192.0.2.1")
+    accounts.close()
+
+
 async def test_what_a_guesser_calls_itself_is_remembered_shortened(tmp_path):
     accounts = load(tmp_path, TWO)
     assert await accounts.by_password("x" * 9000, "guess", client="192.0.2.1") is None
