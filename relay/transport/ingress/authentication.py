@@ -72,7 +72,7 @@ class Authentication:
         credentials = await _exchange(argument, ask)
         self.user = credentials.user[:_USER_CHARACTERS_MAX]
         wrong = "Token is not known here" if credentials.refused else "User or password is wrong"
-        rejection = f"535 5.7.8 {wrong}"  # RFC 4954 6
+        rejection, has_failed = f"535 5.7.8 {wrong}", True  # RFC 4954 6
         try:
             self.login = await self.log_in(
                 credentials.user, credentials.password, bool(credentials.refused)
@@ -80,16 +80,16 @@ class Authentication:
         except LoginRefusedError as refused:
             rejection = f"535 5.7.8 {refused}"  # RFC 4954 6
         except LoginDelayedError as delayed:
-            rejection = _delayed_reply(delayed)
+            rejection, has_failed = _delayed_reply(delayed), False
         if self.login:
             return "235 2.7.0 Authentication successful"  # RFC 4954 6
-        self._failures += 1
+        self._failures += has_failed
         if credentials.refused:
             self.unsent, challenge = rejection, b64encode(credentials.refused.encode()).decode()
             with suppress(SmtpRejection):  # whatever the client answers, the login has failed
                 await ask(f"334 {challenge}")  # RFC 7628 3.2.3
             self.unsent = ""
-        await pause(self.limits.auth_failure_delay_s * self._failures)
+        await pause(self.limits.auth_failure_delay_s * max(1, self._failures))
         if self.is_exhausted:
             return "421 4.7.0 Too many failed logins, closing the connection"  # RFC 4954 9
         return rejection

@@ -11,7 +11,7 @@ import weakref
 
 import pytest
 
-from relay.base.accounts.account import Account
+from relay.base.accounts.account import Account, LoginDelayedError
 from relay.base.accounts.directory import load_accounts
 from relay.base.pressure import PressureLevel, PressureReason, PressureState
 from relay.base.socket_address import Address
@@ -270,6 +270,18 @@ async def test_wrong_passwords_from_one_address_do_not_block_another(relay, list
     client = await Client.connect(address, **untrusted)
     assert (await log_in(client, "right")).startswith("235 ")
     relay.accounts.close()
+
+
+async def test_a_password_that_was_not_checked_is_no_failed_login(relay, listening):
+    async def wait_in_vain(_user, _password, *, client):
+        raise LoginDelayedError("Too many logins at once", 1.0)
+
+    relay.accounts.by_smtp_login = wait_in_vain
+    client = await Client.connect((await listening()).address)
+    busy = "454 4.7.0 Too many logins at once, try again in 1 second"
+    assert await log_in(client, "right") == busy
+    for _ in range(SessionLimits().auth_failures):
+        assert await client.say("AUTH PLAIN AGFsaWNlAHJpZ2h0") == busy
 
 
 async def test_mail_with_its_final_dot_is_answered_before_an_ended_login(relay, listening):
