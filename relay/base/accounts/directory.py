@@ -147,10 +147,15 @@ class AccountTables:
         return Counter(self.scheme_of.values())
 
     def take_time_of_most(self) -> None:
-        """Have the check for unknown users take as long as that of most passwords."""
+        """Have the check for unknown users take as long as that of most passwords that take time:
+        those which take none tell that they are there.
+        """
         count = self.schemes()
         if self.passwords:
-            most = max(self.passwords.values(), key=lambda one: count[one.scheme])
+            most = max(
+                self.passwords.values(),
+                key=lambda password: (bool(password.hashed), count[password.scheme]),
+            )
             self.nobody = most.for_nobody()
 
     def find(self, address: str) -> Account | None:

@@ -73,6 +73,21 @@ def test_a_password_of_a_scheme_is_one_of_the_account(tmp_path: Path) -> None:
     assert accounts.tables.nobody == parse_password(BCRYPT).for_nobody()
 
 
+@each_row(
+    "stored, nobody",
+    [([BCRYPT, SHA512, SHA512], SHA512), ([BCRYPT, "plain:a", "plain:b"], BCRYPT)],
+)
+def test_an_unknown_user_takes_the_time_of_most_hashes(
+    tmp_path: Path, stored: list[str], nobody: str
+) -> None:
+    texts = [
+        f'[[account]]\naddress = "{number}@example.test"\npassword = "{text}"\n'
+        for number, text in enumerate(stored)
+    ]
+    found = load(tmp_path, "".join(texts)).tables.nobody
+    assert found == parse_password(nobody).for_nobody()
+
+
 async def test_a_login_with_such_a_password(tmp_path: Path) -> None:
     accounts = load(tmp_path, AN_ACCOUNT + f'password = "{{CRYPT}}{SHA512}"\n')
     found = await accounts.by_password("A@example.test", "pä55", client="192.0.2.1")
