@@ -138,13 +138,18 @@ class DnsCache:
         self._cache: OrderedDict[DnsQuestion, tuple[float, Answer]] = OrderedDict()
         self._running: dict[DnsQuestion, asyncio.Task[Answer]] = {}
 
+    @property
+    def is_half_full(self) -> bool:
+        """Whether half as many queries as may be in progress are."""
+        return len(self._running) >= QUERIES_MAX // 2
+
     def forget(self, question: DnsQuestion) -> None:
         """Send a query for this question the next time."""
         self._cache.pop(question, None)
 
     async def answers(self, *questions: DnsQuestion) -> list[Answer]:
         """Return the answers in the order of the questions; all queries run in parallel."""
-        remembered = {each: self._remembered(each) for each in questions}
+        remembered = {each: self.remembered(each) for each in questions}
         tasks = [self._task(each) for each, answer in remembered.items() if answer is None]
         if tasks:
             await asyncio.wait(tasks)  # not cancelled with this caller: others may wait for them
@@ -177,7 +182,8 @@ class DnsCache:
                 self._cache.popitem(last=False)
         return answer
 
-    def _remembered(self, question: DnsQuestion) -> Answer | None:
+    def remembered(self, question: DnsQuestion) -> Answer | None:
+        """Return the answer in the cache, None if there is none."""
         found = self._cache.get(question)
         if found is None:
             return None

@@ -53,7 +53,7 @@ from relay.transport.routing.mx_hosts import (
 HOSTS_FILE_TTL_S = 30.0
 _MX_PORT = 25  # RFC 5321 4.5.4.2
 NULL_MX_S = 5.0  # a client waits for it
-_SILENT_S = 10.0  # after that wait was in vain, clients wait for nothing that is not in the cache
+_SILENT_S = 10.0  # after that wait was in vain, only the cache is asked for clients
 _SYSTEM_THREADS = 2
 RECORDS_MAX = 16  # they are part of the keys of connections; one or two are usual
 _DIGEST_BYTES = {1: 32, 2: 64}  # SHA-256 and SHA-512
@@ -118,16 +118,18 @@ class Resolver:
 
     async def is_null_mx(self, domain: str) -> bool:
         """Return whether a domain says that it accepts no mail (RFC 7505); without an answer
-        within NULL_MX_S it does not.
+        within NULL_MX_S it does not. Strangers name the domains: their questions leave half of the
+        queries to delivery.
         """
-        now_s = self._clock.monotonic()
-        wait_s = NULL_MX_S if now_s >= self._silent_until_s else 0
+        now_s, question = self._clock.monotonic(), (domain, "MX")
+        is_free = now_s >= self._silent_until_s and not self._dns.is_half_full
+        if not is_free and self._dns.remembered(question) is None:
+            return False
         try:
-            async with asyncio.timeout(wait_s):  # real time: a name server
-                [answer] = await self._dns.answers((domain, "MX"))
+            async with asyncio.timeout(NULL_MX_S):  # real time: a name server
+                [answer] = await self._dns.answers(question)
         except TimeoutError:
-            if wait_s:
-                self._silent_until_s = now_s + wait_s + _SILENT_S
+            self._silent_until_s = now_s + NULL_MX_S + _SILENT_S
             return False
         return isinstance(exchanges_of(domain, answer), NullMx)
 
