@@ -281,7 +281,9 @@ class Acceptance:
     async def _decide(self, examined: ExaminedMail) -> DecidedMail:
         """Ask the rules. Raises RefusedError if they defer, fail or take too long."""
         rules, arrival = self.policy(), examined.arrival
-        verdict = await self._evaluate(rules, self._rule_input(examined))
+        verdict = await self._evaluate(
+            rules, self._rule_input(examined), is_trusted=arrival.origin.trusted
+        )
         if hold := arrival.filtered.hold:
             verdict = verdict.with_holds(lambda _tenant: hold)
         sender, discarded = arrival.envelope.reverse_path, ""
@@ -444,14 +446,16 @@ class Acceptance:
             given=recipients.given,
         )
 
-    async def _evaluate(self, rules: RuleBook, message: ExaminedMessage) -> Verdict:
+    async def _evaluate(
+        self, rules: RuleBook, message: ExaminedMessage, *, is_trusted: bool
+    ) -> Verdict:
         """Return the verdict of the rules. Raises RefusedError if they defer, fail or take too
         long: no message may bypass a rule that fails.
         """
         if not message.recipients:
             return Verdict((), (), (message.content,), ())
         try:
-            verdict = await self._verdict(rules, message)
+            verdict = await self._verdict(rules, message, is_trusted=is_trusted)
         except TooManyPartsError:
             raise RefusedError(TOO_MANY_PARTS) from None
         except TimeoutError:
@@ -469,7 +473,9 @@ class Acceptance:
             raise RefusedError(deferral_reply(verdict.deferred))
         return verdict
 
-    async def _verdict(self, rules: RuleBook, message: ExaminedMessage) -> Verdict:
+    async def _verdict(
+        self, rules: RuleBook, message: ExaminedMessage, *, is_trusted: bool
+    ) -> Verdict:
         evaluation, time_s = rules.begin(message), self.policy_timeout_s
         is_quick = message.content.header.size <= _QUICK_HEADER_BYTES
         if not is_quick or not evaluation.run(in_thread=False):
@@ -477,6 +483,7 @@ class Acceptance:
                 message.login or client_of(message.client),
                 lambda stopped: evaluation.run(in_thread=True, stopped=stopped, time_s=time_s),
                 timeout_s=time_s,
+                is_trusted=is_trusted,
             )
         return evaluation.verdict()
 

@@ -1,8 +1,9 @@
 """Threads for rules that take long, shared fairly: an account or a client has one of them at most.
 
-So one sender of large or hostile messages cannot delay the messages of others: they find the other
+So one sender of large or hostile messages cannot delay the messages of others: they find another
 thread free. Senders that have each used a thread for long share one, so that several of them cannot
-do it either. A client is an address, of IPv6 a network of 64 bits.
+do it either. A client is an address, of IPv6 a network of 64 bits. Strangers have many of these:
+one thread is never theirs.
 """
 
 import asyncio
@@ -16,7 +17,8 @@ from typing import Any, TypeVar
 from relay.transport.policy.archives import reader
 
 T = TypeVar("T")
-_THREADS = 2
+_THREADS = 3
+_THREADS_OF_STRANGERS = 2
 # A client may send on many connections at once, and waits minutes for the reply to its final dot
 # (RFC 5321 4.5.3.2.6): its messages take turns, and none fails because of the others.
 _TURN_S = 60.0
@@ -30,20 +32,26 @@ _BESIDE_A_CALL_S = 0.001
 
 
 class PolicyThreads:
-    """Two threads. When a caller gives up waiting, a call that has begun is asked to stop, and has
+    """The threads. When a caller gives up waiting, a call that has begun is asked to stop, and has
     its thread until then; one that has not begun never runs.
     """
 
     def __init__(self) -> None:
         self._executor = ThreadPoolExecutor(_THREADS, thread_name_prefix="policy")
         self._running: dict[str, asyncio.Future[Any]] = {}  # by client or account
+        self._strangers: set[str] = set()  # which of these are
         self._used: dict[str, float] = {}  # by the same, when all use is forgotten
 
     async def run(
-        self, key: str, function: Callable[[Callable[[], bool]], T], *, timeout_s: float
+        self,
+        key: str,
+        function: Callable[[Callable[[], bool]], T],
+        *,
+        timeout_s: float,
+        is_trusted: bool = False,
     ) -> T:
         """Return what `function` returns in a thread, after the other calls with this key, and if
-        that is a slow one, after those with slow ones.
+        that is a slow one, after those with slow ones. Without `is_trusted` it is a stranger's.
 
         `function` gets a function that returns whether the caller has given up, and asks it often.
         Raises what `function` raises; TimeoutError if that takes longer, in real time, or if it
@@ -61,12 +69,14 @@ class PolicyThreads:
                 taken_s.append(loop.time() - begin_s)  # real time: as above
 
         async with asyncio.timeout(_TURN_S) as limit:  # real time: a thread
-            while running := self._running.get(key) or self._slow_one(key):
-                await asyncio.wait([running])
+            while running := self._in_the_way(key, is_trusted=is_trusted):
+                await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
             if not self._running:
                 sys.setswitchinterval(_BESIDE_A_CALL_S)
             job = self._executor.submit(work)
             call = self._running[key] = asyncio.wrap_future(job)
+            if not is_trusted:
+                self._strangers.add(key)
             call.add_done_callback(partial(self._ended, key, begun, taken_s=taken_s))
             try:
                 await begun.wait()
@@ -76,14 +86,22 @@ class PolicyThreads:
                 given_up.set()
                 job.cancel()  # nothing happens if it has begun
 
-    def _slow_one(self, key: str) -> asyncio.Future[Any] | None:
-        """Return the call of a slow sender that a call with this key has to wait for."""
+    def _in_the_way(self, key: str, *, is_trusted: bool) -> list[asyncio.Future[Any]]:
+        """Return the calls of which a call with this key has to wait for one."""
+        if same := self._running.get(key):
+            return [same]
+        alike = {
+            other: call
+            for other, call in self._running.items()
+            if (other not in self._strangers) is is_trusted
+        }
+        if not is_trusted and len(alike) >= _THREADS_OF_STRANGERS:
+            return [*alike.values()]
         now_s = asyncio.get_running_loop().time()  # real time: as above
         slow_s = now_s + _SLOW_S * _FORGOTTEN
         if self._used.get(key, 0) <= slow_s:
-            return None
-        slow = (call for each, call in self._running.items() if self._used.get(each, 0) > slow_s)
-        return next(slow, None)
+            return []
+        return [call for other, call in alike.items() if self._used.get(other, 0) > slow_s]
 
     def _ended(
         self, key: str, begun: asyncio.Event, call: asyncio.Future[Any], *, taken_s: list[float]
@@ -95,6 +113,7 @@ class PolicyThreads:
         if not call.cancelled():
             call.exception()  # asyncio logs what no caller has seen
         del self._running[key]
+        self._strangers.discard(key)
         if not self._running:
             sys.setswitchinterval(_USUAL_S)
 

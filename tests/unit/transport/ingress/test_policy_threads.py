@@ -1,5 +1,6 @@
 import asyncio
 import threading
+from functools import partial
 
 import pytest
 
@@ -85,18 +86,30 @@ async def test_clients_that_used_a_thread_for_long_share_one(threads, monkeypatc
     assert order.count("slow") == 3
 
 
+async def test_strangers_leave_a_thread_to_who_is_trusted(threads):
+    release, order = threading.Event(), []
+    strangers = [
+        asyncio.create_task(threads.run(key, lambda _: release.wait(10), timeout_s=10))
+        for key in "abcd"
+    ]
+    await asyncio.sleep(0)
+    for key in ("alice", "bob"):
+        await threads.run(key, order.append, timeout_s=10, is_trusted=True)
+    assert len(order) == 2
+    release.set()
+    assert await asyncio.gather(*strangers) == [True] * 4
+
+
 async def test_a_call_that_is_given_up_before_it_begins_never_runs(threads, monkeypatch):
     release, order = threading.Event(), []
-    running = [
-        asyncio.create_task(threads.run(key, lambda _: release.wait(10), timeout_s=10))
-        for key in "ab"
-    ]
-    await asyncio.sleep(0)  # both have begun
+    run = partial(threads.run, timeout_s=10, is_trusted=True)
+    running = [asyncio.create_task(run(key, lambda _: release.wait(10))) for key in "abc"]
+    await asyncio.sleep(0)  # all have begun
     monkeypatch.setattr(policy_threads, "_TURN_S", 0.01)
     with pytest.raises(TimeoutError):
-        await threads.run("c", lambda _: order.append("given up"), timeout_s=10)
+        await run("d", lambda _: order.append("given up"))
     monkeypatch.undo()
-    again = asyncio.create_task(threads.run("c", lambda _: order.append("again"), timeout_s=10))
+    again = asyncio.create_task(run("d", lambda _: order.append("again")))
     await asyncio.sleep(0)
     release.set()
     await asyncio.gather(*running, again)
