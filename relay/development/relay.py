@@ -493,7 +493,7 @@ class DevelopmentRelay:
         """All addresses where SMTP listens, by the name of the option."""
         servers = self.daemon.transport.smtp_servers
         return {
-            name: [one.address for one in servers if one.role == role]
+            name: [one.address for one in servers if one.role.name == role]
             for name, role in SMTP_ROLES.items()
         }
 

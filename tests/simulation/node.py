@@ -38,6 +38,7 @@ from relay.store.spool.shared.queue_admin import QueueAdmin
 from relay.store.spool.sqlite.spool import SqliteSpool
 from relay.store.spool.sqlite.write_ahead_log import LastCommit, WriteAheadLog
 from relay.transport.ingress.acceptance import Acceptance
+from relay.transport.ingress.listener_role import PICKUP
 from relay.transport.ingress.session_owner import IngressDependencies
 from relay.transport.ingress.smtp_server import SmtpServer
 from relay.transport.milter.filters import MilterSet
@@ -268,7 +269,7 @@ class Node:
         pickup = SmtpListener(listen=Address(path=str(home / "submit.sock")), max_sessions=20)
         self.pickup_path = pickup.listen.path
         self.servers = [
-            SmtpServer(pickup, neighbours, pickup=True),
+            SmtpServer(pickup, neighbours, role=PICKUP),
             SmtpServer(listener, neighbours),
         ]
         self._tasks: list[asyncio.Task[None]] = []

@@ -30,6 +30,7 @@ from relay.front_door.sign_in.token_login import TokenLogin
 from relay.store.mailbox.types import Room
 from relay.store.spool.types import Accepted, Claim, NewMessage
 from relay.transport.ingress.acceptance import Acceptance
+from relay.transport.ingress.listener_role import ListenerRole
 from relay.transport.ingress.session_limits import SessionLimits
 from relay.transport.ingress.session_owner import IngressDependencies
 from relay.transport.ingress.smtp_server import SmtpServer
@@ -245,7 +246,7 @@ class Relay:
     def server(
         self,
         *,
-        pickup: bool = False,
+        listener_role: ListenerRole | None = None,
         limits: SessionLimits | None = None,
         elsewhere=None,
         **listener,
@@ -266,7 +267,7 @@ class Relay:
         return SmtpServer(
             settings,
             neighbours,
-            pickup=pickup,
+            role=listener_role,
             limits=quick,
             certificate=ServerCertificate(tls.certificate, tls.key) if tls else None,
             elsewhere=elsewhere,

@@ -364,7 +364,7 @@ def addresses(daemon: Daemon) -> dict[str, str]:
         "http": " ".join(str(one) for one in bound if not web.has_tls(one)),
         "https": " ".join(str(one) for one in bound if web.has_tls(one)),
         "smtp": " ".join(
-            str(one.address) for one in daemon.transport.smtp_servers if one.role != "local"
+            str(one.address) for one in daemon.transport.smtp_servers if not one.role.is_local
         ),
     }
 

@@ -45,6 +45,7 @@ from relay.submission.pickup.start_limits import StartLimits
 from relay.transport.gate.keeper import GateKeeper
 from relay.transport.gate.wire import ListenerSetup, LoadState, Setup
 from relay.transport.ingress.acceptance import Acceptance
+from relay.transport.ingress.listener_role import PICKUP, SENDMAIL
 from relay.transport.ingress.local_users import LocalUsers
 from relay.transport.ingress.maildrop import MailDrop
 from relay.transport.ingress.session_owner import IngressDependencies
@@ -57,7 +58,6 @@ from relay.transport.routing.usable_hosts import Resolve
 _RNG = random.Random()  # noqa: S311 - spreads load, not for security
 _DOWN_S_MAX = 30.0
 SUBMISSIONS_MAX = 8  # of one account that are processed at once; plus one for all others
-_PICKUP_SESSIONS_MAX = 64
 _PICKUP_MESSAGE_BYTES_MAX = 1024**3  # the Graph API has its own limit; base64 adds a third
 
 
@@ -465,17 +465,16 @@ def _mail_of_machine(
         report = partial(setattr, base.readiness, "impaired")
         renew = base.spool.renew_submission_keys
         maildrop = MailDrop(sendmail.drop, users, ingress, renew=renew, report=report)
-    return [SmtpServer(listener, ingress, users=users)], maildrop
+    return [SmtpServer(listener, ingress, role=SENDMAIL, users=users)], maildrop
 
 
 def _pickup_server(base: Foundation, ingress: IngressDependencies) -> SmtpServer:
     listener = SmtpListener(
         listen=Address(path=str(base.settings.pickup_socket)),
-        max_sessions=_PICKUP_SESSIONS_MAX,
         max_recipients=100_000,
         max_message_size=_PICKUP_MESSAGE_BYTES_MAX,
     )
-    return SmtpServer(listener, ingress, pickup=True)
+    return SmtpServer(listener, ingress, role=PICKUP)
 
 
 def why_in_process(settings: Settings) -> str:

@@ -43,6 +43,7 @@ from relay.transport.gate.wire import (
     decode_packet,
     encode,
 )
+from relay.transport.ingress.listener_role import CONFIGURED
 from relay.transport.ingress.message_limits import RateLimits
 from relay.transport.ingress.session_client import ListenerDependencies
 from relay.transport.ingress.session_limits import SessionLimits
@@ -146,6 +147,7 @@ class Child:
             self._certificates.append(shown)
             listener = ListenerDependencies(
                 one.settings,
+                CONFIGURED[one.settings.role],
                 setup.hostname,
                 limits=_LIMITS,
                 budget=MemoryBudget(_LIMITS.buffered_bytes),

@@ -6,6 +6,7 @@ that are not trusted cannot relay. An internal error is a 4yz reply with a fixed
 
 The session:
 
+- `listener_role`: what is demanded on a listener, and which checks the mail of this machine skips
 - `smtp_server`: a listener: which clients are trusted; hands connections on
 - `smtp_sessions`: the sessions of a listener: implicit TLS, graceful stop
 - `proxy_header`: the PROXY protocol: which headers of a proxy are taken, and which client they name

@@ -435,7 +435,7 @@ class Acceptance:
             recipients=tuple([address for address, _ in valid]),
             local=frozenset([address for address, route in valid if route.is_local]),
             content=examined.content,
-            source=origin.source,
+            source=origin.role.source,
             client=origin.ip,
             # a client of a trusted network has no login, whatever sender it names
             login=examined.account if origin.pickup else origin.login,
@@ -505,7 +505,7 @@ class Acceptance:
         facts = MessageFacts(
             id=arrival.queue_id,
             envelope=envelope,
-            source=origin.source,
+            source=origin.role.source,
             trusted=origin.trusted,
             received_us=received_us,
             expires_us=received_us + int(self.expire_after_s * 1_000_000),

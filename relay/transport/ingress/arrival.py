@@ -192,7 +192,7 @@ class Preparation(Struct, frozen=True):
         header = parsed.header
         if header.size > HEADER_BYTES_MAX:
             raise RefusedError(LONG_HEADER)
-        if len(header.fields) > FIELDS_MAX and not origin.pickup:  # that has its 202
+        if len(header.fields) > FIELDS_MAX and not origin.role.is_promised:
             raise RefusedError(MANY_FIELDS)
         if header.count("Received") > RECEIVED_MAX:
             raise RefusedError(LOOP)

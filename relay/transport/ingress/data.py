@@ -27,6 +27,7 @@ from relay.base.pressure import MemoryBudget
 from relay.formats.encoded_words import decode_words
 from relay.formats.transfer_encoding import LINE_MAX, has_line_over
 from relay.store.spool.types import IncomingBody
+from relay.transport.ingress.listener_role import RELAY, ListenerRole
 from relay.transport.ingress.local_users import LocalUser
 from relay.transport.ingress.session_limits import SessionLimits
 
@@ -79,7 +80,7 @@ class Origin(Struct, frozen=True):
     tls: str = ""  # the protocol version, or ""
     login: str = ""  # the account that authenticated, or ""
     trusted: bool = False  # AUTH, a trusted network, a user of this machine, or pickup
-    pickup: bool = False  # it came through pickup's own socket
+    role: ListenerRole = RELAY  # of the listener
     user: LocalUser | None = None  # whose program of this machine sent it
     is_hidden: bool = False  # neither the message nor a report about it tells ip and helo
     key: str = ""  # of a file in the drop directory; a repetition has the same
@@ -87,7 +88,7 @@ class Origin(Struct, frozen=True):
     @property
     def is_promised(self) -> bool:
         """Whether nobody hears a rejection of its recipients, which is reported to the sender."""
-        return self.pickup or bool(self.key)
+        return self.role.is_promised or bool(self.key)
 
     def sender(self, reverse_path: str) -> Submitter:
         """Return who sends."""
@@ -109,11 +110,9 @@ class Origin(Struct, frozen=True):
         return Client(self.ip, self.helo, self.login, self.tls)
 
     @property
-    def source(self) -> Source:
-        """The `source` condition of rules and the `via` label of metrics."""
-        if self.user is not None:
-            return Source.SENDMAIL
-        return Source.GRAPH if self.pickup else Source.SMTP
+    def pickup(self) -> bool:
+        """Whether it came through pickup's own socket."""
+        return self.role.source is Source.GRAPH
 
 
 class DataReply(Struct, frozen=True):

@@ -39,6 +39,7 @@ from relay.transport.ingress.dropped_mail import (
     Identity,
     identity_of,
 )
+from relay.transport.ingress.listener_role import SENDMAIL
 from relay.transport.ingress.local_users import LocalUsers
 from relay.transport.ingress.session_limits import SessionLimits
 from relay.transport.ingress.session_owner import IngressDependencies
@@ -218,7 +219,7 @@ class MailDrop:
                 return DataReply(content.rejection), ""
             envelope, paths = self._envelope(file.envelope, eight_bit=eight_bit)
             key = "-".join(("drop", *map(str, file.identity), digest.hexdigest()[:32]))
-            origin = Origin("", user.name, trusted=True, user=user, key=key)
+            origin = Origin("", user.name, trusted=True, user=user, key=key, role=SENDMAIL)
             received = content.hand_over()
             try:
                 reply = await acceptance.accept(envelope, paths, received.content, origin=origin)

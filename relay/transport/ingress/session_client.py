@@ -21,6 +21,7 @@ from relay.base.socket_address import client_of
 from relay.store.spool.types import IncomingBody
 from relay.transport.ingress.data import DataReply, ReceivedContent
 from relay.transport.ingress.esmtp_parameters import MailArgument
+from relay.transport.ingress.listener_role import ListenerRole
 from relay.transport.ingress.local_users import LocalUser
 from relay.transport.ingress.message_limits import RateLimits
 from relay.transport.ingress.session_limits import SessionLimits
@@ -100,7 +101,7 @@ class SessionClient(Struct, frozen=True):
     refused: Callable[[RefusedCommand, SessionClaims], None]  # records a refusal
     uid: int | None = None  # on the socket for programs
     find_user: Callable[[], Awaitable[LocalUser | None]] | None = None  # who that is
-    new_filters: "Callable[[], SessionFilters | None] | None" = None  # milters that hear it
+    new_filters: "Callable[[], SessionFilters | None]" = lambda: None  # milters that hear it
     ended: Callable[[], None] = lambda: None  # is called at the end: nothing more is asked
 
     @property
@@ -115,6 +116,7 @@ class ListenerDependencies(Struct, frozen=True):
     """What the commands of a listener's sessions share."""
 
     settings: SmtpListener  # its configuration
+    role: ListenerRole  # what its clients must do
     hostname: str  # of the greeting
     limits: SessionLimits  # of each session
     budget: MemoryBudget  # the memory for messages that all sessions receive
@@ -127,14 +129,5 @@ class ListenerDependencies(Struct, frozen=True):
     # where a client finds the TLS that it expects here, or does without it, for the log; None: the
     # log does not say
     tls_hint: Callable[[], str] | None = None
-    pickup: bool = False  # the listener is pickup's own socket
     # of addresses without one; then any EHLO is taken, and underscores in domains. "": neither is
     odd_domain: str = ""
-
-    @property
-    def rejects_untrusted(self) -> bool:
-        """Whether untrusted clients are rejected now because of pressure.
-
-        Only on a listener of role relay: on the others, every client authenticates.
-        """
-        return self.settings.role == "relay" and self.pressure.rejects_untrusted

@@ -44,6 +44,7 @@ from relay.transport.ingress.acceptance import Acceptance
 from relay.transport.ingress.data import DataReply, Origin, ReceivedContent, Submitter
 from relay.transport.ingress.filtering import SessionFilters
 from relay.transport.ingress.forwarding import Forwarder
+from relay.transport.ingress.listener_role import ListenerRole
 from relay.transport.ingress.local_users import LocalUser, LocalUsers
 from relay.transport.ingress.send_as import (
     IsNullMx,
@@ -116,7 +117,7 @@ class OwnerDependencies(Struct, frozen=True):
     check_token: CheckLogin  # a user and a bearer token
     refusals: ListenerRefusals  # records what is refused
     acceptances: set[asyncio.Task[DataReply]]  # messages that are being accepted
-    pickup: bool = False  # the listener is pickup's own socket
+    role: ListenerRole  # which checks its mail skips
     users: LocalUsers | None = None  # who the clients may be, on the socket for programs
 
 
@@ -127,14 +128,10 @@ class RecipientChecks(Struct, frozen=True):
     room: AskRoom  # whether a local mailbox has room
     verify: Verify | None = None  # None: no next hop is asked
     rules: Callable[[], RuleBook] = RuleBook  # those in force
-    # Pickup's recipients are checked after DATA, so that a rejection becomes a report.
-    is_pickup: bool = False
 
     async def answer(self, address: str, sender: Submitter, *, size_bytes: int) -> RecipientAnswer:
         """Return whether a recipient is taken."""
         reverse_path, may_relay = sender.reverse_path, sender.is_trusted
-        if self.is_pickup:
-            return _TAKEN
         if not reverse_path:
             if reply := self.forwarding.report_rejection(address, size_bytes):
                 return RecipientAnswer(reply)
@@ -231,28 +228,25 @@ class RecipientChecks(Struct, frozen=True):
 class SessionOwner:
     """The owner's side of one session."""
 
-    def __init__(self, shared: OwnerDependencies, ip: str, *, is_trusted: bool, uid: int) -> None:
-        """`is_trusted`: the network of the client is; `uid` is for the socket for programs."""
+    def __init__(self, shared: OwnerDependencies, ip: str, *, is_trusted: bool) -> None:
+        """`is_trusted`: the network of the client is, or it is a program of this machine."""
         acceptance, listeners = shared.listeners.acceptance, shared.listeners
         self._shared = shared
         self.ip = ip
-        self._uid = uid
         self.is_trusted = is_trusted
         self._checks = RecipientChecks(
             acceptance.forwarding,
             listeners.quota.room,
             listeners.verify,
             rules=acceptance.policy,
-            is_pickup=shared.pickup,
         )
         self._account: Account | None = None  # that logged in, as it was then
         self.login = ""  # its address
         self._user: LocalUser | None = None
         self._filters: SessionFilters | None = None
 
-    def client(self) -> SessionClient:
-        """Return the client for a session in this process."""
-        is_program = self._shared.users is not None
+    def client(self, uid: int | None = None) -> SessionClient:
+        """Return the client for a session in this process, with the uid of a program."""
         return SessionClient(
             self.ip,
             self.is_trusted,
@@ -262,8 +256,8 @@ class SessionOwner:
             self.new_body,
             self.accept,
             self.refused,
-            uid=self._uid if is_program else None,
-            find_user=self._find_user if is_program else None,
+            uid=uid,
+            find_user=None if uid is None else lambda: self._find_user(uid),
             new_filters=self._new_filters,
         )
 
@@ -298,6 +292,8 @@ class SessionOwner:
         """See SessionClient."""
         if self._has_ended:
             return RecipientAnswer(LOGIN_ENDED)
+        if self._shared.role.is_promised:
+            return _TAKEN
         sender = self._origin(_NO_CLAIMS).sender(reverse_path)
         return await self._checks.answer(address, sender, size_bytes=size_bytes)
 
@@ -323,7 +319,8 @@ class SessionOwner:
             return DataReply(LOGIN_ENDED)
         envelope, origin = offered.mail.envelope, self._origin(offered.claims)
         size_bytes = size_of(content)
-        if size_bytes > offered.mail.size_bytes and (
+        is_larger = size_bytes > offered.mail.size_bytes and not self._shared.role.is_promised
+        if is_larger and (
             rejection := await self._checks.rejection_of_all(
                 offered.paths, origin.sender(envelope.reverse_path), size_bytes=size_bytes
             )
@@ -337,15 +334,15 @@ class SessionOwner:
         """See SessionClient."""
         self._shared.refusals.record(refused, self._origin(claims))
 
-    async def _find_user(self) -> LocalUser | None:
+    async def _find_user(self, uid: int) -> LocalUser | None:
         if self._shared.users is not None:
-            self._user = await asyncio.to_thread(self._shared.users.find, self._uid)
+            self._user = await asyncio.to_thread(self._shared.users.find, uid)
         return self._user
 
     def _new_filters(self) -> SessionFilters | None:
-        if self._user is None and not self._shared.pickup:
-            settings = self._shared.settings
-            session = self._shared.listeners.acceptance.milters.session(settings.role)
+        if not self._shared.role.is_local:
+            settings, role = self._shared.settings, self._shared.role.name
+            session = self._shared.listeners.acceptance.milters.session(role)
             if session is not None:
                 self._filters = SessionFilters(session, settings.max_message_size)
         return self._filters
@@ -367,7 +364,7 @@ class SessionOwner:
             claims.tls,
             self.login,
             trusted=self.is_trusted or self._account is not None,
-            pickup=self._shared.pickup,
+            role=self._shared.role,
             user=user,
             is_hidden=self._account is not None and self._shared.settings.hide_client,
         )

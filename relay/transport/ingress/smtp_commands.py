@@ -209,8 +209,7 @@ class SmtpCommands:
         if self._client.find_user is not None:
             self.user = await self._client.find_user()
         if not client_spoke:
-            if self._client.new_filters is not None:
-                self.filters = self._client.new_filters()
+            self.filters = self._client.new_filters()
             if self.filters is not None:
                 await self.filters.connect(self._client.ip, hostname, self.fact)
             return f"220 {hostname} ESMTP Relay"  # RFC 5321 3.1
@@ -341,10 +340,9 @@ class SmtpCommands:
 
     @property
     def _offers_auth(self) -> bool:
-        one = self._listener
-        if one.pickup or self.user is not None or not one.settings.takes_auth:
-            return False
-        return bool(self._tls) or one.offers_auth_in_clear
+        listener = self._listener
+        may_log_in = listener.settings.takes_auth and not listener.role.is_local
+        return may_log_in and (bool(self._tls) or listener.offers_auth_in_clear)
 
     async def auth(self, argument: str) -> str:
         """RFC 4954 4."""
@@ -374,7 +372,7 @@ class SmtpCommands:
             return "503 5.5.1 Send EHLO first"  # RFC 5321 4.1.4
         if self._mail is not None:
             return "503 5.5.1 MAIL was given already; send RSET to start again"  # RFC 5321 4.1.4
-        if self._listener.settings.role != "relay" and not self._is_trusted:
+        if self._listener.role.must_log_in and not self._is_trusted:
             return "530 5.7.0 Authentication required"  # RFC 4954 6
         if self._listener.pressure.paused():
             return self._end_with(PAUSED)
@@ -435,7 +433,7 @@ class SmtpCommands:
             path.address, mail.envelope.reverse_path, mail.size_bytes
         )
         expanded = self._expanded + answer.expanded
-        if expanded > EXPANDED_MAX and not self._listener.pickup:
+        if expanded > EXPANDED_MAX:
             return "452 4.5.3 Too many recipients of aliases, send the rest in another transaction"
         if answer.reply:
             return answer.reply

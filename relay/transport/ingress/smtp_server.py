@@ -6,10 +6,10 @@ message continues if its client disconnects. RFC 5321 3.8; RFC 8314 3.3 (implici
 
 import asyncio
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import suppress
 from functools import lru_cache
-from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
+from ipaddress import ip_address, ip_network
 from pathlib import Path
 
 from msgspec import Struct
@@ -21,6 +21,7 @@ from relay.base.pressure import MemoryBudget, Pressure
 from relay.base.settings.tree import SmtpListener
 from relay.base.sockets import EVERYBODY, OWNER_ONLY, Acceptor, Listener, open_listener
 from relay.transport.ingress.data import Origin
+from relay.transport.ingress.listener_role import CONFIGURED, ListenerRole
 from relay.transport.ingress.local_users import LocalUsers, peer_uid
 from relay.transport.ingress.message_limits import RateLimits
 from relay.transport.ingress.proxy_header import ProxyHeaderError, read_header
@@ -43,7 +44,7 @@ from relay.transport.refusals.refusal import RefusalReason
 
 _log = get_logger("ingress")
 _BACKLOG = 512
-_CLIENTS_KNOWN = 1024  # addresses of which a listener remembers whether they are trusted
+_CLIENTS_KNOWN = 1024  # addresses of which is remembered whether they are trusted
 _COMMIT_S = 5.0
 _LOOPBACK = "127.0.0.1"  # used for a Unix socket, whose clients are on this machine
 
@@ -59,9 +60,8 @@ class ListenerOptions(Struct, frozen=True):
 
 
 class SmtpServer:
-    """A listener. `pickup`: for pickup only; it accepts all recipients, ENVID is the key. `users`:
-    for programs of this machine, on a Unix socket that every user may connect to. `address` is
-    where it listens.
+    """A listener. `users`: for programs of this machine, on a Unix socket that every user may
+    connect to. `address` is where it listens.
     """
 
     def __init__(
@@ -69,40 +69,36 @@ class SmtpServer:
         listener: SmtpListener,
         dependencies: IngressDependencies,
         *,
-        pickup: bool = False,
+        role: ListenerRole | None = None,
         users: LocalUsers | None = None,
         limits: SessionLimits | None = None,
         certificate: ServerCertificate | None = None,
         options: ListenerOptions | None = None,
         elsewhere: Callable[[socket.socket, SessionOwner], None] | None = None,
     ) -> None:
-        """Read the networks; nothing listens yet. `certificate` is that of `listener.tls`.
-        `options` are those of a development relay. `elsewhere` takes a connection from which
-        nothing was read, if the sessions are not in this process; None: they are.
-
-        Raises ValueError for a network.
+        """Nothing listens yet. `role` is one that no configuration names, `certificate` that of
+        `listener.tls`. `options` are those of a development relay. `elsewhere` takes a connection
+        from which nothing was read, if the sessions are not in this process; None: they are.
         """
+        self.role = role or CONFIGURED[listener.role]
         self._listener = listener
         self._dependencies = dependencies
         self._limits = limits or SessionLimits()
         self._options = options
         self._users = users
-        self._networks = [ip_network(text) for text in listener.trusted_networks]
-        self._proxies = [ip_network(text) for text in listener.proxy_networks]
         self._opened: Listener | None = None
         self.address = listener.listen  # with the actual port, once it was bound
         self._servers: list[asyncio.Server] = []
         self._reading: set[asyncio.Task[None]] = set()  # headers of proxies
-        self._is_trusted = lru_cache(_CLIENTS_KNOWN)(self._is_in_trusted_network)
-        self._of_owners = self._owner_dependencies(pickup=pickup)
+        self._of_owners = self._owner_dependencies()
         sessions = dependencies.acceptance.metrics.smtp_sessions
         context = certificate.context if certificate else None
         self._acceptor: Acceptor | None = None
         self._begun: Callable[[], None] = (
-            (lambda: None) if pickup else sessions.labels(role=self.role).inc
+            (lambda: None) if self.role.is_promised else sessions.labels(role=self.role.name).inc
         )
         self._smtp_sessions = SmtpSessions(
-            self._listener_dependencies(pickup=pickup, offers_tls=context is not None),
+            self._listener_dependencies(offers_tls=context is not None),
             tls_context=context,
             begun=self._begun,
             meet=self._meet,
@@ -112,15 +108,8 @@ class SmtpServer:
     def use(self, listener: SmtpListener) -> None:
         """Give sessions that begin from now on the networks and limits of `listener`."""
         self._listener = listener
-        self._networks = [ip_network(text) for text in listener.trusted_networks]
-        self._is_trusted = lru_cache(_CLIENTS_KNOWN)(self._is_in_trusted_network)
         self._of_owners = replace(self._of_owners, settings=listener)
         self._smtp_sessions.use(listener)
-
-    @property
-    def role(self) -> str:
-        """The role of the listener in the configuration, "local" of the socket for programs."""
-        return self._listener.role if self._users is None else "local"
 
     @property
     def sessions(self) -> int:
@@ -141,7 +130,7 @@ class SmtpServer:
                 Path(self._listener.listen.path).parent.mkdir(exist_ok=True)
         self._opened = open_listener(self._listener.listen, backlog=_BACKLOG, mode=mode)
         self.address = self._opened.address
-        if self._elsewhere or self._smtp_sessions.tls_at_once is not None or self._proxies:
+        if self._elsewhere or self._smtp_sessions.tls_at_once or self._listener.proxy_networks:
             self._acceptor = Acceptor(self._opened.sockets, self._take)
             self.accept(True)
         else:
@@ -177,20 +166,23 @@ class SmtpServer:
             await asyncio.wait(acceptances, timeout=_COMMIT_S)  # real time: a disk
 
     def _meet(self, transport: asyncio.BaseTransport) -> SessionClient:
-        uid = peer_uid(transport) if self._users is not None else -1
-        return self._owner(ip_of(transport), uid=uid).client()
+        uid = peer_uid(transport) if self._users is not None else None
+        return self._owner(_ip_at(transport.get_extra_info("peername"))).client(uid)
 
-    def _owner(self, ip: str, *, uid: int = -1, is_named: bool = True) -> SessionOwner:
+    def _owner(self, ip: str, *, is_named: bool = True) -> SessionOwner:
         """Return the owner's side of a session; a client that a proxy does not name proves nothing
-        by the proxy's address. The uid -1 is that of no user.
+        by the proxy's address. A TCP client that disconnected at once has no address.
         """
-        is_trusted = is_named and self._is_trusted(ip)
-        return SessionOwner(self._of_owners, ip, is_trusted=is_trusted, uid=uid)
+        client = ip or (_LOOPBACK if self._listener.listen.path else "")
+        is_trusted = self.role.is_local or (
+            is_named and _is_in(self._listener.trusted_networks, client)
+        )
+        return SessionOwner(self._of_owners, ip, is_trusted=is_trusted)
 
     def _take(self, connection: socket.socket, peer: object) -> None:
         """Begin a session, after the header of a proxy, with too many of which it is closed."""
         ip = _ip_at(peer)
-        if not _is_in(self._proxies, ip):
+        if not _is_in(self._listener.proxy_networks, ip):
             self._begin(connection, self._owner(ip))
             return
         if len(self._reading) >= self._listener.max_sessions:
@@ -203,7 +195,7 @@ class SmtpServer:
     def _begin(self, connection: socket.socket, owner: SessionOwner) -> None:
         """Begin it elsewhere, if no milter sees it: one may have come with a reload."""
         milters = self._dependencies.acceptance.milters
-        if self._elsewhere is None or milters.session(self._listener.role) is not None:
+        if self._elsewhere is None or milters.session(self.role.name) is not None:
             self._smtp_sessions.begin(connection, owner.client())
         else:
             self._begun()
@@ -232,32 +224,30 @@ class SmtpServer:
         if owner is not None:
             self._begin(connection, owner)
 
-    def _listener_dependencies(self, *, pickup: bool, offers_tls: bool) -> ListenerDependencies:
-        listener, dependencies = self._listener, self._dependencies
-        requires_tls = listener.tls is not None and listener.tls.require
-        options = self._options
+    def _listener_dependencies(self, *, offers_tls: bool) -> ListenerDependencies:
+        listener, dependencies, options = self._listener, self._dependencies, self._options
         return ListenerDependencies(
             listener,
+            self.role,
             dependencies.hostname,
             limits=self._limits,
             budget=MemoryBudget(self._limits.buffered_bytes),
             crash=dependencies.crash,
-            # Mail from pickup already has its 202: only the spool itself may refuse it.
-            pressure=Pressure() if pickup else dependencies.pressure,
+            # without pressure only the spool itself may refuse mail
+            pressure=Pressure() if self.role.is_promised else dependencies.pressure,
             rates=RateLimits(dependencies.acceptance.clock),
             offers_tls=offers_tls,
-            requires_tls=requires_tls,
+            requires_tls=listener.tls is not None and listener.tls.require,
             offers_auth_in_clear=(
                 options.login_in_clear if options else offers_auth_in_clear(listener)
             ),
             tls_hint=options.tls_hint if options else None,
-            pickup=pickup,
             odd_domain=(
                 options.odd_domain if options else self._users.domain if self._users else ""
             ),
         )
 
-    def _owner_dependencies(self, *, pickup: bool) -> OwnerDependencies:
+    def _owner_dependencies(self) -> OwnerDependencies:
         dependencies, options = self._dependencies, self._options
         return OwnerDependencies(
             self._listener,
@@ -265,22 +255,15 @@ class SmtpServer:
             check_login=options.check_login if options else dependencies.accounts.by_smtp_login,
             check_token=(options and options.check_token) or dependencies.check_token,
             refusals=ListenerRefusals(
-                None if pickup else dependencies.refusals,
+                None if self.role.is_promised else dependencies.refusals,
                 dependencies.acceptance.metrics,
                 dependencies.acceptance.clock,
                 lambda: str(self.address),
             ),
             acceptances=set(),
-            pickup=pickup,
+            role=self.role,
             users=self._users,
         )
-
-    def _is_in_trusted_network(self, ip: str) -> bool:
-        if self._of_owners.pickup or self._users is not None:
-            return True
-        if not ip and not self._listener.listen.path:
-            return False  # a TCP client that disconnected before its address was read
-        return _is_in(self._networks, ip or _LOOPBACK)
 
 
 def offers_auth_in_clear(listener: SmtpListener) -> bool:
@@ -288,17 +271,14 @@ def offers_auth_in_clear(listener: SmtpListener) -> bool:
     return listener.serves_this_machine and not (listener.tls is not None and listener.tls.require)
 
 
-def ip_of(transport: asyncio.BaseTransport) -> str:
-    """Return the client's IP address (a mapped IPv4 address as IPv4), or "" on a Unix socket."""
-    return _ip_at(transport.get_extra_info("peername"))
-
-
 def _ip_at(peer: object) -> str:
+    """Return the client's IP address (a mapped IPv4 address as IPv4), or "" on a Unix socket."""
     return str(peer[0]).removeprefix("::ffff:") if isinstance(peer, tuple) else ""
 
 
-def _is_in(networks: Sequence[IPv4Network | IPv6Network], ip: str) -> bool:
+@lru_cache(_CLIENTS_KNOWN)
+def _is_in(networks: tuple[str, ...], ip: str) -> bool:
     if not networks or not ip:
         return False
     address = ip_address(ip.partition("%")[0])
-    return any(address in network for network in networks)
+    return any(address in ip_network(network) for network in networks)

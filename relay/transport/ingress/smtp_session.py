@@ -242,9 +242,10 @@ class SmtpSession(_NoHooks, SmtpCommands, SMTP):
         # No browser reaches a Unix socket, and none sends commands as the first data under TLS.
         self._may_speak_first = trusted and (not client.ip or bool(tls))
         self._counted_as = client.counted_as
-        if self._shared.listener.pressure.paused():
+        listener = self._shared.listener
+        if listener.pressure.paused():
             rejection = PAUSED
-        elif not trusted and self._shared.listener.rejects_untrusted:
+        elif listener.pressure.rejects_untrusted and not (trusted or listener.role.must_log_in):
             rejection = _BUSY
         else:
             rejection = self._counted_or_rejected()
@@ -257,7 +258,7 @@ class SmtpSession(_NoHooks, SmtpCommands, SMTP):
             rejected.close()
             return
         self._shared.sessions.add(self)
-        SmtpCommands.__init__(self, self._shared.listener, client, tls=tls)
+        SmtpCommands.__init__(self, listener, client, tls=tls)
         super().connection_made(transport)
 
     def _counted_or_rejected(self) -> str:

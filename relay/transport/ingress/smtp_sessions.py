@@ -44,8 +44,7 @@ class SmtpSessions:
         meet: Callable[[asyncio.BaseTransport], SessionClient] | None = None,
     ) -> None:
         """`begun` counts a connection, `meet` says who the client of new_session() is."""
-        is_implicit = listener.settings.role == "submissions"
-        self.tls_at_once = tls_context if is_implicit else None
+        self.tls_at_once = tls_context if listener.role.has_tls_first else None
         self._beginning: set[asyncio.Task[None]] = set()  # until their sessions exist
         self._handshakes = ConcurrencyCounter()  # those of TLS at once
         self.shared = SessionDependencies(
@@ -136,7 +135,7 @@ class SmtpSessions:
         """
         listener = self.shared.listener
         refused = RefusedCommand(
-            command=CONNECT if listener.settings.role == "submissions" else "STARTTLS",
+            command=CONNECT if listener.role.has_tls_first else "STARTTLS",
             reply=handshake_fault(error),
             reason=RefusalReason.TLS,
             is_logged=False,

@@ -321,6 +321,10 @@ max_connections = 0
             '5: smtp[0].role: found "submission", expected tls, or a loopback address',
         ),
         (
+            "[[smtp]]\nlisten = '127.0.0.1:25'\nrole = 'local'",
+            '5: smtp[0].role: found "local", expected one of relay, submission, submissions',
+        ),
+        (
             "[[smtp]]\nlisten = '127.0.0.1:587'\nrole = 'submission'\nauth = false",
             "6: smtp[0].auth: found false, expected true, or trusted_networks",
         ),

@@ -13,7 +13,10 @@ import pytest
 from relay.base.accounts.account import Account
 from relay.base.accounts.password_schemes import Password
 from relay.base.accounts.passwords import PasswordChecker
+from relay.base.message.envelope import Source
 from relay.base.pressure import PressureState
+from relay.base.settings.tree import SmtpListener
+from relay.base.socket_address import Address
 from relay.transport.gate import keeper as keeper_module
 from relay.transport.gate import owner as owner_module
 from relay.transport.gate.wire import (
@@ -22,13 +25,17 @@ from relay.transport.gate.wire import (
     CheckRecipient,
     DropBody,
     Ended,
+    ListenerSetup,
     LoadState,
     LogIn,
     OpenBody,
     Refused,
+    Setup,
     WrittenBody,
+    decode_from_owner,
     encode,
 )
+from relay.transport.ingress.listener_role import PICKUP
 from relay.transport.ingress.session_client import RefusedCommand, SessionClaims
 from tests.support.ingress import FakeAccounts
 from tests.support.logs import capture_logs
@@ -150,11 +157,23 @@ async def test_claims_of_a_session_are_those_of_a_stranger(owner: Owner) -> None
     await child.ask(lambda call: check_sender(number, call))
     await child.ask(lambda call: check_recipient(number, call))
     frame = msgspec.msgpack.decode(encode(accept(number, 9, helo="trusted")))
+    frame[3][2] |= {"role": "local", "pickup": True}  # claims
     child.say_octets(framed([*frame, True, ALICE, "192.0.2.1"]))  # nobody reads what is more
     await until(lambda: owner.relay.spool.accepted)
     (message,) = owner.relay.spool.accepted
     facts = message.facts
     assert (facts.trusted, facts.account, facts.client) == (False, "", "trusted [127.0.0.1]")
+    assert (facts.source, facts.submission_id) == (Source.SMTP, "")
+
+
+def test_no_child_hears_of_a_role_that_no_configuration_names() -> None:
+    listener = SmtpListener(Address("127.0.0.1", 25))
+    setup = Setup("relay.test", [ListenerSetup(listener, [], False, False)])
+    frame = msgspec.msgpack.decode(encode(setup))
+    assert decode_from_owner(encode(frame)) == setup
+    frame[2][0][0]["role"] = PICKUP.name
+    with pytest.raises(ValueError, match="Invalid enum value 'local'"):
+        decode_from_owner(encode(frame))
 
 
 async def test_a_login_is_the_owners(owner: Owner) -> None:

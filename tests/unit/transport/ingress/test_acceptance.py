@@ -18,6 +18,7 @@ from relay.base.message.verdict import (
 )
 from relay.store.journeys.events import Step
 from relay.store.spool.types import Claim, PriorityLevel, SpoolUnavailableError
+from relay.transport.ingress import listener_role
 from relay.transport.ingress.data import Origin
 from relay.transport.policy.archives import UnexaminedArchiveError
 from relay.transport.policy.message_parts import TooManyPartsError
@@ -32,7 +33,7 @@ CONTENT = (
 )
 TRUSTED = Origin(ip="127.0.0.1", helo="client.test", trusted=True)
 UNTRUSTED = structs.replace(TRUSTED, ip="192.0.2.1", trusted=False)
-PICKUP = Origin(ip="", helo="relay", trusted=True, pickup=True)
+PICKUP = Origin(ip="", helo="relay", trusted=True, role=listener_role.PICKUP)
 
 
 Sent = tuple[Envelope, tuple[ForwardPath, ...]]

@@ -12,6 +12,7 @@ from relay.base.message.content import read_all
 from relay.base.message.lifecycle import RecipientState
 from relay.base.settings.tree import Milter
 from relay.base.settings.values import parse_address
+from relay.transport.ingress import listener_role
 from relay.transport.ingress.data import Origin
 from relay.transport.ingress.local_users import LocalUser
 from relay.transport.policy.rule_files import load_rules
@@ -22,9 +23,9 @@ from tests.support.milter import CLOSE, HANG, ScriptedMilter, added, packet, pla
 from tests.support.tables import each_row
 from tests.unit.transport.ingress.test_acceptance import accept, envelope
 
-PICKUP = Origin(ip="", helo="relay", trusted=True, pickup=True)
+PICKUP = Origin(ip="", helo="relay", trusted=True, role=listener_role.PICKUP)
 USER = LocalUser("ann", "ann@relay.example.test", any_sender=True)
-PROGRAM = Origin(ip="", helo="ann", trusted=True, user=USER)
+PROGRAM = Origin(ip="", helo="ann", trusted=True, role=listener_role.SENDMAIL, user=USER)
 BODY = "From: a@other.test\r\nSubject: one\r\nBcc: x@y.test\r\n\r\ntext\r\n.\r\n"
 LINES = [
     "EHLO client.test",

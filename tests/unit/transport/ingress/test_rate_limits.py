@@ -10,6 +10,7 @@ from relay.base.message.verdict import RateCharge
 from relay.base.sliding_window import Reservation
 from relay.store.spool.types import SpoolUnavailableError
 from relay.transport.ingress.data import DataReply, Origin
+from relay.transport.ingress.listener_role import PICKUP
 from relay.transport.ingress.message_limits import (
     KEYS_MAX,
     TENANT_KEYS_MAX,
@@ -171,7 +172,7 @@ async def test_only_accepted_recipients_count(rules):
 
 
 async def test_a_repeated_submission_is_accepted_beyond_the_limit(rules):
-    relay, pickup = Relay(rules=rules), structs.replace(TRUSTED, pickup=True)
+    relay, pickup = Relay(rules=rules), structs.replace(TRUSTED, role=PICKUP)
     acceptance = relay.acceptance()
 
     async def reply(number: int) -> DataReply:

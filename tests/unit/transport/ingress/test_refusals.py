@@ -10,6 +10,7 @@ import pytest
 
 from relay.base.pressure import PressureLevel, PressureReason, PressureState
 from relay.base.socket_address import Address
+from relay.transport.ingress.listener_role import PICKUP
 from relay.transport.ingress.session_limits import SessionLimits
 from relay.transport.policy.rule_book import RuleBook
 from relay.transport.policy.rule_files import read_rules
@@ -279,7 +280,9 @@ async def test_a_connection_that_is_refused_is_recorded(relay):
 
 
 async def test_pickup_records_nothing(relay, tmp_path):
-    async with session(relay, pickup=True, listen=Address(path=str(tmp_path / "s"))) as client:
+    async with session(
+        relay, listener_role=PICKUP, listen=Address(path=str(tmp_path / "s"))
+    ) as client:
         assert (await client.say("SESAME"))[:3] == "500"
     assert relay.refused == []
     assert counted(relay, "relay_smtp_sessions_total", role="relay") == 0

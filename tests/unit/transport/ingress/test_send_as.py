@@ -9,6 +9,7 @@ from relay.base.message.content import read_all
 from relay.base.message.envelope import Envelope, ForwardPath
 from relay.formats.read_header import ORIGINATORS_OCTETS_MAX
 from relay.transport.ingress.data import Origin
+from relay.transport.ingress.listener_role import PICKUP
 from tests.support.ingress import Relay
 from tests.support.tables import each_row
 
@@ -146,7 +147,7 @@ async def test_an_account_may_use_its_own_addresses_in_any_notation(header: byte
     [
         Origin("127.0.0.1", "client.test", trusted=True),
         Origin("192.0.2.7", "client.test"),
-        Origin("", "relay.test", trusted=True, pickup=True),
+        Origin("", "relay.test", trusted=True, role=PICKUP),
     ],
     ids=["trusted network", "untrusted", "pickup"],
 )

@@ -15,6 +15,7 @@ from relay.base.accounts.account import Account, LoginDelayedError
 from relay.base.accounts.directory import load_accounts
 from relay.base.pressure import PressureLevel, PressureReason, PressureState
 from relay.base.socket_address import Address
+from relay.transport.ingress.listener_role import PICKUP
 from relay.transport.ingress.session_limits import SessionLimits
 from relay.transport.ingress.smtp_session import SmtpSession
 from tests.support.events import until
@@ -147,7 +148,7 @@ async def test_the_pickup_socket_accepts_all_recipients_and_bounces_failures(
     relay, listening, tmp_path
 ):
     path = tmp_path / "pickup.sock"
-    server = await listening(pickup=True, listen=Address(path=str(path)))
+    server = await listening(listener_role=PICKUP, listen=Address(path=str(path)))
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     queue_ids = []
     for _ in range(2):
@@ -193,7 +194,7 @@ async def test_only_a_unix_socket_counts_as_loopback(relay, listening, tmp_path)
     by_tcp = await listening(trusted_networks=networks)
     by_path = await listening(listen=Address(path=str(tmp_path / "s")), trusted_networks=networks)
     # uvloop has no peer name after a disconnect
-    assert [server._is_trusted("") for server in (by_tcp, by_path)] == [False, True]
+    assert [server._owner("").is_trusted for server in (by_tcp, by_path)] == [False, True]
 
 
 @pytest.fixture(scope="module")
@@ -323,7 +324,7 @@ async def test_neither_pickup_nor_an_open_transaction_is_refused_because_of_pres
     refuse = {PressureReason.SPOOL_DISK: PressureLevel.REFUSE}
     relay.pressure.state = PressureState(refuse, room_bytes=0)
     assert (await client.say_all("DATA", MESSAGE))[-1].startswith("250 2.0.0 ")
-    pickup = await listening(pickup=True, listen=Address(path=str(tmp_path / "s")))
+    pickup = await listening(listener_role=PICKUP, listen=Address(path=str(tmp_path / "s")))
     client = await Client.connect(pickup.address)
     assert (await client.reply()).startswith("220 ")
     said = await client.say_all(OPENING[0], f"{OPENING[1]} SIZE=1000", *OPENING[2:], MESSAGE)
