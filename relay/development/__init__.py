@@ -11,6 +11,8 @@ mail leaves the machine only where the user allows it.
   --once
 - `demonstration`: the two messages of the demonstration, and the example of the pages
 - `accounts`: which account a token, login or client names: any, without set-up
+- `user_grants`: how users sign in: authorization code, device code, password, refresh token
+- `sign_in_pages`: the pages of such a sign-in, and to which redirect URIs a code may go
 - `authority`: its certificate authority, and the certificates of HTTPS
 - `issuer`: how certificates are issued, also those of the simulated hosts
 - `clock_advances`: advances of the clock, one at a time
@@ -25,7 +27,7 @@ mail leaves the machine only where the user allows it.
 - `graph_faults`: 429, 503, 504 and expired tokens that a scenario asks for
 - `simulated_recipients`: mail that simulated hosts accept: copies, and reports that come later
 
-Elsewhere: how users sign in: `relay/front_door/sign_in/grants.py`; what simulated hosts reply to
-bob+550@…: `relay/development/internet`; to whom captured mail may be released:
+Elsewhere: the token endpoint that asks for these grants: `relay/front_door/sign_in`; what simulated
+hosts reply to bob+550@…: `relay/development/internet`; to whom captured mail may be released:
 `relay/front_door/api/release.py`.
 """

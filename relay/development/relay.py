@@ -59,13 +59,13 @@ from relay.development.options import (
 from relay.development.removal import MailRetention, Reset, development_spool, remove_message
 from relay.development.search_index import SearchIndex
 from relay.development.simulated_recipients import SimulatedRecipients
+from relay.development.user_grants import UserGrants
 from relay.front_door.api.dependencies import ApiDependencies, ClientSettings
 from relay.front_door.api.message_source import MessageCopies
 from relay.front_door.api.release import release_route
 from relay.front_door.http.errors import bad_request, service_unavailable
 from relay.front_door.http.protocol import AllowedHosts
 from relay.front_door.http.tunnels import TunnelHosts
-from relay.front_door.sign_in.grants import UserGrants
 from relay.operation.app.compose import compose
 from relay.operation.app.configuration import ListenerCertificates, route_places, warn_of_rules
 from relay.operation.app.daemon import Daemon

@@ -10,10 +10,10 @@ from joserfc import jwt
 from joserfc.jwk import ECKey, KeySet
 
 from relay.development.accounts import DevelopmentAccounts
+from relay.development.user_grants import UserGrants
 from relay.front_door.http.gateway import PathRouter
 from relay.front_door.sign_in.access_tokens import AccessTokens
 from relay.front_door.sign_in.authentication import HttpAuthentication
-from relay.front_door.sign_in.grants import UserGrants
 from relay.front_door.sign_in.token_endpoint import SIGN_IN_PATHS, create_sign_in_app
 from tests.support.accounts import HOSTNAME
 from tests.support.graph_fakes import MemoryStore, graph_app

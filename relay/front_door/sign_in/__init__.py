@@ -9,10 +9,9 @@ tokens are signed texts. What a token may do is looked up in the accounts at eac
 - `access_tokens`: issues and checks the endpoint's JWTs: signature, expiry, removed clients
 - `authentication`: the account of a bearer token (401); requests without a token
 - `token_login`: whether a bearer token is valid as an SMTP password (XOAUTH2, OAUTHBEARER)
-- `grants`: how users sign in to a development relay: authorization code, device code, refresh token
-- `authorization`: the pages of such a sign-in, and to which redirect URIs a code may go
 
-Elsewhere: which secrets, keys and tokens accounts.toml has: `relay/base/accounts/directory.py`;
-passwords and the delay of who guesses: `relay/base/accounts/passwords.py`; which scopes a request
-needs: `relay/front_door/graph/routes.py`; logins of browsers: `relay/front_door/pages/logins.py`.
+Elsewhere: how users sign in to a development relay: `relay/development/user_grants.py`; which
+secrets, keys and tokens accounts.toml has: `relay/base/accounts/directory.py`; passwords and
+the delay of who guesses: `relay/base/accounts/passwords.py`; which scopes a request needs:
+`relay/front_door/graph/routes.py`; logins of browsers: `relay/front_door/pages/logins.py`.
 """

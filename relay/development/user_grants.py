@@ -14,19 +14,25 @@ import secrets
 from collections.abc import Mapping, Sequence
 from functools import partial
 from hmac import compare_digest
-from typing import Any, Protocol
+from typing import Any
 
 import msgspec
 from msgspec import Struct
 from starlette.responses import Response
 
-from relay.base.accounts.account import (
-    LOGIN_OCTETS_MAX,
-    Account,
-    AccountDirectory,
-    RegisteredClient,
-)
+from relay.base.accounts.account import LOGIN_OCTETS_MAX, Account, RegisteredClient
 from relay.base.clock import Clock, Ids
+from relay.development.accounts import DevelopmentAccounts
+from relay.development.sign_in_pages import (
+    MODES,
+    NATIVE_CLIENT,
+    approval_page,
+    blank_page,
+    device_page,
+    is_of_another_site,
+    redirect_response,
+    require_own_redirect,
+)
 from relay.front_door.http.errors import quoted
 from relay.front_door.http.gateway import json_response
 from relay.front_door.http.http_request import HttpRequest
@@ -37,16 +43,6 @@ from relay.front_door.sign_in.access_tokens import (
     InvalidTokenError,
     granted_scopes,
     object_id,
-)
-from relay.front_door.sign_in.authorization import (
-    MODES,
-    NATIVE_CLIENT,
-    approval_page,
-    blank_page,
-    device_page,
-    is_of_another_site,
-    redirect_response,
-    require_own_redirect,
 )
 from relay.front_door.sign_in.client_assertions import UsedIds
 from relay.front_door.sign_in.token_endpoint import (
@@ -83,16 +79,6 @@ _PKCE = re.compile(r"[A-Za-z0-9._~-]{43,128}")  # RFC 7636 4.1
 _SCOPE = re.compile(r"[\x20-\x7e]*")  # RFC 6749 3.3
 
 
-class UserDirectory(AccountDirectory, Protocol):
-    """Accounts and clients that exist as soon as somebody names them."""
-
-    def client_named(self, client_id: str) -> RegisteredClient | None:
-        """Return the client, and make no account."""
-
-    def address_named(self, name: str) -> str:
-        """Return the address of the account that a user name or address names, "" for none."""
-
-
 class _Wanted(Struct, frozen=True):
     """What the tokens of a response are for."""
 
@@ -112,7 +98,7 @@ class UserGrants:
 
     def __init__(
         self,
-        accounts: UserDirectory,
+        accounts: DevelopmentAccounts,
         tokens: AccessTokens,
         *,
         clock: Clock,

@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from relay.development.sign_in_pages import require_own_redirect
+from relay.development.user_grants import CODE_LIFETIME_S
 from relay.front_door.sign_in import client_assertions
-from relay.front_door.sign_in.authorization import require_own_redirect
-from relay.front_door.sign_in.grants import CODE_LIFETIME_S
 from relay.front_door.sign_in.token_endpoint import SignInError
 from tests.support.tables import each_row
 from tests.support.user_sign_in import (

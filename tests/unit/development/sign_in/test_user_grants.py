@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from relay.front_door.sign_in import grants
+from relay.development import user_grants
+from relay.development.user_grants import DEVICE_LIFETIME_S
 from relay.front_door.sign_in.access_tokens import LIFETIME_S, InvalidTokenError
-from relay.front_door.sign_in.grants import DEVICE_LIFETIME_S
 from tests.support.tables import each_row
 from tests.support.user_sign_in import (
     AUTHORIZE,
@@ -78,7 +78,7 @@ async def test_a_refresh_token_is_good_until_it_ends(dev):
         found = await dev.tokens_by("refresh_token", refresh_token=token, scope="")
         assert await dev.mailbox(found) == "carol@example.test"
         assert found["scope"] == first["scope"]
-    dev.clock.advance(grants.REFRESH_LIFETIME_S)
+    dev.clock.advance(user_grants.REFRESH_LIFETIME_S)
     answer = await dev.ask("refresh_token", refresh_token=first["refresh_token"])
     failed(answer, "invalid_grant", 70008)
     with pytest.raises(InvalidTokenError):
