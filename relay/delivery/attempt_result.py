@@ -148,13 +148,13 @@ def result_of_attempt(
         event = _attempt_event(claim, outcomes, time.at_us, lookup=lookup, took_s=took_s)
         return AttemptResult(_commit(claim, time, outcomes, event=event), time, kinds)
     outcomes = {one: what for one, what in outcomes.items() if not isinstance(what, Captured)}
-    # in the recipients' order, each class once
+    # in the recipients' order
     names = [deferral_class(outcomes[one.id]) for one in left if one.id in outcomes]
     held = DeferralClass.CONTENT in names and claim.cause == DeferralClass.CONTENT
     retry_us, cause = time.now_us, DeferralCause(claim.cause, claim.cause_attempts)
     if names or not (reported or unknown):
         retry_us, cause = schedule.retry(
-            cause, dict.fromkeys(names), now_us=time.now_us, expires_us=claim.expires_us
+            cause, next(iter(names), ""), now_us=time.now_us, expires_us=claim.expires_us
         )
     warned, late = _warning(claim, left, outcomes, time=time)
     waiting = _waiting(

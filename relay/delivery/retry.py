@@ -1,16 +1,13 @@
 """When a recipient is retried, and when it is given up.
 
 RetrySchedule computes the next attempt after each deferral (the backoff), for example after
-greylisting. A 4yz reply to RCPT has the class "recipient"; a reply that closes the connection (421)
-has the class "site". A class without a list of its own uses the common list. A change of list
-starts at its first step. Each wait has a jitter of 10 %, so that the mail of a burst is not retried
-all at once.
+greylisting. Each wait has a jitter of 10 %, so that the mail of a burst is not retried all at once.
 claim_action() says what to do with a claim: attempt it, expire it or requeue it. Delay reports are
 in `attempt_result`. Times are queue time. See RFC 5321 4.5.4.1 (sending strategy) and
 docs/design.md 7, invariant 6.
 """
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from enum import Enum, auto
 
 from msgspec import Struct
@@ -22,57 +19,41 @@ _JITTER = 0.1
 
 
 class DeferralCause(Struct, frozen=True):
-    """The class of the last deferral, "" for none, and how many attempts in a row used the same
-    list.
-    """
+    """The class of the last deferral, "" for none, and how many attempts in a row were deferred."""
 
     name: str = ""
     attempts: int = 0
 
 
 class RetrySchedule(Struct, frozen=True):
-    """Retry lists in seconds; the last step of each repeats. `by_class` has lists for deferral
-    classes, `retry_s` is for all others; `rng` returns a number from 0 to 1. After
+    """The waits in seconds; the last one repeats. `rng` returns a number from 0 to 1. After
     `indeterminate_max` attempts without an answer to the final dot a recipient is given up.
     """
 
     retry_s: Sequence[float]
     rng: Callable[[], float]
-    by_class: Mapping[str, Sequence[float]] = {}
     indeterminate_max: int = 3
     fallback_us: int = 0  # of the entry: EntryExtra
 
     def retry(
-        self, before: DeferralCause, names: Collection[str], *, now_us: int, expires_us: int
+        self, before: DeferralCause, name: str, *, now_us: int, expires_us: int
     ) -> tuple[int, DeferralCause]:
-        """Return when the next attempt is after one that ended with these deferral classes, and its
-        cause, which has the position in the list: the earliest of their times, never later than
-        `expires_us`. `names` is empty if no recipient was attempted.
+        """Return when the next attempt is, never later than `expires_us`, after one that ended with
+        the deferral class `name`, and its cause. "" is no class: no recipient was attempted.
         """
-        causes = [self._following(before, name) for name in names or ("",)]
-        cause = min(causes, key=self.step_s)
+        cause = DeferralCause(name, before.attempts + 1)
         jittered_s = self.step_s(cause) * (1 + _JITTER * (2 * self.rng() - 1))
         if self.fallback_us > NEXT_ATTEMPT:
             expires_us = min(expires_us, max(self.fallback_us, now_us + 1))
         return min(now_us + int(jittered_s * 1_000_000), expires_us), cause
 
     def step_s(self, cause: DeferralCause) -> float:
-        """The wait after a cause; without one, the shortest first step of all lists."""
-        if cause.attempts < 1:
-            return min(steps[0] for steps in (self.retry_s, *self.by_class.values()))
-        steps = self._list(cause.name)
-        return steps[min(cause.attempts, len(steps)) - 1]
+        """The wait after a cause; without one, the first."""
+        return self.retry_s[min(max(cause.attempts, 1), len(self.retry_s)) - 1]
 
     def waited_s(self, claim: Claim) -> float:
         """The wait that ended with this claim, without the jitter."""
         return self.step_s(DeferralCause(claim.cause, claim.cause_attempts))
-
-    def _following(self, before: DeferralCause, name: str) -> DeferralCause:
-        same = self._list(before.name) is self._list(name)
-        return DeferralCause(name, before.attempts + 1 if same else 1)
-
-    def _list(self, name: str) -> Sequence[float]:
-        return self.by_class.get(name) or self.retry_s
 
 
 class ClaimAction(Enum):

@@ -26,7 +26,7 @@ def test_every_202_is_delivered_once_whatever_the_clock_was(
     wall = WallClock(tmp_path)
     wall.jump(wrong)
     delivery = {"retry": ["1h"], "expire_after": "2h", "delay_warning_after": "1h"}
-    config = {"delivery": delivery, "pickup": {"give_up_after": "1h"}, "spool": {"keep": "2h"}}
+    config = {"delivery": delivery, "spool": {"keep": "2h"}}
     relay = serve(config=config, environment=wall.environment)
     enough, dead = Event(), Event()
     accepted: list[str] = []

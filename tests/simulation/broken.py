@@ -500,8 +500,8 @@ def _first_version(original: Any) -> Any:
 
 
 def _retry_at_expiry(original: Any) -> Any:
-    def retry(self: RetrySchedule, before: Any, names: Any, *, now_us: int, expires_us: int) -> Any:
-        _, cause = original(self, before, names, now_us=now_us, expires_us=expires_us)
+    def retry(self: RetrySchedule, before: Any, name: str, *, now_us: int, expires_us: int) -> Any:
+        _, cause = original(self, before, name, now_us=now_us, expires_us=expires_us)
         return expires_us, cause
 
     return retry
@@ -515,7 +515,7 @@ def _seen_at_expiry(original: Any) -> Any:
 
 
 def _first_step_again(original: Any) -> Any:
-    return lambda self, before, name: replace(original(self, before, name), attempts=1)
+    return lambda self, cause: original(self, replace(cause, attempts=1))
 
 
 @contextmanager
@@ -694,7 +694,7 @@ BROKEN = (
     ),
     Broken(
         "always the first step",
-        _instead(RetrySchedule, "_following", _first_step_again),
+        _instead(RetrySchedule, "step_s", _first_step_again),
         "expected",
     ),
     Broken(

@@ -18,7 +18,6 @@ from relay.base.message.lifecycle import FINAL, TRANSITIONS, RecipientState
 from relay.base.message.outcome import Evidence as Words
 from relay.base.message.outcome import Relayed
 from relay.base.message.srs import Srs, SrsError
-from relay.delivery.retry import RetrySchedule
 from relay.delivery.site_limits import parse_rate
 from relay.store.journeys.events import Step
 from relay.store.spool.shared.holds import HELD_BY_RULES
@@ -43,7 +42,6 @@ from tests.simulation.scenario import (
 from tests.simulation.senders import content as content_of
 from tests.simulation.sites import TOKEN, Site, Taken, name_of
 
-_UNANSWERED_MAX = RetrySchedule((), float).indeterminate_max
 _UNANSWERED = "it is not known whether the message arrived"
 _ATTEMPT_S_MAX = 1500.0  # three hosts, each answering as late as it may
 _LAST_S_MAX = 2 * _ATTEMPT_S_MAX  # the last one may wait until another frees the only connection
@@ -265,7 +263,7 @@ def failures_are_justified(evidence: Evidence) -> Iterator[str]:
                 continue
             if one.number in failures and failures[one.number][1].startswith(_UNANSWERED):
                 reply = _UNANSWERED
-                is_justified = in_doubt(message, one.number) >= _UNANSWERED_MAX
+                is_justified = in_doubt(message, one.number) >= evidence.plan.indeterminate_max
             elif one.number in failures:
                 next_hop, reply = failures[one.number]
                 is_justified = _refuses(evidence, message, one.address, next_hop, reply)

@@ -277,7 +277,9 @@ class Node:
     def _scheduler(self, around: VerifierDependencies, reporter: Reporter) -> DeliveryScheduler:
         scenario = around.scenario
         contents = self.witness.contents = WatchedContents(self.witness, around.ledger)
-        schedule = RetrySchedule(scenario.retry_s, around.world.rng.random, scenario.retry_by_class)
+        schedule = RetrySchedule(
+            scenario.retry_s, around.world.rng.random, scenario.indeterminate_max
+        )
         recorder = AttemptRecorder(
             self.witness,
             contents,

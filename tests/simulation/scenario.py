@@ -50,13 +50,6 @@ NEVER_S = 1e9
 _WINDOW_LEAST, _BURST_S = 3, 60.0
 _CROWD_CONNECTIONS, _CROWD_LETTERS = 16, 24  # more connections than a site has at first
 _TIMED_HOLDS_S = (100.0, 700.0, 4000.0)
-_BY_CLASS: tuple[dict[str, tuple[float, ...]], ...] = (
-    {},
-    {},
-    {"recipient": (30.0, 100.0), "connect": (900.0,)},
-    {"mailbox": (10.0, 20.0, 400.0)},
-    {"dns": (50.0,), "site": (200.0, 100.0), "protocol": (700.0,)},
-)
 
 
 @dataclass(frozen=True)
@@ -158,7 +151,7 @@ class Scenario:
     store_fails: float
     commit_s: float  # how long a commit may take
     captured_keep_s: float
-    retry_by_class: dict[str, tuple[float, ...]]
+    indeterminate_max: int
     rate: str  # of a site, as settings have it
     warn_after_s: float  # 0: never
     history_s: float | None  # None: all of it is kept
@@ -229,7 +222,7 @@ def make(seed: int) -> Scenario:
         store_fails=rng.choice((0.0, 0.0, 0.3)),
         commit_s=rng.choice((0.0, 0.0, 0.1, 3.0)),
         captured_keep_s=rng.choice((600.0, 2 * _HOUR_S)),
-        retry_by_class=rng.choice(_BY_CLASS),
+        indeterminate_max=rng.choice((3, 3, 3, 1, 5)),
         rate=rng.choice(("", "", "3/300", "10/600", "40/600")),
         warn_after_s=rng.choice((0.0, 200.0, 1500.0)),
         history_s=rng.choice((None, 60.0, 60.0, 900.0)),

@@ -1,6 +1,6 @@
-"""The waits between the attempts at each entry, compared with the retry lists that the plan has.
+"""The waits between the attempts at each entry, compared with the retry list that the plan has.
 
-It computes each wait from the outcomes that it saw. Where it did not see all of them (a process
+It computes each wait from the attempts that it saw. Where it did not see all of them (a process
 died, an operator rerouted the mail), it bounds the wait by the number of attempts. See RFC 5321
 4.5.4.1 (sending strategy); docs/design.md 5 and 7.
 """
@@ -9,25 +9,22 @@ from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Sequence
 
 from relay.base.message.lifecycle import RecipientState
-from relay.base.message.outcome import Deferred, Indeterminate
 from relay.store.spool.types import Claim, ClaimResult, Key
 from tests.simulation.scenario import Scenario
 
 _JITTER = 0.1
 _ROUNDING_US = 2
 _KEPT = (RecipientState.HELD, RecipientState.CAPTURED)
-_FRESH = ("", 0)
 
 
 class Waits:
     """What each entry's attempts ended with, and when no claim was in memory."""
 
     def __init__(self, plan: Scenario) -> None:
-        self._lists = plan.retry_by_class
-        self._common = plan.retry_s
+        self._retry_s = plan.retry_s
         self._commit_s = plan.commit_s
         self._slack_s = 5.0 + 4 * plan.commit_s
-        self._causes: dict[Key, tuple[str, int] | None] = {}  # None: not known any more
+        self._attempts: dict[Key, int | None] = {}  # in a row; None: not known any more
         self._tried: set[Key] = set()
         self._rerouted: set[str] = set()  # messages, by operators
         self._routed_anew: set[str] = set()  # messages whose route has changed
@@ -52,7 +49,7 @@ class Waits:
 
     def lost(self, claim: Claim) -> None:
         """A process died with this claim, or could not record it."""
-        self._causes[claim.key] = None
+        self._attempts[claim.key] = None
         self._tried.add(claim.key)
 
     def idle_from(self, now_s: float) -> None:
@@ -89,7 +86,7 @@ class Waits:
             yield f"{claim.key} was due, and no claim was in memory for {idle_s:.1f} s"
 
     def recorded(self, claim_result: ClaimResult, *, now_us: int) -> Iterator[str]:
-        """Invariant 6: the next attempt is due as the retry lists say, and nothing expires untried."""
+        """Invariant 6: the next attempt is due as the retry list says, and nothing expires untried."""
         claim, waiting = claim_result.claim, claim_result.waiting
         if claim_result.expired and claim.state not in _KEPT:
             if claim.key not in self._tried and not self._is_on_another_way(claim):
@@ -102,7 +99,7 @@ class Waits:
         self._tried.add(claim.key)
         if waiting is None:
             return
-        low_s, high_s = self._bounds_s(claim_result)
+        low_s, high_s = self._bounds_s(claim)
         if waiting.retry_us is None:  # it is held
             return
         ends_us = claim.expires_us
@@ -114,33 +111,14 @@ class Waits:
         if waiting.due_us > max(now_us, waiting.retry_us):
             yield f"{claim.key} is looked at after its next attempt is due"
 
-    def _bounds_s(self, claim_result: ClaimResult) -> tuple[float, float]:
-        """The shortest and the longest wait that the lists allow; and note what the wait is for."""
-        claim = claim_result.claim
-        waits = [
-            outcome
-            for outcome in claim_result.outcomes.values()
-            if isinstance(outcome, Deferred | Indeterminate)
-        ]
-        kinds = {str(one.kind) if isinstance(one, Deferred) else "" for one in waits} or {""}
-        known = self._causes.get(claim.key, None if claim.attempts else _FRESH)
+    def _bounds_s(self, claim: Claim) -> tuple[float, float]:
+        """The shortest and the longest wait that the list allows; and note the attempt."""
+        known = self._attempts.get(claim.key, None if claim.attempts else 0)
         if known is None or self._is_on_another_way(claim):
-            self._causes[claim.key] = None
-            lists = [self._list(kind) for kind in kinds]
+            self._attempts[claim.key] = None
             tries = claim.attempts + 1
-            low_s = min(min(steps) for steps in lists)
-            return low_s * (1 - _JITTER), min(max(one[:tries]) for one in lists) * (1 + _JITTER)
-        before, row = known
-        found = []
-        for kind in sorted(kinds):
-            steps = self._list(kind)
-            place = row + 1 if steps is self._list(before) else 1
-            found.append((steps[min(place, len(steps)) - 1], kind, place))
-        step_s = min(one[0] for one in found)
-        shortest = [one for one in found if one[0] == step_s]
-        # Which of two equal steps counts is the relay's choice.
-        self._causes[claim.key] = shortest[0][1:] if len(shortest) == 1 else None
-        return step_s * (1 - _JITTER), step_s * (1 + _JITTER)
-
-    def _list(self, kind: str) -> Sequence[float]:
-        return self._lists.get(kind) or self._common
+            low_s, high_s = min(self._retry_s), max(self._retry_s[:tries])
+        else:
+            self._attempts[claim.key] = known + 1
+            low_s = high_s = self._retry_s[min(known + 1, len(self._retry_s)) - 1]
+        return low_s * (1 - _JITTER), high_s * (1 + _JITTER)

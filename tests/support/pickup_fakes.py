@@ -174,7 +174,6 @@ class PickupFakes:
             clock=self.clock,
             crash=self.crash,
             metrics=self.metrics,
-            give_up_after_s=DAY_S,
             started_us=self.clock.time_us(),
             may_send_as=lambda _account, address: not address.startswith("denied"),
         )

@@ -20,7 +20,7 @@ INTERNAL_ERROR = "internal error in the relay; its log has the details"
 
 
 class DeferralClass(StrEnum):
-    """Why a recipient was deferred: the key of a retry list, and a metric label."""
+    """Why a recipient was deferred, as the label of metrics has it."""
 
     DNS = "dns"
     CONNECT = "connect"
@@ -88,7 +88,7 @@ class Captured(Struct, frozen=True):
 
 
 class Deferred(Struct, frozen=True):
-    """Temporary failure: retry by the retry list of `kind`."""
+    """Temporary failure: the recipient is retried."""
 
     evidence: Evidence
     kind: DeferralClass

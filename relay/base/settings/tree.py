@@ -265,13 +265,6 @@ class OwnDomain:
         return self.recipients == "accounts" and not self.alias_of
 
 
-@dataclass(frozen=True, slots=True)
-class PickupSettings:
-    """The pickup daemon."""
-
-    give_up_after: PositiveSeconds = 86400.0
-
-
 _SPOOL_FILE: Final = "spool.sqlite"
 
 
@@ -324,22 +317,6 @@ Connections = Annotated[int, Between(1, 10_000)]
 
 
 @dataclass(frozen=True, slots=True)
-class RetryByClass:
-    """Retry lists by class of failure (message.outcome); () is the common list."""
-
-    dns: RetryList = ()  # no answer from a name server
-    connect: RetryList = ()  # no connection, or one that broke
-    tls: RetryList = ()  # the host does not give the TLS that its policy requires
-    auth: RetryList = ()  # the smarthost rejects the login
-    protocol: RetryList = ()  # what came is no reply, or not one of this command
-    site: RetryList = ()  # 4yz to the session or the transaction, and 421 to any command
-    recipient: RetryList = ()  # 4yz to one RCPT, such as greylisting
-    mailbox: RetryList = ()  # a local mailbox that is full or cannot be written
-    content: RetryList = ()  # the stored message cannot be read
-    internal: RetryList = ()  # this relay failed
-
-
-@dataclass(frozen=True, slots=True)
 class DeliverySettings:
     """Delivery: retries, limits, TLS. Times are in seconds."""
 
@@ -347,8 +324,6 @@ class DeliverySettings:
     tls: Literal["none", "opportunistic", "required"] = "opportunistic"  # for hosts without a route
     # the delay before each retry; the last one repeats
     retry: RetryList = (60.0, 300.0, 900.0, 1800.0, 3600.0)
-    # delays for a class of failure
-    retry_by_class: RetryByClass = field(default_factory=RetryByClass)
     delay_warning_after: Seconds = 4 * 3600.0  # from acceptance; 0: never
     expire_after: PositiveSeconds = 2 * 86400.0  # from acceptance
     # attempts of a recipient without an answer to the final dot; then it fails
@@ -550,7 +525,6 @@ class Settings:
     smtp: tuple[SmtpListener, ...] = ()  # each [[smtp]]
     mailboxes: MailboxSettings = field(default_factory=MailboxSettings)  # [mailboxes]
     domain: tuple[OwnDomain, ...] = field(default=(), metadata=RELOADED)  # each [[domain]]
-    pickup: PickupSettings = field(default_factory=PickupSettings)  # [pickup]
     spool: SpoolSettings = field(default_factory=SpoolSettings)  # [spool]
     pressure: PressureSettings = field(default_factory=PressureSettings)  # [pressure]
     dns: DnsSettings = field(default_factory=DnsSettings, metadata=RELOADED)  # [dns]

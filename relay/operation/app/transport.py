@@ -249,7 +249,6 @@ def _submission_processor(base: Foundation, reporter: Reporter) -> SubmissionPro
         clock=base.clock,
         crash=base.crash,
         metrics=base.metrics,
-        give_up_after_s=settings.pickup.give_up_after,
         started_us=base.clock.time_us(),
     )
 
@@ -333,10 +332,7 @@ def resolver_of(
 def retry_schedule(settings: Settings) -> RetrySchedule:
     """Return when recipients are retried."""
     delivery = settings.delivery
-    by_class = {
-        name: steps for name, steps in dataclasses.asdict(delivery.retry_by_class).items() if steps
-    }
-    return RetrySchedule(delivery.retry, _RNG.random, by_class, delivery.indeterminate_max)
+    return RetrySchedule(delivery.retry, _RNG.random, delivery.indeterminate_max)
 
 
 def site_options(

@@ -29,9 +29,10 @@ from relay.store import spool
 from relay.store.journeys.submission_log import read_accepted
 from relay.store.mailbox.mail_root import NEW_ID, read_id, write_id
 from relay.store.mailbox.maildir import DirectorySync, list_names
-from relay.store.spool.engine import SUBMISSION_KEEP_S, SpoolFinding, SpoolStorage
+from relay.store.spool.engine import SpoolFinding, SpoolStorage
 from relay.store.spool.types import SpoolDamagedError, SpoolUnsupportedError
 from relay.submission.outbox.on_disk import SubmissionDirectory
+from relay.submission.pickup.decisions import KEY_MARGIN_S
 
 _FINDINGS_MAX = 10_000  # of one document
 _LINES_AT_ONCE = 1000
@@ -103,7 +104,7 @@ def _lost_messages(
     with an empty queue.
     """
     is_of_this_spool = False
-    since_us = clock.time_us() - int(SUBMISSION_KEEP_S * 1_000_000)
+    since_us = clock.time_us() - int(KEY_MARGIN_S * 1_000_000)
     lines = read_accepted(settings.mailboxes.root / ".submissions/log", since_us=since_us)
     while some := {one.submission_id: one for one in islice(lines, _LINES_AT_ONCE)}:
         known = {key for key, _ in stored.accepted_since(None, some)}

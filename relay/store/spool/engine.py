@@ -76,7 +76,7 @@ from relay.store.spool.types import (
 )
 
 T = TypeVar("T")
-SUBMISSION_KEEP_S = 7 * 86400.0  # in addition to pickup.give_up_after
+SUBMISSION_KEEP_S = 8 * 86400.0  # a week longer than pickup tries to submit
 _RENEW = "UPDATE submission SET expires_us = ? WHERE key = ? RETURNING key"
 _ROOT = "SELECT id FROM mail_root WHERE store = ?"
 _RECORD_ROOT = (

@@ -364,7 +364,7 @@ class Claim(Struct, frozen=True):
     level: PriorityLevel = PriorityLevel.NORMAL  # may be unreachable
     sender: int = 0  # NewMessage.sender_key
     cause: str = ""  # the class of its last deferral; "": none
-    cause_attempts: int = 0  # how many attempts in a row had this class
+    cause_attempts: int = 0  # how many attempts in a row were deferred
     warn_us: int | None = None  # of the delay warning; None: none is due
     priority: PriorityLevel = PriorityLevel.NORMAL  # the level that its message asked for
     # recipients that a host accepted in this attempt or before, and whose sender is owed a report

@@ -23,6 +23,7 @@ from relay.base.message.outcome import (
 
 FIRST_DELAY_S = 0.2
 LONGEST_DELAY_S = 30.0
+GIVE_UP_AFTER_S = 86400.0  # from the submission
 # The spool keeps a submission's key at least this long after pickup has given up.
 KEY_MARGIN_S = 7 * 86400.0
 
@@ -88,12 +89,12 @@ def retry_delay_s(failures: int, jitter: float) -> float:
     return min(LONGEST_DELAY_S, growing) * (0.9 + 0.2 * jitter)
 
 
-def give_up(give_up_after_s: float, last: Evidence, *, uncertain: bool) -> FinalFailure:
-    """Return the final failure of a submission that is older than `give_up_after_s`.
+def give_up(last: Evidence, *, uncertain: bool) -> FinalFailure:
+    """Return the final failure of a submission that is older than GIVE_UP_AFTER_S.
 
     `uncertain`: an attempt ended without a reply, and no later one had a definite result.
     """
-    within = _duration(give_up_after_s)
+    within = _duration(GIVE_UP_AFTER_S)
     if not uncertain:
         reply = f"5.4.7 not accepted within {within}; at last: {last.reply}"
         return FinalFailure(Evidence("5.4.7", reply))
@@ -104,12 +105,12 @@ def give_up(give_up_after_s: float, last: Evidence, *, uncertain: bool) -> Final
     return FinalFailure(Evidence("4.4.7", reply), unknown=True)
 
 
-def key_expired(age_s: float, give_up_after_s: float) -> FinalFailure | None:
+def key_expired(age_s: float) -> FinalFailure | None:
     """Return the final failure of a submission whose key the spool may have removed, or None.
 
     Such a submission is not sent, because it could arrive twice.
     """
-    if age_s <= give_up_after_s + KEY_MARGIN_S:
+    if age_s <= GIVE_UP_AFTER_S + KEY_MARGIN_S:
         return None
     reply = f"4.4.7 found after {_duration(age_s)}; it may have been sent and is not sent again"
     return FinalFailure(Evidence("4.4.7", reply), unknown=True)

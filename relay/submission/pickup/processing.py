@@ -37,6 +37,7 @@ from relay.store.mailbox.types import MailboxFullError, NoSuchItemError, Pending
 from relay.submission.outbox.ready_submissions import ReadySubmissions
 from relay.submission.pickup.conversion import ConversionPool, ConversionUnfinishedError
 from relay.submission.pickup.decisions import (
+    GIVE_UP_AFTER_S,
     FinalFailure,
     SubmissionAccepted,
     SubmissionDeferred,
@@ -144,7 +145,6 @@ class SubmissionProcessor(Struct, frozen=True):
     clock: Clock  # for queue time
     crash: CrashPoints  # for crash tests
     metrics: Metrics  # counts reports
-    give_up_after_s: float  # from the submission
     started_us: int  # of this process, which does not know the results of attempts before it
 
     async def process(
@@ -161,7 +161,7 @@ class SubmissionProcessor(Struct, frozen=True):
         if not pending.base_name:
             await self._fail_damaged(pending, content)
             return None
-        if end := key_expired(self._age_s(pending), self.give_up_after_s):
+        if end := key_expired(self._age_s(pending)):
             await self._fail(pending, _unconverted(content, pending), end)
             return None
         try:
@@ -210,12 +210,12 @@ class SubmissionProcessor(Struct, frozen=True):
                     waits = {"waits": evidence.reply}
                     self.log.remark(pending.submission_id, waits, account=pending.account)
                     earlier.waits = evidence.reply
-                if self._age_s(pending) <= self.give_up_after_s:
+                if self._age_s(pending) <= GIVE_UP_AFTER_S:
                     return outcome
                 uncertain = (
                     outcome.uncertain or earlier.uncertain or await self._attempted_before(pending)
                 )
-                end = give_up(self.give_up_after_s, evidence, uncertain=uncertain)
+                end = give_up(evidence, uncertain=uncertain)
                 await self._fail(pending, message, end)
         return None
 

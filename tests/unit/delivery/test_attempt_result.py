@@ -37,7 +37,6 @@ NOTHING_FREED = Deferred(Evidence("4.4.1", "refused"), DeferralClass.CONNECT)
 LOST = Deferred(Evidence("4.3.0", "cannot be read"), DeferralClass.CONTENT)
 LOST_REPLY = Indeterminate(Evidence("4.4.2", "lost"), unanswered=True)
 DOUBT = Indeterminate(Evidence("4.4.2", "lost"))
-BY_CLASS = {"recipient": (600, 1200)}
 
 
 def concluded(claim, outcomes, *, now_us: int = 0, wall_offset_us: int = 0, **further):
@@ -45,7 +44,7 @@ def concluded(claim, outcomes, *, now_us: int = 0, wall_offset_us: int = 0, **fu
         claim,
         outcomes,
         time=AttemptTime(now_us, now_us + wall_offset_us),
-        schedule=RetrySchedule((60, 300), lambda: 0.5, BY_CLASS),
+        schedule=RetrySchedule((60, 300), lambda: 0.5),
         **further,
     )
 
@@ -55,7 +54,7 @@ def test_what_is_kept_waits_after_a_refusal_until_it_expires() -> None:
     result = concluded(kept, {1: OK, 2: NO})
     assert result.reported[ReportKind.FAILED] == ()
     assert result.commit.outcomes == {1: OK, 2: Deferred(NO.evidence, DeferralClass.RECIPIENT)}
-    assert result.commit.waiting.retry_us == 600 * SECOND_US
+    assert result.commit.waiting.retry_us == 60 * SECOND_US
     expired = expiry_result(kept, time=AttemptTime(HOUR_US, HOUR_US))
     assert [one.path.address for one in expired.reported[ReportKind.FAILED]] == [
         "1@a.test",
@@ -88,18 +87,19 @@ def test_attempts_without_an_answer_to_the_dot_are_counted_for_each_recipient(
 
 
 @each_row(
-    "outcomes, cause, wait_s",
+    "outcomes, cause",
     [
-        ({1: NOTHING_FREED, 2: NOTHING_FREED}, "connect", 60),
-        ({1: LATER, 2: OK}, "recipient", 600),
-        ({1: LATER, 2: NOTHING_FREED}, "connect", 60),
-        ({1: DOUBT, 2: OK}, "", 60),
+        ({1: NOTHING_FREED, 2: NOTHING_FREED}, "connect"),
+        ({1: OK, 2: LATER}, "recipient"),
+        ({1: LATER, 2: NOTHING_FREED}, "recipient"),
+        ({1: DOUBT, 2: OK}, ""),
     ],
 )
-def test_the_deferral_class_decides_the_retry_time(outcomes, cause: str, wait_s: float) -> None:
-    waiting = concluded(a_claim(count=2), outcomes).commit.waiting
-    assert (waiting.cause, waiting.cause_attempts) == (cause, 1)
-    assert waiting.retry_us == waiting.due_us == wait_s * SECOND_US
+def test_what_waits_has_the_first_deferral_class_as_its_cause(outcomes, cause: str) -> None:
+    claim = a_claim(count=2, cause="dns", cause_attempts=1)
+    waiting = concluded(claim, outcomes).commit.waiting
+    assert (waiting.cause, waiting.cause_attempts) == (cause, 2)
+    assert waiting.retry_us == waiting.due_us == 300 * SECOND_US
 
 
 @pytest.mark.parametrize(

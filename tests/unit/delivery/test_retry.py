@@ -1,15 +1,11 @@
 """When mail is retried, and what is done with a claim."""
 
-from dataclasses import fields
-
 import pytest
 from msgspec.structs import replace
 
 from relay.base.message.envelope import Envelope, MessageFacts, Source
 from relay.base.message.lifecycle import RecipientState
 from relay.base.message.nexthop import NextHop
-from relay.base.message.outcome import DeferralClass
-from relay.base.settings.tree import RetryByClass
 from relay.delivery.retry import ClaimAction, DeferralCause, RetrySchedule, claim_action, end_us
 from relay.store.spool.types import Claim
 from tests.support.tables import each_row
@@ -17,11 +13,10 @@ from tests.support.tables import each_row
 SECOND_US = 1_000_000
 NEVER_US = 10**15
 COMMON = (60, 300, 900)
-CLASSES = {"recipient": (300, 600), "dns": (10,)}
 
 
-def schedule(rng: float = 0.5, **by_class) -> RetrySchedule:
-    return RetrySchedule(COMMON, lambda: rng, by_class)
+def schedule(rng: float = 0.5) -> RetrySchedule:
+    return RetrySchedule(COMMON, lambda: rng)
 
 
 @each_row(
@@ -32,7 +27,7 @@ def test_the_last_retry_step_repeats_with_a_jitter_of_ten_percent(
     attempts: int, rng: float, seconds: float
 ) -> None:
     retry = schedule(rng).retry(
-        DeferralCause("site", attempts), ["site"], now_us=0, expires_us=NEVER_US
+        DeferralCause("connect", attempts), "site", now_us=0, expires_us=NEVER_US
     )
     retry_us, cause = retry
     assert retry_us == pytest.approx(seconds * SECOND_US)
@@ -40,48 +35,11 @@ def test_the_last_retry_step_repeats_with_a_jitter_of_ten_percent(
 
 
 @each_row(
-    "before, names, seconds, after",
-    [
-        # classes without a list of their own share one: alternating failures of a site
-        # do not restart it
-        (DeferralCause("connect", 2), ["site"], 900, DeferralCause("site", 3)),
-        (DeferralCause("", 1), ["site"], 300, DeferralCause("site", 2)),
-        # a list of its own starts at its first step and goes on while the class stays
-        (DeferralCause("connect", 2), ["recipient"], 300, DeferralCause("recipient", 1)),
-        (DeferralCause("recipient", 1), ["recipient"], 600, DeferralCause("recipient", 2)),
-        (DeferralCause("recipient", 7), ["connect"], 60, DeferralCause("connect", 1)),
-        (DeferralCause("dns", 7), ["dns"], 10, DeferralCause("dns", 8)),
-        # of several classes the earliest retry counts
-        (DeferralCause("recipient", 1), ["recipient", "site"], 60, DeferralCause("site", 1)),
-        (DeferralCause("site", 5), ["recipient", "site"], 300, DeferralCause("recipient", 1)),
-        # some were not attempted: the common list
-        (DeferralCause("site", 1), [], 300, DeferralCause("", 2)),
-        # a class that another version wrote
-        (DeferralCause("phase of the moon", 1), ["site"], 300, DeferralCause("site", 2)),
-    ],
-)
-def test_each_deferral_class_is_retried_by_its_list(
-    before: DeferralCause, names: list[str], seconds: float, after: DeferralCause
-) -> None:
-    retry = schedule(**CLASSES).retry(before, names, now_us=0, expires_us=NEVER_US)
-    assert retry == (seconds * SECOND_US, after)
-
-
-@each_row(
     "cause, seconds",
-    [
-        (DeferralCause(), 10),
-        (DeferralCause("connect", 1), 60),
-        (DeferralCause("connect", 9), 900),
-        (DeferralCause("dns", 2), 10),
-    ],
+    [(DeferralCause(), 60), (DeferralCause("connect", 1), 60), (DeferralCause("connect", 9), 900)],
 )
 def test_the_retry_step_after_a_cause(cause: DeferralCause, seconds: float) -> None:
-    assert schedule(**CLASSES).step_s(cause) == seconds
-
-
-def test_every_deferral_class_can_have_a_retry_list() -> None:
-    assert {field.name for field in fields(RetryByClass)} == set(DeferralClass)
+    assert schedule().step_s(cause) == seconds
 
 
 STARTED, NOW, PAST, FUTURE = 100, 1000, 500, 2000

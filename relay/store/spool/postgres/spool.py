@@ -116,7 +116,6 @@ def open_engine(
         clock=clock,
         crash=crash,
         metrics=metrics,
-        submission_keep_s=settings.pickup.give_up_after + SUBMISSION_KEEP_S,
         captured=CapturedMail(int(settings.spool.keep * 1_000_000), delivers_captured),
     )
 
@@ -140,7 +139,7 @@ class PostgresSpool(SpoolEngine):
         clock: Clock,
         crash: CrashPoints,
         metrics: Metrics,
-        submission_keep_s: float,
+        submission_keep_s: float = SUBMISSION_KEEP_S,
         captured: CapturedMail,
     ) -> None:
         """See SpoolEngine. `directory` is for bodies that are being received or sent."""

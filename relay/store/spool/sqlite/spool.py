@@ -95,7 +95,6 @@ def open_engine(
         clock=clock,
         crash=crash,
         metrics=metrics,
-        submission_keep_s=settings.pickup.give_up_after + SUBMISSION_KEEP_S,
         captured=CapturedMail(int(settings.spool.keep * 1_000_000), delivers_captured),
         reserve_file=ReserveFile(
             path.with_name(RESERVE_FILE),
@@ -122,7 +121,7 @@ class SqliteSpool(SpoolEngine):
         clock: Clock,
         crash: CrashPoints,
         metrics: Metrics,
-        submission_keep_s: float,
+        submission_keep_s: float = SUBMISSION_KEEP_S,
         captured: CapturedMail = _CAPTURED,
         reserve_file: ReserveFile | None = None,
         inline: bool = False,

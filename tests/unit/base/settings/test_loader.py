@@ -125,7 +125,7 @@ max_connections = 0
         ": hostname: found nothing, expected a value: this key is required",
         (
             ":1: hostnme: found an unknown key, expected one of delivery, dkim, dns, domain, hostname, http,"
-            " limits, mailboxes, milter, observe, pickup, policy, pressure, reports, route, sendmail, smtp, smtp_gate, spool,"
+            " limits, mailboxes, milter, observe, policy, pressure, reports, route, sendmail, smtp, smtp_gate, spool,"
             ' state_dir, tenant, webhook (did you mean "hostname"?)'
         ),
         (
@@ -172,10 +172,6 @@ max_connections = 0
             '4: http.listen[0]: found "http://unix:s", expected "http',
         ),
         ("[delivery]\nport = 1.0", "4: delivery.port: found 1.0, expected a whole"),
-        (
-            "[pickup]\nmax_concurrent = 8",
-            "4: pickup.max_concurrent: found a key that went in 0.3.0",
-        ),
         ("[delivery]\nretry = []", "4: delivery.retry: found a list, expected a list of at least"),
         (
             "[pressure]\nmemory = '1 kiB'",
@@ -229,11 +225,6 @@ max_connections = 0
         (
             "[[smtp]]\nlisten = 'systemd:a'\n[[smtp]]\nlisten = 'systemd:a'",
             '6: smtp[1].listen: found "systemd:a", expected an address',
-        ),
-        ("[delivery]\nretry_by_class = ['1m']", "4: delivery.retry_by_class: found a list"),
-        (
-            "[delivery.retry_by_class]\nDNS = ['1m']",
-            "expected one of auth, connect, content, dns, internal, mailbox, protocol, recipient,",
         ),
         (
             f"{ROUTE}next_hop = 'local'\nmax_connections = 3",

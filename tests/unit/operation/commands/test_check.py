@@ -244,7 +244,15 @@ def route(domain: str, **more: str) -> str:
 NAMED = '[http]\npublic_url = "https://mail.example.test"'
 OFF = '[[rule]]\nname = "r"\nmode = "off"\nwhen = { sender = "group:staff" }\nstop = true\n'
 TO = '[[rule]]\nname = "to"\nwhen = {{ recipient = ["{}"] }}\nthen = [{{ hold = "seen" }}]\n'
+REMOVED = "[pickup]\ngive_up_after = '2d'\n[delivery.retry_by_class]\nrecipient = ['5m']\n"
 WARNINGS = [
+    (
+        {"relay": CONFIG + REMOVED},
+        [
+            ":14: pickup: found a key that 0.4.0 no longer has: it has no effect, remove it",
+            ":16: delivery.retry_by_class: found a key that 0.4.0 no longer has",
+        ],
+    ),
     ({"relay": CONFIG.replace("relay.example.test", "relay.example.org")}, ["hostname"]),
     (
         {"relay": CONFIG.replace('domains = ["example.test"]\n', ""), "accounts": ""},

@@ -57,14 +57,14 @@ def test_retry_delays_grow_up_to_a_limit_and_are_spread():
 
 
 def test_a_submission_that_was_never_accepted_fails():
-    failure = give_up(DAY_S, BUSY.evidence, uncertain=False)
+    failure = give_up(BUSY.evidence, uncertain=False)
     assert not failure.unknown
     assert failure.evidence.status == "5.4.7"
     assert "451 4.3.0 busy" in failure.evidence.reply
 
 
 def test_after_an_uncertain_attempt_the_final_failure_is_unknown():
-    failure = give_up(DAY_S, BUSY.evidence, uncertain=True)
+    failure = give_up(BUSY.evidence, uncertain=True)
     assert failure.unknown
     assert failure.evidence.status == "4.4.7"
     assert "unknown whether the message was sent" in failure.evidence.reply
@@ -72,6 +72,6 @@ def test_after_an_uncertain_attempt_the_final_failure_is_unknown():
 
 @pytest.mark.parametrize(("age_s", "expired"), [(8 * DAY_S, False), (8 * DAY_S + 1, True)])
 def test_a_submission_older_than_its_key_ends_as_unknown(age_s, expired):
-    failure = key_expired(age_s, DAY_S)
+    failure = key_expired(age_s)
     assert (failure is not None) is expired
     assert failure is None or failure.unknown
