@@ -132,6 +132,10 @@ def install_and_upgrade() -> None:
     in_root(FOREIGN)
     in_root("relay account add bob@example.org; relay check || [ $? = 78 ]")
     in_root("systemctl enable --now relay")
+    checked = in_root("relay check || [ $? = 78 ]")
+    in_root("systemctl stop relay")
+    assert in_root("relay check || [ $? = 78 ]") == checked
+    in_root("systemctl start relay")
     in_root("relay send --to bob@example.org --body x")
     inbox = Path("root/var/lib/relay/mail/example.org/bob/new")
     until("it is in the mailbox", lambda: list(inbox.glob("*")))

@@ -34,6 +34,7 @@ of() { sed -n "s/^$1=//p" "$unit"; }
 stop() {
   [ ! -e /run/relay.pid ] || { kill "$(cat /run/relay.pid)"; tail --pid="$(cat /run/relay.pid)" -f /dev/null; }
   rm -f /run/relay.pid
+  [ "$(of RuntimeDirectoryPreserve)" = yes ] || rm -rf "/run/$(of RuntimeDirectory)"
 }
 start() {
   install -d -m "$(of RuntimeDirectoryMode)" -o "$(of User)" -g "$(of Group)" "/run/$(of RuntimeDirectory)"

@@ -58,7 +58,6 @@ from relay.transport.signing.key_files import load_keys
 from relay.transport.signing.keys import KeyRing
 
 T = TypeVar("T")
-_UNITS = ("relay*.service", "relay*.service.d/*.conf")
 _EXAMPLE_HOSTNAME = "relay.example.org"  # of conf/relay.toml
 
 
@@ -341,23 +340,13 @@ def _folder(name: str, folder: Path, fault: str) -> CheckFinding:
     return CheckFinding(name, CheckResult.OK, f"{folder}{made}")
 
 
-def _is_made_by_unit(folder: Path) -> bool:
-    """Whether a directory is not there, and an installed unit of Relay makes it at its start."""
-    if folder.exists() or folder.parent != Path("/run"):
-        return False
-    line = f"RuntimeDirectory={folder.name}"
-    units = (file for one in _UNITS for file in Path("/etc/systemd/system").glob(one))
-    return any(line in file.read_text().splitlines() for file in units)
-
-
 def _sendmail(settings: Settings, place: Document) -> Iterator[CheckFinding]:
     """Yield a fault if nothing can listen on the socket, and a warning for users that do not exist,
     and if the mail that programs leave in the drop directory is not taken.
     """
     default = SendmailSettings()
     if given := settings.sendmail:
-        expected = port_fault(Address(path=str(given.socket)), settings.run_dir)
-        if expected and not _is_made_by_unit(given.socket.parent):
+        if expected := port_fault(Address(path=str(given.socket)), settings.run_dir):
             text = f'found "{given.socket}", expected {expected}'
             fault = place.fault(("sendmail", "socket"), text)
             yield CheckFinding("sendmail", CheckResult.FAULT, str(fault))
