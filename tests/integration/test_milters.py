@@ -2,13 +2,14 @@
 
 import html
 import re
+from pathlib import Path
 
 import pytest
 
 from tests.support.dev_process import DevProcess
 from tests.support.milter import ScriptedMilter, added, in_thread, packet
 from tests.support.ports import free_port
-from tests.support.relay_process import RelayProcess
+from tests.support.relay_process import RelayProcess, until
 
 STRANGER = "127.0.0.2"
 MESSAGE = "From: a@x.test\r\nSubject: {}\r\n\r\nHello\r\n"
@@ -37,6 +38,27 @@ def test_one_that_is_down_is_named_until_a_reload_removes_it(serve) -> None:
     assert relay.cli("reload").returncode == 0
     assert relay.request("GET", "/readyz").body == b"ready\n"
     relay.until_final(relay.submit("a@x.test", ["bob@example.test"], source=STRANGER))
+
+
+def test_its_state_is_that_of_now_although_no_mail_comes(short_path: Path) -> None:
+    path, milter = short_path / "milter", ScriptedMilter()
+    with DevProcess("--no-demo", f"--milter=unix:{path}") as relay:
+
+        def states() -> tuple[bool, float | None]:
+            [name] = re.findall(
+                '^relay_milter_down{milter="(.*)"}', relay.exposition(), re.MULTILINE
+            )
+            gauge = relay.metric("relay_milter_down", milter=name)
+            return b"is down: " in relay.request("GET", "/readyz").body, gauge
+
+        until("it is down", lambda: states() == (True, 1))
+        with in_thread(milter, path):
+            relay.advance(60)
+            until("it is up", lambda: states() == (False, 0))
+            assert milter.commands() == b"OQ"
+        relay.advance(60)
+        until("it is down again", lambda: states() == (True, 1))
+        assert relay.log.count("milter failed") == 2
 
 
 @pytest.mark.parametrize("runs", [True, False])

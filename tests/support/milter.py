@@ -9,6 +9,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
 from typing import Any
 
 CLOSE = b"(close)"
@@ -118,12 +119,12 @@ class ScriptedMilter:
 
 
 @contextmanager
-def in_thread(milter: ScriptedMilter) -> Iterator[str]:
-    """Listen on a loop of its own; gives the address."""
+def in_thread(milter: ScriptedMilter, path: Path | None = None) -> Iterator[str]:
+    """Listen as at() on a loop of its own; gives the address."""
     addresses, over = queue.Queue[str](), threading.Event()
 
     async def serve() -> None:
-        async with milter.at() as address:
+        async with milter.at(path) as address:
             addresses.put(address)
             await asyncio.to_thread(over.wait)
 

@@ -39,6 +39,7 @@ from relay.operation.app.maintenance import (
     expire_uploads,
     keep_usage,
     log_continued,
+    probe_milters,
     prune_history,
     sweep_contents,
     update_gauges,
@@ -126,6 +127,7 @@ class Daemon:
         if base.holds_root:
             self._pickup_task = self._spawn(self.transport.pickup.run(), "pickup")
         figures = MaintenanceGauges(self._sessions, lambda: base.store.ready.timer.count)
+        self._spawn(probe_milters(base.milters.probe, base.clock), "milters")
         self._spawn(update_gauges(base.spool, base.metrics, base.clock, figures=figures), "figures")
         keep_s = base.settings.spool.keep
         dead_letters = base.settings.state_dir / DEAD_LETTER

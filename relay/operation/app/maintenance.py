@@ -1,5 +1,5 @@
 """Periodic tasks: queue metrics, pruning of history, stale contents and uploads, clock anchor, keys
-that end.
+that end, milters that are down.
 
 Each pass is bounded. A pass that fails is logged and repeated at the next interval. What strangers
 cause in the dead-letter mailbox is kept within a size: answers to reports, and notices on
@@ -37,6 +37,7 @@ _FIGURES_COST_FACTOR = 20  # counting takes at most a twentieth of the time
 _PRUNE_S = 600.0
 _PRUNE_PAUSE_S = 0.05
 _POLICIES_S = 3600.0
+_MILTERS_S = 60.0
 _DAY_S = 86400.0
 _ANCHOR_S = 10.0
 _ROOT_S = 1.0
@@ -121,6 +122,11 @@ async def prune_history(history: PrunedHistory, clock: Clock, *, keep_s: float) 
 async def check_policies(check: Callable[[], Awaitable[None]], clock: Clock) -> None:
     """Check the policies of domains until cancelled: which are due, `check` decides."""
     await _repeat(check, clock, interval_s=_POLICIES_S, fault="policies not checked")
+
+
+async def probe_milters(probe: Callable[[], Awaitable[None]], clock: Clock) -> None:
+    """Find out each minute which milters are up, until cancelled."""
+    await _repeat(probe, clock, interval_s=_MILTERS_S, fault="milters not probed")
 
 
 async def _repeat(

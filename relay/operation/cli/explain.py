@@ -207,7 +207,8 @@ def _site(site: Mapping[str, Any]) -> str:
         text += f", paused until {site['paused_until'][11:19]} UTC"
         text += f" by {site['paused_by']}" if site["paused_by"] else ""
     if (failure := site["last_failure"]) is not None:
-        text += f", last failure {failure['at'][11:19]} UTC: {failure['reply']}"
+        at = failure["at"][:19].replace("T", " ")  # it may be days ago
+        text += f", last failure {at} UTC: {failure['reply']}"
     return text
 
 

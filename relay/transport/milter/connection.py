@@ -38,7 +38,9 @@ _log = get_logger("milter")
 
 
 class ConfiguredMilter:
-    """One `[[milter]]`, for all sessions. `fault` is why the last connection failed, or ""."""
+    """One `[[milter]]`, for all sessions. `fault` is why its last connection failed, or ""; that is
+    one of probe() where no mail comes.
+    """
 
     def __init__(self, settings: Milter, *, has_log: bool = True) -> None:
         """Without `has_log` nothing is logged: the caller shows the fault."""
@@ -62,10 +64,20 @@ class ConfiguredMilter:
                 error=self.fault,
             )
 
-    def decided(self) -> None:
-        """Note that it decided about a message: the next fault is logged."""
+    def works(self) -> None:
+        """Note that it answered as it should: the next fault is logged."""
         self.fault = ""
         self._logged.clear()
+
+    async def probe(self) -> None:
+        """Find out whether it is up, by a connection that no session has: connect, negotiate and
+        quit, each within its time limit.
+        """
+        connection = MilterConnection(self, self.connections + 1)
+        await connection.open(now_s() + 3 * self.settings.timeout)
+        if connection.dialogue.session is None:
+            self.works()
+        connection.close()
 
     async def dialled(self) -> socket.socket:
         """Return a connected socket. Raises OSError."""
@@ -87,9 +99,7 @@ async def fault_of_milter(milter: Milter) -> str:
     """Connect and negotiate, within some seconds; return what fails, "" for nothing."""
     limited = replace(milter, timeout=min(milter.timeout, _CHECK_S_MAX))
     checked = ConfiguredMilter(limited, has_log=False)
-    connection = MilterConnection(checked)
-    await connection.open(now_s() + 3 * _CHECK_S_MAX)
-    connection.close()
+    await checked.probe()
     return checked.fault
 
 

@@ -5,6 +5,7 @@ command. Header and body go to one after the other, each sees the changes of tho
 ten minutes a message is decided, whatever progress a milter reports: no client waits longer.
 """
 
+import asyncio
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import aclosing
 from typing import Final
@@ -60,8 +61,12 @@ class MilterSet:
 
     @property
     def down(self) -> dict[str, str]:
-        """The milters whose last session failed, by name, and why."""
+        """The milters whose last connection failed, by name, and why."""
         return {one.settings.name: one.fault for one in self._milters if one.fault}
+
+    async def probe(self) -> None:
+        """Find out which milters are up, whether mail comes or not; `down` says it."""
+        await asyncio.gather(*(one.probe() for one in self._milters))
 
     def session(self, role: MilterRole) -> "FilterSession | None":
         """Return a session of the milters of this role, None if there are none."""
@@ -209,7 +214,7 @@ class FilterSession:
                 if stage is FilterStage.END_OF_MESSAGE and dialogue.session is None:
                     if answer.answer in _ACCEPTED:
                         changes = await verdict.change(dialogue, body)
-                    one.milter.decided()
+                    one.milter.works()
                     dialogue.end_message()
             finally:
                 verdict.files += body.files

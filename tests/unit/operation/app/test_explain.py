@@ -17,6 +17,7 @@ from relay.delivery.site_limits import Rate, SiteOptions
 from relay.front_door.api.dependencies import Question
 from relay.operation.app.configuration import RoutePlace
 from relay.operation.app.explain import Explainer
+from relay.operation.cli.explain import explanation_lines
 from relay.store.mailbox.types import Room
 from relay.transport.ingress.forwarding import Forwarder
 from relay.transport.ingress.message_limits import RateLimits
@@ -229,3 +230,7 @@ async def test_the_state_of_the_site(explainer) -> None:
         "host": "a.own.test",
         "reply": "no answer",
     }
+    at = site["last_failure"]["at"][:19].replace("T", " ")
+    assert any(
+        one.endswith(f", last failure {at} UTC: no answer") for one in explanation_lines(found)
+    )
