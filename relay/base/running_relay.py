@@ -106,9 +106,9 @@ class ControlClient:
             if answer.length:
                 raise http.client.IncompleteRead(b"", answer.length)
 
-    def delete(self, path: str) -> dict[str, Any]:
+    def delete(self, path: str, query: Mapping[str, str] | None = None) -> dict[str, Any]:
         """Delete what is at `/relay/v1` + `path`; return the JSON object. Raises as get() does."""
-        return self._request("DELETE", path, kind=dict[str, Any]).value
+        return self._request("DELETE", _with(path, query), kind=dict[str, Any]).value
 
     def _request(
         self,

@@ -193,3 +193,30 @@ def test_an_operator_sees_and_hears_who_nears_a_limit(serve) -> None:
     assert "has sent 8 of 10 recipients in 1h to other domains" in first.get_payload()
     assert f"refused until: {until_text}" in second.get_payload()
     assert (first["Auto-Submitted"], first["Return-Path"]) == ("auto-generated", "<>")
+
+
+def test_an_operator_gives_the_owner_of_a_stolen_account_its_limit_back(serve) -> None:
+    routes = [{"domain": "waits.test", "next_hop": "hold"}, {"domain": "*", "next_hop": "capture"}]
+    relay = serve(config={"limits": {"recipients": "6/1h"}, "route": routes})
+    victims = [f"{number}@waits.test" for number in range(5)]
+    assert [by_smtp(relay, victims), by_smtp(relay, outside(1))] == ["250", "250"]
+    assert by_smtp(relay, outside(1)).startswith("450")
+    spam = ("--login", "alice@example.test", "--state", "held")
+    assert relay.cli("queue", "cancel", *spam).returncode == 0
+    assert (
+        "  recipients 6/1h: 1 used\n" in relay.cli("account", "usage", "alice@example.test").stdout
+    )
+    assert by_graph(relay, outside(5)).status == 202
+    assert by_smtp(relay, outside(1)).startswith("450")
+    path = "/relay/v1/usage?account=alice@example.test"
+    assert relay.graph("DELETE", path).status == 403
+    assert relay.cli("account", "usage", "--reset").returncode == 64
+    assert relay.cli("account", "usage", "nobody@example.test", "--reset").returncode == 65
+    shown = relay.cli("account", "usage", "Alice@example.test", "--reset").stdout
+    assert shown == "alice@example.test  0 messages, 0 recipients\n  recipients 6/1h: 0 used\n"
+    assert by_smtp(relay, outside(6)) == "250"
+    answer = relay.graph("DELETE", path, token=OPERATOR).json()["accounts"]
+    assert answer == relay.graph("GET", "/relay/v1/usage").json()["accounts"]
+    relay.stop()
+    relay.start()
+    assert by_smtp(relay, outside(6)) == "250"

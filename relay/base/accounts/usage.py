@@ -5,7 +5,7 @@ a recipient outside counts, and so do its recipients outside, as the sender name
 called once for each message, before it is accepted: at the final dot, or in step 1 of Graph. What
 is counted is in a sliding window for each limit, and in one count for each day (UTC), by the wall
 clock, so that it outlives a restart: relay/store/spool/usage.py stores it, and brings what
-other nodes have counted.
+other nodes have counted. What an operator takes back of their counts is below zero here.
 """
 
 from collections import Counter, OrderedDict, defaultdict
@@ -97,6 +97,15 @@ class BeyondLimit(Struct, frozen=True):
         return f"{LIMIT_OF_ACCOUNT} {count} {limit.what} to other domains in {period}{end}"
 
 
+class CancelledMail(Struct, frozen=True):
+    """A message of which an operator has cancelled recipients."""
+
+    account: str  # of the login
+    accepted_us: int  # wall time
+    never_sent: Sequence[str]  # recipients that are cancelled now, and never had a final dot
+    others: Sequence[str]  # further ones that were sent, or still may be
+
+
 class _Counts:
     """What one account has sent: counted here, and by other nodes."""
 
@@ -112,7 +121,7 @@ class _Counts:
         total = self.own.get(name, _NO_SLOTS).get(day, 0)
         for windows in self.others.values():
             total += windows.get(name, _NO_SLOTS).get(day, 0)
-        return total
+        return max(total, 0)
 
     def used(self, limit: Limit, now_us: int, amount: int = 1) -> UsedLimit:
         """Return how much of a limit is used, and from when `amount` more is allowed."""
@@ -123,7 +132,7 @@ class _Counts:
             for slot in windows.get(name, _NO_SLOTS).items()
             if -SLOTS <= number - slot[0] <= SLOTS  # a clock may have been wrong
         ]
-        used = sum([count for _, count in slots])
+        used = max(sum([count for _, count in slots]), 0)
         left = used + amount - limit.allowed
         until_us = NEVER_US if amount > limit.allowed else None
         for number, count in sorted(slots) if left > 0 and until_us is None else ():
@@ -181,12 +190,7 @@ class UsageCounter:
             if is_possible := longest.until_us != NEVER_US:
                 self.on_near(longest)
             return BeyondLimit(longest, recipients, left_s, not is_possible)
-        reservation = Reservation()
-        for what, amount in amounts.items():
-            for width_us in {DAY_US} | {one.width_us for one in limits if one.what == what}:
-                slots = counts.own[f"{what}/{width_us}"]
-                reservation.add(slots, now_us // width_us, amount)
-        self._changed.add(account)
+        reservation = self._count(account, amounts, at_us=now_us)
         reservation.on_given_back = partial(self._changed.add, account)
         for one in wanted:
             if one.used + amounts[one.limit.what] >= NEAR * one.limit.allowed:
@@ -198,6 +202,32 @@ class UsageCounter:
         self._scheduled[draft] = max(self._outside(addresses), self._scheduled.pop(draft, 0))
         if len(self._scheduled) > DRAFTS_MAX:
             self._scheduled.popitem(last=False)
+
+    def give_back(self, mail: CancelledMail) -> None:
+        """Let what an operator has cancelled count no longer, in the slots of its acceptance."""
+        recipients = self._outside(mail.never_sent)
+        messages = int(recipients > 0 and not self._outside(mail.others))
+        amounts = {"messages": -messages, "recipients": -recipients}
+        self._count(mail.account, amounts, at_us=mail.accepted_us)
+
+    def reset(self, account: str) -> None:
+        """Let nothing count that an account has sent so far, at whatever node."""
+        counts = self._of(account)
+        counts.own.clear()
+        for windows in counts.others.values():
+            for name, slots in windows.items():
+                counts.own[name].subtract(slots)
+        self._changed.add(account)
+
+    def _count(self, account: str, amounts: Mapping[str, int], *, at_us: int) -> Reservation:
+        """Count in the slots of this time."""
+        counts, reservation = self._of(account), Reservation()
+        limits = _limits(*self._limits_of(account))
+        for what, amount in amounts.items():
+            for width_us in {DAY_US} | {one.width_us for one in limits if one.what == what}:
+                reservation.add(counts.own[f"{what}/{width_us}"], at_us // width_us, amount)
+        self._changed.add(account)
+        return reservation
 
     def _outside(self, addresses: Iterable[str]) -> int:
         found = {own_mailbox(each) for each in addresses}

@@ -315,12 +315,19 @@ async def _webhooks(
 
 
 def _usage(request: HttpRequest, principal: Principal, needed: ApiDependencies) -> dict[str, Any]:
-    """GET /usage?account=: what accounts have sent to other domains today, and their limits."""
-    account = _query(request, "GET", "account").get("account") or principal.account or ""
-    if account != principal.name:
+    """GET /usage?account=: what accounts have sent to other domains today, and their limits;
+    DELETE: let what one has sent count no longer.
+    """
+    is_reset = request.method == "DELETE"
+    query = _query(request, "DELETE" if is_reset else "GET", "account")
+    account = query.get("account") or principal.account or ""
+    if is_reset:
+        principal.check_may_operate()
+        _log.info("usage reset", who=principal.name, user=account)
+    elif account != principal.name:
         principal.check_may_read()
     try:
-        return {"accounts": [one.as_json() for one in needed.usage(account)]}
+        return {"accounts": [one.as_json() for one in needed.usage(account, is_reset)]}
     except UnknownUserError:
         message = f"There is no account {quoted(account)}."
         raise ApiError(404, "ErrorItemNotFound", message) from None

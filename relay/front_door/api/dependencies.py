@@ -171,8 +171,9 @@ class ApiDependencies:
     prune: Callable[[float | None, bool], Awaitable[Mapping[str, Any]]]
     sources: MessageSources  # the content of messages
     unlock: Callable[[str], int]  # that of AccountDirectory
-    # what an account has sent today, "": the busiest ones; raises UnknownUserError
-    usage: Callable[[str], Sequence[AccountUsage]]
+    # what an account has sent today, "": the busiest ones; with True that is reset before, of one
+    # account; raises UnknownUserError
+    usage: Callable[[str, bool], Sequence[AccountUsage]]
     restored: RestoredSubmissions  # the submissions that a restore holds
     submissions: ReadySubmissions  # sends and cancels scheduled ones
     events: EventStreams  # the streams of GET /events

@@ -58,6 +58,7 @@ def compose(
         )
         alerts = LimitAlerts(base, transport, webhooks)
         base.usage.on_near = alerts.note
+        base.spool.queue_admin.give_back = base.usage.give_back
         base.metrics.busiest = lambda: [(one.account, one.messages) for one in base.usage.busiest()]
         if base.reloader is not None:
             base.reloader.apply = partial(use_settings, base, transport)

@@ -240,15 +240,19 @@ def _means(
     )
 
 
-def _usage(base: Foundation, account: str) -> Sequence[AccountUsage]:
-    """Return what an account has sent today; of "" the busiest. Raises UnknownUserError."""
-    if not account:
+def _usage(base: Foundation, account: str, is_reset: bool) -> Sequence[AccountUsage]:
+    """Return what an account has sent today, which `is_reset` before; of "" the busiest. Raises
+    UnknownUserError.
+    """
+    if not (account or is_reset):
         return base.usage.busiest(_BUSIEST)
     known = base.sources.accounts.by_address(account)
-    found = base.usage.today(known.address if known else account)
-    if known is None and not found.messages:  # nor a user of this machine, or of Dovecot
+    name = known.address if known else account
+    if known is None and not base.usage.today(name).messages:  # nor a local user, or of Dovecot
         raise UnknownUserError(account)
-    return [found]
+    if is_reset:
+        base.usage.reset(name)
+    return [base.usage.today(name)]
 
 
 def _impairment(base: Foundation) -> str:

@@ -216,15 +216,19 @@ def unlock(context: CommandContext, address: str) -> None:
 
 @account.command()
 @click.argument("address", type=_MAILBOX, metavar="[ADDRESS]", required=False)
+@click.option("--reset", is_flag=True, help="Let nothing count that ADDRESS has sent so far.")
 @common_options
-def usage(context: CommandContext, address: str | None) -> None:
+def usage(context: CommandContext, address: str | None, *, reset: bool) -> None:
     """Show who sent how much today, and their limits.
 
     Of mail to other domains, since midnight UTC: the 20 accounts with most recipients, or one. A
     user of this machine is USER@hostname. The running relay counts.
     """
+    if reset and not address:
+        raise click.UsageError("--reset needs an ADDRESS")
     query = {"account": address} if address else {}
-    found = ControlClient(context.settings().control_socket).get("/usage", query)
+    client = ControlClient(context.settings().control_socket)
+    found = client.delete("/usage", query) if reset else client.get("/usage", query)
     lines = [line for one in found["accounts"] for line in _usage_lines(one)]
     context.show(found, lambda: lines or ["no account has sent mail to other domains today"])
 

@@ -16,6 +16,7 @@ from typing import Any
 
 from msgspec.structs import replace
 
+from relay.base.accounts.usage import CancelledMail
 from relay.base.clock import offset_us, rfc3339
 from relay.base.message.envelope import ForwardPath, Notify
 from relay.base.message.lifecycle import RecipientState, check_transition
@@ -54,6 +55,7 @@ class ChangeResult:
     due_us: int | None = None  # the earliest due time of a changed entry
     ended: dict[Key, ContentKey] = field(default_factory=dict)  # entries, with their contents
     cancelled: int = 0  # recipients
+    given_back: list[CancelledMail] = field(default_factory=list)  # to the counts of accounts
     reports: list[NewMessage] = field(default_factory=list)  # to senders
     left: Leftovers = None  # to be removed once it is durable
 

@@ -15,12 +15,14 @@ See docs/design.md 4; docs/names.md (Commands).
 """
 
 import asyncio
+import json
 from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from fnmatch import fnmatchcase
 from functools import partial
 from itertools import groupby
 
+from relay.base.accounts.usage import CancelledMail
 from relay.base.clock import Clock
 from relay.base.message.address import with_a_labels
 from relay.base.message.envelope import Source, domain_of
@@ -40,7 +42,7 @@ from relay.store.spool.queue_commands import (
     QueueCommand,
     ShownTimes,
 )
-from relay.store.spool.shared.columns import PAY_REPORTS
+from relay.store.spool.shared.columns import LOGIN, PAY_REPORTS
 from relay.store.spool.shared.decisions import (
     ChangeResult,
     decide,
@@ -80,6 +82,15 @@ _TEXT = "cancelled by an operator of this relay"
 _CLAIMED = (
     "SELECT message_id, number, claimed FROM entry"
     " WHERE message_id = ? AND number = ? AND state <> 'final'"
+)
+_NAMED = (  # recipients of a message
+    f"SELECT {LOGIN.format('m.')}, m.received_us, m.id, r.number, r.entry, r.address, r.state,"
+    " r.successors FROM message m JOIN recipient r ON r.message_id = m.id AND r.added_by = ''"
+    " WHERE m.id = ?"
+)
+_DOUBTED = (  # attempts whose final dot had no answer
+    "SELECT message_id, detail FROM event WHERE message_id = ? AND step = 6"
+    " AND detail LIKE '%\"indeterminate\"%'"
 )
 _log = get_logger("spool")
 
@@ -202,6 +213,7 @@ class QueueAdmin:
         self._delivery: ActiveClaims | None = None  # none where no delivery runs
         self._releasing: set[asyncio.Task[None]] = set()
         self._hold_rules: Sequence[HoldRule] = ()  # as they were read last
+        self.give_back: Callable[[CancelledMail], None] = lambda _mail: None  # what was counted
 
     async def read_hold_rules(self) -> None:
         """Read for which domains new mail is held. Raises SpoolError."""
@@ -381,6 +393,8 @@ class QueueAdmin:
         """Run what follows a durable change."""
         if result.cancelled:
             self._metrics.recipients.labels(str(RecipientState.CANCELLED)).inc(result.cancelled)
+        for mail in result.given_back:
+            self.give_back(mail)
         if result.left:
             self._engine.remove(result.left)
         if self._delivery is None:
@@ -498,6 +512,9 @@ def change(
         planned=epochs,
     )
     result.cancelled = store_changes(transaction, changes)
+    if result.ended:
+        offset_us = at_us - now_us
+        result.given_back = list(_cancelled_mail(transaction, result.ended, offset_us=offset_us))
     done = [key[0] for key, (one, _) in result.results.items() if one is CommandResult.DONE]
     for message_id in dict.fromkeys(done):
         if (made := plans.get(message_id)) is not None:
@@ -509,6 +526,31 @@ def change(
             result.reports += plan.messages
             result.due_us = now_us
     return result
+
+
+def _cancelled_mail(
+    tables: Tables, ended: Collection[Key], *, offset_us: int
+) -> Iterator[CancelledMail]:
+    """Yield what the end of these entries gives back to accounts, by message."""
+    ids = [(one,) for one in dict.fromkeys(message_id for message_id, _ in ended)]
+    doubted = {
+        (message_id, one["number"])
+        for message_id, text in tables.fetch_each(_DOUBTED, ids)
+        for one in json.loads(text)["recipients"]
+        if one["outcome"] == "indeterminate"
+    }
+    named = tables.fetch_each(_NAMED, ids)
+    for _, of_message in groupby(named, lambda row: row[2]):
+        rows = list(of_message)
+        made = {address for row in rows for address in row[-1].split("\n")}  # not named by it
+        never_sent, others = list[str](), list[str]()
+        for message_id, number, entry, address, state, _ in (row[2:] for row in rows):
+            if state != RecipientState.CANCELLED or (message_id, number) in doubted:
+                others.append(address)
+            elif (message_id, entry) in ended and address not in made:
+                never_sent.append(address)
+        if (account := rows[0][0]) and never_sent:
+            yield CancelledMail(account, rows[0][1] + offset_us, never_sent, others)
 
 
 def _dry_run(
