@@ -324,3 +324,37 @@ def test_a_dead_letter_goes_to_the_postmasters_address_and_here_if_that_fails(ho
         (kept,) = until("it is here", lambda: list(maildir.glob("*")))
         assert b"Subject: copied 2" in kept.read_bytes()
         until("nothing is left", lambda: not relay.queue())
+
+
+SINK = """
+[[rule]]
+name = "sink"
+when = { recipient = "noreply@example.test" }
+then = [ { discard = true } ]
+
+[[rule]]
+name = "moved"
+when = { recipient = "old@away.test" }
+then = [ { redirect = "new@away.test" } ]
+"""
+
+
+def test_a_route_or_an_alias_makes_an_address_exist(serve) -> None:
+    """As docs/coming-from-postfix.md says of transport_maps, `discard:` and recipient_canonical_maps."""
+    routes = [
+        {"recipient": "vip@example.test", "next_hop": "capture"},
+        {"domain": "*", "next_hop": "capture"},
+    ]
+    aliases = {"noreply@example.test": ["bob@example.test"], "ann@example.test": ["ann@away.test"]}
+    relay = serve(config={"route": routes}, aliases=aliases, policies={"10.toml": SINK})
+
+    def ends(to: str, client: str = "stranger") -> dict[str, str]:
+        reply = send(relay, client, to, sender="eve@away.test")
+        found = relay.until_state(reply.rpartition(" ")[2], "there")
+        return {one["address"]: one["state"] for one in found["recipients"]}
+
+    assert ends("vip+x@example.test") == {"vip+x@example.test": "captured"}
+    assert ends("noreply@example.test")["bob@example.test"] == "discarded"
+    assert ends("ann@example.test")["ann@away.test"] == "captured"
+    assert ends("old@away.test", "trusted")["old@away.test"] == "redirected"
+    assert send(relay, "stranger", "vi@example.test").startswith("550 5.1.1")

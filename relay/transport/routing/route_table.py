@@ -5,7 +5,7 @@ which is as an alias of that name where it is an address elsewhere;
 in one whose mail is passed on, those that `own_domains` says. Mail to postmaster (also without a
 domain) and to MAILER-DAEMON of this host is valid without an account and goes to the postmaster, or
 into the dead-letter mailbox if no postmaster is set; in a domain whose mail is passed on it
-goes there. A route decides where the mail of a valid address leaves; it makes no address valid.
+goes there. A route decides where the mail of a valid address leaves; its `recipient` is valid.
 What aliases lead to is in relay/base/accounts/aliases.py.
 
 Which domain is local, or own, is decided in is_local_domain(). A result is local if its recipient
@@ -445,18 +445,25 @@ class RouteTable:
             case NextHop() if route.result is None:  # LOCAL
                 return self._examine_local(address, route=route.name)
         found = route.result or _examine_mx(address, domain, route=route.name)
-        return found if own is None else self._passed_on(address, own, found)
+        if own is None:
+            return found
+        return self._passed_on(address, own, found, is_named=bool(route.recipient))
 
-    def _passed_on(self, address: str, own: OwnDomain, found: RoutingResult) -> RoutingResult:
-        """Return `found`, where mail for an own domain leaves, if the address is valid there."""
+    def _passed_on(
+        self, address: str, own: OwnDomain, found: RoutingResult, *, is_named: bool = False
+    ) -> RoutingResult:
+        """Return `found`, where mail for an own domain leaves, if the address is valid there, or a
+        route names it.
+        """
         if not isinstance(found, RemoteRecipient):
             return found
         local_part = _local_part(address)
-        if own.has_accounts and self._accounts.by_address(address) is None:
+        if own.has_accounts and not is_named and self._accounts.by_address(address) is None:
             return self._examine_local(address)  # expand() knows where the catch_all's mail leaves
-        if not self._own.lists(own, address) and local_part != "postmaster":  # RFC 5321 4.5.1
+        is_listed = is_named or self._own.lists(own, address)
+        if not is_listed and local_part != "postmaster":  # RFC 5321 4.5.1
             return _unknown(address)
-        is_known = own.has_accounts or own.file is not None
+        is_known = is_named or own.has_accounts or own.file is not None
         if _SENDER_ROUTED.search(local_part.partition("+")[2] if is_known else local_part):
             text = "@, % and ! in a local part are not passed on"
             return _rejected(REJECT_STATUS, address, text)

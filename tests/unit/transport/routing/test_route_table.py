@@ -288,6 +288,17 @@ def test_a_route_may_be_for_one_address():
             assert made.next_hop_for(f"{one}@A.test", "me@a.test").route == route
 
 
+def test_the_one_address_of_a_route_is_valid_in_an_own_domain():
+    route = Route("", "smtp://h.test:25", name="vip", recipient="vip@example.test")
+    for options in ({}, {"catch_all": "alice@example.test"}):
+        made = RouteTable([route], ["example.test"], Accounts(), **options)
+        for one in ("vip@example.test", "VIP+x@Example.test"):
+            found = made.examine(one)
+            assert (found.route, found.is_local) == ("vip", True)
+        assert made.examine("vip+a%b.test@example.test").status == "5.7.1"
+        assert not isinstance(made.examine("other@example.test"), RemoteRecipient)
+
+
 def test_simulated_addresses_go_to_the_mx_whatever_the_routes_say():
     asked = []
 
