@@ -42,6 +42,7 @@ from relay.operation.commands.check_network import (
     doubts_of_validation,
     limits_of_all,
     mail_loops,
+    needs_of_dns,
     port_fault,
     warning_of,
 )
@@ -424,7 +425,10 @@ async def _dns(
         record_warnings(ring, place, nameservers, now_us=clock.time_us(), timeout_s=timeout_s),
     )
     if fault:
-        return [CheckFinding("dns", CheckResult.FAILED, f"{servers}: {fault}")]
+        lost = await needs_of_dns(settings, clock)
+        text = f"{servers}: {fault}: {lost or 'no mail'} is deferred for that"
+        verdict = CheckResult.FAILED if lost else CheckResult.WARNING
+        return [CheckFinding("dns", verdict, text)]
     found = CheckFinding("dns", CheckResult.OK, servers)
     loops = [one async for one in mail_loops(settings, place, clock)]
     return [found, *doubts, *(warning_of("dkim", one) for one in warnings), *loops]

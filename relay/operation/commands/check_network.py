@@ -19,8 +19,8 @@ from relay.base.clock import Clock
 from relay.base.message.nexthop import HopKind, NextHop
 from relay.base.phrases import named
 from relay.base.settings.document import Document, Fault
-from relay.base.settings.tree import Settings
-from relay.base.settings.validation import domain_matches, name_of
+from relay.base.settings.tree import OwnDomain, Settings
+from relay.base.settings.validation import as_fallback, domain_matches, host_of, name_of
 from relay.base.socket_address import Address
 from relay.base.sockets import LACKING_ADDRESS
 from relay.operation.app.state_dir import is_running
@@ -165,13 +165,8 @@ async def doubts_of_validation(
     return found
 
 
-async def mail_loops(
-    settings: Settings, place: Document, clock: Clock
-) -> AsyncIterator[CheckFinding]:
-    """Yield a fault for each domain whose mail is passed on, has no route, and whose MX would be
-    this host itself; a warning for each of another store whose MX is this host.
-    """
-    resolver = resolver_of(settings, clock)
+def _domains_by_mx(settings: Settings) -> Iterator[tuple[int, OwnDomain]]:
+    """Yield the own domains whose mail is passed on without a route, with their numbers."""
     for number, one in enumerate(settings.domain):
         asks = one.recipients == "verify"  # also while mail is held
         is_routed = any(
@@ -179,8 +174,35 @@ async def mail_loops(
             for route in settings.route
             if route.domain != "*" and not (route.recipient or (asks and route.next_hop == "hold"))
         )
-        if one.has_accounts or one.alias_of or is_routed:
-            continue
+        if not (one.has_accounts or one.alias_of or is_routed):
+            yield number, one
+
+
+async def needs_of_dns(settings: Settings, clock: Clock) -> str:
+    """Return which mail is not sent while the name servers do not answer, "" if all is."""
+    takes_all = any(
+        one.domain == "*" and one.next_hop != "hold" and not (one.sender or one.recipient)
+        for one in settings.route
+    )
+    uses_mx = any(one.next_hop == "mx" for one in settings.route) or any(_domains_by_mx(settings))
+    if uses_mx or not takes_all:
+        return "mail that needs an MX record"
+    resolver = resolver_of(settings, clock)
+    ways = (way for one in settings.route for way in (one, as_fallback(one)))
+    hosts = dict.fromkeys(address.host for way in ways if (address := host_of(way)))
+    lost = [one for one in hosts if not isinstance(await resolver.addresses(one), tuple)]
+    await resolver.close()
+    return f"mail by {named(lost)}" if lost else ""
+
+
+async def mail_loops(
+    settings: Settings, place: Document, clock: Clock
+) -> AsyncIterator[CheckFinding]:
+    """Yield a fault for each domain whose mail is passed on, has no route, and whose MX would be
+    this host itself; a warning for each of another store whose MX is this host.
+    """
+    resolver = resolver_of(settings, clock)
+    for number, one in _domains_by_mx(settings):
         found = await resolver.resolve(NextHop(HopKind.MX, one.name))
         if not isinstance(found, Hosts | TemporaryFailure):
             text = f'found "{one.name}", expected a [[route]] for it, or an MX host in the DNS'

@@ -272,8 +272,5 @@ async def name_servers_answer(nameservers: Sequence[Address], *, timeout_s: floa
 
     Any definite answer is good, also "no such name". Without `nameservers`, the system's are used.
     """
-    try:
-        answer, _ = await StubResolver(nameservers, timeout_s=timeout_s).ask((_NAME, "MX"))
-    except OSError as error:
-        return str(error)
+    answer, _ = await StubResolver(nameservers, timeout_s=timeout_s).ask((_NAME, "MX"))
     return answer.text if isinstance(answer, NoAnswer) else ""
