@@ -7,7 +7,6 @@ The questions of a step are asked at once. NoDnsAnswerError says that the DNS do
 import hashlib
 from collections.abc import Iterable, Sequence
 from ipaddress import ip_address
-from itertools import chain
 
 from msgspec import Struct
 from msgspec.structs import replace
@@ -15,7 +14,7 @@ from msgspec.structs import replace
 from relay.base.clock import Clock
 from relay.base.message.mta_sts import StsPolicyError, read_policy
 from relay.base.settings.tree import Settings
-from relay.base.settings.validation import as_fallback, host_of, name_of
+from relay.base.settings.validation import as_fallback, domain_matches, host_of, name_of
 from relay.operation.app.configuration import server_certificates
 from relay.operation.app.mta_sts import fetch_policy
 from relay.operation.commands.dns_records import (
@@ -83,7 +82,8 @@ async def compare_zone(
     records = [mx_record(zone, hostname, asked.needed(zone, "MX"))] if is_local else []
     texts = asked.needed(zone, "TXT")
     passes = await _passes(zone, spf_texts(texts)[:1], asked, hostname=hostname)
-    records.append(spf_record(zone, hostname, texts, passes=passes, note=_foreign_hosts(settings)))
+    note = _foreign_hosts(settings, zone)
+    records.append(spf_record(zone, hostname, texts, passes=passes, note=note))
     records += [dkim_record(key, asked.needed(key.name, "TXT")) for key in usable]
     own = asked.needed(f"_dmarc.{zone}", "TXT")
     others = (
@@ -198,13 +198,21 @@ async def _passes(zone: str, records: Sequence[str], asked: _Dns, *, hostname: s
     return False
 
 
-def _foreign_hosts(settings: Settings) -> str:
-    """Return a text on the routes that send by other hosts, which SPF has to let pass too."""
+def _foreign_hosts(settings: Settings, zone: str) -> str:
+    """Return a text on the routes that send mail of a domain to other domains by other hosts, which
+    its SPF has to let pass too.
+    """
     named = []
-    for route in chain.from_iterable((one, as_fallback(one)) for one in settings.route):
-        host = host_of(route)
-        if host and not route.next_hop.startswith("lmtp") and not host.is_loopback:
-            named.append(f"{name_of(route)} sends by {host.host}: its include: is yours to add")
+    for route in settings.route:
+        is_of_zone = not route.sender or domain_matches(route.sender.rpartition("@")[2], zone)
+        if not is_of_zone or route.domain in settings.own_domains:
+            continue
+        for way in (route, as_fallback(route)):
+            host = host_of(way)
+            if host and not way.next_hop.startswith("lmtp") and not host.is_loopback:
+                named.append(f"{name_of(way)} sends by {host.host}: its include: is yours to add")
+        if route.domain == "*" and route.sender in ("", f"*@{zone}") and route.next_hop != "hold":
+            break  # it takes all that is left
     return "; ".join(named)
 
 

@@ -1,6 +1,7 @@
 """`relay dns`: what to publish for a domain, compared with a real DNS server."""
 
 import json
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from hashlib import sha256
@@ -139,6 +140,38 @@ def test_all_is_published_as_printed(domain: Domain) -> None:
     code, records = domain.compare()
     assert (code, {one["verdict"] for one in records}) == (0, {"ok"})
     assert all(one["found"].rstrip(".") == one["value"].rstrip(".") for one in records)
+
+
+ROUTE = '[[route]]\ndomain = "{}"\nnext_hop = "smtp://{}:25"\n{}\n'
+ROUTES = (
+    ("sub.other.test", "hub.test", ""),
+    ("*", "shop.host", 'sender = "*@shop.test"'),
+    ("partner.test", "gateway.host", 'fallback = "smtp://second.host:25"'),
+    ("far.test", "reports.host", 'sender = "<>"'),
+    ("*", "corp.host", 'sender = "*@corp.test"'),
+    ("*", "rest.host", ""),
+)
+
+
+@pytest.mark.parametrize(
+    ("zone", "hosts"),
+    [
+        ("corp.test", ["gateway.host", "second.host", "corp.host"]),
+        ("shop.test", ["shop.host"]),
+        ("sub.other.test", ["gateway.host", "second.host", "rest.host"]),
+    ],
+)
+def test_the_hosts_that_send_mail_of_the_domain_are_named(
+    domain: Domain, zone: str, hosts: list[str]
+) -> None:
+    with domain.config.open("a") as file:
+        file.writelines(ROUTE.format(*route) for route in ROUTES)
+    [note] = [
+        one["note"]
+        for one in domain.compare(zone)[1]
+        if (one["name"], one["type"]) == (zone, "TXT")
+    ]
+    assert re.findall(r"sends by (\S+):", note) == hosts
 
 
 def test_the_policy_of_mta_sts_is_fetched_and_compared(domain: Domain, tmp_path: Path) -> None:
