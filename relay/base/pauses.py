@@ -4,7 +4,7 @@ A pause is in a file of state_dir, so that it lasts over restarts, until it is t
 time ends. Who checks it: SMTP sessions and the Graph API (Pressure.paused), delivery (on_change).
 """
 
-from collections.abc import Callable, Container, Iterable, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from datetime import datetime
 from enum import StrEnum
 from math import inf
@@ -80,11 +80,13 @@ class Pauses:
         async with self._lock:
             await self._use({**self.current(), what: Pause(rfc3339(now_us), until, who)})
 
-    async def resume(self, what: Iterable[Paused]) -> None:
-        """Take pauses back. Raises OSError: nothing has changed."""
-        ended = set(what)
+    async def resume(self, what: Iterable[Paused]) -> Sequence[Paused]:
+        """Take pauses back, and return which there were. Raises OSError: nothing has changed."""
         async with self._lock:
-            await self._use({one: how for one, how in self.current().items() if one not in ended})
+            left = dict(self.current())
+            ended = [one for one in what if left.pop(one, None)]
+            await self._use(left)
+        return ended
 
     async def _use(self, pauses: dict[Paused, Pause]) -> None:
         import asyncio  # noqa: PLC0415

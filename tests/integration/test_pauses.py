@@ -42,6 +42,7 @@ def test_a_pause_of_delivery_keeps_mail_in_the_queue_over_a_restart(
     assert {one["state"] for one in relay.queue()} == {"queued"}
     assert len(relay.queue()) == len(ids)
     assert mx.envelopes == []
+    assert relay.cli("resume").stdout == "resumed: delivery\n"
     assert relay.cli("resume").stdout == "nothing is paused\n"
     for queue_id in ids:
         relay.until_final(queue_id)
@@ -96,7 +97,7 @@ def test_a_pause_of_acceptance_refuses_by_smtp_and_http_and_delivers(
     assert relay.stop() == 0
     relay.start()
     assert readiness(relay)[0] == 503
-    assert relay.cli("resume", "accept").stdout == "nothing is paused\n"
+    assert relay.cli("resume", "accept").stdout == "resumed: accept\n"
     assert relay.graph("POST", "/me/sendMail", mail).status == 202
     assert readiness(relay) == (200, "ready\n")
 
@@ -108,11 +109,15 @@ def test_a_relay_that_does_not_run_is_paused_for_its_start(remotes: Remotes) -> 
     both = relay.cli("pause", "accept", "--until", "2h", "--json")
     assert both.returncode == 0, both.stderr
     assert "Error: --until: found 'x'" in relay.cli("pause", "accept", "--until", "x").stderr
-    assert relay.cli("resume", "accept").stdout == paused.stdout
+    assert relay.cli("resume", "accept").stdout == f"resumed: accept\n{paused.stdout}"
     with relay:
         assert readiness(relay)[1].startswith("ready; delivery is paused by ")
         relay.stop()
-        assert relay.cli("resume").stdout == "nothing is paused\n"
+        assert relay.cli_json("resume") == {
+            "delivery": None,
+            "accept": None,
+            "resumed": ["delivery"],
+        }
         relay.start()
         assert readiness(relay) == (200, "ready\n")
 

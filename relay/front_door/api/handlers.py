@@ -603,6 +603,7 @@ class Handlers:
         require_method(request, "POST")
         principal.check_may_operate()
         octets, needed = await request.body(), self._dependencies
+        resumed: Sequence[Paused] = ()
         try:
             if verb == "pause":
                 order = read_body(octets, _PauseBody)
@@ -613,11 +614,11 @@ class Handlers:
             else:
                 body = read_body(octets, _ResumeBody)
                 who = operator_of(body.who, self._issuer(principal))
-                await needed.pauses.resume(Paused if body.what is None else (body.what,))
+                resumed = await needed.pauses.resume(Paused if body.what is None else (body.what,))
                 _log.info("resumed", what=str(body.what or "all"), who=who)
         except OSError as error:
             raise service_unavailable(f"Nothing has changed: {error}.", retry_after_s=5) from error
-        return self._paused()
+        return {**self._paused(), "resumed": resumed}
 
     def _paused(self) -> dict[str, Any]:
         pauses = self._dependencies.pauses.current()

@@ -371,9 +371,8 @@ def stats_lines(stats: Mapping[str, Any], *, now_us: int) -> list[str]:
 
 def pause_lines(pauses: Mapping[str, Any]) -> list[str]:
     """Return what a node does not do at present, from the JSON of /pause."""
-    return [
-        msgspec.convert(pause, Pause).text(Paused(what)) for what, pause in pauses.items() if pause
-    ]
+    found = ((what, pauses[what]) for what in Paused if pauses.get(what))
+    return [msgspec.convert(pause, Pause).text(what) for what, pause in found]
 
 
 def _node_lines(nodes: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -467,7 +466,8 @@ def _change_pause(context: CommandContext, verb: str, order: dict[str, str | Non
         if error.status == HTTPStatus.BAD_REQUEST:
             raise click.UsageError(with_option(str(error))) from None
         raise
-    context.show(found, lambda: pause_lines(found) or ["nothing is paused"])
+    resumed = [f"resumed: {what}" for what in found["resumed"]]
+    context.show(found, lambda: [*resumed, *pause_lines(found)] or ["nothing is paused"])
 
 
 def _asked(settings: Settings, verb: str, order: dict[str, Any]) -> dict[str, Any]:
@@ -482,7 +482,8 @@ def _asked(settings: Settings, verb: str, order: dict[str, Any]) -> dict[str, An
     from relay.operation.commands.offline import change_pauses  # noqa: PLC0415 - slow
 
     try:
-        left = change_pauses(settings, SystemClock(), **order)
+        left, resumed = change_pauses(settings, SystemClock(), **order)
     except AlreadyRunningError as running:
         raise ControlUnavailableError(f"{silent}, but {running}") from None
-    return {what: msgspec.to_builtins(left.get(what)) for what in Paused}
+    paused = {str(what): msgspec.to_builtins(left.get(what)) for what in Paused}
+    return {**paused, "resumed": resumed}

@@ -6,7 +6,7 @@ SpoolError, OSError.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
@@ -149,9 +149,9 @@ def _as_answered() -> Iterator[None]:
 
 def change_pauses(
     settings: Settings, clock: Clock, *, what: str | None, until: str | None, who: str
-) -> Mapping[Paused, Pause]:
+) -> tuple[Mapping[Paused, Pause], Sequence[Paused]]:
     """Pause or, with `until` None, resume for the next start; `what` is as in POST /resume. Return
-    what is paused then.
+    what is paused then, and what was resumed.
 
     Raises ControlError for an invalid `until`; SettingsError for the file.
     """
@@ -159,13 +159,13 @@ def change_pauses(
     with _as_answered():
         for_s = seconds_until(until or "", clock)
 
-    async def change() -> Mapping[Paused, Pause]:
-        pauses = read_pauses(settings, clock)
+    async def change() -> tuple[Mapping[Paused, Pause], Sequence[Paused]]:
+        pauses, resumed = read_pauses(settings, clock), list[Paused]()
         if chosen is not None and until is not None:
             await pauses.pause(chosen, for_s=for_s, who=who)
         else:
-            await pauses.resume(Paused if chosen is None else (chosen,))
-        return pauses.current()
+            resumed += await pauses.resume(Paused if chosen is None else (chosen,))
+        return pauses.current(), resumed
 
     with as_owner(settings), OwnerLock(settings.run_dir):
         return asyncio.run(change())
