@@ -56,6 +56,7 @@ _DAY_S = 86_400
 _DATE_CHARACTERS_MAX = 1000
 _ZONE = re.compile(r"(?:GMT|UTC)?([+-]\d\d):?(\d\d)\b")
 _COMMENT = re.compile(r"\([^()]*+\)")
+_GAP = re.compile(r" ?(:) ?| (,)")
 _ISO_8601 = re.compile(r"\A(\d{4})-(0[1-9]|1[0-2])-(\d\d)[Tt ]")
 _TIME = re.compile(r"(\d\d?)(:\d\d(?::\d\d)?)(?:[.,]\d+)?(?: ?([AaPp])\.?[Mm]\b\.?)?")
 MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
@@ -399,11 +400,14 @@ def date_us_of(message: "Message[str, str]") -> int | None:
 
 
 def _plain_date(text: str) -> str:
-    """Return a date in the form of RFC 5322, without comments and fractions of a second."""
+    """Return a date in the form of RFC 5322, without comments, blanks round colons and before a
+    comma, and fractions of a second.
+    """
     text, before = _ESCAPED.sub("", text), ""
     while text != before:  # comments may be nested
         text, before = _COMMENT.sub(" ", text), text
-    text = _ISO_8601.sub(lambda one: f"{one[3]} {MONTHS[int(one[2]) - 1]} {one[1]} ", text.strip())
+    text = _GAP.sub(r"\1\2", _SPACES.sub(" ", text).strip())
+    text = _ISO_8601.sub(lambda one: f"{one[3]} {MONTHS[int(one[2]) - 1]} {one[1]} ", text)
     return _ZONE.sub(r"\1\2", _TIME.sub(_plain_time, text, count=1))
 
 

@@ -111,7 +111,7 @@ def test_a_development_relay_shows_what_its_milters_said() -> None:
                 page = relay.request("GET", f"/messages/{identity}").body.decode()
                 shown = map(html.unescape, re.findall(r"<li>(milter .*?)</li>", page))
                 assert list(shown) == [
-                    f"milter {name} added 1 field",
+                    f"milter {name} added X-Spam",
                     "milter 127.0.0.1-1 was down: connection refused",
                 ]
             assert f"  Milter     {address}" in relay.log

@@ -34,7 +34,6 @@ REASONS = {
 }
 
 
-_OF_ADDED = ("add ", "insert ")  # changes; a "<" has the address of a recipient
 _ANSWERS = {
     "continue": "accepted it",
     "accept": "accepted it",
@@ -81,12 +80,8 @@ def signature_words(detail: Mapping[str, Any]) -> str:
 
 def milter_words(one: Mapping[str, Any]) -> str:
     """Return what a milter did with a message (step 5)."""
-    added = sum(each.startswith(_OF_ADDED) and "<" not in each for each in one["changes"])
-    done = [f"added {counted(added, 'field')}"] if added else []
-    for each in one["changes"]:
-        verb, _, what = each.partition(" ")
-        if not each.startswith(_OF_ADDED) or "<" in each:
-            done.append(f"{verb.removesuffix('e')}ed {what}".rstrip())
+    changes = (each.partition(" ") for each in one["changes"])
+    done = [f"{verb.removesuffix('e')}ed {what}".rstrip() for verb, _, what in changes]
     done = _few(done) or [_ANSWERS.get(one["answer"], "refused it")]
     reason = f": {one['reason']}" if one["reason"] else ""
     return f"milter {one['name']} {', '.join(done)}{reason}"

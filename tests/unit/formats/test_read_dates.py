@@ -25,6 +25,8 @@ DATES = [
     # RFC 5322 3.2.2 and 4.3 allow comments between all tokens, and nested ones.
     ("Wed, 20 Sep 1995 00:19:00 (EDT) -0400", "1995-09-20T04:19:00Z"),
     (r"(a) Wed, (b (c\) 1 (d)) 2) 20 Sep(e) 1995 00:19:00(f)-0400 (g)", "1995-09-20T04:19:00Z"),
+    ("Wed(x), 29(y) May(z) 2019(q) 18(a):(b)09(c):22 +0200", "2019-05-29T16:09:22Z"),
+    ("Wed , 29 May 2019 6 : 09: 22 pm +0200", "2019-05-29T16:09:22Z"),
     # What date(1) prints in an English locale.
     ("Wed 29 May 2019 06:09:22 PM EDT", "2019-05-29T22:09:22Z"),
     ("Wed May 29 12:09:22 AM EDT 2019", "2019-05-29T04:09:22Z"),
