@@ -263,9 +263,11 @@ def warn_of_rules(rules: RuleSet) -> None:
 
 def auth_missing(settings: Settings, tables: AccountTables) -> dict[int, str]:
     """Return the number of each listener where only the default of `auth` may keep accounts from
-    logging in, and a text about it. `relay check` does not know where sockets of systemd listen.
+    logging in, and no other is for that, with a text about it. `relay check` does not know where
+    sockets of systemd listen.
     """
-    if not (tables.passwords or settings.mailboxes.dovecot_auth):
+    has_logins = tables.passwords or settings.mailboxes.dovecot_auth
+    if not has_logins or any(one.role != "relay" for one in settings.smtp):
         return {}
     return {
         number: f'found none, expected true or false: "{one.listen}" has no AUTH by default if '

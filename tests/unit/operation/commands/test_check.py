@@ -564,6 +564,9 @@ def test_a_port_without_auth_by_default_is_named(
     with capture_logs() as logs:
         ActiveConfiguration(files.folder / "relay.toml", {}, clock=SystemClock()).close()
     assert [one["key"] for one in logs if one["event"] == "AUTH is off"] == named
+    with_submission = f'{config}[[smtp]]\nlisten = "127.0.0.1:0"\nrole = "submission"\n'
+    warnings = of(files(relay=with_submission, accounts=accounts), CheckResult.WARNING)
+    assert "smtp[0].auth" not in places(warnings)
 
 
 def with_https(made, listen='"0.0.0.0:0"'):
