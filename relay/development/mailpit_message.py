@@ -26,10 +26,9 @@ from relay.base.message.content import Octets
 from relay.base.message.header import Header, cleaned
 from relay.formats.html_text import preview
 from relay.formats.read_header import (
-    STORED_FIELD_OCTETS_MAX,
     date_us_of,
     parse_header,
-    read_addresses,
+    read_stored_addresses,
     read_text,
     read_token,
 )
@@ -134,12 +133,10 @@ def body_of(kind: str, queue_id: str, octets: Octets) -> str | None:
 
 def _common(mail: ListedMail, parts: ReadParts) -> dict[str, Any]:
     row, fields = mail.row, parse_header(parts.header)
+    addresses = read_stored_addresses(fields, _ADDRESSES.values())
     people = {
-        shown: [
-            {"Name": one.name, "Address": one.address}
-            for one in read_addresses(fields, name, octets_max=STORED_FIELD_OCTETS_MAX)
-        ]
-        for shown, name in _ADDRESSES.items()
+        key: [{"Name": person.name, "Address": person.address} for person in addresses[name]]
+        for key, name in _ADDRESSES.items()
     }
     named = {own_mailbox(one["Address"]) for key in ("To", "Cc", "Bcc") for one in people[key]}
     hidden = [one for one in mail.recipients if own_mailbox(one) not in named]

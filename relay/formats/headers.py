@@ -14,6 +14,7 @@ from enum import IntEnum
 from functools import lru_cache
 
 from relay.base.message.header import Header
+from relay.formats.content_fields import content_field
 from relay.formats.encoded_words import decode_words, encode_text
 from relay.formats.read_header import MONTHS, body_charset
 
@@ -221,12 +222,19 @@ def is_automatic(header: Header) -> bool:
     """Return whether a program or a list has sent the message, so that programs do not answer it
     (RFC 3834 2).
     """
-    answers = _word(header, "Auto-Submitted").partition(b";")[0].partition(b"(")[0]
     return (
-        answers not in (b"", b"no")
+        is_auto_submitted(header)
         or _word(header, "Precedence") in _BULK
         or any(name.lower().startswith(b"list-") for name, _ in header.fields)
     )
+
+
+def is_auto_submitted(header: Header) -> bool:
+    """Return whether any Auto-Submitted field says so: each value but "no" does,
+    comments apart (RFC 3834 5).
+    """
+    values = header.values("Auto-Submitted")
+    return any(content_field(value.decode("latin-1")).value not in ("", "no") for value in values)
 
 
 def _word(header: Header, name: str) -> bytes:

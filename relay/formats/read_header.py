@@ -7,12 +7,11 @@ RFC 5322 2.2, 3.6; RFC 2047; RFC 4021; RFC 8098 2.1; MS-OXCMAIL 2.2.3.
 
 import contextlib
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from email.message import Message
 from email.policy import Compat32
 from email.utils import parsedate_tz
-from functools import partial
 from itertools import chain, islice
 
 from msgspec import Struct
@@ -46,7 +45,11 @@ _PLAIN_AUTHOR = re.compile(
     rb"(?:[A-Za-z0-9 -]*<" + _PLAIN_ADDRESS + rb">|" + _PLAIN_ADDRESS + rb")"
 )
 _ADDRESSES_MAX = 2000
-STORED_FIELD_OCTETS_MAX = 64 * 1024  # of each address field of a stored message
+STORED_ADDRESSES_OCTETS_MAX = 64 * 1024  # of the address fields of a stored message, together
+_ADDRESS_FIELDS = (
+    *("from", "sender", "reply-to", "to", "cc", "bcc"),
+    "disposition-notification-to",
+)
 ORIGINATORS_OCTETS_MAX = 4096  # more than a hundred authors; the worst takes some milliseconds
 _PHRASES_MAX = 200
 KEYWORDS_CHARACTERS_MAX = 4096  # of all Keywords fields of a message
@@ -158,32 +161,54 @@ def check_header(header: bytes, blank: bytes) -> str | None:
 
 
 def read_properties_of_header(
-    fields: "Message[str, str]", *, octets_max: int | None = STORED_FIELD_OCTETS_MAX
+    fields: "Message[str, str]", *, is_stored: bool = True, has_addresses: bool = True
 ) -> MessageProperties:
     """Return all properties that a header has: all but body and attachments.
 
-    `octets_max` is that of read_addresses(); a submission, whose recipients count, has none.
+    Of a stored message addresses are read as by read_stored_addresses(), of a submission all: its
+    recipients count. Unless `has_addresses`, there are none: many take long.
     """
     in_reply_to = message_ids(read_token(fields, "in-reply-to"))
-    people = partial(read_addresses, fields, octets_max=octets_max)
+    people: dict[str, tuple[EmailAddress, ...]] = dict.fromkeys(_ADDRESS_FIELDS, ())
+    if has_addresses and is_stored:
+        people = read_stored_addresses(fields)
+    elif has_addresses:
+        people = {name: read_addresses(fields, name) for name in _ADDRESS_FIELDS}
     return MessageProperties(
         subject=read_text(fields, "subject"),
-        from_=first_person(people("from")),
-        sender=first_person(people("sender")),
-        to=people("to"),
-        cc=people("cc"),
-        bcc=people("bcc"),
-        reply_to=people("reply-to"),
+        from_=first_person(people["from"]),
+        sender=first_person(people["sender"]),
+        to=people["to"],
+        cc=people["cc"],
+        bcc=people["bcc"],
+        reply_to=people["reply-to"],
         importance=_importance(fields),
         internet_message_id=own_message_id(read_token(fields, "message-id")),
         internet_message_headers=_all_fields(fields),
         categories=tuple(_phrases(fields, "keywords")),
         sensitivity=_SENSITIVITIES.get(read_token(fields, "sensitivity").lower(), "normal"),
-        read_receipt=any(one.address for one in people("disposition-notification-to")),
+        read_receipt=any(person.address for person in people["disposition-notification-to"]),
         in_reply_to=in_reply_to[0] if in_reply_to else "",
         references=message_ids(read_token(fields, "references"))[:_IDS_MAX],
         conversation_index=read_token(fields, "thread-index").replace(" ", ""),
     )
+
+
+def read_stored_addresses(
+    message: "Message[str, str]", names: Collection[str] = _ADDRESS_FIELDS
+) -> dict[str, tuple[EmailAddress, ...]]:
+    """Return the people in the address fields of a stored message, by the names of the fields.
+
+    Strangers write these fields, and whoever lists messages reads them. Of all of them together the
+    first STORED_ADDRESSES_OCTETS_MAX octets are read, in the order From, Sender, Reply-To, To, Cc,
+    Bcc, whole entries only.
+    """
+    people, left = {}, STORED_ADDRESSES_OCTETS_MAX
+    for name in _ADDRESS_FIELDS:
+        if name in names:
+            people[name] = read_addresses(message, name, octets_max=left)
+        left = max(0, left - sum(map(len, _raw_values(message, name))))
+    return people
 
 
 def read_addresses(

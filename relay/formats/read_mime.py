@@ -108,15 +108,25 @@ class SortedLeaves(Struct, frozen=True):
     attached: tuple[Leaf, ...]
 
 
-def read_message(raw: bytes | Octets, *, has_body: bool = True) -> ReadMessage:
+class ReadExtent(Struct, frozen=True):
+    """How much of a message is read: what takes long is left out where nobody asks for it."""
+
+    has_body: bool = True  # else the body is ""
+    has_addresses: bool = True  # else there are none in any field
+
+
+WHOLE = ReadExtent()
+
+
+def read_message(raw: bytes | Octets, extent: ReadExtent = WHOLE) -> ReadMessage:
     """Read a file of a mailbox: a draft by its block, other messages as MIME.
 
-    `has_body` is that of read_mime(). Reading blocks; raises OSError.
+    `extent` is for MIME. Reading blocks; raises OSError.
     """
     stored = as_octets(raw)
     block, length = read_private_block(stored)
     if block is None or block.properties is None:
-        message = read_mime(stored.part(length, stored.size - length), has_body=has_body)
+        message = read_mime(stored.part(length, stored.size - length), extent)
         return _with_properties(message, block.beside) if block and block.beside else message
     attachments = tuple(_facts(part) for part in block.attachments)
     return ReadMessage(read_properties(stored), attachments, block.origin.modified_us)
@@ -143,23 +153,23 @@ def _ids(stored: MimeDraftProperties | None, count: int) -> tuple[str, ...]:
     return found if len(found) == count else ("",) * count
 
 
-def read_mime(content: bytes | Octets, *, has_body: bool = True) -> ReadMessage:
+def read_mime(content: bytes | Octets, extent: ReadExtent = WHOLE) -> ReadMessage:
     """Read a MIME message; of attachments only the size is computed.
 
-    Unless `has_body`, the body is "": a large text takes long. Reading blocks; raises OSError.
+    Reading blocks; raises OSError.
     """
     octets = as_octets(content)
     structure = read_structure(octets)
     leaves = sorted_leaves(structure, octets)
-    body = (leaves.html or leaves.text) if has_body else None
+    body = (leaves.html or leaves.text) if extent.has_body else None
     text = _Text("") if body is None else _read_text(octets, body)
     fields = structure.message.fields
     properties = replace(
-        read_properties_of_header(fields),
+        read_properties_of_header(fields, has_addresses=extent.has_addresses),
         body_type="text" if leaves.html is None else "html",
         body=text.text,
     )
-    html = text.text if has_body and leaves.html else None
+    html = text.text if extent.has_body and leaves.html else None
     return ReadMessage(
         properties,
         tuple(one.facts for one in _all_attached(octets, leaves, html=html)),

@@ -121,6 +121,11 @@ def test_more_recipients_than_a_limit_never_pass(relay: RelayProcess) -> None:
     assert relay.submit("alice@example.test", [f"{one}@a.test" for one in range(7)])  # no login
 
 
+def test_each_spelling_of_an_address_is_a_recipient(relay: RelayProcess) -> None:
+    spellings = ["bob@a.test", "Bob@a.test", "bOb@a.test", "boB@a.test"]
+    assert [by_smtp(relay, spellings)[:3] for _ in range(2)] == ["250", "450"]  # of six
+
+
 def test_what_is_not_accepted_counts_nothing_and_a_reload_changes_limits(relay) -> None:
     replies = {by_smtp(relay, [*outside(5), "later@a.test"]) for _ in range(3)}
     assert replies == {"451 4.7.1 later"}

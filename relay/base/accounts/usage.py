@@ -18,7 +18,7 @@ import msgspec
 from msgspec import Struct
 
 from relay.base.clock import Clock, rfc3339
-from relay.base.message.address import own_mailbox
+from relay.base.message.envelope import domain_of
 from relay.base.settings.tree import Limits
 from relay.base.sliding_window import NOTHING, SLOTS, Reservation
 
@@ -230,8 +230,11 @@ class UsageCounter:
         return reservation
 
     def _outside(self, addresses: Iterable[str]) -> int:
-        found = {own_mailbox(each) for each in addresses}
-        return sum("@" in x and not self._is_own(x.rpartition("@")[2]) for x in found)
+        """Return how many of these are of other domains. Each spelling is a recipient of its own,
+        as it is in the envelope.
+        """
+        domains = map(domain_of, set(addresses))
+        return sum(domain != "" and not self._is_own(domain) for domain in domains)
 
     def today(self, account: str) -> AccountUsage:
         """Return what an account has sent today, and how much of its limits is used."""

@@ -26,8 +26,8 @@ from relay.front_door.graph.query_options import QueryOptions
 from relay.front_door.graph.serializer import (
     FOLDER_PROPERTIES,
     MESSAGE_PROPERTIES,
+    extent_of,
     folder_json,
-    shows_body,
 )
 from relay.front_door.http.errors import ApiError, bad_request, quoted, service_unavailable
 from relay.store.mailbox.query import (
@@ -106,7 +106,7 @@ async def list_message_changes(request: GraphRequest) -> Response:
             top=options.top,
             after=page,
             bytes_max=request.page_bytes,
-            has_bodies=shows_body(options.select),
+            extent=extent_of(options.select),
         )
         found = await delta.answered(request.store.lists.query(request.mailbox, listed))
         return await respond(
@@ -121,7 +121,7 @@ async def list_message_changes(request: GraphRequest) -> Response:
         kinds,
         received_from_us=received_from_us,
         bytes_max=request.page_bytes,
-        has_bodies=shows_body(options.select),
+        extent=extent_of(options.select),
     )
     changed = await delta.answered(request.store.lists.delta(request.mailbox, query))
     shown = [(item, one.position) for one in changed.changed for item in _items(request, one)]

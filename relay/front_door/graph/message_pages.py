@@ -33,7 +33,7 @@ from relay.front_door.graph.graph_request import (
     show_body_as,
 )
 from relay.front_door.graph.query_options import QueryOptions
-from relay.front_door.graph.serializer import message_json, shows_body
+from relay.front_door.graph.serializer import extent_of, message_json
 from relay.store.mailbox.types import StoredMessage
 
 MessageItem = StoredMessage | Mapping[str, Any]  # a message, or the JSON of something else
@@ -148,7 +148,7 @@ class MessagePage(Struct, frozen=True):
                 request.mailbox,
                 item,
                 folder_id=request.folder_id,
-                has_body=shows_body(self.select),
+                extent=extent_of(self.select),
             ):
                 shown = self._json(request, opened.message, request.pages_url)
                 convert_body(shown, body_type)

@@ -47,7 +47,7 @@ from relay.front_door.graph.odata.resources import message_condition, message_or
 from relay.front_door.graph.odata.search import search_condition
 from relay.front_door.graph.query_options import QueryOptions
 from relay.front_door.graph.send_mail import check_rights, named_in, originators_of, reserve
-from relay.front_door.graph.serializer import MESSAGE_PROPERTIES, message_json, shows_body
+from relay.front_door.graph.serializer import MESSAGE_PROPERTIES, extent_of, message_json
 from relay.front_door.http.errors import bad_request, service_unavailable
 from relay.front_door.http.gateway import BLOCK_BYTES, StreamedResponse, json_response
 from relay.store.mailbox.message_state import CONTENT_FIELDS
@@ -421,7 +421,7 @@ def message_query(
         after=options.skiptoken,
         count=options.count,
         bytes_max=bytes_max,
-        has_bodies=shows_body(options.select),
+        extent=extent_of(options.select),
     )
 
 

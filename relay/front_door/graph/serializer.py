@@ -13,6 +13,7 @@ from relay.base.message.conversation import conversation_id
 from relay.base.message.properties import EmailAddress
 from relay.formats.html_text import preview
 from relay.formats.quoting import unique_body
+from relay.formats.read_mime import WHOLE, ReadExtent
 from relay.front_door.graph.follow_up_flags import flag_json
 from relay.store.mailbox.types import Folder, StoredMessage
 
@@ -40,9 +41,14 @@ def message_json(
     return {name: value for name, value in shown.items() if value is not None}
 
 
-def shows_body(select: Collection[str]) -> bool:
-    """Return whether the JSON with these properties has a body, or text of it."""
-    return not select or not _OF_BODY.isdisjoint(select)
+def extent_of(select: Collection[str]) -> ReadExtent:
+    """Return what of a message the JSON with these properties needs."""
+    if not select:
+        return WHOLE
+    return ReadExtent(
+        has_body=not _OF_BODY.isdisjoint(select),
+        has_addresses=not _OF_ADDRESSES.isdisjoint(select),
+    )
 
 
 def folder_json(
@@ -141,6 +147,12 @@ MESSAGE_PROPERTIES: Mapping[str, Callable[[StoredMessage], Any]] = {
     "attachments": lambda _: None,  # $expand shows them
 }
 _OF_BODY = frozenset(("body", "bodyPreview", "uniqueBody"))
+_OF_ADDRESSES = frozenset(
+    (
+        *("sender", "from", "toRecipients", "ccRecipients", "bccRecipients", "replyTo"),
+        "isReadReceiptRequested",
+    )
+)
 _ALWAYS = ("@odata.etag", "id")
 _ON_SELECT = ("internetMessageHeaders", "sensitivity", "uniqueBody", "attachments")
 _BY_DEFAULT = tuple(name for name in MESSAGE_PROPERTIES if name not in _ON_SELECT)

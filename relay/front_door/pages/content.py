@@ -32,11 +32,10 @@ from relay.formats.links import (
     text_of_html,
 )
 from relay.formats.read_header import (
-    STORED_FIELD_OCTETS_MAX,
     body_charset,
     date_us_of,
     parse_header,
-    read_addresses,
+    read_stored_addresses,
 )
 from relay.formats.read_mime import AttachedOctets, ReadParts, read_parts
 from relay.formats.transfer_encoding import decoded_blocks
@@ -238,11 +237,8 @@ def _head(fields: Iterable[ShownField], header: bytes) -> MessageHead:
     )
     parsed = parse_header(header)
     date_us = date_us_of(parsed)
-    addressed = tuple(
-        one_line(one.address)
-        for name in ("to", "cc")
-        for one in read_addresses(parsed, name, octets_max=STORED_FIELD_OCTETS_MAX)
-    )
+    people = read_stored_addresses(parsed, ("to", "cc"))
+    addressed = tuple(one_line(person.address) for person in (*people["to"], *people["cc"]))
     date = "" if date_us is None else rfc3339(date_us)
     return MessageHead(author, to, cc, reply_to, date, addressed)
 

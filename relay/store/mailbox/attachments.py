@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from relay.base.message.content import Octets
 from relay.base.message.properties import Attachment
 from relay.formats.draft import DraftAttachment, draft_attachment
-from relay.formats.read_mime import AttachedOctets
+from relay.formats.read_mime import WHOLE, AttachedOctets, ReadExtent
 from relay.store.mailbox.draft_files import (
     ComposedDraft,
     DraftIdentity,
@@ -60,21 +60,19 @@ class Attachments(StorePart):
 
     @retry_if_renamed
     def _opened(
-        self, account: str, message_id: str, folder_id: str = "", *, has_body: bool = True
+        self, account: str, message_id: str, folder_id: str = "", extent: ReadExtent = WHOLE
     ) -> OpenedMessage:
         mailbox = self.folders.mailbox(account)
         located = self.index.get(mailbox, message_id, folder_id=folder_id)
         octets = open_octets(located.path)
-        return OpenedMessage(loaded(located, has_body=has_body), attachments_of(octets), octets)
+        return OpenedMessage(loaded(located, extent), attachments_of(octets), octets)
 
     def open_if_there(
-        self, account: str, message_id: str, *, folder_id: str = "", has_body: bool
+        self, account: str, message_id: str, *, folder_id: str = "", extent: ReadExtent
     ) -> OpenedMessage | None:
-        """Return what opened() does, None if the message was removed; unless `has_body`, its body
-        is "". Blocks; raises OSError.
-        """
+        """Return what opened() does, None if the message was removed. Blocks; raises OSError."""
         try:
-            return self._opened(account, message_id, folder_id, has_body=has_body)
+            return self._opened(account, message_id, folder_id, extent)
         except NoSuchItemError:
             return None
         except StoreUnavailableError as error:

@@ -256,7 +256,7 @@ def submission_facts(head: bytes, submission_id: str) -> SubmissionFacts:
     else:
         length = private_block_length(head) if block else 0
         fields = parse_header(header_section(head[length:]))
-        properties = read_properties_of_header(fields, octets_max=None)
+        properties = read_properties_of_header(fields, is_stored=False)
     account = block.origin.account if block else ""
     message_id = block.origin.message_id if block else ""
     return _facts(properties, submission_id, account=account, message_id=message_id)

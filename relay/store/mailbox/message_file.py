@@ -26,7 +26,13 @@ from relay.base.message.content import LARGE_BYTES, MemoryOctets, Octets
 from relay.base.message.header import header_section
 from relay.formats.draft import AttachmentFacts, read_private_block, with_defaults
 from relay.formats.headers import ID_WITHIN_BYTES, read_relay_id
-from relay.formats.read_mime import AttachedOctets, read_attachments, read_message
+from relay.formats.read_mime import (
+    WHOLE,
+    AttachedOctets,
+    ReadExtent,
+    read_attachments,
+    read_message,
+)
 from relay.store.mailbox.maildir import open_message
 from relay.store.mailbox.message_state import (
     NO_STATE,
@@ -232,11 +238,11 @@ def open_octets(path: Path) -> Octets:
         return _octets(file)
 
 
-def loaded(located: MessageFile, *, has_body: bool = True) -> StoredMessage:
-    """Load a file as a message, without its body if nobody asks for it."""
+def loaded(located: MessageFile, extent: ReadExtent = WHOLE) -> StoredMessage:
+    """Load a file as a message."""
     with open_message(located.path) as file:
         mtime_us = os.fstat(file.fileno()).st_mtime_ns // 1000
-        return load(located, _octets(file), mtime_us=mtime_us, has_body=has_body)
+        return load(located, _octets(file), mtime_us=mtime_us, extent=extent)
 
 
 def _octets(file: BinaryIO) -> Octets:
@@ -247,14 +253,14 @@ def _octets(file: BinaryIO) -> Octets:
 
 
 def load(
-    located: MessageFile, stored: Octets, *, mtime_us: int, has_body: bool = True
+    located: MessageFile, stored: Octets, *, mtime_us: int, extent: ReadExtent = WHOLE
 ) -> StoredMessage:
     """Return a file as a message; `mtime_us` is when it was last written.
 
     Reading blocks; raises OSError.
     """
     block, _ = read_private_block(stored)
-    message = read_message(stored, has_body=has_body)
+    message = read_message(stored, extent)
     created_us = block.origin.created_us if block else mtime_us
     state = located.state
     properties = with_state(with_defaults(message.properties, block), state)

@@ -161,8 +161,8 @@ class MessageLists(StorePart):
     ) -> StoredMessage | None:
         """Load a message of a listing, None if it was removed in the meantime."""
         with suppress(FileNotFoundError):
-            return loaded(located, has_body=query.has_bodies)
+            return loaded(located, query.extent)
         with suppress(FileNotFoundError, NoSuchItemError):  # renamed in the meantime
             located = self.index.get(mailbox, located.message_id, folder_id=query.folder_id)
-            return loaded(located, has_body=query.has_bodies)
+            return loaded(located, query.extent)
         return None

@@ -22,7 +22,7 @@ from relay.base.message.extended_properties import RECORDED, MessageRecord
 from relay.base.message.properties import ExtendedProperty, MessageProperties
 from relay.formats.convert import render
 from relay.formats.draft import DraftAttachment
-from relay.formats.read_mime import read_message
+from relay.formats.read_mime import ReadExtent, read_message
 from relay.store.mailbox.draft_files import (
     Before,
     ComposedDraft,
@@ -84,6 +84,7 @@ _LOOKS_MAX = 10  # for a file that is renamed meanwhile
 
 
 _MakeState = Callable[[MessageState], MessageState]
+_WITHOUT_BODY = ReadExtent(has_body=False)
 
 
 class ScheduledDrafts(Protocol):
@@ -238,7 +239,7 @@ class Messages(StorePart):
             values, is_set = wanted[one.message_id], one.state.categories is not None
             with self.stripes.of(one.message_id), suppress(NoSuchItemError, FileNotFoundError):
                 if values is None or one.is_draft or (is_first and is_set):
-                    values = loaded(one, has_body=False).properties.categories
+                    values = loaded(one, _WITHOUT_BODY).properties.categories
                 else:
                     make = self._state_maker({"categories": tuple(values)})
                     self.index.change_state(mailbox, one, make)

@@ -9,6 +9,7 @@ from enum import StrEnum
 
 from msgspec import Struct
 
+from relay.formats.read_mime import WHOLE, ReadExtent
 from relay.store.mailbox.types import ChangeKind
 
 
@@ -179,7 +180,7 @@ class MessageQuery(Struct, frozen=True):
     after: str = ""  # the Page.next_after of the page before; "": from the beginning
     count: bool = False  # whether the total number is returned
     bytes_max: int = PAGE_BYTES_MAX  # of memory for the page, which has at least one message
-    has_bodies: bool = True  # whether the bodies of messages are read
+    extent: ReadExtent = WHOLE  # what of each message is read
 
 
 EVERY_CHANGE = frozenset(ChangeKind)
@@ -189,7 +190,7 @@ class DeltaQuery(Struct, frozen=True):
     """What changed in a folder after the position `after` of the change feed, on pages of `top`.
 
     `folder_id` "" means the whole mailbox. Only changes of these `kinds` are returned, and only
-    messages received at `received_from_us` or later. `bytes_max` and `has_bodies` are those of
+    messages received at `received_from_us` or later. `bytes_max` and `extent` are those of
     MessageQuery.
     """
 
@@ -199,4 +200,4 @@ class DeltaQuery(Struct, frozen=True):
     kinds: frozenset[ChangeKind] = EVERY_CHANGE
     received_from_us: int = 0
     bytes_max: int = PAGE_BYTES_MAX
-    has_bodies: bool = True
+    extent: ReadExtent = WHOLE

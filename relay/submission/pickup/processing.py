@@ -351,7 +351,7 @@ def _unconverted(
     if block is not None and block.properties is not None:
         properties = block.properties
     elif read_mime:
-        properties = read_properties_of_header(parse_header(header), octets_max=None)
+        properties = read_properties_of_header(parse_header(header), is_stored=False)
     addresses = (*properties.to, *properties.cc, *properties.bcc)
     is_whole = content.size == len(head)
     returned: Content = head[length:] if is_whole else LargeContent(header, (), eight_bit=True)

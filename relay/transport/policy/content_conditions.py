@@ -24,6 +24,7 @@ from typing import Any, Self
 from relay.base.message.header import Header
 from relay.formats.content_fields import ContentField, content_field
 from relay.formats.file_types import ARCHIVES, EXECUTABLES
+from relay.formats.headers import is_auto_submitted
 from relay.transport.policy.archives import ArchiveContents, UnexaminedArchiveError
 from relay.transport.policy.body_text import in_words
 from relay.transport.policy.folding import folded
@@ -444,8 +445,8 @@ def _read(header: Header, name: str) -> list[ContentField]:
 
 
 def _is_automatic(header: Header) -> bool:
-    return any(each.value not in ("", "no") for each in _read(header, "Auto-Submitted")) or any(
-        each.value in _BULK for each in _read(header, "Precedence")
+    return is_auto_submitted(header) or any(
+        field.value in _BULK for field in _read(header, "Precedence")
     )
 
 

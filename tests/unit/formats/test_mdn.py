@@ -113,6 +113,8 @@ def test_nobody_else_is_written_to(value) -> None:
         "Precedence: List",
         "Auto-Submitted: auto-generated",
         "Auto-Submitted: auto-replied; x=y",
+        "Auto-Submitted: (no) auto-replied",
+        "Auto-Submitted: no\r\nAuto-Submitted: auto-replied",
         "List-Unsubscribe: <mailto:u@example.com>",
         "Content-Type: multipart/report; boundary=b",
         "Disposition-Notification-Options: x=required,1",
@@ -130,6 +132,7 @@ def test_lists_automatic_mail_and_required_options_get_none(line) -> None:
     [
         "Auto-Submitted: no",
         "Auto-Submitted: No (by hand)",
+        "Auto-Submitted: (by hand) no",
         "Precedence: first-class",
         "Disposition-Notification-Options: a=optional,1; b=optional,2;",
         "X-List-Id: <l.test>",

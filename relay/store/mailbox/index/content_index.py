@@ -32,7 +32,7 @@ from relay.base.message.properties import EmailAddress, MessageProperties
 from relay.formats.draft import PRIVATE_BYTES_MAX, private_block_length, read_block, with_defaults
 from relay.formats.html_text import without_tags
 from relay.formats.read_header import (
-    STORED_FIELD_OCTETS_MAX,
+    STORED_ADDRESSES_OCTETS_MAX,
     date_us_of,
     first_person,
     parse_header,
@@ -65,7 +65,7 @@ _HEADER_BYTES = 16 * 1024
 _HEADER_BYTES_MAX = 256 * 1024
 CONTENT_BYTES_MAX = 1024 * 1024
 _CACHED_BYTES_MAX = 1024
-_ADDRESS_FIELDS = frozenset((b"from", b"sender", b"to", b"cc", b"bcc", b"reply-to"))
+_ADDRESS_FIELDS = (b"from", b"sender", b"reply-to", b"to", b"cc", b"bcc")  # as they are read
 _OTHERS = frozenset(
     (
         *(b"subject", b"date", b"message-id", b"in-reply-to", b"references", b"keywords"),
@@ -245,34 +245,37 @@ def _read_header(header: bytes) -> tuple[MessageProperties, int | None]:
         elif name in _OTHERS:
             others.append(field)
 
-    def people(name: bytes) -> tuple[EmailAddress, ...]:
-        found = addresses.get(name, b"")
-        return _addresses_in(found if found.isascii() else kind + found, name)
-
+    people, left = dict[bytes, tuple[EmailAddress, ...]](), STORED_ADDRESSES_OCTETS_MAX
+    for name in _ADDRESS_FIELDS:
+        octets = addresses.get(name, b"")
+        field = octets if octets.isascii() else kind + octets
+        people[name] = _addresses_in(field, name, octets_max=left)
+        left = max(0, left - len(octets))
     fields = parse_header(kind + b"".join(others))  # its charset is that of raw octets
     properties = replace(
         read_properties_of_header(fields),
-        from_=first_person(people(b"from")),
-        sender=first_person(people(b"sender")),
-        to=people(b"to"),
-        cc=people(b"cc"),
-        bcc=people(b"bcc"),
-        reply_to=people(b"reply-to"),
+        from_=first_person(people[b"from"]),
+        sender=first_person(people[b"sender"]),
+        to=people[b"to"],
+        cc=people[b"cc"],
+        bcc=people[b"bcc"],
+        reply_to=people[b"reply-to"],
     )
     return properties, date_us_of(fields)
 
 
-def _addresses_in(fields: bytes, name: bytes) -> tuple[EmailAddress, ...]:
+def _addresses_in(fields: bytes, name: bytes, *, octets_max: int) -> tuple[EmailAddress, ...]:
     if not fields:
         return ()
-    read = _read_addresses if len(fields) <= _CACHED_BYTES_MAX else _read_addresses.__wrapped__
-    return read(fields, name)
+    if len(fields) <= min(_CACHED_BYTES_MAX, octets_max):
+        return _read_addresses(fields, name)
+    return read_addresses(parse_header(fields), name.decode(), octets_max=octets_max)
 
 
 @functools.lru_cache(maxsize=4096)
 def _read_addresses(fields: bytes, name: bytes) -> tuple[EmailAddress, ...]:
     """Read address fields; cached, because they repeat within a mailbox."""
-    return read_addresses(parse_header(fields), name.decode(), octets_max=STORED_FIELD_OCTETS_MAX)
+    return read_addresses(parse_header(fields), name.decode())
 
 
 def join_addresses(addresses: Iterable[EmailAddress]) -> str:
