@@ -47,7 +47,7 @@ from relay.base.clock import Clock
 from relay.base.files import open_to_others
 from relay.base.message.address import AddressError, own_mailbox, untagged
 from relay.base.message.address import parse_mailbox as parse_any_mailbox
-from relay.base.message.envelope import domain_of
+from relay.base.message.envelope import main_address
 from relay.base.observe.logs import get_logger
 from relay.base.phrases import shown
 from relay.base.settings.document import (
@@ -408,8 +408,7 @@ class _Domains:
         """Return the address that is meant by one in a domain with alias_of. Any other address
         stays as it is.
         """
-        target = self._targets.get(domain_of(address))
-        return f"{address.rpartition('@')[0]}@{target}" if target else address
+        return main_address(address, self._targets)
 
 
 class _Loading:

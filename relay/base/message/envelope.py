@@ -10,6 +10,7 @@ RFC 5321 2.3.1; RFC 3461 4 and 4.1 to 4.4; RFC 6533 3 (the utf-8 address type).
 """
 
 import re
+from collections.abc import Mapping
 from enum import StrEnum
 from typing import Annotated
 
@@ -128,6 +129,14 @@ def domain_of(address: str) -> str:
     Postmaster.
     """
     return ascii_address(address).rpartition("@")[2].lower() if "@" in address else ""
+
+
+def main_address(address: str, alias_domains: Mapping[str, str]) -> str:
+    """Return the address of the same name in the domain that `alias_of` names for its own; another
+    one as it is.
+    """
+    main = alias_domains.get(domain_of(address))
+    return f"{address.rpartition('@')[0]}@{main}" if main else address
 
 
 ENVID_CHARACTERS_MAX = 100

@@ -12,8 +12,9 @@ from typing import Any, Self
 from msgspec import Struct
 from msgspec.structs import replace
 
+from relay.base.message.address import untagged
 from relay.base.message.authentication_results import AuthResult
-from relay.base.message.envelope import Source
+from relay.base.message.envelope import Source, domain_of, main_address
 from relay.base.message.header import ParsedContent
 
 JUNK_EMAIL = "Junk Email"  # the name of the folder, for people
@@ -46,6 +47,8 @@ class ExaminedMessage(Struct, frozen=True):
     )
     time_us: int | None = None  # for the dates of rules; None: they do not count
     is_own: Callable[[str], bool] = lambda _domain: False  # whether a domain (A-labels) is own
+    # by an own domain with `alias_of`: the domain that this names
+    alias_domains: Mapping[str, str] = {}
     results: tuple[AuthResult, ...] = ()  # that a milter of this relay wrote, not those of others
     # by a recipient in lower case: the addresses that the client gave and that led there
     given: Mapping[str, Sequence[str]] = {}
@@ -53,6 +56,20 @@ class ExaminedMessage(Struct, frozen=True):
     def names_of(self, recipient: str) -> Sequence[str]:
         """Return the address of a recipient, and those as the client gave them."""
         return (recipient, *self.given.get(recipient.lower(), ()))
+
+    def forms_of(self, addresses: Sequence[str]) -> Sequence[str]:
+        """Return addresses with all forms that name the same: one of an own domain also without
+        its tag, and in the domain that `alias_of` names. The last form is without both.
+        """
+        if not self.alias_domains and "+" not in "".join(addresses):  # nearly always
+            return addresses
+        forms: list[str] = []
+        for address in addresses:
+            forms.append(address)
+            if self.is_own(domain_of(address)):
+                main = main_address(address, self.alias_domains)
+                forms += (untagged(address), main, untagged(main))
+        return forms
 
 
 class VerdictAction(StrEnum):

@@ -555,6 +555,11 @@ class Settings:
         return (*self.mailboxes.domains, *(one.name for one in self.domain))
 
     @property
+    def alias_domains(self) -> dict[str, str]:
+        """By an own domain with `alias_of`: the domain that this names."""
+        return {one.name: one.alias_of for one in self.domain if one.alias_of}
+
+    @property
     def account_domains(self) -> tuple[str, ...]:
         """The names of those in which accounts have addresses."""
         return (*self.mailboxes.domains, *(one.name for one in self.domain if one.has_accounts))

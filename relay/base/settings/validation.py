@@ -475,12 +475,15 @@ def recipient_matches(recipient: str, address: str) -> bool:
 
 
 def sender_matches(pattern: str, reverse_path: str) -> bool:
-    """Return whether a reverse-path has this pattern. The null one has "<>" and no other."""
+    """Return whether a reverse-path has this pattern, with or without its tag. The null one has
+    "<>" and no other.
+    """
     if pattern == "<>" or not reverse_path:
         return pattern == "<>" and not reverse_path
     local_part, _, domain = own_mailbox(reverse_path).rpartition("@")
     expected, _, domains = pattern.rpartition("@")
-    return expected in ("*", local_part) and domain_matches(domains, domain)
+    is_sender = expected in ("*", local_part, local_part.partition("+")[0])
+    return is_sender and domain_matches(domains, domain)
 
 
 def _covers_sender(pattern: str, other: str) -> bool:

@@ -21,6 +21,8 @@ from collections import defaultdict
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
 
+from msgspec.structs import replace
+
 from relay.base.accounts.account import AccountDirectory, ReceiptSetting
 from relay.base.clock import Clock
 from relay.base.crashpoints import CrashPoint, CrashPoints
@@ -345,7 +347,8 @@ class AutomaticReplySender:
         request, sent = await self.ledger.request(owed.key), None
         settings, now_us = await self.settings.read(owed.mailbox), self.acceptance.clock.time_us()
         text = self._text(settings.automatic_replies, owed.to)
-        if request and text and await self.settings.note_reply(owed, time_us=now_us):
+        person = replace(owed, to=self._mailbox_of(owed.to))  # one reply, to whichever address
+        if request and text and await self.settings.note_reply(person, time_us=now_us):
             self.settings.crash.reached(CrashPoint.REPLY_NOTED)
             written = write_reply(
                 request,

@@ -245,6 +245,7 @@ class Explainer:
             recipient_count=1,
             time_us=self.clock.time_us(),
             is_own=self.table.is_local_domain,
+            alias_domains=self.table.alias_domains,
             results=question.results,
             given={address.lower(): (question.address,)},
         )

@@ -19,7 +19,7 @@ from msgspec.structs import replace
 
 from relay.base.clock import SystemClock
 from relay.base.message.address import AddressError, parse_mailbox
-from relay.base.message.envelope import Source
+from relay.base.message.envelope import Source, main_address
 from relay.base.message.verdict import ExaminedMessage
 from relay.base.phrases import counted, shown
 from relay.base.settings.document import Fault, SettingsError
@@ -40,7 +40,6 @@ from relay.operation.commands.rule_diff import Difference, RuleComparison
 from relay.operation.commands.saved_mail import (
     NotMailError,
     SavedMailReader,
-    at_own_domain,
     find_saved,
     reason_of,
 )
@@ -150,7 +149,7 @@ def try_(context: CommandContext, *, file: Path, **given: Any) -> None:
         if text:
             click.echo(printable(f"relay policy try: {text}"), err=True)
     content = crlf(read_input("policy try", file))
-    recipients = (at_own_domain(one, settings) for one in given["recipients"])
+    recipients = (main_address(one, settings.alias_domains) for one in given["recipients"])
     subject = examined_message(
         given["sender"],
         list(dict.fromkeys(recipients)),
@@ -163,7 +162,7 @@ def try_(context: CommandContext, *, file: Path, **given: Any) -> None:
         or bool(given["login"])
         or is_trusted(settings.smtp, given["client"]),
     )
-    subject = replace(subject, time_us=clock.time_us())
+    subject = replace(subject, time_us=clock.time_us(), alias_domains=settings.alias_domains)
     if not subject.content.header.fields:
         raise CommandError(ExitCode.DATA, f"relay policy try: {shown(str(file))} has no header")
     try:

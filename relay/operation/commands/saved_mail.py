@@ -19,7 +19,7 @@ from relay.base.clock import SystemClock
 from relay.base.files import OpenOctets
 from relay.base.message.address import AddressError, parse_mailbox
 from relay.base.message.content import LARGE_BYTES, Content, LargeContent, edit_header, join_octets
-from relay.base.message.envelope import Source, domain_of
+from relay.base.message.envelope import Source, main_address
 from relay.base.message.header import Header, ParsedContent, header_end, with_crlf
 from relay.base.message.lifecycle import RecipientState
 from relay.base.message.verdict import ExaminedMessage
@@ -99,12 +99,13 @@ class SavedMailReader:
         if not header.names():
             raise NotMailError("no message")
         settings = self._settings
+        alias_domains = settings.alias_domains if settings else {}
         if settings and _is_report(header, settings.hostname):
             raise NotMailError("a report or notice of this relay, for which no rule runs")
         known_by, envelope = "journey", self._of_journey(header)
         if envelope is None:
             known_by, envelope = "header", envelope_in(header)
-            to = (at_own_domain(one, settings) for one in envelope.recipients)
+            to = (main_address(one, alias_domains) for one in envelope.recipients)
             envelope = structs.replace(envelope, recipients=tuple(dict.fromkeys(to)))
         if not envelope.recipients:
             raise NotMailError("no recipient")
@@ -123,7 +124,10 @@ class SavedMailReader:
         found = message.content
         parsed = ParsedContent(without_dropped(found.header), found.rest)
         now_us = self._clock.time_us()  # for the dates of rules
-        return structs.replace(message, content=parsed, time_us=now_us), known_by
+        message = structs.replace(
+            message, content=parsed, time_us=now_us, alias_domains=alias_domains
+        )
+        return message, known_by
 
     def _of_journey(self, header: Header) -> SavedEnvelope | None:
         """Return the envelope of a copy that local delivery wrote, as the relay knows it. It is
@@ -161,14 +165,6 @@ def envelope_of(journey: Journey) -> SavedEnvelope:
         client=journey.client.get("address", ""),
         login=journey.client.get("account", ""),
     )
-
-
-def at_own_domain(address: str, settings: Settings | None) -> str:
-    """Return the address that one in a domain with `alias_of` means; another one as it is."""
-    for one in settings.domain if settings else ():
-        if one.alias_of and one.name == domain_of(address):
-            return f"{address.rpartition('@')[0]}@{one.alias_of}"
-    return address
 
 
 def _is_report(header: Header, hostname: str) -> bool:

@@ -442,6 +442,7 @@ class Acceptance:
             recipient_count=len(arrival.paths),
             time_us=self.clock.time_us(),
             is_own=self.router.is_local_domain,
+            alias_domains=self.router.alias_domains,
             results=arrival.filtered.results,
             given=recipients.given,
         )

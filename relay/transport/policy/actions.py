@@ -250,7 +250,7 @@ class RateLimitAction(Struct, frozen=True):
         """Return whose limit a message counts against, "" for nobody's."""
         match self.per:
             case RateKey.SENDER:
-                return message.reverse_path.casefold() or "<>"
+                return message.forms_of((message.reverse_path,))[-1].casefold() or "<>"
             case RateKey.LOGIN:
                 return message.login.casefold()
             case RateKey.CLIENT:

@@ -14,7 +14,7 @@ The vocabulary is that of Exchange's mail flow rules. RFC 5321 2.3.11 (addresses
 
 from collections.abc import Callable, Iterable, Sequence
 from enum import StrEnum
-from functools import partial, reduce
+from functools import reduce
 from ipaddress import IPv4Network, IPv6Address, IPv6Network, ip_network
 from math import isfinite
 from operator import or_
@@ -87,10 +87,11 @@ class AddressCondition(GlobCondition, frozen=True):
         """See BaseCondition."""
         return ((self.field, None if self.or_own else self.globs),)
 
-    def takes(self, view: MessageView, address: str) -> bool:
-        """Return whether an address matches."""
-        is_own = self.or_own and view.message.is_own(domain_of(address))
-        return is_own or self.globs.match(address)
+    def takes(self, view: MessageView, addresses: Sequence[str]) -> bool:
+        """Return whether one of these addresses matches."""
+        if self.or_own and any(map(view.message.is_own, map(domain_of, addresses))):
+            return True
+        return self.globs.match_any(view.message.forms_of(addresses))
 
 
 def _address_glob(text: str) -> str:
@@ -118,7 +119,7 @@ class SenderCondition(AddressCondition, frozen=True):
 
     def matches(self, view: MessageView) -> bool:
         """Return whether the condition matches."""
-        return self.takes(view, view.sender)
+        return self.takes(view, (view.sender,))
 
     def value_in(self, view: MessageView) -> str:
         """Return the reverse-path."""
@@ -130,12 +131,12 @@ class HeaderAddressCondition(AddressCondition, frozen=True):
 
     def matches(self, view: MessageView) -> bool:
         """Return whether the condition matches."""
-        return any(self.takes(view, each) for each in view.values_of(self.field))
+        return self.takes(view, view.values_of(self.field))
 
     def value_in(self, view: MessageView) -> str:
         """Return the first address that matches, else the first one, "" for none."""
         addresses = view.values_of(self.field)
-        found = (each for each in addresses if self.takes(view, each))
+        found = (each for each in addresses if self.takes(view, (each,)))
         return next(found, next(iter(addresses), ""))
 
 
@@ -160,15 +161,16 @@ class RecipientAddressCondition(AddressCondition, frozen=True):
 
     def matches_recipient(self, view: MessageView, recipient: str) -> bool:
         """Return whether the condition matches."""
-        return any(map(partial(self._takes_name, view), view.message.names_of(recipient)))
+        return self.takes(view, _names_of(view, recipient))
 
     def value_for(self, view: MessageView, recipient: str) -> str:
         """Return the first of its addresses that matches, else the recipient's own."""
-        names = view.message.names_of(recipient)
-        return next(filter(partial(self._takes_name, view), names), recipient)
+        names = _names_of(view, recipient)
+        return next((each for each in names if self.takes(view, (each,))), recipient)
 
-    def _takes_name(self, view: MessageView, name: str) -> bool:
-        return self.takes(view, ascii_address(name))
+
+def _names_of(view: MessageView, recipient: str) -> Sequence[str]:
+    return tuple(map(ascii_address, view.message.names_of(recipient)))
 
 
 class RecipientsOverCondition(BaseCondition, frozen=True):

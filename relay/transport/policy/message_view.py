@@ -219,18 +219,19 @@ class MessageView:
 
     def values_of(self, field: str) -> Sequence[str]:
         """Return the values of a field in FieldGlobs that is not in the header."""
+        forms_of = self.message.forms_of
         match field:
             case "sender":
-                return (self.sender,)
+                return forms_of((self.sender,))
             case "login":
                 return (self.message.login or "<>",)
             case "recipient":
                 names = map(self.message.names_of, self.message.recipients)
-                return tuple(map(ascii_address, chain.from_iterable(names)))
+                return forms_of(tuple(map(ascii_address, chain.from_iterable(names))))
             case "header_from":
-                return self.authors
+                return forms_of(self.authors)
             case "to_or_cc":
-                return self.addressees
+                return forms_of(self.addressees)
             case "attachment":
                 return ("",) if may_have_attachments(self.content) else ()
             case _:

@@ -54,17 +54,14 @@ class OwnDomains:
             self.takers |= {own.catch_all, own.postmaster} - {""}
             if own.file is not None:
                 self._listed[own.name] = _addresses_in(own.file, own.name, f"{key}.recipients")
+        # by a domain with `alias_of`: the one that this names
+        self.alias_domains = {
+            one.name: one.alias_of for one in self._by_name.values() if one.alias_of
+        }
 
     def find(self, domain: str) -> OwnDomain | None:
         """Return the own domain of this name (A-labels), None for any other."""
         return self._by_name.get(domain.lower())
-
-    def target_of(self, address: str) -> str:
-        """Return the address of the same name that `alias_of` means; another one as it is."""
-        own = self._by_name.get(domain_of(address))
-        if own is None or not own.alias_of:
-            return address
-        return f"{address.rpartition('@')[0]}@{own.alias_of}"
 
     def lists(self, own: OwnDomain, address: str) -> bool:
         """Whether a domain has no file, or one with this address, with or without its tag."""

@@ -30,7 +30,7 @@ from msgspec.structs import replace
 
 from relay.base.accounts.account import DEAD_LETTER, AccountDirectory, AliasTarget, Expansion
 from relay.base.message.address import literal_address
-from relay.base.message.envelope import domain_of
+from relay.base.message.envelope import domain_of, main_address
 from relay.base.message.nexthop import (
     BY_RULE,
     CAPTURE,
@@ -350,6 +350,7 @@ class RouteTable:
         self._catch_all = self._mailbox_of("mailboxes.catch_all", catch_all)
         self._postmaster = self._mailbox_of("mailboxes.postmaster", postmaster) or DEAD_LETTER
         self._own = OwnDomains(domains, catch_all=self._catch_all, mailbox_of=self._mailbox_of)
+        self.alias_domains = self._own.alias_domains
         self._hostname = hostname.lower()
         self._confinement = confinement
         # returns why an operator holds what comes for an address, and until when
@@ -400,7 +401,7 @@ class RouteTable:
         return replace(found, held=held, held_until_us=until_us) if held else found
 
     def _examine(self, address: str, reverse_path: str) -> RoutingResult:
-        address = self._own.target_of(address)
+        address = self.target_of(address)
         domain = domain_of(address)
         if not domain:
             return self._examine_without_domain(address)
@@ -531,7 +532,7 @@ class RouteTable:
         of a domain with `alias_of`, or that a catch_all elsewhere takes. What another catch_all or
         postmaster takes is mail to the address of that account, if that leaves by a route.
         """
-        wanted = self._own.target_of(address)
+        wanted = self.target_of(address)
         found = self._accounts.expand(wanted)
         if found is None and wanted != address:
             found = Expansion((AliasTarget(wanted, (address.lower(),)),))
@@ -547,7 +548,7 @@ class RouteTable:
     def _moved(self, target: AliasTarget, reverse_path: str) -> AliasTarget:
         found = self.examine(target.address, reverse_path)
         if isinstance(found, InvalidRecipient) and found.status == _UNKNOWN and not found.route:
-            elsewhere = self._outside.get(domain_of(self._own.target_of(target.address)))
+            elsewhere = self._outside.get(domain_of(self.target_of(target.address)))
             through = (*target.through, target.address.lower())
             return AliasTarget(elsewhere, through) if elsewhere else target
         if not isinstance(found, LocalRecipient) or self._accounts.by_address(target.address):
@@ -558,14 +559,14 @@ class RouteTable:
 
     def target_of(self, address: str) -> str:
         """Return the address that one of a domain with `alias_of` means; another one as it is."""
-        return self._own.target_of(address)
+        return main_address(address, self.alias_domains)
 
     def mailbox_for(self, address: str) -> str | None:
         """Return the mailbox for local mail to `address`, None if there is none (any more).
 
         Routes are not consulted: examine() did that when the message was accepted.
         """
-        address = self._own.target_of(address)
+        address = self.target_of(address)
         if account := self._accounts.by_address(address):
             return account.address
         domain = domain_of(address)
@@ -682,7 +683,10 @@ class RouteTable:
     ) -> _TableRoute | None:
         """Return the first route that takes the mail, behind the route `after`."""
         for route in self._routes_for(domain):
-            if route.number > after and route.takes(address, reverse_path):
+            if route.number > after and (
+                route.takes(address, reverse_path)
+                or (self.alias_domains and route.takes(address, self.target_of(reverse_path)))
+            ):
                 return route
         return None
 
