@@ -1,5 +1,5 @@
 """The blocks of four pages for operators, in their order and as they are printed, lead to a relay that takes
-and sends mail.
+and sends mail; so do the first ones of the page on webhooks.
 
 They run as root on a machine of the test's own. Nothing manages services there: `systemctl` verifies the unit
 and starts what it starts, with the rights that it gives. Besides, the test only makes the files that
@@ -194,6 +194,16 @@ def send_through_a_provider(
     assert len(json.loads(administrator.run("relay queue list --state held --json"))) == 1
 
 
+def have_a_webhook(administrator: Administrator) -> None:
+    page = (ROOT / "docs/webhooks.md").read_text()
+    (_, settings), (_, commands), *_ = BLOCK.findall(page)
+    *begin, test = commands.splitlines()
+    administrator.configure({"webhook": [*tomllib.loads(settings)["webhook"]]})
+    administrator.run("\n".join(begin))
+    administrator.run(f"{test} || [ $? = 69 ]")  # nobody listens there
+    assert "hooks.example.test" in administrator.run("relay webhook list")
+
+
 def deliver_to_dovecot(administrator: Administrator) -> None:
     route, *services = administrator.take("Deliver to Dovecot by LMTP")
     by_version = dict(zip(("2.3", "2.4"), services, strict=True))
@@ -270,6 +280,7 @@ def follow(authority: Authority, is_pinned: bool) -> None:
             have_certificates(administrator, authority)
             send_through_a_provider(administrator, remotes, authority)
             deliver_to_dovecot(administrator)
+            have_a_webhook(administrator)
             upgrade(administrator)
             change_python(administrator)
             uninstall(administrator)

@@ -121,6 +121,17 @@ def mail(subject: str, text: str = "Hello\n") -> EmailMessage:
     return message
 
 
+@pytest.mark.parametrize("name", ["clamav-milter", "opendkim", "opendmarc"])
+def test_systemd_finds_the_process_of_a_filter(filtered: Filtered, name: str) -> None:
+    """Debian's units wait for a file of this name with the process."""
+    [text] = [text for file, text in FILES.items() if Path(file).stem == name]
+    folder = "clamav" if name == "clamav-milter" else name
+    assert f"\nPidFile /run/{folder}/{name}.pid\n" in text
+    file = filtered.programs.folder / f"{name}.pid"
+    written = until("it is written", lambda: file.exists() and file.read_text().strip())
+    assert int(written) == filtered.programs.processes[name].pid
+
+
 def test_clamav_refuses_a_virus(filtered: Filtered) -> None:
     filtered.use("clamav")
     infected = mail("virus")

@@ -98,9 +98,9 @@ class FilterPrograms:
             path.write_text(text)
 
     def here(self, text: str) -> str:
-        """Return a text in which ports and the sockets of ClamAV are those of the test."""
+        """Return a text in which ports and the files in /run are those of the test."""
         text = _PORT.sub(lambda found: f"{found[1]}{self.ports[found[2]]}", _OWNER.sub("", text))
-        return text.replace("/run/clamav/", f"{self.folder}/")
+        return re.sub(r"/run/(?:clamav|opendkim|opendmarc)/", f"{self.folder}/", text)
 
     def __enter__(self) -> Self:
         try:
