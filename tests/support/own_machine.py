@@ -34,7 +34,9 @@ of() { sed -n "s/^$1=//p" "$unit"; }
 stop() {
   [ ! -e /run/relay.pid ] || { kill "$(cat /run/relay.pid)"; tail --pid="$(cat /run/relay.pid)" -f /dev/null; }
   rm -f /run/relay.pid
-  [ "$(of RuntimeDirectoryPreserve)" = yes ] || rm -rf "/run/$(of RuntimeDirectory)"
+  [ -e "$unit" ] && [ "$(of RuntimeDirectoryPreserve)" != yes ] || return 0
+  directory=$(of RuntimeDirectory)
+  [ -z "$directory" ] || rm -rf "/run/$directory"
 }
 start() {
   install -d -m "$(of RuntimeDirectoryMode)" -o "$(of User)" -g "$(of Group)" "/run/$(of RuntimeDirectory)"
