@@ -4,8 +4,9 @@ Only a development relay has it, on the port of the pages. docs/coming-from.md s
 Its messages are those that were accepted, each once, without reports. Read is the mark of the
 copies in mailboxes, as on the pages; one that is set here sends no receipt. Success is exactly 200;
 an error is one line of text, that of `send` JSON. Where requests need the token, it is the password
-of HTTP Basic, with any user name. What mails contain is sent with a Content-Security-Policy that
-makes it a stranger to the pages, so that no script of a mail runs.
+of HTTP Basic, with any user name. What a browser shows of a mail is what the pages show of it: the
+document of the sanitiser, text and raster images, with their Content-Security-Policy. That alone is
+not enough: no policy keeps a frame or an XML document from opening connections.
 
 A search is one of the index, of which all terms must hold. A term is a part of a text; `-` or `!`
 before it excludes what it finds. As in Mailpit, a term without a value is ignored, and so is a date
@@ -33,6 +34,7 @@ from relay.base.message.lifecycle import RecipientState
 from relay.base.message.time_zones import time_zone
 from relay.development import mailpit_message
 from relay.development.mailpit_message import ListedMail, OutgoingMail, outgoing_mail, read_object
+from relay.formats.read_mime import read_parts
 from relay.front_door.api.dependencies import OPERATOR, ApiDependencies
 from relay.front_door.api.handlers import Handlers
 from relay.front_door.api.tags import set_tags, tags_of
@@ -46,7 +48,8 @@ from relay.front_door.http.gateway import (
 )
 from relay.front_door.http.http_request import HttpRequest, RequestLimits
 from relay.front_door.pages.content import content_disposition, decoded, file_name
-from relay.front_door.pages.content_pages import CONTENT_HEADERS, HTML_HEADERS, TEXT_HEADERS
+from relay.front_door.pages.content_pages import CONTENT_HEADERS, TEXT_HEADERS, html_response
+from relay.front_door.pages.sanitize import RASTER_TYPES
 from relay.store.journeys.message_list import (
     TEXT_FIELDS,
     IndexFailedError,
@@ -317,7 +320,7 @@ class MailpitApi:
                 if part is None:
                     raise ApiError(404, "", f"The message has no part {quoted(part_id)}.")
                 kind, name = part.facts.content_type, file_name(0, part)
-                is_shown = "ml" not in kind  # HTML and XML may have <link rel=preconnect>
+                is_shown = kind in RASTER_TYPES
                 return StreamedResponse(
                     decoded(part),
                     headers=CONTENT_HEADERS
@@ -329,11 +332,11 @@ class MailpitApi:
         raise _not_found(request.segments)
 
     async def _view(self, row: MessageSummary, kind: str) -> Response:
-        body = await self._read(row, partial(mailpit_message.body_of, kind, row.name))
-        if body is None:
-            raise ApiError(404, "", "The message has no HTML part.")
-        headers = HTML_HEADERS if kind == "html" else TEXT_HEADERS
-        return Response(body.encode("utf-8", "replace"), headers=headers)
+        parts = await self._read(row, read_parts)
+        if kind == "html":
+            return await asyncio.to_thread(html_response, parts)
+        text = parts.bodies.text or ""
+        return Response(text.encode("utf-8", "replace"), headers=TEXT_HEADERS)
 
     # -- changes
 

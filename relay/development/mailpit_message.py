@@ -1,7 +1,7 @@
 """A message in Mailpit's JSON: of lists, of one message, and of POST /api/v1/send; its parts.
 
-Nothing is null where a client expects a list or a text; the keys of bodies have any case. HTML is
-not cleaned: who serves it forbids that it runs. Reading blocks; raises OSError.
+Nothing is null where a client expects a list or a text; the keys of bodies have any case. HTML in
+JSON is not cleaned. Reading blocks; raises OSError.
 """
 
 import hashlib
@@ -13,9 +13,7 @@ from email import policy
 from email.errors import MessageError
 from email.headerregistry import Address
 from email.message import EmailMessage
-from html import unescape
 from typing import Any, TypeVar
-from urllib.parse import unquote
 
 import msgspec
 from msgspec import Struct
@@ -38,9 +36,6 @@ from relay.formats.write_header import MESSAGE_ID_CHARACTERS_MAX, raw_field
 from relay.front_door.http.errors import bad_request, quoted
 from relay.store.journeys.message_list import MessageSummary, split_tags
 
-_CID = re.compile(r"\bcid:([^\s\"'<>()]++)", re.IGNORECASE)  # RFC 2392
-# A browser connects to the host of <link rel=preconnect>, which no policy forbids.
-_LINK = re.compile(r"<link(?=[\s/>])", re.IGNORECASE)
 _ADDRESSES = {"From": "from", "To": "to", "Cc": "cc", "Bcc": "bcc", "ReplyTo": "reply-to"}
 _DIGESTS = ("md5", "sha1", "sha256")
 _OWN_FIELDS = frozenset(
@@ -113,22 +108,6 @@ def part_of(part_id: str, octets: Octets) -> AttachedOctets | None:
     """Return the part with this PartID, None if there is none."""
     numbered = {str(number): one for number, one in enumerate(read_parts(octets).attachments, 1)}
     return numbered.get(part_id)
-
-
-def body_of(kind: str, queue_id: str, octets: Octets) -> str | None:
-    """Return the body "html" or "txt", None if there is no HTML. URLs of its parts stand for their
-    Content-IDs, and each <link> is a <meta>, which does nothing.
-    """
-    parts = read_parts(octets)
-    if kind == "txt" or parts.bodies.html is None:
-        return parts.bodies.text or "" if kind == "txt" else None
-    numbers = {one.facts.content_id: number for number, one in enumerate(parts.attachments, 1)}
-
-    def url(found: re.Match[str]) -> str:
-        number = numbers.get(unquote(unescape(found[1])))
-        return f"/api/v1/message/{queue_id}/part/{number}" if number else found[0]
-
-    return _LINK.sub("<meta", _CID.sub(url, parts.bodies.html))
 
 
 def _common(mail: ListedMail, parts: ReadParts) -> dict[str, Any]:

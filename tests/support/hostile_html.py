@@ -119,6 +119,13 @@ HOSTILE = {
         '<frameset><frame src="http://frameset.evil.test/"></frameset><portal src="http://portal.evil.test/">'
         '<fencedframe src="http://fenced.evil.test/"></fencedframe>'
     ),
+    "connections": (
+        '<iframe srcdoc="<link rel=preconnect href=http://srcdoc2.evil.test/><meta http-equiv=refresh content=0;url=http://srcdoc3.evil.test/>"></iframe>'
+        '<iframe srcdoc="&lt;link rel=preconnect href=http://srcdoc4.evil.test/&gt;"></iframe><LINK/rel=preconnect/href=http://slash.evil.test/>'
+        "<svg><link rel=preconnect href=http://svglink.evil.test/></svg><math><link rel=preconnect href=http://mathlink.evil.test/></math>"
+        "<link http-equiv=refresh content=0;url=http://refresh2.evil.test/><template shadowrootmode=open><link rel=preconnect href=http://shadow2.evil.test/></template>"
+        '<object data=http://object2.evil.test/ type=text/html></object><noscript><iframe src="http://noscript.evil.test/"></iframe></noscript>'
+    ),
     "data images": (
         f'<img src="data:image/svg+xml,{_SVG_SCRIPT}"><img src="data:text/html,<script>x</script>">'
         '<img src="data:image/svg+xml;base64,PHN2Zy8+"><img src="data:,x">'

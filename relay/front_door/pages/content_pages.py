@@ -163,7 +163,7 @@ class ContentPages:
             case ("html",):
                 remote_url = self._remote_url(request, visitor, journey)
                 is_dark = ("scheme", "dark") in request.query
-                answer = partial(_html, remote_url=remote_url, is_dark=is_dark)
+                answer = partial(html_response, remote_url=remote_url, is_dark=is_dark)
             case ("text",):
                 answer = _text
             case ("headers",):
@@ -289,7 +289,10 @@ def _filled(
     return panel
 
 
-def _html(parts: ReadParts, *, remote_url: RemoteImageUrl | None, is_dark: bool) -> Response:
+def html_response(
+    parts: ReadParts, *, remote_url: RemoteImageUrl | None = None, is_dark: bool = False
+) -> Response:
+    """Return the HTML body as html_document() makes it. Blocks; raises ApiError 404, OSError."""
     document = html_document(parts, remote_url=remote_url, is_dark=is_dark).html
     if not document:
         raise ApiError(404, "ErrorItemNotFound", "This message has no HTML.")
