@@ -126,6 +126,7 @@ class SearchIndex:
         base.store.messages.syncs.on_sync = self._flags.noted.add
         self._sources = sources
         self._turn = asyncio.Lock()
+        self._tagging = asyncio.Lock()  # from what is to be tagged until it is written
         self._thread = ThreadPoolExecutor(1, "search-index")  # has the connection
         self._connection: apsw.Connection | None = None
         self._indexed: set[str] = set()  # queue ids
@@ -176,11 +177,11 @@ class SearchIndex:
     async def tags_of(self, queue_ids: Sequence[str]) -> Mapping[str, Sequence[str]]:
         """See TextIndex."""
         missing = set(queue_ids) - self._indexed
-        if self._restated or not missing <= self._others:
+        if self._restated or self._tagging.locked() or not missing <= self._others:
             with suppress(TimeoutError):
                 async with asyncio.timeout(_PAUSE_S):  # real time: a page is awaited
                     await self._catch_up()
-            self._others = missing - self._indexed
+                    self._others = missing - self._indexed
         where = f"WHERE queue_id IN ({marks(queue_ids)}) ORDER BY folded"
         sql = f"SELECT queue_id, name FROM tag {where}"
         found: dict[str, list[str]] = {}
@@ -197,7 +198,8 @@ class SearchIndex:
     async def set_tags(self, tags: Mapping[str, Sequence[str]]) -> None:
         """See TextIndex."""
         await self._catch_up()
-        await self._tag(sorted(self._indexed & tags.keys()), tags)
+        async with self._tagging:
+            await self._tag(sorted(self._indexed & tags.keys()), tags)
 
     def note_state(self, copy: MessageFile) -> None:
         """Note that a client has set something of a copy; any thread may call it."""
@@ -212,11 +214,11 @@ class SearchIndex:
             rows = await self._base.spool.summaries(some, account=None)
             found = await self._sources.copies.categories(rows, wanted, is_first=is_first)
             coming = {row.name for row in rows if row.state in _BEFORE_COPIES}
+            tags = {one: wanted[one] for one in some if one in wanted} | found
+            await self._do(partial(self._write_tags, tags))
             for name in some:
                 self._untagged.pop(name, None)
             self._untagged |= {one: wanted[one] for one in some if one in wanted and one in coming}
-            tags = {one: wanted[one] for one in some if one in wanted} | found
-            await self._do(partial(self._write_tags, tags))
 
     async def _follow_copies(self) -> None:
         """Tag copies that have come, and take over what clients have set."""
@@ -269,9 +271,10 @@ class SearchIndex:
                 missing = sorted(ids - self._indexed)[:_STEP]
                 for at in range(0, len(missing), _BATCH):
                     await self._add(missing[at : at + _BATCH])
-        if self._untagged or self._restated:
-            with suppress(StoreError):
-                await self._follow_copies()
+        async with self._tagging:
+            if self._untagged or self._restated:
+                with suppress(StoreError):
+                    await self._follow_copies()
 
     async def _add(self, queue_ids: Sequence[str]) -> None:
         """Index messages; what is left of their contents is in the queue or in mailboxes. Many are

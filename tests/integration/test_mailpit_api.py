@@ -3,6 +3,7 @@
 import base64
 import hashlib
 import json
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 from urllib.parse import quote, urlencode
 
@@ -536,6 +537,19 @@ def test_with_a_token_it_is_the_password(dev) -> None:
     assert status("/api/v1/info", Authorization=f"Bearer {token}") == 200
     foreign = {"Authorization": basic(f"x:{token}"), "Origin": "https://evil.example"}
     assert made.request("DELETE", "/api/v1/messages", None, foreign).status == 403
+
+
+def test_tags_are_those_of_now_while_others_read_them(relay: DevProcess) -> None:
+    queue_id = send(relay)
+    path = "/users/ann@customer.example/messages"
+    until("it is captured", lambda: relay.graph("GET", path).json()["value"])
+    [copy] = relay.graph("GET", path).json()["value"]
+    with ThreadPoolExecutor(4) as readers:
+        for number in range(25):
+            change = {"categories": [f"tag {number}"]}
+            assert relay.graph("PATCH", f"{path}/{copy['id']}", change).status == 200
+            answers = readers.map(lambda _: get(relay, f"/api/v1/message/{queue_id}"), range(4))
+            assert [answer["Tags"] for answer in answers] == [change["categories"]] * 4
 
 
 def test_a_list_opens_no_mailbox_but_those_of_its_page(relay: DevProcess) -> None:
