@@ -279,6 +279,7 @@ def _listeners(options: DevelopmentOptions) -> Iterator[dict[str, Any]]:
                 "role": role,
                 "trusted_networks": trusted,
                 "auth": True,
+                "bare_newline": "normalize",
                 **tls,
             }
 

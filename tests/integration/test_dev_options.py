@@ -19,6 +19,7 @@ from relay.development.verbs import dev_options
 from relay.development.verbs.dev_options import OPTIONAL
 from tests.support import relay_starts
 from tests.support.dev_process import PORTS, DevProcess, run_dev
+from tests.support.relay_config import OPERATOR
 from tests.support.relay_process import ROOT, until
 
 REJECTING = """
@@ -156,6 +157,26 @@ def test_what_was_refused_is_a_line_of_the_terminal(relay: DevProcess) -> None:
     until("the line", lambda: relay.log.splitlines().count(line) == 1)
     (one,) = relay.get("/relay/v1/refused?address=app@example.test").json()["refused"]
     assert (one["rule"], one["subject"]) == ("no executables", "Setup program")
+
+
+def test_lines_that_end_in_lf_are_taken_and_the_journey_says_so(relay: DevProcess) -> None:
+    """As curl and scripts send them."""
+    with relay.smtp() as session:
+        session.ehlo()
+        session.mail("app@b.test")
+        session.rcpt("lf@customer.example")
+        session.docmd("DATA")
+        session.send(b"Subject: lf\n\n..one\ntwo\r\n.\r\n")
+        code, reply = session.getreply()
+    assert code == 250, reply
+    key = reply.decode().rpartition(" ")[2]
+    journey = relay.until_state(key, "captured")
+    [routed] = [one["detail"] for one in journey["steps"] if one["step"] == 5]
+    assert routed["bare_lf"] is True
+    says = "lines ended in LF alone, which many servers refuse: Relay made it CRLF"
+    assert says in relay.cli("trace", key).stdout
+    source = relay.get(f"/relay/v1/messages/{key}/source", OPERATOR).content
+    assert source.endswith(b"\r\nSubject: lf\r\n\r\n.one\r\ntwo\r\n")
 
 
 def test_each_message_is_a_line_of_the_terminal(relay: DevProcess) -> None:

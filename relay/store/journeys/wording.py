@@ -90,6 +90,8 @@ def milter_words(one: Mapping[str, Any]) -> str:
 def describe(step: int, detail: Mapping[str, Any]) -> Iterator[str]:
     """Yield the details of an event, but for its node, one short line each."""
     if step == 5:
+        if detail.get("bare_lf"):
+            yield "lines ended in LF alone, which many servers refuse: Relay made it CRLF"
         yield from map(milter_words, detail.get("milters", ()))
         for hit in detail.get("rules", []):
             because = f" ({', '.join(found)})" if (found := findings(hit)) else ""

@@ -84,6 +84,7 @@ class Origin(Struct, frozen=True):
     user: LocalUser | None = None  # whose program of this machine sent it
     is_hidden: bool = False  # neither the message nor a report about it tells ip and helo
     key: str = ""  # of a file in the drop directory; a repetition has the same
+    has_bare_lf: bool = False  # a bare LF of the message became CRLF
 
     @property
     def is_promised(self) -> bool:
@@ -158,6 +159,7 @@ class DotFraming:
 
     def __init__(self, *, normalizes: bool = False) -> None:
         self._normalizes = normalizes
+        self.has_bare_lf = False  # that is CRLF in the content
         self._rest = _CRLF
         self._skipped = len(_CRLF)  # octets of `rest` that the client did not send
 
@@ -176,7 +178,9 @@ class DotFraming:
         if self._normalizes and _END in _with_crlf(data[:cut] if end >= 0 else data):
             self._normalizes = False  # the LF next to that dot stays: the message is rejected
         if self._normalizes:
-            content = _with_crlf(data[:cut]).replace(_DOT, _CRLF)[self._skipped :]
+            lines = _with_crlf(data[:cut])
+            self.has_bare_lf = self.has_bare_lf or len(lines) > cut
+            content = lines.replace(_DOT, _CRLF)[self._skipped :]
         elif 0 <= dot < (end if end >= 0 else cut):
             content = data[:cut].replace(_DOT, _CRLF)[self._skipped :]
         else:
@@ -201,6 +205,7 @@ class ChunkFraming:
 
     def __init__(self, size_bytes: int = 0, *, normalizes: bool = True) -> None:
         self._normalizes = normalizes
+        self.has_bare_lf = False  # that is CRLF in the content
         self._held = b""  # a CR, whose LF may follow
         self._is_line_open = False
         self.wanted_bytes = size_bytes  # of the chunk
@@ -227,7 +232,9 @@ class ChunkFraming:
             data += _CRLF if self._is_line_open else b""
         elif data.endswith(b"\r"):
             data, self._held = data[:-1], b"\r"
-        return _with_crlf(data) if self._normalizes else data, rest
+        lines = _with_crlf(data) if self._normalizes else data
+        self.has_bare_lf = self.has_bare_lf or len(lines) > len(data)
+        return lines, rest
 
 
 Framing = DotFraming | ChunkFraming

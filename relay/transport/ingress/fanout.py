@@ -401,6 +401,7 @@ def routing_event(mail: FannedMail, at_us: int) -> Event:
         "held": {reason: names[:_NAMED_MAX] for reason, names in held.items()},
         "quarantined": _quarantined(verdict, junk),
         "client": None if origin.pickup else origin.client.as_json(),
+        "bare_lf": origin.has_bare_lf,
         "aliases": [each.path.address for each in aliases[:_NAMED_MAX]],
         "senders": {each.delivered_to: each.sender for each in extras[:_NAMED_MAX]},
         "refused": [

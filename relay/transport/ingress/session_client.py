@@ -43,6 +43,7 @@ class SessionClaims(Struct, frozen=True):
     helo: str = ""
     extended: bool = True  # EHLO
     tls: str = ""  # the protocol version, or ""
+    has_bare_lf: bool = False  # a bare LF of its message became CRLF
 
 
 class RecipientAnswer(Struct, frozen=True):

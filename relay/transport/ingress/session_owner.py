@@ -367,4 +367,5 @@ class SessionOwner:
             role=self._shared.role,
             user=user,
             is_hidden=self._account is not None and self._shared.settings.hide_client,
+            has_bare_lf=claims.has_bare_lf,
         )

@@ -521,7 +521,8 @@ class SmtpCommands:
             return ""
         if not framing.is_last and content.rejection is None:
             return framing.chunk_reply
-        offered = OfferedMail(self._mail, tuple(self._forward_paths.values()), self._claims())
+        claims = self._claims(has_bare_lf=framing.has_bare_lf)
+        offered = OfferedMail(self._mail, tuple(self._forward_paths.values()), claims)
         reserved, self._reserved = self._reserved, None
         if framing.is_last:
             self.reset()
@@ -562,8 +563,8 @@ class SmtpCommands:
             )
         )
 
-    def _claims(self) -> SessionClaims:
-        return SessionClaims(self._helo, self._extended, self._tls)
+    def _claims(self, *, has_bare_lf: bool = False) -> SessionClaims:
+        return SessionClaims(self._helo, self._extended, self._tls, has_bare_lf)
 
     def reset(self) -> None:
         """End the transaction, as RSET does."""
