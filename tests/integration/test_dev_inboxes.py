@@ -114,9 +114,29 @@ def test_wait_ends_for_captured_mail(relay: DevProcess) -> None:
     done = relay.cli("wait", queue_id)
     assert (done.returncode, done.stderr) == (0, "")
     assert "captured" in done.stdout
-    final = relay.cli("wait", queue_id, "--state", "final", "--timeout", "0")
-    assert final.returncode == 75
-    assert "captured after 0 s, expected final" in final.stderr
+    for state in ("final", "delivered", "failed", "scheduled"):
+        waited = relay.cli("wait", queue_id, "--state", state, "--timeout", "600", timeout_s=30)
+        assert (waited.returncode, waited.stdout) == (75, done.stdout)
+        assert waited.stderr.splitlines()[0] == (
+            f"relay wait: captured: {state} can no longer come by itself"
+        )
+        assert "waited@gmail.com is captured by a route, 1 attempt so far: 250" in waited.stderr
+
+
+def test_wait_fails_for_states_that_are_not_ok(relay: DevProcess) -> None:
+    """For `relay wait ID --ok ... && deploy`."""
+    ok = ("--ok", "delivered,relayed,captured")
+    sent = relay.submit(APP, ["fine@gmail.com", "bob@example.test"], b"Subject: x\r\n\r\nx\r\n")
+    assert relay.cli("wait", sent, *ok).returncode == 0
+    sent = relay.submit(APP, ["fine@gmail.com", "x+550@gmail.com"], b"Subject: x\r\n\r\nx\r\n")
+    assert relay.cli("wait", sent).returncode == 0
+    waited = relay.cli("wait", sent, *ok)
+    assert waited.returncode == 75
+    first, *rest = waited.stderr.splitlines()
+    assert first == "relay wait: failed, expected captured or delivered or relayed"
+    [reason] = [line for line in rest if "gmail.com" in line]
+    assert reason.startswith("  x+550@gmail.com is failed")
+    assert relay.cli("wait", sent, "--ok", "sent").returncode == 64
 
 
 def test_the_mailboxes_are_known_after_a_restart(dev) -> None:

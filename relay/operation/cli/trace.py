@@ -1,14 +1,15 @@
 """`relay trace` and `relay wait`: show the journey of a message, or wait for a state first. `relay
 list` (`log`) and `relay search`: the messages that match, one line each, the newest first.
 
-trace and wait exit 65 for an unknown message. wait exits 75 with a diagnosis after its time-out, 69
-without a daemon, as search does. The rows of log are those of GET /relay/v1/log, what search finds
-that of GET /relay/v1/messages; that older ones may follow is said on stderr.
+trace and wait exit 65 for an unknown message. wait exits 75 with a diagnosis after its time-out, or
+when the state can no longer come, 69 without a daemon, as search does. The rows of log are those of
+GET /relay/v1/log, what search finds that of GET /relay/v1/messages; that older ones may follow is
+said on stderr.
 """
 
 import math
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import click
@@ -17,6 +18,7 @@ from msgspec.structs import replace
 
 from relay.base.clock import SystemClock, rfc3339
 from relay.base.message.lifecycle import (
+    AT_REST,
     BEFORE_QUEUE,
     FINAL,
     RecipientState,
@@ -238,8 +240,12 @@ def _is_address(key: str) -> bool:
 _RECIPIENTS_MAX = 10
 
 
-def diagnosis(found: Journey, entries: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Return the last step of a message and what it waits for; `entries` are its queue entries."""
+def diagnosis(
+    found: Journey, entries: Sequence[Mapping[str, Any]], *, ok: Collection[str] = FINAL
+) -> list[str]:
+    """Return the last step of a message, what it waits for, and why recipients are in no state that
+    is `ok`; `entries` are its queue entries.
+    """
     steps = [step for step in found.steps if not is_remote(step.detail)]
     last = max(steps, key=lambda step: step.step, default=None)
     lines = []
@@ -249,7 +255,7 @@ def diagnosis(found: Journey, entries: Sequence[Mapping[str, Any]]) -> list[str]
         lines.append(f"it is at step {last.step} ({last.name}): {what}")
     if found.state in BEFORE_QUEUE:
         return lines
-    waiting = [one for one in found.recipients if one.state not in FINAL]
+    waiting = [one for one in found.recipients if one.state not in ok]
     due = {one["address"]: entry["due"] for entry in entries for one in entry["recipients"]}
     shown = waiting[:_RECIPIENTS_MAX]
     lines += [printable(_reason(one, due.get(one.address))) for one in shown]
@@ -270,6 +276,14 @@ def _reason(recipient: Recipient, due: str | None) -> str:
     return f"{text}: {recipient.reply}" if recipient.reply else text
 
 
+def _states_at_rest(text: str) -> frozenset[str]:
+    """Return the states between commas. Raises ValueError."""
+    states = frozenset(text.split(","))
+    if not states <= AT_REST:
+        raise ValueError(f"some of {', '.join(sorted(AT_REST))}, with commas between them")
+    return states
+
+
 @click.command()
 @click.argument("key", type=KEY, metavar="ID")
 @click.option(
@@ -282,6 +296,12 @@ def _reason(recipient: Recipient, due: str | None) -> str:
     "of the message as a whole.",
 )
 @click.option(
+    "--ok",
+    type=Parsed("STATE,…", _states_at_rest),
+    metavar="STATE,…",
+    help="Exit 0 only if each recipient is in one of these, such as delivered,relayed,captured.",
+)
+@click.option(
     "--timeout",
     "timeout_s",
     type=click.FloatRange(0),
@@ -291,11 +311,13 @@ def _reason(recipient: Recipient, due: str | None) -> str:
     help="How long to wait.",
 )
 @common_options
-def wait(context: CommandContext, key: str, *, state: str, timeout_s: float) -> None:
+def wait(
+    context: CommandContext, key: str, *, state: str, ok: frozenset[str] | None, timeout_s: float
+) -> None:
     """Wait until a message reaches a state, then show its journey.
 
-    An unknown message is waited for as well. If the time is up, or the message ended in another
-    state, exits 75 and prints its last step and the reason.
+    An unknown message is waited for as well. If the time is up, or the state can no longer come,
+    exits 75 and prints the last step of the message and the reason.
     """
     if not math.isfinite(timeout_s):
         raise click.UsageError("--timeout: expected a number of seconds")
@@ -306,9 +328,16 @@ def wait(context: CommandContext, key: str, *, state: str, timeout_s: float) -> 
         raise CommandError(ExitCode.TRY_LATER, text)
     journey = replace(found, reached=UNSET)
     context.show(journey, lambda: journey_lines(journey, client.answer(journey)))
-    if not found.reached:
-        entries = client.entries_of(found.id) if found.id else []
-        so_far = "permanently" if found.is_final else f"after {timeout_s:g} s"
-        expected = "final or captured" if state == "there" else state
-        text = f"relay wait: {found.state} {so_far}, expected {expected}"
-        raise CommandError(ExitCode.TRY_LATER, "\n  ".join([text, *diagnosis(found, entries)]))
+    expected = "final or captured" if state == "there" else state
+    if not found.reached and found.may_become(state):
+        text = f"{found.state} after {timeout_s:g} s, expected {expected}"
+    elif not found.reached:
+        text = f"{found.state}: {expected} can no longer come by itself"
+    elif ok and not ok.issuperset(one.state for one in found.recipients if not one.successors):
+        text = f"{found.state}, expected {' or '.join(sorted(ok))}"
+    else:
+        return
+    ok = ok or frozenset({state} if state in {*RecipientState} else FINAL)
+    entries = client.entries_of(found.id) if found.id else []
+    lines = [f"relay wait: {text}", *diagnosis(found, entries, ok=ok)]
+    raise CommandError(ExitCode.TRY_LATER, "\n  ".join(lines))

@@ -39,7 +39,7 @@ _ENTRIES = list[dict[str, Any]]
 LIST_MAX = 10_000
 _REFUSED_MAX = 20
 _NOT_FOUND = 404
-WAIT_S_MAX = 300.0  # per request
+_WAIT_S = 1.0  # per request; what is captured may be released at once meanwhile
 _WAIT_MARGIN_S = 10.0
 _CHANGE_S_MAX = 3600.0  # for a change of a million entries
 _STEP_S_MAX = 120.0
@@ -116,22 +116,22 @@ class OperatorClient:
         """Wait until a message is in `state` ("final": all recipients are final; "there": or
         captured).
 
-        Return its journey with `reached`, which is false after a time-out or if it ended in another
-        state, or None if no message is known. Raises ControlUnavailableError.
+        Return its journey with `reached`, which is false after a time-out or if the state can no
+        longer come, or None if no message is known. Raises ControlUnavailableError.
         """
-        client = ControlClient(self._settings.control_socket, timeout_s=WAIT_S_MAX + _WAIT_MARGIN_S)
+        client = ControlClient(self._settings.control_socket, timeout_s=_WAIT_S + _WAIT_MARGIN_S)
         deadline = self._clock.real_s() + timeout_s
         while True:
             left_s = max(0.0, deadline - self._clock.real_s())
-            query = {"state": state, "timeout": f"{min(left_s, WAIT_S_MAX):.3f}"}
+            query = {"state": state, "timeout": f"{min(left_s, _WAIT_S):.3f}"}
             try:
                 found: Journey | None = self._journey(client, f"{path_of(key)}/wait", query)
             except ControlError as error:
                 if error.status != _NOT_FOUND:
                     raise
                 found = None
-            is_over = found is not None and (found.reached or found.is_final)
-            if is_over or left_s <= WAIT_S_MAX:
+            is_over = found is not None and (found.reached or not found.may_become(state))
+            if is_over or left_s <= _WAIT_S:
                 return found
 
     def explain(

@@ -11,7 +11,13 @@ import msgspec
 from msgspec import UNSET, UnsetType
 from msgspec.structs import replace
 
-from relay.base.message.lifecycle import AT_REST, BEFORE_QUEUE, FINAL
+from relay.base.message.lifecycle import (
+    AT_REST,
+    BEFORE_QUEUE,
+    FINAL,
+    RecipientState,
+    by_importance,
+)
 from relay.base.message.tls_policy import USUAL_POLICY
 
 
@@ -203,3 +209,16 @@ class Journey(msgspec.Struct, frozen=True):
     def is_there(self) -> bool:
         """Whether there are recipients and all of them are captured or in final states."""
         return bool(self.recipients) and all(one.state in AT_REST for one in self.recipients)
+
+    def may_become(self, state: str) -> bool:
+        """Whether the message as a whole may still come into a state by itself; "final" and "there"
+        are those of waits.
+        """
+        if self.state in BEFORE_QUEUE or not self.recipients:
+            return True
+        at_rest = [one.state for one in self.recipients if one.state in AT_REST]
+        if state in BEFORE_QUEUE or len(at_rest) == len(self.recipients):
+            return False
+        if state == "final":
+            return RecipientState.CAPTURED not in at_rest
+        return all(by_importance(one) >= by_importance(state) for one in at_rest)

@@ -220,7 +220,7 @@ def test_a_closed_output_is_no_error(shell, sent):
         (
             ["wait", "friend@elsewhere.test", "--timeout", "600", "--state", "relayed"],
             75,
-            "failed permanently, expected relayed",
+            "failed: relayed can no longer come by itself",
         ),
         (["send", "--to", "not an address"], 65, "is not an address"),
         (["send", "--to", "bob@example.test", "--subject", "a\nBcc: x@y.test"], 65, "line break"),
