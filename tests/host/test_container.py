@@ -19,6 +19,7 @@ from relay.development.verbs.dev import dev as command
 from relay.development.verbs.dev_options import PORTS, PREFIX, check_together
 from relay.operation.cli.root import cli
 from tests.support.relay_process import ROOT, until
+from tests.support.tables import each_row
 
 FILE = ROOT / "Containerfile"
 COMPOSE = ROOT / "docs/examples/compose.yaml"
@@ -28,6 +29,7 @@ COMPOSE_KEYS = {
     "command",
     "depends_on",
     "environment",
+    "healthcheck",
     "image",
     "ports",
     "read_only",
@@ -113,6 +115,17 @@ def test_it_runs_as_a_user_and_is_checked() -> None:
     assert re.fullmatch(r"[1-9]\d*:[1-9]\d*", of("USER")[-1])
     assert len(of("HEALTHCHECK")) == 1
     assert [int(port) for port in of("EXPOSE")[0].split()] == list(PORTS.values())
+
+
+@each_row("name", ["compose.yaml", "compose-graph.yaml"])
+def test_compose_checks_as_the_image_does(name: str) -> None:
+    """The images that podman builds have no check, unless --format docker is asked for."""
+    text = (COMPOSE.parent / name).read_text()
+    [test] = re.findall(r"^    healthcheck:.*\n      test: (.*)$", text, re.MULTILINE)
+    [options] = of("HEALTHCHECK")
+    assert ["CMD", *json.loads(options.partition(" CMD ")[2])] == json.loads(test)
+    for option, value in re.findall(r"--([\w-]+)=(\w+)", options):
+        assert f"\n      {option.replace('-', '_')}: {value}\n" in text
 
 
 def test_its_command_line_and_variables_are_understood() -> None:
