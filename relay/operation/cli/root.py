@@ -73,6 +73,13 @@ _MODULES = {
 }
 _CALLED = ("sendmail", "mailq")  # the verbs that the program may be called, as by a symbolic link
 _NAMES = {"import": "import_mail", "list": "log"}
+# What people from other programs try.
+_INSTEAD = {name: f"queue {name}" for name in ("retry", "hold", "release", "cancel", "reroute")} | {
+    "delete": "queue cancel",
+    "inbox": "list --to ADDRESS",
+    "status": "queue stats",
+    "tail": "list",
+}
 
 
 class _Verbs(click.Group):
@@ -94,6 +101,17 @@ class _Verbs(click.Group):
         verb = getattr(importlib.import_module(module), _NAMES.get(cmd_name, cmd_name))
         assert isinstance(verb, click.Command)
         return verb
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        if (name := args[0]) not in _VERBS:
+            from difflib import get_close_matches  # noqa: PLC0415 - slow
+
+            close = [_INSTEAD[name]] if name in _INSTEAD else get_close_matches(name, _VERBS, n=1)
+            if close:
+                ctx.fail(f'No such command {name!r}. Did you mean "relay {close[0]}"?')
+        return super().resolve_command(ctx, args)
 
     def format_commands(
         self,

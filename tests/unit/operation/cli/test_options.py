@@ -77,7 +77,13 @@ def test_config_may_stand_anywhere(arguments, config):
         (["dev", "--token", "a b"], "without spaces"),
         (["dev", "--smtp", "nonsense"], "expected PORT, HOST:PORT or"),
         (["dev", "--exit-after", "0"], "not in the range"),
-        (["nonsense"], "No such command 'nonsense'"),
+        (["nonsense"], "No such command 'nonsense'."),
+        (["trac", "last"], 'Did you mean "relay trace"?'),
+        (["delete", "x"], 'Did you mean "relay queue cancel"?'),
+        (["release"], 'Did you mean "relay queue release"?'),
+        (["status"], 'Did you mean "relay queue stats"?'),
+        (["tail"], 'Did you mean "relay list"?'),
+        (["inbox"], 'Did you mean "relay list --to ADDRESS"?'),
     ],
 )
 def test_wrong_usage_says_what_is_expected(arguments, text, config):
