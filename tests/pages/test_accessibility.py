@@ -93,6 +93,67 @@ def test_a_page_is_for_all_and_asks_no_other_host(browser: Browser, samples: Sam
     assert browser.requests_elsewhere(samples.relay.http_url) == []
 
 
+@pytest.mark.parametrize("name", ["delivered", "captured", "bounced", "report", "deferred"])
+def test_on_a_phone_a_mail_begins_in_the_first_half_of_the_window(
+    browser: Browser, samples: Samples, name: str
+):
+    browser.set_width(390, 844)
+    browser.open(samples.url(PAGES[name]))
+    browser.wait_for(".preview iframe, .mail-text")
+    box = "document.querySelector('{}').getBoundingClientRect()"
+    assert browser.evaluate(box.format(".preview iframe, .mail-text") + ".top") < 844 / 2
+    if name == "report":
+        below = browser.evaluate(box.format(".preview iframe") + ".bottom")
+        assert browser.evaluate(box.format(".report-fields") + ".top") > below
+        browser.wait_without(".report-fields table")
+        browser.click("#open-report-fields")
+        browser.wait_for(".report-fields td", "5.1.1")
+    assert browser.evaluate("document.documentElement.scrollWidth") == 390
+
+
+def test_all_times_are_local_and_have_their_day_where_no_list_does(
+    browser: Browser, samples: Samples
+):
+    browser.set_time_zone("America/St_Johns")  # half an hour from all others
+    for place in PAGES.values():
+        browser.open(samples.url(place))
+        browser.wait_without("main", "UTC")
+    day = "new Intl.DateTimeFormat(undefined, {day: 'numeric', month: 'short'}).format(new Date())"
+    for place, times in (("/clock", "dd time"), ("/health", ".chart-times time")):
+        browser.open(samples.url(place))
+        shown = f"[...document.querySelectorAll('{times}')].map((one) => one.textContent)"
+        assert browser.evaluate(f"{shown}.length") > 0
+        assert browser.evaluate(f"{shown}.every((one) => one.startsWith({day}))")
+
+
+@pytest.mark.parametrize("width", [390, 760, 1200])
+def test_addresses_break_at_their_signs_and_not_inside_words(
+    browser: Browser, samples: Samples, width: int
+):
+    browser.set_width(width)
+    for place in ("/", "/queue", "Reminder", "Undeliverable: Invoice 1041"):
+        browser.open(samples.url(place))
+        browser.evaluate(
+            "for (const one of document.querySelectorAll('main details:not(.menu)')) one.open = true"
+        )
+        broken = """(() => {
+            const range = document.createRange(), found = [], walker = document.createTreeWalker(
+                document.querySelector("main"), NodeFilter.SHOW_TEXT);
+            for (let node; (node = walker.nextNode());) {
+                if (node.parentElement.closest("pre, .mono, .row-text")) continue;
+                for (const word of node.data.matchAll(/[\\w.]*@[\\w.]+/g)) {
+                    range.setStart(node, word.index);
+                    range.setEnd(node, word.index + word[0].length);
+                    if (new Set([...range.getClientRects()].map((box) => box.top)).size > 1)
+                        found.push(word[0]);
+                }
+            }
+            return [document.querySelectorAll(".address").length > 0, found];
+        })()"""
+        assert browser.evaluate(broken) == [True, []], place
+        assert browser.evaluate("document.documentElement.scrollWidth") <= width
+
+
 def test_a_newcomer_reads_what_states_mean_and_ids_on_one_line(browser: Browser, samples: Samples):
     browser.set_width(1024)
     browser.open(samples.url("/"))

@@ -99,6 +99,7 @@ class Browser:
         self._command("Storage.clearDataForOrigin", origin="*", storageTypes="all")
         self._command("Emulation.setScriptExecutionDisabled", value=False)
         self._command("Emulation.setEmulatedMedia", media="", features=[])
+        self.set_time_zone("")
         self.set_width(_SIZE[0])
         self._opened_earlier |= self._opened
         self._opened.clear()
@@ -167,15 +168,19 @@ class Browser:
         features = [{"name": "prefers-color-scheme", "value": scheme}]
         self._command("Emulation.setEmulatedMedia", media="", features=features)
 
-    def set_width(self, pixels: int) -> None:
+    def set_width(self, pixels: int, height: int = _SIZE[1]) -> None:
         """Show pages in a window of this width."""
         self._command(
             "Emulation.setDeviceMetricsOverride",
             width=pixels,
-            height=_SIZE[1],
+            height=height,
             deviceScaleFactor=1,
             mobile=False,
         )
+
+    def set_time_zone(self, name: str) -> None:
+        """Be in a time zone of this name (IANA), "" for that of the machine."""
+        self._command("Emulation.setTimezoneOverride", timezoneId=name)
 
     def without_javascript(self) -> None:
         """Run no scripts of the pages that are opened from now on."""

@@ -31,7 +31,7 @@ class DrawnLine(Struct, frozen=True):
 
 
 class Chart(Struct, frozen=True):
-    """A chart as the template needs it; `times` and `maximum` are texts.
+    """A chart as the template needs it; `times` are those of RFC 3339, `maximum` is a text.
 
     `rows` are the times with their values as text. `key` is the same for
     all charts of this title up to a comma.

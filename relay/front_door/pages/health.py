@@ -95,7 +95,7 @@ def last_hour(samples: Sequence[Sample], *, captures: bool) -> HourOfMetrics:
 
 
 def _charts(found: Sequence[Sample], done: Sequence[str]) -> list[Chart]:
-    times = [rfc3339(one.at_us)[11:16] for one in found]  # in UTC
+    times = [rfc3339(one.at_us) for one in found]
 
     def counts(title: str, names: Sequence[str]) -> Chart:
         is_busy = any(one.counts[name] >= _BUSY for one in found for name in names)

@@ -14,7 +14,7 @@ from typing import Any
 from urllib.parse import quote, urlencode
 
 import jinja2
-from markupsafe import Markup
+from markupsafe import Markup, escape
 from msgspec import Struct
 from starlette.responses import Response
 
@@ -57,7 +57,8 @@ _STATIC_TYPES = {
 _IMMUTABLE = "public, max-age=31536000, immutable"
 _VERSION_DIGITS = 12
 
-_DOMAIN = re.compile(r"(?<=@)([\w.-]*\w)")  # without the dot of a sentence
+# Without the dot of a sentence.
+_ADDRESS = re.compile(r"(?<![^\s<>()\",;:@])([^\s<>()\",;:@]*+)@([\w.-]*\w)")
 CLOCK_STEPS = {"10m": "10 min", "1h": "1 h", "1d": "1 d"}
 NEXT_RETRY = "next"
 
@@ -268,21 +269,29 @@ def _environment() -> jinja2.Environment:
         "left_until": lambda at, now: time_left((time_us_of(at) - time_us_of(now)) / 1e6),
         "link_problems": LINK_PROBLEMS,
     }
-    environment.filters |= {"domains": _domains, "one_line": one_line, "text": html_to_text}
+    environment.filters |= {"addresses": _addresses, "one_line": one_line, "text": html_to_text}
     return environment
 
 
-def _domains(text: str) -> str:
-    """Return a text with the U-label of each domain behind an @, its A-label in the title."""
-    if text.isascii() and "xn--" not in text:
+def _addresses(text: str) -> str:
+    """Return a text whose addresses break at "@" and dots, if at all, with U-labels of their
+    domains; the A-labels are in a title.
+    """
+    if "@" not in text:
         return text
-    pieces = _DOMAIN.split(text)  # what is behind an @ has an odd place
-    for place in range(1, len(pieces), 2):
-        domain = ascii_address(f"@{pieces[place]}")[1:]
-        shown = shown_address(domain)
-        if shown != domain:
-            pieces[place] = Markup('<span title="{}">{}</span>').format(domain, shown)
+    pieces = _ADDRESS.split(text)  # local parts and domains follow each text between addresses
+    for place in range(1, len(pieces), 3):
+        pieces[place : place + 2] = [_address(*pieces[place : place + 2]), ""]
     return Markup("").join(pieces)
+
+
+def _address(local_part: str, domain: str) -> str:
+    ascii_domain = ascii_address(f"@{domain}")[1:]
+    shown = shown_address(ascii_domain)
+    title = Markup(' title="{}"').format(ascii_domain) if shown != ascii_domain else ""
+    text = escape(f"{local_part}@{shown}")
+    breaks = text.replace("@", Markup("<wbr>@")).replace(".", Markup(".<wbr>"))
+    return Markup('<span class="address"{}>{}</span>').format(title, breaks)
 
 
 @cache

@@ -20,7 +20,7 @@ _RECIPIENTS_MAX = 20  # of one event
 
 class StepFact(Struct, frozen=True):
     """A fact: its name and its value. `state` is a recipient's; `message` is the id of a message
-    that a link leads to; `view` is a view of this message's content.
+    that a link leads to; `view` is a view of this message's content; `time` follows the value.
     """
 
     name: str
@@ -28,6 +28,7 @@ class StepFact(Struct, frozen=True):
     state: str = ""
     message: str = ""
     view: str = ""
+    time: str = ""
 
 
 class StepEvidence(Struct, frozen=True):
@@ -156,7 +157,7 @@ def _routed(detail: Mapping[str, Any], journey: Journey) -> StepEvidence:
     mails = (one["queue_id"] for one in detail.get("mails", ()))
     facts += [StepFact("Sent too", one, message=one) for one in mails]
     if (used := detail.get("set")) is not None:
-        facts.append(StepFact("Rules in force", f"{used['hash']}, loaded {used['loaded']}"))
+        facts.append(StepFact("Rules in force", f"{used['hash']}, loaded", time=used["loaded"]))
     matched = [one for one in detail.get("rules", ()) if "error" not in one]
     hits = f"{counted(len(matched), 'rule')} matched" if matched else "No rule matched"
     text = f"{hits}; the message is stored in the queue."
@@ -170,7 +171,10 @@ def _routed(detail: Mapping[str, Any], journey: Journey) -> StepEvidence:
 
 def _delivery(detail: Mapping[str, Any]) -> StepEvidence:
     if "recipients" not in detail:
-        return StepEvidence(f"Queue command: {'; '.join(describe(6, detail))}.")
+        until, rest = str(detail.get("until", "")), {**detail}
+        rest.pop("until", None)
+        text = f"Queue command: {'; '.join(describe(6, rest))}."
+        return StepEvidence(text, time=until, time_text="until")
     facts: list[StepFact] = []
     if "expired" in detail:
         text = "The time to deliver was over."

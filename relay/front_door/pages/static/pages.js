@@ -23,7 +23,7 @@
     const at = new Date(element.dateTime);
     if (Number.isNaN(at.getTime())) return;
     const now = new Date(relayNow());
-    const isToday = at.toDateString() === now.toDateString();
+    const isToday = element.dataset.day === undefined && at.toDateString() === now.toDateString();
     const format = isToday ? clockTime : at.getFullYear() === now.getFullYear() ? withDay : withYear;
     element.textContent = format.format(at);
     element.title = inUtc(at);
@@ -139,6 +139,9 @@
     showUnread();
     showPreview();
   });
+
+  // htmx loads no parts that replace others out of band.
+  document.addEventListener("htmx:oobAfterSwap", () => prepare(document));
 
   // A menu closes when something else is pressed.
   const openMenu = () => document.querySelector("details.menu[open]");

@@ -20,6 +20,12 @@ from relay.transport.policy.rule_book import RuleBook
 from relay.transport.policy.rule_files import load_rules
 
 FREE = Address("127.0.0.1", 0)
+_ADDRESS = re.compile(r'<span class="address"[^>]*>([^<]*)</span>')
+
+
+def plain_addresses(page: str) -> str:
+    """Return a page whose addresses have no places where they may break."""
+    return _ADDRESS.sub(r"\1", page.replace("<wbr>", ""))
 
 
 class PageReader:
@@ -34,7 +40,7 @@ class PageReader:
     async def text(self, path: str) -> str:
         answer = await self.get(path)
         assert answer.status_code == 200, answer.text
-        return answer.text
+        return plain_addresses(answer.text)
 
     async def csrf(self) -> str:
         found = re.search(r'name="csrf" value="([^"]+)"', await self.text("/clock"))

@@ -210,7 +210,7 @@ def test_a_rule_is_shown_with_the_condition_that_matched(relay):
         f"refused: {BOB} 550 5.7.1 no programs",
     ]
     (used,) = [value for name, value in facts(view, 5) if name == "Rules in force"]
-    assert re.fullmatch(r"[0-9a-f]{12}, loaded 20\d\d-.*Z", used)
+    assert re.fullmatch(r"[0-9a-f]{12}, loaded", used)
     assert view.steps[5].text == "No recipient was left to deliver to after step 5."
 
 

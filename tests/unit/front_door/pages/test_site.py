@@ -52,17 +52,25 @@ def test_templates_escape_every_value(path):
     assert not re.search(r"\|\s*safe\b|autoescape\s+false", path.read_text())
 
 
+ADDRESS, TITLE = '<span class="address"', ' title="xn--bcher-kva.test"'
+
+
 @each_row(
     "text, shown",
     [
-        ("a@b.test, xn--a", "a@b.test, xn--a"),
-        ("<a@xn--bcher-kva.test>", '&lt;a@<span title="xn--bcher-kva.test">bücher.test</span>&gt;'),
-        ("a@xn--a.test & b", "a@xn--a.test &amp; b"),
-        ("a@xn--bcher-kva.test.", 'a@<span title="xn--bcher-kva.test">bücher.test</span>.'),
+        ("xn--a <b>, no address", "xn--a &lt;b&gt;, no address"),
+        ("a.b@c, d", f"{ADDRESS}>a.<wbr>b<wbr>@c</span>, d"),
+        ("<a@xn--bcher-kva.test>", f"&lt;{ADDRESS}{TITLE}>a<wbr>@bücher.<wbr>test</span>&gt;"),
+        ("a@xn--a.test & b", f"{ADDRESS}>a<wbr>@xn--a.<wbr>test</span> &amp; b"),
+        (
+            '"a b"@xn--bcher-kva.test.',
+            f"&#34;a b&#34;{ADDRESS}{TITLE}><wbr>@bücher.<wbr>test</span>.",
+        ),
+        ("a&b@c.test@d", f"{ADDRESS}>a&amp;b<wbr>@c.<wbr>test</span>@d"),
     ],
 )
-def test_a_domain_is_shown_with_u_labels_and_has_a_labels_in_its_title(text, shown):
-    page = site._environment().from_string("{{ text | domains }}")
+def test_an_address_may_break_at_its_signs_and_has_the_a_labels_in_its_title(text, shown):
+    page = site._environment().from_string("{{ text | addresses }}")
     assert page.render(text=text) == shown
 
 
