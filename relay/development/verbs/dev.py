@@ -7,6 +7,8 @@ interrupted before the end.
 import errno
 import os
 import shlex
+import shutil
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -295,6 +297,7 @@ class _TextView(_WarningView):
         user, token = (f"users/{alice}", "TOKEN") if self._plan.token else ("me", "alice")
         found = CommandContext().found_config_file() == self._place.config  # without --config
         config = "" if found else f" --config {shlex.quote(str(self._place.config))}"
+        relay = _own_command()
         _echo(
             "Try next:",
             f"  curl -i http://{http}/v1.0/{user}/sendMail -H 'Authorization: Bearer {token}' \\",
@@ -302,8 +305,8 @@ class _TextView(_WarningView):
             '{"message": {"subject": "hi", "toRecipients":',
             f'    [{{"emailAddress": {{"address": "{bob}"}}}}]}}}}\'',
             f"  swaks --server {smtp.host} --port {smtp.port} --from app@{self._domain} --to {bob}",
-            f"  relay send{config} --to {bob} --subject hi --body hello",
-            f"  relay trace{config} last        relay queue list{config}",
+            f"  {relay} send{config} --to {bob} --subject hi --body hello",
+            f"  {relay} trace{config} last        {relay} queue list{config}",
             "  or --to x+550@example.org, which bounces; also +451x2 +grey +slow10 +drop +later550",
             *self._proxy(here),
             f"ready (pid {os.getpid()}); a line for each message follows, Ctrl-C ends it",
@@ -324,6 +327,14 @@ class _TextView(_WarningView):
         is_connection = refusal.command in ("CONNECT", "STARTTLS")
         if not (is_connection and refusal.reason is RefusalReason.TLS):  # the log has more
             _echo(printable(line_of(refusal)))
+
+
+def _own_command() -> str:
+    """Return the word by which a shell finds this command: `make run` installs it beside PATH."""
+    called = Path(sys.argv[0])
+    if called.name != "relay" or shutil.which("relay") == str(called.absolute()):
+        return "relay"
+    return shlex.quote(str(called))
 
 
 def _echo(*lines: str) -> None:

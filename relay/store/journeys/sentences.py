@@ -341,10 +341,12 @@ def _captured(head: str, one: Recipient, *, is_one: bool) -> Iterator[Part]:
     if any(tried.outcome == "captured" for tried in one.attempts):
         whose = one.address if is_one else "each of them"
         yield f"{head}: it has not left this machine; a copy is in the Inbox of {whose}."
+        removed = "The copy is removed with the message" if is_one else "All are removed"
     else:
         yield f"{head}: it has not left this relay; it is kept in the queue."
+        removed = "It is removed"
     if one.expires:
-        yield " It is removed "
+        yield f" {removed} "
         yield SentenceTime(one.expires)
         yield "."
 

@@ -91,4 +91,5 @@ def test_an_advance_makes_no_mail_old(dev) -> None:
     )
     assert removed_us == pytest.approx(22 * DAY_S * 1e6, abs=5e6)
     told = relay.cli("trace", captured).stdout.splitlines()[0]
-    assert told.endswith(f" It is removed {entry['expires'][:10]} {entry['expires'][11:16]} UTC.")
+    when = f"{entry['expires'][:10]} {entry['expires'][11:16]} UTC"
+    assert told.endswith(f" The copy is removed with the message {when}.")

@@ -110,7 +110,7 @@ COPY = [{"at": f"{DAY}20:02:00.000000Z", "outcome": "captured", "reply": "250 2.
             {"attempts": COPY, "expires": "2026-11-29T20:02:00.000000Z"},
             (
                 "Captured: it has not left this machine; a copy is in the Inbox of "
-                "ann@customer.example. It is removed 2026-11-29 20:02 UTC."
+                "ann@customer.example. The copy is removed with the message 2026-11-29 20:02 UTC."
             ),
         ),
         ("captured", {}, "Captured: it has not left this relay; it is kept in the queue."),
