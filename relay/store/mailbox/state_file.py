@@ -288,7 +288,7 @@ class _Opened:
         """Provide the connection, None without a file. Raises StoreUnavailableError."""
         with self.lock:
             try:
-                connection = self._current()
+                connection = self._current(busy_ms)
                 if connection is not None:
                     connection.set_busy_timeout(busy_ms)
                 yield connection
@@ -307,7 +307,7 @@ class _Opened:
                 with suppress(apsw.Error):
                     connection.close()
 
-    def _current(self) -> apsw.Connection | None:
+    def _current(self, busy_ms: int) -> apsw.Connection | None:
         if self._is_writer and not self._path.exists():
             os.close(os.open(self._path, os.O_CREAT | os.O_CLOEXEC | os.O_RDWR, 0o600))
         try:
@@ -317,21 +317,22 @@ class _Opened:
             return None
         if self._connection is None or inode != self.inode:
             self.close()
-            self._connection = _open(self._path, is_writer=self._is_writer)
+            self._connection = _open(self._path, is_writer=self._is_writer, busy_ms=busy_ms)
             self.inode = inode
         return self._connection
 
 
-def _open(path: Path, *, is_writer: bool) -> apsw.Connection | None:
-    """Open the file; a writer sets it up, which locks it once: then both wait. A reader waits for
-    no other writer, and gets None while the file has no schema yet.
+def _open(path: Path, *, is_writer: bool, busy_ms: int) -> apsw.Connection | None:
+    """Open the file; a writer sets it up, which locks it once: then both wait. Otherwise a reader
+    waits for no writer. It gets None while the file has no schema yet.
     """
     connection = apsw.Connection(str(path), flags=apsw.SQLITE_OPEN_READWRITE)
     try:
         connection.set_busy_timeout(_BUSY_MS)
         connection.execute(f"PRAGMA cache_size = -{_CACHE_KIB}")
         is_set_up = _is_set_up(connection)
-        connection.set_busy_timeout(_BUSY_MS if is_writer else 0)
+        if is_set_up or not is_writer:
+            connection.set_busy_timeout(busy_ms if is_writer else 0)
         with suppress(apsw.BusyError):  # a dead process may have left a log with a failed sync
             connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_TRUNCATE)
         if is_writer:
