@@ -193,19 +193,20 @@ async def test_a_result_is_recorded_once_if_the_time_limit_ends_the_connection(
     suspend of the machine: nothing was raised before the commit is sent.
     """
     (claim,) = (await spool.accept(new_message(TO_A))).claims
-    monkeypatch.setattr(writer, "_OPERATION_S", 0.3)
     record, ended = transactions.record, []
 
     def record_at_the_limit(transaction: WriteTransaction, *values: object, **options: object):
         answer = record(transaction, *values, **options)
         if not ended:
+            ended.append(transaction.connection)
             over = asyncio.Event()
             transaction.connection.add_termination_listener(lambda _: over.set())
+            monkeypatch.undo()
             transaction.wait(over.wait())
-            ended.append(transaction.connection)
         return answer
 
     monkeypatch.setattr(transactions, "record", record_at_the_limit)
+    monkeypatch.setattr(writer, "_OPERATION_S", 1.0)
     waits = EntrySchedule(NOW, NOW) if outcome is DOUBT else None
     result = ClaimResult(claim, 5, {1: outcome}, waits, unanswered=((1, 1),) if waits else ())
     assert (await asyncio.wait_for(spool.record(result), SOON_S))[0]
@@ -226,6 +227,8 @@ async def test_a_result_is_recorded_once_if_the_time_limit_ends_a_statement(
         async with other.transaction():
             await other.execute("LOCK TABLE recipient IN SHARE MODE")
             recording = asyncio.create_task(spool.record(ClaimResult(claim, 5, {1: OK})))
+            await until(lambda: spool._writer.fault)
+            monkeypatch.undo()
             await until(lambda: spool._writer.own.session.pid != before)
     finally:
         await other.close()
