@@ -11,6 +11,7 @@ from relay.base.message.lifecycle import RecipientState
 from relay.base.message.nexthop import CAPTURE
 from relay.base.observe.metrics import Metrics
 from relay.store import spool as spools
+from relay.store.journeys.events import Event, Step
 from relay.store.spool.types import (
     DueQuery,
     PriorityLevel,
@@ -197,6 +198,27 @@ async def test_a_hold_with_an_end_replaces_that_of_the_restore(spool, make, cloc
     await spool.queue_admin.execute(command("hold", until_us=until_us))
     assert await listed(spool) == []
     assert await is_due(spool, until_us)
+
+
+async def test_the_events_since_the_backup_are_missing(restart, make, clock) -> None:
+    """A reader that had some of them is told so once, and gets those that follow."""
+
+    async def accept(spool) -> str:
+        events = (Event(Step.POLICY_AND_ROUTING, clock.time_us()),)
+        return (await spool.accept(make(events=events), claim=False)).queue_id
+
+    spool = await restart()
+    await accept(spool)
+    cursor = await spool.last_event()
+    clock.advance(60)
+    spool = await restart()
+    await spool.note_restored()
+    begin = await spool.last_event()
+    queue_id = await accept(spool)
+    found = await spool.events_after(cursor, limit=9)
+    assert cursor < begin == found.removed_to
+    ((number, event),) = found.events
+    assert (event.queue_id, number > begin) == (queue_id, True)
 
 
 async def test_captured_mail_is_left(spool, make, clock) -> None:

@@ -403,7 +403,11 @@ class PostgresSpool(SpoolEngine):
 
     async def note_restored(self) -> None:
         """SpoolEngine.note_restored. This node has joined: the numbers go on from that time."""
-        await self.change(lambda one: note_removed_events(one, self._greatest_event(one)))
+
+        def note(transaction: WriteTransaction) -> None:
+            note_removed_events(transaction, self._greatest_event(transaction))
+
+        await self.change(note)
 
     def _read_final(self, tables: ConnectionTables) -> int:
         """Return the number up to which all events are there, while several nodes commit.
