@@ -178,8 +178,9 @@ def restore(context: CommandContext, directory: Path, *, yes: bool) -> None:
     for one in found:
         if one.verdict is not CheckResult.OK:
             show_finding(one)
-    if left := [f"not restored, mail of the drop directory: {one}" for one in result["left"]]:
-        raise CommandError(ExitCode.DATA, "\n".join(f"relay restore: {one}" for one in left))
+    if result["left"]:
+        text = "relay restore: not restored, mail of the drop directory"
+        raise CommandError(ExitCode.DATA, "\n".join(f"{text}: {path}" for path in result["left"]))
     if any(one.verdict is CheckResult.FAULT for one in found):
         text = "relay restore: everything is restored, and relay check finds these faults"
         raise CommandError(ExitCode.CONFIGURATION, text)

@@ -274,9 +274,9 @@ def _dropped(folder: Path, manifest: Manifest) -> Iterator[Path]:
     """Yield the mail of the drop directory in a backup: it is with the configuration, which is not
     restored where another one is given.
     """
-    for one in manifest.config_files:
-        if Path(one.path).parent.name == ASIDE:
-            yield folder / CONFIG / _normal(one.path).relative_to("/")
+    for file in manifest.config_files:
+        if Path(file.path).parent.name == ASIDE:
+            yield folder / CONFIG / _normal(file.path).relative_to("/")
 
 
 def _normal(path: str) -> Path:
@@ -425,7 +425,7 @@ async def _hold(settings: Settings, manifest: Manifest, *, clock: Clock, who: st
                     report = await engine.queue_admin.execute(command)
                     entries = report.counts[CommandResult.DONE]
         text = "another file of a submission; one is held, or accepted"
-        differing = [DamagedFile(str(one), text) for one in waiting.hold(accepted, recorded)]
+        differing = [DamagedFile(str(path), text) for path in waiting.hold(accepted, recorded)]
         return HeldMail(entries, waiting.count(), differing)
 
 
@@ -439,7 +439,7 @@ def document(restored: Restored) -> dict[str, Any]:
         "files": restored.manifest.files,
         "bytes": restored.manifest.bytes,
         "kept": [str(one) for one in restored.kept],
-        "left": [str(one) for one in restored.left],
+        "left": [str(path) for path in restored.left],
         "damaged": msgspec.to_builtins([*restored.manifest.damaged, *restored.held.differing]),
         "held": {"entries": restored.held.entries, "submissions": restored.held.submissions},
     }

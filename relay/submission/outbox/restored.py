@@ -108,7 +108,7 @@ class RestoredSubmissions:
                     is_ready.add(submission_id)
         directory.mark_copied()
         left = _by_id(directory.scheduled) | _by_id(directory.ready)
-        if names := [left[one] for one in left.keys() - set(accepted)]:
+        if names := [left[submission_id] for submission_id in left.keys() - set(accepted)]:
             raise NotHeldError(f"{directory.ready.parent}: would be sent: {named(names)}")
         return differing
 
@@ -212,7 +212,7 @@ class RestoredSubmissions:
 
 def _names(directory: Path) -> list[str]:
     """Return the file names of the submissions in a directory, in their order."""
-    return sorted(one for one in list_names(directory) if SUBMISSION_FILE_NAME.fullmatch(one))
+    return sorted(name for name in list_names(directory) if SUBMISSION_FILE_NAME.fullmatch(name))
 
 
 def _id_of(name: str) -> str:
@@ -221,7 +221,7 @@ def _id_of(name: str) -> str:
 
 def _by_id(directory: Path) -> dict[str, str]:
     """Return the submissions in a directory: id -> file name."""
-    return {_id_of(one): one for one in _names(directory)}
+    return {_id_of(name): name for name in _names(directory)}
 
 
 def _slices(names: Mapping[str, str]) -> Iterator[dict[str, str]]:
