@@ -408,8 +408,8 @@ class AttemptRecorder:
                 _log.exception("internal error in a report", qid=claim.message.id)
                 plan = self.reporter.reports(kind, claim.message, some, content=UNREADABLE)
             messages += plan.messages
-            entry = {"entry": claim.entry_id} if kind is ReportKind.DELAYED else {}
-            events += (replace(one, detail={**one.detail, **entry}) for one in plan.events)
+            entry = claim.entry_id if kind is ReportKind.DELAYED else 0
+            events += (replace(one, detail=replace(one.detail, entry=entry)) for one in plan.events)
         return tuple(messages), tuple(events)
 
     def _count_and_log(self, claim: Claim, result: AttemptResult) -> None:

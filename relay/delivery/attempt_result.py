@@ -8,7 +8,6 @@ Times ending in `now_us` and `due_us` are queue time; `at_us` is wall time.
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
 
 from msgspec import Struct
 from msgspec.structs import replace
@@ -42,7 +41,8 @@ from relay.base.message.tls_policy import (
 from relay.base.phrases import counted
 from relay.delivery.retry import DeferralCause, RetrySchedule
 from relay.formats.dsn import ReportedRecipient, ReportKind
-from relay.store.journeys.events import Event, Step
+from relay.store.journeys.details import AttemptDetail, AttemptedRecipient
+from relay.store.journeys.events import Event
 from relay.store.spool.types import (
     NEXT_ATTEMPT,
     Claim,
@@ -96,6 +96,9 @@ class Lookup(Struct, frozen=True):
             decided = replace(decided, by=CONFIGURATION, note=note)
         said = (f"{decided.by}: {session.level}", decided.note, session.mismatch)
         return "; ".join(filter(None, said))
+
+
+_NO_LOOKUP = Lookup()
 
 
 class AttemptResult(Struct, frozen=True):
@@ -358,11 +361,16 @@ def expiry_result(claim: Claim, *, time: AttemptTime) -> AttemptResult:
         _recipient_detail(one, RecipientState.EXPIRED, expired[one.id].evidence)
         for one in claim.recipients
     ]
-    detail: dict[str, Any] = {"entry": claim.entry_id, **_next_hop(claim), "expired": len(details)}
-    detail |= {"recipients": details[:_DETAIL_RECIPIENTS_MAX]}
-    if rule:
-        detail |= {"rule": rule, **({"silent": True} if is_silent else {})}
-    event = Event(Step.DELIVERY, time.at_us, detail)
+    detail = AttemptDetail(
+        entry=claim.entry_id,
+        next_hop=str(claim.next_hop),
+        route=claim.next_hop.route,
+        expired=len(details),
+        recipients=details[:_DETAIL_RECIPIENTS_MAX],
+        rule=rule,
+        silent=is_silent,
+    )
+    event = Event(time.at_us, detail)
     commit = replace(_commit(claim, time, {}, event=event), expired=expired)
     return AttemptResult(commit, time, {ReportKind.FAILED: tuple(reported)})
 
@@ -539,84 +547,61 @@ def _attempt_event(
         if (outcome := outcomes.get(recipient.id)) is not None
     ]
     first = next((outcome.evidence for outcome in outcomes.values()), _NO_REPLY)
-    detail: dict[str, Any] = {
-        "entry": claim.entry_id,
-        "attempt": claim.attempts + 1,
-        **_next_hop(claim),
-        "host": first.host,
-        "tls": first.tls,
-        "recipients": details[:_DETAIL_RECIPIENTS_MAX],
-    }
-    if first.address:
-        detail["address"] = first.address
-    if first.cipher:
-        detail["cipher"] = first.cipher
-    if first.hosts:
-        detail["hosts"] = list(first.hosts)
-    if first.encoded:
-        detail["encoded"] = first.encoded
-    if lookup is not None:
-        _add_session(detail, first, lookup, took_s=took_s)
-    if held:
-        detail["held"] = held
-    if retry:
-        detail["retry"] = retry
-    return Event(Step.DELIVERY, at_us, detail)
+    session, looked_up = first.session if lookup else None, lookup or _NO_LOOKUP
+    policy = looked_up.policy(first.host, session) if session else ""
+    detail = AttemptDetail(
+        entry=claim.entry_id,
+        attempt=claim.attempts + 1,
+        next_hop=str(claim.next_hop),
+        route=claim.next_hop.route,
+        host=first.host,
+        tls=first.tls,
+        recipients=details[:_DETAIL_RECIPIENTS_MAX],
+        address=first.address,
+        cipher=first.cipher,
+        hosts=first.hosts,
+        encoded=first.encoded,
+        # what is usual is left out: attempts_in() knows it
+        policy="" if policy == USUAL_POLICY and took_s is not None else policy,
+        verified=session.verified if session and session.verified != "none" else "",
+        durations=_durations(session, looked_up, took_s) if lookup else {},
+        mx=looked_up.mx,
+        mx_more=looked_up.mx_more,
+        held=held,
+        retry=retry,
+    )
+    return Event(at_us, detail)
 
 
-def _add_session(
-    detail: dict[str, Any],
-    first: Evidence,
-    lookup: Lookup,
-    *,
-    took_s: float | None,
-) -> None:
-    """Add what is recorded of a session. What is usual is left out: attempts_in() knows it."""
-    session = first.session
-    if session is not None:
-        policy = lookup.policy(first.host, session)
-        if policy != USUAL_POLICY or took_s is None:
-            detail["policy"] = policy
-        if session.verified != "none":
-            detail["verified"] = session.verified
-    if took_s is not None:
-        total_ms = 1000 * took_s
-        durations = detail["durations"] = {}
-        if session is None or session.connect_ms is not None:  # otherwise it was open already
-            durations["dns"] = lookup.dns_ms
-            total_ms += lookup.dns_ms
-        if session is not None and session.connect_ms is not None:
-            durations["connect"] = session.connect_ms
-            if session.tls_ms:
-                durations["tls"] = session.tls_ms
-        durations["total"] = round(total_ms, 1)
-    if lookup.mx:
-        detail["mx"] = lookup.mx
-    if lookup.mx_more:
-        detail["mx_more"] = lookup.mx_more
-
-
-def _next_hop(claim: Claim) -> dict[str, str]:
-    """Return the next hop of an attempt, and its route if one chose it."""
-    hop = claim.next_hop
-    return {"next_hop": str(hop)} | ({"route": hop.route} if hop.route else {})
+def _durations(
+    session: SessionEvidence | None, lookup: Lookup, took_s: float | None
+) -> dict[str, float]:
+    """Return the fields of Durations that are known."""
+    if took_s is None:
+        return {}
+    total_ms, durations = 1000 * took_s, {}
+    if session is None or session.connect_ms is not None:  # otherwise it was open already
+        durations["dns"] = lookup.dns_ms
+        total_ms += lookup.dns_ms
+    if session is not None and session.connect_ms is not None:
+        durations["connect"] = session.connect_ms
+        if session.tls_ms:
+            durations["tls"] = session.tls_ms
+    return durations | {"total": round(total_ms, 1)}
 
 
 def _recipient_detail(
     recipient: ClaimedRecipient, outcome: str, evidence: Evidence
-) -> dict[str, Any]:
-    detail: dict[str, Any] = {
-        "number": recipient.id,
-        "address": recipient.path.address,
-        "outcome": str(outcome),
-        "status": evidence.status,
-        "reply": evidence.reply[:_REPLY_CHARACTERS_MAX],
-    }
-    if evidence.graph_id:
-        detail["graph_id"] = evidence.graph_id
-    if evidence.provider:
-        detail["provider"] = evidence.provider
-    return detail
+) -> AttemptedRecipient:
+    return AttemptedRecipient(
+        recipient.id,
+        recipient.path.address,
+        str(outcome),
+        evidence.status,
+        evidence.reply[:_REPLY_CHARACTERS_MAX],
+        evidence.graph_id,
+        evidence.provider,
+    )
 
 
 def _reported(

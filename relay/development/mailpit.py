@@ -285,7 +285,7 @@ class MailpitApi:
     async def _mail(self, row: MessageSummary) -> ListedMail:
         journey = await self._means.journeys.journey(row.name, account=None)
         recipients = (await self._ids.addresses([row.name])).get(row.name, ())
-        return ListedMail(row, journey.client["account"] if journey else "", recipients)
+        return ListedMail(row, journey.known_client.account if journey else "", recipients)
 
     async def _octets(self, row: MessageSummary) -> Octets:
         content = await self._means.sources.of_row(row)

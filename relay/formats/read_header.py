@@ -199,7 +199,7 @@ def read_stored_addresses(
 ) -> dict[str, tuple[EmailAddress, ...]]:
     """Return the people in the address fields of a stored message, by the names of the fields.
 
-    Strangers write these fields, and whoever lists messages reads them. Of all of them together the
+    Strangers write these fields, and each list of messages reads them. Of all of them together the
     first STORED_ADDRESSES_OCTETS_MAX octets are read, in the order From, Sender, Reply-To, To, Cc,
     Bcc, whole entries only.
     """

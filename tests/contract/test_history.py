@@ -5,7 +5,7 @@ from msgspec.structs import replace
 
 from relay.base.clock import Ids
 from relay.base.message.envelope import ForwardPath, MessageExtra, Source
-from relay.store.journeys.events import Event, Step
+from relay.store.journeys.events import Step
 from relay.store.journeys.message_list import (
     ALL_MAILBOXES,
     ListedRecipient,
@@ -13,6 +13,7 @@ from relay.store.journeys.message_list import (
     position_of,
 )
 from relay.store.spool.types import ClaimResult, EntrySchedule, NewRecipient
+from tests.support.events import an_event
 from tests.support.operator import LATER, OK
 
 ALICE, BOB = "alice@example.test", "bob@example.test"
@@ -25,7 +26,7 @@ def add(spool, make, clock):
 
     async def add(*addresses: str, **changes) -> str:
         clock.advance(1)
-        event = Event(Step.POLICY_AND_ROUTING, clock.time_us())
+        event = an_event(Step.POLICY_AND_ROUTING, clock.time_us())
         hops = {"mx:a.test": addresses or ["x@a.test"]}
         return (await spool.accept(make(hops, events=(event,), **changes))).queue_id
 
@@ -259,9 +260,9 @@ async def test_a_message_is_found_by_the_graph_id_of_a_copy(spool, make) -> None
     people = [{"number": 1, "address": BOB}, {"number": 2, "address": "carol@example.test"}]
     said = {"outcome": "delivered", "status": "2.1.5", "reply": "250 2.1.5 delivered"}
     copy = "lmbxq3tu5vw7yz2a"
-    detail = {"entry": "1", "recipients": [people[0] | said | {"graph_id": copy}, people[1] | said]}
+    detail = {"entry": 1, "recipients": [people[0] | said | {"graph_id": copy}, people[1] | said]}
     await spool.record(
-        ClaimResult(claim, 5, {1: OK, 2: OK}, events=(Event(Step.DELIVERY, 5, detail),))
+        ClaimResult(claim, 5, {1: OK, 2: OK}, events=(an_event(Step.DELIVERY, 5, detail),))
     )
     journey = await spool.journey(message.facts.id)
     assert [one.graph_id for one in journey.recipients] == [copy, None]

@@ -9,8 +9,9 @@ from msgspec.structs import replace
 from relay.base.clock import rfc3339
 from relay.base.crashpoints import CrashPoint, CrashPoints
 from relay.base.message.outcome import Evidence, Failed
-from relay.store.journeys.events import Event, Step
+from relay.store.journeys.events import Step
 from relay.store.spool.types import ClaimResult, DueQuery, EntryExtra, Selector, SpoolError
+from tests.support.events import an_event
 from tests.support.operator import ALL, HOUR_US, command
 
 A, HELD = Selector(domain="a.test"), Selector(state="held")
@@ -153,7 +154,7 @@ async def test_mail_whose_hold_ends_before_its_commit_is_not_held(spool, make) -
     await hold(spool)
     await hold(spool, "b.test")
     hops = {"mx:a.test": ["x@a.test"], "mx:b.test": ["x@b.test"], "mx:c.test": ["x@c.test"]}
-    event = Event(Step.POLICY_AND_ROUTING, 1, {})
+    event = an_event(Step.POLICY_AND_ROUTING, 1, {})
     message = held_as_it_comes(spool, make(hops, events=(event,)))
     route, rule = EntryExtra(reason="route slow"), EntryExtra(reason="virus", rule="quarantine")
     *others, last = message.entries

@@ -5,15 +5,16 @@ from msgspec.structs import replace
 
 from relay.base.message.envelope import ForwardPath
 from relay.base.message.outcome import DeferralClass, Deferred, Evidence, Failed
-from relay.store.journeys.events import Event, Step
+from relay.store.journeys.events import Step
 from relay.store.journeys.message_list import MessageSearch
 from relay.store.spool.queue_commands import Operation, QueueCommand
 from relay.store.spool.types import ClaimResult, DueQuery, EntrySchedule, NewRecipient, Selector
+from tests.support.events import an_event
 from tests.support.tables import each_row
 
 NUL = "a\0b"
 KEPT = (NUL, "a\ufffdb")  # as it was, or with the replacement character
-EVENTS = (Event(Step.POLICY_AND_ROUTING, 7, {"rule": NUL, NUL: 1}),)
+EVENTS = (an_event(Step.POLICY_AND_ROUTING, 7, {"unsigned": NUL, "counts": {NUL: 1}}),)
 LATER = Deferred(Evidence("4.2.0", f"450 4.2.0 {NUL}", NUL), DeferralClass.RECIPIENT)
 
 

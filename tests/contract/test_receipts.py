@@ -8,9 +8,10 @@ import pytest
 
 from relay.base.message.outcome import Delivered, Evidence
 from relay.base.message.receipt import OwedReceipt, ReceiptRequest
-from relay.store.journeys.events import Event, Step
+from relay.store.journeys.events import Step
 from relay.store.spool.shared.receipts import RECEIPTS_PER_MAILBOX_MAX
 from relay.store.spool.types import ClaimResult, EntrySchedule, Selector, SentReceipt
+from tests.support.events import an_event
 from tests.support.operator import command
 
 BOB = "bob@example.test"
@@ -68,14 +69,14 @@ async def test_recipients_with_one_copy_owe_one_receipt(spool, deliver) -> None:
 async def test_the_notification_ends_it_and_is_in_the_journey(spool, deliver, make) -> None:
     queue_id = await deliver()
     (owed,) = await spool.receipts.owed()
-    sent = SentReceipt(owed.key, Event(Step.REPORT, 7, {"kind": "read", "to": "alice"}))
+    sent = SentReceipt(owed.key, an_event(Step.REPORT, 7, {"kind": "read", "to": "alice"}))
     first = await spool.accept(make(), submission_key=owed.submission_key, receipt=sent)
     again = await spool.accept(make(), submission_key=owed.submission_key, receipt=sent)
     assert (again.queue_id, again.repeated) == (first.queue_id, True)
     assert await spool.receipts.owed() == []
     assert await spool.receipts.request(owed.key) is None
     (reply,) = await spool.receipts.replies()
-    sent = SentReceipt(reply.key, Event(Step.REPORT, 7, {"kind": "reply"}))
+    sent = SentReceipt(reply.key, an_event(Step.REPORT, 7, {"kind": "reply"}))
     await spool.receipts.end([reply.key], sent)
     assert await spool.receipts.replies() == []
     steps = (await spool.journey(queue_id)).steps
@@ -85,7 +86,7 @@ async def test_the_notification_ends_it_and_is_in_the_journey(spool, deliver, ma
 async def test_one_that_is_kept_is_marked_until_it_ends(spool, deliver, make) -> None:
     await deliver()
     (owed,) = await spool.receipts.owed()
-    sent = SentReceipt(owed.key, Event(Step.REPORT, 7, {"kind": "read"}), is_kept=True)
+    sent = SentReceipt(owed.key, an_event(Step.REPORT, 7, {"kind": "read"}), is_kept=True)
     await spool.accept(make(), submission_key=owed.submission_key, receipt=sent)
     assert [one.is_sent for one in await spool.receipts.owed()] == [True]
     await spool.receipts.end([owed.key])
@@ -107,7 +108,7 @@ async def test_it_outlives_the_history_of_its_message(spool, deliver, make, cloc
     while await spool.maintenance.prune(86400.0):
         pass
     (owed,) = await spool.receipts.owed()
-    sent = SentReceipt(owed.key, Event(Step.REPORT, 7, {"kind": "read"}))
+    sent = SentReceipt(owed.key, an_event(Step.REPORT, 7, {"kind": "read"}))
     await spool.accept(make(), submission_key=owed.submission_key, receipt=sent)
     assert await spool.receipts.owed() == []
     assert await spool.journey(owed.key[0]) is None

@@ -11,7 +11,8 @@ from relay.base.message.lifecycle import RecipientState
 from relay.base.message.nexthop import CAPTURE
 from relay.base.observe.metrics import Metrics
 from relay.store import spool as spools
-from relay.store.journeys.events import Event, Step
+from relay.store.journeys.details import RoutedDetail
+from relay.store.journeys.events import Event
 from relay.store.spool.types import (
     DueQuery,
     PriorityLevel,
@@ -204,7 +205,7 @@ async def test_the_events_since_the_backup_are_missing(restart, make, clock) -> 
     """A reader that had some of them is told so once, and gets those that follow."""
 
     async def accept(spool) -> str:
-        events = (Event(Step.POLICY_AND_ROUTING, clock.time_us()),)
+        events = (Event(clock.time_us(), RoutedDetail()),)
         return (await spool.accept(make(events=events), claim=False)).queue_id
 
     spool = await restart()

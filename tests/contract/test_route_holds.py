@@ -6,8 +6,9 @@ from relay.base.clock import rfc3339
 from relay.base.message.lifecycle import RecipientState
 from relay.base.message.nexthop import Destination, NextHop
 from relay.base.message.outcome import DeferralClass, Deferred, Evidence, Failed
-from relay.store.journeys.events import Event, Step
+from relay.store.journeys.events import Step
 from relay.store.spool.types import ClaimResult, DueQuery, EntryExtra, EntrySchedule, Selector
+from tests.support.events import an_event
 from tests.support.journeys import states
 from tests.support.operator import ALL, command, reroute
 
@@ -96,7 +97,7 @@ async def test_each_hold_says_why_and_since_when(spool, make, clock) -> None:
     assert await listed(spool) == [("held", "olga: wait", now)]
     (claim,) = (await spool.claim_due(until_us, 9, DueQuery())).claims  # its hold is over
     assert (claim.state, claim.extra.reason) == (RecipientState.QUEUED, "")
-    event = Event(Step.DELIVERY, 7, {"entry": 1, "held": "its content cannot be read"})
+    event = an_event(Step.DELIVERY, 7, {"entry": 1, "held": "its content cannot be read"})
     waiting = EntrySchedule(retry_us=None, due_us=10**18)
     await spool.record(ClaimResult(claim, 7, {1: UNREADABLE}, waiting, held=True, events=(event,)))
     expected = ("held", "relay: its content cannot be read", rfc3339(7))

@@ -7,7 +7,7 @@ from msgspec.structs import replace
 
 from relay.base.message.envelope import ForwardPath
 from relay.base.message.outcome import DeferralClass, Deferred, Evidence, Failed
-from relay.store.journeys.events import Event, Step
+from relay.store.journeys.events import Step
 from relay.store.spool.types import (
     ClaimResult,
     DueBatch,
@@ -17,6 +17,7 @@ from relay.store.spool.types import (
     Selector,
     SpoolError,
 )
+from tests.support.events import an_event
 from tests.support.operator import OK
 from tests.support.spools import changed_message
 
@@ -87,7 +88,7 @@ async def test_a_fenced_claim_cannot_record(spool, make, clock) -> None:
 async def test_failure_and_report_are_one_transaction(spool, make) -> None:
     claim = (await spool.accept(make())).claims[0]
     report = make({"local": ["alice@example.test"]}, reverse_path="", content=b"report")
-    event = Event(Step.REPORT, 7, {"report_id": report.facts.id})
+    event = an_event(Step.REPORT, 7, {"report_id": report.facts.id})
     held, claims = await spool.record(
         ClaimResult(claim, 5, {1: NO}, reports=(report,), events=(event,))
     )
@@ -137,10 +138,11 @@ async def test_recipients_that_policy_added_stay_out_of_the_journey(spool, make)
     detail = {
         "host": "mx",
         "recipients": [
-            {"number": n, "outcome": "relayed", "status": "2.0.0", "reply": "250"} for n in (1, 2)
+            {"number": n, "address": "", "outcome": "relayed", "status": "2.0.0", "reply": "250"}
+            for n in (1, 2)
         ],
     }
-    event = Event(Step.DELIVERY, 5, detail)
+    event = an_event(Step.DELIVERY, 5, detail)
     await spool.record(ClaimResult(claim, 5, {1: OK, 2: NO}, events=(event,)))
     journey = await spool.journey(message.facts.id)
     assert journey is not None

@@ -6,6 +6,7 @@ from relay.base.message.outcome import DeferralClass, Deferred, Evidence
 from relay.base.pressure import UNKNOWN_DISK
 from relay.store.journeys.events import Event, Step
 from relay.store.spool.types import ClaimResult, EntrySchedule, PriorityLevel
+from tests.support.events import an_event
 from tests.support.operator import deferred
 
 TWO = {"mx:a.test": ["x@a.test", "y@a.test"]}
@@ -60,7 +61,7 @@ def attempt_at(at_us: int, hop: str, reply: str, *, address: str, route: str = "
     recipient = {"number": 1, "address": address, "outcome": "x", "status": "4.0.0", "reply": reply}
     named = {"route": route} if route else {}
     detail = {"entry": 1, "attempt": 1, "next_hop": hop, "host": "mx.h.test"} | named
-    return Event(Step.DELIVERY, at_us, detail | {"recipients": [recipient]})
+    return an_event(Step.DELIVERY, at_us, detail | {"recipients": [recipient]})
 
 
 async def test_each_next_hop_has_its_last_reply(spool, make, clock) -> None:

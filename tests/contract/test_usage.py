@@ -5,7 +5,8 @@ import pytest
 from relay.base.accounts.usage import DAY_US, BeyondLimit, UsageCounter
 from relay.base.message.envelope import MessageExtra
 from relay.base.message.outcome import Evidence, Relayed
-from relay.store.journeys.events import Event, Step
+from relay.store.journeys.details import AttemptDetail, AttemptedRecipient
+from relay.store.journeys.events import Event
 from relay.store.spool.queue_commands import Operation
 from relay.store.spool.types import ClaimResult, EntrySchedule, Selector, SpoolUnavailableError
 from relay.store.spool.usage import UsageLedger
@@ -85,8 +86,9 @@ async def test_what_an_operator_cancels_counts_no_longer_unless_it_may_have_been
         return claim
 
     async def record(claim, outcomes) -> None:
-        shown = [{"number": 2, "outcome": "indeterminate"}] if outcomes.get(2) is DOUBT else []
-        attempt = Event(Step.DELIVERY, 5, {"entry": 1, "recipients": shown})
+        doubt = AttemptedRecipient(2, "b@out.test", "indeterminate", "", "")
+        doubted = [doubt] if outcomes.get(2) is DOUBT else []
+        attempt = Event(5, AttemptDetail(entry=1, recipients=doubted))
         waiting = EntrySchedule(9, 9)
         await spool.record(ClaimResult(claim, 5, outcomes, waiting, events=(attempt,)))
 

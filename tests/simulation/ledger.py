@@ -327,7 +327,7 @@ class Ledger:
         reported as delayed, once.
         """
         claim, waiting = claim_result.claim, claim_result.waiting
-        reported = sum(one.detail.get("kind") == "delayed" for one in claim_result.events)
+        reported = sum(getattr(one.detail, "kind", "") == "delayed" for one in claim_result.events)
         now_us = self._concluded_us(claim_result)
         was_reported = claim.message.id in self._delayed
         if reported:

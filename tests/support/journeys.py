@@ -3,7 +3,7 @@
 from typing import Any
 
 import msgspec
-from msgspec import convert
+from msgspec import convert, to_builtins
 
 from relay.base.message.envelope import Client
 from relay.store.journeys.document import Journey
@@ -16,7 +16,7 @@ _JOURNEY = {
     "sender": "",
     "subject": "",
     "state": "queued",
-    "client": Client().as_json(),
+    "client": to_builtins(Client()),
 }
 _STEP = {"name": "", "at": "", "detail": {}}
 _ATTEMPT = {"at": "", "host": "", "outcome": "", "status": "", "reply": "", "tls": ""}

@@ -11,7 +11,6 @@ from relay.base.message.properties import EmailAddress, MessageProperties
 from relay.base.observe.metrics import Metrics
 from relay.formats.convert import convert
 from relay.formats.draft import DraftOrigin
-from relay.store.journeys.events import Event
 from relay.store.journeys.submission_log import SubmissionFacts, SubmissionLog
 from relay.store.mailbox.types import (
     MailboxFullError,
@@ -24,6 +23,7 @@ from relay.submission.pickup.dispatch import Pickup
 from relay.submission.pickup.processing import SubmissionProcessor
 from relay.submission.pickup.start_limits import StartLimits
 from tests.support.drafts import write_draft
+from tests.support.events import an_event
 from tests.support.manual_clock import ManualClock
 from tests.support.remote_mx import RemoteMx
 
@@ -215,4 +215,4 @@ class PickupFakes:
         facts = SubmissionFacts(
             pending.submission_id, pending.draft_id, pending.account, pending.account
         )
-        self.log.append(facts, Event(step, at_us))
+        self.log.append(facts, an_event(step, at_us))

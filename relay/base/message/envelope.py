@@ -15,7 +15,6 @@ from enum import StrEnum
 from typing import Annotated
 
 from msgspec import Meta, Struct
-from msgspec.structs import asdict
 
 from relay.base.message.address import ascii_address, excerpt
 from relay.base.message.tls_policy import IF_OFFERED, REQUIRETLS, TlsDemand
@@ -118,10 +117,6 @@ class Client(Struct, frozen=True):
     helo: str = ""
     account: str = ""
     tls: str = ""
-
-    def as_json(self) -> dict[str, str]:
-        """Return the `client` of a journey."""
-        return asdict(self)
 
 
 def domain_of(address: str) -> str:

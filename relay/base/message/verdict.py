@@ -7,7 +7,7 @@ The vocabulary is that of Exchange's mail flow rules.
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from enum import StrEnum
-from typing import Any, Self
+from typing import Self
 
 from msgspec import Struct
 from msgspec.structs import replace
@@ -194,7 +194,7 @@ class Finding(Struct, frozen=True):
     value: str
 
 
-class RuleHit(Struct, frozen=True):
+class RuleHit(Struct, frozen=True, omit_defaults=True):
     """A rule that matched. `outcome` is what it did, or would have done in audit mode. `because` is
     what each condition found for the first recipient.
     """
@@ -205,22 +205,13 @@ class RuleHit(Struct, frozen=True):
     recipients: tuple[str, ...]
     because: tuple[Finding, ...] = ()
     error: str = ""  # why the rule was skipped
+    count: int = 0  # of recipients, in an event that does not name all
 
-    def as_json(self) -> dict[str, Any]:
-        """Return the hit for `relay trace`, with `count` if not all recipients are named."""
-        hit: dict[str, Any] = {
-            "rule": self.rule,
-            "mode": self.mode,
-            "outcome": self.outcome,
-            "recipients": list(self.recipients[:_NAMED_MAX]),
-        }
-        if self.because:
-            hit["because"] = [
-                {"condition": each.condition, "value": each.value} for each in self.because
-            ]
-        if self.error:
-            hit["error"] = self.error
-        return hit | ({"count": count} if (count := len(self.recipients)) > _NAMED_MAX else {})
+    def as_recorded(self) -> "RuleHit":
+        """Return the hit for an event, which names some of its recipients."""
+        if (count := len(self.recipients)) <= _NAMED_MAX:
+            return self
+        return replace(self, recipients=self.recipients[:_NAMED_MAX], count=count)
 
 
 class Deferral(Struct, frozen=True):

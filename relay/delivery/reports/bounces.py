@@ -8,7 +8,7 @@ failed step 3 into the Inbox. Reports of successes and delays to one sender are 
 forgets how many there were.
 """
 
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import assert_never
@@ -34,7 +34,8 @@ from relay.delivery.reports.texts import TextSource
 from relay.formats.dsn import FAILURES, ReportedRecipient, ReportKind, short_subject, write_dsn
 from relay.formats.headers import decoded, is_automatic
 from relay.formats.mdn import write_mdn
-from relay.store.journeys.events import Event, Step
+from relay.store.journeys.details import ReportDetail, RoutedDetail
+from relay.store.journeys.events import Event
 from relay.store.spool.types import (
     EntryExtra,
     NewEntry,
@@ -52,7 +53,6 @@ _log = get_logger("reports")
 POSTMASTER = "postmaster"
 _NAMED_MAX = 100  # addresses in an event, which must stay small
 _NEVER = frozenset({Notify.NEVER})
-_NO_TIMES: Mapping[str, str] = {}
 
 
 class ReportDecision(Struct, frozen=True):
@@ -208,6 +208,10 @@ class Reporter:
         elif decision.reported:
             subject = _Subject(kind, message, decision.reported, content)
             report, event = self._report(subject)
+            if kind is ReportKind.DELAYED:
+                shown = self._in_wall_time(message)
+                since, until = rfc3339(shown.received_us), rfc3339(shown.expires_us)
+                event = replace(event, detail=replace(event.detail, since=since, until=until))
             if report is not None:
                 messages += [report, *self._copy(subject)]
             events.append(event)
@@ -221,8 +225,8 @@ class Reporter:
                 events.append(_event(letter, "dead-letter", decision.dead_letters))
         if decision.dropped:
             self.count("dropped")
-            detail = {"kind": "dropped", "recipients": _named(decision.dropped)}
-            events.append(Event(Step.REPORT, self.clock.time_us(), detail))
+            detail = ReportDetail(kind="dropped", recipients=_named(decision.dropped))
+            events.append(Event(self.clock.time_us(), detail))
         return ReportPlan(tuple(messages), tuple(events))
 
     async def inbox_report(
@@ -340,12 +344,8 @@ class Reporter:
         """Return the report, None if it is left out, and its event."""
         kind, message = subject.kind, subject.message
         found = self._route_to(message.envelope.reverse_path)
-        times = {}
-        if kind is ReportKind.DELAYED:
-            shown = self._in_wall_time(message)
-            times = {"since": rfc3339(shown.received_us), "until": rfc3339(shown.expires_us)}
         if kind not in FAILURES and (left_out := self._left_out(subject, found)):
-            return None, self._without_report(subject, left_out, times)
+            return None, self._without_report(subject, left_out)
         if found is None:  # the sender's own address has no next hop
             route, label, account = self._to_postmaster(), "dead-letter", ""
         else:
@@ -354,15 +354,14 @@ class Reporter:
         report = self._message(
             self._written(subject), route, about=message, account=account, trusted=message.trusted
         )
-        return report, _event(report, label, subject.recipients, times=times)
+        return report, _event(report, label, subject.recipients)
 
-    def _without_report(
-        self, subject: _Subject, left_out: LeftOut, times: Mapping[str, str] = _NO_TIMES
-    ) -> Event:
+    def _without_report(self, subject: _Subject, left_out: LeftOut) -> Event:
         """Count a report that is not sent, and return its event."""
         self.metrics.reports_left_out.labels(reason=left_out.name.lower()).inc()
-        detail = {"kind": str(subject.kind), "recipients": _named(subject.recipients), **times}
-        return Event(Step.REPORT, self.clock.time_us(), detail | {"left_out": left_out})
+        kind, recipients = str(subject.kind), _named(subject.recipients)
+        detail = ReportDetail(kind=kind, recipients=recipients, left_out=str(left_out))
+        return Event(self.clock.time_us(), detail)
 
     def _left_out(self, subject: _Subject, route: "_Route | None") -> LeftOut | None:
         """Return why a report of a success or a delay is not sent, None if it is."""
@@ -447,11 +446,14 @@ class Reporter:
             demand = about.envelope.tls if is_copy else IF_OFFERED
         now_us = self.clock.queue_us()
         header, content = made.contents[0].header, made.contents[0].joined()
-        routed = {"rules": [], "next_hops": route.next_hops(), "about": about.id, **made.as_json()}
-        if held := route.held():
-            routed["held"] = held
-        if demand:
-            routed["tls"] = demand
+        routed = RoutedDetail(
+            next_hops=route.next_hops(),
+            about=about.id,
+            dkim=made.signed_with,
+            unsigned=made.unsigned,
+            held=route.held(),
+            tls=demand,
+        )
         facts = MessageFacts(
             id=self.ids.new(),
             envelope=Envelope(
@@ -474,7 +476,7 @@ class Reporter:
             contents=(content,),
             entries=route.entries,
             final_recipients=route.aliases,
-            events=(Event(Step.POLICY_AND_ROUTING, self.clock.time_us(), routed),),
+            events=(Event(self.clock.time_us(), routed),),
         )
 
     def _route_to(self, address: str) -> "_Route | None":
@@ -547,22 +549,15 @@ def _entry(to: Destination, addresses: Sequence[str], *, forwarded_by: str = "")
 _TO_POSTMASTER = _Route((_entry(Destination(LOCAL), (POSTMASTER,)),))
 
 
-def _event(
-    made: NewMessage,
-    kind: str,
-    recipients: Sequence[ReportedRecipient],
-    *,
-    times: Mapping[str, str] = _NO_TIMES,
-) -> Event:
+def _event(made: NewMessage, kind: str, recipients: Sequence[ReportedRecipient]) -> Event:
     """Return the event about `made` for the trace of the message that it reports."""
-    detail = {
-        "report_id": made.facts.id,
-        "to": (made.final_recipients or made.entries[0].recipients)[0].path.address,
-        "kind": kind,
-        "recipients": _named(recipients),
-        **times,
-    }
-    return Event(Step.REPORT, made.events[0].at_us, detail)
+    detail = ReportDetail(
+        report_id=made.facts.id,
+        to=(made.final_recipients or made.entries[0].recipients)[0].path.address,
+        kind=kind,
+        recipients=_named(recipients),
+    )
+    return Event(made.events[0].at_us, detail)
 
 
 def _named(recipients: Sequence[ReportedRecipient]) -> list[str]:

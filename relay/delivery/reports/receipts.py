@@ -36,7 +36,8 @@ from relay.base.observe.logs import RepeatedError, get_logger
 from relay.delivery.reports.bounces import Reporter
 from relay.formats.dsn import ReportedRecipient, ReportKind
 from relay.formats.mdn import reply_request, write_reply
-from relay.store.journeys.events import Event, Step
+from relay.store.journeys.details import ReportDetail
+from relay.store.journeys.events import Event
 from relay.store.mailbox.owed_copies import OwedCopies, Sighting
 from relay.store.mailbox.settings_file import AutomaticReplies, SettingsFiles
 from relay.store.mailbox.types import StoreError, WellKnown
@@ -369,9 +370,13 @@ class AutomaticReplySender:
             if answer.reply.startswith("4"):
                 raise SpoolError(answer.reply)
             if answer.queue_id:
-                detail = {"report_id": answer.queue_id, "to": owed.to, "kind": "reply"}
-                event = Event(Step.REPORT, now_us, detail | {"recipients": [request.recipient]})
-                sent = SentReceipt(owed.key, event)
+                detail = ReportDetail(
+                    report_id=answer.queue_id,
+                    to=owed.to,
+                    kind="reply",
+                    recipients=[request.recipient],
+                )
+                sent = SentReceipt(owed.key, Event(now_us, detail))
             self.settings.crash.reached(CrashPoint.REPLY_ACCEPTED)
         await self.ledger.end([owed.key], sent)
 

@@ -27,7 +27,6 @@ from relay.formats.html_text import preview
 from relay.formats.read_mime import ReadMessage, read_mime, read_parts
 from relay.formats.read_report import returned_message
 from relay.store.journeys.document import Journey
-from relay.store.journeys.events import Step
 from relay.store.journeys.journey import Journeys
 from relay.store.journeys.list_places import ListPlaces
 from relay.store.journeys.message_list import (
@@ -249,12 +248,7 @@ class MessageSources:
 
     async def _returned(self, journey: Journey) -> Content | None:
         """Return the content as a report to the sender returns it in whole."""
-        reports = [
-            name
-            for step in journey.steps
-            if step.step == Step.REPORT and (name := step.detail.get("report_id"))
-        ]
-        for name in reports[:_REPORTS_MAX]:
+        for name in journey.reports[:_REPORTS_MAX]:
             report = await self._transported(name)
             if report is not None:
                 returned = await asyncio.to_thread(returned_message, octets_of(report))

@@ -34,6 +34,7 @@ from relay.base.settings.tree import Webhook
 from relay.base.settings.values import KEY_PREFIX
 from relay.front_door.notifications.https_client import HttpsClient
 from relay.front_door.notifications.sender import Feed, Post, Sender
+from relay.store.journeys.details import AttemptDetail, RoutedDetail, read_detail
 from relay.store.journeys.event_feed import (
     ChangeNotifier,
     EventBatch,
@@ -57,12 +58,6 @@ _STEPS = {
     Step.REPORT: "reported",
 }
 # of recipients that have them at once, by a key of the event, and by an action of a rule
-_STATES_OF_POLICY = {
-    "held": "held",
-    "refused": "failed",
-    "quarantined": "delivered",
-    "aliases": "expanded",
-}
 _STATES_OF_RULES = {"discard": "discarded", "redirect": "redirected"}
 _SAVE_S = 1.0
 # As for event streams: another process may write the log, and reading takes a twentieth of the time
@@ -97,18 +92,21 @@ def event_names(recorded: RecordedEvent) -> set[str]:
 
     Mail by SMTP has no event of step 4: that of step 5 has its time.
     """
-    step, detail = recorded.event.step, recorded.event.detail
-    names = {_STEPS.get(step, ""), str(recorded.state or "")}
-    if step is Step.POLICY_AND_ROUTING:
-        names.update(["accepted"] if not recorded.submission_id else ())
-        names.update(state for key, state in _STATES_OF_POLICY.items() if key in detail)
-        outcomes = [one["outcome"] for one in detail.get("rules", ()) if one["mode"] == "enforce"]
-        words = ",".join(outcomes).split(",")
-        names.update(state for word, state in _STATES_OF_RULES.items() if word in words)
-    elif step is Step.DELIVERY and "operation" not in detail:
-        names.update(one["outcome"] for one in detail.get("recipients", ()))
-        names.update(["deferred"] if "indeterminate" in names else ())
-        names.difference_update(["deferred"] if "held" in detail else ())
+    names = {_STEPS.get(recorded.step, ""), str(recorded.state or "")}
+    match read_detail(recorded.step, recorded.detail):
+        case RoutedDetail() as routed:
+            names.update(["accepted"] if not recorded.submission_id else ())
+            names.update(["held"] if routed.held else ())
+            names.update(["failed"] if routed.refused else ())
+            names.update(["delivered"] if routed.quarantined else ())
+            names.update(["expanded"] if routed.aliases else ())
+            outcomes = [one.outcome for one in routed.rules if one.mode == "enforce"]
+            words = ",".join(outcomes).split(",")
+            names.update(state for word, state in _STATES_OF_RULES.items() if word in words)
+        case AttemptDetail() as tried:
+            names.update(one.outcome for one in tried.recipients)
+            names.update(["deferred"] if "indeterminate" in names else ())
+            names.difference_update(["deferred"] if tried.held else ())
     return names
 
 
@@ -252,7 +250,7 @@ class _RunningWebhook:
         self._report_gap(batch)
         before, dropped = batch.after, 0
         for source, cursor, recorded in batch.events:
-            at_us = recorded.event.at_us
+            at_us = recorded.at_us
             if not self.wants(event_names(recorded), recorded.account):
                 pass
             elif self.failure and self.is_too_old(at_us):

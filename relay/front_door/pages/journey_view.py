@@ -8,7 +8,7 @@ The texts contain what hosts and senders wrote: a template escapes them.
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from enum import StrEnum
-from typing import Any
+from typing import Any, TypeVar
 
 from msgspec import Struct
 from msgspec.structs import replace
@@ -19,9 +19,9 @@ from relay.base.phrases import counted
 from relay.front_door.pages.charts import duration_text
 from relay.front_door.pages.content import one_line
 from relay.front_door.pages.step_evidence import StepEvidence, evidence_of, hop_words
-from relay.store.journeys.document import Journey, JourneyStep, Recipient
+from relay.store.journeys import details
+from relay.store.journeys.document import Journey, JourneyStep, Recipient, details_in
 from relay.store.journeys.events import Step
-from relay.store.journeys.sentences import is_remote
 from relay.store.journeys.wording import REASONS, WAITS_FOR, client_line
 
 _TO = "\N{EN DASH}"  # between the first and the last number
@@ -29,6 +29,7 @@ _EVENTS_MAX = 50  # of one step: the newest
 RECIPIENTS_MAX = 200
 # Step 5 comes before step 4: transport replies when the message is routed and stored.
 _IN_TIME = (1, 2, 3, 5, 4, 6, 7)
+D = TypeVar("D", bound=details.Detail)
 _NAMES = {int(step): step.title for step in Step}
 _OF_ONE_ATTEMPT = ("attempt", "durations", "retry")  # details that differ from time to time
 _BAD = frozenset({"failed", "expired", "cancelled"})
@@ -110,7 +111,7 @@ def journey_view(
     return JourneyView(
         journey=journey,
         subject=one_line(journey.subject),
-        client=client_line(journey.client),
+        client=client_line(journey.known_client),
         steps=tuple(_steps(journey, entries)),
         recipients=tuple(map(_recipient, listed)),
         others=", ".join(f"{number} {state}" for state, number in by_state.items()),
@@ -149,15 +150,16 @@ def _runs(events: Sequence[JourneyStep]) -> Iterator[Sequence[JourneyStep]]:
     until the next operation.
     """
     found: list[list[JourneyStep]] = []
-    last: dict[Any, list[JourneyStep]] = {}  # by entry
+    last: dict[int, list[JourneyStep]] = {}  # by entry
     for one in events:
-        if "attempt" not in one.detail:
+        tried = one.read()
+        if not isinstance(tried, details.AttemptDetail) or not tried.attempt:
             last.clear()
             found.append([one])
             continue
-        run = last.get(one.detail.get("entry"))
+        run = last.get(tried.entry)
         if run is None or _likeness(run[-1]) != _likeness(one):
-            run = last[one.detail.get("entry")] = []
+            run = last[tried.entry] = []
             found.append(run)
         run.append(one)
     for run in found:
@@ -196,8 +198,7 @@ def _state_of_step(
     if events[number]:
         return _with_events(number, journey, events)
     if not journey.submission_id:
-        is_report = "about" in _detail(events, Step.POLICY_AND_ROUTING)
-        reasons = _SKIPPED_BY_A_REPORT if is_report else _SKIPPED_BY_SMTP
+        reasons = _SKIPPED_BY_A_REPORT if journey.is_report else _SKIPPED_BY_SMTP
         return StepState.SKIPPED, reasons.get(number, "Nothing is recorded.")
     place = _IN_TIME.index(number)
     if any(events[later] for later in _IN_TIME[place + 1 : -1]):
@@ -210,7 +211,7 @@ def _state_of_step(
     before = max((one for one in _IN_TIME[:place] if events[one]), default=0)
     if place and not events[_IN_TIME[place - 1]]:
         return StepState.WAITING, "Not reached yet."
-    if number == Step.CONVERTED and "deferred_until" in _detail(events, 2):
+    if number == Step.CONVERTED and _first(details.NotifiedDetail, events).deferred_until:
         return StepState.WAITING, "A scheduled send: it waits for its time."
     return StepState.RUNNING, f"Next: {WAITS_FOR[before]}." if before else "Nothing is recorded."
 
@@ -233,19 +234,18 @@ _SKIPPED_BY_A_REPORT = {
 }
 
 
-def _detail(events: _Events, number: int) -> Mapping[str, Any]:
-    return events[number][0].detail if events[number] else {}
+def _first(kind: type[D], events: _Events) -> D:
+    return next(details_in(events[kind.step], kind), kind())
 
 
 def _with_events(number: int, journey: Journey, events: _Events) -> tuple[StepState, str]:
-    detail = _detail(events, number)
-    if number == Step.NOTIFIED and "cancelled" in detail and not events[3]:
-        return StepState.FAILED, "Cancelled before it was sent; the draft stays."
-    if number == Step.CONVERTED and (reply := detail.get("failed") or detail.get("unknown")):
-        return StepState.FAILED, f"It could not be sent: {reply}"
-    if number == Step.POLICY_AND_ROUTING:
-        count = len(journey.recipients)
-        if detail.get("refused") and not detail.get("next_hops"):
+    match events[number][0].read():
+        case details.NotifiedDetail() as detail if detail.cancelled and not events[3]:
+            return StepState.FAILED, "Cancelled before it was sent; the draft stays."
+        case details.ConvertedDetail() as detail if reply := detail.failed or detail.unknown:
+            return StepState.FAILED, f"It could not be sent: {reply}"
+        case details.RoutedDetail() as detail if detail.refused and not detail.next_hops:
+            count = len(journey.recipients)
             whom = "the recipient" if count == 1 else f"all {count} recipients"
             return StepState.FAILED, f"Refused for {whom}."
     return StepState.DONE, ""
@@ -255,13 +255,13 @@ def _end_before_transport(events: _Events) -> tuple[int, str] | None:
     """Return the step at which a submission ended without transport, and how; None if it did
     not.
     """
-    notified, converted = _detail(events, 2), _detail(events, 3)
-    if "cancelled" in notified and not events[3]:
+    if _first(details.NotifiedDetail, events).cancelled and not events[3]:
         return 2, "Cancelled."
     if not events[7] or events[5] or events[4]:
         return None
-    reply = str(_detail(events, 7).get("reply", ""))
-    return (4, f"Transport refused the message: {reply}") if "size" in converted else (3, reply)
+    reply = _first(details.ReportDetail, events).reply
+    is_made = _first(details.ConvertedDetail, events).size
+    return (4, f"Transport refused the message: {reply}") if is_made else (3, reply)
 
 
 def _delivery(journey: Journey, events: _Events, *, is_claimed: bool) -> tuple[StepState, str]:
@@ -273,9 +273,10 @@ def _delivery(journey: Journey, events: _Events, *, is_claimed: bool) -> tuple[S
         return StepState.RUNNING, text
     if any(states[name] for name in ("queued", "deferred", "held")):
         return StepState.WAITING, text
-    tried = {x["address"] for one in events[6] for x in one.detail.get("recipients", ())}
+    attempts = details_in(events[6], details.AttemptDetail)
+    tried = {one.address for attempt in attempts for one in attempt.recipients}
     if not events[6]:
-        if not _detail(events, 5).get("next_hops") and events[5]:
+        if not _first(details.RoutedDetail, events).next_hops and events[5]:
             if states["delivered"]:  # to the address of a quarantine
                 return StepState.DONE, text
             return StepState.SKIPPED, "No recipient was left to deliver to after step 5."
@@ -287,10 +288,10 @@ def _delivery(journey: Journey, events: _Events, *, is_claimed: bool) -> tuple[S
 
 def _report(journey: Journey, events: _Events) -> tuple[StepState, str]:
     if events[7]:
-        if all(is_remote(one.detail) for one in events[7]):
+        reports = [*details_in(events[7], details.ReportDetail)]
+        if not reports:
             return StepState.DONE, "This relay sent no report. What others claim is not verified."
-        kinds = {one.detail.get("kind") for one in events[7]}
-        if kinds == {"dropped"}:
+        if [one.kind for one in reports] == ["dropped"] * len(events[7]):
             return StepState.FAILED, "A report could not be delivered, and was dropped."
         return StepState.DONE, ""
     states = {one.state for one in journey.recipients}

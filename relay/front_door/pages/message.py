@@ -186,9 +186,8 @@ async def _entries_of(request: PageRequest, journey: Journey) -> Sequence[Mappin
 
 async def _reports_of(request: PageRequest, journey: Journey) -> dict[str, Journey]:
     """Return the journeys of the newest reports on a message, as far as the visitor sees them."""
-    names = [one.detail.get("report_id") for one in journey.steps if one.step == 7]
     found: dict[str, Journey] = {}
-    for name in list(filter(None, names))[-_REPORTS_MAX:]:
+    for name in journey.reports[-_REPORTS_MAX:]:
         report = await _journey(request, name)
         if report is not None:
             found[name] = report

@@ -4,15 +4,22 @@ Pure functions. The details of the events are those of docs/names.md; a detail t
 because an older version of the relay recorded the event, leaves its sentence out.
 """
 
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Iterator
+from itertools import islice
 
-from msgspec import Struct
+from msgspec import UNSET, Struct
 
 from relay.base.phrases import counted, named
-from relay.store.journeys.document import Attempt, Durations, Journey, JourneyStep, attempts_in
-from relay.store.journeys.events import Step
-from relay.store.journeys.sentences import claim_words, is_remote, remote_report
+from relay.store.journeys import details
+from relay.store.journeys.document import (
+    Attempt,
+    Durations,
+    Journey,
+    JourneyStep,
+    attempts_in,
+    details_in,
+)
+from relay.store.journeys.sentences import claim_words, remote_report
 from relay.store.journeys.wording import client_line, describe
 
 _RECIPIENTS_MAX = 20  # of one event
@@ -43,92 +50,92 @@ class StepEvidence(Struct, frozen=True):
 
 def evidence_of(step: JourneyStep, journey: Journey) -> StepEvidence:
     """Return the evidence of an event of a journey's `steps`."""
-    detail = step.detail
-    match Step(step.step):
-        case Step.CREATED:
-            return StepEvidence(f"{_who(journey)} created the draft.", tuple(_created(journey)))
-        case Step.NOTIFIED:
+    match step.read():
+        case details.NotifiedDetail() as detail:
             return _notified(detail)
-        case Step.CONVERTED:
+        case details.ConvertedDetail() as detail:
             return _converted(detail)
-        case Step.ACCEPTED:
+        case details.AcceptedDetail() as detail:
             return _accepted(detail)
-        case Step.POLICY_AND_ROUTING:
-            return _routed(detail, journey)
-        case Step.DELIVERY:
+        case details.RoutedDetail() as detail:
+            return _routed(detail, step, journey)
+        case details.AttemptDetail() as detail:
             return _delivery(detail)
-        case Step.REPORT:
+        case details.CommandDetail() as detail:
+            rest = {name: value for name, value in step.detail.items() if name != "until"}
+            text = f"Queue command: {'; '.join(describe(6, rest))}."
+            return StepEvidence(text, time=detail.until, time_text="until")
+        case details.ReportDetail() as detail:
             return _reported(detail)
+        case details.ClaimDetail() as detail:
+            return _claimed(detail)
+    return StepEvidence(f"{_who(journey)} created the draft.", tuple(_created(journey)))
 
 
 def _who(journey: Journey) -> str:
-    return journey.client["account"] or journey.sender or "A client"
+    return journey.known_client.account or journey.sender or "A client"
 
 
 def _created(journey: Journey) -> Iterator[StepFact]:
-    if client := client_line(journey.client):
+    if client := client_line(journey.known_client):
         yield StepFact("Client", client.removeprefix("from "))
     yield StepFact("Graph id", str(journey.graph_id))
     if journey.message_id:
         yield StepFact("Message-ID", journey.message_id)
-    details = [one.detail for one in journey.steps if one.step == Step.CONVERTED]
-    converted = details[0] if details else {}
-    if converted.get("draft") != "MIME":
+    if not any(one.draft == "MIME" for one in details_in(journey.steps, details.ConvertedDetail)):
         yield StepFact("Content", "the properties (Graph JSON)", view="properties")
 
 
-def _notified(detail: Mapping[str, Any]) -> StepEvidence:
-    until = str(detail.get("deferred_until", ""))
-    if "cancelled" in detail:
-        reason = f": {detail['reason']}" if detail.get("reason") else ""
+def _notified(detail: details.NotifiedDetail) -> StepEvidence:
+    if detail.cancelled:
+        reason = f": {detail.reason}" if detail.reason else ""
         return StepEvidence(f"The scheduled send was cancelled{reason}.")
-    if sent_now := detail.get("sent_now"):
-        who = detail.get("who", "an operator")
+    if detail.sent_now:
+        who = detail.who or "an operator"
         return StepEvidence(
-            f"A scheduled send: {who} had it sent now.", time=sent_now, time_text="at"
+            f"A scheduled send: {who} had it sent now.", time=detail.sent_now, time_text="at"
         )
-    if until:
+    if detail.deferred_until:
         return StepEvidence(
             "Submitted, to be sent at the time that the sender chose.",
-            time=until,
+            time=detail.deferred_until,
             time_text="sent",
         )
-    waits = (StepFact("Waited after", detail["waits"]),) if "waits" in detail else ()
+    waits = (StepFact("Waited after", detail.waits),) if detail.waits else ()
     return StepEvidence("The sender submitted the draft, and pickup was notified.", waits)
 
 
-def _converted(detail: Mapping[str, Any]) -> StepEvidence:
-    if reply := detail.get("failed") or detail.get("unknown"):
+def _converted(detail: details.ConvertedDetail) -> StepEvidence:
+    if reply := detail.failed or detail.unknown:
         return StepEvidence("The conversion or its submission failed.", (StepFact("Reply", reply),))
-    if "draft" not in detail:
+    if not detail.draft:
         return StepEvidence("Converted to MIME.")
-    recipients = counted(detail["recipients"], "recipient")
-    kind = "MIME" if detail["draft"] == "MIME" else "properties (Graph JSON)"
+    recipients = counted(detail.recipients, "recipient")
+    kind = "MIME" if detail.draft == "MIME" else "properties (Graph JSON)"
     text = (
-        f"The draft was {kind} in a file of {detail['draft_size']} bytes; the message is MIME of "
-        f"{detail['size']} bytes, for {recipients}."
+        f"The draft was {kind} in a file of {detail.draft_size} bytes; the message is MIME of "
+        f"{detail.size} bytes, for {recipients}."
     )
-    facts = [StepFact("Change", one) for one in detail.get("changes", ())]
+    facts = [StepFact("Change", one) for one in detail.changes]
     if not facts:
         facts = [StepFact("Change", "none: the MIME is sent as it is")]
-    facts += [StepFact("Repair", one) for one in detail.get("defects", ())]
+    facts += [StepFact("Repair", one) for one in detail.defects]
     return StepEvidence(text, (*facts, StepFact("Content", "the MIME", view="source")))
 
 
 _FOLDERS = {"sentitems": "Sent Items", "drafts": "Drafts"}
 
 
-def _accepted(detail: Mapping[str, Any]) -> StepEvidence:
-    folder = detail.get("folder")
-    if "folder" not in detail:
+def _accepted(detail: details.AcceptedDetail) -> StepEvidence:
+    if detail.folder is UNSET:
         kept = "the client got this reply when step 5 was stored"
-    elif folder:
-        kept = f"the draft became the copy in {_FOLDERS.get(folder, folder)}"
+    elif detail.folder:
+        kept = f"the draft became the copy in {_FOLDERS.get(detail.folder, detail.folder)}"
     else:
         kept = "the sender asked for no copy, and the draft was removed"
-    facts = [StepFact("Reply", f"250 2.0.0 Ok: queued as {detail.get('queue_id', '?')}")]
-    if gone := detail.get("folder_gone"):
-        facts.append(StepFact("Folder", f"{gone} did not exist any more"))
+    facts = [StepFact("Reply", f"250 2.0.0 Ok: queued as {detail.queue_id or '?'}")]
+    if detail.folder_gone:
+        facts.append(StepFact("Folder", f"{detail.folder_gone} did not exist any more"))
     return StepEvidence(f"Transport took over the message; {kept}.", tuple(facts))
 
 
@@ -148,84 +155,77 @@ def hop_words(next_hop: str) -> str:
     return next_hop
 
 
-def _routed(detail: Mapping[str, Any], journey: Journey) -> StepEvidence:
+def _routed(detail: details.RoutedDetail, step: JourneyStep, journey: Journey) -> StepEvidence:
     facts = []
-    if about := detail.get("about"):
+    if about := detail.about:
         facts.append(StepFact("Report about", about, message=about))
-    elif not journey.submission_id and (client := client_line(journey.client)):
+    elif not journey.submission_id and (client := client_line(journey.known_client)):
         facts.append(StepFact("Client", client.removeprefix("from ")))
-    mails = (one["queue_id"] for one in detail.get("mails", ()))
-    facts += [StepFact("Sent too", one, message=one) for one in mails]
-    if (used := detail.get("set")) is not None:
-        facts.append(StepFact("Rules in force", f"{used['hash']}, loaded", time=used["loaded"]))
-    matched = [one for one in detail.get("rules", ()) if "error" not in one]
-    hits = f"{counted(len(matched), 'rule')} matched" if matched else "No rule matched"
+    facts += [StepFact("Sent too", mail.queue_id, message=mail.queue_id) for mail in detail.mails]
+    if used := detail.used:
+        facts.append(StepFact("Rules in force", f"{used.hash}, loaded", time=used.loaded))
+    matched = sum(not hit.error for hit in detail.rules)
+    hits = f"{counted(matched, 'rule')} matched" if matched else "No rule matched"
     text = f"{hits}; the message is stored in the queue."
     if about:
         text = "The report was routed; rules do not apply to reports."
-    return StepEvidence(text, tuple(facts), tuple(describe(5, detail)))
+    return StepEvidence(text, tuple(facts), tuple(describe(5, step.detail)))
 
 
 # -- steps 6 and 7
 
 
-def _delivery(detail: Mapping[str, Any]) -> StepEvidence:
-    if "recipients" not in detail:
-        until, rest = str(detail.get("until", "")), {**detail}
-        rest.pop("until", None)
-        text = f"Queue command: {'; '.join(describe(6, rest))}."
-        return StepEvidence(text, time=until, time_text="until")
+def _delivery(detail: details.AttemptDetail) -> StepEvidence:
     facts: list[StepFact] = []
-    if "expired" in detail:
+    if detail.expired:
         text = "The time to deliver was over."
     else:
-        text = f"Attempt {detail.get('attempt', '?')}, to {hop_words(detail['next_hop'])}."
+        text = f"Attempt {detail.attempt or '?'}, to {hop_words(detail.next_hop)}."
         facts += _host(detail)
-    people = detail["recipients"]
+    people = detail.recipients
     facts += [
-        StepFact(one["address"], _outcome_text(one), state=one["outcome"])
+        StepFact(one.address, _outcome_text(one), state=one.outcome)
         for one in people[:_RECIPIENTS_MAX]
     ]
     if len(people) > _RECIPIENTS_MAX:
         facts.append(StepFact("Recipients", f"{len(people) - _RECIPIENTS_MAX} more"))
-    if held := detail.get("held"):
-        facts.append(StepFact("Held", held, state="held"))
-    retry = detail.get("retry", "")
+    if detail.held:
+        facts.append(StepFact("Held", detail.held, state="held"))
+    retry = detail.retry
     return StepEvidence(text, tuple(facts), time=retry, time_text="next attempt" if retry else "")
 
 
-def _outcome_text(recipient: Mapping[str, Any]) -> str:
-    text = str(recipient["reply"] or recipient["outcome"])
-    copy = recipient.get("graph_id")
+def _outcome_text(recipient: details.AttemptedRecipient) -> str:
+    text, copy = recipient.reply or recipient.outcome, recipient.graph_id
     return f"{text}; its Graph id is {copy}" if copy else text
 
 
-def _host(detail: Mapping[str, Any]) -> Iterator[StepFact]:
-    if node := detail.get("node"):
-        yield StepFact("Node", node)
-    if mx := detail.get("mx"):
-        more = f" and {detail['mx_more']} more" if detail.get("mx_more") else ""
-        yield StepFact("MX", "; ".join(mx) + more)
-    for one in detail.get("hosts", ()):
+def _host(detail: details.AttemptDetail) -> Iterator[StepFact]:
+    if detail.node:
+        yield StepFact("Node", detail.node)
+    if detail.mx:
+        more = f" and {detail.mx_more} more" if detail.mx_more else ""
+        yield StepFact("MX", "; ".join(detail.mx) + more)
+    for one in detail.hosts:
         yield StepFact("Tried", one)
-    host, address = detail.get("host", ""), detail.get("address", "")
+    host, address = detail.host or "", detail.address
     if not host and not address:
         return
     yield StepFact("Host", f"{host} [{address}]" if host and address else host or address)
-    first = next((one for _, one in attempts_in(detail, "")), None)
-    if first is not None:
-        yield StepFact("TLS", tls_words(first, detail.get("cipher", "")))
-    if first is not None and first.encoded:
-        yield StepFact("Content", f"encoded anew: {first.encoded}")
-    if first is not None and first.durations is not None:
-        yield StepFact("Took", _durations(first.durations))
+    for _, attempt in islice(attempts_in(detail, ""), 1):  # they were made together
+        yield StepFact("TLS", tls_words(attempt, detail.cipher))
+        if attempt.encoded:
+            yield StepFact("Content", f"encoded anew: {attempt.encoded}")
+        if attempt.durations is not None:
+            yield StepFact("Took", _durations(attempt.durations))
 
 
 def tls_words(one: Attempt, cipher: str = "") -> str:
     """Return the TLS of an attempt, and which policy it was under, such as "TLSv1.3, name verified,
     MTA-STS enforce".
     """
-    done = [one.tls, cipher, _VERIFIED[one.verified]] if one.tls else ["no TLS"]
+    verified = _VERIFIED.get(one.verified, one.verified)
+    done = [one.tls, cipher, verified] if one.tls else ["no TLS"]
     policy = one.policy
     for recorded, words in _POLICIES.items():
         policy = policy.replace(recorded, words)
@@ -270,29 +270,28 @@ _KINDS = {
 }
 
 
-def _reported(detail: Mapping[str, Any]) -> StepEvidence:
-    kind = str(detail.get("kind", ""))
-    names = named(detail.get("recipients", ()), most=_RECIPIENTS_MAX)
-    if is_remote(detail):
-        return _claimed(detail, names)
-    if left_out := detail.get("left_out"):
-        return StepEvidence(f"No report ({kind}) about {names}: {left_out}.")
+def _reported(detail: details.ReportDetail) -> StepEvidence:
+    names, kind = named(detail.recipients, most=_RECIPIENTS_MAX), detail.kind
+    if detail.left_out:
+        return StepEvidence(f"No report ({kind}) about {names}: {detail.left_out}.")
     if kind == "dropped":
         return StepEvidence(f"The report to {names} was dropped: it could not be delivered.")
     facts = [StepFact("About", names)] if names else []
-    if reply := detail.get("reply"):
-        facts.append(StepFact("It says", reply))
-    if report_id := detail.get("report_id"):
+    if detail.reply:
+        facts.append(StepFact("It says", detail.reply))
+    if report_id := detail.report_id:
         facts.append(StepFact("Report", report_id, message=report_id))
-    text = f"{_KINDS.get(kind, 'A report')} went to {detail.get('to', '?')}."
-    return StepEvidence(text, tuple(facts), time=str(detail.get("until", "")), time_text="gives up")
+    text = f"{_KINDS.get(kind, 'A report')} went to {detail.to or '?'}."
+    return StepEvidence(text, tuple(facts), time=detail.until, time_text="gives up")
 
 
-def _claimed(detail: Mapping[str, Any], names: str) -> StepEvidence:
-    received = detail["received"]
+def _claimed(detail: details.ClaimDetail) -> StepEvidence:
+    names, received = named(detail.recipients, most=_RECIPIENTS_MAX), detail.received
     facts = [StepFact("About", names), StepFact("Report", received, message=received)]
-    if host := detail["host"]:
-        facts.append(StepFact("Host", host))
-    if more := detail.get("more"):
-        facts.append(StepFact("More", f"{counted(more, 'further report')} on this recipient"))
+    if detail.host:
+        facts.append(StepFact("Host", detail.host))
+    if detail.more:
+        facts.append(
+            StepFact("More", f"{counted(detail.more, 'further report')} on this recipient")
+        )
     return StepEvidence(f"{claim_words(remote_report(detail))}.", tuple(facts))

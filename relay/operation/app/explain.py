@@ -52,6 +52,7 @@ from relay.operation.app.configuration import RoutePlace, read_table, route_plac
 from relay.operation.app.foundation import Foundation
 from relay.operation.app.tenant_sets import book_of, load_strictly
 from relay.operation.app.transport import Transport, resolver_of, retry_schedule, site_options
+from relay.store.journeys.details import MilterSaid
 from relay.store.mailbox.types import Room
 from relay.transport.ingress.acceptance import POLICY_TIMEOUT_S
 from relay.transport.ingress.arrival import NO_POLICY, TOO_MANY_PARTS
@@ -59,7 +60,7 @@ from relay.transport.ingress.data import Submitter
 from relay.transport.ingress.forwarding import Forwarder, expand_recipients
 from relay.transport.ingress.message_limits import RateLimits
 from relay.transport.ingress.session_owner import RecipientChecks
-from relay.transport.milter.filtered_message import FilterVerdict, MilterSaid, NewBodies
+from relay.transport.milter.filtered_message import FilterVerdict, NewBodies
 from relay.transport.milter.filters import FilterClient, FilterSession, MilterSet
 from relay.transport.policy.archives import UnexaminedArchiveError
 from relay.transport.policy.explanation import RulesExplained, explain

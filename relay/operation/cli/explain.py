@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+from msgspec import convert
 
 from relay.base.clock import SystemClock
 from relay.base.message.nexthop import BY_RULE
@@ -18,6 +19,7 @@ from relay.operation.cli.errors import CommandError, ExitCode
 from relay.operation.cli.options import CommandContext, InputPath, common_options, read_input
 from relay.operation.cli.output import condition_text, rule_text
 from relay.operation.commands.operator_client import OperatorClient
+from relay.store.journeys.details import MilterSaid
 from relay.store.journeys.wording import milter_words
 
 _QUEUED = ("local", "remote", "captured", "held")
@@ -95,7 +97,8 @@ def explanation_lines(document: Mapping[str, Any], why_files: str = "") -> list[
     if why_files:
         lines.append(_line("relay", f"{why_files}; this is from the configuration"))
     lines.append(_line("from", document["from"] or "<>, as a report; --from names another"))
-    lines += [_line("said", milter_words(each)) for each in document.get("milters", ())]
+    milters = convert(document.get("milters", ()), list[MilterSaid])
+    lines += [_line("said", milter_words(one)) for one in milters]
     if writers := document.get("writers"):
         lines.append(_line("writers", f"{writers['alias']}: {', '.join(writers['from'])}"))
     lines += [_line("alias", each) for each in document["aliases"]]

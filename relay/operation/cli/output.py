@@ -63,7 +63,7 @@ def journey_lines(found: Journey, answer: Sequence[str] = ()) -> list[str]:
     headline = f'{found.key}  "{found.subject}"  {found.sender or "<>"} -> {recipients}'
     days = {step.at[:10] for step in found.steps}
     lines = [*answer, f"{headline}  {_state(found)}"]
-    if client := client_line(found.client):
+    if client := client_line(found.known_client):
         lines.append(f"   {client}")
     for step in found.steps:
         lines += step_lines(step, with_date=len(days) > 1)

@@ -39,8 +39,8 @@ from relay.operation.cli.options import (
 )
 from relay.operation.cli.output import journey_lines, printable
 from relay.operation.commands.operator_client import LIST_MAX, OperatorClient
+from relay.store.journeys.details import ClaimDetail
 from relay.store.journeys.document import Journey, Recipient
-from relay.store.journeys.sentences import is_remote
 from relay.store.journeys.wording import REASONS, WAITS_FOR
 from relay.transport.refusals.refusal import Refusal, line_of
 
@@ -246,7 +246,7 @@ def diagnosis(
     """Return the last step of a message, what it waits for, and why recipients are in no state that
     is `ok`; `entries` are its queue entries.
     """
-    steps = [step for step in found.steps if not is_remote(step.detail)]
+    steps = [step for step in found.steps if not isinstance(step.read(), ClaimDetail)]
     last = max(steps, key=lambda step: step.step, default=None)
     lines = []
     if last is not None:

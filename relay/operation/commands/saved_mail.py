@@ -29,7 +29,8 @@ from relay.base.settings.validation import is_trusted
 from relay.formats.address_list import address_entries
 from relay.formats.headers import read_relay_id, without_delivery_fields
 from relay.operation.commands.operator_client import OperatorClient
-from relay.store.journeys.document import Journey
+from relay.store.journeys.details import RoutedDetail
+from relay.store.journeys.document import Journey, details_in
 from relay.store.mailbox.maildir import open_message
 from relay.transport.ingress.data import HEADER_BYTES_MAX
 from relay.transport.ingress.header_cleanup import without_dropped
@@ -150,20 +151,19 @@ class SavedMailReader:
 
 def envelope_of(journey: Journey) -> SavedEnvelope:
     """Return the envelope of a message as the rules got it."""
-    changed = [step.detail["sender"]["from"] for step in journey.steps if "sender" in step.detail]
-    replaced = {each for step in journey.steps for each in step.detail.get("aliases", ())}
+    routed = next(details_in(journey.steps, RoutedDetail), RoutedDetail())
     recipients = [
         one.address
         for one in journey.recipients
         if one.state != RecipientState.EXPANDED
-        and not (one.state == RecipientState.REDIRECTED and one.address in replaced)
+        and not (one.state == RecipientState.REDIRECTED and one.address in routed.aliases)
     ]
     return SavedEnvelope(
-        changed[0] if changed else journey.sender,
+        routed.sender.given if routed.sender else journey.sender,
         tuple(dict.fromkeys(recipients)),
         source=Source.GRAPH if journey.submission_id else Source.SMTP,
-        client=journey.client.get("address", ""),
-        login=journey.client.get("account", ""),
+        client=journey.known_client.address,
+        login=journey.known_client.account,
     )
 
 

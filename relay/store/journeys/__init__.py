@@ -4,6 +4,7 @@ The submission log keeps the events of steps 1 to 4, the spool those of steps 5 
 joins both by submission id and orders them by step. The rooms write events; the API and the
 command line read journeys.
 
+- `details`: what is recorded of an event, of each kind; what can be read of a stored one
 - `events`: an event, the seven steps, and a line of the submission log
 - `submission_log`: the log of steps 1 to 4: written, searched, and pruned by days
 - `log_reader`: reads the submission log forward from a position

@@ -4,13 +4,14 @@ The fields are those of docs/names.md, in their order. A field that is UNSET is 
 JSON. Times are RFC 3339, as in the JSON.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, TypeVar
 
 import msgspec
-from msgspec import UNSET, UnsetType
+from msgspec import UNSET, UnsetType, convert
 from msgspec.structs import replace
 
+from relay.base.message.envelope import Client
 from relay.base.message.lifecycle import (
     AT_REST,
     BEFORE_QUEUE,
@@ -19,6 +20,9 @@ from relay.base.message.lifecycle import (
     by_importance,
 )
 from relay.base.message.tls_policy import USUAL_POLICY
+from relay.store.journeys import details
+
+D = TypeVar("D", bound=details.Detail)
 
 
 class JourneyStep(msgspec.Struct, frozen=True):
@@ -27,7 +31,18 @@ class JourneyStep(msgspec.Struct, frozen=True):
     step: int
     name: str
     at: str
-    detail: dict[str, Any]
+    detail: dict[str, Any]  # as it is stored
+
+    def read(self) -> details.Detail:
+        """Return what this Relay knows of the detail."""
+        return details.read_detail(self.step, self.detail)
+
+
+def details_in(steps: Iterable[JourneyStep], kind: type[D]) -> Iterator[D]:
+    """Yield the details of one kind, in the order of the steps."""
+    for one in steps:
+        if one.step == kind.step and isinstance(detail := one.read(), kind):
+            yield detail
 
 
 class Durations(msgspec.Struct, frozen=True):
@@ -69,32 +84,30 @@ class Attempt(msgspec.Struct, frozen=True):
     provider: str = ""  # the [[reply]] entry that decided the outcome
 
 
-def attempts_in(detail: Mapping[str, Any], at: str) -> Iterator[tuple[int, Attempt]]:
-    """Yield the attempts of an event of step 6, each with the number of its recipient."""
-    host, tls = detail.get("host", ""), detail.get("tls", "")
-    found, policy = detail.get("durations"), detail.get("policy", "")
-    if host and found is not None:
-        policy = policy or USUAL_POLICY
-    verified, durations = detail.get("verified", "none"), Durations(**found) if found else None
-    mx, mx_more = tuple(map(_mx_record, detail.get("mx", ()))), detail.get("mx_more", 0)
-    for one in detail.get("recipients", ()):
+def attempts_in(detail: details.AttemptDetail, at: str) -> Iterator[tuple[int, Attempt]]:
+    """Yield the attempts of an event, each with the number of its recipient."""
+    host, durations = detail.host or "", None
+    if detail.durations:
+        durations = convert(detail.durations, Durations)
+    mx = tuple(map(_mx_record, detail.mx))
+    for one in detail.recipients:
         yield (
-            one["number"],
+            one.number,
             Attempt(
                 at,
                 host,
-                one["outcome"],
-                one["status"],
-                one["reply"],
-                tls,
-                verified,
-                policy,
+                one.outcome,
+                one.status,
+                one.reply,
+                detail.tls or "",
+                detail.verified or "none",
+                detail.policy or (USUAL_POLICY if host and durations else ""),
                 durations,
                 mx,
-                mx_more,
-                detail.get("encoded", ""),
-                detail.get("node", UNSET),
-                one.get("provider", ""),
+                detail.mx_more,
+                detail.encoded,
+                detail.node or UNSET,
+                one.provider,
             ),
         )
 
@@ -103,23 +116,7 @@ def _mx_record(text: str) -> MxRecord:
     """Parse "PREFERENCE HOST", or "PREFERENCE HOST: why it was skipped"."""
     preference, _, rest = text.partition(" ")
     host, _, skipped = rest.partition(": ")
-    return MxRecord(int(preference), host, skipped)
-
-
-class ReportSource(msgspec.Struct, frozen=True):
-    """Who sent a report from outside: the IP address of the client that brought it, and the name
-    that the reporting host gives itself. Either may be "".
-    """
-
-    client: str
-    reporting_mta: str
-
-    @property
-    def name(self) -> str:
-        """The host, with the address from which the report came."""
-        if self.reporting_mta and self.client:
-            return f"{self.reporting_mta} [{self.client}]"
-        return self.reporting_mta or self.client or "a host"
+    return MxRecord(int(preference) if preference.isdecimal() else 0, host, skipped)
 
 
 class SenderReport(msgspec.Struct, frozen=True):
@@ -134,7 +131,7 @@ class SenderReport(msgspec.Struct, frozen=True):
     host: str
     at: str
     by: str = "relay"
-    source: ReportSource | None = None
+    source: details.ReportSource | None = None
 
 
 class Recipient(msgspec.Struct, frozen=True):
@@ -176,7 +173,7 @@ class Journey(msgspec.Struct, frozen=True):
     sender: str
     subject: str
     state: str
-    client: dict[str, str]
+    client: dict[str, Any]  # as it is stored
     steps: tuple[JourneyStep, ...]
     recipients: tuple[Recipient, ...]
     checks: dict[str, Any] | None = None  # what a milter found of the sender: checks_of()
@@ -191,7 +188,18 @@ class Journey(msgspec.Struct, frozen=True):
     @property
     def is_report(self) -> bool:
         """Whether Relay has written it, about another message or for a rule."""
-        return any("about" in step.detail for step in self.steps)
+        return any(one.about for one in details_in(self.steps, details.RoutedDetail))
+
+    @property
+    def known_client(self) -> Client:
+        """What this Relay knows of the client."""
+        return details.read_known(Client, self.client)
+
+    @property
+    def reports(self) -> Sequence[str]:
+        """The ids of the reports to the sender."""
+        reports = details_in(self.steps, details.ReportDetail)
+        return [one.report_id for one in reports if one.report_id]
 
     @property
     def shown_recipients(self) -> Sequence[Recipient]:

@@ -42,21 +42,20 @@ class EventData(Struct, frozen=True):
     step: int  # 1 to 7
     name: str  # of the step
     at: str  # when it ended
-    detail: Mapping[str, Any]  # that of Event
+    detail: Mapping[str, Any]  # as it is stored
     state: RecipientState | SubmissionState | None  # see RecordedEvent
 
 
 def event_data(cursor: str, recorded: RecordedEvent) -> EventData:
     """Return what programs get of an event."""
-    event = recorded.event
     return EventData(
         cursor,
         recorded.queue_id,
         recorded.submission_id,
-        int(event.step),
-        event.step.title,
-        rfc3339(event.at_us),
-        event.detail,
+        int(recorded.step),
+        recorded.step.title,
+        rfc3339(recorded.at_us),
+        recorded.detail,
         recorded.state,
     )
 
@@ -167,7 +166,7 @@ def _merged(after: EventCursor, spool: SpoolEvents, logs: Mapping[str, LogEvents
 
 def _time_us(entry: _Entry) -> int:
     _, recorded = entry
-    return recorded.event.at_us if recorded is not None else 0
+    return recorded.at_us if recorded is not None else 0
 
 
 def pause_after(cost_s: float) -> float:

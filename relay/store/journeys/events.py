@@ -14,6 +14,7 @@ from msgspec import Meta, Struct
 
 from relay.base.clock import rfc3339
 from relay.base.message.lifecycle import RecipientState, SubmissionState
+from relay.store.journeys.details import Detail
 from relay.store.journeys.document import JourneyStep
 
 # `unsigned` of step 5 in a relay that signs nothing; commands and pages do not show it
@@ -38,31 +39,31 @@ class Step(IntEnum):
 
 
 class Event(Struct, frozen=True):
-    """One event of one message; `detail` is small and can be encoded as JSON."""
+    """One event of one message; its detail, which says of which step, is small."""
 
-    step: Step
     at_us: int
-    detail: Mapping[str, Any] = {}
+    detail: Detail
 
-    def as_step(self) -> JourneyStep:
-        """Return the event as the journey has it."""
-        at = rfc3339(self.at_us)
-        return JourneyStep(int(self.step), self.step.title, at, dict(self.detail))
+
+def journey_step(step: int, at_us: int, detail: dict[str, Any]) -> JourneyStep:
+    """Return an event as the journey has it."""
+    return JourneyStep(step, Step(step).title, rfc3339(at_us), detail)
 
 
 class RecordedEvent(Struct, frozen=True):
-    """An event of a message of `account`; one of the two ids may be unknown.
+    """An event of a message, as its store has it. One of the two ids may be unknown."""
 
-    `state` is that of the message before step 4, then that of the recipients that the event is
-    about, None if it does not say. `of_sender` is the event without copies that rules and milters
-    added, which the account does not see: None if nothing is left, () where there are none.
-    """
-
-    queue_id: str | None
-    submission_id: str | None
-    account: str
-    event: Event
+    queue_id: str | None  # of the message
+    submission_id: str | None  # the same
+    account: str  # whose message it is
+    step: Step  # of which it is
+    at_us: int  # when the step ended, wall time
+    detail: dict[str, Any]  # as it is stored, without the client
+    # of the message before step 4, then of the recipients that the event is about; None if it does
+    # not say
     state: RecipientState | SubmissionState | None
+    # the event without copies that rules and milters added, which the account does not see: None
+    # if nothing is left, () where there are none
     of_sender: "RecordedEvent | tuple[()] | None" = ()
 
 

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Container, Iterator, Mapping, Sequence
 from typing import Any
 
-from msgspec import Struct
+from msgspec import Struct, to_builtins
 from msgspec.structs import replace
 
 from relay.base.clock import Clock, id_time_us, rfc3339, wall_offset_us
@@ -341,9 +341,9 @@ class Journeys:
         for _ in range(PAGES_MAX):
             batch = await self._feed.read_new(after, is_settled=is_settled)
             for source, cursor, recorded in batch.events:
-                if not source or recorded.event.step is Step.NOTIFIED:
+                if not source or recorded.step is Step.NOTIFIED:
                     name = recorded.submission_id or recorded.queue_id or ""
-                    found.setdefault(name, (recorded.event.at_us, cursor))
+                    found.setdefault(name, (recorded.at_us, cursor))
             after = batch.cursor
             if batch.is_complete:
                 break
@@ -459,8 +459,9 @@ def join(store: SubmissionRecord | None, transport: Journey | None) -> Journey |
     return replace(
         transport,
         graph_id=(store.facts.graph_id if store else "") or _draft_of(transport.submission_id),
-        client=_client_of(steps),
-        checks=next((one.detail.pop("checks") for one in steps if "checks" in one.detail), None),
+        # step 2 has it for HTTP, step 5 for SMTP
+        client=_moved(steps, "client") or to_builtins(Client()),
+        checks=_moved(steps, "checks"),
         steps=tuple(steps),
         recipients=with_reports(_with_reasons(transport.recipients, steps), steps),
     )
@@ -479,7 +480,7 @@ def _accepted_by_smtp(transport: Journey) -> Iterator[JourneyStep]:
 
 def _before_transport(store: SubmissionRecord) -> Journey:
     """Return the transport's part of a submission that the spool does not know."""
-    found, facts = state_before_queue({one.step: one.detail for one in store.steps}), store.facts
+    found, facts = state_before_queue([one.read() for one in store.steps]), store.facts
     return Journey(
         id=None,
         graph_id=None,
@@ -511,10 +512,10 @@ def _with_reasons(
     )
 
 
-def _client_of(steps: Sequence[JourneyStep]) -> dict[str, str]:
-    """Remove the client from the details: step 2 has it for HTTP, step 5 for SMTP."""
-    found = [step.detail.pop("client") for step in steps if "client" in step.detail]
-    return found[0] if found else Client().as_json()
+def _moved(steps: Sequence[JourneyStep], name: str) -> dict[str, Any] | None:
+    """Remove an object from the details; return the first one, None without any."""
+    found = [one.detail.pop(name) for one in steps if isinstance(one.detail.get(name), dict)]
+    return found[0] if found else None
 
 
 def _name_of(found: FoundMessage | OpenSubmission) -> str:

@@ -16,7 +16,8 @@ from msgspec import Struct
 
 from relay.base.clock import id_time_us
 from relay.base.message.lifecycle import RecipientState, SubmissionState
-from relay.store.journeys.events import Event, LogPosition, RecordedEvent, Step, parse_line
+from relay.store.journeys.details import read_detail
+from relay.store.journeys.events import LogPosition, RecordedEvent, Step, parse_line
 from relay.store.journeys.open_submissions import state_before_queue
 
 _NAME = re.compile(r"(\d{4}-\d\d-\d\d)-([a-z]{1,20})", re.ASCII)
@@ -171,13 +172,15 @@ def _event_of(line: bytes) -> RecordedEvent | None:
         found.queue_id or None,
         found.submission_id,
         found.account or found.owner,
-        Event(step, at_us, detail),
+        step,
+        at_us,
+        detail,
         _state_after(step, detail),
     )
 
 
-def _state_after(step: Step, detail: Mapping[str, Any]) -> RecipientState | SubmissionState | None:
+def _state_after(step: Step, detail: dict[str, Any]) -> RecipientState | SubmissionState | None:
     """Return the state of the message. Step 4 says nothing: it is recorded after step 5."""
     if step is Step.ACCEPTED or "withdrawn" in detail:
         return None
-    return state_before_queue({step: detail}).state
+    return state_before_queue([read_detail(step, detail)]).state

@@ -9,7 +9,7 @@ submissions nothing is remembered: the spool has them.
 
 import os
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from msgspec import Struct
 
 from relay.base.files import LINE_BYTES_MAX, lines_backwards
 from relay.base.message.lifecycle import RecipientState, SubmissionState
+from relay.store.journeys import details
 from relay.store.journeys.events import Step, parse_line
 from relay.store.journeys.message_list import OpenSubmission
 
@@ -151,18 +152,20 @@ class StateBeforeQueue(Struct, frozen=True):
         return RecipientState.QUEUED if is_waiting else RecipientState(self.state)
 
 
-def state_before_queue(details: Mapping[int, Mapping[str, Any]]) -> StateBeforeQueue:
-    """Return the state, by the details of steps 1 to 4."""
-    if (report := details.get(Step.REPORT)) is not None:
-        state = RecipientState.EXPIRED if report.get("kind") == "unknown" else RecipientState.FAILED
-        return StateBeforeQueue(state, str(report.get("reply", "")))
-    notified = details.get(Step.NOTIFIED, {})
-    if Step.CONVERTED not in details:
-        if "cancelled" in notified:
-            reply = f"cancelled: {notified.get('reason', '')}"
-            return StateBeforeQueue(RecipientState.CANCELLED, reply)
-        if (until := notified.get("deferred_until")) and "sent_now" not in notified:
-            return StateBeforeQueue(SubmissionState.SCHEDULED, send_at=str(until))
+def state_before_queue(recorded: Sequence[details.Detail]) -> StateBeforeQueue:
+    """Return the state, by what is recorded of steps 1 to 4, and of a report, in their order."""
+    for detail in reversed(recorded):
+        match detail:
+            case details.ReportDetail():
+                is_unknown = detail.kind == "unknown"
+                state = RecipientState.EXPIRED if is_unknown else RecipientState.FAILED
+                return StateBeforeQueue(state, detail.reply)
+            case details.ConvertedDetail():
+                break
+            case details.NotifiedDetail() if detail.cancelled:
+                return StateBeforeQueue(RecipientState.CANCELLED, f"cancelled: {detail.reason}")
+            case details.NotifiedDetail(sent_now="") if detail.deferred_until:
+                return StateBeforeQueue(SubmissionState.SCHEDULED, send_at=detail.deferred_until)
     return StateBeforeQueue(SubmissionState.CONVERTING)
 
 
@@ -180,7 +183,7 @@ def _submission(name: str, lines: Sequence[bytes]) -> OpenSubmission | None:
     if Step.NOTIFIED not in steps:
         return None
     steps[Step.NOTIFIED] |= remarks
-    found = state_before_queue(steps)
+    found = state_before_queue([details.read_detail(step, steps[step]) for step in sorted(steps)])
     return OpenSubmission(
         name,
         created.account,

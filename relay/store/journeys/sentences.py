@@ -8,20 +8,20 @@ wording.py: the caller makes them safe for a terminal or a page.
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
 
 from msgspec import Struct, structs
 
 from relay.base.clock import rfc3339, time_us_of
 from relay.base.message.lifecycle import RecipientState, by_importance
 from relay.base.phrases import counted, moment, time_left
+from relay.store.journeys.details import ClaimDetail, NotifiedDetail, ReportDetail, RoutedDetail
 from relay.store.journeys.document import (
     Attempt,
     Journey,
     JourneyStep,
     Recipient,
-    ReportSource,
     SenderReport,
+    details_in,
 )
 from relay.store.journeys.events import Step
 
@@ -30,6 +30,7 @@ _NAMED_MAX = 2
 _REPORTED_MAX = 100  # addresses in an event of step 7
 _REPORTS_MAX = 3
 _OF_NO_FAILURE = ("delayed", "held", "delivered", "relayed", "expanded")  # kinds of reports
+_OF_NO_RECIPIENT = ("dead-letter", "postmaster", "reply")  # the same
 _CLAUSE_CHARACTERS_MAX = 160
 _SMTP_REPLY = re.compile(r"[2-5][0-9][0-9](?: [245]\.[0-9]{1,3}\.[0-9]{1,3})?(?= |$)", re.ASCII)
 _EXPIRED = "expired"  # the outcome of no attempt
@@ -80,17 +81,14 @@ def _deciding_rules(steps: Sequence[JourneyStep]) -> dict[tuple[str, str], str]:
     quarantined.
     """
     found: dict[tuple[str, str], str] = {}
-    for step in steps:
-        for text, names in step.detail.get("quarantined", {}).items():
+    for routed in details_in(steps, RoutedDetail):
+        for text, names in routed.quarantined.items():
             found |= {(address, "delivered"): text for address in names}
-        for hit in step.detail.get("rules", ()) if step.step == Step.POLICY_AND_ROUTING else ():
-            if hit.get("mode", "enforce") != "enforce":
-                continue
-            done = str(hit["outcome"]).split(",")
+        for hit in routed.rules:
+            done = hit.outcome.split(",") if hit.mode == "enforce" else ()
             for state, action in _BY_RULES.items():
                 if action in done:
-                    names = hit.get("recipients", ())
-                    found |= {(address, state): hit["rule"] for address in names}
+                    found |= {(address, state): hit.rule for address in hit.recipients}
     return found
 
 
@@ -169,9 +167,7 @@ def needed_reports(journey: Journey) -> Sequence[str]:
     """Return the ids of the reports whose journeys answer() needs."""
     if not any(one.state in ("failed", "expired") for one in journey.recipients):
         return ()
-    steps = (step.detail for step in journey.steps if step.step == Step.REPORT)
-    found = [detail["report_id"] for detail in steps if detail.get("report_id")]
-    return found[-_REPORTS_MAX:]
+    return journey.reports[-_REPORTS_MAX:]
 
 
 def _likeness(one: Recipient) -> str:
@@ -251,8 +247,7 @@ class _Writer(Struct, frozen=True):
 
     def _waits(self) -> str:
         """Return the reply after which pickup waits, "" for none."""
-        notified = (one.detail for one in self.journey.steps if one.step == Step.NOTIFIED)
-        return str(next(notified, {}).get("waits", ""))
+        return next((one.waits for one in details_in(self.journey.steps, NotifiedDetail)), "")
 
     @staticmethod
     def _at(text: str, one: Recipient) -> Iterator[Part]:
@@ -295,23 +290,19 @@ class _Writer(Struct, frozen=True):
 
     def _report(self, one: Recipient) -> str:
         """Return where the report on a recipient is."""
-        for step in reversed(self.journey.steps):
-            if step.step != Step.REPORT or "to" not in step.detail:
+        for detail in reversed([*details_in(self.journey.steps, ReportDetail)]):
+            about = detail.recipients
+            if not detail.to or detail.kind in _OF_NO_FAILURE:
                 continue
-            if step.detail.get("kind") in _OF_NO_FAILURE:
-                continue
-            about = step.detail.get("recipients")
-            if about is None or one.address in about or len(about) == _REPORTED_MAX:
-                return self._whereabouts(step)
+            if not about or one.address in about or len(about) == _REPORTED_MAX:
+                return self._whereabouts(detail)
         return "No report was sent."
 
-    def _whereabouts(self, step: JourneyStep) -> str:
-        detail = step.detail
-        what = "dead letter" if detail.get("kind") == "dead-letter" else "report"
-        to, report_id = detail["to"], detail.get("report_id")
-        report = self.reports.get(report_id) if report_id else None
+    def _whereabouts(self, detail: ReportDetail) -> str:
+        what = "dead letter" if detail.kind == "dead-letter" else "report"
+        to, report = detail.to, self.reports.get(detail.report_id)
         # pickup writes its report into the mailbox itself
-        if report_id is None or (report and report.state in ("delivered", "captured")):
+        if not detail.report_id or (report and report.state in ("delivered", "captured")):
             place = "STATE/dead-letter" if to == "postmaster" else f"the Inbox of {to}"
             return f"The {what} is in {place}."
         if report is None:
@@ -381,11 +372,6 @@ _CLAIMS = {
 }
 
 
-def is_remote(detail: Mapping[str, Any]) -> bool:
-    """Return whether an event of step 7 is what a report from outside claims."""
-    return detail.get("by") == "remote"
-
-
 def with_reports(
     recipients: Sequence[Recipient], steps: Sequence[JourneyStep]
 ) -> tuple[Recipient, ...]:
@@ -394,42 +380,32 @@ def with_reports(
     A report from outside only claims: it is shown where Relay has sent none. The report on a failed
     conversion is about all recipients. An event names a limited number.
     """
-    last: dict[str, JourneyStep] = {}
-    claimed: dict[str, JourneyStep] = {}
+    last: dict[str, tuple[str, str]] = {}  # the kind of a report, and its time
+    shown: dict[str, SenderReport] = {}
     for step in steps:
-        detail = step.detail
         if step.step != Step.REPORT:
             continue
-        if is_remote(detail):
-            claimed |= dict.fromkeys(detail["recipients"], step)
-        elif "to" in detail and detail["kind"] not in ("dead-letter", "postmaster", "reply"):
-            named = detail.get("recipients") or [one.address for one in recipients]
-            last |= dict.fromkeys(named, step)
-    shown = {one: remote_report(step.detail, step.at) for one, step in claimed.items()}
-    shown |= {
-        one.address: _report_on(one, last[one.address]) for one in recipients if one.address in last
-    }
+        match step.read():
+            case ClaimDetail() as claim:
+                shown |= dict.fromkeys(claim.recipients, remote_report(claim, step.at))
+            case ReportDetail() as detail if detail.to and detail.kind not in _OF_NO_RECIPIENT:
+                named = detail.recipients or [one.address for one in recipients]
+                last |= dict.fromkeys(named, (detail.kind, step.at))
+    for one in recipients:
+        if one.address in last:
+            kind, at = last[one.address]
+            host = one.attempts[-1].host if one.attempts else ""
+            shown[one.address] = SenderReport(kind, one.status, one.reply, host, at)
     return tuple(
         structs.replace(one, reported=shown[one.address]) if one.address in shown else one
         for one in recipients
     )
 
 
-def _report_on(one: Recipient, step: JourneyStep) -> SenderReport:
-    host = one.attempts[-1].host if one.attempts else ""
-    return SenderReport(step.detail["kind"], one.status, one.reply, host, step.at)
-
-
-def remote_report(detail: Mapping[str, Any], at: str = "") -> SenderReport:
-    """Return what an event of which is_remote() is true says of its recipient."""
+def remote_report(claim: ClaimDetail, at: str = "") -> SenderReport:
+    """Return what a report from outside says of its recipient."""
     return SenderReport(
-        detail["kind"],
-        detail["status"],
-        detail["reply"],
-        detail["host"],
-        at,
-        by="remote",
-        source=ReportSource(**detail["source"]),
+        claim.kind, claim.status, claim.reply, claim.host, at, by="remote", source=claim.source
     )
 
 

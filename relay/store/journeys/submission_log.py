@@ -9,20 +9,22 @@ import asyncio
 import errno
 import os
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import msgspec
-from msgspec import Struct
+from msgspec import Struct, to_builtins
 from msgspec.structs import asdict, replace
 
 from relay.base.clock import Clock, id_time_us, now_at_least_us, time_us_of
 from relay.base.files import lines_backwards
 from relay.base.message.address import own_mailbox
-from relay.store.journeys.document import JourneyStep
-from relay.store.journeys.events import Event, LogLine, Step, parse_line
+from relay.base.message.envelope import Client
+from relay.store.journeys.details import NotifiedDetail, read_known
+from relay.store.journeys.document import JourneyStep, details_in
+from relay.store.journeys.events import Event, LogLine, Step, journey_step, parse_line
 from relay.store.journeys.message_list import (
     SCAN_MAX,
     SUBJECT_CHARACTERS_MAX,
@@ -34,7 +36,6 @@ from relay.store.journeys.open_submissions import OpenSubmissions
 
 _DAY_US = 86_400_000_000
 _RECIPIENTS_MAX = 1000  # in a line
-NOT_ANSWERED = "not_answered"  # in a remark: the client does not know whether it will be sent
 
 
 class SubmissionFacts(Struct, frozen=True):
@@ -90,11 +91,11 @@ class SubmissionLog:
         for event in events:
             line: dict[str, Any] = {
                 "submission_id": facts.submission_id,
-                "step": int(event.step),
+                "step": event.detail.step,
                 "at_us": event.at_us,
-                "detail": {**event.detail, **self._node},
+                "detail": {**to_builtins(event.detail), **self._node},
             }
-            if event.step is Step.CREATED:  # the other steps are joined to this line
+            if event.detail.step == Step.CREATED:  # the other steps are joined to this line
                 line |= _names(facts)
             else:
                 line["owner"] = facts.account
@@ -108,10 +109,10 @@ class SubmissionLog:
         line = self._remark_of(facts.submission_id) | {"withdrawn": True}
         self._write(line | _names(facts))
 
-    def remark(self, submission_id: str, detail: Mapping[str, Any], *, account: str) -> None:
+    def remark(self, submission_id: str, detail: NotifiedDetail, *, account: str) -> None:
         """Add `detail` to step 2 of a submission: what happened to it before step 3."""
         line = self._remark_of(submission_id)
-        self._write(line | {"detail": dict(detail), "owner": account})
+        self._write(line | {"detail": detail, "owner": account})
 
     def _remark_of(self, submission_id: str) -> dict[str, Any]:
         return {"submission_id": submission_id, "step": 0, "at_us": self._clock.time_us()}
@@ -188,16 +189,16 @@ class SubmissionLog:
             path.unlink(missing_ok=True)
         return len(old)
 
-    def client_of(self, submission_id: str) -> dict[str, str] | None:
+    def client_of(self, submission_id: str) -> Client | None:
         """Return the client that step 2 of a submission names; blocks."""
         found = self._submission(submission_id)
-        steps = [one for one in found.steps if one.step == Step.NOTIFIED] if found else []
-        return steps[0].detail.get("client") if steps else None
+        notified = details_in(found.steps if found else (), NotifiedDetail)
+        return next((one.client for one in notified), None)
 
     def _submission(self, submission_id: str) -> SubmissionRecord | None:
         earliest = self._created_us(submission_id)
         facts = SubmissionFacts(submission_id, graph_id="", account="", sender="")
-        steps: dict[int, Event] = {}
+        steps: dict[int, LogLine] = {}
         remark: dict[str, Any] = {}
         wanted = submission_id.lower().encode()
         for path in self._files():
@@ -215,7 +216,7 @@ class SubmissionLog:
                     continue
                 if one.step == Step.REPORT and one.step in steps:
                     continue  # the last report counts; of other steps, the first line
-                steps[one.step] = Event(Step(one.step), one.at_us, one.detail)
+                steps[one.step] = one
                 if one.step == Step.CREATED:
                     facts = SubmissionFacts(*(getattr(one, name) for name in _FACTS))
                     break  # its other steps are later in the file and were read before
@@ -223,7 +224,8 @@ class SubmissionLog:
             return None
         if remark and (notified := steps.get(Step.NOTIFIED)):
             steps[Step.NOTIFIED] = replace(notified, detail={**notified.detail, **remark})
-        return SubmissionRecord(facts, [steps[step].as_step() for step in sorted(steps)])
+        lines = [steps[step] for step in sorted(steps)]
+        return SubmissionRecord(facts, [journey_step(x.step, x.at_us, x.detail) for x in lines])
 
     def _created_us(self, identifier: str) -> int | None:
         """Return when an id was created, None if unknown; no earlier line concerns it.
@@ -274,8 +276,8 @@ class SubmissionLog:
                 begin = day
                 one = parse_line(line)
                 if one and one.step == Step.NOTIFIED and wanted.is_in_time(one.at_us):
-                    address = one.detail.get("client", {}).get("address", "")
-                    if matches_pattern(wanted.client, address):
+                    client = read_known(NotifiedDetail, one.detail).client or Client()
+                    if matches_pattern(wanted.client, client.address):
                         found.add(one.submission_id)
         return frozenset(found), 0
 

@@ -7,9 +7,11 @@ have the characters of the message in them: the caller makes them safe for a ter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from relay.base.message.envelope import Client
 from relay.base.phrases import counted, moment, named
+from relay.store.journeys import details
 from relay.store.journeys.events import NO_SIGNING_KEYS
-from relay.store.journeys.sentences import claim_words, is_remote, remote_report
+from relay.store.journeys.sentences import claim_words, remote_report
 
 _NAMES_MAX = 5  # on one line
 _DETAIL_CHARACTERS_MAX = 300
@@ -49,28 +51,23 @@ _DONE = {
 }
 
 
-def client_line(client: Mapping[str, str]) -> str:
+def client_line(client: Client) -> str:
     """Return the client that submitted a message, "" if unknown."""
-    parts = [client["address"] or ("a Unix socket" if any(client.values()) else "")]
-    parts += [f"EHLO {client['helo']}"] if client["helo"] else []
-    parts += [f"login {client['account']}"] if client["account"] else []
-    parts += [client["tls"]] if client["tls"] else []
+    parts = [client.address or ("a Unix socket" if client != Client() else "")]
+    parts += [f"EHLO {client.helo}"] if client.helo else []
+    parts += [f"login {client.account}"] if client.account else []
+    parts += [client.tls] if client.tls else []
     return f"from {', '.join(parts)}" if any(parts) else ""
 
 
-def findings(hit: Mapping[str, Any]) -> list[str]:
-    """Return what each condition of a rule found."""
-    return [f'{each["condition"]} "{each["value"]}"' for each in hit.get("because", ())]
-
-
-def signature_words(detail: Mapping[str, Any]) -> str:
-    """Return with which keys a message was signed (step 5), or why with none; "" where no key is
+def signature_words(detail: details.RoutedDetail) -> str:
+    """Return with which keys a message was signed, or why with none; "" where no key is
     configured.
     """
     selectors: dict[str, list[str]] = {}
-    for one in detail.get("dkim", ()):
-        selectors.setdefault(one["domain"], []).append(one["selector"])
-    reason = detail.get("unsigned", "")
+    for one in detail.dkim:
+        selectors.setdefault(one.domain, []).append(one.selector)
+    reason = detail.unsigned
     if not selectors:
         return "" if reason in ("", NO_SIGNING_KEYS) else f"not signed: {reason}"
     signers = [f"{domain} ({', '.join(names)})" for domain, names in selectors.items()]
@@ -78,87 +75,92 @@ def signature_words(detail: Mapping[str, Any]) -> str:
     return f"signed for {', '.join(signers)}{but}"
 
 
-def milter_words(one: Mapping[str, Any]) -> str:
+def milter_words(one: details.MilterSaid) -> str:
     """Return what a milter did with a message (step 5)."""
-    changes = (each.partition(" ") for each in one["changes"])
+    changes = (change.partition(" ") for change in one.changes)
     done = [f"{verb.removesuffix('e')}ed {what}".rstrip() for verb, _, what in changes]
-    done = _few(done) or [_ANSWERS.get(one["answer"], "refused it")]
-    reason = f": {one['reason']}" if one["reason"] else ""
-    return f"milter {one['name']} {', '.join(done)}{reason}"
+    done = _few(done) or [_ANSWERS.get(one.answer, "refused it")]
+    reason = f": {one.reason}" if one.reason else ""
+    return f"milter {one.name} {', '.join(done)}{reason}"
 
 
-def describe(step: int, detail: Mapping[str, Any]) -> Iterator[str]:
+def describe(step: int, stored: Mapping[str, Any]) -> Iterator[str]:
     """Yield the details of an event, but for its node, one short line each."""
-    if step == 5:
-        if detail.get("bare_lf"):
-            yield "lines ended in LF alone, which many servers refuse: Relay made it CRLF"
-        yield from map(milter_words, detail.get("milters", ()))
-        for hit in detail.get("rules", []):
-            because = f" ({', '.join(found)})" if (found := findings(hit)) else ""
-            outcome = f"skipped: {hit['error']}" if "error" in hit else hit["outcome"]
-            audit = " (audit mode: recorded only)" if hit.get("mode") == "audit" else ""
-            yield f'rule "{hit["rule"]}": {outcome}{audit}{because}'
-        if sender := detail.get("sender"):
-            yield f"sender {sender['from']} replaced by {sender['to']}"
-        if demand := detail.get("tls"):
-            yield f"TLS demanded by the message: {demand}"
-        if signed := signature_words(detail):
-            yield signed
-        counts = detail.get("counts", {})  # an event names at most a few recipients
-        if aliases := detail.get("aliases"):
-            yield f"aliases: {named(aliases, counts.get('aliases'))}"
-        for hop, recipients in detail.get("next_hops", {}).items():
-            routes = detail.get("routes", {}).get(hop)
-            by = f" (route {', '.join(routes)})" if routes else ""
-            yield f"{hop}{by}: {named(recipients, counts.get(hop))}"
-        for alias, sender in detail.get("senders", {}).items():
-            yield f"sender of what {alias} forwards: {sender}"
-        for reason, addresses in detail.get("held", {}).items():
-            yield f"held by {reason}: {named(addresses)}"
-        for text, addresses in detail.get("quarantined", {}).items():
-            yield f"quarantined by {text}: {named(addresses)}"
-        for one in detail.get("mails", ()):
-            kind = "journal report" if one["kind"] == "journal" else "notice"
-            yield f"{kind} {one['queue_id']} to {one['to']}: {named(one['rules'])}"
-        refused = [f"refused: {x['address']} {x['reply']}" for x in detail.get("refused", [])]
-        yield from _few(refused, counts.get("refused"))
-    elif step == 6 and "recipients" in detail:
-        host = f" by {detail['host']}" if detail.get("host") else ""
-        outcomes = ((x["address"], x["outcome"], x["reply"]) for x in detail["recipients"])
-        yield from _few([f"{who} {outcome}{host}: {reply}" for who, outcome, reply in outcomes])
-        if held := detail.get("held"):
-            yield f"held: {held}"
-    elif "operation" in detail:
-        yield _operation(detail)
-    elif is_remote(detail):
-        yield claim_words(remote_report(detail), named(detail["recipients"]))
-        if more := detail.get("more"):
-            yield f"{counted(more, 'further report')} on {named(detail['recipients'])}"
-    elif step == 4 and detail.get("folder", "") is None:
-        yield f"not kept, queue_id {detail['queue_id']}"
-    elif step == 3 and "draft" in detail:
-        changes = [*detail.get("changes", ()), *detail.get("defects", ())]
-        size = f"size {detail['size']}, recipients {detail['recipients']}"
-        yield "; ".join([size, *_few(changes)])
-    elif detail:
-        said = (f"{name} {_short(value)}" for name, value in detail.items() if name != "node")
-        yield ", ".join(said)
+    match details.read_detail(step, stored):
+        case details.RoutedDetail() as routed:
+            yield from _routed(routed)
+        case details.AttemptDetail(recipients=[_, *_]) as tried:
+            host = f" by {tried.host}" if tried.host else ""
+            outcomes = [f"{x.address} {x.outcome}{host}: {x.reply}" for x in tried.recipients]
+            yield from _few(outcomes)
+            if tried.held:
+                yield f"held: {tried.held}"
+        case details.CommandDetail() as command:
+            yield _operation(command)
+        case details.ClaimDetail() as claim:
+            yield claim_words(remote_report(claim), named(claim.recipients))
+            if claim.more:
+                yield f"{counted(claim.more, 'further report')} on {named(claim.recipients)}"
+        case details.AcceptedDetail(folder=None) as accepted:
+            yield f"not kept, queue_id {accepted.queue_id}"
+        case details.ConvertedDetail() as made if made.draft:
+            size = f"size {made.size}, recipients {made.recipients}"
+            yield "; ".join([size, *_few([*made.changes, *made.defects])])
+        case _ if stored:
+            said = (f"{name} {_short(value)}" for name, value in stored.items() if name != "node")
+            yield ", ".join(said)
 
 
-def _operation(detail: Mapping[str, Any]) -> str:
+def _routed(detail: details.RoutedDetail) -> Iterator[str]:
+    if detail.bare_lf:
+        yield "lines ended in LF alone, which many servers refuse: Relay made it CRLF"
+    yield from map(milter_words, detail.milters)
+    for hit in detail.rules:
+        found = ", ".join(f'{one.condition} "{one.value}"' for one in hit.because)
+        because = f" ({found})" if found else ""
+        outcome = f"skipped: {hit.error}" if hit.error else hit.outcome
+        audit = " (audit mode: recorded only)" if hit.mode == "audit" else ""
+        yield f'rule "{hit.rule}": {outcome}{audit}{because}'
+    if sender := detail.sender:
+        yield f"sender {sender.given} replaced by {sender.to}"
+    if detail.tls:
+        yield f"TLS demanded by the message: {detail.tls}"
+    if signed := signature_words(detail):
+        yield signed
+    counts = detail.counts  # an event names at most a few recipients
+    if detail.aliases:
+        yield f"aliases: {named(detail.aliases, counts.get('aliases'))}"
+    for hop, recipients in detail.next_hops.items():
+        routes = detail.routes.get(hop)
+        by = f" (route {', '.join(routes)})" if routes else ""
+        yield f"{hop}{by}: {named(recipients, counts.get(hop))}"
+    for alias, address in detail.senders.items():
+        yield f"sender of what {alias} forwards: {address}"
+    for reason, addresses in detail.held.items():
+        yield f"held by {reason}: {named(addresses)}"
+    for text, addresses in detail.quarantined.items():
+        yield f"quarantined by {text}: {named(addresses)}"
+    for one in detail.mails:
+        kind = "journal report" if one.kind == "journal" else "notice"
+        yield f"{kind} {one.queue_id} to {one.to}: {named(one.rules)}"
+    refused = [f"refused: {x.address} {x.reply}" for x in detail.refused]
+    yield from _few(refused, counts.get("refused"))
+
+
+def _operation(detail: details.CommandDetail) -> str:
     """Return an operator's command, and the reason given."""
-    numbers = [str(number) for number in detail.get("entries", ())]
-    result = [f"{detail['operation']} by {detail.get('who', '?')}"]
-    if copies := detail.get("copies"):
-        result.append(f"a copy for {', '.join(copies)}")
-    if "until" in detail:
-        result.append(f"until {moment(str(detail['until']), '')}")
-    if "to" in detail:
-        result.append(f"to {named(detail['to'])}")
-    if holds := detail.get("holds"):
-        result.append(f"held by {named(list(dict.fromkeys(holds.values())))}")
-    if detail.get("why"):
-        result.append(f"because: {detail['why']}")
+    numbers = [str(number) for number in detail.entries]
+    result = [f"{detail.operation} by {detail.who or '?'}"]
+    if detail.copies:
+        result.append(f"a copy for {', '.join(detail.copies)}")
+    if detail.until:
+        result.append(f"until {moment(detail.until, '')}")
+    if detail.to:
+        result.append(f"to {named(detail.to)}")
+    if detail.holds:
+        result.append(f"held by {named(list(dict.fromkeys(detail.holds.values())))}")
+    if detail.why:
+        result.append(f"because: {detail.why}")
     result.append(f"{'entry' if len(numbers) == 1 else 'entries'} {named(numbers)}")
     return ", ".join(result)
 

@@ -60,7 +60,7 @@ class Attachments(StorePart):
 
     @retry_if_renamed
     def _opened(
-        self, account: str, message_id: str, folder_id: str = "", extent: ReadExtent = WHOLE
+        self, account: str, message_id: str, folder_id: str = "", *, extent: ReadExtent = WHOLE
     ) -> OpenedMessage:
         mailbox = self.folders.mailbox(account)
         located = self.index.get(mailbox, message_id, folder_id=folder_id)
@@ -72,7 +72,7 @@ class Attachments(StorePart):
     ) -> OpenedMessage | None:
         """Return what opened() does, None if the message was removed. Blocks; raises OSError."""
         try:
-            return self._opened(account, message_id, folder_id, extent)
+            return self._opened(account, message_id, folder_id, extent=extent)
         except NoSuchItemError:
             return None
         except StoreUnavailableError as error:

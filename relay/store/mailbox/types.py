@@ -19,6 +19,7 @@ from relay.base.message.envelope import Client
 from relay.base.message.properties import MessageProperties
 from relay.formats.draft import AttachmentFacts
 from relay.formats.read_mime import AttachedOctets
+from relay.store.journeys.details import NotifiedDetail
 from relay.store.mailbox.message_state import FollowUpFlag
 
 _PART_BYTES = 256  # a recipient, an attachment, or the rest of a message in memory
@@ -252,14 +253,10 @@ class SendOptions:
     client: Client | None = field(default=None, compare=False)
     key: SubmissionKey | None = field(default=None, compare=False)
 
-    def notified_detail(self) -> dict[str, Any]:
+    def notified_detail(self) -> NotifiedDetail:
         """Return the detail of step 2: the time of a scheduled send, and the client."""
-        detail: dict[str, Any] = {}
-        if self.scheduled_us:
-            detail["deferred_until"] = rfc3339(self.scheduled_us)
-        if self.client is not None:
-            detail["client"] = self.client.as_json()
-        return detail
+        until = rfc3339(self.scheduled_us) if self.scheduled_us else ""
+        return NotifiedDetail(deferred_until=until, client=self.client)
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,6 +18,7 @@ from relay.base.clock import rfc3339
 from relay.base.message.address import AddressError, parse_odd_mailbox
 from relay.base.message.lifecycle import FINAL, TRANSITIONS, RecipientState
 from relay.base.message.nexthop import Destination, NextHop
+from relay.store.journeys.details import AttemptDetail, CommandDetail, Detail
 from relay.store.spool.types import RESTORED_US, Key, Selector
 
 RouteLookup = Callable[[str, str], Destination | None]  # of an address and the reverse-path
@@ -267,16 +268,16 @@ def has_been_restored(due_us: int | None) -> bool:
     return due_us is not None and RESTORED_US <= due_us < 2 * RESTORED_US
 
 
-def command_reason(number: int, details: Iterable[Mapping[str, Any]], operation: Operation) -> str:
+def command_reason(number: int, details: Iterable[Detail], operation: Operation) -> str:
     """Return who did this last to an entry, and why: an operator, or the relay, which only holds.
 
     `details` are those of step 6, newest first.
     """
     for detail in details:
-        if number not in detail.get("entries", ()) and detail.get("entry") != number:
-            continue
-        if detail.get("operation") == operation:
-            return ": ".join(word for word in (detail.get("who"), detail.get("why")) if word)
-        if operation is Operation.HOLD and "held" in detail:
-            return f"relay: {detail['held']}"
+        match detail:
+            case CommandDetail() if detail.operation == operation and number in detail.entries:
+                return ": ".join(filter(None, (detail.who, detail.why)))
+            case AttemptDetail() if operation is Operation.HOLD and detail.entry == number:
+                if detail.held:
+                    return f"relay: {detail.held}"
     return ""

@@ -10,12 +10,12 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from relay.base.clock import rfc3339
 from relay.base.crashpoints import CrashPoint
 from relay.base.message.content import Octets
-from relay.store.journeys.events import Event, Step
+from relay.store.journeys.details import AcceptedDetail, NotifiedDetail
+from relay.store.journeys.events import Event
 from relay.store.journeys.submission_log import SubmissionFacts
 from relay.store.mailbox.folders import find_folder, well_known_path
 from relay.store.mailbox.inbox import Inbox
@@ -102,7 +102,7 @@ class ReadySubmissions(OutboxPart):
         if due.kept:
             raise StoreUnavailableError("the scheduled send cannot be read; it stays as it is")
         for one in due.submissions:
-            sent_now = {"sent_now": rfc3339(self.clock.time_us()), "who": who}
+            sent_now = NotifiedDetail(sent_now=rfc3339(self.clock.time_us()), who=who)
             self.log.remark(submission_id, sent_now, account=one.account)
             self.pending.offer(one)
         return bool(due.submissions)
@@ -163,15 +163,16 @@ class ReadySubmissions(OutboxPart):
                 # A crash may have left the previous generation of a rewritten draft. The index
                 # removes it while both files are in the same folder.
                 self.index.find(mailbox, submission.draft_id)
-            detail: dict[str, Any] = {"folder": None, "queue_id": queue_id}
+            detail = AcceptedDetail(folder=None, queue_id=queue_id)
             if submission.options.save_to_sent_items:
-                detail["folder"], path = self._sent_folder(mailbox, submission)
-                if submission.options.sent_folder not in ("", detail["folder"]):
-                    detail["folder_gone"] = submission.options.sent_folder
+                folder, path = self._sent_folder(mailbox, submission)
+                asked = submission.options.sent_folder
+                gone = "" if asked == folder else asked
+                detail = AcceptedDetail(folder=folder, queue_id=queue_id, folder_gone=gone)
                 self._save(mailbox, submission, path, status=status)
             else:
                 self._discard(mailbox, submission)
-            accepted = Event(Step.ACCEPTED, self.clock.time_us(), detail)
+            accepted = Event(self.clock.time_us(), detail)
             self.log.append(_facts_of(submission), accepted, queue_id=queue_id)
             self.crash.reached(CrashPoint.STEP_RECORDED)
             # Not synced: for a submission that reappears after a power loss, pickup asks for the

@@ -18,6 +18,7 @@ from relay.base.clock import Clock
 from relay.base.message.content import LARGE_BYTES
 from relay.base.message.extended_properties import requested_send_options
 from relay.base.phrases import named
+from relay.store.journeys.details import NotifiedDetail
 from relay.store.journeys.submission_log import SubmissionFacts, SubmissionLog
 from relay.store.mailbox.draft_files import submission_facts
 from relay.store.mailbox.folders import well_known_path
@@ -143,7 +144,7 @@ class RestoredSubmissions:
         for held in self._held:
             for some in _slices(_by_id(held)):
                 for submission_id, name in some.items():
-                    detail = {"cancelled": "by an operator", "reason": "it was restored"}
+                    detail = NotifiedDetail(cancelled="by an operator", reason="it was restored")
                     if (found := self.directory.read(held / name)) is not None:
                         self.log.remark(submission_id, detail, account=found.account)
                     remove(held / name)

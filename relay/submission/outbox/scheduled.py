@@ -20,7 +20,7 @@ from functools import partial
 from pathlib import Path
 
 import msgspec
-from msgspec import Struct
+from msgspec import Struct, structs
 
 from relay.base.clock import Clock, rfc3339
 from relay.base.crashpoints import CrashPoint
@@ -28,7 +28,8 @@ from relay.base.message.extended_properties import RequestedSendOptions, request
 from relay.base.message.properties import ExtendedProperty
 from relay.base.observe.logs import get_logger
 from relay.formats.draft import read_block
-from relay.store.journeys.events import Event, Step
+from relay.store.journeys.details import CreatedDetail, NotifiedDetail
+from relay.store.journeys.events import Event
 from relay.store.mailbox.draft_files import Before, submission_facts
 from relay.store.mailbox.folders import find_folder, well_known_path
 from relay.store.mailbox.maildir import Undo, list_names, place, remove, undone_after_errors
@@ -47,6 +48,7 @@ _LOOKS = 2  # a listing may miss a file that is renamed during it
 _BEING_SENT = "The message is being sent and cannot be changed until it is."
 
 _REMOVED = "the draft was removed from Drafts"
+IN_DRAFTS = CreatedDetail(folder=str(WellKnown.DRAFTS))  # of each step 1
 
 _log = get_logger("outbox")
 
@@ -134,7 +136,7 @@ class ScheduledSends(OutboxPart):
 
     def finish_cancel(self, submission: PendingSubmission, reason: str) -> None:
         """Record that a submission is cancelled. What fails here is left to the next start."""
-        detail = {"cancelled": rfc3339(self.clock.time_us()), "reason": reason}
+        detail = NotifiedDetail(cancelled=rfc3339(self.clock.time_us()), reason=reason)
         with suppress(OSError):
             self.log.remark(submission.submission_id, detail, account=submission.account)
             self.finish_replace(submission)
@@ -351,10 +353,9 @@ class ScheduledSends(OutboxPart):
         now_us = self.clock.time_us()
         block = read_block(head)
         created_us = block.origin.created_us if block else now_us
-        known = self.log.client_of(submission.submission_id)
-        self.log.append(facts, Event(Step.CREATED, created_us, {"folder": str(WellKnown.DRAFTS)}))
-        detail = submission.options.notified_detail() | ({"client": known} if known else {})
-        self.log.append(facts, Event(Step.NOTIFIED, now_us, detail))
+        client = self.log.client_of(submission.submission_id)
+        detail = structs.replace(submission.options.notified_detail(), client=client)
+        self.log.append(facts, Event(created_us, IN_DRAFTS), Event(now_us, detail))
 
 
 NAMES_IN_MEMORY_MAX = 10_000

@@ -21,8 +21,9 @@ from relay.base.crashpoints import CrashPoint
 from relay.base.message.content import LARGE_BYTES, Octets
 from relay.base.message.properties import MessageProperties
 from relay.formats.draft import DraftAttachment, read_private_block
-from relay.store.journeys.events import Event, Step
-from relay.store.journeys.submission_log import NOT_ANSWERED, SubmissionFacts
+from relay.store.journeys.details import NotifiedDetail
+from relay.store.journeys.events import Event
+from relay.store.journeys.submission_log import SubmissionFacts
 from relay.store.mailbox.draft_files import (
     ComposedDraft,
     DraftIdentity,
@@ -56,12 +57,11 @@ from relay.store.mailbox.types import (
 from relay.submission.outbox.idempotency import KeyedSubmission, KeyedSubmissions
 from relay.submission.outbox.on_disk import FIRST_SUBMISSION, OutboxPart
 from relay.submission.outbox.ready_submissions import ReadySubmissions
-from relay.submission.outbox.scheduled import ScheduledSends
+from relay.submission.outbox.scheduled import IN_DRAFTS, ScheduledSends
 from relay.submission.outbox.unfinished import UnfinishedSubmissions
 
 _MAILBOXES_REMEMBERED = 1000
 _DATE_US = 60_000_000  # an older draft is rewritten, so that its Date is the time of sending
-_IN_DRAFTS = {"folder": str(WellKnown.DRAFTS)}
 
 
 _Parameters = ParamSpec("_Parameters")
@@ -334,8 +334,8 @@ class Submissions(OutboxPart):
         Every ready submission has these events, and their times precede those of pickup.
         """
         now_us = self.clock.time_us()
-        created = Event(Step.CREATED, now_us if created_us is None else created_us, _IN_DRAFTS)
-        notified = Event(Step.NOTIFIED, self.clock.time_us(), submission.options.notified_detail())
+        created = Event(now_us if created_us is None else created_us, IN_DRAFTS)
+        notified = Event(self.clock.time_us(), submission.options.notified_detail())
         self.log.append(facts, created, notified)
 
     def _remove_submission(
@@ -360,7 +360,7 @@ class Submissions(OutboxPart):
             self.directory.sync(submission)
         except OSError as error:
             with suppress(OSError):  # it may be sent, no client got an answer: it cannot be lost
-                detail = {NOT_ANSWERED: True}
+                detail = NotifiedDetail(not_answered=True)
                 self.log.remark(submission.submission_id, detail, account=submission.account)
             raise OutcomeUnknownError(
                 f"The mail store's disk failed while {submission.submission_id} was submitted, and "

@@ -14,6 +14,7 @@ from relay.base.clock import rfc3339
 from relay.base.message.content import LARGE_BYTES
 from relay.base.observe.logs import get_logger
 from relay.formats.draft import DraftOrigin
+from relay.store.journeys.details import NotifiedDetail
 from relay.store.mailbox.draft_files import submission_facts
 from relay.store.mailbox.maildir import SYNC_FAILURES, open_message, place, remove
 from relay.store.mailbox.message_file import parse_name
@@ -124,5 +125,5 @@ class UnfinishedSubmissions(OutboxPart):
             remove(submission)
             submission = None
         if submission is None and (before is None or before.is_draft):
-            detail = {"cancelled": rfc3339(self.clock.time_us())}
+            detail = NotifiedDetail(cancelled=rfc3339(self.clock.time_us()))
             self.log.remark(prepared.submission_id, detail, account=origin.account)

@@ -8,9 +8,8 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
-from msgspec import Struct
+from msgspec import Struct, structs
 
 from relay.base.accounts.account import DEAD_LETTER
 from relay.base.clock import Clock, rfc3339
@@ -31,6 +30,7 @@ from relay.formats.convert import ConversionError, ConvertedMessage
 from relay.formats.draft import read_private_block
 from relay.formats.dsn import ReportedRecipient, ReportKind
 from relay.formats.read_header import parse_header, read_properties_of_header
+from relay.store.journeys import details
 from relay.store.journeys.events import Event, Step
 from relay.store.journeys.submission_log import SubmissionFacts, SubmissionLog
 from relay.store.mailbox.types import MailboxFullError, NoSuchItemError, PendingSubmission
@@ -178,7 +178,7 @@ class SubmissionProcessor(Struct, frozen=True):
             await self._fail(pending, message, _denied(found, pending.account))
             return None
         if not earlier.is_recorded:
-            self._record(pending, Step.CONVERTED, _facts_of(message, content.size))
+            self._record(pending, _facts_of(message, content.size))
             earlier.is_recorded = True
         self.crash.reached(CrashPoint.SUBMISSION_CONVERTED)
         return await self._submit(pending, message, client, earlier=earlier)
@@ -207,7 +207,7 @@ class SubmissionProcessor(Struct, frozen=True):
                 else:
                     self.limits.record_failure(pending.submission_id, is_down=outcome.is_down)
                 if not outcome.is_down and evidence.reply != earlier.waits:
-                    waits = {"waits": evidence.reply}
+                    waits = details.NotifiedDetail(waits=evidence.reply)
                     self.log.remark(pending.submission_id, waits, account=pending.account)
                     earlier.waits = evidence.reply
                 if self._age_s(pending) <= GIVE_UP_AFTER_S:
@@ -274,9 +274,10 @@ class SubmissionProcessor(Struct, frozen=True):
         kind = ReportKind.UNKNOWN if end.unknown else ReportKind.FAILED
         report = await self.inbox_report(kind, about, recipients, content=message.content)
         reply = end.evidence.reply
-        self._record(pending, Step.CONVERTED, {"unknown" if end.unknown else "failed": reply})
-        detail = {"kind": str(kind), "to": pending.account, "reply": reply}
-        self._record(pending, Step.REPORT, detail)
+        failed, unknown = ("", reply) if end.unknown else (reply, "")
+        self._record(pending, details.ConvertedDetail(failed=failed, unknown=unknown))
+        detail = details.SubmissionReportDetail(kind=str(kind), to=pending.account, reply=reply)
+        self._record(pending, detail)
         try:
             await self.ready.fail(pending, report, to_corrupt=to_corrupt)
         except MailboxFullError as error:
@@ -284,7 +285,8 @@ class SubmissionProcessor(Struct, frozen=True):
                 "report to the postmaster", submission_id=pending.submission_id, reason=str(error)
             )
             self.metrics.reports.labels(kind="dead-letter").inc()
-            self._record(pending, Step.REPORT, detail | {"to": "postmaster", "reason": str(error)})
+            detail = structs.replace(detail, to="postmaster", reason=str(error))
+            self._record(pending, detail)
             await self._fail_to_postmaster(pending, report, to_corrupt=to_corrupt)
         _log.warning(
             "submission failed", submission_id=pending.submission_id, status=end.evidence.status
@@ -301,11 +303,11 @@ class SubmissionProcessor(Struct, frozen=True):
         except MailboxFullError:  # the postmaster's as well; the dead-letter Maildir has no limit
             await self.ready.fail(pending, report, report_to=DEAD_LETTER, to_corrupt=to_corrupt)
 
-    def _record(self, pending: PendingSubmission, step: Step, detail: dict[str, Any]) -> None:
+    def _record(self, pending: PendingSubmission, detail: details.Detail) -> None:
         facts = SubmissionFacts(
             pending.submission_id, pending.draft_id, pending.account, pending.account
         )
-        self.log.append(facts, Event(step, self.clock.time_us(), detail))
+        self.log.append(facts, Event(self.clock.time_us(), detail))
 
     def _age_s(self, pending: PendingSubmission) -> float:
         """Return its minimum age. The spool removes its key later, by the same clock."""
@@ -320,19 +322,15 @@ def _denied(found: str, account: str) -> FinalFailure:
     return FinalFailure(Evidence("5.7.1", reply))
 
 
-def _facts_of(message: ConvertedMessage, draft_bytes: int) -> dict[str, Any]:
-    """Return the details of step 3, with the defects of the message if there are any."""
-    facts: dict[str, Any] = {
-        "size": size_of(message.content),
-        "recipients": len(message.recipients),
-        "draft": "MIME" if message.from_mime else "properties",
-        "draft_size": draft_bytes,
-    }
-    if message.changes:
-        facts["changes"] = list(message.changes)
-    if message.defects:
-        facts["defects"] = list(message.defects[:_DEFECTS_MAX])
-    return facts
+def _facts_of(message: ConvertedMessage, draft_bytes: int) -> details.ConvertedDetail:
+    return details.ConvertedDetail(
+        size=size_of(message.content),
+        recipients=len(message.recipients),
+        draft="MIME" if message.from_mime else "properties",
+        draft_size=draft_bytes,
+        changes=message.changes,
+        defects=message.defects[:_DEFECTS_MAX],
+    )
 
 
 def _unconverted(

@@ -496,7 +496,7 @@ class Acceptance:
         address = f" [{origin.ip}]" if origin.ip else ""
         event = arrival.filtered.noted(routing_event(fanned, self.clock.time_us()))
         if envelope.tls:
-            event = replace(event, detail={**event.detail, "tls": envelope.tls})
+            event = replace(event, detail=replace(event.detail, tls=envelope.tls))
         contents = tuple([each.joined() for each in fan.contents])
         levels = [header_cleanup.priority(each.header, origin) for each in fan.contents]
         entries = fan.entries

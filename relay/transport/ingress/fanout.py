@@ -11,7 +11,7 @@ RFC 5321 4.1.1.3; RFC 3461 4.1 (NOTIFY); docs/design.md 1.
 
 from collections.abc import Callable, Collection, Iterator, Sequence
 from functools import partial
-from typing import Any, assert_never
+from typing import assert_never
 
 from msgspec import Struct
 from msgspec.structs import replace
@@ -32,7 +32,8 @@ from relay.base.message.verdict import (
     VerdictAction,
 )
 from relay.formats.dsn import ReportedRecipient
-from relay.store.journeys.events import Event, Step
+from relay.store.journeys.details import RefusedRecipient, ReplacedSender, RoutedDetail
+from relay.store.journeys.events import Event
 from relay.store.mailbox.types import WellKnown
 from relay.store.spool.types import NO_EXTRA, EntryExtra, NewEntry, NewRecipient
 from relay.transport.ingress.forwarding import LENDS, ExpandedRecipients
@@ -384,32 +385,30 @@ def routing_event(mail: FannedMail, at_us: int) -> Event:
         junk.update(addresses if entry.extra.folder else ())
     rejected = [each for each in fan.rejected if not each.added_by]
     aliases = [each for each in fan.aliases if each.successors]
-    detail: dict[str, Any] = {
-        "rules": [hit.as_json() for hit in verdict.hits],
-        "next_hops": {hop: addresses[:_NAMED_MAX] for hop, addresses in next_hops.items()},
-        **mail.signed.as_json(),
-    }
     extras = [each.extra for each in fan.entries if each.extra.sender and not _is_added(each)]
     sizes = {hop: len(addresses) for hop, addresses in next_hops.items()} | {
         "aliases": len(aliases),
         "refused": len(rejected),
     }
-    if_any = {
-        "set": decided.rules.identity(verdict.tenants, decided.examined.account),
-        "routes": routes,
-        "sender": {"from": sender, "to": verdict.sender} if verdict.sender and sender else None,
-        "held": {reason: names[:_NAMED_MAX] for reason, names in held.items()},
-        "quarantined": _quarantined(verdict, junk),
-        "client": None if origin.pickup else origin.client.as_json(),
-        "bare_lf": origin.has_bare_lf,
-        "aliases": [each.path.address for each in aliases[:_NAMED_MAX]],
-        "senders": {each.delivered_to: each.sender for each in extras[:_NAMED_MAX]},
-        "refused": [
-            {"address": each.path.address, "reply": each.reply} for each in rejected[:_NAMED_MAX]
-        ],
-        "counts": {name: size for name, size in sizes.items() if size > _NAMED_MAX},
-    }
-    return Event(Step.POLICY_AND_ROUTING, at_us, detail | {k: v for k, v in if_any.items() if v})
+    replaced = ReplacedSender(sender, verdict.sender) if verdict.sender and sender else None
+    detail = RoutedDetail(
+        rules=[hit.as_recorded() for hit in verdict.hits],
+        next_hops={hop: addresses[:_NAMED_MAX] for hop, addresses in next_hops.items()},
+        dkim=mail.signed.signed_with,
+        unsigned=mail.signed.unsigned,
+        used=decided.rules.identity(verdict.tenants, decided.examined.account),
+        routes=routes,
+        sender=replaced,
+        held={reason: names[:_NAMED_MAX] for reason, names in held.items()},
+        quarantined=_quarantined(verdict, junk),
+        client=None if origin.pickup else origin.client,
+        bare_lf=origin.has_bare_lf,
+        aliases=[each.path.address for each in aliases[:_NAMED_MAX]],
+        senders={each.delivered_to: each.sender for each in extras[:_NAMED_MAX]},
+        refused=[RefusedRecipient(each.path.address, each.reply) for each in rejected[:_NAMED_MAX]],
+        counts={name: size for name, size in sizes.items() if size > _NAMED_MAX},
+    )
+    return Event(at_us, detail)
 
 
 def _is_added(entry: NewEntry) -> bool:

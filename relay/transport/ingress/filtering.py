@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from msgspec import Struct, to_builtins
+from msgspec import Struct
 from msgspec.structs import replace
 
 from relay.base.message.address import own_mailbox
@@ -21,6 +21,7 @@ from relay.base.message.lifecycle import OF_MILTER, RecipientState
 from relay.base.message.status import one_line, split_reply
 from relay.base.message.verdict import Hold
 from relay.formats.read_header import originators
+from relay.store.journeys.details import MilterSaid
 from relay.store.journeys.events import Event
 from relay.store.spool.types import NewRecipient
 from relay.transport.ingress.data import (
@@ -31,7 +32,7 @@ from relay.transport.ingress.data import (
 )
 from relay.transport.ingress.esmtp_parameters import FilterRefusedError
 from relay.transport.milter.dialogue import FilterAnswer, FilterStage
-from relay.transport.milter.filtered_message import FilterVerdict, MilterSaid, NewBodies
+from relay.transport.milter.filtered_message import FilterVerdict, NewBodies
 from relay.transport.milter.filters import FilterClient, FilterSession
 
 _LOCALHOST = FilterClient("localhost", "127.0.0.1")
@@ -146,8 +147,8 @@ class FilteredMessage(Struct, frozen=True):
         """Return the event of step 5 with what the milters said."""
         if not self.said:
             return event
-        found = {"milters": to_builtins(self.said), "checks": checks_of(self.results)}
-        return replace(event, detail={**event.detail, **{k: v for k, v in found.items() if v}})
+        checks = checks_of(self.results)
+        return replace(event, detail=replace(event.detail, milters=self.said, checks=checks))
 
 
 UNFILTERED = FilteredMessage()

@@ -24,6 +24,7 @@ from relay.base.message.verdict import RateCharge, RuleMail, VerdictAction
 from relay.base.sliding_window import Reservation
 from relay.formats.address_list import address_entries
 from relay.formats.dsn import report_fields, short_subject, write_journal, write_notice
+from relay.store.journeys.details import SentMail
 from relay.store.spool.types import NewMessage, ReportWriter
 from relay.transport.ingress.message_limits import RateLimits
 from relay.transport.ingress.stages import DecidedMail
@@ -86,16 +87,11 @@ class RuleMails:
         """Return the message whose step 5 names the mails, and the reports with them."""
         written = [self._written(one, message, subject) for one in mails]
         named = [
-            {
-                "kind": due.mail.kind,
-                "queue_id": mail.facts.id,
-                "to": due.mail.to,
-                "rules": list(due.rules),
-            }
+            SentMail(due.mail.kind, mail.facts.id, due.mail.to, due.rules)
             for due, mail in zip(mails, written, strict=True)
         ]
         routed, *others = message.events
-        routed = replace(routed, detail={**routed.detail, "mails": named[:_NAMED_MAX]})
+        routed = replace(routed, detail=replace(routed.detail, mails=named[:_NAMED_MAX]))
         return replace(message, events=(routed, *others)), (*reports, *written)
 
     def _written(self, due: DueMail, message: NewMessage, subject: DecidedMail) -> NewMessage:

@@ -24,7 +24,7 @@ class ExaminedMail(Struct, frozen=True):
     arrival: ArrivedMail  # with the sender that a milter or, after the rules, a rule gave it
     content: ParsedContent  # as the rules see it
     account: str  # the owner of the message, "" without one
-    recipients: ExpandedRecipients
+    recipients: ExpandedRecipients  # those that get it, and the aliases that they replace
     routes: Sequence[RoutingResult]  # one for each of the recipients
     expand: Callable[[str], Expansion | None]  # what replaces an alias in this message
     examine: Examine  # where mail of its sender for an address goes

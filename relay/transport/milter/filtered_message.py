@@ -14,6 +14,7 @@ from msgspec import Struct
 
 from relay.base.message.content import LARGE_BYTES, LargeContent, octets_in_blocks
 from relay.base.message.header import ParsedContent
+from relay.store.journeys.details import MilterSaid
 from relay.store.spool.types import IncomingBody
 from relay.transport.milter import codec
 from relay.transport.milter.changes import BodyLines, ShownHeader, written
@@ -71,16 +72,6 @@ class NewBody:
             self.files.append(self._store.new_file())
         block, self._held = bytes(self._held), bytearray()
         await self.files[0].write([block])
-
-
-class MilterSaid(Struct, frozen=True):
-    """The last word of one milter about a message, for its journey."""
-
-    name: str
-    stage: str  # where it was said, a FilterStage
-    answer: str  # continue, accept, reject, tempfail, reply, discard, shutdown, down
-    reason: str = ""  # the reply, the reason of quarantine, or why it is down
-    changes: tuple[str, ...] = ()  # for people, such as "add X-Spam"
 
 
 class FilterVerdict:

@@ -15,6 +15,7 @@ from msgspec import Struct
 from relay.base.blocks import next_block
 from relay.base.message.header import ParsedContent
 from relay.base.settings.tree import Milter, MilterRole
+from relay.store.journeys.details import MilterSaid
 from relay.transport.milter import codec
 from relay.transport.milter.connection import (
     CONNECTIONS_MAX,
@@ -24,7 +25,7 @@ from relay.transport.milter.connection import (
     now_s,
 )
 from relay.transport.milter.dialogue import GO_ON, FilterAnswer, FilterStage, MilterDialogue
-from relay.transport.milter.filtered_message import FilterVerdict, MilterSaid, NewBodies, NewBody
+from relay.transport.milter.filtered_message import FilterVerdict, NewBodies, NewBody
 
 _ALL_S: Final = 600.0  # RFC 5321 4.5.3.2.6: so long a client waits for the final dot
 _ACCEPTED: Final = ("continue", "accept")

@@ -17,7 +17,7 @@ cannot be read.
 """
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -40,6 +40,7 @@ from relay.base.message.verdict import (
     VerdictAction,
     mails_about,
 )
+from relay.store.journeys.details import UsedRules
 from relay.transport.policy.actions import (
     NO_DISCLAIMER_STATUS,
     BccAction,
@@ -88,13 +89,14 @@ class RuleSet:
     loaded: str = ""  # when, in RFC 3339
     warnings: tuple[str, ...] = ()  # about rules that are off
     index: RuleIndex = field(init=False, repr=False, compare=False)  # which finds them
-    # which set it is, for journeys; None without files
-    identity: Mapping[str, str] | None = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "index", RuleIndex(self.rules))
-        identity = {"hash": self.digest, "loaded": self.loaded} if self.digest else None
-        object.__setattr__(self, "identity", identity)
+
+    @property
+    def identity(self) -> UsedRules | None:
+        """Which set it is, for journeys; None without files."""
+        return UsedRules(self.digest, self.loaded) if self.digest else None
 
     def evaluate(self, message: ExaminedMessage) -> Verdict:
         """Apply the rules in their order; each sees the changes of those before it.

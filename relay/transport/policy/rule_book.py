@@ -8,13 +8,13 @@ may do what.
 import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 from msgspec import Struct
 from msgspec.structs import replace
 
 from relay.base.message.envelope import domain_of
 from relay.base.message.verdict import RULES_UNAVAILABLE, Deferral, ExaminedMessage, Verdict
+from relay.store.journeys.details import UsedRules
 from relay.transport.policy.engine import SKIPPED, Evaluation, RuleScope, RuleSet
 
 DEFERRED = "defer"  # the outcome of a rule whose rate limit is exceeded
@@ -90,17 +90,16 @@ class RuleBook:
             found += [each.name, each.rules.digest if each.rules else ""]
         return " ".join(found)
 
-    def identity(self, tenants: Iterable[str], account: str) -> Mapping[str, Any] | None:
+    def identity(self, tenants: Iterable[str], account: str) -> UsedRules | None:
         """Return which rules ran on a message of these tenants, for journeys; None without any.
-
-        Its key `own` names the tenant whose rules the sender's account may see.
+        `account` is its owner.
         """
         found = self.operator.identity
         sets = {name: self.tenants[name].rules for name in tenants}
         if hashes := {name: rules.digest for name, rules in sets.items() if rules}:
             its = self.tenant_of(domain_of(account))
-            own = {"own": its.name} if its else {}
-            return {"hash": "", "loaded": "", **(found or {}), "tenants": hashes, **own}
+            used = found or UsedRules("", "")
+            return replace(used, tenants=hashes, own=its.name if its else "")
         return found
 
     def evaluate(self, message: ExaminedMessage) -> Verdict:

@@ -9,7 +9,6 @@ import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import Any
 
 from msgspec import Struct
 
@@ -19,6 +18,7 @@ from relay.base.message.envelope import domain_of
 from relay.base.message.header import ParsedContent
 from relay.base.observe.metrics import Metrics
 from relay.formats.read_header import sole_author
+from relay.store.journeys.details import SignedWith
 from relay.store.journeys.events import NO_SIGNING_KEYS
 from relay.transport.signing.keys import KeyRing, SigningKey
 from relay.transport.signing.signature import (
@@ -50,14 +50,10 @@ class SignedContents(Struct, frozen=True):
     keys: tuple[SigningKey, ...] = ()  # that signed
     unsigned: str = ""
 
-    def as_json(self) -> dict[str, Any]:
-        """Return this for the event of step 5: `dkim`, `unsigned`, or both if copies differ."""
-        used = [
-            {"domain": key.domain, "selector": key.selector, "algorithm": key.private.algorithm}
-            for key in self.keys
-        ]
-        found = {"dkim": used, "unsigned": self.unsigned}
-        return {name: value for name, value in found.items() if value}
+    @property
+    def signed_with(self) -> list[SignedWith]:
+        """The keys, for the event of step 5."""
+        return [SignedWith(key.domain, key.selector, key.private.algorithm) for key in self.keys]
 
 
 class _Draft(Struct, frozen=True):

@@ -16,7 +16,8 @@ from relay.base.clock import Ids, SystemClock
 from relay.base.message.envelope import Envelope, ForwardPath, MessageFacts, Source
 from relay.base.message.nexthop import NextHop
 from relay.base.message.outcome import DeferralClass, Deferred, Evidence
-from relay.store.journeys.events import Event, Step
+from relay.store.journeys.details import AttemptDetail, AttemptedRecipient, RoutedDetail
+from relay.store.journeys.events import Event
 from relay.store.spool.types import (
     Claim,
     ClaimResult,
@@ -120,7 +121,7 @@ def _message(queued: Queued, queue_id: str, now_us: int) -> NewMessage:
         facts,
         contents=(content,),
         entries=(NewEntry(NextHop.parse(queued.next_hop), recipients),),
-        events=(Event(Step.POLICY_AND_ROUTING, now_us, {"verdict": "accept"}),),
+        events=(Event(now_us, RoutedDetail()),),
         warn_us=now_us + 5 * DAY_US,
     )
 
@@ -128,22 +129,16 @@ def _message(queued: Queued, queue_id: str, now_us: int) -> NewMessage:
 def _deferred(claim: Claim, queued: Queued, now_us: int) -> ClaimResult:
     due_us = now_us + (queued.due_in_us or 0)
     reported = [
-        {
-            "number": one.id,
-            "address": one.path.address,
-            "outcome": "deferred",
-            "status": _REFUSED.status,
-            "reply": _REFUSED.reply,
-        }
+        AttemptedRecipient(one.id, one.path.address, "deferred", _REFUSED.status, _REFUSED.reply)
         for one in claim.recipients
     ]
-    detail = {
-        "entry": claim.entry_id,
-        "next_hop": queued.next_hop,
-        "attempt": 1,
-        "host": _REFUSED.host,
-        "recipients": reported,
-    }
+    detail = AttemptDetail(
+        entry=claim.entry_id,
+        next_hop=queued.next_hop,
+        attempt=1,
+        host=_REFUSED.host,
+        recipients=reported,
+    )
     outcome = Deferred(_REFUSED, DeferralClass.CONNECT)
     return ClaimResult(
         claim=claim,
@@ -157,5 +152,5 @@ def _deferred(claim: Claim, queued: Queued, now_us: int) -> ClaimResult:
             cause_attempts=1,
             warn_us=claim.warn_us,
         ),
-        events=(Event(Step.DELIVERY, now_us, detail),),
+        events=(Event(now_us, detail),),
     )

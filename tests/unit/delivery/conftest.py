@@ -44,6 +44,7 @@ from relay.store.spool.types import (
 from relay.transport.routing.mx_hosts import Host, Hosts, Resolution
 from relay.transport.routing.route_table import HopOptions
 from relay.transport.routing.usable_hosts import with_tls
+from tests.support.events import an_event
 from tests.support.spools import message_of, new_spool
 from tests.support.tls import authority, certificate
 
@@ -71,10 +72,10 @@ class RecordingReporter:
         if kind is ReportKind.FAILED:
             statuses = [one.evidence.status for one in recipients]
             self.failures_reported += zip(addresses, statuses, strict=True)
-            return Plan(events=(Event(Step.REPORT, message.received_us, {}),))
+            return Plan(events=(an_event(Step.REPORT, message.received_us, {}),))
         self.reported.append((str(kind), addresses))
         detail = {"kind": str(kind), "recipients": addresses}
-        return Plan(events=(Event(Step.REPORT, message.received_us, detail),))
+        return Plan(events=(an_event(Step.REPORT, message.received_us, detail),))
 
 
 @dataclass

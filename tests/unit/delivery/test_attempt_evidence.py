@@ -231,6 +231,6 @@ def test_ordinary_mail_on_an_open_connection_records_only_how_long_it_took() -> 
     outcomes = {1: Relayed(peer)}
     [before] = concluded(a_claim(count=1), outcomes).commit.events
     [event] = concluded(a_claim(count=1), outcomes, lookup=Lookup(), took_s=0.01234).commit.events
-    assert event.detail == before.detail | {"durations": {"total": 12.3}}
+    assert event.detail == replace(before.detail, durations={"total": 12.3})
     more = len(msgspec.json.encode(event.detail)) - len(msgspec.json.encode(before.detail))
     assert more == len(',"durations":{"total":12.3}')

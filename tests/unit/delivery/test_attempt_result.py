@@ -146,7 +146,7 @@ def test_a_delay_is_reported_once_and_with_the_attempt() -> None:
     )
     outcomes = {1: OK, 2: LATER, 3: LATER, 4: LATER, 5: LATER}
     result = concluded(claim, outcomes, now_us=4 * HOUR_US, wall_offset_us=60)
-    assert [event.step for event in result.commit.events] == [Step.DELIVERY]
+    assert [event.detail.step for event in result.commit.events] == [Step.DELIVERY]
     tried, not_tried = result.late
     assert (tried.path.address, tried.evidence) == ("2@a.test", LATER.evidence)
     assert tried.last_attempt_us == 4 * HOUR_US + 60
@@ -253,7 +253,7 @@ def test_a_claim_is_held_when_its_content_is_unreadable_twice_in_a_row() -> None
     assert second.commit.held
     assert second.commit.waiting.retry_us is None
     assert second.commit.waiting.due_us == HOUR_US
-    assert "held" in second.commit.events[0].detail
+    assert second.commit.events[0].detail.held
     between = concluded(a_claim(attempts=2, cause="site", cause_attempts=1), {1: LOST})
     assert not between.commit.held
 

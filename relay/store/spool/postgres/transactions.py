@@ -95,7 +95,7 @@ class CommitRows:
     def made_by(self, node: str) -> None:
         """Have the events name another node than that of the commit."""
         self.events = [
-            (message_id, replace(event, detail={**event.detail, "node": node}))
+            (message_id, replace(event, detail=replace(event.detail, node=node)))
             for message_id, event in self.events
         ]
 
@@ -105,10 +105,10 @@ class CommitRows:
         """Return the statement, with its values, that is the commit with this number of this
         incarnation; `name` is that of the node, which each event names.
         """
-        events = [
-            (message_id, int(event.step), event.at_us, json_text({"node": name, **event.detail}))
-            for message_id, event in self.events
-        ]
+        events = []
+        for message_id, event in self.events:
+            detail = replace(event.detail, node=event.detail.node or name)
+            events.append((message_id, detail.step, event.at_us, json_text(detail)))
         counts = [one for one in sorted(self.counts.items()) if one[1]]
         values = [
             *_columns(self.messages, _MESSAGE),

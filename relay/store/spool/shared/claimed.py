@@ -13,7 +13,8 @@ from relay.base.message.lifecycle import HELD_OR_CAPTURED, RecipientState
 from relay.base.message.nexthop import NextHop
 from relay.base.message.outcome import Evidence
 from relay.formats.dsn import ReportedRecipient
-from relay.store.journeys.events import Event, Step
+from relay.store.journeys.details import AttemptDetail, AttemptedRecipient
+from relay.store.journeys.events import Event
 from relay.store.spool.shared.columns import LIVE_STATES, MESSAGE_COLUMNS, WAITS, read_facts
 from relay.store.spool.shared.tables import OpenTransaction, Tables
 from relay.store.spool.types import (
@@ -275,24 +276,18 @@ def release_abandoned(
     for message_id, entry, hop, attempts, _ in tried:
         recipients = transaction.fetch(_DOUBT, (_LOST_STATUS, _NOT_RECORDED, message_id, entry))
         attempted = [
-            {
-                "number": number,
-                "address": address,
-                "outcome": "indeterminate",
-                "status": _LOST_STATUS,
-                "reply": _NOT_RECORDED,
-            }
+            AttemptedRecipient(number, address, "indeterminate", _LOST_STATUS, _NOT_RECORDED)
             for number, address in recipients
         ]
         next_hop, _, route = hop.partition(" ")  # NextHop.key
-        detail = {
-            "entry": entry,
-            "attempt": attempts + 1,
-            "next_hop": next_hop,
-            "recipients": attempted,
-        }
-        detail |= {"route": route} if route else {}
-        record_doubt(transaction, message_id, Event(Step.DELIVERY, at_us, detail))
+        detail = AttemptDetail(
+            entry=entry,
+            attempt=attempts + 1,
+            next_hop=next_hop,
+            route=route,
+            recipients=attempted,
+        )
+        record_doubt(transaction, message_id, Event(at_us, detail))
     transaction.execute_each(
         _DUE_AGAIN, [(now_us, now_us, now_us, row[0], row[1]) for row in tried]
     )

@@ -21,7 +21,7 @@ from relay.base.clock import offset_us, rfc3339
 from relay.base.message.envelope import ForwardPath, Notify
 from relay.base.message.lifecycle import RecipientState, check_transition
 from relay.base.message.nexthop import Destination, HopKind, NextHop
-from relay.store.journeys.events import Event, Step
+from relay.store.journeys.details import CommandDetail
 from relay.store.spool.queue_commands import (
     CommandResult,
     Operation,
@@ -135,8 +135,8 @@ def _held_before(loaded: LoadedEntries, command: QueueCommand, key: Key) -> str:
         return _OF_A_RULE
     if command.operation is not Operation.RELEASE or not command.selector.restored:
         return ""
-    holds = (one for one in loaded.operations_on(key) if one["operation"] == Operation.HOLD)
-    is_of_restore = next(iter(holds), {}).get("restored", False)
+    holds = [one for one in loaded.operations_on(key) if one.operation == Operation.HOLD]
+    is_of_restore = bool(holds) and holds[0].restored
     return "" if is_of_restore else "it was held before the backup, and stays held"
 
 
@@ -167,7 +167,6 @@ class _EntryChanger:
         self._at_us = at_us
         self._work = ChangeResult()
         self._last_numbers = dict(loaded.last_numbers)
-        self._events: dict[str, dict[str, Any]] = {}  # by message
 
     def changed_since(
         self, planned: Mapping[Key, int | None], keys: Sequence[Key]
@@ -200,9 +199,6 @@ class _EntryChanger:
                 self._put_back(key, facts)
             else:
                 self._result(key, CommandResult.DONE)
-        for message_id, detail in self._events.items():
-            event = Event(Step.DELIVERY, self._at_us, detail)
-            self.changes.events[message_id] = event
         return self._work
 
     def _facts(self, key: Key) -> EntryFacts | None:
@@ -253,15 +249,11 @@ class _EntryChanger:
         reason = ": ".join(filter(None, (self._order.who, self._order.why)))
         self._note_hold(key, facts, reason)
         self.changes.held_by_rules[facts.rule] -= 1
-        if self._order.backed_up_us is not None:
-            detail["restored"] = True
-        if until_us is not None:
-            detail["until"] = self._wall_time(until_us)
         before = facts.retry_us
         if facts.state is RecipientState.HELD:  # keep the time from before the first hold
             before = self._due_before(key) or None
         if before is not None:
-            detail.setdefault("due", {})[str(key[1])] = rfc3339(before)
+            detail.due[str(key[1])] = rfc3339(before)
         return ""
 
     def _without_end(self, key: Key, facts: EntryFacts, backed_up_us: int) -> EntryFacts:
@@ -303,7 +295,7 @@ class _EntryChanger:
         self._due_now(facts.next_hop)
         detail = self._record(key)
         if self._is_deferred_again(facts):
-            detail.setdefault("deferred", []).append(key[1])
+            detail.deferred.append(key[1])
         return ""
 
     def _release_copy(self, key: Key, facts: EntryFacts) -> str:
@@ -327,7 +319,7 @@ class _EntryChanger:
         self._work.made[key] = made
         detail = self._record(*made)
         self._record_next_hops(detail, made[0], before=facts.next_hop, onward=onward)
-        detail.setdefault("copies", []).extend(self._order.copy_to)
+        detail.copies.extend(self._order.copy_to)
         self._put_back(key, facts)
         return ""
 
@@ -337,9 +329,7 @@ class _EntryChanger:
         self.changes.ended.append(key)
         self.changes.states.setdefault(RecipientState.CANCELLED, []).append(key)
         self._work.ended[key] = facts.content_id
-        detail = self._record(key)
-        if self._order.bounce:
-            detail |= {"bounce": True, **({"text": self._order.text} if self._order.text else {})}
+        self._record(key)
         return ""
 
     def _reroute(self, key: Key, facts: EntryFacts) -> str:
@@ -376,8 +366,7 @@ class _EntryChanger:
         self._wait(key, facts, retry_us=retry_us, is_held=is_held)
         if is_held:
             self._note_hold(key, facts, to.held)
-            detail = self._events.setdefault(key[0], self._new_detail())
-            detail.setdefault("holds", {})[str(key[1])] = to.held
+            self._detail_of(key).holds[str(key[1])] = to.held
 
     def _split(
         self, key: Key, facts: EntryFacts, to: Destination, *, numbers: Sequence[int]
@@ -455,8 +444,8 @@ class _EntryChanger:
     def _due_before(self, key: Key) -> int:
         """Return when an entry was due before its hold, 0 where that is not known."""
         for detail in self._loaded.operations_on(key):
-            recorded = detail.get("due", {}).get(str(key[1]))
-            if detail["operation"] == Operation.HOLD and recorded:
+            recorded = detail.due.get(str(key[1]))
+            if detail.operation == Operation.HOLD and recorded:
                 with suppress(ValueError):
                     return (datetime.fromisoformat(recorded) - _BEGIN) // timedelta(microseconds=1)
         return 0
@@ -465,30 +454,36 @@ class _EntryChanger:
         with suppress(ValueError):  # of a damaged entry
             self._work.next_hops[NextHop.parse(next_hop)] = None
 
-    def _new_detail(self) -> dict[str, Any]:
-        return {"operation": str(self._order.operation), "entries": []}
+    def _detail_of(self, key: Key) -> CommandDetail:
+        """Return the detail of the event of the message."""
+        order, until = self._order, ""
+        if order.until_us is not None:
+            ahead_us = offset_us(wall_us=self._at_us, queue_us=self._now_us)
+            until = rfc3339(order.until_us + ahead_us)
+        detail = CommandDetail(
+            operation=str(order.operation),
+            who=order.who,
+            why=order.why,
+            restored=order.backed_up_us is not None,
+            until=until,
+            bounce=order.bounce,
+            text=order.text,
+        )
+        return self.changes.recorded.setdefault(key[0], detail)
 
-    def _record(self, *keys: Key) -> dict[str, Any]:
+    def _record(self, *keys: Key) -> CommandDetail:
         """Add these entries to the event of the message."""
-        detail = self._events.setdefault(keys[0][0], self._new_detail())
-        detail["entries"] += [number for _, number in keys]
-        detail["who"] = self._order.who
-        if self._order.why:
-            detail["why"] = self._order.why
+        detail = self._detail_of(keys[0])
+        detail.entries.extend(number for _, number in keys)
         return detail
 
     def _record_next_hops(
-        self, detail: dict[str, Any], key: Key, *, before: str, onward: Iterable[Destination]
+        self, detail: CommandDetail, key: Key, *, before: str, onward: Iterable[Destination]
     ) -> None:
-        detail.setdefault("from", {})[str(key[1])] = before
-        recorded = detail.setdefault("to", [])
+        detail.before[str(key[1])] = before
         hops = dict.fromkeys(to.next_hop.key for to in onward)
-        recorded += [hop for hop in hops if hop not in recorded][
-            : _HOPS_RECORDED_MAX - len(recorded)
-        ]
-
-    def _wall_time(self, queue_us: int) -> str:
-        return rfc3339(queue_us + offset_us(wall_us=self._at_us, queue_us=self._now_us))
+        left = _HOPS_RECORDED_MAX - len(detail.to)
+        detail.to.extend([hop for hop in hops if hop not in detail.to][:left])
 
     def _result(self, key: Key, result: CommandResult, note: str = "") -> None:
         self._work.results[key] = (result, note)

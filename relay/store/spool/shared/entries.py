@@ -24,6 +24,7 @@ from relay.base.clock import ID_LENGTH, id_time_us, rfc3339
 from relay.base.message.address import pattern_forms, with_a_labels, with_u_labels
 from relay.base.message.lifecycle import FINAL, RecipientState, message_state
 from relay.base.message.nexthop import Destination
+from relay.store.journeys.details import CommandDetail, read_detail
 from relay.store.journeys.events import Event, Step
 from relay.store.spool.queue_commands import (
     Operation,
@@ -444,19 +445,15 @@ class LoadedEntries(Struct, frozen=True):
     # the number and address of each recipient that is not final, of entries that are rerouted
     recipients: Mapping[Key, Sequence[tuple[int, str]]] = {}
     # of entries that are held, where it matters how: the operations on their messages, newest first
-    operations: Mapping[str, Sequence[Mapping[str, Any]]] = {}
+    operations: Mapping[str, Sequence[CommandDetail]] = {}
     # of messages that may get new entries: the greatest number of an entry, and of a recipient
     last_numbers: Mapping[str, tuple[int, int]] = {}
     to_be_planned: Collection[Key] = ()  # a cancel does not end these without a plan for reports
 
-    def operations_on(self, key: Key) -> Iterable[Mapping[str, Any]]:
-        """Yield the operations on an entry, newest first."""
+    def operations_on(self, key: Key) -> Iterable[CommandDetail]:
+        """Return the operations on an entry, newest first."""
         message_id, number = key
-        return (
-            one
-            for one in self.operations.get(message_id, ())
-            if number in one.get("entries", ()) or one.get("entry") == number
-        )
+        return [one for one in self.operations.get(message_id, ()) if number in one.entries]
 
 
 @dataclass(slots=True)
@@ -480,7 +477,7 @@ class EntryChanges:
     expiries: dict[str, int] = field(default_factory=dict)  # of messages
     # by how many entries each rule ("": none) holds more, or fewer
     held_by_rules: Counter[str] = field(default_factory=Counter)
-    events: dict[str, Event] = field(default_factory=dict)  # by message
+    recorded: dict[str, CommandDetail] = field(default_factory=dict)  # by message
 
 
 def load_entries(tables: Tables, command: QueueCommand, keys: Sequence[Key]) -> LoadedEntries:
@@ -518,7 +515,7 @@ def to_be_planned(tables: Tables, keys: Sequence[Key], command: QueueCommand) ->
     return dict.fromkeys((str(message_id), int(entry)) for message_id, entry in rows)
 
 
-def store_changes(transaction: OpenTransaction, changes: EntryChanges) -> int:
+def store_changes(transaction: OpenTransaction, changes: EntryChanges, *, at_us: int) -> int:
     """Write what was decided; return how many recipients are cancelled."""
     _store_copies(transaction, changes)
     waiting = [(*times, changes.extras.pop(key), *key) for key, times in changes.waiting.items()]
@@ -536,8 +533,8 @@ def store_changes(transaction: OpenTransaction, changes: EntryChanges) -> int:
             transaction.execute_each(statement, rows)
     cancelled = _store_states(transaction, changes.states)
     count_holds(transaction, changes.held_by_rules)
-    for message_id, event in changes.events.items():
-        transaction.append_events(message_id, [event])
+    for message_id, detail in changes.recorded.items():
+        transaction.append_events(message_id, [Event(at_us, detail)])
     return cancelled
 
 
@@ -571,15 +568,15 @@ def _depends_on_hold(command: QueueCommand) -> bool:
     return command.operation is Operation.HOLD
 
 
-def _operations(tables: Tables, message_ids: Collection[str]) -> dict[str, list[Mapping[str, Any]]]:
+def _operations(tables: Tables, message_ids: Collection[str]) -> dict[str, list[CommandDetail]]:
     """Return the newest operations on entries of these messages, newest first."""
-    found: dict[str, list[Mapping[str, Any]]] = {}
+    found: dict[str, list[CommandDetail]] = {}
     if message_ids:
         wanted = [(one, int(Step.DELIVERY), _EVENTS_MAX) for one in message_ids]
         for message_id, text in tables.fetch_each(_OPERATIONS, wanted):
             if '"operation"' in text:
-                detail = msgspec.json.decode(text, type=dict[str, Any])
-                if "operation" in detail:
+                detail = read_detail(Step.DELIVERY, msgspec.json.decode(text))
+                if isinstance(detail, CommandDetail):
                     found.setdefault(message_id, []).append(detail)
     return found
 

@@ -18,10 +18,11 @@ from msgspec.structs import replace
 from relay.base.clock import rfc3339
 from relay.base.message.content import Content
 from relay.base.message.envelope import MessageFacts
-from relay.base.message.lifecycle import FINAL, RecipientState, hold_text, message_state
+from relay.base.message.lifecycle import AT_REST, FINAL, RecipientState, hold_text, message_state
 from relay.base.message.nexthop import HopKind
+from relay.store.journeys import details
 from relay.store.journeys.document import Attempt, Journey, JourneyStep, Recipient, attempts_in
-from relay.store.journeys.events import Event, RecordedEvent, Step
+from relay.store.journeys.events import RecordedEvent, Step, journey_step
 from relay.store.journeys.spool_history import CONTENTS_MAX, KeptMessage, SpoolEvents
 from relay.store.spool.queue_commands import Operation, ShownTimes, command_reason
 from relay.store.spool.shared.columns import MESSAGE_COLUMNS, NO_EVENTS, REMOVED_EVENTS, read_facts
@@ -56,9 +57,7 @@ _ACCEPTED = (
 _CHARACTERS_MAX = 1 << 20  # of details in one answer, and one event more
 _RECIPIENTS = "SELECT number, entry, added_by <> '' FROM recipient WHERE message_id = ?"
 _Recipients = tuple[frozenset[int], frozenset[int]]  # hidden numbers, and entries that are shown
-_STATES = {str(state): state for state in RecipientState} | {
-    "indeterminate": RecipientState.DEFERRED
-}
+_STATES = {str(state): state for state in AT_REST}  # by the outcome
 
 
 def journey(tables: Tables, queue_id: str, times: ShownTimes, *, added: bool) -> Journey | None:
@@ -78,16 +77,14 @@ def journey(tables: Tables, queue_id: str, times: ShownTimes, *, added: bool) ->
     attempts: dict[int, list[Attempt]] = {}
     copies: dict[int, str] = {}  # Graph ids
     for step, at_us, text in events:
-        detail = msgspec.json.decode(text)
-        if step == Step.DELIVERY:
+        stored = msgspec.json.decode(text)
+        detail = details.read_detail(step, stored)
+        if isinstance(detail, details.AttemptDetail):
             for number, tried in attempts_in(detail, rfc3339(at_us)):
                 attempts.setdefault(number, []).append(tried)
-            for one in detail.get("recipients", ()):
-                if "graph_id" in one:
-                    copies[one["number"]] = one["graph_id"]
-            if not (added or is_shown(detail, hidden=hidden, entries=entries)):
-                continue
-        steps.append(Event(Step(step), at_us, detail).as_step())
+            copies |= {one.number: one.graph_id for one in detail.recipients if one.graph_id}
+        if added or is_shown(stored, detail, hidden=hidden, entries=entries):
+            steps.append(journey_step(step, at_us, stored))
     shown = [one for one in recipients if one[0] not in hidden]
     copied = [one for one in recipients if added and one[5]]
     reasons = _reasons({(one[2], one[8], one[11] or "") for one in (*shown, *copied)}, steps)
@@ -196,8 +193,8 @@ def _reasons(
         if state == RecipientState.HELD and extra.reason:
             found[state, number] = hold_text(extra.reason, extra.rule)
         elif (operation := _OPERATIONS.get(state)) is not None:
-            details = (one.detail for one in reversed(steps) if one.step == Step.DELIVERY)
-            if reason := command_reason(number, details, operation):
+            newest = (one.read() for one in reversed(steps) if one.step == Step.DELIVERY)
+            if reason := command_reason(number, newest, operation):
                 found[state, number] = reason
     return found
 
@@ -208,17 +205,27 @@ _OPERATIONS: Mapping[str, Operation] = {
 }
 
 
-def is_shown(detail: dict[str, Any], *, hidden: Container[int], entries: Container[int]) -> bool:
-    """Remove from an event of step 6 what concerns recipients that policy added; return whether
-    anything is left. `hidden` are the numbers of these recipients, `entries` those of the others.
+def is_shown(
+    stored: dict[str, Any],
+    detail: details.Detail,
+    *,
+    hidden: Container[int],
+    entries: Container[int],
+) -> bool:
+    """Remove from a stored detail what concerns recipients that policy added; return whether
+    anything is left. `detail` is what can be read of it, `hidden` are the numbers of these
+    recipients, `entries` those of the others.
     """
-    if (recipients := detail.get("recipients")) is not None:
-        detail["recipients"] = [one for one in recipients if one["number"] not in hidden]
-        if not detail["recipients"]:
-            return False
-    if "operation" in detail:
-        detail["entries"] = [number for number in detail["entries"] if number in entries]
-        return bool(detail["entries"])
+    match detail:
+        case details.AttemptDetail(recipients=[_, *_] as some):
+            named = zip(stored["recipients"], some, strict=True)
+            stored["recipients"] = [one for one, tried in named if tried.number not in hidden]
+            return bool(stored["recipients"])
+        case details.AttemptDetail():
+            return "recipients" not in stored  # else they cannot be read
+        case details.CommandDetail():
+            stored["entries"] = [number for number in detail.entries if number in entries]
+            return bool(stored["entries"])
     return True
 
 
@@ -233,23 +240,26 @@ def events_after(
     characters = 0
     rows = tables.each(_EVENTS, (after, until, limit))
     for sequence, queue_id, number, at_us, text, submission_id, account in rows:
-        detail = msgspec.json.decode(text)
-        detail.pop("client", None)
+        stored = msgspec.json.decode(text)
+        stored.pop("client", None)
         step = Step(number)
+        detail = details.read_detail(step, stored)
         recorded = None
         if account is not None:
-            state = _state_after(step, detail, captures_at_once=captures_at_once)
-            event = Event(step, at_us, detail)
-            recorded = RecordedEvent(queue_id, submission_id or None, account, event, state)
+            state = _state_after(detail, captures_at_once=captures_at_once)
+            recorded = RecordedEvent(
+                queue_id, submission_id or None, account, step, at_us, stored, state
+            )
         if recorded is not None and step is Step.DELIVERY:
             if queue_id not in known:
                 known[queue_id] = _recipients(tables, queue_id)
             hidden, entries = known[queue_id]
             if hidden:
                 seen = msgspec.json.decode(text)
-                is_left = is_shown(seen, hidden=hidden, entries=entries)
-                state = _state_after(step, seen, captures_at_once=captures_at_once)
-                of_sender = replace(recorded, event=Event(step, at_us, seen), state=state)
+                is_left = is_shown(seen, detail, hidden=hidden, entries=entries)
+                left = details.read_detail(step, seen)
+                state = _state_after(left, captures_at_once=captures_at_once)
+                of_sender = replace(recorded, detail=seen, state=state)
                 recorded = replace(recorded, of_sender=of_sender if is_left else None)
         found.append((sequence, recorded))
         characters += len(text)
@@ -263,7 +273,7 @@ def accepted_after(tables: Tables, after: int, until: int, *, limit: int) -> Spo
     step = Step.POLICY_AND_ROUTING
     rows = tables.fetch(_ACCEPTED, (after, until, int(step), limit))
     found: list[tuple[int, RecordedEvent | None]] = [
-        (sequence, RecordedEvent(queue_id, None, account, Event(step, at_us), None))
+        (sequence, RecordedEvent(queue_id, None, account, step, at_us, {}, None))
         for sequence, queue_id, at_us, account in rows
     ]
     is_complete = len(found) < limit
@@ -297,30 +307,25 @@ def _recipients(tables: Tables, queue_id: str) -> _Recipients:
     )
 
 
-def _state_after(
-    step: Step, detail: dict[str, Any], *, captures_at_once: bool
-) -> RecipientState | None:
+def _state_after(detail: details.Detail, *, captures_at_once: bool) -> RecipientState | None:
     """Return the state of the recipients that the event is about; None if it does not say."""
-    if step is Step.POLICY_AND_ROUTING:
-        captured = RecipientState.CAPTURED if captures_at_once else RecipientState.QUEUED
-        states = [
-            captured if hop == HopKind.CAPTURE else RecipientState.QUEUED
-            for hop in detail.get("next_hops", ())
-        ]
-        states += [RecipientState.DELIVERED] * bool(detail.get("quarantined"))
-        return message_state(states + [RecipientState.FAILED] * bool(detail.get("refused")))
-    if step is not Step.DELIVERY:
-        return None
-    match detail.get("operation"):
-        case Operation.HOLD:
+    match detail:
+        case details.RoutedDetail():
+            captured = RecipientState.CAPTURED if captures_at_once else RecipientState.QUEUED
+            states = [
+                captured if hop == HopKind.CAPTURE else RecipientState.QUEUED
+                for hop in detail.next_hops
+            ]
+            states += [RecipientState.DELIVERED] * bool(detail.quarantined)
+            return message_state(states + [RecipientState.FAILED] * bool(detail.refused))
+        case details.CommandDetail(operation=Operation.HOLD):
             return RecipientState.HELD
-        case Operation.RELEASE:
-            return RecipientState.DEFERRED if "deferred" in detail else RecipientState.QUEUED
-        case Operation.CANCEL:
+        case details.CommandDetail(operation=Operation.RELEASE):
+            return RecipientState.DEFERRED if detail.deferred else RecipientState.QUEUED
+        case details.CommandDetail(operation=Operation.CANCEL):
             return RecipientState.CANCELLED
-    states = [_STATES[one["outcome"]] for one in detail.get("recipients", ())]
-    if not states:
-        return None
-    if "held" in detail:
-        states = [RecipientState.HELD if one is RecipientState.DEFERRED else one for one in states]
-    return message_state(states)
+        case details.AttemptDetail():
+            deferred = RecipientState.HELD if detail.held else RecipientState.DEFERRED
+            states = [_STATES.get(one.outcome, deferred) for one in detail.recipients]
+            return message_state(states) if states else None
+    return None

@@ -26,7 +26,8 @@ from relay.base.message.envelope import domain_of
 from relay.base.message.lifecycle import RecipientState, check_transition
 from relay.base.message.verdict import tenant_of_rule
 from relay.base.observe.logs import get_logger
-from relay.store.journeys.events import Event, Step
+from relay.store.journeys.details import CommandDetail
+from relay.store.journeys.events import Event
 from relay.store.journeys.message_list import matches_pattern
 from relay.store.spool.shared.tables import OpenTransaction, Tables
 from relay.store.spool.types import (
@@ -225,8 +226,8 @@ def end_hold(transaction: OpenTransaction, claim: Claim, *, now_us: int, at_us: 
     note_release(transaction, claim.key)
     transaction.execute(_SET_STATE, (state, *claim.key))
     transaction.execute(_MOVE_RECIPIENTS, (state, *claim.key))
-    detail = {"operation": "release", "entries": [claim.entry_id], "who": "its time"}
-    transaction.append_events(claim.message.id, [Event(Step.DELIVERY, at_us, detail)])
+    detail = CommandDetail(operation="release", entries=[claim.entry_id], who="its time")
+    transaction.append_events(claim.message.id, [Event(at_us, detail)])
     return replace(claim, state=state, extra=replace(claim.extra, **RELEASED))
 
 
@@ -241,8 +242,8 @@ def hold_damaged(
     message_id, number = key
     transaction.execute(_MOVE_RECIPIENTS, (RecipientState.HELD, *key))
     note_hold(transaction, key, f"relay: damaged: {text}", since_us=at_us)
-    detail = {"operation": "hold", "entries": [number], "who": "relay", "why": f"damaged: {text}"}
-    transaction.append_events(message_id, [Event(Step.DELIVERY, at_us, detail)])
+    detail = CommandDetail(operation="hold", entries=[number], who="relay", why=f"damaged: {text}")
+    transaction.append_events(message_id, [Event(at_us, detail)])
     _log.error("entry damaged", qid=message_id, entry=number, error=text)
 
 
@@ -315,8 +316,8 @@ def as_held_now(tables: Tables, message: NewMessage, *, lock: str = "") -> NewMe
                 ended.append(len(entries))
     events = message.events
     if ended and events:
-        detail = {"operation": "release", "entries": ended, "who": "the end of its hold"}
-        events = (*events, Event(Step.DELIVERY, events[-1].at_us, detail))
+        detail = CommandDetail(operation="release", entries=ended, who="the end of its hold")
+        events = (*events, Event(events[-1].at_us, detail))
     return replace(message, entries=tuple(entries), events=events)
 
 

@@ -511,7 +511,7 @@ def change(
         at_us=at_us,
         planned=epochs,
     )
-    result.cancelled = store_changes(transaction, changes)
+    result.cancelled = store_changes(transaction, changes, at_us=at_us)
     if result.ended:
         offset_us = at_us - now_us
         result.given_back = list(_cancelled_mail(transaction, result.ended, offset_us=offset_us))

@@ -28,6 +28,7 @@ from relay.base.message.outcome import (
 )
 from relay.base.message.receipt import ReceiptRequest
 from relay.formats.read_report import RemoteClaim, RemoteReport
+from relay.store.journeys.details import AttemptDetail, ClaimDetail, ReportSource, read_known
 from relay.store.journeys.events import Event, Step
 from relay.store.spool.shared.accepted import CapturedMail
 from relay.store.spool.shared.columns import PAY_REPORTS, json_text
@@ -112,8 +113,9 @@ def result_rows(
     is_finished = len(final) == len(claim.recipients) and not claim_result.goes_on
     held = ""
     if claim_result.held and not is_finished:
-        why = next((one.detail["held"] for one in claim_result.events if "held" in one.detail), "")
-        held = f"relay: {why}" if why else "relay"
+        details = (one.detail for one in claim_result.events)
+        attempts = [one for one in details if isinstance(one, AttemptDetail) and one.held]
+        held = f"relay: {attempts[0].held}" if attempts else "relay"
     state, waiting = _waiting(claim_result, captured)
     return ResultRows(
         changed,
@@ -236,7 +238,7 @@ def join_report(
         return
     message_id, claims = original
     kept = _kept(transaction, message_id)
-    source = {"client": _address(carrier.client), "reporting_mta": report.reporter}
+    source = ReportSource(_address(carrier.client), report.reporter)
     events = []
     for address, claim in claims.items():
         known = kept.get(address, [])
@@ -245,17 +247,16 @@ def join_report(
         if len(known) >= _CLAIMS_MAX:
             _count_one_more(transaction, message_id, known[-1][0])
             continue
-        detail = {
-            "by": "remote",
-            "kind": claim.kind,
-            "recipients": [address],
-            "status": claim.status,
-            "reply": claim.reply,
-            "host": claim.host,
-            "source": source,
-            "received": carrier.id,
-        }
-        events.append(Event(Step.REPORT, claim_result.at_us, detail))
+        detail = ClaimDetail(
+            kind=claim.kind,
+            recipients=[address],
+            status=claim.status,
+            reply=claim.reply,
+            host=claim.host,
+            source=source,
+            received=carrier.id,
+        )
+        events.append(Event(claim_result.at_us, detail))
     transaction.append_events(message_id, events)
 
 
@@ -316,16 +317,16 @@ def _kept(tables: Tables, message_id: str) -> dict[str, list[tuple[int, str]]]:
     """Return what is recorded of each recipient: the sequence of each claim, and its report."""
     found: dict[str, list[tuple[int, str]]] = {}
     for sequence, text in tables.fetch(_CLAIMS, (message_id, int(Step.REPORT))):
-        detail = msgspec.json.decode(text, type=dict[str, Any])
-        for address in detail.get("recipients", ()):
-            found.setdefault(address, []).append((sequence, detail.get("received", "")))
+        detail = read_known(ClaimDetail, msgspec.json.decode(text))
+        for address in detail.recipients:
+            found.setdefault(address, []).append((sequence, detail.received))
     return found
 
 
 def _count_one_more(transaction: OpenTransaction, message_id: str, sequence: int) -> None:
     (text,) = transaction.fetch_one(_DETAIL, (message_id, sequence))
     detail = msgspec.json.decode(text, type=dict[str, Any])
-    detail["more"] = detail.get("more", 0) + 1
+    detail["more"] = read_known(ClaimDetail, detail).more + 1
     transaction.execute(_SET_DETAIL, (json_text(detail), message_id, sequence))
 
 

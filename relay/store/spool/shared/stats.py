@@ -16,7 +16,8 @@ import msgspec
 from relay.base.clock import rfc3339
 from relay.base.message.envelope import domain_of
 from relay.base.message.lifecycle import FINAL, RecipientState
-from relay.base.message.nexthop import CAPTURE, NextHop
+from relay.base.message.nexthop import CAPTURE
+from relay.store.journeys.details import AttemptDetail, read_known
 from relay.store.journeys.events import Step
 from relay.store.spool.shared.columns import ACCEPTED_COUNTER, LIVE_STATES, WAITS
 from relay.store.spool.shared.tables import Tables
@@ -276,22 +277,22 @@ def _last_replies(tables: Tables, hops: Sequence[str]) -> dict[str, dict[str, st
     return {
         hop: {
             "at": rfc3339(at_us),
-            "host": detail.get("host", ""),
-            "domain": domain_of(one["address"]),
-            "reply": one["reply"],
+            "host": detail.host or "",
+            "domain": domain_of(detail.recipients[0].address),
+            "reply": detail.recipients[0].reply,
         }
         for hop, (at_us, detail) in found.items()
-        if hop in asked and (one := detail["recipients"][0])
+        if hop in asked
     }
 
 
-def _latest(events: Iterable[tuple[int, str]]) -> dict[str, tuple[int, dict[str, Any]]]:
+def _latest(events: Iterable[tuple[int, str]]) -> dict[str, tuple[int, AttemptDetail]]:
     """Return the latest attempt to each next hop, by its key: its time and its detail."""
-    found: dict[str, tuple[int, dict[str, Any]]] = {}
+    found: dict[str, tuple[int, AttemptDetail]] = {}
     for at_us, text in events:
-        detail = msgspec.json.decode(text)
-        if "attempt" in detail and detail["recipients"]:
-            hop = NextHop.parse(detail["next_hop"])._replace(route=detail.get("route", "")).key
+        detail = read_known(AttemptDetail, msgspec.json.decode(text))
+        if detail.attempt and detail.recipients:
+            hop = f"{detail.next_hop} {detail.route}".rstrip()  # NextHop.key
             if hop not in found or found[hop][0] < at_us:
                 found[hop] = (at_us, detail)
     return found

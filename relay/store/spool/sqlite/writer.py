@@ -79,7 +79,8 @@ class Batch(SqliteTables):
     def append_events(self, message_id: str, events: Sequence[Event]) -> None:
         """OpenTransaction.append_events."""
         rows = [
-            (message_id, int(event.step), event.at_us, json_text(event.detail)) for event in events
+            (message_id, event.detail.step, event.at_us, json_text(event.detail))
+            for event in events
         ]
         self.cursor.executemany(_EVENT, rows)
 

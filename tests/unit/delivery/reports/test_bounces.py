@@ -7,6 +7,7 @@ import itertools
 
 import pytest
 from flufl.bounce import scan_message
+from msgspec import to_builtins
 from msgspec.structs import replace
 
 from relay.base.accounts.account import AliasTarget, Expansion
@@ -141,12 +142,10 @@ def test_a_bounce_for_an_alias_goes_to_all_that_it_leads_to(reporter):
     (alias,) = report.final_recipients
     assert (alias.path.address, alias.state) == ("alice@example.com", RecipientState.EXPANDED)
     assert alias.successors == to
-    assert plan.events[0].detail["to"] == "alice@example.com"
+    assert plan.events[0].detail.to == "alice@example.com"
     assert b"\r\nTo: <alice@example.com>\r\n" in report.contents[0]
-    assert report.events[0].detail["held"] == {
-        "route r": ["carol@outside.test", "dave@outside.test"]
-    }
-    assert report.events[0].detail["next_hops"] == {
+    assert report.events[0].detail.held == {"route r": ["carol@outside.test", "dave@outside.test"]}
+    assert report.events[0].detail.next_hops == {
         "local": ["bob@example.com"],
         "mx:outside.test": ["carol@outside.test", "dave@outside.test"],
     }
@@ -166,15 +165,15 @@ def test_the_postmaster_has_one_notice_of_a_recipient_of_strangers_in_an_hour(re
     assert b"Mail of ann@sender.test was not delivered" in content
     assert (b"<orig@example.com>" in content, b"\r\nHi\r\n" in content) == (True, False)
     (event,) = plan.events
-    assert (event.detail["kind"], event.detail["to"]) == ("postmaster", "postmaster")
-    assert event.detail["recipients"] == ["bob@example.net", "carol@example.net"]
+    assert (event.detail.kind, event.detail.to) == ("postmaster", "postmaster")
+    assert event.detail.recipients == ["bob@example.net", "carol@example.net"]
     # that of the same message may not have been committed
     assert len(reporter.failures([recipient()], STRANGERS).messages) == 1
 
     people = [recipient("carol@example.net"), recipient("dave@example.net")]
     later = reporter.failures(people, replace(STRANGERS, id="later"))
     assert b"carol@example.net" not in later.messages[0].contents[0]
-    assert [(one.detail["recipients"], "left_out" in one.detail) for one in later.events] == [
+    assert [(one.detail.recipients, bool(one.detail.left_out)) for one in later.events] == [
         (["dave@example.net"], False),
         (["carol@example.net"], True),
     ]
@@ -199,7 +198,7 @@ def test_a_report_to_a_stranger_that_fails_ends_and_a_notice_reaches_the_postmas
     assert report.entries[0].recipients[0].path.address == "ann@sender.test"
     failed = reporter.failures([recipient("ann@sender.test")], report.facts, report.contents[0])
     assert failed.messages == ()
-    assert failed.events[0].detail["kind"] == "dropped"
+    assert failed.events[0].detail.kind == "dropped"
     (notice,) = reporter.failures([recipient()], STRANGERS).messages
     (letter,) = reporter.failures(  # its alias leads to an address that does not take it
         [recipient("admin@example.net")], notice.facts, notice.contents[0]
@@ -228,7 +227,7 @@ def test_a_bounce_of_mail_with_requiretls_has_its_header_only(
 ):
     message = replace(MESSAGE, envelope=replace(MESSAGE.envelope, ret="FULL", tls=demand))
     (bounce,) = reporter.failures([recipient()], message).messages
-    assert bounce.facts.envelope.tls == bounce.events[0].detail.get("tls", "") == of_bounce
+    assert bounce.facts.envelope.tls == bounce.events[0].detail.tls == of_bounce
     assert (b"Message-ID: <orig@" in bounce.contents[0], b"\r\nHi\r\n" in bounce.contents[0]) == (
         True,
         has_text,
@@ -424,7 +423,7 @@ def test_a_report_of_each_kind_goes_to_the_sender_and_is_counted(reporter, kind,
     assert report.entries[0].recipients[0].path.address == "alice@example.com"
     assert f"\r\nAction: {action}\r\n".encode() in report.contents[0]
     times = {"since": "2023-11-14T22:13:20.000000Z", "until": "2023-11-16T22:13:20.000000Z"}
-    assert event.detail == {
+    assert to_builtins(event.detail) == {
         "report_id": report.facts.id,
         "to": "alice@example.com",
         "kind": str(kind),
@@ -441,5 +440,5 @@ def test_a_report_of_no_failure_that_has_no_next_hop_is_left_out(reporter, kind)
     plan = reporter.reporter.reports(kind, MESSAGE, people, content=CONTENT)
     assert plan.messages == ()
     (event,) = plan.events
-    assert event.detail["left_out"] == "the address of the sender has no next hop"
+    assert event.detail.left_out == "the address of the sender has no next hop"
     assert reporter.counted() == {}

@@ -22,10 +22,10 @@ def left_out(reporter, kind, *, message=MESSAGE, content=CONTENT) -> str:
     """Why a report is left out, "" if it is sent."""
     plan = reporter.reporter.reports(kind, message, [recipient(notify=ALL)], content=content)
     (event,) = plan.events
-    assert bool(plan.messages) != ("left_out" in event.detail)
-    assert event.detail["kind"] == kind
-    assert event.detail["recipients"] == ["bob@example.net"]
-    return event.detail.get("left_out", "")
+    assert bool(plan.messages) != bool(event.detail.left_out)
+    assert event.detail.kind == kind
+    assert event.detail.recipients == ["bob@example.net"]
+    return event.detail.left_out
 
 
 def counted(reporter) -> dict[str, float]:

@@ -25,14 +25,14 @@ from relay.store.journeys.event_feed import (
     EventFeed,
     parse_event_cursor,
 )
-from relay.store.journeys.events import Event, Step
+from relay.store.journeys.events import Step
 from relay.store.journeys.journey import Journeys
 from relay.store.journeys.log_reader import LogReader
 from relay.store.journeys.submission_log import SubmissionFacts, SubmissionLog
 from relay.store.spool.types import ClaimResult, SpoolUnavailableError
 from tests.support.accounts import TokenAccounts, authentication_of
 from tests.support.event_source import EventSource, ReceivedEvent, event_source
-from tests.support.events import until
+from tests.support.events import an_event, until
 from tests.support.http_server import ANY_PORT
 from tests.support.operator import all_to
 from tests.support.spools import new_message, new_spool
@@ -116,18 +116,18 @@ class Relay:
         facts = SubmissionFacts(submission_id, draft, account, account, recipients=("x@a.test",))
         at_us = self.clock.time_us() - late_us
         for step in (Step.CREATED, Step.NOTIFIED, Step.CONVERTED):
-            self.log.append(facts, Event(step, at_us + step))
+            self.log.append(facts, an_event(step, at_us + step))
         detail = {"next_hops": {"local": ["x@a.test"]}}
-        routed = Event(Step.POLICY_AND_ROUTING, at_us + 4, detail)
+        routed = an_event(Step.POLICY_AND_ROUTING, at_us + 4, detail)
         message = new_message(
             [("local", "x@a.test")], account=account, submission_id=submission_id, events=(routed,)
         )
         accepted = await self.spool.accept(message)
-        self.log.append(facts, Event(Step.ACCEPTED, at_us + 5), queue_id=accepted.queue_id)
+        self.log.append(facts, an_event(Step.ACCEPTED, at_us + 5), queue_id=accepted.queue_id)
         (claim,) = accepted.claims
         recipients = [{"number": 1, "address": "x@a.test", "outcome": "delivered"}]
         recipients[0] |= {"status": "", "reply": ""}
-        event = Event(Step.DELIVERY, at_us + 6, {"entry": 1, "recipients": recipients})
+        event = an_event(Step.DELIVERY, at_us + 6, {"entry": 1, "recipients": recipients})
         await self.spool.record(ClaimResult(claim, at_us, {1: DELIVERED}, None, events=(event,)))
         self.changes.notify()
         return submission_id, accepted.queue_id
@@ -147,7 +147,7 @@ class Relay:
         while not is_complete:
             batch = await super(CountingFeed, self.feed).read(after, limit=1000)
             found += [
-                identity(one.queue_id, one.submission_id, int(one.event.step))
+                identity(one.queue_id, one.submission_id, int(one.step))
                 for _, _, one in batch.events
                 if account in (None, one.account)
             ]

@@ -220,7 +220,7 @@ def test_a_rule_that_was_skipped_did_not_match():
         {"rule": "b", "mode": "audit", "outcome": "bcc", "recipients": [BOB]},
     ]
     journey = SimpleNamespace(submission_id="s1", client={})
-    step = SimpleNamespace(step=5, detail={"rules": hits, "next_hops": {}})
+    step = JourneyStep(5, "", "", {"rules": hits, "next_hops": {}})
     shown = evidence_of(step, journey)
     assert shown.lines == (
         'rule "a": skipped: broken',

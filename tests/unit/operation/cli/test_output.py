@@ -37,7 +37,7 @@ def journey(*, steps=(), recipients=(), state="delivered", subject="Hello"):
         sender="alice@example.test",
         subject=subject,
         state=state,
-        client=Client().as_json(),
+        client=to_builtins(Client()),
         steps=tuple(steps),
         recipients=tuple(recipients),
     )

@@ -4,8 +4,9 @@ import msgspec
 import pytest
 from msgspec.structs import replace
 
-from relay.store.journeys.document import Journey, JourneyStep, ReportSource, SenderReport
-from relay.store.journeys.events import Event, Step
+from relay.store.journeys.details import ReportSource
+from relay.store.journeys.document import Journey, JourneyStep, SenderReport
+from relay.store.journeys.events import Step, journey_step
 from relay.store.journeys.journey import join
 from relay.store.journeys.submission_log import SubmissionFacts, SubmissionRecord
 from tests.support.journeys import made_journey
@@ -16,7 +17,7 @@ CLOCK = ManualClock()
 
 
 def steps(*numbers: int) -> list[JourneyStep]:
-    return [Event(Step(number), CLOCK.time_us() + number).as_step() for number in numbers]
+    return [journey_step(number, CLOCK.time_us() + number, {}) for number in numbers]
 
 
 def store_half(submission_id: str, *numbers: int, account: str = "alice@x") -> SubmissionRecord:
@@ -52,7 +53,7 @@ def test_attempts_stay_in_their_order_though_the_clock_went_back() -> None:
     half = spool_half("q", None, 5)
     day_us = 86_400_000_000
     tried = [
-        Event(Step.DELIVERY, CLOCK.time_us() + later_us, {"attempt": number}).as_step()
+        journey_step(Step.DELIVERY, CLOCK.time_us() + later_us, {"attempt": number})
         for number, later_us in enumerate((0, day_us, -day_us))
     ]
     found = join(None, replace(half, steps=(*half.steps, *tried)))

@@ -7,9 +7,10 @@ from zlib import crc32
 import pytest
 
 from relay.store.journeys import log_reader
-from relay.store.journeys.events import Event, LogPosition, Step
+from relay.store.journeys.events import LogPosition, Step
 from relay.store.journeys.log_reader import LogReader
 from relay.store.journeys.submission_log import SubmissionFacts, SubmissionLog
+from tests.support.events import an_event
 from tests.support.manual_clock import ManualClock
 
 DAY_S = 86_400.0
@@ -30,13 +31,13 @@ class Logs:
 
     def write(self, role: str = "graph", *, text: str = "") -> None:
         self.written += 1
-        detail = {"number": self.written, "text": text}
-        self.roles[role].append(FACTS, Event(Step.CONVERTED, self.clock.time_us(), detail))
+        detail = {"size": self.written, "failed": text}
+        self.roles[role].append(FACTS, an_event(Step.CONVERTED, self.clock.time_us(), detail))
 
     def read(self, after=None, limit=1000):
         """Return the numbers in the log of graph and its LogEvents."""
         found = self.reader.read(after or {}, limit=limit)["graph"]
-        return [one and one.event.detail["number"] for _, one in found.events], found
+        return [one and one.detail["size"] for _, one in found.events], found
 
 
 @pytest.fixture
@@ -139,14 +140,16 @@ def test_a_part_is_limited_by_its_size(logs: Logs) -> None:
 
 def test_the_states_of_a_submission(logs: Logs) -> None:
     log = logs.roles["graph"]
-    log.append(FACTS, Event(Step.CREATED, 1), Event(Step.NOTIFIED, 2, {"deferred_until": "…"}))
+    log.append(
+        FACTS, an_event(Step.CREATED, 1), an_event(Step.NOTIFIED, 2, {"deferred_until": "…"})
+    )
     log.remark("d1.1", {"cancelled": "now"}, account=FACTS.account)
     log.withdraw(FACTS)
-    log.append(FACTS, Event(Step.REPORT, 3, {"kind": "failure"}))
-    log.append(FACTS, Event(Step.REPORT, 3, {"kind": "unknown"}))
-    log.append(FACTS, Event(Step.ACCEPTED, 4), queue_id="q1")
+    log.append(FACTS, an_event(Step.REPORT, 3, {"kind": "failure"}))
+    log.append(FACTS, an_event(Step.REPORT, 3, {"kind": "unknown"}))
+    log.append(FACTS, an_event(Step.ACCEPTED, 4), queue_id="q1")
     found = [one for _, one in logs.reader.read({}, limit=9)["graph"].events]
-    assert [(one.event.step, one.state) for one in found] == [
+    assert [(one.step, one.state) for one in found] == [
         (1, "converting"),
         (2, "scheduled"),
         (2, "cancelled"),
@@ -157,8 +160,8 @@ def test_the_states_of_a_submission(logs: Logs) -> None:
     ]
     assert {one.account for one in found} == {FACTS.account}
     assert [one.queue_id for one in found] == [None] * 6 + ["q1"]
-    assert found[3].event.detail == {"withdrawn": True}
-    assert found[2].event.at_us == logs.clock.time_us()
+    assert found[3].detail == {"withdrawn": True}
+    assert found[2].at_us == logs.clock.time_us()
 
 
 @pytest.mark.parametrize(

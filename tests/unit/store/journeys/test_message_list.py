@@ -10,7 +10,7 @@ from msgspec.structs import replace
 from relay.base.clock import Ids, rfc3339
 from relay.store.journeys import journey, list_places, submission_log
 from relay.store.journeys.event_feed import EventFeed, parse_event_cursor
-from relay.store.journeys.events import Event, Step
+from relay.store.journeys.events import Step
 from relay.store.journeys.journey import Journeys, MessageList
 from relay.store.journeys.log_reader import LogReader
 from relay.store.journeys.message_list import (
@@ -22,6 +22,7 @@ from relay.store.journeys.message_list import (
     position_of,
 )
 from relay.store.journeys.submission_log import SubmissionFacts, SubmissionLog
+from tests.support.events import an_event
 from tests.support.long_tests import sampled
 from tests.support.manual_clock import ManualClock
 from tests.support.spools import message_of, spool_on
@@ -57,7 +58,7 @@ class Messages:
         now_us = self.clock.time_us()
         notified: dict[str, Any] = {"client": {"address": client}} if client else {}
         notified |= {"deferred_until": rfc3339(send_at_us)} if send_at_us else {}
-        events = Event(Step.CREATED, now_us), Event(Step.NOTIFIED, now_us, notified)
+        events = an_event(Step.CREATED, now_us), an_event(Step.NOTIFIED, now_us, notified)
         self.log.append(made, *events)
         return made
 
@@ -69,10 +70,10 @@ class Messages:
         values = {"account": ALICE, "reverse_path": ALICE, "submission_id": name} | changes
         queue_id = self.ids.new()
         message = message_of(hops.items(), queue_id=queue_id, now_us=at_us, **values)
-        message = replace(message, events=(Event(Step.POLICY_AND_ROUTING, at_us),))
+        message = replace(message, events=(an_event(Step.POLICY_AND_ROUTING, at_us),))
         await self.spool.accept(message)
         if submitted:
-            self.log.append(submitted, Event(Step.ACCEPTED, at_us), queue_id=queue_id)
+            self.log.append(submitted, an_event(Step.ACCEPTED, at_us), queue_id=queue_id)
         return name or queue_id
 
     async def listed(
@@ -161,7 +162,7 @@ async def test_a_message_that_is_visible_late_is_behind_one_of_two_cursors(
     messages.clock.advance(0.5)
     first = await messages.listed()
     facts = SubmissionFacts(f"{draft_id}.1", draft_id, ALICE, ALICE, recipients=("x@a.test",))
-    created, notified = Event(Step.CREATED, submitted_us), Event(Step.NOTIFIED, submitted_us)
+    created, notified = an_event(Step.CREATED, submitted_us), an_event(Step.NOTIFIED, submitted_us)
     messages.log.append(facts, created, notified)
     second = await messages.listed(after=str(first.cursor))
     assert [one.submission_id for one in second.messages] == [facts.submission_id]
@@ -316,12 +317,12 @@ async def test_the_log_is_followed_without_reading_it_again(messages: Messages) 
     other_role = SubmissionLog(messages.directory, role="graph", clock=messages.clock)
     messages.clock.advance(2 * 86400)
     third = SubmissionFacts(f"{messages.ids.new()}.1", "d", ALICE, ALICE, recipients=("x@a.test",))
-    other_role.append(third, Event(Step.CREATED, 1), Event(Step.NOTIFIED, 1))
+    other_role.append(third, an_event(Step.CREATED, 1), an_event(Step.NOTIFIED, 1))
     other_role.close()
     names = [third.submission_id, second.submission_id, first.submission_id]
     assert await messages.names() == names
     messages.log.withdraw(second)
-    messages.log.append(third, Event(Step.ACCEPTED, 1), queue_id="q")
+    messages.log.append(third, an_event(Step.ACCEPTED, 1), queue_id="q")
     assert await messages.names() == [first.submission_id]
     messages.log.clear()
     assert await messages.names() == []

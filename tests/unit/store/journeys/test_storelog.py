@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from relay.base.clock import Ids
-from relay.store.journeys.events import Event, Step
+from relay.store.journeys.events import Step
 from relay.store.journeys.submission_log import SubmissionFacts, SubmissionLog
+from tests.support.events import an_event
 from tests.support.manual_clock import ManualClock
 
 DAY_S = 86400
@@ -50,7 +51,7 @@ class Journal:
             "recipients": ("bob@y.test",),
         }
         facts = SubmissionFacts(**(values | changes))
-        self.log.append(facts, Event(Step.CREATED, self.clock.time_us()))
+        self.log.append(facts, an_event(Step.CREATED, self.clock.time_us()))
         return facts
 
 
@@ -64,9 +65,9 @@ def journal(tmp_path: Path) -> Iterator[Journal]:
 async def test_the_steps_of_all_roles_are_joined(journal: Journal) -> None:
     facts = journal.create()
     pickup = journal.another("pickup")
-    pickup.append(facts, Event(Step.CONVERTED, 7))
-    pickup.append(facts, Event(Step.ACCEPTED, 8, {"try": 1}), queue_id="q1")
-    pickup.append(facts, Event(Step.ACCEPTED, 9, {"try": 2}), queue_id="q1")
+    pickup.append(facts, an_event(Step.CONVERTED, 7))
+    pickup.append(facts, an_event(Step.ACCEPTED, 8, {"queue_id": "1"}), queue_id="q1")
+    pickup.append(facts, an_event(Step.ACCEPTED, 9, {"queue_id": "2"}), queue_id="q1")
     pickup.close()
     found = await journal.log.submission(facts.submission_id)
     assert found is not None
@@ -162,7 +163,7 @@ async def test_steps_are_found_though_the_clock_was_ahead_when_their_id_was_made
     journal.log.close()
     journal.clock.jumped_us = 0
     later = journal.another("pickup")
-    later.append(facts, Event(Step.ACCEPTED, journal.clock.time_us()), queue_id="q")
+    later.append(facts, an_event(Step.ACCEPTED, journal.clock.time_us()), queue_id="q")
     later.close()
     told = await later.submission(facts.submission_id)
     assert told is not None

@@ -10,8 +10,9 @@ import pytest
 
 from relay.base.message.nexthop import NextHop
 from relay.formats.read_report import RemoteClaim, RemoteReport
-from relay.store.journeys.events import Event, Step
+from relay.store.journeys.events import Step
 from relay.store.spool.types import ClaimResult, DueQuery, Selector
+from tests.support.events import an_event
 from tests.support.operator import ALL, OK
 
 NOW = 10**18  # after the due time of every entry
@@ -73,7 +74,7 @@ async def test_no_statement_reads_a_whole_table_or_sorts_what_waits(
 
 
 async def test_a_look_at_the_end_reads_nothing_of_the_history(ran, path, spool, make) -> None:
-    await spool.accept(make(events=tuple(Event(Step.DELIVERY, 1) for _ in range(2000))))
+    await spool.accept(make(events=tuple(an_event(Step.DELIVERY, 1) for _ in range(2000))))
     last = await spool.last_event()
     ran.clear()
     assert len((await spool.events_after(last - 3, limit=500)).events) == 3

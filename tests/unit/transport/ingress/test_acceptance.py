@@ -143,7 +143,7 @@ async def test_what_mail_and_header_demand_of_tls(origin, fields, given, demand)
     mail, paths = envelope("bob@example.test")
     await accept(relay, (structs.replace(mail, tls=given), paths), origin, fields + CONTENT)
     (message,) = relay.spool.accepted
-    assert message.facts.envelope.tls == message.events[0].detail.get("tls", "") == demand
+    assert message.facts.envelope.tls == message.events[0].detail.tls == demand
     assert fields in message.contents[0]
 
 
@@ -179,8 +179,8 @@ async def test_rules_that_reject_some_recipients_bounce_to_trusted_senders_only(
     assert [each.state for each in message.final_recipients] == [RecipientState.FAILED]
     (report,) = relay.spool.reports
     assert report.entries[0].recipients[0].path.address == to
-    assert [event.step for event in message.events][1:] == [Step.REPORT]
-    assert message.events[0].detail["rules"][0]["rule"] == "r"
+    assert [event.detail.step for event in message.events][1:] == [Step.REPORT]
+    assert message.events[0].detail.rules[0].rule == "r"
 
 
 async def test_a_repeated_submission_is_accepted_whatever_the_rules_say_now():
@@ -202,16 +202,16 @@ async def test_an_event_lists_100_addresses_and_counts_the_others():
     relay = Relay(rules=Rules(*there[1:]))
     await accept(relay, envelope("bob@example.test", *gone, *there), PICKUP)
     detail = relay.spool.accepted[0].events[0].detail
-    assert detail["counts"] == {"refused": 201}
-    assert len(detail["refused"]) == 100
-    assert "count" not in detail["rules"][0]
+    assert detail.counts == {"refused": 201}
+    assert len(detail.refused) == 100
+    assert not detail.rules[0].count
     relay.rules = RuleBook()
     await accept(relay, envelope("bob@example.test", *there))
     detail = relay.spool.accepted[1].events[0].detail
-    assert detail["counts"] == {"mx:b.test": 101}
-    assert [len(addresses) for addresses in detail["next_hops"].values()] == [1, 100]
-    hit = RuleHit("r", "enforce", "reject", tuple(there)).as_json()
-    assert (hit["count"], len(hit["recipients"])) == (101, 100)
+    assert detail.counts == {"mx:b.test": 101}
+    assert [len(addresses) for addresses in detail.next_hops.values()] == [1, 100]
+    hit = RuleHit("r", "enforce", "reject", tuple(there)).as_recorded()
+    assert (hit.count, len(hit.recipients)) == (101, 100)
 
 
 @pytest.mark.parametrize("large", [False, True], ids=["small", "large"])

@@ -7,6 +7,7 @@ from itertools import product
 from pathlib import Path
 
 import pytest
+from msgspec import to_builtins
 
 from relay.base.message.content import read_all
 from relay.base.message.lifecycle import RecipientState
@@ -87,7 +88,7 @@ class Filtered:
 
     @property
     def step5(self) -> dict:
-        return self.message.events[0].detail
+        return to_builtins(self.message.events[0].detail)
 
 
 @asynccontextmanager

@@ -88,7 +88,7 @@ async def accepted(relay: Relay, *named: str, **more) -> NewMessage:
 async def test_the_null_sender_and_a_local_one_of_a_trusted_client_stay(sender):
     message = await accepted(relay_with(), "away@example.test", sender=sender, origin=TRUSTED)
     assert senders_of(message) == {"mx:b.test": ""}
-    assert "senders" not in message.events[0].detail
+    assert not message.events[0].detail.senders
 
 
 async def test_a_local_sender_that_a_stranger_names_is_rewritten():
@@ -306,7 +306,7 @@ async def test_the_copies_that_stay_are_kept_and_the_sender_gets_no_report():
     (notice,) = relay.spool.reports
     assert notice.entries[0].recipients[0].path.address == "postmaster"
     event, _ = message.events
-    assert {one["reply"][: len(LENT)] for one in event.detail["refused"]} == {LENT}
+    assert {one.reply[: len(LENT)] for one in event.detail.refused} == {LENT}
 
 
 async def test_neither_a_rule_nor_an_srs_address_leads_such_mail_outside():
@@ -409,8 +409,8 @@ async def test_a_copy_for_another_domain_gets_a_sender_of_the_domain_of_its_alia
         "mx:d.test": "",
     }
     assert message.facts.envelope.reverse_path == STRANGER
-    (event,) = (one for one in message.events if one.step is Step.POLICY_AND_ROUTING)
-    assert event.detail["senders"] == {"mixed@example.test": srs(relay)}
+    (event,) = (one for one in message.events if one.detail.step == Step.POLICY_AND_ROUTING)
+    assert event.detail.senders == {"mixed@example.test": srs(relay)}
 
 
 async def test_a_route_is_chosen_by_the_sender_of_the_message():

@@ -8,6 +8,7 @@ import pytest
 
 from relay.base.message.content import LargeContent, read_all
 from relay.base.message.envelope import Envelope, ForwardPath, Source
+from relay.store.journeys.details import SentMail
 from relay.store.spool.types import HoldsFullError, SpoolFullError
 from relay.transport.ingress.data import Origin
 from relay.transport.policy.rule_book import RuleBook, TenantRules
@@ -161,14 +162,8 @@ async def test_the_whole_report(relay, sender) -> None:
     assert b"Subject: [A] hello" in edited
     assert original == accepted
     assert original.startswith(b"Received: ")
-    assert message.events[0].detail["mails"] == [
-        {
-            "kind": "journal",
-            "queue_id": report.facts.id,
-            "to": "journal@archive.test",
-            "rules": ["a", "all"],
-        }
-    ]
+    sent = SentMail("journal", report.facts.id, "journal@archive.test", ("a", "all"))
+    assert message.events[0].detail.mails == [sent]
     assert relay.metrics.reports.labels(kind="journal")._value.get() == 1
 
 

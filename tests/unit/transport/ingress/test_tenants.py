@@ -151,8 +151,8 @@ async def test_a_message_and_its_journey_name_the_sets_and_keep_the_priority(tmp
         BOB: (PriorityLevel.NORMAL, PriorityLevel.NORMAL),
     }
     detail = message.events[0].detail
-    assert detail["set"]["tenants"].keys() == {"acme", "globex"}
-    assert detail["rules"][0]["rule"] == "acme/r"
+    assert detail.used.tenants.keys() == {"acme", "globex"}
+    assert detail.rules[0].rule == "acme/r"
 
 
 def test_a_refusal_without_rules_is_no_pressure() -> None:
@@ -176,9 +176,11 @@ TWO = {"acme": "1", "globex": "2"}
 )
 def test_a_sender_sees_no_rules_of_other_tenants(used, names, seen, left) -> None:
     detail = {
-        "rules": [{"rule": name, "outcome": "hold"} for name in names],
+        "rules": [
+            {"rule": name, "mode": "enforce", "outcome": "hold", "recipients": []} for name in names
+        ],
         "held": {hold_text("x", name): [ALICE] for name in names},
-        "set": {"hash": "0", **used},
+        "set": {"hash": "0", "loaded": "", **used},
     }
     found = sender_detail(Step.POLICY_AND_ROUTING, detail)
     assert [hit["rule"] for hit in found["rules"]] == seen

@@ -5,6 +5,7 @@ from msgspec.structs import replace
 
 from relay.base.message.authentication_results import AuthResult
 from relay.base.message.envelope import Source
+from relay.base.message.verdict import Finding
 from relay.base.settings.document import SettingsError
 from relay.transport.policy.rule_tests import examined_message
 from tests.support.tables import each_row
@@ -154,7 +155,7 @@ def test_recipients_over_counts_what_the_client_named(rules_of):
     )
     assert not rules.evaluate(message).hits
     [hit] = rules.evaluate(replace(message, recipient_count=51)).hits
-    assert hit.as_json()["because"] == [{"condition": "recipients_over", "value": "51"}]
+    assert hit.because == (Finding("recipients_over", "51"),)
 
 
 @pytest.fixture

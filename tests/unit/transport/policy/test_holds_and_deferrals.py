@@ -178,5 +178,5 @@ def test_a_rule_that_fails_is_skipped_and_counted_only_where_that_is_safe(evalua
     verdict = evaluate(*rules, content=MANY_PARTS)
     first, second = verdict.hits
     assert (first.rule, first.outcome, first.recipients, second.rule) == ("b", SKIPPED, (), "next")
-    assert "TooManyPartsError" in first.as_json()["error"]
+    assert "TooManyPartsError" in first.error
     assert [one.address for one in verdict.additions] == ["y@out.test"]

@@ -4,10 +4,11 @@ import shutil
 from pathlib import Path
 
 from relay.store.journeys.events import Event, Step
+from tests.support.events import an_event
 
 
 def routed(at_us: int, **detail: object) -> Event:
-    return Event(Step.POLICY_AND_ROUTING, at_us, {"next_hops": {"local": ["b@b.test"]}} | detail)
+    return an_event(Step.POLICY_AND_ROUTING, at_us, {"next_hops": {"local": ["b@b.test"]}} | detail)
 
 
 async def all_events(spool, after: int = 0):
@@ -39,7 +40,7 @@ async def test_numbers_continue_after_a_restart_and_after_a_back_up_was_restored
 
 async def test_a_part_is_limited_by_its_size(spool, make, clock) -> None:
     for _ in range(4):
-        await spool.accept(make(events=(routed(clock.time_us(), text="x" * 600_000),)))
+        await spool.accept(make(events=(routed(clock.time_us(), unsigned="x" * 600_000),)))
     part = await all_events(spool)
     assert (len(part.events), part.is_complete) == (2, False)
     rest = await all_events(spool, part.events[-1][0])

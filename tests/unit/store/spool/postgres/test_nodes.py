@@ -12,7 +12,7 @@ from relay.base.message.nexthop import Destination, NextHop
 from relay.base.message.outcome import Delivered, Evidence
 from relay.base.message.receipt import ReceiptRequest
 from relay.store.journeys.event_feed import EventFeed
-from relay.store.journeys.events import Event, EventCursor, Step
+from relay.store.journeys.events import EventCursor, Step
 from relay.store.journeys.log_reader import LogReader
 from relay.store.spool.postgres.nodes import BEAT_S, DEAD_S, NO_DOT_S
 from relay.store.spool.queue_commands import CommandResult, Operation, QueueCommand
@@ -24,6 +24,7 @@ from relay.store.spool.types import (
     Selector,
     SpoolUnavailableError,
 )
+from tests.support.events import an_event
 from tests.support.operator import OK, FakeActiveClaims, command, reroute
 from tests.support.postgres import PostgresServer, database_of
 from tests.support.spool_nodes import Elapsed, beats
@@ -31,7 +32,7 @@ from tests.support.spools import new_message
 
 TO_A = [("mx:a.test", "x@a.test")]
 LOCAL = [("local", "bob@example.test")]
-ROUTED = Event(Step.POLICY_AND_ROUTING, 5, {"next_hops": {"mx:a.test": ["x@a.test"]}})
+ROUTED = an_event(Step.POLICY_AND_ROUTING, 5, {"next_hops": {"mx:a.test": ["x@a.test"]}})
 NOW = 10**18  # after the due time of every entry
 
 
@@ -133,7 +134,7 @@ async def test_events_and_attempts_name_their_node(at) -> None:
             }
         ],
     }
-    recorded = ClaimResult(taken, 5, {1: OK}, events=(Event(Step.DELIVERY, 6, again),))
+    recorded = ClaimResult(taken, 5, {1: OK}, events=(an_event(Step.DELIVERY, 6, again),))
     assert (await two.record(recorded))[0]
     journey = await two.journey(claim.message.id)
     assert [(step.step, step.detail["node"]) for step in journey.steps] == [

@@ -25,7 +25,7 @@ from relay.base.settings.postgres_url import parse_postgres_url
 from relay.base.settings.tree import Settings, SpoolSettings
 from relay.formats.read_report import RemoteClaim, RemoteReport
 from relay.store import spool as spools
-from relay.store.journeys.events import Event, Step
+from relay.store.journeys.events import Step
 from relay.store.spool.engine import SpoolEngine
 from relay.store.spool.postgres.maintenance import WITHOUT_NODE_S
 from relay.store.spool.postgres.server import connect
@@ -42,6 +42,7 @@ from relay.store.spool.types import (
     Selector,
     SentReceipt,
 )
+from tests.support.events import an_event
 from tests.support.operator import LATER, FakeActiveClaims, command, own_mx, reroute
 from tests.support.postgres import database_of
 
@@ -177,7 +178,7 @@ async def run_claims(spool: SpoolEngine, make) -> None:
             await spool.release(found.claims)
     claims = (await spool.accept(make({"mx:a.test": ["x@a.test"]}))).claims
     waiting = EntrySchedule(1, 1)
-    event = Event(Step.DELIVERY, 5, {"entry": 1, "recipients": [], "held": "unreadable"})
+    event = an_event(Step.DELIVERY, 5, {"entry": 1, "recipients": [], "held": "unreadable"})
     await spool.record(ClaimResult(claims[0], 5, {1: LATER}, waiting, held=True, events=(event,)))
 
 
@@ -188,7 +189,7 @@ async def run_receipts(spool: SpoolEngine, make) -> None:
         await spool.record(ClaimResult(claim, 5, {1: DELIVERED}))
         owed, *_ = await spool.receipts.owed()
         await spool.receipts.moved(owed.key, "archive")
-        event = Event(Step.REPORT, 7, {"kind": "read"})
+        event = an_event(Step.REPORT, 7, {"kind": "read"})
         sent = SentReceipt(owed.key, event, is_kept=bool(copies))
         await spool.accept(make(), submission_key=owed.submission_key, receipt=sent)
     await spool.receipts.end([owed.key])

@@ -18,7 +18,7 @@ import pytest
 
 from relay.base.clock import SystemClock
 from relay.base.message.outcome import DeferralClass, Deferred, Evidence, Relayed
-from relay.store.journeys.events import Event, Step
+from relay.store.journeys.events import Step
 from relay.store.spool.postgres import claims, keeper, writer
 from relay.store.spool.postgres.nodes import BEAT_S, DEAD_S, NodeIdentity, Stores, Watch
 from relay.store.spool.postgres.spool import PostgresSpool
@@ -33,6 +33,7 @@ from relay.store.spool.types import (
     Selector,
     SpoolUnavailableError,
 )
+from tests.support.events import an_event
 from tests.support.long_tests import long, sampled
 from tests.support.postgres import PostgresServer, database_of
 from tests.support.spool_nodes import Elapsed, open_node
@@ -40,7 +41,7 @@ from tests.support.spools import new_message
 
 RELAYED = Relayed(Evidence("2.0.0", "250 2.0.0 ok"))
 LATER = Deferred(Evidence("4.2.1", "451 4.2.1 later"), DeferralClass.RECIPIENT)
-ATTEMPT = Event(Step.DELIVERY, 6, {"entry": 1, "recipients": []})
+ATTEMPT = an_event(Step.DELIVERY, 6, {"entry": 1, "recipients": []})
 HOPS = ("mx:a.test", "mx:b.test", "local")
 GAP_S = 15.0  # between two readings of a node that watches
 STORES = {"main": True, "second": True, "transport": False}  # whether its node holds its mail root

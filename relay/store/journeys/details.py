@@ -1,0 +1,300 @@
+"""What is recorded of an event, of each kind: its `detail` in docs/names.md.
+
+Writers make these values, and an Event takes one. What is stored is shown as it is: keys that
+this Relay does not know, of an older or newer one, stay in it. Readers get the JSON, and what they
+need of it by read_detail().
+
+The fields have the order of the JSON. One with its plain default is left out. One that has a
+default_factory such as list[int] is written even if it is empty: msgspec leaves out what `list`
+and `dict` themselves make.
+"""
+
+from collections.abc import Mapping
+from contextlib import suppress
+from typing import Any, ClassVar, TypeVar
+
+from msgspec import UNSET, Struct, UnsetType, ValidationError, convert, field
+
+from relay.base.message.envelope import Client
+from relay.base.message.verdict import RuleHit
+
+
+class Detail(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What is recorded of an event of `step`. Each field has a default: any part can be read."""
+
+    step: ClassVar[int]
+    node: str = ""  # that recorded it; the store of several nodes adds it
+
+
+class CreatedDetail(Detail, frozen=True):
+    """A draft was created in this folder."""
+
+    step = 1
+    folder: str = ""
+
+
+class NotifiedDetail(Detail, frozen=True):
+    """A draft was submitted. What happened to the submission before step 3 is added to it."""
+
+    step = 2
+    deferred_until: str = ""  # the time of a scheduled send
+    client: Client | None = None  # by HTTP
+    waits: str = ""  # the reply after which pickup tries again
+    sent_now: str = ""  # when `who` had a scheduled send sent before its time
+    who: str = ""
+    cancelled: str = ""  # when it was, for this `reason`
+    reason: str = ""
+    not_answered: bool = False  # the client does not know whether it will be sent
+
+
+class ConvertedDetail(Detail, frozen=True):
+    """A draft was converted, or that or its submission has failed, or it is not known."""
+
+    step = 3
+    size: int = 0  # of the message, in octets
+    recipients: int = 0
+    draft: str = ""  # properties or MIME
+    draft_size: int = 0  # of its file
+    changes: tuple[str, ...] = ()
+    defects: tuple[str, ...] = ()  # that were repaired
+    failed: str = ""  # the reply
+    unknown: str = ""  # the reply of an attempt, if the message may have been sent
+
+
+class AcceptedDetail(Detail, frozen=True):
+    """A submission was accepted. Mail by SMTP has no folder; None: the draft was removed."""
+
+    step = 4
+    folder: str | UnsetType | None = UNSET
+    queue_id: str = ""
+    folder_gone: str = ""  # that was asked for
+
+
+class MilterSaid(Struct, frozen=True):
+    """The last word of one milter about a message."""
+
+    name: str
+    stage: str  # where it was said, a FilterStage
+    answer: str  # continue, accept, reject, tempfail, reply, discard, shutdown, down
+    reason: str = ""  # the reply, the reason of quarantine, or why it is down
+    changes: tuple[str, ...] = ()  # for people, such as "add X-Spam"
+
+
+class SignedWith(Struct, frozen=True):
+    """A key that has signed a message."""
+
+    domain: str
+    selector: str
+    algorithm: str
+
+
+class ReplacedSender(Struct, frozen=True):
+    """The reverse-path that the client gave, and that of a rule."""
+
+    given: str = field(name="from")
+    to: str
+
+
+class UsedRules(Struct, frozen=True, omit_defaults=True):
+    """Which rules ran on a message: those of the operator, "" without any, and of tenants."""
+
+    hash: str
+    loaded: str  # when, in RFC 3339
+    tenants: dict[str, str] = {}  # hashes
+    own: str = ""  # the tenant whose rules the sender's account may see
+
+
+class RefusedRecipient(Struct, frozen=True):
+    """A recipient that has failed, and the reply."""
+
+    address: str
+    reply: str
+
+
+class SentMail(Struct, frozen=True):
+    """A journal report or notice of rules."""
+
+    kind: str
+    queue_id: str
+    to: str
+    rules: tuple[str, ...]
+
+
+class RoutedDetail(Detail, frozen=True):
+    """What rules, milters and routes made of a message. Lists of addresses may be cut: `counts` has
+    their lengths then, by next hop, and those of `aliases` and `refused`.
+    """
+
+    step = 5
+    rules: list[RuleHit] = field(default_factory=list[RuleHit])
+    next_hops: dict[str, list[str]] = field(default_factory=dict[str, list[str]])
+    about: str = ""  # of a report, the queue id of its message
+    dkim: list[SignedWith] = []
+    unsigned: str = ""  # why a copy has no signature
+    used: UsedRules | None = field(default=None, name="set")
+    routes: dict[str, list[str]] = {}  # by next hop
+    sender: ReplacedSender | None = None
+    held: dict[str, list[str]] = {}  # addresses by the reason
+    quarantined: dict[str, list[str]] = {}  # addresses by the rule, and where they are
+    client: Client | None = None  # by SMTP
+    bare_lf: bool = False  # lines of the message ended in LF alone
+    aliases: list[str] = []
+    senders: dict[str, str] = {}  # of what an alias forwards, by the alias
+    refused: list[RefusedRecipient] = []
+    counts: dict[str, int] = {}
+    milters: tuple[MilterSaid, ...] = ()
+    checks: dict[str, Any] | None = None  # checks_of()
+    tls: str = ""  # what the message demands
+    mails: list[SentMail] = []
+
+
+class AttemptedRecipient(Struct, frozen=True, omit_defaults=True):
+    """The outcome of an attempt for a recipient."""
+
+    number: int
+    address: str
+    outcome: str  # also indeterminate, or expired
+    status: str
+    reply: str
+    graph_id: str = ""  # of the copy in a mailbox of this relay
+    provider: str = ""  # the [[reply]] entry that decided the outcome
+
+
+class AttemptDetail(Detail, frozen=True):
+    """An attempt to deliver, or the expiry of an entry."""
+
+    step = 6
+    entry: int = 0
+    attempt: int = 0  # its number; 0 for an expiry
+    next_hop: str = ""
+    route: str = ""  # that chose the next hop
+    host: str | UnsetType = UNSET  # "" without a session, as `tls`
+    tls: str | UnsetType = UNSET
+    expired: int = 0  # the number of recipients
+    recipients: list[AttemptedRecipient] = field(default_factory=list[AttemptedRecipient])
+    address: str = ""  # of the connection
+    cipher: str = ""
+    hosts: tuple[str, ...] = ()  # what each host gave that was tried, if there was a choice
+    encoded: str = ""  # why the message was encoded again for the host
+    policy: str = ""  # who demanded which TLS level; "": the usual one, or no host
+    verified: str = ""  # by the TLS handshake; "": none
+    durations: dict[str, float] = {}  # fields of Durations
+    mx: tuple[str, ...] = ()  # "PREFERENCE HOST", or "PREFERENCE HOST: why it was skipped"
+    mx_more: int = 0  # the number of further hosts
+    held: str = ""  # why an operator must act
+    retry: str = ""  # the time of the next attempt
+    rule: str = ""  # whose hold has ended
+    silent: bool = False  # of which the sender does not hear
+
+
+class CommandDetail(Detail, frozen=True):
+    """A command for entries: by an operator, or by the relay itself."""
+
+    step = 6
+    operation: str = ""
+    entries: list[int] = field(default_factory=list[int])
+    holds: dict[str, str] = {}  # why a route holds entries, by their numbers
+    who: str = ""
+    why: str = ""
+    restored: bool = False  # a hold of restored mail
+    until: str = ""  # the end of a hold
+    due: dict[str, str] = {}  # when entries were due before a hold, in queue time
+    deferred: list[int] = []  # entries that had been attempted before a hold that ends
+    before: dict[str, str] = field(default={}, name="from")  # next hops by entry
+    to: list[str] = []  # next hops
+    copies: list[str] = []  # addresses to which a copy goes
+    bounce: bool = False  # the sender gets a report, with this text
+    text: str = ""
+
+
+class ReportDetail(Detail, frozen=True):
+    """A report to a sender, or why there is none."""
+
+    step = 7
+    report_id: str = ""  # its queue id
+    to: str = ""
+    kind: str = ""
+    recipients: list[str] = []  # that it is about
+    since: str = ""  # of a delay
+    until: str = ""  # of a delay
+    left_out: str = ""  # why it is not sent
+    entry: int = 0  # of a delay
+    reply: str = ""  # of a submission that has failed: see SubmissionReportDetail
+    reason: str = ""
+
+
+class SubmissionReportDetail(Detail, frozen=True):
+    """The report on a submission that has failed, which is in a mailbox; read as ReportDetail."""
+
+    step = 7
+    kind: str
+    to: str
+    reply: str
+    reason: str = ""  # why it is in no other mailbox
+
+
+class ReportSource(Struct, frozen=True):
+    """Who sent a report from outside: the IP address of the client that brought it, and the name
+    that the reporting host gives itself. Either may be "".
+    """
+
+    client: str
+    reporting_mta: str
+
+    @property
+    def name(self) -> str:
+        """The host, with the address from which the report came."""
+        if self.reporting_mta and self.client:
+            return f"{self.reporting_mta} [{self.client}]"
+        return self.reporting_mta or self.client or "a host"
+
+
+class ClaimDetail(Detail, frozen=True, tag_field="by", tag="remote"):
+    """What a report from outside claims about a recipient."""
+
+    step = 7
+    kind: str = ""
+    recipients: list[str] = []
+    status: str = field(default_factory=str)
+    reply: str = field(default_factory=str)
+    host: str = field(default_factory=str)
+    source: ReportSource = ReportSource("", "")
+    received: str = ""  # the queue id of the report
+    more: int = 0  # further reports
+
+
+S = TypeVar("S", bound=Struct)
+_KINDS: tuple[type[Detail], ...] = (
+    CreatedDetail,
+    NotifiedDetail,
+    ConvertedDetail,
+    AcceptedDetail,
+    RoutedDetail,
+    AttemptDetail,
+    ReportDetail,
+)
+_OTHERS: dict[int, tuple[str, type[Detail]]] = {  # with a key that only they have
+    CommandDetail.step: ("operation", CommandDetail),
+    ClaimDetail.step: ("by", ClaimDetail),
+}
+
+
+def read_detail(step: int, stored: Mapping[str, Any]) -> Detail:
+    """Return what this Relay knows of a stored detail, as read_known()."""
+    key, other = _OTHERS.get(step, ("", Detail))
+    return read_known(other if key in stored else _KINDS[step - 1], stored)
+
+
+def read_known(kind: type[S], stored: Mapping[str, Any]) -> S:
+    """Return the fields of a JSON object, all of which have defaults. A value of another type than
+    that of its field counts as missing.
+    """
+    try:
+        return convert(stored, kind)
+    except ValidationError:
+        known = {}
+        for name, value in stored.items():
+            with suppress(ValidationError):
+                convert({name: value}, kind)
+                known[name] = value
+        return convert(known, kind)
