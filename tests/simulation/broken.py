@@ -8,6 +8,7 @@ import asyncio
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from copy import copy
 from dataclasses import dataclass
 from itertools import count, islice
 from types import SimpleNamespace
@@ -367,8 +368,9 @@ def _trusting(original: Any) -> Any:
         async def answers(*questions: Any) -> list[Any]:
             return [replace(one, secure=True) for one in await self._dns.answers(*questions)]
 
-        names = SimpleNamespace(_dns=SimpleNamespace(answers=answers))
-        return await original(names, *args, **more)
+        trusting = copy(self)
+        trusting._dns = SimpleNamespace(answers=answers)
+        return await original(trusting, *args, **more)
 
     return tlsa
 
