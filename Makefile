@@ -49,7 +49,7 @@ SUITES := tests/crash tests/host tests/interop tests/pages tests/postgres tests/
 	tests/security/test_hostile_text.py tests/unit/testing
 
 test: $(VENV)/development $(if $(TESTS),.pages/installed,$(VENV)/tests-compiled)
-	@SYSTEM_PACKAGES=$(SYSTEM_PACKAGES) tests/system-packages.sh
+	@SYSTEM_PACKAGES=$(SYSTEM_PACKAGES) tests/system-packages.sh $(if $(TESTS),,own)
 	$(if $(TESTS),,RELAY_TEST_ENGINES=sqlite )$(BIN)/python -m pytest -p tests.support.repeat_failed \
 	    -n $(WORKERS) --dist loadscope $(or $(TESTS),$(addprefix --ignore=,$(SUITES)))
 

@@ -4,6 +4,7 @@
 # the sync before the 250, debootstrap for roots in which packages are installed, openssl for certificates, faketime
 # to let a clock jump, Chromium and its driver for the pages, nginx as a proxy in front of them, curl, two readers of
 # reports, a verifier of signatures, sqlite3, PostgreSQL. With "languages": those that run the programs in docs/snippets.md.
+# With "own": those of `make test`, which leaves out the suites that need a browser, databases and other mail servers.
 # As root, or where CI is set, they are installed. On a person's machine nothing is changed through sudo
 # unless SYSTEM_PACKAGES=install says so: then, as without apt or the rights, those tests are skipped, and
 # one line says why and how to have them run.
@@ -13,11 +14,14 @@ declare -A package_of=([postfix]=postfix [swaks]=swaks [msmtp]=msmtp [strace]=st
     [openssl]=openssl [dovecot]=dovecot-imapd [mutt]=mutt [mbsync]=isync [faketime]=faketime
     [chromium]=chromium [chromedriver]=chromium-driver [nginx]=nginx
     [opendkim-testmsg]=opendkim-tools [ip]=iproute2 [systemd-analyze]=systemd [sqlite3]=sqlite3
-    [curl]=curl [debootstrap]=debootstrap)
+    [curl]=curl [jq]=jq [debootstrap]=debootstrap)
 PATH="$PATH:/usr/sbin:/sbin"
 if [ "${1:-}" = languages ]; then
     package_of=([curl]=curl [jq]=jq [java]=default-jdk-headless [mcs]=mono-mcs
         [mono]=libmono-system-net-http4.0-cil [php]=php-cli [ruby]=ruby)
+fi
+if [ "${1:-}" = own ]; then
+    package_of=([msmtp]=msmtp [strace]=strace [openssl]=openssl [ip]=iproute2 [systemd-analyze]=systemd [curl]=curl [jq]=jq)
 fi
 missing=()
 for program in "${!package_of[@]}"; do
@@ -29,7 +33,7 @@ if [ "${1:-}" = languages ]; then
     [ -e /usr/share/php/libphp-phpmailer ] || missing+=(libphp-phpmailer)
     [ -e /usr/share/php/Symfony/Component/Mailer ] || missing+=(php-symfony-mailer)
     ruby -e 'require "mail"' 2>/dev/null || missing+=(ruby-mail)
-else
+elif [ "${1:-}" != own ]; then
     # a server whose programs are in no PATH, and which needs no cluster of the system's
     compgen -G "/usr/lib/postgresql/*/bin/postgres" >/dev/null || missing+=(postgresql)
     # swaks has TLS by a module that its package only recommends
@@ -48,7 +52,10 @@ unpack() {
     local -A wanted=([usr/sbin/exim4]=exim4-daemon-light [usr/sbin/opendkim]=opendkim [usr/sbin/pgbouncer]=pgbouncer
         [usr/sbin/haproxy]=haproxy [usr/bin/rspamd]=rspamd [usr/sbin/clamd]=clamav-daemon [usr/sbin/opendmarc]=opendmarc
         [usr/sbin/clamav-milter]=clamav-milter [usr/sbin/unbound]=unbound [usr/bin/fail2ban-regex]=fail2ban)
-    version=$(dpkg-query -W -f '${Version}' dovecot-core 2>/dev/null) &&
+    if [ "$1" = own ]; then
+        wanted=([usr/sbin/opendkim]=opendkim [usr/sbin/unbound]=unbound [usr/bin/fail2ban-regex]=fail2ban)
+    fi
+    [ "$1" != own ] && version=$(dpkg-query -W -f '${Version}' dovecot-core 2>/dev/null) &&
         apt-cache show "dovecot-lmtpd=$version" >/dev/null 2>&1 && wanted[usr/lib/dovecot/lmtp]="dovecot-lmtpd=$version"
     for path in "${!wanted[@]}"; do
         [ ! -e "/$path" ] && [ ! -e ".system/$path" ] || unset "wanted[$path]"
@@ -67,7 +74,7 @@ unpack() {
     rm -rf "$folder"
 }
 if [ "${1:-}" != languages ] && { [ "$(id -u)" = 0 ] || [ -n "${CI:-}${SYSTEM_PACKAGES:-}" ]; }; then
-    trap unpack EXIT
+    trap 'unpack "${1:-}"' EXIT
 fi
 [ ${#missing[@]} = 0 ] && exit 0
 
@@ -98,7 +105,7 @@ if [ -e "$policy" ]; then
     kept="$policy.kept-by-relay"
     "${as_root[@]}" mv "$policy" "$kept"
 fi
-trap 'restore; unpack' EXIT
+trap 'restore; unpack "${1:-}"' EXIT
 printf '#!/bin/sh\nexit 101\n' | "${as_root[@]}" tee "$policy" >/dev/null
 "${as_root[@]}" chmod 755 "$policy"
 

@@ -165,3 +165,36 @@ def test_pinned_requirements_are_those_of_the_project():
 def test_each_test_that_the_makefile_names_exists():
     for file, name in re.findall(r"(tests/\S+\.py)::(\w+)", (TOP / "Makefile").read_text()):
         assert f"def {name}(" in (TOP / file).read_text(), (file, name)
+
+
+def wanted_packages(folder: Path, *words: str) -> set[str]:
+    """What system-packages.sh would install on a machine that has none of the programs."""
+    identity = folder / "id"
+    identity.write_text("#!/bin/sh\necho 1000\n")
+    identity.chmod(0o755)
+    script = (TOP / "tests/system-packages.sh").read_text()
+    script = script.replace('PATH="$PATH:/usr/sbin:/sbin"\n', "")  # those of this machine
+    done = subprocess.run(
+        ["/bin/bash", "-c", script, "system-packages.sh", *words],
+        env={"PATH": str(folder)},
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=20,
+    )
+    [names] = re.findall(
+        r"^tests that need (.*) are skipped: this system has no apt-get$", done.stderr
+    )
+    return set(names.split())
+
+
+def test_make_test_installs_neither_a_browser_nor_servers(tmp_path):
+    """It leaves out the suites that need them."""
+    own = {"curl", "iproute2", "jq", "msmtp", "openssl", "strace", "systemd"}
+    assert wanted_packages(tmp_path, "own") == own
+    assert wanted_packages(tmp_path) > own | {"chromium", "dovecot-imapd", "postfix"}
+    shown = ["make", "--dry-run", "--no-print-directory", "-C", str(TOP)]
+    for target, words in (("test", "own"), ("test-suites", "")):
+        done = subprocess.run([*shown, target], capture_output=True, text=True, check=True)
+        found = re.findall(r"tests/system-packages\.sh *(.*)$", done.stdout, re.MULTILINE)
+        assert set(found) == {words}
