@@ -22,6 +22,7 @@ import pytest
 from relay.development.verbs import dev_options
 from tests.support import relay_starts
 from tests.support.graph_client import Answer
+from tests.support.ports import free_port
 from tests.support.relay_config import OPERATOR
 from tests.support.relay_process import RelayProcess, until
 
@@ -65,6 +66,9 @@ class DevProcess(RelayProcess):
         self._environment = {"TMPDIR": str(self.folder)} | variables
         self._traced = traced
         self.options: Sequence[str] = options
+        if ports is PORTS and "--listen-all" in options:
+            # The relay chooses a port before it binds all addresses: others get it meanwhile.
+            ports = [f"--{name}=127.0.0.1:{free_port()}" for name in dev_options.PORTS]
         self._before = [*ports, *(["--dir", str(self.folder)] if own_dir else [])]
 
     def start(self, *, crash_at: str = "", wait: bool = True) -> Self:
