@@ -23,5 +23,6 @@ sockets. No step of mail is here.
 - `crashpoints`: the points at which a crash test kills the process
 - `round_robin`: a queue that is fair among keys
 - `sliding_window`: how much is counted in a time; what a message counts until it is accepted
+- `task_set`: background tasks: kept until they end, cancelled, awaited
 - `phrases`: how values and numbers are written in messages to people
 """

@@ -39,6 +39,7 @@ from relay.base.message.outcome import (
 )
 from relay.base.observe.logs import RepeatedError, get_logger
 from relay.base.observe.metrics import Metrics
+from relay.base.task_set import TaskSet
 from relay.delivery.active_queue import ClaimsInMemory
 from relay.delivery.attempt_result import (
     AttemptResult,
@@ -116,7 +117,7 @@ class AttemptRecorder:
 
     def __post_init__(self) -> None:
         self.claims = ClaimsInMemory()  # where each waits
-        self.unfinished: dict[asyncio.Task[None], None] = {}  # in the order of their start
+        self.unfinished = TaskSet()
         self._stopped = asyncio.Event()
         self._spool_fault = RepeatedError()  # logged once for all claims that wait
         self._owed: dict[tuple[Key, int], tuple[ReportedRecipient, ...]] = {}  # key, epoch
@@ -128,10 +129,7 @@ class AttemptRecorder:
 
     def begin(self, recording: Coroutine[None, None, None]) -> asyncio.Task[None]:
         """Record in the background; a stop waits for it."""
-        task = asyncio.get_running_loop().create_task(recording)
-        self.unfinished[task] = None
-        task.add_done_callback(self.unfinished.pop)
-        return task
+        return self.unfinished.start(recording)
 
     async def finish(self, recordings: Iterable[Coroutine[None, None, None]]) -> None:
         """Begin these, and wait for them; they go on if this is cancelled."""

@@ -34,6 +34,7 @@ from relay.base.message.outcome import (
 )
 from relay.base.message.receipt import ReceiptRequest
 from relay.base.observe.logs import get_logger
+from relay.base.task_set import TaskSet
 from relay.delivery.attempt_recorder import AttemptRecorder
 from relay.delivery.attempt_result import internal_error_outcomes
 from relay.delivery.content_cache import unreadable
@@ -74,7 +75,7 @@ class LocalDelivery:
 
     def __post_init__(self) -> None:
         self.ready = ClaimQueue()
-        self.workers: dict[asyncio.Task[None], None] = {}  # in the order of their start
+        self.workers = TaskSet()
 
     def push(self, claim: Claim) -> None:
         """Add a claim; start a worker if there are fewer than the limit."""
@@ -84,19 +85,14 @@ class LocalDelivery:
 
     def abort(self) -> None:
         """Cancel the deliveries in progress."""
-        for worker in self.workers:
-            worker.cancel()
+        self.workers.cancel()
 
     def _ensure_worker(self) -> None:
         """Start a worker if a claim waits and there are fewer workers than the limit."""
         if self.ready and len(self.workers) < _AT_ONCE:
-            worker = asyncio.get_running_loop().create_task(self._work())
-            self.workers[worker] = None
-            worker.add_done_callback(self._worker_ended)
-
-    def _worker_ended(self, worker: asyncio.Task[None]) -> None:
-        self.workers.pop(worker)
-        self._ensure_worker()  # a claim may have been pushed while this worker ended
+            worker = self.workers.start(self._work())
+            # a claim may have been pushed while this worker ended
+            worker.add_done_callback(lambda _: self._ensure_worker())
 
     async def _work(self) -> None:
         contents, claims = self.recorder.contents, self.recorder.claims

@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from msgspec import Struct
 
 from relay.base.advanceable_clock import AdvanceableClock, AdvanceError
+from relay.base.task_set import TaskSet
 from relay.operation.app.development_folder import DevelopmentFolder
 from relay.operation.app.settling import UnsettledError
 
@@ -46,7 +47,7 @@ class ClockAdvances:
         self._clock = clock
         self._folder = folder
         self._settle = settle
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks = TaskSet()
         self._turn = asyncio.Lock()
 
     @property
@@ -63,17 +64,11 @@ class ClockAdvances:
         self._clock.check_advance(seconds)
         if len(self._tasks) >= _WAITING_MAX:
             raise AdvanceError(f"{_WAITING_MAX} requests to advance the clock wait already")
-        task = asyncio.create_task(self._advance(seconds), name="advance")
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-        await asyncio.shield(task)
+        await asyncio.shield(self._tasks.start(self._advance(seconds), name="advance"))
 
     async def stop(self) -> None:
         """Cancel all; the clock keeps the time that it has reached."""
-        tasks = [*self._tasks]
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await self._tasks.end()
 
     async def _advance(self, seconds: float) -> None:
         async with self._turn:

@@ -26,6 +26,7 @@ from relay.base.settings.reader import load
 from relay.base.settings.tree import Settings, SmtpListener
 from relay.base.settings.validation import next_hops_by_name
 from relay.base.socket_address import Address
+from relay.base.task_set import TaskSet
 from relay.delivery.provider_replies import load_provider_replies
 from relay.delivery.reports.texts import load_texts
 from relay.delivery.smtp.connect import Target
@@ -140,7 +141,7 @@ class DevelopmentRelay:
         self._index = SearchIndex(folder.path / "search-index", base, self._sources)
         base.journeys.places.index = self._index
         base.store.messages.on_state = self._index.note_state
-        self._tasks: list[asyncio.Task[None]] = []
+        self._tasks = TaskSet()
         self._reset = Reset(
             self.daemon, folder.path / "trash", quiet=self._quiet, forget=self._forget
         )
@@ -271,7 +272,7 @@ class DevelopmentRelay:
             base = self.daemon.base
             automatic = AutomaticRelease(base, route, await base.feed.now())
             self.daemon.settling.others.append(automatic.in_progress)
-            self._tasks.append(asyncio.create_task(automatic.run(), name="automatic release"))
+            self._tasks.start(automatic.run(), name="automatic release")
         await self.daemon.start()
         at = self.addresses
         listeners = {name: getattr(at, name) for name in ("http", "https", *SMTP_ROLES)}
@@ -283,14 +284,13 @@ class DevelopmentRelay:
             keep=self._options.keep,
             clock=self.clock,
         )
-        self._tasks.append(asyncio.create_task(retention.run(), name="retention"))
+        self._tasks.start(retention.run(), name="retention")
         if self._options.indexes_ahead:
-            self._tasks.append(asyncio.create_task(self._index.run(), name="search index"))
+            self._tasks.start(self._index.run(), name="search index")
 
     async def stop(self) -> None:
         """Stop it; mail in delivery has a few seconds to end."""
-        for task in self._tasks:
-            task.cancel()
+        self._tasks.cancel()
         await self._advances.stop()
         await self._reset.end()
         await self.simulated_recipients.stop()

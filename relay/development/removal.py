@@ -20,6 +20,7 @@ from msgspec import Struct
 
 from relay.base.clock import Clock
 from relay.base.observe.logs import get_logger
+from relay.base.task_set import TaskSet
 from relay.front_door.api.message_source import MessageCopies
 from relay.operation.app.daemon import Daemon
 from relay.store.journeys.document import Journey
@@ -109,7 +110,7 @@ class Reset:
         self._quiet = quiet
         self._forget = forget
         self._lock = asyncio.Lock()
-        self._removing: set[asyncio.Task[None]] = set()
+        self._removing = TaskSet()
 
     async def begin(self) -> None:
         """Remove the trash that a killed process has left."""
@@ -129,9 +130,7 @@ class Reset:
                 messages = await development_spool(daemon.base.spool).clear()
                 await daemon.base.refusals.clear()
                 self._forget()
-            task = asyncio.create_task(asyncio.to_thread(remove_trash, trash))
-            self._removing.add(task)
-            task.add_done_callback(self._removing.discard)
+            self._removing.start(asyncio.to_thread(remove_trash, trash))
         daemon.base.changes.notify()
         return submissions + messages
 

@@ -6,7 +6,6 @@ relay's own listener, as a remote host would. Reports that wait are lost when th
 RFC 3461 4.1 (NOTIFY), RFC 3464.
 """
 
-import asyncio
 from collections.abc import Callable, Mapping
 
 from msgspec import Struct
@@ -30,6 +29,7 @@ from relay.base.message.status import split_reply
 from relay.base.message.tls_policy import TlsPolicy
 from relay.base.observe.logs import get_logger
 from relay.base.socket_address import Address
+from relay.base.task_set import TaskSet
 from relay.delivery.reports.texts import ReportTexts
 from relay.delivery.smtp.connect import ConnectError, Target, connect
 from relay.delivery.smtp.connection import Timeouts
@@ -68,7 +68,7 @@ class SimulatedRecipients:
         self._ids = ids
         self._smtp = smtp
         self._waiting: set[Timer] = set()
-        self._sending: set[asyncio.Task[None]] = set()
+        self._sending = TaskSet()
         self._bytes = 0  # of the reports that wait or are being sent
 
     async def keep(self, mail: ReceivedMail) -> None:
@@ -96,9 +96,7 @@ class SimulatedRecipients:
         for timer in self._waiting:
             timer.cancel()
         self._waiting.clear()
-        for task in self._sending:
-            task.cancel()
-        await asyncio.gather(*self._sending, return_exceptions=True)
+        await self._sending.end()
         self._bytes = 0
 
     def _expect_report(self, mail: ReceivedMail, recipient: ForwardedTo) -> None:
@@ -114,9 +112,7 @@ class SimulatedRecipients:
 
             def send() -> None:
                 self._waiting.discard(timer)
-                task = asyncio.get_running_loop().create_task(self._submit(report))
-                self._sending.add(task)
-                task.add_done_callback(self._sending.discard)
+                self._sending.start(self._submit(report))
 
             timer = self._clock.call_later(LATER_S, send)
             self._waiting.add(timer)

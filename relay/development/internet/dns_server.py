@@ -25,6 +25,7 @@ import dns.rrset
 
 from relay.base.socket_address import Address
 from relay.base.sockets import Listener, open_datagram_socket, open_listener
+from relay.base.task_set import TaskSet
 
 Records = Sequence[str] | str
 NO_NAME = "NXDOMAIN"
@@ -68,7 +69,7 @@ class DnsServer:
         self.address = self._listener.address
         self._udp: asyncio.DatagramTransport | None = None
         self._tcp: asyncio.Server | None = None
-        self._connections: set[asyncio.Task[None]] = set()
+        self._connections = TaskSet()
 
     async def start(self) -> None:
         """Begin to answer."""
@@ -85,10 +86,7 @@ class DnsServer:
         if self._tcp is not None:
             self._tcp.close()
         self.close()
-        connections = list(self._connections)
-        for one in connections:
-            one.cancel()
-        await asyncio.gather(*connections, return_exceptions=True)
+        await self._connections.end()
 
     def close(self) -> None:
         """Release the port, in place of stop() where there was no start()."""
@@ -153,19 +151,18 @@ class DnsServer:
         soa = f"ns.test. root.test. 1 3600 600 86400 {self.negative_ttl_s}"
         return dns.rrset.from_text(name, 3600, "IN", "SOA", soa)
 
-    async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.current_task()
-        assert task is not None
-        self._connections.add(task)
+    def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._connections.start(self._converse(reader, writer))
+
+    async def _converse(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
             if len(self._connections) <= _CONNECTIONS_MAX:
                 await self._answer_all(reader, writer)
         except TimeoutError:
             pass  # an idle client
-        except (OSError, EOFError, asyncio.CancelledError):  # a cancelled task would be logged
+        except (OSError, EOFError):
             pass
         finally:
-            self._connections.discard(task)
             writer.close()
 
     async def _answer_all(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

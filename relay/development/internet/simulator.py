@@ -18,6 +18,7 @@ from relay.base.observe.logs import get_logger
 from relay.base.pressure import MemoryBudget
 from relay.base.socket_address import Address
 from relay.base.sockets import LACKING_ADDRESS, reserve_port
+from relay.base.task_set import TaskSet
 from relay.development.internet.behaviour import Action, Moment, ReceivedMail
 from relay.development.internet.dns_server import NO_NAME, DnsServer, Records
 from relay.development.internet.host_certificates import HostCertificates
@@ -65,7 +66,7 @@ class SimulatedInternet:
         self._hosts: OrderedDict[str, SmtpHost] = OrderedDict()  # the last one looked up last
         self._addresses: dict[str, str] = {}
         self._places: dict[str, Address] = {}  # of addresses that this system lacks
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks = TaskSet()
         self._reserved = reserve_port(_LOOPBACK)
         self.port = int(self._reserved.getsockname()[1])
         self._dns = DnsServer(self.records, ttl_s=0, negative_ttl_s=0, is_signed=self._is_signed)
@@ -224,7 +225,7 @@ class SimulatedInternet:
                 _log.warning("a simulated host cannot listen", host=name, error=error)
                 continue
             self._hosts[name], self._addresses[name] = host, address
-            self._spawn(host.start())
+            self._tasks.start(host.start())
             return address
         return ""
 
@@ -241,7 +242,7 @@ class SimulatedInternet:
         unused = next((name for name, host in self._hosts.items() if not host.open), None)
         if unused is not None:
             self._places.pop(self._addresses.pop(unused), None)
-            self._spawn(self._hosts.pop(unused).stop())
+            self._tasks.start(self._hosts.pop(unused).stop())
         return unused is not None
 
     def _options_of(self, name: str) -> HostOptions:
@@ -259,11 +260,6 @@ class SimulatedInternet:
         self._received_bytes += len(mail.content)
         while len(self._received) > RECEIVED_MAX or self._received_bytes > RECEIVED_BYTES_MAX:
             self._received_bytes -= len(self._received.popleft().content)
-
-    def _spawn(self, work: Awaitable[None]) -> None:
-        task = asyncio.ensure_future(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
 
 
 def address_of(name: str, number: int = 0) -> str:

@@ -24,6 +24,7 @@ from relay.base.observe.logs import get_logger
 from relay.base.pressure import MemoryBudget
 from relay.base.socket_address import Address
 from relay.base.sockets import Listener, open_listener
+from relay.base.task_set import TaskSet
 from relay.development.internet.behaviour import Action, ForwardedTo, Moment, ReceivedMail
 
 _log = get_logger("internet")
@@ -106,7 +107,7 @@ class SmtpHost:
         self.given: deque[GivenReply] = deque(maxlen=GIVEN_MAX)
         self._listener: Listener | None = None
         self._server: asyncio.Server | None = None
-        self._tasks: dict[asyncio.Task[None], None] = {}  # in the order of their start
+        self._tasks = TaskSet()
 
     def listen(self, address: Address) -> Address:
         """Listen; connections wait for start(). Return the address with the actual port.
@@ -134,10 +135,7 @@ class SmtpHost:
 
     async def end_sessions(self) -> None:
         """Close every connection, and wait until nothing more is done for it."""
-        tasks = list(self._tasks)
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await self._tasks.end()
 
     async def converse(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Run a session with a client that has connected."""

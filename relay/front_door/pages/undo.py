@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable, Collection
 
 from relay.base.clock import Clock, Timer
 from relay.base.observe.logs import get_logger
+from relay.base.task_set import TaskSet
 
 UNDO_S = 10.0
 PENDING_MAX = 100
@@ -23,7 +24,7 @@ class PendingDeletions:
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
         self._pending: dict[str, tuple[Timer, Remove]] = {}
-        self._removals: set[asyncio.Task[None]] = set()
+        self._removals = TaskSet()
 
     @property
     def names(self) -> Collection[str]:
@@ -55,9 +56,7 @@ class PendingDeletions:
 
     def _begin(self, name: str) -> None:
         _, remove = self._pending.pop(name)
-        task = asyncio.create_task(_removed(name, remove), name="deletion")
-        self._removals.add(task)
-        task.add_done_callback(self._removals.discard)
+        self._removals.start(_removed(name, remove), name="deletion")
 
 
 async def _removed(name: str, remove: Remove) -> None:

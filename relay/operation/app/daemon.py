@@ -25,6 +25,7 @@ from relay.base.clock import wall_offset_us
 from relay.base.observe.logs import get_logger
 from relay.base.pauses import Paused
 from relay.base.process_limits import limit_malloc_retention, tune_garbage_collector
+from relay.base.task_set import TaskSet
 from relay.front_door.api import EventStreams
 from relay.front_door.http.http_server import HttpServer
 from relay.front_door.notifications.webhooks import Webhooks
@@ -88,7 +89,7 @@ class Daemon:
     fault: str = ""  # which task ended unexpectedly, and why; "": none
     # why spool or mail root are not this node's any more; None: they are
     lost: SpoolError | ForeignRootError | None = None
-    _tasks: list[asyncio.Task[None]] = field(default_factory=list)  # those that run until the stop
+    _tasks: TaskSet = field(default_factory=TaskSet)  # those that run until the stop
     _pickup_task: asyncio.Task[None] | None = None  # ends before the listeners close
 
     async def start(self) -> None:
@@ -187,7 +188,7 @@ class Daemon:
             last.push_async_callback(self.transport.resolver.close)
             last.push_async_callback(self.transport.policies.close)
             last.push_async_callback(self.webhooks.close)
-            last.push_async_callback(self._end_tasks)
+            last.push_async_callback(self._tasks.end)
             for server in self.transport.smtp_servers:
                 server.stop_listening()
             await _all_of(
@@ -210,11 +211,6 @@ class Daemon:
                     await self.transport.pickup.drain()
         left_s = deadline - loop.time()  # real time: as above
         await self.transport.pickup_server.drain(max(0.0, left_s))
-
-    async def _end_tasks(self) -> None:
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
 
     def _use_pauses(self, pauses: Container[Paused]) -> None:
         self.transport.scheduler.pause(Paused.DELIVERY in pauses)
@@ -240,9 +236,8 @@ class Daemon:
         return elsewhere + sum(server.sessions for server in self.transport.smtp_servers)
 
     def _spawn(self, work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
-        task = asyncio.create_task(work, name=name)
+        task = self._tasks.start(work, name=name)
         task.add_done_callback(self._ended)
-        self._tasks.append(task)
         return task
 
     def _ended(self, task: asyncio.Task[None]) -> None:

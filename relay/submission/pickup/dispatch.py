@@ -13,6 +13,7 @@ from pathlib import Path
 
 from relay.base.message.outcome import Evidence
 from relay.base.observe.logs import RepeatedError, get_logger
+from relay.base.task_set import TaskSet
 from relay.store.mailbox.types import PendingSubmission, StoreError
 from relay.store.spool.types import SpoolError
 from relay.submission.pickup.decisions import SubmissionDeferred, retry_delay_s
@@ -42,7 +43,7 @@ class Pickup:
         gauge = self.processor.metrics.pickup_waiting
         gauge.set_function(lambda: len(self._ready.pending))
         self._attempts: dict[str, EarlierAttempts] = {}  # by submission id, of those to be retried
-        self._tasks: set[asyncio.Task[None]] = set()  # one for each submission in progress
+        self._tasks = TaskSet()  # one for each submission in progress
         self._idle_clients: list[SubmissionClient] = []
         self._store_fault = RepeatedError()
         self._is_running = self._is_paused = False
@@ -111,9 +112,7 @@ class Pickup:
             if pending is None:
                 return
             self._limits.started(pending)
-            task = asyncio.create_task(self._work_on(pending), name="pickup")
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
+            self._tasks.start(self._work_on(pending), name="pickup")
 
     async def _work_on(self, pending: PendingSubmission) -> None:
         try:

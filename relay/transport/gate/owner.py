@@ -19,6 +19,7 @@ from relay.base.accounts.account import LoginDelayedError, LoginRefusedError
 from relay.base.message.content import Content, LargeContent
 from relay.base.message.envelope import ForwardPath
 from relay.base.observe.logs import get_logger
+from relay.base.task_set import TaskSet
 from relay.store.spool.types import LendableBody, SpoolError, SpoolUnavailableError
 from relay.transport.gate.frames import FrameChannel
 from relay.transport.gate.wire import (
@@ -98,7 +99,7 @@ class SessionsOfChild:
         self.channel: FrameChannel  # to the child
         self._send_file, self._on_ready = send_file, on_ready
         self._sessions: dict[int, _OwnedSession] = {}
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks = TaskSet()
         self._offered_bytes = 0
 
     @property
@@ -134,9 +135,7 @@ class SessionsOfChild:
                 if session.is_busy:
                     raise ValueError(f"found {type(frame).__name__} before the last answer")
                 session.is_busy = True
-                task = asyncio.get_running_loop().create_task(self._answer(session, frame))
-                self._tasks.add(task)
-                task.add_done_callback(self._tasks.discard)
+                self._tasks.start(self._answer(session, frame))
 
     def end(self) -> None:
         """Forget the sessions: the child is gone. Messages that it has handed over are accepted."""

@@ -38,6 +38,7 @@ from relay.base.message.nexthop import NextHop
 from relay.base.observe.logs import get_logger
 from relay.base.pressure import Pressure
 from relay.base.settings.tree import SmtpListener
+from relay.base.task_set import TaskSet
 from relay.store.mailbox.types import DeliveryStore, Room
 from relay.store.spool.types import LendableBody
 from relay.transport.ingress.acceptance import Acceptance
@@ -116,7 +117,7 @@ class OwnerDependencies(Struct, frozen=True):
     check_login: CheckLogin  # a user and a password
     check_token: CheckLogin  # a user and a bearer token
     refusals: ListenerRefusals  # records what is refused
-    acceptances: set[asyncio.Task[DataReply]]  # messages that are being accepted
+    acceptances: TaskSet  # messages that are being accepted
     role: ListenerRole  # which checks its mail skips
     users: LocalUsers | None = None  # who the clients may be, on the socket for programs
 
@@ -308,10 +309,8 @@ class SessionOwner:
         if self._filters is not None:
             received = self._filters.deciding(received)
         accepting = self._accepted(offered, received.content)
-        task = asyncio.get_running_loop().create_task(accepting)
+        task = self._shared.acceptances.start(accepting)
         task.add_done_callback(lambda _: received.release())
-        self._shared.acceptances.add(task)
-        task.add_done_callback(self._shared.acceptances.discard)
         return await asyncio.shield(task)
 
     async def _accepted(self, offered: OfferedMail, content: Content) -> DataReply:

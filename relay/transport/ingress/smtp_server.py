@@ -20,6 +20,7 @@ from relay.base.observe.logs import get_logger
 from relay.base.pressure import MemoryBudget, Pressure
 from relay.base.settings.tree import SmtpListener
 from relay.base.sockets import EVERYBODY, OWNER_ONLY, Acceptor, Listener, open_listener
+from relay.base.task_set import TaskSet
 from relay.transport.ingress.data import Origin
 from relay.transport.ingress.listener_role import CONFIGURED, ListenerRole
 from relay.transport.ingress.local_users import LocalUsers, peer_uid
@@ -89,7 +90,7 @@ class SmtpServer:
         self._opened: Listener | None = None
         self.address = listener.listen  # with the actual port, once it was bound
         self._servers: list[asyncio.Server] = []
-        self._reading: set[asyncio.Task[None]] = set()  # headers of proxies
+        self._reading = TaskSet()  # headers of proxies
         self._of_owners = self._owner_dependencies()
         sessions = dependencies.acceptance.metrics.smtp_sessions
         context = certificate.context if certificate else None
@@ -158,8 +159,7 @@ class SmtpServer:
     async def drain(self, grace_s: float) -> None:
         """Stop. Open transactions may finish within `grace_s`, commits a little later."""
         self.stop_listening()
-        for reading in tuple(self._reading):
-            reading.cancel()
+        self._reading.cancel()
         await self._smtp_sessions.drain(grace_s)
         if acceptances := tuple(self._of_owners.acceptances):
             # no 250 was sent for these, so one that hangs may be abandoned
@@ -188,9 +188,7 @@ class SmtpServer:
         if len(self._reading) >= self._listener.max_sessions:
             connection.close()
             return
-        task = asyncio.get_running_loop().create_task(self._begin_forwarded(connection, ip))
-        self._reading.add(task)
-        task.add_done_callback(self._reading.discard)
+        self._reading.start(self._begin_forwarded(connection, ip))
 
     def _begin(self, connection: socket.socket, owner: SessionOwner) -> None:
         """Begin it elsewhere, if no milter sees it: one may have come with a reload."""
@@ -260,7 +258,7 @@ class SmtpServer:
                 dependencies.acceptance.clock,
                 lambda: str(self.address),
             ),
-            acceptances=set(),
+            acceptances=TaskSet(),
             role=self.role,
             users=self._users,
         )

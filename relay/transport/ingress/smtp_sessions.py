@@ -16,6 +16,7 @@ from relay.base.observe.logs import get_logger
 from relay.base.pressure import ConcurrencyCounter
 from relay.base.settings.tree import SmtpListener
 from relay.base.sockets import wait_readable
+from relay.base.task_set import TaskSet
 from relay.transport.ingress.session_client import (
     CONNECT,
     ListenerDependencies,
@@ -45,7 +46,7 @@ class SmtpSessions:
     ) -> None:
         """`begun` counts a connection, `meet` says who the client of new_session() is."""
         self.tls_at_once = tls_context if listener.role.has_tls_first else None
-        self._beginning: set[asyncio.Task[None]] = set()  # until their sessions exist
+        self._beginning = TaskSet()  # until their sessions exist
         self._handshakes = ConcurrencyCounter()  # those of TLS at once
         self.shared = SessionDependencies(
             listener,
@@ -81,16 +82,13 @@ class SmtpSessions:
             connection.close()
             client.ended()
             return
-        task = asyncio.get_running_loop().create_task(self._begin(connection, client))
-        self._beginning.add(task)
-        task.add_done_callback(self._beginning.discard)
+        self._beginning.start(self._begin(connection, client))
 
     async def drain(self, grace_s: float) -> None:
         """End. Open transactions may finish within `grace_s`."""
         for session in tuple(self.shared.sessions):
             session.drain()
-        for beginning in tuple(self._beginning):
-            beginning.cancel()
+        self._beginning.cancel()
         await self._wait_closed(grace_s)
         for session in tuple(self.shared.sessions):
             session.close_with(SHUTTING_DOWN)

@@ -17,6 +17,7 @@ import asyncpg
 from relay.base.observe.logs import RepeatedError, get_logger
 from relay.base.observe.metrics import Metrics
 from relay.base.settings.postgres_url import ServerOptions
+from relay.base.task_set import TaskSet
 from relay.store.spool.engine import News
 from relay.store.spool.postgres.claims import dead_owners
 from relay.store.spool.postgres.maintenance import PostgresMaintenance, stores_without_node
@@ -77,7 +78,7 @@ class NodeKeeper:
         self._salt = ""
         self._differences: Sequence[str] = ()
         self.nodes: Sequence[NodeRow] = ()  # as they were at the last beat
-        self._tasks: list[asyncio.Task[None]] = []
+        self._tasks = TaskSet()
         self._has_news = asyncio.Event()
         self._news = News(0)  # to tell
 
@@ -86,16 +87,11 @@ class NodeKeeper:
         if self._tasks:  # what follows a start has failed, and is tried again
             return
         for run in (self._keep_alive, self._keep_in_touch):
-            self._tasks.append(asyncio.create_task(run(), name=f"spool-{run.__name__[6:]}"))
+            self._tasks.start(run(), name=f"spool-{run.__name__[6:]}")
 
     async def stop(self) -> None:
         """End both."""
-        for task in self._tasks:
-            task.cancel()
-        for task in self._tasks:
-            with suppress(asyncio.CancelledError):
-                await task
-        self._tasks.clear()
+        await self._tasks.end()
 
     def tell(self, news: News) -> None:
         """Tell the other nodes soon."""

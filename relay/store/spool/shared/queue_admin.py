@@ -30,6 +30,7 @@ from relay.base.message.lifecycle import RecipientState
 from relay.base.message.outcome import Evidence
 from relay.base.observe.logs import get_logger
 from relay.base.observe.metrics import Metrics
+from relay.base.task_set import TaskSet
 from relay.formats.dsn import UNREADABLE, ReportedRecipient, ReportKind
 from relay.store.spool.queue_commands import (
     LISTED_MAX,
@@ -211,7 +212,7 @@ class QueueAdmin:
         self._shown_times = shown_times
         self._reports = CancelReports(engine)
         self._delivery: ActiveClaims | None = None  # none where no delivery runs
-        self._releasing: set[asyncio.Task[None]] = set()
+        self._releasing = TaskSet()
         self._hold_rules: Sequence[HoldRule] = ()  # as they were read last
         self.give_back: Callable[[CancelledMail], None] = lambda _mail: None  # what was counted
 
@@ -407,9 +408,7 @@ class QueueAdmin:
     def _release_later(self, taken: Collection[Key]) -> None:
         """Release withdrawn claims in the background after an operation failed."""
         if taken:
-            task = asyncio.get_running_loop().create_task(self._release_until_done(taken))
-            self._releasing.add(task)
-            task.add_done_callback(self._releasing.discard)
+            self._releasing.start(self._release_until_done(taken))
 
     async def _release_until_done(self, taken: Collection[Key]) -> None:
         pause_s = _PAUSE_S_FIRST

@@ -1,0 +1,28 @@
+"""The background tasks of one owner: the event loop itself keeps only weak references to tasks."""
+
+import asyncio
+from collections.abc import Coroutine
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+
+class TaskSet(dict[asyncio.Task[Any], None]):
+    """The tasks that have not ended, in the order of their start."""
+
+    def start(self, work: Coroutine[Any, Any, T], *, name: str | None = None) -> asyncio.Task[T]:
+        """Run `work` in a task, which leaves the set when it has ended."""
+        task = asyncio.get_running_loop().create_task(work, name=name)
+        self[task] = None
+        task.add_done_callback(self.pop)
+        return task
+
+    def cancel(self) -> None:
+        """Cancel all."""
+        for task in self:
+            task.cancel()
+
+    async def end(self) -> None:
+        """Cancel all, and wait until they have ended."""
+        self.cancel()
+        await asyncio.gather(*self, return_exceptions=True)
