@@ -22,6 +22,7 @@ sockets. No step of mail is here.
 - `pauses`: whether an operator lets this node neither deliver nor accept mail, and until when
 - `crashpoints`: the points at which a crash test kills the process
 - `round_robin`: a queue that is fair among keys
+- `bounded_dict`: a dictionary that forgets its oldest entry
 - `sliding_window`: how much is counted in a time; what a message counts until it is accepted
 - `task_set`: background tasks: kept until they end, cancelled, awaited
 - `phrases`: how values and numbers are written in messages to people

@@ -7,10 +7,11 @@ for unreachable sites, within its part. Claims from the queue leave a reserve fo
 accepted now. See docs/design.md 5 and 7.8.
 """
 
-from collections import Counter, OrderedDict
+from collections import Counter
 from collections.abc import Collection, Iterable
 from itertools import chain
 
+from relay.base.bounded_dict import BoundedDict
 from relay.base.message.nexthop import HERE, NextHop
 from relay.delivery.fair_queue import ClaimQueue
 from relay.store.spool.types import Claim, Key, PriorityLevel
@@ -41,7 +42,7 @@ class ActiveQueue:
         self._whole = _Part(claims_max, ACTIVE_QUEUE_BYTES // claims_max)
         self._unreachable = _Part(max(1, claims_max // _UNREACHABLE_PART), self._whole.unit_bytes)
         self.claims = 0  # in all
-        self._reached: OrderedDict[NextHop, None] = OrderedDict()
+        self._reached = BoundedDict[NextHop, None](_REACHED_MAX)
         self._unreached: dict[Key, tuple[NextHop, int]] = {}  # with their senders
 
     def is_full(self, name: Name, level: PriorityLevel) -> bool:
@@ -76,9 +77,6 @@ class ActiveQueue:
             of_others = (one for one in self._unreached.items() if one[1][0] != next_hop)
             self._unreached = dict(of_others)
         self._reached[next_hop] = None
-        self._reached.move_to_end(next_hop)
-        if len(self._reached) > _REACHED_MAX:
-            self._reached.popitem(last=False)
 
     def mark_unreachable(self, next_hop: NextHop) -> None:
         """Record that no host of the next hop answered."""

@@ -9,7 +9,7 @@ host replies once its session stands changes nothing here, not even 421.
 """
 
 import math
-from collections import Counter, OrderedDict
+from collections import Counter
 from collections.abc import Awaitable, Callable, Collection
 from contextlib import AbstractAsyncContextManager
 from dataclasses import KW_ONLY, dataclass
@@ -17,6 +17,7 @@ from dataclasses import KW_ONLY, dataclass
 from msgspec import Struct
 from msgspec.structs import replace
 
+from relay.base.bounded_dict import BoundedDict
 from relay.base.clock import Clock
 from relay.base.message.outcome import (
     DeferralClass,
@@ -75,8 +76,7 @@ class HostStatusCache:
     """
 
     def __init__(self, *, hosts_max: int = HOSTS_MAX) -> None:
-        self._hosts_max = hosts_max
-        self._known: OrderedDict[HostKey, ConnectFailure | float] = OrderedDict()
+        self._known = BoundedDict[HostKey, ConnectFailure | float](hosts_max)
 
     def __len__(self) -> int:
         return len(self._known)
@@ -87,9 +87,6 @@ class HostStatusCache:
             before = self.failure(key, since_s=known.at_s - _AGAIN_S)
             known = replace(known, first_s=before.unanswered_s) if before else known
         self._known[key] = known
-        self._known.move_to_end(key)
-        if len(self._known) > self._hosts_max:
-            self._known.popitem(last=False)
 
     def failure(self, key: HostKey, *, since_s: float) -> ConnectFailure | None:
         """The last failure, unless a connection followed or it is older than `since_s`."""

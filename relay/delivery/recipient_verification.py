@@ -11,6 +11,7 @@ See RFC 5321 3.3 and 4.2.
 import asyncio
 from collections.abc import Sequence
 
+from relay.base.bounded_dict import BoundedDict
 from relay.base.clock import Clock
 from relay.base.message.address import own_mailbox
 from relay.base.message.nexthop import NextHop
@@ -44,7 +45,7 @@ class RecipientVerifier:
         self._clock = clock
         self._slots = asyncio.Semaphore(_PROBES_MAX)
         # until when each reply counts, the oldest first; "" is for all addresses of a next hop
-        self._kept: dict[tuple[str, NextHop], tuple[float, str]] = {}
+        self._kept = BoundedDict[tuple[str, NextHop], tuple[float, str]](_KEPT_MAX)
 
     async def rejection(self, address: str, next_hop: NextHop) -> str:
         """Return the reply to RCPT if the next hop does not take the address, else ""."""
@@ -70,11 +71,7 @@ class RecipientVerifier:
         return None
 
     def _keep(self, mailbox: str, next_hop: NextHop, reply: str, *, kept_s: float) -> None:
-        key = (mailbox, next_hop)
-        self._kept.pop(key, None)
-        self._kept[key] = (self._clock.monotonic() + kept_s, reply)
-        if len(self._kept) > _KEPT_MAX:
-            del self._kept[next(iter(self._kept))]
+        self._kept[mailbox, next_hop] = (self._clock.monotonic() + kept_s, reply)
 
     async def _probe(self, address: str, next_hop: NextHop) -> str:
         """Return the code of the reply to RCPT, "" for none that counts."""

@@ -29,7 +29,6 @@ from relay.delivery.fair_queue import ClaimQueue
 from relay.delivery.host_selection import HostSelection, SessionState
 from relay.delivery.site_limits import (
     FEWER_S,
-    PAUSES_MAX,
     ConcurrencyLimit,
     SiteOptions,
     SitePause,
@@ -435,8 +434,6 @@ class Site:
             self.concurrency.full_at(entry.connections, until_s=now_s + FEWER_S)
         if entry.pause_s and self._pause is None:
             _log.warning("site paused", site=self.name, provider=entry.name, pause_s=entry.pause_s)
-            if len(self.pauses) >= PAUSES_MAX:
-                del self.pauses[next(iter(self.pauses))]
             self.pauses[self._pause_key] = SitePause(self.name, entry.name, now_s + entry.pause_s)
             self._postpones(*self.ready.drain())
 

@@ -20,6 +20,7 @@ from itertools import chain
 
 from msgspec.structs import replace
 
+from relay.base.bounded_dict import BoundedDict
 from relay.base.clock import Clock
 from relay.base.message.nexthop import NextHop
 from relay.base.message.outcome import INTERNAL_ERROR, Deferred, Outcome
@@ -39,7 +40,7 @@ from relay.delivery.host_selection import (
 )
 from relay.delivery.outbound_session import serve
 from relay.delivery.site import Site, SiteProbe, SiteState
-from relay.delivery.site_limits import SiteOptions, SitePause, parse_rate
+from relay.delivery.site_limits import PAUSES_MAX, SiteOptions, SitePause, parse_rate
 from relay.store.spool.types import Claim, PriorityLevel
 from relay.transport.routing.mx_hosts import (
     Hosts,
@@ -88,10 +89,12 @@ class Sites:
     def __post_init__(self) -> None:
         self._sites: dict[SiteKey, Site] = {}
         self._retired: list[Site] = []  # those whose last transactions have not ended
-        self._resolved: dict[Way, tuple[Site, float]] = {}  # and until when it counts
-        self._found: dict[Way, Lookup] = {}  # for the evidence of attempts
+        # their sites, and until when those count
+        self._resolved = BoundedDict[Way, tuple[Site, float]](_RESOLVED_MAX)
+        self._found = BoundedDict[Way, Lookup](_RESOLVED_MAX)  # for the evidence of attempts
         self._waiting: dict[Way, ClaimQueue] = {}
-        self._retry_now: dict[Way, None] = {}  # the lookup forgets their hosts' failures
+        # the lookup forgets their hosts' failures
+        self._retry_now = BoundedDict[Way, None](HOSTS_MAX)
         self._lookups: dict[Way, asyncio.Task[None]] = {}  # until they have an answer
         # of next hops that were not found the last time, and of others
         self._lookup_slots = {
@@ -101,7 +104,7 @@ class Sites:
         self._turn_s = 0.0  # of the last lookup for queued mail
         self._urgent: dict[Way, asyncio.Event] = {}  # of those that wait for their turn
         self._host_status = HostStatusCache()
-        self._pauses: dict[Hashable, SitePause] = {}
+        self._pauses = BoundedDict[Hashable, SitePause](PAUSES_MAX)
 
     def push(self, claim: Claim) -> None:
         """Take a claim for a remote next hop."""
@@ -129,8 +132,6 @@ class Sites:
         for way in chain.from_iterable(map(_ways_to, next_hops)):
             self._host_status.forget_failure(_host_key(way))
             self._retry_now[way] = None  # for the hosts that the next lookup finds
-            if len(self._retry_now) > HOSTS_MAX:
-                del self._retry_now[next(iter(self._retry_now))]
             site, _ = self._resolved.get(way, (None, 0.0))
             if site is not None:
                 self._resolved[way] = site, 0.0
@@ -209,8 +210,6 @@ class Sites:
         del self._lookups[way]  # from here on close() does not cancel it
         claims = self._waiting.pop(way).drain()
         if isinstance(found, Site):
-            if len(self._resolved) >= _RESOLVED_MAX:
-                self._resolved.clear()
             self._resolved[way] = found, self.clock.monotonic() + _RESOLVED_S
             if way in self._retry_now:
                 del self._retry_now[way]
@@ -283,9 +282,6 @@ class Sites:
         """Keep what a lookup gave; of too many next hops the oldest is forgotten."""
         hosts = found.hosts if isinstance(found, Hosts) else ()
         mx = mx_of(found, options.source_address)
-        self._found.pop(way, None)
-        if len(self._found) >= _RESOLVED_MAX:
-            del self._found[next(iter(self._found))]
         self._found[way] = Lookup(
             tuple(map(str, mx.hosts)),
             mx.more,

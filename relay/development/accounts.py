@@ -14,7 +14,6 @@ import base64
 import binascii
 import dataclasses
 import hashlib
-from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from hmac import compare_digest
@@ -34,6 +33,7 @@ from relay.base.accounts.account import (
     UnknownUserError,
 )
 from relay.base.accounts.passwords import GuessDelays, digest_of
+from relay.base.bounded_dict import BoundedDict
 from relay.base.clock import Clock, SystemClock
 from relay.base.message.address import LOCAL_PART_OCTETS_MAX, own_mailbox, parse_odd_mailbox
 from relay.base.settings.values import is_atom_character, parse_mailbox
@@ -78,7 +78,7 @@ class DevelopmentAccounts:
         self._guesses = GuessDelays(clock or SystemClock())
         self._strict = strict
         self._always = [f"{name}@{self._domains[0]}" for name in NAMES]
-        self._used: OrderedDict[str, None] = OrderedDict()  # the most recently used last
+        self._used = BoundedDict[str, None](ACCOUNTS_MAX)  # the most recently used last
 
     def forget(self) -> None:
         """Forget the accounts that were used; those of mailboxes exist as long as these do."""
@@ -334,9 +334,6 @@ class DevelopmentAccounts:
     def _account(self, mailbox: str) -> Account:
         """Return the account, which is used now."""
         self._used[mailbox] = None
-        self._used.move_to_end(mailbox)
-        if len(self._used) > ACCOUNTS_MAX:
-            self._used.popitem(last=False)
         return self._account_of(mailbox)
 
     def _account_of(self, mailbox: str) -> Account:

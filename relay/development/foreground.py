@@ -10,7 +10,6 @@ import asyncio
 import math
 import os
 import signal
-from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
@@ -20,6 +19,7 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 
+from relay.base.bounded_dict import BoundedDict
 from relay.base.clock import SystemClock
 from relay.base.message.lifecycle import AT_REST, RecipientState, SubmissionState
 from relay.base.settings.document import SettingsError
@@ -253,7 +253,7 @@ class Follower:
         self._base = daemon.base
         self._view = view
         self._refused = ""  # the cursor
-        self._seen: OrderedDict[str, _ShownMessage] = OrderedDict()
+        self._seen = BoundedDict[str, _ShownMessage](2 * READ_MAX)
         self._settled = 0
         self._is_patient = False  # a message in progress is not shown yet
 
@@ -282,8 +282,8 @@ class Follower:
         self._is_patient = False
         for row in reversed(await self._recent()):
             name = row.submission_id or row.name
-            seen = self._seen.setdefault(name, _ShownMessage(self._base.clock.real_s()))
-            self._seen.move_to_end(name)
+            seen = self._seen.get(name, _ShownMessage(self._base.clock.real_s()))
+            self._seen[name] = seen
             if self._view.has_steps:
                 await self._show_steps(row, seen, quietly=quietly)
             else:
@@ -291,8 +291,6 @@ class Follower:
             if not seen.settled and is_settled(row):
                 seen.settled = True
                 self._settled += not quietly
-        while len(self._seen) > 2 * READ_MAX:
-            self._seen.popitem(last=False)
 
     async def _show_steps(self, row: MessageSummary, seen: _ShownMessage, *, quietly: bool) -> None:
         journey = await self._base.journeys.journey(row.name, account=None)

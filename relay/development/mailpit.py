@@ -29,6 +29,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp
 
 from relay import __version__
+from relay.base.bounded_dict import BoundedDict
 from relay.base.message.content import Octets, octets_in_blocks, octets_of
 from relay.base.message.lifecycle import RecipientState
 from relay.base.message.time_zones import time_zone
@@ -119,7 +120,7 @@ class MailpitApi:
         self._means, self._handlers = means, Handlers(means)
         self._spool, self._ids = spool, spool.development
         self._check_login, self._send = check_login, send
-        self._kept: dict[str, dict[str, Any]] = {}  # rows of lists
+        self._kept = BoundedDict[str, dict[str, Any]](_KEPT_MAX)  # rows of lists
         self._delivered = frozenset[str]()  # messages that have all their copies
 
     def application(self, *, message_bytes_max: int) -> ASGIApp:
@@ -263,8 +264,6 @@ class MailpitApi:
         reader = partial(mailpit_message.summary_of, await self._mail(row))
         shown = await asyncio.to_thread(reader, octets_of(content or b""))
         if len(msgspec.json.encode(shown)) <= _KEPT_BYTES_MAX:
-            if len(self._kept) >= _KEPT_MAX:
-                self._kept.clear()
             self._kept[row.name] = shown
         return shown
 

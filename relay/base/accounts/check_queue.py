@@ -16,12 +16,13 @@ more than WAITING_MAX.
 
 import asyncio
 import math
-from collections import Counter, OrderedDict
+from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
 from ipaddress import ip_network
 
 from relay.base.accounts.account import LoginDelayedError
+from relay.base.bounded_dict import BoundedDict
 from relay.base.clock import Clock
 
 WAIT_S = 30.0
@@ -53,7 +54,7 @@ class CheckQueue:
         self._clock = clock
         self._free, self._free_of_strangers = places, places // 2
         self._waiting: list[_QueuedCheck] = []
-        self._taken_s: OrderedDict[_Turn, float] = OrderedDict()  # when a turn was last taken
+        self._taken_s = BoundedDict[_Turn, float](_TURNS_MAX)  # when a turn was last taken
         self._paced: set[str] = set()  # users whose next check from outside must wait
 
     async def run(
@@ -112,9 +113,6 @@ class CheckQueue:
         now = self._clock.monotonic()
         for turn in turns:
             self._taken_s[turn] = now
-            self._taken_s.move_to_end(turn)
-        while len(self._taken_s) > _TURNS_MAX:
-            self._taken_s.popitem(last=False)
 
     def _rank(self, waiting: _QueuedCheck) -> list[float]:
         """The check with the least rank is next; of several, the one that has waited longest."""

@@ -28,6 +28,7 @@ from msgspec import Struct
 from relay.base.accounts.account import LoginDelayedError
 from relay.base.accounts.check_queue import BUSY_S, CheckQueue
 from relay.base.accounts.password_schemes import Password
+from relay.base.bounded_dict import BoundedDict
 from relay.base.clock import Clock
 from relay.base.message.address import own_mailbox
 from relay.base.observe.logs import get_logger
@@ -250,7 +251,7 @@ class GuessDelays:
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
         self._failures = FailureTable(FREE_FAILURES_OF_CLIENT)
-        self._last_given: OrderedDict[str, deque[bytes]] = OrderedDict()
+        self._last_given = BoundedDict[str, deque[bytes]](ENTRIES_MAX)
 
     def raise_if_delayed(self, client: str) -> None:
         """Raise LoginDelayedError if the secret of a client address must not be checked now."""
@@ -262,15 +263,13 @@ class GuessDelays:
         key, digest = client_of(client), digest_of(given)
         if not key:
             return
-        last = self._last_given.setdefault(key, deque(maxlen=FREE_FAILURES_OF_CLIENT))
-        self._last_given.move_to_end(key)
+        last: deque[bytes] = deque(maxlen=FREE_FAILURES_OF_CLIENT)
+        last = self._last_given[key] = self._last_given.get(key, last)
         if digest in last:
             last.remove(digest)  # it becomes the latest
         else:
             self._failures.add(key, self._clock.monotonic())
         last.append(digest)
-        if len(self._last_given) > ENTRIES_MAX:
-            self._last_given.popitem(last=False)
 
     def remove(self, client: str) -> None:
         """Forget the wrong secrets of a client that has the right one."""
@@ -285,7 +284,7 @@ class SuccessTable:
     """
 
     def __init__(self) -> None:
-        self._by_user: OrderedDict[str, OrderedDict[str, tuple[bytes, float]]] = OrderedDict()
+        self._by_user = BoundedDict[str, BoundedDict[str, tuple[bytes, float]]](ENTRIES_MAX)
 
     def __contains__(self, pair: _Pair) -> bool:
         user, client = pair
@@ -299,14 +298,8 @@ class SuccessTable:
     def add(self, pair: _Pair, digest: bytes, until_s: float) -> None:
         """Record a success."""
         user, client = pair
-        clients = self._by_user.setdefault(user, OrderedDict())
+        clients = self._by_user[user] = self._by_user.get(user, BoundedDict(CLIENTS_MAX))
         clients[client] = (digest, until_s)
-        clients.move_to_end(client)
-        self._by_user.move_to_end(user)
-        if len(clients) > CLIENTS_MAX:
-            clients.popitem(last=False)
-        if len(self._by_user) > ENTRIES_MAX:
-            self._by_user.popitem(last=False)
 
 
 class PasswordChecker:

@@ -8,7 +8,7 @@ clock, so that it outlives a restart: relay/store/spool/usage.py stores it, and 
 other nodes have counted. What an operator takes back of their counts is below zero here.
 """
 
-from collections import Counter, OrderedDict, defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import lru_cache, partial
 from heapq import nlargest
@@ -17,6 +17,7 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 
+from relay.base.bounded_dict import BoundedDict
 from relay.base.clock import Clock, rfc3339
 from relay.base.message.envelope import domain_of
 from relay.base.settings.tree import Limits
@@ -161,9 +162,9 @@ class UsageCounter:
         self._clock = clock
         self._limits_of = limits_of
         self._is_own = is_own
-        self._counts: OrderedDict[str, _Counts] = OrderedDict()
+        self._counts = BoundedDict[str, _Counts](ACCOUNTS_MAX)
         self._changed: set[str] = set()
-        self._scheduled: OrderedDict[str, int] = OrderedDict()  # recipients outside, by draft
+        self._scheduled = BoundedDict[str, int](DRAFTS_MAX)  # recipients outside, by draft
         # Called with a limit that a message has brought near to its end (80 %), each time, or
         # for which it was refused (until_us).
         self.on_near: Callable[[UsedLimit], None] = lambda _used: None
@@ -199,9 +200,7 @@ class UsageCounter:
 
     def scheduled(self, draft: str, addresses: Iterable[str]) -> None:
         """Remember that a draft is counted: it can be sent again, also when it is unscheduled."""
-        self._scheduled[draft] = max(self._outside(addresses), self._scheduled.pop(draft, 0))
-        if len(self._scheduled) > DRAFTS_MAX:
-            self._scheduled.popitem(last=False)
+        self._scheduled[draft] = max(self._outside(addresses), self._scheduled.get(draft, 0))
 
     def give_back(self, mail: CancelledMail) -> None:
         """Let what an operator has cancelled count no longer, in the slots of its acceptance."""
@@ -270,10 +269,7 @@ class UsageCounter:
             counts.own[name].update(slots)
 
     def _of(self, account: str) -> _Counts:
-        counts = self._counts.setdefault(account, _Counts(account))
-        self._counts.move_to_end(account)
-        if len(self._counts) > ACCOUNTS_MAX:
-            self._counts.popitem(last=False)
+        counts = self._counts[account] = self._counts.get(account, _Counts(account))
         return counts
 
 

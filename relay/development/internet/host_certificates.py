@@ -6,7 +6,6 @@ The bad certificate is for another name and has expired.
 
 import hashlib
 import ssl
-from collections import OrderedDict
 from datetime import UTC, datetime
 from pathlib import Path
 from tempfile import NamedTemporaryFile
@@ -15,6 +14,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
+from relay.base.bounded_dict import BoundedDict
 from relay.base.certificates import load_pair
 from relay.development.internet.scenario import HostCertificate
 from relay.development.issuer import ANY_ADDRESS, Issuer, pem_of, self_signed
@@ -41,7 +41,7 @@ class HostCertificates:
         octets = public.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
         self.tlsa = f"3 1 1 {hashlib.sha256(octets).hexdigest()}"  # of all hosts
         self.bad = self._issue(_OTHER_NAME, end=_EXPIRED)
-        self._contexts: OrderedDict[tuple[str, HostCertificate], ssl.SSLContext] = OrderedDict()
+        self._contexts = BoundedDict[tuple[str, HostCertificate], ssl.SSLContext](_KEPT)
 
     def for_host(self, name: str, which: HostCertificate = "good") -> ssl.SSLContext:
         """Return the context of a server with this name."""
@@ -49,8 +49,6 @@ class HostCertificates:
             shown = _OTHER_NAME if which == "other-name" else name
             end = _EXPIRED if which == "expired" else _LAST
             self._contexts[name, which] = self._issue(shown, end=end)
-            if len(self._contexts) > _KEPT:
-                self._contexts.popitem(last=False)
         return self._contexts[name, which]
 
     def for_names(self, prefix: str) -> ssl.SSLContext:

@@ -7,10 +7,11 @@ sequence of events it does the same again. What is remembered is bounded.
 
 import dataclasses
 import random
-from collections import OrderedDict, deque
+from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
+from relay.base.bounded_dict import BoundedDict
 from relay.base.clock import Clock
 from relay.development.internet.behaviour import Action, Moment
 from relay.development.internet.scenario import (
@@ -59,8 +60,8 @@ class ScenarioState:
         self._used: dict[_Place, int] = {}
         self._tried: dict[_Place, int] = {}  # how often it would have been used without `chance`
         self._passed: dict[tuple[int, int], deque[int]] = {}
-        self._first_us: OrderedDict[_Pair, int] = OrderedDict()
-        self._refused: OrderedDict[_Pair, int] = OrderedDict()
+        self._first_us = BoundedDict[_Pair, int](_REMEMBERED_MAX)
+        self._refused = BoundedDict[_Pair, int](_REMEMBERED_MAX)
 
     def covers(self, address: str) -> bool:
         """Return whether mail for `address` goes to a simulated host."""
@@ -184,7 +185,7 @@ class ScenarioState:
     def _is_known(self, pair: _Pair, seconds: float) -> bool:
         """Return whether the pair came first at least so many seconds ago."""
         now_us = self._clock.queue_us()
-        first_us = _remembered(self._first_us, pair, now_us)
+        first_us = self._first_us[pair] = self._first_us.get(pair, now_us)
         return now_us - first_us >= int(seconds * 1_000_000)
 
     # -- test recipients
@@ -223,7 +224,7 @@ class ScenarioState:
 
     def _is_refused(self, pair: _Pair, times: int) -> bool:
         """Return whether this is one of the first `times` times; then it begins again."""
-        so_far = _remembered(self._refused, pair, 0)
+        so_far = self._refused.get(pair, 0)
         if so_far >= times:
             del self._refused[pair]
             return False
@@ -234,15 +235,6 @@ class ScenarioState:
 def _place_of(domain: RemoteDomain, index: int) -> _Place:
     reply = domain.reply[index]
     return domain.name, reply, domain.reply[:index].count(reply)
-
-
-def _remembered(memory: OrderedDict[_Pair, int], pair: _Pair, first: int) -> int:
-    """Return what is remembered for the pair, `first` for a new one; forget the oldest."""
-    value = memory.setdefault(pair, first)
-    memory.move_to_end(pair)
-    if len(memory) > _REMEMBERED_MAX:
-        memory.popitem(last=False)
-    return value
 
 
 def _is_concerned(domain: RemoteDomain, moment: Moment) -> bool:

@@ -11,12 +11,13 @@ few values of the latest messages are kept in memory. A message that cannot be r
 
 import asyncio
 import contextlib
-from collections import OrderedDict, defaultdict
+from collections import defaultdict
 from collections.abc import Callable, Collection, Mapping, Sequence
 
 from msgspec import Struct
 from msgspec.structs import replace
 
+from relay.base.bounded_dict import BoundedDict
 from relay.base.message.address import own_mailbox
 from relay.base.message.content import Content, Octets, edit_header, octets_of
 from relay.base.message.header import BCC_FIELDS, ParsedContent
@@ -301,7 +302,7 @@ class MessagePreviews:
     def __init__(self, sources: MessageSources, places: ListPlaces) -> None:
         self._sources = sources
         self.places = places
-        self._kept: OrderedDict[str, MessagePreview] = OrderedDict()  # by queue id
+        self._kept = BoundedDict[str, MessagePreview](KEPT_MAX)  # by queue id
 
     async def of_rows(self, rows: Sequence[MessageSummary]) -> dict[str, MessagePreview]:
         """Return the previews by the names of the rows; those that cannot be read are left out."""
@@ -310,7 +311,7 @@ class MessagePreviews:
             missing = [row.id for row in rows if row.id and row.id not in self._kept]
             with contextlib.suppress(IndexFailedError):
                 for queue_id, preview in (await self.places.index.previews(missing)).items():
-                    self._keep(queue_id, preview)
+                    self._kept[queue_id] = preview
         for row in rows:
             kept = self._kept.get(row.name)
             if kept is not None:
@@ -328,13 +329,8 @@ class MessagePreviews:
         else:
             read = await asyncio.to_thread(read_preview, octets_of(content))
         if row.id:  # before that, a scheduled draft can be changed
-            self._keep(row.id, read)
+            self._kept[row.id] = read
         return read
-
-    def _keep(self, queue_id: str, preview: MessagePreview) -> None:
-        self._kept[queue_id] = preview
-        if len(self._kept) > KEPT_MAX:
-            self._kept.popitem(last=False)
 
 
 def read_preview(octets: Octets) -> MessagePreview:

@@ -19,7 +19,6 @@ import asyncio
 import hashlib
 import re
 import secrets
-from collections import OrderedDict
 from dataclasses import dataclass
 from hmac import compare_digest
 from urllib.parse import parse_qsl
@@ -28,6 +27,7 @@ from msgspec import Struct
 from starlette.responses import Response
 
 from relay.base.accounts.account import Account, AccountDirectory, LoginDelayedError
+from relay.base.bounded_dict import BoundedDict
 from relay.base.clock import Clock
 from relay.base.observe.logs import get_logger
 from relay.front_door.api.dependencies import Principal, principal_of
@@ -157,7 +157,7 @@ class Sessions:
         """`clock` has the real time: a clock that is advanced by days would end all logins."""
         self._accounts = accounts
         self._clock = clock
-        self._sessions: OrderedDict[bytes, Session] = OrderedDict()  # the last used is the last
+        self._sessions = BoundedDict[bytes, Session](SESSIONS_MAX)  # the last used is the last
 
     def __len__(self) -> int:
         return len(self._sessions)
@@ -172,8 +172,6 @@ class Sessions:
         own = [key for key, one in self._sessions.items() if one.account.address == account.address]
         for key in own[: max(0, len(own) - SESSIONS_OF_ACCOUNT_MAX + 1)]:
             del self._sessions[key]
-        while len(self._sessions) >= SESSIONS_MAX:
-            self._sessions.popitem(last=False)
         identifier = new_secret()
         session = Session(account, csrf=new_secret(), begun_s=now, used_s=now)
         self._sessions[_key_of(identifier)] = session

@@ -12,7 +12,6 @@ the account's scopes those that were granted (`scp`).
 import hashlib
 import hmac
 import stat
-from collections import OrderedDict
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -27,6 +26,7 @@ from msgspec import Struct
 
 from relay.base.accounts.account import Account, AccountDirectory, RegisteredClient, Scope
 from relay.base.accounts.passwords import digest_of
+from relay.base.bounded_dict import BoundedDict
 from relay.base.clock import Clock
 from relay.base.files import replace_file
 from relay.base.settings.document import Fault, SettingsError
@@ -146,7 +146,7 @@ class AccessTokens:
         self._clock = clock
         private = key.as_dict(private=True)["d"]
         self._digest_key = hashlib.sha256(f"client secrets {private}".encode()).digest()
-        self._verified: OrderedDict[bytes, _VerifiedToken] = OrderedDict()
+        self._verified = BoundedDict[bytes, _VerifiedToken](_REMEMBERED_MAX)
 
     def issue(
         self,
@@ -264,8 +264,6 @@ class AccessTokens:
         scopes = frozenset(filter(None, map(_scope_of, claims.get("scp", "").split())))
         found = _VerifiedToken(claims["appid"], claims[_SECRET], claims[_ENDS], user, scopes)
         self._verified[digest] = found
-        if len(self._verified) > _REMEMBERED_MAX:
-            self._verified.popitem(last=False)
         return found
 
     def _decode(self, token: str) -> jwt.Token | None:

@@ -16,10 +16,10 @@ counts from MAIL on until it is rejected or given up. What one session does, smt
 the sessions of an address, smtp_session.
 """
 
-from collections import OrderedDict
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from relay.base.bounded_dict import BoundedDict
 from relay.base.clock import Clock
 from relay.base.message.envelope import Envelope
 from relay.base.message.verdict import RateCharge, tenant_of_rule
@@ -48,7 +48,7 @@ class RateLimits:
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
         # recipients by slot, for each tenant, "" for the operator
-        self._slots: dict[str, OrderedDict[_Key, dict[int, int]]] = {}
+        self._slots: dict[str, BoundedDict[_Key, dict[int, int]]] = {}
 
     def reserve(self, charges: Sequence[RateCharge]) -> Reservation | RateCharge:
         """Count all of these charges; or none, and return the first one beyond its limit."""
@@ -87,13 +87,9 @@ class RateLimits:
         """Return the recipients that count, without the slots before `since`."""
         key = charge.rule, charge.per, charge.key, charge.allowed, charge.period_s
         tenant = tenant_of_rule(charge.rule)
-        its = self._slots.setdefault(tenant, OrderedDict())
-        slots = its.get(key)
-        if slots is None:
-            if len(its) >= (TENANT_KEYS_MAX if tenant else KEYS_MAX):
-                its.popitem(last=False)
-            slots = its[key] = {}
-        its.move_to_end(key)
+        keys_max = TENANT_KEYS_MAX if tenant else KEYS_MAX
+        its = self._slots.setdefault(tenant, BoundedDict(keys_max))
+        slots = its[key] = its.get(key, {})
         for number in [each for each in slots if each < since]:
             del slots[number]
         return slots

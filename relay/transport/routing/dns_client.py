@@ -7,7 +7,6 @@ extended. Failures are NoAnswer with the reason, and are not cached. See RFC 103
 
 import asyncio
 import os
-from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
@@ -24,6 +23,7 @@ import dns.resolver
 from dns.rdtypes.ANY.TLSA import TLSA
 from dns.rdtypes.ANY.TXT import TXT
 
+from relay.base.bounded_dict import BoundedDict
 from relay.base.clock import Clock
 from relay.base.socket_address import Address
 from relay.transport.routing.mx_hosts import Answer, NoAnswer, NoName, NoRecords, Records
@@ -135,7 +135,7 @@ class DnsCache:
         self._ask = ask
         self._clock = clock
         self._slots = asyncio.Semaphore(QUERIES_MAX)
-        self._cache: OrderedDict[DnsQuestion, tuple[float, Answer]] = OrderedDict()
+        self._cache = BoundedDict[DnsQuestion, tuple[float, Answer]](CACHE_MAX)
         self._running: dict[DnsQuestion, asyncio.Task[Answer]] = {}
 
     @property
@@ -177,9 +177,6 @@ class DnsCache:
             answer, ttl_s = await self._ask(question)
         if ttl_s > 0:
             self._cache[question] = (self._clock.monotonic() + ttl_s, answer)
-            self._cache.move_to_end(question)
-            if len(self._cache) > CACHE_MAX:
-                self._cache.popitem(last=False)
         return answer
 
     def remembered(self, question: DnsQuestion) -> Answer | None:

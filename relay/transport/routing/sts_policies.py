@@ -20,6 +20,7 @@ import msgspec
 from msgspec import Struct
 from msgspec.structs import replace
 
+from relay.base.bounded_dict import BoundedDict
 from relay.base.clock import Clock
 from relay.base.files import replace_file
 from relay.base.message.mta_sts import (
@@ -84,7 +85,8 @@ class StsPolicies:
 
     def __post_init__(self) -> None:
         self._kept: OrderedDict[str, KeptPolicy | None] = OrderedDict()  # None: not read yet
-        self._failed: dict[str, tuple[float, str]] = {}  # when (monotonic clock), and why
+        # when (monotonic clock), and why
+        self._failed = BoundedDict[str, tuple[float, str]](_FAILURES_MAX)
         self._fetches: dict[str, asyncio.Task[None]] = {}
         self._slots = asyncio.Semaphore(_FETCHES_MAX)
 
@@ -270,7 +272,4 @@ class StsPolicies:
         return why if self.clock.monotonic() < at_s + FAILED_S else ""
 
     def _note_failure(self, name: str, why: str) -> None:
-        self._failed.pop(name, None)
         self._failed[name] = (self.clock.monotonic(), why)
-        if len(self._failed) > _FAILURES_MAX:
-            del self._failed[next(iter(self._failed))]

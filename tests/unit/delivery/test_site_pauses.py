@@ -113,7 +113,7 @@ async def test_a_pause_stays_at_a_reload_until_an_operator_retries(delivery) -> 
 
 
 async def test_the_pauses_of_too_many_sites_are_forgotten(delivery, monkeypatch) -> None:
-    monkeypatch.setattr("relay.delivery.site.PAUSES_MAX", 2)
+    monkeypatch.setattr("relay.delivery.sites.PAUSES_MAX", 2)
     async with AsyncExitStack() as stack:
         delivery.providers, delivery.retry_s = entry(pause_s=HOUR_S), (HOUR_S,)
         await delivery.start()

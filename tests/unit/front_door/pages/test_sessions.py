@@ -105,8 +105,9 @@ def test_an_account_has_a_number_of_sessions(made):
     assert all(made.sessions.find(one) for one in (*begun[2:], begun[0], last, of_bob))
 
 
-def test_all_accounts_have_a_number_of_sessions(made, monkeypatch):
+def test_all_accounts_have_a_number_of_sessions(monkeypatch):
     monkeypatch.setattr(logins, "SESSIONS_MAX", 2)
+    made = Fixture()
     begun = [made.sessions.begin(account) for account in (BOB, ALICE, BOB)]
     assert [made.sessions.find(one) is not None for one in begun] == [False, True, True]
     assert len(made.sessions) == 2

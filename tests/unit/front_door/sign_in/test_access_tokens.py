@@ -213,8 +213,9 @@ def test_a_forged_token_has_no_client(tokens, name):
     assert tokens.client_of(forged(tokens)[name], Clients()) is None
 
 
-def test_the_number_of_remembered_tokens_is_bounded(tokens, monkeypatch):
+def test_the_number_of_remembered_tokens_is_bounded(monkeypatch):
     monkeypatch.setattr(access_tokens, "_REMEMBERED_MAX", 3)
+    tokens = AccessTokens(KEY, ManualClock())
     for _ in range(5):
         tokens.client_of(issued(tokens), Clients())
     assert len(tokens._verified) == 3
