@@ -38,9 +38,6 @@ from relay.transport.routing.usable_hosts import of_family, policy_of
 
 HOSTS_MAX = 20_000
 
-# address, port, TLS policy, login, source address, whether the DNS names the host: a failure with
-# one says nothing about another
-HostKey = tuple[str, int, TlsPolicy | None, str, str, bool]
 ADDRESSES_MAX = 5  # tried in one attempt, as Postfix's smtp_mx_address_limit; RFC 5321 5.1
 _RESULT_CHARACTERS_MAX = 200
 SILENT_S = 600.0
@@ -50,6 +47,17 @@ ANSWERED_S = 600.0  # how long a connection shows that the host is reachable
 
 # Opens a connection that is ready for a transaction. Raises ConnectError.
 Connect = Callable[[Target], Awaitable[Connection]]
+
+
+class HostKey(Struct, frozen=True):
+    """An address and how it is contacted: a failure with one says nothing about another."""
+
+    address: str
+    port: int
+    tls: TlsPolicy
+    user: str  # of the login, "" without one
+    source_address: str
+    is_mx: bool  # the DNS names the host
 
 
 class ConnectFailure(Struct, frozen=True):
@@ -305,10 +313,9 @@ class HostSelection:
         return [self._key(host, address) for host in self.hosts.hosts for address in host.addresses]
 
     def _key(self, host: Host, address: str) -> HostKey:
-        login = self.via.login
-        user = login.user if login is not None else ""
         via = self.via
-        return (address, host.port, policy_of(host), user, via.source_address, via.is_mx)
+        user = via.login.user if via.login is not None else ""
+        return HostKey(address, host.port, policy_of(host), user, via.source_address, via.is_mx)
 
 
 def _named(host: Host, address: str) -> str:

@@ -30,14 +30,7 @@ from relay.delivery.attempt_recorder import AttemptRecorder
 from relay.delivery.attempt_result import Lookup, same_outcome
 from relay.delivery.connection_slots import ConnectionSlots, SiteStatus
 from relay.delivery.fair_queue import ClaimQueue
-from relay.delivery.host_selection import (
-    HOSTS_MAX,
-    Connect,
-    ConnectFailure,
-    HostKey,
-    HostSelection,
-    HostStatusCache,
-)
+from relay.delivery.host_selection import HOSTS_MAX, Connect, HostSelection, HostStatusCache
 from relay.delivery.outbound_session import serve
 from relay.delivery.site import Site, SiteProbe, SiteState
 from relay.delivery.site_limits import PAUSES_MAX, SiteOptions, SitePause, parse_rate
@@ -104,6 +97,8 @@ class Sites:
         self._turn_s = 0.0  # of the last lookup for queued mail
         self._urgent: dict[Way, asyncio.Event] = {}  # of those that wait for their turn
         self._host_status = HostStatusCache()
+        # why the last lookup found no hosts, and when (monotonic clock)
+        self._unresolved = BoundedDict[Way, tuple[Deferred, float]](HOSTS_MAX)
         self._pauses = BoundedDict[Hashable, SitePause](PAUSES_MAX)
 
     def push(self, claim: Claim) -> None:
@@ -116,8 +111,8 @@ class Sites:
             site.push(claim)
             return
         waiting = self._waiting.get(way)
-        if waiting is None and (failure := self._recent_failure(claim)) is not None:
-            self.recorder.begin(self._record_unresolved([claim], failure.outcome))
+        if waiting is None and (failure := self._recent_failure(claim)):
+            self.recorder.begin(self._record_unresolved([claim], failure))
             return
         if waiting is None:
             waiting = self._waiting[way] = ClaimQueue()
@@ -130,7 +125,7 @@ class Sites:
     def retry_now(self, next_hops: Collection[NextHop]) -> None:
         """Forget failures and pauses of these next hops and their hosts."""
         for way in chain.from_iterable(map(_ways_to, next_hops)):
-            self._host_status.forget_failure(_host_key(way))
+            self._unresolved.pop(way, None)
             self._retry_now[way] = None  # for the hosts that the next lookup finds
             site, _ = self._resolved.get(way, (None, 0.0))
             if site is not None:
@@ -219,13 +214,13 @@ class Sites:
             return
         outcome = outcome_of(found, self.table.is_own_anywhere)
         if isinstance(outcome, Deferred):
-            now_s = self.clock.monotonic()
-            self._host_status.note(_host_key(way), ConnectFailure(outcome, now_s))
+            self._unresolved[way] = outcome, self.clock.monotonic()
         await self._record_unresolved(claims, outcome, took_s=0.0)
 
-    def _recent_failure(self, claim: Claim) -> ConnectFailure | None:
-        since_s = self.clock.monotonic() - self.options.failure_age_max_s(claim)
-        return self._host_status.failure(_host_key(way_of(claim)), since_s=since_s)
+    def _recent_failure(self, claim: Claim) -> Deferred | None:
+        outcome, at_s = self._unresolved.get(way_of(claim), (None, 0.0))
+        age_s = self.clock.monotonic() - at_s
+        return outcome if age_s <= self.options.failure_age_max_s(claim) else None
 
     async def _resolve(self, first: Claim) -> Site | Unresolved:
         slots = self._lookup_slots[first.level is PriorityLevel.UNREACHABLE]
@@ -342,13 +337,6 @@ def _site_key(hosts: Hosts, options: HopOptions) -> SiteKey:
         for host in by_name
     )
     return places, replace(options, tls=_NO_TLS)
-
-
-def _host_key(way: Way) -> HostKey:
-    """The key in HostStatusCache of a next hop that cannot be resolved."""
-    if isinstance(way, NextHop):
-        return (way.key, 0, None, "", "", False)
-    return (way[0].key, 0, None, way[1], "", False)
 
 
 def _ways_to(next_hop: NextHop) -> tuple[Way, ...]:

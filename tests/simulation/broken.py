@@ -22,6 +22,7 @@ from relay.base.message.envelope import ForwardPath
 from relay.base.message.lifecycle import HELD_OR_CAPTURED
 from relay.base.message.outcome import Deferred, Failed, Reply, SmtpStage
 from relay.base.message.srs import Srs
+from relay.base.message.tls_policy import TlsPolicy
 from relay.delivery import (
     attempt_recorder,
     attempt_result,
@@ -353,8 +354,7 @@ def _whatever_the_tls(key: SiteKey) -> object:
 
 def _whatever_its_tls(original: Any) -> Any:
     def key(self: HostSelection, host: Any, address: str) -> Any:
-        place, port, _, *more = original(self, host, address)
-        return (place, port, None, *more)
+        return replace(original(self, host, address), tls=TlsPolicy())
 
     return key
 

@@ -9,6 +9,7 @@ from relay.base.message.tls_policy import TlsDecision, TlsPolicy
 from relay.delivery.host_selection import (
     SILENT_S,
     ConnectFailure,
+    HostKey,
     HostSelection,
     HostStatusCache,
     SessionState,
@@ -20,8 +21,13 @@ from relay.transport.routing.route_table import HopOptions
 from tests.support.manual_clock import ManualClock
 
 GONE = Deferred(Evidence("4.4.1", "refused"), DeferralClass.CONNECT)
-HERE = ("192.0.2.1", 25, TlsPolicy("none"), "")
-THERE = ("192.0.2.2", 25, TlsPolicy("none"), "")
+
+
+def key_of(address: str) -> HostKey:
+    return HostKey(address, 25, TlsPolicy("none"), user="", source_address="", is_mx=True)
+
+
+HERE, THERE = key_of("192.0.2.1"), key_of("192.0.2.2")
 
 
 def test_the_last_result_counts_up_to_the_given_age() -> None:
@@ -50,12 +56,12 @@ def test_a_connect_failure_can_be_forgotten_and_an_answer_not() -> None:
 def test_the_least_recently_used_host_goes_first() -> None:
     memory = HostStatusCache(hosts_max=100)
     for number in range(1000):
-        memory.note((str(number), 25, TlsPolicy("none"), ""), ConnectFailure(GONE, float(number)))
+        memory.note(key_of(str(number)), ConnectFailure(GONE, float(number)))
         memory.note(HERE, float(number))
     assert len(memory) == 100
     assert memory.has_answered(HERE, since_s=999.0)
-    assert memory.failure(("999", 25, TlsPolicy("none"), ""), since_s=0.0) is not None
-    assert memory.failure(("900", 25, TlsPolicy("none"), ""), since_s=0.0) is None
+    assert memory.failure(key_of("999"), since_s=0.0) is not None
+    assert memory.failure(key_of("900"), since_s=0.0) is None
 
 
 @pytest.mark.parametrize("stage", [SmtpStage.CONNECT, SmtpStage.BANNER])
