@@ -95,7 +95,7 @@ def _reroute_targets(
     onward: dict[Destination, list[int]] = {}
     facts, has_rejected = loaded.facts[key], False
     for number, address in loaded.recipients.get(key, ()):
-        found = command.to(address, facts.reverse_path)
+        found = command.to(address, facts.reverse_path or "")
         if found is None or found.next_hop.kind is HopKind.CAPTURE:
             has_rejected = True
         elif found.next_hop.key != facts.next_hop or facts.is_held_by(found):
@@ -326,7 +326,6 @@ class _EntryChanger:
     def _cancel(self, key: Key, facts: EntryFacts) -> str:
         check_transition(facts.state, RecipientState.CANCELLED)
         self.changes.held_by_rules[facts.rule] -= 1
-        self.changes.ended.append(key)
         self.changes.states.setdefault(RecipientState.CANCELLED, []).append(key)
         self._work.ended[key] = facts.content_id
         self._record(key)

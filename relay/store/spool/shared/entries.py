@@ -19,6 +19,7 @@ from typing import Any
 
 import msgspec
 from msgspec import Struct
+from msgspec.structs import replace
 
 from relay.base.clock import ID_LENGTH, id_time_us, rfc3339
 from relay.base.message.address import pattern_forms, with_a_labels, with_u_labels
@@ -48,10 +49,11 @@ from relay.store.spool.types import (
     readable_extra,
 )
 
+# The key, and the columns in the order of EntryFacts.
 _ENTRY = (
-    "SELECT e.message_id, e.number, m.reverse_path, m.subject, e.next_hop, e.state, e.retry_us,"
-    " e.attempts, m.size,"
-    " e.claimed, e.lane, e.extra, m.expires_us, e.due_us, m.received_us"
+    "SELECT e.message_id, e.number, e.state, e.claimed, e.next_hop, e.retry_us, e.due_us,"
+    " e.warn_us, e.content_id, e.attempts, m.expires_us, e.epoch, e.extra, m.reverse_path,"
+    " m.subject, m.size, e.lane, m.received_us"
     " FROM entry e LEFT JOIN message m ON m.id = e.message_id"
     " WHERE e.message_id = ? AND e.number = ?"
 )
@@ -69,13 +71,7 @@ _CLAIMED = "entry INDEXED BY entry_claimed WHERE claimed = 1 AND state <> 'final
 _DUE = f"entry INDEXED BY entry_due WHERE {WAITS}"
 _HOP = f"entry INDEXED BY entry_hop WHERE {WAITS}"
 _EVENTS_MAX = 50  # of a message, the newest, that are searched for an operation
-_FACTS = (
-    "SELECT e.message_id, e.number, e.state, e.claimed, e.next_hop, e.retry_us, e.due_us,"
-    " e.warn_us, e.content_id, e.attempts, coalesce(m.expires_us, 0), e.epoch, e.extra,"
-    " coalesce(m.reverse_path, '')"
-    " FROM entry e LEFT JOIN message m ON m.id = e.message_id"
-    " WHERE e.message_id = ? AND e.number = ? AND e.state <> 'final'"
-)
+_LIVE_ENTRY = f"{_ENTRY} AND e.state <> 'final'"
 _LIVE_RECIPIENTS = (
     "SELECT message_id, entry, number, address FROM recipient WHERE message_id = ? AND entry = ?"
     f" AND state IN {LIVE_STATES} ORDER BY number"
@@ -128,6 +124,43 @@ _SET_EXTRA = "UPDATE entry SET extra = ? WHERE message_id = ? AND number = ?"
 _EXPIRE_AT = "UPDATE message SET expires_us = ? WHERE id = ?"
 
 
+class EntryFacts(Struct, frozen=True):
+    """An entry with its message, as they are stored; times are queue time in µs."""
+
+    state: RecipientState  # before the operation
+    is_claimed: bool  # delivery has it, or had it when the relay was killed
+    next_hop: str  # as it is stored
+    retry_us: int | None  # when it may be attempted; None: not without an operator
+    due_us: int  # the earliest of retry, warning and expiry
+    warn_us: int | None  # of the delay warning; None: none is due
+    content_id: ContentKey  # of its content
+    attempts: int  # so far
+    expires_us: int  # of the entry if `ends_alone`, else of its message; 0: that is missing
+    epoch: int  # each change raises it
+    extra_text: str  # as it is stored
+    reverse_path: str | None = None  # of its message; this and its like are None if that is missing
+    subject: str | None = None  # of its message
+    size: int | None = None  # of its message, in octets
+    level: int = PriorityLevel.NORMAL  # of the entry
+    received_us: int | None = None  # of its message
+    extra: EntryExtra | None = None  # of the entry; None: it cannot be read
+    ends_alone: bool = False  # it has an end of its own
+
+    @property
+    def rule(self) -> str:
+        """The rule that holds it, "" if none does."""
+        is_held = self.state is RecipientState.HELD and self.extra is not None
+        return self.extra.rule if self.extra is not None and is_held else ""
+
+    def is_held_by(self, to: Destination) -> bool:
+        """Whether the routes hold it at this next hop. They do not hold it if it was released
+        before, nor if it is captured: an operator has seen it then.
+        """
+        if not to.held or self.state not in (RecipientState.QUEUED, RecipientState.DEFERRED):
+            return False
+        return self.extra is None or not self.extra.released
+
+
 class EntryListBuilder:
     """Lists the entries of one answer."""
 
@@ -158,58 +191,53 @@ class EntryListBuilder:
             recipients: dict[Key, list[Any]] = {}
             for row in tables.fetch_each(_RECIPIENTS, [(*key, _FEW + 1) for key in some]):
                 recipients.setdefault((row[0], row[1]), []).append(row[2:])
-            for row in tables.fetch_each(_ENTRY, some):
-                key = (row[0], row[1])
+            for message_id, number, stored, *row in tables.fetch_each(_ENTRY, some):
+                key = (message_id, number)
                 people = recipients.get(key, [])
                 if len(people) > _FEW:
                     rows = tables.fetch(_RECIPIENTS, (*key, self.recipients_left + 1))
                     people = [one[2:] for one in rows]
-                self._append(row[2:], key=key, recipients=people, more=more.get(key, {}))
+                is_final = stored == "final"
+                states = [RecipientState(one[1]) for one in people] if is_final else [stored]
+                facts = _facts(message_state(states), *row)
+                self._append(key, facts, recipients=people, more=more.get(key, {}))
 
     def _append(
-        self,
-        row: Sequence[Any],
-        *,
-        key: Key,
-        recipients: Sequence[Any],
-        more: Mapping[str, str],
+        self, key: Key, facts: EntryFacts, *, recipients: Sequence[Any], more: Mapping[str, str]
     ) -> None:
-        sender, subject, hop, state, retry_us, attempts, size, claimed, level, text, *ends = row
-        next_hop, _, route = hop.partition(" ")  # NextHop.key
-        expires_us, due_us, received_us = ends
-        extra = readable_extra(text)
-        if extra is not None and extra.expires_us:
-            expires_us = extra.expires_us
+        state, retry_us, due_us = facts.state, facts.retry_us, facts.due_us
+        next_hop, _, route = facts.next_hop.partition(" ")  # NextHop.key
         shown = recipients[: self.recipients_left]
         self.recipients_left -= len(shown)
-        if state == "final":
-            state = str(message_state([RecipientState(one[1]) for one in recipients]))
-        is_held, is_final = state == RecipientState.HELD, state in FINAL
+        is_held, is_final = state is RecipientState.HELD, state in FINAL
         is_restored = is_held and has_been_restored(due_us)
         due = None if retry_us is None or is_final else self._times.wall_time(retry_us)
         self.entries.append(
             {
                 "id": key[0],
                 "entry": key[1],
-                "sender": sender,
-                "subject": subject,
+                "sender": facts.reverse_path,
+                "subject": facts.subject,
                 "route": route,
                 "next_hop": next_hop,
                 "state": state,
                 "due": due,
-                "attempts": attempts,
-                "size": size,
+                "attempts": facts.attempts,
+                "size": facts.size,
                 "recipients": [
                     {"address": one[0], "state": one[1], "status": one[2], "reply": one[3]}
                     for one in shown
                 ],
-                "claimed": bool(claimed),
-                "priority": PriorityLevel(level).name.lower(),
+                "claimed": facts.is_claimed,
+                "priority": PriorityLevel(facts.level).name.lower(),
                 "expires": self._times.end(
-                    state, due_us=due_us, expires_us=expires_us, received_us=received_us
+                    state,
+                    due_us=due_us,
+                    expires_us=facts.expires_us or None,
+                    received_us=facts.received_us,
                 ),
                 "held_until": due if is_held else None,
-                **_hold(extra, accepted=received_us, times=self._times, held=is_held),
+                **_hold(facts, times=self._times, held=is_held),
                 **({"restored": True} if is_restored else {}),
                 **({"recipients_cut": True} if len(shown) < len(recipients) else {}),
                 **more,
@@ -217,13 +245,12 @@ class EntryListBuilder:
         )
 
 
-def _hold(
-    extra: EntryExtra | None, *, accepted: int | None, times: ShownTimes, held: bool
-) -> dict[str, str]:
+def _hold(facts: EntryFacts, *, times: ShownTimes, held: bool) -> dict[str, str]:
     """Return why an entry is held, the rule that holds it, and since when; "" for other entries."""
+    extra = facts.extra
     if not held or extra is None or not extra.reason:
         return dict.fromkeys(("reason", "rule", "since"), "")
-    since = rfc3339(extra.since_us) if extra.since_us else times.wall_time(accepted or 0)
+    since = rfc3339(extra.since_us) if extra.since_us else times.wall_time(facts.received_us or 0)
     return {"reason": extra.reason, "rule": extra.rule, "since": since}
 
 
@@ -405,39 +432,6 @@ def like(pattern: str) -> str:
     return text.replace("*", "%").replace("?", "_")
 
 
-class EntryFacts(Struct, frozen=True):
-    """The facts of an entry on which an operation depends; times are queue time in µs."""
-
-    state: RecipientState  # before the operation
-    is_claimed: bool  # delivery has it, or had it when the relay was killed
-    next_hop: str  # as it is stored
-    retry_us: int | None  # when it may be attempted; None: not without an operator
-    due_us: int  # the earliest of retry, warning and expiry
-    warn_us: int | None  # of the delay warning; None: none is due
-    content_id: ContentKey  # of its content
-    attempts: int  # so far
-    expires_us: int  # of the entry if `ends_alone`, else of its message
-    epoch: int  # each change raises it
-    extra_text: str  # as it is stored
-    extra: EntryExtra | None  # None: it cannot be read
-    reverse_path: str  # of its message
-    ends_alone: bool = False  # it has an end of its own
-
-    @property
-    def rule(self) -> str:
-        """The rule that holds it, "" if none does."""
-        is_held = self.state is RecipientState.HELD and self.extra is not None
-        return self.extra.rule if self.extra is not None and is_held else ""
-
-    def is_held_by(self, to: Destination) -> bool:
-        """Whether the routes hold it at this next hop. They do not hold it if it was released
-        before, nor if it is captured: an operator has seen it then.
-        """
-        if not to.held or self.state not in (RecipientState.QUEUED, RecipientState.DEFERRED):
-            return False
-        return self.extra is None or not self.extra.released
-
-
 class LoadedEntries(Struct, frozen=True):
     """What a command needs of some entries. Those that have ended are missing."""
 
@@ -470,7 +464,6 @@ class EntryChanges:
     # state, time of the next attempt, and due time; each has a text in `extras`
     waiting: dict[Key, tuple[RecipientState, int | None, int]] = field(default_factory=dict)
     due: list[tuple[int, str, int]] = field(default_factory=list)  # due time, and key
-    ended: list[Key] = field(default_factory=list)  # entries
     put_back: list[Key] = field(default_factory=list)  # claims that were withdrawn
     extras: dict[Key, str] = field(default_factory=dict)  # EntryExtra
     states: dict[RecipientState, list[Key]] = field(default_factory=dict)  # of their recipients
@@ -482,7 +475,10 @@ class EntryChanges:
 
 def load_entries(tables: Tables, command: QueueCommand, keys: Sequence[Key]) -> LoadedEntries:
     """Read what `command` needs of these entries."""
-    facts = {(str(row[0]), int(row[1])): _facts(row[2:]) for row in tables.fetch_each(_FACTS, keys)}
+    facts = {
+        (str(message_id), int(number)): _facts(*row)
+        for message_id, number, *row in tables.fetch_each(_LIVE_ENTRY, keys)
+    }
     moving = [key for key, one in facts.items() if command.is_rerouting(one.state)]
     if command.to is None:
         moving = []
@@ -523,7 +519,7 @@ def store_changes(transaction: OpenTransaction, changes: EntryChanges, *, at_us:
         (_SET_NEXT_HOP, changes.next_hops),
         (_WAIT, waiting),
         (_SET_DUE, changes.due),
-        (_END, changes.ended),
+        (_END, changes.states.get(RecipientState.CANCELLED, ())),
         (PUT_BACK, changes.put_back),
         (_SET_EXTRA, [(text, *key) for key, text in changes.extras.items()]),
         (_EXPIRE_AT, [(expires_us, one) for one, expires_us in changes.expiries.items()]),
@@ -538,27 +534,12 @@ def store_changes(transaction: OpenTransaction, changes: EntryChanges, *, at_us:
     return cancelled
 
 
-def _facts(row: Sequence[Any]) -> EntryFacts:
-    state, is_claimed, next_hop, retry_us, due_us, warn_us, *others = row
-    content_id, attempts, expires_us, epoch, text, reverse_path = others
-    extra = readable_extra(text)
+def _facts(state: str, is_claimed: int, *columns: Any) -> EntryFacts:
+    facts = EntryFacts(RecipientState(state), bool(is_claimed), *columns)
+    extra = readable_extra(facts.extra_text)
     own_us = extra.expires_us if extra is not None else 0
-    return EntryFacts(
-        state=RecipientState(state),
-        is_claimed=bool(is_claimed),
-        next_hop=next_hop,
-        retry_us=retry_us,
-        due_us=due_us,
-        warn_us=warn_us,
-        content_id=content_id,
-        attempts=attempts,
-        expires_us=own_us or expires_us,
-        epoch=epoch,
-        extra_text=text,
-        extra=extra,
-        reverse_path=reverse_path,
-        ends_alone=bool(own_us),
-    )
+    end_us = own_us or facts.expires_us or 0
+    return replace(facts, expires_us=end_us, extra=extra, ends_alone=bool(own_us))
 
 
 def _depends_on_hold(command: QueueCommand) -> bool:

@@ -70,7 +70,7 @@ def test_a_message_is_cancelled_only_as_its_reports_know_it(planned, ended) -> N
     entries = dict.fromkeys((FIRST, SECOND), facts())
     order = command("cancel", bounce=True)
     result, changes = decided(order, entries, planned=planned, to_be_planned=list(entries))
-    assert changes.ended == list(result.ended) == ended
+    assert changes.states.get(RecipientState.CANCELLED, []) == list(result.ended) == ended
     passed_over = [
         key for key, (one, _) in result.results.items() if one is CommandResult.IN_FLIGHT
     ]
