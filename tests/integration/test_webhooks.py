@@ -1,7 +1,9 @@
 """Webhooks: a real relay, and real receivers on loopback, which check each signature."""
 
 import json
+import threading
 from collections.abc import Iterator
+from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -77,6 +79,30 @@ def test_events_and_accounts(receiver: WebhookReceiver, serve) -> None:
     assert names_of(receiver, "/nobody") == []
     assert sorted(names_of(receiver, "/two"), key=str) == [(5, "queued"), (7, None)]
     until("bob's", lambda: {step for step, _ in names_of(receiver, "/bob")} >= {1, 2, 3, 4, 5})
+
+
+def test_four_messages_at_once_and_no_wait_for_another_receiver(serve) -> None:
+    """At 200 ms an answer, four at once are 1,200 events a minute."""
+    four, is_replay, met = threading.Barrier(4), threading.Event(), threading.Event()
+
+    def meet(_body: bytes) -> None:
+        if is_replay.is_set() and not met.is_set():
+            with suppress(threading.BrokenBarrierError):
+                four.wait(2)  # less than a request may take
+                met.set()
+
+    with WebhookReceiver(on_body=meet) as receiver, WebhookReceiver() as slow:
+        slow.mode = "stall"
+        relay = serve(config={"webhook": [hook(slow), hook(receiver, events=["policy"])]})
+        for number in range(40):  # any four messages may be of one lane
+            content = f"Subject: {number}\r\n\r\nHi\r\n".encode()
+            relay.submit("guest@remote.test", ["alice@example.test"], content)
+        receiver.until(lambda found: len(found) == 40)
+        is_replay.set()
+        assert relay.cli("webhook", "replay", receiver.url(), "--from", "0").returncode == 0
+        receiver.until(lambda found: len(found) >= 80)
+    assert met.is_set()
+    assert slow.requests
 
 
 def test_restart_and_reload(receiver: WebhookReceiver, serve) -> None:
