@@ -215,10 +215,10 @@ def describe(reason: PressureReason) -> str:
 class Pressure:
     """The present state: the monitor writes it, others read it."""
 
-    def __init__(self) -> None:
+    def __init__(self, paused: Callable[[], str] = str) -> None:
+        """`paused` returns that an operator lets nothing be accepted, "" otherwise."""
         self.state = PressureState()
-        # returns that an operator lets nothing be accepted, "" otherwise
-        self.paused: Callable[[], str] = lambda: ""
+        self.paused = paused
 
     @property
     def rejects_untrusted(self) -> bool:

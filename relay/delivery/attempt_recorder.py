@@ -104,14 +104,14 @@ class AttemptRecorder:
     schedule: RetrySchedule  # when recipients are retried
     clock: Clock  # for the times of attempts
     metrics: Metrics  # counts attempts and recipients
+    # where mail goes if no host of its next hop answers: RouteTable.way_around
+    way_around: Callable[[NextHop], WayAround | None]
     claims_reports: bool = True  # False while delivery drains: reports wait in the spool
     # called when a claim has ended, with whether an attempt reached a host (None: there was none);
     # its result is durable, unless the spool failed until the stop
     ended: Callable[[Claim, EndedClaim, bool | None], None] = lambda *_ended: None
     # what the last lookup for a claim gave
     lookup_of: Callable[[Claim], Lookup | None] = lambda _claim: None
-    # where mail goes if no host of its next hop answers: RouteTable.way_around
-    way_around: Callable[[NextHop], WayAround | None] = lambda _next_hop: None
     # called with the queue id of each message whose state has changed
     on_change: Callable[[str], None] = lambda _queue_id: None
 

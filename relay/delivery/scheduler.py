@@ -19,20 +19,18 @@ from relay.base.observe.logs import RepeatedError, get_logger
 from relay.delivery.active_queue import ActiveQueue
 from relay.delivery.attempt_recorder import AttemptRecorder, EndedClaim
 from relay.delivery.attempt_result import internal_error_outcomes
-from relay.delivery.connection_slots import ConnectionSlots
 from relay.delivery.host_selection import Connect
 from relay.delivery.local_delivery import LocalDelivery
 from relay.delivery.queue_scanner import QueueScanner, Wake
 from relay.delivery.rerouting import ClaimRerouter
 from relay.delivery.retry import ClaimAction, claim_action, end_us
-from relay.delivery.site import SiteProbe, SiteState
-from relay.delivery.site_limits import SiteOptions, SitePause
+from relay.delivery.site import SiteProbe
+from relay.delivery.site_limits import SiteOptions
 from relay.delivery.sites import Sites
 from relay.store.spool.shared.queue_admin import QueueAdmin
 from relay.store.spool.types import Claim, Key, NewMessage, PriorityLevel, SpoolError
 from relay.transport.routing.mx_hosts import Hosts
 from relay.transport.routing.route_table import HopOptions, RouteTable
-from relay.transport.routing.usable_hosts import Resolve
 
 _log = get_logger("delivery")
 
@@ -51,20 +49,14 @@ class DeliveryScheduler:
 
     recorder: AttemptRecorder  # commits what came of attempts, to the spool that has the entries
     _: KW_ONLY
+    sites: Sites  # to other hosts
     local: LocalDelivery  # into mailboxes here
-    resolve: Resolve  # finds the hosts of a next hop
-    table: RouteTable  # how hosts are contacted, and which routes are in force
-    slots: ConnectionSlots  # of all sites together
+    table: RouteTable  # which routes are in force
     active_queue: ActiveQueue  # for how many claims there is room
-    options: SiteOptions  # of each site, without those of routes
     clock: Clock  # for queue time
-    connect: Connect  # opens connections
     queue_admin: QueueAdmin  # reroutes entries whose route has changed
 
     def __post_init__(self) -> None:
-        self.recorder.ended = self._ended
-        self.recorder.way_around = self.table.way_around
-        self._sites = self._new_sites()
         self._rerouter = ClaimRerouter(
             self.recorder,
             table=self.table,
@@ -87,19 +79,6 @@ class DeliveryScheduler:
         self._unread_because = ""
         self._stopping = False
         self._is_paused = False
-
-    def _new_sites(self) -> Sites:
-        sites = Sites(
-            self.recorder,
-            resolve=self.resolve,
-            table=self.table,
-            slots=self.slots,
-            options=self.options,
-            clock=self.clock,
-            connect=self.connect,
-        )
-        self.recorder.lookup_of = sites.lookup_of
-        return sites
 
     def has_room_for(self, next_hop: NextHop, sender: int, level: PriorityLevel) -> bool:
         """Whether mail accepted now may come as a claim; otherwise it waits in the spool."""
@@ -153,9 +132,8 @@ class DeliveryScheduler:
         """Use other options after `table` has changed: the routes are asked again for all claims
         that are not begun. Where the options of a route are over, no further transaction begins.
         """
-        self.options, self.connect = options, connect
         self._rerouter.changed_us = self.clock.queue_us()
-        claims = self._sites.renew(options, connect, is_over) + self.local.ready.drain()
+        claims = self.sites.renew(options, connect, is_over) + self.local.ready.drain()
         for claim in claims:
             self._remove(claim)
         self.offer(claims)
@@ -183,7 +161,7 @@ class DeliveryScheduler:
 
     def retry_now(self, next_hops: Collection[NextHop]) -> None:
         """Scan the spool and forget failures of these next hops: their mail is retried now."""
-        self._sites.retry_now(next_hops)
+        self.sites.retry_now(next_hops)
         self.due_now()
 
     def waiting_among(self, keys: Collection[Key]) -> frozenset[Key]:
@@ -205,21 +183,13 @@ class DeliveryScheduler:
                 taken.append(key)
         return frozenset(taken)
 
-    def state_of(self, next_hop: NextHop, hosts: Hosts) -> SiteState:
-        """What the site of these hosts does now; they have their TLS."""
-        return self._sites.state_of(next_hop, hosts)
-
-    def site_pauses(self) -> list[SitePause]:
-        """The pauses that replies of hosts have begun."""
-        return self._sites.paused()
-
     async def probe(self, next_hop: NextHop, hosts: Hosts) -> SiteProbe:
         """Open a session with the site of these hosts as delivery would, and end it before MAIL.
         They have their TLS.
         """
         if self._stopping:
             return SiteProbe(reply="the relay is shutting down")
-        return await self._sites.probe(next_hop, hosts)
+        return await self.sites.probe(next_hop, hosts)
 
     @property
     def is_scanning(self) -> bool:
@@ -230,7 +200,7 @@ class DeliveryScheduler:
     @property
     def claims_in_progress(self) -> int:
         """The number of claims in memory that wait for no later time."""
-        return self.active_queue.claims - self._sites.delayed_claims
+        return self.active_queue.claims - self.sites.delayed_claims
 
     def unread_s(self) -> float:
         """Return for how long the queue cannot be read; 0: it can."""
@@ -281,7 +251,7 @@ class DeliveryScheduler:
         self.recorder.claims_reports = False
         await self.recorder.release(*self._take_not_begun())
         await self._all_ended(deadline_s)
-        self._sites.abort()
+        self.sites.abort()
         self.local.abort()
         await self._all_ended(loop.time() + _AFTER_CANCEL_S)  # real time: as above
         self.recorder.stop_retrying()
@@ -303,10 +273,10 @@ class DeliveryScheduler:
                     self.recorder.contents.release(claim)
                     self._remove(claim)
                 for _ in range(_ABORTS):  # a connection that was cut off says QUIT first
-                    self._sites.abort()
+                    self.sites.abort()
                     deadline_s = loop.time() + _EMPTIED_S  # real time: a peer
                     await self._tasks_ended(deadline_s)
-                self._sites = self._new_sites()
+                self.sites.forget()
                 yield
         finally:
             self._stopping = False
@@ -314,7 +284,7 @@ class DeliveryScheduler:
 
     def _take_not_begun(self) -> list[Claim]:
         """Take the claims that wait for an attempt. Connections end after their transaction."""
-        waiting = [*self._sites.close(), *self.local.ready.drain()]
+        waiting = [*self.sites.close(), *self.local.ready.drain()]
         return waiting + self.recorder.contents.roomless.drain() + self._rerouter.close()
 
     async def _all_ended(self, deadline_s: float) -> None:
@@ -334,11 +304,11 @@ class DeliveryScheduler:
     def _unfinished_tasks(self) -> Iterator[asyncio.Task[None]]:
         """All tasks that have not ended."""
         yield from self.recorder.unfinished
-        yield from self._sites.tasks
+        yield from self.sites.tasks
         yield from self.local.workers
 
     # -- the end of a claim
-    def _ended(self, claim: Claim, end: EndedClaim, reached: bool | None) -> None:
+    def ended(self, claim: Claim, end: EndedClaim, reached: bool | None) -> None:
         """See AttemptRecorder.ended."""
         if reached:
             self.active_queue.mark_reached(claim.next_hop)
@@ -392,7 +362,7 @@ class DeliveryScheduler:
         if claim.next_hop.kind in HERE:
             self.local.push(claim)
         else:
-            self._sites.push(claim)
+            self.sites.push(claim)
 
     def _expire_waiting(self) -> None:
         for claim in self.recorder.claims.take_expired(self.clock.queue_us()):

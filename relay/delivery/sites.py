@@ -80,6 +80,10 @@ class Sites:
     connect: Connect  # opens connections
 
     def __post_init__(self) -> None:
+        self.forget()
+
+    def forget(self) -> None:
+        """Forget all sites, and what hosts did."""
         self._sites: dict[SiteKey, Site] = {}
         self._retired: list[Site] = []  # those whose last transactions have not ended
         # their sites, and until when those count

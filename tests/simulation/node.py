@@ -30,6 +30,7 @@ from relay.delivery.retry import DeferralCause, RetrySchedule
 from relay.delivery.scheduler import DeliveryScheduler
 from relay.delivery.site import Site
 from relay.delivery.site_limits import SiteOptions, parse_rate
+from relay.delivery.sites import Sites
 from relay.delivery.smtp.connect import connect
 from relay.delivery.smtp.connection import Timeouts
 from relay.store.spool.queue_commands import CommandReport, QueueCommand
@@ -287,6 +288,7 @@ class Node:
             clock=self.clock,
             metrics=self.metrics,
             schedule=schedule,
+            way_around=self.table.way_around,
         )
         options = SiteOptions(
             connections_max=scenario.connections_per_site,
@@ -294,22 +296,30 @@ class Node:
             unreachable_s=min(30.0, schedule.step_s(DeferralCause()) / 2),
             waited_s=schedule.waited_s,
         )
-        return DeliveryScheduler(
+        sites = Sites(
             recorder,
-            local=LocalDelivery(recorder, around.store, self.table),
             resolve=(self.policies if scenario.published else around.resolver).resolve,
             table=self.table,
             options=options,
             clock=self.clock,
             slots=ConnectionSlots(scenario.connections_max, close_idle=Site.close_idle),
-            active_queue=ActiveQueue(claims_max=scenario.window_claims),
-            queue_admin=_RerouterDesk(self.spool.queue_admin, around.ledger, around.world),
             connect=around.ledger.progress.watched_connect(
                 partial(
                     connect, ehlo_name="relay.test", timeouts=TIMEOUTS, real_s=self.clock.real_s
                 )
             ),
         )
+        scheduler = DeliveryScheduler(
+            recorder,
+            sites=sites,
+            local=LocalDelivery(recorder, around.store, self.table),
+            table=self.table,
+            clock=self.clock,
+            active_queue=ActiveQueue(claims_max=scenario.window_claims),
+            queue_admin=_RerouterDesk(self.spool.queue_admin, around.ledger, around.world),
+        )
+        recorder.ended, recorder.lookup_of = scheduler.ended, sites.lookup_of
+        return scheduler
 
     async def start(self) -> None:
         await self.spool.start()

@@ -12,6 +12,7 @@ import pytest
 from msgspec.structs import astuple
 
 from relay.base.accounts.account import Account, Role, Scope, UnknownUserError
+from relay.base.accounts.usage import AccountUsage
 from relay.base.clock import SystemClock
 from relay.base.message.nexthop import NextHop
 from relay.base.observe.metric_samples import MetricSamples
@@ -184,7 +185,7 @@ async def api(tmp_path: Path) -> AsyncIterator[ApiClients]:
         prune=records.prune,
         sources=records,
         unlock=records.unlock,
-        usage=None,
+        usage=lambda *_account: [AccountUsage("alice@example.test", 3, 3, ())],
         explain=records.explain,
         restored=SimpleNamespace(count=lambda: 0),
         submissions=None,

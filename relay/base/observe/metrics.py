@@ -5,7 +5,7 @@ the ten busiest accounts are addresses. relay_attempts_total, of deferred mail t
 relay/delivery/attempt_recorder.py.
 """
 
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from functools import cache, partial
 from itertools import product
 
@@ -133,7 +133,6 @@ class Metrics:
             ["account"],
             registry=self.registry,
         )
-        self.busiest: Callable[[], Iterable[tuple[str, int]]] = tuple  # accounts; is replaced
 
     def _count_reports_and_smtp(self, counter: "partial[Counter]") -> None:
         self.reports = counter("relay_reports", "Reports made.", ["kind"])
@@ -195,9 +194,9 @@ class Metrics:
         self.attempts_by = cache(self.attempts.labels)
         self.dkim_signatures_by = cache(self.dkim_signatures.labels)
 
-    def exposition(self, *, names_accounts: bool) -> bytes:
-        """Return the text of /metrics, with accounts for those who may know their names."""
+    def exposition(self, sent: Mapping[str, int]) -> bytes:
+        """Return the text of /metrics, with the messages that these accounts have sent."""
         self.account_messages.clear()
-        for account, messages in self.busiest() if names_accounts else ():
+        for account, messages in sent.items():
             self.account_messages.labels(account).set(messages)
         return generate_latest(self.registry)

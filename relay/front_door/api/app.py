@@ -62,6 +62,7 @@ from relay.store.spool.types import SpoolError
 
 _BYTES_MAX = 256 * 1024
 _FAULTS_MAX = 20
+_ACCOUNTS_NAMED = 10  # in /metrics
 _TOML = "application/toml"
 _JSON = "application/json"
 if TYPE_CHECKING:  # imports libraries that the control socket does not need
@@ -267,7 +268,9 @@ def _public_response(
             return Response(f"{text}\n", status_code=status, media_type="text/plain")
         case b"/metrics":
             require_method(request, "GET")
-            exposition = dependencies.metrics.exposition(names_accounts=names_accounts)
+            busiest = dependencies.usage("", False)[:_ACCOUNTS_NAMED] if names_accounts else ()
+            messages = {one.account: one.messages for one in busiest}
+            exposition = dependencies.metrics.exposition(messages)
             return Response(exposition, headers={"content-type": CONTENT_TYPE})
         case _:
             return None

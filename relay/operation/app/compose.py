@@ -29,8 +29,8 @@ from relay.operation.app.transport import (
     SUBMISSIONS_MAX,
     Transport,
     build_transport,
+    introduce,
     queue_stats,
-    use_settings,
 )
 from relay.store.spool.usage import UsageLedger
 
@@ -57,12 +57,7 @@ def compose(
             webhooks=webhooks,
         )
         alerts = LimitAlerts(base, transport, webhooks)
-        base.usage.on_near = alerts.note
-        base.spool.queue_admin.give_back = base.usage.give_back
-        base.metrics.busiest = lambda: [(one.account, one.messages) for one in base.usage.busiest()]
-        if base.reloader is not None:
-            base.reloader.apply = partial(use_settings, base, transport)
-            base.reloader.applied = lambda: webhooks.use(base.settings.webhook)
+        introduce(base, transport, webhooks, on_near=alerts.note)
         site = build_pages(base, front_door)
         subscriptions = front_door.subscriptions
         daemon = Daemon(

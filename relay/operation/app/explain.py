@@ -485,7 +485,7 @@ def explainer_of(base: Foundation, transport: Transport) -> Explainer:
         ),
         trusts=partial(is_trusted, base.settings.smtp),
         milters=base.milters,
-        state_of=transport.scheduler.state_of,
+        state_of=transport.scheduler.sites.state_of,
         probe=transport.scheduler.probe,
     )
 

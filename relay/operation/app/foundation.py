@@ -415,10 +415,9 @@ def open_foundation(
     """
     certificates = sources.certificates or server_certificates(settings)
     ids, crash, metrics = Ids(clock), CrashPoints(sources.crash_at), Metrics()
-    pauses, pressure = read_pauses(settings, clock), Pressure()
+    pauses = read_pauses(settings, clock)
     for what in Paused:
         metrics.paused.labels(what=what).set_function(partial(_is_paused, pauses, what))
-    pressure.paused = partial(pauses.why, Paused.ACCEPT)
     changes = ChangeNotifier()
     root = _mail_root(settings, sources)
     undo.callback(root.close)
@@ -442,11 +441,7 @@ def open_foundation(
         holds_store=sources.holds_root,
     )
     undo.callback(engine.close)
-    table.hold_of = engine.queue_admin.hold_rule
-    table.is_of_other_store = engine.is_of_other_store
-    refusals = RefusalFiles(settings.refused_dir)
-    if sources.development is not None:
-        refusals.on_record = changes.notify
+    on_refusal = changes.notify if sources.development is not None else lambda: None
     metrics.reload_success_time.set(clock.time_us() / 1_000_000)
     active = sources.active
     if active is not None:
@@ -464,7 +459,7 @@ def open_foundation(
         metrics=metrics,
         samples=MetricSamples(metrics, clock),
         changes=changes,
-        pressure=pressure,
+        pressure=Pressure(partial(pauses.why, Paused.ACCEPT)),
         pauses=pauses,
         readiness=Readiness(),
         table=table,
@@ -476,7 +471,7 @@ def open_foundation(
         spool=engine,
         journeys=Journeys(engine, store_log, feed, clock=clock),
         feed=feed,
-        refusals=refusals,
+        refusals=RefusalFiles(settings.refused_dir, on_refusal),
         milters=_milters(settings, metrics),
         usage=_usage(settings, sources, table, clock=clock),
     )

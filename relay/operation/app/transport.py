@@ -4,12 +4,13 @@ import dataclasses
 import os
 import random
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 from relay.base.accounts.account import DEAD_LETTER, Account, AccountDirectory
+from relay.base.accounts.usage import UsedLimit
 from relay.base.certificates import ServerCertificate
 from relay.base.clock import Clock, rfc3339
 from relay.base.message.nexthop import NextHop
@@ -31,9 +32,11 @@ from relay.delivery.retry import DeferralCause, RetrySchedule
 from relay.delivery.scheduler import DeliveryScheduler
 from relay.delivery.site import Site
 from relay.delivery.site_limits import SiteOptions, parse_rate
+from relay.delivery.sites import Sites
 from relay.delivery.smtp.connect import connect
 from relay.delivery.smtp.connection import Timeouts
 from relay.formats.convert import convert
+from relay.front_door.notifications.webhooks import Webhooks
 from relay.front_door.sign_in.token_login import TokenLogin
 from relay.operation.app.foundation import Foundation, show_parts
 from relay.operation.app.mta_sts import build_policies, count, counted, renewed
@@ -99,9 +102,6 @@ def build_transport(base: Foundation) -> Transport:
     resolver = _resolver(base)
     policies = build_policies(base, resolver)
     scheduler = _scheduler(base, reporter, policies.resolve, connect=_connect(base, resolver))
-    reporter.copies = _copies(base, scheduler)
-    base.spool.queue_admin.attend(scheduler)
-    base.spool.queue_admin.report_with(reporter)
     acceptance = _acceptance(base, reporter, scheduler)
     verifier = RecipientVerifier(
         base.table,
@@ -125,12 +125,8 @@ def build_transport(base: Foundation) -> Transport:
         crash=base.crash,
         is_development=base.is_development,
     )
-    base.store.messages.on_read = receipts.read
-    replies = AutomaticReplySender(base.spool.receipts, base.store.settings, acceptance)
-    scheduler.local.reply_of = replies.owed
     local_servers, maildrop = _mail_of_machine(base, ingress)
     gate = build_gate(base)
-    smtp_servers = _smtp_servers(base, ingress, gate)
     return Transport(
         resolver=resolver,
         policies=policies,
@@ -138,7 +134,7 @@ def build_transport(base: Foundation) -> Transport:
         verifier=verifier,
         acceptance=acceptance,
         reporter=reporter,
-        smtp_servers=smtp_servers + local_servers,
+        smtp_servers=_smtp_servers(base, ingress, gate) + local_servers,
         gate=gate,
         pickup_server=_pickup_server(base, ingress),
         pickup=pickup,
@@ -148,7 +144,7 @@ def build_transport(base: Foundation) -> Transport:
             copies=base.store.owed_copies,
             clock=base.clock,
         ),
-        replies=replies,
+        replies=AutomaticReplySender(base.spool.receipts, base.store.settings, acceptance),
         maildrop=maildrop,
     )
 
@@ -157,7 +153,7 @@ def _smtp_servers(
     base: Foundation, ingress: IngressDependencies, gate: GateKeeper | None
 ) -> list[SmtpServer]:
     """Return those of [[smtp]]."""
-    servers = [
+    return [
         SmtpServer(
             listener,
             ingress,
@@ -169,9 +165,34 @@ def _smtp_servers(
             zip(base.settings.smtp, base.certificates.smtp, strict=True)
         )
     ]
-    if gate is not None:
-        gate.accept = [one.accept for one in servers]
-    return servers
+
+
+def introduce(
+    base: Foundation,
+    transport: Transport,
+    webhooks: Webhooks,
+    *,
+    on_near: Callable[[UsedLimit], None],
+) -> None:
+    """Tell each part what it needs of those that are made after it, because they need it."""
+    scheduler, reporter, admin = transport.scheduler, transport.reporter, base.spool.queue_admin
+    recorder = scheduler.recorder
+    recorder.ended, recorder.lookup_of = scheduler.ended, scheduler.sites.lookup_of
+    scheduler.local.reply_of = transport.replies.owed
+    reporter.copies = _copies(base, scheduler)
+    admin.attend(scheduler)
+    admin.report_with(reporter)
+    admin.give_back = base.usage.give_back
+    base.table.hold_of = admin.hold_rule
+    base.table.is_of_other_store = base.spool.is_of_other_store
+    base.store.messages.on_read = transport.receipts.sender.read
+    base.usage.on_near = on_near
+    base.readiness.queue = scheduler.unreadable
+    if transport.gate is not None:
+        transport.gate.accept = [one.accept for one in transport.smtp_servers]
+    if base.reloader is not None:
+        base.reloader.apply = partial(use_settings, base, transport)
+        base.reloader.applied = lambda: webhooks.use(base.settings.webhook)
 
 
 def use_settings(
@@ -205,11 +226,12 @@ def use_settings(
         transport.resolver.use(settings.dns, port=delivery.port)
     providers = base.sources.providers()
     is_other = (
-        delivery != before.delivery or providers.entries != scheduler.options.providers.entries
+        delivery != before.delivery
+        or providers.entries != scheduler.sites.options.providers.entries
     )
     if is_other:
         scheduler.recorder.schedule = retry_schedule(settings)
-        scheduler.slots.limit_to(delivery.max_connections)
+        scheduler.sites.slots.limit_to(delivery.max_connections)
     scheduler.use(
         site_options(settings, scheduler.recorder.schedule, providers),
         _connect(base, transport.resolver),
@@ -226,7 +248,7 @@ async def queue_stats(base: Foundation, transport: Transport) -> dict[str, Any]:
             "by": one.provider,
             "until": rfc3339(ahead_us + int(one.until_s * 1e6)),
         }
-        for one in transport.scheduler.site_pauses()
+        for one in transport.scheduler.sites.paused()
     ]
     return {**await base.spool.stats(), "paused_sites": paused}
 
@@ -366,6 +388,7 @@ def _scheduler(
         reporter,
         clock=base.clock,
         metrics=base.metrics,
+        way_around=base.table.way_around,
         schedule=schedule,
         on_change=lambda _queue_id: base.changes.notify(),
     )
@@ -373,19 +396,23 @@ def _scheduler(
     base.metrics.connections.labels("outgoing").set_function(lambda: slots.count)
     scheduler = DeliveryScheduler(
         recorder,
+        sites=Sites(
+            recorder,
+            resolve=resolve,
+            table=base.table,
+            slots=slots,
+            options=options,
+            clock=base.clock,
+            connect=connect,
+        ),
         local=LocalDelivery(
             recorder, base.store, base.table, delivers_captured=base.is_development
         ),
-        resolve=resolve,
         table=base.table,
-        options=options,
         clock=base.clock,
-        slots=slots,
         active_queue=ActiveQueue(),
-        connect=connect,
         queue_admin=base.spool.queue_admin,
     )
-    base.readiness.queue = scheduler.unreadable
     base.metrics.queue_unread.set_function(scheduler.unread_s)
     return scheduler
 

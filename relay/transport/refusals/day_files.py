@@ -48,9 +48,9 @@ class RefusalFiles:
     for those who read them. Belongs to the event loop.
     """
 
-    def __init__(self, directory: Path) -> None:
-        """`directory` is created for the first record."""
-        self.on_record: Callable[[], None] = lambda: None  # called when a record can be read
+    def __init__(self, directory: Path, on_record: Callable[[], None] = lambda: None) -> None:
+        """`directory` is created for the first record; `on_record` is told that there is one."""
+        self._on_record = on_record
         self._directory = directory
         self._waiting: list[Refusal] = []
         self._uncounted: Counter[RefusalReason] = Counter()  # did not fit into the queue
@@ -69,7 +69,7 @@ class RefusalFiles:
         self._waiting.append(refusal)
         if self._writing is None:
             self._writing = asyncio.get_running_loop().create_task(self._write_until_done())
-        self.on_record()
+        self._on_record()
 
     async def page(self, wanted: RefusalSearch) -> RefusalPage:
         """Return the newest records that are wanted; with `after` the oldest ones behind it.

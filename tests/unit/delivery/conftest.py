@@ -23,6 +23,7 @@ from relay.delivery.retry import RetrySchedule
 from relay.delivery.scheduler import DeliveryScheduler
 from relay.delivery.site import Site
 from relay.delivery.site_limits import SiteOptions
+from relay.delivery.sites import Sites
 from relay.delivery.smtp.connect import connect
 from relay.delivery.smtp.connection import Timeouts
 from relay.formats.dsn import ReportKind
@@ -198,6 +199,7 @@ class RunningDelivery:
             schedule=RetrySchedule(self.retry_s, lambda: 0.5),
             clock=self.clock,
             metrics=self.metrics,
+            way_around=self.table.way_around,
             on_change=self.changed.put_nowait,
         )
         options = SiteOptions(
@@ -213,16 +215,13 @@ class RunningDelivery:
         self.slots = ConnectionSlots(self.connections_in_all, close_idle=Site.close_idle)
         self.metrics.connections.labels("outgoing").set_function(lambda: self.slots.count)
         self.active_queue = ActiveQueue(claims_max=self.window_claims)
-        self.scheduler = DeliveryScheduler(
+        sites = Sites(
             recorder,
-            local=local,
             resolve=self.table.resolve,
             table=self.table,
             options=options,
             clock=self.clock,
             slots=self.slots,
-            active_queue=self.active_queue,
-            queue_admin=self.spool.queue_admin,
             connect=partial(
                 self.connect,
                 ehlo_name="relay.test",
@@ -230,6 +229,16 @@ class RunningDelivery:
                 real_s=self.clock.real_s,
             ),
         )
+        self.scheduler = DeliveryScheduler(
+            recorder,
+            sites=sites,
+            local=local,
+            table=self.table,
+            clock=self.clock,
+            active_queue=self.active_queue,
+            queue_admin=self.spool.queue_admin,
+        )
+        recorder.ended, recorder.lookup_of = self.scheduler.ended, sites.lookup_of
 
     def run(self) -> None:
         self.running = asyncio.create_task(self.scheduler.run())
@@ -260,7 +269,7 @@ class RunningDelivery:
                 *self.slots._first_by_holder,
                 *self.slots._waiting_more,
             ],
-            "searches": [*self.scheduler._sites._lookups],
+            "searches": [*self.scheduler.sites._lookups],
             "workers": [*self.scheduler.local.workers],
         }
         return {name: what for name, what in held.items() if what}

@@ -151,7 +151,7 @@ async def test_resolved_next_hops_are_bounded(delivery, monkeypatch) -> None:
             domain = f"{number}.test"
             delivery.table.at(domain, mx)
             await delivery.done(await delivery.send(f"x@{domain}"))
-        bounded = delivery.scheduler._sites
+        bounded = delivery.scheduler.sites
         assert 0 < len(bounded._resolved) <= 3
         assert 0 < len(bounded._found) <= 3
 

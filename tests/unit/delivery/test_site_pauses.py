@@ -40,7 +40,9 @@ async def attempts(delivery, queue_id: str) -> tuple[str, int]:
 
 
 def state(delivery):
-    return delivery.scheduler.state_of(NextHop.parse("mx:a.test"), delivery.table.decided("a.test"))
+    return delivery.scheduler.sites.state_of(
+        NextHop.parse("mx:a.test"), delivery.table.decided("a.test")
+    )
 
 
 @pytest.mark.parametrize("stage", ["CONNECT", "MAIL", "RCPT", "DATA", "DOT"])
@@ -58,7 +60,7 @@ async def test_a_reply_pauses_the_site_and_no_attempts_are_counted(delivery, sta
         assert await attempts(delivery, second) == ("queued", 0)
         assert await attempts(delivery, first) == ("deferred", 1)
         assert mx.sessions == 1
-        (pause,) = delivery.scheduler.site_pauses()
+        (pause,) = delivery.scheduler.sites.paused()
         now = state(delivery)
         assert (pause.provider, now.paused_by) == ("e", "e")
         assert HOUR_S - 60 < now.paused_s <= HOUR_S
@@ -99,13 +101,13 @@ async def test_a_pause_stays_at_a_reload_until_an_operator_retries(delivery) -> 
         delivery.table.at("a.test", mx)
         delivery.providers, delivery.retry_s = entry(pause_s=HOUR_S), (HOUR_S,)
         await delivery.start()
-        scheduler = delivery.scheduler
+        scheduler, sites = delivery.scheduler, delivery.scheduler.sites
         await deferred(delivery, await delivery.send("first@a.test"))
-        scheduler.use(scheduler.options, scheduler.connect, lambda _options: True)
+        scheduler.use(sites.options, sites.connect, lambda _options: True)
         second = await delivery.send("second@a.test")
         await deferred(delivery, second)
         assert await attempts(delivery, second) == ("queued", 0)
-        scheduler.use(scheduler.options, scheduler.connect, lambda _options: False)
+        scheduler.use(sites.options, sites.connect, lambda _options: False)
         delivery.spool.queue_admin.attend(scheduler)
         retry = QueueCommand(Operation.RETRY, Selector(ids=(second,)), "op")
         await delivery.spool.queue_admin.execute(retry)
@@ -121,4 +123,4 @@ async def test_the_pauses_of_too_many_sites_are_forgotten(delivery, monkeypatch)
             mx = await stack.enter_async_context(RemoteMx(replies={"CONNECT": BLOCKED}))
             delivery.table.at(f"{name}.test", mx)
             await deferred(delivery, await delivery.send(f"x@{name}.test"))
-        assert [one.site.split(".")[1] for one in delivery.scheduler.site_pauses()] == ["b", "c"]
+        assert [one.site.split(".")[1] for one in delivery.scheduler.sites.paused()] == ["b", "c"]

@@ -186,7 +186,7 @@ async def test_of_too_many_sites_those_with_nothing_to_remember_are_forgotten(
             delivery.table.at(f"{number}.test", mx)
             await delivery.done(await delivery.send(f"x@{number}.test"))
             await until(lambda: mx.open == 0)
-        assert len(delivery.scheduler._sites._sites) <= 4
+        assert len(delivery.scheduler.sites._sites) <= 4
         waiting = await delivery.send("2@a.test")
         await all_deferred(delivery, [await delivery.send("2@dead.test")])
         assert states(await delivery.spool.journey(waiting)) == {"2@a.test": "queued"}

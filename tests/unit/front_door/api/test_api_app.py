@@ -113,7 +113,6 @@ async def test_health_readiness_and_metrics_need_no_token(api: ApiClients) -> No
     )
     short = await api.http.get("/readyz")  # mail is still read, and delivered
     assert (short.status_code, short.text) == (200, "ready; refuse: queue\n")
-    api.dependencies.metrics.busiest = lambda: [("alice@example.test", 3)]
     assert 'account="alice@example.test"} 3.0' in (await api.control.get("/metrics")).text
     metrics = await api.http.get("/metrics")
     assert "alice" not in metrics.text  # to a client elsewhere
