@@ -37,7 +37,7 @@ from relay.base.message.outcome import (
     Outcome,
     Success,
 )
-from relay.base.observe.logs import RepeatedError, get_logger
+from relay.base.observe.logs import ContainedErrors, RepeatedError, get_logger
 from relay.base.observe.metrics import Metrics
 from relay.base.task_set import TaskSet
 from relay.delivery.active_queue import ClaimsInMemory
@@ -416,40 +416,36 @@ class AttemptRecorder:
         The names of the fields are Postfix's where they fit. The attempt is recorded: an
         error here must not record it again.
         """
-        try:
-            self._count_and_log_each(claim, result)
-        except Exception:  # noqa: BLE001 - an internal error
-            _log.exception("internal error in logging an outcome", qid=claim.message.id)
-
-    def _count_and_log_each(self, claim: Claim, result: AttemptResult) -> None:
+        qid = claim.message.id
         delay_s = (result.time.now_us - claim.message.received_us) / 1_000_000
         for recipient in claim.recipients:
-            outcome = result.commit.outcomes.get(recipient.id)
-            if outcome is None:
-                if recipient.id not in result.commit.expired:
-                    continue
-                outcome = result.commit.expired[recipient.id]
-                name = str(RecipientState.EXPIRED)
-            else:
-                name = outcome_name(outcome)
-                self.metrics.attempts_by(name, deferral_class(outcome)).inc()
-            if name in _FINAL_NAMES:
-                self.metrics.recipients_by(name).inc()
-            if isinstance(outcome, Success | Captured):
-                self.metrics.delivery_seconds.observe(max(0.0, delay_s))
-            evidence = outcome.evidence
-            encoded = {"encoded": evidence.encoded} if evidence.encoded else {}
-            _log.info(
-                "recipient",
-                qid=claim.message.id,
-                to=recipient.path.address,
-                status=name,
-                relay=evidence.host or str(claim.next_hop),
-                delay_s=round(delay_s, 3),
-                dsn=evidence.status,
-                reply=evidence.reply,
-                **encoded,
-            )
+            with ContainedErrors(_log, "internal error in logging an outcome", qid=qid):
+                outcome = result.commit.outcomes.get(recipient.id)
+                if outcome is None:
+                    if recipient.id not in result.commit.expired:
+                        continue
+                    outcome = result.commit.expired[recipient.id]
+                    name = str(RecipientState.EXPIRED)
+                else:
+                    name = outcome_name(outcome)
+                    self.metrics.attempts_by(name, deferral_class(outcome)).inc()
+                if name in _FINAL_NAMES:
+                    self.metrics.recipients_by(name).inc()
+                if isinstance(outcome, Success | Captured):
+                    self.metrics.delivery_seconds.observe(max(0.0, delay_s))
+                evidence = outcome.evidence
+                encoded = {"encoded": evidence.encoded} if evidence.encoded else {}
+                _log.info(
+                    "recipient",
+                    qid=qid,
+                    to=recipient.path.address,
+                    status=name,
+                    relay=evidence.host or str(claim.next_hop),
+                    delay_s=round(delay_s, 3),
+                    dsn=evidence.status,
+                    reply=evidence.reply,
+                    **encoded,
+                )
 
 
 def _check_readable(content: LargeContent) -> None:

@@ -33,7 +33,7 @@ from relay.base.message.outcome import (
     Outcome,
 )
 from relay.base.message.receipt import ReceiptRequest
-from relay.base.observe.logs import get_logger
+from relay.base.observe.logs import ContainedErrors, get_logger
 from relay.base.task_set import TaskSet
 from relay.delivery.attempt_recorder import AttemptRecorder
 from relay.delivery.attempt_result import internal_error_outcomes
@@ -103,13 +103,12 @@ class LocalDelivery:
     async def _attempt(self, claim: Claim) -> None:
         outcomes: dict[int, Outcome] = {}
         try:
-            await self._deliver(claim, outcomes)
+            with ContainedErrors(_log, "internal error in local delivery", qid=claim.message.id):
+                await self._deliver(claim, outcomes)
         except asyncio.CancelledError:
             await self._cut_off(claim, outcomes)
             raise
-        except Exception:  # noqa: BLE001 - an internal error must not end the worker
-            _log.exception("internal error in local delivery", qid=claim.message.id)
-            outcomes = internal_error_outcomes(claim) | outcomes
+        outcomes = internal_error_outcomes(claim) | outcomes
         await self.recorder.finish([self.recorder.record(claim, outcomes, reached=True)])
 
     async def _cut_off(self, claim: Claim, outcomes: dict[int, Outcome]) -> None:
@@ -243,9 +242,8 @@ def _receipt(
     """Return the read receipt that the message asks for. Senders do not learn of recipients that a
     rule added.
     """
-    try:
+    qid = claim.message.id  # the copy is in the mailbox
+    with ContainedErrors(_log, "internal error in a request for a receipt", qid=qid):
         if asks_for_receipt(content) and not recipient.added_by:
             return receipt_request(content, claim.message, recipient.path, mailbox=mailbox)
-    except Exception:  # noqa: BLE001 - the copy is in the mailbox
-        _log.exception("internal error in a request for a receipt", qid=claim.message.id)
     return None

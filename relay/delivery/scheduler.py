@@ -15,7 +15,7 @@ from dataclasses import KW_ONLY, dataclass
 from relay.base.clock import Clock
 from relay.base.message.nexthop import HERE, NextHop
 from relay.base.message.tls_policy import REQUIRETLS
-from relay.base.observe.logs import RepeatedError, get_logger
+from relay.base.observe.logs import ContainedErrors, RepeatedError, get_logger
 from relay.delivery.active_queue import ActiveQueue
 from relay.delivery.attempt_recorder import AttemptRecorder, EndedClaim
 from relay.delivery.attempt_result import internal_error_outcomes
@@ -89,17 +89,13 @@ class DeliveryScheduler:
         """Take claims."""
         for claim in claims:
             self.active_queue.add(claim)
-            try:
+            qid, entry = claim.message.id, claim.entry_id
+            with ContainedErrors(_log, "internal error in scheduling", qid=qid, entry=entry):
                 self._route_claim(claim)
-            except Exception:  # noqa: BLE001 - an internal error: other claims go on
-                _log.exception(
-                    "internal error in scheduling a claim",
-                    qid=claim.message.id,
-                    entry=claim.entry_id,
-                )
-                self.recorder.claims.take(claim.key)
-                outcomes = internal_error_outcomes(claim)
-                self.recorder.begin(self.recorder.record(claim, outcomes, reached=True))
+                continue
+            self.recorder.claims.take(claim.key)
+            outcomes = internal_error_outcomes(claim)
+            self.recorder.begin(self.recorder.record(claim, outcomes, reached=True))
 
     def end_without_node(self, claims: Iterable[Claim]) -> None:
         """Take claims of SpoolMaintenance.claim_without_node(): they expire, or are reported."""

@@ -25,7 +25,7 @@ from relay.base.clock import Clock
 from relay.base.message.nexthop import NextHop
 from relay.base.message.outcome import INTERNAL_ERROR, Deferred, Outcome
 from relay.base.message.tls_policy import OPTIONAL, REQUIRETLS, TlsDemand, TlsPolicy
-from relay.base.observe.logs import get_logger
+from relay.base.observe.logs import ContainedErrors, get_logger
 from relay.delivery.attempt_recorder import AttemptRecorder
 from relay.delivery.attempt_result import Lookup, same_outcome
 from relay.delivery.connection_slots import ConnectionSlots, SiteStatus
@@ -228,7 +228,8 @@ class Sites:
 
     async def _resolve(self, first: Claim) -> Site | Unresolved:
         slots = self._lookup_slots[first.level is PriorityLevel.UNREACHABLE]
-        try:
+        hop = first.next_hop.key
+        with ContainedErrors(_log, "internal error in next-hop resolution", next_hop=hop):
             async with slots.hold(
                 way_of(first),
                 status=SiteStatus.UNKNOWN,
@@ -248,9 +249,7 @@ class Sites:
             found = with_tls(found, options, by, demand=demand)
             self._note_lookup(way_of(first), found, options, took_s=took_s)
             return self._site(found, options) if isinstance(found, Hosts) else found
-        except Exception:  # noqa: BLE001 - an internal error: defer
-            _log.exception("internal error in next-hop resolution", next_hop=first.next_hop.key)
-            return TemporaryFailure(INTERNAL_ERROR)
+        return TemporaryFailure(INTERNAL_ERROR)
 
     async def _wait_for_turn(self, way: Way) -> None:
         """Wait until queued mail may have its next lookup, or urgent mail comes for the same."""

@@ -158,6 +158,21 @@ class RepeatedError:
         self._last = ""
 
 
+class ContainedErrors:
+    """Ends its block at an internal error, which is logged; what follows the block goes on."""
+
+    def __init__(self, log: RoomLogger, event: str, **fields: Any) -> None:
+        self._log, self._event, self._fields = log, event, fields
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> bool:
+        if is_internal := isinstance(error, Exception):
+            self._log.exception(self._event, **self._fields)
+        return is_internal
+
+
 class LogSink:
     """Renders events and writes lines to a descriptor that may not take them.
 

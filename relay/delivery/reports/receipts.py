@@ -32,7 +32,7 @@ from relay.base.message.envelope import Envelope, ForwardPath, Notify, domain_of
 from relay.base.message.outcome import Evidence
 from relay.base.message.receipt import OwedReceipt, ReceiptKey, ReceiptKind, ReceiptRequest
 from relay.base.message.tls_policy import REQUIRETLS
-from relay.base.observe.logs import RepeatedError, get_logger
+from relay.base.observe.logs import ContainedErrors, RepeatedError, get_logger
 from relay.delivery.reports.bounces import Reporter
 from relay.formats.dsn import ReportedRecipient, ReportKind
 from relay.formats.mdn import reply_request, write_reply
@@ -291,7 +291,8 @@ class AutomaticReplySender:
         self, claim: Claim, recipient: ClaimedRecipient, content: Content, *, mailbox: str
     ) -> ReceiptRequest | None:
         """Return the reply that a copy in a mailbox owes, None for most."""
-        try:
+        with ContainedErrors(_log, "internal error in an automatic reply", qid=claim.message.id):
+            # the copy is in the mailbox
             if not await self.settings.may_reply(mailbox):  # nearly always
                 return None
             settings, message = await self.settings.read(mailbox), claim.message
@@ -309,8 +310,6 @@ class AutomaticReplySender:
                     mailbox=mailbox,
                     mailbox_of=self._mailbox_of,
                 )
-        except Exception:  # noqa: BLE001 - the copy is in the mailbox
-            _log.exception("internal error in an automatic reply", qid=claim.message.id)
         return None
 
     def in_progress(self) -> str:

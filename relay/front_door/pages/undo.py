@@ -8,7 +8,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Collection
 
 from relay.base.clock import Clock, Timer
-from relay.base.observe.logs import get_logger
+from relay.base.observe.logs import ContainedErrors, get_logger
 from relay.base.task_set import TaskSet
 
 UNDO_S = 10.0
@@ -60,7 +60,5 @@ class PendingDeletions:
 
 
 async def _removed(name: str, remove: Remove) -> None:
-    try:
+    with ContainedErrors(_log, "message not deleted", message=name):  # nobody waits for it
         await remove()
-    except Exception:  # noqa: BLE001 - nobody waits for it: the message stays
-        _log.exception("message not deleted", message=name)

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from relay.base.clock import Clock, sleep_in_step, wall_offset_us
 from relay.base.files import disk_of
-from relay.base.observe.logs import get_logger
+from relay.base.observe.logs import ContainedErrors, get_logger
 from relay.base.observe.metrics import Metrics
 from relay.base.pressure import (
     Bounds,
@@ -130,10 +130,8 @@ class PressureMonitor:
     async def run(self) -> None:
         """Measure each second until cancelled."""
         while True:
-            try:
+            with ContainedErrors(_log, "pressure not measured"):  # the state stays until the next
                 await self.measure()
-            except Exception:  # noqa: BLE001 - the state stays until the next measurement
-                _log.exception("pressure not measured")
             await sleep_in_step(INTERVAL_S)  # real time: free space changes without an event
 
     async def measure(self) -> None:

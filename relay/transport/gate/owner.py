@@ -18,7 +18,7 @@ from msgspec import Raw
 from relay.base.accounts.account import LoginDelayedError, LoginRefusedError
 from relay.base.message.content import Content, LargeContent
 from relay.base.message.envelope import ForwardPath
-from relay.base.observe.logs import get_logger
+from relay.base.observe.logs import ContainedErrors, get_logger
 from relay.base.task_set import TaskSet
 from relay.store.spool.types import LendableBody, SpoolError, SpoolUnavailableError
 from relay.transport.gate.frames import FrameChannel
@@ -149,12 +149,10 @@ class SessionsOfChild:
             await asyncio.wait(self._tasks, timeout=timeout_s)  # real time: a disk
 
     async def _answer(self, session: _OwnedSession, call: Question) -> None:
-        value, has_failed = None, False
-        try:
+        value, has_failed = None, True  # then the session answers 451, and the others go on
+        with ContainedErrors(_log, "a call of the gate failed", call=type(call).__name__):
             value = await self._value(session, call)
-        except Exception:  # noqa: BLE001 -- the session answers 451, the others go on
-            _log.exception("a call of the gate failed", call=type(call).__name__)
-            has_failed = True
+            has_failed = False
         session.is_busy = False
         if call.session not in self._sessions:  # the client is gone
             session.drop()

@@ -38,7 +38,7 @@ from relay.base.message.verdict import (
     Verdict,
     tenant_of_rule,
 )
-from relay.base.observe.logs import get_logger
+from relay.base.observe.logs import ContainedErrors, get_logger
 from relay.base.observe.metrics import Metrics
 from relay.base.sliding_window import Reservation
 from relay.base.socket_address import client_of
@@ -587,14 +587,13 @@ class Acceptance:
         return replace(message, entries=tuple(replace(one, level=level) for one, level in pairs))
 
     def _pass_on_claims(self, accepted: Accepted, waiting: Sequence[NewMessage]) -> None:
-        try:
+        # the message is durable, so the reply must be 250
+        with ContainedErrors(_log, "claims not passed to delivery", qid=accepted.queue_id):
             self.on_accepted(accepted.claims)
             if accepted.first_end_us is not None:
                 self.on_first_end(accepted.first_end_us)
             if waiting:
                 self.on_waiting(waiting)
-        except Exception:  # noqa: BLE001 -- the message is durable, so the reply must be 250
-            _log.exception("claims not passed to delivery", qid=accepted.queue_id)
 
     def _beyond(self, charge: RateCharge) -> DataReply:
         """Return the reply to a message beyond the limit of a rule; nothing else counts."""

@@ -20,7 +20,7 @@ from msgspec.structs import replace
 
 from relay.base.clock import rfc3339
 from relay.base.files import lines_backwards, write_all
-from relay.base.observe.logs import RepeatedError, get_logger
+from relay.base.observe.logs import ContainedErrors, RepeatedError, get_logger
 from relay.base.socket_address import client_of
 from relay.transport.refusals.refusal import (
     Refusal,
@@ -102,11 +102,10 @@ class RefusalFiles:
 
     async def _write_until_done(self) -> None:
         try:
-            while self._waiting or self._uncounted:
-                await asyncio.sleep(_PAUSE_S)  # real time: spares the machine
-                await self._flush()
-        except Exception:  # noqa: BLE001 -- ours: the next record begins again
-            _log.exception("refusals not recorded")
+            with ContainedErrors(_log, "refusals not recorded"):  # the next record begins again
+                while self._waiting or self._uncounted:
+                    await asyncio.sleep(_PAUSE_S)  # real time: spares the machine
+                    await self._flush()
         finally:
             self._writing = None
 
