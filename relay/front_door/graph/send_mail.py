@@ -17,6 +17,7 @@ from starlette.responses import Response
 
 from relay.base.accounts.account import Account
 from relay.base.crashpoints import CrashPoint
+from relay.base.message.address import own_mailbox
 from relay.base.message.envelope import Client
 from relay.base.message.extended_properties import SENT_MAIL_ENTRY_ID, requested_send_options
 from relay.base.message.properties import MessageProperties
@@ -231,8 +232,9 @@ async def _within_limits(
 
 
 def named_in(properties: MessageProperties) -> set[str]:
-    """Return the addresses of all recipients."""
-    return {one.address for one in (*properties.to, *properties.cc, *properties.bcc)}
+    """Return the addresses of all recipients as the envelope has them, each once."""
+    people = (*properties.to, *properties.cc, *properties.bcc)
+    return {own_mailbox(person.address) for person in people}
 
 
 def reserve(request: GraphRequest, recipients: Iterable[str], *, draft: str = "") -> Reservation:
