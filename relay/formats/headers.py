@@ -203,6 +203,7 @@ _BY_WORD = {
 }
 _HINTS = (*_BY_WORD, "Precedence", "List-Unsubscribe")
 _WORD_OCTETS_MAX = 64  # for example "1 (Highest)"
+_AUTO_SUBMITTED_FIELDS_MAX, _AUTO_SUBMITTED_OCTETS_MAX = 100, 256  # of one field
 
 
 def priority_of(header: Header) -> Priority:
@@ -230,11 +231,12 @@ def is_automatic(header: Header) -> bool:
 
 
 def is_auto_submitted(header: Header) -> bool:
-    """Return whether any Auto-Submitted field says so: each value but "no" does,
-    comments apart (RFC 3834 5).
+    """Return whether any Auto-Submitted field has another value than "no", comments apart (RFC 3834
+    5). Strangers write these fields: where the value is beyond the octets that are read, it has.
     """
-    values = header.values("Auto-Submitted")
-    return any(content_field(value.decode("latin-1")).value not in ("", "no") for value in values)
+    values = header.values("Auto-Submitted")[:_AUTO_SUBMITTED_FIELDS_MAX]
+    texts = (value[:_AUTO_SUBMITTED_OCTETS_MAX].decode("latin-1") for value in values)
+    return any(content_field(text).value != "no" for text in texts)
 
 
 def _word(header: Header, name: str) -> bytes:

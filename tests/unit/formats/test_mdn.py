@@ -114,6 +114,8 @@ def test_nobody_else_is_written_to(value) -> None:
         "Auto-Submitted: auto-generated",
         "Auto-Submitted: auto-replied; x=y",
         "Auto-Submitted: (no) auto-replied",
+        f"Auto-Submitted: ({'x' * 2000}) auto-replied",
+        "Auto-Submitted: (by a program)",
         "Auto-Submitted: no\r\nAuto-Submitted: auto-replied",
         "List-Unsubscribe: <mailto:u@example.com>",
         "Content-Type: multipart/report; boundary=b",
