@@ -112,7 +112,7 @@ def part_of(part_id: str, octets: Octets) -> AttachedOctets | None:
 
 def _common(mail: ListedMail, parts: ReadParts) -> dict[str, Any]:
     row, fields = mail.row, parse_header(parts.header)
-    addresses = read_stored_addresses(fields, _ADDRESSES.values())
+    addresses = read_stored_addresses(fields)
     people = {
         key: [{"Name": person.name, "Address": person.address} for person in addresses[name]]
         for key, name in _ADDRESSES.items()

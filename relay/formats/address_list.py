@@ -59,6 +59,25 @@ class Entry(Struct, frozen=True):
     in_group: bool = False
 
 
+class AddressBudget(Struct):
+    """What may still be read of the address fields of a stored message, of all together. Each entry
+    takes time, and so does each token of a list in which an entry is not as usual.
+    """
+
+    octets: int = 64 * 1024
+    entries: int = 1000
+    tokens: int = 3000
+
+    def beginning(self, value: str) -> str:
+        """Return the whole entries at the beginning of a list that may be read."""
+        if len(value) > self.octets:
+            value = value[: max(value.rfind(mark, 0, self.octets) for mark in ",;") + 1]
+        parts = value.split(",", self.entries)[: self.entries]
+        self.octets -= len(value)
+        self.entries -= len(parts)
+        return ",".join(parts)
+
+
 class _TokenKind(Enum):
     TEXT = auto()
     WORD = auto()
@@ -80,11 +99,15 @@ _KINDS = {"text": _TokenKind.TEXT, "word": _TokenKind.WORD, "quoted": _TokenKind
 _NOT_TEXT = (_TokenKind.QUOTED, _TokenKind.COMMENT)
 
 
-def address_entries(value: str, *, unqualified: bool = False) -> Iterator[Entry]:
+def address_entries(
+    value: str, budget: AddressBudget | None = None, *, unqualified: bool = False
+) -> Iterator[Entry]:
     """Yield the entries of an unfolded value; groups are flattened.
 
-    With `unqualified`, a local part without a domain is an address too.
+    With `unqualified`, a local part without a domain is an address too. Beyond `budget` no entries
+    follow.
     """
+    value = budget.beginning(value) if budget else value
     parts = value.split(",")
     usual = list(itertools.takewhile(bool, map(_USUAL.fullmatch, parts)))
     if len(usual) == len(parts):
@@ -93,9 +116,13 @@ def address_entries(value: str, *, unqualified: bool = False) -> Iterator[Entry]
             yield Entry(name, address, found[0].strip(), is_plain=True)
         return
     pattern = _UNQUALIFIED if unqualified else _ADDRESS
+    read = list(itertools.islice(_tokens(value), budget.tokens if budget else None))
+    if budget:
+        budget.tokens -= len(read)
+    end = (_END,) if budget is None or budget.tokens else ()  # an entry that is cut is not whole
     tokens: list[_AddressToken] = []
     in_group = False
-    for token in itertools.chain(_with_angles(list(_tokens(value)), pattern), (_END,)):
+    for token in itertools.chain(_with_angles(read, pattern), end):
         if token.kind is not _TokenKind.MARK or token.text not in ",;:":
             tokens.append(token)
             continue

@@ -7,7 +7,7 @@ RFC 5322 2.2, 3.6; RFC 2047; RFC 4021; RFC 8098 2.1; MS-OXCMAIL 2.2.3.
 
 import contextlib
 import re
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from email.message import Message
 from email.policy import Compat32
@@ -28,7 +28,7 @@ from relay.base.message.header import (
     with_first_fields,
 )
 from relay.base.message.properties import EmailAddress, MessageProperties
-from relay.formats.address_list import address_entries
+from relay.formats.address_list import AddressBudget, address_entries
 from relay.formats.content_fields import charset_of
 from relay.formats.encoded_words import decode_words
 
@@ -45,12 +45,14 @@ _PLAIN_AUTHOR = re.compile(
     rb"(?:[A-Za-z0-9 -]*<" + _PLAIN_ADDRESS + rb">|" + _PLAIN_ADDRESS + rb")"
 )
 _ADDRESSES_MAX = 2000
-STORED_ADDRESSES_OCTETS_MAX = 64 * 1024  # of the address fields of a stored message, together
 _ADDRESS_FIELDS = (
     *("from", "sender", "reply-to", "to", "cc", "bcc"),
     "disposition-notification-to",
 )
 ORIGINATORS_OCTETS_MAX = 4096  # more than a hundred authors; the worst takes some milliseconds
+_DECODED_CHARACTERS_MAX = 16 * 1024  # of the values of all fields, of which each counts
+_FIELD_COSTS = 64  # more
+_TEXT_CHARACTERS_MAX = 32 * 1024  # of a field
 _PHRASES_MAX = 200
 KEYWORDS_CHARACTERS_MAX = 4096  # of all Keywords fields of a message
 _IDS_MAX = 1000
@@ -79,6 +81,9 @@ _SENSITIVITIES = {
     "company-confidential": "confidential",
     "confidential": "confidential",
 }
+
+
+_Fields = Message | Mapping[str, str]  # by name; of a Mapping that in lower case
 
 
 class _RawHeaderPolicy(Compat32):
@@ -161,80 +166,69 @@ def check_header(header: bytes, blank: bytes) -> str | None:
 
 
 def read_properties_of_header(
-    fields: "Message[str, str]", *, is_stored: bool = True, has_addresses: bool = True
+    fields: "Message[str, str]",
+    *,
+    is_stored: bool = True,
+    has_addresses: bool = True,
+    has_fields: bool = True,
 ) -> MessageProperties:
     """Return all properties that a header has: all but body and attachments.
 
     Of a stored message addresses are read as by read_stored_addresses(), of a submission all: its
-    recipients count. Unless `has_addresses`, there are none: many take long.
+    recipients count. Unless `has_addresses`, there are none: many take long. Unless `has_fields`,
+    internet_message_headers is empty.
     """
-    in_reply_to = message_ids(read_token(fields, "in-reply-to"))
+    first = {name.lower(): value for name, value in reversed(fields.items())}  # of each name
+    in_reply_to = message_ids(read_token(first, "in-reply-to"))
     people: dict[str, tuple[EmailAddress, ...]] = dict.fromkeys(_ADDRESS_FIELDS, ())
     if has_addresses and is_stored:
         people = read_stored_addresses(fields)
     elif has_addresses:
         people = {name: read_addresses(fields, name) for name in _ADDRESS_FIELDS}
     return MessageProperties(
-        subject=read_text(fields, "subject"),
+        subject=read_text(first, "subject"),
         from_=first_person(people["from"]),
         sender=first_person(people["sender"]),
         to=people["to"],
         cc=people["cc"],
         bcc=people["bcc"],
         reply_to=people["reply-to"],
-        importance=_importance(fields),
-        internet_message_id=own_message_id(read_token(fields, "message-id")),
-        internet_message_headers=_all_fields(fields),
+        importance=_importance(first),
+        internet_message_id=own_message_id(read_token(first, "message-id")),
+        internet_message_headers=_all_fields(fields) if has_fields else (),
         categories=tuple(_phrases(fields, "keywords")),
-        sensitivity=_SENSITIVITIES.get(read_token(fields, "sensitivity").lower(), "normal"),
+        sensitivity=_SENSITIVITIES.get(read_token(first, "sensitivity").lower(), "normal"),
         read_receipt=any(person.address for person in people["disposition-notification-to"]),
         in_reply_to=in_reply_to[0] if in_reply_to else "",
-        references=message_ids(read_token(fields, "references"))[:_IDS_MAX],
-        conversation_index=read_token(fields, "thread-index").replace(" ", ""),
+        references=message_ids(read_token(first, "references"))[:_IDS_MAX],
+        conversation_index=read_token(first, "thread-index").replace(" ", ""),
     )
 
 
-def read_stored_addresses(
-    message: "Message[str, str]", names: Collection[str] = _ADDRESS_FIELDS
-) -> dict[str, tuple[EmailAddress, ...]]:
+def read_stored_addresses(message: "Message[str, str]") -> dict[str, tuple[EmailAddress, ...]]:
     """Return the people in the address fields of a stored message, by the names of the fields.
 
-    Strangers write these fields, and each list of messages reads them. Of all of them together the
-    first STORED_ADDRESSES_OCTETS_MAX octets are read, in the order From, Sender, Reply-To, To, Cc,
-    Bcc, whole entries only.
+    Strangers write these fields, and each list of messages reads them. Of all of them together an
+    AddressBudget is read, in the order From, Sender, Reply-To, To, Cc, Bcc, whole entries only.
     """
-    people, left = {}, STORED_ADDRESSES_OCTETS_MAX
-    for name in _ADDRESS_FIELDS:
-        if name in names:
-            people[name] = read_addresses(message, name, octets_max=left)
-        left = max(0, left - sum(map(len, _raw_values(message, name))))
-    return people
+    budget = AddressBudget()
+    return {name: read_addresses(message, name, budget) for name in _ADDRESS_FIELDS}
 
 
 def read_addresses(
-    message: "Message[str, str]", name: str, *, octets_max: int | None = None
+    message: "Message[str, str]", name: str, budget: AddressBudget | None = None
 ) -> tuple[EmailAddress, ...]:
     """Return the people in an address field; groups are flattened, names decoded.
 
-    The address is "" for text that is not an address. With `octets_max` only the whole entries at
-    the beginning of the fields are read.
+    The address is "" for text that is not an address. With `budget` only the whole entries at the
+    beginning of the fields are read.
     """
-    values = _raw_values(message, name)
-    if octets_max is not None:
-        values = list(_beginnings(values, octets_max))
+    values = _raw_values(message, name)[: budget.entries if budget else None]
     raw = _raw_charset(message, values)
-    found = islice(chain.from_iterable(map(address_entries, values)), _ADDRESSES_MAX)
+    entries = chain.from_iterable(address_entries(value, budget) for value in values)
+    found = islice(entries, _ADDRESSES_MAX)
     people = (EmailAddress(_address(one.address), decode_text(one.name, raw)) for one in found)
     return tuple([one for one in people if one.address or one.name])
-
-
-def _beginnings(values: Iterable[str], octets_max: int) -> Iterator[str]:
-    for value in values:
-        if len(value) > octets_max:
-            yield value[: max(value.rfind(mark, 0, octets_max) for mark in ",;") + 1]
-            break
-        yield value
-        octets_max -= len(value)
 
 
 def unreadable_addresses(message: "Message[str, str]", name: str) -> str:
@@ -390,13 +384,13 @@ def _canonical(person: EmailAddress) -> EmailAddress:
     return person
 
 
-def read_text(message: "Message[str, str]", name: str) -> str:
+def read_text(message: _Fields, name: str) -> str:
     """Return a field's text, unfolded and decoded; "" if there is none."""
-    value = _UNFOLD.sub("", str(message.get(name) or ""))
+    value = _UNFOLD.sub("", str(message.get(name) or "")[:_TEXT_CHARACTERS_MAX])
     return decode_text(value, _raw_charset(message, [value])).strip()
 
 
-def read_token(message: "Message[str, str]", name: str) -> str:
+def read_token(message: _Fields, name: str) -> str:
     """Return a field's value on one line, not decoded; "" if there is none."""
     return _SPACES.sub(" ", _value(message, name)).strip()
 
@@ -464,16 +458,16 @@ def _raw_values(message: "Message[str, str]", name: str) -> list[str]:
     return [_UNFOLD.sub("", value) for value in message.get_all(name, [])]
 
 
-def _raw_charset(message: "Message[str, str]", values: Iterable[str]) -> str:
+def _raw_charset(message: _Fields, values: Iterable[str]) -> str:
     """Return the charset of the body if one of the values may need it."""
     if all(map(str.isascii, values)):
         return ""
     return charset_of(str(message.get("content-type") or ""))
 
 
-def _value(message: "Message[str, str]", name: str) -> str:
+def _value(message: _Fields, name: str) -> str:
     with contextlib.suppress(Exception):
-        return _repaired(str(message.get(name) or ""))
+        return _repaired(str(message.get(name) or "")[:_TEXT_CHARACTERS_MAX])
     return ""
 
 
@@ -492,7 +486,7 @@ def first_person(people: Sequence[EmailAddress]) -> EmailAddress | None:
     return next((one for one in people if one.address), next(iter(people), None))
 
 
-def _importance(message: "Message[str, str]") -> str:
+def _importance(message: _Fields) -> str:
     given = read_token(message, "importance").lower()
     if given in _IMPORTANCES:
         return given
@@ -504,10 +498,16 @@ def _importance(message: "Message[str, str]") -> str:
 
 
 def _all_fields(message: "Message[str, str]") -> tuple[tuple[str, str], ...]:
-    """Return the names and decoded values of all fields, in their order, but the relay's own."""
-    raw = _raw_charset(message, message.values())
-    return tuple(
-        (name, decode_text(_UNFOLD.sub("", value), raw).strip())
-        for name, value in message.items()
-        if not name.lower().startswith("x-relay-")
-    )
+    """Return the names and values of all fields, in their order, but the relay's own: decoded, as
+    far as _DECODED_CHARACTERS_MAX go.
+    """
+    raw, left = _raw_charset(message, message.values()), _DECODED_CHARACTERS_MAX
+    found = []
+    for name, value in message.items():
+        text = _UNFOLD.sub("", value)
+        if not text.isascii() or "=?" in text:  # it takes long
+            left -= len(text) + _FIELD_COSTS
+            text = decode_text(text, raw) if left >= 0 else _repaired(text)
+        if not name.lower().startswith("x-relay-"):
+            found.append((name, text.strip()))
+    return tuple(found)

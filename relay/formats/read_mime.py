@@ -113,6 +113,7 @@ class ReadExtent(Struct, frozen=True):
 
     has_body: bool = True  # else the body is ""
     has_addresses: bool = True  # else there are none in any field
+    has_fields: bool = True  # else there are no internet_message_headers
 
 
 WHOLE = ReadExtent()
@@ -165,7 +166,9 @@ def read_mime(content: bytes | Octets, extent: ReadExtent = WHOLE) -> ReadMessag
     text = _Text("") if body is None else _read_text(octets, body)
     fields = structure.message.fields
     properties = replace(
-        read_properties_of_header(fields, has_addresses=extent.has_addresses),
+        read_properties_of_header(
+            fields, has_addresses=extent.has_addresses, has_fields=extent.has_fields
+        ),
         body_type="text" if leaves.html is None else "html",
         body=text.text,
     )

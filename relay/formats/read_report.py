@@ -20,6 +20,7 @@ from relay.base.message.conversation import message_ids, own_message_id
 from relay.base.message.envelope import decode_utf8_address
 from relay.base.message.header import Header, cleaned, header_section, with_crlf
 from relay.base.message.status import find_statuses
+from relay.formats.address_list import AddressBudget
 from relay.formats.encoded_words import decode_words
 from relay.formats.read_header import read_addresses, read_token
 from relay.formats.structure import IDENTITY, Entity, Structure, read_structure
@@ -170,7 +171,7 @@ def read_remote_report(content: Octets) -> RemoteReport | None:
             claims,
         )
     fields = structure.message.fields
-    failed = read_addresses(fields, "x-failed-recipients", octets_max=_STATUS_OCTETS_MAX)
+    failed = read_addresses(fields, "x-failed-recipients", AddressBudget(_STATUS_OCTETS_MAX))
     if failed and _is_automatic(fields):
         claims = tuple(RemoteClaim("", one.address, "failure") for one in failed if one.address)
         return RemoteReport("", _original_id(head, structure), "", claims)

@@ -106,7 +106,7 @@ async def list_message_changes(request: GraphRequest) -> Response:
             top=options.top,
             after=page,
             bytes_max=request.page_bytes,
-            extent=extent_of(options.select),
+            extent=extent_of(options.select, is_expanded=bool(options.expand)),
         )
         found = await delta.answered(request.store.lists.query(request.mailbox, listed))
         return await respond(
@@ -121,7 +121,7 @@ async def list_message_changes(request: GraphRequest) -> Response:
         kinds,
         received_from_us=received_from_us,
         bytes_max=request.page_bytes,
-        extent=extent_of(options.select),
+        extent=extent_of(options.select, is_expanded=bool(options.expand)),
     )
     changed = await delta.answered(request.store.lists.delta(request.mailbox, query))
     shown = [(item, one.position) for one in changed.changed for item in _items(request, one)]

@@ -148,7 +148,7 @@ class MessagePage(Struct, frozen=True):
                 request.mailbox,
                 item,
                 folder_id=request.folder_id,
-                extent=extent_of(self.select),
+                extent=extent_of(self.select, is_expanded=bool(self.expand.single)),
             ):
                 shown = self._json(request, opened.message, request.pages_url)
                 convert_body(shown, body_type)

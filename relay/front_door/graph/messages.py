@@ -421,7 +421,7 @@ def message_query(
         after=options.skiptoken,
         count=options.count,
         bytes_max=bytes_max,
-        extent=extent_of(options.select),
+        extent=extent_of(options.select, is_expanded=bool(options.expand)),
     )
 
 

@@ -13,7 +13,7 @@ from relay.base.message.conversation import conversation_id
 from relay.base.message.properties import EmailAddress
 from relay.formats.html_text import preview
 from relay.formats.quoting import unique_body
-from relay.formats.read_mime import WHOLE, ReadExtent
+from relay.formats.read_mime import ReadExtent
 from relay.front_door.graph.follow_up_flags import flag_json
 from relay.store.mailbox.types import Folder, StoredMessage
 
@@ -41,13 +41,15 @@ def message_json(
     return {name: value for name, value in shown.items() if value is not None}
 
 
-def extent_of(select: Collection[str]) -> ReadExtent:
-    """Return what of a message the JSON with these properties needs."""
-    if not select:
-        return WHOLE
+def extent_of(select: Collection[str], *, is_expanded: bool = False) -> ReadExtent:
+    """Return what of a message the JSON with these properties needs. If it `is_expanded`, extended
+    properties may show addresses too.
+    """
+    wanted = select or _BY_DEFAULT
     return ReadExtent(
-        has_body=not _OF_BODY.isdisjoint(select),
-        has_addresses=not _OF_ADDRESSES.isdisjoint(select),
+        has_body=not _OF_BODY.isdisjoint(wanted),
+        has_addresses=is_expanded or not _OF_ADDRESSES.isdisjoint(wanted),
+        has_fields=_FIELDS in wanted,
     )
 
 
@@ -153,8 +155,9 @@ _OF_ADDRESSES = frozenset(
         "isReadReceiptRequested",
     )
 )
+_FIELDS = "internetMessageHeaders"
 _ALWAYS = ("@odata.etag", "id")
-_ON_SELECT = ("internetMessageHeaders", "sensitivity", "uniqueBody", "attachments")
+_ON_SELECT = (_FIELDS, "sensitivity", "uniqueBody", "attachments")
 _BY_DEFAULT = tuple(name for name in MESSAGE_PROPERTIES if name not in _ON_SELECT)
 
 FOLDER_PROPERTIES: Mapping[str, Callable[[Folder], Any]] = {

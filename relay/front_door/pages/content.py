@@ -237,7 +237,7 @@ def _head(fields: Iterable[ShownField], header: bytes) -> MessageHead:
     )
     parsed = parse_header(header)
     date_us = date_us_of(parsed)
-    people = read_stored_addresses(parsed, ("to", "cc"))
+    people = read_stored_addresses(parsed)
     addressed = tuple(one_line(person.address) for person in (*people["to"], *people["cc"]))
     date = "" if date_us is None else rfc3339(date_us)
     return MessageHead(author, to, cc, reply_to, date, addressed)

@@ -29,17 +29,17 @@ from relay.base.message.conversation import conversation_id
 from relay.base.message.extended_properties import IN_REPLY_TO_ID, INTERNET_REFERENCES, class_of
 from relay.base.message.header import Header, cleaned, header_end, with_first_fields
 from relay.base.message.properties import EmailAddress, MessageProperties
+from relay.formats.address_list import AddressBudget
 from relay.formats.draft import PRIVATE_BYTES_MAX, private_block_length, read_block, with_defaults
 from relay.formats.html_text import without_tags
 from relay.formats.read_header import (
-    STORED_ADDRESSES_OCTETS_MAX,
     date_us_of,
     first_person,
     parse_header,
     read_addresses,
     read_properties_of_header,
 )
-from relay.formats.read_mime import read_mime
+from relay.formats.read_mime import ReadExtent, read_mime
 from relay.formats.read_report import ORDINARY_CLASS, message_class
 from relay.formats.structure import read_structure
 from relay.store.mailbox.index.database import fetch, marks, open_database
@@ -65,6 +65,7 @@ _HEADER_BYTES = 16 * 1024
 _HEADER_BYTES_MAX = 256 * 1024
 CONTENT_BYTES_MAX = 1024 * 1024
 _CACHED_BYTES_MAX = 1024
+_WITHOUT_FIELDS = ReadExtent(has_fields=False)
 _ADDRESS_FIELDS = (b"from", b"sender", b"reply-to", b"to", b"cc", b"bcc")  # as they are read
 _OTHERS = frozenset(
     (
@@ -208,7 +209,7 @@ def text_of(raw: bytes) -> TextData:
     """Return the text of the beginning of a message."""
     length = min(private_block_length(raw), PRIVATE_BYTES_MAX)
     block = read_block(raw) if length else None
-    read = read_mime(with_first_fields(raw[length:]))
+    read = read_mime(with_first_fields(raw[length:]), _WITHOUT_FIELDS)
     properties, attachments = read.properties, [(one.name, one.inline) for one in read.attachments]
     if block is not None and block.properties is not None:
         properties = block.properties
@@ -235,22 +236,20 @@ def text_of(raw: bytes) -> TextData:
 
 def _read_header(header: bytes) -> tuple[MessageProperties, int | None]:
     """Return the indexed properties of a header, and its date."""
-    addresses: dict[bytes, bytes] = {}
+    addresses: dict[bytes, list[bytes]] = {}
     others = []
     parsed = Header.parse(cleaned(header))
     kind = b"" if header.isascii() else parsed.first_octets("Content-Type") or b""
     for name, field in parsed.fields:
         if name in _ADDRESS_FIELDS:
-            addresses[name] = addresses.get(name, b"") + field
+            addresses.setdefault(name, []).append(field)
         elif name in _OTHERS:
             others.append(field)
 
-    people, left = dict[bytes, tuple[EmailAddress, ...]](), STORED_ADDRESSES_OCTETS_MAX
+    people, budget = dict[bytes, tuple[EmailAddress, ...]](), AddressBudget()
     for name in _ADDRESS_FIELDS:
-        octets = addresses.get(name, b"")
-        field = octets if octets.isascii() else kind + octets
-        people[name] = _addresses_in(field, name, octets_max=left)
-        left = max(0, left - len(octets))
+        octets = b"".join(addresses.get(name, ()))
+        people[name] = _addresses_in(octets if octets.isascii() else kind + octets, name, budget)
     fields = parse_header(kind + b"".join(others))  # its charset is that of raw octets
     properties = replace(
         read_properties_of_header(fields),
@@ -264,12 +263,13 @@ def _read_header(header: bytes) -> tuple[MessageProperties, int | None]:
     return properties, date_us_of(fields)
 
 
-def _addresses_in(fields: bytes, name: bytes, *, octets_max: int) -> tuple[EmailAddress, ...]:
+def _addresses_in(fields: bytes, name: bytes, budget: AddressBudget) -> tuple[EmailAddress, ...]:
     if not fields:
         return ()
-    if len(fields) <= min(_CACHED_BYTES_MAX, octets_max):
+    if len(fields) <= min(_CACHED_BYTES_MAX, budget.octets):
+        budget.octets -= len(fields)
         return _read_addresses(fields, name)
-    return read_addresses(parse_header(fields), name.decode(), octets_max=octets_max)
+    return read_addresses(parse_header(fields), name.decode(), budget)
 
 
 @functools.lru_cache(maxsize=4096)
