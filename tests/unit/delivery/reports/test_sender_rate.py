@@ -63,7 +63,7 @@ def test_a_sender_is_an_account_or_else_a_reverse_path(reporter):
         ("auto-submitted: Auto-Replied; owner-email=x@y", True),
         ("Auto-Submitted: no", False),
         ("Auto-Submitted: NO (typed)", False),
-        ("Auto-Submitted:", False),
+        ("Auto-Submitted:", True),
         ("Precedence: bulk", True),
         ("Precedence: list", True),
         ("Precedence: junk", True),
