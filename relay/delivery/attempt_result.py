@@ -546,7 +546,7 @@ def _attempt_event(
         for recipient in claim.recipients
         if (outcome := outcomes.get(recipient.id)) is not None
     ]
-    first = next((outcome.evidence for outcome in outcomes.values()), _NO_REPLY)
+    first = next(iter(outcomes.values())).evidence if outcomes else _NO_REPLY
     session, looked_up = first.session if lookup else None, lookup or _NO_LOOKUP
     policy = looked_up.policy(first.host, session) if session else ""
     detail = AttemptDetail(
@@ -587,7 +587,8 @@ def _durations(
         durations["connect"] = session.connect_ms
         if session.tls_ms:
             durations["tls"] = session.tls_ms
-    return durations | {"total": round(total_ms, 1)}
+    durations["total"] = round(total_ms, 1)
+    return durations
 
 
 def _recipient_detail(
@@ -596,7 +597,7 @@ def _recipient_detail(
     return AttemptedRecipient(
         recipient.id,
         recipient.path.address,
-        str(outcome),
+        outcome,
         evidence.status,
         evidence.reply[:_REPLY_CHARACTERS_MAX],
         evidence.graph_id,
