@@ -128,7 +128,7 @@ def test_a_long_wait_is_several_short_ones(reading, daemon):
     waiting, done = (WAITING | {"reached": reached} for reached in (False, True))
     daemon.answers += [UNKNOWN, (200, waiting), (200, done)]
     assert reading.wait("q1", state="final", timeout_s=1000) == convert(done, Journey)
-    assert [float(query["timeout"]) for _, query in daemon.asked] == [300, 300, 300]
+    assert [float(query["timeout"]) for _, query in daemon.asked] == [1, 1, 1]
 
 
 @pytest.mark.parametrize(
@@ -138,5 +138,5 @@ def test_a_long_wait_is_several_short_ones(reading, daemon):
 )
 def test_a_wait_ends_at_its_timeout(reading, daemon, answer, expected):
     daemon.answers += [answer, answer]
-    assert reading.wait("q1", state="final", timeout_s=400) == expected
-    assert [float(query["timeout"]) for _, query in daemon.asked] == [300, 100]
+    assert reading.wait("q1", state="final", timeout_s=1.25) == expected
+    assert [float(query["timeout"]) for _, query in daemon.asked] == [1, 0.25]

@@ -34,7 +34,7 @@ PLAIN = "Content-Type: text/plain\r\n\r\nhi"
         (mail("Auto-Submitted: auto-replied (vacation)"), "automatic"),
         (mail("Auto-Submitted: NO"), ""),
         (mail("Auto-Submitted: no (a person); x=y"), ""),
-        (mail("Auto-Submitted:"), ""),
+        (mail("Auto-Submitted:"), "automatic"),
         (mail("Precedence: Bulk"), "automatic"),
         (mail("Precedence: junk"), "automatic"),
         (mail("Precedence: list"), ""),
