@@ -10,6 +10,7 @@ import socket
 import ssl
 import subprocess
 import sys
+import tempfile
 from email.header import Header
 from email.message import EmailMessage
 from pathlib import Path
@@ -285,18 +286,19 @@ def test_exit_after_counts_captured_messages(tmp_path: Path, dev) -> None:
     assert {line["name"] for line in lines[1:]} >= {"policy and routing", "delivery"}
 
 
-def test_a_printed_command_works_where_relay_is_in_no_path(tmp_path: Path) -> None:
+def test_a_printed_command_works_where_relay_is_in_no_path() -> None:
     relay = Path(sys.executable).with_name("relay")
-    env = relay_starts.environment(tmp_path) | {"PATH": "/usr/bin:/bin", "TMPDIR": str(tmp_path)}
-    words = [relay, "dev", *PORTS, "--no-demo", "--exit-after=1"]
-    with subprocess.Popen(
-        words, cwd=tmp_path, env=env, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
-    ) as process:
-        try:
-            printed = next(line.strip() for line in process.stdout if " send " in line)
-            sent = subprocess.run(
-                printed, shell=True, cwd=tmp_path, env=env, timeout=60, check=False
-            )
-            assert (sent.returncode, process.wait(60)) == (0, 0)
-        finally:
-            process.terminate()
+    with tempfile.TemporaryDirectory(prefix="relay-dev-") as folder:  # short, for sockets below it
+        env = relay_starts.environment(Path(folder)) | {"PATH": "/usr/bin:/bin", "TMPDIR": folder}
+        words = [relay, "dev", *PORTS, "--no-demo", "--exit-after=1"]
+        with subprocess.Popen(
+            words, cwd=folder, env=env, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+        ) as process:
+            try:
+                printed = next(line.strip() for line in process.stdout if " send " in line)
+                sent = subprocess.run(
+                    printed, shell=True, cwd=folder, env=env, timeout=60, check=False
+                )
+                assert (sent.returncode, process.wait(60)) == (0, 0)
+            finally:
+                process.terminate()
