@@ -1,5 +1,6 @@
 """conf/, systemd/ and the Makefile hold what they promise."""
 
+import os
 import re
 import shutil
 import subprocess
@@ -194,7 +195,11 @@ def test_make_test_installs_neither_a_browser_nor_servers(tmp_path):
     assert wanted_packages(tmp_path, "own") == own
     assert wanted_packages(tmp_path) > own | {"chromium", "dovecot-imapd", "postfix"}
     shown = ["make", "--dry-run", "--no-print-directory", "-C", str(TOP)]
+    # Without the variables of a make that runs this test, as TESTS=tests.
+    environment = {"PATH": os.environ["PATH"], "HOME": os.environ["HOME"]}
     for target, words in (("test", "own"), ("test-suites", "")):
-        done = subprocess.run([*shown, target], capture_output=True, text=True, check=True)
+        done = subprocess.run(
+            [*shown, target], env=environment, capture_output=True, text=True, check=True
+        )
         found = re.findall(r"tests/system-packages\.sh *(.*)$", done.stdout, re.MULTILINE)
         assert set(found) == {words}

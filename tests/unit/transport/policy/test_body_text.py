@@ -182,4 +182,4 @@ def test_an_eighth_of_1_mib_that_is_made_to_be_slow_takes_little_time(head, unit
     began = time.process_time()
     words = BodyText(text_of(as_large(head + b"\r\n" + body))).words
     taken_s = time.process_time() - began
-    assert taken_s < 0.4, len(words)  # 0.01 to 0.1 s on an idle machine
+    assert taken_s < 2, len(words)  # 0.01 to 0.3 s on an idle machine; minutes if quadratic
