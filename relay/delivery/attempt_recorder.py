@@ -106,6 +106,7 @@ class AttemptRecorder:
     metrics: Metrics  # counts attempts and recipients
     # where mail goes if no host of its next hop answers: RouteTable.way_around
     way_around: Callable[[NextHop], WayAround | None]
+    hostname: str = ""  # of this relay
     claims_reports: bool = True  # False while delivery drains: reports wait in the spool
     # called when a claim has ended, with whether an attempt reached a host (None: there was none);
     # its result is durable, unless the spool failed until the stop

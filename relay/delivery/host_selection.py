@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Collection
 from contextlib import AbstractAsyncContextManager
 from dataclasses import KW_ONLY, dataclass
+from typing import Protocol
 
 from msgspec import Struct
 from msgspec.structs import replace
@@ -29,8 +30,9 @@ from relay.base.message.outcome import (
 )
 from relay.base.message.tls_policy import CONFIGURATION, TlsPolicy
 from relay.delivery.site_limits import SiteOptions
-from relay.delivery.smtp.connect import ConnectError, Target
-from relay.delivery.smtp.connection import Connection
+from relay.delivery.smtp.connect import ConnectError, GraphOptions, Target
+from relay.delivery.smtp.connection import BeforeDot, OnReplies
+from relay.delivery.smtp.transaction import Extensions, Transaction, TransactionResult
 from relay.store.spool.types import Claim
 from relay.transport.routing.mx_hosts import Host, Hosts
 from relay.transport.routing.route_table import HopOptions
@@ -45,8 +47,44 @@ _AGAIN_S = 7200.0  # between failures that count as one: longer than the wait fo
 ANSWERED_S = 600.0  # how long a connection shows that the host is reachable
 
 
-# Opens a connection that is ready for a transaction. Raises ConnectError.
-Connect = Callable[[Target], Awaitable[Connection]]
+class HostSession(Protocol):
+    """An open session with a host, on which transactions follow each other: by SMTP or LMTP
+    (relay.delivery.smtp.connection), or by Microsoft Graph (relay.delivery.graph.connection).
+    """
+
+    peer: Peer
+    transactions: int
+
+    @property
+    def extensions(self) -> Extensions:
+        """What the host takes."""
+
+    @property
+    def is_open(self) -> bool:
+        """Whether it can take a transaction."""
+
+    @property
+    def is_worn(self) -> bool:
+        """Whether the host may take no further transaction."""
+
+    async def transact(
+        self,
+        transaction: Transaction,
+        *,
+        before_dot: BeforeDot | None = None,
+        on_replies: OnReplies | None = None,
+    ) -> TransactionResult:
+        """Send one message: see relay.delivery.smtp.connection.Connection.transact()."""
+
+    async def quit(self) -> None:
+        """End the session."""
+
+    def close(self) -> None:
+        """Close it at once."""
+
+
+# Opens a session that is ready for a transaction. Raises ConnectError.
+Connect = Callable[[Target], Awaitable[HostSession]]
 
 
 class HostKey(Struct, frozen=True):
@@ -125,9 +163,10 @@ def target_of(host: Host, address: str, via: HopOptions) -> Target:
         lmtp=host.lmtp,
         tls=policy_of(host),
         tls_by=host.tls.by if host.tls is not None else CONFIGURATION,
-        credentials=(login.user, login.password) if login is not None else None,
+        login=login,
         source_address=via.source_address,
         is_mx=via.is_mx,
+        graph=GraphOptions(via.confirm, via.mime_max) if via.mime_max else None,
     )
 
 
@@ -136,7 +175,7 @@ class SessionState:
     """What a site knows of the session of one worker; between two sessions it has none."""
 
     host: str = ""  # the last one that was tried
-    connection: Connection | None = None  # the host may have closed it since
+    connection: HostSession | None = None  # the host may have closed it since
     is_over: bool = False  # begins no transaction any more
 
     @property
@@ -207,7 +246,7 @@ class HostSelection:
         others: Collection[SessionState],
         *,
         limit: Callable[[], AbstractAsyncContextManager[object]],
-    ) -> Connection:
+    ) -> HostSession:
         """Open a connection to the best host that gives one.
 
         `session` gets the name of each host tried; `others` are the sessions of the site besides;
@@ -273,7 +312,7 @@ class HostSelection:
         address: str,
         *,
         limit: Callable[[], AbstractAsyncContextManager[object]],
-    ) -> Connection:
+    ) -> HostSession:
         target = target_of(host, address, self.via)
         try:
             async with limit():

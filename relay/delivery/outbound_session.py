@@ -36,12 +36,13 @@ from relay.base.observe.logs import get_logger
 from relay.delivery.attempt_result import internal_error_outcomes, same_outcome
 from relay.delivery.connection_slots import SiteStatus, Slot
 from relay.delivery.content_cache import unreadable
-from relay.delivery.host_selection import SessionState
+from relay.delivery.graph.claim_requests import ClaimRequests
+from relay.delivery.host_selection import HostSession, SessionState
 from relay.delivery.site import Site
 from relay.delivery.site_limits import is_pushback
 from relay.delivery.smtp.client_protocol import SmtpProtocolError
 from relay.delivery.smtp.connect import ConnectError
-from relay.delivery.smtp.connection import Connection, OnReplies
+from relay.delivery.smtp.connection import OnReplies
 from relay.delivery.smtp.transaction import (
     Extensions,
     Transaction,
@@ -194,7 +195,7 @@ class OutboundSession(SessionState):
         return True
 
     # -- host and session
-    async def _session(self) -> Connection:
+    async def _session(self) -> HostSession:
         """Return the open connection, or a new one to the best host. Raises ConnectError."""
         if not self.is_over and (self.connection is None or not self.connection.is_open):
             self.connection = await self._new_session()
@@ -204,7 +205,7 @@ class OutboundSession(SessionState):
             raise ConnectError(over, SmtpStage.CONNECT)
         return self.connection
 
-    async def _new_session(self) -> Connection:
+    async def _new_session(self) -> HostSession:
         site, slot = self._site, self._slot
         site.concurrency.end(self)
         others = [one for one in site.sessions if one is not self]
@@ -245,9 +246,19 @@ class OutboundSession(SessionState):
             return
         envelope, content = _as_forwarded(claim, content)
         left = claim.recipients
+        requests = None
+        if claim.next_hop.kind is HopKind.GRAPH:
+            requests = ClaimRequests(
+                self._recorder.spool,
+                claim,
+                now_us=self._site.clock.queue_us,
+                hostname=self._recorder.hostname,
+            )
         for _ in range(_AGAIN_MAX):
             paths = tuple(one.path for one in left)
-            transaction = Transaction(envelope, paths, content)
+            if requests is not None:
+                requests.recipients = tuple(one.id for one in left)
+            transaction = Transaction(envelope, paths, content, graph=requests)
             try:
                 on_replies = self._on_replies_for(attempt, left)
                 result = await self._transact_once(claim, transaction, on_replies)

@@ -9,17 +9,18 @@ See RFC 5321 3.3 and 4.2.
 """
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 
 from relay.base.bounded_dict import BoundedDict
 from relay.base.clock import Clock
 from relay.base.message.address import own_mailbox
-from relay.base.message.nexthop import NextHop
+from relay.base.message.nexthop import HopKind, NextHop
 from relay.base.message.outcome import Reply
 from relay.base.message.status import reply_text, split_reply
-from relay.delivery.host_selection import Connect, target_of
+from relay.delivery.host_selection import target_of
 from relay.delivery.smtp.client_protocol import SmtpProtocolError
 from relay.delivery.smtp.connect import ConnectError, Target
+from relay.delivery.smtp.connection import Connection
 from relay.transport.routing.mx_hosts import Hosts
 from relay.transport.routing.route_table import RouteTable
 from relay.transport.routing.usable_hosts import Resolve, of_family, usable_hosts
@@ -38,7 +39,12 @@ class RecipientVerifier:
     """Asks next hops, and remembers their answers."""
 
     def __init__(
-        self, table: RouteTable, resolve: Resolve, connect: Connect, *, clock: Clock
+        self,
+        table: RouteTable,
+        resolve: Resolve,
+        connect: Callable[[Target], Awaitable[Connection]],
+        *,
+        clock: Clock,
     ) -> None:
         """`table` says how hosts are contacted."""
         self._table, self._resolve, self._connect = table, resolve, connect
@@ -104,6 +110,8 @@ class RecipientVerifier:
         """Return the reply of the first host that gives a session, None if none does or MAIL is
         rejected. `silent` gets the mailbox before RCPT. Raises SmtpProtocolError.
         """
+        if next_hop.kind is HopKind.GRAPH:  # it takes every address
+            return None
         for target in await self._targets(next_hop):
             try:
                 connection = await self._connect(target)

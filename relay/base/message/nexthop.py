@@ -19,6 +19,7 @@ class HopKind(StrEnum):
     SMTP = "smtp"  # this host and port
     SMTPS = "smtps"  # the same, TLS from the first byte
     LMTP = "lmtp"  # mailboxes at this host and port, or at a Unix socket (RFC 2033)
+    GRAPH = "graph"  # Microsoft Graph at this host and port, by HTTPS
     CAPTURE = "capture"  # stored here, never sent
 
 
@@ -27,15 +28,19 @@ _SMTP_PORT = 25  # never LMTP's: RFC 2033 5
 ROUTE_PREFIX = "route:"  # of a rule's next hop that names a route
 BY_RULE = "rule"  # the name of no route
 HERE = frozenset({HopKind.LOCAL, HopKind.CAPTURE})  # without a host
+HTTPS_PORT = 443
+_WITH_PORT = (HopKind.SMTP, HopKind.SMTPS, HopKind.LMTP, HopKind.GRAPH)
+_BEFORE_MAILBOX = "\t"  # in a key; no name of a route has it
 
 
 class NextHop(NamedTuple):
-    """A next hop; `host` is a domain for MX, a host name or address for SMTP, SMTPS and LMTP, for
-    LMTP also the path of a Unix socket, else "".
+    """A next hop; `host` is a domain for MX, a host name or address for SMTP, SMTPS, LMTP and
+    GRAPH, for LMTP also the path of a Unix socket, else "".
 
     `route` names the route that chose it, "" where none did: the domain's own MX, a mailbox here,
     or where an operator sent the mail (EntryExtra.chosen). BY_RULE is no route: a rule named the
-    host, and no route's login is for it. str() is without it.
+    host, and no route's login is for it. `mailbox` is whose login is used there, "" where the route
+    names one login for all mail. str() is without both.
 
     It is a tuple because it is a dictionary key many times per message: hashing a tuple runs no
     Python code.
@@ -45,6 +50,7 @@ class NextHop(NamedTuple):
     host: str = ""
     port: int = 0
     route: str = ""
+    mailbox: str = ""
 
     def __str__(self) -> str:
         match self.kind:
@@ -54,7 +60,7 @@ class NextHop(NamedTuple):
                 return f"mx:{self.host}"
             case HopKind.LMTP if self.is_socket:
                 return f"{_SOCKET}{self.host}"
-            case HopKind.SMTP | HopKind.SMTPS | HopKind.LMTP:
+            case HopKind.SMTP | HopKind.SMTPS | HopKind.LMTP | HopKind.GRAPH:
                 host = f"[{self.host}]" if ":" in self.host else self.host
                 return f"{self.kind}://{host}:{self.port}"
 
@@ -66,17 +72,21 @@ class NextHop(NamedTuple):
     @property
     def without_route(self) -> Self:
         """The same next hop, whatever route chose it."""
-        return self._replace(route="")
+        return self._replace(route="", mailbox="")
 
     @property
     def key(self) -> str:
-        """The text in the spool: that of str(), and the name of the route after a space."""
-        return f"{self} {self.route}" if self.route else str(self)
+        """The text in the spool: that of str(), after a space the name of the route, and after a
+        tab the mailbox.
+        """
+        key = f"{self} {self.route}" if self.route else str(self)
+        return f"{key}{_BEFORE_MAILBOX}{self.mailbox}" if self.mailbox else key
 
     @classmethod
     def parse(cls, key: str) -> Self:
         """Parse `key`. Raises ValueError with what was expected."""
-        text, _, route = key.partition(" ")
+        name, _, mailbox = key.partition(_BEFORE_MAILBOX)
+        text, _, route = name.partition(" ")
         if text in (HopKind.LOCAL, HopKind.CAPTURE):
             return cls(HopKind(text))
         if text.startswith("mx:") and len(text) > len("mx:"):
@@ -87,14 +97,14 @@ class NextHop(NamedTuple):
         host, _, port = rest.rpartition(":")
         host = host.removeprefix("[").removesuffix("]")
         is_host = host and not host.startswith("/") and port.isdecimal()
-        if found and scheme in (HopKind.SMTP, HopKind.SMTPS, HopKind.LMTP) and is_host:
+        if found and scheme in _WITH_PORT and is_host:
             number = int(port)
             is_other = scheme == HopKind.LMTP and number == _SMTP_PORT
             if 0 < number < 65536 and not is_other:
-                return cls(HopKind(scheme), host, number, route)
+                return cls(HopKind(scheme), host, number, route, mailbox)
         raise ValueError(
             f"{key!r} is not a next hop: expected local, capture, mx:DOMAIN, smtp://HOST:PORT,"
-            " smtps://HOST:PORT, lmtp://HOST:PORT (not port 25) or lmtp:unix:PATH"
+            " smtps://HOST:PORT, lmtp://HOST:PORT (not port 25), lmtp:unix:PATH or graph://HOST:PORT"
         )
 
 

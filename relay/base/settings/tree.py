@@ -60,6 +60,8 @@ class Form(StrEnum):
     RECIPIENTS = "recipients"  # accounts, any, verify, or file:PATH
     UNIX_SOCKET = "path of a socket"  # written as unix:PATH, or ""
     WEB_URL = "web url"  # without a slash at its end
+    TOKEN_URL = "token url"  # noqa: S105 - the name of a syntax
+    PROXY = "proxy"
     WEBHOOK_URL = "webhook url"
     WEBHOOK_KEY = "webhook key"
     MILTER_NAME = "name"
@@ -338,14 +340,20 @@ class DeliverySettings:
     mta_sts_port: Port = 443  # of the web servers with MTA-STS policies
     mta_sts_ca: Path | None = None  # trusted for them; None: the system's store
     mta_sts_allow: tuple[Network, ...] = ()  # of them, besides public addresses
+    # of token servers and graph:// next hops, http://HOST:PORT; "": none
+    proxy: Annotated[str, Form.PROXY, Secret] = field(default="", repr=False)
 
 
 @dataclass(frozen=True, slots=True)
 class RouteAuth:
-    """Credentials for a next hop."""
+    """A login for a next hop: a password, or a token of the [[oauth]] of this name."""
 
-    user: str
-    password_file: Path
+    user: str  # with a token also SENDER: the address in MAIL
+    password_file: Path | None = None
+    oauth: str = ""
+
+
+SENDER: Final = "sender"
 
 
 @dataclass(frozen=True, slots=True)
@@ -370,9 +378,35 @@ class Route:
     source_address: Annotated[str, Form.IP] = ""  # "": the system chooses
     # "verified": the name in next_hop, verified, is enough for mail with REQUIRETLS
     requiretls: Literal["", "verified"] = ""
+    # graph://: whether a draft is made, sent and looked for after a lost answer; None: True
+    confirm: bool | None = None
+    # graph://: the largest content; what is larger goes to `fallback`, or fails; None: MIME_MAX
+    mime_max: Bytes | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "domain", self.domain or self.recipient.rpartition("@")[2])
+
+
+MIME_MAX: Final = 2_200_000
+
+
+@dataclass(frozen=True, slots=True)
+class OAuthClient:
+    """Where tokens for routes come from (RFC 6749). Without a secret, certificate, service account
+    or assertion it is the refresh token that `relay oauth login` has stored.
+    """
+
+    name: Annotated[str, Form.MILTER_NAME]
+    provider: Literal["", "microsoft", "google"] = ""  # "": token_url and scope
+    tenant: str = ""  # of microsoft: its domain or id
+    client_id: str = ""
+    client_secret: Annotated[str, Secret] = field(default="", repr=False)
+    certificate: Path | None = None  # PEM, with its key
+    service_account: Path | None = None  # Google's JSON
+    assertion_file: Path | None = None  # read at each request
+    token_url: Annotated[str, Form.TOKEN_URL] = ""  # "": that of the provider
+    device_url: Annotated[str, Form.TOKEN_URL] = ""  # "": devicecode beside token_url
+    scope: str = ""  # "": as the provider has it for what uses the token
 
 
 @dataclass(frozen=True, slots=True)
@@ -532,6 +566,7 @@ class Settings:
     delivery: DeliverySettings = field(default_factory=DeliverySettings, metadata=RELOADED)
     # each [[route]], the first that matches is used
     route: tuple[Route, ...] = field(default=(), metadata=RELOADED)
+    oauth: tuple[OAuthClient, ...] = field(default=(), metadata=RELOADED)  # each [[oauth]]
     dkim: tuple[DkimKey, ...] = field(default=(), metadata=RELOADED)  # each [[dkim]]
     policy: PolicySettings = field(default_factory=PolicySettings)  # [policy]
     tenant: tuple[Tenant, ...] = field(default=(), metadata=RELOADED)  # each [[tenant]]

@@ -19,6 +19,7 @@ from relay.base.message.address import own_mailbox, untagged
 from relay.base.message.nexthop import ROUTE_PREFIX
 from relay.base.settings.document import KeyPath, dotted
 from relay.base.settings.tree import (
+    SENDER,
     CertificateFiles,
     DeliverySettings,
     DkimKey,
@@ -26,6 +27,7 @@ from relay.base.settings.tree import (
     HttpSettings,
     MailboxSettings,
     Milter,
+    OAuthClient,
     ObserveSettings,
     OwnDomain,
     ReportsSettings,
@@ -35,12 +37,16 @@ from relay.base.settings.tree import (
     Tenant,
     Webhook,
 )
-from relay.base.settings.values import is_ip, parse_address
+from relay.base.settings.values import is_ip, parse_address, parse_mailbox
 from relay.base.socket_address import Address
 
 Found = Iterator[tuple[KeyPath, str]]
 _SOCKET_PATH_BYTES_MAX = 107 if sys.platform == "linux" else 103  # sun_path
-_HOSTS = ("smtp://", "smtps://", "lmtp://")  # next hops with a host and a port
+_HOSTS = ("smtp://", "smtps://", "lmtp://", "graph://")  # next hops with a host and a port
+_FALLBACKS = _HOSTS[:-1]  # which Graph is not: it would need a login
+_GRAPH = "graph://"
+_A_HOST = "an smtp://, smtps://, lmtp:// or graph:// next hop"
+_BY_TOKEN = ("smtp://", "smtps://", _GRAPH)
 _NAME_LENGTH_MAX = 253  # RFC 1035 2.3.4, as text
 _KEYS_MAX = 10  # of a domain: each adds a field of up to 1 KB, and the time for a signature
 _LONGEST_SOCKET = "run/control.sock"
@@ -48,6 +54,7 @@ _NO_NEXT_HOPS = ("local", "reject:")  # a rule has actions of its own for these
 _TENANTS_MAX = 1000
 _WEBHOOKS_MAX = 20
 _MILTERS_MAX = 20
+_OAUTH_MAX = 100
 # the actions that name addresses
 ADDRESS_ACTIONS = ("cc", "bcc", "redirect", "journal", "notify", "quarantine", "set_sender")
 _OR_DOMAIN = "or of a [[domain]] with"
@@ -68,6 +75,7 @@ def check_together(read: Sequence[tuple[KeyPath, object]], top: Mapping[str, Any
         if isinstance(made, OwnDomain) and made.recipients != "accounts"
     }
     dns = next((made for _, made in read if isinstance(made, DnsSettings)), DnsSettings())
+    clients = [made.name for _, made in read if isinstance(made, OAuthClient)]
     for path, made in read:
         match made:
             case SendmailSettings() if len(bytes(made.socket)) > _SOCKET_PATH_BYTES_MAX:
@@ -88,7 +96,8 @@ def check_together(read: Sequence[tuple[KeyPath, object]], top: Mapping[str, Any
                 yield (*path, "templates"), "the path of an existing directory"
             case Route():
                 yield from _ways_of(path, made, dns)
-                yield from _credentials(path, made)
+                yield from _credentials(path, made, clients)
+                yield from _graph(path, made)
                 ways = (made, as_fallback(made))[: 1 + bool(made.fallback)]
                 yield from dict.fromkeys(one for x in ways for one in _route_tls(path, x, dns=dns))
                 yield from _limits(path, made)
@@ -101,6 +110,7 @@ def check_together(read: Sequence[tuple[KeyPath, object]], top: Mapping[str, Any
     yield from _signing_keys([(path, made) for path, made in read if isinstance(made, DkimKey)])
     yield from _tenants(read)
     yield from _webhooks([(path, made) for path, made in read if isinstance(made, Webhook)])
+    yield from _clients([(path, made) for path, made in read if isinstance(made, OAuthClient)])
     yield from _milters([(path, made) for path, made in read if isinstance(made, Milter)])
 
 
@@ -257,27 +267,103 @@ def _ways_of(path: KeyPath, route: Route, dns: DnsSettings) -> Found:
     elif route.recipient and route.domain != route.recipient.rpartition("@")[2]:
         yield (*path, "recipient"), f"an address at {route.domain}, the domain of the route"
     if route.fallback and not route.next_hop.startswith(("mx", *_HOSTS)):
-        yield (*path, "fallback"), "fallback only with an mx, smtp://, smtps:// or lmtp:// next hop"
-    elif route.fallback and (not hosts["fallback"] or route.fallback == route.next_hop):
+        yield (
+            (*path, "fallback"),
+            "fallback only with an mx, smtp://, smtps://, lmtp:// or graph:// next hop",
+        )
+    elif route.fallback and (
+        not route.fallback.startswith(_FALLBACKS) or route.fallback == route.next_hop
+    ):
         yield (*path, "fallback"), "another smtp://, smtps:// or lmtp:// next hop"
 
 
 def as_fallback(route: Route) -> Route:
     """Return the route to the fallback: the same TLS, but no login, which is for the first host."""
     tls = "verify" if verifies(route) else route.tls
-    return replace(route, next_hop=route.fallback, fallback="", auth=None, tls=tls)
+    return replace(
+        route,
+        next_hop=route.fallback,
+        fallback="",
+        auth=None,
+        tls=tls,
+        confirm=None,
+        mime_max=None,
+    )
 
 
-def _credentials(path: KeyPath, route: Route) -> Found:
-    if route.auth is None:
+def _credentials(path: KeyPath, route: Route, names: Collection[str]) -> Found:
+    """Yield what is wrong with a login; `names` are those of [[oauth]]."""
+    auth, is_graph = route.auth, route.next_hop.startswith(_GRAPH)
+    if auth is None:
+        if is_graph:
+            yield (*path, "auth"), "{ user, oauth }: Graph needs a token"
         return
     if not route.next_hop.startswith(_HOSTS):
-        yield (*path, "auth"), "auth only with an smtp://, smtps:// or lmtp:// next hop"
-    yield from _unreadable((*path, "auth", "password_file"), route.auth.password_file)
+        yield (*path, "auth"), f"auth only with {_A_HOST}"
+    if bool(auth.oauth) == (auth.password_file is not None):
+        yield (*path, "auth"), "either password_file or oauth"
+        return
+    if auth.password_file is not None:
+        if is_graph:
+            yield (*path, "auth", "password_file"), "oauth: Graph takes no password"
+        yield from _unreadable((*path, "auth", "password_file"), auth.password_file)
+        return
+    if auth.oauth not in names:
+        expected = f"the name of an [[oauth]]: {', '.join(names) or 'there is none'}"
+        yield (*path, "auth", "oauth"), expected
+    if route.next_hop.startswith(_HOSTS) and not route.next_hop.startswith(_BY_TOKEN):
+        yield (*path, "auth", "oauth"), "a password: a token is for smtp://, smtps:// or graph://"
+    if auth.user == SENDER:
+        if not route.sender or route.sender == "<>":
+            yield (*path, "auth", "user"), f'"{SENDER}" only on a route with sender'
+    elif not _is_mailbox(auth.user):
+        yield (*path, "auth", "user"), f'the address of a mailbox, or "{SENDER}"'
+
+
+def _is_mailbox(text: str) -> bool:
+    try:
+        return bool(parse_mailbox(text))
+    except ValueError:
+        return False
+
+
+def _graph(path: KeyPath, route: Route) -> Found:
+    """Yield what only a graph:// next hop has, and what it does not have."""
+    if route.next_hop.startswith(_GRAPH):
+        for key in ("tls", "source_address"):
+            if getattr(route, key):
+                yield (*path, key), f"no {key}: graph:// is HTTPS, and HTTP at a loopback address"
+        return
+    for key in ("confirm", "mime_max"):
+        if getattr(route, key) is not None:
+            yield (*path, key), f"{key} only with a graph:// next hop"
+
+
+def _clients(clients: Sequence[tuple[KeyPath, OAuthClient]]) -> Found:
+    """Yield what [[oauth]] lacks or has too much of."""
+    yield from _too_many_or_alike(clients, "name", most=_OAUTH_MAX)
+    for path, client in clients:
+        if client.provider and client.token_url:
+            yield (*path, "token_url"), "no token_url with provider"
+        elif not client.provider and not (client.token_url and client.scope):
+            yield (*path, "provider"), '"microsoft" or "google", or token_url and scope'
+        if (client.provider == "microsoft") != bool(client.tenant):
+            yield (*path, "tenant"), 'the tenant\'s domain or id with provider = "microsoft"'
+        if not client.client_id and client.service_account is None:
+            yield (*path, "client_id"), "the id of the application"
+        names = ("certificate", "service_account", "assertion_file")
+        files = [(key, file) for key in names if (file := getattr(client, key)) is not None]
+        if len(files) + bool(client.client_secret and client.provider != "google") > 1:
+            expected = "one of client_secret, certificate, service_account, assertion_file"
+            yield path, expected
+        for key, file in files:
+            yield from _unreadable((*path, key), file)
 
 
 def host_of(route: Route) -> Address | None:
-    """Return the host and port of an smtp://, smtps:// or lmtp:// next hop, None for any other."""
+    """Return the host and port of an smtp://, smtps://, lmtp:// or graph:// next hop, None for any
+    other.
+    """
     _, _, place = route.next_hop.partition("://")
     return parse_address(place, Path()) if route.next_hop.startswith(_HOSTS) else None
 
@@ -287,13 +373,13 @@ def verifies(route: Route) -> bool:
     host = host_of(route)
     if route.tls is not None or route.auth is None or host is None:
         return route.tls == "verify"
-    return not host.is_loopback
+    return not host.is_loopback or (route.next_hop.startswith(_GRAPH) and route.ca is not None)
 
 
 def _route_tls(path: KeyPath, route: Route, *, dns: DnsSettings) -> Found:
     host = host_of(route)
     if route.tls is not None and host is None and route.next_hop != "mx":
-        yield (*path, "tls"), "tls only with an mx, smtp://, smtps:// or lmtp:// next hop"
+        yield (*path, "tls"), "tls only with an mx, smtp://, smtps://, lmtp:// or graph:// next hop"
     elif route.tls == "dane" and not dns.validating:
         yield (*path, "tls"), "another level: dane needs validating = true in [dns]"
     elif route.tls == "dane" and host is not None and (is_ip(host.host) or "." not in host.host):
@@ -304,9 +390,7 @@ def _route_tls(path: KeyPath, route: Route, *, dns: DnsSettings) -> Found:
         expected = "verify or required: a password is sent in the clear only to a loopback address"
         yield (*path, "tls"), f"{expected} or localhost"
     if route.requiretls and not (host and verifies(route)):
-        expected = (
-            'requiretls only with tls = "verify" and an smtp://, smtps:// or lmtp:// next hop'
-        )
+        expected = f'requiretls only with tls = "verify" and {_A_HOST}'
         yield (*path, "requiretls"), expected
     if route.ca is None:
         return
@@ -333,7 +417,10 @@ def _limits(path: KeyPath, route: Route) -> Found:
         names = ["source_address"]
     for name in names:
         if getattr(route, name):
-            yield (*path, name), f"{name} only with an mx, smtp://, smtps:// or lmtp:// next hop"
+            yield (
+                (*path, name),
+                f"{name} only with an mx, smtp://, smtps://, lmtp:// or graph:// next hop",
+            )
 
 
 def _routes(routes: Sequence[tuple[KeyPath, Route]]) -> Found:

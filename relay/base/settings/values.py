@@ -17,10 +17,11 @@ from pathlib import Path
 from urllib.parse import quote, urlsplit
 
 from relay.base.message.address import AddressError, to_ascii_domain, with_a_labels
+from relay.base.message.nexthop import HTTPS_PORT
 from relay.base.message.web_url import UrlError, read_url
 from relay.base.settings.postgres_url import POSTGRES_EXPECTED, SCHEME, parse_postgres_url
 from relay.base.settings.tree import FILE, Form
-from relay.base.socket_address import Address, inherited_address
+from relay.base.socket_address import Address, inherited_address, is_loopback
 
 _SECONDS_PER_UNIT = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 _YEAR_10000_S = 253_402_300_800
@@ -59,8 +60,9 @@ _SYSTEMD = "systemd:"
 _RECIPIENTS = ("accounts", "any", "verify")
 NEXT_HOP_EXPECTED = (
     "mx, local, hold, capture, smtp://HOST:PORT, smtps://HOST:PORT, lmtp://HOST:PORT,"
-    " lmtp:unix:PATH or reject:TEXT"
+    " lmtp:unix:PATH, graph://HOST[:PORT] or reject:TEXT"
 )
+_HAS_PORT = re.compile(r":[0-9]+\Z")
 KEY_PREFIX = "whsec_"  # of Standard Webhooks
 _KEY_OCTETS = range(24, 65)
 _GLOB_CHARACTERS_MAX = 320
@@ -243,7 +245,9 @@ def parse_next_hop(text: str) -> str:
     if text in ("mx", "local", "hold", "capture"):
         return text
     scheme, separator, place = text.partition("://")
-    if separator and scheme in ("smtp", "smtps", "lmtp"):
+    if separator and scheme in ("smtp", "smtps", "lmtp", "graph"):
+        if scheme == "graph" and not _HAS_PORT.search(place):
+            place = f"{place}:{HTTPS_PORT}"
         try:
             address = parse_address(place, Path())
         except ValueError:
@@ -346,6 +350,30 @@ def parse_web_url(text: str) -> str:
     return text.rstrip("/")
 
 
+def parse_token_url(text: str) -> str:
+    """Return a URL of a token server: https, or http at a loopback address."""
+    try:
+        url = read_url(text, schemes=("https", "http"))
+    except UrlError as error:
+        raise ValueError(f"a URL such as https://login.example.org/token ({error})") from None
+    if url.scheme == "http" and not (is_loopback(url.host) or url.host == "localhost"):
+        raise ValueError("https, except to a loopback address")
+    return text
+
+
+def parse_proxy(text: str) -> str:
+    """Return the URL of an HTTP proxy, which may have a user name and a password."""
+    expected = "http://HOST:PORT, or http://USER:PASSWORD@HOST:PORT"
+    try:
+        url = urlsplit(text)
+        is_fit = url.scheme == "http" and bool(url.hostname) and bool(url.port)
+    except ValueError:
+        raise ValueError(expected) from None
+    if not is_fit or url.path.strip("/") or url.query or url.fragment or not text.isprintable():
+        raise ValueError(expected)
+    return text.rstrip("/")
+
+
 def parse_selector(text: str) -> str:
     """Return a DKIM selector in lower case: labels with dots between them (RFC 6376 3.1)."""
     lowered = text.lower()
@@ -430,6 +458,8 @@ PARSERS = {
     Form.SRS_KEY: parse_srs_key,
     Form.UNIX_SOCKET: parse_unix_socket,
     Form.WEB_URL: parse_web_url,
+    Form.TOKEN_URL: parse_token_url,
+    Form.PROXY: parse_proxy,
     Form.WEBHOOK_URL: parse_webhook_url,
     Form.WEBHOOK_KEY: parse_webhook_key,
     Form.GLOB: parse_glob,

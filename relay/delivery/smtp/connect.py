@@ -13,15 +13,16 @@ import dataclasses
 import os
 import socket
 import ssl
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Self, cast
 
 import aiosmtplib
 from aiosmtplib.protocol import SMTPProtocol
-from msgspec import structs
+from msgspec import Struct, structs
 
+from relay.base.message.nexthop import HopKind
 from relay.base.message.outcome import (
     DeferralClass,
     Deferred,
@@ -61,6 +62,25 @@ from relay.delivery.smtp.tls import (
     verifying_context,
 )
 from relay.delivery.smtp.transaction import Extensions
+from relay.transport.routing.route_table import Credentials
+
+
+class GraphOptions(Struct, frozen=True):
+    """How mail leaves by Microsoft Graph: whether a lost answer is looked for, and how many octets
+    of content it takes.
+    """
+
+    confirm: bool
+    mime_max: int
+
+
+class TokenError(Exception):
+    """There is no token (RFC 6749); the text says why, and what an operator can do."""
+
+
+# Returns a token of a login for SMTP or GRAPH, another one than the one that a host has refused;
+# "": none was. Raises TokenError.
+GetToken = Callable[[Credentials, HopKind, str], Awaitable[str]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,9 +93,10 @@ class Target:
     path: str = ""  # of a Unix socket, instead of address and port
     lmtp: bool = False  # RFC 2033
     tls: TlsPolicy = field(default_factory=TlsPolicy)  # what decide_tls() says
-    credentials: tuple[str, str] | None = field(default=None, repr=False)  # user, password
+    login: Credentials | None = None
     source_address: str = ""  # "": the system chooses
     tls_by: str = CONFIGURATION  # who demands the TLS level
+    graph: GraphOptions | None = None  # Microsoft Graph, by HTTP(S); None: SMTP or LMTP
     is_mx: bool = False  # with the name of this relay, it is this relay: a loop
 
     @property
@@ -134,8 +155,17 @@ class ConnectError(Exception):
         return cls(outcome, stage)
 
 
+async def _no_token(_login: Credentials, _use: HopKind, _refused: str) -> str:
+    raise TokenError("there are no tokens here")
+
+
 async def connect(
-    target: Target, *, ehlo_name: str, timeouts: Timeouts, real_s: Callable[[], float] = lambda: 0.0
+    target: Target,
+    *,
+    ehlo_name: str,
+    timeouts: Timeouts,
+    real_s: Callable[[], float] = lambda: 0.0,
+    get_token: GetToken = _no_token,
 ) -> Connection:
     """Open a session with `target`; `real_s` measures how long that takes. Raises ConnectError."""
     stopwatch = _Stopwatch(target.tls.level, real_s)
@@ -348,7 +378,7 @@ class _SessionSetup:
         if not self._client.supports_extension("starttls"):
             if level == "opportunistic":
                 return
-            why = "a password is not sent without TLS" if target.credentials else "TLS is required"
+            why = "a password is not sent without TLS" if target.login else "TLS is required"
             text = f"{target}: the host does not offer STARTTLS, and {why}"
             raise self._no_tls(text, "4.7.4", result=_NO_STARTTLS)
         self._stage = SmtpStage.STARTTLS
@@ -403,7 +433,7 @@ class _SessionSetup:
 
     async def _log_in(self) -> None:
         target = self._target
-        if target.credentials is None:
+        if target.login is None:
             return
         self._stage = SmtpStage.AUTH
         if self._tls() is None and not target.stays_here:
@@ -411,8 +441,7 @@ class _SessionSetup:
         if not self._client.supports_extension("auth"):
             text = f"{target}: the host offers no AUTH, and the route has a login for it"
             raise self._trouble(SessionFailure.LOST, text)
-        user, password = target.credentials
-        await self._client.login(user, password)
+        await self._client.login(target.login.user, target.login.password)
 
     def _take_over(self) -> Connection:
         """Install our protocol on the transport; the library must have no unread bytes."""

@@ -12,7 +12,7 @@ replies), RFC 2033 4.2 (LMTP), RFC 8689 (REQUIRETLS).
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Self
+from typing import Protocol, Self
 
 from msgspec import Struct
 
@@ -35,6 +35,7 @@ from relay.base.message.outcome import (
     closes_connection,
     is_recipient_limit,
 )
+from relay.store.spool.types import GraphRequest
 
 BLOCK_BYTES = 128 * 1024
 FINAL_DOT = b".\r\n"
@@ -58,6 +59,23 @@ class Transaction:
     content: Content = field(repr=False)
     whole: bool = False
     encoded: str = ""
+    graph: "GraphRequests | None" = None  # what a transaction by Microsoft Graph needs besides
+
+
+class GraphRequests(Protocol):
+    """The requests of a claim to Microsoft Graph that have no known result."""
+
+    requests: tuple[GraphRequest, ...]  # as they are in the spool
+    recipients: tuple[int, ...]  # the numbers of Transaction.recipients, in their order
+    now_us: Callable[[], int]  # queue time
+
+    async def note(self, requests: Sequence[GraphRequest], *, new: bool = False) -> None:
+        """Make these durable; `new`: the last one has not been there. Raises SpoolError."""
+
+    async def message_id(self, given: str) -> str:
+        """Return the internetMessageId of a new request: `given`, that of the content ("" for none
+        or several), if no other request has it, else another one.
+        """
 
 
 class TransactionResult(Struct, frozen=True):

@@ -31,6 +31,7 @@ from relay.base.phrases import counted
 from relay.base.pressure import Pressure
 from relay.base.settings.document import Fault, SettingsError
 from relay.base.settings.tree import Limits, Settings, SmtpListener
+from relay.delivery.oauth.tokens import TokenHolder
 from relay.delivery.provider_replies import ProviderReplies
 from relay.delivery.reports.texts import ReportTexts
 from relay.delivery.smtp.connect import Target
@@ -294,6 +295,7 @@ class Foundation:
     refusals: RefusalFiles  # what SMTP sessions refused
     milters: MilterSet  # replaced by a reload
     usage: UsageCounter  # what accounts send to the outside
+    tokens: TokenHolder  # of [[oauth]]
 
     @property
     def settings(self) -> Settings:
@@ -474,4 +476,5 @@ def open_foundation(
         refusals=RefusalFiles(settings.refused_dir, on_refusal),
         milters=_milters(settings, metrics),
         usage=_usage(settings, sources, table, clock=clock),
+        tokens=TokenHolder(),
     )

@@ -9,9 +9,8 @@ from relay.base.message.tls_policy import MTA_STS, REQUIRETLS
 from relay.base.message.web_url import UrlError, read_url
 from relay.base.observe.metrics import Metrics
 from relay.base.settings.tree import DeliverySettings
-from relay.delivery.host_selection import Connect
+from relay.delivery.host_selection import Connect, HostSession
 from relay.delivery.smtp.connect import ConnectError, Target
-from relay.delivery.smtp.connection import Connection
 from relay.front_door.notifications.https_client import (
     Destinations,
     HttpsClient,
@@ -70,7 +69,7 @@ def count(metrics: Metrics, result: str, policy: str = "sts") -> None:
 def counted(connect: Connect, metrics: Metrics) -> Connect:
     """Return `connect`, which counts the sessions under a policy of the DNS, or with REQUIRETLS."""
 
-    async def connect_and_count(target: Target) -> Connection:
+    async def connect_and_count(target: Target) -> HostSession:
         is_dane = target.tls.level == "dane"
         policy = _POLICIES.get(target.tls_by, "tlsa" if is_dane else "")
         if not policy and not target.tls.testing:  # nearly always
@@ -99,7 +98,7 @@ def renewed(connect: Connect, resolver: Resolver | LoopbackResolver) -> Connect:
     certificate matches none: they may just have changed with it.
     """
 
-    async def connect_again(target: Target) -> Connection:
+    async def connect_again(target: Target) -> HostSession:
         try:
             return await connect(target)
         except ConnectError as error:

@@ -21,7 +21,9 @@ from relay.delivery.active_queue import ACTIVE_QUEUE_BYTES, ActiveQueue
 from relay.delivery.attempt_recorder import AttemptRecorder
 from relay.delivery.connection_slots import ConnectionSlots
 from relay.delivery.content_cache import ContentCache
-from relay.delivery.host_selection import Connect
+from relay.delivery.graph.connection import open_graph
+from relay.delivery.host_selection import Connect, HostSession
+from relay.delivery.http_connection import Proxy
 from relay.delivery.local_delivery import LocalDelivery
 from relay.delivery.provider_replies import ProviderReplies
 from relay.delivery.recipient_verification import CONNECT_S, RecipientVerifier
@@ -33,7 +35,7 @@ from relay.delivery.scheduler import DeliveryScheduler
 from relay.delivery.site import Site
 from relay.delivery.site_limits import SiteOptions, parse_rate
 from relay.delivery.sites import Sites
-from relay.delivery.smtp.connect import connect
+from relay.delivery.smtp.connect import Target, connect
 from relay.delivery.smtp.connection import Timeouts
 from relay.formats.convert import convert
 from relay.front_door.notifications.webhooks import Webhooks
@@ -391,6 +393,7 @@ def _scheduler(
         way_around=base.table.way_around,
         schedule=schedule,
         on_change=lambda _queue_id: base.changes.notify(),
+        hostname=base.settings.hostname,
     )
     slots = ConnectionSlots(delivery.max_connections, close_idle=Site.close_idle)
     base.metrics.connections.labels("outgoing").set_function(lambda: slots.count)
@@ -424,12 +427,25 @@ def _connect(base: Foundation, resolver: Resolver | LoopbackResolver) -> Connect
         command_s=delivery.command_timeout,
         data_s=min(delivery.command_timeout, Timeouts().data_s),
     )
-    to_target = counted(
-        partial(
-            connect, ehlo_name=base.settings.hostname, timeouts=timeouts, real_s=base.clock.real_s
-        ),
-        base.metrics,
+    by_smtp = partial(
+        connect,
+        ehlo_name=base.settings.hostname,
+        timeouts=timeouts,
+        real_s=base.clock.real_s,
+        get_token=base.tokens.token,
     )
+    by_graph = partial(
+        open_graph,
+        get_token=base.tokens.token,
+        proxy=Proxy.parse(delivery.proxy),
+        timeouts=timeouts,
+        real_s=base.clock.real_s,
+    )
+
+    async def open_session(target: Target) -> HostSession:
+        return await (by_smtp if target.graph is None else by_graph)(target)
+
+    to_target = counted(open_session, base.metrics)
     simulated = base.sources.simulated
     if simulated is None:
         return renewed(to_target, resolver)

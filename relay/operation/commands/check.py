@@ -194,7 +194,7 @@ def _permissions(
     secrets += [
         (("route", number, "auth", "password_file"), route.auth.password_file)
         for number, route in enumerate(settings.route)
-        if route.auth
+        if route.auth and route.auth.password_file
     ]
     listeners: list[tuple[KeyPath, ListenerTls | None]] = [(("http", "tls"), settings.http.tls)]
     listeners += [(("smtp", number, "tls"), one.tls) for number, one in enumerate(settings.smtp)]

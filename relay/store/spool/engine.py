@@ -49,7 +49,7 @@ from relay.store.spool.shared.group_commit import WAITING_MAX, GroupWriter
 from relay.store.spool.shared.maintenance import SpoolMaintenance
 from relay.store.spool.shared.queue_admin import QueueAdmin
 from relay.store.spool.shared.receipts import ReceiptLedger
-from relay.store.spool.shared.results import Recorded
+from relay.store.spool.shared.results import Recorded, is_first_with, note_requests
 from relay.store.spool.shared.tables import (
     OpenTransaction,
     QueueEngine,
@@ -65,6 +65,7 @@ from relay.store.spool.types import (
     ClaimResult,
     DueBatch,
     DueQuery,
+    GraphRequest,
     HoldsFullError,
     Key,
     LendableBody,
@@ -291,6 +292,22 @@ class SpoolEngine(QueueEngine, SpoolHistory):
         """Make a result durable; None if the claim's epoch has ended. `now_us` is queue time, or
         NEVER_US if no read receipts are to be recorded.
         """
+
+    async def note_requests(
+        self, claim: Claim, requests: Sequence[GraphRequest], *, before: int
+    ) -> bool:
+        """Make the requests of a claim to Microsoft Graph durable, and how many there were before;
+        False if the claim's epoch has ended.
+        """
+        return await self.change(
+            lambda transaction: note_requests(transaction, claim, requests, before)
+        )
+
+    async def is_first_with(self, claim: Claim, message_id: str) -> bool:
+        """Return whether a request of this claim may have this Message-ID, since no other request
+        to Microsoft Graph has it.
+        """
+        return await self.ask(lambda tables: is_first_with(tables, claim, message_id))
 
     @abstractmethod
     def may_finish(self, claim: Claim) -> bool:

@@ -169,6 +169,19 @@ class NewRecipient(Struct, frozen=True):
     position: int = 0
 
 
+class GraphRequest(Struct, frozen=True, omit_defaults=True):
+    """One message to Microsoft Graph that is not known to have been taken or refused. A field is
+    stored: see EntryExtra.
+    """
+
+    mailbox: str  # from which it is sent
+    message_id: str  # its internetMessageId, with <>, which no other request to the mailbox has
+    recipients: tuple[int, ...]  # by number
+    posted_us: int  # when its draft was posted, in queue time
+    draft: str = ""  # the id of the draft; "": not known
+    sent_us: int = 0  # when the draft was to be sent, and the answer is not known; 0: it was not
+
+
 class EntryExtra(Struct, frozen=True, omit_defaults=True):
     """Fields of an entry by which no query selects: one JSON text in its row, "" for the defaults.
 
@@ -210,6 +223,9 @@ class EntryExtra(Struct, frozen=True, omit_defaults=True):
     fallback_us: int = 0
     # What refuses it for good is tried again until it expires, and it needs room in a mailbox.
     keep: bool = False
+    # Requests to Microsoft Graph without a known result, and how many there were before.
+    requests: tuple[GraphRequest, ...] = ()
+    requests_before: int = 0
 
 
 NO_EXTRA = EntryExtra()  # of ordinary mail

@@ -111,7 +111,7 @@ class Resolver:
                 return await self._resolve_mx(next_hop.host)
             case HopKind.LMTP if next_hop.is_socket:
                 return Hosts((Host(self._hostname, 0, (next_hop.host,), 0, lmtp=True),))
-            case HopKind.SMTP | HopKind.SMTPS | HopKind.LMTP:
+            case HopKind.SMTP | HopKind.SMTPS | HopKind.LMTP | HopKind.GRAPH:
                 return await self._resolve_smarthost(next_hop)
             case _:
                 raise ValueError(f"{next_hop} has no hosts")

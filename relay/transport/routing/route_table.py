@@ -29,7 +29,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from relay.base.accounts.account import DEAD_LETTER, AccountDirectory, AliasTarget, Expansion
-from relay.base.message.address import literal_address
+from relay.base.message.address import literal_address, own_mailbox
 from relay.base.message.envelope import domain_of, main_address
 from relay.base.message.nexthop import (
     BY_RULE,
@@ -43,7 +43,7 @@ from relay.base.message.nexthop import (
 from relay.base.message.status import own_reply, split_reply
 from relay.base.message.tls_policy import CONFIGURATION, TlsLevel, TlsPolicy
 from relay.base.phrases import without_login
-from relay.base.settings.tree import OwnDomain, Route, RouteAuth
+from relay.base.settings.tree import MIME_MAX, SENDER, OwnDomain, Route, RouteAuth
 from relay.base.settings.validation import (
     as_fallback,
     name_of,
@@ -60,6 +60,7 @@ REJECT_STATUS = "5.7.1"  # X.7.1: delivery not authorised
 # A host that trusts this one may read ann+bob%elsewhere as bob@elsewhere (Postfix:
 # allow_untrusted_routing).
 _SENDER_ROUTED = re.compile("[@%!]")
+_GRAPH_CONNECTIONS, _GRAPH_RATE = 4, "30/60.0"  # of a mailbox, as Exchange Online has them
 _DOMAINS_KEPT = 4096  # domains whose route is cached: each address is looked up three times
 
 
@@ -83,10 +84,11 @@ RouteAction = UseMx | RejectRoute | HoldMail | NextHop
 
 @dataclass(frozen=True, slots=True)
 class Credentials:
-    """A login for a next hop."""
+    """A login for a next hop: a password, or tokens of the [[oauth]] of this name."""
 
-    user: str
-    password: str = field(repr=False)
+    user: str  # with tokens: the mailbox
+    password: str = field(default="", repr=False)
+    oauth: str = ""
 
 
 class HopOptions(Struct, frozen=True):
@@ -101,6 +103,8 @@ class HopOptions(Struct, frozen=True):
     source_address: str = ""  # "": the system chooses
     requiretls: bool = False  # a verified name is enough for mail with REQUIRETLS
     is_mx: bool = False  # the DNS, not a route, names the host: one with our own name is a loop
+    confirm: bool = True  # of Graph: a lost answer is looked for
+    mime_max: int = 0  # of Graph: octets of content
 
 
 class WayAround(Struct, frozen=True):
@@ -146,17 +150,22 @@ def _options_of(route: Route, action: RouteAction, default: TlsLevel) -> HopOpti
     """
     hop = action if isinstance(action, NextHop) else None
     if route.auth and (hop is None or not hop.host or hop.is_socket):
-        text = "auth needs an smtp://, smtps:// or lmtp:// next hop"
+        text = "auth needs an smtp://, smtps://, lmtp:// or graph:// next hop"
         raise ValueError(f"route {name_of(route)!r}: {text}")
     level = "verify" if verifies(route) else route.tls or default
+    is_graph = hop is not None and hop.kind is HopKind.GRAPH
+    if is_graph and level != "verify":
+        level = "none"
     return HopOptions(
         tls=_tls_of(hop, TlsPolicy(level, ca=route.ca, ca_digest=_digest(route.ca))),
         login=_login(name_of(route), route.auth) if route.auth else None,
-        connections_max=route.max_connections,
-        rate=route.max_rate,
+        connections_max=route.max_connections or (_GRAPH_CONNECTIONS if is_graph else None),
+        rate=route.max_rate or (_GRAPH_RATE if is_graph else ""),
         source_address=route.source_address,
         requiretls=route.requiretls == "verified",
         is_mx=isinstance(action, UseMx),
+        confirm=route.confirm is not False,
+        mime_max=(route.mime_max or MIME_MAX) if is_graph else 0,
     )
 
 
@@ -164,7 +173,8 @@ def _tls_of(hop: NextHop | None, policy: TlsPolicy) -> TlsPolicy:
     """Return the policy for a next hop: what its scheme says prevails."""
     if hop is not None and hop.is_socket:
         return TlsPolicy("none")
-    return replace(policy, implicit=hop is not None and hop.kind is HopKind.SMTPS)
+    is_implicit = hop is not None and hop.kind in (HopKind.SMTPS, HopKind.GRAPH)
+    return replace(policy, implicit=is_implicit and policy.level != "none")
 
 
 def _digest(file: Path | None) -> str:
@@ -176,7 +186,10 @@ def _digest(file: Path | None) -> str:
 
 
 def _login(name: str, auth: RouteAuth) -> Credentials:
+    if auth.oauth:
+        return Credentials(auth.user, oauth=auth.oauth)
     path = auth.password_file
+    assert path is not None  # the settings have either
     try:
         password = path.read_text(encoding="utf-8").partition("\n")[0].rstrip("\r")
     except (OSError, UnicodeDecodeError) as error:
@@ -247,9 +260,13 @@ class _TableRoute:
     result: RemoteRecipient | None  # for all mail that it takes; None: it depends on the address
     demands_tls: bool  # whether it says the TLS level itself
     fallback: WayAround  # without `to`: it has none
+    is_graph: bool  # Graph takes no mail with the null reverse-path
+    logs_in_as_sender: bool  # with the address in MAIL
 
     def takes(self, address: str, reverse_path: str) -> bool:
         """Whether it takes mail with this reverse-path for an address of its domain."""
+        if self.is_graph and not reverse_path:
+            return False
         is_of_sender = not self.sender or sender_matches(self.sender, reverse_path)
         return is_of_sender and self.takes_recipient(address)
 
@@ -267,7 +284,9 @@ class _TableRoute:
             return True
         if isinstance(self.action, UseMx):
             return hop.kind is HopKind.MX
-        return self.result is not None and self.result.next_hop == hop
+        if self.result is None:
+            return False
+        return self.result.next_hop == (hop._replace(mailbox="") if hop.mailbox else hop)
 
 
 def _table_route(number: int, given: Route, default: TlsLevel) -> _TableRoute:
@@ -290,6 +309,8 @@ def _table_route(number: int, given: Route, default: TlsLevel) -> _TableRoute:
         result,
         given.tls is not None or verifies(given) or options.tls.implicit,
         fallback,
+        isinstance(action, NextHop) and action.kind is HopKind.GRAPH,
+        given.auth is not None and bool(given.auth.oauth) and given.auth.user == SENDER,
     )
 
 
@@ -433,8 +454,8 @@ class RouteTable:
                 return self._examine_local(address)
             mx = _examine_mx(address, domain)
             return mx if own is None else self._passed_on(address, own, mx)
-        if route.result is not None and own is None:  # most mail that leaves
-            return route.result
+        if route.result is not None and own is None and not route.logs_in_as_sender:
+            return route.result  # most mail that leaves
         match route.action:
             case HoldMail():
                 found = self._examine_by_routes(address, domain, reverse_path, after=route.number)
@@ -446,6 +467,9 @@ class RouteTable:
             case NextHop() if route.result is None:  # LOCAL
                 return self._examine_local(address, route=route.name)
         found = route.result or _examine_mx(address, domain, route=route.name)
+        if route.logs_in_as_sender and isinstance(found, RemoteRecipient):
+            mailbox = own_mailbox(reverse_path)
+            found = replace(found, next_hop=found.next_hop._replace(mailbox=mailbox))
         if own is None:
             return found
         return self._passed_on(address, own, found, is_named=bool(route.recipient))
@@ -624,7 +648,11 @@ class RouteTable:
         route = self._route_behind(next_hop)
         if route is not None:
             is_fallback = next_hop == route.fallback.to
-            return (is_fallback and route.fallback.options) or route.options
+            options = (is_fallback and route.fallback.options) or route.options
+            if next_hop.mailbox and options.login is not None:
+                login = replace_fields(options.login, user=next_hop.mailbox)
+                return replace(options, login=login)
+            return options
         if next_hop.kind is HopKind.MX:
             return self._default_options
         return HopOptions(_tls_of(next_hop, self._default_options.tls))

@@ -17,6 +17,7 @@ from msgspec import Struct
 
 from relay.base.message.address import own_mailbox
 from relay.base.message.lifecycle import FINAL, RecipientState, check_transition
+from relay.base.message.nexthop import HopKind
 from relay.base.message.outcome import (
     Captured,
     Deferred,
@@ -35,7 +36,7 @@ from relay.store.spool.shared.columns import PAY_REPORTS, json_text
 from relay.store.spool.shared.holds import count_holds, note_extra, note_hold
 from relay.store.spool.shared.receipts import add_receipts
 from relay.store.spool.shared.tables import OpenTransaction, Tables
-from relay.store.spool.types import Claim, ClaimResult, EntrySchedule, PriorityLevel
+from relay.store.spool.types import Claim, ClaimResult, EntrySchedule, GraphRequest, PriorityLevel
 
 _OWE = "UPDATE recipient SET owed_report = ? WHERE message_id = ? AND entry = ? AND number = ?"
 _END_WARNING = "UPDATE entry SET warn_us = NULL WHERE message_id = ? AND warn_us IS NOT NULL"
@@ -57,6 +58,12 @@ _CLAIMS = (
     ' AND detail LIKE \'%"by":"remote"%\' ORDER BY sequence'
 )
 _DETAIL = "SELECT detail FROM event WHERE message_id = ? AND sequence = ?"
+_OF_EPOCH = "SELECT 1 FROM entry WHERE message_id = ? AND number = ? AND epoch = ?"
+_EARLIER_MESSAGE = "SELECT 1 FROM message WHERE message_id = ? AND message_id <> '' AND id < ?"
+_EARLIER_ENTRY = (
+    "SELECT 1 FROM recipient r LEFT JOIN entry e ON e.message_id = r.message_id"
+    " AND e.number = r.entry WHERE r.message_id = ? AND r.entry > 0 AND r.entry < ? AND {} LIKE ?"
+)
 _SET_DETAIL = "UPDATE event SET detail = ? WHERE message_id = ? AND sequence = ?"
 
 
@@ -172,6 +179,32 @@ def record_beside(
     if claim_result.remote_report is not None:
         report, to = claim_result.remote_report
         join_report(transaction, claim_result, report, to=to)
+
+
+def note_requests(
+    transaction: OpenTransaction, claim: Claim, requests: Sequence[GraphRequest], before: int
+) -> bool:
+    """Record the requests of a claim to Microsoft Graph, and how many there were before. False,
+    and nothing is recorded, if the epoch of the claim has ended.
+    """
+    if transaction.fetch_one(_OF_EPOCH, (*claim.key, claim.epoch)) is None:
+        return False
+    note_extra(transaction, claim.key, requests=tuple(requests), requests_before=before)
+    return True
+
+
+def is_first_with(tables: Tables, claim: Claim, message_id: str) -> bool:
+    """Return whether no earlier message has this Message-ID, and no earlier entry of this one
+    leaves by Microsoft Graph.
+    """
+    queue_id, number = claim.key
+    return (
+        tables.fetch_one(_EARLIER_MESSAGE, (message_id, queue_id)) is None
+        and tables.fetch_one(
+            _EARLIER_ENTRY.format(tables.next_hop), (queue_id, number, f"{HopKind.GRAPH}:%")
+        )
+        is None
+    )
 
 
 def record_owed(transaction: OpenTransaction, claim_result: ClaimResult) -> None:

@@ -1,0 +1,40 @@
+"""The requests of a claim to Microsoft Graph, as they are in the spool."""
+
+from collections.abc import Callable, Sequence
+
+from relay.store.spool.engine import SpoolEngine
+from relay.store.spool.types import Claim, GraphRequest, SpoolError
+
+
+class ClaimRequests:
+    """The GraphRequests of a transaction (relay.delivery.smtp.transaction)."""
+
+    def __init__(
+        self,
+        spool: SpoolEngine,
+        claim: Claim,
+        *,
+        now_us: Callable[[], int],
+        hostname: str,
+    ) -> None:
+        self.now_us = now_us
+        self.requests = claim.extra.requests
+        self.recipients: tuple[int, ...] = ()
+        self._spool = spool
+        self._claim = claim
+        self._before = claim.extra.requests_before
+        self._hostname = hostname
+
+    async def note(self, requests: Sequence[GraphRequest], *, new: bool = False) -> None:
+        """GraphRequests.note."""
+        before = self._before + new
+        if not await self._spool.note_requests(self._claim, requests, before=before):
+            raise SpoolError("the claim has another owner")
+        self.requests, self._before = tuple(requests), before
+
+    async def message_id(self, given: str) -> str:
+        """GraphRequests.message_id."""
+        if given and not self._before and await self._spool.is_first_with(self._claim, given):
+            return given
+        queue_id, entry = self._claim.key
+        return f"<{queue_id}.{entry}.{self._before + 1}@{self._hostname}>"

@@ -1,0 +1,232 @@
+"""An HTTP/1.1 connection to one host, which stays open between requests.
+
+It goes to an address that the caller has chosen, or through a proxy to a name, by TLS with a
+verified certificate or, without a context, in the clear. One request runs at a time. What is read
+of an answer is bounded, and each request has one time limit. RFC 9112; RFC 9110 9.3.6 (CONNECT).
+"""
+
+import asyncio
+import ssl
+from base64 import b64encode
+from collections.abc import Mapping, Sequence
+from urllib.parse import unquote, urlsplit
+
+import h11
+from msgspec import Struct
+
+from relay.delivery.smtp.connect import reason
+
+_READ_BYTES = 16 * 1024
+_HEADER_BYTES_MAX = 64 * 1024
+_WRITE_BYTES = 64 * 1024
+
+
+class HttpError(Exception):
+    """There is no answer. `may_have_arrived`: the request, or a part of it, was written.
+    `timed_out`: the time was over; `untrusted`: because of the certificate.
+    """
+
+    def __init__(
+        self,
+        text: str,
+        *,
+        may_have_arrived: bool = False,
+        timed_out: bool = False,
+        untrusted: bool = False,
+    ) -> None:
+        super().__init__(text)
+        self.may_have_arrived = may_have_arrived
+        self.timed_out = timed_out
+        self.untrusted = untrusted
+
+
+class HttpAnswer(Struct, frozen=True):
+    """An answer; the names of `fields` are in lower case, of several fields of a name the last."""
+
+    status: int
+    fields: Mapping[str, str]
+    body: bytes
+
+
+class Proxy(Struct, frozen=True):
+    """An HTTP proxy; `credentials` are "USER:PASSWORD", "" for none."""
+
+    host: str
+    port: int
+    credentials: str = ""
+
+    @classmethod
+    def parse(cls, url: str) -> "Proxy | None":
+        """Return the proxy of a URL that the settings have checked, None for ""."""
+        parts = urlsplit(url)
+        if not parts.hostname or not parts.port:
+            return None
+        login = f"{unquote(parts.username or '')}:{unquote(parts.password or '')}"
+        return cls(parts.hostname, parts.port, login if parts.username else "")
+
+
+class HttpConnection:
+    """An open connection to `authority`, the Host field of its requests."""
+
+    def __init__(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, authority: str
+    ) -> None:
+        self.authority = authority
+        self.requests = 0  # that were answered
+        self._reader = reader
+        self._writer = writer
+        self._http = h11.Connection(h11.CLIENT, max_incomplete_event_size=_HEADER_BYTES_MAX)
+
+    @property
+    def is_open(self) -> bool:
+        """Whether a request can be sent. False once the host has closed it."""
+        is_idle = self._http.our_state is h11.IDLE and self._http.their_state is h11.IDLE
+        return is_idle and not self._reader.at_eof() and not self._writer.is_closing()
+
+    @property
+    def tls(self) -> ssl.SSLObject | None:
+        """Its TLS, None in the clear."""
+        tls: ssl.SSLObject | None = self._writer.get_extra_info("ssl_object")
+        return tls
+
+    async def request(
+        self,
+        method: str,
+        target: str,
+        *,
+        fields: Sequence[tuple[str, str]] = (),
+        body: bytes = b"",
+        timeout_s: float,
+        answer_bytes_max: int,
+    ) -> HttpAnswer:
+        """Send a request and return its answer; `target` is the path and query. Raises HttpError,
+        after which the connection is closed.
+        """
+        length = (("Content-Length", str(len(body))),) if body or method == "POST" else ()
+        header = (("Host", self.authority), ("User-Agent", "Relay"), *fields, *length)
+        request = h11.Request(method=method, target=target, headers=list(header))
+        was_written = False
+        try:
+            async with asyncio.timeout(timeout_s):  # real time: a peer
+                octets = self._http.send(request) or b""
+                was_written = True
+                self._writer.write(octets)
+                for start in range(0, len(body), _WRITE_BYTES):
+                    data = h11.Data(data=body[start : start + _WRITE_BYTES])
+                    self._writer.write(self._http.send(data) or b"")
+                    await self._writer.drain()
+                self._writer.write(self._http.send(h11.EndOfMessage()) or b"")
+                await self._writer.drain()
+                answer = await self._answer(answer_bytes_max)
+        except TimeoutError as error:
+            self.close()
+            text = f"{self.authority}: no answer within {timeout_s:g} s"
+            if str(error):
+                text = f"{self.authority}: {reason(error)}"
+            raise HttpError(text, may_have_arrived=was_written, timed_out=True) from None
+        except h11.ProtocolError as error:
+            self.close()
+            text = f"{self.authority}: no HTTP answer: {error}"
+            raise HttpError(text, may_have_arrived=was_written) from None
+        except OSError as error:
+            self.close()
+            text = f"{self.authority}: {reason(error)}"
+            raise HttpError(text, may_have_arrived=was_written) from None
+        except BaseException:
+            self.close()
+            raise
+        self.requests += 1
+        if self._http.our_state is h11.DONE and self._http.their_state is h11.DONE:
+            self._http.start_next_cycle()
+        else:
+            self.close()
+        return answer
+
+    async def _answer(self, body_max: int) -> HttpAnswer:
+        """Raises OSError, h11.ProtocolError."""
+        status, fields, body = 0, dict[str, str](), bytearray()
+        while True:
+            event = self._http.next_event()
+            if event is h11.NEED_DATA:
+                octets = await self._reader.read(_READ_BYTES)
+                if not octets and not status:
+                    raise ConnectionResetError("the host closed the connection without an answer")
+                self._http.receive_data(octets)
+            elif isinstance(event, h11.Response):
+                status = event.status_code
+                fields = {name.decode(): value.decode("latin-1") for name, value in event.headers}
+            elif isinstance(event, h11.Data):
+                body += event.data
+                if len(body) > body_max:
+                    raise h11.RemoteProtocolError(f"its body has more than {body_max} octets")
+            elif isinstance(event, h11.EndOfMessage | h11.ConnectionClosed):
+                return HttpAnswer(status, fields, bytes(body))
+
+    def close(self) -> None:
+        """Close, without waiting."""
+        self._writer.transport.abort()
+
+
+async def open_http(
+    address: str,
+    port: int,
+    *,
+    authority: str,
+    host: str,
+    context: ssl.SSLContext | None,
+    proxy: Proxy | None = None,
+    timeout_s: float,
+) -> HttpConnection:
+    """Connect for requests to `host` at `port`, with TLS if there is a context. `address` is where
+    to connect to: one of the host's, or with a proxy one of the proxy's. Raises HttpError.
+    """
+    place = (address, proxy.port if proxy is not None else port)
+    writer: asyncio.StreamWriter | None = None
+    try:
+        async with asyncio.timeout(timeout_s):  # real time: a peer
+            if proxy is None:
+                reader, writer = await asyncio.open_connection(
+                    *place, ssl=context, server_hostname=host if context is not None else None
+                )
+                return HttpConnection(reader, writer, authority)
+            reader, writer = await asyncio.open_connection(*place)
+            await _through(proxy, reader, writer, f"{host}:{port}")
+            if context is not None:
+                await writer.start_tls(context, server_hostname=host)
+            return HttpConnection(reader, writer, authority)
+    except (OSError, h11.ProtocolError) as error:
+        if writer is not None:
+            writer.transport.abort()
+        text = f"{authority}: {reason(error)}"
+        if isinstance(error, TimeoutError) and not str(error):
+            text = f"{authority}: no connection within {timeout_s:g} s"
+        if proxy is not None:
+            text = f"{text} (by the proxy {proxy.host}:{proxy.port})"
+        raise HttpError(
+            text,
+            timed_out=isinstance(error, TimeoutError),
+            untrusted=isinstance(error, ssl.SSLCertVerificationError),
+        ) from None
+    except BaseException:
+        if writer is not None:
+            writer.transport.abort()
+        raise
+
+
+async def _through(
+    proxy: Proxy, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, target: str
+) -> None:
+    """Ask a proxy for a tunnel. Raises OSError, h11.ProtocolError."""
+    http = h11.Connection(h11.CLIENT, max_incomplete_event_size=_HEADER_BYTES_MAX)
+    fields = [("Host", target)]
+    if proxy.credentials:
+        basic = b64encode(proxy.credentials.encode()).decode()
+        fields.append(("Proxy-Authorization", f"Basic {basic}"))
+    writer.write(http.send(h11.Request(method="CONNECT", target=target, headers=fields)) or b"")
+    writer.write(http.send(h11.EndOfMessage()) or b"")
+    await writer.drain()
+    while (event := http.next_event()) is h11.NEED_DATA:
+        http.receive_data(await reader.read(_READ_BYTES))
+    if not isinstance(event, h11.Response) or event.status_code // 100 != 2:
+        status = getattr(event, "status_code", "no answer")
+        raise ConnectionError(f"the proxy refuses the tunnel ({status})")

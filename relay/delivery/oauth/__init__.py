@@ -1,0 +1,6 @@
+"""Tokens for next hops (OAuth 2.0, RFC 6749).
+
+In: the [[oauth]] of a configuration. Out: access tokens, for the logins of routes.
+
+- `tokens`: holds the tokens: one request for all that wait, renewed before the end
+"""
