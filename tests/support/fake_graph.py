@@ -35,7 +35,7 @@ class Item:
     mime: bytes
     folder: str = "drafts"
     seen_us: int = 0
-    sends_us: int = 0  # when it is sent although the answer was 504
+    sends_us: int = 0  # when it is sent although the answer was 504, whatever becomes of the draft
 
     @property
     def message_id(self) -> str:
@@ -55,6 +55,7 @@ class FakeGraph:
         self.now_us, self.tls = now_us, tls
         self.items: dict[str, Item] = {}
         self.sent: list[Item] = []
+        self.late: dict[str, Item] = {}
         self.asked: list[tuple[str, str]] = []
         self.token = "token"
         self.fault: Callable[[str, str], str | Answer] = lambda _method, _path: ""
@@ -77,6 +78,12 @@ class FakeGraph:
 
     def in_folder(self, name: str) -> list[Item]:
         return [one for one in self.items.values() if one.folder == name]
+
+    def settle(self) -> None:
+        """Send what is late and due."""
+        for name, item in list(self.late.items()):
+            if item.sends_us <= self.now_us():
+                self._send(name, self.late.pop(name))
 
     async def _session(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._writers.append(writer)
@@ -103,13 +110,11 @@ class FakeGraph:
         writer.close()
 
     def _answer(self, method: str, target: str, body: bytes, fault: str) -> Answer:
-        for name, item in list(self.items.items()):
-            if item.sends_us and item.sends_us <= self.now_us() and item.folder != "sentitems":
-                self._send(name)
+        self.settle()
         url = urlsplit(target)
         path = [unquote(part) for part in url.path.split("/")[4:]]
         if path == ["sendMail"]:
-            self._send(self._add(body))
+            self._send(name := self._add(body), self.items[name])
             return 202, {}, {}
         if method == "POST" and path == ["messages"]:
             name = self._add(body)
@@ -129,8 +134,9 @@ class FakeGraph:
             return error(404, "ErrorItemNotFound")
         if fault == "late":
             found.sends_us = self.now_us() + LATE_US
+            self.late.setdefault(path[1], found)
             return error(504, "")
-        self._send(path[1])
+        self._send(path[1], found)
         return 202, {}, {}
 
     def _add(self, body: bytes) -> str:
@@ -138,8 +144,8 @@ class FakeGraph:
         self.items[name] = Item(b64decode(body, validate=True))
         return name
 
-    def _send(self, name: str) -> None:
-        item = self.items.pop(name)
+    def _send(self, name: str, item: Item) -> None:
+        self.items.pop(name, None)
         self.sent.append(item)
         seen_us = (item.sends_us or self.now_us()) + SEEN_US
         self.items[f"sent/{name}"] = Item(item.mime, "sentitems", seen_us)

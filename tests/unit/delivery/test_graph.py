@@ -110,6 +110,8 @@ async def world(seed: int) -> None:
                 item.folder = rng.choice(["drafts"] * 9 + ["deleteditems"])
             clock.now_us += rng.choice([20, 70, 150, 700]) * SECONDS_US
         assert not claim.live
+        clock.now_us += 700 * SECONDS_US
+        graph.settle()
         assert sorted(one for item in graph.sent for one in item.recipients) == expected
         assert not graph.in_folder("drafts")
 
