@@ -90,7 +90,9 @@ class FakeGraph:
         with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError):
             while True:
                 line, *lines = (await reader.readuntil(b"\r\n\r\n")).decode().split("\r\n")
-                fields = {name.lower(): value for name, _, value in (x.partition(": ") for x in lines)}
+                fields = {
+                    name.lower(): value for name, _, value in (x.partition(": ") for x in lines)
+                }
                 body = await reader.readexactly(int(fields.get("content-length", 0)))
                 method, target, _ = line.split(" ")
                 self.asked.append((method, target))
@@ -99,14 +101,18 @@ class FakeGraph:
                     break
                 if fields["authorization"] != f"Bearer {self.token}":
                     fault = error(401, "InvalidAuthenticationToken")
-                given = fault if isinstance(fault, tuple) else self._answer(method, target, body, fault)
+                given = (
+                    fault if isinstance(fault, tuple) else self._answer(method, target, body, fault)
+                )
                 if fault == "lost after":
                     break
                 status, value, more = given
                 octets = json.dumps(value).encode() if value else b""
                 named = "".join(f"{name}: {text}\r\n" for name, text in more.items())
                 head = f"HTTP/1.1 {status} x\r\n{named}content-length: {len(octets)}\r\n\r\n"
-                writer.write((head if status != 204 else "HTTP/1.1 204 x\r\n\r\n").encode() + octets)
+                writer.write(
+                    (head if status != 204 else "HTTP/1.1 204 x\r\n\r\n").encode() + octets
+                )
         writer.close()
 
     def _answer(self, method: str, target: str, body: bytes, fault: str) -> Answer:
