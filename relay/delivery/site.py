@@ -428,7 +428,7 @@ class Site:
         return outcome
 
     def _obey(self, outcome: Outcome) -> None:
-        """Use fewer connections, or none and postpone what waits: an entry, or the host, says so."""
+        """Use fewer connections, or none and postpone what waits, as an entry or the host says."""
         evidence = outcome.evidence
         entry = self.options.providers.entries.get(evidence.provider)
         now_s = self.clock.monotonic()

@@ -1,27 +1,55 @@
 """A session with Microsoft Graph, on which transactions follow each other.
 
-A transaction is a request for up to 500 recipients (`request`). The connection is HTTPS with a
-verified host name; in the clear it goes to a loopback address only. A connection that the host has
-closed between two requests is opened again.
+The connection is HTTPS with a verified host name; in the clear it goes to a loopback address only.
+One that the host has closed between two requests is opened again.
+
+A transaction is a request for up to RECIPIENTS_MAX recipients: a draft is made, then sent. The
+request is in the spool before its draft is posted, and the id of the draft before it is sent, so
+that the next attempt can ask what became of it. Nothing is made or sent while that is not known: a
+draft is sent again, or deleted, at the earliest SENT_US after an answer to /send was lost; what is
+seen nowhere is looked for until LOOKED_FOR_US have passed. Without `confirm`, sendMail is used, and
+a lost answer is Indeterminate. Graph v1.0: message: send, user: sendMail, list messages.
 """
 
+import asyncio
 import ssl
-from collections.abc import Callable
+from base64 import b64encode
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+from urllib.parse import quote
 
+import msgspec
+from msgspec import Struct
+from msgspec.structs import replace
+
+from relay.base.message.address import own_mailbox
+from relay.base.message.content import UnreadableError, read_all, size_of
 from relay.base.message.nexthop import HTTPS_PORT, HopKind
 from relay.base.message.outcome import (
     DeferralClass,
     Deferred,
     Failed,
+    Indeterminate,
+    Outcome,
     Peer,
+    Relayed,
     SessionEvidence,
     SessionFailure,
     SmtpStage,
+    classify_session_failure,
 )
-from relay.delivery.graph.request import RECIPIENTS_MAX, GraphTransaction
+from relay.delivery.graph.outcomes import TAKEN, is_refused, outcome_of, pause_s, reply_of
 from relay.delivery.host_selection import HostSession
 from relay.delivery.http_connection import HttpAnswer, HttpConnection, HttpError, Proxy, open_http
-from relay.delivery.smtp.connect import ConnectError, GetToken, Target, TokenError, reason
+from relay.delivery.smtp.client_protocol import SmtpProtocolError
+from relay.delivery.smtp.connect import (
+    ConnectError,
+    GetToken,
+    GraphOptions,
+    Target,
+    TokenError,
+    reason,
+)
 from relay.delivery.smtp.connection import BeforeDot, OnReplies, Timeouts
 from relay.delivery.smtp.tls import certificate_matches, certificate_names, verifying_context
 from relay.delivery.smtp.transaction import (
@@ -30,10 +58,32 @@ from relay.delivery.smtp.transaction import (
     TransactionResult,
     wrong_address,
 )
+from relay.formats.graph_copy import graph_copy, sole_message_id
+from relay.store.spool.types import GraphRequest
 
-_UNAUTHORIZED = 401
+RECIPIENTS_MAX = 500  # of a message, in Exchange Online
+SENT_US = 120_000_000
+LOOKED_FOR_US = 600_000_000
 _ANSWER_BYTES_MAX = 1024 * 1024
 _ANSWER_BYTES_PER_OCTET = 6  # a draft is answered with its text, in JSON
+_LEFT_OUT_MAX = 50  # of an attempt, for the journey
+_UNAUTHORIZED, _NOT_FOUND = 401, 404
+_TOO_LARGE = (200, 413)
+_DELETED = "deleteditems"
+_FOLDERS = ("drafts", "sentitems", _DELETED)  # never the Inbox: a copy may come there by SMTP
+_ADVICE = "correct the certificate, or name its CA in the route's ca"
+
+
+class _Item(Struct, rename="camel"):
+    id: str
+    is_draft: bool = True
+
+
+class _Items(Struct):
+    value: list[_Item]
+
+
+_S = TypeVar("_S", _Item, _Items)
 
 
 async def open_graph(
@@ -45,13 +95,23 @@ async def open_graph(
     real_s: Callable[[], float],
 ) -> HostSession:
     """Get a token and connect to `target`. Raises ConnectError."""
-    host = _GraphHost(target, get_token, proxy, timeouts, real_s)
-    await host.renew_token()
-    return GraphConnection(host, *await host.connect())
+    session = GraphConnection(target, get_token, proxy, timeouts, real_s)
+    await session.renew_token()
+    await session.connect()
+    return session
 
 
-class _GraphHost:
-    """The host of a session: it opens connections, and gets tokens."""
+def too_large(size: int, options: GraphOptions) -> str:
+    """Return why a content of so many octets is not sent, "" if it can be."""
+    if size <= options.mime_max:
+        return ""
+    return f"the message has {size} bytes, the route sends at most {options.mime_max} (mime_max)"
+
+
+class GraphConnection:
+    """A HostSession with Microsoft Graph."""
+
+    is_worn = False
 
     def __init__(
         self,
@@ -61,102 +121,86 @@ class _GraphHost:
         timeouts: Timeouts,
         real_s: Callable[[], float],
     ) -> None:
-        self.target, self.timeouts = target, timeouts
-        self.token = ""
-        self._get_token, self._real_s = get_token, real_s
-        self._proxy = None if target.stays_here else proxy
-        evidence = SessionEvidence("none", target.tls.level)
-        self._peer = Peer(target.host, address=str(target), session=evidence)
-
-    async def renew_token(self) -> None:
-        """Get another token than the one so far, which was refused. Raises ConnectError."""
-        login = self.target.login
-        assert login is not None  # a route to Graph has one
-        try:
-            self.token = await self._get_token(login, HopKind.GRAPH, self.token)
-            if not (self.token.isascii() and self.token.isprintable()):
-                raise TokenError("the token server gave what is no token")  # noqa: TRY301
-        except TokenError as error:
-            evidence = self._peer.evidence("4.7.8", str(error))
-            raise ConnectError(Deferred(evidence, DeferralClass.AUTH), SmtpStage.AUTH) from None
-
-    async def connect(self) -> tuple[HttpConnection, Peer]:
-        """Connect, and check whose certificate it is. Raises ConnectError."""
-        target, port, began_s = self.target, f":{self.target.port}", self._real_s()
-        context = self._context()
-        name = f"[{target.host}]" if ":" in target.host else target.host
-        try:
-            http = await open_http(
-                self._proxy.host if self._proxy is not None else target.address,
-                target.port,
-                authority=name if target.port == HTTPS_PORT else name + port,
-                host=target.host,
-                context=context,
-                proxy=self._proxy,
-                timeout_s=self.timeouts.connect_s,
-            )
-        except HttpError as error:
-            if error.untrusted:
-                advice = "correct the certificate, or name its CA in the route's ca"
-                raise self._no_tls(f"{error}; {advice}") from None
-            failure = SessionFailure.TIMEOUT if error.timed_out else SessionFailure.LOST
-            raise ConnectError.broken(
-                SmtpStage.CONNECT, failure, str(error), peer=self._peer
-            ) from None
-        verified = "none" if http.tls is None else "name"
-        if http.tls is not None:
-            self._check_certificate(http, http.tls)
-        connect_ms = round(1000 * (self._real_s() - began_s), 1)
-        return http, Peer(
+        assert target.login is not None  # a route to Graph has both
+        assert target.graph is not None
+        self.login, self.options = target.login, target.graph
+        self.peer = Peer(
             target.host,
-            tls=(http.tls.version() if http.tls else None) or "",
             address=str(target),
-            cipher=((http.tls.cipher() if http.tls else None) or ("",))[0],
-            session=SessionEvidence(verified, target.tls.level, connect_ms),
+            session=SessionEvidence("none", target.tls.level),
         )
-
-    def _context(self) -> ssl.SSLContext | None:
-        tls = self.target.tls
-        if tls.level == "verify":
-            try:
-                return verifying_context(tls.ca, tls.ca_digest)
-            except OSError as error:
-                is_read = isinstance(error, ssl.SSLError)
-                why = "it holds no certificates" if is_read else reason(error)
-                raise self._no_tls(f"the CA file {tls.ca} cannot be used: {why}") from None
-        if not self.target.stays_here:
-            raise self._no_tls(f"{self.target}: a token is not sent without TLS")
-        return None
-
-    def _check_certificate(self, http: HttpConnection, tls: ssl.SSLObject) -> None:
-        certificate = tls.getpeercert() or {}
-        if not certificate_matches(certificate, self.target.host):
-            http.close()
-            text = f"the certificate is for {certificate_names(certificate)}"
-            raise self._no_tls(f"{self.target}: {text}, not {self.target.host}")
-
-    def _no_tls(self, text: str) -> ConnectError:
-        outcome = Deferred(self._peer.evidence("4.7.5", text), DeferralClass.TLS)
-        return ConnectError(outcome, SmtpStage.STARTTLS)
-
-
-class GraphConnection:
-    """A HostSession with Microsoft Graph."""
-
-    is_worn = False
-
-    def __init__(self, host: _GraphHost, http: HttpConnection, peer: Peer) -> None:
-        self.peer = peer
         self.transactions = 0
-        # the octets stay as they are
         self.extensions = Extensions(eight_bit=True, smtputf8=True, recipients_max=RECIPIENTS_MAX)
-        self._host, self._http = host, http
+        self._target, self._get_token, self._timeouts = target, get_token, timeouts
+        self._proxy = None if target.stays_here else proxy
+        self._real_s = real_s
+        self._token = ""
+        self._http: HttpConnection | None = None
         self._busy = False
 
     @property
     def is_open(self) -> bool:
         """Whether it can take a transaction. False once the host has closed it."""
-        return self._http.is_open and not self._busy
+        return self._http is not None and self._http.is_open and not self._busy
+
+    async def renew_token(self) -> None:
+        """Get another token than the one so far, which was refused. Raises ConnectError."""
+        try:
+            self._token = await self._get_token(self.login, HopKind.GRAPH, self._token)
+            if not (self._token.isascii() and self._token.isprintable()):
+                raise TokenError("the token server gave what is no token")  # noqa: TRY301
+        except TokenError as error:
+            outcome = Deferred(self.peer.evidence("4.7.8", str(error)), DeferralClass.AUTH)
+            raise ConnectError(outcome, SmtpStage.AUTH) from None
+
+    async def connect(self) -> None:
+        """Connect, and check whose certificate it is. Raises ConnectError."""
+        target, began_s = self._target, self._real_s()
+        host = f"[{target.host}]" if ":" in target.host else target.host
+        try:
+            http = await open_http(
+                self._proxy.host if self._proxy is not None else target.address,
+                target.port,
+                authority=host if target.port == HTTPS_PORT else f"{host}:{target.port}",
+                host=target.host,
+                context=self._context(),
+                proxy=self._proxy,
+                timeout_s=self._timeouts.connect_s,
+            )
+        except HttpError as error:
+            if error.untrusted:
+                raise self._no_tls(f"{error}; {_ADVICE}") from None
+            failure = SessionFailure.TIMEOUT if error.timed_out else SessionFailure.LOST
+            stage = SmtpStage.CONNECT
+            raise ConnectError.broken(stage, failure, str(error), peer=self.peer) from None
+        self._http = http
+        evidence = SessionEvidence(level=target.tls.level)
+        if http.tls is not None:
+            certificate = http.tls.getpeercert() or {}
+            if not certificate_matches(certificate, target.host):
+                http.close()
+                names = certificate_names(certificate)
+                raise self._no_tls(f"{target}: the certificate is for {names}, not {target.host}")
+            cipher, *_ = http.tls.cipher() or ("",)
+            self.peer = replace(self.peer, tls=http.tls.version() or "", cipher=cipher)
+            evidence = replace(evidence, verified="name")
+        evidence = replace(evidence, connect_ms=round(1000 * (self._real_s() - began_s), 1))
+        self.peer = replace(self.peer, session=evidence)
+
+    def _context(self) -> ssl.SSLContext | None:
+        tls = self._target.tls
+        if tls.level != "verify":
+            if not self._target.stays_here:
+                raise self._no_tls(f"{self._target}: a token is not sent without TLS")
+            return None
+        try:
+            return verifying_context(tls.ca, tls.ca_digest)
+        except OSError as error:
+            raise self._no_tls(f"the CA file {tls.ca} cannot be used: {reason(error)}") from None
+
+    def _no_tls(self, text: str) -> ConnectError:
+        outcome = Deferred(self.peer.evidence("4.7.5", text), DeferralClass.TLS)
+        return ConnectError(outcome, SmtpStage.STARTTLS)
 
     async def transact(
         self,
@@ -169,56 +213,45 @@ class GraphConnection:
         `before_dot` is awaited before each request that makes or sends something.
         """
         assert not self._busy, "one transaction at a time"
-        target, everyone = self._host.target, range(len(transaction.recipients))
-        assert target.graph is not None
-        assert target.login is not None
+        everyone = range(len(transaction.recipients))
         if wrong := wrong_address(transaction, self.extensions):
-            evidence = self.peer.evidence(wrong.status, f"{wrong.status} {wrong.text}")
-            return TransactionResult(dict.fromkeys(everyone, Failed(evidence)), reusable=True)
-        work = GraphTransaction(
-            transaction,
-            target.graph,
-            mailbox=target.login.user,
-            peer=self.peer,
-            ask=self._ask,
-            before_post=before_dot,
-        )
+            failed = Failed(self.peer.evidence(wrong.status, f"{wrong.status} {wrong.text}"))
+            return TransactionResult(dict.fromkeys(everyone, failed), reusable=True)
         self._busy = True
         try:
-            outcomes = await work.run()
+            outcomes = await _GraphTransaction(self, transaction, before_dot).run()
         finally:
             self._busy = False
         self.transactions += 1
         again = tuple(index for index in everyone if index not in outcomes)
         return TransactionResult(outcomes, again, reusable=self.is_open)
 
-    async def _ask(
+    async def request(
         self, method: str, path: str, body: bytes = b"", *, before_post: BeforeDot | None = None
     ) -> HttpAnswer:
         """Make one request; with another token if this one is refused. Raises HttpError,
-        ConnectError, and what `before_post` raises.
+        ConnectError (nothing was written), and what `before_post` raises.
         """
-        host, size = self._host, len(body)
         for is_last in (False, True):
-            if not self._http.is_open:
-                self._http.close()
-                self._http, _ = await host.connect()
-            if before_post is not None:
+            if self._http is None or not self._http.is_open:
+                self.close()
+                await self.connect()
+            assert self._http is not None
+            if method == "POST" and before_post is not None:
                 await before_post()
-            fields = [("Authorization", f"Bearer {host.token}"), ("Prefer", 'IdType="ImmutableId"')]
-            if body:
-                fields.append(("Content-Type", "text/plain"))
+            kind = [("Content-Type", "text/plain")] if body else []
+            bearer = ("Authorization", f"Bearer {self._token}")
             answer = await self._http.request(
                 method,
                 f"/v1.0/users/{path}",
-                fields=fields,
+                fields=[bearer, ("Prefer", 'IdType="ImmutableId"'), *kind],
                 body=body,
-                timeout_s=host.timeouts.command_s if method == "GET" else host.timeouts.dot_s,
-                answer_bytes_max=_ANSWER_BYTES_MAX + _ANSWER_BYTES_PER_OCTET * size,
+                timeout_s=self._timeouts.dot_s if method == "POST" else self._timeouts.command_s,
+                answer_bytes_max=_ANSWER_BYTES_MAX + _ANSWER_BYTES_PER_OCTET * len(body),
             )
             if answer.status != _UNAUTHORIZED or is_last:
                 break
-            await host.renew_token()
+            await self.renew_token()
         return answer
 
     async def quit(self) -> None:
@@ -227,4 +260,238 @@ class GraphConnection:
 
     def close(self) -> None:
         """Close it at once."""
-        self._http.close()
+        if self._http is not None:
+            self._http.close()
+
+
+class _GraphTransaction:
+    """One transaction."""
+
+    def __init__(
+        self, session: GraphConnection, transaction: Transaction, before_post: BeforeDot | None
+    ) -> None:
+        assert transaction.graph is not None
+        self._session, self._transaction = session, transaction
+        self._requests, self._before_post = transaction.graph, before_post
+        ended = self._requests.ended
+        self._open = [one for one in self._requests.requests if one.message_id not in ended]
+        self._left_out: tuple[str, ...] = ()
+
+    async def run(self) -> dict[int, Outcome]:
+        """Ask what became of earlier requests, then make one for recipients that are in none.
+        Return the outcomes by the index of the recipient. Raises SpoolError.
+        """
+        numbers, outcomes = self._requests.recipients, dict[int, Outcome]()
+        try:
+            for request in tuple(self._open):
+                live = [number for number in request.recipients if number in numbers]
+                if live and (outcome := await self._resume(request, live)):
+                    outcomes |= dict.fromkeys(live, outcome)
+            if part := [number for number in numbers if number not in outcomes][:RECIPIENTS_MAX]:
+                outcomes |= dict.fromkeys(part, await self._begin(part))
+        except (ConnectError, HttpError, SmtpProtocolError, UnreadableError) as error:
+            failed = self._of_error(error)
+            outcomes |= {number: failed for number in numbers if number not in outcomes}
+        done = {number for number, one in outcomes.items() if isinstance(one, Relayed | Failed)}
+        self._requests.ended |= {
+            one.message_id for one in self._open if done.issuperset(one.recipients)
+        }
+        return {at: outcomes[number] for at, number in enumerate(numbers) if number in outcomes}
+
+    def _of_error(self, error: Exception) -> Outcome:
+        """Return the outcome of all who have none, since the host cannot be used now."""
+        match error:
+            case ConnectError():
+                return error.outcome
+            case SmtpProtocolError():
+                peer, stage = self._session.peer, SmtpStage.DATA
+                return classify_session_failure(stage, error.trouble, error.text, peer=peer)
+            case UnreadableError():
+                text = f"451 4.3.0 the message cannot be read: {error}"  # RFC 3463 3.4
+                return self._deferred(text, DeferralClass.CONTENT, status="4.3.0")
+        return self._deferred(str(error), DeferralClass.CONNECT)
+
+    # -- requests of earlier attempts
+    async def _resume(self, request: GraphRequest, numbers: Sequence[int]) -> Outcome | None:
+        """Return the outcome for these recipients of a request; None if they need another one."""
+        message, now_us = await self._look(request), self._requests.now_us()
+        if message is None:
+            if now_us < max(request.posted_us, request.sent_us) + LOOKED_FOR_US:
+                return self._deferred("the message is looked for in Drafts and Sent Items")
+            await self._note(without=request)
+            if not request.sent_us:
+                return None
+            text = "no answer to /send, and it is neither in Drafts nor in Sent or Deleted Items"
+            return Indeterminate(self._session.peer.evidence("4.4.2", text), unanswered=True)
+        if not message.is_draft:
+            return self._relayed("HTTP 200: it is no draft any more, so it was sent")
+        if request.sent_us and now_us < request.sent_us + SENT_US:
+            return self._deferred("its draft is there, and may still be sent")
+        if set(numbers) == set(request.recipients):
+            return await self._send(request, message.id)
+        await self._delete(request, message.id)
+        self._open.remove(request)
+        return None
+
+    async def _look(self, request: GraphRequest) -> _Item | None:
+        """Return the message of a request, the sent one if there are several."""
+        fields = "$select=id,isDraft"
+        if request.draft:
+            answer = await self._ask("GET", request, f"{_path(request.draft)}?{fields}")
+            if answer.status != _NOT_FOUND:
+                return self._read(answer, _Item)
+        items: list[_Item] = []
+        text = quote(request.message_id.replace("'", "''"), safe="")
+        query = f"$filter=internetMessageId%20eq%20'{text}'&{fields}"
+        for folder in _FOLDERS:
+            answer = await self._ask("GET", request, f"mailFolders/{folder}/messages?{query}")
+            # What came by SMTP may have been deleted; what was not to be sent, was not.
+            may_be_sent = folder != _DELETED or request.sent_us
+            listed = self._read(answer, _Items).value
+            items += [item for item in listed if item.is_draft or may_be_sent]
+        return min(items, key=lambda item: item.is_draft, default=None)
+
+    # -- drafts
+    async def _begin(self, numbers: Sequence[int]) -> Outcome:
+        """Make a request for these recipients."""
+        content, requests, session = self._transaction.content, self._requests, self._session
+        if text := too_large(size_of(content), session.options):
+            return Failed(session.peer.evidence("5.3.4", f"5.3.4 {text}"))
+        request = GraphRequest(session.login.user, "", tuple(numbers), 0)
+        if not session.options.confirm:
+            return await self._send_at_once(request)
+        message_id = await requests.message_id(sole_message_id(content))
+        request = replace(request, message_id=message_id)
+        body = await self._body(request)
+        await self._permitted()
+        request = replace(request, posted_us=requests.now_us())
+        await self._note(request, new=True)
+        try:
+            answer = await self._ask("POST", request, "messages", body)
+        except (ConnectError, HttpError) as error:
+            if not isinstance(error, HttpError) or not error.may_have_arrived:
+                await self._note(without=request)
+            raise
+        if answer.status in TAKEN:
+            return await self._send(request, self._read(answer, _Item).id)
+        if is_refused(answer) or answer.status in _TOO_LARGE:
+            await self._note(without=request)
+        return self._failed(answer)
+
+    async def _send(self, request: GraphRequest, draft: str) -> Outcome:
+        """Send a draft."""
+        await self._permitted()
+        sent = replace(request, draft=draft, sent_us=self._requests.now_us())
+        await self._note(sent, without=request)
+        answer = await self._ask("POST", request, f"{_path(draft)}/send")
+        if answer.status in TAKEN:
+            return self._relayed(reply_of(answer))
+        outcome = outcome_of(answer, self._session.peer)
+        if is_refused(answer) and isinstance(outcome, Failed):
+            await self._delete(request, draft)
+        elif is_refused(answer):
+            await self._note(replace(sent, sent_us=0), without=sent)
+        elif answer.status // 100 != 5:
+            message = await self._look(sent)
+            if message is not None and not message.is_draft:
+                return self._relayed(reply_of(answer))
+            return self._deferred(f"{reply_of(answer)}; it is looked for")
+        return self._failed(answer)
+
+    async def _delete(self, request: GraphRequest, draft: str) -> None:
+        answer = await self._ask("DELETE", request, _path(draft))
+        if answer.status // 100 != 2 and answer.status != _NOT_FOUND:
+            raise self._trouble(answer)
+
+    # -- without drafts
+    async def _send_at_once(self, request: GraphRequest) -> Outcome:
+        """Send the message by sendMail."""
+        body = await self._body(request)
+        try:
+            answer = await self._ask("POST", request, "sendMail", body)
+        except HttpError as error:
+            if not error.may_have_arrived:
+                raise
+            evidence = self._session.peer.evidence("4.4.2", str(error))
+            return Indeterminate(evidence, unanswered=True)
+        if answer.status in TAKEN:
+            return self._relayed(reply_of(answer))
+        if answer.status // 100 == 5 and not pause_s(answer):
+            outcome = outcome_of(answer, self._session.peer)
+            return Indeterminate(outcome.evidence, unanswered=True)
+        return self._failed(answer)
+
+    # -- what all of them use
+    async def _body(self, request: GraphRequest) -> bytes:
+        """Return the base64 of the copy for a request. Raises UnreadableError."""
+        content, recipients = self._transaction.content, self._transaction.recipients
+        pairs = zip(self._requests.recipients, recipients, strict=True)
+        addresses = [path.address for number, path in pairs if number in request.recipients]
+
+        def encoded() -> tuple[bytes, tuple[str, ...]]:
+            copy = graph_copy(content, addresses, message_id=request.message_id)
+            return b64encode(read_all(copy.content)), copy.left_out
+
+        body, left_out = await asyncio.to_thread(encoded)
+        others = {own_mailbox(path.address) for path in recipients}
+        strangers = [address for address in left_out if own_mailbox(address) not in others]
+        self._left_out = tuple(strangers[:_LEFT_OUT_MAX])
+        return body
+
+    async def _permitted(self) -> None:
+        """Wait until what earlier requests gave is recorded. Raises SmtpProtocolError."""
+        if self._before_post is not None:
+            await self._before_post()
+
+    async def _ask(
+        self, method: str, request: GraphRequest, path: str, body: bytes = b""
+    ) -> HttpAnswer:
+        """Make a request in the mailbox of this one."""
+        path = f"{quote(request.mailbox, safe='')}/{path}"
+        return await self._session.request(method, path, body, before_post=self._before_post)
+
+    def _read(self, answer: HttpAnswer, kind: type[_S]) -> _S:
+        """Return what an answer has. Raises ConnectError, HttpError."""
+        if answer.status not in (200, 201):
+            raise self._trouble(answer)
+        try:
+            return msgspec.json.decode(answer.body, type=kind)
+        except (msgspec.MsgspecError, UnicodeDecodeError):
+            raise HttpError(f"{reply_of(answer)}: not the JSON of Microsoft Graph") from None
+
+    async def _note(
+        self,
+        request: GraphRequest | None = None,
+        *,
+        without: GraphRequest | None = None,
+        new: bool = False,
+    ) -> None:
+        """Make a request durable, in place of another one."""
+        self._open = [one for one in (*self._open, request) if one is not None and one != without]
+        await self._requests.note(self._open, new=new)
+
+    def _failed(self, answer: HttpAnswer) -> Failed:
+        """Return the outcome of a message. Raises ConnectError if that is of no message."""
+        outcome = outcome_of(answer, self._session.peer)
+        if isinstance(outcome, Failed):
+            return Failed(replace(outcome.evidence, left_out=self._left_out))
+        raise ConnectError(outcome, SmtpStage.DATA)
+
+    def _trouble(self, answer: HttpAnswer) -> ConnectError:
+        """Return the error for an answer to what is neither content nor /send."""
+        outcome = outcome_of(answer, self._session.peer)
+        kind = outcome.kind if isinstance(outcome, Deferred) else DeferralClass.SITE
+        return ConnectError(Deferred(outcome.evidence, kind), SmtpStage.DATA)
+
+    def _relayed(self, reply: str) -> Relayed:
+        evidence = self._session.peer.evidence("2.0.0", reply, remote=True)
+        return Relayed(replace(evidence, left_out=self._left_out))
+
+    def _deferred(
+        self, text: str, kind: DeferralClass = DeferralClass.SITE, *, status: str = "4.4.2"
+    ) -> Deferred:
+        return Deferred(self._session.peer.evidence(status, text), kind)
+
+
+def _path(draft: str) -> str:
+    return f"messages/{quote(draft, safe='')}"

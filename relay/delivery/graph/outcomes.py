@@ -1,8 +1,8 @@
 """The table from answers of Microsoft Graph to outcomes.
 
-Only 201 and 202 mean that a message was taken. What the operator has to mend is deferred with the
-class auth, so that no mail is lost because of it. An answer that is not in the table is deferred.
-The codes are in learn.microsoft.com/graph/errors and in the reports of users.
+Only 201 and 202 mean that a message was taken. What the operator has to correct is deferred with
+the class auth, so that no mail is lost because of it. An answer that is not in the table is
+deferred. The codes are in learn.microsoft.com/graph/errors and in the reports of users.
 """
 
 from collections.abc import Mapping
@@ -12,7 +12,7 @@ import msgspec
 from msgspec import Struct
 from msgspec.structs import replace
 
-from relay.base.message.outcome import DeferralClass, Deferred, Evidence, Failed, Peer
+from relay.base.message.outcome import DeferralClass, Deferred, Failed, Peer
 from relay.base.phrases import printable
 from relay.delivery.http_connection import HttpAnswer
 
@@ -21,7 +21,6 @@ PAUSE_S_MAX = 3600.0
 _MESSAGE_CHARACTERS_MAX = 300
 _CODE_CHARACTERS_MAX = 80
 _UNSURE = frozenset((404, 408))  # a gateway, or a copy that is not there yet, may answer so
-_TOO_LARGE = frozenset((200, 413))
 _GRANT = "grant Mail.ReadWrite and Mail.Send for this mailbox, or set confirm = false in the route"
 _USER = "the user of the route's auth is no mailbox of Exchange Online"
 
@@ -78,20 +77,10 @@ def outcome_of(answer: HttpAnswer, peer: Peer) -> Deferred | Failed:
     return Failed(evidence) if row.kind is None else Deferred(evidence, row.kind)
 
 
-def taken(answer: HttpAnswer, peer: Peer) -> Evidence:
-    """Return the evidence of a message that was taken (RFC 3463 3.1)."""
-    return peer.evidence("2.0.0", reply_of(answer), remote=True)
-
-
 def is_refused(answer: HttpAnswer) -> bool:
     """Return whether an answer proves that the request had no effect."""
     status, has_code = answer.status, bool(_error_of(answer).code)
     return status == 429 or (400 <= status < 500 and status not in _UNSURE and has_code)
-
-
-def is_too_large(answer: HttpAnswer) -> bool:
-    """Return whether an answer to a content says that there is too much of it."""
-    return answer.status in _TOO_LARGE
 
 
 def reply_of(answer: HttpAnswer) -> str:
