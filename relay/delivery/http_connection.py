@@ -23,7 +23,7 @@ _WRITE_BYTES = 64 * 1024
 
 class HttpError(Exception):
     """There is no answer. `may_have_arrived`: the request, or a part of it, was written.
-    `timed_out`: the time was over; `untrusted`: because of the certificate.
+    `timed_out`: the time was over; `untrusted`: because of the certificate, or of TLS.
     """
 
     def __init__(
@@ -205,7 +205,7 @@ async def open_http(
         raise HttpError(
             text,
             timed_out=isinstance(error, TimeoutError),
-            untrusted=isinstance(error, ssl.SSLCertVerificationError),
+            untrusted=isinstance(error, ssl.SSLError),
         ) from None
     except BaseException:
         if writer is not None:

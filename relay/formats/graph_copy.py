@@ -51,7 +51,7 @@ def graph_copy(content: Content, recipients: Sequence[str], *, message_id: str =
     header = header.remove(_RESENT)
     charset = body_charset(header)
     for name in _FIELDS:
-        people, is_same = _people(header, name, waiting, charset)
+        people, is_same = _people(header, name, waiting, charset=charset)
         if name == _FIELDS[-1] and waiting:
             people += [EmailAddress(address) for address in waiting.values()]
             is_same = False
@@ -95,7 +95,7 @@ def _entries(header: Header, name: str) -> list[Entry]:
 
 
 def _people(
-    header: Header, name: str, waiting: dict[str, str], charset: str
+    header: Header, name: str, waiting: dict[str, str], *, charset: str
 ) -> tuple[list[EmailAddress], bool]:
     """Return who of those that wait for a field is in this one, and take them out; and whether the
     field needs no change.

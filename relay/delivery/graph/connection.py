@@ -15,6 +15,7 @@ import asyncio
 import ssl
 from base64 import b64encode
 from collections.abc import Callable, Sequence
+from dataclasses import KW_ONLY, dataclass
 from typing import TypeVar
 from urllib.parse import quote
 
@@ -95,7 +96,7 @@ async def open_graph(
     real_s: Callable[[], float],
 ) -> HostSession:
     """Get a token and connect to `target`. Raises ConnectError."""
-    session = GraphConnection(target, get_token, proxy, timeouts, real_s)
+    session = GraphConnection(target, get_token, proxy, timeouts=timeouts, real_s=real_s)
     await session.renew_token()
     await session.connect()
     return session
@@ -108,32 +109,31 @@ def too_large(size: int, options: GraphOptions) -> str:
     return f"the message has {size} bytes, the route sends at most {options.mime_max} (mime_max)"
 
 
+async def _permitted() -> None:
+    """Permit a request: nothing is to be awaited before."""
+
+
+@dataclass(eq=False)
 class GraphConnection:
     """A HostSession with Microsoft Graph."""
 
-    is_worn = False
+    target: Target
+    get_token: GetToken
+    proxy: Proxy | None
+    _: KW_ONLY
+    timeouts: Timeouts
+    real_s: Callable[[], float]  # measures how long connecting takes
+    transactions: int = 0
+    is_worn: bool = False
 
-    def __init__(
-        self,
-        target: Target,
-        get_token: GetToken,
-        proxy: Proxy | None,
-        timeouts: Timeouts,
-        real_s: Callable[[], float],
-    ) -> None:
+    def __post_init__(self) -> None:
+        target = self.target
         assert target.login is not None  # a route to Graph has both
         assert target.graph is not None
         self.login, self.options = target.login, target.graph
-        self.peer = Peer(
-            target.host,
-            address=str(target),
-            session=SessionEvidence("none", target.tls.level),
-        )
-        self.transactions = 0
+        evidence = SessionEvidence(level=target.tls.level)
+        self.peer = Peer(target.host, address=str(target), session=evidence)
         self.extensions = Extensions(eight_bit=True, smtputf8=True, recipients_max=RECIPIENTS_MAX)
-        self._target, self._get_token, self._timeouts = target, get_token, timeouts
-        self._proxy = None if target.stays_here else proxy
-        self._real_s = real_s
         self._token = ""
         self._http: HttpConnection | None = None
         self._busy = False
@@ -146,7 +146,7 @@ class GraphConnection:
     async def renew_token(self) -> None:
         """Get another token than the one so far, which was refused. Raises ConnectError."""
         try:
-            self._token = await self._get_token(self.login, HopKind.GRAPH, self._token)
+            self._token = await self.get_token(self.login, HopKind.GRAPH, self._token)
             if not (self._token.isascii() and self._token.isprintable()):
                 raise TokenError("the token server gave what is no token")  # noqa: TRY301
         except TokenError as error:
@@ -155,17 +155,18 @@ class GraphConnection:
 
     async def connect(self) -> None:
         """Connect, and check whose certificate it is. Raises ConnectError."""
-        target, began_s = self._target, self._real_s()
+        target, began_s = self.target, self.real_s()
+        proxy = None if target.stays_here else self.proxy
         host = f"[{target.host}]" if ":" in target.host else target.host
         try:
             http = await open_http(
-                self._proxy.host if self._proxy is not None else target.address,
+                proxy.host if proxy is not None else target.address,
                 target.port,
                 authority=host if target.port == HTTPS_PORT else f"{host}:{target.port}",
                 host=target.host,
                 context=self._context(),
-                proxy=self._proxy,
-                timeout_s=self._timeouts.connect_s,
+                proxy=proxy,
+                timeout_s=self.timeouts.connect_s,
             )
         except HttpError as error:
             if error.untrusted:
@@ -184,14 +185,14 @@ class GraphConnection:
             cipher, *_ = http.tls.cipher() or ("",)
             self.peer = replace(self.peer, tls=http.tls.version() or "", cipher=cipher)
             evidence = replace(evidence, verified="name")
-        evidence = replace(evidence, connect_ms=round(1000 * (self._real_s() - began_s), 1))
+        evidence = replace(evidence, connect_ms=round(1000 * (self.real_s() - began_s), 1))
         self.peer = replace(self.peer, session=evidence)
 
     def _context(self) -> ssl.SSLContext | None:
-        tls = self._target.tls
+        tls = self.target.tls
         if tls.level != "verify":
-            if not self._target.stays_here:
-                raise self._no_tls(f"{self._target}: a token is not sent without TLS")
+            if not self.target.stays_here:
+                raise self._no_tls(f"{self.target}: a token is not sent without TLS")
             return None
         try:
             return verifying_context(tls.ca, tls.ca_digest)
@@ -219,7 +220,7 @@ class GraphConnection:
             return TransactionResult(dict.fromkeys(everyone, failed), reusable=True)
         self._busy = True
         try:
-            outcomes = await _GraphTransaction(self, transaction, before_dot).run()
+            outcomes = await _GraphTransaction(self, transaction, before_dot or _permitted).run()
         finally:
             self._busy = False
         self.transactions += 1
@@ -227,7 +228,7 @@ class GraphConnection:
         return TransactionResult(outcomes, again, reusable=self.is_open)
 
     async def request(
-        self, method: str, path: str, body: bytes = b"", *, before_post: BeforeDot | None = None
+        self, method: str, path: str, body: bytes, *, before_post: BeforeDot
     ) -> HttpAnswer:
         """Make one request; with another token if this one is refused. Raises HttpError,
         ConnectError (nothing was written), and what `before_post` raises.
@@ -237,7 +238,7 @@ class GraphConnection:
                 self.close()
                 await self.connect()
             assert self._http is not None
-            if method == "POST" and before_post is not None:
+            if method == "POST":
                 await before_post()
             kind = [("Content-Type", "text/plain")] if body else []
             bearer = ("Authorization", f"Bearer {self._token}")
@@ -246,7 +247,7 @@ class GraphConnection:
                 f"/v1.0/users/{path}",
                 fields=[bearer, ("Prefer", 'IdType="ImmutableId"'), *kind],
                 body=body,
-                timeout_s=self._timeouts.dot_s if method == "POST" else self._timeouts.command_s,
+                timeout_s=self.timeouts.dot_s if method == "POST" else self.timeouts.command_s,
                 answer_bytes_max=_ANSWER_BYTES_MAX + _ANSWER_BYTES_PER_OCTET * len(body),
             )
             if answer.status != _UNAUTHORIZED or is_last:
@@ -268,7 +269,7 @@ class _GraphTransaction:
     """One transaction."""
 
     def __init__(
-        self, session: GraphConnection, transaction: Transaction, before_post: BeforeDot | None
+        self, session: GraphConnection, transaction: Transaction, before_post: BeforeDot
     ) -> None:
         assert transaction.graph is not None
         self._session, self._transaction = session, transaction
@@ -363,11 +364,11 @@ class _GraphTransaction:
         message_id = await requests.message_id(sole_message_id(content))
         request = replace(request, message_id=message_id)
         body = await self._body(request)
-        await self._permitted()
+        await self._before_post()
         request = replace(request, posted_us=requests.now_us())
         await self._note(request, new=True)
         try:
-            answer = await self._ask("POST", request, "messages", body)
+            answer = await self._ask("POST", request, "messages", body=body)
         except (ConnectError, HttpError) as error:
             if not isinstance(error, HttpError) or not error.may_have_arrived:
                 await self._note(without=request)
@@ -380,7 +381,7 @@ class _GraphTransaction:
 
     async def _send(self, request: GraphRequest, draft: str) -> Outcome:
         """Send a draft."""
-        await self._permitted()
+        await self._before_post()
         sent = replace(request, draft=draft, sent_us=self._requests.now_us())
         await self._note(sent, without=request)
         answer = await self._ask("POST", request, f"{_path(draft)}/send")
@@ -408,7 +409,7 @@ class _GraphTransaction:
         """Send the message by sendMail."""
         body = await self._body(request)
         try:
-            answer = await self._ask("POST", request, "sendMail", body)
+            answer = await self._ask("POST", request, "sendMail", body=body)
         except HttpError as error:
             if not error.may_have_arrived:
                 raise
@@ -438,13 +439,8 @@ class _GraphTransaction:
         self._left_out = tuple(strangers[:_LEFT_OUT_MAX])
         return body
 
-    async def _permitted(self) -> None:
-        """Wait until what earlier requests gave is recorded. Raises SmtpProtocolError."""
-        if self._before_post is not None:
-            await self._before_post()
-
     async def _ask(
-        self, method: str, request: GraphRequest, path: str, body: bytes = b""
+        self, method: str, request: GraphRequest, path: str, *, body: bytes = b""
     ) -> HttpAnswer:
         """Make a request in the mailbox of this one."""
         path = f"{quote(request.mailbox, safe='')}/{path}"
@@ -466,7 +462,7 @@ class _GraphTransaction:
         without: GraphRequest | None = None,
         new: bool = False,
     ) -> None:
-        """Make a request durable, in place of another one."""
+        """Make a request durable, in place of another one. Raises SpoolError."""
         self._open = [one for one in (*self._open, request) if one is not None and one != without]
         await self._requests.note(self._open, new=new)
 
