@@ -6,6 +6,7 @@ transaction without a committed result, so a crash causes at most one second cop
 connection.
 
 - `smtp`: the SMTP client: connection, TLS and what verifies it (DANE), transaction, LMTP
+- `graph`: Microsoft Graph as a next hop: drafts, look-ups after lost answers, what its answers mean
 - `reports`: who gets a report, and its words in each language; read receipts, automatic replies
 - `scheduler`: the queue manager: gives claims to a site or to `local_delivery`
 - `queue_scanner`: which due entries are fetched from the spool, and when

@@ -117,14 +117,14 @@ async def _permitted() -> None:
 class GraphConnection:
     """A HostSession with Microsoft Graph."""
 
-    target: Target
-    get_token: GetToken
-    proxy: Proxy | None
+    target: Target  # has a login and GraphOptions
+    get_token: GetToken  # of the login
+    proxy: Proxy | None  # not for what stays on this machine
     _: KW_ONLY
-    timeouts: Timeouts
+    timeouts: Timeouts  # of connecting, of a look-up (command), of what makes or sends (dot)
     real_s: Callable[[], float]  # measures how long connecting takes
-    transactions: int = 0
-    is_worn: bool = False
+    transactions: int = 0  # that ended on it
+    is_worn: bool = False  # Graph counts requests, not sessions
 
     def __post_init__(self) -> None:
         target = self.target
