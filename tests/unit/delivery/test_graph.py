@@ -237,6 +237,7 @@ async def test_one_request_and_its_outcome(options, content, fault, expected) ->
         (outcome,), asked = await attempt(graph, claim, lambda *_: fault, **options)
         assert (type(outcome), outcome.evidence.status) == expected
         assert len(asked) <= 1
+        assert not claim.requests
         assert not graph.in_folder("drafts")
 
 
