@@ -173,8 +173,9 @@ def _tls_of(hop: NextHop | None, policy: TlsPolicy) -> TlsPolicy:
     """Return the policy for a next hop: what its scheme says prevails."""
     if hop is not None and hop.is_socket:
         return TlsPolicy("none")
-    is_implicit = hop is not None and hop.kind in (HopKind.SMTPS, HopKind.GRAPH)
-    return replace(policy, implicit=is_implicit and policy.level != "none")
+    kind = hop.kind if hop is not None else None
+    is_https = kind is HopKind.GRAPH and policy.level != "none"
+    return replace(policy, implicit=is_https or kind is HopKind.SMTPS)
 
 
 def _digest(file: Path | None) -> str:
