@@ -7,8 +7,9 @@ route. Any other claim is withdrawn and rerouted, as an operator does it, or its
 the routes now reject, and the others are due at once. What an operator or a rule has chosen stays,
 unless it is a route that is gone or leads elsewhere. Where a route logs in as the sender, that is
 the address in MAIL of this copy (SRS). Mail that Microsoft Graph may have taken stays where it is
-until that is known, and content that is too large for it goes to the fallback at once. No route holds again what was released, and
-what an operator holds as it comes is no matter of mail that waits.
+until that is known, and content that is too large for it goes to the fallback at once. No route
+holds again what was released, and what an operator holds as it comes is no matter of mail that
+waits.
 
 A fallback (Postfix: smtp_fallback_relay) is tried when an attempt has failed after the time of the
 route. If it does not answer either, each further attempt tries the first next hop before it.
