@@ -478,3 +478,69 @@ def test_where_nothing_may_leave_a_rule_captures():
     assert (
         made.examine_chosen("x@b.test", "route:hub", usual, reverse_path="s@x.test").next_hop == HUB
     )
+
+
+CLOUD = RouteAuth("printer@a.test", oauth="m365")
+GRAPH_ROUTES = [
+    Route("b.test", "graph://g.test:443", CLOUD, name="cloud"),
+    Route(
+        "*", "graph://g.test:443", RouteAuth("sender", oauth="m365"), sender="*@a.test", name="own"
+    ),
+    Route("b.test", "smtp://h.test:25", name="rest"),
+]
+GRAPH, OWN, REST = (
+    NextHop.parse(key)
+    for key in (
+        "graph://g.test:443 cloud",
+        "graph://g.test:443 own\tann+x@a.test",
+        "smtp://h.test:25 rest",
+    )
+)
+
+
+@each_row(
+    "address, way, sender, hop",
+    [
+        ("x@b.test", "", "s@c.test", GRAPH),
+        ("x@b.test", "", "", REST),  # the null reverse-path
+        ("x@c.test", "", "Ann+x@A.test", OWN),
+        ("x@c.test", "", "s@c.test", mx("c.test").next_hop),
+        ("x@c.test", "", "", mx("c.test").next_hop),
+        ("x@c.test", "route:cloud", "s@c.test", GRAPH),
+        ("x@c.test", "route:cloud", "", mx("c.test").next_hop),
+        ("x@b.test", "route:cloud", "", REST),
+        ("x@b.test", "route:own", "ann+x@a.test", OWN),
+        ("x@b.test", "route:own", "s@c.test", GRAPH),
+        ("postmaster", "route:cloud", "", None),
+    ],
+)
+def test_what_graph_gets_and_who_logs_in(address, way, sender, hop):
+    made = RouteTable(GRAPH_ROUTES, [], Accounts())
+    found = made.examine(address, sender)
+    if way:
+        found = made.examine_chosen(address, way, found, reverse_path=sender)
+        lookup = made.lookup_by_route(way.removeprefix("route:"))
+        there = lookup(address, sender)
+        is_sent = hop is not None and hop.route == way.removeprefix("route:")
+        assert (there and there.next_hop) == (hop if is_sent else None)
+    assert getattr(found, "next_hop", None) == hop
+
+
+def test_each_mailbox_has_its_login_until_its_route_changes():
+    made = RouteTable(GRAPH_ROUTES, [], Accounts())
+    options = made.options_for(OWN)
+    assert options.login == Credentials("ann+x@a.test", oauth="m365")
+    assert (options.connections_max, options.rate, options.mime_max) == (4, "30/60.0", 2_200_000)
+    assert made.options_for(GRAPH).login.user == "printer@a.test"
+    assert made.is_settled(OWN, chosen=True)
+    foreign = OWN._replace(mailbox="s@c.test")
+    for hop in (foreign, OWN._replace(mailbox=""), GRAPH._replace(mailbox="ann@a.test")):
+        assert not made.is_settled(hop, chosen=True), hop
+    assert made.options_for(OWN._replace(mailbox="")).login is None
+    fixed = [Route("*", "graph://g.test:443", CLOUD, sender="*@a.test", name="own")]
+    for routes in ([], fixed):
+        changes = RouteTable(GRAPH_ROUTES, [], Accounts()).use(RouteTable(routes, [], Accounts()))
+        assert changes.ends(options)
+        gone = RouteTable(routes, [], Accounts()).options_for(OWN)
+        assert (gone.login, bool(gone.mime_max)) == (None, True)
+    assert not made.use(RouteTable(GRAPH_ROUTES, [], Accounts())).ends(options)
