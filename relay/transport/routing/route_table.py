@@ -96,8 +96,8 @@ class HopOptions(Struct, frozen=True):
     share no connection. The limits apply in addition to those of [delivery].
     """
 
-    tls: TlsPolicy
-    login: Credentials | None = None
+    tls: TlsPolicy  # unless the domain or the message demands more
+    login: Credentials | None = None  # None: mail is sent without one
     connections_max: int | None = None  # None: that of [delivery]
     rate: str = ""  # COUNT/SECONDS; "": that of [delivery]
     source_address: str = ""  # "": the system chooses
@@ -270,7 +270,7 @@ class _TableRoute:
         return is_of_sender and self.may_take(reverse_path) and self.takes_recipient(address)
 
     def may_take(self, reverse_path: str) -> bool:
-        """Whether it can send mail with this reverse-path, whoever chooses it for that."""
+        """Whether it can send mail with this reverse-path, also if a rule chooses it."""
         if self.logs_in_as_sender:
             return sender_matches(self.sender, reverse_path)
         return bool(reverse_path) or not self.is_graph

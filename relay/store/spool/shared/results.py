@@ -186,7 +186,7 @@ def record_beside(
 
 
 def note_requests(
-    transaction: OpenTransaction, claim: Claim, requests: Sequence[GraphRequest], before: int
+    transaction: OpenTransaction, claim: Claim, requests: Sequence[GraphRequest], *, before: int
 ) -> bool:
     """Record the requests of a claim to Microsoft Graph, and how many there were before. False,
     and nothing is recorded, if the epoch of the claim has ended.
