@@ -97,12 +97,14 @@ class ClaimRerouter:
         return True
 
     def _goes_around(self, claim: Claim) -> bool:
-        """Whether a claim goes another way: an attempt has failed after its time."""
-        is_over = 0 < claim.extra.fallback_us < (claim.retry_us or 0)
-        is_too_large = self.table.is_too_large(claim.next_hop, claim.content_size)
-        way = self.table.way_around(claim.next_hop) if is_over or is_too_large else None
-        # what is too large for Graph does not go back there
-        return way is not None and not (is_too_large and way.to is None)
+        """Whether a claim goes another way: it is too large, or an attempt has failed after its
+        time.
+        """
+        if (way := self.table.way_around(claim.next_hop)) is None:  # nearly always
+            return False
+        if self.table.is_too_large(claim.next_hop, claim.content_size):
+            return way.to is not None  # it does not go back
+        return 0 < claim.extra.fallback_us < (claim.retry_us or 0)
 
     def _sender_for(self, claim: Claim, address: str) -> str:
         """Return by which sender the routes decide: by that in MAIL where it would log in."""
