@@ -381,7 +381,7 @@ def verifies(route: Route) -> bool:
 def _route_tls(path: KeyPath, route: Route, *, dns: DnsSettings) -> Found:
     host = host_of(route)
     if route.tls is not None and host is None and route.next_hop != "mx":
-        yield (*path, "tls"), "tls only with an mx, smtp://, smtps://, lmtp:// or graph:// next hop"
+        yield (*path, "tls"), "tls only with an mx, smtp://, smtps:// or lmtp:// next hop"
     elif route.tls == "dane" and not dns.validating:
         yield (*path, "tls"), "another level: dane needs validating = true in [dns]"
     elif route.tls == "dane" and host is not None and (is_ip(host.host) or "." not in host.host):
