@@ -5,8 +5,11 @@ Routes change at a restart or a reload while mail waits. A claim is attempted on
 of now send its recipients: no mail leaves with the login, TLS policy or source address of another
 route. Any other claim is withdrawn and rerouted, as an operator does it, or its recipients end that
 the routes now reject, and the others are due at once. What an operator or a rule has chosen stays,
-unless it is a route that is gone or leads elsewhere. No route holds again what was released, and
-what an operator holds as it comes is no matter of mail that waits.
+unless it is a route that is gone or leads elsewhere. Where a route logs in as the sender, that is
+the address in MAIL of this copy (SRS). Mail that Microsoft Graph may have taken stays where it is
+until that is known, and content that is too large for it goes to the fallback at once. No route
+holds again what was released, and what an operator holds as it comes is no matter of mail that
+waits.
 
 A fallback (Postfix: smtp_fallback_relay) is tried when an attempt has failed after the time of the
 route. If it does not answer either, each further attempt tries the first next hop before it.
@@ -18,10 +21,12 @@ from dataclasses import KW_ONLY, dataclass
 from itertools import islice
 
 from relay.base.clock import Clock
-from relay.base.message.nexthop import CAPTURE, Destination, NextHop
+from relay.base.message.address import own_mailbox
+from relay.base.message.nexthop import CAPTURE, Destination, HopKind, NextHop
 from relay.base.message.outcome import DeferralClass, Deferred, Evidence, Failed, Outcome
 from relay.base.observe.logs import get_logger
 from relay.delivery.attempt_recorder import AttemptRecorder
+from relay.delivery.attempt_result import same_outcome
 from relay.delivery.fair_queue import ClaimQueue
 from relay.store.spool.queue_commands import Operation, QueueCommand, RouteLookup
 from relay.store.spool.shared.queue_admin import QueueAdmin
@@ -32,6 +37,10 @@ _log = get_logger("delivery")
 _AT_ONCE = 500  # claims of one command
 _AFTER_FAULT_S = 1.0
 _CAPTURED_NOW = "451 4.3.5 the route now captures mail: reroute or cancel the entry"  # RFC 3463 3.4
+_LOST_ROUTE = (  # RFC 3463 3.4
+    "451 4.3.5 it is not known whether Microsoft Graph has sent it, and the route {} does not log"
+    " in there as {} any more: restore the route, or ask in that mailbox"
+)
 
 
 @dataclass(eq=False)
@@ -51,18 +60,24 @@ class ClaimRerouter:
 
     def takes(self, claim: Claim) -> bool:
         """Take the claim if it must not be attempted at its next hop; return whether it was."""
-        if claim.is_fresh and claim.message.received_us > self.changed_us:  # nearly always
-            return False
+        hop, usual = claim.next_hop, claim.message.envelope.reverse_path
+        # too large for Graph, or with a sender that does not log in: routing knows neither
+        is_odd = hop.kind is HopKind.GRAPH or hop.mailbox
+        if claim.is_fresh and claim.message.received_us > self.changed_us and not is_odd:
+            return False  # nearly always
+        if claim.extra.requests:
+            return self._has_lost_route(claim)
         goes_around = self._goes_around(claim)
-        is_settled = self.table.is_settled(claim.next_hop, chosen=claim.extra.chosen)
+        may_log_in = hop.mailbox in ("", own_mailbox(claim.extra.sender or usual))
+        is_settled = self.table.is_settled(hop, chosen=claim.extra.chosen) and may_log_in
         if is_settled and not goes_around:
             return False
-        sender = claim.message.envelope.reverse_path
+        senders = [(one, self._sender_for(claim, one.path.address)) for one in claim.recipients]
         moved = [
             to
-            for one in claim.recipients
+            for one, sender in senders
             if (to := self.table.destination_by_routes(one.path.address, sender)) is None
-            or to.next_hop != claim.next_hop
+            or to.next_hop != hop
             or (to.held and not claim.extra.released)
         ]
         if not (moved or goes_around):
@@ -75,16 +90,38 @@ class ClaimRerouter:
         else:
             outcomes = {
                 one.id: end
-                for one in claim.recipients
+                for one, sender in senders
                 if (end := self._end(one.path.address, sender)) is not None
             }
             self.recorder.begin(self.recorder.record(claim, outcomes, reached=True))
         return True
 
     def _goes_around(self, claim: Claim) -> bool:
-        """Whether a claim goes another way: an attempt has failed after its time."""
-        is_over = 0 < claim.extra.fallback_us < (claim.retry_us or 0)
-        return is_over and self.table.way_around(claim.next_hop) is not None
+        """Whether a claim goes another way: it is too large, or an attempt has failed after its
+        time.
+        """
+        if (way := self.table.way_around(claim.next_hop)) is None:  # nearly always
+            return False
+        if self.table.is_too_large(claim.next_hop, claim.content_size):
+            return way.to is not None  # it does not go back
+        return 0 < claim.extra.fallback_us < (claim.retry_us or 0)
+
+    def _sender_for(self, claim: Claim, address: str) -> str:
+        """Return by which sender the routes decide: by that in MAIL where it would log in."""
+        usual, sender = claim.message.envelope.reverse_path, claim.extra.sender
+        to = self.table.destination_by_routes(address, usual) if sender else None
+        return sender if to is not None and to.next_hop.mailbox else usual
+
+    def _has_lost_route(self, claim: Claim) -> bool:
+        """Take a claim with requests to Microsoft Graph if its route does not lead to them."""
+        login = self.table.options_for(claim.next_hop).login
+        mailboxes = {own_mailbox(one.mailbox) for one in claim.extra.requests}
+        if login is not None and mailboxes == {own_mailbox(login.user)}:
+            return False
+        text = _LOST_ROUTE.format(claim.next_hop.route, ", ".join(sorted(mailboxes)))
+        outcome = Deferred(Evidence("4.3.5", text), DeferralClass.INTERNAL)
+        self.recorder.begin(self.recorder.record(claim, same_outcome(claim, outcome), reached=True))
+        return True
 
     def close(self) -> list[Claim]:
         """Take no more claims; return those that were not rerouted."""
@@ -122,6 +159,8 @@ class ClaimRerouter:
             if way.to is not None:
                 there = Destination(way.to, chosen=True)
                 why, to = f"no host of {around} answered", lambda *_: there
+                if self.table.is_too_large(around, claims[0].content_size):
+                    why = f"it is too large for {around}"
         _log.info("rerouted", entries=len(claims), routes=names, why=why)
         return QueueCommand(
             Operation.REROUTE, Selector(ids=ids), "relay", why=why, to=to, forgets=around is None

@@ -300,7 +300,7 @@ class SpoolEngine(QueueEngine, SpoolHistory):
         False if the claim's epoch has ended.
         """
         return await self.change(
-            lambda transaction: note_requests(transaction, claim, requests, before)
+            lambda transaction: note_requests(transaction, claim, requests, before=before)
         )
 
     async def is_first_with(self, claim: Claim, message_id: str) -> bool:

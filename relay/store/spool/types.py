@@ -223,8 +223,9 @@ class EntryExtra(Struct, frozen=True, omit_defaults=True):
     fallback_us: int = 0
     # What refuses it for good is tried again until it expires, and it needs room in a mailbox.
     keep: bool = False
-    # Requests to Microsoft Graph without a known result, and how many there were before.
+    # Requests to Microsoft Graph without a known result.
     requests: tuple[GraphRequest, ...] = ()
+    # How many requests there have been.
     requests_before: int = 0
 
 

@@ -338,9 +338,10 @@ class Acceptance:
                 forwarded_by = aliases.get(added.acted_for) or added.acted_for
             return forwarding.sender_of(forwarded_by, address, reverse_path, trusted=is_trusted)
 
+        chosen = partial(self.router.examine_chosen, reverse_path=reverse_path)
         return fan_out(
             recipients,
-            with_next_hops(examined.routes, verdict, self.router.examine_chosen),
+            with_next_hops(examined.routes, verdict, chosen),
             verdict,
             expand=examined.expand,
             sender_of=sender_of,
