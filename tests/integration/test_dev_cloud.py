@@ -1,0 +1,99 @@
+"""`relay dev --cloud`: a second relay plays Microsoft 365, and mail goes out through it.
+
+The second relay is asked here as Graph is: by plain HTTP requests, with a token of its endpoint.
+"""
+
+import base64
+import tomllib
+from collections.abc import Iterator
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.support.dev_process import DevProcess
+from tests.support.relay_process import until
+from tests.support.tables import each_row
+
+ANN = "ann@customer.example"
+
+
+class Cloud:
+    """The second relay, for the client that the first one's configuration names."""
+
+    def __init__(self, relay: DevProcess) -> None:
+        [oauth] = tomllib.loads(relay.config_file.read_text())["oauth"]
+        names = ("client_id", "client_secret", "scope")
+        form = {"grant_type": "client_credentials", **{name: oauth[name] for name in names}}
+        token = httpx.post(oauth["token_url"], data=form, trust_env=False).json()["access_token"]
+        self.client = httpx.Client(
+            base_url=relay.ready["cloud"],
+            headers={"Authorization": f"Bearer {token}"},
+            trust_env=False,
+            timeout=20,
+        )
+
+    def use(self, scenario: str) -> None:
+        fields = {"Content-Type": "application/toml"}
+        made = self.client.put("/relay/v1/dev/internet", content=scenario, headers=fields)
+        assert made.status_code == 200, made.text
+
+    def post(self, path: str, sender: str, mailbox: str = "") -> httpx.Response:
+        """Post a message from this user as MIME."""
+        author = f"{sender}@example.test"
+        text = f"From: {author}\r\nTo: {ANN}\r\nMessage-ID: <{sender}@x.test>\r\n\r\nx\r\n"
+        path = f"/v1.0/users/{mailbox or author}/{path}"
+        content = base64.b64encode(text.encode())
+        return self.client.post(path, content=content, headers={"Content-Type": "text/plain"})
+
+    def messages(self, address: str, folder: str) -> list[dict[str, Any]]:
+        """What this folder of a mailbox has."""
+        path = f"/v1.0/users/{address}/mailFolders/{folder}/messages"
+        return list(self.client.get(path).json()["value"])
+
+
+@pytest.fixture(scope="module")
+def relay(dev_module) -> DevProcess:
+    return dev_module("--cloud", "--no-demo")
+
+
+@pytest.fixture(scope="module")
+def cloud(relay: DevProcess) -> Iterator[Cloud]:
+    made = Cloud(relay)
+    with made.client:
+        yield made
+
+
+def test_it_is_graph_for_the_client_of_the_configuration(cloud: Cloud) -> None:
+    draft = cloud.post("messages", "dora").json()
+    assert draft["internetMessageId"] == "<dora@x.test>"
+    path = f"/v1.0/users/dora@example.test/messages/{draft['id']}"
+    assert cloud.client.post(f"{path}/send").status_code == 202
+    until("it is sent", lambda: cloud.messages("dora@example.test", "sentitems"))
+    assert cloud.client.get(path).status_code == 404  # in strict a sent draft has another id
+    denied = cloud.post("sendMail", "dora", mailbox="bob@example.test")
+    assert (denied.status_code, denied.json()["error"]["code"]) == (403, "ErrorSendAsDenied")
+
+
+@each_row(
+    "status, answered, taken",
+    [
+        ("413", (413, "RequestEntityTooLarge", ""), False),
+        ("429", (429, "ApplicationThrottled", "7"), False),
+        ("503", (503, "ResourceUnhealthy", "7"), False),
+        ("504", (504, "GatewayTimeout", "7"), True),
+        ('"expired-token"', (401, "InvalidAuthenticationToken", ""), False),
+    ],
+)
+def test_a_fault_of_its_internet_page(cloud: Cloud, status, answered, taken) -> None:
+    sender = f"s{answered[0]}"
+    path = "path = '*/sendMail'\nretry_after = 7\ntimes = 1\n"
+    cloud.use(f"[[graph]]\nstatus = {status}\n{path}")
+    failed = cloud.post("sendMail", sender)
+    code, retry_after = failed.json()["error"]["code"], failed.headers.get("retry-after", "")
+    assert (failed.status_code, code, retry_after) == answered
+    assert "for any method */sendMail: used 1, 0 left" in cloud.client.get("/internet").text
+    assert cloud.post("sendMail", sender).status_code == 202
+    assert cloud.client.post("/relay/v1/quiet", json={"timeout_s": 10}).json()["quiet"] is True
+    assert len(cloud.messages(f"{sender}@example.test", "sentitems")) == 1 + taken
+    assert cloud.messages(f"{sender}@example.test", "drafts") == []
