@@ -178,13 +178,13 @@ class DevelopmentOptions(Struct, frozen=True):
 class DevelopmentAddresses(Struct, frozen=True):
     """Where a development relay listens, and the files of its certificate authorities."""
 
-    http: Address
+    http: Address  # of the Graph API and the pages
     https: Address | None  # None: left out, as of the others with TLS
     smtp: Address  # without TLS
     ca: Path  # for HTTPS and SMTP
     bundle: Path  # this authority and that of the proxy
-    submission: Address | None = None
-    submissions: Address | None = None
+    submission: Address | None = None  # SMTP with STARTTLS
+    submissions: Address | None = None  # SMTP with TLS from the first octet
     cloud: str = ""  # the URL of the pages of its cloud, "" without one
 
     def for_this_machine(self) -> Self:
