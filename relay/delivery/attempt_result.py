@@ -57,6 +57,7 @@ from relay.transport.routing.route_table import WayAround
 _NO_REPLY = Evidence("", "")
 _DETAIL_RECIPIENTS_MAX = 1000
 _REPLY_CHARACTERS_MAX = 500
+_NOT_ANSWERED = "it is not known whether Microsoft Graph has sent the message"
 _UNRECORDED_US = 600_000_000  # until the next attempt after a result that was not recorded
 _NOT_READ = "the message cannot be read; release it when its file is back"
 _NOT_RECORDED = "a host may have the message; look at the log, then release or cancel it"
@@ -348,15 +349,19 @@ def expiry_result(claim: Claim, *, time: AttemptTime) -> AttemptResult:
     Captured mail gets no reports: it was not meant to be sent. Nor does what a rule holds silently.
     """
     expired: dict[int, Outcome] = {}
-    reported = []
+    reported: dict[int, ReportedRecipient] = {}
+    sent = {number for one in claim.extra.requests if one.sent_us for number in one.recipients}
     rule = claim.extra.rule if claim.is_held_by_rule else ""
     is_silent = bool(rule) and claim.extra.silent
     for recipient in claim.recipients:
         evidence = _expiry_evidence(claim, recipient)
+        if recipient.id in sent:
+            evidence = replace(evidence, reply=f"{_NOT_ANSWERED}; {evidence.reply}")
         expired[recipient.id] = Failed(evidence)
         if not (claim.state is RecipientState.CAPTURED or is_silent):
             # The time of the last attempt is not known here.
-            reported.append(replace(_reported(claim, recipient, evidence, at_us=0), rule=rule))
+            person = _reported(claim, recipient, evidence, at_us=0)
+            reported[recipient.id] = replace(person, rule=rule)
     details = [
         _recipient_detail(one, RecipientState.EXPIRED, expired[one.id].evidence)
         for one in claim.recipients
@@ -372,7 +377,9 @@ def expiry_result(claim: Claim, *, time: AttemptTime) -> AttemptResult:
     )
     event = Event(time.at_us, detail)
     commit = replace(_commit(claim, time, {}, event=event), expired=expired)
-    return AttemptResult(commit, time, {ReportKind.FAILED: tuple(reported)})
+    unknown = tuple([reported.pop(number) for number in sorted(sent & reported.keys())])
+    kinds = {ReportKind.FAILED: tuple(reported.values()), ReportKind.UNKNOWN: unknown}
+    return AttemptResult(commit, time, kinds)
 
 
 def outcome_name(outcome: Outcome) -> str:

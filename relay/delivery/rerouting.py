@@ -18,10 +18,12 @@ from dataclasses import KW_ONLY, dataclass
 from itertools import islice
 
 from relay.base.clock import Clock
-from relay.base.message.nexthop import CAPTURE, Destination, NextHop
+from relay.base.message.address import own_mailbox
+from relay.base.message.nexthop import CAPTURE, Destination, HopKind, NextHop
 from relay.base.message.outcome import DeferralClass, Deferred, Evidence, Failed, Outcome
 from relay.base.observe.logs import get_logger
 from relay.delivery.attempt_recorder import AttemptRecorder
+from relay.delivery.attempt_result import same_outcome
 from relay.delivery.fair_queue import ClaimQueue
 from relay.store.spool.queue_commands import Operation, QueueCommand, RouteLookup
 from relay.store.spool.shared.queue_admin import QueueAdmin
@@ -32,6 +34,11 @@ _log = get_logger("delivery")
 _AT_ONCE = 500  # claims of one command
 _AFTER_FAULT_S = 1.0
 _CAPTURED_NOW = "451 4.3.5 the route now captures mail: reroute or cancel the entry"  # RFC 3463 3.4
+
+_LOST_ROUTE = (  # RFC 3463 3.4
+    "451 4.3.5 it is not known whether Microsoft Graph has sent it, and the route {} does not log"
+    " in there as {} any more: restore the route, or ask in that mailbox"
+)
 
 
 @dataclass(eq=False)
@@ -51,13 +58,16 @@ class ClaimRerouter:
 
     def takes(self, claim: Claim) -> bool:
         """Take the claim if it must not be attempted at its next hop; return whether it was."""
-        if claim.is_fresh and claim.message.received_us > self.changed_us:  # nearly always
-            return False
+        is_graph = claim.next_hop.kind is HopKind.GRAPH  # its content may be too large
+        if claim.is_fresh and claim.message.received_us > self.changed_us and not is_graph:
+            return False  # nearly always
+        if claim.extra.requests:
+            return self._has_lost_route(claim)
         goes_around = self._goes_around(claim)
         is_settled = self.table.is_settled(claim.next_hop, chosen=claim.extra.chosen)
         if is_settled and not goes_around:
             return False
-        sender = claim.message.envelope.reverse_path
+        sender = self._deciding_sender(claim)
         moved = [
             to
             for one in claim.recipients
@@ -84,7 +94,32 @@ class ClaimRerouter:
     def _goes_around(self, claim: Claim) -> bool:
         """Whether a claim goes another way: an attempt has failed after its time."""
         is_over = 0 < claim.extra.fallback_us < (claim.retry_us or 0)
-        return is_over and self.table.way_around(claim.next_hop) is not None
+        is_too_large = self.table.is_too_large(claim.next_hop, claim.content_size)
+        if not (is_over or is_too_large):  # nearly always
+            return False
+        way = self.table.way_around(claim.next_hop)
+        # what is too large for Graph does not go back there
+        return way is not None and (way.to is not None or not is_too_large)
+
+    def _deciding_sender(self, claim: Claim) -> str:
+        """Return by which sender the routes decide: by that in MAIL where it would log in."""
+        usual, sender = claim.message.envelope.reverse_path, claim.extra.sender
+        for one in claim.recipients if sender else ():
+            to = self.table.destination_by_routes(one.path.address, usual)
+            if to is not None and to.next_hop.mailbox:
+                return sender
+        return usual
+
+    def _has_lost_route(self, claim: Claim) -> bool:
+        """Take a claim with requests to Microsoft Graph if its route does not lead to them."""
+        login = self.table.options_for(claim.next_hop).login
+        mailboxes = {own_mailbox(one.mailbox) for one in claim.extra.requests}
+        if login is not None and mailboxes == {own_mailbox(login.user)}:
+            return False
+        text = _LOST_ROUTE.format(claim.next_hop.route, ", ".join(sorted(mailboxes)))
+        outcome = Deferred(Evidence("4.3.5", text), DeferralClass.INTERNAL)
+        self.recorder.begin(self.recorder.record(claim, same_outcome(claim, outcome), reached=True))
+        return True
 
     def close(self) -> list[Claim]:
         """Take no more claims; return those that were not rerouted."""
@@ -122,6 +157,8 @@ class ClaimRerouter:
             if way.to is not None:
                 there = Destination(way.to, chosen=True)
                 why, to = f"no host of {around} answered", lambda *_: there
+                if self.table.is_too_large(around, claims[0].content_size):
+                    why = f"it is too large for {around}"
         _log.info("rerouted", entries=len(claims), routes=names, why=why)
         return QueueCommand(
             Operation.REROUTE, Selector(ids=ids), "relay", why=why, to=to, forgets=around is None

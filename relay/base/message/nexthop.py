@@ -33,6 +33,17 @@ _WITH_PORT = (HopKind.SMTP, HopKind.SMTPS, HopKind.LMTP, HopKind.GRAPH)
 _BEFORE_MAILBOX = "\t"  # in a key; no name of a route has it
 
 
+def without_mailbox(key: str) -> str:
+    """Return the key of a next hop as it is shown: without the mailbox."""
+    return key.partition(_BEFORE_MAILBOX)[0]
+
+
+def text_and_route(key: str) -> tuple[str, str]:
+    """Return the text of a next hop and the name of its route, by its key. Never fails."""
+    text, _, route = without_mailbox(key).partition(" ")
+    return text, route
+
+
 class NextHop(NamedTuple):
     """A next hop; `host` is a domain for MX, a host name or address for SMTP, SMTPS, LMTP and
     GRAPH, for LMTP also the path of a Unix socket, else "".
@@ -85,8 +96,8 @@ class NextHop(NamedTuple):
     @classmethod
     def parse(cls, key: str) -> Self:
         """Parse `key`. Raises ValueError with what was expected."""
-        name, _, mailbox = key.partition(_BEFORE_MAILBOX)
-        text, _, route = name.partition(" ")
+        text, route = text_and_route(key)
+        mailbox = key.partition(_BEFORE_MAILBOX)[2]
         if text in (HopKind.LOCAL, HopKind.CAPTURE):
             return cls(HopKind(text))
         if text.startswith("mx:") and len(text) > len("mx:"):

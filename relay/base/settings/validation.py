@@ -333,6 +333,8 @@ def _graph(path: KeyPath, route: Route) -> Found:
         for key in ("tls", "source_address"):
             if getattr(route, key):
                 yield (*path, key), f"no {key}: graph:// is HTTPS, and HTTP at a loopback address"
+        if route.sender == "<>":
+            yield (*path, "sender"), "addresses: Graph takes no mail with the null reverse-path"
         return
     for key in ("confirm", "mime_max"):
         if getattr(route, key) is not None:
@@ -538,6 +540,12 @@ def hidden_routes(routes: Sequence[Route], own: Collection[str]) -> Iterator[tup
                 domain_matches(route.domain, one) for one in own
             ):
                 continue
+            if (
+                other.next_hop.startswith(_GRAPH)
+                and not other.sender
+                and route.sender in ("", "<>")
+            ):
+                continue  # that takes no reports
             covers = _covers_sender(other.sender, route.sender) and (
                 not other.recipient or recipient_matches(other.recipient, route.recipient)
             )

@@ -408,6 +408,9 @@ def _next_hop(text: str) -> NextHop:
         action = CAPTURE
     if not isinstance(action, NextHop) or action == CAPTURE:
         raise ValueError(f"found {without_login(text)!r}, expected {_NEXT_HOP_EXPECTED}")
+    if action.kind is HopKind.GRAPH:
+        expected = "route:NAME, of a route to Microsoft Graph: it has the login"
+        raise ValueError(f"found {text!r}, expected {expected}")
     return action
 
 

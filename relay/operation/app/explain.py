@@ -140,6 +140,8 @@ class Explainer:
             return None
         route = document["route"]
         next_hop = NextHop.parse(route["next_hop"])._replace(route=route["name"])
+        if self.table.options_for(next_hop).login is None:  # that is the sender
+            next_hop = next_hop._replace(mailbox=route.get("mailbox", ""))
         hosts = await usable_hosts(self.resolve, self.table, next_hop)
         if not isinstance(hosts, Hosts) or self.probe is None:
             return None
@@ -298,7 +300,10 @@ class Explainer:
         self, verdict: RecipientVerdict, sender: Submitter, found: LocalRecipient | RemoteRecipient
     ) -> dict[str, Any]:
         """Return where mail goes whose next hop a rule chose."""
-        chosen = self.table.examine_chosen(verdict.address, verdict.next_hop, found)
+        path = sender.reverse_path
+        chosen = self.table.examine_chosen(
+            verdict.address, verdict.next_hop, found, reverse_path=path
+        )
         route = {"route": self._document(verdict.address, sender, chosen)["route"]}
         hold = verdict.held(in_mailbox=isinstance(chosen, LocalRecipient))
         return route | await self._destination(chosen) | _held(hold)
@@ -375,12 +380,13 @@ class Explainer:
     def _document(self, address: str, sender: Submitter, found: RoutingResult) -> dict[str, Any]:
         """Return the document of an address of which only the route is known, or its rejection."""
         next_hop = state = reply = ""
-        way = None
+        way = login = None
         match found:
             case LocalRecipient():
                 next_hop = str(LOCAL)
             case RemoteRecipient(hop):
                 next_hop, way = str(hop), self.table.way_around(hop)
+                login = self.table.options_for(hop).login
             case InvalidRecipient():
                 is_refused = found.route or found.status == REJECT_STATUS
                 state, reply = "rejected" if is_refused else "invalid", found.text
@@ -399,6 +405,7 @@ class Explainer:
                 "file": place.file,
                 "line": place.line,
                 "next_hop": next_hop,
+                **({"mailbox": login.user} if login and login.oauth else {}),
                 **({"fallback": str(way.to), "fallback_after": way.after_us / 1e6} if way else {}),
             },
             "mailbox": "",

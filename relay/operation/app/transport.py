@@ -228,9 +228,12 @@ def use_settings(
         server.use(listener)
     if transport.gate is not None:
         transport.gate.use()
-    if (settings.dns, delivery.port) != (before.dns, before.delivery.port):
+    old, new = [(each.dns, each.delivery.port, each.delivery.proxy) for each in (before, settings)]
+    if old != new:
         assert isinstance(transport.resolver, Resolver)  # a development relay reloads nothing
-        transport.resolver.use(settings.dns, port=delivery.port)
+        transport.resolver.use(
+            settings.dns, port=delivery.port, proxy_host=_proxy_host(delivery.proxy)
+        )
     providers = base.sources.providers()
     is_other = (
         delivery != before.delivery
@@ -242,7 +245,7 @@ def use_settings(
     scheduler.use(
         site_options(settings, scheduler.recorder.schedule, providers),
         _connect(base, transport.resolver),
-        is_over=lambda options: is_other or options in routes.ended,
+        is_over=lambda options: is_other or routes.ends(options),
     )
 
 
@@ -355,7 +358,13 @@ def resolver_of(
         hostname=settings.hostname,
         own_addresses=[listener.listen for listener in settings.smtp],
         port=settings.delivery.port,
+        proxy_host=_proxy_host(settings.delivery.proxy),
     )
+
+
+def _proxy_host(url: str) -> str:
+    proxy = Proxy.parse(url)
+    return proxy.host if proxy is not None else ""
 
 
 def retry_schedule(settings: Settings) -> RetrySchedule:

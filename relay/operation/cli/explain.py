@@ -111,6 +111,8 @@ def explanation_lines(document: Mapping[str, Any], why_files: str = "") -> list[
         lines.append(_line("route", f'"{route["name"]}"{place}'))
     elif route["next_hop"]:
         lines.append(_line("route", f"none matches, so it is {route['next_hop']}"))
+    if "mailbox" in route:
+        lines[-1] += f"; logs in as {route['mailbox']}"
     if "fallback" in route:
         after = f"after {time_span(route['fallback_after'])} without an answer"
         lines[-1] += f"; fallback {after}: {route['fallback']}"

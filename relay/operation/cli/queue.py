@@ -44,7 +44,7 @@ from relay.operation.commands.operator_client import (
 )
 from relay.store.journeys.document import Recipient
 from relay.store.journeys.wording import RELEASE_RESTORED, changed_line
-from relay.store.spool.queue_commands import EntryList
+from relay.store.spool.queue_commands import NO_REPORTS, EntryList
 from relay.store.spool.types import Selector
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -259,6 +259,8 @@ def _change(
     if answer["in_flight"] and not answer["done"] and not may_wait:
         text = f"relay queue {operation}: all selected entries are in flight; try again later"
         raise CommandError(ExitCode.TRY_LATER, text)
+    if not answer["done"] and any(one["note"] == NO_REPORTS for one in answer["entries"]):
+        raise CommandError(ExitCode.DATA, f"relay queue {operation}: {NO_REPORTS}")
 
 
 def _reasons(answer: Mapping[str, Any]) -> list[str]:

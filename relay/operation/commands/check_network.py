@@ -181,7 +181,10 @@ def _domains_by_mx(settings: Settings) -> Iterator[tuple[int, OwnDomain]]:
 async def needs_of_dns(settings: Settings, clock: Clock) -> str:
     """Return which mail is not sent while the name servers do not answer, "" if all is."""
     takes_all = any(
-        one.domain == "*" and one.next_hop != "hold" and not (one.sender or one.recipient)
+        one.domain == "*"
+        and one.next_hop != "hold"
+        and not one.next_hop.startswith("graph://")  # which takes no reports
+        and not (one.sender or one.recipient)
         for one in settings.route
     )
     uses_mx = any(one.next_hop == "mx" for one in settings.route) or any(_domains_by_mx(settings))

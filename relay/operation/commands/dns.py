@@ -209,7 +209,7 @@ def _foreign_hosts(settings: Settings, zone: str) -> str:
             continue
         for way in (route, as_fallback(route)):
             host = host_of(way)
-            if host and not way.next_hop.startswith("lmtp") and not host.is_loopback:
+            if host and not way.next_hop.startswith(("lmtp", "graph")) and not host.is_loopback:
                 named.append(f"{name_of(way)} sends by {host.host}: its include: is yours to add")
         if route.domain == "*" and route.sender in ("", f"*@{zone}") and route.next_hop != "hold":
             break  # it takes all that is left

@@ -28,6 +28,8 @@ RECIPIENTS_MAX = 100_000  # recipients of these entries
 COPIES_MAX = 100  # addresses to which one release sends a copy
 UNKNOWN_HEADER = "x-relay-unknown"  # of a list over HTTP: percent-encoded, separated by commas
 BEFORE_QUEUE_HEADER = "x-relay-before-queue"  # of a list over HTTP: scheduled=1, converting=0
+# why a reroute leaves a report where it is
+NO_REPORTS = "a route to Microsoft Graph takes no mail with the null reverse-path"
 LIVE = tuple(state for state in RecipientState if TRANSITIONS[state])
 
 

@@ -26,7 +26,7 @@ from msgspec import Struct
 
 from relay.base.message.address import AddressError, parse_mailbox
 from relay.base.message.header import Header, ParsedContent
-from relay.base.message.nexthop import ROUTE_PREFIX, NextHop
+from relay.base.message.nexthop import ROUTE_PREFIX, HopKind, NextHop
 from relay.base.message.properties import EmailAddress
 from relay.base.message.status import REPLY_TEXT_MAX, split_reply
 from relay.base.message.verdict import JUNK_EMAIL, ExaminedMessage, Finding, Hold, RateCharge
@@ -213,6 +213,8 @@ class NextHopAction(Struct, frozen=True):
             raise ValueError(_NEXT_HOP_EXPECTED) from None
         if not next_hop.host:
             raise ValueError(_NEXT_HOP_EXPECTED)
+        if next_hop.kind is HopKind.GRAPH:
+            raise ValueError('"route:NAME": only a route to Microsoft Graph has a login')
         return cls(str(next_hop))
 
 

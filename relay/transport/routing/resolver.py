@@ -21,7 +21,7 @@ from msgspec import structs
 
 from relay.base.clock import Clock
 from relay.base.message.address import literal_address
-from relay.base.message.nexthop import HopKind, NextHop
+from relay.base.message.nexthop import HERE, HopKind, NextHop
 from relay.base.message.tls_policy import NO_TLSA, TlsaFinding, TlsaRecord
 from relay.base.settings.tree import DnsSettings
 from relay.base.settings.values import is_ip
@@ -71,8 +71,10 @@ class Resolver:
         hostname: str,
         own_addresses: Iterable[Address] = (),
         port: int = 25,
+        proxy_host: str = "",
     ) -> None:
-        """`port` is that of MX hosts; `own_addresses` are those of our SMTP listeners. Only with
+        """`port` is that of MX hosts; `own_addresses` are those of our SMTP listeners. Connections
+        to graph:// beyond loopback go to `proxy_host`, if there is one. Only with
         `dns.validating` hosts have TLSA records.
         """
         self.count_tlsa: Callable[[str], None] = lambda _result: None  # of RFC 8460 4.3.2
@@ -85,14 +87,15 @@ class Resolver:
         self._silent_until_s = 0.0
         # Separate threads: the system's lookup may hang, and the default ones write bodies.
         self._threads = ThreadPoolExecutor(_SYSTEM_THREADS, thread_name_prefix="dns")
-        self.use(dns, port=port)
+        self.use(dns, port=port, proxy_host=proxy_host)
 
-    def use(self, dns: DnsSettings, *, port: int) -> None:
+    def use(self, dns: DnsSettings, *, port: int, proxy_host: str = "") -> None:
         """Use other settings, without the answers of earlier name servers; queries in progress go
         on.
         """
         self._timeout_s = dns.timeout
         self._port = port
+        self._proxy_host = proxy_host
         self._kinds = ["A" if one == "ipv4" else "AAAA" for one in dict.fromkeys(dns.protocols)]
         self._what = "address" if len(self._kinds) > 1 else f"IPv{dns.protocols[0][-1]} address"
         self._servers = StubResolver(
@@ -281,16 +284,17 @@ class Resolver:
         """A smarthost that cannot be found is a configuration error: its mail is deferred."""
         name, port, lmtp = next_hop.host, next_hop.port, next_hop.kind is HopKind.LMTP
         found: tuple[str, ...] | NoAnswer
+        what, place, key = "next hop", name, "[[route]]"
+        if next_hop.kind is HopKind.GRAPH and self._proxy_host and not _is_loopback(name):
+            what, place, key = "proxy", self._proxy_host, "proxy in [delivery]"
         try:
-            found = tuple(filter(self._has_protocol, [str(ip_address(name))]))
+            found = tuple(filter(self._has_protocol, [str(ip_address(place))]))
         except ValueError:  # a name, then
-            found = await self.addresses(name)
+            found = await self.addresses(place)
         if isinstance(found, NoAnswer):
-            return TemporaryFailure(f"the next hop {name} could not be looked up: {found.text}")
+            return TemporaryFailure(f"the {what} {place} could not be looked up: {found.text}")
         if not found:
-            return TemporaryFailure(
-                f"the next hop {name} has no {self._what}; check [[route]]", "4.4.4"
-            )
+            return TemporaryFailure(f"the {what} {place} has no {self._what}; check {key}", "4.4.4")
         return self._hosts_unless_own(Host(name, 0, found, port, lmtp=lmtp))
 
     def _hosts_unless_own(self, host: Host, *, is_mx: bool = False) -> Resolution:
@@ -387,7 +391,7 @@ def _tlsa_record(text: str) -> TlsaRecord:
 
 def is_elsewhere(next_hop: NextHop) -> bool:
     """Whether it is a smarthost that is not on this machine."""
-    is_smarthost = next_hop.kind in (HopKind.SMTP, HopKind.SMTPS, HopKind.LMTP)
+    is_smarthost = next_hop.kind not in (HopKind.MX, *HERE)
     return is_smarthost and not _is_loopback(next_hop.host)
 
 

@@ -173,8 +173,9 @@ def _tls_of(hop: NextHop | None, policy: TlsPolicy) -> TlsPolicy:
     """Return the policy for a next hop: what its scheme says prevails."""
     if hop is not None and hop.is_socket:
         return TlsPolicy("none")
-    is_implicit = hop is not None and hop.kind in (HopKind.SMTPS, HopKind.GRAPH)
-    return replace(policy, implicit=is_implicit and policy.level != "none")
+    kind = hop.kind if hop is not None else None
+    is_https = kind is HopKind.GRAPH and policy.level != "none"
+    return replace(policy, implicit=is_https or kind is HopKind.SMTPS)
 
 
 def _digest(file: Path | None) -> str:
@@ -265,10 +266,21 @@ class _TableRoute:
 
     def takes(self, address: str, reverse_path: str) -> bool:
         """Whether it takes mail with this reverse-path for an address of its domain."""
-        if self.is_graph and not reverse_path:
-            return False
         is_of_sender = not self.sender or sender_matches(self.sender, reverse_path)
-        return is_of_sender and self.takes_recipient(address)
+        return is_of_sender and self.may_take(reverse_path) and self.takes_recipient(address)
+
+    def may_take(self, reverse_path: str) -> bool:
+        """Whether it can send mail with this reverse-path, whoever chooses it for that."""
+        if self.logs_in_as_sender:
+            return sender_matches(self.sender, reverse_path)
+        return bool(reverse_path) or not self.is_graph
+
+    def with_mailbox(self, found: RemoteRecipient, reverse_path: str) -> RemoteRecipient:
+        """Return where it sends mail, with the mailbox that logs in there for this reverse-path."""
+        if not self.logs_in_as_sender:
+            return found
+        mailbox = own_mailbox(reverse_path)
+        return replace(found, next_hop=found.next_hop._replace(mailbox=mailbox))
 
     def takes_recipient(self, address: str) -> bool:
         """Whether it takes mail for an address of its domain."""
@@ -284,7 +296,7 @@ class _TableRoute:
             return True
         if isinstance(self.action, UseMx):
             return hop.kind is HopKind.MX
-        if self.result is None:
+        if self.result is None or bool(hop.mailbox) != self.logs_in_as_sender:
             return False
         return self.result.next_hop == (hop._replace(mailbox="") if hop.mailbox else hop)
 
@@ -323,6 +335,14 @@ class RouteChanges(Struct, frozen=True):
     changed: tuple[str, ...]
     removed: tuple[str, ...]
     ended: frozenset[HopOptions]
+
+    def ends(self, options: HopOptions) -> bool:
+        """Whether these are over; a login as the sender is that of each mailbox."""
+        login = options.login
+        if login is not None and login.oauth:
+            as_sender = replace(options, login=replace_fields(login, user=SENDER))
+            return options in self.ended or as_sender in self.ended
+        return options in self.ended
 
 
 class Confinement(Struct, frozen=True):
@@ -467,9 +487,8 @@ class RouteTable:
             case NextHop() if route.result is None:  # LOCAL
                 return self._examine_local(address, route=route.name)
         found = route.result or _examine_mx(address, domain, route=route.name)
-        if route.logs_in_as_sender and isinstance(found, RemoteRecipient):
-            mailbox = own_mailbox(reverse_path)
-            found = replace(found, next_hop=found.next_hop._replace(mailbox=mailbox))
+        if isinstance(found, RemoteRecipient):
+            found = route.with_mailbox(found, reverse_path)
         if own is None:
             return found
         return self._passed_on(address, own, found, is_named=bool(route.recipient))
@@ -495,11 +514,17 @@ class RouteTable:
         return replace(found, is_local=True, is_asked=own.recipients == "verify")
 
     def examine_chosen(
-        self, address: str, way: str, usual: LocalRecipient | RemoteRecipient
+        self,
+        address: str,
+        way: str,
+        usual: LocalRecipient | RemoteRecipient,
+        *,
+        reverse_path: str,
     ) -> LocalRecipient | RemoteRecipient:
         """Return where mail for `address` goes that a rule sends by `way`: "route:NAME", or the
         text of a next hop. `usual` is where it goes without the rule; what holds it, still does.
-        Answers to reports stay here, and so does what has no domain whose MX could take it.
+        Answers to reports stay here, and so does what has no domain whose MX could take it. `usual`
+        also has what the route does not send because of its `reverse_path`.
 
         Raises LookupError for a route that there is not, or that gives no next hop.
         """
@@ -522,8 +547,10 @@ class RouteTable:
                 found = mx
             elif route.result is None:
                 raise LookupError(f"route {name!r} gives no next hop")
+            elif not self._may_take(route, reverse_path):
+                return usual
             else:
-                found = route.result
+                found = route.with_mailbox(route.result, reverse_path)
         if self._confinement is not None and self._confinement.captures(found.next_hop):
             found = RemoteRecipient(CAPTURE, found.route)
         until_us = usual.held_until_us
@@ -543,8 +570,9 @@ class RouteTable:
             raise ValueError(f"found {name!r}, expected the name of a route to hosts: {expected}")
         nowhere = RemoteRecipient(CAPTURE, "")
 
-        def next_hop(address: str, _reverse_path: str) -> Destination | None:
-            found = self.examine_chosen(address, f"{ROUTE_PREFIX}{name}", nowhere)
+        def next_hop(address: str, reverse_path: str) -> Destination | None:
+            way = f"{ROUTE_PREFIX}{name}"
+            found = self.examine_chosen(address, way, nowhere, reverse_path=reverse_path)
             if not isinstance(found, RemoteRecipient) or not domain_of(address):
                 return None
             return None if found.next_hop == CAPTURE else Destination(found.next_hop, chosen=True)
@@ -655,7 +683,10 @@ class RouteTable:
             return options
         if next_hop.kind is HopKind.MX:
             return self._default_options
-        return HopOptions(_tls_of(next_hop, self._default_options.tls))
+        is_graph = next_hop.kind is HopKind.GRAPH  # of a route that is gone: there is no login
+        return HopOptions(
+            _tls_of(next_hop, self._default_options.tls), mime_max=MIME_MAX if is_graph else 0
+        )
 
     def tls_demanded_by(self, next_hop: NextHop) -> str:
         """Return who demands the TLS level of options_for(): "route NAME" or "configuration"."""
@@ -669,6 +700,11 @@ class RouteTable:
             return None
         return route.fallback if next_hop != route.fallback.to else WayAround()
 
+    def is_too_large(self, next_hop: NextHop, size: int) -> bool:
+        """Whether the route that has led to a next hop takes no content of this size in octets."""
+        route = self.named.get(next_hop.route)
+        return route is not None and 0 < route.options.mime_max < size
+
     def is_settled(self, next_hop: NextHop, *, chosen: bool) -> bool:
         """Whether mail stays at a next hop wherever the routes lead: it is captured, or a rule or
         an operator has `chosen` a host, or a route that still leads there.
@@ -677,7 +713,13 @@ class RouteTable:
             return next_hop == CAPTURE
         route = self.named.get(next_hop.route)
         is_named = next_hop.route not in ("", BY_RULE)
-        return not is_named or (route is not None and route.leads_to(next_hop))
+        if not is_named or route is None:
+            return not is_named
+        mailbox = next_hop.mailbox
+        return route.leads_to(next_hop) and (not mailbox or self._may_take(route, mailbox))
+
+    def _may_take(self, route: _TableRoute, reverse_path: str) -> bool:
+        return route.may_take(reverse_path) or route.may_take(self.target_of(reverse_path))
 
     def _route_behind(self, next_hop: NextHop) -> _TableRoute | None:
         """Return the route that says how to contact a next hop."""

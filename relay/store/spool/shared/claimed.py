@@ -10,7 +10,7 @@ from typing import Any
 from relay.base.message.address import ascii_address
 from relay.base.message.envelope import ForwardPath, Notify
 from relay.base.message.lifecycle import HELD_OR_CAPTURED, RecipientState
-from relay.base.message.nexthop import NextHop
+from relay.base.message.nexthop import NextHop, text_and_route
 from relay.base.message.outcome import Evidence
 from relay.formats.dsn import ReportedRecipient
 from relay.store.journeys.details import AttemptDetail, AttemptedRecipient
@@ -279,7 +279,7 @@ def release_abandoned(
             AttemptedRecipient(number, address, "indeterminate", _LOST_STATUS, _NOT_RECORDED)
             for number, address in recipients
         ]
-        next_hop, _, route = hop.partition(" ")  # NextHop.key
+        next_hop, route = text_and_route(hop)
         detail = AttemptDetail(
             entry=entry,
             attempt=attempts + 1,

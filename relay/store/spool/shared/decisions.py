@@ -20,12 +20,14 @@ from relay.base.accounts.usage import CancelledMail
 from relay.base.clock import offset_us, rfc3339
 from relay.base.message.envelope import ForwardPath, Notify
 from relay.base.message.lifecycle import RecipientState, check_transition
-from relay.base.message.nexthop import Destination, HopKind, NextHop
+from relay.base.message.nexthop import Destination, HopKind, NextHop, without_mailbox
 from relay.store.journeys.details import CommandDetail
 from relay.store.spool.queue_commands import (
+    NO_REPORTS,
     CommandResult,
     Operation,
     QueueCommand,
+    RouteLookup,
     earliest_due_us,
     has_been_restored,
     state_after,
@@ -38,6 +40,7 @@ from relay.store.spool.types import RESTORED_US, ContentKey, Key, NewMessage, Ne
 
 _OF_A_RULE = "a rule holds it"
 _IN_FLIGHT = "it is being delivered"
+_AWAITED = "the answer of Microsoft Graph is awaited: relay queue retry {}-{} asks now"
 _BEGIN = datetime(1970, 1, 1, tzinfo=UTC)
 _HOPS_RECORDED_MAX = 20  # of one event
 _LEFT_US_MIN = 3600_000_000  # of the time of restored mail: it is attempted once more
@@ -96,6 +99,8 @@ def _reroute_targets(
     facts, has_rejected = loaded.facts[key], False
     for number, address in loaded.recipients.get(key, ()):
         found = command.to(address, facts.reverse_path or "")
+        if found and found.next_hop.mailbox and facts.extra and facts.extra.sender:
+            found = command.to(address, facts.extra.sender)  # which logs in there
         if found is None or found.next_hop.kind is HopKind.CAPTURE:
             has_rejected = True
         elif found.next_hop.key != facts.next_hop or facts.is_held_by(found):
@@ -109,7 +114,15 @@ def _reroute_targets(
             "it is captured, and no --release-allow matches its recipients: release a copy to "
             "addresses that you name"
         )
+    if not facts.reverse_path and _is_by_graph(command.to, loaded.recipients[key]):
+        return onward, NO_REPORTS
     return onward, "none of its recipients has a mailbox or a next hop there"
+
+
+def _is_by_graph(to: RouteLookup, recipients: Iterable[tuple[int, str]]) -> bool:
+    """Whether mail of others goes there by Microsoft Graph."""
+    ways = (to(address, address) for _, address in recipients)
+    return any(way is not None and way.next_hop.kind is HopKind.GRAPH for way in ways)
 
 
 def _unchanged_reason(command: QueueCommand, facts: EntryFacts, *, now_us: int) -> str:
@@ -191,6 +204,9 @@ class _EntryChanger:
                 continue
             if facts.is_claimed and key not in self._taken:
                 self._result(key, CommandResult.IN_FLIGHT)
+            elif self._is_awaited(facts):
+                self._result(key, CommandResult.IN_FLIGHT, _AWAITED.format(*key))
+                self._put_back(key, facts)
             elif key in passed_over:
                 self._result(key, CommandResult.IN_FLIGHT)
                 self._put_back(key, facts)
@@ -200,6 +216,11 @@ class _EntryChanger:
             else:
                 self._result(key, CommandResult.DONE)
         return self._work
+
+    def _is_awaited(self, facts: EntryFacts) -> bool:
+        """Whether Microsoft Graph may have the message, so that only an attempt may decide."""
+        is_other = self._order.operation not in (Operation.RETRY, Operation.RELEASE)
+        return is_other and self._order.backed_up_us is None and facts.is_awaited
 
     def _facts(self, key: Key) -> EntryFacts | None:
         """Return the facts, with the expiry that the entries before have given to the message."""
@@ -479,8 +500,8 @@ class _EntryChanger:
     def _record_next_hops(
         self, detail: CommandDetail, key: Key, *, before: str, onward: Iterable[Destination]
     ) -> None:
-        detail.before[str(key[1])] = before
-        hops = dict.fromkeys(to.next_hop.key for to in onward)
+        detail.before[str(key[1])] = without_mailbox(before)
+        hops = dict.fromkeys(without_mailbox(to.next_hop.key) for to in onward)
         left = _HOPS_RECORDED_MAX - len(detail.to)
         detail.to.extend([hop for hop in hops if hop not in detail.to][:left])
 

@@ -24,7 +24,7 @@ from msgspec.structs import replace
 from relay.base.clock import ID_LENGTH, id_time_us, rfc3339
 from relay.base.message.address import pattern_forms, with_a_labels, with_u_labels
 from relay.base.message.lifecycle import FINAL, RecipientState, message_state
-from relay.base.message.nexthop import Destination
+from relay.base.message.nexthop import Destination, text_and_route
 from relay.store.journeys.details import CommandDetail, read_detail
 from relay.store.journeys.events import Event, Step
 from relay.store.spool.queue_commands import (
@@ -152,6 +152,11 @@ class EntryFacts(Struct, frozen=True):
         is_held = self.state is RecipientState.HELD and self.extra is not None
         return self.extra.rule if self.extra is not None and is_held else ""
 
+    @property
+    def is_awaited(self) -> bool:
+        """Whether a request to Microsoft Graph has no known result."""
+        return self.extra is not None and bool(self.extra.requests)
+
     def is_held_by(self, to: Destination) -> bool:
         """Whether the routes hold it at this next hop. They do not hold it if it was released
         before, nor if it is captured: an operator has seen it then.
@@ -206,7 +211,7 @@ class EntryListBuilder:
         self, key: Key, facts: EntryFacts, *, recipients: Sequence[Any], more: Mapping[str, str]
     ) -> None:
         state, retry_us, due_us = facts.state, facts.retry_us, facts.due_us
-        next_hop, _, route = facts.next_hop.partition(" ")  # NextHop.key
+        next_hop, route = text_and_route(facts.next_hop)
         shown = recipients[: self.recipients_left]
         self.recipients_left -= len(shown)
         is_held, is_final = state is RecipientState.HELD, state in FINAL

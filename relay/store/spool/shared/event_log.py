@@ -19,7 +19,7 @@ from relay.base.clock import rfc3339
 from relay.base.message.content import Content
 from relay.base.message.envelope import MessageFacts
 from relay.base.message.lifecycle import AT_REST, FINAL, RecipientState, hold_text, message_state
-from relay.base.message.nexthop import HopKind
+from relay.base.message.nexthop import HopKind, text_and_route
 from relay.store.journeys import details
 from relay.store.journeys.document import Attempt, Journey, JourneyStep, Recipient, attempts_in
 from relay.store.journeys.events import RecordedEvent, Step, journey_step
@@ -161,7 +161,7 @@ def _recipient(
     _, address, state, status, reply, added_by, successors, hop, _, retry_us, due_us, text = row
     extra = readable_extra(text or "") or NO_EXTRA
     expires_us = extra.expires_us or facts.expires_us
-    next_hop, _, route = hop.partition(" ") if hop is not None else (None, "", "")  # NextHop.key
+    next_hop, route = text_and_route(hop) if hop is not None else (None, "")
     return Recipient(
         address=address,
         state=state,

@@ -24,6 +24,7 @@ from msgspec.structs import replace
 
 from relay.base.message.envelope import domain_of
 from relay.base.message.lifecycle import RecipientState, check_transition
+from relay.base.message.nexthop import text_and_route
 from relay.base.message.verdict import tenant_of_rule
 from relay.base.observe.logs import get_logger
 from relay.store.journeys.details import CommandDetail
@@ -112,7 +113,7 @@ def is_of_route(pattern: str, next_hop: str, extra_text: str) -> bool:
     extra = readable_extra(extra_text)
     reason = extra.reason if extra is not None else ""
     holder = reason.removeprefix("route ") if reason.startswith("route ") else ""
-    names = (next_hop.partition(" ")[2], holder)  # NextHop.key
+    names = (text_and_route(next_hop)[1], holder)
     return any(name and matches_pattern(pattern, name) for name in names)
 
 

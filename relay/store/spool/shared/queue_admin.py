@@ -186,7 +186,8 @@ class CancelReports:
             for message_id, number, is_claimed in rows
             if not is_claimed or (message_id, number) in taken
         ]
-        claims, damaged = self._engine.read_claims(tables, free)
+        read, damaged = self._engine.read_claims(tables, free)
+        claims = [claim for claim in read if not claim.extra.requests]  # these stay
         epochs: dict[Key, int | None] = {claim.key: claim.epoch for claim in claims}
         epochs |= dict.fromkeys(damaged)
         return sorted(claims, key=lambda one: one.key), epochs
@@ -332,7 +333,7 @@ class QueueAdmin:
 
     async def _do(self, keys: Sequence[Key], answer: "_ReportBuilder") -> None:
         """Change one slice; entries claimed meanwhile are withdrawn in another round."""
-        left = keys
+        left, notes = keys, dict[Key, str]()
         for _ in range(_ROUNDS):
             taken = self._take(answer.command, left)
             if left is not keys and not taken:
@@ -366,8 +367,9 @@ class QueueAdmin:
             left = [key for key in left if _is_in_flight(result, key)]
             if not left:
                 return
+            notes = {key: result.results[key][1] for key in left}
         listed = answer.listing()
-        show = partial(_show_in_flight, keys=left, listed=listed, engine=self._engine)
+        show = partial(_show_in_flight, notes=notes, listed=listed, engine=self._engine)
         await self._engine.read(show)
         answer.add([CommandResult.IN_FLIGHT] * len(left), listed)
 
@@ -581,11 +583,15 @@ def _dry_run(
 
 
 def _show_in_flight(
-    tables: Tables, *, keys: Sequence[Key], listed: EntryListBuilder, engine: QueueEngine
+    tables: Tables, *, notes: Mapping[Key, str], listed: EntryListBuilder, engine: QueueEngine
 ) -> None:
-    """List entries in flight."""
-    elsewhere = engine.elsewhere(tables, keys)
-    listed.add(tables, keys, {key: _in_flight(elsewhere.get(key, "")) for key in keys})
+    """List entries in flight, with their notes, "" where delivery has them."""
+    elsewhere = engine.elsewhere(tables, notes)
+    shown = {
+        key: _shown(CommandResult.IN_FLIGHT, note) if note else _in_flight(elsewhere.get(key, ""))
+        for key, note in notes.items()
+    }
+    listed.add(tables, list(notes), shown)
 
 
 def _shown(result: CommandResult, note: str) -> dict[str, str]:

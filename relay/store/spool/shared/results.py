@@ -33,7 +33,7 @@ from relay.store.journeys.details import AttemptDetail, ClaimDetail, ReportSourc
 from relay.store.journeys.events import Event, Step
 from relay.store.spool.shared.accepted import CapturedMail
 from relay.store.spool.shared.columns import PAY_REPORTS, json_text
-from relay.store.spool.shared.holds import count_holds, note_extra, note_hold
+from relay.store.spool.shared.holds import changed_extra, count_holds, note_extra, note_hold
 from relay.store.spool.shared.receipts import add_receipts
 from relay.store.spool.shared.tables import OpenTransaction, Tables
 from relay.store.spool.types import Claim, ClaimResult, EntrySchedule, GraphRequest, PriorityLevel
@@ -58,11 +58,15 @@ _CLAIMS = (
     ' AND detail LIKE \'%"by":"remote"%\' ORDER BY sequence'
 )
 _DETAIL = "SELECT detail FROM event WHERE message_id = ? AND sequence = ?"
-_OF_EPOCH = "SELECT 1 FROM entry WHERE message_id = ? AND number = ? AND epoch = ?"
+_OF_EPOCH = "SELECT extra FROM entry WHERE message_id = ? AND number = ? AND epoch = ?"
+_NOTE = "UPDATE entry SET extra = ? WHERE message_id = ? AND number = ? AND epoch = ?"
 _EARLIER_MESSAGE = "SELECT 1 FROM message WHERE message_id = ? AND message_id <> '' AND id < ?"
-_EARLIER_ENTRY = (
+# A later one may have been first, and has noted that if it has not ended.
+_OTHER_ENTRY = (
     "SELECT 1 FROM recipient r LEFT JOIN entry e ON e.message_id = r.message_id"
-    " AND e.number = r.entry WHERE r.message_id = ? AND r.entry > 0 AND r.entry < ? AND {} LIKE ?"
+    " AND e.number = r.entry WHERE r.message_id = ? AND r.entry > 0 AND r.entry <> ? AND {} LIKE ?"
+    " AND (r.entry < ? OR coalesce(e.state, 'final') = 'final'"
+    " OR e.extra LIKE '%\"requests_before\"%')"
 )
 _SET_DETAIL = "UPDATE event SET detail = ? WHERE message_id = ? AND sequence = ?"
 
@@ -187,23 +191,22 @@ def note_requests(
     """Record the requests of a claim to Microsoft Graph, and how many there were before. False,
     and nothing is recorded, if the epoch of the claim has ended.
     """
-    if transaction.fetch_one(_OF_EPOCH, (*claim.key, claim.epoch)) is None:
+    owned = (*claim.key, claim.epoch)
+    if (row := transaction.fetch_one(_OF_EPOCH, owned)) is None:
         return False
-    note_extra(transaction, claim.key, requests=tuple(requests), requests_before=before)
-    return True
+    text = changed_extra(row[0], requests=tuple(requests), requests_before=before)
+    return transaction.execute(_NOTE, (text, *owned)) > 0  # another node may have raised the epoch
 
 
 def is_first_with(tables: Tables, claim: Claim, message_id: str) -> bool:
-    """Return whether no earlier message has this Message-ID, and no earlier entry of this one
-    leaves by Microsoft Graph.
+    """Return whether no earlier message has this Message-ID, and of this one no earlier entry
+    leaves by Microsoft Graph, nor has a later one done so.
     """
     queue_id, number = claim.key
+    values = (queue_id, number, f"{HopKind.GRAPH}:%", number)
     return (
         tables.fetch_one(_EARLIER_MESSAGE, (message_id, queue_id)) is None
-        and tables.fetch_one(
-            _EARLIER_ENTRY.format(tables.next_hop), (queue_id, number, f"{HopKind.GRAPH}:%")
-        )
-        is None
+        and tables.fetch_one(_OTHER_ENTRY.format(tables.next_hop), values) is None
     )
 
 

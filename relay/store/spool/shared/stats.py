@@ -16,7 +16,7 @@ import msgspec
 from relay.base.clock import rfc3339
 from relay.base.message.envelope import domain_of
 from relay.base.message.lifecycle import FINAL, RecipientState
-from relay.base.message.nexthop import CAPTURE
+from relay.base.message.nexthop import CAPTURE, text_and_route, without_mailbox
 from relay.store.journeys.details import AttemptDetail, read_known
 from relay.store.journeys.events import Step
 from relay.store.spool.shared.columns import ACCEPTED_COUNTER, LIVE_STATES, WAITS
@@ -248,8 +248,8 @@ def _next_hops(tables: Tables, offset_us: int) -> list[dict[str, Any]]:
     )
     return [
         {
-            "next_hop": hop.partition(" ")[0],  # NextHop.key
-            "route": hop.partition(" ")[2],
+            "next_hop": text_and_route(hop)[0],
+            "route": text_and_route(hop)[1],
             "entries": number,
             "in_delivery": in_delivery,
             "deferred": tried + tables.fetch_one(deferred, (hop,))[0],
@@ -269,11 +269,12 @@ def _last_replies(tables: Tables, hops: Sequence[str]) -> dict[str, dict[str, st
         return {}
     found = _latest(tables.fetch(_NEWEST_EVENTS, (_EVENTS_READ, int(Step.DELIVERY))))
     for hop in asked:
-        if hop not in found:
+        if without_mailbox(hop) not in found:
             entries = tables.fetch(_TRIED_ENTRIES, (hop, _ENTRIES_SEEN, _ENTRIES_READ))
             values = [(name, _EVENTS_OF_MESSAGE, int(Step.DELIVERY)) for (name,) in entries]
             events = [event for one in values for event in tables.fetch(_EVENTS_OF, one)]
             found = _latest(events) | found
+    replies = {hop: found[name] for hop in asked if (name := without_mailbox(hop)) in found}
     return {
         hop: {
             "at": rfc3339(at_us),
@@ -281,18 +282,19 @@ def _last_replies(tables: Tables, hops: Sequence[str]) -> dict[str, dict[str, st
             "domain": domain_of(detail.recipients[0].address),
             "reply": detail.recipients[0].reply,
         }
-        for hop, (at_us, detail) in found.items()
-        if hop in asked
+        for hop, (at_us, detail) in replies.items()
     }
 
 
 def _latest(events: Iterable[tuple[int, str]]) -> dict[str, tuple[int, AttemptDetail]]:
-    """Return the latest attempt to each next hop, by its key: its time and its detail."""
+    """Return the latest attempt to each next hop: its time and its detail. The key is that of the
+    next hop without the mailbox.
+    """
     found: dict[str, tuple[int, AttemptDetail]] = {}
     for at_us, text in events:
         detail = read_known(AttemptDetail, msgspec.json.decode(text))
         if detail.attempt and detail.recipients:
-            hop = f"{detail.next_hop} {detail.route}".rstrip()  # NextHop.key
+            hop = f"{detail.next_hop} {detail.route}".rstrip()  # without_mailbox()
             if hop not in found or found[hop][0] < at_us:
                 found[hop] = (at_us, detail)
     return found

@@ -32,7 +32,9 @@ def examine(address: str, _by: str = "", _is_copy: bool = False):
     return RemoteRecipient(NextHop(HopKind.MX, domain))
 
 
-def examine_chosen(address: str, way: str, usual: LocalRecipient | RemoteRecipient):
+def examine_chosen(
+    address: str, way: str, usual: LocalRecipient | RemoteRecipient, *, reverse_path: str
+):
     assert usual == examine(address)
     return RemoteRecipient(NextHop.parse(way), held=usual.held, chosen=True)
 
@@ -54,7 +56,7 @@ def fan(*recipients: RecipientVerdict, additions=(), notify=frozenset()):
     recipients = expand_recipients(paths, no_alias)
     return fan_out(
         recipients,
-        with_next_hops(found, verdict, examine_chosen),
+        with_next_hops(found, verdict, examine_chosen, reverse_path="s@x.test"),
         verdict,
         expand=no_alias,
         examine=lambda _added, address, _by: examine(address),
@@ -109,7 +111,7 @@ def test_what_an_alias_sends_by_a_chosen_next_hop_has_its_sender_and_names_the_a
     verdict = Verdict((sent(address),), (), CONTENTS, ())
     result = fan_out(
         recipients,
-        with_next_hops([examine(address)], verdict, examine_chosen),
+        with_next_hops([examine(address)], verdict, examine_chosen, reverse_path="s@x.test"),
         verdict,
         examine=examine,
         expand=expand,

@@ -434,14 +434,16 @@ BY_RULE_THERE = NextHop.parse(f"{ELSEWHERE} {BY_RULE}")
 )
 def test_a_rule_chooses_the_next_hop(address, way, found):
     made = RouteTable(CHOOSABLE, ["example.test"], Accounts())
-    assert made.examine_chosen(address, way, made.examine(address)) == found
+    assert (
+        made.examine_chosen(address, way, made.examine(address), reverse_path="s@x.test") == found
+    )
 
 
 @pytest.mark.parametrize("name", ["here", "closed", "gone"])
 def test_a_rule_cannot_choose_a_route_without_a_next_hop(name):
     made = RouteTable(CHOOSABLE, ["example.test"], Accounts())
     with pytest.raises(LookupError, match=name):
-        made.examine_chosen("x@b.test", f"route:{name}", made.examine("x@b.test"))
+        made.examine_chosen("x@b.test", f"route:{name}", made.examine("x@b.test"), reverse_path="")
 
 
 def test_what_a_rule_sends_to_a_host_has_nothing_of_a_route_to_it(tmp_path):
@@ -450,9 +452,11 @@ def test_what_a_rule_sends_to_a_host_has_nothing_of_a_route_to_it(tmp_path):
     paid = Route("b.test", ELSEWHERE, login, tls="verify", source_address="192.0.2.1", name="paid")
     made = RouteTable([paid], [], Accounts())
     usual = made.examine("x@b.test")
-    lent = made.options_for(made.examine_chosen("x@b.test", "route:paid", usual).next_hop)
+    lent = made.options_for(
+        made.examine_chosen("x@b.test", "route:paid", usual, reverse_path="s@x.test").next_hop
+    )
     assert lent.login == Credentials("u", "secret")
-    there = made.examine_chosen("x@b.test", ELSEWHERE, usual).next_hop
+    there = made.examine_chosen("x@b.test", ELSEWHERE, usual, reverse_path="s@x.test").next_hop
     assert made.options_for(there) == HopOptions(TlsPolicy("opportunistic"))
     assert made.tls_demanded_by(there) == "configuration"
     # also after a restart, whatever the routes are then
@@ -470,5 +474,7 @@ def test_where_nothing_may_leave_a_rule_captures():
         confinement=Confinement(lambda _: False, lambda hop: hop.host == "h.test"),
     )
     usual = made.examine("x@b.test")
-    assert made.examine_chosen("x@b.test", ELSEWHERE, usual) == captured
-    assert made.examine_chosen("x@b.test", "route:hub", usual).next_hop == HUB
+    assert made.examine_chosen("x@b.test", ELSEWHERE, usual, reverse_path="s@x.test") == captured
+    assert (
+        made.examine_chosen("x@b.test", "route:hub", usual, reverse_path="s@x.test").next_hop == HUB
+    )
