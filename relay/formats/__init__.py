@@ -45,6 +45,10 @@ For a host that cannot take a message as it is (step 6):
 - `encode_for_host`: 8-bit content, and lines of more than 998 octets: which parts are encoded
   again; fields in ASCII (encoded words, RFC 2231), and long ones on several lines
 
+For Microsoft Graph (step 6):
+
+- `graph_copy`: To, Cc and Bcc are exactly the recipients of a request; what leaves these fields
+
 Reports and disclaimers:
 
 - `dsn`: the parts of a bounce (DSN): status block, the original or its header; a journal report and

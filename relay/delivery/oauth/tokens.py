@@ -68,10 +68,11 @@ class TokenServer:
         self._proxy = Proxy.parse(settings.delivery.proxy)
         routes = [(one, one.auth) for one in settings.route if one.auth and one.auth.oauth == name]
         self._cas = dict.fromkeys(route.ca for route, _ in routes if route.ca)
+        uses = dict.fromkeys(
+            (_use(one.next_hop), auth.user if auth.user != SENDER else "") for one, auth in routes
+        )
         # what the tokens are for, with the mailbox; "": that of the sender, or of nobody
-        self.uses = {
-            (_use(route.next_hop), auth.user.replace(SENDER, "")): None for route, auth in routes
-        }
+        self.uses = list(uses) or [(HopKind.SMTP, "")]
 
     @property
     def stamp_ns(self) -> int:
