@@ -190,7 +190,7 @@ async def _show(
         facts = {
             **listeners,
             "pages": relay.addresses.pages,
-            "cloud": cloud,
+            **({"cloud": cloud} if cloud else {}),
             "ca": str(relay.certificate.ca),
             "bundle": str(relay.certificate.bundle),
             "token": relay.token,

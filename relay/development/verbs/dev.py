@@ -183,7 +183,8 @@ class _JsonView(_WarningView):
         places = {name: getattr(addresses, name) for name in PORTS}
         listeners = {name: [] if at is None else [str(at)] for name, at in places.items()}
         files = {name: str(getattr(addresses, name)) for name in ("ca", "bundle")}
-        facts = {"pages": addresses.pages, "cloud": addresses.cloud, **files}
+        cloud = {"cloud": addresses.cloud} if addresses.cloud else {}
+        facts = {"pages": addresses.pages, **cloud, **files}
         print_json_line({"pid": os.getpid(), **listeners, **facts})
 
     def demonstrated(self, shown: DemonstratedMessage) -> None:
