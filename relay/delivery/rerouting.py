@@ -5,8 +5,11 @@ Routes change at a restart or a reload while mail waits. A claim is attempted on
 of now send its recipients: no mail leaves with the login, TLS policy or source address of another
 route. Any other claim is withdrawn and rerouted, as an operator does it, or its recipients end that
 the routes now reject, and the others are due at once. What an operator or a rule has chosen stays,
-unless it is a route that is gone or leads elsewhere. No route holds again what was released, and
-what an operator holds as it comes is no matter of mail that waits.
+unless it is a route that is gone or leads elsewhere. Where a route logs in as the sender, that is
+the address in MAIL of this copy (SRS). Mail that Microsoft Graph may have taken stays where it is
+until that is known, and content that is too large for it goes to the fallback at once. No route
+holds again what was released, and what an operator holds as it comes is no matter of mail that
+waits.
 
 A fallback (Postfix: smtp_fallback_relay) is tried when an attempt has failed after the time of the
 route. If it does not answer either, each further attempt tries the first next hop before it.
@@ -34,7 +37,6 @@ _log = get_logger("delivery")
 _AT_ONCE = 500  # claims of one command
 _AFTER_FAULT_S = 1.0
 _CAPTURED_NOW = "451 4.3.5 the route now captures mail: reroute or cancel the entry"  # RFC 3463 3.4
-
 _LOST_ROUTE = (  # RFC 3463 3.4
     "451 4.3.5 it is not known whether Microsoft Graph has sent it, and the route {} does not log"
     " in there as {} any more: restore the route, or ask in that mailbox"
@@ -58,21 +60,24 @@ class ClaimRerouter:
 
     def takes(self, claim: Claim) -> bool:
         """Take the claim if it must not be attempted at its next hop; return whether it was."""
-        is_graph = claim.next_hop.kind is HopKind.GRAPH  # its content may be too large
-        if claim.is_fresh and claim.message.received_us > self.changed_us and not is_graph:
+        hop, usual = claim.next_hop, claim.message.envelope.reverse_path
+        # too large for Graph, or with a sender that does not log in: routing knows neither
+        is_odd = hop.kind is HopKind.GRAPH or hop.mailbox
+        if claim.is_fresh and claim.message.received_us > self.changed_us and not is_odd:
             return False  # nearly always
         if claim.extra.requests:
             return self._has_lost_route(claim)
         goes_around = self._goes_around(claim)
-        is_settled = self.table.is_settled(claim.next_hop, chosen=claim.extra.chosen)
+        may_log_in = hop.mailbox in ("", own_mailbox(claim.extra.sender or usual))
+        is_settled = self.table.is_settled(hop, chosen=claim.extra.chosen) and may_log_in
         if is_settled and not goes_around:
             return False
-        sender = self._deciding_sender(claim)
+        senders = [(one, self._sender_for(claim, one.path.address)) for one in claim.recipients]
         moved = [
             to
-            for one in claim.recipients
+            for one, sender in senders
             if (to := self.table.destination_by_routes(one.path.address, sender)) is None
-            or to.next_hop != claim.next_hop
+            or to.next_hop != hop
             or (to.held and not claim.extra.released)
         ]
         if not (moved or goes_around):
@@ -85,7 +90,7 @@ class ClaimRerouter:
         else:
             outcomes = {
                 one.id: end
-                for one in claim.recipients
+                for one, sender in senders
                 if (end := self._end(one.path.address, sender)) is not None
             }
             self.recorder.begin(self.recorder.record(claim, outcomes, reached=True))
@@ -95,20 +100,15 @@ class ClaimRerouter:
         """Whether a claim goes another way: an attempt has failed after its time."""
         is_over = 0 < claim.extra.fallback_us < (claim.retry_us or 0)
         is_too_large = self.table.is_too_large(claim.next_hop, claim.content_size)
-        if not (is_over or is_too_large):  # nearly always
-            return False
-        way = self.table.way_around(claim.next_hop)
+        way = self.table.way_around(claim.next_hop) if is_over or is_too_large else None
         # what is too large for Graph does not go back there
-        return way is not None and (way.to is not None or not is_too_large)
+        return way is not None and not (is_too_large and way.to is None)
 
-    def _deciding_sender(self, claim: Claim) -> str:
+    def _sender_for(self, claim: Claim, address: str) -> str:
         """Return by which sender the routes decide: by that in MAIL where it would log in."""
         usual, sender = claim.message.envelope.reverse_path, claim.extra.sender
-        for one in claim.recipients if sender else ():
-            to = self.table.destination_by_routes(one.path.address, usual)
-            if to is not None and to.next_hop.mailbox:
-                return sender
-        return usual
+        to = self.table.destination_by_routes(address, usual) if sender else None
+        return sender if to is not None and to.next_hop.mailbox else usual
 
     def _has_lost_route(self, claim: Claim) -> bool:
         """Take a claim with requests to Microsoft Graph if its route does not lead to them."""

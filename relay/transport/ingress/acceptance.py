@@ -76,7 +76,6 @@ from relay.transport.ingress.fanout import (
     FanOut,
     HoldTimes,
     as_valid,
-    examined_for,
     examined_recipients,
     fan_out,
     has_answers,
@@ -102,7 +101,7 @@ from relay.transport.milter.filters import MilterSet
 from relay.transport.policy.archives import UnexaminedArchiveError
 from relay.transport.policy.message_parts import TooManyPartsError
 from relay.transport.policy.rule_book import DEFERRED, RuleBook
-from relay.transport.routing.route_table import InvalidRecipient, RouteTable, RoutingResult
+from relay.transport.routing.route_table import InvalidRecipient, RouteTable
 from relay.transport.signing.signer import Signer, SigningError
 
 _log = get_logger("ingress")
@@ -339,31 +338,15 @@ class Acceptance:
                 forwarded_by = aliases.get(added.acted_for) or added.acted_for
             return forwarding.sender_of(forwarded_by, address, reverse_path, trusted=is_trusted)
 
-        examine_added = forwarding.examiner_of_added(
-            examined.examine, verdict, rules.tenants, trusted=is_trusted
-        )
-        chosen = self.router.examine_chosen
-        routes = with_next_hops(examined.routes, verdict, chosen, reverse_path=reverse_path)
-
-        def sent(
-            found: RoutingResult, address: str, by: str, added: AddedRecipient | None = None
-        ) -> RoutingResult:
-            sender = sender_of(by, address, added) if by or added else ""
-            return examined_for(found, sender, partial(self.router.examine, address))
-
+        chosen = partial(self.router.examine_chosen, reverse_path=reverse_path)
         return fan_out(
             recipients,
-            [
-                sent(found, path.address, by)
-                for found, path, by in zip(
-                    routes, recipients.paths, recipients.forwarded_by, strict=True
-                )
-            ],
+            with_next_hops(examined.routes, verdict, chosen),
             verdict,
             expand=examined.expand,
             sender_of=sender_of,
-            examine=lambda added, address, by: sent(
-                examine_added(added, address, by), address, by, added
+            examine=forwarding.examiner_of_added(
+                examined.examine, verdict, rules.tenants, trusted=is_trusted
             ),
             answers_discarded=decided.answers_discarded,
             times=HoldTimes(arrival.received_us, int(self.expire_after_s * 1_000_000)),

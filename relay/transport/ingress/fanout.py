@@ -230,37 +230,15 @@ def as_valid(
 ) -> Sequence[RoutingResult]:
     """Return the later results; who was valid for the rules stays so, and who was not."""
     return [
-        one
-        if isinstance(one, InvalidRecipient) == isinstance(was, InvalidRecipient)
-        else _without_login(was)
+        one if isinstance(one, InvalidRecipient) == isinstance(was, InvalidRecipient) else was
         for was, one in zip(before, after, strict=True)
     ]
-
-
-def examined_for(
-    found: RoutingResult, sender: str, examine: Callable[[str], RoutingResult]
-) -> RoutingResult:
-    """Return where a copy goes that has another sender, "" if it has not: a route that would log in
-    as the sender of the message has to take that one.
-    """
-    if not (sender and isinstance(found, RemoteRecipient) and found.next_hop.mailbox):
-        return found
-    again = examine(sender)
-    return _without_login(found) if isinstance(again, InvalidRecipient) else again
-
-
-def _without_login(found: RoutingResult) -> RoutingResult:
-    if isinstance(found, RemoteRecipient) and found.next_hop.mailbox:
-        return replace(found, next_hop=found.next_hop._replace(mailbox=""))
-    return found
 
 
 def with_next_hops(
     examinations: Sequence[RoutingResult],
     verdict: Verdict,
-    chosen: Callable[..., RoutingResult],
-    *,
-    reverse_path: str,
+    chosen: Callable[[str, str, LocalRecipient | RemoteRecipient], RoutingResult],
 ) -> Sequence[RoutingResult]:
     """Return the examinations, with the next hops that rules chose; `chosen` examines these."""
     if not any(each.next_hop for each in verdict.recipients):  # nearly always
@@ -269,7 +247,7 @@ def with_next_hops(
     return [
         found
         if isinstance(found, InvalidRecipient) or not (decided := next(verdicts)).next_hop
-        else chosen(decided.address, decided.next_hop, found, reverse_path=reverse_path)
+        else chosen(decided.address, decided.next_hop, found)
         for found in examinations
     ]
 

@@ -32,9 +32,7 @@ def examine(address: str, _by: str = "", _is_copy: bool = False):
     return RemoteRecipient(NextHop(HopKind.MX, domain))
 
 
-def examine_chosen(
-    address: str, way: str, usual: LocalRecipient | RemoteRecipient, *, reverse_path: str
-):
+def examine_chosen(address: str, way: str, usual: LocalRecipient | RemoteRecipient):
     assert usual == examine(address)
     return RemoteRecipient(NextHop.parse(way), held=usual.held, chosen=True)
 
@@ -56,7 +54,7 @@ def fan(*recipients: RecipientVerdict, additions=(), notify=frozenset()):
     recipients = expand_recipients(paths, no_alias)
     return fan_out(
         recipients,
-        with_next_hops(found, verdict, examine_chosen, reverse_path="s@x.test"),
+        with_next_hops(found, verdict, examine_chosen),
         verdict,
         expand=no_alias,
         examine=lambda _added, address, _by: examine(address),
@@ -111,7 +109,7 @@ def test_what_an_alias_sends_by_a_chosen_next_hop_has_its_sender_and_names_the_a
     verdict = Verdict((sent(address),), (), CONTENTS, ())
     result = fan_out(
         recipients,
-        with_next_hops([examine(address)], verdict, examine_chosen, reverse_path="s@x.test"),
+        with_next_hops([examine(address)], verdict, examine_chosen),
         verdict,
         examine=examine,
         expand=expand,
