@@ -568,6 +568,7 @@ def _attempt_event(
         cipher=first.cipher,
         hosts=first.hosts,
         encoded=first.encoded,
+        left_out=_left_out(outcomes),
         # what is usual is left out: attempts_in() knows it
         policy="" if policy == USUAL_POLICY and took_s is not None else policy,
         verified=session.verified if session and session.verified != "none" else "",
@@ -578,6 +579,12 @@ def _attempt_event(
         retry=retry,
     )
     return Event(at_us, detail)
+
+
+def _left_out(outcomes: Mapping[int, Outcome]) -> tuple[str, ...]:
+    """Return the addresses that left the copies of an attempt, each once."""
+    copies = dict.fromkeys(one.evidence.left_out for one in outcomes.values())
+    return tuple(dict.fromkeys(address for copy in copies for address in copy))
 
 
 def _durations(

@@ -114,6 +114,18 @@ class ContentCache:
             )
         return EncodedForHost(signed.contents[0].joined(), made.why)
 
+    def without_own_signatures(self, content: Content) -> Content:
+        """Return a content for a host that signs itself, without the signatures of our keys."""
+        signer, name, parsed = self._signer, NAME.lower().encode(), ParsedContent.of(content)
+        if signer is None or NAME not in parsed.header:  # nearly always
+            return content
+        fields = tuple(
+            (key, octets)
+            for key, octets in parsed.header.fields
+            if key != name or not signer.has_signed(octets.partition(b":")[2])
+        )
+        return ParsedContent(Header(fields), parsed.rest).joined()
+
     def has_room_for(self, claim: Claim) -> bool:
         """Whether of() would not wait for room."""
         if claim.content is not None or claim.key in self._held:

@@ -248,6 +248,7 @@ class OutboundSession(SessionState):
         left = claim.recipients
         requests = None
         if claim.next_hop.kind is HopKind.GRAPH:
+            content = self._contents.without_own_signatures(content)
             requests = ClaimRequests(
                 self._recorder.spool,
                 claim,

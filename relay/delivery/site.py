@@ -41,6 +41,7 @@ T = TypeVar("T")
 _log = get_logger("delivery")
 
 _AFTER_FAULT_S = 1.0
+RETRY_AFTER = "Retry-After"  # what pauses a site in place of a [[reply]] entry
 PROBE_S = 60.0  # for all hosts of a site
 _NOBODY = 0  # the sender of a probe
 
@@ -111,7 +112,9 @@ class Site:
 
     @property
     def _pause_key(self) -> Hashable:
-        return self.name, self.hosts.via.source_address
+        via = self.hosts.via
+        mailbox = via.login.user if via.mime_max and via.login else ""  # of Graph: its limits
+        return self.name, via.source_address, mailbox
 
     @property
     def is_connected(self) -> bool:
@@ -425,16 +428,17 @@ class Site:
         return outcome
 
     def _obey(self, outcome: Outcome) -> None:
-        """Use fewer connections, or none and postpone what waits, as an entry demands."""
-        entry = self.options.providers.entries.get(outcome.evidence.provider)
-        if entry is None:
-            return
+        """Use fewer connections, or none and postpone what waits: an entry, or the host, says so."""
+        evidence = outcome.evidence
+        entry = self.options.providers.entries.get(evidence.provider)
         now_s = self.clock.monotonic()
-        if entry.connections:
+        if entry is not None and entry.connections:
             self.concurrency.full_at(entry.connections, until_s=now_s + FEWER_S)
-        if entry.pause_s and self._pause is None:
-            _log.warning("site paused", site=self.name, provider=entry.name, pause_s=entry.pause_s)
-            self.pauses[self._pause_key] = SitePause(self.name, entry.name, now_s + entry.pause_s)
+        pause_s = evidence.pause_s or (entry.pause_s if entry is not None else 0.0)
+        if pause_s and self._pause is None:
+            provider = entry.name if entry is not None else RETRY_AFTER
+            _log.warning("site paused", site=self.name, provider=provider, pause_s=pause_s)
+            self.pauses[self._pause_key] = SitePause(self.name, provider, now_s + pause_s)
             self._postpones(*self.ready.drain())
 
     def _postpones(self, *claims: Claim) -> bool:

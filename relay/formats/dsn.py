@@ -300,7 +300,9 @@ def _recipient_block(
         block.append(("Remote-MTA", f"dns; {evidence.host}"))
     if evidence.reply:
         # A text of this relay that has the form of an SMTP reply is one too.
-        is_smtp = evidence.remote or split_reply(evidence.reply).code
+        is_smtp = split_reply(evidence.reply).code or (
+            evidence.remote and not evidence.reply.startswith("HTTP ")  # of Microsoft Graph
+        )
         block.append(("Diagnostic-Code", f"{'smtp' if is_smtp else 'x-relay'}; {evidence.reply}"))
     if recipient.last_attempt_us:
         block.append(("Last-Attempt-Date", date_field(recipient.last_attempt_us)))

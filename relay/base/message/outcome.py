@@ -65,6 +65,8 @@ class Evidence(Struct, frozen=True):
     session: SessionEvidence | None = None  # of the connection
     provider: str = ""  # the [[reply]] entry that decided in place of this table
     encoded: str = ""  # "8 bit" or "long lines": why the message was encoded again for the host
+    pause_s: float = 0.0  # how long the host asks not to be contacted
+    left_out: tuple[str, ...] = ()  # addresses that its copy has no more
 
 
 class Delivered(Struct, frozen=True):

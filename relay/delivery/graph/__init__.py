@@ -2,6 +2,8 @@
 
 In: a transaction, as for SMTP. Out: requests, each with exactly its recipients, and the result.
 
-- `connection`: a session with the host: it opens the connection and makes the requests
+- `connection`: a session with the host: TLS, tokens, an idle connection that was closed
+- `request`: what is made, sent, looked for and deleted; when something is sent again
+- `outcomes`: which answer is which outcome, and what the operator can do; Retry-After
 - `claim_requests`: the requests of a claim that are in the spool
 """

@@ -18,8 +18,10 @@ class ClaimRequests:
         hostname: str,
     ) -> None:
         self.now_us = now_us
-        self.requests = claim.extra.requests
+        live = {one.id for one in claim.recipients}
+        self.requests = tuple(x for x in claim.extra.requests if live.intersection(x.recipients))
         self.recipients: tuple[int, ...] = ()
+        self.ended: set[str] = set()
         self._spool = spool
         self._claim = claim
         self._before = claim.extra.requests_before

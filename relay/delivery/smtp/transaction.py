@@ -67,6 +67,7 @@ class GraphRequests(Protocol):
 
     requests: tuple[GraphRequest, ...]  # as they are in the spool
     recipients: tuple[int, ...]  # the numbers of Transaction.recipients, in their order
+    ended: set[str]  # the Message-IDs of those whose recipients have an outcome in this attempt
     now_us: Callable[[], int]  # queue time
 
     async def note(self, requests: Sequence[GraphRequest], *, new: bool = False) -> None:

@@ -176,6 +176,7 @@ class AttemptDetail(Detail, frozen=True):
     cipher: str = ""
     hosts: tuple[str, ...] = ()  # what each host gave that was tried, if there was a choice
     encoded: str = ""  # why the message was encoded again for the host
+    left_out: tuple[str, ...] = ()  # addresses that its copy for Graph has no more
     policy: str = ""  # who demanded which TLS level; "": the usual one, or no host
     verified: str = ""  # by the TLS handshake; "": none
     durations: dict[str, float] = {}  # fields of Durations

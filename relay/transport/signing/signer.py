@@ -165,6 +165,13 @@ class Signer:
             signatures = _signatures(every) if is_quick else await self._thread.sign(every)
             return _completed(plans, drafts, signatures)
 
+    def has_signed(self, value: bytes) -> bool:
+        """Return whether the value of a DKIM-Signature names one of the keys."""
+        pairs = [part.partition(b"=") for part in value.split(b";")]
+        tags = {name.strip(): text.strip() for name, _, text in pairs}
+        own = {(key.domain.encode(), key.selector.encode()) for key in self._keys().keys}
+        return (tags.get(b"d", b"").lower(), tags.get(b"s", b"")) in own
+
     def sign_report(self, content: ParsedContent) -> SignedContents:
         """Sign a report or a notice, in the calling thread. Raises SigningError."""
         ring = self._keys()

@@ -1,0 +1,130 @@
+"""The table from answers of Microsoft Graph to outcomes.
+
+Only 201 and 202 mean that a message was taken. What the operator has to mend is deferred with the
+class auth, so that no mail is lost because of it. An answer that is not in the table is deferred.
+The codes are in learn.microsoft.com/graph/errors and in the reports of users.
+"""
+
+from collections.abc import Mapping
+from email.utils import parsedate_to_datetime
+
+import msgspec
+from msgspec import Struct
+from msgspec.structs import replace
+
+from relay.base.message.outcome import DeferralClass, Deferred, Evidence, Failed, Peer
+from relay.base.phrases import printable
+from relay.delivery.http_connection import HttpAnswer
+
+TAKEN = frozenset((201, 202))
+PAUSE_S_MAX = 3600.0
+_MESSAGE_CHARACTERS_MAX = 300
+_CODE_CHARACTERS_MAX = 80
+_UNSURE = frozenset((404, 408))  # a gateway, or a copy that is not there yet, may answer so
+_TOO_LARGE = frozenset((200, 413))
+_GRANT = "grant Mail.ReadWrite and Mail.Send for this mailbox, or set confirm = false in the route"
+_USER = "the user of the route's auth is no mailbox of Exchange Online"
+
+
+class _Row(Struct, frozen=True):
+    """An outcome: its RFC 3463 status, its class (None: failed), what the operator can do."""
+
+    status: str
+    kind: DeferralClass | None = None
+    advice: str = ""
+
+
+_AUTH, _SITE = DeferralClass.AUTH, DeferralClass.SITE
+# By the status, and the beginning of the code; "" is for all others.
+_ROWS: Mapping[tuple[int, str], _Row] = {
+    (200, ""): _Row("5.3.4", advice="only 201 and 202 mean taken: it may be too large"),
+    (400, "ErrorInvalidRecipients"): _Row("5.1.3"),
+    (400, "ErrorMimeContentInvalid"): _Row("5.6.0"),
+    (401, ""): _Row("4.7.8", _AUTH),
+    (403, "ErrorSendAsDenied"): _Row("5.7.1", advice="the mailbox has no SendAs for its From"),
+    (403, "ErrorAccessDenied"): _Row("4.7.0", _AUTH, _GRANT),
+    (403, ""): _Row("4.7.0", _AUTH),
+    (404, "ErrorInvalidUser"): _Row("4.7.0", _AUTH, _USER),
+    (404, "MailboxNotEnabledForRESTAPI"): _Row("4.7.0", _AUTH, _USER),
+    (404, "ResourceNotFound"): _Row("4.7.0", _AUTH, _USER),
+    (413, ""): _Row("5.3.4"),
+    (429, ""): _Row("4.3.2", _SITE),
+}
+_OTHER = _Row("4.3.0", _SITE)
+
+
+class _Error(Struct):
+    code: str = ""
+    message: str = ""
+
+
+class _ErrorBody(Struct):
+    error: _Error = msgspec.field(default_factory=_Error)
+
+
+def outcome_of(answer: HttpAnswer, peer: Peer) -> Deferred | Failed:
+    """Return the outcome of an answer that is not what was asked for."""
+    error = _error_of(answer)
+    row = next(
+        (
+            row
+            for (status, code), row in _ROWS.items()
+            if status == answer.status and error.code.startswith(code)
+        ),
+        _OTHER,
+    )
+    reply = reply_of(answer) + (f"; {row.advice}" if row.advice else "")
+    evidence = replace(peer.evidence(row.status, reply, remote=True), pause_s=pause_s(answer))
+    return Failed(evidence) if row.kind is None else Deferred(evidence, row.kind)
+
+
+def taken(answer: HttpAnswer, peer: Peer) -> Evidence:
+    """Return the evidence of a message that was taken (RFC 3463 3.1)."""
+    return peer.evidence("2.0.0", reply_of(answer), remote=True)
+
+
+def is_refused(answer: HttpAnswer) -> bool:
+    """Return whether an answer proves that the request had no effect."""
+    status, has_code = answer.status, bool(_error_of(answer).code)
+    return status == 429 or (400 <= status < 500 and status not in _UNSURE and has_code)
+
+
+def is_too_large(answer: HttpAnswer) -> bool:
+    """Return whether an answer to a content says that there is too much of it."""
+    return answer.status in _TOO_LARGE
+
+
+def reply_of(answer: HttpAnswer) -> str:
+    """Return an answer as one line: "HTTP 403 ErrorAccessDenied: Access is denied. (…)"."""
+    error = _error_of(answer)
+    reply = f"HTTP {answer.status} {error.code}".rstrip()
+    if error.message:
+        reply += f": {error.message[:_MESSAGE_CHARACTERS_MAX]}"
+    if request_id := answer.fields.get("request-id", "")[:_CODE_CHARACTERS_MAX]:
+        reply += f" (request-id {request_id})"
+    return printable(reply)
+
+
+def pause_s(answer: HttpAnswer) -> float:
+    """Return how long a host asks not to be asked, by the Retry-After of 429 and 503: seconds, or a
+    date, which is after that of the answer (RFC 9110 10.2.3).
+    """
+    text = answer.fields.get("retry-after", "")
+    if answer.status not in (429, 503) or not text:
+        return 0.0
+    if text.isascii() and text.isdecimal() and len(text) < 10:
+        return min(float(text), PAUSE_S_MAX)
+    try:
+        at = parsedate_to_datetime(text)
+        wait_s = (at - parsedate_to_datetime(answer.fields.get("date", ""))).total_seconds()
+    except (ValueError, TypeError):
+        return 0.0
+    return min(max(wait_s, 0.0), PAUSE_S_MAX)
+
+
+def _error_of(answer: HttpAnswer) -> _Error:
+    try:
+        error = msgspec.json.decode(answer.body, type=_ErrorBody).error
+    except (msgspec.MsgspecError, UnicodeDecodeError):
+        return _Error()
+    return _Error(error.code[:_CODE_CHARACTERS_MAX], error.message)
