@@ -11,6 +11,7 @@ from typing import Any
 import httpx
 import pytest
 
+from relay.testing import Relay
 from tests.support.dev_process import DevProcess
 from tests.support.relay_process import until
 from tests.support.tables import each_row
@@ -97,3 +98,29 @@ def test_a_fault_of_its_internet_page(cloud: Cloud, status, answered, taken) -> 
     assert cloud.client.post("/relay/v1/quiet", json={"timeout_s": 10}).json()["quiet"] is True
     assert len(cloud.messages(f"{sender}@example.test", "sentitems")) == 1 + taken
     assert cloud.messages(f"{sender}@example.test", "drafts") == []
+
+
+def test_mail_goes_out_through_the_cloud(relay: DevProcess, cloud: Cloud) -> None:
+    """A lost answer is looked up: it arrives once, and at nobody but the envelope's recipient."""
+    cloud.use('[[graph]]\nstatus = 504\npath = "*/send"\ntimes = 1\n')
+    carl, eve, fred = "carl@example.test", "eve@customer.example", "fred@customer.example"
+    text = f"From: {carl}\r\nTo: {eve}, {fred}\r\nSubject: Offer\r\n\r\nx"
+    key = relay.submit(carl, [eve, "bob@example.test"], text.encode())
+    relay.until_final(key)
+    assert relay.states(key) == {eve: "relayed", "bob@example.test": "delivered"}
+    assert cloud.client.post("/relay/v1/quiet", json={"timeout_s": 10}).json()["quiet"] is True
+    assert [len(cloud.messages(carl, one)) for one in ("sentitems", "drafts")] == [1, 0]
+    [arrived] = cloud.messages(eve, "inbox")
+    assert [one["emailAddress"]["address"] for one in arrived["toRecipients"]] == [eve]
+    assert cloud.messages(fred, "inbox") == []
+
+
+def test_a_test_describes_a_cloud() -> None:
+    strict = {"http": {"profile": "strict"}}
+    with Relay(config=strict) as cloud, Relay(config=cloud.as_cloud) as relay:
+        cloud.internet.graph(429, path="*/messages", retry_after=60, times=1)
+        sent = relay.send("alice@example.test", ANN, "Invoice")
+        assert sent.state == "deferred"
+        relay.clock.advance(minutes=2)
+        assert sent.state == "relayed"
+        assert [one.subject for one in cloud.mailbox(ANN).messages()] == ["Invoice"]
