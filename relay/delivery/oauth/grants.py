@@ -50,7 +50,7 @@ class _ServiceAccount(Struct, frozen=True):
 class TokenAnswer(Struct, frozen=True):
     """An answer of a token server: a token, a device code, or an error; times in seconds."""
 
-    access_token: str = ""
+    access_token: str = ""  # RFC 6749 5.1
     expires_in: float = 300.0  # from its receipt; the server may leave it out
     refresh_token: str = ""  # a new one; "": the one that was used stays
     scope: str = ""  # what was granted
@@ -87,7 +87,7 @@ def scope_of(client: OAuthClient, use: HopKind) -> str:
 
 
 def grant_form(
-    client: OAuthClient, use: HopKind, mailbox: str, secret: str, *, now_s: int, jti: str
+    client: OAuthClient, use: HopKind, mailbox: str, *, secret: str, now_s: int, jti: str
 ) -> dict[str, str]:
     """Return the form that asks for a token. `secret` is the content of key_file(), or the refresh
     token; `jti` a new id. Raises ValueError for a content that is no key.
@@ -133,7 +133,7 @@ def _jwt(header: dict[str, str], claims: dict[str, Any], pem: str) -> str:
 
 
 def read_answer(
-    status: int, body: bytes, client: OAuthClient, form: Mapping[str, str]
+    status: int, body: bytes, *, client: OAuthClient, form: Mapping[str, str]
 ) -> TokenAnswer:
     """Return the token, or the device code, that `form` has asked for. Raises TokenError, with the
     server's words and the next step; of the secrets of `form` the text has nothing.

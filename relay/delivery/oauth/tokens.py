@@ -94,7 +94,7 @@ class TokenServer:
                 )
                 secret = read_key_file(self.secret_file, expected=expected, is_secret=False)
             text, jti = secret.decode().strip(), str(uuid4())
-            return grant_form(client, use, mailbox, text, now_s=now_s, jti=jti)
+            return grant_form(client, use, mailbox, secret=text, now_s=now_s, jti=jti)
         except ValueError as error:
             code = "invalid_grant" if is_person else "invalid_client"
             raise TokenError(f"{self.secret_file}: {error}", error=code) from None
@@ -134,7 +134,7 @@ class TokenServer:
         except (HttpError, OSError) as error:
             why = reason(error)
             raise TokenError(f"the token server does not answer: {why}") from None
-        return read_answer(answer.status, answer.body, self.client, form)
+        return read_answer(answer.status, answer.body, client=self.client, form=form)
 
     def _context(self) -> ssl.SSLContext:
         """Raises OSError for a file without certificates."""

@@ -101,7 +101,7 @@ class Target:
     path: str = ""  # of a Unix socket, instead of address and port
     lmtp: bool = False  # RFC 2033
     tls: TlsPolicy = field(default_factory=TlsPolicy)  # what decide_tls() says
-    login: Credentials | None = None
+    login: Credentials | None = None  # None: there is no AUTH
     source_address: str = ""  # "": the system chooses
     tls_by: str = CONFIGURATION  # who demands the TLS level
     graph: GraphOptions | None = None  # Microsoft Graph, by HTTP(S); None: SMTP or LMTP

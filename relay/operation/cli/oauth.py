@@ -120,7 +120,7 @@ async def _sign_in(server: TokenServer) -> list[Any]:
 
 
 async def _by_device_code(server: TokenServer, form: dict[str, str]) -> TokenAnswer:
-    client, clock = server.client, SystemClock()
+    client = server.client
     url = client.device_url or f"{token_url(client).rpartition('/')[0]}/devicecode"
     code = await server.ask(form, url)
     page = f"Open {code.verification_uri} and enter the code {code.user_code}"
@@ -128,7 +128,7 @@ async def _by_device_code(server: TokenServer, form: dict[str, str]) -> TokenAns
     asked = {"grant_type": _DEVICE, "client_id": client.client_id, "device_code": code.device_code}
     interval_s, left_s = max(code.interval, _INTERVAL_S_MIN), min(code.expires_in, _WAIT_S_MAX)
     while (left_s := left_s - interval_s) > 0:
-        await clock.sleep(interval_s)
+        await asyncio.sleep(interval_s)  # real time: a peer
         try:
             return await server.ask(asked)
         except TokenError as error:

@@ -125,7 +125,7 @@ max_connections = 0
         ": hostname: found nothing, expected a value: this key is required",
         (
             ":1: hostnme: found an unknown key, expected one of delivery, dkim, dns, domain, hostname, http,"
-            " limits, mailboxes, milter, observe, policy, pressure, reports, route, sendmail, smtp, smtp_gate, spool,"
+            " limits, mailboxes, milter, oauth, observe, policy, pressure, reports, route, sendmail, smtp, smtp_gate, spool,"
             ' state_dir, tenant, webhook (did you mean "hostname"?)'
         ),
         (
@@ -275,11 +275,11 @@ max_connections = 0
         ),
         (
             f"{ROUTE}next_hop='lmtp:unix:/run/lmtp'\nauth = {LOGIN}",
-            "6: route[0].auth: found a table, expected auth only with an smtp://, smtps:// or lmtp://",
+            "6: route[0].auth: found a table, expected auth only with an smtp://, smtps://, lmtp:// or graph://",
         ),
         (
             f"{ROUTE}next_hop='lmtp:unix:/run/lmtp'\ntls = 'required'",
-            '6: route[0].tls: found "required", expected tls only with an mx, smtp://, smtps:// or lmtp://',
+            '6: route[0].tls: found "required", expected tls only with an mx, smtp://, smtps://, lmtp:// or graph://',
         ),
         (
             f"{ROUTE}next_hop='smtp://h:1'\nauth = {{user='u', password_file='nope'}}",
