@@ -25,7 +25,7 @@ from relay.delivery.attempt_result import (
 from relay.delivery.retry import ClaimAction, RetrySchedule, claim_action
 from relay.formats.dsn import ReportKind
 from relay.store.journeys.events import Step
-from relay.store.spool.types import ClaimedRecipient, EntryExtra, PriorityLevel
+from relay.store.spool.types import ClaimedRecipient, EntryExtra, GraphRequest, PriorityLevel
 from tests.support.claims import SECOND_US, a_claim
 from tests.support.tables import each_row
 
@@ -277,3 +277,16 @@ def test_expired_held_mail_is_reported_and_captured_mail_is_not(
     result = expiry_result(a_claim(state=state), time=AttemptTime(5, 5))
     assert len(result.reported[ReportKind.FAILED]) == told
     assert list(result.commit.expired) == [1]
+
+
+def test_who_may_have_got_it_by_graph_is_not_reported_as_failed() -> None:
+    sent = GraphRequest("p@a.test", "<1@a.test>", (2,), posted_us=5, draft="A=", sent_us=6)
+    posted = replace(sent, recipients=(1,), sent_us=0)
+    claim = replace(a_claim(count=3), extra=EntryExtra(requests=(posted, sent)))
+    result = expiry_result(claim, time=AttemptTime(5, 5))
+    told = {
+        str(kind): [one.path.address for one in people] for kind, people in result.reported.items()
+    }
+    assert told == {"failure": ["1@a.test", "3@a.test"], "unknown": ["2@a.test"]}
+    reply = result.commit.expired[2].evidence.reply
+    assert reply.startswith("it is not known whether Microsoft Graph has sent the message; deliv")

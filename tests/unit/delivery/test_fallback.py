@@ -106,3 +106,20 @@ async def test_half_an_hour_of_a_silent_host_over_a_restart(delivery) -> None:
         await delivery.send("x@a.test", expire_s=86_400)  # neither answers: the waits grow
         await clock.advance(4 * 3600, settled)
         assert other.sessions - 1 in range(4, 7)
+
+
+async def test_what_is_too_large_for_graph_goes_to_the_fallback_at_once(delivery) -> None:
+    async with RemoteMx() as other:
+        there = f"smtp://{other.host}:{other.port}"
+        token = RouteAuth("p@b.test", oauth="o")
+        cloud = Route("*", "graph://127.0.0.1:9", token, name="g", mime_max=5, fallback=there)
+        delivery.table = Routed([cloud], [], NOBODY, tls="none")
+        await delivery.start()
+        delivery.spool.queue_admin.attend(delivery.scheduler)
+        journey = await delivery.done(await delivery.send("x@a.test"))
+    [moved] = [one.detail for one in journey.steps if "operation" in one.detail]
+    assert (moved["why"], moved["to"]) == (
+        "it is too large for graph://127.0.0.1:9",
+        [f"{there} g"],
+    )
+    assert [str(one.state) for one in journey.recipients] == ["relayed"]

@@ -11,13 +11,13 @@ from msgspec.structs import replace
 from relay.base.message.envelope import ForwardPath
 from relay.base.message.nexthop import NextHop
 from relay.base.message.outcome import Failed, Outcome
-from relay.base.settings.tree import OwnDomain, Route
+from relay.base.settings.tree import OwnDomain, Route, RouteAuth
 from relay.delivery.active_queue import ClaimsInMemory
 from relay.delivery.attempt_result import AttemptTime, result_of_attempt
 from relay.delivery.rerouting import ClaimRerouter
 from relay.delivery.retry import RetrySchedule
 from relay.formats.dsn import ReportKind
-from relay.store.spool.types import Claim, EntryExtra
+from relay.store.spool.types import Claim, EntryExtra, GraphRequest
 from relay.transport.routing.route_table import RouteTable
 from tests.support.claims import a_claim
 from tests.support.manual_clock import ManualClock
@@ -34,6 +34,9 @@ def not_run(work: Coroutine[Any, Any, Any]) -> object:
     return object()
 
 
+TOKEN = RouteAuth("p@s.test", oauth="o")
+AWAITED = {"requests": (GraphRequest("P@s.test", "<1@s.test>", (1,), 5),), "fallback_us": 1}
+OWN = "smtps://w.test:465 own\ta@x.test"
 ROUTES = [
     Route("new.test", "capture"),
     Route("*", "smtp://h.test:25", name="of-s", sender="*@s.test"),
@@ -41,6 +44,17 @@ ROUTES = [
     Route("b.test", "smtp://h.test:25", name="of-b"),
     Route("m.test", "mx", name="by-mx"),
     Route("held.test", "hold", name="brake"),
+    Route("g.test", "graph://c.test:443", TOKEN, name="all"),
+    Route(
+        "x.test",
+        "smtps://w.test:465",
+        RouteAuth("sender", oauth="o"),
+        sender="*@x.test",
+        name="own",
+    ),
+    Route(
+        "big.test", "graph://c.test:443", TOKEN, name="big", fallback="smtp://h.test:26", mime_max=9
+    ),
     Route("here.test", "local"),
 ]
 
@@ -69,6 +83,17 @@ ROUTES = [
         ("1@new.test", "capture", {}, False),
         ("1@a.test", "local", {}, True),  # its domain is local no longer
         ("1@a.test", "local", {"chosen": True}, False),
+        ("1@g.test", "graph://c.test:443 all", {}, False),
+        ("1@g.test", "graph://c.test:443 all", AWAITED, False),
+        ("1@a.test", "graph://c.test:443 all", AWAITED, False),  # where it was asked for
+        ("1@big.test", "graph://c.test:443 big", {}, True),  # its content is too large
+        ("1@big.test", "graph://c.test:443 big", AWAITED, False),
+        ("1@big.test", "smtp://h.test:26 big", {"chosen": True, "fallback_us": 1}, False),
+        ("1@x.test", OWN, {}, False),
+        ("1@x.test", OWN, {"chosen": True}, False),
+        ("1@x.test", OWN, {"sender": "SRS0=a@s.test"}, True),  # the address in MAIL
+        ("1@x.test", OWN, {"sender": "SRS0=a@s.test", "chosen": True}, True),
+        ("1@x.test", f"{OWN}.org", {"chosen": True}, True),
     ],
 )
 def test_what_waits_is_where_the_routes_of_now_send_it(
@@ -80,7 +105,7 @@ def test_what_waits_is_where_the_routes_of_now_send_it(
         admin=SimpleNamespace(),
         clock=ManualClock(),
     )
-    claim = a_claim(next_hop=NextHop.parse(key), epoch=2, extra=EntryExtra(**extra))
+    claim = a_claim(next_hop=NextHop.parse(key), epoch=2, extra=EntryExtra(**extra), retry_us=5)
     (one,) = claim.recipients
     claim = replace(claim, recipients=(replace(one, path=ForwardPath(address)),))
     assert rerouter.takes(claim) is taken
@@ -115,3 +140,22 @@ def test_an_address_that_became_invalid_ends_and_the_others_of_its_entry_are_due
     assert [one.path.address for one in result.reported[ReportKind.FAILED]] == ["2@a.test"]
     assert result.commit.waiting is not None
     assert (result.commit.waiting.due_us, result.commit.waiting.cause_attempts) == (5, 3)
+
+
+def test_where_its_route_is_gone_the_queue_says_that_an_answer_is_awaited() -> None:
+    told: list[str] = []
+
+    async def record(_claim: Claim, outcomes: Mapping[int, Outcome], **_reached: bool) -> None:
+        told.append(outcomes[1].evidence.reply)
+
+    for auth in (None, RouteAuth("q@s.test", oauth="o")):
+        table = RouteTable(
+            [Route("a.test", "graph://c.test:443", auth, name="big")], [], Directory()
+        )
+        recorder: Any = SimpleNamespace(begin=asyncio.run, record=record)
+        rerouter = ClaimRerouter(
+            recorder, table=table, admin=SimpleNamespace(), clock=ManualClock()
+        )
+        hop = NextHop.parse("graph://c.test:443 big")
+        assert rerouter.takes(a_claim(next_hop=hop, extra=EntryExtra(**AWAITED)))
+        assert "the route big does not log in there as p@s.test any more" in told.pop()

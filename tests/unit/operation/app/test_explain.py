@@ -10,7 +10,7 @@ from relay.base.accounts.account import Account
 from relay.base.clock import SystemClock, rfc3339
 from relay.base.message.outcome import DeferralClass, Deferred, Evidence
 from relay.base.message.srs import Srs
-from relay.base.settings.tree import DnsSettings, Route
+from relay.base.settings.tree import DnsSettings, Route, RouteAuth
 from relay.delivery.retry import RetrySchedule
 from relay.delivery.site import SiteState
 from relay.delivery.site_limits import Rate, SiteOptions
@@ -38,6 +38,7 @@ ROUTES = (
     Route("kept.test", "capture"),
     Route("own.test", "mx", tls="verify", name="checked", max_connections=2, max_rate="10/60.0"),
     Route("host.test", "smtps://localhost:4650", name="paid"),
+    Route("cloud.test", "graph://localhost:4430", RouteAuth("p@a.test", oauth="o"), name="cloud"),
     Route("six.test", "smtp://localhost:2525", source_address="::1"),
     Route("paper.test", "smtp://localhost:2526", sender="*@paper.test"),
 )
@@ -123,6 +124,14 @@ async def explainer(dns: DnsThread, tmp_path: Path):
 
     yield made
     await resolver.close()
+
+
+async def test_what_goes_to_graph_names_the_mailbox_and_its_limits(explainer) -> None:
+    found = await explainer().explain(Question("x@cloud.test", SENDER))
+    assert found["limits"] == {"max_connections": 4, "max_rate": "30/60", "source_address": ""}
+    assert '"cloud"; logs in as p@a.test' in str(explanation_lines(found))
+    report = await explainer().explain(Question("x@cloud.test", ""))
+    assert report["route"]["next_hop"] == "mx:cloud.test"
 
 
 async def test_the_whole_document_of_a_remote_recipient(explainer) -> None:

@@ -73,6 +73,7 @@ def test_parse_next_hop_rejects_routes_that_send_nothing(text: str) -> None:
     [
         ("route:home.test local", "expected the name of a route to hosts: slow, smart$"),
         ("route:", "found '', expected the name of a route to hosts: slow, smart$"),
+        ("graph://g.test", "expected route:NAME, of a route to Microsoft Graph: it has the login"),
         ("imap://h.test:143", "smtps://HOST:PORT, lmtp://HOST:PORT or lmtp:unix:PATH"),
     ],
 )

@@ -7,10 +7,11 @@ from relay.base.settings.reader import load
 from relay.operation.cli.errors import INTERRUPTED, CommandError
 from relay.operation.cli.root import cli
 from relay.operation.commands.operator_client import OperatorClient
+from relay.store.spool.queue_commands import NO_REPORTS
 from tests.support import relay_starts
 from tests.support.tables import each_row
 
-TRY_LATER, CONFIGURATION = 75, 78
+DATA, TRY_LATER, CONFIGURATION = 65, 75, 78
 
 
 @pytest.fixture
@@ -98,6 +99,8 @@ def test_a_directory_in_place_of_the_spool_is_a_configuration_error(config, word
         (["hold", "--all"], 1, None),
         (["hold", "--all", "--dry-run"], 0, None),
         (["retry", "--all"], 0, None),
+        (["reroute", "--all", "--to", "route:r", "--dry-run"], 0, DATA),
+        (["reroute", "--all", "--to", "route:r", "--dry-run"], 1, None),
     ],
 )
 def test_entries_in_flight_exit_with_try_later(relay, monkeypatch, words, done, code):
@@ -109,10 +112,11 @@ def test_entries_in_flight_exit_with_try_later(relay, monkeypatch, words, done, 
             "in_flight": 2 - done,
             "unknown": [],
             "dry_run": more["dry_run"],
-            "entries": [],
+            "entries": [{"result": "unchanged", "note": NO_REPORTS}] * (words[0] == "reroute"),
         }
 
     monkeypatch.setattr(OperatorClient, "change", change)
+    monkeypatch.setattr(OperatorClient, "delivery_paused", lambda _: [])
     ended = relay(*words)
     assert f"{2 - done} in flight" in ended.stdout
     assert (ended.exception.code if ended.exception else None) == code

@@ -127,6 +127,9 @@ def test_name_servers_that_do_not_answer_are_no_fault_of_the_files(files):
 
 
 ALL = '[[route]]\ndomain = "*"\nnext_hop = "{}"\n'
+GRAPH = "graph://127.0.0.9"
+AUTH = 'auth = { user = "p@a.test", oauth = "o" }\n'
+CLIENT = '[[oauth]]\nname = "o"\nprovider = "google"\nclient_id = "c"\n'
 MX_LOST = "mail that needs an MX record is deferred for that"
 
 
@@ -141,6 +144,7 @@ MX_LOST = "mail that needs an MX record is deferred for that"
         (ALL.format("smtp://hub.test:2525"), ""),
         (ALL.format("smtp://127.0.0.9:2525"), ""),
         (ALL.format("lmtp:unix:/run/x"), ""),
+        (ALL.format(GRAPH) + AUTH + CLIENT, MX_LOST),  # where reports go
         (ALL.format("reject:closed"), ""),
         (ALL.format("smtp://gone.test:2525"), "mail by gone.test is deferred for that"),
     ],
@@ -406,6 +410,8 @@ def test_what_is_doubtful_causes_a_warning(files, changed, expected):
         (route("*", sender="*@*.s.test"), route("a.test", sender="*@x.s.test"), True),
         (route("*", sender="*@s.test"), route("a.test", sender="<>"), False),
         (route("*", sender="me@s.test"), route("a.test", sender="*@s.test"), False),
+        (route("*", next_hop=GRAPH) + AUTH, route("a.test", sender="<>") + CLIENT, False),
+        (route("*", next_hop=GRAPH) + AUTH, route("a.test", sender="*@s.test") + CLIENT, True),
         (route("*", next_hop="hold"), route("a.test"), False),  # says where a release sends it
         (route("*", next_hop="hold"), route("a.test", next_hop="hold"), True),
         (route("*"), route("*.test"), False),  # below which is an own domain

@@ -198,6 +198,7 @@ def test_only_rule_files_are_read_in_the_order_of_their_names(tmp_path):
             "expected an address in ASCII",
         ),
         (rule("{ next_hop = 'hold' }"), 3, 'rule "r": then.next_hop', 'expected "route:NAME" or'),
+        (rule("{ next_hop = 'graph://g' }"), 3, 'rule "r": then.next_hop', "only a route to Micr"),
         (
             rule("{ rate_limit = { rate = '5', per = 'sender' } }"),
             3,

@@ -283,6 +283,21 @@ async def test_a_smarthost_is_that_host_and_port(dns, host, port, expected):
         assert found == expected
 
 
+async def test_a_proxy_looks_up_graph_beyond_this_machine(dns):
+    async with resolving(dns) as resolver:
+        resolver.use(DnsSettings((dns.address,)), port=PORT, proxy_host="mx2.three.test")
+        for kind, host, place in (
+            (HopKind.GRAPH, "graph.test", "127.0.0.12"),
+            (HopKind.GRAPH, "::1", "::1"),
+            (HopKind.SMTP, "192.0.2.1", "192.0.2.1"),
+        ):
+            found = await resolver.resolve(NextHop(kind, host, 443))
+            assert found == Hosts((Host(host, 0, (place,), 443),))
+        resolver.use(DnsSettings((dns.address,)), port=PORT, proxy_host="three.test")
+        found = await resolver.resolve(NextHop.parse("graph://graph.test:443"))
+        assert found.text == "the proxy three.test has no address; check proxy in [delivery]"
+
+
 @each_row(
     "listener, host, is_own",
     [
@@ -379,6 +394,7 @@ async def test_a_relay_of_loopback_finds_hosts_there(dns, text):
         "smtp://[2001:db8::1]:25",
         "smtp://smarthost:25",
         "lmtp://192.0.2.1:24",
+        "graph://graph.microsoft.com:443",
     ],
 )
 async def test_a_relay_of_loopback_goes_nowhere_else(dns, text, monkeypatch):

@@ -1,5 +1,6 @@
 """The route table: order of routes, local domains, postmaster, unknown users."""
 
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -46,6 +47,9 @@ def table(*routes, **options):
     return RouteTable(
         [Route(domain, hop) for domain, hop in routes], ["example.test"], Accounts(), **options
     )
+
+
+chosen_by = partial(RouteTable.examine_chosen, reverse_path="s@x.test")
 
 
 def mx(domain):
@@ -434,16 +438,14 @@ BY_RULE_THERE = NextHop.parse(f"{ELSEWHERE} {BY_RULE}")
 )
 def test_a_rule_chooses_the_next_hop(address, way, found):
     made = RouteTable(CHOOSABLE, ["example.test"], Accounts())
-    assert (
-        made.examine_chosen(address, way, made.examine(address), reverse_path="s@x.test") == found
-    )
+    assert chosen_by(made, address, way, made.examine(address)) == found
 
 
 @pytest.mark.parametrize("name", ["here", "closed", "gone"])
 def test_a_rule_cannot_choose_a_route_without_a_next_hop(name):
     made = RouteTable(CHOOSABLE, ["example.test"], Accounts())
     with pytest.raises(LookupError, match=name):
-        made.examine_chosen("x@b.test", f"route:{name}", made.examine("x@b.test"), reverse_path="")
+        chosen_by(made, "x@b.test", f"route:{name}", made.examine("x@b.test"))
 
 
 def test_what_a_rule_sends_to_a_host_has_nothing_of_a_route_to_it(tmp_path):
@@ -452,11 +454,9 @@ def test_what_a_rule_sends_to_a_host_has_nothing_of_a_route_to_it(tmp_path):
     paid = Route("b.test", ELSEWHERE, login, tls="verify", source_address="192.0.2.1", name="paid")
     made = RouteTable([paid], [], Accounts())
     usual = made.examine("x@b.test")
-    lent = made.options_for(
-        made.examine_chosen("x@b.test", "route:paid", usual, reverse_path="s@x.test").next_hop
-    )
+    lent = made.options_for(chosen_by(made, "x@b.test", "route:paid", usual).next_hop)
     assert lent.login == Credentials("u", "secret")
-    there = made.examine_chosen("x@b.test", ELSEWHERE, usual, reverse_path="s@x.test").next_hop
+    there = chosen_by(made, "x@b.test", ELSEWHERE, usual).next_hop
     assert made.options_for(there) == HopOptions(TlsPolicy("opportunistic"))
     assert made.tls_demanded_by(there) == "configuration"
     # also after a restart, whatever the routes are then
@@ -474,7 +474,57 @@ def test_where_nothing_may_leave_a_rule_captures():
         confinement=Confinement(lambda _: False, lambda hop: hop.host == "h.test"),
     )
     usual = made.examine("x@b.test")
-    assert made.examine_chosen("x@b.test", ELSEWHERE, usual, reverse_path="s@x.test") == captured
-    assert (
-        made.examine_chosen("x@b.test", "route:hub", usual, reverse_path="s@x.test").next_hop == HUB
-    )
+    assert chosen_by(made, "x@b.test", ELSEWHERE, usual) == captured
+    assert chosen_by(made, "x@b.test", "route:hub", usual).next_hop == HUB
+
+
+CLOUD, AS_SENDER = (RouteAuth(user, oauth="m365") for user in ("p@a.test", "sender"))
+GRAPH, OWN, REST = "graph://g.test:443 cloud", "graph://g.test:443 own\tann+x@a.test", "mx:c.test"
+GRAPH_ROUTES = [
+    Route("b.test", "graph://g.test:443", CLOUD, name="cloud"),
+    Route("*", "graph://g.test:443", AS_SENDER, sender="*@a.test", name="own"),
+]
+
+
+@each_row(
+    "address, way, sender, key",
+    [
+        ("x@b.test", "", "s@c.test", GRAPH),
+        ("x@b.test", "", "", "mx:b.test"),  # a report
+        ("x@c.test", "", "Ann+x@A.test", OWN),
+        ("x@c.test", "", "s@c.test", REST),
+        ("x@c.test", "cloud", "s@c.test", GRAPH),
+        ("x@c.test", "cloud", "", REST),
+        ("x@b.test", "own", "ann+x@a.test", OWN),
+        ("x@b.test", "own", "s@c.test", GRAPH),
+    ],
+)
+def test_what_graph_gets_and_who_logs_in(address, way, sender, key):
+    made = RouteTable(GRAPH_ROUTES, [], Accounts())
+    found = made.examine(address, sender)
+    if way:
+        found = made.examine_chosen(address, f"route:{way}", found, reverse_path=sender)
+        there = made.lookup_by_route(way)(address, sender)
+        assert (there and there.next_hop) == (found.next_hop if found.route == way else None)
+    assert found.next_hop.key == key
+
+
+def test_each_mailbox_has_its_login_until_its_route_changes():
+    made = RouteTable(GRAPH_ROUTES, [], Accounts())
+    own, fixed = map(NextHop.parse, (OWN, GRAPH))
+    options = made.options_for(own)
+    assert options.login == Credentials("ann+x@a.test", oauth="m365")
+    assert (options.connections_max, options.rate, options.mime_max) == (4, "30/60.0", 2_200_000)
+    assert made.options_for(fixed).login.user == "p@a.test"
+    assert made.is_settled(own, chosen=True)
+    for hop in (
+        own._replace(mailbox="s@c.test"),
+        own._replace(mailbox=""),
+        fixed._replace(mailbox="a"),
+    ):
+        assert not made.is_settled(hop, chosen=True), hop
+    for routes in ([], [Route("*", "graph://g.test:443", CLOUD, sender="*@a.test", name="own")]):
+        now = RouteTable(routes, [], Accounts())
+        assert RouteTable(GRAPH_ROUTES, [], Accounts()).use(now).ends(options)
+        assert (now.options_for(own).login, now.options_for(own).mime_max > 0) == (None, True)
+    assert not made.use(RouteTable(GRAPH_ROUTES, [], Accounts())).ends(options)
