@@ -201,6 +201,7 @@ class GraphConnection:
         host, size = self._host, len(body)
         for is_last in (False, True):
             if not self._http.is_open:
+                self._http.close()
                 self._http, _ = await host.connect()
             if before_post is not None:
                 await before_post()

@@ -1,0 +1,166 @@
+"""A Microsoft Graph that misbehaves: what Relay's own front door does not do.
+
+    async with FakeGraph(clock.queue_us) as graph:
+        graph.fault = lambda method, path: "lost after" if path.endswith("/send") else ""
+
+The id of a message changes when it is sent, and its copy is in Sent Items a minute later. A fault is
+"lost before" or "lost after" the effect, "late" (a 504, and the draft is sent 30 s later), or an answer.
+"""
+
+import asyncio
+import contextlib
+import email
+import json
+import ssl
+from base64 import b64decode
+from collections.abc import Callable
+from dataclasses import dataclass
+from email.utils import getaddresses
+from itertools import count
+from typing import Any, Self
+from urllib.parse import parse_qs, unquote, urlsplit
+
+SEEN_US, LATE_US = 60_000_000, 30_000_000
+Answer = tuple[int, dict[str, Any], dict[str, str]]
+
+
+def error(status: int, code: str, **fields: str) -> Answer:
+    """An answer that refuses a request."""
+    named = {name.replace("_", "-"): value for name, value in fields.items()}
+    return status, {"error": {"code": code, "message": "said Graph"}}, {"request-id": "r1", **named}
+
+
+@dataclass
+class Item:
+    mime: bytes
+    folder: str = "drafts"
+    seen_us: int = 0
+    sends_us: int = 0  # when it is sent although the answer was 504, whatever becomes of the draft
+
+    @property
+    def message_id(self) -> str:
+        return email.message_from_bytes(self.mime)["Message-ID"] or ""
+
+    @property
+    def recipients(self) -> list[str]:
+        header = email.message_from_bytes(self.mime)
+        values = [str(header[name]) for name in ("To", "Cc", "Bcc") if name in header]
+        return [address.lower() for _, address in getaddresses(values)]
+
+
+class FakeGraph:
+    """The mailbox of one user."""
+
+    def __init__(self, now_us: Callable[[], int], tls: ssl.SSLContext | None = None) -> None:
+        self.now_us, self.tls = now_us, tls
+        self.items: dict[str, Item] = {}
+        self.sent: list[Item] = []
+        self.late: dict[str, Item] = {}
+        self.asked: list[tuple[str, str]] = []
+        self.token = "token"
+        self.fault: Callable[[str, str], str | Answer] = lambda _method, _path: ""
+        self._numbers = count(1)
+        self._writers: list[asyncio.StreamWriter] = []
+
+    async def __aenter__(self) -> Self:
+        self._server = await asyncio.start_server(self._session, "127.0.0.1", 0, ssl=self.tls)
+        self.host, self.port = self._server.sockets[0].getsockname()
+        return self
+
+    async def __aexit__(self, *_why: object) -> None:
+        self._server.close()
+        self.hang_up()
+
+    def hang_up(self) -> None:
+        """Close all connections."""
+        while self._writers:
+            self._writers.pop().close()
+
+    def in_folder(self, name: str) -> list[Item]:
+        return [one for one in self.items.values() if one.folder == name]
+
+    def settle(self) -> None:
+        """Send what is late and due."""
+        for name, item in list(self.late.items()):
+            if item.sends_us <= self.now_us():
+                self._send(name, self.late.pop(name))
+
+    async def _session(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._writers.append(writer)
+        with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError):
+            while True:
+                line, *lines = (await reader.readuntil(b"\r\n\r\n")).decode().split("\r\n")
+                fields = {
+                    name.lower(): value for name, _, value in (x.partition(": ") for x in lines)
+                }
+                body = await reader.readexactly(int(fields.get("content-length", 0)))
+                method, target, _ = line.split(" ")
+                self.asked.append((method, target))
+                fault = self.fault(method, urlsplit(target).path)
+                if fault == "lost before":
+                    break
+                if fields["authorization"] != f"Bearer {self.token}":
+                    fault = error(401, "InvalidAuthenticationToken")
+                given = (
+                    fault if isinstance(fault, tuple) else self._answer(method, target, body, fault)
+                )
+                if fault == "lost after":
+                    break
+                status, value, more = given
+                octets = json.dumps(value).encode() if value else b""
+                named = "".join(f"{name}: {text}\r\n" for name, text in more.items())
+                head = f"HTTP/1.1 {status} x\r\n{named}content-length: {len(octets)}\r\n\r\n"
+                writer.write(
+                    (head if status != 204 else "HTTP/1.1 204 x\r\n\r\n").encode() + octets
+                )
+        writer.close()
+
+    def _answer(self, method: str, target: str, body: bytes, fault: str) -> Answer:
+        self.settle()
+        url = urlsplit(target)
+        path = [unquote(part) for part in url.path.split("/")[4:]]
+        if path == ["sendMail"]:
+            self._send(name := self._add(body), self.items[name])
+            return 202, {}, {}
+        if method == "POST" and path == ["messages"]:
+            name = self._add(body)
+            return 201, {"id": name, "isDraft": True}, {}
+        if path[0] == "mailFolders":
+            ids = [name for name in self.items if self._matches(name, path[1], parse_qs(url.query))]
+            return 200, {"value": [self._shown(name) for name in ids]}, {}
+        found = self.items.get(path[1])
+        if found is None or found.seen_us > self.now_us():
+            return error(404, "ErrorItemNotFound")
+        if method == "GET":
+            return 200, self._shown(path[1]), {}
+        if method == "DELETE":
+            found.folder = "deleteditems"
+            return 204, {}, {}
+        if found.folder == "sentitems":
+            return error(404, "ErrorItemNotFound")
+        if fault == "late":
+            found.sends_us = self.now_us() + LATE_US
+            self.late.setdefault(path[1], found)
+            return error(504, "")
+        self._send(path[1], found)
+        return 202, {}, {}
+
+    def _add(self, body: bytes) -> str:
+        name = f"id/{next(self._numbers)}="
+        self.items[name] = Item(b64decode(body, validate=True))
+        return name
+
+    def _send(self, name: str, item: Item) -> None:
+        self.items.pop(name, None)
+        self.sent.append(item)
+        seen_us = (item.sends_us or self.now_us()) + SEEN_US
+        self.items[f"sent/{name}"] = Item(item.mime, "sentitems", seen_us)
+
+    def _shown(self, name: str) -> dict[str, Any]:
+        return {"id": name, "isDraft": self.items[name].folder != "sentitems"}
+
+    def _matches(self, name: str, folder: str, query: dict[str, list[str]]) -> bool:
+        item = self.items[name]
+        wanted = query["$filter"][0].removeprefix("internetMessageId eq '")[:-1].replace("''", "'")
+        is_there = item.folder == folder and item.seen_us <= self.now_us()
+        return is_there and item.message_id == wanted

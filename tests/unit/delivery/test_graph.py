@@ -1,0 +1,282 @@
+"""Delivery by Microsoft Graph: once, whatever answers are lost; who gets it; what each answer means."""
+
+import asyncio
+from random import Random
+
+import pytest
+from msgspec.structs import replace
+
+from relay.base.message.envelope import Envelope, ForwardPath
+from relay.base.message.nexthop import HopKind
+from relay.base.message.outcome import Deferred, Failed, Indeterminate, Peer, Relayed
+from relay.base.message.tls_policy import TlsPolicy
+from relay.delivery.graph import request as graph_request
+from relay.delivery.graph.connection import open_graph
+from relay.delivery.graph.outcomes import outcome_of
+from relay.delivery.http_connection import HttpAnswer
+from relay.delivery.smtp.connect import ConnectError, GraphOptions, Target, TokenError
+from relay.delivery.smtp.connection import Timeouts
+from relay.delivery.smtp.transaction import Transaction
+from relay.transport.routing.route_table import Credentials
+from tests.support.fake_graph import FakeGraph, error
+from tests.support.manual_clock import ManualClock
+from tests.support.tables import each_row
+from tests.support.tls import authority, certificate
+
+__all__ = ["authority", "certificate"]
+QUICK = Timeouts(connect_s=2, command_s=2, dot_s=2)
+LOGIN = Credentials("o'hara@a.test", oauth="m365")
+SECONDS_US = 1_000_000
+MESSAGE = b"Message-ID: <o'1@a.test>\r\nTo: r0@x.test, r1@x.test, eve@e.test\r\n\r\nbody\r\n"
+
+
+async def get_token(_login, use, refused) -> str:
+    assert use is HopKind.GRAPH
+    return "token" if refused != "token" else "token2"
+
+
+async def opened(graph, *, token=get_token, options=None, **fields):
+    fields = {"host": graph.host, "tls": TlsPolicy("none")} | fields
+    options = options or GraphOptions(confirm=True, mime_max=2000)
+    target = Target(address=graph.host, port=graph.port, login=LOGIN, graph=options, **fields)
+    return await open_graph(target, get_token=token, proxy=None, timeouts=QUICK, real_s=lambda: 0.0)
+
+
+class Spooled:
+    """A claim: its live recipients by number, and the requests that are durable."""
+
+    def __init__(self, clock, count, content=MESSAGE) -> None:
+        self.clock, self.content = clock, content
+        self.live = {number: f"r{number}@x.test" for number in range(count)}
+        self.requests, self.recipients, self.ended = (), (), set()
+        self.now_us = clock.queue_us
+        self.outcomes = {}
+        self._before = 0
+
+    async def note(self, requests, *, new=False) -> None:
+        self.requests, self._before = tuple(requests), self._before + new
+
+    async def message_id(self, given) -> str:
+        return f"<{self._before}@relay.test>" if self._before else given
+
+    async def attempt(self, session) -> list[object]:
+        """Attempt all that are live, as OutboundSession does; return the outcomes."""
+        self.ended, self.outcomes = set(), {}
+        left = tuple(self.live)
+        while left:
+            self.recipients = left
+            paths = tuple(ForwardPath(self.live[number]) for number in left)
+            result = await session.transact(
+                Transaction(Envelope("a@a.test"), paths, self.content, graph=self)
+            )
+            self.outcomes |= {left[index]: one for index, one in result.outcomes.items()}
+            for number, outcome in self.outcomes.items():
+                if isinstance(outcome, Relayed | Failed):
+                    self.live.pop(number, None)
+            left = tuple(left[index] for index in result.again)
+        return [self.outcomes[number] for number in sorted(self.outcomes)]
+
+
+async def world(seed: int) -> None:
+    """One message with faults at random requests, attempted until all is relayed."""
+    rng, clock = Random(seed), ManualClock()
+    faults = ["lost before", "lost after", "late", "stop", error(503, ""), error(404, "x")]
+    faults += [error(429, "ApplicationThrottled"), error(403, "ErrorAccessDenied"), *[""] * 8]
+    async with FakeGraph(clock.queue_us) as graph:
+        claim = Spooled(clock, rng.randint(1, 5))
+        expected = sorted(claim.live.values())
+        for number in range(60):
+            session = await opened(graph)
+            attempt = asyncio.create_task(claim.attempt(session))
+
+            def fault(_method, path, task=attempt, quiet=number > 12):
+                chosen = "" if quiet else rng.choice(faults)
+                if chosen == "stop":
+                    task.cancel()
+                    return rng.choice(["lost before", "lost after"])
+                is_real = not isinstance(chosen, tuple) or path.endswith(("/send", "/messages"))
+                return chosen if is_real else ""
+
+            graph.fault = fault
+            await asyncio.gather(attempt, return_exceptions=True)
+            session.close()
+            assert attempt.cancelled() or not attempt.exception()
+            if not claim.live:
+                break
+            for item in graph.in_folder("drafts"):  # a person
+                item.folder = rng.choice(["drafts"] * 9 + ["deleteditems"])
+            clock.now_us += rng.choice([20, 70, 150, 700]) * SECONDS_US
+        assert not claim.live
+        clock.now_us += 700 * SECONDS_US
+        graph.settle()
+        assert sorted(one for item in graph.sent for one in item.recipients) == expected
+        assert not graph.in_folder("drafts")
+
+
+@pytest.mark.parametrize("first", range(0, 200, 50))
+async def test_each_recipient_gets_it_once_whatever_answers_are_lost(first, monkeypatch) -> None:
+    monkeypatch.setattr(graph_request, "RECIPIENTS_MAX", 2)
+    for seed in range(first, first + 50):
+        try:
+            await world(seed)
+        except BaseException as failure:
+            failure.add_note(f"seed {seed}")
+            raise
+
+
+@each_row(
+    "status, code, fields, kind, enhanced, pause_s",
+    [
+        (200, "", {}, "failed", "5.3.4", 0),
+        (400, "ErrorInvalidRecipients", {}, "failed", "5.1.3", 0),
+        (400, "ErrorMimeContentInvalidBase64String", {}, "failed", "5.6.0", 0),
+        (400, "ErrorUnheardOf", {}, "site", "4.3.0", 0),
+        (401, "InvalidAuthenticationToken", {}, "auth", "4.7.8", 0),
+        (403, "ErrorAccessDenied", {}, "auth", "4.7.0", 0),
+        (403, "ErrorSendAsDenied", {}, "failed", "5.7.1", 0),
+        (404, "ErrorInvalidUser", {}, "auth", "4.7.0", 0),
+        (404, "MailboxNotEnabledForRESTAPI", {}, "auth", "4.7.0", 0),
+        (404, "ResourceNotFound", {}, "auth", "4.7.0", 0),
+        (413, "", {}, "failed", "5.3.4", 0),
+        (429, "ApplicationThrottled", {"retry-after": "17"}, "site", "4.3.2", 17),
+        (429, "MailboxConcurrency", {"retry-after": "9" * 9}, "site", "4.3.2", 3600),
+        *[(status, "", {}, "site", "4.3.0", 0) for status in (500, 502, 504)],
+        (503, "", {"retry-after": "x"}, "site", "4.3.0", 0),
+        (
+            503,
+            "",
+            {
+                "retry-after": "Fri, 27 Nov 2026 10:01:00 GMT",
+                "date": "Fri, 27 Nov 2026 10:00:00 GMT",
+            },
+            "site",
+            "4.3.0",
+            60,
+        ),
+    ],
+)
+def test_what_each_answer_means(status, code, fields, kind, enhanced, pause_s) -> None:
+    body = b'{"error": {"code": "%b", "message": "a\\nb"}}' % code.encode() if code else b"<html>"
+    outcome = outcome_of(HttpAnswer(status, {"request-id": "r1"} | fields, body), Peer("g.test"))
+    assert (outcome.kind if isinstance(outcome, Deferred) else "failed") == kind
+    evidence = outcome.evidence
+    assert (evidence.status, evidence.pause_s, evidence.remote) == (enhanced, pause_s, True)
+    said = f" {code}: a\\nb" if code else ""
+    assert evidence.reply.startswith(f"HTTP {status}{said} (request-id r1)")
+
+
+async def attempt(graph, claim, fault=lambda _method, _path: "", **options):
+    """Attempt a claim once; return the outcomes, and the requests."""
+    graph.fault, before = fault, len(graph.asked)
+    session = await opened(
+        graph, options=GraphOptions(**{"confirm": True, "mime_max": 2000} | options)
+    )
+    outcomes = await claim.attempt(session)
+    session.close()
+    return outcomes, [
+        f"{method} {path.rpartition('/')[2]}" for method, path in graph.asked[before:]
+    ]
+
+
+async def test_a_draft_for_others_is_deleted_and_a_message_is_made_for_who_is_left() -> None:
+    clock = ManualClock()
+    async with FakeGraph(clock.queue_us) as graph:
+        claim = Spooled(clock, 3)
+        throttled = error(429, "ApplicationThrottled", retry_after="20")
+        outcomes, _ = await attempt(
+            graph, claim, lambda _, path: throttled if "/send" in path else ""
+        )
+        assert {one.evidence.pause_s for one in outcomes} == {20}
+        assert outcomes[0].evidence.left_out == ("eve@e.test",)
+        del claim.live[1]
+        outcomes, asked = await attempt(graph, claim)
+        assert [type(one) for one in outcomes] == [Relayed, Relayed]
+        assert [one.split("%")[0] for one in asked[:3]] == ["GET id", "DELETE id", "POST messages"]
+        assert graph.sent[0].recipients == ["r0@x.test", "r2@x.test"]
+        assert graph.sent[0].message_id == "<1@relay.test>"
+        assert not graph.in_folder("drafts")
+
+
+async def test_what_is_seen_nowhere_is_looked_for_then_made_again() -> None:
+    clock = ManualClock()
+    async with FakeGraph(clock.queue_us) as graph:
+        claim = Spooled(clock, 1)
+        await attempt(graph, claim, lambda _, path: "lost before" if "/send" in path else "")
+        graph.items.clear()  # a person has removed the draft for good
+        kinds = []
+        for _ in range(3):
+            (outcome,), _ = await attempt(graph, claim)
+            kinds.append((type(outcome), getattr(outcome, "unanswered", None)))
+            clock.now_us += 600 * SECONDS_US
+        assert kinds == [(Deferred, None), (Indeterminate, True), (Relayed, None)]
+        assert len(graph.sent) == 1
+
+
+@each_row(
+    "options, content, fault, expected",
+    [
+        ({}, b"To: x\r\n\r\n" + b"x" * 2000, "", (Failed, "5.3.4")),
+        ({}, MESSAGE, (200, {}, {}), (Failed, "5.3.4")),
+        ({"confirm": False}, MESSAGE, "", (Relayed, "2.0.0")),
+        ({"confirm": False}, MESSAGE, "lost after", (Indeterminate, "4.4.2")),
+        ({"confirm": False}, MESSAGE, error(504, ""), (Indeterminate, "4.3.0")),
+        ({"confirm": False}, MESSAGE, error(503, "", retry_after="3"), (Deferred, "4.3.0")),
+        ({"confirm": False}, MESSAGE, error(403, "ErrorSendAsDenied"), (Failed, "5.7.1")),
+    ],
+)
+async def test_one_request_and_its_outcome(options, content, fault, expected) -> None:
+    clock = ManualClock()
+    async with FakeGraph(clock.queue_us) as graph:
+        claim = Spooled(clock, 1, content)
+        (outcome,), asked = await attempt(graph, claim, lambda *_: fault, **options)
+        assert (type(outcome), outcome.evidence.status) == expected
+        assert len(asked) <= 1
+        assert not graph.in_folder("drafts")
+
+
+async def test_a_refused_token_and_a_closed_connection_are_replaced() -> None:
+    clock = ManualClock()
+    async with FakeGraph(clock.queue_us) as graph:
+        session = await opened(graph)
+        graph.token = "token2"
+        assert isinstance((await Spooled(clock, 1).attempt(session))[0], Relayed)
+        assert session.is_open
+        graph.hang_up()
+        async with asyncio.timeout(5):
+            while session.is_open:
+                await asyncio.sleep(0)
+        assert isinstance((await Spooled(clock, 1).attempt(session))[0], Relayed)
+        session.close()
+
+
+async def refused(graph, **fields):
+    with pytest.raises(ConnectError) as failure:
+        await opened(graph, **fields)
+    return failure.value.outcome.kind, failure.value.outcome.evidence.reply
+
+
+async def test_a_token_goes_to_the_host_of_a_verified_name_alone(authority, certificate) -> None:
+    names = authority.issue("DNS:localhost")
+    policy = TlsPolicy("verify", ca=authority.certificate)
+
+    async def no_token(*_) -> str:
+        raise TokenError("AADSTS7000222: the secret has expired")
+
+    async with FakeGraph(lambda: 0, names.server_context()) as graph:
+        session = await opened(graph, host="localhost", tls=policy)
+        assert (session.peer.tls[:3], session.peer.session.verified) == ("TLS", "name")
+        await session.quit()
+        kind, reply = await refused(graph, host="graph.test", tls=policy)
+        assert (kind, "not graph.test" in reply) == ("tls", True)
+        kind, reply = await refused(
+            graph, host="localhost", tls=replace(policy, ca=certificate.certificate)
+        )
+        assert (kind, "in the route's ca" in reply) == ("tls", True)
+        assert (await refused(graph, host="graph.test"))[0] == "tls"
+        assert await refused(graph, token=no_token) == (
+            "auth",
+            "AADSTS7000222: the secret has expired",
+        )
+        graph.hang_up()
+    assert (await refused(graph))[0] == "connect"
+    assert not graph.asked
