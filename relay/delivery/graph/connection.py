@@ -8,6 +8,8 @@ closed between two requests is opened again.
 import ssl
 from collections.abc import Callable
 
+from msgspec.structs import replace
+
 from relay.base.message.nexthop import HTTPS_PORT, HopKind
 from relay.base.message.outcome import (
     DeferralClass,
@@ -219,7 +221,8 @@ class GraphConnection:
             if answer.status != _UNAUTHORIZED or is_last:
                 break
             await host.renew_token()
-        return answer
+        # whatever the host repeats, its words are shown
+        return replace(answer, body=answer.body.replace(host.token.encode(), b"..."))
 
     async def quit(self) -> None:
         """Close it: HTTP has no word for the end."""
