@@ -41,9 +41,8 @@ def test_nothing_is_lost_and_nothing_arrives_twice(seed: int) -> None:
             live(relay, rng.uniform(0, 1.5))
             relay.restart()
         for _ in range(ADVANCES_MAX):
-            if not relay.queue():
-                break
-            relay.advance(ADVANCE_S)
+            if relay.queue():
+                relay.advance(ADVANCE_S)
         assert relay.queue() == []
         assert ask(relay, "POST", "/relay/v1/quiet", json={"timeout_s": 60})["quiet"] is True
         for mailbox in (ANN, BEN):
@@ -53,12 +52,11 @@ def test_nothing_is_lost_and_nothing_arrives_twice(seed: int) -> None:
 
 def faults(rng: random.Random) -> str:
     """A scenario in which some requests fail, at each place of a message's way."""
-    entries = [
+    return "".join(
         f'[[graph]]\nstatus = {rng.choice(STATUSES)}\npath = "{path}"\nretry_after = 1\n'
         f"times = {rng.randint(1, 4)}\n"
         for path in rng.sample(["*/messages", "*/send", "*", "*/messages*"], 3)
-    ]
-    return "".join(entries)
+    )
 
 
 def found(relay: DevProcess, mailbox: str, folder: str) -> list[str]:

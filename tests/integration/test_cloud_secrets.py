@@ -15,10 +15,8 @@ from tests.support.client_keys import certificate
 from tests.support.http_server import serving
 from tests.support.relay_process import RelayProcess, until
 
-SECRETS = {
-    name: f"{name}-4f1c9a7be0d2"
-    for name in ("secret", "assertion", "refresh", "access", "granted", "proxy")
-}
+NAMES = ("secret", "assertion", "refresh", "access", "granted", "proxy")
+SECRETS = {name: f"{name}-4f1c9a7be0d2" for name in NAMES}
 CLIENTS: dict[str, dict[str, Any]] = {
     "secret": {"client_secret": SECRETS["secret"]},
     "certificate": {"certificate": "client.pem"},
@@ -59,8 +57,7 @@ def look(place: str, tmp_path: Path) -> None:
     ]
     proxy = f"http://relay:{SECRETS['proxy']}@127.0.0.1:9"
     config = {"oauth": oauth, "route": routes, "delivery": {"proxy": proxy}}
-    relay = RelayProcess(config=config)
-    made = certificate()
+    relay, made = RelayProcess(config=config), certificate()
     (relay.folder / "client.pem").write_text(made.pem + made.key_pem)
     (relay.folder / "assertion").write_text(SECRETS["assertion"])
     (relay.folder / "state/oauth").mkdir(mode=0o700)
@@ -74,7 +71,7 @@ def look(place: str, tmp_path: Path) -> None:
         words = (("trace", queue_id), ("show", queue_id), ("queue", "list"), ("check", "--online"))
         seen = relay.exposition() + str(relay.request("GET", "/readyz").body)
         for command in (*words, *probes, *tests, ("backup", str(tmp_path / "backup"))):
-            for form in ((), ("--json",)) if command[0] != "backup" else ((),):
+            for form in ((), ("--json",)):
                 done = relay.cli(*command, *form)
                 seen += done.stdout + done.stderr
         seen += relay.log
