@@ -20,7 +20,6 @@ from relay.formats.address_list import Entry, address_entries
 from relay.formats.read_header import body_charset, decode_text
 from relay.formats.write_header import address_list_field, is_message_id
 
-LEFT_OUT_MAX = 50
 _FIELDS = ("To", "Cc", "Bcc")
 _RESENT = ("Resent-To", "Resent-Cc", "Resent-Bcc")
 _ID = "Message-ID"
@@ -31,7 +30,7 @@ _WHITE_LINE = re.compile(rb"(?<=\r\n)[ \t]++\r\n")  # for some readers the end o
 
 
 class GraphCopy(Struct, frozen=True):
-    """The content, and the first LEFT_OUT_MAX addresses that its fields have no more."""
+    """The content, and the addresses that its fields have no more."""
 
     content: Content
     left_out: tuple[str, ...]
@@ -68,7 +67,7 @@ def graph_copy(content: Content, recipients: Sequence[str], *, message_id: str =
         blank = _BLANK_LINE.match(rest)
         rest = b"\r\n" + rest[blank.end() if blank else 0 :]
     content = ParsedContent(header, rest).joined()
-    return GraphCopy(content, tuple(left)[:LEFT_OUT_MAX])
+    return GraphCopy(content, tuple(left))
 
 
 def sole_message_id(content: Content) -> str:

@@ -17,6 +17,7 @@ import msgspec
 from msgspec import Struct
 from msgspec.structs import replace
 
+from relay.base.message.address import own_mailbox
 from relay.base.message.content import UnreadableError, read_all, size_of
 from relay.base.message.outcome import (
     DeferralClass,
@@ -50,6 +51,7 @@ from relay.store.spool.types import GraphRequest
 RECIPIENTS_MAX = 500  # of a message, in Exchange Online
 SENT_US = 120_000_000
 LOOKED_FOR_US = 600_000_000
+_LEFT_OUT_MAX = 50  # of an attempt, for the journey
 _NOT_FOUND = 404
 _DELETED = "deleteditems"
 _FOLDERS = ("drafts", "sentitems", _DELETED)  # never the Inbox: a copy may come there by SMTP
@@ -277,10 +279,13 @@ class GraphTransaction:
             return b64encode(read_all(copy.content)), copy.left_out
 
         try:
-            body, self._left_out = await asyncio.to_thread(encoded)
+            body, left_out = await asyncio.to_thread(encoded)
         except UnreadableError as error:
             text = f"451 4.3.0 the message cannot be read: {error}"  # RFC 3463 3.4
             raise _HostError(Deferred(Evidence("4.3.0", text), DeferralClass.CONTENT)) from None
+        others = {own_mailbox(path.address) for path in self._transaction.recipients}
+        strangers = [address for address in left_out if own_mailbox(address) not in others]
+        self._left_out = tuple(strangers[:_LEFT_OUT_MAX])
         return body
 
     async def _permitted(self) -> None:

@@ -10,6 +10,8 @@ from relay.base.message.envelope import Envelope, ForwardPath
 from relay.base.message.nexthop import HopKind
 from relay.base.message.outcome import Deferred, Failed, Indeterminate, Peer, Relayed
 from relay.base.message.tls_policy import TlsPolicy
+from relay.base.observe.metrics import Metrics
+from relay.delivery.content_cache import ContentCache
 from relay.delivery.graph import request as graph_request
 from relay.delivery.graph.connection import open_graph
 from relay.delivery.graph.outcomes import outcome_of
@@ -17,8 +19,13 @@ from relay.delivery.http_connection import HttpAnswer
 from relay.delivery.smtp.connect import ConnectError, GraphOptions, Target, TokenError
 from relay.delivery.smtp.connection import Timeouts
 from relay.delivery.smtp.transaction import Transaction
-from relay.transport.routing.route_table import Credentials
+from relay.transport.routing.mx_hosts import Host, Hosts, Unprotected
+from relay.transport.routing.route_table import Credentials, HopOptions
+from relay.transport.routing.usable_hosts import with_tls
+from relay.transport.signing.signer import Signer
+from tests.support.dkim import DkimKeys
 from tests.support.fake_graph import FakeGraph, error
+from tests.support.journeys import states
 from tests.support.manual_clock import ManualClock
 from tests.support.tables import each_row
 from tests.support.tls import authority, certificate
@@ -36,9 +43,9 @@ async def get_token(_login, use, refused) -> str:
 
 
 async def opened(graph, *, token=get_token, options=None, **fields):
-    fields = {"host": graph.host, "tls": TlsPolicy("none")} | fields
+    fields = {"host": graph.host, "tls": TlsPolicy("none"), "login": LOGIN} | fields
     options = options or GraphOptions(confirm=True, mime_max=2000)
-    target = Target(address=graph.host, port=graph.port, login=LOGIN, graph=options, **fields)
+    target = Target(address=graph.host, port=graph.port, graph=options, **fields)
     return await open_graph(target, get_token=token, proxy=None, timeouts=QUICK, real_s=lambda: 0.0)
 
 
@@ -280,3 +287,76 @@ async def test_a_token_goes_to_the_host_of_a_verified_name_alone(authority, cert
         graph.hang_up()
     assert (await refused(graph))[0] == "connect"
     assert not graph.asked
+
+
+def routed(delivery, graph, **options) -> None:
+    """All mail goes to this Graph."""
+    host = Host(graph.host, 0, (graph.host,), graph.port)
+    delivery.table.hosts[graph.host] = Hosts((host,))
+    delivery.table.limits[graph.host] = {"login": LOGIN, "mime_max": 2_000_000} | options
+    delivery.table.hop = lambda _address, _domain: f"graph://{graph.host}:{graph.port}"
+
+    async def connect(target, *, ehlo_name, timeouts, real_s):
+        return await open_graph(
+            target, get_token=get_token, proxy=None, timeouts=timeouts, real_s=real_s
+        )
+
+    delivery.connect = connect
+
+
+async def test_parts_of_500_recipients_each_get_it_once(delivery, monkeypatch) -> None:
+    monkeypatch.setattr(graph_request, "LOOKED_FOR_US", SECONDS_US // 4)
+    everyone = [f"r{number}@x.test" for number in range(700)]
+    content = f"To: {', '.join(everyone[::2])},\r\n eve@e.test\r\n\r\nbody\r\n".encode()
+    async with FakeGraph(lambda: 0) as graph:
+        away = iter(["", error(503, "")])
+        graph.fault = lambda method, path: (
+            "" if path[-9:] != "/messages" or method == "GET" else next(away, "")
+        )
+        routed(delivery, graph)
+        await delivery.start()
+        journey = await delivery.done(
+            await delivery.send(*everyone, contents=(content,), notify="SUCCESS")
+        )
+    assert set(states(journey).values()) == {"relayed"}
+    assert [len(item.recipients) for item in graph.sent] == [500, 200]
+    assert sorted(one for item in graph.sent for one in item.recipients) == sorted(everyone)
+    assert {len(one.attempts) for one in journey.recipients[:500]} == {1}
+    detail = next(one for one in journey.steps if one.step == 6)
+    assert detail.detail["left_out"] == ["eve@e.test"]
+    told = [
+        one for kind, people in delivery.reporter.reported if kind == "relayed" for one in people
+    ]
+    assert sorted(told) == sorted(everyone)
+
+
+async def test_retry_after_pauses_the_mailbox(delivery) -> None:
+    async with FakeGraph(lambda: 0) as graph:
+        graph.fault = lambda *_: error(429, "ApplicationThrottled", retry_after="900")
+        routed(delivery, graph)
+        await delivery.start()
+        await delivery.send("a@x.test")
+        await delivery.changed.get()
+        await delivery.send("b@x.test")
+        await delivery.changed.get()
+        assert len(graph.asked) == 1
+        assert [one.provider for one in delivery.scheduler.sites.paused()] == ["Retry-After"]
+
+
+@each_row("vouched", [True, False])
+def test_requiretls_leaves_where_the_route_vouches_for_the_name(vouched) -> None:
+    host = Hosts((Host("graph.microsoft.com", 0, ("192.0.2.1",), 443),))
+    via = HopOptions(TlsPolicy("verify", implicit=True), LOGIN, requiretls=vouched, mime_max=1)
+    resolved = with_tls(host, via, "route x", demand="requiretls")
+    assert isinstance(resolved, Hosts if vouched else Unprotected)
+
+
+def test_our_own_signature_leaves_the_copy(tmp_path) -> None:
+    ring = DkimKeys.made(tmp_path, {("a.test", "s1"): "ed25519"}).ring
+    signer = Signer(lambda: ring, clock=ManualClock(), metrics=Metrics())
+    cache = ContentCache(None, budget_bytes=1, signer=signer)
+    others = b"DKIM-Signature: v=1; d=a.test; s=s2; b=x\r\nTo: b@b.test\r\n\r\nDKIM-Signature: d=a.test\r\n"
+    own = b"DKIM-Signature: v=1; a=ed25519-sha256; d=a.test;\r\n\ts=s1; b=x\r\n"
+    assert cache.without_own_signatures(b"Delivered-To: c@c.test\r\n" + own + others) == (
+        b"Delivered-To: c@c.test\r\n" + others
+    )
