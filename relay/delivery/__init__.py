@@ -7,6 +7,8 @@ connection.
 
 - `smtp`: the SMTP client: connection, TLS and what verifies it (DANE), transaction, LMTP
 - `graph`: Microsoft Graph as a next hop: drafts, look-ups after lost answers, what its answers mean
+- `oauth`: tokens for logins: grants, renewal, refresh tokens
+- `http_connection`: a connection for requests to one host, also through a proxy
 - `reports`: who gets a report, and its words in each language; read receipts, automatic replies
 - `scheduler`: the queue manager: gives claims to a site or to `local_delivery`
 - `queue_scanner`: which due entries are fetched from the spool, and when

@@ -7,6 +7,7 @@ mail leaves the machine only where the user allows it.
 - `internet`: the simulated internet: test recipients, scenarios, name server, mail hosts
 - `relay`: composes one: the rooms with the simulated internet; scenarios; reset
 - `options`: its options, where it listens, its relay.toml, where all mail is captured; release host
+- `cloud`: the second relay of --cloud, which plays Microsoft 365; which mail goes there
 - `foreground`: `relay dev` for a person: demonstration, then which steps are shown; changed rules;
   --once
 - `demonstration`: the two messages of the demonstration, and the example of the pages
@@ -24,7 +25,7 @@ mail leaves the machine only where the user allows it.
   fields of it are refused
 - `removal`: removes one message, or all (`relay reset`), while the relay runs; which old mail goes,
   by number, age and size
-- `graph_faults`: 429, 503, 504 and expired tokens that a scenario asks for
+- `graph_faults`: 413, 429, 503, 504 and expired tokens that a scenario asks for
 - `simulated_recipients`: mail that simulated hosts accept: copies, and reports that come later
 
 Elsewhere: the token endpoint that asks for these grants: `relay/front_door/sign_in`; what simulated

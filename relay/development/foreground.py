@@ -11,19 +11,21 @@ import math
 import os
 import signal
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
-from contextlib import asynccontextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import msgspec
 from msgspec import Struct
+from msgspec.structs import replace
 
 from relay.base.bounded_dict import BoundedDict
 from relay.base.clock import SystemClock
 from relay.base.message.lifecycle import AT_REST, RecipientState, SubmissionState
 from relay.base.settings.document import SettingsError
 from relay.base.socket_address import Address
+from relay.development.cloud import cloud_for, sent_through
 from relay.development.demonstration import DemonstratedMessage, demonstrate
 from relay.development.options import DevelopmentAddresses, DevelopmentOptions
 from relay.development.relay import DevelopmentRelay
@@ -111,6 +113,25 @@ async def develop(
     raise_open_files_limit()
     if run.ready_file is not None:
         remove_ready_file(run.ready_file)
+    async with AsyncExitStack() as around:
+        cloud = ""
+        if options.cloud:
+            second = await around.enter_async_context(cloud_for(folder, options))
+            second.daemon.on_fault = stop.set
+            cloud, options = second.addresses.pages, sent_through(second.addresses.http, options)
+        return await _develop(folder, options, view, run=run, stop=stop, cloud=cloud)
+
+
+async def _develop(
+    folder: DevelopmentFolder,
+    options: DevelopmentOptions,
+    view: DevelopmentView,
+    *,
+    run: RunOptions,
+    stop: asyncio.Event,
+    cloud: str,
+) -> bool:
+    """See develop(); `cloud` is the URL of the pages of the cloud."""
     relay = await asyncio.to_thread(DevelopmentRelay, folder, options)
     relay.daemon.on_fault = stop.set
     tasks = [asyncio.create_task(relay.certificate.keep_valid())]
@@ -118,7 +139,7 @@ async def develop(
         tasks.append(asyncio.create_task(_reload_changed_rules(relay, options.rules, view)))
     try:
         await relay.start()
-        done = await _unless(stop, _show(relay, view, run))
+        done = await _unless(stop, _show(relay, view, run, cloud=cloud))
         if not done:
             view.stopping(folder)
     finally:
@@ -149,9 +170,11 @@ def _interrupts(stop: asyncio.Event, leave: Callable[[], None]) -> Callable[[], 
     return interrupt
 
 
-async def _show(relay: DevelopmentRelay, view: DevelopmentView, run: RunOptions) -> None:
+async def _show(
+    relay: DevelopmentRelay, view: DevelopmentView, run: RunOptions, *, cloud: str
+) -> None:
     """Show what happens until the run is over."""
-    view.listening(relay.addresses)
+    view.listening(replace(relay.addresses, cloud=cloud))
     if run.once and relay.can_demonstrate:
         await demonstrate(relay.daemon, view.demonstrated)
         return
@@ -167,6 +190,7 @@ async def _show(relay: DevelopmentRelay, view: DevelopmentView, run: RunOptions)
         facts = {
             **listeners,
             "pages": relay.addresses.pages,
+            **({"cloud": cloud} if cloud else {}),
             "ca": str(relay.certificate.ca),
             "bundle": str(relay.certificate.bundle),
             "token": relay.token,

@@ -1,6 +1,6 @@
 """Faults of the Graph API that a scenario asks for, in front of the application; for `relay dev`.
 
-429, 503 and an expired token are answered before the application sees the request. For 504 it
+413, 429, 503 and an expired token are answered before the application sees the request. For 504 it
 handles the request, and a success is replaced: the client cannot know that the message is sent. A
 $batch is one request. RFC 9110 10.2.3 (Retry-After), RFC 6750 3 (WWW-Authenticate).
 """
@@ -19,11 +19,12 @@ from relay.front_door.http.gateway import Gateway
 from relay.front_door.http.http_request import SMALL_LIMITS, HttpRequest
 from relay.front_door.sign_in.authentication import HttpAuthentication
 
-_AFTER = 504
+_AFTER, _LARGE = 504, 413
 _NO_BODY = MemoryBudget(0)
 _NO_IDS = RequestIds("", "")
 _EXPIRED = "Lifetime validation failed, the token is expired."
 _CODES: dict[int | str, tuple[str, str]] = {
+    413: ("RequestEntityTooLarge", "The request is larger than the service takes."),
     429: ("ApplicationThrottled", "Too many requests. Try again later."),
     503: ("ResourceUnhealthy", "The service is not available. Try again later."),
     504: ("GatewayTimeout", "The response did not arrive in time; the request may have succeeded."),
@@ -101,7 +102,11 @@ class FaultyFrontDoor:
             headers = {"www-authenticate": challenge}
             return ApiError(401, "InvalidAuthenticationToken", _EXPIRED, headers=headers)
         code, message = _CODES[fault.status]
-        headers = {"retry-after": str(fault.retry_after)} if fault.retry_after else {}
+        headers = (
+            {"retry-after": str(fault.retry_after)}
+            if fault.retry_after and fault.status != _LARGE
+            else {}
+        )
         return ApiError(
             int(fault.status), code, f"{message} (A scenario's fault.)", headers=headers
         )

@@ -125,6 +125,7 @@ class DevelopmentOptions(Struct, frozen=True):
     release_auto: bool = False  # what they match is released by itself
     webhooks: tuple[str, ...] = ()  # where each event is posted
     milters: tuple[str, ...] = ()  # the addresses of filters that all mail passes, in their order
+    cloud: bool = False  # mail from the local domains leaves through a second relay (cloud.py)
     # keys of relay.toml with other values
     overrides: Mapping[str, Any] = {}
     converts_in_threads: bool = False  # see RelayDependencies
@@ -177,13 +178,14 @@ class DevelopmentOptions(Struct, frozen=True):
 class DevelopmentAddresses(Struct, frozen=True):
     """Where a development relay listens, and the files of its certificate authorities."""
 
-    http: Address
+    http: Address  # of the Graph API and the pages
     https: Address | None  # None: left out, as of the others with TLS
     smtp: Address  # without TLS
     ca: Path  # for HTTPS and SMTP
     bundle: Path  # this authority and that of the proxy
-    submission: Address | None = None
-    submissions: Address | None = None
+    submission: Address | None = None  # SMTP with STARTTLS
+    submissions: Address | None = None  # SMTP with TLS from the first octet
+    cloud: str = ""  # the URL of the pages of its cloud, "" without one
 
     def for_this_machine(self) -> Self:
         """Return the addresses that clients on this machine connect to."""

@@ -484,7 +484,9 @@ class DevelopmentRelay:
         web = self.daemon.http_servers[0]
         http = next(one for one in web.bound if not web.has_tls(one))
         https = next(filter(web.has_tls, web.bound), None)
-        smtp = {name: found[0] for name, found in self.smtp_listeners.items() if found}
+        smtp: dict[str, Any] = {
+            name: found[0] for name, found in self.smtp_listeners.items() if found
+        }
         ca, bundle = self.certificate.ca, self.certificate.bundle
         return DevelopmentAddresses(http, https, ca=ca, bundle=bundle, **smtp)
 

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from relay.base.running_relay import DraftToSend
 from relay.base.socket_address import Address
+from relay.development.cloud import cloud_config
 from relay.testing.internet import InternetScenario, RemoteMessage, SimulatedNetwork, SiteScenario
 from relay.testing.message import WAIT_S, Message
 from relay.testing.running import AsyncVirtualClock, RunningRelay
@@ -81,6 +82,12 @@ class RelayPlaces:
     def operator_token(self) -> str:
         """A token that sees all messages and may change the queue."""
         return self.running.relay.token
+
+    @property
+    def as_cloud(self) -> dict[str, Any]:
+        """The `config` of a relay whose mail leaves through this one, as through Microsoft 365."""
+        started = self.running.relay
+        return cloud_config(started.addresses.http, started.daemon.base.settings.mailboxes.domains)
 
     @property
     def env(self) -> dict[str, str]:

@@ -89,6 +89,10 @@ class InternetScenario:
         self._use({**self._tables, "domain": domains})
         return table
 
+    def add_fault(self, fault: Mapping[str, Any]) -> None:
+        """Add an entry of [[graph]]. Raises SettingsError; then nothing changes."""
+        self._use({**self._tables, "graph": [*self._tables.get("graph", ()), dict(fault)]})
+
     async def reset(self) -> None:
         """Empty the relay, and forget what the test described and saw."""
         await self.running.reset()
@@ -188,6 +192,14 @@ class SimulatedNetwork:
         Raises SettingsError.
         """
         self._scenario.load(*scenarios)
+
+    def graph(self, status: int | str, **keys: Any) -> None:
+        """Let the Graph API answer 413, 429, 503, 504 or "expired-token". The keys are those of
+        [[graph]] in docs/internet.md: path, method, account, retry_after, times.
+
+        Raises SettingsError.
+        """
+        self._scenario.add_fault({"status": status, **keys})
 
 
 class Internet(SimulatedNetwork):

@@ -53,6 +53,8 @@ def test_every_example_in_the_shipped_file_is_valid(tmp_path):
     (tmp_path / "relay.toml").write_text(uncommented())
     (tmp_path / "smarthost.password").write_text("secret\n")
     (tmp_path / "webhook.key").write_text(f"{KEY}\n")
+    for name in ("m365.secret", "m365.pem", "google.json", "identity-token", "proxy.password"):
+        (tmp_path / name).write_text("secret\n")
     (tmp_path / "tls").mkdir()
     made = self_signed(tmp_path / "tls", "DNS:localhost")
     made.certificate.rename(tmp_path / "tls/relay.crt")
@@ -69,7 +71,7 @@ def test_a_key_that_is_commented_out_shows_its_default(tmp_path):
         text
         for text in sections
         if not re.search(
-            r"\[\[(domain|route|dkim|tenant|webhook|milter)\]\]|For mail clients", text
+            r"\[\[(domain|route|oauth|dkim|tenant|webhook|milter)\]\]|For mail clients", text
         )
     ]
     text = re.sub(

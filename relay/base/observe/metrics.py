@@ -90,6 +90,9 @@ class Metrics:
             "relay_pressure_reason", "The level that each reason requires.", ["reason"]
         )
         self.paused = gauge("relay_paused", "1 while an operator has stopped it.", ["what"])
+        self.oauth_requests = counter(
+            "relay_oauth_requests", "Requests for tokens.", ["oauth", "result"]
+        )
         self.notifications = counter("relay_notifications", "Sent or not.", ["kind", "result"])
         self.clock_jump = gauge("relay_clock_jump_seconds", "Of the clock, ahead of queue time.")
         self.pickup_waiting = gauge("relay_pickup_waiting", "Pending submissions.")

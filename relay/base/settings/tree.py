@@ -396,10 +396,11 @@ class OAuthClient:
     or assertion it is the refresh token that `relay oauth login` has stored.
     """
 
-    name: Annotated[str, Form.MILTER_NAME]
+    name: Annotated[str, Form.MILTER_NAME]  # in routes, and of the file of its refresh token
     provider: Literal["", "microsoft", "google"] = ""  # "": token_url and scope
     tenant: str = ""  # of microsoft: its domain or id
-    client_id: str = ""
+    client_id: str = ""  # of the application
+    # of an application, or of google with a person who has signed in
     client_secret: Annotated[str, Secret] = field(default="", repr=False)
     certificate: Path | None = None  # PEM, with its key
     service_account: Path | None = None  # Google's JSON

@@ -253,7 +253,8 @@ class GraphConnection:
             if answer.status != _UNAUTHORIZED or is_last:
                 break
             await self.renew_token()
-        return answer
+        # whatever the host repeats, its words are shown
+        return replace(answer, body=answer.body.replace(self.token.encode(), b"..."))
 
     async def quit(self) -> None:
         """Close it: HTTP has no word for the end."""

@@ -2,5 +2,6 @@
 
 In: the [[oauth]] of a configuration. Out: access tokens, for the logins of routes.
 
-- `tokens`: holds the tokens: one request for all that wait, renewed before the end
+- `tokens`: asks token servers; holds the tokens: one request for all that wait, renewed early
+- `grants`: what is asked for, by which grant and scope, and what the answers say
 """

@@ -13,12 +13,14 @@ import dataclasses
 import os
 import socket
 import ssl
+from base64 import b64decode, b64encode
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Self, cast
 
 import aiosmtplib
+import msgspec
 from aiosmtplib.protocol import SMTPProtocol
 from msgspec import Struct, structs
 
@@ -75,7 +77,13 @@ class GraphOptions(Struct, frozen=True):
 
 
 class TokenError(Exception):
-    """There is no token (RFC 6749); the text says why, and what an operator can do."""
+    """There is no token; the text says why, and what an operator can do. `error` is the code of
+    RFC 6749 5.2 or a further one, "" while the token server does not answer.
+    """
+
+    def __init__(self, text: str, *, error: str = "") -> None:
+        super().__init__(text)
+        self.error = error
 
 
 # Returns a token of a login for SMTP or GRAPH, another one than the one that a host has refused;
@@ -93,7 +101,7 @@ class Target:
     path: str = ""  # of a Unix socket, instead of address and port
     lmtp: bool = False  # RFC 2033
     tls: TlsPolicy = field(default_factory=TlsPolicy)  # what decide_tls() says
-    login: Credentials | None = None
+    login: Credentials | None = None  # None: there is no AUTH
     source_address: str = ""  # "": the system chooses
     tls_by: str = CONFIGURATION  # who demands the TLS level
     graph: GraphOptions | None = None  # Microsoft Graph, by HTTP(S); None: SMTP or LMTP
@@ -125,6 +133,8 @@ class Target:
 
 
 _READY, _COMPLETED = 220, 250
+_AUTHENTICATED, _CHALLENGE = 235, 334  # RFC 4954 4
+_WHY_MAX = 200
 _QUIT_S = 5.0  # the reply is of no use
 _NO_STARTTLS = "starttls-not-supported"
 # X509_V_ERR_… of OpenSSL's x509_vfy.h: what RFC 8460 4.3.1 calls it
@@ -177,6 +187,7 @@ async def connect(
     knows_ehlo = True
     while True:
         setup = _SessionSetup(target, ehlo_name, timeouts, stopwatch=stopwatch)
+        setup.get_token = get_token
         try:
             return await setup.session(ends_s, knows_ehlo=knows_ehlo)
         except ConnectError as error:
@@ -253,6 +264,7 @@ class _SessionSetup:
         self._ehlo_name = ehlo_name
         self._stage = SmtpStage.CONNECT
         self._knows_ehlo = True
+        self.get_token: GetToken = _no_token
         self.hung_up = False  # the host closed the connection in place of a reply to EHLO
         self._client = aiosmtplib.SMTP(
             local_hostname=ehlo_name,
@@ -287,12 +299,13 @@ class _SessionSetup:
     async def _session(self) -> Connection:
         """Raises ConnectError."""
         try:
+            token = await self._token()  # without one there is no need to connect
             await self._open()
             self._check_certificate()
             await self._hello()
             await self._secure()
             await self._check_requiretls()
-            await self._log_in()
+            await self._log_in(token)
             return self._take_over()
         except ConnectError:
             self._client.close()
@@ -431,7 +444,18 @@ class _SessionSetup:
             Failed(peer.evidence(NEEDED, text)), SmtpStage.EHLO, "requiretls-not-supported"
         )
 
-    async def _log_in(self) -> None:
+    async def _token(self, refused: str = "", words: str = "") -> str:
+        """Return a token for the login, "" for one by password. Raises ConnectError."""
+        login = self._target.login
+        if login is None or not login.oauth:
+            return ""
+        try:
+            return await self.get_token(login, HopKind.SMTP, refused)
+        except TokenError as error:
+            self._stage = SmtpStage.AUTH
+            raise self._trouble(SessionFailure.LOST, f"{words}{error}") from None
+
+    async def _log_in(self, token: str) -> None:
         target = self._target
         if target.login is None:
             return
@@ -441,7 +465,30 @@ class _SessionSetup:
         if not self._client.supports_extension("auth"):
             text = f"{target}: the host offers no AUTH, and the route has a login for it"
             raise self._trouble(SessionFailure.LOST, text)
-        await self._client.login(target.login.user, target.login.password)
+        if token:
+            await self._log_in_by_token(target.login, token)
+        else:
+            await self._client.login(target.login.user, target.login.password)
+
+    async def _log_in_by_token(self, login: Credentials, token: str, *, again: bool = True) -> None:
+        """AUTH XOAUTH2 (developers.google.com/workspace/gmail/imap/xoauth2-protocol), if need be
+        `again` with another token. A refusal is a 334 with its reason as JSON, and after an empty
+        line a 535; or the 535 at once. A token that is refused to the end is an operator's matter.
+        """
+        sasl = b64encode(f"user={login.user}\1auth=Bearer {token}\1\1".encode())
+        answer, why = await self._client.execute_command(b"AUTH", b"XOAUTH2", sasl), ""
+        if answer.code == _CHALLENGE:
+            with suppress(ValueError, AttributeError, RecursionError):
+                said = msgspec.json.decode(b64decode(answer.message)).items()
+                why = f" ({', '.join(f'{key} {value}' for key, value in said)})"[:_WHY_MAX]
+            answer = await self._client.execute_command(b"")
+        words = f"{answer.message}{why}; relay oauth test {login.oauth} shows what the token is for"
+        if answer.code == _AUTHENTICATED:
+            return
+        if answer.code // 100 != 5 or not again:
+            raise aiosmtplib.SMTPResponseException(answer.code, words)
+        refused = f"{self._target}: {answer.code} {printable(words.encode())}; "
+        await self._log_in_by_token(login, await self._token(token, refused), again=False)
 
     def _take_over(self) -> Connection:
         """Install our protocol on the transport; the library must have no unread bytes."""

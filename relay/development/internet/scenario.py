@@ -150,10 +150,10 @@ class RemoteDomain:
 class GraphFault:
     """A fault of the front door: a response to requests of some method, path and account.
 
-    429, 503 and an expired token are answered before anything is done, 504 after it.
+    413, 429, 503 and an expired token are answered before anything is done, 504 after it.
     """
 
-    status: Literal[429, 503, 504, "expired-token"]
+    status: Literal[413, 429, 503, 504, "expired-token"]
     path: str = "*"
     method: Literal["", "GET", "POST", "PUT", "PATCH", "DELETE"] = ""
     account: str = ""

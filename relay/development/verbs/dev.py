@@ -183,7 +183,8 @@ class _JsonView(_WarningView):
         places = {name: getattr(addresses, name) for name in PORTS}
         listeners = {name: [] if at is None else [str(at)] for name, at in places.items()}
         files = {name: str(getattr(addresses, name)) for name in ("ca", "bundle")}
-        facts = {"pages": addresses.pages, **files}
+        cloud = {"cloud": addresses.cloud} if addresses.cloud else {}
+        facts = {"pages": addresses.pages, **cloud, **files}
         print_json_line({"pid": os.getpid(), **listeners, **facts})
 
     def demonstrated(self, shown: DemonstratedMessage) -> None:
@@ -219,9 +220,19 @@ class _TextView(_WarningView):
             f"  Mail       {mail}/<name>/    plain Maildir{kept}",
             *self._accounts(),
             *(f"  Scenario   {printable(name)}" for name in self._plan.scenarios),
+            *self._cloud(addresses.cloud),
             *(f"  Webhook    {printable(url)}" for url in self._plan.webhooks),
             *(f"  Milter     {printable(address)}" for address in self._plan.milters),
             "",
+        )
+
+    def _cloud(self, pages: str) -> Sequence[str]:
+        if not pages:
+            return ()
+        senders = " and ".join(f"*@{domain}" for domain in self._plan.domains)
+        return (
+            f"  Cloud      {pages}    plays Microsoft 365: mail from {senders} to other",
+            f"             domains goes there by Graph; {pages}internet sets its faults",
         )
 
     def _logins(self) -> str:

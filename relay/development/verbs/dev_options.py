@@ -279,6 +279,11 @@ _OPTIONS = (
         "--like-graph",
         "Refuse what Graph refuses and Relay takes otherwise: the profile strict.",
     ),
+    _flag(
+        "--cloud",
+        "Run a second relay that plays Microsoft 365, at the port after that of --http: mail from "
+        "the local domains that would be captured goes there by Graph, with tokens.",
+    ),
     _option(
         "--release-to",
         type=Parsed("URL", ReleaseTarget.parse, is_secret=True),

@@ -112,6 +112,15 @@ def open_new_folder() -> DevelopmentFolder:
     return DevelopmentFolder(new, temporary=True, lock=_locked(new))
 
 
+def open_inner_folder(outer: DevelopmentFolder, name: str) -> DevelopmentFolder:
+    """Return a directory below another one, which ends with it; no other command finds it by
+    itself. Raises OSError, AlreadyRunningError.
+    """
+    path = outer.path / name
+    path.mkdir(mode=0o700, exist_ok=True)
+    return DevelopmentFolder(path, temporary=False, lock=_locked(path))
+
+
 def short_place(place: Path) -> Path:
     """Return `place`, or /tmp if its name is too long for those of sockets in it."""
     return place if len(os.fsencode(place)) <= _PLACE_BYTES_MAX else _DISK

@@ -476,5 +476,9 @@ def open_foundation(
         refusals=RefusalFiles(settings.refused_dir, on_refusal),
         milters=_milters(settings, metrics),
         usage=_usage(settings, sources, table, clock=clock),
-        tokens=TokenHolder(),
+        tokens=TokenHolder(
+            lambda: active.settings if active is not None else settings,
+            clock,
+            lambda name, result: metrics.oauth_requests.labels(name, result).inc(),
+        ),
     )

@@ -263,7 +263,8 @@ def _impairment(base: Foundation) -> str:
     paused = base.pauses.why(Paused.DELIVERY)
     rules = base.sources.active.impaired() if base.sources.active else ""
     down = [f'the milter "{name}" is down: {why}' for name, why in base.milters.down.items()]
-    found = (refusing, paused, base.readiness.impaired, rules, *without_node, *down)
+    tokens = base.tokens.impaired()
+    found = (refusing, paused, base.readiness.impaired, rules, tokens, *without_node, *down)
     return "; ".join(filter(None, found))
 
 

@@ -108,7 +108,12 @@ def build_transport(base: Foundation) -> Transport:
     verifier = RecipientVerifier(
         base.table,
         policies.resolve,
-        partial(connect, ehlo_name=settings.hostname, timeouts=Timeouts(connect_s=CONNECT_S)),
+        partial(
+            connect,
+            ehlo_name=settings.hostname,
+            timeouts=Timeouts(connect_s=CONNECT_S),
+            get_token=base.tokens.token,
+        ),
         clock=base.clock,
     )
     ingress = _ingress(base, acceptance, verifier, resolver=resolver)

@@ -17,6 +17,7 @@ A service:
 - `serve`: `relay serve`
 - `control`: what the running relay is asked: `relay reload`, `relay webhook list | test | replay`
 - `account`: `relay account`: add, list, remove, token, password, unlock
+- `oauth`: `relay oauth login | test`: device code, pasted address; for whom tokens are
 - `dns`: `relay dns`, `relay dkim keygen | show`
 - `policy`: `relay policy check | test | try | diff`; what diff prints
 - `backup`: `relay backup`, `relay restore`, `relay check`

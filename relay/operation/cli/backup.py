@@ -41,8 +41,9 @@ _FAULTY = "relay backup: the backup has relay.toml as the running relay has read
 
 @click.command()
 @role_option
+@click.option("--online", is_flag=True, help="Ask the token servers of [[oauth]] for tokens too.")
 @common_options
-def check(context: CommandContext, role: NodeRole) -> None:
+def check(context: CommandContext, role: NodeRole, *, online: bool) -> None:
     """Check configuration, accounts, policies with their tests, ports, certificates and DNS.
 
     Starts nothing and changes nothing. Exits 78 when `relay serve` would refuse to start or clients
@@ -51,7 +52,7 @@ def check(context: CommandContext, role: NodeRole) -> None:
     """
     environ = read_environment().variables
     file = context.found_config_file()
-    findings = check_file(file, environ, SystemClock(), role=role)
+    findings = check_file(file, environ, SystemClock(), role=role, online=online)
     if context.json:
         print_json(
             [{"check": one.what, "verdict": one.verdict, "text": one.text} for one in findings]

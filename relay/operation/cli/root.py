@@ -39,6 +39,7 @@ _GROUPS = {
         "webhook": "Show and try webhooks, and send events again.",
         "account": "Add, list and remove accounts; tokens and passwords.",
         "policy": "Check and try the mail-flow rules.",
+        "oauth": "Sign in for the tokens of routes, and try to get them.",
         "dns": "Compare the DNS records of a domain with what to publish.",
         "dkim": "Make keys that sign mail, and show those in use.",
         "import": "Put messages from files into a mailbox.",

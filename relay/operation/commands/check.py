@@ -19,10 +19,13 @@ from relay.base.settings.document import Document, KeyPath, SettingsError, dotte
 from relay.base.settings.reader import REMOVED_KEYS, load, secret_files
 from relay.base.settings.tree import ListenerTls, NodeRole, SendmailSettings, Settings
 from relay.base.settings.validation import as_fallback, hidden_routes, host_of, name_of
+from relay.base.settings.values import has_reference
 from relay.base.socket_address import Address
 from relay.base.sockets import has_address
+from relay.delivery.oauth.tokens import TokenServer
 from relay.delivery.provider_replies import load_provider_replies
 from relay.delivery.reports.texts import load_texts
+from relay.delivery.smtp.connect import TokenError
 from relay.operation.app.account_file import accounts_of
 from relay.operation.app.configuration import anonymous_fault, auth_missing, read_table, srs_in
 from relay.operation.app.state_dir import (
@@ -63,9 +66,15 @@ _EXAMPLE_HOSTNAME = "relay.example.org"  # of conf/relay.toml
 
 
 def check_file(
-    file: Path, environ: Mapping[str, str], clock: Clock, *, role: NodeRole = NodeRole.ALL
+    file: Path,
+    environ: Mapping[str, str],
+    clock: Clock,
+    *,
+    role: NodeRole = NodeRole.ALL,
+    online: bool = False,
 ) -> list[CheckFinding]:
-    """Check a configuration and, if it can be loaded, everything that it names.
+    """Check a configuration and, if it can be loaded, everything that it names; `online` also what
+    token servers answer.
 
     Root checks as the owner of state_dir, who is the service.
     """
@@ -76,7 +85,8 @@ def check_file(
     if foreign_state(settings):  # load all modules: the owner may not be able to
         list(_check_file(file, environ, clock, role=role))
     with as_owner(settings):
-        return list(_check_file(file, environ, clock, role=role))
+        findings = list(_check_file(file, environ, clock, role=role))
+        return [*findings, *_tokens(settings, read_document(file), clock, online=online)]
 
 
 def _check_file(
@@ -196,6 +206,11 @@ def _permissions(
         for number, route in enumerate(settings.route)
         if route.auth and route.auth.password_file
     ]
+    secrets += [
+        (("oauth", number), file)
+        for number, one in enumerate(settings.oauth)
+        if (file := TokenServer(one.name, settings).secret_file)
+    ]
     listeners: list[tuple[KeyPath, ListenerTls | None]] = [(("http", "tls"), settings.http.tls)]
     listeners += [(("smtp", number, "tls"), one.tls) for number, one in enumerate(settings.smtp)]
     secrets += [
@@ -207,6 +222,31 @@ def _permissions(
     for key, path in folders.items():
         if text := open_to_others(path):
             yield warning_of("permissions", place.fault(key, text))
+
+
+def _tokens(
+    settings: Settings, place: Document, clock: Clock, *, online: bool
+) -> Iterator[CheckFinding]:
+    """Yield what an [[oauth]] lacks; if `online`, what its token server says. A person who has not
+    signed in yet is a warning.
+    """
+    for number, client in enumerate(settings.oauth):
+        server, now_s = TokenServer(client.name, settings), clock.time_us() // 1_000_000
+        key: KeyPath = ("oauth", number, "client_secret")
+        if client.client_secret and not has_reference(str(place.value(key))):
+            text = "found a secret, expected ${file:PATH}: who reads this file has it"
+            yield warning_of("permissions", place.fault(key, text))
+        finding = CheckFinding("oauth", CheckResult.OK, f'"{client.name}"')
+        try:
+            for use, mailbox in server.uses:
+                server.form(use, mailbox, now_s)
+                if online:
+                    asyncio.run(server.token(use, mailbox, now_s))
+        except TokenError as error:
+            verdict = CheckResult.FAILED if online else CheckResult.WARNING
+            text = str(place.fault(("oauth", number), f"{error}; mail waits in class auth"))
+            finding = CheckFinding("oauth", verdict, text)
+        yield finding
 
 
 def _loaded(what: str, read: Callable[[], T]) -> Generator[CheckFinding, None, T | None]:

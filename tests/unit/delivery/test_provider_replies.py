@@ -53,6 +53,26 @@ SAMPLES = {
         "banner",
         "421 4.3.2 The mail server [192.0.2.1] has exceeded the maximum number of connections.",
     ),
+    "exchange-online-send-as": (
+        "smtp.office365.com",
+        "final dot",
+        "554 5.2.252 SendAsDenied; printer@contoso.example not allowed to send as ann@contoso.example; STOREDRV.Submission.Exception:SendAsDeniedException",
+    ),
+    "exchange-online-submission-throttled": (
+        "smtp.office365.com",
+        "final dot",
+        "550 5.2.253 Client throttled for abuse of SendAsDenial; SubmissionQuotaExceededException",
+    ),
+    "exchange-online-basic-authentication": (
+        "smtp.office365.com",
+        "AUTH",
+        "550 5.7.30 Basic authentication is not supported for Client Submission.",
+    ),
+    "exchange-online-smtp-auth-disabled": (
+        "smtp.office365.com",
+        "AUTH",
+        "535 5.7.139 Authentication unsuccessful, SmtpClientAuthentication is disabled for the Mailbox. [AM0PR01CA0001.eurprd01.prod.exchangelabs.com]",
+    ),
     "gmail-unsolicited-rate": (
         "gmail-smtp-in.l.google.com",
         "final dot",
@@ -105,7 +125,7 @@ def shipped_entries() -> Iterable[dict[str, Any]]:
 
 def test_each_shipped_entry_has_a_source_a_date_and_a_sample() -> None:
     entries = list(shipped_entries())
-    assert 5 <= len(entries) <= 12
+    assert 5 <= len(entries) <= 16
     assert [one["name"] for one in entries] == [*SAMPLES]
     for one in entries:
         assert one["source"].startswith(("https://", "http://"))

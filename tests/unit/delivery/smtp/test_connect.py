@@ -10,6 +10,7 @@ from relay.base.message.outcome import DeferralClass, Deferred, Failed, Relayed,
 from relay.base.message.tls_policy import TlsPolicy
 from relay.delivery.smtp.connect import ConnectError, Target, connect
 from relay.delivery.smtp.connection import Timeouts
+from relay.transport.routing.route_table import Credentials
 from tests.support.remote_mx import DROP, RemoteMx
 
 IN_NO_TIME = Timeouts(connect_s=0.1, command_s=0.1)
@@ -173,7 +174,7 @@ async def test_a_policy_in_testing_changes_nothing_but_the_evidence(
     assert plain.peer.session.mismatch == ""
 
 
-LOGIN = ("me", "secret")
+LOGIN = Credentials("me", "secret")
 
 
 @pytest.mark.parametrize("implicit", [False, True])
@@ -193,7 +194,7 @@ async def test_a_certificate_of_a_trusted_ca_for_the_host_is_verified(
         connection = await connected(
             mx,
             host=host,
-            credentials=LOGIN,
+            login=LOGIN,
             tls=TlsPolicy("verify", implicit=implicit, ca=authority.certificate),
         )
         result = await connection.transact(message())
@@ -225,7 +226,7 @@ async def test_an_invalid_certificate_defers(connected, authority, names, days, 
             connected,
             mx,
             host="mail.test",
-            credentials=LOGIN,
+            login=LOGIN,
             tls=TlsPolicy("verify", implicit=implicit, ca=trusted),
         )
     outcome = error.outcome
@@ -274,7 +275,7 @@ async def test_a_missing_ca_file_defers(connected, certificate, tmp_path):
 )
 async def test_no_password_is_sent_in_the_clear(connected, level, told):
     async with RemoteMx(users={"me": "secret"}) as mx:  # its name is none of loopback's
-        error = await refusal(connected, mx, tls=TlsPolicy(level), credentials=LOGIN)
+        error = await refusal(connected, mx, tls=TlsPolicy(level), login=LOGIN)
     assert (error.outcome.kind, error.outcome.evidence.status) == (DeferralClass.TLS, "4.7.4")
     assert error.outcome.evidence.reply.startswith(f"127.0.0.1:{mx.port}: {told}")
     assert not [line for line in mx.commands if line.startswith(("AUTH", "MAIL"))]
@@ -284,7 +285,7 @@ async def test_no_password_is_sent_in_the_clear(connected, level, told):
 async def test_no_password_is_sent_in_the_clear_when_tls_breaks(connected, replies):
     no_certificate = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     async with RemoteMx(tls=no_certificate, replies=replies, users={"me": "secret"}) as mx:
-        error = await refusal(connected, mx, tls=TlsPolicy("required"), credentials=LOGIN)
+        error = await refusal(connected, mx, tls=TlsPolicy("required"), login=LOGIN)
     assert error.outcome.kind is DeferralClass.TLS
     assert mx.sessions == 1
     assert not any(line.startswith("AUTH") for line in mx.commands)
@@ -294,7 +295,7 @@ async def test_no_password_is_sent_in_the_clear_when_tls_breaks(connected, repli
 @pytest.mark.parametrize("host", ["localhost", "127.0.0.1"])
 async def test_credentials_are_sent(connected, message, host):
     async with RemoteMx(users={"me": "secret"}) as mx:
-        connection = await connected(mx, host=host, credentials=LOGIN)
+        connection = await connected(mx, host=host, login=LOGIN)
         await connection.transact(message())
         assert len(mx.received("b@y.test")) == 1
 
@@ -310,7 +311,7 @@ async def test_credentials_are_sent(connected, message, host):
 )
 async def test_rejected_credentials_defer(connected, users, replies):
     async with RemoteMx(users=users, replies=replies) as mx:
-        error = await refusal(connected, mx, host="localhost", credentials=LOGIN)
+        error = await refusal(connected, mx, host="localhost", login=LOGIN)
     assert isinstance(error.outcome, Deferred)
     assert (error.outcome.kind, error.outcome.evidence.status) == (DeferralClass.AUTH, "4.7.8")
     assert "secret" not in str(error)

@@ -1,0 +1,162 @@
+"""`relay oauth login | test`: sign in once for the tokens of an [[oauth]], and try to get them.
+
+Both read the configuration and need no running relay, which uses a new refresh token at once. Exit
+codes: 75 while the token server is away, 77 where a person must sign in, 78 for the configuration.
+RFC 8628 (device code); for Google RFC 8252 and RFC 7636: nothing listens at the redirect, so that
+the browser shows its address, which the person pastes.
+"""
+
+import asyncio
+import hashlib
+import secrets
+from base64 import urlsafe_b64decode, urlsafe_b64encode
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from typing import Any
+from urllib.parse import parse_qsl, urlencode, urlsplit
+
+import click
+import msgspec
+
+from relay.base.clock import SystemClock, rfc3339
+from relay.base.message.nexthop import HopKind
+from relay.delivery.oauth.grants import SIGN_IN, TokenAnswer, is_delegated, scope_of, token_url
+from relay.delivery.oauth.tokens import TokenServer
+from relay.delivery.smtp.connect import TokenError
+from relay.operation.app.state_dir import as_owner
+from relay.operation.cli.errors import CommandError, ExitCode
+from relay.operation.cli.options import CommandContext, common_options
+from relay.operation.cli.output import printable
+
+_DEVICE = "urn:ietf:params:oauth:grant-type:device_code"
+_GOOGLE = "https://accounts.google.com/o/oauth2/v2/auth"
+_REDIRECT = "http://127.0.0.1"
+_WAIT_S_MAX, _INTERVAL_S_MIN, _SLOWER_S = 1800.0, 1.0, 5.0
+_BY_PERSON = (*SIGN_IN, "access_denied", "expired_token")
+
+
+@click.group()
+@common_options
+def oauth(_given: CommandContext) -> None:
+    """Sign in for the tokens of routes (OAuth 2.0), and try to get them."""
+
+
+@oauth.command()
+@click.argument("name")
+@common_options
+def login(context: CommandContext, name: str) -> None:
+    """Sign in for the [[oauth]] NAME, and store its refresh token on this node.
+
+    Microsoft and others: a code is entered on a page. Google: the address is pasted that the
+    browser shows after the sign-in. A running relay uses the token at once.
+    """
+    _run(context, name, _sign_in)
+    context.show({"name": name}, lambda: [f"signed in; relay oauth test {name} shows for whom"])
+
+
+@oauth.command()
+@click.argument("name")
+@common_options
+def test(context: CommandContext, name: str) -> None:
+    """Get the tokens of the [[oauth]] NAME; say for whom they are, what for, and until when."""
+    rows = _run(context, name, _try)
+    words = [f"{one['use']}: {one['for']}, until {one['until']}: {one['scopes']}" for one in rows]
+    context.show(rows, lambda: words)
+
+
+def _run(
+    context: CommandContext, name: str, work: Callable[[TokenServer], Awaitable[list[Any]]]
+) -> list[Any]:
+    """Do the work as the service's user. Raises CommandError."""
+    settings = context.settings()
+
+    async def run() -> list[Any]:
+        return await work(TokenServer(name, settings))
+
+    try:
+        with as_owner(settings):
+            return asyncio.run(run())
+    except TokenError as error:
+        code = ExitCode.NO_PERMISSION if error.error in _BY_PERSON else ExitCode.CONFIGURATION
+        code = code if error.error else ExitCode.TRY_LATER
+        raise CommandError(code, printable(f"relay oauth: {error}")) from None
+
+
+async def _try(server: TokenServer) -> list[Any]:
+    rows, client = list[Any](), server.client
+    for use, mailbox in server.uses:
+        now_us = SystemClock().time_us()
+        answer = await server.token(use, mailbox, now_us // 1_000_000)
+        claims: dict[str, Any] = {}  # of a token that others cannot read there are none
+        with suppress(ValueError, IndexError, RecursionError):
+            part = answer.access_token.split(".")[1]
+            claims = msgspec.json.decode(urlsafe_b64decode(part + "=="), type=dict[str, Any])
+        names = (claims.get("upn"), mailbox, claims.get("app_displayname"), client.client_id)
+        rows.append(
+            {
+                "use": use,
+                "for": next(filter(None, names), ""),
+                "scopes": claims.get("scp") or claims.get("roles") or answer.scope,
+                "until": rfc3339(now_us + int(answer.expires_in * 1e6)),
+            }
+        )
+    return rows
+
+
+async def _sign_in(server: TokenServer) -> list[Any]:
+    client, uses = server.client, [use for use, _ in server.uses]
+    if not is_delegated(client):
+        text = f'[[oauth]] "{client.name}" has a secret of its own: nobody has to sign in'
+        raise TokenError(text, error="invalid_client")
+    use = HopKind.GRAPH if HopKind.GRAPH in uses else HopKind.SMTP
+    form = {"client_id": client.client_id, "scope": scope_of(client, use)}
+    way = _by_pasted_address if client.provider == "google" else _by_device_code
+    answer = await way(server, form)
+    if not answer.refresh_token:
+        text = "the answer has no refresh token: scope needs offline_access"
+        raise TokenError(text, error="invalid_scope")
+    server.store(answer.refresh_token)
+    return []
+
+
+async def _by_device_code(server: TokenServer, form: dict[str, str]) -> TokenAnswer:
+    client = server.client
+    url = client.device_url or f"{token_url(client).rpartition('/')[0]}/devicecode"
+    code = await server.ask(form, url)
+    page = f"Open {code.verification_uri} and enter the code {code.user_code}"
+    click.echo(printable(page), err=True)
+    asked = {"grant_type": _DEVICE, "client_id": client.client_id, "device_code": code.device_code}
+    interval_s, left_s = max(code.interval, _INTERVAL_S_MIN), min(code.expires_in, _WAIT_S_MAX)
+    while (left_s := left_s - interval_s) > 0:
+        await asyncio.sleep(interval_s)  # real time: a peer
+        try:
+            return await server.ask(asked)
+        except TokenError as error:
+            if error.error not in ("", "authorization_pending", "slow_down"):
+                raise
+            interval_s += _SLOWER_S if error.error == "slow_down" else 0.0
+    raise TokenError("nobody has entered the code in time", error="expired_token")
+
+
+async def _by_pasted_address(server: TokenServer, form: dict[str, str]) -> TokenAnswer:
+    state, verifier = secrets.token_urlsafe(32), secrets.token_urlsafe(48)
+    digest = hashlib.sha256(verifier.encode()).digest()
+    challenge = urlsafe_b64encode(digest).rstrip(b"=").decode()
+    place = {"redirect_uri": _REDIRECT, "response_type": "code", "state": state}
+    kept = {"access_type": "offline", "prompt": "consent"}  # or there is no refresh token
+    proof = {"code_challenge": challenge, "code_challenge_method": "S256"}
+    page = f"{_GOOGLE}?{urlencode({**form, **place, **kept, **proof})}"
+    text = "Open this page and sign in. Then the browser shows an address that begins with"
+    click.echo(f"{text} {_REDIRECT}, and no page: paste it here.\n\n{page}\n", err=True)
+    pasted = str(click.prompt("Address", err=True))
+    answer = dict(parse_qsl(urlsplit(pasted.strip()).query))
+    if answer.get("state") != state or "code" not in answer:
+        why = answer.get(
+            "error", "expected the address that follows this page, with state and code"
+        )
+        raise TokenError(why, error="access_denied")
+    redeemed = {"grant_type": "authorization_code", "code": answer["code"]}
+    own = {"client_id": form["client_id"], "client_secret": server.client.client_secret}
+    return await server.ask(
+        {**redeemed, **own, "code_verifier": verifier, "redirect_uri": _REDIRECT}
+    )

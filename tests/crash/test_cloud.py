@@ -1,0 +1,74 @@
+"""kill -9 of a relay whose mail leaves by Graph, together with the relay that plays the cloud, at random.
+
+The cloud has faults at random as well. No message is lost, none arrives twice, and no draft is left.
+"""
+
+import random
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.crash.test_storm import live
+from tests.support.dev_process import DevProcess
+from tests.support.long_tests import long
+from tests.support.ports import free_port
+
+pytestmark = pytest.mark.crash
+
+KILLS = 4
+STATUSES = ("429", "503", "504", '"expired-token"')
+SENDERS = [f"s{number}@example.test" for number in range(6)]
+ANN, BEN = "ann@partner.example", "ben@partner.example"
+ADVANCE_S, ADVANCES_MAX = 150, 30  # a draft is sent again after two minutes, made anew after ten
+
+
+@pytest.mark.parametrize("seed", [0, *(pytest.param(one, marks=long) for one in range(1, 11))])
+def test_nothing_is_lost_and_nothing_arrives_twice(seed: int) -> None:
+    rng = random.Random(seed)
+    port = next(one for one in iter(free_port, 0) if free_port() == one + 1)  # the cloud's is next
+    ports = [f"--http={port}", *(f"--{one}=0" for one in ("https", "smtp", "submission"))]
+    with DevProcess("--cloud", "--no-demo", "--submissions=0", ports=ports) as relay:
+        subjects = [f"{kill} {sender}" for kill in range(KILLS) for sender in SENDERS]
+        for kill in range(KILLS):
+            toml = {"Content-Type": "application/toml"}
+            ask(relay, "PUT", "/relay/v1/dev/internet", content=faults(rng), headers=toml)
+            for sender in SENDERS:
+                head = f"From: {sender}\r\nTo: {ANN}, {BEN}\r\nSubject: {kill} {sender}\r\n"
+                text = f"{head}Message-ID: <{kill}.{sender}>\r\n\r\nx\r\n"
+                for recipient in (ANN, BEN):  # one Message-ID, as many programs send it
+                    relay.submit(sender, [recipient], text.encode())
+            live(relay, rng.uniform(0, 1.5))
+            relay.restart()
+        for _ in range(ADVANCES_MAX):
+            if relay.queue():
+                relay.advance(ADVANCE_S)
+        assert relay.queue() == []
+        assert ask(relay, "POST", "/relay/v1/quiet", json={"timeout_s": 60})["quiet"] is True
+        for mailbox in (ANN, BEN):
+            assert found(relay, mailbox, "inbox") == sorted(subjects)
+        assert [one for sender in SENDERS for one in found(relay, sender, "drafts")] == []
+
+
+def faults(rng: random.Random) -> str:
+    """A scenario in which some requests fail, at each place of a message's way."""
+    return "".join(
+        f'[[graph]]\nstatus = {rng.choice(STATUSES)}\npath = "{path}"\nretry_after = 1\n'
+        f"times = {rng.randint(1, 4)}\n"
+        for path in rng.sample(["*/messages", "*/send", "*", "*/messages*"], 3)
+    )
+
+
+def found(relay: DevProcess, mailbox: str, folder: str) -> list[str]:
+    """The subjects in a folder of the cloud."""
+    path = f"/v1.0/me/mailFolders/{folder}/messages?$top=500&$select=subject"
+    headers = {"Authorization": f"Bearer {mailbox}"}
+    return sorted(one["subject"] for one in ask(relay, "GET", path, headers=headers)["value"])
+
+
+def ask(relay: DevProcess, method: str, path: str, **more: Any) -> Any:
+    """What the cloud answers."""
+    url = relay.ready["cloud"].rstrip("/") + path
+    answer = httpx.request(method, url, trust_env=False, timeout=90, **more)
+    assert answer.is_success, answer.text
+    return answer.json() if "json" in answer.headers["content-type"] else None

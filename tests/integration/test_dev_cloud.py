@@ -1,0 +1,110 @@
+"""`relay dev --cloud`: a second relay plays Microsoft 365, and mail goes out through it.
+
+The second relay is asked here as Graph is: by plain HTTP requests, with a token of its endpoint.
+"""
+
+import base64
+import tomllib
+from collections.abc import Iterator
+from typing import Any
+
+import httpx
+import pytest
+
+from relay.testing import Relay
+from tests.support.dev_process import DevProcess
+from tests.support.tables import each_row
+
+ANN = "ann@customer.example"
+
+
+class Cloud:
+    """The second relay, for the client that the first one's configuration names."""
+
+    def __init__(self, relay: DevProcess) -> None:
+        [oauth] = tomllib.loads(relay.config_file.read_text())["oauth"]
+        names = ("client_id", "client_secret", "scope")
+        form = {"grant_type": "client_credentials", **{name: oauth[name] for name in names}}
+        token = httpx.post(oauth["token_url"], data=form, trust_env=False).json()["access_token"]
+        self.client = httpx.Client(base_url=relay.ready["cloud"], trust_env=False, timeout=20)
+        self.client.headers["Authorization"] = f"Bearer {token}"
+
+    def use(self, scenario: str) -> None:
+        fields = {"Content-Type": "application/toml"}
+        made = self.client.put("/relay/v1/dev/internet", content=scenario, headers=fields)
+        assert made.status_code == 200, made.text
+
+    def send(self, sender: str) -> httpx.Response:
+        """Send a message from this user as MIME."""
+        author = f"{sender}@example.test"
+        text = f"From: {author}\r\nTo: {ANN}\r\nMessage-ID: <{sender}@x.test>\r\n\r\nx\r\n"
+        path = f"/v1.0/users/{author}/sendMail"
+        content = base64.b64encode(text.encode())
+        return self.client.post(path, content=content, headers={"Content-Type": "text/plain"})
+
+    def messages(self, address: str, folder: str) -> list[dict[str, Any]]:
+        """What this folder of a mailbox has."""
+        path = f"/v1.0/users/{address}/mailFolders/{folder}/messages"
+        return list(self.client.get(path).json()["value"])
+
+
+@pytest.fixture(scope="module")
+def relay(dev_module) -> DevProcess:
+    return dev_module("--cloud", "--no-demo")
+
+
+@pytest.fixture(scope="module")
+def cloud(relay: DevProcess) -> Iterator[Cloud]:
+    made = Cloud(relay)
+    with made.client:
+        yield made
+
+
+@each_row(
+    "status, answered, taken",
+    [
+        ("413", (413, "RequestEntityTooLarge", ""), False),
+        ("429", (429, "ApplicationThrottled", "7"), False),
+        ("503", (503, "ResourceUnhealthy", "7"), False),
+        ("504", (504, "GatewayTimeout", "7"), True),
+        ('"expired-token"', (401, "InvalidAuthenticationToken", ""), False),
+    ],
+)
+def test_a_fault_of_its_internet_page(cloud: Cloud, status, answered, taken) -> None:
+    sender = f"s{answered[0]}"
+    path = "path = '*/sendMail'\nretry_after = 7\ntimes = 1\n"
+    cloud.use(f"[[graph]]\nstatus = {status}\n{path}")
+    failed = cloud.send(sender)
+    code, retry_after = failed.json()["error"]["code"], failed.headers.get("retry-after", "")
+    assert (failed.status_code, code, retry_after) == answered
+    assert "for any method */sendMail: used 1, 0 left" in cloud.client.get("/internet").text
+    assert cloud.send(sender).status_code == 202
+    assert cloud.client.post("/relay/v1/quiet", json={"timeout_s": 10}).json()["quiet"] is True
+    assert len(cloud.messages(f"{sender}@example.test", "sentitems")) == 1 + taken
+    assert cloud.messages(f"{sender}@example.test", "drafts") == []
+
+
+def test_mail_goes_out_through_the_cloud(relay: DevProcess, cloud: Cloud) -> None:
+    """A lost answer is looked up: it arrives once, and at nobody but the envelope's recipient."""
+    cloud.use('[[graph]]\nstatus = 504\npath = "*/send"\ntimes = 1\n')
+    carl, eve, fred = "carl@example.test", "eve@customer.example", "fred@customer.example"
+    text = f"From: {carl}\r\nTo: {eve}, {fred}\r\nSubject: Offer\r\n\r\nx"
+    key = relay.submit(carl, [eve, "bob@example.test"], text.encode())
+    relay.until_final(key)
+    assert relay.states(key) == {eve: "relayed", "bob@example.test": "delivered"}
+    assert cloud.client.post("/relay/v1/quiet", json={"timeout_s": 10}).json()["quiet"] is True
+    assert [len(cloud.messages(carl, one)) for one in ("sentitems", "drafts")] == [1, 0]
+    [arrived] = cloud.messages(eve, "inbox")
+    assert [one["emailAddress"]["address"] for one in arrived["toRecipients"]] == [eve]
+    assert cloud.messages(fred, "inbox") == []
+
+
+def test_a_test_describes_a_cloud() -> None:
+    strict = {"http": {"profile": "strict"}}
+    with Relay(config=strict) as cloud, Relay(config=cloud.as_cloud) as relay:
+        cloud.internet.graph(429, path="*/messages", retry_after=60, times=1)
+        sent = relay.send("alice@example.test", ANN, "Invoice")
+        assert sent.state == "deferred"
+        relay.clock.advance(minutes=2)
+        assert sent.state == "relayed"
+        assert [one.subject for one in cloud.mailbox(ANN).messages()] == ["Invoice"]

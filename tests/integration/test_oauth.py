@@ -1,0 +1,87 @@
+"""Mail leaves with tokens of another relay's token endpoint, through its SMTP listener (XOAUTH2)."""
+
+import json
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from tests.integration.test_reload import hang_up
+from tests.support.client_keys import certificate
+from tests.support.relay_config import account
+from tests.support.relay_process import RelayProcess, until
+
+SECRET, WRONG = "s3cret+/of-app", "wr0ng-secret"
+SCOPE = "https://outlook.office365.com/.default"
+KEYED = certificate()
+
+
+@pytest.fixture
+def cloud(serve) -> RelayProcess:
+    """It has the domains b.test and c.test, two applications that may send as bob, and his mailbox."""
+    bob = ["bob@example.test"]
+    apps = [
+        account("app", client_id="app-1", client_secret=f"plain:{SECRET}", acts_for=bob),
+        account("keyed", client_id="app-2", client_certificates=["app.pem"], acts_for=bob),
+    ]
+    relay = serve(
+        accounts=apps,
+        aliases={"in@b.test": bob, "in@c.test": bob},
+        config={"mailboxes": {"domains": ["example.test", "b.test", "c.test"]}},
+        start=False,
+    )
+    (relay.folder / "app.pem").write_text(KEYED.pem)
+    return relay.start()
+
+
+@pytest.fixture
+def outgoing(serve, cloud) -> Iterator[RelayProcess]:
+    """It sends to b.test with a certificate and to c.test with a secret, which is wrong at first."""
+    host, port = cloud.smtp_address()
+    url = f"{cloud.url}/contoso/oauth2/v2.0/token"
+    client = {"token_url": url, "scope": SCOPE}
+    routes = [
+        {
+            "domain": domain,
+            "next_hop": f"smtp://{host}:{port}",
+            "auth": {"user": "bob@example.test", "oauth": name},
+        }
+        for domain, name in (("b.test", "keyed"), ("c.test", "app"))
+    ]
+    clients = [
+        {"name": "keyed", "client_id": "app-2", "certificate": "app.pem", **client},
+        {"name": "app", "client_id": "app-1", "client_secret": "${file:secret}", **client},
+    ]
+    relay = serve(config={"route": routes, "oauth": clients}, start=False)
+    (relay.folder / "app.pem").write_text(KEYED.pem + KEYED.key_pem)
+    (relay.folder / "secret").write_text(WRONG)
+    for name in ("app.pem", "secret"):
+        (relay.folder / name).chmod(0o600)
+    yield relay.start()
+    for secret in (SECRET, WRONG, KEYED.key_pem.splitlines()[1], "client_assertion="):
+        assert secret not in relay.log
+
+
+def test_mail_leaves_with_a_token_and_waits_without_one(cloud, outgoing):
+    outgoing.submit("bob@example.test", ["in@b.test"], subject="by certificate")
+    until("it has arrived", lambda: "by certificate" in cloud.subjects("bob"))
+    assert outgoing.metric("relay_oauth_requests_total", oauth="keyed", result="ok") == 1
+    outgoing.submit("bob@example.test", ["in@c.test"], subject="by secret")
+    (entry,) = until("deferred", lambda: [e for e in outgoing.queue() if e["attempts"]])
+    said = entry["recipients"][0]["reply"]
+    assert "AADSTS7000215" in said
+    assert 'check [[oauth]] "app"' in said
+    assert outgoing.metric("relay_attempts_total", outcome="deferred", **{"class": "auth"}) >= 1
+    assert 'ready; [[oauth]] "app" gives no token' in outgoing.get("/readyz").text
+    assert outgoing.cli("oauth", "test", "app", check=False).returncode == 78
+    checked = outgoing.cli("check", "--online", check=False)
+    assert "AADSTS7000215" in checked.stderr
+    for text in (said, checked.stderr, json.dumps(outgoing.queue())):
+        assert WRONG not in text
+    (outgoing.folder / "secret").write_text(SECRET)
+    hang_up(outgoing)
+    until("it has arrived", lambda: "by secret" in cloud.subjects("bob"))
+    (row,) = outgoing.cli_json("oauth", "test", "app")
+    assert row["for"] == "bob@example.test"
+    assert "Mail.Send" in row["scopes"]
+    until("ready", lambda: "oauth" not in outgoing.get("/readyz").text)
