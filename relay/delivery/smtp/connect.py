@@ -462,11 +462,8 @@ class _SessionSetup:
         self._stage = SmtpStage.AUTH
         if self._tls() is None and not target.stays_here:
             raise self._no_tls(f"{target}: a password is not sent without TLS", "4.7.4")
-        name = "AUTH XOAUTH2" if token else "AUTH"
-        if not self._client.supports_extension("auth") or (
-            token and "xoauth2" not in self._client.server_auth_methods
-        ):
-            text = f"{target}: the host offers no {name}, and the route has a login for it"
+        if not self._client.supports_extension("auth"):
+            text = f"{target}: the host offers no AUTH, and the route has a login for it"
             raise self._trouble(SessionFailure.LOST, text)
         if token:
             await self._log_in_by_token(target.login, token)
