@@ -44,7 +44,7 @@ def relay(tmp_path: Path, monkeypatch) -> Relay:
     def run(endpoint: TokenEndpoint, *words: str, stdin: Any = None, **client: Any) -> Any:
         given = {"name": "m365", "client_id": "app", "token_url": endpoint.url, "scope": "mail"}
         given = {name: value for name, value in (given | client).items() if value}
-        changes = {"oauth": [given], "route": [{**ROUTE, "auth": AUTH}]}
+        changes = {"oauth": [given], "route": [{**ROUTE, "auth": AUTH, **run.route}], **run.more}
         run.settings = written_settings(tmp_path, changes)
         run.settings.state_dir.mkdir(exist_ok=True)
         command = ["oauth", *words, "--config", str(tmp_path / "relay.toml")]
@@ -53,6 +53,7 @@ def relay(tmp_path: Path, monkeypatch) -> Relay:
         assert not [one for one in SECRETS if one in text]
         return getattr(done.exception, "code", done.exit_code), done.stdout, text
 
+    run.route, run.more = {}, {}
     run.waited = waited = list[float]()
     run.refresh = tmp_path / "state/oauth/m365"
     monkeypatch.setattr(oauth.asyncio, "sleep", no_time)
@@ -172,14 +173,20 @@ def test_check_says_what_is_missing(relay, tmp_path):
 
 
 def test_a_person_signs_in_at_relay_s_own_token_endpoint(dev, relay):
+    """Its HTTP port is a proxy behind which it is Microsoft's login host; the route names its CA."""
     cloud = dev("--no-demo")
-    url = f"http://{cloud.ready['http'][0]}/contoso/oauth2/v2.0/token"
-    client = {"token_url": url, "scope": "https://outlook.office.com/SMTP.Send offline_access"}
+    relay.more = {"delivery": {"proxy": f"http://{cloud.ready['http'][0]}"}}
+    relay.route = {"next_hop": "smtp://smtp.office365.com:587", "ca": cloud.ready["bundle"]}
+    client = {"provider": "microsoft", "tenant": "contoso", "token_url": "", "scope": ""}
     with TokenEndpoint({}) as unused:
-        assert relay(unused, "login", "m365", **client)[0] == 0
+        code, _, text = relay(unused, "login", "m365", **client)
+        assert code == 0, text
         first = relay.refresh.read_text()
-        assert first.count(".") == 2
         code, shown, text = relay(unused, "test", "m365", "--json", **client)
         assert code == 0, text
         assert json.loads(shown)[0]["for"].endswith("@example.test")
         assert relay.refresh.read_text() != first  # it was replaced
+        relay.route = {"next_hop": "smtp://smtp.office365.com:587"}
+        code, _, text = relay(unused, "test", "m365", **client)
+        assert (code, "TLS: self" in text or "TLS: unable" in text) == (75, True), text
+        assert f"(by the proxy {cloud.ready['http'][0]})" in text
