@@ -7,6 +7,7 @@ file. See RFC 3207 and RFC 8314 on where TLS is required.
 """
 
 import ipaddress
+import re
 import ssl
 import sys
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
@@ -55,6 +56,7 @@ _TENANTS_MAX = 1000
 _WEBHOOKS_MAX = 20
 _MILTERS_MAX = 20
 _OAUTH_MAX = 100
+_TENANT = re.compile(r"[A-Za-z0-9.-]+")  # a part of a URL
 # the actions that name addresses
 ADDRESS_ACTIONS = ("cc", "bcc", "redirect", "journal", "notify", "quarantine", "set_sender")
 _OR_DOMAIN = "or of a [[domain]] with"
@@ -349,7 +351,7 @@ def _clients(clients: Sequence[tuple[KeyPath, OAuthClient]]) -> Found:
             yield (*path, "token_url"), "no token_url with provider"
         elif not client.provider and not (client.token_url and client.scope):
             yield (*path, "provider"), '"microsoft" or "google", or token_url and scope'
-        if (client.provider == "microsoft") != bool(client.tenant):
+        if (client.provider == "microsoft") != bool(_TENANT.fullmatch(client.tenant)):
             yield (*path, "tenant"), 'the tenant\'s domain or id with provider = "microsoft"'
         if not client.client_id and client.service_account is None:
             yield (*path, "client_id"), "the id of the application"

@@ -20,7 +20,7 @@ from uuid import uuid4
 
 from relay.base.bounded_dict import BoundedDict
 from relay.base.clock import Clock
-from relay.base.files import read_key_file, replace_file
+from relay.base.files import fsync_path, read_key_file, replace_file
 from relay.base.message.nexthop import HopKind
 from relay.base.message.web_url import read_url
 from relay.base.observe.logs import get_logger
@@ -43,8 +43,8 @@ from relay.transport.routing.route_table import Credentials
 _CONNECT_S, _ANSWER_S = 10.0, 30.0
 _ANSWER_BYTES_MAX = 64 * 1024  # tokens of Entra have up to 5 KB
 _TOKENS_MAX = 4096  # of service accounts: one for each mailbox
-_RENEWED_BEFORE_S, _RENEWED_AFTER_PART = 300.0, 0.8
-_AGAIN_S, _AGAIN_S_MAX = 15.0, 900.0
+_RENEWED_BEFORE_S, _RENEWED_AFTER_PART = 300.0, 0.8  # the later of the two
+_AGAIN_S, _AGAIN_S_MAX = 15.0, 900.0  # after a failure
 _REFUSED_S = 60.0  # between tokens that replace refused ones
 _IMPAIRED_S = 3600.0  # of a failure: mail is tried again before
 
@@ -89,9 +89,7 @@ class TokenServer:
         client, secret, is_person = self.client, b"", is_delegated(self.client)
         try:
             if self.secret_file is not None:
-                expected = (
-                    f"what `relay oauth login {client.name}` stores" if is_person else "a key"
-                )
+                expected = f"that of relay oauth login {client.name}" if is_person else "a key"
                 secret = read_key_file(self.secret_file, expected=expected, is_secret=False)
             text, jti = secret.decode().strip(), str(uuid4())
             return grant_form(client, use, mailbox, secret=text, now_s=now_s, jti=jti)
@@ -132,19 +130,16 @@ class TokenServer:
                     answer_bytes_max=_ANSWER_BYTES_MAX,
                 )
         except (HttpError, OSError) as error:
-            why = reason(error)
-            raise TokenError(f"the token server does not answer: {why}") from None
+            raise TokenError(f"the token server does not answer: {reason(error)}") from None
         return read_answer(answer.status, answer.body, client=self.client, form=form)
 
     def _context(self) -> ssl.SSLContext:
         """Raises OSError for a file without certificates."""
-        context = (
-            ssl.create_default_context()
-            if not self._cas
-            else ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-        )
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # it verifies chain and name
         for file in self._cas:
             context.load_verify_locations(cafile=file)
+        if not self._cas:
+            context.load_default_certs()
         return context
 
     def store(self, refresh_token: str, before: str = "") -> None:
@@ -158,6 +153,7 @@ class TokenServer:
             if before and file.read_text("utf-8").strip() != before:
                 return
             replace_file(file, refresh_token.encode(), mode=0o600)
+            fsync_path(file.parent.parent)
             if before:  # no person has changed it
                 os.utime(file, ns=(stamp_ns, stamp_ns))
         except OSError as error:
@@ -190,7 +186,7 @@ class TokenHolder:
         """`count` gets the name of a client and the result of each request: ok, refused, away."""
         self._settings, self._clock, self._count = settings, clock, count
         self._held = BoundedDict[tuple[str, str, str], _HeldToken](_TOKENS_MAX)
-        self._tasks = TaskSet()
+        self.tasks = TaskSet()  # its requests
 
     async def token(self, login: Credentials, use: HopKind, refused: str = "") -> str:
         """Return a token of a login for SMTP or GRAPH; `refused` is one that a host has refused, ""
@@ -213,7 +209,7 @@ class TokenHolder:
             held.token = ""
         if not held.token or now_s >= held.renew_s:
             if held.request is None and now_s >= held.again_s:
-                held.request = self._tasks.start(self._renew(held, server, use, mailbox=mailbox))
+                held.request = self.tasks.start(self._renew(held, server, use, mailbox=mailbox))
             if not held.token and held.request is not None:
                 await asyncio.shield(held.request)
         if not held.token:
@@ -235,9 +231,9 @@ class TokenHolder:
             _log.warning("no token", oauth=name, error=str(error))
         else:
             held.token, held.failures, held.failed_s = answer.access_token, 0, -inf
-            held.ends_s = began_s + answer.expires_in
-            early_s = held.ends_s - _RENEWED_BEFORE_S
-            held.renew_s = max(early_s, began_s + answer.expires_in * _RENEWED_AFTER_PART)
+            lives_s = answer.expires_in
+            held.ends_s = began_s + lives_s
+            held.renew_s = began_s + max(lives_s - _RENEWED_BEFORE_S, lives_s * _RENEWED_AFTER_PART)
             self._count(name, "ok")
         finally:
             held.request = None
@@ -251,7 +247,3 @@ class TokenHolder:
             if held.failed_s > since_s and held.made_of[0] in clients
         }
         return named(list(failed.values()), most=3)
-
-    async def close(self) -> None:
-        """End the requests."""
-        await self._tasks.end()

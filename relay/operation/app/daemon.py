@@ -186,7 +186,7 @@ class Daemon:
             last.push_async_callback(self.base.spool.stop)
             last.callback(self.transport.acceptance.close)
             last.push_async_callback(self.transport.resolver.close)
-            last.push_async_callback(self.base.tokens.close)
+            last.push_async_callback(self.base.tokens.tasks.end)
             last.push_async_callback(self.transport.policies.close)
             last.push_async_callback(self.webhooks.close)
             last.push_async_callback(self._tasks.end)

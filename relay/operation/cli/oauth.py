@@ -92,14 +92,10 @@ async def _try(server: TokenServer) -> list[Any]:
             part = answer.access_token.split(".")[1]
             claims = msgspec.json.decode(urlsafe_b64decode(part + "=="), type=dict[str, Any])
         names = (claims.get("upn"), mailbox, claims.get("app_displayname"), client.client_id)
-        rows.append(
-            {
-                "use": use,
-                "for": next(filter(None, names), ""),
-                "scopes": claims.get("scp") or claims.get("roles") or answer.scope,
-                "until": rfc3339(now_us + int(answer.expires_in * 1e6)),
-            }
-        )
+        scopes = claims.get("scp") or claims.get("roles") or answer.scope
+        until = rfc3339(now_us + int(answer.expires_in * 1e6))
+        whom = next(filter(None, names), "")
+        rows.append({"use": use, "for": whom, "scopes": scopes, "until": until})
     return rows
 
 
@@ -142,21 +138,19 @@ async def _by_pasted_address(server: TokenServer, form: dict[str, str]) -> Token
     state, verifier = secrets.token_urlsafe(32), secrets.token_urlsafe(48)
     digest = hashlib.sha256(verifier.encode()).digest()
     challenge = urlsafe_b64encode(digest).rstrip(b"=").decode()
-    place = {"redirect_uri": _REDIRECT, "response_type": "code", "state": state}
-    kept = {"access_type": "offline", "prompt": "consent"}  # or there is no refresh token
-    proof = {"code_challenge": challenge, "code_challenge_method": "S256"}
-    page = f"{_GOOGLE}?{urlencode({**form, **place, **kept, **proof})}"
+    query = form | {"redirect_uri": _REDIRECT, "response_type": "code", "state": state}
+    query |= {"access_type": "offline", "prompt": "consent"}  # or there is no refresh token
+    query |= {"code_challenge": challenge, "code_challenge_method": "S256"}
     text = "Open this page and sign in. Then the browser shows an address that begins with"
-    click.echo(f"{text} {_REDIRECT}, and no page: paste it here.\n\n{page}\n", err=True)
-    pasted = str(click.prompt("Address", err=True))
-    answer = dict(parse_qsl(urlsplit(pasted.strip()).query))
+    text = f"{text} {_REDIRECT}, and no page: paste it here.\n\n{_GOOGLE}?{urlencode(query)}\n"
+    click.echo(text, err=True)
+    pasted = urlsplit(click.prompt("Address", err=True).strip()).query
+    answer = dict(parse_qsl(pasted))
     if answer.get("state") != state or "code" not in answer:
         why = answer.get(
             "error", "expected the address that follows this page, with state and code"
         )
         raise TokenError(why, error="access_denied")
-    redeemed = {"grant_type": "authorization_code", "code": answer["code"]}
+    proof = {"code": answer["code"], "code_verifier": verifier, "redirect_uri": _REDIRECT}
     own = {"client_id": form["client_id"], "client_secret": server.client.client_secret}
-    return await server.ask(
-        {**redeemed, **own, "code_verifier": verifier, "redirect_uri": _REDIRECT}
-    )
+    return await server.ask({"grant_type": "authorization_code", **proof, **own})

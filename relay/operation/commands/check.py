@@ -19,7 +19,6 @@ from relay.base.settings.document import Document, KeyPath, SettingsError, dotte
 from relay.base.settings.reader import REMOVED_KEYS, load, secret_files
 from relay.base.settings.tree import ListenerTls, NodeRole, SendmailSettings, Settings
 from relay.base.settings.validation import as_fallback, hidden_routes, host_of, name_of
-from relay.base.settings.values import has_reference
 from relay.base.socket_address import Address
 from relay.base.sockets import has_address
 from relay.delivery.oauth.tokens import TokenServer
@@ -206,11 +205,6 @@ def _permissions(
         for number, route in enumerate(settings.route)
         if route.auth and route.auth.password_file
     ]
-    secrets += [
-        (("oauth", number), file)
-        for number, one in enumerate(settings.oauth)
-        if (file := TokenServer(one.name, settings).secret_file)
-    ]
     listeners: list[tuple[KeyPath, ListenerTls | None]] = [(("http", "tls"), settings.http.tls)]
     listeners += [(("smtp", number, "tls"), one.tls) for number, one in enumerate(settings.smtp)]
     secrets += [
@@ -232,10 +226,8 @@ def _tokens(
     """
     for number, client in enumerate(settings.oauth):
         server, now_s = TokenServer(client.name, settings), clock.time_us() // 1_000_000
-        key: KeyPath = ("oauth", number, "client_secret")
-        if client.client_secret and not has_reference(str(place.value(key))):
-            text = "found a secret, expected ${file:PATH}: who reads this file has it"
-            yield warning_of("permissions", place.fault(key, text))
+        if server.secret_file and (text := open_to_others(server.secret_file, to_read=True)):
+            yield warning_of("permissions", place.fault(("oauth", number), text))
         finding = CheckFinding("oauth", CheckResult.OK, f'"{client.name}"')
         try:
             for use, mailbox in server.uses:

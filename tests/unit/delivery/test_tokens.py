@@ -1,7 +1,6 @@
 """Tokens of [[oauth]]: how they are asked for, how long they are kept, what a faulty server does."""
 
 import asyncio
-import os
 import threading
 from collections import Counter
 from pathlib import Path
@@ -63,7 +62,7 @@ async def test_all_that_wait_share_a_request_and_a_token_outlives_a_server_that_
         assert len(endpoint.forms) == 1
     holder.clock.advance(20)  # shortly before its end
     assert await holder.get() == "one"
-    await asyncio.gather(*holder._tasks)
+    await asyncio.gather(*holder.tasks)
     assert holder.impaired().startswith(
         '[[oauth]] "m365" gives no token: the token server does not'
     )
@@ -73,7 +72,6 @@ async def test_all_that_wait_share_a_request_and_a_token_outlives_a_server_that_
     assert holder.counted == {"ok": 1, "away": 2}
     assert "connection refused" in await holder.fails()  # without another request
     assert holder.counted == {"ok": 1, "away": 2}
-    await holder.close()
 
 
 async def test_a_token_is_renewed_in_the_background_and_by_a_reload(tmp_path):
@@ -82,7 +80,7 @@ async def test_a_token_is_renewed_in_the_background_and_by_a_reload(tmp_path):
         assert await holder.get() == "one"
         holder.clock.advance(3310)
         assert await holder.get() == "one"
-        await asyncio.gather(*holder._tasks)
+        await asyncio.gather(*holder.tasks)
         assert await holder.get() == "two"
         assert not holder.impaired()
         holder.settings = Holder(tmp_path, endpoint, client_secret="another").settings
@@ -163,12 +161,10 @@ async def test_a_refresh_token_is_replaced_before_the_token_is_used(tmp_path, mo
     one, two = token("one", refresh_token="second"), token("two")
     with TokenEndpoint(one, refused("invalid_grant", "AADSTS70008: ended"), two) as endpoint:
         holder = Holder(tmp_path, endpoint, client_id="app")
-        assert (
-            "found no such file, expected what `relay oauth login m365` s" in await holder.fails()
-        )
+        assert "found no such file, expected that of relay oauth login m365" in await holder.fails()
         holder.refresh.write_text("first\n")  # a person has signed in: no pause
         with monkeypatch.context() as patch:
-            patch.setattr(tokens, "replace_file", lambda *_, **__: os.stat("/nothing"))
+            patch.setattr(tokens, "replace_file", lambda *_, **__: Path("/nothing").stat())
             assert "cannot be written" in await holder.fails()
         endpoint.answers.insert(0, one)
         holder.clock.advance(AGAIN_S)

@@ -14,6 +14,7 @@ from tests.support.tables import each_row
 from tests.support.tls import self_signed
 
 LOGIN = "{user='u', password_file='secret'}"
+OAUTH = "[[oauth]]\nname = 'm'\nprovider = 'microsoft'\n"
 ROUTE = "[[route]]\ndomain = '*'\n"
 OWN = "[[domain]]\nname = '{}.test'\nalias_of = '{}.test'\n"
 ANY = "[[domain]]\nname = 'a.test'\nrecipients = 'any'\n"
@@ -276,6 +277,15 @@ max_connections = 0
         (
             f"{ROUTE}next_hop='lmtp:unix:/run/lmtp'\nauth = {LOGIN}",
             "6: route[0].auth: found a table, expected auth only with an smtp://, smtps://, lmtp:// or graph://",
+        ),
+        (
+            f"{OAUTH}tenant = 'a/b'\nclient_id = 'x'",
+            '6: oauth[0].tenant: found "a/b", expected the',
+        ),
+        (f"{OAUTH}tenant = 'a.test'", "oauth[0].client_id: found nothing, expected the id of the"),
+        (
+            f"{ROUTE}next_hop='smtp://a.test:25'\nauth = {{ user = 'a@b.test', oauth = 'x' }}",
+            '6: route[0].auth.oauth: found "x", expected the name of an [[oauth]]: there is none',
         ),
         (
             f"{ROUTE}next_hop='lmtp:unix:/run/lmtp'\ntls = 'required'",

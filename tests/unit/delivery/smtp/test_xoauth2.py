@@ -1,0 +1,128 @@
+"""Logins with a token in place of a password, at the SMTP listener of a relay."""
+
+import asyncio
+from dataclasses import replace
+
+import pytest
+
+from relay.base.message.nexthop import HopKind
+from relay.base.message.outcome import DeferralClass, Deferred, SmtpStage
+from relay.base.message.tls_policy import TlsPolicy
+from relay.delivery.smtp.connect import ConnectError, Target, TokenError, connect
+from relay.transport.routing.route_table import Credentials
+from tests.support.ingress import Relay
+from tests.unit.delivery.smtp.conftest import QUICK
+
+LOGIN = Credentials("alice@example.test", oauth="m365")
+GOOD, ENDED, OTHER = "token", "a-token-that-has-ended", "another-that-is-unknown"
+
+
+class Tokens:
+    """Gives these tokens in their order, then none; keeps which ones were refused."""
+
+    def __init__(self, *tokens: str) -> None:
+        self.left, self.refused = [*tokens], []
+
+    async def get(self, login: Credentials, use: HopKind, refused: str) -> str:
+        assert (login, use) == (LOGIN, HopKind.SMTP)
+        self.refused.append(refused)
+        if not self.left:
+            raise TokenError(
+                "login.test: invalid_grant AADSTS50173; sign in: relay oauth login m365"
+            )
+        return self.left.pop(0)
+
+
+@pytest.fixture
+async def target():
+    server = Relay().server(trusted_networks=())
+    await server.start()
+    yield Target("localhost", "127.0.0.1", server.address.port, login=LOGIN, tls=TlsPolicy("none"))
+    await server.drain(0.5)
+
+
+async def session(target, tokens):
+    return await connect(target, ehlo_name="x.test", timeouts=QUICK, get_token=tokens.get)
+
+
+async def refusal(target, tokens):
+    with pytest.raises(ConnectError) as caught:
+        await session(target, tokens)
+    error, outcome = caught.value, caught.value.outcome
+    assert isinstance(outcome, Deferred)
+    for token in (ENDED, OTHER):
+        assert token not in outcome.evidence.reply
+    if error.stage is SmtpStage.AUTH:
+        assert (outcome.kind, outcome.evidence.status) == (DeferralClass.AUTH, "4.7.8")
+    return error.stage, outcome.evidence.reply
+
+
+async def test_a_token_that_has_ended_is_replaced_in_the_session(target):
+    for given, refused in (([GOOD], [""]), ([ENDED, GOOD], ["", ENDED])):
+        tokens = Tokens(*given)
+        connection = await session(target, tokens)
+        assert connection.is_open
+        assert tokens.refused == refused
+        await connection.quit()
+
+
+async def test_a_refusal_has_the_words_of_the_host_and_the_next_step(target):
+    stage, reply = await refusal(target, Tokens(ENDED, OTHER))
+    why = "(status 401, schemes bearer, scope SMTP.Send)"
+    step = "relay oauth test m365 shows what the token is for"
+    assert reply == f"535 5.7.8 Token is not known here {why}; {step}"
+    assert stage is SmtpStage.AUTH
+    _, reply = await refusal(target, Tokens(ENDED))
+    assert f"535 5.7.8 Token is not known here {why}" in reply
+    assert "AADSTS50173; sign in: relay oauth login m365" in reply
+
+
+async def test_without_a_token_there_is_no_connection():
+    stage, reply = await refusal(Target("localhost", "127.0.0.1", 1, login=LOGIN), Tokens())
+    assert (stage, "AADSTS50173" in reply) == (SmtpStage.AUTH, True)
+
+
+class Host:
+    """A host that answers AUTH with `reply`."""
+
+    def __init__(self, reply: str) -> None:
+        self.reply, self.lines = reply, []
+
+    async def converse(self, reader, writer):
+        writer.write(b"220 mx.test\r\n")
+        while line := (await reader.readline()).decode().strip() or "(empty)":
+            self.lines.append(line)
+            auth = self.reply if line.startswith("AUTH") else "535 5.7.8 after (empty)"
+            said = "250-mx\r\n250 AUTH XOAUTH2" if line.startswith("EHLO") else auth
+            writer.write(f"{said}\r\n".encode())
+            if reader.at_eof():
+                break
+        writer.close()
+
+
+@pytest.mark.parametrize(
+    ("reply", "expected"),
+    [
+        ("454 4.7.0 Temporary authentication failure", "454 4.7.0 Temporary"),
+        ("334 bm8ganNvbg==", "535 5.7.8 after (empty); relay oauth"),
+        ("334 W10=", "535 5.7.8 after (empty); relay oauth"),
+        ("535 5.7.3 Authentication unsuccessful", "535 5.7.3 Authentication unsuccessful; relay"),
+        ("250 what", "is no answer to AUTH"),
+    ],
+)
+async def test_a_host_that_answers_otherwise_defers(reply, expected):
+    host = Host(reply)
+    server = await asyncio.start_server(host.converse, "127.0.0.1", 0)
+    port = server.sockets[0].getsockname()[1]
+    target = Target("localhost", "127.0.0.1", port, login=LOGIN, tls=TlsPolicy("none"))
+    tokens = Tokens(ENDED, OTHER)
+    stage, text = await refusal(target, tokens)
+    assert (stage, expected in text) == (SmtpStage.AUTH, True), text
+    assert len(tokens.refused) == (2 if "535" in expected else 1)
+    assert ("(empty)" in host.lines) == reply.startswith("334")
+    host.lines = []
+    away = replace(target, host="mx.test")  # no name of loopback's
+    stage, text = await refusal(away, Tokens(ENDED))
+    assert (stage, "is not sent without TLS" in text) == (SmtpStage.STARTTLS, True)
+    assert not [line for line in host.lines if line.startswith("AUTH")]
+    server.close()
