@@ -254,7 +254,7 @@ class GraphConnection:
                 break
             await self.renew_token()
         # whatever the host repeats, its words are shown
-        return replace(answer, body=answer.body.replace(self.token.encode(), b"..."))
+        return replace(answer, body=answer.body.replace(self._token.encode(), b"..."))
 
     async def quit(self) -> None:
         """Close it: HTTP has no word for the end."""
