@@ -355,14 +355,14 @@ class CcAction(AddressesAction, frozen=True):
     def edit(self, header: Header, message: ExaminedMessage) -> Header:
         """Append those that are not yet recipients to the Cc field."""
         present = {recipient.casefold() for recipient in message.recipients}
-        shown = [each for each in self.addresses if each.casefold() not in present]
-        if not shown:
+        added = [address for address in self.addresses if address.casefold() not in present]
+        if not added:
             return header
-        new = ",\r\n ".join(shown).encode()
-        found = header.first_octets("Cc")
-        if found is None:
+        new = ",\r\n ".join(added).encode()
+        cc_field = header.first_octets("Cc")
+        if cc_field is None:
             return header.append(b"Cc: " + new + b"\r\n")
-        old = found.rstrip()
+        old = cc_field.rstrip()
         comma = b"" if old.endswith(b":") else b","
         return header.replace_first("Cc", old + comma + b"\r\n " + new + b"\r\n")
 
@@ -378,7 +378,7 @@ class SetHeaderAction:
     def parse(cls, value: Any) -> Self:
         """Read { name, value }. Raises ValueError."""
         keys = set(value) if isinstance(value, dict) else set()
-        if keys != {"name", "value"} or not all(isinstance(each, str) for each in value.values()):
+        if keys != {"name", "value"} or not all(isinstance(text, str) for text in value.values()):
             raise ValueError('a table with two texts, { name = "X-Tag", value = "yes" }')
         name = part(value, "name", _checked_name)
         part(value, "value", lambda text: _field(name, text))
@@ -446,10 +446,13 @@ class SetSenderAction(Struct, frozen=True):
         """Replace From by this address, with the name of the first author; remove Sender, which
         would name another mailbox as the one that sends it (RFC 5322 3.6.2).
         """
-        people = [
-            one for field in originators(header) if field.name == "From" for one in field.addresses
+        authors = [
+            address
+            for field in originators(header)
+            if field.name == "From"
+            for address in field.addresses
         ]
-        author = EmailAddress(self.address, people[0].name if people else "")
+        author = EmailAddress(self.address, authors[0].name if authors else "")
         from_field = address_list_field("From", [author]).encode()
         return header.remove(("Sender",)).set("From", from_field)
 

@@ -173,7 +173,7 @@ def _has_zip(file: IO[bytes]) -> bool:
         held += block
         end = held.rfind(END_RECORD)
         begin = held.find(_DIRECTORY_RECORD), held.find(_LOCAL_RECORD)
-        if end >= 0 and (is_begun or any(0 <= each < end for each in begin)):
+        if end >= 0 and (is_begun or any(0 <= start < end for start in begin)):
             return True
         is_begun |= max(begin) >= 0
         held = held[1 - len(END_RECORD) :]
@@ -183,7 +183,7 @@ def _has_zip(file: IO[bytes]) -> bool:
 def _lists_all(file: IO[bytes], archive: ZipFile) -> bool:
     """Return whether all of a file is what its directory says, as far as programs may differ."""
     at, others = 0, list[tuple[int, int]]()
-    for info in sorted(archive.infolist(), key=lambda each: each.header_offset):
+    for info in sorted(archive.infolist(), key=lambda zip_info: zip_info.header_offset):
         file.seek(max(0, info.header_offset))  # less than 0 makes no sense
         octets = file.read(_LOCAL.size)
         if len(octets) < _LOCAL.size:
@@ -204,24 +204,24 @@ def _lists_all(file: IO[bytes], archive: ZipFile) -> bool:
         at = max(at, begin + (info.compress_size if is_known else 0))
     others.append((at, archive.start_dir))
     end = file.seek(0, os.SEEK_END)
-    return not any(_records(file, *each) for each in others) and (
+    return not any(_records(file, *span) for span in others) and (
         _records(file, archive.start_dir, end) <= 1
     )
 
 
 def _records(file: IO[bytes], start: int, end: int) -> int:
     """Return how many records there are in a part of the file."""
-    found, held = 0, b""
+    count, held = 0, b""
     while start < end:
         file.seek(start)
         block = file.read(min(_BLOCK_OCTETS, end - start))
         if not block:
             break
         held += block
-        found += len(_RECORD.findall(held))
+        count += len(_RECORD.findall(held))
         start += len(block)
         held = held[1 - _RECORD_OCTETS :]  # no whole one
-    return found
+    return count
 
 
 def _has_encrypted_package(file: IO[bytes]) -> bool:
@@ -256,21 +256,21 @@ def _names(info: ZipInfo) -> Iterator[str]:
 
 def examine(file: IO[bytes], *, entries: int, octets: int) -> dict[str, Any]:
     """Return the answer about a file."""
-    found, bound = Examination(entries=entries, octets=octets), ""
+    examination, bound = Examination(entries=entries, octets=octets), ""
     try:
-        found.look(file)
+        examination.look(file)
     except OverBoundError as error:
         bound = str(error)
     except MemoryError:
         bound = "the memory"
     return {
-        "entries": found.entries,
-        "zip": found.is_zip,
-        "encrypted": found.is_encrypted,
-        "unreadable": found.is_unreadable or bool(bound),
+        "entries": examination.entries,
+        "zip": examination.is_zip,
+        "encrypted": examination.is_encrypted,
+        "unreadable": examination.is_unreadable or bool(bound),
         "bound": bound,
-        "entries_left": max(0, found.entries_left),
-        "octets_left": max(0, found.octets_left),
+        "entries_left": max(0, examination.entries_left),
+        "octets_left": max(0, examination.octets_left),
     }
 
 

@@ -166,11 +166,11 @@ def archive_contents(
     relay.transport.policy.message_parts.attachments(). Raises OSError.
     """
     octets = octets_of(content.joined())
-    return tuple([_contents(octets, each, limits) for each in parts if each.is_attachment])
+    return tuple([_contents(octets, part, limits) for part in parts if part.is_attachment])
 
 
 def _contents(octets: Octets, part: MessagePart, limits: MessageArchives) -> ArchiveContents:
-    found = ArchiveContents()
+    contents = ArchiveContents()
     for body, coding in decodings(octets, part):
 
         def blocks(body: Octets = body, coding: Any = coding) -> Iterator[bytes]:
@@ -187,14 +187,14 @@ def _contents(octets: Octets, part: MessagePart, limits: MessageArchives) -> Arc
             for names, kinds in answer.get("entries", ())
         ]
         is_zip = bool(answer.get("zip") or answer["bound"])
-        found = ArchiveContents(
-            (*found.entries, *entries),
-            found.is_encrypted or answer.get("encrypted", False),
-            found.is_unreadable or answer["unreadable"],
-            found.bound or answer["bound"],
-            tuple(dict.fromkeys((*found.types, *types, *[ZIP] * is_zip))),
+        contents = ArchiveContents(
+            (*contents.entries, *entries),
+            contents.is_encrypted or answer.get("encrypted", False),
+            contents.is_unreadable or answer["unreadable"],
+            contents.bound or answer["bound"],
+            tuple(dict.fromkeys((*contents.types, *types, *[ZIP] * is_zip))),
         )
-    return found
+    return contents
 
 
 def _answer(blocks: Iterator[bytes], limits: MessageArchives) -> dict[str, Any]:

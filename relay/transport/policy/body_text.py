@@ -97,10 +97,10 @@ def body_text(
 
 def _first_octets(source: Octets, encoding: str, limit: int) -> bytes:
     """Return the decoded octets up to a limit."""
-    found, left = [], limit
+    pieces, left = [], limit
     for block in decoded_blocks(source, encoding) if limit else ():
-        found.append(block[:left])
-        left -= len(found[-1])
+        pieces.append(block[:left])
+        left -= len(pieces[-1])
         if not left:
             break
-    return b"".join(found)
+    return b"".join(pieces)

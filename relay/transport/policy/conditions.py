@@ -73,15 +73,15 @@ class AddressCondition(GlobCondition, frozen=True):
     def parse(cls, value: Any, groups: Groups) -> Self:
         """Read globs and group:NAME. Raises ValueError."""
         texts = some_texts(value)
-        named = {each.removeprefix(_GROUP) for each in texts if each.startswith(_GROUP)}
+        named = {text.removeprefix(_GROUP) for text in texts if text.startswith(_GROUP)}
         names = sorted(named - {OWN_GROUP})
         for name in names:
             if name not in groups:
                 known = ", ".join(sorted({*groups, OWN_GROUP}))
                 raise ValueError(f"groups that there are ({known}), not {shown(name)}")
-        plain = [each for each in texts if not each.startswith(_GROUP)]
+        plain = [text for text in texts if not text.startswith(_GROUP)]
         globs = Globs.of(map(_address_glob, plain))
-        return cls(reduce(or_, [groups[each] for each in names], globs), OWN_GROUP in named)
+        return cls(reduce(or_, [groups[name] for name in names], globs), OWN_GROUP in named)
 
     def terms(self) -> Sequence[FieldGlobs]:
         """See BaseCondition."""
@@ -136,8 +136,8 @@ class HeaderAddressCondition(AddressCondition, frozen=True):
     def value_in(self, view: MessageView) -> str:
         """Return the first address that matches, else the first one, "" for none."""
         addresses = view.values_of(self.field)
-        found = (each for each in addresses if self.takes(view, (each,)))
-        return next(found, next(iter(addresses), ""))
+        matching = (address for address in addresses if self.takes(view, (address,)))
+        return next(matching, next(iter(addresses), ""))
 
 
 class HeaderFromCondition(HeaderAddressCondition, frozen=True):
@@ -166,7 +166,7 @@ class RecipientAddressCondition(AddressCondition, frozen=True):
     def value_for(self, view: MessageView, recipient: str) -> str:
         """Return the first of its addresses that matches, else the recipient's own."""
         names = _names_of(view, recipient)
-        return next((each for each in names if self.takes(view, (each,))), recipient)
+        return next((name for name in names if self.takes(view, (name,))), recipient)
 
 
 def _names_of(view: MessageView, recipient: str) -> Sequence[str]:
@@ -207,7 +207,7 @@ class ClientCondition(BaseCondition, frozen=True):
     def matches(self, view: MessageView) -> bool:
         """Return whether the condition matches."""
         client = view.client
-        return client is not None and any(client in each for each in self.networks)
+        return client is not None and any(client in network for network in self.networks)
 
     def value_in(self, view: MessageView) -> str:
         """Return the client's address."""
@@ -346,13 +346,13 @@ class AuthCondition(BaseCondition, frozen=True):
         if not isinstance(value, dict) or not value:
             raise ValueError('a table with spf, dkim and dmarc, { dmarc = "fail" }')
         check_parts(value, AUTH_METHODS)
-        return cls(tuple([(one, part(value, one, read_globs)) for one in value]))
+        return cls(tuple([(method, part(value, method, read_globs)) for method in value]))
 
     def matches(self, view: MessageView) -> bool:
         """Return whether the condition matches."""
-        found = view.message.results
+        results = view.message.results
         return all(
-            any(one.method == method and globs.match(one.result) for one in found)
+            any(result.method == method and globs.match(result.result) for result in results)
             for method, globs in self.methods
         )
 
@@ -360,7 +360,11 @@ class AuthCondition(BaseCondition, frozen=True):
         """Return the results by these methods."""
         methods = dict(self.methods)
         return " ".join(
-            [f"{one.method}={one.result}" for one in view.message.results if one.method in methods]
+            [
+                f"{result.method}={result.result}"
+                for result in view.message.results
+                if result.method in methods
+            ]
         )
 
 

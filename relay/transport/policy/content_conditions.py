@@ -143,11 +143,11 @@ class AttachmentCondition(AttachedCondition, frozen=True):
     def value_in(self, view: MessageView) -> str:
         """Return the names and types of the first attachment that matches, else of all."""
         if self._asks_archives:
-            found = next(self._found(view), "")
+            matching = next(self._found(view), "")
             pairs = zip(view.attachments, view.archives, strict=True)
-            return found or ", ".join([_with_contents(*each) for each in pairs])
+            return matching or ", ".join([_with_contents(*pair) for pair in pairs])
         attachments = view.attachments
-        fitting = [each for each in attachments if self._fits(each)][:1]
+        fitting = [attachment for attachment in attachments if self._fits(attachment)][:1]
         return ", ".join(map(_shown, fitting or attachments))
 
     @property
@@ -169,7 +169,7 @@ class AttachmentCondition(AttachedCondition, frozen=True):
 
     def _may_match(self, view: MessageView) -> bool:
         if self.inside or self.names is None:
-            return any(each.is_attachment for each in view.files)
+            return any(file.is_attachment for file in view.files)
         return self.names.match_any(view.attachment_names)
 
     def _fits(self, attachment: AttachedFile) -> bool:
@@ -233,16 +233,18 @@ class BodyCondition(BaseCondition, frozen=True):
             raise ValueError(_BODY_EXPECTED)
         [key] = value
         if key == "words":
-            found = part(value, key, lambda texts: parts(some_texts(texts), _words_of))
+            word_lists = part(value, key, lambda texts: parts(some_texts(texts), _words_of))
             return cls(
-                words=frozenset([one[0] for one in found if len(one) == 1]),
-                phrases=tuple([in_words(" ".join(one)) for one in found if len(one) > 1]),
+                words=frozenset([words[0] for words in word_lists if len(words) == 1]),
+                phrases=tuple(
+                    [in_words(" ".join(words)) for words in word_lists if len(words) > 1]
+                ),
             )
         if key == "cards":
             return cls(cards=part(value, key, _true))
         field, parse = _EXPRESSIONS[key]
         read = part(value, key, lambda texts: parts(some_texts(texts), parse))
-        return cls(expressions=tuple([(field, one) for one in read]))
+        return cls(expressions=tuple([(field, pattern) for pattern in read]))
 
     @property
     def is_deep(self) -> bool:
@@ -303,7 +305,7 @@ def _pattern_of(glob: str) -> Pattern:
     if not 0 < len(glob) <= GLOB_CHARACTERS_MAX:
         raise ValueError(f"globs of 1 to {GLOB_CHARACTERS_MAX} characters")
     small = folded(glob).casefold()
-    inner = "".join(_WILD.get(each) or re.escape(each) for each in small.strip("*"))
+    inner = "".join(_WILD.get(character) or re.escape(character) for character in small.strip("*"))
     begin, end = "" if small.startswith("*") else r"\A", "" if small.endswith("*") else r"\z"
     try:
         return Pattern.parse(f"(?s){begin}{inner}{end}")
@@ -340,11 +342,11 @@ def card_numbers(text: str) -> Iterator[str]:
     """Yield the digits of each number, in the order of the text."""
     groups: list[str] = []
     end = -1
-    for found in _GROUP.finditer(text):
-        if found.start() != end + 1 or text[end] not in _BETWEEN_GROUPS:
+    for match in _GROUP.finditer(text):
+        if match.start() != end + 1 or text[end] not in _BETWEEN_GROUPS:
             groups.clear()
-        groups = [*groups[1 - _GROUPS_MAX :], found[0]]
-        end = found.end()
+        groups = [*groups[1 - _GROUPS_MAX :], match[0]]
+        end = match.end()
         digits = ""
         for group in reversed(groups):
             digits = group + digits
@@ -392,8 +394,8 @@ class MessageTypeCondition(BaseCondition, frozen=True):
     @classmethod
     def parse(cls, value: Any, _: Groups) -> Self:
         """Read one or more kinds. Raises ValueError."""
-        found = words_of(value, MessageType)
-        return cls(tuple(each for each in MessageType if each in found))
+        kinds = words_of(value, MessageType)
+        return cls(tuple(kind for kind in MessageType if kind in kinds))
 
     @property
     def is_deep(self) -> bool:
@@ -408,22 +410,22 @@ class MessageTypeCondition(BaseCondition, frozen=True):
         """See BaseCondition: the field that says it is there."""
         if self.is_deep:
             return ()
-        names = dict.fromkeys(name for each in self.kinds for name in _BY_HEADER[each][0])
+        names = dict.fromkeys(name for kind in self.kinds for name in _BY_HEADER[kind][0])
         return [(f"header {name}", None) for name in names]
 
     def matches(self, view: MessageView) -> bool:
         """Return whether the condition matches. Raises what MessageView raises."""
-        return any(_is_of(view, each) for each in self.kinds)
+        return any(_is_of(view, kind) for kind in self.kinds)
 
     def value_in(self, view: MessageView) -> str:
         """Return the first kind that matches, else the others of the message.
 
         Raises what MessageView raises.
         """
-        for each in self.kinds:
-            if _is_of(view, each):
-                return each
-        return ", ".join(each for each in _BY_HEADER if _is_of(view, each))
+        for kind in self.kinds:
+            if _is_of(view, kind):
+                return kind
+        return ", ".join(kind for kind in _BY_HEADER if _is_of(view, kind))
 
 
 def _is_of(view: MessageView, kind: MessageType) -> bool:
@@ -432,7 +434,7 @@ def _is_of(view: MessageView, kind: MessageType) -> bool:
     if kind is not MessageType.CALENDAR:
         _, is_of = _BY_HEADER[kind]
         return is_of(header)
-    if any(each.value in _CALENDARS for each in _read(header, "Content-Type")):
+    if any(field.value in _CALENDARS for field in _read(header, "Content-Type")):
         return True
     return may_have_attachments(view.content) and any(
         part.content_type in _CALENDARS and not part.is_forwarded for part in view.parts
@@ -441,7 +443,7 @@ def _is_of(view: MessageView, kind: MessageType) -> bool:
 
 def _read(header: Header, name: str) -> list[ContentField]:
     values = header.values(name)[:FIELDS_MAX]
-    return [content_field(each.decode("latin-1")) for each in values]
+    return [content_field(value.decode("latin-1")) for value in values]
 
 
 def _is_automatic(header: Header) -> bool:
@@ -452,15 +454,15 @@ def _is_automatic(header: Header) -> bool:
 
 def _is_signed(header: Header) -> bool:
     return any(
-        each.value == "multipart/signed" or _smime_type(each, header) == "signed-data"
-        for each in _read(header, "Content-Type")
+        field.value == "multipart/signed" or _smime_type(field, header) == "signed-data"
+        for field in _read(header, "Content-Type")
     )
 
 
 def _is_encrypted(header: Header) -> bool:
     return any(
-        each.value == "multipart/encrypted" or _smime_type(each, header) in _ENVELOPED
-        for each in _read(header, "Content-Type")
+        field.value == "multipart/encrypted" or _smime_type(field, header) in _ENVELOPED
+        for field in _read(header, "Content-Type")
     )
 
 
@@ -470,17 +472,17 @@ def _smime_type(field: ContentField, header: Header) -> str:
     """
     if field.value not in _SMIME:
         return ""
-    if found := field.raw("smime-type"):
-        return found.lower()
+    if smime_type := field.raw("smime-type"):
+        return smime_type.lower()
     names = [*field.all("name")]
-    for each in _read(header, "Content-Disposition"):
-        names += each.all("filename")
+    for disposition in _read(header, "Content-Disposition"):
+        names += disposition.all("filename")
     is_signed = any(name.lower().endswith(".p7s") for name in names)
     return "signed-data" if is_signed else "enveloped-data"
 
 
 def _is_report(header: Header) -> bool:
-    return any(each.value == "multipart/report" for each in _read(header, "Content-Type"))
+    return any(field.value == "multipart/report" for field in _read(header, "Content-Type"))
 
 
 # The fields without which a message is not of the kind, and whether it is.

@@ -190,9 +190,9 @@ class Evaluation:
     def _enter_next(self) -> bool:
         """Go on with the next set of rules that has a recipient; False: there is none."""
         for scope in self._scopes:
-            its = self._live if scope.is_whole else self._live & _bits(scope.places)
-            if its:
-                self._enter(scope, its)
+            recipients = self._live if scope.is_whole else self._live & _bits(scope.places)
+            if recipients:
+                self._enter(scope, recipients)
                 return True
         return False
 
@@ -210,16 +210,16 @@ class Evaluation:
         self._index = scope.rules.index
         self._candidates = bytearray()
         # the places of those views whose contents the rules see
-        self._seen = sorted({self._content_of(each) for each in places_of(recipients)})
+        self._seen = sorted({self._content_of(place) for place in places_of(recipients)})
         for at in self._seen:
             view = self._views[at] = self._view(self._views[at].content, like=self._views[at])
             self._note_candidates(view)
 
     def _note_candidates(self, view: MessageView) -> None:
-        found = self._index.candidates(view)
+        candidates = self._index.candidates(view)
         for place, flag in enumerate(self._candidates):
-            found[place] |= flag
-        self._candidates = found
+            candidates[place] |= flag
+        self._candidates = candidates
 
     def run(
         self,
@@ -254,8 +254,8 @@ class Evaluation:
 
     def _limit_time(self) -> None:
         now_s = _clock.real_s()
-        its_s = (self._ends_s - now_s) / 2 if self._is_shared else math.inf
-        self._check_stopped.until_s = now_s + its_s
+        left_s = (self._ends_s - now_s) / 2 if self._is_shared else math.inf
+        self._check_stopped.until_s = now_s + left_s
 
     def apply(self, plan: RulePlan) -> None:
         """Apply the rule to the recipients that it matches. Raises what its conditions raise."""
@@ -284,10 +284,10 @@ class Evaluation:
     def _fail(self, rule: Rule, error: Exception) -> None:
         """Reject or hold the tenant's copies, to which its rule cannot be applied."""
         if isinstance(error, TooManyPartsError):
-            its = self._live & _bits(self._scope.places)
+            recipients = self._live & _bits(self._scope.places)
             self._close(
                 rule,
-                places_of(its),
+                places_of(recipients),
                 action=VerdictAction.REJECT,
                 status=TOO_MANY_PARTS_STATUS,
                 text=TOO_MANY_PARTS,
@@ -307,17 +307,17 @@ class Evaluation:
 
     def matched(self, plan: RulePlan) -> int:
         """Return the recipients that are open and that the rule matches."""
-        found = self._open
+        matched = self._open
         for number in plan.on_recipient:
-            found &= self._matching(number)
+            matched &= self._matching(number)
         for number in plan.exempt_recipients:
-            found &= ~self._matching(number)
-        if not found:
+            matched &= ~self._matching(number)
+        if not matched:
             return 0
         for at in self._seen:
-            if concerned := found & self._having[at]:
-                found ^= concerned ^ self._matches_message(plan, self._views[at], concerned)
-        return found
+            if concerned := matched & self._having[at]:
+                matched ^= concerned ^ self._matches_message(plan, self._views[at], concerned)
+        return matched
 
     def verdict(self) -> Verdict:
         """Return the result, with only those contents that are used."""
@@ -327,12 +327,19 @@ class Evaluation:
         ]
         additions = self._additions
         used = sorted(
-            {0} | {each.content for each in recipients} | {each.content for each in additions}
+            {0}
+            | {recipient.content for recipient in recipients}
+            | {addition.content for addition in additions}
         )
         if len(used) < len(self._views):
             new = {old: new for new, old in enumerate(used)}
-            recipients = [structs.replace(each, content=new[each.content]) for each in recipients]
-            additions = [structs.replace(each, content=new[each.content]) for each in additions]
+            recipients = [
+                structs.replace(recipient, content=new[recipient.content])
+                for recipient in recipients
+            ]
+            additions = [
+                structs.replace(addition, content=new[addition.content]) for addition in additions
+            ]
         contents = tuple(self._views[old].content for old in used)
         verdict = Verdict(
             tuple(recipients),
@@ -356,8 +363,8 @@ class Evaluation:
             if self._holds_in(view, number):
                 return 0
         for nested in plan.nested:
-            found = nested.among(recipients, partial(self._holds_in, view), self._matching)
-            recipients &= ~found if nested.exempts else found
+            concerned = nested.among(recipients, partial(self._holds_in, view), self._matching)
+            recipients &= ~concerned if nested.exempts else concerned
             if not recipients:
                 return 0
         matches = all(self._holds_in(view, number) for number in plan.deep) and not any(
@@ -393,14 +400,14 @@ class Evaluation:
         if not self._in_thread and self._carried_out > ACTIONS_ON_LOOP_MAX:
             raise _ThreadNeededError  # before anything has changed
         places = list(places_of(matched))
-        addresses = tuple([self._message.recipients[each] for each in places])
+        addresses = tuple([self._message.recipients[place] for place in places])
         content = self._content_of(places[0])
         because = rule.found_in(self._views[content], addresses[0])
         if rule.mode is not RuleMode.AUDIT:
             because += self._edit(rule, matched)
-            if any(isinstance(each, SetSenderAction) for each in rule.actions):
+            if any(isinstance(action, SetSenderAction) for action in rule.actions):
                 because += self._set_sender(rule)
-            if places := [each for each in places if self._open >> each & 1]:
+            if places := [place for place in places if self._open >> place & 1]:
                 self._mark(rule, places)
                 self._add(rule, places)
                 self._decide(rule, places)
@@ -416,10 +423,10 @@ class Evaluation:
         Return what the rule could not do.
         """
         edits = [
-            one
-            for one in rule.actions
-            if isinstance(one, HeaderEdit | DisclaimerAction)
-            and not isinstance(one, SetSenderAction)
+            action
+            for action in rule.actions
+            if isinstance(action, HeaderEdit | DisclaimerAction)
+            and not isinstance(action, SetSenderAction)
         ]
         return self._edit_with(rule, edits, matched) if edits else ()
 
@@ -427,14 +434,14 @@ class Evaluation:
         """Let the message be from another address, for all recipients that are not decided."""
         if not self._scope.is_whole:
             return (Finding("set_sender", "the sender is none of the tenant's"),)
-        edits = [one for one in rule.actions if isinstance(one, SetSenderAction)]
+        edits = [action for action in rule.actions if isinstance(action, SetSenderAction)]
         self._sender = edits[-1].address
         return self._edit_with(rule, edits, self._open)
 
     def _edit_with(
         self, rule: Rule, edits: Sequence[HeaderEdit | DisclaimerAction], matched: int
     ) -> tuple[Finding, ...]:
-        if not self._in_thread and any(isinstance(one, DisclaimerAction) for one in edits):
+        if not self._in_thread and any(isinstance(edit, DisclaimerAction) for edit in edits):
             raise _ThreadNeededError  # before anything has changed
         self._check_stopped()
         results = [
@@ -458,15 +465,15 @@ class Evaluation:
                 self._having[old] &= ~concerned
                 self._having[at] |= concerned
                 self._changed |= dict.fromkeys(places_of(concerned), at)
-        return tuple(dict.fromkeys(each for *_, new in results for each in new.notes))
+        return tuple(dict.fromkeys(note for *_, new in results for note in new.notes))
 
     def _check_room(self, more: Sequence[ParsedContent]) -> None:
         """Count contents. Where that is much, those count that some recipient still gets."""
-        self._octets += sum(each.octets_in_memory for each in more)
+        self._octets += sum(content.octets_in_memory for content in more)
         if self._octets > CONTENTS_OCTETS_MAX:
             made = zip(self._views[1:], self._having[1:], strict=True)
             used = [view.content for view, having in made if having]
-            self._octets = sum(each.octets_in_memory for each in (*used, *more))
+            self._octets = sum(content.octets_in_memory for content in (*used, *more))
             if self._octets > CONTENTS_OCTETS_MAX:
                 raise _TooManyContentsError
 
@@ -511,7 +518,9 @@ class Evaluation:
                 case JournalAction(addresses) | NotifyAction(addresses):
                     matched = tuple([self._message.recipients[place] for place in places])
                     text = action.text if isinstance(action, NotifyAction) else ""
-                    self._mails += [RuleMail(each, rule.name, matched, text) for each in addresses]
+                    self._mails += [
+                        RuleMail(address, rule.name, matched, text) for address in addresses
+                    ]
                 case RateLimitAction() if key := action.key(self._scope.message):
                     charge = action.charge(rule.name, key, len(places))
                     self._charges.append((charge, sum(1 << place for place in places)))
@@ -520,29 +529,29 @@ class Evaluation:
         """Add copies, with the content after this rule; later rules do not see them. There is one
         for each tenant whose rules may have changed it.
         """
-        actions = [one for one in rule.actions if isinstance(one, _ADDING)]
+        actions = [action for action in rule.actions if isinstance(action, _ADDING)]
         by_owner: dict[str, list[int]] = {}
         for place in places if actions else ():
             by_owner.setdefault(self._owners.get(place, ""), []).append(place)
-        for owner, its in by_owner.items():
-            content = self._content_of(its[0])
-            its_addresses = [self._message.recipients[place] for place in its]
-            local = [each for each in its_addresses if each in self._message.local]
-            held = [hold for place in its if (hold := self._holds.get(place))]
+        for owner, own_places in by_owner.items():
+            content = self._content_of(own_places[0])
+            own_addresses = [self._message.recipients[place] for place in own_places]
+            local = [address for address in own_addresses if address in self._message.local]
+            held = [hold for place in own_places if (hold := self._holds.get(place))]
             for action in actions:
                 is_instead = isinstance(action, RedirectAction | QuarantineAction)
                 hold = held[0] if held and is_instead else None
                 self._additions += [
                     AddedRecipient(
-                        each,
+                        address,
                         rule.name,
                         content,
                         hold,
                         is_quarantine=isinstance(action, QuarantineAction),
                         tenant=owner,
-                        acted_for=(local or its_addresses)[0],
+                        acted_for=(local or own_addresses)[0],
                     )
-                    for each in action.addresses
+                    for address in action.addresses
                 ]
 
     def _decide(self, rule: Rule, places: list[int]) -> None:
@@ -624,8 +633,8 @@ class Evaluation:
         """Yield the charges, without recipients that were rejected."""
         rejected = sum(
             1 << place
-            for place, each in enumerate(recipients)
-            if each.action is VerdictAction.REJECT
+            for place, recipient in enumerate(recipients)
+            if recipient.action is VerdictAction.REJECT
         )
         for charge, matched in self._charges:
             if count := (matched & ~rejected).bit_count():

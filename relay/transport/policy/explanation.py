@@ -97,21 +97,21 @@ def outcome_document(verdict: Verdict) -> dict[str, Any]:
         "sender": verdict.sender,
         "recipients": [
             {
-                "address": each.address,
-                "fate": str(each.action),
-                "rule": each.rule,
-                "status": each.status,
-                "text": each.text,
-                "successors": list(each.successors),
-                "hold": msgspec.to_builtins(each.hold),
-                "next_hop": each.next_hop,
-                "quarantined": each.quarantined,
-                "content": each.content,
+                "address": recipient.address,
+                "fate": str(recipient.action),
+                "rule": recipient.rule,
+                "status": recipient.status,
+                "text": recipient.text,
+                "successors": list(recipient.successors),
+                "hold": msgspec.to_builtins(recipient.hold),
+                "next_hop": recipient.next_hop,
+                "quarantined": recipient.quarantined,
+                "content": recipient.content,
             }
-            for each in verdict.recipients
+            for recipient in verdict.recipients
         ],
         "added": msgspec.to_builtins(verdict.added),
-        "mails": [{"kind": one.kind, **msgspec.to_builtins(one)} for one in verdict.mails],
+        "mails": [{"kind": mail.kind, **msgspec.to_builtins(mail)} for mail in verdict.mails],
         "charges": msgspec.to_builtins(verdict.charges),
         "subjects": [headers.decoded(content.header, "Subject") for content in verdict.contents],
     }
@@ -155,28 +155,28 @@ class _Explaining(Evaluation):
             return _finding(rule, skipped=f'rule "{self._last}" was the last one')
         self._compared, self._last = {}, rule.name
         self.apply(plan)
-        results = {place: _matches(found) for place, found in self._compared.items()}
+        results = {place: _matches(findings) for place, findings in self._compared.items()}
         matched = [place for place, result in results.items() if result]
         place = matched[0] if matched else min(results)
         unknown = None in results.values()
         return _finding(
             rule,
             matched=bool(matched) or (None if unknown else False),
-            recipients=tuple(self._message.recipients[each] for each in matched),
+            recipients=tuple(self._message.recipients[place] for place in matched),
             conditions=self._compared[place],
         )
 
     def matched(self, plan: RulePlan) -> int:
         """See Evaluation; every condition is evaluated."""
-        found = 0
+        matched = 0
         for place in places_of(self._open):
             view, recipient = self._views[self._content_of(place)], self._message.recipients[place]
             self._compared[place] = (
                 *self._all_examined(plan.rule.when, view, recipient, prefix=""),
                 *self._all_examined(plan.rule.unless, view, recipient, prefix=_UNLESS),
             )
-            found |= bool(_matches(self._compared[place])) << place
-        return found
+            matched |= bool(_matches(self._compared[place])) << place
+        return matched
 
     def _all_examined(
         self, conditions: ConditionSet, view: MessageView, recipient: str, *, prefix: str
@@ -191,7 +191,9 @@ class _Explaining(Evaluation):
                 for place, table in sorted(nested.tables, key=itemgetter(0))
             ]
             results = [
-                _conjunction(each.holds for each in table if each.is_below(f"{name}[{place}]."))
+                _conjunction(
+                    finding.holds for finding in table if finding.is_below(f"{name}[{place}].")
+                )
                 for place, table in enumerate(tables)
             ]
             is_all = nested.key is NestedKey.ALL
@@ -213,12 +215,14 @@ class _Explaining(Evaluation):
         return ConditionFinding(name, cut_value(value), holds)
 
 
-def _matches(found: tuple[ConditionFinding, ...]) -> bool | None:
+def _matches(findings: tuple[ConditionFinding, ...]) -> bool | None:
     """Return whether all conditions of `when` hold and none of `unless`; None: it is unknown."""
     return _conjunction(
-        each.holds if each.holds is None else each.holds != each.condition.startswith(_UNLESS)
-        for each in found
-        if each.is_below("")
+        finding.holds
+        if finding.holds is None
+        else finding.holds != finding.condition.startswith(_UNLESS)
+        for finding in findings
+        if finding.is_below("")
     )
 
 
@@ -248,7 +252,9 @@ def _finding(
         matched=matched,
         recipients=recipients,
         conditions=conditions,
-        actions=tuple({_ACTION_KEYS[type(one)]: msgspec.to_builtins(one)} for one in rule.actions),
+        actions=tuple(
+            {_ACTION_KEYS[type(action)]: msgspec.to_builtins(action)} for action in rule.actions
+        ),
         outcome=rule.outcome,
         skipped=skipped,
         file=str(rule.file),

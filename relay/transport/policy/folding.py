@@ -26,11 +26,11 @@ def folded(text: str, characters_max: int = sys.maxsize) -> str:
     """
     plain = " ".join(text.split())
     if plain.isascii():
-        shown = plain if plain.isprintable() else plain.translate(_CONTROLS)
-        return shown[:characters_max]
+        printable = plain if plain.isprintable() else plain.translate(_CONTROLS)
+        return printable[:characters_max]
     pieces, size = [], 0
-    for found in _PIECES.finditer(plain):
-        pieces.append(_visible(unicodedata.normalize("NFKC", found[0])))
+    for match in _PIECES.finditer(plain):
+        pieces.append(_visible(unicodedata.normalize("NFKC", match[0])))
         size += len(pieces[-1])
         if size > characters_max:
             break
@@ -39,5 +39,5 @@ def folded(text: str, characters_max: int = sys.maxsize) -> str:
 
 def _visible(text: str) -> str:
     if not text.isprintable():
-        text = "".join([each for each in text if each.isprintable()])
+        text = "".join([character for character in text if character.isprintable()])
     return _IGNORED.sub("", text)

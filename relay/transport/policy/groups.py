@@ -27,8 +27,8 @@ def visible_files(directory: Path, suffix: str) -> tuple[Path, ...]:
 
     Raises OSError.
     """
-    found = (each for each in directory.iterdir() if each.suffix == suffix)
-    return tuple(sorted(each for each in found if not each.name.startswith(".")))
+    files = (path for path in directory.iterdir() if path.suffix == suffix)
+    return tuple(sorted(path for path in files if not path.name.startswith(".")))
 
 
 def other_directories(directory: Path, *known: str) -> tuple[Path, ...]:
@@ -37,8 +37,8 @@ def other_directories(directory: Path, *known: str) -> tuple[Path, ...]:
     """
     names = (*known, GROUPS_DIRECTORY, "lost+found")
     with suppress(OSError):
-        found = sorted(each for each in directory.iterdir() if each.name not in names)
-        return tuple(each for each in found if each.is_dir() and not each.name.startswith("."))
+        paths = sorted(path for path in directory.iterdir() if path.name not in names)
+        return tuple(path for path in paths if path.is_dir() and not path.name.startswith("."))
     return ()
 
 

@@ -55,8 +55,8 @@ FIELD_OCTETS_MAX = 8 * 1024  # of Content-Type or Content-Disposition
 # Of a message that is read in several ways: its content fields together. Real ones have some kB.
 FIELDS_OCTETS_MAX = 256 * 1024
 _FIELDS = ("Content-Type", "Content-Disposition")
-_READINGS = [LooseReading(*one) for one in product((False, True), (True, False))]
-_READINGS += [LooseReading(outermost=one, exact=True) for one in (False, True)]
+_READINGS = [LooseReading(*flags) for flags in product((False, True), (True, False))]
+_READINGS += [LooseReading(outermost=is_outermost, exact=True) for is_outermost in (False, True)]
 _READINGS += [LooseReading(outermost=True)]
 _SHOWN = ("text/", "multipart/", "message/")  # unless it has a name, or is to be attached
 # Shown as files: what they contain is in other messages, or elsewhere (RFC 2046 5.2.2 and 5.2.3).
@@ -133,8 +133,8 @@ def message_parts(
     Raises TooManyPartsError; OSError for a large body that cannot be read.
     """
     reader = _PartReader(content, between_parts)
-    found, is_ambiguous = reader.read(_READINGS[0])
-    parts = dict.fromkeys(found)
+    first_parts, is_ambiguous = reader.read(_READINGS[0])
+    parts = dict.fromkeys(first_parts)
     for reading in _READINGS[1:] if is_ambiguous else ():
         parts |= dict.fromkeys(reader.read(reading, is_one_of_several=True)[0])
     return tuple(parts)
@@ -151,7 +151,7 @@ def may_have_attachments(content: ParsedContent) -> bool:
         or "" in header  # lines that some programs take for fields
         or not isinstance(rest, bytes)
         or b"begin" in rest
-        or any(each.decode("latin-1") not in IDENTITY for each in encodings)
+        or any(encoding.decode("latin-1") not in IDENTITY for encoding in encodings)
         or (b"\n--" in rest and not _has_only_texts(rest))
     )
 
@@ -192,7 +192,7 @@ def _parsed(octets: bytes) -> tuple[Header, "Message[str, str]"]:
 
 
 def _part_header(header: Header) -> _PartHeader:
-    after = {one[0]: line for one, (name, line) in pairwise(header.fields) if not name}
+    after = {previous[0]: line for previous, (name, line) in pairwise(header.fields) if not name}
     names: list[str] = []
     is_plain = True
     for field in _FIELDS:
@@ -204,14 +204,14 @@ def _part_header(header: Header) -> _PartHeader:
                 raise TooManyPartsError(
                     f"a field of more than {FIELD_OCTETS_MAX} octets or {PARAMETERS_MAX} parameters"
                 )
-            found, is_alike = names_in(value)
-            names += found
+            field_names, is_alike = names_in(value)
+            names += field_names
             is_plain &= is_alike
     for value in header.values("Content-Location"):
         if b":" not in value:  # no URL, whose host may look like a file name
             names.append(normalised(value.decode("utf-8", "replace")))
     types = header.values("Content-Type")
-    sizes = [(name, len(each)) for name, each in header.fields if name.startswith(b"content-")]
+    sizes = [(name, len(octets)) for name, octets in header.fields if name.startswith(b"content-")]
     return _PartHeader(
         is_ambiguous=len(types) > 1 or (bool(header.fields) and not header.fields[-1][0]),
         has_several=len(dict(sizes)) < len(sizes) or not is_plain,
@@ -219,11 +219,13 @@ def _part_header(header: Header) -> _PartHeader:
         disposition=_first_word(header.first("Content-Disposition") or b""),
         names=tuple(dict.fromkeys(names)),
         encodings=tuple(
-            _first_word(each) for each in header.values("Content-Transfer-Encoding")[1:]
+            _first_word(encoding) for encoding in header.values("Content-Transfer-Encoding")[1:]
         ),
         boundaries=tuple(
             dict.fromkeys(
-                chain.from_iterable(boundaries_in(each) for each in types if b"=" in each)
+                chain.from_iterable(
+                    boundaries_in(content_type) for content_type in types if b"=" in content_type
+                )
             )
         ),
     )
@@ -305,14 +307,18 @@ class _PartReader:
                     source = self._again(part, encoding)
                     yield _Inside(source, True, over.encodings + bool(encoding))
                 continue
-            wanted = [one for one in boundaries if one and (encoding or one != looked_for)]
+            others = [
+                boundary
+                for boundary in boundaries
+                if boundary and (encoding or boundary != looked_for)
+            ]
             if is_multipart and not any(boundaries):
-                wanted = [b""]
-            for one in wanted:
+                others = [b""]
+            for boundary in others:
                 body = self._again(part, encoding)
-                if not one and body.size <= LARGE_BYTES:
+                if not boundary and body.size <= LARGE_BYTES:
                     body = MemoryOctets(_NO_BOUNDARY.sub(_ANY_BOUNDARY, body.read(0, body.size)))
-                source = join_octets([_header(entity, one or _ANY_BOUNDARY[2:]), body])
+                source = join_octets([_header(entity, boundary or _ANY_BOUNDARY[2:]), body])
                 yield _Inside(source, part.is_forwarded, over.encodings + 1, is_multipart=True)
 
     def _again(self, part: MessagePart, encoding: str) -> Octets:
@@ -333,14 +339,14 @@ def with_files_in_texts(
 
     Reading blocks; raises OSError for a large body that cannot be read.
     """
-    octets, found = octets_of(content.joined()), list(parts)
+    octets, all_parts = octets_of(content.joined()), list(parts)
     for part in parts:
         is_text = part.content_type == "text/plain" or part.content_type.startswith("multipart/")
         for encoding in part.encodings if part.is_leaf else ():
             if is_text or encoding not in _CODED:
                 between_parts()
-                found += _files_in_text(octets, part, encoding)
-    return tuple(found)
+                all_parts += _files_in_text(octets, part, encoding)
+    return tuple(all_parts)
 
 
 def _files_in_text(octets: Octets, part: MessagePart, encoding: str) -> Iterator[MessagePart]:
@@ -390,7 +396,7 @@ def _part(entity: Entity, header: _PartHeader, inside: _Inside) -> MessagePart:
 def _known_encodings(name: str) -> Sequence[str]:
     """Return the encodings that programs may read in a name, "" for those that change nothing."""
     known = _UUENCODED if name in UUENCODE else name if name in _CODED else ""
-    return (known, *(one for one in _CODED if one in name))  # x-base64
+    return (known, *(encoding for encoding in _CODED if encoding in name))  # x-base64
 
 
 def _first_word(value: bytes) -> str:
@@ -416,12 +422,12 @@ def attachments(
 
     Reading blocks; raises OSError for a large body that cannot be read.
     """
-    octets, found = octets_of(content.joined()), []
-    for each in parts:
+    octets, files = octets_of(content.joined()), []
+    for part in parts:
         between_parts()
-        if each.is_attachment:
-            found.append(_attachment(octets, each))
-    return tuple(found)
+        if part.is_attachment:
+            files.append(_attachment(octets, part))
+    return tuple(files)
 
 
 def _attachment(octets: Octets, part: MessagePart) -> AttachedFile:

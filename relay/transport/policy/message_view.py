@@ -50,12 +50,12 @@ class _Fact(Generic[T]):
 
     def __get__(self, view: "MessageView", _: type) -> T:
         try:
-            found: T = view.shared.facts[self._name]
+            fact: T = view.shared.facts[self._name]
         except KeyError:
-            found = view.once(self._name, lambda: self._read(view))
-            view.shared.facts[self._name] = found
-        view.__dict__[self._name] = found
-        return found
+            fact = view.once(self._name, lambda: self._read(view))
+            view.shared.facts[self._name] = fact
+        view.__dict__[self._name] = fact
+        return fact
 
 
 class OutOfTimeError(Exception):
@@ -119,8 +119,10 @@ class MessageView:
     @_Fact
     def authors(self) -> tuple[str, ...]:
         """The addresses in From."""
-        fields = [one for one in originators(self.content.header) if one.name == "From"]
-        return tuple([ascii_address(one.address) for field in fields for one in field.addresses])
+        fields = [field for field in originators(self.content.header) if field.name == "From"]
+        return tuple(
+            [ascii_address(author.address) for field in fields for author in field.addresses]
+        )
 
     @_Fact
     def addressees(self) -> tuple[str, ...]:
@@ -163,31 +165,31 @@ class MessageView:
         """Return the values of all fields called `name`, unfolded and decoded; one with a domain
         beyond ASCII in both forms.
         """
-        found = self.shared.values.get(name)
-        if found is None:
+        values = self.shared.values.get(name)
+        if values is None:
             texts = headers.decoded_values(self.content.header, name, limit=FIELDS_MAX)
             forms = (*texts, *map(with_a_labels, texts), *map(with_u_labels, texts))
-            found = tuple(dict.fromkeys(forms))
-            self.shared.values[name] = found
-        return found
+            values = tuple(dict.fromkeys(forms))
+            self.shared.values[name] = values
+        return values
 
     def header_found(self, name: str) -> Mapping[Pattern, str]:
         """Return found_in() for the fields called `name`."""
         field = f"header {name}"
         if (known := self._found.get(field)) is not None:
             return known
-        values = [each[:VALUE_CHARACTERS_MAX] for each in self.header(name)]
+        values = [value[:VALUE_CHARACTERS_MAX] for value in self.header(name)]
         return self.found_in(field, values) if values else {}
 
     def header_numbers(self, name: str) -> Sequence[tuple[str, float]]:
         """Return the values of all fields called `name` that have a number, with the first one."""
         known = self.shared.numbers.get(name)
         if known is None:
-            found = [
+            matches = [
                 (value, _first_number.search(value[:VALUE_CHARACTERS_MAX]))
                 for value in self.header(name)
             ]
-            known = [(value, float(number[0])) for value, number in found if number]
+            known = [(value, float(number[0])) for value, number in matches if number]
             self.shared.numbers[name] = known
         return known
 
@@ -199,9 +201,9 @@ class MessageView:
         if (known := self._found.get(field)) is not None:
             return known
         patterns = self._pattern_sets[field]
-        found = self.once(patterns, lambda: _first_values(patterns, values))
-        self._found[field] = found
-        return found
+        first_values = self.once(patterns, lambda: _first_values(patterns, values))
+        self._found[field] = first_values
+        return first_values
 
     def once(self, fact: object, read: Callable[[], T]) -> T:
         """Return what `read` returns. It is not called again after an error, which is raised again:
@@ -240,11 +242,11 @@ class MessageView:
 
 def _first_values(patterns: PatternSet, values: Sequence[str]) -> Mapping[Pattern, str]:
     """Return the patterns that match, each with the first value. Raises PatternError."""
-    found: dict[Pattern, str] = {}
+    first_values: dict[Pattern, str] = {}
     for value in values:
         for pattern in patterns.matching(value):
-            found.setdefault(pattern, value)
-    return found
+            first_values.setdefault(pattern, value)
+    return first_values
 
 
 def _address_of(text: str) -> IPv4Address | IPv6Address | None:

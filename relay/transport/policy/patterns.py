@@ -53,8 +53,8 @@ class Pattern(Struct, frozen=True):
 
     def excerpt(self, text: str) -> str:
         """Return the first part of a printable `text` that it matches, "" if it matches nothing."""
-        found = _re2().compile(self.text, _options()).search(text)
-        return str(found.group()) if found else ""
+        match = _re2().compile(self.text, _options()).search(text)
+        return str(match.group()) if match else ""
 
 
 class PatternSet:
@@ -65,8 +65,8 @@ class PatternSet:
         self.patterns = tuple(dict.fromkeys(patterns))
         compiled = _re2().Set.SearchSet(_options())
         try:
-            for each in (*self.patterns, Pattern(_ALWAYS, 0)):
-                compiled.Add(each.text)
+            for pattern in (*self.patterns, Pattern(_ALWAYS, 0)):
+                compiled.Add(pattern.text)
             compiled.Compile()
         except _re2().error:
             count = len(self.patterns)
@@ -81,7 +81,7 @@ class PatternSet:
         numbers = sorted(self._compiled.Match(text.encode(errors="replace")) or ())
         if not numbers or numbers[-1] != len(self.patterns):  # the number of _ALWAYS
             raise PatternError("the patterns ran out of memory")
-        return tuple([self.patterns[each] for each in numbers[:-1]])
+        return tuple([self.patterns[number] for number in numbers[:-1]])
 
 
 # By the field that they are for: "header x-spam".

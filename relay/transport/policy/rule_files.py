@@ -175,17 +175,17 @@ def _conditions(reader: TableReader, key: str, groups: Groups) -> ConditionSet:
 
 def _condition_set(reader: TableReader, groups: Groups, depth: int = 0) -> ConditionSet:
     reader.check_keys((*CONDITIONS, *NestedKey))
-    found: list[Condition] = []
+    conditions: list[Condition] = []
     for name, kind in CONDITIONS.items():  # in this order, not that of the file
         if name in reader.table:
             condition = reader.value(reader.table[name], (name,), _parser(kind, groups))
-            found += [condition] if condition else []
+            conditions += [condition] if condition else []
     nested = [
         NestedConditions(key, tuple(_tables(reader, key, groups, depth=depth + 1)))
         for key in NestedKey
         if key in reader.table
     ]
-    return ConditionSet.of(found, nested)
+    return ConditionSet.of(conditions, nested)
 
 
 def _tables(
@@ -201,17 +201,17 @@ def _tables(
         )
         return []
     if not isinstance(raw, list) or not raw:
-        found = "an empty list" if raw == [] else shown(raw)
+        text = "an empty list" if raw == [] else shown(raw)
         expected = f'expected a list of tables of conditions, {key} = [ {{ subject = "a*" }} ]'
-        reader.add_fault((key,), f"found {found}, {expected}")
+        reader.add_fault((key,), f"found {text}, {expected}")
         return []
     tables = []
-    for index, one in enumerate(raw):
+    for index, table in enumerate(raw):
         inner = reader.subtable(key, index)
-        if one == {}:
+        if table == {}:
             inner.add_fault((), "found no condition in this table, expected at least one")
         tables.append((index, _condition_set(inner, groups, depth)))
-    return sorted(tables, key=lambda each: each[1].is_deep)
+    return sorted(tables, key=lambda pair: pair[1].is_deep)
 
 
 def _parser(kind: type[Condition], groups: Groups) -> Callable[[Any], Condition]:
@@ -229,7 +229,7 @@ def _actions(
         expected = f"expected a list of at most {ACTIONS_MAX} actions"
         reader.add_fault(("then",), f"found {value}, {expected}")
         return {}
-    found: dict[tuple[str, int], RuleAction] = {}
+    actions: dict[tuple[str, int], RuleAction] = {}
     for index, item in enumerate(raw):
         name = _action_name(reader, index, item)
         if not name:
@@ -237,14 +237,14 @@ def _actions(
         parse: Callable[[Any], RuleAction] = ACTIONS[name].parse
         action = reader.value(item[name], ("then", index, name), parse)
         if action:
-            found[name, index] = action
+            actions[name, index] = action
         if isinstance(action, NextHopAction) and (fault := _route_fault(action, routes)):
             reader.add_fault(("then", index, name), fault)
         if name in FINAL and index < len(raw) - 1:
             reader.add_fault(
                 ("then", index, name), f"expected no action after {name}: it ends the rule"
             )
-    return found
+    return actions
 
 
 def _route_fault(action: NextHopAction, routes: Mapping[str, str] | None) -> str:
@@ -263,23 +263,23 @@ def _route_fault(action: NextHopAction, routes: Mapping[str, str] | None) -> str
 
 def _with_hold_keys(reader: TableReader, actions: Collection[RuleAction]) -> Iterator[RuleAction]:
     """Yield the actions; a hold has the keys of its rule."""
-    if not any(isinstance(each, HoldAction) for each in actions):
+    if not any(isinstance(action, HoldAction) for action in actions):
         for key in _HOLD_KEYS:
             if key in reader.table:
                 reader.add_fault(
                     (key,), "found this key in a rule that holds nothing, expected a hold"
                 )
-    for each in actions:
-        if isinstance(each, HoldAction):
+    for action in actions:
+        if isinstance(action, HoldAction):
             yield HoldAction(
-                each.reason,
+                action.reason,
                 expires_s=reader.key("expires", _duration, default=None),
                 silent=reader.key("expired", one_of(AfterHold), default=AfterHold.REPORT)
                 is AfterHold.SILENT,
                 notice=reader.key("notice", _notice, default=""),
             )
         else:
-            yield each
+            yield action
 
 
 def _duration(value: Any) -> float | None:
@@ -352,9 +352,9 @@ def load_rules(
     local = local_domains if tenant is None else tenant.domains
     until_s = _clock.real_s() + TENANT_TESTS_S_MAX if tenant else math.inf
     faults = []
-    for each in run_tests(rules, local_domains=local):
-        place = each.test.file, each.test.line, f'test "{each.test.name}"'
-        faults += [Fault(*place, failure) for failure in each.failures]
+    for result in run_tests(rules, local_domains=local):
+        place = result.test.file, result.test.line, f'test "{result.test.name}"'
+        faults += [Fault(*place, failure) for failure in result.failures]
         if _clock.real_s() > until_s:
             text = f"found tests that take more than {TENANT_TESTS_S_MAX} s up to here"
             faults.append(Fault(*place, f"{text}, expected fewer or smaller ones"))
@@ -362,13 +362,13 @@ def load_rules(
     if faults:
         raise PolicyError(faults)
     # A service has the rules for as long as it runs, and needs the messages of tests no more.
-    tests = tuple(dataclasses.replace(each, content=b"") for each in rules.tests)
+    tests = tuple(dataclasses.replace(test, content=b"") for test in rules.tests)
     return dataclasses.replace(rules, tests=tests, loaded=loaded)
 
 
 def unread_directories(directory: Path) -> str:
     """Return what is not read where no tenants are known, "" for nothing."""
-    names = ", ".join(each.name for each in other_directories(directory))
+    names = ", ".join(path.name for path in other_directories(directory))
     return f"not read: {names} (rules of tenants)" if names else ""
 
 
@@ -381,8 +381,8 @@ def faults_of_reach(
     for rule in rules:
         for action in rule.actions:
             key = next(name for name, kind in ACTIONS.items() if kind is type(action))
-            found = (_foreign_sender(action, own), _beyond(action, key, tenant))
-            for text in filter(None, found):
+            reasons = (_foreign_sender(action, own), _beyond(action, key, tenant))
+            for text in filter(None, reasons):
                 yield Fault(rule.file, rule.line, f'rule "{rule.name}": {key}', text)
 
 
@@ -410,7 +410,7 @@ def _beyond(action: RuleAction, key: str, tenant: Tenant | None) -> str:
     if key in tenant.may or not isinstance(action, AddressesAction | SetSenderAction):
         return ""
     named = (action.address,) if isinstance(action, SetSenderAction) else action.addresses
-    foreign = (each for each in named if domain_of(each) not in tenant.domains)
+    foreign = (address for address in named if domain_of(address) not in tenant.domains)
     if (address := next(foreign, None)) is None:
         return ""
     names = ", ".join(tenant.domains)
@@ -474,7 +474,7 @@ def read_rules(
     if faults:
         raise PolicyError(first_of(directory, faults))
     name = digest.hexdigest()[:DIGEST_LENGTH] if files else ""
-    usable = tuple(each for each in tests if each.enforced.isdisjoint(incomplete))
+    usable = tuple(test for test in tests if test.enforced.isdisjoint(incomplete))
     try:
         return RuleSet(tuple(rules), usable, files, digest=name, warnings=(*incomplete.values(),))
     except PatternError as error:
@@ -491,7 +491,7 @@ def _tests(
     before: list[RuleTest],
 ) -> Iterator[RuleTest]:
     """Yield the tests of a file; `before` are those of the files before it."""
-    octets = sum(size_of(one.content) for one in before)
+    octets = sum(size_of(test.content) for test in before)
     for path, raw in unless_many(faults, array(document, "test", faults)):
         test = read_test(document, path, raw, faults=faults, prefix=prefix, home=home)
         octets += size_of(test.content) if test else 0
@@ -510,13 +510,13 @@ def _faults_of_home(
     what leads out of `home`, and for files that are too large.
     """
     places = (home, home / GROUPS_DIRECTORY, *files)
-    if found := [*_outside(home, places)] or [*_outside(home, group_list)]:
-        raise PolicyError(found)
-    if found := [*too_large(home, (*files, *group_list))]:
-        raise PolicyError(found)
-    for each in other_directories(home):
+    if faults := [*_outside(home, places)] or [*_outside(home, group_list)]:
+        raise PolicyError(faults)
+    if faults := [*too_large(home, (*files, *group_list))]:
+        raise PolicyError(faults)
+    for path in other_directories(home):
         text = f"found a directory, expected none but {GROUPS_DIRECTORY}: nothing reads it"
-        yield Fault(each, 0, "", text)
+        yield Fault(path, 0, "", text)
 
 
 def _outside(home: Path, files: Iterable[Path]) -> Iterator[Fault]:
@@ -559,12 +559,12 @@ def _files(directory: Path, config: Path | None, *, tenant: Tenant | None) -> tu
         files = visible_files(directory, ".toml")
     except OSError as error:
         reason = error.strerror or type(error).__name__
-        found = f"found no folder of rules {directory} ({reason}), expected one; it may be empty"
+        text = f"found no folder of rules {directory} ({reason}), expected one; it may be empty"
         place = read_document(config) if config and not tenant else Document(directory, {}, {})
-        raise PolicyError([place.fault(() if tenant else key, found)]) from None
-    if odd := [each for each in files if not each.name.isprintable()]:
+        raise PolicyError([place.fault(() if tenant else key, text)]) from None
+    if odd := [file for file in files if not file.name.isprintable()]:
         message = "found a name with characters that cannot be shown, expected another one"
-        raise PolicyError([Fault(each, 0, "", message) for each in odd[:FILES_MAX]])
+        raise PolicyError([Fault(file, 0, "", message) for file in odd[:FILES_MAX]])
     if len(files) > FILES_MAX:
         message = f"found {len(files)} files, expected at most {FILES_MAX}"
         raise PolicyError([Fault(directory, 0, dotted(() if tenant else key), message)])
@@ -586,6 +586,6 @@ def _duplicate_names(rules: Iterable[Rule]) -> list[Fault]:
 def _unknown_names(tests: Iterable[RuleTest], names: Collection[object]) -> Iterator[Fault]:
     """Yield a fault for each rule that a test enforces and that there is not."""
     for test in tests:
-        for name in sorted(each for each in test.enforced if each not in names):
+        for name in sorted(name for name in test.enforced if name not in names):
             message = f"found {shown(name)}, expected the name of a rule"
             yield Fault(test.file, test.line, f'test "{test.name}": enforce', message)

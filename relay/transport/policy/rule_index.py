@@ -37,15 +37,15 @@ class NestedPlan(Struct, frozen=True):
 
     def among(self, recipients: int, holds: HoldsFor, matching: RecipientsFor) -> int:
         """Return those of the recipients that it matches."""
-        found = 0
+        matched = 0
         for table in self.tables:
             if self.is_all:
-                found = recipients = table.among(recipients, holds, matching)
+                matched = recipients = table.among(recipients, holds, matching)
             else:
-                found |= table.among(recipients & ~found, holds, matching)
-            if found == (0 if self.is_all else recipients):
+                matched |= table.among(recipients & ~matched, holds, matching)
+            if matched == (0 if self.is_all else recipients):
                 break
-        return found
+        return matched
 
 
 class TablePlan(Struct, frozen=True):
@@ -62,8 +62,8 @@ class TablePlan(Struct, frozen=True):
             recipients &= matching(number)
         if not recipients or not all(map(holds, self.quick)):
             return 0
-        for each in self.nested:
-            recipients = each.among(recipients, holds, matching)
+        for nested in self.nested:
+            recipients = nested.among(recipients, holds, matching)
             if not recipients:
                 return 0
         return recipients if all(map(holds, self.deep)) else 0
@@ -87,7 +87,7 @@ class _Numbered(dict[T, int]):
 
     def of(self, conditions: Iterable[T]) -> tuple[int, ...]:
         """Return the numbers of the conditions, with new ones for those that are new."""
-        return tuple([self.setdefault(each, len(self)) for each in conditions])
+        return tuple([self.setdefault(condition, len(self)) for condition in conditions])
 
 
 def _plan(
@@ -98,14 +98,14 @@ def _plan(
         rule,
         on_recipient.of(when.on_recipient),
         on_recipient.of(unless.on_recipient),
-        on_message.of(each for each in when.on_message if not each.is_deep),
-        on_message.of(each for each in unless.on_message if not each.is_deep),
+        on_message.of(condition for condition in when.on_message if not condition.is_deep),
+        on_message.of(condition for condition in unless.on_message if not condition.is_deep),
         (
             *_nested(when, on_message, on_recipient),
             *_nested(unless, on_message, on_recipient, exempts=True),
         ),
-        on_message.of(each for each in when.on_message if each.is_deep),
-        on_message.of(each for each in unless.on_message if each.is_deep),
+        on_message.of(condition for condition in when.on_message if condition.is_deep),
+        on_message.of(condition for condition in unless.on_message if condition.is_deep),
     )
 
 
@@ -119,16 +119,18 @@ def _nested(
     def planned(table: ConditionSet) -> TablePlan:
         return TablePlan(
             on_recipient.of(table.on_recipient),
-            on_message.of(each for each in table.on_message if not each.is_deep),
+            on_message.of(condition for condition in table.on_message if not condition.is_deep),
             _nested(table, on_message, on_recipient),
-            on_message.of(each for each in table.on_message if each.is_deep),
+            on_message.of(condition for condition in table.on_message if condition.is_deep),
         )
 
     return tuple(
         NestedPlan(
-            each.key is NestedKey.ALL, exempts, tuple([planned(table) for _, table in each.tables])
+            nested.key is NestedKey.ALL,
+            exempts,
+            tuple([planned(table) for _, table in nested.tables]),
         )
-        for each in conditions.nested
+        for nested in conditions.nested
     )
 
 
@@ -167,22 +169,22 @@ class GlobIndex:
         folded = Globs.folded(value)
         if self._any:
             yield self._any
-        if found := self._whole.get(folded):
-            yield found
-        if self._domains and (found := self._domains.get(folded.rpartition("@")[2])):
-            yield found
+        if numbers := self._whole.get(folded):
+            yield numbers
+        if self._domains and (numbers := self._domains.get(folded.rpartition("@")[2])):
+            yield numbers
         for length, beginnings in self._beginnings.items():
-            if found := beginnings.get(folded[:length]):
-                yield found
+            if numbers := beginnings.get(folded[:length]):
+                yield numbers
         for length, endings in self._endings.items():
-            if found := endings.get(folded[-length:] if length else ""):
-                yield found
-        for text, found in self._contained.items():
+            if numbers := endings.get(folded[-length:] if length else ""):
+                yield numbers
+        for text, numbers in self._contained.items():
             if text in folded:
-                yield found
-        for pattern, found in self._patterns.items():
+                yield numbers
+        for pattern, numbers in self._patterns.items():
             if pattern.match(folded):
-                yield found
+                yield numbers
 
 
 class RuleIndex:
@@ -190,16 +192,16 @@ class RuleIndex:
 
     def __init__(self, rules: Sequence[Rule]) -> None:
         """Raise PatternError if the patterns for a field are too many."""
-        active = [each for each in rules if each.mode is not RuleMode.OFF]
+        active = [rule for rule in rules if rule.mode is not RuleMode.OFF]
         on_message, on_recipient = _Numbered[MessageCondition](), _Numbered[RecipientCondition]()
-        self.plans = tuple([_plan(each, on_message, on_recipient) for each in active])
+        self.plans = tuple([_plan(rule, on_message, on_recipient) for rule in active])
         self.message_conditions = tuple(on_message)  # by their numbers
         self.recipient_conditions = tuple(on_recipient)  # the same
         self.pattern_sets = _pattern_sets(on_message)
         self._fields: dict[str, GlobIndex] = {}
         self._headers: dict[str, GlobIndex] = {}  # by the field's name in lower case
         self._always = bytearray(len(active))
-        self._dated = [place for place, each in enumerate(active) if each.starts or each.ends]
+        self._dated = [place for place, rule in enumerate(active) if rule.starts or rule.ends]
         for place, rule in enumerate(active):
             self._file(rule, place)
 
@@ -213,10 +215,10 @@ class RuleIndex:
                         flags[place] = 1
         if self._headers:
             for name in view.content.header.names():
-                if (found := self._headers.get(name)) is None:
+                if (header_index := self._headers.get(name)) is None:
                     continue
                 for value in view.header(name):
-                    for places in found.numbers(value):
+                    for places in header_index.numbers(value):
                         for place in places:
                             flags[place] = 1
         for place in self._dated:
@@ -237,7 +239,9 @@ class RuleIndex:
 
 def _terms(conditions: ConditionSet) -> Sequence[FieldGlobs]:
     """Return those terms() of one of the conditions that few messages match, () for none."""
-    options = [each.terms() for each in (*conditions.on_message, *conditions.on_recipient)]
+    options = [
+        condition.terms() for condition in (*conditions.on_message, *conditions.on_recipient)
+    ]
     for nested in conditions.nested:
         options += _nested_terms(nested)
     return min(filter(None, options), key=_cost, default=())
@@ -245,10 +249,10 @@ def _terms(conditions: ConditionSet) -> Sequence[FieldGlobs]:
 
 def _nested_terms(nested: NestedConditions) -> Sequence[Sequence[FieldGlobs]]:
     """Return the terms of each table of an `all`; of an `any` those of all, if each has some."""
-    found = [_terms(table) for _, table in nested.tables]
+    by_table = [_terms(table) for _, table in nested.tables]
     if nested.key is NestedKey.ALL:
-        return found
-    return [[term for terms in found for term in terms]] if all(found) else []
+        return by_table
+    return [[term for terms in by_table for term in terms]] if all(by_table) else []
 
 
 def _pattern_sets(conditions: Iterable[MessageCondition]) -> PatternSets:
@@ -257,7 +261,7 @@ def _pattern_sets(conditions: Iterable[MessageCondition]) -> PatternSets:
     for condition in conditions:
         for field, pattern in condition.patterns():
             patterns.setdefault(field, []).append(pattern)
-    return {field: PatternSet(each) for field, each in patterns.items()}
+    return {field: PatternSet(members) for field, members in patterns.items()}
 
 
 def _cost(terms: Sequence[FieldGlobs]) -> int:

@@ -245,8 +245,8 @@ def _attachment(file: _TestFile) -> bytes:
         return head + b"\r\n"
     octets = BytesIO()
     with ZipFile(octets, "w") as archive:
-        for each in inside:
-            archive.writestr(ZipInfo(each), b"")
+        for inner_name in inside:
+            archive.writestr(ZipInfo(inner_name), b"")
     coded = base64_lines(b64encode(octets.getvalue()))
     return head + b"Content-Transfer-Encoding: base64\r\n\r\n" + coded
 
@@ -261,34 +261,36 @@ def _recipients(value: Any) -> list[str]:
     addresses = texts(value)
     if not addresses:
         raise ValueError("at least one address")
-    return [read_address(each) for each in addresses]
+    return [read_address(address) for address in addresses]
 
 
 def _fields(value: Any) -> bytes:
     if not isinstance(value, dict) or not all(map(headers.is_field_name, value)):
         raise ValueError('a table of fields, { "X-Spam" = "yes" }')
-    return b"".join(headers.field(name, text(each)) for name, each in value.items())
+    return b"".join(headers.field(name, text(field_text)) for name, field_text in value.items())
 
 
 def _expected_fields(value: Any) -> tuple[tuple[str, str | None], ...]:
     if not isinstance(value, dict) or not all(
-        headers.is_field_name(name) and (each is False or isinstance(each, str))
-        for name, each in value.items()
+        headers.is_field_name(name) and (expected is False or isinstance(expected, str))
+        for name, expected in value.items()
     ):
         raise ValueError(
             'a table of fields, { "X-Tag" = "yes", "X-Old" = false }; '
             "false for one that no copy has"
         )
-    return tuple((name, None if each is False else text(each)) for name, each in value.items())
+    return tuple(
+        (name, None if expected is False else text(expected)) for name, expected in value.items()
+    )
 
 
 def _expected_texts(value: Any) -> tuple[str, ...]:
-    found = [value] if isinstance(value, str) else value
-    if not isinstance(found, list) or not all(
-        isinstance(each, str) and each.strip() for each in found
+    values = [value] if isinstance(value, str) else value
+    if not isinstance(values, list) or not all(
+        isinstance(expected, str) and expected.strip() for expected in values
     ):
         raise ValueError("a text that is not empty, or a list of them")
-    return tuple(found)
+    return tuple(values)
 
 
 def _next_hop(value: Any) -> str:
@@ -333,7 +335,7 @@ def _size(value: Any) -> int:
 
 
 def _domains(value: Any) -> frozenset[str]:
-    return frozenset(domain_of(f"@{each}") for each in texts(value))
+    return frozenset(domain_of(f"@{domain}") for domain in texts(value))
 
 
 def _rule_names(prefix: str) -> Callable[[Any], tuple[str, ...]]:
@@ -347,4 +349,4 @@ def _rule_names(prefix: str) -> Callable[[Any], tuple[str, ...]]:
 
 
 def _address_set(value: Any) -> frozenset[str]:
-    return frozenset(own_mailbox(each).casefold() for each in texts(value))
+    return frozenset(own_mailbox(address).casefold() for address in texts(value))

@@ -85,15 +85,17 @@ class ConditionSet(Struct, frozen=True):
     def of(cls, conditions: Sequence[Condition], nested: Iterable[NestedConditions] = ()) -> Self:
         """Separate message conditions from recipient conditions; the order is kept."""
         return cls(
-            tuple(each for each in conditions if isinstance(each, MessageCondition)),
-            tuple(each for each in conditions if isinstance(each, RecipientCondition)),
+            tuple(condition for condition in conditions if isinstance(condition, MessageCondition)),
+            tuple(
+                condition for condition in conditions if isinstance(condition, RecipientCondition)
+            ),
             tuple(nested),
         )
 
     @property
     def is_deep(self) -> bool:
         """Whether one of the conditions may take long, at any depth."""
-        return any(each.is_deep for each in self.all_on_message())
+        return any(condition.is_deep for condition in self.all_on_message())
 
     def all_on_message(self) -> Iterator[MessageCondition]:
         """Yield the conditions on the message, at any depth."""
@@ -107,18 +109,20 @@ class ConditionSet(Struct, frozen=True):
         answers.
         """
         return (
-            all(each.matches_recipient(view, recipient) for each in self.on_recipient)
-            and all(each.matches(view) for each in self.on_message if not each.is_deep)
-            and all(each.holds(view, recipient) for each in self.nested)
-            and all(each.matches(view) for each in self.on_message if each.is_deep)
+            all(condition.matches_recipient(view, recipient) for condition in self.on_recipient)
+            and all(
+                condition.matches(view) for condition in self.on_message if not condition.is_deep
+            )
+            and all(nested.holds(view, recipient) for nested in self.nested)
+            and all(condition.matches(view) for condition in self.on_message if condition.is_deep)
         )
 
     def found_in(self, view: MessageView, recipient: str) -> Iterator[tuple[str, str]]:
         """Yield each key and what its condition found, in a message that matches."""
         for condition in self.on_message:
             yield key_of(condition), condition.value_in(view)
-        for each in self.on_recipient:
-            yield key_of(each), each.value_for(view, recipient)
+        for recipient_condition in self.on_recipient:
+            yield key_of(recipient_condition), recipient_condition.value_for(view, recipient)
         for nested in self.nested:
             yield from nested.found_in(view, recipient)
 
@@ -154,8 +158,8 @@ class Rule(Struct, frozen=True):
 
     def found_in(self, view: MessageView, recipient: str) -> tuple[Finding, ...]:
         """Return what each condition of `when` found, in a message that the rule matches."""
-        found = self.when.found_in(view, recipient)
-        return tuple([Finding(key, cut_value(value)) for key, value in found])
+        pairs = self.when.found_in(view, recipient)
+        return tuple([Finding(key, cut_value(value)) for key, value in pairs])
 
 
 class OverallVerdict(StrEnum):
@@ -233,8 +237,8 @@ def too_many(document: Document, before: int) -> Iterator[Fault]:
     """Yield a fault if a tenant has too many rules with those in this file, which are not read yet.
     Files `before` have so many.
     """
-    found, left = document.table.get("rule"), TENANT_RULES_MAX - before
-    if isinstance(found, list) and len(found) > left:
+    rules, left = document.table.get("rule"), TENANT_RULES_MAX - before
+    if isinstance(rules, list) and len(rules) > left:
         text = f"found more rules, expected at most {TENANT_RULES_MAX} of a tenant"
         yield document.fault(("rule", left), text)
 
@@ -255,7 +259,7 @@ def too_much_mail(rules: Iterable[Rule]) -> Iterator[Fault]:
         before = len(journals), notices
         for action in rule.actions:
             if isinstance(action, JournalAction):
-                journals.update(each.casefold() for each in action.addresses)
+                journals.update(address.casefold() for address in action.addresses)
             elif isinstance(action, NotifyAction):
                 notices += len(action.addresses)
         if before[0] <= JOURNALS_MAX < len(journals):

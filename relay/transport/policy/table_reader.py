@@ -57,7 +57,7 @@ class TableReader:
     def add_fault(self, keys: KeyPath, message: str) -> None:
         """Record a fault at `keys` below this table."""
         path = (*self._path, *keys)
-        named = ".".join(each for each in path[2:] if isinstance(each, str))
+        named = ".".join(name for name in path[2:] if isinstance(name, str))
         key = f"{self._title}: {named}" if named else self._title
         self._faults.append(Fault(self._document.file, self._document.line(path), key, message))
 
@@ -138,7 +138,7 @@ def some_text(value: Any) -> str:
 def texts(value: Any) -> list[str]:
     """Read a list of texts, or one. Raises ValueError."""
     values = [value] if isinstance(value, str) else value
-    if not isinstance(values, list) or not all(isinstance(each, str) for each in values):
+    if not isinstance(values, list) or not all(isinstance(line, str) for line in values):
         raise ValueError("a list of texts")
     return parts(values, text)
 
