@@ -84,7 +84,7 @@ class Child:
         if self._draining is None:
             _log.info("the process of the SMTP sessions ends", reason=self._ended.result())
             self._calls.give_up()
-            await asyncio.gather(*(one.drain(0) for one in self._listeners))
+            await asyncio.gather(*(listener.drain(0) for listener in self._listeners))
 
     def _commit_s(self) -> float:
         """Return whether commits are slow, as a time: the owner measures it."""
@@ -111,8 +111,8 @@ class Child:
 
     def _take_packets(self) -> None:
         try:
-            while (found := receive_descriptor(self._packets)) is not None:
-                octets, number = found
+            while (packet := receive_descriptor(self._packets)) is not None:
+                octets, number = packet
                 match decode_packet(octets):
                     case NewConnection() as connection:
                         self._begin(connection, number)
@@ -134,35 +134,35 @@ class Child:
 
     def _use(self, setup: Setup) -> None:
         """Use what the owner has read, and checked."""
-        for number, one in enumerate(setup.listeners):
-            files = [_memory_file(pem) for pem in one.certificates]
-            paths = [(path := Path(f"/proc/self/fd/{x.number}"), path) for x in files]
-            shown = ServerCertificate(*paths[0], *paths[1:]) if paths else None
+        for number, listener in enumerate(setup.listeners):
+            files = [_memory_file(pem) for pem in listener.certificates]
+            paths = [(path := Path(f"/proc/self/fd/{file.number}"), path) for file in files]
+            certificate = ServerCertificate(*paths[0], *paths[1:]) if paths else None
             if number < len(self._listeners):
                 used = self._certificates[number]
-                if shown is not None and used is not None:
-                    used.use(shown.pairs)
-                self._listeners[number].use(one.settings)
+                if certificate is not None and used is not None:
+                    used.use(certificate.pairs)
+                self._listeners[number].use(listener.settings)
                 continue
-            self._certificates.append(shown)
-            listener = ListenerDependencies(
-                one.settings,
-                CONFIGURED[one.settings.role],
+            self._certificates.append(certificate)
+            dependencies = ListenerDependencies(
+                listener.settings,
+                CONFIGURED[listener.settings.role],
                 setup.hostname,
                 limits=_LIMITS,
                 budget=MemoryBudget(_LIMITS.buffered_bytes),
                 crash=self._crash,
                 pressure=self._pressure,
                 rates=RateLimits(self._clock),
-                offers_tls=shown is not None,
-                requires_tls=one.requires_tls,
-                offers_auth_in_clear=one.offers_auth_in_clear,
+                offers_tls=certificate is not None,
+                requires_tls=listener.requires_tls,
+                offers_auth_in_clear=listener.offers_auth_in_clear,
             )
-            context = shown.context if shown is not None else None
-            self._listeners.append(SmtpSessions(listener, tls_context=context))
+            context = certificate.context if certificate is not None else None
+            self._listeners.append(SmtpSessions(dependencies, tls_context=context))
 
     async def _drain(self, grace_s: float) -> None:
-        await asyncio.gather(*(one.drain(grace_s) for one in self._listeners))
+        await asyncio.gather(*(listener.drain(grace_s) for listener in self._listeners))
         self._channel.flush()
         self._end("drained")
 

@@ -78,7 +78,7 @@ class _OwnedSession:
         """Whether the owner has taken sender and recipients; a login may relay to any."""
         taken, self.taken = self.taken, set()
         recipients = [] if self.owner.login else [path.address for path in paths]
-        return self.is_free or {(sender, one) for one in ("", *recipients)} <= taken
+        return self.is_free or {(sender, recipient) for recipient in ("", *recipients)} <= taken
 
     def drop(self) -> None:
         """Discard the body that the child was writing, unless a call takes it."""

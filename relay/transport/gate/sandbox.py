@@ -125,8 +125,8 @@ _REFUSED = {
 
 def ignore_signals() -> None:
     """Ignore what is sent to all processes of a service: the owner says when this one ends."""
-    for one in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(one, signal.SIG_IGN)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def refuse_io_uring() -> None:
@@ -171,17 +171,17 @@ def _libc() -> ctypes.CDLL:
 
 
 def _prctl(option: int, *values: object) -> None:
-    numbers = [x if not isinstance(x, int) else ctypes.c_ulong(x) for x in values]
+    numbers = [ctypes.c_ulong(value) if isinstance(value, int) else value for value in values]
     numbers += [ctypes.c_ulong(0)] * (4 - len(numbers))
     if _libc().prctl(option, *numbers):
         raise OSError(ctypes.get_errno(), "prctl")
 
 
 def _call(number: int, *values: object) -> int:
-    found = int(_libc().syscall(ctypes.c_long(number), *values))
-    if found < 0:
+    result = int(_libc().syscall(ctypes.c_long(number), *values))
+    if result < 0:
         raise OSError(ctypes.get_errno(), "Landlock")
-    return found
+    return result
 
 
 def _landlock_abi() -> int:
@@ -234,7 +234,7 @@ def _restrict_calls(only: Sequence[int] = ()) -> None:
         (_BPF_RETURN, 0, 0, _ALLOW),
         (_BPF_RETURN, 0, 0, _EPERM),
     ]
-    octets = b"".join(struct.pack("=HBBI", *one) for one in program)
+    octets = b"".join(struct.pack("=HBBI", *instruction) for instruction in program)
     instructions = ctypes.create_string_buffer(octets, len(octets))
     pointer = ctypes.addressof(instructions)
     header = struct.pack("@HP", len(program), pointer)

@@ -144,15 +144,15 @@ class RemoteOwner:
         )
 
     async def _log_in(self, user: str, secret: str, is_token: bool) -> str:
-        found = await self._calls.ask(
+        answer = await self._calls.ask(
             lambda call: LogIn(self._session, call, user, secret, is_token), decode_login
         )
-        if found.refused:
-            raise LoginRefusedError(found.refused)
-        if found.delayed:
-            raise LoginDelayedError(found.delayed, found.retry_after_s)
-        self._may_relay = self._may_relay or bool(found.login)
-        return found.login
+        if answer.refused:
+            raise LoginRefusedError(answer.refused)
+        if answer.delayed:
+            raise LoginDelayedError(answer.delayed, answer.retry_after_s)
+        self._may_relay = self._may_relay or bool(answer.login)
+        return answer.login
 
     def _sender_rejection(self, reverse_path: str) -> Awaitable[str]:
         return self._calls.ask(
@@ -221,10 +221,12 @@ class RemoteBody:
     async def write(self, blocks: Sequence[bytes]) -> None:
         """See IncomingBody."""
         if self._file is None:
-            found = await self._calls.ask(lambda call: OpenBody(self._session, call), _file_or_text)
-            if isinstance(found, str):
-                raise SpoolUnavailableError(found)
-            self._file = found
+            opened = await self._calls.ask(
+                lambda call: OpenBody(self._session, call), _file_or_text
+            )
+            if isinstance(opened, str):
+                raise SpoolUnavailableError(opened)
+            self._file = opened
         await self._calls.disk.run(partial(self._write, self._file, b"".join(blocks)))
 
     def _write(self, file: Descriptor, octets: bytes) -> None:

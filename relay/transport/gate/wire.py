@@ -222,7 +222,7 @@ def _escaped(value: object) -> object:
         case str():
             return value.encode("utf-8", "backslashreplace").decode()
         case list() | tuple():
-            return [_escaped(one) for one in value]
+            return [_escaped(inner) for inner in value]
         case dict():
-            return {key: _escaped(one) for key, one in value.items()}
+            return {key: _escaped(inner) for key, inner in value.items()}
     return value

@@ -401,19 +401,22 @@ class Acceptance:
         notices = notices_of(verdict, fan) if message.held_by_rules else {}
         if not (expanded or fan.rejected or notices or quarantined):  # nearly always
             return message, ()
-        rules = {one.address: one.rule for one in verdict.recipients}
+        rules = {recipient.address: recipient.rule for recipient in verdict.recipients}
         due = {
             ReportKind.FAILED: [
-                reported_recipient(each, rules.get(each.path.address, "")) for each in fan.rejected
+                reported_recipient(recipient, rules.get(recipient.path.address, ""))
+                for recipient in fan.rejected
             ],
             ReportKind.EXPANDED: expanded,
-            ReportKind.DELIVERED: [reported_recipient(each, "") for each in quarantined],
+            ReportKind.DELIVERED: [reported_recipient(recipient, "") for recipient in quarantined],
         }
-        groups = [*due.items(), *((ReportKind.HELD, some) for some in notices.values())]
+        groups = [*due.items(), *((ReportKind.HELD, recipients) for recipients in notices.values())]
         plans = [
-            self.reporter.reports(kind, message.facts, some, content=examined.content.joined())
-            for kind, some in groups
-            if some
+            self.reporter.reports(
+                kind, message.facts, recipients, content=examined.content.joined()
+            )
+            for kind, recipients in groups
+            if recipients
         ]
         events = [event for plan in plans for event in plan.events]
         message = replace(message, events=(*message.events, *events))
@@ -497,11 +500,11 @@ class Acceptance:
         event = arrival.filtered.noted(routing_event(fanned, self.clock.time_us()))
         if envelope.tls:
             event = replace(event, detail=replace(event.detail, tls=envelope.tls))
-        contents = tuple([each.joined() for each in fan.contents])
-        levels = [header_cleanup.priority(each.header, origin) for each in fan.contents]
+        contents = tuple([content.joined() for content in fan.contents])
+        levels = [header_cleanup.priority(content.header, origin) for content in fan.contents]
         entries = fan.entries
         if len(set(levels)) > 1:  # where rules changed a copy, that counts for it only
-            entries = tuple(replace(each, priority=levels[each.content]) for each in entries)
+            entries = tuple(replace(entry, priority=levels[entry.content]) for entry in entries)
         by_sender = bool(account) and not (origin.login or origin.pickup)
         facts = MessageFacts(
             id=arrival.queue_id,
@@ -576,7 +579,10 @@ class Acceptance:
 
     def _with_priorities(self, message: NewMessage) -> NewMessage:
         """Return the message, with the priority level of entries where it differs."""
-        usual, sender = [message.priority_of(each) for each in message.entries], message.sender_key
+        usual, sender = (
+            [message.priority_of(entry) for entry in message.entries],
+            message.sender_key,
+        )
         levels = [
             self.level_of(entry.next_hop, sender, level)
             for entry, level in zip(message.entries, usual, strict=True)
@@ -584,7 +590,9 @@ class Acceptance:
         if levels == usual:  # nearly always
             return message
         pairs = zip(message.entries, levels, strict=True)
-        return replace(message, entries=tuple(replace(one, level=level) for one, level in pairs))
+        return replace(
+            message, entries=tuple(replace(entry, level=level) for entry, level in pairs)
+        )
 
     def _pass_on_claims(self, accepted: Accepted, waiting: Sequence[NewMessage]) -> None:
         # the message is durable, so the reply must be 250

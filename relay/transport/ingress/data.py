@@ -303,8 +303,8 @@ class ContentCollector:
 
     def take(self, octets: bytes, framing: Framing) -> bytes | None:
         """Take what has arrived; return what follows the end that the framing finds, or None."""
-        found, rest = framing.take(octets)
-        self.add(found, is_last=rest is not None and framing.is_last)
+        content, rest = framing.take(octets)
+        self.add(content, is_last=rest is not None and framing.is_last)
         return rest
 
     def add(self, octets: bytes, *, is_last: bool) -> None:
@@ -469,5 +469,5 @@ def subject_in(content: bytes) -> str:
 
 def subject_of(header: Header) -> str:
     """Return the Subject for people, bounded: it may be 1 MiB of encoded words."""
-    found = header.first("Subject") or b""
-    return decode_words(found[:_SUBJECT_OCTETS_MAX])[:_SUBJECT_CHARACTERS_MAX]
+    subject = header.first("Subject") or b""
+    return decode_words(subject[:_SUBJECT_OCTETS_MAX])[:_SUBJECT_CHARACTERS_MAX]

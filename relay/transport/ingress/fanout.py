@@ -89,33 +89,45 @@ class FanOut(Struct, frozen=True):
     @property
     def rejected(self) -> tuple[NewRecipient, ...]:
         """The rejected recipients, for which a report may be due."""
-        return tuple(each for each in self.final_recipients if each.state is RecipientState.FAILED)
+        return tuple(
+            recipient
+            for recipient in self.final_recipients
+            if recipient.state is RecipientState.FAILED
+        )
 
     @property
     def quarantined(self) -> tuple[NewRecipient, ...]:
         """Those whose copy is quarantined at another address; the sender knows of a delivery."""
         state = RecipientState.DELIVERED
-        return tuple(each for each in self.final_recipients if each.state is state)
+        return tuple(recipient for recipient in self.final_recipients if recipient.state is state)
 
     @property
     def in_mailboxes(self) -> frozenset[str]:
         """The recipients whose copies go into mailboxes of this relay."""
-        local = (each for each in self.entries if each.next_hop == LOCAL)
-        return frozenset(one.path.address for each in local for one in each.recipients)
+        local = (entry for entry in self.entries if entry.next_hop == LOCAL)
+        return frozenset(
+            recipient.path.address for entry in local for recipient in entry.recipients
+        )
 
     @property
     def rejects_all(self) -> bool:
         """Whether every recipient that the client named is rejected; of an alias, all that it leads
         to. Where milters removed all, those whom they added stand for them.
         """
-        replaced = {each.position for each in self.aliases if each.successors}
-        removed = {x.position for x in self.aliases if x.state is RecipientState.DISCARDED}
-        given = [x for x in self.final_recipients if x.position not in replaced | removed]
+        replaced = {alias.position for alias in self.aliases if alias.successors}
+        removed = {
+            alias.position for alias in self.aliases if alias.state is RecipientState.DISCARDED
+        }
+        named = [
+            recipient
+            for recipient in self.final_recipients
+            if recipient.position not in replaced | removed
+        ]
         for counts in (_is_own, _is_of_milter):
-            if any(counts(each) for entry in self.entries for each in entry.recipients):
+            if any(counts(recipient) for entry in self.entries for recipient in entry.recipients):
                 return False
-            if those := [each for each in given if counts(each)]:
-                return all(each.state is RecipientState.FAILED for each in those)
+            if those := [recipient for recipient in named if counts(recipient)]:
+                return all(recipient.state is RecipientState.FAILED for recipient in those)
         return False
 
 
@@ -156,19 +168,19 @@ def fan_out(
     buckets: dict[_Key, list[NewRecipient]] = {}
     key_of = partial(_key, sender_of=sender_of, times=times)
     final: list[NewRecipient] = list(recipients.aliases)
-    additions = [(*each, examine(*each)) for each in _additions(verdict, expand)]
+    additions = [(*addition, examine(*addition)) for addition in _additions(verdict, expand)]
     refused = _refused(additions)
     verdicts = iter(verdict.recipients)
-    for path, position, forwarded_by, found in zip(
+    for path, position, forwarded_by, route in zip(
         recipients.paths, recipients.positions, recipients.forwarded_by, examinations, strict=True
     ):
         added_by = recipients.added_by.get(path.address, "")
         start = NewRecipient(path, position=position, added_by=added_by)
-        if isinstance(found, InvalidRecipient):
-            final.append(_failed(start, found.status, found.text))
+        if isinstance(route, InvalidRecipient):
+            final.append(_failed(start, route.status, route.text))
             continue
         decided = next(verdicts)
-        if found.is_answer:
+        if route.is_answer:
             start = replace(start, path=replace(path, notify=_NEVER))
             if answers_discarded and decided.action is VerdictAction.DELIVER:
                 final.append(_discarded(start, answers_discarded))
@@ -176,17 +188,19 @@ def fan_out(
         if (final_state := _final_state(start, decided, refused)) is not None:
             final.append(final_state)
         else:
-            key = key_of(found, path.address, decided, forwarded_by=forwarded_by)
+            key = key_of(route, path.address, decided, forwarded_by=forwarded_by)
             buckets.setdefault(key, []).append(start)
-    copies = AddedCopies(each.path.address for bucket in buckets.values() for each in bucket)
-    for addition, address, forwarded_by, found in additions:
+    copies = AddedCopies(
+        recipient.path.address for bucket in buckets.values() for recipient in bucket
+    )
+    for addition, address, forwarded_by, route in additions:
         if not copies.needs(address, addition):
             continue
         added = NewRecipient(ForwardPath(address, _NEVER), added_by=addition.rule)
-        if isinstance(found, InvalidRecipient):
-            final.append(_failed(added, found.status, found.text))
+        if isinstance(route, InvalidRecipient):
+            final.append(_failed(added, route.status, route.text))
         else:
-            key = key_of(found, address, addition, forwarded_by=forwarded_by)
+            key = key_of(route, address, addition, forwarded_by=forwarded_by)
             buckets.setdefault(key, []).append(added)
     used = sorted({content for _, content, _ in buckets}) or [0]
     return FanOut(
@@ -199,8 +213,11 @@ def fan_out(
 
 def _refused(additions: Sequence[tuple[AddedRecipient, str, str, RoutingResult]]) -> set[_Copy]:
     """Return the copies that rules add of which none may leave."""
-    found = {((one.rule, one.tenant, one.address), it == LENDS) for one, *_, it in additions}
-    return {copy for copy, is_lent in found if is_lent and (copy, False) not in found}
+    copies = {
+        ((addition.rule, addition.tenant, addition.address), route == LENDS)
+        for addition, *_, route in additions
+    }
+    return {copy for copy, is_lent in copies if is_lent and (copy, False) not in copies}
 
 
 def _copies_of(redirected: RecipientVerdict) -> Iterator[_Copy]:
@@ -212,17 +229,19 @@ def examined_recipients(
     recipients: ExpandedRecipients, examine: Examine
 ) -> Sequence[RoutingResult]:
     """Return where the mail for each of the recipients goes."""
-    found = zip(recipients.paths, recipients.positions, recipients.forwarded_by, strict=True)
+    places = zip(recipients.paths, recipients.positions, recipients.forwarded_by, strict=True)
     added = recipients.added_by
     return [
         examine(path.address, by, bool(by) or not (position or path.address in added))
-        for path, position, by in found
+        for path, position, by in places
     ]
 
 
 def has_answers(examinations: Sequence[RoutingResult]) -> bool:
     """Return whether a recipient is one to which only answers to reports are written."""
-    return any(not isinstance(one, InvalidRecipient) and one.is_answer for one in examinations)
+    return any(
+        not isinstance(route, InvalidRecipient) and route.is_answer for route in examinations
+    )
 
 
 def as_valid(
@@ -230,8 +249,8 @@ def as_valid(
 ) -> Sequence[RoutingResult]:
     """Return the later results; who was valid for the rules stays so, and who was not."""
     return [
-        one if isinstance(one, InvalidRecipient) == isinstance(was, InvalidRecipient) else was
-        for was, one in zip(before, after, strict=True)
+        later if isinstance(later, InvalidRecipient) == isinstance(was, InvalidRecipient) else was
+        for was, later in zip(before, after, strict=True)
     ]
 
 
@@ -241,14 +260,14 @@ def with_next_hops(
     chosen: Callable[[str, str, LocalRecipient | RemoteRecipient], RoutingResult],
 ) -> Sequence[RoutingResult]:
     """Return the examinations, with the next hops that rules chose; `chosen` examines these."""
-    if not any(each.next_hop for each in verdict.recipients):  # nearly always
+    if not any(recipient.next_hop for recipient in verdict.recipients):  # nearly always
         return examinations
     verdicts = iter(verdict.recipients)
     return [
-        found
-        if isinstance(found, InvalidRecipient) or not (decided := next(verdicts)).next_hop
-        else chosen(decided.address, decided.next_hop, found)
-        for found in examinations
+        route
+        if isinstance(route, InvalidRecipient) or not (decided := next(verdicts)).next_hop
+        else chosen(decided.address, decided.next_hop, route)
+        for route in examinations
     ]
 
 
@@ -344,19 +363,27 @@ def _additions(
 
 def notices_of(verdict: Verdict, fan: FanOut) -> dict[str, list[ReportedRecipient]]:
     """Return the recipients, by rule, of whom the sender hears that the rule holds their copies."""
-    holds = {one.address: one.hold for one in verdict.recipients if one.hold is not None}
+    holds = {
+        recipient.address: recipient.hold
+        for recipient in verdict.recipients
+        if recipient.hold is not None
+    }
     held = [
         recipient for entry in fan.entries if entry.extra.rule for recipient in entry.recipients
     ]
-    held += [each for each in fan.final_recipients if each.state is RecipientState.REDIRECTED]
-    found: dict[str, list[ReportedRecipient]] = {}
-    for each in held:
-        hold = None if each.added_by else holds.get(each.path.address)
+    held += [
+        recipient
+        for recipient in fan.final_recipients
+        if recipient.state is RecipientState.REDIRECTED
+    ]
+    notices: dict[str, list[ReportedRecipient]] = {}
+    for recipient in held:
+        hold = None if recipient.added_by else holds.get(recipient.path.address)
         if hold is not None and hold.notice:
             evidence = Evidence("4.7.1", hold.notice)  # RFC 3463 3.8
-            about = ReportedRecipient(each.path, evidence, rule=hold.rule)
-            found.setdefault(hold.rule, []).append(about)
-    return found
+            about = ReportedRecipient(recipient.path, evidence, rule=hold.rule)
+            notices.setdefault(hold.rule, []).append(about)
+    return notices
 
 
 def routing_event(mail: FannedMail, at_us: int) -> Event:
@@ -372,7 +399,9 @@ def routing_event(mail: FannedMail, at_us: int) -> Event:
     held: dict[str, list[str]] = {}  # by the reason
     junk: set[str] = set()  # whose copies go into Junk Email
     for entry in fan.entries:
-        addresses = [each.path.address for each in entry.recipients if not each.added_by]
+        addresses = [
+            recipient.path.address for recipient in entry.recipients if not recipient.added_by
+        ]
         if not addresses:
             continue
         next_hops.setdefault(str(entry.next_hop), []).extend(addresses)
@@ -383,9 +412,9 @@ def routing_event(mail: FannedMail, at_us: int) -> Event:
             by = hold_text(entry.extra.reason, entry.extra.rule)
             held.setdefault(by, []).extend(addresses)
         junk.update(addresses if entry.extra.folder else ())
-    rejected = [each for each in fan.rejected if not each.added_by]
-    aliases = [each for each in fan.aliases if each.successors]
-    extras = [each.extra for each in fan.entries if each.extra.sender and not _is_added(each)]
+    rejected = [recipient for recipient in fan.rejected if not recipient.added_by]
+    aliases = [alias for alias in fan.aliases if alias.successors]
+    extras = [entry.extra for entry in fan.entries if entry.extra.sender and not _is_added(entry)]
     sizes = {hop: len(addresses) for hop, addresses in next_hops.items()} | {
         "aliases": len(aliases),
         "refused": len(rejected),
@@ -403,9 +432,12 @@ def routing_event(mail: FannedMail, at_us: int) -> Event:
         quarantined=_quarantined(verdict, junk),
         client=None if origin.pickup else origin.client,
         bare_lf=origin.has_bare_lf,
-        aliases=[each.path.address for each in aliases[:_NAMED_MAX]],
-        senders={each.delivered_to: each.sender for each in extras[:_NAMED_MAX]},
-        refused=[RefusedRecipient(each.path.address, each.reply) for each in rejected[:_NAMED_MAX]],
+        aliases=[alias.path.address for alias in aliases[:_NAMED_MAX]],
+        senders={extra.delivered_to: extra.sender for extra in extras[:_NAMED_MAX]},
+        refused=[
+            RefusedRecipient(recipient.path.address, recipient.reply)
+            for recipient in rejected[:_NAMED_MAX]
+        ],
         counts={name: size for name, size in sizes.items() if size > _NAMED_MAX},
     )
     return Event(at_us, detail)
@@ -413,14 +445,14 @@ def routing_event(mail: FannedMail, at_us: int) -> Event:
 
 def _is_added(entry: NewEntry) -> bool:
     """Return whether rules added all of its recipients, of which the sender knows nothing."""
-    return all(each.added_by for each in entry.recipients)
+    return all(recipient.added_by for recipient in entry.recipients)
 
 
 def _quarantined(verdict: Verdict, junk: Collection[str]) -> dict[str, list[str]]:
     """Return recipients by the rule that quarantines them, and where; `junk` in Junk Email."""
-    found: dict[str, list[str]] = {}
-    for one in verdict.recipients:
-        if one.action is VerdictAction.QUARANTINE or one.address in junk:
-            text = f'rule "{one.rule}" ({one.quarantined})'
-            found.setdefault(text, []).append(one.address)
-    return {text: names[:_NAMED_MAX] for text, names in found.items()}
+    by_rule: dict[str, list[str]] = {}
+    for recipient in verdict.recipients:
+        if recipient.action is VerdictAction.QUARANTINE or recipient.address in junk:
+            text = f'rule "{recipient.rule}" ({recipient.quarantined})'
+            by_rule.setdefault(text, []).append(recipient.address)
+    return {text: names[:_NAMED_MAX] for text, names in by_rule.items()}

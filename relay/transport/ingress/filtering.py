@@ -171,8 +171,10 @@ async def decide(
     refused = await _play(session, envelope, paths, account=account) if account is not None else {}
     verdict = FilterVerdict(content, store)
     by_name = {
-        x.milter: MilterSaid(x.milter, FilterStage.RCPT if at else "", x.answer, x.reply)
-        for at, x in refused.items()
+        answer.milter: MilterSaid(
+            answer.milter, FilterStage.RCPT if at else "", answer.answer, answer.reply
+        )
+        for at, answer in refused.items()
     }
     said = tuple(by_name.values())
     if 0 not in refused and len(refused) < len(paths):
@@ -205,7 +207,7 @@ async def decide(
         ended,
         added={address: f"{OF_MILTER}{name}" for address, name in verdict.added.items()},
         hold=hold,
-        refused_by=next((one.milter for one in refused.values()), ""),
+        refused_by=next((answer.milter for answer in refused.values()), ""),
     )
 
 
@@ -216,17 +218,17 @@ def is_verified(results: Sequence[AuthResult], sender: str, header: Header) -> b
     """
     domain = domain_of(sender)
     passed = {
-        (one.method, domain_of(f"@{one.domain(name)}"))
-        for one in results
-        if one.result == "pass" and (name := _CHECKED.get(one.method))
+        (result.method, domain_of(f"@{result.domain(name)}"))
+        for result in results
+        if result.result == "pass" and (name := _CHECKED.get(result.method))
     }
     if not domain or ("spf", domain) in passed:
         return bool(domain)
     if ("dkim", domain) not in passed and ("dmarc", domain) not in passed:
         return False
     authors = [field.addresses for field in originators(header) if field.name == "From"]
-    found = [[own_mailbox(one.address) for one in some] for some in authors]
-    return found == [[own_mailbox(sender)]]
+    mailboxes = [[own_mailbox(author.address) for author in addresses] for addresses in authors]
+    return mailboxes == [[own_mailbox(sender)]]
 
 
 def _line(answer: FilterAnswer) -> str:

@@ -123,12 +123,18 @@ class Forwarder(Struct, frozen=True):
         if writers is None:  # nearly always
             return ""
         is_forged = not sender.is_trusted and self._is_local(path)
-        names = {own_mailbox(one) for one in (sender.account, "" if is_forged else path) if one}
-        names |= {self._mailbox_of(one) for one in names}
+        names = {own_mailbox(name) for name in (sender.account, "" if is_forged else path) if name}
+        names |= {self._mailbox_of(name) for name in names}
         to = expansion.targets if writers.members else ()
-        members = {self._mailbox_of(x) for one in to for x in (one.address, *one.through)}
+        members = {
+            self._mailbox_of(address)
+            for target in to
+            for address in (target.address, *target.through)
+        }
         own = writers.own if sender.is_trusted else ()
-        may = any(one in members or domain_of(one) in own or writers.matches(one) for one in names)
+        may = any(
+            name in members or domain_of(name) in own or writers.matches(name) for name in names
+        )
         if may if path else writers.reports:
             return ""
         why = "log in to write" if is_forged else f"<{path}> may not write"
@@ -142,9 +148,9 @@ class Forwarder(Struct, frozen=True):
         """Return where mail for an address goes that expand() does not replace; `forwarded_by` led
         to it.
         """
-        found = self._srs_fault(address, reverse_path) or self.router.examine(address, reverse_path)
-        is_answer = isinstance(found, RemoteRecipient) and self.router.is_daemon(forwarded_by)
-        return replace(found, is_answer=True) if is_answer else found
+        route = self._srs_fault(address, reverse_path) or self.router.examine(address, reverse_path)
+        is_answer = isinstance(route, RemoteRecipient) and self.router.is_daemon(forwarded_by)
+        return replace(route, is_answer=True) if is_answer else route
 
     def find(self, address: str, reverse_path: str) -> Expansion | RoutingResult:
         """Return what expand() says, or where it has nothing to say, what examine() does."""
@@ -160,9 +166,9 @@ class Forwarder(Struct, frozen=True):
         lends = cache(lambda: self._may_be_ours(header))
 
         def examine(address: str, forwarded_by: str, is_copy: bool) -> RoutingResult:
-            found = self.examine(address, reverse_path, forwarded_by=forwarded_by)
-            is_lent = is_copy and self._may_lend(found, trusted=trusted) and lends()
-            return LENDS if is_lent else found
+            route = self.examine(address, reverse_path, forwarded_by=forwarded_by)
+            is_lent = is_copy and self._may_lend(route, trusted=trusted) and lends()
+            return LENDS if is_lent else route
 
         return examine
 
@@ -178,17 +184,17 @@ class Forwarder(Struct, frozen=True):
         lends = cache(lambda at, own: self._may_be_ours(verdict.contents[at].header, own))
 
         def examine_added(added: AddedRecipient, address: str, forwarded_by: str) -> RoutingResult:
-            found = examine(address, forwarded_by, bool(forwarded_by))
+            route = examine(address, forwarded_by, bool(forwarded_by))
             tenant = tenants.get(tenant_of_rule(added.rule))
-            if tenant is None or not self._may_lend(found, trusted=trusted):
-                return found
-            return LENDS if lends(added.content, tenant.domains) else found
+            if tenant is None or not self._may_lend(route, trusted=trusted):
+                return route
+            return LENDS if lends(added.content, tenant.domains) else route
 
         return examine_added
 
-    def _may_lend(self, found: RoutingResult, *, trusted: bool) -> bool:
+    def _may_lend(self, route: RoutingResult, *, trusted: bool) -> bool:
         """Whether the mail is a stranger's and leaves, where that is not allowed in our name."""
-        leaves = isinstance(found, RemoteRecipient) and not found.is_local
+        leaves = isinstance(route, RemoteRecipient) and not route.is_local
         return leaves and not (trusted or self.forward_own_from)
 
     def sender_of(
@@ -226,10 +232,10 @@ class Forwarder(Struct, frozen=True):
         charges = self.reports_to([address], "")
         if charges and size_bytes > REPORT_BYTES_MAX:
             return LARGE_REPORT
-        found = self.rates.reserve(charges)
-        if isinstance(found, RateCharge):
+        reserved = self.rates.reserve(charges)
+        if isinstance(reserved, RateCharge):
             return MANY_REPORTS
-        found.give_back()
+        reserved.give_back()
         return ""
 
     def _is_local(self, address: str) -> bool:
@@ -240,20 +246,22 @@ class Forwarder(Struct, frozen=True):
 
         Where readers may see other addresses, what is behind each @ counts.
         """
-        fields = Header(tuple([one for one in header.fields if one[0] in (b"from", b"sender")]))
+        fields = Header(
+            tuple([field for field in header.fields if field[0] in (b"from", b"sender")])
+        )
         if sum(len(octets) for _, octets in fields.fields) > ORIGINATORS_OCTETS_MAX:
             return True
-        found = list(originators(fields))
-        texts = [one.address for field in found for one in field.addresses]
+        author_fields = list(originators(fields))
+        texts = [author.address for field in author_fields for author in field.addresses]
         has_words = any("=?" in text for text in texts)  # which some readers decode
-        if has_words or any(field.unread or not field.addresses for field in found):
+        if has_words or any(field.unread or not field.addresses for field in author_fields):
             values = (*fields.values("From"), *fields.values("Sender"))
             texts += [decode_text(value.decode("utf-8", "replace")) for value in values]
         domains = [domain for text in texts for domain in _DOMAIN.findall(text)]
         is_local = self.router.is_local_domain
         return any(
             _LONG_LABEL.search(domain)
-            or any(is_local(one) for one in _as_a_labels(domain) if one not in but)
+            or any(is_local(form) for form in _as_a_labels(domain) if form not in but)
             for domain in domains
         )
 
@@ -285,22 +293,24 @@ class Forwarder(Struct, frozen=True):
         expansion = self.expand(address, reverse_path)
         if expansion is None:
             return None
-        found: dict[str, AliasTarget] = {}  # by mailbox
+        targets: dict[str, AliasTarget] = {}  # by mailbox
         for target in expansion.targets:
-            place = next((at for at, one in enumerate(target.through) if one in passed), None)
+            place = next(
+                (at for at, through in enumerate(target.through) if through in passed), None
+            )
             if place is None:
                 account = self.accounts.by_address(target.address)
-                found.setdefault(account.address if account else target.address.lower(), target)
+                targets.setdefault(account.address if account else target.address.lower(), target)
                 continue
             account = self.accounts.by_address(target.through[place])
             if account is None:
                 return _LOOP
             keeper = AliasTarget(account.address, target.through[:place])
-            found.setdefault(account.address, keeper)
+            targets.setdefault(account.address, keeper)
         own = self.accounts.by_address(address)
-        if own is not None and list(found) == [own.address]:
+        if own is not None and list(targets) == [own.address]:
             return None
-        return replace(expansion, targets=tuple(found.values()))
+        return replace(expansion, targets=tuple(targets.values()))
 
 
 def _report_to(sender: str) -> RateCharge:
@@ -326,8 +336,8 @@ def _as_a_labels(domain: str) -> Iterator[str]:
     domain = domain.lower()
     yield domain_of(f"@{_JOINERS.sub('', domain.casefold())}")
     labels = [
-        one if one.isascii() else f"xn--{one.encode('punycode').decode()}"
-        for one in domain.split(".")
+        label if label.isascii() else f"xn--{label.encode('punycode').decode()}"
+        for label in domain.split(".")
     ]
     yield ".".join(labels)
 
@@ -336,14 +346,14 @@ def _passed(header: Header) -> frozenset[str]:
     """Return the addresses in Delivered-To, as accounts.toml has them."""
     if "Delivered-To" not in header:
         return _NOTHING
-    found = set()
+    addresses = set()
     for value in header.values("Delivered-To"):
         text = value.decode("utf-8", "replace").strip().removeprefix("<").removesuffix(">")
         try:
-            found.add(parse_mailbox(text, smtputf8=True).lower())
+            addresses.add(parse_mailbox(text, smtputf8=True).lower())
         except AddressError:  # of a program that writes something else there
             continue
-    return frozenset(found)
+    return frozenset(addresses)
 
 
 def _invalid(status: str, text: str) -> InvalidRecipient:
@@ -369,11 +379,11 @@ class ExpandedRecipients(Struct, frozen=True):
     @property
     def given(self) -> Mapping[str, Sequence[str]]:
         """The aliases that led to each address, by this in lower case."""
-        found: dict[str, list[str]] = {}
+        by_address: dict[str, list[str]] = {}
         for alias in self.aliases:
-            for one in alias.successors:
-                found.setdefault(one.lower(), []).append(alias.path.address)
-        return found
+            for successor in alias.successors:
+                by_address.setdefault(successor.lower(), []).append(alias.path.address)
+        return by_address
 
     @property
     def alias_by_address(self) -> Mapping[str, str]:
@@ -385,9 +395,9 @@ class ExpandedRecipients(Struct, frozen=True):
     def reported(self) -> tuple[ReportedRecipient, ...]:
         """The aliases of which the sender gets a report: NOTIFY=SUCCESS of a list."""
         return tuple(
-            ReportedRecipient(one.path, Evidence(one.status, one.reply))
-            for one in self.aliases
-            if one.state is RecipientState.EXPANDED and Notify.SUCCESS in one.path.notify
+            ReportedRecipient(alias.path, Evidence(alias.status, alias.reply))
+            for alias in self.aliases
+            if alias.state is RecipientState.EXPANDED and Notify.SUCCESS in alias.path.notify
         )
 
 
@@ -407,10 +417,12 @@ def expand_recipients(
     expansions = [None if at in ended else expand(path.address) for at, path in enumerate(paths, 1)]
     if not ended and not any(expansions):  # nearly always
         return ExpandedRecipients(paths, range(1, len(paths) + 1), [""] * len(paths))
-    positions = [at for at, one in enumerate(expansions, 1) if one is None and at not in ended]
-    found = [paths[at - 1] for at in positions]
-    forwarded_by = [""] * len(found)
-    places = {path.address.lower(): place for place, path in enumerate(found)}
+    positions = [
+        at for at, expansion in enumerate(expansions, 1) if expansion is None and at not in ended
+    ]
+    expanded = [paths[at - 1] for at in positions]
+    forwarded_by = [""] * len(expanded)
+    places = {path.address.lower(): place for place, path in enumerate(expanded)}
     aliases = list(ended.values())
     count = 0
     for position, (path, expansion) in enumerate(zip(paths, expansions, strict=True), 1):
@@ -431,15 +443,15 @@ def expand_recipients(
         aliases.append(_replaced(start, expansion))
         onward = _onward(path, is_list=len(expansion.targets) > 1)
         for target in expansion.targets:
-            place = places.setdefault(target.address.lower(), len(found))
-            if place == len(found):
-                found.append(replace(onward, address=target.address))
+            place = places.setdefault(target.address.lower(), len(expanded))
+            if place == len(expanded):
+                expanded.append(replace(onward, address=target.address))
                 positions.append(0)
                 forwarded_by.append(target.forwarded_by)
             else:
-                notify = _either(found[place].notify, onward.notify)
-                found[place] = replace(found[place], notify=notify)
-    return ExpandedRecipients(found, positions, forwarded_by, tuple(aliases))
+                notify = _either(expanded[place].notify, onward.notify)
+                expanded[place] = replace(expanded[place], notify=notify)
+    return ExpandedRecipients(expanded, positions, forwarded_by, tuple(aliases))
 
 
 def with_added(
@@ -450,19 +462,19 @@ def with_added(
     """Return the recipients with those that milters added: `added` has the names to be shown. An
     alias is replaced; one that is a loop is a recipient itself.
     """
-    found, forwarded_by = [*recipients.paths], [*recipients.forwarded_by]
-    known, added_by = {path.address.lower() for path in found}, dict[str, str]()
+    paths, forwarded_by = [*recipients.paths], [*recipients.forwarded_by]
+    known, added_by = {path.address.lower() for path in paths}, dict[str, str]()
     for address, milter in added.items():
         expansion = expand(address)
         targets = expansion.targets if expansion else ()
         for target in targets or (AliasTarget(address),):
             if target.address.lower() not in known:
                 known.add(target.address.lower())
-                found.append(ForwardPath(target.address, _NEVER))
+                paths.append(ForwardPath(target.address, _NEVER))
                 forwarded_by.append(target.forwarded_by)
                 added_by[target.address] = milter
     positions = (*recipients.positions, *[0] * len(added_by))
-    return ExpandedRecipients(found, positions, forwarded_by, recipients.aliases, added_by)
+    return ExpandedRecipients(paths, positions, forwarded_by, recipients.aliases, added_by)
 
 
 def _failed(start: NewRecipient, expansion: Expansion) -> NewRecipient:
@@ -493,11 +505,11 @@ def _onward(path: ForwardPath, *, is_list: bool) -> ForwardPath:
     return ForwardPath(path.address, notify, path.orcpt or f"{kind};{path.address}")
 
 
-def _either(one: frozenset[Notify], other: frozenset[Notify]) -> frozenset[Notify]:
+def _either(first: frozenset[Notify], other: frozenset[Notify]) -> frozenset[Notify]:
     """Return the reports that one of two ways to an address asks for."""
-    if _NEVER in (one, other):
-        return other if one == _NEVER else one
-    asked = one | other
-    if one and other:
+    if _NEVER in (first, other):
+        return other if first == _NEVER else first
+    asked = first | other
+    if first and other:
         return asked
     return asked | _DEFAULT if Notify.SUCCESS in asked else frozenset()

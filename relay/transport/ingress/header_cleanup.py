@@ -108,21 +108,21 @@ def with_domain_of_author(header: Header, author: str) -> Header:
     values = header.values("From")
     if len(values) != 1:
         return header
-    found = [*address_entries(values[0].decode("utf-8", "replace"), unqualified=True)]
-    if len(found) != 1 or not found[0].is_plain or "@" in found[0].text:
+    authors = [*address_entries(values[0].decode("utf-8", "replace"), unqualified=True)]
+    if len(authors) != 1 or not authors[0].is_plain or "@" in authors[0].text:
         return header
-    field = address_list_field("From", [EmailAddress(author, found[0].name)])
+    field = address_list_field("From", [EmailAddress(author, authors[0].name)])
     return header.remove(("From",)).append(field.encode())
 
 
 def _without_results_of(hostname: str, header: Header) -> Header:
     """Return a header without the Authentication-Results fields that a reader may take for ours."""
-    wanted, name = _RESULTS.lower().encode(), to_ascii_domain(hostname)
+    field_name, name = _RESULTS.lower().encode(), to_ascii_domain(hostname)
     kept = tuple(
         [
-            (one, octets)
-            for one, octets in header.fields
-            if one != wanted or name not in _authserv_ids(octets)
+            (key, octets)
+            for key, octets in header.fields
+            if key != field_name or name not in _authserv_ids(octets)
         ]
     )
     return header if len(kept) == len(header.fields) else Header(kept)
@@ -137,13 +137,13 @@ def _authserv_ids(field: bytes) -> set[str]:
     texts = [value.decode("utf-8", "replace")]
     if b"=?" in value:
         texts.append(decode_words(value))
-    found = set()
+    ids = set()
     for text in texts:
         try:
-            found.add(to_ascii_domain(_authserv_id(text)))
+            ids.add(to_ascii_domain(_authserv_id(text)))
         except AddressError:  # an id, but no host name
             continue
-    return found
+    return ids
 
 
 def _authserv_id(text: str) -> str:
@@ -152,8 +152,8 @@ def _authserv_id(text: str) -> str:
     Comments and white space are skipped, also around dots. A quote or parenthesis without its
     partner is white space. The time is linear.
     """
-    found, position, in_word, pattern = "", 0, False, _TOKEN
-    while len(found) <= DOMAIN_OCTETS_MAX and (token := pattern.match(text, position)):
+    authserv_id, position, in_word, pattern = "", 0, False, _TOKEN
+    while len(authserv_id) <= DOMAIN_OCTETS_MAX and (token := pattern.match(text, position)):
         position = token.end()
         match token.lastgroup:
             case "word":
@@ -168,31 +168,31 @@ def _authserv_id(text: str) -> str:
                 in_word = False
                 continue
         piece = _IDEOGRAPHIC_STOPS.sub(".", piece)
-        begins_another = found and not in_word and "." not in (found[-1], piece[:1])
+        begins_another = authserv_id and not in_word and "." not in (authserv_id[-1], piece[:1])
         if begins_another or not piece:
             break
-        found, in_word = found + piece, True
-    found = found.rstrip(".")
-    return found if len(found) <= DOMAIN_OCTETS_MAX else ""
+        authserv_id, in_word = authserv_id + piece, True
+    authserv_id = authserv_id.rstrip(".")
+    return authserv_id if len(authserv_id) <= DOMAIN_OCTETS_MAX else ""
 
 
 def _comment_end(text: str, position: int) -> int:
     """Return where the comment that began before `position` ends, 0 if it does not."""
     depth = 1
-    for found in _PARENTHESES.finditer(text, position):
-        if found[0][0] == "(":
-            depth += len(found[0])
-        elif found[0][0] == ")":
-            depth -= len(found[0])
+    for match in _PARENTHESES.finditer(text, position):
+        if match[0][0] == "(":
+            depth += len(match[0])
+        elif match[0][0] == ")":
+            depth -= len(match[0])
             if depth <= 0:
-                return found.end() + depth
+                return match.end() + depth
     return 0
 
 
 def message_id(header: Header) -> str:
     """Return the message's own Message-ID as it is kept, "" for none."""
-    found = header.first("Message-ID") or b""
-    return own_message_id(found[:LINE_OCTETS_MAX].decode("utf-8", "replace"))
+    octets = header.first("Message-ID") or b""
+    return own_message_id(octets[:LINE_OCTETS_MAX].decode("utf-8", "replace"))
 
 
 def with_demand(envelope: Envelope, header: Header, origin: Origin) -> Envelope:
@@ -207,5 +207,5 @@ def with_demand(envelope: Envelope, header: Header, origin: Origin) -> Envelope:
 
 def priority(header: Header, origin: Origin) -> PriorityLevel:
     """Return the priority in the header, after the rules; only trusted clients have one."""
-    found = priority_of(header) if origin.trusted else Priority.NORMAL
-    return PriorityLevel.NORMAL if found is Priority.NORMAL else PriorityLevel(found)
+    level = priority_of(header) if origin.trusted else Priority.NORMAL
+    return PriorityLevel.NORMAL if level is Priority.NORMAL else PriorityLevel(level)

@@ -53,7 +53,7 @@ class LocalUsers:
 
 def peer_uid(transport: "asyncio.BaseTransport") -> int:
     """Return the uid of the client of a Unix socket, as it was when it connected."""
-    found = transport.get_extra_info("socket").getsockopt(
+    credentials = transport.get_extra_info("socket").getsockopt(
         socket.SOL_SOCKET, socket.SO_PEERCRED, _PEER.size
     )
-    return int(_PEER.unpack(found)[1])
+    return int(_PEER.unpack(credentials)[1])

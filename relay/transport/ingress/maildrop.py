@@ -107,7 +107,7 @@ class MailDrop:
         """
         names = await asyncio.to_thread(self._listed)
         there = frozenset(names)
-        self._stuck = {name: one for name, one in self._stuck.items() if name in there}
+        self._stuck = {name: stuck for name, stuck in self._stuck.items() if name in there}
         # What had to wait is tried after the others.
         names.sort(key=self._waited.__contains__)
         self._waited = set()
@@ -145,7 +145,7 @@ class MailDrop:
 
     async def _renew(self) -> None:
         """Have the keys remembered of mail whose files stay. Raises SpoolError."""
-        keys = [one.key for one in self._stuck.values() if one.key]
+        keys = [stuck.key for stuck in self._stuck.values() if stuck.key]
         if keys and self._clock.real_s() - self._renewed_s >= _RENEW_S:
             await self.renew(keys)
             self._renewed_s = self._clock.real_s()
@@ -157,13 +157,13 @@ class MailDrop:
         names: list[str] = []
         parts = 0
         with os.scandir(self.directory) as entries:
-            for one in entries:
-                is_part = one.name.startswith(PART)
+            for file in entries:
+                is_part = file.name.startswith(PART)
                 parts += is_part
-                is_young = is_part and (parts > FILES_MAX or self._is_being_written(one))
-                if is_young or one.name == ASIDE or one.is_dir(follow_symlinks=False):
+                is_young = is_part and (parts > FILES_MAX or self._is_being_written(file))
+                if is_young or file.name == ASIDE or file.is_dir(follow_symlinks=False):
                     continue
-                names.append(one.name)
+                names.append(file.name)
                 if len(names) == FILES_MAX:
                     break
         return sorted(names)
@@ -230,22 +230,23 @@ class MailDrop:
         return reply, key
 
     def _envelope(
-        self, given: DroppedEnvelope, *, eight_bit: bool
+        self, dropped: DroppedEnvelope, *, eight_bit: bool
     ) -> tuple[Envelope, list[ForwardPath]]:
         """Return the envelope and its recipients. Raises ValueError."""
         users = self.users
-        sender = given.sender and parse_odd_mailbox(given.sender, users.hostname, smtputf8=True)
+        sender = dropped.sender and parse_odd_mailbox(dropped.sender, users.hostname, smtputf8=True)
         addresses = dict.fromkeys(
-            parse_odd_mailbox(one, users.domain, smtputf8=True) for one in given.recipients
+            parse_odd_mailbox(address, users.domain, smtputf8=True)
+            for address in dropped.recipients
         )
-        notify = parse_notify(given.notify) if given.notify else frozenset()
+        notify = parse_notify(dropped.notify) if dropped.notify else frozenset()
         return Envelope(
             sender,
-            ret=parse_ret(given.ret) if given.ret else "",
+            ret=parse_ret(dropped.ret) if dropped.ret else "",
             eight_bit=eight_bit,
-            envid=parse_envid(given.envid) if given.envid else "",
+            envid=parse_envid(dropped.envid) if dropped.envid else "",
             smtputf8=not "".join((sender, *addresses)).isascii(),
-        ), [ForwardPath(one, notify) for one in addresses]
+        ), [ForwardPath(address, notify) for address in addresses]
 
     async def _set_aside(self, name: str, identity: Identity, why: str) -> None:
         """Move a file to where only the relay can enter."""

@@ -67,7 +67,7 @@ class RateLimits:
     def message_of(self, key: str, rate: str) -> Reservation | None:
         """Count a message of a client, or a report to a sender; None beyond COUNT/SECONDS."""
         allowed, _, period_s = rate.partition("/")
-        found = self.reserve(
+        reserved = self.reserve(
             [
                 RateCharge(
                     rule="",
@@ -81,16 +81,16 @@ class RateLimits:
                 )
             ]
         )
-        return found if isinstance(found, Reservation) else None
+        return reserved if isinstance(reserved, Reservation) else None
 
     def _slots_of(self, charge: RateCharge, *, since: int) -> dict[int, int]:
         """Return the recipients that count, without the slots before `since`."""
         key = charge.rule, charge.per, charge.key, charge.allowed, charge.period_s
         tenant = tenant_of_rule(charge.rule)
         keys_max = TENANT_KEYS_MAX if tenant else KEYS_MAX
-        its = self._slots.setdefault(tenant, BoundedDict(keys_max))
-        slots = its[key] = its.get(key, {})
-        for number in [each for each in slots if each < since]:
+        of_tenant = self._slots.setdefault(tenant, BoundedDict(keys_max))
+        slots = of_tenant[key] = of_tenant.get(key, {})
+        for number in [slot for slot in slots if slot < since]:
             del slots[number]
         return slots
 

@@ -108,7 +108,7 @@ class PolicyThreads:
     ) -> None:
         begun.set()  # if it was cancelled, nobody else does
         now_s = call.get_loop().time()  # real time: as above
-        self._used = {each: until_s for each, until_s in self._used.items() if until_s > now_s}
+        self._used = {user: until_s for user, until_s in self._used.items() if until_s > now_s}
         self._used[key] = self._used.get(key, now_s) + sum(taken_s) * _FORGOTTEN
         if not call.cancelled():
             call.exception()  # asyncio logs what no caller has seen

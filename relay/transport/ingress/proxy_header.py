@@ -58,8 +58,8 @@ def _version_1(data: bytes) -> ProxyHeader | None:
     try:
         source, destination, *ports = [word.decode("ascii") for word in words]
         ends = [ip_address(source), ip_address(destination)]
-        has_ports = len(ports) == 2 and all(one.isdigit() and int(one) < 65536 for one in ports)
-        is_valid = has_ports and {b"TCP%d" % one.version for one in ends} == {family}
+        has_ports = len(ports) == 2 and all(port.isdigit() and int(port) < 65536 for port in ports)
+        is_valid = has_ports and {b"TCP%d" % address.version for address in ends} == {family}
     except ValueError:
         is_valid = False
     if not is_valid or b"%" in line:

@@ -58,23 +58,23 @@ class RuleMails:
         """Return the mails to send, and what the message counts together with them."""
         if not mails:  # nearly always
             return (), reserved
-        found, counted = [], [reserved]
-        for one in _joined(mails):
+        sent, counted = [], [reserved]
+        for due in _joined(mails):
             charge = RateCharge(
-                one.mail.rule,
-                one.mail.kind,
-                one.mail.to.casefold(),
+                due.mail.rule,
+                due.mail.kind,
+                due.mail.to.casefold(),
                 1,
                 allowed=1,
                 period_s=_HOUR_S,
                 status="",
                 text="",
             )
-            count = self._noticed.reserve([charge] if one.mail.text else [])
+            count = self._noticed.reserve([charge] if due.mail.text else [])
             if isinstance(count, Reservation):
-                found.append(one)
+                sent.append(due)
                 counted.append(count)
-        return found, Reservation.of(counted)
+        return sent, Reservation.of(counted)
 
     def added(
         self,
@@ -85,7 +85,7 @@ class RuleMails:
         subject: DecidedMail,
     ) -> tuple[NewMessage, Sequence[NewMessage]]:
         """Return the message whose step 5 names the mails, and the reports with them."""
-        written = [self._written(one, message, subject) for one in mails]
+        written = [self._written(due, message, subject) for due in mails]
         named = [
             SentMail(due.mail.kind, mail.facts.id, due.mail.to, due.rules)
             for due, mail in zip(mails, written, strict=True)
@@ -130,18 +130,18 @@ class RuleMails:
 def _joined(mails: Sequence[RuleMail]) -> Iterator[DueMail]:
     """Yield one journal report for each address, and one notice for each address and rule."""
     groups: dict[tuple[str, str], list[RuleMail]] = {}
-    for one in mails:
-        by = one.rule if one.text else ""
-        groups.setdefault((one.to.casefold(), by), []).append(one)
-    for some in groups.values():
-        recipients = dict.fromkeys(to for one in some for to in one.recipients)
-        rules = dict.fromkeys(one.rule for one in some)
-        yield DueMail(replace(some[0], recipients=tuple(recipients)), tuple(rules))
+    for mail in mails:
+        by = mail.rule if mail.text else ""
+        groups.setdefault((mail.to.casefold(), by), []).append(mail)
+    for group in groups.values():
+        recipients = dict.fromkeys(to for mail in group for to in mail.recipients)
+        rules = dict.fromkeys(mail.rule for mail in group)
+        yield DueMail(replace(group[0], recipients=tuple(recipients)), tuple(rules))
 
 
 def _named(recipients: Sequence[str]) -> Iterator[tuple[str, str]]:
-    for one in recipients[:_NAMED_MAX]:
-        yield "Recipient", one
+    for recipient in recipients[:_NAMED_MAX]:
+        yield "Recipient", recipient
     if (more := len(recipients) - _NAMED_MAX) > 0:
         yield "Further recipients", f"{more}"
 
@@ -164,13 +164,16 @@ def _recipient_lines(due: DueMail, subject: DecidedMail) -> Iterator[tuple[str, 
         for successor in alias.successors
         if successor in behind
     }
-    for one in due.mail.recipients:
-        wanted, by = {_folded(one)}, ""
-        if (alias := aliases.get(one)) is not None:
+    for recipient in due.mail.recipients:
+        searched, by = {_folded(recipient)}, ""
+        if (alias := aliases.get(recipient)) is not None:
             word = "Expanded" if alias.state is RecipientState.EXPANDED else "Forwarded"
-            wanted, by = {_folded(alias.path.address)}, f", {word}: {alias.path.address}"
-        field = next((name for name, found in named.items() if found and found & wanted), otherwise)
-        yield field, one + by
+            searched, by = {_folded(alias.path.address)}, f", {word}: {alias.path.address}"
+        field = next(
+            (name for name, addresses in named.items() if addresses and addresses & searched),
+            otherwise,
+        )
+        yield field, recipient + by
     matched = frozenset(due.mail.recipients)
     for decided in subject.verdict.recipients:
         is_shown = not tenants or _tenants_of([decided.rule], rules) & tenants
@@ -199,7 +202,9 @@ def _addresses_in(header: Header, name: str) -> frozenset[str] | None:
     if sum(map(len, values)) > _FIELD_OCTETS_MAX:
         return None
     texts = (value.decode("utf-8", "replace") for value in values)
-    return frozenset(_folded(one.address) for text in texts for one in address_entries(text))
+    return frozenset(
+        _folded(addressee.address) for text in texts for addressee in address_entries(text)
+    )
 
 
 def _folded(address: str) -> str:

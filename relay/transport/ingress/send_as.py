@@ -81,10 +81,10 @@ def _field_rejection(
             if not may_send_as(person.address) or not _has_one_reading(person.address):
                 return _rejection(f"<{_shown(person.address)}> in {header_field.name}", who, advice)
         if header_field.unread or not header_field.addresses:
-            found = _shown(header_field.unread) if header_field.unread else "no address"
+            text = _shown(header_field.unread) if header_field.unread else "no address"
             return (
                 # RFC 6409 6.3; RFC 3463 3.8
-                f"553 5.7.1 Found {found} in {header_field.name}, expected only addresses of the "
+                f"553 5.7.1 Found {text} in {header_field.name}, expected only addresses of the "
                 f"{who}; {advice}, and put a name with special characters in quotes"
             )
     return ""
@@ -95,9 +95,9 @@ def _has_one_reading(address: str) -> bool:
     return address.isascii() or shown_address(ascii_address(address)) == address
 
 
-def _rejection(found: str, who: str, advice: str) -> str:
+def _rejection(address: str, who: str, advice: str) -> str:
     # RFC 6409 6.1, 6.3; RFC 3463 3.8
-    return f"553 5.7.1 {found}: the {who} may not send from this address; {advice}"
+    return f"553 5.7.1 {address}: the {who} may not send from this address; {advice}"
 
 
 def _shown(text: str) -> str:

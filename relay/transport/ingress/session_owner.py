@@ -136,31 +136,31 @@ class RecipientChecks(Struct, frozen=True):
         if not reverse_path:
             if reply := self.forwarding.report_rejection(address, size_bytes):
                 return RecipientAnswer(reply)
-            one = self.forwarding.examine(address, "")
-            if not may_relay and isinstance(one, LocalRecipient) and not one.is_local:
+            route = self.forwarding.examine(address, "")
+            if not may_relay and isinstance(route, LocalRecipient) and not route.is_local:
                 return RecipientAnswer(_DENIED)  # reports of others to this host's name
-        found = self.forwarding.find(address, reverse_path)
-        if not isinstance(found, Expansion):
+        destination = self.forwarding.find(address, reverse_path)
+        if not isinstance(destination, Expansion):
             reply = await self._rejection(
-                found,
+                destination,
                 address,
-                given=address,
+                named=address,
                 size_bytes=size_bytes,
                 may_relay=may_relay,
                 asks=not may_relay,
             )
             if reply:
                 return RecipientAnswer(reply)
-            is_kept = may_relay and reverse_path and isinstance(found, RemoteRecipient)
+            is_kept = may_relay and reverse_path and isinstance(destination, RemoteRecipient)
             return _KEPT if is_kept else _TAKEN
-        if reply := self.forwarding.writer_rejection(address, found, sender):
+        if reply := self.forwarding.writer_rejection(address, destination, sender):
             return RecipientAnswer(reply)
-        rejection, expanded = "", len(found.targets)
-        for target in found.addresses:
+        rejection, expanded = "", len(destination.targets)
+        for target in destination.addresses:
             reply = await self._rejection(
                 self.forwarding.examine(target, reverse_path),
                 target,
-                given=address,
+                named=address,
                 size_bytes=size_bytes,
                 may_relay=True,
                 asks=not may_relay and expanded == 1,
@@ -183,22 +183,22 @@ class RecipientChecks(Struct, frozen=True):
 
     async def _rejection(
         self,
-        found: RoutingResult,
+        route: RoutingResult,
         address: str,
         *,
-        given: str,
+        named: str,
         size_bytes: int,
         may_relay: bool,
         asks: bool,
     ) -> str:
-        """`given` is the address that the client gave, which leads to `address`."""
-        if self.rules().tenants and self._waits(address, found):
-            return f"451 4.3.0 {unavailable(domain_of(given))}"  # RFC 3463 3.4
-        match found:
+        """`named` is the address that the client gave, which leads to `address`."""
+        if self.rules().tenants and self._waits(address, route):
+            return f"451 4.3.0 {unavailable(domain_of(named))}"  # RFC 3463 3.4
+        match route:
             case RemoteRecipient(next_hop):
-                if not (found.is_local or may_relay):
-                    return self._denial(given)
-                if asks and found.is_asked and next_hop.host and self.verify is not None:
+                if not (route.is_local or may_relay):
+                    return self._denial(named)
+                if asks and route.is_asked and next_hop.host and self.verify is not None:
                     return await self.verify(address, next_hop)
             case LocalRecipient(mailbox):
                 if mailbox != DEAD_LETTER:
@@ -219,10 +219,10 @@ class RecipientChecks(Struct, frozen=True):
         # RFC 3463 3.5
         return f"450 4.4.4 <{address}>: another node has the mailboxes of its domain, try its MX"
 
-    def _waits(self, address: str, found: RoutingResult) -> bool:
+    def _waits(self, address: str, route: RoutingResult) -> bool:
         """Return whether mail for a valid address waits: its tenant has no rules to be used."""
         tenant = self.rules().tenant_of(domain_of(address))
-        is_valid = not isinstance(found, InvalidRecipient)
+        is_valid = not isinstance(route, InvalidRecipient)
         return is_valid and tenant is not None and tenant.rules is None
 
 

@@ -137,7 +137,9 @@ class ListenerRefusals(Struct, frozen=True):
             listener=self.address(),
             account=_shown(refused.user or origin.login, _ADDRESS_CHARACTERS_MAX),
             sender=_shown(refused.sender, _ADDRESS_CHARACTERS_MAX),
-            recipients=tuple([_shown(one, _ADDRESS_CHARACTERS_MAX) for one in recipients]),
+            recipients=tuple(
+                [_shown(recipient, _ADDRESS_CHARACTERS_MAX) for recipient in recipients]
+            ),
             recipient_count=refused.count or len(refused.recipients),
             subject=_shown(refused.subject, _TEXT_CHARACTERS_MAX),
             command=_shown(refused.command, _TEXT_CHARACTERS_MAX),
@@ -201,8 +203,8 @@ class SessionRefusals:
             self._timer.cancel()
             self._timer = None
         gathered, self.gathered = self.gathered, {}
-        for one in gathered.values():
-            self._refused(dataclasses.replace(one.refused, count=one.count), one.claims)
+        for group in gathered.values():
+            self._refused(dataclasses.replace(group.refused, count=group.count), group.claims)
 
 
 def path_in(argument: str) -> str:
@@ -219,13 +221,13 @@ def _shown(text: str, characters_max: int) -> str:
     text = text[:characters_max]
     if text.isprintable():
         return text
-    return "".join([one if one.isprintable() else " " for one in text]).strip()
+    return "".join([character if character.isprintable() else " " for character in text]).strip()
 
 
 def _log_refusal(refusal: Refusal) -> None:
     """Log one line, without the fields that do not apply."""
     is_auth = refusal.command == "AUTH"
-    given = {
+    fields = {
         "user": refusal.account if is_auth else "",
         "login": "" if is_auth else refusal.account,
         "sender": refusal.sender,
@@ -239,7 +241,7 @@ def _log_refusal(refusal: Refusal) -> None:
         qid="NOQUEUE",
         client=refusal.client,
         verb=refusal.command,
-        **{name: value for name, value in given.items() if value},
+        **{name: value for name, value in fields.items() if value},
         reason=refusal.reason.value,  # the log is slow for what is not exactly a str
         reply=refusal.reply,
     )

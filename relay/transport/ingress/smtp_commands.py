@@ -355,8 +355,8 @@ class SmtpCommands:
         if self._mail is not None:
             return "503 5.5.1 Authenticate before MAIL"  # RFC 4954 4
         if not self._offers_auth:
-            one = self._listener
-            if one.settings.takes_auth and one.offers_tls and not self._tls:
+            listener = self._listener
+            if listener.settings.takes_auth and listener.offers_tls and not self._tls:
                 return "538 5.7.11 Use STARTTLS before AUTH"  # RFC 4954 6
             return "502 5.5.1 AUTH is not offered here"  # RFC 5321 4.2.4
         try:
@@ -404,11 +404,11 @@ class SmtpCommands:
         if 0 < settings.max_messages <= self._messages:
             return "421 4.7.0 Too many messages in one session, closing it"  # RFC 5321 7.8
         if settings.max_rate_per_client:
-            found = self._listener.rates.message_of(client, settings.max_rate_per_client)
-            if found is None:
+            reserved = self._listener.rates.message_of(client, settings.max_rate_per_client)
+            if reserved is None:
                 # RFC 5321 7.8
                 return "450 4.7.1 Too many messages from your address, try again later"
-            self._reserved = found
+            self._reserved = reserved
         return ""
 
     async def rcpt(self, argument: str) -> str:

@@ -47,10 +47,10 @@ class ShownHeader(Struct, frozen=True):
             made = change.name.lower(), written(change, leading_blank=leading_blank)
             if change.command == CHANGE_FIELD:
                 same = (at for at, (key, _) in enumerate(fields) if key == made[0])
-                found = next(islice(same, max(change.place, 1) - 1, None), None)
-                if found is not None:
-                    fields[found : found + 1] = [made] if change.value else []
-                    end -= not change.value and found < end
+                index = next(islice(same, max(change.place, 1) - 1, None), None)
+                if index is not None:
+                    fields[index : index + 1] = [made] if change.value else []
+                    end -= not change.value and index < end
                     continue
                 if not change.value:
                     continue

@@ -119,8 +119,8 @@ def encode(command: bytes, *data: bytes) -> bytes:
 
 def text_of(*texts: str | bytes) -> bytes:
     """Return texts as a packet has them; a NUL would end one."""
-    encoded = (one if isinstance(one, bytes) else one.encode(errors="replace") for one in texts)
-    return b"".join(one.replace(b"\0", b"") + b"\0" for one in encoded)
+    encoded = (text if isinstance(text, bytes) else text.encode(errors="replace") for text in texts)
+    return b"".join(octets.replace(b"\0", b"") + b"\0" for octets in encoded)
 
 
 class Negotiated(Struct, frozen=True):
@@ -152,8 +152,8 @@ def negotiated(packet: MilterPacket) -> Negotiated:
         names, end, after = rest[_LENGTH.size :].partition(b"\0")
         if not end:
             raise MilterFaultError("a list of macros without its end")
-        if wanted := names.decode("ascii", "replace").replace(",", " ").split():
-            macros[_LENGTH.unpack_from(rest)[0]] = wanted
+        if macro_names := names.decode("ascii", "replace").replace(",", " ").split():
+            macros[_LENGTH.unpack_from(rest)[0]] = macro_names
         rest = after
     return Negotiated(version, actions, steps & STEPS, macros)
 
@@ -183,7 +183,9 @@ def change_of(packet: MilterPacket) -> FieldChange | PathChange | str | bytes:
         return data
     if command == QUARANTINE:
         (reason,) = _texts(packet, data, 1)
-        text = "".join(one if one.isprintable() else "?" for one in _decoded(packet, reason))
+        text = "".join(
+            character if character.isprintable() else "?" for character in _decoded(packet, reason)
+        )
         return text[:_REASON_CHARACTERS_MAX]
     if command in (ADD_FIELD, INSERT_FIELD, CHANGE_FIELD):
         place = 0
@@ -198,7 +200,7 @@ def change_of(packet: MilterPacket) -> FieldChange | PathChange | str | bytes:
             raise MilterFaultError(f"{_shown(packet)} with a line in {name[:40]!r} that is no fold")
         return FieldChange(command, place, name, value)
     optional = command in (ADD_WITH_PARAMETERS, CHANGE_SENDER) and data.count(b"\0") > 1
-    texts = [_decoded(packet, one) for one in _texts(packet, data, 2 if optional else 1)]
+    texts = [_decoded(packet, octets) for octets in _texts(packet, data, 2 if optional else 1)]
     path = texts[0].strip(" ")
     try:
         address, _ = parse_path(path if path.startswith("<") else f"<{path}>", smtputf8=True)
@@ -217,8 +219,8 @@ def reply_of(packet: MilterPacket) -> str:
     lines = text.replace("\t", " ").split("\r\n")
     codes = set()
     for number, line in enumerate(lines, 1):
-        found = _reply_line(line)
-        code, end, digit = found.groups() if found else ("", "", "")
+        match = _reply_line(line)
+        code, end, digit = match.groups() if match else ("", "", "")
         is_fit = end == (" " if number == len(lines) else "-") and digit in ("", code[0])
         if not is_fit or not line.isprintable():
             raise MilterFaultError(f"the reply {line[:80]!r}")

@@ -55,12 +55,12 @@ class ConfiguredMilter:
         """Log a fault, unless it is the last one again."""
         self.fault = str(error)
         if self._has_log and self._logged.is_new(error):
-            one = self.settings
+            settings = self.settings
             _log.warning(
                 "milter failed",
-                milter=one.name,
-                address=str(one.address),
-                when_down=one.when_down,
+                milter=settings.name,
+                address=str(settings.address),
+                when_down=settings.when_down,
                 error=self.fault,
             )
 
@@ -85,13 +85,13 @@ class ConfiguredMilter:
         if address.path:
             return await _connected(socket.AF_UNIX, address.path)
         if self._lookup is None or self._lookup.done():  # a slow name server takes one thread
-            found = loop.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM)
-            self._lookup = asyncio.ensure_future(found)
+            lookup = loop.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM)
+            self._lookup = asyncio.ensure_future(lookup)
             self._lookup.add_done_callback(lambda lookup: lookup.cancelled() or lookup.exception())
         *others, last = await asyncio.shield(self._lookup)
-        for one in others:
+        for info in others:
             with contextlib.suppress(OSError):
-                return await _connected(one[0], one[4])
+                return await _connected(info[0], info[4])
         return await _connected(last[0], last[4])
 
 
@@ -193,11 +193,11 @@ class MilterConnection:
         with self.guarded():
             await self._flush(limit_s, until)
             while is_answered:
-                found = self.dialogue.answer(stage, await self._packet(limit_s, until))
-                if isinstance(found, FilterAnswer):
-                    answer, is_answered = found, False
-                elif found is not None and take is not None:
-                    await take(found)
+                result = self.dialogue.answer(stage, await self._packet(limit_s, until))
+                if isinstance(result, FilterAnswer):
+                    answer, is_answered = result, False
+                elif result is not None and take is not None:
+                    await take(result)
             self._check_ended()
         return self.dialogue.session or answer
 

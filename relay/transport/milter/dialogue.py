@@ -134,14 +134,14 @@ class MilterChanges(Struct):
     def described(self) -> tuple[str, ...]:
         """Return the changes for people, such as "add X-Spam", cut; not all of very many."""
         fields = (
-            f"{_VERBS[one.command] if one.value else 'remove'} {one.name.decode()}"
-            for one in self.fields
+            f"{_VERBS[change.command] if change.value else 'remove'} {change.name.decode()}"
+            for change in self.fields
         )
-        paths = (f"{_VERBS[one.command]} <{one.address}>" for one in self.paths)
+        paths = (f"{_VERBS[change.command]} <{change.address}>" for change in self.paths)
         body = ("replace body",) if self.replaces_body else ()
         held = () if self.quarantine is None else ("quarantine",)
-        found = islice(chain(fields, paths, body, held), _DESCRIBED_MAX)
-        return tuple([one[:_DESCRIBED_CHARACTERS_MAX] for one in found])
+        texts = islice(chain(fields, paths, body, held), _DESCRIBED_MAX)
+        return tuple([text[:_DESCRIBED_CHARACTERS_MAX] for text in texts])
 
 
 class MilterDialogue:
@@ -197,8 +197,8 @@ class MilterDialogue:
         octets = b""
         if command.macros is not None:
             names = self._wants.macros.get(command.macros, _MACROS[command.macros])
-            found = ((name, macros.get(name.strip("{}"), "")) for name in names)
-            texts = codec.text_of(*(text for pair in found if pair[1] for text in pair))
+            pairs = ((name, macros.get(name.strip("{}"), "")) for name in names)
+            texts = codec.text_of(*(text for pair in pairs if pair[1] for text in pair))
             octets = codec.encode(b"D", command.octet, texts)
         if self._wants.steps & command.unwanted:
             return octets, False

@@ -135,25 +135,25 @@ class FilterVerdict:
         blank = dialogue.leading_blank
         apply = partial(self.shown.changed, changes.fields, leading_blank=blank)
         is_quick = len(changes.fields) <= _QUICK_CHANGES
-        shown = apply() if is_quick else await asyncio.to_thread(apply)
+        header = apply() if is_quick else await asyncio.to_thread(apply)
         self.rest = await body.ended() if changes.replaces_body else self.rest
-        self.shown = shown
-        for one in changes.paths:
-            if one.command == codec.CHANGE_SENDER:
-                self.sender = one
-            elif one.command == codec.REMOVE_RECIPIENT:
-                self.added.pop(one.address, None)
-                self.removed.add(one.address)
+        self.shown = header
+        for path in changes.paths:
+            if path.command == codec.CHANGE_SENDER:
+                self.sender = path
+            elif path.command == codec.REMOVE_RECIPIENT:
+                self.added.pop(path.address, None)
+                self.removed.add(path.address)
             else:
-                self.added[one.address] = dialogue.name
-        results = [one for one in changes.fields if one.name.lower() == _RESULTS]
-        self._written.update(written(one, leading_blank=blank) for one in results)
+                self.added[path.address] = dialogue.name
+        results = [field for field in changes.fields if field.name.lower() == _RESULTS]
+        self._written.update(written(field, leading_blank=blank) for field in results)
         if changes.quarantine is not None:
             self.quarantine, self.quarantined_by = changes.quarantine, dialogue.name
         return changes.described()
 
     def release(self) -> None:
         """Remove the files of new bodies, except that of a message that was accepted."""
-        for one in self.files:
-            one.discard()
+        for file in self.files:
+            file.discard()
         self.files.clear()

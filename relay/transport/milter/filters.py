@@ -57,23 +57,29 @@ class MilterSet:
 
     def replace(self, milters: Sequence[Milter]) -> None:
         """Use these milters from now on. Those that stay keep the number of their connections."""
-        kept = {one.settings: one for one in self._milters}
-        self._milters = tuple(kept.get(one) or ConfiguredMilter(one) for one in milters)
+        kept = {milter.settings: milter for milter in self._milters}
+        self._milters = tuple(
+            kept.get(settings) or ConfiguredMilter(settings) for settings in milters
+        )
 
     @property
     def down(self) -> dict[str, str]:
         """The milters whose last connection failed, by name, and why."""
-        return {one.settings.name: one.fault for one in self._milters if one.fault}
+        return {milter.settings.name: milter.fault for milter in self._milters if milter.fault}
 
     async def probe(self) -> None:
         """Find out which milters are up, whether mail comes or not; `down` says it."""
-        await asyncio.gather(*(one.probe() for one in self._milters))
+        await asyncio.gather(*(milter.probe() for milter in self._milters))
 
     def session(self, role: MilterRole) -> "FilterSession | None":
         """Return a session of the milters of this role, None if there are none."""
         most = STRANGERS_MAX if role == "relay" else CONNECTIONS_MAX
-        found = [MilterConnection(x, most) for x in self._milters if role in x.settings.role]
-        return FilterSession(found, self._hostname, self._observe) if found else None
+        connections = [
+            MilterConnection(milter, most)
+            for milter in self._milters
+            if role in milter.settings.role
+        ]
+        return FilterSession(connections, self._hostname, self._observe) if connections else None
 
 
 class FilterSession:
@@ -96,13 +102,13 @@ class FilterSession:
 
     async def connect(self, client: FilterClient) -> FilterAnswer:
         """Open the connections and announce the client. A refusal is repeated by each command."""
-        shown = client.name or "unknown"
+        name = client.name or "unknown"
         self._of_session |= {
-            "client_name": shown,
+            "client_name": name,
             "client_addr": client.address,
-            "client_ptr": shown,
+            "client_ptr": name,
             "client_port": str(client.port),
-            "_": f"{shown} [{client.address}]",
+            "_": f"{name} [{client.address}]",
             **client.macros,
         }
         self._macros = dict(self._of_session)
@@ -153,8 +159,8 @@ class FilterSession:
         verdict = FilterVerdict(content, store)
         until = now_s() + _ALL_S
         try:
-            for one in self._connections if not self._discarded_by else ():
-                verdict.answer = await self._ask_about(verdict, one, until)
+            for connection in self._connections if not self._discarded_by else ():
+                verdict.answer = await self._ask_about(verdict, connection, until)
                 if verdict.answer.reply or self._discarded_by:
                     break
         except BaseException:
@@ -162,7 +168,7 @@ class FilterSession:
             raise
         finally:
             said = {**self._said_of_session, **self._said}
-            names = (one.dialogue.name for one in self._connections)
+            names = (connection.dialogue.name for connection in self._connections)
             verdict.said = tuple(said[name] for name in names if name in said)
             verdict.discarded_by = self._discarded_by
             self.abort()
@@ -170,44 +176,44 @@ class FilterSession:
 
     def abort(self) -> None:
         """End a message that was not decided: RSET, a refused DATA, the end of a transaction."""
-        for one in self._connections:
-            one.abort()
+        for connection in self._connections:
+            connection.abort()
         self._said.clear()
         self._discarded_by = ""
 
     def close(self) -> None:
         """End the session, without waiting."""
-        for one in self._connections:
-            one.close()
+        for connection in self._connections:
+            connection.close()
 
     async def _ask_all(self, stage: FilterStage, data: bytes) -> FilterAnswer:
         """Give a command to each milter, until one answers for all."""
         until = now_s() + _ALL_S
-        for one in self._connections if not self._discarded_by else ():
+        for connection in self._connections if not self._discarded_by else ():
             began_s = now_s()
             if stage is FilterStage.CONNECT:
-                await one.open(until)
-            answer = await one.ask(stage, data, self._macros, until=until)
-            self._heard(one, stage, answer, began_s=began_s)
+                await connection.open(until)
+            answer = await connection.ask(stage, data, self._macros, until=until)
+            self._heard(connection, stage, answer, began_s=began_s)
             if answer.reply or self._discarded_by:
                 return answer
         return GO_ON
 
     async def _ask_about(
-        self, verdict: FilterVerdict, one: MilterConnection, until: float
+        self, verdict: FilterVerdict, connection: MilterConnection, until: float
     ) -> FilterAnswer:
         """Ask a milter about a message, and apply its changes if it accepts the message."""
-        dialogue, began_s = one.dialogue, now_s()
+        dialogue, began_s = connection.dialogue, now_s()
         if dialogue.is_done:
             return dialogue.session or GO_ON
         answer, stage = GO_ON, FilterStage.HEADER
         changes: tuple[str, ...] = ()
         body = NewBody(verdict.store)
-        with one.guarded():
+        with connection.guarded():
             try:
                 async with aclosing(_commands(verdict, dialogue)) as commands:
                     async for stage, data in commands:
-                        answer = await one.ask(
+                        answer = await connection.ask(
                             stage, data, self._macros, until=until, take=body.add
                         )
                         if answer.answer != GO_ON.answer:
@@ -215,17 +221,17 @@ class FilterSession:
                 if stage is FilterStage.END_OF_MESSAGE and dialogue.session is None:
                     if answer.answer in _ACCEPTED:
                         changes = await verdict.change(dialogue, body)
-                    one.milter.works()
+                    connection.milter.works()
                     dialogue.end_message()
             finally:
                 verdict.files += body.files
         answer = dialogue.session or answer
-        self._heard(one, stage, answer, began_s=began_s, changes=changes)
+        self._heard(connection, stage, answer, began_s=began_s, changes=changes)
         return answer
 
     def _heard(
         self,
-        one: MilterConnection,
+        connection: MilterConnection,
         stage: FilterStage,
         answer: FilterAnswer,
         *,
@@ -233,10 +239,10 @@ class FilterSession:
         changes: tuple[str, ...] = (),
     ) -> None:
         """Record an answer, unless it is repeated or only lets a command pass."""
-        name, session = one.dialogue.name, one.dialogue.session
+        name, session = connection.dialogue.name, connection.dialogue.session
         is_last = stage is FilterStage.END_OF_MESSAGE or answer.answer != GO_ON.answer
         if is_last and not (session and name in self._said_of_session):
-            reason = one.milter.fault if answer.answer == "down" else answer.reply
+            reason = connection.milter.fault if answer.answer == "down" else answer.reply
             said = MilterSaid(name, stage.value, answer.answer, reason, changes)
             (self._said if session is None else self._said_of_session)[name] = said
             self._observe(name, answer.answer, now_s() - began_s)

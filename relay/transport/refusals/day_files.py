@@ -71,13 +71,13 @@ class RefusalFiles:
             self._writing = asyncio.get_running_loop().create_task(self._write_until_done())
         self._on_record()
 
-    async def page(self, wanted: RefusalSearch) -> RefusalPage:
+    async def page(self, search: RefusalSearch) -> RefusalPage:
         """Return the newest records that are wanted; with `after` the oldest ones behind it.
 
         Raises OSError.
         """
         await self._flush()
-        return await asyncio.to_thread(self._page, wanted)
+        return await asyncio.to_thread(self._page, search)
 
     async def prune(self, before_us: int, *, dry_run: bool = False) -> int:
         """Remove, or only count, the records of days whose last one is from before that time.
@@ -153,21 +153,21 @@ class RefusalFiles:
         return self._day
 
     def _last_recorded(self) -> str:
-        return next((one.at for path in self._files() for one in _backwards(path)), "")
+        return next((refusal.at for path in self._files() for refusal in _backwards(path)), "")
 
-    def _page(self, wanted: RefusalSearch) -> RefusalPage:
+    def _page(self, search: RefusalSearch) -> RefusalPage:
         with self._lock:  # a line is not read while its number is written
             last = self._last or self._last_recorded()
-            return select(self._newest_first(wanted), wanted, last=last)
+            return select(self._newest_first(search), search, last=last)
 
-    def _newest_first(self, wanted: RefusalSearch) -> Iterator[Refusal]:
-        text = wanted.address or wanted.account or ""
+    def _newest_first(self, search: RefusalSearch) -> Iterator[Refusal]:
+        text = search.address or search.account or ""
         has_one_form = text.isascii() and "xn--" not in text.lower()  # a line may have another one
         needle = _encoder.encode(text.lower())[1:-1] if has_one_form else b""
         for path in self._files():
-            if wanted.after and path.name < wanted.after[:10]:
+            if search.after and path.name < search.after[:10]:
                 return
-            if not wanted.before or path.name <= wanted.before[:10]:
+            if not search.before or path.name <= search.before[:10]:
                 yield from _backwards(path, needle)
 
     def _prune(self, before: str, dry_run: bool) -> int:
@@ -242,16 +242,16 @@ class _DayFile:
                     os.ftruncate(self._file, self._end)  # a crash left a partial line
                     return
                 self._end += len(line)
-                if (found := _decoded(line)) is not None:
-                    self._note(found, line)
+                if (refusal := _decoded(line)) is not None:
+                    self._note(refusal, line)
 
-    def _note(self, found: Refusal, line: bytes) -> None:
+    def _note(self, refusal: Refusal, line: bytes) -> None:
         """Count a line, which is the last one, and remember the place of a number in it."""
         # only the line of a reason has no reply
-        key = client_of(found.client) if found.reply else found.reason
+        key = client_of(refusal.client) if refusal.reply else refusal.reason
         self._lines[key] += 1
         if line[line.rfind(_TIMES) + len(_TIMES) :].startswith(b" "):
-            self._numbers[key] = _Number(found.times, self._end - len(b"}\n") - _DIGITS)
+            self._numbers[key] = _Number(refusal.times, self._end - len(b"}\n") - _DIGITS)
 
     def add(self, refusal: Refusal) -> None:
         """Add a line, or count the refusal."""
@@ -318,5 +318,5 @@ def _decoded(line: bytes) -> Refusal | None:
 def _backwards(path: Path, needle: bytes = b"") -> Iterator[Refusal]:
     """Yield the records of a file, the last one first; only those whose lines have `needle`."""
     for line in lines_backwards(path, needle):
-        if found := _decoded(line):
-            yield found
+        if refusal := _decoded(line):
+            yield refusal

@@ -146,18 +146,18 @@ def place_after(last: str, at: str) -> str:
     return at if last_us - time_us_of(at) > _DAY_US else rfc3339(last_us + 1)
 
 
-def select(newest_first: Iterable[Refusal], wanted: RefusalSearch, *, last: str) -> RefusalPage:
+def select(newest_first: Iterable[Refusal], search: RefusalSearch, *, last: str) -> RefusalPage:
     """Return a page of the records that match. `last` is the time of the newest record of all."""
-    found: deque[Refusal] = deque(maxlen=wanted.limit)
+    refusals: deque[Refusal] = deque(maxlen=search.limit)
     older: str | None = None
-    for one in newest_first:
-        if one.at <= wanted.after:
+    for refusal in newest_first:
+        if refusal.at <= search.after:
             break
-        if (wanted.before and one.at >= wanted.before) or not wanted.matches(one):
+        if (search.before and refusal.at >= search.before) or not search.matches(refusal):
             continue
-        if not wanted.after and len(found) == wanted.limit:
-            older = found[-1].at
+        if not search.after and len(refusals) == search.limit:
+            older = refusals[-1].at
             break
-        found.append(one)
-    cursor = found[0].at if found else max(wanted.after, last)
-    return RefusalPage(list(found), cursor, older)
+        refusals.append(refusal)
+    cursor = refusals[0].at if refusals else max(search.after, last)
+    return RefusalPage(list(refusals), cursor, older)

@@ -20,15 +20,15 @@ def load_keys(entries: Sequence[DkimKey], config: Path | None = None) -> KeyRing
     A file that several entries name is read once. The size of relay.toml limits the number of
     entries, to 23,000 with 200 MB of keys.
     """
-    found: dict[Path, PrivateKey | str] = {}
+    by_file: dict[Path, PrivateKey | str] = {}
     for file in dict.fromkeys([entry.key for entry in entries]):
         try:
-            found[file] = read_key(file)
+            by_file[file] = read_key(file)
         except ValueError as error:
-            found[file] = str(error)
+            by_file[file] = str(error)
     keys, faults = [], []
     for number, entry in enumerate(entries):
-        match found[entry.key]:
+        match by_file[entry.key]:
             case str(fault):
                 faults.append((number, fault))
             case private:

@@ -71,14 +71,16 @@ def zone_line(name: str, text: str) -> str:
     """Return a TXT record as a line of a zone file (RFC 1035 5.1). `name` is absolute, with or
     without a dot at its end.
     """
-    strings = " ".join(f'"{_escaped(one)}"' for one in txt_strings(text))
+    strings = " ".join(f'"{_escaped(string)}"' for string in txt_strings(text))
     return f"{name.removesuffix('.')}. IN TXT {strings}"
 
 
 def _escaped(octets: bytes) -> str:
     return "".join(
-        (f"\\{chr(one)}" if one in b'"\\' else chr(one)) if one in _PRINTABLE else f"\\{one:03}"
-        for one in octets
+        (f"\\{chr(octet)}" if octet in b'"\\' else chr(octet))
+        if octet in _PRINTABLE
+        else f"\\{octet:03}"
+        for octet in octets
     )
 
 
@@ -134,8 +136,8 @@ def _faults(tags: Mapping[str, str], private: PrivateKey) -> list[RecordFault]:
         place = "" if tags["v"] != VERSION else " that is not the first tag"
         faults.append(RecordFault(f"v={_shown(tags['v'])}{place}", f"v={VERSION} first"))
     if (kind := tags.get("k", "rsa")) != private.kind:
-        found = f"k={_shown(kind)}" if "k" in tags else "no k="
-        faults.append(RecordFault(found, f"k={private.kind}"))
+        kind_tag = f"k={_shown(kind)}" if "k" in tags else "no k="
+        faults.append(RecordFault(kind_tag, f"k={private.kind}"))
     for name, accepted in (("h", {"sha256"}), ("s", {"*", "email"})):
         if name in tags and not accepted & _listed(tags[name]):
             expected = f"{name}={max(accepted)}, or no {name}="
@@ -170,5 +172,5 @@ def _listed(value: str) -> set[str]:
 
 def _shown(text: str) -> str:
     """Return the beginning of a text, printable."""
-    shown = "".join(letter if letter.isprintable() else "?" for letter in text[:_SHOWN_MAX])
-    return shown + ("…" if len(text) > _SHOWN_MAX else "")
+    printable = "".join(letter if letter.isprintable() else "?" for letter in text[:_SHOWN_MAX])
+    return printable + ("…" if len(text) > _SHOWN_MAX else "")

@@ -77,9 +77,9 @@ class SimpleBodyHash:
             self._empty_lines += ends
             return
         while self._empty_lines:
-            some = min(self._empty_lines, _EMPTY_LINES_AT_ONCE)
-            self._hash.update(_CRLF * some)
-            self._empty_lines -= some
+            count = min(self._empty_lines, _EMPTY_LINES_AT_ONCE)
+            self._hash.update(_CRLF * count)
+            self._empty_lines -= count
         self._hash.update(text)
         self._empty_lines = ends
 
@@ -158,7 +158,7 @@ def covered_fields(header: Header, names: Sequence[str] = SIGNED) -> CoveredFiel
         values = header.values(name)
         counts.append(len(values))
         octets += [relaxed_field(name.lower().encode(), value) for value in reversed(values)]
-    return CoveredFields(tuple(counts), b"".join([one + _CRLF for one in octets]))
+    return CoveredFields(tuple(counts), b"".join([field + _CRLF for field in octets]))
 
 
 def unsigned_field(

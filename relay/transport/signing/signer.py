@@ -108,13 +108,13 @@ class SigningThread:
 
 
 def _signed_each(batch: Sequence[Sequence[_Draft]]) -> list[list[bytes] | SigningError]:
-    found: list[list[bytes] | SigningError] = []
+    results: list[list[bytes] | SigningError] = []
     for drafts in batch:
         try:
-            found.append(_signatures(drafts))
+            results.append(_signatures(drafts))
         except SigningError as error:
-            found.append(error)
-    return found
+            results.append(error)
+    return results
 
 
 def _signatures(drafts: Sequence[_Draft]) -> list[bytes]:
@@ -160,8 +160,8 @@ class Signer:
                 async with self._large if size > LARGE_BYTES else contextlib.nullcontext():
                     return await asyncio.to_thread(_signed, plans, now_us)
             drafts = _drafts(plans, now_us)
-            every = [one for some in drafts for one in some]
-            is_quick = all(one.key.private.kind == _QUICK_KIND for one in every)
+            every = [draft for group in drafts for draft in group]
+            is_quick = all(draft.key.private.kind == _QUICK_KIND for draft in every)
             signatures = _signatures(every) if is_quick else await self._thread.sign(every)
             return _completed(plans, drafts, signatures)
 
@@ -191,7 +191,7 @@ class Signer:
 def _signed(plans: Sequence["_Plan"], now_us: int) -> SignedContents:
     """Sign in this thread. Raises SigningError."""
     drafts = _drafts(plans, now_us)
-    return _completed(plans, drafts, _signatures([one for some in drafts for one in some]))
+    return _completed(plans, drafts, _signatures([draft for group in drafts for draft in group]))
 
 
 def _drafts(plans: Sequence["_Plan"], now_us: int) -> list[list[_Draft]]:
@@ -222,9 +222,9 @@ def _completed(
     plans: Sequence["_Plan"], drafts: Sequence[Sequence[_Draft]], signatures: Sequence[bytes]
 ) -> SignedContents:
     """Return the contents with the signatures, which are those of the drafts in their order."""
-    given, contents = iter(signatures), []
-    for plan, some in zip(plans, drafts, strict=True):
-        fields = b"".join([complete_field(one.field, next(given)) for one in some])
+    remaining, contents = iter(signatures), []
+    for plan, group in zip(plans, drafts, strict=True):
+        fields = b"".join([complete_field(draft.field, next(remaining)) for draft in group])
         content = plan.content
         if fields:
             content = ParsedContent(content.header.prepend(fields), content.rest)
@@ -247,11 +247,11 @@ def _plan(content: ParsedContent, ring: KeyRing, now_us: int) -> _Plan:
     author = sole_author(content.header)
     if author.fault:
         return _Plan(content, unsigned=author.fault)
-    found = domain_of(author.address)
-    if not found.isascii():
+    author_domain = domain_of(author.address)
+    if not author_domain.isascii():
         return _Plan(content, unsigned="From has a domain that is no name")
-    domain = ring.domain_for(found)
+    domain = ring.domain_for(author_domain)
     if not domain:
-        return _Plan(content, unsigned=f"no signing key for {found}")
+        return _Plan(content, unsigned=f"no signing key for {author_domain}")
     keys = tuple([key for key in ring.of_domain(domain) if key.is_usable(now_us)])
     return _Plan(content, domain, keys, "" if keys else f"the keys of {domain} have ended")
