@@ -16,9 +16,11 @@ What a rule asks and does:
 - `conditions`: the keys of `when` and `unless`: sender, recipient, client, login, size, header ...
 - `content_conditions`: the conditions on the content: attachment names and types, words and card
   numbers in the body, the kind of the message: automatic, list, signed, calendar ...
-- `actions`: the keys of `then`: reject, defer, hold, rate_limit (per sender, login or client),
-  redirect, quarantine, bcc, cc, discard, journal, notify, next_hop, headers, subject prefix,
-  disclaimer; what a content is after the edits of a rule
+- `actions`: the keys of `then`, and which actions end a rule
+- `recipient_actions`: the actions on who gets a message: reject, defer, discard, hold, next_hop,
+  rate_limit (per sender, login or client), redirect, quarantine, bcc, journal, notify
+- `content_actions`: the actions that edit a message: cc, set_header, remove_header, subject_prefix,
+  set_sender, disclaimer; what a content is after the edits of a rule
 
 The evaluation:
 

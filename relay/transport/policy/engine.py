@@ -41,14 +41,21 @@ from relay.base.message.verdict import (
     mails_about,
 )
 from relay.store.journeys.details import UsedRules
-from relay.transport.policy.actions import (
+from relay.transport.policy.archives import MessageArchives, UnexaminedArchiveError
+from relay.transport.policy.content_actions import (
     NO_DISCLAIMER_STATUS,
-    BccAction,
     CcAction,
-    DeferAction,
-    DiscardAction,
     DisclaimerAction,
     HeaderEdit,
+    SetSenderAction,
+    edited,
+)
+from relay.transport.policy.message_parts import TooManyPartsError
+from relay.transport.policy.message_view import MessageView, OutOfTimeError
+from relay.transport.policy.recipient_actions import (
+    BccAction,
+    DeferAction,
+    DiscardAction,
     HoldAction,
     JournalAction,
     NextHopAction,
@@ -57,12 +64,7 @@ from relay.transport.policy.actions import (
     RateLimitAction,
     RedirectAction,
     RejectAction,
-    SetSenderAction,
-    edited,
 )
-from relay.transport.policy.archives import MessageArchives, UnexaminedArchiveError
-from relay.transport.policy.message_parts import TooManyPartsError
-from relay.transport.policy.message_view import MessageView, OutOfTimeError
 from relay.transport.policy.rule_index import RuleIndex, RulePlan
 from relay.transport.policy.rules import OnError, Rule, RuleMode, RuleTest
 

@@ -37,17 +37,9 @@ from relay.base.settings.document import (
 from relay.base.settings.tree import Tenant
 from relay.base.settings.validation import usable_routes
 from relay.base.settings.values import GROUPS_DIRECTORY, parse_duration
-from relay.transport.policy.actions import (
-    ACTIONS,
-    FINAL,
-    AddressesAction,
-    AfterHold,
-    HoldAction,
-    NextHopAction,
-    RuleAction,
-    SetSenderAction,
-)
+from relay.transport.policy.actions import ACTIONS, FINAL, RuleAction
 from relay.transport.policy.conditions import CONDITIONS, Condition
+from relay.transport.policy.content_actions import SetSenderAction
 from relay.transport.policy.engine import RuleSet
 from relay.transport.policy.globs import Groups
 from relay.transport.policy.groups import (
@@ -59,6 +51,12 @@ from relay.transport.policy.groups import (
     visible_files,
 )
 from relay.transport.policy.patterns import SET_STEPS_MAX, Pattern, PatternError
+from relay.transport.policy.recipient_actions import (
+    AddressesAction,
+    AfterHold,
+    HoldAction,
+    NextHopAction,
+)
 from relay.transport.policy.rule_test_reader import read_test
 from relay.transport.policy.rule_tests import run_tests
 from relay.transport.policy.rules import (

@@ -23,9 +23,9 @@ from relay.base.settings.document import Document, Fault, KeyPath
 from relay.formats import headers
 from relay.formats.transfer_encoding import base64_lines
 from relay.formats.write_header import parameter
-from relay.transport.policy.actions import NextHopAction, read_address
 from relay.transport.policy.conditions import AUTH_METHODS, SizeOverCondition
 from relay.transport.policy.groups import is_inside
+from relay.transport.policy.recipient_actions import NextHopAction, read_address
 from relay.transport.policy.rules import ExpectedResult, OverallVerdict, RuleTest
 from relay.transport.policy.table_reader import (
     TableReader,

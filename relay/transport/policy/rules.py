@@ -18,7 +18,7 @@ from relay.base.message.content import Content
 from relay.base.message.envelope import Source
 from relay.base.message.verdict import Finding
 from relay.base.settings.document import Document, Fault
-from relay.transport.policy.actions import JournalAction, NotifyAction, RuleAction
+from relay.transport.policy.actions import RuleAction
 from relay.transport.policy.conditions import (
     Condition,
     MessageCondition,
@@ -28,6 +28,7 @@ from relay.transport.policy.conditions import (
 )
 from relay.transport.policy.message_view import MessageView
 from relay.transport.policy.patterns import Pattern
+from relay.transport.policy.recipient_actions import JournalAction, NotifyAction
 from relay.transport.policy.table_reader import FAULTS_MAX
 
 

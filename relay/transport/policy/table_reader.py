@@ -1,5 +1,6 @@
 """Read the tables of rule files: each fault has file, line, key, what was found and expected."""
 
+import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from enum import StrEnum
 from typing import Any, TypeVar
@@ -8,6 +9,8 @@ from relay.base.phrases import shown
 from relay.base.settings.document import Document, Fault, KeyPath, unknown_key
 
 FAULTS_MAX = 100  # more than a person reads; no more are looked for
+_CONTROLS = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")
+_WORD = re.compile(r"\w")
 T = TypeVar("T")
 Word = TypeVar("Word", bound=StrEnum)
 
@@ -133,6 +136,15 @@ def some_text(value: Any) -> str:
     if not text(value).strip():
         raise ValueError("a text that is not empty")
     return text(value)
+
+
+def long_text(value: Any, characters_max: int) -> str:
+    """Read a text of one or more lines that has a word. Raises ValueError."""
+    if not isinstance(value, str) or _CONTROLS.search(value) or not _WORD.search(value):
+        raise ValueError("a text with a word and without control characters")
+    if len(value) > characters_max:
+        raise ValueError(f"at most {characters_max} characters")
+    return value
 
 
 def texts(value: Any) -> list[str]:
