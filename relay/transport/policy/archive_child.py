@@ -1,14 +1,16 @@
-"""The child process that looks into archives: it can be killed, and its limits are low.
+"""The child process that reads archives: it can be killed, and its limits are low.
 
 A request is the descriptor of a file with a JSON object: how many `entries` and inflated `octets`
-are left, and `cpu_s`. The answer is its length, followed by a JSON object: the `entries`, each with
-names and types; whether it is a `zip` file, `encrypted` or `unreadable`; `bound`, the one that was
-exceeded, "" for none; what is left of `entries_left` and `octets_left`.
+are left, and `cpu_s`. The answer is a length and a JSON object: the `entries`, each with names and
+types; whether the file is a `zip` file, `encrypted` or `unreadable`; the `bound` that it exceeds,
+or ""; and how many `entries_left` and `octets_left` there are.
 
 Entries are inflated and compared with their checksums. Programs differ in which entries of a
-damaged or doubled ZIP file they find: it is unreadable if something is in it that its directory
-does not list, or says otherwise. PKWARE APPNOTE 4.3, 4.4.4 (encryption), 4.6.9 (a name in Unicode);
-MS-CFB 2.6; MS-OFFCRYPTO 2.3.4.4 (EncryptedPackage).
+damaged or doubled ZIP file they find. So a file is unreadable if it has something that its
+directory does not list or describes differently.
+
+PKWARE APPNOTE 4.3, 4.4.4 (encryption), 4.6.9 (a name in Unicode); MS-CFB 2.6; MS-OFFCRYPTO 2.3.4.4
+(EncryptedPackage).
 """
 
 import json
@@ -60,8 +62,9 @@ class OverBoundError(Exception):
 
 
 class _Source:
-    """A file for ZipFile, which reads all of a directory at once, however large, and takes 5 µs for
-    each record in it, also of a damaged one.
+    """A file for ZipFile, with a bound for the directory.
+
+    ZipFile reads a whole directory at once, of any size, and needs 5 µs for each record in it.
     """
 
     def __init__(self, file: IO[bytes], count: Callable[[int], None]) -> None:
@@ -70,7 +73,7 @@ class _Source:
         self.count: Callable[[int], None] | None = count  # gets the number of records
 
     def read(self, length: int = -1) -> bytes:
-        """Return so many octets, or all that are left. Raises what `count` raises."""
+        """Return `length` octets, or all that are left. Raises what `count` raises."""
         is_bounded = 0 <= length <= _DIRECTORY_OCTETS_MAX
         octets = self._file.read(length if is_bounded else _DIRECTORY_OCTETS_MAX + 1)
         if len(octets) > _DIRECTORY_OCTETS_MAX:
@@ -81,7 +84,7 @@ class _Source:
 
 
 class Examination:
-    """What is in a file: `entries` are all that were found so far."""
+    """What is in a file; `entries` has what was found so far."""
 
     def __init__(self, *, entries: int, octets: int) -> None:
         self.entries_left, self.octets_left = entries, octets
@@ -106,7 +109,7 @@ class Examination:
         return types
 
     def _read_zip(self, file: IO[bytes], depth: int) -> bool:
-        """Add what is in a ZIP file. Return whether its directory could be read, and is right."""
+        """Add what is in a ZIP file. Return whether its directory is readable and complete."""
         source = _Source(file, self._count_entries)
         try:
             archive = ZipFile(cast("IO[bytes]", source))
@@ -181,7 +184,7 @@ def _has_zip(file: IO[bytes]) -> bool:
 
 
 def _lists_all(file: IO[bytes], archive: ZipFile) -> bool:
-    """Return whether all of a file is what its directory says, as far as programs may differ."""
+    """Return whether the directory lists all entries that a program may find in the file."""
     at, others = 0, list[tuple[int, int]]()
     for info in sorted(archive.infolist(), key=lambda zip_info: zip_info.header_offset):
         file.seek(max(0, info.header_offset))  # less than 0 makes no sense
@@ -193,13 +196,13 @@ def _lists_all(file: IO[bytes], archive: ZipFile) -> bool:
         if (
             magic != _LOCAL_RECORD
             or method != info.compress_type
-            or (flags ^ info.flag_bits) & _ENCRYPTED
+            or flags & _ENCRYPTED != info.flag_bits & _ENCRYPTED
             or not (is_elsewhere or size == info.compress_size)
         ):
             return False
         others.append((at, info.header_offset))
         begin = info.header_offset + _LOCAL.size + sum(lengths)
-        # where the header has no size, something may stand behind what is compressed
+        # without a size in the header, another entry may follow the compressed octets
         is_known = not is_elsewhere or method == ZIP_STORED
         at = max(at, begin + (info.compress_size if is_known else 0))
     others.append((at, archive.start_dir))
@@ -220,12 +223,12 @@ def _records(file: IO[bytes], start: int, end: int) -> int:
         held += block
         count += len(_RECORD.findall(held))
         start += len(block)
-        held = held[1 - _RECORD_OCTETS :]  # no whole one
+        held = held[1 - _RECORD_OCTETS :]  # too short for a whole record
     return count
 
 
 def _has_encrypted_package(file: IO[bytes]) -> bool:
-    """Return whether a directory entry of an OLE file is called so."""
+    """Return whether an OLE file has a directory entry "EncryptedPackage"."""
     held, place = b"", 0
     for block in _blocks(file):
         held += block
@@ -240,8 +243,8 @@ def _has_encrypted_package(file: IO[bytes]) -> bool:
 
 
 def _names(info: ZipInfo) -> Iterator[str]:
-    """Yield the names that programs show: up to a NUL or beyond it, in other charsets, from the
-    extra field.
+    """Yield the names that programs may show: cut at a NUL or whole, in other charsets, and the
+    name in the extra field.
     """
     yield from (info.filename, info.orig_filename)
     if not info.flag_bits & _UTF_8:

@@ -1,12 +1,13 @@
-"""Look into the archives among the attachments of a message, for the conditions on attachments.
+"""Read the archives among the attachments of a message, for the conditions on attachments.
 
-Nothing is inflated here. A child process does it, relay/transport/policy/archive_child.py, one file
-at a time; each thread that asks at the same time has its own. It is killed when it takes too long,
-and the next file gets a new one. The bounds are for all attachments of a message together, in all
-contents that rules make of it. A file whose content neither begins as an archive or an OLE file nor
-has the end record of a ZIP file costs no request.
+Nothing is inflated in this process. A child process inflates one file at a time
+(relay/transport/policy/archive_child.py). Threads that ask at the same time have different child
+processes. A child that takes too long is killed, and the next file gets a new one. The bounds are
+for all attachments of a message together, in all contents that rules make of the message. A file is
+sent to a child only if it begins as an archive or an OLE file, or has the end record of a ZIP file.
 
-The calls block, for threads. Raises OSError if no process can be started, or a body not be read.
+The calls block, and are made in threads. They raise OSError if no process can be started, or if a
+body cannot be read.
 """
 
 import atexit
@@ -42,9 +43,9 @@ _LOOKED_INTO = ARCHIVES | {OLE}
 
 
 class UnexaminedArchiveError(Exception):
-    """What a condition asks is not known, because an archive exceeds a bound."""
+    """A condition cannot be evaluated, because an archive exceeds a bound."""
 
-    rule = ""  # that asks
+    rule = ""  # the rule with the condition
 
 
 class ArchiveContents(Struct, frozen=True):
@@ -53,13 +54,15 @@ class ArchiveContents(Struct, frozen=True):
     entries: tuple[AttachedFile, ...] = ()
     is_encrypted: bool = False
     is_unreadable: bool = False
-    bound: str = ""  # that it exceeds; "" for none
+    bound: str = ""  # the bound that it exceeds; "" for none
     types: tuple[str, ...] = ()  # of its content; ZIP too if it may be one
 
 
 class MessageArchives:
-    """What is left for the archives of a message, and what is known of them: rules may make many
-    contents of it. `between` is called while one waits.
+    """What is left of the bounds for a message, and the answers about its files so far.
+
+    Rules may make many contents of a message; all of them share this. `between` is called while
+    the caller waits for an answer.
     """
 
     def __init__(self, between: Callable[[], None]) -> None:
@@ -73,8 +76,8 @@ class _ArchiveProcess(ChildProcess):
     """A process of relay.transport.policy.archive_child."""
 
     def receive(self, length: int, until_s: float, limits: MessageArchives) -> bytes:
-        """Return so many octets. Raises EOFError, TimeoutError, ConnectionError, what `between`
-        raises.
+        """Return `length` octets. Raises EOFError, TimeoutError, ConnectionError, and what
+        `between` raises.
         """
         received = bytearray()
         while len(received) < length:
@@ -89,20 +92,20 @@ class _ArchiveProcess(ChildProcess):
         return bytes(received)
 
     def end(self) -> None:
-        """Kill it and reap it."""
+        """Kill the process, and reap it."""
         self.process.kill()
         self.socket.close()
         self.process.wait()
 
 
 class ArchiveReader:
-    """Asks child processes, which it keeps for the next file: as many as were asked at a time."""
+    """Sends files to child processes. Idle ones are kept for the next file."""
 
     def __init__(self) -> None:
         self._idle: list[_ArchiveProcess] = []
 
     def ask(self, descriptor: int, limits: MessageArchives) -> dict[str, Any] | None:
-        """Return the answer about an open file, None if that takes too long or kills the process.
+        """Return the answer about an open file; None if it takes too long or the process ends.
 
         What `between` raises ends the call. Raises OSError.
         """

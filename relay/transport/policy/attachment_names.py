@@ -1,9 +1,9 @@
 """Find every file name that a mail program may read in a field of a part, for rules on names.
 
-Programs differ: in comments, quotes, escapes, sections, folding, encoded words, missing semicolons.
-The names of relay.formats.content_fields come first; of fields with such specials, what follows
-each `name=` is also read in the other ways. A name too many is only one that no program shows. Time
-is linear in the length of a field: what is read ends where the next name begins.
+Programs differ in how they read comments, quotes, escapes, sections, folding, encoded words and
+missing semicolons. The names of relay.formats.content_fields come first. If a field has any of
+these, what follows each `name=` is also read in the other ways. A name that no program shows does
+no harm. Time is linear in the length of a field: each reading ends where the next name begins.
 """
 
 import re
@@ -18,7 +18,7 @@ from relay.transport.policy.folding import folded
 
 NAME_CHARACTERS_MAX = 255  # the last ones, with the file extension
 _NAMES = ("name", "filename")
-# A field that all programs read alike, unless a parameter is there twice.
+# A field that all programs read in the same way, unless it has a parameter twice.
 _PLAIN = re.compile(
     r"\s*[\w.+/-]++\s*(?:;\s*(?:(?:[\w-]++(?:\*[0-9])?=(?:[\w.+-]++|\"[^\"\\%\0]*+\"))"
     r"|[\w-]++(?:\*[0-9])?\*=[\w.+/%'-]++)?)*+",
@@ -46,7 +46,7 @@ _separators = re.compile(r"[/\\]")
 
 def names_in(value: bytes) -> tuple[list[str], bool]:
     """Return all names in the unfolded value of Content-Type or Content-Disposition, normalised;
-    and whether all programs read them alike.
+    and whether all programs read the same names.
     """
     if b"name" not in value.lower() and b"=?" not in value:
         return [], True
@@ -57,7 +57,8 @@ def names_in(value: bytes) -> tuple[list[str], bool]:
     keys = [key for key, _ in field.parameters]
     sections = [_number(key) for key in keys if "*" in key]
     is_plain = len(set(keys)) == len(keys) and sections == list(range(len(sections)))
-    if not (is_plain := is_plain and bool(_PLAIN.fullmatch(text))):
+    is_plain = is_plain and bool(_PLAIN.fullmatch(text))
+    if not is_plain:
         names += filter(None, _decoded(_others(text)))
     names += [_ENDING.split(name, 1)[0] for name in names if _ENDING.search(name)]
     return list(dict.fromkeys(map(normalised, names))), is_plain
@@ -85,9 +86,9 @@ def boundaries_in(value: bytes) -> list[bytes]:
 def normalised(name: str) -> str:
     """Return a name as the receiving system uses it, folded for comparison.
 
-    Only the last component of a path; no control or invisible characters, which could hide an
-    extension; no quotes or brackets around it, no stream of the file, and no trailing dots or
-    blanks, which Windows removes; NFKC (full-width forms as ASCII).
+    Of a path only the last component is left. Removed are control and invisible characters, which
+    could hide an extension; quotes and brackets around the name; the stream of a file; and trailing
+    dots and blanks, which Windows removes. The name is in NFKC (full-width forms as ASCII).
     """
     visible = folded(name)
     last = _separators.split(visible.rstrip(_TRAILING))[-1]
@@ -152,7 +153,7 @@ def _values(piece: str) -> Iterator[str]:
 
 
 def _decoded(texts: Iterable[str]) -> list[str]:
-    """Return the texts without quotes, and what is encoded in them, in any order and again."""
+    """Return the texts without quotes, and what they encode, also in several layers."""
     decoded: dict[str, None] = {}
     for _ in range(_ENCODINGS_MAX):
         bare = dict.fromkeys(text.translate(_NOT_TEXT).strip() for text in texts)

@@ -42,7 +42,7 @@ class CcAction(AddressesAction, frozen=True):
     """Other addresses get a copy; the Cc field of the matched recipients' copies shows them."""
 
     def edit(self, header: Header, message: ExaminedMessage) -> Header:
-        """Append those that are not yet recipients to the Cc field."""
+        """Append the addresses that are not yet recipients to the Cc field."""
         present = {recipient.casefold() for recipient in message.recipients}
         added = [address for address in self.addresses if address.casefold() not in present]
         if not added:
@@ -114,8 +114,9 @@ class SubjectPrefixAction(Struct, frozen=True):
 
 
 class SetSenderAction(Struct, frozen=True):
-    """The message is from this address: its reverse-path, unless that is null, and its From. One
-    matched recipient is enough, because a message has one sender.
+    """From and the reverse-path get this address; a null reverse-path stays null.
+
+    One matched recipient is enough, because a message has one sender.
     """
 
     address: str
@@ -124,7 +125,7 @@ class SetSenderAction(Struct, frozen=True):
     def parse(cls, value: Any) -> Self:
         """Read an address. Raises ValueError.
 
-        Whether its domain is an own one is checked where these are known.
+        Whether the domain is an own domain is checked in rule_files, where these are known.
         """
         address = read_address(value)
         if not address.isascii():
@@ -132,8 +133,9 @@ class SetSenderAction(Struct, frozen=True):
         return cls(address)
 
     def edit(self, header: Header, _: ExaminedMessage) -> Header:
-        """Replace From by this address, with the name of the first author; remove Sender, which
-        would name another mailbox as the one that sends it (RFC 5322 3.6.2).
+        """Replace From by this address, with the name of the first author.
+
+        Sender is removed: it would name another mailbox that sends the message (RFC 5322 3.6.2).
         """
         authors = [
             address
@@ -167,17 +169,17 @@ def _checked_name(name: Any) -> str:
 
 
 class DisclaimerPlace(StrEnum):
-    """Where it stands in a text."""
+    """Where the disclaimer stands in a text."""
 
     END = "end"
     START = "start"
 
 
 class DisclaimerFallback(StrEnum):
-    """What happens to a message that cannot have it."""
+    """What happens to a message to which no disclaimer can be added."""
 
-    WRAP = "wrap"  # it is attached to a new message that has it
-    IGNORE = "ignore"  # it goes without
+    WRAP = "wrap"  # it is attached to a new message with the disclaimer
+    IGNORE = "ignore"  # it is delivered without the disclaimer
     REJECT = "reject"  # it is rejected
 
 
@@ -204,8 +206,9 @@ class DisclaimerAction(Struct, frozen=True):
         )
 
     def edit(self, content: ParsedContent) -> tuple[ParsedContent, str]:
-        """Return the content with it, the same if nothing changes, and why it is not in the texts,
-        "" if it is. Reading blocks; raises OSError.
+        """Return the content with the disclaimer, and why the texts do not have it, or "".
+
+        If nothing changes, the content is the same object. Reading blocks; raises OSError.
         """
         disclaimer = _disclaimer(self)
         new = with_disclaimer(content, disclaimer)
@@ -216,7 +219,7 @@ class DisclaimerAction(Struct, frozen=True):
         return content, new.reason
 
 
-@lru_cache(maxsize=256)  # its words are found once, not for each message
+@lru_cache(maxsize=256)  # a disclaimer is split into words once, not for each message
 def _disclaimer(action: DisclaimerAction) -> Disclaimer:
     return Disclaimer.of(action.text, action.html, at_start=action.where is DisclaimerPlace.START)
 
@@ -230,9 +233,9 @@ def _html(value: Any) -> str:
 
 @dataclass(frozen=True, slots=True)
 class EditedContent:
-    """A content after the edits of a rule: the same object if nothing changes.
+    """A content after the edits of a rule; the same object if nothing changes.
 
-    `notes` are what could not be done; with a `refusal`, its recipients are rejected.
+    `notes` say which edits could not be made. With a `refusal`, the recipients are rejected.
     """
 
     content: ParsedContent

@@ -1,15 +1,14 @@
-"""The conditions of mail-flow rules on the content of a message: its text, its attachments, and its
-kind by the header and the types of its parts.
+"""The conditions of mail-flow rules on the content: the text, the attachments, the kind of message.
 
-relay/transport/policy/conditions.py says what a condition is, and has the keys of these. What they
-read is found once per content: the parts of the message, its text as a reader sees it, the types of
-its attachments. Raises what MessageView raises.
+relay/transport/policy/conditions.py says what a condition is, and has the keys of these. The parts
+of a message, its text as a reader sees it and the types of its attachments are read once per
+content. Raises what MessageView raises.
 
 The number of a payment card has 13 to 19 digits, alone or in groups of at least three, with a blank
-or hyphen between them. It has the first digits and the length that an issuer of cards gives, and
-the check digit of ISO/IEC 7812-1 (Luhn). A group of digits that is part of a longer one, of a word
-or of a decimal fraction is none of its groups. Finding them takes linear time: a group is compared
-with at most five before it.
+or hyphen between groups. It has the first digits and the length that an issuer of cards uses, and
+the check digit of ISO/IEC 7812-1 (Luhn). Digits that are part of a longer number, of a word or of a
+decimal fraction do not count. The search takes linear time: a group is combined with at most five
+groups before it.
 
 RFC 3834 5 (Auto-Submitted), RFC 2919 (List-Id), RFC 1847 (multipart/signed and encrypted), RFC 8551
 3.2 (S/MIME), RFC 6522 (multipart/report), RFC 5545 8.1 (text/calendar).
@@ -50,7 +49,7 @@ def _name_globs(value: Any) -> Globs:
 
 
 class AttachedCondition(BaseCondition, frozen=True):
-    """What all conditions on attachments have in common."""
+    """The base of all conditions on attachments."""
 
     @property
     def is_deep(self) -> bool:
@@ -58,11 +57,11 @@ class AttachedCondition(BaseCondition, frozen=True):
         return True
 
     def needs_thread(self, view: MessageView) -> bool:
-        """Return whether it takes long for this content: a small one has its names read at once."""
+        """Return whether it takes long; the names in a small content are read at once."""
         return may_have_attachments(view.content) and is_slow(view)
 
     def terms(self) -> Sequence[FieldGlobs]:
-        """See BaseCondition: any attachment."""
+        """See BaseCondition. The condition can match a message with any attachment."""
         return (("attachment", None),)
 
 
@@ -87,9 +86,11 @@ class AttachmentNameCondition(AttachedCondition, frozen=True):
 
 
 class AttachmentCondition(AttachedCondition, frozen=True):
-    """One attachment, or with `inside` one entry of it, has both a name and a type that match;
-    None matches all. `encrypted` and `unreadable` are asked of the attachment. What is unreadable
-    has the types of its content only: anybody may declare a type.
+    """An attachment has both a name and a type that match; None matches all.
+
+    With `inside` an entry of an archive may match too. `encrypted` and `unreadable` are properties
+    of the attachment. The type of an unreadable file is only read from its content: a sender may
+    declare any type.
     """
 
     names: Globs | None
@@ -116,7 +117,7 @@ class AttachmentCondition(AttachedCondition, frozen=True):
         )
 
     def needs_thread(self, view: MessageView) -> bool:
-        """Return whether it takes long: so do the types, if a name of a small content matches."""
+        """Return whether it takes long: names of a large content, and types if a name matches."""
         if super().needs_thread(view):
             return True
         return (self.types is not None or self._asks_archives) and self._may_match(view)
@@ -155,7 +156,7 @@ class AttachmentCondition(AttachedCondition, frozen=True):
         return self.inside or self.encrypted or self.unreadable
 
     def _found(self, view: MessageView) -> Iterator[str]:
-        """Yield what matches, where the content of archives is asked."""
+        """Yield what matches, for a condition on the content of archives."""
         for attachment, archive in zip(view.attachments, view.archives, strict=True):
             if (self.encrypted and not archive.is_encrypted) or (
                 self.unreadable and not archive.is_unreadable
@@ -204,19 +205,21 @@ def _shown(attachment: AttachedFile) -> str:
 
 
 def _with_contents(attachment: AttachedFile, archive: ArchiveContents) -> str:
-    unreadable = archive.bound or "damaged, or of a kind that is not read"
-    return _shown(attachment) + "".join(
-        [" encrypted"] * archive.is_encrypted
-        + [f" unreadable ({unreadable})"] * archive.is_unreadable
-        + [f" with {len(archive.entries)} entries"] * bool(archive.entries)
-    )
+    words = [_shown(attachment)]
+    if archive.is_encrypted:
+        words.append("encrypted")
+    if archive.is_unreadable:
+        words.append(f"unreadable ({archive.bound or 'damaged, or of a kind that is not read'})")
+    if archive.entries:
+        words.append(f"with {len(archive.entries)} entries")
+    return " ".join(words)
 
 
 class BodyCondition(BaseCondition, frozen=True):
     """The text of the body has one of the words or phrases, or the number of a payment card, or
     matches one of the patterns.
 
-    `phrases` are as in_words() writes them. `expressions` are for the text, or for the small one.
+    `phrases` are in the form of in_words(). Each of `expressions` has the text that it is for.
     """
 
     words: frozenset[str] = frozenset()
@@ -260,15 +263,15 @@ class BodyCondition(BaseCondition, frozen=True):
         return any(True for _ in self._found(view))
 
     def value_in(self, view: MessageView) -> str:
-        """Return the words that are found or the part that matches, else the beginning of the text.
-        Of the numbers of cards, and of a text that may have some, it shows four digits at most.
+        """Return the words that are found or the part that matches, else the whole text.
 
-        Raises PatternError.
+        Of the number of a card only the last four digits are returned. A text that may have numbers
+        of cards is not returned. Raises PatternError.
         """
         return ", ".join(self._found(view)) or ("" if self.cards else view.body.text)
 
     def _found(self, view: MessageView) -> Iterator[str]:
-        """Yield what is found: all words and phrases; of the first pattern what it matches."""
+        """Yield all words, phrases and cards that are found, and what the first pattern matches."""
         body = view.body
         if self.words:
             yield from sorted(self.words & body.words)
@@ -301,7 +304,7 @@ def _words_of(text: str) -> list[str]:
 
 
 def _pattern_of(glob: str) -> Pattern:
-    """Return a glob for a small text as a pattern. Raises ValueError."""
+    """Return a glob as a pattern for a text in lower case. Raises ValueError."""
     if not 0 < len(glob) <= GLOB_CHARACTERS_MAX:
         raise ValueError(f"globs of 1 to {GLOB_CHARACTERS_MAX} characters")
     small = folded(glob).casefold()
@@ -321,7 +324,7 @@ _EXPRESSIONS: dict[str, tuple[str, Callable[[Any], Pattern]]] = {
 }
 
 
-# Lookarounds, so that no place of the text is looked at twice.
+# The lookarounds keep the search linear: no place of the text is read twice.
 _GROUP = re.compile(r"(?<![^\W_])(?<!\+)(?<![0-9]\.)[0-9]{3,19}+(?![^\W_])(?!\.[0-9])")
 _BETWEEN_GROUPS = " -\u2010\u2013"  # \u2010 is what NFKC makes of a hyphen that does not break
 _GROUPS_MAX = 6  # of three digits
@@ -359,7 +362,7 @@ def card_numbers(text: str) -> Iterator[str]:
 
 
 def masked(digits: str) -> str:
-    """Return a number as it may be shown: its last four digits."""
+    """Return the last four digits of a card number, as it may be shown."""
     return f"•••• {digits[-4:]}"
 
 
@@ -403,11 +406,11 @@ class MessageTypeCondition(BaseCondition, frozen=True):
         return MessageType.CALENDAR in self.kinds
 
     def needs_thread(self, view: MessageView) -> bool:
-        """Return whether the types of the parts have to be found, and that takes long."""
+        """Return whether the types of the parts have to be read, and reading them takes long."""
         return self.is_deep and may_have_attachments(view.content) and is_slow(view)
 
     def terms(self) -> Sequence[FieldGlobs]:
-        """See BaseCondition: the field that says it is there."""
+        """See BaseCondition: the fields without which no message is of these kinds."""
         if self.is_deep:
             return ()
         names = dict.fromkeys(name for kind in self.kinds for name in _BY_HEADER[kind][0])
@@ -418,7 +421,7 @@ class MessageTypeCondition(BaseCondition, frozen=True):
         return any(_is_of(view, kind) for kind in self.kinds)
 
     def value_in(self, view: MessageView) -> str:
-        """Return the first kind that matches, else the others of the message.
+        """Return the first kind that matches, else the kinds that the header shows.
 
         Raises what MessageView raises.
         """
@@ -467,8 +470,9 @@ def _is_encrypted(header: Header) -> bool:
 
 
 def _smime_type(field: ContentField, header: Header) -> str:
-    """Return what an S/MIME message contains, "" for other messages. Without a parameter that says
-    it, the name does.
+    """Return what an S/MIME message contains, "" for other messages.
+
+    Without the parameter smime-type, the file name decides.
     """
     if field.value not in _SMIME:
         return ""

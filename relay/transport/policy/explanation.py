@@ -1,10 +1,10 @@
-"""Explain the rules: one evaluation that gives the verdict, and every rule with what it compared.
+"""Explain the rules: the verdict about a message, and what each rule compared.
 
-explain() is RuleBook.evaluate() with findings: it applies the rules by the same code, and each
-condition of a rule says what it compared and whether it holds. Without a message, a condition on
-the content is unknown, and so may be the rule; such a rule is not applied.
+explain() is RuleBook.evaluate() with findings. It applies the rules by the same code, and records
+what each condition of a rule compared and whether it holds. Without a message, the result of a
+condition on the content is unknown. A rule whose result is unknown is not applied.
 
-A pure function. Raises what evaluate() raises.
+explain() is a pure function, and raises what evaluate() raises.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -37,8 +37,9 @@ _ACTION_KEYS = {kind: key for key, kind in ACTIONS.items()}
 
 
 class ConditionFinding(Struct, frozen=True):
-    """What a condition compared. One of `unless` is named "unless KEY": if it holds, the rule does
-    not match. `holds` None: the condition needs a message, and there is none.
+    """What a condition compared. A condition of `unless` is named "unless KEY".
+
+    `holds` is None if the condition needs a message and there is none.
     """
 
     condition: str
@@ -46,7 +47,7 @@ class ConditionFinding(Struct, frozen=True):
     holds: bool | None
 
     def is_below(self, prefix: str) -> bool:
-        """Return whether it is one of the keys of a table, not of one inside that."""
+        """Return whether it is a key of the table `prefix`, and not of a table inside it."""
         return "[" not in self.condition.removeprefix(prefix)
 
 
@@ -55,7 +56,7 @@ class RuleFinding(Struct, frozen=True):
 
     rule: str  # its name
     mode: str  # enforce, audit or off
-    matched: bool | None  # None: that depends on a message, and there is none
+    matched: bool | None  # None: the result depends on a message, and there is none
     recipients: tuple[str, ...]  # that it matches
     conditions: tuple[ConditionFinding, ...]  # for the first of these, else for the first recipient
     actions: tuple[dict[str, Any], ...]  # what it does with a message that it matches
@@ -90,7 +91,7 @@ def verdict_document(explained: RulesExplained) -> dict[str, Any]:
 
 
 def outcome_document(verdict: Verdict) -> dict[str, Any]:
-    """Return what becomes of a message, without the rules that it is by."""
+    """Return what happens to a message, without the findings about rules."""
     return {
         "verdict": str(overall_verdict(verdict)),
         "deferred": msgspec.to_builtins(verdict.deferred),
@@ -146,7 +147,7 @@ class _Explaining(Evaluation):
                 self._enter_next()
 
     def _finding(self, rule: Rule, plan: RulePlan | None, *, is_open: bool) -> RuleFinding:
-        """Apply a rule and return what it found; None: it is off."""
+        """Apply a rule and return what it found; `plan` is None if the rule is off."""
         if plan is None:
             return _finding(rule, skipped="its mode is off")
         if why := rule.outside_dates(self._message.time_us):
@@ -181,7 +182,7 @@ class _Explaining(Evaluation):
     def _all_examined(
         self, conditions: ConditionSet, view: MessageView, recipient: str, *, prefix: str
     ) -> Iterator[ConditionFinding]:
-        """Yield what each condition compared; after an `all` or `any`, those of its tables."""
+        """Yield what each condition compared; after an `all` or `any`, what its tables compared."""
         for condition in (*conditions.on_message, *conditions.on_recipient):
             yield self._examined(condition, view, recipient, prefix=prefix)
         for nested in conditions.nested:
@@ -216,7 +217,7 @@ class _Explaining(Evaluation):
 
 
 def _matches(findings: tuple[ConditionFinding, ...]) -> bool | None:
-    """Return whether all conditions of `when` hold and none of `unless`; None: it is unknown."""
+    """Return whether all conditions of `when` hold and none of `unless`; None if unknown."""
     return _conjunction(
         finding.holds
         if finding.holds is None
@@ -227,15 +228,19 @@ def _matches(findings: tuple[ConditionFinding, ...]) -> bool | None:
 
 
 def _conjunction(results: Iterable[bool | None]) -> bool | None:
-    """Return whether all results are true; None: it is unknown."""
+    """Return whether all results are true; None if unknown."""
     known = set(results)
-    return False if False in known else None if None in known else True
+    if False in known:
+        return False
+    return None if None in known else True
 
 
 def _disjunction(results: Iterable[bool | None]) -> bool | None:
-    """Return whether one of the results is true; None: it is unknown."""
+    """Return whether one of the results is true; None if unknown."""
     known = set(results)
-    return True if True in known else None if None in known else False
+    if True in known:
+        return True
+    return None if None in known else False
 
 
 def _finding(

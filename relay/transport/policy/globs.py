@@ -29,7 +29,7 @@ class Globs(Struct, frozen=True):
     def of(cls, patterns: Iterable[str]) -> Self:
         """Compile `patterns`. Raises ValueError that says what was expected."""
         whole: set[str] = set()
-        by_ends: dict[tuple[bool, bool], list[str]] = {}  # by whether it ends, and begins, with a *
+        by_ends: dict[tuple[bool, bool], list[str]] = {}  # whether "*" is at the end, at the begin
         others = []
         for pattern in patterns:
             if not 0 < len(pattern) <= GLOB_CHARACTERS_MAX:
@@ -98,7 +98,7 @@ class Globs(Struct, frozen=True):
         return next(filter(self.match, values), "")
 
 
-# By the names of the groups of addresses: what `group:NAME` stands for.
+# The address groups by their names: what `group:NAME` stands for.
 Groups = Mapping[str, Globs]
 
 # A field of a message ("sender", "header x-spam") and the globs for its values; None for any value.

@@ -95,7 +95,7 @@ class HoldAction(Struct, frozen=True):
 
 
 class NextHopAction(Struct, frozen=True):
-    """The copies of the matched recipients go there, whatever route takes their addresses."""
+    """The copies of the matched recipients go to this next hop, not where the routes lead."""
 
     next_hop: str  # "route:NAME", or the text of a NextHop
 
@@ -128,7 +128,7 @@ class RateKey(StrEnum):
 
 
 class RateLimitAction(Struct, frozen=True):
-    """Beyond so many recipients in so long a time, the message is deferred."""
+    """A message over `allowed` recipients in `period_s` seconds is deferred."""
 
     allowed: int  # recipients
     period_s: float
@@ -150,7 +150,7 @@ class RateLimitAction(Struct, frozen=True):
         return cls(int(count), float(seconds), per, status, text)
 
     def key(self, message: ExaminedMessage) -> str:
-        """Return whose limit a message counts against, "" for nobody's."""
+        """Return the key of the limit that a message counts against, "" if it counts for none."""
         match self.per:
             case RateKey.SENDER:
                 return message.forms_of((message.reverse_path,))[-1].casefold() or "<>"
@@ -160,7 +160,7 @@ class RateLimitAction(Struct, frozen=True):
                 return message.client
 
     def charge(self, rule: str, key: str, recipients: int) -> RateCharge:
-        """Return what a message of this rule counts."""
+        """Return what a message counts against the limit of this rule."""
         return RateCharge(
             rule,
             str(self.per),
@@ -185,8 +185,10 @@ class DiscardAction(Struct, frozen=True):
 
 
 class AddressesAction(Struct, frozen=True):
-    """What all actions that add addresses have in common. In the rule of a tenant these are in the
-    domains of the tenant, unless it `may` do more: ADDRESS_ACTIONS of the settings has their keys.
+    """The base of all actions that add addresses.
+
+    In the rule of a tenant, the addresses are in the domains of the tenant, unless its key `may`
+    lists the action. ADDRESS_ACTIONS of the settings has the keys of these actions.
     """
 
     addresses: tuple[str, ...]
@@ -202,7 +204,7 @@ class RedirectAction(AddressesAction, frozen=True):
 
 
 class QuarantineAction(AddressesAction, frozen=True):
-    """The copy goes into Junk Email, or to other addresses; its sender learns nothing of it."""
+    """The copy goes into Junk Email, or to other addresses; the sender gets no report."""
 
     @classmethod
     def parse(cls, value: Any) -> Self:
@@ -213,7 +215,7 @@ class QuarantineAction(AddressesAction, frozen=True):
 
     @staticmethod
     def hold_of(rule: str) -> Hold:
-        """Return how a rule with this action holds a copy whose mailbox is not here."""
+        """Return the hold for a copy whose mailbox is on another host."""
         return Hold("quarantine", rule, silent=True)
 
 
@@ -233,7 +235,7 @@ class JournalAction(AddressesAction, frozen=True):
 
 
 class NotifyAction(AddressesAction, frozen=True):
-    """Each of the addresses gets a short mail about the message, one in an hour at most."""
+    """Each of the addresses gets a short mail about the message, at most one in an hour."""
 
     text: str
 

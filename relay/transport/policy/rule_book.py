@@ -1,8 +1,8 @@
-"""The rules in force: those of the operator, and those of each tenant for its own mail.
+"""The rules in force: the operator's rules for all mail, and each tenant's rules for its mail.
 
-The operator's files whose names sort before "50-" run first, then the rules of the sender's tenant,
-those of each recipient's tenant, and the operator's other files. docs/policy-tenants.md says who
-may do what.
+First run the rules in the operator's files whose names sort before "50-", then the rules of the
+sender's tenant, then the rules of each recipient's tenant, and last those in the operator's other
+files. docs/policy-tenants.md says who may do what.
 """
 
 import dataclasses
@@ -18,7 +18,7 @@ from relay.store.journeys.details import UsedRules
 from relay.transport.policy.engine import SKIPPED, Evaluation, RuleScope, RuleSet
 
 DEFERRED = "defer"  # the outcome of a rule whose rate limit is exceeded
-LATE = "50-"  # the operator's files from here on run behind the rules of tenants
+LATE = "50-"  # the operator's files from here on run after the rules of tenants
 
 
 class TenantRules(Struct, frozen=True):
@@ -27,25 +27,25 @@ class TenantRules(Struct, frozen=True):
     name: str
     # as A-labels: those that relay.toml names, and those that are an alias of one of them
     domains: frozenset[str]
-    rules: RuleSet | None  # None: there is no set that could be used, and its mail waits
+    rules: RuleSet | None  # None: its rules cannot be used, and its mail waits
 
     def usable_for(self, domain: str) -> RuleSet | Deferral:
-        """Return the rules, or what becomes of the mail from or to this domain without them."""
+        """Return the rules, or the deferral of mail from or to this domain without rules."""
         return self.rules or Deferral("4.3.0", unavailable(domain), f"{self.name}/*")
 
 
 def unavailable(domain: str) -> str:
-    """Return what a client hears about mail of a tenant without rules."""
+    """Return the text of the reply to mail of a tenant without rules."""
     return f"{RULES_UNAVAILABLE} {domain} are not available, try again later"
 
 
 @dataclass(frozen=True, slots=True)
 class RuleBook:
-    """All rules in force, and whose they are."""
+    """All rules in force, of the operator and of tenants."""
 
     operator: RuleSet = field(default_factory=RuleSet)  # for all mail
     tenants: Mapping[str, TenantRules] = field(default_factory=dict)  # by name
-    # tenants by domain, and the operator's rules before and behind theirs
+    # tenants by domain, and the operator's rules before and after theirs
     _by_domain: Mapping[str, TenantRules] = field(init=False, repr=False, compare=False)
     _early: RuleSet = field(init=False, repr=False, compare=False)
     _late: RuleSet = field(init=False, repr=False, compare=False)
@@ -75,7 +75,7 @@ class RuleBook:
         return sum(len(rule_set.rules) for rule_set in sets)
 
     def outcomes(self) -> set[tuple[str, str]]:
-        """Return the labels with which the rules may be counted: the name, and an outcome."""
+        """Return the labels of the metric of rules: pairs of a name and an outcome."""
         sets = (self.operator, *(tenant.rules for tenant in self.tenants.values() if tenant.rules))
         return {
             (rule.name, outcome)
@@ -93,8 +93,9 @@ class RuleBook:
         return " ".join(digests)
 
     def identity(self, tenants: Iterable[str], account: str) -> UsedRules | None:
-        """Return which rules ran on a message of these tenants, for journeys; None without any.
-        `account` is its owner.
+        """Return which rules ran on a message of these tenants, for journeys; None without rules.
+
+        `account` is the owner of the message.
         """
         operator_rules = self.operator.identity
         sets = {name: self.tenants[name].rules for name in tenants}
@@ -126,8 +127,8 @@ class RuleBook:
         sender = self._sender_domain(message)
         sending = self.tenant_of(sender)
         if sending is not None:
-            rules, seen = sending.usable_for(sender), _seen_by(sending, message)
-            scopes.append(RuleScope(rules, seen, everybody, sending.name))
+            seen = _seen_by(sending, message)
+            scopes.append(RuleScope(sending.usable_for(sender), seen, everybody, sending.name))
         by_tenant: dict[str, list[int]] = {}
         for place, recipient in enumerate(message.recipients):
             tenant = self.tenant_of(domain_of(recipient))
@@ -143,8 +144,10 @@ class RuleBook:
         return scopes
 
     def _sender_domain(self, message: ExaminedMessage) -> str:
-        """Return the domain whose tenant sends: that of a reverse-path that the client may send
-        for, if it is a tenant's, else that of the login.
+        """Return the domain of the sender, by which its tenant is found.
+
+        It is the domain of the reverse-path if the client may use that and a tenant has the domain,
+        else the domain of the login.
         """
         domain = domain_of(message.reverse_path) if message.sender_local else ""
         return domain if self.tenant_of(domain) else domain_of(message.login)

@@ -1,11 +1,12 @@
 """Load rule files: the [[rule]] and [[test]] tables of a folder, as one rule set.
 
-Loading is atomic: with one fault or one failing test there is no rule set. PolicyError has all
+Loading is atomic: after one fault or one failing test there is no rule set. PolicyError has all
 faults, each with file, line and what was expected. A rule with a fault is never used in a weaker
 form. The format is in docs/policy.md.
 
-The rules of a tenant are named TENANT/NAME. Their files are inside its directory, their actions
-reach no further than its mail and its `may`, and its tests run against them alone.
+The rules of a tenant are named TENANT/NAME. Their files are inside the directory of the tenant.
+Their actions affect only the mail of the tenant, and only as its key `may` allows. The tests of a
+tenant run with the rules of the tenant alone.
 """
 
 import dataclasses
@@ -101,12 +102,12 @@ _RULE_KEYS = (
 )
 _clock = SystemClock()
 _HOLD_KEYS = ("expires", "expired", "notice")
-_NEVER_IGNORED = ("reject", "discard", "hold", "quarantine")  # mail would pass that must not
+_NEVER_IGNORED = ("reject", "discard", "hold", "quarantine")  # unwanted mail would pass
 FILES_MAX = 500
 TENANT_TESTS_S_MAX = 10  # they run at each start, and before a reload
 TENANT_TESTS_BYTES_MAX = 100 * 1024 * 1024
-ACTIONS_MAX = 100  # of a rule: nothing ends it between them
-DIGEST_LENGTH = 12  # enough to tell two sets of one administrator apart
+ACTIONS_MAX = 100  # of a rule: they are carried out without a pause
+DIGEST_LENGTH = 12  # enough to distinguish the sets of one administrator
 
 
 def read_rule(
@@ -118,8 +119,9 @@ def read_rule(
     routes: Mapping[str, str] | None = None,
     groups: Groups,
 ) -> Rule | None:
-    """Return the rule at `path`, or None after adding to `faults`. `routes` has the next hop of
-    each configured route by its name, None where they are not known;
+    """Return the rule at `path`, or None after adding to `faults`.
+
+    `routes` has the next hop of each configured route by its name; None if they are not known.
     `groups` are those of the directory.
     """
     before = len(faults)
@@ -174,7 +176,7 @@ def _conditions(reader: TableReader, key: str, groups: Groups) -> ConditionSet:
 def _condition_set(reader: TableReader, groups: Groups, depth: int = 0) -> ConditionSet:
     reader.check_keys((*CONDITIONS, *NestedKey))
     conditions: list[Condition] = []
-    for name, kind in CONDITIONS.items():  # in this order, not that of the file
+    for name, kind in CONDITIONS.items():  # in the order of evaluation, not of the file
         if name in reader.table:
             condition = reader.value(reader.table[name], (name,), _parser(kind, groups))
             conditions += [condition] if condition else []
@@ -260,7 +262,7 @@ def _route_fault(action: NextHopAction, routes: Mapping[str, str] | None) -> str
 
 
 def _with_hold_keys(reader: TableReader, actions: Collection[RuleAction]) -> Iterator[RuleAction]:
-    """Yield the actions; a hold has the keys of its rule."""
+    """Yield the actions; a hold gets the keys of the rule that are about holds."""
     if not any(isinstance(action, HoldAction) for action in actions):
         for key in _HOLD_KEYS:
             if key in reader.table:
@@ -338,11 +340,10 @@ def load_rules(
 ) -> RuleSet:
     """Return the rules of `directory` if all tests pass; an empty folder is a valid rule set.
 
-    `local_domains` are the configured ones, for tests that name no others; for those of a tenant,
-    its domains are. `routes` has the next hop of each configured route by its name; None: they are
-    not known, and nothing is checked that depends on the configuration. `loaded` is the time now
-    (RFC 3339), for journeys; `config` is the file that names `directory`.
-    Raises PolicyError.
+    `local_domains` are the configured domains, for tests that name no others; tests of a tenant use
+    its domains. `routes` has the next hop of each configured route by its name. If it is None,
+    nothing is checked that depends on the configuration. `loaded` is the time now (RFC 3339), for
+    journeys; `config` is the file that names `directory`. Raises PolicyError.
     """
     rules = read_rules(
         directory, local_domains=local_domains, routes=routes, config=config, tenant=tenant
@@ -359,13 +360,13 @@ def load_rules(
             break
     if faults:
         raise PolicyError(faults)
-    # A service has the rules for as long as it runs, and needs the messages of tests no more.
+    # A service keeps the rules while it runs, and does not need the messages of tests any more.
     tests = tuple(dataclasses.replace(test, content=b"") for test in rules.tests)
     return dataclasses.replace(rules, tests=tests, loaded=loaded)
 
 
 def unread_directories(directory: Path) -> str:
-    """Return what is not read where no tenants are known, "" for nothing."""
+    """Return a warning about directories that are not read because no tenants are known, or ""."""
     names = ", ".join(path.name for path in other_directories(directory))
     return f"not read: {names} (rules of tenants)" if names else ""
 
@@ -373,8 +374,9 @@ def unread_directories(directory: Path) -> str:
 def faults_of_reach(
     rules: Iterable[Rule], tenant: Tenant | None, *, own: Collection[str]
 ) -> Iterator[Fault]:
-    """Yield a fault for each action that reaches further than it may. `own` are all own domains;
-    a tenant is None for the rules of the operator.
+    """Yield a fault for each action that its rule may not have.
+
+    `own` are all own domains; `tenant` is None for the rules of the operator.
     """
     for rule in rules:
         for action in rule.actions:
@@ -385,7 +387,7 @@ def faults_of_reach(
 
 
 def _foreign_sender(action: RuleAction, own: Collection[str]) -> str:
-    """Return why mail may not be from the address of an action, "" if it may."""
+    """Return why an action may not set this sender, "" if it may."""
     if not isinstance(action, SetSenderAction) or domain_of(action.address) in own:
         return ""
     names = ", ".join(sorted(own)) or "there is none"
@@ -393,18 +395,18 @@ def _foreign_sender(action: RuleAction, own: Collection[str]) -> str:
 
 
 def _beyond(action: RuleAction, key: str, tenant: Tenant | None) -> str:
-    """Return what an action of a tenant names that is not the tenant's, "" if it names nothing."""
+    """Return the fault of an action with an address or route that is not the tenant's, or ""."""
     if tenant is None:
         return ""
     place = f'[[tenant]] "{tenant.name}"'
     if isinstance(action, NextHopAction) and action.next_hop not in tenant.may:
-        way = action.next_hop
+        next_hop = action.next_hop
         expected = (
-            f"{way} in the key may of {place}"
-            if way.startswith(ROUTE_PREFIX)
+            f"{next_hop} in the key may of {place}"
+            if next_hop.startswith(ROUTE_PREFIX)
             else f'"route:NAME" with a route that the key may of {place} has'
         )
-        return f"found {shown(way)}, expected {expected}"
+        return f"found {shown(next_hop)}, expected {expected}"
     if key in tenant.may or not isinstance(action, AddressesAction | SetSenderAction):
         return ""
     named = (action.address,) if isinstance(action, SetSenderAction) else action.addresses
@@ -488,7 +490,7 @@ def _tests(
     home: Path | None,
     before: list[RuleTest],
 ) -> Iterator[RuleTest]:
-    """Yield the tests of a file; `before` are those of the files before it."""
+    """Yield the tests of a file; `before` are the tests of the files before it."""
     octets = sum(size_of(test.content) for test in before)
     for path, raw in unless_many(faults, array(document, "test", faults)):
         test = read_test(document, path, raw, faults=faults, prefix=prefix, home=home)
@@ -504,8 +506,9 @@ def _tests(
 def _faults_of_home(
     home: Path, files: Iterable[Path], group_list: Iterable[Path]
 ) -> Iterator[Fault]:
-    """Yield a fault for each directory of a tenant that is not for groups. Raises PolicyError for
-    what leads out of `home`, and for files that are too large.
+    """Yield a fault for each directory of a tenant other than `groups`.
+
+    Raises PolicyError for links that lead out of `home`, and for files that are too large.
     """
     places = (home, home / GROUPS_DIRECTORY, *files)
     if faults := [*_outside(home, places)] or [*_outside(home, group_list)]:
@@ -518,7 +521,7 @@ def _faults_of_home(
 
 
 def _outside(home: Path, files: Iterable[Path]) -> Iterator[Fault]:
-    """Yield a fault for each file that is a link out of `home`: it would be read for a tenant."""
+    """Yield a fault for each link out of `home`: a tenant could read files of others by it."""
     for file in files:
         if not is_inside(file, home):
             yield Fault(file, 0, "", f"found a link out of {home}, expected a file in it")
@@ -532,7 +535,7 @@ def _missing_group(rule: Rule, name: str) -> str:
 
 
 def _too_many_patterns(rules: Iterable[Rule]) -> Iterator[Fault]:
-    """Yield a fault for each field, at the rule with whose patterns they are too many."""
+    """Yield a fault for each field with too many patterns, at the rule that exceeds the limit."""
     known: set[tuple[str, Pattern]] = set()
     steps: dict[str, int] = {}
     for rule in rules:
@@ -582,7 +585,7 @@ def _duplicate_names(rules: Iterable[Rule]) -> list[Fault]:
 
 
 def _unknown_names(tests: Iterable[RuleTest], names: Collection[object]) -> Iterator[Fault]:
-    """Yield a fault for each rule that a test enforces and that there is not."""
+    """Yield a fault for each rule that a test enforces and that does not exist."""
     for test in tests:
         for name in sorted(name for name in test.enforced if name not in names):
             message = f"found {shown(name)}, expected the name of a rule"

@@ -1,11 +1,11 @@
-"""Find the rules that can match a message without asking each of them.
+"""Find the rules that can match a message, without evaluating all of them.
 
-Each rule is filed under one of its `when` conditions, the one that few messages match: its globs
-are in an index of the values of that field, and a message looks up its own values. So the cost of a
-large rule set is that of the rules that come near to matching. Rules with no such condition are
-asked for every message.
+Each rule is indexed by one of its `when` conditions, the one that the fewest messages match. The
+globs of this condition are in an index of the values of one field, in which the values of a message
+are looked up. So the cost of a large rule set depends on the rules that nearly match. Rules without
+such a condition are evaluated for every message.
 
-Equal conditions have one number, so that an evaluation asks each of them once.
+Equal conditions have one number, so that an evaluation evaluates each of them once.
 """
 
 import re
@@ -23,7 +23,7 @@ from relay.transport.policy.rules import ConditionSet, NestedConditions, NestedK
 T = TypeVar("T")
 
 
-# Answers for a condition, by its number: whether it matches, or which recipients it matches.
+# For the number of a condition: whether it matches, or which recipients it matches.
 HoldsFor = Callable[[int], bool]
 RecipientsFor = Callable[[int], int]
 
@@ -33,7 +33,7 @@ class NestedPlan(Struct, frozen=True):
 
     is_all: bool  # else any
     exempts: bool  # it is in `unless`
-    tables: tuple["TablePlan", ...]  # in the order in which they are asked
+    tables: tuple["TablePlan", ...]  # in the order of evaluation
 
     def among(self, recipients: int, holds: HoldsFor, matching: RecipientsFor) -> int:
         """Return those of the recipients that it matches."""
@@ -41,10 +41,12 @@ class NestedPlan(Struct, frozen=True):
         for table in self.tables:
             if self.is_all:
                 matched = recipients = table.among(recipients, holds, matching)
+                if not matched:
+                    break
             else:
                 matched |= table.among(recipients & ~matched, holds, matching)
-            if matched == (0 if self.is_all else recipients):
-                break
+                if matched == recipients:
+                    break
         return matched
 
 
@@ -70,23 +72,23 @@ class TablePlan(Struct, frozen=True):
 
 
 class RulePlan(Struct, frozen=True):
-    """A rule, and its conditions as numbers, in the order in which they are asked."""
+    """A rule, and its conditions as numbers, in the order of evaluation."""
 
-    rule: Rule  # itself
+    rule: Rule
     on_recipient: tuple[int, ...]  # must match
     exempt_recipients: tuple[int, ...]  # must not
     quick: tuple[int, ...]  # on the message, must match
     quick_exempt: tuple[int, ...]  # must not
     nested: tuple[NestedPlan, ...]  # on both, those of `unless` too
-    deep: tuple[int, ...]  # on the message, must match; they belong into a thread
+    deep: tuple[int, ...]  # on the message, must match; they are evaluated in a thread
     deep_exempt: tuple[int, ...]  # must not; the same
 
 
 class _Numbered(dict[T, int]):
-    """Conditions, each with its number: that of its place."""
+    """Conditions, each with a number: its place in the order of insertion."""
 
     def of(self, conditions: Iterable[T]) -> tuple[int, ...]:
-        """Return the numbers of the conditions, with new ones for those that are new."""
+        """Return the numbers of the conditions; a new condition gets a new number."""
         return tuple([self.setdefault(condition, len(self)) for condition in conditions])
 
 
@@ -135,7 +137,7 @@ def _nested(
 
 
 class GlobIndex:
-    """Globs for the values of one field: whole values and ends are looked up, not tried."""
+    """Globs for the values of one field. Whole values, beginnings and endings are looked up."""
 
     def __init__(self) -> None:
         self._any: list[int] = []
@@ -147,7 +149,7 @@ class GlobIndex:
         self._patterns: dict[re.Pattern[str], list[int]] = {}
 
     def add(self, globs: Globs | None, number: int) -> None:
-        """File `number` under each of the globs; under any value for None."""
+        """Add `number` for each of the globs; None stands for any value."""
         if globs is None:
             self._any.append(number)
             return
@@ -206,7 +208,7 @@ class RuleIndex:
             self._file(rule, place)
 
     def candidates(self, view: MessageView) -> bytearray:
-        """Return a flag for each plan: 1 if the rule has to be asked about this content."""
+        """Return a flag for each plan: 1 if the rule has to be evaluated for this content."""
         flags = self._always[:]
         for field, index in self._fields.items():
             for value in view.values_of(field):
@@ -227,7 +229,7 @@ class RuleIndex:
         return flags
 
     def _file(self, rule: Rule, place: int) -> None:
-        """File a rule under the condition that few messages match."""
+        """Index a rule by the condition that the fewest messages match."""
         terms = _terms(rule.when)
         if not terms:
             self._always[place] = 1
@@ -238,7 +240,7 @@ class RuleIndex:
 
 
 def _terms(conditions: ConditionSet) -> Sequence[FieldGlobs]:
-    """Return those terms() of one of the conditions that few messages match, () for none."""
+    """Return the terms() of the condition that the fewest messages match, or ()."""
     options = [
         condition.terms() for condition in (*conditions.on_message, *conditions.on_recipient)
     ]
@@ -248,7 +250,9 @@ def _terms(conditions: ConditionSet) -> Sequence[FieldGlobs]:
 
 
 def _nested_terms(nested: NestedConditions) -> Sequence[Sequence[FieldGlobs]]:
-    """Return the terms of each table of an `all`; of an `any` those of all, if each has some."""
+    """Return the terms of each table of an `all`. For an `any`, join the terms of its tables, and
+    return none if a table has none.
+    """
     by_table = [_terms(table) for _, table in nested.tables]
     if nested.key is NestedKey.ALL:
         return by_table
@@ -265,9 +269,11 @@ def _pattern_sets(conditions: Iterable[MessageCondition]) -> PatternSets:
 
 
 def _cost(terms: Sequence[FieldGlobs]) -> int:
-    """Order the conditions of a rule by how seldom they match, and how cheaply that is found."""
-    costs = [
-        3 if globs is None or globs.matches_all else 2 if globs.contained or globs.others else 1
-        for _, globs in terms
-    ]
-    return max(costs)
+    """Return a rank of a condition: the lower, the fewer messages match, at a lower cost."""
+    return max([_cost_of(globs) for _, globs in terms])
+
+
+def _cost_of(globs: Globs | None) -> int:
+    if globs is None or globs.matches_all:
+        return 3
+    return 2 if globs.contained or globs.others else 1

@@ -90,8 +90,9 @@ def read_test(
     prefix: str = "",
     home: Path | None = None,
 ) -> RuleTest | None:
-    """Return the test at `path`, or None after adding to `faults`. Names of rules get the `prefix`;
-    with `home`, the file of a message is below that directory.
+    """Return the test at `path`, or None after adding to `faults`.
+
+    Names of rules get the `prefix`. With `home`, the file of a message must be below it.
     """
     before = len(faults)
     reader = TableReader(document, path, raw, faults=faults)
@@ -155,8 +156,9 @@ def _expectation(reader: TableReader, prefix: str) -> ExpectedResult:
 def _content(
     reader: TableReader, directory: Path, *, home: Path | None, addresses: Sequence[str]
 ) -> Content:
-    """Return the test's message: the file that it names, or one built from its keys and from its
-    `addresses`, that of the sender first.
+    """Return the message of the test: a file, or a message built from the keys of the test.
+
+    `addresses` are the sender and the recipients.
     """
     if "message" not in reader.table:
         return _built_message(reader, *addresses)
@@ -199,7 +201,7 @@ def _built_message(reader: TableReader, sender: str, *recipients: str) -> Conten
 
 
 def _padded(head: bytes, body: bytes, end: bytes = b"", *, size_bytes: int) -> Content:
-    """Return a message of at least `size_bytes`; what fills a large one is not in memory."""
+    """Return a message of at least `size_bytes`; the octets that fill it are not in memory."""
     filler = _Filler(max(0, size_bytes - len(head + body + end)))
     if size_bytes <= LARGE_BYTES:
         return head + body + filler.read(0, filler.size) + end
@@ -208,7 +210,7 @@ def _padded(head: bytes, body: bytes, end: bytes = b"", *, size_bytes: int) -> C
 
 
 class _Filler(Struct, frozen=True):
-    """Octets that make a message of a test as large as it says."""
+    """Octets that fill the message of a test up to its size."""
 
     size: int
 
@@ -221,7 +223,7 @@ class _Filler(Struct, frozen=True):
         return _Filler(max(0, min(length, self.size - start)))
 
 
-# A name; and the names of empty files in it, if it is a ZIP file.
+# A file name, and for a ZIP file the names of the empty files in it.
 _TestFile = tuple[str, tuple[str, ...]]
 
 

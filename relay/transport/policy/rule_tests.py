@@ -38,7 +38,7 @@ class RuleTestResult(Struct, frozen=True):
 
 
 def run_tests(rules: RuleSet, *, local_domains: Collection[str] = ()) -> Iterator[RuleTestResult]:
-    """Run one test after the other; `local_domains` are for tests that do not name their own."""
+    """Run the tests, one after the other; `local_domains` are for tests that do not name any."""
 
     @cache
     def rules_for(names: frozenset[str], file: Path | None) -> RuleSet:
@@ -73,7 +73,7 @@ def examined_message(
     login: str = "",
     is_trusted: bool = True,
 ) -> ExaminedMessage:
-    """Return what ingress would pass to evaluate(), but without a time: no date counts."""
+    """Return what ingress would pass to evaluate(), but without a time: dates are ignored."""
     return ExaminedMessage(
         reverse_path=sender,
         sender_local=is_trusted and domain_of(sender) in local_domains,
@@ -132,7 +132,7 @@ def _failures(rules: RuleSet, test: RuleTest, verdict: Verdict) -> Iterator[str]
         relevant = [name for name in matched if name in concerned]
         if tuple(relevant) != expect.rules:
             yield f"found rules {_quoted(relevant)}, expected {_quoted(expect.rules)}"
-    if verdict.deferred:  # nothing else in it counts
+    if verdict.deferred:  # the rest of the verdict is ignored
         verdict = Verdict((), (), (), verdict.hits)
     for word, expected, addresses in (
         ("added", expect.added, [added.address for added in verdict.added]),

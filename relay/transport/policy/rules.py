@@ -1,6 +1,7 @@
-"""Rules and their tests as values, as `rule_files` reads them, and how large a set of them may be:
-the files of a tenant, and the number of its rules; in all sets the mail that rules write about one
-message, and the faults that are reported.
+"""Rules and their tests as values, as `rule_files` reads them, and the limits of a set of rules.
+
+A tenant has limits for the size of its files and the number of its rules. All sets have limits for
+the mail that rules write about one message, and for the faults that are reported.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -66,7 +67,7 @@ class NestedConditions(Struct, frozen=True):
         return all(results) if self.key is NestedKey.ALL else any(results)
 
     def found_in(self, view: MessageView, recipient: str) -> Iterator[tuple[str, str]]:
-        """Yield what ConditionSet.found_in() does, of the tables to which the match is due."""
+        """Yield what ConditionSet.found_in() yields, for the tables that made this match."""
         for place, table in self.tables:
             if self.key is NestedKey.ALL or table.holds(view, recipient):
                 for key, value in table.found_in(view, recipient):
@@ -106,8 +107,8 @@ class ConditionSet(Struct, frozen=True):
                 yield from table.all_on_message()
 
     def holds(self, view: MessageView, recipient: str) -> bool:
-        """Return whether all keys match. Asked in the order of an evaluation, which has the
-        answers.
+        """Return whether all keys match. The order is that of the evaluation, whose results are
+        known already.
         """
         return (
             all(condition.matches_recipient(view, recipient) for condition in self.on_recipient)
@@ -137,7 +138,7 @@ class Rule(Struct, frozen=True):
     unless: ConditionSet  # any one of these exempts, as an exception in Exchange
     actions: tuple[RuleAction, ...]  # in the order of the file
     outcome: str  # names the actions, for the metric's label and the trace
-    stop: bool  # no rule after it is evaluated if it matches
+    stop: bool  # if it matches, no rule after it is evaluated
     on_error: OnError  # if it cannot be applied
     file: Path  # for messages
     line: int  # for messages
@@ -145,14 +146,14 @@ class Rule(Struct, frozen=True):
     ends: str = ""  # the last one
 
     def outside_dates(self, time_us: int | None) -> str:
-        """Return why the rule is not used on this day, "" if it is, or without a time."""
+        """Return why the rule is not used on this day; "" if it is used, or without a time."""
         today = rfc3339(time_us)[: len("YYYY-MM-DD")] if time_us is not None else ""
         if today and today < self.starts:
             return f"not before {self.starts}"
         return f"not after {self.ends}" if today > self.ends > "" else ""
 
     def patterns(self) -> Iterator[tuple[str, Pattern]]:
-        """Yield the patterns of its conditions, each with the field that it is for."""
+        """Yield the patterns of the conditions, each with its field."""
         for conditions in (self.when, self.unless):
             for condition in conditions.all_on_message():
                 yield from condition.patterns()
@@ -174,10 +175,10 @@ class OverallVerdict(StrEnum):
 
 
 class ExpectedResult(Struct, frozen=True):
-    """What a rule test expects; None where it does not say.
+    """What a rule test expects; None for what it does not check.
 
     Rules of other files count only if the test names them, so that a new rule file does not break
-    it. A copy that is held counts as delivered.
+    the test. A copy that is held counts as delivered.
     """
 
     verdict: OverallVerdict  # for the whole message
@@ -210,7 +211,7 @@ class RuleTest:
     results: tuple[AuthResult, ...]  # that a milter found
     local: frozenset[str] | None  # the local domains; None for the configured ones
     enforced: frozenset[str]  # rules that it tests as if their mode was enforce
-    is_alone: bool  # of all rules, only those of its file apply
+    is_alone: bool  # only the rules in the file of the test apply
     expect: ExpectedResult  # what must come out
     file: Path  # for messages
     line: int  # for messages
@@ -224,7 +225,7 @@ NOTICES_MAX = 50  # a rule's to an address
 
 
 def too_large(directory: Path, files: Iterable[Path]) -> Iterator[Fault]:
-    """Yield a fault if the files of a tenant, which are not read yet, are too large together."""
+    """Yield a fault if the files of a tenant are too large together, before they are read."""
     octets = 0
     for file in files:
         with suppress(OSError):  # reading it has a better fault
@@ -235,8 +236,9 @@ def too_large(directory: Path, files: Iterable[Path]) -> Iterator[Fault]:
 
 
 def too_many(document: Document, before: int) -> Iterator[Fault]:
-    """Yield a fault if a tenant has too many rules with those in this file, which are not read yet.
-    Files `before` have so many.
+    """Yield a fault if the rules in this file are too many for a tenant, before they are read.
+
+    `before` is the number of rules in the files before it.
     """
     rules, left = document.table.get("rule"), TENANT_RULES_MAX - before
     if isinstance(rules, list) and len(rules) > left:
@@ -253,7 +255,7 @@ def first_of(directory: Path, faults: list[Fault]) -> list[Fault]:
 
 
 def too_much_mail(rules: Iterable[Rule]) -> Iterator[Fault]:
-    """Yield a fault at the first rule of each kind by which a message would cause too much mail."""
+    """Yield a fault at the first journal and at the first notice that exceeds the limit."""
     journals: set[str] = set()
     notices = 0
     for rule in rules:

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 from relay.base.phrases import shown
 from relay.base.settings.document import Document, Fault, KeyPath, unknown_key
 
-FAULTS_MAX = 100  # more than a person reads; no more are looked for
+FAULTS_MAX = 100  # more than a person reads; then reading stops
 _CONTROLS = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")
 _WORD = re.compile(r"\w")
 T = TypeVar("T")
@@ -16,7 +16,7 @@ Word = TypeVar("Word", bound=StrEnum)
 
 
 class PartError(ValueError):
-    """A part of a value is wrong: the keys that lead to it, and what was found and expected."""
+    """A part of a value is wrong. `keys` lead to it; the text says what was found and expected."""
 
     def __init__(self, keys: KeyPath, message: str) -> None:
         super().__init__(message)
@@ -50,8 +50,9 @@ class TableReader:
         return self._document.line(self._path)
 
     def subtable(self, key: str, index: int | None = None) -> "TableReader":
-        """Return a reader for the table at `key`, which is empty if the key is missing; or for that
-        at an index of the list there.
+        """Return a reader for the table at `key`, or for the table at an index of the list there.
+
+        The table is empty if the key is missing.
         """
         raw = self.table.get(key, {}) if index is None else self.table[key][index]
         path = (*self._path, key) if index is None else (*self._path, key, index)
@@ -96,7 +97,7 @@ class TableReader:
 
 
 def unless_many(faults: list[Fault], values: Iterable[T]) -> Iterator[T]:
-    """Yield the values, until there are so many faults that no more are looked for."""
+    """Yield the values, until there are FAULTS_MAX faults."""
     for value in values:
         if len(faults) >= FAULTS_MAX:
             return
@@ -148,7 +149,7 @@ def long_text(value: Any, characters_max: int) -> str:
 
 
 def texts(value: Any) -> list[str]:
-    """Read a list of texts, or one. Raises ValueError."""
+    """Read a text or a list of texts. Raises ValueError."""
     values = [value] if isinstance(value, str) else value
     if not isinstance(values, list) or not all(isinstance(line, str) for line in values):
         raise ValueError("a list of texts")
