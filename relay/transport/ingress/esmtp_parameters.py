@@ -45,7 +45,7 @@ class FilterRefusedError(SmtpRejection):
 
 
 def is_client_name(name: str, *, odd: bool) -> bool:
-    """Return whether EHLO may have it as its argument; an `odd` one has any printable text."""
+    """Return whether EHLO accepts the name; with `odd` any printable text is accepted."""
     return (odd and 0 < len(name) <= 255 and name.isprintable()) or _CLIENT_NAME(name) is not None
 
 
@@ -68,10 +68,10 @@ class MailArgument(Struct, frozen=True):
 def parse_mail(
     argument: str, *, extended: bool, tls: str = "", odd_domain: str = ""
 ) -> MailArgument:
-    """Parse `FROM:<reverse-path> [parameters]`; `extended` is false after HELO. `odd_domain` as in
-    parse_path(). REQUIRETLS is for sessions with `tls`; with <> it holds nothing back (RFC 8689 5).
+    """Parse `FROM:<reverse-path> [parameters]`. Raises SmtpRejection.
 
-    Raises SmtpRejection.
+    `extended` is false after HELO. `odd_domain` as in parse_path(). REQUIRETLS needs a session with
+    `tls`; with the null reverse-path, TLS is then used only if it is offered (RFC 8689 5).
     """
     text = _after("FROM:", argument, example="MAIL FROM:<you@example.com>")
     try:

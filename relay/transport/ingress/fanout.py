@@ -1,8 +1,8 @@
 """Fan a message out: sort its recipients into queue entries, one per next hop and content, and
 one more for what is held.
 
-A pure function of what routing and the mail rules returned. Each recipient appears exactly once: in
-an entry, or in a final state (rejected, discarded, redirected, expanded).
+fan_out() is a pure function of the results of routing and of the mail rules. Each recipient appears
+exactly once: in an entry, or in a final state (rejected, discarded, redirected, expanded).
 
 routing_event() is the event of step 5: what the rules and the routes made of the message.
 
@@ -76,9 +76,9 @@ _NO_TIMES = HoldTimes()
 
 
 class FanOut(Struct, frozen=True):
-    """The result for one message; `contents` has those in use, or else the original.
+    """The result for one message; `contents` has the contents in use, or else the original.
 
-    `aliases` are the recipients that others have replaced; they are among the final ones.
+    `aliases` are the recipients that others have replaced; they are among `final_recipients` too.
     """
 
     contents: tuple[ParsedContent, ...]
@@ -97,7 +97,9 @@ class FanOut(Struct, frozen=True):
 
     @property
     def quarantined(self) -> tuple[NewRecipient, ...]:
-        """Those whose copy is quarantined at another address; the sender knows of a delivery."""
+        """The recipients whose copy is quarantined at another address. To the sender, the copy is
+        delivered.
+        """
         state = RecipientState.DELIVERED
         return tuple(recipient for recipient in self.final_recipients if recipient.state is state)
 
@@ -111,8 +113,10 @@ class FanOut(Struct, frozen=True):
 
     @property
     def rejects_all(self) -> bool:
-        """Whether every recipient that the client named is rejected; of an alias, all that it leads
-        to. Where milters removed all, those whom they added stand for them.
+        """Whether every recipient that the client named is rejected.
+
+        An alias is rejected if all its addresses are. If milters removed all recipients, those that
+        milters added count instead.
         """
         replaced = {alias.position for alias in self.aliases if alias.successors}
         removed = {
@@ -158,12 +162,14 @@ def fan_out(
     answers_discarded: str = "",
     times: HoldTimes = _NO_TIMES,
 ) -> FanOut:
-    """Sort recipients into entries; `expand` and `examine` are for those that a rule added.
-    `sender_of` returns the sender of what an alias or a rule sends, "" for that of the message.
-    With `answers_discarded`, the reason, answers to reports are discarded. `times` are for holds.
+    """Sort recipients into entries.
 
-    There is one of `examinations` for each recipient. `verdict` has one for each valid recipient,
-    in the same order: rules do not see invalid recipients.
+    `expand` and `examine` are for recipients that a rule added. `sender_of` returns the sender of a
+    copy that an alias or a rule sends; "" is the sender of the message. If `answers_discarded` has
+    a reason, answers to reports are discarded. `times` are for holds.
+
+    `examinations` has the route of each recipient. `verdict` has a decision about each valid
+    recipient, in the same order: rules do not see invalid recipients.
     """
     buckets: dict[_Key, list[NewRecipient]] = {}
     key_of = partial(_key, sender_of=sender_of, times=times)
@@ -212,7 +218,7 @@ def fan_out(
 
 
 def _refused(additions: Sequence[tuple[AddedRecipient, str, str, RoutingResult]]) -> set[_Copy]:
-    """Return the copies that rules add of which none may leave."""
+    """Return the copies that rules add and that must not leave in any content."""
     copies = {
         ((addition.rule, addition.tenant, addition.address), route == LENDS)
         for addition, *_, route in additions
@@ -247,7 +253,7 @@ def has_answers(examinations: Sequence[RoutingResult]) -> bool:
 def as_valid(
     before: Sequence[RoutingResult], after: Sequence[RoutingResult]
 ) -> Sequence[RoutingResult]:
-    """Return the later results; who was valid for the rules stays so, and who was not."""
+    """Return the later routes; if the validity of a recipient has changed, the route before."""
     return [
         later if isinstance(later, InvalidRecipient) == isinstance(was, InvalidRecipient) else was
         for was, later in zip(before, after, strict=True)
@@ -321,8 +327,9 @@ def _key(
     sender_of: Callable[[str, str, AddedRecipient | None], str],
     times: HoldTimes,
 ) -> _Key:
-    """Return the key of the entry of a recipient. Of two holds, that of a rule is shown; one
-    release ends both.
+    """Return the key of the entry of a recipient.
+
+    If both a rule and the route hold it, the hold of the rule is shown; a release ends both.
     """
     is_local, hold, folder = isinstance(examination, LocalRecipient), decided.hold, ""
     if isinstance(decided, RecipientVerdict) and decided.junk:
@@ -362,7 +369,7 @@ def _additions(
 
 
 def notices_of(verdict: Verdict, fan: FanOut) -> dict[str, list[ReportedRecipient]]:
-    """Return the recipients, by rule, of whom the sender hears that the rule holds their copies."""
+    """Return the recipients whose sender gets a notice that a rule holds their copies, by rule."""
     holds = {
         recipient.address: recipient.hold
         for recipient in verdict.recipients
@@ -389,8 +396,8 @@ def notices_of(verdict: Verdict, fan: FanOut) -> dict[str, list[ReportedRecipien
 def routing_event(mail: FannedMail, at_us: int) -> Event:
     """Return the event of step 5, without recipients that rules added.
 
-    If a list of addresses is cut, `counts` has its full length. It names no client of mail from
-    pickup, which is in step 2.
+    If a list of addresses is cut, `counts` has its full length. The client of mail from pickup is
+    in the event of step 2.
     """
     decided, fan = mail.decided, mail.fan
     verdict, sender, origin = decided.verdict, decided.sender, decided.arrival.origin
@@ -444,12 +451,12 @@ def routing_event(mail: FannedMail, at_us: int) -> Event:
 
 
 def _is_added(entry: NewEntry) -> bool:
-    """Return whether rules added all of its recipients, of which the sender knows nothing."""
+    """Return whether rules added all recipients of an entry; the sender does not know them."""
     return all(recipient.added_by for recipient in entry.recipients)
 
 
 def _quarantined(verdict: Verdict, junk: Collection[str]) -> dict[str, list[str]]:
-    """Return recipients by the rule that quarantines them, and where; `junk` in Junk Email."""
+    """Return recipients by the rule that quarantines them; `junk` are those with Junk Email."""
     by_rule: dict[str, list[str]] = {}
     for recipient in verdict.recipients:
         if recipient.action is VerdictAction.QUARANTINE or recipient.address in junk:

@@ -1,10 +1,10 @@
 """Take the mail that `relay sendmail` left in the drop directory while no relay listened.
 
-Each file is accepted as if its owner had sent it, with a key of device, inode, time and digest, and
-then removed: after a crash between the two the spool knows the key, and the file is not sent again.
-A file that cannot be removed is named by /readyz, and its key is renewed while it is there. What is
-no such file, or is rejected, is moved aside, into a directory that only the relay can enter. Other
-directories stay, as only their owners can move them.
+Each file is accepted as if its owner had sent it, and then removed. The spool keeps a key of
+device, inode, time and digest, so that after a crash in between the file is not sent again. A file
+that cannot be removed is named by /readyz, and its key is renewed while the file is there. Files
+that `relay sendmail` did not write, and files that are rejected, are moved into a directory that
+only the relay can enter. Directories stay, since only their owners can move them.
 """
 
 import asyncio
@@ -60,7 +60,7 @@ class StuckFile(Struct, frozen=True):
 
     identity: Identity
     aside: str  # its name in ASIDE; "": it is to be removed
-    key: str  # with which it was accepted, ""
+    key: str  # with which it was accepted, or ""
     why: str = ""
 
 
@@ -73,7 +73,7 @@ class MailDrop:
     shared: IngressDependencies  # what accepts the mail
     _: KW_ONLY
     renew: Callable[[Sequence[str]], Awaitable[object]]  # SpoolEngine.renew_submission_keys
-    report: Callable[[str], None]  # gets what /readyz says of the directory, "" for nothing
+    report: Callable[[str], None]  # gets the fault of the directory for /readyz, or ""
 
     def __post_init__(self) -> None:
         self._clock, self._limits = self.shared.acceptance.clock, SessionLimits()
@@ -101,9 +101,9 @@ class MailDrop:
             await sleep_in_step(_LOOK_S if is_done else _AGAIN_S)
 
     async def look(self) -> bool:
-        """Take what is there; return False if some of it must wait. Raises OSError, SpoolError.
+        """Take the files; return False if some must wait. Raises OSError, SpoolError.
 
-        An OSError of one file is raised after the others.
+        An OSError of one file is raised after the other files are taken.
         """
         names = await asyncio.to_thread(self._listed)
         there = frozenset(names)
@@ -137,14 +137,14 @@ class MailDrop:
         await self._renew()
         self.report("")
         for name, stuck in itertools.islice(self._stuck.items(), 1):
-            more = f", and {len(self._stuck) - 1} more" if self._stuck.keys() > {name} else ""
+            more = f", and {len(self._stuck) - 1} more" if len(self._stuck) > 1 else ""
             self.report(f"{self.directory}: {shown(name)} cannot be removed: {stuck.why}{more}")
         if failures:
             raise failures.pop()
         return is_done
 
     async def _renew(self) -> None:
-        """Have the keys remembered of mail whose files stay. Raises SpoolError."""
+        """Renew the keys of files that cannot be removed. Raises SpoolError."""
         keys = [stuck.key for stuck in self._stuck.values() if stuck.key]
         if keys and self._clock.real_s() - self._renewed_s >= _RENEW_S:
             await self.renew(keys)
@@ -152,7 +152,7 @@ class MailDrop:
 
     def _listed(self) -> list[str]:
         """Return the names of files, the oldest first as `relay sendmail` names them."""
-        with suppress(OSError):  # early: everybody could make it
+        with suppress(OSError):  # made early: another user could make it
             (self.directory / ASIDE).mkdir(mode=0o700)
         names: list[str] = []
         parts = 0
@@ -169,7 +169,7 @@ class MailDrop:
         return sorted(names)
 
     def _is_being_written(self, part: "os.DirEntry[str]") -> bool:
-        """Whether a file has changed lately. Its owner may set the time of modification."""
+        """Whether a file has changed lately. The owner may set a later time of modification."""
         try:
             facts = part.stat(follow_symlinks=False)
         except FileNotFoundError:
@@ -257,7 +257,7 @@ class MailDrop:
             _log.warning(f"dropped file {done}", file=shown(name), reason=why + more)
 
     async def _move(self, name: str, file: StuckFile) -> str:
-        """Remove a file, or move it aside; return what was done. One that stays is stuck."""
+        """Remove a file, or move it aside; return what was done, "" if the file stays."""
         try:
             done = await asyncio.to_thread(self._move_now, self.directory / name, file.aside)
         except FileNotFoundError:

@@ -1,12 +1,12 @@
 """The mails that the rules `journal` and `notify` send about a message that is accepted.
 
-They are reports: no rule runs on them, and nothing is reported about them to anybody but the
-postmaster. The transaction that accepts the message makes them durable. A journal address gets one
-report for each message, however many rules name it; a notice of a rule comes to an address at most
-once in an hour. What was sent is in memory, as rate limits are: what is not accepted does not
-count.
+They are reports: no rule runs on them, and only the postmaster gets reports about them. The
+transaction that accepts the message makes them durable. A journal address gets one report for each
+message, even if several rules name it. A notice of a rule is sent to an address at most once in an
+hour. The times are kept in memory, as rate limits are. Messages that are not accepted do not count.
 
-The rule of a tenant tells of its own recipients, and of what its own rules and aliases did.
+A report by the rule of a tenant names the recipients of the tenant only, and what the rules and
+aliases of the tenant did.
 """
 
 from collections.abc import Collection, Iterator, Sequence
@@ -55,7 +55,7 @@ class RuleMails:
     def due(
         self, mails: Sequence[RuleMail], reserved: Reservation
     ) -> tuple[Sequence[DueMail], Reservation]:
-        """Return the mails to send, and what the message counts together with them."""
+        """Return the mails to send, and the reservation of the message and these mails."""
         if not mails:  # nearly always
             return (), reserved
         sent, counted = [], [reserved]
@@ -115,7 +115,7 @@ class RuleMails:
             rules = [("Rule", rule) for rule in due.rules]
             if mail.text:
                 return write_notice(head, mail.text, [*rules, *lines, *_named(mail.recipients)])
-            # two ids of chance: nobody who writes a message knows them
+            # two random ids, which the author of a message cannot know
             boundary = f"=_journal_{message.facts.id}_{report_id}"
             return write_journal(
                 head,
@@ -147,8 +147,8 @@ def _named(recipients: Sequence[str]) -> Iterator[tuple[str, str]]:
 
 
 def _recipient_lines(due: DueMail, subject: DecidedMail) -> Iterator[tuple[str, str]]:
-    """Yield who was to get the message, in which field the header names them, by which alias they
-    got it, and who got it instead of them.
+    """Yield lines about the recipients: the field of the header that names each, the alias that led
+    to it, and the addresses that got the message instead.
     """
     rules, expanded = subject.rules, subject.examined.recipients
     tenants = _tenants_of(due.rules, rules)
@@ -185,13 +185,13 @@ def _recipient_lines(due: DueMail, subject: DecidedMail) -> Iterator[tuple[str, 
 
 
 def _tenants_of(names: Sequence[str], rules: RuleBook) -> frozenset[str]:
-    """Return the tenants whose rules these are; none if one is the operator's."""
+    """Return the tenants of these rules; an empty set if one of the rules is the operator's."""
     tenants = {name.partition("/")[0] for name in names}
     return frozenset(tenants) if tenants <= rules.tenants.keys() else frozenset()
 
 
 def _is_of(tenants: Collection[str], address: str, rules: RuleBook) -> bool:
-    """Return whether the domain of an address is one of these tenants'; of none, it is."""
+    """Return whether the domain of an address is one of these tenants'; true without tenants."""
     tenant = rules.tenant_of(domain_of(address)) if tenants else None
     return not tenants or (tenant is not None and tenant.name in tenants)
 

@@ -1,10 +1,10 @@
 """Record what a session refuses: the reason of each reply, and one record for equal recipients.
 
-The recipients of a transaction that got the same reply are one record, which is made when the
+The recipients of a transaction that got the same reply are one record. It is made when the
 transaction ends or pauses for a second. Of AUTH only the user name is recorded, of a content only
-the Subject; no text of a client that is no known command, because a client may send a password
-where none is expected. Metrics and the log have what is recorded; pickup's sessions are only in
-the log, because the journeys of their messages have the rest.
+the Subject. A line that is no known command is not recorded, because a client may send a password
+where none is expected. Metrics and the log have what is recorded. Refusals in pickup's sessions are
+only logged, because the journeys of their messages have the rest.
 """
 
 import asyncio
@@ -75,7 +75,7 @@ class LineError(StrEnum):
 
 
 class ContentRefusedError(SmtpRejection):
-    """A received content is rejected: with what is recorded of it."""
+    """A received content is rejected; `refused` is recorded."""
 
     def __init__(self, refused: RefusedCommand) -> None:
         super().__init__(refused.reply)
@@ -107,7 +107,7 @@ def reason_of(command: str, reply: str, *, rule: str = "") -> RefusalReason:
 
 
 def handshake_fault(error: OSError) -> str:
-    """Return what failed in a TLS handshake: a name of OpenSSL's, or how the client went away."""
+    """Return what failed in a TLS handshake: OpenSSL's reason, or how the client disconnected."""
     if isinstance(error, ssl.SSLError) and error.reason:
         fault = error.reason.replace("_", " ").lower()
     elif isinstance(error, ConnectionAbortedError):
@@ -169,12 +169,12 @@ class _Gathered:
 class SessionRefusals:
     """Records what one session refuses."""
 
-    _refused: Callable[[RefusedCommand, SessionClaims], None]  # that of SessionClient
+    _refused: Callable[[RefusedCommand, SessionClaims], None]  # SessionClient.refused
     gathered: dict[str, _Gathered] = field(default_factory=dict, init=False)
     _timer: asyncio.TimerHandle | None = None
 
     def record(self, refused: RefusedCommand, claims: SessionClaims) -> None:
-        """Record a refusal, after those that were gathered."""
+        """Record a refusal, after the recipients that were gathered."""
         self.flush()
         self._refused(refused, claims)
 

@@ -1,5 +1,7 @@
-"""The values of step 5, from the milters to the fan-out: each stage returns one, which has that of
-the stage before. `acceptance` has the stages, in their order.
+"""The values of step 5, from the milters to the fan-out.
+
+Each stage returns a value, which contains the value of the stage before. `acceptance` has the
+stages, in their order.
 """
 
 from collections.abc import Callable, Sequence
@@ -14,7 +16,7 @@ from relay.transport.ingress.forwarding import ExpandedRecipients
 from relay.transport.policy.rule_book import RuleBook
 from relay.transport.routing.route_table import RoutingResult
 
-# Whose results these are: an address, the alias that led to it, and whether its mail is a copy.
+# The arguments are an address, the alias that led to it, and whether the mail for it is a copy.
 Examine = Callable[[str, str, bool], RoutingResult]
 
 
@@ -38,9 +40,9 @@ class DecidedMail(Struct, frozen=True):
     verdict: Verdict  # with one decision for each recipient that is valid, in their order
     rules: RuleBook  # that gave it
     sender: str  # the reverse-path before a rule replaced it
-    answers_discarded: str  # why answers to reports are discarded, "" if they are not
+    answers_discarded: str  # why answers to reports are discarded; "": they are not
 
     @property
     def arrival(self) -> ArrivedMail:
-        """The message as it came."""
+        """The message as it arrived."""
         return self.examined.arrival

@@ -1,8 +1,8 @@
-"""Apply what a milter changes to the header and the body of a message, as Postfix does: no I/O.
+"""Apply the changes of a milter to the header and the body of a message, as Postfix does: no I/O.
 
-Milters do not see the fields that Relay adds in front (Received). A place counts them as one: 0 is
-before them, 1 after them. A change counts the fields of a name without them. A field that is not
-changed keeps its octets.
+Milters do not see the fields that Relay adds in front (Received). In the place of a new field they
+count as one field: 0 is before them, 1 after them. When a milter changes the n-th field of a name,
+they do not count. A field that is not changed keeps its octets.
 """
 
 from collections.abc import Iterator, Sequence
@@ -26,8 +26,9 @@ class ShownHeader(Struct, frozen=True):
     top: tuple[HeaderField, ...] = ()
 
     def fields(self, *, leading_blank: bool) -> Iterator[tuple[bytes, bytes]]:
-        """Yield name and value of each field; lines of a value end with LF. Without
-        `leading_blank`, a blank (no tab) after the colon is left out.
+        """Yield name and value of each field; lines of a value end with LF.
+
+        Without `leading_blank`, a blank after the colon is left out, but not a tab.
         """
         for key, octets in (*self.top, *self.header.fields):
             if key:
@@ -48,9 +49,12 @@ class ShownHeader(Struct, frozen=True):
             if change.command == CHANGE_FIELD:
                 same = (at for at, (key, _) in enumerate(fields) if key == made[0])
                 index = next(islice(same, max(change.place, 1) - 1, None), None)
+                if index is not None and change.value:
+                    fields[index] = made
+                    continue
                 if index is not None:
-                    fields[index : index + 1] = [made] if change.value else []
-                    end -= not change.value and index < end
+                    del fields[index]
+                    end -= 1 if index < end else 0
                     continue
                 if not change.value:
                     continue

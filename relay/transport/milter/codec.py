@@ -1,9 +1,9 @@
 """The packets of the milter protocol, version 6, as libmilter and Postfix exchange them.
 
-A packet is a length of four octets, a command of one octet, and data. Text is octets; it ends with
-NUL. Every fault in what a milter sends is a MilterFaultError, whose text is for the log. Nothing is
-kept of a packet that is longer than PACKET_OCTETS_MAX, except the text of a body, which is returned
-in pieces as it arrives.
+A packet is a length of four octets, a command of one octet, and data. Text is octets that end with
+NUL. Every fault in what a milter sends raises MilterFaultError, whose text is for the log. A packet
+longer than PACKET_OCTETS_MAX is not kept; only the text of a body may be longer, and is returned in
+pieces as it arrives.
 """
 
 import re
@@ -25,7 +25,7 @@ _REASON_CHARACTERS_MAX: Final = 100  # as Postfix
 ACTIONS: Final = 0x1FF  # all: header, body, recipients, sender, quarantine, names of macros
 SKIP: Final = 0x400  # the milter may answer "s"
 LEADING_BLANK: Final = 0x100000  # values have the blank after the colon
-# what is not sent; what is not answered; and the two above
+# the milter may say which commands it does not want, and which it does not answer; and the above
 STEPS: Final = 0x37F | 0xFF080 | SKIP | LEADING_BLANK
 
 CONTINUE, ACCEPT, REJECT, DEFER, DISCARD = b"c", b"a", b"r", b"t", b"d"
@@ -34,7 +34,7 @@ _WITHOUT_DATA = frozenset((CONTINUE, ACCEPT, REJECT, DEFER, DISCARD, SKIP_REST, 
 ADD_FIELD, INSERT_FIELD, CHANGE_FIELD, REPLACE_BODY = b"h", b"i", b"m", b"b"
 ADD_RECIPIENT, ADD_WITH_PARAMETERS, REMOVE_RECIPIENT = b"+", b"2", b"-"
 CHANGE_SENDER, QUARANTINE, NEGOTIATE = b"e", b"q", b"O"
-# the action that must have been negotiated for each change
+# for each change, the action that must be negotiated before
 NEEDS: Final[Mapping[bytes, int]] = {
     ADD_FIELD: 0x1,
     INSERT_FIELD: 0x1,
@@ -118,7 +118,7 @@ def encode(command: bytes, *data: bytes) -> bytes:
 
 
 def text_of(*texts: str | bytes) -> bytes:
-    """Return texts as a packet has them; a NUL would end one."""
+    """Return texts in the form of a packet; each ends with NUL, so a NUL in a text is removed."""
     encoded = (text if isinstance(text, bytes) else text.encode(errors="replace") for text in texts)
     return b"".join(octets.replace(b"\0", b"") + b"\0" for octets in encoded)
 
@@ -212,8 +212,9 @@ def change_of(packet: MilterPacket) -> FieldChange | PathChange | str | bytes:
 
 
 def reply_of(packet: MilterPacket) -> str:
-    """Return a well-formed reply, its lines with CRLF between them, without the doubled "%" of
-    libmilter. Lines longer than those of SMTP are cut. Raises MilterFaultError.
+    """Return a well-formed reply, its lines with CRLF between them.
+
+    libmilter's "%%" becomes "%". Lines that are too long for SMTP are cut. Raises MilterFaultError.
     """
     text = packet.data.removesuffix(b"\0").decode("ascii", "replace").replace("\ufffd", "?")
     lines = text.replace("\t", " ").split("\r\n")
@@ -231,7 +232,7 @@ def reply_of(packet: MilterPacket) -> str:
 
 
 def check_bare(packet: MilterPacket) -> None:
-    """Raise MilterFaultError unless the packet is an answer without data, and has none."""
+    """Raise MilterFaultError unless the packet is one of the answers without data."""
     if packet.command not in _WITHOUT_DATA or packet.data:
         raise MilterFaultError(f"{_shown(packet)} with {len(packet.data)} octets of data")
 

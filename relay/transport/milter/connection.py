@@ -38,8 +38,9 @@ _log = get_logger("milter")
 
 
 class ConfiguredMilter:
-    """One `[[milter]]`, for all sessions. `fault` is why its last connection failed, or ""; that is
-    one of probe() where no mail comes.
+    """One `[[milter]]`, for all sessions.
+
+    `fault` is why the last connection failed, or "". Without mail, probe() makes the connections.
     """
 
     def __init__(self, settings: Milter, *, has_log: bool = True) -> None:
@@ -52,7 +53,7 @@ class ConfiguredMilter:
         self._lookup: asyncio.Future[Any] | None = None
 
     def failed(self, error: Exception) -> None:
-        """Log a fault, unless it is the last one again."""
+        """Log a fault, unless it is the same as the last one."""
         self.fault = str(error)
         if self._has_log and self._logged.is_new(error):
             settings = self.settings
@@ -65,13 +66,14 @@ class ConfiguredMilter:
             )
 
     def works(self) -> None:
-        """Note that it answered as it should: the next fault is logged."""
+        """Record that the milter answered correctly; the next fault is logged."""
         self.fault = ""
         self._logged.clear()
 
     async def probe(self) -> None:
-        """Find out whether it is up, by a connection that no session has: connect, negotiate and
-        quit, each within its time limit.
+        """Find out whether the milter is up, by a connection without a session.
+
+        It connects, negotiates and quits, each within the time limit of the milter.
         """
         connection = MilterConnection(self, self.connections + 1)
         await connection.open(now_s() + 3 * self.settings.timeout)
@@ -134,7 +136,7 @@ class MilterConnection:
         self._counted = False
 
     async def open(self, until: float) -> None:
-        """Connect and negotiate; what fails is in the dialogue."""
+        """Connect and negotiate; a fault is recorded in the dialogue."""
         if self.milter.connections >= self._connections_max:
             self.milter.failed(MilterFaultError(f"{self._connections_max} connections, the most"))
             return self.dialogue.fault(TOO_MANY)
@@ -153,8 +155,9 @@ class MilterConnection:
 
     @contextlib.contextmanager
     def guarded(self) -> Iterator[None]:
-        """Close the connection after a fault, which is in the dialogue then, after an exception,
-        and after a decision about the session.
+        """Close the connection after a fault, an exception, or a decision about the session.
+
+        A fault is recorded in the dialogue.
         """
         try:
             yield
@@ -177,10 +180,10 @@ class MilterConnection:
         until: float,
         take: Take | None = None,
     ) -> FilterAnswer:
-        """Send a command and return what its answer means; a milter that gives none goes on.
+        """Send a command and return what the answer means; without an answer, GO_ON.
 
-        `until` is a time of now_s(): the end of all waiting. `take` gets the pieces of a new body;
-        what it raises is raised.
+        `until` is the time of now_s() at which all waiting ends. `take` gets the pieces of a new
+        body; what it raises is raised.
         """
         if (decided := self.dialogue.session) is not None:
             return decided
@@ -225,7 +228,7 @@ class MilterConnection:
             raise MilterFaultError(_OUT_OF_TURN)
 
     async def _flush(self, limit_s: float, until: float) -> None:
-        """Send what waits. Raises MilterFaultError, also if there is an unexpected answer."""
+        """Send the octets that wait. Raises MilterFaultError, also for an unexpected answer."""
         assert self._socket is not None
         async with _limit(limit_s, until):
             with contextlib.suppress(BlockingIOError):

@@ -1,8 +1,9 @@
 """The milters of the configuration, in their order, and what they say in an SMTP session.
 
-The first one that refuses a command answers the client, and those after it do not hear that
-command. Header and body go to one after the other, each sees the changes of those before it. After
-ten minutes a message is decided, whatever progress a milter reports: no client waits longer.
+The first milter that refuses a command answers the client, and the milters after it do not get that
+command. Header and body are sent to one milter after the other; each sees the changes of those
+before it. After ten minutes a message is decided, even if a milter reports progress: no client waits
+longer.
 """
 
 import asyncio
@@ -27,7 +28,7 @@ from relay.transport.milter.connection import (
 from relay.transport.milter.dialogue import GO_ON, FilterAnswer, FilterStage, MilterDialogue
 from relay.transport.milter.filtered_message import FilterVerdict, NewBodies, NewBody
 
-_ALL_S: Final = 600.0  # RFC 5321 4.5.3.2.6: so long a client waits for the final dot
+_ALL_S: Final = 600.0  # the time for which clients wait after the final dot (RFC 5321 4.5.3.2.6)
 _ACCEPTED: Final = ("continue", "accept")
 Observe = Callable[[str, str, float], None]  # a milter's name, its answer, after how many seconds
 
@@ -42,7 +43,7 @@ class FilterClient(Struct, frozen=True):
 
 
 class MilterSet:
-    """The milters of a process. A reload replaces them; sessions keep those with which they began.
+    """The milters of a process. A reload replaces them; open sessions keep their milters.
 
     `observe` is called for each refusal, and for each decision about a message.
     """
@@ -56,7 +57,7 @@ class MilterSet:
         self.replace(milters)
 
     def replace(self, milters: Sequence[Milter]) -> None:
-        """Use these milters from now on. Those that stay keep the number of their connections."""
+        """Use these milters from now on. Unchanged ones keep their number of connections."""
         kept = {milter.settings: milter for milter in self._milters}
         self._milters = tuple(
             kept.get(settings) or ConfiguredMilter(settings) for settings in milters
@@ -68,7 +69,7 @@ class MilterSet:
         return {milter.settings.name: milter.fault for milter in self._milters if milter.fault}
 
     async def probe(self) -> None:
-        """Find out which milters are up, whether mail comes or not; `down` says it."""
+        """Find out which milters are up, also without mail; `down` has the result."""
         await asyncio.gather(*(milter.probe() for milter in self._milters))
 
     def session(self, role: MilterRole) -> "FilterSession | None":
@@ -83,10 +84,11 @@ class MilterSet:
 
 
 class FilterSession:
-    """The milters of one SMTP session. Its commands are called as the client gives them, one at a
-    time, connect() first; close() always at the end.
+    """The milters of one SMTP session.
 
-    Names of macros are without braces. A macro without a value is not sent.
+    The methods are called for the commands of the client, one at a time: first connect(), and
+    always close() at the end. Names of macros are without braces. A macro without a value is not
+    sent.
     """
 
     def __init__(
@@ -101,7 +103,7 @@ class FilterSession:
         self._discarded_by = ""
 
     async def connect(self, client: FilterClient) -> FilterAnswer:
-        """Open the connections and announce the client. A refusal is repeated by each command."""
+        """Open the connections and announce the client. A refusal is the answer to each command."""
         name = client.name or "unknown"
         self._of_session |= {
             "client_name": name,
@@ -150,10 +152,10 @@ class FilterSession:
     async def message(
         self, content: ParsedContent, store: NewBodies, macros: Mapping[str, str] | None = None
     ) -> FilterVerdict:
-        """Ask about header and body, which have no fields of Relay's own, after the final dot.
+        """Ask about header and body, without fields that Relay adds, after the final dot.
 
-        Raises UnreadableError, and what `store` raises where the disk is full; nothing is left of
-        the message then.
+        Raises UnreadableError, and what `store` raises if the disk is full; the files of the message
+        are removed then.
         """
         self._macros |= macros or {}
         verdict = FilterVerdict(content, store)
@@ -187,7 +189,7 @@ class FilterSession:
             connection.close()
 
     async def _ask_all(self, stage: FilterStage, data: bytes) -> FilterAnswer:
-        """Give a command to each milter, until one answers for all."""
+        """Send a command to each milter, until one refuses it or discards the message."""
         until = now_s() + _ALL_S
         for connection in self._connections if not self._discarded_by else ():
             began_s = now_s()
@@ -238,13 +240,14 @@ class FilterSession:
         began_s: float,
         changes: tuple[str, ...] = (),
     ) -> None:
-        """Record an answer, unless it is repeated or only lets a command pass."""
+        """Record an answer, unless it is a repetition or only lets a command pass."""
         name, session = connection.dialogue.name, connection.dialogue.session
         is_last = stage is FilterStage.END_OF_MESSAGE or answer.answer != GO_ON.answer
         if is_last and not (session and name in self._said_of_session):
             reason = connection.milter.fault if answer.answer == "down" else answer.reply
             said = MilterSaid(name, stage.value, answer.answer, reason, changes)
-            (self._said if session is None else self._said_of_session)[name] = said
+            answers = self._said if session is None else self._said_of_session
+            answers[name] = said
             self._observe(name, answer.answer, now_s() - began_s)
         if answer.answer == "discard":
             self._discarded_by = name
@@ -253,7 +256,7 @@ class FilterSession:
 async def _commands(
     verdict: FilterVerdict, dialogue: MilterDialogue
 ) -> AsyncGenerator[tuple[FilterStage, bytes]]:
-    """Yield what a milter is sent about a message, unless it wants no more of that."""
+    """Yield the stages and data of a message that the milter wants."""
     for name, value in verdict.shown.fields(leading_blank=dialogue.leading_blank):
         if not dialogue.wants(FilterStage.HEADER):
             break
