@@ -1,8 +1,8 @@
 """Filters in the SMTP dialogue: Relay as the MTA that asks milters (rspamd, ClamAV, OpenDKIM).
 
 Relay does as Postfix does: the same stages, macros, answers, and places of fields. If a milter is
-down or breaks the protocol, the result is what `when_down` says, and the milter is not asked again in
-that session.
+down or breaks the protocol, the result is what `when_down` says, and the milter is not asked again
+in that session.
 
 - `filters`: the milters of the configuration; what they say in a session, in which order
 - `filtered_message`: a message that goes from milter to milter (FilterVerdict); new bodies

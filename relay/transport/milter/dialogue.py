@@ -184,8 +184,8 @@ class MilterDialogue:
     ) -> tuple[bytes, bool]:
         """Return the packets of a command, with its macros, and whether an answer follows.
 
-        `macros` are by name, without braces. As in Postfix, they are sent even to a milter that does
-        not want the command.
+        `macros` are by name, without braces. As in Postfix, they are sent even to a milter that
+        does not want the command.
         """
         if stage is not self._skips:
             self._skips = None
@@ -233,7 +233,7 @@ class MilterDialogue:
         return answer
 
     def fault(self, reply: str = "") -> None:
-        """Record that the milter is down or faulty: the result is `reply` or that of `when_down`."""
+        """Record that the milter is down or faulty: the result is `reply`, or by `when_down`."""
         self.session = FilterAnswer("down", reply or _WHEN_DOWN[self._when_down], self.name)
         self.changes = MilterChanges()
 

@@ -1,9 +1,9 @@
 """The milters of the configuration, in their order, and what they say in an SMTP session.
 
-The first milter that refuses a command answers the client, and the milters after it do not get that
-command. Header and body are sent to one milter after the other; each sees the changes of those
-before it. After ten minutes a message is decided, even if a milter reports progress: no client waits
-longer.
+The first milter that refuses a command answers the client, and the milters after it do not get
+that command. Header and body are sent to one milter after the other; each sees the changes of those
+before it. After ten minutes a message is decided, even if a milter reports progress: no client
+waits longer.
 """
 
 import asyncio
@@ -154,8 +154,8 @@ class FilterSession:
     ) -> FilterVerdict:
         """Ask about header and body, without fields that Relay adds, after the final dot.
 
-        Raises UnreadableError, and what `store` raises if the disk is full; the files of the message
-        are removed then.
+        Raises UnreadableError, and what `store` raises if the disk is full. Then the files of the
+        message are removed.
         """
         self._macros |= macros or {}
         verdict = FilterVerdict(content, store)

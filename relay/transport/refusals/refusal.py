@@ -1,7 +1,8 @@
-"""The record of a refusal, as a line for people too, and the search for records.
+"""The record of a refusal, its line of text, and the search for records.
 
-The fields of a record and their order are those of GET /relay/v1/refused (docs/names.md). The time
-of a record is its place: no two records of a store have the same, and the cursor of a page is one.
+The fields of a record and their order are those of GET /relay/v1/refused (docs/names.md). No two
+records of a store have the same time, so the time is the position of a record. The cursor of a page
+is such a time.
 """
 
 import re
@@ -65,7 +66,7 @@ class Refusal(msgspec.Struct, frozen=True, kw_only=True):
 
 def line_of(refusal: Refusal) -> str:
     """Return a line such as `refused 550 5.7.1 app@example.test -> ann@customer.example "Setup"
-    (rule "no executables": Send no programs)`. It may have characters that a terminal acts on.
+    (rule "no executables": Send no programs)`. It may have control characters of a terminal.
     """
     code, text = _split(refusal.reply)
     by = "milter" if refusal.reason is RefusalReason.MILTER else "rule"
@@ -102,8 +103,10 @@ def _who(refusal: Refusal) -> list[str]:
 
 
 class RefusalSearch(Struct, frozen=True):
-    """Which records are wanted. `address` is a mail or IP address, or "" for all; `account` the
-    login whose records may be seen, None for all. `after` and `before` are cursors, "" for none.
+    """A search for records.
+
+    `address` is a mail or IP address, or "" for all. `account` is the login whose records may be
+    seen, None for all. `after` and `before` are cursors, or "".
     """
 
     address: str = ""
@@ -113,15 +116,16 @@ class RefusalSearch(Struct, frozen=True):
     limit: int = 100
 
     def matches(self, refusal: Refusal) -> bool:
-        """Whether a record is wanted; its time is not looked at."""
+        """Whether a record matches, whatever its time."""
         if self.account is not None and refusal.account.lower() != self.account.lower():
             return False
         return not self.address or refusal.concerns(own_mailbox(self.address))
 
 
 class RefusalPage(Struct, frozen=True):
-    """The newest record is the first. Behind `cursor` are later records; `older` is the cursor for
-    `before`, None if there are no older ones.
+    """A page of records, the newest first.
+
+    Records after `cursor` are later. `older` is the cursor for `before`; None: none is older.
     """
 
     refused: list[Refusal] = []
@@ -135,10 +139,10 @@ def is_cursor(text: str) -> bool:
 
 
 def place_after(last: str, at: str) -> str:
-    """Return the time of a record that follows one of the time `last`.
+    """Return the time of a new record at the time `at`, after a record with the time `last`.
 
-    It is `at`, or a microsecond after `last` if the clock has not gone on. A time far in the
-    future was that of a wrong clock.
+    It is `at`, or a microsecond after `last` if the clock has not advanced. If `last` is far in the
+    future, the clock was wrong, and `at` is returned.
     """
     if at > last:
         return at
