@@ -216,7 +216,7 @@ def _load_codecs() -> None:
     """Load the codecs for subjects and domains now: in the sandbox no file can be opened."""
     importlib.import_module("idna.uts46data")
     for module in pkgutil.iter_modules(encodings.__path__):
-        with suppress(ImportError):  # those of other systems
+        with suppress(ImportError):  # codecs of other systems
             importlib.import_module(f"encodings.{module.name}")
 
 

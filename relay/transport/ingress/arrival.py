@@ -51,12 +51,12 @@ _log = get_logger("ingress")
 
 
 def accepted_reply(queue_id: str) -> DataReply:
-    """Return the reply by which Relay becomes responsible (RFC 5321 4.1.1.4)."""
+    """Return the reply that makes Relay responsible for the message (RFC 5321 4.1.1.4)."""
     return DataReply(f"250 2.0.0 Ok: queued as {queue_id}", queue_id)
 
 
 def deferral_reply(deferral: Deferral) -> DataReply:
-    """Return the reply by which the client tries again later."""
+    """Return the reply that makes the client try again later."""
     reply = own_reply(deferral.status, deferral.text)
     if reply.startswith("421"):  # that would close the connection (RFC 5321 3.8)
         reply = f"451{reply[3:]}"
@@ -99,7 +99,7 @@ class ArrivedMail(Struct, frozen=True):
     paths: Sequence[ForwardPath]  # as the client named them
     content: Content  # as the client sent it
     origin: Origin  # its client
-    queue_id: str
+    queue_id: str  # its id in the queue
     received_us: int  # queue time
     given_sender: str  # the reverse-path that the client named
     filters: SessionFilters | None = None  # of the session; None: no milter heard it

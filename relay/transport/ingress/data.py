@@ -92,7 +92,7 @@ class Origin(Struct, frozen=True):
         return self.role.is_promised or bool(self.key)
 
     def sender(self, reverse_path: str) -> Submitter:
-        """Return who sends."""
+        """Return the sender, for the checks of aliases."""
         user = self.user
         return Submitter(reverse_path, self.trusted, user.address if user else self.login)
 
@@ -100,7 +100,7 @@ class Origin(Struct, frozen=True):
     def counted_for(self) -> str:
         """The account for which a message is counted, or "".
 
-        Mail from pickup is counted in step 1. A login with a key is that of an automatic reply.
+        Mail from pickup is counted in step 1. Mail with a key and a login is an automatic reply.
         """
         if self.user is not None:
             return self.user.address

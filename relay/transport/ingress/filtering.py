@@ -92,7 +92,7 @@ class SessionFilters:
         _check(await self.session.data())
 
     async def chunks(self, content: ContentCollector) -> None:
-        """Announce the first BDAT; a refusal becomes that of its content."""
+        """Announce the first BDAT; if it is refused, the content is rejected."""
         try:
             await self.data()
         except FilterRefusedError as refused:

@@ -47,7 +47,7 @@ class SmtpSessions:
         """`begun` counts a connection, `meet` returns the client of a session of new_session()."""
         self.tls_at_once = tls_context if listener.role.has_tls_first else None
         self._beginning = TaskSet()  # until their sessions exist
-        self._handshakes = ConcurrencyCounter()  # those of TLS at once
+        self._handshakes = ConcurrencyCounter()  # TLS handshakes in progress
         self.shared = SessionDependencies(
             listener,
             ConcurrencyCounter(),

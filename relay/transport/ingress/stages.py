@@ -29,7 +29,7 @@ class ExaminedMail(Struct, frozen=True):
     recipients: ExpandedRecipients  # those that get it, and the aliases that they replace
     routes: Sequence[RoutingResult]  # one for each of the recipients
     expand: Callable[[str], Expansion | None]  # what replaces an alias in this message
-    examine: Examine  # where mail of its sender for an address goes
+    examine: Examine  # returns the route of an address, for mail of this sender
     charges: Sequence[RateCharge]  # what it counts as a report to SRS addresses
 
 

@@ -124,12 +124,12 @@ def text_of(*texts: str | bytes) -> bytes:
 
 
 class Negotiated(Struct, frozen=True):
-    """What a milter wants."""
+    """The result of a negotiation with a milter."""
 
     version: int
     actions: int
     steps: int
-    macros: Mapping[int, Sequence[str]]  # by the number of the stage: its own lists
+    macros: Mapping[int, Sequence[str]]  # the macros that it asks for, by the number of the stage
 
 
 def offer() -> bytes:
@@ -138,7 +138,7 @@ def offer() -> bytes:
 
 
 def negotiated(packet: MilterPacket) -> Negotiated:
-    """Return what a milter wants, from its answer to offer(). Raises MilterFaultError."""
+    """Read the answer of a milter to offer(). Raises MilterFaultError."""
     if packet.command != NEGOTIATE or len(packet.data) < _NEGOTIATION.size:
         raise MilterFaultError(f"{_shown(packet)} instead of a negotiation")
     version, actions, steps = _NEGOTIATION.unpack_from(packet.data)

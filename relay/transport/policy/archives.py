@@ -32,11 +32,11 @@ from relay.transport.policy.archive_child import END_RECORD, LENGTH_BYTES, READY
 from relay.transport.policy.attachment_names import normalised
 from relay.transport.policy.message_parts import AttachedFile, MessagePart, decodings
 
-ENTRIES_MAX = 1000  # of a message, those of archives in archives too
+ENTRIES_MAX = 1000  # of a message, also in archives inside archives
 INFLATED_OCTETS_MAX = 100_000_000  # of a message
-TIME_LIMIT_S = 5.0  # the same
-_START_LIMIT_S = 30.0  # not caused by the file: the machine is busy
-_ASK_AGAIN_S = 0.05  # whether the caller has given up
+TIME_LIMIT_S = 5.0  # of a message
+_START_LIMIT_S = 30.0  # for the start of a process, on a busy machine
+_ASK_AGAIN_S = 0.05  # between two checks whether the caller has given up
 _ATTEMPTS = 2  # the first process may have been killed while it was idle, or by the kernel
 _READ_BYTES = 1 << 16
 _LOOKED_INTO = ARCHIVES | {OLE}
@@ -189,13 +189,14 @@ def _contents(octets: Octets, part: MessagePart, limits: MessageArchives) -> Arc
             AttachedFile(tuple(dict.fromkeys(map(normalised, names))), tuple(kinds))
             for names, kinds in answer.get("entries", ())
         ]
-        is_zip = bool(answer.get("zip") or answer["bound"])
+        if answer.get("zip") or answer["bound"]:
+            types = (*types, ZIP)
         contents = ArchiveContents(
             (*contents.entries, *entries),
             contents.is_encrypted or answer.get("encrypted", False),
             contents.is_unreadable or answer["unreadable"],
             contents.bound or answer["bound"],
-            tuple(dict.fromkeys((*contents.types, *types, *[ZIP] * is_zip))),
+            tuple(dict.fromkeys((*contents.types, *types))),
         )
     return contents
 

@@ -121,7 +121,7 @@ class RuleScope(Struct, frozen=True):
     message: ExaminedMessage  # as the rules see it
     places: Sequence[int]  # of the recipients that they see
     tenant: str = ""  # "" for the operator's
-    # whether the message is the tenant's, and not only the copies of these recipients
+    # false: the rules may change the copies of these recipients only
     is_whole: bool = True
 
 
@@ -178,10 +178,11 @@ class Evaluation:
         self._owners: dict[int, str] = {}  # the tenants of recipients whose rules have run
         self._tenants: list[str] = []  # whose rules have run
         self._deferrals: list[Deferral] = []  # of recipients' tenants, for their copies only
-        self._decided: dict[int, RecipientVerdict] = {}  # by the recipient's place
-        self._holds: dict[int, Hold] = {}  # the same
-        self._next_hops: dict[int, str] = {}  # the same
-        self._junk: dict[int, Hold] = {}  # the same
+        # by the place of a recipient
+        self._decided: dict[int, RecipientVerdict] = {}
+        self._holds: dict[int, Hold] = {}
+        self._next_hops: dict[int, str] = {}
+        self._junk: dict[int, Hold] = {}
         self._deferral: Deferral | None = None
         self._sender = ""
         self._charges: list[tuple[RateCharge, int]] = []  # with the recipients

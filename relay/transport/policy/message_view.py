@@ -66,10 +66,10 @@ class _Shared:
     """What all views of one content share."""
 
     def __init__(self) -> None:
-        self.facts: dict[str, Any] = {}  # by their names
-        self.values: dict[str, tuple[str, ...]] = {}  # of fields, by their names
-        self.numbers: dict[str, Sequence[tuple[str, float]]] = {}  # the same
-        self.errors: dict[object, Exception] = {}  # by what could not be read
+        self.facts: dict[str, Any] = {}  # by the name of the property
+        self.values: dict[str, tuple[str, ...]] = {}  # by the name of the field
+        self.numbers: dict[str, Sequence[tuple[str, float]]] = {}  # by the name of the field
+        self.errors: dict[object, Exception] = {}  # by the fact that could not be read
 
 
 class MessageView:

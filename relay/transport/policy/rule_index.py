@@ -36,7 +36,7 @@ class NestedPlan(Struct, frozen=True):
     tables: tuple["TablePlan", ...]  # in the order of evaluation
 
     def among(self, recipients: int, holds: HoldsFor, matching: RecipientsFor) -> int:
-        """Return those of the recipients that it matches."""
+        """Return which of the recipients match."""
         matched = 0
         for table in self.tables:
             if self.is_all:
@@ -59,7 +59,7 @@ class TablePlan(Struct, frozen=True):
     deep: tuple[int, ...]
 
     def among(self, recipients: int, holds: HoldsFor, matching: RecipientsFor) -> int:
-        """Return those of the recipients that it matches."""
+        """Return which of the recipients match."""
         for number in self.on_recipient:
             recipients &= matching(number)
         if not recipients or not all(map(holds, self.quick)):
@@ -74,7 +74,7 @@ class TablePlan(Struct, frozen=True):
 class RulePlan(Struct, frozen=True):
     """A rule, and its conditions as numbers, in the order of evaluation."""
 
-    rule: Rule
+    rule: Rule  # with the conditions as they are read
     on_recipient: tuple[int, ...]  # must match
     exempt_recipients: tuple[int, ...]  # must not
     quick: tuple[int, ...]  # on the message, must match

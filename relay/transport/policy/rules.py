@@ -135,7 +135,7 @@ class Rule(Struct, frozen=True):
     name: str  # unique in all files
     mode: RuleMode  # enforce, audit or off
     when: ConditionSet  # all of these conditions must match
-    unless: ConditionSet  # any one of these exempts, as an exception in Exchange
+    unless: ConditionSet  # the rule does not match if one of these does, as in Exchange
     actions: tuple[RuleAction, ...]  # in the order of the file
     outcome: str  # names the actions, for the metric's label and the trace
     stop: bool  # if it matches, no rule after it is evaluated
@@ -183,12 +183,12 @@ class ExpectedResult(Struct, frozen=True):
 
     verdict: OverallVerdict  # for the whole message
     rules: tuple[str, ...] | None = None  # that match, in their order
-    added: frozenset[str] | None = None  # addresses, without regard to case
-    redirected: frozenset[str] | None = None  # the same
-    journaled: frozenset[str] | None = None  # the same: who gets a journal report
-    notified: frozenset[str] | None = None  # the same: who gets a notice
-    rejected: frozenset[str] | None = None  # the same
-    quarantined: frozenset[str] | None = None  # the same
+    added: frozenset[str] | None = None  # addresses; in this and the next five, case is ignored
+    redirected: frozenset[str] | None = None  # recipients
+    journaled: frozenset[str] | None = None  # addresses that get a journal report
+    notified: frozenset[str] | None = None  # addresses that get a notice
+    rejected: frozenset[str] | None = None  # recipients
+    quarantined: frozenset[str] | None = None  # recipients
     subject: str | None = None  # of all delivered copies
     next_hop: str | None = None  # that rules chose for all of them; "" for none
     reason: str | None = None  # of all holds

@@ -3,8 +3,8 @@
 The functions are pure. A record is the text of a TXT record at SigningKey.name: its strings, joined
 without anything between them.
 
-RFC 6376 3.6.1 (tags), 3.2 (their syntax), 3.6.2.2 (one record for a name); RFC 8463 (k=ed25519); RFC
-8301 (SHA-256 only).
+RFC 6376 3.6.1 (tags), 3.2 (their syntax), 3.6.2.2 (one record for a name); RFC 8463 (k=ed25519);
+RFC 8301 (SHA-256 only).
 """
 
 import base64
