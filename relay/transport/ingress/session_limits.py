@@ -28,6 +28,5 @@ class SessionLimits(Struct, frozen=True):
     last_reply_s: float = 5.0  # for a client that does not read its last reply
     buffered_bytes: int = 512 * 1024 * 1024  # messages being received by all sessions of a listener
     large_bytes: int = LARGE_BYTES  # the body of a larger message is written to a file
-    # while more than `calm_bytes` are buffered, a body over `crowded_bytes` is written to a file
-    calm_bytes: int = 64 * 1024 * 1024
-    crowded_bytes: int = 128 * 1024
+    calm_bytes: int = 64 * 1024 * 1024  # beyond this in the buffers of all sessions,
+    crowded_bytes: int = 128 * 1024  # the body of a message over this size is written to a file
