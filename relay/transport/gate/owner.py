@@ -58,7 +58,7 @@ class _OwnedSession:
         self.owner = owner
         self.taken: set[tuple[str, str]] = set()  # accepted pairs of sender and recipient
         self.body: LendableBody | None = None  # the file that the child writes
-        self.is_busy = False  # with a call
+        self.is_busy = False  # a call waits for its answer
 
     @property
     def is_free(self) -> bool:

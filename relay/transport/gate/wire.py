@@ -85,7 +85,7 @@ class Accept(_Call, frozen=True):
     """SessionClient.accept(). The answer is a DataReply."""
 
     offered: OfferedMail
-    content: bytes  # with a body, its header
+    content: bytes  # if there is a `body`, only the header
     body: WrittenBody | None = None
 
 

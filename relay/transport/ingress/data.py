@@ -72,7 +72,7 @@ class Submitter(Struct, frozen=True):
 
 
 class Origin(Struct, frozen=True):
-    """Where a message came from, as its session knows it."""
+    """Where a message came from, as its session knows."""
 
     ip: str  # "" on a Unix socket
     helo: str  # of a program of this machine, the name of its user
@@ -83,7 +83,7 @@ class Origin(Struct, frozen=True):
     role: ListenerRole = RELAY  # of the listener
     user: LocalUser | None = None  # whose program of this machine sent it
     is_hidden: bool = False  # neither the message nor a report about it tells ip and helo
-    key: str = ""  # of a file in the drop directory; a repetition has the same
+    key: str = ""  # of a file in the drop directory; the same if the file is taken again
     has_bare_lf: bool = False  # a bare LF of the message became CRLF
 
     @property
@@ -447,7 +447,7 @@ class ContentCollector:
         section = begun if blank < 0 else begun[: blank and blank + len(_CRLF)]
         is_quick = len(section) <= _HEAD_BYTES
         end = fields_end(section) if is_quick else await in_thread(fields_end, section)
-        known = len(begun) if end and blank < 0 else end  # of the header
+        known = len(begun) if end and blank < 0 else end  # octets of the header
         if known > self._memory_bytes:
             is_too_long = known > self._limits.large_bytes
             self.reject(ContentRejection.LONG_HEADER if is_too_long else ContentRejection.NO_ROOM)

@@ -48,8 +48,8 @@ from relay.transport.signing.signer import SignedContents
 
 _NEVER = frozenset({Notify.NEVER})
 _NAMED_MAX = 100  # addresses per next hop in an event, to bound its size
-_Key = tuple[NextHop, int, EntryExtra]  # of an entry: its content, and what is particular to it
-_Copy = tuple[str, str, str]  # that a rule adds: the rule, for whose recipients, the address
+_Key = tuple[NextHop, int, EntryExtra]  # next hop, content and extra fields of an entry
+_Copy = tuple[str, str, str]  # a copy that a rule adds: the rule, the tenant, the address
 
 
 class HoldTimes(Struct, frozen=True):
@@ -139,7 +139,7 @@ class FannedMail(Struct, frozen=True):
     """A message that is sorted into entries, whose contents are signed."""
 
     decided: DecidedMail
-    fan: FanOut  # with the contents as they are signed
+    fan: FanOut  # with the signed contents
     signed: SignedContents
 
 

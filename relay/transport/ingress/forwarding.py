@@ -60,7 +60,7 @@ from relay.transport.routing.route_table import (
     RoutingResult,
 )
 
-REPORT_BYTES_MAX = 1_000_000  # of one to an SRS address
+REPORT_BYTES_MAX = 1_000_000  # of a report to an SRS address
 REPORTS_PER_HOUR = 20  # to the SRS addresses of one sender
 _HOUR_S = 3600.0
 # RFC 3463 3.4
@@ -356,7 +356,7 @@ def _passed(header: Header) -> frozenset[str]:
         text = value.decode("utf-8", "replace").strip().removeprefix("<").removesuffix(">")
         try:
             addresses.add(parse_mailbox(text, smtputf8=True).lower())
-        except AddressError:  # of a program that writes something else there
+        except AddressError:  # a program has written something else there
             continue
     return frozenset(addresses)
 

@@ -31,7 +31,7 @@ from relay.transport.ingress.stages import DecidedMail
 from relay.transport.policy.rule_book import RuleBook
 
 _NAMED_MAX = 100  # recipients in a notice; mails in an event
-_FIELD_OCTETS_MAX = 65_536  # of To and Cc that are read
+_FIELD_OCTETS_MAX = 65_536  # of To and of Cc; longer fields are not read
 _HOUR_S = 3600.0
 _TITLES = {"journal": "Journal report", "notify": "Notice"}
 

@@ -103,13 +103,13 @@ class SessionClient(Struct, frozen=True):
     accept: Callable[[OfferedMail, ReceivedContent], Awaitable[DataReply]]
     refused: Callable[[RefusedCommand, SessionClaims], None]  # records a refusal
     uid: int | None = None  # on the socket for programs
-    find_user: Callable[[], Awaitable[LocalUser | None]] | None = None  # who that is
+    find_user: Callable[[], Awaitable[LocalUser | None]] | None = None  # the user with this uid
     new_filters: "Callable[[], SessionFilters | None]" = lambda: None  # milters that hear it
     ended: Callable[[], None] = lambda: None  # is called at the end: nothing more is asked
 
     @property
     def counted_as(self) -> str | None:
-        """What its sessions are counted by; None: only in all."""
+        """The key by which sessions of the client are counted; None: only the total counts."""
         if self.uid is not None:
             return f"uid {self.uid}" if self.uid else None
         return None if self.is_trusted else client_of(self.ip) or None

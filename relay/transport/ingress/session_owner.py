@@ -124,12 +124,12 @@ class OwnerDependencies(Struct, frozen=True):
 
 
 class RecipientChecks(Struct, frozen=True):
-    """What the check of a recipient needs."""
+    """Checks recipients for RCPT."""
 
     forwarding: Forwarder  # which addresses are valid, and what they lead to
     room: AskRoom  # whether a local mailbox has room
     verify: Verify | None = None  # None: no next hop is asked
-    rules: Callable[[], RuleBook] = RuleBook  # those in force
+    rules: Callable[[], RuleBook] = RuleBook  # returns the rules in force
 
     async def answer(self, address: str, sender: Submitter, *, size_bytes: int) -> RecipientAnswer:
         """Return whether a recipient is taken."""
@@ -242,8 +242,8 @@ class SessionOwner:
             listeners.verify,
             rules=acceptance.policy,
         )
-        self._account: Account | None = None  # that logged in, as it was then
-        self.login = ""  # its address
+        self._account: Account | None = None  # the account at the time of the login
+        self.login = ""  # the address of the account
         self._user: LocalUser | None = None
         self._filters: SessionFilters | None = None
 

@@ -100,7 +100,7 @@ class SmtpCommands:
         self._expanded = 0  # addresses that the aliases among them lead to
         self._chunks: tuple[ContentCollector, ChunkFraming] | None = None  # of BDAT
         self._reserved: Reservation | None = None  # of the message in the rate limit of the client
-        self._messages = 0  # that were accepted
+        self._messages = 0  # how many were accepted
         self._errors = self._idle_commands = 0  # after the last message
         self.refusals = SessionRefusals(client.refused)
         self.filters: SessionFilters | None = None  # None: no milter hears the session

@@ -57,7 +57,7 @@ class ListenerOptions(Struct, frozen=True):
     check_token: CheckLogin | None  # in place of the tokens of accounts; None: these are used
     login_in_clear: bool  # AUTH is offered without TLS, on any address
     tls_hint: Callable[[], str]  # for the log, see ListenerDependencies
-    odd_domain: str  # the same
+    odd_domain: str  # see ListenerDependencies
 
 
 class SmtpServer:

@@ -74,7 +74,7 @@ class InputBuffer:
         self._paused = False
         self._ended = False
         self._began = False
-        self._fault: LineError | None = None  # of a session that has no commands
+        self._fault: LineError | None = None  # set when no more commands are read
         self._fresh = False  # data has arrived since the reader last found nothing
         self._in_long_line = False
         self._waiter: asyncio.Future[None] | None = None
@@ -188,7 +188,7 @@ class SessionDependencies(Struct, frozen=True):
 
     listener: ListenerDependencies  # what their commands share
     count: ConcurrencyCounter  # sessions by SessionClient.counted_as
-    sessions: set["SmtpSession"]  # those that are open
+    sessions: set["SmtpSession"]  # the open sessions
     tls_context: ssl.SSLContext | None  # None: no TLS
     on_failed_handshake: Callable[[SessionClient, OSError], None]  # called with the reason
     begun: Callable[[], None]  # counts a connection

@@ -26,11 +26,11 @@ class ExaminedMail(Struct, frozen=True):
     arrival: ArrivedMail  # with the sender that a milter or, after the rules, a rule gave it
     content: ParsedContent  # as the rules see it
     account: str  # the owner of the message, "" without one
-    recipients: ExpandedRecipients  # those that get it, and the aliases that they replace
+    recipients: ExpandedRecipients  # the recipients, and the aliases that they replace
     routes: Sequence[RoutingResult]  # one for each of the recipients
-    expand: Callable[[str], Expansion | None]  # what replaces an alias in this message
+    expand: Callable[[str], Expansion | None]  # returns what replaces an alias
     examine: Examine  # returns the route of an address, for mail of this sender
-    charges: Sequence[RateCharge]  # what it counts as a report to SRS addresses
+    charges: Sequence[RateCharge]  # the charges of a report to SRS addresses
 
 
 class DecidedMail(Struct, frozen=True):
@@ -38,7 +38,7 @@ class DecidedMail(Struct, frozen=True):
 
     examined: ExaminedMail
     verdict: Verdict  # with one decision for each recipient that is valid, in their order
-    rules: RuleBook  # that gave it
+    rules: RuleBook  # the rules that were applied
     sender: str  # the reverse-path before a rule replaced it
     answers_discarded: str  # why answers to reports are discarded; "": they are not
 

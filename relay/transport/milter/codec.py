@@ -20,7 +20,7 @@ PACKET_OCTETS_MAX: Final = 1024 * 1024
 _BODY_OCTETS_MAX: Final = 1024 * 1024 * 1024
 _REPLY_OCTETS_MAX: Final = 32 * 1024
 _REPLY_LINE_MAX: Final = 510  # RFC 5321 4.5.3.1.5, without CRLF
-_REASON_CHARACTERS_MAX: Final = 100  # as Postfix
+_REASON_CHARACTERS_MAX: Final = 100  # as in Postfix
 
 ACTIONS: Final = 0x1FF  # all: header, body, recipients, sender, quarantine, names of macros
 SKIP: Final = 0x400  # the milter may answer "s"
@@ -71,7 +71,7 @@ class PacketReader:
 
     def __init__(self) -> None:
         self._octets = bytearray()
-        self._body_octets = 0  # of a packet of a body: how many are to come
+        self._body_octets = 0  # of a packet of a body that are still to come
 
     def feed(self, octets: bytes) -> None:
         """Add what was received."""

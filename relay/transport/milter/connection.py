@@ -26,8 +26,8 @@ from relay.transport.milter.dialogue import (
 )
 
 CONNECTIONS_MAX: Final = 100  # to each milter
-STRANGERS_MAX: Final = 80  # of these for role relay: strangers do not stop users' mail
-_CONTENT_FACTOR: Final = 10  # of the time limit, for answers about content
+STRANGERS_MAX: Final = 80  # of CONNECTIONS_MAX, for role relay: the rest is for users
+_CONTENT_FACTOR: Final = 10  # the time limit is multiplied by it for answers about content
 _BUFFER_OCTETS: Final = 64 * 1024
 _CLOSED: Final = "the connection was closed"
 _OUT_OF_TURN: Final = "an answer out of turn"
@@ -247,7 +247,7 @@ class MilterConnection:
                 if not octets:
                     raise MilterFaultError(_CLOSED)
                 self._reader.feed(octets)
-                await asyncio.sleep(0)  # what has arrived is read at once: others get their turn
+                await asyncio.sleep(0)  # lets other tasks run: what has arrived is read at once
         return packet
 
 
@@ -262,6 +262,6 @@ async def _limit(limit_s: float, until: float) -> AsyncIterator[None]:
         what = f"no answer within {limit_s:g} s" if limit_s < left_s else _TOO_LATE
         raise MilterFaultError(what) from None
     except OSError as error:
-        is_lookup = isinstance(error, socket.gaierror)  # its number is none of the system
+        is_lookup = isinstance(error, socket.gaierror)  # its number is no errno
         text = error.strerror if is_lookup or not error.errno else os.strerror(error.errno)
         raise MilterFaultError((text or str(error)).lower()) from None

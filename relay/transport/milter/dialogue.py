@@ -25,7 +25,7 @@ from relay.transport.milter.codec import (
 ADDED_OCTETS_MAX: Final = 10 * 1024 * 1024  # of all header fields that a milter adds or changes
 CHANGES_MAX: Final = 20_000  # of fields, and of recipients; a message has up to 10,000 fields
 _DESCRIBED_MAX: Final = 50
-_DESCRIBED_CHARACTERS_MAX: Final = 300  # of each: the name of a field may have a MiB
+_DESCRIBED_CHARACTERS_MAX: Final = 300  # of a change: the name of a field may have a MiB
 
 
 class FilterStage(StrEnum):
@@ -153,7 +153,7 @@ class MilterDialogue:
         self._wants = Negotiated(codec.VERSION, 0, 0, {})
         self._skips: FilterStage | None = None  # the milter skips further commands of this stage
         self._accepts_message = False
-        self._in_message = False  # it has heard MAIL
+        self._in_message = False  # MAIL was sent
         self._body_ended = False
         self.session: FilterAnswer | None = None  # the same answer to each further command
         self.changes = MilterChanges()
@@ -264,7 +264,7 @@ class MilterDialogue:
         if isinstance(change, str):
             changes.quarantine = change
         elif isinstance(change, PathChange):
-            if change.address or change.command == codec.CHANGE_SENDER:  # as Postfix
+            if change.address or change.command == codec.CHANGE_SENDER:  # as in Postfix
                 changes.paths.append(change)
         else:
             changes.fields.append(change)

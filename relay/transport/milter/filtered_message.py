@@ -25,14 +25,14 @@ _CHUNK_OCTETS: Final = 65535  # of a body, in one packet
 _BLANK_LINE: Final = b"\r\n"
 _RESULTS: Final = b"authentication-results"
 _BLOCK_OCTETS: Final = 8 * _CHUNK_OCTETS
-_QUICK_CHANGES: Final = 100  # of fields: more of them take up to seconds
+_QUICK_CHANGES: Final = 100  # of fields; more take up to seconds
 
 
 class NewBodies(Struct, frozen=True):
     """How large new bodies may be, and where they are stored."""
 
     size_max_bytes: int  # of a message
-    new_file: Callable[[], IncomingBody]  # for one of more than 1 MiB
+    new_file: Callable[[], IncomingBody]  # for a body of more than 1 MiB
 
 
 class NewBody:

@@ -99,7 +99,7 @@ class FilterSession:
         self._of_session: dict[str, str] = {"j": hostname, "v": "Relay"}
         self._macros: dict[str, str] = {}  # of the session and the message
         self._said: dict[str, MilterSaid] = {}  # about the message, by the milter's name
-        self._said_of_session: dict[str, MilterSaid] = {}  # what holds for each message
+        self._said_of_session: dict[str, MilterSaid] = {}  # about each message of the session
         self._discarded_by = ""
 
     async def connect(self, client: FilterClient) -> FilterAnswer:

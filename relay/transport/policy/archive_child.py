@@ -54,7 +54,7 @@ _AES = 99  # a method of compression
 _UNICODE_PATH = 0x7075
 _UTF_8 = 0x800
 _PACKAGE = "EncryptedPackage\0".encode("utf-16-le")
-_DIRECTORY_ENTRY_OCTETS = 128  # of OLE, each at a multiple of it
+_DIRECTORY_ENTRY_OCTETS = 128  # of OLE; the position of each is a multiple
 
 
 class OverBoundError(Exception):

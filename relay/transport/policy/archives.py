@@ -55,7 +55,7 @@ class ArchiveContents(Struct, frozen=True):
     is_encrypted: bool = False
     is_unreadable: bool = False
     bound: str = ""  # the bound that it exceeds; "" for none
-    types: tuple[str, ...] = ()  # of its content; ZIP too if it may be one
+    types: tuple[str, ...] = ()  # of its content; also ZIP if it may be a ZIP file
 
 
 class MessageArchives:

@@ -33,10 +33,10 @@ _ENDS = tuple(
 _COMMENT = re.compile(r"\([^()]*\)")
 _NOT_TEXT = str.maketrans("", "", '"\\\r\n\t;<>')
 _CODED = re.compile(r"=\?|%")
-_ENCODINGS_MAX = 4  # of a name, inside each other
+_ENCODINGS_MAX = 4  # layers of encodings of a name
 _NESTED_MAX = 10  # comments inside each other
 _BOUNDARY = re.compile(r"boundary[\s\"'*0-9]{0,20}=", re.IGNORECASE)
-_ESCAPED = re.compile(r'[^";]*+')  # as it is, if some programs keep a backslash
+_ESCAPED = re.compile(r'[^";]*+')  # unchanged, as by programs that keep a backslash
 _PLAIN_BOUNDARY = re.compile(r'\s*(?:"[^"\\]*+"|[^"\\\s();]++)\s*(?:;|\Z)')
 _ENDING = re.compile(r"[\0\r\n]")  # a program may end a name there
 _TRAILING = " ./\\\"'<>|*?:"

@@ -37,7 +37,7 @@ _READ_AT_ONCE_OCTETS = 65536  # for less, a thread costs more than reading
 # What parts, parameters and encoded words begin with: each may take 0.3 ms.
 _SLOW = (b"\n--", b"\r--", b";", b"=?")
 _READ_AT_ONCE_SLOW = 100
-_TEXT, _SMALL_TEXT = "body pattern", "body matches"  # what patterns are for
+_TEXT, _SMALL_TEXT = "body pattern", "body matches"  # the fields of patterns
 _WILD = {"*": ".*", "?": "."}
 _BODY_EXPECTED = 'a table with one of words, matches, pattern and cards, { words = ["invoice"] }'
 _OF_ARCHIVES = ("inside", "encrypted", "unreadable")
@@ -385,7 +385,7 @@ class MessageType(StrEnum):
     LIST = "list"  # it comes from a mailing list
     REPORT = "report"  # about the delivery or the reading of another one
     SIGNED = "signed"  # as a whole
-    ENCRYPTED = "encrypted"  # the same
+    ENCRYPTED = "encrypted"  # as a whole
     CALENDAR = "calendar"  # an invitation, or an answer to one
 
 

@@ -85,7 +85,7 @@ class RuleSet:
     """The active rules in their order, with their tests and their files."""
 
     rules: tuple[Rule, ...] = ()  # in the order of the files
-    tests: tuple[RuleTest, ...] = field(default=(), repr=False)  # the same
+    tests: tuple[RuleTest, ...] = field(default=(), repr=False)  # in the order of the files
     files: tuple[Path, ...] = ()  # in the order of their names
     digest: str = ""  # of the files, "" without any
     loaded: str = ""  # when, in RFC 3339
@@ -169,9 +169,9 @@ class Evaluation:
         self._archives = MessageArchives(self._check_stopped)
         self._open = 0  # recipients that the rules in progress have neither decided nor stopped
         self._live = (1 << len(message.recipients)) - 1  # recipients for further sets of rules
-        self._having = [self._live]  # for each view, the recipients who get its content
+        self._having = [self._live]  # for each view, the recipients that get its content
         self._changed: dict[int, int] = {}  # by recipient: a content other than the first
-        self._octets = 0  # of the contents that tenants have made, at most
+        self._octets = 0  # an upper bound for the contents that rules of tenants have made
         self._known_contents: dict[ParsedContent, int] = {}  # once there are several
         self._in_thread = False
         self._carried_out = 0  # rules and actions
@@ -185,7 +185,7 @@ class Evaluation:
         self._junk: dict[int, Hold] = {}
         self._deferral: Deferral | None = None
         self._sender = ""
-        self._charges: list[tuple[RateCharge, int]] = []  # with the recipients
+        self._charges: list[tuple[RateCharge, int]] = []  # each with the matched recipients
         self._additions: list[AddedRecipient] = []
         self._mails: list[RuleMail] = []
         self._hits: list[RuleHit] = []

@@ -57,13 +57,13 @@ class RuleFinding(Struct, frozen=True):
     rule: str  # its name
     mode: str  # enforce, audit or off
     matched: bool | None  # None: the result depends on a message, and there is none
-    recipients: tuple[str, ...]  # that it matches
-    conditions: tuple[ConditionFinding, ...]  # for the first of these, else for the first recipient
-    actions: tuple[dict[str, Any], ...]  # what it does with a message that it matches
-    outcome: str  # the keys of these
+    recipients: tuple[str, ...]  # the recipients that it matches
+    conditions: tuple[ConditionFinding, ...]  # for the first recipient in `recipients`, or of all
+    actions: tuple[dict[str, Any], ...]  # what it does if it matches
+    outcome: str  # the keys of the actions
     skipped: str  # why it was not evaluated, "" if it was
-    file: str  # where it is
-    line: int  # the same
+    file: str  # the file of the rule
+    line: int  # the line where it begins
 
 
 class RulesExplained(Struct, frozen=True):

@@ -64,7 +64,7 @@ _INCOMPLETE = ("message/partial", "message/external-body")
 _BODIES = ("text/plain", "text/html")
 _CODED = ("base64", "quoted-printable")
 _UUENCODED = "uuencode"
-_MESSAGE = re.compile(r"message/(?!delivery-status\Z)")  # that one has several headers
+_MESSAGE = re.compile(r"message/(?!delivery-status\Z)")  # delivery-status has several headers
 _MORE_IN_TYPE = re.compile(rb"(?!text/|multipart/)|.*(?:name|=\?|\()", re.IGNORECASE | re.DOTALL)
 # A "content-" that begins no field, or the field of a text without a name.
 _NO_FILE = re.compile(

@@ -15,7 +15,7 @@ from msgspec import Struct
 
 from relay.base.phrases import shown
 
-PATTERN_STEPS_MAX = 1_000  # of its program
+PATTERN_STEPS_MAX = 1_000  # of the compiled program of a pattern
 SET_STEPS_MAX = 50_000  # of all patterns for one field
 _MEMORY_BYTES_MAX = 16 * 1024 * 1024  # of one set: enough to compile SET_STEPS_MAX
 _ALWAYS = ""  # a pattern that is added to each set, and that always matches

@@ -120,10 +120,10 @@ class NextHopAction(Struct, frozen=True):
 
 
 class RateKey(StrEnum):
-    """Whose recipients a limit counts."""
+    """What a rate limit is for: the recipients of each sender, login or client."""
 
     SENDER = "sender"  # the reverse-path
-    LOGIN = "login"  # of AUTH or the API; mail without one is not limited
+    LOGIN = "login"  # of AUTH or the API; mail without a login is not limited
     CLIENT = "client"  # the IP address; mail from the API is not limited
 
 

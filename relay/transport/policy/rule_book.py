@@ -25,7 +25,7 @@ class TenantRules(Struct, frozen=True):
     """A tenant, with its rules."""
 
     name: str
-    # as A-labels: those that relay.toml names, and those that are an alias of one of them
+    # as A-labels: the domains that relay.toml names, and domains that are aliases of them
     domains: frozenset[str]
     rules: RuleSet | None  # None: its rules cannot be used, and its mail waits
 

@@ -85,7 +85,7 @@ from relay.transport.policy.table_reader import (
 HOLD_S_MAX = 365 * 86400
 NESTED_MAX = 3  # `all` and `any` inside each other
 NOTICE_CHARACTERS_MAX = 2000
-NAME_CHARACTERS_MAX = 100  # it is a metric's label
+NAME_CHARACTERS_MAX = 100  # the name is the label of a metric
 _RULE_KEYS = (
     "name",
     "mode",
@@ -433,7 +433,7 @@ def read_rules(
     faults: list[Fault] = []
     rules: list[Rule] = []
     tests: list[RuleTest] = []
-    names: list[object] = []  # of all rules, those with faults too
+    names: list[object] = []  # of all rules, also of those with faults
     incomplete: dict[str, str] = {}  # the warning about each rule that lacks a group
     prefix = f"{tenant.name}/" if tenant else ""
     home = directory.parent.resolve() / directory.name if tenant else None

@@ -144,7 +144,7 @@ class GlobIndex:
         self._whole: dict[str, list[int]] = {}
         self._domains: dict[str, list[int]] = {}
         self._beginnings: dict[int, dict[str, list[int]]] = {}  # by their length
-        self._endings: dict[int, dict[str, list[int]]] = {}  # the same
+        self._endings: dict[int, dict[str, list[int]]] = {}  # by their length
         self._contained: dict[str, list[int]] = {}
         self._patterns: dict[re.Pattern[str], list[int]] = {}
 
@@ -198,7 +198,7 @@ class RuleIndex:
         on_message, on_recipient = _Numbered[MessageCondition](), _Numbered[RecipientCondition]()
         self.plans = tuple([_plan(rule, on_message, on_recipient) for rule in active])
         self.message_conditions = tuple(on_message)  # by their numbers
-        self.recipient_conditions = tuple(on_recipient)  # the same
+        self.recipient_conditions = tuple(on_recipient)  # by their numbers
         self.pattern_sets = _pattern_sets(on_message)
         self._fields: dict[str, GlobIndex] = {}
         self._headers: dict[str, GlobIndex] = {}  # by the field's name in lower case

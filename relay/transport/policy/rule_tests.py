@@ -153,7 +153,7 @@ def _failures(rules: RuleSet, test: RuleTest, verdict: Verdict) -> Iterator[str]
 
 
 def _failures_of_copies(expect: ExpectedResult, verdict: Verdict) -> Iterator[str]:
-    """Yield what is wrong with the copies that are delivered or held."""
+    """Yield the failures of copies that are delivered or held."""
     delivered = [
         recipient for recipient in verdict.recipients if recipient.action is VerdictAction.DELIVER
     ]

@@ -182,7 +182,7 @@ class ExpectedResult(Struct, frozen=True):
     """
 
     verdict: OverallVerdict  # for the whole message
-    rules: tuple[str, ...] | None = None  # that match, in their order
+    rules: tuple[str, ...] | None = None  # the rules that match, in their order
     added: frozenset[str] | None = None  # addresses; in this and the next five, case is ignored
     redirected: frozenset[str] | None = None  # recipients
     journaled: frozenset[str] | None = None  # addresses that get a journal report
@@ -190,9 +190,9 @@ class ExpectedResult(Struct, frozen=True):
     rejected: frozenset[str] | None = None  # recipients
     quarantined: frozenset[str] | None = None  # recipients
     subject: str | None = None  # of all delivered copies
-    next_hop: str | None = None  # that rules chose for all of them; "" for none
+    next_hop: str | None = None  # what rules chose for all delivered copies; "": nothing
     reason: str | None = None  # of all holds
-    headers: tuple[tuple[str, str | None], ...] = ()  # that a copy has; None: that none has
+    headers: tuple[tuple[str, str | None], ...] = ()  # a copy has it; None: no copy has
     body: tuple[str, ...] = ()  # texts, each of which a copy has
 
 
@@ -203,16 +203,16 @@ class RuleTest:
     name: str  # for messages
     sender: str  # the reverse-path
     recipients: tuple[str, ...]  # their addresses
-    recipient_count: int  # that the client names
+    recipient_count: int  # how many recipients the client names
     content: Content = field(repr=False)  # the message
     source: Source  # how it arrives
     client: str  # the IP address of a stranger, or of a client that has logged in; "" for none
     login: str  # its account, "" for none
-    results: tuple[AuthResult, ...]  # that a milter found
+    results: tuple[AuthResult, ...]  # the results of a milter
     local: frozenset[str] | None  # the local domains; None for the configured ones
     enforced: frozenset[str]  # rules that it tests as if their mode was enforce
     is_alone: bool  # only the rules in the file of the test apply
-    expect: ExpectedResult  # what must come out
+    expect: ExpectedResult  # the expected verdict
     file: Path  # for messages
     line: int  # for messages
 

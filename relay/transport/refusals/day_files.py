@@ -227,7 +227,7 @@ class _DayFile:
         """Open the file, and read what it has. Raises OSError."""
         self.name = path.name
         self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        self._end = 0  # with what is not written yet
+        self._end = 0  # the size, with lines that are not written yet
         self._lines: Counter[str] = Counter()  # of each client; the file bounds their number
         self._numbers: dict[str, _Number] = {}  # by client, or by reason
         self._new: list[bytes] = []

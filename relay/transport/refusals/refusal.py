@@ -48,10 +48,10 @@ class Refusal(msgspec.Struct, frozen=True, kw_only=True):
     account: str = ""  # the login; of a refused AUTH, the user name that the client sent
     sender: str = ""  # the reverse-path
     recipients: tuple[str, ...] = ()  # at most RECIPIENTS_MAX
-    recipient_count: int = 0  # of all
+    recipient_count: int = 0  # the number of all recipients
     subject: str = ""  # only of a content that was refused
     command: str = ""  # the verb, CONNECT for a connection, "" for what is no command
-    reply: str = ""  # of a failed TLS handshake, what failed
+    reply: str = ""  # for a failed TLS handshake, what failed
     reason: RefusalReason
     rule: str = ""  # the name of the rule, or of the milter
     times: int = 1  # more where further refusals were only counted

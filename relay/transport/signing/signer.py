@@ -48,7 +48,7 @@ class SignedContents(Struct, frozen=True):
     """The contents of a message with their signatures; `unsigned`: why a content has none."""
 
     contents: tuple[ParsedContent, ...]
-    keys: tuple[SigningKey, ...] = ()  # that signed
+    keys: tuple[SigningKey, ...] = ()  # the keys that signed
     unsigned: str = ""
 
     @property
@@ -126,7 +126,7 @@ def _signatures(drafts: Sequence[_Draft]) -> list[bytes]:
     for draft in drafts:
         try:
             signatures.append(draft.key.private.sign(draft.octets))
-        except Exception as error:  # of a library
+        except Exception as error:  # a library may raise any
             raise _failed(draft.key.name, error) from error
     return signatures
 
