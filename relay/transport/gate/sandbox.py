@@ -172,7 +172,7 @@ def _libc() -> ctypes.CDLL:
 
 
 def _prctl(option: int, *values: object) -> None:
-    numbers = [ctypes.c_ulong(value) if isinstance(value, int) else value for value in values]
+    numbers = [ctypes.c_ulong(number) if isinstance(number, int) else number for number in values]
     numbers += [ctypes.c_ulong(0)] * (4 - len(numbers))
     if _libc().prctl(option, *numbers):
         raise OSError(ctypes.get_errno(), "prctl")

@@ -446,7 +446,7 @@ def _is_of(view: MessageView, kind: MessageType) -> bool:
 
 def _read(header: Header, name: str) -> list[ContentField]:
     values = header.values(name)[:FIELDS_MAX]
-    return [content_field(value.decode("latin-1")) for value in values]
+    return [content_field(octets.decode("latin-1")) for octets in values]
 
 
 def _is_automatic(header: Header) -> bool:

@@ -179,7 +179,7 @@ class MessageView:
         field = f"header {name}"
         if (known := self._found.get(field)) is not None:
             return known
-        values = [value[:VALUE_CHARACTERS_MAX] for value in self.header(name)]
+        values = [text[:VALUE_CHARACTERS_MAX] for text in self.header(name)]
         return self.found_in(field, values) if values else {}
 
     def header_numbers(self, name: str) -> Sequence[tuple[str, float]]:

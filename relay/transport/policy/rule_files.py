@@ -230,12 +230,12 @@ def _actions(
         reader.add_fault(("then",), f"found {value}, {expected}")
         return {}
     actions: dict[tuple[str, int], RuleAction] = {}
-    for index, item in enumerate(raw):
-        name = _action_name(reader, index, item)
+    for index, table in enumerate(raw):
+        name = _action_name(reader, index, table)
         if not name:
             continue
         parse: Callable[[Any], RuleAction] = ACTIONS[name].parse
-        action = reader.value(item[name], ("then", index, name), parse)
+        action = reader.value(table[name], ("then", index, name), parse)
         if action:
             actions[name, index] = action
         if isinstance(action, NextHopAction) and (fault := _route_fault(action, routes)):
@@ -306,12 +306,12 @@ def _notice(value: Any) -> str:
     return str(value)
 
 
-def _action_name(reader: TableReader, index: int, item: Any) -> str:
-    if not isinstance(item, dict) or len(item) != 1:
+def _action_name(reader: TableReader, index: int, table: Any) -> str:
+    if not isinstance(table, dict) or len(table) != 1:
         expected = 'expected a table with one action, { reject = "5.7.1 Not accepted" }'
-        reader.add_fault(("then", index), f"found {shown(item)}, {expected}")
+        reader.add_fault(("then", index), f"found {shown(table)}, {expected}")
         return ""
-    [name] = item
+    [name] = table
     if name not in ACTIONS:
         reader.add_fault(("then", index, name), unknown_key(name, ACTIONS))
         return ""

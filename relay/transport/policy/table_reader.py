@@ -115,7 +115,7 @@ def part(value: Any, key: str | int, parse: Callable[[Any], T]) -> T:
 
 
 def parts(values: Sequence[Any], parse: Callable[[Any], T]) -> list[T]:
-    """Return the items of a list, each parsed. Raises PartError."""
+    """Return the values of a list, each parsed. Raises PartError."""
     return [part(values, index, parse) for index in range(len(values))]
 
 
@@ -164,12 +164,12 @@ def true_or_false(value: Any) -> bool:
 
 
 def array(document: Document, key: str, faults: list[Fault]) -> list[tuple[KeyPath, object]]:
-    """Return the elements of [[key]] with their positions."""
+    """Return the tables of [[key]] with their positions."""
     raw = document.table.get(key, [])
     if not isinstance(raw, list):
         faults.append(document.fault((key,), f"found {shown(raw)}, expected [[{key}]]"))
         return []
-    return [((key, index), item) for index, item in enumerate(raw)]
+    return [((key, index), table) for index, table in enumerate(raw)]
 
 
 def one_of(words: type[Word]) -> Callable[[Any], Word]:
