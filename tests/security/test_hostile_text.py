@@ -347,7 +347,6 @@ def readers() -> dict[str, tuple[Callable[[Any], object], tuple[Callable[[str], 
 MADE_LATER = {
     "relay.front_door.graph.odata.resources",
     "relay.transport.policy.globs",
-    "relay.transport.policy.actions",
 }
 
 

@@ -293,7 +293,7 @@ def _text_of(source: str, cursor: EventCursor, recorded: RecordedEvent) -> _Even
         sender_octets = b""
     else:
         data = event_data(text, seen or recorded)
-        detail = sender_detail(data.step, data.detail)
+        detail = sender_detail((seen or recorded).known, data.detail)
         if seen or detail is not data.detail:
             sender_octets = _octets(text, replace(data, detail=detail))
     return _EventText(

@@ -34,7 +34,7 @@ from relay.base.settings.tree import Webhook
 from relay.base.settings.values import KEY_PREFIX
 from relay.front_door.notifications.https_client import HttpsClient
 from relay.front_door.notifications.sender import Feed, Post, Sender
-from relay.store.journeys.details import AttemptDetail, RoutedDetail, read_detail
+from relay.store.journeys.details import AttemptDetail, RoutedDetail
 from relay.store.journeys.event_feed import (
     ChangeNotifier,
     EventBatch,
@@ -93,7 +93,7 @@ def event_names(recorded: RecordedEvent) -> set[str]:
     Mail by SMTP has no event of step 4: that of step 5 has its time.
     """
     names = {_STEPS.get(recorded.step, ""), str(recorded.state or "")}
-    match read_detail(recorded.step, recorded.detail):
+    match recorded.known:
         case RoutedDetail() as routed:
             names.update(["accepted"] if not recorded.submission_id else ())
             names.update(["held"] if routed.held else ())

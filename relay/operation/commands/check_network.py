@@ -30,7 +30,7 @@ from relay.store import spool
 from relay.store.spool.types import SpoolError
 from relay.transport.gate.sandbox import available
 from relay.transport.milter.connection import fault_of_milter
-from relay.transport.policy.actions import RateLimitAction
+from relay.transport.policy.recipient_actions import RateLimitAction
 from relay.transport.policy.rule_files import PolicyError
 from relay.transport.policy.rules import RuleMode
 from relay.transport.routing.dns_client import validated

@@ -59,6 +59,7 @@ class RecordedEvent(Struct, frozen=True):
     step: Step  # of which it is
     at_us: int  # when the step ended, wall time
     detail: dict[str, Any]  # as it is stored, without the client
+    known: Detail  # what this relay knows of it
     # of the message before step 4, then of the recipients that the event is about; None if it does
     # not say
     state: RecipientState | SubmissionState | None

@@ -15,7 +15,6 @@ from zlib import crc32
 from msgspec import Struct
 
 from relay.base.clock import id_time_us
-from relay.base.message.lifecycle import RecipientState, SubmissionState
 from relay.store.journeys.details import read_detail
 from relay.store.journeys.events import LogPosition, RecordedEvent, Step, parse_line
 from relay.store.journeys.open_submissions import state_before_queue
@@ -168,6 +167,7 @@ def _event_of(line: bytes) -> RecordedEvent | None:
     detail: dict[str, Any] = {"withdrawn": True} if found.withdrawn else found.detail
     detail.pop("client", None)
     at_us = found.at_us or id_time_us(found.submission_id) or 0
+    known = read_detail(step, detail)
     return RecordedEvent(
         found.queue_id or None,
         found.submission_id,
@@ -175,12 +175,7 @@ def _event_of(line: bytes) -> RecordedEvent | None:
         step,
         at_us,
         detail,
-        _state_after(step, detail),
+        known,
+        # step 4 says nothing of the state: it is recorded after step 5
+        None if step is Step.ACCEPTED or found.withdrawn else state_before_queue([known]).state,
     )
-
-
-def _state_after(step: Step, detail: dict[str, Any]) -> RecipientState | SubmissionState | None:
-    """Return the state of the message. Step 4 says nothing: it is recorded after step 5."""
-    if step is Step.ACCEPTED or "withdrawn" in detail:
-        return None
-    return state_before_queue([read_detail(step, detail)]).state

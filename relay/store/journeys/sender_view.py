@@ -11,7 +11,7 @@ from msgspec.structs import replace
 
 from relay.base.message.lifecycle import hold_text
 from relay.base.message.verdict import tenant_of_rule
-from relay.store.journeys.details import AttemptDetail, RoutedDetail, UsedRules, read_detail
+from relay.store.journeys.details import AttemptDetail, Detail, RoutedDetail, UsedRules
 from relay.store.journeys.document import Journey, details_in
 
 _QUARANTINE = "quarantine"  # the action, in the outcome of a rule
@@ -19,9 +19,11 @@ _MAILS = frozenset({"journal", "notify"})  # the same
 _NO_RULES = UsedRules("", "")
 
 
-def sender_detail(step: int, stored: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return the detail of an event without these: the same object if nothing is hidden."""
-    match read_detail(step, stored):
+def sender_detail(known: Detail, stored: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the stored detail of an event, of which `known` is what this relay knows, without
+    these: the same object if nothing is hidden.
+    """
+    match known:
         case AttemptDetail(silent=True):  # a hold of which the sender does not hear
             return _without(stored, "rule", "silent")
         case RoutedDetail(used=None) if "set" in stored:  # whose rules they are cannot be read
@@ -40,7 +42,8 @@ def sender_detail(step: int, stored: Mapping[str, Any]) -> Mapping[str, Any]:
 def sender_journey(journey: Journey) -> Journey:
     """Return a journey as the account of its sender sees it."""
     steps = tuple(
-        replace(one, detail=dict(sender_detail(one.step, one.detail))) for one in journey.steps
+        replace(step, detail=dict(sender_detail(step.read(), step.detail)))
+        for step in journey.steps
     )
     hidden = {rule for one in details_in(journey.steps, RoutedDetail) for rule in _hidden(one)}
     if not hidden:

@@ -1,10 +1,12 @@
-"""The gate: SMTP sessions in a process of their own, the child, which has no mail, queue or keys.
+"""The gate: SMTP sessions in a separate process, the child, which has no mail, queue or keys.
 
-- `child`: what the process runs, and what it does when its owner ends
-- `services`: what a session in the child asks, as calls to the owner
-- `owner`: who may ask what, and the answers
-- `keeper`: when a child starts, ends and is replaced; how connections and reloads reach it
+The process that has the mail is the owner.
+
+- `child`: what the child process runs, and what it does when its owner ends
+- `services`: the functions of a session in the child, as calls to the owner
+- `owner`: which calls a session may make, and the answers
+- `keeper`: when a child starts, ends and is replaced; how it gets connections and reloads
 - `wire`: the frames that each side sends
-- `frames`: frames and descriptors between the two processes
+- `frames`: sends frames and descriptors between the two processes
 - `sandbox`: what the kernel refuses to the child
 """

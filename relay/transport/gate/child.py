@@ -1,8 +1,8 @@
-"""The child of the gate: SMTP sessions and DATA, in a sandbox. All else it asks the owner.
+"""The child of the gate: SMTP sessions and DATA, in a sandbox. The owner decides all else.
 
-Its owner starts it, and it ends with it. When the socket of the owner ends while messages are
-handed over, nobody knows what came of them: their clients get no reply (RFC 1047), and 421 all
-others.
+The owner starts the child, and the child ends with the owner. If the socket of the owner closes
+while messages are handed over, it is unknown whether they were accepted. Their clients get no reply
+(RFC 1047); all other clients get 421.
 """
 
 import asyncio
@@ -55,10 +55,10 @@ _LIMITS = SessionLimits(buffered_bytes=SessionLimits().buffered_bytes // 2)  # t
 
 
 class Child:
-    """The state of the process: its sessions, and what the owner has told it."""
+    """The state of the process: its sessions, and the settings that the owner sent."""
 
     def __init__(self, packets: socket.socket, *, missing: tuple[str, ...], crash_at: str) -> None:
-        """`missing` is what the sandbox does not have."""
+        """`missing` names the parts of the sandbox that the kernel does not have."""
         self._packets = packets
         self._ready = encode(Ready(missing))
         self._clock = SystemClock()
@@ -73,7 +73,7 @@ class Child:
         self._draining: asyncio.Task[None] | None = None
 
     async def run(self, frames: socket.socket) -> None:
-        """Serve until the owner ends, or lets this process end."""
+        """Serve until the owner ends, or ends this process."""
         loop = asyncio.get_running_loop()
         loop.add_reader(self._packets.fileno(), self._take_packets)
         frames.setblocking(False)
@@ -84,14 +84,14 @@ class Child:
         if self._draining is None:
             _log.info("the process of the SMTP sessions ends", reason=self._ended.result())
             self._calls.give_up()
-            await asyncio.gather(*(one.drain(0) for one in self._listeners))
+            await asyncio.gather(*(listener.drain(0) for listener in self._listeners))
 
     def _commit_s(self) -> float:
-        """Return whether commits are slow, as a time: the owner measures it."""
+        """Return 1.0 if the owner has measured slow commits, else 0.0."""
         return float(self._pressure.state.has(PressureReason.COMMITS))
 
     def _check_room(self, size_bytes: int) -> None:
-        """Raise SpoolFullError where so many bytes do not fit, as the owner last measured."""
+        """Raise SpoolFullError if the owner has measured less room than `size_bytes`."""
         room_bytes = self._pressure.state.room_bytes
         if room_bytes is not None and size_bytes > room_bytes:
             raise SpoolFullError("there is no room on the spool's disk")
@@ -111,8 +111,8 @@ class Child:
 
     def _take_packets(self) -> None:
         try:
-            while (found := receive_descriptor(self._packets)) is not None:
-                octets, number = found
+            while (packet := receive_descriptor(self._packets)) is not None:
+                octets, number = packet
                 match decode_packet(octets):
                     case NewConnection() as connection:
                         self._begin(connection, number)
@@ -122,47 +122,48 @@ class Child:
         except (OSError, EOFError, ValueError) as error:
             self._end(str(error))
 
-    def _begin(self, told: NewConnection, descriptor: int | None) -> None:
+    def _begin(self, new: NewConnection, descriptor: int | None) -> None:
         if descriptor is None:
-            self._channel.send(encode(Ended(told.session)))
+            self._channel.send(encode(Ended(new.session)))
             return
-        family = socket.AF_INET if told.ip else socket.AF_UNIX  # as good as AF_INET6 here
+        family = socket.AF_INET if new.ip else socket.AF_UNIX  # AF_INET serves for AF_INET6 too
         connection = socket.socket(family, socket.SOCK_STREAM, 0, descriptor)
         connection.setblocking(False)
-        owner = RemoteOwner(self._calls, told.session, is_trusted=told.is_trusted)
-        self._listeners[told.listener].begin(connection, owner.client(told.ip))
+        owner = RemoteOwner(self._calls, new.session, is_trusted=new.is_trusted)
+        self._listeners[new.listener].begin(connection, owner.client(new.ip))
 
     def _use(self, setup: Setup) -> None:
-        """Use what the owner has read, and checked."""
-        for number, one in enumerate(setup.listeners):
-            files = [_memory_file(pem) for pem in one.certificates]
-            paths = [(path := Path(f"/proc/self/fd/{x.number}"), path) for x in files]
-            shown = ServerCertificate(*paths[0], *paths[1:]) if paths else None
+        """Use the settings, which the owner has read and checked."""
+        for number, listener in enumerate(setup.listeners):
+            files = [_memory_file(pem) for pem in listener.certificates]
+            paths = [Path(f"/proc/self/fd/{file.number}") for file in files]
+            pairs = [(path, path) for path in paths]  # a file has the chain and the key
+            certificate = ServerCertificate(*pairs[0], *pairs[1:]) if pairs else None
             if number < len(self._listeners):
                 used = self._certificates[number]
-                if shown is not None and used is not None:
-                    used.use(shown.pairs)
-                self._listeners[number].use(one.settings)
+                if certificate is not None and used is not None:
+                    used.use(certificate.pairs)
+                self._listeners[number].use(listener.settings)
                 continue
-            self._certificates.append(shown)
-            listener = ListenerDependencies(
-                one.settings,
-                CONFIGURED[one.settings.role],
+            self._certificates.append(certificate)
+            dependencies = ListenerDependencies(
+                listener.settings,
+                CONFIGURED[listener.settings.role],
                 setup.hostname,
                 limits=_LIMITS,
                 budget=MemoryBudget(_LIMITS.buffered_bytes),
                 crash=self._crash,
                 pressure=self._pressure,
                 rates=RateLimits(self._clock),
-                offers_tls=shown is not None,
-                requires_tls=one.requires_tls,
-                offers_auth_in_clear=one.offers_auth_in_clear,
+                offers_tls=certificate is not None,
+                requires_tls=listener.requires_tls,
+                offers_auth_in_clear=listener.offers_auth_in_clear,
             )
-            context = shown.context if shown is not None else None
-            self._listeners.append(SmtpSessions(listener, tls_context=context))
+            context = certificate.context if certificate is not None else None
+            self._listeners.append(SmtpSessions(dependencies, tls_context=context))
 
     async def _drain(self, grace_s: float) -> None:
-        await asyncio.gather(*(one.drain(grace_s) for one in self._listeners))
+        await asyncio.gather(*(listener.drain(grace_s) for listener in self._listeners))
         self._channel.flush()
         self._end("drained")
 
@@ -172,9 +173,10 @@ class Child:
 
 
 def main(words: Sequence[str]) -> None:
-    """Serve the sessions of the owner, whose sockets are standard input and the descriptor in
-    `words`; after it come the format of the log, whether its lines go to the journal, its colors,
-    the name of the node, and the crash point of a test.
+    """Serve the sessions of the owner, whose sockets are standard input and a descriptor.
+
+    `words` are the number of this descriptor, the format of the log, whether its lines go to the
+    journal, its colors, the name of the node, and the crash point of a test.
     """
     ignore_signals()
     packets, form, journal, color, node, crash_at = words
@@ -193,13 +195,13 @@ def main(words: Sequence[str]) -> None:
     there = socket.socket(fileno=int(packets))
 
     async def serve() -> None:
-        # For its first stream libuv opens /dev/null; in the sandbox it would try so for each.
+        # libuv opens /dev/null for its first stream; in the sandbox it would try for each stream.
         first, other = socket.socketpair()
         await asyncio.get_running_loop().create_unix_connection(asyncio.Protocol, sock=first)
         other.close()
         await Child(there, missing=enter_sandbox(), crash_at=crash_at).run(frames)
         logs.drain()
-        os._exit(0)  # at its end, as at its begin, the loop makes sockets
+        os._exit(0)  # closing the loop makes sockets, which the sandbox refuses
 
     uvloop.run(serve())
 
@@ -211,10 +213,10 @@ def _memory_file(octets: bytes) -> Descriptor:
 
 
 def _load_codecs() -> None:
-    """Load what Python would load later, for subjects and domains: then no file can be opened."""
+    """Load the codecs for subjects and domains now: in the sandbox no file can be opened."""
     importlib.import_module("idna.uts46data")
     for module in pkgutil.iter_modules(encodings.__path__):
-        with suppress(ImportError):  # those of other systems
+        with suppress(ImportError):  # codecs of other systems
             importlib.import_module(f"encodings.{module.name}")
 
 

@@ -1,8 +1,8 @@
 """Frames between the two processes of the gate, and descriptors of files and connections.
 
 A frame is a length of four octets and that many octets, on a Unix stream socket. A packet is a few
-octets with one descriptor, on a Unix socket of packets (unix(7), SCM_RIGHTS). Both are bounded both
-ways: who sends waits, and who cannot keep up is read no further.
+octets with one descriptor, on a Unix socket of packets (unix(7), SCM_RIGHTS). Both are bounded in
+both directions: a sender waits while the other side does not read.
 """
 
 import asyncio
@@ -19,11 +19,12 @@ _CLOSE_ON_EXEC: int = getattr(socket, "MSG_CMSG_CLOEXEC", 0)  # Linux
 
 
 class FrameChannel(asyncio.Protocol):
-    """One end of a stream of frames. Those of one turn of the loop leave in one write."""
+    """One end of a stream of frames. Frames of one turn of the loop are sent in one write."""
 
     def __init__(self, on_frame: Callable[[bytes], None], on_end: Callable[[str], None]) -> None:
-        """`on_end` is called once, with the reason, when the other end is gone or breaks the rules;
-        nothing is received after that. `on_frame` raises ValueError for what is no such frame.
+        """`on_end` is called once, with the reason, when the other end closes or breaks the rules.
+
+        Nothing is received after that. `on_frame` raises ValueError for a frame that breaks them.
         """
         self._on_frame, self._on_end = on_frame, on_end
         self._begun = bytearray()  # of a frame
@@ -31,7 +32,7 @@ class FrameChannel(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
         self._writable = asyncio.Event()
         self._writable.set()
-        self.is_full = False  # who sends has to wait for room()
+        self.is_full = False  # senders have to wait for room()
         self._has_ended = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -44,7 +45,7 @@ class FrameChannel(asyncio.Protocol):
         self._end(str(error or "the other process closed its socket"))
 
     def data_received(self, data: bytes) -> None:
-        """Find the frames, and hand them on."""
+        """Split the octets into frames, and pass them on."""
         self._begun += data
         at, have = 0, len(self._begun)
         try:
@@ -70,8 +71,8 @@ class FrameChannel(asyncio.Protocol):
         """Write what waits now."""
         waiting, self._waiting = self._waiting, []
         if waiting and self._transport is not None and not self._transport.is_closing():
-            # Not writelines(): in Python 3.12.0 to 3.12.8, 3.13.0 and 3.13.1 it does not pause who
-            # writes (CVE-2024-12254), so that memory would have no bound.
+            # Not writelines(): in Python 3.12.0 to 3.12.8, 3.13.0 and 3.13.1 it does not pause the
+            # writer (CVE-2024-12254), so that memory would have no bound.
             self._transport.write(b"".join(waiting))
 
     async def room(self) -> None:
@@ -80,21 +81,21 @@ class FrameChannel(asyncio.Protocol):
 
     @property
     def unread_bytes(self) -> int:
-        """How much of what was sent the other end has not read."""
+        """The number of octets that were sent and that the other end has not read."""
         return self._transport.get_write_buffer_size() if self._transport is not None else 0
 
     def pause_writing(self) -> None:
-        """Let who sends wait."""
+        """Let senders wait."""
         self.is_full = True
         self._writable.clear()
 
     def resume_writing(self) -> None:
-        """Let who sends go on."""
+        """Let senders continue."""
         self.is_full = False
         self._writable.set()
 
     def read(self, *, goes_on: bool) -> None:
-        """Receive no more frames, apart from those of this turn; or receive them again."""
+        """Receive no more frames after this turn of the loop; or receive them again."""
         if self._transport is None or self._transport.is_closing():
             return
         if goes_on:
@@ -130,15 +131,16 @@ def packet_pair() -> tuple[socket.socket, socket.socket]:
 
 
 class PacketSender:
-    """Sends packets with a descriptor each, in their order. Those wait that the other end has no
-    room for: who makes them has to stop meanwhile.
+    """Sends packets with a descriptor each, in their order.
+
+    Packets wait if the other end has no room; the caller has to stop sending meanwhile.
     """
 
     def __init__(
         self, end: socket.socket, *, on_room: Callable[[bool], None], on_end: Callable[[str], None]
     ) -> None:
         """`on_room` is called with False when packets begin to wait, with True when none waits any
-        more; `on_end` if the other end is gone.
+        more. `on_end` is called if the other end has closed its socket.
         """
         self._end, self._on_room, self._on_end = end, on_room, on_end
         self._waiting: deque[tuple[bytes, int]] = deque()
@@ -178,8 +180,10 @@ class PacketSender:
 
 
 def receive_descriptor(end: socket.socket) -> tuple[bytes, int | None] | None:
-    """Return the next packet and its descriptor, which the caller closes and which is None with too
-    many open files here; None if no packet waits. Raises EOFError at the end, OSError.
+    """Return the next packet and its descriptor, or None if no packet waits.
+
+    The caller closes the descriptor. It is None if this process has too many open files. Raises
+    EOFError at the end, OSError.
     """
     try:
         octets, descriptors, _, _ = socket.recv_fds(end, _PACKET_BYTES_MAX, 1, _CLOSE_ON_EXEC)

@@ -1,7 +1,7 @@
 """Start the child of the gate, give it connections, and replace it when it ends.
 
-The listeners stay open meanwhile: clients wait in their backlog. After repeated ends there is a
-pause before the next start, which grows.
+The listeners stay open meanwhile, and clients wait in their backlog. If children end repeatedly,
+there is a growing pause before the next start.
 """
 
 import asyncio
@@ -30,7 +30,7 @@ _log = get_logger("gate")
 
 
 class GateKeeper:
-    """Has one child, from start() to drain()."""
+    """Keeps one child running, from start() to drain()."""
 
     def __init__(
         self,
@@ -40,8 +40,8 @@ class GateKeeper:
         load: Callable[[], LoadState],
         on_change: Callable[[str], None],
     ) -> None:
-        """`words` are those of the child: how it logs. `on_change` gets why there is no child, ""
-        when there is one.
+        """`words` are arguments of the child: how it logs. `on_change` gets why there is no child,
+        or "".
         """
         self._words = words
         self._setup, self._load = setup, load
@@ -71,7 +71,7 @@ class GateKeeper:
         self._on_change("")
 
     async def run(self) -> None:
-        """Replace each child that ends, and tell it what changes, until cancelled."""
+        """Replace each child that ends, and send it the load, until cancelled."""
         ends = 0
         loop = asyncio.get_running_loop()
         while True:
@@ -88,14 +88,15 @@ class GateKeeper:
                 self._note_end(str(error))
 
     def use(self) -> None:
-        """Give the child what a reload has read. One that cannot use it ends, and the next one
-        begins with it.
+        """Send the child the settings after a reload.
+
+        A child that cannot use them ends, and the next child starts with them.
         """
         if self._child is not None:
             self._child.channel.send(encode(self._setup()))
 
     def tell(self) -> None:
-        """Tell the child how much mail is taken now."""
+        """Send the child how much mail is accepted now."""
         if self._child is not None:
             self._child.tell(self._load())
 
@@ -120,7 +121,7 @@ class GateKeeper:
             await child.sessions.finish(_COMMIT_S)
 
     async def _attend(self, child: "_Child") -> None:
-        """Tell it what changes until it ends."""
+        """Send the load to the child until it ends."""
         while not child.ended.done():
             await asyncio.wait({child.ended}, timeout=_TICK_S)  # real time: it may end
             self.tell()
@@ -143,7 +144,7 @@ class _Child:
     """One child, with its sockets and the sessions that it has."""
 
     def __init__(self, words: Sequence[str], *, on_room: Callable[[bool], None]) -> None:
-        """Start it. `on_room` is that of its packets. Raises OSError."""
+        """Start the child. `on_room` is called as by PacketSender. Raises OSError."""
         loop = asyncio.get_running_loop()
         ours, theirs = packet_pair()
         try:
@@ -169,7 +170,7 @@ class _Child:
         self._packets = PacketSender(ours, on_room=on_room, on_end=self.end)
 
     async def started(self, setup: Setup, load: LoadState) -> "_Child":
-        """Return it as soon as it uses `setup`. Raises OSError."""
+        """Return the child as soon as it uses `setup`. Raises OSError."""
         self.process.socket.setblocking(False)
         try:
             async with asyncio.timeout(_START_S):  # real time: a process starts
@@ -191,7 +192,7 @@ class _Child:
         self._packets.send(encode(packet), descriptor)
 
     def tell(self, load: LoadState) -> None:
-        """Tell it how much mail is taken, which it has to answer."""
+        """Send the child how much mail is accepted now; it has to answer."""
         self.channel.send(encode(load))
         self._unanswered += 1
         if self._unanswered > _UNANSWERED_MAX:
@@ -203,7 +204,7 @@ class _Child:
             self._ready.set_result(frame)
 
     def end(self, reason: str) -> None:
-        """Note that it has ended, or must."""
+        """Record that the child has ended, or has to end."""
         if not self.ended.done():
             self.ended.set_result(reason)
             if not self._ready.done():
@@ -211,7 +212,7 @@ class _Child:
             self.sessions.end()
 
     async def kill(self) -> str:
-        """Kill it, and reap it; return how it ended, which a kill afterwards does not change."""
+        """Kill the child, and reap it; return how it ended, also if it ended before."""
         self.channel.close()
         self._packets.close()
         self.process.process.kill()

@@ -1,9 +1,9 @@
 """The owner's side of the gate: it keeps the owner's side of each session, and answers the child.
 
 Each session has one SessionOwner, made with the address and the trust of its connection before the
-child gets it. A call names it by a random number, and has one answer. A session that does not
-wait for its answer, or that does not exist, breaks the rules: the child is ended, and another
-started.
+child gets the connection. A call has the random number of its session, and gets one answer. If a
+session does not wait for its answer, or does not exist, the child breaks the rules: it is ended,
+and another is started.
 """
 
 import asyncio
@@ -50,35 +50,35 @@ _log = get_logger("gate")
 
 
 class _OwnedSession:
-    """What the owner keeps of a session."""
+    """The state that the owner keeps of a session."""
 
     __slots__ = ("body", "is_busy", "owner", "taken")
 
     def __init__(self, owner: SessionOwner) -> None:
         self.owner = owner
-        self.taken: set[tuple[str, str]] = set()  # senders, with recipients, of the transaction
-        self.body: LendableBody | None = None  # that the child writes
-        self.is_busy = False  # with a call
+        self.taken: set[tuple[str, str]] = set()  # accepted pairs of sender and recipient
+        self.body: LendableBody | None = None  # the file that the child writes
+        self.is_busy = False  # a call waits for its answer
 
     @property
     def is_free(self) -> bool:
-        """Whether its client may send from any address to any: a trusted network, no login."""
+        """Whether the client may use any sender and recipient: a trusted network, no login."""
         return self.owner.is_trusted and not self.owner.login
 
     def take_sender(self, sender: str, reply: str) -> None:
-        """Note the sender of a transaction that begins, if it is taken."""
+        """Record the sender of a new transaction, if it is accepted."""
         self.taken = set() if reply or self.is_free else {(sender, "")}
 
     def take_recipient(self, sender: str, recipient: str, reply: str) -> None:
-        """Note a recipient of a stranger, if it is taken."""
+        """Record a recipient of a stranger, if it is accepted."""
         if not (reply or self.is_free or self.owner.login) and len(self.taken) <= _RECIPIENTS_MAX:
             self.taken.add((sender, recipient))
 
     def has_taken(self, sender: str, paths: Sequence[ForwardPath]) -> bool:
-        """Whether the owner has taken sender and recipients; a login may relay to any."""
+        """Whether the owner has accepted sender and recipients; a login may relay to any."""
         taken, self.taken = self.taken, set()
         recipients = [] if self.owner.login else [path.address for path in paths]
-        return self.is_free or {(sender, one) for one in ("", *recipients)} <= taken
+        return self.is_free or {(sender, recipient) for recipient in ("", *recipients)} <= taken
 
     def drop(self) -> None:
         """Discard the body that the child was writing, unless a call takes it."""
@@ -114,7 +114,7 @@ class SessionsOfChild:
         return number
 
     def hear(self, octets: bytes) -> None:
-        """Do what a frame says. Raises ValueError for one that the rules do not allow."""
+        """Handle a frame. Raises ValueError if it breaks the rules."""
         frame = decode_from_child(octets)
         if isinstance(frame, Ready):
             self._on_ready(frame)
@@ -138,13 +138,13 @@ class SessionsOfChild:
                 self._tasks.start(self._answer(session, frame))
 
     def end(self) -> None:
-        """Forget the sessions: the child is gone. Messages that it has handed over are accepted."""
+        """Forget the sessions after the end of the child. Messages it has handed over go on."""
         for session in self._sessions.values():
             session.drop()
         self._sessions.clear()
 
     async def finish(self, timeout_s: float) -> None:
-        """Wait for messages that the child has handed over. One that hangs has no 250."""
+        """Wait for messages that the child has handed over; those that hang get no 250."""
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=timeout_s)  # real time: a disk
 
@@ -210,11 +210,12 @@ class SessionsOfChild:
         return await session.owner.accept(offered, ReceivedContent(content, release))
 
     def _count(self, size_bytes: int) -> None:
-        """Count messages in memory; read no more while there are too many."""
+        """Count messages in memory; stop reading while there are too many."""
         was_full = self._offered_bytes > _OFFERED_BYTES_MAX
         self._offered_bytes += size_bytes
-        if (self._offered_bytes > _OFFERED_BYTES_MAX) is not was_full:
-            self.channel.read(goes_on=was_full)
+        is_full = self._offered_bytes > _OFFERED_BYTES_MAX
+        if is_full != was_full:
+            self.channel.read(goes_on=not is_full)
 
     async def _open_body(self, session: _OwnedSession, call: OpenBody) -> str | None:
         """Answer with a file, or return why there is none."""

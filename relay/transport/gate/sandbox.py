@@ -1,11 +1,11 @@
 """The sandbox of the gate's child: no file opened, no connection, no process, no signal.
 
-Landlock (landlock(7)) without a rule refuses each open of a file by its path, and signals to other
-processes. A seccomp filter (seccomp(2)) refuses the system calls of _REFUSED, above all connect and
-execve, and new processes. Descriptors that the child has or gets stay usable, its memory files by
-their names in /proc too: this is how it reads certificates. Both need no_new_privs, which is set as
-well, and hold for the thread that enters and those that start later. What a kernel does not have is
-left out, and named.
+Landlock (landlock(7)) without a rule refuses to open files by their paths, and refuses signals to
+other processes. A seccomp filter (seccomp(2)) refuses the system calls of _REFUSED, above all
+connect and execve, and new processes. Descriptors that the child has or gets stay usable. Its
+memory files stay usable by their names in /proc too: this is how it reads certificates. Both need
+no_new_privs, which is set as well. They hold for the calling thread and for threads that start
+later. What a kernel does not have is left out, and reported.
 """
 
 import ctypes
@@ -20,12 +20,12 @@ _PR_SET_DUMPABLE, _PR_SET_SECCOMP, _PR_SET_NO_NEW_PRIVS = 4, 22, 38
 _SECCOMP_MODE_FILTER = 2
 _LANDLOCK_CREATE_RULESET, _LANDLOCK_RESTRICT_SELF = 444, 446  # the same on all architectures
 _LANDLOCK_VERSION = 1  # a flag
-_FILE_RIGHTS_OF_ABI = (0, 13, 14, 15, 15, 16)  # how many, from ABI 0 on; later ones have no more
+_FILE_RIGHTS_OF_ABI = (0, 13, 14, 15, 15, 16)  # the number of rights by ABI; later as in the last
 _NETWORK_SINCE, _SCOPE_SINCE = 4, 6  # ABI
 _BPF_LOAD, _BPF_EQUAL, _BPF_AT_LEAST, _BPF_HAS, _BPF_RETURN = 0x20, 0x15, 0x35, 0x45, 0x06
 _CLONE3, _CLONE_THREAD = 435, 0x10000
 _RINGS = 425  # io_uring_setup, on all architectures
-_X32 = 0x40000000  # x86_64 has its calls once more under numbers from here on
+_X32 = 0x40000000  # x86_64 has all calls again under numbers from here on
 _ALLOW, _EPERM, _ENOSYS, _KILL = 0x7FFF0000, 0x00050001, 0x00050026, 0x80000000
 # audit(7) number of the architecture, of clone, and of what is refused: the kernel's unistd tables
 _REFUSED = {
@@ -124,14 +124,15 @@ _REFUSED = {
 
 
 def ignore_signals() -> None:
-    """Ignore what is sent to all processes of a service: the owner says when this one ends."""
-    for one in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(one, signal.SIG_IGN)
+    """Ignore signals to all processes of a service: the owner ends this process."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def refuse_io_uring() -> None:
-    """Refuse io_uring_setup before the event loop exists: no filter sees what a ring is told to do.
-    libuv does without.
+    """Refuse io_uring_setup before the event loop exists: a filter does not see calls by a ring.
+
+    libuv works without it.
     """
     with suppress(OSError, AttributeError):  # enter_sandbox() says what is missing
         _prctl(_PR_SET_NO_NEW_PRIVS, 1)
@@ -139,7 +140,7 @@ def refuse_io_uring() -> None:
 
 
 def enter_sandbox() -> tuple[str, ...]:
-    """Restrict this process for good; return what this kernel does not have of it."""
+    """Restrict this process for good; return the parts that this kernel does not have."""
     with suppress(OSError, ValueError):
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     try:
@@ -157,7 +158,7 @@ def enter_sandbox() -> tuple[str, ...]:
 
 
 def available() -> tuple[str, ...]:
-    """Return what of the sandbox this kernel does not have, without entering it."""
+    """Return the parts of the sandbox that this kernel does not have, without entering it."""
     missing = []
     if _landlock_abi() < 1:
         missing.append("Landlock")
@@ -171,17 +172,17 @@ def _libc() -> ctypes.CDLL:
 
 
 def _prctl(option: int, *values: object) -> None:
-    numbers = [x if not isinstance(x, int) else ctypes.c_ulong(x) for x in values]
+    numbers = [ctypes.c_ulong(number) if isinstance(number, int) else number for number in values]
     numbers += [ctypes.c_ulong(0)] * (4 - len(numbers))
     if _libc().prctl(option, *numbers):
         raise OSError(ctypes.get_errno(), "prctl")
 
 
 def _call(number: int, *values: object) -> int:
-    found = int(_libc().syscall(ctypes.c_long(number), *values))
-    if found < 0:
+    result = int(_libc().syscall(ctypes.c_long(number), *values))
+    if result < 0:
         raise OSError(ctypes.get_errno(), "Landlock")
-    return found
+    return result
 
 
 def _landlock_abi() -> int:
@@ -194,7 +195,7 @@ def _landlock_abi() -> int:
 
 
 def _restrict_files() -> None:
-    """Refuse all that a Landlock of this kernel can refuse. Raises OSError."""
+    """Refuse everything that Landlock in this kernel can refuse. Raises OSError."""
     abi = _landlock_abi()
     rights = _FILE_RIGHTS_OF_ABI[min(abi, len(_FILE_RIGHTS_OF_ABI) - 1)]
     if not rights:
@@ -234,7 +235,7 @@ def _restrict_calls(only: Sequence[int] = ()) -> None:
         (_BPF_RETURN, 0, 0, _ALLOW),
         (_BPF_RETURN, 0, 0, _EPERM),
     ]
-    octets = b"".join(struct.pack("=HBBI", *one) for one in program)
+    octets = b"".join(struct.pack("=HBBI", *instruction) for instruction in program)
     instructions = ctypes.create_string_buffer(octets, len(octets))
     pointer = ctypes.addressof(instructions)
     header = struct.pack("@HP", len(program), pointer)

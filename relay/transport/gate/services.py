@@ -1,8 +1,7 @@
-"""The child's side of a session: the functions of its SessionClient, as calls to the owner over one
-channel.
+"""The child's side of a session: the functions of its SessionClient, as calls to the owner.
 
-An answer to RCPT that may be kept is given again without a call, as long as the owner does not say
-that something has changed.
+All calls use one channel. An answer to RCPT that may be kept is used again without a call, until
+the owner sends a new Setup.
 """
 
 import asyncio
@@ -62,22 +61,23 @@ class OwnerCalls:
     """The calls of all sessions to the owner."""
 
     def __init__(
-        self, disk: BodyDisk, on_told: Callable[[FromOwner], None], on_end: Callable[[str], None]
+        self, disk: BodyDisk, on_frame: Callable[[FromOwner], None], on_end: Callable[[str], None]
     ) -> None:
-        """`disk` is that of the bodies; `on_told` gets what is no answer, `on_end` is that of the
-        channel.
+        """`disk` has the bodies; `on_frame` gets frames that are no answers; `on_end` as in
+        FrameChannel.
         """
         self.disk = disk
         self.channel = FrameChannel(self._hear, on_end)
         self.kept: dict[tuple[str, str], RecipientAnswer] = {}
-        self._on_told = on_told
+        self._on_frame = on_frame
         self._numbers = count(1)
         self._asked: dict[int, asyncio.Future[_Answered | None]] = {}
 
     async def ask(self, call: Callable[[int], FromChild], decode: Callable[[Any], T]) -> T:
-        """Make a call, which gets its number, and return its answer.
+        """Make a call and return the answer; `call` gets the number of the call.
 
-        Raises SmtpRejection, and ClientDisconnected if the owner has ended: no reply is right then.
+        Raises SmtpRejection, and ClientDisconnected if the owner has ended: the right reply is
+        unknown then.
         """
         if self.channel.is_full:
             await self.channel.room()
@@ -97,27 +97,27 @@ class OwnerCalls:
         if isinstance(frame, CallAnswer):
             self.answered(frame.call, None if frame.has_failed else frame.value)
         else:
-            self._on_told(frame)
+            self._on_frame(frame)
 
     def tell(self, frame: FromChild) -> None:
-        """Tell what has no answer."""
+        """Send a frame that has no answer."""
         self.channel.send(encode(frame))
 
     def answered(self, call: int, value: _Answered | None) -> None:
-        """Hand an answer on, None if it failed; nobody waits for it if the client is gone."""
+        """Pass an answer on, None if the call failed, unless the client has disconnected."""
         asked = self._asked.get(call)
         if asked is not None and not asked.done():
             asked.set_result(value)
 
     def give_up(self) -> None:
-        """End the sessions that wait for an answer: none comes."""
+        """End the sessions that wait for an answer, because none comes."""
         for asked in self._asked.values():
             if not asked.done():
                 asked.set_exception(ClientDisconnected())
 
 
 class RemoteOwner:
-    """The owner's side of one session, as the child asks it."""
+    """The owner's side of one session, as the child calls it."""
 
     def __init__(self, calls: OwnerCalls, session: int, *, is_trusted: bool) -> None:
         """`session` is the owner's number, `is_trusted` what the owner says of the network."""
@@ -128,8 +128,9 @@ class RemoteOwner:
         self._has_ended = False
 
     def client(self, ip: str) -> SessionClient:
-        """Return the client, before its session begins. There are no milters, and no programs of
-        this machine.
+        """Return the client, before its session begins.
+
+        It has no milters, and is no program of this machine.
         """
         return SessionClient(
             ip,
@@ -144,15 +145,15 @@ class RemoteOwner:
         )
 
     async def _log_in(self, user: str, secret: str, is_token: bool) -> str:
-        found = await self._calls.ask(
+        answer = await self._calls.ask(
             lambda call: LogIn(self._session, call, user, secret, is_token), decode_login
         )
-        if found.refused:
-            raise LoginRefusedError(found.refused)
-        if found.delayed:
-            raise LoginDelayedError(found.delayed, found.retry_after_s)
-        self._may_relay = self._may_relay or bool(found.login)
-        return found.login
+        if answer.refused:
+            raise LoginRefusedError(answer.refused)
+        if answer.delayed:
+            raise LoginDelayedError(answer.delayed, answer.retry_after_s)
+        self._may_relay = self._may_relay or bool(answer.login)
+        return answer.login
 
     def _sender_rejection(self, reverse_path: str) -> Awaitable[str]:
         return self._calls.ask(
@@ -180,7 +181,7 @@ class RemoteOwner:
         return self._body
 
     async def _accept(self, offered: OfferedMail, received: ReceivedContent) -> DataReply:
-        """The message is the owner's as soon as it is sent, even if the client disconnects then."""
+        """Send the message; from then on it is the owner's, even if the client disconnects."""
         content, body, written = received.content, self._body, None
         if isinstance(content, LargeContent):
             assert body is not None
@@ -221,10 +222,12 @@ class RemoteBody:
     async def write(self, blocks: Sequence[bytes]) -> None:
         """See IncomingBody."""
         if self._file is None:
-            found = await self._calls.ask(lambda call: OpenBody(self._session, call), _file_or_text)
-            if isinstance(found, str):
-                raise SpoolUnavailableError(found)
-            self._file = found
+            opened = await self._calls.ask(
+                lambda call: OpenBody(self._session, call), _file_or_text
+            )
+            if isinstance(opened, str):
+                raise SpoolUnavailableError(opened)
+            self._file = opened
         await self._calls.disk.run(partial(self._write, self._file, b"".join(blocks)))
 
     def _write(self, file: Descriptor, octets: bytes) -> None:
@@ -235,7 +238,7 @@ class RemoteBody:
         self.crc32 = crc32(octets, self.crc32)
 
     def offer(self) -> None:
-        """Close the file: the owner removes it, and does not take one that is open as it is."""
+        """Close the file. The owner does not take a file that is still open here."""
         self._file = None
 
     def octets(self) -> FileOctets:

@@ -1,9 +1,9 @@
-"""What the two processes of the gate tell each other: the frames of each direction, as msgspec
-Structs in MessagePack.
+"""The frames between the two processes of the gate, as msgspec Structs in MessagePack.
 
-The child makes calls, and the owner answers each once under its number; the rest is told without an
-answer. `session` is the number that the owner gave a connection. What the owner knows of its client
-counts, and nothing here says who that is. A frame that is none of these raises ValueError.
+The child makes calls, and the owner answers each call once, with the number of the call. Other
+frames have no answer. `session` is the number that the owner gave to a connection. The owner knows
+the client of the session, so a frame does not say who that is. Decoding raises ValueError for
+octets that are none of these frames.
 """
 
 from typing import Annotated
@@ -27,18 +27,18 @@ _Address = Annotated[str, Meta(max_length=PATH_OCTETS_MAX)]  # the owner keeps s
 _Secret = Annotated[str, Meta(max_length=SessionLimits().auth_line_bytes)]
 
 
-class _Told(Struct, frozen=True, tag=True, array_like=True):
+class _Frame(Struct, frozen=True, tag=True, array_like=True):
     """One frame."""
 
 
-class _OfSession(_Told, frozen=True):
-    """What a session says."""
+class _OfSession(_Frame, frozen=True):
+    """A frame of a session."""
 
     session: int
 
 
 class _Call(_OfSession, frozen=True):
-    """What a session asks: one thing at a time."""
+    """A call of a session; a session makes one call at a time."""
 
     call: int  # the number that the answer has
 
@@ -73,7 +73,7 @@ class OpenBody(_Call, frozen=True):
 
 
 class WrittenBody(Struct, frozen=True, array_like=True):
-    """What a session has written to its file."""
+    """Size, checksum and form of the body that a session has written to its file."""
 
     size_bytes: int
     crc32: int
@@ -85,12 +85,12 @@ class Accept(_Call, frozen=True):
     """SessionClient.accept(). The answer is a DataReply."""
 
     offered: OfferedMail
-    content: bytes  # with a body, its header
+    content: bytes  # if there is a `body`, only the header
     body: WrittenBody | None = None
 
 
 class DropBody(_OfSession, frozen=True):
-    """The file of a body is not wanted any more."""
+    """The file of a body is not needed any more."""
 
 
 class Refused(_OfSession, frozen=True):
@@ -101,12 +101,13 @@ class Refused(_OfSession, frozen=True):
 
 
 class Ended(_OfSession, frozen=True):
-    """A connection has ended. Nothing more comes of its session."""
+    """A connection has ended. No more frames of its session follow."""
 
 
-class Ready(_Told, frozen=True):
-    """The child uses what Setup or LoadState says, so it is alive. `missing` is what the kernel
-    does not have of the sandbox.
+class Ready(_Frame, frozen=True):
+    """The child is alive and uses the last Setup or LoadState.
+
+    `missing` names the parts of the sandbox that the kernel does not have.
     """
 
     missing: tuple[str, ...]
@@ -120,7 +121,7 @@ FromChild = (
 # -- from the owner
 
 
-class CallAnswer(_Told, frozen=True):
+class CallAnswer(_Frame, frozen=True):
     """The answer to a call."""
 
     call: int
@@ -129,8 +130,9 @@ class CallAnswer(_Told, frozen=True):
 
 
 class LoginAnswer(Struct, frozen=True, array_like=True):
-    """What came of LogIn: the account that logged in, "" for a wrong secret; or that it cannot be
-    said yet, or why it was refused.
+    """The result of LogIn: the account that logged in, or "" for a wrong secret.
+
+    `delayed` says why the secret cannot be checked yet, `refused` why the login was refused.
     """
 
     login: str = ""
@@ -148,23 +150,25 @@ class ListenerSetup(Struct, frozen=True, array_like=True):
     offers_auth_in_clear: bool
 
 
-class Setup(_Told, frozen=True):
-    """What the child begins with, and what it uses after a reload: then accounts, routes or rules
-    may have changed as well, and no kept RecipientAnswer counts.
+class Setup(_Frame, frozen=True):
+    """The settings of the child, at its start and after a reload.
+
+    After a reload, accounts, routes or rules may have changed too, so the child forgets the kept
+    RecipientAnswers.
     """
 
     hostname: str
     listeners: list[ListenerSetup]
 
 
-class LoadState(_Told, frozen=True):
-    """How much mail is taken now. It comes before the first connection, and then twice a second."""
+class LoadState(_Frame, frozen=True):
+    """How much mail is accepted now; sent before the first connection, then twice a second."""
 
     pressure: PressureState
     paused: str  # why an operator lets nothing be accepted, or ""
 
 
-class Drain(_Told, frozen=True):
+class Drain(_Frame, frozen=True):
     """End the sessions within the time, then exit."""
 
     grace_s: float
@@ -176,8 +180,8 @@ FromOwner = CallAnswer | Setup | LoadState | Drain
 # -- packets, from the owner
 
 
-class NewConnection(_Told, frozen=True):
-    """A new connection of a listener, with what its session may be."""
+class NewConnection(_Frame, frozen=True):
+    """A new connection of a listener, and the trust of its client."""
 
     session: int
     listener: int  # its place in Setup
@@ -185,7 +189,7 @@ class NewConnection(_Told, frozen=True):
     is_trusted: bool
 
 
-class BodyFile(_Told, frozen=True):
+class BodyFile(_Frame, frozen=True):
     """The answer to OpenBody."""
 
     call: int
@@ -208,8 +212,10 @@ decode_data_reply = msgspec.msgpack.Decoder(DataReply).decode
 
 
 def encode(value: object) -> bytes:
-    """Return a frame, packet or answer as MessagePack. Octets of a client that are not UTF-8, which
-    text has as lone surrogates, are escaped as in a log line.
+    """Return a frame, packet or answer as MessagePack.
+
+    Octets of a client that are not UTF-8 are lone surrogates in text. They are escaped, as in a log
+    line.
     """
     try:
         return _encode(value)
@@ -222,7 +228,7 @@ def _escaped(value: object) -> object:
         case str():
             return value.encode("utf-8", "backslashreplace").decode()
         case list() | tuple():
-            return [_escaped(one) for one in value]
+            return [_escaped(inner) for inner in value]
         case dict():
-            return {key: _escaped(one) for key, one in value.items()}
+            return {key: _escaped(inner) for key, inner in value.items()}
     return value

@@ -1,18 +1,18 @@
 """Step 5: the SMTP server, for clients and for pickup (end of step 3), up to the 250.
 
 A 250 to the final dot, or to the last chunk, means that the message, its recipients and the reports
-that are already due are durable. Only CRLF.CRLF ends DATA, only its length a chunk of BDAT. Clients
-that are not trusted cannot relay. An internal error is a 4yz reply with a fixed text.
+that are already due are durable. Only CRLF.CRLF ends DATA; only its length ends a chunk of BDAT.
+Clients that are not trusted cannot relay. The reply to an internal error is 4yz with a fixed text.
 
 The session:
 
-- `listener_role`: what is demanded on a listener, and which checks the mail of this machine skips
+- `listener_role`: what clients of a listener must do; which checks the mail of this machine skips
 - `smtp_server`: a listener: which clients are trusted; hands connections on
 - `smtp_sessions`: the sessions of a listener: implicit TLS, graceful stop
 - `proxy_header`: the PROXY protocol: which headers of a proxy are taken, and which client they name
 - `smtp_session`: a connection: lines, pipelining, time-outs, STARTTLS; too many sessions (421)
-- `session_client`: what a session has of its client: address, trust, the functions by which it
-  asks the owner of the mail; what the sessions of a listener share
+- `session_client`: the client as a session knows it: address, trust, the functions that ask the
+  owner of the mail; what the sessions of a listener share
 - `session_owner`: the owner's side of a session: the login; the reply to RCPT: relaying denied,
   unknown user, mailbox full; the task of the acceptance
 - `session_limits`: the numbers: length of lines, failed logins, time-outs of one session
@@ -25,7 +25,7 @@ The session:
 
 Mail of the machine:
 
-- `local_users`: who sends on the socket of [sendmail], by the kernel's word; USER@hostname
+- `local_users`: which user sends on the socket of [sendmail], as the kernel says; USER@hostname
 - `dropped_mail`: the file that `relay sendmail` leaves while no relay runs; which files are hostile
 - `maildrop`: takes these files: the submission key, what is moved aside, what cannot be removed
 
@@ -37,7 +37,7 @@ The content and its acceptance:
 - `stages`: the values that its stages hand on
 - `arrival`: a message before its rules: checks of its header, mail loops; when milters see it; the
   replies to the final dot; the log line about accepted mail
-- `filtering`: milters in a session and a played one; what their answers do to a message
+- `filtering`: milters in a session, real or simulated; what their answers do to a message
 - `header_cleanup`: Received, Bcc, missing Date and Message-ID, Return-Path, Authentication-Results
 - `forwarding`: what an address leads to (alias, forward_to, SRS); who may write to an alias; the
   recipients that replace it, their NOTIFY and ORCPT; redirected or expanded; which mail is not

@@ -6,9 +6,9 @@
     _fan_out()   queue entries, signatures   `fanout`, relay/transport/signing/signer.py
     _commit()    limits, reports, commit     `message_limits`, relay/delivery/reports/bounces.py
 
-Each stage returns a value that has the one before (`stages`), or raises RefusedError with the reply
-to the client. Where a tenant of recipients has reached a limit, its copies are held or rejected,
-and the last two stages are repeated.
+Each stage returns a value that contains the value of the stage before (`stages`), or raises
+RefusedError with the reply to the client. If a tenant of recipients has reached a limit, its copies
+are held or rejected, and the last two stages are repeated.
 
 The 250 is returned only after the spool has committed (fsync) one transaction with the message, its
 queue entries and the reports that are already due. Every error is a reply: 451 or 452 for an
@@ -191,7 +191,8 @@ class Acceptance:
         filters: SessionFilters | None = None,
     ) -> DataReply:
         """Return the reply to the final dot; if it has a queue id, the message is durable.
-        `filters` are those that heard the session.
+
+        `filters` are the milters that heard the session.
         """
         queue_id, now_us = self.ids.new(), self.clock.queue_us()
         reply = await self._reply(
@@ -295,8 +296,9 @@ class Acceptance:
         return DecidedMail(examined, verdict, rules, sender, discarded)
 
     def _with_sender(self, examined: ExaminedMail, sender: str) -> ExaminedMail:
-        """Return the message with a sender that a rule gave it: it has the routes, SRS and reports
-        of this one.
+        """Return the message with the sender that a rule gave it, and with routes for this sender.
+
+        The routes, SRS addresses and reports of the message use the new sender.
         """
         arrival = examined.arrival
         envelope = replace(arrival.envelope, reverse_path=sender)
@@ -379,8 +381,9 @@ class Acceptance:
     def _beyond_holds(
         self, fanned: FannedMail, message: NewMessage, tenant: str
     ) -> TenantLimitError | RefusedError:
-        """Return what follows where the rules of a tenant, "" for the operator's, hold as much as
-        they may.
+        """Return the error to raise if rules hold as much mail as they may.
+
+        `tenant` has the rules; "" stands for the operator.
         """
         verdict = fanned.decided.verdict
         rule = next(rule for rule in message.held_by_rules if tenant_of_rule(rule) == tenant)
@@ -396,25 +399,28 @@ class Acceptance:
     def _with_reports(
         self, fanned: FannedMail, message: NewMessage
     ) -> tuple[NewMessage, Sequence[NewMessage]]:
-        """Return the message with the events of the reports that are due already, and these."""
+        """Return the message with the events of the reports that are due now, and the reports."""
         verdict, fan, examined = fanned.decided.verdict, fanned.fan, fanned.decided.examined
         expanded, quarantined = examined.recipients.reported, fan.quarantined
         notices = notices_of(verdict, fan) if message.held_by_rules else {}
         if not (expanded or fan.rejected or notices or quarantined):  # nearly always
             return message, ()
-        rules = {one.address: one.rule for one in verdict.recipients}
+        rules = {recipient.address: recipient.rule for recipient in verdict.recipients}
         due = {
             ReportKind.FAILED: [
-                reported_recipient(each, rules.get(each.path.address, "")) for each in fan.rejected
+                reported_recipient(recipient, rules.get(recipient.path.address, ""))
+                for recipient in fan.rejected
             ],
             ReportKind.EXPANDED: expanded,
-            ReportKind.DELIVERED: [reported_recipient(each, "") for each in quarantined],
+            ReportKind.DELIVERED: [reported_recipient(recipient, "") for recipient in quarantined],
         }
-        groups = [*due.items(), *((ReportKind.HELD, some) for some in notices.values())]
+        groups = [*due.items(), *((ReportKind.HELD, recipients) for recipients in notices.values())]
         plans = [
-            self.reporter.reports(kind, message.facts, some, content=examined.content.joined())
-            for kind, some in groups
-            if some
+            self.reporter.reports(
+                kind, message.facts, recipients, content=examined.content.joined()
+            )
+            for kind, recipients in groups
+            if recipients
         ]
         events = [event for plan in plans for event in plan.events]
         message = replace(message, events=(*message.events, *events))
@@ -498,11 +504,11 @@ class Acceptance:
         event = arrival.filtered.noted(routing_event(fanned, self.clock.time_us()))
         if envelope.tls:
             event = replace(event, detail=replace(event.detail, tls=envelope.tls))
-        contents = tuple([each.joined() for each in fan.contents])
-        levels = [header_cleanup.priority(each.header, origin) for each in fan.contents]
+        contents = tuple([content.joined() for content in fan.contents])
+        levels = [header_cleanup.priority(content.header, origin) for content in fan.contents]
         entries = fan.entries
-        if len(set(levels)) > 1:  # where rules changed a copy, that counts for it only
-            entries = tuple(replace(each, priority=levels[each.content]) for each in entries)
+        if len(set(levels)) > 1:  # the priority that a rule set in a copy is for this copy only
+            entries = tuple(replace(entry, priority=levels[entry.content]) for entry in entries)
         by_sender = bool(account) and not (origin.login or origin.pickup)
         facts = MessageFacts(
             id=arrival.queue_id,
@@ -553,8 +559,8 @@ class Acceptance:
     ) -> DataReply:
         """Commit the message, pass on its claims, and return the 250.
 
-        The spool counts messages in the metrics; this counts recipients. What is not committed now
-        does not count against the limits of rules. Raises HoldsFullError.
+        The spool counts messages in the metrics; recipients are counted here. A message that is
+        not committed now does not count against the limits of rules. Raises HoldsFullError.
         """
         message, sender = self._with_priorities(message), message.sender_key
         claim = len(message.entries) <= _CLAIMED_MAX and all(
@@ -576,8 +582,11 @@ class Acceptance:
         return accepted_reply(accepted.queue_id)
 
     def _with_priorities(self, message: NewMessage) -> NewMessage:
-        """Return the message, with the priority level of entries where it differs."""
-        usual, sender = [message.priority_of(each) for each in message.entries], message.sender_key
+        """Return the message; entries whose priority level differs from the usual one have it."""
+        usual, sender = (
+            [message.priority_of(entry) for entry in message.entries],
+            message.sender_key,
+        )
         levels = [
             self.level_of(entry.next_hop, sender, level)
             for entry, level in zip(message.entries, usual, strict=True)
@@ -585,7 +594,9 @@ class Acceptance:
         if levels == usual:  # nearly always
             return message
         pairs = zip(message.entries, levels, strict=True)
-        return replace(message, entries=tuple(replace(one, level=level) for one, level in pairs))
+        return replace(
+            message, entries=tuple(replace(entry, level=level) for entry, level in pairs)
+        )
 
     def _pass_on_claims(self, accepted: Accepted, waiting: Sequence[NewMessage]) -> None:
         # the message is durable, so the reply must be 250
@@ -597,7 +608,7 @@ class Acceptance:
                 self.on_waiting(waiting)
 
     def _beyond(self, charge: RateCharge) -> DataReply:
-        """Return the reply to a message beyond the limit of a rule; nothing else counts."""
+        """Return the reply to a message beyond the limit of a rule, and count the rule."""
         if not charge.rule:
             return DataReply(MANY_REPORTS)
         self.metrics.policy_rules.labels(rule=charge.rule, outcome=DEFERRED).inc()

@@ -1,7 +1,7 @@
-"""A message after its final dot: its header is checked, cleaned up and completed, before the rules.
+"""Prepare a message after its final dot: check, clean up and complete its header, before the rules.
 
-A fault of the header refuses it; the replies to the final dot are here. Milters see the
-header between what is removed and what is added.
+A message with a fault in the header is refused; the replies to the final dot are here. Milters see
+the header after fields are removed and before fields are added.
 RFC 5321 6.3 (loops).
 """
 
@@ -45,18 +45,18 @@ MANY_FIELDS = DataReply(f"554 5.6.0 The header has more than {FIELDS_MAX} fields
 NO_ROOM = DataReply(ContentRejection.QUEUE_FULL)
 # RFC 5321 6.3; RFC 3463 3.5
 LOOP = DataReply("554 5.4.6 Routing loop detected: too many Received fields")
-# Of a tenant's copies, in mail that has others: status and text (RFC 3463 3.4)
+# For the copies of one tenant, if other copies of the message are accepted (RFC 3463 3.4)
 HOLDS_FULL_OF_TENANT = "5.3.1", "The rules of its domain hold as many messages as they may"
 _log = get_logger("ingress")
 
 
 def accepted_reply(queue_id: str) -> DataReply:
-    """Return the reply by which Relay becomes responsible (RFC 5321 4.1.1.4)."""
+    """Return the reply that makes Relay responsible for the message (RFC 5321 4.1.1.4)."""
     return DataReply(f"250 2.0.0 Ok: queued as {queue_id}", queue_id)
 
 
 def deferral_reply(deferral: Deferral) -> DataReply:
-    """Return the reply by which the client tries again later."""
+    """Return the reply that makes the client try again later."""
     reply = own_reply(deferral.status, deferral.text)
     if reply.startswith("421"):  # that would close the connection (RFC 5321 3.8)
         reply = f"451{reply[3:]}"
@@ -93,13 +93,13 @@ _QUICK_HEADER_BYTES = 16384  # the time to read its fields is a few milliseconds
 
 
 class ArrivedMail(Struct, frozen=True):
-    """A message as it came, and the id and the queue time that it gets."""
+    """A message as it arrived, with its queue id and queue time."""
 
     envelope: Envelope  # with the sender that a milter or a rule gave it
     paths: Sequence[ForwardPath]  # as the client named them
     content: Content  # as the client sent it
     origin: Origin  # its client
-    queue_id: str  # that it gets
+    queue_id: str  # its id in the queue
     received_us: int  # queue time
     given_sender: str  # the reverse-path that the client named
     filters: SessionFilters | None = None  # of the session; None: no milter heard it
@@ -107,7 +107,7 @@ class ArrivedMail(Struct, frozen=True):
 
 
 class PreparedMail(Struct, frozen=True):
-    """A message for the rules; the receiver calls `release` once, when it is decided."""
+    """A message for the rules; the receiver calls `release` once, when the message is decided."""
 
     arrival: ArrivedMail
     content: ParsedContent
@@ -122,7 +122,7 @@ class Preparation(Struct, frozen=True):
     clock: Clock
     any_sender: bool  # a login may send from any address
     milters: MilterSet
-    new_body: Callable[[], IncomingBody]  # for one that a milter writes
+    new_body: Callable[[], IncomingBody]  # makes a file for a body that a milter writes
 
     async def prepare(self, arrival: ArrivedMail) -> PreparedMail:
         """Return the message as the milters made it. Raises RefusedError."""
@@ -142,7 +142,7 @@ class Preparation(Struct, frozen=True):
     async def _filtered(
         self, arrival: ArrivedMail, content: ParsedContent, session: FilterSession
     ) -> PreparedMail:
-        """Ask the milters, and complete what they have made of the message."""
+        """Ask the milters, and complete the message that they return."""
         filters, account, size_max_bytes = arrival.filters, None, FILE_BYTES_MAX
         if filters is not None:
             size_max_bytes = filters.size_max_bytes
@@ -180,13 +180,13 @@ class Preparation(Struct, frozen=True):
         return account.address if account else ""
 
     def _made(self, arrival: ArrivedMail) -> ParsedContent:
-        """Return the content that no milter sees, for the rules. Raises RefusedError."""
+        """Return the content for the rules, if there are no milters. Raises RefusedError."""
         return self._completed(arrival, self._cleaned(arrival))
 
     def _cleaned(self, arrival: ArrivedMail) -> ParsedContent:
-        """Return the content without what no message keeps. Raises RefusedError.
+        """Return the content without the fields that no message keeps. Raises RefusedError.
 
-        This splits the header into fields, for everything that follows.
+        This splits the header into fields, for all later steps.
         """
         parsed, origin = ParsedContent.of(arrival.content), arrival.origin
         header = parsed.header

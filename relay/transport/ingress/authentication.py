@@ -1,11 +1,11 @@
-"""The AUTH command: its mechanisms, the check of password or token, failures, and the login of one
-session.
+"""The AUTH command: its mechanisms, the check of the password or token, and failed logins.
 
-smtp_commands decides whether AUTH is offered and possible now; `Authentication` does the rest. What
-the account may then send as is in send_as. Of an exchange, only the user name is kept and logged.
+smtp_commands decides whether AUTH is offered and possible now; `Authentication` does the rest. The
+addresses that an account may send from are checked in send_as. Of an exchange, only the user name
+is kept and logged.
 
 RFC 4954 4 (AUTH); RFC 4616 (PLAIN); draft-murchison-sasl-login (LOGIN); RFC 7628 (OAUTHBEARER).
-XOAUTH2 is Google's, which Microsoft 365 has as well: developers.google.com/workspace/gmail/imap/
+Google defines XOAUTH2, and Microsoft 365 uses it too: developers.google.com/workspace/gmail/imap/
 xoauth2-protocol.
 """
 
@@ -24,7 +24,7 @@ AUTH_OFFER = "AUTH PLAIN LOGIN XOAUTH2 OAUTHBEARER"  # the line of EHLO
 Ask = Callable[[str], Awaitable[str]]
 _USER_NAME = "334 VXNlcm5hbWU6"  # "Username:"
 _PASSWORD = "334 UGFzc3dvcmQ6"  # noqa: S105 -- the prompt "Password:", which is no secret
-# What a refused token is answered with before the 535, as base64: RFC 7628 3.2.2.
+# The answer to a refused token, which is sent as base64 before the 535: RFC 7628 3.2.2.
 _TOKEN_REFUSED = {
     "XOAUTH2": '{"status":"401","schemes":"bearer","scope":"SMTP.Send"}',
     "OAUTHBEARER": '{"status":"invalid_token","scope":"SMTP.Send"}',
@@ -34,8 +34,9 @@ _USER_CHARACTERS_MAX = 100  # of the user name in the log and in records
 
 @dataclass(frozen=True, slots=True)
 class AuthCredentials:
-    """The user and the password, or the token, that a client sent. `refused` is what a client is
-    sent whose token is refused; "" for a password.
+    """The user and the password or token that a client sent.
+
+    `refused` is the answer if the token is refused; "" for a password.
     """
 
     user: str
@@ -47,7 +48,7 @@ class AuthCredentials:
 class Authentication:
     """The AUTH state of one session."""
 
-    log_in: Callable[[str, str, bool], Awaitable[str]]  # that of SessionClient
+    log_in: Callable[[str, str, bool], Awaitable[str]]  # SessionClient.log_in
     limits: SessionLimits  # of failed logins, and the pause after one
     login: str = field(default="", init=False)  # the account that is logged in
     user: str = field(default="", init=False)  # the user name of the last exchange, for the log
@@ -66,7 +67,8 @@ class Authentication:
     ) -> str:
         """Execute `AUTH <argument>` and return the reply, after a pause if the login failed.
 
-        `ask` sends a 334 and returns the answer. Raises SmtpRejection; that is no failed login.
+        `ask` sends a 334 and returns the answer. Raises SmtpRejection, which is not counted as a
+        failed login.
         """
         self.mechanism = argument.partition(" ")[0].upper()
         credentials = await _exchange(argument, ask)
@@ -130,8 +132,9 @@ def _plain(response: bytes) -> AuthCredentials:
 
 
 def _bearer(mechanism: str, response: bytes) -> AuthCredentials:
-    """Parse what XOAUTH2 and OAUTHBEARER (RFC 7628 3.1) send: pairs of keys and values, of which
-    the first one of OAUTHBEARER is the GS2 header (RFC 5801 4).
+    """Parse the response of XOAUTH2 or OAUTHBEARER (RFC 7628 3.1): pairs of keys and values.
+
+    The first pair of OAUTHBEARER is the GS2 header (RFC 5801 4).
     """
     begin, *pairs = _text(response).split("\x01")
     values = dict(pair.partition("=")[::2] for pair in pairs if pair)

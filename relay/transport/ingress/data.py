@@ -1,13 +1,13 @@
 """Receive the content of a message: find its end, check it and keep it.
 
-A framing finds the end: it takes octets as they arrive, cut anywhere, and returns those of the
-content: DotFraming those of DATA, ChunkFraming those of BDAT. Each may make a bare LF CRLF.
-ContentCollector checks and keeps the content, whatever its framing.
+A framing finds the end of the content: DotFraming for DATA, ChunkFraming for BDAT. It takes octets
+as they arrive, cut anywhere, and returns the octets of the content. Each framing may replace a bare
+LF by CRLF. ContentCollector checks and keeps the content of either framing.
 
-Bare CR, NUL, what is left of bare LF, overlong lines and messages over the size limit are rejected.
-8-bit data is accepted. A rejected content is still received to its end, so that the session can
-continue. Memory is bounded: of a large message, only the header and the part of the body that is
-not written yet are in memory.
+Content with a bare CR, a NUL, a bare LF that was not replaced, or an overlong line is rejected, and
+so are messages over the size limit. 8-bit data is accepted. A rejected content is still received to
+its end, so that the session can continue. Memory is bounded: of a large message, only the header
+and the part of the body that is not yet written are in memory.
 
 RFC 5321 2.3.8, 4.1.1.4, 4.5.2 (transparency), 4.5.3.1.6; RFC 1870 6; RFC 3030 2 (BDAT).
 """
@@ -35,7 +35,7 @@ HEADER_BYTES_MAX = LARGE_BYTES  # the header stays in memory and is read on the 
 _CRLF = b"\r\n"
 _DOT = b"\r\n."
 _END = _DOT + _CRLF
-# What may begin the end of data at the end of a block, or a lone dot after a bare LF; longest first
+# What the end of data, or a lone dot after a bare LF, may begin with; the longest first
 _BEGUN = (b"\r\n.\r", b"\n.\r", b"\r\n.", b"\n.", b"\r\n", b"\n", b"\r")
 _CHUNK_BYTES = 64  # Python's overhead per chunk
 _HEAD_BYTES = 16384  # of a rejected content, in which its Subject is looked for
@@ -64,15 +64,15 @@ class ContentRejection(StrEnum):
 
 
 class Submitter(Struct, frozen=True):
-    """Who sends a message, for aliases that do not take the mail of everybody."""
+    """Who sends a message, for aliases that take mail from some senders only."""
 
     reverse_path: str
-    is_trusted: bool  # an own address as reverse-path is its own
+    is_trusted: bool  # a reverse-path in an own domain is not forged
     account: str = ""  # of the login, or the address of the user of this machine
 
 
 class Origin(Struct, frozen=True):
-    """Where a message came from, as its session knows it."""
+    """Where a message came from, as its session knows."""
 
     ip: str  # "" on a Unix socket
     helo: str  # of a program of this machine, the name of its user
@@ -83,23 +83,24 @@ class Origin(Struct, frozen=True):
     role: ListenerRole = RELAY  # of the listener
     user: LocalUser | None = None  # whose program of this machine sent it
     is_hidden: bool = False  # neither the message nor a report about it tells ip and helo
-    key: str = ""  # of a file in the drop directory; a repetition has the same
+    key: str = ""  # of a file in the drop directory; the same if the file is taken again
     has_bare_lf: bool = False  # a bare LF of the message became CRLF
 
     @property
     def is_promised(self) -> bool:
-        """Whether nobody hears a rejection of its recipients, which is reported to the sender."""
+        """Whether rejections of recipients are reported to the sender: no client is waiting."""
         return self.role.is_promised or bool(self.key)
 
     def sender(self, reverse_path: str) -> Submitter:
-        """Return who sends."""
+        """Return the sender, for the checks of aliases."""
         user = self.user
         return Submitter(reverse_path, self.trusted, user.address if user else self.login)
 
     @property
     def counted_for(self) -> str:
-        """The account for which a message counts, "" for none: step 1 has counted what pickup
-        sends, and a login with a key is that of an automatic reply.
+        """The account for which a message is counted, or "".
+
+        Mail from pickup is counted in step 1. Mail with a key and a login is an automatic reply.
         """
         if self.user is not None:
             return self.user.address
@@ -117,8 +118,9 @@ class Origin(Struct, frozen=True):
 
 
 class DataReply(Struct, frozen=True):
-    """The reply after the final dot; `queue_id` is "" where nothing was accepted. `rule` is the
-    mail-flow rule that rejected the message, if one did, `milter` the milter.
+    """The reply after the final dot; `queue_id` is "" if nothing was accepted.
+
+    `rule` or `milter` names the mail-flow rule or the milter that rejected the message.
     """
 
     reply: str
@@ -147,9 +149,9 @@ class DotFraming:
     """The framing of DATA: only CRLF.CRLF ends it (SMTP smuggling), dots after CRLF are doubled.
 
     Whole blocks are processed, never single lines. The last octets of a block are kept for the next
-    one if the end of data may begin there. Data starts as if after a CRLF, so that the first line
-    is like every other. With `normalizes`, lines that end in a bare LF are lines as well, unless a
-    dot alone is one of two such lines: a lax server takes it for the end of data.
+    block if the end of data may begin there. Data starts as if after a CRLF, so that the first line
+    is like every other. With `normalizes`, a bare LF ends a line too, except next to a dot that is
+    alone on its line: a lax server takes such a dot for the end of data.
     """
 
     opening = "354 End data with <CR><LF>.<CR><LF>"  # RFC 5321 4.1.1.4
@@ -196,9 +198,9 @@ class DotFraming:
 class ChunkFraming:
     """The framing of BDAT: a number of octets, in which a dot means nothing (RFC 3030 2).
 
-    All chunks of a message are one content: two of them may share a CRLF. Content that does not end
-    in one gets it. With `normalizes` a bare LF becomes CRLF: the length is known, so that no line
-    can be taken for the end.
+    All chunks of a message are one content: a CRLF may be in two chunks. Content that does not end
+    in CRLF gets one. With `normalizes` a bare LF becomes CRLF; this is safe, because the length is
+    known and no line can be taken for the end.
     """
 
     opening = ""
@@ -218,8 +220,9 @@ class ChunkFraming:
         self.chunk_reply = f"250 2.0.0 {size_bytes} octets received"  # RFC 3030 2
 
     def take(self, octets: bytes) -> tuple[bytes, bytes | None]:
-        """Return the content in `octets`, not more than are wanted, and b"" at the end of the chunk
-        or None before it.
+        """Return the content in `octets`, and b"" at the end of the chunk or None before it.
+
+        The caller passes at most `wanted_bytes` octets.
 
         No content that is returned ends between CR and LF.
         """
@@ -241,7 +244,7 @@ Framing = DotFraming | ChunkFraming
 
 
 def _with_crlf(octets: bytes) -> bytes:
-    """Make bare LF CRLF in octets that do not end between CR and LF."""
+    """Replace each bare LF by CRLF in octets that do not end between CR and LF."""
     if not _has_bare_line_end(octets):
         return octets
     return octets.replace(_CRLF, b"\n").replace(b"\n", _CRLF)
@@ -251,8 +254,8 @@ def _has_bare_line_end(octets: bytes) -> bool:
     """Return whether octets that do not end between CR and LF have a CR or an LF without the other.
 
     The decoder reports in one pass which line ends it saw. A CR at the end is bare, since no LF
-    follows. Only with `final` the decoder takes it for one: without, it waits for the next octets,
-    which it does not get, and the CR passes unseen (SMTP smuggling).
+    follows. The decoder needs `final` to see it. Without `final` it waits for the next octets, and
+    does not report the CR (SMTP smuggling).
     """
     decoder = IncrementalNewlineDecoder(None, translate=False)
     decoder.decode(octets.decode("latin-1"), final=True)
@@ -270,8 +273,8 @@ class ContentCollector:
     """Takes the content in blocks of any size and processes whole blocks, never single lines.
 
     When `needs_spill` is true after take() or add(), the caller must call spill() before it adds
-    more. The first spill() of a content larger than `limits.large_bytes` splits it into header and
-    body; so does that of a smaller one while others take much memory.
+    more. The first spill() splits the content into header and body. This happens when the content
+    is larger than `limits.large_bytes`, or earlier while other messages take much memory.
     """
 
     def __init__(
@@ -303,8 +306,8 @@ class ContentCollector:
 
     def take(self, octets: bytes, framing: Framing) -> bytes | None:
         """Take what has arrived; return what follows the end that the framing finds, or None."""
-        found, rest = framing.take(octets)
-        self.add(found, is_last=rest is not None and framing.is_last)
+        content, rest = framing.take(octets)
+        self.add(content, is_last=rest is not None and framing.is_last)
         return rest
 
     def add(self, octets: bytes, *, is_last: bool) -> None:
@@ -319,9 +322,7 @@ class ContentCollector:
         self.needs_spill = self._is_spill_due(is_last=is_last)
 
     def _is_spill_due(self, *, is_last: bool) -> bool:
-        """Whether the content is large from now on, a block of its body is full, or its end has
-        come.
-        """
+        """Whether the content has become large, or a block of a large body is full or the last."""
         if self._header is None:
             limits = self._limits
             is_small = self.size_bytes <= min(limits.crowded_bytes, limits.large_bytes)
@@ -331,7 +332,7 @@ class ContentCollector:
 
     @property
     def _memory_bytes(self) -> int:
-        """How much of a message may be in memory now, beside those of other sessions."""
+        """How much of a message may be in memory now; less if other sessions take much."""
         limits = self._limits
         is_calm = self._budget.taken_bytes <= limits.calm_bytes
         return limits.large_bytes if is_calm else min(limits.crowded_bytes, limits.large_bytes)
@@ -353,7 +354,7 @@ class ContentCollector:
 
     @property
     def subject(self) -> str:
-        """The Subject, before hand_over(); "" if the header has not come."""
+        """The Subject, before hand_over(); "" if the header has not arrived."""
         return self._subject or subject_in(self._head(b""))
 
     def hand_over(self) -> ReceivedContent:
@@ -387,8 +388,9 @@ class ContentCollector:
             self._arrival = None
 
     def reject(self, rejection: str, octets: bytes = b"") -> None:
-        """Keep nothing but the Subject, and discard everything up to the end of data. `octets` are
-        those that were not kept yet.
+        """Discard everything up to the end of data, except the Subject.
+
+        `octets` are the last that arrived; they are not kept yet.
         """
         self._subject = subject_in(self._head(octets))
         self.release()
@@ -445,7 +447,7 @@ class ContentCollector:
         section = begun if blank < 0 else begun[: blank and blank + len(_CRLF)]
         is_quick = len(section) <= _HEAD_BYTES
         end = fields_end(section) if is_quick else await in_thread(fields_end, section)
-        known = len(begun) if end and blank < 0 else end  # of the header
+        known = len(begun) if end and blank < 0 else end  # octets of the header
         if known > self._memory_bytes:
             is_too_long = known > self._limits.large_bytes
             self.reject(ContentRejection.LONG_HEADER if is_too_long else ContentRejection.NO_ROOM)
@@ -463,11 +465,11 @@ class ContentCollector:
 
 
 def subject_in(content: bytes) -> str:
-    """Return the Subject of a content of which the first octets are given, bounded, or ""."""
+    """Return the Subject in the first octets of a content, bounded, or ""."""
     return subject_of(Header.parse(header_section(content[:_HEAD_BYTES])))
 
 
 def subject_of(header: Header) -> str:
-    """Return the Subject for people, bounded: it may be 1 MiB of encoded words."""
-    found = header.first("Subject") or b""
-    return decode_words(found[:_SUBJECT_OCTETS_MAX])[:_SUBJECT_CHARACTERS_MAX]
+    """Return the decoded Subject, bounded: it may be 1 MiB of encoded words."""
+    subject = header.first("Subject") or b""
+    return decode_words(subject[:_SUBJECT_OCTETS_MAX])[:_SUBJECT_CHARACTERS_MAX]

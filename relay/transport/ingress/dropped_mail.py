@@ -1,8 +1,8 @@
 """The file that `relay sendmail` leaves for a relay that is down: how it is written and opened.
 
-Everybody may write into the drop directory, so nothing of a file is trusted but its owner, who is
-the sender: not its name, and not that it stays as it is. The first line is the envelope as JSON,
-the rest is the content. A name that begins with a dot is that of a file which is being written.
+Every user may write into the drop directory, so only the owner of a file is trusted: the owner is
+the sender. The name is not trusted, and the file may change while it is read. The first line is the
+envelope as JSON, the rest is the content. A file whose name begins with a dot is being written.
 """
 
 import errno
@@ -32,7 +32,7 @@ _NOT_OURS = (errno.ELOOP, errno.EACCES, errno.EPERM, errno.ENXIO, errno.EISDIR)
 
 
 class DroppedEnvelope(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
-    """The first line; addresses without a domain get that of the relay."""
+    """The first line; addresses without a domain get the domain of the relay."""
 
     sender: str
     recipients: tuple[str, ...]
@@ -51,12 +51,12 @@ class HostileFileError(Exception):
 
 
 def identity_of(facts: os.stat_result) -> Identity:
-    """Return what another file of the same name does not have."""
+    """Return values that differ for another file of the same name."""
     return facts.st_dev, facts.st_ino, facts.st_mtime_ns
 
 
 class DroppedFile:
-    """An open file of the drop directory, at the begin of its content. Close it."""
+    """An open file of the drop directory, at the beginning of its content. The caller closes it."""
 
     def __init__(self, path: Path) -> None:
         """Open it. Raises FileNotFoundError, HostileFileError, OSError."""
@@ -84,7 +84,7 @@ class DroppedFile:
 
     @property
     def uid(self) -> int:
-        """Who wrote it: the kernel's word."""
+        """The uid of the user who wrote it, from the kernel."""
         return self._facts.st_uid
 
     @property
@@ -138,10 +138,10 @@ class DroppedFile:
 
 
 def drop_mail(directory: Path, envelope: DroppedEnvelope, content: bytes, *, name: str) -> None:
-    """Leave a message in the drop directory; it is durable then. Raises OSError.
+    """Leave a message in the drop directory, durably. Raises OSError.
 
-    The directory cannot be synced by who may not read it: the second sync of the file makes its
-    new name durable too.
+    A user who may not read the directory cannot sync it. The second sync of the file makes its new
+    name durable too.
     """
     part = directory / f"{PART}{name}"
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC

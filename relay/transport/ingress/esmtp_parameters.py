@@ -45,7 +45,7 @@ class FilterRefusedError(SmtpRejection):
 
 
 def is_client_name(name: str, *, odd: bool) -> bool:
-    """Return whether EHLO may have it as its argument; an `odd` one has any printable text."""
+    """Return whether EHLO accepts the name; with `odd` any printable text is accepted."""
     return (odd and 0 < len(name) <= 255 and name.isprintable()) or _CLIENT_NAME(name) is not None
 
 
@@ -68,10 +68,10 @@ class MailArgument(Struct, frozen=True):
 def parse_mail(
     argument: str, *, extended: bool, tls: str = "", odd_domain: str = ""
 ) -> MailArgument:
-    """Parse `FROM:<reverse-path> [parameters]`; `extended` is false after HELO. `odd_domain` as in
-    parse_path(). REQUIRETLS is for sessions with `tls`; with <> it holds nothing back (RFC 8689 5).
+    """Parse `FROM:<reverse-path> [parameters]`. Raises SmtpRejection.
 
-    Raises SmtpRejection.
+    `extended` is false after HELO. `odd_domain` as in parse_path(). REQUIRETLS needs a session with
+    `tls`; with the null reverse-path, TLS is then used only if it is offered (RFC 8689 5).
     """
     text = _after("FROM:", argument, example="MAIL FROM:<you@example.com>")
     try:
@@ -87,28 +87,28 @@ def parse_mail(
     if not rest:
         _check_ascii(reverse_path, smtputf8=False)
         return MailArgument(Envelope(reverse_path))
-    given = _parameters(rest, known=_MAIL_KEYWORDS if extended else frozenset())
-    smtputf8 = "SMTPUTF8" in given
+    parameters = _parameters(rest, known=_MAIL_KEYWORDS if extended else frozenset())
+    smtputf8 = "SMTPUTF8" in parameters
     _check_ascii(reverse_path, smtputf8=smtputf8)
     demand: TlsDemand = ""
-    if "REQUIRETLS" in given:
+    if "REQUIRETLS" in parameters:
         if not tls:
             raise SmtpRejection("530 5.7.10 REQUIRETLS is for sessions with TLS")  # RFC 8689 2
         demand = REQUIRETLS if reverse_path else IF_OFFERED
-    body = given.get("BODY", "7BIT").upper()
+    body = parameters.get("BODY", "7BIT").upper()
     if body not in ("7BIT", "8BITMIME"):
         raise SmtpRejection("501 5.5.4 BODY: expected 7BIT or 8BITMIME")  # RFC 6152 2
-    size = given.get("SIZE", "0")
+    size = parameters.get("SIZE", "0")
     if not _SIZE(size):
         # RFC 1870 3
         raise SmtpRejection("501 5.5.4 SIZE: expected a number of octets, at most 20 digits")
     try:
-        if given.get("AUTH", "<>") != "<>" and not decode_xtext(given["AUTH"]):
+        if parameters.get("AUTH", "<>") != "<>" and not decode_xtext(parameters["AUTH"]):
             raise SmtpRejection("501 5.5.4 AUTH: expected a mailbox as xtext, or <>")  # RFC 4954 5
         envelope = Envelope(
             reverse_path,
-            ret=parse_ret(given["RET"]) if "RET" in given else "",
-            envid=parse_envid(given["ENVID"]) if "ENVID" in given else "",
+            ret=parse_ret(parameters["RET"]) if "RET" in parameters else "",
+            envid=parse_envid(parameters["ENVID"]) if "ENVID" in parameters else "",
             smtputf8=smtputf8,
             eight_bit=body == "8BITMIME",
             tls=demand,
@@ -136,12 +136,12 @@ def parse_rcpt(
         raise SmtpRejection("501 5.1.3 RCPT TO: a recipient needs an address, <> is none")
     if not rest:
         return ForwardPath(address)
-    given = _parameters(rest, known=_RCPT_KEYWORDS if extended else frozenset())
+    parameters = _parameters(rest, known=_RCPT_KEYWORDS if extended else frozenset())
     try:
         return ForwardPath(
             address,
-            notify=parse_notify(given["NOTIFY"]) if "NOTIFY" in given else frozenset(),
-            orcpt=parse_orcpt(given["ORCPT"]) if "ORCPT" in given else "",
+            notify=parse_notify(parameters["NOTIFY"]) if "NOTIFY" in parameters else frozenset(),
+            orcpt=parse_orcpt(parameters["ORCPT"]) if "ORCPT" in parameters else "",
         )
     except ValueError as error:
         raise SmtpRejection(f"501 5.5.4 {error}") from error  # RFC 3461 4.1, 4.2
@@ -161,7 +161,7 @@ def _check_ascii(reverse_path: str, *, smtputf8: bool) -> None:
 
 def _parameters(text: str, *, known: frozenset[str]) -> dict[str, str]:
     """Split `KEY=value KEY …`; keys are converted to upper case, values are unchanged."""
-    given: dict[str, str] = {}
+    parameters: dict[str, str] = {}
     for word in filter(None, text.split(" ")):
         keyword, equals, value = word.partition("=")
         name = keyword.upper()
@@ -173,10 +173,10 @@ def _parameters(text: str, *, known: frozenset[str]) -> dict[str, str]:
         if name not in known:
             # RFC 5321 4.1.1.11
             raise SmtpRejection(f"555 5.5.4 The parameter {excerpt(name)} is not supported")
-        if name in given:
+        if name in parameters:
             # no RFC says which one counts
             raise SmtpRejection(f"501 5.5.4 {name} is given twice")
         if bool(equals) is (name in _FLAGS) or (equals and not value) or "=" in value:
             raise SmtpRejection(f"501 5.5.4 {name}: malformed value")  # RFC 5321 4.1.2
-        given[name] = value
-    return given
+        parameters[name] = value
+    return parameters

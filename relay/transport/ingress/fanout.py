@@ -1,8 +1,8 @@
 """Fan a message out: sort its recipients into queue entries, one per next hop and content, and
 one more for what is held.
 
-A pure function of what routing and the mail rules returned. Each recipient appears exactly once: in
-an entry, or in a final state (rejected, discarded, redirected, expanded).
+fan_out() is a pure function of the results of routing and of the mail rules. Each recipient appears
+exactly once: in an entry, or in a final state (rejected, discarded, redirected, expanded).
 
 routing_event() is the event of step 5: what the rules and the routes made of the message.
 
@@ -48,8 +48,8 @@ from relay.transport.signing.signer import SignedContents
 
 _NEVER = frozenset({Notify.NEVER})
 _NAMED_MAX = 100  # addresses per next hop in an event, to bound its size
-_Key = tuple[NextHop, int, EntryExtra]  # of an entry: its content, and what is particular to it
-_Copy = tuple[str, str, str]  # that a rule adds: the rule, for whose recipients, the address
+_Key = tuple[NextHop, int, EntryExtra]  # next hop, content and extra fields of an entry
+_Copy = tuple[str, str, str]  # a copy that a rule adds: the rule, the tenant, the address
 
 
 class HoldTimes(Struct, frozen=True):
@@ -76,9 +76,9 @@ _NO_TIMES = HoldTimes()
 
 
 class FanOut(Struct, frozen=True):
-    """The result for one message; `contents` has those in use, or else the original.
+    """The result for one message; `contents` has the contents in use, or else the original.
 
-    `aliases` are the recipients that others have replaced; they are among the final ones.
+    `aliases` are the recipients that others have replaced; they are among `final_recipients` too.
     """
 
     contents: tuple[ParsedContent, ...]
@@ -89,33 +89,49 @@ class FanOut(Struct, frozen=True):
     @property
     def rejected(self) -> tuple[NewRecipient, ...]:
         """The rejected recipients, for which a report may be due."""
-        return tuple(each for each in self.final_recipients if each.state is RecipientState.FAILED)
+        return tuple(
+            recipient
+            for recipient in self.final_recipients
+            if recipient.state is RecipientState.FAILED
+        )
 
     @property
     def quarantined(self) -> tuple[NewRecipient, ...]:
-        """Those whose copy is quarantined at another address; the sender knows of a delivery."""
+        """The recipients whose copy is quarantined at another address. To the sender, the copy is
+        delivered.
+        """
         state = RecipientState.DELIVERED
-        return tuple(each for each in self.final_recipients if each.state is state)
+        return tuple(recipient for recipient in self.final_recipients if recipient.state is state)
 
     @property
     def in_mailboxes(self) -> frozenset[str]:
         """The recipients whose copies go into mailboxes of this relay."""
-        local = (each for each in self.entries if each.next_hop == LOCAL)
-        return frozenset(one.path.address for each in local for one in each.recipients)
+        local = (entry for entry in self.entries if entry.next_hop == LOCAL)
+        return frozenset(
+            recipient.path.address for entry in local for recipient in entry.recipients
+        )
 
     @property
     def rejects_all(self) -> bool:
-        """Whether every recipient that the client named is rejected; of an alias, all that it leads
-        to. Where milters removed all, those whom they added stand for them.
+        """Whether every recipient that the client named is rejected.
+
+        An alias is rejected if all its addresses are. If milters removed all recipients, those that
+        milters added count instead.
         """
-        replaced = {each.position for each in self.aliases if each.successors}
-        removed = {x.position for x in self.aliases if x.state is RecipientState.DISCARDED}
-        given = [x for x in self.final_recipients if x.position not in replaced | removed]
+        replaced = {alias.position for alias in self.aliases if alias.successors}
+        removed = {
+            alias.position for alias in self.aliases if alias.state is RecipientState.DISCARDED
+        }
+        named = [
+            recipient
+            for recipient in self.final_recipients
+            if recipient.position not in replaced | removed
+        ]
         for counts in (_is_own, _is_of_milter):
-            if any(counts(each) for entry in self.entries for each in entry.recipients):
+            if any(counts(recipient) for entry in self.entries for recipient in entry.recipients):
                 return False
-            if those := [each for each in given if counts(each)]:
-                return all(each.state is RecipientState.FAILED for each in those)
+            if those := [recipient for recipient in named if counts(recipient)]:
+                return all(recipient.state is RecipientState.FAILED for recipient in those)
         return False
 
 
@@ -123,7 +139,7 @@ class FannedMail(Struct, frozen=True):
     """A message that is sorted into entries, whose contents are signed."""
 
     decided: DecidedMail
-    fan: FanOut  # with the contents as they are signed
+    fan: FanOut  # with the signed contents
     signed: SignedContents
 
 
@@ -146,29 +162,31 @@ def fan_out(
     answers_discarded: str = "",
     times: HoldTimes = _NO_TIMES,
 ) -> FanOut:
-    """Sort recipients into entries; `expand` and `examine` are for those that a rule added.
-    `sender_of` returns the sender of what an alias or a rule sends, "" for that of the message.
-    With `answers_discarded`, the reason, answers to reports are discarded. `times` are for holds.
+    """Sort recipients into entries.
 
-    There is one of `examinations` for each recipient. `verdict` has one for each valid recipient,
-    in the same order: rules do not see invalid recipients.
+    `expand` and `examine` are for recipients that a rule added. `sender_of` returns the sender of a
+    copy that an alias or a rule sends; "" is the sender of the message. If `answers_discarded` has
+    a reason, answers to reports are discarded. `times` are for holds.
+
+    `examinations` has the route of each recipient. `verdict` has a decision about each valid
+    recipient, in the same order: rules do not see invalid recipients.
     """
     buckets: dict[_Key, list[NewRecipient]] = {}
     key_of = partial(_key, sender_of=sender_of, times=times)
     final: list[NewRecipient] = list(recipients.aliases)
-    additions = [(*each, examine(*each)) for each in _additions(verdict, expand)]
+    additions = [(*addition, examine(*addition)) for addition in _additions(verdict, expand)]
     refused = _refused(additions)
     verdicts = iter(verdict.recipients)
-    for path, position, forwarded_by, found in zip(
+    for path, position, forwarded_by, route in zip(
         recipients.paths, recipients.positions, recipients.forwarded_by, examinations, strict=True
     ):
         added_by = recipients.added_by.get(path.address, "")
         start = NewRecipient(path, position=position, added_by=added_by)
-        if isinstance(found, InvalidRecipient):
-            final.append(_failed(start, found.status, found.text))
+        if isinstance(route, InvalidRecipient):
+            final.append(_failed(start, route.status, route.text))
             continue
         decided = next(verdicts)
-        if found.is_answer:
+        if route.is_answer:
             start = replace(start, path=replace(path, notify=_NEVER))
             if answers_discarded and decided.action is VerdictAction.DELIVER:
                 final.append(_discarded(start, answers_discarded))
@@ -176,17 +194,19 @@ def fan_out(
         if (final_state := _final_state(start, decided, refused)) is not None:
             final.append(final_state)
         else:
-            key = key_of(found, path.address, decided, forwarded_by=forwarded_by)
+            key = key_of(route, path.address, decided, forwarded_by=forwarded_by)
             buckets.setdefault(key, []).append(start)
-    copies = AddedCopies(each.path.address for bucket in buckets.values() for each in bucket)
-    for addition, address, forwarded_by, found in additions:
+    copies = AddedCopies(
+        recipient.path.address for bucket in buckets.values() for recipient in bucket
+    )
+    for addition, address, forwarded_by, route in additions:
         if not copies.needs(address, addition):
             continue
         added = NewRecipient(ForwardPath(address, _NEVER), added_by=addition.rule)
-        if isinstance(found, InvalidRecipient):
-            final.append(_failed(added, found.status, found.text))
+        if isinstance(route, InvalidRecipient):
+            final.append(_failed(added, route.status, route.text))
         else:
-            key = key_of(found, address, addition, forwarded_by=forwarded_by)
+            key = key_of(route, address, addition, forwarded_by=forwarded_by)
             buckets.setdefault(key, []).append(added)
     used = sorted({content for _, content, _ in buckets}) or [0]
     return FanOut(
@@ -198,9 +218,12 @@ def fan_out(
 
 
 def _refused(additions: Sequence[tuple[AddedRecipient, str, str, RoutingResult]]) -> set[_Copy]:
-    """Return the copies that rules add of which none may leave."""
-    found = {((one.rule, one.tenant, one.address), it == LENDS) for one, *_, it in additions}
-    return {copy for copy, is_lent in found if is_lent and (copy, False) not in found}
+    """Return the copies that rules add and that must not leave in any content."""
+    copies = {
+        ((addition.rule, addition.tenant, addition.address), route == LENDS)
+        for addition, *_, route in additions
+    }
+    return {copy for copy, is_lent in copies if is_lent and (copy, False) not in copies}
 
 
 def _copies_of(redirected: RecipientVerdict) -> Iterator[_Copy]:
@@ -212,26 +235,28 @@ def examined_recipients(
     recipients: ExpandedRecipients, examine: Examine
 ) -> Sequence[RoutingResult]:
     """Return where the mail for each of the recipients goes."""
-    found = zip(recipients.paths, recipients.positions, recipients.forwarded_by, strict=True)
+    places = zip(recipients.paths, recipients.positions, recipients.forwarded_by, strict=True)
     added = recipients.added_by
     return [
         examine(path.address, by, bool(by) or not (position or path.address in added))
-        for path, position, by in found
+        for path, position, by in places
     ]
 
 
 def has_answers(examinations: Sequence[RoutingResult]) -> bool:
     """Return whether a recipient is one to which only answers to reports are written."""
-    return any(not isinstance(one, InvalidRecipient) and one.is_answer for one in examinations)
+    return any(
+        not isinstance(route, InvalidRecipient) and route.is_answer for route in examinations
+    )
 
 
 def as_valid(
     before: Sequence[RoutingResult], after: Sequence[RoutingResult]
 ) -> Sequence[RoutingResult]:
-    """Return the later results; who was valid for the rules stays so, and who was not."""
+    """Return the later routes; if the validity of a recipient has changed, the route before."""
     return [
-        one if isinstance(one, InvalidRecipient) == isinstance(was, InvalidRecipient) else was
-        for was, one in zip(before, after, strict=True)
+        later if isinstance(later, InvalidRecipient) == isinstance(was, InvalidRecipient) else was
+        for was, later in zip(before, after, strict=True)
     ]
 
 
@@ -241,14 +266,14 @@ def with_next_hops(
     chosen: Callable[[str, str, LocalRecipient | RemoteRecipient], RoutingResult],
 ) -> Sequence[RoutingResult]:
     """Return the examinations, with the next hops that rules chose; `chosen` examines these."""
-    if not any(each.next_hop for each in verdict.recipients):  # nearly always
+    if not any(recipient.next_hop for recipient in verdict.recipients):  # nearly always
         return examinations
     verdicts = iter(verdict.recipients)
     return [
-        found
-        if isinstance(found, InvalidRecipient) or not (decided := next(verdicts)).next_hop
-        else chosen(decided.address, decided.next_hop, found)
-        for found in examinations
+        route
+        if isinstance(route, InvalidRecipient) or not (decided := next(verdicts)).next_hop
+        else chosen(decided.address, decided.next_hop, route)
+        for route in examinations
     ]
 
 
@@ -302,8 +327,9 @@ def _key(
     sender_of: Callable[[str, str, AddedRecipient | None], str],
     times: HoldTimes,
 ) -> _Key:
-    """Return the key of the entry of a recipient. Of two holds, that of a rule is shown; one
-    release ends both.
+    """Return the key of the entry of a recipient.
+
+    If both a rule and the route hold it, the hold of the rule is shown; a release ends both.
     """
     is_local, hold, folder = isinstance(examination, LocalRecipient), decided.hold, ""
     if isinstance(decided, RecipientVerdict) and decided.junk:
@@ -343,27 +369,35 @@ def _additions(
 
 
 def notices_of(verdict: Verdict, fan: FanOut) -> dict[str, list[ReportedRecipient]]:
-    """Return the recipients, by rule, of whom the sender hears that the rule holds their copies."""
-    holds = {one.address: one.hold for one in verdict.recipients if one.hold is not None}
+    """Return the recipients whose sender gets a notice that a rule holds their copies, by rule."""
+    holds = {
+        recipient.address: recipient.hold
+        for recipient in verdict.recipients
+        if recipient.hold is not None
+    }
     held = [
         recipient for entry in fan.entries if entry.extra.rule for recipient in entry.recipients
     ]
-    held += [each for each in fan.final_recipients if each.state is RecipientState.REDIRECTED]
-    found: dict[str, list[ReportedRecipient]] = {}
-    for each in held:
-        hold = None if each.added_by else holds.get(each.path.address)
+    held += [
+        recipient
+        for recipient in fan.final_recipients
+        if recipient.state is RecipientState.REDIRECTED
+    ]
+    notices: dict[str, list[ReportedRecipient]] = {}
+    for recipient in held:
+        hold = None if recipient.added_by else holds.get(recipient.path.address)
         if hold is not None and hold.notice:
             evidence = Evidence("4.7.1", hold.notice)  # RFC 3463 3.8
-            about = ReportedRecipient(each.path, evidence, rule=hold.rule)
-            found.setdefault(hold.rule, []).append(about)
-    return found
+            about = ReportedRecipient(recipient.path, evidence, rule=hold.rule)
+            notices.setdefault(hold.rule, []).append(about)
+    return notices
 
 
 def routing_event(mail: FannedMail, at_us: int) -> Event:
     """Return the event of step 5, without recipients that rules added.
 
-    If a list of addresses is cut, `counts` has its full length. It names no client of mail from
-    pickup, which is in step 2.
+    If a list of addresses is cut, `counts` has its full length. The client of mail from pickup is
+    in the event of step 2.
     """
     decided, fan = mail.decided, mail.fan
     verdict, sender, origin = decided.verdict, decided.sender, decided.arrival.origin
@@ -372,7 +406,9 @@ def routing_event(mail: FannedMail, at_us: int) -> Event:
     held: dict[str, list[str]] = {}  # by the reason
     junk: set[str] = set()  # whose copies go into Junk Email
     for entry in fan.entries:
-        addresses = [each.path.address for each in entry.recipients if not each.added_by]
+        addresses = [
+            recipient.path.address for recipient in entry.recipients if not recipient.added_by
+        ]
         if not addresses:
             continue
         next_hops.setdefault(str(entry.next_hop), []).extend(addresses)
@@ -383,9 +419,9 @@ def routing_event(mail: FannedMail, at_us: int) -> Event:
             by = hold_text(entry.extra.reason, entry.extra.rule)
             held.setdefault(by, []).extend(addresses)
         junk.update(addresses if entry.extra.folder else ())
-    rejected = [each for each in fan.rejected if not each.added_by]
-    aliases = [each for each in fan.aliases if each.successors]
-    extras = [each.extra for each in fan.entries if each.extra.sender and not _is_added(each)]
+    rejected = [recipient for recipient in fan.rejected if not recipient.added_by]
+    aliases = [alias for alias in fan.aliases if alias.successors]
+    extras = [entry.extra for entry in fan.entries if entry.extra.sender and not _is_added(entry)]
     sizes = {hop: len(addresses) for hop, addresses in next_hops.items()} | {
         "aliases": len(aliases),
         "refused": len(rejected),
@@ -403,24 +439,27 @@ def routing_event(mail: FannedMail, at_us: int) -> Event:
         quarantined=_quarantined(verdict, junk),
         client=None if origin.pickup else origin.client,
         bare_lf=origin.has_bare_lf,
-        aliases=[each.path.address for each in aliases[:_NAMED_MAX]],
-        senders={each.delivered_to: each.sender for each in extras[:_NAMED_MAX]},
-        refused=[RefusedRecipient(each.path.address, each.reply) for each in rejected[:_NAMED_MAX]],
+        aliases=[alias.path.address for alias in aliases[:_NAMED_MAX]],
+        senders={extra.delivered_to: extra.sender for extra in extras[:_NAMED_MAX]},
+        refused=[
+            RefusedRecipient(recipient.path.address, recipient.reply)
+            for recipient in rejected[:_NAMED_MAX]
+        ],
         counts={name: size for name, size in sizes.items() if size > _NAMED_MAX},
     )
     return Event(at_us, detail)
 
 
 def _is_added(entry: NewEntry) -> bool:
-    """Return whether rules added all of its recipients, of which the sender knows nothing."""
-    return all(each.added_by for each in entry.recipients)
+    """Return whether rules added all recipients of an entry; the sender does not know them."""
+    return all(recipient.added_by for recipient in entry.recipients)
 
 
 def _quarantined(verdict: Verdict, junk: Collection[str]) -> dict[str, list[str]]:
-    """Return recipients by the rule that quarantines them, and where; `junk` in Junk Email."""
-    found: dict[str, list[str]] = {}
-    for one in verdict.recipients:
-        if one.action is VerdictAction.QUARANTINE or one.address in junk:
-            text = f'rule "{one.rule}" ({one.quarantined})'
-            found.setdefault(text, []).append(one.address)
-    return {text: names[:_NAMED_MAX] for text, names in found.items()}
+    """Return recipients by the rule that quarantines them; `junk` are those with Junk Email."""
+    by_rule: dict[str, list[str]] = {}
+    for recipient in verdict.recipients:
+        if recipient.action is VerdictAction.QUARANTINE or recipient.address in junk:
+            text = f'rule "{recipient.rule}" ({recipient.quarantined})'
+            by_rule.setdefault(text, []).append(recipient.address)
+    return {text: names[:_NAMED_MAX] for text, names in by_rule.items()}

@@ -1,9 +1,9 @@
-"""What milters (relay/transport/milter) say about a session and a message, and what becomes of it.
+"""Ask the milters (relay/transport/milter) about a session and a message, and apply their answers.
 
-SessionFilters has the stages of a client's session. Mail of pickup and of this machine's users is
-played to them after the final dot: from localhost, in the name of its account. A refusal is the
-reply to the client. Of played mail a 5yz concerns recipients, as the rejection of a rule, and
-a 4yz the message.
+SessionFilters has the stages of a client's session. For mail of pickup and of this machine's users,
+a session is simulated after the final dot: from localhost, in the name of the account. A refusal is
+the reply to the client. In a simulated session, a 5yz rejects recipients, as a rule does, and a 4yz
+defers the message.
 """
 
 import re
@@ -44,9 +44,9 @@ _PATH = re.compile(r'(?:"(?:[^"\\]|\\.)*"|[^">])*>')  # of MAIL and RCPT, to its
 
 
 class SessionFilters:
-    """The milters of a client's session. HELO and what follows raise FilterRefusedError.
+    """The milters of a client's session. helo() and later stages raise FilterRefusedError.
 
-    Neither abort() nor close() disturbs the decision about a message, which goes on if the client
+    abort() and close() do not disturb the decision about a message: it continues if the client
     disconnects.
     """
 
@@ -56,8 +56,9 @@ class SessionFilters:
         self._is_deciding = self._is_closed = False
 
     async def connect(self, ip: str, hostname: str, fact: Callable[[str], Any]) -> None:
-        """Announce the client; `fact` is get_extra_info() of its transport. A refusal is the reply
-        to each command.
+        """Announce the client; `fact` is get_extra_info() of its transport.
+
+        A refusal is the reply to each command.
         """
         peer, own = fact("peername"), fact("sockname")
         is_direct = isinstance(peer, tuple) and str(peer[0]).removeprefix("::ffff:") == ip
@@ -91,7 +92,7 @@ class SessionFilters:
         _check(await self.session.data())
 
     async def chunks(self, content: ContentCollector) -> None:
-        """Announce the first BDAT; a refusal becomes that of its content."""
+        """Announce the first BDAT; if it is refused, the content is rejected."""
         try:
             await self.data()
         except FilterRefusedError as refused:
@@ -99,7 +100,7 @@ class SessionFilters:
             content.refused_by = refused.milter
 
     def deciding(self, received: ReceivedContent) -> ReceivedContent:
-        """Return a content until whose release the session belongs to the acceptance."""
+        """Return the content. Until its release, the session belongs to the acceptance."""
         self._is_deciding = True
 
         def release() -> None:
@@ -134,7 +135,7 @@ def _parameters(argument: str) -> list[str]:
 
 
 class FilteredMessage(Struct, frozen=True):
-    """What the milters decided about a message that is taken."""
+    """What the milters decided about a message that is accepted."""
 
     said: tuple[MilterSaid, ...] = ()
     results: tuple[AuthResult, ...] = ()  # in the Authentication-Results that they added
@@ -164,15 +165,21 @@ async def decide(
     queue_id: str,
     account: str | None,
 ) -> tuple[FilterVerdict, FilteredMessage]:
-    """Ask about a message; the caller releases the verdict. With an `account` the session is
-    played. Raises RefusedError, and what FilterSession.message() raises.
+    """Ask about a message; the caller releases the verdict.
+
+    With an `account` the session is simulated. Raises RefusedError, and what
+    FilterSession.message() raises.
     """
-    is_played = account is not None
-    refused = await _play(session, envelope, paths, account=account) if account is not None else {}
+    is_simulated = account is not None
+    refused = (
+        await _simulate(session, envelope, paths, account=account) if account is not None else {}
+    )
     verdict = FilterVerdict(content, store)
     by_name = {
-        x.milter: MilterSaid(x.milter, FilterStage.RCPT if at else "", x.answer, x.reply)
-        for at, x in refused.items()
+        answer.milter: MilterSaid(
+            answer.milter, FilterStage.RCPT if at else "", answer.answer, answer.reply
+        )
+        for at, answer in refused.items()
     }
     said = tuple(by_name.values())
     if 0 not in refused and len(refused) < len(paths):
@@ -184,8 +191,8 @@ async def decide(
     if of_all or discarded_by:  # none of the changes counts
         verdict.release()
         verdict = FilterVerdict(content, store)
-    if of_all and (not is_played or of_all.reply.startswith("4")):
-        reply = _line(of_all) if is_played else of_all.reply
+    if of_all and (not is_simulated or of_all.reply.startswith("4")):
+        reply = _line(of_all) if is_simulated else of_all.reply
         raise RefusedError(DataReply(reply, milter=of_all.milter))
     ended = {}
     for at, path in enumerate(paths, 1):
@@ -205,41 +212,43 @@ async def decide(
         ended,
         added={address: f"{OF_MILTER}{name}" for address, name in verdict.added.items()},
         hold=hold,
-        refused_by=next((one.milter for one in refused.values()), ""),
+        refused_by=next((answer.milter for answer in refused.values()), ""),
     )
 
 
 def is_verified(results: Sequence[AuthResult], sender: str, header: Header) -> bool:
-    """Return whether a check passed for the domain of a reverse-path: SPF, or DKIM or DMARC of mail
-    whose only author is the sender. Otherwise a signed message could be sent again with the
-    reverse-path of another user of its domain.
+    """Return whether SPF, DKIM or DMARC passed for the domain of a reverse-path.
+
+    DKIM and DMARC count only if the sender is the only author. Otherwise a signed message could be
+    sent again with the reverse-path of another user of the domain.
     """
     domain = domain_of(sender)
     passed = {
-        (one.method, domain_of(f"@{one.domain(name)}"))
-        for one in results
-        if one.result == "pass" and (name := _CHECKED.get(one.method))
+        (result.method, domain_of(f"@{result.domain(name)}"))
+        for result in results
+        if result.result == "pass" and (name := _CHECKED.get(result.method))
     }
     if not domain or ("spf", domain) in passed:
         return bool(domain)
     if ("dkim", domain) not in passed and ("dmarc", domain) not in passed:
         return False
     authors = [field.addresses for field in originators(header) if field.name == "From"]
-    found = [[own_mailbox(one.address) for one in some] for some in authors]
-    return found == [[own_mailbox(sender)]]
+    mailboxes = [[own_mailbox(author.address) for author in addresses] for addresses in authors]
+    return mailboxes == [[own_mailbox(sender)]]
 
 
 def _line(answer: FilterAnswer) -> str:
-    """Return a reply as one line, by which no connection ends."""
+    """Return a reply as one line; 421, which ends a connection, becomes 451."""
     text = one_line(answer.reply)
     return f"{'451' if answer.closes else text[:3]} {text[4:]}"
 
 
-async def _play(
+async def _simulate(
     session: FilterSession, envelope: Envelope, paths: Sequence[ForwardPath], *, account: str
 ) -> dict[int, FilterAnswer]:
-    """Play the session up to DATA. Return the refusals of recipients, by their positions, and that
-    of the message, which has 0.
+    """Simulate the session up to DATA. Return the refusals by the positions of recipients.
+
+    A refusal of the whole message has the position 0.
     """
     sender, refused = envelope.reverse_path, dict[int, FilterAnswer]()
     macros = {"auth_authen": account, "mail_host": domain_of(sender)}

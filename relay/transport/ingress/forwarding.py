@@ -1,27 +1,26 @@
-"""What an address leads to: aliases, accounts that forward, and SRS addresses; the recipients that
-replace it; and the senders of copies that are forwarded to other domains.
+"""Expand addresses: aliases, accounts that forward, and SRS addresses; rewrite senders of copies.
 
 expand_recipients() replaces the recipients of a message before the rules (step 5). An address that
-is reached twice, or that is named beside its alias, is one recipient. An alias that leads to one
-address ends as redirected, and that address has its parameters. Another one ends as expanded: there
-are only reports of failures and delays about its addresses.
+is reached twice, or that the client names in addition to its alias, is one recipient. An alias that
+leads to one address ends as redirected, and that address gets the parameters of the alias. An alias
+that leads to several ends as expanded: only failures and delays of its addresses are reported.
 
 An SRS address of a local domain takes reports only, and leads to the sender that it stands for
-(relay/base/message/srs.py). Its days are those of queue time, which a wrong clock does not change.
-The null sender proves nothing, so a sender gets few such reports, and none that is large. Mail that
-an alias or an account has forwarded already, as Delivered-To says, is not forwarded again: the
+(relay/base/message/srs.py). Its days count in queue time, which a wrong clock does not change. The
+null sender proves nothing, so the number and size of such reports to one sender are limited. Mail
+that an alias or an account has already forwarded, as Delivered-To says, is not forwarded again: the
 account keeps it, the alias rejects it.
 
-A copy for another domain leaves in the name of this host: it passes SPF for the local domains, and
-DMARC if From has one of them. A stranger's mail in their name is therefore not copied. What a rule
-sends outside has such a sender too; a rule of the operator may lend each domain, that of a tenant
-its own.
+A copy for another domain leaves with a sender of this host. It passes SPF for the local domains,
+and DMARC if From has one of them. So a copy of a stranger's mail with a local domain in From is
+rejected. Copies that a rule sends outside have such a sender too: a rule of the operator may use
+any local domain, a rule of a tenant only the tenant's.
 
-An alias may take the mail of some only (`from`), as aliases do that Postfix protects by the sender
-(its RESTRICTION_CLASS_README), and groups of Exchange (AcceptMessagesOnlyFrom). As in Postfix, the
-alias that the client names decides: those that it leads to, and what rules add, are the operator's
-choice. A sender of an own domain counts if its client may relay, else it may be forged; a report,
-which has none, comes back to who sends in the name of the alias.
+An alias may take mail from some senders only (`from`), as aliases that Postfix protects by the
+sender (its RESTRICTION_CLASS_README), and groups of Exchange (AcceptMessagesOnlyFrom). As in
+Postfix, only the alias that the client names is checked, not the aliases that it leads to, nor what
+rules add. A sender in an own domain counts only if the client may relay, else it may be forged. A
+report has no sender; an alias takes reports if mail is sent in its name.
 
 RFC 5321 3.9.1, 4.5.5; RFC 3461 5.2.1 (ORCPT), 5.2.7.2, 5.2.7.3; RFC 7489 3.1 (SPF and From);
 RFC 9228 (Delivered-To).
@@ -61,7 +60,7 @@ from relay.transport.routing.route_table import (
     RoutingResult,
 )
 
-REPORT_BYTES_MAX = 1_000_000  # of one to an SRS address
+REPORT_BYTES_MAX = 1_000_000  # of a report to an SRS address
 REPORTS_PER_HOUR = 20  # to the SRS addresses of one sender
 _HOUR_S = 3600.0
 # RFC 3463 3.4
@@ -75,7 +74,7 @@ _EXPANDED = "2.1.5"  # RFC 3463 3.2: destination address valid
 _NEVER = frozenset({Notify.NEVER})
 _SUCCESS = frozenset({Notify.SUCCESS})
 _DEFAULT = frozenset({Notify.FAILURE, Notify.DELAY})  # without NOTIFY
-_LOOP = Expansion(())  # what an alias leads to that has forwarded the mail before
+_LOOP = Expansion(())  # of an alias that has forwarded the mail before
 _NOTHING: frozenset[str] = frozenset()
 _DOMAIN = re.compile(r"@\s*([^\s!-,/:-@\[-^`{-\x7f]+)")  # no ASCII but letters, digits, "-._"
 _JOINERS = re.compile("[\u200c\u200d]")  # IDNA 2003 drops them
@@ -99,7 +98,7 @@ class Forwarder(Struct, frozen=True):
     forward_own_from: bool = False  # strangers' mail in the name of local domains may leave
 
     def expand(self, address: str, reverse_path: str) -> Expansion | None:
-        """Return who gets the mail for `address`; None for an address that leads nowhere else."""
+        """Return who gets the mail for `address`; None for an address that is not expanded."""
         if not self._is_own_srs(address):
             return self.router.expand(address, reverse_path)
         try:
@@ -111,7 +110,7 @@ class Forwarder(Struct, frozen=True):
         return self.expand(original, "") or Expansion((AliasTarget(original),))
 
     def expander(self, reverse_path: str, header: Header) -> Callable[[str], Expansion | None]:
-        """Return expand() for one message, without loops: no target where it has to be rejected."""
+        """Return expand() for one message; after a loop, the expansion has no target."""
         passed = _passed(header)
         if not passed:  # nearly always
             return partial(self.expand, reverse_path=reverse_path)
@@ -123,13 +122,21 @@ class Forwarder(Struct, frozen=True):
         if writers is None:  # nearly always
             return ""
         is_forged = not sender.is_trusted and self._is_local(path)
-        names = {own_mailbox(one) for one in (sender.account, "" if is_forged else path) if one}
-        names |= {self._mailbox_of(one) for one in names}
+        names = {own_mailbox(name) for name in (sender.account, "" if is_forged else path) if name}
+        names |= {self._mailbox_of(name) for name in names}
         to = expansion.targets if writers.members else ()
-        members = {self._mailbox_of(x) for one in to for x in (one.address, *one.through)}
+        members = {
+            self._mailbox_of(address)
+            for target in to
+            for address in (target.address, *target.through)
+        }
         own = writers.own if sender.is_trusted else ()
-        may = any(one in members or domain_of(one) in own or writers.matches(one) for one in names)
-        if may if path else writers.reports:
+        may_write = writers.reports
+        if path:
+            may_write = any(
+                name in members or domain_of(name) in own or writers.matches(name) for name in names
+            )
+        if may_write:
             return ""
         why = "log in to write" if is_forged else f"<{path}> may not write"
         return own_reply("5.7.1", f"<{address}>: {why} to this alias")
@@ -139,30 +146,32 @@ class Forwarder(Struct, frozen=True):
         return account.address if account else own_mailbox(address)
 
     def examine(self, address: str, reverse_path: str, *, forwarded_by: str = "") -> RoutingResult:
-        """Return where mail for an address goes that expand() does not replace; `forwarded_by` led
-        to it.
+        """Return the route of an address that expand() does not replace.
+
+        `forwarded_by` is the alias that led to the address, or "".
         """
-        found = self._srs_fault(address, reverse_path) or self.router.examine(address, reverse_path)
-        is_answer = isinstance(found, RemoteRecipient) and self.router.is_daemon(forwarded_by)
-        return replace(found, is_answer=True) if is_answer else found
+        route = self._srs_fault(address, reverse_path) or self.router.examine(address, reverse_path)
+        is_answer = isinstance(route, RemoteRecipient) and self.router.is_daemon(forwarded_by)
+        return replace(route, is_answer=True) if is_answer else route
 
     def find(self, address: str, reverse_path: str) -> Expansion | RoutingResult:
-        """Return what expand() says, or where it has nothing to say, what examine() does."""
+        """Return the expansion of an address, or its route if there is none."""
         table = self if self._is_own_srs(address) else self.router
         return table.expand(address, reverse_path) or table.examine(address, reverse_path)
 
     def examiner(
         self, reverse_path: str, header: Header, *, trusted: bool
     ) -> Callable[[str, str, bool], RoutingResult]:
-        """Return examine() for one message. Its third argument is whether expand() led to the
-        address: then a stranger's copy in our name is rejected.
+        """Return examine() for one message; its third argument says whether the mail is a copy.
+
+        A copy of a stranger's mail with a local domain in From is rejected.
         """
         lends = cache(lambda: self._may_be_ours(header))
 
         def examine(address: str, forwarded_by: str, is_copy: bool) -> RoutingResult:
-            found = self.examine(address, reverse_path, forwarded_by=forwarded_by)
-            is_lent = is_copy and self._may_lend(found, trusted=trusted) and lends()
-            return LENDS if is_lent else found
+            route = self.examine(address, reverse_path, forwarded_by=forwarded_by)
+            is_lent = is_copy and self._may_lend(route, trusted=trusted) and lends()
+            return LENDS if is_lent else route
 
         return examine
 
@@ -174,30 +183,30 @@ class Forwarder(Struct, frozen=True):
         *,
         trusted: bool,
     ) -> Callable[[AddedRecipient, str, str], RoutingResult]:
-        """Return examine() for what rules add: a tenant has only its own domains to lend."""
+        """Return examine() for what rules add; a tenant's rules may use only its domains."""
         lends = cache(lambda at, own: self._may_be_ours(verdict.contents[at].header, own))
 
         def examine_added(added: AddedRecipient, address: str, forwarded_by: str) -> RoutingResult:
-            found = examine(address, forwarded_by, bool(forwarded_by))
+            route = examine(address, forwarded_by, bool(forwarded_by))
             tenant = tenants.get(tenant_of_rule(added.rule))
-            if tenant is None or not self._may_lend(found, trusted=trusted):
-                return found
-            return LENDS if lends(added.content, tenant.domains) else found
+            if tenant is None or not self._may_lend(route, trusted=trusted):
+                return route
+            return LENDS if lends(added.content, tenant.domains) else route
 
         return examine_added
 
-    def _may_lend(self, found: RoutingResult, *, trusted: bool) -> bool:
-        """Whether the mail is a stranger's and leaves, where that is not allowed in our name."""
-        leaves = isinstance(found, RemoteRecipient) and not found.is_local
+    def _may_lend(self, route: RoutingResult, *, trusted: bool) -> bool:
+        """Whether a stranger's mail leaves this host, and may not use a local domain."""
+        leaves = isinstance(route, RemoteRecipient) and not route.is_local
         return leaves and not (trusted or self.forward_own_from)
 
     def sender_of(
         self, forwarded_by: str, address: str, reverse_path: str, *, trusted: bool
     ) -> str:
-        """Return the sender of the copy for `address` that an alias forwards, or a rule that acts
-        for a local address; "" for `reverse_path`.
+        """Return the rewritten sender of a copy for `address`, "" if it is `reverse_path`.
 
-        It is rewritten for another domain, unless it is null, or of a local domain and `trusted`.
+        An alias forwards the copy, or a rule sends it in the name of a local address. The sender is
+        rewritten for other domains, unless it is null, or in a local domain and `trusted`.
         """
         if not reverse_path or not self._is_local(forwarded_by) or self._is_local(address):
             return ""
@@ -208,8 +217,9 @@ class Forwarder(Struct, frozen=True):
         return "" if written == reverse_path else written
 
     def reports_to(self, addresses: Iterable[str], reverse_path: str) -> list[RateCharge]:
-        """Return what a report to these addresses counts, each for the sender that an SRS address
-        stands for in the end: there are many addresses for one sender.
+        """Return the charges of a report to these addresses, one for each SRS address.
+
+        They count for the original sender, since there are many SRS addresses for one sender.
         """
         charges = []
         for address in () if reverse_path else addresses:
@@ -222,38 +232,40 @@ class Forwarder(Struct, frozen=True):
         return charges
 
     def report_rejection(self, address: str, size_bytes: int) -> str:
-        """Return the reply to a report that an SRS address does not take now, else ""."""
+        """Return the reply if an SRS address does not take a report now, else ""."""
         charges = self.reports_to([address], "")
         if charges and size_bytes > REPORT_BYTES_MAX:
             return LARGE_REPORT
-        found = self.rates.reserve(charges)
-        if isinstance(found, RateCharge):
+        reserved = self.rates.reserve(charges)
+        if isinstance(reserved, RateCharge):
             return MANY_REPORTS
-        found.give_back()
+        reserved.give_back()
         return ""
 
     def _is_local(self, address: str) -> bool:
         return self.router.is_local_domain(domain_of(address))
 
     def _may_be_ours(self, header: Header, but: Collection[str] = ()) -> bool:
-        """Whether From or Sender has an address of a local domain for any reader, `but` of these.
+        """Whether any reader may find an address of a local domain in From or Sender.
 
-        Where readers may see other addresses, what is behind each @ counts.
+        Domains in `but` do not count. Where readers may see other addresses, each @ is searched.
         """
-        fields = Header(tuple([one for one in header.fields if one[0] in (b"from", b"sender")]))
+        fields = Header(
+            tuple([field for field in header.fields if field[0] in (b"from", b"sender")])
+        )
         if sum(len(octets) for _, octets in fields.fields) > ORIGINATORS_OCTETS_MAX:
             return True
-        found = list(originators(fields))
-        texts = [one.address for field in found for one in field.addresses]
+        author_fields = list(originators(fields))
+        texts = [author.address for field in author_fields for author in field.addresses]
         has_words = any("=?" in text for text in texts)  # which some readers decode
-        if has_words or any(field.unread or not field.addresses for field in found):
+        if has_words or any(field.unread or not field.addresses for field in author_fields):
             values = (*fields.values("From"), *fields.values("Sender"))
             texts += [decode_text(value.decode("utf-8", "replace")) for value in values]
         domains = [domain for text in texts for domain in _DOMAIN.findall(text)]
         is_local = self.router.is_local_domain
         return any(
             _LONG_LABEL.search(domain)
-            or any(is_local(one) for one in _as_a_labels(domain) if one not in but)
+            or any(is_local(form) for form in _as_a_labels(domain) if form not in but)
             for domain in domains
         )
 
@@ -277,34 +289,37 @@ class Forwarder(Struct, frozen=True):
     def _expand_once(
         self, address: str, *, reverse_path: str, passed: Collection[str]
     ) -> Expansion | None:
-        """Return expand() without what was forwarded before: the accounts of these targets keep it.
+        """Return expand() without targets by addresses that have forwarded the mail before.
 
-        An account that would get it alone leads nowhere else. If an alias has forwarded it, which
-        has no mailbox, the whole of it has no target.
+        The account that has forwarded it keeps it instead. If it is the only target of its own
+        address, None is returned. If an alias without a mailbox has forwarded it, the expansion has
+        no target.
         """
         expansion = self.expand(address, reverse_path)
         if expansion is None:
             return None
-        found: dict[str, AliasTarget] = {}  # by mailbox
+        targets: dict[str, AliasTarget] = {}  # by mailbox
         for target in expansion.targets:
-            place = next((at for at, one in enumerate(target.through) if one in passed), None)
+            place = next(
+                (at for at, through in enumerate(target.through) if through in passed), None
+            )
             if place is None:
                 account = self.accounts.by_address(target.address)
-                found.setdefault(account.address if account else target.address.lower(), target)
+                targets.setdefault(account.address if account else target.address.lower(), target)
                 continue
             account = self.accounts.by_address(target.through[place])
             if account is None:
                 return _LOOP
             keeper = AliasTarget(account.address, target.through[:place])
-            found.setdefault(account.address, keeper)
+            targets.setdefault(account.address, keeper)
         own = self.accounts.by_address(address)
-        if own is not None and list(found) == [own.address]:
+        if own is not None and list(targets) == [own.address]:
             return None
-        return replace(expansion, targets=tuple(found.values()))
+        return replace(expansion, targets=tuple(targets.values()))
 
 
 def _report_to(sender: str) -> RateCharge:
-    """Return what a report to the SRS addresses of a sender counts."""
+    """Return the charge of a report to the SRS addresses of a sender."""
     return RateCharge(
         rule="",
         per="srs",
@@ -318,16 +333,16 @@ def _report_to(sender: str) -> RateCharge:
 
 
 def _as_a_labels(domain: str) -> Iterator[str]:
-    """Yield a domain as the DNS has it: by IDNA 2008, by IDNA 2003, which writes "ss" for the sharp
-    s, and with whatever characters it has.
+    """Yield a domain with A-labels: by IDNA 2008, by IDNA 2003 (which writes "ss" for the sharp s),
+    and with each label encoded as it is.
     """
     domain = normalize("NFKC", domain).replace("\u3002", ".").rstrip(".")  # RFC 3490 3.1
     yield domain_of(f"@{domain}")
     domain = domain.lower()
     yield domain_of(f"@{_JOINERS.sub('', domain.casefold())}")
     labels = [
-        one if one.isascii() else f"xn--{one.encode('punycode').decode()}"
-        for one in domain.split(".")
+        label if label.isascii() else f"xn--{label.encode('punycode').decode()}"
+        for label in domain.split(".")
     ]
     yield ".".join(labels)
 
@@ -336,14 +351,14 @@ def _passed(header: Header) -> frozenset[str]:
     """Return the addresses in Delivered-To, as accounts.toml has them."""
     if "Delivered-To" not in header:
         return _NOTHING
-    found = set()
+    addresses = set()
     for value in header.values("Delivered-To"):
         text = value.decode("utf-8", "replace").strip().removeprefix("<").removesuffix(">")
         try:
-            found.add(parse_mailbox(text, smtputf8=True).lower())
-        except AddressError:  # of a program that writes something else there
+            addresses.add(parse_mailbox(text, smtputf8=True).lower())
+        except AddressError:  # a program has written something else there
             continue
-    return frozenset(found)
+    return frozenset(addresses)
 
 
 def _invalid(status: str, text: str) -> InvalidRecipient:
@@ -354,10 +369,11 @@ _NOBODY: Mapping[int, NewRecipient] = {}
 
 
 class ExpandedRecipients(Struct, frozen=True):
-    """The recipients that get the message. `positions` are their places in the envelope, 0 for
-    those that an alias led to; `forwarded_by` is the last alias that led to each, or "". `aliases`
-    are the recipients that they replace, in their final states. `added_by` names the milter for
-    each address that one added.
+    """The recipients that get the message.
+
+    `positions` are their places in the envelope, 0 if an alias led to the recipient. `forwarded_by`
+    is the last alias that led to each, or "". `aliases` are the recipients that they replace, in
+    their final states. `added_by` has the milter that added an address, by the address.
     """
 
     paths: Sequence[ForwardPath]
@@ -368,16 +384,16 @@ class ExpandedRecipients(Struct, frozen=True):
 
     @property
     def given(self) -> Mapping[str, Sequence[str]]:
-        """The aliases that led to each address, by this in lower case."""
-        found: dict[str, list[str]] = {}
+        """The aliases that led to each address, by the address in lower case."""
+        by_address: dict[str, list[str]] = {}
         for alias in self.aliases:
-            for one in alias.successors:
-                found.setdefault(one.lower(), []).append(alias.path.address)
-        return found
+            for successor in alias.successors:
+                by_address.setdefault(successor.lower(), []).append(alias.path.address)
+        return by_address
 
     @property
     def alias_by_address(self) -> Mapping[str, str]:
-        """The last alias that led to each, or ""."""
+        """The last alias that led to each address, or "", by the address."""
         addresses = (path.address for path in self.paths)
         return dict(zip(addresses, self.forwarded_by, strict=True))
 
@@ -385,9 +401,9 @@ class ExpandedRecipients(Struct, frozen=True):
     def reported(self) -> tuple[ReportedRecipient, ...]:
         """The aliases of which the sender gets a report: NOTIFY=SUCCESS of a list."""
         return tuple(
-            ReportedRecipient(one.path, Evidence(one.status, one.reply))
-            for one in self.aliases
-            if one.state is RecipientState.EXPANDED and Notify.SUCCESS in one.path.notify
+            ReportedRecipient(alias.path, Evidence(alias.status, alias.reply))
+            for alias in self.aliases
+            if alias.state is RecipientState.EXPANDED and Notify.SUCCESS in alias.path.notify
         )
 
 
@@ -398,19 +414,20 @@ def expand_recipients(
     *,
     refuse: Callable[[str, Expansion], str] = lambda _address, _expansion: "",
 ) -> ExpandedRecipients:
-    """Replace each recipient that is an alias, or forwards, by those that get its mail.
+    """Replace each recipient that is an alias, or forwards, by the recipients that get its mail.
 
-    An alias that goes beyond EXPANDED_MAX fails, and so does one that `refuse` has a reply for,
-    or without a target: a loop. Those who have `ended` already, by their positions, are among
-    `aliases`.
+    An alias fails if it exceeds EXPANDED_MAX, if `refuse` returns a reply, or without a target (a
+    loop). Recipients that have `ended` already, by their positions, are returned among `aliases`.
     """
     expansions = [None if at in ended else expand(path.address) for at, path in enumerate(paths, 1)]
     if not ended and not any(expansions):  # nearly always
         return ExpandedRecipients(paths, range(1, len(paths) + 1), [""] * len(paths))
-    positions = [at for at, one in enumerate(expansions, 1) if one is None and at not in ended]
-    found = [paths[at - 1] for at in positions]
-    forwarded_by = [""] * len(found)
-    places = {path.address.lower(): place for place, path in enumerate(found)}
+    positions = [
+        at for at, expansion in enumerate(expansions, 1) if expansion is None and at not in ended
+    ]
+    expanded = [paths[at - 1] for at in positions]
+    forwarded_by = [""] * len(expanded)
+    places = {path.address.lower(): place for place, path in enumerate(expanded)}
     aliases = list(ended.values())
     count = 0
     for position, (path, expansion) in enumerate(zip(paths, expansions, strict=True), 1):
@@ -431,15 +448,15 @@ def expand_recipients(
         aliases.append(_replaced(start, expansion))
         onward = _onward(path, is_list=len(expansion.targets) > 1)
         for target in expansion.targets:
-            place = places.setdefault(target.address.lower(), len(found))
-            if place == len(found):
-                found.append(replace(onward, address=target.address))
+            place = places.setdefault(target.address.lower(), len(expanded))
+            if place == len(expanded):
+                expanded.append(replace(onward, address=target.address))
                 positions.append(0)
                 forwarded_by.append(target.forwarded_by)
             else:
-                notify = _either(found[place].notify, onward.notify)
-                found[place] = replace(found[place], notify=notify)
-    return ExpandedRecipients(found, positions, forwarded_by, tuple(aliases))
+                notify = _either(expanded[place].notify, onward.notify)
+                expanded[place] = replace(expanded[place], notify=notify)
+    return ExpandedRecipients(expanded, positions, forwarded_by, tuple(aliases))
 
 
 def with_added(
@@ -447,22 +464,23 @@ def with_added(
     expand: Callable[[str], Expansion | None],
     added: Mapping[str, str],
 ) -> ExpandedRecipients:
-    """Return the recipients with those that milters added: `added` has the names to be shown. An
-    alias is replaced; one that is a loop is a recipient itself.
+    """Return the recipients with the addresses that milters added; `added` has the milters' names.
+
+    An alias is replaced, unless it is a loop.
     """
-    found, forwarded_by = [*recipients.paths], [*recipients.forwarded_by]
-    known, added_by = {path.address.lower() for path in found}, dict[str, str]()
+    paths, forwarded_by = [*recipients.paths], [*recipients.forwarded_by]
+    known, added_by = {path.address.lower() for path in paths}, dict[str, str]()
     for address, milter in added.items():
         expansion = expand(address)
         targets = expansion.targets if expansion else ()
         for target in targets or (AliasTarget(address),):
             if target.address.lower() not in known:
                 known.add(target.address.lower())
-                found.append(ForwardPath(target.address, _NEVER))
+                paths.append(ForwardPath(target.address, _NEVER))
                 forwarded_by.append(target.forwarded_by)
                 added_by[target.address] = milter
     positions = (*recipients.positions, *[0] * len(added_by))
-    return ExpandedRecipients(found, positions, forwarded_by, recipients.aliases, added_by)
+    return ExpandedRecipients(paths, positions, forwarded_by, recipients.aliases, added_by)
 
 
 def _failed(start: NewRecipient, expansion: Expansion) -> NewRecipient:
@@ -493,11 +511,11 @@ def _onward(path: ForwardPath, *, is_list: bool) -> ForwardPath:
     return ForwardPath(path.address, notify, path.orcpt or f"{kind};{path.address}")
 
 
-def _either(one: frozenset[Notify], other: frozenset[Notify]) -> frozenset[Notify]:
-    """Return the reports that one of two ways to an address asks for."""
-    if _NEVER in (one, other):
-        return other if one == _NEVER else one
-    asked = one | other
-    if one and other:
+def _either(first: frozenset[Notify], other: frozenset[Notify]) -> frozenset[Notify]:
+    """Return NOTIFY of an address that is reached in two ways: the reports that either asks for."""
+    if _NEVER in (first, other):
+        return other if first == _NEVER else first
+    asked = first | other
+    if first and other:
         return asked
     return asked | _DEFAULT if Notify.SUCCESS in asked else frozenset()

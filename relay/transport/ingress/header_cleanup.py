@@ -1,7 +1,7 @@
 """Clean up the header of an arriving message: drop Bcc; add Received, complete missing fields.
 
-As Postfix's cleanup(8) and message_drop_headers. Milters see neither what is dropped nor what is
-added; the mail rules see the result. All other fields stay octet for octet. A content without a
+It works as Postfix's cleanup(8) and message_drop_headers. Milters see neither the dropped nor the
+added fields; the mail rules see the result. All other fields keep their octets. A content without a
 header gets one.
 
 RFC 5321 4.4 (Received, Return-Path), 6.3 (loops); RFC 5322 3.6.3 (Bcc); RFC 6409 8 (Date,
@@ -66,8 +66,9 @@ def completed(
     """Return a header with this hop's Received, after the fields in `top`.
 
     Mail from a trusted client also gets a missing Date and Message-ID. Mail from an account that
-    logged in, or from a user of this machine, also gets a missing From. A hidden client is this
-    host: Postfix's smtpd_hide_client_session has no `from`, which RFC 5321 4.4 demands.
+    logged in, or from a user of this machine, also gets a missing From. For a hidden client,
+    Received names this host: RFC 5321 4.4 demands `from`, which Postfix's smtpd_hide_client_session
+    leaves out.
     """
     new = top + headers.received(
         helo=hostname if origin.is_hidden else origin.helo,
@@ -102,27 +103,28 @@ def without_dropped(header: Header) -> Header:
 
 
 def with_domain_of_author(header: Header, author: str) -> Header:
-    """Return a header with `author` as the only address in From if that has no domain: cron writes
-    "From: root (Cron Daemon)".
+    """Return a header with `author` in From, if From has one address and that has no domain.
+
+    cron writes "From: root (Cron Daemon)".
     """
     values = header.values("From")
     if len(values) != 1:
         return header
-    found = [*address_entries(values[0].decode("utf-8", "replace"), unqualified=True)]
-    if len(found) != 1 or not found[0].is_plain or "@" in found[0].text:
+    authors = [*address_entries(values[0].decode("utf-8", "replace"), unqualified=True)]
+    if len(authors) != 1 or not authors[0].is_plain or "@" in authors[0].text:
         return header
-    field = address_list_field("From", [EmailAddress(author, found[0].name)])
+    field = address_list_field("From", [EmailAddress(author, authors[0].name)])
     return header.remove(("From",)).append(field.encode())
 
 
 def _without_results_of(hostname: str, header: Header) -> Header:
-    """Return a header without the Authentication-Results fields that a reader may take for ours."""
-    wanted, name = _RESULTS.lower().encode(), to_ascii_domain(hostname)
+    """Return a header without Authentication-Results that a reader may take for this host's."""
+    field_name, name = _RESULTS.lower().encode(), to_ascii_domain(hostname)
     kept = tuple(
         [
-            (one, octets)
-            for one, octets in header.fields
-            if one != wanted or name not in _authserv_ids(octets)
+            (key, octets)
+            for key, octets in header.fields
+            if key != field_name or name not in _authserv_ids(octets)
         ]
     )
     return header if len(kept) == len(header.fields) else Header(kept)
@@ -131,29 +133,29 @@ def _without_results_of(hostname: str, header: Header) -> Header:
 def _authserv_ids(field: bytes) -> set[str]:
     """Return the id of an Authentication-Results field in lower case with A-labels.
 
-    There are two if programs that decode encoded words (RFC 2047) read another one.
+    There are two ids if programs that decode encoded words (RFC 2047) read another id.
     """
     value = field.partition(b":")[2].replace(b"\r", b"").replace(b"\n", b"")
     texts = [value.decode("utf-8", "replace")]
     if b"=?" in value:
         texts.append(decode_words(value))
-    found = set()
+    ids = set()
     for text in texts:
         try:
-            found.add(to_ascii_domain(_authserv_id(text)))
+            ids.add(to_ascii_domain(_authserv_id(text)))
         except AddressError:  # an id, but no host name
             continue
-    return found
+    return ids
 
 
 def _authserv_id(text: str) -> str:
-    """Return what a lenient reader takes for the id: the first word or quoted string.
+    """Return the id that a lenient reader finds: the first word or quoted string.
 
-    Comments and white space are skipped, also around dots. A quote or parenthesis without its
-    partner is white space. The time is linear.
+    Comments and white space are skipped, also around dots. A single quote or parenthesis counts as
+    white space. The time is linear.
     """
-    found, position, in_word, pattern = "", 0, False, _TOKEN
-    while len(found) <= DOMAIN_OCTETS_MAX and (token := pattern.match(text, position)):
+    authserv_id, position, in_word, pattern = "", 0, False, _TOKEN
+    while len(authserv_id) <= DOMAIN_OCTETS_MAX and (token := pattern.match(text, position)):
         position = token.end()
         match token.lastgroup:
             case "word":
@@ -168,36 +170,37 @@ def _authserv_id(text: str) -> str:
                 in_word = False
                 continue
         piece = _IDEOGRAPHIC_STOPS.sub(".", piece)
-        begins_another = found and not in_word and "." not in (found[-1], piece[:1])
+        begins_another = authserv_id and not in_word and "." not in (authserv_id[-1], piece[:1])
         if begins_another or not piece:
             break
-        found, in_word = found + piece, True
-    found = found.rstrip(".")
-    return found if len(found) <= DOMAIN_OCTETS_MAX else ""
+        authserv_id, in_word = authserv_id + piece, True
+    authserv_id = authserv_id.rstrip(".")
+    return authserv_id if len(authserv_id) <= DOMAIN_OCTETS_MAX else ""
 
 
 def _comment_end(text: str, position: int) -> int:
     """Return where the comment that began before `position` ends, 0 if it does not."""
     depth = 1
-    for found in _PARENTHESES.finditer(text, position):
-        if found[0][0] == "(":
-            depth += len(found[0])
-        elif found[0][0] == ")":
-            depth -= len(found[0])
+    for match in _PARENTHESES.finditer(text, position):
+        if match[0][0] == "(":
+            depth += len(match[0])
+        elif match[0][0] == ")":
+            depth -= len(match[0])
             if depth <= 0:
-                return found.end() + depth
+                return match.end() + depth
     return 0
 
 
 def message_id(header: Header) -> str:
-    """Return the message's own Message-ID as it is kept, "" for none."""
-    found = header.first("Message-ID") or b""
-    return own_message_id(found[:LINE_OCTETS_MAX].decode("utf-8", "replace"))
+    """Return the Message-ID of the message as it is stored, or ""."""
+    octets = header.first("Message-ID") or b""
+    return own_message_id(octets[:LINE_OCTETS_MAX].decode("utf-8", "replace"))
 
 
 def with_demand(envelope: Envelope, header: Header, origin: Origin) -> Envelope:
-    """Return the envelope with what the field TLS-Required says (RFC 8689 4.1). It counts from
-    trusted clients, if there is one, and without REQUIRETLS.
+    """Return the envelope with what the field TLS-Required says (RFC 8689 4.1).
+
+    The field counts if it is there once, the client is trusted, and MAIL had no REQUIRETLS.
     """
     if "TLS-Required" not in header or envelope.tls or not origin.trusted:  # nearly always
         return envelope
@@ -207,5 +210,5 @@ def with_demand(envelope: Envelope, header: Header, origin: Origin) -> Envelope:
 
 def priority(header: Header, origin: Origin) -> PriorityLevel:
     """Return the priority in the header, after the rules; only trusted clients have one."""
-    found = priority_of(header) if origin.trusted else Priority.NORMAL
-    return PriorityLevel.NORMAL if found is Priority.NORMAL else PriorityLevel(found)
+    level = priority_of(header) if origin.trusted else Priority.NORMAL
+    return PriorityLevel.NORMAL if level is Priority.NORMAL else PriorityLevel(level)

@@ -12,7 +12,7 @@ from relay.base.settings.tree import MilterRole
 
 
 class ListenerRole(Struct, frozen=True):
-    """What is different between listeners, whatever their configuration."""
+    """The differences between listeners that are not in their configuration."""
 
     name: MilterRole  # in metrics; which milters see its mail
     source: Source = Source.SMTP  # of its mail
@@ -21,9 +21,9 @@ class ListenerRole(Struct, frozen=True):
     # its clients are programs of this machine: they are trusted and cannot log in, and milters see
     # their messages after the final dot instead of the session
     is_local: bool = False
-    # its mail has its 202, so a rejection becomes a report to the sender: RCPT takes every address,
-    # pressure and the number of header fields do not count, and neither sessions nor refusals are
-    # in metrics and records
+    # the API has answered 202 for its mail, so a rejection becomes a report to the sender: RCPT
+    # takes every address, pressure and the number of header fields do not count, and sessions and
+    # refusals are not in metrics and records
     is_promised: bool = False
 
 

@@ -1,7 +1,8 @@
-"""Who sends on the socket of [sendmail], and from which addresses: the kernel names the user.
+"""The users that send on the socket of [sendmail], and from which addresses they may send.
 
-Root and the users that the configuration names may send from any address, others from
-USER@hostname. A user whose name is no local part has the uid in its place.
+The kernel names the user. Root and the users that the configuration names may send from any
+address, others from USER@hostname. If the name of a user is no valid local part, the uid takes its
+place.
 """
 
 import pwd
@@ -38,11 +39,11 @@ class LocalUsers:
     """Finds users by their uid."""
 
     hostname: str  # the domain of senders without one
-    domain: str  # that of recipients without one
-    trusted: Collection[str] = ()  # beside root: may send from any address
+    domain: str  # the domain of recipients without one
+    trusted: Collection[str] = ()  # users that, as root, may send from any address
 
     def find(self, uid: int) -> LocalUser:
-        """Return the user. This may ask a directory service."""
+        """Return the user. This may block on a directory service."""
         try:
             name = pwd.getpwuid(uid).pw_name
             address = parse_mailbox(f"{name}@{self.hostname}")
@@ -53,7 +54,7 @@ class LocalUsers:
 
 def peer_uid(transport: "asyncio.BaseTransport") -> int:
     """Return the uid of the client of a Unix socket, as it was when it connected."""
-    found = transport.get_extra_info("socket").getsockopt(
+    credentials = transport.get_extra_info("socket").getsockopt(
         socket.SOL_SOCKET, socket.SO_PEERCRED, _PEER.size
     )
-    return int(_PEER.unpack(found)[1])
+    return int(_PEER.unpack(credentials)[1])

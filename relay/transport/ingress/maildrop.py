@@ -1,10 +1,10 @@
 """Take the mail that `relay sendmail` left in the drop directory while no relay listened.
 
-Each file is accepted as if its owner had sent it, with a key of device, inode, time and digest, and
-then removed: after a crash between the two the spool knows the key, and the file is not sent again.
-A file that cannot be removed is named by /readyz, and its key is renewed while it is there. What is
-no such file, or is rejected, is moved aside, into a directory that only the relay can enter. Other
-directories stay, as only their owners can move them.
+Each file is accepted as if its owner had sent it, and then removed. The spool keeps a key of
+device, inode, time and digest, so that after a crash in between the file is not sent again. A file
+that cannot be removed is named by /readyz, and its key is renewed while the file is there. Files
+that `relay sendmail` did not write, and files that are rejected, are moved into a directory that
+only the relay can enter. Directories stay, since only their owners can move them.
 """
 
 import asyncio
@@ -60,7 +60,7 @@ class StuckFile(Struct, frozen=True):
 
     identity: Identity
     aside: str  # its name in ASIDE; "": it is to be removed
-    key: str  # with which it was accepted, ""
+    key: str  # with which it was accepted, or ""
     why: str = ""
 
 
@@ -73,7 +73,7 @@ class MailDrop:
     shared: IngressDependencies  # what accepts the mail
     _: KW_ONLY
     renew: Callable[[Sequence[str]], Awaitable[object]]  # SpoolEngine.renew_submission_keys
-    report: Callable[[str], None]  # gets what /readyz says of the directory, "" for nothing
+    report: Callable[[str], None]  # gets the fault of the directory for /readyz, or ""
 
     def __post_init__(self) -> None:
         self._clock, self._limits = self.shared.acceptance.clock, SessionLimits()
@@ -101,13 +101,13 @@ class MailDrop:
             await sleep_in_step(_LOOK_S if is_done else _AGAIN_S)
 
     async def look(self) -> bool:
-        """Take what is there; return False if some of it must wait. Raises OSError, SpoolError.
+        """Take the files; return False if some must wait. Raises OSError, SpoolError.
 
-        An OSError of one file is raised after the others.
+        An OSError of one file is raised after the other files are taken.
         """
         names = await asyncio.to_thread(self._listed)
         there = frozenset(names)
-        self._stuck = {name: one for name, one in self._stuck.items() if name in there}
+        self._stuck = {name: stuck for name, stuck in self._stuck.items() if name in there}
         # What had to wait is tried after the others.
         names.sort(key=self._waited.__contains__)
         self._waited = set()
@@ -137,39 +137,39 @@ class MailDrop:
         await self._renew()
         self.report("")
         for name, stuck in itertools.islice(self._stuck.items(), 1):
-            more = f", and {len(self._stuck) - 1} more" if self._stuck.keys() > {name} else ""
+            more = f", and {len(self._stuck) - 1} more" if len(self._stuck) > 1 else ""
             self.report(f"{self.directory}: {shown(name)} cannot be removed: {stuck.why}{more}")
         if failures:
             raise failures.pop()
         return is_done
 
     async def _renew(self) -> None:
-        """Have the keys remembered of mail whose files stay. Raises SpoolError."""
-        keys = [one.key for one in self._stuck.values() if one.key]
+        """Renew the keys of files that cannot be removed. Raises SpoolError."""
+        keys = [stuck.key for stuck in self._stuck.values() if stuck.key]
         if keys and self._clock.real_s() - self._renewed_s >= _RENEW_S:
             await self.renew(keys)
             self._renewed_s = self._clock.real_s()
 
     def _listed(self) -> list[str]:
         """Return the names of files, the oldest first as `relay sendmail` names them."""
-        with suppress(OSError):  # early: everybody could make it
+        with suppress(OSError):  # made early: another user could make it
             (self.directory / ASIDE).mkdir(mode=0o700)
         names: list[str] = []
         parts = 0
         with os.scandir(self.directory) as entries:
-            for one in entries:
-                is_part = one.name.startswith(PART)
+            for file in entries:
+                is_part = file.name.startswith(PART)
                 parts += is_part
-                is_young = is_part and (parts > FILES_MAX or self._is_being_written(one))
-                if is_young or one.name == ASIDE or one.is_dir(follow_symlinks=False):
+                is_young = is_part and (parts > FILES_MAX or self._is_being_written(file))
+                if is_young or file.name == ASIDE or file.is_dir(follow_symlinks=False):
                     continue
-                names.append(one.name)
+                names.append(file.name)
                 if len(names) == FILES_MAX:
                     break
         return sorted(names)
 
     def _is_being_written(self, part: "os.DirEntry[str]") -> bool:
-        """Whether a file has changed lately. Its owner may set the time of modification."""
+        """Whether a file has changed lately. The owner may set a later time of modification."""
         try:
             facts = part.stat(follow_symlinks=False)
         except FileNotFoundError:
@@ -230,22 +230,23 @@ class MailDrop:
         return reply, key
 
     def _envelope(
-        self, given: DroppedEnvelope, *, eight_bit: bool
+        self, dropped: DroppedEnvelope, *, eight_bit: bool
     ) -> tuple[Envelope, list[ForwardPath]]:
         """Return the envelope and its recipients. Raises ValueError."""
         users = self.users
-        sender = given.sender and parse_odd_mailbox(given.sender, users.hostname, smtputf8=True)
+        sender = dropped.sender and parse_odd_mailbox(dropped.sender, users.hostname, smtputf8=True)
         addresses = dict.fromkeys(
-            parse_odd_mailbox(one, users.domain, smtputf8=True) for one in given.recipients
+            parse_odd_mailbox(address, users.domain, smtputf8=True)
+            for address in dropped.recipients
         )
-        notify = parse_notify(given.notify) if given.notify else frozenset()
+        notify = parse_notify(dropped.notify) if dropped.notify else frozenset()
         return Envelope(
             sender,
-            ret=parse_ret(given.ret) if given.ret else "",
+            ret=parse_ret(dropped.ret) if dropped.ret else "",
             eight_bit=eight_bit,
-            envid=parse_envid(given.envid) if given.envid else "",
+            envid=parse_envid(dropped.envid) if dropped.envid else "",
             smtputf8=not "".join((sender, *addresses)).isascii(),
-        ), [ForwardPath(one, notify) for one in addresses]
+        ), [ForwardPath(address, notify) for address in addresses]
 
     async def _set_aside(self, name: str, identity: Identity, why: str) -> None:
         """Move a file to where only the relay can enter."""
@@ -256,7 +257,7 @@ class MailDrop:
             _log.warning(f"dropped file {done}", file=shown(name), reason=why + more)
 
     async def _move(self, name: str, file: StuckFile) -> str:
-        """Remove a file, or move it aside; return what was done. One that stays is stuck."""
+        """Remove a file, or move it aside; return what was done, "" if the file stays."""
         try:
             done = await asyncio.to_thread(self._move_now, self.directory / name, file.aside)
         except FileNotFoundError:

@@ -1,19 +1,22 @@
 """Limits of the messages that are accepted, in memory: a restart forgets what was counted.
 
-RateLimits counts what the `rate_limit` actions of rules count. A limit belongs to a rule, to whom
-it counts (a sender, login or client) and to its rate: it goes on over a reload that changes none of
-them. Each tenant has its own number of limits, so that none forgets those of others.
+RateLimits counts the recipients for the `rate_limit` actions of rules. A limit is identified by the
+rule, by the sender, login or client, and by the rate. It survives a reload that changes none of
+them. The number of limits is bounded for each tenant, so that no tenant displaces the limits of
+another.
 
-AnswerLimit is for answers to reports: mail for MAILER-DAEMON, and for a postmaster where nobody is
-set. Nobody waits for it, and programs write most of it: it becomes a dead letter within limits,
-else it is discarded. It never causes a report. See RFC 3834 4 (who must not be answered).
+AnswerLimit is for answers to reports: mail for MAILER-DAEMON, and for a postmaster where none is
+configured. Programs write most of this mail, and nobody waits for it. Within limits it becomes a
+dead letter, else it is discarded. It never causes a report. See RFC 3834 4 (who must not be
+answered).
 
-HoldLimit defers mail that rules would hold beyond `[policy] held_max`, which the spool counts. The
-log has one line in a minute at most, with the number of messages deferred since the line before.
+HoldLimit defers mail that rules would hold beyond `[policy] held_max`; the spool counts what is
+held. The log has at most one line in a minute, with the number of messages deferred since the line
+before.
 
-The limit of messages in a time is that of an address, of all sessions of a listener; a message
-counts from MAIL on until it is rejected or given up. What one session does, smtp_commands counts;
-the sessions of an address, smtp_session.
+The limit of messages in a period is for an address, over all sessions of a listener. A message
+counts from MAIL on, unless it is rejected or given up. smtp_commands has the limits of one session,
+smtp_session the limits of sessions of an address.
 """
 
 from collections.abc import Sequence
@@ -30,7 +33,7 @@ from relay.transport.ingress.data import DataReply
 if TYPE_CHECKING:  # a library that only the owner of the mail needs
     from relay.base.observe.metrics import Metrics
 
-# Limits in use: some 1 KiB each if all send all the time; the least recently used one goes.
+# Limits in use: about 1 KiB each under constant load; the least recently used one is forgotten.
 KEYS_MAX = 10_000  # of the operator's rules
 TENANT_KEYS_MAX = 1_000  # of the rules of one tenant
 _Key = tuple[str, str, str, int, float]  # rule, per, key, and the rate
@@ -67,7 +70,7 @@ class RateLimits:
     def message_of(self, key: str, rate: str) -> Reservation | None:
         """Count a message of a client, or a report to a sender; None beyond COUNT/SECONDS."""
         allowed, _, period_s = rate.partition("/")
-        found = self.reserve(
+        reserved = self.reserve(
             [
                 RateCharge(
                     rule="",
@@ -81,22 +84,22 @@ class RateLimits:
                 )
             ]
         )
-        return found if isinstance(found, Reservation) else None
+        return reserved if isinstance(reserved, Reservation) else None
 
     def _slots_of(self, charge: RateCharge, *, since: int) -> dict[int, int]:
         """Return the recipients that count, without the slots before `since`."""
         key = charge.rule, charge.per, charge.key, charge.allowed, charge.period_s
         tenant = tenant_of_rule(charge.rule)
         keys_max = TENANT_KEYS_MAX if tenant else KEYS_MAX
-        its = self._slots.setdefault(tenant, BoundedDict(keys_max))
-        slots = its[key] = its.get(key, {})
-        for number in [each for each in slots if each < since]:
+        of_tenant = self._slots.setdefault(tenant, BoundedDict(keys_max))
+        slots = of_tenant[key] = of_tenant.get(key, {})
+        for number in [slot for slot in slots if slot < since]:
             del slots[number]
         return slots
 
 
 class AnswerLimit:
-    """Decides which answers are kept; a start forgets how many there were."""
+    """Decides which answers to reports are kept; a restart forgets how many there were."""
 
     def __init__(self, clock: Clock, metrics: "Metrics") -> None:
         self._rates = RateLimits(clock)
@@ -117,7 +120,7 @@ class AnswerLimit:
 
 
 class HoldLimit:
-    """Writes the replies to mail that is not held because so much is; a start forgets how many."""
+    """Writes the replies to mail that would be held beyond `held_max`."""
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock

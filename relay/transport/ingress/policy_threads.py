@@ -1,9 +1,9 @@
 """Threads for rules that take long, shared fairly: an account or a client has one of them at most.
 
-So one sender of large or hostile messages cannot delay the messages of others: they find another
-thread free. Senders that have each used a thread for long share one, so that several of them cannot
-do it either. A client is an address, of IPv6 a network of 64 bits. Strangers have many of these:
-one thread is never theirs.
+So a sender of large or hostile messages cannot delay the messages of others: another thread is free
+for them. Senders that have used a thread for long share one thread, so that several of them cannot
+occupy all. A client is an IPv4 address, or an IPv6 network of 64 bits. A stranger may have many of
+these, so one thread is never used for strangers.
 """
 
 import asyncio
@@ -22,25 +22,25 @@ _THREADS_OF_STRANGERS = 2
 # A client may send on many connections at once, and waits minutes for the reply to its final dot
 # (RFC 5321 4.5.3.2.6): its messages take turns, and none fails because of the others.
 _TURN_S = 60.0
-# Who used a thread for longer, lately, is slow. A second of use is forgotten after a half minute.
+# A sender is slow that has used a thread for longer. A second of use is forgotten in 30 seconds.
 _SLOW_S = 2.0
 _FORGOTTEN = 30.0
-# After how long a thread that computes gives the interpreter lock to one that waits for it. The
-# event loop and the spool's writer need it often and briefly: beside a long call, sooner.
+# The time after which a computing thread gives the interpreter lock to a waiting one. The event
+# loop and the spool's writer need the lock often and briefly, so it is shorter during a long call.
 _USUAL_S = sys.getswitchinterval()
 _BESIDE_A_CALL_S = 0.001
 
 
 class PolicyThreads:
-    """The threads. When a caller gives up waiting, a call that has begun is asked to stop, and has
-    its thread until then; one that has not begun never runs.
+    """The threads. When a caller gives up, a call that has begun is asked to stop, and keeps its
+    thread until it does. A call that has not begun never runs.
     """
 
     def __init__(self) -> None:
         self._executor = ThreadPoolExecutor(_THREADS, thread_name_prefix="policy")
         self._running: dict[str, asyncio.Future[Any]] = {}  # by client or account
-        self._strangers: set[str] = set()  # which of these are
-        self._used: dict[str, float] = {}  # by the same, when all use is forgotten
+        self._strangers: set[str] = set()  # the running clients that are strangers
+        self._used: dict[str, float] = {}  # by client or account: when all use is forgotten
 
     async def run(
         self,
@@ -50,12 +50,14 @@ class PolicyThreads:
         timeout_s: float,
         is_trusted: bool = False,
     ) -> T:
-        """Return what `function` returns in a thread, after the other calls with this key, and if
-        that is a slow one, after those with slow ones. Without `is_trusted` it is a stranger's.
+        """Run `function` in a thread, and return what it returns.
 
-        `function` gets a function that returns whether the caller has given up, and asks it often.
-        Raises what `function` raises; TimeoutError if that takes longer, in real time, or if it
-        has not begun after a minute.
+        The call waits for other calls with this key. If the key is slow, it also waits for the
+        calls of other slow keys. Without `is_trusted` the caller is a stranger. `function` gets a
+        function that returns whether the caller has given up, and must call it often.
+
+        Raises what `function` raises. Raises TimeoutError if it takes longer than `timeout_s` in
+        real time, or if it has not begun after a minute.
         """
         loop, given_up = asyncio.get_running_loop(), threading.Event()
         begun, taken_s = asyncio.Event(), list[float]()
@@ -87,7 +89,7 @@ class PolicyThreads:
                 job.cancel()  # nothing happens if it has begun
 
     def _in_the_way(self, key: str, *, is_trusted: bool) -> list[asyncio.Future[Any]]:
-        """Return the calls of which a call with this key has to wait for one."""
+        """Return calls, one of which must end before a call with this key begins."""
         if same := self._running.get(key):
             return [same]
         alike = {
@@ -106,9 +108,9 @@ class PolicyThreads:
     def _ended(
         self, key: str, begun: asyncio.Event, call: asyncio.Future[Any], *, taken_s: list[float]
     ) -> None:
-        begun.set()  # if it was cancelled, nobody else does
+        begun.set()  # also if it was cancelled before it began
         now_s = call.get_loop().time()  # real time: as above
-        self._used = {each: until_s for each, until_s in self._used.items() if until_s > now_s}
+        self._used = {user: until_s for user, until_s in self._used.items() if until_s > now_s}
         self._used[key] = self._used.get(key, now_s) + sum(taken_s) * _FORGOTTEN
         if not call.cancelled():
             call.exception()  # asyncio logs what no caller has seen
@@ -120,8 +122,9 @@ class PolicyThreads:
     def close(self) -> None:
         """Stop the threads without waiting for them, and the processes that look into archives.
 
-        The interpreter waits for them when it ends: for one rule each, since callers have given up
-        by then. The slowest ones, of a message of 150 MiB, took less than a second.
+        The interpreter waits for the threads when it ends. Callers have given up by then, so each
+        thread ends after one rule. The slowest rules, on a message of 150 MiB, took less than a
+        second.
         """
         self._executor.shutdown(wait=False, cancel_futures=True)
         reader.close()

@@ -1,7 +1,7 @@
 """Read the header in which a proxy says who its client is: the PROXY protocol, versions 1 and 2.
 
-It is taken from the socket before the session exists, with no octet of what follows it. The format
-is that of HAProxy's proxy-protocol.txt, 2.1 and 2.2; what extends version 2 (TLV) is skipped.
+It is read from the socket before the session exists, without any octet after it. HAProxy's
+proxy-protocol.txt, 2.1 and 2.2, has the format; the extensions of version 2 (TLV) are skipped.
 """
 
 import asyncio
@@ -23,11 +23,11 @@ _ADDRESS_OCTETS = {0x11: 4, 0x21: 16}  # of TCP over IPv4 and over IPv6
 
 
 class ProxyHeaderError(ValueError):
-    """There is no header that can be used; the text is the reason."""
+    """There is no usable header; the text is the reason."""
 
 
 class ProxyHeader(Struct, frozen=True):
-    """A header of `octets`; `client` is an IP address, "" if it has none that proves anything."""
+    """A header of `octets`; `client` is an IP address, "" if the header names no remote client."""
 
     octets: int
     client: str
@@ -36,7 +36,7 @@ class ProxyHeader(Struct, frozen=True):
 def parse_header(data: bytes) -> ProxyHeader | None:
     """Return the header with which `data` begins, None if more must be read.
 
-    A client on the loopback of the proxy is not on that of this machine: it has no address here.
+    A client on the loopback of the proxy has no address here: it is on another machine.
     Raises ProxyHeaderError.
     """
     for signature, parse in ((_V2_SIGNATURE, _version_2), (_V1_SIGNATURE, _version_1)):
@@ -58,8 +58,8 @@ def _version_1(data: bytes) -> ProxyHeader | None:
     try:
         source, destination, *ports = [word.decode("ascii") for word in words]
         ends = [ip_address(source), ip_address(destination)]
-        has_ports = len(ports) == 2 and all(one.isdigit() and int(one) < 65536 for one in ports)
-        is_valid = has_ports and {b"TCP%d" % one.version for one in ends} == {family}
+        has_ports = len(ports) == 2 and all(port.isdigit() and int(port) < 65536 for port in ports)
+        is_valid = has_ports and {b"TCP%d" % address.version for address in ends} == {family}
     except ValueError:
         is_valid = False
     if not is_valid or b"%" in line:
@@ -94,7 +94,7 @@ def _client(source: IPv4Address | IPv6Address) -> str:
 
 
 async def read_header(connection: socket.socket) -> ProxyHeader | None:
-    """Take the header, None if the peer sends nothing at all, or resets, as HAProxy ends checks.
+    """Read the header; None if the peer sends nothing, or resets, as health checks of HAProxy do.
 
     Raises ProxyHeaderError, OSError.
     """

@@ -1,12 +1,12 @@
 """The mails that the rules `journal` and `notify` send about a message that is accepted.
 
-They are reports: no rule runs on them, and nothing is reported about them to anybody but the
-postmaster. The transaction that accepts the message makes them durable. A journal address gets one
-report for each message, however many rules name it; a notice of a rule comes to an address at most
-once in an hour. What was sent is in memory, as rate limits are: what is not accepted does not
-count.
+They are reports: no rule runs on them, and only the postmaster gets reports about them. The
+transaction that accepts the message makes them durable. A journal address gets one report for each
+message, even if several rules name it. A notice of a rule is sent to an address at most once in an
+hour. The times are kept in memory, as rate limits are. Messages that are not accepted do not count.
 
-The rule of a tenant tells of its own recipients, and of what its own rules and aliases did.
+A report by the rule of a tenant names the recipients of the tenant only, and what the rules and
+aliases of the tenant did.
 """
 
 from collections.abc import Collection, Iterator, Sequence
@@ -31,7 +31,7 @@ from relay.transport.ingress.stages import DecidedMail
 from relay.transport.policy.rule_book import RuleBook
 
 _NAMED_MAX = 100  # recipients in a notice; mails in an event
-_FIELD_OCTETS_MAX = 65_536  # of To and Cc that are read
+_FIELD_OCTETS_MAX = 65_536  # of To and of Cc; longer fields are not read
 _HOUR_S = 3600.0
 _TITLES = {"journal": "Journal report", "notify": "Notice"}
 
@@ -55,26 +55,26 @@ class RuleMails:
     def due(
         self, mails: Sequence[RuleMail], reserved: Reservation
     ) -> tuple[Sequence[DueMail], Reservation]:
-        """Return the mails to send, and what the message counts together with them."""
+        """Return the mails to send, and the reservation of the message and these mails."""
         if not mails:  # nearly always
             return (), reserved
-        found, counted = [], [reserved]
-        for one in _joined(mails):
+        sent, counted = [], [reserved]
+        for due in _joined(mails):
             charge = RateCharge(
-                one.mail.rule,
-                one.mail.kind,
-                one.mail.to.casefold(),
+                due.mail.rule,
+                due.mail.kind,
+                due.mail.to.casefold(),
                 1,
                 allowed=1,
                 period_s=_HOUR_S,
                 status="",
                 text="",
             )
-            count = self._noticed.reserve([charge] if one.mail.text else [])
+            count = self._noticed.reserve([charge] if due.mail.text else [])
             if isinstance(count, Reservation):
-                found.append(one)
+                sent.append(due)
                 counted.append(count)
-        return found, Reservation.of(counted)
+        return sent, Reservation.of(counted)
 
     def added(
         self,
@@ -85,7 +85,7 @@ class RuleMails:
         subject: DecidedMail,
     ) -> tuple[NewMessage, Sequence[NewMessage]]:
         """Return the message whose step 5 names the mails, and the reports with them."""
-        written = [self._written(one, message, subject) for one in mails]
+        written = [self._written(due, message, subject) for due in mails]
         named = [
             SentMail(due.mail.kind, mail.facts.id, due.mail.to, due.rules)
             for due, mail in zip(mails, written, strict=True)
@@ -115,7 +115,7 @@ class RuleMails:
             rules = [("Rule", rule) for rule in due.rules]
             if mail.text:
                 return write_notice(head, mail.text, [*rules, *lines, *_named(mail.recipients)])
-            # two ids of chance: nobody who writes a message knows them
+            # two random ids, which the author of a message cannot know
             boundary = f"=_journal_{message.facts.id}_{report_id}"
             return write_journal(
                 head,
@@ -130,25 +130,25 @@ class RuleMails:
 def _joined(mails: Sequence[RuleMail]) -> Iterator[DueMail]:
     """Yield one journal report for each address, and one notice for each address and rule."""
     groups: dict[tuple[str, str], list[RuleMail]] = {}
-    for one in mails:
-        by = one.rule if one.text else ""
-        groups.setdefault((one.to.casefold(), by), []).append(one)
-    for some in groups.values():
-        recipients = dict.fromkeys(to for one in some for to in one.recipients)
-        rules = dict.fromkeys(one.rule for one in some)
-        yield DueMail(replace(some[0], recipients=tuple(recipients)), tuple(rules))
+    for mail in mails:
+        by = mail.rule if mail.text else ""
+        groups.setdefault((mail.to.casefold(), by), []).append(mail)
+    for group in groups.values():
+        recipients = dict.fromkeys(to for mail in group for to in mail.recipients)
+        rules = dict.fromkeys(mail.rule for mail in group)
+        yield DueMail(replace(group[0], recipients=tuple(recipients)), tuple(rules))
 
 
 def _named(recipients: Sequence[str]) -> Iterator[tuple[str, str]]:
-    for one in recipients[:_NAMED_MAX]:
-        yield "Recipient", one
+    for recipient in recipients[:_NAMED_MAX]:
+        yield "Recipient", recipient
     if (more := len(recipients) - _NAMED_MAX) > 0:
         yield "Further recipients", f"{more}"
 
 
 def _recipient_lines(due: DueMail, subject: DecidedMail) -> Iterator[tuple[str, str]]:
-    """Yield who was to get the message, in which field the header names them, by which alias they
-    got it, and who got it instead of them.
+    """Yield lines about the recipients: the field of the header that names each, the alias that led
+    to it, and the addresses that got the message instead.
     """
     rules, expanded = subject.rules, subject.examined.recipients
     tenants = _tenants_of(due.rules, rules)
@@ -164,13 +164,16 @@ def _recipient_lines(due: DueMail, subject: DecidedMail) -> Iterator[tuple[str, 
         for successor in alias.successors
         if successor in behind
     }
-    for one in due.mail.recipients:
-        wanted, by = {_folded(one)}, ""
-        if (alias := aliases.get(one)) is not None:
+    for recipient in due.mail.recipients:
+        searched, by = {_folded(recipient)}, ""
+        if (alias := aliases.get(recipient)) is not None:
             word = "Expanded" if alias.state is RecipientState.EXPANDED else "Forwarded"
-            wanted, by = {_folded(alias.path.address)}, f", {word}: {alias.path.address}"
-        field = next((name for name, found in named.items() if found and found & wanted), otherwise)
-        yield field, one + by
+            searched, by = {_folded(alias.path.address)}, f", {word}: {alias.path.address}"
+        field = next(
+            (name for name, addresses in named.items() if addresses and addresses & searched),
+            otherwise,
+        )
+        yield field, recipient + by
     matched = frozenset(due.mail.recipients)
     for decided in subject.verdict.recipients:
         is_shown = not tenants or _tenants_of([decided.rule], rules) & tenants
@@ -182,13 +185,13 @@ def _recipient_lines(due: DueMail, subject: DecidedMail) -> Iterator[tuple[str, 
 
 
 def _tenants_of(names: Sequence[str], rules: RuleBook) -> frozenset[str]:
-    """Return the tenants whose rules these are; none if one is the operator's."""
+    """Return the tenants of these rules; an empty set if one of the rules is the operator's."""
     tenants = {name.partition("/")[0] for name in names}
     return frozenset(tenants) if tenants <= rules.tenants.keys() else frozenset()
 
 
 def _is_of(tenants: Collection[str], address: str, rules: RuleBook) -> bool:
-    """Return whether the domain of an address is one of these tenants'; of none, it is."""
+    """Return whether the domain of an address is one of these tenants'; true without tenants."""
     tenant = rules.tenant_of(domain_of(address)) if tenants else None
     return not tenants or (tenant is not None and tenant.name in tenants)
 
@@ -199,7 +202,9 @@ def _addresses_in(header: Header, name: str) -> frozenset[str] | None:
     if sum(map(len, values)) > _FIELD_OCTETS_MAX:
         return None
     texts = (value.decode("utf-8", "replace") for value in values)
-    return frozenset(_folded(one.address) for text in texts for one in address_entries(text))
+    return frozenset(
+        _folded(addressee.address) for text in texts for addressee in address_entries(text)
+    )
 
 
 def _folded(address: str) -> str:

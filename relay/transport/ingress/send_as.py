@@ -1,9 +1,9 @@
 """Authorize the sender addresses of an account ("send as"), and of a user of this machine.
 
-An account that logged in may use its own addresses and those in its send_as, in the reverse-path
-and in the From and Sender fields, and in Resent-From and Resent-Sender of the last resending. HTTP
-has the same rule (check_rights() in relay/front_door/graph/send_mail.py). A field of these that
-cannot be parsed is rejected, because another program might read another author there.
+An account that logged in may use its addresses and the addresses in its send_as. This is checked
+for the reverse-path, for the fields From and Sender, and for Resent-From and Resent-Sender of the
+last resending. HTTP has the same rule (check_rights() in relay/front_door/graph/send_mail.py). If
+such a field cannot be parsed, the message is rejected: a program might read another author there.
 
 The domain of a stranger's sender must not have a null MX.
 
@@ -39,8 +39,8 @@ def sender_rejection(accounts: AccountDirectory, login: str, reverse_path: str) 
 
 
 def local_rejection(user: LocalUser, reverse_path: str, header: Header | None = None) -> str:
-    """Return the reply if a user of this machine may not use this reverse-path, or a field of
-    originators in `header`, else "".
+    """Return the reply if a user of this machine may not use this reverse-path, or an address in a
+    field of originators of `header`, else "".
     """
     who = f"user {_shown(user.name)} (<{_shown(user.address)}>)"
     if reverse_path and not user.may_send_as(reverse_path):
@@ -81,23 +81,23 @@ def _field_rejection(
             if not may_send_as(person.address) or not _has_one_reading(person.address):
                 return _rejection(f"<{_shown(person.address)}> in {header_field.name}", who, advice)
         if header_field.unread or not header_field.addresses:
-            found = _shown(header_field.unread) if header_field.unread else "no address"
+            text = _shown(header_field.unread) if header_field.unread else "no address"
             return (
                 # RFC 6409 6.3; RFC 3463 3.8
-                f"553 5.7.1 Found {found} in {header_field.name}, expected only addresses of the "
+                f"553 5.7.1 Found {text} in {header_field.name}, expected only addresses of the "
                 f"{who}; {advice}, and put a name with special characters in quotes"
             )
     return ""
 
 
 def _has_one_reading(address: str) -> bool:
-    """Whether it is one of the two forms of its domain; some readers map other characters too."""
+    """Whether all readers read the same domain: it is in A-labels, or in their decoded form."""
     return address.isascii() or shown_address(ascii_address(address)) == address
 
 
-def _rejection(found: str, who: str, advice: str) -> str:
+def _rejection(address: str, who: str, advice: str) -> str:
     # RFC 6409 6.1, 6.3; RFC 3463 3.8
-    return f"553 5.7.1 {found}: the {who} may not send from this address; {advice}"
+    return f"553 5.7.1 {address}: the {who} may not send from this address; {advice}"
 
 
 def _shown(text: str) -> str:

@@ -1,10 +1,11 @@
 """The client of an SMTP session, as the owner of the mail gives it to the session: SessionClient.
 
-The owner makes one for each session (session_owner) with the address of the client and whether its
-network is trusted, and it keeps the login. So the session itself says nothing that decides who may
-do what. MAIL of a trusted network asks nothing, RCPT and the final dot one question each.
+The owner of the mail makes one for each session (session_owner), with the address of the client and
+whether its network is trusted. The owner also keeps the login. So nothing that the session says
+decides about rights. MAIL from a trusted network makes no call to the owner; RCPT and the final dot
+make one call each.
 
-ListenerDependencies is what the sessions of a listener share.
+ListenerDependencies has what the sessions of a listener share.
 """
 
 from collections.abc import Awaitable, Callable, Sequence
@@ -38,7 +39,7 @@ CONNECT = "CONNECT"  # in place of a command: the connection itself was refused
 
 
 class SessionClaims(Struct, frozen=True):
-    """What a session says of its client. It is only written into records and fields."""
+    """What a session says about its client. It is only used in records and header fields."""
 
     helo: str = ""
     extended: bool = True  # EHLO
@@ -51,14 +52,14 @@ class RecipientAnswer(Struct, frozen=True):
 
     reply: str = ""
     expanded: int = 0  # addresses that an alias leads to
-    # the same address and sender have this answer, of whatever size and for each client that may
-    # relay, until accounts, routes, rules or settings change
+    # the answer holds for this address and sender, for each size and each client that may relay,
+    # until accounts, routes, rules or settings change
     may_keep: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RefusedCommand:
-    """A command and the reply that refused it; the other fields are those of a Refusal."""
+    """A command and the reply that refused it; the other fields are as in Refusal."""
 
     command: str  # the verb, CONNECT, or "" for what is no command
     reply: str  # or what failed in a TLS handshake
@@ -73,7 +74,7 @@ class RefusedCommand:
 
 
 class OfferedMail(Struct, frozen=True, array_like=True):
-    """The envelope of a content that is complete, with what its session says of the client."""
+    """The envelope of a complete content, and what its session says about the client."""
 
     mail: MailArgument
     paths: Annotated[Sequence[ForwardPath], Meta(min_length=1)]
@@ -81,8 +82,9 @@ class OfferedMail(Struct, frozen=True, array_like=True):
 
 
 class SessionClient(Struct, frozen=True):
-    """The client of a session, as the owner of the mail sees it, and what its session asks. The
-    functions are the owner's own, or those of the gate, which cross the frame.
+    """The client of a session, and the functions by which the session asks the owner of the mail.
+
+    The functions are those of SessionOwner, or calls of the gate to the process of the owner.
     """
 
     ip: str  # "" on a Unix socket
@@ -101,13 +103,13 @@ class SessionClient(Struct, frozen=True):
     accept: Callable[[OfferedMail, ReceivedContent], Awaitable[DataReply]]
     refused: Callable[[RefusedCommand, SessionClaims], None]  # records a refusal
     uid: int | None = None  # on the socket for programs
-    find_user: Callable[[], Awaitable[LocalUser | None]] | None = None  # who that is
+    find_user: Callable[[], Awaitable[LocalUser | None]] | None = None  # the user with this uid
     new_filters: "Callable[[], SessionFilters | None]" = lambda: None  # milters that hear it
     ended: Callable[[], None] = lambda: None  # is called at the end: nothing more is asked
 
     @property
     def counted_as(self) -> str | None:
-        """What its sessions are counted by; None: only in all."""
+        """The key by which sessions of the client are counted; None: only the total counts."""
         if self.uid is not None:
             return f"uid {self.uid}" if self.uid else None
         return None if self.is_trusted else client_of(self.ip) or None
@@ -127,8 +129,7 @@ class ListenerDependencies(Struct, frozen=True):
     offers_tls: bool = False  # STARTTLS, or TLS from the first octet
     requires_tls: bool = False  # 530 without TLS
     offers_auth_in_clear: bool = False  # AUTH without TLS, on loopback
-    # where a client finds the TLS that it expects here, or does without it, for the log; None: the
-    # log does not say
+    # for the log: where a client finds the TLS that it expects here; None: no hint
     tls_hint: Callable[[], str] | None = None
-    # of addresses without one; then any EHLO is taken, and underscores in domains. "": neither is
+    # of addresses without a domain; then any EHLO and underscores in domains are accepted; "": not
     odd_domain: str = ""

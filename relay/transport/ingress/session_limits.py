@@ -1,7 +1,7 @@
 """Limits of one SMTP session.
 
-The limits that an operator sets are not here, but in [[smtp]] (relay/base/settings/tree.py):
-smtp_session checks the numbers of sessions, smtp_commands the others.
+The limits that an operator sets are in [[smtp]] (relay/base/settings/tree.py): smtp_session checks
+the number of sessions, smtp_commands the other limits.
 
 RFC 5321 4.5.3.1 (sizes), 4.5.3.2.7 (time); RFC 4954 4 (AUTH lines).
 """
@@ -28,5 +28,5 @@ class SessionLimits(Struct, frozen=True):
     last_reply_s: float = 5.0  # for a client that does not read its last reply
     buffered_bytes: int = 512 * 1024 * 1024  # messages being received by all sessions of a listener
     large_bytes: int = LARGE_BYTES  # the body of a larger message is written to a file
-    calm_bytes: int = 64 * 1024 * 1024  # while more are buffered,
+    calm_bytes: int = 64 * 1024 * 1024  # beyond this in the buffers of all sessions,
     crowded_bytes: int = 128 * 1024  # the body of a message over this size is written to a file

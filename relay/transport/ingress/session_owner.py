@@ -1,16 +1,17 @@
-"""What the owner of the mail keeps of a session, and its answers: the login, who may use a sender,
-whether RCPT takes an address (relaying, full mailboxes), and the acceptance, in a task of its own.
+"""The owner's side of an SMTP session: the login, the checks of senders and recipients, acceptance.
 
-Which addresses are valid is decided in relay/transport/routing/route_table.py, with the reply for
-an unknown user or domain; what an alias or an SRS address leads to, and who may write to an alias,
-in `forwarding`; whether a mailbox has room in relay/store/mailbox/quota.py. How a next hop is asked
-whether it takes an address is decided in relay/delivery/recipient_verification.py.
+RCPT is answered here (relaying, full mailboxes). A message is accepted in a separate task.
 
-A client that may not relay may send to local domains, wherever a route sends their mail. An alias
-is taken if any of the addresses is that it leads to. Those may be outside although the client may
-not relay: the operator has decided where the mail for an alias goes, and the key of SRS
-addresses proves that mail came from where a report goes back to. A rejection names
-the address that the client gave, never one behind an alias.
+Elsewhere: which addresses are valid, with the reply for an unknown user or domain:
+relay/transport/routing/route_table.py; what an alias or an SRS address leads to, and who may write
+to an alias: `forwarding`; whether a mailbox has room: relay/store/mailbox/quota.py; how a next hop
+is asked whether it takes an address: relay/delivery/recipient_verification.py.
+
+A client that may not relay may send to local domains, also to those that a route sends elsewhere.
+An alias is accepted if any of its addresses is. These may be outside even if the client may not
+relay: the operator has decided where the mail for an alias goes, and the key of an SRS address
+proves that mail was sent from the address to which the report goes back. A rejection names the
+address that the client named, never an address of an alias.
 
 When an account is removed or its password changed, a session with its login ends at its next MAIL,
 RCPT or final dot. relay/operation/app makes IngressDependencies; smtp_server adds what differs
@@ -123,12 +124,12 @@ class OwnerDependencies(Struct, frozen=True):
 
 
 class RecipientChecks(Struct, frozen=True):
-    """What the check of a recipient needs."""
+    """Checks recipients for RCPT."""
 
     forwarding: Forwarder  # which addresses are valid, and what they lead to
     room: AskRoom  # whether a local mailbox has room
     verify: Verify | None = None  # None: no next hop is asked
-    rules: Callable[[], RuleBook] = RuleBook  # those in force
+    rules: Callable[[], RuleBook] = RuleBook  # returns the rules in force
 
     async def answer(self, address: str, sender: Submitter, *, size_bytes: int) -> RecipientAnswer:
         """Return whether a recipient is taken."""
@@ -136,31 +137,31 @@ class RecipientChecks(Struct, frozen=True):
         if not reverse_path:
             if reply := self.forwarding.report_rejection(address, size_bytes):
                 return RecipientAnswer(reply)
-            one = self.forwarding.examine(address, "")
-            if not may_relay and isinstance(one, LocalRecipient) and not one.is_local:
+            route = self.forwarding.examine(address, "")
+            if not may_relay and isinstance(route, LocalRecipient) and not route.is_local:
                 return RecipientAnswer(_DENIED)  # reports of others to this host's name
-        found = self.forwarding.find(address, reverse_path)
-        if not isinstance(found, Expansion):
+        destination = self.forwarding.find(address, reverse_path)
+        if not isinstance(destination, Expansion):
             reply = await self._rejection(
-                found,
+                destination,
                 address,
-                given=address,
+                named=address,
                 size_bytes=size_bytes,
                 may_relay=may_relay,
                 asks=not may_relay,
             )
             if reply:
                 return RecipientAnswer(reply)
-            is_kept = may_relay and reverse_path and isinstance(found, RemoteRecipient)
+            is_kept = may_relay and reverse_path and isinstance(destination, RemoteRecipient)
             return _KEPT if is_kept else _TAKEN
-        if reply := self.forwarding.writer_rejection(address, found, sender):
+        if reply := self.forwarding.writer_rejection(address, destination, sender):
             return RecipientAnswer(reply)
-        rejection, expanded = "", len(found.targets)
-        for target in found.addresses:
+        rejection, expanded = "", len(destination.targets)
+        for target in destination.addresses:
             reply = await self._rejection(
                 self.forwarding.examine(target, reverse_path),
                 target,
-                given=address,
+                named=address,
                 size_bytes=size_bytes,
                 may_relay=True,
                 asks=not may_relay and expanded == 1,
@@ -183,22 +184,22 @@ class RecipientChecks(Struct, frozen=True):
 
     async def _rejection(
         self,
-        found: RoutingResult,
+        route: RoutingResult,
         address: str,
         *,
-        given: str,
+        named: str,
         size_bytes: int,
         may_relay: bool,
         asks: bool,
     ) -> str:
-        """`given` is the address that the client gave, which leads to `address`."""
-        if self.rules().tenants and self._waits(address, found):
-            return f"451 4.3.0 {unavailable(domain_of(given))}"  # RFC 3463 3.4
-        match found:
+        """`named` is the address that the client gave, which leads to `address`."""
+        if self.rules().tenants and self._waits(address, route):
+            return f"451 4.3.0 {unavailable(domain_of(named))}"  # RFC 3463 3.4
+        match route:
             case RemoteRecipient(next_hop):
-                if not (found.is_local or may_relay):
-                    return self._denial(given)
-                if asks and found.is_asked and next_hop.host and self.verify is not None:
+                if not (route.is_local or may_relay):
+                    return self._denial(named)
+                if asks and route.is_asked and next_hop.host and self.verify is not None:
                     return await self.verify(address, next_hop)
             case LocalRecipient(mailbox):
                 if mailbox != DEAD_LETTER:
@@ -219,10 +220,10 @@ class RecipientChecks(Struct, frozen=True):
         # RFC 3463 3.5
         return f"450 4.4.4 <{address}>: another node has the mailboxes of its domain, try its MX"
 
-    def _waits(self, address: str, found: RoutingResult) -> bool:
-        """Return whether mail for a valid address waits: its tenant has no rules to be used."""
+    def _waits(self, address: str, route: RoutingResult) -> bool:
+        """Return whether mail for a valid address waits, because its tenant has no usable rules."""
         tenant = self.rules().tenant_of(domain_of(address))
-        is_valid = not isinstance(found, InvalidRecipient)
+        is_valid = not isinstance(route, InvalidRecipient)
         return is_valid and tenant is not None and tenant.rules is None
 
 
@@ -230,7 +231,7 @@ class SessionOwner:
     """The owner's side of one session."""
 
     def __init__(self, shared: OwnerDependencies, ip: str, *, is_trusted: bool) -> None:
-        """`is_trusted`: the network of the client is, or it is a program of this machine."""
+        """`is_trusted`: the client is in a trusted network, or is a program of this machine."""
         acceptance, listeners = shared.listeners.acceptance, shared.listeners
         self._shared = shared
         self.ip = ip
@@ -241,8 +242,8 @@ class SessionOwner:
             listeners.verify,
             rules=acceptance.policy,
         )
-        self._account: Account | None = None  # that logged in, as it was then
-        self.login = ""  # its address
+        self._account: Account | None = None  # the account at the time of the login
+        self.login = ""  # the address of the account
         self._user: LocalUser | None = None
         self._filters: SessionFilters | None = None
 
@@ -303,8 +304,9 @@ class SessionOwner:
         return self._shared.listeners.acceptance.spool.incoming_body()
 
     async def accept(self, offered: OfferedMail, received: ReceivedContent) -> DataReply:
-        """See SessionClient. The acceptance goes on if the client disconnects: its task releases
-        what was received.
+        """See SessionClient. The acceptance goes on if the client disconnects.
+
+        The task of the acceptance releases what was received.
         """
         if self._filters is not None:
             received = self._filters.deciding(received)
@@ -318,13 +320,13 @@ class SessionOwner:
             return DataReply(LOGIN_ENDED)
         envelope, origin = offered.mail.envelope, self._origin(offered.claims)
         size_bytes = size_of(content)
-        is_larger = size_bytes > offered.mail.size_bytes and not self._shared.role.is_promised
-        if is_larger and (
-            rejection := await self._checks.rejection_of_all(
-                offered.paths, origin.sender(envelope.reverse_path), size_bytes=size_bytes
+        if size_bytes > offered.mail.size_bytes and not self._shared.role.is_promised:
+            sender = origin.sender(envelope.reverse_path)
+            rejection = await self._checks.rejection_of_all(
+                offered.paths, sender, size_bytes=size_bytes
             )
-        ):
-            return DataReply(rejection)
+            if rejection:
+                return DataReply(rejection)
         return await self._shared.listeners.acceptance.accept(
             envelope, offered.paths, content, origin=origin, filters=self._filters
         )

@@ -1,10 +1,10 @@
 """Record what a session refuses: the reason of each reply, and one record for equal recipients.
 
-The recipients of a transaction that got the same reply are one record, which is made when the
+The recipients of a transaction that got the same reply are one record. It is made when the
 transaction ends or pauses for a second. Of AUTH only the user name is recorded, of a content only
-the Subject; no text of a client that is no known command, because a client may send a password
-where none is expected. Metrics and the log have what is recorded; pickup's sessions are only in
-the log, because the journeys of their messages have the rest.
+the Subject. A line that is no known command is not recorded, because a client may send a password
+where none is expected. Metrics and the log have what is recorded. Refusals in pickup's sessions are
+only logged, because the journeys of their messages have the rest.
 """
 
 import asyncio
@@ -75,7 +75,7 @@ class LineError(StrEnum):
 
 
 class ContentRefusedError(SmtpRejection):
-    """A received content is rejected: with what is recorded of it."""
+    """A received content is rejected; `refused` is recorded."""
 
     def __init__(self, refused: RefusedCommand) -> None:
         super().__init__(refused.reply)
@@ -107,7 +107,7 @@ def reason_of(command: str, reply: str, *, rule: str = "") -> RefusalReason:
 
 
 def handshake_fault(error: OSError) -> str:
-    """Return what failed in a TLS handshake: a name of OpenSSL's, or how the client went away."""
+    """Return what failed in a TLS handshake: OpenSSL's reason, or how the client disconnected."""
     if isinstance(error, ssl.SSLError) and error.reason:
         fault = error.reason.replace("_", " ").lower()
     elif isinstance(error, ConnectionAbortedError):
@@ -137,7 +137,9 @@ class ListenerRefusals(Struct, frozen=True):
             listener=self.address(),
             account=_shown(refused.user or origin.login, _ADDRESS_CHARACTERS_MAX),
             sender=_shown(refused.sender, _ADDRESS_CHARACTERS_MAX),
-            recipients=tuple([_shown(one, _ADDRESS_CHARACTERS_MAX) for one in recipients]),
+            recipients=tuple(
+                [_shown(recipient, _ADDRESS_CHARACTERS_MAX) for recipient in recipients]
+            ),
             recipient_count=refused.count or len(refused.recipients),
             subject=_shown(refused.subject, _TEXT_CHARACTERS_MAX),
             command=_shown(refused.command, _TEXT_CHARACTERS_MAX),
@@ -167,12 +169,12 @@ class _Gathered:
 class SessionRefusals:
     """Records what one session refuses."""
 
-    _refused: Callable[[RefusedCommand, SessionClaims], None]  # that of SessionClient
+    _refused: Callable[[RefusedCommand, SessionClaims], None]  # SessionClient.refused
     gathered: dict[str, _Gathered] = field(default_factory=dict, init=False)
     _timer: asyncio.TimerHandle | None = None
 
     def record(self, refused: RefusedCommand, claims: SessionClaims) -> None:
-        """Record a refusal, after those that were gathered."""
+        """Record a refusal, after the recipients that were gathered."""
         self.flush()
         self._refused(refused, claims)
 
@@ -201,8 +203,8 @@ class SessionRefusals:
             self._timer.cancel()
             self._timer = None
         gathered, self.gathered = self.gathered, {}
-        for one in gathered.values():
-            self._refused(dataclasses.replace(one.refused, count=one.count), one.claims)
+        for group in gathered.values():
+            self._refused(dataclasses.replace(group.refused, count=group.count), group.claims)
 
 
 def path_in(argument: str) -> str:
@@ -219,13 +221,13 @@ def _shown(text: str, characters_max: int) -> str:
     text = text[:characters_max]
     if text.isprintable():
         return text
-    return "".join([one if one.isprintable() else " " for one in text]).strip()
+    return "".join([character if character.isprintable() else " " for character in text]).strip()
 
 
 def _log_refusal(refusal: Refusal) -> None:
     """Log one line, without the fields that do not apply."""
     is_auth = refusal.command == "AUTH"
-    given = {
+    fields = {
         "user": refusal.account if is_auth else "",
         "login": "" if is_auth else refusal.account,
         "sender": refusal.sender,
@@ -239,7 +241,7 @@ def _log_refusal(refusal: Refusal) -> None:
         qid="NOQUEUE",
         client=refusal.client,
         verb=refusal.command,
-        **{name: value for name, value in given.items() if value},
+        **{name: value for name, value in fields.items() if value},
         reason=refusal.reason.value,  # the log is slow for what is not exactly a str
         reply=refusal.reply,
     )

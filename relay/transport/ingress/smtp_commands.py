@@ -1,10 +1,10 @@
 """The SMTP commands: EHLO, STARTTLS, AUTH, MAIL, RCPT, DATA and the others, each with its reply.
 
 SmtpCommands is the state of one session: command order, one transaction at a time, errors and
-messages. The AUTH exchange is in authentication; whether a sender or a recipient is taken, the
-owner of the mail says (SessionClient). RCPT is rejected here beyond the limit of recipients per
-message (max_recipients), and of addresses that its aliases lead to. MAIL, DATA and BDAT enforce the
-size limit. Too many rejected commands end the session with 421.
+messages. The AUTH exchange is in authentication. The owner of the mail decides whether a sender or
+a recipient is accepted (SessionClient). RCPT is rejected here beyond the limit of recipients per
+message (max_recipients), and beyond the limit of addresses of aliases. MAIL, DATA and BDAT enforce
+the size limit. Too many rejected commands end the session with 421.
 
 RFC 5321 3, 4.1, 4.5.1; RFC 1870, 2034, 2920, 3030, 3207, 3461, 4954, 6152, 6409, 6531.
 """
@@ -85,7 +85,7 @@ DISCARDED_BYTES_MAX = 4 * 1024**3
 class SmtpCommands:
     """The state of one session, a method per command; `closing`: the last reply was returned.
 
-    SmtpSession is one, with the connection: the methods that are empty here are its own.
+    The subclass SmtpSession has the connection, and the methods that are not implemented here.
     """
 
     def __init__(self, listener: ListenerDependencies, client: SessionClient, *, tls: str) -> None:
@@ -99,8 +99,8 @@ class SmtpCommands:
         self._forward_paths: dict[str, ForwardPath] = {}
         self._expanded = 0  # addresses that the aliases among them lead to
         self._chunks: tuple[ContentCollector, ChunkFraming] | None = None  # of BDAT
-        self._reserved: Reservation | None = None  # what the transaction counts, until it is over
-        self._messages = 0  # that were accepted
+        self._reserved: Reservation | None = None  # of the message in the rate limit of the client
+        self._messages = 0  # how many were accepted
         self._errors = self._idle_commands = 0  # after the last message
         self.refusals = SessionRefusals(client.refused)
         self.filters: SessionFilters | None = None  # None: no milter hears the session
@@ -134,7 +134,7 @@ class SmtpCommands:
 
     @property
     def has_left_unused_tls(self) -> bool:
-        """Whether a client that is gone has sent nothing under TLS."""
+        """Whether the client disconnected without sending anything under TLS."""
         return bool(self._tls) and not self._helo and not self.closing
 
     @property
@@ -173,7 +173,7 @@ class SmtpCommands:
         return reply
 
     def _refused(self, verb: str, reply: str, argument: str, *, milter: str = "") -> RefusedCommand:
-        """Return what is recorded of a rejected command; `argument` is used for paths only."""
+        """Return the record of a rejected command; of `argument` only the path is used."""
         sender = self._mail.envelope.reverse_path if self._mail is not None else ""
         recipients = tuple(self._forward_paths) if verb == "DATA" else ()
         if verb == "MAIL" and self._mail is None:
@@ -306,7 +306,7 @@ class SmtpCommands:
         return "250 2.0.0 Ok"
 
     async def vrfy(self, argument: str) -> str:
-        """RFC 5321 4.1.1.6, 7.3: does not disclose which addresses exist."""
+        """RFC 5321 4.1.1.6, 7.3. The reply does not disclose which addresses exist."""
         if not argument:
             return "501 5.5.4 Syntax: VRFY someone@example.com"  # RFC 5321 4.1.1.6
         return "252 2.1.5 Send mail to find out"  # RFC 5321 3.5.3, 7.3
@@ -355,8 +355,8 @@ class SmtpCommands:
         if self._mail is not None:
             return "503 5.5.1 Authenticate before MAIL"  # RFC 4954 4
         if not self._offers_auth:
-            one = self._listener
-            if one.settings.takes_auth and one.offers_tls and not self._tls:
+            listener = self._listener
+            if listener.settings.takes_auth and listener.offers_tls and not self._tls:
                 return "538 5.7.11 Use STARTTLS before AUTH"  # RFC 4954 6
             return "502 5.5.1 AUTH is not offered here"  # RFC 5321 4.2.4
         try:
@@ -399,16 +399,16 @@ class SmtpCommands:
         return "250 2.1.0 Ok"
 
     def _beyond_limits(self) -> str:
-        """Return the reply to MAIL of a stranger beyond a limit, else count its message."""
+        """Return the reply to MAIL of a stranger beyond a limit; else count the message."""
         settings, client = self._listener.settings, client_of(self._client.ip)
         if 0 < settings.max_messages <= self._messages:
             return "421 4.7.0 Too many messages in one session, closing it"  # RFC 5321 7.8
         if settings.max_rate_per_client:
-            found = self._listener.rates.message_of(client, settings.max_rate_per_client)
-            if found is None:
+            reserved = self._listener.rates.message_of(client, settings.max_rate_per_client)
+            if reserved is None:
                 # RFC 5321 7.8
                 return "450 4.7.1 Too many messages from your address, try again later"
-            self._reserved = found
+            self._reserved = reserved
         return ""
 
     async def rcpt(self, argument: str) -> str:
@@ -455,9 +455,10 @@ class SmtpCommands:
         return await self._receive("DATA", DotFraming(normalizes=normalizes), self._new_content())
 
     async def bdat(self, argument: str) -> str:
-        """RFC 3030 2. The octets of a refused chunk are discarded, and no command is found in them.
+        """RFC 3030 2. The octets of a refused chunk are discarded, and never read as commands.
 
-        The chunks that follow a refused one get its reply: they were sent before it was read.
+        The chunks after a refused one get the same reply: the client sent them before it read the
+        reply.
         """
         digits, _, last = argument.partition(" ")
         last = last.strip(" ").upper()
@@ -509,7 +510,7 @@ class SmtpCommands:
         )
 
     async def _receive(self, verb: str, framing: Framing, content: ContentCollector) -> str:
-        """Collect a content or a chunk; take the message over when it is complete."""
+        """Collect a content or a chunk; a complete message is offered to the owner."""
         assert self._mail is not None
         self.closing = True  # the end of the content is not known, so no command can be read
         try:

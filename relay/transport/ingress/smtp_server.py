@@ -45,24 +45,25 @@ from relay.transport.refusals.refusal import RefusalReason
 
 _log = get_logger("ingress")
 _BACKLOG = 512
-_CLIENTS_KNOWN = 1024  # addresses of which is remembered whether they are trusted
+_CLIENTS_KNOWN = 1024  # addresses in the cache of trusted clients
 _COMMIT_S = 5.0
 _LOOPBACK = "127.0.0.1"  # used for a Unix socket, whose clients are on this machine
 
 
 class ListenerOptions(Struct, frozen=True):
-    """What is different on a listener of a development relay."""
+    """The options of a listener of a development relay."""
 
     check_login: CheckLogin  # in place of the passwords of the accounts
-    check_token: CheckLogin | None  # in place of the tokens; None: they count
+    check_token: CheckLogin | None  # in place of the tokens of accounts; None: these are used
     login_in_clear: bool  # AUTH is offered without TLS, on any address
     tls_hint: Callable[[], str]  # for the log, see ListenerDependencies
-    odd_domain: str  # the same
+    odd_domain: str  # see ListenerDependencies
 
 
 class SmtpServer:
-    """A listener. `users`: for programs of this machine, on a Unix socket that every user may
-    connect to. `address` is where it listens.
+    """A listener at `address`.
+
+    With `users` it is a Unix socket for programs of this machine, which every user may connect to.
     """
 
     def __init__(
@@ -77,9 +78,11 @@ class SmtpServer:
         options: ListenerOptions | None = None,
         elsewhere: Callable[[socket.socket, SessionOwner], None] | None = None,
     ) -> None:
-        """Nothing listens yet. `role` is one that no configuration names, `certificate` that of
-        `listener.tls`. `options` are those of a development relay. `elsewhere` takes a connection
-        from which nothing was read, if the sessions are not in this process; None: they are.
+        """Make the listener, which does not listen yet.
+
+        `role` is for roles that no configuration names. `certificate` is the certificate of
+        `listener.tls`. `options` are for a development relay. `elsewhere` takes a connection from
+        which nothing was read, for a session in another process; None: sessions are in this one.
         """
         self.role = role or CONFIGURED[listener.role]
         self._listener = listener
@@ -170,8 +173,10 @@ class SmtpServer:
         return self._owner(_ip_at(transport.get_extra_info("peername"))).client(uid)
 
     def _owner(self, ip: str, *, is_named: bool = True) -> SessionOwner:
-        """Return the owner's side of a session; a client that a proxy does not name proves nothing
-        by the proxy's address. A TCP client that disconnected at once has no address.
+        """Return the owner's side of a session.
+
+        If a proxy names no client (`is_named` is false), the address of the proxy is not trusted. A
+        TCP client that disconnected at once has no address.
         """
         client = ip or (_LOOPBACK if self._listener.listen.path else "")
         is_trusted = self.role.is_local or (
@@ -180,7 +185,7 @@ class SmtpServer:
         return SessionOwner(self._of_owners, ip, is_trusted=is_trusted)
 
     def _take(self, connection: socket.socket, peer: object) -> None:
-        """Begin a session, after the header of a proxy, with too many of which it is closed."""
+        """Begin a session; of a proxy, after its header. Too many waiting headers: close it."""
         ip = _ip_at(peer)
         if not _is_in(self._listener.proxy_networks, ip):
             self._begin(connection, self._owner(ip))
@@ -191,7 +196,7 @@ class SmtpServer:
         self._reading.start(self._begin_forwarded(connection, ip))
 
     def _begin(self, connection: socket.socket, owner: SessionOwner) -> None:
-        """Begin it elsewhere, if no milter sees it: one may have come with a reload."""
+        """Begin the session in the other process, unless a milter sees it."""
         milters = self._dependencies.acceptance.milters
         if self._elsewhere is None or milters.session(self.role.name) is not None:
             self._smtp_sessions.begin(connection, owner.client())
@@ -202,7 +207,7 @@ class SmtpServer:
     async def _begin_forwarded(self, connection: socket.socket, proxy: str) -> None:
         """Begin the session of the client that a proxy names, or of the proxy if it names none.
 
-        A connection that ends without an octet only looked whether the port is open.
+        A connection that ends without an octet was a check whether the port is open.
         """
         owner = None
         try:
@@ -224,6 +229,7 @@ class SmtpServer:
 
     def _listener_dependencies(self, *, offers_tls: bool) -> ListenerDependencies:
         listener, dependencies, options = self._listener, self._dependencies, self._options
+        domain = self._users.domain if self._users else ""
         return ListenerDependencies(
             listener,
             self.role,
@@ -240,9 +246,7 @@ class SmtpServer:
                 options.login_in_clear if options else offers_auth_in_clear(listener)
             ),
             tls_hint=options.tls_hint if options else None,
-            odd_domain=(
-                options.odd_domain if options else self._users.domain if self._users else ""
-            ),
+            odd_domain=options.odd_domain if options else domain,
         )
 
     def _owner_dependencies(self) -> OwnerDependencies:

@@ -1,19 +1,20 @@
 """One SMTP connection: aiosmtpd's protocol with Relay's own command loop, time-outs and STARTTLS.
 
 smtp_server makes one SmtpSession per connection; smtp_commands has the commands. InputBuffer holds
-what the client sent ahead (pipelining). The replies of a pipelined batch leave in one write. Input
+what the client sent ahead (pipelining). The replies of a pipelined batch are written at once. Input
 is bounded. There is one timer per session. An internal error is logged and answered with 451; a
 lost connection ends the session without a log line.
 
-The life of a connection is aiosmtpd's: its protocol, stream writer, task and timer. The rest is
-Relay's own. Figures are CPU of version 1.4.6 on one core, with the client in the same process:
+Relay uses aiosmtpd's protocol, stream writer, task and timer, and replaces the rest for the reasons
+below. Figures are CPU time of version 1.4.6 on one core, with the client in the same process:
 
 - The loop. aiosmtpd awaits each line and writes each reply: a pipelined RCPT takes 92 us with
   nothing to check, 22 us here with all checks. It takes lines that end in LF, an internal error is
   a 500 with the text of the exception, and the lines of a message stay in memory.
-- The table of commands, `handle_EHLO` and the `auth_` methods. It looks for them by name in each
-  new connection, for 150 us. Given their names, it takes 10 us for twelve commands, and 24 us more
-  for the signature of the one hook; a whole session with one message takes 660 us here.
+- The table of commands, `handle_EHLO` and the `auth_` methods. aiosmtpd looks for them by name in
+  each new connection, which takes 150 us. With a list of their names it takes 10 us for twelve
+  commands, and 24 us more for the signature of the one hook. A whole session with one message takes
+  660 us here.
 - The replies. 40 of its 53 refusals have no status (RFC 3463), and the line of EHLO and most
   arguments are checked before a hook is asked.
 - AUTH. `authenticator` is not awaited, and a password takes a thread, in another process.
@@ -56,10 +57,10 @@ _AUTH_VERB = b"AUTH "
 
 
 class InputBuffer:
-    """What a client has sent and no command has read yet; there is one reader.
+    """The octets that a client has sent and no command has read yet; there is one reader.
 
-    `pause` and `resume` act on the transport: reading pauses while more than
-    `limit_bytes` are buffered.
+    `pause` and `resume` act on the transport: reading pauses while more than `limit_bytes` are
+    buffered.
     """
 
     def __init__(
@@ -73,7 +74,7 @@ class InputBuffer:
         self._paused = False
         self._ended = False
         self._began = False
-        self._fault: LineError | None = None  # of a session that has no commands
+        self._fault: LineError | None = None  # set when no more commands are read
         self._fresh = False  # data has arrived since the reader last found nothing
         self._in_long_line = False
         self._waiter: asyncio.Future[None] | None = None
@@ -100,9 +101,9 @@ class InputBuffer:
     def take_line(self, limit_bytes: int) -> bytes | LineError | None:
         """Take one line without its CRLF; return None if it is incomplete.
 
-        After a bare LF a session has no commands any more: to a client that does not end lines with
-        LF, what follows is the same line, and no part of it may become a command (RFC 5321 2.3.8).
-        A session whose first octet is not text has none at all.
+        After a bare LF, no further commands are read. For a client that does not end lines with LF,
+        what follows is the same line, and no part of it may become a command (RFC 5321 2.3.8). If
+        the first octet of a session is not text, no command is read at all.
         """
         if self._fault is not None:
             self.clear()
@@ -127,7 +128,7 @@ class InputBuffer:
         return line
 
     def take_all(self, at_most: int) -> bytes:
-        """Take everything that is buffered, or so many octets of it."""
+        """Take everything that is buffered, but at most `at_most` octets."""
         self._fresh = False
         if len(self._data) - self._at > at_most:
             start, self._at = self._at, self._at + at_most
@@ -176,8 +177,9 @@ class InputBuffer:
 
 
 class ClientDisconnected(Exception):  # noqa: N818 -- an event, not an error
-    """The client disconnected, its TLS handshake failed, or the reply cannot be known. Nothing more
-    is sent.
+    """The client disconnected, its TLS handshake failed, or the right reply is unknown.
+
+    Nothing more is sent.
     """
 
 
@@ -186,11 +188,11 @@ class SessionDependencies(Struct, frozen=True):
 
     listener: ListenerDependencies  # what their commands share
     count: ConcurrencyCounter  # sessions by SessionClient.counted_as
-    sessions: set["SmtpSession"]  # those that are open
+    sessions: set["SmtpSession"]  # the open sessions
     tls_context: ssl.SSLContext | None  # None: no TLS
     on_failed_handshake: Callable[[SessionClient, OSError], None]  # called with the reason
     begun: Callable[[], None]  # counts a connection
-    # who is not known before; None: all are
+    # returns the client of a session that was made without one; None: all have one
     meet: Callable[[asyncio.BaseTransport], SessionClient] | None
 
 
@@ -208,7 +210,7 @@ class SmtpSession(_NoHooks, SmtpCommands, SMTP):
     """One connection. aiosmtpd provides the protocol, the stream writer and the task."""
 
     def __init__(self, shared: SessionDependencies, client: SessionClient | None = None) -> None:
-        """Without a `client` the transport shows who it is."""
+        """Without a `client`, it is found by the transport (SessionDependencies.meet)."""
         SMTP.__init__(
             self,
             _NO_HANDLER,
@@ -277,7 +279,7 @@ class SmtpSession(_NoHooks, SmtpCommands, SMTP):
         self._input.feed(data)
 
     def eof_received(self) -> bool:
-        """Note the end of the input; True keeps the writing half open for the replies."""
+        """Record the end of the input; True keeps the connection open for the replies."""
         self._input.feed_end()
         return self.transport is not None and not _tls_version(self._transport_of())
 
@@ -295,7 +297,7 @@ class SmtpSession(_NoHooks, SmtpCommands, SMTP):
             ended, task = self._met.ended, self._handler_coroutine
             if task is None:
                 ended()
-            else:  # it may have something to record
+            else:  # the task may still record a refusal
                 task.add_done_callback(lambda _: ended())
 
     def _timeout_cb(self) -> None:

@@ -1,7 +1,7 @@
-"""The sessions of a listener: limits of those that begin, TLS before the first command, their end.
+"""The sessions of a listener: limits of new sessions, TLS before the first command, shutdown.
 
-smtp_server says who the clients are, and hands their connections on. RFC 5321 3.8; RFC 8314 3.3
-(implicit TLS).
+smtp_server finds the client of a connection, and passes the connection on. RFC 5321 3.8; RFC 8314
+3.3 (implicit TLS).
 """
 
 import asyncio
@@ -34,7 +34,7 @@ _LAST_REPLY_S = 0.2  # for the 421 after the grace time
 
 
 class SmtpSessions:
-    """The sessions. Those that begin get what `shared` is then."""
+    """The sessions. A new session gets the present value of `shared`."""
 
     def __init__(
         self,
@@ -44,10 +44,10 @@ class SmtpSessions:
         begun: Callable[[], None] = lambda: None,
         meet: Callable[[asyncio.BaseTransport], SessionClient] | None = None,
     ) -> None:
-        """`begun` counts a connection, `meet` says who the client of new_session() is."""
+        """`begun` counts a connection, `meet` returns the client of a session of new_session()."""
         self.tls_at_once = tls_context if listener.role.has_tls_first else None
         self._beginning = TaskSet()  # until their sessions exist
-        self._handshakes = ConcurrencyCounter()  # those of TLS at once
+        self._handshakes = ConcurrencyCounter()  # TLS handshakes in progress
         self.shared = SessionDependencies(
             listener,
             ConcurrencyCounter(),
@@ -73,10 +73,10 @@ class SmtpSessions:
         return SmtpSession(self.shared)
 
     def begin(self, connection: socket.socket, client: SessionClient) -> None:
-        """Take a connection of which the client's first octet was not read.
+        """Take a connection from which nothing was read.
 
-        With too many that have no session yet it is closed. A task that is cancelled closes it as
-        well.
+        If too many connections have no session yet, it is closed. It is also closed if its task is
+        cancelled.
         """
         if len(self._beginning) >= self.shared.listener.settings.max_sessions:
             connection.close()
@@ -106,10 +106,10 @@ class SmtpSessions:
         key = None if tls is None else client.counted_as
         try:
             if self._handshakes.count(key) >= self.shared.listener.settings.max_sessions_per_client:
-                return  # too many sessions of this client, which cannot be told without TLS
+                return  # too many sessions of this client; without TLS no reply can be sent
             with self._handshakes.counted(key):
                 if tls is not None and not await _has_spoken(connection):
-                    return  # it only looked whether the port is open
+                    return  # a check whether the port is open
                 await asyncio.get_running_loop().connect_accepted_socket(
                     partial(SmtpSession, self.shared, client),
                     connection,
@@ -129,7 +129,7 @@ class SmtpSessions:
     def _record_failed_handshake(self, client: SessionClient, error: OSError) -> None:
         """Record and log that the TLS handshake of a client failed.
 
-        In a service the log has only that: the clients of port 465 are strangers.
+        In a service the log line has no hint: the clients of port 465 are strangers.
         """
         listener = self.shared.listener
         refused = RefusedCommand(

@@ -1,5 +1,7 @@
-"""The values of step 5, from the milters to the fan-out: each stage returns one, which has that of
-the stage before. `acceptance` has the stages, in their order.
+"""The values of step 5, from the milters to the fan-out.
+
+Each stage returns a value, which contains the value of the stage before. `acceptance` has the
+stages, in their order.
 """
 
 from collections.abc import Callable, Sequence
@@ -14,7 +16,7 @@ from relay.transport.ingress.forwarding import ExpandedRecipients
 from relay.transport.policy.rule_book import RuleBook
 from relay.transport.routing.route_table import RoutingResult
 
-# Whose results these are: an address, the alias that led to it, and whether its mail is a copy.
+# The arguments are an address, the alias that led to it, and whether the mail for it is a copy.
 Examine = Callable[[str, str, bool], RoutingResult]
 
 
@@ -24,11 +26,11 @@ class ExaminedMail(Struct, frozen=True):
     arrival: ArrivedMail  # with the sender that a milter or, after the rules, a rule gave it
     content: ParsedContent  # as the rules see it
     account: str  # the owner of the message, "" without one
-    recipients: ExpandedRecipients  # those that get it, and the aliases that they replace
+    recipients: ExpandedRecipients  # the recipients, and the aliases that they replace
     routes: Sequence[RoutingResult]  # one for each of the recipients
-    expand: Callable[[str], Expansion | None]  # what replaces an alias in this message
-    examine: Examine  # where mail of its sender for an address goes
-    charges: Sequence[RateCharge]  # what it counts as a report to SRS addresses
+    expand: Callable[[str], Expansion | None]  # returns what replaces an alias
+    examine: Examine  # returns the route of an address, for mail of this sender
+    charges: Sequence[RateCharge]  # the charges of a report to SRS addresses
 
 
 class DecidedMail(Struct, frozen=True):
@@ -36,11 +38,11 @@ class DecidedMail(Struct, frozen=True):
 
     examined: ExaminedMail
     verdict: Verdict  # with one decision for each recipient that is valid, in their order
-    rules: RuleBook  # that gave it
+    rules: RuleBook  # the rules that were applied
     sender: str  # the reverse-path before a rule replaced it
-    answers_discarded: str  # why answers to reports are discarded, "" if they are not
+    answers_discarded: str  # why answers to reports are discarded; "": they are not
 
     @property
     def arrival(self) -> ArrivedMail:
-        """The message as it came."""
+        """The message as it arrived."""
         return self.examined.arrival

@@ -1,8 +1,8 @@
-"""Apply what a milter changes to the header and the body of a message, as Postfix does: no I/O.
+"""Apply the changes of a milter to the header and the body of a message, as Postfix does: no I/O.
 
-Milters do not see the fields that Relay adds in front (Received). A place counts them as one: 0 is
-before them, 1 after them. A change counts the fields of a name without them. A field that is not
-changed keeps its octets.
+Milters do not see the fields that Relay adds in front (Received). In the place of a new field they
+count as one field: 0 is before them, 1 after them. When a milter changes the n-th field of a name,
+they do not count. A field that is not changed keeps its octets.
 """
 
 from collections.abc import Iterator, Sequence
@@ -15,7 +15,7 @@ from relay.base.message.header import FIELDS_MAX, Header, HeaderField
 from relay.transport.milter.codec import CHANGE_FIELD, INSERT_FIELD, FieldChange, MilterFaultError
 
 _CRLF: Final = b"\r\n"
-_LINE_OCTETS_MAX: Final = 65536  # of a body, about as in mail that is received
+_LINE_OCTETS_MAX: Final = 65536  # of a body; about the limit for received mail
 _OWN_FIELD: Final = (b":", b"")  # stands for the fields that Relay adds
 
 
@@ -26,8 +26,9 @@ class ShownHeader(Struct, frozen=True):
     top: tuple[HeaderField, ...] = ()
 
     def fields(self, *, leading_blank: bool) -> Iterator[tuple[bytes, bytes]]:
-        """Yield name and value of each field; lines of a value end with LF. Without
-        `leading_blank`, a blank (no tab) after the colon is left out.
+        """Yield name and value of each field; lines of a value end with LF.
+
+        Without `leading_blank`, a blank after the colon is left out, but not a tab.
         """
         for key, octets in (*self.top, *self.header.fields):
             if key:
@@ -47,10 +48,13 @@ class ShownHeader(Struct, frozen=True):
             made = change.name.lower(), written(change, leading_blank=leading_blank)
             if change.command == CHANGE_FIELD:
                 same = (at for at, (key, _) in enumerate(fields) if key == made[0])
-                found = next(islice(same, max(change.place, 1) - 1, None), None)
-                if found is not None:
-                    fields[found : found + 1] = [made] if change.value else []
-                    end -= not change.value and found < end
+                index = next(islice(same, max(change.place, 1) - 1, None), None)
+                if index is not None and change.value:
+                    fields[index] = made
+                    continue
+                if index is not None:
+                    del fields[index]
+                    end -= 1 if index < end else 0
                     continue
                 if not change.value:
                     continue

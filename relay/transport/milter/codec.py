@@ -1,9 +1,9 @@
 """The packets of the milter protocol, version 6, as libmilter and Postfix exchange them.
 
-A packet is a length of four octets, a command of one octet, and data. Text is octets; it ends with
-NUL. Every fault in what a milter sends is a MilterFaultError, whose text is for the log. Nothing is
-kept of a packet that is longer than PACKET_OCTETS_MAX, except the text of a body, which is returned
-in pieces as it arrives.
+A packet is a length of four octets, a command of one octet, and data. Text is octets that end with
+NUL. Every fault in what a milter sends raises MilterFaultError, whose text is for the log. A packet
+longer than PACKET_OCTETS_MAX is not kept; only the text of a body may be longer, and is returned in
+pieces as it arrives.
 """
 
 import re
@@ -20,12 +20,12 @@ PACKET_OCTETS_MAX: Final = 1024 * 1024
 _BODY_OCTETS_MAX: Final = 1024 * 1024 * 1024
 _REPLY_OCTETS_MAX: Final = 32 * 1024
 _REPLY_LINE_MAX: Final = 510  # RFC 5321 4.5.3.1.5, without CRLF
-_REASON_CHARACTERS_MAX: Final = 100  # as Postfix
+_REASON_CHARACTERS_MAX: Final = 100  # as in Postfix
 
 ACTIONS: Final = 0x1FF  # all: header, body, recipients, sender, quarantine, names of macros
 SKIP: Final = 0x400  # the milter may answer "s"
 LEADING_BLANK: Final = 0x100000  # values have the blank after the colon
-# what is not sent; what is not answered; and the two above
+# the milter may say which commands it does not want, and which it does not answer; and the above
 STEPS: Final = 0x37F | 0xFF080 | SKIP | LEADING_BLANK
 
 CONTINUE, ACCEPT, REJECT, DEFER, DISCARD = b"c", b"a", b"r", b"t", b"d"
@@ -34,7 +34,7 @@ _WITHOUT_DATA = frozenset((CONTINUE, ACCEPT, REJECT, DEFER, DISCARD, SKIP_REST, 
 ADD_FIELD, INSERT_FIELD, CHANGE_FIELD, REPLACE_BODY = b"h", b"i", b"m", b"b"
 ADD_RECIPIENT, ADD_WITH_PARAMETERS, REMOVE_RECIPIENT = b"+", b"2", b"-"
 CHANGE_SENDER, QUARANTINE, NEGOTIATE = b"e", b"q", b"O"
-# the action that must have been negotiated for each change
+# for each change, the action that must be negotiated before
 NEEDS: Final[Mapping[bytes, int]] = {
     ADD_FIELD: 0x1,
     INSERT_FIELD: 0x1,
@@ -71,7 +71,7 @@ class PacketReader:
 
     def __init__(self) -> None:
         self._octets = bytearray()
-        self._body_octets = 0  # of a packet of a body: how many are to come
+        self._body_octets = 0  # of a packet of a body that are still to come
 
     def feed(self, octets: bytes) -> None:
         """Add what was received."""
@@ -118,18 +118,18 @@ def encode(command: bytes, *data: bytes) -> bytes:
 
 
 def text_of(*texts: str | bytes) -> bytes:
-    """Return texts as a packet has them; a NUL would end one."""
-    encoded = (one if isinstance(one, bytes) else one.encode(errors="replace") for one in texts)
-    return b"".join(one.replace(b"\0", b"") + b"\0" for one in encoded)
+    """Return texts in the form of a packet; each ends with NUL, so a NUL in a text is removed."""
+    encoded = (text if isinstance(text, bytes) else text.encode(errors="replace") for text in texts)
+    return b"".join(octets.replace(b"\0", b"") + b"\0" for octets in encoded)
 
 
 class Negotiated(Struct, frozen=True):
-    """What a milter wants."""
+    """The result of a negotiation with a milter."""
 
     version: int
     actions: int
     steps: int
-    macros: Mapping[int, Sequence[str]]  # by the number of the stage: its own lists
+    macros: Mapping[int, Sequence[str]]  # the macros that it asks for, by the number of the stage
 
 
 def offer() -> bytes:
@@ -138,7 +138,7 @@ def offer() -> bytes:
 
 
 def negotiated(packet: MilterPacket) -> Negotiated:
-    """Return what a milter wants, from its answer to offer(). Raises MilterFaultError."""
+    """Read the answer of a milter to offer(). Raises MilterFaultError."""
     if packet.command != NEGOTIATE or len(packet.data) < _NEGOTIATION.size:
         raise MilterFaultError(f"{_shown(packet)} instead of a negotiation")
     version, actions, steps = _NEGOTIATION.unpack_from(packet.data)
@@ -152,8 +152,8 @@ def negotiated(packet: MilterPacket) -> Negotiated:
         names, end, after = rest[_LENGTH.size :].partition(b"\0")
         if not end:
             raise MilterFaultError("a list of macros without its end")
-        if wanted := names.decode("ascii", "replace").replace(",", " ").split():
-            macros[_LENGTH.unpack_from(rest)[0]] = wanted
+        if macro_names := names.decode("ascii", "replace").replace(",", " ").split():
+            macros[_LENGTH.unpack_from(rest)[0]] = macro_names
         rest = after
     return Negotiated(version, actions, steps & STEPS, macros)
 
@@ -183,7 +183,9 @@ def change_of(packet: MilterPacket) -> FieldChange | PathChange | str | bytes:
         return data
     if command == QUARANTINE:
         (reason,) = _texts(packet, data, 1)
-        text = "".join(one if one.isprintable() else "?" for one in _decoded(packet, reason))
+        text = "".join(
+            character if character.isprintable() else "?" for character in _decoded(packet, reason)
+        )
         return text[:_REASON_CHARACTERS_MAX]
     if command in (ADD_FIELD, INSERT_FIELD, CHANGE_FIELD):
         place = 0
@@ -198,7 +200,7 @@ def change_of(packet: MilterPacket) -> FieldChange | PathChange | str | bytes:
             raise MilterFaultError(f"{_shown(packet)} with a line in {name[:40]!r} that is no fold")
         return FieldChange(command, place, name, value)
     optional = command in (ADD_WITH_PARAMETERS, CHANGE_SENDER) and data.count(b"\0") > 1
-    texts = [_decoded(packet, one) for one in _texts(packet, data, 2 if optional else 1)]
+    texts = [_decoded(packet, octets) for octets in _texts(packet, data, 2 if optional else 1)]
     path = texts[0].strip(" ")
     try:
         address, _ = parse_path(path if path.startswith("<") else f"<{path}>", smtputf8=True)
@@ -210,15 +212,16 @@ def change_of(packet: MilterPacket) -> FieldChange | PathChange | str | bytes:
 
 
 def reply_of(packet: MilterPacket) -> str:
-    """Return a well-formed reply, its lines with CRLF between them, without the doubled "%" of
-    libmilter. Lines longer than those of SMTP are cut. Raises MilterFaultError.
+    """Return a well-formed reply, its lines with CRLF between them.
+
+    libmilter's "%%" becomes "%". Lines that are too long for SMTP are cut. Raises MilterFaultError.
     """
     text = packet.data.removesuffix(b"\0").decode("ascii", "replace").replace("\ufffd", "?")
     lines = text.replace("\t", " ").split("\r\n")
     codes = set()
     for number, line in enumerate(lines, 1):
-        found = _reply_line(line)
-        code, end, digit = found.groups() if found else ("", "", "")
+        match = _reply_line(line)
+        code, end, digit = match.groups() if match else ("", "", "")
         is_fit = end == (" " if number == len(lines) else "-") and digit in ("", code[0])
         if not is_fit or not line.isprintable():
             raise MilterFaultError(f"the reply {line[:80]!r}")
@@ -229,7 +232,7 @@ def reply_of(packet: MilterPacket) -> str:
 
 
 def check_bare(packet: MilterPacket) -> None:
-    """Raise MilterFaultError unless the packet is an answer without data, and has none."""
+    """Raise MilterFaultError unless the packet is one of the answers without data."""
     if packet.command not in _WITHOUT_DATA or packet.data:
         raise MilterFaultError(f"{_shown(packet)} with {len(packet.data)} octets of data")
 

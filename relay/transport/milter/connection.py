@@ -26,8 +26,8 @@ from relay.transport.milter.dialogue import (
 )
 
 CONNECTIONS_MAX: Final = 100  # to each milter
-STRANGERS_MAX: Final = 80  # of these for role relay: strangers do not stop users' mail
-_CONTENT_FACTOR: Final = 10  # of the time limit, for answers about content
+STRANGERS_MAX: Final = 80  # of CONNECTIONS_MAX, for role relay: the rest is for users
+_CONTENT_FACTOR: Final = 10  # the time limit is multiplied by it for answers about content
 _BUFFER_OCTETS: Final = 64 * 1024
 _CLOSED: Final = "the connection was closed"
 _OUT_OF_TURN: Final = "an answer out of turn"
@@ -38,8 +38,9 @@ _log = get_logger("milter")
 
 
 class ConfiguredMilter:
-    """One `[[milter]]`, for all sessions. `fault` is why its last connection failed, or ""; that is
-    one of probe() where no mail comes.
+    """One `[[milter]]`, for all sessions.
+
+    `fault` is why the last connection failed, or "". Without mail, probe() makes the connections.
     """
 
     def __init__(self, settings: Milter, *, has_log: bool = True) -> None:
@@ -52,26 +53,27 @@ class ConfiguredMilter:
         self._lookup: asyncio.Future[Any] | None = None
 
     def failed(self, error: Exception) -> None:
-        """Log a fault, unless it is the last one again."""
+        """Log a fault, unless it is the same as the last one."""
         self.fault = str(error)
         if self._has_log and self._logged.is_new(error):
-            one = self.settings
+            settings = self.settings
             _log.warning(
                 "milter failed",
-                milter=one.name,
-                address=str(one.address),
-                when_down=one.when_down,
+                milter=settings.name,
+                address=str(settings.address),
+                when_down=settings.when_down,
                 error=self.fault,
             )
 
     def works(self) -> None:
-        """Note that it answered as it should: the next fault is logged."""
+        """Record that the milter answered correctly; the next fault is logged."""
         self.fault = ""
         self._logged.clear()
 
     async def probe(self) -> None:
-        """Find out whether it is up, by a connection that no session has: connect, negotiate and
-        quit, each within its time limit.
+        """Find out whether the milter is up, by a connection without a session.
+
+        It connects, negotiates and quits, each within the time limit of the milter.
         """
         connection = MilterConnection(self, self.connections + 1)
         await connection.open(now_s() + 3 * self.settings.timeout)
@@ -85,13 +87,13 @@ class ConfiguredMilter:
         if address.path:
             return await _connected(socket.AF_UNIX, address.path)
         if self._lookup is None or self._lookup.done():  # a slow name server takes one thread
-            found = loop.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM)
-            self._lookup = asyncio.ensure_future(found)
+            lookup = loop.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM)
+            self._lookup = asyncio.ensure_future(lookup)
             self._lookup.add_done_callback(lambda lookup: lookup.cancelled() or lookup.exception())
         *others, last = await asyncio.shield(self._lookup)
-        for one in others:
+        for info in others:
             with contextlib.suppress(OSError):
-                return await _connected(one[0], one[4])
+                return await _connected(info[0], info[4])
         return await _connected(last[0], last[4])
 
 
@@ -134,7 +136,7 @@ class MilterConnection:
         self._counted = False
 
     async def open(self, until: float) -> None:
-        """Connect and negotiate; what fails is in the dialogue."""
+        """Connect and negotiate; a fault is recorded in the dialogue."""
         if self.milter.connections >= self._connections_max:
             self.milter.failed(MilterFaultError(f"{self._connections_max} connections, the most"))
             return self.dialogue.fault(TOO_MANY)
@@ -153,8 +155,9 @@ class MilterConnection:
 
     @contextlib.contextmanager
     def guarded(self) -> Iterator[None]:
-        """Close the connection after a fault, which is in the dialogue then, after an exception,
-        and after a decision about the session.
+        """Close the connection after a fault, an exception, or a decision about the session.
+
+        A fault is recorded in the dialogue.
         """
         try:
             yield
@@ -177,10 +180,10 @@ class MilterConnection:
         until: float,
         take: Take | None = None,
     ) -> FilterAnswer:
-        """Send a command and return what its answer means; a milter that gives none goes on.
+        """Send a command and return what the answer means; without an answer, GO_ON.
 
-        `until` is a time of now_s(): the end of all waiting. `take` gets the pieces of a new body;
-        what it raises is raised.
+        `until` is the time of now_s() at which all waiting ends. `take` gets the pieces of a new
+        body; what it raises is raised.
         """
         if (decided := self.dialogue.session) is not None:
             return decided
@@ -193,11 +196,11 @@ class MilterConnection:
         with self.guarded():
             await self._flush(limit_s, until)
             while is_answered:
-                found = self.dialogue.answer(stage, await self._packet(limit_s, until))
-                if isinstance(found, FilterAnswer):
-                    answer, is_answered = found, False
-                elif found is not None and take is not None:
-                    await take(found)
+                result = self.dialogue.answer(stage, await self._packet(limit_s, until))
+                if isinstance(result, FilterAnswer):
+                    answer, is_answered = result, False
+                elif result is not None and take is not None:
+                    await take(result)
             self._check_ended()
         return self.dialogue.session or answer
 
@@ -225,7 +228,7 @@ class MilterConnection:
             raise MilterFaultError(_OUT_OF_TURN)
 
     async def _flush(self, limit_s: float, until: float) -> None:
-        """Send what waits. Raises MilterFaultError, also if there is an unexpected answer."""
+        """Send the octets that wait. Raises MilterFaultError, also for an unexpected answer."""
         assert self._socket is not None
         async with _limit(limit_s, until):
             with contextlib.suppress(BlockingIOError):
@@ -244,7 +247,7 @@ class MilterConnection:
                 if not octets:
                     raise MilterFaultError(_CLOSED)
                 self._reader.feed(octets)
-                await asyncio.sleep(0)  # what has arrived is read at once: others get their turn
+                await asyncio.sleep(0)  # lets other tasks run: what has arrived is read at once
         return packet
 
 
@@ -259,6 +262,6 @@ async def _limit(limit_s: float, until: float) -> AsyncIterator[None]:
         what = f"no answer within {limit_s:g} s" if limit_s < left_s else _TOO_LATE
         raise MilterFaultError(what) from None
     except OSError as error:
-        is_lookup = isinstance(error, socket.gaierror)  # its number is none of the system
+        is_lookup = isinstance(error, socket.gaierror)  # its number is no errno
         text = error.strerror if is_lookup or not error.errno else os.strerror(error.errno)
         raise MilterFaultError((text or str(error)).lower()) from None

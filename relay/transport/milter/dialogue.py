@@ -1,9 +1,9 @@
-"""What one milter is sent in one session, and what its answers mean: no I/O.
+"""The commands to one milter in one session, and the meaning of its answers: no I/O.
 
-A command is sent if the milter negotiated it and has not decided before. Its decision is about the
-session (at connect and HELO), about one recipient, or about the message. A fault gives the result
-of `when_down` for the rest of the session, as in Postfix. Changes are collected until the decision
-at the end of the message.
+A command is sent if the milter negotiated it and has not yet decided. A decision is about the
+session (at connect and HELO), about one recipient, or about the message. After a fault, the result
+for the rest of the session is what `when_down` says, as in Postfix. Changes are collected until the
+decision at the end of the message.
 """
 
 from collections.abc import Mapping, Sequence
@@ -25,7 +25,7 @@ from relay.transport.milter.codec import (
 ADDED_OCTETS_MAX: Final = 10 * 1024 * 1024  # of all header fields that a milter adds or changes
 CHANGES_MAX: Final = 20_000  # of fields, and of recipients; a message has up to 10,000 fields
 _DESCRIBED_MAX: Final = 50
-_DESCRIBED_CHARACTERS_MAX: Final = 300  # of each: the name of a field may have a MiB
+_DESCRIBED_CHARACTERS_MAX: Final = 300  # of a change: the name of a field may have a MiB
 
 
 class FilterStage(StrEnum):
@@ -123,7 +123,7 @@ GO_ON: Final = FilterAnswer()
 
 
 class MilterChanges(Struct):
-    """What a milter changes in a message, until it decides. A body is kept elsewhere."""
+    """The changes of a milter to a message, until it decides. NewBody has a new body."""
 
     fields: list[FieldChange] = []
     paths: list[PathChange] = []
@@ -132,16 +132,16 @@ class MilterChanges(Struct):
     octets: int = 0  # of the fields
 
     def described(self) -> tuple[str, ...]:
-        """Return the changes for people, such as "add X-Spam", cut; not all of very many."""
+        """Return the changes as short texts, such as "add X-Spam"; at most _DESCRIBED_MAX."""
         fields = (
-            f"{_VERBS[one.command] if one.value else 'remove'} {one.name.decode()}"
-            for one in self.fields
+            f"{_VERBS[change.command] if change.value else 'remove'} {change.name.decode()}"
+            for change in self.fields
         )
-        paths = (f"{_VERBS[one.command]} <{one.address}>" for one in self.paths)
+        paths = (f"{_VERBS[change.command]} <{change.address}>" for change in self.paths)
         body = ("replace body",) if self.replaces_body else ()
         held = () if self.quarantine is None else ("quarantine",)
-        found = islice(chain(fields, paths, body, held), _DESCRIBED_MAX)
-        return tuple([one[:_DESCRIBED_CHARACTERS_MAX] for one in found])
+        texts = islice(chain(fields, paths, body, held), _DESCRIBED_MAX)
+        return tuple([text[:_DESCRIBED_CHARACTERS_MAX] for text in texts])
 
 
 class MilterDialogue:
@@ -151,9 +151,9 @@ class MilterDialogue:
         self.name = name
         self._when_down = when_down
         self._wants = Negotiated(codec.VERSION, 0, 0, {})
-        self._skips: FilterStage | None = None  # further commands of it are not sent
+        self._skips: FilterStage | None = None  # the milter skips further commands of this stage
         self._accepts_message = False
-        self._in_message = False  # it has heard MAIL
+        self._in_message = False  # MAIL was sent
         self._body_ended = False
         self.session: FilterAnswer | None = None  # the same answer to each further command
         self.changes = MilterChanges()
@@ -169,11 +169,11 @@ class MilterDialogue:
 
     @property
     def is_done(self) -> bool:
-        """Whether it hears nothing more of this message."""
+        """Whether the milter gets no more commands about this message."""
         return self.session is not None or self._accepts_message
 
     def wants(self, stage: FilterStage) -> bool:
-        """Return whether the milter hears this command now."""
+        """Return whether the milter gets this command now."""
         command = _COMMANDS[stage]
         if self.is_done or stage is self._skips:
             return False
@@ -182,10 +182,10 @@ class MilterDialogue:
     def command(
         self, stage: FilterStage, data: bytes, macros: Mapping[str, str]
     ) -> tuple[bytes, bool]:
-        """Return the packets of a command, its macros before it, and whether an answer follows.
+        """Return the packets of a command, with its macros, and whether an answer follows.
 
-        `macros` are by name, without braces. They are sent even to a milter that does not want the
-        command itself, as by Postfix.
+        `macros` are by name, without braces. As in Postfix, they are sent even to a milter that
+        does not want the command.
         """
         if stage is not self._skips:
             self._skips = None
@@ -197,8 +197,8 @@ class MilterDialogue:
         octets = b""
         if command.macros is not None:
             names = self._wants.macros.get(command.macros, _MACROS[command.macros])
-            found = ((name, macros.get(name.strip("{}"), "")) for name in names)
-            texts = codec.text_of(*(text for pair in found if pair[1] for text in pair))
+            pairs = ((name, macros.get(name.strip("{}"), "")) for name in names)
+            texts = codec.text_of(*(text for pair in pairs if pair[1] for text in pair))
             octets = codec.encode(b"D", command.octet, texts)
         if self._wants.steps & command.unwanted:
             return octets, False
@@ -224,7 +224,7 @@ class MilterDialogue:
             self._skips = stage
         is_session = stage in (FilterStage.CONNECT, FilterStage.HELO)
         answer = FilterAnswer(word, reply, self.name)
-        if command == codec.DISCARD and is_session:  # not allowed: as Postfix
+        if command == codec.DISCARD and is_session:  # not allowed: ignored, as by Postfix
             return GO_ON
         if command == codec.SHUTDOWN or (is_session and (reply or command == codec.ACCEPT)):
             self.session = answer
@@ -233,7 +233,7 @@ class MilterDialogue:
         return answer
 
     def fault(self, reply: str = "") -> None:
-        """Note that the milter is down or faulty: the result of `when_down`, or a reply."""
+        """Record that the milter is down or faulty: the result is `reply`, or by `when_down`."""
         self.session = FilterAnswer("down", reply or _WHEN_DOWN[self._when_down], self.name)
         self.changes = MilterChanges()
 
@@ -244,7 +244,7 @@ class MilterDialogue:
         return octets
 
     def end_message(self) -> None:
-        """Forget the message, which the milter has decided."""
+        """Forget the message, about which the milter has decided."""
         self._in_message = self._accepts_message = self._body_ended = False
         self._skips = None
         self.changes = MilterChanges()
@@ -264,7 +264,7 @@ class MilterDialogue:
         if isinstance(change, str):
             changes.quarantine = change
         elif isinstance(change, PathChange):
-            if change.address or change.command == codec.CHANGE_SENDER:  # as Postfix
+            if change.address or change.command == codec.CHANGE_SENDER:  # as in Postfix
                 changes.paths.append(change)
         else:
             changes.fields.append(change)

@@ -1,7 +1,7 @@
-"""A message on its way through the milters: each sees what the one before it has changed.
+"""A message on its way through the milters: each sees the changes of the milters before it.
 
-A body of more than 1 MiB is read and written in blocks. The changes of a milter are applied when
-it has decided, all or none.
+A body of more than 1 MiB is read and written in blocks. The changes of a milter are applied when it
+has decided: either all of them or none.
 """
 
 import asyncio
@@ -25,18 +25,18 @@ _CHUNK_OCTETS: Final = 65535  # of a body, in one packet
 _BLANK_LINE: Final = b"\r\n"
 _RESULTS: Final = b"authentication-results"
 _BLOCK_OCTETS: Final = 8 * _CHUNK_OCTETS
-_QUICK_CHANGES: Final = 100  # of fields: more of them take up to seconds
+_QUICK_CHANGES: Final = 100  # of fields; more take up to seconds
 
 
 class NewBodies(Struct, frozen=True):
-    """Where new bodies go, and how large they may be."""
+    """How large new bodies may be, and where they are stored."""
 
     size_max_bytes: int  # of a message
-    new_file: Callable[[], IncomingBody]  # for one of more than 1 MiB
+    new_file: Callable[[], IncomingBody]  # for a body of more than 1 MiB
 
 
 class NewBody:
-    """The body with which a milter replaces that of the message."""
+    """The body with which a milter replaces the body of the message."""
 
     def __init__(self, store: NewBodies) -> None:
         self._store = store
@@ -75,9 +75,9 @@ class NewBody:
 
 
 class FilterVerdict:
-    """What the milters decide about a message, and what they have made of it so far.
+    """What the milters decide about a message, and the message with their changes so far.
 
-    With a reply in `answer`, or `discarded_by`, nothing of the rest counts. The caller calls
+    With a reply in `answer`, or with `discarded_by`, the rest is ignored. The caller calls
     release() when the message was accepted or refused.
     """
 
@@ -103,7 +103,7 @@ class FilterVerdict:
 
     @property
     def results(self) -> list[bytes]:
-        """The values of the Authentication-Results that milters wrote, and that are left."""
+        """The values of Authentication-Results that milters wrote, and that none has removed."""
         fields = (*self.shown.top, *self.shown.header.fields)
         return [octets.partition(b":")[2] for _, octets in fields if octets in self._written]
 
@@ -113,8 +113,9 @@ class FilterVerdict:
         return b"".join(octets for _, octets in self.shown.top)
 
     def chunks(self) -> Iterator[bytes]:
-        """Yield the body without the blank line, as packets take it, for next_block(). Raises
-        UnreadableError.
+        """Yield the body without the blank line, in parts of the size of a packet.
+
+        It is for next_block(). Raises UnreadableError.
         """
         rest, blank = self.rest, _BLANK_LINE
         body = () if isinstance(rest, bytes) else rest.body
@@ -128,32 +129,33 @@ class FilterVerdict:
                 yield text[at : at + _CHUNK_OCTETS]
 
     async def change(self, dialogue: MilterDialogue, body: NewBody) -> tuple[str, ...]:
-        """Apply the changes of a milter, all or none; return them for people. Raises
-        MilterFaultError, and what a new file raises.
+        """Apply the changes of a milter, all or none; return them as short texts.
+
+        Raises MilterFaultError, and what a new file raises.
         """
         changes = dialogue.changes
         blank = dialogue.leading_blank
         apply = partial(self.shown.changed, changes.fields, leading_blank=blank)
         is_quick = len(changes.fields) <= _QUICK_CHANGES
-        shown = apply() if is_quick else await asyncio.to_thread(apply)
+        header = apply() if is_quick else await asyncio.to_thread(apply)
         self.rest = await body.ended() if changes.replaces_body else self.rest
-        self.shown = shown
-        for one in changes.paths:
-            if one.command == codec.CHANGE_SENDER:
-                self.sender = one
-            elif one.command == codec.REMOVE_RECIPIENT:
-                self.added.pop(one.address, None)
-                self.removed.add(one.address)
+        self.shown = header
+        for path in changes.paths:
+            if path.command == codec.CHANGE_SENDER:
+                self.sender = path
+            elif path.command == codec.REMOVE_RECIPIENT:
+                self.added.pop(path.address, None)
+                self.removed.add(path.address)
             else:
-                self.added[one.address] = dialogue.name
-        results = [one for one in changes.fields if one.name.lower() == _RESULTS]
-        self._written.update(written(one, leading_blank=blank) for one in results)
+                self.added[path.address] = dialogue.name
+        results = [field for field in changes.fields if field.name.lower() == _RESULTS]
+        self._written.update(written(field, leading_blank=blank) for field in results)
         if changes.quarantine is not None:
             self.quarantine, self.quarantined_by = changes.quarantine, dialogue.name
         return changes.described()
 
     def release(self) -> None:
-        """Remove the files of new bodies, except that of a message that was accepted."""
-        for one in self.files:
-            one.discard()
+        """Remove the files of new bodies. The body of an accepted message is kept."""
+        for file in self.files:
+            file.discard()
         self.files.clear()

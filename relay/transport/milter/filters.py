@@ -1,8 +1,9 @@
 """The milters of the configuration, in their order, and what they say in an SMTP session.
 
-The first one that refuses a command answers the client, and those after it do not hear that
-command. Header and body go to one after the other, each sees the changes of those before it. After
-ten minutes a message is decided, whatever progress a milter reports: no client waits longer.
+The first milter that refuses a command answers the client, and the milters after it do not get
+that command. Header and body are sent to one milter after the other; each sees the changes of those
+before it. After ten minutes a message is decided, even if a milter reports progress: no client
+waits longer.
 """
 
 import asyncio
@@ -27,7 +28,7 @@ from relay.transport.milter.connection import (
 from relay.transport.milter.dialogue import GO_ON, FilterAnswer, FilterStage, MilterDialogue
 from relay.transport.milter.filtered_message import FilterVerdict, NewBodies, NewBody
 
-_ALL_S: Final = 600.0  # RFC 5321 4.5.3.2.6: so long a client waits for the final dot
+_ALL_S: Final = 600.0  # the time for which clients wait after the final dot (RFC 5321 4.5.3.2.6)
 _ACCEPTED: Final = ("continue", "accept")
 Observe = Callable[[str, str, float], None]  # a milter's name, its answer, after how many seconds
 
@@ -42,7 +43,7 @@ class FilterClient(Struct, frozen=True):
 
 
 class MilterSet:
-    """The milters of a process. A reload replaces them; sessions keep those with which they began.
+    """The milters of a process. A reload replaces them; open sessions keep their milters.
 
     `observe` is called for each refusal, and for each decision about a message.
     """
@@ -56,31 +57,38 @@ class MilterSet:
         self.replace(milters)
 
     def replace(self, milters: Sequence[Milter]) -> None:
-        """Use these milters from now on. Those that stay keep the number of their connections."""
-        kept = {one.settings: one for one in self._milters}
-        self._milters = tuple(kept.get(one) or ConfiguredMilter(one) for one in milters)
+        """Use these milters from now on. Unchanged ones keep their number of connections."""
+        kept = {milter.settings: milter for milter in self._milters}
+        self._milters = tuple(
+            kept.get(settings) or ConfiguredMilter(settings) for settings in milters
+        )
 
     @property
     def down(self) -> dict[str, str]:
         """The milters whose last connection failed, by name, and why."""
-        return {one.settings.name: one.fault for one in self._milters if one.fault}
+        return {milter.settings.name: milter.fault for milter in self._milters if milter.fault}
 
     async def probe(self) -> None:
-        """Find out which milters are up, whether mail comes or not; `down` says it."""
-        await asyncio.gather(*(one.probe() for one in self._milters))
+        """Find out which milters are up, also without mail; `down` has the result."""
+        await asyncio.gather(*(milter.probe() for milter in self._milters))
 
     def session(self, role: MilterRole) -> "FilterSession | None":
         """Return a session of the milters of this role, None if there are none."""
         most = STRANGERS_MAX if role == "relay" else CONNECTIONS_MAX
-        found = [MilterConnection(x, most) for x in self._milters if role in x.settings.role]
-        return FilterSession(found, self._hostname, self._observe) if found else None
+        connections = [
+            MilterConnection(milter, most)
+            for milter in self._milters
+            if role in milter.settings.role
+        ]
+        return FilterSession(connections, self._hostname, self._observe) if connections else None
 
 
 class FilterSession:
-    """The milters of one SMTP session. Its commands are called as the client gives them, one at a
-    time, connect() first; close() always at the end.
+    """The milters of one SMTP session.
 
-    Names of macros are without braces. A macro without a value is not sent.
+    The methods are called for the commands of the client, one at a time: first connect(), and
+    always close() at the end. Names of macros are without braces. A macro without a value is not
+    sent.
     """
 
     def __init__(
@@ -91,18 +99,18 @@ class FilterSession:
         self._of_session: dict[str, str] = {"j": hostname, "v": "Relay"}
         self._macros: dict[str, str] = {}  # of the session and the message
         self._said: dict[str, MilterSaid] = {}  # about the message, by the milter's name
-        self._said_of_session: dict[str, MilterSaid] = {}  # what holds for each message
+        self._said_of_session: dict[str, MilterSaid] = {}  # about each message of the session
         self._discarded_by = ""
 
     async def connect(self, client: FilterClient) -> FilterAnswer:
-        """Open the connections and announce the client. A refusal is repeated by each command."""
-        shown = client.name or "unknown"
+        """Open the connections and announce the client. A refusal is the answer to each command."""
+        name = client.name or "unknown"
         self._of_session |= {
-            "client_name": shown,
+            "client_name": name,
             "client_addr": client.address,
-            "client_ptr": shown,
+            "client_ptr": name,
             "client_port": str(client.port),
-            "_": f"{shown} [{client.address}]",
+            "_": f"{name} [{client.address}]",
             **client.macros,
         }
         self._macros = dict(self._of_session)
@@ -144,17 +152,17 @@ class FilterSession:
     async def message(
         self, content: ParsedContent, store: NewBodies, macros: Mapping[str, str] | None = None
     ) -> FilterVerdict:
-        """Ask about header and body, which have no fields of Relay's own, after the final dot.
+        """Ask about header and body, without fields that Relay adds, after the final dot.
 
-        Raises UnreadableError, and what `store` raises where the disk is full; nothing is left of
-        the message then.
+        Raises UnreadableError, and what `store` raises if the disk is full. Then the files of the
+        message are removed.
         """
         self._macros |= macros or {}
         verdict = FilterVerdict(content, store)
         until = now_s() + _ALL_S
         try:
-            for one in self._connections if not self._discarded_by else ():
-                verdict.answer = await self._ask_about(verdict, one, until)
+            for connection in self._connections if not self._discarded_by else ():
+                verdict.answer = await self._ask_about(verdict, connection, until)
                 if verdict.answer.reply or self._discarded_by:
                     break
         except BaseException:
@@ -162,7 +170,7 @@ class FilterSession:
             raise
         finally:
             said = {**self._said_of_session, **self._said}
-            names = (one.dialogue.name for one in self._connections)
+            names = (connection.dialogue.name for connection in self._connections)
             verdict.said = tuple(said[name] for name in names if name in said)
             verdict.discarded_by = self._discarded_by
             self.abort()
@@ -170,44 +178,44 @@ class FilterSession:
 
     def abort(self) -> None:
         """End a message that was not decided: RSET, a refused DATA, the end of a transaction."""
-        for one in self._connections:
-            one.abort()
+        for connection in self._connections:
+            connection.abort()
         self._said.clear()
         self._discarded_by = ""
 
     def close(self) -> None:
         """End the session, without waiting."""
-        for one in self._connections:
-            one.close()
+        for connection in self._connections:
+            connection.close()
 
     async def _ask_all(self, stage: FilterStage, data: bytes) -> FilterAnswer:
-        """Give a command to each milter, until one answers for all."""
+        """Send a command to each milter, until one refuses it or discards the message."""
         until = now_s() + _ALL_S
-        for one in self._connections if not self._discarded_by else ():
+        for connection in self._connections if not self._discarded_by else ():
             began_s = now_s()
             if stage is FilterStage.CONNECT:
-                await one.open(until)
-            answer = await one.ask(stage, data, self._macros, until=until)
-            self._heard(one, stage, answer, began_s=began_s)
+                await connection.open(until)
+            answer = await connection.ask(stage, data, self._macros, until=until)
+            self._heard(connection, stage, answer, began_s=began_s)
             if answer.reply or self._discarded_by:
                 return answer
         return GO_ON
 
     async def _ask_about(
-        self, verdict: FilterVerdict, one: MilterConnection, until: float
+        self, verdict: FilterVerdict, connection: MilterConnection, until: float
     ) -> FilterAnswer:
         """Ask a milter about a message, and apply its changes if it accepts the message."""
-        dialogue, began_s = one.dialogue, now_s()
+        dialogue, began_s = connection.dialogue, now_s()
         if dialogue.is_done:
             return dialogue.session or GO_ON
         answer, stage = GO_ON, FilterStage.HEADER
         changes: tuple[str, ...] = ()
         body = NewBody(verdict.store)
-        with one.guarded():
+        with connection.guarded():
             try:
                 async with aclosing(_commands(verdict, dialogue)) as commands:
                     async for stage, data in commands:
-                        answer = await one.ask(
+                        answer = await connection.ask(
                             stage, data, self._macros, until=until, take=body.add
                         )
                         if answer.answer != GO_ON.answer:
@@ -215,30 +223,31 @@ class FilterSession:
                 if stage is FilterStage.END_OF_MESSAGE and dialogue.session is None:
                     if answer.answer in _ACCEPTED:
                         changes = await verdict.change(dialogue, body)
-                    one.milter.works()
+                    connection.milter.works()
                     dialogue.end_message()
             finally:
                 verdict.files += body.files
         answer = dialogue.session or answer
-        self._heard(one, stage, answer, began_s=began_s, changes=changes)
+        self._heard(connection, stage, answer, began_s=began_s, changes=changes)
         return answer
 
     def _heard(
         self,
-        one: MilterConnection,
+        connection: MilterConnection,
         stage: FilterStage,
         answer: FilterAnswer,
         *,
         began_s: float,
         changes: tuple[str, ...] = (),
     ) -> None:
-        """Record an answer, unless it is repeated or only lets a command pass."""
-        name, session = one.dialogue.name, one.dialogue.session
+        """Record an answer, unless it is a repetition or only lets a command pass."""
+        name, session = connection.dialogue.name, connection.dialogue.session
         is_last = stage is FilterStage.END_OF_MESSAGE or answer.answer != GO_ON.answer
         if is_last and not (session and name in self._said_of_session):
-            reason = one.milter.fault if answer.answer == "down" else answer.reply
+            reason = connection.milter.fault if answer.answer == "down" else answer.reply
             said = MilterSaid(name, stage.value, answer.answer, reason, changes)
-            (self._said if session is None else self._said_of_session)[name] = said
+            answers = self._said if session is None else self._said_of_session
+            answers[name] = said
             self._observe(name, answer.answer, now_s() - began_s)
         if answer.answer == "discard":
             self._discarded_by = name
@@ -247,7 +256,7 @@ class FilterSession:
 async def _commands(
     verdict: FilterVerdict, dialogue: MilterDialogue
 ) -> AsyncGenerator[tuple[FilterStage, bytes]]:
-    """Yield what a milter is sent about a message, unless it wants no more of that."""
+    """Yield the stages and data of a message that the milter wants."""
     for name, value in verdict.shown.fields(leading_blank=dialogue.leading_blank):
         if not dialogue.wants(FilterStage.HEADER):
             break

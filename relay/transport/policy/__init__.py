@@ -16,24 +16,26 @@ What a rule asks and does:
 - `conditions`: the keys of `when` and `unless`: sender, recipient, client, login, size, header ...
 - `content_conditions`: the conditions on the content: attachment names and types, words and card
   numbers in the body, the kind of the message: automatic, list, signed, calendar ...
-- `actions`: the keys of `then`: reject, defer, hold, rate_limit (per sender, login or client),
-  redirect, quarantine, bcc, cc, discard, journal, notify, next_hop, headers, subject prefix,
-  disclaimer; what a content is after the edits of a rule
+- `actions`: the keys of `then`, and which actions end a rule
+- `recipient_actions`: the actions on who gets a message: reject, defer, discard, hold, next_hop,
+  rate_limit (per sender, login or client), redirect, quarantine, bcc, journal, notify
+- `content_actions`: the actions that edit a message: cc, set_header, remove_header, subject_prefix,
+  set_sender, disclaimer; what a content is after the edits of a rule
 
 The evaluation:
 
 - `engine`: applies the rules in order: what each recipient gets, which copies differ
 - `rule_book`: the rules of the operator and of tenants; whose rules run on a message
-- `rule_index`: which rules can match a message at all, without asking each of them
+- `rule_index`: which rules can match a message at all, without evaluating each of them
 - `message_view`: what conditions read of a message, each fact once
 - `message_parts`: attachments and parts of a message, also in encoded ones; too many parts
-- `archives`: what is in ZIP files; the bounds; asks the process that looks into them
-- `archive_child`: that process: inflates, finds names and types; what is encrypted or unreadable
+- `archives`: what is in ZIP files; the bounds; requests to the child process that reads them
+- `archive_child`: the child process: inflates, finds names and types; encrypted, unreadable files
 - `attachment_names`: every file name and boundary that a program may read in a part's fields
 - `body_text`: the text of a body as a reader sees it
 - `globs`: how * and ? match
 - `patterns`: regular expressions (RE2), and which are too slow
-- `folding`: which characters are alike in comparisons, and which are invisible
+- `folding`: which characters are equal in comparisons, and which are invisible
 
 Tests and explanations:
 

@@ -1,14 +1,16 @@
-"""The child process that looks into archives: it can be killed, and its limits are low.
+"""The child process that reads archives: it can be killed, and its limits are low.
 
 A request is the descriptor of a file with a JSON object: how many `entries` and inflated `octets`
-are left, and `cpu_s`. The answer is its length, followed by a JSON object: the `entries`, each with
-names and types; whether it is a `zip` file, `encrypted` or `unreadable`; `bound`, the one that was
-exceeded, "" for none; what is left of `entries_left` and `octets_left`.
+are left, and `cpu_s`. The answer is a length and a JSON object: the `entries`, each with names and
+types; whether the file is a `zip` file, `encrypted` or `unreadable`; the `bound` that it exceeds,
+or ""; and how many `entries_left` and `octets_left` there are.
 
 Entries are inflated and compared with their checksums. Programs differ in which entries of a
-damaged or doubled ZIP file they find: it is unreadable if something is in it that its directory
-does not list, or says otherwise. PKWARE APPNOTE 4.3, 4.4.4 (encryption), 4.6.9 (a name in Unicode);
-MS-CFB 2.6; MS-OFFCRYPTO 2.3.4.4 (EncryptedPackage).
+damaged or doubled ZIP file they find. So a file is unreadable if it has something that its
+directory does not list or describes differently.
+
+PKWARE APPNOTE 4.3, 4.4.4 (encryption), 4.6.9 (a name in Unicode); MS-CFB 2.6; MS-OFFCRYPTO 2.3.4.4
+(EncryptedPackage).
 """
 
 import json
@@ -52,7 +54,7 @@ _AES = 99  # a method of compression
 _UNICODE_PATH = 0x7075
 _UTF_8 = 0x800
 _PACKAGE = "EncryptedPackage\0".encode("utf-16-le")
-_DIRECTORY_ENTRY_OCTETS = 128  # of OLE, each at a multiple of it
+_DIRECTORY_ENTRY_OCTETS = 128  # of OLE; the position of each is a multiple
 
 
 class OverBoundError(Exception):
@@ -60,8 +62,9 @@ class OverBoundError(Exception):
 
 
 class _Source:
-    """A file for ZipFile, which reads all of a directory at once, however large, and takes 5 µs for
-    each record in it, also of a damaged one.
+    """A file for ZipFile, with a bound for the directory.
+
+    ZipFile reads a whole directory at once, of any size, and needs 5 µs for each record in it.
     """
 
     def __init__(self, file: IO[bytes], count: Callable[[int], None]) -> None:
@@ -70,7 +73,7 @@ class _Source:
         self.count: Callable[[int], None] | None = count  # gets the number of records
 
     def read(self, length: int = -1) -> bytes:
-        """Return so many octets, or all that are left. Raises what `count` raises."""
+        """Return `length` octets, or all that are left. Raises what `count` raises."""
         is_bounded = 0 <= length <= _DIRECTORY_OCTETS_MAX
         octets = self._file.read(length if is_bounded else _DIRECTORY_OCTETS_MAX + 1)
         if len(octets) > _DIRECTORY_OCTETS_MAX:
@@ -81,7 +84,7 @@ class _Source:
 
 
 class Examination:
-    """What is in a file: `entries` are all that were found so far."""
+    """What is in a file; `entries` has what was found so far."""
 
     def __init__(self, *, entries: int, octets: int) -> None:
         self.entries_left, self.octets_left = entries, octets
@@ -106,7 +109,7 @@ class Examination:
         return types
 
     def _read_zip(self, file: IO[bytes], depth: int) -> bool:
-        """Add what is in a ZIP file. Return whether its directory could be read, and is right."""
+        """Add what is in a ZIP file. Return whether its directory is readable and complete."""
         source = _Source(file, self._count_entries)
         try:
             archive = ZipFile(cast("IO[bytes]", source))
@@ -173,7 +176,7 @@ def _has_zip(file: IO[bytes]) -> bool:
         held += block
         end = held.rfind(END_RECORD)
         begin = held.find(_DIRECTORY_RECORD), held.find(_LOCAL_RECORD)
-        if end >= 0 and (is_begun or any(0 <= each < end for each in begin)):
+        if end >= 0 and (is_begun or any(0 <= start < end for start in begin)):
             return True
         is_begun |= max(begin) >= 0
         held = held[1 - len(END_RECORD) :]
@@ -181,9 +184,9 @@ def _has_zip(file: IO[bytes]) -> bool:
 
 
 def _lists_all(file: IO[bytes], archive: ZipFile) -> bool:
-    """Return whether all of a file is what its directory says, as far as programs may differ."""
+    """Return whether the directory lists all entries that a program may find in the file."""
     at, others = 0, list[tuple[int, int]]()
-    for info in sorted(archive.infolist(), key=lambda each: each.header_offset):
+    for info in sorted(archive.infolist(), key=lambda zip_info: zip_info.header_offset):
         file.seek(max(0, info.header_offset))  # less than 0 makes no sense
         octets = file.read(_LOCAL.size)
         if len(octets) < _LOCAL.size:
@@ -193,39 +196,39 @@ def _lists_all(file: IO[bytes], archive: ZipFile) -> bool:
         if (
             magic != _LOCAL_RECORD
             or method != info.compress_type
-            or (flags ^ info.flag_bits) & _ENCRYPTED
+            or flags & _ENCRYPTED != info.flag_bits & _ENCRYPTED
             or not (is_elsewhere or size == info.compress_size)
         ):
             return False
         others.append((at, info.header_offset))
         begin = info.header_offset + _LOCAL.size + sum(lengths)
-        # where the header has no size, something may stand behind what is compressed
+        # without a size in the header, another entry may follow the compressed octets
         is_known = not is_elsewhere or method == ZIP_STORED
         at = max(at, begin + (info.compress_size if is_known else 0))
     others.append((at, archive.start_dir))
     end = file.seek(0, os.SEEK_END)
-    return not any(_records(file, *each) for each in others) and (
+    return not any(_records(file, *span) for span in others) and (
         _records(file, archive.start_dir, end) <= 1
     )
 
 
 def _records(file: IO[bytes], start: int, end: int) -> int:
     """Return how many records there are in a part of the file."""
-    found, held = 0, b""
+    count, held = 0, b""
     while start < end:
         file.seek(start)
         block = file.read(min(_BLOCK_OCTETS, end - start))
         if not block:
             break
         held += block
-        found += len(_RECORD.findall(held))
+        count += len(_RECORD.findall(held))
         start += len(block)
-        held = held[1 - _RECORD_OCTETS :]  # no whole one
-    return found
+        held = held[1 - _RECORD_OCTETS :]  # too short for a whole record
+    return count
 
 
 def _has_encrypted_package(file: IO[bytes]) -> bool:
-    """Return whether a directory entry of an OLE file is called so."""
+    """Return whether an OLE file has a directory entry "EncryptedPackage"."""
     held, place = b"", 0
     for block in _blocks(file):
         held += block
@@ -240,8 +243,8 @@ def _has_encrypted_package(file: IO[bytes]) -> bool:
 
 
 def _names(info: ZipInfo) -> Iterator[str]:
-    """Yield the names that programs show: up to a NUL or beyond it, in other charsets, from the
-    extra field.
+    """Yield the names that programs may show: cut at a NUL or whole, in other charsets, and the
+    name in the extra field.
     """
     yield from (info.filename, info.orig_filename)
     if not info.flag_bits & _UTF_8:
@@ -256,21 +259,21 @@ def _names(info: ZipInfo) -> Iterator[str]:
 
 def examine(file: IO[bytes], *, entries: int, octets: int) -> dict[str, Any]:
     """Return the answer about a file."""
-    found, bound = Examination(entries=entries, octets=octets), ""
+    examination, bound = Examination(entries=entries, octets=octets), ""
     try:
-        found.look(file)
+        examination.look(file)
     except OverBoundError as error:
         bound = str(error)
     except MemoryError:
         bound = "the memory"
     return {
-        "entries": found.entries,
-        "zip": found.is_zip,
-        "encrypted": found.is_encrypted,
-        "unreadable": found.is_unreadable or bool(bound),
+        "entries": examination.entries,
+        "zip": examination.is_zip,
+        "encrypted": examination.is_encrypted,
+        "unreadable": examination.is_unreadable or bool(bound),
         "bound": bound,
-        "entries_left": max(0, found.entries_left),
-        "octets_left": max(0, found.octets_left),
+        "entries_left": max(0, examination.entries_left),
+        "octets_left": max(0, examination.octets_left),
     }
 
 

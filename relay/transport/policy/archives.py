@@ -1,12 +1,13 @@
-"""Look into the archives among the attachments of a message, for the conditions on attachments.
+"""Read the archives among the attachments of a message, for the conditions on attachments.
 
-Nothing is inflated here. A child process does it, relay/transport/policy/archive_child.py, one file
-at a time; each thread that asks at the same time has its own. It is killed when it takes too long,
-and the next file gets a new one. The bounds are for all attachments of a message together, in all
-contents that rules make of it. A file whose content neither begins as an archive or an OLE file nor
-has the end record of a ZIP file costs no request.
+Nothing is inflated in this process. A child process inflates one file at a time
+(relay/transport/policy/archive_child.py). Threads that ask at the same time have different child
+processes. A child that takes too long is killed, and the next file gets a new one. The bounds are
+for all attachments of a message together, in all contents that rules make of the message. A file is
+sent to a child only if it begins as an archive or an OLE file, or has the end record of a ZIP file.
 
-The calls block, for threads. Raises OSError if no process can be started, or a body not be read.
+The calls block, and are made in threads. They raise OSError if no process can be started, or if a
+body cannot be read.
 """
 
 import atexit
@@ -31,20 +32,20 @@ from relay.transport.policy.archive_child import END_RECORD, LENGTH_BYTES, READY
 from relay.transport.policy.attachment_names import normalised
 from relay.transport.policy.message_parts import AttachedFile, MessagePart, decodings
 
-ENTRIES_MAX = 1000  # of a message, those of archives in archives too
+ENTRIES_MAX = 1000  # of a message, also in archives inside archives
 INFLATED_OCTETS_MAX = 100_000_000  # of a message
-TIME_LIMIT_S = 5.0  # the same
-_START_LIMIT_S = 30.0  # not caused by the file: the machine is busy
-_ASK_AGAIN_S = 0.05  # whether the caller has given up
+TIME_LIMIT_S = 5.0  # of a message
+_START_LIMIT_S = 30.0  # for the start of a process, on a busy machine
+_ASK_AGAIN_S = 0.05  # between two checks whether the caller has given up
 _ATTEMPTS = 2  # the first process may have been killed while it was idle, or by the kernel
 _READ_BYTES = 1 << 16
 _LOOKED_INTO = ARCHIVES | {OLE}
 
 
 class UnexaminedArchiveError(Exception):
-    """What a condition asks is not known, because an archive exceeds a bound."""
+    """A condition cannot be evaluated, because an archive exceeds a bound."""
 
-    rule = ""  # that asks
+    rule = ""  # the rule with the condition
 
 
 class ArchiveContents(Struct, frozen=True):
@@ -53,13 +54,15 @@ class ArchiveContents(Struct, frozen=True):
     entries: tuple[AttachedFile, ...] = ()
     is_encrypted: bool = False
     is_unreadable: bool = False
-    bound: str = ""  # that it exceeds; "" for none
-    types: tuple[str, ...] = ()  # of its content; ZIP too if it may be one
+    bound: str = ""  # the bound that it exceeds; "" for none
+    types: tuple[str, ...] = ()  # of its content; also ZIP if it may be a ZIP file
 
 
 class MessageArchives:
-    """What is left for the archives of a message, and what is known of them: rules may make many
-    contents of it. `between` is called while one waits.
+    """What is left of the bounds for a message, and the answers about its files so far.
+
+    Rules may make many contents of a message; all of them share this. `between` is called while
+    the caller waits for an answer.
     """
 
     def __init__(self, between: Callable[[], None]) -> None:
@@ -73,8 +76,8 @@ class _ArchiveProcess(ChildProcess):
     """A process of relay.transport.policy.archive_child."""
 
     def receive(self, length: int, until_s: float, limits: MessageArchives) -> bytes:
-        """Return so many octets. Raises EOFError, TimeoutError, ConnectionError, what `between`
-        raises.
+        """Return `length` octets. Raises EOFError, TimeoutError, ConnectionError, and what
+        `between` raises.
         """
         received = bytearray()
         while len(received) < length:
@@ -89,20 +92,20 @@ class _ArchiveProcess(ChildProcess):
         return bytes(received)
 
     def end(self) -> None:
-        """Kill it and reap it."""
+        """Kill the process, and reap it."""
         self.process.kill()
         self.socket.close()
         self.process.wait()
 
 
 class ArchiveReader:
-    """Asks child processes, which it keeps for the next file: as many as were asked at a time."""
+    """Sends files to child processes. Idle ones are kept for the next file."""
 
     def __init__(self) -> None:
         self._idle: list[_ArchiveProcess] = []
 
     def ask(self, descriptor: int, limits: MessageArchives) -> dict[str, Any] | None:
-        """Return the answer about an open file, None if that takes too long or kills the process.
+        """Return the answer about an open file; None if it takes too long or the process ends.
 
         What `between` raises ends the call. Raises OSError.
         """
@@ -166,11 +169,11 @@ def archive_contents(
     relay.transport.policy.message_parts.attachments(). Raises OSError.
     """
     octets = octets_of(content.joined())
-    return tuple([_contents(octets, each, limits) for each in parts if each.is_attachment])
+    return tuple([_contents(octets, part, limits) for part in parts if part.is_attachment])
 
 
 def _contents(octets: Octets, part: MessagePart, limits: MessageArchives) -> ArchiveContents:
-    found = ArchiveContents()
+    contents = ArchiveContents()
     for body, coding in decodings(octets, part):
 
         def blocks(body: Octets = body, coding: Any = coding) -> Iterator[bytes]:
@@ -186,15 +189,16 @@ def _contents(octets: Octets, part: MessagePart, limits: MessageArchives) -> Arc
             AttachedFile(tuple(dict.fromkeys(map(normalised, names))), tuple(kinds))
             for names, kinds in answer.get("entries", ())
         ]
-        is_zip = bool(answer.get("zip") or answer["bound"])
-        found = ArchiveContents(
-            (*found.entries, *entries),
-            found.is_encrypted or answer.get("encrypted", False),
-            found.is_unreadable or answer["unreadable"],
-            found.bound or answer["bound"],
-            tuple(dict.fromkeys((*found.types, *types, *[ZIP] * is_zip))),
+        if answer.get("zip") or answer["bound"]:
+            types = (*types, ZIP)
+        contents = ArchiveContents(
+            (*contents.entries, *entries),
+            contents.is_encrypted or answer.get("encrypted", False),
+            contents.is_unreadable or answer["unreadable"],
+            contents.bound or answer["bound"],
+            tuple(dict.fromkeys((*contents.types, *types))),
         )
-    return found
+    return contents
 
 
 def _answer(blocks: Iterator[bytes], limits: MessageArchives) -> dict[str, Any]:

@@ -1,9 +1,9 @@
 """Find every file name that a mail program may read in a field of a part, for rules on names.
 
-Programs differ: in comments, quotes, escapes, sections, folding, encoded words, missing semicolons.
-The names of relay.formats.content_fields come first; of fields with such specials, what follows
-each `name=` is also read in the other ways. A name too many is only one that no program shows. Time
-is linear in the length of a field: what is read ends where the next name begins.
+Programs differ in how they read comments, quotes, escapes, sections, folding, encoded words and
+missing semicolons. The names of relay.formats.content_fields come first. If a field has any of
+these, what follows each `name=` is also read in the other ways. A name that no program shows does
+no harm. Time is linear in the length of a field: each reading ends where the next name begins.
 """
 
 import re
@@ -18,7 +18,7 @@ from relay.transport.policy.folding import folded
 
 NAME_CHARACTERS_MAX = 255  # the last ones, with the file extension
 _NAMES = ("name", "filename")
-# A field that all programs read alike, unless a parameter is there twice.
+# A field that all programs read in the same way, unless it has a parameter twice.
 _PLAIN = re.compile(
     r"\s*[\w.+/-]++\s*(?:;\s*(?:(?:[\w-]++(?:\*[0-9])?=(?:[\w.+-]++|\"[^\"\\%\0]*+\"))"
     r"|[\w-]++(?:\*[0-9])?\*=[\w.+/%'-]++)?)*+",
@@ -33,10 +33,10 @@ _ENDS = tuple(
 _COMMENT = re.compile(r"\([^()]*\)")
 _NOT_TEXT = str.maketrans("", "", '"\\\r\n\t;<>')
 _CODED = re.compile(r"=\?|%")
-_ENCODINGS_MAX = 4  # of a name, inside each other
+_ENCODINGS_MAX = 4  # layers of encodings of a name
 _NESTED_MAX = 10  # comments inside each other
 _BOUNDARY = re.compile(r"boundary[\s\"'*0-9]{0,20}=", re.IGNORECASE)
-_ESCAPED = re.compile(r'[^";]*+')  # as it is, if some programs keep a backslash
+_ESCAPED = re.compile(r'[^";]*+')  # unchanged, as by programs that keep a backslash
 _PLAIN_BOUNDARY = re.compile(r'\s*(?:"[^"\\]*+"|[^"\\\s();]++)\s*(?:;|\Z)')
 _ENDING = re.compile(r"[\0\r\n]")  # a program may end a name there
 _TRAILING = " ./\\\"'<>|*?:"
@@ -46,21 +46,22 @@ _separators = re.compile(r"[/\\]")
 
 def names_in(value: bytes) -> tuple[list[str], bool]:
     """Return all names in the unfolded value of Content-Type or Content-Disposition, normalised;
-    and whether all programs read them alike.
+    and whether all programs read the same names.
     """
     if b"name" not in value.lower() and b"=?" not in value:
         return [], True
     text = value.decode("utf-8", "surrogateescape")
     field = content_field(text)
-    found = list(_of(field))
-    found += _decoded(filter(_CODED.search, found))
+    names = list(_of(field))
+    names += _decoded(filter(_CODED.search, names))
     keys = [key for key, _ in field.parameters]
     sections = [_number(key) for key in keys if "*" in key]
     is_plain = len(set(keys)) == len(keys) and sections == list(range(len(sections)))
-    if not (is_plain := is_plain and bool(_PLAIN.fullmatch(text))):
-        found += filter(None, _decoded(_others(text)))
-    found += [_ENDING.split(one, 1)[0] for one in found if _ENDING.search(one)]
-    return list(dict.fromkeys(map(normalised, found))), is_plain
+    is_plain = is_plain and bool(_PLAIN.fullmatch(text))
+    if not is_plain:
+        names += filter(None, _decoded(_others(text)))
+    names += [_ENDING.split(name, 1)[0] for name in names if _ENDING.search(name)]
+    return list(dict.fromkeys(map(normalised, names))), is_plain
 
 
 def boundaries_in(value: bytes) -> list[bytes]:
@@ -70,28 +71,28 @@ def boundaries_in(value: bytes) -> list[bytes]:
     if b"boundary" not in value.lower() and b"(" not in value:
         return []
     usual = content_field(value.decode("ascii", "surrogateescape")).raw("boundary").rstrip()
-    text, found = value.decode("utf-8", "surrogateescape"), list[str]()
+    text, boundaries = value.decode("utf-8", "surrogateescape"), list[str]()
     places = list(_BOUNDARY.finditer(text))
     is_plain = value.isascii() and len(places) == 1 and b"=?" not in value
     if not is_plain or not _PLAIN_BOUNDARY.match(text, places[0].end()):
-        for one in (text, _without_comments(text), _words(text)):
-            found += content_field(one, has_comments=False).all("boundary")
-            pieces = list(_loose(one, _BOUNDARY))
-            found += [*_decoded(pieces), *filter(_ESCAPED.fullmatch, pieces)]
-    found = [usual, *filter(None, map(str.strip, found))]
-    return [one.encode("utf-8", "surrogateescape") for one in dict.fromkeys(found)]
+        for reading in (text, _without_comments(text), _words(text)):
+            boundaries += content_field(reading, has_comments=False).all("boundary")
+            pieces = list(_loose(reading, _BOUNDARY))
+            boundaries += [*_decoded(pieces), *filter(_ESCAPED.fullmatch, pieces)]
+    boundaries = [usual, *filter(None, map(str.strip, boundaries))]
+    return [boundary.encode("utf-8", "surrogateescape") for boundary in dict.fromkeys(boundaries)]
 
 
 def normalised(name: str) -> str:
     """Return a name as the receiving system uses it, folded for comparison.
 
-    Only the last component of a path; no control or invisible characters, which could hide an
-    extension; no quotes or brackets around it, no stream of the file, and no trailing dots or
-    blanks, which Windows removes; NFKC (full-width forms as ASCII).
+    Of a path only the last component is left. Removed are control and invisible characters, which
+    could hide an extension; quotes and brackets around the name; the stream of a file; and trailing
+    dots and blanks, which Windows removes. The name is in NFKC (full-width forms as ASCII).
     """
-    shown = folded(name)
-    last = _separators.split(shown.rstrip(_TRAILING))[-1]
-    last = last.partition(_STREAM)[0].rstrip(_TRAILING) or last or shown
+    visible = folded(name)
+    last = _separators.split(visible.rstrip(_TRAILING))[-1]
+    last = last.partition(_STREAM)[0].rstrip(_TRAILING) or last or visible
     return last[-NAME_CHARACTERS_MAX:].casefold()
 
 
@@ -104,11 +105,11 @@ def _others(text: str) -> Iterator[str]:
     if "=?" in text:
         texts.append(_words(text))
     if "(" in text:
-        texts += [_without_comments(one) for one in texts]
-    for one in texts:
-        yield from _of(content_field(one))
-        yield from _of(content_field(one, has_comments=False))
-        yield from _loose(one)
+        texts += [_without_comments(form) for form in texts]
+    for form in texts:
+        yield from _of(content_field(form))
+        yield from _of(content_field(form, has_comments=False))
+        yield from _loose(form)
 
 
 def _without_comments(text: str) -> str:
@@ -123,9 +124,10 @@ def _without_comments(text: str) -> str:
 def _loose(text: str, names: re.Pattern[str] = _NAME) -> Iterator[str]:
     """Yield what follows each `name=`, and the sections of a name joined."""
     places = list(names.finditer(text))
-    ends = [*(one.start() for one in places[1:]), len(text)]
+    ends = [*(match.start() for match in places[1:]), len(text)]
     pieces = [
-        (_number(one[0]), text[one.end() : end]) for one, end in zip(places, ends, strict=False)
+        (_number(match[0]), text[match.end() : end])
+        for match, end in zip(places, ends, strict=False)
     ]
     for piece in dict.fromkeys(piece for _, piece in pieces):
         yield from _values(piece.lstrip())
@@ -134,13 +136,13 @@ def _loose(text: str, names: re.Pattern[str] = _NAME) -> Iterator[str]:
             yield piece
     if all(number < 0 for number, _ in pieces):
         return
-    for ordered, end in product((pieces, sorted(pieces, key=lambda one: one[0])), _ENDS):
+    for ordered, end in product((pieces, sorted(pieces, key=lambda pair: pair[0])), _ENDS):
         yield "".join(end.split(piece.strip(), 1)[0] for _, piece in ordered)
 
 
 def _number(name: str) -> int:
-    found = _SECTION.search(name)
-    return int(found[1]) if found else name.count("*") - 1
+    section = _SECTION.search(name)
+    return int(section[1]) if section else name.count("*") - 1
 
 
 def _values(piece: str) -> Iterator[str]:
@@ -151,20 +153,20 @@ def _values(piece: str) -> Iterator[str]:
 
 
 def _decoded(texts: Iterable[str]) -> list[str]:
-    """Return the texts without quotes, and what is encoded in them, in any order and again."""
-    found: dict[str, None] = {}
+    """Return the texts without quotes, and what they encode, also in several layers."""
+    decoded: dict[str, None] = {}
     for _ in range(_ENCODINGS_MAX):
-        bare = dict.fromkeys(one.translate(_NOT_TEXT).strip() for one in texts)
-        new = [one for one in bare if one not in found]
-        found |= bare
-        octets = [one.encode("utf-8", "surrogateescape") for one in new if _CODED.search(one)]
+        bare = dict.fromkeys(text.translate(_NOT_TEXT).strip() for text in texts)
+        new = [text for text in bare if text not in decoded]
+        decoded |= bare
+        octets = [text.encode("utf-8", "surrogateescape") for text in new if _CODED.search(text)]
         texts = [
-            *(text_of_words(one) for one in octets if b"=?" in one),
-            *(_unquoted(one) for one in octets if b"%" in one),
+            *(text_of_words(coded) for coded in octets if b"=?" in coded),
+            *(_unquoted(coded) for coded in octets if b"%" in coded),
         ]
         if not texts:
             break
-    return list(found)
+    return list(decoded)
 
 
 def _words(text: str) -> str:

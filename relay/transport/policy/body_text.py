@@ -1,11 +1,11 @@
 """Read the text of a message's body as a reader sees it, for the conditions on it.
 
-All parts that mail programs show as text, both alternatives too: of HTML the visible text, folded
-for comparison. Attachments and attached messages are left out. relay.formats.charsets reads the
-octets for rules as for all other readers.
+The text has all parts that mail programs show as text, also both alternatives. Of HTML it has the
+visible text. It is folded for comparison. Attachments and attached messages are left out.
+relay.formats.charsets decodes the octets, for rules as for all other readers.
 
-A large body is never in memory. Time is linear in the size of the message, and what takes most of
-it in the octets that are read.
+A large body is never in memory. Time is linear in the size of the message; most of it is spent on
+the octets that are read as text.
 RFC 2045 6 (encodings); RFC 2046 4.1.2 (charset), 5.1.4 (alternatives); RFC 2183 2 (disposition).
 """
 
@@ -74,7 +74,7 @@ def body_text(
 ) -> str:
     """Return the folded text of all bodies among the parts of a content, one after the other.
 
-    Of the first BODY_OCTETS_MAX octets, and no more characters than that.
+    Only the first BODY_OCTETS_MAX octets count, and the text has no more characters than that.
     Reading blocks; raises OSError for a large body that cannot be read.
     """
     octets = octets_of(content.joined())
@@ -97,10 +97,10 @@ def body_text(
 
 def _first_octets(source: Octets, encoding: str, limit: int) -> bytes:
     """Return the decoded octets up to a limit."""
-    found, left = [], limit
+    pieces, left = [], limit
     for block in decoded_blocks(source, encoding) if limit else ():
-        found.append(block[:left])
-        left -= len(found[-1])
+        pieces.append(block[:left])
+        left -= len(pieces[-1])
         if not left:
             break
-    return b"".join(found)
+    return b"".join(pieces)

@@ -1,13 +1,13 @@
 """The conditions of mail-flow rules: each key of `when` and `unless` is a class in CONDITIONS.
 
 To add a condition, write a frozen Struct with parse(), matches() and value_in(), and add it to
-MessageCondition and CONDITIONS: it is evaluated once per content. One that reads the
-content is added to CONTENT_CONDITIONS. One that is evaluated per recipient has matches_recipient()
-and is added to RecipientCondition. Conditions are pure. parse() gets the groups of addresses that
-there are, and raises ValueError that says what was expected.
+MessageCondition and CONDITIONS. Such a condition is evaluated once per content. If it reads the
+content, add it to CONTENT_CONDITIONS too. A condition that is evaluated per recipient has
+matches_recipient() and value_for(), and is added to RecipientCondition. Conditions are pure.
+parse() gets the address groups, and raises ValueError that says what was expected.
 
-value_in() or value_for() returns the value that a condition compares: of several, the first that
-matches.
+value_in() and value_for() return the value that a condition compares. If there are several, they
+return the first that matches.
 
 The vocabulary is that of Exchange's mail flow rules. RFC 5321 2.3.11 (addresses), RFC 5322 3.6.
 """
@@ -49,7 +49,7 @@ _FOUND_CHARACTERS_MAX = 120
 
 
 class GlobCondition(BaseCondition, frozen=True):
-    """What all conditions on one text have in common; `field` is its name in FieldGlobs."""
+    """The base of all conditions on one text; `field` is the name of the text in FieldGlobs."""
 
     globs: Globs
     field: ClassVar[str]
@@ -65,7 +65,7 @@ class GlobCondition(BaseCondition, frozen=True):
 
 
 class AddressCondition(GlobCondition, frozen=True):
-    """What all conditions on addresses have in common. `or_own`: those of own domains match too."""
+    """The base of all conditions on addresses; with `or_own`, those of own domains match too."""
 
     or_own: bool = False
 
@@ -73,15 +73,15 @@ class AddressCondition(GlobCondition, frozen=True):
     def parse(cls, value: Any, groups: Groups) -> Self:
         """Read globs and group:NAME. Raises ValueError."""
         texts = some_texts(value)
-        named = {each.removeprefix(_GROUP) for each in texts if each.startswith(_GROUP)}
+        named = {text.removeprefix(_GROUP) for text in texts if text.startswith(_GROUP)}
         names = sorted(named - {OWN_GROUP})
         for name in names:
             if name not in groups:
                 known = ", ".join(sorted({*groups, OWN_GROUP}))
                 raise ValueError(f"groups that there are ({known}), not {shown(name)}")
-        plain = [each for each in texts if not each.startswith(_GROUP)]
+        plain = [text for text in texts if not text.startswith(_GROUP)]
         globs = Globs.of(map(_address_glob, plain))
-        return cls(reduce(or_, [groups[each] for each in names], globs), OWN_GROUP in named)
+        return cls(reduce(or_, [groups[name] for name in names], globs), OWN_GROUP in named)
 
     def terms(self) -> Sequence[FieldGlobs]:
         """See BaseCondition."""
@@ -102,9 +102,11 @@ def _address_glob(text: str) -> str:
     if text.isascii():
         return text
     glob, start = with_a_labels(text), text.rfind("@") + 1
-    if not start and (start := max(map(text.rfind, "*?")) + 1):
-        is_whole = text[start : start + 1] == "."
-        glob = text[:start] + (with_a_labels(f"@{text[start:]}")[1:] if is_whole else text[start:])
+    if not start:
+        start = max(text.rfind("*"), text.rfind("?")) + 1
+        last = text[start:]
+        if start:
+            glob = text[:start] + (with_a_labels(f"@{last}")[1:] if last.startswith(".") else last)
     if not glob[start:].isascii():
         raise ValueError(
             'whole labels beyond ASCII, of IDNA 2008, as in "*@bücher.test" and "*.bücher.test"'
@@ -134,10 +136,10 @@ class HeaderAddressCondition(AddressCondition, frozen=True):
         return self.takes(view, view.values_of(self.field))
 
     def value_in(self, view: MessageView) -> str:
-        """Return the first address that matches, else the first one, "" for none."""
+        """Return the first address that matches, else the first address, or ""."""
         addresses = view.values_of(self.field)
-        found = (each for each in addresses if self.takes(view, (each,)))
-        return next(found, next(iter(addresses), ""))
+        matching = (address for address in addresses if self.takes(view, (address,)))
+        return next(matching, next(iter(addresses), ""))
 
 
 class HeaderFromCondition(HeaderAddressCondition, frozen=True):
@@ -153,8 +155,8 @@ class ToOrCcCondition(HeaderAddressCondition, frozen=True):
 
 
 class RecipientAddressCondition(AddressCondition, frozen=True):
-    """The recipient's address, or one that the client gave and that led there, matches a glob or is
-    in a group.
+    """The recipient's address matches a glob or is in a group; so may an address that the client
+    named and that an alias replaced by it.
     """
 
     field = "recipient"
@@ -164,9 +166,9 @@ class RecipientAddressCondition(AddressCondition, frozen=True):
         return self.takes(view, _names_of(view, recipient))
 
     def value_for(self, view: MessageView, recipient: str) -> str:
-        """Return the first of its addresses that matches, else the recipient's own."""
+        """Return the first of these addresses that matches, else the recipient's address."""
         names = _names_of(view, recipient)
-        return next((each for each in names if self.takes(view, (each,))), recipient)
+        return next((name for name in names if self.takes(view, (name,))), recipient)
 
 
 def _names_of(view: MessageView, recipient: str) -> Sequence[str]:
@@ -195,7 +197,7 @@ class RecipientsOverCondition(BaseCondition, frozen=True):
 
 
 class ClientCondition(BaseCondition, frozen=True):
-    """The client's address is in a network; that of Relay's own socket is in none."""
+    """The client's address is in a network; a client of Relay's own socket is in none."""
 
     networks: tuple[IPv4Network | IPv6Network, ...]
 
@@ -207,7 +209,7 @@ class ClientCondition(BaseCondition, frozen=True):
     def matches(self, view: MessageView) -> bool:
         """Return whether the condition matches."""
         client = view.client
-        return client is not None and any(client in each for each in self.networks)
+        return client is not None and any(client in network for network in self.networks)
 
     def value_in(self, view: MessageView) -> str:
         """Return the client's address."""
@@ -215,7 +217,7 @@ class ClientCondition(BaseCondition, frozen=True):
 
 
 def _network(text: str) -> IPv4Network | IPv6Network:
-    """Return a network; one of IPv4 addresses in IPv6 is the IPv4 network."""
+    """Return a network; for IPv4 addresses in IPv6 (::ffff:0:0/96) the IPv4 network."""
     try:
         network = ip_network(text)
     except ValueError:
@@ -336,7 +338,7 @@ class SubjectCondition(GlobCondition, frozen=True):
 
 
 class AuthCondition(BaseCondition, frozen=True):
-    """A milter of this relay found these results: for each method one that matches a glob."""
+    """A milter of this relay added a result that matches a glob, for each of the methods."""
 
     methods: tuple[tuple[str, Globs], ...]
 
@@ -346,13 +348,13 @@ class AuthCondition(BaseCondition, frozen=True):
         if not isinstance(value, dict) or not value:
             raise ValueError('a table with spf, dkim and dmarc, { dmarc = "fail" }')
         check_parts(value, AUTH_METHODS)
-        return cls(tuple([(one, part(value, one, read_globs)) for one in value]))
+        return cls(tuple([(method, part(value, method, read_globs)) for method in value]))
 
     def matches(self, view: MessageView) -> bool:
         """Return whether the condition matches."""
-        found = view.message.results
+        results = view.message.results
         return all(
-            any(one.method == method and globs.match(one.result) for one in found)
+            any(result.method == method and globs.match(result.result) for result in results)
             for method, globs in self.methods
         )
 
@@ -360,11 +362,15 @@ class AuthCondition(BaseCondition, frozen=True):
         """Return the results by these methods."""
         methods = dict(self.methods)
         return " ".join(
-            [f"{one.method}={one.result}" for one in view.message.results if one.method in methods]
+            [
+                f"{result.method}={result.result}"
+                for result in view.message.results
+                if result.method in methods
+            ]
         )
 
 
-# What is asked of a field: globs, a pattern, or a number that its own must exceed.
+# The test of a field: globs, a pattern, or a number that the number in the field must exceed.
 HeaderTest = Globs | Pattern | float
 
 
@@ -390,7 +396,7 @@ class HeaderCondition(BaseCondition, frozen=True):
         return any(isinstance(test, Pattern) for _, test in self.fields)
 
     def needs_thread(self, view: MessageView) -> bool:
-        """Return whether there is a field that a pattern has to be looked for in."""
+        """Return whether the content has a field that a pattern has to search."""
         return any(isinstance(test, Pattern) and view.header(name) for name, test in self.fields)
 
     def patterns(self) -> Sequence[tuple[str, Pattern]]:
@@ -409,7 +415,7 @@ class HeaderCondition(BaseCondition, frozen=True):
         return any(_passing(view, name, test) is not None for name, test in self.fields)
 
     def value_in(self, view: MessageView) -> str:
-        """Return the first field that matches, else the first of these fields, "" without any.
+        """Return the first field that matches, else the first field with such a name, or "".
 
         Raises PatternError.
         """
@@ -427,7 +433,8 @@ def _header_test(table: Any) -> tuple[str, HeaderTest]:
     if not isinstance(table, dict) or len(table) != 2 or "name" not in table:
         raise ValueError(_HEADER_EXPECTED)
     name = part(table, "name", _field_name)
-    return next((name, part(table, key, _HEADER_TESTS[key])) for key in table if key != "name")
+    [key] = table.keys() - {"name"}
+    return name, part(table, key, _HEADER_TESTS[key])
 
 
 def _field_name(value: Any) -> str:
@@ -485,7 +492,7 @@ MessageCondition = (
     | AttachmentCondition
     | BodyCondition
 )
-# What these compare is known only where there is a message.
+# These can only be evaluated with a message.
 CONTENT_CONDITIONS = (
     AuthCondition,
     SizeOverCondition,

@@ -1,15 +1,14 @@
-"""The conditions of mail-flow rules on the content of a message: its text, its attachments, and its
-kind by the header and the types of its parts.
+"""The conditions of mail-flow rules on the content: the text, the attachments, the kind of message.
 
-relay/transport/policy/conditions.py says what a condition is, and has the keys of these. What they
-read is found once per content: the parts of the message, its text as a reader sees it, the types of
-its attachments. Raises what MessageView raises.
+relay/transport/policy/conditions.py says what a condition is, and has the keys of these. The parts
+of a message, its text as a reader sees it and the types of its attachments are read once per
+content. Raises what MessageView raises.
 
 The number of a payment card has 13 to 19 digits, alone or in groups of at least three, with a blank
-or hyphen between them. It has the first digits and the length that an issuer of cards gives, and
-the check digit of ISO/IEC 7812-1 (Luhn). A group of digits that is part of a longer one, of a word
-or of a decimal fraction is none of its groups. Finding them takes linear time: a group is compared
-with at most five before it.
+or hyphen between groups. It has the first digits and the length that an issuer of cards uses, and
+the check digit of ISO/IEC 7812-1 (Luhn). Digits that are part of a longer number, of a word or of a
+decimal fraction do not count. The search takes linear time: a group is combined with at most five
+groups before it.
 
 RFC 3834 5 (Auto-Submitted), RFC 2919 (List-Id), RFC 1847 (multipart/signed and encrypted), RFC 8551
 3.2 (S/MIME), RFC 6522 (multipart/report), RFC 5545 8.1 (text/calendar).
@@ -38,7 +37,7 @@ _READ_AT_ONCE_OCTETS = 65536  # for less, a thread costs more than reading
 # What parts, parameters and encoded words begin with: each may take 0.3 ms.
 _SLOW = (b"\n--", b"\r--", b";", b"=?")
 _READ_AT_ONCE_SLOW = 100
-_TEXT, _SMALL_TEXT = "body pattern", "body matches"  # what patterns are for
+_TEXT, _SMALL_TEXT = "body pattern", "body matches"  # the fields of patterns
 _WILD = {"*": ".*", "?": "."}
 _BODY_EXPECTED = 'a table with one of words, matches, pattern and cards, { words = ["invoice"] }'
 _OF_ARCHIVES = ("inside", "encrypted", "unreadable")
@@ -50,7 +49,7 @@ def _name_globs(value: Any) -> Globs:
 
 
 class AttachedCondition(BaseCondition, frozen=True):
-    """What all conditions on attachments have in common."""
+    """The base of all conditions on attachments."""
 
     @property
     def is_deep(self) -> bool:
@@ -58,11 +57,11 @@ class AttachedCondition(BaseCondition, frozen=True):
         return True
 
     def needs_thread(self, view: MessageView) -> bool:
-        """Return whether it takes long for this content: a small one has its names read at once."""
+        """Return whether it takes long; the names in a small content are read at once."""
         return may_have_attachments(view.content) and is_slow(view)
 
     def terms(self) -> Sequence[FieldGlobs]:
-        """See BaseCondition: any attachment."""
+        """See BaseCondition. The condition can match a message with any attachment."""
         return (("attachment", None),)
 
 
@@ -87,9 +86,11 @@ class AttachmentNameCondition(AttachedCondition, frozen=True):
 
 
 class AttachmentCondition(AttachedCondition, frozen=True):
-    """One attachment, or with `inside` one entry of it, has both a name and a type that match;
-    None matches all. `encrypted` and `unreadable` are asked of the attachment. What is unreadable
-    has the types of its content only: anybody may declare a type.
+    """An attachment has both a name and a type that match; None matches all.
+
+    With `inside` an entry of an archive may match too. `encrypted` and `unreadable` are properties
+    of the attachment. The type of an unreadable file is only read from its content: a sender may
+    declare any type.
     """
 
     names: Globs | None
@@ -116,7 +117,7 @@ class AttachmentCondition(AttachedCondition, frozen=True):
         )
 
     def needs_thread(self, view: MessageView) -> bool:
-        """Return whether it takes long: so do the types, if a name of a small content matches."""
+        """Return whether it takes long: names of a large content, and types if a name matches."""
         if super().needs_thread(view):
             return True
         return (self.types is not None or self._asks_archives) and self._may_match(view)
@@ -143,11 +144,11 @@ class AttachmentCondition(AttachedCondition, frozen=True):
     def value_in(self, view: MessageView) -> str:
         """Return the names and types of the first attachment that matches, else of all."""
         if self._asks_archives:
-            found = next(self._found(view), "")
+            matching = next(self._found(view), "")
             pairs = zip(view.attachments, view.archives, strict=True)
-            return found or ", ".join([_with_contents(*each) for each in pairs])
+            return matching or ", ".join([_with_contents(*pair) for pair in pairs])
         attachments = view.attachments
-        fitting = [each for each in attachments if self._fits(each)][:1]
+        fitting = [attachment for attachment in attachments if self._fits(attachment)][:1]
         return ", ".join(map(_shown, fitting or attachments))
 
     @property
@@ -155,7 +156,7 @@ class AttachmentCondition(AttachedCondition, frozen=True):
         return self.inside or self.encrypted or self.unreadable
 
     def _found(self, view: MessageView) -> Iterator[str]:
-        """Yield what matches, where the content of archives is asked."""
+        """Yield what matches, for a condition on the content of archives."""
         for attachment, archive in zip(view.attachments, view.archives, strict=True):
             if (self.encrypted and not archive.is_encrypted) or (
                 self.unreadable and not archive.is_unreadable
@@ -169,7 +170,7 @@ class AttachmentCondition(AttachedCondition, frozen=True):
 
     def _may_match(self, view: MessageView) -> bool:
         if self.inside or self.names is None:
-            return any(each.is_attachment for each in view.files)
+            return any(file.is_attachment for file in view.files)
         return self.names.match_any(view.attachment_names)
 
     def _fits(self, attachment: AttachedFile) -> bool:
@@ -204,19 +205,21 @@ def _shown(attachment: AttachedFile) -> str:
 
 
 def _with_contents(attachment: AttachedFile, archive: ArchiveContents) -> str:
-    unreadable = archive.bound or "damaged, or of a kind that is not read"
-    return _shown(attachment) + "".join(
-        [" encrypted"] * archive.is_encrypted
-        + [f" unreadable ({unreadable})"] * archive.is_unreadable
-        + [f" with {len(archive.entries)} entries"] * bool(archive.entries)
-    )
+    words = [_shown(attachment)]
+    if archive.is_encrypted:
+        words.append("encrypted")
+    if archive.is_unreadable:
+        words.append(f"unreadable ({archive.bound or 'damaged, or of a kind that is not read'})")
+    if archive.entries:
+        words.append(f"with {len(archive.entries)} entries")
+    return " ".join(words)
 
 
 class BodyCondition(BaseCondition, frozen=True):
     """The text of the body has one of the words or phrases, or the number of a payment card, or
     matches one of the patterns.
 
-    `phrases` are as in_words() writes them. `expressions` are for the text, or for the small one.
+    `phrases` are in the form of in_words(). Each of `expressions` has the text that it is for.
     """
 
     words: frozenset[str] = frozenset()
@@ -233,16 +236,18 @@ class BodyCondition(BaseCondition, frozen=True):
             raise ValueError(_BODY_EXPECTED)
         [key] = value
         if key == "words":
-            found = part(value, key, lambda texts: parts(some_texts(texts), _words_of))
+            word_lists = part(value, key, lambda texts: parts(some_texts(texts), _words_of))
             return cls(
-                words=frozenset([one[0] for one in found if len(one) == 1]),
-                phrases=tuple([in_words(" ".join(one)) for one in found if len(one) > 1]),
+                words=frozenset([words[0] for words in word_lists if len(words) == 1]),
+                phrases=tuple(
+                    [in_words(" ".join(words)) for words in word_lists if len(words) > 1]
+                ),
             )
         if key == "cards":
             return cls(cards=part(value, key, _true))
         field, parse = _EXPRESSIONS[key]
         read = part(value, key, lambda texts: parts(some_texts(texts), parse))
-        return cls(expressions=tuple([(field, one) for one in read]))
+        return cls(expressions=tuple([(field, pattern) for pattern in read]))
 
     @property
     def is_deep(self) -> bool:
@@ -258,15 +263,15 @@ class BodyCondition(BaseCondition, frozen=True):
         return any(True for _ in self._found(view))
 
     def value_in(self, view: MessageView) -> str:
-        """Return the words that are found or the part that matches, else the beginning of the text.
-        Of the numbers of cards, and of a text that may have some, it shows four digits at most.
+        """Return the words that are found or the part that matches, else the whole text.
 
-        Raises PatternError.
+        Of the number of a card only the last four digits are returned. A text that may have numbers
+        of cards is not returned. Raises PatternError.
         """
         return ", ".join(self._found(view)) or ("" if self.cards else view.body.text)
 
     def _found(self, view: MessageView) -> Iterator[str]:
-        """Yield what is found: all words and phrases; of the first pattern what it matches."""
+        """Yield all words, phrases and cards that are found, and what the first pattern matches."""
         body = view.body
         if self.words:
             yield from sorted(self.words & body.words)
@@ -299,11 +304,11 @@ def _words_of(text: str) -> list[str]:
 
 
 def _pattern_of(glob: str) -> Pattern:
-    """Return a glob for a small text as a pattern. Raises ValueError."""
+    """Return a glob as a pattern for a text in lower case. Raises ValueError."""
     if not 0 < len(glob) <= GLOB_CHARACTERS_MAX:
         raise ValueError(f"globs of 1 to {GLOB_CHARACTERS_MAX} characters")
     small = folded(glob).casefold()
-    inner = "".join(_WILD.get(each) or re.escape(each) for each in small.strip("*"))
+    inner = "".join(_WILD.get(character) or re.escape(character) for character in small.strip("*"))
     begin, end = "" if small.startswith("*") else r"\A", "" if small.endswith("*") else r"\z"
     try:
         return Pattern.parse(f"(?s){begin}{inner}{end}")
@@ -319,7 +324,7 @@ _EXPRESSIONS: dict[str, tuple[str, Callable[[Any], Pattern]]] = {
 }
 
 
-# Lookarounds, so that no place of the text is looked at twice.
+# The lookarounds keep the search linear: no place of the text is read twice.
 _GROUP = re.compile(r"(?<![^\W_])(?<!\+)(?<![0-9]\.)[0-9]{3,19}+(?![^\W_])(?!\.[0-9])")
 _BETWEEN_GROUPS = " -\u2010\u2013"  # \u2010 is what NFKC makes of a hyphen that does not break
 _GROUPS_MAX = 6  # of three digits
@@ -340,11 +345,11 @@ def card_numbers(text: str) -> Iterator[str]:
     """Yield the digits of each number, in the order of the text."""
     groups: list[str] = []
     end = -1
-    for found in _GROUP.finditer(text):
-        if found.start() != end + 1 or text[end] not in _BETWEEN_GROUPS:
+    for match in _GROUP.finditer(text):
+        if match.start() != end + 1 or text[end] not in _BETWEEN_GROUPS:
             groups.clear()
-        groups = [*groups[1 - _GROUPS_MAX :], found[0]]
-        end = found.end()
+        groups = [*groups[1 - _GROUPS_MAX :], match[0]]
+        end = match.end()
         digits = ""
         for group in reversed(groups):
             digits = group + digits
@@ -357,7 +362,7 @@ def card_numbers(text: str) -> Iterator[str]:
 
 
 def masked(digits: str) -> str:
-    """Return a number as it may be shown: its last four digits."""
+    """Return the last four digits of a card number, as it may be shown."""
     return f"•••• {digits[-4:]}"
 
 
@@ -380,7 +385,7 @@ class MessageType(StrEnum):
     LIST = "list"  # it comes from a mailing list
     REPORT = "report"  # about the delivery or the reading of another one
     SIGNED = "signed"  # as a whole
-    ENCRYPTED = "encrypted"  # the same
+    ENCRYPTED = "encrypted"  # as a whole
     CALENDAR = "calendar"  # an invitation, or an answer to one
 
 
@@ -392,8 +397,8 @@ class MessageTypeCondition(BaseCondition, frozen=True):
     @classmethod
     def parse(cls, value: Any, _: Groups) -> Self:
         """Read one or more kinds. Raises ValueError."""
-        found = words_of(value, MessageType)
-        return cls(tuple(each for each in MessageType if each in found))
+        kinds = words_of(value, MessageType)
+        return cls(tuple(kind for kind in MessageType if kind in kinds))
 
     @property
     def is_deep(self) -> bool:
@@ -401,29 +406,29 @@ class MessageTypeCondition(BaseCondition, frozen=True):
         return MessageType.CALENDAR in self.kinds
 
     def needs_thread(self, view: MessageView) -> bool:
-        """Return whether the types of the parts have to be found, and that takes long."""
+        """Return whether the types of the parts have to be read, and reading them takes long."""
         return self.is_deep and may_have_attachments(view.content) and is_slow(view)
 
     def terms(self) -> Sequence[FieldGlobs]:
-        """See BaseCondition: the field that says it is there."""
+        """See BaseCondition: the fields without which no message is of these kinds."""
         if self.is_deep:
             return ()
-        names = dict.fromkeys(name for each in self.kinds for name in _BY_HEADER[each][0])
+        names = dict.fromkeys(name for kind in self.kinds for name in _BY_HEADER[kind][0])
         return [(f"header {name}", None) for name in names]
 
     def matches(self, view: MessageView) -> bool:
         """Return whether the condition matches. Raises what MessageView raises."""
-        return any(_is_of(view, each) for each in self.kinds)
+        return any(_is_of(view, kind) for kind in self.kinds)
 
     def value_in(self, view: MessageView) -> str:
-        """Return the first kind that matches, else the others of the message.
+        """Return the first kind that matches, else the kinds that the header shows.
 
         Raises what MessageView raises.
         """
-        for each in self.kinds:
-            if _is_of(view, each):
-                return each
-        return ", ".join(each for each in _BY_HEADER if _is_of(view, each))
+        for kind in self.kinds:
+            if _is_of(view, kind):
+                return kind
+        return ", ".join(kind for kind in _BY_HEADER if _is_of(view, kind))
 
 
 def _is_of(view: MessageView, kind: MessageType) -> bool:
@@ -432,7 +437,7 @@ def _is_of(view: MessageView, kind: MessageType) -> bool:
     if kind is not MessageType.CALENDAR:
         _, is_of = _BY_HEADER[kind]
         return is_of(header)
-    if any(each.value in _CALENDARS for each in _read(header, "Content-Type")):
+    if any(field.value in _CALENDARS for field in _read(header, "Content-Type")):
         return True
     return may_have_attachments(view.content) and any(
         part.content_type in _CALENDARS and not part.is_forwarded for part in view.parts
@@ -441,7 +446,7 @@ def _is_of(view: MessageView, kind: MessageType) -> bool:
 
 def _read(header: Header, name: str) -> list[ContentField]:
     values = header.values(name)[:FIELDS_MAX]
-    return [content_field(each.decode("latin-1")) for each in values]
+    return [content_field(octets.decode("latin-1")) for octets in values]
 
 
 def _is_automatic(header: Header) -> bool:
@@ -452,35 +457,36 @@ def _is_automatic(header: Header) -> bool:
 
 def _is_signed(header: Header) -> bool:
     return any(
-        each.value == "multipart/signed" or _smime_type(each, header) == "signed-data"
-        for each in _read(header, "Content-Type")
+        field.value == "multipart/signed" or _smime_type(field, header) == "signed-data"
+        for field in _read(header, "Content-Type")
     )
 
 
 def _is_encrypted(header: Header) -> bool:
     return any(
-        each.value == "multipart/encrypted" or _smime_type(each, header) in _ENVELOPED
-        for each in _read(header, "Content-Type")
+        field.value == "multipart/encrypted" or _smime_type(field, header) in _ENVELOPED
+        for field in _read(header, "Content-Type")
     )
 
 
 def _smime_type(field: ContentField, header: Header) -> str:
-    """Return what an S/MIME message contains, "" for other messages. Without a parameter that says
-    it, the name does.
+    """Return what an S/MIME message contains, "" for other messages.
+
+    Without the parameter smime-type, the file name decides.
     """
     if field.value not in _SMIME:
         return ""
-    if found := field.raw("smime-type"):
-        return found.lower()
+    if smime_type := field.raw("smime-type"):
+        return smime_type.lower()
     names = [*field.all("name")]
-    for each in _read(header, "Content-Disposition"):
-        names += each.all("filename")
+    for disposition in _read(header, "Content-Disposition"):
+        names += disposition.all("filename")
     is_signed = any(name.lower().endswith(".p7s") for name in names)
     return "signed-data" if is_signed else "enveloped-data"
 
 
 def _is_report(header: Header) -> bool:
-    return any(each.value == "multipart/report" for each in _read(header, "Content-Type"))
+    return any(field.value == "multipart/report" for field in _read(header, "Content-Type"))
 
 
 # The fields without which a message is not of the kind, and whether it is.

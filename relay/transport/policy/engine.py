@@ -1,16 +1,16 @@
 """The rule engine: the evaluation of a rule set for a message.
 
-A pure function: every recipient gets exactly one action; no address gets two copies (but see
-AddedCopies); a content is copied only if an edit changes it; contents[0] stays the original. The
-semantics are those of Exchange's mail flow rules.
+An evaluation is a pure function. Every recipient gets exactly one action. No address gets two
+copies (but see AddedCopies). A content is copied only if an edit changes it; contents[0] stays the
+original. The semantics are those of Exchange's mail flow rules.
 
-Several sets may run, one after the other, each in its RuleScope: what it sees of the message, and
-whose copies are its own. What rules of a recipients' tenant do ends there: they defer nobody else's
-mail.
+Several sets of rules may run, one after the other. A RuleScope says what a set sees of the message,
+and whose copies it may change. The rules of a recipients' tenant act on the copies for that tenant
+only; they do not defer the mail of others.
 
-An evaluation runs on the event loop until a rule needs what takes long (a regular expression, a
-body), and goes on in a thread from there: most messages never need one. Sets of recipients are
-integers, with one bit for each.
+An evaluation runs on the event loop until a rule needs something that takes long (a regular
+expression, a body), and goes on in a thread from there. Most messages need no thread. Sets of
+recipients are integers, with one bit for each recipient.
 
 Raises TooManyPartsError for a message with too many parts; OSError if the body of a large message
 cannot be read.
@@ -41,14 +41,21 @@ from relay.base.message.verdict import (
     mails_about,
 )
 from relay.store.journeys.details import UsedRules
-from relay.transport.policy.actions import (
+from relay.transport.policy.archives import MessageArchives, UnexaminedArchiveError
+from relay.transport.policy.content_actions import (
     NO_DISCLAIMER_STATUS,
-    BccAction,
     CcAction,
-    DeferAction,
-    DiscardAction,
     DisclaimerAction,
     HeaderEdit,
+    SetSenderAction,
+    edited,
+)
+from relay.transport.policy.message_parts import TooManyPartsError
+from relay.transport.policy.message_view import MessageView, OutOfTimeError
+from relay.transport.policy.recipient_actions import (
+    BccAction,
+    DeferAction,
+    DiscardAction,
     HoldAction,
     JournalAction,
     NextHopAction,
@@ -57,18 +64,13 @@ from relay.transport.policy.actions import (
     RateLimitAction,
     RedirectAction,
     RejectAction,
-    SetSenderAction,
-    edited,
 )
-from relay.transport.policy.archives import MessageArchives, UnexaminedArchiveError
-from relay.transport.policy.message_parts import TooManyPartsError
-from relay.transport.policy.message_view import MessageView, OutOfTimeError
 from relay.transport.policy.rule_index import RuleIndex, RulePlan
 from relay.transport.policy.rules import OnError, Rule, RuleMode, RuleTest
 
-ACTIONS_ON_LOOP_MAX = 100  # for a message, together with their rules; the same for more of them
-SCOPES_ON_LOOP_MAX = 20  # sets of rules for a message; more of them belong into a thread
-# that rules make of a message, in memory; beyond it, no recipients' tenant gets one of its own
+ACTIONS_ON_LOOP_MAX = 100  # actions and rules that are carried out; then a thread goes on
+SCOPES_ON_LOOP_MAX = 20  # sets of rules for a message; more of them run in a thread
+# of the contents that rules make of a message; beyond it, rules of tenants cannot make another
 CONTENTS_OCTETS_MAX = 200_000_000
 _clock = SystemClock()
 _ADDING = (CcAction, BccAction, RedirectAction, QuarantineAction)
@@ -83,19 +85,19 @@ class RuleSet:
     """The active rules in their order, with their tests and their files."""
 
     rules: tuple[Rule, ...] = ()  # in the order of the files
-    tests: tuple[RuleTest, ...] = field(default=(), repr=False)  # the same
+    tests: tuple[RuleTest, ...] = field(default=(), repr=False)  # in the order of the files
     files: tuple[Path, ...] = ()  # in the order of their names
     digest: str = ""  # of the files, "" without any
     loaded: str = ""  # when, in RFC 3339
     warnings: tuple[str, ...] = ()  # about rules that are off
-    index: RuleIndex = field(init=False, repr=False, compare=False)  # which finds them
+    index: RuleIndex = field(init=False, repr=False, compare=False)  # finds the rules
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "index", RuleIndex(self.rules))
 
     @property
     def identity(self) -> UsedRules | None:
-        """Which set it is, for journeys; None without files."""
+        """The digest of the set and when it was loaded, for journeys; None without files."""
         return UsedRules(self.digest, self.loaded) if self.digest else None
 
     def evaluate(self, message: ExaminedMessage) -> Verdict:
@@ -113,13 +115,13 @@ class RuleSet:
 
 
 class RuleScope(Struct, frozen=True):
-    """A set of rules, with what it sees of a message, and whose copies are its own."""
+    """A set of rules, what it sees of a message, and which recipients' copies it may change."""
 
     rules: RuleSet | Deferral  # a deferral in place of rules that cannot be used
     message: ExaminedMessage  # as the rules see it
     places: Sequence[int]  # of the recipients that they see
     tenant: str = ""  # "" for the operator's
-    # whether the message is the tenant's, and not only the copies of these recipients
+    # false: the rules may change the copies of these recipients only
     is_whole: bool = True
 
 
@@ -136,9 +138,10 @@ class _TooManyContentsError(Exception):
 
 
 class _StopCheck:
-    """Raises EvaluationStoppedError once `stopped` says so, and OutOfTimeError after `until_s`. The
-    views of a message ask it, not the evaluation that has them: a circle of references would keep
-    the content for a while.
+    """Raises EvaluationStoppedError if `stopped` returns true, and OutOfTimeError after `until_s`.
+
+    The views of a message call this and not the evaluation: a reference back to the evaluation
+    would be a circle, which keeps the content in memory for a while.
     """
 
     def __init__(self) -> None:
@@ -164,35 +167,36 @@ class Evaluation:
         # of each content, for the rules in progress
         self._views = [MessageView(message, message.content, {}, between_parts=self._check_stopped)]
         self._archives = MessageArchives(self._check_stopped)
-        self._open = 0  # whom the rules in progress have neither decided nor stopped
-        self._live = (1 << len(message.recipients)) - 1  # that further sets of rules may concern
-        self._having = [self._live]  # for each view, the recipients who get its content
-        self._changed: dict[int, int] = {}  # the content of recipients who do not get the first
-        self._octets = 0  # of the contents that tenants have made, at most
+        self._open = 0  # recipients that the rules in progress have neither decided nor stopped
+        self._live = (1 << len(message.recipients)) - 1  # recipients for further sets of rules
+        self._having = [self._live]  # for each view, the recipients that get its content
+        self._changed: dict[int, int] = {}  # by recipient: a content other than the first
+        self._octets = 0  # an upper bound for the contents that rules of tenants have made
         self._known_contents: dict[ParsedContent, int] = {}  # once there are several
         self._in_thread = False
         self._carried_out = 0  # rules and actions
         self._owners: dict[int, str] = {}  # the tenants of recipients whose rules have run
         self._tenants: list[str] = []  # whose rules have run
         self._deferrals: list[Deferral] = []  # of recipients' tenants, for their copies only
-        self._decided: dict[int, RecipientVerdict] = {}  # by the recipient's place
-        self._holds: dict[int, Hold] = {}  # the same
-        self._next_hops: dict[int, str] = {}  # the same
-        self._junk: dict[int, Hold] = {}  # the same
+        # by the place of a recipient
+        self._decided: dict[int, RecipientVerdict] = {}
+        self._holds: dict[int, Hold] = {}
+        self._next_hops: dict[int, str] = {}
+        self._junk: dict[int, Hold] = {}
         self._deferral: Deferral | None = None
         self._sender = ""
-        self._charges: list[tuple[RateCharge, int]] = []  # with the recipients
+        self._charges: list[tuple[RateCharge, int]] = []  # each with the matched recipients
         self._additions: list[AddedRecipient] = []
         self._mails: list[RuleMail] = []
         self._hits: list[RuleHit] = []
         self._enter_next()
 
     def _enter_next(self) -> bool:
-        """Go on with the next set of rules that has a recipient; False: there is none."""
+        """Begin the next set of rules that has a recipient; return False if there is none."""
         for scope in self._scopes:
-            its = self._live if scope.is_whole else self._live & _bits(scope.places)
-            if its:
-                self._enter(scope, its)
+            recipients = self._live if scope.is_whole else self._live & _bits(scope.places)
+            if recipients:
+                self._enter(scope, recipients)
                 return True
         return False
 
@@ -202,7 +206,7 @@ class Evaluation:
             self._tenants.append(scope.tenant)
         if not scope.is_whole:
             self._owners |= dict.fromkeys(scope.places, scope.tenant)
-        self._known: dict[int, int] = {}  # whom a condition on recipients matches, by its number
+        self._known: dict[int, int] = {}  # the recipients that a condition matches, by its number
         self._next = 0  # the place of the first plan that was not applied
         if isinstance(scope.rules, Deferral):
             self._defer(scope.rules)
@@ -210,16 +214,16 @@ class Evaluation:
         self._index = scope.rules.index
         self._candidates = bytearray()
         # the places of those views whose contents the rules see
-        self._seen = sorted({self._content_of(each) for each in places_of(recipients)})
+        self._seen = sorted({self._content_of(place) for place in places_of(recipients)})
         for at in self._seen:
             view = self._views[at] = self._view(self._views[at].content, like=self._views[at])
             self._note_candidates(view)
 
     def _note_candidates(self, view: MessageView) -> None:
-        found = self._index.candidates(view)
+        candidates = self._index.candidates(view)
         for place, flag in enumerate(self._candidates):
-            found[place] |= flag
-        self._candidates = found
+            candidates[place] |= flag
+        self._candidates = candidates
 
     def run(
         self,
@@ -228,11 +232,11 @@ class Evaluation:
         stopped: Callable[[], bool] = lambda: False,
         time_s: float = math.inf,
     ) -> bool:
-        """Apply the rules that are left; False: only a thread can apply the next one.
+        """Apply the rules that are left; return False if the next one needs a thread.
 
-        `stopped` is asked before each rule, and between the parts of the message. The rules of each
-        recipients' tenant may take half of what is left of three quarters of `time_s`. Raises
-        EvaluationStoppedError, TooManyPartsError, OSError.
+        `stopped` is called before each rule, and between the parts of the message. Three quarters
+        of `time_s` are for rules of recipients' tenants; each set may take half of what is left.
+        Raises EvaluationStoppedError, TooManyPartsError, OSError.
         """
         self._in_thread, self._check_stopped.stopped = in_thread, stopped
         if not in_thread and self._is_for_thread:
@@ -254,8 +258,8 @@ class Evaluation:
 
     def _limit_time(self) -> None:
         now_s = _clock.real_s()
-        its_s = (self._ends_s - now_s) / 2 if self._is_shared else math.inf
-        self._check_stopped.until_s = now_s + its_s
+        left_s = (self._ends_s - now_s) / 2 if self._is_shared else math.inf
+        self._check_stopped.until_s = now_s + left_s
 
     def apply(self, plan: RulePlan) -> None:
         """Apply the rule to the recipients that it matches. Raises what its conditions raise."""
@@ -266,7 +270,7 @@ class Evaluation:
         except (_ThreadNeededError, EvaluationStoppedError):
             raise
         except Exception as error:
-            # a rule that changes nothing cannot hold mail up either
+            # a rule that changes nothing may not stop mail either
             if rule.mode is not RuleMode.AUDIT and rule.on_error is not OnError.IGNORE:
                 if not self._is_shared:
                     if isinstance(error, UnexaminedArchiveError):
@@ -277,17 +281,17 @@ class Evaluation:
 
     @property
     def _is_shared(self) -> bool:
-        """Whether there are recipients whom the rules in progress must not hold up."""
+        """Whether there are recipients that the rules in progress may not affect."""
         is_all = len(self._scope.places) == len(self._message.recipients)
         return not (self._scope.is_whole or is_all)
 
     def _fail(self, rule: Rule, error: Exception) -> None:
-        """Reject or hold the tenant's copies, to which its rule cannot be applied."""
+        """Reject or hold the copies for the tenant whose rule cannot be applied."""
         if isinstance(error, TooManyPartsError):
-            its = self._live & _bits(self._scope.places)
+            recipients = self._live & _bits(self._scope.places)
             self._close(
                 rule,
-                places_of(its),
+                places_of(recipients),
                 action=VerdictAction.REJECT,
                 status=TOO_MANY_PARTS_STATUS,
                 text=TOO_MANY_PARTS,
@@ -296,9 +300,7 @@ class Evaluation:
             self._defer(Deferral("4.7.1", NOT_APPLIED, rule.name))
 
     def _defer(self, deferral: Deferral) -> None:
-        """Defer the message, or only the tenant's copies of it. Later rules do not see what is
-        deferred.
-        """
+        """Defer the message, or only the copies for the tenant. Later rules do not see them."""
         if self._is_shared:
             self._deferrals.append(deferral)
         else:
@@ -306,33 +308,41 @@ class Evaluation:
         self._open = 0
 
     def matched(self, plan: RulePlan) -> int:
-        """Return the recipients that are open and that the rule matches."""
-        found = self._open
+        """Return the open recipients that the rule matches."""
+        matched = self._open
         for number in plan.on_recipient:
-            found &= self._matching(number)
+            matched &= self._matching(number)
         for number in plan.exempt_recipients:
-            found &= ~self._matching(number)
-        if not found:
+            matched &= ~self._matching(number)
+        if not matched:
             return 0
         for at in self._seen:
-            if concerned := found & self._having[at]:
-                found ^= concerned ^ self._matches_message(plan, self._views[at], concerned)
-        return found
+            if concerned := matched & self._having[at]:
+                matched &= ~concerned
+                matched |= self._matches_message(plan, self._views[at], concerned)
+        return matched
 
     def verdict(self) -> Verdict:
-        """Return the result, with only those contents that are used."""
+        """Return the verdict, with only the contents that a recipient gets, and the original."""
         recipients = [
             self._decided.get(place) or self._delivered(place, recipient)
             for place, recipient in enumerate(self._message.recipients)
         ]
         additions = self._additions
         used = sorted(
-            {0} | {each.content for each in recipients} | {each.content for each in additions}
+            {0}
+            | {recipient.content for recipient in recipients}
+            | {addition.content for addition in additions}
         )
         if len(used) < len(self._views):
             new = {old: new for new, old in enumerate(used)}
-            recipients = [structs.replace(each, content=new[each.content]) for each in recipients]
-            additions = [structs.replace(each, content=new[each.content]) for each in additions]
+            recipients = [
+                structs.replace(recipient, content=new[recipient.content])
+                for recipient in recipients
+            ]
+            additions = [
+                structs.replace(addition, content=new[addition.content]) for addition in additions
+            ]
         contents = tuple(self._views[old].content for old in used)
         verdict = Verdict(
             tuple(recipients),
@@ -348,7 +358,9 @@ class Evaluation:
         return verdict.deferred_for(*self._deferrals) if self._deferrals else verdict
 
     def _matches_message(self, plan: RulePlan, view: MessageView, recipients: int) -> int:
-        """Return those of the recipients whose content the rule matches."""
+        """Return the recipients, if the rule matches their content; of `all` and `any` tables on
+        recipients, only those that match.
+        """
         for number in plan.quick:  # faster than a generator
             if not self._holds_in(view, number):
                 return 0
@@ -356,8 +368,8 @@ class Evaluation:
             if self._holds_in(view, number):
                 return 0
         for nested in plan.nested:
-            found = nested.among(recipients, partial(self._holds_in, view), self._matching)
-            recipients &= ~found if nested.exempts else found
+            concerned = nested.among(recipients, partial(self._holds_in, view), self._matching)
+            recipients &= ~concerned if nested.exempts else concerned
             if not recipients:
                 return 0
         matches = all(self._holds_in(view, number) for number in plan.deep) and not any(
@@ -366,7 +378,7 @@ class Evaluation:
         return recipients if matches else 0
 
     def _holds_in(self, view: MessageView, number: int) -> bool:
-        """Return whether a condition matches a content. Equal ones are asked once."""
+        """Return whether a condition matches a content. Equal conditions are evaluated once."""
         known = view.known.get(number)
         if known is None:
             condition = self._index.message_conditions[number]
@@ -376,7 +388,7 @@ class Evaluation:
         return known
 
     def _matching(self, number: int) -> int:
-        """Return the recipients that a condition matches. Edits do not change that."""
+        """Return the recipients that a condition matches. Edits do not change the result."""
         known = self._known.get(number)
         if known is None:
             condition, known = self._index.recipient_conditions[number], 0
@@ -393,14 +405,14 @@ class Evaluation:
         if not self._in_thread and self._carried_out > ACTIONS_ON_LOOP_MAX:
             raise _ThreadNeededError  # before anything has changed
         places = list(places_of(matched))
-        addresses = tuple([self._message.recipients[each] for each in places])
+        addresses = tuple([self._message.recipients[place] for place in places])
         content = self._content_of(places[0])
         because = rule.found_in(self._views[content], addresses[0])
         if rule.mode is not RuleMode.AUDIT:
             because += self._edit(rule, matched)
-            if any(isinstance(each, SetSenderAction) for each in rule.actions):
+            if any(isinstance(action, SetSenderAction) for action in rule.actions):
                 because += self._set_sender(rule)
-            if places := [each for each in places if self._open >> each & 1]:
+            if places := [place for place in places if self._open >> place & 1]:
                 self._mark(rule, places)
                 self._add(rule, places)
                 self._decide(rule, places)
@@ -416,25 +428,25 @@ class Evaluation:
         Return what the rule could not do.
         """
         edits = [
-            one
-            for one in rule.actions
-            if isinstance(one, HeaderEdit | DisclaimerAction)
-            and not isinstance(one, SetSenderAction)
+            action
+            for action in rule.actions
+            if isinstance(action, HeaderEdit | DisclaimerAction)
+            and not isinstance(action, SetSenderAction)
         ]
         return self._edit_with(rule, edits, matched) if edits else ()
 
     def _set_sender(self, rule: Rule) -> tuple[Finding, ...]:
-        """Let the message be from another address, for all recipients that are not decided."""
+        """Replace the sender of the message, for all recipients that are not decided."""
         if not self._scope.is_whole:
             return (Finding("set_sender", "the sender is none of the tenant's"),)
-        edits = [one for one in rule.actions if isinstance(one, SetSenderAction)]
+        edits = [action for action in rule.actions if isinstance(action, SetSenderAction)]
         self._sender = edits[-1].address
         return self._edit_with(rule, edits, self._open)
 
     def _edit_with(
         self, rule: Rule, edits: Sequence[HeaderEdit | DisclaimerAction], matched: int
     ) -> tuple[Finding, ...]:
-        if not self._in_thread and any(isinstance(one, DisclaimerAction) for one in edits):
+        if not self._in_thread and any(isinstance(edit, DisclaimerAction) for edit in edits):
             raise _ThreadNeededError  # before anything has changed
         self._check_stopped()
         results = [
@@ -458,15 +470,18 @@ class Evaluation:
                 self._having[old] &= ~concerned
                 self._having[at] |= concerned
                 self._changed |= dict.fromkeys(places_of(concerned), at)
-        return tuple(dict.fromkeys(each for *_, new in results for each in new.notes))
+        return tuple(dict.fromkeys(note for *_, new in results for note in new.notes))
 
     def _check_room(self, more: Sequence[ParsedContent]) -> None:
-        """Count contents. Where that is much, those count that some recipient still gets."""
-        self._octets += sum(each.octets_in_memory for each in more)
+        """Count the octets of new contents. Raises _TooManyContentsError.
+
+        Beyond the limit, only the contents that a recipient still gets are counted again.
+        """
+        self._octets += sum(content.octets_in_memory for content in more)
         if self._octets > CONTENTS_OCTETS_MAX:
             made = zip(self._views[1:], self._having[1:], strict=True)
             used = [view.content for view, having in made if having]
-            self._octets = sum(each.octets_in_memory for each in (*used, *more))
+            self._octets = sum(content.octets_in_memory for content in (*used, *more))
             if self._octets > CONTENTS_OCTETS_MAX:
                 raise _TooManyContentsError
 
@@ -499,7 +514,7 @@ class Evaluation:
         )
 
     def _mark(self, rule: Rule, places: list[int]) -> None:
-        """Keep what the rule says about the delivery of the matched recipients' copies."""
+        """Record the holds, next hops, mails and charges of the rule for its recipients."""
         for action in rule.actions:
             match action:
                 case HoldAction():
@@ -511,42 +526,45 @@ class Evaluation:
                 case JournalAction(addresses) | NotifyAction(addresses):
                     matched = tuple([self._message.recipients[place] for place in places])
                     text = action.text if isinstance(action, NotifyAction) else ""
-                    self._mails += [RuleMail(each, rule.name, matched, text) for each in addresses]
+                    self._mails += [
+                        RuleMail(address, rule.name, matched, text) for address in addresses
+                    ]
                 case RateLimitAction() if key := action.key(self._scope.message):
                     charge = action.charge(rule.name, key, len(places))
                     self._charges.append((charge, sum(1 << place for place in places)))
 
     def _add(self, rule: Rule, places: list[int]) -> None:
-        """Add copies, with the content after this rule; later rules do not see them. There is one
-        for each tenant whose rules may have changed it.
+        """Add copies, with the content after this rule; later rules do not see them.
+
+        There is one copy for each tenant whose rules may have changed the content.
         """
-        actions = [one for one in rule.actions if isinstance(one, _ADDING)]
+        actions = [action for action in rule.actions if isinstance(action, _ADDING)]
         by_owner: dict[str, list[int]] = {}
         for place in places if actions else ():
             by_owner.setdefault(self._owners.get(place, ""), []).append(place)
-        for owner, its in by_owner.items():
-            content = self._content_of(its[0])
-            its_addresses = [self._message.recipients[place] for place in its]
-            local = [each for each in its_addresses if each in self._message.local]
-            held = [hold for place in its if (hold := self._holds.get(place))]
+        for owner, own_places in by_owner.items():
+            content = self._content_of(own_places[0])
+            own_addresses = [self._message.recipients[place] for place in own_places]
+            local = [address for address in own_addresses if address in self._message.local]
+            held = [hold for place in own_places if (hold := self._holds.get(place))]
             for action in actions:
                 is_instead = isinstance(action, RedirectAction | QuarantineAction)
                 hold = held[0] if held and is_instead else None
                 self._additions += [
                     AddedRecipient(
-                        each,
+                        address,
                         rule.name,
                         content,
                         hold,
                         is_quarantine=isinstance(action, QuarantineAction),
                         tenant=owner,
-                        acted_for=(local or its_addresses)[0],
+                        acted_for=(local or own_addresses)[0],
                     )
-                    for each in action.addresses
+                    for address in action.addresses
                 ]
 
     def _decide(self, rule: Rule, places: list[int]) -> None:
-        """Decide the matched recipients, if the rule's last action is final."""
+        """Decide about the matched recipients, if the last action of the rule is final."""
         match rule.actions[-1] if rule.actions else None:
             case DeferAction(status, text):
                 self._defer(Deferral(status, text, rule.name))
@@ -568,8 +586,9 @@ class Evaluation:
                 self._close(rule, others, action=fate, successors=addresses)
 
     def _put_into_junk(self, hold: Hold, places: Sequence[int]) -> None:
-        """Decide that copies go into Junk Email, or wait with this hold if they leave. Where a
-        tenant decides that, those who have a say after it still have it.
+        """Put copies into Junk Email; hold those that go to another host.
+
+        If the rule is a tenant's, later sets of rules still see these recipients.
         """
         for place in places:
             self._junk[place] = hold
@@ -607,7 +626,7 @@ class Evaluation:
         """Return the verdict about a recipient that no rule decided."""
         tenant = self._owners.get(place, "")
         if len(self._views) == 1 and not (self._holds or self._next_hops or self._junk):
-            return RecipientVerdict(recipient, tenant=tenant)  # nearly always
+            return RecipientVerdict(recipient, tenant=tenant)  # nearly always the case
         hold, junk = self._holds.get(place), self._junk.get(place)
         by = junk or hold
         return RecipientVerdict(
@@ -621,11 +640,11 @@ class Evaluation:
         )
 
     def _due(self, recipients: Sequence[RecipientVerdict]) -> Iterator[RateCharge]:
-        """Yield the charges, without recipients that were rejected."""
+        """Yield the charges; recipients that were rejected do not count."""
         rejected = sum(
             1 << place
-            for place, each in enumerate(recipients)
-            if each.action is VerdictAction.REJECT
+            for place, recipient in enumerate(recipients)
+            if recipient.action is VerdictAction.REJECT
         )
         for charge, matched in self._charges:
             if count := (matched & ~rejected).bit_count():

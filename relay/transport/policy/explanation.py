@@ -1,10 +1,10 @@
-"""Explain the rules: one evaluation that gives the verdict, and every rule with what it compared.
+"""Explain the rules: the verdict about a message, and what each rule compared.
 
-explain() is RuleBook.evaluate() with findings: it applies the rules by the same code, and each
-condition of a rule says what it compared and whether it holds. Without a message, a condition on
-the content is unknown, and so may be the rule; such a rule is not applied.
+explain() is RuleBook.evaluate() with findings. It applies the rules by the same code, and records
+what each condition of a rule compared and whether it holds. Without a message, the result of a
+condition on the content is unknown. A rule whose result is unknown is not applied.
 
-A pure function. Raises what evaluate() raises.
+explain() is a pure function, and raises what evaluate() raises.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -37,8 +37,9 @@ _ACTION_KEYS = {kind: key for key, kind in ACTIONS.items()}
 
 
 class ConditionFinding(Struct, frozen=True):
-    """What a condition compared. One of `unless` is named "unless KEY": if it holds, the rule does
-    not match. `holds` None: the condition needs a message, and there is none.
+    """What a condition compared. A condition of `unless` is named "unless KEY".
+
+    `holds` is None if the condition needs a message and there is none.
     """
 
     condition: str
@@ -46,7 +47,7 @@ class ConditionFinding(Struct, frozen=True):
     holds: bool | None
 
     def is_below(self, prefix: str) -> bool:
-        """Return whether it is one of the keys of a table, not of one inside that."""
+        """Return whether it is a key of the table `prefix`, and not of a table inside it."""
         return "[" not in self.condition.removeprefix(prefix)
 
 
@@ -55,14 +56,14 @@ class RuleFinding(Struct, frozen=True):
 
     rule: str  # its name
     mode: str  # enforce, audit or off
-    matched: bool | None  # None: that depends on a message, and there is none
-    recipients: tuple[str, ...]  # that it matches
-    conditions: tuple[ConditionFinding, ...]  # for the first of these, else for the first recipient
-    actions: tuple[dict[str, Any], ...]  # what it does with a message that it matches
-    outcome: str  # the keys of these
+    matched: bool | None  # None: the result depends on a message, and there is none
+    recipients: tuple[str, ...]  # the recipients that it matches
+    conditions: tuple[ConditionFinding, ...]  # for the first recipient in `recipients`, or of all
+    actions: tuple[dict[str, Any], ...]  # what it does if it matches
+    outcome: str  # the keys of the actions
     skipped: str  # why it was not evaluated, "" if it was
-    file: str  # where it is
-    line: int  # the same
+    file: str  # the file of the rule
+    line: int  # the line where it begins
 
 
 class RulesExplained(Struct, frozen=True):
@@ -90,28 +91,28 @@ def verdict_document(explained: RulesExplained) -> dict[str, Any]:
 
 
 def outcome_document(verdict: Verdict) -> dict[str, Any]:
-    """Return what becomes of a message, without the rules that it is by."""
+    """Return what happens to a message, without the findings about rules."""
     return {
         "verdict": str(overall_verdict(verdict)),
         "deferred": msgspec.to_builtins(verdict.deferred),
         "sender": verdict.sender,
         "recipients": [
             {
-                "address": each.address,
-                "fate": str(each.action),
-                "rule": each.rule,
-                "status": each.status,
-                "text": each.text,
-                "successors": list(each.successors),
-                "hold": msgspec.to_builtins(each.hold),
-                "next_hop": each.next_hop,
-                "quarantined": each.quarantined,
-                "content": each.content,
+                "address": recipient.address,
+                "fate": str(recipient.action),
+                "rule": recipient.rule,
+                "status": recipient.status,
+                "text": recipient.text,
+                "successors": list(recipient.successors),
+                "hold": msgspec.to_builtins(recipient.hold),
+                "next_hop": recipient.next_hop,
+                "quarantined": recipient.quarantined,
+                "content": recipient.content,
             }
-            for each in verdict.recipients
+            for recipient in verdict.recipients
         ],
         "added": msgspec.to_builtins(verdict.added),
-        "mails": [{"kind": one.kind, **msgspec.to_builtins(one)} for one in verdict.mails],
+        "mails": [{"kind": mail.kind, **msgspec.to_builtins(mail)} for mail in verdict.mails],
         "charges": msgspec.to_builtins(verdict.charges),
         "subjects": [headers.decoded(content.header, "Subject") for content in verdict.contents],
     }
@@ -146,7 +147,7 @@ class _Explaining(Evaluation):
                 self._enter_next()
 
     def _finding(self, rule: Rule, plan: RulePlan | None, *, is_open: bool) -> RuleFinding:
-        """Apply a rule and return what it found; None: it is off."""
+        """Apply a rule and return what it found; `plan` is None if the rule is off."""
         if plan is None:
             return _finding(rule, skipped="its mode is off")
         if why := rule.outside_dates(self._message.time_us):
@@ -155,33 +156,33 @@ class _Explaining(Evaluation):
             return _finding(rule, skipped=f'rule "{self._last}" was the last one')
         self._compared, self._last = {}, rule.name
         self.apply(plan)
-        results = {place: _matches(found) for place, found in self._compared.items()}
+        results = {place: _matches(findings) for place, findings in self._compared.items()}
         matched = [place for place, result in results.items() if result]
         place = matched[0] if matched else min(results)
         unknown = None in results.values()
         return _finding(
             rule,
             matched=bool(matched) or (None if unknown else False),
-            recipients=tuple(self._message.recipients[each] for each in matched),
+            recipients=tuple(self._message.recipients[place] for place in matched),
             conditions=self._compared[place],
         )
 
     def matched(self, plan: RulePlan) -> int:
         """See Evaluation; every condition is evaluated."""
-        found = 0
+        matched = 0
         for place in places_of(self._open):
             view, recipient = self._views[self._content_of(place)], self._message.recipients[place]
             self._compared[place] = (
                 *self._all_examined(plan.rule.when, view, recipient, prefix=""),
                 *self._all_examined(plan.rule.unless, view, recipient, prefix=_UNLESS),
             )
-            found |= bool(_matches(self._compared[place])) << place
-        return found
+            matched |= bool(_matches(self._compared[place])) << place
+        return matched
 
     def _all_examined(
         self, conditions: ConditionSet, view: MessageView, recipient: str, *, prefix: str
     ) -> Iterator[ConditionFinding]:
-        """Yield what each condition compared; after an `all` or `any`, those of its tables."""
+        """Yield what each condition compared; after an `all` or `any`, what its tables compared."""
         for condition in (*conditions.on_message, *conditions.on_recipient):
             yield self._examined(condition, view, recipient, prefix=prefix)
         for nested in conditions.nested:
@@ -191,7 +192,9 @@ class _Explaining(Evaluation):
                 for place, table in sorted(nested.tables, key=itemgetter(0))
             ]
             results = [
-                _conjunction(each.holds for each in table if each.is_below(f"{name}[{place}]."))
+                _conjunction(
+                    finding.holds for finding in table if finding.is_below(f"{name}[{place}].")
+                )
                 for place, table in enumerate(tables)
             ]
             is_all = nested.key is NestedKey.ALL
@@ -213,25 +216,31 @@ class _Explaining(Evaluation):
         return ConditionFinding(name, cut_value(value), holds)
 
 
-def _matches(found: tuple[ConditionFinding, ...]) -> bool | None:
-    """Return whether all conditions of `when` hold and none of `unless`; None: it is unknown."""
+def _matches(findings: tuple[ConditionFinding, ...]) -> bool | None:
+    """Return whether all conditions of `when` hold and none of `unless`; None if unknown."""
     return _conjunction(
-        each.holds if each.holds is None else each.holds != each.condition.startswith(_UNLESS)
-        for each in found
-        if each.is_below("")
+        finding.holds
+        if finding.holds is None
+        else finding.holds != finding.condition.startswith(_UNLESS)
+        for finding in findings
+        if finding.is_below("")
     )
 
 
 def _conjunction(results: Iterable[bool | None]) -> bool | None:
-    """Return whether all results are true; None: it is unknown."""
+    """Return whether all results are true; None if unknown."""
     known = set(results)
-    return False if False in known else None if None in known else True
+    if False in known:
+        return False
+    return None if None in known else True
 
 
 def _disjunction(results: Iterable[bool | None]) -> bool | None:
-    """Return whether one of the results is true; None: it is unknown."""
+    """Return whether one of the results is true; None if unknown."""
     known = set(results)
-    return True if True in known else None if None in known else False
+    if True in known:
+        return True
+    return None if None in known else False
 
 
 def _finding(
@@ -248,7 +257,9 @@ def _finding(
         matched=matched,
         recipients=recipients,
         conditions=conditions,
-        actions=tuple({_ACTION_KEYS[type(one)]: msgspec.to_builtins(one)} for one in rule.actions),
+        actions=tuple(
+            {_ACTION_KEYS[type(action)]: msgspec.to_builtins(action)} for action in rule.actions
+        ),
         outcome=rule.outcome,
         skipped=skipped,
         file=str(rule.file),

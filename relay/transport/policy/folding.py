@@ -1,7 +1,7 @@
-"""Fold texts for comparison: what looks alike is alike.
+"""Fold texts for comparison: texts that look equal become equal.
 
-NFKC (full-width forms as ASCII, ligatures as letters), no characters that a reader does not see,
-which could hide a word or the extension of a file. Time is linear in the length of the text.
+A folded text is in NFKC (full-width forms as ASCII, ligatures as letters). It has no invisible
+characters, which could hide a word or the extension of a file. Time is linear in the length.
 Unicode Standard Annex 15 (NFKC); Unicode 5.21 (characters that are ignored in display).
 """
 
@@ -9,10 +9,10 @@ import re
 import sys
 import unicodedata
 
-# NFKC sorts the marks of a letter in quadratic time; so it gets pieces, cut at blanks if possible.
+# NFKC sorts the marks of a letter in quadratic time, so texts are cut, at blanks if possible.
 _PIECES = re.compile(r".{1,255}(?: |\Z)|.{1,256}", re.DOTALL)
 _CONTROLS = dict.fromkeys((*range(0x20), 0x7F))
-# Those that are printable for Python: joiners, fillers and selectors of a variant.
+# Invisible characters that Python calls printable: joiners, fillers, variation selectors.
 _IGNORED = re.compile(
     "[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180d\u180f\u3164\ufe00-\ufe0f\uffa0"
     "\U000e0100-\U000e01ef]+"
@@ -22,15 +22,15 @@ _IGNORED = re.compile(
 def folded(text: str, characters_max: int = sys.maxsize) -> str:
     """Return a text in NFKC, without invisible characters, each run of white space as one blank.
 
-    At most its first `characters_max` characters: NFKC can make a text 18 times as long.
+    Only the first `characters_max` characters are returned: NFKC can make a text 18 times as long.
     """
     plain = " ".join(text.split())
     if plain.isascii():
-        shown = plain if plain.isprintable() else plain.translate(_CONTROLS)
-        return shown[:characters_max]
+        printable = plain if plain.isprintable() else plain.translate(_CONTROLS)
+        return printable[:characters_max]
     pieces, size = [], 0
-    for found in _PIECES.finditer(plain):
-        pieces.append(_visible(unicodedata.normalize("NFKC", found[0])))
+    for match in _PIECES.finditer(plain):
+        pieces.append(_visible(unicodedata.normalize("NFKC", match[0])))
         size += len(pieces[-1])
         if size > characters_max:
             break
@@ -39,5 +39,5 @@ def folded(text: str, characters_max: int = sys.maxsize) -> str:
 
 def _visible(text: str) -> str:
     if not text.isprintable():
-        text = "".join([each for each in text if each.isprintable()])
+        text = "".join([character for character in text if character.isprintable()])
     return _IGNORED.sub("", text)

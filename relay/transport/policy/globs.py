@@ -29,7 +29,7 @@ class Globs(Struct, frozen=True):
     def of(cls, patterns: Iterable[str]) -> Self:
         """Compile `patterns`. Raises ValueError that says what was expected."""
         whole: set[str] = set()
-        found: dict[tuple[bool, bool], list[str]] = {}  # by whether it ends, and begins, with a *
+        by_ends: dict[tuple[bool, bool], list[str]] = {}  # whether "*" is at the end, at the begin
         others = []
         for pattern in patterns:
             if not 0 < len(pattern) <= GLOB_CHARACTERS_MAX:
@@ -40,14 +40,14 @@ class Globs(Struct, frozen=True):
             if "*" in inner or "?" in inner:
                 others.append(re.compile(fnmatch.translate(folded.replace("[", "[[]"))))
             elif ends or begins:
-                found.setdefault((ends, begins), []).append(inner)
+                by_ends.setdefault((ends, begins), []).append(inner)
             else:
                 whole.add(folded)
         return cls(
             whole=frozenset(whole),
-            beginnings=tuple(found.get((True, False), ())),
-            endings=tuple(found.get((False, True), ())),
-            contained=tuple(found.get((True, True), ())),
+            beginnings=tuple(by_ends.get((True, False), ())),
+            endings=tuple(by_ends.get((False, True), ())),
+            contained=tuple(by_ends.get((True, True), ())),
             others=tuple(others),
         )
 
@@ -85,8 +85,8 @@ class Globs(Struct, frozen=True):
             or (self.domains and folded.rpartition("@")[2] in self.domains)
             or folded.startswith(self.beginnings)
             or folded.endswith(self.endings)
-            or any(each in folded for each in self.contained)
-            or any(each.match(folded) for each in self.others)
+            or any(text in folded for text in self.contained)
+            or any(pattern.match(folded) for pattern in self.others)
         )
 
     def match_any(self, values: Sequence[str]) -> bool:
@@ -98,7 +98,7 @@ class Globs(Struct, frozen=True):
         return next(filter(self.match, values), "")
 
 
-# By the names of the groups of addresses: what `group:NAME` stands for.
+# The address groups by their names: what `group:NAME` stands for.
 Groups = Mapping[str, Globs]
 
 # A field of a message ("sender", "header x-spam") and the globs for its values; None for any value.
@@ -107,10 +107,10 @@ FieldGlobs = tuple[str, Globs | None]
 
 def some_texts(value: Any) -> list[str]:
     """Read a text or a list of texts that is not empty. Raises ValueError."""
-    found = [value] if isinstance(value, str) else value
-    if not isinstance(found, list) or not found or not all(isinstance(each, str) for each in found):
+    texts = [value] if isinstance(value, str) else value
+    if not isinstance(texts, list) or not texts or not all(isinstance(text, str) for text in texts):
         raise ValueError("a text or a list of texts")
-    return found
+    return texts
 
 
 def read_globs(value: Any) -> Globs:

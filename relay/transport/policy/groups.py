@@ -1,8 +1,8 @@
 """Read the groups of a policy directory: lists of addresses for `sender` and `recipient`.
 
-groups/NAME.txt is the group NAME; "own" is built in: the addresses of own domains. Each line is an
-address or a domain, which stands for all its addresses; blank lines and those that begin with # are
-ignored.
+groups/NAME.txt is the group NAME. The group "own" is built in and has the addresses of own domains.
+Each line is an address or a domain; a domain stands for all its addresses. Blank lines are ignored,
+and so are lines that begin with #.
 """
 
 import re
@@ -27,23 +27,24 @@ def visible_files(directory: Path, suffix: str) -> tuple[Path, ...]:
 
     Raises OSError.
     """
-    found = (each for each in directory.iterdir() if each.suffix == suffix)
-    return tuple(sorted(each for each in found if not each.name.startswith(".")))
+    files = (path for path in directory.iterdir() if path.suffix == suffix)
+    return tuple(sorted(path for path in files if not path.name.startswith(".")))
 
 
 def other_directories(directory: Path, *known: str) -> tuple[Path, ...]:
-    """Return the directories in a directory of rules that are neither `groups` nor `known`, nor
-    hidden. Nothing is read of them.
+    """Return the other directories in a directory of rules, which nobody reads.
+
+    `groups`, the `known` ones and hidden ones are left out.
     """
     names = (*known, GROUPS_DIRECTORY, "lost+found")
     with suppress(OSError):
-        found = sorted(each for each in directory.iterdir() if each.name not in names)
-        return tuple(each for each in found if each.is_dir() and not each.name.startswith("."))
+        paths = sorted(path for path in directory.iterdir() if path.name not in names)
+        return tuple(path for path in paths if path.is_dir() and not path.name.startswith("."))
     return ()
 
 
 def is_inside(path: Path, directory: Path) -> bool:
-    """Return whether a path leads to a place below `directory`, which is no link itself."""
+    """Return whether a path leads to a file below `directory`; false if `directory` is a link."""
     try:
         return path.resolve().is_relative_to(directory) and not directory.is_symlink()
     except (OSError, RuntimeError):  # a circle of links
@@ -71,7 +72,7 @@ def group_files(directory: Path, faults: list[Fault]) -> tuple[Path, ...]:
 def read_groups(files: tuple[Path, ...], faults: list[Fault]) -> tuple[Groups, str]:
     """Return the groups by their names, and the text of all files, which changes with them.
 
-    A group with a fault is there as well: rules that name it have no fault of their own.
+    A group with a fault is returned as well, so that rules that name it get no fault.
     """
     groups: dict[str, Globs] = {}
     texts = []
@@ -101,7 +102,7 @@ def read_groups(files: tuple[Path, ...], faults: list[Fault]) -> tuple[Groups, s
 
 
 class OptionalGroups(dict[str, Globs]):
-    """The groups for a rule that is off: a name without a group is noted, and matches none."""
+    """The groups for a rule that is off: a missing group is empty, and recorded in `missing`."""
 
     missing = ""
 

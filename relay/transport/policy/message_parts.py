@@ -1,17 +1,17 @@
-"""Find the parts of a message, with their names and types, without parsing what is in them.
+"""Find the parts of a message, with their names and types, without parsing their contents.
 
-For the conditions on attachments and on the body, once per content. Nested messages are included,
-and every name that a mail program might show (relay.transport.policy.attachment_names). Where
-programs differ in the type or the boundary of a part, the parts of every reading are found; so are
-those in encoded multiparts and messages, and uuencoded files in a text. relay.formats.structure
-reads the message, in linear time and in blocks.
+The conditions on attachments and on the body need them, once per content. Parts of nested messages
+are included, and every name that a mail program might show
+(relay.transport.policy.attachment_names). Where programs differ in the type or the boundary of a
+part, the parts of every reading are found. So are the parts of encoded multiparts and messages, and
+uuencoded files in a text. relay.formats.structure reads the message, in linear time and in blocks.
 
-Raises TooManyPartsError for a message beyond its bounds, so that a part cannot be hidden among a
+Raises TooManyPartsError for a message with too many parts, so that no part can be hidden among a
 thousand others; OSError (UnreadableError) for a large body that cannot be read.
 
-attachments() also finds the types of what is attached: of a part only as many octets are decoded as
-its type needs. Base64 is decoded as lenient programs do: octets that are not base64 do not count,
-nor does padding before the end. relay/formats/file_types.py has the types.
+attachments() also finds the types of attachments. Only as many octets of a part are decoded as its
+type needs. Base64 is decoded as lenient programs do: other octets are ignored, and so is padding
+before the end. relay/formats/file_types.py has the types.
 
 RFC 2045 5 and 6, RFC 2046 5.1, RFC 2183 2.3, RFC 2231, RFC 2047.
 """
@@ -52,11 +52,11 @@ from relay.transport.policy.attachment_names import boundaries_in, names_in, nor
 
 PARAMETERS_MAX = 100  # of a content field
 FIELD_OCTETS_MAX = 8 * 1024  # of Content-Type or Content-Disposition
-# Of a message that is read in several ways: its content fields together. Real ones have some kB.
+# Of all content fields in a message that is read in several ways. Real messages have some kB.
 FIELDS_OCTETS_MAX = 256 * 1024
 _FIELDS = ("Content-Type", "Content-Disposition")
-_READINGS = [LooseReading(*one) for one in product((False, True), (True, False))]
-_READINGS += [LooseReading(outermost=one, exact=True) for one in (False, True)]
+_READINGS = [LooseReading(*flags) for flags in product((False, True), (True, False))]
+_READINGS += [LooseReading(outermost=is_outermost, exact=True) for is_outermost in (False, True)]
 _READINGS += [LooseReading(outermost=True)]
 _SHOWN = ("text/", "multipart/", "message/")  # unless it has a name, or is to be attached
 # Shown as files: what they contain is in other messages, or elsewhere (RFC 2046 5.2.2 and 5.2.3).
@@ -64,9 +64,9 @@ _INCOMPLETE = ("message/partial", "message/external-body")
 _BODIES = ("text/plain", "text/html")
 _CODED = ("base64", "quoted-printable")
 _UUENCODED = "uuencode"
-_MESSAGE = re.compile(r"message/(?!delivery-status\Z)")  # that one has several headers
+_MESSAGE = re.compile(r"message/(?!delivery-status\Z)")  # delivery-status has several headers
 _MORE_IN_TYPE = re.compile(rb"(?!text/|multipart/)|.*(?:name|=\?|\()", re.IGNORECASE | re.DOTALL)
-# What begins no field of a part, or one of a text, before another field or the end of its header.
+# A "content-" that begins no field, or the field of a text without a name.
 _NO_FILE = re.compile(
     rb"content-(?:(?<=[!-~]content-)|(?<=[!-~] content-)|(?<=\ncontent-)"
     rb"(?:type: text/(?:plain|html)(?:; ?(?:charset|format)=\"?[\w-]++\"?)*+"
@@ -77,7 +77,7 @@ _NO_BOUNDARY = re.compile(rb"^--(?=[ \t]*\r?$)", re.MULTILINE)
 _ANY_BOUNDARY = b"--=_any"
 _BLANKS = b" \t"  # before the first field of a part, which some programs read
 _NO_BREAK = re.compile(rb"^(?:\xc2?\xa0)*+([!-9;-~]++)(?:\xc2?\xa0)*+(?=[ \t]*+:)", re.MULTILINE)
-# Of octets that are read again, decoded or with another boundary; in multiples of the message.
+# How often the size of the message may be read again, decoded or with another boundary.
 _READ_AGAIN_MAX = 8
 
 
@@ -133,8 +133,8 @@ def message_parts(
     Raises TooManyPartsError; OSError for a large body that cannot be read.
     """
     reader = _PartReader(content, between_parts)
-    found, is_ambiguous = reader.read(_READINGS[0])
-    parts = dict.fromkeys(found)
+    first_parts, is_ambiguous = reader.read(_READINGS[0])
+    parts = dict.fromkeys(first_parts)
     for reading in _READINGS[1:] if is_ambiguous else ():
         parts |= dict.fromkeys(reader.read(reading, is_one_of_several=True)[0])
     return tuple(parts)
@@ -151,14 +151,15 @@ def may_have_attachments(content: ParsedContent) -> bool:
         or "" in header  # lines that some programs take for fields
         or not isinstance(rest, bytes)
         or b"begin" in rest
-        or any(each.decode("latin-1") not in IDENTITY for each in encodings)
+        or any(encoding.decode("latin-1") not in IDENTITY for encoding in encodings)
         or (b"\n--" in rest and not _has_only_texts(rest))
     )
 
 
 def _has_only_texts(body: bytes) -> bool:
-    """Return whether all parts are texts without a name, wherever a reader may take a part to
-    begin: each `Content-` field in the body is one that such a text has.
+    """Return whether all parts are texts without a name, in every reading.
+
+    Each `Content-` field in the body must be one that such a text has.
     """
     if len(body) > _TEXTS_OCTETS_MAX or body.count(b"\n--") > _TEXTS_MAX or b"\0" in body:
         return False
@@ -170,7 +171,7 @@ class _PartHeader(Struct, frozen=True):
     """What the header of a part says, in every reading of the message."""
 
     is_ambiguous: bool  # another reading may find other parts
-    has_several: bool  # it has a content field twice, or names that programs read in several ways
+    has_several: bool  # a content field is there twice, or programs read names in several ways
     size: int  # of the content fields, in octets
     disposition: str
     names: tuple[str, ...]
@@ -179,20 +180,20 @@ class _PartHeader(Struct, frozen=True):
 
 
 def _as_read(header: bytes) -> bytes:
-    """Return a header without what some programs remove around the names of fields."""
+    """Return a header without the blanks that some programs remove around names of fields."""
     header = header.lstrip(_BLANKS)
     return _NO_BREAK.sub(rb"\1", header) if b"\xa0" in header else header
 
 
 def _parsed(octets: bytes) -> tuple[Header, "Message[str, str]"]:
-    """Return a header for names in it, and its fields for type, boundary and encoding."""
+    """Return the header in which names are read, and the fields for type, boundary and encoding."""
     section = _as_read(octets)
     header, clean = Header.parse(section), cleaned(section)
     return header, fields_of_header(header if clean == section else Header.parse(clean))
 
 
 def _part_header(header: Header) -> _PartHeader:
-    after = {one[0]: line for one, (name, line) in pairwise(header.fields) if not name}
+    after = {previous[0]: line for previous, (name, line) in pairwise(header.fields) if not name}
     names: list[str] = []
     is_plain = True
     for field in _FIELDS:
@@ -204,14 +205,14 @@ def _part_header(header: Header) -> _PartHeader:
                 raise TooManyPartsError(
                     f"a field of more than {FIELD_OCTETS_MAX} octets or {PARAMETERS_MAX} parameters"
                 )
-            found, is_alike = names_in(value)
-            names += found
+            field_names, is_alike = names_in(value)
+            names += field_names
             is_plain &= is_alike
     for value in header.values("Content-Location"):
         if b":" not in value:  # no URL, whose host may look like a file name
             names.append(normalised(value.decode("utf-8", "replace")))
     types = header.values("Content-Type")
-    sizes = [(name, len(each)) for name, each in header.fields if name.startswith(b"content-")]
+    sizes = [(name, len(octets)) for name, octets in header.fields if name.startswith(b"content-")]
     return _PartHeader(
         is_ambiguous=len(types) > 1 or (bool(header.fields) and not header.fields[-1][0]),
         has_several=len(dict(sizes)) < len(sizes) or not is_plain,
@@ -219,23 +220,25 @@ def _part_header(header: Header) -> _PartHeader:
         disposition=_first_word(header.first("Content-Disposition") or b""),
         names=tuple(dict.fromkeys(names)),
         encodings=tuple(
-            _first_word(each) for each in header.values("Content-Transfer-Encoding")[1:]
+            _first_word(encoding) for encoding in header.values("Content-Transfer-Encoding")[1:]
         ),
         boundaries=tuple(
             dict.fromkeys(
-                chain.from_iterable(boundaries_in(each) for each in types if b"=" in each)
+                chain.from_iterable(
+                    boundaries_in(content_type) for content_type in types if b"=" in content_type
+                )
             )
         ),
     )
 
 
 class _Inside(Struct, frozen=True):
-    """Octets that are read as a message: None for the message itself, else inside a part."""
+    """Octets that are read as a message; `source` is None for the message itself."""
 
     source: Octets | None
     is_forwarded: bool = False
     encodings: int = 0  # how many encodings are around it
-    is_multipart: bool = False  # with one of the boundaries of a part, which has each in turn
+    is_multipart: bool = False  # a part that is read again with another boundary
 
 
 class _PartReader:
@@ -288,7 +291,7 @@ class _PartReader:
             yield block
 
     def _insides(self, entity: Entity, part: MessagePart, over: _Inside) -> Iterator[_Inside]:
-        """Yield what the structure does not have: what is encoded, or has another boundary."""
+        """Yield what the structure does not show: encoded parts, and parts by other boundaries."""
         if over.is_multipart and not entity.number:
             return
         boundaries = self._header_of(entity.header).boundaries
@@ -305,14 +308,18 @@ class _PartReader:
                     source = self._again(part, encoding)
                     yield _Inside(source, True, over.encodings + bool(encoding))
                 continue
-            wanted = [one for one in boundaries if one and (encoding or one != looked_for)]
+            others = [
+                boundary
+                for boundary in boundaries
+                if boundary and (encoding or boundary != looked_for)
+            ]
             if is_multipart and not any(boundaries):
-                wanted = [b""]
-            for one in wanted:
+                others = [b""]
+            for boundary in others:
                 body = self._again(part, encoding)
-                if not one and body.size <= LARGE_BYTES:
+                if not boundary and body.size <= LARGE_BYTES:
                     body = MemoryOctets(_NO_BOUNDARY.sub(_ANY_BOUNDARY, body.read(0, body.size)))
-                source = join_octets([_header(entity, one or _ANY_BOUNDARY[2:]), body])
+                source = join_octets([_header(entity, boundary or _ANY_BOUNDARY[2:]), body])
                 yield _Inside(source, part.is_forwarded, over.encodings + 1, is_multipart=True)
 
     def _again(self, part: MessagePart, encoding: str) -> Octets:
@@ -333,14 +340,14 @@ def with_files_in_texts(
 
     Reading blocks; raises OSError for a large body that cannot be read.
     """
-    octets, found = octets_of(content.joined()), list(parts)
+    octets, all_parts = octets_of(content.joined()), list(parts)
     for part in parts:
         is_text = part.content_type == "text/plain" or part.content_type.startswith("multipart/")
         for encoding in part.encodings if part.is_leaf else ():
             if is_text or encoding not in _CODED:
                 between_parts()
-                found += _files_in_text(octets, part, encoding)
-    return tuple(found)
+                all_parts += _files_in_text(octets, part, encoding)
+    return tuple(all_parts)
 
 
 def _files_in_text(octets: Octets, part: MessagePart, encoding: str) -> Iterator[MessagePart]:
@@ -363,7 +370,7 @@ def _files_in_text(octets: Octets, part: MessagePart, encoding: str) -> Iterator
 
 
 def _header(entity: Entity, boundary: bytes) -> bytes:
-    """Return a header by which a multipart is read with this boundary."""
+    """Return a header that makes a reader use this boundary for a multipart."""
     quoted = boundary.replace(b"\\", b"\\\\").replace(b'"', b'\\"')
     kind = b"digest" if entity.content_type == "multipart/digest" else b"mixed"
     return b'Content-Type: multipart/%b; boundary="%b"\r\n\r\n' % (kind, quoted)
@@ -388,9 +395,11 @@ def _part(entity: Entity, header: _PartHeader, inside: _Inside) -> MessagePart:
 
 @lru_cache(maxsize=64)
 def _known_encodings(name: str) -> Sequence[str]:
-    """Return the encodings that programs may read in a name, "" for those that change nothing."""
-    known = _UUENCODED if name in UUENCODE else name if name in _CODED else ""
-    return (known, *(one for one in _CODED if one in name))  # x-base64
+    """Return the encodings that programs may read in a name; "" is one that changes nothing."""
+    known = name if name in _CODED else ""
+    if name in UUENCODE:
+        known = _UUENCODED
+    return (known, *(encoding for encoding in _CODED if encoding in name))  # x-base64
 
 
 def _first_word(value: bytes) -> str:
@@ -416,12 +425,12 @@ def attachments(
 
     Reading blocks; raises OSError for a large body that cannot be read.
     """
-    octets, found = octets_of(content.joined()), []
-    for each in parts:
+    octets, files = octets_of(content.joined()), []
+    for part in parts:
         between_parts()
-        if each.is_attachment:
-            found.append(_attachment(octets, each))
-    return tuple(found)
+        if part.is_attachment:
+            files.append(_attachment(octets, part))
+    return tuple(files)
 
 
 def _attachment(octets: Octets, part: MessagePart) -> AttachedFile:
@@ -436,7 +445,9 @@ def decodings(octets: Octets, part: MessagePart) -> Iterator[tuple[Octets, str |
     """Yield the ways in which programs decode a part: its body, and how."""
     for encoding in part.encodings if part.is_leaf else ():
         body = part.body(octets)
-        if encoding == "base64":  # as if padding were not there; some programs read each piece
+        if (
+            encoding == "base64"
+        ):  # first without padding in between, then each piece, as programs do
             yield body, BASE64_IN_ONE_PIECE
         if encoding != "base64" or b"=" in body.read(0, 4 * _BLOCK_OCTETS).rstrip(b"=\r\n\t "):
             yield body, encoding

@@ -1,7 +1,7 @@
-"""What the conditions of mail-flow rules have in common: what they read, and what they answer.
+"""The message as conditions of mail-flow rules read it (MessageView), and their base class.
 
-MessageView reads each fact of a message once, when a condition first needs it. What views of one
-content read for several sets of rules, they read once for all.
+MessageView reads each fact of a message once, when a condition first needs it. Views of one content
+for several sets of rules share what was read.
 """
 
 import re
@@ -37,9 +37,9 @@ _first_number = re.compile(r"(?:(?<![\w.])[-+])?(?:\d+(?:\.\d+)?|\.\d+)", re.ASC
 
 
 class _Fact(Generic[T]):
-    """A property of MessageView that is read once, as once() does it, for all sets of rules.
+    """A property of MessageView that is read once, by once(), for all sets of rules.
 
-    Not cached_property: before Python 3.12 it has one lock for all messages while it reads.
+    It replaces cached_property, which before Python 3.12 holds one lock for all messages.
     """
 
     def __init__(self, read: "Callable[[MessageView], T]") -> None:
@@ -50,33 +50,33 @@ class _Fact(Generic[T]):
 
     def __get__(self, view: "MessageView", _: type) -> T:
         try:
-            found: T = view.shared.facts[self._name]
+            fact: T = view.shared.facts[self._name]
         except KeyError:
-            found = view.once(self._name, lambda: self._read(view))
-            view.shared.facts[self._name] = found
-        view.__dict__[self._name] = found
-        return found
+            fact = view.once(self._name, lambda: self._read(view))
+            view.shared.facts[self._name] = fact
+        view.__dict__[self._name] = fact
+        return fact
 
 
 class OutOfTimeError(Exception):
-    """The rules of a tenant take too long; those that follow may still read the same."""
+    """The rules of a tenant take too long; the rules after them may still read the same fact."""
 
 
 class _Shared:
-    """What views of one content have in common."""
+    """What all views of one content share."""
 
     def __init__(self) -> None:
-        self.facts: dict[str, Any] = {}  # by their names
-        self.values: dict[str, tuple[str, ...]] = {}  # of fields, by their names
-        self.numbers: dict[str, Sequence[tuple[str, float]]] = {}  # the same
-        self.errors: dict[object, Exception] = {}  # by what could not be read
+        self.facts: dict[str, Any] = {}  # by the name of the property
+        self.values: dict[str, tuple[str, ...]] = {}  # by the name of the field
+        self.numbers: dict[str, Sequence[tuple[str, float]]] = {}  # by the name of the field
+        self.errors: dict[object, Exception] = {}  # by the fact that could not be read
 
 
 class MessageView:
     """A message for conditions: `message` as received, `content` after earlier rules.
 
-    Other rules may see less of the recipients: their view is `like` this one, and shares what was
-    read of the content.
+    A set of rules that sees other recipients has another view of the same content. It is made with
+    `like`, and shares what was read.
     """
 
     def __init__(
@@ -103,7 +103,7 @@ class MessageView:
 
     @_Fact
     def client(self) -> IPv4Address | IPv6Address | None:
-        """The address of the client, None for one on Relay's own socket."""
+        """The address of the client, None for a client of Relay's own socket."""
         return _address_of(self.message.client)
 
     @_Fact
@@ -119,8 +119,10 @@ class MessageView:
     @_Fact
     def authors(self) -> tuple[str, ...]:
         """The addresses in From."""
-        fields = [one for one in originators(self.content.header) if one.name == "From"]
-        return tuple([ascii_address(one.address) for field in fields for one in field.addresses])
+        fields = [field for field in originators(self.content.header) if field.name == "From"]
+        return tuple(
+            [ascii_address(author.address) for field in fields for author in field.addresses]
+        )
 
     @_Fact
     def addressees(self) -> tuple[str, ...]:
@@ -129,12 +131,12 @@ class MessageView:
 
     @_Fact
     def parts(self) -> tuple[MessagePart, ...]:
-        """All parts. Raises TooManyPartsError, OSError, as do those that follow."""
+        """All parts. Like the properties below, raises TooManyPartsError, OSError."""
         return message_parts(self.content, self._between_parts)
 
     @_Fact
     def files(self) -> tuple[MessagePart, ...]:
-        """All parts that may be attachments, also files in a text."""
+        """All parts, and files in a text; () if there can be no attachment."""
         if not may_have_attachments(self.content):
             return ()
         return with_files_in_texts(self.content, self.parts, self._between_parts)
@@ -160,52 +162,54 @@ class MessageView:
         return BodyText(body_text(self.content, self.parts, self._between_parts))
 
     def header(self, name: str) -> tuple[str, ...]:
-        """Return the values of all fields called `name`, unfolded and decoded; one with a domain
-        beyond ASCII in both forms.
+        """Return the values of all fields called `name`, unfolded and decoded.
+
+        A value with an internationalized domain is returned in both forms.
         """
-        found = self.shared.values.get(name)
-        if found is None:
+        values = self.shared.values.get(name)
+        if values is None:
             texts = headers.decoded_values(self.content.header, name, limit=FIELDS_MAX)
             forms = (*texts, *map(with_a_labels, texts), *map(with_u_labels, texts))
-            found = tuple(dict.fromkeys(forms))
-            self.shared.values[name] = found
-        return found
+            values = tuple(dict.fromkeys(forms))
+            self.shared.values[name] = values
+        return values
 
     def header_found(self, name: str) -> Mapping[Pattern, str]:
         """Return found_in() for the fields called `name`."""
         field = f"header {name}"
         if (known := self._found.get(field)) is not None:
             return known
-        values = [each[:VALUE_CHARACTERS_MAX] for each in self.header(name)]
+        values = [text[:VALUE_CHARACTERS_MAX] for text in self.header(name)]
         return self.found_in(field, values) if values else {}
 
     def header_numbers(self, name: str) -> Sequence[tuple[str, float]]:
-        """Return the values of all fields called `name` that have a number, with the first one."""
+        """Return the values of the fields called `name` that have a number, with that number."""
         known = self.shared.numbers.get(name)
         if known is None:
-            found = [
+            matches = [
                 (value, _first_number.search(value[:VALUE_CHARACTERS_MAX]))
                 for value in self.header(name)
             ]
-            known = [(value, float(number[0])) for value, number in found if number]
+            known = [(value, float(number[0])) for value, number in matches if number]
             self.shared.numbers[name] = known
         return known
 
     def found_in(self, field: str, values: Sequence[str]) -> Mapping[Pattern, str]:
-        """Return the patterns for `field` that match one of its `values`, each with the first one.
+        """Return the patterns for `field` that match, each with the first of `values` it matches.
 
-        All patterns for a field are looked for at once. Raises PatternError.
+        All patterns for a field are matched at once. Raises PatternError.
         """
         if (known := self._found.get(field)) is not None:
             return known
         patterns = self._pattern_sets[field]
-        found = self.once(patterns, lambda: _first_values(patterns, values))
-        self._found[field] = found
-        return found
+        first_values = self.once(patterns, lambda: _first_values(patterns, values))
+        self._found[field] = first_values
+        return first_values
 
     def once(self, fact: object, read: Callable[[], T]) -> T:
-        """Return what `read` returns. It is not called again after an error, which is raised again:
-        rules that are skipped for it would all repeat its work.
+        """Return what `read` returns. An error is kept and raised again for the same `fact`.
+
+        Otherwise each rule that is skipped because of the error would repeat the work.
         """
         if fact in self.shared.errors:
             raise self.shared.errors[fact].with_traceback(None)
@@ -218,7 +222,7 @@ class MessageView:
             raise
 
     def values_of(self, field: str) -> Sequence[str]:
-        """Return the values of a field in FieldGlobs that is not in the header."""
+        """Return the values of a field of FieldGlobs other than "header NAME"."""
         forms_of = self.message.forms_of
         match field:
             case "sender":
@@ -240,15 +244,15 @@ class MessageView:
 
 def _first_values(patterns: PatternSet, values: Sequence[str]) -> Mapping[Pattern, str]:
     """Return the patterns that match, each with the first value. Raises PatternError."""
-    found: dict[Pattern, str] = {}
+    first_values: dict[Pattern, str] = {}
     for value in values:
         for pattern in patterns.matching(value):
-            found.setdefault(pattern, value)
-    return found
+            first_values.setdefault(pattern, value)
+    return first_values
 
 
 def _address_of(text: str) -> IPv4Address | IPv6Address | None:
-    """Return an IP address, an IPv4 address in IPv6 as what it is (RFC 4291 2.5.5.2), else None."""
+    """Return an IP address, or None; for IPv4 in IPv6 the IPv4 address (RFC 4291 2.5.5.2)."""
     try:
         return plain_ip(text.partition("%")[0])
     except ValueError:
@@ -256,11 +260,11 @@ def _address_of(text: str) -> IPv4Address | IPv6Address | None:
 
 
 class BaseCondition(Struct, frozen=True):
-    """What all conditions have in common."""
+    """The base of all conditions."""
 
     @property
     def is_deep(self) -> bool:
-        """Whether it may take long, so that it is asked last, and in a thread."""
+        """Whether it may take long; such conditions are evaluated last, and in a thread."""
         return False
 
     def needs_thread(self, _: MessageView) -> bool:
@@ -268,9 +272,11 @@ class BaseCondition(Struct, frozen=True):
         return self.is_deep
 
     def patterns(self) -> Sequence[tuple[str, Pattern]]:
-        """Return its patterns, each with the field that it is for; () if there are none."""
+        """Return the patterns of the condition, each with its field; () if there are none."""
         return ()
 
     def terms(self) -> Sequence[FieldGlobs]:
-        """Return globs of which one matches wherever the condition does; () if there are none."""
+        """Return globs, at least one of which matches a message that the condition matches; ()
+        if there are no such globs.
+        """
         return ()

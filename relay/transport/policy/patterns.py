@@ -1,12 +1,11 @@
 """Regular expressions for the conditions of mail-flow rules: RE2, which takes linear time.
 
-A pattern is found anywhere in a text, without regard to case. All patterns for one field are
-compiled into one PatternSet, which reads a text once. This is the only module that imports `re2`,
-and what it guards against are that module's traps: to match with a set that was not compiled, or
-could not be, ends the process; a match that ran out of memory returns no match; the numbers of
-those that match are in no order.
+A pattern matches anywhere in a text, without regard to case. All patterns for one field are
+compiled into one PatternSet, which reads a text once. This is the only module that imports `re2`.
+It guards against three traps: a match with a set that is not compiled ends the process; a match
+that runs out of memory returns no match; and the numbers of matching patterns are in no order.
 
-re2 gives the interpreter lock away while it matches, so that other threads go on.
+re2 releases the interpreter lock while it matches, so that other threads run.
 """
 
 from collections.abc import Iterable, Mapping
@@ -16,21 +15,21 @@ from msgspec import Struct
 
 from relay.base.phrases import shown
 
-PATTERN_STEPS_MAX = 1_000  # of its program
+PATTERN_STEPS_MAX = 1_000  # of the compiled program of a pattern
 SET_STEPS_MAX = 50_000  # of all patterns for one field
 _MEMORY_BYTES_MAX = 16 * 1024 * 1024  # of one set: enough to compile SET_STEPS_MAX
-_ALWAYS = ""  # the pattern that each set has besides its own
+_ALWAYS = ""  # a pattern that is added to each set, and that always matches
 
 
 class PatternError(Exception):
-    """A set cannot be compiled, or did not answer. The rule that asked cannot be applied."""
+    """A set cannot be compiled, or ran out of memory. The rule cannot be applied."""
 
 
 class Pattern(Struct, frozen=True):
     """A regular expression that RE2 accepts."""
 
     text: str
-    steps: int  # the size of its program, which says how much work it can be
+    steps: int  # the size of its program: a measure of the work
 
     @classmethod
     def parse(cls, value: Any) -> Self:
@@ -52,21 +51,21 @@ class Pattern(Struct, frozen=True):
         return cls(value, steps)
 
     def excerpt(self, text: str) -> str:
-        """Return the first part of a printable `text` that it matches, "" if it matches nothing."""
-        found = _re2().compile(self.text, _options()).search(text)
-        return str(found.group()) if found else ""
+        """Return the first match in a printable `text`, or ""."""
+        match = _re2().compile(self.text, _options()).search(text)
+        return str(match.group()) if match else ""
 
 
 class PatternSet:
     """Patterns that are compiled together. Immutable, and safe to use in several threads."""
 
     def __init__(self, patterns: Iterable[Pattern]) -> None:
-        """Compile the patterns. Raises PatternError: there is no set that is not compiled."""
+        """Compile the patterns. Raises PatternError."""
         self.patterns = tuple(dict.fromkeys(patterns))
         compiled = _re2().Set.SearchSet(_options())
         try:
-            for each in (*self.patterns, Pattern(_ALWAYS, 0)):
-                compiled.Add(each.text)
+            for pattern in (*self.patterns, Pattern(_ALWAYS, 0)):
+                compiled.Add(pattern.text)
             compiled.Compile()
         except _re2().error:
             count = len(self.patterns)
@@ -81,7 +80,7 @@ class PatternSet:
         numbers = sorted(self._compiled.Match(text.encode(errors="replace")) or ())
         if not numbers or numbers[-1] != len(self.patterns):  # the number of _ALWAYS
             raise PatternError("the patterns ran out of memory")
-        return tuple([self.patterns[each] for each in numbers[:-1]])
+        return tuple([self.patterns[number] for number in numbers[:-1]])
 
 
 # By the field that they are for: "header x-spam".
@@ -89,7 +88,7 @@ PatternSets = Mapping[str, PatternSet]
 
 
 def _re2() -> Any:
-    """Return the module: 3 MB, which a relay without patterns does not need."""
+    """Return the module re2. It takes 3 MB, which a relay without patterns does not need."""
     import re2  # noqa: PLC0415 - see above
 
     return re2

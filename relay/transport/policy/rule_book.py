@@ -1,8 +1,8 @@
-"""The rules in force: those of the operator, and those of each tenant for its own mail.
+"""The rules in force: the operator's rules for all mail, and each tenant's rules for its mail.
 
-The operator's files whose names sort before "50-" run first, then the rules of the sender's tenant,
-those of each recipient's tenant, and the operator's other files. docs/policy-tenants.md says who
-may do what.
+First run the rules in the operator's files whose names sort before "50-", then the rules of the
+sender's tenant, then the rules of each recipient's tenant, and last those in the operator's other
+files. docs/policy-tenants.md says who may do what.
 """
 
 import dataclasses
@@ -18,45 +18,47 @@ from relay.store.journeys.details import UsedRules
 from relay.transport.policy.engine import SKIPPED, Evaluation, RuleScope, RuleSet
 
 DEFERRED = "defer"  # the outcome of a rule whose rate limit is exceeded
-LATE = "50-"  # the operator's files from here on run behind the rules of tenants
+LATE = "50-"  # the operator's files from here on run after the rules of tenants
 
 
 class TenantRules(Struct, frozen=True):
     """A tenant, with its rules."""
 
     name: str
-    # as A-labels: those that relay.toml names, and those that are an alias of one of them
+    # as A-labels: the domains that relay.toml names, and domains that are aliases of them
     domains: frozenset[str]
-    rules: RuleSet | None  # None: there is no set that could be used, and its mail waits
+    rules: RuleSet | None  # None: its rules cannot be used, and its mail waits
 
     def usable_for(self, domain: str) -> RuleSet | Deferral:
-        """Return the rules, or what becomes of the mail from or to this domain without them."""
+        """Return the rules, or the deferral of mail from or to this domain without rules."""
         return self.rules or Deferral("4.3.0", unavailable(domain), f"{self.name}/*")
 
 
 def unavailable(domain: str) -> str:
-    """Return what a client hears about mail of a tenant without rules."""
+    """Return the text of the reply to mail of a tenant without rules."""
     return f"{RULES_UNAVAILABLE} {domain} are not available, try again later"
 
 
 @dataclass(frozen=True, slots=True)
 class RuleBook:
-    """All rules in force, and whose they are."""
+    """All rules in force, of the operator and of tenants."""
 
     operator: RuleSet = field(default_factory=RuleSet)  # for all mail
     tenants: Mapping[str, TenantRules] = field(default_factory=dict)  # by name
-    # tenants by domain, and the operator's rules before and behind theirs
+    # tenants by domain, and the operator's rules before and after theirs
     _by_domain: Mapping[str, TenantRules] = field(init=False, repr=False, compare=False)
     _early: RuleSet = field(init=False, repr=False, compare=False)
     _late: RuleSet = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        found = {domain: each for each in self.tenants.values() for domain in each.domains}
-        object.__setattr__(self, "_by_domain", found)
+        by_domain = {
+            domain: tenant for tenant in self.tenants.values() for domain in tenant.domains
+        }
+        object.__setattr__(self, "_by_domain", by_domain)
         operator, early, late = self.operator, self.operator, RuleSet()
         if self.tenants:
-            late_rules = tuple(each for each in operator.rules if each.file.name >= LATE)
-            early_rules = tuple(each for each in operator.rules if each.file.name < LATE)
+            late_rules = tuple(rule for rule in operator.rules if rule.file.name >= LATE)
+            early_rules = tuple(rule for rule in operator.rules if rule.file.name < LATE)
             early = dataclasses.replace(operator, rules=early_rules)
             late = dataclasses.replace(operator, rules=late_rules)
         object.__setattr__(self, "_early", early)
@@ -69,38 +71,39 @@ class RuleBook:
     @property
     def rule_count(self) -> int:
         """How many rules there are."""
-        sets = (self.operator, *(each.rules for each in self.tenants.values() if each.rules))
-        return sum(len(each.rules) for each in sets)
+        sets = (self.operator, *(tenant.rules for tenant in self.tenants.values() if tenant.rules))
+        return sum(len(rule_set.rules) for rule_set in sets)
 
     def outcomes(self) -> set[tuple[str, str]]:
-        """Return the labels with which the rules may be counted: the name, and an outcome."""
-        sets = (self.operator, *(each.rules for each in self.tenants.values() if each.rules))
+        """Return the labels of the metric of rules: pairs of a name and an outcome."""
+        sets = (self.operator, *(tenant.rules for tenant in self.tenants.values() if tenant.rules))
         return {
             (rule.name, outcome)
-            for each in sets
-            for rule in each.rules
+            for rule_set in sets
+            for rule in rule_set.rules
             for outcome in (rule.outcome, DEFERRED, SKIPPED)
         }
 
     @property
     def digest(self) -> str:
         """A digest of all files, "" without any."""
-        found = [self.operator.digest]
-        for each in sorted(self.tenants.values(), key=lambda one: one.name):
-            found += [each.name, each.rules.digest if each.rules else ""]
-        return " ".join(found)
+        digests = [self.operator.digest]
+        for tenant in sorted(self.tenants.values(), key=lambda tenant: tenant.name):
+            digests += [tenant.name, tenant.rules.digest if tenant.rules else ""]
+        return " ".join(digests)
 
     def identity(self, tenants: Iterable[str], account: str) -> UsedRules | None:
-        """Return which rules ran on a message of these tenants, for journeys; None without any.
-        `account` is its owner.
+        """Return which rules ran on a message of these tenants, for journeys; None without rules.
+
+        `account` is the owner of the message.
         """
-        found = self.operator.identity
+        operator_rules = self.operator.identity
         sets = {name: self.tenants[name].rules for name in tenants}
         if hashes := {name: rules.digest for name, rules in sets.items() if rules}:
-            its = self.tenant_of(domain_of(account))
-            used = found or UsedRules("", "")
-            return replace(used, tenants=hashes, own=its.name if its else "")
-        return found
+            tenant = self.tenant_of(domain_of(account))
+            used = operator_rules or UsedRules("", "")
+            return replace(used, tenants=hashes, own=tenant.name if tenant else "")
+        return operator_rules
 
     def evaluate(self, message: ExaminedMessage) -> Verdict:
         """Apply the rules in their order; each sees the changes of those before it.
@@ -122,27 +125,29 @@ class RuleBook:
         if not self.tenants:
             return scopes
         sender = self._sender_domain(message)
-        its = self.tenant_of(sender)
-        if its is not None:
-            rules, seen = its.usable_for(sender), _seen_by(its, message)
-            scopes.append(RuleScope(rules, seen, everybody, its.name))
-        places: dict[str, list[int]] = {}
+        sending = self.tenant_of(sender)
+        if sending is not None:
+            seen = _seen_by(sending, message)
+            scopes.append(RuleScope(sending.usable_for(sender), seen, everybody, sending.name))
+        by_tenant: dict[str, list[int]] = {}
         for place, recipient in enumerate(message.recipients):
             tenant = self.tenant_of(domain_of(recipient))
-            if tenant is not None and tenant is not its:
-                places.setdefault(tenant.name, []).append(place)
-        for name, found in places.items():
+            if tenant is not None and tenant is not sending:
+                by_tenant.setdefault(tenant.name, []).append(place)
+        for name, places in by_tenant.items():
             tenant = self.tenants[name]
-            recipients = tuple(message.recipients[place] for place in found)
-            own = replace(message, recipients=recipients, recipient_count=len(found))
+            recipients = tuple(message.recipients[place] for place in places)
+            own = replace(message, recipients=recipients, recipient_count=len(places))
             rules = tenant.usable_for(domain_of(recipients[0]))
-            scopes.append(RuleScope(rules, _seen_by(tenant, own), found, name, is_whole=False))
+            scopes.append(RuleScope(rules, _seen_by(tenant, own), places, name, is_whole=False))
         scopes.append(RuleScope(self._late, message, everybody))
         return scopes
 
     def _sender_domain(self, message: ExaminedMessage) -> str:
-        """Return the domain whose tenant sends: that of a reverse-path that the client may send
-        for, if it is a tenant's, else that of the login.
+        """Return the domain of the sender, by which its tenant is found.
+
+        It is the domain of the reverse-path if the client may use that and a tenant has the domain,
+        else the domain of the login.
         """
         domain = domain_of(message.reverse_path) if message.sender_local else ""
         return domain if self.tenant_of(domain) else domain_of(message.login)
@@ -153,9 +158,9 @@ def _seen_by(tenant: TenantRules, message: ExaminedMessage) -> ExaminedMessage:
     return replace(
         message,
         local=frozenset(
-            each
-            for each in message.recipients
-            if each in message.local and domain_of(each) in tenant.domains
+            recipient
+            for recipient in message.recipients
+            if recipient in message.local and domain_of(recipient) in tenant.domains
         ),
         sender_local=message.sender_local and domain_of(message.reverse_path) in tenant.domains,
         is_own=tenant.domains.__contains__,

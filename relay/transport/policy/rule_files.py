@@ -1,11 +1,12 @@
 """Load rule files: the [[rule]] and [[test]] tables of a folder, as one rule set.
 
-Loading is atomic: with one fault or one failing test there is no rule set. PolicyError has all
+Loading is atomic: after one fault or one failing test there is no rule set. PolicyError has all
 faults, each with file, line and what was expected. A rule with a fault is never used in a weaker
 form. The format is in docs/policy.md.
 
-The rules of a tenant are named TENANT/NAME. Their files are inside its directory, their actions
-reach no further than its mail and its `may`, and its tests run against them alone.
+The rules of a tenant are named TENANT/NAME. Their files are inside the directory of the tenant.
+Their actions affect only the mail of the tenant, and only as its key `may` allows. The tests of a
+tenant run with the rules of the tenant alone.
 """
 
 import dataclasses
@@ -37,17 +38,9 @@ from relay.base.settings.document import (
 from relay.base.settings.tree import Tenant
 from relay.base.settings.validation import usable_routes
 from relay.base.settings.values import GROUPS_DIRECTORY, parse_duration
-from relay.transport.policy.actions import (
-    ACTIONS,
-    FINAL,
-    AddressesAction,
-    AfterHold,
-    HoldAction,
-    NextHopAction,
-    RuleAction,
-    SetSenderAction,
-)
+from relay.transport.policy.actions import ACTIONS, FINAL, RuleAction
 from relay.transport.policy.conditions import CONDITIONS, Condition
+from relay.transport.policy.content_actions import SetSenderAction
 from relay.transport.policy.engine import RuleSet
 from relay.transport.policy.globs import Groups
 from relay.transport.policy.groups import (
@@ -59,6 +52,12 @@ from relay.transport.policy.groups import (
     visible_files,
 )
 from relay.transport.policy.patterns import SET_STEPS_MAX, Pattern, PatternError
+from relay.transport.policy.recipient_actions import (
+    AddressesAction,
+    AfterHold,
+    HoldAction,
+    NextHopAction,
+)
 from relay.transport.policy.rule_test_reader import read_test
 from relay.transport.policy.rule_tests import run_tests
 from relay.transport.policy.rules import (
@@ -86,7 +85,7 @@ from relay.transport.policy.table_reader import (
 HOLD_S_MAX = 365 * 86400
 NESTED_MAX = 3  # `all` and `any` inside each other
 NOTICE_CHARACTERS_MAX = 2000
-NAME_CHARACTERS_MAX = 100  # it is a metric's label
+NAME_CHARACTERS_MAX = 100  # the name is the label of a metric
 _RULE_KEYS = (
     "name",
     "mode",
@@ -103,12 +102,12 @@ _RULE_KEYS = (
 )
 _clock = SystemClock()
 _HOLD_KEYS = ("expires", "expired", "notice")
-_NEVER_IGNORED = ("reject", "discard", "hold", "quarantine")  # mail would pass that must not
+_NEVER_IGNORED = ("reject", "discard", "hold", "quarantine")  # unwanted mail would pass
 FILES_MAX = 500
 TENANT_TESTS_S_MAX = 10  # they run at each start, and before a reload
 TENANT_TESTS_BYTES_MAX = 100 * 1024 * 1024
-ACTIONS_MAX = 100  # of a rule: nothing ends it between them
-DIGEST_LENGTH = 12  # enough to tell two sets of one administrator apart
+ACTIONS_MAX = 100  # of a rule: they are carried out without a pause
+DIGEST_LENGTH = 12  # enough to distinguish the sets of one administrator
 
 
 def read_rule(
@@ -120,8 +119,9 @@ def read_rule(
     routes: Mapping[str, str] | None = None,
     groups: Groups,
 ) -> Rule | None:
-    """Return the rule at `path`, or None after adding to `faults`. `routes` has the next hop of
-    each configured route by its name, None where they are not known;
+    """Return the rule at `path`, or None after adding to `faults`.
+
+    `routes` has the next hop of each configured route by its name; None if they are not known.
     `groups` are those of the directory.
     """
     before = len(faults)
@@ -175,17 +175,17 @@ def _conditions(reader: TableReader, key: str, groups: Groups) -> ConditionSet:
 
 def _condition_set(reader: TableReader, groups: Groups, depth: int = 0) -> ConditionSet:
     reader.check_keys((*CONDITIONS, *NestedKey))
-    found: list[Condition] = []
-    for name, kind in CONDITIONS.items():  # in this order, not that of the file
+    conditions: list[Condition] = []
+    for name, kind in CONDITIONS.items():  # in the order of evaluation, not of the file
         if name in reader.table:
             condition = reader.value(reader.table[name], (name,), _parser(kind, groups))
-            found += [condition] if condition else []
+            conditions += [condition] if condition else []
     nested = [
         NestedConditions(key, tuple(_tables(reader, key, groups, depth=depth + 1)))
         for key in NestedKey
         if key in reader.table
     ]
-    return ConditionSet.of(found, nested)
+    return ConditionSet.of(conditions, nested)
 
 
 def _tables(
@@ -201,17 +201,17 @@ def _tables(
         )
         return []
     if not isinstance(raw, list) or not raw:
-        found = "an empty list" if raw == [] else shown(raw)
+        text = "an empty list" if raw == [] else shown(raw)
         expected = f'expected a list of tables of conditions, {key} = [ {{ subject = "a*" }} ]'
-        reader.add_fault((key,), f"found {found}, {expected}")
+        reader.add_fault((key,), f"found {text}, {expected}")
         return []
     tables = []
-    for index, one in enumerate(raw):
+    for index, table in enumerate(raw):
         inner = reader.subtable(key, index)
-        if one == {}:
+        if table == {}:
             inner.add_fault((), "found no condition in this table, expected at least one")
         tables.append((index, _condition_set(inner, groups, depth)))
-    return sorted(tables, key=lambda each: each[1].is_deep)
+    return sorted(tables, key=lambda pair: pair[1].is_deep)
 
 
 def _parser(kind: type[Condition], groups: Groups) -> Callable[[Any], Condition]:
@@ -229,22 +229,22 @@ def _actions(
         expected = f"expected a list of at most {ACTIONS_MAX} actions"
         reader.add_fault(("then",), f"found {value}, {expected}")
         return {}
-    found: dict[tuple[str, int], RuleAction] = {}
-    for index, item in enumerate(raw):
-        name = _action_name(reader, index, item)
+    actions: dict[tuple[str, int], RuleAction] = {}
+    for index, table in enumerate(raw):
+        name = _action_name(reader, index, table)
         if not name:
             continue
         parse: Callable[[Any], RuleAction] = ACTIONS[name].parse
-        action = reader.value(item[name], ("then", index, name), parse)
+        action = reader.value(table[name], ("then", index, name), parse)
         if action:
-            found[name, index] = action
+            actions[name, index] = action
         if isinstance(action, NextHopAction) and (fault := _route_fault(action, routes)):
             reader.add_fault(("then", index, name), fault)
         if name in FINAL and index < len(raw) - 1:
             reader.add_fault(
                 ("then", index, name), f"expected no action after {name}: it ends the rule"
             )
-    return found
+    return actions
 
 
 def _route_fault(action: NextHopAction, routes: Mapping[str, str] | None) -> str:
@@ -262,24 +262,24 @@ def _route_fault(action: NextHopAction, routes: Mapping[str, str] | None) -> str
 
 
 def _with_hold_keys(reader: TableReader, actions: Collection[RuleAction]) -> Iterator[RuleAction]:
-    """Yield the actions; a hold has the keys of its rule."""
-    if not any(isinstance(each, HoldAction) for each in actions):
+    """Yield the actions; a hold gets the keys of the rule that are about holds."""
+    if not any(isinstance(action, HoldAction) for action in actions):
         for key in _HOLD_KEYS:
             if key in reader.table:
                 reader.add_fault(
                     (key,), "found this key in a rule that holds nothing, expected a hold"
                 )
-    for each in actions:
-        if isinstance(each, HoldAction):
+    for action in actions:
+        if isinstance(action, HoldAction):
             yield HoldAction(
-                each.reason,
+                action.reason,
                 expires_s=reader.key("expires", _duration, default=None),
                 silent=reader.key("expired", one_of(AfterHold), default=AfterHold.REPORT)
                 is AfterHold.SILENT,
                 notice=reader.key("notice", _notice, default=""),
             )
         else:
-            yield each
+            yield action
 
 
 def _duration(value: Any) -> float | None:
@@ -306,12 +306,12 @@ def _notice(value: Any) -> str:
     return str(value)
 
 
-def _action_name(reader: TableReader, index: int, item: Any) -> str:
-    if not isinstance(item, dict) or len(item) != 1:
+def _action_name(reader: TableReader, index: int, table: Any) -> str:
+    if not isinstance(table, dict) or len(table) != 1:
         expected = 'expected a table with one action, { reject = "5.7.1 Not accepted" }'
-        reader.add_fault(("then", index), f"found {shown(item)}, {expected}")
+        reader.add_fault(("then", index), f"found {shown(table)}, {expected}")
         return ""
-    [name] = item
+    [name] = table
     if name not in ACTIONS:
         reader.add_fault(("then", index, name), unknown_key(name, ACTIONS))
         return ""
@@ -340,11 +340,10 @@ def load_rules(
 ) -> RuleSet:
     """Return the rules of `directory` if all tests pass; an empty folder is a valid rule set.
 
-    `local_domains` are the configured ones, for tests that name no others; for those of a tenant,
-    its domains are. `routes` has the next hop of each configured route by its name; None: they are
-    not known, and nothing is checked that depends on the configuration. `loaded` is the time now
-    (RFC 3339), for journeys; `config` is the file that names `directory`.
-    Raises PolicyError.
+    `local_domains` are the configured domains, for tests that name no others; tests of a tenant use
+    its domains. `routes` has the next hop of each configured route by its name. If it is None,
+    nothing is checked that depends on the configuration. `loaded` is the time now (RFC 3339), for
+    journeys; `config` is the file that names `directory`. Raises PolicyError.
     """
     rules = read_rules(
         directory, local_domains=local_domains, routes=routes, config=config, tenant=tenant
@@ -352,42 +351,43 @@ def load_rules(
     local = local_domains if tenant is None else tenant.domains
     until_s = _clock.real_s() + TENANT_TESTS_S_MAX if tenant else math.inf
     faults = []
-    for each in run_tests(rules, local_domains=local):
-        place = each.test.file, each.test.line, f'test "{each.test.name}"'
-        faults += [Fault(*place, failure) for failure in each.failures]
+    for result in run_tests(rules, local_domains=local):
+        place = result.test.file, result.test.line, f'test "{result.test.name}"'
+        faults += [Fault(*place, failure) for failure in result.failures]
         if _clock.real_s() > until_s:
             text = f"found tests that take more than {TENANT_TESTS_S_MAX} s up to here"
             faults.append(Fault(*place, f"{text}, expected fewer or smaller ones"))
             break
     if faults:
         raise PolicyError(faults)
-    # A service has the rules for as long as it runs, and needs the messages of tests no more.
-    tests = tuple(dataclasses.replace(each, content=b"") for each in rules.tests)
+    # A service keeps the rules while it runs, and does not need the messages of tests any more.
+    tests = tuple(dataclasses.replace(test, content=b"") for test in rules.tests)
     return dataclasses.replace(rules, tests=tests, loaded=loaded)
 
 
 def unread_directories(directory: Path) -> str:
-    """Return what is not read where no tenants are known, "" for nothing."""
-    names = ", ".join(each.name for each in other_directories(directory))
+    """Return a warning about directories that are not read because no tenants are known, or ""."""
+    names = ", ".join(path.name for path in other_directories(directory))
     return f"not read: {names} (rules of tenants)" if names else ""
 
 
 def faults_of_reach(
     rules: Iterable[Rule], tenant: Tenant | None, *, own: Collection[str]
 ) -> Iterator[Fault]:
-    """Yield a fault for each action that reaches further than it may. `own` are all own domains;
-    a tenant is None for the rules of the operator.
+    """Yield a fault for each action that its rule may not have.
+
+    `own` are all own domains; `tenant` is None for the rules of the operator.
     """
     for rule in rules:
         for action in rule.actions:
             key = next(name for name, kind in ACTIONS.items() if kind is type(action))
-            found = (_foreign_sender(action, own), _beyond(action, key, tenant))
-            for text in filter(None, found):
+            reasons = (_foreign_sender(action, own), _beyond(action, key, tenant))
+            for text in filter(None, reasons):
                 yield Fault(rule.file, rule.line, f'rule "{rule.name}": {key}', text)
 
 
 def _foreign_sender(action: RuleAction, own: Collection[str]) -> str:
-    """Return why mail may not be from the address of an action, "" if it may."""
+    """Return why an action may not set this sender, "" if it may."""
     if not isinstance(action, SetSenderAction) or domain_of(action.address) in own:
         return ""
     names = ", ".join(sorted(own)) or "there is none"
@@ -395,22 +395,22 @@ def _foreign_sender(action: RuleAction, own: Collection[str]) -> str:
 
 
 def _beyond(action: RuleAction, key: str, tenant: Tenant | None) -> str:
-    """Return what an action of a tenant names that is not the tenant's, "" if it names nothing."""
+    """Return the fault of an action with an address or route that is not the tenant's, or ""."""
     if tenant is None:
         return ""
     place = f'[[tenant]] "{tenant.name}"'
     if isinstance(action, NextHopAction) and action.next_hop not in tenant.may:
-        way = action.next_hop
+        next_hop = action.next_hop
         expected = (
-            f"{way} in the key may of {place}"
-            if way.startswith(ROUTE_PREFIX)
+            f"{next_hop} in the key may of {place}"
+            if next_hop.startswith(ROUTE_PREFIX)
             else f'"route:NAME" with a route that the key may of {place} has'
         )
-        return f"found {shown(way)}, expected {expected}"
+        return f"found {shown(next_hop)}, expected {expected}"
     if key in tenant.may or not isinstance(action, AddressesAction | SetSenderAction):
         return ""
     named = (action.address,) if isinstance(action, SetSenderAction) else action.addresses
-    foreign = (each for each in named if domain_of(each) not in tenant.domains)
+    foreign = (address for address in named if domain_of(address) not in tenant.domains)
     if (address := next(foreign, None)) is None:
         return ""
     names = ", ".join(tenant.domains)
@@ -433,7 +433,7 @@ def read_rules(
     faults: list[Fault] = []
     rules: list[Rule] = []
     tests: list[RuleTest] = []
-    names: list[object] = []  # of all rules, those with faults too
+    names: list[object] = []  # of all rules, also of those with faults
     incomplete: dict[str, str] = {}  # the warning about each rule that lacks a group
     prefix = f"{tenant.name}/" if tenant else ""
     home = directory.parent.resolve() / directory.name if tenant else None
@@ -474,7 +474,7 @@ def read_rules(
     if faults:
         raise PolicyError(first_of(directory, faults))
     name = digest.hexdigest()[:DIGEST_LENGTH] if files else ""
-    usable = tuple(each for each in tests if each.enforced.isdisjoint(incomplete))
+    usable = tuple(test for test in tests if test.enforced.isdisjoint(incomplete))
     try:
         return RuleSet(tuple(rules), usable, files, digest=name, warnings=(*incomplete.values(),))
     except PatternError as error:
@@ -490,8 +490,8 @@ def _tests(
     home: Path | None,
     before: list[RuleTest],
 ) -> Iterator[RuleTest]:
-    """Yield the tests of a file; `before` are those of the files before it."""
-    octets = sum(size_of(one.content) for one in before)
+    """Yield the tests of a file; `before` are the tests of the files before it."""
+    octets = sum(size_of(test.content) for test in before)
     for path, raw in unless_many(faults, array(document, "test", faults)):
         test = read_test(document, path, raw, faults=faults, prefix=prefix, home=home)
         octets += size_of(test.content) if test else 0
@@ -506,21 +506,22 @@ def _tests(
 def _faults_of_home(
     home: Path, files: Iterable[Path], group_list: Iterable[Path]
 ) -> Iterator[Fault]:
-    """Yield a fault for each directory of a tenant that is not for groups. Raises PolicyError for
-    what leads out of `home`, and for files that are too large.
+    """Yield a fault for each directory of a tenant other than `groups`.
+
+    Raises PolicyError for links that lead out of `home`, and for files that are too large.
     """
     places = (home, home / GROUPS_DIRECTORY, *files)
-    if found := [*_outside(home, places)] or [*_outside(home, group_list)]:
-        raise PolicyError(found)
-    if found := [*too_large(home, (*files, *group_list))]:
-        raise PolicyError(found)
-    for each in other_directories(home):
+    if faults := [*_outside(home, places)] or [*_outside(home, group_list)]:
+        raise PolicyError(faults)
+    if faults := [*too_large(home, (*files, *group_list))]:
+        raise PolicyError(faults)
+    for path in other_directories(home):
         text = f"found a directory, expected none but {GROUPS_DIRECTORY}: nothing reads it"
-        yield Fault(each, 0, "", text)
+        yield Fault(path, 0, "", text)
 
 
 def _outside(home: Path, files: Iterable[Path]) -> Iterator[Fault]:
-    """Yield a fault for each file that is a link out of `home`: it would be read for a tenant."""
+    """Yield a fault for each link out of `home`: a tenant could read files of others by it."""
     for file in files:
         if not is_inside(file, home):
             yield Fault(file, 0, "", f"found a link out of {home}, expected a file in it")
@@ -534,7 +535,7 @@ def _missing_group(rule: Rule, name: str) -> str:
 
 
 def _too_many_patterns(rules: Iterable[Rule]) -> Iterator[Fault]:
-    """Yield a fault for each field, at the rule with whose patterns they are too many."""
+    """Yield a fault for each field with too many patterns, at the rule that exceeds the limit."""
     known: set[tuple[str, Pattern]] = set()
     steps: dict[str, int] = {}
     for rule in rules:
@@ -559,12 +560,12 @@ def _files(directory: Path, config: Path | None, *, tenant: Tenant | None) -> tu
         files = visible_files(directory, ".toml")
     except OSError as error:
         reason = error.strerror or type(error).__name__
-        found = f"found no folder of rules {directory} ({reason}), expected one; it may be empty"
+        text = f"found no folder of rules {directory} ({reason}), expected one; it may be empty"
         place = read_document(config) if config and not tenant else Document(directory, {}, {})
-        raise PolicyError([place.fault(() if tenant else key, found)]) from None
-    if odd := [each for each in files if not each.name.isprintable()]:
+        raise PolicyError([place.fault(() if tenant else key, text)]) from None
+    if odd := [file for file in files if not file.name.isprintable()]:
         message = "found a name with characters that cannot be shown, expected another one"
-        raise PolicyError([Fault(each, 0, "", message) for each in odd[:FILES_MAX]])
+        raise PolicyError([Fault(file, 0, "", message) for file in odd[:FILES_MAX]])
     if len(files) > FILES_MAX:
         message = f"found {len(files)} files, expected at most {FILES_MAX}"
         raise PolicyError([Fault(directory, 0, dotted(() if tenant else key), message)])
@@ -584,8 +585,8 @@ def _duplicate_names(rules: Iterable[Rule]) -> list[Fault]:
 
 
 def _unknown_names(tests: Iterable[RuleTest], names: Collection[object]) -> Iterator[Fault]:
-    """Yield a fault for each rule that a test enforces and that there is not."""
+    """Yield a fault for each rule that a test enforces and that does not exist."""
     for test in tests:
-        for name in sorted(each for each in test.enforced if each not in names):
+        for name in sorted(name for name in test.enforced if name not in names):
             message = f"found {shown(name)}, expected the name of a rule"
             yield Fault(test.file, test.line, f'test "{test.name}": enforce', message)

@@ -1,11 +1,11 @@
-"""Find the rules that can match a message without asking each of them.
+"""Find the rules that can match a message, without evaluating all of them.
 
-Each rule is filed under one of its `when` conditions, the one that few messages match: its globs
-are in an index of the values of that field, and a message looks up its own values. So the cost of a
-large rule set is that of the rules that come near to matching. Rules with no such condition are
-asked for every message.
+Each rule is indexed by one of its `when` conditions, the one that the fewest messages match. The
+globs of this condition are in an index of the values of one field, in which the values of a message
+are looked up. So the cost of a large rule set depends on the rules that nearly match. Rules without
+such a condition are evaluated for every message.
 
-Equal conditions have one number, so that an evaluation asks each of them once.
+Equal conditions have one number, so that an evaluation evaluates each of them once.
 """
 
 import re
@@ -23,7 +23,7 @@ from relay.transport.policy.rules import ConditionSet, NestedConditions, NestedK
 T = TypeVar("T")
 
 
-# Answers for a condition, by its number: whether it matches, or which recipients it matches.
+# For the number of a condition: whether it matches, or which recipients it matches.
 HoldsFor = Callable[[int], bool]
 RecipientsFor = Callable[[int], int]
 
@@ -33,19 +33,21 @@ class NestedPlan(Struct, frozen=True):
 
     is_all: bool  # else any
     exempts: bool  # it is in `unless`
-    tables: tuple["TablePlan", ...]  # in the order in which they are asked
+    tables: tuple["TablePlan", ...]  # in the order of evaluation
 
     def among(self, recipients: int, holds: HoldsFor, matching: RecipientsFor) -> int:
-        """Return those of the recipients that it matches."""
-        found = 0
+        """Return which of the recipients match."""
+        matched = 0
         for table in self.tables:
             if self.is_all:
-                found = recipients = table.among(recipients, holds, matching)
+                matched = recipients = table.among(recipients, holds, matching)
+                if not matched:
+                    break
             else:
-                found |= table.among(recipients & ~found, holds, matching)
-            if found == (0 if self.is_all else recipients):
-                break
-        return found
+                matched |= table.among(recipients & ~matched, holds, matching)
+                if matched == recipients:
+                    break
+        return matched
 
 
 class TablePlan(Struct, frozen=True):
@@ -57,37 +59,37 @@ class TablePlan(Struct, frozen=True):
     deep: tuple[int, ...]
 
     def among(self, recipients: int, holds: HoldsFor, matching: RecipientsFor) -> int:
-        """Return those of the recipients that it matches."""
+        """Return which of the recipients match."""
         for number in self.on_recipient:
             recipients &= matching(number)
         if not recipients or not all(map(holds, self.quick)):
             return 0
-        for each in self.nested:
-            recipients = each.among(recipients, holds, matching)
+        for nested in self.nested:
+            recipients = nested.among(recipients, holds, matching)
             if not recipients:
                 return 0
         return recipients if all(map(holds, self.deep)) else 0
 
 
 class RulePlan(Struct, frozen=True):
-    """A rule, and its conditions as numbers, in the order in which they are asked."""
+    """A rule, and its conditions as numbers, in the order of evaluation."""
 
-    rule: Rule  # itself
+    rule: Rule  # with the conditions as they are read
     on_recipient: tuple[int, ...]  # must match
     exempt_recipients: tuple[int, ...]  # must not
     quick: tuple[int, ...]  # on the message, must match
     quick_exempt: tuple[int, ...]  # must not
     nested: tuple[NestedPlan, ...]  # on both, those of `unless` too
-    deep: tuple[int, ...]  # on the message, must match; they belong into a thread
+    deep: tuple[int, ...]  # on the message, must match; they are evaluated in a thread
     deep_exempt: tuple[int, ...]  # must not; the same
 
 
 class _Numbered(dict[T, int]):
-    """Conditions, each with its number: that of its place."""
+    """Conditions, each with a number: its place in the order of insertion."""
 
     def of(self, conditions: Iterable[T]) -> tuple[int, ...]:
-        """Return the numbers of the conditions, with new ones for those that are new."""
-        return tuple([self.setdefault(each, len(self)) for each in conditions])
+        """Return the numbers of the conditions; a new condition gets a new number."""
+        return tuple([self.setdefault(condition, len(self)) for condition in conditions])
 
 
 def _plan(
@@ -98,14 +100,14 @@ def _plan(
         rule,
         on_recipient.of(when.on_recipient),
         on_recipient.of(unless.on_recipient),
-        on_message.of(each for each in when.on_message if not each.is_deep),
-        on_message.of(each for each in unless.on_message if not each.is_deep),
+        on_message.of(condition for condition in when.on_message if not condition.is_deep),
+        on_message.of(condition for condition in unless.on_message if not condition.is_deep),
         (
             *_nested(when, on_message, on_recipient),
             *_nested(unless, on_message, on_recipient, exempts=True),
         ),
-        on_message.of(each for each in when.on_message if each.is_deep),
-        on_message.of(each for each in unless.on_message if each.is_deep),
+        on_message.of(condition for condition in when.on_message if condition.is_deep),
+        on_message.of(condition for condition in unless.on_message if condition.is_deep),
     )
 
 
@@ -119,33 +121,35 @@ def _nested(
     def planned(table: ConditionSet) -> TablePlan:
         return TablePlan(
             on_recipient.of(table.on_recipient),
-            on_message.of(each for each in table.on_message if not each.is_deep),
+            on_message.of(condition for condition in table.on_message if not condition.is_deep),
             _nested(table, on_message, on_recipient),
-            on_message.of(each for each in table.on_message if each.is_deep),
+            on_message.of(condition for condition in table.on_message if condition.is_deep),
         )
 
     return tuple(
         NestedPlan(
-            each.key is NestedKey.ALL, exempts, tuple([planned(table) for _, table in each.tables])
+            nested.key is NestedKey.ALL,
+            exempts,
+            tuple([planned(table) for _, table in nested.tables]),
         )
-        for each in conditions.nested
+        for nested in conditions.nested
     )
 
 
 class GlobIndex:
-    """Globs for the values of one field: whole values and ends are looked up, not tried."""
+    """Globs for the values of one field. Whole values, beginnings and endings are looked up."""
 
     def __init__(self) -> None:
         self._any: list[int] = []
         self._whole: dict[str, list[int]] = {}
         self._domains: dict[str, list[int]] = {}
         self._beginnings: dict[int, dict[str, list[int]]] = {}  # by their length
-        self._endings: dict[int, dict[str, list[int]]] = {}  # the same
+        self._endings: dict[int, dict[str, list[int]]] = {}  # by their length
         self._contained: dict[str, list[int]] = {}
         self._patterns: dict[re.Pattern[str], list[int]] = {}
 
     def add(self, globs: Globs | None, number: int) -> None:
-        """File `number` under each of the globs; under any value for None."""
+        """Add `number` for each of the globs; None stands for any value."""
         if globs is None:
             self._any.append(number)
             return
@@ -167,22 +171,22 @@ class GlobIndex:
         folded = Globs.folded(value)
         if self._any:
             yield self._any
-        if found := self._whole.get(folded):
-            yield found
-        if self._domains and (found := self._domains.get(folded.rpartition("@")[2])):
-            yield found
+        if numbers := self._whole.get(folded):
+            yield numbers
+        if self._domains and (numbers := self._domains.get(folded.rpartition("@")[2])):
+            yield numbers
         for length, beginnings in self._beginnings.items():
-            if found := beginnings.get(folded[:length]):
-                yield found
+            if numbers := beginnings.get(folded[:length]):
+                yield numbers
         for length, endings in self._endings.items():
-            if found := endings.get(folded[-length:] if length else ""):
-                yield found
-        for text, found in self._contained.items():
+            if numbers := endings.get(folded[-length:] if length else ""):
+                yield numbers
+        for text, numbers in self._contained.items():
             if text in folded:
-                yield found
-        for pattern, found in self._patterns.items():
+                yield numbers
+        for pattern, numbers in self._patterns.items():
             if pattern.match(folded):
-                yield found
+                yield numbers
 
 
 class RuleIndex:
@@ -190,21 +194,21 @@ class RuleIndex:
 
     def __init__(self, rules: Sequence[Rule]) -> None:
         """Raise PatternError if the patterns for a field are too many."""
-        active = [each for each in rules if each.mode is not RuleMode.OFF]
+        active = [rule for rule in rules if rule.mode is not RuleMode.OFF]
         on_message, on_recipient = _Numbered[MessageCondition](), _Numbered[RecipientCondition]()
-        self.plans = tuple([_plan(each, on_message, on_recipient) for each in active])
+        self.plans = tuple([_plan(rule, on_message, on_recipient) for rule in active])
         self.message_conditions = tuple(on_message)  # by their numbers
-        self.recipient_conditions = tuple(on_recipient)  # the same
+        self.recipient_conditions = tuple(on_recipient)  # by their numbers
         self.pattern_sets = _pattern_sets(on_message)
         self._fields: dict[str, GlobIndex] = {}
         self._headers: dict[str, GlobIndex] = {}  # by the field's name in lower case
         self._always = bytearray(len(active))
-        self._dated = [place for place, each in enumerate(active) if each.starts or each.ends]
+        self._dated = [place for place, rule in enumerate(active) if rule.starts or rule.ends]
         for place, rule in enumerate(active):
             self._file(rule, place)
 
     def candidates(self, view: MessageView) -> bytearray:
-        """Return a flag for each plan: 1 if the rule has to be asked about this content."""
+        """Return a flag for each plan: 1 if the rule has to be evaluated for this content."""
         flags = self._always[:]
         for field, index in self._fields.items():
             for value in view.values_of(field):
@@ -213,10 +217,10 @@ class RuleIndex:
                         flags[place] = 1
         if self._headers:
             for name in view.content.header.names():
-                if (found := self._headers.get(name)) is None:
+                if (header_index := self._headers.get(name)) is None:
                     continue
                 for value in view.header(name):
-                    for places in found.numbers(value):
+                    for places in header_index.numbers(value):
                         for place in places:
                             flags[place] = 1
         for place in self._dated:
@@ -225,7 +229,7 @@ class RuleIndex:
         return flags
 
     def _file(self, rule: Rule, place: int) -> None:
-        """File a rule under the condition that few messages match."""
+        """Index a rule by the condition that the fewest messages match."""
         terms = _terms(rule.when)
         if not terms:
             self._always[place] = 1
@@ -236,19 +240,23 @@ class RuleIndex:
 
 
 def _terms(conditions: ConditionSet) -> Sequence[FieldGlobs]:
-    """Return those terms() of one of the conditions that few messages match, () for none."""
-    options = [each.terms() for each in (*conditions.on_message, *conditions.on_recipient)]
+    """Return the terms() of the condition that the fewest messages match, or ()."""
+    options = [
+        condition.terms() for condition in (*conditions.on_message, *conditions.on_recipient)
+    ]
     for nested in conditions.nested:
         options += _nested_terms(nested)
     return min(filter(None, options), key=_cost, default=())
 
 
 def _nested_terms(nested: NestedConditions) -> Sequence[Sequence[FieldGlobs]]:
-    """Return the terms of each table of an `all`; of an `any` those of all, if each has some."""
-    found = [_terms(table) for _, table in nested.tables]
+    """Return the terms of each table of an `all`. For an `any`, join the terms of its tables, and
+    return none if a table has none.
+    """
+    by_table = [_terms(table) for _, table in nested.tables]
     if nested.key is NestedKey.ALL:
-        return found
-    return [[term for terms in found for term in terms]] if all(found) else []
+        return by_table
+    return [[term for terms in by_table for term in terms]] if all(by_table) else []
 
 
 def _pattern_sets(conditions: Iterable[MessageCondition]) -> PatternSets:
@@ -257,13 +265,15 @@ def _pattern_sets(conditions: Iterable[MessageCondition]) -> PatternSets:
     for condition in conditions:
         for field, pattern in condition.patterns():
             patterns.setdefault(field, []).append(pattern)
-    return {field: PatternSet(each) for field, each in patterns.items()}
+    return {field: PatternSet(members) for field, members in patterns.items()}
 
 
 def _cost(terms: Sequence[FieldGlobs]) -> int:
-    """Order the conditions of a rule by how seldom they match, and how cheaply that is found."""
-    costs = [
-        3 if globs is None or globs.matches_all else 2 if globs.contained or globs.others else 1
-        for _, globs in terms
-    ]
-    return max(costs)
+    """Return a rank of a condition: the lower, the fewer messages match, at a lower cost."""
+    return max([_cost_of(globs) for _, globs in terms])
+
+
+def _cost_of(globs: Globs | None) -> int:
+    if globs is None or globs.matches_all:
+        return 3
+    return 2 if globs.contained or globs.others else 1

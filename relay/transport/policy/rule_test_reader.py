@@ -23,9 +23,9 @@ from relay.base.settings.document import Document, Fault, KeyPath
 from relay.formats import headers
 from relay.formats.transfer_encoding import base64_lines
 from relay.formats.write_header import parameter
-from relay.transport.policy.actions import NextHopAction, read_address
 from relay.transport.policy.conditions import AUTH_METHODS, SizeOverCondition
 from relay.transport.policy.groups import is_inside
+from relay.transport.policy.recipient_actions import NextHopAction, read_address
 from relay.transport.policy.rules import ExpectedResult, OverallVerdict, RuleTest
 from relay.transport.policy.table_reader import (
     TableReader,
@@ -90,8 +90,9 @@ def read_test(
     prefix: str = "",
     home: Path | None = None,
 ) -> RuleTest | None:
-    """Return the test at `path`, or None after adding to `faults`. Names of rules get the `prefix`;
-    with `home`, the file of a message is below that directory.
+    """Return the test at `path`, or None after adding to `faults`.
+
+    Names of rules get the `prefix`. With `home`, the file of a message must be below it.
     """
     before = len(faults)
     reader = TableReader(document, path, raw, faults=faults)
@@ -155,8 +156,9 @@ def _expectation(reader: TableReader, prefix: str) -> ExpectedResult:
 def _content(
     reader: TableReader, directory: Path, *, home: Path | None, addresses: Sequence[str]
 ) -> Content:
-    """Return the test's message: the file that it names, or one built from its keys and from its
-    `addresses`, that of the sender first.
+    """Return the message of the test: a file, or a message built from the keys of the test.
+
+    `addresses` are the sender and the recipients.
     """
     if "message" not in reader.table:
         return _built_message(reader, *addresses)
@@ -199,7 +201,7 @@ def _built_message(reader: TableReader, sender: str, *recipients: str) -> Conten
 
 
 def _padded(head: bytes, body: bytes, end: bytes = b"", *, size_bytes: int) -> Content:
-    """Return a message of at least `size_bytes`; what fills a large one is not in memory."""
+    """Return a message of at least `size_bytes`; the octets that fill it are not in memory."""
     filler = _Filler(max(0, size_bytes - len(head + body + end)))
     if size_bytes <= LARGE_BYTES:
         return head + body + filler.read(0, filler.size) + end
@@ -208,7 +210,7 @@ def _padded(head: bytes, body: bytes, end: bytes = b"", *, size_bytes: int) -> C
 
 
 class _Filler(Struct, frozen=True):
-    """Octets that make a message of a test as large as it says."""
+    """Octets that fill the message of a test up to its size."""
 
     size: int
 
@@ -221,7 +223,7 @@ class _Filler(Struct, frozen=True):
         return _Filler(max(0, min(length, self.size - start)))
 
 
-# A name; and the names of empty files in it, if it is a ZIP file.
+# A file name, and for a ZIP file the names of the empty files in it.
 _TestFile = tuple[str, tuple[str, ...]]
 
 
@@ -245,8 +247,8 @@ def _attachment(file: _TestFile) -> bytes:
         return head + b"\r\n"
     octets = BytesIO()
     with ZipFile(octets, "w") as archive:
-        for each in inside:
-            archive.writestr(ZipInfo(each), b"")
+        for inner_name in inside:
+            archive.writestr(ZipInfo(inner_name), b"")
     coded = base64_lines(b64encode(octets.getvalue()))
     return head + b"Content-Transfer-Encoding: base64\r\n\r\n" + coded
 
@@ -261,34 +263,36 @@ def _recipients(value: Any) -> list[str]:
     addresses = texts(value)
     if not addresses:
         raise ValueError("at least one address")
-    return [read_address(each) for each in addresses]
+    return [read_address(address) for address in addresses]
 
 
 def _fields(value: Any) -> bytes:
     if not isinstance(value, dict) or not all(map(headers.is_field_name, value)):
         raise ValueError('a table of fields, { "X-Spam" = "yes" }')
-    return b"".join(headers.field(name, text(each)) for name, each in value.items())
+    return b"".join(headers.field(name, text(field_text)) for name, field_text in value.items())
 
 
 def _expected_fields(value: Any) -> tuple[tuple[str, str | None], ...]:
     if not isinstance(value, dict) or not all(
-        headers.is_field_name(name) and (each is False or isinstance(each, str))
-        for name, each in value.items()
+        headers.is_field_name(name) and (expected is False or isinstance(expected, str))
+        for name, expected in value.items()
     ):
         raise ValueError(
             'a table of fields, { "X-Tag" = "yes", "X-Old" = false }; '
             "false for one that no copy has"
         )
-    return tuple((name, None if each is False else text(each)) for name, each in value.items())
+    return tuple(
+        (name, None if expected is False else text(expected)) for name, expected in value.items()
+    )
 
 
 def _expected_texts(value: Any) -> tuple[str, ...]:
-    found = [value] if isinstance(value, str) else value
-    if not isinstance(found, list) or not all(
-        isinstance(each, str) and each.strip() for each in found
+    values = [value] if isinstance(value, str) else value
+    if not isinstance(values, list) or not all(
+        isinstance(expected, str) and expected.strip() for expected in values
     ):
         raise ValueError("a text that is not empty, or a list of them")
-    return tuple(found)
+    return tuple(values)
 
 
 def _next_hop(value: Any) -> str:
@@ -333,7 +337,7 @@ def _size(value: Any) -> int:
 
 
 def _domains(value: Any) -> frozenset[str]:
-    return frozenset(domain_of(f"@{each}") for each in texts(value))
+    return frozenset(domain_of(f"@{domain}") for domain in texts(value))
 
 
 def _rule_names(prefix: str) -> Callable[[Any], tuple[str, ...]]:
@@ -347,4 +351,4 @@ def _rule_names(prefix: str) -> Callable[[Any], tuple[str, ...]]:
 
 
 def _address_set(value: Any) -> frozenset[str]:
-    return frozenset(own_mailbox(each).casefold() for each in texts(value))
+    return frozenset(own_mailbox(address).casefold() for address in texts(value))

@@ -38,16 +38,16 @@ class RuleTestResult(Struct, frozen=True):
 
 
 def run_tests(rules: RuleSet, *, local_domains: Collection[str] = ()) -> Iterator[RuleTestResult]:
-    """Run one test after the other; `local_domains` are for tests that do not name their own."""
+    """Run the tests, one after the other; `local_domains` are for tests that do not name any."""
 
     @cache
     def rules_for(names: frozenset[str], file: Path | None) -> RuleSet:
         if not names and file is None:  # nearly always
             return rules
         enforced = [
-            structs.replace(each, mode=RuleMode.ENFORCE) if each.name in names else each
-            for each in rules.rules
-            if file in (None, each.file)
+            structs.replace(rule, mode=RuleMode.ENFORCE) if rule.name in names else rule
+            for rule in rules.rules
+            if file in (None, rule.file)
         ]
         return dataclasses.replace(rules, rules=tuple(enforced))
 
@@ -59,7 +59,7 @@ def run_tests(rules: RuleSet, *, local_domains: Collection[str] = ()) -> Iterato
 def untested(rules: RuleSet) -> tuple[Rule, ...]:
     """Return the rules that no test names among those that match."""
     named = {name for test in rules.tests for name in test.expect.rules or ()}
-    return tuple(each for each in rules.rules if each.name not in named)
+    return tuple(rule for rule in rules.rules if rule.name not in named)
 
 
 def examined_message(
@@ -73,12 +73,14 @@ def examined_message(
     login: str = "",
     is_trusted: bool = True,
 ) -> ExaminedMessage:
-    """Return what ingress would pass to evaluate(), but without a time: no date counts."""
+    """Return what ingress would pass to evaluate(), but without a time: dates are ignored."""
     return ExaminedMessage(
         reverse_path=sender,
         sender_local=is_trusted and domain_of(sender) in local_domains,
         recipients=tuple(recipients),
-        local=frozenset(each for each in recipients if domain_of(each) in local_domains),
+        local=frozenset(
+            recipient for recipient in recipients if domain_of(recipient) in local_domains
+        ),
         content=ParsedContent.of(content),
         source=source,
         client=client,
@@ -92,10 +94,10 @@ def overall_verdict(verdict: Verdict) -> OverallVerdict:
     """Return the verdict for the whole message."""
     if verdict.deferred:
         return OverallVerdict.DEFER
-    fates = {each.action for each in verdict.recipients}
-    going = [one for one in verdict.recipients if one.action in _GOING]
+    fates = {recipient.action for recipient in verdict.recipients}
+    going = [recipient for recipient in verdict.recipients if recipient.action in _GOING]
     if going:
-        is_held = all(one.hold for one in going)
+        is_held = all(recipient.hold for recipient in going)
         return OverallVerdict.HOLD if is_held else OverallVerdict.ACCEPT
     return OverallVerdict.REJECT if VerdictAction.REJECT in fates else OverallVerdict.DISCARD
 
@@ -127,68 +129,74 @@ def _failures(rules: RuleSet, test: RuleTest, verdict: Verdict) -> Iterator[str]
     if expect.rules is not None:
         concerned = {rule.name for rule in rules.rules if rule.file == test.file}
         concerned |= set(expect.rules)
-        found = [each for each in matched if each in concerned]
-        if tuple(found) != expect.rules:
-            yield f"found rules {_quoted(found)}, expected {_quoted(expect.rules)}"
-    if verdict.deferred:  # nothing else in it counts
+        relevant = [name for name in matched if name in concerned]
+        if tuple(relevant) != expect.rules:
+            yield f"found rules {_quoted(relevant)}, expected {_quoted(expect.rules)}"
+    if verdict.deferred:  # the rest of the verdict is ignored
         verdict = Verdict((), (), (), verdict.hits)
     for word, expected, addresses in (
-        ("added", expect.added, [each.address for each in verdict.added]),
+        ("added", expect.added, [added.address for added in verdict.added]),
         ("redirected", expect.redirected, _with_fate(verdict, VerdictAction.REDIRECT)),
         ("rejected", expect.rejected, _with_fate(verdict, VerdictAction.REJECT)),
         (
             "quarantined",
             expect.quarantined,
-            [each.address for each in verdict.recipients if each.quarantined],
+            [recipient.address for recipient in verdict.recipients if recipient.quarantined],
         ),
-        ("journaled", expect.journaled, [one.to for one in verdict.mails if not one.text]),
-        ("notified", expect.notified, [one.to for one in verdict.mails if one.text]),
+        ("journaled", expect.journaled, [mail.to for mail in verdict.mails if not mail.text]),
+        ("notified", expect.notified, [mail.to for mail in verdict.mails if mail.text]),
     ):
-        present = {each.casefold() for each in addresses}
+        present = {address.casefold() for address in addresses}
         if expected is not None and present != expected:
             yield f"found {word} {_quoted(present)}, expected {_quoted(expected)}"
     yield from _failures_of_copies(expect, verdict)
 
 
 def _failures_of_copies(expect: ExpectedResult, verdict: Verdict) -> Iterator[str]:
-    """Yield what is wrong with the copies that are delivered or held."""
-    delivered = [one for one in verdict.recipients if one.action is VerdictAction.DELIVER]
-    used = {one.content for one in delivered} | {one.content for one in verdict.added}
-    copies = [verdict.contents[each] for each in sorted(used)]
-    for word, wanted, values in (
-        ("subject", expect.subject, {headers.decoded(one.header, "Subject") for one in copies}),
-        ("next_hop", expect.next_hop, {one.next_hop for one in delivered}),
+    """Yield the failures of copies that are delivered or held."""
+    delivered = [
+        recipient for recipient in verdict.recipients if recipient.action is VerdictAction.DELIVER
+    ]
+    used = {recipient.content for recipient in delivered} | {
+        added.content for added in verdict.added
+    }
+    copies = [verdict.contents[index] for index in sorted(used)]
+    for word, expected, values in (
+        ("subject", expect.subject, {headers.decoded(copy.header, "Subject") for copy in copies}),
+        ("next_hop", expect.next_hop, {recipient.next_hop for recipient in delivered}),
         ("reason", expect.reason, {hold.reason for hold in holds_of(verdict)}),
     ):
-        if wanted is not None and values != {wanted}:
-            yield f"found {word} {_quoted(values)}, expected {_quoted([wanted])}"
+        if expected is not None and values != {expected}:
+            yield f"found {word} {_quoted(values)}, expected {_quoted([expected])}"
     for name, value in expect.headers:
-        fields = {each for one in copies for each in headers.decoded_values(one.header, name)}
+        fields = {field for copy in copies for field in headers.decoded_values(copy.header, name)}
         if value is None and fields:
             yield f"found {name} {_quoted(fields)}, expected none"
         elif value is not None and value not in fields:
             yield f"found {name} {_quoted(fields)}, expected {_quoted([value])}"
     if expect.body:
-        texts = [body_text(one, message_parts(one)) for one in copies]
-        shown = [cut_value(each) for each in texts]
-        for wanted in expect.body:
-            if not any(folded(wanted) in each for each in texts):
-                yield f"found body {_quoted(shown)}, expected {_quoted([wanted])} in it"
+        texts = [body_text(copy, message_parts(copy)) for copy in copies]
+        excerpts = [cut_value(text) for text in texts]
+        for expected in expect.body:
+            if not any(folded(expected) in text for text in texts):
+                yield f"found body {_quoted(excerpts)}, expected {_quoted([expected])} in it"
 
 
 def holds_of(verdict: Verdict) -> tuple[Hold, ...]:
     """Return the holds of all copies that wait."""
-    holds = [one.hold for one in verdict.recipients] + [one.hold for one in verdict.added]
+    holds = [recipient.hold for recipient in verdict.recipients] + [
+        added.hold for added in verdict.added
+    ]
     return tuple(filter(None, holds))
 
 
 def _with_fate(verdict: Verdict, fate: VerdictAction) -> list[str]:
-    return [each.address for each in verdict.recipients if each.action is fate]
+    return [recipient.address for recipient in verdict.recipients if recipient.action is fate]
 
 
 def _quoted(names: Collection[str]) -> str:
     ordered = sorted(names) if isinstance(names, set | frozenset) else names
-    return ", ".join(f'"{each}"' for each in ordered) or "none"
+    return ", ".join(f'"{name}"' for name in ordered) or "none"
 
 
 class PolicyReport(Struct, frozen=True):
@@ -205,15 +213,15 @@ def format_check(
     """List the rules of rule sets whose tests have passed, and the warnings about them. `time_us`
     is now, for their dates.
     """
-    rules = [rule for one in sets for rule in one.rules]
-    files = [file for one in sets for file in one.files]
+    rules = [rule for rule_set in sets for rule in rule_set.rules]
+    files = [file for rule_set in sets for file in rule_set.files]
     lines = [
         f"{rule.file.name:<24} {rule.mode:<8} {rule.name}: {rule.outcome}"
         + (f" ({why})" if (why := rule.outside_dates(time_us)) else "")
         for rule in rules
     ]
-    lacking = [rule for one in sets for rule in untested(one)]
-    tests = sum(len(one.tests) for one in sets)
+    lacking = [rule for rule_set in sets for rule in untested(rule_set)]
+    tests = sum(len(rule_set.tests) for rule_set in sets)
     summary = (
         f"{counted(len(rules), 'rule')} in {counted(len(files), 'file')}, "
         f"{counted(tests, 'test')} passed"
@@ -236,7 +244,7 @@ def format_check(
         "untested": [rule.name for rule in lacking],
         "warnings": list(warnings),
     }
-    lines += [f"warning: {each}" for each in warnings]
+    lines += [f"warning: {warning}" for warning in warnings]
     return PolicyReport((*lines, summary), document)
 
 
@@ -259,7 +267,7 @@ def format_test_results(sets: Sequence[RuleSet], results: Sequence[RuleTestResul
         }
         for result in results
     ]
-    lacking = [rule for one in sets for rule in untested(one)]
+    lacking = [rule for rule_set in sets for rule in untested(rule_set)]
     lines += [f'no test {rule.file}:{rule.line}: rule "{rule.name}"' for rule in lacking]
     total = counted(len(results), "test")
     summary = f"{total}, {len(results) - failed} passed, {failed} failed"

@@ -1,6 +1,7 @@
-"""Rules and their tests as values, as `rule_files` reads them, and how large a set of them may be:
-the files of a tenant, and the number of its rules; in all sets the mail that rules write about one
-message, and the faults that are reported.
+"""Rules and their tests as values, as `rule_files` reads them, and the limits of a set of rules.
+
+A tenant has limits for the size of its files and the number of its rules. All sets have limits for
+the mail that rules write about one message, and for the faults that are reported.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -18,7 +19,7 @@ from relay.base.message.content import Content
 from relay.base.message.envelope import Source
 from relay.base.message.verdict import Finding
 from relay.base.settings.document import Document, Fault
-from relay.transport.policy.actions import JournalAction, NotifyAction, RuleAction
+from relay.transport.policy.actions import RuleAction
 from relay.transport.policy.conditions import (
     Condition,
     MessageCondition,
@@ -28,6 +29,7 @@ from relay.transport.policy.conditions import (
 )
 from relay.transport.policy.message_view import MessageView
 from relay.transport.policy.patterns import Pattern
+from relay.transport.policy.recipient_actions import JournalAction, NotifyAction
 from relay.transport.policy.table_reader import FAULTS_MAX
 
 
@@ -65,7 +67,7 @@ class NestedConditions(Struct, frozen=True):
         return all(results) if self.key is NestedKey.ALL else any(results)
 
     def found_in(self, view: MessageView, recipient: str) -> Iterator[tuple[str, str]]:
-        """Yield what ConditionSet.found_in() does, of the tables to which the match is due."""
+        """Yield what ConditionSet.found_in() yields, for the tables that made this match."""
         for place, table in self.tables:
             if self.key is NestedKey.ALL or table.holds(view, recipient):
                 for key, value in table.found_in(view, recipient):
@@ -85,15 +87,17 @@ class ConditionSet(Struct, frozen=True):
     def of(cls, conditions: Sequence[Condition], nested: Iterable[NestedConditions] = ()) -> Self:
         """Separate message conditions from recipient conditions; the order is kept."""
         return cls(
-            tuple(each for each in conditions if isinstance(each, MessageCondition)),
-            tuple(each for each in conditions if isinstance(each, RecipientCondition)),
+            tuple(condition for condition in conditions if isinstance(condition, MessageCondition)),
+            tuple(
+                condition for condition in conditions if isinstance(condition, RecipientCondition)
+            ),
             tuple(nested),
         )
 
     @property
     def is_deep(self) -> bool:
         """Whether one of the conditions may take long, at any depth."""
-        return any(each.is_deep for each in self.all_on_message())
+        return any(condition.is_deep for condition in self.all_on_message())
 
     def all_on_message(self) -> Iterator[MessageCondition]:
         """Yield the conditions on the message, at any depth."""
@@ -103,22 +107,24 @@ class ConditionSet(Struct, frozen=True):
                 yield from table.all_on_message()
 
     def holds(self, view: MessageView, recipient: str) -> bool:
-        """Return whether all keys match. Asked in the order of an evaluation, which has the
-        answers.
+        """Return whether all keys match. The order is that of the evaluation, whose results are
+        known already.
         """
         return (
-            all(each.matches_recipient(view, recipient) for each in self.on_recipient)
-            and all(each.matches(view) for each in self.on_message if not each.is_deep)
-            and all(each.holds(view, recipient) for each in self.nested)
-            and all(each.matches(view) for each in self.on_message if each.is_deep)
+            all(condition.matches_recipient(view, recipient) for condition in self.on_recipient)
+            and all(
+                condition.matches(view) for condition in self.on_message if not condition.is_deep
+            )
+            and all(nested.holds(view, recipient) for nested in self.nested)
+            and all(condition.matches(view) for condition in self.on_message if condition.is_deep)
         )
 
     def found_in(self, view: MessageView, recipient: str) -> Iterator[tuple[str, str]]:
         """Yield each key and what its condition found, in a message that matches."""
         for condition in self.on_message:
             yield key_of(condition), condition.value_in(view)
-        for each in self.on_recipient:
-            yield key_of(each), each.value_for(view, recipient)
+        for recipient_condition in self.on_recipient:
+            yield key_of(recipient_condition), recipient_condition.value_for(view, recipient)
         for nested in self.nested:
             yield from nested.found_in(view, recipient)
 
@@ -129,10 +135,10 @@ class Rule(Struct, frozen=True):
     name: str  # unique in all files
     mode: RuleMode  # enforce, audit or off
     when: ConditionSet  # all of these conditions must match
-    unless: ConditionSet  # any one of these exempts, as an exception in Exchange
+    unless: ConditionSet  # the rule does not match if one of these does, as in Exchange
     actions: tuple[RuleAction, ...]  # in the order of the file
     outcome: str  # names the actions, for the metric's label and the trace
-    stop: bool  # no rule after it is evaluated if it matches
+    stop: bool  # if it matches, no rule after it is evaluated
     on_error: OnError  # if it cannot be applied
     file: Path  # for messages
     line: int  # for messages
@@ -140,22 +146,22 @@ class Rule(Struct, frozen=True):
     ends: str = ""  # the last one
 
     def outside_dates(self, time_us: int | None) -> str:
-        """Return why the rule is not used on this day, "" if it is, or without a time."""
+        """Return why the rule is not used on this day; "" if it is used, or without a time."""
         today = rfc3339(time_us)[: len("YYYY-MM-DD")] if time_us is not None else ""
         if today and today < self.starts:
             return f"not before {self.starts}"
         return f"not after {self.ends}" if today > self.ends > "" else ""
 
     def patterns(self) -> Iterator[tuple[str, Pattern]]:
-        """Yield the patterns of its conditions, each with the field that it is for."""
+        """Yield the patterns of the conditions, each with its field."""
         for conditions in (self.when, self.unless):
             for condition in conditions.all_on_message():
                 yield from condition.patterns()
 
     def found_in(self, view: MessageView, recipient: str) -> tuple[Finding, ...]:
         """Return what each condition of `when` found, in a message that the rule matches."""
-        found = self.when.found_in(view, recipient)
-        return tuple([Finding(key, cut_value(value)) for key, value in found])
+        pairs = self.when.found_in(view, recipient)
+        return tuple([Finding(key, cut_value(value)) for key, value in pairs])
 
 
 class OverallVerdict(StrEnum):
@@ -169,24 +175,24 @@ class OverallVerdict(StrEnum):
 
 
 class ExpectedResult(Struct, frozen=True):
-    """What a rule test expects; None where it does not say.
+    """What a rule test expects; None for what it does not check.
 
     Rules of other files count only if the test names them, so that a new rule file does not break
-    it. A copy that is held counts as delivered.
+    the test. A copy that is held counts as delivered.
     """
 
     verdict: OverallVerdict  # for the whole message
-    rules: tuple[str, ...] | None = None  # that match, in their order
-    added: frozenset[str] | None = None  # addresses, without regard to case
-    redirected: frozenset[str] | None = None  # the same
-    journaled: frozenset[str] | None = None  # the same: who gets a journal report
-    notified: frozenset[str] | None = None  # the same: who gets a notice
-    rejected: frozenset[str] | None = None  # the same
-    quarantined: frozenset[str] | None = None  # the same
+    rules: tuple[str, ...] | None = None  # the rules that match, in their order
+    added: frozenset[str] | None = None  # addresses; in this and the next five, case is ignored
+    redirected: frozenset[str] | None = None  # recipients
+    journaled: frozenset[str] | None = None  # addresses that get a journal report
+    notified: frozenset[str] | None = None  # addresses that get a notice
+    rejected: frozenset[str] | None = None  # recipients
+    quarantined: frozenset[str] | None = None  # recipients
     subject: str | None = None  # of all delivered copies
-    next_hop: str | None = None  # that rules chose for all of them; "" for none
+    next_hop: str | None = None  # what rules chose for all delivered copies; "": nothing
     reason: str | None = None  # of all holds
-    headers: tuple[tuple[str, str | None], ...] = ()  # that a copy has; None: that none has
+    headers: tuple[tuple[str, str | None], ...] = ()  # a copy has it; None: no copy has
     body: tuple[str, ...] = ()  # texts, each of which a copy has
 
 
@@ -197,16 +203,16 @@ class RuleTest:
     name: str  # for messages
     sender: str  # the reverse-path
     recipients: tuple[str, ...]  # their addresses
-    recipient_count: int  # that the client names
+    recipient_count: int  # how many recipients the client names
     content: Content = field(repr=False)  # the message
     source: Source  # how it arrives
     client: str  # the IP address of a stranger, or of a client that has logged in; "" for none
     login: str  # its account, "" for none
-    results: tuple[AuthResult, ...]  # that a milter found
+    results: tuple[AuthResult, ...]  # the results of a milter
     local: frozenset[str] | None  # the local domains; None for the configured ones
     enforced: frozenset[str]  # rules that it tests as if their mode was enforce
-    is_alone: bool  # of all rules, only those of its file apply
-    expect: ExpectedResult  # what must come out
+    is_alone: bool  # only the rules in the file of the test apply
+    expect: ExpectedResult  # the expected verdict
     file: Path  # for messages
     line: int  # for messages
 
@@ -219,7 +225,7 @@ NOTICES_MAX = 50  # a rule's to an address
 
 
 def too_large(directory: Path, files: Iterable[Path]) -> Iterator[Fault]:
-    """Yield a fault if the files of a tenant, which are not read yet, are too large together."""
+    """Yield a fault if the files of a tenant are too large together, before they are read."""
     octets = 0
     for file in files:
         with suppress(OSError):  # reading it has a better fault
@@ -230,11 +236,12 @@ def too_large(directory: Path, files: Iterable[Path]) -> Iterator[Fault]:
 
 
 def too_many(document: Document, before: int) -> Iterator[Fault]:
-    """Yield a fault if a tenant has too many rules with those in this file, which are not read yet.
-    Files `before` have so many.
+    """Yield a fault if the rules in this file are too many for a tenant, before they are read.
+
+    `before` is the number of rules in the files before it.
     """
-    found, left = document.table.get("rule"), TENANT_RULES_MAX - before
-    if isinstance(found, list) and len(found) > left:
+    rules, left = document.table.get("rule"), TENANT_RULES_MAX - before
+    if isinstance(rules, list) and len(rules) > left:
         text = f"found more rules, expected at most {TENANT_RULES_MAX} of a tenant"
         yield document.fault(("rule", left), text)
 
@@ -248,14 +255,14 @@ def first_of(directory: Path, faults: list[Fault]) -> list[Fault]:
 
 
 def too_much_mail(rules: Iterable[Rule]) -> Iterator[Fault]:
-    """Yield a fault at the first rule of each kind by which a message would cause too much mail."""
+    """Yield a fault at the first journal and at the first notice that exceeds the limit."""
     journals: set[str] = set()
     notices = 0
     for rule in rules:
         before = len(journals), notices
         for action in rule.actions:
             if isinstance(action, JournalAction):
-                journals.update(each.casefold() for each in action.addresses)
+                journals.update(address.casefold() for address in action.addresses)
             elif isinstance(action, NotifyAction):
                 notices += len(action.addresses)
         if before[0] <= JOURNALS_MAX < len(journals):

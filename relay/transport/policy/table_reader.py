@@ -1,5 +1,6 @@
 """Read the tables of rule files: each fault has file, line, key, what was found and expected."""
 
+import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from enum import StrEnum
 from typing import Any, TypeVar
@@ -7,13 +8,15 @@ from typing import Any, TypeVar
 from relay.base.phrases import shown
 from relay.base.settings.document import Document, Fault, KeyPath, unknown_key
 
-FAULTS_MAX = 100  # more than a person reads; no more are looked for
+FAULTS_MAX = 100  # more than a person reads; then reading stops
+_CONTROLS = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")
+_WORD = re.compile(r"\w")
 T = TypeVar("T")
 Word = TypeVar("Word", bound=StrEnum)
 
 
 class PartError(ValueError):
-    """A part of a value is wrong: the keys that lead to it, and what was found and expected."""
+    """A part of a value is wrong. `keys` lead to it; the text says what was found and expected."""
 
     def __init__(self, keys: KeyPath, message: str) -> None:
         super().__init__(message)
@@ -47,8 +50,9 @@ class TableReader:
         return self._document.line(self._path)
 
     def subtable(self, key: str, index: int | None = None) -> "TableReader":
-        """Return a reader for the table at `key`, which is empty if the key is missing; or for that
-        at an index of the list there.
+        """Return a reader for the table at `key`, or for the table at an index of the list there.
+
+        The table is empty if the key is missing.
         """
         raw = self.table.get(key, {}) if index is None else self.table[key][index]
         path = (*self._path, key) if index is None else (*self._path, key, index)
@@ -57,7 +61,7 @@ class TableReader:
     def add_fault(self, keys: KeyPath, message: str) -> None:
         """Record a fault at `keys` below this table."""
         path = (*self._path, *keys)
-        named = ".".join(each for each in path[2:] if isinstance(each, str))
+        named = ".".join(name for name in path[2:] if isinstance(name, str))
         key = f"{self._title}: {named}" if named else self._title
         self._faults.append(Fault(self._document.file, self._document.line(path), key, message))
 
@@ -93,7 +97,7 @@ class TableReader:
 
 
 def unless_many(faults: list[Fault], values: Iterable[T]) -> Iterator[T]:
-    """Yield the values, until there are so many faults that no more are looked for."""
+    """Yield the values, until there are FAULTS_MAX faults."""
     for value in values:
         if len(faults) >= FAULTS_MAX:
             return
@@ -111,7 +115,7 @@ def part(value: Any, key: str | int, parse: Callable[[Any], T]) -> T:
 
 
 def parts(values: Sequence[Any], parse: Callable[[Any], T]) -> list[T]:
-    """Return the items of a list, each parsed. Raises PartError."""
+    """Return the values of a list, each parsed. Raises PartError."""
     return [part(values, index, parse) for index in range(len(values))]
 
 
@@ -135,10 +139,19 @@ def some_text(value: Any) -> str:
     return text(value)
 
 
+def long_text(value: Any, characters_max: int) -> str:
+    """Read a text of one or more lines that has a word. Raises ValueError."""
+    if not isinstance(value, str) or _CONTROLS.search(value) or not _WORD.search(value):
+        raise ValueError("a text with a word and without control characters")
+    if len(value) > characters_max:
+        raise ValueError(f"at most {characters_max} characters")
+    return value
+
+
 def texts(value: Any) -> list[str]:
-    """Read a list of texts, or one. Raises ValueError."""
+    """Read a text or a list of texts. Raises ValueError."""
     values = [value] if isinstance(value, str) else value
-    if not isinstance(values, list) or not all(isinstance(each, str) for each in values):
+    if not isinstance(values, list) or not all(isinstance(line, str) for line in values):
         raise ValueError("a list of texts")
     return parts(values, text)
 
@@ -151,12 +164,12 @@ def true_or_false(value: Any) -> bool:
 
 
 def array(document: Document, key: str, faults: list[Fault]) -> list[tuple[KeyPath, object]]:
-    """Return the elements of [[key]] with their positions."""
+    """Return the tables of [[key]] with their positions."""
     raw = document.table.get(key, [])
     if not isinstance(raw, list):
         faults.append(document.fault((key,), f"found {shown(raw)}, expected [[{key}]]"))
         return []
-    return [((key, index), item) for index, item in enumerate(raw)]
+    return [((key, index), table) for index, table in enumerate(raw)]
 
 
 def one_of(words: type[Word]) -> Callable[[Any], Word]:

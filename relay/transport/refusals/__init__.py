@@ -1,10 +1,10 @@
-"""What SMTP sessions refused: one record for each refused command and failed TLS handshake.
+"""Records of what SMTP sessions refused: refused commands and failed TLS handshakes.
 
-Ingress only records, the API and the pages read. A record has no content of a message but its
-Subject, and of a login only the user name. Recording never fails and never waits.
+Ingress writes records, the API and the pages read them. Of a message a record has only the Subject,
+of a login only the user name. Recording never fails and never waits.
 
-- `refusal`: the record, its reasons, its line for people, the search
-- `day_files`: the store: JSON lines in STATE/refused, how many for a client and a day
+- `refusal`: the record, its reasons, its line of text, the search
+- `day_files`: the store: JSON lines in STATE/refused, limits for a client and a day
 
 Elsewhere: which reason a reply has, and which recipients are one record:
 `relay/transport/ingress/session_refusals.py`; when old records are removed:

@@ -1,10 +1,10 @@
 """Refusals as JSON lines, one file per day (UTC) in STATE/refused.
 
 The event loop only appends to a bounded queue; a thread writes what has waited for a tenth of a
-second. A day has at most FILE_BYTES_MAX, and CLIENT_LINES_MAX lines of one client (of IPv6, one
-network of 64 bits). Further refusals are counted: in `times` of the client's last line, whose
-number is written over in place, or in a line of the reason alone if the file is full. The files are
-not synced: a loss of power may cost lines. A damaged line is skipped.
+second. A day has at most FILE_BYTES_MAX, and CLIENT_LINES_MAX lines of one client (an IPv4 address,
+or an IPv6 network of 64 bits). Further refusals are only counted: in `times` of the last line of
+the client, which is overwritten in place; or, if the file is full, in one line for each reason. The
+files are not synced: a loss of power may cost lines. A damaged line is skipped.
 """
 
 import asyncio
@@ -37,19 +37,20 @@ WAITING_MAX = 10_000  # records that no thread has written yet
 _RESERVED_BYTES = 64 * 1024  # of a file, for the lines of reasons
 _PAUSE_S = 0.1
 _TIMES = b'"times":'
-_DIGITS = 10  # of a number that is written over
+_DIGITS = 10  # of a number that is overwritten
 _log = get_logger("refusals")
 _encoder = msgspec.json.Encoder()
 _decoder = msgspec.json.Decoder(Refusal)
 
 
 class RefusalFiles:
-    """Takes records from SMTP sessions into a directory that has no other writer, and keeps them
-    for those who read them. Belongs to the event loop.
+    """Writes the records of SMTP sessions into a directory, and reads them.
+
+    The directory has no other writer. The object belongs to the event loop.
     """
 
     def __init__(self, directory: Path, on_record: Callable[[], None] = lambda: None) -> None:
-        """`directory` is created for the first record; `on_record` is told that there is one."""
+        """`directory` is created for the first record; `on_record` is called for each record."""
         self._on_record = on_record
         self._directory = directory
         self._waiting: list[Refusal] = []
@@ -71,16 +72,17 @@ class RefusalFiles:
             self._writing = asyncio.get_running_loop().create_task(self._write_until_done())
         self._on_record()
 
-    async def page(self, wanted: RefusalSearch) -> RefusalPage:
-        """Return the newest records that are wanted; with `after` the oldest ones behind it.
+    async def page(self, search: RefusalSearch) -> RefusalPage:
+        """Return the newest records that match; with `after`, the oldest records after it.
 
         Raises OSError.
         """
         await self._flush()
-        return await asyncio.to_thread(self._page, wanted)
+        return await asyncio.to_thread(self._page, search)
 
     async def prune(self, before_us: int, *, dry_run: bool = False) -> int:
-        """Remove, or only count, the records of days whose last one is from before that time.
+        """Remove, or only count, the records of days whose last record is older than `before_us`.
+
         Raises OSError.
         """
         await self._flush()
@@ -93,7 +95,7 @@ class RefusalFiles:
             await asyncio.to_thread(self._clear)
 
     async def close(self) -> None:
-        """Keep what was recorded until now; nothing is recorded any more."""
+        """Write the records that wait; nothing is recorded after that."""
         if self._writing is not None:
             self._writing.cancel()
             await asyncio.gather(self._writing, return_exceptions=True)
@@ -110,7 +112,7 @@ class RefusalFiles:
             self._writing = None
 
     async def _flush(self) -> None:
-        """Write what waits; return when what others took to write is written too."""
+        """Write the records that wait; return when those of other calls are written too."""
         async with self._turn:
             waiting, self._waiting = self._waiting, []
             uncounted, self._uncounted = self._uncounted, Counter()
@@ -153,21 +155,22 @@ class RefusalFiles:
         return self._day
 
     def _last_recorded(self) -> str:
-        return next((one.at for path in self._files() for one in _backwards(path)), "")
+        return next((refusal.at for path in self._files() for refusal in _backwards(path)), "")
 
-    def _page(self, wanted: RefusalSearch) -> RefusalPage:
+    def _page(self, search: RefusalSearch) -> RefusalPage:
         with self._lock:  # a line is not read while its number is written
             last = self._last or self._last_recorded()
-            return select(self._newest_first(wanted), wanted, last=last)
+            return select(self._newest_first(search), search, last=last)
 
-    def _newest_first(self, wanted: RefusalSearch) -> Iterator[Refusal]:
-        text = wanted.address or wanted.account or ""
-        has_one_form = text.isascii() and "xn--" not in text.lower()  # a line may have another one
+    def _newest_first(self, search: RefusalSearch) -> Iterator[Refusal]:
+        text = search.address or search.account or ""
+        # a line may have the other form of an internationalized domain
+        has_one_form = text.isascii() and "xn--" not in text.lower()
         needle = _encoder.encode(text.lower())[1:-1] if has_one_form else b""
         for path in self._files():
-            if wanted.after and path.name < wanted.after[:10]:
+            if search.after and path.name < search.after[:10]:
                 return
-            if not wanted.before or path.name <= wanted.before[:10]:
+            if not search.before or path.name <= search.before[:10]:
                 yield from _backwards(path, needle)
 
     def _prune(self, before: str, dry_run: bool) -> int:
@@ -211,7 +214,7 @@ class RefusalFiles:
 
 @dataclass(slots=True)
 class _Number:
-    """A `times` that is written over: its value, and where its digits are."""
+    """A `times` that is overwritten: its value, and the position of its digits."""
 
     value: int
     place: int
@@ -224,7 +227,7 @@ class _DayFile:
         """Open the file, and read what it has. Raises OSError."""
         self.name = path.name
         self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        self._end = 0  # with what is not written yet
+        self._end = 0  # the size, with lines that are not written yet
         self._lines: Counter[str] = Counter()  # of each client; the file bounds their number
         self._numbers: dict[str, _Number] = {}  # by client, or by reason
         self._new: list[bytes] = []
@@ -242,16 +245,16 @@ class _DayFile:
                     os.ftruncate(self._file, self._end)  # a crash left a partial line
                     return
                 self._end += len(line)
-                if (found := _decoded(line)) is not None:
-                    self._note(found, line)
+                if (refusal := _decoded(line)) is not None:
+                    self._note(refusal, line)
 
-    def _note(self, found: Refusal, line: bytes) -> None:
-        """Count a line, which is the last one, and remember the place of a number in it."""
+    def _note(self, refusal: Refusal, line: bytes) -> None:
+        """Count the last line, and remember the position of a number in it."""
         # only the line of a reason has no reply
-        key = client_of(found.client) if found.reply else found.reason
+        key = client_of(refusal.client) if refusal.reply else refusal.reason
         self._lines[key] += 1
         if line[line.rfind(_TIMES) + len(_TIMES) :].startswith(b" "):
-            self._numbers[key] = _Number(found.times, self._end - len(b"}\n") - _DIGITS)
+            self._numbers[key] = _Number(refusal.times, self._end - len(b"}\n") - _DIGITS)
 
     def add(self, refusal: Refusal) -> None:
         """Add a line, or count the refusal."""
@@ -318,5 +321,5 @@ def _decoded(line: bytes) -> Refusal | None:
 def _backwards(path: Path, needle: bytes = b"") -> Iterator[Refusal]:
     """Yield the records of a file, the last one first; only those whose lines have `needle`."""
     for line in lines_backwards(path, needle):
-        if found := _decoded(line):
-            yield found
+        if refusal := _decoded(line):
+            yield refusal

@@ -1,7 +1,8 @@
-"""The record of a refusal, as a line for people too, and the search for records.
+"""The record of a refusal, its line of text, and the search for records.
 
-The fields of a record and their order are those of GET /relay/v1/refused (docs/names.md). The time
-of a record is its place: no two records of a store have the same, and the cursor of a page is one.
+The fields of a record and their order are those of GET /relay/v1/refused (docs/names.md). No two
+records of a store have the same time, so the time is the position of a record. The cursor of a page
+is such a time.
 """
 
 import re
@@ -47,10 +48,10 @@ class Refusal(msgspec.Struct, frozen=True, kw_only=True):
     account: str = ""  # the login; of a refused AUTH, the user name that the client sent
     sender: str = ""  # the reverse-path
     recipients: tuple[str, ...] = ()  # at most RECIPIENTS_MAX
-    recipient_count: int = 0  # of all
+    recipient_count: int = 0  # the number of all recipients
     subject: str = ""  # only of a content that was refused
     command: str = ""  # the verb, CONNECT for a connection, "" for what is no command
-    reply: str = ""  # of a failed TLS handshake, what failed
+    reply: str = ""  # for a failed TLS handshake, what failed
     reason: RefusalReason
     rule: str = ""  # the name of the rule, or of the milter
     times: int = 1  # more where further refusals were only counted
@@ -65,7 +66,7 @@ class Refusal(msgspec.Struct, frozen=True, kw_only=True):
 
 def line_of(refusal: Refusal) -> str:
     """Return a line such as `refused 550 5.7.1 app@example.test -> ann@customer.example "Setup"
-    (rule "no executables": Send no programs)`. It may have characters that a terminal acts on.
+    (rule "no executables": Send no programs)`. It may have control characters of a terminal.
     """
     code, text = _split(refusal.reply)
     by = "milter" if refusal.reason is RefusalReason.MILTER else "rule"
@@ -102,8 +103,10 @@ def _who(refusal: Refusal) -> list[str]:
 
 
 class RefusalSearch(Struct, frozen=True):
-    """Which records are wanted. `address` is a mail or IP address, or "" for all; `account` the
-    login whose records may be seen, None for all. `after` and `before` are cursors, "" for none.
+    """A search for records.
+
+    `address` is a mail or IP address, or "" for all. `account` is the login whose records may be
+    seen, None for all. `after` and `before` are cursors, or "".
     """
 
     address: str = ""
@@ -113,15 +116,16 @@ class RefusalSearch(Struct, frozen=True):
     limit: int = 100
 
     def matches(self, refusal: Refusal) -> bool:
-        """Whether a record is wanted; its time is not looked at."""
+        """Whether a record matches, whatever its time."""
         if self.account is not None and refusal.account.lower() != self.account.lower():
             return False
         return not self.address or refusal.concerns(own_mailbox(self.address))
 
 
 class RefusalPage(Struct, frozen=True):
-    """The newest record is the first. Behind `cursor` are later records; `older` is the cursor for
-    `before`, None if there are no older ones.
+    """A page of records, the newest first.
+
+    Records after `cursor` are later. `older` is the cursor for `before`; None: none is older.
     """
 
     refused: list[Refusal] = []
@@ -135,10 +139,10 @@ def is_cursor(text: str) -> bool:
 
 
 def place_after(last: str, at: str) -> str:
-    """Return the time of a record that follows one of the time `last`.
+    """Return the time of a new record at the time `at`, after a record with the time `last`.
 
-    It is `at`, or a microsecond after `last` if the clock has not gone on. A time far in the
-    future was that of a wrong clock.
+    It is `at`, or a microsecond after `last` if the clock has not advanced. If `last` is far in the
+    future, the clock was wrong, and `at` is returned.
     """
     if at > last:
         return at
@@ -146,18 +150,18 @@ def place_after(last: str, at: str) -> str:
     return at if last_us - time_us_of(at) > _DAY_US else rfc3339(last_us + 1)
 
 
-def select(newest_first: Iterable[Refusal], wanted: RefusalSearch, *, last: str) -> RefusalPage:
+def select(newest_first: Iterable[Refusal], search: RefusalSearch, *, last: str) -> RefusalPage:
     """Return a page of the records that match. `last` is the time of the newest record of all."""
-    found: deque[Refusal] = deque(maxlen=wanted.limit)
+    refusals: deque[Refusal] = deque(maxlen=search.limit)
     older: str | None = None
-    for one in newest_first:
-        if one.at <= wanted.after:
+    for refusal in newest_first:
+        if refusal.at <= search.after:
             break
-        if (wanted.before and one.at >= wanted.before) or not wanted.matches(one):
+        if (search.before and refusal.at >= search.before) or not search.matches(refusal):
             continue
-        if not wanted.after and len(found) == wanted.limit:
-            older = found[-1].at
+        if not search.after and len(refusals) == search.limit:
+            older = refusals[-1].at
             break
-        found.append(one)
-    cursor = found[0].at if found else max(wanted.after, last)
-    return RefusalPage(list(found), cursor, older)
+        refusals.append(refusal)
+    cursor = refusals[0].at if refusals else max(search.after, last)
+    return RefusalPage(list(refusals), cursor, older)

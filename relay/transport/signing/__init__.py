@@ -1,8 +1,8 @@
 """Sign outgoing mail with DKIM (RFC 6376), before it is committed.
 
-- `signer`: which messages are signed, for which domain (that of From); the thread that signs
+- `signer`: which messages are signed, for which domain (the domain in From); the signing thread
 - `keys`: which key signs for a domain, also for those below it, and until which day (`until`)
-- `key_files`: reads the keys of all [[dkim]] entries, and says what is wrong with which
+- `key_files`: reads the keys of all [[dkim]] entries; faults of entries
 - `private_keys`: RSA and Ed25519 keys: their lengths, PEM, new keys, the signature itself
 - `signature`: the DKIM-Signature field: which header fields it covers, its tags, its lines; relaxed
   and simple form of header and body, and the body hash (bh=)

@@ -1,4 +1,4 @@
-"""Read the keys of all [[dkim]] entries, or say what is wrong with which."""
+"""Read the keys of all [[dkim]] entries, or raise the faults of the entries."""
 
 from collections.abc import Sequence
 from datetime import date
@@ -14,21 +14,20 @@ _EXPECTED = "a file with a private key"
 
 
 def load_keys(entries: Sequence[DkimKey], config: Path | None = None) -> KeyRing:
-    """Return the keys of `entries`. Blocks. Raises SettingsError with all faults; their lines are
-    those of `config`.
+    """Return the keys of `entries`. Blocks. Raises SettingsError with all faults.
 
-    A file that several entries name is read once. The size of relay.toml limits the number of
-    entries, to 23,000 with 200 MB of keys.
+    With `config`, the faults have its lines. A file that several entries name is read once. The
+    size of relay.toml limits the number of entries to 23,000, with 200 MB of keys.
     """
-    found: dict[Path, PrivateKey | str] = {}
+    by_file: dict[Path, PrivateKey | str] = {}
     for file in dict.fromkeys([entry.key for entry in entries]):
         try:
-            found[file] = read_key(file)
+            by_file[file] = read_key(file)
         except ValueError as error:
-            found[file] = str(error)
+            by_file[file] = str(error)
     keys, faults = [], []
     for number, entry in enumerate(entries):
-        match found[entry.key]:
+        match by_file[entry.key]:
             case str(fault):
                 faults.append((number, fault))
             case private:
@@ -52,7 +51,7 @@ def _placed(
 
 
 def read_key(file: Path) -> PrivateKey:
-    """Return the private key in a file. Blocks. Raises ValueError: what was found and expected."""
+    """Return the private key in a file. Blocks. Raises ValueError: what was found, and expected."""
     pem = read_key_file(file, expected=_EXPECTED, is_secret=True)
     from relay.transport.signing import private_keys  # noqa: PLC0415 -- a large library
 

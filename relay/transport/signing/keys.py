@@ -1,7 +1,7 @@
-"""The keys that sign, by the domain for which they do.
+"""The signing keys, by their domains.
 
-A domain with keys also signs for the domains below it that have none. What a private key computes
-is in private_keys, which a relay without keys does not import: the library is large.
+The keys of a domain also sign for the domains below it that have no keys. private_keys has the
+cryptography; a relay without keys does not import it, because the library is large.
 RFC 6376 3.1 (selectors), 3.10; RFC 6376 3.6.2.1 (where the DNS has the public key).
 """
 
@@ -20,7 +20,7 @@ _EPOCH = date(1970, 1, 1)
 
 
 class PrivateKey(Protocol):
-    """A private key: relay.transport.signing.private_keys has those of both kinds."""
+    """A private key; relay.transport.signing.private_keys has the classes of both kinds."""
 
     @property
     def algorithm(self) -> str:
@@ -42,7 +42,7 @@ class PrivateKey(Protocol):
 
 
 class SigningKey(Struct, frozen=True):
-    """One [[dkim]] entry. `ends_us` is the first moment at which it signs no more, in wall time."""
+    """One [[dkim]] entry; from `ends_us` on (wall time) it is not used for signing."""
 
     domain: str  # with A-labels
     selector: str
@@ -63,12 +63,12 @@ class SigningKey(Struct, frozen=True):
         return (_EPOCH + timedelta(days=self.ends_us // DAY_US - 1)).isoformat()
 
     def is_usable(self, now_us: int) -> bool:
-        """Whether it signs at a moment of wall time."""
+        """Whether the key may sign at a moment of wall time."""
         return self.ends_us is None or now_us < self.ends_us
 
 
 class KeyRing:
-    """All keys; it does not change."""
+    """All keys. Immutable."""
 
     def __init__(self, keys: Iterable[SigningKey] = ()) -> None:
         self.keys = tuple(keys)
@@ -85,12 +85,14 @@ class KeyRing:
         return tuple(self._by_domain)
 
     def of_domain(self, domain: str) -> tuple[SigningKey, ...]:
-        """Return the keys of exactly this domain."""
+        """Return the keys of this domain, without those of domains above it."""
         return tuple(self._by_domain.get(domain, ()))
 
     def domain_for(self, domain: str) -> str:
-        """Return the signing domain (d=) for an author's domain: that domain, or the longest one
-        above it that has keys; "" if there is none. Both are in lower case with A-labels.
+        """Return the signing domain (d=) for the domain of an author, or "".
+
+        It is the domain itself, or the longest domain above it that has keys. Both are in lower
+        case with A-labels.
         """
         while domain:
             if domain in self._by_domain:
@@ -99,7 +101,7 @@ class KeyRing:
         return ""
 
     def ending(self, now_us: int) -> list[SigningKey]:
-        """Return the last key of each domain whose keys have all ended 14 days after `now_us`."""
+        """Return, for each domain all of whose keys end within 14 days, the key that ends last."""
         last = [max(keys, key=_end) for keys in self._by_domain.values()]
         return [key for key in last if not key.is_usable(now_us + SOON_US)]
 

@@ -1,6 +1,6 @@
 """Private keys for DKIM: RSA (RFC 8301: 1,024 to 4,096 bits) and Ed25519 (RFC 8463).
 
-Signing gives the interpreter lock away, so threads can do it in parallel.
+Signing releases the interpreter lock, so that threads can sign in parallel.
 """
 
 import hashlib
@@ -66,16 +66,16 @@ class Ed25519Key(Struct, frozen=True):
         return self.key.sign(hashlib.sha256(octets).digest())
 
     def public(self) -> bytes:
-        """See PrivateKey: the key without a structure around it (RFC 8463 4.2)."""
+        """See PrivateKey: the raw key, without ASN.1 (RFC 8463 4.2)."""
         return self.key.public_key().public_bytes(Encoding.Raw, PublicFormat.Raw)
 
 
 def read_pem(pem: bytes) -> PrivateKey:
     """Return the private key of a PEM text. Raises ValueError with what was found.
 
-    The library's check of an RSA key tests for primes, and while it does, for 0.04 s with 2,048
-    bits and for 4 s with 8,192, nothing else in the process runs. Here, one signature shows that
-    the private key belongs to the public one.
+    The library's check of an RSA key tests for primes. It takes 0.04 s with 2,048 bits and 4 s with
+    8,192 bits, in which nothing else in the process runs. Instead, a signature is made and verified
+    here: it shows that the private key belongs to the public key.
     """
     try:
         key = load_pem_private_key(pem, password=None, unsafe_skip_rsa_key_validation=True)

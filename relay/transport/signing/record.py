@@ -1,8 +1,10 @@
-"""The DNS record of a key: its text, how a zone file has it, and what a published one is worth.
+"""The DNS record of a key: its text, its line in a zone file, and the check of a published record.
 
-Pure. A record is the text of a TXT record at SigningKey.name, its strings joined without anything
-between them. RFC 6376 3.6.1 (tags), 3.2 (their syntax), 3.6.2.2 (one record for a name); RFC 8463
-(k=ed25519); RFC 8301 (SHA-256 only).
+The functions are pure. A record is the text of a TXT record at SigningKey.name: its strings, joined
+without anything between them.
+
+RFC 6376 3.6.1 (tags), 3.2 (their syntax), 3.6.2.2 (one record for a name); RFC 8463 (k=ed25519);
+RFC 8301 (SHA-256 only).
 """
 
 import base64
@@ -23,10 +25,11 @@ _WITHOUT_WHITE = str.maketrans("", "", _WHITE)
 _FOREIGN = re.compile(r"\s*v\s*=\s*+(?!dkim)", re.ASCII | re.IGNORECASE)  # such as v=spf1
 _SHOWN_MAX = 60
 _PRINTABLE = range(0x20, 0x7F)
+_ESCAPES = {ord('"'): '\\"', ord("\\"): "\\\\"}
 
 
 class RecordError(ValueError):
-    """A text is no list of tags; the message says what was found."""
+    """A text is not a list of tags; the message says what was found."""
 
 
 class RecordVerdict(StrEnum):
@@ -61,32 +64,33 @@ def key_record(private: PrivateKey) -> str:
 
 
 def txt_strings(text: str) -> tuple[bytes, ...]:
-    """Return the strings of at most 255 octets of which a TXT record with this text consists."""
+    """Return the strings of a TXT record with this text, of at most 255 octets each."""
     octets = text.encode("utf-8", "surrogateescape")
     starts = range(0, max(1, len(octets)), _STRING_OCTETS_MAX)
     return tuple([octets[at : at + _STRING_OCTETS_MAX] for at in starts])
 
 
 def zone_line(name: str, text: str) -> str:
-    """Return a TXT record as a line of a zone file (RFC 1035 5.1). `name` is absolute, with or
-    without a dot at its end.
+    """Return a TXT record as a line of a zone file (RFC 1035 5.1).
+
+    `name` is absolute, with or without a dot at the end.
     """
-    strings = " ".join(f'"{_escaped(one)}"' for one in txt_strings(text))
+    strings = " ".join(f'"{_escaped(string)}"' for string in txt_strings(text))
     return f"{name.removesuffix('.')}. IN TXT {strings}"
 
 
 def _escaped(octets: bytes) -> str:
     return "".join(
-        (f"\\{chr(one)}" if one in b'"\\' else chr(one)) if one in _PRINTABLE else f"\\{one:03}"
-        for one in octets
+        f"\\{octet:03}" if octet not in _PRINTABLE else _ESCAPES.get(octet, chr(octet))
+        for octet in octets
     )
 
 
 def parse_record(text: str) -> dict[str, str]:
-    """Return the tags of a record in their order, without white space around the values
-    (RFC 6376 3.2). Names differ in their case; a semicolon may stand at the end.
+    """Return the tags of a record in their order, without white space around the values.
 
-    Raises RecordError.
+    The case of names counts, and the record may end with a semicolon (RFC 6376 3.2). Raises
+    RecordError.
     """
     if len(text) > _RECORD_OCTETS_MAX:
         raise RecordError(f"{len(text)} octets")
@@ -110,8 +114,9 @@ def parse_record(text: str) -> dict[str, str]:
 def compare_record(published: Sequence[str], private: PrivateKey) -> ComparedRecord:
     """Compare a key with the texts of all TXT records at its name.
 
-    A text with another version (v=spf1) is no record of a key, and ignored (RFC 6376 3.6.1).
-    Unknown tags, services and flags do not matter, nor do the order of tags and their white space.
+    A text with another version (v=spf1) is not the record of a key, and is ignored (RFC 6376
+    3.6.1). Unknown tags, services and flags are ignored, and so are the order of tags and white
+    space.
     """
     texts = [text for text in published if not _FOREIGN.match(text)]
     if not texts:
@@ -134,8 +139,8 @@ def _faults(tags: Mapping[str, str], private: PrivateKey) -> list[RecordFault]:
         place = "" if tags["v"] != VERSION else " that is not the first tag"
         faults.append(RecordFault(f"v={_shown(tags['v'])}{place}", f"v={VERSION} first"))
     if (kind := tags.get("k", "rsa")) != private.kind:
-        found = f"k={_shown(kind)}" if "k" in tags else "no k="
-        faults.append(RecordFault(found, f"k={private.kind}"))
+        kind_tag = f"k={_shown(kind)}" if "k" in tags else "no k="
+        faults.append(RecordFault(kind_tag, f"k={private.kind}"))
     for name, accepted in (("h", {"sha256"}), ("s", {"*", "email"})):
         if name in tags and not accepted & _listed(tags[name]):
             expected = f"{name}={max(accepted)}, or no {name}="
@@ -170,5 +175,5 @@ def _listed(value: str) -> set[str]:
 
 def _shown(text: str) -> str:
     """Return the beginning of a text, printable."""
-    shown = "".join(letter if letter.isprintable() else "?" for letter in text[:_SHOWN_MAX])
-    return shown + ("…" if len(text) > _SHOWN_MAX else "")
+    printable = "".join(letter if letter.isprintable() else "?" for letter in text[:_SHOWN_MAX])
+    return printable + ("…" if len(text) > _SHOWN_MAX else "")

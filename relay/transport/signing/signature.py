@@ -1,10 +1,10 @@
 """The DKIM-Signature field of one key (RFC 6376 3.5): what it covers, and how it is written.
 
-The canonical forms (RFC 6376 3.4) are those of octets whose line ends are CRLF, as in everything
-that ingress accepts.
+The canonical forms (RFC 6376 3.4) need CRLF as line ends, which all content has that ingress
+accepts.
 
-A signature names each field of SIGNED once more than the message has it, so that nobody can add
-one (RFC 6376 8.15). It has no l=, x= or z=.
+In h=, a signature names each field of SIGNED once more often than the message has it. So a field
+that is added later breaks the signature (RFC 6376 8.15). It has no l=, x= or z=.
 """
 
 import base64
@@ -50,7 +50,8 @@ def relaxed_body(body: bytes) -> bytes:
 def _one_space(octets: bytes) -> bytes:
     """Return the octets with one space for each run of spaces and tabs.
 
-    A pattern would hold the interpreter lock for 170 ms in 1 MiB of tabs. Each turn halves runs.
+    Each turn of the loop halves the runs. A regular expression would hold the interpreter lock for
+    170 ms with 1 MiB of tabs.
     """
     octets = octets.replace(b"\t", b" ")
     while b"  " in octets:
@@ -63,7 +64,7 @@ class SimpleBodyHash:
 
     def __init__(self) -> None:
         self._hash = hashlib.sha256()
-        self._empty_lines = 0  # which count only if something follows
+        self._empty_lines = 0  # they count only if something follows
         self._half = b""  # a CR at the end of a block
 
     def update(self, block: bytes) -> None:
@@ -77,21 +78,21 @@ class SimpleBodyHash:
             self._empty_lines += ends
             return
         while self._empty_lines:
-            some = min(self._empty_lines, _EMPTY_LINES_AT_ONCE)
-            self._hash.update(_CRLF * some)
-            self._empty_lines -= some
+            count = min(self._empty_lines, _EMPTY_LINES_AT_ONCE)
+            self._hash.update(_CRLF * count)
+            self._empty_lines -= count
         self._hash.update(text)
         self._empty_lines = ends
 
     def digest(self) -> bytes:
-        """Return the hash: of one CRLF for an empty body."""
+        """Return the hash; for an empty body, the hash of one CRLF."""
         whole = self._hash.copy()
         whole.update(_CRLF)
         return whole.digest()
 
 
 def body_form(content: ParsedContent) -> BodyForm:
-    """Return the form for a content: simple for a large body, which is never whole in memory."""
+    """Return the form for a content: simple for a large body, which is hashed in blocks."""
     size = content.size - content.header.size - len(_CRLF)
     return BodyForm.SIMPLE if size > LARGE_BYTES else BodyForm.RELAXED
 
@@ -137,35 +138,35 @@ SIGNED = (
 )
 NAME = "DKIM-Signature"
 _LINE_MAX = 78  # RFC 5322 2.1.1
-_TIME, _HASH = "%" * 10, "&" * 44  # as long as what takes their places
+_TIME, _HASH = "%" * 10, "&" * 44  # placeholders, as long as the values
 
 
 class CoveredFields(Struct, frozen=True):
-    """The fields of a header that signatures cover: how many there are of each name, and their
-    octets in the relaxed form.
-    """
+    """The fields of a header that signatures cover."""
 
-    counts: tuple[int, ...]  # by the names of SIGNED
-    octets: bytes
+    counts: tuple[int, ...]  # how many fields there are of each name in SIGNED
+    octets: bytes  # of the fields in the relaxed form
 
 
 def covered_fields(header: Header, names: Sequence[str] = SIGNED) -> CoveredFields:
-    """Return the fields with these names in their order, of fields with one name the last one
-    first (RFC 6376 3.7, 5.4.2).
+    """Return the fields with these names, in the order of the names.
+
+    Several fields of one name are taken from the last to the first (RFC 6376 3.7, 5.4.2).
     """
     counts, octets = [], []
     for name in names:
         values = header.values(name)
         counts.append(len(values))
         octets += [relaxed_field(name.lower().encode(), value) for value in reversed(values)]
-    return CoveredFields(tuple(counts), b"".join([one + _CRLF for one in octets]))
+    return CoveredFields(tuple(counts), b"".join([field + _CRLF for field in octets]))
 
 
 def unsigned_field(
     fields: CoveredFields, key: SigningKey, *, body_hash: bytes, form: BodyForm, time_s: int
 ) -> bytes:
-    """Return the field, folded, with an empty b= at its end, for a message with these fields and
-    this body hash. `time_s` is in seconds since 1970.
+    """Return the DKIM-Signature field, folded, with an empty b= at its end.
+
+    `time_s` is in seconds since 1970.
     """
     algorithm = f"{key.private.algorithm}; c=relaxed/{form}"
     template = _template(fields.counts, (key.domain, key.selector), algorithm)
@@ -184,10 +185,11 @@ def to_sign(fields: CoveredFields, signature: bytes) -> bytes:
     return fields.octets + relaxed_field(NAME.lower().encode(), own)
 
 
-@lru_cache(maxsize=256)  # few messages differ in which fields they have
+@lru_cache(maxsize=256)  # most messages have the same fields
 def _template(counts: tuple[int, ...], key: tuple[str, str], algorithm: str) -> bytes:
-    """Return the field without b=, with places for t= and for bh=; `key` is domain and selector.
-    h= names each field once more than it is there.
+    """Return the field without the value of b=, with placeholders for t= and bh=.
+
+    `key` is domain and selector. h= names each field once more often than it is there.
     """
     domain, selector = key
     pairs = zip(SIGNED, counts, strict=True)
@@ -208,14 +210,15 @@ def _template(counts: tuple[int, ...], key: tuple[str, str], algorithm: str) -> 
 
 
 def _listed(names: Sequence[str]) -> list[str]:
-    """Return the tag h= in pieces, of which each may begin a line."""
+    """Return the tag h= in pieces; a line may begin with each of them."""
     pieces = [f"{name}:" for name in names]
     return [f"h={pieces[0]}", *pieces[1:-1], f"{names[-1]};"]
 
 
 def _folded(pieces: Sequence[str]) -> str:
-    """Return the pieces on lines of at most 78 octets, as far as they are that short. Between
-    tags there is a space; within h= the lines are filled without one.
+    """Return the pieces on lines of at most 78 octets, unless a piece is longer.
+
+    There is a space between tags, and none between the names in h=.
     """
     lines = [pieces[0]]
     for piece in pieces[1:]:
@@ -228,7 +231,7 @@ def _folded(pieces: Sequence[str]) -> str:
 
 
 def _wrapped(octets: bytes, *, taken: int) -> bytes:
-    """Return base64 on lines of at most 78 octets; `taken` octets stand before it on the first."""
+    """Return base64 on lines of at most 78 octets; the first line has `taken` octets already."""
     first = _LINE_MAX - taken
     rest = range(first, len(octets), _LINE_MAX - 1)
     return b"\r\n ".join([octets[:first], *[octets[at : at + _LINE_MAX - 1] for at in rest]])

@@ -1,7 +1,8 @@
-"""Decide who signs a message, and sign it: all its contents, with each usable key of one domain.
+"""Decide which keys sign a message, and sign all its contents with each usable key of one domain.
 
-Messages of Relay's own users are signed, and the reports that Relay writes, for the domain of the
-only author (RFC 6376 3.11: d= need not be that of From, but DMARC wants it to be, RFC 9989).
+Messages of Relay's own users and reports that Relay writes are signed, for the domain of the only
+author. RFC 6376 3.11 allows d= to differ from the domain in From, but DMARC wants it to be the same
+(RFC 9989).
 """
 
 import asyncio
@@ -33,8 +34,8 @@ from relay.transport.signing.signature import (
 # A smaller message is read on the event loop, and signed there if its keys are quick.
 _QUICK_BYTES = 64 * 1024
 _QUICK_KIND = "ed25519"
-# Large messages that are signed at a time: each occupies a thread for 0.1 s per 100 MB, and the
-# same threads write, read and send all other mail.
+# How many large messages are signed at a time. Each occupies a thread for 0.1 s per 100 MB, and
+# these threads also write, read and send all other mail.
 _LARGE_AT_ONCE = 2
 _STRANGER = "the client is not trusted"
 
@@ -44,10 +45,10 @@ class SigningError(Exception):
 
 
 class SignedContents(Struct, frozen=True):
-    """The contents of a message with their signatures; `unsigned` says why one has none."""
+    """The contents of a message with their signatures; `unsigned`: why a content has none."""
 
     contents: tuple[ParsedContent, ...]
-    keys: tuple[SigningKey, ...] = ()  # that signed
+    keys: tuple[SigningKey, ...] = ()  # the keys that signed
     unsigned: str = ""
 
     @property
@@ -65,8 +66,10 @@ class _Draft(Struct, frozen=True):
 
 
 class SigningThread:
-    """One thread that signs. What comes while it is at work is signed next, all at once: a thread
-    for each message takes more time than an RSA key.
+    """One thread that signs.
+
+    Drafts that arrive while it works are signed next, in one call: a call of a thread for each
+    message takes more time than signing with an RSA key.
     """
 
     def __init__(self) -> None:
@@ -108,13 +111,13 @@ class SigningThread:
 
 
 def _signed_each(batch: Sequence[Sequence[_Draft]]) -> list[list[bytes] | SigningError]:
-    found: list[list[bytes] | SigningError] = []
+    results: list[list[bytes] | SigningError] = []
     for drafts in batch:
         try:
-            found.append(_signatures(drafts))
+            results.append(_signatures(drafts))
         except SigningError as error:
-            found.append(error)
-    return found
+            results.append(error)
+    return results
 
 
 def _signatures(drafts: Sequence[_Draft]) -> list[bytes]:
@@ -123,7 +126,7 @@ def _signatures(drafts: Sequence[_Draft]) -> list[bytes]:
     for draft in drafts:
         try:
             signatures.append(draft.key.private.sign(draft.octets))
-        except Exception as error:  # of a library
+        except Exception as error:  # a library may raise any
             raise _failed(draft.key.name, error) from error
     return signatures
 
@@ -143,9 +146,9 @@ class Signer:
         self._thread = SigningThread()
 
     async def sign(self, contents: Sequence[ParsedContent], *, trusted: bool) -> SignedContents:
-        """Sign each content of a message; `trusted` says that its client is no stranger.
+        """Sign each content of a message; only mail of a `trusted` client is signed.
 
-        What takes long is done in threads. Raises SigningError.
+        Large bodies and slow keys are handled in threads. Raises SigningError.
         """
         ring = self._keys()
         if not ring:  # nearly always
@@ -160,8 +163,8 @@ class Signer:
                 async with self._large if size > LARGE_BYTES else contextlib.nullcontext():
                     return await asyncio.to_thread(_signed, plans, now_us)
             drafts = _drafts(plans, now_us)
-            every = [one for some in drafts for one in some]
-            is_quick = all(one.key.private.kind == _QUICK_KIND for one in every)
+            every = [draft for group in drafts for draft in group]
+            is_quick = all(draft.key.private.kind == _QUICK_KIND for draft in every)
             signatures = _signatures(every) if is_quick else await self._thread.sign(every)
             return _completed(plans, drafts, signatures)
 
@@ -198,13 +201,13 @@ class Signer:
 def _signed(plans: Sequence["_Plan"], now_us: int) -> SignedContents:
     """Sign in this thread. Raises SigningError."""
     drafts = _drafts(plans, now_us)
-    return _completed(plans, drafts, _signatures([one for some in drafts for one in some]))
+    return _completed(plans, drafts, _signatures([draft for group in drafts for draft in group]))
 
 
 def _drafts(plans: Sequence["_Plan"], now_us: int) -> list[list[_Draft]]:
     """Return a draft for each key of each plan. Raises SigningError."""
     drafts: list[list[_Draft]] = []
-    hashes: dict[int, bytes] = {}  # by the identity of a body that copies share
+    hashes: dict[int, bytes] = {}  # by the id() of a body, which copies share
     for plan in plans:
         drafts.append([])
         if not plan.keys:
@@ -228,10 +231,10 @@ def _drafts(plans: Sequence["_Plan"], now_us: int) -> list[list[_Draft]]:
 def _completed(
     plans: Sequence["_Plan"], drafts: Sequence[Sequence[_Draft]], signatures: Sequence[bytes]
 ) -> SignedContents:
-    """Return the contents with the signatures, which are those of the drafts in their order."""
-    given, contents = iter(signatures), []
-    for plan, some in zip(plans, drafts, strict=True):
-        fields = b"".join([complete_field(one.field, next(given)) for one in some])
+    """Return the contents with the signatures, which are in the order of the drafts."""
+    remaining, contents = iter(signatures), []
+    for plan, group in zip(plans, drafts, strict=True):
+        fields = b"".join([complete_field(draft.field, next(remaining)) for draft in group])
         content = plan.content
         if fields:
             content = ParsedContent(content.header.prepend(fields), content.rest)
@@ -242,7 +245,7 @@ def _completed(
 
 
 class _Plan(Struct, frozen=True):
-    """Who signs a content: the usable keys of `domain`, or nobody and why."""
+    """The keys that sign a content: the usable keys of `domain`, or none and the reason."""
 
     content: ParsedContent
     domain: str = ""
@@ -254,11 +257,11 @@ def _plan(content: ParsedContent, ring: KeyRing, now_us: int) -> _Plan:
     author = sole_author(content.header)
     if author.fault:
         return _Plan(content, unsigned=author.fault)
-    found = domain_of(author.address)
-    if not found.isascii():
+    author_domain = domain_of(author.address)
+    if not author_domain.isascii():
         return _Plan(content, unsigned="From has a domain that is no name")
-    domain = ring.domain_for(found)
+    domain = ring.domain_for(author_domain)
     if not domain:
-        return _Plan(content, unsigned=f"no signing key for {found}")
+        return _Plan(content, unsigned=f"no signing key for {author_domain}")
     keys = tuple([key for key in ring.of_domain(domain) if key.is_usable(now_us)])
     return _Plan(content, domain, keys, "" if keys else f"the keys of {domain} have ended")

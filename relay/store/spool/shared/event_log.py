@@ -248,7 +248,7 @@ def events_after(
         if account is not None:
             state = _state_after(detail, captures_at_once=captures_at_once)
             recorded = RecordedEvent(
-                queue_id, submission_id or None, account, step, at_us, stored, state
+                queue_id, submission_id or None, account, step, at_us, stored, detail, state
             )
         if recorded is not None and step is Step.DELIVERY:
             if queue_id not in known:
@@ -259,7 +259,7 @@ def events_after(
                 is_left = is_shown(seen, detail, hidden=hidden, entries=entries)
                 left = details.read_detail(step, seen)
                 state = _state_after(left, captures_at_once=captures_at_once)
-                of_sender = replace(recorded, detail=seen, state=state)
+                of_sender = replace(recorded, detail=seen, known=left, state=state)
                 recorded = replace(recorded, of_sender=of_sender if is_left else None)
         found.append((sequence, recorded))
         characters += len(text)
@@ -270,10 +270,10 @@ def events_after(
 
 def accepted_after(tables: Tables, after: int, until: int, *, limit: int) -> SpoolEvents:
     """SpoolHistory.accepted_after, up to the sequence `until`."""
-    step = Step.POLICY_AND_ROUTING
+    step, nothing = Step.POLICY_AND_ROUTING, details.RoutedDetail()
     rows = tables.fetch(_ACCEPTED, (after, until, int(step), limit))
     found: list[tuple[int, RecordedEvent | None]] = [
-        (sequence, RecordedEvent(queue_id, None, account, step, at_us, {}, None))
+        (sequence, RecordedEvent(queue_id, None, account, step, at_us, {}, nothing, None))
         for sequence, queue_id, at_us, account in rows
     ]
     is_complete = len(found) < limit

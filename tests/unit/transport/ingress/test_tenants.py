@@ -10,6 +10,7 @@ from relay.base.accounts.account import Account
 from relay.base.message.content import read_all
 from relay.base.message.envelope import Envelope, ForwardPath
 from relay.base.message.lifecycle import RecipientState, hold_text
+from relay.store.journeys.details import read_detail
 from relay.store.journeys.events import Step
 from relay.store.journeys.sender_view import sender_detail
 from relay.store.spool.types import HoldsFullError, PriorityLevel
@@ -182,7 +183,7 @@ def test_a_sender_sees_no_rules_of_other_tenants(used, names, seen, left) -> Non
         "held": {hold_text("x", name): [ALICE] for name in names},
         "set": {"hash": "0", "loaded": "", **used},
     }
-    found = sender_detail(Step.POLICY_AND_ROUTING, detail)
+    found = sender_detail(read_detail(Step.POLICY_AND_ROUTING, detail), detail)
     assert [hit["rule"] for hit in found["rules"]] == seen
     assert [*found.get("held", ())] == [hold_text("x", name) for name in seen]
     assert found["set"].get("tenants") == left

@@ -3,10 +3,7 @@
 import pytest
 
 from relay.base.message.verdict import VerdictAction
-from relay.transport.policy.actions import (
-    DISCLAIMER_HTML_MAX,
-    DISCLAIMER_TEXT_MAX,
-)
+from relay.transport.policy.content_actions import DISCLAIMER_HTML_MAX, DISCLAIMER_TEXT_MAX
 from relay.transport.policy.rule_files import PolicyError
 from tests.support.tables import each_row
 from tests.unit.transport.policy.conftest import MAIL, rule

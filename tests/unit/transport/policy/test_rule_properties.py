@@ -7,16 +7,15 @@ from hypothesis import given, settings
 
 from relay.base.message.header import ParsedContent
 from relay.base.message.verdict import ExaminedMessage, Verdict, VerdictAction
-from relay.transport.policy.actions import (
-    ACTIONS,
+from relay.transport.policy.actions import ACTIONS, RuleAction
+from relay.transport.policy.conditions import CONDITIONS
+from relay.transport.policy.content_actions import (
     CcAction,
     DisclaimerAction,
     RemoveHeaderAction,
-    RuleAction,
     SetHeaderAction,
     SubjectPrefixAction,
 )
-from relay.transport.policy.conditions import CONDITIONS
 from relay.transport.policy.engine import RuleSet
 from relay.transport.policy.explanation import explain
 from relay.transport.policy.rule_book import RuleBook

@@ -7,7 +7,9 @@ import pytest
 from relay.base.settings.tree import Tenant
 from relay.base.settings.validation import ADDRESS_ACTIONS
 from relay.transport.policy import rule_files
-from relay.transport.policy.actions import ACTIONS, AddressesAction, SetSenderAction
+from relay.transport.policy.actions import ACTIONS
+from relay.transport.policy.content_actions import SetSenderAction
+from relay.transport.policy.recipient_actions import AddressesAction
 from relay.transport.policy.rule_files import (
     PolicyError,
     load_rules,

@@ -10,9 +10,11 @@ from msgspec.structs import replace
 from relay.base.message.content import read_all
 from relay.base.message.envelope import domain_of
 from relay.base.message.verdict import ExaminedMessage, Hold, Verdict, VerdictAction
-from relay.transport.policy.actions import ACTIONS, DeferAction, SetSenderAction
+from relay.transport.policy.actions import ACTIONS
+from relay.transport.policy.content_actions import SetSenderAction
 from relay.transport.policy.engine import RuleSet
 from relay.transport.policy.explanation import explain
+from relay.transport.policy.recipient_actions import DeferAction
 from relay.transport.policy.rule_book import LATE, RuleBook, TenantRules
 from relay.transport.policy.rules import ConditionSet, OnError, Rule, RuleMode
 from tests.support.rule_sets import ACTION_VALUES, messages, rule_sets

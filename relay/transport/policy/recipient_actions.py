@@ -1,0 +1,292 @@
+"""The actions on who gets a message: reject, defer, hold, other next hops, other addresses.
+
+A rate limit is an action too: RateLimitAction says whom a message counts against (its sender, login
+or client) and what follows beyond the limit. What has been counted is in
+relay/transport/ingress/message_limits.py.
+
+relay/transport/policy/actions.py says what an action is, and has the keys. RFC 3463 (codes of
+reject and defer).
+"""
+
+from enum import StrEnum
+from typing import Any, Self
+
+from msgspec import Struct
+
+from relay.base.message.address import AddressError, parse_mailbox
+from relay.base.message.nexthop import ROUTE_PREFIX, HopKind, NextHop
+from relay.base.message.status import REPLY_TEXT_MAX, split_reply
+from relay.base.message.verdict import JUNK_EMAIL, ExaminedMessage, Hold, RateCharge
+from relay.base.settings.values import parse_next_hop, parse_rate
+from relay.transport.policy.table_reader import check_parts, long_text, one_of, part, parts
+
+REJECT_STATUS = "5.7.1"
+DEFER_STATUS = "4.7.1"
+HOLD_REASON_MAX = 200  # characters
+NOTIFY_TEXT_MAX = 2000  # characters
+ADDRESSES_MAX = 50
+_NEXT_HOP_EXPECTED = '"route:NAME" or a URL such as "smtp://relay.example:587"'
+_TOO_MUCH = f"{DEFER_STATUS} Too many recipients in a short time, try again later"
+
+
+class RejectAction(Struct, frozen=True):
+    """The recipient is rejected; the sender gets `text`."""
+
+    status: str
+    text: str
+
+    @classmethod
+    def parse(cls, value: Any) -> Self:
+        """Read "5.7.1 text"; without a code it is 5.7.1. Raises ValueError."""
+        status, text = _reply(
+            value, expected='a code and a text for the sender, "5.7.1 Not accepted"'
+        )
+        if status and not status.startswith("5."):
+            raise ValueError("a code 5.y.z: a reject is permanent")
+        return cls(status or REJECT_STATUS, text)
+
+
+class DeferAction(Struct, frozen=True):
+    """The whole message is deferred: the client gets `text` and tries again later."""
+
+    status: str
+    text: str
+
+    @classmethod
+    def parse(cls, value: Any) -> Self:
+        """Read "4.7.1 text"; without a code it is 4.7.1. Raises ValueError."""
+        return cls(*_deferral(value))
+
+
+class AfterHold(StrEnum):
+    """What the sender learns when a hold expires."""
+
+    REPORT = "report"  # the message was not delivered
+    SILENT = "silent"  # nothing
+
+
+class HoldAction(Struct, frozen=True):
+    """The copies of the matched recipients wait for an operator. See Hold."""
+
+    reason: str
+    expires_s: float | None = None
+    silent: bool = False
+    notice: str = ""
+
+    @classmethod
+    def parse(cls, value: Any) -> Self:
+        """Read the reason. The other fields are keys of the rule. Raises ValueError."""
+        if (
+            not isinstance(value, str)
+            or not value.strip()
+            or not value.isprintable()
+            or len(value) > HOLD_REASON_MAX
+        ):
+            raise ValueError(
+                f"a reason for operators: one line of 1 to {HOLD_REASON_MAX} characters"
+            )
+        return cls(value.strip())
+
+    def of_rule(self, rule: str) -> Hold:
+        """Return the hold that a rule with this action makes."""
+        return Hold(
+            self.reason, rule, expires_s=self.expires_s, silent=self.silent, notice=self.notice
+        )
+
+
+class NextHopAction(Struct, frozen=True):
+    """The copies of the matched recipients go to this next hop, not where the routes lead."""
+
+    next_hop: str  # "route:NAME", or the text of a NextHop
+
+    @classmethod
+    def parse(cls, value: Any) -> Self:
+        """Read "route:NAME" or a URL without a login. Raises ValueError.
+
+        Whether there is such a route is checked where the routes are known.
+        """
+        text = value.strip() if isinstance(value, str) else ""
+        if text.removeprefix(ROUTE_PREFIX) and text.startswith(ROUTE_PREFIX):
+            return cls(text)
+        if "@" in text:
+            raise ValueError(f"{_NEXT_HOP_EXPECTED} without a login; a route has one")
+        try:
+            next_hop = NextHop.parse(parse_next_hop(text))
+        except ValueError:
+            raise ValueError(_NEXT_HOP_EXPECTED) from None
+        if not next_hop.host:
+            raise ValueError(_NEXT_HOP_EXPECTED)
+        if next_hop.kind is HopKind.GRAPH:
+            raise ValueError('"route:NAME": only a route to Microsoft Graph has a login')
+        return cls(str(next_hop))
+
+
+class RateKey(StrEnum):
+    """What a rate limit is for: the recipients of each sender, login or client."""
+
+    SENDER = "sender"  # the reverse-path
+    LOGIN = "login"  # of AUTH or the API; mail without a login is not limited
+    CLIENT = "client"  # the IP address; mail from the API is not limited
+
+
+class RateLimitAction(Struct, frozen=True):
+    """A message over `allowed` recipients in `period_s` seconds is deferred."""
+
+    allowed: int  # recipients
+    period_s: float
+    per: RateKey
+    status: str
+    text: str
+
+    @classmethod
+    def parse(cls, value: Any) -> Self:
+        """Read { rate, per, text }. Raises ValueError."""
+        expected = 'a table { rate = "100/1h", per = "sender", text = "4.7.1 Too much mail" }'
+        if not isinstance(value, dict) or not {"rate", "per"} <= set(value):
+            raise ValueError(f"{expected}, with these keys")
+        check_parts(value, ("rate", "per", "text"))
+        rate = part(value, "rate", lambda rate: parse_rate(rate if isinstance(rate, str) else ""))
+        per = part(value, "per", one_of(RateKey))
+        status, text = part({"text": _TOO_MUCH} | value, "text", _deferral)
+        count, _, seconds = rate.partition("/")
+        return cls(int(count), float(seconds), per, status, text)
+
+    def key(self, message: ExaminedMessage) -> str:
+        """Return the key of the limit that a message counts against, "" if it counts for none."""
+        match self.per:
+            case RateKey.SENDER:
+                return message.forms_of((message.reverse_path,))[-1].casefold() or "<>"
+            case RateKey.LOGIN:
+                return message.login.casefold()
+            case RateKey.CLIENT:
+                return message.client
+
+    def charge(self, rule: str, key: str, recipients: int) -> RateCharge:
+        """Return what a message counts against the limit of this rule."""
+        return RateCharge(
+            rule,
+            str(self.per),
+            key,
+            recipients,
+            allowed=self.allowed,
+            period_s=self.period_s,
+            status=self.status,
+            text=self.text,
+        )
+
+
+class DiscardAction(Struct, frozen=True):
+    """The recipient gets nothing, and no report is sent."""
+
+    @classmethod
+    def parse(cls, value: Any) -> Self:
+        """Read true. Raises ValueError."""
+        if value is not True:
+            raise ValueError("true")
+        return cls()
+
+
+class AddressesAction(Struct, frozen=True):
+    """The base of all actions that add addresses.
+
+    In the rule of a tenant, the addresses are in the domains of the tenant, unless its key `may`
+    lists the action. ADDRESS_ACTIONS of the settings has the keys of these actions.
+    """
+
+    addresses: tuple[str, ...]
+
+    @classmethod
+    def parse(cls, value: Any) -> Self:
+        """Read addresses. Raises ValueError."""
+        return cls(read_addresses(value))
+
+
+class RedirectAction(AddressesAction, frozen=True):
+    """Other addresses get the message instead of the recipient."""
+
+
+class QuarantineAction(AddressesAction, frozen=True):
+    """The copy goes into Junk Email, or to other addresses; the sender gets no report."""
+
+    @classmethod
+    def parse(cls, value: Any) -> Self:
+        """Read true or an address. Raises ValueError."""
+        if value is not True and not isinstance(value, str):
+            raise ValueError(f"true, for {JUNK_EMAIL}, or an address")
+        return cls(() if value is True else (read_address(value),))
+
+    @staticmethod
+    def hold_of(rule: str) -> Hold:
+        """Return the hold for a copy whose mailbox is on another host."""
+        return Hold("quarantine", rule, silent=True)
+
+
+class BccAction(AddressesAction, frozen=True):
+    """Other addresses get a copy that no header shows."""
+
+
+class JournalAction(AddressesAction, frozen=True):
+    """An address gets a journal report, with the message as it was accepted."""
+
+    @classmethod
+    def parse(cls, value: Any) -> Self:
+        """Read one address. Raises ValueError."""
+        if not isinstance(value, str):
+            raise ValueError('one address as a text, "journal@example.org"')
+        return cls((read_address(value),))
+
+
+class NotifyAction(AddressesAction, frozen=True):
+    """Each of the addresses gets a short mail about the message, at most one in an hour."""
+
+    text: str
+
+    @classmethod
+    def parse(cls, value: Any) -> Self:
+        """Read { to, text }. Raises ValueError."""
+        expected = 'a table { to = "it@example.org", text = "Look at this" }'
+        if not isinstance(value, dict):
+            raise ValueError(expected)
+        check_parts(value, ("to", "text"))
+        if missing := [key for key in ("to", "text") if key not in value]:
+            raise ValueError(f"{expected}: {missing[0]} is missing")
+        return cls(
+            part(value, "to", read_addresses),
+            part(value, "text", lambda text: long_text(text, NOTIFY_TEXT_MAX)),
+        )
+
+
+def _reply(value: Any, *, expected: str) -> tuple[str, str]:
+    """Return the status, "" without one, and the text. Raises ValueError."""
+    reply = split_reply(value) if isinstance(value, str) else None
+    if reply is None or not reply.text.strip() or not reply.text.isprintable():
+        raise ValueError(expected)
+    if len(reply.text) > REPLY_TEXT_MAX:
+        raise ValueError(f"a text of at most {REPLY_TEXT_MAX} characters")
+    return reply.status, reply.text.strip()
+
+
+def _deferral(value: Any) -> tuple[str, str]:
+    """Return the status and the text of a deferral. Raises ValueError."""
+    status, text = _reply(
+        value, expected='a code and a text for the client, "4.7.1 Try again later"'
+    )
+    if status and not status.startswith("4."):
+        raise ValueError("a code 4.y.z: the client tries again later")
+    return status or DEFER_STATUS, text
+
+
+def read_addresses(value: Any) -> tuple[str, ...]:
+    """Read an address or a list of addresses, each once. Raises ValueError."""
+    texts = [value] if isinstance(value, str) else value
+    if not isinstance(texts, list) or not 0 < len(texts) <= ADDRESSES_MAX:
+        raise ValueError(f"an address or a list of 1 to {ADDRESSES_MAX} addresses")
+    return tuple(dict.fromkeys(parts(texts, read_address)))
+
+
+def read_address(text: Any) -> str:
+    """Read an address. Raises ValueError."""
+    try:
+        return parse_mailbox(text if isinstance(text, str) else "", smtputf8=True)
+    except AddressError as error:
+        raise ValueError(f"an address: {error}") from None
