@@ -182,8 +182,8 @@ def _content(body: bytes, *, is_json: bool) -> str | dict[str, Any]:
         return body.decode()
     except UnicodeDecodeError as error:
         line = body.count(b"\n", 0, error.start) + 1
-        found = f"the byte 0x{body[error.start]:02x} in line {line}"
-        raise ApiError(400, "BadRequest", f"The body: found {found}, expected UTF-8.") from None
+        actual = f"the byte 0x{body[error.start]:02x} in line {line}"
+        raise ApiError(400, "BadRequest", f"The body: found {actual}, expected UTF-8.") from None
 
 
 def create_app(
@@ -269,7 +269,7 @@ def _public_response(
         case b"/metrics":
             require_method(request, "GET")
             busiest = dependencies.usage("", False)[:_ACCOUNTS_NAMED] if names_accounts else ()
-            messages = {one.account: one.messages for one in busiest}
+            messages = {usage.account: usage.messages for usage in busiest}
             exposition = dependencies.metrics.exposition(messages)
             return Response(exposition, headers={"content-type": CONTENT_TYPE})
         case _:
@@ -301,7 +301,11 @@ async def _webhooks(
     require_method(request, "POST" if verb else "GET")
     if verb:
         body = read_body(await request.body(), _WebhookBody)
-        urls = [str(one["url"]) for one in webhooks.shown() if body.url in ("", str(one["url"]))]
+        urls = [
+            str(webhook["url"])
+            for webhook in webhooks.shown()
+            if body.url in ("", str(webhook["url"]))
+        ]
         if body.url and not urls:
             raise ApiError(404, "ErrorItemNotFound", f"There is no webhook {quoted(body.url)}.")
         if verb == ("test",):
@@ -330,7 +334,7 @@ def _usage(request: HttpRequest, principal: Principal, needed: ApiDependencies) 
     elif account != principal.name:
         principal.check_may_read()
     try:
-        return {"accounts": [one.as_json() for one in needed.usage(account, is_reset)]}
+        return {"accounts": [usage.as_json() for usage in needed.usage(account, is_reset)]}
     except UnknownUserError:
         message = f"There is no account {quoted(account)}."
         raise ApiError(404, "ErrorItemNotFound", message) from None
@@ -346,8 +350,8 @@ async def _relay_v1(
     match request.segments[2:]:
         case ("messages",):
             query = _with_cursor(_query(request, "GET", *LIST_PARAMETERS))
-            found = handlers.messages(query, principal)
-            return json_response(await request.cancel_on_disconnect(found))
+            messages = handlers.messages(query, principal)
+            return json_response(await request.cancel_on_disconnect(messages))
         case ("log",):
             rows = handlers.log(_query(request, "GET", *LOG_PARAMETERS), principal)
             return json_response(await request.cancel_on_disconnect(rows))

@@ -110,16 +110,16 @@ class _Block:
         return self._join(view, place)
 
     def _join(self, view: EventView, place: EventCursor | None) -> bytes:
-        wanted = view.message
+        message = view.message
         return b"".join(
-            one.octets if view.account is None else one.sender_octets
-            for one in self.texts
-            if view.account in (None, one.account)
-            and (place is None or not place.covers(one.source, one.cursor))
+            text.octets if view.account is None else text.sender_octets
+            for text in self.texts
+            if view.account in (None, text.account)
+            and (place is None or not place.covers(text.source, text.cursor))
             and (
-                wanted is None
-                or (one.queue_id is not None and one.queue_id == wanted.queue_id)
-                or (one.submission_id is not None and one.submission_id == wanted.submission_id)
+                message is None
+                or (text.queue_id is not None and text.queue_id == message.queue_id)
+                or (text.submission_id is not None and text.submission_id == message.submission_id)
             )
         )
 
@@ -264,7 +264,7 @@ class EventStreams:
             return block
 
     def _kept_behind(self, place: EventCursor) -> _Block | None:
-        return next((one for one in self._recent if one.is_behind(place)), None)
+        return next((block for block in self._recent if block.is_behind(place)), None)
 
     async def _read(self, place: EventCursor) -> _Block | None:
         """Read what is behind a place; None if that is not possible now."""
@@ -282,7 +282,7 @@ class EventStreams:
 
 
 def _block_of(batch: EventBatch) -> _Block:
-    texts = [_text_of(source, cursor, one) for source, cursor, one in batch.events]
+    texts = [_text_of(source, cursor, event) for source, cursor, event in batch.events]
     return _Block(batch, tuple(texts))
 
 

@@ -123,8 +123,8 @@ def _mailbox(name: str, text: str) -> str:
         raise ApiError(400, "BadRequest", f"{name}: {error}.") from None
 
 
-def _bad(name: str, found: str, expected: str) -> ApiError:
-    return ApiError(400, "BadRequest", f"{name}: found {found}, expected {expected}.")
+def _bad(name: str, actual: str, expected: str) -> ApiError:
+    return ApiError(400, "BadRequest", f"{name}: found {actual}, expected {expected}.")
 
 
 def _unavailable(message: str) -> ApiError:

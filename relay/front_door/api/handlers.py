@@ -143,31 +143,37 @@ class Handlers:
         {messages, cursor, older}; after a wait in vain also {nearest, in_flight, refused}.
         """
         before = list_position_of(query)
-        wanted = self.with_reader(list_search_of(query), principal)
+        conditions = self.with_reader(list_search_of(query), principal)
         limit = limit_of(query)
         wait_s = number_of(query, "wait", default=0, limits=(0, WAIT_S_MAX))
-        if wanted.after is not None:
-            after = await self._dependencies.journeys.place_of(wanted.after)
-            wanted = replace(wanted, after=after)
+        if conditions.after is not None:
+            after = await self._dependencies.journeys.place_of(conditions.after)
+            conditions = replace(conditions, after=after)
 
         async def search() -> MessageList:
             return await self._dependencies.journeys.search(
-                wanted, account=principal.account, limit=limit, before=before, lookup_s=_LOOKUP_S
+                conditions,
+                account=principal.account,
+                limit=limit,
+                before=before,
+                lookup_s=_LOOKUP_S,
             )
 
-        found = await self._wait_until(
+        page = await self._wait_until(
             search, lambda listed: bool(listed.messages), timeout_s=wait_s
         )
-        older = None if found.older is None else str(found.older)
-        missed = {} if found.messages or not wait_s else await self._near_misses(wanted, principal)
-        return {"messages": found.messages, "cursor": str(found.cursor), "older": older, **missed}
+        older = None if page.older is None else str(page.older)
+        missed = (
+            {} if page.messages or not wait_s else await self._near_misses(conditions, principal)
+        )
+        return {"messages": page.messages, "cursor": str(page.cursor), "older": older, **missed}
 
-    async def _near_misses(self, wanted: MessageSearch, principal: Principal) -> dict[str, Any]:
+    async def _near_misses(self, search: MessageSearch, principal: Principal) -> dict[str, Any]:
         """Return what a wait in vain was near to, what is on its way, and what was refused."""
         journeys, account = self._dependencies.journeys, principal.account
-        near = await journeys.near(wanted, account=account, limit=_COMPARED_MAX)
+        near = await journeys.near(search, account=account, limit=_COMPARED_MAX)
         return {
-            "nearest": await asyncio.to_thread(nearest, wanted, *near),
+            "nearest": await asyncio.to_thread(nearest, search, *near),
             "in_flight": await self.in_flight(principal),
             "refused": (await self.refused({"limit": str(_NEAR_MAX)}, principal)).refused,
         }
@@ -182,19 +188,19 @@ class Handlers:
         """GET /log?q=&to=&sender=&subject=&mailbox=&state=&limit=&pages=: {messages, older}."""
         return await log_rows(self._dependencies.journeys, query, account=principal.account)
 
-    def with_reader(self, wanted: MessageSearch, principal: Principal) -> MessageSearch:
+    def with_reader(self, search: MessageSearch, principal: Principal) -> MessageSearch:
         """Return a search with the mailboxes whose texts it may look into: those whose content is
         shown to the principal without a note in the log. Raises ApiError 400 for tags in a service.
         """
-        if wanted.tags and not self.is_development:
+        if search.tags and not self.is_development:
             raise bad_request("q: tag: and is:tagged are for relay dev; a service has no tags.")
         if not principal.may_read_content:
-            return replace(wanted, reader=NO_MAILBOX)
-        return replace(wanted, reader=ALL_MAILBOXES if self.is_development else principal.name)
+            return replace(search, reader=NO_MAILBOX)
+        return replace(search, reader=ALL_MAILBOXES if self.is_development else principal.name)
 
     async def page(
         self,
-        wanted: MessageSearch,
+        search: MessageSearch,
         principal: Principal,
         *,
         limit: int,
@@ -202,7 +208,7 @@ class Handlers:
     ) -> ListPage:
         """Return a page of the list as rows."""
         return await self._dependencies.journeys.page(
-            self.with_reader(wanted, principal),
+            self.with_reader(search, principal),
             account=principal.account,
             limit=limit,
             before=before,
@@ -210,9 +216,9 @@ class Handlers:
 
     async def message(self, key: str, principal: Principal) -> Journey:
         """GET /messages/{id}."""
-        if (found := await self._find(key, principal)) is None:
+        if (journey := await self._find(key, principal)) is None:
             raise _unknown(key)
-        return found
+        return journey
 
     async def events(
         self,
@@ -230,9 +236,9 @@ class Handlers:
         view = streams.view_of(query, last_event_id, principal.account)
         view = replace(view, is_current=is_current)
         if (key := query.get("message")) is not None:
-            found = await self.message(key, principal)
-            wanted = WantedMessage(found.id, found.submission_id)
-            view = replace(view, message=wanted)
+            journey = await self.message(key, principal)
+            message = WantedMessage(journey.id, journey.submission_id)
+            view = replace(view, message=message)
         return await streams.response(view)
 
     async def source(self, key: str, principal: Principal, *, view: str = "source") -> Response:
@@ -274,10 +280,10 @@ class Handlers:
         Raises ApiError 403, and 404 if it is gone.
         """
         await self._check_may_see(journey, principal, view)
-        found = await self._dependencies.sources.original(journey)
-        if found is None:
+        message = await self._dependencies.sources.original(journey)
+        if message is None:
             raise ApiError(404, "ErrorItemNotFound", _NO_COPY)
-        return found
+        return message
 
     async def _check_may_see(self, journey: Journey, principal: Principal, view: str) -> None:
         """Log access to the content of others. Raises ApiError 403 without the role operate, and
@@ -310,26 +316,26 @@ class Handlers:
         timeout_s = number_of(query, "timeout", default=WAIT_S, limits=(0, WAIT_S_MAX))
 
         async def read() -> Journey | None:
-            found = await self._find(key, principal)
-            if found is None:
+            journey = await self._find(key, principal)
+            if journey is None:
                 return None
-            is_reached = has_reached(found, state)
-            for name in needed_reports(found) if state == REPORTED and is_reached else ():
+            is_reached = has_reached(journey, state)
+            for name in needed_reports(journey) if state == REPORTED and is_reached else ():
                 report = await self._find(name, principal)
                 is_reached &= report is None or not has_new(report.recipients)
-            return replace(found, reached=is_reached)
+            return replace(journey, reached=is_reached)
 
-        found = await self._wait_until(
+        journey = await self._wait_until(
             read,
-            lambda found: (
-                found is not None
-                and (found.reached is True or (found.is_final and state != REPORTED))
+            lambda journey: (
+                journey is not None
+                and (journey.reached is True or (journey.is_final and state != REPORTED))
             ),
             timeout_s=timeout_s,
         )
-        if found is None:
+        if journey is None:
             raise _unknown(key)
-        return found
+        return journey
 
     async def _wait_until(
         self,
@@ -347,11 +353,11 @@ class Handlers:
             while True:
                 seen = self._dependencies.changes.count
                 began = clock.real_s()
-                found = await read()
+                answer = await read()
                 pause_s = max(_PAUSE_S_MIN, _COST_FACTOR * (clock.real_s() - began))
                 left_s = deadline - loop.time()  # real time: a client waits
-                if is_enough(found) or left_s <= 0:
-                    return found
+                if is_enough(answer) or left_s <= 0:
+                    return answer
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(min(left_s, _POLL_S)):  # real time: a client waits
                         await self._dependencies.changes.wait_beyond(seen)
@@ -367,19 +373,19 @@ class Handlers:
         if not key or len(key) > _KEY_CHARACTERS:
             return None
         journeys, account = self._dependencies.journeys, principal.account
-        found = await journeys.journey(key, account=account, added=True)
-        if found is None and "@" in key and not key.startswith("<"):
+        journey = await journeys.journey(key, account=account, added=True)
+        if journey is None and "@" in key and not key.startswith("<"):
             # a Message-ID without its brackets looks like an address
-            found = await journeys.journey(f"<{key}>", account=account, added=True)
-        return found
+            journey = await journeys.journey(f"<{key}>", account=account, added=True)
+        return journey
 
     async def refused(self, query: Mapping[str, str], principal: Principal) -> RefusalPage:
         """GET /refused?address=&after=&before=&limit=. An account sees those of its own login, in
         a development relay all.
         """
-        wanted = refusal_search_of(query, None if self.is_development else principal.account)
+        search = refusal_search_of(query, None if self.is_development else principal.account)
         try:
-            return await self._dependencies.refusals.page(wanted)
+            return await self._dependencies.refusals.page(search)
         except OSError as error:
             message = f"The refusals cannot be read: {error.strerror}."
             raise service_unavailable(message, retry_after_s=5) from error
@@ -451,18 +457,18 @@ class Handlers:
         own recipients, or as a copy to the addresses `to`.
         """
         principal.check_may_operate()
-        found = await self._find(key, principal)
-        if found is None:
+        journey = await self._find(key, principal)
+        if journey is None:
             raise _unknown(key)
         release.release_host(self._dependencies.development)
         if copy_to := release.addresses_of_body(await request.body()):
-            return await self.release_copy(found, copy_to, principal, request=request)
-        entries = await self._captured_entries(found)
-        if found.id is None or not entries:
+            return await self.release_copy(journey, copy_to, principal, request=request)
+        entries = await self._captured_entries(journey)
+        if journey.id is None or not entries:
             return CommandReport().as_json()
         development = self._dependencies.development
         release.check_own_recipients(entries, development)
-        selector = Selector(ids=(found.id,), state=RecipientState.CAPTURED)
+        selector = Selector(ids=(journey.id,), state=RecipientState.CAPTURED)
         route = release.release_route(development)
         command = QueueCommand(Operation.RELEASE, selector, principal.name, to=route)
         return await self._execute(command, request)

@@ -34,23 +34,23 @@ def addresses_of_body(octets: bytes) -> tuple[str, ...]:
 
     Raises ApiError 400.
     """
-    given = read_body(octets, _AddressesBody).to
-    return () if given is None else parse_addresses(given)
+    addresses = read_body(octets, _AddressesBody).to
+    return () if addresses is None else parse_addresses(addresses)
 
 
-def parse_addresses(given: Sequence[str]) -> tuple[str, ...]:
+def parse_addresses(texts: Sequence[str]) -> tuple[str, ...]:
     """Return addresses that a person has named, each once. Raises ApiError 400."""
-    if not 1 <= len(given) <= COPIES_MAX:
-        message = f"to: found {len(given):,} addresses, expected 1 to {COPIES_MAX}."
+    if not 1 <= len(texts) <= COPIES_MAX:
+        message = f"to: found {len(texts):,} addresses, expected 1 to {COPIES_MAX}."
         raise ApiError(400, "BadRequest", message)
-    found = []
-    for text in given:
+    addresses = []
+    for text in texts:
         try:
-            found.append(parse_mailbox(text))
+            addresses.append(parse_mailbox(text))
         except AddressError as error:
             message = f"to: found {quoted(text)}: {error}."
             raise ApiError(400, "ErrorInvalidRecipients", message) from None
-    return tuple(dict.fromkeys(found))
+    return tuple(dict.fromkeys(addresses))
 
 
 def release_host(development: DevelopmentControls | None) -> NextHop:
@@ -74,9 +74,11 @@ def without_release_host(route: RouteLookup, development: DevelopmentControls) -
     """Return a route that leads to the host of a release only for recipients of `release_route`."""
 
     def destination_of(address: str, reverse_path: str) -> Destination | None:
-        found = route(address, reverse_path)
-        is_release = found is not None and found.next_hop.without_route == development.release_to
-        return None if is_release and not development.may_release(address) else found
+        resolved = route(address, reverse_path)
+        is_release = (
+            resolved is not None and resolved.next_hop.without_route == development.release_to
+        )
+        return None if is_release and not development.may_release(address) else resolved
 
     return destination_of
 
@@ -84,7 +86,11 @@ def without_release_host(route: RouteLookup, development: DevelopmentControls) -
 def captured_recipients(entry: Mapping[str, Any]) -> list[str]:
     """Return the recipients of an entry of the queue that are captured."""
     everyone = entry["recipients"]
-    return [one["address"] for one in everyone if one["state"] == RecipientState.CAPTURED]
+    return [
+        recipient["address"]
+        for recipient in everyone
+        if recipient["state"] == RecipientState.CAPTURED
+    ]
 
 
 def check_own_recipients(
@@ -100,8 +106,8 @@ def check_own_recipients(
         return
     everyone = [address for entry in entries for address in captured_recipients(entry)]
     if named is not None:
-        wanted = {address.lower() for address in named}
-        everyone = [address for address in everyone if address.lower() in wanted]
+        chosen = {address.lower() for address in named}
+        everyone = [address for address in everyone if address.lower() in chosen]
     refused = [address for address in everyone if not development.may_release(address)]
     if not refused:
         return

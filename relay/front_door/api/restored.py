@@ -42,11 +42,11 @@ async def list_entries(
 
     Raises SpoolError.
     """
-    found = await queue_admin.list(selector, limit=limit, after=after)
-    is_first = after == FIRST_KEY and len(found) < limit
+    entries = await queue_admin.list(selector, limit=limit, after=after)
+    is_first = after == FIRST_KEY and len(entries) < limit
     if _is_everything(selector) and is_first:
-        found += await _in_thread(_held, submissions, limit - len(found))
-    return found
+        entries += await _in_thread(_held, submissions, limit - len(entries))
+    return entries
 
 
 async def execute(
@@ -67,7 +67,7 @@ async def execute(
     count = submissions.count if command.dry_run else actions[command.operation]
     number = await _in_thread(count)
     done = {"result": str(CommandResult.DONE), "note": ""}
-    answer["entries"] += [one | done for one in listed[: LISTED_MAX - len(answer["entries"])]]
+    answer["entries"] += [row | done for row in listed[: LISTED_MAX - len(answer["entries"])]]
     return answer | {"matched": answer["matched"] + number, "done": answer["done"] + number}
 
 
@@ -98,7 +98,7 @@ async def _in_thread(work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) ->
 
 
 def _held(submissions: RestoredSubmissions, limit: int) -> list[dict[str, Any]]:
-    return [_entry(one) for one in submissions.listed(limit)]
+    return [_entry(submission) for submission in submissions.listed(limit)]
 
 
 def _entry(held: HeldSubmission) -> dict[str, Any]:
@@ -114,8 +114,8 @@ def _entry(held: HeldSubmission) -> dict[str, Any]:
         "attempts": 0,
         "size": held.size_bytes,
         "recipients": [
-            {"address": one, "state": state, "status": "", "reply": ""}
-            for one in held.facts.recipients
+            {"address": address, "state": state, "status": "", "reply": ""}
+            for address in held.facts.recipients
         ],
         "claimed": False,
         "priority": PriorityLevel.NORMAL.name.lower(),

@@ -56,52 +56,54 @@ def parse_search(text: str) -> MessageSearch:
         raise SearchTextError(
             f"The search has {len(text):,} characters; it may have {TEXT_CHARACTERS_MAX:,}."
         )
-    wanted = MessageSearch()
-    given: set[str] = set()
+    search = MessageSearch()
+    prefixes: set[str] = set()
     for token in _tokens(text):
-        if token.prefix in given and token.prefix not in ("tag", "is"):
+        if token.prefix in prefixes and token.prefix not in ("tag", "is"):
             raise SearchTextError(f"{token.prefix}: is there twice. Keep one of the two.")
         if token.prefix:
-            given.add(token.prefix)
-        wanted = _with(wanted, token)
-    if 0 < wanted.until_us <= wanted.from_us:
+            prefixes.add(token.prefix)
+        search = _with(search, token)
+    if 0 < search.until_us <= search.from_us:
         raise SearchTextError("before: expected a later time than the search begins with.")
-    if len(wanted.words) > WORDS_MAX:
+    if len(search.words) > WORDS_MAX:
         raise SearchTextError(f"The search has more than {WORDS_MAX} words.")
-    return wanted
+    return search
 
 
 def list_search_of(query: Mapping[str, str]) -> MessageSearch:
     """Return the conditions of GET /messages, those of `q` too. Raises ApiError 400."""
-    given = message_search_of(query)
+    parameters = message_search_of(query)
     if "q" not in query:
-        return given
+        return parameters
     try:
-        wanted = parse_search(query["q"])
+        search = parse_search(query["q"])
     except SearchTextError as error:
         raise ApiError(400, "BadRequest", f"q: {error}") from None
     for name in _FIELDS:
-        if getattr(given, name) and getattr(wanted, name):
+        if getattr(parameters, name) and getattr(search, name):
             raise ApiError(400, "BadRequest", f"q: it has {name} too, which is a parameter.")
-    if wanted.key and given.after:
+    if search.key and parameters.after:
         message = "q: found id: together with the parameter after, expected one of them."
         raise ApiError(400, "BadRequest", message)
-    both = {name: getattr(given, name) or getattr(wanted, name) for name in _FIELDS}
-    return replace(wanted, **both, mailbox=given.mailbox, kind=given.kind, after=given.after)
+    both = {name: getattr(parameters, name) or getattr(search, name) for name in _FIELDS}
+    return replace(
+        search, **both, mailbox=parameters.mailbox, kind=parameters.kind, after=parameters.after
+    )
 
 
 async def log_rows(
     journeys: Journeys, query: Mapping[str, str], *, account: str | None
 ) -> dict[str, Any]:
     """Return the answer of GET /log; contents are not searched. Raises ApiError 400."""
-    wanted, limit = list_search_of(query), limit_of(query)
-    wanted = replace(wanted, kind=MAIL, added=account is None)
+    search, limit = list_search_of(query), limit_of(query)
+    search = replace(search, kind=MAIL, added=account is None)
     pages = number_of(query, "pages", default=PAGES_MAX, limits=(1, PAGES_MAX))
-    return (await journeys.log(wanted, account=account, limit=limit, pages=int(pages))).as_json()
+    return (await journeys.log(search, account=account, limit=limit, pages=int(pages))).as_json()
 
 
 def _tokens(text: str) -> list[_Token]:
-    found = []
+    tokens = []
     for match in _TOKEN.finditer(text):
         minus, prefix, in_quotes, plain = match.groups()
         value = (plain or in_quotes.replace('""', '"')).strip()
@@ -113,40 +115,40 @@ def _tokens(text: str) -> list[_Token]:
                 "it in quotes."
             )
         if prefix and prefix not in _PREFIXES:
-            names = ", ".join(f"{one}:" for one in _PREFIXES)
+            names = ", ".join(f"{prefix}:" for prefix in _PREFIXES)
             raise SearchTextError(
                 f"{quoted(prefix + ':')} is not known; there are {names}. For the text itself, put "
                 "it in quotes."
             )
         if value:
-            found.append(_Token(prefix, value, bool(minus)))
-    return found
+            tokens.append(_Token(prefix, value, bool(minus)))
+    return tokens
 
 
-def _with(wanted: MessageSearch, token: _Token) -> MessageSearch:
+def _with(search: MessageSearch, token: _Token) -> MessageSearch:
     match token.prefix:
         case "from":
             sender = token.value if token.value == "<>" else _pattern(token.value)
-            return replace(wanted, sender=sender)
+            return replace(search, sender=sender)
         case "to":
-            return replace(wanted, to=_pattern(token.value))
+            return replace(search, to=_pattern(token.value))
         case "subject":
-            return replace(wanted, subject=_pattern(token.value))
+            return replace(search, subject=_pattern(token.value))
         case "state":
             state = token.value.lower()
             if state not in MESSAGE_STATES:
                 states = ", ".join(MESSAGE_STATES)
                 raise SearchTextError(f"state: {quoted(state)} is not a state; there are {states}.")
-            return replace(wanted, state=state)
+            return replace(search, state=state)
         case "id":
-            return replace(wanted, key=token.value)
+            return replace(search, key=token.value)
         case "tag" | "is" if token.prefix == "tag" or token.value.lower() == "tagged":
             name = token.value if token.prefix == "tag" else ""
-            return replace(wanted, tags=(*wanted.tags, SearchedTag(name, token.is_excluded)))
+            return replace(search, tags=(*search.tags, SearchedTag(name, token.is_excluded)))
         case "":
-            return replace(wanted, words=(*wanted.words, token.value))
+            return replace(search, words=(*search.words, token.value))
         case name:
-            return replace(wanted, **_OWN_VALUES[name](token.value))
+            return replace(search, **_OWN_VALUES[name](token.value))
 
 
 def _has(value: str) -> dict[str, Any]:
@@ -156,12 +158,12 @@ def _has(value: str) -> dict[str, Any]:
 
 
 def _larger(value: str) -> dict[str, Any]:
-    found = _SIZE.fullmatch(value)
-    if found is None:
+    match = _SIZE.fullmatch(value)
+    if match is None:
         raise SearchTextError(
             f"larger: found {quoted(value)}, expected a size such as 100k or 2M (of 1,000 bytes)."
         )
-    return {"larger_than_bytes": int(found[1]) * _BYTES[found[2].lower()]}
+    return {"larger_than_bytes": int(match[1]) * _BYTES[match[2].lower()]}
 
 
 def _time_us(prefix: str, value: str) -> int:

@@ -72,19 +72,19 @@ _Value = TypeVar("_Value")
 
 def read_key(request: HttpRequest) -> str:
     """Return the Idempotency-Key, "" without one. Raises ApiError 400."""
-    given = [value for name, value in request.headers.raw if name == _KEY_FIELD]
-    if not given:
+    keys = [value for name, value in request.headers.raw if name == _KEY_FIELD]
+    if not keys:
         return ""
-    if len(given) > 1 or not _KEY.fullmatch(given[0]):
+    if len(keys) > 1 or not _KEY.fullmatch(keys[0]):
         expected = f"one of 1 to {KEY_CHARACTERS_MAX} visible characters of ASCII"
-        found = quoted(b", ".join(given).decode("latin-1"))
-        raise bad_request(f"Idempotency-Key: found {found}, expected {expected}.")
-    return given[0].decode("ascii")
+        actual = quoted(b", ".join(keys).decode("latin-1"))
+        raise bad_request(f"Idempotency-Key: found {actual}, expected {expected}.")
+    return keys[0].decode("ascii")
 
 
 def key_of_part(key: str, part_id: str) -> str:
     """Return the key of a request of a batch that has a key."""
-    return ".".join(hashlib.sha256(one.encode()).hexdigest() for one in (key, part_id))
+    return ".".join(hashlib.sha256(text.encode()).hexdigest() for text in (key, part_id))
 
 
 class _RepeatedError(Exception):
@@ -117,8 +117,8 @@ class _Remembered(Generic[_Key, _Value]):
 
     def find(self, key: _Key) -> _Value | None:
         """Return the value of a key, None without one."""
-        found = self._values.get(key)
-        return found[1] if found is not None and found[0] > self._clock.monotonic() else None
+        known = self._values.get(key)
+        return known[1] if known is not None and known[0] > self._clock.monotonic() else None
 
     def add(self, key: _Key, value: _Value) -> None:
         """Remember a value."""
@@ -243,8 +243,8 @@ class Admission:
             await first.wait()
         done = self._by_slot[slot] = asyncio.Event()
         try:
-            if (found := await request.store.submissions.find_keyed(account, slot)) is not None:
-                return await self._answer_again(request, found, digest)
+            if (keyed := await request.store.submissions.find_keyed(account, slot)) is not None:
+                return await self._answer_again(request, keyed, digest)
             known = SubmissionKey(
                 slot, digest.digest, lambda: ", ".join(dict.fromkeys(request.applied))
             )
@@ -254,7 +254,7 @@ class Admission:
             done.set()
 
     async def _answer_again(
-        self, request: GraphRequest, found: KeyedSubmission, digest: "hashlib._Hash"
+        self, request: GraphRequest, keyed: KeyedSubmission, digest: "hashlib._Hash"
     ) -> Response:
         """Return the first answer if the body is the same. Raises ApiError 409."""
         size_bytes, limit_bytes = 0, request.dependencies.max_upload * 2
@@ -262,12 +262,12 @@ class Admission:
             size_bytes += len(block)
             if size_bytes > limit_bytes:
                 break
-        if digest.digest() != found.fingerprint:
+        if digest.digest() != keyed.fingerprint:
             other = "another request: its path, body, Content-Type, Prefer or If-Match differs"
             raise errors.CONFLICT(f"Idempotency-Key: it was used for {other}.")
         return _again(
             request,
-            (found.submission_id, found.internet_message_id, found.preference_applied),
+            (keyed.submission_id, keyed.internet_message_id, keyed.preference_applied),
         )
 
     # -- without
@@ -297,10 +297,10 @@ class Admission:
         try:
             response = await self._within_limits(operation, request)
         except (ApiError, StoreError) as error:
-            shown = error if isinstance(error, ApiError) else api_error(error, request.http)
+            refusal = error if isinstance(error, ApiError) else api_error(error, request.http)
             is_repeat = request.before_submission is not None  # of one that may have been accepted
             may_be_sent = is_repeat or isinstance(error, OutcomeUnknownError)
-            if shown.status in _REPEATED_BY_SDKS and not may_be_sent:
+            if refusal.status in _REPEATED_BY_SDKS and not may_be_sent:
                 self._reject(_about(request))
             raise
         if response.status_code < 300:

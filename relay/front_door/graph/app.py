@@ -132,11 +132,11 @@ def _without_metadata(response: Response) -> Response:
 
 def _without_annotations(value: Any) -> Any:
     if isinstance(value, list):
-        return [_without_annotations(one) for one in value]
+        return [_without_annotations(child) for child in value]
     if not isinstance(value, dict):
         return value
     return {
-        name: _without_annotations(one)
-        for name, one in value.items()
+        name: _without_annotations(child)
+        for name, child in value.items()
         if "@odata." not in name or name.endswith(_KEPT_ANNOTATIONS)
     }

@@ -124,7 +124,7 @@ class _Run:
         """The octets that a page may have now: each request that is not done gets the same share,
         so that the last one still gets a page.
         """
-        return self.left_bytes // sum(not one.is_set() for one in self.done.values())
+        return self.left_bytes // sum(not event.is_set() for event in self.done.values())
 
 
 class BatchHandler:
@@ -182,9 +182,13 @@ class BatchHandler:
     async def _run_in_turn(self, item: BatchItem, run: _Run) -> dict[str, Any] | None:
         """Return an item's response after those that it depends on; None if it is unknown."""
         try:
-            for one in item.depends_on:
-                await run.done[one].wait()
-            failed = [one for one in item.depends_on if run.status.get(one, 500) >= 400]
+            for request_id in item.depends_on:
+                await run.done[request_id].wait()
+            failed = [
+                request_id
+                for request_id in item.depends_on
+                if run.status.get(request_id, 500) >= 400
+            ]
             if failed:
                 run.status[item.id] = 424
                 message = f"The request {quoted(failed[0])}, on which this one depends, failed."
@@ -226,17 +230,17 @@ class BatchHandler:
             for name, value in response.headers.items()
             if name != "content-length"
         }
-        shown: dict[str, Any] = {
+        response_json: dict[str, Any] = {
             "id": item.id,
             "status": response.status_code,
             "headers": headers,
         }
         if content:
             is_json = headers.get("Content-Type", "").startswith("application/json")
-            shown["body"] = (
+            response_json["body"] = (
                 msgspec.Raw(content) if is_json else base64.b64encode(content).decode("ascii")
             )
-        return shown
+        return response_json
 
     async def _kept_body(self, item: BatchItem, response: Response, run: _Run) -> bytes:
         """Return the body of a response, which counts until the batch is answered.
@@ -382,12 +386,14 @@ def _body(written: bytes, content_type: str, path: str) -> bytes:
 def _check_dependencies(items: Mapping[str, BatchItem]) -> None:
     """Raise ApiError 400 for an unknown dependency or a cycle."""
     for number, item in enumerate(items.values()):
-        for one in item.depends_on:
-            if one not in items:
+        for request_id in item.depends_on:
+            if request_id not in items:
                 path = f"requests[{number}].dependsOn"
-                raise _bad(path, f"found {quoted(one)}, expected the id of another request")
+                raise _bad(path, f"found {quoted(request_id)}, expected the id of another request")
     try:
-        TopologicalSorter({one: item.depends_on for one, item in items.items()}).prepare()
+        TopologicalSorter(
+            {request_id: item.depends_on for request_id, item in items.items()}
+        ).prepare()
     except CycleError as error:
         names = ", ".join(map(quoted, dict.fromkeys(error.args[1])))
         raise _bad("requests", f"{names} depend on each other in a cycle") from None

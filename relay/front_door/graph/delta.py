@@ -81,7 +81,7 @@ async def list_message_changes(request: GraphRequest) -> Response:
     async def respond(
         items: Sequence[MessageItem], links: tuple[str, str], link_after: Callable[[int], str]
     ) -> Response:
-        shown = MessagePage(
+        message_page = MessagePage(
             delta.context(),
             items,
             options.select,
@@ -90,7 +90,7 @@ async def list_message_changes(request: GraphRequest) -> Response:
             next_link=links[0],
             delta_link=links[1],
         )
-        return await shown.response(request)
+        return await message_page.response(request)
 
     is_listing = bool(page) or not (position or delta.is_latest or ChangeKind.CREATED not in kinds)
     if is_listing or not position:
@@ -108,11 +108,11 @@ async def list_message_changes(request: GraphRequest) -> Response:
             bytes_max=request.page_bytes,
             extent=extent_of(options.select, is_expanded=bool(options.expand)),
         )
-        found = await delta.answered(request.store.lists.query(request.mailbox, listed))
+        listing = await delta.answered(request.store.lists.query(request.mailbox, listed))
         return await respond(
-            found.messages,
-            delta.links(position, found.next_after),
-            lambda count: delta.links(position, found.positions[count - 1])[0],
+            listing.messages,
+            delta.links(position, listing.next_after),
+            lambda count: delta.links(position, listing.positions[count - 1])[0],
         )
     query = DeltaQuery(
         request.folder_id,
@@ -124,22 +124,24 @@ async def list_message_changes(request: GraphRequest) -> Response:
         extent=extent_of(options.select, is_expanded=bool(options.expand)),
     )
     changed = await delta.answered(request.store.lists.delta(request.mailbox, query))
-    shown = [(item, one.position) for one in changed.changed for item in _items(request, one)]
+    pairs = [
+        (item, change.position) for change in changed.changed for item in _items(request, change)
+    ]
     return await respond(
-        [item for item, _ in shown],
+        [item for item, _ in pairs],
         delta.links(changed.position, more=changed.more),
-        lambda count: delta.links(shown[count][1], more=True)[0],
+        lambda count: delta.links(pairs[count][1], more=True)[0],
     )
 
 
-def _items(request: GraphRequest, one: MessageDelta) -> Iterator[MessageItem]:
+def _items(request: GraphRequest, change: MessageDelta) -> Iterator[MessageItem]:
     """Yield what a page has of a message; where its id is another one, also that the old one is not
     valid any more.
     """
-    shown_id, now = request.shown_id(one.message_id, one.folder_id), one.message
+    shown_id, now = request.shown_id(change.message_id, change.folder_id), change.message
     has_other_id = now is not None and request.shown_id(now.id, now.folder.id) != shown_id
-    if now is None or (has_other_id and one.kind is not ChangeKind.CREATED):
-        reason = "deleted" if one.kind is ChangeKind.DELETED else "changed"
+    if now is None or (has_other_id and change.kind is not ChangeKind.CREATED):
+        reason = "deleted" if change.kind is ChangeKind.DELETED else "changed"
         yield {"id": shown_id, "@removed": {"reason": reason}}
     if now is not None:
         yield now
@@ -181,16 +183,16 @@ async def list_folder_changes(request: GraphRequest) -> Response:
     )
     options = delta.options
     limit = 0 if delta.is_latest else options.top
-    found = await delta.answered(
+    changes = await delta.answered(
         request.store.folders.delta(request.mailbox, after=delta.link.position, limit=limit)
     )
     items = [
-        {"id": one.folder_id, "@removed": {"reason": "deleted"}}
-        if one.folder is None
-        else folder_json(one.folder, options.select)
-        for one in found.changed
+        {"id": change.folder_id, "@removed": {"reason": "deleted"}}
+        if change.folder is None
+        else folder_json(change.folder, options.select)
+        for change in changes.changed
     ]
-    next_link, delta_link = delta.links(found.position, more=found.more)
+    next_link, delta_link = delta.links(changes.position, more=changes.more)
     return collection_response(delta.context(), items, next_link=next_link, delta_link=delta_link)
 
 
@@ -278,17 +280,17 @@ def read_delta_request(
     """Read the token and the options. Raises ApiError 400, and 410 for another's token."""
     names, kind = (*allowed, *_TOKENS), "mailFolder" if collection == _FOLDERS else "message"
     options = request.collection_options(names, known, kind)
-    given = _texts(request.http.query, allowed)
+    texts = _texts(request.http.query, allowed)
     if options.skiptoken and options.deltatoken:
         raise bad_request("$skiptoken and $deltatoken: give one of them.")
     text = options.skiptoken or options.deltatoken or ""
     is_latest = text.lower() == _LATEST
-    link = DeltaLink(collection, given)
+    link = DeltaLink(collection, texts)
     if text and not is_latest:
         link = read_delta_token(text)
         if link.collection != collection:
-            raise _stale(request, given)
-        for name, value in given.items():
+            raise _stale(request, texts)
+        for name, value in texts.items():
             if link.options.get(name) != value:
                 raise bad_request(f"The token has another {quoted(name)}; omit the option.")
         query = [(_spelled(name), value) for name, value in link.options.items()]
@@ -305,9 +307,9 @@ def _spelled(option: str) -> str:
     return "changeType" if option == _CHANGE_TYPE else f"${option}"
 
 
-def _stale(request: GraphRequest, given: Mapping[str, str]) -> ApiError:
+def _stale(request: GraphRequest, options: Mapping[str, str]) -> ApiError:
     """Return the 410, with the URL that begins the first round again."""
-    query = [(_spelled(name), value) for name, value in given.items()]
+    query = [(_spelled(name), value) for name, value in options.items()]
     location = request.url()
     if query:
         location += f"?{urlencode(query, safe='$,', quote_via=quote)}"

@@ -168,8 +168,8 @@ class GraphRequest(Struct, frozen=True):
     def check_scopes(self, needed: Collection[Scope]) -> None:
         """Raise ApiError 403 unless the caller's tokens have one of the scopes."""
         if self.caller.scopes.isdisjoint(needed):
-            found, expected = ", ".join(sorted(self.caller.scopes)), " or ".join(needed)
-            detail = f"Found {found or 'no scopes'}, expected the permission {expected}."
+            scopes, expected = ", ".join(sorted(self.caller.scopes)), " or ".join(needed)
+            detail = f"Found {scopes or 'no scopes'}, expected the permission {expected}."
             raise errors.ACCESS_DENIED(detail)
 
     @property
@@ -260,8 +260,8 @@ class GraphRequest(Struct, frozen=True):
         `query` replaces the request's own query.
         """
         page_size = max_page_size(self.preferences)
-        given = self.http.query if query is None else query
-        options = parse_options(given, allowed=allowed, known=known, kind=kind, page_size=page_size)
+        pairs = self.http.query if query is None else query
+        options = parse_options(pairs, allowed=allowed, known=known, kind=kind, page_size=page_size)
         if page_size is not None:
             self.applied.append(f"odata.maxpagesize={page_size}")
         return options
@@ -298,20 +298,20 @@ class GraphRequest(Struct, frozen=True):
 
     def prefers_minimal(self) -> bool:
         """Return whether the client wants no body in the response to a change (RFC 7240 4.2)."""
-        wanted = self.preferences.get("return", "").lower()
-        if wanted in ("minimal", "representation"):
-            self.applied.append(f"return={wanted}")
-        return wanted == "minimal"
+        preference = self.preferences.get("return", "").lower()
+        if preference in ("minimal", "representation"):
+            self.applied.append(f"return={preference}")
+        return preference == "minimal"
 
     def not_modified(self, change_key: str) -> Response | None:
         """Return the 304 if the client has this version, by If-None-Match.
 
         Raises ApiError 400 for a malformed one.
         """
-        given = self.http.headers.getlist("if-none-match")
-        if not given:
+        field_lines = self.http.headers.getlist("if-none-match")
+        if not field_lines:
             return None
-        keys = change_keys(",".join(given), field_name="If-None-Match")
+        keys = change_keys(",".join(field_lines), field_name="If-None-Match")
         if keys and change_key not in keys:
             return None
         return Response(status_code=304, headers=etag_field(change_key))
@@ -371,7 +371,7 @@ class GraphRequest(Struct, frozen=True):
         self,
         path: str,
         context: str,
-        shown: Mapping[str, Any],
+        resource: Mapping[str, Any],
         *,
         is_new: bool,
         change_key: str = "",
@@ -386,24 +386,24 @@ class GraphRequest(Struct, frozen=True):
         if is_new:
             headers["location"] = location
         status = HTTPStatus.CREATED if is_new else HTTPStatus.OK
-        return json_response({**self.context(context), **shown}, status=status, headers=headers)
+        return json_response({**self.context(context), **resource}, status=status, headers=headers)
 
     def page(
         self,
-        found: Sequence[_Item],
+        resources: Sequence[_Item],
         options: QueryOptions,
         to_json: Callable[[_Item, Collection[str]], Mapping[str, Any]],
         *,
         context: str,
     ) -> Response:
-        """Return the page of the whole list `found` that the query options select."""
-        page = found[options.skip : options.skip + options.top]
+        """Return the page of the whole list `resources` that the query options select."""
+        page = resources[options.skip : options.skip + options.top]
         next_skip = options.skip + len(page)
-        is_more = page and next_skip < len(found)
+        is_more = page and next_skip < len(resources)
         return collection_response(
             self.context(context),
-            [to_json(one, options.select) for one in page],
-            total=len(found) if options.count else None,
+            [to_json(resource, options.select) for resource in page],
+            total=len(resources) if options.count else None,
             next_link=options.next_link(self.url(), skip=next_skip) if is_more else "",
         )
 
@@ -425,11 +425,11 @@ class GraphRequest(Struct, frozen=True):
             mime = ", or text/plain for MIME in base64" if or_mime else ""
             raise unsupported_media_type(media_type, f"application/json{mime}")
         body = await self.http.body()
-        given = {} if may_be_empty and not body.strip() else read_json_object(body)
+        parsed = {} if may_be_empty and not body.strip() else read_json_object(body)
         del body
         if self.is_strict:
-            strict_profile.check_body(given, kind)
-        return given
+            strict_profile.check_body(parsed, kind)
+        return parsed
 
     def is_mime(self) -> bool:
         """Return whether the body is MIME in base64 (text/plain) and not JSON, the default."""
@@ -485,19 +485,19 @@ def minimal_response(
     return Response(status_code=204, headers=fields | {"location": location} if is_new else fields)
 
 
-def change_keys(given: str, *, field_name: str = "If-Match") -> frozenset[str]:
+def change_keys(tags: str, *, field_name: str = "If-Match") -> frozenset[str]:
     """Return the change keys in If-Match or If-None-Match; `*` gives an empty set.
 
     A key is an @odata.etag, strong or weak, or a bare changeKey. Raises ApiError 400.
     """
-    if given.strip() == "*":
+    if tags.strip() == "*":
         return frozenset()
     keys = set()
-    for tag in given.split(","):
+    for tag in tags.split(","):
         match = _ENTITY_TAG.fullmatch(tag.strip())
         if match is None:
             expected = "an @odata.etag, a changeKey, or *"
-            raise bad_request(f"{field_name}: found {quoted(given)}, expected {expected}.")
+            raise bad_request(f"{field_name}: found {quoted(tags)}, expected {expected}.")
         keys.add(match["quoted"] or match["bare"])
     return frozenset(keys)
 
@@ -529,20 +529,20 @@ _RETRY_AFTER = {StoreUnavailableError: "10", TooManyQueriesError: "10", TooManyU
 
 def api_error(error: StoreError, request: HttpRequest) -> ApiError:
     """Return Graph's error for an error of the mail store, whose text is meant for users."""
-    kind = next((one for one in _OF_STORE if isinstance(error, one)), None)
+    kind = next((error_type for error_type in _OF_STORE if isinstance(error, error_type)), None)
     if kind is None:
         return errors.INTERNAL("The store failed; see the log.")
-    found, seconds = _OF_STORE[kind], _RETRY_AFTER.get(kind)
+    graph_error, seconds = _OF_STORE[kind], _RETRY_AFTER.get(kind)
     if kind is NotADraftError and request.method == "PATCH":
-        found = errors.NOT_A_DRAFT
+        graph_error = errors.NOT_A_DRAFT
     if kind is ProtectedFolderError and request.method != "PATCH":
         is_move = request.segments[-1].lower().endswith("move")
-        found = errors.FOLDER_MOVED if is_move else errors.FOLDER_DELETED
+        graph_error = errors.FOLDER_MOVED if is_move else errors.FOLDER_DELETED
     path = "/".join(request.segments).lower()
     is_read = request.method == "GET" and ("/messages/" in path or "/messages('" in path)
     if kind is NoSuchItemError and is_read:
-        found = errors.MESSAGE_NOT_FOUND
-    return found(str(error), headers={"retry-after": seconds} if seconds else None)
+        graph_error = errors.MESSAGE_NOT_FOUND
+    return graph_error(str(error), headers={"retry-after": seconds} if seconds else None)
 
 
 def not_implemented(what: str) -> ApiError:
@@ -554,13 +554,13 @@ def with_keys(segments: tuple[str, ...]) -> tuple[str, ...]:
     """Return a path with OData's parentheses as segments: messages('1') becomes messages/1."""
     if not any(segment.endswith("')") for segment in segments):
         return segments
-    found: list[str] = []
+    expanded: list[str] = []
     for segment in segments:
         if match := _WITH_KEY.fullmatch(segment):
-            found += (match[1], match[2].replace("''", "'"))
+            expanded += (match[1], match[2].replace("''", "'"))
         else:
-            found.append(segment)
-    return tuple(found)
+            expanded.append(segment)
+    return tuple(expanded)
 
 
 def find_mailbox(
@@ -585,41 +585,41 @@ def find_mailbox(
     return owner, segments[2:]
 
 
-async def show_preferred_body(request: GraphRequest, shown: dict[str, Any]) -> None:
+async def show_preferred_body(request: GraphRequest, resource: dict[str, Any]) -> None:
     """Convert the body in a message's JSON to the preferred type."""
-    await show_body_as(request, shown, preferred_body_type(request))
+    await show_body_as(request, resource, preferred_body_type(request))
 
 
-async def show_body_as(request: GraphRequest, shown: dict[str, Any], wanted: str) -> None:
+async def show_body_as(request: GraphRequest, resource: dict[str, Any], body_type: str) -> None:
     """Convert the body in a message's JSON to a type; "" leaves it.
 
     A large page takes many seconds. Requests take turns with each message, so that none waits for
     the whole page of another one.
     """
-    if _others(shown, wanted):
+    if _others(resource, body_type):
         async with request.dependencies.conversions:
-            await asyncio.to_thread(convert_body, shown, wanted)
+            await asyncio.to_thread(convert_body, resource, body_type)
 
 
 def preferred_body_type(request: GraphRequest) -> str:
     """Return the preferred type, or "". The preferences count as applied."""
     preferred = request.preferences
-    wanted = preferred.get(_TYPE, "").lower()
-    if wanted in _CONVERT:
-        request.applied.append(f'{_TYPE}="{wanted}"')
+    body_type = preferred.get(_TYPE, "").lower()
+    if body_type in _CONVERT:
+        request.applied.append(f'{_TYPE}="{body_type}"')
     if _UNSAFE in preferred:
         request.applied.append(_UNSAFE)
-    return wanted if wanted in _CONVERT else ""
+    return body_type if body_type in _CONVERT else ""
 
 
-def convert_body(shown: dict[str, Any], wanted: str) -> None:
+def convert_body(resource: dict[str, Any], body_type: str) -> None:
     """Convert the body if it has another type. Takes long for a large one."""
-    for name in _others(shown, wanted):
-        content = _CONVERT[wanted](shown[name]["content"])
-        shown[name] = {"contentType": wanted, "content": content}
+    for name in _others(resource, body_type):
+        content = _CONVERT[body_type](resource[name]["content"])
+        resource[name] = {"contentType": body_type, "content": content}
 
 
-def _others(shown: Mapping[str, Any], wanted: str) -> list[str]:
+def _others(resource: Mapping[str, Any], body_type: str) -> list[str]:
     """Return the bodies that have another type."""
-    bodies = [name for name in ("body", "uniqueBody") if wanted and name in shown]
-    return [name for name in bodies if shown[name]["contentType"] != wanted]
+    bodies = [name for name in ("body", "uniqueBody") if body_type and name in resource]
+    return [name for name in bodies if resource[name]["contentType"] != body_type]

@@ -60,13 +60,15 @@ class MessagePage(Struct, frozen=True):
         body_type = preferred_body_type(request)
         items = self.items
         if ARTICLE_NUMBER in self.expand.single:
-            new = [one.id for one in items if isinstance(one, StoredMessage) and not one.article]
+            new = [
+                message.id
+                for message in items
+                if isinstance(message, StoredMessage) and not message.article
+            ]
             known = await request.store.lists.number(request.mailbox, new) if new else {}
             items = [
-                replace(one, article=one.article or known.get((one.folder.id, one.id), 0))
-                if isinstance(one, StoredMessage)
-                else one
-                for one in items
+                _numbered(message, known) if isinstance(message, StoredMessage) else message
+                for message in items
             ]
         if self.expand.attachments is None:
             return await self._in_memory(request, items, left_bytes)
@@ -74,13 +76,16 @@ class MessagePage(Struct, frozen=True):
             (), self.expand.attachments
         )  # an invalid $filter is an error before the first octet
         size_bytes, count = 0, 0
-        for one in self.items:
-            its_bytes = self._expanded_bytes(request, one)
+        for message in self.items:
+            its_bytes = self._expanded_bytes(request, message)
             if count > isinstance(items[0], Mapping) and size_bytes + its_bytes > left_bytes:
                 break
             size_bytes, count = size_bytes + its_bytes, count + 1
         # The messages of the page are not kept while the client reads it.
-        read = [one.id if isinstance(one, StoredMessage) else one for one in items[:count]]
+        read = [
+            message.id if isinstance(message, StoredMessage) else message
+            for message in items[:count]
+        ]
         around = bytes(self._around((), ends_after=count).body)
         head, opening, tail = around.partition(b'"value":[')
         pieces = self._pieces(request, read, body_type)
@@ -94,10 +99,13 @@ class MessagePage(Struct, frozen=True):
     ) -> Response:
         encoded: list[msgspec.Raw] = []
         url, body_type = request.pages_url, preferred_body_type(request)
-        for one in items:
-            shown = dict(one) if isinstance(one, Mapping) else self._json(request, one, url)
-            await show_body_as(request, shown, body_type)
-            octets = msgspec.json.encode(shown)
+        for message in items:
+            if isinstance(message, StoredMessage):
+                resource = self._json(request, message, url)
+            else:
+                resource = dict(message)
+            await show_body_as(request, resource, body_type)
+            octets = msgspec.json.encode(resource)
             left_bytes -= len(octets) + 1
             if len(encoded) > isinstance(items[0], Mapping) and left_bytes < 0:
                 break
@@ -118,8 +126,8 @@ class MessagePage(Struct, frozen=True):
         self, request: GraphRequest, message: StoredMessage, pages_url: str
     ) -> dict[str, Any]:
         shown_id = request.shown_id
-        shown = message_json(message, self.select, pages_url=pages_url, shown_id=shown_id)
-        return shown | self.expand.to_json(message)
+        resource = message_json(message, self.select, pages_url=pages_url, shown_id=shown_id)
+        return resource | self.expand.to_json(message)
 
     def _expanded_bytes(self, request: GraphRequest, item: MessageItem) -> int:
         """Estimate the JSON of an item with its attachments."""
@@ -129,10 +137,10 @@ class MessagePage(Struct, frozen=True):
             self.expand.attachments.select if self.expand.attachments else ()
         )
         size_bytes = len(msgspec.json.encode(self._json(request, item, "")))
-        for one in item.attachments:
-            texts = len(one.name) + len(one.content_type) + len(one.content_id)
+        for attachment in item.attachments:
+            texts = len(attachment.name) + len(attachment.content_type) + len(attachment.content_id)
             size_bytes += _ATTACHMENT_BYTES + _ESCAPED_BYTES * texts
-            size_bytes += one.size * 4 // 3 if has_content else 0
+            size_bytes += attachment.size * 4 // 3 if has_content else 0
         return size_bytes
 
     def _pieces(
@@ -150,10 +158,18 @@ class MessagePage(Struct, frozen=True):
                 folder_id=request.folder_id,
                 extent=extent_of(self.select, is_expanded=bool(self.expand.single)),
             ):
-                shown = self._json(request, opened.message, request.pages_url)
-                convert_body(shown, body_type)
+                resource = self._json(request, opened.message, request.pages_url)
+                convert_body(resource, body_type)
                 yield separator
-                yield from message_pieces(shown, opened, self.expand.attachments or QueryOptions())
+                yield from message_pieces(
+                    resource, opened, self.expand.attachments or QueryOptions()
+                )
             else:
                 continue
             separator = b","
+
+
+def _numbered(message: StoredMessage, numbers: Mapping[tuple[str, str], int]) -> StoredMessage:
+    """Return a message with its article number, which may just have been given to it."""
+    number = numbers.get((message.folder.id, message.id), 0)
+    return replace(message, article=message.article or number)

@@ -106,18 +106,18 @@ class Reference(Struct, frozen=True):
     thumbnail_url: str = ""
 
 
-def read_reference_attachment(given: Mapping[str, Any], name: str, path: str) -> Attachment:
+def read_reference_attachment(resource: Mapping[str, Any], name: str, path: str) -> Attachment:
     """Return the attachment that holds a link. Raises ApiError 400."""
-    if given.get("sourceUrl") is None:
+    if resource.get("sourceUrl") is None:
         raise missing_property(f"{path}.sourceUrl")
     content = _write_reference(
         Reference(
-            url=_uri(given, "sourceUrl", path),
-            provider=_choice(given, "providerType", path, choices=_PROVIDERS),
-            permission=_choice(given, "permission", path, choices=_PERMISSIONS),
-            is_folder=read_boolean(given.get("isFolder") or False, f"{path}.isFolder"),
-            preview_url=_uri(given, "previewUrl", path),
-            thumbnail_url=_uri(given, "thumbnailUrl", path),
+            url=_uri(resource, "sourceUrl", path),
+            provider=_choice(resource, "providerType", path, choices=_PROVIDERS),
+            permission=_choice(resource, "permission", path, choices=_PERMISSIONS),
+            is_folder=read_boolean(resource.get("isFolder") or False, f"{path}.isFolder"),
+            preview_url=_uri(resource, "previewUrl", path),
+            thumbnail_url=_uri(resource, "thumbnailUrl", path),
         )
     )
     return Attachment(name, REFERENCE_TYPE, b2a_base64(content, newline=False), len(content))
@@ -135,18 +135,18 @@ def reference_json(reference: Reference) -> dict[str, Any]:
     }
 
 
-def _uri(given: Mapping[str, Any], name: str, path: str) -> str:
-    text = read_string(given.get(name), f"{path}.{name}")
-    if given.get(name) is not None and not _is_uri(text):
+def _uri(resource: Mapping[str, Any], name: str, path: str) -> str:
+    text = read_string(resource.get(name), f"{path}.{name}")
+    if resource.get(name) is not None and not _is_uri(text):
         expected = "a URL such as https://example.com/file, in ASCII and without spaces"
         raise invalid_value(f"{path}.{name}", text, expected)
     return text
 
 
-def _choice(given: Mapping[str, Any], name: str, path: str, *, choices: tuple[str, ...]) -> str:
-    if given.get(name) is None:
+def _choice(resource: Mapping[str, Any], name: str, path: str, *, choices: tuple[str, ...]) -> str:
+    if resource.get(name) is None:
         return "other"
-    return one_of(given[name], f"{path}.{name}", choices)
+    return one_of(resource[name], f"{path}.{name}", choices)
 
 
 # -- in MIME
@@ -175,7 +175,7 @@ def read_reference(content: bytes) -> Reference | None:
     lines = content.decode("ascii", "replace").splitlines()
     if len(content) > REFERENCE_BYTES_MAX or lines[:1] != [_MARK]:
         return None
-    comments = {found[1]: found[2] for line in lines if (found := _COMMENT.fullmatch(line))}
+    comments = {match[1]: match[2] for line in lines if (match := _COMMENT.fullmatch(line))}
     urls = [line for line in lines if line and not line.startswith("#")]
     if len(urls) != 1 or not _is_uri(urls[0]):
         return None
@@ -208,11 +208,11 @@ class ParsedMessage(Struct, frozen=True):
 
 def parse_send_mail(body: Mapping[str, Any], account: Account) -> tuple[MessageProperties, bool]:
     """Read sendMail's parameters: the message, and whether it is saved to Sent Items."""
-    given = read_parameters(body, _OF_SEND_MAIL, "sendMail", needed=("message",))
-    parsed = parse_message(given["message"], account, path="message")
+    parameters = read_parameters(body, _OF_SEND_MAIL, "sendMail", needed=("message",))
+    parsed = parse_message(parameters["message"], account, path="message")
     if parsed.flag.get("status", _NOT_FLAGGED) != _NOT_FLAGGED:
         raise unsupported("message.flag.flagStatus", "sendMail does not support flags")
-    return parsed.properties, given.get("savetosentitems") is not False
+    return parsed.properties, parameters.get("savetosentitems") is not False
 
 
 class AnswerParameters(Struct, frozen=True):
@@ -230,18 +230,18 @@ def parse_answer(
 ) -> AnswerParameters:
     """Read the parameters of reply, forward and the like; all are optional."""
     known = _OF_FORWARD if is_forward else _OF_REPLY
-    given = read_parameters(body, known, action)
-    comment = given.get("comment") or ""
+    parameters = read_parameters(body, known, action)
+    comment = parameters.get("comment") or ""
     if len(comment) > COMMENT_CHARACTERS_MAX:
         expected = f"expected at most {COMMENT_CHARACTERS_MAX}; use message.body"
         raise errors.INVALID_REQUEST(f"comment: found {len(comment)} characters, {expected}.")
-    fields = given.get("message") or {}
+    fields = parameters.get("message") or {}
     fields = {name: value for name, value in fields.items() if name != "body" or value is not None}
     has_body = "body" in fields
     if comment and has_body:
         raise errors.INVALID_REQUEST("comment and message.body: found both.")
     parsed = parse_message(fields, account, path="message")
-    to = given.get("torecipients")
+    to = parameters.get("torecipients")
     if to and parsed.fields.get("to"):
         raise errors.INVALID_REQUEST("toRecipients and message.toRecipients: found both.")
     if to:
@@ -249,33 +249,34 @@ def parse_answer(
     return AnswerParameters(parsed, comment, has_body)
 
 
-def draft_only(given: Mapping[str, Any]) -> list[str]:
+def draft_only(resource: Mapping[str, Any]) -> list[str]:
     """Return the given properties that may change only while a message is a draft."""
-    return [name for name in given if name in _READERS and name not in _OF_ANY_MESSAGE]
+    return [name for name in resource if name in _READERS and name not in _OF_ANY_MESSAGE]
 
 
-def comparable(given: Mapping[str, Any]) -> list[str]:
+def comparable(resource: Mapping[str, Any]) -> list[str]:
     """Return the given properties whose values a message shows as they are written.
 
     isRead is none of them: that it is set has an effect on receipts.
     """
-    return [name for name in given if name in _COMPARABLE]
+    return [name for name in resource if name in _COMPARABLE]
 
 
 def parse_message(
-    given: Mapping[str, Any], account: Account, *, path: str = "", patch: bool = False
+    resource: Mapping[str, Any], account: Account, *, path: str = "", patch: bool = False
 ) -> ParsedMessage:
     """Read a message; with `patch` only properties that PATCH may change.
 
     Raises ApiError. Anyone may be in from and sender: the right is checked when it is sent.
     """
     prefix = f"{path}." if path else ""
-    fields = _fields(given, prefix, patch=patch)
-    given = given if path else _with_flag(given, fields)
+    fields = _fields(resource, prefix, patch=patch)
+    resource = resource if path else _with_flag(resource, fields)
     if not patch and "extended" in fields:
         fields["extended"] = merged((), fields["extended"])
     fields |= _sender_on_behalf(fields, account)
-    flag, is_read, kind = given.get("flag"), given.get("isRead"), given.get(_CLASSIFICATION)
+    flag, is_read = resource.get("flag"), resource.get("isRead")
+    kind = resource.get(_CLASSIFICATION)
     return ParsedMessage(
         fields=fields,
         is_read=None if is_read is None else read_boolean(is_read, f"{prefix}isRead"),
@@ -286,16 +287,16 @@ def parse_message(
     )
 
 
-def _with_flag(given: Mapping[str, Any], fields: dict[str, Any]) -> Mapping[str, Any]:
+def _with_flag(resource: Mapping[str, Any], fields: dict[str, Any]) -> Mapping[str, Any]:
     """Return a message whose flag is that of the extended property, which is taken out."""
     extended = fields.get("extended", ())
-    for at, one in enumerate(extended):
-        if one.id == FLAG_STATUS:
-            status = FLAG_STATUSES.get("".join(one.values), "notFlagged")
-            fields["extended"] = (*extended[:at], replace(one, values=()), *extended[at + 1 :])
-            flag = read_object(given.get("flag") or {}, "flag")
-            return {**given, "flag": {**flag, "flagStatus": status}}
-    return given
+    for at, current in enumerate(extended):
+        if current.id == FLAG_STATUS:
+            status = FLAG_STATUSES.get("".join(current.values), "notFlagged")
+            fields["extended"] = (*extended[:at], replace(current, values=()), *extended[at + 1 :])
+            flag = read_object(resource.get("flag") or {}, "flag")
+            return {**resource, "flag": {**flag, "flagStatus": status}}
+    return resource
 
 
 def _sender_on_behalf(fields: Mapping[str, Any], account: Account) -> dict[str, Any]:
@@ -311,13 +312,13 @@ def _sender_on_behalf(fields: Mapping[str, Any], account: Account) -> dict[str, 
     return {"sender": EmailAddress(account.address) if is_other else None}
 
 
-def _fields(given: Mapping[str, Any], prefix: str, *, patch: bool) -> dict[str, Any]:
+def _fields(resource: Mapping[str, Any], prefix: str, *, patch: bool) -> dict[str, Any]:
     """Return the fields of MessageProperties in a message's JSON."""
-    kind = read_string(given.get("@odata.type"), f"{prefix}@odata.type")
+    kind = read_string(resource.get("@odata.type"), f"{prefix}@odata.type")
     if kind and kind.lower().removeprefix("#") != _MESSAGE:
         raise unsupported(f"{prefix}@odata.type", "expected #microsoft.graph.message")
     fields: dict[str, Any] = {}
-    for name, item in given.items():
+    for name, item in resource.items():
         where = prefix + name
         if name in _READERS:
             if patch and name in _CREATE_ONLY:
@@ -328,17 +329,17 @@ def _fields(given: Mapping[str, Any], prefix: str, *, patch: bool) -> dict[str, 
             raise unsupported(where, "open extensions are not supported")
     if "body" in fields:
         fields["body_type"], fields["body"] = fields["body"] or ("text", "")
-    return fields | read_extended(given, prefix) if _EXTENDED & given.keys() else fields
+    return fields | read_extended(resource, prefix) if _EXTENDED & resource.keys() else fields
 
 
 def read_item(value: object, path: str) -> bytes:
     """Return the MIME of an itemAttachment's message. It may have any author, and its own dates."""
     if path.count(".item") > ITEMS_DEPTH_MAX:
         raise invalid_value(path, value, f"at most {ITEMS_DEPTH_MAX} messages within each other")
-    given = read_object(value, path)
-    fields = _fields(given, f"{path}.", patch=False)
+    resource = read_object(value, path)
+    fields = _fields(resource, f"{path}.", patch=False)
     fields["extended"] = merged((), fields.get("extended", ()))
-    sent = given.get("sentDateTime") or given.get("receivedDateTime")
+    sent = resource.get("sentDateTime") or resource.get("receivedDateTime")
     sent_us = None if sent is None else read_time_us(sent, f"{path}.sentDateTime")
     date_us = sent_us if sent_us is None or sent_us >= DATE_US_MIN else None
     return write_message(MessageProperties(**fields), mark="item", date_us=date_us)
@@ -357,9 +358,9 @@ def _headers(value: object, path: str) -> tuple[tuple[str, str], ...]:
 
 
 def _header(value: object, path: str) -> tuple[str, str]:
-    given = read_object(value, path)
-    name = read_header_text(given.get("name"), f"{path}.name", longest=_HEADER_NAME_CHARACTERS)
-    content = read_header_text(given.get("value"), f"{path}.value", longest=_HEADER_CHARACTERS)
+    header = read_object(value, path)
+    name = read_header_text(header.get("name"), f"{path}.name", longest=_HEADER_NAME_CHARACTERS)
+    content = read_header_text(header.get("value"), f"{path}.value", longest=_HEADER_CHARACTERS)
     if not name:
         raise missing_property(f"{path}.name")
     if not name.lower().startswith("x-") or not _HEADER_NAME.fullmatch(name):
@@ -398,19 +399,19 @@ def read_attachment(value: object) -> Attachment:
 
 def read_upload(value: object, path: str) -> AttachmentFacts:
     """Read the attachmentItem of createUploadSession. Raises ApiError."""
-    given = read_object(value, path)
-    kind = given.get("attachmentType")
+    resource = read_object(value, path)
+    kind = resource.get("attachmentType")
     if kind is not None and one_of(kind, f"{path}.attachmentType", _UPLOAD_TYPES) != "file":
         raise unsupported(f"{path}.attachmentType", "only files can be uploaded")
-    name = read_header_text(given.get("name"), f"{path}.name", longest=_NAME_CHARACTERS)
+    name = read_header_text(resource.get("name"), f"{path}.name", longest=_NAME_CHARACTERS)
     if not name:
         raise missing_property(f"{path}.name")
     return AttachmentFacts(
         name=name,
-        content_type=_content_type(given, path),
-        size=_size(given.get("size"), f"{path}.size"),
-        inline=read_boolean(given.get("isInline") or False, f"{path}.isInline"),
-        content_id=_content_id(given, path),
+        content_type=_content_type(resource, path),
+        size=_size(resource.get("size"), f"{path}.size"),
+        inline=read_boolean(resource.get("isInline") or False, f"{path}.isInline"),
+        content_id=_content_id(resource, path),
     )
 
 
@@ -423,40 +424,40 @@ def _size(value: object, path: str) -> int:
 
 
 def _attachment(value: object, path: str) -> Attachment:
-    given = read_object(value, path)
-    kind = read_string(given.get("@odata.type"), f"{path}.@odata.type").lower().removeprefix("#")
+    resource = read_object(value, path)
+    kind = read_string(resource.get("@odata.type"), f"{path}.@odata.type").lower().removeprefix("#")
     if kind not in ("", *_ATTACHMENT_KINDS):
-        expected = ", ".join(f"#{one}" for one in _ATTACHMENT_KINDS.values())
-        raise invalid_value(f"{path}.@odata.type", given["@odata.type"], f"one of {expected}")
-    name = read_header_text(given.get("name"), f"{path}.name", longest=_NAME_CHARACTERS)
+        expected = ", ".join(f"#{type_name}" for type_name in _ATTACHMENT_KINDS.values())
+        raise invalid_value(f"{path}.@odata.type", resource["@odata.type"], f"one of {expected}")
+    name = read_header_text(resource.get("name"), f"{path}.name", longest=_NAME_CHARACTERS)
     if not name:
         raise missing_property(f"{path}.name")
-    inline = read_boolean(given.get("isInline") or False, f"{path}.isInline")
+    inline = read_boolean(resource.get("isInline") or False, f"{path}.isInline")
     if kind == _REFERENCE:
-        return read_reference_attachment(given, name, path)
+        return read_reference_attachment(resource, name, path)
     if kind == _ITEM:
-        if given.get("item") is None:
+        if resource.get("item") is None:
             raise missing_property(f"{path}.item")
-        message = read_item(given["item"], f"{path}.item")
+        message = read_item(resource["item"], f"{path}.item")
         content = binascii.b2a_base64(message, newline=False)
         return Attachment(name, "message/rfc822", content, len(message), inline=inline, item=True)
-    content = _content(given, path)
+    content = _content(resource, path)
     return Attachment(
         name=name,
-        content_type=_content_type(given, path),
+        content_type=_content_type(resource, path),
         content=content,
         size=len(content) // 4 * 3 - content[-2:].count(b"="),
         inline=inline,
-        content_id=_content_id(given, path),
+        content_id=_content_id(resource, path),
     )
 
 
-def _content(given: dict[str, Any], path: str) -> bytes:
+def _content(resource: dict[str, Any], path: str) -> bytes:
     """Return contentBytes in base64. Kiota's TypeScript SDK omits it if it is given a Buffer."""
     path = f"{path}.contentBytes"
-    if given.get("contentBytes") is None:
+    if resource.get("contentBytes") is None:
         raise missing_property(path)
-    text = read_string(given["contentBytes"], path)
+    text = read_string(resource["contentBytes"], path)
     try:
         content = text.encode("ascii")
         if any(map(content.__contains__, (b" ", b"\t", b"\r", b"\n"))):
@@ -480,9 +481,9 @@ def _reason(error: Exception) -> str:
     return "it has other characters" if isinstance(error, UnicodeEncodeError) else str(error)
 
 
-def _content_type(given: dict[str, Any], path: str) -> str:
+def _content_type(resource: dict[str, Any], path: str) -> str:
     path = f"{path}.contentType"
-    text = read_header_text(given.get("contentType"), path, longest=_TYPE_CHARACTERS).strip()
+    text = read_header_text(resource.get("contentType"), path, longest=_TYPE_CHARACTERS).strip()
     if not text:
         return "application/octet-stream"
     if not _TYPE.fullmatch(text) or text.lower().startswith("multipart/"):
@@ -490,9 +491,9 @@ def _content_type(given: dict[str, Any], path: str) -> str:
     return text
 
 
-def _content_id(given: dict[str, Any], path: str) -> str:
+def _content_id(resource: dict[str, Any], path: str) -> str:
     path = f"{path}.contentId"
-    text = read_header_text(given.get("contentId"), path, longest=_CONTENT_ID_CHARACTERS)
+    text = read_header_text(resource.get("contentId"), path, longest=_CONTENT_ID_CHARACTERS)
     if text.startswith("<") and text.endswith(">"):
         text = text[1:-1]
     if text and not (_CONTENT_ID.fullmatch(text) and text.isascii()):

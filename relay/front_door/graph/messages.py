@@ -136,15 +136,15 @@ async def get_message(request: GraphRequest) -> Response:
     if expand.attachments is not None:
         context = messages_context(request) + "/$entity"
         return await get_with_attachments(request, options, expand, context=context)
-    found = await request.find_message()
-    if unchanged := request.not_modified(found.change_key):
+    message = await request.find_message()
+    if unchanged := request.not_modified(message.change_key):
         return unchanged
     url, shown_id = request.pages_url, request.shown_id
-    shown = message_json(found, options.select, pages_url=url, shown_id=shown_id)
-    shown |= expand.to_json(found)
-    await show_preferred_body(request, shown)
+    resource = message_json(message, options.select, pages_url=url, shown_id=shown_id)
+    resource |= expand.to_json(message)
+    await show_preferred_body(request, resource)
     head = request.context(messages_context(request) + "/$entity")
-    return json_response({**head, **shown}, headers=etag_field(found.change_key))
+    return json_response({**head, **resource}, headers=etag_field(message.change_key))
 
 
 async def change_message(request: GraphRequest) -> Response:
@@ -156,8 +156,8 @@ async def change_message(request: GraphRequest) -> Response:
         before = await request.find_message()
         condition = request.condition
         condition.check_version(before.change_key)
-        given = await _without_unchanged(request, body, before)
-        parsed = parse_message(given, request.account, patch=True)
+        changes = await _without_unchanged(request, body, before)
+        parsed = parse_message(changes, request.account, patch=True)
         change = _change(request, before, parsed)
         changed = before
         if before.is_draft or change != MessageChange():  # a draft that is being sent is a 409
@@ -241,19 +241,19 @@ async def replace_mime(request: GraphRequest) -> Response:
 
 
 async def _without_unchanged(
-    request: GraphRequest, given: Mapping[str, Any], before: StoredMessage
+    request: GraphRequest, changes: Mapping[str, Any], before: StoredMessage
 ) -> Mapping[str, Any]:
     """Return the properties that change. Some clients read a message, change it and send all of it:
     what is as before is left out. Raises NotADraftError.
     """
-    shown = {name: MESSAGE_PROPERTIES[name](before) for name in comparable(given)}
-    await show_preferred_body(request, shown)
-    unchanged = {name for name, value in shown.items() if is_same_json(given[name], value)}
-    if before.is_draft and not unchanged.issuperset(_ORIGINATORS & shown.keys()):
+    current = {name: MESSAGE_PROPERTIES[name](before) for name in comparable(changes)}
+    await show_preferred_body(request, current)
+    unchanged = {name for name, value in current.items() if is_same_json(changes[name], value)}
+    if before.is_draft and not unchanged.issuperset(_ORIGINATORS & current.keys()):
         unchanged -= _ORIGINATORS  # without `sender`, `from` decides it
-    if _ids(given.get(_ATTACHMENTS)) == [one.id for one in before.attachments]:
+    if _ids(changes.get(_ATTACHMENTS)) == [attachment.id for attachment in before.attachments]:
         unchanged.add(_ATTACHMENTS)
-    left = {name: value for name, value in given.items() if name not in unchanged}
+    left = {name: value for name, value in changes.items() if name not in unchanged}
     if not before.is_draft and (changed := draft_only(left)):
         text = f"Only a draft's content can be changed: found another value of {changed[0]}."
         raise NotADraftError(text)
@@ -262,7 +262,7 @@ async def _without_unchanged(
 
 def _ids(attachments: object) -> list[object]:
     items = attachments if isinstance(attachments, list) else []
-    return [one.get("id") if isinstance(one, dict) else None for one in items]
+    return [attachment.get("id") if isinstance(attachment, dict) else None for attachment in items]
 
 
 def _change(request: GraphRequest, before: StoredMessage, parsed: ParsedMessage) -> MessageChange:
@@ -297,19 +297,21 @@ def _change(request: GraphRequest, before: StoredMessage, parsed: ParsedMessage)
     return MessageChange(properties, is_read=is_read, flagged=flagged, state=state)
 
 
-def _changed_fields(before: StoredMessage, given: Mapping[str, Any]) -> dict[str, Any]:
+def _changed_fields(before: StoredMessage, changes: Mapping[str, Any]) -> dict[str, Any]:
     """Return the given fields of MessageProperties whose values are not the message's.
 
     Raises NotADraftError.
     """
-    fields = dict(given)
+    fields = dict(changes)
     if "extended" in fields:
-        shown = shown_extended(before, [one.id for one in fields["extended"]])
-        changed = [one for one in fields["extended"] if one not in shown]
-        for one in changed if before.is_draft else ():
-            if one.id == MESSAGE_FLAGS and message_record((one,)) is not None:
-                raise invalid_value(MESSAGE_FLAGS, one.values[0], "a draft's flags, with the bit 8")
-        ids = {one.id for one in changed} - {FLAG_STATUS}  # which is the flag
+        current = shown_extended(before, [extended.id for extended in fields["extended"]])
+        changed = [extended for extended in fields["extended"] if extended not in current]
+        for extended in changed if before.is_draft else ():
+            if extended.id == MESSAGE_FLAGS and message_record((extended,)) is not None:
+                raise invalid_value(
+                    MESSAGE_FLAGS, extended.values[0], "a draft's flags, with the bit 8"
+                )
+        ids = {extended.id for extended in changed} - {FLAG_STATUS}  # which is the flag
         if not (before.is_draft or ids.isdisjoint(COMPUTED)):
             raise NotADraftError(_OTHER_PROPERTY)
         fields["extended"] = merged(before.properties.extended, changed)
@@ -321,11 +323,11 @@ def message_response(
     request: GraphRequest, message: StoredMessage, *, is_new: bool = True
 ) -> Response:
     """Return the response to a change of a message, or to its creation."""
-    shown = message_json(message, pages_url=request.pages_url, shown_id=request.shown_id)
+    resource = message_json(message, pages_url=request.pages_url, shown_id=request.shown_id)
     return request.changed(
-        f"messages/{shown['id']}",
+        f"messages/{resource['id']}",
         f"{messages_context(request)}/$entity",
-        shown,
+        resource,
         is_new=is_new,
         change_key=message.change_key,
     )
@@ -368,22 +370,22 @@ async def list_messages(request: GraphRequest) -> Response:
     """
     options = request.collection_options(_LIST_OPTIONS, MESSAGE_PROPERTIES, "message")
     expand = parse_expand(options.expand, of_attachments=ATTACHMENT_PROPERTIES)
-    found = await _query(request, options)
+    listing = await _query(request, options)
 
     def link_after(count: int) -> str:
-        return link_to(found.positions[count - 1])
+        return link_to(listing.positions[count - 1])
 
     def link_to(position: str) -> str:
         return options.next_link(request.url(), skiptoken=position)
 
     page = MessagePage(
         request.context(messages_context(request)),
-        found.messages,
+        listing.messages,
         options.select,
         expand,
         link_after=link_after,
-        total=found.total,
-        next_link=link_to(found.next_after) if found.next_after else "",
+        total=listing.total,
+        next_link=link_to(listing.next_after) if listing.next_after else "",
     )
     return await page.response(request)
 

@@ -70,8 +70,8 @@ def check_content(content: bytes, *, to_send: bool = True) -> MimeMessage:
         raise errors.MIME_INVALID(f"{header.fault}.")
     for field in header.originators:
         if field.unread or not field.addresses:
-            found = f" that can be read: {quoted(field.unread)}" if field.unread else ""
-            raise errors.MIME_INVALID(f"{field.name} has no address{found}.")
+            unread = f" that can be read: {quoted(field.unread)}" if field.unread else ""
+            raise errors.MIME_INVALID(f"{field.name} has no address{unread}.")
     if header.unreadable is not None:
         name, address, reason = header.unreadable
         detail = f"{name}: {quoted(address)} is no mail address: {reason}."
@@ -196,9 +196,9 @@ class Base64Decoder:
     def close(self) -> None:
         """End the body. Raises ApiError 400 if it ends within a group."""
         if self._incomplete_group:
-            found = self._incomplete_group.decode("ascii", "replace")
+            group = self._incomplete_group.decode("ascii", "replace")
             place = f"byte {self._consumed_bytes}, in the middle of a group"
-            raise errors.BASE64_INVALID(f"It ends at {place}: {found!r}.")
+            raise errors.BASE64_INVALID(f"It ends at {place}: {group!r}.")
 
     def _error(self, block: bytes) -> ApiError:
         if strange := _NOT_BASE64.search(block):

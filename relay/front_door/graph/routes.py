@@ -82,14 +82,14 @@ def _operation(path: str, methods: str, what: str) -> UnsupportedOperation:
 
 
 def _of_messages(prefix: str) -> tuple[UnsupportedOperation, ...]:
-    one = f"{prefix}messages/{{message}}"
+    message = f"{prefix}messages/{{message}}"
     return (
-        _operation(f"{one}/$value", "DELETE", "Deleting the MIME of a message"),
-        _operation(f"{one}/extensions/*", "", "The resource openTypeExtension"),
-        _operation(f"{one}/mentions/*", "", "The resource mention"),
-        _operation(f"{one}/markasjunk", "POST", "markAsJunk"),
-        _operation(f"{one}/markasnotjunk", "POST", "markAsNotJunk"),
-        _operation(f"{one}/unsubscribe", "POST", "unsubscribe"),
+        _operation(f"{message}/$value", "DELETE", "Deleting the MIME of a message"),
+        _operation(f"{message}/extensions/*", "", "The resource openTypeExtension"),
+        _operation(f"{message}/mentions/*", "", "The resource mention"),
+        _operation(f"{message}/markasjunk", "POST", "markAsJunk"),
+        _operation(f"{message}/markasnotjunk", "POST", "markAsNotJunk"),
+        _operation(f"{message}/unsubscribe", "POST", "unsubscribe"),
     )
 
 
@@ -202,11 +202,11 @@ def find_route_outside(method: str, segments: tuple[str, ...]) -> RouteMatch | N
     """
     first = segments[0].lower() if segments else ""
     by_method: Mapping[str, GraphOperation] | None = None
-    for pattern, found in _OUTSIDE:
+    for pattern, operations in _OUTSIDE:
         if (parameters := _match(pattern, segments)) is not None:
-            if (operation := found.get(method)) is not None:
+            if (operation := operations.get(method)) is not None:
                 return RouteMatch(operation, parameters)
-            by_method = found
+            by_method = operations
     if first == "me":
         return None
     _check_operations(method, segments, OUTSIDE_MAILBOXES)
@@ -222,11 +222,11 @@ def _check_operations(
     method: str, segments: tuple[str, ...], operations: Iterable[UnsupportedOperation]
 ) -> None:
     """Raise the 501 if Graph has `method` on the path."""
-    for one in operations:
-        if one.methods and method not in one.methods:
+    for operation in operations:
+        if operation.methods and method not in operation.methods:
             continue
-        if _match(_pattern_of(one.path), segments) is not None:
-            raise not_implemented(one.what)
+        if _match(_pattern_of(operation.path), segments) is not None:
+            raise not_implemented(operation.what)
 
 
 def _check_resources(segments: tuple[str, ...], names: Mapping[str, str]) -> None:
@@ -239,12 +239,14 @@ def _check_resources(segments: tuple[str, ...], names: Mapping[str, str]) -> Non
 
 def _not_found(segments: tuple[str, ...], routes: _Routes) -> ApiError:
     """Return the 400 that names the first segment with which no route goes on."""
-    found = 0
-    while any(_match(one[: found + 1], segments[: found + 1]) is not None for one, _ in routes):
-        found += 1
-    error = errors.SEGMENT_BELOW_NOT_FOUND if found else errors.SEGMENT_NOT_FOUND
+    depth = 0
+    while any(
+        _match(pattern[: depth + 1], segments[: depth + 1]) is not None for pattern, _ in routes
+    ):
+        depth += 1
+    error = errors.SEGMENT_BELOW_NOT_FOUND if depth else errors.SEGMENT_NOT_FOUND
     detail = f"There is nothing at {quoted('/'.join(segments))}; mail is under /me and /users/."
-    return error(detail, quoted("/".join(segments[found : found + 1])))
+    return error(detail, quoted("/".join(segments[depth : depth + 1])))
 
 
 def _plain_name(segment: str) -> str:
@@ -406,6 +408,6 @@ _ROUTES = tuple(
         *_MAILBOX_ROUTES.items(),
         *_MESSAGE_ROUTES.items(),
         *_FOLDER_ROUTES.items(),
-        *((f"mailfolders/{{folder}}/{path}", one) for path, one in _MESSAGE_ROUTES.items()),
+        *((f"mailfolders/{{folder}}/{path}", methods) for path, methods in _MESSAGE_ROUTES.items()),
     )
 )

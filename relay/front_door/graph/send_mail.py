@@ -120,8 +120,8 @@ def new_message(
     needed, message_id = request.dependencies, properties.internet_message_id
     message_id = message_id or f"<{needed.ids.new()}@{needed.hostname}>"
     properties = replace(properties, internet_message_id=message_id)
-    given = _of_properties(properties, properties, prefix="message.")
-    return replace(given, save=save, kept=kept)
+    outgoing = _of_properties(properties, properties, prefix="message.")
+    return replace(outgoing, save=save, kept=kept)
 
 
 def _of_properties(
@@ -136,7 +136,11 @@ def _of_mime(
     content: bytes | MimeMessage | StoredMessage, mime: MimeMessage, properties: MessageProperties
 ) -> SendRequest:
     originators = tuple(
-        [(field.name, one.address) for field in mime.header.originators for one in field.addresses]
+        [
+            (field.name, author.address)
+            for field in mime.header.originators
+            for author in field.addresses
+        ]
     )
     has_sender = any(name == "Sender" for name, _ in originators)
     authors = [address for name, address in originators if name == "From" and not has_sender]
@@ -148,21 +152,21 @@ def originators_of(
 ) -> tuple[tuple[str, str], ...]:
     """Return From and Sender as SendRequest has them; `prefix` is the path of the message."""
     fields = (("from", properties.from_), ("sender", properties.sender))
-    return tuple([(prefix + name, one.address) for name, one in fields if one is not None])
+    return tuple([(prefix + name, author.address) for name, author in fields if author is not None])
 
 
-async def submit(request: GraphRequest, given: SendRequest) -> Response:
+async def submit(request: GraphRequest, outgoing: SendRequest) -> Response:
     """Submit a message and return the 202 when it is durable: every request that sends ends here.
 
     Raises ApiError and StoreError; then nothing was submitted.
     """
-    properties = given.properties
-    check_rights(given.originators, request.account)
+    properties = outgoing.properties
+    check_rights(outgoing.originators, request.account)
     if not (properties.to or properties.cc or properties.bcc):
         raise errors.NO_RECIPIENTS("toRecipients, ccRecipients and bccRecipients are empty.")
     check_recipients_count(properties)
-    options = await _send_options(request, given)
-    submission = await _submitted(request, given, options)
+    options = await _send_options(request, outgoing)
+    submission = await _submitted(request, outgoing, options)
     return accepted_response(
         request,
         submission.submission_id,
@@ -181,10 +185,10 @@ def check_rights(originators: Sequence[tuple[str, str]], account: Account) -> No
 
 
 async def _submitted(
-    request: GraphRequest, given: SendRequest, options: SendOptions
+    request: GraphRequest, outgoing: SendRequest, options: SendOptions
 ) -> PendingSubmission:
     """Have the store submit the message: steps 1 and 2."""
-    store, mailbox, content = request.store, request.mailbox, given.content
+    store, mailbox, content = request.store, request.mailbox, outgoing.content
     if isinstance(content, MimeMessage):
         size = content.expected_bytes
         begun = await store.arrivals.submission(mailbox, options, expected_bytes=size)
@@ -192,27 +196,28 @@ async def _submitted(
             await content.write_to(arrival)
             if request.before_submission is not None:
                 await request.before_submission()
-            return await _within_limits(request, given, arrival.finish)
+            return await _within_limits(request, outgoing, arrival.finish)
     submissions = store.submissions
     return await _within_limits(
         request,
-        given,
+        outgoing,
         partial(submissions.submit_draft, mailbox, content.id, options, condition=request.condition)
         if isinstance(content, StoredMessage)
-        else partial(submissions.submit_new, mailbox, content, options, kept=given.kept),
+        else partial(submissions.submit_new, mailbox, content, options, kept=outgoing.kept),
     )
 
 
 async def _within_limits(
     request: GraphRequest,
-    given: SendRequest,
+    outgoing: SendRequest,
     submit: Callable[[], Awaitable[PendingSubmission]],
 ) -> PendingSubmission:
     """Submit a message, unless it is beyond a limit of the caller.
 
     Raises ApiError 429, 400; UnansweredError if this is cancelled.
     """
-    usage, named, content = request.dependencies.usage, named_in(given.properties), given.content
+    usage, content = request.dependencies.usage, outgoing.content
+    named = named_in(outgoing.properties)
     draft = content.id if isinstance(content, StoredMessage) else ""
     with reserve(request, named, draft=draft) as counted:
         try:
@@ -280,8 +285,8 @@ async def _send_options(request: GraphRequest, sent: SendRequest) -> SendOptions
     The Prefer header overrides saveToSentItems and the extended properties of the message
     (MS-OXOMSG 2.2.3: PidTagDeleteAfterSubmit, PidTagSentMailEntryId). Raises ApiError 400.
     """
-    given, extended, save = request.preferences, sent.properties.extended, sent.save
-    preferred = read_send_preferences(given) if given else SendPreferences()
+    preferences, extended, save = request.preferences, sent.properties.extended, sent.save
+    preferred = read_send_preferences(preferences) if preferences else SendPreferences()
     wishes = (
         requested_send_options(extended, now_us=request.dependencies.clock.time_us())
         if extended
@@ -301,23 +306,25 @@ async def _send_options(request: GraphRequest, sent: SendRequest) -> SendOptions
         save_to_sent_items=save,
         sent_folder=folder if save else "",
         scheduled_us=wishes.scheduled_us if wishes else 0,
-        on_behalf_of=next((one for one in sent.authors if not request.account.owns(one)), ""),
+        on_behalf_of=next(
+            (author for author in sent.authors if not request.account.owns(author)), ""
+        ),
         client=Client(request.http.client_address, account=request.caller.address),
         key=request.key,
     )
 
 
-def read_send_preferences(given: Mapping[str, str]) -> SendPreferences:
+def read_send_preferences(preferences: Mapping[str, str]) -> SendPreferences:
     """Read the preferences that begin with "relay.". Raises ApiError 400 for an unknown one."""
-    for name in given:
+    for name in preferences:
         if name.startswith(_OURS) and name not in (_SAVE, _FOLDER, strict_profile.PREFERENCE):
             known = f"they are {_SAVE} and {_FOLDER}"
             raise _invalid(f"Prefer: {quoted(name)} is none of Relay's; {known}.")
-    save_text, folder = given.get(_SAVE), given.get(_FOLDER)
+    save_text, folder = preferences.get(_SAVE), preferences.get(_FOLDER)
     save = None if save_text is None else _BOOLEANS.get(save_text.lower())
     if save_text is not None and save is None:
-        found = f"found {quoted(save_text)}, expected true or false"
-        raise _invalid(f"Prefer: {_SAVE}: {found}.")
+        detail = f"found {quoted(save_text)}, expected true or false"
+        raise _invalid(f"Prefer: {_SAVE}: {detail}.")
     if folder == "":
         raise _invalid(f"Prefer: {_FOLDER}: expected a folder's id or well-known name.")
     if folder and save is False:
@@ -331,9 +338,9 @@ def read_send_preferences(given: Mapping[str, str]) -> SendPreferences:
 async def _sent_folder(request: GraphRequest, identifiers: Sequence[str], *, where: str) -> str:
     """Return the id of the first folder found, "" for Sent Items. Raises ApiError 400."""
     folder: Folder | None = None
-    for one in identifiers:
+    for identifier in identifiers:
         with suppress(NoSuchItemError):
-            folder = await request.store.folders.get(request.mailbox, one)
+            folder = await request.store.folders.get(request.mailbox, identifier)
             break
     if folder is None:
         missing = f"there is no folder {quoted(identifiers[0])} in this mailbox"

@@ -32,24 +32,24 @@ def message_json(
     `pages_url` is that of the pages, "" if there are none. `shown_id` is that of GraphRequest;
     without it, the id is the store's.
     """
-    wanted = (*_ALWAYS, *select) if select else _BY_DEFAULT
-    shown = {name: MESSAGE_PROPERTIES[name](message) for name in wanted}
-    if pages_url and message.page_id and "webLink" in shown:
-        shown["webLink"] = f"{pages_url}/messages/{message.page_id}"
+    names = (*_ALWAYS, *select) if select else _BY_DEFAULT
+    resource = {name: MESSAGE_PROPERTIES[name](message) for name in names}
+    if pages_url and message.page_id and "webLink" in resource:
+        resource["webLink"] = f"{pages_url}/messages/{message.page_id}"
     if shown_id is not None:
-        shown["id"] = shown_id(message.id, message.folder.id)
-    return {name: value for name, value in shown.items() if value is not None}
+        resource["id"] = shown_id(message.id, message.folder.id)
+    return {name: value for name, value in resource.items() if value is not None}
 
 
 def extent_of(select: Collection[str], *, is_expanded: bool = False) -> ReadExtent:
     """Return what of a message the JSON with these properties needs. If it `is_expanded`, extended
     properties may show addresses too.
     """
-    wanted = select or _BY_DEFAULT
+    names = select or _BY_DEFAULT
     return ReadExtent(
-        has_body=not _OF_BODY.isdisjoint(wanted),
-        has_addresses=is_expanded or not _OF_ADDRESSES.isdisjoint(wanted),
-        has_fields=_FIELDS in wanted,
+        has_body=not _OF_BODY.isdisjoint(names),
+        has_addresses=is_expanded or not _OF_ADDRESSES.isdisjoint(names),
+        has_fields=_FIELDS in names,
     )
 
 
@@ -58,8 +58,8 @@ def folder_json(
 ) -> dict[str, Any]:
     """Return a mail folder's JSON."""
     by_default = _FOLDER_IN_BETA if is_beta else _FOLDER_BY_DEFAULT
-    wanted = ("id", *select) if select else by_default
-    return {name: FOLDER_PROPERTIES[name](folder) for name in wanted}
+    names = ("id", *select) if select else by_default
+    return {name: FOLDER_PROPERTIES[name](folder) for name in names}
 
 
 def folder_version(folder: Folder) -> str:
@@ -71,8 +71,8 @@ def folder_version(folder: Folder) -> str:
 
 def user_json(account: Account, select: Collection[str] = ()) -> dict[str, Any]:
     """Return a user's JSON; with `select` only these properties and the id."""
-    wanted = ("id", *select) if select else _USER_BY_DEFAULT
-    return {name: USER_PROPERTIES[name](account) for name in wanted}
+    names = ("id", *select) if select else _USER_BY_DEFAULT
+    return {name: USER_PROPERTIES[name](account) for name in names}
 
 
 def graph_date(time_us: int) -> str:
@@ -112,7 +112,9 @@ MESSAGE_PROPERTIES: Mapping[str, Callable[[StoredMessage], Any]] = {
     "categories": lambda message: list(message.properties.categories),
     "receivedDateTime": _date("received_us"),
     "sentDateTime": _date("sent_us"),
-    "hasAttachments": lambda message: any(not one.inline for one in message.attachments),
+    "hasAttachments": lambda message: any(
+        not attachment.inline for attachment in message.attachments
+    ),
     "internetMessageId": lambda message: message.properties.internet_message_id,
     "subject": lambda message: message.properties.subject,
     "bodyPreview": lambda message: preview(message.properties.body, message.properties.body_type),

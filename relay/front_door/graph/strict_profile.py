@@ -113,7 +113,7 @@ def _properties(expression: Expression) -> Iterable[str]:
 
 
 def _check_attachment_select(names: Iterable[str]) -> None:
-    for name in (one.strip() for one in names):
+    for name in (text.strip() for text in names):
         if name.lower() in _OF_ONE_KIND:
             raise errors.SELECT_UNKNOWN("Not all kinds have it.", quoted(name), "attachment")
 
@@ -137,37 +137,37 @@ def check_body(value: object, kind: str) -> None:
     _check(value, kind)
 
 
-def check_changes(given: Collection[str]) -> None:
+def check_changes(names: Collection[str]) -> None:
     """Check the properties that a PATCH of a message gives. Raises ApiError 400."""
-    if found := _READ_ONLY.intersection(map(str.lower, given)):
-        raise errors.READ_ONLY(f"Found {', '.join(sorted(found))}.")
+    if refused := _READ_ONLY.intersection(map(str.lower, names)):
+        raise errors.READ_ONLY(f"Found {', '.join(sorted(refused))}.")
 
 
 def _check(value: object, kind: str) -> None:
-    for one in value if isinstance(value, list) else (value,):
-        if isinstance(one, dict):
-            _check_object(one, kind)
+    for child in value if isinstance(value, list) else (value,):
+        if isinstance(child, dict):
+            _check_object(child, kind)
 
 
 def _check_object(value: Mapping[str, Any], kind: str) -> None:
-    if kind in ("attachment", "mailFolder") and (given := value.get("@odata.type")):
-        kind = str(given).removeprefix("#").removeprefix(_NAMESPACE)
+    if kind in ("attachment", "mailFolder") and (declared := value.get("@odata.type")):
+        kind = str(declared).removeprefix("#").removeprefix(_NAMESPACE)
     if (known := _TYPES.get(kind)) is None:
         return  # a derived type that Relay has not: the handler's error
-    for name, one in value.items():
+    for name, child in value.items():
         if "@" in name:
             continue
         folded = name.lower()
         if folded not in known and kind != "parameters":  # of which the handler has an error
             raise errors.TYPE_WITHOUT_PROPERTY("", quoted(name), kind)
-        is_fields = folded == "internetmessageheaders" and isinstance(one, list)
-        if is_fields and not 1 <= len(one) <= _HEADERS_MAX:
-            raise errors.TOO_MANY_HEADERS(f"Found {len(one)}.", str(_HEADERS_MAX))
-        is_size = kind == "attachmentItem" and folded == "size" and isinstance(one, int)
-        if is_size and one < _UPLOAD_BYTES_MIN:
-            raise errors.UPLOAD_TOO_SMALL(f"size: found {one}, expected {_UPLOAD_BYTES_MIN}.")
+        is_fields = folded == "internetmessageheaders" and isinstance(child, list)
+        if is_fields and not 1 <= len(child) <= _HEADERS_MAX:
+            raise errors.TOO_MANY_HEADERS(f"Found {len(child)}.", str(_HEADERS_MAX))
+        is_size = kind == "attachmentItem" and folded == "size" and isinstance(child, int)
+        if is_size and child < _UPLOAD_BYTES_MIN:
+            raise errors.UPLOAD_TOO_SMALL(f"size: found {child}, expected {_UPLOAD_BYTES_MIN}.")
         if inner := known.get(folded):
-            _check(one, inner)
+            _check(child, inner)
 
 
 _NAMESPACE = "microsoft.graph."
@@ -175,7 +175,7 @@ _OF_ONE_KIND = frozenset(f"{FILE_PROPERTIES} {REFERENCE_PROPERTIES} item".lower(
 
 
 def _type_of(names: str) -> Mapping[str, str]:
-    pairs = (one.partition(":") for one in names.split())
+    pairs = (text.partition(":") for text in names.split())
     return {name.lower(): kind for name, _, kind in pairs}
 
 

@@ -71,8 +71,8 @@ _LIFETIME_STRICT_US = 10_070 * 60_000_000  # Graph refuses more; its documentati
 async def list_subscriptions(request: GraphRequest) -> Response:
     """GET /subscriptions."""
     options = request.collection_options(_LIST_OPTIONS, _PROPERTIES, "subscription")
-    found = request.dependencies.subscriptions.of(request.caller.address)
-    return request.page(found, options, _shown, context="subscriptions")
+    subscriptions = request.dependencies.subscriptions.of(request.caller.address)
+    return request.page(subscriptions, options, _shown, context="subscriptions")
 
 
 async def get_subscription(request: GraphRequest) -> Response:
@@ -94,19 +94,19 @@ async def create_subscription(request: GraphRequest) -> Response:
 
 async def change_subscription(request: GraphRequest) -> Response:
     """PATCH /subscriptions/{id}: another time of its end, or another URL."""
-    body, found = await request.json_object(), _found(request)
-    _check_rights(request, found)
-    shown, changed = _shown(found, ()), dict[str, Any]()
+    body, subscription = await request.json_object(), _found(request)
+    _check_rights(request, subscription)
+    current, changed = _shown(subscription, ()), dict[str, Any]()
     for name, value in body.items():
         if name == "expirationDateTime":
             changed["expires_us"] = _read_expiry(request, body)
         elif name == "notificationUrl":
             changed["url"] = _read_url(request, body, name)
-        elif name in shown and value is not None and not is_same_json(value, shown[name]):
+        elif name in current and value is not None and not is_same_json(value, current[name]):
             expected = "expirationDateTime or notificationUrl; make a new subscription"
             raise invalid_value(name, value, expected)
     try:
-        after = await request.dependencies.subscriptions.renew(found, **changed)
+        after = await request.dependencies.subscriptions.renew(subscription, **changed)
     except NoSubscriptionError:
         raise errors.SUBSCRIPTION_NOT_FOUND("It has ended meanwhile.") from None
     except (SubscriptionError, UrlError, BusyError) as error:
@@ -122,8 +122,8 @@ async def reauthorize(request: GraphRequest) -> Response:
 
 async def delete_subscription(request: GraphRequest) -> Response:
     """DELETE /subscriptions/{id}."""
-    found = _found(request)
-    await request.dependencies.subscriptions.remove(found)
+    subscription = _found(request)
+    await request.dependencies.subscriptions.remove(subscription)
     return Response(status_code=204)
 
 
@@ -136,8 +136,8 @@ async def _read_new(request: GraphRequest, body: Mapping[str, Any]) -> Subscript
         raise not_implemented("includeResourceData")
     client_state = read_string(body.get("clientState"), "clientState")
     if len(client_state) > _CLIENT_STATE_MAX:
-        found = f"found {len(client_state)} characters"
-        raise _invalid(f"clientState: {found}, expected at most {_CLIENT_STATE_MAX}.")
+        actual = f"found {len(client_state)} characters"
+        raise _invalid(f"clientState: {actual}, expected at most {_CLIENT_STATE_MAX}.")
     tls = body.get("latestSupportedTlsVersion") or "v1_2"
     resource = read_string(body["resource"], "resource")
     mailbox, folder_id = await _read_resource(request, resource)
@@ -167,7 +167,7 @@ async def _read_resource(request: GraphRequest, text: str) -> tuple[str, str]:
     if has_options or len(text) > _RESOURCE_MAX:
         raise invalid_value("resource", text, "a path without query options")
     segments = with_keys(tuple(_VERSION.sub("", path, count=1).split("/")))
-    rest = tuple(one.lower() for one in segments[1 if segments[0].lower() == "me" else 2 :])
+    rest = tuple(segment.lower() for segment in segments[1 if segments[0].lower() == "me" else 2 :])
     is_user = segments[0].lower() in ("me", "users") and "" not in segments
     is_folder = len(rest) == 3 and rest[0] == "mailfolders" and rest[2] == "messages"
     if not is_user or (rest != ("messages",) and not is_folder):
@@ -180,8 +180,8 @@ async def _read_resource(request: GraphRequest, text: str) -> tuple[str, str]:
 
 
 def _read_change_types(value: object) -> tuple[str, ...]:
-    names = [one.strip() for one in read_string(value, "changeType").split(",")]
-    return tuple(dict.fromkeys(one_of(one, "changeType", _CHANGE_TYPES) for one in names))
+    names = [text.strip() for text in read_string(value, "changeType").split(",")]
+    return tuple(dict.fromkeys(one_of(name, "changeType", _CHANGE_TYPES) for name in names))
 
 
 def _read_url(request: GraphRequest, body: Mapping[str, Any], name: str) -> str:
@@ -205,9 +205,9 @@ def _read_expiry(request: GraphRequest, body: Mapping[str, Any]) -> int:
     return expires_us
 
 
-def _check_rights(request: GraphRequest, found: Subscription) -> None:
-    if not request.dependencies.subscriptions.may_read(found):
-        raise errors.ACCESS_DENIED(f"This account may not read {found.mailbox} any more.")
+def _check_rights(request: GraphRequest, subscription: Subscription) -> None:
+    if not request.dependencies.subscriptions.may_read(subscription):
+        raise errors.ACCESS_DENIED(f"This account may not read {subscription.mailbox} any more.")
 
 
 def _found(request: GraphRequest) -> Subscription:
@@ -221,26 +221,26 @@ def _found(request: GraphRequest) -> Subscription:
 
 def _response(
     request: GraphRequest,
-    one: Subscription,
+    subscription: Subscription,
     *,
     select: Collection[str] = (),
     status: HTTPStatus = HTTPStatus.OK,
 ) -> Response:
     context = request.context("subscriptions/$entity")
-    return json_response({**context, **_shown(one, select)}, status=status)
+    return json_response({**context, **_shown(subscription, select)}, status=status)
 
 
-def _shown(one: Subscription, select: Collection[str]) -> dict[str, Any]:
+def _shown(subscription: Subscription, select: Collection[str]) -> dict[str, Any]:
     """Return the JSON of a subscription. Its clientState is never shown."""
     known = {
-        "id": one.id,
-        "resource": one.resource,
-        "changeType": ",".join(one.change_types),
-        "notificationUrl": one.url,
-        "lifecycleNotificationUrl": one.lifecycle_url or None,
-        "expirationDateTime": rfc3339(one.expires_us),
-        "creatorId": one.creator,
-        "latestSupportedTlsVersion": one.tls_version,
+        "id": subscription.id,
+        "resource": subscription.resource,
+        "changeType": ",".join(subscription.change_types),
+        "notificationUrl": subscription.url,
+        "lifecycleNotificationUrl": subscription.lifecycle_url or None,
+        "expirationDateTime": rfc3339(subscription.expires_us),
+        "creatorId": subscription.creator,
+        "latestSupportedTlsVersion": subscription.tls_version,
     }
     return {name: known.get(name) for name in select or _PROPERTIES}
 

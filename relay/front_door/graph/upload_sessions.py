@@ -49,10 +49,12 @@ async def serve_upload(
     """
     if request.method not in _METHODS:
         raise method_not_allowed(_METHODS)
-    given = dict(request.query).get(_TOKEN)
-    token = attachment_id if given is None else given  # older URLs have the token in the path
+    query_token = dict(request.query).get(_TOKEN)
+    token = (
+        attachment_id if query_token is None else query_token
+    )  # older URLs have the token in the path
     upload = await dependencies.store.uploads.find(token)
-    is_its_own = given is None or upload.attachment_id == attachment_id
+    is_its_own = query_token is None or upload.attachment_id == attachment_id
     if not is_its_own or not _is_open(upload, dependencies.accounts):
         raise NoSuchItemError("The upload session is unknown, or it has expired.")
     if request.method == "GET":
@@ -71,7 +73,9 @@ def _is_open(upload: Upload, accounts: AccountDirectory) -> bool:
     callers = [accounts.by_address(upload.caller)]
     if client := accounts.by_client_id(upload.caller):  # a development relay's, which opens all
         callers.append(client.account)
-    return any(one.address == upload.caller and one.may_open(owner) for one in callers if one)
+    return any(
+        caller.address == upload.caller and caller.may_open(owner) for caller in callers if caller
+    )
 
 
 def read_content_range(text: str, size: int) -> ContentRange:
@@ -81,8 +85,8 @@ def read_content_range(text: str, size: int) -> ContentRange:
         raise errors.RANGE_INVALID(f"Content-Range: found {quoted(text)}, {_EXPECTED}.")
     content_range = ContentRange(*map(int, match.groups()))
     if content_range.total != size:
-        found = f"found a total of {content_range.total}"
-        raise errors.RANGE_INVALID(f"Content-Range: {found}, expected {size}.")
+        actual = f"found a total of {content_range.total}"
+        raise errors.RANGE_INVALID(f"Content-Range: {actual}, expected {size}.")
     if not content_range.start <= content_range.end < content_range.total:
         raise errors.RANGE_UNSATISFIABLE(f"Content-Range: found {quoted(text)}, {_EXPECTED}.")
     return content_range
@@ -91,21 +95,21 @@ def read_content_range(text: str, size: int) -> ContentRange:
 async def _put(
     dependencies: GraphDependencies, request: HttpRequest, token: str, *, upload: Upload
 ) -> Response:
-    given = read_content_range(request.headers.get("content-range", ""), upload.size)
-    if upload.received == upload.size and given.end == upload.size - 1:
+    content_range = read_content_range(request.headers.get("content-range", ""), upload.size)
+    if upload.received == upload.size and content_range.end == upload.size - 1:
         return await _attached(
             dependencies, request, token
         )  # a repeat: the response was lost, or attaching failed
-    if given.start != upload.received:
-        is_overlap = given.start < upload.received
+    if content_range.start != upload.received:
+        is_overlap = content_range.start < upload.received
         error = errors.RANGE_OVERLAP if is_overlap else errors.RANGE_OUT_OF_ORDER
-        found = f"found {given.start}-{given.end}, expected {_next_range(upload)}"
-        raise error(f"Content-Range: {found}.")
-    length = given.end - given.start + 1
+        actual = f"found {content_range.start}-{content_range.end}, expected {_next_range(upload)}"
+        raise error(f"Content-Range: {actual}.")
+    length = content_range.end - content_range.start + 1
     if request.declared_bytes not in (None, length):
         raise _wrong_length(request.declared_bytes or 0, length)
     with dependencies.streamed_bodies.acquire(upload.account):
-        upload = await _take(dependencies, request, token, start=given.start, length=length)
+        upload = await _take(dependencies, request, token, start=content_range.start, length=length)
     if upload.received < upload.size:
         return _status(upload)
     return await _attached(dependencies, request, token)
@@ -147,6 +151,6 @@ def _next_range(upload: Upload) -> str:
     return f"{upload.received}-{upload.size - 1}"
 
 
-def _wrong_length(found: int, expected: int) -> ApiError:
-    message = f"The body has {found} bytes, expected {expected}, as Content-Range says."
+def _wrong_length(actual: int, expected: int) -> ApiError:
+    message = f"The body has {actual} bytes, expected {expected}, as Content-Range says."
     return errors.RANGE_INVALID(message)

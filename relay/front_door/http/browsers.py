@@ -124,8 +124,8 @@ def _is_navigation(scope: Scope, headers: Headers) -> bool:
 
 
 async def _refuse(request: HttpRequest) -> Response:
-    found = request.headers.get("origin")
-    what = "Sec-Fetch-Site: cross-site" if found is None else f"Origin: {quoted(found)}"
+    origin = request.headers.get("origin")
+    what = "Sec-Fetch-Site: cross-site" if origin is None else f"Origin: {quoted(origin)}"
     message = f"Found {what}: pages of other sites may not use this relay."
     raise ApiError(403, "ErrorAccessDenied", message)
 

@@ -75,14 +75,14 @@ class Proxies:
                 plain.append(value)
             elif name == _FORWARDED:
                 forwarded.append(value)
-        found = []
+        clients = []
         if plain:
-            found.append(self._right_most(_entries(plain)))
+            clients.append(self._right_most(_entries(plain)))
         if forwarded:
-            found.append(self._right_most(_forwarded_entries(forwarded)))
-        if not found or found[0] is None or found[0] != found[-1]:
+            clients.append(self._right_most(_forwarded_entries(forwarded)))
+        if not clients or clients[0] is None or clients[0] != clients[-1]:
             return ""
-        return str(found[0])
+        return str(clients[0])
 
     def _right_most(self, entries: Iterator[str]) -> _IpAddress | None:
         for entry in islice(entries, _ENTRIES_MAX):

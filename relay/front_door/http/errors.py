@@ -78,9 +78,9 @@ def method_not_allowed(allowed: Iterable[str]) -> ApiError:
     return ApiError(405, "Request_BadRequest", message, headers={"allow": ", ".join(allowed)})
 
 
-def unsupported_media_type(found: str, expected: str) -> ApiError:
+def unsupported_media_type(actual: str, expected: str) -> ApiError:
     """Return the 415 for a Content-Type."""
-    message = f"Content-Type: found {quoted(found)}, expected {expected}."
+    message = f"Content-Type: found {quoted(actual)}, expected {expected}."
     return ApiError(415, "UnsupportedMediaType", message)
 
 

@@ -375,7 +375,7 @@ class PathRouter:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Forward a request (ASGI)."""
-        segments = [one for one in str(scope.get("path", "")).lower().split("/") if one]
+        segments = [segment for segment in str(scope.get("path", "")).lower().split("/") if segment]
         app = self._by_rest.get("/".join(segments[1:]))
         if app is None:
             app = self._by_prefix.get(first := segments[0] if segments else "")

@@ -285,7 +285,7 @@ class HttpServer:
     @property
     def bound(self) -> tuple[Address, ...]:
         """The addresses in use, with the real number for a port of 0."""
-        return tuple(one.address for one in self._listeners)
+        return tuple(listener.address for listener in self._listeners)
 
     @property
     def accepted(self) -> int:

@@ -80,8 +80,10 @@ def host_error(
     if not named and not is_required:
         return None
     if len(named) != 1:
-        found = f"{len(named)} Host fields" if named else "none"
-        return ApiError(400, "BadRequest", f"Host: found {found}, expected one with the host name.")
+        actual = f"{len(named)} Host fields" if named else "none"
+        return ApiError(
+            400, "BadRequest", f"Host: found {actual}, expected one with the host name."
+        )
     text = named[0].decode("latin-1")
     parts = _HOST.fullmatch(text)
     if parts is None:

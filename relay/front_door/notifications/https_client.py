@@ -54,12 +54,12 @@ class Destinations(Struct, frozen=True):
 
     def refusal(self, address: str, *, scheme: str) -> str:
         """Return why a request may not go to an address, "" if it may."""
-        found = _plain_address(address)
-        if scheme != "https" and not _is_in(found, self.plain):
+        ip = _plain_address(address)
+        if scheme != "https" and not _is_in(ip, self.plain):
             return f"{address}: expected https, except to {', '.join(self.plain) or 'nowhere'}"
-        if _is_in(found, self.networks) or (self.public and _is_public(found)):
+        if _is_in(ip, self.networks) or (self.public and _is_public(ip)):
             return ""
-        kind = "an address beyond this machine" if _is_public(found) else "no public address"
+        kind = "an address beyond this machine" if _is_public(ip) else "no public address"
         return f"{address} is {kind}"
 
 
@@ -163,11 +163,13 @@ class HttpsClient:
     async def _addresses(self, url: WebUrl) -> list[str]:
         """Return the addresses of a host that are allowed, at least one."""
         try:
-            found: Sequence[str] = (str(ip_address(url.host)),)
+            addresses: Sequence[str] = (str(ip_address(url.host)),)
         except ValueError:
-            found = await self._lookup(url.host)
-        refusals = {one: self._destinations.refusal(one, scheme=url.scheme) for one in found}
-        allowed = [one for one, refusal in refusals.items() if not refusal]
+            addresses = await self._lookup(url.host)
+        refusals = {
+            address: self._destinations.refusal(address, scheme=url.scheme) for address in addresses
+        }
+        allowed = [address for address, refusal in refusals.items() if not refusal]
         if not allowed:
             why = "; ".join(refusals.values()) or "the name has no address"
             raise RequestFailedError(f"{url.authority}: {why}")
@@ -250,7 +252,7 @@ def _plain_address(text: str) -> _IpAddress:
 
 
 def _is_in(address: _IpAddress, networks: Sequence[str]) -> bool:
-    return any(address in ip_network(one) for one in networks)
+    return any(address in ip_network(network) for network in networks)
 
 
 def _is_public(address: _IpAddress) -> bool:

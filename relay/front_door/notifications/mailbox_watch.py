@@ -48,15 +48,15 @@ class MailboxChanges:
         """Compare the times in these mailboxes with those of the last look; watch them alone."""
         self._open()
         before_us = self._clock.file_time_us()
-        found = await asyncio.to_thread(
+        current = await asyncio.to_thread(
             lambda: {address: _times_of(path) for address, path in mailboxes.items()}
         )
         for number, (address, path) in list(self._watches.items()):
-            if path not in found.get(address, ()):
+            if path not in current.get(address, ()):
                 self._unwatch(number)
         watched = {path for _, path in self._watches.values()}
-        before, self._times = self._times, found
-        for address, times in found.items():
+        before, self._times = self._times, current
+        for address, times in current.items():
             for path in times.keys() - watched:
                 self._watch(address, path, is_mailbox=path == mailboxes[address])
             is_recent = max(times.values(), default=0) > before_us * 1000 - _RECENT_NS
@@ -95,8 +95,8 @@ class MailboxChanges:
                 changed |= dict.fromkeys(self._times)
             elif event.mask & masks.IGNORED:
                 self._watches.pop(event.wd, None)
-            elif (found := self._watches.get(event.wd)) and not _is_of_readers(event):
-                changed[found[0]] = None
+            elif (watch := self._watches.get(event.wd)) and not _is_of_readers(event):
+                changed[watch[0]] = None
         for address in changed:
             self._on_change(address)
 
@@ -117,13 +117,13 @@ def _times_of(mailbox: Path) -> Times:
     """
     paths = [mailbox, mailbox / STATES, mailbox / _STATES_LOG]
     with suppress(OSError):
-        paths += [one.path / name for one in list_folders(mailbox) for name in ("new", "cur")]
+        paths += [folder.path / name for folder in list_folders(mailbox) for name in ("new", "cur")]
     times = {}
     for path in paths:
         try:
-            found = path.stat()
+            status = path.stat()
         except OSError:
             continue
-        if path.name != _STATES_LOG or found.st_size:
-            times[path] = 0 if path == mailbox else found.st_mtime_ns
+        if path.name != _STATES_LOG or status.st_size:
+            times[path] = 0 if path == mailbox else status.st_mtime_ns
     return times

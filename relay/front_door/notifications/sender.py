@@ -81,7 +81,7 @@ class Sender:
     @property
     def busy_count(self) -> int:
         """The number of feeds that are being read or sent now."""
-        return sum(not one.is_pausing for one in self._running)
+        return sum(not feed.is_pausing for feed in self._running)
 
     def wake(self, *feeds: Feed) -> None:
         """Look for something to send in each feed."""

@@ -81,15 +81,17 @@ class SubscriptionFile:
         except (apsw.FullError, apsw.IOError, apsw.CantOpenError, apsw.ReadOnlyError) as error:
             raise OSError(str(error)) from error
 
-    def save(self, one: Subscription, *, durable: bool) -> None:
+    def save(self, subscription: Subscription, *, durable: bool) -> None:
         """Store a subscription. One that is not durable may be as it was before, after a loss of
         power: its notifications come again.
         """
-        self._write(_SAVE, [(one.id, msgspec.msgpack.encode(one))], durable=durable)
+        self._write(
+            _SAVE, [(subscription.id, msgspec.msgpack.encode(subscription))], durable=durable
+        )
 
     def remove(self, ids: Sequence[str]) -> None:
         """Remove subscriptions, durably."""
-        self._write(_REMOVE, [(one,) for one in ids], durable=True)
+        self._write(_REMOVE, [(subscription_id,) for subscription_id in ids], durable=True)
 
     def _write(self, sql: str, rows: Sequence[tuple[str | bytes, ...]], *, durable: bool) -> None:
         connection = self._connection

@@ -100,11 +100,11 @@ def event_names(recorded: RecordedEvent) -> set[str]:
             names.update(["failed"] if routed.refused else ())
             names.update(["delivered"] if routed.quarantined else ())
             names.update(["expanded"] if routed.aliases else ())
-            outcomes = [one.outcome for one in routed.rules if one.mode == "enforce"]
+            outcomes = [rule.outcome for rule in routed.rules if rule.mode == "enforce"]
             words = ",".join(outcomes).split(",")
             names.update(state for word, state in _STATES_OF_RULES.items() if word in words)
         case AttemptDetail() as tried:
-            names.update(one.outcome for one in tried.recipients)
+            names.update(recipient.outcome for recipient in tried.recipients)
             names.update(["deferred"] if "indeterminate" in names else ())
             names.difference_update(["deferred"] if tried.held else ())
     return names
@@ -119,13 +119,13 @@ class _Lane(Feed):
         self._number = number
 
     def _waiting(self) -> list[_Waiting]:
-        return [one for one in self._owner.waiting if one.lane == self._number]
+        return [event for event in self._owner.waiting if event.lane == self._number]
 
     async def next_post(self) -> Post | None:
         """See Feed."""
         await self._owner.read_on()
-        found = self._waiting()
-        return self._owner.post_of(found[0].id, found[0].body) if found else None
+        waiting = self._waiting()
+        return self._owner.post_of(waiting[0].id, waiting[0].body) if waiting else None
 
     async def sent(self, post: Post) -> None:
         """See Feed."""
@@ -133,7 +133,7 @@ class _Lane(Feed):
 
     async def failed(self, post: Post, why: str) -> int:  # noqa: ARG002 - a Feed
         """See Feed."""
-        old = {one.id for one in self._waiting() if self._owner.is_too_old(one.at_us)}
+        old = {event.id for event in self._waiting() if self._owner.is_too_old(event.at_us)}
         if old:
             _log.warning("events are dropped after a day", receiver=self.name, events=len(old))
         self._owner.advance(old, failure=why)
@@ -150,8 +150,8 @@ class _News(Feed):
 
     async def next_post(self) -> Post | None:
         """See Feed."""
-        found = next(iter(self.waiting.items()), None)
-        return self._owner.post_of(found[0], found[1][0]) if found else None
+        first = next(iter(self.waiting.items()), None)
+        return self._owner.post_of(first[0], first[1][0]) if first else None
 
     async def sent(self, post: Post) -> None:
         """See Feed."""
@@ -207,7 +207,7 @@ class _RunningWebhook:
         if failure and not self.failure:
             self.failing_since_us = self._owner.clock.time_us()
         self.failure = failure
-        self.waiting = [one for one in self.waiting if one.id not in ids]
+        self.waiting = [event for event in self.waiting if event.id not in ids]
         self.cursor = self.waiting[0].before if self.waiting else self._block_end
 
     async def begin(self) -> EventCursor:
@@ -308,7 +308,7 @@ class Webhooks:
 
     def in_progress(self) -> str:
         """Say whether something is being read or sent, "" if not."""
-        count = self.sender.busy_count + sum(one.is_busy for one in self._running.values())
+        count = self.sender.busy_count + sum(webhook.is_busy for webhook in self._running.values())
         return f"webhooks: {count}" if count else ""
 
     async def open(self, hooks: Sequence[Webhook]) -> None:
@@ -321,9 +321,9 @@ class Webhooks:
         """Have these webhooks from now on; what is known of others is forgotten."""
         async with self._turn:
             for hook in hooks:
-                one = self._running.get(hook.url)
-                if one is None or one.hook != hook:
-                    await self._begin(hook, one.cursor if one else self._kept.get(hook.url))
+                webhook = self._running.get(hook.url)
+                if webhook is None or webhook.hook != hook:
+                    await self._begin(hook, webhook.cursor if webhook else self._kept.get(hook.url))
             for url in self._running.keys() - {hook.url for hook in hooks}:
                 self._end(self._running.pop(url))
             await self._save()
@@ -338,31 +338,31 @@ class Webhooks:
         if before is not None:
             self._end(before)
 
-    def _end(self, one: _RunningWebhook) -> None:
-        self.sender.end(*one.lanes, one.news)
+    def _end(self, webhook: _RunningWebhook) -> None:
+        self.sender.end(*webhook.lanes, webhook.news)
 
     def tell(self, name: str, detail: Mapping[str, Any], *, account: str, event_id: str) -> None:
         """Post an event of no journey to the webhooks that want it. Step 0, as a test."""
         at_us = self.clock.time_us()
-        for one in self._running.values():
-            if one.wants({name}, account) and len(one.news.waiting) < _EVENTS_MAX:
+        for webhook in self._running.values():
+            if webhook.wants({name}, account) and len(webhook.news.waiting) < _EVENTS_MAX:
                 at = rfc3339(at_us)
-                event = EventData(str(one.cursor or 0), None, None, 0, name, at, detail, None)
-                one.news.waiting[event_id] = msgspec.json.encode(event), at_us
-                self.sender.wake(one.news)
+                event = EventData(str(webhook.cursor or 0), None, None, 0, name, at, detail, None)
+                webhook.news.waiting[event_id] = msgspec.json.encode(event), at_us
+                self.sender.wake(webhook.news)
 
     def shown(self) -> list[dict[str, Any]]:
         """Return the webhooks for an operator."""
         return [
             {
-                "url": one.hook.url,
-                "events": one.hook.events,
-                "accounts": one.hook.accounts,
-                "cursor": str(one.cursor or ""),
-                "failure": one.failure or None,
-                "failing_since": rfc3339(one.failing_since_us) if one.failure else None,
+                "url": webhook.hook.url,
+                "events": webhook.hook.events,
+                "accounts": webhook.hook.accounts,
+                "cursor": str(webhook.cursor or ""),
+                "failure": webhook.failure or None,
+                "failing_since": rfc3339(webhook.failing_since_us) if webhook.failure else None,
             }
-            for one in self._running.values()
+            for webhook in self._running.values()
         ]
 
     async def replay(self, cursor: EventCursor, urls: Sequence[str]) -> None:
@@ -377,20 +377,22 @@ class Webhooks:
         """Post an event named "test"; return what came of it for each URL. Raises KeyError."""
         return await asyncio.gather(*(self._test(self._running[url]) for url in urls))
 
-    async def _test(self, one: _RunningWebhook) -> dict[str, Any]:
+    async def _test(self, webhook: _RunningWebhook) -> dict[str, Any]:
         now_us = SystemClock().time_us()
-        event = EventData(str(one.cursor or 0), None, None, 0, "test", rfc3339(now_us), {}, None)
-        post = one.post_of(f"test_{now_us}", msgspec.json.encode(event))
+        event = EventData(
+            str(webhook.cursor or 0), None, None, 0, "test", rfc3339(now_us), {}, None
+        )
+        post = webhook.post_of(f"test_{now_us}", msgspec.json.encode(event))
         status, failure = await self.sender.post(post)
-        return {"url": one.hook.url, "status": status, "failure": failure or None}
+        return {"url": webhook.hook.url, "status": status, "failure": failure or None}
 
     async def run(self) -> None:
         """Look for events, and keep the cursors, until cancelled."""
         saved_s = 0.0
         while True:
             seen, now_s = self.changes.count, self.clock.real_s()
-            for one in self._running.values():
-                one.look()
+            for webhook in self._running.values():
+                webhook.look()
             if now_s - saved_s >= _SAVE_S:
                 saved_s = now_s
                 await self._save()
@@ -402,7 +404,7 @@ class Webhooks:
 
     async def _save(self) -> None:
         running = self._running.items()
-        cursors = {url: one.cursor for url, one in running if one.cursor is not None}
+        cursors = {url: webhook.cursor for url, webhook in running if webhook.cursor is not None}
         if cursors == self._kept:
             return
         octets = msgspec.json.encode({url: str(cursor) for url, cursor in cursors.items()})

@@ -57,24 +57,24 @@ def draw(
 
     `text_of` writes a value with its unit. The upper edge is `top`, or the highest value.
     """
-    known = [value for one in series for value in one.values if value is not None]
+    known = [value for curve in series for value in curve.values if value is not None]
     edge = top or max(known, default=0.0) or 1.0
     lines = [
         DrawnLine(
-            one.name,
-            path_of(one.values, edge),
-            _text(one.values[-1] if one.values else None, text_of),
-            _text(max((v for v in one.values if v is not None), default=None), text_of),
+            curve.name,
+            path_of(curve.values, edge),
+            _text(curve.values[-1] if curve.values else None, text_of),
+            _text(max((v for v in curve.values if v is not None), default=None), text_of),
         )
-        for one in series
+        for curve in series
     ]
     rows = [
         (time, [_text(value, text_of) for value in column])
-        for time, *column in zip(times, *(one.values for one in series), strict=True)
+        for time, *column in zip(times, *(curve.values for curve in series), strict=True)
     ]
     name = title.partition(",")[0].lower()
     return Chart(
-        key="".join(one if one.isalnum() else "-" for one in name),
+        key="".join(character if character.isalnum() else "-" for character in name),
         title=title,
         times=times,
         maximum=text_of(edge),

@@ -76,8 +76,12 @@ async def _answered(request: PageRequest, means: GraphDependencies) -> Answered 
     site = request.site
     for name, key in single_values(request.http.query, _KINDS).items():
         kind, journey = _KINDS[name], await site.handlers.message(key, request.principal)
-        some = journey.recipients[:_RECIPIENTS_MAX]
-        copies = [(one.address, one.graph_id) for one in some if one.graph_id]
+        recipients = journey.recipients[:_RECIPIENTS_MAX]
+        copies = [
+            (recipient.address, recipient.graph_id)
+            for recipient in recipients
+            if recipient.graph_id
+        ]
         if journey.graph_id and journey.submission_id:
             sender = await site.dependencies.journeys.mailbox_of(journey.submission_id)
             copies.append((sender, journey.graph_id))
@@ -115,8 +119,8 @@ async def _send(
             answer = Answer(parse_message(message, graph.account).properties, kept=())
         else:
             comment = message.pop("body")["content"] if form.text("format") == "quote" else ""
-            given = {"message": message, "comment": comment}
-            answer = await compose_answer(answered.graph, answered.kind, given)
+            parameters = {"message": message, "comment": comment}
+            answer = await compose_answer(answered.graph, answered.kind, parameters)
         return await submit(graph, new_message(graph, answer.properties, kept=answer.kept))
     except StoreError as error:
         raise api_error(error, request.http) from error
@@ -142,8 +146,8 @@ def _message(form: PageForm) -> dict[str, Any]:
 def _recipients(text: str) -> list[dict[str, Any]]:
     """Return the entries of an address list as Graph's recipients, which Graph checks."""
     return [
-        {"emailAddress": {"name": one.name, "address": one.address or one.text}}
-        for one in address_entries(text, unqualified=True)
+        {"emailAddress": {"name": recipient.name, "address": recipient.address or recipient.text}}
+        for recipient in address_entries(text, unqualified=True)
     ]
 
 

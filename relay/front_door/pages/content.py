@@ -171,8 +171,8 @@ def read_content(octets: Octets) -> MessageContent:
         text=text,
         has_html=bodies.html is not None,
         attachments=tuple(
-            _shown(number, one, is_used=one.facts.content_id in used)
-            for number, one in enumerate(attached[:ATTACHMENTS_MAX], 1)
+            _shown(number, attachment, is_used=attachment.facts.content_id in used)
+            for number, attachment in enumerate(attached[:ATTACHMENTS_MAX], 1)
         ),
         attachment_count=len(attached),
         links=tuple(links[:LINKS_MAX]),
@@ -211,26 +211,26 @@ def _fields(header: bytes) -> tuple[tuple[ShownField, ...], bool]:
     """Return the first fields with the beginning of their values, and whether that is not all."""
     is_cut = len(header) > HEADER_OCTETS_MAX
     parsed = Header.parse(cleaned(header[:HEADER_OCTETS_MAX]))
-    shown: list[ShownField] = []
+    shown_fields: list[ShownField] = []
     raw = body_charset(parsed)
     for name, octets in parsed.fields:
         if not name:
             continue
-        if len(shown) >= FIELDS_MAX:
+        if len(shown_fields) >= FIELDS_MAX:
             is_cut = True
             break
         written, _, value = octets.partition(b":")
         is_cut = is_cut or len(value) > FIELD_OCTETS_MAX
         unfolded = b" ".join(value[:FIELD_OCTETS_MAX].split())
         shown_name = written[:_FIELD_NAME_OCTETS_MAX].decode("ascii", "replace")
-        shown.append(ShownField(one_line(shown_name), one_line(decode_words(unfolded, raw))))
-    return tuple(shown), is_cut
+        shown_fields.append(ShownField(one_line(shown_name), one_line(decode_words(unfolded, raw))))
+    return tuple(shown_fields), is_cut
 
 
 def _head(fields: Iterable[ShownField], header: bytes) -> MessageHead:
     first: dict[str, str] = {}
-    for one in fields:
-        first.setdefault(one.name.lower(), one.value)
+    for header_field in fields:
+        first.setdefault(header_field.name.lower(), header_field.value)
     author, to, cc, reply_to = (
         text if len(text) <= _HEAD_CHARACTERS_MAX else f"{text[:_HEAD_CHARACTERS_MAX]}…"
         for text in (first.get(name, "") for name in ("from", "to", "cc", "reply-to"))
@@ -270,10 +270,10 @@ def _body_links(html: str, text: str) -> Iterator[BodyLink]:
 def _shown_link(link: BodyLink) -> ShownLink:
     may_open = _OPENED.match(link.target) and len(link.target) <= _LINK_CHARACTERS_MAX
     target = one_line(link.target)
-    shown = target[:_LINK_CHARACTERS_MAX]
+    cut = target[:_LINK_CHARACTERS_MAX]
     return ShownLink(
         one_line(link.text[:_LINK_TEXT_CHARACTERS_MAX]),
-        shown if target == shown else f"{shown}…",
+        cut if target == cut else f"{cut}…",
         target if may_open and target == link.target else "",
         other_host(link),
     )
@@ -287,8 +287,8 @@ def _codes(html: str, text: str) -> tuple[str, ...]:
 # -- attachments
 
 
-def _shown(number: int, one: AttachedOctets, *, is_used: bool) -> ShownAttachment:
-    facts = one.facts
+def _shown(number: int, attachment: AttachedOctets, *, is_used: bool) -> ShownAttachment:
+    facts = attachment.facts
     return ShownAttachment(
         number,
         one_line(facts.name[: 4 * NAME_CHARACTERS_MAX])[:NAME_CHARACTERS_MAX],
@@ -299,18 +299,18 @@ def _shown(number: int, one: AttachedOctets, *, is_used: bool) -> ShownAttachmen
     )
 
 
-def file_name(number: int, one: AttachedOctets) -> str:
+def file_name(number: int, attachment: AttachedOctets) -> str:
     """Return a name for a download: one component, without anything that a shell or system reads.
 
     The beginning of the name and its extension remain.
     """
-    name = one_line(_NOT_IN_FILE_NAMES.sub("_", one.facts.name[: 10 * NAME_CHARACTERS_MAX]))
+    name = one_line(_NOT_IN_FILE_NAMES.sub("_", attachment.facts.name[: 10 * NAME_CHARACTERS_MAX]))
     name = name.strip(" .~-")
     if len(name) > NAME_CHARACTERS_MAX:
         stem, dot, extension = name.rpartition(".")
         kept = dot + extension if stem and len(extension) < 20 else ""
         name = name[: NAME_CHARACTERS_MAX - len(kept)] + kept
-    return name or (f"message-{number}.eml" if one.facts.item else f"part-{number}")
+    return name or (f"message-{number}.eml" if attachment.facts.item else f"part-{number}")
 
 
 def content_disposition(name: str, *, is_shown: bool = False) -> str:
@@ -320,45 +320,51 @@ def content_disposition(name: str, *, is_shown: bool = False) -> str:
     return f"{kind}; filename=\"{plain}\"; filename*=UTF-8''{quote(name, safe='')}"
 
 
-def download_type(one: AttachedOctets) -> str:
+def download_type(attachment: AttachedOctets) -> str:
     """Return the media type for a download: a harmless one, or application/octet-stream."""
-    if one.facts.item:
+    if attachment.facts.item:
         return "message/rfc822"
-    kind = one.facts.content_type
+    kind = attachment.facts.content_type
     return kind if kind in _SAFE_DOWNLOADS else "application/octet-stream"
 
 
-def image_type(one: AttachedOctets) -> str:
+def image_type(attachment: AttachedOctets) -> str:
     """Return the media type of a PNG, JPEG, GIF or WebP image, whatever its part says; "" for
     others. Blocks; raises OSError.
     """
-    if one.facts.item:
+    if attachment.facts.item:
         return ""
     beginning = b""
-    for block in decoded(one):
+    for block in decoded(attachment):
         beginning += block[:_BEGINNING_OCTETS]
         if len(beginning) >= _BEGINNING_OCTETS:
             break
-    found = (kind for kind, pattern in _IMAGE_BEGINNINGS.items() if pattern.match(beginning))
-    return next(found, "")
+    types = (kind for kind, pattern in _IMAGE_BEGINNINGS.items() if pattern.match(beginning))
+    return next(types, "")
 
 
 def previews(parts: ReadParts) -> frozenset[int]:
     """Return the numbers of the first attachments that a page shows. Blocks; raises OSError."""
     listed = enumerate(parts.attachments[:ATTACHMENTS_MAX], 1)
-    return frozenset(islice((number for number, one in listed if image_type(one)), PREVIEWS_MAX))
+    return frozenset(
+        islice((number for number, attachment in listed if image_type(attachment)), PREVIEWS_MAX)
+    )
 
 
-def decoded(one: AttachedOctets) -> Iterable[bytes]:
+def decoded(attachment: AttachedOctets) -> Iterable[bytes]:
     """Yield the content of an attachment. Reading blocks; raises OSError."""
-    return (block for block in decoded_blocks(one.octets, one.encoding) if block)
+    return (block for block in decoded_blocks(attachment.octets, attachment.encoding) if block)
 
 
 class _InlineImages:
     """Makes data: URLs of the images of a message, each once."""
 
     def __init__(self, attached: Iterable[AttachedOctets]) -> None:
-        self._by_id = {one.facts.content_id: one for one in attached if one.facts.content_id}
+        self._by_id = {
+            attachment.facts.content_id: attachment
+            for attachment in attached
+            if attachment.facts.content_id
+        }
         self._urls: dict[str, str | None] = {}
         self._characters = 0
 
@@ -371,11 +377,11 @@ class _InlineImages:
             self._characters += len(url or "")
         return self._urls.get(content_id)
 
-    def _read(self, one: AttachedOctets) -> str | None:
-        kind = one.facts.content_type
-        if kind not in RASTER_TYPES or one.facts.size > IMAGE_OCTETS_MAX:
+    def _read(self, attachment: AttachedOctets) -> str | None:
+        kind = attachment.facts.content_type
+        if kind not in RASTER_TYPES or attachment.facts.size > IMAGE_OCTETS_MAX:
             return None
-        octets = b"".join(decoded_blocks(one.octets, one.encoding))
+        octets = b"".join(decoded_blocks(attachment.octets, attachment.encoding))
         if len(octets) > IMAGE_OCTETS_MAX:
             return None
         return f"data:{kind};base64,{b64encode(octets).decode('ascii')}"

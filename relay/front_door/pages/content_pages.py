@@ -183,7 +183,7 @@ class ContentPages:
         Without it, that of the HTML, or else of the text.
         """
         asked = dict(request.query).get("show", "")
-        view: View = next((one for one in VIEWS if one == asked), "html")
+        view: View = next((name for name in VIEWS if name == asked), "html")
         remote_url = self._remote_url(request, visitor, journey)
         images_proof = self._images_proof(visitor, journey)
         panel = ContentPanel(view, images_proof=images_proof, has_images=remote_url is not None)
@@ -208,8 +208,8 @@ class ContentPages:
         self, request: HttpRequest, visitor: Visitor, journey: Journey
     ) -> RemoteImageUrl | None:
         """Return what a preview loads for a remote image; None unless a person has asked for it."""
-        given = dict(request.query).get(REMOTE_IMAGES_PARAMETER, "")
-        is_asked = is_csrf_token(given, self._images_proof(visitor, journey))
+        token = dict(request.query).get(REMOTE_IMAGES_PARAMETER, "")
+        is_asked = is_csrf_token(token, self._images_proof(visitor, journey))
         if self._development is None or not is_asked:
             return None
         return partial(remote_image_url, own=_own_places(request, self._development.clients))
@@ -218,8 +218,8 @@ class ContentPages:
         """Return the draft's properties as Graph's JSON, without Bcc for others than its owner."""
         mailbox, message = await self._handlers.sent_message(journey, principal, view="properties")
         select = _PROPERTIES if mailbox == principal.name else _PROPERTIES_FOR_OTHERS
-        shown = await self.in_thread(principal, lambda: _properties_json(message, select))
-        return Response(shown, headers=TEXT_HEADERS)
+        properties = await self.in_thread(principal, lambda: _properties_json(message, select))
+        return Response(properties, headers=TEXT_HEADERS)
 
     async def in_thread(self, principal: Principal, work: Callable[[], _Result]) -> _Result:
         """Run blocking work in one of the threads. Each visitor has one thread at most, so that one
@@ -310,41 +310,43 @@ def _header(parts: ReadParts) -> Response:
 
 def _attachment(number: str, parts: ReadParts, *, shows: bool) -> Response:
     """Return an attachment as a download; with `shows`, an image as an image."""
-    found = parts.attachments
+    attachments = parts.attachments
     index = int(number) if number.isascii() and number.isdecimal() and len(number) < 6 else 0
-    if not 1 <= index <= len(found):
-        expected = f"the message has {len(found)}" if found else "the message has none"
+    if not 1 <= index <= len(attachments):
+        expected = f"the message has {len(attachments)}" if attachments else "the message has none"
         raise ApiError(404, "ErrorItemNotFound", f"Found attachment {quoted(number)}; {expected}.")
-    one = found[index - 1]
-    image = image_type(one) if shows else ""
-    disposition = content_disposition(file_name(index, one), is_shown=bool(image))
+    attachment = attachments[index - 1]
+    image = image_type(attachment) if shows else ""
+    disposition = content_disposition(file_name(index, attachment), is_shown=bool(image))
     headers = CONTENT_HEADERS | {
-        "content-type": image or download_type(one),
+        "content-type": image or download_type(attachment),
         "content-disposition": disposition,
     }
-    return StreamedResponse(decoded(one), headers=headers)
+    return StreamedResponse(decoded(attachment), headers=headers)
 
 
 def _properties_json(message: StoredMessage, select: Collection[str]) -> bytes:
     known = [name for name in select if name in MESSAGE_PROPERTIES]
-    shown = {name: MESSAGE_PROPERTIES[name](message) for name in known}
-    fields = shown["internetMessageHeaders"]  # of MIME, all of its fields
-    shown["internetMessageHeaders"] = [one for one in fields if one["name"][:2].lower() == "x-"]
-    body = shown["body"]["content"]
+    properties = {name: MESSAGE_PROPERTIES[name](message) for name in known}
+    fields = properties["internetMessageHeaders"]  # of MIME, all of its fields
+    properties["internetMessageHeaders"] = [
+        header for header in fields if header["name"][:2].lower() == "x-"
+    ]
+    body = properties["body"]["content"]
     if len(body) > TEXT_CHARACTERS_MAX:
         cut = f"{body[:TEXT_CHARACTERS_MAX]}… {len(body) - TEXT_CHARACTERS_MAX:,} characters more"
-        shown["body"] = shown["body"] | {"content": cut}
-    shown["attachments"] = [
+        properties["body"] = properties["body"] | {"content": cut}
+    properties["attachments"] = [
         {
-            "name": one.name,
-            "contentType": one.content_type,
-            "size": one.size,
-            "isInline": one.inline,
+            "name": attachment.name,
+            "contentType": attachment.content_type,
+            "size": attachment.size,
+            "isInline": attachment.inline,
         }
-        for one in message.attachments[:ATTACHMENTS_MAX]
+        for attachment in message.attachments[:ATTACHMENTS_MAX]
     ]
-    given = {name: value for name, value in shown.items() if value not in (None, "", [])}
-    return msgspec.json.format(msgspec.json.encode(given), indent=2)
+    non_empty = {name: value for name, value in properties.items() if value not in (None, "", [])}
+    return msgspec.json.format(msgspec.json.encode(non_empty), indent=2)
 
 
 def _source(request: HttpRequest, journey: Journey, content: Content) -> Response:
@@ -358,8 +360,8 @@ def _source(request: HttpRequest, journey: Journey, content: Content) -> Respons
         return StreamedResponse(blocks(content, BLOCK_BYTES), size_bytes=size, headers=headers)
     rest = size - SOURCE_OCTETS_MAX
     end = f"\r\n[{rest:,} octets more: download the source]\r\n".encode() if rest > 0 else b""
-    shown = chain(_first(blocks(content, BLOCK_BYTES), SOURCE_OCTETS_MAX), [end] if end else [])
-    return StreamedResponse(shown, headers=TEXT_HEADERS)
+    octets = chain(_first(blocks(content, BLOCK_BYTES), SOURCE_OCTETS_MAX), [end] if end else [])
+    return StreamedResponse(octets, headers=TEXT_HEADERS)
 
 
 def _first(octets: Iterable[bytes], count: int) -> Iterator[bytes]:

@@ -138,7 +138,7 @@ def _values(controls: DevelopmentControls, refused: RefusedChange | None = None)
         typed = {name: refused.form.text(name) for name in _FIELDS}
         by_field = faults_by_field(refused.faults)
     elif refused:
-        faults = [_fault_line(one) for one in refused.faults[:_FAULTS_MAX]]
+        faults = [_fault_line(fault) for fault in refused.faults[:_FAULTS_MAX]]
         if len(refused.faults) > _FAULTS_MAX:
             faults.append(f"and {len(refused.faults) - _FAULTS_MAX} more")
     if refused and change == "scenario":
@@ -170,12 +170,12 @@ def reply_of(form: PageForm) -> dict[str, Any]:
 
 def faults_by_field(faults: Sequence[Fault]) -> dict[str, str]:
     """Return faults by the field of the form, "" for those of none."""
-    found: dict[str, list[str]] = {}
-    for one in faults[:_FAULTS_MAX]:
-        _, is_reply, name = one.key.rpartition("reply[0].")
-        field = name if is_reply else "domain" if one.key.endswith(".name") else ""
-        found.setdefault(field if field in _FIELDS else "", []).append(one.message)
-    return {field: "; ".join(messages) for field, messages in found.items()}
+    by_field: dict[str, list[str]] = {}
+    for fault in faults[:_FAULTS_MAX]:
+        _, is_reply, name = fault.key.rpartition("reply[0].")
+        field = name if is_reply else "domain" if fault.key.endswith(".name") else ""
+        by_field.setdefault(field if field in _FIELDS else "", []).append(fault.message)
+    return {field: "; ".join(messages) for field, messages in by_field.items()}
 
 
 def _toml_of(form: PageForm) -> str:
@@ -238,7 +238,7 @@ async def _advance(form: PageForm, controls: DevelopmentControls) -> tuple[int, 
 def _place(back: str) -> tuple[str, dict[str, str]]:
     """Return the page to go back to, its path and query; the first page if there is none."""
     path, _, query = back.partition("?")
-    segments = [unquote(one) for one in path.split("/")] if path else []
-    if any(one in ("", ".", "..") or "/" in one for one in segments):
+    segments = [unquote(segment) for segment in path.split("/")] if path else []
+    if any(segment in ("", ".", "..") or "/" in segment for segment in segments):
         return "", {}
     return "/".join(segments), dict(parse_qsl(query))

@@ -90,17 +90,20 @@ def last_hour(samples: Sequence[Sample], *, captures: bool) -> HourOfMetrics:
         for name, label in _COUNTED.items()
         if name != "captured" or captures
     }
-    done = [one for one in _DONE if one != "captured" or captures]
+    done = [name for name in _DONE if name != "captured" or captures]
     return HourOfMetrics(_charts(minutes(samples), done), counted, last.levels)
 
 
-def _charts(found: Sequence[Sample], done: Sequence[str]) -> list[Chart]:
-    times = [rfc3339(one.at_us) for one in found]
+def _charts(samples: Sequence[Sample], done: Sequence[str]) -> list[Chart]:
+    times = [rfc3339(sample.at_us) for sample in samples]
 
     def counts(title: str, names: Sequence[str]) -> Chart:
-        is_busy = any(one.counts[name] >= _BUSY for one in found for name in names)
+        is_busy = any(sample.counts[name] >= _BUSY for sample in samples for name in names)
         series = [
-            Series(name, [one.counts[name] / (one.real_s if is_busy else 1) for one in found])
+            Series(
+                name,
+                [sample.counts[name] / (sample.real_s if is_busy else 1) for sample in samples],
+            )
             for name in names
         ]
         unit = "per second" if is_busy else "in each minute"
@@ -113,12 +116,14 @@ def _charts(found: Sequence[Sample], done: Sequence[str]) -> list[Chart]:
         *,
         top: float | None = None,
     ) -> Chart:
-        series = [Series(name, [one.levels.get(name, 0.0) for one in found]) for name in names]
+        series = [
+            Series(name, [sample.levels.get(name, 0.0) for sample in samples]) for name in names
+        ]
         return draw(title, times, series, text_of=text_of, top=top)
 
     def latencies(title: str, of: Callable[[Sample], Sequence[float]]) -> Chart:
         series = [
-            Series(label, [quantile(part, of(one)) for one in found])
+            Series(label, [quantile(part, of(sample)) for sample in samples])
             for label, part in (("half within", 0.5), ("95 % within", 0.95))
         ]
         return draw(title, times, series, text_of=duration_text)
@@ -126,11 +131,11 @@ def _charts(found: Sequence[Sample], done: Sequence[str]) -> list[Chart]:
     return [
         counts("Accepted and delivered", done),
         counts("Deferred and failed", ["deferred", "failed"]),
-        latencies("Time from acceptance to delivery", lambda one: one.delivery),
+        latencies("Time from acceptance to delivery", lambda sample: sample.delivery),
         levels("Queue entries", _QUEUE_STATES),
         levels("Oldest entry in the queue", ["oldest"], duration_text),
         levels("SMTP connections", ["incoming", "outgoing"]),
-        latencies("Time of a commit to the queue's disk", lambda one: one.commits),
+        latencies("Time of a commit to the queue's disk", lambda sample: sample.commits),
         levels("Pressure: 1 slow, 2 refuse", ["pressure"], top=2),
     ]
 

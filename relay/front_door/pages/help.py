@@ -126,7 +126,7 @@ async def snippets_page(request: PageRequest) -> Response:
     development = request.site.dependencies.development
     if development is None:
         raise ApiError(404, "ResourceNotFound", "Only the development relay has these programs.")
-    snippets = [with_ports(one, development.clients) for one in read_snippets()]
+    snippets = [with_ports(snippet, development.clients) for snippet in read_snippets()]
     return request.page("snippets.html", snippets=snippets)
 
 
@@ -136,15 +136,15 @@ def read_snippets() -> tuple[Snippet, ...]:
 
     A section is a language; a bold name in front of a program is its library.
     """
-    found = []
+    snippets = []
     for language, text in _SECTION.findall(shipped("docs/snippets.md").read_text("utf-8")):
         end = 0
         for program in _PROGRAM.finditer(text):
             names = _NAME.findall(text, end, program.start())
             title = f"{language}: {names[-1]}" if names else language
-            found.append(Snippet(title, program[1]))
+            snippets.append(Snippet(title, program[1]))
             end = program.end()
-    return tuple(found)
+    return tuple(snippets)
 
 
 def with_ports(snippet: Snippet, clients: ClientSettings) -> Snippet:
@@ -156,4 +156,4 @@ def with_ports(snippet: Snippet, clients: ClientSettings) -> Snippet:
         "8025": clients.http_port,
         "8443": clients.https_port or 8443,
     }
-    return Snippet(snippet.title, _PORT.sub(lambda found: str(ports[found[0]]), snippet.code))
+    return Snippet(snippet.title, _PORT.sub(lambda match: str(ports[match[0]]), snippet.code))

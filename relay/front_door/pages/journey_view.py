@@ -105,9 +105,9 @@ def journey_view(
     list`.
     """
     recipients = journey.shown_recipients
-    ordered = sorted(recipients, key=lambda one: _importance(one.state))
+    ordered = sorted(recipients, key=lambda recipient: _importance(recipient.state))
     listed, rest = ordered[:RECIPIENTS_MAX], ordered[RECIPIENTS_MAX:]
-    by_state = Counter(one.state for one in rest)
+    by_state = Counter(recipient.state for recipient in rest)
     return JourneyView(
         journey=journey,
         subject=one_line(journey.subject),
@@ -123,46 +123,46 @@ def journey_view(
 
 def _steps(journey: Journey, entries: Sequence[Mapping[str, Any]]) -> Iterator[ShownStep]:
     events: dict[int, list[JourneyStep]] = {number: [] for number in _NAMES}
-    for one in journey.steps:
-        events[one.step].append(one)
+    for step in journey.steps:
+        events[step.step].append(step)
     since = _times_between(journey.steps)
     is_claimed = any(entry.get("claimed") for entry in entries)
     for number, name in _NAMES.items():
         state, text = _state_of_step(number, journey, events, is_claimed=is_claimed)
-        found = [_event(some, since, journey) for some in _runs(events[number])]
-        shown = tuple(found[-_EVENTS_MAX:])
-        left_out = sum(one.count for one in found[:-_EVENTS_MAX])
-        yield ShownStep(number, name, state, text, shown, left_out)
+        step_events = [_event(run, since, journey) for run in _runs(events[number])]
+        last_events = tuple(step_events[-_EVENTS_MAX:])
+        left_out = sum(event.count for event in step_events[:-_EVENTS_MAX])
+        yield ShownStep(number, name, state, text, last_events, left_out)
 
 
-def _event(some: Sequence[JourneyStep], since: Mapping[int, str], journey: Journey) -> StepEvent:
+def _event(run: Sequence[JourneyStep], since: Mapping[int, str], journey: Journey) -> StepEvent:
     """Return what is shown of an event, or of attempts that are like the one before them."""
-    last = some[-1]
+    last = run[-1]
     evidence = evidence_of(last, journey)
-    if len(some) > 1:
-        numbers = f"{some[0].detail.get('attempt', '?')}{_TO}{last.detail.get('attempt', '?')}"
+    if len(run) > 1:
+        numbers = f"{run[0].detail.get('attempt', '?')}{_TO}{last.detail.get('attempt', '?')}"
         evidence = replace(evidence, text=f"Attempts {numbers}: the same reply.", facts=())
-    return StepEvent(last.at, since[id(last)], evidence, len(some))
+    return StepEvent(last.at, since[id(last)], evidence, len(run))
 
 
 def _runs(events: Sequence[JourneyStep]) -> Iterator[Sequence[JourneyStep]]:
     """Yield the events, each alone. Attempts for an entry that equal the one before come together,
     until the next operation.
     """
-    found: list[list[JourneyStep]] = []
+    runs: list[list[JourneyStep]] = []
     last: dict[int, list[JourneyStep]] = {}  # by entry
-    for one in events:
-        tried = one.read()
+    for event in events:
+        tried = event.read()
         if not isinstance(tried, details.AttemptDetail) or not tried.attempt:
             last.clear()
-            found.append([one])
+            runs.append([event])
             continue
         run = last.get(tried.entry)
-        if run is None or _likeness(run[-1]) != _likeness(one):
+        if run is None or _likeness(run[-1]) != _likeness(event):
             run = last[tried.entry] = []
-            found.append(run)
-        run.append(one)
-    for run in found:
+            runs.append(run)
+        run.append(event)
+    for run in runs:
         yield run[:1]
         if run[1:]:
             yield run[1:]
@@ -177,9 +177,11 @@ def _times_between(steps: Sequence[JourneyStep]) -> dict[int, str]:
     """Return the time between each event and the one before it in time, in words."""
     since: dict[int, str] = {}
     before_us: int | None = None
-    for one in sorted(steps, key=lambda one: one.at):
-        at_us = time_us_of(one.at)
-        since[id(one)] = "" if before_us is None else f"+{duration_text((at_us - before_us) / 1e6)}"
+    for step in sorted(steps, key=lambda step: step.at):
+        at_us = time_us_of(step.at)
+        since[id(step)] = (
+            "" if before_us is None else f"+{duration_text((at_us - before_us) / 1e6)}"
+        )
         before_us = at_us
     return since
 
@@ -208,7 +210,7 @@ def _state_of_step(
         if number == at:
             return StepState.FAILED, text
         return StepState.SKIPPED, f"Not reached: the message ended at step {at}."
-    before = max((one for one in _IN_TIME[:place] if events[one]), default=0)
+    before = max((number for number in _IN_TIME[:place] if events[number]), default=0)
     if place and not events[_IN_TIME[place - 1]]:
         return StepState.WAITING, "Not reached yet."
     if number == Step.CONVERTED and _first(details.NotifiedDetail, events).deferred_until:
@@ -266,7 +268,7 @@ def _end_before_transport(events: _Events) -> tuple[int, str] | None:
 
 def _delivery(journey: Journey, events: _Events, *, is_claimed: bool) -> tuple[StepState, str]:
     """Return the state of step 6, which follows from those of the recipients."""
-    states = Counter(one.state for one in journey.recipients)
+    states = Counter(recipient.state for recipient in journey.recipients)
     text = ", ".join(f"{number} {state}" for state, number in states.items())
     text = f"{counted(states.total(), 'recipient')}: {text}."
     if is_claimed:
@@ -274,14 +276,14 @@ def _delivery(journey: Journey, events: _Events, *, is_claimed: bool) -> tuple[S
     if any(states[name] for name in ("queued", "deferred", "held")):
         return StepState.WAITING, text
     attempts = details_in(events[6], details.AttemptDetail)
-    tried = {one.address for attempt in attempts for one in attempt.recipients}
+    tried = {recipient.address for attempt in attempts for recipient in attempt.recipients}
     if not events[6]:
         if not _first(details.RoutedDetail, events).next_hops and events[5]:
             if states["delivered"]:  # to the address of a quarantine
                 return StepState.DONE, text
             return StepState.SKIPPED, "No recipient was left to deliver to after step 5."
         return StepState.NO_EVIDENCE, f"{text} {_NO_EVIDENCE}"
-    of_step = [one.state for one in journey.recipients if one.address in tried]
+    of_step = [recipient.state for recipient in journey.recipients if recipient.address in tried]
     is_bad = any(state in _BAD for state in of_step) or states["cancelled"]
     return (StepState.FAILED if is_bad else StepState.DONE), text
 
@@ -291,10 +293,10 @@ def _report(journey: Journey, events: _Events) -> tuple[StepState, str]:
         reports = [*details_in(events[7], details.ReportDetail)]
         if not reports:
             return StepState.DONE, "This relay sent no report. What others claim is not verified."
-        if [one.kind for one in reports] == ["dropped"] * len(events[7]):
+        if [report.kind for report in reports] == ["dropped"] * len(events[7]):
             return StepState.FAILED, "A report could not be delivered, and was dropped."
         return StepState.DONE, ""
-    states = {one.state for one in journey.recipients}
+    states = {recipient.state for recipient in journey.recipients}
     if not states or not states <= AT_REST:
         return StepState.WAITING, "The sender gets a report if a recipient fails."
     if not states & {"failed", "expired"}:
@@ -326,11 +328,11 @@ _ENDS = {
 }
 
 
-def _recipient(one: Recipient) -> ShownRecipient:
-    state = one.state
+def _recipient(recipient: Recipient) -> ShownRecipient:
+    state = recipient.state
     text = REASONS.get(state) or _ENDS.get(state) or f"is {state}"
-    if state == "relayed" and one.attempts and one.attempts[-1].host:
-        text = f"was accepted by {one.attempts[-1].host}"
-    if (hop := one.next_hop) and state in ("queued", "deferred"):
+    if state == "relayed" and recipient.attempts and recipient.attempts[-1].host:
+        text = f"was accepted by {recipient.attempts[-1].host}"
+    if (hop := recipient.next_hop) and state in ("queued", "deferred"):
         text += f", by {hop_words(hop)}"
-    return ShownRecipient(one, text)
+    return ShownRecipient(recipient, text)

@@ -38,10 +38,10 @@ async def login(request: HttpRequest, visitor: Visitor | None, site: PageSite) -
     if request.method == "POST":
         return await _log_in(request, site, logins)
     require_method(request, "GET")
-    wanted = local_reference(dict(request.query).get("next", ""))
+    destination = local_reference(dict(request.query).get("next", ""))
     if visitor is not None:
-        return _redirect(wanted)
-    return _form(request, site, logins, wanted=wanted)
+        return _redirect(destination)
+    return _form(request, site, logins, destination=destination)
 
 
 def logout(request: PageRequest) -> Response:
@@ -67,11 +67,11 @@ def login_needed(request: HttpRequest, site: PageSite) -> Response:
             headers={"hx-refresh": "true"},
         )
         return site.error(request, None, refused)
-    wanted = ""
+    destination = ""
     if request.method == "GET":
         path, _, query = request.target.decode("latin-1").partition("?")
-        wanted = local_reference(path.lstrip("/") + (f"?{query}" if query else ""))
-    return site.redirect(request, "login", next=wanted or None)
+        destination = local_reference(path.lstrip("/") + (f"?{query}" if query else ""))
+    return site.redirect(request, "login", next=destination or None)
 
 
 def local_reference(text: str) -> str:
@@ -92,18 +92,20 @@ async def _log_in(request: HttpRequest, site: PageSite, logins: Logins) -> Respo
         if error.status != 403:
             raise
         return _form(request, site, logins, status=403, message=_NO_COOKIE)
-    wanted, user = local_reference(form.text("next")), form.text("user")
+    destination, user = local_reference(form.text("next")), form.text("user")
     try:
         account = await logins.account_of(request, user, form.text("password"))
     except LoginDelayedError as error:
         seconds = max(1, math.ceil(error.retry_after_s))
         message = f"{error}. Try again in {seconds} second{'' if seconds == 1 else 's'}."
-        response = _form(request, site, logins, wanted=wanted, status=429, message=message)
+        response = _form(
+            request, site, logins, destination=destination, status=429, message=message
+        )
         response.headers["retry-after"] = str(seconds)
         return response
     if account is None:
-        return _form(request, site, logins, wanted=wanted, status=403, message=_WRONG)
-    response = _redirect(wanted)
+        return _form(request, site, logins, destination=destination, status=403, message=_WRONG)
+    response = _redirect(destination)
     logins.log_in(request, account, response)
     return response
 
@@ -121,7 +123,7 @@ def _form(
     site: PageSite,
     logins: Logins,
     *,
-    wanted: str = "",
+    destination: str = "",
     status: int = 200,
     message: str = "",
 ) -> Response:
@@ -138,8 +140,8 @@ def _form(
         "login.html",
         status=status,
         message=message,
-        wanted=wanted,
-        wanted_url=_location(wanted),
+        destination=destination,
+        destination_url=_location(destination),
         is_from_elsewhere=is_from_elsewhere,
         form_token=token,
     )

@@ -72,11 +72,11 @@ class PageForm(Struct, frozen=True):
 
     def text(self, name: str) -> str:
         """Return the value of a field, "" if it is absent."""
-        return next((value for given, value in self.fields if given == name), "")
+        return next((value for field_name, value in self.fields if field_name == name), "")
 
     def every(self, name: str) -> list[str]:
         """Return all values of a field."""
-        return [value for given, value in self.fields if given == name]
+        return [value for field_name, value in self.fields if field_name == name]
 
 
 async def read_form(request: HttpRequest, csrf: str, *, has_files: bool = False) -> PageForm:
@@ -90,8 +90,8 @@ async def read_form(request: HttpRequest, csrf: str, *, has_files: bool = False)
         form = await asyncio.to_thread(_multipart, request.headers["content-type"], body)
     else:
         form = _urlencoded(request, await request.body())
-    given = request.headers.get(_CSRF_HEADER) or form.text(_CSRF_FIELD)
-    if not is_csrf_token(given, csrf):
+    token = request.headers.get(_CSRF_HEADER) or form.text(_CSRF_FIELD)
+    if not is_csrf_token(token, csrf):
         raise ApiError(403, "ErrorAccessDenied", STALE_FORM)
     return form
 
@@ -129,10 +129,10 @@ def _multipart(content_type: str, body: bytes) -> PageForm:
     return PageForm(tuple(fields), tuple(files))
 
 
-def is_csrf_token(given: str, expected: str) -> bool:
+def is_csrf_token(token: str, expected: str) -> bool:
     """Return whether a CSRF token is the expected one, in constant time; "" is none."""
     return bool(expected) and compare_digest(
-        given.encode("utf-8", "surrogatepass"), expected.encode()
+        token.encode("utf-8", "surrogatepass"), expected.encode()
     )
 
 
@@ -169,7 +169,11 @@ class Sessions:
         """
         now = self._clock.monotonic()
         self._remove_ended(now)
-        own = [key for key, one in self._sessions.items() if one.account.address == account.address]
+        own = [
+            key
+            for key, session in self._sessions.items()
+            if session.account.address == account.address
+        ]
         for key in own[: max(0, len(own) - SESSIONS_OF_ACCOUNT_MAX + 1)]:
             del self._sessions[key]
         identifier = new_secret()
@@ -203,7 +207,7 @@ class Sessions:
         self._sessions.pop(_key_of(identifier), None)
 
     def _remove_ended(self, now: float) -> None:
-        ended = [key for key, one in self._sessions.items() if one.has_ended(now)]
+        ended = [key for key, session in self._sessions.items() if session.has_ended(now)]
         for key in ended:
             del self._sessions[key]
 
@@ -268,7 +272,7 @@ class Logins:
         a wrong password. Raises LoginDelayedError.
         """
         user = user.strip()[:_USER_LENGTH_MAX]
-        shown, address = _client(request), request.counted_address
+        client, address = _client(request), request.counted_address
         try:
             of_token = self._accounts.by_token(secret, client=address) if secret else None
             if of_token is not None and _is_named(user, of_token):
@@ -276,10 +280,10 @@ class Logins:
             account = await self._accounts.by_password(user, secret, client=address)
         except LoginDelayedError as error:
             if error.__cause__ is not None:
-                _log.error("password not checked", client=shown, error=error.__cause__)
+                _log.error("password not checked", client=client, error=error.__cause__)
             raise
         if account is None:
-            _log.info("login rejected", client=shown, user=user[:_LOGGED_MAX])
+            _log.info("login rejected", client=client, user=user[:_LOGGED_MAX])
         return account
 
     def log_in(self, request: HttpRequest, account: Account, response: Response) -> None:
@@ -329,8 +333,8 @@ class Logins:
         name = self._cookie_name(request, of)
         for field in request.headers.getlist("cookie"):
             for pair in field[:_COOKIES_LENGTH_MAX].split(";"):
-                given, _, value = pair.strip().partition("=")
-                if given == name:
+                key, _, value = pair.strip().partition("=")
+                if key == name:
                     return value.strip()
         return ""
 

@@ -79,25 +79,29 @@ async def message_page(request: PageRequest, key: str) -> Response:
 
 def _hidden_recipients(journey: Journey, head: MessageHead) -> Sequence[str]:
     """Return the recipients that the header does not name; what replaced a recipient is none."""
-    replaced_by = {name for one in journey.recipients for name in one.successors or ()}
+    replaced_by = {name for recipient in journey.recipients for name in recipient.successors or ()}
     addressed = set(map(own_mailbox, head.addressed))
     return [
-        one.address
-        for one in journey.recipients
-        if own_mailbox(one.address) not in addressed and one.address not in replaced_by
+        recipient.address
+        for recipient in journey.recipients
+        if own_mailbox(recipient.address) not in addressed and recipient.address not in replaced_by
     ]
 
 
 def _unsent(journey: Journey, head: MessageHead) -> Sequence[str]:
     """Return the addresses of To and Cc to which the message was not sent."""
-    sent = {own_mailbox(one.address) for one in journey.recipients}
-    return [one for one in dict.fromkeys(head.addressed) if one and own_mailbox(one) not in sent]
+    sent = {own_mailbox(recipient.address) for recipient in journey.recipients}
+    return [
+        address
+        for address in dict.fromkeys(head.addressed)
+        if address and own_mailbox(address) not in sent
+    ]
 
 
 async def _neighbours(request: PageRequest, journey: Journey, view: ListView) -> tuple[str, str]:
     """Return the names of the messages before and behind this one in a list, "" for none."""
     return await request.site.dependencies.journeys.neighbours(
-        request.site.handlers.with_reader(view.wanted, request.principal),
+        request.site.handlers.with_reader(view.search, request.principal),
         position_of(journey.id or "", journey.submission_id or ""),
         account=request.principal.account,
         begin=view.begin,
@@ -110,9 +114,11 @@ async def _actions(request: PageRequest, name: str) -> list[tuple[str, str]]:
     if not site.handlers.is_development:
         rows = await site.dependencies.journeys.rows([name], account=principal.account)
         facts = await site.handlers.row_facts(rows, principal)
-        if not any(one.is_received for one in facts.values()):
+        if not any(copy_facts.is_received for copy_facts in facts.values()):
             return []
-    return [one for one in actions(site) if one[0] != READ or not site.handlers.is_development]
+    return [
+        action for action in actions(site) if action[0] != READ or not site.handlers.is_development
+    ]
 
 
 def _has_ended(journey: Journey, site: PageSite) -> bool:
@@ -127,7 +133,7 @@ def _live_parts(request: PageRequest, values: Mapping[str, Any]) -> list[str]:
     and the journey.
     """
     parts = ("_answer.html", "_answers.html", "_more.html", "_dots.html", "_journey.html")
-    return [request.shared_part(one, **values) for one in parts]
+    return [request.shared_part(part, **values) for part in parts]
 
 
 def _live_part(request: PageRequest, values: Mapping[str, Any]) -> LivePart:
@@ -147,11 +153,17 @@ async def _journey_values(request: PageRequest, key: str) -> dict[str, Any]:
     view = journey_view(journey, entries)
     may_operate = request.principal.role is Role.OPERATE
     due = min(
-        (at for one in journey.recipients if (at := one.next_attempt) and time_us_of(at) > now_us),
+        (
+            at
+            for recipient in journey.recipients
+            if (at := recipient.next_attempt) and time_us_of(at) > now_us
+        ),
         default="",
     )
     controls = site.dependencies.development
-    has_copies = journey.submission_id or any(one.graph_id for one in journey.recipients)
+    has_copies = journey.submission_id or any(
+        recipient.graph_id for recipient in journey.recipients
+    )
     return {
         "actions": await _actions(request, journey.key),
         "answer": answer(journey, now_us=now_us, reports=reports),
@@ -176,22 +188,24 @@ async def _entries_of(request: PageRequest, journey: Journey) -> Sequence[Mappin
     )
     if request.principal.account is None:
         return listed
-    shown = {one.address for one in journey.recipients}
-    return [
-        {**entry, "recipients": [one for one in entry["recipients"] if one["address"] in shown]}
-        for entry in listed
-        if any(one["address"] in shown for one in entry["recipients"])
-    ]
+    addresses = {recipient.address for recipient in journey.recipients}
+    entries = []
+    for entry in listed:
+        recipients = entry["recipients"]
+        own = [recipient for recipient in recipients if recipient["address"] in addresses]
+        if own:
+            entries.append({**entry, "recipients": own})
+    return entries
 
 
 async def _reports_of(request: PageRequest, journey: Journey) -> dict[str, Journey]:
     """Return the journeys of the newest reports on a message, as far as the visitor sees them."""
-    found: dict[str, Journey] = {}
+    reports: dict[str, Journey] = {}
     for name in journey.reports[-_REPORTS_MAX:]:
         report = await _journey(request, name)
         if report is not None:
-            found[name] = report
-    return found
+            reports[name] = report
+    return reports
 
 
 async def _journey(request: PageRequest, name: str) -> Journey | None:
@@ -205,7 +219,9 @@ def _is_own_report(journey: Journey) -> bool:
 
     A dead letter may be a message of anybody's; it goes to the postmaster.
     """
-    return journey.is_report and all(one.address != POSTMASTER for one in journey.recipients)
+    return journey.is_report and all(
+        recipient.address != POSTMASTER for recipient in journey.recipients
+    )
 
 
 async def _original_of(request: PageRequest, report: DeliveryReport) -> str:
@@ -218,8 +234,8 @@ async def _original_of(request: PageRequest, report: DeliveryReport) -> str:
     names = [envid] if is_submission else []
     names += [message_id] if _is_message_id(message_id) else []
     for name in names:
-        if found := await _journey(request, name):
-            return found.key
+        if original := await _journey(request, name):
+            return original.key
     return ""
 
 

@@ -86,7 +86,7 @@ class ListView(Struct, frozen=True):
     before: ListPosition | None = None  # where the page begins; None: with the newest message
     trail: tuple[str, ...] = ()  # the places of the newer pages, the first page is ""
     fault: str = ""  # a sentence if the search is none
-    wanted: MessageSearch = _EVERYTHING  # all of it
+    search: MessageSearch = _EVERYTHING  # all of it
 
     def query(self, **changes: Any) -> dict[str, Any]:
         """Return the fields of a link to this view, on its first page."""
@@ -142,14 +142,14 @@ def view_of(query: Collection[tuple[str, str]]) -> ListView:
     kind = REPORT if fields.get("kind") == REPORT else ""
     state = fields.get("state", "")
     state = state if state in MESSAGE_STATES else ""
-    fault, wanted = "", _EVERYTHING
+    fault, search = "", _EVERYTHING
     try:
-        wanted = parse_search(text)
+        search = parse_search(text)
     except SearchTextError as error:
         fault = str(error)
-    if state and wanted.state not in ("", state):
-        fault = f"The search has state:{wanted.state}, and the filter has {state}. Remove one."
-    wanted = replace(wanted, mailbox=mailbox, kind=kind, state=state or wanted.state)
+    if state and search.state not in ("", state):
+        fault = f"The search has state:{search.state}, and the filter has {state}. Remove one."
+    search = replace(search, mailbox=mailbox, kind=kind, state=state or search.state)
     trail = tuple(fields.get("newer", "").split(_TRAIL_SEPARATOR))[:_TRAIL_MAX]
     return ListView(
         text=text,
@@ -159,7 +159,7 @@ def view_of(query: Collection[tuple[str, str]]) -> ListView:
         before=_place(fields.get("before", "")),
         trail=trail if fields.get("before") else (),
         fault=fault,
-        wanted=wanted,
+        search=search,
     )
 
 
@@ -192,8 +192,8 @@ async def message_list(request: PageRequest) -> Response:
     if view.mailbox and not view.mailbox.partition("@")[2]:
         begin = view.mailbox.lower()
         addresses = await journeys.addresses(account=account)
-        if found := [one for one in addresses if one.lower().startswith(begin)]:
-            return request.redirect("", **view.query(mailbox=found[0]))
+        if matching := [address for address in addresses if address.lower().startswith(begin)]:
+            return request.redirect("", **view.query(mailbox=matching[0]))
     render = partial(_fragment, request, view)
     if (stream := request.live_stream(render)) is not None:
         return stream
@@ -231,18 +231,18 @@ async def _fragment(request: PageRequest, view: ListView) -> str:
     rows: Sequence[MessageSummary] = ()
     older = None
     if not view.fault:
-        page = await site.handlers.page(view.wanted, principal, limit=ROWS, before=view.before)
-        rows = [one for one in page.rows if one.name not in site.deletions.names]
+        page = await site.handlers.page(view.search, principal, limit=ROWS, before=view.before)
+        rows = [row for row in page.rows if row.name not in site.deletions.names]
         older = page.older
     facts = await site.handlers.row_facts(rows, principal)
-    tags = await tags_of(site.dependencies, [one.name for one in rows])
+    tags = await tags_of(site.dependencies, [row.name for row in rows])
     total, counts = await site.dependencies.journeys.counts(
         account=principal.account, limit=_COUNTED_MAX
     )
     return request.shared_part(
         "_list.html",
         view=view,
-        rows=[_row(one, facts[one.name], tags.get(one.name, ())) for one in rows],
+        rows=[_row(row, facts[row.name], tags.get(row.name, ())) for row in rows],
         came=urlencode(view.came()),
         actions=actions(site),
         matching=_matching(view, len(rows), is_all=older is None, total=total, counts=counts),
@@ -264,7 +264,7 @@ def actions(site: PageSite) -> list[tuple[str, str]]:
 def _searched(site: PageSite, view: ListView) -> str:
     """Return of how many messages a search for words reads the texts at once, "" elsewhere."""
     index = site.dependencies.journeys.places.index
-    return f"{index.count:,}" if index is not None and index.count > 1 and view.wanted.words else ""
+    return f"{index.count:,}" if index is not None and index.count > 1 and view.search.words else ""
 
 
 def _matching(
@@ -283,7 +283,7 @@ def _row(row: MessageSummary, facts: RowFacts, tags: Sequence[str]) -> SimpleNam
     """Return what a row shows."""
     next_us, preview = row.next_attempt_us, facts.preview
     name = one_line(preview.sender_name)
-    listed = [one.address for one in row.recipients]
+    listed = [recipient.address for recipient in row.recipients]
     to, is_sent_to = preview.to_address or next(iter(listed), ""), True
     if listed and row.recipient_count <= len(listed):
         is_sent_to = own_mailbox(to) in map(own_mailbox, listed)
@@ -310,9 +310,9 @@ def _row(row: MessageSummary, facts: RowFacts, tags: Sequence[str]) -> SimpleNam
 def _tabs(view: ListView, total: int, counts: Mapping[str, int]) -> list[dict[str, Any]]:
     """Return a tab for each state that occurs, with the number of messages; "+": or more."""
     more = "+" if total >= _COUNTED_MAX else ""
-    states = [str(one) for one in _TABS if counts.get(one) or view.state == one]
+    states = [str(state) for state in _TABS if counts.get(state) or view.state == state]
     tabs = [("All", "", "", f"{total:,}{more}")]
-    tabs += [(one.capitalize(), one, "", f"{counts.get(one, 0):,}{more}") for one in states]
+    tabs += [(state.capitalize(), state, "", f"{counts.get(state, 0):,}{more}") for state in states]
     if view.state not in ("", *_TABS):
         tabs.append((view.state.capitalize(), view.state, "", ""))
     if counts.get(REPORT) or view.kind:
@@ -357,8 +357,8 @@ async def refused_page(request: PageRequest) -> Response:
     before = fields.get("before", "") if is_cursor(fields.get("before", "")) else ""
 
     async def render() -> str:
-        given = {"address": address, "before": before, "limit": str(ROWS)}
-        query = {name: value for name, value in given.items() if value}
+        parameters = {"address": address, "before": before, "limit": str(ROWS)}
+        query = {name: value for name, value in parameters.items() if value}
         page = await request.site.handlers.refused(query, request.principal)
         conditions = {"address": address or None}
         return request.shared_part(
@@ -379,7 +379,7 @@ async def refused_tab(request: PageRequest) -> dict[str, Any]:
     """Return the label of the tab, and its number: "" if there are none, "+" for more."""
     limit = {"limit": str(PAGE_MAX)}
     page = await request.site.handlers.refused(limit, request.principal)
-    times = sum(one.times for one in page.refused)
+    times = sum(refusal.times for refusal in page.refused)
     more = "+" if page.older else ""
     return {"label": "Refused", "number": f"{times:,}{more}" if times else ""}
 
@@ -447,7 +447,7 @@ async def _all_that_match(request: PageRequest) -> Response:
     if view.fault:
         raise ApiError(400, "BadRequest", view.fault)
     names, is_more = await request.site.dependencies.journeys.names(
-        request.site.handlers.with_reader(view.wanted, request.principal),
+        request.site.handlers.with_reader(view.search, request.principal),
         account=request.principal.account,
         limit=NAMES_MAX,
     )
@@ -488,7 +488,7 @@ async def _apply(action: str, names: Sequence[str], request: PageRequest) -> int
     for at in range(0, len(names), _AT_ONCE):
         removals = map(remove, names[at : at + _AT_ONCE])
         results = await asyncio.gather(*removals, return_exceptions=True)
-        failures = [one for one in results if isinstance(one, BaseException)]
+        failures = [result for result in results if isinstance(result, BaseException)]
         if failures:
             raise failures[0]
         done += results.count(True)

@@ -74,7 +74,7 @@ class QueueSelection(Struct, frozen=True):
     @property
     def pairs(self) -> list[tuple[str, str]]:
         """The fields of a form or a link that select the same."""
-        pairs = [("id", one) for one in self.ids] + list(self.conditions.items())
+        pairs = [("id", queue_id) for queue_id in self.ids] + list(self.conditions.items())
         return [*pairs, ("all", "true")] if self.all else pairs
 
     @property
@@ -91,7 +91,7 @@ class QueueSelection(Struct, frozen=True):
         """Return the parameters of GET /relay/v1/queue. Raises ApiError 400."""
         query = dict(self.conditions)
         if self.ids:
-            query["id"] = ",".join(quote(one, safe="") for one in self.ids)
+            query["id"] = ",".join(quote(queue_id, safe="") for queue_id in self.ids)
         if _AGE in query:
             query[_AGE] = f"{self._older_than_s():g}"
         return query
@@ -135,8 +135,8 @@ def choices_for(
     entries: Collection[Mapping[str, Any]], *, release_to: NextHop | None
 ) -> list[OperationChoice]:
     """Return all operations, each with the reason why it applies to none of the entries."""
-    states = [RecipientState(one["state"]) for one in entries]
-    found = []
+    states = [RecipientState(row["state"]) for row in entries]
+    choices = []
     for operation in Operation:
         if operation is Operation.REROUTE:
             reasons = [""] * len(states)
@@ -146,8 +146,8 @@ def choices_for(
             command = QueueCommand(operation, Selector(all=True), "", to=to)
             reasons = [command.inapplicable_reason(state) for state in states]
         reason = reasons[0] if reasons and all(reasons) else ""
-        found.append(OperationChoice(operation, LABELS[operation], reason))
-    return found
+        choices.append(OperationChoice(operation, LABELS[operation], reason))
+    return choices
 
 
 async def queue_change(request: PageRequest, operation: Operation) -> Response:
@@ -162,13 +162,13 @@ async def queue_change(request: PageRequest, operation: Operation) -> Response:
 async def _confirmation(request: PageRequest, operation: Operation) -> Response:
     query = request.http.query
     selection = selection_of(query)
-    given = _given(operation, query)
+    inputs = _given(operation, query)
     values: dict[str, Any] = {
         "operation": str(operation),
         "label": LABELS[operation],
         "effect": EFFECTS[operation],
         "selection": selection,
-        "given": given,
+        "given": inputs,
         "back": _text(query, "message"),
         "typed": "",
     }
@@ -176,8 +176,8 @@ async def _confirmation(request: PageRequest, operation: Operation) -> Response:
         message = "Nothing is selected: mark entries, or choose all that match."
         raise ApiError(400, "BadRequest", message)
     answer, line, fault = None, "", ""
-    if operation is not Operation.REROUTE or given["to"]:
-        body = {**selection.body(), **_fields(given), "dry_run": True}
+    if operation is not Operation.REROUTE or inputs["to"]:
+        body = {**selection.body(), **_fields(inputs), "dry_run": True}
         try:
             answer = await _run(request, operation, body)
             line = changed_line(operation, answer)
@@ -203,8 +203,8 @@ async def _confirmation(request: PageRequest, operation: Operation) -> Response:
 async def _change(request: PageRequest, operation: Operation) -> Response:
     fields = request.form.fields
     selection = selection_of(fields)
-    given = _given(operation, fields) | {"reason": _text(fields, "reason")}
-    answer = await _run(request, operation, {**selection.body(), **_fields(given)})
+    inputs = _given(operation, fields) | {"reason": _text(fields, "reason")}
+    answer = await _run(request, operation, {**selection.body(), **_fields(inputs)})
     result = {"did": str(operation)} | {name: answer[name] for name in _COUNTS}
     message = _text(fields, "message")
     if message.replace(".", "").isalnum():  # a queue id or a submission id
@@ -241,18 +241,18 @@ def _given(operation: Operation, pairs: Collection[tuple[str, str]]) -> dict[str
     return {name: _text(pairs, name) for name in _PARAMETERS[operation]}
 
 
-def _fields(given: Mapping[str, str]) -> dict[str, str | bool]:
+def _fields(inputs: Mapping[str, str]) -> dict[str, str | bool]:
     """Return the fields of the body; a text for a report that was not chosen is left out."""
-    fields: dict[str, str | bool] = {name: text for name, text in given.items() if text}
-    if "bounce" in given:
-        fields["bounce"] = bool(given["bounce"])
-        if not given["bounce"]:
+    fields: dict[str, str | bool] = {name: text for name, text in inputs.items() if text}
+    if "bounce" in inputs:
+        fields["bounce"] = bool(inputs["bounce"])
+        if not inputs["bounce"]:
             fields.pop("text", None)
     return fields
 
 
 def _text(pairs: Collection[tuple[str, str]], name: str) -> str:
-    return next((text.strip() for given, text in pairs if given == name), "")
+    return next((text.strip() for key, text in pairs if key == name), "")
 
 
 async def release(request: PageRequest, key: str) -> Response:
@@ -271,7 +271,7 @@ async def release(request: PageRequest, key: str) -> Response:
         "typed": form.text("to"),
     }
     try:
-        addresses = parse_addresses([one for one in _SEPARATOR.split(form.text("to")) if one])
+        addresses = parse_addresses([text for text in _SEPARATOR.split(form.text("to")) if text])
         check_own_recipients(entries, development, named=addresses)
     except ApiError as error:
         return request.page(
@@ -295,7 +295,7 @@ def released_by_command(
     """
     host = development.release_to if development is not None else None
     listed = answer["entries"] if answer is not None else ()
-    captured = [one for one in listed if one["state"] == RecipientState.CAPTURED]
+    captured = [row for row in listed if row["state"] == RecipientState.CAPTURED]
     leaving = [
         address
         for entry in captured
@@ -303,6 +303,6 @@ def released_by_command(
         for address in captured_recipients(entry)
         if development.may_release(address)
     ]
-    messages = {one["id"] for one in captured} if host is not None else set()
+    messages = {row["id"] for row in captured} if host is not None else set()
     copy_of = messages.pop() if len(messages) == 1 else ""
     return {"release_host": host, "leaving": leaving, "copy_of": copy_of}

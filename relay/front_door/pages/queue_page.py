@@ -27,7 +27,7 @@ from relay.store.spool.types import FIRST_KEY, WAITING, Key
 _ROWS = 50
 _ALL = "all"  # in place of a state: captured mail too
 _REASONS_MAX = 10
-_OPERATIONS = tuple((str(one), LABELS[one], EFFECTS[one]) for one in LABELS)
+_OPERATIONS = tuple((str(operation), LABELS[operation], EFFECTS[operation]) for operation in LABELS)
 FIELDS = (
     ("sender", "Sender", "*@example.org"),
     ("recipient", "Recipient", "bob@*"),
@@ -57,7 +57,7 @@ async def queue_page(request: PageRequest) -> Response:
             "_queue.html",
             fault=fault,
             selection=selection,
-            rows=[_row(one, now_us) for one in entries],
+            rows=[_row(entry, now_us) for entry in entries],
             reasons=_reasons(entries),
             tabs=_tabs(stats, selection, site),
             stats=stats,
@@ -119,7 +119,7 @@ def _entry_name(query: Collection[tuple[str, str]]) -> Key:
 def _row(entry: Mapping[str, Any], now_us: int) -> dict[str, Any]:
     """Return what a row shows of an entry."""
     accepted_us = id_time_us(entry["id"])
-    waiting = [one for one in entry["recipients"] if one["state"] not in FINAL]
+    waiting = [recipient for recipient in entry["recipients"] if recipient["state"] not in FINAL]
     return {
         **entry,
         "recipients": waiting,
@@ -140,7 +140,9 @@ def _age(seconds: float) -> str:
 
 def _reply(entry: Mapping[str, Any]) -> str:
     """Return the last reply of the first recipient that waits, or why the entry is held."""
-    replies = [one["reply"] for one in entry["recipients"] if one["state"] not in FINAL]
+    replies = [
+        recipient["reply"] for recipient in entry["recipients"] if recipient["state"] not in FINAL
+    ]
     held = hold_text(str(entry.get("reason", "")), str(entry.get("rule", "")))
     return next(filter(None, replies), "") or held
 
@@ -150,14 +152,14 @@ def _reasons(entries: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
     Captured mail waits for nothing.
     """
-    found: Counter[tuple[str, str, str]] = Counter()
+    counts: Counter[tuple[str, str, str]] = Counter()
     for entry in entries:
         if entry["state"] == RecipientState.CAPTURED:
             continue
-        found[entry["next_hop"], str(entry["state"]), _reply(entry)] += 1
+        counts[entry["next_hop"], str(entry["state"]), _reply(entry)] += 1
     return [
         {"next_hop": hop, "hop": hop_words(hop), "state": state, "reply": reply, "entries": number}
-        for (hop, state, reply), number in found.most_common(_REASONS_MAX)
+        for (hop, state, reply), number in counts.most_common(_REASONS_MAX)
     ]
 
 

@@ -205,15 +205,15 @@ class OwnPlaces(Struct, frozen=True):
 
 def remote_image_url(text: str, own: OwnPlaces) -> str | None:
     """Return an http or https URL as a document may have it, None if it stays a box."""
-    found = _URL.fullmatch(text.strip(_SPACE)) if len(text) <= URL_CHARACTERS_MAX else None
-    if found is None:
+    match = _URL.fullmatch(text.strip(_SPACE)) if len(text) <= URL_CHARACTERS_MAX else None
+    if match is None:
         return None
-    scheme, host = found[1].lower(), found[2].lower()
-    port = int(found[3]) if found[3] else DEFAULT_PORTS[scheme]
+    scheme, host = match[1].lower(), match[2].lower()
+    port = int(match[3]) if match[3] else DEFAULT_PORTS[scheme]
     if port > _PORT_MAX or own.has(host, port):
         return None
     authority = host if port == DEFAULT_PORTS[scheme] else f"{host}:{port}"
-    return f"{scheme}://{authority}{quote(found[4] or '/', safe=_SAFE)}"
+    return f"{scheme}://{authority}{quote(match[4] or '/', safe=_SAFE)}"
 
 
 def srcset_candidates(text: str) -> Iterator[tuple[str, str]]:
@@ -223,11 +223,11 @@ def srcset_candidates(text: str) -> Iterator[tuple[str, str]]:
     """
     at = 0
     for _ in range(_CANDIDATES_MAX):
-        if (found := _CANDIDATE.match(text, at)) is None:
+        if (match := _CANDIDATE.match(text, at)) is None:
             return
-        at, url, descriptor = found.end(), found[1], found[2].strip(_SPACE)
+        at, url, descriptor = match.end(), match[1], match[2].strip(_SPACE)
         if url.endswith(","):
-            at, url, descriptor = found.end(1), url.rstrip(","), ""
+            at, url, descriptor = match.end(1), url.rstrip(","), ""
         yield url, descriptor
 
 
@@ -287,7 +287,7 @@ def safe_document(
             break
     balancer.end()
     attributes = _AttributeFilter(counter, image_url)
-    root, body = (_clean_attributes(one, attributes) for one in balancer.outer_tags.values())
+    root, body = (_clean_attributes(tag, attributes) for tag in balancer.outer_tags.values())
     content = _clean("".join(balancer.written), attributes)
     sheets = "\n".join(balancer.style_sheets)
     style_sheet = safe_style_sheet(sheets, counter.load, counter.left_out, is_dark=is_dark)
@@ -345,17 +345,17 @@ class _LoadCounter:
     def count(self, url: str, *, is_image: bool) -> None:
         """Count a URL if it names another host."""
         url = _name_of(url)
-        found = _REMOTE.match(url)
-        if found is None or len(self._images) + len(self._files) >= _URLS_MAX:
+        match = _REMOTE.match(url)
+        if match is None or len(self._images) + len(self._files) >= _URLS_MAX:
             return
-        host = found[1].rpartition("@")[2].lower()[:253]
+        host = match[1].rpartition("@")[2].lower()[:253]
         (self._images if is_image else self._files)[url] = host
 
     def count_in_style(self, style: str) -> None:
         """Count the URLs in CSS: fonts and style sheets are files, others images."""
-        for found in _IN_STYLE.finditer(style):
-            url = found[1] or found[2] or found[3]
-            self.count(url, is_image=found[1] is None and not _FONT.search(url))
+        for match in _IN_STYLE.finditer(style):
+            url = match[1] or match[2] or match[3]
+            self.count(url, is_image=match[1] is None and not _FONT.search(url))
 
     def count_set(self, srcset: str) -> None:
         """Count the URLs of a srcset."""
@@ -474,10 +474,10 @@ class _Balancer:
             if name not in _VOID:
                 self._open.append(name)
 
-    def _head_tag(self, given: Mapping[str, str]) -> None:
-        self._media = attribute_value(given.get("media", "")).strip()
-        if attribute_value(given.get("name", "")).lower() == "color-scheme":
-            self.has_dark = self.has_dark or "dark" in given.get("content", "").lower()
+    def _head_tag(self, attributes: Mapping[str, str]) -> None:
+        self._media = attribute_value(attributes.get("media", "")).strip()
+        if attribute_value(attributes.get("name", "")).lower() == "color-scheme":
+            self.has_dark = self.has_dark or "dark" in attributes.get("content", "").lower()
 
     def _tag_in_svg(self, token: HtmlToken) -> None:
         """Write a tag inside a drawing; HTML in it ends the drawing, as in a browser."""
@@ -491,10 +491,10 @@ class _Balancer:
             self._write_svg(name, token.text)
 
     def _write_svg(self, name: str, attributes: str) -> None:
-        given = dict(tag_attributes(attributes))
+        by_name = dict(tag_attributes(attributes))
         if name == "clippath" or "clippath" in self._open:
-            given.pop("clip-path", None)  # of many in many, drawing would not end
-        values = (f'{key}="{value.replace(chr(34), "&quot;")}"' for key, value in given.items())
+            by_name.pop("clip-path", None)  # of many in many, drawing would not end
+        values = (f'{key}="{value.replace(chr(34), "&quot;")}"' for key, value in by_name.items())
         if len(self._open) < DEPTH_MAX:
             self.written.append(f"<{name} {' '.join(values)}>")
             self._open.append(name)
@@ -544,12 +544,12 @@ class _Balancer:
 
     def _count_loads(self, name: str, attributes: str) -> None:
         if name in _LOADS:
-            given = tag_attributes(attributes)
+            by_name = tag_attributes(attributes)
             attribute, is_image = _LOADS[name]
-            url = given.get(attribute) or given.get(f"xlink:{attribute}", "")
+            url = by_name.get(attribute) or by_name.get(f"xlink:{attribute}", "")
             self._counter.count(attribute_value(url), is_image=is_image)
-            self._counter.count(attribute_value(given.get("poster", "")), is_image=True)
-            self._counter.count_set(attribute_value(given.get("srcset", "")))
+            self._counter.count(attribute_value(by_name.get("poster", "")), is_image=True)
+            self._counter.count_set(attribute_value(by_name.get("srcset", "")))
 
 
 def _title_of_link(attributes: str) -> str:

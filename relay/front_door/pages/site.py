@@ -241,7 +241,7 @@ def relative_url(up: str, path: str, query: Mapping[str, Any]) -> str:
 
 def _here(request: HttpRequest) -> str:
     """Return path and query of a request for a form that leads back to it."""
-    path = "/".join(quote(one, safe="") for one in request.segments)
+    path = "/".join(quote(segment, safe="") for segment in request.segments)
     return path + (f"?{urlencode(request.query)}" if request.query else "")
 
 
@@ -253,8 +253,8 @@ def _depth(request: HttpRequest) -> int:
 @cache
 def _environment() -> jinja2.Environment:
     folder = resources.files("relay.front_door.pages").joinpath("templates")
-    every = [one for one in folder.iterdir() if one.name.endswith(".html")]
-    texts = {one.name: one.read_text("utf-8") for one in every}
+    every = [template for template in folder.iterdir() if template.name.endswith(".html")]
+    texts = {template.name: template.read_text("utf-8") for template in every}
     environment = jinja2.Environment(
         loader=jinja2.DictLoader(texts),
         autoescape=True,
@@ -287,9 +287,9 @@ def _addresses(text: str) -> str:
 
 def _address(local_part: str, domain: str) -> str:
     ascii_domain = ascii_address(f"@{domain}")[1:]
-    shown = shown_address(ascii_domain)
-    title = Markup(' title="{}"').format(ascii_domain) if shown != ascii_domain else ""
-    text = escape(f"{local_part}@{shown}")
+    unicode_domain = shown_address(ascii_domain)
+    title = Markup(' title="{}"').format(ascii_domain) if unicode_domain != ascii_domain else ""
+    text = escape(f"{local_part}@{unicode_domain}")
     breaks = text.replace("@", Markup("<wbr>@")).replace(".", Markup(".<wbr>"))
     return Markup('<span class="address"{}>{}</span>').format(title, breaks)
 
@@ -297,12 +297,12 @@ def _address(local_part: str, domain: str) -> str:
 @cache
 def _load_static() -> dict[str, tuple[str, bytes]]:
     """Return version and content of each script and style sheet, by name."""
-    found = {}
-    for one in resources.files("relay.front_door.pages").joinpath("static").iterdir():
-        if one.name.rpartition(".")[2] in _STATIC_TYPES:
-            content = one.read_bytes()
-            found[one.name] = (hashlib.sha256(content).hexdigest()[:_VERSION_DIGITS], content)
-    return found
+    files = {}
+    for file in resources.files("relay.front_door.pages").joinpath("static").iterdir():
+        if file.name.rpartition(".")[2] in _STATIC_TYPES:
+            content = file.read_bytes()
+            files[file.name] = (hashlib.sha256(content).hexdigest()[:_VERSION_DIGITS], content)
+    return files
 
 
 def clock_facts(controls: DevelopmentControls) -> dict[str, Any]:

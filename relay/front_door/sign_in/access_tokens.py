@@ -40,7 +40,7 @@ _REMEMBERED_MAX = 1024  # tokens whose signature was verified; that takes a fift
 _OF_USER = "user"
 OIDC_SCOPES = ("openid", "profile", "email", "offline_access")
 _ENDS = "relay_exp"  # seconds of queue time
-_SCOPES = {one.lower(): one for one in Scope}
+_SCOPES = {scope.lower(): scope for scope in Scope}
 _SECRET = "relay_secret"  # noqa: S105 - a claim: a keyed digest of the client's secret or key
 
 
@@ -113,8 +113,10 @@ def granted_scopes(names: Iterable[str], user: Account) -> list[str]:
     asked = [name for name in names if name != "offline_access"]
     if not {*asked} - {*OIDC_SCOPES} or ".default" in asked:
         asked = [*user.scopes, *(name for name in asked if name in OIDC_SCOPES)]
-    found = {_SCOPES.get(name.lower(), name) for name in (*asked, Scope.USER_READ)}
-    return sorted(one for one in found if (known := _scope_of(one)) is None or known in user.scopes)
+    granted = {_SCOPES.get(name.lower(), name) for name in (*asked, Scope.USER_READ)}
+    return sorted(
+        scope for scope in granted if (known := _scope_of(scope)) is None or known in user.scopes
+    )
 
 
 def _scope_of(name: str) -> Scope | None:
@@ -203,10 +205,10 @@ class AccessTokens:
 
         Raises InvalidTokenError for one that has ended.
         """
-        found = self._decode(text)
-        if found is None or found.header.get("typ") != kind:
+        token = self._decode(text)
+        if token is None or token.header.get("typ") != kind:
             return None
-        claims, own = found.claims, (client.client_id, self._keyed(client.secret_digest))
+        claims, own = token.claims, (client.client_id, self._keyed(client.secret_digest))
         if (claims["appid"], claims[_SECRET]) != own:
             return None
         if self._queue_s() >= claims[_ENDS]:
@@ -225,7 +227,9 @@ class AccessTokens:
             raise InvalidTokenError("Access token has expired.")
         client = accounts.by_client_id(verified.client_id)
         digests = map(self._keyed, client.digests if client else ())
-        if client is None or not any(hmac.compare_digest(one, verified.secret) for one in digests):
+        if client is None or not any(
+            hmac.compare_digest(digest, verified.secret) for digest in digests
+        ):
             raise InvalidTokenError("The client of the access token, or its secret, was removed.")
         return client
 
@@ -235,12 +239,12 @@ class AccessTokens:
         Raises InvalidTokenError as client_of(), and LoginDelayedError for a `client` that guesses.
         """
         # first: a development relay has an account for any token, also for one that expired
-        found, verified = self.client_of(token, accounts), self._verify(token)
-        if found is None or verified is None:
+        registered, verified = self.client_of(token, accounts), self._verify(token)
+        if registered is None or verified is None:
             return accounts.by_token(token, client=client)
         if not verified.user:
-            return replace(found.account, is_application=True)
-        if (user := accounts.opened(verified.user, found.account)) is None:
+            return replace(registered.account, is_application=True)
+        if (user := accounts.opened(verified.user, registered.account)) is None:
             raise InvalidTokenError("The client may not open the mailbox of the token's user.")
         if user.scopes <= verified.scopes:
             return user
@@ -262,9 +266,9 @@ class AccessTokens:
         claims = decoded.claims
         user = claims["upn"] if claims.get("idtyp") == _OF_USER else ""
         scopes = frozenset(filter(None, map(_scope_of, claims.get("scp", "").split())))
-        found = _VerifiedToken(claims["appid"], claims[_SECRET], claims[_ENDS], user, scopes)
-        self._verified[digest] = found
-        return found
+        verified = _VerifiedToken(claims["appid"], claims[_SECRET], claims[_ENDS], user, scopes)
+        self._verified[digest] = verified
+        return verified
 
     def _decode(self, token: str) -> jwt.Token | None:
         if len(token) > TOKEN_LENGTH_MAX:

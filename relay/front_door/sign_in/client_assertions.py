@@ -64,7 +64,7 @@ class UsedIds:
         if identifier in self._ends:
             return False
         if len(self._ends) >= USED_MAX:
-            self._ends = {one: end_s for one, end_s in self._ends.items() if end_s > now_s}
+            self._ends = {used_id: end_s for used_id, end_s in self._ends.items() if end_s > now_s}
         if len(self._ends) >= USED_MAX:
             raise UsedFullError(min(self._ends.values()) - now_s)
         self._ends[identifier] = ends_s
@@ -81,8 +81,8 @@ class _Header(Struct, frozen=True):
 
     def names(self) -> frozenset[str]:
         """Return what the header says about the key."""
-        given = (self.x5t_s256, self.x5t, self.kid)
-        return frozenset(key_name(one) for one in given if one)
+        key_ids = (self.x5t_s256, self.x5t, self.kid)
+        return frozenset(key_name(key_id) for key_id in key_ids if key_id)
 
 
 class _Claims(Struct, frozen=True):
@@ -133,12 +133,12 @@ class AssertionChecker:
         assertion = _parse(text)
         claims = assertion.claims
         if not claims.iss.lower() == claims.sub.lower() == client_id.lower():
-            found = f"iss {claims.iss[:_SHOWN]!a}, sub {claims.sub[:_SHOWN]!a}"
-            message = f"application identifier doesn't match 'client_id' parameter: found {found}"
+            actual = f"iss {claims.iss[:_SHOWN]!a}, sub {claims.sub[:_SHOWN]!a}"
+            message = f"application identifier doesn't match 'client_id' parameter: found {actual}"
             raise AssertionRefusedError(700021, f"Client assertion {message}.")
         if _comparable(claims.audience) not in map(_comparable, audiences):
-            found = str(claims.aud)[:_SHOWN]
-            message = f"found aud {found!a}, expected {' or '.join(audiences)}"
+            actual = str(claims.aud)[:_SHOWN]
+            message = f"found aud {actual!a}, expected {' or '.join(audiences)}"
             text = f"Client assertion audience claim does not match Realm issuer: {message}."
             raise AssertionRefusedError(700023, text)
         self._check_times(claims, now_s)
@@ -166,17 +166,17 @@ class AssertionChecker:
 
     def _check_times(self, claims: _Claims, now_s: float) -> None:
         if claims.exp <= now_s:
-            found = f"exp is {now_s - claims.exp:.0f} s ago"
+            actual = f"exp is {now_s - claims.exp:.0f} s ago"
         elif claims.exp > now_s + LIFETIME_MAX_S + SKEW_S:
-            found = f"exp is {claims.exp - now_s:.0f} s ahead, expected at most {LIFETIME_MAX_S} s"
+            actual = f"exp is {claims.exp - now_s:.0f} s ahead, expected at most {LIFETIME_MAX_S} s"
         elif claims.nbf is not None and claims.nbf > now_s + SKEW_S:
-            found = f"nbf is {claims.nbf - now_s:.0f} s ahead"
+            actual = f"nbf is {claims.nbf - now_s:.0f} s ahead"
         else:
             return
         now = rfc3339(int(now_s * 1_000_000))
         raise AssertionRefusedError(
             700024,
-            f"Client assertion is not within its valid time range: {found}. Current time: {now}.",
+            f"Client assertion is not within its valid time range: {actual}. Current time: {now}.",
         )
 
     def _key_of(self, assertion: _Assertion, client: RegisteredClient | None) -> ClientKey | None:
@@ -194,16 +194,16 @@ class AssertionChecker:
 def _parse(text: str) -> _Assertion:
     """Return what an assertion says; its signature is not checked. Raises AssertionRefusedError."""
     if len(text) > ASSERTION_LENGTH_MAX:
-        found = f"{len(text)} characters, expected at most {ASSERTION_LENGTH_MAX}"
-        raise _malformed(f"found {found}")
+        actual = f"{len(text)} characters, expected at most {ASSERTION_LENGTH_MAX}"
+        raise _malformed(f"found {actual}")
     parts = _COMPACT.fullmatch(text)
     if parts is None:
         raise _malformed("expected three parts in base64url, with dots between them")
     header = _decoded(parts[1], "header", _Header)
     if header.alg not in ALGORITHMS:
-        found = f"{header.alg[:_SHOWN]!a} is not a supported signature algorithm"
+        actual = f"{header.alg[:_SHOWN]!a} is not a supported signature algorithm"
         supported = f"Supported signing algorithms are: '{','.join(ALGORITHMS)}'"
-        raise AssertionRefusedError(5002738, f"Invalid JWT token. {found}. {supported}.")
+        raise AssertionRefusedError(5002738, f"Invalid JWT token. {actual}. {supported}.")
     if header.typ is not None and header.typ.lower() not in _TYPES:
         message = "Invalid JWT header type specified. Allowed types: 'JWT',"
         raise AssertionRefusedError(5002727, f"{message}'{_TYPES[1]}'.")

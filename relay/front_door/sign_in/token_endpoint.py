@@ -207,8 +207,8 @@ class _Endpoints:
         if (document := self._documents.get(path)) is not None:
             require_method(request, "GET")
             return json_response(document(asked))
-        if self._users is not None and (found := await self._users.respond(asked)) is not None:
-            return found
+        if self._users is not None and (response := await self._users.respond(asked)) is not None:
+            return response
         if path not in SIGN_IN_PATHS and path != TOKEN_V1:
             raise SignInError("invalid_request", "There is no endpoint of this path.", status=404)
         if path not in (_TOKEN, TOKEN_V1):
@@ -264,8 +264,8 @@ class _Endpoints:
             form = _with_secret(form)
             if grant in self._users.grants:
                 has_secret = "client_secret" in form or "authorization" in request.headers
-                given = _credentials(request, form) if has_secret else None
-                client = await self._signed_in(asked, given) if given else None
+                sent = _credentials(request, form) if has_secret else None
+                client = await self._signed_in(asked, sent) if sent else None
                 return await self._users.grant(asked, form, client)
         if grant != _GRANT:
             text = f"The app requested an unsupported grant type {quoted(grant)}; use "
@@ -285,7 +285,7 @@ class _Endpoints:
         )
         return token_response({"access_token": token})
 
-    async def _signed_in(self, asked: SignInRequest, given: _Credentials) -> RegisteredClient:
+    async def _signed_in(self, asked: SignInRequest, credentials: _Credentials) -> RegisteredClient:
         """Return the client. An unknown one and a wrong secret have the same response.
 
         Raises SignInError, LoginDelayedError, UsedFullError.
@@ -294,47 +294,51 @@ class _Endpoints:
         address = request.counted_address
         text = "Invalid client secret provided"
         try:
-            if given.assertion:
-                client = self._by_assertion(asked, given)
+            if credentials.assertion:
+                client = self._by_assertion(asked, credentials)
                 text = "Client assertion failed signature validation"
             else:
                 client = await self._accounts.by_client_secret(
-                    given.client_id, given.secret, client=address
+                    credentials.client_id, credentials.secret, client=address
                 )
         except LoginDelayedError as error:
             if error.__cause__ is not None:
-                shown = address or request.client_address
-                _log.error("secret not checked", client=shown, error=error.__cause__)
+                peer = address or request.client_address
+                _log.error("secret not checked", client=peer, error=error.__cause__)
             raise
         except AssertionRefusedError as error:
-            raise self._rejected(request, given, str(error), number=error.number) from None
+            raise self._rejected(request, credentials, str(error), number=error.number) from None
         if client is None:
-            text = f"{text} for the app {quoted(given.client_id)}, or the app is not known here."
-            number = 700027 if given.assertion else 7000215
-            raise self._rejected(request, given, text, number=number)
+            text = (
+                f"{text} for the app {quoted(credentials.client_id)}, or the app is not known here."
+            )
+            number = 700027 if credentials.assertion else 7000215
+            raise self._rejected(request, credentials, text, number=number)
         return client
 
-    def _by_assertion(self, asked: SignInRequest, given: _Credentials) -> RegisteredClient | None:
+    def _by_assertion(
+        self, asked: SignInRequest, credentials: _Credentials
+    ) -> RegisteredClient | None:
         """Return the client that signed the assertion, whose audience is this endpoint."""
         check = partial(
             self._assertions.check,
-            given.assertion,
-            client_id=given.client_id,
+            credentials.assertion,
+            client_id=credentials.client_id,
             audiences=[f"{asked.authority}/{path}" for path in (_TOKEN, TOKEN_V1)],
         )
         return self._accounts.by_client_assertion(
-            given.client_id, check, client=asked.http.counted_address
+            credentials.client_id, check, client=asked.http.counted_address
         )
 
     def _rejected(
-        self, request: HttpRequest, given: _Credentials, text: str, *, number: int
+        self, request: HttpRequest, credentials: _Credentials, text: str, *, number: int
     ) -> SignInError:
         """Log that a client was rejected; return the error."""
-        shown = request.counted_address or request.client_address
-        reason = {"reason": text} if given.assertion else {}
-        client_id = given.client_id[:_LOGGED_MAX]
-        _log.info("sign-in rejected", client=shown, client_id=client_id, **reason)
-        headers = {"www-authenticate": 'Basic realm="token"'} if given.is_basic else {}
+        peer = request.counted_address or request.client_address
+        reason = {"reason": text} if credentials.assertion else {}
+        client_id = credentials.client_id[:_LOGGED_MAX]
+        _log.info("sign-in rejected", client=peer, client_id=client_id, **reason)
+        headers = {"www-authenticate": 'Basic realm="token"'} if credentials.is_basic else {}
         return SignInError("invalid_client", text, number=number, status=401, headers=headers)
 
 
@@ -438,8 +442,8 @@ def required(form: Mapping[str, str], name: str) -> str:
 
 def _credentials(request: HttpRequest, form: Mapping[str, str]) -> _Credentials:
     """Return the client's credentials from the body, or from HTTP Basic (RFC 6749 2.3.1)."""
-    if (given := request.headers.get("authorization")) is not None:
-        return _basic_credentials(given, form)
+    if (authorization := request.headers.get("authorization")) is not None:
+        return _basic_credentials(authorization, form)
     client_id = required(form, "client_id")
     secret, assertion = form.get("client_secret", ""), form.get("client_assertion", "")
     if secret and assertion:
@@ -478,9 +482,9 @@ def _audience(scope: str) -> str:
     """Return the resource of a scope such as https://graph.microsoft.com/.default, "" for none."""
     if len(scope.encode()) > TEXT_MAX:
         raise SignInError("invalid_scope", "The scope is too long.", number=70011)
-    for one in scope.split():
-        if one == _ALL_OF_CLIENT or one.endswith(f"/{_ALL_OF_CLIENT}"):
-            return one.removesuffix(_ALL_OF_CLIENT).removesuffix("/")
+    for name in scope.split():
+        if name == _ALL_OF_CLIENT or name.endswith(f"/{_ALL_OF_CLIENT}"):
+            return name.removesuffix(_ALL_OF_CLIENT).removesuffix("/")
     if scope:
         text = f"The scope {quoted(scope)} is not valid. Client credential flows must have a scope "
         text += "value with /.default suffixed to the resource identifier. The permissions are "

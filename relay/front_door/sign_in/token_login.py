@@ -46,12 +46,12 @@ class TokenLogin:
         if not user:
             return caller
         try:
-            found = self._accounts.opened(user, caller)
+            account = self._accounts.opened(user, caller)
         except UnknownUserError:
-            found = None
-        if found is None:
+            account = None
+        if account is None:
             raise LoginRefusedError(f"The token of {caller.address} is not for this user")
-        return found
+        return account
 
     def _of_token(self, token: str, client: str) -> Account | None:
         if (tokens := self._issued()) is None:

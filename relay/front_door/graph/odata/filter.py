@@ -281,14 +281,14 @@ class _FilterBinder(Generic[Result]):
     def _field(self, token: Token) -> QueryField[Result]:
         """Return the field that a name means. Raises ApiError 400."""
         if self._scope is None:
-            if found := self._resource.fields.get(token.text.lower()):
-                return found
+            if known_field := self._resource.fields.get(token.text.lower()):
+                return known_field
             raise self._unknown_property(token, token.text)
         variable, _, rest = token.text.partition("/")
         if variable == self._scope.variable and rest.lower() in self._scope.items.fields:
             return self._scope.items.fields[rest.lower()]
         fields = self._scope.items.fields.values()
-        names = (f"{self._scope.variable}/{one.name}".rstrip("/") for one in fields)
+        names = (f"{self._scope.variable}/{field.name}".rstrip("/") for field in fields)
         raise _error(token, " or ".join(names))
 
     def _unknown_property(self, token: Token, name: str) -> ApiError:
@@ -299,7 +299,7 @@ class _FilterBinder(Generic[Result]):
             return errors.PROPERTY_UNKNOWN(detail, quoted(name), self._resource.kind)
         reason = f"the property {quoted(name)} cannot be filtered by"
         fields = self._resource.fields.items()
-        below = [one.name for path, one in fields if path.startswith(f"{first}/")]
+        below = [field.name for path, field in fields if path.startswith(f"{first}/")]
         if name.lower() in self._resource.items:
             reason = f"{quoted(name)} is a collection; filter by its items with {name}/any(x:x…)"
         elif below:
@@ -350,11 +350,11 @@ def _typed_value(
                 if choice.lower() == value.lower():
                     return choice
     expected = _expected_value(field)
-    types = [_EDM_TYPES.get(one.name, "") for one in (field.type, literal.token.kind)]
+    types = [_EDM_TYPES.get(edm_type.name, "") for edm_type in (field.type, literal.token.kind)]
     if operator is None or "" in types or types[0] == types[1]:
         raise _error(literal.token, expected)
-    found = quoted(literal.token.text)
-    detail = f"$filter: position {literal.token.position}: found {found}, expected {expected}."
+    actual = quoted(literal.token.text)
+    detail = f"$filter: position {literal.token.position}: found {actual}, expected {expected}."
     raise errors.FILTER_TYPES(detail, *types, _OPERATOR_KINDS[operator])
 
 
