@@ -53,8 +53,9 @@ from relay.front_door.http.errors import (
     service_unavailable,
     unsupported_media_type,
 )
-from relay.front_door.http.gateway import Gateway, json_response
+from relay.front_door.http.gateway import Gateway
 from relay.front_door.http.http_request import HttpRequest, RequestLimits, body_too_large
+from relay.front_door.http.responses import json_response
 from relay.store.journeys.event_feed import parse_event_cursor
 from relay.store.mailbox.types import StoreError
 from relay.store.spool.queue_commands import Operation

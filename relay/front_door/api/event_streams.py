@@ -24,7 +24,7 @@ from relay.base.clock import Clock
 from relay.base.observe.logs import RepeatedError, get_logger
 from relay.base.pressure import ConcurrencyCounter
 from relay.front_door.http.errors import ApiError, quoted, service_unavailable
-from relay.front_door.http.gateway import EventStreamResponse
+from relay.front_door.http.event_stream import EventStreamResponse
 from relay.store.journeys.event_feed import (
     ChangeNotifier,
     EventBatch,

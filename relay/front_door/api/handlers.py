@@ -50,8 +50,8 @@ from relay.front_door.api.request_parameters import (
 )
 from relay.front_door.api.search_text import list_search_of, log_rows
 from relay.front_door.http.errors import ApiError, bad_request, quoted, service_unavailable
-from relay.front_door.http.gateway import BLOCK_BYTES, StreamedResponse, json_response
 from relay.front_door.http.http_request import HttpRequest
+from relay.front_door.http.responses import BLOCK_BYTES, StreamedResponse, json_response
 from relay.store.journeys.document import Journey
 from relay.store.journeys.journey import ListPage, MessageList
 from relay.store.journeys.message_list import (

@@ -31,14 +31,12 @@ from relay.base.pressure import (
     describe,
 )
 from relay.front_door.graph import errors, strict_profile
-from relay.front_door.graph.graph_request import (
-    GraphDependencies,
-    GraphRequest,
-    api_error,
-    throttled,
-)
+from relay.front_door.graph.account_limits import throttled
+from relay.front_door.graph.dependencies import GraphDependencies
+from relay.front_door.graph.graph_request import GraphRequest
 from relay.front_door.graph.routes import GraphOperation, Intake
 from relay.front_door.graph.send_mail import accepted_response
+from relay.front_door.graph.store_errors import api_error
 from relay.front_door.http.errors import ApiError, bad_request, quoted, service_unavailable
 from relay.front_door.http.http_request import HttpRequest
 from relay.store.mailbox.types import OutcomeUnknownError, StoreError, SubmissionKey

@@ -17,14 +17,11 @@ from relay.base.accounts.account import Account
 from relay.front_door.graph import strict_profile
 from relay.front_door.graph.admission import Admission, check_pressure
 from relay.front_door.graph.batch import BatchHandler
-from relay.front_door.graph.graph_request import (
-    GraphDependencies,
-    GraphRequest,
-    api_error,
-    find_mailbox,
-    with_keys,
-)
+from relay.front_door.graph.dependencies import GraphDependencies
+from relay.front_door.graph.graph_request import GraphRequest
+from relay.front_door.graph.mailbox_paths import find_mailbox, with_keys
 from relay.front_door.graph.routes import Intake, RouteMatch, find_route, find_route_outside
+from relay.front_door.graph.store_errors import api_error
 from relay.front_door.graph.upload_sessions import serve_upload
 from relay.front_door.http.errors import UnansweredError, service_unavailable
 from relay.front_door.http.gateway import Gateway

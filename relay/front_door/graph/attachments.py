@@ -1,7 +1,7 @@
 """Handlers of the attachment resource, and its JSON, which is written while the files are read.
 
 Of a large attachment one block is in memory. A 201 is sent when the change is on disk. Content of
-itemAttachments is never in the JSON; $value has their MIME. message_parser reads attachments that
+itemAttachments is never in the JSON; $value has their MIME. attachment_parser reads attachments that
 come in the JSON of a message.
 """
 
@@ -20,34 +20,32 @@ from relay.base.message.content import LARGE_BYTES
 from relay.formats.draft import AttachmentFacts
 from relay.formats.read_mime import AttachedOctets, read_mime
 from relay.formats.transfer_encoding import decoded_blocks
+from relay.front_door.graph.attachment_parser import read_attachment, read_upload
+from relay.front_door.graph.entity_tags import etag_field
 from relay.front_door.graph.extended_properties import ExpandOptions
-from relay.front_door.graph.graph_request import (
-    GraphRequest,
-    etag_field,
-    minimal_response,
-    show_preferred_body,
-)
+from relay.front_door.graph.graph_request import GraphRequest
 from relay.front_door.graph.json_values import (
     COMMON_PROPERTIES,
     FILE_PROPERTIES,
     REFERENCE_PROPERTIES,
     read_parameters,
 )
-from relay.front_door.graph.message_parser import (
+from relay.front_door.graph.message_parser import read_item
+from relay.front_door.graph.odata.resources import select_attachments
+from relay.front_door.graph.preferred_body import show_preferred_body
+from relay.front_door.graph.query_options import TOP_MAX, QueryOptions
+from relay.front_door.graph.reference_attachments import (
     REFERENCE_BYTES_MAX,
     REFERENCE_TYPE,
     Reference,
-    read_attachment,
     read_reference,
-    read_upload,
     reference_json,
 )
-from relay.front_door.graph.odata.resources import select_attachments
-from relay.front_door.graph.query_options import TOP_MAX, QueryOptions
+from relay.front_door.graph.responses import minimal_response
 from relay.front_door.graph.serializer import MESSAGE_PROPERTIES, graph_date, message_json
 from relay.front_door.graph.upload_sessions import upload_url
 from relay.front_door.http.errors import bad_request, quoted
-from relay.front_door.http.gateway import StreamedResponse, json_response
+from relay.front_door.http.responses import StreamedResponse, json_response
 from relay.store.mailbox.attachments import found_attachment
 from relay.store.mailbox.types import Folder, OpenedMessage, StoredMessage
 
@@ -133,7 +131,8 @@ async def get_value(request: GraphRequest) -> Response:
 
 async def add_attachment(request: GraphRequest) -> Response:
     """POST an attachment to a draft."""
-    attachment = read_attachment(await request.json_object("attachment"))
+    body = await request.json_object("attachment")
+    attachment = read_attachment(body, "attachment", read_item=read_item)
     attachments = request.store.attachments
     identity = await attachments.add(
         request.mailbox,

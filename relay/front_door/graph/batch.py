@@ -35,8 +35,8 @@ from relay.front_door.http.errors import (
     quoted,
     service_unavailable,
 )
-from relay.front_door.http.gateway import StreamedResponse, json_response
 from relay.front_door.http.http_request import HttpRequest
+from relay.front_door.http.responses import StreamedResponse, json_response
 
 REQUESTS_MAX = 20
 CONCURRENT_MAX = 4

@@ -19,10 +19,11 @@ from starlette.responses import Response
 from relay.front_door.graph import errors
 from relay.front_door.graph.attachments import ATTACHMENT_PROPERTIES
 from relay.front_door.graph.extended_properties import parse_expand
-from relay.front_door.graph.graph_request import GraphRequest, collection_response
+from relay.front_door.graph.graph_request import GraphRequest
 from relay.front_door.graph.message_pages import MessageItem, MessagePage
 from relay.front_door.graph.odata.resources import message_condition
 from relay.front_door.graph.query_options import QueryOptions
+from relay.front_door.graph.responses import collection_response
 from relay.front_door.graph.serializer import (
     FOLDER_PROPERTIES,
     MESSAGE_PROPERTIES,

@@ -259,3 +259,8 @@ BATCH_WITHOUT_TYPE = _400(
 )
 FAILED_DEPENDENCY = GraphError(424, "FailedDependency")
 RESPONSE_TOO_LARGE = _413("ResponseTooLarge")
+
+
+def not_implemented(what: str) -> ApiError:
+    """Return the 501 for a part of Graph that is not implemented."""
+    return NOT_IMPLEMENTED(f"{what} is not implemented.")

@@ -1,34 +1,28 @@
-"""A request to one mailbox, what its handler needs, the limits of an account (429), and the errors
-of the mail store.
+"""A request to one mailbox: what its handler reads of it, and the responses that name its URLs.
 
-Prefer: outlook.body-content-type converts the bodies that are shown; the stored body does not
-change. Relay never removes anything from HTML, so that outlook.allow-unsafe-html always holds.
+A handler gets the path's parameters, the query options, the preferences of the Prefer header, the
+body as JSON, and the condition of If-Match.
 """
 
 import asyncio
 import re
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
-from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
 from datetime import tzinfo
 from http import HTTPStatus
 from typing import Any, TypeVar
 from urllib.parse import quote
-from weakref import WeakValueDictionary
 
 from msgspec import Struct
 from starlette.responses import Response
 
-from relay.base.accounts.account import Account, AccountDirectory, Scope, UnknownUserError
-from relay.base.accounts.usage import UsageCounter
-from relay.base.clock import Clock, Ids
-from relay.base.crashpoints import CrashPoints
+from relay.base.accounts.account import Account, Scope
 from relay.base.message.content import LARGE_BYTES
 from relay.base.message.rest_id import read_rest_id, rest_id
 from relay.base.message.time_zones import time_zone
-from relay.base.pressure import ConcurrencyCounter, Pressure, PressureReason
-from relay.formats.html_text import html_to_text, text_to_html
+from relay.base.pressure import PressureReason
 from relay.front_door.graph import errors, strict_profile
+from relay.front_door.graph.dependencies import GraphDependencies
+from relay.front_door.graph.entity_tags import change_keys, etag_field
 from relay.front_door.graph.item_ids import folder_id_of, item_id_of
 from relay.front_door.graph.json_values import read_json_object
 from relay.front_door.graph.query_options import (
@@ -37,111 +31,20 @@ from relay.front_door.graph.query_options import (
     parse_options,
     preferences,
 )
-from relay.front_door.http.errors import (
-    ApiError,
-    bad_request,
-    quoted,
-    service_unavailable,
-    unsupported_media_type,
-)
-from relay.front_door.http.gateway import json_response
+from relay.front_door.graph.responses import collection_response, minimal_response
+from relay.front_door.http.errors import quoted, unsupported_media_type
 from relay.front_door.http.http_request import HttpRequest
-from relay.front_door.notifications.subscriptions import Subscriptions
+from relay.front_door.http.responses import json_response
 from relay.store.mailbox.query import PAGE_BYTES_MAX
-from relay.store.mailbox.types import (
-    AttachmentsTooLargeError,
-    BeingSentError,
-    FolderError,
-    FolderExistsError,
-    MailboxFullError,
-    MessageChangedError,
-    NoSuchItemError,
-    NotADraftError,
-    Precondition,
-    ProtectedFolderError,
-    StateTooLargeError,
-    StoredMessage,
-    StoreError,
-    StoreUnavailableError,
-    SubmissionKey,
-    TooManyQueriesError,
-    TooManyUploadsError,
-    UploadBusyError,
-)
+from relay.store.mailbox.types import NoSuchItemError, Precondition, StoredMessage, SubmissionKey
 from relay.submission.outbox.store import FileStore
 
 IN_MEMORY_BODY_BYTES_MAX = LARGE_BYTES * 4 // 3  # larger MIME in base64 is written in blocks
-STREAMED_BODIES_MAX = 32  # request bodies that are written to disk in blocks
-STREAMED_BODIES_PER_ACCOUNT_MAX = 8
 SHORT_PAGE_BYTES_MAX = 1024 * 1024  # of a page while memory is short
-BODY_CONVERSIONS_MAX = 2  # threads that convert bodies to the preferred type
-ANSWERS_MAX = 4  # replies and forwards that are composed at a time: each holds its original's body
-_RETRY_S = 5
-_ENTITY_TAG = re.compile(r'(?:W/)?"(?P<quoted>[!#-~]{1,512})"|(?P<bare>[!#-+.-~]{1,512})')
-_KEY = r"\((?:userPrincipalName=)?'"
-_WITH_KEY = re.compile(rf"(.(?:(?!{_KEY}).)*+){_KEY}(.*)'\)", re.IGNORECASE | re.DOTALL)
 _Item = TypeVar("_Item")
 _OF_MICROSOFT = re.compile(
     r"(?i)\.(?:microsoft|office|office365|chinacloudapi)\.\w+\.?(?::\d+)?$", re.ASCII
 )
-_TYPE = "outlook.body-content-type"
-_UNSAFE = "outlook.allow-unsafe-html"
-_CONVERT = {"text": html_to_text, "html": text_to_html}
-
-
-class StreamedBodies:
-    """Counts the request bodies that are being streamed to disk."""
-
-    def __init__(self) -> None:
-        self._running = ConcurrencyCounter()
-
-    def acquire(self, account: str) -> AbstractContextManager[None]:
-        """Count one body inside the with block. Raises ApiError 429 at the account's limit, 503 at
-        that of all.
-        """
-        message = "Too many large bodies are being received; try again."
-        if not self._running.has_room(account, per_key=STREAMED_BODIES_PER_ACCOUNT_MAX):
-            raise throttled(message, _RETRY_S)
-        if self._running.total >= STREAMED_BODIES_MAX:
-            raise service_unavailable(message, retry_after_s=_RETRY_S)
-        return self._running.counted(account)
-
-
-@dataclass(frozen=True, slots=True)
-class GraphDependencies:
-    """What the handlers need."""
-
-    store: FileStore  # the mailboxes
-    accounts: AccountDirectory  # those in force
-    clock: Clock  # for the times of messages
-    ids: Ids  # for new messages and submissions
-    hostname: str  # of Message-IDs that Relay makes
-    public_url: str  # the beginning of links; "": as the client addressed the relay
-    crash: CrashPoints  # for crash tests
-    max_upload: int  # of a streamed body, in bytes
-    profile: strict_profile.Profile  # of requests that prefer none
-    pressure: Pressure  # whether new mail is taken now
-    subscriptions: Subscriptions  # who is notified of changes
-    usage: UsageCounter  # counts what accounts send to the outside
-    has_pages: bool = False  # there is a page for each message
-    # by mailbox, and mailbox/draft: its PATCHes run one at a time
-    patch_locks: WeakValueDictionary[str, asyncio.Lock] = field(default_factory=WeakValueDictionary)
-    # limits the bodies that are written to files at once
-    streamed_bodies: StreamedBodies = field(default_factory=StreamedBodies)
-    # limits the bodies of messages that are converted at once
-    conversions: asyncio.Semaphore = field(
-        default_factory=lambda: asyncio.Semaphore(BODY_CONVERSIONS_MAX)
-    )
-    # limits the replies and forwards that are composed at once
-    answers: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(ANSWERS_MAX))
-
-    def base_url(self, request: HttpRequest) -> str:
-        """Return the URL of the API as the client sees it."""
-        return request.base_url(self.public_url, self.hostname)
-
-    def root_url(self, request: HttpRequest) -> str:
-        """Return the URL of the version of the API that is requested."""
-        return f"{self.base_url(request)}/{request.segments[0].lower()}"
 
 
 class GraphRequest(Struct, frozen=True):
@@ -450,176 +353,3 @@ class GraphRequest(Struct, frozen=True):
             "text/plain for MIME in base64, message/rfc822 or application/octet-stream for "
             "plain MIME",
         )
-
-
-def collection_response(
-    context: Mapping[str, Any],
-    items: Sequence[Mapping[str, Any]],
-    *,
-    total: int | None = None,
-    next_link: str = "",
-    delta_link: str = "",
-) -> Response:
-    """Return a page of a list; `total` is None unless $count asks for it."""
-    body = dict(context)
-    if total is not None:
-        body["@odata.count"] = total
-    body["value"] = items
-    if next_link:
-        body["@odata.nextLink"] = next_link
-    if delta_link:
-        body["@odata.deltaLink"] = delta_link
-    return json_response(body)
-
-
-def etag_field(change_key: str) -> dict[str, str]:
-    """Return the ETag field of a version."""
-    return {"etag": f'W/"{change_key}"'}
-
-
-def minimal_response(
-    location: str, *, is_new: bool = False, headers: Mapping[str, str] | None = None
-) -> Response:
-    """Return the response to a change without a body (OData 4.01 Protocol 8.2.8.7, 8.3.4)."""
-    fields = {"odata-entityid": location, **(headers or {})}
-    return Response(status_code=204, headers=fields | {"location": location} if is_new else fields)
-
-
-def change_keys(tags: str, *, field_name: str = "If-Match") -> frozenset[str]:
-    """Return the change keys in If-Match or If-None-Match; `*` gives an empty set.
-
-    A key is an @odata.etag, strong or weak, or a bare changeKey. Raises ApiError 400.
-    """
-    if tags.strip() == "*":
-        return frozenset()
-    keys = set()
-    for tag in tags.split(","):
-        match = _ENTITY_TAG.fullmatch(tag.strip())
-        if match is None:
-            expected = "an @odata.etag, a changeKey, or *"
-            raise bad_request(f"{field_name}: found {quoted(tags)}, expected {expected}.")
-        keys.add(match["quoted"] or match["bare"])
-    return frozenset(keys)
-
-
-def throttled(message: str, retry_after_s: int) -> ApiError:
-    """Return the 429 of an account that is over a limit of its own."""
-    return errors.THROTTLED(message, headers={"retry-after": str(retry_after_s)})
-
-
-# by kind, the special ones first; a mailbox that is full is a 507, not a 403: the request is valid
-_OF_STORE: Mapping[type[StoreError], errors.GraphError] = {
-    NoSuchItemError: errors.ITEM_NOT_FOUND,
-    NotADraftError: errors.INVALID_REQUEST,
-    BeingSentError: errors.CONFLICT,
-    UploadBusyError: errors.CONFLICT,
-    MessageChangedError: errors.CHANGED,
-    MailboxFullError: errors.MAILBOX_FULL,
-    AttachmentsTooLargeError: errors.TOO_LARGE,
-    StateTooLargeError: errors.TOO_LARGE,
-    FolderExistsError: errors.FOLDER_EXISTS,
-    ProtectedFolderError: errors.ACCESS_DENIED,
-    FolderError: errors.INVALID_REQUEST,
-    StoreUnavailableError: errors.UNHEALTHY,
-    TooManyQueriesError: errors.THROTTLED,
-    TooManyUploadsError: errors.THROTTLED,
-}
-_RETRY_AFTER = {StoreUnavailableError: "10", TooManyQueriesError: "10", TooManyUploadsError: "60"}
-
-
-def api_error(error: StoreError, request: HttpRequest) -> ApiError:
-    """Return Graph's error for an error of the mail store, whose text is meant for users."""
-    kind = next((error_type for error_type in _OF_STORE if isinstance(error, error_type)), None)
-    if kind is None:
-        return errors.INTERNAL("The store failed; see the log.")
-    graph_error, seconds = _OF_STORE[kind], _RETRY_AFTER.get(kind)
-    if kind is NotADraftError and request.method == "PATCH":
-        graph_error = errors.NOT_A_DRAFT
-    if kind is ProtectedFolderError and request.method != "PATCH":
-        is_move = request.segments[-1].lower().endswith("move")
-        graph_error = errors.FOLDER_MOVED if is_move else errors.FOLDER_DELETED
-    path = "/".join(request.segments).lower()
-    is_read = request.method == "GET" and ("/messages/" in path or "/messages('" in path)
-    if kind is NoSuchItemError and is_read:
-        graph_error = errors.MESSAGE_NOT_FOUND
-    return graph_error(str(error), headers={"retry-after": seconds} if seconds else None)
-
-
-def not_implemented(what: str) -> ApiError:
-    """Return the 501 for a part of Graph that is not implemented."""
-    return errors.NOT_IMPLEMENTED(f"{what} is not implemented.")
-
-
-def with_keys(segments: tuple[str, ...]) -> tuple[str, ...]:
-    """Return a path with OData's parentheses as segments: messages('1') becomes messages/1."""
-    if not any(segment.endswith("')") for segment in segments):
-        return segments
-    expanded: list[str] = []
-    for segment in segments:
-        if match := _WITH_KEY.fullmatch(segment):
-            expanded += (match[1], match[2].replace("''", "'"))
-        else:
-            expanded.append(segment)
-    return tuple(expanded)
-
-
-def find_mailbox(
-    segments: tuple[str, ...], caller: Account, accounts: AccountDirectory
-) -> tuple[Account, tuple[str, ...]]:
-    """Return the account of the mailbox in the path, and the rest after /me or /users/{address}.
-
-    Raises ApiError: 400 for /me where no user has signed in, as Graph; 403 for a mailbox that the
-    caller may not open and for one that does not exist, 404 for an UnknownUserError.
-    """
-    if segments[0].lower() == "me":
-        if caller.is_application:
-            raise errors.NO_USER("No user has signed in: the token is an application's.")
-        return caller, segments[1:]
-    try:
-        owner = accounts.opened(segments[1], caller)
-    except UnknownUserError:
-        error = errors.USER_INVALID if len(segments) > 2 else errors.USER_NOT_FOUND
-        raise error("No mail has come for this address.", quoted(segments[1])) from None
-    if owner is None:  # the same answer for both reasons: it reveals no addresses
-        raise errors.ACCESS_DENIED("This token opens no mailbox of this address.")
-    return owner, segments[2:]
-
-
-async def show_preferred_body(request: GraphRequest, resource: dict[str, Any]) -> None:
-    """Convert the body in a message's JSON to the preferred type."""
-    await show_body_as(request, resource, preferred_body_type(request))
-
-
-async def show_body_as(request: GraphRequest, resource: dict[str, Any], body_type: str) -> None:
-    """Convert the body in a message's JSON to a type; "" leaves it.
-
-    A large page takes many seconds. Requests take turns with each message, so that none waits for
-    the whole page of another one.
-    """
-    if _others(resource, body_type):
-        async with request.dependencies.conversions:
-            await asyncio.to_thread(convert_body, resource, body_type)
-
-
-def preferred_body_type(request: GraphRequest) -> str:
-    """Return the preferred type, or "". The preferences count as applied."""
-    preferred = request.preferences
-    body_type = preferred.get(_TYPE, "").lower()
-    if body_type in _CONVERT:
-        request.applied.append(f'{_TYPE}="{body_type}"')
-    if _UNSAFE in preferred:
-        request.applied.append(_UNSAFE)
-    return body_type if body_type in _CONVERT else ""
-
-
-def convert_body(resource: dict[str, Any], body_type: str) -> None:
-    """Convert the body if it has another type. Takes long for a large one."""
-    for name in _others(resource, body_type):
-        content = _CONVERT[body_type](resource[name]["content"])
-        resource[name] = {"contentType": body_type, "content": content}
-
-
-def _others(resource: Mapping[str, Any], body_type: str) -> list[str]:
-    """Return the bodies that have another type."""
-    bodies = [name for name in ("body", "uniqueBody") if body_type and name in resource]
-    return [name for name in bodies if resource[name]["contentType"] != body_type]

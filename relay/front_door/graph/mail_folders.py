@@ -13,6 +13,7 @@ from urllib.parse import quote
 from starlette.responses import Response
 
 from relay.front_door.graph import errors
+from relay.front_door.graph.entity_tags import etag_field
 from relay.front_door.graph.extended_properties import (
     FOLDER_COMPUTED,
     MULTIPLE,
@@ -20,12 +21,7 @@ from relay.front_door.graph.extended_properties import (
     parse_expand,
     shown_id,
 )
-from relay.front_door.graph.graph_request import (
-    GraphRequest,
-    collection_response,
-    etag_field,
-    not_implemented,
-)
+from relay.front_door.graph.graph_request import GraphRequest
 from relay.front_door.graph.json_values import (
     destination_id,
     missing_property,
@@ -34,6 +30,7 @@ from relay.front_door.graph.json_values import (
     unsupported,
 )
 from relay.front_door.graph.odata.resources import select_folders
+from relay.front_door.graph.responses import collection_response
 from relay.front_door.graph.serializer import (
     FOLDER_PROPERTIES,
     ROOT_FOLDER_ID,
@@ -41,7 +38,7 @@ from relay.front_door.graph.serializer import (
     folder_version,
 )
 from relay.front_door.http.errors import bad_request, quoted
-from relay.front_door.http.gateway import json_response
+from relay.front_door.http.responses import json_response
 from relay.store.mailbox.types import Folder
 
 _NAME_CHARACTERS = 255
@@ -90,7 +87,7 @@ async def create_folder(request: GraphRequest) -> Response:
     resource = await request.json_object("mailFolder")
     kind = resource.get("@odata.type")
     if isinstance(kind, str) and kind.rpartition(".")[2].lower() == "mailsearchfolder":
-        raise not_implemented("The resource mailSearchFolder")
+        raise errors.not_implemented("The resource mailSearchFolder")
     name = _display_name(resource)
     if name is None:
         raise missing_property("displayName")

@@ -25,14 +25,10 @@ from relay.front_door.graph.attachments import (
     shows_content,
 )
 from relay.front_door.graph.extended_properties import ExpandOptions
-from relay.front_door.graph.graph_request import (
-    GraphRequest,
-    collection_response,
-    convert_body,
-    preferred_body_type,
-    show_body_as,
-)
+from relay.front_door.graph.graph_request import GraphRequest
+from relay.front_door.graph.preferred_body import convert_body, preferred_body_type, show_body_as
 from relay.front_door.graph.query_options import QueryOptions
+from relay.front_door.graph.responses import collection_response
 from relay.front_door.graph.serializer import extent_of, message_json
 from relay.store.mailbox.types import StoredMessage
 

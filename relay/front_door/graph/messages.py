@@ -26,9 +26,10 @@ from relay.base.sliding_window import NOTHING, Reservation
 from relay.formats.draft import DraftAttachment
 from relay.front_door.graph import errors, strict_profile
 from relay.front_door.graph.attachments import ATTACHMENT_PROPERTIES, get_with_attachments
+from relay.front_door.graph.entity_tags import etag_field
 from relay.front_door.graph.extended_properties import COMPUTED, parse_expand, shown_extended
 from relay.front_door.graph.follow_up_flags import changed_flag
-from relay.front_door.graph.graph_request import GraphRequest, etag_field, show_preferred_body
+from relay.front_door.graph.graph_request import GraphRequest
 from relay.front_door.graph.json_values import (
     check_recipients_count,
     destination_id,
@@ -45,11 +46,12 @@ from relay.front_door.graph.message_parser import (
 from relay.front_door.graph.mime_body import Amend, receive_in_blocks, receive_mime
 from relay.front_door.graph.odata.resources import message_condition, message_order
 from relay.front_door.graph.odata.search import search_condition
+from relay.front_door.graph.preferred_body import show_preferred_body
 from relay.front_door.graph.query_options import QueryOptions
 from relay.front_door.graph.send_mail import check_rights, named_in, originators_of, reserve
 from relay.front_door.graph.serializer import MESSAGE_PROPERTIES, extent_of, message_json
 from relay.front_door.http.errors import bad_request, service_unavailable
-from relay.front_door.http.gateway import BLOCK_BYTES, StreamedResponse, json_response
+from relay.front_door.http.responses import BLOCK_BYTES, StreamedResponse, json_response
 from relay.store.mailbox.message_state import CONTENT_FIELDS
 from relay.store.mailbox.query import NEWEST_FIRST, PAGE_BYTES_MAX, AllOf, Condition, MessageQuery
 from relay.store.mailbox.types import (

@@ -38,10 +38,10 @@ from relay.formats.html_tokens import content_ids
 from relay.formats.quoting import quoted_body
 from relay.formats.write_header import header_fields
 from relay.front_door.graph import errors
+from relay.front_door.graph.action_parameters import AnswerParameters, parse_answer
 from relay.front_door.graph.attachments import open_message
 from relay.front_door.graph.graph_request import GraphRequest
 from relay.front_door.graph.json_values import check_recipients_count
-from relay.front_door.graph.message_parser import AnswerParameters, parse_answer
 from relay.front_door.graph.messages import create_draft, create_from_mime
 from relay.front_door.graph.mime_body import Amend, MimeMessage
 from relay.front_door.graph.send_mail import new_message, send_mime, submit

@@ -24,7 +24,7 @@ from relay.front_door.graph import (
     subscriptions,
     users,
 )
-from relay.front_door.graph.graph_request import GraphRequest, not_implemented
+from relay.front_door.graph.graph_request import GraphRequest
 from relay.front_door.graph.search_query import search_query
 from relay.front_door.http.errors import ApiError, method_not_allowed, quoted
 
@@ -226,7 +226,7 @@ def _check_operations(
         if operation.methods and method not in operation.methods:
             continue
         if _match(_pattern_of(operation.path), segments) is not None:
-            raise not_implemented(operation.what)
+            raise errors.not_implemented(operation.what)
 
 
 def _check_resources(segments: tuple[str, ...], names: Mapping[str, str]) -> None:
@@ -234,7 +234,7 @@ def _check_resources(segments: tuple[str, ...], names: Mapping[str, str]) -> Non
     # A function's parameters and an alternate key, as in applications(appId='1'), are not in it.
     name = _plain_name(segments[0]).partition("(")[0] if segments else ""
     if name in names:
-        raise not_implemented(f"The resource {names[name]}")
+        raise errors.not_implemented(f"The resource {names[name]}")
 
 
 def _not_found(segments: tuple[str, ...], routes: _Routes) -> ApiError:

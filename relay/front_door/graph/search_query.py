@@ -12,7 +12,8 @@ import msgspec
 from starlette.responses import Response
 
 from relay.base.message.rest_id import read_rest_id
-from relay.front_door.graph.graph_request import GraphRequest, not_implemented
+from relay.front_door.graph import errors
+from relay.front_door.graph.graph_request import GraphRequest
 from relay.front_door.graph.json_values import (
     invalid_value,
     missing_property,
@@ -26,7 +27,7 @@ from relay.front_door.graph.odata.expression import CHARACTERS_MAX, clause_error
 from relay.front_door.graph.odata.search import keyword_condition
 from relay.front_door.graph.serializer import message_json
 from relay.front_door.http.errors import bad_request, quoted
-from relay.front_door.http.gateway import json_response
+from relay.front_door.http.responses import json_response
 from relay.store.mailbox.query import (
     AllOf,
     AnyOf,
@@ -72,7 +73,7 @@ async def _found(request: GraphRequest, value: object, path: str, *, room: int) 
     search = read_object(value, path)
     types = read_array(search.get("entityTypes"), f"{path}.entityTypes")
     if others := [entity_type for entity_type in types if entity_type != "message"]:
-        raise not_implemented(f"A search of the type {quoted(others[0])}")
+        raise errors.not_implemented(f"A search of the type {quoted(others[0])}")
     if not types:
         raise missing_property(f"{path}.entityTypes")
     if refused := [name for name in _REFUSED if search.get(name)]:

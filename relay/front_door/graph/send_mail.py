@@ -24,9 +24,10 @@ from relay.base.message.properties import MessageProperties
 from relay.base.sliding_window import Reservation
 from relay.formats.draft import DraftAttachment
 from relay.front_door.graph import errors, strict_profile
-from relay.front_door.graph.graph_request import GraphRequest, throttled
+from relay.front_door.graph.account_limits import throttled
+from relay.front_door.graph.action_parameters import parse_send_mail
+from relay.front_door.graph.graph_request import GraphRequest
 from relay.front_door.graph.json_values import check_recipients_count
-from relay.front_door.graph.message_parser import parse_send_mail
 from relay.front_door.graph.mime_body import (
     Amend,
     MimeMessage,

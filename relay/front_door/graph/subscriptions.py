@@ -15,13 +15,8 @@ from starlette.responses import Response
 from relay.base.clock import rfc3339
 from relay.base.message.web_url import UrlError
 from relay.front_door.graph import errors
-from relay.front_door.graph.graph_request import (
-    GraphRequest,
-    find_mailbox,
-    not_implemented,
-    throttled,
-    with_keys,
-)
+from relay.front_door.graph.account_limits import throttled
+from relay.front_door.graph.graph_request import GraphRequest
 from relay.front_door.graph.json_values import (
     invalid_value,
     is_same_json,
@@ -30,8 +25,9 @@ from relay.front_door.graph.json_values import (
     read_string,
     read_time_us,
 )
+from relay.front_door.graph.mailbox_paths import find_mailbox, with_keys
 from relay.front_door.http.errors import ApiError, quoted
-from relay.front_door.http.gateway import json_response
+from relay.front_door.http.responses import json_response
 from relay.front_door.notifications.subscription_file import Subscription
 from relay.front_door.notifications.subscriptions import (
     LIFETIME_US,
@@ -133,7 +129,7 @@ async def _read_new(request: GraphRequest, body: Mapping[str, Any]) -> Subscript
         if body.get(name) in (None, ""):
             raise _invalid(f"{name} is a required property for subscription creation.")
     if read_boolean(body.get("includeResourceData") or False, "includeResourceData"):
-        raise not_implemented("includeResourceData")
+        raise errors.not_implemented("includeResourceData")
     client_state = read_string(body.get("clientState"), "clientState")
     if len(client_state) > _CLIENT_STATE_MAX:
         actual = f"found {len(client_state)} characters"
@@ -163,7 +159,7 @@ async def _read_resource(request: GraphRequest, text: str) -> tuple[str, str]:
     """Return the mailbox and the id of the folder, "" for all, that a resource names."""
     path, has_options, options = text.partition("?")
     if has_options and "$filter" in options.lower():
-        raise not_implemented("$filter in the resource of a subscription")
+        raise errors.not_implemented("$filter in the resource of a subscription")
     if has_options or len(text) > _RESOURCE_MAX:
         raise invalid_value("resource", text, "a path without query options")
     segments = with_keys(tuple(_VERSION.sub("", path, count=1).split("/")))

@@ -13,11 +13,11 @@ from starlette.responses import Response
 
 from relay.base.accounts.account import AccountDirectory
 from relay.front_door.graph import errors
-from relay.front_door.graph.graph_request import GraphDependencies
+from relay.front_door.graph.dependencies import GraphDependencies
 from relay.front_door.graph.serializer import graph_date
 from relay.front_door.http.errors import ApiError, method_not_allowed, quoted
-from relay.front_door.http.gateway import json_response
 from relay.front_door.http.http_request import HttpRequest
+from relay.front_door.http.responses import json_response
 from relay.store.mailbox.types import NewUpload, NoSuchItemError, Upload
 
 _TOKEN = "authtoken"  # noqa: S105 - the name of the option

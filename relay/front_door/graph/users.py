@@ -29,7 +29,7 @@ from relay.base.message.rest_id import read_rest_id, rest_id
 from relay.base.message.time_zones import WINDOWS_ZONES, time_zone
 from relay.front_door.graph import errors
 from relay.front_door.graph.follow_up_flags import date_time_json, read_date_time
-from relay.front_door.graph.graph_request import GraphRequest, collection_response
+from relay.front_door.graph.graph_request import GraphRequest
 from relay.front_door.graph.item_ids import folder_id_of
 from relay.front_door.graph.json_values import (
     Parameters,
@@ -46,9 +46,10 @@ from relay.front_door.graph.json_values import (
 )
 from relay.front_door.graph.message_parser import read_category
 from relay.front_door.graph.odata.resources import select_users
+from relay.front_door.graph.responses import collection_response
 from relay.front_door.graph.serializer import USER_PROPERTIES, user_json
 from relay.front_door.http.errors import ApiError, quoted
-from relay.front_door.http.gateway import json_response
+from relay.front_door.http.responses import json_response
 from relay.store.mailbox.settings_file import (
     AutomaticReplies,
     MasterCategory,

@@ -12,7 +12,7 @@ from starlette.responses import Response
 from relay.base.pressure import ConcurrencyCounter
 from relay.front_door.api.dependencies import ApiDependencies
 from relay.front_door.api.request_parameters import require_method
-from relay.front_door.graph.graph_request import GraphDependencies
+from relay.front_door.graph.dependencies import GraphDependencies
 from relay.front_door.http.connection_limits import REQUESTS_MAX
 from relay.front_door.http.errors import ApiError, quoted, service_unavailable
 from relay.front_door.http.gateway import Gateway

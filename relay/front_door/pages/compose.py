@@ -17,11 +17,13 @@ from starlette.responses import Response
 from relay.formats.address_list import address_entries
 from relay.front_door.api.request_parameters import require_method, single_values
 from relay.front_door.graph.admission import check_pressure
-from relay.front_door.graph.graph_request import GraphDependencies, GraphRequest, api_error
+from relay.front_door.graph.dependencies import GraphDependencies
+from relay.front_door.graph.graph_request import GraphRequest
 from relay.front_door.graph.message_parser import parse_message
 from relay.front_door.graph.replies import Answer, AnswerKind, compose_answer
 from relay.front_door.graph.routes import Intake
 from relay.front_door.graph.send_mail import new_message, submit
+from relay.front_door.graph.store_errors import api_error
 from relay.front_door.http.errors import ApiError, bad_request, quoted
 from relay.front_door.pages.logins import PageForm
 from relay.front_door.pages.site import PageRequest

@@ -37,8 +37,8 @@ from relay.front_door.api.handlers import Handlers
 from relay.front_door.api.request_parameters import require_method
 from relay.front_door.graph.serializer import MESSAGE_PROPERTIES
 from relay.front_door.http.errors import ApiError, quoted, service_unavailable
-from relay.front_door.http.gateway import BLOCK_BYTES, StreamedResponse
 from relay.front_door.http.http_request import HttpRequest
+from relay.front_door.http.responses import BLOCK_BYTES, StreamedResponse
 from relay.front_door.pages.content import (
     ATTACHMENTS_MAX,
     HEADER_OCTETS_MAX,

@@ -22,7 +22,7 @@ from relay.base.clock import Clock
 from relay.base.observe.logs import get_logger
 from relay.base.pressure import ConcurrencyCounter
 from relay.front_door.http.errors import ApiError, service_unavailable
-from relay.front_door.http.gateway import EventStreamResponse
+from relay.front_door.http.event_stream import EventStreamResponse
 from relay.store.journeys.event_feed import ChangeNotifier
 from relay.store.mailbox.types import StoreError
 

@@ -25,7 +25,7 @@ from relay.formats.html_text import html_to_text
 from relay.formats.links import LINK_PROBLEMS
 from relay.front_door.api.dependencies import ApiDependencies, DevelopmentControls, Principal
 from relay.front_door.api.handlers import Handlers
-from relay.front_door.graph.graph_request import GraphDependencies
+from relay.front_door.graph.dependencies import GraphDependencies
 from relay.front_door.http.errors import ApiError, quoted
 from relay.front_door.http.http_request import HttpRequest
 from relay.front_door.pages.charts import duration_text

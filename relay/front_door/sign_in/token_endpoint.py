@@ -22,8 +22,9 @@ from relay.base.clock import Clock, Ids, rfc3339
 from relay.base.observe.logs import get_logger
 from relay.front_door.http.connection_limits import REQUESTS_MAX
 from relay.front_door.http.errors import ApiError, quoted
-from relay.front_door.http.gateway import Gateway, json_response
+from relay.front_door.http.gateway import Gateway
 from relay.front_door.http.http_request import HttpRequest, RequestLimits
+from relay.front_door.http.responses import json_response
 from relay.front_door.sign_in.access_tokens import LIFETIME_S, AccessTokens
 from relay.front_door.sign_in.client_assertions import (
     ALGORITHMS,
