@@ -1,9 +1,9 @@
 """Conditions of a search on the content of messages: words of the text, attachments, unread copies.
 
-Mailboxes are searched with the index that `$search` uses, what waits in the queue by reading it.
-Whose texts may be searched, the search says (MessageSearch.reader); whether there is an attachment
-is no secret. One request looks up as many messages as its time allows, the newest first, and at
-least one; those that an index has not read yet take time of their own, once.
+Mailboxes are searched with the index that `$search` uses; messages in the queue are read.
+MessageSearch.reader says whose texts may be searched; whether there is an attachment is no secret.
+One request looks up as many messages as its time allows, the newest first, and at least one.
+Messages that an index has not read yet get additional time, once.
 """
 
 import asyncio
@@ -37,7 +37,7 @@ from relay.store.mailbox.types import NoSuchItemError, StoreUnavailableError
 READ_S = 1.0  # for contents that an index has not read yet
 _AT_ONCE = 200
 _REPEATED_MAX = 20
-_COPIES_MAX = 5  # of a message that are looked for: a copy may have been deleted
+_COPIES_MAX = 5  # copies of a message that are looked for: some may be deleted
 _Place = tuple[str, str]  # mailbox and id
 
 
@@ -57,7 +57,7 @@ class ContentSearch:
 
 
 class ContentCheck:
-    """The check of one request: of all its candidates, in parts."""
+    """The check of the candidates of one request, in parts."""
 
     def __init__(self, search: ContentSearch, conditions: MessageSearch, lookup_s: float) -> None:
         self._search = search
@@ -67,8 +67,10 @@ class ContentCheck:
         self._has_answered = False
 
     async def matching(self, candidates: Sequence[FoundMessage]) -> Sequence[bool]:
-        """Return whether each matches; fewer answers than candidates when the time is over, but
-        always one. Raises StoreUnavailableError if not even that is possible now.
+        """Return for each candidate whether it matches.
+
+        When the time is over there are fewer answers than candidates, but at least one. Raises
+        StoreUnavailableError if not even one is possible now.
         """
         answers: list[bool] = []
         repeated = 0
@@ -112,7 +114,7 @@ class ContentCheck:
 
     @property
     def _reads_queue(self) -> bool:
-        """Whether the queue may be looked into: for texts only where all of them may be."""
+        """Whether the queue may be read; for texts, only if the reader may read all texts."""
         return self._conditions.reader == ALL_MAILBOXES or not self._conditions.words
 
     def _places(self, message: FoundMessage, *, received: bool = False) -> list[_Place]:
@@ -129,7 +131,7 @@ class ContentCheck:
         return [place for place in places if are_open or place[0] == reader]
 
     async def _check_flags(self, part: list["_Candidate"]) -> None:
-        """Exclude what is not unread, and cut off what was not looked up in time."""
+        """Exclude messages that are read, and cut off those that were not looked up in time."""
         left = {candidate: self._places(candidate.message, received=True) for candidate in part}
         unread: set[_Candidate] = set()
         for mailbox, asked in _by_mailbox(left).items():
@@ -149,7 +151,7 @@ class ContentCheck:
                 candidate.matches = False
 
     async def _check_contents(self, part: Sequence["_Candidate"]) -> None:
-        """Decide by what the queue has, as far as the time allows."""
+        """Decide by the contents in the queue, as far as the time allows."""
         for at in range(0, len(part), CONTENTS_MAX):
             batch = part[at : at + CONTENTS_MAX]
             ids = [

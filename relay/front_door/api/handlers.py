@@ -1,6 +1,6 @@
 """Handlers of /relay/v1, each for a principal: messages, refusals, queue, storage, login delays.
 
-Health checks and metrics need none: `app` answers them.
+`app` answers health checks and metrics, which need no principal.
 
 An unknown message and another account's message are the same 404. The roles read and operate see
 all journeys. The content of others' messages needs the role operate, and each look is logged; not
@@ -84,8 +84,8 @@ _LOOKUP_S = 5.0  # for conditions on contents
 REPORTED = "reported"  # each failed recipient has its report
 THERE = "there"  # all recipients are captured or final
 _WAITING_MAX = 200
-_COMPARED_MAX = 30  # messages with what a wait looked for in vain
-_LOOKED_AT_MAX = 100  # for what is on its way
+_COMPARED_MAX = 30  # messages that a wait without result is compared with
+_LOOKED_AT_MAX = 100  # seconds for messages on their way
 _NEAR_MAX = 10
 _KEY_CHARACTERS = 1000
 # A process of another role writes the submission log without a notification: poll as well.
@@ -140,7 +140,7 @@ class Handlers:
 
     async def messages(self, query: Mapping[str, str], principal: Principal) -> dict[str, Any]:
         """GET /messages?q=&to=&sender=&subject=&mailbox=&kind=&state=&before=&after=&wait=&limit=:
-        {messages, cursor, older}; after a wait in vain also {nearest, in_flight, refused}.
+        {messages, cursor, older}; after a wait without result also {nearest, in_flight, refused}.
         """
         before = list_position_of(query)
         conditions = self.with_reader(list_search_of(query), principal)
@@ -169,7 +169,9 @@ class Handlers:
         return {"messages": page.messages, "cursor": str(page.cursor), "older": older, **missed}
 
     async def _near_misses(self, search: MessageSearch, principal: Principal) -> dict[str, Any]:
-        """Return what a wait in vain was near to, what is on its way, and what was refused."""
+        """Return for a wait without result: similar messages, messages on their way, refused
+        messages.
+        """
         journeys, account = self._dependencies.journeys, principal.account
         near = await journeys.near(search, account=account, limit=_COMPARED_MAX)
         return {
@@ -189,8 +191,9 @@ class Handlers:
         return await log_rows(self._dependencies.journeys, query, account=principal.account)
 
     def with_reader(self, search: MessageSearch, principal: Principal) -> MessageSearch:
-        """Return a search with the mailboxes whose texts it may look into: those whose content is
-        shown to the principal without a note in the log. Raises ApiError 400 for tags in a service.
+        """Return a search limited to texts that the principal may read without a note in the log.
+
+        Raises ApiError 400 for tags in a service.
         """
         if search.tags and not self.is_development:
             raise bad_request("q: tag: and is:tagged are for relay dev; a service has no tags.")
@@ -230,7 +233,7 @@ class Handlers:
     ) -> Response:
         """GET /events?after=&message=: what is recorded, as server-sent events.
 
-        The stream ends when `is_current` returns false: the token is not that of `principal` now.
+        The stream ends when `is_current` returns false: the token no longer belongs to `principal`.
         """
         streams = self._dependencies.events
         view = streams.view_of(query, last_event_id, principal.account)
@@ -261,8 +264,8 @@ class Handlers:
         )
 
     async def content(self, journey: Journey, principal: Principal, *, view: str) -> Content:
-        """Return the MIME of a message that the principal has found. `view` is for the log: what is
-        shown of it.
+        """Return the MIME of a message that the principal may see. `view` says in the log what is
+        shown.
 
         Raises ApiError 403, and 404 if no copy is left.
         """
@@ -275,7 +278,7 @@ class Handlers:
     async def sent_message(
         self, journey: Journey, principal: Principal, *, view: str
     ) -> tuple[str, StoredMessage]:
-        """Return the sender's copy of a message that the principal has found, and its mailbox.
+        """Return the sender's copy of a message that the principal may see, and its mailbox.
 
         Raises ApiError 403, and 404 if it is gone.
         """
@@ -306,8 +309,8 @@ class Handlers:
     ) -> Journey:
         """GET /messages/{id}/wait?state=there&timeout=30: the journey, and `reached`.
 
-        An unknown message is waited for as well. The wait ends when all recipients are final, but
-        that for reports: a host may still send one.
+        An unknown message is waited for as well. The wait ends when all recipients are final,
+        except for state=reported: a host may still send a report.
         """
         state = query.get("state", THERE)
         choices = (THERE, REPORTED, *MESSAGE_STATES)
@@ -361,7 +364,7 @@ class Handlers:
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(min(left_s, _POLL_S)):  # real time: a client waits
                         await self._dependencies.changes.wait_beyond(seen)
-                        await asyncio.sleep(pause_s)  # real time: reads a burst of events once
+                        await asyncio.sleep(pause_s)  # real time: collects a burst of events
 
     def counted_wait(self) -> contextlib.AbstractContextManager[None]:
         """Count one more wait inside the with block. Raises ApiError 503 for too many."""
@@ -406,7 +409,7 @@ class Handlers:
     async def queue_entries(
         self, query: Mapping[str, str], principal: Principal, *, after: Key = FIRST_KEY
     ) -> EntryList:
-        """Return the entries of GET /queue; those behind the entry `after`."""
+        """Return the entries of GET /queue that follow the entry `after`."""
         principal.check_may_read()
         selector, limit = selector_of_query(query), limit_of(query)
         needed = self._dependencies
@@ -453,8 +456,8 @@ class Handlers:
     async def release_message(
         self, key: str, request: HttpRequest, principal: Principal
     ) -> dict[str, Any]:
-        """POST /messages/{id}/release in a development relay: send what is captured of it, to its
-        own recipients, or as a copy to the addresses `to`.
+        """POST /messages/{id}/release in a development relay: send captured mail to its recipients,
+        or a copy to the addresses `to`.
         """
         principal.check_may_operate()
         journey = await self._find(key, principal)
@@ -484,8 +487,8 @@ class Handlers:
     ) -> dict[str, Any]:
         """Send a copy of a captured message to these addresses; its recipients stay captured.
 
-        Raises ApiError 403 if nothing leaves this machine or nothing to one of them, 409 if nothing
-        is captured, and 400.
+        Raises ApiError 403 if no mail, or no mail to one of the addresses, may leave this machine;
+        409 if nothing is captured; 400.
         """
         principal.check_may_operate()
         next_hop = release.release_host(self._dependencies.development)
@@ -590,7 +593,7 @@ class Handlers:
         return await self._dependencies.prune(body.older_than_s, body.dry_run)
 
     async def reload(self, principal: Principal) -> Any:
-        """POST /reload: have the configuration read again, and return what came of it."""
+        """POST /reload: read the configuration again, and return the outcome."""
         principal.check_may_operate()
         if (reload := self._dependencies.reload) is None:
             raise ApiError(
@@ -599,8 +602,9 @@ class Handlers:
         return await asyncio.shield(reload())  # others may wait for it too
 
     async def pauses(self, verb: str, request: HttpRequest, principal: Principal) -> dict[str, Any]:
-        """GET and POST /pause, POST /resume: what this node does not do, and from now on. A resume
-        without `what` takes all back.
+        """GET and POST /pause, POST /resume: what is paused on this node.
+
+        A resume without `what` ends all pauses.
         """
         single_values(request.query, ())
         if verb == "pause" and request.method == "GET":

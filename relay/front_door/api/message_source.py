@@ -1,12 +1,12 @@
 """The content of a message: from the spool, a recipient's mailbox, or the sender's mailbox.
 
-It is found without a copy of its own: the spool has it while a recipient is not final; then a local
-recipient's mailbox may have it, the sender's Sent Items or Drafts, or a report that returns it.
+No additional copy is kept. The spool has the content while a recipient is not final. Later, a local
+recipient's mailbox may have it, or the sender's Sent Items or Drafts, or a report that returns it.
 Delivery derives the id of a copy from the queue id and the number of the recipient, so that copies
 are found without a search. A development relay keeps copies of captured mail as well.
 
-A content never changes, so that its beginning is read once, when its row is first listed, and the
-few values of the latest messages are kept in memory. A message that cannot be read has none.
+A content never changes. Its beginning is read once, when its row is first listed, and a few values
+of the latest messages are kept in memory. A message that cannot be read has no values.
 """
 
 import asyncio
@@ -49,9 +49,9 @@ _KEPT = (  # the states in which a development relay has a copy
     RecipientState.CANCELLED,
     RecipientState.EXPIRED,
 )
-_AT_ONCE = 8  # mailboxes that are marked, since each waits for the disk
+_AT_ONCE = 8  # mailboxes that are changed at once: each change waits for the disk
 _Copy = tuple[str, str]  # mailbox and id
-_REPORTS_MAX = 3  # to read for the message that they return
+_REPORTS_MAX = 3  # reports that are read for the message that they return
 KEPT_MAX = 5000  # of at most 3 KB each
 READ_OCTETS_MAX = 128 * 1024
 _HEADER_OCTETS = 16 * 1024
@@ -77,8 +77,9 @@ class MessageCopies:
     async def unread(
         self, rows: Sequence[MessageSummary], *, mailbox: str | None, index: TextIndex | None = None
     ) -> dict[str, bool]:
-        """Return whether a copy is unread, by the names of the messages with a copy that was
-        received, in one mailbox or in any. Mailboxes are asked for what `index` does not know.
+        """Return by message name whether a received copy is unread, in one mailbox or in any.
+
+        Mailboxes are read for copies that `index` does not know.
         """
         by_name: dict[str, bool] = {}
         by_mailbox = self._by_mailbox(rows, mailbox)
@@ -130,8 +131,9 @@ class MessageCopies:
         *,
         is_first: bool = False,
     ) -> dict[str, set[str]]:
-        """Set those that are wanted for messages, by name, and return those of all copies of each
-        message with any copy; see Messages.categories().
+        """Set the categories in `chosen` by message name, and return those of all copies.
+
+        Messages without a copy are left out; see Messages.categories().
         """
         by_name: dict[str, set[str]] = {}
         for place, names in self._by_mailbox(rows, None, with_sent=True).items():
@@ -155,8 +157,9 @@ class MessageCopies:
         return by_mailbox
 
     async def as_delivered(self, rows: Sequence[MessageSummary]) -> dict[str, Content]:
-        """Return the MIME of those of these messages of which a copy is still where delivery has
-        put it, by their names. Many of one mailbox are found together.
+        """Return the MIME of messages, by name, if a copy is still where delivery has put it.
+
+        The copies in one mailbox are read together.
         """
         contents: dict[str, Content] = {}
         for place, names in self._by_mailbox(rows, None).items():
@@ -291,7 +294,7 @@ class RowFacts(Struct, frozen=True):
     """What a row shows that is not in the history of its message."""
 
     is_received: bool  # a copy can be marked as read or unread
-    is_unread: bool  # one of these copies is
+    is_unread: bool  # one of these copies is unread
     preview: MessagePreview
     shows_text: bool  # of the preview
 
@@ -336,7 +339,7 @@ class MessagePreviews:
 def read_preview(octets: Octets) -> MessagePreview:
     """Read the beginning of a MIME message. Blocks; raises OSError.
 
-    An attachment behind that is not seen: there, multipart/mixed means that there is one.
+    An attachment after that is not seen; multipart/mixed then counts as one.
     """
     beginning = octets.part(0, min(octets.size, READ_OCTETS_MAX))
     read = preview_of(read_mime(beginning), beginning)
@@ -348,7 +351,7 @@ def read_preview(octets: Octets) -> MessagePreview:
 
 
 def preview_of(read: ReadMessage, beginning: Octets) -> MessagePreview:
-    """Return the preview of what was read of a beginning. Blocks; raises OSError."""
+    """Return the preview of the beginning of a message. Blocks; raises OSError."""
     author = read.properties.from_
     text = preview(read.properties.body, read.properties.body_type)
     if not text:  # of HTML that begins with a long style sheet

@@ -1,8 +1,7 @@
-"""To whom captured mail of a development relay may leave this machine, by a release.
+"""To whom a release may send captured mail of a development relay.
 
 To its own recipients where `--release-allow` matches them; as a copy to any other addresses that a
-person names. A copy has the content as it is, header fields too: only the envelope has other
-recipients.
+person names. A copy has the same content and header; only the envelope has other recipients.
 """
 
 from collections.abc import Mapping, Sequence
@@ -39,7 +38,7 @@ def addresses_of_body(octets: bytes) -> tuple[str, ...]:
 
 
 def parse_addresses(texts: Sequence[str]) -> tuple[str, ...]:
-    """Return addresses that a person has named, each once. Raises ApiError 400."""
+    """Return addresses that a person has named, without duplicates. Raises ApiError 400."""
     if not 1 <= len(texts) <= COPIES_MAX:
         message = f"to: found {len(texts):,} addresses, expected 1 to {COPIES_MAX}."
         raise ApiError(400, "BadRequest", message)

@@ -281,9 +281,11 @@ _BODIES: Mapping[Operation, type[_CommandBody]] = {
 
 
 class CommandIssuer(Struct, frozen=True):
-    """Who issues a command. With `may_name_other` the body may name the user of `relay queue`.
-    `way_to` parses the `to` of a reroute or raises ValueError. `release_to` is where a release
-    sends captured mail, None if it stays. `target_of` is that of RouteTable.
+    """Who issues a command.
+
+    With `may_name_other` the body may name the user of `relay queue`. `way_to` parses the `to` of a
+    reroute or raises ValueError. `release_to` is where a release sends captured mail, None if
+    nothing leaves this machine. `target_of` is RouteTable.target_of.
     """
 
     name: str
@@ -348,7 +350,10 @@ def _holds_new(command: _CommandBody, issuer: CommandIssuer) -> bool:
 
 
 def operator_of(who: str, issuer: CommandIssuer) -> str:
-    """Return who issues a command: the `who` in its body, if it may name one. Raises ApiError."""
+    """Return who issues a command: `who` in its body, if the issuer may name another user.
+
+    Raises ApiError.
+    """
     if not who:
         return issuer.name
     if not issuer.may_name_other:

@@ -38,7 +38,7 @@ async def list_entries(
     limit: int,
     after: Key = FIRST_KEY,
 ) -> EntryList:
-    """Return entries of the queue and, with `restored` alone, the held submissions behind them.
+    """Return entries of the queue and, with `restored` alone, the held submissions after them.
 
     Raises SpoolError.
     """
@@ -52,9 +52,10 @@ async def list_entries(
 async def execute(
     queue_admin: QueueAdmin, submissions: RestoredSubmissions, command: QueueCommand
 ) -> dict[str, Any]:
-    """Execute a queue command; a release and a cancellation of all that was restored include the
-    held submissions, and another release says how many stay held. Return the JSON of POST
-    /queue/{operation}. Raises SpoolError.
+    """Execute a queue command.
+
+    To release or cancel everything restored includes the held submissions. Another release says how
+    many remain held. Return the JSON of POST /queue/{operation}. Raises SpoolError.
     """
     answer = (await queue_admin.execute(command)).as_json()
     if not _is_everything(command.selector):
@@ -72,8 +73,8 @@ async def execute(
 
 
 async def not_queued(journeys: Journeys, submissions: RestoredSubmissions) -> Mapping[str, int]:
-    """Return how many messages are not in the queue yet, by state; and how many of them a restore
-    holds, if any.
+    """Return the number of messages that are not in the queue yet, by state, and how many of them a
+    restore holds.
     """
     held = await _count(submissions)
     return {**await journeys.count_before_queue(), **({"restored": held} if held else {})}

@@ -1,9 +1,9 @@
 """The text of the search box, and of `q` of GET /messages, as conditions of the message list.
 
 Words are parts of the subject or an address, or begin a word of the text; `from:`, `to:`,
-`subject:`, `state:` and `id:` name what is compared. A value with `*` is a pattern of the whole
-text, another one is a part of it. `client:`, `login:`, `has:`, `larger:`, `after:`, `before:` and
-`is:` have values of their own. `-tag:` or `!tag:` leaves out what has the tag.
+`subject:`, `state:` and `id:` name what is compared. A value with `*` is a pattern for the whole
+text, any other value a part of the text. `client:`, `login:`, `has:`, `larger:`, `after:`,
+`before:` and `is:` have values of their own. `-tag:` or `!tag:` leaves out what has the tag.
 """
 
 import re
@@ -31,9 +31,11 @@ from relay.store.journeys.message_list import MAIL, MessageSearch, SearchedTag
 TEXT_CHARACTERS_MAX = 1000
 WORDS_MAX = 20
 _SIZE = re.compile(r"([0-9]{1,12})([kmg]?)b?", re.ASCII | re.IGNORECASE)
-_TIME = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}(?:T|\Z)", re.ASCII)  # that begins so
+_TIME = re.compile(
+    r"[0-9]{4}-[0-9]{2}-[0-9]{2}(?:T|\Z)", re.ASCII
+)  # a text that begins with a date
 _BYTES = {"": 1, "k": 1000, "m": 1000**2, "g": 1000**3}
-_FIELDS = ("sender", "to", "subject", "state", "key")  # for which a parameter may be given too
+_FIELDS = ("sender", "to", "subject", "state", "key")  # conditions that are also parameters
 # A prefix, then a value or a word. In quotes a quote is twice; the last one may be missing.
 _TOKEN = re.compile(
     r'(?:(-?|!(?=(?i:tag:|is:tagged)))([A-Za-z_]+):(?=[^\s/]))?(?:"((?:[^"]|"")*+)(?:"|$)|(\S+))'
@@ -41,7 +43,7 @@ _TOKEN = re.compile(
 
 
 class SearchTextError(ValueError):
-    """The text is not a search; the message is a sentence."""
+    """The text is not a valid search; the message says why."""
 
 
 class _Token(Struct, frozen=True):
@@ -72,7 +74,7 @@ def parse_search(text: str) -> MessageSearch:
 
 
 def list_search_of(query: Mapping[str, str]) -> MessageSearch:
-    """Return the conditions of GET /messages, those of `q` too. Raises ApiError 400."""
+    """Return the conditions of GET /messages, including those in `q`. Raises ApiError 400."""
     parameters = message_search_of(query)
     if "q" not in query:
         return parameters
@@ -194,5 +196,5 @@ _PREFIXES = ("from", "to", "subject", "state", "id", "tag", *_OWN_VALUES)
 
 
 def _pattern(value: str) -> str:
-    """Return the pattern of a part of a text; one with `*` is that of the whole text already."""
+    """Return a pattern that finds a part of a text; a value with `*` is such a pattern already."""
     return value if "*" in value else f"*{value}*"

@@ -4,11 +4,11 @@ A request is checked completely and passed to the mail store, which writes the d
 submission (steps 1 and 2). The 202 is sent when both are durable. An error response names the
 field, the found and the expected value, and means that nothing was written.
 
-The way of a request:
+How a request is handled:
 
 - `app`: whose mailbox a request is for, its scopes
-- `routes`: which handler has a path and method, which scopes it needs, what it adds; 400, 405;
-  what Graph has and Relay has not (501); segments and patterns of paths; innermost mailFolders
+- `routes`: which handler has a path and method, which scopes it needs, what it adds; 400, 405; what
+  Graph has and Relay has not (501); segments and patterns of paths; innermost mailFolders
 - `admission`: how a repeat is recognised (Idempotency-Key, account, content; SDKs) and answered;
   limits of one account (429); what pressure refuses (503, 507)
 - `mailbox_paths`: OData's keys in parentheses; which mailbox a path names (400, 403, 404)
@@ -21,12 +21,13 @@ The way of a request:
 - `responses`: a page of a list; a change without a body (return=minimal)
 - `errors`: each error with Graph's status, code and sentence, and who shows it
 - `store_errors`: the mail store's errors as Graph's
-- `item_ids`: what can be an id of Relay or Graph (404), and what cannot (400)
+- `item_ids`: ids: 404 for one that nothing has, 400 for text that cannot be an id
 - `batch`: $batch: up to 20 requests in one, their order and dependencies
 - `query_options`: $top, $skip, $select, $count ...; the Prefer header, page size
 - `odata`: $filter, $orderby and $search
 - `search_query`: POST /search/query
-- `strict_profile`: what only Graph refuses, with its texts: `[http] profile`, Prefer: relay.strict
+- `strict_profile`: what Graph refuses and Relay accepts by default, with Graph's texts: `[http]
+  profile`, Prefer: relay.strict
 - `json_values`: types and names in a JSON body, recipients too; the path in a 400
 
 Messages:

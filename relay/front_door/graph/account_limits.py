@@ -18,8 +18,8 @@ class StreamedBodies:
         self._running = ConcurrencyCounter()
 
     def acquire(self, account: str) -> AbstractContextManager[None]:
-        """Count one body inside the with block. Raises ApiError 429 at the account's limit, 503 at
-        that of all.
+        """Count one body inside the with block. Raises ApiError 429 at the limit of the account,
+        503 at the limit of all accounts together.
         """
         message = "Too many large bodies are being received; try again."
         if not self._running.has_room(account, per_key=STREAMED_BODIES_PER_ACCOUNT_MAX):
@@ -30,5 +30,5 @@ class StreamedBodies:
 
 
 def throttled(message: str, retry_after_s: int) -> ApiError:
-    """Return the 429 of an account that is over a limit of its own."""
+    """Return the 429 for an account that has reached one of its limits."""
     return errors.THROTTLED(message, headers={"retry-after": str(retry_after_s)})

@@ -34,8 +34,9 @@ def parse_send_mail(body: Mapping[str, Any], account: Account) -> tuple[MessageP
 
 
 class AnswerParameters(Struct, frozen=True):
-    """The parameters of an action that replies or forwards. `has_body`: the message has one, which
-    replaces the comment and the quote.
+    """The parameters of an action that replies or forwards.
+
+    If `has_body`, the message has a body, which replaces the comment and the quote.
     """
 
     message: ParsedMessage
@@ -46,7 +47,9 @@ class AnswerParameters(Struct, frozen=True):
 def parse_answer(
     body: Mapping[str, Any], account: Account, *, action: str, is_forward: bool
 ) -> AnswerParameters:
-    """Read the parameters of reply, forward and the like; all are optional."""
+    """Read the parameters of reply, replyAll, forward and their create actions; all are
+    optional.
+    """
     known = _OF_FORWARD if is_forward else _OF_REPLY
     parameters = read_parameters(body, known, action)
     comment = parameters.get("comment") or ""

@@ -1,7 +1,7 @@
 """The ASGI application for /v1.0 and /beta: authorize a request, find its mailbox and its route.
 
-That happens before the body is read. Which scopes a request needs is in `routes`, which requests
-are carried out in `admission`.
+All of this happens before the body is read. `routes` decides which scopes a request needs,
+`admission` which requests are carried out.
 """
 
 import asyncio
@@ -46,7 +46,8 @@ def create_app(
 ) -> Gateway:
     """Return the application for /v1.0 and /beta.
 
-    `max_body` is that of a request in octets. `ready` returns "", or the reason for a 503.
+    `max_body` is the maximum size of a request's body in octets. `ready` returns "", or the reason
+    for a 503.
     """
     pressure = dependencies.pressure
     admission = Admission(dependencies)
@@ -116,8 +117,9 @@ def _find_operation(
 
 
 def _without_metadata(response: Response) -> Response:
-    """Return a response that is in memory without annotations (odata.metadata=none), but links and
-    counts.
+    """Return a response without annotations except links and counts (odata.metadata=none).
+
+    A streamed response does not change.
     """
     if type(response) is not Response or response.headers.get("content-type") != "application/json":
         return response

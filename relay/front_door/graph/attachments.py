@@ -1,8 +1,8 @@
-"""Handlers of the attachment resource, and its JSON, which is written while the files are read.
+"""Handlers of the attachment resource, and its JSON, which is sent while the files are read.
 
-Of a large attachment one block is in memory. A 201 is sent when the change is on disk. Content of
-itemAttachments is never in the JSON; $value has their MIME. attachment_parser reads attachments that
-come in the JSON of a message.
+Only one block of a large attachment is in memory. A 201 is sent when the change is on disk. Content
+of itemAttachments is never in the JSON; $value has their MIME. attachment_parser reads attachments
+that come in the JSON of a message.
 """
 
 import asyncio
@@ -212,7 +212,7 @@ async def _response(
 
 
 async def open_message(request: GraphRequest) -> OpenedMessage:
-    """Return the message that the path names, with its attachments to be read."""
+    """Return the message that the path names; its attachments can be read."""
     return await request.store.attachments.opened(
         request.mailbox, request.message_id, folder_id=request.message_folder_id
     )
@@ -304,7 +304,9 @@ def attachment_json(
     item: Mapping[str, Any] | None = None,
     reference: Reference | None = None,
 ) -> dict[str, Any]:
-    """Return an attachment's JSON without contentBytes; `item` is the JSON of its message."""
+    """Return an attachment's JSON without contentBytes; `item` is the JSON of an attached
+    message.
+    """
     kind = "itemAttachment" if attachment.item else "fileAttachment"
     if reference:
         kind = "referenceAttachment"
@@ -348,7 +350,7 @@ def json_stream_response(
 ) -> Response:
     """Return a JSON response of about `size_bytes`; over 1 MiB it is read while it is sent.
 
-    Blocks while it reads a small one; a large one waits for `turns`. Raises OSError.
+    Blocks while it reads a small response. A large one waits for `turns`. Raises OSError.
     """
     fields = {"content-type": "application/json", **(headers or {})}
     if size_bytes > LARGE_BYTES:

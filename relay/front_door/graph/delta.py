@@ -1,10 +1,10 @@
 """Delta queries of messages and mail folders: a list page by page, then only what has changed.
 
 A round ends with a deltaLink, which begins the next one. The first round of messages lists the
-folder; the position in the change feed is taken before it, so the second round has what happened
-meanwhile. A link's token has the query options of the first request, as in Graph, and belongs to
-one collection of one mailbox. A token whose changes are not kept any more is 410 with a Location
-that begins again (Graph's delta query overview).
+folder; the position in the change feed is read before the list, so the second round has the changes
+made meanwhile. A link's token has the query options of the first request, as in Graph, and belongs
+to one collection of one mailbox. If the changes after a token are no longer kept, the answer is 410
+with a Location that starts a first round (Graph's delta query overview).
 """
 
 from base64 import urlsafe_b64decode, urlsafe_b64encode
@@ -136,8 +136,9 @@ async def list_message_changes(request: GraphRequest) -> Response:
 
 
 def _items(request: GraphRequest, change: MessageDelta) -> Iterator[MessageItem]:
-    """Yield what a page has of a message; where its id is another one, also that the old one is not
-    valid any more.
+    """Yield the JSON of a changed message for a page.
+
+    If its id has changed, yield also that the old id is no longer valid.
     """
     shown_id, now = request.shown_id(change.message_id, change.folder_id), change.message
     has_other_id = now is not None and request.shown_id(now.id, now.folder.id) != shown_id
@@ -201,7 +202,7 @@ async def list_folder_changes(request: GraphRequest) -> Response:
 
 
 class DeltaLink(msgspec.Struct, frozen=True, array_like=True):
-    """What a token stands for: a collection, the options of the first request, and a position.
+    """The content of a token: a collection, the options of the first request, and a position.
 
     `page` is the next page of the first round, "" in later rounds.
     """
@@ -226,7 +227,7 @@ _decoder = msgspec.msgpack.Decoder(DeltaLink)
 
 
 def read_delta_token(text: str) -> DeltaLink:
-    """Return what a token stands for. Raises ApiError 400 for text that is no token."""
+    """Return the content of a token. Raises ApiError 400 for text that is no token."""
     if len(text) <= TOKEN_CHARACTERS_MAX:
         try:
             octets = urlsafe_b64decode(text.encode("ascii") + b"=" * (-len(text) % 4))
@@ -237,7 +238,7 @@ def read_delta_token(text: str) -> DeltaLink:
 
 
 class DeltaRequest(Struct, frozen=True):
-    """A request of a round: its link, and the options of the round. `given` are their texts."""
+    """A request of a round: its link, and the options of the round."""
 
     request: GraphRequest
     link: DeltaLink
@@ -268,7 +269,7 @@ class DeltaRequest(Struct, frozen=True):
         return self.request.context(f"Collection({kind})")
 
     def links(self, position: str, page: str = "", *, more: bool = False) -> tuple[str, str]:
-        """Return the nextLink of a page if the round goes on, and else "" and the deltaLink."""
+        """Return (nextLink, "") while the round continues, else ("", deltaLink)."""
         token = DeltaLink(self.link.collection, dict(self.given), position, page).token()
         if page or more:
             return f"{self.request.url()}?$skiptoken={token}", ""

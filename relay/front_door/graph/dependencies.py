@@ -31,20 +31,20 @@ class GraphDependencies:
     public_url: str  # the beginning of links; "": as the client addressed the relay
     crash: CrashPoints  # for crash tests
     max_upload: int  # of a streamed body, in bytes
-    profile: strict_profile.Profile  # of requests that prefer none
+    profile: strict_profile.Profile  # of requests without a preference
     pressure: Pressure  # whether new mail is taken now
     subscriptions: Subscriptions  # who is notified of changes
     usage: UsageCounter  # counts what accounts send to the outside
-    has_pages: bool = False  # there is a page for each message
+    has_pages: bool = False  # whether there is a page for each message
     # by mailbox, and mailbox/draft: its PATCHes run one at a time
     patch_locks: WeakValueDictionary[str, asyncio.Lock] = field(default_factory=WeakValueDictionary)
-    # limits the bodies that are written to files at once
+    # limits how many bodies are written to files at once
     streamed_bodies: StreamedBodies = field(default_factory=StreamedBodies)
-    # limits the bodies of messages that are converted at once
+    # limits how many message bodies are converted at once
     conversions: asyncio.Semaphore = field(
         default_factory=lambda: asyncio.Semaphore(BODY_CONVERSIONS_MAX)
     )
-    # limits the replies and forwards that are composed at once
+    # limits how many replies and forwards are composed at once
     answers: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(ANSWERS_MAX))
 
     def base_url(self, request: HttpRequest) -> str:

@@ -1,7 +1,7 @@
 """Extended properties in a message's JSON (singleValue and multiValue), and $expand.
 
-Property ids have one canonical spelling. A property that Relay acts on must have a valid value. Of
-$expand only what it names is returned, attachments included.
+Property ids have one canonical spelling. A property that Relay acts on must have a valid value.
+$expand returns only the properties that it names; attachments too.
 """
 
 import re
@@ -171,7 +171,7 @@ def _flags(message: StoredMessage) -> str:
     return str(flags | has_files * HAS_ATTACHMENTS)
 
 
-# The properties that a message has without a client (MS-OXPROPS 2); "" is none.
+# Properties that Relay computes from a message (MS-OXPROPS 2); "": the message has no value.
 COMPUTED: Mapping[str, Callable[[StoredMessage], str]] = {
     "String 0x007D": lambda message: message.header.decode("utf-8", "replace"),
     "String 0x0037": lambda message: message.properties.subject,
@@ -264,7 +264,7 @@ class ExpandOptions(Struct, frozen=True):
 
 
 def shown_extended(message: StoredMessage, ids: Iterable[str]) -> tuple[ExtendedProperty, ...]:
-    """Return the extended properties that clients see: the message's own, its class, and the
+    """Return the extended properties that clients see: the stored ones, the message class, and the
     computed ones among `ids`. In a draft, a value that its author set comes before a computed one.
     """
     stored = message.properties.extended

@@ -28,7 +28,7 @@ _DATES = {
     "completedDateTime": "completed_us",
 }
 _TEXT_CHARACTERS = 64
-_SECOND_US = 1_000_000  # dates are shown, and so kept, in whole seconds
+_SECOND_US = 1_000_000  # dates are shown and stored in whole seconds
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
@@ -42,8 +42,9 @@ def flag_json(flag: FollowUpFlag) -> dict[str, Any]:
 
 
 def read_flag(value: object, path: str, *, is_new: bool) -> Mapping[str, Any]:
-    """Return the given fields of FollowUpFlag; a date that is null is None. Raises ApiError, also
-    for those with which a message cannot be created, if it `is_new`.
+    """Return the fields of FollowUpFlag that the JSON has; a date that is null is None.
+
+    Raises ApiError. With `is_new` also for values with which a message cannot be created.
     """
     resource = read_object(value, path)
     fields: dict[str, Any] = {}
@@ -83,7 +84,9 @@ def changed_flag(
 
 
 def _contradiction(path: str, expected: str) -> ApiError:
-    """Return Exchange's error for a flag whose values cannot be together (MS-OXWSCORE 2.2.4.23)."""
+    """Return Exchange's error for a flag whose values contradict each other (MS-OXWSCORE
+    2.2.4.23).
+    """
     return errors.INVALID_ARGUMENT(f"{path}: expected {expected}.")
 
 

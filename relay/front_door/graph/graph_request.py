@@ -60,10 +60,8 @@ class GraphRequest(Struct, frozen=True):
     # the token's account, usually the same; limits and records of clients are by caller
     caller: Account
     applied: list[str] = []  # for Preference-Applied
-    is_strict: bool = (
-        False  # what Graph refuses is refused (relay/front_door/graph/strict_profile.py)
-    )
-    # a submission is recorded under it (relay/front_door/graph/admission.py)
+    is_strict: bool = False  # refuse what Graph refuses (relay/front_door/graph/strict_profile.py)
+    # under which a submission is recorded (relay/front_door/graph/admission.py)
     key: SubmissionKey | None = None
     # awaited before a streamed submission is complete (relay/front_door/graph/admission.py)
     before_submission: Callable[[], Awaitable[None]] | None = None
@@ -92,9 +90,10 @@ class GraphRequest(Struct, frozen=True):
 
     @property
     def message_folder_id(self) -> str:
-        """The folder where the message in the path must be, "" for any: by the path, or by its id.
+        """The folder in which the message must be, from the path or from the message's id; "" for
+        any.
 
-        Raises NoSuchItemError for two folders.
+        Raises NoSuchItemError if path and id name different folders.
         """
         named = read_rest_id(self.path_parameters.get("message", ""))[1]
         if named and self.folder_id.lower() not in ("", named):
@@ -103,7 +102,9 @@ class GraphRequest(Struct, frozen=True):
 
     @property
     def shows_immutable_ids(self) -> bool:
-        """Whether the ids of messages are the store's: always, in the relaxed profile."""
+        """Whether clients see the store's ids of messages; in the relaxed profile they
+        always do.
+        """
         return not self.is_strict or self.preferences.get("idtype", "").lower() == "immutableid"
 
     def shown_id(self, message_id: str, folder_id: str) -> str:
@@ -145,7 +146,7 @@ class GraphRequest(Struct, frozen=True):
         *,
         page_size: int | None = None,
     ) -> QueryOptions:
-        """Read the query options as parse_options(). Raises ApiError 400 for one that is not
+        """Read the query options by parse_options(). Raises ApiError 400 for an option not in
         `allowed`.
         """
         return parse_options(self.http.query, allowed, known, kind=kind, page_size=page_size)
@@ -183,7 +184,8 @@ class GraphRequest(Struct, frozen=True):
         return min(most, SHORT_PAGE_BYTES_MAX) if is_short else most
 
     async def time_zone(self) -> tzinfo:
-        """The time zone in force: of `Prefer: outlook.timezone`, or the mailbox's (default UTC).
+        """The time zone from `Prefer: outlook.timezone`, else the mailbox's, which is UTC by
+        default.
 
         Raises ApiError 400 for an unknown zone in the preference.
         """
@@ -207,9 +209,9 @@ class GraphRequest(Struct, frozen=True):
         return preference == "minimal"
 
     def not_modified(self, change_key: str) -> Response | None:
-        """Return the 304 if the client has this version, by If-None-Match.
+        """Return a 304 if the client has this version (If-None-Match), else None.
 
-        Raises ApiError 400 for a malformed one.
+        Raises ApiError 400 for a malformed field.
         """
         field_lines = self.http.headers.getlist("if-none-match")
         if not field_lines:
@@ -237,7 +239,9 @@ class GraphRequest(Struct, frozen=True):
 
     @property
     def draft_lock(self) -> asyncio.Lock:
-        """The lock under which a draft changes or is sent, so that what is counted is sent."""
+        """The lock for changing or sending a draft: what is sent has the recipients that were
+        counted.
+        """
         key = f"{self.mailbox}/{self.message_id}"
         return self.dependencies.patch_locks.setdefault(key, asyncio.Lock())
 
@@ -254,7 +258,8 @@ class GraphRequest(Struct, frozen=True):
     def pages_url(self) -> str:
         """The base URL of the pages as the client sees it, "" if there are none.
 
-        A browser finds at Microsoft's names what Microsoft has there.
+        If the client used a host name of Microsoft, a browser would reach Microsoft there; the URL
+        of the server is used instead.
         """
         if not self.dependencies.has_pages:
             return ""
@@ -267,7 +272,7 @@ class GraphRequest(Struct, frozen=True):
 
     @property
     def owner(self) -> str:
-        """The mailbox, with which the context of what it contains begins."""
+        """The mailbox as it begins an @odata.context."""
         return f"users('{quote(self.mailbox)}')"
 
     def changed(
@@ -279,8 +284,9 @@ class GraphRequest(Struct, frozen=True):
         is_new: bool,
         change_key: str = "",
     ) -> Response:
-        """Return the response to a change of what is at `path` in the mailbox: its JSON, or nothing
-        with return=minimal. What is new has a Location.
+        """Return the response to a change of the resource at `path` in the mailbox.
+
+        It is the resource's JSON, or no body with return=minimal. A new resource has a Location.
         """
         location = f"{self.root_url()}/users/{quote(self.mailbox)}/{path}"
         headers = etag_field(change_key) if change_key else {}
@@ -320,8 +326,8 @@ class GraphRequest(Struct, frozen=True):
     ) -> dict[str, Any]:
         """Read the body, a JSON object: the resource of Graph's type `kind`, or parameters.
 
-        Raises ApiError 415 for another Content-Type than application/json, 400, 408, 413. MIME
-        would be possible as well, if `or_mime`.
+        Raises ApiError 415 for another Content-Type than application/json, 400, 408, 413. With
+        `or_mime` the text of the 415 names MIME too.
         """
         media_type = self.http.media_type
         if media_type not in ("", "application/json"):

@@ -23,10 +23,10 @@ from relay.front_door.graph.item_ids import folder_id_of
 from relay.front_door.http.errors import ApiError, quoted
 
 Reader = Callable[[Any, str], Any]  # of a value that is not null and is at a path
-# of an action: by the name in lower case its spelling and the reader
+# of an action, by name in lower case: Graph's spelling, and the function that reads it
 Parameters = Mapping[str, tuple[str, Reader]]
 
-RECIPIENTS_MAX = 500  # of a message, in to, cc and bcc together
+RECIPIENTS_MAX = 500  # of a message: To, Cc and Bcc together
 _NAME_CHARACTERS = 320
 _ADDRESS_CHARACTERS = 320
 _FORBIDDEN = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
@@ -152,7 +152,7 @@ def check_number_of_values(body: bytes) -> None:
 
 
 def _has_too_many_values(body: bytes) -> bool:
-    """Count the signs that begin a value: first all of them, then without those in strings."""
+    """Count the signs that begin a value: first all signs, then only those outside of strings."""
     if sum(map(body.count, (b",", b"[", b"{"))) <= _VALUES_MAX:
         return False
     signs = (match for match in _STRING_OR_SIGN.finditer(body) if match.end() - match.start() == 1)
@@ -171,8 +171,9 @@ def read_object(value: object, path: str) -> dict[str, Any]:
 
 
 def _renamed(resource: Mapping[str, Any], prefix: str) -> dict[str, Any]:
-    """Return an object whose properties have Graph's names. Raises ApiError 400 for two that differ
-    by their case only.
+    """Return an object whose properties have Graph's names.
+
+    Raises ApiError 400 for two names that differ only in case.
     """
     renamed: dict[str, Any] = {}
     for name, value in resource.items():
@@ -184,8 +185,9 @@ def _renamed(resource: Mapping[str, Any], prefix: str) -> dict[str, Any]:
 
 
 def is_same_json(received: object, stored: object) -> bool:
-    """Return whether a client sends back what it was shown, but for the case of names, annotations
-    and properties that are null.
+    """Return whether a client sends back the value that it was given.
+
+    The case of names, annotations, and properties that are null do not count.
     """
     if isinstance(received, dict) and isinstance(stored, dict):
         sent, known = _without_nulls(received), _without_nulls(stored)
@@ -338,11 +340,11 @@ _DESTINATION = {"destinationid": ("destinationId", partial(read_header_text, lon
 def read_parameters(
     body: Mapping[str, Any], known: Parameters, action: str, *, needed: Collection[str] = ()
 ) -> dict[str, Any]:
-    """Return the parameters of an action by their names in lower case; names match in any case. One
-    that is null is as one that is not given.
+    """Return the parameters of an action by name in lower case; names match in any case.
 
-    Raises ApiError 400 for a parameter that `action` does not have or that is given twice, and for
-    one that is `needed` and missing.
+    A parameter that is null counts as absent.
+
+    Raises ApiError 400 for an unknown or repeated parameter, and for a missing one in `needed`.
     """
     parameters: dict[str, Any] = {}
     for name, value in body.items():

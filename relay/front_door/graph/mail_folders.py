@@ -44,7 +44,7 @@ from relay.store.mailbox.types import Folder
 _NAME_CHARACTERS = 255
 _RULE_PROPERTIES = ("id", "displayName", "sequence", "isEnabled")
 _LIST_OPTIONS = ("select", "expand", "filter", "orderby", "count", "top", "skip")
-_CHILDREN_MAX = 10  # that $expand returns, as in Graph
+_CHILDREN_MAX = 10  # returned by $expand, as in Graph
 _CHILDREN = re.compile(
     r"(?:^|,)\s*+childFolders\s*+(?:\(\s*+\$?select\s*+=([^()]*+)\)\s*+)?+(?=,|\Z)", re.IGNORECASE
 )
@@ -142,7 +142,9 @@ async def remove_folder(request: GraphRequest) -> Response:
 
 
 async def _folders_in(request: GraphRequest) -> tuple[Sequence[Folder], Sequence[Folder]]:
-    """Return all folders, and those within the folder in the path, or else of the top level."""
+    """Return all folders, and the children of the folder in the path, or the top level
+    without one.
+    """
     parent_id = (await _find_folder(request)).id if request.folder_id else ROOT_FOLDER_ID
     folders = await request.store.folders.every(request.mailbox)
     return folders, _children(folders, parent_id)
@@ -155,8 +157,9 @@ def _children(folders: Sequence[Folder], parent_id: str) -> list[Folder]:
 def _shown(
     request: GraphRequest, expand: str | None, every: Sequence[Folder]
 ) -> Callable[[Folder, Collection[str]], Mapping[str, Any]]:
-    """Return a function that gives the JSON of a folder, with what $expand asks for: the first ten
-    of its child folders, and extended properties. Raises ApiError 400.
+    """Return a function from a folder to its JSON with what $expand asks for.
+
+    $expand returns the first ten child folders, and extended properties. Raises ApiError 400.
     """
     match = _CHILDREN.search(expand or "")
     rest = f"{(expand or '')[: match.start()]}{(expand or '')[match.end() :]}" if match else expand

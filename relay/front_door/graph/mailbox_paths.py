@@ -28,8 +28,8 @@ def find_mailbox(
 ) -> tuple[Account, tuple[str, ...]]:
     """Return the account of the mailbox in the path, and the rest after /me or /users/{address}.
 
-    Raises ApiError: 400 for /me where no user has signed in, as Graph; 403 for a mailbox that the
-    caller may not open and for one that does not exist, 404 for an UnknownUserError.
+    Raises ApiError 400 for /me if no user has signed in, as in Graph; 403 if the caller may not
+    open the mailbox or it does not exist; 404 for an UnknownUserError.
     """
     if segments[0].lower() == "me":
         if caller.is_application:

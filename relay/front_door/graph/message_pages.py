@@ -1,9 +1,10 @@
 """A page of messages as JSON; expanded attachments are written while their files are read.
 
-A page ends early, with an @odata.nextLink, before the item that would make it too large; the first
-message may have any size, after an @removed too: that may be of the same message, with which the
-next page would begin again. Of a page with attachments the ids are in memory, one message, and one
-block of its files. A message that was removed meanwhile is left out.
+A page ends early, with an @odata.nextLink, before the message that would make it too large. The
+first message may have any size, also if an @removed precedes it: both may be of the same message,
+and after a page that ended between them the next page would be the same again. Of a page with
+attachments, memory holds the ids, one message, and one block of a file. A message that was removed
+meanwhile is left out.
 """
 
 import asyncio
@@ -33,8 +34,8 @@ from relay.front_door.graph.serializer import extent_of, message_json
 from relay.store.mailbox.types import StoredMessage
 
 MessageItem = StoredMessage | Mapping[str, Any]  # a message, or the JSON of something else
-_ATTACHMENT_BYTES = 1024  # of its JSON without content and texts
-_ESCAPED_BYTES = 6  # of a character in JSON, at most
+_ATTACHMENT_BYTES = 1024  # octets of JSON without content and texts
+_ESCAPED_BYTES = 6  # octets of a character in JSON, at most
 
 
 class MessagePage(Struct, frozen=True):
@@ -44,7 +45,7 @@ class MessagePage(Struct, frozen=True):
     items: Sequence[MessageItem]  # the messages of the page
     select: tuple[str, ...]  # properties to return; empty: all
     expand: ExpandOptions  # what else to return with each message
-    # returns the @odata.nextLink of a page that ends after so many of the items
+    # returns the @odata.nextLink of a page that ends after this number of items
     link_after: Callable[[int], str]
     total: int | None = None  # @odata.count, if it was requested
     next_link: str = ""  # @odata.nextLink; "": the last page
@@ -142,7 +143,7 @@ class MessagePage(Struct, frozen=True):
     def _pieces(
         self, request: GraphRequest, items: Sequence[str | Mapping[str, Any]], body_type: str
     ) -> Iterator[bytes]:
-        """Yield the items; of messages only the ids are given. Blocks; raises OSError."""
+        """Yield the items as JSON; messages are read by their ids. Blocks; raises OSError."""
         attachments = request.store.attachments
         separator = b""
         for item in items:

@@ -56,8 +56,8 @@ _CREATE_ONLY = frozenset({"attachments", "internetMessageHeaders"})
 
 
 class ParsedMessage(Struct, frozen=True):
-    """A parsed message: the given fields of MessageProperties and of FollowUpFlag, and what is not
-    in a message's content.
+    """A parsed message: the fields of MessageProperties and FollowUpFlag that the JSON has, and
+    state that is not in a message's content.
     """
 
     fields: Mapping[str, Any]
@@ -67,19 +67,19 @@ class ParsedMessage(Struct, frozen=True):
 
     @property
     def properties(self) -> MessageProperties:
-        """A message of only these fields."""
+        """A message with only these fields."""
         return MessageProperties(**self.fields)
 
 
 def draft_only(resource: Mapping[str, Any]) -> list[str]:
-    """Return the given properties that may change only while a message is a draft."""
+    """Return the names of properties that may change only while a message is a draft."""
     return [name for name in resource if name in _READERS and name not in _OF_ANY_MESSAGE]
 
 
 def comparable(resource: Mapping[str, Any]) -> list[str]:
-    """Return the given properties whose values a message shows as they are written.
+    """Return the names of properties that are shown exactly as they were written.
 
-    isRead is none of them: that it is set has an effect on receipts.
+    isRead is not among them: setting it again affects read receipts.
     """
     return [name for name in resource if name in _COMPARABLE]
 
@@ -110,7 +110,9 @@ def parse_message(
 
 
 def _with_flag(resource: Mapping[str, Any], fields: dict[str, Any]) -> Mapping[str, Any]:
-    """Return a message whose flag is that of the extended property, which is taken out."""
+    """Move the flag status from an extended property to the message's `flag`; return the
+    message.
+    """
     extended = fields.get("extended", ())
     for at, current in enumerate(extended):
         if current.id == FLAG_STATUS:
@@ -122,8 +124,10 @@ def _with_flag(resource: Mapping[str, Any], fields: dict[str, Any]) -> Mapping[s
 
 
 def _sender_on_behalf(fields: Mapping[str, Any], account: Account) -> dict[str, Any]:
-    """Return the `sender` field if only `from` is given: the account if `from` is another address
-    that it may use (send on behalf), else None.
+    """Return the `sender` field if the JSON has only `from`.
+
+    It is the account if `from` is another address that the account may use (send on behalf), else
+    None.
 
     If `sender` is given as well, the message is sent as that address, not on behalf.
     """

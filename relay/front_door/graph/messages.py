@@ -98,9 +98,10 @@ async def create_draft(
     kept: Sequence[DraftAttachment] = (),
     record: MessageRecord | None = None,
 ) -> Response:
-    """Create a draft. Its isRead, flag and inferenceClassification come from `parsed`, its JSON;
-    the attachments may be those of another message. With a `record`, create a message that was
-    received or sent.
+    """Create a draft. `parsed` has isRead, flag and inferenceClassification; attachments may come
+    from another message.
+
+    With a `record`, create a message that was received or sent.
     """
     check_recipients_count(properties)
     messages, mailbox = request.store.messages, request.mailbox
@@ -162,7 +163,7 @@ async def change_message(request: GraphRequest) -> Response:
         parsed = parse_message(changes, request.account, patch=True)
         change = _change(request, before, parsed)
         changed = before
-        if before.is_draft or change != MessageChange():  # a draft that is being sent is a 409
+        if before.is_draft or change != MessageChange():  # 409 for a draft that is being sent
             with await _added_recipients(request, before, change) as counted:
                 try:
                     changed = await request.store.messages.update(
@@ -171,7 +172,9 @@ async def change_message(request: GraphRequest) -> Response:
                 except NotADraftError as error:
                     if (await request.find_message()).is_draft:
                         raise
-                    raise BeingSentError(_NOT_A_SCHEDULED_DRAFT) from error  # sent meanwhile
+                    raise BeingSentError(
+                        _NOT_A_SCHEDULED_DRAFT
+                    ) from error  # the draft was sent meanwhile
                 if counted is not NOTHING:
                     counted.keep()
                     usage = request.dependencies.usage
@@ -184,7 +187,9 @@ async def change_message(request: GraphRequest) -> Response:
 async def _added_recipients(
     request: GraphRequest, before: StoredMessage, change: MessageChange
 ) -> Reservation:
-    """Count what a change adds to a scheduled send, as a message. Raises ApiError 429, 400."""
+    """Count the recipients that a change adds to a scheduled send, as if it were a message. Raises
+    ApiError 429, 400.
+    """
     properties = change.properties
     if properties is None or not sets_send_time(properties.extended):
         return NOTHING
@@ -195,7 +200,7 @@ async def _added_recipients(
 
 
 async def _send_receipt(request: GraphRequest, message: StoredMessage) -> None:
-    """Have the read receipt sent that the sender of the message asked for, if it is due."""
+    """Send the read receipt that the sender asked for, if it is due."""
     is_wanted = request.preferences.get(_RECEIPT, "").lower() == "send"
     on_read = request.store.messages.on_read
     try:
@@ -245,14 +250,16 @@ async def replace_mime(request: GraphRequest) -> Response:
 async def _without_unchanged(
     request: GraphRequest, changes: Mapping[str, Any], before: StoredMessage
 ) -> Mapping[str, Any]:
-    """Return the properties that change. Some clients read a message, change it and send all of it:
-    what is as before is left out. Raises NotADraftError.
+    """Return the properties that change.
+
+    Some clients send all properties of a message after they have changed some; unchanged ones are
+    left out. Raises NotADraftError.
     """
     current = {name: MESSAGE_PROPERTIES[name](before) for name in comparable(changes)}
     await show_preferred_body(request, current)
     unchanged = {name for name, value in current.items() if is_same_json(changes[name], value)}
     if before.is_draft and not unchanged.issuperset(_ORIGINATORS & current.keys()):
-        unchanged -= _ORIGINATORS  # without `sender`, `from` decides it
+        unchanged -= _ORIGINATORS  # without `sender`, `from` decides who sends
     if _ids(changes.get(_ATTACHMENTS)) == [attachment.id for attachment in before.attachments]:
         unchanged.add(_ATTACHMENTS)
     left = {name: value for name, value in changes.items() if name not in unchanged}
@@ -300,7 +307,7 @@ def _change(request: GraphRequest, before: StoredMessage, parsed: ParsedMessage)
 
 
 def _changed_fields(before: StoredMessage, changes: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the given fields of MessageProperties whose values are not the message's.
+    """Return the fields of MessageProperties whose values differ from the message's.
 
     Raises NotADraftError.
     """
@@ -313,7 +320,7 @@ def _changed_fields(before: StoredMessage, changes: Mapping[str, Any]) -> dict[s
                 raise invalid_value(
                     MESSAGE_FLAGS, extended.values[0], "a draft's flags, with the bit 8"
                 )
-        ids = {extended.id for extended in changed} - {FLAG_STATUS}  # which is the flag
+        ids = {extended.id for extended in changed} - {FLAG_STATUS}  # it is the message's flag
         if not (before.is_draft or ids.isdisjoint(COMPUTED)):
             raise NotADraftError(_OTHER_PROPERTY)
         fields["extended"] = merged(before.properties.extended, changed)
@@ -436,7 +443,9 @@ async def _query(request: GraphRequest, options: QueryOptions) -> Page:
 
 
 async def find_page(request: GraphRequest, query: MessageQuery, hint: str) -> Page:
-    """Return a page; `hint` is the advice for a query that takes too long. Raises ApiError 400."""
+    """Return a page; `hint` is the advice in the error for a query that takes too long. Raises
+    ApiError 400.
+    """
     try:
         return await request.http.cancel_on_disconnect(
             request.store.lists.query(request.mailbox, query)
@@ -444,9 +453,7 @@ async def find_page(request: GraphRequest, query: MessageQuery, hint: str) -> Pa
     except StalePositionError as error:
         message = "$skiptoken: it is invalid or has expired; start again without it."
         raise bad_request(message) from error
-    except (
-        QueryTooLongError
-    ) as error:  # not 503: clients would repeat the query, and it would take as long
+    except QueryTooLongError as error:  # not 503: clients would repeat the query
         raise errors.TOO_COMPLEX(f"{hint} ({error}).") from error
 
 

@@ -1,7 +1,7 @@
 """Messages in MIME format in a request body, in base64 (RFC 4648 4) or plain.
 
-The content is not changed. A body up to 1 MiB is held in memory; a larger one is checked when its
-header has arrived, and the rest is received while it is written. Bcc fields count as recipients.
+The content is not changed. A body up to 1 MiB is held in memory. A larger body is checked when its
+header has arrived; the rest is written to disk as it arrives. Bcc fields count as recipients.
 """
 
 import asyncio
@@ -33,8 +33,8 @@ _BLANK_LINES = (b"\n\n", b"\r\n\r\n", b"\r\r")
 class MimeMessage(Struct, frozen=True):
     """MIME content and its checked header.
 
-    Of a large one `content` is the beginning, with the whole header; the `rest` is still to come,
-    and the body has about `expected_bytes` if its length is known.
+    For a large message, `content` is its beginning with the whole header, and `rest` is still to
+    arrive. `expected_bytes` is about the size of the body, if known.
     """
 
     content: bytes

@@ -24,8 +24,8 @@ async def show_preferred_body(request: GraphRequest, resource: dict[str, Any]) -
 async def show_body_as(request: GraphRequest, resource: dict[str, Any], body_type: str) -> None:
     """Convert the body in a message's JSON to a type; "" leaves it.
 
-    A large page takes many seconds. Requests take turns with each message, so that none waits for
-    the whole page of another one.
+    A large page takes many seconds. Requests take turns after each message, so that none waits for
+    another request's whole page.
     """
     if _others(resource, body_type):
         async with request.dependencies.conversions:

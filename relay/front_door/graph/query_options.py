@@ -34,9 +34,9 @@ class QueryOptions(Struct, frozen=True):
     filter: str | None = None  # the text, not parsed
     search: str | None = None  # the text, not parsed
     orderby: str | None = None  # the text, not parsed
-    count: bool = False  # whether @odata.count is wanted
+    count: bool = False  # whether to return @odata.count
     top: int = TOP_DEFAULT  # messages of a page at most
-    skip: int = 0  # messages to leave out first
+    skip: int = 0  # messages to skip
     skiptoken: str = ""  # of an @odata.nextLink
     deltatoken: str | None = None  # of an @odata.deltaLink
 

@@ -34,7 +34,7 @@ _URI = re.compile(r"[A-Za-z][A-Za-z0-9+.-]{0,31}:[!-~]{1,4000}")
 
 
 class Reference(Struct, frozen=True):
-    """The link; `provider` is of _PROVIDERS, `permission` of _PERMISSIONS. "" is not given."""
+    """A link; "" is absent. `provider` is one of _PROVIDERS, `permission` one of _PERMISSIONS."""
 
     url: str
     provider: str = "other"

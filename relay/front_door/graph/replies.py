@@ -1,9 +1,9 @@
 """reply, replyAll, forward, and the actions that create a draft of one.
 
-The original is read, not changed. Its attachments go from its file to that of the new message in
-blocks: all of them on a forward, and on a reply the images that the quoted HTML shows. A body in
-the parameters replaces the quote, and MIME is the whole message; it gets only header fields that it
-lacks. A 202 or 201 is sent when the new message is on disk. RFC 5322 3.6.3 to 3.6.5.
+The original is read, not changed. Its attachments are copied in blocks: all of them for a forward,
+for a reply only the images that the quoted HTML shows. A body in the parameters replaces the quote.
+MIME in the body is the whole message; only missing header fields are added. A 202 or 201 is sent
+when the new message is on disk. RFC 5322 3.6.3 to 3.6.5.
 
 Subject and References are decided in relay/base/message/conversation.py, the quote in
 relay/formats/quoting.py.
@@ -54,7 +54,7 @@ _INDEX = ("thread-topic", "thread-index")
 
 
 class AnswerKind(Struct, frozen=True):
-    """What an action makes of the original: a reply, a reply to all, or a forward."""
+    """The kind of an action: a reply, a reply to all, or a forward."""
 
     action: str
     prefix: str = "RE"
@@ -62,7 +62,7 @@ class AnswerKind(Struct, frozen=True):
 
     @property
     def is_forward(self) -> bool:
-        """Whether it goes to new recipients, with all attachments."""
+        """Whether the action forwards: to new recipients, with all attachments."""
         return self.prefix == "FW"
 
 
@@ -106,7 +106,7 @@ create_forward = partial(_create, kind=AnswerKind("createForward", prefix="FW"))
 async def compose_answer(
     request: GraphRequest, kind: AnswerKind, body: Mapping[str, Any]
 ) -> Answer:
-    """Return what an action makes of its parameters, without creating it. Raises StoreError."""
+    """Compose the answer of an action without storing it. Raises StoreError."""
     async with request.dependencies.answers:
         return await _composed(request, kind, _read(request, kind, body))
 
@@ -168,7 +168,9 @@ def _compose(
 def _beginning(
     request: GraphRequest, kind: AnswerKind, original: StoredMessage
 ) -> MessageProperties:
-    """Return what a reply or forward has before the client's properties, without its body."""
+    """Return the properties of a reply or forward before the client's are applied, without
+    a body.
+    """
     properties = original.properties
     message_id = properties.internet_message_id
     beginning = MessageProperties(
@@ -190,7 +192,7 @@ def _beginning(
 def _kept(
     request: GraphRequest, kind: AnswerKind, *, answer: MessageProperties, stored: Octets
 ) -> tuple[DraftAttachment, ...]:
-    """Return the attachments of the original that go with the answer, each with a new id."""
+    """Return the attachments of the original that the answer contains, each with a new id."""
     embedded_ids = content_ids(answer.body) if answer.body_type == "html" else frozenset()
 
     def is_shown(attachment: AttachmentFacts | StoredPart) -> bool:
@@ -216,10 +218,10 @@ def _reply_recipients(
 ) -> tuple[tuple[EmailAddress, ...], tuple[EmailAddress, ...]]:
     """Return To and Cc of a reply to a message in the account's mailbox.
 
-    A reply goes to Reply-To, else to From; to a message that the account sent, also on behalf of
-    another, it goes to the recipients of that one. A reply to all goes to the other recipients as
-    well, but not to the account's addresses. Each address occurs once, and what is no valid address
-    is left out. If only own addresses are left, the reply goes to these. RFC 5322 3.6.3.
+    A reply goes to Reply-To, else to From. If the account itself sent the original, also on behalf
+    of another, the reply goes to the original's recipients. A reply to all also goes to the other
+    recipients, but not to the account's addresses. Each address occurs once; invalid addresses are
+    left out. If only addresses of the account are left, the reply goes to them. RFC 5322 3.6.3.
     """
     authors = [author for author in (original.from_, original.sender) if author and author.address]
     is_own = any(
@@ -242,7 +244,7 @@ def _reply_recipients(
 
 
 def _each_once(people: Iterable[EmailAddress]) -> tuple[EmailAddress, ...]:
-    """Return the people with a valid address, in its canonical form, each once."""
+    """Return the recipients with a valid address, in canonical form and without duplicates."""
     by_address: dict[str, EmailAddress] = {}
     for recipient in people:
         with suppress(AddressError):
@@ -255,7 +257,7 @@ def _each_once(people: Iterable[EmailAddress]) -> tuple[EmailAddress, ...]:
 
 
 async def _missing_fields(request: GraphRequest, kind: AnswerKind) -> Amend:
-    """Return a function that adds to MIME the fields of the answer that it does not have."""
+    """Return a function that adds to MIME those fields of the answer that the MIME lacks."""
     answer = _beginning(request, kind, await request.find_message())
 
     def amend(mime: MimeMessage) -> bytes:
@@ -276,7 +278,7 @@ async def _missing_fields(request: GraphRequest, kind: AnswerKind) -> Amend:
         )
         if not added:
             return mime.content
-        if header.octets.endswith(b"\r"):  # lines that end in CR, and so does the empty line
+        if header.octets.endswith(b"\r"):  # lines end in CR, the empty line too
             added = added.replace(b"\r\n", b"\r")
         content = dataclasses.replace(parsed, header=header.append(added)).joined()
         assert isinstance(content, bytes)

@@ -1,8 +1,8 @@
 """The routes in a mailbox: from a path and method to a handler and what the request adds.
 
-A path or method that Graph has and that has no route is a 501: the tables have the names of v1.0,
-and for mail those of beta too. Any other path is a 404, any other method a 405 with Allow
-(RFC 9110 15.5.5, 15.5.6). Names match in any case; the prefix `microsoft.graph.` is accepted.
+A path or method that Graph has and Relay has not is a 501. The tables have the names of v1.0, for
+mail those of beta too. Any other path is a 404, any other method a 405 with Allow (RFC 9110 15.5.5,
+15.5.6). Names match in any case; the prefix `microsoft.graph.` is accepted.
 """
 
 import re
@@ -28,7 +28,7 @@ from relay.front_door.graph.graph_request import GraphRequest
 from relay.front_door.graph.search_query import search_query
 from relay.front_door.http.errors import ApiError, method_not_allowed, quoted
 
-# Resources, actions and functions after /me and /users/{id}, with all that is below them.
+# Resources, actions and functions after /me and /users/{id}, with everything below them.
 _OF_USERS = """
     activities adhocCalls agreementAcceptances analytics appRoleAssignments assignLicense
     authentication calendar calendarGroups calendarView calendars changePassword chats
@@ -46,7 +46,7 @@ _OF_USERS = """
     settings solutions sponsorOf sponsors teamwork todo transitiveMemberOf
     wipeManagedAppRegistrationsByDeviceTag
 """
-# The same at the top, after the version.
+# The same directly after the version.
 _AT_TOP = """
     $metadata admin agreementAcceptances agreements appCatalogs applicationTemplates applications
     auditLogs authenticationMethodConfigurations authenticationMethodsPolicy
@@ -146,8 +146,9 @@ MAY_READ_USER = (Scope.USER_READ,)
 
 
 class GraphOperation(Struct, frozen=True):
-    """What a request for a path and method does: its handler, what it adds, and the scopes of which
-    the caller must have one. The first is the one with the least rights.
+    """The operation of a path and method: its handler, what it adds, and the scopes.
+
+    The caller must have one of the scopes. The first scope has the least rights.
     """
 
     handler: Handler
@@ -160,7 +161,9 @@ def _reads(handler: Handler, scopes: tuple[Scope, ...] = MAY_READ) -> GraphOpera
 
 
 def _changes(handler: Handler, scopes: tuple[Scope, ...] = MAY_CHANGE) -> GraphOperation:
-    """A change that is possible under pressure: clients make them to read mail and free space."""
+    """Return the operation of a change that is possible under pressure: it reads mail or frees
+    space.
+    """
     return GraphOperation(handler, scopes)
 
 
@@ -238,7 +241,7 @@ def _check_resources(segments: tuple[str, ...], names: Mapping[str, str]) -> Non
 
 
 def _not_found(segments: tuple[str, ...], routes: _Routes) -> ApiError:
-    """Return the 400 that names the first segment with which no route goes on."""
+    """Return the 400 that names the first segment that no route has."""
     depth = 0
     while any(
         _match(pattern[: depth + 1], segments[: depth + 1]) is not None for pattern, _ in routes
@@ -283,7 +286,7 @@ def _match(pattern: tuple[str, ...], segments: tuple[str, ...]) -> dict[str, str
     parameters: dict[str, str] = {}
     for expected, segment in zip(pattern, segments, strict=True):
         if expected.startswith("{"):
-            if segment.startswith("$"):  # $count and $value are no ids
+            if segment.startswith("$"):  # $count and $value are not ids
                 return None
             parameters[expected[1:-1]] = segment
         elif _plain_name(segment) != expected:

@@ -1,8 +1,8 @@
 """POST /search/query: messages of the caller's own mailbox, by keywords.
 
-Hits are the newest first, as in Graph; with enableTopResults three come before them whose subject
-matches. `total` counts the hits of the page. Graph: search-query, searchRequest, "Use the Microsoft
-Search API to search Outlook messages".
+Hits are sorted newest first, as in Graph. With enableTopResults, three hits whose subject matches
+come before them. `total` counts the hits of the page. Graph: search-query, searchRequest, "Use the
+Microsoft Search API to search Outlook messages".
 """
 
 from functools import partial
@@ -81,7 +81,7 @@ async def _found(request: GraphRequest, value: object, path: str, *, room: int) 
     query = read_object(search.get("query"), f"{path}.query")
     terms = read_string(query.get("queryString"), f"{path}.query.queryString")
     template = read_string(query.get("queryTemplate"), f"{path}.query.queryTemplate")
-    if max(len(terms), len(template)) > CHARACTERS_MAX:  # before one is repeated in the other
+    if max(len(terms), len(template)) > CHARACTERS_MAX:  # the template may repeat the terms
         raise clause_error("search", f"found more than {CHARACTERS_MAX} characters")
     keywords = template.replace("{searchTerms}", terms) if template else terms
     skip = _number(search.get("from"), f"{path}.from", (0, _FROM_MAX), default=0)
@@ -116,9 +116,9 @@ def _number(value: object, path: str, limits: tuple[int, int], *, default: int) 
 
 
 async def _hits(request: GraphRequest, query: MessageQuery, room: int) -> tuple[list[Any], bool]:
-    """Return the JSON of the first query.top messages, and whether `room` ended it before.
+    """Return the JSON of the first query.top messages, and whether `room` was too small for all.
 
-    A page ends early where the bodies are large, so that there may be several.
+    A page of the index ends early if bodies are large, so several pages may be read.
     """
     query = msgspec.structs.replace(query, bytes_max=room)
     hits: list[dict[str, Any]] = []

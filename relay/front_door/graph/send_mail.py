@@ -1,4 +1,4 @@
-"""What is sent: sendMail, send of a draft, and the messages of reply and forward: steps 1 and 2.
+"""Send messages: sendMail, send of a draft, and reply and forward: steps 1 and 2.
 
 A request is parsed into a SendRequest, and submit() decides whether its account may send it. The
 response is 202 with an empty body, when the draft and its pending submission are on disk. An error
@@ -57,12 +57,14 @@ _BOOLEANS = {"true": True, "false": False}
 
 
 class SendRequest(Struct, frozen=True):
-    """What is to be sent, by whom and to whom, in whatever form a request had it."""
+    """A message to send, in any form that a request can have: content, originators and
+    recipients.
+    """
 
     # a new message from JSON or from MIME, whole or still arriving; or a draft
     content: MessageProperties | bytes | MimeMessage | StoredMessage
     properties: MessageProperties  # To, Cc, Bcc, Message-ID and extended ones
-    # the place in the request and the address of From and Sender, also of a resending
+    # place in the request, and address, of From and Sender and their Resent- fields
     originators: tuple[tuple[str, str], ...]
     authors: tuple[str, ...]  # the addresses in From, if there is no Sender
     save: bool = True  # saveToSentItems
@@ -87,7 +89,7 @@ async def send_mime(request: GraphRequest, amend: Amend | None = None) -> Respon
 
 async def send_draft(request: GraphRequest) -> Response:
     """POST {message}/send: submit a draft. A body is ignored."""
-    await request.http.body()  # it counts when the request is repeated
+    await request.http.body()  # a repeat of the request must have the same body
     if request.before_submission is not None:
         await request.before_submission()
     async with request.draft_lock:
@@ -188,7 +190,7 @@ def check_rights(originators: Sequence[tuple[str, str]], account: Account) -> No
 async def _submitted(
     request: GraphRequest, outgoing: SendRequest, options: SendOptions
 ) -> PendingSubmission:
-    """Have the store submit the message: steps 1 and 2."""
+    """Submit the message to the store: steps 1 and 2."""
     store, mailbox, content = request.store, request.mailbox, outgoing.content
     if isinstance(content, MimeMessage):
         size = content.expected_bytes
@@ -213,7 +215,7 @@ async def _within_limits(
     outgoing: SendRequest,
     submit: Callable[[], Awaitable[PendingSubmission]],
 ) -> PendingSubmission:
-    """Submit a message, unless it is beyond a limit of the caller.
+    """Submit a message if it is within the limits of the caller.
 
     Raises ApiError 429, 400; UnansweredError if this is cancelled.
     """
@@ -223,7 +225,7 @@ async def _within_limits(
     with reserve(request, named, draft=draft) as counted:
         try:
             submission = await submit()
-        except asyncio.CancelledError:  # it continues, so that no response would be correct
+        except asyncio.CancelledError:  # the submission continues: any response could be wrong
             counted.keep()
             message = "The server stopped during a submission. Whether it will be sent is unknown."
             raise UnansweredError(message) from None
@@ -238,13 +240,15 @@ async def _within_limits(
 
 
 def named_in(properties: MessageProperties) -> set[str]:
-    """Return the addresses of all recipients as the envelope has them, each once."""
+    """Return the addresses of all recipients as in the envelope, without duplicates."""
     people = (*properties.to, *properties.cc, *properties.bcc)
     return {own_mailbox(person.address) for person in people}
 
 
 def reserve(request: GraphRequest, recipients: Iterable[str], *, draft: str = "") -> Reservation:
-    """Count a message of the caller. Raises ApiError 429 beyond a limit, 400 if it never passes."""
+    """Count a message of the caller. Raises ApiError 429 at a limit, 400 if it exceeds the limit
+    alone.
+    """
     usage = request.dependencies.usage
     counted = usage.reserve(request.caller.address, recipients, draft=draft)
     if isinstance(counted, Reservation):
@@ -257,7 +261,7 @@ def reserve(request: GraphRequest, recipients: Iterable[str], *, draft: str = ""
 def accepted_response(
     request: GraphRequest, submission_id: str, *, internet_message_id: str
 ) -> Response:
-    """Return the 202 for a submission that is durable, or was before."""
+    """Return the 202 for a submission that is durable."""
 
     async def answered() -> None:
         request.dependencies.crash.reached(CrashPoint.REQUEST_ANSWERED)

@@ -29,8 +29,8 @@ def message_json(
 ) -> dict[str, Any]:
     """Return a message's JSON; with `select` only these properties, the id and the etag.
 
-    `pages_url` is that of the pages, "" if there are none. `shown_id` is that of GraphRequest;
-    without it, the id is the store's.
+    `pages_url` is the base URL of the pages, "" if there are none. `shown_id` is
+    GraphRequest.shown_id; without it, the id is the store's.
     """
     names = (*_ALWAYS, *select) if select else _BY_DEFAULT
     resource = {name: MESSAGE_PROPERTIES[name](message) for name in names}
@@ -42,8 +42,9 @@ def message_json(
 
 
 def extent_of(select: Collection[str], *, is_expanded: bool = False) -> ReadExtent:
-    """Return what of a message the JSON with these properties needs. If it `is_expanded`, extended
-    properties may show addresses too.
+    """Return which parts of a message must be read for the JSON with these properties.
+
+    With `is_expanded`, extended properties may show addresses too.
     """
     names = select or _BY_DEFAULT
     return ReadExtent(

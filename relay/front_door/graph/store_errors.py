@@ -23,7 +23,7 @@ from relay.store.mailbox.types import (
     UploadBusyError,
 )
 
-# by kind, the special ones first; a mailbox that is full is a 507, not a 403: the request is valid
+# by class, subclasses first; a full mailbox is a 507, not a 403: the request is valid
 _OF_STORE: Mapping[type[StoreError], errors.GraphError] = {
     NoSuchItemError: errors.ITEM_NOT_FOUND,
     NotADraftError: errors.INVALID_REQUEST,

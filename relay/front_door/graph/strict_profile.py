@@ -1,7 +1,8 @@
-"""The profile "strict": what Graph refuses and Relay takes otherwise, with Graph's codes and texts.
+"""The profile "strict" refuses what Graph refuses and Relay otherwise accepts, with Graph's codes
+and texts.
 
-It is in force for all requests with `[http] profile`, and for one with `Prefer: relay.strict`.
-docs/graph-strict.md has the source of each refusal. What is only believed of Graph is not here.
+It applies to all requests with `[http] profile`, or to one with `Prefer: relay.strict`.
+docs/graph-strict.md has the source of each refusal. Only documented refusals are here.
 """
 
 import re
@@ -33,7 +34,9 @@ from relay.front_door.http.http_request import HttpRequest
 PREFERENCE = "relay.strict"
 CONCURRENT_MAX = 4  # requests of an account in a mailbox
 _REQUEST_BYTES_MAX = 4 * 1024 * 1024
-_UPLOAD_BYTES_MIN = 3_000_000  # "3 MB": no file is refused that is so in one sense only
+_UPLOAD_BYTES_MIN = (
+    3_000_000  # "3 MB": the smaller of its two meanings, so that no valid file is refused
+)
 _HEADERS_MAX = 5
 _READ_ONLY = frozenset(("parentfolderid", "isdraft", "hasattachments", "receiveddatetime"))
 _ATTACHMENT_LISTS = re.compile(r"attachments\(([^()]*+)\)")
@@ -43,7 +46,7 @@ Profile = Literal["relaxed", "strict"]
 
 
 def in_force(request: HttpRequest, profile: Profile) -> bool:
-    """Return whether the request is strict; then, limit its body. Raises ApiError 400, 413."""
+    """Return whether the request is strict. If it is, limit its body. Raises ApiError 400, 413."""
     if not (is_preferred(request) or profile == "strict"):
         return False
     request.limit_body(_REQUEST_BYTES_MAX, errors.BODY_TOO_LARGE)
@@ -62,7 +65,7 @@ def is_preferred(request: HttpRequest) -> bool:
 
 
 def is_in_mailbox(segments: tuple[str, ...]) -> bool:
-    """Return whether a path is of what is in a mailbox: not of users, and not of subscriptions."""
+    """Return whether a path is inside a mailbox; paths of users and of subscriptions are not."""
     return len(segments) > {"me": 2, "users": 3}.get(segments[1].lower(), sys.maxsize)
 
 
@@ -128,7 +131,8 @@ def check_part_type(identifier: str, *, has_body: bool, headers: Collection[str]
 
 
 def check_body(value: object, kind: str) -> None:
-    """Check the JSON of a resource of this type, and of those in it, without its values.
+    """Check the properties in the JSON of a resource of this type, and of resources in it, not
+    values.
 
     "parameters" are those of an action. Raises ApiError 400, 422.
     """
@@ -153,12 +157,12 @@ def _check_object(value: Mapping[str, Any], kind: str) -> None:
     if kind in ("attachment", "mailFolder") and (declared := value.get("@odata.type")):
         kind = str(declared).removeprefix("#").removeprefix(_NAMESPACE)
     if (known := _TYPES.get(kind)) is None:
-        return  # a derived type that Relay has not: the handler's error
+        return  # a derived type that Relay does not have: the handler rejects it
     for name, child in value.items():
         if "@" in name:
             continue
         folded = name.lower()
-        if folded not in known and kind != "parameters":  # of which the handler has an error
+        if folded not in known and kind != "parameters":  # the handler rejects it
             raise errors.TYPE_WITHOUT_PROPERTY("", quoted(name), kind)
         is_fields = folded == "internetmessageheaders" and isinstance(child, list)
         if is_fields and not 1 <= len(child) <= _HEADERS_MAX:

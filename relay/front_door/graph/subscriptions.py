@@ -1,8 +1,8 @@
 """Handlers of subscriptions: /subscriptions and /subscriptions/{id}.
 
-A subscription is of messages: those of a mailbox, or of one of its folders. What is sent, and when,
-is in relay/front_door/notifications. A client sees the subscriptions that its own account has
-created.
+A subscription is for the messages of a mailbox or of one of its folders.
+relay/front_door/notifications decides what is sent and when. A client sees the subscriptions that
+its own account has created.
 """
 
 import re
@@ -89,7 +89,7 @@ async def create_subscription(request: GraphRequest) -> Response:
 
 
 async def change_subscription(request: GraphRequest) -> Response:
-    """PATCH /subscriptions/{id}: another time of its end, or another URL."""
+    """PATCH /subscriptions/{id}: change the expiration time or the URL."""
     body, subscription = await request.json_object(), _found(request)
     _check_rights(request, subscription)
     current, changed = _shown(subscription, ()), dict[str, Any]()
@@ -111,7 +111,7 @@ async def change_subscription(request: GraphRequest) -> Response:
 
 
 async def reauthorize(request: GraphRequest) -> Response:
-    """POST /subscriptions/{id}/reauthorize: whether the account may still read the mailbox."""
+    """POST /subscriptions/{id}/reauthorize: check that the account may still read the mailbox."""
     _check_rights(request, _found(request))
     return Response(status_code=204)
 

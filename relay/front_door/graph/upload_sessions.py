@@ -1,8 +1,9 @@
-"""Upload sessions: the file of an attachment in ranges, PUT to a URL with a token of its own, in
-`authtoken`, as in Graph's examples.
+"""Upload sessions: a client PUTs an attached file in ranges to a URL.
 
-A range counts when all of it is on disk. The last one makes the file an attachment of its draft; it
-may be sent again and gives the same response. RFC 9110 14.4 (Content-Range).
+The URL has a token, the parameter `authtoken`, as in Graph's examples.
+
+A range counts when all of it is on disk. The last range attaches the file to its draft. It may be
+sent again and gets the same response. RFC 9110 14.4 (Content-Range).
 """
 
 import re
@@ -66,12 +67,14 @@ async def serve_upload(
 
 
 def _is_open(upload: Upload, accounts: AccountDirectory) -> bool:
-    """Whether the account exists, and who created the session may open its mailbox."""
+    """Return whether the account exists and the creator of the session may still open its
+    mailbox.
+    """
     owner = accounts.by_address(upload.account)
     if owner is None or owner.address != upload.account:
         return False
     callers = [accounts.by_address(upload.caller)]
-    if client := accounts.by_client_id(upload.caller):  # a development relay's, which opens all
+    if client := accounts.by_client_id(upload.caller):  # in dev, it opens all mailboxes
         callers.append(client.account)
     return any(
         caller.address == upload.caller and caller.may_open(owner) for caller in callers if caller

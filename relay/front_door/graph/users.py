@@ -1,13 +1,13 @@
 """Handlers of the user resource: /me, /users/{address} and /users; of its settings; and
 translateExchangeIds.
 
-A user is an account: the id is its address, and properties of a directory are null. The
-mailboxSettings are part of a user when they are selected, as programs at sign-in do.
+A user is an account: its id is the address, and directory properties are null. A user has
+mailboxSettings only if $select names them, as programs do at sign-in.
 
 Of the mailboxSettings, Relay stores what a user sets, uses the time zone, and sends the automatic
 replies (relay/delivery/reports/receipts.py). The categories of outlook/masterCategories are part of
-the settings. A message may have others, so nothing happens to messages when the list changes. A
-name is never changed, as in Graph, and unique without regard to case.
+the settings. A message may have other categories, so a change of the list does not affect messages.
+As in Graph, a name cannot be changed, and is unique regardless of case.
 
 An id of Relay is both a restId and a restImmutableEntryId, so each is translated to itself; in the
 profile strict a message has another restId (relay/base/message/rest_id.py). The other formats of
@@ -138,8 +138,8 @@ async def list_overrides(request: GraphRequest) -> Response:
 
 
 async def list_time_zones(request: GraphRequest) -> Response:
-    """GET outlook/supportedTimeZones: the Windows names, with the zone that each stands for, or
-    these zones' own names.
+    """GET outlook/supportedTimeZones: the Windows names with their IANA zones, or the IANA
+    names.
     """
     request.options()
     context = request.context("Collection(microsoft.graph.timeZoneInformation)")
@@ -152,7 +152,7 @@ async def list_time_zones(request: GraphRequest) -> Response:
 
 
 async def list_languages(request: GraphRequest) -> Response:
-    """GET outlook/supportedLanguages: the setting takes any other as well."""
+    """GET outlook/supportedLanguages: some languages; the setting accepts any."""
     request.options()
     context = request.context("Collection(microsoft.graph.localeInfo)")
     languages = [{"locale": locale, "displayName": name} for locale, name in _LANGUAGES.items()]
@@ -346,7 +346,7 @@ async def list_categories(request: GraphRequest) -> Response:
 
 
 async def create_category(request: GraphRequest) -> Response:
-    """POST outlook/masterCategories: add a category with a name that no other has."""
+    """POST outlook/masterCategories: add a category with a unique name."""
     resource = await _read(request)
     name = read_category(resource.get("displayName"), "displayName")
     if not name:
@@ -449,7 +449,7 @@ async def get_user(request: GraphRequest) -> Response:
 
 
 def _may_open(accounts: AccountDirectory, caller: Account, owner: Account) -> bool:
-    with suppress(UnknownUserError):  # removed meanwhile
+    with suppress(UnknownUserError):  # the account was removed meanwhile
         return accounts.opened(owner.address, caller) is not None
     return False
 

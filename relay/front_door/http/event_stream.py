@@ -22,7 +22,7 @@ _HEARTBEAT = b":\n"
 _HEADERS = {
     "content-type": "text/event-stream",
     "cache-control": "no-store",
-    "x-accel-buffering": "no",  # nginx would collect the events
+    "x-accel-buffering": "no",  # else nginx buffers the events
 }
 _log = get_logger("http")
 

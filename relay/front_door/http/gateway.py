@@ -50,7 +50,7 @@ class Gateway:
         self._clock = clock
         self._ids = Ids(clock)
         self._date = (0, b"")  # a second, and its Date field
-        self.changes_in_progress = 0  # requests of other methods than GET without a response
+        self.changes_in_progress = 0  # changes (not GET) that have no response yet
         self._limits = limits
         self._budget = MemoryBudget(max(limits.held_bytes, limits.body_bytes))
 
@@ -100,9 +100,9 @@ class Gateway:
         await response(scope, receive, send)
 
     async def respond_to(self, scope: Scope, receive: Receive) -> Response | None:
-        """Handle a request that is part of another one, with its limits and its error responses.
+        """Handle a request of a batch like any other request; errors become responses.
 
-        None if its outcome is unknown.
+        Return None if the outcome is unknown.
         """
         ids = self._request_ids(scope)
         try:
@@ -160,7 +160,7 @@ class Gateway:
 
 
 async def _send_in_blocks(send: Send, message: Message) -> None:
-    """Send a large body in blocks, each when the client has read most of the blocks before it.
+    """Send a large body in blocks; each waits until the client has read most of the earlier blocks.
 
     The buffer of a connection stays small, so it does not keep a whole response in memory. Between
     blocks the event loop detects a broken connection and serves other requests.

@@ -1,4 +1,4 @@
-"""Which application serves a path, and the removal of the path of the public URL."""
+"""Select the application for a path, and remove the path of the public URL."""
 
 from collections.abc import Collection, Mapping
 from urllib.parse import unquote
@@ -12,9 +12,11 @@ from relay.front_door.http.http_request import SMALL_LIMITS, HttpRequest, raw_pa
 
 
 class PathRouter:
-    """Selects an application by the path after its first segment, else by that segment, in any
-    case. `otherwise` is the default. It serves the first segments in `others`; what a browser opens
-    elsewhere goes to `in_browser`.
+    """Selects an application by path, in any case of letters.
+
+    `by_rest` is looked up by the path after its first segment, then `by_prefix` by the first
+    segment. `otherwise` is the default. A page that a browser opens goes to `in_browser`, unless
+    the first segment is in `others`.
     """
 
     def __init__(
@@ -44,7 +46,7 @@ class PathRouter:
 
 
 def _is_opened(scope: Scope) -> bool:
-    """Return whether a person's browser opens the path: programs ask for other types."""
+    """Return whether a browser opens the path as a page; programs accept other types."""
     accepted = dict(scope["headers"]).get(b"accept", b"")
     return scope["method"] in ("GET", "HEAD") and b"text/html" in accepted
 

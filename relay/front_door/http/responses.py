@@ -42,8 +42,9 @@ class BodyOnDemand(ABC, Response):
 
     @abstractmethod
     async def send_body(self, send: Send, disconnected: asyncio.Future[None]) -> bool:
-        """Send the chunks before the last; return False if that must not follow: the body is
-        incomplete, or has ended.
+        """Send the chunks before the last one.
+
+        Return False if the last chunk must not follow: the body is incomplete, or it has ended.
         """
 
 
@@ -52,7 +53,7 @@ class StreamedResponse(BodyOnDemand):
 
     Without `size_bytes` the transfer is chunked. If reading fails, the connection is closed before
     the end of the body, so that the client detects an incomplete message (RFC 9112 8). `turns`
-    limits how many such bodies are read at once; a client that reads slowly holds none.
+    limits how many such bodies are read at once; a slow client does not occupy a turn.
     """
 
     def __init__(
@@ -85,8 +86,10 @@ class StreamedResponse(BodyOnDemand):
         return b"".join(parts)
 
     async def send_body(self, send: Send, disconnected: asyncio.Future[None]) -> bool:
-        """Send block by block. After a failure, the server closes the connection. The last block of
-        a known size ends the response: the client's next request may follow it at once.
+        """Send block by block.
+
+        After a failure, the server closes the connection. If the size is known, the last block ends
+        the response, so that the client's next request may follow at once.
         """
         blocks, left_bytes = iter(self.blocks), int(self.headers.get("content-length", -1))
         try:

@@ -18,7 +18,7 @@ from relay.store.mailbox.index.database import FILE_NAME as INDEX
 from relay.store.mailbox.state_file import FILE_NAME as STATES
 
 POLL_S = 4.0
-_RECENT_NS = 10_000_000_000  # a file system's clock may stand still for so long
+_RECENT_NS = 10_000_000_000  # a file system's clock may stand still for this time
 _MESSAGES = masks.CREATE | masks.DELETE | masks.MOVED_FROM | masks.MOVED_TO | masks.ONLYDIR
 _MAILBOX = masks.MODIFY | masks.CREATE | masks.MOVED_TO | masks.ONLYDIR  # folders, properties
 _STATES_LOG = f"{STATES}-wal"
@@ -45,7 +45,9 @@ class MailboxChanges:
             self._inotify = None
 
     async def look(self, mailboxes: Mapping[str, Path]) -> None:
-        """Compare the times in these mailboxes with those of the last look; watch them alone."""
+        """Compare the times in these mailboxes with the previous times. Only these are watched
+        afterwards.
+        """
         self._open()
         before_us = self._clock.file_time_us()
         current = await asyncio.to_thread(
@@ -64,14 +66,14 @@ class MailboxChanges:
                 self._on_change(address)
 
     def _open(self) -> None:
-        """Begin to read events, if it has not begun."""
-        with suppress(OSError, AttributeError, TypeError):  # the system has none
+        """Begin to read events, unless already begun."""
+        with suppress(OSError, AttributeError, TypeError):  # the system has no inotify
             if self._inotify is None:
                 self._inotify = INotify(nonblocking=True)
                 asyncio.get_running_loop().add_reader(self._inotify.fileno(), self._read)
 
     def _watch(self, address: str, path: Path, *, is_mailbox: bool) -> None:
-        with suppress(OSError):  # a file, or one watch too many: its time is compared
+        with suppress(OSError):  # a file, or too many watches: its time is compared
             if self._inotify is not None:
                 number = self._inotify.add_watch(path, _MAILBOX if is_mailbox else _MESSAGES)
                 self._watches[number] = (address, path)
@@ -83,7 +85,7 @@ class MailboxChanges:
                 self._inotify.rm_watch(number)
 
     def _read(self) -> None:
-        """Report the mailboxes of the events that came."""
+        """Report the mailboxes whose events have arrived."""
         assert self._inotify is not None
         changed: dict[str, None] = {}
         try:
@@ -102,10 +104,12 @@ class MailboxChanges:
 
 
 def _is_of_readers(event: Event) -> bool:
-    """Whether reading a mailbox may have caused an event: databases are opened for it, and others
-    closed. If that counted, many mailboxes would be read again and again.
+    """Return whether reading a mailbox may have caused an event: reading opens and closes
+    databases.
+
+    If such events counted, many mailboxes would be read repeatedly.
     """
-    is_new_log = event.name == _STATES_LOG and event.mask & masks.CREATE  # it is still empty
+    is_new_log = event.name == _STATES_LOG and event.mask & masks.CREATE  # the log is still empty
     return bool(event.name.startswith((INDEX, f"{STATES}-shm")) or is_new_log)
 
 

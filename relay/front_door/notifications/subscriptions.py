@@ -1,9 +1,9 @@
 """The subscriptions to messages: create, renew and end them, and notify of each change.
 
-What is sent comes from the change feed of the mailbox, from the position that the subscription has
-reached. After a crash at any moment the rest follows, in order, and at most one request is
-repeated. While a receiver is down its changes wait in the feed, for four hours. What is dropped
-then, or was lost with the feed, is reported as `missed`.
+Notifications come from the change feed of the mailbox, after the position of the subscription.
+After a crash the rest follows in order, and at most one request is repeated. While a receiver is
+down, its changes wait in the feed for four hours. If changes are dropped then, or lost with the
+feed, `missed` is reported.
 """
 
 import asyncio
@@ -43,17 +43,17 @@ SUBSCRIPTIONS_MAX = 10_000  # of all mailboxes
 RETRY_US = 4 * 3600 * 1_000_000
 HANDSHAKE_S = 10.0
 HANDSHAKES_MAX, HANDSHAKES_PER_ACCOUNT_MAX = 64, 4  # at once
-READS_MAX = 8  # mailboxes at once: the answers to requests need not wait
+READS_MAX = 8  # mailboxes read at once, so that requests of clients need not wait
 _BATCH = 100
 _TOKEN_BYTES_MAX = 4096
-_RIGHTS_ROUNDS = 15  # looks between two checks of rights without changes
+_RIGHTS_ROUNDS = 15  # looks without changes between two checks of rights
 MISSED, REMOVED = "missed", "subscriptionRemoved"
 
 _log = get_logger("notifications")
 
 
 class SubscriptionError(Exception):
-    """What a client asked for cannot be; the text is for it."""
+    """A subscription cannot be created or changed as requested; the text is for the client."""
 
 
 class BusyError(Exception):
@@ -71,7 +71,7 @@ class Subscriptions:
     file: SubscriptionFile  # all that is stored
     threads: ThreadPool  # one thread, which uses the file
     lists: MessageLists  # the change feeds of mailboxes
-    client: HttpsClient  # of handshakes; it decides where receivers may be
+    client: HttpsClient  # for validation requests; decides which receivers are allowed
     sender: Sender  # of notifications
     clock: Clock  # of expiry and of the four hours
     tenant: str  # the tenantId in notifications
@@ -91,7 +91,7 @@ class Subscriptions:
     # -- what clients do
 
     def of(self, creator: str) -> list[Subscription]:
-        """Return the subscriptions that an account has created, which have not ended. Raises
+        """Return the subscriptions that an account has created and that have not ended. Raises
         StoreUnavailableError.
         """
         self._check_open()
@@ -149,7 +149,7 @@ class Subscriptions:
     async def remove(self, *removed: Subscription) -> None:
         """Remove subscriptions, durably. Raises StoreError.
 
-        They are forgotten first: what is stored of them after their removal would bring them back.
+        They are removed from memory first: a later write would store them again.
         """
         for subscription in removed:
             self._forget(subscription)
@@ -165,7 +165,7 @@ class Subscriptions:
     async def change(
         self, subscription_id: str, *, durable: bool, **changed: Any
     ) -> Subscription | None:
-        """Change a subscription as it is now, if it is still there. Raises StoreError."""
+        """Change a subscription if it still exists. Raises StoreError."""
         if (held := self._all.get(subscription_id)) is None:
             return None
         held.subscription = after = replace(held.subscription, **changed)
@@ -189,7 +189,9 @@ class Subscriptions:
         self._wake([held])
 
     def lock(self, mailbox: str) -> asyncio.Lock:
-        """Return the lock with which a mailbox is read: its owner's queries need not wait."""
+        """Return the lock for reading a mailbox: one read at a time, so that its owner's queries
+        need not wait.
+        """
         return self._locks.setdefault(mailbox, asyncio.Lock())
 
     async def clear(self) -> None:
@@ -197,7 +199,7 @@ class Subscriptions:
         await self.remove(*[held.subscription for held in self._all.values()])
 
     def in_progress(self) -> str:
-        """Say what is being sent, "" for nothing."""
+        """Return what is being sent, as text; "" for nothing."""
         count = self.sender.busy_count + self._added.is_set()
         return f"notifications that are read or sent: {count}" if count else ""
 
@@ -243,7 +245,9 @@ class Subscriptions:
             await asyncio.to_thread(self.file.close)
 
     async def _end_some(self) -> None:
-        """End what has expired, and what nobody may read any more; go on with what failed."""
+        """End subscriptions that have expired or lost their right to read; continue after a
+        failure.
+        """
         now_us = self.clock.time_us()
         all_ = [held.subscription for held in self._all.values()]
         with suppress(StoreError):  # later
@@ -324,7 +328,7 @@ class Subscriptions:
 
 
 class _Subscriber:
-    """A subscription as it is now, and what is sent of it."""
+    """The present state of a subscription, and its feeds."""
 
     def __init__(self, owner: Subscriptions, subscription: Subscription) -> None:
         self.subscription = subscription
@@ -332,7 +336,7 @@ class _Subscriber:
 
 
 class _SubscriptionFeed(Feed):
-    """What is sent of one subscription. Its URLs may have secrets, and are not logged."""
+    """A feed of one subscription. Its URLs may contain secrets and are not logged."""
 
     def __init__(self, owner: Subscriptions, held: _Subscriber) -> None:
         super().__init__(f"subscription {held.subscription.id}")
@@ -406,7 +410,7 @@ class _MessageFeed(_SubscriptionFeed):
         )
 
     async def failed(self, post: Post, why: str) -> int:  # noqa: ARG002 - a Feed
-        """See Feed: what waits is dropped when the receiver has been down for four hours."""
+        """See Feed. Waiting changes are dropped when the receiver has been down for four hours."""
         owner, subscription = self._owner, self._held.subscription
         now_us = owner.clock.queue_us()
         if not subscription.failing_since_us:
@@ -457,7 +461,7 @@ class _LifecycleFeed(_SubscriptionFeed):
 
 
 def _about(subscription: Subscription, tenant: str) -> dict[str, Any]:
-    """Return what each notification says of its subscription."""
+    """Return the properties that each notification has about its subscription."""
     notification = {
         "subscriptionId": subscription.id,
         "subscriptionExpirationDateTime": rfc3339(subscription.expires_us),
@@ -487,7 +491,7 @@ def _kinds_of(change: Change, subscription: Subscription) -> list[tuple[str, str
 
 
 def _fault_of(answer: HttpAnswer, token: str) -> str:
-    """Return what is wrong with an answer to a validation request, "" if nothing is."""
+    """Return why an answer to a validation request is invalid, "" if it is valid."""
     if answer.status != 200:
         return f"Notification endpoint must respond with 200 OK, found {answer.status}."
     if answer.content_type != "text/plain":

@@ -51,10 +51,12 @@ PREFIXES = (
     "help",
     "compose",
 )
-REQUESTS_OF_VISITOR_MAX = 32  # at once: the searches of one must not keep all others waiting
+REQUESTS_OF_VISITOR_MAX = 32  # at once, so that the searches of one visitor do not delay the others
 _TOO_MANY = "Too many pages of this account are being read at once. Try again in a moment."
 _BODY_BYTES_MAX = 1 << 20
-_HELD_BYTES_MAX = (8 << 20) + REQUESTS_MAX * LOGIN_BYTES_MAX  # slow strangers never use it up
+_HELD_BYTES_MAX = (
+    8 << 20
+) + REQUESTS_MAX * LOGIN_BYTES_MAX  # enough for all requests: slow clients cannot use it up
 
 
 def create_app(
@@ -65,8 +67,8 @@ def create_app(
     deletions: PendingDeletions | None = None,
     graph: GraphDependencies | None = None,
 ) -> Gateway:
-    """Return the application of the pages; `access` decides who the visitor is. With `graph`, they
-    send mail.
+    """Return the application of the pages; `access` decides who the visitor is. With `graph`, the
+    pages can send mail.
 
     The caller closes `live_views` and `deletions` at the end.
     """

@@ -9,7 +9,7 @@ from itertools import groupby
 
 from msgspec import Struct
 
-WIDTH, HEIGHT = 600, 100  # of the drawing, in its own units
+WIDTH, HEIGHT = 600, 100  # size of the drawing, in units of the SVG
 _NARROW_SPACE = "\u202f"  # between groups of digits, and between a number and its unit
 _NO_DATA = "no data"
 
@@ -33,8 +33,8 @@ class DrawnLine(Struct, frozen=True):
 class Chart(Struct, frozen=True):
     """A chart as the template needs it; `times` are those of RFC 3339, `maximum` is a text.
 
-    `rows` are the times with their values as text. `key` is the same for
-    all charts of this title up to a comma.
+    `rows` are the times with their values as text. Charts whose titles are equal up to a comma have
+    the same `key`.
     """
 
     key: str

@@ -1,9 +1,9 @@
 """/compose in a development relay: write a message, reply to one, or forward it.
 
-The functions of the Graph API send it, as one of its clients does: their limits, rights and steps
-are those of every message. It is sent from a mailbox, by its account. What is refused leaves
-nothing behind: the form comes back with what was typed and the reason at its field. A browser does
-not give back files.
+The message is sent by the functions of the Graph API, so limits, rights and steps are the same as
+for its clients. It is sent from a mailbox, by the mailbox's account. If it is refused, nothing is
+stored: the form comes back with what was typed, and the reason next to the field. Browsers do not
+send files again.
 """
 
 import base64
@@ -36,14 +36,17 @@ _KINDS = {
     "reply-all": AnswerKind("replyAll", to_all=True),
     "forward": AnswerKind("forward", prefix="FW"),
 }
-# The fields of the form have the names of Graph's JSON, by which its errors begin.
+# The fields of the form have Graph's JSON names, with which the texts of errors begin.
 _RECIPIENTS = ("toRecipients", "ccRecipients", "bccRecipients")
 _PATH = re.compile(r"(?:message\.)?+(from|\w+Recipients|subject|body|attachments)\b[\w.\[\]]*+: ")
-_RECIPIENTS_MAX = 50  # whose copies are looked for: some may be deleted
+_RECIPIENTS_MAX = 50  # recipients whose copies are looked for: some may be deleted
 
 
 class Answered(Struct, frozen=True):
-    """The message that is answered; `graph` names its copy, `begun` has nothing typed in it."""
+    """The message that is answered.
+
+    `graph` is the request for its copy, `begun` the answer before anything is typed.
+    """
 
     journey: Journey
     kind: AnswerKind
@@ -74,7 +77,7 @@ async def compose_page(request: PageRequest, means: GraphDependencies) -> Respon
 
 
 async def _answered(request: PageRequest, means: GraphDependencies) -> Answered | None:
-    """Return what the query names, None for a new message. Raises ApiError 400, 404."""
+    """Return the message that the query names, None for a new message. Raises ApiError 400, 404."""
     site = request.site
     for name, key in single_values(request.http.query, _KINDS).items():
         kind, journey = _KINDS[name], await site.handlers.message(key, request.principal)
@@ -89,7 +92,7 @@ async def _answered(request: PageRequest, means: GraphDependencies) -> Answered 
             copies.append((sender, journey.graph_id))
         for mailbox, copy_id in copies:
             graph = _as_account(request, means, mailbox, message_id=copy_id)
-            with suppress(NoSuchItemError):  # it is deleted
+            with suppress(NoSuchItemError):  # the copy was deleted
                 return Answered(journey, kind, graph, await compose_answer(graph, kind, {}))
         raise ApiError(404, "ErrorItemNotFound", "No mailbox of this relay has this message.")
     return None
@@ -98,7 +101,9 @@ async def _answered(request: PageRequest, means: GraphDependencies) -> Answered 
 def _as_account(
     request: PageRequest, means: GraphDependencies, address: str, *, message_id: str = ""
 ) -> GraphRequest:
-    """Return the request of a mailbox's account. Raises ApiError at From if there is none."""
+    """Return the request of a mailbox's account. Raises ApiError for From if no account has the
+    mailbox.
+    """
     account = means.accounts.by_address(address)
     if account is None:
         raise bad_request(f"from: {quoted(address)} is no mailbox of this relay.")
@@ -108,7 +113,7 @@ def _as_account(
 async def _send(
     request: PageRequest, means: GraphDependencies, answered: Answered | None
 ) -> Response:
-    """Send what was typed; return Graph's 202. Raises ApiError: nothing was sent."""
+    """Send the message of the form; return Graph's 202. Raises ApiError if nothing was sent."""
     form = request.form
     authors = _recipients(form.text("from"))
     if len(authors) != 1:

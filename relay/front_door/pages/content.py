@@ -1,11 +1,11 @@
-"""What a page shows of the content of a message: header fields, bodies, attachments, links, codes.
+"""The parts of a message's content that a page shows: header, bodies, attachments, links, codes.
 
 read_content() reads a MIME message of any size: bodies up to a limit, attachments as places in the
-message, and nothing is decoded that is not shown. All texts are bounded, and `notes` says what was
-cut off or damaged. Texts are for a template that escapes them; characters that reorder or hide
-other text are replaced in names, and a link whose text names another host is marked. Reading
-blocks: call it in a thread. Raises OSError where the octets cannot be read.
-RFC 5322 2.2 (fields); RFC 2183 2.3 (file names); RFC 6266 and RFC 8187 (Content-Disposition).
+message. Only what is shown is decoded. All texts are bounded, and `notes` says what was cut off or
+damaged. Templates escape the texts. In names, characters that reorder or hide other text are
+replaced; a link whose text names another host is marked. Reading blocks: call it in a thread.
+Raises OSError where the octets cannot be read. RFC 5322 2.2 (fields); RFC 2183 2.3 (file names);
+RFC 6266 and RFC 8187 (Content-Disposition).
 """
 
 import re
@@ -116,7 +116,7 @@ class ShownLink(Struct, frozen=True):
 
 
 class MessageHead(Struct, frozen=True):
-    """What the page of a message shows of its header at once; "" where a field is missing."""
+    """The header fields that the page of a message shows first; "" for a missing field."""
 
     author: str  # From, with the display name
     to: str
@@ -128,19 +128,19 @@ class MessageHead(Struct, frozen=True):
 
 @dataclass(frozen=True, slots=True)
 class MessageContent:
-    """A message as pages show it."""
+    """The content of a message as pages show it."""
 
     size: int  # in octets
     head: MessageHead  # of the header, for all views
     fields: tuple[ShownField, ...]  # of the header, decoded
-    text: str | None  # the plain text, or that of the HTML; None without either
+    text: str | None  # the plain text, or the text of the HTML; None without either
     has_html: bool  # there is an HTML body to show
     attachments: tuple[ShownAttachment, ...]  # the first ones
     attachment_count: int  # of all attachments
     links: tuple[ShownLink, ...]  # of the body
     codes: tuple[str, ...]  # that look like one-time passwords
-    notes: tuple[str, ...]  # what the page says of damage and omissions
-    parts: ReadParts = field(repr=False)  # for what is loaded separately
+    notes: tuple[str, ...]  # sentences about damage and omissions
+    parts: ReadParts = field(repr=False)  # for parts that are loaded separately
 
 
 def read_content(octets: Octets) -> MessageContent:
@@ -196,7 +196,7 @@ def html_document(
 
 
 def shown_text(parts: ReadParts) -> str:
-    """Return the text body; that of the HTML if there is no other."""
+    """Return the text body, or the text of the HTML if there is no text body."""
     if parts.bodies.text is None and parts.bodies.html is not None:
         return html_to_text(parts.bodies.html[:HTML_CHARACTERS_MAX])
     return parts.bodies.text or ""
@@ -208,7 +208,7 @@ def one_line(text: str) -> str:
 
 
 def _fields(header: bytes) -> tuple[tuple[ShownField, ...], bool]:
-    """Return the first fields with the beginning of their values, and whether that is not all."""
+    """Return the first fields with the beginning of their values, and whether anything was cut."""
     is_cut = len(header) > HEADER_OCTETS_MAX
     parsed = Header.parse(cleaned(header[:HEADER_OCTETS_MAX]))
     shown_fields: list[ShownField] = []
@@ -280,7 +280,7 @@ def _shown_link(link: BodyLink) -> ShownLink:
 
 
 def _codes(html: str, text: str) -> tuple[str, ...]:
-    """Return what looks like one-time codes."""
+    """Return texts that look like one-time codes."""
     return tuple(find_codes((text, text_of_html(html)), needs_word=True)[:CODES_MAX])
 
 
@@ -300,7 +300,8 @@ def _shown(number: int, attachment: AttachedOctets, *, is_used: bool) -> ShownAt
 
 
 def file_name(number: int, attachment: AttachedOctets) -> str:
-    """Return a name for a download: one component, without anything that a shell or system reads.
+    """Return a name for a download: one path component, without characters special to a shell or
+    system.
 
     The beginning of the name and its extension remain.
     """
@@ -329,8 +330,8 @@ def download_type(attachment: AttachedOctets) -> str:
 
 
 def image_type(attachment: AttachedOctets) -> str:
-    """Return the media type of a PNG, JPEG, GIF or WebP image, whatever its part says; "" for
-    others. Blocks; raises OSError.
+    """Return the media type of a PNG, JPEG, GIF or WebP image by its first octets; "" for others.
+    Blocks; raises OSError.
     """
     if attachment.facts.item:
         return ""
@@ -357,7 +358,7 @@ def decoded(attachment: AttachedOctets) -> Iterable[bytes]:
 
 
 class _InlineImages:
-    """Makes data: URLs of the images of a message, each once."""
+    """Makes data: URLs for the images of a message, one for each image."""
 
     def __init__(self, attached: Iterable[AttachedOctets]) -> None:
         self._by_id = {

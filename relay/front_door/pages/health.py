@@ -1,6 +1,6 @@
 """Health: is the relay ready, what is in the queue, and the last hour as charts.
 
-All figures are of this process. They come from its metrics, so that a page costs no query.
+All figures come from the metrics of this process, so a page needs no query.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -18,7 +18,7 @@ from relay.front_door.api.request_parameters import require_method, single_value
 from relay.front_door.pages.charts import Chart, Series, draw, duration_text, number_text
 from relay.front_door.pages.site import PageRequest
 
-_BUSY = 60  # in one minute: rates are per second then
+_BUSY = 60  # events in one minute from which rates are per second
 _QUEUE_STATES = ("queued", "deferred", "held", "captured")
 _DONE = ("accepted", "delivered", "captured", "relayed")
 _LEVELS = {
@@ -38,7 +38,7 @@ _COUNTED = {
 
 
 class HourOfMetrics(Struct, frozen=True):
-    """The last hour: the charts, what was counted in it, and the present levels."""
+    """The last hour: charts, counts, and the present levels."""
 
     charts: Sequence[Chart]
     counted: Mapping[str, str]
@@ -46,7 +46,7 @@ class HourOfMetrics(Struct, frozen=True):
 
 
 async def health_page(request: PageRequest) -> Response:
-    """GET /health, and with `?part=figures` what changes of it. Raises ApiError 403 for an account
+    """GET /health; with `?part=figures` the part that changes. Raises ApiError 403 for an account
     of the role user.
     """
     require_method(request.http, "GET")
@@ -83,7 +83,9 @@ def _values(dependencies: ApiDependencies) -> dict[str, Any]:
 
 
 def last_hour(samples: Sequence[Sample], *, captures: bool) -> HourOfMetrics:
-    """Return what is shown of samples; `captures`: whether attempts may end as captured."""
+    """Return the charts and figures of samples. `captures`: whether attempts may end as
+    captured.
+    """
     first, last = samples[0], samples[-1]
     counted = {
         label: number_text(last.counts[name] - first.counts[name])

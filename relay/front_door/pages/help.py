@@ -1,6 +1,6 @@
 """How programs send to this relay: commands for a shell, a button, and programs in many languages.
 
-The first minute (commands and button) is in the list while that is empty, and always at /help.
+The first minute (commands and button) is shown in an empty list, and always at /help.
 /help/programs has the programs of docs/snippets.md, with the ports of this development relay.
 """
 
@@ -45,7 +45,7 @@ class FirstMinute(Struct, frozen=True):
 
 
 def first_minute(request: PageRequest) -> FirstMinute:
-    """Return how a first message is sent to this relay."""
+    """Return the ways to send a first message to this relay."""
     base = request.http.base_url("", "127.0.0.1:8025")
     development = request.site.dependencies.development
     if development is None:
@@ -148,7 +148,9 @@ def read_snippets() -> tuple[Snippet, ...]:
 
 
 def with_ports(snippet: Snippet, clients: ClientSettings) -> Snippet:
-    """Return the program with the ports of this relay; those that it does not have stay."""
+    """Return the program with the ports of this relay; a port that the relay does not have is
+    unchanged.
+    """
     ports = {
         "1025": clients.smtp_port,
         "1587": clients.submission_port or 1587,

@@ -1,8 +1,8 @@
 """The journey of a message as a page shows it: seven steps, and the recipients.
 
-Pure functions of a journey (docs/names.md) and its entries in the queue. Every step is
-there, in its order, with its evidence as sentences and facts; a step without evidence says so.
-The texts contain what hosts and senders wrote: a template escapes them.
+Pure functions of a journey (docs/names.md) and its entries in the queue. All seven steps are shown
+in order, with their events as sentences and facts; a step without events says so. Texts contain
+what hosts and senders wrote; templates escape them.
 """
 
 from collections import Counter
@@ -25,19 +25,19 @@ from relay.store.journeys.events import Step
 from relay.store.journeys.wording import REASONS, WAITS_FOR, client_line
 
 _TO = "\N{EN DASH}"  # between the first and the last number
-_EVENTS_MAX = 50  # of one step: the newest
+_EVENTS_MAX = 50  # events of one step: the newest
 RECIPIENTS_MAX = 200
 # Step 5 comes before step 4: transport replies when the message is routed and stored.
 _IN_TIME = (1, 2, 3, 5, 4, 6, 7)
 D = TypeVar("D", bound=details.Detail)
 _NAMES = {int(step): step.title for step in Step}
-_OF_ONE_ATTEMPT = ("attempt", "durations", "retry")  # details that differ from time to time
+_OF_ONE_ATTEMPT = ("attempt", "durations", "retry")  # details that differ between equal attempts
 _BAD = frozenset({"failed", "expired", "cancelled"})
 _ENDED_WELL = frozenset(FINAL) - _BAD
 
 
 class StepState(StrEnum):
-    """How far a step is."""
+    """The progress of a step."""
 
     DONE = "done"
     RUNNING = "running"
@@ -48,8 +48,9 @@ class StepState(StrEnum):
 
 
 class StepEvent(Struct, frozen=True):
-    """One event of a step, or the last of several attempts with the same reply: `since` is the time
-    since the event before it, in words, and `count` how many events it stands for.
+    """One event of a step, or the last of several attempts with the same reply.
+
+    `since` is the time since the previous event, in words; `count` is the number of events.
     """
 
     at: str
@@ -59,7 +60,7 @@ class StepEvent(Struct, frozen=True):
 
 
 class ShownStep(Struct, frozen=True):
-    """One of the seven steps. `text` says how it is; `left_out` counts older events."""
+    """One of the seven steps. `text` describes its state; `left_out` counts older events."""
 
     number: int
     name: str
@@ -70,12 +71,12 @@ class ShownStep(Struct, frozen=True):
 
     @property
     def at(self) -> str:
-        """When the step began to have evidence, "" if it has none."""
+        """The time of the step's first shown event, "" without events."""
         return self.events[0].at if self.events else ""
 
     @property
     def since(self) -> str:
-        """The time from the event before the step."""
+        """The time since the event before the step."""
         return self.events[0].since if self.events else ""
 
 
@@ -87,21 +88,21 @@ class ShownRecipient(Struct, frozen=True):
 
 
 class JourneyView(Struct, frozen=True):
-    """A journey, and what a page shows of it."""
+    """A journey as a page shows it."""
 
     journey: Journey
     subject: str  # on one line, "" if it is not known
-    client: str  # that submitted it
+    client: str  # the client that submitted it
     steps: tuple[ShownStep, ...]  # 1 to 7
     recipients: tuple[ShownRecipient, ...]  # the first ones
-    others: str  # the states of recipients that are not listed, with numbers
+    others: str  # how many recipients that are not listed have each state
 
 
 def journey_view(
     journey: Journey,
     entries: Sequence[Mapping[str, Any]] = (),
 ) -> JourneyView:
-    """Return the view of a journey; `entries` are those of the message in the queue, as in `queue
+    """Return the view of a journey; `entries` are the message's entries in the queue, as in `queue
     list`.
     """
     recipients = journey.shown_recipients
@@ -136,7 +137,7 @@ def _steps(journey: Journey, entries: Sequence[Mapping[str, Any]]) -> Iterator[S
 
 
 def _event(run: Sequence[JourneyStep], since: Mapping[int, str], journey: Journey) -> StepEvent:
-    """Return what is shown of an event, or of attempts that are like the one before them."""
+    """Return an event as shown, or a run of equal attempts."""
     last = run[-1]
     evidence = evidence_of(last, journey)
     if len(run) > 1:
@@ -146,8 +147,9 @@ def _event(run: Sequence[JourneyStep], since: Mapping[int, str], journey: Journe
 
 
 def _runs(events: Sequence[JourneyStep]) -> Iterator[Sequence[JourneyStep]]:
-    """Yield the events, each alone. Attempts for an entry that equal the one before come together,
-    until the next operation.
+    """Yield lists of events: one event, or a run of equal attempts for one entry.
+
+    An operation ends a run.
     """
     runs: list[list[JourneyStep]] = []
     last: dict[int, list[JourneyStep]] = {}  # by entry
@@ -169,12 +171,12 @@ def _runs(events: Sequence[JourneyStep]) -> Iterator[Sequence[JourneyStep]]:
 
 
 def _likeness(step: JourneyStep) -> Mapping[str, Any]:
-    """Return what attempts with the same reply have in common."""
+    """Return a key that equal attempts share."""
     return {name: value for name, value in step.detail.items() if name not in _OF_ONE_ATTEMPT}
 
 
 def _times_between(steps: Sequence[JourneyStep]) -> dict[int, str]:
-    """Return the time between each event and the one before it in time, in words."""
+    """Return the time from the previous event to each event, in words."""
     since: dict[int, str] = {}
     before_us: int | None = None
     for step in sorted(steps, key=lambda step: step.at):
@@ -254,9 +256,7 @@ def _with_events(number: int, journey: Journey, events: _Events) -> tuple[StepSt
 
 
 def _end_before_transport(events: _Events) -> tuple[int, str] | None:
-    """Return the step at which a submission ended without transport, and how; None if it did
-    not.
-    """
+    """Return the step at which a submission ended without transport, and how; else None."""
     if _first(details.NotifiedDetail, events).cancelled and not events[3]:
         return 2, "Cancelled."
     if not events[7] or events[5] or events[4]:
@@ -267,7 +267,7 @@ def _end_before_transport(events: _Events) -> tuple[int, str] | None:
 
 
 def _delivery(journey: Journey, events: _Events, *, is_claimed: bool) -> tuple[StepState, str]:
-    """Return the state of step 6, which follows from those of the recipients."""
+    """Return the state of step 6, which follows from the states of the recipients."""
     states = Counter(recipient.state for recipient in journey.recipients)
     text = ", ".join(f"{number} {state}" for state, number in states.items())
     text = f"{counted(states.total(), 'recipient')}: {text}."
@@ -279,7 +279,7 @@ def _delivery(journey: Journey, events: _Events, *, is_claimed: bool) -> tuple[S
     tried = {recipient.address for attempt in attempts for recipient in attempt.recipients}
     if not events[6]:
         if not _first(details.RoutedDetail, events).next_hops and events[5]:
-            if states["delivered"]:  # to the address of a quarantine
+            if states["delivered"]:  # to a quarantine address
                 return StepState.DONE, text
             return StepState.SKIPPED, "No recipient was left to deliver to after step 5."
         return StepState.NO_EVIDENCE, f"{text} {_NO_EVIDENCE}"
@@ -310,7 +310,7 @@ def _report(journey: Journey, events: _Events) -> tuple[StepState, str]:
 
 
 def _importance(state: str) -> int:
-    """Return the place of a recipient: failed ones first, then those that wait."""
+    """Return the sort key of a recipient: failed recipients first, then waiting ones."""
     if state in _BAD:
         return 0
     return 2 if state in _ENDED_WELL else 1

@@ -1,7 +1,7 @@
 """Log in and out: /login, /logout, and the answer to a request without a login.
 
-`next` is the page that was asked for, as a reference relative to the first page (RFC 3986 4.2). A
-reference that could lead to another host or out of the relay's paths is ignored.
+`next` is the requested page, as a reference relative to the first page (RFC 3986 4.2). A reference
+that could lead to another host or out of the relay's paths is ignored.
 """
 
 import math
@@ -56,7 +56,7 @@ def logout(request: PageRequest) -> Response:
 def login_needed(request: HttpRequest, site: PageSite) -> Response:
     """Return the answer to a request without a login: a redirect, for a script 401.
 
-    HX-Refresh makes htmx load its page again, which leads to the login.
+    HX-Refresh makes htmx reload the page, which leads to the login.
     """
     headers = request.headers
     if "hx-request" in headers or "text/event-stream" in headers.get("accept", ""):
@@ -75,7 +75,7 @@ def login_needed(request: HttpRequest, site: PageSite) -> Response:
 
 
 def local_reference(text: str) -> str:
-    """Return a relative reference to one of the pages as it is, "" for anything else."""
+    """Return the reference if it is relative and leads to one of the pages, else ""."""
     if len(text) > _NEXT_LENGTH_MAX or not _REFERENCE.fullmatch(text):
         return ""
     segments = text.partition("?")[0].split("/")
@@ -111,7 +111,7 @@ async def _log_in(request: HttpRequest, site: PageSite, logins: Logins) -> Respo
 
 
 def _check_size(request: HttpRequest) -> None:
-    """Raise ApiError for a body that is too large: strangers must not use up the memory for all."""
+    """Raise ApiError for a large body: clients without a login must not use up the memory."""
     if "transfer-encoding" in request.headers:
         raise ApiError(411, "LengthRequired", "The form needs a Content-Length.")
     if (request.declared_bytes or 0) > BODY_BYTES_MAX:
@@ -129,8 +129,8 @@ def _form(
 ) -> Response:
     """Return the login form.
 
-    After a link of another site the browser sends no cookie: a visitor who is logged in gets the
-    form, and a link that brings the cookie.
+    After a link on another site the browser sends no cookie. So the form also has a link to the
+    page, with which a browser that is logged in sends its cookie.
     """
     is_from_elsewhere = request.headers.get("sec-fetch-site") in ("cross-site", "same-site")
     token = logins.form_token(request) or new_secret()

@@ -1,9 +1,11 @@
-"""The first page: the list of messages, newest first, with its search and filters; and what a
-visitor does with messages of the list: mark as read or unread, or delete.
+"""The first page: the list of messages, newest first, with search, filters and actions.
 
-With marked messages, or with all that match. Only a development relay deletes. The deletion of one
-can be undone for a while. That of more, and what is done with all, is confirmed on a page that says
-how many. The form on it names them: mail that arrives meanwhile is not among them.
+The actions mark messages as read or unread, or delete them.
+
+An action applies to marked messages, or to all that match. Only a development relay deletes. The
+deletion of one message can be undone for a while. To delete more, or to act on all, a visitor
+confirms on a page that says how many. Its form names the messages, so mail that arrives meanwhile
+is not affected.
 
 /refused has what SMTP sessions refused, newest first; the list has a tab that leads there.
 """
@@ -44,8 +46,8 @@ from relay.store.journeys.message_list import (
 from relay.transport.refusals.refusal import PAGE_MAX, is_cursor
 
 ROWS = 50
-READ, UNREAD, DELETE = "read", "unread", "delete"  # what can be done with marked messages
-UNDO = "undo"  # of the deletion of one
+READ, UNREAD, DELETE = "read", "unread", "delete"  # actions for marked messages
+UNDO = "undo"  # for the deletion of one message
 _COUNTED_MAX = 1000
 _ADDRESS_CHARACTERS_MAX = 320
 _TRAIL_MAX = 20
@@ -55,9 +57,9 @@ _LIST_FIELDS_MAX = 10
 _NO_MESSAGES = 'id="no-messages"'
 _UNREAD_ROW = ' class="unread"'
 _EVERYTHING = MessageSearch()
-# What happened last is of interest only while a message is not where it should be.
+# The last event is shown only while a message has not reached its destination.
 _WITHOUT_REPLY = (RecipientState.DELIVERED, RecipientState.RELAYED, RecipientState.CAPTURED)
-# The tabs; the others are in the search: state:expired.
+# States with a tab; others can be searched: state:expired.
 _TABS: Sequence[str] = (
     RecipientState.DELIVERED,
     RecipientState.RELAYED,
@@ -71,13 +73,13 @@ _TABS: Sequence[str] = (
 )
 NAMES_MAX = 10_000
 _LISTED_MAX = 20
-_AT_ONCE = 8  # deletions, so that they share commits
-_SEPARATOR = "_"  # is in no name, and is not percent-encoded in a form
+_AT_ONCE = 8  # deletions at once, so that they share commits
+_SEPARATOR = "_"  # occurs in no name, and is not percent-encoded in a form
 _VIEW_FIELDS = ("q", "mailbox", "state", "before", "newer")
 
 
 class ListView(Struct, frozen=True):
-    """What the visitor asks for; "" for all."""
+    """The search, filters and page that a visitor requests; "" for all."""
 
     text: str = ""  # of the search
     mailbox: str = ""  # an address
@@ -85,8 +87,8 @@ class ListView(Struct, frozen=True):
     state: str = ""  # of a recipient
     before: ListPosition | None = None  # where the page begins; None: with the newest message
     trail: tuple[str, ...] = ()  # the places of the newer pages, the first page is ""
-    fault: str = ""  # a sentence if the search is none
-    search: MessageSearch = _EVERYTHING  # all of it
+    fault: str = ""  # a sentence if the search is invalid
+    search: MessageSearch = _EVERYTHING  # all conditions
 
     def query(self, **changes: Any) -> dict[str, Any]:
         """Return the fields of a link to this view, on its first page."""
@@ -105,11 +107,13 @@ class ListView(Struct, frozen=True):
 
     @property
     def begin(self) -> ListPosition | None:
-        """Where the page before this one begins; None: with the newest message."""
+        """The place at which the previous page begins; None: with the newest message."""
         return _place(self.trail[-1]) if self.trail else None
 
     def came(self) -> dict[str, Any]:
-        """Return the fields of a link to a message that leads back to this page of the view."""
+        """Return the fields of a link to a message with which the message links back to
+        this page.
+        """
         return {"list": text} if (text := urlencode(self.here())) else {}
 
     def older(self, place: ListPosition | None) -> dict[str, Any] | None:
@@ -182,7 +186,7 @@ def _place(text: str) -> ListPosition | None:
 async def message_list(request: PageRequest) -> Response:
     """GET /?q=&mailbox=&kind=&state=&before=&newer=; with part=mailboxes the list of these.
 
-    The beginning of an address leads to the first that has it.
+    For the beginning of an address, redirect to the first address that begins so.
     """
     view = view_of(request.http.query)
     journeys, account = request.site.dependencies.journeys, request.principal.account
@@ -216,7 +220,7 @@ async def message_list(request: PageRequest) -> Response:
 
 
 async def list_pane(request: PageRequest) -> Response:
-    """GET /messages/{id}?part=list&list=: the list next to a message, see ListView.came()."""
+    """GET /messages/{id}?part=list&list=: the list beside a message, see ListView.came()."""
     view = list_of(request.http.query)
     render = partial(_fragment, request, view)
     if (stream := request.live_stream(render)) is not None:
@@ -256,13 +260,13 @@ async def _fragment(request: PageRequest, view: ListView) -> str:
 
 
 def actions(site: PageSite) -> list[tuple[str, str]]:
-    """Return what can be done with messages, and the words of its button."""
+    """Return the actions, each with the words of its button."""
     reading = [(READ, "Read"), (UNREAD, "Unread")]
     return [*reading, (DELETE, "Delete")] if site.handlers.is_development else reading
 
 
 def _searched(site: PageSite, view: ListView) -> str:
-    """Return of how many messages a search for words reads the texts at once, "" elsewhere."""
+    """Return the number of messages whose texts a search for words reads; "" without words."""
     index = site.dependencies.journeys.places.index
     return f"{index.count:,}" if index is not None and index.count > 1 and view.search.words else ""
 
@@ -270,7 +274,7 @@ def _searched(site: PageSite, view: ListView) -> str:
 def _matching(
     view: ListView, rows: int, *, is_all: bool, total: int, counts: Mapping[str, int]
 ) -> str:
-    """Return how many messages match, "" if it is not known without reading them."""
+    """Return how many messages match, "" if that needs their texts."""
     if is_all and view.before is None:
         return f"{rows:,}"
     number = counts.get(view.state, 0) if view.state else total
@@ -339,7 +343,7 @@ _WHY_NOT = {
 
 
 def result_sentence(query: Mapping[str, str]) -> str:
-    """Return what an action did, by the fields of its redirect; "" without one."""
+    """Return a sentence on what an action did, by the fields of its redirect; "" without one."""
     done, count, of = query.get("done", ""), query.get("count", ""), query.get("of", "")
     if done not in _DONE or not (_NUMBER.fullmatch(count) and _NUMBER.fullmatch(of)):
         return ""
@@ -411,8 +415,8 @@ async def marked_messages(request: PageRequest) -> Response:
 
 
 async def _delete_later(request: PageRequest, name: str) -> str:
-    """Have one message deleted unless that is undone; return its name, "" if it is to be asked
-    about. Raises ApiError 404.
+    """Delete one message later unless that is undone; return its name, "" if a question is needed.
+    Raises ApiError 404.
     """
     journey = await request.site.handlers.message(name, request.principal)
     site, principal = request.site, request.principal
@@ -462,7 +466,7 @@ async def _question(
     view: ListView,
     is_more: bool = False,
 ) -> Response:
-    """Return the page that asks before an action."""
+    """Return the page that asks for confirmation."""
     rows = await request.site.dependencies.journeys.rows(
         names[:_LISTED_MAX], account=request.principal.account
     )

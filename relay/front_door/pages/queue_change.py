@@ -1,12 +1,12 @@
-"""Queue operations of the pages: what one would change (GET), and doing it (POST).
+"""Queue operations of the pages: preview a change (GET), and make it (POST).
 
 /queue/{operation}. Both use the same selection and the checks of the API: the page runs the
-operation as `--dry-run` does, and the form on it has the conditions, not a list of what they found.
-The conditions become the parameters of GET /relay/v1/queue or the body of a queue command.
+operation with dry_run, and its form has the conditions, not the entries that they select. The
+conditions become the parameters of GET /relay/v1/queue or the body of a queue command.
 
 POST /messages/{id}/release of a development relay sends a copy of captured mail to the addresses
-that a person types. A page says first where it goes, and to whom. Mail is released to its own
-recipients by /queue/release, where --release-allow matches them; typed, they need a match as well.
+that a person types. A page first shows where it goes and to whom. /queue/release sends mail to its
+own recipients if --release-allow matches them. Own recipients that a person types need a match too.
 """
 
 import re
@@ -65,7 +65,7 @@ _AGE = "older_than"
 
 
 class QueueSelection(Struct, frozen=True):
-    """Which entries: `ids`, or all that meet `conditions`; none of both selects nothing."""
+    """The selected entries: `ids`, or all that meet `conditions`. Without either, none."""
 
     ids: tuple[str, ...] = ()
     conditions: Mapping[str, str] = {}
@@ -73,7 +73,7 @@ class QueueSelection(Struct, frozen=True):
 
     @property
     def pairs(self) -> list[tuple[str, str]]:
-        """The fields of a form or a link that select the same."""
+        """The fields of a form or a link with the same selection."""
         pairs = [("id", queue_id) for queue_id in self.ids] + list(self.conditions.items())
         return [*pairs, ("all", "true")] if self.all else pairs
 
@@ -124,7 +124,7 @@ def selection_of(pairs: Collection[tuple[str, str]]) -> QueueSelection:
 
 
 class OperationChoice(Struct, frozen=True):
-    """An operation, and why it does not apply ("" if it does)."""
+    """An operation, and why it does not apply; "" if it does."""
 
     operation: Operation
     label: str
@@ -142,7 +142,9 @@ def choices_for(
             reasons = [""] * len(states)
         else:
             may_leave = operation is Operation.RELEASE and release_to is not None
-            to = (lambda _address, _sender: None) if may_leave else None  # only whether
+            to = (
+                (lambda _address, _sender: None) if may_leave else None
+            )  # only whether there is a rate
             command = QueueCommand(operation, Selector(all=True), "", to=to)
             reasons = [command.inapplicable_reason(state) for state in states]
         reason = reasons[0] if reasons and all(reasons) else ""
@@ -222,7 +224,7 @@ async def _run(
 
 
 def result_sentence(query: Collection[tuple[str, str]]) -> str:
-    """Return what the operation did that led to this page, "" if none did."""
+    """Return a sentence on the operation that led to this page; "" without one."""
     values = dict(query)
     if values.get("did") not in tuple(Operation):
         return ""
@@ -242,7 +244,7 @@ def _given(operation: Operation, pairs: Collection[tuple[str, str]]) -> dict[str
 
 
 def _fields(inputs: Mapping[str, str]) -> dict[str, str | bool]:
-    """Return the fields of the body; a text for a report that was not chosen is left out."""
+    """Return the fields of the body; the text of a report is left out if no report was chosen."""
     fields: dict[str, str | bool] = {name: text for name, text in inputs.items() if text}
     if "bounce" in inputs:
         fields["bounce"] = bool(inputs["bounce"])
@@ -256,7 +258,7 @@ def _text(pairs: Collection[tuple[str, str]], name: str) -> str:
 
 
 async def release(request: PageRequest, key: str) -> Response:
-    """Show to whom a copy goes, and send it when that is confirmed."""
+    """Show to whom a copy goes; send it after confirmation."""
     site, form, principal = request.site, request.form, request.principal
     require_method(request.http, "POST")
     principal.check_may_operate()
@@ -289,9 +291,10 @@ async def release(request: PageRequest, key: str) -> Response:
 def released_by_command(
     answer: Mapping[str, Any] | None, development: DevelopmentControls | None
 ) -> dict[str, Any]:
-    """Return what the page of a queue command needs. `leaving` are the recipients whose mail
-    leaves. `copy_of` is the captured message that can be copied, "" if there is none or more than
-    one.
+    """Return template values for the page of a queue command.
+
+    `leaving` are the recipients whose mail leaves this machine. `copy_of` is the captured message
+    that can be copied, "" unless there is exactly one.
     """
     host = development.release_to if development is not None else None
     listed = answer["entries"] if answer is not None else ()

@@ -1,4 +1,4 @@
-"""The page of the queue: entries by conditions, as `relay queue list`, and operations on them."""
+"""The page of the queue: entries by conditions, like `relay queue list`, and operations on them."""
 
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
@@ -82,8 +82,9 @@ async def queue_page(request: PageRequest) -> Response:
 
 
 def _shown(selection: QueueSelection, site: PageSite) -> QueueSelection:
-    """Return the selection; in a development relay without captured mail, unless that is asked
-    for: with its state, or with "all".
+    """Return the selection.
+
+    A development relay leaves out captured mail, unless its state or "all" is selected.
     """
     conditions = dict(selection.conditions)
     if conditions.get("state") == _ALL:
@@ -106,7 +107,7 @@ def _name_of(entry: Mapping[str, Any]) -> str:
 
 
 def _entry_name(query: Collection[tuple[str, str]]) -> Key:
-    """Return the entry after which the list begins. Raises ApiError 400."""
+    """Return the key of the entry after which the list begins. Raises ApiError 400."""
     text = next((value for name, value in query if name == "after" and value), "")
     if not text:
         return FIRST_KEY
@@ -117,7 +118,7 @@ def _entry_name(query: Collection[tuple[str, str]]) -> Key:
 
 
 def _row(entry: Mapping[str, Any], now_us: int) -> dict[str, Any]:
-    """Return what a row shows of an entry."""
+    """Return the values of a row."""
     accepted_us = id_time_us(entry["id"])
     waiting = [recipient for recipient in entry["recipients"] if recipient["state"] not in FINAL]
     return {
@@ -131,7 +132,7 @@ def _row(entry: Mapping[str, Any], now_us: int) -> dict[str, Any]:
 
 
 def _age(seconds: float) -> str:
-    """Return an age that changes seldom: in its largest unit."""
+    """Return an age in its largest unit, so that the text changes seldom."""
     for unit, size in (("d", 86400), ("h", 3600), ("min", 60)):
         if seconds >= size:
             return f"{int(seconds // size)} {unit}"

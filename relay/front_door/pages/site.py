@@ -1,5 +1,5 @@
-"""PageSite renders the templates, with relative links and the header fields that protect a page.
-PageRequest is what the handler of a page gets, and makes its answers.
+"""PageSite renders templates, with relative links and protective header fields. PageRequest is the
+request that a page's handler gets; it makes the responses.
 
 Templates escape all values and fail for an undefined one. Links are relative to the path of the
 request, so that the pages work below any path of a reverse proxy that removes it.
@@ -57,7 +57,7 @@ _STATIC_TYPES = {
 _IMMUTABLE = "public, max-age=31536000, immutable"
 _VERSION_DIGITS = 12
 
-# Without the dot of a sentence.
+# Without a full stop at the end of a sentence.
 _ADDRESS = re.compile(r"(?<![^\s<>()\",;:@])([^\s<>()\",;:@]*+)@([\w.-]*\w)")
 CLOCK_STEPS = {"10m": "10 min", "1h": "1 h", "1d": "1 d"}
 NEXT_RETRY = "next"
@@ -71,7 +71,7 @@ class LivePart(Struct, frozen=True):
 
 
 class PageSite:
-    """What all pages share: the API with its handlers, contents of messages, and the templates."""
+    """Objects that all pages share: the API's handlers, contents of messages, and templates."""
 
     def __init__(
         self,
@@ -82,8 +82,8 @@ class PageSite:
         deletions: PendingDeletions,
         graph: GraphDependencies | None = None,
     ) -> None:
-        """Load all templates and static files of the package: files of another version may replace
-        them while Relay runs. Raises OSError.
+        """Load all templates and static files: another version may replace the files while Relay
+        runs. Raises OSError.
         """
         self.dependencies = dependencies
         self.access = access
@@ -109,7 +109,7 @@ class PageSite:
 
     @staticmethod
     def html(content: str, *, status: int = 200) -> Response:
-        """Return a page, or a part of one, that is rendered already."""
+        """Return a rendered page, or a part of one."""
         return Response(
             content,
             status_code=status,
@@ -156,7 +156,7 @@ class PageSite:
         return response
 
     def redirect(self, request: HttpRequest, path: str = "", /, **query: Any) -> Response:
-        """Return 303 to a page: the answer to a POST that was carried out (RFC 9110 15.4.4)."""
+        """Return 303 to a page, the response to a successful POST (RFC 9110 15.4.4)."""
         location = relative_url("../" * _depth(request), path, query)
         return Response(
             status_code=303, headers={"location": location, "cache-control": "no-store"}
@@ -182,19 +182,19 @@ class PageRequest(Struct, frozen=True):
     site: PageSite
     http: HttpRequest
     visitor: Visitor
-    form: PageForm = PageForm(())  # what a POST contains; its token is the visitor's
+    form: PageForm = PageForm(())  # the fields of a POST; the CSRF token was checked
 
     @property
     def principal(self) -> Principal:
-        """Who the visitor is for the API."""
+        """The visitor as a principal of the API."""
         return self.visitor.principal
 
     def page(self, template: str, *, status: int = 200, **values: Any) -> Response:
-        """Return a whole page, or a part of one that htmx asks for."""
+        """Return a whole page, or a part of it for htmx."""
         return self.site.page(self.http, self.visitor, template, status=status, **values)
 
     def shared_part(self, template: str, **values: Any) -> str:
-        """Return the text of a part of a page without what is the visitor's alone."""
+        """Return the text of a part of a page, without the visitor's CSRF token."""
         return self.site.render(self.http, None, template, **values)
 
     def redirect(self, path: str = "", /, **query: Any) -> Response:
@@ -204,9 +204,9 @@ class PageRequest(Struct, frozen=True):
     def live_stream(self, render: Render) -> Response | None:
         """Return the stream of a live page, None if the request is for the page itself.
 
-        `render` returns the part of the page that changes by itself. It depends on the query and
-        the visitor's principal alone, and contains no CSRF token: requests with the same ones share
-        it. The page has it by live_part() and the macro live_region().
+        `render` returns the part of the page that changes by itself. It depends only on the query
+        and the visitor's principal, and contains no CSRF token, so equal requests share it. A page
+        includes it by live_part() and the macro live_region().
         """
         query = dict(self.http.query)
         has = query.pop(LIVE_PARAMETER, None)
@@ -265,7 +265,7 @@ def _environment() -> jinja2.Environment:
     )
     environment.globals |= {
         "moment": moment,
-        "once": cache,  # a macro that gives the same for the same values
+        "once": cache,  # a macro whose text depends only on its values
         "left_until": lambda at, now: time_left((time_us_of(at) - time_us_of(now)) / 1e6),
         "link_problems": LINK_PROBLEMS,
     }
@@ -274,8 +274,9 @@ def _environment() -> jinja2.Environment:
 
 
 def _addresses(text: str) -> str:
-    """Return a text whose addresses break at "@" and dots, if at all, with U-labels of their
-    domains; the A-labels are in a title.
+    """Return a text whose addresses may break only at "@" and dots.
+
+    Their domains are shown with U-labels; a title has the A-labels.
     """
     if "@" not in text:
         return text
@@ -306,7 +307,7 @@ def _load_static() -> dict[str, tuple[str, bytes]]:
 
 
 def clock_facts(controls: DevelopmentControls) -> dict[str, Any]:
-    """Return `now`, `ahead` ("" if it is not), `is_advancing`, `last` ("" for none) and `steps`."""
+    """Return `now`, `ahead` ("" if not ahead), `is_advancing`, `last` ("" for none) and `steps`."""
     clock, last = controls.clock, controls.last_advance
     return {
         "now": rfc3339(clock.time_us()),
@@ -318,7 +319,7 @@ def clock_facts(controls: DevelopmentControls) -> dict[str, Any]:
 
 
 def _sentence(last: Mapping[str, Any]) -> str:
-    """Return what an advance did: Advanced by 1 h: 3 attempts, 1 report."""
+    """Return a sentence on an advance: Advanced by 1 h: 3 attempts, 1 report."""
     attempts, reports = (
         f"{last[key]} {key if last[key] != 1 else key[:-1]}" for key in ("attempts", "reports")
     )

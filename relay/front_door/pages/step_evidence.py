@@ -1,7 +1,7 @@
-"""What is recorded of one event of a journey, as sentences and facts for a page.
+"""One recorded event of a journey as sentences and facts for a page.
 
-Pure functions. The details of the events are those of docs/names.md; a detail that is missing,
-because an older version of the relay recorded the event, leaves its sentence out.
+Pure functions. The details of the events are those of docs/names.md; if a detail is missing,
+because an older version recorded the event, its sentence is left out.
 """
 
 from collections.abc import Iterator
@@ -26,8 +26,10 @@ _RECIPIENTS_MAX = 20  # of one event
 
 
 class StepFact(Struct, frozen=True):
-    """A fact: its name and its value. `state` is a recipient's; `message` is the id of a message
-    that a link leads to; `view` is a view of this message's content; `time` follows the value.
+    """A fact: name and value.
+
+    `state` is a recipient's state, `message` the id of a linked message, `view` a view of this
+    message's content. `time` is shown after the value.
     """
 
     name: str
@@ -39,7 +41,7 @@ class StepFact(Struct, frozen=True):
 
 
 class StepEvidence(Struct, frozen=True):
-    """The evidence of one event. `time` is a time to come, such as that of the next attempt."""
+    """One event as shown. `time` is in the future, such as the time of the next attempt."""
 
     text: str
     facts: tuple[StepFact, ...] = ()
@@ -215,7 +217,7 @@ def _host(detail: details.AttemptDetail) -> Iterator[StepFact]:
     if not host and not address:
         return
     yield StepFact("Host", f"{host} [{address}]" if host and address else host or address)
-    for _, attempt in islice(attempts_in(detail, ""), 1):  # they were made together
+    for _, attempt in islice(attempts_in(detail, ""), 1):  # the attempts were made together
         yield StepFact("TLS", tls_words(attempt, detail.cipher))
         if attempt.encoded:
             yield StepFact("Content", f"encoded anew: {attempt.encoded}")
@@ -224,9 +226,7 @@ def _host(detail: details.AttemptDetail) -> Iterator[StepFact]:
 
 
 def tls_words(attempt: Attempt, cipher: str = "") -> str:
-    """Return the TLS of an attempt, and which policy it was under, such as "TLSv1.3, name verified,
-    MTA-STS enforce".
-    """
+    """Return TLS and policy of an attempt, such as "TLSv1.3, name verified, MTA-STS enforce"."""
     verified = _VERIFIED.get(attempt.verified, attempt.verified)
     done = [attempt.tls, cipher, verified] if attempt.tls else ["no TLS"]
     policy = attempt.policy
@@ -248,7 +248,7 @@ _VERIFIED = {
     "name": "name verified",
     "dane": "TLSA record verified",
 }
-# what a policy begins with, or has in it; the first comes first
+# what a policy begins with or contains; the first match counts
 _POLICIES = {
     "mta-sts: verify": "MTA-STS enforce",
     "mta-sts": "MTA-STS",

@@ -1,12 +1,12 @@
 """Access tokens of the token endpoint: JWTs (RFC 7519) that are signed with ES256 (RFC 7518 3.4).
 
 A token names its client. Account, scopes and acts_for are looked up at each request, so that a
-reload applies to tokens already issued. A token ends an hour after its issue in queue time, which
-does not jump; `exp` has the same end in wall time, for programs that read the token. It ends as
-well when its client is removed, or the secret or the key that it signed in with. The issuer may
-have any host name: the signature alone proves that this relay issued a token. A token may name a
-user as well: then it is one of the user's account, if the client may open its mailbox, and has of
-the account's scopes those that were granted (`scp`).
+reload applies to tokens already issued. A token expires an hour after its issue, in queue time,
+which does not jump; `exp` has the same end in wall time, for programs that read the token. It also
+ends when its client is removed, or the secret or key with which the client signed in. The issuer
+may have any host name: the signature alone proves that this relay issued a token. A token may also
+name a user. It is then valid for the user's account if the client may open that mailbox, with the
+scopes of the account that were granted (`scp`).
 """
 
 import hashlib
@@ -36,7 +36,7 @@ TOKEN_KEY_FILE = "token-key.json"  # noqa: S105 - the name of a file in state_di
 TOKEN_LENGTH_MAX = 16 * 1024
 _ALGORITHM = "ES256"
 _CURVE = "P-256"
-_REMEMBERED_MAX = 1024  # tokens whose signature was verified; that takes a fifth of a millisecond
+_REMEMBERED_MAX = 1024  # verified tokens that are remembered: a verification takes 0.2 ms
 _OF_USER = "user"
 OIDC_SCOPES = ("openid", "profile", "email", "offline_access")
 _ENDS = "relay_exp"  # seconds of queue time
@@ -49,13 +49,13 @@ class InvalidTokenError(Exception):
 
 
 class _VerifiedToken(Struct, frozen=True):
-    """What a token says that has a valid signature."""
+    """The claims of a token with a valid signature."""
 
     client_id: str
     secret: str
     ends_s: int
     user: str  # an address, "" for the client itself
-    scopes: frozenset[Scope]  # that were granted; of a user
+    scopes: frozenset[Scope]  # granted scopes, for a user
 
 
 def token_key(state_dir: Path) -> ECKey:
@@ -70,7 +70,7 @@ def token_key(state_dir: Path) -> ECKey:
 
 
 def read_token_key(path: Path) -> ECKey:
-    """Read the key. Raises SettingsError if it is none or others can read it, OSError."""
+    """Read the key. Raises SettingsError if it is invalid or readable by others, OSError."""
     mode = stat.S_IMODE(path.stat().st_mode)
     if mode & (stat.S_IRWXG | stat.S_IRWXO):
         message = f"found mode {mode:04o}, expected a key of its owner alone (chmod 600)"
@@ -108,7 +108,7 @@ def granted_scopes(names: Iterable[str], user: Account) -> list[str]:
     the account has not are left out. User.Read is always granted: Entra gives it to each
     application.
 
-    Without names of resources' scopes, or with .default, these are all that the account has.
+    Without names of resources' scopes, or with .default, all scopes of the account are granted.
     """
     asked = [name for name in names if name != "offline_access"]
     if not {*asked} - {*OIDC_SCOPES} or ".default" in asked:
@@ -193,8 +193,9 @@ class AccessTokens:
     def seal(
         self, client: RegisteredClient, claims: Mapping[str, Any], *, kind: str, lifetime_s: int
     ) -> str:
-        """Return a signed text for unseal(), which is no access token. It ends with its client and
-        the client's secret.
+        """Return a signed text for unseal(), which is not an access token.
+
+        It ends when the client or its secret is removed.
         """
         ends_s, secret = self._queue_s() + lifetime_s, self._keyed(client.secret_digest)
         own = {"appid": client.client_id, _SECRET: secret, _ENDS: ends_s}
@@ -236,9 +237,10 @@ class AccessTokens:
     def account_of(self, token: str, accounts: AccountDirectory, *, client: str) -> Account | None:
         """Return the account of any bearer token, None for an unknown one.
 
-        Raises InvalidTokenError as client_of(), and LoginDelayedError for a `client` that guesses.
+        Raises InvalidTokenError as client_of(), and LoginDelayedError for a `client` after failed
+        attempts.
         """
-        # first: a development relay has an account for any token, also for one that expired
+        # checked first: a development relay accepts any token, also one that has expired
         registered, verified = self.client_of(token, accounts), self._verify(token)
         if registered is None or verified is None:
             return accounts.by_token(token, client=client)
@@ -282,6 +284,8 @@ class AccessTokens:
         return self._clock.queue_us() // 1_000_000
 
     def _keyed(self, secret_digest: bytes) -> str:
-        """Return the claim that ties a token to a secret; readers of a token cannot guess it."""
+        """Return the claim that ties a token to a secret. Readers of the token cannot derive the
+        secret.
+        """
         digest = hmac.new(self._digest_key, secret_digest, hashlib.sha256)
         return digest.hexdigest()[:32]

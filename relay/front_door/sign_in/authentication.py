@@ -37,7 +37,7 @@ class HttpAuthentication:
         """Return the account of the bearer token.
 
         Raises ApiError 401 with WWW-Authenticate (RFC 6750 3) if there is no valid one, and 429 for
-        a client that guesses.
+        a client after failed attempts.
         """
         headers = request.headers
         if (

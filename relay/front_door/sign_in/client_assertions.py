@@ -2,10 +2,11 @@
 
 An assertion is a JWT of the client, signed with one of its keys: it names the client as issuer and
 subject and the token endpoint as audience, ends within ten minutes, and is good once. The ids of
-used ones are remembered until their end. An assertion is refused with Entra's number; what it says
-is checked before its signature, so that a program with a wrong clock or URL hears of it.
+used assertions are remembered until they expire. An assertion is refused with Entra's error number.
+Claims are checked before the signature, so that a program with a wrong clock or URL gets a useful
+error.
 
-A client without keys and an unknown one get the same text as a wrong key does.
+A client without keys and an unknown client get the same text as for a wrong key.
 """
 
 import base64
@@ -28,17 +29,17 @@ from relay.base.clock import Clock, rfc3339
 ASSERTION_LENGTH_MAX = 12 * 1024  # with the chain of its certificate
 ALGORITHMS = ("RS256", "PS256", "ES256")
 LIFETIME_MAX_S = 600
-SKEW_S = 30  # by which the clock of a client may be ahead
+SKEW_S = 30  # seconds by which a client's clock may be ahead
 USED_MAX = 50_000  # ids of one kind that are remembered: 10 MB
 _TYPES = ("jwt", "http://openid.net/specs/jwt/1.0")
 # RFC 7515 7.1, but with the padding that azure-identity for asyncio sends
 _COMPACT = re.compile(r"([A-Za-z0-9_-]+={0,2})\.([A-Za-z0-9_-]+={0,2})\.([A-Za-z0-9_-]*={0,2})")
-_SHOWN = 128  # characters of what an assertion says
+_SHOWN = 128  # characters of an assertion's claims in an error
 _Part = TypeVar("_Part")
 
 
 class AssertionRefusedError(LoginFailedError):
-    """An assertion that proves nothing; `number` is Entra's."""
+    """An assertion is refused; `number` is Entra's error number."""
 
     def __init__(self, number: int, text: str) -> None:
         super().__init__(text)
@@ -46,7 +47,7 @@ class AssertionRefusedError(LoginFailedError):
 
 
 class UsedFullError(Exception):
-    """Nothing further that is good once can be remembered, for `retry_after_s`."""
+    """No further id can be remembered for `retry_after_s` seconds."""
 
     def __init__(self, retry_after_s: float) -> None:
         super().__init__("Too many sign-ins of this kind in a short time")
@@ -54,7 +55,9 @@ class UsedFullError(Exception):
 
 
 class UsedIds:
-    """The ids of what was used and is good once, with their ends. None is forgotten before."""
+    """Ids of single-use assertions that were used, with their expiration. They are kept
+    until then.
+    """
 
     def __init__(self) -> None:
         self._ends: dict[str, float] = {}
@@ -80,7 +83,7 @@ class _Header(Struct, frozen=True):
     crit: Any = None
 
     def names(self) -> frozenset[str]:
-        """Return what the header says about the key."""
+        """Return the names that the header has for the key."""
         key_ids = (self.x5t_s256, self.x5t, self.kid)
         return frozenset(key_name(key_id) for key_id in key_ids if key_id)
 
@@ -95,7 +98,7 @@ class _Claims(Struct, frozen=True):
 
     @property
     def audience(self) -> str:
-        """The only one, "" for several: another of them could use the assertion here."""
+        """The audience; "" for several: another recipient could use the assertion here."""
         if isinstance(self.aud, str):
             return self.aud
         return self.aud[0] if len(self.aud) == 1 else ""
@@ -192,7 +195,9 @@ class AssertionChecker:
 
 
 def _parse(text: str) -> _Assertion:
-    """Return what an assertion says; its signature is not checked. Raises AssertionRefusedError."""
+    """Return the header and claims of an assertion; the signature is not checked. Raises
+    AssertionRefusedError.
+    """
     if len(text) > ASSERTION_LENGTH_MAX:
         actual = f"{len(text)} characters, expected at most {ASSERTION_LENGTH_MAX}"
         raise _malformed(f"found {actual}")

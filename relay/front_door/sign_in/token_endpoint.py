@@ -2,8 +2,8 @@
 
 The first segment of a path is a tenant, which may be any text. URLs in the responses have the host
 that the client asked, or http.public_url. A client has a secret, or a key with which it signs
-assertions. Errors are those of RFC 6749 5.2 with Entra's numbers. The other grants are those of a
-UserSignIn, which only a development relay has.
+assertions. Errors are those of RFC 6749 5.2 with Entra's numbers. A UserSignIn, which only a
+development relay has, adds other grants.
 """
 
 import base64
@@ -53,13 +53,15 @@ SIGN_IN_PATHS = (  # after the tenant
 )
 
 BODY_BYTES_MAX = 16 * 1024
-_HELD_BYTES_MAX = REQUESTS_MAX * BODY_BYTES_MAX  # slow strangers never use it up
+_HELD_BYTES_MAX = (
+    REQUESTS_MAX * BODY_BYTES_MAX
+)  # enough for all requests: slow clients cannot use it up
 _READ_TIMEOUT_S = 30.0
 _FIELDS_MAX = 64
-TEXT_MAX = 1024  # octets of tenant and of scope, which the token repeats: it has a limit too
+TEXT_MAX = 1024  # octets of tenant and of scope: the token, which has a limit too, repeats them
 _LOGGED_MAX = 128  # characters of a client id
 _FORM = "application/x-www-form-urlencoded"
-# The hosts of Graph in Microsoft's clouds, by those of its sign-in.
+# The hosts of Graph in Microsoft's clouds, by their sign-in hosts.
 _GRAPH_HOSTS = {
     "login.microsoftonline.com": "graph.microsoft.com",
     "login.windows.net": "graph.microsoft.com",
@@ -79,7 +81,7 @@ _log = get_logger("sign_in")
 
 
 class SignInError(Exception):
-    """An error response of the token endpoint; `number` is Entra's, 0 for none."""
+    """An error response of the token endpoint; `number` is Entra's error number, 0 for none."""
 
     def __init__(
         self,
@@ -120,22 +122,24 @@ class SignInRequest(Struct, frozen=True):
 
 
 class UserSignIn(Protocol):
-    """Grants by which users sign in; with it, any client_assertion is a secret of its client."""
+    """Grants by which users sign in. With them, any client_assertion counts as the client's
+    secret.
+    """
 
     paths: Sequence[str]  # after the tenant, in addition to SIGN_IN_PATHS
-    prefixes: Sequence[str]  # tenants of whose paths all are its own, but for the others here
+    prefixes: Sequence[str]  # tenants whose paths all belong to it, except the others here
     pages: Sequence[str]  # paths that a person opens in a browser, also from another site
     grants: Sequence[str]  # grant types
-    discovery: Mapping[str, Any]  # what the discovery document says of them
+    discovery: Mapping[str, Any]  # their entries in the discovery document
 
     async def respond(self, asked: SignInRequest) -> Response | None:
-        """Return the response for a path of its own, None for another. Raises as grant()."""
+        """Return the response for one of its paths, None for any other path. Raises as grant()."""
 
     async def grant(
         self, asked: SignInRequest, form: Mapping[str, str], client: RegisteredClient | None
     ) -> Response:
-        """Return the response of the token endpoint; `client` is the one that gave its secret,
-        None if none was given. Raises SignInError, ApiError.
+        """Return the response of the token endpoint; `client` has authenticated with a secret; None
+        without a secret. Raises SignInError, ApiError.
         """
 
 
@@ -243,7 +247,7 @@ class _Endpoints:
         }
 
     def _instance(self, asked: SignInRequest) -> dict[str, Any]:
-        """Return what MSAL asks about a host before it uses it as an authority."""
+        """Return the document that MSAL reads before it uses a host as an authority."""
         base, host = asked.base_url, host_of(asked.base_url)
         try:
             url = urlsplit(dict(asked.http.query).get("authorization_endpoint", ""))
@@ -287,7 +291,7 @@ class _Endpoints:
         return token_response({"access_token": token})
 
     async def _signed_in(self, asked: SignInRequest, credentials: _Credentials) -> RegisteredClient:
-        """Return the client. An unknown one and a wrong secret have the same response.
+        """Return the client. An unknown client and a wrong secret get the same response.
 
         Raises SignInError, LoginDelayedError, UsedFullError.
         """
@@ -383,14 +387,14 @@ def resource_of(form: Mapping[str, str]) -> str:
 
 
 def host_of(base_url: str) -> str:
-    """Return host and port of a URL whose host may be no valid address: clients write it."""
+    """Return host and port of a URL from a client; the host may be invalid."""
     return base_url.partition("://")[2].partition("/")[0]
 
 
 def _graph_host(host: str) -> str:
     """Return the host that serves Graph for a client that signs in at `host`.
 
-    It is the same host, unless that has a name of Microsoft's sign-in: there Graph has its own.
+    It is the same host; for a sign-in host of Microsoft, the host of Graph in the same cloud.
     """
     name, colon, port = host.partition(":")
     return _GRAPH_HOSTS.get(name.lower(), name) + colon + port
@@ -500,7 +504,7 @@ def _error_response(error: SignInError, request: HttpRequest, *, time_us: int) -
     prefix = f"AADSTS{error.number}: " if error.number else ""
     body = {
         "error": error.error,
-        # azure-identity shows the description alone, therefore it names the error
+        # azure-identity shows only the description, so it names the error
         "error_description": (
             f"{prefix}{error.text} Error: {error.error}. Trace ID: {ids.request_id} "
             f"Correlation ID: {ids.client_request_id} Timestamp: {timestamp}"

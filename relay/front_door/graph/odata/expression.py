@@ -252,7 +252,7 @@ class _ExpressionParser:
         return Comparison(operator, left, self._primary())
 
     def _membership(self, left: Expression) -> Expression:
-        """Read `in (value, …)`, which is that many comparisons with eq."""
+        """Read `in (value, …)` as comparisons with eq, joined by or."""
         equals = Token(TokenKind.NAME, "eq", self._tokenizer.take().position)
         self._tokenizer.take_sign("(")
         parts = [Comparison(equals, left, self._primary())]

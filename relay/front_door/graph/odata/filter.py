@@ -80,9 +80,9 @@ class FieldType(Enum):
 
 @dataclass(frozen=True, slots=True)
 class QueryField(Generic[Result]):
-    """A property that can be filtered by; `compare` makes the condition.
+    """A property that can be filtered by; `compare` returns the condition.
 
-    A CHOICE has `choices`, in ascending order if they have one.
+    A CHOICE has `choices`; if they have an order, it is ascending.
     """
 
     name: str
@@ -272,14 +272,14 @@ class _FilterBinder(Generic[Result]):
     def _inner_items(
         self, scope: _LambdaScope[Result], expression: Lambda
     ) -> CollectionField[Result]:
-        """Return the items of a property of an item that has several values itself."""
+        """Return the values of an item's property that has several values."""
         variable, _, rest = expression.path.partition("/")
         if variable != scope.variable or rest.lower() not in scope.items.lists:
             raise _error(expression.token, f"a property of '{scope.variable}'")
         return CollectionField({"": scope.items.fields[rest.lower()]}, lambda tree: tree)
 
     def _field(self, token: Token) -> QueryField[Result]:
-        """Return the field that a name means. Raises ApiError 400."""
+        """Return the field with this name. Raises ApiError 400."""
         if self._scope is None:
             if known_field := self._resource.fields.get(token.text.lower()):
                 return known_field

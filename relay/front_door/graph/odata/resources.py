@@ -184,7 +184,7 @@ def _message_field(named: Property) -> QueryField[Condition]:
 
 
 def _by_id(operator: Operator, text: str) -> Condition:
-    """Return the condition for an id: a restId is of a message in one folder."""
+    """Return the condition for an id; a restId names a message in one folder."""
     message_id, folder_id = read_rest_id(text)
     if not folder_id:
         return Compare(Property.ID, operator, text)
@@ -194,9 +194,7 @@ def _by_id(operator: Operator, text: str) -> Condition:
 
 
 def _words_of_body(operator: Operator, value: Value) -> Condition:
-    """Return the condition for words of the text: the index has no other ones. Raises ApiError
-    400.
-    """
+    """Return the condition for words of the text: the index has only words. Raises ApiError 400."""
     words = str(value)
     is_text = len(words) <= _BODY_CHARACTERS_MAX and any(map(str.isalnum, words))
     if operator is not Operator.CONTAINS or not is_text:
@@ -255,7 +253,7 @@ def _extended_property(condition: Condition, *, name: str) -> Condition:
         conditions = tuple(_value_condition(identity, comparison) for comparison in values)
         if [(comparison.operator, comparison.value) for comparison in values] == [
             (Operator.EQ, "")
-        ]:  # null as well
+        ]:  # a property that is null too
             return AnyOf((AnyItem(identity, conditions[0]), Negation(AnyItem(identity, AllOf(())))))
         return AnyItem(identity, conditions[0] if len(conditions) == 1 else AllOf(conditions))
     return conditions[0] if len(conditions) == 1 else AllOf(conditions)

@@ -108,7 +108,8 @@ def search_condition(value: str, *, now_us: int) -> Condition:
 
 
 def keyword_condition(query: str, *, now_us: int, within: str = "") -> Condition:
-    """Return the condition for a query; words without a property are of the one named `within`.
+    """Return the condition for a query. Words without a property are searched in the property
+    `within`.
 
     Raises ApiError 400.
     """
@@ -309,7 +310,7 @@ class _SearchParser:
             detail = f"position {token.position}: found a word or phrase of {len(value)} characters"
             raise clause_error("search", f"{detail}, expected at most {TERM_CHARACTERS_MAX}")
         self._prefixes += words != value
-        # the index has both forms of an address, but that with A-labels in lower case always
+        # the index has both forms of an address; the form with A-labels is always in lower case
         sought = with_a_labels(words) if where in _OF_ADDRESSES else words
         return HasWords(where, sought, prefix=words != value)
 
