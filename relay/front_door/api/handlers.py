@@ -328,14 +328,12 @@ class Handlers:
                 is_reached &= report is None or not has_new(report.recipients)
             return replace(journey, reached=is_reached)
 
-        journey = await self._wait_until(
-            read,
-            lambda journey: (
-                journey is not None
-                and (journey.reached is True or (journey.is_final and state != REPORTED))
-            ),
-            timeout_s=timeout_s,
-        )
+        def is_enough(journey: Journey | None) -> bool:
+            if journey is None:
+                return False
+            return journey.reached is True or (journey.is_final and state != REPORTED)
+
+        journey = await self._wait_until(read, is_enough, timeout_s=timeout_s)
         if journey is None:
             raise _unknown(key)
         return journey

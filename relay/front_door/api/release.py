@@ -63,9 +63,9 @@ def release_route(development: DevelopmentControls | None) -> RouteLookup | None
     """Return where a release sends captured mail for one of its own recipients; None if nothing
     leaves this machine.
     """
-    if development is None or (next_hop := development.release_to) is None:
+    if development is None or development.release_to is None:
         return None
-    to = Destination(next_hop, chosen=True)
+    to = Destination(development.release_to, chosen=True)
     return lambda address, _sender: to if development.may_release(address) else None
 
 

@@ -78,7 +78,7 @@ def create_app(
         except StoreError as error:
             raise api_error(error, request) from error
         accepted = request.headers.getlist("accept") if request.method == "GET" else ()
-        if any(map(_NO_METADATA.search, accepted)):
+        if any(_NO_METADATA.search(media_types) for media_types in accepted):
             response = await asyncio.to_thread(_without_metadata, response)
         return graph_request.add_applied(response)
 

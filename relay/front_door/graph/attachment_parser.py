@@ -109,7 +109,7 @@ def _content(resource: dict[str, Any], path: str) -> bytes:
     text = read_string(resource["contentBytes"], path)
     try:
         content = text.encode("ascii")
-        if any(map(content.__contains__, (b" ", b"\t", b"\r", b"\n"))):
+        if any(sign in content for sign in (b" ", b"\t", b"\r", b"\n")):
             content = content.translate(None, _WHITE_SPACE)
         _check_base64(content)
     except (UnicodeEncodeError, binascii.Error) as error:

@@ -171,13 +171,16 @@ def _flags(message: StoredMessage) -> str:
     return str(flags | has_files * HAS_ATTACHMENTS)
 
 
+def _display_to(message: StoredMessage) -> str:
+    names = (recipient.name or recipient.address for recipient in message.properties.to)
+    return "; ".join(names)
+
+
 # Properties that Relay computes from a message (MS-OXPROPS 2); "": the message has no value.
 COMPUTED: Mapping[str, Callable[[StoredMessage], str]] = {
     "String 0x007D": lambda message: message.header.decode("utf-8", "replace"),
     "String 0x0037": lambda message: message.properties.subject,
-    "String 0x0E04": lambda message: "; ".join(
-        recipient.name or recipient.address for recipient in message.properties.to
-    ),
+    "String 0x0E04": _display_to,
     "String 0x1035": lambda message: message.properties.internet_message_id,
     "Integer 0x0E08": lambda message: str(message.size),
     "Long 0x0E08": lambda message: str(message.size),

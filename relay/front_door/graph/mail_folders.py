@@ -57,7 +57,7 @@ async def list_folders(request: GraphRequest) -> Response:
     options = request.collection_options(_LIST_OPTIONS, FOLDER_PROPERTIES, "mailFolder")
     selected = select_folders(folders, filter_=options.filter, orderby=options.orderby)
     within = f"('{quote(request.folder_id)}')/childFolders" if request.folder_id else ""
-    to_json = _shown(request, options.expand, every)
+    to_json = _json_function(request, options.expand, every)
     return request.page(selected, options, to_json, context=f"{_context(request)}{within}")
 
 
@@ -77,7 +77,7 @@ async def get_folder(request: GraphRequest) -> Response:
         return unchanged
     context = request.context(f"{_context(request)}/$entity")
     every = await request.store.folders.every(request.mailbox) if options.expand else ()
-    to_json = _shown(request, options.expand, every)
+    to_json = _json_function(request, options.expand, every)
     resource = {**context, **to_json(folder, options.select)}
     return json_response(resource, headers=etag_field(folder_version(folder)))
 
@@ -154,7 +154,7 @@ def _children(folders: Sequence[Folder], parent_id: str) -> list[Folder]:
     return [folder for folder in folders if (folder.parent_id or ROOT_FOLDER_ID) == parent_id]
 
 
-def _shown(
+def _json_function(
     request: GraphRequest, expand: str | None, every: Sequence[Folder]
 ) -> Callable[[Folder, Collection[str]], Mapping[str, Any]]:
     """Return a function from a folder to its JSON with what $expand asks for.

@@ -63,12 +63,15 @@ async def search_query(request: GraphRequest) -> Response:
         raise missing_property("requests")
     room = request.page_bytes // len(searches)
     responses = [
-        await _found(request, x, f"requests[{n}]", room=room) for n, x in enumerate(searches)
+        await _search_response(request, search, f"requests[{n}]", room=room)
+        for n, search in enumerate(searches)
     ]
     return json_response({**request.context("Collection(searchResponse)"), "value": responses})
 
 
-async def _found(request: GraphRequest, value: object, path: str, *, room: int) -> dict[str, Any]:
+async def _search_response(
+    request: GraphRequest, value: object, path: str, *, room: int
+) -> dict[str, Any]:
     """Return the searchResponse for one request of the body, of about `room` octets at most."""
     search = read_object(value, path)
     types = read_array(search.get("entityTypes"), f"{path}.entityTypes")

@@ -104,6 +104,24 @@ def _date(field: str) -> Callable[[StoredMessage], str]:
     return lambda message: graph_date(getattr(message, field))
 
 
+def _has_attachments(message: StoredMessage) -> bool:
+    return any(not attachment.inline for attachment in message.attachments)
+
+
+def _headers(message: StoredMessage) -> list[dict[str, str]]:
+    headers = message.properties.internet_message_headers
+    return [{"name": name, "value": value} for name, value in headers]
+
+
+def _body(message: StoredMessage, content: str) -> dict[str, str]:
+    return {"contentType": message.properties.body_type, "content": content}
+
+
+def _unique_body(message: StoredMessage) -> dict[str, str]:
+    properties = message.properties
+    return _body(message, unique_body(properties.body, properties.body_type))
+
+
 MESSAGE_PROPERTIES: Mapping[str, Callable[[StoredMessage], Any]] = {
     "@odata.etag": lambda message: f'W/"{message.change_key}"',
     "id": lambda message: message.id,
@@ -113,9 +131,7 @@ MESSAGE_PROPERTIES: Mapping[str, Callable[[StoredMessage], Any]] = {
     "categories": lambda message: list(message.properties.categories),
     "receivedDateTime": _date("received_us"),
     "sentDateTime": _date("sent_us"),
-    "hasAttachments": lambda message: any(
-        not attachment.inline for attachment in message.attachments
-    ),
+    "hasAttachments": _has_attachments,
     "internetMessageId": lambda message: message.properties.internet_message_id,
     "subject": lambda message: message.properties.subject,
     "bodyPreview": lambda message: preview(message.properties.body, message.properties.body_type),
@@ -127,10 +143,7 @@ MESSAGE_PROPERTIES: Mapping[str, Callable[[StoredMessage], Any]] = {
     "isReadReceiptRequested": lambda message: message.properties.read_receipt,
     "isRead": lambda message: message.is_read,
     "isDraft": lambda message: message.is_draft,
-    "body": lambda message: {
-        "contentType": message.properties.body_type,
-        "content": message.properties.body,
-    },
+    "body": lambda message: _body(message, message.properties.body),
     "sender": lambda message: _originator(message.properties.sender or message.properties.from_),
     "from": lambda message: _originator(message.properties.from_),
     "toRecipients": lambda message: _recipients(message.properties.to),
@@ -139,15 +152,9 @@ MESSAGE_PROPERTIES: Mapping[str, Callable[[StoredMessage], Any]] = {
     "replyTo": lambda message: _recipients(message.properties.reply_to),
     "flag": lambda message: flag_json(message.flag),
     "sensitivity": lambda message: message.properties.sensitivity,
-    "internetMessageHeaders": lambda message: [
-        {"name": name, "value": value}
-        for name, value in message.properties.internet_message_headers
-    ],
+    "internetMessageHeaders": _headers,
     "inferenceClassification": lambda message: "other" if message.is_other else "focused",
-    "uniqueBody": lambda message: {
-        "contentType": message.properties.body_type,
-        "content": unique_body(message.properties.body, message.properties.body_type),
-    },
+    "uniqueBody": _unique_body,
     "webLink": lambda _: None,  # see message_json()
     "attachments": lambda _: None,  # $expand shows them
 }

@@ -56,7 +56,8 @@ def in_force(request: HttpRequest, profile: Profile) -> bool:
 def is_preferred(request: HttpRequest) -> bool:
     """Return whether the request asks for the profile. Raises ApiError 400 for a value."""
     lines = request.headers.getlist("prefer")
-    if not lines or (value := preferences(lines).get(PREFERENCE)) is None:
+    value = preferences(lines).get(PREFERENCE) if lines else None
+    if value is None:
         return False
     if value:
         text = f"{PREFERENCE} has no value; without it, the profile of [http] applies."

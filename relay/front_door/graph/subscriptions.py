@@ -68,13 +68,13 @@ async def list_subscriptions(request: GraphRequest) -> Response:
     """GET /subscriptions."""
     options = request.collection_options(_LIST_OPTIONS, _PROPERTIES, "subscription")
     subscriptions = request.dependencies.subscriptions.of(request.caller.address)
-    return request.page(subscriptions, options, _shown, context="subscriptions")
+    return request.page(subscriptions, options, _subscription_json, context="subscriptions")
 
 
 async def get_subscription(request: GraphRequest) -> Response:
     """GET /subscriptions/{id}."""
     options = request.options({"select"}, _PROPERTIES, "subscription")
-    return _response(request, _found(request), select=options.select)
+    return _response(request, _subscription_of(request), select=options.select)
 
 
 async def create_subscription(request: GraphRequest) -> Response:
@@ -90,9 +90,9 @@ async def create_subscription(request: GraphRequest) -> Response:
 
 async def change_subscription(request: GraphRequest) -> Response:
     """PATCH /subscriptions/{id}: change the expiration time or the URL."""
-    body, subscription = await request.json_object(), _found(request)
+    body, subscription = await request.json_object(), _subscription_of(request)
     _check_rights(request, subscription)
-    current, changed = _shown(subscription, ()), dict[str, Any]()
+    current, changed = _subscription_json(subscription, ()), dict[str, Any]()
     for name, value in body.items():
         if name == "expirationDateTime":
             changed["expires_us"] = _read_expiry(request, body)
@@ -112,13 +112,13 @@ async def change_subscription(request: GraphRequest) -> Response:
 
 async def reauthorize(request: GraphRequest) -> Response:
     """POST /subscriptions/{id}/reauthorize: check that the account may still read the mailbox."""
-    _check_rights(request, _found(request))
+    _check_rights(request, _subscription_of(request))
     return Response(status_code=204)
 
 
 async def delete_subscription(request: GraphRequest) -> Response:
     """DELETE /subscriptions/{id}."""
-    subscription = _found(request)
+    subscription = _subscription_of(request)
     await request.dependencies.subscriptions.remove(subscription)
     return Response(status_code=204)
 
@@ -206,7 +206,7 @@ def _check_rights(request: GraphRequest, subscription: Subscription) -> None:
         raise errors.ACCESS_DENIED(f"This account may not read {subscription.mailbox} any more.")
 
 
-def _found(request: GraphRequest) -> Subscription:
+def _subscription_of(request: GraphRequest) -> Subscription:
     subscription_id = request.path_parameters["subscription"]
     try:
         return request.dependencies.subscriptions.get(subscription_id, request.caller.address)
@@ -223,10 +223,10 @@ def _response(
     status: HTTPStatus = HTTPStatus.OK,
 ) -> Response:
     context = request.context("subscriptions/$entity")
-    return json_response({**context, **_shown(subscription, select)}, status=status)
+    return json_response({**context, **_subscription_json(subscription, select)}, status=status)
 
 
-def _shown(subscription: Subscription, select: Collection[str]) -> dict[str, Any]:
+def _subscription_json(subscription: Subscription, select: Collection[str]) -> dict[str, Any]:
     """Return the JSON of a subscription. Its clientState is never shown."""
     known = {
         "id": subscription.id,

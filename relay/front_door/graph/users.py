@@ -100,7 +100,7 @@ _PARAMETERS: Parameters = {
 
 async def get_settings(request: GraphRequest) -> Response:
     """GET mailboxSettings: return all settings, or those of $select."""
-    options = request.options({"select"}, _SHOWN, "mailboxSettings")
+    options = request.options({"select"}, _SETTINGS, "mailboxSettings")
     settings = await request.store.settings.read(request.mailbox)
     resource = settings_json(settings, options.select)
     return json_response({**request.context(_context(request)), **resource})
@@ -110,10 +110,10 @@ async def get_setting(request: GraphRequest) -> Response:
     """GET one setting: an object, or a `value`."""
     request.options()
     lower_name = request.path_parameters["setting"].lower()
-    name = next((name for name in _SHOWN if name.lower() == lower_name), None)
+    name = next((name for name in _SETTINGS if name.lower() == lower_name), None)
     if name is None:
         raise errors.SEGMENT_BELOW_NOT_FOUND("There is no such setting.", quoted(lower_name))
-    setting = _SHOWN[name](await request.store.settings.read(request.mailbox))
+    setting = _SETTINGS[name](await request.store.settings.read(request.mailbox))
     body = setting if isinstance(setting, Mapping) else {"value": setting}
     return json_response({**request.context(f"{_context(request)}/{name}"), **body})
 
@@ -161,7 +161,7 @@ async def list_languages(request: GraphRequest) -> Response:
 
 def settings_json(settings: UserSettings, select: Collection[str] = ()) -> dict[str, Any]:
     """Return the JSON of all settings, or of those of `select`."""
-    return {name: _SHOWN[name](settings) for name in select or _SHOWN}
+    return {name: _SETTINGS[name](settings) for name in select or _SETTINGS}
 
 
 def _context(request: GraphRequest) -> str:
@@ -187,7 +187,11 @@ def _automatic_replies_json(settings: UserSettings) -> dict[str, Any]:
     return resource
 
 
-_SHOWN: Mapping[str, Callable[[UserSettings], Any]] = {
+def _language_json(settings: UserSettings) -> dict[str, Any]:
+    return {"locale": settings.language, "displayName": settings.language_name}
+
+
+_SETTINGS: Mapping[str, Callable[[UserSettings], Any]] = {
     "archiveFolder": lambda _: WellKnown.ARCHIVE,
     "timeZone": lambda settings: settings.time_zone,
     "delegateMeetingMessageDeliveryOptions": lambda _: _MEETINGS,
@@ -195,10 +199,7 @@ _SHOWN: Mapping[str, Callable[[UserSettings], Any]] = {
     "timeFormat": lambda settings: settings.time_format,
     "userPurpose": lambda _: "user",
     "automaticRepliesSetting": _automatic_replies_json,
-    "language": lambda settings: {
-        "locale": settings.language,
-        "displayName": settings.language_name,
-    },
+    "language": _language_json,
     "workingHours": _working_hours_json,
 }
 

@@ -80,10 +80,8 @@ class Gateway:
             assert request is not None, "only a request that was read can have no response"
             await request.close()
             return
-        if (
-            is_large := isinstance(response, StreamedResponse)
-            or len(response.body) > _BUFFERED_BYTES
-        ):
+        is_large = isinstance(response, StreamedResponse) or len(response.body) > _BUFFERED_BYTES
+        if is_large:
             may_be_refused = request is not None and request.method == "GET"
             if not _may_send(response, scope, may_be_refused=may_be_refused):
                 response = self._error_response(_TOO_MANY_UNREAD, ids)

@@ -37,9 +37,8 @@ class PathRouter:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Forward a request (ASGI)."""
         segments = [segment for segment in str(scope.get("path", "")).lower().split("/") if segment]
-        app = self._by_rest.get("/".join(segments[1:]))
-        if app is None:
-            app = self._by_prefix.get(first := segments[0] if segments else "")
+        first = segments[0] if segments else ""
+        app = self._by_rest.get("/".join(segments[1:])) or self._by_prefix.get(first)
         if app is None and self._in_browser and first not in self._others and _is_opened(scope):
             app = self._in_browser
         await (app or self._otherwise)(scope, receive, send)

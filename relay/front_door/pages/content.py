@@ -171,7 +171,7 @@ def read_content(octets: Octets) -> MessageContent:
         text=text,
         has_html=bodies.html is not None,
         attachments=tuple(
-            _shown(number, attachment, is_used=attachment.facts.content_id in used)
+            _shown_attachment(number, attachment, is_used=attachment.facts.content_id in used)
             for number, attachment in enumerate(attached[:ATTACHMENTS_MAX], 1)
         ),
         attachment_count=len(attached),
@@ -287,7 +287,7 @@ def _codes(html: str, text: str) -> tuple[str, ...]:
 # -- attachments
 
 
-def _shown(number: int, attachment: AttachedOctets, *, is_used: bool) -> ShownAttachment:
+def _shown_attachment(number: int, attachment: AttachedOctets, *, is_used: bool) -> ShownAttachment:
     facts = attachment.facts
     return ShownAttachment(
         number,

@@ -105,13 +105,13 @@ _Result = TypeVar("_Result")
 class ContentPanel(Struct, frozen=True):
     """The content in the page of a message, for _content.html."""
 
-    view: View  # the view
+    view: View  # the part of the content that is shown
     refusal: str = ""  # why the message is not shown
     message: MessageContent | None = None  # None: see `refusal`
     document: SafeDocument | None = None  # in the view html
-    images_proof: str = ""  # the URL that loads remote images; "": none
+    images_proof: str = ""  # the query value that requests remote images; "": none
     has_images: bool = False  # whether the document loads remote images
-    previews: frozenset[int] = frozenset()  # the attachments, in their view
+    previews: frozenset[int] = frozenset()  # numbers of shown attachments, in the view attachments
     report: DeliveryReport | None = None  # if the message is a report, its contents
     source: str = ""  # in the view source: the beginning of it
     source_left: int = 0  # octets that are not shown

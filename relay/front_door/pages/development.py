@@ -175,7 +175,9 @@ def faults_by_field(faults: Sequence[Fault]) -> dict[str, str]:
     by_field: dict[str, list[str]] = {}
     for fault in faults[:_FAULTS_MAX]:
         _, is_reply, name = fault.key.rpartition("reply[0].")
-        field = name if is_reply else "domain" if fault.key.endswith(".name") else ""
+        field = name if is_reply else ""
+        if not is_reply and fault.key.endswith(".name"):
+            field = "domain"
         by_field.setdefault(field if field in _FIELDS else "", []).append(fault.message)
     return {field: "; ".join(messages) for field, messages in by_field.items()}
 

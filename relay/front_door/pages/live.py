@@ -31,7 +31,7 @@ READERS_MAX = 300
 READERS_OF_VISITOR_MAX = 100
 LIVE_PARAMETER = "live"  # query parameter: the digest of the fragment that the page has
 _COST_FACTOR = 10
-_QUIET_S = 20.0  # seconds of rendering time that a quiet period saves up at most
+_QUIET_S = 20.0  # the longest quiet period that is saved up
 _VIEW_PAUSE_S = 1.0
 # A process of another role writes the submission log without a notification: look as well.
 _POLL_S = 5.0

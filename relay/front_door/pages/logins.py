@@ -220,7 +220,7 @@ def new_secret() -> str:
 
 
 def _key_of(identifier: str) -> bytes:
-    """Return the digest of an identifier; only the length that begin() uses is hashed."""
+    """Return the digest of an identifier; a longer text is cut to a length that none has."""
     text = identifier[: _IDENTIFIER_LENGTH_MAX + 1]
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()
 

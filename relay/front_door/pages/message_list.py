@@ -57,7 +57,7 @@ _LIST_FIELDS_MAX = 10
 _NO_MESSAGES = 'id="no-messages"'
 _UNREAD_ROW = ' class="unread"'
 _EVERYTHING = MessageSearch()
-# The last event is shown only while a message has not reached its destination.
+# The last reply is shown only while a message has not reached its destination.
 _WITHOUT_REPLY = (RecipientState.DELIVERED, RecipientState.RELAYED, RecipientState.CAPTURED)
 # States with a tab; others can be searched: state:expired.
 _TABS: Sequence[str] = (

@@ -131,6 +131,10 @@ class OperationChoice(Struct, frozen=True):
     reason: str
 
 
+def _nowhere(_address: str, _sender: str) -> None:
+    """Find no destination, as a RouteLookup."""
+
+
 def choices_for(
     entries: Collection[Mapping[str, Any]], *, release_to: NextHop | None
 ) -> list[OperationChoice]:
@@ -142,9 +146,7 @@ def choices_for(
             reasons = [""] * len(states)
         else:
             may_leave = operation is Operation.RELEASE and release_to is not None
-            to = (
-                (lambda _address, _sender: None) if may_leave else None
-            )  # only whether there is a rate
+            to = _nowhere if may_leave else None  # only its presence counts
             command = QueueCommand(operation, Selector(all=True), "", to=to)
             reasons = [command.inapplicable_reason(state) for state in states]
         reason = reasons[0] if reasons and all(reasons) else ""

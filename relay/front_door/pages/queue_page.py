@@ -42,7 +42,7 @@ async def queue_page(request: PageRequest) -> Response:
     site, query, principal = request.site, request.http.query, request.principal
     require_method(request.http, "GET")
     principal.check_may_read()
-    selection, after = _shown(selection_of(query), site), _entry_name(query)
+    selection, after = _without_captured(selection_of(query), site), _entry_name(query)
     fault = ""
     try:
         selector_of_query(selection.query())
@@ -81,7 +81,7 @@ async def queue_page(request: PageRequest) -> Response:
     )
 
 
-def _shown(selection: QueueSelection, site: PageSite) -> QueueSelection:
+def _without_captured(selection: QueueSelection, site: PageSite) -> QueueSelection:
     """Return the selection.
 
     A development relay leaves out captured mail, unless its state or "all" is selected.

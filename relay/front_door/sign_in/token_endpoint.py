@@ -169,7 +169,7 @@ def create_sign_in_app(
         try:
             return await endpoints.respond(request)
         except (SignInError, LoginDelayedError, UsedFullError, ApiError) as error:
-            return _error_response(_shown(error), request, time_us=clock.time_us())
+            return _error_response(_oauth_error(error), request, time_us=clock.time_us())
 
     limits = RequestLimits(
         body_bytes=BODY_BYTES_MAX, held_bytes=_HELD_BYTES_MAX, read_timeout_s=_READ_TIMEOUT_S
@@ -204,7 +204,7 @@ class _Endpoints:
         }
 
     async def respond(self, request: HttpRequest) -> Response:
-        """Return the response for a path. Raises what _shown() takes."""
+        """Return the response for a path. Raises what _oauth_error() takes."""
         tenant, path = request.segments[0], "/".join(request.segments[1:]).lower()
         if len(tenant.encode()) > TEXT_MAX:
             raise SignInError("invalid_request", "The tenant's name is too long.", number=90002)
@@ -347,7 +347,7 @@ class _Endpoints:
         return SignInError("invalid_client", text, number=number, status=401, headers=headers)
 
 
-def _shown(
+def _oauth_error(
     error: SignInError | LoginDelayedError | UsedFullError | ApiError,
 ) -> SignInError:
     """Return the error of OAuth that a client gets for an error."""

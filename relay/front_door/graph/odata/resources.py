@@ -514,9 +514,11 @@ def _id_of_folder(operator: Operator, value: Value) -> _Matches:
 
 
 def _any_of_folder(matches: _Matches) -> _Matches:
-    return lambda folder: any(
-        matches((property_id, of(folder))) for property_id, of in FOLDER_COMPUTED.items()
-    )
+    def has_match(folder: Folder) -> bool:
+        values = ((property_id, of(folder)) for property_id, of in FOLDER_COMPUTED.items())
+        return any(map(matches, values))
+
+    return has_match
 
 
 _EXTENDED_OF_FOLDERS = {
