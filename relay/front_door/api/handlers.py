@@ -381,8 +381,8 @@ class Handlers:
         return journey
 
     async def refused(self, query: Mapping[str, str], principal: Principal) -> RefusalPage:
-        """GET /refused?address=&after=&before=&limit=. An account sees those of its own login, in
-        a development relay all.
+        """GET /refused?address=&after=&before=&limit=. An account sees refusals of its own login;
+        in a development relay, all.
         """
         search = refusal_search_of(query, None if self.is_development else principal.account)
         try:

@@ -131,7 +131,7 @@ class MessageCopies:
         *,
         is_first: bool = False,
     ) -> dict[str, set[str]]:
-        """Set the categories in `chosen` by message name, and return those of all copies.
+        """Set the categories in `chosen` by message name, and return the categories of all copies.
 
         Messages without a copy are left out; see Messages.categories().
         """

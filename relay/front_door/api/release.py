@@ -1,6 +1,6 @@
 """To whom a release may send captured mail of a development relay.
 
-To its own recipients where `--release-allow` matches them; as a copy to any other addresses that a
+Its own recipients get it if `--release-allow` matches them. A copy goes to any addresses that a
 person names. A copy has the same content and header; only the envelope has other recipients.
 """
 

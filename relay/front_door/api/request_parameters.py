@@ -337,7 +337,9 @@ def _selector(command: _CommandBody) -> Selector:
 
 
 def _holds_new(command: _CommandBody, issuer: CommandIssuer) -> bool:
-    """Raises ApiError 400 for a domain with `alias_of`, whose mail becomes that of another domain
+    """Return whether new mail is held too.
+
+    Raises ApiError 400 for a domain with `alias_of`: its mail is readdressed to the other domain
     before it could be held.
     """
     if not (isinstance(command, _HoldBody) and command.new):

@@ -72,7 +72,7 @@ async def list_message_changes(request: GraphRequest) -> Response:
         known=MESSAGE_PROPERTIES,
     )
     options = delta.options
-    kinds = _kinds(delta.given.get(_CHANGE_TYPE, ""))
+    kinds = _kinds(delta.option_texts.get(_CHANGE_TYPE, ""))
     condition, received_from_us = _read_filter(options.filter)
     if options.orderby is not None:
         _check_order(options.orderby)
@@ -246,7 +246,7 @@ class DeltaRequest(Struct, frozen=True):
     is_latest: bool
 
     @property
-    def given(self) -> Mapping[str, str]:
+    def option_texts(self) -> Mapping[str, str]:
         """The texts of the options of the first request."""
         return self.link.options
 
@@ -259,7 +259,7 @@ class DeltaRequest(Struct, frozen=True):
         try:
             return await self.request.http.cancel_on_disconnect(query())
         except StalePositionError:
-            raise _stale(self.request, self.given) from None
+            raise _stale(self.request, self.option_texts) from None
         except QueryTooLongError as error:
             raise service_unavailable(str(error), retry_after_s=_RETRY_S) from error
 
@@ -270,7 +270,7 @@ class DeltaRequest(Struct, frozen=True):
 
     def links(self, position: str, page: str = "", *, more: bool = False) -> tuple[str, str]:
         """Return (nextLink, "") while the round continues, else ("", deltaLink)."""
-        token = DeltaLink(self.link.collection, dict(self.given), position, page).token()
+        token = DeltaLink(self.link.collection, dict(self.option_texts), position, page).token()
         if page or more:
             return f"{self.request.url()}?$skiptoken={token}", ""
         return "", f"{self.request.url()}?$deltatoken={token}"

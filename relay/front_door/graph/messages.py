@@ -352,7 +352,7 @@ async def move_message(request: GraphRequest) -> Response:
 
 
 async def copy_message(request: GraphRequest) -> Response:
-    """POST copy: copy the message to a folder. The copy has an id of its own."""
+    """POST copy: copy the message to a folder. The copy has a new id."""
     destination = destination_id(await request.json_object(), "copy")
     copy = await request.store.messages.copy(
         request.mailbox, request.message_id, destination, condition=request.condition

@@ -63,7 +63,7 @@ _AT_TOP = """
 Handler = Callable[[GraphRequest], Awaitable[Response]]
 _Routes = Sequence[tuple[tuple[str, ...], Mapping[str, "GraphOperation"]]]
 _NAMESPACE = "microsoft.graph."
-_OF_FUNCTION = re.compile(  # its parameters, those of a function in a path
+_OF_FUNCTION = re.compile(  # the parameters of a function in a path
     r"\((?:timezonestandard=microsoft\.graph\.timezonestandard'(?:windows|iana)')?\)$"
 )
 _ANY_REST = "*"  # at the end of a pattern: any number of segments
@@ -72,7 +72,7 @@ _ANY_REST = "*"  # at the end of a pattern: any number of segments
 class UnsupportedOperation(Struct, frozen=True):
     """Operations of Graph on paths that match a pattern."""
 
-    path: str  # the pattern, as those of `routes`
+    path: str  # the pattern, as in `routes`
     methods: frozenset[str]  # empty: all
     what: str
 

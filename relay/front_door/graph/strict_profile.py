@@ -34,9 +34,8 @@ from relay.front_door.http.http_request import HttpRequest
 PREFERENCE = "relay.strict"
 CONCURRENT_MAX = 4  # requests of an account in a mailbox
 _REQUEST_BYTES_MAX = 4 * 1024 * 1024
-_UPLOAD_BYTES_MIN = (
-    3_000_000  # "3 MB": the smaller of its two meanings, so that no valid file is refused
-)
+# "3 MB" in its smaller meaning, so that no valid file is refused
+_UPLOAD_BYTES_MIN = 3_000_000
 _HEADERS_MAX = 5
 _READ_ONLY = frozenset(("parentfolderid", "isdraft", "hasattachments", "receiveddatetime"))
 _ATTACHMENT_LISTS = re.compile(r"attachments\(([^()]*+)\)")
@@ -135,7 +134,7 @@ def check_body(value: object, kind: str) -> None:
     """Check the properties in the JSON of a resource of this type, and of resources in it, not
     values.
 
-    "parameters" are those of an action. Raises ApiError 400, 422.
+    The type "parameters" means the parameters of an action. Raises ApiError 400, 422.
     """
     if kind == "attachment" and isinstance(value, dict) and not value.get("@odata.type"):
         raise errors.ABSTRACT_TYPE("", kind)

@@ -1,5 +1,4 @@
-"""Handlers of the user resource: /me, /users/{address} and /users; of its settings; and
-translateExchangeIds.
+"""Handlers of users, their settings and categories, and translateExchangeIds.
 
 A user is an account: its id is the address, and directory properties are null. A user has
 mailboxSettings only if $select names them, as programs do at sign-in.
@@ -99,7 +98,7 @@ _PARAMETERS: Parameters = {
 
 
 async def get_settings(request: GraphRequest) -> Response:
-    """GET mailboxSettings: return all settings, or those of $select."""
+    """GET mailboxSettings: return all settings, or the selected ones."""
     options = request.options({"select"}, _SETTINGS, "mailboxSettings")
     settings = await request.store.settings.read(request.mailbox)
     resource = settings_json(settings, options.select)
@@ -160,7 +159,7 @@ async def list_languages(request: GraphRequest) -> Response:
 
 
 def settings_json(settings: UserSettings, select: Collection[str] = ()) -> dict[str, Any]:
-    """Return the JSON of all settings, or of those of `select`."""
+    """Return the JSON of all settings, or of the settings in `select`."""
     return {name: _SETTINGS[name](settings) for name in select or _SETTINGS}
 
 

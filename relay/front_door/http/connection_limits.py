@@ -128,14 +128,14 @@ def _node_of(element: bytes) -> str:
     return bytes(value).decode("latin-1")
 
 
-def _address_of(entry: str) -> _IpAddress | None:
+def _address_of(text: str) -> _IpAddress | None:
     """Return the address of an entry; None for `unknown`, for an obfuscated one and for others."""
-    if len(entry) > _ENTRY_LENGTH_MAX:
+    if len(text) > _ENTRY_LENGTH_MAX:
         return None
-    if node := _NODE.fullmatch(entry):
-        entry = node[1] or node[2]
+    if node := _NODE.fullmatch(text):
+        text = node[1] or node[2]
     try:
-        address = ip_address(entry.partition("%")[0])
+        address = ip_address(text.partition("%")[0])
     except ValueError:
         return None
     return getattr(address, "ipv4_mapped", None) or address

@@ -79,7 +79,7 @@ class HttpRequest:
         limits: RequestLimits,
         budget: MemoryBudget,
     ) -> None:
-        """`budget` is that of all bodies in memory."""
+        """`budget` limits all bodies in memory together."""
         self.ids = ids
         self.method = "GET" if scope["method"] == "HEAD" else str(scope["method"])
         self.headers = Headers(scope=scope)
@@ -165,7 +165,7 @@ class HttpRequest:
         """Return the ASGI scope of a request that is part of this one, by the same client.
 
         `target` is its path and query, `page_bytes` the maximum of a page that it asks for. Its
-        body is complete, and it has no connection of its own.
+        body is complete, and it has no connection.
         """
         path, _, query = target.partition(b"?")
         own = {

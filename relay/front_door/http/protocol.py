@@ -47,7 +47,7 @@ _HOST = re.compile(r"(\[[0-9A-Za-z:.%_~-]+\]|[0-9A-Za-z._~!$&'()*+,;=%-]*)(?::[0
 
 
 class AllowedHosts(Struct, frozen=True):
-    """The host names of a server in lower case; those of the loopback interface are implied.
+    """The host names of a server in lower case; names of the loopback interface are implied.
 
     This protects a development relay from DNS rebinding, which needs a name: `any_address` allows
     every IP address.

@@ -234,7 +234,7 @@ def _header(url: WebUrl, fields: Sequence[tuple[str, str]]) -> list[tuple[str, s
 
 @lru_cache(maxsize=1)
 def _context() -> ssl.SSLContext:
-    """Return the context that trusts the system's certificates, also those of SSL_CERT_FILE."""
+    """Return the context that trusts the system's certificates and SSL_CERT_FILE."""
     return _new_context(None)
 
 

@@ -114,10 +114,11 @@ def _is_of_readers(event: Event) -> bool:
 
 
 def _times_of(mailbox: Path) -> Times:
-    """Return the times of what changes with the messages of a mailbox; {} if there is none.
+    """Return the times of files and folders that change with a mailbox's messages; {} without a
+    mailbox.
 
-    That of the mailbox itself is 0: it changes with each database that is opened and closed, and
-    its folders are among the keys.
+    The time of the mailbox directory is 0: opening a database changes it, and new folders are new
+    keys.
     """
     paths = [mailbox, mailbox / STATES, mailbox / _STATES_LOG]
     with suppress(OSError):

@@ -7,7 +7,7 @@ sent, the next block is read. The file of cursors is written once a second. Afte
 of power, the events of about one second are sent again with the same webhook-id. Events that wait
 for more than a day are dropped. Without webhooks nothing is read.
 
-The signature is that of Standard Webhooks 1.0.0 (webhook-id, webhook-timestamp, webhook-signature).
+The signature follows Standard Webhooks 1.0.0 (webhook-id, webhook-timestamp, webhook-signature).
 """
 
 import asyncio

@@ -1,8 +1,8 @@
 """The pages as an ASGI application: routing, the visitor, and errors as pages.
 
-Each page has a module of its own with a handler `(PageRequest) -> Response`. A page is read with
-GET; a change is a POST of a form with the visitor's CSRF token, answered with 303. The form of
-every request but GET is read, and its token checked, before its handler is called.
+Each page has a module with a handler `(PageRequest) -> Response`. A page is read with GET; a change
+is a POST of a form with the visitor's CSRF token, answered with 303. The form of every request but
+GET is read, and its token checked, before its handler is called.
 """
 
 from contextlib import AbstractContextManager

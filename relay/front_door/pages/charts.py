@@ -31,7 +31,7 @@ class DrawnLine(Struct, frozen=True):
 
 
 class Chart(Struct, frozen=True):
-    """A chart as the template needs it; `times` are those of RFC 3339, `maximum` is a text.
+    """A chart as the template needs it; `times` are in RFC 3339, `maximum` is a text.
 
     `rows` are the times with their values as text. Charts whose titles are equal up to a comma have
     the same `key`.

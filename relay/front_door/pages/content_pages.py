@@ -180,9 +180,9 @@ class ContentPages:
         )
 
     async def panel(self, request: HttpRequest, visitor: Visitor, journey: Journey) -> ContentPanel:
-        """Return what the page of a message shows of its content: the view that ?show= names.
+        """Return the content for the page of a message, in the view that ?show= names.
 
-        Without it, that of the HTML, or else of the text.
+        The default is the HTML, or the text without HTML.
         """
         asked = dict(request.query).get("show", "")
         view: View = next((name for name in VIEWS if name == asked), "html")

@@ -30,7 +30,7 @@ _PORT = re.compile(r"\b(?:1025|1587|1465|8025|8443)\b")
 
 
 class FirstMinute(Struct, frozen=True):
-    """What `_first.html` shows: commands for a shell, and where SMTP clients connect, if known.
+    """The values of `_first.html`: commands for a shell, and where SMTP clients connect, if known.
 
     `key` lets one page send one message, however often its button is pressed; without a key there
     is no button.

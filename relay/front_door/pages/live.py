@@ -102,8 +102,10 @@ class LiveViews:
         self._changes.notify()
 
     def stream(self, key: Hashable, render: Render, reader: LiveReader) -> EventStreamResponse:
-        """Return the events of a view: the fragment if the reader has another one, and then each
-        time it changes. Readers with the same key share what the first one's `render` returns.
+        """Return the events of a view: the fragment, unless the reader has it already, and each
+        later one.
+
+        Readers with the same key share the results of the first reader's `render`.
 
         They are of one visitor. Raises ApiError 503 if too many are open.
         """

@@ -80,7 +80,7 @@ class PageForm(Struct, frozen=True):
 
 
 async def read_form(request: HttpRequest, csrf: str, *, has_files: bool = False) -> PageForm:
-    """Read the form of a POST whose CSRF token is `csrf`, "" for a visitor without one.
+    """Read the form of a POST. `csrf` is the expected CSRF token, "" for a visitor without one.
 
     The token is in the field `csrf` or in X-CSRF-Token. Raises ApiError 403 for a wrong or missing
     token, 415 for another media type, 400, and what HttpRequest.body() raises.
@@ -358,9 +358,9 @@ class Access:
         return Visitor(principal_of(session.account), csrf=session.csrf, may_log_out=True)
 
     def is_current(self, request: HttpRequest) -> bool:
-        """Return whether a request that still runs may go on: its login has not ended since.
+        """Return whether a running request may continue, because its login has not ended.
 
-        It is not a use of the login: a page that is left open does not prolong it.
+        This does not prolong the login, so a page that is left open does not either.
         """
         if self._open is not None:
             return True

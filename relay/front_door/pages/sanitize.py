@@ -272,7 +272,7 @@ def safe_document(
     remote_url: RemoteImageUrl | None = None,
     is_dark: bool = False,
 ) -> SafeDocument:
-    """Return the HTML of a message as a document for a frame of its own.
+    """Return the HTML of a message as a document for a separate frame.
 
     `image_url` returns a data: URL for a content id, or None. `remote_url` returns what the
     document may load in place of the URL of a remote image, or None; without it, nothing is loaded.

@@ -1,7 +1,7 @@
 """One recorded event of a journey as sentences and facts for a page.
 
-Pure functions. The details of the events are those of docs/names.md; if a detail is missing,
-because an older version recorded the event, its sentence is left out.
+Pure functions. docs/names.md describes the details of events; if a detail is missing, because an
+older version recorded the event, its sentence is left out.
 """
 
 from collections.abc import Iterator
@@ -45,7 +45,7 @@ class StepEvidence(Struct, frozen=True):
 
     text: str
     facts: tuple[StepFact, ...] = ()
-    lines: tuple[str, ...] = ()  # those of `relay trace`
+    lines: tuple[str, ...] = ()  # the lines of `relay trace`
     time: str = ""
     time_text: str = ""
 

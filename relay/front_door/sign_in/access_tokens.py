@@ -161,8 +161,9 @@ class AccessTokens:
         user: Account | None = None,
         granted: Iterable[str] = (),
     ) -> str:
-        """Return a token for the client. Its claims are those of Entra's tokens for applications.
-        With a `user`, they are those of Entra's tokens for users, and `granted` are the user's
+        """Return a token for the client, with the claims of Entra's tokens for applications.
+
+        With a `user` it has the claims of Entra's tokens for users; `granted` are the user's
         scopes.
         """
         now_s = self._clock.time_us() // 1_000_000
@@ -202,7 +203,7 @@ class AccessTokens:
         return self.sign({**claims, **own}, kind=kind)
 
     def unseal(self, client: RegisteredClient, text: str, *, kind: str) -> Mapping[str, Any] | None:
-        """Return the claims of a sealed text, None if it is not of this kind, client and relay.
+        """Return the claims of a sealed text; None if its kind, client or relay is another one.
 
         Raises InvalidTokenError for one that has ended.
         """

@@ -2,7 +2,7 @@
 
 The first segment of a path is a tenant, which may be any text. URLs in the responses have the host
 that the client asked, or http.public_url. A client has a secret, or a key with which it signs
-assertions. Errors are those of RFC 6749 5.2 with Entra's numbers. A UserSignIn, which only a
+assertions. Errors are as in RFC 6749 5.2, with Entra's numbers. A UserSignIn, which only a
 development relay has, adds other grants.
 """
 

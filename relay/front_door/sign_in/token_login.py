@@ -1,6 +1,6 @@
 """Logins by SMTP with a bearer token in place of a password (RFC 7628).
 
-Every token that the Graph API takes is valid: that of an account, and one of the token endpoint.
+Every token that the Graph API accepts is valid: tokens of accounts and of the token endpoint.
 """
 
 from pathlib import Path

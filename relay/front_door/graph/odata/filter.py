@@ -35,7 +35,7 @@ Value = str | int | bool
 _SECOND_US = 1_000_000
 _TEXT_FUNCTIONS = (Operator.STARTS_WITH, Operator.ENDS_WITH, Operator.CONTAINS)
 _CASE_FUNCTIONS = ("tolower", "toupper")  # texts are compared case-insensitively anyway
-# cast() names a type, but a value is compared in that of its property. OData 4.01 5.1.1.6, .10.
+# cast() names a type, but values are compared in the property's type. OData 4.01 5.1.1.6, .10.
 _CASTS = (
     *("Edm.Int32", "Edm.Int64", "Edm.Double", "Edm.Boolean", "Edm.Guid"),
     *("Edm.DateTimeOffset", "Edm.Binary", "Edm.String"),
