@@ -40,14 +40,10 @@ from relay.front_door.api.dependencies import OPERATOR, ApiDependencies
 from relay.front_door.api.handlers import Handlers
 from relay.front_door.api.tags import set_tags, tags_of
 from relay.front_door.http.errors import ApiError, bad_request, quoted, service_unavailable
-from relay.front_door.http.gateway import (
-    BLOCK_BYTES,
-    Gateway,
-    PathRouter,
-    StreamedResponse,
-    json_response,
-)
+from relay.front_door.http.gateway import Gateway
 from relay.front_door.http.http_request import HttpRequest, RequestLimits
+from relay.front_door.http.path_router import PathRouter
+from relay.front_door.http.responses import BLOCK_BYTES, StreamedResponse, json_response
 from relay.front_door.pages.content import content_disposition, decoded, file_name
 from relay.front_door.pages.content_pages import CONTENT_HEADERS, TEXT_HEADERS, html_response
 from relay.front_door.pages.sanitize import RASTER_TYPES

@@ -34,8 +34,8 @@ from relay.development.sign_in_pages import (
     require_own_redirect,
 )
 from relay.front_door.http.errors import quoted
-from relay.front_door.http.gateway import json_response
 from relay.front_door.http.http_request import HttpRequest
+from relay.front_door.http.responses import json_response
 from relay.front_door.sign_in.access_tokens import (
     LIFETIME_S,
     OIDC_SCOPES,

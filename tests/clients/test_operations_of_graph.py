@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from relay.front_door.graph.graph_request import with_keys
+from relay.front_door.graph.mailbox_paths import with_keys
 from relay.front_door.graph.routes import find_route, find_route_outside
 from relay.front_door.http.errors import ApiError
 

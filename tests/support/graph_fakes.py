@@ -18,7 +18,7 @@ from relay.base.message.properties import MessageProperties
 from relay.base.pressure import Pressure
 from relay.formats.read_mime import AttachmentFacts
 from relay.front_door.graph import create_app
-from relay.front_door.graph.graph_request import GraphDependencies
+from relay.front_door.graph.dependencies import GraphDependencies
 from relay.front_door.http.gateway import Gateway
 from relay.front_door.notifications.subscription_file import Subscription
 from relay.front_door.notifications.subscriptions import NoSubscriptionError

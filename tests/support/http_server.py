@@ -10,10 +10,11 @@ from starlette.responses import Response
 from relay.base.certificates import ServerCertificate
 from relay.base.socket_address import Address
 from relay.front_door.http.connection_limits import ConnectionLimits
-from relay.front_door.http.gateway import Gateway, json_response
+from relay.front_door.http.gateway import Gateway
 from relay.front_door.http.http_request import HttpRequest, RequestLimits
 from relay.front_door.http.http_server import HttpServer
 from relay.front_door.http.protocol import AllowedHosts
+from relay.front_door.http.responses import json_response
 from relay.front_door.http.tunnels import TunnelHosts
 from tests.support.manual_clock import ManualClock
 

@@ -11,7 +11,7 @@ from joserfc.jwk import ECKey, KeySet
 
 from relay.development.accounts import DevelopmentAccounts
 from relay.development.user_grants import UserGrants
-from relay.front_door.http.gateway import PathRouter
+from relay.front_door.http.path_router import PathRouter
 from relay.front_door.sign_in.access_tokens import AccessTokens
 from relay.front_door.sign_in.authentication import HttpAuthentication
 from relay.front_door.sign_in.token_endpoint import SIGN_IN_PATHS, create_sign_in_app

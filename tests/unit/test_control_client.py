@@ -11,9 +11,10 @@ from starlette.responses import Response
 from relay.base.running_relay import ControlClient, ControlError, ControlUnavailableError, path_of
 from relay.base.socket_address import Address
 from relay.front_door.http.errors import ApiError
-from relay.front_door.http.gateway import Gateway, json_response
+from relay.front_door.http.gateway import Gateway
 from relay.front_door.http.http_request import HttpRequest, RequestLimits
 from relay.front_door.http.http_server import HttpServer
+from relay.front_door.http.responses import json_response
 from tests.support.manual_clock import ManualClock
 
 

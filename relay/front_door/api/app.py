@@ -7,10 +7,10 @@ pages of other sites have no access (relay/operation/app/front_door.py). `handle
 principal. Why /readyz is a 503 is decided in relay/operation/app/front_door.py.
 
 Only a development relay has /relay/v1/dev/…, /relay/v1/quiet and DELETE /relay/v1/messages; in a
-service they are 404, as any unknown path. Every account may use them, DELETE of one message for its
-own ones: a development relay has no secrets, and with --token only the operator has an account. The
-scenario of the simulated internet is TOML or JSON, and only for clients on loopback; a faulty one
-changes nothing.
+service they are 404, as any unknown path. Every account may use them, but DELETE of one message
+only for messages of the account: a development relay has no secrets, and with --token only the
+operator has an account. The scenario of the simulated internet is TOML or JSON, and only for
+clients on loopback; a faulty one changes nothing.
 """
 
 from collections.abc import Callable
@@ -53,8 +53,9 @@ from relay.front_door.http.errors import (
     service_unavailable,
     unsupported_media_type,
 )
-from relay.front_door.http.gateway import Gateway, json_response
+from relay.front_door.http.gateway import Gateway
 from relay.front_door.http.http_request import HttpRequest, RequestLimits, body_too_large
+from relay.front_door.http.responses import json_response
 from relay.store.journeys.event_feed import parse_event_cursor
 from relay.store.mailbox.types import StoreError
 from relay.store.spool.queue_commands import Operation
@@ -124,8 +125,10 @@ async def _clock(request: HttpRequest, controls: DevelopmentControls) -> dict[st
 async def _quiet(
     request: HttpRequest, controls: DevelopmentControls, principal: Principal, *, handlers: Handlers
 ) -> dict[str, Any]:
-    """POST /quiet {timeout_s, after}: wait until nothing is queued and due, or in progress; then
-    {quiet, messages, cursor, in_flight}: what came after a cursor, and what is still on its way.
+    """POST /quiet {timeout_s, after}: wait until nothing is due in the queue or in progress.
+
+    The answer is {quiet, messages, cursor, in_flight}: messages after a cursor, and messages on
+    their way.
     """
     _query(request, "POST")
     asked = read_body(await request.body(), _QuietBody)
@@ -182,8 +185,8 @@ def _content(body: bytes, *, is_json: bool) -> str | dict[str, Any]:
         return body.decode()
     except UnicodeDecodeError as error:
         line = body.count(b"\n", 0, error.start) + 1
-        found = f"the byte 0x{body[error.start]:02x} in line {line}"
-        raise ApiError(400, "BadRequest", f"The body: found {found}, expected UTF-8.") from None
+        actual = f"the byte 0x{body[error.start]:02x} in line {line}"
+        raise ApiError(400, "BadRequest", f"The body: found {actual}, expected UTF-8.") from None
 
 
 def create_app(
@@ -193,9 +196,11 @@ def create_app(
     everyone: Principal | None = None,
     names_accounts: bool = False,
 ) -> Gateway:
-    """Return the application for public listeners: requests need a bearer token, but those of
-    clients on this machine none if there is `everyone`, who then makes them. Metrics name accounts
-    to clients on this machine, with no proxy between, with `names_accounts` to all.
+    """Return the application for public listeners, whose requests need a bearer token.
+
+    With `everyone`, clients on this machine need none: their requests are made by `everyone`.
+    Metrics name accounts to clients on this machine without a proxy between; with `names_accounts`,
+    to all.
     """
 
     def principal_for(request: HttpRequest) -> Principal:
@@ -239,7 +244,9 @@ def _application(
             if request.segments[2:] == ("usage",):
                 return json_response(_usage(request, principal, dependencies))
             if request.segments[2:] == ("configuration",) and principal is OPERATOR:
-                _query(request, "GET")  # it may have secrets: for those who can read relay.toml
+                _query(
+                    request, "GET"
+                )  # it may have secrets: only for users who can read relay.toml
                 return json_response({"text": dependencies.configuration()})
             return await _relay_v1(request, principal, handlers, principal_for=principal_for)
         except (SpoolError, StoreError) as error:
@@ -254,7 +261,7 @@ def _public_response(
 ) -> Response | None:
     """Return the response for health and metrics, None for other paths.
 
-    Only exactly these paths are public: what a proxy in front closes cannot be had by /metrics/.
+    Only exactly these paths are public: a proxy that blocks /metrics is not bypassed by /metrics/.
     """
     match request.path:
         case b"/healthz":
@@ -269,7 +276,7 @@ def _public_response(
         case b"/metrics":
             require_method(request, "GET")
             busiest = dependencies.usage("", False)[:_ACCOUNTS_NAMED] if names_accounts else ()
-            messages = {one.account: one.messages for one in busiest}
+            messages = {usage.account: usage.messages for usage in busiest}
             exposition = dependencies.metrics.exposition(messages)
             return Response(exposition, headers={"content-type": CONTENT_TYPE})
         case _:
@@ -301,7 +308,11 @@ async def _webhooks(
     require_method(request, "POST" if verb else "GET")
     if verb:
         body = read_body(await request.body(), _WebhookBody)
-        urls = [str(one["url"]) for one in webhooks.shown() if body.url in ("", str(one["url"]))]
+        urls = [
+            str(webhook["url"])
+            for webhook in webhooks.shown()
+            if body.url in ("", str(webhook["url"]))
+        ]
         if body.url and not urls:
             raise ApiError(404, "ErrorItemNotFound", f"There is no webhook {quoted(body.url)}.")
         if verb == ("test",):
@@ -318,8 +329,9 @@ async def _webhooks(
 
 
 def _usage(request: HttpRequest, principal: Principal, needed: ApiDependencies) -> dict[str, Any]:
-    """GET /usage?account=: what accounts have sent to other domains today, and their limits;
-    DELETE: let what one has sent count no longer.
+    """GET /usage?account=: what accounts have sent to other domains today, and their limits.
+
+    DELETE resets the count of one account.
     """
     is_reset = request.method == "DELETE"
     query = _query(request, "DELETE" if is_reset else "GET", "account")
@@ -330,7 +342,7 @@ def _usage(request: HttpRequest, principal: Principal, needed: ApiDependencies) 
     elif account != principal.name:
         principal.check_may_read()
     try:
-        return {"accounts": [one.as_json() for one in needed.usage(account, is_reset)]}
+        return {"accounts": [usage.as_json() for usage in needed.usage(account, is_reset)]}
     except UnknownUserError:
         message = f"There is no account {quoted(account)}."
         raise ApiError(404, "ErrorItemNotFound", message) from None
@@ -346,8 +358,8 @@ async def _relay_v1(
     match request.segments[2:]:
         case ("messages",):
             query = _with_cursor(_query(request, "GET", *LIST_PARAMETERS))
-            found = handlers.messages(query, principal)
-            return json_response(await request.cancel_on_disconnect(found))
+            messages = handlers.messages(query, principal)
+            return json_response(await request.cancel_on_disconnect(messages))
         case ("log",):
             rows = handlers.log(_query(request, "GET", *LOG_PARAMETERS), principal)
             return json_response(await request.cancel_on_disconnect(rows))
@@ -408,7 +420,9 @@ def _is_still(
 
 
 def _query(request: HttpRequest, method: str, *allowed: str) -> dict[str, str]:
-    """Return the query parameters. Raises ApiError 405 for another method, 400 as single_values."""
+    """Return the query parameters. Raises ApiError 405 for another method, 400 as
+    single_values().
+    """
     require_method(request, method)
     return single_values(request.query, allowed)
 

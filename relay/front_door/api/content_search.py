@@ -1,9 +1,9 @@
 """Conditions of a search on the content of messages: words of the text, attachments, unread copies.
 
-Mailboxes are searched with the index that `$search` uses, what waits in the queue by reading it.
-Whose texts may be searched, the search says (MessageSearch.reader); whether there is an attachment
-is no secret. One request looks up as many messages as its time allows, the newest first, and at
-least one; those that an index has not read yet take time of their own, once.
+Mailboxes are searched with the index that `$search` uses; messages in the queue are read.
+MessageSearch.reader says whose texts may be searched; whether there is an attachment is no secret.
+One request looks up as many messages as its time allows, the newest first, and at least one.
+Messages that an index has not read yet get additional time, once.
 """
 
 import asyncio
@@ -37,7 +37,7 @@ from relay.store.mailbox.types import NoSuchItemError, StoreUnavailableError
 READ_S = 1.0  # for contents that an index has not read yet
 _AT_ONCE = 200
 _REPEATED_MAX = 20
-_COPIES_MAX = 5  # of a message that are looked for: a copy may have been deleted
+_COPIES_MAX = 5  # copies of a message that are looked for: some may be deleted
 _Place = tuple[str, str]  # mailbox and id
 
 
@@ -51,33 +51,38 @@ class ContentSearch:
     lists: MessageLists
     clock: Clock
 
-    def begin(self, wanted: MessageSearch, *, lookup_s: float) -> "ContentCheck":
+    def begin(self, conditions: MessageSearch, *, lookup_s: float) -> "ContentCheck":
         """Return the check of one request, which takes about `lookup_s`."""
-        return ContentCheck(self, wanted, lookup_s)
+        return ContentCheck(self, conditions, lookup_s)
 
 
 class ContentCheck:
-    """The check of one request: of all its candidates, in parts."""
+    """The check of the candidates of one request, in parts."""
 
-    def __init__(self, search: ContentSearch, wanted: MessageSearch, lookup_s: float) -> None:
+    def __init__(self, search: ContentSearch, conditions: MessageSearch, lookup_s: float) -> None:
         self._search = search
-        self._wanted = wanted
+        self._conditions = conditions
         self._until_s = search.clock.real_s() + lookup_s
         self._read_left_s = READ_S
         self._has_answered = False
 
     async def matching(self, candidates: Sequence[FoundMessage]) -> Sequence[bool]:
-        """Return whether each matches; fewer answers than candidates when the time is over, but
-        always one. Raises StoreUnavailableError if not even that is possible now.
+        """Return for each candidate whether it matches.
+
+        When the time is over there are fewer answers than candidates, but at least one. Raises
+        StoreUnavailableError if not even one is possible now.
         """
         answers: list[bool] = []
         repeated = 0
         while len(answers) < len(candidates):
             if self._has_answered and self._is_over():
                 break
-            part = [_Candidate(one) for one in candidates[len(answers) :][:_AT_ONCE]]
+            part = [_Candidate(candidate) for candidate in candidates[len(answers) :][:_AT_ONCE]]
             await self._check(part)
-            known = [one.matches for one in takewhile(lambda one: one.matches is not None, part)]
+            known = [
+                candidate.matches
+                for candidate in takewhile(lambda candidate: candidate.matches is not None, part)
+            ]
             if not known and not self._has_answered:
                 repeated += 1
                 if repeated > _REPEATED_MAX:
@@ -90,42 +95,44 @@ class ContentCheck:
         return answers
 
     async def _check(self, part: list["_Candidate"]) -> None:
-        if self._wanted.is_unread:
+        if self._conditions.is_unread:
             await self._check_flags(part)
-        for one in part:
-            is_indexed = self._wanted.indexed is not None and bool(one.found.queue_id)
-            asks_content = one.found.words_left or self._wanted.has_attachment
-            if self._wanted.tags and one.found.queue_id not in (self._wanted.indexed or ()):
-                one.matches = False
-            if one.matches is None and (is_indexed or not asks_content):
-                one.matches = True
+        indexed = self._conditions.indexed
+        for candidate in part:
+            queue_id = candidate.message.queue_id
+            is_indexed = indexed is not None and bool(queue_id)
+            asks_content = candidate.message.words_left or self._conditions.has_attachment
+            if self._conditions.tags and queue_id not in (indexed or ()):
+                candidate.matches = False
+            if candidate.matches is None and (is_indexed or not asks_content):
+                candidate.matches = True
         await self._check_mailboxes(part)
-        await self._check_contents([one for one in part if one.has_no_copy])
+        await self._check_contents([candidate for candidate in part if candidate.has_no_copy])
 
     def _is_over(self) -> bool:
         return self._search.clock.real_s() >= self._until_s
 
     @property
     def _reads_queue(self) -> bool:
-        """Whether the queue may be looked into: for texts only where all of them may be."""
-        return self._wanted.reader == ALL_MAILBOXES or not self._wanted.words
+        """Whether the queue may be read; for texts, only if the reader may read all texts."""
+        return self._conditions.reader == ALL_MAILBOXES or not self._conditions.words
 
-    def _places(self, one: FoundMessage, *, received: bool = False) -> list[_Place]:
+    def _places(self, message: FoundMessage, *, received: bool = False) -> list[_Place]:
         """Return the copies of a message that may be looked up. The sender's is among them unless
-        only `received` ones are wanted.
+        only `received` copies are asked for.
         """
-        found: list[_Place] = []
-        if one.submission_id and one.account and not received:
-            found.append((one.account, one.submission_id.partition(".")[0]))
-        recipients = [ListedRecipient(*each) for each in one.recipients]
-        found += self._search.copies.places(one.queue_id, recipients)
-        reader = self._wanted.reader
-        are_open = reader == ALL_MAILBOXES or not (self._wanted.words or received)
-        return [place for place in found if are_open or place[0] == reader]
+        places: list[_Place] = []
+        if message.submission_id and message.account and not received:
+            places.append((message.account, message.submission_id.partition(".")[0]))
+        recipients = [ListedRecipient(*fields) for fields in message.recipients]
+        places += self._search.copies.places(message.queue_id, recipients)
+        reader = self._conditions.reader
+        are_open = reader == ALL_MAILBOXES or not (self._conditions.words or received)
+        return [place for place in places if are_open or place[0] == reader]
 
     async def _check_flags(self, part: list["_Candidate"]) -> None:
-        """Exclude what is not unread, and cut off what was not looked up in time."""
-        left = {one: self._places(one.found, received=True) for one in part}
+        """Exclude messages that are read, and cut off those that were not looked up in time."""
+        left = {candidate: self._places(candidate.message, received=True) for candidate in part}
         unread: set[_Candidate] = set()
         for mailbox, asked in _by_mailbox(left).items():
             if self._is_over() and not left[part[0]]:
@@ -134,100 +141,109 @@ class ContentCheck:
             with suppress(NoSuchItemError):
                 flags = await self._search.mailboxes.read_flags(mailbox, list(asked))
             for copy_id, candidates in asked.items():
-                for one in candidates:
-                    left[one].remove((mailbox, copy_id))
+                for candidate in candidates:
+                    left[candidate].remove((mailbox, copy_id))
                     if not flags.get(copy_id, True):
-                        unread.add(one)
-        part[:] = takewhile(lambda one: one in unread or not left[one], part)
-        for one in part:
-            if one not in unread:
-                one.matches = False
+                        unread.add(candidate)
+        part[:] = takewhile(lambda candidate: candidate in unread or not left[candidate], part)
+        for candidate in part:
+            if candidate not in unread:
+                candidate.matches = False
 
     async def _check_contents(self, part: Sequence["_Candidate"]) -> None:
-        """Decide by what the queue has, as far as the time allows."""
+        """Decide by the contents in the queue, as far as the time allows."""
         for at in range(0, len(part), CONTENTS_MAX):
-            some = part[at : at + CONTENTS_MAX]
-            ids = [one.found.queue_id for one in some if one.waits and self._reads_queue]
+            batch = part[at : at + CONTENTS_MAX]
+            ids = [
+                candidate.message.queue_id
+                for candidate in batch
+                if candidate.waits and self._reads_queue
+            ]
             contents = await self._search.spool.read_contents(ids) if ids else {}
-            asked = [(one, contents.get(one.found.queue_id)) for one in some]
+            asked = [(candidate, contents.get(candidate.message.queue_id)) for candidate in batch]
             await asyncio.to_thread(self._decide, asked)
 
     def _decide(self, asked: Sequence[tuple["_Candidate", Content | None]]) -> None:
-        for number, (one, content) in enumerate(asked):
+        for number, (candidate, content) in enumerate(asked):
             if number and self._is_over():
                 return
-            one.matches = False
+            candidate.matches = False
             if content is not None:
                 text = text_of(octets_of(content).read(0, CONTENT_BYTES_MAX))
-                words = one.found.words_left
+                words = candidate.message.words_left
                 has_words = find_words([text], words)[0].issuperset(words)
-                one.matches = has_words and (
-                    text.has_attachments or not self._wanted.has_attachment
+                candidate.matches = has_words and (
+                    text.has_attachments or not self._conditions.has_attachment
                 )
 
     async def _check_mailboxes(self, part: Sequence["_Candidate"]) -> None:
         """Decide by copies in mailboxes, as far as the time allows."""
-        left = {one: self._places(one.found)[:_COPIES_MAX] for one in part if one.matches is None}
+        left = {
+            candidate: self._places(candidate.message)[:_COPIES_MAX]
+            for candidate in part
+            if candidate.matches is None
+        }
         first = next(iter(left), None)
         while first is not None and left:
-            for one in [one for one, places in left.items() if not places]:
-                one.has_no_copy = True
-                del left[one]
-            for mailbox, asked in _by_mailbox({one: [left[one][0]] for one in left}).items():
+            for candidate in [candidate for candidate, places in left.items() if not places]:
+                candidate.has_no_copy = True
+                del left[candidate]
+            firsts = {candidate: places[:1] for candidate, places in left.items()}
+            for mailbox, asked in _by_mailbox(firsts).items():
                 if self._is_over() and (self._has_answered or first not in left):
                     return
-                found = await self._look_up(mailbox, asked)
+                copies = await self._look_up(mailbox, asked)
                 for copy_id, candidates in asked.items():
-                    for one in candidates:
-                        if copy_id in found.unread:
-                            del left[one]  # not known
-                        elif copy_id in found.found:
-                            one.matches = self._is_match(one, found.found[copy_id])
-                            del left[one]
+                    for candidate in candidates:
+                        if copy_id in copies.unread:
+                            del left[candidate]  # not known
+                        elif copy_id in copies.found:
+                            candidate.matches = self._is_match(candidate, copies.found[copy_id])
+                            del left[candidate]
                         else:
-                            left[one].pop(0)
+                            left[candidate].pop(0)
 
     async def _look_up(
         self, mailbox: str, asked: Mapping[str, Sequence["_Candidate"]]
     ) -> CopyLookup:
-        every = [one for some in asked.values() for one in some]
-        words = dict.fromkeys(word for one in every for word in one.found.words_left)
+        every = [candidate for candidates in asked.values() for candidate in candidates]
+        words = dict.fromkeys(word for candidate in every for word in candidate.message.words_left)
         try:
-            found = await self._search.lists.look_up(
+            copies = await self._search.lists.look_up(
                 mailbox, list(asked), list(words), read_s=self._read_left_s
             )
         except NoSuchItemError:
             return CopyLookup({})
-        self._read_left_s = max(0.0, self._read_left_s - found.read_s)
-        self._until_s += found.read_s
-        return found
+        self._read_left_s = max(0.0, self._read_left_s - copies.read_s)
+        self._until_s += copies.read_s
+        return copies
 
-    def _is_match(self, one: "_Candidate", copy: CopyFacts) -> bool:
-        has_words = copy.words.issuperset(one.found.words_left)
-        return has_words and (copy.has_attachments or not self._wanted.has_attachment)
+    def _is_match(self, candidate: "_Candidate", copy: CopyFacts) -> bool:
+        has_words = copy.words.issuperset(candidate.message.words_left)
+        return has_words and (copy.has_attachments or not self._conditions.has_attachment)
 
 
 @dataclass(eq=False, slots=True)
 class _Candidate:
     """A message; `matches` is None until it is known."""
 
-    found: FoundMessage
+    message: FoundMessage
     matches: bool | None = None
     has_no_copy: bool = False  # in a mailbox
 
     @property
     def waits(self) -> bool:
         """Whether the queue may have its content."""
-        states = (state for _, _, state in self.found.recipients)
-        return bool(self.found.queue_id) and any(state not in FINAL for state in states)
+        states = (state for _, _, state in self.message.recipients)
+        return bool(self.message.queue_id) and any(state not in FINAL for state in states)
 
 
 def _by_mailbox(
     places: Mapping["_Candidate", Sequence[_Place]],
 ) -> dict[str, dict[str, list["_Candidate"]]]:
     """Return the candidates by id, by mailbox, in their order."""
-    found: dict[str, dict[str, list[_Candidate]]] = {}
-    for one, some in places.items():
-        for mailbox, copy_id in some:
-            found.setdefault(mailbox, {}).setdefault(copy_id, []).append(one)
-    return found
+    by_mailbox: dict[str, dict[str, list[_Candidate]]] = {}
+    for candidate, copies in places.items():
+        for mailbox, copy_id in copies:
+            by_mailbox.setdefault(mailbox, {}).setdefault(copy_id, []).append(candidate)
+    return by_mailbox

@@ -36,7 +36,7 @@ from relay.transport.refusals.day_files import RefusalFiles
 class ClientSettings(Struct, frozen=True):
     """How programs on this machine send to a development relay."""
 
-    smtp_host: str  # of all ports
+    smtp_host: str  # for all ports
     smtp_port: int  # without TLS
     submission_port: int  # with STARTTLS; 0: none
     submissions_port: int  # with TLS from the first octet; 0: none
@@ -44,33 +44,33 @@ class ClientSettings(Struct, frozen=True):
     https_port: int  # of the same with TLS; 0: none
     sender: str  # has an account
     recipient: str  # has an account
-    needs_token: bool  # HTTP requests need the relay's own token, not the sender's name
-    host_names: tuple[str, ...] = ()  # further ones, to which it answers HTTP requests
+    needs_token: bool  # HTTP requests need the relay's token, not the sender's name
+    host_names: tuple[str, ...] = ()  # other host names for which it answers HTTP requests
 
 
 class DevelopmentControls(Protocol):
-    """What a development relay can do at the request of a client, in addition to a service."""
+    """What clients can ask of a development relay in addition to a service."""
 
     @property
     def release_to(self) -> NextHop | None:
         """Where a release sends captured mail; None if nothing leaves this machine."""
 
     def may_release(self, address: str) -> bool:
-        """Return whether a release sends captured mail to this one of its own recipients."""
+        """Return whether a release may send captured mail to this recipient of it."""
 
     @property
     def clock(self) -> AdvanceableClock:
         """The clock of the relay."""
 
     async def advance_clock(self, seconds: float) -> None:
-        """Advance the clock from timer to timer, and settle after each.
+        """Advance the clock from timer to timer; after each, wait until nothing is in progress.
 
-        A caller that is cancelled does not stop it. Raises ValueError for the number, and
-        AdvanceError if the clock does not get so far.
+        A caller that is cancelled does not stop it. Raises ValueError for an invalid number, and
+        AdvanceError if the clock stops earlier.
         """
 
     async def is_quiet(self, timeout_s: float) -> bool:
-        """Wait until nothing is queued and due, or in progress; False if it still is after this."""
+        """Wait until nothing is due in the queue or in progress; False if that takes longer."""
 
     @property
     def is_advancing(self) -> bool:
@@ -99,7 +99,7 @@ class DevelopmentControls(Protocol):
     async def add_reply(self, domain: str, reply: Mapping[str, Any]) -> None:
         """Add a reply to the scenario, before the others of a domain, with the keys of the file.
 
-        What was counted stays. Raises SettingsError: nothing changed.
+        Counts are kept. Raises SettingsError: nothing changed.
         """
 
     async def remove_reply(self, domain: int, reply: int) -> None:
@@ -112,12 +112,13 @@ class DevelopmentControls(Protocol):
         """
 
     def received_content(self, queue_id: str) -> bytes | None:
-        """Return what a simulated host has received of a message, None if it is not remembered."""
+        """Return the content that a simulated host received, None if it is not remembered."""
 
     async def remove_message(self, journey: Journey, copies: MessageCopies) -> bool:
         """Remove a message: from the queue, from the history, and its copies in mailboxes.
 
-        Return False, and remove nothing of it, while it is in delivery or in step 3.
+        Return False, and remove nothing, while the message is being delivered or converted (step
+        3).
         """
 
     async def reset(self) -> int:
@@ -128,17 +129,17 @@ class DevelopmentControls(Protocol):
         """How programs send to it."""
 
     async def send_example(self, key: str) -> str:
-        """Send a message through the front door; return "", or why it was not sent.
+        """Send an example message; return "", or why it was not sent.
 
         A second message with the same key is not sent.
         """
 
 
 class Question(Struct, frozen=True):
-    """Mail of which somebody asks what would become of it.
+    """A question about mail: where it would go, and why.
 
-    `sender` is the reverse-path, "" the null one; `ip` is the client's address, "" for a client
-    that has logged in; `content` is the message, with CRLF, None for none.
+    `sender` is the reverse-path, "" for the null reverse-path; `ip` is the client's address, "" for
+    a client that has logged in; `content` is the message, with CRLF, None for none.
     """
 
     address: str
@@ -160,8 +161,8 @@ class ApiDependencies:
     queue_admin: QueueAdmin  # executes queue commands
     stats: Callable[[], Awaitable[Mapping[str, Any]]]  # the counts of the queue
     way_to: Callable[[str], RouteLookup]  # parses the target of a reroute, or raises ValueError
-    target_of: Callable[[str], str]  # that of RouteTable
-    changes: ChangeNotifier  # wakes those who wait for an event
+    target_of: Callable[[str], str]  # RouteTable.target_of
+    changes: ChangeNotifier  # wakes requests that wait for an event
     metrics: Metrics  # of this process
     samples: MetricSamples  # the metrics of the last hour
     ready: Callable[[], str]  # "", or the reason why the relay is not ready
@@ -170,22 +171,22 @@ class ApiDependencies:
     # removes, or with True only counts, history older than seconds (None: spool.keep)
     prune: Callable[[float | None, bool], Awaitable[Mapping[str, Any]]]
     sources: MessageSources  # the content of messages
-    unlock: Callable[[str], int]  # that of AccountDirectory
-    # what an account has sent today, "": the busiest ones; with True that is reset before, of one
-    # account; raises UnknownUserError
+    unlock: Callable[[str], int]  # AccountDirectory.unlock
+    # what an account has sent today, "": the busiest accounts; True: reset the account first;
+    # raises UnknownUserError
     usage: Callable[[str, bool], Sequence[AccountUsage]]
     restored: RestoredSubmissions  # the submissions that a restore holds
     submissions: ReadySubmissions  # sends and cancels scheduled ones
     events: EventStreams  # the streams of GET /events
     refusals: RefusalFiles  # of SMTP sessions
-    impaired: Callable[[], str]  # what does not work although the relay is ready; "": nothing
+    impaired: Callable[[], str]  # problems of a relay that is ready; "": none
     explain: Explain  # where mail for an address goes
-    pauses: Pauses  # what an operator has stopped
+    pauses: Pauses  # what an operator has paused
     webhooks: Webhooks  # where events are posted
     development: DevelopmentControls | None = None  # None in a service
-    # reads the configuration again and returns what came of it; None in a development relay
+    # reads the configuration again, returns the outcome; None in a development relay
     reload: Callable[[], Awaitable[Any]] | None = None
-    configuration: Callable[[], str] = str  # returns relay.toml as it was read; "": of no service
+    configuration: Callable[[], str] = str  # returns relay.toml as it was read; "": not a service
 
 
 class Principal(Struct, frozen=True):

@@ -1,12 +1,12 @@
 """GET /relay/v1/events: the recorded events as server-sent events, after one cursor.
 
-A stream reads what is recorded behind its place, and takes its turn for that. The last blocks of
-events are kept for the others, which are at the same place soon: each event is read once for all
-that follow the mail. Nothing else is kept: after a break the client continues with its last cursor.
-With no stream open, mail costs no more than without this module.
+A stream reads the events after its cursor, one stream at a time. The last blocks of events are kept
+for the other streams, which soon reach the same cursor: streams that keep up read each event once
+together. Nothing else is kept: after an interruption the client continues with its last cursor.
+Without an open stream nothing is read.
 
 A busy relay records thousands of events in a second. Reading and sending them takes at most a
-twentieth of the time; then the streams follow later than the mail.
+twentieth of the time; on a busy relay the streams lag behind the mail.
 """
 
 import asyncio
@@ -24,7 +24,7 @@ from relay.base.clock import Clock
 from relay.base.observe.logs import RepeatedError, get_logger
 from relay.base.pressure import ConcurrencyCounter
 from relay.front_door.http.errors import ApiError, quoted, service_unavailable
-from relay.front_door.http.gateway import EventStreamResponse
+from relay.front_door.http.event_stream import EventStreamResponse
 from relay.store.journeys.event_feed import (
     ChangeNotifier,
     EventBatch,
@@ -39,13 +39,13 @@ from relay.store.journeys.sender_view import sender_detail
 from relay.store.spool.types import SpoolError
 
 STREAMS_MAX = 200
-STREAMS_OF_ACCOUNT_MAX = 20  # of the role user
-_EVENTS_MAX = 500  # in a block
+STREAMS_OF_ACCOUNT_MAX = 20  # streams of the role user
+_EVENTS_MAX = 500  # events in a block
 _RECENT_BLOCKS = 8
 _CHECK_S = 10.0  # whether the client may still read
 # A process of another role writes the submission log without a notification: poll as well.
 _POLL_S = 1.0
-_SEND_S = 0.0002  # what one block for one stream costs at least, and each of its octets
+_SEND_S = 0.0002  # the least cost of a block for a stream, and the cost of each octet
 _SEND_S_PER_BYTE = 2e-9
 # Without an empty line: some clients would report an event without data there.
 _RETRY = b"retry: 2000\n"
@@ -55,7 +55,7 @@ _log = get_logger("api")
 
 
 class _EventText(NamedTuple):
-    """One event in its text form, and by whom and how it can be asked for."""
+    """One event in its text form, and the fields by which it is selected."""
 
     account: str
     queue_id: str | None
@@ -74,7 +74,7 @@ class WantedMessage(NamedTuple):
 
 
 class EventView(Struct, frozen=True):
-    """What a stream shows: the events of an account, None for all, and of one message or all.
+    """The events that a stream shows: of an account or all (None), and of one message or all.
 
     Without `after` it begins with what is recorded from now on. When `is_current` returns false,
     the stream ends.
@@ -88,20 +88,20 @@ class EventView(Struct, frozen=True):
 
 @dataclass(slots=True, eq=False)
 class _Block:
-    """Events that were read once, for all streams at a place in them."""
+    """Events that were read once, for all streams whose cursor is in them."""
 
     batch: EventBatch
     texts: tuple[_EventText, ...]
     _joined: dict[str | None, bytes] = field(default_factory=dict)
 
-    def is_behind(self, place: EventCursor) -> bool:
-        """Return whether it has what is next behind a place."""
+    def follows(self, place: EventCursor) -> bool:
+        """Return whether the block has the events that follow a cursor."""
         end = self.batch.cursor
         is_within = place.covers_all(self.batch.after) and end.covers_all(place)
         return is_within and not place.covers_all(end)
 
     def text_for(self, view: EventView, place: EventCursor) -> bytes:
-        """Return the events that a view shows behind a place."""
+        """Return the events after a cursor that a view shows."""
         if view.message is None and place == self.batch.after:
             text = self._joined.get(view.account)
             if text is None:
@@ -110,16 +110,16 @@ class _Block:
         return self._join(view, place)
 
     def _join(self, view: EventView, place: EventCursor | None) -> bytes:
-        wanted = view.message
+        message = view.message
         return b"".join(
-            one.octets if view.account is None else one.sender_octets
-            for one in self.texts
-            if view.account in (None, one.account)
-            and (place is None or not place.covers(one.source, one.cursor))
+            text.octets if view.account is None else text.sender_octets
+            for text in self.texts
+            if view.account in (None, text.account)
+            and (place is None or not place.covers(text.source, text.cursor))
             and (
-                wanted is None
-                or (one.queue_id is not None and one.queue_id == wanted.queue_id)
-                or (one.submission_id is not None and one.submission_id == wanted.submission_id)
+                message is None
+                or (text.queue_id is not None and text.queue_id == message.queue_id)
+                or (text.submission_id is not None and text.submission_id == message.submission_id)
             )
         )
 
@@ -136,7 +136,7 @@ class EventStreams:
         self._recent: deque[_Block] = deque(maxlen=_RECENT_BLOCKS)
         self._turn = asyncio.Lock()
         self._reads_from_s = 0.0
-        # a place behind which nothing was, the number of changes then, and the time
+        # a cursor with no event after it, the number of changes then, and the time
         self._looked: tuple[EventCursor, int, float] = (EventCursor(), -1, 0.0)
         self._fault = RepeatedError()
         self._sent_s = 0.0  # what sending has cost since the last block
@@ -177,10 +177,10 @@ class EventStreams:
             raise ApiError(429, "TooManyRequests", message, headers={"retry-after": "5"})
 
     async def _stream(self, view: EventView, place: EventCursor) -> AsyncGenerator[bytes, None]:
-        """Yield blocks of text, from a place on."""
+        """Yield blocks of text after a cursor."""
         try:
             self._check_number(view)
-        except ApiError:  # others have begun since response()
+        except ApiError:  # other streams may have begun since response()
             return
         self._open.begin(view.account)
         checked_s = self._clock.real_s()
@@ -197,7 +197,7 @@ class EventStreams:
                     if not view.is_current():
                         return
                 seen = self._changes.count
-                block = await self._block_behind(place)
+                block = await self._block_after(place)
                 if block is None:
                     with contextlib.suppress(TimeoutError):
                         async with asyncio.timeout(_POLL_S):  # real time: a client
@@ -210,7 +210,7 @@ class EventStreams:
                     yield _gap_at(place)
                 text = block.text_for(view, place)
                 place = batch.cursor
-                del block, batch  # a stream that waits for its client keeps the text alone
+                del block, batch  # a stream that waits for its client keeps only the text
                 if text:
                     self._sent_s += _SEND_S + len(text) * _SEND_S_PER_BYTE
                     yield text
@@ -224,26 +224,26 @@ class EventStreams:
                 self._recent.clear()
 
     async def _first_place(self, after: EventCursor) -> EventCursor:
-        """Return where a stream after a cursor begins.
+        """Return the cursor at which a stream begins.
 
-        It is another one if events are missing. Of the log of another node, the stream tells what
-        comes from now on.
+        It differs from `after` if events were removed. For a cursor of another node's log, the
+        stream begins with the present.
         """
         place = await self._feed.place_of(after)
         logs = (await self._feed.now()).logs
         is_of_here = not after.logs or after.logs.keys() & logs.keys()
         return place if is_of_here else EventCursor(place.sequence, logs)
 
-    async def _block_behind(self, place: EventCursor) -> _Block | None:
-        """Return the events behind a place; None if there are none yet.
+    async def _block_after(self, place: EventCursor) -> _Block | None:
+        """Return the events after a cursor; None if there are none yet.
 
-        A read comes after a pause: neither many events nor a client that begins at the beginning
-        of a long history, again and again, take more than a bounded part of the time.
+        Reads have pauses between them, so that neither many events nor clients that repeatedly read
+        a long history take more than a bounded part of the time.
         """
-        if block := self._kept_behind(place):
+        if block := self._kept_after(place):
             return block
         async with self._turn:
-            if block := self._kept_behind(place):
+            if block := self._kept_after(place):
                 return block
             looked, count, at_s = self._looked
             is_known = looked == place and count == self._changes.count
@@ -263,11 +263,11 @@ class EventStreams:
             self._recent.append(block)
             return block
 
-    def _kept_behind(self, place: EventCursor) -> _Block | None:
-        return next((one for one in self._recent if one.is_behind(place)), None)
+    def _kept_after(self, place: EventCursor) -> _Block | None:
+        return next((block for block in self._recent if block.follows(place)), None)
 
     async def _read(self, place: EventCursor) -> _Block | None:
-        """Read what is behind a place; None if that is not possible now."""
+        """Read the events after a cursor; None if that is not possible now."""
         try:
             block = _block_of(await self._feed.read(place, limit=_EVENTS_MAX))
         except SpoolError as error:  # the database of the spool may be away
@@ -282,7 +282,7 @@ class EventStreams:
 
 
 def _block_of(batch: EventBatch) -> _Block:
-    texts = [_text_of(source, cursor, one) for source, cursor, one in batch.events]
+    texts = [_text_of(source, cursor, event) for source, cursor, event in batch.events]
     return _Block(batch, tuple(texts))
 
 

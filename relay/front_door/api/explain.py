@@ -30,7 +30,7 @@ from relay.transport.policy.rule_test_reader import crlf
 PARAMETERS = ("address", "from", "ip", "probe")
 MESSAGE_BYTES_MAX = 36 * 1024 * 1024
 _TOGETHER_MAX = 8  # questions at once
-_MESSAGES_MAX = 1  # of these, with a message: it is in memory
+_MESSAGES_MAX = 1  # of these with a message, which is in memory
 _RETRY_S = 2
 _MESSAGE_TYPE = "message/rfc822"
 
@@ -51,7 +51,7 @@ class ExplainHandler:
         if query.get("probe") == "true":  # it connects, which no GET does
             require_method(request, "POST")
             principal.check_may_operate()
-        # before a place is taken, which a slow client would keep
+        # before the question counts: a slow client would keep its place
         message = await self._message_of(request) if request.method == "POST" else None
         with self._counted("explanations", _TOGETHER_MAX):
             if message is None:
@@ -123,8 +123,8 @@ def _mailbox(name: str, text: str) -> str:
         raise ApiError(400, "BadRequest", f"{name}: {error}.") from None
 
 
-def _bad(name: str, found: str, expected: str) -> ApiError:
-    return ApiError(400, "BadRequest", f"{name}: found {found}, expected {expected}.")
+def _bad(name: str, actual: str, expected: str) -> ApiError:
+    return ApiError(400, "BadRequest", f"{name}: found {actual}, expected {expected}.")
 
 
 def _unavailable(message: str) -> ApiError:

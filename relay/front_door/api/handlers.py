@@ -1,6 +1,6 @@
 """Handlers of /relay/v1, each for a principal: messages, refusals, queue, storage, login delays.
 
-Health checks and metrics need none: `app` answers them.
+`app` answers health checks and metrics, which need no principal.
 
 An unknown message and another account's message are the same 404. The roles read and operate see
 all journeys. The content of others' messages needs the role operate, and each look is logged; not
@@ -50,8 +50,8 @@ from relay.front_door.api.request_parameters import (
 )
 from relay.front_door.api.search_text import list_search_of, log_rows
 from relay.front_door.http.errors import ApiError, bad_request, quoted, service_unavailable
-from relay.front_door.http.gateway import BLOCK_BYTES, StreamedResponse, json_response
 from relay.front_door.http.http_request import HttpRequest
+from relay.front_door.http.responses import BLOCK_BYTES, StreamedResponse, json_response
 from relay.store.journeys.document import Journey
 from relay.store.journeys.journey import ListPage, MessageList
 from relay.store.journeys.message_list import (
@@ -84,8 +84,8 @@ _LOOKUP_S = 5.0  # for conditions on contents
 REPORTED = "reported"  # each failed recipient has its report
 THERE = "there"  # all recipients are captured or final
 _WAITING_MAX = 200
-_COMPARED_MAX = 30  # messages with what a wait looked for in vain
-_LOOKED_AT_MAX = 100  # for what is on its way
+_COMPARED_MAX = 30  # messages that a wait without result is compared with
+_LOOKED_AT_MAX = 100  # seconds for messages on their way
 _NEAR_MAX = 10
 _KEY_CHARACTERS = 1000
 # A process of another role writes the submission log without a notification: poll as well.
@@ -140,34 +140,42 @@ class Handlers:
 
     async def messages(self, query: Mapping[str, str], principal: Principal) -> dict[str, Any]:
         """GET /messages?q=&to=&sender=&subject=&mailbox=&kind=&state=&before=&after=&wait=&limit=:
-        {messages, cursor, older}; after a wait in vain also {nearest, in_flight, refused}.
+        {messages, cursor, older}; after a wait without result also {nearest, in_flight, refused}.
         """
         before = list_position_of(query)
-        wanted = self.with_reader(list_search_of(query), principal)
+        conditions = self.with_reader(list_search_of(query), principal)
         limit = limit_of(query)
         wait_s = number_of(query, "wait", default=0, limits=(0, WAIT_S_MAX))
-        if wanted.after is not None:
-            after = await self._dependencies.journeys.place_of(wanted.after)
-            wanted = replace(wanted, after=after)
+        if conditions.after is not None:
+            after = await self._dependencies.journeys.place_of(conditions.after)
+            conditions = replace(conditions, after=after)
 
         async def search() -> MessageList:
             return await self._dependencies.journeys.search(
-                wanted, account=principal.account, limit=limit, before=before, lookup_s=_LOOKUP_S
+                conditions,
+                account=principal.account,
+                limit=limit,
+                before=before,
+                lookup_s=_LOOKUP_S,
             )
 
-        found = await self._wait_until(
+        page = await self._wait_until(
             search, lambda listed: bool(listed.messages), timeout_s=wait_s
         )
-        older = None if found.older is None else str(found.older)
-        missed = {} if found.messages or not wait_s else await self._near_misses(wanted, principal)
-        return {"messages": found.messages, "cursor": str(found.cursor), "older": older, **missed}
+        older = None if page.older is None else str(page.older)
+        missed = (
+            {} if page.messages or not wait_s else await self._near_misses(conditions, principal)
+        )
+        return {"messages": page.messages, "cursor": str(page.cursor), "older": older, **missed}
 
-    async def _near_misses(self, wanted: MessageSearch, principal: Principal) -> dict[str, Any]:
-        """Return what a wait in vain was near to, what is on its way, and what was refused."""
+    async def _near_misses(self, search: MessageSearch, principal: Principal) -> dict[str, Any]:
+        """Return for a wait without result: similar messages, messages on their way, refused
+        messages.
+        """
         journeys, account = self._dependencies.journeys, principal.account
-        near = await journeys.near(wanted, account=account, limit=_COMPARED_MAX)
+        near = await journeys.near(search, account=account, limit=_COMPARED_MAX)
         return {
-            "nearest": await asyncio.to_thread(nearest, wanted, *near),
+            "nearest": await asyncio.to_thread(nearest, search, *near),
             "in_flight": await self.in_flight(principal),
             "refused": (await self.refused({"limit": str(_NEAR_MAX)}, principal)).refused,
         }
@@ -182,19 +190,20 @@ class Handlers:
         """GET /log?q=&to=&sender=&subject=&mailbox=&state=&limit=&pages=: {messages, older}."""
         return await log_rows(self._dependencies.journeys, query, account=principal.account)
 
-    def with_reader(self, wanted: MessageSearch, principal: Principal) -> MessageSearch:
-        """Return a search with the mailboxes whose texts it may look into: those whose content is
-        shown to the principal without a note in the log. Raises ApiError 400 for tags in a service.
+    def with_reader(self, search: MessageSearch, principal: Principal) -> MessageSearch:
+        """Return a search limited to texts that the principal may read without a note in the log.
+
+        Raises ApiError 400 for tags in a service.
         """
-        if wanted.tags and not self.is_development:
+        if search.tags and not self.is_development:
             raise bad_request("q: tag: and is:tagged are for relay dev; a service has no tags.")
         if not principal.may_read_content:
-            return replace(wanted, reader=NO_MAILBOX)
-        return replace(wanted, reader=ALL_MAILBOXES if self.is_development else principal.name)
+            return replace(search, reader=NO_MAILBOX)
+        return replace(search, reader=ALL_MAILBOXES if self.is_development else principal.name)
 
     async def page(
         self,
-        wanted: MessageSearch,
+        search: MessageSearch,
         principal: Principal,
         *,
         limit: int,
@@ -202,7 +211,7 @@ class Handlers:
     ) -> ListPage:
         """Return a page of the list as rows."""
         return await self._dependencies.journeys.page(
-            self.with_reader(wanted, principal),
+            self.with_reader(search, principal),
             account=principal.account,
             limit=limit,
             before=before,
@@ -210,9 +219,9 @@ class Handlers:
 
     async def message(self, key: str, principal: Principal) -> Journey:
         """GET /messages/{id}."""
-        if (found := await self._find(key, principal)) is None:
+        if (journey := await self._find(key, principal)) is None:
             raise _unknown(key)
-        return found
+        return journey
 
     async def events(
         self,
@@ -224,15 +233,15 @@ class Handlers:
     ) -> Response:
         """GET /events?after=&message=: what is recorded, as server-sent events.
 
-        The stream ends when `is_current` returns false: the token is not that of `principal` now.
+        The stream ends when `is_current` returns false: the token no longer belongs to `principal`.
         """
         streams = self._dependencies.events
         view = streams.view_of(query, last_event_id, principal.account)
         view = replace(view, is_current=is_current)
         if (key := query.get("message")) is not None:
-            found = await self.message(key, principal)
-            wanted = WantedMessage(found.id, found.submission_id)
-            view = replace(view, message=wanted)
+            journey = await self.message(key, principal)
+            message = WantedMessage(journey.id, journey.submission_id)
+            view = replace(view, message=message)
         return await streams.response(view)
 
     async def source(self, key: str, principal: Principal, *, view: str = "source") -> Response:
@@ -255,8 +264,8 @@ class Handlers:
         )
 
     async def content(self, journey: Journey, principal: Principal, *, view: str) -> Content:
-        """Return the MIME of a message that the principal has found. `view` is for the log: what is
-        shown of it.
+        """Return the MIME of a message that the principal may see. `view` says in the log what is
+        shown.
 
         Raises ApiError 403, and 404 if no copy is left.
         """
@@ -269,15 +278,15 @@ class Handlers:
     async def sent_message(
         self, journey: Journey, principal: Principal, *, view: str
     ) -> tuple[str, StoredMessage]:
-        """Return the sender's copy of a message that the principal has found, and its mailbox.
+        """Return the sender's copy of a message that the principal may see, and its mailbox.
 
         Raises ApiError 403, and 404 if it is gone.
         """
         await self._check_may_see(journey, principal, view)
-        found = await self._dependencies.sources.original(journey)
-        if found is None:
+        message = await self._dependencies.sources.original(journey)
+        if message is None:
             raise ApiError(404, "ErrorItemNotFound", _NO_COPY)
-        return found
+        return message
 
     async def _check_may_see(self, journey: Journey, principal: Principal, view: str) -> None:
         """Log access to the content of others. Raises ApiError 403 without the role operate, and
@@ -300,8 +309,8 @@ class Handlers:
     ) -> Journey:
         """GET /messages/{id}/wait?state=there&timeout=30: the journey, and `reached`.
 
-        An unknown message is waited for as well. The wait ends when all recipients are final, but
-        that for reports: a host may still send one.
+        An unknown message is waited for as well. The wait ends when all recipients are final,
+        except for state=reported: a host may still send a report.
         """
         state = query.get("state", THERE)
         choices = (THERE, REPORTED, *MESSAGE_STATES)
@@ -310,26 +319,24 @@ class Handlers:
         timeout_s = number_of(query, "timeout", default=WAIT_S, limits=(0, WAIT_S_MAX))
 
         async def read() -> Journey | None:
-            found = await self._find(key, principal)
-            if found is None:
+            journey = await self._find(key, principal)
+            if journey is None:
                 return None
-            is_reached = has_reached(found, state)
-            for name in needed_reports(found) if state == REPORTED and is_reached else ():
+            is_reached = has_reached(journey, state)
+            for name in needed_reports(journey) if state == REPORTED and is_reached else ():
                 report = await self._find(name, principal)
                 is_reached &= report is None or not has_new(report.recipients)
-            return replace(found, reached=is_reached)
+            return replace(journey, reached=is_reached)
 
-        found = await self._wait_until(
-            read,
-            lambda found: (
-                found is not None
-                and (found.reached is True or (found.is_final and state != REPORTED))
-            ),
-            timeout_s=timeout_s,
-        )
-        if found is None:
+        def is_enough(journey: Journey | None) -> bool:
+            if journey is None:
+                return False
+            return journey.reached is True or (journey.is_final and state != REPORTED)
+
+        journey = await self._wait_until(read, is_enough, timeout_s=timeout_s)
+        if journey is None:
             raise _unknown(key)
-        return found
+        return journey
 
     async def _wait_until(
         self,
@@ -347,15 +354,15 @@ class Handlers:
             while True:
                 seen = self._dependencies.changes.count
                 began = clock.real_s()
-                found = await read()
+                answer = await read()
                 pause_s = max(_PAUSE_S_MIN, _COST_FACTOR * (clock.real_s() - began))
                 left_s = deadline - loop.time()  # real time: a client waits
-                if is_enough(found) or left_s <= 0:
-                    return found
+                if is_enough(answer) or left_s <= 0:
+                    return answer
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(min(left_s, _POLL_S)):  # real time: a client waits
                         await self._dependencies.changes.wait_beyond(seen)
-                        await asyncio.sleep(pause_s)  # real time: reads a burst of events once
+                        await asyncio.sleep(pause_s)  # real time: collects a burst of events
 
     def counted_wait(self) -> contextlib.AbstractContextManager[None]:
         """Count one more wait inside the with block. Raises ApiError 503 for too many."""
@@ -367,19 +374,19 @@ class Handlers:
         if not key or len(key) > _KEY_CHARACTERS:
             return None
         journeys, account = self._dependencies.journeys, principal.account
-        found = await journeys.journey(key, account=account, added=True)
-        if found is None and "@" in key and not key.startswith("<"):
+        journey = await journeys.journey(key, account=account, added=True)
+        if journey is None and "@" in key and not key.startswith("<"):
             # a Message-ID without its brackets looks like an address
-            found = await journeys.journey(f"<{key}>", account=account, added=True)
-        return found
+            journey = await journeys.journey(f"<{key}>", account=account, added=True)
+        return journey
 
     async def refused(self, query: Mapping[str, str], principal: Principal) -> RefusalPage:
-        """GET /refused?address=&after=&before=&limit=. An account sees those of its own login, in
-        a development relay all.
+        """GET /refused?address=&after=&before=&limit=. An account sees refusals of its own login;
+        in a development relay, all.
         """
-        wanted = refusal_search_of(query, None if self.is_development else principal.account)
+        search = refusal_search_of(query, None if self.is_development else principal.account)
         try:
-            return await self._dependencies.refusals.page(wanted)
+            return await self._dependencies.refusals.page(search)
         except OSError as error:
             message = f"The refusals cannot be read: {error.strerror}."
             raise service_unavailable(message, retry_after_s=5) from error
@@ -400,7 +407,7 @@ class Handlers:
     async def queue_entries(
         self, query: Mapping[str, str], principal: Principal, *, after: Key = FIRST_KEY
     ) -> EntryList:
-        """Return the entries of GET /queue; those behind the entry `after`."""
+        """Return the entries of GET /queue that follow the entry `after`."""
         principal.check_may_read()
         selector, limit = selector_of_query(query), limit_of(query)
         needed = self._dependencies
@@ -447,22 +454,22 @@ class Handlers:
     async def release_message(
         self, key: str, request: HttpRequest, principal: Principal
     ) -> dict[str, Any]:
-        """POST /messages/{id}/release in a development relay: send what is captured of it, to its
-        own recipients, or as a copy to the addresses `to`.
+        """POST /messages/{id}/release in a development relay: send captured mail to its recipients,
+        or a copy to the addresses `to`.
         """
         principal.check_may_operate()
-        found = await self._find(key, principal)
-        if found is None:
+        journey = await self._find(key, principal)
+        if journey is None:
             raise _unknown(key)
         release.release_host(self._dependencies.development)
         if copy_to := release.addresses_of_body(await request.body()):
-            return await self.release_copy(found, copy_to, principal, request=request)
-        entries = await self._captured_entries(found)
-        if found.id is None or not entries:
+            return await self.release_copy(journey, copy_to, principal, request=request)
+        entries = await self._captured_entries(journey)
+        if journey.id is None or not entries:
             return CommandReport().as_json()
         development = self._dependencies.development
         release.check_own_recipients(entries, development)
-        selector = Selector(ids=(found.id,), state=RecipientState.CAPTURED)
+        selector = Selector(ids=(journey.id,), state=RecipientState.CAPTURED)
         route = release.release_route(development)
         command = QueueCommand(Operation.RELEASE, selector, principal.name, to=route)
         return await self._execute(command, request)
@@ -478,8 +485,8 @@ class Handlers:
     ) -> dict[str, Any]:
         """Send a copy of a captured message to these addresses; its recipients stay captured.
 
-        Raises ApiError 403 if nothing leaves this machine or nothing to one of them, 409 if nothing
-        is captured, and 400.
+        Raises ApiError 403 if no mail, or no mail to one of the addresses, may leave this machine;
+        409 if nothing is captured; 400.
         """
         principal.check_may_operate()
         next_hop = release.release_host(self._dependencies.development)
@@ -584,7 +591,7 @@ class Handlers:
         return await self._dependencies.prune(body.older_than_s, body.dry_run)
 
     async def reload(self, principal: Principal) -> Any:
-        """POST /reload: have the configuration read again, and return what came of it."""
+        """POST /reload: read the configuration again, and return the outcome."""
         principal.check_may_operate()
         if (reload := self._dependencies.reload) is None:
             raise ApiError(
@@ -593,8 +600,9 @@ class Handlers:
         return await asyncio.shield(reload())  # others may wait for it too
 
     async def pauses(self, verb: str, request: HttpRequest, principal: Principal) -> dict[str, Any]:
-        """GET and POST /pause, POST /resume: what this node does not do, and from now on. A resume
-        without `what` takes all back.
+        """GET and POST /pause, POST /resume: what is paused on this node.
+
+        A resume without `what` ends all pauses.
         """
         single_values(request.query, ())
         if verb == "pause" and request.method == "GET":

@@ -1,12 +1,12 @@
 """The content of a message: from the spool, a recipient's mailbox, or the sender's mailbox.
 
-It is found without a copy of its own: the spool has it while a recipient is not final; then a local
-recipient's mailbox may have it, the sender's Sent Items or Drafts, or a report that returns it.
+No additional copy is kept. The spool has the content while a recipient is not final. Later, a local
+recipient's mailbox may have it, or the sender's Sent Items or Drafts, or a report that returns it.
 Delivery derives the id of a copy from the queue id and the number of the recipient, so that copies
 are found without a search. A development relay keeps copies of captured mail as well.
 
-A content never changes, so that its beginning is read once, when its row is first listed, and the
-few values of the latest messages are kept in memory. A message that cannot be read has none.
+A content never changes. Its beginning is read once, when its row is first listed, and a few values
+of the latest messages are kept in memory. A message that cannot be read has no values.
 """
 
 import asyncio
@@ -49,9 +49,9 @@ _KEPT = (  # the states in which a development relay has a copy
     RecipientState.CANCELLED,
     RecipientState.EXPIRED,
 )
-_AT_ONCE = 8  # mailboxes that are marked, since each waits for the disk
+_AT_ONCE = 8  # mailboxes that are changed at once: each change waits for the disk
 _Copy = tuple[str, str]  # mailbox and id
-_REPORTS_MAX = 3  # to read for the message that they return
+_REPORTS_MAX = 3  # reports that are read for the message that they return
 KEPT_MAX = 5000  # of at most 3 KB each
 READ_OCTETS_MAX = 128 * 1024
 _HEADER_OCTETS = 16 * 1024
@@ -77,24 +77,25 @@ class MessageCopies:
     async def unread(
         self, rows: Sequence[MessageSummary], *, mailbox: str | None, index: TextIndex | None = None
     ) -> dict[str, bool]:
-        """Return whether a copy is unread, by the names of the messages with a copy that was
-        received, in one mailbox or in any. Mailboxes are asked for what `index` does not know.
+        """Return by message name whether a received copy is unread, in one mailbox or in any.
+
+        Mailboxes are read for copies that `index` does not know.
         """
-        found: dict[str, bool] = {}
-        wanted = self._by_mailbox(rows, mailbox)
-        known = await index.flags(wanted) if index is not None and wanted else {}
-        for place, names in wanted.items():
-            flags = {one: known[one] for one in names if one in known}
-            if others := [one for one in names if one not in known]:
+        by_name: dict[str, bool] = {}
+        by_mailbox = self._by_mailbox(rows, mailbox)
+        known = await index.flags(by_mailbox) if index is not None and by_mailbox else {}
+        for place, names in by_mailbox.items():
+            flags = {copy_id: known[copy_id] for copy_id in names if copy_id in known}
+            if others := [copy_id for copy_id in names if copy_id not in known]:
                 flags |= await self._mailboxes.read_flags(place, others)
             for copy_id, is_read in flags.items():
                 name = names[copy_id]
-                found[name] = found.get(name, False) or not is_read
-        return found
+                by_name[name] = by_name.get(name, False) or not is_read
+        return by_name
 
     async def sent_from(self, rows: Sequence[MessageSummary], mailbox: str) -> Collection[str]:
         """Return the names of the messages whose sender's copy is in a mailbox."""
-        names = {one.submission_id.partition(".")[0]: one.name for one in rows if one.submission_id}
+        names = {row.submission_id.partition(".")[0]: row.name for row in rows if row.submission_id}
         flags = await self._mailboxes.read_flags(mailbox, list(names)) if names else {}
         return {names[draft_id] for draft_id in flags}
 
@@ -117,52 +118,54 @@ class MessageCopies:
                 await self._mailboxes.on_read(place, marked)
             return {names[copy_id] for copy_id in marked}
 
-        found: set[str] = set()
+        marked_names: set[str] = set()
         for at in range(0, len(places), _AT_ONCE):
             few = places[at : at + _AT_ONCE]
-            found.update(*await asyncio.gather(*(mark_in(*one) for one in few)))
-        return found
+            marked_names.update(*await asyncio.gather(*(mark_in(*place) for place in few)))
+        return marked_names
 
     async def categories(
         self,
         rows: Sequence[MessageSummary],
-        wanted: Mapping[str, Sequence[str]],
+        chosen: Mapping[str, Sequence[str]],
         *,
         is_first: bool = False,
     ) -> dict[str, set[str]]:
-        """Set those that are wanted for messages, by name, and return those of all copies of each
-        message with any copy; see Messages.categories().
+        """Set the categories in `chosen` by message name, and return the categories of all copies.
+
+        Messages without a copy are left out; see Messages.categories().
         """
-        found: dict[str, set[str]] = {}
+        by_name: dict[str, set[str]] = {}
         for place, names in self._by_mailbox(rows, None, with_sent=True).items():
-            asked = {copy_id: wanted.get(name) for copy_id, name in names.items()}
+            asked = {copy_id: chosen.get(name) for copy_id, name in names.items()}
             read = await self._mailboxes.categories(place, asked, is_first=is_first)
-            for copy_id, some in read.items():
-                found.setdefault(names[copy_id], set()).update(some)
-        return found
+            for copy_id, categories in read.items():
+                by_name.setdefault(names[copy_id], set()).update(categories)
+        return by_name
 
     def _by_mailbox(
         self, rows: Sequence[MessageSummary], mailbox: str | None, *, with_sent: bool = False
     ) -> dict[str, dict[str, str]]:
         """Return the names of the messages by the ids of their copies, by mailbox."""
-        wanted: dict[str, dict[str, str]] = defaultdict(dict)
+        by_mailbox: dict[str, dict[str, str]] = defaultdict(dict)
         for row in rows:
             for place, copy_id in self.places(row.id, row.recipients) if row.id else ():
                 if mailbox in (None, place):
-                    wanted[place][copy_id] = row.name
+                    by_mailbox[place][copy_id] = row.name
             if with_sent and row.submission_id and row.login:
-                wanted[row.login][row.submission_id.partition(".")[0]] = row.name
-        return wanted
+                by_mailbox[row.login][row.submission_id.partition(".")[0]] = row.name
+        return by_mailbox
 
     async def as_delivered(self, rows: Sequence[MessageSummary]) -> dict[str, Content]:
-        """Return the MIME of those of these messages of which a copy is still where delivery has
-        put it, by their names. Many of one mailbox are found together.
+        """Return the MIME of messages, by name, if a copy is still where delivery has put it.
+
+        The copies in one mailbox are read together.
         """
-        found: dict[str, Content] = {}
+        contents: dict[str, Content] = {}
         for place, names in self._by_mailbox(rows, None).items():
             for copy_id, copy in (await self._mailboxes.as_delivered(place, list(names))).items():
-                found[names[copy_id]] = edit_header(copy, without_delivery_fields)
-        return found
+                contents[names[copy_id]] = edit_header(copy, without_delivery_fields)
+        return contents
 
     async def remove_one(self, mailbox: str, message_id: str) -> None:
         """Remove a message from a mailbox if it is there. Raises BeingSentError."""
@@ -175,9 +178,9 @@ class MessageCopies:
     def places(self, queue_id: str, recipients: Sequence[ListedRecipient]) -> list[_Copy]:
         """Return mailbox and id of the copies that these recipients may have."""
         return [
-            (place, delivered_id(f"{queue_id}-{one.number}"))
-            for one in recipients
-            if (place := self._place(one))
+            (place, delivered_id(f"{queue_id}-{recipient.number}"))
+            for recipient in recipients
+            if (place := self._place(recipient))
         ]
 
     def _place(self, recipient: ListedRecipient) -> str | None:
@@ -241,7 +244,7 @@ class MessageSources:
         kept = await self._spool.read_message(queue_id)
         if kept.content is not None:
             return kept.content
-        recipients = [ListedRecipient(*each) for each in kept.recipients]
+        recipients = [ListedRecipient(*fields) for fields in kept.recipients]
         for mailbox, copy_id in self.copies.places(queue_id, recipients):
             if (copy := await self._in_mailbox(mailbox, copy_id)) is not None:
                 return edit_header(copy, without_delivery_fields)
@@ -263,10 +266,10 @@ class MessageSources:
             return None
         mailbox = await self._journeys.mailbox_of(submission_id)
         try:
-            found = await self._mailboxes.get(mailbox, submission_id.partition(".")[0])
+            message = await self._mailboxes.get(mailbox, submission_id.partition(".")[0])
         except NoSuchItemError:
             return None
-        return mailbox, found
+        return mailbox, message
 
     async def _of_sender(self, submission_id: str, *, reader: str | None) -> Content | None:
         mailbox = await self._journeys.mailbox_of(submission_id)
@@ -291,7 +294,7 @@ class RowFacts(Struct, frozen=True):
     """What a row shows that is not in the history of its message."""
 
     is_received: bool  # a copy can be marked as read or unread
-    is_unread: bool  # one of these copies is
+    is_unread: bool  # one of these copies is unread
     preview: MessagePreview
     shows_text: bool  # of the preview
 
@@ -306,7 +309,7 @@ class MessagePreviews:
 
     async def of_rows(self, rows: Sequence[MessageSummary]) -> dict[str, MessagePreview]:
         """Return the previews by the names of the rows; those that cannot be read are left out."""
-        found: dict[str, MessagePreview] = {}
+        previews: dict[str, MessagePreview] = {}
         if self.places.index is not None:
             missing = [row.id for row in rows if row.id and row.id not in self._kept]
             with contextlib.suppress(IndexFailedError):
@@ -316,11 +319,11 @@ class MessagePreviews:
             kept = self._kept.get(row.name)
             if kept is not None:
                 self._kept.move_to_end(row.name)
-                found[row.name] = kept
+                previews[row.name] = kept
                 continue
             with contextlib.suppress(SpoolError, StoreError, OSError):
-                found[row.name] = await self._read(row)
-        return found
+                previews[row.name] = await self._read(row)
+        return previews
 
     async def _read(self, row: MessageSummary) -> MessagePreview:
         content = await self._sources.of_row(row)
@@ -336,7 +339,7 @@ class MessagePreviews:
 def read_preview(octets: Octets) -> MessagePreview:
     """Read the beginning of a MIME message. Blocks; raises OSError.
 
-    An attachment behind that is not seen: there, multipart/mixed means that there is one.
+    An attachment after that is not seen; multipart/mixed then counts as one.
     """
     beginning = octets.part(0, min(octets.size, READ_OCTETS_MAX))
     read = preview_of(read_mime(beginning), beginning)
@@ -348,18 +351,19 @@ def read_preview(octets: Octets) -> MessagePreview:
 
 
 def preview_of(read: ReadMessage, beginning: Octets) -> MessagePreview:
-    """Return the preview of what was read of a beginning. Blocks; raises OSError."""
+    """Return the preview of the beginning of a message. Blocks; raises OSError."""
     author = read.properties.from_
     text = preview(read.properties.body, read.properties.body_type)
     if not text:  # of HTML that begins with a long style sheet
         text = preview(read_parts(beginning).bodies.text or "", "text")
     to = next(
-        (one for one in read.properties.to + read.properties.cc if one.address), EmailAddress("")
+        (recipient for recipient in read.properties.to + read.properties.cc if recipient.address),
+        EmailAddress(""),
     )
     return MessagePreview(
         author.name[:_NAME_CHARACTERS_MAX] if author else "",
         to.name[:_NAME_CHARACTERS_MAX],
         to.address[:ADDRESS_CHARACTERS_MAX],
-        any(not one.inline for one in read.attachments),
+        any(not attachment.inline for attachment in read.attachments),
         text,
     )

@@ -1,8 +1,7 @@
-"""To whom captured mail of a development relay may leave this machine, by a release.
+"""To whom a release may send captured mail of a development relay.
 
-To its own recipients where `--release-allow` matches them; as a copy to any other addresses that a
-person names. A copy has the content as it is, header fields too: only the envelope has other
-recipients.
+Its own recipients get it if `--release-allow` matches them. A copy goes to any addresses that a
+person names. A copy has the same content and header; only the envelope has other recipients.
 """
 
 from collections.abc import Mapping, Sequence
@@ -34,23 +33,23 @@ def addresses_of_body(octets: bytes) -> tuple[str, ...]:
 
     Raises ApiError 400.
     """
-    given = read_body(octets, _AddressesBody).to
-    return () if given is None else parse_addresses(given)
+    addresses = read_body(octets, _AddressesBody).to
+    return () if addresses is None else parse_addresses(addresses)
 
 
-def parse_addresses(given: Sequence[str]) -> tuple[str, ...]:
-    """Return addresses that a person has named, each once. Raises ApiError 400."""
-    if not 1 <= len(given) <= COPIES_MAX:
-        message = f"to: found {len(given):,} addresses, expected 1 to {COPIES_MAX}."
+def parse_addresses(texts: Sequence[str]) -> tuple[str, ...]:
+    """Return addresses that a person has named, without duplicates. Raises ApiError 400."""
+    if not 1 <= len(texts) <= COPIES_MAX:
+        message = f"to: found {len(texts):,} addresses, expected 1 to {COPIES_MAX}."
         raise ApiError(400, "BadRequest", message)
-    found = []
-    for text in given:
+    addresses = []
+    for text in texts:
         try:
-            found.append(parse_mailbox(text))
+            addresses.append(parse_mailbox(text))
         except AddressError as error:
             message = f"to: found {quoted(text)}: {error}."
             raise ApiError(400, "ErrorInvalidRecipients", message) from None
-    return tuple(dict.fromkeys(found))
+    return tuple(dict.fromkeys(addresses))
 
 
 def release_host(development: DevelopmentControls | None) -> NextHop:
@@ -64,9 +63,9 @@ def release_route(development: DevelopmentControls | None) -> RouteLookup | None
     """Return where a release sends captured mail for one of its own recipients; None if nothing
     leaves this machine.
     """
-    if development is None or (next_hop := development.release_to) is None:
+    if development is None or development.release_to is None:
         return None
-    to = Destination(next_hop, chosen=True)
+    to = Destination(development.release_to, chosen=True)
     return lambda address, _sender: to if development.may_release(address) else None
 
 
@@ -74,9 +73,11 @@ def without_release_host(route: RouteLookup, development: DevelopmentControls) -
     """Return a route that leads to the host of a release only for recipients of `release_route`."""
 
     def destination_of(address: str, reverse_path: str) -> Destination | None:
-        found = route(address, reverse_path)
-        is_release = found is not None and found.next_hop.without_route == development.release_to
-        return None if is_release and not development.may_release(address) else found
+        resolved = route(address, reverse_path)
+        is_release = (
+            resolved is not None and resolved.next_hop.without_route == development.release_to
+        )
+        return None if is_release and not development.may_release(address) else resolved
 
     return destination_of
 
@@ -84,7 +85,11 @@ def without_release_host(route: RouteLookup, development: DevelopmentControls) -
 def captured_recipients(entry: Mapping[str, Any]) -> list[str]:
     """Return the recipients of an entry of the queue that are captured."""
     everyone = entry["recipients"]
-    return [one["address"] for one in everyone if one["state"] == RecipientState.CAPTURED]
+    return [
+        recipient["address"]
+        for recipient in everyone
+        if recipient["state"] == RecipientState.CAPTURED
+    ]
 
 
 def check_own_recipients(
@@ -100,8 +105,8 @@ def check_own_recipients(
         return
     everyone = [address for entry in entries for address in captured_recipients(entry)]
     if named is not None:
-        wanted = {address.lower() for address in named}
-        everyone = [address for address in everyone if address.lower() in wanted]
+        chosen = {address.lower() for address in named}
+        everyone = [address for address in everyone if address.lower() in chosen]
     refused = [address for address in everyone if not development.may_release(address)]
     if not refused:
         return

@@ -203,15 +203,15 @@ def selector_of_query(query: Mapping[str, str]) -> Selector:
     older_than_s = None
     if "older_than" in query:
         older_than_s = number_of(query, "older_than", default=0, limits=(0, 10**9))
-    ids = tuple(unquote(one) for one in query.get("id", "").split(",") if one)
+    ids = tuple(unquote(text) for text in query.get("id", "").split(",") if text)
     texts = conditions_of({name: query.get(name) for name in TEXT_CONDITIONS})
     restored = query.get("restored", "false")
     if restored not in ("true", "false"):
         raise bad_request(f"restored: found {quoted(restored)}, expected true or false.")
     is_restored = restored == "true"
-    given = bool(ids) or older_than_s is not None or any(texts.values()) or is_restored
+    has_conditions = bool(ids) or older_than_s is not None or any(texts.values()) or is_restored
     return Selector(
-        ids=ids, older_than_s=older_than_s, restored=is_restored, all=not given, **texts
+        ids=ids, older_than_s=older_than_s, restored=is_restored, all=not has_conditions, **texts
     )
 
 
@@ -220,12 +220,12 @@ def conditions_of(texts: Mapping[str, str | None]) -> dict[str, str]:
 
     Raises ApiError 400 for an empty one, which would select everything.
     """
-    found = {name: _text_of(texts, name) for name in texts}
-    if domain := found.get("domain"):
-        found["domain"] = domain.removesuffix(".")
-    if (state := found.get("state")) and state not in (*LIVE, WAITING):
+    conditions = {name: _text_of(texts, name) for name in texts}
+    if domain := conditions.get("domain"):
+        conditions["domain"] = domain.removesuffix(".")
+    if (state := conditions.get("state")) and state not in (*LIVE, WAITING):
         raise bad_state(state, (*LIVE, WAITING))
-    return found
+    return conditions
 
 
 _IDS_MAX = 10_000
@@ -281,9 +281,11 @@ _BODIES: Mapping[Operation, type[_CommandBody]] = {
 
 
 class CommandIssuer(Struct, frozen=True):
-    """Who issues a command. With `may_name_other` the body may name the user of `relay queue`.
-    `way_to` parses the `to` of a reroute or raises ValueError. `release_to` is where a release
-    sends captured mail, None if it stays. `target_of` is that of RouteTable.
+    """Who issues a command.
+
+    With `may_name_other` the body may name the user of `relay queue`. `way_to` parses the `to` of a
+    reroute or raises ValueError. `release_to` is where a release sends captured mail, None if
+    nothing leaves this machine. `target_of` is RouteTable.target_of.
     """
 
     name: str
@@ -296,21 +298,21 @@ class CommandIssuer(Struct, frozen=True):
 
 def read_queue_command(operation: Operation, body: bytes, issuer: CommandIssuer) -> QueueCommand:
     """Return the command in the body. Raises ApiError 400; 403 for `who`."""
-    given = read_body(body, _BODIES[operation])
+    command = read_body(body, _BODIES[operation])
     try:
         return QueueCommand(
             operation=operation,
-            selector=_selector(given),
-            who=operator_of(given.who, issuer),
-            why=given.reason.strip(),
-            dry_run=given.dry_run,
-            until_us=_until_us(given, issuer.clock),
-            new=_holds_new(given, issuer),
-            as_before=isinstance(given, _ReleaseBody) and given.as_before,
-            to=_next_hops(given, issuer),
-            to_text=given.to if isinstance(given, _RerouteBody) else "",
-            bounce=isinstance(given, _CancelBody) and given.bounce,
-            text=given.text.strip() if isinstance(given, _CancelBody) else "",
+            selector=_selector(command),
+            who=operator_of(command.who, issuer),
+            why=command.reason.strip(),
+            dry_run=command.dry_run,
+            until_us=_until_us(command, issuer.clock),
+            new=_holds_new(command, issuer),
+            as_before=isinstance(command, _ReleaseBody) and command.as_before,
+            to=_next_hops(command, issuer),
+            to_text=command.to if isinstance(command, _RerouteBody) else "",
+            bounce=isinstance(command, _CancelBody) and command.bounce,
+            text=command.text.strip() if isinstance(command, _CancelBody) else "",
         )
     except ValueError as error:
         text = str(error)
@@ -318,37 +320,42 @@ def read_queue_command(operation: Operation, body: bytes, issuer: CommandIssuer)
         raise bad_request(f"{text if names_a_field else text[:1].upper() + text[1:]}.") from None
 
 
-def _selector(given: _CommandBody) -> Selector:
-    if len(given.ids) > _IDS_MAX:
-        raise bad_request(f"ids: found {len(given.ids)}, expected at most {_IDS_MAX}.")
-    if given.older_than_s is not None and not 0 <= given.older_than_s <= 1e9:
-        found = f"{given.older_than_s:g}"
-        raise bad_request(f"older_than_s: found {found}, expected seconds from 0 to 1e9.")
-    texts = conditions_of({name: getattr(given, name) for name in TEXT_CONDITIONS})
+def _selector(command: _CommandBody) -> Selector:
+    if len(command.ids) > _IDS_MAX:
+        raise bad_request(f"ids: found {len(command.ids)}, expected at most {_IDS_MAX}.")
+    if command.older_than_s is not None and not 0 <= command.older_than_s <= 1e9:
+        actual = f"{command.older_than_s:g}"
+        raise bad_request(f"older_than_s: found {actual}, expected seconds from 0 to 1e9.")
+    texts = conditions_of({name: getattr(command, name) for name in TEXT_CONDITIONS})
     return Selector(
-        ids=given.ids,
-        older_than_s=given.older_than_s,
-        restored=given.restored,
-        all=given.all,
+        ids=command.ids,
+        older_than_s=command.older_than_s,
+        restored=command.restored,
+        all=command.all,
         **texts,
     )
 
 
-def _holds_new(given: _CommandBody, issuer: CommandIssuer) -> bool:
-    """Raises ApiError 400 for a domain with `alias_of`, whose mail becomes that of another domain
+def _holds_new(command: _CommandBody, issuer: CommandIssuer) -> bool:
+    """Return whether new mail is held too.
+
+    Raises ApiError 400 for a domain with `alias_of`: its mail is readdressed to the other domain
     before it could be held.
     """
-    if not (isinstance(given, _HoldBody) and given.new):
+    if not (isinstance(command, _HoldBody) and command.new):
         return False
-    address = f"x@{(given.domain or '').removesuffix('.')}"
+    address = f"x@{(command.domain or '').removesuffix('.')}"
     if (target := issuer.target_of(address)) != address:
         expected = f"expected {domain_of(target)!r}, of which it is an alias"
-        raise bad_request(f"domain: found {given.domain!r}, {expected}.")
+        raise bad_request(f"domain: found {command.domain!r}, {expected}.")
     return True
 
 
 def operator_of(who: str, issuer: CommandIssuer) -> str:
-    """Return who issues a command: the `who` in its body, if it may name one. Raises ApiError."""
+    """Return who issues a command: `who` in its body, if the issuer may name another user.
+
+    Raises ApiError.
+    """
     if not who:
         return issuer.name
     if not issuer.may_name_other:
@@ -359,9 +366,9 @@ def operator_of(who: str, issuer: CommandIssuer) -> str:
     return who
 
 
-def _until_us(given: _CommandBody, clock: Clock) -> int | None:
+def _until_us(command: _CommandBody, clock: Clock) -> int | None:
     """Return the end of a hold in queue time."""
-    ahead_s = seconds_until(given.until, clock) if isinstance(given, _HoldBody) else None
+    ahead_s = seconds_until(command.until, clock) if isinstance(command, _HoldBody) else None
     return None if ahead_s is None else clock.queue_us() + int(ahead_s * 1e6)
 
 
@@ -375,12 +382,12 @@ def seconds_until(text: str, clock: Clock) -> float | None:
         raise bad_request(f"until: found {quoted(text)}, expected {error}.") from None
 
 
-def _next_hops(given: _CommandBody, issuer: CommandIssuer) -> RouteLookup | None:
-    if isinstance(given, _ReleaseBody):
+def _next_hops(command: _CommandBody, issuer: CommandIssuer) -> RouteLookup | None:
+    if isinstance(command, _ReleaseBody):
         return issuer.release_to
-    if not isinstance(given, _RerouteBody):
+    if not isinstance(command, _RerouteBody):
         return None
     try:
-        return issuer.way_to(given.to)
+        return issuer.way_to(command.to)
     except ValueError as error:
         raise bad_request(f"to: {error}.") from None

@@ -38,23 +38,24 @@ async def list_entries(
     limit: int,
     after: Key = FIRST_KEY,
 ) -> EntryList:
-    """Return entries of the queue and, with `restored` alone, the held submissions behind them.
+    """Return entries of the queue and, with `restored` alone, the held submissions after them.
 
     Raises SpoolError.
     """
-    found = await queue_admin.list(selector, limit=limit, after=after)
-    is_first = after == FIRST_KEY and len(found) < limit
+    entries = await queue_admin.list(selector, limit=limit, after=after)
+    is_first = after == FIRST_KEY and len(entries) < limit
     if _is_everything(selector) and is_first:
-        found += await _in_thread(_held, submissions, limit - len(found))
-    return found
+        entries += await _in_thread(_held, submissions, limit - len(entries))
+    return entries
 
 
 async def execute(
     queue_admin: QueueAdmin, submissions: RestoredSubmissions, command: QueueCommand
 ) -> dict[str, Any]:
-    """Execute a queue command; a release and a cancellation of all that was restored include the
-    held submissions, and another release says how many stay held. Return the JSON of POST
-    /queue/{operation}. Raises SpoolError.
+    """Execute a queue command.
+
+    To release or cancel everything restored includes the held submissions. Another release says how
+    many remain held. Return the JSON of POST /queue/{operation}. Raises SpoolError.
     """
     answer = (await queue_admin.execute(command)).as_json()
     if not _is_everything(command.selector):
@@ -67,13 +68,13 @@ async def execute(
     count = submissions.count if command.dry_run else actions[command.operation]
     number = await _in_thread(count)
     done = {"result": str(CommandResult.DONE), "note": ""}
-    answer["entries"] += [one | done for one in listed[: LISTED_MAX - len(answer["entries"])]]
+    answer["entries"] += [row | done for row in listed[: LISTED_MAX - len(answer["entries"])]]
     return answer | {"matched": answer["matched"] + number, "done": answer["done"] + number}
 
 
 async def not_queued(journeys: Journeys, submissions: RestoredSubmissions) -> Mapping[str, int]:
-    """Return how many messages are not in the queue yet, by state; and how many of them a restore
-    holds, if any.
+    """Return the number of messages that are not in the queue yet, by state, and how many of them a
+    restore holds.
     """
     held = await _count(submissions)
     return {**await journeys.count_before_queue(), **({"restored": held} if held else {})}
@@ -98,7 +99,7 @@ async def _in_thread(work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) ->
 
 
 def _held(submissions: RestoredSubmissions, limit: int) -> list[dict[str, Any]]:
-    return [_entry(one) for one in submissions.listed(limit)]
+    return [_entry(submission) for submission in submissions.listed(limit)]
 
 
 def _entry(held: HeldSubmission) -> dict[str, Any]:
@@ -114,8 +115,8 @@ def _entry(held: HeldSubmission) -> dict[str, Any]:
         "attempts": 0,
         "size": held.size_bytes,
         "recipients": [
-            {"address": one, "state": state, "status": "", "reply": ""}
-            for one in held.facts.recipients
+            {"address": address, "state": state, "status": "", "reply": ""}
+            for address in held.facts.recipients
         ],
         "claimed": False,
         "priority": PriorityLevel.NORMAL.name.lower(),

@@ -1,9 +1,9 @@
 """The text of the search box, and of `q` of GET /messages, as conditions of the message list.
 
 Words are parts of the subject or an address, or begin a word of the text; `from:`, `to:`,
-`subject:`, `state:` and `id:` name what is compared. A value with `*` is a pattern of the whole
-text, another one is a part of it. `client:`, `login:`, `has:`, `larger:`, `after:`, `before:` and
-`is:` have values of their own. `-tag:` or `!tag:` leaves out what has the tag.
+`subject:`, `state:` and `id:` name what is compared. A value with `*` is a pattern for the whole
+text, any other value a part of the text. `client:`, `login:`, `has:`, `larger:`, `after:`,
+`before:` and `is:` have values of their own. `-tag:` or `!tag:` leaves out what has the tag.
 """
 
 import re
@@ -31,9 +31,11 @@ from relay.store.journeys.message_list import MAIL, MessageSearch, SearchedTag
 TEXT_CHARACTERS_MAX = 1000
 WORDS_MAX = 20
 _SIZE = re.compile(r"([0-9]{1,12})([kmg]?)b?", re.ASCII | re.IGNORECASE)
-_TIME = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}(?:T|\Z)", re.ASCII)  # that begins so
+_TIME = re.compile(
+    r"[0-9]{4}-[0-9]{2}-[0-9]{2}(?:T|\Z)", re.ASCII
+)  # a text that begins with a date
 _BYTES = {"": 1, "k": 1000, "m": 1000**2, "g": 1000**3}
-_FIELDS = ("sender", "to", "subject", "state", "key")  # for which a parameter may be given too
+_FIELDS = ("sender", "to", "subject", "state", "key")  # conditions that are also parameters
 # A prefix, then a value or a word. In quotes a quote is twice; the last one may be missing.
 _TOKEN = re.compile(
     r'(?:(-?|!(?=(?i:tag:|is:tagged)))([A-Za-z_]+):(?=[^\s/]))?(?:"((?:[^"]|"")*+)(?:"|$)|(\S+))'
@@ -41,7 +43,7 @@ _TOKEN = re.compile(
 
 
 class SearchTextError(ValueError):
-    """The text is not a search; the message is a sentence."""
+    """The text is not a valid search; the message says why."""
 
 
 class _Token(Struct, frozen=True):
@@ -56,52 +58,54 @@ def parse_search(text: str) -> MessageSearch:
         raise SearchTextError(
             f"The search has {len(text):,} characters; it may have {TEXT_CHARACTERS_MAX:,}."
         )
-    wanted = MessageSearch()
-    given: set[str] = set()
+    search = MessageSearch()
+    prefixes: set[str] = set()
     for token in _tokens(text):
-        if token.prefix in given and token.prefix not in ("tag", "is"):
+        if token.prefix in prefixes and token.prefix not in ("tag", "is"):
             raise SearchTextError(f"{token.prefix}: is there twice. Keep one of the two.")
         if token.prefix:
-            given.add(token.prefix)
-        wanted = _with(wanted, token)
-    if 0 < wanted.until_us <= wanted.from_us:
+            prefixes.add(token.prefix)
+        search = _with(search, token)
+    if 0 < search.until_us <= search.from_us:
         raise SearchTextError("before: expected a later time than the search begins with.")
-    if len(wanted.words) > WORDS_MAX:
+    if len(search.words) > WORDS_MAX:
         raise SearchTextError(f"The search has more than {WORDS_MAX} words.")
-    return wanted
+    return search
 
 
 def list_search_of(query: Mapping[str, str]) -> MessageSearch:
-    """Return the conditions of GET /messages, those of `q` too. Raises ApiError 400."""
-    given = message_search_of(query)
+    """Return the conditions of GET /messages, including those in `q`. Raises ApiError 400."""
+    parameters = message_search_of(query)
     if "q" not in query:
-        return given
+        return parameters
     try:
-        wanted = parse_search(query["q"])
+        search = parse_search(query["q"])
     except SearchTextError as error:
         raise ApiError(400, "BadRequest", f"q: {error}") from None
     for name in _FIELDS:
-        if getattr(given, name) and getattr(wanted, name):
+        if getattr(parameters, name) and getattr(search, name):
             raise ApiError(400, "BadRequest", f"q: it has {name} too, which is a parameter.")
-    if wanted.key and given.after:
+    if search.key and parameters.after:
         message = "q: found id: together with the parameter after, expected one of them."
         raise ApiError(400, "BadRequest", message)
-    both = {name: getattr(given, name) or getattr(wanted, name) for name in _FIELDS}
-    return replace(wanted, **both, mailbox=given.mailbox, kind=given.kind, after=given.after)
+    both = {name: getattr(parameters, name) or getattr(search, name) for name in _FIELDS}
+    return replace(
+        search, **both, mailbox=parameters.mailbox, kind=parameters.kind, after=parameters.after
+    )
 
 
 async def log_rows(
     journeys: Journeys, query: Mapping[str, str], *, account: str | None
 ) -> dict[str, Any]:
     """Return the answer of GET /log; contents are not searched. Raises ApiError 400."""
-    wanted, limit = list_search_of(query), limit_of(query)
-    wanted = replace(wanted, kind=MAIL, added=account is None)
+    search, limit = list_search_of(query), limit_of(query)
+    search = replace(search, kind=MAIL, added=account is None)
     pages = number_of(query, "pages", default=PAGES_MAX, limits=(1, PAGES_MAX))
-    return (await journeys.log(wanted, account=account, limit=limit, pages=int(pages))).as_json()
+    return (await journeys.log(search, account=account, limit=limit, pages=int(pages))).as_json()
 
 
 def _tokens(text: str) -> list[_Token]:
-    found = []
+    tokens = []
     for match in _TOKEN.finditer(text):
         minus, prefix, in_quotes, plain = match.groups()
         value = (plain or in_quotes.replace('""', '"')).strip()
@@ -113,40 +117,40 @@ def _tokens(text: str) -> list[_Token]:
                 "it in quotes."
             )
         if prefix and prefix not in _PREFIXES:
-            names = ", ".join(f"{one}:" for one in _PREFIXES)
+            names = ", ".join(f"{prefix}:" for prefix in _PREFIXES)
             raise SearchTextError(
                 f"{quoted(prefix + ':')} is not known; there are {names}. For the text itself, put "
                 "it in quotes."
             )
         if value:
-            found.append(_Token(prefix, value, bool(minus)))
-    return found
+            tokens.append(_Token(prefix, value, bool(minus)))
+    return tokens
 
 
-def _with(wanted: MessageSearch, token: _Token) -> MessageSearch:
+def _with(search: MessageSearch, token: _Token) -> MessageSearch:
     match token.prefix:
         case "from":
             sender = token.value if token.value == "<>" else _pattern(token.value)
-            return replace(wanted, sender=sender)
+            return replace(search, sender=sender)
         case "to":
-            return replace(wanted, to=_pattern(token.value))
+            return replace(search, to=_pattern(token.value))
         case "subject":
-            return replace(wanted, subject=_pattern(token.value))
+            return replace(search, subject=_pattern(token.value))
         case "state":
             state = token.value.lower()
             if state not in MESSAGE_STATES:
                 states = ", ".join(MESSAGE_STATES)
                 raise SearchTextError(f"state: {quoted(state)} is not a state; there are {states}.")
-            return replace(wanted, state=state)
+            return replace(search, state=state)
         case "id":
-            return replace(wanted, key=token.value)
+            return replace(search, key=token.value)
         case "tag" | "is" if token.prefix == "tag" or token.value.lower() == "tagged":
             name = token.value if token.prefix == "tag" else ""
-            return replace(wanted, tags=(*wanted.tags, SearchedTag(name, token.is_excluded)))
+            return replace(search, tags=(*search.tags, SearchedTag(name, token.is_excluded)))
         case "":
-            return replace(wanted, words=(*wanted.words, token.value))
+            return replace(search, words=(*search.words, token.value))
         case name:
-            return replace(wanted, **_OWN_VALUES[name](token.value))
+            return replace(search, **_OWN_VALUES[name](token.value))
 
 
 def _has(value: str) -> dict[str, Any]:
@@ -156,12 +160,12 @@ def _has(value: str) -> dict[str, Any]:
 
 
 def _larger(value: str) -> dict[str, Any]:
-    found = _SIZE.fullmatch(value)
-    if found is None:
+    match = _SIZE.fullmatch(value)
+    if match is None:
         raise SearchTextError(
             f"larger: found {quoted(value)}, expected a size such as 100k or 2M (of 1,000 bytes)."
         )
-    return {"larger_than_bytes": int(found[1]) * _BYTES[found[2].lower()]}
+    return {"larger_than_bytes": int(match[1]) * _BYTES[match[2].lower()]}
 
 
 def _time_us(prefix: str, value: str) -> int:
@@ -192,5 +196,5 @@ _PREFIXES = ("from", "to", "subject", "state", "id", "tag", *_OWN_VALUES)
 
 
 def _pattern(value: str) -> str:
-    """Return the pattern of a part of a text; one with `*` is that of the whole text already."""
+    """Return a pattern that finds a part of a text; a value with `*` is such a pattern already."""
     return value if "*" in value else f"*{value}*"

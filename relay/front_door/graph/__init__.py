@@ -4,22 +4,30 @@ A request is checked completely and passed to the mail store, which writes the d
 submission (steps 1 and 2). The 202 is sent when both are durable. An error response names the
 field, the found and the expected value, and means that nothing was written.
 
-The way of a request:
+How a request is handled:
 
 - `app`: whose mailbox a request is for, its scopes
-- `routes`: which handler has a path and method, which scopes it needs, what it adds; 400, 405;
-  what Graph has and Relay has not (501); segments and patterns of paths; innermost mailFolders
+- `routes`: which handler has a path and method, which scopes it needs, what it adds; 400, 405; what
+  Graph has and Relay has not (501); segments and patterns of paths; innermost mailFolders
 - `admission`: how a repeat is recognised (Idempotency-Key, account, content; SDKs) and answered;
   limits of one account (429); what pressure refuses (503, 507)
-- `graph_request`: If-Match and ETag, the store's errors as Graph's; Prefer:
-  outlook.body-content-type; with which id a message is shown, and which one a request names
+- `mailbox_paths`: OData's keys in parentheses; which mailbox a path names (400, 403, 404)
+- `graph_request`: what a handler reads of a request: ids, options, preferences, the JSON body, time
+  zone, If-Match; with which id a message is shown
+- `dependencies`: what all handlers share: stores, clock, locks, limits on work at a time
+- `account_limits`: how many large bodies an account sends at once; the 429
+- `entity_tags`: ETag, If-Match and If-None-Match
+- `preferred_body`: Prefer: outlook.body-content-type
+- `responses`: a page of a list; a change without a body (return=minimal)
 - `errors`: each error with Graph's status, code and sentence, and who shows it
-- `item_ids`: what can be an id of Relay or Graph (404), and what cannot (400)
+- `store_errors`: the mail store's errors as Graph's
+- `item_ids`: ids: 404 for one that nothing has, 400 for text that cannot be an id
 - `batch`: $batch: up to 20 requests in one, their order and dependencies
 - `query_options`: $top, $skip, $select, $count ...; the Prefer header, page size
 - `odata`: $filter, $orderby and $search
 - `search_query`: POST /search/query
-- `strict_profile`: what only Graph refuses, with its texts: `[http] profile`, Prefer: relay.strict
+- `strict_profile`: what Graph refuses and Relay accepts by default, with Graph's texts: `[http]
+  profile`, Prefer: relay.strict
 - `json_values`: types and names in a JSON body, recipients too; the path in a 400
 
 Messages:
@@ -27,8 +35,8 @@ Messages:
 - `send_mail`: sendMail, send of a draft, and what of a reply is sent: send-as rights, at most 500
   recipients, 202, saveToSentItems, relay.* preferences
 - `mime_body`: a message as MIME: base64, streaming, recipients
-- `message_parser`: a message's JSON: body, headers, attachments, read-only properties; a link to a
-  file: its JSON, and how it is stored in MIME
+- `message_parser`: a message's JSON: body, headers, read-only properties, messages as attachments
+- `action_parameters`: the parameters of sendMail, reply, replyAll and forward
 - `replies`: reply, replyAll and forward: To and Cc, body, quote, and which attachments go with them
 - `messages`: list, get, create, PATCH, delete, move, copy; what of a sent message may change
 - `message_pages`: when a page of messages ends, and its nextLink
@@ -41,6 +49,8 @@ Messages:
 Attachments:
 
 - `attachments`: list, get, add and delete attachments; their JSON and $value
+- `attachment_parser`: an attachment's JSON: name, media type, base64
+- `reference_attachments`: a link to a file: its JSON, and how it is stored in MIME
 - `upload_sessions`: ranges of a large attachment, their URL and token
 
 Folders, settings, users:

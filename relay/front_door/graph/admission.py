@@ -1,13 +1,13 @@
-"""What becomes of a request before its body is read: the answer of an earlier one, 429, 503 or 507,
-or its handler.
+"""Admit or reject a request before its body is read: call its handler, or repeat an earlier
+response, or answer 429, 503 or 507.
 
-A repeat of a submission is answered like the first one, and not carried out again, under pressure
-too; only then come the limits of an account and pressure. MIME that is not kept in memory, without
-a key, is known as a repeat at its end only. With an Idempotency-Key the store has a record of each
-accepted submission for 24 hours (relay/submission/outbox/idempotency.py). Without one, the repeats
-that SDKs make by themselves (`Retry-Attempt` above 0) are recognised by the request: the accepted
-submissions of the last five minutes are kept in memory. Two equal requests without either field are
-two messages. Only what was accepted is remembered.
+A repeat of a submission gets the first response and is not carried out again. This is checked
+before pressure and the limits of the account. MIME that is not kept in memory and has no key is
+recognised as a repeat only when its end has arrived. With an Idempotency-Key the store has a record
+of each accepted submission for 24 hours (relay/submission/outbox/idempotency.py). Without one, the
+repeats that SDKs make by themselves (`Retry-Attempt` above 0) are recognised by the request: the
+accepted submissions of the last five minutes are kept in memory. Two equal requests without either
+field are two messages. Only what was accepted is remembered.
 """
 
 import asyncio
@@ -31,14 +31,12 @@ from relay.base.pressure import (
     describe,
 )
 from relay.front_door.graph import errors, strict_profile
-from relay.front_door.graph.graph_request import (
-    GraphDependencies,
-    GraphRequest,
-    api_error,
-    throttled,
-)
+from relay.front_door.graph.account_limits import throttled
+from relay.front_door.graph.dependencies import GraphDependencies
+from relay.front_door.graph.graph_request import GraphRequest
 from relay.front_door.graph.routes import GraphOperation, Intake
 from relay.front_door.graph.send_mail import accepted_response
+from relay.front_door.graph.store_errors import api_error
 from relay.front_door.http.errors import ApiError, bad_request, quoted, service_unavailable
 from relay.front_door.http.http_request import HttpRequest
 from relay.store.mailbox.types import OutcomeUnknownError, StoreError, SubmissionKey
@@ -52,7 +50,7 @@ _KEY = re.compile(rb"[!-~]{1,%d}" % KEY_CHARACTERS_MAX)
 _KEY_FIELD = b"idempotency-key"
 _ATTEMPT_FIELD = b"retry-attempt"
 _ATTEMPT = re.compile(rb"0*[1-9][0-9]{0,9}")
-# A request that differs in one of these is another request, without a key also in the last one.
+# Requests that differ in one of these are different; without a key, also in client-request-id.
 _FIELDS = frozenset((b"content-type", b"prefer", b"if-match"))
 _CLIENT_REQUEST_ID = "client-request-id"
 _REPEATED_BY_SDKS = (429, 503, 504)
@@ -72,23 +70,23 @@ _Value = TypeVar("_Value")
 
 def read_key(request: HttpRequest) -> str:
     """Return the Idempotency-Key, "" without one. Raises ApiError 400."""
-    given = [value for name, value in request.headers.raw if name == _KEY_FIELD]
-    if not given:
+    keys = [value for name, value in request.headers.raw if name == _KEY_FIELD]
+    if not keys:
         return ""
-    if len(given) > 1 or not _KEY.fullmatch(given[0]):
+    if len(keys) > 1 or not _KEY.fullmatch(keys[0]):
         expected = f"one of 1 to {KEY_CHARACTERS_MAX} visible characters of ASCII"
-        found = quoted(b", ".join(given).decode("latin-1"))
-        raise bad_request(f"Idempotency-Key: found {found}, expected {expected}.")
-    return given[0].decode("ascii")
+        actual = quoted(b", ".join(keys).decode("latin-1"))
+        raise bad_request(f"Idempotency-Key: found {actual}, expected {expected}.")
+    return keys[0].decode("ascii")
 
 
 def key_of_part(key: str, part_id: str) -> str:
     """Return the key of a request of a batch that has a key."""
-    return ".".join(hashlib.sha256(one.encode()).hexdigest() for one in (key, part_id))
+    return ".".join(hashlib.sha256(text.encode()).hexdigest() for text in (key, part_id))
 
 
 class _RepeatedError(Exception):
-    """A streamed request is found to be a repeat; `response` is the first one's."""
+    """A streamed request is a repeat; `response` is the response to the first request."""
 
     def __init__(self, response: Response) -> None:
         super().__init__()
@@ -97,7 +95,7 @@ class _RepeatedError(Exception):
 
 @dataclass(eq=False, slots=True)
 class _Running:
-    """A request that is being carried out. `done` is for those that wait for it."""
+    """A request in progress. Equal requests wait until `done` is set."""
 
     digest: "hashlib._Hash"
     done: asyncio.Event | None = None
@@ -109,16 +107,16 @@ class _Running:
 
 
 class _Remembered(Generic[_Key, _Value]):
-    """What is known of requests, for five minutes; beyond REPEATS_MAX the oldest is forgotten."""
+    """Values of requests, kept for five minutes; beyond REPEATS_MAX the oldest is removed."""
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
         self._values: OrderedDict[_Key, tuple[float, _Value]] = OrderedDict()
 
     def find(self, key: _Key) -> _Value | None:
-        """Return the value of a key, None without one."""
-        found = self._values.get(key)
-        return found[1] if found is not None and found[0] > self._clock.monotonic() else None
+        """Return the value of a key, or None."""
+        known = self._values.get(key)
+        return known[1] if known is not None and known[0] > self._clock.monotonic() else None
 
     def add(self, key: _Key, value: _Value) -> None:
         """Remember a value."""
@@ -129,7 +127,7 @@ class _Remembered(Generic[_Key, _Value]):
             self._values.popitem(last=False)
 
     def change(self, key: _Key, value: _Value) -> None:
-        """Replace a value; it is forgotten when the one before would have been."""
+        """Replace a value; the time at which it is removed stays the same."""
         self._values[key] = (self._values[key][0], value)
 
 
@@ -153,8 +151,9 @@ def check_pressure(pressure: Pressure, intake: Intake) -> None:
 
 
 class Admission:
-    """Carries out requests within the limits, and submissions but not their repeats. One event
-    loop.
+    """Carries out requests within the limits; repeats of a submission get its response.
+
+    Belongs to one event loop.
     """
 
     def __init__(self, dependencies: GraphDependencies) -> None:
@@ -169,7 +168,7 @@ class Admission:
         self._rejected: _Remembered[_Target, int] = _Remembered(dependencies.clock)
 
     async def run(self, operation: GraphOperation, request: GraphRequest) -> Response:
-        """Return the response to a request, or that to the one which it repeats.
+        """Return the response to a request; for a repeat, the response to the first request.
 
         Raises ApiError, StoreError.
         """
@@ -188,7 +187,7 @@ class Admission:
         # Equal requests of one batch are two messages, unless they have the same key. With a key,
         # the id may change: SDKs give the requests new ids when the batch is built again.
         head += (b"" if has_key else (http.part_id or "").encode(), b"\n")
-        digest = hashlib.sha256(b"\n".join(head))  # it goes on with the body while it is read
+        digest = hashlib.sha256(b"\n".join(head))  # the hash continues while the body is read
         http.hash_body(digest)
         if has_key:
             return await self._with_key(operation, request, digest)
@@ -228,7 +227,7 @@ class Admission:
             if request.is_strict:
                 strict_profile.check_query(http.segments, http.query)
             if http.query and http.method != "GET":
-                request.options()  # a change has none: one that is given is a 400
+                request.options()  # a change has no query options: each is a 400
             return await operation.handler(request)
 
     # -- with a key
@@ -243,8 +242,8 @@ class Admission:
             await first.wait()
         done = self._by_slot[slot] = asyncio.Event()
         try:
-            if (found := await request.store.submissions.find_keyed(account, slot)) is not None:
-                return await self._answer_again(request, found, digest)
+            if (keyed := await request.store.submissions.find_keyed(account, slot)) is not None:
+                return await self._answer_again(request, keyed, digest)
             known = SubmissionKey(
                 slot, digest.digest, lambda: ", ".join(dict.fromkeys(request.applied))
             )
@@ -254,7 +253,7 @@ class Admission:
             done.set()
 
     async def _answer_again(
-        self, request: GraphRequest, found: KeyedSubmission, digest: "hashlib._Hash"
+        self, request: GraphRequest, keyed: KeyedSubmission, digest: "hashlib._Hash"
     ) -> Response:
         """Return the first answer if the body is the same. Raises ApiError 409."""
         size_bytes, limit_bytes = 0, request.dependencies.max_upload * 2
@@ -262,12 +261,12 @@ class Admission:
             size_bytes += len(block)
             if size_bytes > limit_bytes:
                 break
-        if digest.digest() != found.fingerprint:
+        if digest.digest() != keyed.fingerprint:
             other = "another request: its path, body, Content-Type, Prefer or If-Match differs"
             raise errors.CONFLICT(f"Idempotency-Key: it was used for {other}.")
         return _again(
             request,
-            (found.submission_id, found.internet_message_id, found.preference_applied),
+            (keyed.submission_id, keyed.internet_message_id, keyed.preference_applied),
         )
 
     # -- without
@@ -297,10 +296,10 @@ class Admission:
         try:
             response = await self._within_limits(operation, request)
         except (ApiError, StoreError) as error:
-            shown = error if isinstance(error, ApiError) else api_error(error, request.http)
-            is_repeat = request.before_submission is not None  # of one that may have been accepted
+            refusal = error if isinstance(error, ApiError) else api_error(error, request.http)
+            is_repeat = request.before_submission is not None  # its original may have been accepted
             may_be_sent = is_repeat or isinstance(error, OutcomeUnknownError)
-            if shown.status in _REPEATED_BY_SDKS and not may_be_sent:
+            if refusal.status in _REPEATED_BY_SDKS and not may_be_sent:
                 self._reject(_about(request))
             raise
         if response.status_code < 300:
@@ -308,12 +307,14 @@ class Admission:
         return response
 
     async def _first_response(self, request: GraphRequest, own: _Running) -> Response | None:
-        """Return the response to an equal request that was accepted; wait for one that runs."""
+        """Return the response to an equal request that was accepted. If one is in progress, wait
+        for it.
+        """
         account, fingerprint = request.caller.address, own.digest.digest()
         its_running = self._running[account]
         for other in tuple(its_running):
             if other is own:
-                break  # only those that began before: none waits for one that waits for it
+                break  # only for requests that began earlier, so that no two wait for each other
             if other in its_running and other.digest.digest() == fingerprint:
                 await other.wait()
         answer = self._accepted.find((account, fingerprint))
@@ -338,7 +339,7 @@ class Admission:
         self._rejected.add(about, (self._rejected.find(about) or 0) + 1)
 
     def _was_rejected(self, about: _Target) -> bool:
-        """Return whether a request may repeat a rejected one; each is repeated once."""
+        """Return whether a request may repeat a rejected one. Each rejected request counts once."""
         if count := self._rejected.find(about) or 0:
             self._rejected.change(about, count - 1)
         return count > 0

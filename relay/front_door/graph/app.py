@@ -1,7 +1,7 @@
 """The ASGI application for /v1.0 and /beta: authorize a request, find its mailbox and its route.
 
-That happens before the body is read. Which scopes a request needs is in `routes`, which requests
-are carried out in `admission`.
+All of this happens before the body is read. `routes` decides which scopes a request needs,
+`admission` which requests are carried out.
 """
 
 import asyncio
@@ -17,14 +17,11 @@ from relay.base.accounts.account import Account
 from relay.front_door.graph import strict_profile
 from relay.front_door.graph.admission import Admission, check_pressure
 from relay.front_door.graph.batch import BatchHandler
-from relay.front_door.graph.graph_request import (
-    GraphDependencies,
-    GraphRequest,
-    api_error,
-    find_mailbox,
-    with_keys,
-)
+from relay.front_door.graph.dependencies import GraphDependencies
+from relay.front_door.graph.graph_request import GraphRequest
+from relay.front_door.graph.mailbox_paths import find_mailbox, with_keys
 from relay.front_door.graph.routes import Intake, RouteMatch, find_route, find_route_outside
+from relay.front_door.graph.store_errors import api_error
 from relay.front_door.graph.upload_sessions import serve_upload
 from relay.front_door.http.errors import UnansweredError, service_unavailable
 from relay.front_door.http.gateway import Gateway
@@ -49,7 +46,8 @@ def create_app(
 ) -> Gateway:
     """Return the application for /v1.0 and /beta.
 
-    `max_body` is that of a request in octets. `ready` returns "", or the reason for a 503.
+    `max_body` is the maximum size of a request's body in octets. `ready` returns "", or the reason
+    for a 503.
     """
     pressure = dependencies.pressure
     admission = Admission(dependencies)
@@ -80,7 +78,7 @@ def create_app(
         except StoreError as error:
             raise api_error(error, request) from error
         accepted = request.headers.getlist("accept") if request.method == "GET" else ()
-        if any(map(_NO_METADATA.search, accepted)):
+        if any(_NO_METADATA.search(media_types) for media_types in accepted):
             response = await asyncio.to_thread(_without_metadata, response)
         return graph_request.add_applied(response)
 
@@ -119,8 +117,9 @@ def _find_operation(
 
 
 def _without_metadata(response: Response) -> Response:
-    """Return a response that is in memory without annotations (odata.metadata=none), but links and
-    counts.
+    """Return a response without annotations except links and counts (odata.metadata=none).
+
+    A streamed response does not change.
     """
     if type(response) is not Response or response.headers.get("content-type") != "application/json":
         return response
@@ -132,11 +131,11 @@ def _without_metadata(response: Response) -> Response:
 
 def _without_annotations(value: Any) -> Any:
     if isinstance(value, list):
-        return [_without_annotations(one) for one in value]
+        return [_without_annotations(child) for child in value]
     if not isinstance(value, dict):
         return value
     return {
-        name: _without_annotations(one)
-        for name, one in value.items()
+        name: _without_annotations(child)
+        for name, child in value.items()
         if "@odata." not in name or name.endswith(_KEPT_ANNOTATIONS)
     }

@@ -1,8 +1,8 @@
-"""Handlers of the attachment resource, and its JSON, which is written while the files are read.
+"""Handlers of the attachment resource, and its JSON, which is sent while the files are read.
 
-Of a large attachment one block is in memory. A 201 is sent when the change is on disk. Content of
-itemAttachments is never in the JSON; $value has their MIME. message_parser reads attachments that
-come in the JSON of a message.
+Only one block of a large attachment is in memory. A 201 is sent when the change is on disk. Content
+of itemAttachments is never in the JSON; $value has their MIME. attachment_parser reads attachments
+that come in the JSON of a message.
 """
 
 import asyncio
@@ -20,34 +20,32 @@ from relay.base.message.content import LARGE_BYTES
 from relay.formats.draft import AttachmentFacts
 from relay.formats.read_mime import AttachedOctets, read_mime
 from relay.formats.transfer_encoding import decoded_blocks
+from relay.front_door.graph.attachment_parser import read_attachment, read_upload
+from relay.front_door.graph.entity_tags import etag_field
 from relay.front_door.graph.extended_properties import ExpandOptions
-from relay.front_door.graph.graph_request import (
-    GraphRequest,
-    etag_field,
-    minimal_response,
-    show_preferred_body,
-)
+from relay.front_door.graph.graph_request import GraphRequest
 from relay.front_door.graph.json_values import (
     COMMON_PROPERTIES,
     FILE_PROPERTIES,
     REFERENCE_PROPERTIES,
     read_parameters,
 )
-from relay.front_door.graph.message_parser import (
+from relay.front_door.graph.message_parser import read_item
+from relay.front_door.graph.odata.resources import select_attachments
+from relay.front_door.graph.preferred_body import show_preferred_body
+from relay.front_door.graph.query_options import TOP_MAX, QueryOptions
+from relay.front_door.graph.reference_attachments import (
     REFERENCE_BYTES_MAX,
     REFERENCE_TYPE,
     Reference,
-    read_attachment,
     read_reference,
-    read_upload,
     reference_json,
 )
-from relay.front_door.graph.odata.resources import select_attachments
-from relay.front_door.graph.query_options import TOP_MAX, QueryOptions
+from relay.front_door.graph.responses import minimal_response
 from relay.front_door.graph.serializer import MESSAGE_PROPERTIES, graph_date, message_json
 from relay.front_door.graph.upload_sessions import upload_url
 from relay.front_door.http.errors import bad_request, quoted
-from relay.front_door.http.gateway import StreamedResponse, json_response
+from relay.front_door.http.responses import StreamedResponse, json_response
 from relay.store.mailbox.attachments import found_attachment
 from relay.store.mailbox.types import Folder, OpenedMessage, StoredMessage
 
@@ -76,14 +74,14 @@ async def list_attachments(request: GraphRequest) -> Response:
     """GET attachments: return all of them, or a page with $top."""
     options = request.options(_LIST_OPTIONS, ATTACHMENT_PROPERTIES, "attachment", page_size=TOP_MAX)
     opened = await open_message(request)
-    found = select_attachments(opened.attachments, options.filter, options.orderby)
+    attachments = select_attachments(opened.attachments, options.filter, options.orderby)
     end = options.skip + options.top
-    page = found[options.skip : end]
+    page = attachments[options.skip : end]
     head: dict[str, Any] = _context(request, opened, "")
     if options.count:
-        head["@odata.count"] = len(found)
+        head["@odata.count"] = len(attachments)
     tail = b"}"
-    if end < len(found):
+    if end < len(attachments):
         link = options.next_link(f"{request.root_url()}/{_path(request, opened)}", skip=end)
         tail = b',"@odata.nextLink":' + msgspec.json.encode(link) + b"}"
     start = msgspec.json.encode(head)[:-1] + b',"value":'
@@ -103,37 +101,38 @@ async def get_attachment(request: GraphRequest) -> Response:
     options = request.options({"select", "expand"}, ATTACHMENT_PROPERTIES, "attachment")
     expand = (options.expand or "").strip().lower().removeprefix("$")
     if expand not in ("", _WITH_ITEM):
-        given = quoted(options.expand)
-        raise bad_request(f"$expand: {given} cannot be expanded here, only {_WITH_ITEM}.")
+        expanded = quoted(options.expand)
+        raise bad_request(f"$expand: {expanded} cannot be expanded here, only {_WITH_ITEM}.")
     opened = await open_message(request)
-    one = found_attachment(opened.attachments, request.attachment_id)
+    attachment = found_attachment(opened.attachments, request.attachment_id)
     pieces = _attachment_pieces(
         opened,
-        one,
+        attachment,
         select=options.select,
         context=_context(request, opened, "/$entity"),
         with_item=bool(expand),
     )
-    return await _response(pieces, _size((one,), options.select))
+    return await _response(pieces, _size((attachment,), options.select))
 
 
 async def get_value(request: GraphRequest) -> Response:
     """GET $value: return the file, or the attached message as MIME."""
     request.options()
     opened = await open_message(request)
-    one = found_attachment(opened.attachments, request.attachment_id)
-    kind = one.facts.content_type
+    attachment = found_attachment(opened.attachments, request.attachment_id)
+    kind = attachment.facts.content_type
     is_plain = kind.isascii() and kind.isprintable()
     headers = {
         "content-type": kind if is_plain else "application/octet-stream",
         "content-disposition": "attachment",  # a browser must not render mail content
     }
-    return StreamedResponse(content_of(one), headers=headers)
+    return StreamedResponse(content_of(attachment), headers=headers)
 
 
 async def add_attachment(request: GraphRequest) -> Response:
     """POST an attachment to a draft."""
-    attachment = read_attachment(await request.json_object("attachment"))
+    body = await request.json_object("attachment")
+    attachment = read_attachment(body, "attachment", read_item=read_item)
     attachments = request.store.attachments
     identity = await attachments.add(
         request.mailbox,
@@ -143,20 +142,20 @@ async def add_attachment(request: GraphRequest) -> Response:
         condition=request.condition,
     )
     opened = await open_message(request)
-    one = found_attachment(opened.attachments, identity)
+    added = found_attachment(opened.attachments, identity)
     context = _context(request, opened, "/$entity")
-    pieces = _attachment_pieces(opened, one, context=context)
+    pieces = _attachment_pieces(opened, added, context=context)
     location = f"{request.root_url()}/{_path(request, opened)}/{quote(identity)}"
     if request.prefers_minimal():
         return minimal_response(location, is_new=True)
-    return await _response(pieces, _size((one,)), status=201, headers={"location": location})
+    return await _response(pieces, _size((added,)), status=201, headers={"location": location})
 
 
 async def delete_attachment(request: GraphRequest) -> Response:
     """DELETE an attachment of a draft."""
-    one = request.attachment_id
+    attachment_id = request.attachment_id
     await request.store.attachments.remove(
-        request.mailbox, request.message_id, one, condition=request.condition
+        request.mailbox, request.message_id, attachment_id, condition=request.condition
     )
     return Response(status_code=204)
 
@@ -191,11 +190,11 @@ async def get_with_attachments(
     if unchanged := request.not_modified(opened.message.change_key):
         return unchanged
     url, shown_id = request.pages_url, request.shown_id
-    shown = message_json(opened.message, options.select, pages_url=url, shown_id=shown_id)
-    shown |= expand.to_json(opened.message)
-    await show_preferred_body(request, shown)
+    resource = message_json(opened.message, options.select, pages_url=url, shown_id=shown_id)
+    resource |= expand.to_json(opened.message)
+    await show_preferred_body(request, resource)
     of_attachments = expand.attachments or QueryOptions()
-    pieces = message_pieces({**request.context(context), **shown}, opened, of_attachments)
+    pieces = message_pieces({**request.context(context), **resource}, opened, of_attachments)
     size = _size(expanded(opened.attachments, of_attachments), of_attachments.select)
     return await _response(pieces, size, headers=etag_field(opened.message.change_key))
 
@@ -213,7 +212,7 @@ async def _response(
 
 
 async def open_message(request: GraphRequest) -> OpenedMessage:
-    """Return the message that the path names, with its attachments to be read."""
+    """Return the message that the path names; its attachments can be read."""
     return await request.store.attachments.opened(
         request.mailbox, request.message_id, folder_id=request.message_folder_id
     )
@@ -223,15 +222,15 @@ def expanded(
     attachments: Sequence[AttachedOctets], options: QueryOptions
 ) -> Sequence[AttachedOctets]:
     """Return the attachments that $expand shows. Raises ApiError 400 for an invalid $filter."""
-    found = select_attachments(attachments, options.filter, options.orderby)
-    return found[options.skip : options.skip + options.top]
+    selected = select_attachments(attachments, options.filter, options.orderby)
+    return selected[options.skip : options.skip + options.top]
 
 
 def _size(attachments: Sequence[AttachedOctets], select: Collection[str] = ()) -> int:
     """Estimate the size of the JSON in bytes."""
     if not shows_content(select):
         return 0
-    return sum(one.octets.size for one in attachments) * 4 // 3
+    return sum(attachment.octets.size for attachment in attachments) * 4 // 3
 
 
 def shows_content(select: Collection[str]) -> bool:
@@ -252,10 +251,10 @@ def _context(request: GraphRequest, opened: OpenedMessage, rest: str) -> dict[st
 
 
 def message_pieces(
-    shown: Mapping[str, Any], opened: OpenedMessage, options: QueryOptions
+    resource: Mapping[str, Any], opened: OpenedMessage, options: QueryOptions
 ) -> Iterator[bytes]:
     """Yield the JSON of a message with its attachments."""
-    yield msgspec.json.encode(shown)[:-1] + b',"attachments":'
+    yield msgspec.json.encode(resource)[:-1] + b',"attachments":'
     yield from _array_pieces(opened, expanded(opened.attachments, options), options.select)
     yield b"}"
 
@@ -264,15 +263,15 @@ def _array_pieces(
     opened: OpenedMessage, attachments: Sequence[AttachedOctets], select: Collection[str]
 ) -> Iterator[bytes]:
     """Yield the JSON array of attachments."""
-    for number, one in enumerate(attachments):
+    for number, attachment in enumerate(attachments):
         yield b"," if number else b"["
-        yield from _attachment_pieces(opened, one, select=select)
+        yield from _attachment_pieces(opened, attachment, select=select)
     yield b"]" if attachments else b"[]"
 
 
 def _attachment_pieces(
     opened: OpenedMessage,
-    one: AttachedOctets,
+    attachment: AttachedOctets,
     *,
     select: Collection[str] = (),
     context: Mapping[str, Any] | None = None,
@@ -280,19 +279,21 @@ def _attachment_pieces(
 ) -> Iterator[bytes]:
     """Yield the JSON of an attachment; `with_item` adds its item up to 10 MiB."""
     selected = {name.rpartition("/")[2] for name in select}
-    reference = _reference(one)
-    item = _item_json(one) if with_item and one.facts.item else None
+    reference = _reference(attachment)
+    item = _item_json(attachment) if with_item and attachment.facts.item else None
     modified_us = opened.message.modified_us
-    shown = attachment_json(one.facts, modified_us=modified_us, item=item, reference=reference)
+    resource = attachment_json(
+        attachment.facts, modified_us=modified_us, item=item, reference=reference
+    )
     if selected:
         kept = selected | {"id", "@odata.type", "@odata.mediaContentType", "item"}
-        shown = {name: value for name, value in shown.items() if name in kept}
-    encoded = msgspec.json.encode({**(context or {}), **shown})
-    if one.facts.item or reference or (selected and CONTENT not in selected):
+        resource = {name: value for name, value in resource.items() if name in kept}
+    encoded = msgspec.json.encode({**(context or {}), **resource})
+    if attachment.facts.item or reference or (selected and CONTENT not in selected):
         yield encoded
         return
     yield encoded[:-1] + b',"contentBytes":"'
-    yield from _base64_of(one)
+    yield from _base64_of(attachment)
     yield b'"}'
 
 
@@ -303,11 +304,13 @@ def attachment_json(
     item: Mapping[str, Any] | None = None,
     reference: Reference | None = None,
 ) -> dict[str, Any]:
-    """Return an attachment's JSON without contentBytes; `item` is the JSON of its message."""
+    """Return an attachment's JSON without contentBytes; `item` is the JSON of an attached
+    message.
+    """
     kind = "itemAttachment" if attachment.item else "fileAttachment"
     if reference:
         kind = "referenceAttachment"
-    shown: dict[str, Any] = {
+    resource: dict[str, Any] = {
         "@odata.type": f"#microsoft.graph.{kind}",
         "@odata.mediaContentType": attachment.content_type,
         "id": attachment.id,
@@ -318,23 +321,23 @@ def attachment_json(
         "isInline": attachment.inline,
     }
     if attachment.item:
-        return shown if item is None else shown | {"item": dict(item)}
+        return resource if item is None else resource | {"item": dict(item)}
     if reference:
-        return shown | reference_json(reference)
-    return shown | {"contentId": attachment.content_id or None, "contentLocation": None}
+        return resource | reference_json(reference)
+    return resource | {"contentId": attachment.content_id or None, "contentLocation": None}
 
 
-def _reference(one: AttachedOctets) -> Reference | None:
+def _reference(attachment: AttachedOctets) -> Reference | None:
     """Return the link that the attachment holds; None for a file or a message."""
-    found = one.facts
-    if found.content_type.lower() != REFERENCE_TYPE or found.size > REFERENCE_BYTES_MAX:
+    facts = attachment.facts
+    if facts.content_type.lower() != REFERENCE_TYPE or facts.size > REFERENCE_BYTES_MAX:
         return None
-    return read_reference(b"".join(content_of(one)))
+    return read_reference(b"".join(content_of(attachment)))
 
 
-def content_of(one: AttachedOctets) -> Iterator[bytes]:
+def content_of(attachment: AttachedOctets) -> Iterator[bytes]:
     """Yield the decoded content."""
-    return decoded_blocks(one.octets, one.encoding)
+    return decoded_blocks(attachment.octets, attachment.encoding)
 
 
 def json_stream_response(
@@ -347,7 +350,7 @@ def json_stream_response(
 ) -> Response:
     """Return a JSON response of about `size_bytes`; over 1 MiB it is read while it is sent.
 
-    Blocks while it reads a small one; a large one waits for `turns`. Raises OSError.
+    Blocks while it reads a small response. A large one waits for `turns`. Raises OSError.
     """
     fields = {"content-type": "application/json", **(headers or {})}
     if size_bytes > LARGE_BYTES:
@@ -355,9 +358,9 @@ def json_stream_response(
     return Response(b"".join(pieces), status_code=status, headers=fields)
 
 
-def _base64_of(one: AttachedOctets) -> Iterator[bytes]:
+def _base64_of(attachment: AttachedOctets) -> Iterator[bytes]:
     held = b""
-    for block in content_of(one):
+    for block in content_of(attachment):
         held += block
         end = len(held) // 3 * 3
         yield b64encode(held[:end])
@@ -365,10 +368,10 @@ def _base64_of(one: AttachedOctets) -> Iterator[bytes]:
     yield b64encode(held)
 
 
-def _item_json(one: AttachedOctets) -> dict[str, Any] | None:
-    if one.octets.size > ITEM_BYTES_MAX:
+def _item_json(attachment: AttachedOctets) -> dict[str, Any] | None:
+    if attachment.octets.size > ITEM_BYTES_MAX:
         return None
-    read = read_mime(one.octets)
+    read = read_mime(attachment.octets)
     date_us = read.date_us or 0
     message = StoredMessage(
         id="",
@@ -378,7 +381,7 @@ def _item_json(one: AttachedOctets) -> dict[str, Any] | None:
         attachments=(),
         is_draft=False,
         is_read=True,
-        size=one.octets.size,
+        size=attachment.octets.size,
         created_us=date_us,
         modified_us=date_us,
         sent_us=date_us,
@@ -391,7 +394,7 @@ def _item_json(one: AttachedOctets) -> dict[str, Any] | None:
         if read.date_us is None
         else _ITEM_PROPERTIES
     )
-    shown = {name: MESSAGE_PROPERTIES[name](message) for name in names}
-    shown["hasAttachments"] = any(not attached.inline for attached in read.attachments)
-    given = {name: value for name, value in shown.items() if value is not None}
-    return {"@odata.type": "#microsoft.graph.message", **given}
+    resource = {name: MESSAGE_PROPERTIES[name](message) for name in names}
+    resource["hasAttachments"] = any(not attached.inline for attached in read.attachments)
+    non_null = {name: value for name, value in resource.items() if value is not None}
+    return {"@odata.type": "#microsoft.graph.message", **non_null}

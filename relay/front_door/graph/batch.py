@@ -1,8 +1,8 @@
 """$batch: up to 20 requests in one body, each handled as if it had come alone.
 
 A batch that is malformed is rejected as a whole (400) before anything runs. Otherwise the answer is
-200 with one response per request; up to 4 run at once, after those that they depend on. A body that
-is not JSON is base64 (RFC 4648), in both directions.
+200 with one response per request; up to 4 requests run at once, each after the requests that it
+depends on. A body that is not JSON is base64 (RFC 4648), in both directions.
 """
 
 import asyncio
@@ -35,8 +35,8 @@ from relay.front_door.http.errors import (
     quoted,
     service_unavailable,
 )
-from relay.front_door.http.gateway import StreamedResponse, json_response
 from relay.front_door.http.http_request import HttpRequest
+from relay.front_door.http.responses import StreamedResponse, json_response
 
 REQUESTS_MAX = 20
 CONCURRENT_MAX = 4
@@ -48,7 +48,7 @@ _PRINTABLE = "".join(map(chr, range(0x21, 0x7F)))  # quote() leaves these as the
 _FIELD_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]{1,128}")  # RFC 9110 5.6.2
 _FIELD_VALUE = re.compile(r"[\t\x20-\x7e\x80-\xff]*")
 _WHITE_SPACE = re.compile(r"\s+")
-# The batch's own fields apply; the framing is that of the batch.
+# Fields that a request of a batch must not set: the fields of the batch apply.
 _NOT_OF_AN_ITEM = frozenset(
     ("authorization", "host", "connection", "content-length", "transfer-encoding", "expect")
 )
@@ -114,17 +114,18 @@ class _Run:
     status: dict[str, int] = field(default_factory=dict)  # by id of the requests that are done
     # by id; set when the request has its response
     done: dict[str, asyncio.Event] = field(default_factory=dict)
-    # tasks of the responses, run after that of the batch
+    # background tasks of the responses, run after the response to the batch
     background: list[BackgroundTask] = field(default_factory=list)
     # held by the request whose response is read into memory
     collecting: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     @property
     def page_bytes(self) -> int:
-        """The octets that a page may have now: each request that is not done gets the same share,
-        so that the last one still gets a page.
+        """The octets that a page may have now.
+
+        Each unfinished request gets the same share, so that the last one still gets a page.
         """
-        return self.left_bytes // sum(not one.is_set() for one in self.done.values())
+        return self.left_bytes // sum(not event.is_set() for event in self.done.values())
 
 
 class BatchHandler:
@@ -180,11 +181,17 @@ class BatchHandler:
         return answer
 
     async def _run_in_turn(self, item: BatchItem, run: _Run) -> dict[str, Any] | None:
-        """Return an item's response after those that it depends on; None if it is unknown."""
+        """Wait for the requests that an item depends on, and return its response; None if it is
+        unknown.
+        """
         try:
-            for one in item.depends_on:
-                await run.done[one].wait()
-            failed = [one for one in item.depends_on if run.status.get(one, 500) >= 400]
+            for request_id in item.depends_on:
+                await run.done[request_id].wait()
+            failed = [
+                request_id
+                for request_id in item.depends_on
+                if run.status.get(request_id, 500) >= 400
+            ]
             if failed:
                 run.status[item.id] = 424
                 message = f"The request {quoted(failed[0])}, on which this one depends, failed."
@@ -226,23 +233,23 @@ class BatchHandler:
             for name, value in response.headers.items()
             if name != "content-length"
         }
-        shown: dict[str, Any] = {
+        response_json: dict[str, Any] = {
             "id": item.id,
             "status": response.status_code,
             "headers": headers,
         }
         if content:
             is_json = headers.get("Content-Type", "").startswith("application/json")
-            shown["body"] = (
+            response_json["body"] = (
                 msgspec.Raw(content) if is_json else base64.b64encode(content).decode("ascii")
             )
-        return shown
+        return response_json
 
     async def _kept_body(self, item: BatchItem, response: Response, run: _Run) -> bytes:
-        """Return the body of a response, which counts until the batch is answered.
+        """Return the body of a response. Its size counts until the batch is answered.
 
-        A body that does not fit is left out of the response to a change, which was made. Raises
-        ApiError 413, 503 for a GET.
+        If the body does not fit, the response to a change is sent without it. Raises ApiError 413,
+        503 for a GET.
         """
         content = await _content(response, run)
         fits = content is not None and len(content) <= run.left_bytes
@@ -270,9 +277,10 @@ class BatchHandler:
 
 
 async def _content(response: Response, run: _Run) -> bytes | None:
-    """Return the body of a response; None if it is longer than what is left. Raises ApiError 503.
+    """Return the body of a response; None if it is longer than the space that is left. Raises
+    ApiError 503.
 
-    One body at a time is read from files, so that no more of them is in memory than may be kept.
+    Only one body at a time is read from files, so that memory holds no more than the limit.
     """
     if not isinstance(response, StreamedResponse):
         return bytes(response.body)
@@ -354,7 +362,7 @@ def _target(url: str, path: str, *, version: str, base_url: str) -> bytes:
 def _body(written: bytes, content_type: str, path: str) -> bytes:
     """Return the octets of an item's body: JSON as it is, a string in base64 decoded.
 
-    MIME (text/plain) is base64 itself. It may be given as it is, or encoded a second time.
+    MIME (text/plain) is already base64. A client may send it as it is or encode it again.
     """
     if written in (b"", b"null"):
         return b""
@@ -382,19 +390,21 @@ def _body(written: bytes, content_type: str, path: str) -> bytes:
 def _check_dependencies(items: Mapping[str, BatchItem]) -> None:
     """Raise ApiError 400 for an unknown dependency or a cycle."""
     for number, item in enumerate(items.values()):
-        for one in item.depends_on:
-            if one not in items:
+        for request_id in item.depends_on:
+            if request_id not in items:
                 path = f"requests[{number}].dependsOn"
-                raise _bad(path, f"found {quoted(one)}, expected the id of another request")
+                raise _bad(path, f"found {quoted(request_id)}, expected the id of another request")
     try:
-        TopologicalSorter({one: item.depends_on for one, item in items.items()}).prepare()
+        TopologicalSorter(
+            {request_id: item.depends_on for request_id, item in items.items()}
+        ).prepare()
     except CycleError as error:
         names = ", ".join(map(quoted, dict.fromkeys(error.args[1])))
         raise _bad("requests", f"{names} depend on each other in a cycle") from None
 
 
 def _fields(item: BatchItem, request: HttpRequest) -> Sequence[tuple[bytes, bytes]]:
-    """Return the header fields of an item: its own, and some of the batch."""
+    """Return the header fields of an item: those of the item, and some of the batch."""
     fields = {name: value for name, value in item.headers.items() if name not in _NOT_OF_AN_ITEM}
     for name in _INHERITED:
         if (value := request.headers.get(name)) is not None:

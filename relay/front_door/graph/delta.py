@@ -1,10 +1,10 @@
 """Delta queries of messages and mail folders: a list page by page, then only what has changed.
 
 A round ends with a deltaLink, which begins the next one. The first round of messages lists the
-folder; the position in the change feed is taken before it, so the second round has what happened
-meanwhile. A link's token has the query options of the first request, as in Graph, and belongs to
-one collection of one mailbox. A token whose changes are not kept any more is 410 with a Location
-that begins again (Graph's delta query overview).
+folder; the position in the change feed is read before the list, so the second round has the changes
+made meanwhile. A link's token has the query options of the first request, as in Graph, and belongs
+to one collection of one mailbox. If the changes after a token are no longer kept, the answer is 410
+with a Location that starts a first round (Graph's delta query overview).
 """
 
 from base64 import urlsafe_b64decode, urlsafe_b64encode
@@ -19,10 +19,11 @@ from starlette.responses import Response
 from relay.front_door.graph import errors
 from relay.front_door.graph.attachments import ATTACHMENT_PROPERTIES
 from relay.front_door.graph.extended_properties import parse_expand
-from relay.front_door.graph.graph_request import GraphRequest, collection_response
+from relay.front_door.graph.graph_request import GraphRequest
 from relay.front_door.graph.message_pages import MessageItem, MessagePage
 from relay.front_door.graph.odata.resources import message_condition
 from relay.front_door.graph.query_options import QueryOptions
+from relay.front_door.graph.responses import collection_response
 from relay.front_door.graph.serializer import (
     FOLDER_PROPERTIES,
     MESSAGE_PROPERTIES,
@@ -71,7 +72,7 @@ async def list_message_changes(request: GraphRequest) -> Response:
         known=MESSAGE_PROPERTIES,
     )
     options = delta.options
-    kinds = _kinds(delta.given.get(_CHANGE_TYPE, ""))
+    kinds = _kinds(delta.option_texts.get(_CHANGE_TYPE, ""))
     condition, received_from_us = _read_filter(options.filter)
     if options.orderby is not None:
         _check_order(options.orderby)
@@ -81,7 +82,7 @@ async def list_message_changes(request: GraphRequest) -> Response:
     async def respond(
         items: Sequence[MessageItem], links: tuple[str, str], link_after: Callable[[int], str]
     ) -> Response:
-        shown = MessagePage(
+        message_page = MessagePage(
             delta.context(),
             items,
             options.select,
@@ -90,7 +91,7 @@ async def list_message_changes(request: GraphRequest) -> Response:
             next_link=links[0],
             delta_link=links[1],
         )
-        return await shown.response(request)
+        return await message_page.response(request)
 
     is_listing = bool(page) or not (position or delta.is_latest or ChangeKind.CREATED not in kinds)
     if is_listing or not position:
@@ -108,11 +109,11 @@ async def list_message_changes(request: GraphRequest) -> Response:
             bytes_max=request.page_bytes,
             extent=extent_of(options.select, is_expanded=bool(options.expand)),
         )
-        found = await delta.answered(request.store.lists.query(request.mailbox, listed))
+        listing = await delta.answered(request.store.lists.query(request.mailbox, listed))
         return await respond(
-            found.messages,
-            delta.links(position, found.next_after),
-            lambda count: delta.links(position, found.positions[count - 1])[0],
+            listing.messages,
+            delta.links(position, listing.next_after),
+            lambda count: delta.links(position, listing.positions[count - 1])[0],
         )
     query = DeltaQuery(
         request.folder_id,
@@ -124,22 +125,25 @@ async def list_message_changes(request: GraphRequest) -> Response:
         extent=extent_of(options.select, is_expanded=bool(options.expand)),
     )
     changed = await delta.answered(request.store.lists.delta(request.mailbox, query))
-    shown = [(item, one.position) for one in changed.changed for item in _items(request, one)]
+    pairs = [
+        (item, change.position) for change in changed.changed for item in _items(request, change)
+    ]
     return await respond(
-        [item for item, _ in shown],
+        [item for item, _ in pairs],
         delta.links(changed.position, more=changed.more),
-        lambda count: delta.links(shown[count][1], more=True)[0],
+        lambda count: delta.links(pairs[count][1], more=True)[0],
     )
 
 
-def _items(request: GraphRequest, one: MessageDelta) -> Iterator[MessageItem]:
-    """Yield what a page has of a message; where its id is another one, also that the old one is not
-    valid any more.
+def _items(request: GraphRequest, change: MessageDelta) -> Iterator[MessageItem]:
+    """Yield the JSON of a changed message for a page.
+
+    If its id has changed, yield also that the old id is no longer valid.
     """
-    shown_id, now = request.shown_id(one.message_id, one.folder_id), one.message
+    shown_id, now = request.shown_id(change.message_id, change.folder_id), change.message
     has_other_id = now is not None and request.shown_id(now.id, now.folder.id) != shown_id
-    if now is None or (has_other_id and one.kind is not ChangeKind.CREATED):
-        reason = "deleted" if one.kind is ChangeKind.DELETED else "changed"
+    if now is None or (has_other_id and change.kind is not ChangeKind.CREATED):
+        reason = "deleted" if change.kind is ChangeKind.DELETED else "changed"
         yield {"id": shown_id, "@removed": {"reason": reason}}
     if now is not None:
         yield now
@@ -181,16 +185,16 @@ async def list_folder_changes(request: GraphRequest) -> Response:
     )
     options = delta.options
     limit = 0 if delta.is_latest else options.top
-    found = await delta.answered(
+    changes = await delta.answered(
         request.store.folders.delta(request.mailbox, after=delta.link.position, limit=limit)
     )
     items = [
-        {"id": one.folder_id, "@removed": {"reason": "deleted"}}
-        if one.folder is None
-        else folder_json(one.folder, options.select)
-        for one in found.changed
+        {"id": change.folder_id, "@removed": {"reason": "deleted"}}
+        if change.folder is None
+        else folder_json(change.folder, options.select)
+        for change in changes.changed
     ]
-    next_link, delta_link = delta.links(found.position, more=found.more)
+    next_link, delta_link = delta.links(changes.position, more=changes.more)
     return collection_response(delta.context(), items, next_link=next_link, delta_link=delta_link)
 
 
@@ -198,7 +202,7 @@ async def list_folder_changes(request: GraphRequest) -> Response:
 
 
 class DeltaLink(msgspec.Struct, frozen=True, array_like=True):
-    """What a token stands for: a collection, the options of the first request, and a position.
+    """The content of a token: a collection, the options of the first request, and a position.
 
     `page` is the next page of the first round, "" in later rounds.
     """
@@ -223,7 +227,7 @@ _decoder = msgspec.msgpack.Decoder(DeltaLink)
 
 
 def read_delta_token(text: str) -> DeltaLink:
-    """Return what a token stands for. Raises ApiError 400 for text that is no token."""
+    """Return the content of a token. Raises ApiError 400 for text that is no token."""
     if len(text) <= TOKEN_CHARACTERS_MAX:
         try:
             octets = urlsafe_b64decode(text.encode("ascii") + b"=" * (-len(text) % 4))
@@ -234,7 +238,7 @@ def read_delta_token(text: str) -> DeltaLink:
 
 
 class DeltaRequest(Struct, frozen=True):
-    """A request of a round: its link, and the options of the round. `given` are their texts."""
+    """A request of a round: its link, and the options of the round."""
 
     request: GraphRequest
     link: DeltaLink
@@ -242,7 +246,7 @@ class DeltaRequest(Struct, frozen=True):
     is_latest: bool
 
     @property
-    def given(self) -> Mapping[str, str]:
+    def option_texts(self) -> Mapping[str, str]:
         """The texts of the options of the first request."""
         return self.link.options
 
@@ -255,7 +259,7 @@ class DeltaRequest(Struct, frozen=True):
         try:
             return await self.request.http.cancel_on_disconnect(query())
         except StalePositionError:
-            raise _stale(self.request, self.given) from None
+            raise _stale(self.request, self.option_texts) from None
         except QueryTooLongError as error:
             raise service_unavailable(str(error), retry_after_s=_RETRY_S) from error
 
@@ -265,8 +269,8 @@ class DeltaRequest(Struct, frozen=True):
         return self.request.context(f"Collection({kind})")
 
     def links(self, position: str, page: str = "", *, more: bool = False) -> tuple[str, str]:
-        """Return the nextLink of a page if the round goes on, and else "" and the deltaLink."""
-        token = DeltaLink(self.link.collection, dict(self.given), position, page).token()
+        """Return (nextLink, "") while the round continues, else ("", deltaLink)."""
+        token = DeltaLink(self.link.collection, dict(self.option_texts), position, page).token()
         if page or more:
             return f"{self.request.url()}?$skiptoken={token}", ""
         return "", f"{self.request.url()}?$deltatoken={token}"
@@ -278,17 +282,17 @@ def read_delta_request(
     """Read the token and the options. Raises ApiError 400, and 410 for another's token."""
     names, kind = (*allowed, *_TOKENS), "mailFolder" if collection == _FOLDERS else "message"
     options = request.collection_options(names, known, kind)
-    given = _texts(request.http.query, allowed)
+    texts = _texts(request.http.query, allowed)
     if options.skiptoken and options.deltatoken:
         raise bad_request("$skiptoken and $deltatoken: give one of them.")
     text = options.skiptoken or options.deltatoken or ""
     is_latest = text.lower() == _LATEST
-    link = DeltaLink(collection, given)
+    link = DeltaLink(collection, texts)
     if text and not is_latest:
         link = read_delta_token(text)
         if link.collection != collection:
-            raise _stale(request, given)
-        for name, value in given.items():
+            raise _stale(request, texts)
+        for name, value in texts.items():
             if link.options.get(name) != value:
                 raise bad_request(f"The token has another {quoted(name)}; omit the option.")
         query = [(_spelled(name), value) for name, value in link.options.items()]
@@ -305,9 +309,9 @@ def _spelled(option: str) -> str:
     return "changeType" if option == _CHANGE_TYPE else f"${option}"
 
 
-def _stale(request: GraphRequest, given: Mapping[str, str]) -> ApiError:
+def _stale(request: GraphRequest, options: Mapping[str, str]) -> ApiError:
     """Return the 410, with the URL that begins the first round again."""
-    query = [(_spelled(name), value) for name, value in given.items()]
+    query = [(_spelled(name), value) for name, value in options.items()]
     location = request.url()
     if query:
         location += f"?{urlencode(query, safe='$,', quote_via=quote)}"

@@ -1,12 +1,12 @@
 """The errors of the Graph API: status, code and Graph's sentence for each mistake.
 
-Programs compare these three. Each is Graph's, in both profiles, as far as a page of its
-documentation or a public report shows it; what was found and what was expected is the `detail` of
-the ApiError. An error without a published sentence has Graph's status and code and our own
-words. In the sources, "docs" is Graph's documentation (learn.microsoft.com/graph), EWS the
+Programs compare status, code and sentence. They are Graph's, in both profiles, wherever Graph's
+documentation or a public report shows them. The `detail` of the ApiError says what was found and
+what was expected. An error without a published sentence has Graph's status and code, and words of
+Relay. In the sources, "docs" is Graph's documentation (learn.microsoft.com/graph), EWS the
 ResponseCode of Exchange Web Services, whose texts Graph repeats, OData Microsoft's library, which
-reads a request before Exchange does (odata.net, Microsoft.OData.Core.txt), and NAME#NUMBER a
-report on GitHub.
+reads a request before Exchange does (odata.net, Microsoft.OData.Core.txt), and NAME#NUMBER a report
+on GitHub.
 """
 
 from collections.abc import Mapping
@@ -259,3 +259,8 @@ BATCH_WITHOUT_TYPE = _400(
 )
 FAILED_DEPENDENCY = GraphError(424, "FailedDependency")
 RESPONSE_TOO_LARGE = _413("ResponseTooLarge")
+
+
+def not_implemented(what: str) -> ApiError:
+    """Return the 501 for a part of Graph that is not implemented."""
+    return NOT_IMPLEMENTED(f"{what} is not implemented.")

@@ -1,7 +1,7 @@
 """Extended properties in a message's JSON (singleValue and multiValue), and $expand.
 
-Property ids have one canonical spelling. A property that Relay acts on must have a valid value. Of
-$expand only what it names is returned, attachments included.
+Property ids have one canonical spelling. A property that Relay acts on must have a valid value.
+$expand returns only the properties that it names; attachments too.
 """
 
 import re
@@ -59,63 +59,65 @@ def read_extended(message: Mapping[str, Any], prefix: str) -> dict[str, Any]:
 
     A null value means no values: a PATCH removes the property. Raises ApiError.
     """
-    found = [
+    properties = [
         *_read(message.get(SINGLE), prefix + SINGLE, multiple=False),
         *_read(message.get(MULTIPLE), prefix + MULTIPLE, multiple=True),
     ]
-    if not found:
+    if not properties:
         return {}
-    fields: dict[str, Any] = {"extended": tuple(found)}
-    for number, one in enumerate(found):
-        if not one.multiple and one.id in _FIELDS:
+    fields: dict[str, Any] = {"extended": tuple(properties)}
+    for number, extended in enumerate(properties):
+        if not extended.multiple and extended.id in _FIELDS:
             path = f"{prefix}{SINGLE}[{number}].value"
-            fields |= _FIELDS[one.id](one.values[0] if one.values else "", path)
+            fields |= _FIELDS[extended.id](extended.values[0] if extended.values else "", path)
     return fields
 
 
 def _read(value: object, path: str, *, multiple: bool) -> list[ExtendedProperty]:
     items = read_array(value, path, most=EXTENDED_MAX)
-    found = [_property(item, f"{path}[{at}]", multiple=multiple) for at, item in enumerate(items)]
+    properties = [
+        _property(item, f"{path}[{at}]", multiple=multiple) for at, item in enumerate(items)
+    ]
     by_id: dict[str, int] = {}
-    for number, one in enumerate(found):
-        if by_id.setdefault(one.id.lower(), number) != number:
-            raise invalid_value(f"{path}[{number}].id", one.id, "each property once")
-    return found
+    for number, extended in enumerate(properties):
+        if by_id.setdefault(extended.id.lower(), number) != number:
+            raise invalid_value(f"{path}[{number}].id", extended.id, "each property once")
+    return properties
 
 
 def _property(value: object, path: str, *, multiple: bool) -> ExtendedProperty:
-    given = read_object(value, path)
-    property_id = read_string(given.get("id"), f"{path}.id")
+    resource = read_object(value, path)
+    property_id = read_string(resource.get("id"), f"{path}.id")
     if not property_id:
         raise missing_property(f"{path}.id")
     try:
         identity = canonical_id(property_id, multiple=multiple)
     except ExtendedPropertyError as error:
         raise _property_error(f"{path}.id", property_id, error) from None
-    if "value" not in given:
+    if "value" not in resource:
         raise missing_property(f"{path}.value")
-    value, path = given["value"], f"{path}.value"
+    value, path = resource["value"], f"{path}.value"
     if value is None:
         return ExtendedProperty(identity, (), multiple)
     values = read_array(value, path, most=VALUES_MAX) if multiple else [value]
-    read = tuple(_value(identity, one, path) for one in values)
+    read = tuple(_value(identity, raw, path) for raw in values)
     return ExtendedProperty(identity, read, multiple)
 
 
 def _value(identity: str, value: object, path: str) -> str:
     if isinstance(value, str) and len(value) > VALUE_CHARACTERS_MAX:
-        found = f"found {len(value)} characters, expected at most {VALUE_CHARACTERS_MAX}"
-        raise errors.INVALID_REQUEST(f"{path}: {found}.")
+        detail = f"found {len(value)} characters, expected at most {VALUE_CHARACTERS_MAX}"
+        raise errors.INVALID_REQUEST(f"{path}: {detail}.")
     try:
         return canonical_value(identity, value)
     except ExtendedPropertyError as error:
         raise _property_error(path, value, error) from None
 
 
-def _property_error(path: str, found: object, error: ExtendedPropertyError) -> ApiError:
+def _property_error(path: str, actual: object, error: ExtendedPropertyError) -> ApiError:
     text = str(error)
     if text.startswith("expected "):
-        return invalid_value(path, found, text.removeprefix("expected "))
+        return invalid_value(path, actual, text.removeprefix("expected "))
     return errors.INVALID_REQUEST(f"{path}: {text}.")
 
 
@@ -165,17 +167,20 @@ _FIELDS = {
 
 def _flags(message: StoredMessage) -> str:
     flags = message.is_read * READ | message.is_draft * UNSENT
-    has_files = any(not one.inline for one in message.attachments)
+    has_files = any(not attachment.inline for attachment in message.attachments)
     return str(flags | has_files * HAS_ATTACHMENTS)
 
 
-# The properties that a message has without a client (MS-OXPROPS 2); "" is none.
+def _display_to(message: StoredMessage) -> str:
+    names = (recipient.name or recipient.address for recipient in message.properties.to)
+    return "; ".join(names)
+
+
+# Properties that Relay computes from a message (MS-OXPROPS 2); "": the message has no value.
 COMPUTED: Mapping[str, Callable[[StoredMessage], str]] = {
     "String 0x007D": lambda message: message.header.decode("utf-8", "replace"),
     "String 0x0037": lambda message: message.properties.subject,
-    "String 0x0E04": lambda message: "; ".join(
-        one.name or one.address for one in message.properties.to
-    ),
+    "String 0x0E04": _display_to,
     "String 0x1035": lambda message: message.properties.internet_message_id,
     "Integer 0x0E08": lambda message: str(message.size),
     "Long 0x0E08": lambda message: str(message.size),
@@ -212,14 +217,17 @@ def shown_id(identity: str) -> str:
 
 
 def extended_properties_json(
-    properties: Sequence[ExtendedProperty], wanted: Sequence[str], *, multiple: bool
+    properties: Sequence[ExtendedProperty], selected: Sequence[str], *, multiple: bool
 ) -> list[dict[str, Any]]:
     """Return the JSON of the properties with the given canonical ids."""
-    ids = {one.lower() for one in wanted}
+    ids = {property_id.lower() for property_id in selected}
     return [
-        {"id": shown_id(one.id), "value": list(one.values) if multiple else one.values[0]}
-        for one in properties
-        if one.multiple is multiple and one.values and one.id.lower() in ids
+        {
+            "id": shown_id(extended.id),
+            "value": list(extended.values) if multiple else extended.values[0],
+        }
+        for extended in properties
+        if extended.multiple is multiple and extended.values and extended.id.lower() in ids
     ]
 
 
@@ -251,22 +259,22 @@ class ExpandOptions(Struct, frozen=True):
     def to_json(self, message: StoredMessage) -> dict[str, Any]:
         """Return the expanded properties of a message, to be added to its JSON."""
         extended = shown_extended(message, self.single)
-        found = {
+        resource = {
             SINGLE: extended_properties_json(extended, self.single, multiple=False),
             MULTIPLE: extended_properties_json(extended, self.multiple, multiple=True),
         }
-        return {name: value for name, value in found.items() if value}
+        return {name: value for name, value in resource.items() if value}
 
 
 def shown_extended(message: StoredMessage, ids: Iterable[str]) -> tuple[ExtendedProperty, ...]:
-    """Return the extended properties that clients see: the message's own, its class, and the
+    """Return the extended properties that clients see: the stored ones, the message class, and the
     computed ones among `ids`. In a draft, a value that its author set comes before a computed one.
     """
-    given = message.properties.extended
-    values = {one: COMPUTED[one](message) for one in ids if one in COMPUTED}
-    values[MESSAGE_CLASS] = class_of(given, message.message_class)
-    found = [ExtendedProperty(one, (value,)) for one, value in values.items() if value]
-    return merged(found, given) if message.is_draft else merged(given, found)
+    stored = message.properties.extended
+    values = {known: COMPUTED[known](message) for known in ids if known in COMPUTED}
+    values[MESSAGE_CLASS] = class_of(stored, message.message_class)
+    computed = [ExtendedProperty(known, (value,)) for known, value in values.items() if value]
+    return merged(computed, stored) if message.is_draft else merged(stored, computed)
 
 
 def parse_expand(text: str | None, *, of_attachments: Collection[str]) -> ExpandOptions:
@@ -278,14 +286,15 @@ def parse_expand(text: str | None, *, of_attachments: Collection[str]) -> Expand
     attachments: QueryOptions | None = None
     position, is_more = 0, text is not None
     while is_more:
-        if found := _ATTACHMENTS.match(text or "", position):
-            given = [
-                (name.strip(), value.strip()) for name, value in _OPTION.findall(found[1] or "")
+        if attachments_match := _ATTACHMENTS.match(text or "", position):
+            options = [
+                (name.strip(), value.strip())
+                for name, value in _OPTION.findall(attachments_match[1] or "")
             ]
             attachments = parse_options(
-                given, allowed=_OF_ATTACHMENTS, known=of_attachments, page_size=TOP_MAX
+                options, allowed=_OF_ATTACHMENTS, known=of_attachments, page_size=TOP_MAX
             )
-            position, is_more = found.end(), found[2] == ","
+            position, is_more = attachments_match.end(), attachments_match[2] == ","
             continue
         match = _ITEM.match(text or "", position)
         if match is None:
@@ -303,18 +312,18 @@ def parse_expand(text: str | None, *, of_attachments: Collection[str]) -> Expand
 
 
 def _ids(text: str, *, multiple: bool) -> tuple[str, ...]:
-    found: list[str] = []
+    ids: list[str] = []
     position, is_more = 0, True
     while is_more:
         match = _TERM.match(text, position)
-        if match is None or len(found) == _IDS_MAX:
+        if match is None or len(ids) == _IDS_MAX:
             raise bad_request(f"$expand: found the $filter {quoted(text)}, {_EXPECTED}.")
         try:
-            found.append(canonical_id(match[1].replace("''", "'"), multiple=multiple))
+            ids.append(canonical_id(match[1].replace("''", "'"), multiple=multiple))
         except ExtendedPropertyError as error:
             raise bad_request(f"$expand: found the id {quoted(match[1])}, {error}.") from None
         position, is_more = match.end(), bool(match[2])
-    return tuple(found)
+    return tuple(ids)
 
 
 _EXPECTED = f"expected {SINGLE}($filter=id eq 'TYPE 0xTAG'), with 'or' between several"

@@ -28,44 +28,45 @@ _DATES = {
     "completedDateTime": "completed_us",
 }
 _TEXT_CHARACTERS = 64
-_SECOND_US = 1_000_000  # dates are shown, and so kept, in whole seconds
+_SECOND_US = 1_000_000  # dates are shown and stored in whole seconds
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 def flag_json(flag: FollowUpFlag) -> dict[str, Any]:
     """Return a flag's JSON."""
     dates = {name: getattr(flag, field) for name, field in _DATES.items()}
-    shown = {
+    fields = {
         name: date_time_json(time_us) for name, time_us in dates.items() if time_us is not None
     }
-    return {"flagStatus": flag.status, **shown}
+    return {"flagStatus": flag.status, **fields}
 
 
 def read_flag(value: object, path: str, *, is_new: bool) -> Mapping[str, Any]:
-    """Return the given fields of FollowUpFlag; a date that is null is None. Raises ApiError, also
-    for those with which a message cannot be created, if it `is_new`.
+    """Return the fields of FollowUpFlag that the JSON has; a date that is null is None.
+
+    Raises ApiError. With `is_new` also for values with which a message cannot be created.
     """
-    given = read_object(value, path)
+    resource = read_object(value, path)
     fields: dict[str, Any] = {}
-    if given.get("flagStatus") is not None:
-        fields["status"] = one_of(given["flagStatus"], f"{path}.flagStatus", _STATUSES)
+    if resource.get("flagStatus") is not None:
+        fields["status"] = one_of(resource["flagStatus"], f"{path}.flagStatus", _STATUSES)
     for name, field in _DATES.items():
-        if name in given:
-            fields[field] = read_date_time(given[name], f"{path}.{name}")
+        if name in resource:
+            fields[field] = read_date_time(resource[name], f"{path}.{name}")
     if is_new:
         changed_flag(FollowUpFlag(), fields, now_us=0, path=path)
     return fields
 
 
 def changed_flag(
-    before: FollowUpFlag, given: Mapping[str, Any], *, now_us: int, path: str = "flag"
+    before: FollowUpFlag, changes: Mapping[str, Any], *, now_us: int, path: str = "flag"
 ) -> FollowUpFlag:
     """Return a flag after a change by the fields that read_flag() returned. Raises ApiError 400."""
-    status = given.get("status", before.status)
-    dates = {field: given.get(field, getattr(before, field)) for field in _DATES.values()}
+    status = changes.get("status", before.status)
+    dates = {field: changes.get(field, getattr(before, field)) for field in _DATES.values()}
     start_us, due_us, completed_us = dates.values()
     if status == "notFlagged":
-        dates_given = (name for name, field in _DATES.items() if given.get(field) is not None)
+        dates_given = (name for name, field in _DATES.items() if changes.get(field) is not None)
         if dated := next(dates_given, ""):
             raise _contradiction(f"{path}.{dated}", "no date, or flagStatus flagged or complete")
         return FollowUpFlag()
@@ -77,13 +78,15 @@ def changed_flag(
         if completed_us is None:
             completed_us = now_us - now_us % _SECOND_US
         return FollowUpFlag(status, start_us, due_us, completed_us)
-    if given.get("completed_us") is not None:
+    if changes.get("completed_us") is not None:
         raise _contradiction(f"{path}.completedDateTime", "flagStatus complete")
     return FollowUpFlag(status, start_us, due_us)
 
 
 def _contradiction(path: str, expected: str) -> ApiError:
-    """Return Exchange's error for a flag whose values cannot be together (MS-OXWSCORE 2.2.4.23)."""
+    """Return Exchange's error for a flag whose values contradict each other (MS-OXWSCORE
+    2.2.4.23).
+    """
     return errors.INVALID_ARGUMENT(f"{path}: expected {expected}.")
 
 
@@ -98,9 +101,9 @@ def read_date_time(value: object, path: str) -> int | None:
     """
     if value is None:
         return None
-    given = read_object(value, path)
-    text = read_header_text(given.get("dateTime"), f"{path}.dateTime", longest=_TEXT_CHARACTERS)
-    zone = read_header_text(given.get("timeZone"), f"{path}.timeZone", longest=_TEXT_CHARACTERS)
+    resource = read_object(value, path)
+    text = read_header_text(resource.get("dateTime"), f"{path}.dateTime", longest=_TEXT_CHARACTERS)
+    zone = read_header_text(resource.get("timeZone"), f"{path}.timeZone", longest=_TEXT_CHARACTERS)
     if not text:
         raise missing_property(f"{path}.dateTime")
     try:

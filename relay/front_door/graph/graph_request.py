@@ -1,34 +1,28 @@
-"""A request to one mailbox, what its handler needs, the limits of an account (429), and the errors
-of the mail store.
+"""A request to one mailbox: what its handler reads of it, and the responses that name its URLs.
 
-Prefer: outlook.body-content-type converts the bodies that are shown; the stored body does not
-change. Relay never removes anything from HTML, so that outlook.allow-unsafe-html always holds.
+A handler gets the path's parameters, the query options, the preferences of the Prefer header, the
+body as JSON, and the condition of If-Match.
 """
 
 import asyncio
 import re
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
-from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
 from datetime import tzinfo
 from http import HTTPStatus
 from typing import Any, TypeVar
 from urllib.parse import quote
-from weakref import WeakValueDictionary
 
 from msgspec import Struct
 from starlette.responses import Response
 
-from relay.base.accounts.account import Account, AccountDirectory, Scope, UnknownUserError
-from relay.base.accounts.usage import UsageCounter
-from relay.base.clock import Clock, Ids
-from relay.base.crashpoints import CrashPoints
+from relay.base.accounts.account import Account, Scope
 from relay.base.message.content import LARGE_BYTES
 from relay.base.message.rest_id import read_rest_id, rest_id
 from relay.base.message.time_zones import time_zone
-from relay.base.pressure import ConcurrencyCounter, Pressure, PressureReason
-from relay.formats.html_text import html_to_text, text_to_html
+from relay.base.pressure import PressureReason
 from relay.front_door.graph import errors, strict_profile
+from relay.front_door.graph.dependencies import GraphDependencies
+from relay.front_door.graph.entity_tags import change_keys, etag_field
 from relay.front_door.graph.item_ids import folder_id_of, item_id_of
 from relay.front_door.graph.json_values import read_json_object
 from relay.front_door.graph.query_options import (
@@ -37,111 +31,20 @@ from relay.front_door.graph.query_options import (
     parse_options,
     preferences,
 )
-from relay.front_door.http.errors import (
-    ApiError,
-    bad_request,
-    quoted,
-    service_unavailable,
-    unsupported_media_type,
-)
-from relay.front_door.http.gateway import json_response
+from relay.front_door.graph.responses import collection_response, minimal_response
+from relay.front_door.http.errors import quoted, unsupported_media_type
 from relay.front_door.http.http_request import HttpRequest
-from relay.front_door.notifications.subscriptions import Subscriptions
+from relay.front_door.http.responses import json_response
 from relay.store.mailbox.query import PAGE_BYTES_MAX
-from relay.store.mailbox.types import (
-    AttachmentsTooLargeError,
-    BeingSentError,
-    FolderError,
-    FolderExistsError,
-    MailboxFullError,
-    MessageChangedError,
-    NoSuchItemError,
-    NotADraftError,
-    Precondition,
-    ProtectedFolderError,
-    StateTooLargeError,
-    StoredMessage,
-    StoreError,
-    StoreUnavailableError,
-    SubmissionKey,
-    TooManyQueriesError,
-    TooManyUploadsError,
-    UploadBusyError,
-)
+from relay.store.mailbox.types import NoSuchItemError, Precondition, StoredMessage, SubmissionKey
 from relay.submission.outbox.store import FileStore
 
 IN_MEMORY_BODY_BYTES_MAX = LARGE_BYTES * 4 // 3  # larger MIME in base64 is written in blocks
-STREAMED_BODIES_MAX = 32  # request bodies that are written to disk in blocks
-STREAMED_BODIES_PER_ACCOUNT_MAX = 8
 SHORT_PAGE_BYTES_MAX = 1024 * 1024  # of a page while memory is short
-BODY_CONVERSIONS_MAX = 2  # threads that convert bodies to the preferred type
-ANSWERS_MAX = 4  # replies and forwards that are composed at a time: each holds its original's body
-_RETRY_S = 5
-_ENTITY_TAG = re.compile(r'(?:W/)?"(?P<quoted>[!#-~]{1,512})"|(?P<bare>[!#-+.-~]{1,512})')
-_KEY = r"\((?:userPrincipalName=)?'"
-_WITH_KEY = re.compile(rf"(.(?:(?!{_KEY}).)*+){_KEY}(.*)'\)", re.IGNORECASE | re.DOTALL)
 _Item = TypeVar("_Item")
 _OF_MICROSOFT = re.compile(
     r"(?i)\.(?:microsoft|office|office365|chinacloudapi)\.\w+\.?(?::\d+)?$", re.ASCII
 )
-_TYPE = "outlook.body-content-type"
-_UNSAFE = "outlook.allow-unsafe-html"
-_CONVERT = {"text": html_to_text, "html": text_to_html}
-
-
-class StreamedBodies:
-    """Counts the request bodies that are being streamed to disk."""
-
-    def __init__(self) -> None:
-        self._running = ConcurrencyCounter()
-
-    def acquire(self, account: str) -> AbstractContextManager[None]:
-        """Count one body inside the with block. Raises ApiError 429 at the account's limit, 503 at
-        that of all.
-        """
-        message = "Too many large bodies are being received; try again."
-        if not self._running.has_room(account, per_key=STREAMED_BODIES_PER_ACCOUNT_MAX):
-            raise throttled(message, _RETRY_S)
-        if self._running.total >= STREAMED_BODIES_MAX:
-            raise service_unavailable(message, retry_after_s=_RETRY_S)
-        return self._running.counted(account)
-
-
-@dataclass(frozen=True, slots=True)
-class GraphDependencies:
-    """What the handlers need."""
-
-    store: FileStore  # the mailboxes
-    accounts: AccountDirectory  # those in force
-    clock: Clock  # for the times of messages
-    ids: Ids  # for new messages and submissions
-    hostname: str  # of Message-IDs that Relay makes
-    public_url: str  # the beginning of links; "": as the client addressed the relay
-    crash: CrashPoints  # for crash tests
-    max_upload: int  # of a streamed body, in bytes
-    profile: strict_profile.Profile  # of requests that prefer none
-    pressure: Pressure  # whether new mail is taken now
-    subscriptions: Subscriptions  # who is notified of changes
-    usage: UsageCounter  # counts what accounts send to the outside
-    has_pages: bool = False  # there is a page for each message
-    # by mailbox, and mailbox/draft: its PATCHes run one at a time
-    patch_locks: WeakValueDictionary[str, asyncio.Lock] = field(default_factory=WeakValueDictionary)
-    # limits the bodies that are written to files at once
-    streamed_bodies: StreamedBodies = field(default_factory=StreamedBodies)
-    # limits the bodies of messages that are converted at once
-    conversions: asyncio.Semaphore = field(
-        default_factory=lambda: asyncio.Semaphore(BODY_CONVERSIONS_MAX)
-    )
-    # limits the replies and forwards that are composed at once
-    answers: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(ANSWERS_MAX))
-
-    def base_url(self, request: HttpRequest) -> str:
-        """Return the URL of the API as the client sees it."""
-        return request.base_url(self.public_url, self.hostname)
-
-    def root_url(self, request: HttpRequest) -> str:
-        """Return the URL of the version of the API that is requested."""
-        return f"{self.base_url(request)}/{request.segments[0].lower()}"
 
 
 class GraphRequest(Struct, frozen=True):
@@ -157,10 +60,8 @@ class GraphRequest(Struct, frozen=True):
     # the token's account, usually the same; limits and records of clients are by caller
     caller: Account
     applied: list[str] = []  # for Preference-Applied
-    is_strict: bool = (
-        False  # what Graph refuses is refused (relay/front_door/graph/strict_profile.py)
-    )
-    # a submission is recorded under it (relay/front_door/graph/admission.py)
+    is_strict: bool = False  # refuse what Graph refuses (relay/front_door/graph/strict_profile.py)
+    # under which a submission is recorded (relay/front_door/graph/admission.py)
     key: SubmissionKey | None = None
     # awaited before a streamed submission is complete (relay/front_door/graph/admission.py)
     before_submission: Callable[[], Awaitable[None]] | None = None
@@ -168,8 +69,8 @@ class GraphRequest(Struct, frozen=True):
     def check_scopes(self, needed: Collection[Scope]) -> None:
         """Raise ApiError 403 unless the caller's tokens have one of the scopes."""
         if self.caller.scopes.isdisjoint(needed):
-            found, expected = ", ".join(sorted(self.caller.scopes)), " or ".join(needed)
-            detail = f"Found {found or 'no scopes'}, expected the permission {expected}."
+            scopes, expected = ", ".join(sorted(self.caller.scopes)), " or ".join(needed)
+            detail = f"Found {scopes or 'no scopes'}, expected the permission {expected}."
             raise errors.ACCESS_DENIED(detail)
 
     @property
@@ -189,9 +90,10 @@ class GraphRequest(Struct, frozen=True):
 
     @property
     def message_folder_id(self) -> str:
-        """The folder where the message in the path must be, "" for any: by the path, or by its id.
+        """The folder in which the message must be, from the path or from the message's id; "" for
+        any.
 
-        Raises NoSuchItemError for two folders.
+        Raises NoSuchItemError if path and id name different folders.
         """
         named = read_rest_id(self.path_parameters.get("message", ""))[1]
         if named and self.folder_id.lower() not in ("", named):
@@ -200,7 +102,9 @@ class GraphRequest(Struct, frozen=True):
 
     @property
     def shows_immutable_ids(self) -> bool:
-        """Whether the ids of messages are the store's: always, in the relaxed profile."""
+        """Whether clients see the store's ids of messages; in the relaxed profile they
+        always do.
+        """
         return not self.is_strict or self.preferences.get("idtype", "").lower() == "immutableid"
 
     def shown_id(self, message_id: str, folder_id: str) -> str:
@@ -242,7 +146,7 @@ class GraphRequest(Struct, frozen=True):
         *,
         page_size: int | None = None,
     ) -> QueryOptions:
-        """Read the query options as parse_options(). Raises ApiError 400 for one that is not
+        """Read the query options by parse_options(). Raises ApiError 400 for an option not in
         `allowed`.
         """
         return parse_options(self.http.query, allowed, known, kind=kind, page_size=page_size)
@@ -260,8 +164,8 @@ class GraphRequest(Struct, frozen=True):
         `query` replaces the request's own query.
         """
         page_size = max_page_size(self.preferences)
-        given = self.http.query if query is None else query
-        options = parse_options(given, allowed=allowed, known=known, kind=kind, page_size=page_size)
+        pairs = self.http.query if query is None else query
+        options = parse_options(pairs, allowed=allowed, known=known, kind=kind, page_size=page_size)
         if page_size is not None:
             self.applied.append(f"odata.maxpagesize={page_size}")
         return options
@@ -280,7 +184,8 @@ class GraphRequest(Struct, frozen=True):
         return min(most, SHORT_PAGE_BYTES_MAX) if is_short else most
 
     async def time_zone(self) -> tzinfo:
-        """The time zone in force: of `Prefer: outlook.timezone`, or the mailbox's (default UTC).
+        """The time zone from `Prefer: outlook.timezone`, else the mailbox's, which is UTC by
+        default.
 
         Raises ApiError 400 for an unknown zone in the preference.
         """
@@ -298,20 +203,20 @@ class GraphRequest(Struct, frozen=True):
 
     def prefers_minimal(self) -> bool:
         """Return whether the client wants no body in the response to a change (RFC 7240 4.2)."""
-        wanted = self.preferences.get("return", "").lower()
-        if wanted in ("minimal", "representation"):
-            self.applied.append(f"return={wanted}")
-        return wanted == "minimal"
+        preference = self.preferences.get("return", "").lower()
+        if preference in ("minimal", "representation"):
+            self.applied.append(f"return={preference}")
+        return preference == "minimal"
 
     def not_modified(self, change_key: str) -> Response | None:
-        """Return the 304 if the client has this version, by If-None-Match.
+        """Return a 304 if the client has this version (If-None-Match), else None.
 
-        Raises ApiError 400 for a malformed one.
+        Raises ApiError 400 for a malformed field.
         """
-        given = self.http.headers.getlist("if-none-match")
-        if not given:
+        field_lines = self.http.headers.getlist("if-none-match")
+        if not field_lines:
             return None
-        keys = change_keys(",".join(given), field_name="If-None-Match")
+        keys = change_keys(",".join(field_lines), field_name="If-None-Match")
         if keys and change_key not in keys:
             return None
         return Response(status_code=304, headers=etag_field(change_key))
@@ -334,7 +239,9 @@ class GraphRequest(Struct, frozen=True):
 
     @property
     def draft_lock(self) -> asyncio.Lock:
-        """The lock under which a draft changes or is sent, so that what is counted is sent."""
+        """The lock for changing or sending a draft: what is sent has the recipients that were
+        counted.
+        """
         key = f"{self.mailbox}/{self.message_id}"
         return self.dependencies.patch_locks.setdefault(key, asyncio.Lock())
 
@@ -351,7 +258,8 @@ class GraphRequest(Struct, frozen=True):
     def pages_url(self) -> str:
         """The base URL of the pages as the client sees it, "" if there are none.
 
-        A browser finds at Microsoft's names what Microsoft has there.
+        If the client used a host name of Microsoft, a browser would reach Microsoft there; the URL
+        of the server is used instead.
         """
         if not self.dependencies.has_pages:
             return ""
@@ -364,20 +272,21 @@ class GraphRequest(Struct, frozen=True):
 
     @property
     def owner(self) -> str:
-        """The mailbox, with which the context of what it contains begins."""
+        """The mailbox as it begins an @odata.context."""
         return f"users('{quote(self.mailbox)}')"
 
     def changed(
         self,
         path: str,
         context: str,
-        shown: Mapping[str, Any],
+        resource: Mapping[str, Any],
         *,
         is_new: bool,
         change_key: str = "",
     ) -> Response:
-        """Return the response to a change of what is at `path` in the mailbox: its JSON, or nothing
-        with return=minimal. What is new has a Location.
+        """Return the response to a change of the resource at `path` in the mailbox.
+
+        It is the resource's JSON, or no body with return=minimal. A new resource has a Location.
         """
         location = f"{self.root_url()}/users/{quote(self.mailbox)}/{path}"
         headers = etag_field(change_key) if change_key else {}
@@ -386,24 +295,24 @@ class GraphRequest(Struct, frozen=True):
         if is_new:
             headers["location"] = location
         status = HTTPStatus.CREATED if is_new else HTTPStatus.OK
-        return json_response({**self.context(context), **shown}, status=status, headers=headers)
+        return json_response({**self.context(context), **resource}, status=status, headers=headers)
 
     def page(
         self,
-        found: Sequence[_Item],
+        resources: Sequence[_Item],
         options: QueryOptions,
         to_json: Callable[[_Item, Collection[str]], Mapping[str, Any]],
         *,
         context: str,
     ) -> Response:
-        """Return the page of the whole list `found` that the query options select."""
-        page = found[options.skip : options.skip + options.top]
+        """Return the page of the whole list `resources` that the query options select."""
+        page = resources[options.skip : options.skip + options.top]
         next_skip = options.skip + len(page)
-        is_more = page and next_skip < len(found)
+        is_more = page and next_skip < len(resources)
         return collection_response(
             self.context(context),
-            [to_json(one, options.select) for one in page],
-            total=len(found) if options.count else None,
+            [to_json(resource, options.select) for resource in page],
+            total=len(resources) if options.count else None,
             next_link=options.next_link(self.url(), skip=next_skip) if is_more else "",
         )
 
@@ -417,19 +326,19 @@ class GraphRequest(Struct, frozen=True):
     ) -> dict[str, Any]:
         """Read the body, a JSON object: the resource of Graph's type `kind`, or parameters.
 
-        Raises ApiError 415 for another Content-Type than application/json, 400, 408, 413. MIME
-        would be possible as well, if `or_mime`.
+        Raises ApiError 415 for another Content-Type than application/json, 400, 408, 413. With
+        `or_mime` the text of the 415 names MIME too.
         """
         media_type = self.http.media_type
         if media_type not in ("", "application/json"):
             mime = ", or text/plain for MIME in base64" if or_mime else ""
             raise unsupported_media_type(media_type, f"application/json{mime}")
         body = await self.http.body()
-        given = {} if may_be_empty and not body.strip() else read_json_object(body)
+        parsed = {} if may_be_empty and not body.strip() else read_json_object(body)
         del body
         if self.is_strict:
-            strict_profile.check_body(given, kind)
-        return given
+            strict_profile.check_body(parsed, kind)
+        return parsed
 
     def is_mime(self) -> bool:
         """Return whether the body is MIME in base64 (text/plain) and not JSON, the default."""
@@ -450,176 +359,3 @@ class GraphRequest(Struct, frozen=True):
             "text/plain for MIME in base64, message/rfc822 or application/octet-stream for "
             "plain MIME",
         )
-
-
-def collection_response(
-    context: Mapping[str, Any],
-    items: Sequence[Mapping[str, Any]],
-    *,
-    total: int | None = None,
-    next_link: str = "",
-    delta_link: str = "",
-) -> Response:
-    """Return a page of a list; `total` is None unless $count asks for it."""
-    body = dict(context)
-    if total is not None:
-        body["@odata.count"] = total
-    body["value"] = items
-    if next_link:
-        body["@odata.nextLink"] = next_link
-    if delta_link:
-        body["@odata.deltaLink"] = delta_link
-    return json_response(body)
-
-
-def etag_field(change_key: str) -> dict[str, str]:
-    """Return the ETag field of a version."""
-    return {"etag": f'W/"{change_key}"'}
-
-
-def minimal_response(
-    location: str, *, is_new: bool = False, headers: Mapping[str, str] | None = None
-) -> Response:
-    """Return the response to a change without a body (OData 4.01 Protocol 8.2.8.7, 8.3.4)."""
-    fields = {"odata-entityid": location, **(headers or {})}
-    return Response(status_code=204, headers=fields | {"location": location} if is_new else fields)
-
-
-def change_keys(given: str, *, field_name: str = "If-Match") -> frozenset[str]:
-    """Return the change keys in If-Match or If-None-Match; `*` gives an empty set.
-
-    A key is an @odata.etag, strong or weak, or a bare changeKey. Raises ApiError 400.
-    """
-    if given.strip() == "*":
-        return frozenset()
-    keys = set()
-    for tag in given.split(","):
-        match = _ENTITY_TAG.fullmatch(tag.strip())
-        if match is None:
-            expected = "an @odata.etag, a changeKey, or *"
-            raise bad_request(f"{field_name}: found {quoted(given)}, expected {expected}.")
-        keys.add(match["quoted"] or match["bare"])
-    return frozenset(keys)
-
-
-def throttled(message: str, retry_after_s: int) -> ApiError:
-    """Return the 429 of an account that is over a limit of its own."""
-    return errors.THROTTLED(message, headers={"retry-after": str(retry_after_s)})
-
-
-# by kind, the special ones first; a mailbox that is full is a 507, not a 403: the request is valid
-_OF_STORE: Mapping[type[StoreError], errors.GraphError] = {
-    NoSuchItemError: errors.ITEM_NOT_FOUND,
-    NotADraftError: errors.INVALID_REQUEST,
-    BeingSentError: errors.CONFLICT,
-    UploadBusyError: errors.CONFLICT,
-    MessageChangedError: errors.CHANGED,
-    MailboxFullError: errors.MAILBOX_FULL,
-    AttachmentsTooLargeError: errors.TOO_LARGE,
-    StateTooLargeError: errors.TOO_LARGE,
-    FolderExistsError: errors.FOLDER_EXISTS,
-    ProtectedFolderError: errors.ACCESS_DENIED,
-    FolderError: errors.INVALID_REQUEST,
-    StoreUnavailableError: errors.UNHEALTHY,
-    TooManyQueriesError: errors.THROTTLED,
-    TooManyUploadsError: errors.THROTTLED,
-}
-_RETRY_AFTER = {StoreUnavailableError: "10", TooManyQueriesError: "10", TooManyUploadsError: "60"}
-
-
-def api_error(error: StoreError, request: HttpRequest) -> ApiError:
-    """Return Graph's error for an error of the mail store, whose text is meant for users."""
-    kind = next((one for one in _OF_STORE if isinstance(error, one)), None)
-    if kind is None:
-        return errors.INTERNAL("The store failed; see the log.")
-    found, seconds = _OF_STORE[kind], _RETRY_AFTER.get(kind)
-    if kind is NotADraftError and request.method == "PATCH":
-        found = errors.NOT_A_DRAFT
-    if kind is ProtectedFolderError and request.method != "PATCH":
-        is_move = request.segments[-1].lower().endswith("move")
-        found = errors.FOLDER_MOVED if is_move else errors.FOLDER_DELETED
-    path = "/".join(request.segments).lower()
-    is_read = request.method == "GET" and ("/messages/" in path or "/messages('" in path)
-    if kind is NoSuchItemError and is_read:
-        found = errors.MESSAGE_NOT_FOUND
-    return found(str(error), headers={"retry-after": seconds} if seconds else None)
-
-
-def not_implemented(what: str) -> ApiError:
-    """Return the 501 for a part of Graph that is not implemented."""
-    return errors.NOT_IMPLEMENTED(f"{what} is not implemented.")
-
-
-def with_keys(segments: tuple[str, ...]) -> tuple[str, ...]:
-    """Return a path with OData's parentheses as segments: messages('1') becomes messages/1."""
-    if not any(segment.endswith("')") for segment in segments):
-        return segments
-    found: list[str] = []
-    for segment in segments:
-        if match := _WITH_KEY.fullmatch(segment):
-            found += (match[1], match[2].replace("''", "'"))
-        else:
-            found.append(segment)
-    return tuple(found)
-
-
-def find_mailbox(
-    segments: tuple[str, ...], caller: Account, accounts: AccountDirectory
-) -> tuple[Account, tuple[str, ...]]:
-    """Return the account of the mailbox in the path, and the rest after /me or /users/{address}.
-
-    Raises ApiError: 400 for /me where no user has signed in, as Graph; 403 for a mailbox that the
-    caller may not open and for one that does not exist, 404 for an UnknownUserError.
-    """
-    if segments[0].lower() == "me":
-        if caller.is_application:
-            raise errors.NO_USER("No user has signed in: the token is an application's.")
-        return caller, segments[1:]
-    try:
-        owner = accounts.opened(segments[1], caller)
-    except UnknownUserError:
-        error = errors.USER_INVALID if len(segments) > 2 else errors.USER_NOT_FOUND
-        raise error("No mail has come for this address.", quoted(segments[1])) from None
-    if owner is None:  # the same answer for both reasons: it reveals no addresses
-        raise errors.ACCESS_DENIED("This token opens no mailbox of this address.")
-    return owner, segments[2:]
-
-
-async def show_preferred_body(request: GraphRequest, shown: dict[str, Any]) -> None:
-    """Convert the body in a message's JSON to the preferred type."""
-    await show_body_as(request, shown, preferred_body_type(request))
-
-
-async def show_body_as(request: GraphRequest, shown: dict[str, Any], wanted: str) -> None:
-    """Convert the body in a message's JSON to a type; "" leaves it.
-
-    A large page takes many seconds. Requests take turns with each message, so that none waits for
-    the whole page of another one.
-    """
-    if _others(shown, wanted):
-        async with request.dependencies.conversions:
-            await asyncio.to_thread(convert_body, shown, wanted)
-
-
-def preferred_body_type(request: GraphRequest) -> str:
-    """Return the preferred type, or "". The preferences count as applied."""
-    preferred = request.preferences
-    wanted = preferred.get(_TYPE, "").lower()
-    if wanted in _CONVERT:
-        request.applied.append(f'{_TYPE}="{wanted}"')
-    if _UNSAFE in preferred:
-        request.applied.append(_UNSAFE)
-    return wanted if wanted in _CONVERT else ""
-
-
-def convert_body(shown: dict[str, Any], wanted: str) -> None:
-    """Convert the body if it has another type. Takes long for a large one."""
-    for name in _others(shown, wanted):
-        content = _CONVERT[wanted](shown[name]["content"])
-        shown[name] = {"contentType": wanted, "content": content}
-
-
-def _others(shown: Mapping[str, Any], wanted: str) -> list[str]:
-    """Return the bodies that have another type."""
-    bodies = [name for name in ("body", "uniqueBody") if wanted and name in shown]
-    return [name for name in bodies if shown[name]["contentType"] != wanted]

@@ -1,8 +1,8 @@
-"""Ids of messages, folders and attachments in a request: what can be one, and what cannot.
+"""Ids of messages, folders and attachments in a request: which texts can be an id.
 
-A text that can be none is a 400 `Id is malformed.`, whatever is in the mailbox. An id that nothing
-has is a 404. Relay's own ids are Graph's immutable ids: a message has one, before and after sending
-and in any folder. Those that change with the folder are in relay/base/message/rest_id.py.
+A text that cannot be an id is a 400 `Id is malformed.` An id that nothing has is a 404. Relay's own
+ids are Graph's immutable ids: a message has one, before and after sending and in any folder.
+relay/base/message/rest_id.py has the ids that change with the folder.
 """
 
 import re

@@ -23,10 +23,10 @@ from relay.front_door.graph.item_ids import folder_id_of
 from relay.front_door.http.errors import ApiError, quoted
 
 Reader = Callable[[Any, str], Any]  # of a value that is not null and is at a path
-# of an action: by the name in lower case its spelling and the reader
+# of an action, by name in lower case: Graph's spelling, and the function that reads it
 Parameters = Mapping[str, tuple[str, Reader]]
 
-RECIPIENTS_MAX = 500  # of a message, in to, cc and bcc together
+RECIPIENTS_MAX = 500  # of a message: To, Cc and Bcc together
 _NAME_CHARACTERS = 320
 _ADDRESS_CHARACTERS = 320
 _FORBIDDEN = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
@@ -91,9 +91,9 @@ _OF_SUBSCRIPTIONS = (
 _PROPERTIES = (
     *("@odata.type", "bias", *_OF_SUBSCRIPTIONS.split()),
     *(
-        one.partition(":")[0]
+        word.partition(":")[0]
         for kind, names in PROPERTIES_OF_TYPES.items()
-        for one in names.split()
+        for word in names.split()
         if kind != "parameters"
     ),
 )
@@ -104,12 +104,12 @@ _VALUES_MAX = 100_000
 _STRING_OR_SIGN = re.compile(rb'"(?:[^"\\]++|\\.)*+"?|[\[{,]', re.DOTALL)
 
 
-def invalid_value(path: str, found: object, expected: str, *, kind: str = "") -> ApiError:
+def invalid_value(path: str, actual: object, expected: str, *, kind: str = "") -> ApiError:
     """Return the 400 for a value of the wrong type or form; `kind`: OData's type, if it has one."""
-    detail = f"{path}: found {quoted(found)}, expected {expected}."
+    detail = f"{path}: found {quoted(actual)}, expected {expected}."
     if not kind:
         return errors.BODY_INVALID(detail)
-    literal = quoted(found if isinstance(found, str) else quoted(found))
+    literal = quoted(actual if isinstance(actual, str) else quoted(actual))
     return errors.LITERAL_INVALID(detail, literal, f"Edm.{kind}")
 
 
@@ -152,10 +152,10 @@ def check_number_of_values(body: bytes) -> None:
 
 
 def _has_too_many_values(body: bytes) -> bool:
-    """Count the signs that begin a value: first all of them, then without those in strings."""
+    """Count the signs that begin a value: first all signs, then only those outside of strings."""
     if sum(map(body.count, (b",", b"[", b"{"))) <= _VALUES_MAX:
         return False
-    signs = (found for found in _STRING_OR_SIGN.finditer(body) if found.end() - found.start() == 1)
+    signs = (match for match in _STRING_OR_SIGN.finditer(body) if match.end() - match.start() == 1)
     return next(islice(signs, _VALUES_MAX, None), None) is not None
 
 
@@ -170,12 +170,13 @@ def read_object(value: object, path: str) -> dict[str, Any]:
     return value if value.keys() <= _KNOWN else _renamed(value, f"{path}.")
 
 
-def _renamed(given: Mapping[str, Any], prefix: str) -> dict[str, Any]:
-    """Return an object whose properties have Graph's names. Raises ApiError 400 for two that differ
-    by their case only.
+def _renamed(resource: Mapping[str, Any], prefix: str) -> dict[str, Any]:
+    """Return an object whose properties have Graph's names.
+
+    Raises ApiError 400 for two names that differ only in case.
     """
     renamed: dict[str, Any] = {}
-    for name, value in given.items():
+    for name, value in resource.items():
         known = _BY_LOWER_CASE.get(name.lower(), name)
         if known in renamed:
             raise invalid_value(prefix + name, value, "each property once, whatever its case")
@@ -183,23 +184,28 @@ def _renamed(given: Mapping[str, Any], prefix: str) -> dict[str, Any]:
     return renamed
 
 
-def is_same_json(given: object, shown: object) -> bool:
-    """Return whether a client sends back what it was shown, but for the case of names, annotations
-    and properties that are null.
+def is_same_json(received: object, stored: object) -> bool:
+    """Return whether a client sends back the value that it was given.
+
+    The case of names, annotations, and properties that are null do not count.
     """
-    if isinstance(given, dict) and isinstance(shown, dict):
-        sent, known = _without_nulls(given), _without_nulls(shown)
+    if isinstance(received, dict) and isinstance(stored, dict):
+        sent, known = _without_nulls(received), _without_nulls(stored)
         return sent.keys() == known.keys() and all(
             is_same_json(value, known[name]) for name, value in sent.items()
         )
-    if isinstance(given, list) and isinstance(shown, list):
-        return len(given) == len(shown) and all(map(is_same_json, given, shown))
-    return type(given) is type(shown) and given == shown  # 1 is not true
+    if isinstance(received, list) and isinstance(stored, list):
+        return len(received) == len(stored) and all(map(is_same_json, received, stored))
+    return type(received) is type(stored) and received == stored  # 1 is not true
 
 
 def _without_nulls(value: Mapping[str, Any]) -> dict[str, Any]:
     pairs = value.items()
-    return {name.lower(): one for name, one in pairs if one is not None and not is_annotation(name)}
+    return {
+        name.lower(): child
+        for name, child in pairs
+        if child is not None and not is_annotation(name)
+    }
 
 
 def read_array(value: object, path: str, *, most: int | None = None) -> list[Any]:
@@ -253,8 +259,8 @@ def one_of(value: object, path: str, choices: tuple[str, ...]) -> str:
 def read_header_text(value: object, path: str, *, longest: int) -> str:
     """Read a string for a header field: one line without control characters."""
     text = read_string(value, path)
-    if found := _FORBIDDEN.search(text):
-        raise _forbidden(path, found, "; control characters and line breaks are not allowed here.")
+    if match := _FORBIDDEN.search(text):
+        raise _forbidden(path, match, "; control characters and line breaks are not allowed here.")
     if len(text) > longest:
         limit = f"found {len(text)} characters, expected at most {longest}"
         raise errors.INVALID_REQUEST(f"{path}: {limit}.")
@@ -266,23 +272,23 @@ def read_body_text(value: object, path: str) -> str:
     text = read_string(value, path)
     if text.isascii() and "\0" not in text:
         return text  # most texts; the search takes 100 ms for 30 MB
-    if found := _FORBIDDEN_IN_BODY.search(text):
-        raise _forbidden(path, found, ", which a message cannot contain.")
+    if match := _FORBIDDEN_IN_BODY.search(text):
+        raise _forbidden(path, match, ", which a message cannot contain.")
     return text
 
 
 def read_body(value: object, path: str) -> tuple[str, str]:
     """Read a body: its type, text or html, and its text."""
-    given = read_object(value, path)
-    kind = given.get("contentType")
+    body = read_object(value, path)
+    kind = body.get("contentType")
     return (
         "text" if kind is None else one_of(kind, f"{path}.contentType", ("text", "html")),
-        read_body_text(given.get("content"), f"{path}.content"),
+        read_body_text(body.get("content"), f"{path}.content"),
     )
 
 
-def _forbidden(path: str, found: re.Match[str], reason: str) -> ApiError:
-    place = f"the character U+{ord(found[0]):04X} at position {found.start()}"
+def _forbidden(path: str, match: re.Match[str], reason: str) -> ApiError:
+    place = f"the character U+{ord(match[0]):04X} at position {match.start()}"
     return errors.INVALID_REQUEST(f"{path}: found {place}{reason}")
 
 
@@ -295,11 +301,11 @@ def read_recipients(value: object, path: str) -> tuple[EmailAddress, ...]:
 
 def read_recipient(value: object, path: str) -> EmailAddress:
     """Read a recipient, or an originator. Raises ApiError."""
-    given = read_object(value, path)
+    recipient = read_object(value, path)
     path = f"{path}.emailAddress"
-    if given.get("emailAddress") is None:
+    if recipient.get("emailAddress") is None:
         raise errors.INVALID_RECIPIENTS(f"{path} is missing.")
-    inner = read_object(given["emailAddress"], path)
+    inner = read_object(recipient["emailAddress"], path)
     name = read_header_text(inner.get("name"), f"{path}.name", longest=_NAME_CHARACTERS)
     path = f"{path}.address"
     text = read_header_text(inner.get("address"), path, longest=_ADDRESS_CHARACTERS).strip(" ")
@@ -334,13 +340,13 @@ _DESTINATION = {"destinationid": ("destinationId", partial(read_header_text, lon
 def read_parameters(
     body: Mapping[str, Any], known: Parameters, action: str, *, needed: Collection[str] = ()
 ) -> dict[str, Any]:
-    """Return the parameters of an action by their names in lower case; names match in any case. One
-    that is null is as one that is not given.
+    """Return the parameters of an action by name in lower case; names match in any case.
 
-    Raises ApiError 400 for a parameter that `action` does not have or that is given twice, and for
-    one that is `needed` and missing.
+    A parameter that is null counts as absent.
+
+    Raises ApiError 400 for an unknown or repeated parameter, and for a missing one in `needed`.
     """
-    given: dict[str, Any] = {}
+    parameters: dict[str, Any] = {}
     for name, value in body.items():
         if is_annotation(name):
             continue
@@ -348,17 +354,17 @@ def read_parameters(
         if folded not in known:
             detail = f"{quoted(name)} is not a parameter of {action}: {', '.join(known)}."
             raise errors.PARAMETER_UNKNOWN(detail, quoted(name), action)
-        if folded in given:
+        if folded in parameters:
             raise invalid_value(name, value, "each parameter once, whatever its case")
         spelled, read = known[folded]
-        given[folded] = None if value is None else read(value, spelled)
-    if missing := [known[one][0] for one in needed if given.get(one) is None]:
+        parameters[folded] = None if value is None else read(value, spelled)
+    if missing := [known[required][0] for required in needed if parameters.get(required) is None]:
         names = ", ".join(name[:1].upper() + name[1:] for name in missing)
         raise errors.PARAMETERS_MISSING(f"{', '.join(missing)}: found none.", action, names)
-    return given
+    return parameters
 
 
 def destination_id(body: Mapping[str, Any], action: str) -> str:
     """Return destinationId of move and copy: a folder's id or well-known name."""
-    given = read_parameters(body, _DESTINATION, action, needed=_DESTINATION)
-    return folder_id_of(given["destinationid"])
+    parameters = read_parameters(body, _DESTINATION, action, needed=_DESTINATION)
+    return folder_id_of(parameters["destinationid"])

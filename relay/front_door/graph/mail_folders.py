@@ -13,6 +13,7 @@ from urllib.parse import quote
 from starlette.responses import Response
 
 from relay.front_door.graph import errors
+from relay.front_door.graph.entity_tags import etag_field
 from relay.front_door.graph.extended_properties import (
     FOLDER_COMPUTED,
     MULTIPLE,
@@ -20,12 +21,7 @@ from relay.front_door.graph.extended_properties import (
     parse_expand,
     shown_id,
 )
-from relay.front_door.graph.graph_request import (
-    GraphRequest,
-    collection_response,
-    etag_field,
-    not_implemented,
-)
+from relay.front_door.graph.graph_request import GraphRequest
 from relay.front_door.graph.json_values import (
     destination_id,
     missing_property,
@@ -34,6 +30,7 @@ from relay.front_door.graph.json_values import (
     unsupported,
 )
 from relay.front_door.graph.odata.resources import select_folders
+from relay.front_door.graph.responses import collection_response
 from relay.front_door.graph.serializer import (
     FOLDER_PROPERTIES,
     ROOT_FOLDER_ID,
@@ -41,13 +38,13 @@ from relay.front_door.graph.serializer import (
     folder_version,
 )
 from relay.front_door.http.errors import bad_request, quoted
-from relay.front_door.http.gateway import json_response
+from relay.front_door.http.responses import json_response
 from relay.store.mailbox.types import Folder
 
 _NAME_CHARACTERS = 255
 _RULE_PROPERTIES = ("id", "displayName", "sequence", "isEnabled")
 _LIST_OPTIONS = ("select", "expand", "filter", "orderby", "count", "top", "skip")
-_CHILDREN_MAX = 10  # that $expand returns, as in Graph
+_CHILDREN_MAX = 10  # returned by $expand, as in Graph
 _CHILDREN = re.compile(
     r"(?:^|,)\s*+childFolders\s*+(?:\(\s*+\$?select\s*+=([^()]*+)\)\s*+)?+(?=,|\Z)", re.IGNORECASE
 )
@@ -60,7 +57,7 @@ async def list_folders(request: GraphRequest) -> Response:
     options = request.collection_options(_LIST_OPTIONS, FOLDER_PROPERTIES, "mailFolder")
     selected = select_folders(folders, filter_=options.filter, orderby=options.orderby)
     within = f"('{quote(request.folder_id)}')/childFolders" if request.folder_id else ""
-    to_json = _shown(request, options.expand, every)
+    to_json = _json_function(request, options.expand, every)
     return request.page(selected, options, to_json, context=f"{_context(request)}{within}")
 
 
@@ -80,18 +77,18 @@ async def get_folder(request: GraphRequest) -> Response:
         return unchanged
     context = request.context(f"{_context(request)}/$entity")
     every = await request.store.folders.every(request.mailbox) if options.expand else ()
-    to_json = _shown(request, options.expand, every)
-    shown = {**context, **to_json(folder, options.select)}
-    return json_response(shown, headers=etag_field(folder_version(folder)))
+    to_json = _json_function(request, options.expand, every)
+    resource = {**context, **to_json(folder, options.select)}
+    return json_response(resource, headers=etag_field(folder_version(folder)))
 
 
 async def create_folder(request: GraphRequest) -> Response:
     """POST mailFolders or childFolders: create a folder."""
-    given = await request.json_object("mailFolder")
-    kind = given.get("@odata.type")
+    resource = await request.json_object("mailFolder")
+    kind = resource.get("@odata.type")
     if isinstance(kind, str) and kind.rpartition(".")[2].lower() == "mailsearchfolder":
-        raise not_implemented("The resource mailSearchFolder")
-    name = _display_name(given)
+        raise errors.not_implemented("The resource mailSearchFolder")
+    name = _display_name(resource)
     if name is None:
         raise missing_property("displayName")
     created = await request.store.folders.create(request.mailbox, name, parent_id=request.folder_id)
@@ -145,46 +142,51 @@ async def remove_folder(request: GraphRequest) -> Response:
 
 
 async def _folders_in(request: GraphRequest) -> tuple[Sequence[Folder], Sequence[Folder]]:
-    """Return all folders, and those within the folder in the path, or else of the top level."""
+    """Return all folders, and the children of the folder in the path, or the top level
+    without one.
+    """
     parent_id = (await _find_folder(request)).id if request.folder_id else ROOT_FOLDER_ID
     folders = await request.store.folders.every(request.mailbox)
     return folders, _children(folders, parent_id)
 
 
 def _children(folders: Sequence[Folder], parent_id: str) -> list[Folder]:
-    return [one for one in folders if (one.parent_id or ROOT_FOLDER_ID) == parent_id]
+    return [folder for folder in folders if (folder.parent_id or ROOT_FOLDER_ID) == parent_id]
 
 
-def _shown(
+def _json_function(
     request: GraphRequest, expand: str | None, every: Sequence[Folder]
 ) -> Callable[[Folder, Collection[str]], Mapping[str, Any]]:
-    """Return a function that gives the JSON of a folder, with what $expand asks for: the first ten
-    of its child folders, and extended properties. Raises ApiError 400.
+    """Return a function from a folder to its JSON with what $expand asks for.
+
+    $expand returns the first ten child folders, and extended properties. Raises ApiError 400.
     """
-    found = _CHILDREN.search(expand or "")
-    rest = f"{(expand or '')[: found.start()]}{(expand or '')[found.end() :]}" if found else expand
-    given = parse_expand((rest or "").removeprefix(",") or None, of_attachments=())
-    if given.attachments is not None or given.multiple:
+    match = _CHILDREN.search(expand or "")
+    rest = f"{(expand or '')[: match.start()]}{(expand or '')[match.end() :]}" if match else expand
+    expansion = parse_expand((rest or "").removeprefix(",") or None, of_attachments=())
+    if expansion.attachments is not None or expansion.multiple:
         raise bad_request(f"$expand: expected childFolders or {SINGLE}($filter=…).")
-    select = [name.strip() for name in ((found and found[1]) or "").split(",") if name.strip()]
+    select = [name.strip() for name in ((match and match[1]) or "").split(",") if name.strip()]
     if unknown := [name for name in select if name not in FOLDER_PROPERTIES]:
         raise bad_request(f"$expand: childFolders have no property named {quoted(unknown[0])}.")
 
-    names = [name for name in given.single if name in FOLDER_COMPUTED]
+    names = [name for name in expansion.single if name in FOLDER_COMPUTED]
 
     def to_json(folder: Folder, selected: Collection[str]) -> Mapping[str, Any]:
-        shown = folder_json(folder, selected, is_beta=request.http.segments[0].lower() == "beta")
+        resource = folder_json(folder, selected, is_beta=request.http.segments[0].lower() == "beta")
         if names:
             values = ((shown_id(name), FOLDER_COMPUTED[name](folder)) for name in names)
-            shown[SINGLE] = [{"id": name, "value": value} for name, value in values]
-        if found:
+            resource[SINGLE] = [{"id": name, "value": value} for name, value in values]
+        if match:
             children = _children(every, folder.id)
-            shown["childFolders"] = [folder_json(one, select) for one in children[:_CHILDREN_MAX]]
+            resource["childFolders"] = [
+                folder_json(child, select) for child in children[:_CHILDREN_MAX]
+            ]
             if len(children) > _CHILDREN_MAX:
                 path = f"users/{quote(request.mailbox)}/mailFolders/{folder.id}/childFolders"
                 link = f"{request.root_url()}/{path}?$skip={_CHILDREN_MAX}"
-                shown["childFolders@odata.nextLink"] = link
-        return shown
+                resource["childFolders@odata.nextLink"] = link
+        return resource
 
     return to_json
 
@@ -216,16 +218,16 @@ async def _find_folder(request: GraphRequest) -> Folder:
     return await request.store.folders.get(request.mailbox, request.folder_id)
 
 
-def _display_name(given: Mapping[str, Any]) -> str | None:
+def _display_name(resource: Mapping[str, Any]) -> str | None:
     """Return the displayName of a mailFolder's JSON, None if it has none."""
-    if read_boolean(given.get("isHidden") or False, "isHidden"):
+    if read_boolean(resource.get("isHidden") or False, "isHidden"):
         raise unsupported("isHidden", "hidden folders are not supported; omit it or send false")
     for name in (SINGLE, MULTIPLE):
-        if given.get(name) not in (None, [], [_OF_MAIL]):
+        if resource.get(name) not in (None, [], [_OF_MAIL]):
             raise unsupported(name, "folders keep no extended properties but the class IPF.Note")
-    if given.get("displayName") is None:
+    if resource.get("displayName") is None:
         return None
-    return read_header_text(given["displayName"], "displayName", longest=_NAME_CHARACTERS)
+    return read_header_text(resource["displayName"], "displayName", longest=_NAME_CHARACTERS)
 
 
 def _context(request: GraphRequest) -> str:

@@ -1,9 +1,10 @@
 """A page of messages as JSON; expanded attachments are written while their files are read.
 
-A page ends early, with an @odata.nextLink, before the item that would make it too large; the first
-message may have any size, after an @removed too: that may be of the same message, with which the
-next page would begin again. Of a page with attachments the ids are in memory, one message, and one
-block of its files. A message that was removed meanwhile is left out.
+A page ends early, with an @odata.nextLink, before the message that would make it too large. The
+first message may have any size, also if an @removed precedes it: both may be of the same message,
+and after a page that ended between them the next page would be the same again. Of a page with
+attachments, memory holds the ids, one message, and one block of a file. A message that was removed
+meanwhile is left out.
 """
 
 import asyncio
@@ -25,20 +26,16 @@ from relay.front_door.graph.attachments import (
     shows_content,
 )
 from relay.front_door.graph.extended_properties import ExpandOptions
-from relay.front_door.graph.graph_request import (
-    GraphRequest,
-    collection_response,
-    convert_body,
-    preferred_body_type,
-    show_body_as,
-)
+from relay.front_door.graph.graph_request import GraphRequest
+from relay.front_door.graph.preferred_body import convert_body, preferred_body_type, show_body_as
 from relay.front_door.graph.query_options import QueryOptions
+from relay.front_door.graph.responses import collection_response
 from relay.front_door.graph.serializer import extent_of, message_json
 from relay.store.mailbox.types import StoredMessage
 
 MessageItem = StoredMessage | Mapping[str, Any]  # a message, or the JSON of something else
-_ATTACHMENT_BYTES = 1024  # of its JSON without content and texts
-_ESCAPED_BYTES = 6  # of a character in JSON, at most
+_ATTACHMENT_BYTES = 1024  # octets of JSON without content and texts
+_ESCAPED_BYTES = 6  # octets of a character in JSON, at most
 
 
 class MessagePage(Struct, frozen=True):
@@ -48,7 +45,7 @@ class MessagePage(Struct, frozen=True):
     items: Sequence[MessageItem]  # the messages of the page
     select: tuple[str, ...]  # properties to return; empty: all
     expand: ExpandOptions  # what else to return with each message
-    # returns the @odata.nextLink of a page that ends after so many of the items
+    # returns the @odata.nextLink of a page that ends after this number of items
     link_after: Callable[[int], str]
     total: int | None = None  # @odata.count, if it was requested
     next_link: str = ""  # @odata.nextLink; "": the last page
@@ -60,13 +57,15 @@ class MessagePage(Struct, frozen=True):
         body_type = preferred_body_type(request)
         items = self.items
         if ARTICLE_NUMBER in self.expand.single:
-            new = [one.id for one in items if isinstance(one, StoredMessage) and not one.article]
+            new = [
+                message.id
+                for message in items
+                if isinstance(message, StoredMessage) and not message.article
+            ]
             known = await request.store.lists.number(request.mailbox, new) if new else {}
             items = [
-                replace(one, article=one.article or known.get((one.folder.id, one.id), 0))
-                if isinstance(one, StoredMessage)
-                else one
-                for one in items
+                _numbered(message, known) if isinstance(message, StoredMessage) else message
+                for message in items
             ]
         if self.expand.attachments is None:
             return await self._in_memory(request, items, left_bytes)
@@ -74,13 +73,16 @@ class MessagePage(Struct, frozen=True):
             (), self.expand.attachments
         )  # an invalid $filter is an error before the first octet
         size_bytes, count = 0, 0
-        for one in self.items:
-            its_bytes = self._expanded_bytes(request, one)
+        for message in self.items:
+            its_bytes = self._expanded_bytes(request, message)
             if count > isinstance(items[0], Mapping) and size_bytes + its_bytes > left_bytes:
                 break
             size_bytes, count = size_bytes + its_bytes, count + 1
         # The messages of the page are not kept while the client reads it.
-        read = [one.id if isinstance(one, StoredMessage) else one for one in items[:count]]
+        read = [
+            message.id if isinstance(message, StoredMessage) else message
+            for message in items[:count]
+        ]
         around = bytes(self._around((), ends_after=count).body)
         head, opening, tail = around.partition(b'"value":[')
         pieces = self._pieces(request, read, body_type)
@@ -94,10 +96,13 @@ class MessagePage(Struct, frozen=True):
     ) -> Response:
         encoded: list[msgspec.Raw] = []
         url, body_type = request.pages_url, preferred_body_type(request)
-        for one in items:
-            shown = dict(one) if isinstance(one, Mapping) else self._json(request, one, url)
-            await show_body_as(request, shown, body_type)
-            octets = msgspec.json.encode(shown)
+        for message in items:
+            if isinstance(message, StoredMessage):
+                resource = self._json(request, message, url)
+            else:
+                resource = dict(message)
+            await show_body_as(request, resource, body_type)
+            octets = msgspec.json.encode(resource)
             left_bytes -= len(octets) + 1
             if len(encoded) > isinstance(items[0], Mapping) and left_bytes < 0:
                 break
@@ -118,8 +123,8 @@ class MessagePage(Struct, frozen=True):
         self, request: GraphRequest, message: StoredMessage, pages_url: str
     ) -> dict[str, Any]:
         shown_id = request.shown_id
-        shown = message_json(message, self.select, pages_url=pages_url, shown_id=shown_id)
-        return shown | self.expand.to_json(message)
+        resource = message_json(message, self.select, pages_url=pages_url, shown_id=shown_id)
+        return resource | self.expand.to_json(message)
 
     def _expanded_bytes(self, request: GraphRequest, item: MessageItem) -> int:
         """Estimate the JSON of an item with its attachments."""
@@ -129,16 +134,16 @@ class MessagePage(Struct, frozen=True):
             self.expand.attachments.select if self.expand.attachments else ()
         )
         size_bytes = len(msgspec.json.encode(self._json(request, item, "")))
-        for one in item.attachments:
-            texts = len(one.name) + len(one.content_type) + len(one.content_id)
+        for attachment in item.attachments:
+            texts = len(attachment.name) + len(attachment.content_type) + len(attachment.content_id)
             size_bytes += _ATTACHMENT_BYTES + _ESCAPED_BYTES * texts
-            size_bytes += one.size * 4 // 3 if has_content else 0
+            size_bytes += attachment.size * 4 // 3 if has_content else 0
         return size_bytes
 
     def _pieces(
         self, request: GraphRequest, items: Sequence[str | Mapping[str, Any]], body_type: str
     ) -> Iterator[bytes]:
-        """Yield the items; of messages only the ids are given. Blocks; raises OSError."""
+        """Yield the items as JSON; messages are read by their ids. Blocks; raises OSError."""
         attachments = request.store.attachments
         separator = b""
         for item in items:
@@ -150,10 +155,18 @@ class MessagePage(Struct, frozen=True):
                 folder_id=request.folder_id,
                 extent=extent_of(self.select, is_expanded=bool(self.expand.single)),
             ):
-                shown = self._json(request, opened.message, request.pages_url)
-                convert_body(shown, body_type)
+                resource = self._json(request, opened.message, request.pages_url)
+                convert_body(resource, body_type)
                 yield separator
-                yield from message_pieces(shown, opened, self.expand.attachments or QueryOptions())
+                yield from message_pieces(
+                    resource, opened, self.expand.attachments or QueryOptions()
+                )
             else:
                 continue
             separator = b","
+
+
+def _numbered(message: StoredMessage, numbers: Mapping[tuple[str, str], int]) -> StoredMessage:
+    """Return a message with its article number, which may just have been given to it."""
+    number = numbers.get((message.folder.id, message.id), 0)
+    return replace(message, article=message.article or number)

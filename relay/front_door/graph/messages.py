@@ -26,9 +26,10 @@ from relay.base.sliding_window import NOTHING, Reservation
 from relay.formats.draft import DraftAttachment
 from relay.front_door.graph import errors, strict_profile
 from relay.front_door.graph.attachments import ATTACHMENT_PROPERTIES, get_with_attachments
+from relay.front_door.graph.entity_tags import etag_field
 from relay.front_door.graph.extended_properties import COMPUTED, parse_expand, shown_extended
 from relay.front_door.graph.follow_up_flags import changed_flag
-from relay.front_door.graph.graph_request import GraphRequest, etag_field, show_preferred_body
+from relay.front_door.graph.graph_request import GraphRequest
 from relay.front_door.graph.json_values import (
     check_recipients_count,
     destination_id,
@@ -45,11 +46,12 @@ from relay.front_door.graph.message_parser import (
 from relay.front_door.graph.mime_body import Amend, receive_in_blocks, receive_mime
 from relay.front_door.graph.odata.resources import message_condition, message_order
 from relay.front_door.graph.odata.search import search_condition
+from relay.front_door.graph.preferred_body import show_preferred_body
 from relay.front_door.graph.query_options import QueryOptions
 from relay.front_door.graph.send_mail import check_rights, named_in, originators_of, reserve
 from relay.front_door.graph.serializer import MESSAGE_PROPERTIES, extent_of, message_json
 from relay.front_door.http.errors import bad_request, service_unavailable
-from relay.front_door.http.gateway import BLOCK_BYTES, StreamedResponse, json_response
+from relay.front_door.http.responses import BLOCK_BYTES, StreamedResponse, json_response
 from relay.store.mailbox.message_state import CONTENT_FIELDS
 from relay.store.mailbox.query import NEWEST_FIRST, PAGE_BYTES_MAX, AllOf, Condition, MessageQuery
 from relay.store.mailbox.types import (
@@ -96,9 +98,10 @@ async def create_draft(
     kept: Sequence[DraftAttachment] = (),
     record: MessageRecord | None = None,
 ) -> Response:
-    """Create a draft. Its isRead, flag and inferenceClassification come from `parsed`, its JSON;
-    the attachments may be those of another message. With a `record`, create a message that was
-    received or sent.
+    """Create a draft. `parsed` has isRead, flag and inferenceClassification; attachments may come
+    from another message.
+
+    With a `record`, create a message that was received or sent.
     """
     check_recipients_count(properties)
     messages, mailbox = request.store.messages, request.mailbox
@@ -136,15 +139,15 @@ async def get_message(request: GraphRequest) -> Response:
     if expand.attachments is not None:
         context = messages_context(request) + "/$entity"
         return await get_with_attachments(request, options, expand, context=context)
-    found = await request.find_message()
-    if unchanged := request.not_modified(found.change_key):
+    message = await request.find_message()
+    if unchanged := request.not_modified(message.change_key):
         return unchanged
     url, shown_id = request.pages_url, request.shown_id
-    shown = message_json(found, options.select, pages_url=url, shown_id=shown_id)
-    shown |= expand.to_json(found)
-    await show_preferred_body(request, shown)
+    resource = message_json(message, options.select, pages_url=url, shown_id=shown_id)
+    resource |= expand.to_json(message)
+    await show_preferred_body(request, resource)
     head = request.context(messages_context(request) + "/$entity")
-    return json_response({**head, **shown}, headers=etag_field(found.change_key))
+    return json_response({**head, **resource}, headers=etag_field(message.change_key))
 
 
 async def change_message(request: GraphRequest) -> Response:
@@ -156,11 +159,11 @@ async def change_message(request: GraphRequest) -> Response:
         before = await request.find_message()
         condition = request.condition
         condition.check_version(before.change_key)
-        given = await _without_unchanged(request, body, before)
-        parsed = parse_message(given, request.account, patch=True)
+        changes = await _without_unchanged(request, body, before)
+        parsed = parse_message(changes, request.account, patch=True)
         change = _change(request, before, parsed)
         changed = before
-        if before.is_draft or change != MessageChange():  # a draft that is being sent is a 409
+        if before.is_draft or change != MessageChange():  # 409 for a draft that is being sent
             with await _added_recipients(request, before, change) as counted:
                 try:
                     changed = await request.store.messages.update(
@@ -169,7 +172,9 @@ async def change_message(request: GraphRequest) -> Response:
                 except NotADraftError as error:
                     if (await request.find_message()).is_draft:
                         raise
-                    raise BeingSentError(_NOT_A_SCHEDULED_DRAFT) from error  # sent meanwhile
+                    raise BeingSentError(
+                        _NOT_A_SCHEDULED_DRAFT
+                    ) from error  # the draft was sent meanwhile
                 if counted is not NOTHING:
                     counted.keep()
                     usage = request.dependencies.usage
@@ -182,7 +187,9 @@ async def change_message(request: GraphRequest) -> Response:
 async def _added_recipients(
     request: GraphRequest, before: StoredMessage, change: MessageChange
 ) -> Reservation:
-    """Count what a change adds to a scheduled send, as a message. Raises ApiError 429, 400."""
+    """Count the recipients that a change adds to a scheduled send, as if it were a message. Raises
+    ApiError 429, 400.
+    """
     properties = change.properties
     if properties is None or not sets_send_time(properties.extended):
         return NOTHING
@@ -193,7 +200,7 @@ async def _added_recipients(
 
 
 async def _send_receipt(request: GraphRequest, message: StoredMessage) -> None:
-    """Have the read receipt sent that the sender of the message asked for, if it is due."""
+    """Send the read receipt that the sender asked for, if it is due."""
     is_wanted = request.preferences.get(_RECEIPT, "").lower() == "send"
     on_read = request.store.messages.on_read
     try:
@@ -241,19 +248,21 @@ async def replace_mime(request: GraphRequest) -> Response:
 
 
 async def _without_unchanged(
-    request: GraphRequest, given: Mapping[str, Any], before: StoredMessage
+    request: GraphRequest, changes: Mapping[str, Any], before: StoredMessage
 ) -> Mapping[str, Any]:
-    """Return the properties that change. Some clients read a message, change it and send all of it:
-    what is as before is left out. Raises NotADraftError.
+    """Return the properties that change.
+
+    Some clients send all properties of a message after they have changed some; unchanged ones are
+    left out. Raises NotADraftError.
     """
-    shown = {name: MESSAGE_PROPERTIES[name](before) for name in comparable(given)}
-    await show_preferred_body(request, shown)
-    unchanged = {name for name, value in shown.items() if is_same_json(given[name], value)}
-    if before.is_draft and not unchanged.issuperset(_ORIGINATORS & shown.keys()):
-        unchanged -= _ORIGINATORS  # without `sender`, `from` decides it
-    if _ids(given.get(_ATTACHMENTS)) == [one.id for one in before.attachments]:
+    current = {name: MESSAGE_PROPERTIES[name](before) for name in comparable(changes)}
+    await show_preferred_body(request, current)
+    unchanged = {name for name, value in current.items() if is_same_json(changes[name], value)}
+    if before.is_draft and not unchanged.issuperset(_ORIGINATORS & current.keys()):
+        unchanged -= _ORIGINATORS  # without `sender`, `from` decides who sends
+    if _ids(changes.get(_ATTACHMENTS)) == [attachment.id for attachment in before.attachments]:
         unchanged.add(_ATTACHMENTS)
-    left = {name: value for name, value in given.items() if name not in unchanged}
+    left = {name: value for name, value in changes.items() if name not in unchanged}
     if not before.is_draft and (changed := draft_only(left)):
         text = f"Only a draft's content can be changed: found another value of {changed[0]}."
         raise NotADraftError(text)
@@ -262,7 +271,7 @@ async def _without_unchanged(
 
 def _ids(attachments: object) -> list[object]:
     items = attachments if isinstance(attachments, list) else []
-    return [one.get("id") if isinstance(one, dict) else None for one in items]
+    return [attachment.get("id") if isinstance(attachment, dict) else None for attachment in items]
 
 
 def _change(request: GraphRequest, before: StoredMessage, parsed: ParsedMessage) -> MessageChange:
@@ -297,19 +306,21 @@ def _change(request: GraphRequest, before: StoredMessage, parsed: ParsedMessage)
     return MessageChange(properties, is_read=is_read, flagged=flagged, state=state)
 
 
-def _changed_fields(before: StoredMessage, given: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the given fields of MessageProperties whose values are not the message's.
+def _changed_fields(before: StoredMessage, changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the fields of MessageProperties whose values differ from the message's.
 
     Raises NotADraftError.
     """
-    fields = dict(given)
+    fields = dict(changes)
     if "extended" in fields:
-        shown = shown_extended(before, [one.id for one in fields["extended"]])
-        changed = [one for one in fields["extended"] if one not in shown]
-        for one in changed if before.is_draft else ():
-            if one.id == MESSAGE_FLAGS and message_record((one,)) is not None:
-                raise invalid_value(MESSAGE_FLAGS, one.values[0], "a draft's flags, with the bit 8")
-        ids = {one.id for one in changed} - {FLAG_STATUS}  # which is the flag
+        current = shown_extended(before, [extended.id for extended in fields["extended"]])
+        changed = [extended for extended in fields["extended"] if extended not in current]
+        for extended in changed if before.is_draft else ():
+            if extended.id == MESSAGE_FLAGS and message_record((extended,)) is not None:
+                raise invalid_value(
+                    MESSAGE_FLAGS, extended.values[0], "a draft's flags, with the bit 8"
+                )
+        ids = {extended.id for extended in changed} - {FLAG_STATUS}  # it is the message's flag
         if not (before.is_draft or ids.isdisjoint(COMPUTED)):
             raise NotADraftError(_OTHER_PROPERTY)
         fields["extended"] = merged(before.properties.extended, changed)
@@ -321,11 +332,11 @@ def message_response(
     request: GraphRequest, message: StoredMessage, *, is_new: bool = True
 ) -> Response:
     """Return the response to a change of a message, or to its creation."""
-    shown = message_json(message, pages_url=request.pages_url, shown_id=request.shown_id)
+    resource = message_json(message, pages_url=request.pages_url, shown_id=request.shown_id)
     return request.changed(
-        f"messages/{shown['id']}",
+        f"messages/{resource['id']}",
         f"{messages_context(request)}/$entity",
-        shown,
+        resource,
         is_new=is_new,
         change_key=message.change_key,
     )
@@ -341,7 +352,7 @@ async def move_message(request: GraphRequest) -> Response:
 
 
 async def copy_message(request: GraphRequest) -> Response:
-    """POST copy: copy the message to a folder. The copy has an id of its own."""
+    """POST copy: copy the message to a folder. The copy has a new id."""
     destination = destination_id(await request.json_object(), "copy")
     copy = await request.store.messages.copy(
         request.mailbox, request.message_id, destination, condition=request.condition
@@ -368,22 +379,22 @@ async def list_messages(request: GraphRequest) -> Response:
     """
     options = request.collection_options(_LIST_OPTIONS, MESSAGE_PROPERTIES, "message")
     expand = parse_expand(options.expand, of_attachments=ATTACHMENT_PROPERTIES)
-    found = await _query(request, options)
+    listing = await _query(request, options)
 
     def link_after(count: int) -> str:
-        return link_to(found.positions[count - 1])
+        return link_to(listing.positions[count - 1])
 
     def link_to(position: str) -> str:
         return options.next_link(request.url(), skiptoken=position)
 
     page = MessagePage(
         request.context(messages_context(request)),
-        found.messages,
+        listing.messages,
         options.select,
         expand,
         link_after=link_after,
-        total=found.total,
-        next_link=link_to(found.next_after) if found.next_after else "",
+        total=listing.total,
+        next_link=link_to(listing.next_after) if listing.next_after else "",
     )
     return await page.response(request)
 
@@ -432,7 +443,9 @@ async def _query(request: GraphRequest, options: QueryOptions) -> Page:
 
 
 async def find_page(request: GraphRequest, query: MessageQuery, hint: str) -> Page:
-    """Return a page; `hint` is the advice for a query that takes too long. Raises ApiError 400."""
+    """Return a page; `hint` is the advice in the error for a query that takes too long. Raises
+    ApiError 400.
+    """
     try:
         return await request.http.cancel_on_disconnect(
             request.store.lists.query(request.mailbox, query)
@@ -440,9 +453,7 @@ async def find_page(request: GraphRequest, query: MessageQuery, hint: str) -> Pa
     except StalePositionError as error:
         message = "$skiptoken: it is invalid or has expired; start again without it."
         raise bad_request(message) from error
-    except (
-        QueryTooLongError
-    ) as error:  # not 503: clients would repeat the query, and it would take as long
+    except QueryTooLongError as error:  # not 503: clients would repeat the query
         raise errors.TOO_COMPLEX(f"{hint} ({error}).") from error
 
 

@@ -1,7 +1,7 @@
 """Messages in MIME format in a request body, in base64 (RFC 4648 4) or plain.
 
-The content is not changed. A body up to 1 MiB is held in memory; a larger one is checked when its
-header has arrived, and the rest is received while it is written. Bcc fields count as recipients.
+The content is not changed. A body up to 1 MiB is held in memory. A larger body is checked when its
+header has arrived; the rest is written to disk as it arrives. Bcc fields count as recipients.
 """
 
 import asyncio
@@ -33,8 +33,8 @@ _BLANK_LINES = (b"\n\n", b"\r\n\r\n", b"\r\r")
 class MimeMessage(Struct, frozen=True):
     """MIME content and its checked header.
 
-    Of a large one `content` is the beginning, with the whole header; the `rest` is still to come,
-    and the body has about `expected_bytes` if its length is known.
+    For a large message, `content` is its beginning with the whole header, and `rest` is still to
+    arrive. `expected_bytes` is about the size of the body, if known.
     """
 
     content: bytes
@@ -70,8 +70,8 @@ def check_content(content: bytes, *, to_send: bool = True) -> MimeMessage:
         raise errors.MIME_INVALID(f"{header.fault}.")
     for field in header.originators:
         if field.unread or not field.addresses:
-            found = f" that can be read: {quoted(field.unread)}" if field.unread else ""
-            raise errors.MIME_INVALID(f"{field.name} has no address{found}.")
+            unread = f" that can be read: {quoted(field.unread)}" if field.unread else ""
+            raise errors.MIME_INVALID(f"{field.name} has no address{unread}.")
     if header.unreadable is not None:
         name, address, reason = header.unreadable
         detail = f"{name}: {quoted(address)} is no mail address: {reason}."
@@ -196,9 +196,9 @@ class Base64Decoder:
     def close(self) -> None:
         """End the body. Raises ApiError 400 if it ends within a group."""
         if self._incomplete_group:
-            found = self._incomplete_group.decode("ascii", "replace")
+            group = self._incomplete_group.decode("ascii", "replace")
             place = f"byte {self._consumed_bytes}, in the middle of a group"
-            raise errors.BASE64_INVALID(f"It ends at {place}: {found!r}.")
+            raise errors.BASE64_INVALID(f"It ends at {place}: {group!r}.")
 
     def _error(self, block: bytes) -> ApiError:
         if strange := _NOT_BASE64.search(block):

@@ -34,9 +34,9 @@ class QueryOptions(Struct, frozen=True):
     filter: str | None = None  # the text, not parsed
     search: str | None = None  # the text, not parsed
     orderby: str | None = None  # the text, not parsed
-    count: bool = False  # whether @odata.count is wanted
+    count: bool = False  # whether to return @odata.count
     top: int = TOP_DEFAULT  # messages of a page at most
-    skip: int = 0  # messages to leave out first
+    skip: int = 0  # messages to skip
     skiptoken: str = ""  # of an @odata.nextLink
     deltatoken: str | None = None  # of an @odata.deltaLink
 
@@ -56,8 +56,8 @@ class QueryOptions(Struct, frozen=True):
             "$skip": None if skiptoken else str(skip),
             "$skiptoken": skiptoken or None,
         }
-        given = {name: value for name, value in query.items() if value is not None}
-        return f"{url}?{urlencode(given, safe='$,', quote_via=quote)}"
+        options = {name: value for name, value in query.items() if value is not None}
+        return f"{url}?{urlencode(options, safe='$,', quote_via=quote)}"
 
 
 _NONE_GIVEN = QueryOptions()
@@ -77,7 +77,7 @@ def parse_options(
     """
     if not query and page_size is None:
         return _NONE_GIVEN
-    given: dict[str, str] = {}
+    options: dict[str, str] = {}
     for name, value in query:
         option = name.removeprefix("$").lower()
         if option not in _SYSTEM:
@@ -90,22 +90,22 @@ def parse_options(
             continue
         if option not in allowed:
             raise bad_request(f"The query option '${option}' is not supported here.")
-        if option in given:
+        if option in options:
             raise bad_request(f"The query option '${option}' is given twice.")
-        given[option] = value
+        options[option] = value
     size = page_size or TOP_DEFAULT
-    top = _number(given, "top", default=size, limits=(1, TOP_MAX))
+    top = _number(options, "top", default=size, limits=(1, TOP_MAX))
     return QueryOptions(
-        select=_select(given.get("select", ""), known, kind),
-        expand=given.get("expand"),
-        filter=given.get("filter"),
-        search=given.get("search"),
-        orderby=given.get("orderby"),
-        count=_truth(given, "count"),
+        select=_select(options.get("select", ""), known, kind),
+        expand=options.get("expand"),
+        filter=options.get("filter"),
+        search=options.get("search"),
+        orderby=options.get("orderby"),
+        count=_truth(options, "count"),
         top=min(top, page_size or TOP_MAX),
-        skip=_number(given, "skip", default=0, limits=(0, _SKIP_MAX)),
-        skiptoken=given.get("skiptoken", ""),
-        deltatoken=given.get("deltatoken"),
+        skip=_number(options, "skip", default=0, limits=(0, _SKIP_MAX)),
+        skiptoken=options.get("skiptoken", ""),
+        deltatoken=options.get("deltatoken"),
     )
 
 
@@ -119,8 +119,8 @@ def _select(value: str, known: Collection[str], kind: str) -> tuple[str, ...]:
     return names
 
 
-def _number(given: dict[str, str], name: str, *, default: int, limits: tuple[int, int]) -> int:
-    text = given.get(name)
+def _number(options: dict[str, str], name: str, *, default: int, limits: tuple[int, int]) -> int:
+    text = options.get(name)
     if text is None:
         return default
     low, high = limits
@@ -134,8 +134,8 @@ def _number(given: dict[str, str], name: str, *, default: int, limits: tuple[int
     raise errors.NUMBER_INVALID(detail, quoted(text), name)
 
 
-def _truth(given: dict[str, str], name: str) -> bool:
-    text = given.get(name, "false")
+def _truth(options: dict[str, str], name: str) -> bool:
+    text = options.get(name, "false")
     if text.lower() in ("true", "false"):
         return text.lower() == "true"
     raise bad_request(f"${name}: found {quoted(text)}, expected true or false.")
@@ -151,7 +151,7 @@ _ESCAPED = re.compile(r"\\(.)")
 
 def preferences(lines: Iterable[str]) -> dict[str, str]:
     """Return the preferences of all Prefer fields by lower-case name; of duplicates the first."""
-    found: dict[str, str] = {}
+    by_name: dict[str, str] = {}
     for line in lines:
         position = 0
         while match := _PREFERENCE.match(line, position):
@@ -159,8 +159,8 @@ def preferences(lines: Iterable[str]) -> dict[str, str]:
             name, value = match[1].lower(), match[2] or ""
             if value.startswith('"'):
                 value = _ESCAPED.sub(r"\1", value[1:-1])
-            found.setdefault(name, value)
-    return found
+            by_name.setdefault(name, value)
+    return by_name
 
 
 def max_page_size(preferred: Mapping[str, str]) -> int | None:

@@ -1,9 +1,9 @@
 """reply, replyAll, forward, and the actions that create a draft of one.
 
-The original is read, not changed. Its attachments go from its file to that of the new message in
-blocks: all of them on a forward, and on a reply the images that the quoted HTML shows. A body in
-the parameters replaces the quote, and MIME is the whole message; it gets only header fields that it
-lacks. A 202 or 201 is sent when the new message is on disk. RFC 5322 3.6.3 to 3.6.5.
+The original is read, not changed. Its attachments are copied in blocks: all of them for a forward,
+for a reply only the images that the quoted HTML shows. A body in the parameters replaces the quote.
+MIME in the body is the whole message; only missing header fields are added. A 202 or 201 is sent
+when the new message is on disk. RFC 5322 3.6.3 to 3.6.5.
 
 Subject and References are decided in relay/base/message/conversation.py, the quote in
 relay/formats/quoting.py.
@@ -38,10 +38,10 @@ from relay.formats.html_tokens import content_ids
 from relay.formats.quoting import quoted_body
 from relay.formats.write_header import header_fields
 from relay.front_door.graph import errors
+from relay.front_door.graph.action_parameters import AnswerParameters, parse_answer
 from relay.front_door.graph.attachments import open_message
 from relay.front_door.graph.graph_request import GraphRequest
 from relay.front_door.graph.json_values import check_recipients_count
-from relay.front_door.graph.message_parser import AnswerParameters, parse_answer
 from relay.front_door.graph.messages import create_draft, create_from_mime
 from relay.front_door.graph.mime_body import Amend, MimeMessage
 from relay.front_door.graph.send_mail import new_message, send_mime, submit
@@ -54,7 +54,7 @@ _INDEX = ("thread-topic", "thread-index")
 
 
 class AnswerKind(Struct, frozen=True):
-    """What an action makes of the original: a reply, a reply to all, or a forward."""
+    """The kind of an action: a reply, a reply to all, or a forward."""
 
     action: str
     prefix: str = "RE"
@@ -62,7 +62,7 @@ class AnswerKind(Struct, frozen=True):
 
     @property
     def is_forward(self) -> bool:
-        """Whether it goes to new recipients, with all attachments."""
+        """Whether the action forwards: to new recipients, with all attachments."""
         return self.prefix == "FW"
 
 
@@ -104,11 +104,11 @@ create_forward = partial(_create, kind=AnswerKind("createForward", prefix="FW"))
 
 
 async def compose_answer(
-    request: GraphRequest, kind: AnswerKind, given: Mapping[str, Any]
+    request: GraphRequest, kind: AnswerKind, body: Mapping[str, Any]
 ) -> Answer:
-    """Return what an action makes of its parameters, without creating it. Raises StoreError."""
+    """Compose the answer of an action without storing it. Raises StoreError."""
     async with request.dependencies.answers:
-        return await _composed(request, kind, _read(request, kind, given))
+        return await _composed(request, kind, _read(request, kind, body))
 
 
 async def _parameters(request: GraphRequest, kind: AnswerKind) -> AnswerParameters:
@@ -116,8 +116,8 @@ async def _parameters(request: GraphRequest, kind: AnswerKind) -> AnswerParamete
     return _read(request, kind, await request.json_object(may_be_empty=True, or_mime=True))
 
 
-def _read(request: GraphRequest, kind: AnswerKind, given: Mapping[str, Any]) -> AnswerParameters:
-    answer = parse_answer(given, request.account, action=kind.action, is_forward=kind.is_forward)
+def _read(request: GraphRequest, kind: AnswerKind, body: Mapping[str, Any]) -> AnswerParameters:
+    answer = parse_answer(body, request.account, action=kind.action, is_forward=kind.is_forward)
     check_recipients_count(answer.message.properties)  # before the original is read
     return answer
 
@@ -135,8 +135,8 @@ async def _composed(
         message = f"The original message cannot be read: {error.strerror or error}."
         raise StoreUnavailableError(message) from error
     sizes = [
-        *(one.size for one in answer.properties.attachments),
-        *(one.part.size for one in answer.kept),
+        *(attachment.size for attachment in answer.properties.attachments),
+        *(attachment.part.size for attachment in answer.kept),
     ]
     check_sizes(sizes, request.dependencies.max_upload)
     return answer
@@ -168,7 +168,9 @@ def _compose(
 def _beginning(
     request: GraphRequest, kind: AnswerKind, original: StoredMessage
 ) -> MessageProperties:
-    """Return what a reply or forward has before the client's properties, without its body."""
+    """Return the properties of a reply or forward before the client's are applied, without
+    a body.
+    """
     properties = original.properties
     message_id = properties.internet_message_id
     beginning = MessageProperties(
@@ -190,20 +192,24 @@ def _beginning(
 def _kept(
     request: GraphRequest, kind: AnswerKind, *, answer: MessageProperties, stored: Octets
 ) -> tuple[DraftAttachment, ...]:
-    """Return the attachments of the original that go with the answer, each with a new id."""
-    shown = content_ids(answer.body) if answer.body_type == "html" else frozenset()
+    """Return the attachments of the original that the answer contains, each with a new id."""
+    embedded_ids = content_ids(answer.body) if answer.body_type == "html" else frozenset()
 
-    def is_shown(one: AttachmentFacts | StoredPart) -> bool:
-        return not one.item and one.content_id.strip("<> ") in shown
+    def is_shown(attachment: AttachmentFacts | StoredPart) -> bool:
+        return not attachment.item and attachment.content_id.strip("<> ") in embedded_ids
 
-    kept = carried_attachments(stored, lambda one: kind.is_forward or is_shown(one))
+    kept = carried_attachments(stored, lambda attachment: kind.is_forward or is_shown(attachment))
     new_id = request.dependencies.ids.new
     return tuple(
         replace(
-            one,
-            part=replace(one.part, id=new_id(), inline=one.part.inline or is_shown(one.part)),
+            attachment,
+            part=replace(
+                attachment.part,
+                id=new_id(),
+                inline=attachment.part.inline or is_shown(attachment.part),
+            ),
         )
-        for one in kept
+        for attachment in kept
     )
 
 
@@ -212,21 +218,24 @@ def _reply_recipients(
 ) -> tuple[tuple[EmailAddress, ...], tuple[EmailAddress, ...]]:
     """Return To and Cc of a reply to a message in the account's mailbox.
 
-    A reply goes to Reply-To, else to From; to a message that the account sent, also on behalf of
-    another, it goes to the recipients of that one. A reply to all goes to the other recipients as
-    well, but not to the account's addresses. Each address occurs once, and what is no valid address
-    is left out. If only own addresses are left, the reply goes to these. RFC 5322 3.6.3.
+    A reply goes to Reply-To, else to From. If the account itself sent the original, also on behalf
+    of another, the reply goes to the original's recipients. A reply to all also goes to the other
+    recipients, but not to the account's addresses. Each address occurs once; invalid addresses are
+    left out. If only addresses of the account are left, the reply goes to them. RFC 5322 3.6.3.
     """
-    authors = [one for one in (original.from_, original.sender) if one and one.address]
-    is_own = any(one and account.owns(one.address) for one in (original.from_, original.sender))
+    authors = [author for author in (original.from_, original.sender) if author and author.address]
+    is_own = any(
+        author and account.owns(author.address) for author in (original.from_, original.sender)
+    )
     targets = original.to if is_own else _each_once(original.reply_to) or tuple(authors[:1])
     to = _each_once((*targets, *(() if is_own or not to_all else original.to)))
-    known = {one.address.lower() for one in to}
+    known = {recipient.address.lower() for recipient in to}
     cc = _each_once(original.cc) if to_all else ()
-    cc = tuple(one for one in cc if one.address.lower() not in known)
+    cc = tuple(recipient for recipient in cc if recipient.address.lower() not in known)
     if is_own or to_all:
         others_to, others_cc = (
-            tuple(one for one in people if not account.owns(one.address)) for people in (to, cc)
+            tuple(recipient for recipient in people if not account.owns(recipient.address))
+            for people in (to, cc)
         )
         if others_to or others_cc:
             return others_to, others_cc
@@ -235,41 +244,41 @@ def _reply_recipients(
 
 
 def _each_once(people: Iterable[EmailAddress]) -> tuple[EmailAddress, ...]:
-    """Return the people with a valid address, in its canonical form, each once."""
-    found: dict[str, EmailAddress] = {}
-    for one in people:
+    """Return the recipients with a valid address, in canonical form and without duplicates."""
+    by_address: dict[str, EmailAddress] = {}
+    for recipient in people:
         with suppress(AddressError):
-            address = parse_odd_mailbox(one.address, smtputf8=True)
-            found.setdefault(address.lower(), EmailAddress(address, one.name))
-    return tuple(found.values())
+            address = parse_odd_mailbox(recipient.address, smtputf8=True)
+            by_address.setdefault(address.lower(), EmailAddress(address, recipient.name))
+    return tuple(by_address.values())
 
 
 # -- MIME
 
 
 async def _missing_fields(request: GraphRequest, kind: AnswerKind) -> Amend:
-    """Return a function that adds to MIME the fields of the answer that it does not have."""
+    """Return a function that adds to MIME those fields of the answer that the MIME lacks."""
     answer = _beginning(request, kind, await request.find_message())
 
     def amend(mime: MimeMessage) -> bytes:
-        parsed, given = ParsedContent.of(mime.content), mime.header.properties
-        header, wanted = parsed.header, set[str]()
+        parsed, properties = ParsedContent.of(mime.content), mime.header.properties
+        header, names = parsed.header, set[str]()
         if not any(name in header for name in _THREAD):
-            wanted.update(_THREAD, _INDEX)
+            names.update(_THREAD, _INDEX)
         if "subject" not in header:
-            wanted.add("subject")
-        if not any((given.to, given.cc, given.bcc)):
+            names.add("subject")
+        if not any((properties.to, properties.cc, properties.bcc)):
             header = header.remove(_RECIPIENTS)
-            wanted.update(_RECIPIENTS)
+            names.update(_RECIPIENTS)
         written = Header.parse(header_fields(answer, message_id="").encode())
         added = b"".join(
             field
             for name, field in written.fields
-            if name.decode() in wanted and name.decode() not in header
+            if name.decode() in names and name.decode() not in header
         )
         if not added:
             return mime.content
-        if header.octets.endswith(b"\r"):  # lines that end in CR, and so does the empty line
+        if header.octets.endswith(b"\r"):  # lines end in CR, the empty line too
             added = added.replace(b"\r\n", b"\r")
         content = dataclasses.replace(parsed, header=header.append(added)).joined()
         assert isinstance(content, bytes)

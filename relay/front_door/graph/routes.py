@@ -1,8 +1,8 @@
 """The routes in a mailbox: from a path and method to a handler and what the request adds.
 
-A path or method that Graph has and that has no route is a 501: the tables have the names of v1.0,
-and for mail those of beta too. Any other path is a 404, any other method a 405 with Allow
-(RFC 9110 15.5.5, 15.5.6). Names match in any case; the prefix `microsoft.graph.` is accepted.
+A path or method that Graph has and Relay has not is a 501. The tables have the names of v1.0, for
+mail those of beta too. Any other path is a 404, any other method a 405 with Allow (RFC 9110 15.5.5,
+15.5.6). Names match in any case; the prefix `microsoft.graph.` is accepted.
 """
 
 import re
@@ -24,11 +24,11 @@ from relay.front_door.graph import (
     subscriptions,
     users,
 )
-from relay.front_door.graph.graph_request import GraphRequest, not_implemented
+from relay.front_door.graph.graph_request import GraphRequest
 from relay.front_door.graph.search_query import search_query
 from relay.front_door.http.errors import ApiError, method_not_allowed, quoted
 
-# Resources, actions and functions after /me and /users/{id}, with all that is below them.
+# Resources, actions and functions after /me and /users/{id}, with everything below them.
 _OF_USERS = """
     activities adhocCalls agreementAcceptances analytics appRoleAssignments assignLicense
     authentication calendar calendarGroups calendarView calendars changePassword chats
@@ -46,7 +46,7 @@ _OF_USERS = """
     settings solutions sponsorOf sponsors teamwork todo transitiveMemberOf
     wipeManagedAppRegistrationsByDeviceTag
 """
-# The same at the top, after the version.
+# The same directly after the version.
 _AT_TOP = """
     $metadata admin agreementAcceptances agreements appCatalogs applicationTemplates applications
     auditLogs authenticationMethodConfigurations authenticationMethodsPolicy
@@ -63,7 +63,7 @@ _AT_TOP = """
 Handler = Callable[[GraphRequest], Awaitable[Response]]
 _Routes = Sequence[tuple[tuple[str, ...], Mapping[str, "GraphOperation"]]]
 _NAMESPACE = "microsoft.graph."
-_OF_FUNCTION = re.compile(  # its parameters, those of a function in a path
+_OF_FUNCTION = re.compile(  # the parameters of a function in a path
     r"\((?:timezonestandard=microsoft\.graph\.timezonestandard'(?:windows|iana)')?\)$"
 )
 _ANY_REST = "*"  # at the end of a pattern: any number of segments
@@ -72,7 +72,7 @@ _ANY_REST = "*"  # at the end of a pattern: any number of segments
 class UnsupportedOperation(Struct, frozen=True):
     """Operations of Graph on paths that match a pattern."""
 
-    path: str  # the pattern, as those of `routes`
+    path: str  # the pattern, as in `routes`
     methods: frozenset[str]  # empty: all
     what: str
 
@@ -82,14 +82,14 @@ def _operation(path: str, methods: str, what: str) -> UnsupportedOperation:
 
 
 def _of_messages(prefix: str) -> tuple[UnsupportedOperation, ...]:
-    one = f"{prefix}messages/{{message}}"
+    message = f"{prefix}messages/{{message}}"
     return (
-        _operation(f"{one}/$value", "DELETE", "Deleting the MIME of a message"),
-        _operation(f"{one}/extensions/*", "", "The resource openTypeExtension"),
-        _operation(f"{one}/mentions/*", "", "The resource mention"),
-        _operation(f"{one}/markasjunk", "POST", "markAsJunk"),
-        _operation(f"{one}/markasnotjunk", "POST", "markAsNotJunk"),
-        _operation(f"{one}/unsubscribe", "POST", "unsubscribe"),
+        _operation(f"{message}/$value", "DELETE", "Deleting the MIME of a message"),
+        _operation(f"{message}/extensions/*", "", "The resource openTypeExtension"),
+        _operation(f"{message}/mentions/*", "", "The resource mention"),
+        _operation(f"{message}/markasjunk", "POST", "markAsJunk"),
+        _operation(f"{message}/markasnotjunk", "POST", "markAsNotJunk"),
+        _operation(f"{message}/unsubscribe", "POST", "unsubscribe"),
     )
 
 
@@ -146,8 +146,9 @@ MAY_READ_USER = (Scope.USER_READ,)
 
 
 class GraphOperation(Struct, frozen=True):
-    """What a request for a path and method does: its handler, what it adds, and the scopes of which
-    the caller must have one. The first is the one with the least rights.
+    """The operation of a path and method: its handler, what it adds, and the scopes.
+
+    The caller must have one of the scopes. The first scope has the least rights.
     """
 
     handler: Handler
@@ -160,7 +161,9 @@ def _reads(handler: Handler, scopes: tuple[Scope, ...] = MAY_READ) -> GraphOpera
 
 
 def _changes(handler: Handler, scopes: tuple[Scope, ...] = MAY_CHANGE) -> GraphOperation:
-    """A change that is possible under pressure: clients make them to read mail and free space."""
+    """Return the operation of a change that is possible under pressure: it reads mail or frees
+    space.
+    """
     return GraphOperation(handler, scopes)
 
 
@@ -202,11 +205,11 @@ def find_route_outside(method: str, segments: tuple[str, ...]) -> RouteMatch | N
     """
     first = segments[0].lower() if segments else ""
     by_method: Mapping[str, GraphOperation] | None = None
-    for pattern, found in _OUTSIDE:
+    for pattern, operations in _OUTSIDE:
         if (parameters := _match(pattern, segments)) is not None:
-            if (operation := found.get(method)) is not None:
+            if (operation := operations.get(method)) is not None:
                 return RouteMatch(operation, parameters)
-            by_method = found
+            by_method = operations
     if first == "me":
         return None
     _check_operations(method, segments, OUTSIDE_MAILBOXES)
@@ -222,11 +225,11 @@ def _check_operations(
     method: str, segments: tuple[str, ...], operations: Iterable[UnsupportedOperation]
 ) -> None:
     """Raise the 501 if Graph has `method` on the path."""
-    for one in operations:
-        if one.methods and method not in one.methods:
+    for operation in operations:
+        if operation.methods and method not in operation.methods:
             continue
-        if _match(_pattern_of(one.path), segments) is not None:
-            raise not_implemented(one.what)
+        if _match(_pattern_of(operation.path), segments) is not None:
+            raise errors.not_implemented(operation.what)
 
 
 def _check_resources(segments: tuple[str, ...], names: Mapping[str, str]) -> None:
@@ -234,17 +237,19 @@ def _check_resources(segments: tuple[str, ...], names: Mapping[str, str]) -> Non
     # A function's parameters and an alternate key, as in applications(appId='1'), are not in it.
     name = _plain_name(segments[0]).partition("(")[0] if segments else ""
     if name in names:
-        raise not_implemented(f"The resource {names[name]}")
+        raise errors.not_implemented(f"The resource {names[name]}")
 
 
 def _not_found(segments: tuple[str, ...], routes: _Routes) -> ApiError:
-    """Return the 400 that names the first segment with which no route goes on."""
-    found = 0
-    while any(_match(one[: found + 1], segments[: found + 1]) is not None for one, _ in routes):
-        found += 1
-    error = errors.SEGMENT_BELOW_NOT_FOUND if found else errors.SEGMENT_NOT_FOUND
+    """Return the 400 that names the first segment that no route has."""
+    depth = 0
+    while any(
+        _match(pattern[: depth + 1], segments[: depth + 1]) is not None for pattern, _ in routes
+    ):
+        depth += 1
+    error = errors.SEGMENT_BELOW_NOT_FOUND if depth else errors.SEGMENT_NOT_FOUND
     detail = f"There is nothing at {quoted('/'.join(segments))}; mail is under /me and /users/."
-    return error(detail, quoted("/".join(segments[found : found + 1])))
+    return error(detail, quoted("/".join(segments[depth : depth + 1])))
 
 
 def _plain_name(segment: str) -> str:
@@ -281,7 +286,7 @@ def _match(pattern: tuple[str, ...], segments: tuple[str, ...]) -> dict[str, str
     parameters: dict[str, str] = {}
     for expected, segment in zip(pattern, segments, strict=True):
         if expected.startswith("{"):
-            if segment.startswith("$"):  # $count and $value are no ids
+            if segment.startswith("$"):  # $count and $value are not ids
                 return None
             parameters[expected[1:-1]] = segment
         elif _plain_name(segment) != expected:
@@ -406,6 +411,6 @@ _ROUTES = tuple(
         *_MAILBOX_ROUTES.items(),
         *_MESSAGE_ROUTES.items(),
         *_FOLDER_ROUTES.items(),
-        *((f"mailfolders/{{folder}}/{path}", one) for path, one in _MESSAGE_ROUTES.items()),
+        *((f"mailfolders/{{folder}}/{path}", methods) for path, methods in _MESSAGE_ROUTES.items()),
     )
 )

@@ -1,8 +1,8 @@
 """POST /search/query: messages of the caller's own mailbox, by keywords.
 
-Hits are the newest first, as in Graph; with enableTopResults three come before them whose subject
-matches. `total` counts the hits of the page. Graph: search-query, searchRequest, "Use the Microsoft
-Search API to search Outlook messages".
+Hits are sorted newest first, as in Graph. With enableTopResults, three hits whose subject matches
+come before them. `total` counts the hits of the page. Graph: search-query, searchRequest, "Use the
+Microsoft Search API to search Outlook messages".
 """
 
 from functools import partial
@@ -12,7 +12,8 @@ import msgspec
 from starlette.responses import Response
 
 from relay.base.message.rest_id import read_rest_id
-from relay.front_door.graph.graph_request import GraphRequest, not_implemented
+from relay.front_door.graph import errors
+from relay.front_door.graph.graph_request import GraphRequest
 from relay.front_door.graph.json_values import (
     invalid_value,
     missing_property,
@@ -26,7 +27,7 @@ from relay.front_door.graph.odata.expression import CHARACTERS_MAX, clause_error
 from relay.front_door.graph.odata.search import keyword_condition
 from relay.front_door.graph.serializer import message_json
 from relay.front_door.http.errors import bad_request, quoted
-from relay.front_door.http.gateway import json_response
+from relay.front_door.http.responses import json_response
 from relay.store.mailbox.query import (
     AllOf,
     AnyOf,
@@ -56,50 +57,55 @@ async def search_query(request: GraphRequest) -> Response:
     """POST /search/query."""
     if request.caller.is_application:
         raise bad_request("A search of messages is only valid with delegated authentication flow.")
-    given = (await request.json_object()).get("requests")
-    searches = read_array(given, "requests", most=SEARCHES_MAX)
+    requests = (await request.json_object()).get("requests")
+    searches = read_array(requests, "requests", most=SEARCHES_MAX)
     if not searches:
         raise missing_property("requests")
     room = request.page_bytes // len(searches)
-    found = [await _found(request, x, f"requests[{n}]", room=room) for n, x in enumerate(searches)]
-    return json_response({**request.context("Collection(searchResponse)"), "value": found})
+    responses = [
+        await _search_response(request, search, f"requests[{n}]", room=room)
+        for n, search in enumerate(searches)
+    ]
+    return json_response({**request.context("Collection(searchResponse)"), "value": responses})
 
 
-async def _found(request: GraphRequest, value: object, path: str, *, room: int) -> dict[str, Any]:
+async def _search_response(
+    request: GraphRequest, value: object, path: str, *, room: int
+) -> dict[str, Any]:
     """Return the searchResponse for one request of the body, of about `room` octets at most."""
-    given = read_object(value, path)
-    types = read_array(given.get("entityTypes"), f"{path}.entityTypes")
-    if others := [one for one in types if one != "message"]:
-        raise not_implemented(f"A search of the type {quoted(others[0])}")
+    search = read_object(value, path)
+    types = read_array(search.get("entityTypes"), f"{path}.entityTypes")
+    if others := [entity_type for entity_type in types if entity_type != "message"]:
+        raise errors.not_implemented(f"A search of the type {quoted(others[0])}")
     if not types:
         raise missing_property(f"{path}.entityTypes")
-    if refused := [name for name in _REFUSED if given.get(name)]:
+    if refused := [name for name in _REFUSED if search.get(name)]:
         raise bad_request(f"{path}.{refused[0]}: messages cannot be searched with it.")
-    query = read_object(given.get("query"), f"{path}.query")
+    query = read_object(search.get("query"), f"{path}.query")
     terms = read_string(query.get("queryString"), f"{path}.query.queryString")
     template = read_string(query.get("queryTemplate"), f"{path}.query.queryTemplate")
-    if max(len(terms), len(template)) > CHARACTERS_MAX:  # before one is repeated in the other
+    if max(len(terms), len(template)) > CHARACTERS_MAX:  # the template may repeat the terms
         raise clause_error("search", f"found more than {CHARACTERS_MAX} characters")
     keywords = template.replace("{searchTerms}", terms) if template else terms
-    skip = _number(given.get("from"), f"{path}.from", (0, _FROM_MAX), default=0)
-    size = _number(given.get("size"), f"{path}.size", (1, SIZE_MAX), default=_SIZE_DEFAULT)
+    skip = _number(search.get("from"), f"{path}.from", (0, _FROM_MAX), default=0)
+    size = _number(search.get("size"), f"{path}.size", (1, SIZE_MAX), default=_SIZE_DEFAULT)
     now_us = request.dependencies.clock.time_us()
     matches = keyword_condition(keywords, now_us=now_us)
     top: list[dict[str, Any]] = []
-    if read_boolean(given.get("enableTopResults") or False, f"{path}.enableTopResults"):
+    if read_boolean(search.get("enableTopResults") or False, f"{path}.enableTopResults"):
         both = AllOf((matches, keyword_condition(keywords, now_us=now_us, within="subject")))
         top, _ = await _hits(request, MessageQuery(condition=both, top=_TOP_RESULTS), room)
-        ids = [Compare(Property.ID, Operator.EQ, read_rest_id(one["id"])[0]) for one in top]
+        ids = [Compare(Property.ID, Operator.EQ, read_rest_id(hit["id"])[0]) for hit in top]
         matches = AllOf((matches, Negation(AnyOf(tuple(ids)))))
     # One hit beyond the page shows that further hits follow.
     rest = MessageQuery(condition=matches, skip=max(skip - len(top), 0), top=size + 1)
     others, is_cut = await _hits(request, rest, room)
-    found = [*top[skip:], *others]
+    ranked = [*top[skip:], *others]
     hits = [
-        {"hitId": one["id"], "rank": rank, "summary": one["bodyPreview"], "resource": one}
-        for rank, one in enumerate(found[:size], skip + 1)
+        {"hitId": hit["id"], "rank": rank, "summary": hit["bodyPreview"], "resource": hit}
+        for rank, hit in enumerate(ranked[:size], skip + 1)
     ]
-    more = is_cut or len(found) > size
+    more = is_cut or len(ranked) > size
     container = {"hits": hits, "total": len(hits), "moreResultsAvailable": more}
     return {"searchTerms": terms.split(), "hitsContainers": [container]}
 
@@ -113,18 +119,18 @@ def _number(value: object, path: str, limits: tuple[int, int], *, default: int) 
 
 
 async def _hits(request: GraphRequest, query: MessageQuery, room: int) -> tuple[list[Any], bool]:
-    """Return the JSON of the first query.top messages, and whether `room` ended it before.
+    """Return the JSON of the first query.top messages, and whether `room` was too small for all.
 
-    A page ends early where the bodies are large, so that there may be several.
+    A page of the index ends early if bodies are large, so several pages may be read.
     """
     query = msgspec.structs.replace(query, bytes_max=room)
-    found: list[dict[str, Any]] = []
+    hits: list[dict[str, Any]] = []
     to_json = partial(message_json, pages_url=request.pages_url, shown_id=request.shown_id)
     while True:
         page = await find_page(request, query, SLOW_SEARCH)
-        found += [_TYPE | to_json(one, _SHOWN) for one in page.messages]
-        room -= len(msgspec.json.encode(found[len(found) - len(page.messages) :]))
+        hits += [_TYPE | to_json(message, _SHOWN) for message in page.messages]
+        room -= len(msgspec.json.encode(hits[len(hits) - len(page.messages) :]))
         left, after = query.top - len(page.messages), page.next_after
         if not after or left <= 0 or room <= 0:
-            return found, left > 0 and bool(after)
+            return hits, left > 0 and bool(after)
         query = msgspec.structs.replace(query, skip=0, after=after, top=left)

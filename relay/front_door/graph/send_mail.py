@@ -1,4 +1,4 @@
-"""What is sent: sendMail, send of a draft, and the messages of reply and forward: steps 1 and 2.
+"""Send messages: sendMail, send of a draft, and reply and forward: steps 1 and 2.
 
 A request is parsed into a SendRequest, and submit() decides whether its account may send it. The
 response is 202 with an empty body, when the draft and its pending submission are on disk. An error
@@ -24,9 +24,10 @@ from relay.base.message.properties import MessageProperties
 from relay.base.sliding_window import Reservation
 from relay.formats.draft import DraftAttachment
 from relay.front_door.graph import errors, strict_profile
-from relay.front_door.graph.graph_request import GraphRequest, throttled
+from relay.front_door.graph.account_limits import throttled
+from relay.front_door.graph.action_parameters import parse_send_mail
+from relay.front_door.graph.graph_request import GraphRequest
 from relay.front_door.graph.json_values import check_recipients_count
-from relay.front_door.graph.message_parser import parse_send_mail
 from relay.front_door.graph.mime_body import (
     Amend,
     MimeMessage,
@@ -56,12 +57,14 @@ _BOOLEANS = {"true": True, "false": False}
 
 
 class SendRequest(Struct, frozen=True):
-    """What is to be sent, by whom and to whom, in whatever form a request had it."""
+    """A message to send, in any form that a request can have: content, originators and
+    recipients.
+    """
 
     # a new message from JSON or from MIME, whole or still arriving; or a draft
     content: MessageProperties | bytes | MimeMessage | StoredMessage
     properties: MessageProperties  # To, Cc, Bcc, Message-ID and extended ones
-    # the place in the request and the address of From and Sender, also of a resending
+    # place in the request, and address, of From and Sender and their Resent- fields
     originators: tuple[tuple[str, str], ...]
     authors: tuple[str, ...]  # the addresses in From, if there is no Sender
     save: bool = True  # saveToSentItems
@@ -86,7 +89,7 @@ async def send_mime(request: GraphRequest, amend: Amend | None = None) -> Respon
 
 async def send_draft(request: GraphRequest) -> Response:
     """POST {message}/send: submit a draft. A body is ignored."""
-    await request.http.body()  # it counts when the request is repeated
+    await request.http.body()  # a repeat of the request must have the same body
     if request.before_submission is not None:
         await request.before_submission()
     async with request.draft_lock:
@@ -120,8 +123,8 @@ def new_message(
     needed, message_id = request.dependencies, properties.internet_message_id
     message_id = message_id or f"<{needed.ids.new()}@{needed.hostname}>"
     properties = replace(properties, internet_message_id=message_id)
-    given = _of_properties(properties, properties, prefix="message.")
-    return replace(given, save=save, kept=kept)
+    outgoing = _of_properties(properties, properties, prefix="message.")
+    return replace(outgoing, save=save, kept=kept)
 
 
 def _of_properties(
@@ -136,7 +139,11 @@ def _of_mime(
     content: bytes | MimeMessage | StoredMessage, mime: MimeMessage, properties: MessageProperties
 ) -> SendRequest:
     originators = tuple(
-        [(field.name, one.address) for field in mime.header.originators for one in field.addresses]
+        [
+            (field.name, author.address)
+            for field in mime.header.originators
+            for author in field.addresses
+        ]
     )
     has_sender = any(name == "Sender" for name, _ in originators)
     authors = [address for name, address in originators if name == "From" and not has_sender]
@@ -148,21 +155,21 @@ def originators_of(
 ) -> tuple[tuple[str, str], ...]:
     """Return From and Sender as SendRequest has them; `prefix` is the path of the message."""
     fields = (("from", properties.from_), ("sender", properties.sender))
-    return tuple([(prefix + name, one.address) for name, one in fields if one is not None])
+    return tuple([(prefix + name, author.address) for name, author in fields if author is not None])
 
 
-async def submit(request: GraphRequest, given: SendRequest) -> Response:
+async def submit(request: GraphRequest, outgoing: SendRequest) -> Response:
     """Submit a message and return the 202 when it is durable: every request that sends ends here.
 
     Raises ApiError and StoreError; then nothing was submitted.
     """
-    properties = given.properties
-    check_rights(given.originators, request.account)
+    properties = outgoing.properties
+    check_rights(outgoing.originators, request.account)
     if not (properties.to or properties.cc or properties.bcc):
         raise errors.NO_RECIPIENTS("toRecipients, ccRecipients and bccRecipients are empty.")
     check_recipients_count(properties)
-    options = await _send_options(request, given)
-    submission = await _submitted(request, given, options)
+    options = await _send_options(request, outgoing)
+    submission = await _submitted(request, outgoing, options)
     return accepted_response(
         request,
         submission.submission_id,
@@ -181,10 +188,10 @@ def check_rights(originators: Sequence[tuple[str, str]], account: Account) -> No
 
 
 async def _submitted(
-    request: GraphRequest, given: SendRequest, options: SendOptions
+    request: GraphRequest, outgoing: SendRequest, options: SendOptions
 ) -> PendingSubmission:
-    """Have the store submit the message: steps 1 and 2."""
-    store, mailbox, content = request.store, request.mailbox, given.content
+    """Submit the message to the store: steps 1 and 2."""
+    store, mailbox, content = request.store, request.mailbox, outgoing.content
     if isinstance(content, MimeMessage):
         size = content.expected_bytes
         begun = await store.arrivals.submission(mailbox, options, expected_bytes=size)
@@ -192,32 +199,33 @@ async def _submitted(
             await content.write_to(arrival)
             if request.before_submission is not None:
                 await request.before_submission()
-            return await _within_limits(request, given, arrival.finish)
+            return await _within_limits(request, outgoing, arrival.finish)
     submissions = store.submissions
     return await _within_limits(
         request,
-        given,
+        outgoing,
         partial(submissions.submit_draft, mailbox, content.id, options, condition=request.condition)
         if isinstance(content, StoredMessage)
-        else partial(submissions.submit_new, mailbox, content, options, kept=given.kept),
+        else partial(submissions.submit_new, mailbox, content, options, kept=outgoing.kept),
     )
 
 
 async def _within_limits(
     request: GraphRequest,
-    given: SendRequest,
+    outgoing: SendRequest,
     submit: Callable[[], Awaitable[PendingSubmission]],
 ) -> PendingSubmission:
-    """Submit a message, unless it is beyond a limit of the caller.
+    """Submit a message if it is within the limits of the caller.
 
     Raises ApiError 429, 400; UnansweredError if this is cancelled.
     """
-    usage, named, content = request.dependencies.usage, named_in(given.properties), given.content
+    usage, content = request.dependencies.usage, outgoing.content
+    named = named_in(outgoing.properties)
     draft = content.id if isinstance(content, StoredMessage) else ""
     with reserve(request, named, draft=draft) as counted:
         try:
             submission = await submit()
-        except asyncio.CancelledError:  # it continues, so that no response would be correct
+        except asyncio.CancelledError:  # the submission continues: any response could be wrong
             counted.keep()
             message = "The server stopped during a submission. Whether it will be sent is unknown."
             raise UnansweredError(message) from None
@@ -232,13 +240,15 @@ async def _within_limits(
 
 
 def named_in(properties: MessageProperties) -> set[str]:
-    """Return the addresses of all recipients as the envelope has them, each once."""
+    """Return the addresses of all recipients as in the envelope, without duplicates."""
     people = (*properties.to, *properties.cc, *properties.bcc)
     return {own_mailbox(person.address) for person in people}
 
 
 def reserve(request: GraphRequest, recipients: Iterable[str], *, draft: str = "") -> Reservation:
-    """Count a message of the caller. Raises ApiError 429 beyond a limit, 400 if it never passes."""
+    """Count a message of the caller. Raises ApiError 429 at a limit, 400 if it exceeds the limit
+    alone.
+    """
     usage = request.dependencies.usage
     counted = usage.reserve(request.caller.address, recipients, draft=draft)
     if isinstance(counted, Reservation):
@@ -251,7 +261,7 @@ def reserve(request: GraphRequest, recipients: Iterable[str], *, draft: str = ""
 def accepted_response(
     request: GraphRequest, submission_id: str, *, internet_message_id: str
 ) -> Response:
-    """Return the 202 for a submission that is durable, or was before."""
+    """Return the 202 for a submission that is durable."""
 
     async def answered() -> None:
         request.dependencies.crash.reached(CrashPoint.REQUEST_ANSWERED)
@@ -280,8 +290,8 @@ async def _send_options(request: GraphRequest, sent: SendRequest) -> SendOptions
     The Prefer header overrides saveToSentItems and the extended properties of the message
     (MS-OXOMSG 2.2.3: PidTagDeleteAfterSubmit, PidTagSentMailEntryId). Raises ApiError 400.
     """
-    given, extended, save = request.preferences, sent.properties.extended, sent.save
-    preferred = read_send_preferences(given) if given else SendPreferences()
+    preferences, extended, save = request.preferences, sent.properties.extended, sent.save
+    preferred = read_send_preferences(preferences) if preferences else SendPreferences()
     wishes = (
         requested_send_options(extended, now_us=request.dependencies.clock.time_us())
         if extended
@@ -301,23 +311,25 @@ async def _send_options(request: GraphRequest, sent: SendRequest) -> SendOptions
         save_to_sent_items=save,
         sent_folder=folder if save else "",
         scheduled_us=wishes.scheduled_us if wishes else 0,
-        on_behalf_of=next((one for one in sent.authors if not request.account.owns(one)), ""),
+        on_behalf_of=next(
+            (author for author in sent.authors if not request.account.owns(author)), ""
+        ),
         client=Client(request.http.client_address, account=request.caller.address),
         key=request.key,
     )
 
 
-def read_send_preferences(given: Mapping[str, str]) -> SendPreferences:
+def read_send_preferences(preferences: Mapping[str, str]) -> SendPreferences:
     """Read the preferences that begin with "relay.". Raises ApiError 400 for an unknown one."""
-    for name in given:
+    for name in preferences:
         if name.startswith(_OURS) and name not in (_SAVE, _FOLDER, strict_profile.PREFERENCE):
             known = f"they are {_SAVE} and {_FOLDER}"
             raise _invalid(f"Prefer: {quoted(name)} is none of Relay's; {known}.")
-    save_text, folder = given.get(_SAVE), given.get(_FOLDER)
+    save_text, folder = preferences.get(_SAVE), preferences.get(_FOLDER)
     save = None if save_text is None else _BOOLEANS.get(save_text.lower())
     if save_text is not None and save is None:
-        found = f"found {quoted(save_text)}, expected true or false"
-        raise _invalid(f"Prefer: {_SAVE}: {found}.")
+        detail = f"found {quoted(save_text)}, expected true or false"
+        raise _invalid(f"Prefer: {_SAVE}: {detail}.")
     if folder == "":
         raise _invalid(f"Prefer: {_FOLDER}: expected a folder's id or well-known name.")
     if folder and save is False:
@@ -331,9 +343,9 @@ def read_send_preferences(given: Mapping[str, str]) -> SendPreferences:
 async def _sent_folder(request: GraphRequest, identifiers: Sequence[str], *, where: str) -> str:
     """Return the id of the first folder found, "" for Sent Items. Raises ApiError 400."""
     folder: Folder | None = None
-    for one in identifiers:
+    for identifier in identifiers:
         with suppress(NoSuchItemError):
-            folder = await request.store.folders.get(request.mailbox, one)
+            folder = await request.store.folders.get(request.mailbox, identifier)
             break
     if folder is None:
         missing = f"there is no folder {quoted(identifiers[0])} in this mailbox"

@@ -29,27 +29,28 @@ def message_json(
 ) -> dict[str, Any]:
     """Return a message's JSON; with `select` only these properties, the id and the etag.
 
-    `pages_url` is that of the pages, "" if there are none. `shown_id` is that of GraphRequest;
-    without it, the id is the store's.
+    `pages_url` is the base URL of the pages, "" if there are none. `shown_id` is
+    GraphRequest.shown_id; without it, the id is the store's.
     """
-    wanted = (*_ALWAYS, *select) if select else _BY_DEFAULT
-    shown = {name: MESSAGE_PROPERTIES[name](message) for name in wanted}
-    if pages_url and message.page_id and "webLink" in shown:
-        shown["webLink"] = f"{pages_url}/messages/{message.page_id}"
+    names = (*_ALWAYS, *select) if select else _BY_DEFAULT
+    resource = {name: MESSAGE_PROPERTIES[name](message) for name in names}
+    if pages_url and message.page_id and "webLink" in resource:
+        resource["webLink"] = f"{pages_url}/messages/{message.page_id}"
     if shown_id is not None:
-        shown["id"] = shown_id(message.id, message.folder.id)
-    return {name: value for name, value in shown.items() if value is not None}
+        resource["id"] = shown_id(message.id, message.folder.id)
+    return {name: value for name, value in resource.items() if value is not None}
 
 
 def extent_of(select: Collection[str], *, is_expanded: bool = False) -> ReadExtent:
-    """Return what of a message the JSON with these properties needs. If it `is_expanded`, extended
-    properties may show addresses too.
+    """Return which parts of a message must be read for the JSON with these properties.
+
+    With `is_expanded`, extended properties may show addresses too.
     """
-    wanted = select or _BY_DEFAULT
+    names = select or _BY_DEFAULT
     return ReadExtent(
-        has_body=not _OF_BODY.isdisjoint(wanted),
-        has_addresses=is_expanded or not _OF_ADDRESSES.isdisjoint(wanted),
-        has_fields=_FIELDS in wanted,
+        has_body=not _OF_BODY.isdisjoint(names),
+        has_addresses=is_expanded or not _OF_ADDRESSES.isdisjoint(names),
+        has_fields=_FIELDS in names,
     )
 
 
@@ -58,8 +59,8 @@ def folder_json(
 ) -> dict[str, Any]:
     """Return a mail folder's JSON."""
     by_default = _FOLDER_IN_BETA if is_beta else _FOLDER_BY_DEFAULT
-    wanted = ("id", *select) if select else by_default
-    return {name: FOLDER_PROPERTIES[name](folder) for name in wanted}
+    names = ("id", *select) if select else by_default
+    return {name: FOLDER_PROPERTIES[name](folder) for name in names}
 
 
 def folder_version(folder: Folder) -> str:
@@ -71,8 +72,8 @@ def folder_version(folder: Folder) -> str:
 
 def user_json(account: Account, select: Collection[str] = ()) -> dict[str, Any]:
     """Return a user's JSON; with `select` only these properties and the id."""
-    wanted = ("id", *select) if select else _USER_BY_DEFAULT
-    return {name: USER_PROPERTIES[name](account) for name in wanted}
+    names = ("id", *select) if select else _USER_BY_DEFAULT
+    return {name: USER_PROPERTIES[name](account) for name in names}
 
 
 def graph_date(time_us: int) -> str:
@@ -103,6 +104,24 @@ def _date(field: str) -> Callable[[StoredMessage], str]:
     return lambda message: graph_date(getattr(message, field))
 
 
+def _has_attachments(message: StoredMessage) -> bool:
+    return any(not attachment.inline for attachment in message.attachments)
+
+
+def _headers(message: StoredMessage) -> list[dict[str, str]]:
+    headers = message.properties.internet_message_headers
+    return [{"name": name, "value": value} for name, value in headers]
+
+
+def _body(message: StoredMessage, content: str) -> dict[str, str]:
+    return {"contentType": message.properties.body_type, "content": content}
+
+
+def _unique_body(message: StoredMessage) -> dict[str, str]:
+    properties = message.properties
+    return _body(message, unique_body(properties.body, properties.body_type))
+
+
 MESSAGE_PROPERTIES: Mapping[str, Callable[[StoredMessage], Any]] = {
     "@odata.etag": lambda message: f'W/"{message.change_key}"',
     "id": lambda message: message.id,
@@ -112,7 +131,7 @@ MESSAGE_PROPERTIES: Mapping[str, Callable[[StoredMessage], Any]] = {
     "categories": lambda message: list(message.properties.categories),
     "receivedDateTime": _date("received_us"),
     "sentDateTime": _date("sent_us"),
-    "hasAttachments": lambda message: any(not one.inline for one in message.attachments),
+    "hasAttachments": _has_attachments,
     "internetMessageId": lambda message: message.properties.internet_message_id,
     "subject": lambda message: message.properties.subject,
     "bodyPreview": lambda message: preview(message.properties.body, message.properties.body_type),
@@ -124,10 +143,7 @@ MESSAGE_PROPERTIES: Mapping[str, Callable[[StoredMessage], Any]] = {
     "isReadReceiptRequested": lambda message: message.properties.read_receipt,
     "isRead": lambda message: message.is_read,
     "isDraft": lambda message: message.is_draft,
-    "body": lambda message: {
-        "contentType": message.properties.body_type,
-        "content": message.properties.body,
-    },
+    "body": lambda message: _body(message, message.properties.body),
     "sender": lambda message: _originator(message.properties.sender or message.properties.from_),
     "from": lambda message: _originator(message.properties.from_),
     "toRecipients": lambda message: _recipients(message.properties.to),
@@ -136,15 +152,9 @@ MESSAGE_PROPERTIES: Mapping[str, Callable[[StoredMessage], Any]] = {
     "replyTo": lambda message: _recipients(message.properties.reply_to),
     "flag": lambda message: flag_json(message.flag),
     "sensitivity": lambda message: message.properties.sensitivity,
-    "internetMessageHeaders": lambda message: [
-        {"name": name, "value": value}
-        for name, value in message.properties.internet_message_headers
-    ],
+    "internetMessageHeaders": _headers,
     "inferenceClassification": lambda message: "other" if message.is_other else "focused",
-    "uniqueBody": lambda message: {
-        "contentType": message.properties.body_type,
-        "content": unique_body(message.properties.body, message.properties.body_type),
-    },
+    "uniqueBody": _unique_body,
     "webLink": lambda _: None,  # see message_json()
     "attachments": lambda _: None,  # $expand shows them
 }

@@ -1,7 +1,8 @@
-"""The profile "strict": what Graph refuses and Relay takes otherwise, with Graph's codes and texts.
+"""The profile "strict" refuses what Graph refuses and Relay otherwise accepts, with Graph's codes
+and texts.
 
-It is in force for all requests with `[http] profile`, and for one with `Prefer: relay.strict`.
-docs/graph-strict.md has the source of each refusal. What is only believed of Graph is not here.
+It applies to all requests with `[http] profile`, or to one with `Prefer: relay.strict`.
+docs/graph-strict.md has the source of each refusal. Only documented refusals are here.
 """
 
 import re
@@ -33,7 +34,8 @@ from relay.front_door.http.http_request import HttpRequest
 PREFERENCE = "relay.strict"
 CONCURRENT_MAX = 4  # requests of an account in a mailbox
 _REQUEST_BYTES_MAX = 4 * 1024 * 1024
-_UPLOAD_BYTES_MIN = 3_000_000  # "3 MB": no file is refused that is so in one sense only
+# "3 MB" in its smaller meaning, so that no valid file is refused
+_UPLOAD_BYTES_MIN = 3_000_000
 _HEADERS_MAX = 5
 _READ_ONLY = frozenset(("parentfolderid", "isdraft", "hasattachments", "receiveddatetime"))
 _ATTACHMENT_LISTS = re.compile(r"attachments\(([^()]*+)\)")
@@ -43,7 +45,7 @@ Profile = Literal["relaxed", "strict"]
 
 
 def in_force(request: HttpRequest, profile: Profile) -> bool:
-    """Return whether the request is strict; then, limit its body. Raises ApiError 400, 413."""
+    """Return whether the request is strict. If it is, limit its body. Raises ApiError 400, 413."""
     if not (is_preferred(request) or profile == "strict"):
         return False
     request.limit_body(_REQUEST_BYTES_MAX, errors.BODY_TOO_LARGE)
@@ -53,7 +55,8 @@ def in_force(request: HttpRequest, profile: Profile) -> bool:
 def is_preferred(request: HttpRequest) -> bool:
     """Return whether the request asks for the profile. Raises ApiError 400 for a value."""
     lines = request.headers.getlist("prefer")
-    if not lines or (value := preferences(lines).get(PREFERENCE)) is None:
+    value = preferences(lines).get(PREFERENCE) if lines else None
+    if value is None:
         return False
     if value:
         text = f"{PREFERENCE} has no value; without it, the profile of [http] applies."
@@ -62,7 +65,7 @@ def is_preferred(request: HttpRequest) -> bool:
 
 
 def is_in_mailbox(segments: tuple[str, ...]) -> bool:
-    """Return whether a path is of what is in a mailbox: not of users, and not of subscriptions."""
+    """Return whether a path is inside a mailbox; paths of users and of subscriptions are not."""
     return len(segments) > {"me": 2, "users": 3}.get(segments[1].lower(), sys.maxsize)
 
 
@@ -113,7 +116,7 @@ def _properties(expression: Expression) -> Iterable[str]:
 
 
 def _check_attachment_select(names: Iterable[str]) -> None:
-    for name in (one.strip() for one in names):
+    for name in (text.strip() for text in names):
         if name.lower() in _OF_ONE_KIND:
             raise errors.SELECT_UNKNOWN("Not all kinds have it.", quoted(name), "attachment")
 
@@ -128,46 +131,47 @@ def check_part_type(identifier: str, *, has_body: bool, headers: Collection[str]
 
 
 def check_body(value: object, kind: str) -> None:
-    """Check the JSON of a resource of this type, and of those in it, without its values.
+    """Check the properties in the JSON of a resource of this type, and of resources in it, not
+    values.
 
-    "parameters" are those of an action. Raises ApiError 400, 422.
+    The type "parameters" means the parameters of an action. Raises ApiError 400, 422.
     """
     if kind == "attachment" and isinstance(value, dict) and not value.get("@odata.type"):
         raise errors.ABSTRACT_TYPE("", kind)
     _check(value, kind)
 
 
-def check_changes(given: Collection[str]) -> None:
+def check_changes(names: Collection[str]) -> None:
     """Check the properties that a PATCH of a message gives. Raises ApiError 400."""
-    if found := _READ_ONLY.intersection(map(str.lower, given)):
-        raise errors.READ_ONLY(f"Found {', '.join(sorted(found))}.")
+    if refused := _READ_ONLY.intersection(map(str.lower, names)):
+        raise errors.READ_ONLY(f"Found {', '.join(sorted(refused))}.")
 
 
 def _check(value: object, kind: str) -> None:
-    for one in value if isinstance(value, list) else (value,):
-        if isinstance(one, dict):
-            _check_object(one, kind)
+    for child in value if isinstance(value, list) else (value,):
+        if isinstance(child, dict):
+            _check_object(child, kind)
 
 
 def _check_object(value: Mapping[str, Any], kind: str) -> None:
-    if kind in ("attachment", "mailFolder") and (given := value.get("@odata.type")):
-        kind = str(given).removeprefix("#").removeprefix(_NAMESPACE)
+    if kind in ("attachment", "mailFolder") and (declared := value.get("@odata.type")):
+        kind = str(declared).removeprefix("#").removeprefix(_NAMESPACE)
     if (known := _TYPES.get(kind)) is None:
-        return  # a derived type that Relay has not: the handler's error
-    for name, one in value.items():
+        return  # a derived type that Relay does not have: the handler rejects it
+    for name, child in value.items():
         if "@" in name:
             continue
         folded = name.lower()
-        if folded not in known and kind != "parameters":  # of which the handler has an error
+        if folded not in known and kind != "parameters":  # the handler rejects it
             raise errors.TYPE_WITHOUT_PROPERTY("", quoted(name), kind)
-        is_fields = folded == "internetmessageheaders" and isinstance(one, list)
-        if is_fields and not 1 <= len(one) <= _HEADERS_MAX:
-            raise errors.TOO_MANY_HEADERS(f"Found {len(one)}.", str(_HEADERS_MAX))
-        is_size = kind == "attachmentItem" and folded == "size" and isinstance(one, int)
-        if is_size and one < _UPLOAD_BYTES_MIN:
-            raise errors.UPLOAD_TOO_SMALL(f"size: found {one}, expected {_UPLOAD_BYTES_MIN}.")
+        is_fields = folded == "internetmessageheaders" and isinstance(child, list)
+        if is_fields and not 1 <= len(child) <= _HEADERS_MAX:
+            raise errors.TOO_MANY_HEADERS(f"Found {len(child)}.", str(_HEADERS_MAX))
+        is_size = kind == "attachmentItem" and folded == "size" and isinstance(child, int)
+        if is_size and child < _UPLOAD_BYTES_MIN:
+            raise errors.UPLOAD_TOO_SMALL(f"size: found {child}, expected {_UPLOAD_BYTES_MIN}.")
         if inner := known.get(folded):
-            _check(one, inner)
+            _check(child, inner)
 
 
 _NAMESPACE = "microsoft.graph."
@@ -175,7 +179,7 @@ _OF_ONE_KIND = frozenset(f"{FILE_PROPERTIES} {REFERENCE_PROPERTIES} item".lower(
 
 
 def _type_of(names: str) -> Mapping[str, str]:
-    pairs = (one.partition(":") for one in names.split())
+    pairs = (text.partition(":") for text in names.split())
     return {name.lower(): kind for name, _, kind in pairs}
 
 

@@ -1,8 +1,8 @@
 """Handlers of subscriptions: /subscriptions and /subscriptions/{id}.
 
-A subscription is of messages: those of a mailbox, or of one of its folders. What is sent, and when,
-is in relay/front_door/notifications. A client sees the subscriptions that its own account has
-created.
+A subscription is for the messages of a mailbox or of one of its folders.
+relay/front_door/notifications decides what is sent and when. A client sees the subscriptions that
+its own account has created.
 """
 
 import re
@@ -15,13 +15,8 @@ from starlette.responses import Response
 from relay.base.clock import rfc3339
 from relay.base.message.web_url import UrlError
 from relay.front_door.graph import errors
-from relay.front_door.graph.graph_request import (
-    GraphRequest,
-    find_mailbox,
-    not_implemented,
-    throttled,
-    with_keys,
-)
+from relay.front_door.graph.account_limits import throttled
+from relay.front_door.graph.graph_request import GraphRequest
 from relay.front_door.graph.json_values import (
     invalid_value,
     is_same_json,
@@ -30,8 +25,9 @@ from relay.front_door.graph.json_values import (
     read_string,
     read_time_us,
 )
+from relay.front_door.graph.mailbox_paths import find_mailbox, with_keys
 from relay.front_door.http.errors import ApiError, quoted
-from relay.front_door.http.gateway import json_response
+from relay.front_door.http.responses import json_response
 from relay.front_door.notifications.subscription_file import Subscription
 from relay.front_door.notifications.subscriptions import (
     LIFETIME_US,
@@ -71,14 +67,14 @@ _LIFETIME_STRICT_US = 10_070 * 60_000_000  # Graph refuses more; its documentati
 async def list_subscriptions(request: GraphRequest) -> Response:
     """GET /subscriptions."""
     options = request.collection_options(_LIST_OPTIONS, _PROPERTIES, "subscription")
-    found = request.dependencies.subscriptions.of(request.caller.address)
-    return request.page(found, options, _shown, context="subscriptions")
+    subscriptions = request.dependencies.subscriptions.of(request.caller.address)
+    return request.page(subscriptions, options, _subscription_json, context="subscriptions")
 
 
 async def get_subscription(request: GraphRequest) -> Response:
     """GET /subscriptions/{id}."""
     options = request.options({"select"}, _PROPERTIES, "subscription")
-    return _response(request, _found(request), select=options.select)
+    return _response(request, _subscription_of(request), select=options.select)
 
 
 async def create_subscription(request: GraphRequest) -> Response:
@@ -93,20 +89,20 @@ async def create_subscription(request: GraphRequest) -> Response:
 
 
 async def change_subscription(request: GraphRequest) -> Response:
-    """PATCH /subscriptions/{id}: another time of its end, or another URL."""
-    body, found = await request.json_object(), _found(request)
-    _check_rights(request, found)
-    shown, changed = _shown(found, ()), dict[str, Any]()
+    """PATCH /subscriptions/{id}: change the expiration time or the URL."""
+    body, subscription = await request.json_object(), _subscription_of(request)
+    _check_rights(request, subscription)
+    current, changed = _subscription_json(subscription, ()), dict[str, Any]()
     for name, value in body.items():
         if name == "expirationDateTime":
             changed["expires_us"] = _read_expiry(request, body)
         elif name == "notificationUrl":
             changed["url"] = _read_url(request, body, name)
-        elif name in shown and value is not None and not is_same_json(value, shown[name]):
+        elif name in current and value is not None and not is_same_json(value, current[name]):
             expected = "expirationDateTime or notificationUrl; make a new subscription"
             raise invalid_value(name, value, expected)
     try:
-        after = await request.dependencies.subscriptions.renew(found, **changed)
+        after = await request.dependencies.subscriptions.renew(subscription, **changed)
     except NoSubscriptionError:
         raise errors.SUBSCRIPTION_NOT_FOUND("It has ended meanwhile.") from None
     except (SubscriptionError, UrlError, BusyError) as error:
@@ -115,15 +111,15 @@ async def change_subscription(request: GraphRequest) -> Response:
 
 
 async def reauthorize(request: GraphRequest) -> Response:
-    """POST /subscriptions/{id}/reauthorize: whether the account may still read the mailbox."""
-    _check_rights(request, _found(request))
+    """POST /subscriptions/{id}/reauthorize: check that the account may still read the mailbox."""
+    _check_rights(request, _subscription_of(request))
     return Response(status_code=204)
 
 
 async def delete_subscription(request: GraphRequest) -> Response:
     """DELETE /subscriptions/{id}."""
-    found = _found(request)
-    await request.dependencies.subscriptions.remove(found)
+    subscription = _subscription_of(request)
+    await request.dependencies.subscriptions.remove(subscription)
     return Response(status_code=204)
 
 
@@ -133,11 +129,11 @@ async def _read_new(request: GraphRequest, body: Mapping[str, Any]) -> Subscript
         if body.get(name) in (None, ""):
             raise _invalid(f"{name} is a required property for subscription creation.")
     if read_boolean(body.get("includeResourceData") or False, "includeResourceData"):
-        raise not_implemented("includeResourceData")
+        raise errors.not_implemented("includeResourceData")
     client_state = read_string(body.get("clientState"), "clientState")
     if len(client_state) > _CLIENT_STATE_MAX:
-        found = f"found {len(client_state)} characters"
-        raise _invalid(f"clientState: {found}, expected at most {_CLIENT_STATE_MAX}.")
+        actual = f"found {len(client_state)} characters"
+        raise _invalid(f"clientState: {actual}, expected at most {_CLIENT_STATE_MAX}.")
     tls = body.get("latestSupportedTlsVersion") or "v1_2"
     resource = read_string(body["resource"], "resource")
     mailbox, folder_id = await _read_resource(request, resource)
@@ -163,11 +159,11 @@ async def _read_resource(request: GraphRequest, text: str) -> tuple[str, str]:
     """Return the mailbox and the id of the folder, "" for all, that a resource names."""
     path, has_options, options = text.partition("?")
     if has_options and "$filter" in options.lower():
-        raise not_implemented("$filter in the resource of a subscription")
+        raise errors.not_implemented("$filter in the resource of a subscription")
     if has_options or len(text) > _RESOURCE_MAX:
         raise invalid_value("resource", text, "a path without query options")
     segments = with_keys(tuple(_VERSION.sub("", path, count=1).split("/")))
-    rest = tuple(one.lower() for one in segments[1 if segments[0].lower() == "me" else 2 :])
+    rest = tuple(segment.lower() for segment in segments[1 if segments[0].lower() == "me" else 2 :])
     is_user = segments[0].lower() in ("me", "users") and "" not in segments
     is_folder = len(rest) == 3 and rest[0] == "mailfolders" and rest[2] == "messages"
     if not is_user or (rest != ("messages",) and not is_folder):
@@ -180,8 +176,8 @@ async def _read_resource(request: GraphRequest, text: str) -> tuple[str, str]:
 
 
 def _read_change_types(value: object) -> tuple[str, ...]:
-    names = [one.strip() for one in read_string(value, "changeType").split(",")]
-    return tuple(dict.fromkeys(one_of(one, "changeType", _CHANGE_TYPES) for one in names))
+    names = [text.strip() for text in read_string(value, "changeType").split(",")]
+    return tuple(dict.fromkeys(one_of(name, "changeType", _CHANGE_TYPES) for name in names))
 
 
 def _read_url(request: GraphRequest, body: Mapping[str, Any], name: str) -> str:
@@ -205,12 +201,12 @@ def _read_expiry(request: GraphRequest, body: Mapping[str, Any]) -> int:
     return expires_us
 
 
-def _check_rights(request: GraphRequest, found: Subscription) -> None:
-    if not request.dependencies.subscriptions.may_read(found):
-        raise errors.ACCESS_DENIED(f"This account may not read {found.mailbox} any more.")
+def _check_rights(request: GraphRequest, subscription: Subscription) -> None:
+    if not request.dependencies.subscriptions.may_read(subscription):
+        raise errors.ACCESS_DENIED(f"This account may not read {subscription.mailbox} any more.")
 
 
-def _found(request: GraphRequest) -> Subscription:
+def _subscription_of(request: GraphRequest) -> Subscription:
     subscription_id = request.path_parameters["subscription"]
     try:
         return request.dependencies.subscriptions.get(subscription_id, request.caller.address)
@@ -221,26 +217,26 @@ def _found(request: GraphRequest) -> Subscription:
 
 def _response(
     request: GraphRequest,
-    one: Subscription,
+    subscription: Subscription,
     *,
     select: Collection[str] = (),
     status: HTTPStatus = HTTPStatus.OK,
 ) -> Response:
     context = request.context("subscriptions/$entity")
-    return json_response({**context, **_shown(one, select)}, status=status)
+    return json_response({**context, **_subscription_json(subscription, select)}, status=status)
 
 
-def _shown(one: Subscription, select: Collection[str]) -> dict[str, Any]:
+def _subscription_json(subscription: Subscription, select: Collection[str]) -> dict[str, Any]:
     """Return the JSON of a subscription. Its clientState is never shown."""
     known = {
-        "id": one.id,
-        "resource": one.resource,
-        "changeType": ",".join(one.change_types),
-        "notificationUrl": one.url,
-        "lifecycleNotificationUrl": one.lifecycle_url or None,
-        "expirationDateTime": rfc3339(one.expires_us),
-        "creatorId": one.creator,
-        "latestSupportedTlsVersion": one.tls_version,
+        "id": subscription.id,
+        "resource": subscription.resource,
+        "changeType": ",".join(subscription.change_types),
+        "notificationUrl": subscription.url,
+        "lifecycleNotificationUrl": subscription.lifecycle_url or None,
+        "expirationDateTime": rfc3339(subscription.expires_us),
+        "creatorId": subscription.creator,
+        "latestSupportedTlsVersion": subscription.tls_version,
     }
     return {name: known.get(name) for name in select or _PROPERTIES}
 

@@ -1,8 +1,9 @@
-"""Upload sessions: the file of an attachment in ranges, PUT to a URL with a token of its own, in
-`authtoken`, as in Graph's examples.
+"""Upload sessions: a client PUTs an attached file in ranges to a URL.
 
-A range counts when all of it is on disk. The last one makes the file an attachment of its draft; it
-may be sent again and gives the same response. RFC 9110 14.4 (Content-Range).
+The URL has a token, the parameter `authtoken`, as in Graph's examples.
+
+A range counts when all of it is on disk. The last range attaches the file to its draft. It may be
+sent again and gets the same response. RFC 9110 14.4 (Content-Range).
 """
 
 import re
@@ -13,11 +14,11 @@ from starlette.responses import Response
 
 from relay.base.accounts.account import AccountDirectory
 from relay.front_door.graph import errors
-from relay.front_door.graph.graph_request import GraphDependencies
+from relay.front_door.graph.dependencies import GraphDependencies
 from relay.front_door.graph.serializer import graph_date
 from relay.front_door.http.errors import ApiError, method_not_allowed, quoted
-from relay.front_door.http.gateway import json_response
 from relay.front_door.http.http_request import HttpRequest
+from relay.front_door.http.responses import json_response
 from relay.store.mailbox.types import NewUpload, NoSuchItemError, Upload
 
 _TOKEN = "authtoken"  # noqa: S105 - the name of the option
@@ -49,10 +50,12 @@ async def serve_upload(
     """
     if request.method not in _METHODS:
         raise method_not_allowed(_METHODS)
-    given = dict(request.query).get(_TOKEN)
-    token = attachment_id if given is None else given  # older URLs have the token in the path
+    query_token = dict(request.query).get(_TOKEN)
+    token = (
+        attachment_id if query_token is None else query_token
+    )  # older URLs have the token in the path
     upload = await dependencies.store.uploads.find(token)
-    is_its_own = given is None or upload.attachment_id == attachment_id
+    is_its_own = query_token is None or upload.attachment_id == attachment_id
     if not is_its_own or not _is_open(upload, dependencies.accounts):
         raise NoSuchItemError("The upload session is unknown, or it has expired.")
     if request.method == "GET":
@@ -64,14 +67,18 @@ async def serve_upload(
 
 
 def _is_open(upload: Upload, accounts: AccountDirectory) -> bool:
-    """Whether the account exists, and who created the session may open its mailbox."""
+    """Return whether the account exists and the creator of the session may still open its
+    mailbox.
+    """
     owner = accounts.by_address(upload.account)
     if owner is None or owner.address != upload.account:
         return False
     callers = [accounts.by_address(upload.caller)]
-    if client := accounts.by_client_id(upload.caller):  # a development relay's, which opens all
+    if client := accounts.by_client_id(upload.caller):  # in dev, it opens all mailboxes
         callers.append(client.account)
-    return any(one.address == upload.caller and one.may_open(owner) for one in callers if one)
+    return any(
+        caller.address == upload.caller and caller.may_open(owner) for caller in callers if caller
+    )
 
 
 def read_content_range(text: str, size: int) -> ContentRange:
@@ -81,8 +88,8 @@ def read_content_range(text: str, size: int) -> ContentRange:
         raise errors.RANGE_INVALID(f"Content-Range: found {quoted(text)}, {_EXPECTED}.")
     content_range = ContentRange(*map(int, match.groups()))
     if content_range.total != size:
-        found = f"found a total of {content_range.total}"
-        raise errors.RANGE_INVALID(f"Content-Range: {found}, expected {size}.")
+        actual = f"found a total of {content_range.total}"
+        raise errors.RANGE_INVALID(f"Content-Range: {actual}, expected {size}.")
     if not content_range.start <= content_range.end < content_range.total:
         raise errors.RANGE_UNSATISFIABLE(f"Content-Range: found {quoted(text)}, {_EXPECTED}.")
     return content_range
@@ -91,21 +98,21 @@ def read_content_range(text: str, size: int) -> ContentRange:
 async def _put(
     dependencies: GraphDependencies, request: HttpRequest, token: str, *, upload: Upload
 ) -> Response:
-    given = read_content_range(request.headers.get("content-range", ""), upload.size)
-    if upload.received == upload.size and given.end == upload.size - 1:
+    content_range = read_content_range(request.headers.get("content-range", ""), upload.size)
+    if upload.received == upload.size and content_range.end == upload.size - 1:
         return await _attached(
             dependencies, request, token
         )  # a repeat: the response was lost, or attaching failed
-    if given.start != upload.received:
-        is_overlap = given.start < upload.received
+    if content_range.start != upload.received:
+        is_overlap = content_range.start < upload.received
         error = errors.RANGE_OVERLAP if is_overlap else errors.RANGE_OUT_OF_ORDER
-        found = f"found {given.start}-{given.end}, expected {_next_range(upload)}"
-        raise error(f"Content-Range: {found}.")
-    length = given.end - given.start + 1
+        actual = f"found {content_range.start}-{content_range.end}, expected {_next_range(upload)}"
+        raise error(f"Content-Range: {actual}.")
+    length = content_range.end - content_range.start + 1
     if request.declared_bytes not in (None, length):
         raise _wrong_length(request.declared_bytes or 0, length)
     with dependencies.streamed_bodies.acquire(upload.account):
-        upload = await _take(dependencies, request, token, start=given.start, length=length)
+        upload = await _take(dependencies, request, token, start=content_range.start, length=length)
     if upload.received < upload.size:
         return _status(upload)
     return await _attached(dependencies, request, token)
@@ -147,6 +154,6 @@ def _next_range(upload: Upload) -> str:
     return f"{upload.received}-{upload.size - 1}"
 
 
-def _wrong_length(found: int, expected: int) -> ApiError:
-    message = f"The body has {found} bytes, expected {expected}, as Content-Range says."
+def _wrong_length(actual: int, expected: int) -> ApiError:
+    message = f"The body has {actual} bytes, expected {expected}, as Content-Range says."
     return errors.RANGE_INVALID(message)

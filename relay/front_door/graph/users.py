@@ -1,13 +1,12 @@
-"""Handlers of the user resource: /me, /users/{address} and /users; of its settings; and
-translateExchangeIds.
+"""Handlers of users, their settings and categories, and translateExchangeIds.
 
-A user is an account: the id is its address, and properties of a directory are null. The
-mailboxSettings are part of a user when they are selected, as programs at sign-in do.
+A user is an account: its id is the address, and directory properties are null. A user has
+mailboxSettings only if $select names them, as programs do at sign-in.
 
 Of the mailboxSettings, Relay stores what a user sets, uses the time zone, and sends the automatic
 replies (relay/delivery/reports/receipts.py). The categories of outlook/masterCategories are part of
-the settings. A message may have others, so nothing happens to messages when the list changes. A
-name is never changed, as in Graph, and unique without regard to case.
+the settings. A message may have other categories, so a change of the list does not affect messages.
+As in Graph, a name cannot be changed, and is unique regardless of case.
 
 An id of Relay is both a restId and a restImmutableEntryId, so each is translated to itself; in the
 profile strict a message has another restId (relay/base/message/rest_id.py). The other formats of
@@ -29,7 +28,7 @@ from relay.base.message.rest_id import read_rest_id, rest_id
 from relay.base.message.time_zones import WINDOWS_ZONES, time_zone
 from relay.front_door.graph import errors
 from relay.front_door.graph.follow_up_flags import date_time_json, read_date_time
-from relay.front_door.graph.graph_request import GraphRequest, collection_response
+from relay.front_door.graph.graph_request import GraphRequest
 from relay.front_door.graph.item_ids import folder_id_of
 from relay.front_door.graph.json_values import (
     Parameters,
@@ -46,9 +45,10 @@ from relay.front_door.graph.json_values import (
 )
 from relay.front_door.graph.message_parser import read_category
 from relay.front_door.graph.odata.resources import select_users
+from relay.front_door.graph.responses import collection_response
 from relay.front_door.graph.serializer import USER_PROPERTIES, user_json
 from relay.front_door.http.errors import ApiError, quoted
-from relay.front_door.http.gateway import json_response
+from relay.front_door.http.responses import json_response
 from relay.store.mailbox.settings_file import (
     AutomaticReplies,
     MasterCategory,
@@ -98,22 +98,22 @@ _PARAMETERS: Parameters = {
 
 
 async def get_settings(request: GraphRequest) -> Response:
-    """GET mailboxSettings: return all settings, or those of $select."""
-    options = request.options({"select"}, _SHOWN, "mailboxSettings")
+    """GET mailboxSettings: return all settings, or the selected ones."""
+    options = request.options({"select"}, _SETTINGS, "mailboxSettings")
     settings = await request.store.settings.read(request.mailbox)
-    shown = settings_json(settings, options.select)
-    return json_response({**request.context(_context(request)), **shown})
+    resource = settings_json(settings, options.select)
+    return json_response({**request.context(_context(request)), **resource})
 
 
 async def get_setting(request: GraphRequest) -> Response:
     """GET one setting: an object, or a `value`."""
     request.options()
-    wanted = request.path_parameters["setting"].lower()
-    name = next((name for name in _SHOWN if name.lower() == wanted), None)
+    lower_name = request.path_parameters["setting"].lower()
+    name = next((name for name in _SETTINGS if name.lower() == lower_name), None)
     if name is None:
-        raise errors.SEGMENT_BELOW_NOT_FOUND("There is no such setting.", quoted(wanted))
-    shown = _SHOWN[name](await request.store.settings.read(request.mailbox))
-    body = shown if isinstance(shown, Mapping) else {"value": shown}
+        raise errors.SEGMENT_BELOW_NOT_FOUND("There is no such setting.", quoted(lower_name))
+    setting = _SETTINGS[name](await request.store.settings.read(request.mailbox))
+    body = setting if isinstance(setting, Mapping) else {"value": setting}
     return json_response({**request.context(f"{_context(request)}/{name}"), **body})
 
 
@@ -125,8 +125,8 @@ async def change_settings(request: GraphRequest) -> Response:
         settings = changed_settings(before, body)
         if settings != before:
             await request.store.settings.write(request.mailbox, settings)
-    shown = settings_json(settings)
-    return request.changed("mailboxSettings", _context(request), shown, is_new=False)
+    resource = settings_json(settings)
+    return request.changed("mailboxSettings", _context(request), resource, is_new=False)
 
 
 async def list_overrides(request: GraphRequest) -> Response:
@@ -137,30 +137,30 @@ async def list_overrides(request: GraphRequest) -> Response:
 
 
 async def list_time_zones(request: GraphRequest) -> Response:
-    """GET outlook/supportedTimeZones: the Windows names, with the zone that each stands for, or
-    these zones' own names.
+    """GET outlook/supportedTimeZones: the Windows names with their IANA zones, or the IANA
+    names.
     """
     request.options()
     context = request.context("Collection(microsoft.graph.timeZoneInformation)")
     by_iana = request.http.segments[-1].lower().endswith("'iana')")
-    shown = [
+    zones = [
         {"alias": iana if by_iana else name, "displayName": f"{name} ({iana})"}
         for name, iana in WINDOWS_ZONES.items()
     ]
-    return collection_response(context, sorted(shown, key=lambda one: one["alias"]))
+    return collection_response(context, sorted(zones, key=lambda zone: zone["alias"]))
 
 
 async def list_languages(request: GraphRequest) -> Response:
-    """GET outlook/supportedLanguages: the setting takes any other as well."""
+    """GET outlook/supportedLanguages: some languages; the setting accepts any."""
     request.options()
     context = request.context("Collection(microsoft.graph.localeInfo)")
-    shown = [{"locale": locale, "displayName": name} for locale, name in _LANGUAGES.items()]
-    return collection_response(context, shown)
+    languages = [{"locale": locale, "displayName": name} for locale, name in _LANGUAGES.items()]
+    return collection_response(context, languages)
 
 
 def settings_json(settings: UserSettings, select: Collection[str] = ()) -> dict[str, Any]:
-    """Return the JSON of all settings, or of those of `select`."""
-    return {name: _SHOWN[name](settings) for name in select or _SHOWN}
+    """Return the JSON of all settings, or of the settings in `select`."""
+    return {name: _SETTINGS[name](settings) for name in select or _SETTINGS}
 
 
 def _context(request: GraphRequest) -> str:
@@ -178,13 +178,19 @@ def _working_hours_json(settings: UserSettings) -> dict[str, Any]:
 
 
 def _automatic_replies_json(settings: UserSettings) -> dict[str, Any]:
-    shown = {name: getattr(settings.automatic_replies, one) for name, (one, _) in _REPLIES.items()}
+    resource = {
+        name: getattr(settings.automatic_replies, field) for name, (field, _) in _REPLIES.items()
+    }
     for name in ("scheduledStartDateTime", "scheduledEndDateTime"):
-        shown[name] = date_time_json(shown[name])
-    return shown
+        resource[name] = date_time_json(resource[name])
+    return resource
 
 
-_SHOWN: Mapping[str, Callable[[UserSettings], Any]] = {
+def _language_json(settings: UserSettings) -> dict[str, Any]:
+    return {"locale": settings.language, "displayName": settings.language_name}
+
+
+_SETTINGS: Mapping[str, Callable[[UserSettings], Any]] = {
     "archiveFolder": lambda _: WellKnown.ARCHIVE,
     "timeZone": lambda settings: settings.time_zone,
     "delegateMeetingMessageDeliveryOptions": lambda _: _MEETINGS,
@@ -192,10 +198,7 @@ _SHOWN: Mapping[str, Callable[[UserSettings], Any]] = {
     "timeFormat": lambda settings: settings.time_format,
     "userPurpose": lambda _: "user",
     "automaticRepliesSetting": _automatic_replies_json,
-    "language": lambda settings: {
-        "locale": settings.language,
-        "displayName": settings.language_name,
-    },
+    "language": _language_json,
     "workingHours": _working_hours_json,
 }
 
@@ -240,14 +243,14 @@ def _format(value: object, path: str, *, default: str) -> str:
 
 
 def _language(value: object) -> dict[str, str]:
-    given = read_object({} if value is None else value, "language")
-    locale = read_string(given.get("locale"), "language.locale")
+    language = read_object({} if value is None else value, "language")
+    locale = read_string(language.get("locale"), "language.locale")
     if not locale:
         return {"language": _DEFAULTS.language, "language_name": _DEFAULTS.language_name}
     if not _LANGUAGE.fullmatch(locale):
         raise invalid_value("language.locale", locale, "a language such as en-US")
     name = read_header_text(
-        given.get("displayName"), "language.displayName", longest=_TEXT_CHARACTERS
+        language.get("displayName"), "language.displayName", longest=_TEXT_CHARACTERS
     )
     is_default = locale.lower() == _DEFAULTS.language.lower()
     return {
@@ -260,17 +263,17 @@ def _working_hours(before: WorkingHours, value: object) -> WorkingHours:
     if value is None:
         return WorkingHours()
     path = "workingHours"
-    given = read_object(value, path)
+    resource = read_object(value, path)
     fields: dict[str, Any] = {}
-    if "daysOfWeek" in given:
-        days = read_array(given["daysOfWeek"], f"{path}.daysOfWeek", most=len(_WEEK))
+    if "daysOfWeek" in resource:
+        days = read_array(resource["daysOfWeek"], f"{path}.daysOfWeek", most=len(_WEEK))
         named = [one_of(day, f"{path}.daysOfWeek[{at}]", _WEEK) for at, day in enumerate(days)]
         fields["days"] = tuple(dict.fromkeys(named))
     for name, field in (("startTime", "start"), ("endTime", "end")):
-        if given.get(name) is not None:
-            fields[field] = _time_of_day(given[name], f"{path}.{name}")
-    if "timeZone" in given:
-        fields["time_zone"] = _working_zone(given["timeZone"], f"{path}.timeZone")
+        if resource.get(name) is not None:
+            fields[field] = _time_of_day(resource[name], f"{path}.{name}")
+    if "timeZone" in resource:
+        fields["time_zone"] = _working_zone(resource["timeZone"], f"{path}.timeZone")
     hours = replace(before, **fields)
     if hours.start >= hours.end:
         raise errors.TIMES_INVALID(f"{path}: found {hours.start} to {hours.end}.")
@@ -280,10 +283,10 @@ def _working_hours(before: WorkingHours, value: object) -> WorkingHours:
 def _working_zone(value: object, path: str) -> str:
     if value is None:
         return ""
-    given = read_object(value, path)
-    if str(given.get("@odata.type", "")).endswith("customTimeZone") or "bias" in given:
+    zone = read_object(value, path)
+    if str(zone.get("@odata.type", "")).endswith("customTimeZone") or "bias" in zone:
         raise unsupported(path, "customTimeZone is not implemented, only zones with a name")
-    return _zone(given.get("name"), f"{path}.name")
+    return _zone(zone.get("name"), f"{path}.name")
 
 
 def _time_of_day(value: object, path: str) -> time:
@@ -302,11 +305,11 @@ def _automatic_replies(before: AutomaticReplies, value: object) -> AutomaticRepl
     if value is None:
         return AutomaticReplies()
     path = "automaticRepliesSetting"
-    given = read_object(value, path)
+    resource = read_object(value, path)
     fields: dict[str, Any] = {}
     for name, (field, read) in _REPLIES.items():
-        if name in given:
-            value, default = given[name], getattr(AutomaticReplies(), field)
+        if name in resource:
+            value, default = resource[name], getattr(AutomaticReplies(), field)
             fields[field] = default if value is None else read(value, f"{path}.{name}")
     replies = replace(before, **fields)
     if replies.status == "scheduled" and replies.start_us >= replies.end_us:
@@ -337,21 +340,21 @@ async def list_categories(request: GraphRequest) -> Response:
     options = request.options(
         ("select", "top"), _PROPERTIES, "outlookCategory", page_size=CATEGORIES_MAX
     )
-    found = (await request.store.settings.read(request.mailbox)).categories[: options.top]
-    shown = [_json(one, options.select) for one in found]
-    return collection_response(request.context(_categories(request)), shown)
+    categories = (await request.store.settings.read(request.mailbox)).categories[: options.top]
+    resources = [_json(category, options.select) for category in categories]
+    return collection_response(request.context(_categories(request)), resources)
 
 
 async def create_category(request: GraphRequest) -> Response:
-    """POST outlook/masterCategories: add a category with a name that no other has."""
-    given = await _read(request)
-    name = read_category(given.get("displayName"), "displayName")
+    """POST outlook/masterCategories: add a category with a unique name."""
+    resource = await _read(request)
+    name = read_category(resource.get("displayName"), "displayName")
     if not name:
         raise missing_property("displayName")
-    color = _color(given)
+    color = _color(resource)
     async with request.patch_lock:
         settings = await request.store.settings.read(request.mailbox)
-        if any(one.name.casefold() == name.casefold() for one in settings.categories):
+        if any(category.name.casefold() == name.casefold() for category in settings.categories):
             raise errors.CATEGORY_EXISTS("displayName: there is such a category.", quoted(name))
         if len(settings.categories) >= CATEGORIES_MAX:
             message = f"The mailbox has the maximum of {CATEGORIES_MAX} categories; delete one."
@@ -364,23 +367,24 @@ async def create_category(request: GraphRequest) -> Response:
 async def get_category(request: GraphRequest) -> Response:
     """GET one category."""
     options = request.options({"select"}, _PROPERTIES, "outlookCategory")
-    found = _find(request, await request.store.settings.read(request.mailbox))
+    category = _find(request, await request.store.settings.read(request.mailbox))
     context = request.context(f"{_categories(request)}/$entity")
-    return json_response({**context, **_json(found, options.select)})
+    return json_response({**context, **_json(category, options.select)})
 
 
 async def change_category(request: GraphRequest) -> Response:
     """PATCH a category: its colour."""
-    given = await _read(request)
+    resource = await _read(request)
     async with request.patch_lock:
         settings = await request.store.settings.read(request.mailbox)
-        found = _find(request, settings)
-        if given.get("displayName") not in (None, found.name):
+        category = _find(request, settings)
+        if resource.get("displayName") not in (None, category.name):
             expected = "the same name: delete the category and create another one"
-            raise invalid_value("displayName", given["displayName"], expected)
-        changed = replace(found, color=_color(given) if "color" in given else found.color)
-        if changed != found:
-            kept = (changed if one is found else one for one in settings.categories)
+            raise invalid_value("displayName", resource["displayName"], expected)
+        color = _color(resource) if "color" in resource else category.color
+        changed = replace(category, color=color)
+        if changed != category:
+            kept = (changed if other is category else other for other in settings.categories)
             await _write(request, settings, tuple(kept))
     return _response(request, changed, is_new=False)
 
@@ -389,8 +393,9 @@ async def delete_category(request: GraphRequest) -> Response:
     """DELETE a category from the list; messages keep it."""
     async with request.patch_lock:
         settings = await request.store.settings.read(request.mailbox)
-        found = _find(request, settings)
-        await _write(request, settings, tuple(one for one in settings.categories if one != found))
+        category = _find(request, settings)
+        kept = (other for other in settings.categories if other != category)
+        await _write(request, settings, tuple(kept))
     return Response(status_code=204)
 
 
@@ -398,22 +403,22 @@ async def _read(request: GraphRequest) -> Mapping[str, Any]:
     return await request.json_object("outlookCategory")
 
 
-def _color(given: Mapping[str, Any]) -> str:
-    value = given.get("color")
+def _color(resource: Mapping[str, Any]) -> str:
+    value = resource.get("color")
     return "none" if value is None else one_of(value, "color", _COLORS)
 
 
 def _find(request: GraphRequest, settings: UserSettings) -> MasterCategory:
-    wanted = request.path_parameters["category"]
-    for one in settings.categories:
-        if one.id == wanted:
-            return one
-    raise errors.ITEM_NOT_FOUND(f"There is no category {quoted(wanted)}.")
+    category_id = request.path_parameters["category"]
+    for category in settings.categories:
+        if category.id == category_id:
+            return category
+    raise errors.ITEM_NOT_FOUND(f"There is no category {quoted(category_id)}.")
 
 
 def _json(category: MasterCategory, select: Collection[str] = ()) -> dict[str, Any]:
-    shown = {"id": category.id, "displayName": category.name, "color": category.color}
-    return {name: shown[name] for name in ("id", *select)} if select else shown
+    resource = {"id": category.id, "displayName": category.name, "color": category.color}
+    return {name: resource[name] for name in ("id", *select)} if select else resource
 
 
 def _response(request: GraphRequest, category: MasterCategory, *, is_new: bool) -> Response:
@@ -444,7 +449,7 @@ async def get_user(request: GraphRequest) -> Response:
 
 
 def _may_open(accounts: AccountDirectory, caller: Account, owner: Account) -> bool:
-    with suppress(UnknownUserError):  # removed meanwhile
+    with suppress(UnknownUserError):  # the account was removed meanwhile
         return accounts.opened(owner.address, caller) is not None
     return False
 
@@ -463,16 +468,16 @@ async def list_users(request: GraphRequest) -> Response:
 async def translate_ids(request: GraphRequest) -> Response:
     """POST translateExchangeIds: return each id with its translation, or why it has none."""
     body = await request.json_object()
-    given = read_parameters(body, _PARAMETERS, "translateExchangeIds", needed=_PARAMETERS)
+    parameters = read_parameters(body, _PARAMETERS, "translateExchangeIds", needed=_PARAMETERS)
     for name in ("sourceidtype", "targetidtype"):
-        if given[name] not in _OWN_TYPES:
+        if parameters[name] not in _OWN_TYPES:
             what = "only restId and restImmutableEntryId exist in Relay"
             raise unsupported(_PARAMETERS[name][0], what)
-    ids = enumerate(given["inputids"])
-    as_rest_id = request.is_strict and given["targetidtype"] == _OWN_TYPES[0]
+    ids = enumerate(parameters["inputids"])
+    as_rest_id = request.is_strict and parameters["targetidtype"] == _OWN_TYPES[0]
     translated = [
-        await _translated(request, one, f"inputIds[{number}]", as_rest_id=as_rest_id)
-        for number, one in ids
+        await _translated(request, source, f"inputIds[{number}]", as_rest_id=as_rest_id)
+        for number, source in ids
     ]
     context = request.context("Collection(microsoft.graph.convertIdResult)")
     return json_response({**context, "value": translated})
@@ -498,7 +503,7 @@ async def _rest_id(request: GraphRequest, text: str) -> str:
     if read_rest_id(text)[1]:
         return text
     with suppress(NoSuchItemError):
-        found = await request.store.messages.get(request.mailbox, text)
-        return rest_id(found.id, found.folder.id)
+        message = await request.store.messages.get(request.mailbox, text)
+        return rest_id(message.id, message.folder.id)
     await request.store.folders.get(request.mailbox, text)
     return text

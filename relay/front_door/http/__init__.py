@@ -16,10 +16,15 @@ The connection:
 The request:
 
 - `browsers`: requests of foreign web pages (403), CORS
-- `gateway`: request ids, 500, 503 at a stop, large responses; which room a path belongs to; removes
-  the path of public_url; server-sent events
+- `path_router`: which room a path belongs to; removes the path of public_url
+- `gateway`: request ids, 500, 503 at a stop, large responses while memory is short
 - `http_request`: path, query and body: 413, 415, time-out of a body
 - `errors`: ApiError, and Graph's JSON of an error
+
+The response:
+
+- `responses`: JSON, and bodies that are read while they are sent
+- `event_stream`: server-sent events
 
 Elsewhere: the account of a bearer token, the token endpoint: `relay/front_door/sign_in`; which
 scopes a request needs: `relay/front_door/graph/routes.py`; logins of browsers:

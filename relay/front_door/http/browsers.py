@@ -1,12 +1,11 @@
-"""Requests that web pages make: refuse those of strangers, and allow pages of this machine in dev.
+"""Requests that web pages make: refuse foreign pages, and allow pages of this machine in dev.
 
-A stranger may link to a page of the relay, and nothing else.
+A foreign page may link to a page of the relay, and do nothing else.
 
 Any page may make a browser send a GET, or a POST of text or a form, to any address, also on
 loopback. Such a request has no Authorization, and says by Origin or Sec-Fetch-Site that it comes
 from another site. The token in a form of Relay's own pages is checked in
-relay/front_door/pages/logins.py.
-Fetch standard 3.2 (CORS); Fetch Metadata 2.2.
+relay/front_door/pages/logins.py. Fetch standard 3.2 (CORS); Fetch Metadata 2.2.
 """
 
 from collections.abc import Sequence
@@ -31,9 +30,9 @@ _FORWARDED = ("forwarded", "via", "x-forwarded-for", "x-real-ip")
 class BrowserGuard:
     """Answers 403 to requests of foreign pages, and applies CORS to pages of loopback.
 
-    The relay's own pages are an application that strangers may link to (`may_be_linked`), but not
-    load as a frame, image or script. They are never shown to other origins, not even of loopback:
-    who reads a page has the token for its forms.
+    Foreign pages may link to the relay's own pages (`may_be_linked`), but not load them as a frame,
+    image or script. Other origins never read the relay's pages, not even origins of loopback: a
+    page contains the token for its forms.
     """
 
     def __init__(
@@ -124,8 +123,8 @@ def _is_navigation(scope: Scope, headers: Headers) -> bool:
 
 
 async def _refuse(request: HttpRequest) -> Response:
-    found = request.headers.get("origin")
-    what = "Sec-Fetch-Site: cross-site" if found is None else f"Origin: {quoted(found)}"
+    origin = request.headers.get("origin")
+    what = "Sec-Fetch-Site: cross-site" if origin is None else f"Origin: {quoted(origin)}"
     message = f"Found {what}: pages of other sites may not use this relay."
     raise ApiError(403, "ErrorAccessDenied", message)
 
@@ -163,6 +162,6 @@ def is_from_here(request: HttpRequest) -> bool:
         return False
     try:
         host = urlsplit(f"//{request.headers.get('host', '')}").hostname
-    except ValueError:  # brackets around something else than an IPv6 address
+    except ValueError:  # brackets, but no IPv6 address in them
         return False
     return host is not None and LOOPBACK_HOSTS.allows(host)

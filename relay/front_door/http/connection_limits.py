@@ -1,13 +1,14 @@
 """Limits on connections, running requests and unread responses, in all and per client address.
 
-At the connection limit a connection that waits for its client is closed for a new one, that of the
-address with the most connections first (RFC 9112 9.5 allows this). One address gets at most half of
-the running requests and of the memory for unread responses. A connection of a proxy counts for the
-client of its request while one runs. The time-outs of header and response are in `protocol`.
+At the connection limit, a connection that waits for its client is closed to admit a new one. The
+address with the most connections loses one first (RFC 9112 9.5 allows this). One address gets at
+most half of the running requests and of the memory for unread responses. A proxy's connection
+counts for the client of its running request. The time-outs of header and response are in
+`protocol`.
 
 The client behind a reverse proxy is in X-Forwarded-For or Forwarded (RFC 7239). A proxy of
 `http.proxy_networks` appends the address of its client to one of the fields. The client may have
-written the entries to the left of it, so that the right-most address that is no proxy's counts.
+written the entries to the left, so the right-most address that is not a proxy counts.
 """
 
 import re
@@ -21,7 +22,7 @@ from msgspec import Struct
 
 from relay.base.socket_address import client_of
 
-_ENTRIES_MAX = 32  # that are read from the right: a chain of proxies is short
+_ENTRIES_MAX = 32  # entries read, from the right: a chain of proxies is short
 _ENTRY_LENGTH_MAX = 128
 _X_FORWARDED_FOR, _FORWARDED = b"x-forwarded-for", b"forwarded"
 
@@ -66,8 +67,8 @@ class Proxies:
     def client(self, fields: Iterable[tuple[bytes, bytes]]) -> str:
         """Return the address of the client that a proxy forwards; names of `fields` in lower case.
 
-        Return "" if no field has one, if the right-most entry that is no proxy's is no address, or
-        if the two fields have different ones.
+        Return "" if no field has an address, if the right-most entry that is not a proxy is no
+        address, or if the two fields disagree.
         """
         plain, forwarded = [], []
         for name, value in fields:
@@ -75,14 +76,14 @@ class Proxies:
                 plain.append(value)
             elif name == _FORWARDED:
                 forwarded.append(value)
-        found = []
+        clients = []
         if plain:
-            found.append(self._right_most(_entries(plain)))
+            clients.append(self._right_most(_entries(plain)))
         if forwarded:
-            found.append(self._right_most(_forwarded_entries(forwarded)))
-        if not found or found[0] is None or found[0] != found[-1]:
+            clients.append(self._right_most(_forwarded_entries(forwarded)))
+        if not clients or clients[0] is None or clients[0] != clients[-1]:
             return ""
-        return str(found[0])
+        return str(clients[0])
 
     def _right_most(self, entries: Iterator[str]) -> _IpAddress | None:
         for entry in islice(entries, _ENTRIES_MAX):
@@ -127,21 +128,21 @@ def _node_of(element: bytes) -> str:
     return bytes(value).decode("latin-1")
 
 
-def _address_of(entry: str) -> _IpAddress | None:
+def _address_of(text: str) -> _IpAddress | None:
     """Return the address of an entry; None for `unknown`, for an obfuscated one and for others."""
-    if len(entry) > _ENTRY_LENGTH_MAX:
+    if len(text) > _ENTRY_LENGTH_MAX:
         return None
-    if node := _NODE.fullmatch(entry):
-        entry = node[1] or node[2]
+    if node := _NODE.fullmatch(text):
+        text = node[1] or node[2]
     try:
-        address = ip_address(entry.partition("%")[0])
+        address = ip_address(text.partition("%")[0])
     except ValueError:
         return None
     return getattr(address, "ipv4_mapped", None) or address
 
 
 class ConnectionState(IntEnum):
-    """What a connection waits for. In the last three states it has a request."""
+    """What a connection waits for. In the last three states it has a request in progress."""
 
     IDLE = 0  # the next request
     HALF_OPEN = 1  # the rest of a header
@@ -169,7 +170,7 @@ class HttpConnection:
     host: str  # of the client; "" for a Unix socket
     client: "ClientConnections"  # for whom the connection counts
     close: Callable[[], None]  # ends the connection at once
-    is_of_proxy: bool = False  # its requests count for the clients that the proxy names
+    is_of_proxy: bool = False  # a proxy: requests count for the clients that it names
     # decides which connection is closed for a new one
     state: ConnectionState = ConnectionState.HALF_OPEN
     # when it became idle, its request or response began, or part of its body last arrived
@@ -260,7 +261,9 @@ class ConnectionTable:
         return address
 
     def set_state(self, connection: HttpConnection, state: ConnectionState) -> None:
-        """Record the state of a connection. Without a request, that of a proxy has no client."""
+        """Record the state of a connection. Without a request, a proxy's connection has no
+        client.
+        """
         client = connection.client
         if state is connection.state or not self._has(connection):
             return
@@ -284,7 +287,7 @@ class ConnectionTable:
     def may_start_request(self, connection: HttpConnection) -> bool:
         """Return whether a request may start under the limits in all and per address.
 
-        At a limit, a connection with an unread response or a stalled body is closed for it.
+        At a limit, a connection with an unread response or a stalled body is closed to make room.
         """
         limit, client = self._limits.requests, connection.client
         if _is_request(connection.state):
@@ -300,8 +303,9 @@ class ConnectionTable:
     ) -> bool:
         """Return whether a response may be sent; if so its bytes are counted until they are read.
 
-        Connections with responses that are unread for 10 s are closed for it, or with any unread
-        response if this one may not be refused. A single response may exceed the limit.
+        To make room, connections whose response is unread for 10 s are closed; if the response may
+        not be refused, also connections with any unread response. A single response may exceed the
+        limit.
         """
         find = self._unread_too_long if may_be_refused else _unread_longest
         if not self._make_room(connection.client, size_bytes, find) and may_be_refused:
@@ -321,7 +325,7 @@ class ConnectionTable:
     def set_buffered_bytes(self, connection: HttpConnection, size_bytes: int) -> None:
         """Record the bytes in the buffer of a connection.
 
-        Responses that could not be refused may exceed the limit: then others are closed for it.
+        Responses that could not be refused may exceed the limit: then other connections are closed.
         """
         if self._has(connection):
             self._count(
@@ -366,7 +370,9 @@ class ConnectionTable:
         size_bytes: int,
         find: Callable[[ClientConnections], HttpConnection | None],
     ) -> bool:
-        """Close connections that `find` selects until `size_bytes` fit; return whether they do."""
+        """Close the connections that `find` selects until `size_bytes` fit; return whether they
+        fit.
+        """
         while self._exceeds_limit(client, size_bytes):
             if client.is_counted and client.unread_bytes + size_bytes > self._unread_share:
                 victim = find(client)
@@ -392,7 +398,9 @@ class ConnectionTable:
         self._unread_bytes += connection.unread_bytes - before_bytes
 
     def _oldest_waiting(self, client: ClientConnections) -> HttpConnection | None:
-        """Return the client's connection to close for a new one: the oldest idle one first."""
+        """Return the client's connection to close to admit a new one: the oldest idle connection
+        first.
+        """
         waiting = chain(
             client.by_state[ConnectionState.IDLE], client.by_state[ConnectionState.HALF_OPEN]
         )

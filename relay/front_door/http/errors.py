@@ -1,8 +1,8 @@
 """Error responses: ApiError, and Graph's error envelope around it.
 
 A handler raises ApiError; the gateway turns it into the response. The message is meant for the
-client: it names the field, what was found and what was expected. Where programs compare it with
-Graph's (relay/front_door/graph/errors.py), the `detail` does that.
+client: it names the field, what was found and what was expected. If programs compare the message
+with Graph's (relay/front_door/graph/errors.py), `detail` names them instead.
 """
 
 from collections.abc import Iterable, Mapping
@@ -43,7 +43,7 @@ class UnansweredError(Exception):
 
 
 class RequestIds(Struct, frozen=True):
-    """The values of request-id and client-request-id; without the client's both are ours."""
+    """The values of request-id and client-request-id; both are Relay's if the client sends none."""
 
     request_id: str
     client_request_id: str
@@ -78,9 +78,9 @@ def method_not_allowed(allowed: Iterable[str]) -> ApiError:
     return ApiError(405, "Request_BadRequest", message, headers={"allow": ", ".join(allowed)})
 
 
-def unsupported_media_type(found: str, expected: str) -> ApiError:
+def unsupported_media_type(actual: str, expected: str) -> ApiError:
     """Return the 415 for a Content-Type."""
-    message = f"Content-Type: found {quoted(found)}, expected {expected}."
+    message = f"Content-Type: found {quoted(actual)}, expected {expected}."
     return ApiError(415, "UnsupportedMediaType", message)
 
 

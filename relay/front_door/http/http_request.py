@@ -1,7 +1,7 @@
 """HttpRequest: the decoded request, and its body on demand.
 
-A body is read in whole within a limit and a budget for all bodies together, or in blocks of which
-one is in memory. RFC 9110 8.6, 15.5.9, 15.5.14; RFC 3986 2.1.
+A body is read whole, within a limit and a memory budget for all bodies, or in blocks, one at a
+time. RFC 9110 8.6, 15.5.9, 15.5.14; RFC 3986 2.1.
 """
 
 import asyncio
@@ -28,7 +28,9 @@ BODY_COMPLETE = "relay.body_complete"  # scope key: the whole body has arrived
 CLOSE = "relay.close"  # scope key: a function that closes the connection
 ABORT = "relay.abort"  # scope key: a function that closes it without waiting for the client
 ALLOW_RESPONSE = "relay.allow_response"  # scope key: a function that admits a large response
-COUNTED_ADDRESS = "relay.counted_address"  # scope key: by which failures count, "" for none
+COUNTED_ADDRESS = (
+    "relay.counted_address"  # scope key: the address by which failures count, "" for none
+)
 _PART_ID = "relay.part_id"  # scope key: the id of a request that is part of a batch
 _PAGE_BYTES = "relay.page_bytes"  # scope key: the octets that a page of such a request may have
 
@@ -37,7 +39,7 @@ _HTTPS_PORT = 443
 _QUERY_FIELDS_MAX = 64
 _BLOCK_BYTES = 256 * 1024
 _DRAIN_TIMEOUT_S = 10.0
-_DRAIN_PAUSE_S = 1.0  # after this time without data, the client is taken to wait for the response
+_DRAIN_PAUSE_S = 1.0  # without data for this time, the client waits for the response
 
 
 class ClientDisconnectedError(Exception):
@@ -77,7 +79,7 @@ class HttpRequest:
         limits: RequestLimits,
         budget: MemoryBudget,
     ) -> None:
-        """`budget` is that of all bodies in memory."""
+        """`budget` limits all bodies in memory together."""
         self.ids = ids
         self.method = "GET" if scope["method"] == "HEAD" else str(scope["method"])
         self.headers = Headers(scope=scope)
@@ -95,7 +97,7 @@ class HttpRequest:
         self._timed_out = False
         self._digest: hashlib._Hash | None = None
         self._kept_body: bytes | None = None
-        self._left_bytes = sys.maxsize  # of a body with a limit of its own
+        self._left_bytes = sys.maxsize  # set by limit_body()
         self._too_large: Callable[[], ApiError] | None = None
 
     def base_url(self, public_url: str, fallback_host: str) -> str:
@@ -107,7 +109,9 @@ class HttpRequest:
 
     @property
     def server_url(self) -> str:
-        """The URL of the address that took the connection, also of a tunnel, which ends there."""
+        """The URL of the address that accepted the connection; for a tunnel, the address at which
+        it ends.
+        """
         host, port = self._scope["server"]
         return f"{'https' if port == _HTTPS_PORT else 'http'}://{Address(host, port)}"
 
@@ -133,16 +137,19 @@ class HttpRequest:
         self._digest = digest
 
     def limit_body(self, limit_bytes: int, too_large: Callable[[], ApiError]) -> None:
-        """Limit the body, besides the limits of the application; reading more raises too_large().
+        """Limit the body in addition to the limits of the application. Reading more raises
+        too_large().
 
-        Raises it for a longer declared body.
+        A longer Content-Length raises it at once.
         """
         if (self.declared_bytes or 0) > limit_bytes:
             raise too_large()
         self._left_bytes, self._too_large = limit_bytes, too_large
 
     async def keep_body(self) -> bytes:
-        """Read the whole body; the next body() returns it again. Raises what body() raises."""
+        """Read the whole body and keep it: the next body() returns it. Raises what body()
+        raises.
+        """
         self._kept_body = await self.body()
         return self._kept_body
 
@@ -158,7 +165,7 @@ class HttpRequest:
         """Return the ASGI scope of a request that is part of this one, by the same client.
 
         `target` is its path and query, `page_bytes` the maximum of a page that it asks for. Its
-        body is complete, and it has no connection of its own.
+        body is complete, and it has no connection.
         """
         path, _, query = target.partition(b"?")
         own = {
@@ -182,7 +189,8 @@ class HttpRequest:
 
     @property
     def counted_address(self) -> str:
-        """The IP address by which failures of the client count, behind a proxy the one it forwards.
+        """The IP address by which failures of the client count; behind a proxy, the forwarded
+        address.
 
         "" on a Unix socket, and if the proxy does not say.
         """
@@ -312,8 +320,9 @@ class HttpRequest:
         self._held_bytes = 0
 
     async def drain(self) -> bool:
-        """Discard the rest of the body, for at most 10 s: many clients read no response before they
-        have sent everything.
+        """Discard the rest of the body, for at most 10 s.
+
+        Many clients read no response before they have sent everything.
 
         Return whether the body has ended, so that the connection can be used again. A body that
         waits for 100 Continue is never sent.

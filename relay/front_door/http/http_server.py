@@ -2,10 +2,10 @@
 
 stop() lets running requests finish within the grace time.
 
-TLS is within the limits from the first octet on. The TLS of asyncio and uvloop reports a connection
-only after its handshake, so that clients could open any number of them, and it has a write buffer
-of its own. Here what is written goes encrypted into the buffer of the connection, which the limits
-count. A closure alert is sent and not waited for (RFC 8446 6.1).
+The limits apply to TLS from the first octet. The TLS of asyncio and uvloop reports a connection
+only after its handshake, so clients could open any number of connections, and its write buffer is
+not counted. Here, encrypted data goes into the buffer of the connection, which the limits count. A
+closure alert is sent and not waited for (RFC 8446 6.1).
 """
 
 import asyncio
@@ -38,13 +38,15 @@ _BACKLOG = 1024
 _KEEP_ALIVE_S = 75
 _STOP_POLL_S = 0.1  # how often it looks whether the connections have ended
 _CANCELLED_GRACE_S = 1.0
-_TURNS_TO_CLOSE = 3  # of the event loop, until a closed connection is lost
+_TURNS_TO_CLOSE = 3  # rounds of the event loop until a closed connection is gone
 _log = get_logger("http")
 
 
 class TlsConnection(asyncio.Protocol, asyncio.Transport):
-    """The protocol of a connection, which makes the handshake and decrypts, and the transport of
-    the BoundedProtocol within.
+    """TLS between a connection and its BoundedProtocol.
+
+    For the connection it is the protocol, which makes the handshake and decrypts; for the
+    BoundedProtocol it is the transport.
     """
 
     def __init__(
@@ -55,7 +57,9 @@ class TlsConnection(asyncio.Protocol, asyncio.Transport):
         new_protocol: Callable[[], BoundedProtocol],
         handshakes: set["TlsConnection"],
     ) -> None:
-        """`new_protocol` is called after the handshake; `handshakes` contains this until then."""
+        """`new_protocol` is called after the handshake; until then `handshakes` contains this
+        object.
+        """
         super().__init__()
         self._context = context
         self.table = connection_table
@@ -82,7 +86,7 @@ class TlsConnection(asyncio.Protocol, asyncio.Transport):
             self._begin(connection)
 
     def take_over(self, transport: asyncio.Transport, connection: HttpConnection) -> None:
-        """Continue a connection that was added before: what follows is a handshake."""
+        """Continue a connection that is already counted: a handshake follows."""
         self._raw = transport
         connection.close = self.abort
         transport.set_protocol(self)
@@ -163,7 +167,7 @@ class TlsConnection(asyncio.Protocol, asyncio.Transport):
                 data = self._tls.read(_READ_BYTES)
             except ssl.SSLWantReadError:
                 if not self._raw.is_reading():
-                    self._raw.resume_reading()  # not before: more would come than is delivered
+                    self._raw.resume_reading()  # earlier, more would arrive than is delivered
                 break
             except ssl.SSLError:
                 self.abort()
@@ -285,11 +289,11 @@ class HttpServer:
     @property
     def bound(self) -> tuple[Address, ...]:
         """The addresses in use, with the real number for a port of 0."""
-        return tuple(one.address for one in self._listeners)
+        return tuple(listener.address for listener in self._listeners)
 
     @property
     def accepted(self) -> int:
-        """How many connections it has had since its start."""
+        """The number of connections since the start."""
         return self.table.added
 
     def has_tls(self, address: Address) -> bool:

@@ -1,10 +1,10 @@
 """uvicorn's HTTP/1.1 connection with the limits that it lacks, and the check of the Host field.
 
-The size of a header and the time for it are limited, and so is the time in which a client reads
-nothing of its response. What follows a request before its response is complete is discarded, and
-the connection closed after it: a client repeats the request (RFC 9112 9.3.2). An error is answered
-with Graph's envelope and the connection closed. An offer to upgrade is ignored (RFC 9110 7.8).
-RFC 9110 5.4; RFC 9112 3.2; RFC 6585 5.
+Limits apply to the size of a header, the time for it, and the time in which a client reads nothing
+of its response. Requests that arrive before a response is complete are discarded, and the
+connection is closed after that response; the client repeats them (RFC 9112 9.3.2). An error is
+answered with Graph's envelope, and the connection is closed. An offer to upgrade is ignored (RFC
+9110 7.8). RFC 9110 5.4; RFC 9112 3.2; RFC 6585 5.
 """
 
 import asyncio
@@ -47,7 +47,7 @@ _HOST = re.compile(r"(\[[0-9A-Za-z:.%_~-]+\]|[0-9A-Za-z._~!$&'()*+,;=%-]*)(?::[0
 
 
 class AllowedHosts(Struct, frozen=True):
-    """The host names of a server in lower case; those of the loopback interface are implied.
+    """The host names of a server in lower case; names of the loopback interface are implied.
 
     This protects a development relay from DNS rebinding, which needs a name: `any_address` allows
     every IP address.
@@ -80,8 +80,10 @@ def host_error(
     if not named and not is_required:
         return None
     if len(named) != 1:
-        found = f"{len(named)} Host fields" if named else "none"
-        return ApiError(400, "BadRequest", f"Host: found {found}, expected one with the host name.")
+        actual = f"{len(named)} Host fields" if named else "none"
+        return ApiError(
+            400, "BadRequest", f"Host: found {actual}, expected one with the host name."
+        )
     text = named[0].decode("latin-1")
     parts = _HOST.fullmatch(text)
     if parts is None:
@@ -107,11 +109,11 @@ HEADER_BYTES_MAX = 64 * 1024  # URL and header fields together; long tokens take
 HEADER_TIMEOUT_S = 30.0
 UNREAD_TIMEOUT_S = 60.0  # how long a client may read nothing of its response
 BUFFERED_BYTES = 16 * 1024  # of responses in the buffer of a connection before the writer waits
-HEALTH_PATHS = (b"/healthz", b"/readyz")  # answered even at the limit of requests
+HEALTH_PATHS = (b"/healthz", b"/readyz")  # paths answered even at the limit of requests
 
 _RETRY_S = 2
 _TRANSPORT_SECURITY = "max-age=31536000"
-# A browser applies the field to all ports of a host: those of other programs on localhost as well.
+# A browser applies the field to all ports of a host, also to other programs on localhost.
 _LOCAL_TRANSPORT_SECURITY = "max-age=0"
 _TUNNEL_OPENED = b"HTTP/1.1 200 Connection established\r\n\r\n"
 _UPGRADE_FIELDS = frozenset((b"connection", b"upgrade", b"http2-settings"))
@@ -121,13 +123,15 @@ class _RejectedError(Exception):
     """Raised in a callback of the parser to stop it; `_error` has the response."""
 
 
-# Continues a connection that was counted: what it receives from now on is in a tunnel.
+# Continues a connection that is counted already: from now on it is a tunnel.
 OpenTunnel = Callable[[asyncio.Transport, HttpConnection], asyncio.Protocol]
 
 
 class BoundedProtocol(HttpToolsProtocol):
-    """One HTTP/1.1 connection. The server sets `clock`, `connection_table` and `hosts`; that of a
-    development relay `tunnel_hosts` too, and `open_tunnel` on connections that are in no tunnel.
+    """One HTTP/1.1 connection.
+
+    The server sets `clock`, `connection_table` and `hosts`. The server of a development relay also
+    sets `tunnel_hosts`, and `open_tunnel` for connections outside of a tunnel.
     """
 
     clock: Clock
@@ -137,7 +141,7 @@ class BoundedProtocol(HttpToolsProtocol):
     open_tunnel: OpenTunnel | None = None
     _connection: HttpConnection | None = None
     _error: ApiError | None = None
-    _is_over = False  # more came before the response: nothing is parsed any more
+    _is_over = False  # a further request came before the response: parsing has ended
     _header_bytes = 0
     _is_in_header = True  # a new connection waits for its first header
     _header_timer: asyncio.TimerHandle | None = None
@@ -198,7 +202,9 @@ class BoundedProtocol(HttpToolsProtocol):
                 self.send_400_response("Invalid HTTP request received.")
 
     def on_message_begin(self) -> None:
-        """Start to count the header of a request, or end the connection behind the running one."""
+        """Start to count the header of a request; if one is running, close the connection
+        after it.
+        """
         if self._is_running:
             self._is_over, self.cycle.keep_alive = True, False
             raise _RejectedError
@@ -285,9 +291,10 @@ class BoundedProtocol(HttpToolsProtocol):
         self._feed(head + rest)
 
     def _connect(self, early: bytes) -> None:
-        """Open a tunnel, in which octets that came before the answer are the first; or refuse it.
+        """Open a tunnel or refuse it. Octets that came before the answer are the first in the
+        tunnel.
 
-        The connection stays the one that was counted.
+        The connection is still counted as before.
         """
         connection = self._connection
         if self.tunnel_hosts is None or self.open_tunnel is None or connection is None:
@@ -319,7 +326,7 @@ class BoundedProtocol(HttpToolsProtocol):
     def _transport_security(self) -> str:
         """Return the value of Strict-Transport-Security for the host that was asked, or "".
 
-        A development relay stands for names whose real hosts a browser knows; it says nothing.
+        A development relay sends none: it answers for names whose real hosts a browser knows.
         """
         if self.scheme != "https":
             return ""

@@ -1,7 +1,7 @@
-"""What a development relay answers as a proxy: it stands for some hosts, and connects to none.
+"""The proxy of a development relay: it answers for some hosts itself and connects to none.
 
 A tunnel to port 443 of one of them (CONNECT, RFC 9110 9.3.6) ends at the relay's own HTTP over TLS.
-Whatever else a proxy is asked for is refused.
+Every other request to a proxy is refused.
 """
 
 import contextlib
@@ -23,10 +23,10 @@ _WAYS_OUT = (
 
 
 class TunnelHosts(Struct, frozen=True):
-    """The hosts that a relay stands for as a proxy, in lower case."""
+    """The hosts for which the relay answers as a proxy, in lower case."""
 
     names: frozenset[str] = frozenset()
-    # returns what their handshakes are made with now; None: there are no names
+    # returns the present TLS context; None: there are no names
     context: Callable[[], ssl.SSLContext] | None = None
 
 
@@ -50,7 +50,7 @@ def connect_error(
 def absolute_form_error(url: bytes, hosts: TunnelHosts) -> ApiError:
     """Return the error for a request in absolute form, as proxies get it (RFC 9112 3.2.2)."""
     text = url.decode("latin-1")
-    with contextlib.suppress(ValueError):  # it is named in whole
+    with contextlib.suppress(ValueError):  # the request names the whole URL
         text = urlsplit(text).netloc or text
     return _refused(f"A request for {quoted(text)}", hosts)
 

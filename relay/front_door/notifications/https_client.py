@@ -1,9 +1,9 @@
-"""An HTTPS client for URLs that others name: it decides where a request may go.
+"""An HTTPS client for URLs from clients and operators: it decides where a request may go.
 
 A name is resolved once for each request, and each of its addresses is checked. The connection goes
-to one that passed, and the certificate is verified for the name. So a name that leads elsewhere at
-its next look-up (DNS rebinding) gains nothing. Redirects are not followed, one time-out covers the
-whole request, and what is read of an answer is bounded. RFC 9112, RFC 9525.
+to an address that passed the check, and the certificate is verified for the name. So a name that
+resolves differently at its next look-up (DNS rebinding) gains nothing. Redirects are not followed,
+one time-out covers the whole request, and the answer is read up to a limit. RFC 9112, RFC 9525.
 """
 
 import asyncio
@@ -32,8 +32,9 @@ Lookup = Callable[[str], Awaitable[Sequence[str]]]  # from a name to addresses; 
 
 
 class RequestFailedError(Exception):
-    """There is no answer, or none that counts. `timed_out`: the time was over; `untrusted`: because
-    of the certificate.
+    """There is no valid answer.
+
+    `timed_out`: the time was over. `untrusted`: the certificate is not trusted.
     """
 
     def __init__(self, text: str, *, timed_out: bool = False, untrusted: bool = False) -> None:
@@ -54,20 +55,20 @@ class Destinations(Struct, frozen=True):
 
     def refusal(self, address: str, *, scheme: str) -> str:
         """Return why a request may not go to an address, "" if it may."""
-        found = _plain_address(address)
-        if scheme != "https" and not _is_in(found, self.plain):
+        ip = _plain_address(address)
+        if scheme != "https" and not _is_in(ip, self.plain):
             return f"{address}: expected https, except to {', '.join(self.plain) or 'nowhere'}"
-        if _is_in(found, self.networks) or (self.public and _is_public(found)):
+        if _is_in(ip, self.networks) or (self.public and _is_public(ip)):
             return ""
-        kind = "an address beyond this machine" if _is_public(found) else "no public address"
+        kind = "an address beyond this machine" if _is_public(ip) else "no public address"
         return f"{address} is {kind}"
 
 
 class HttpAnswer(Struct, frozen=True):
-    """An answer; `body` is empty unless it was asked for."""
+    """An answer; `body` is empty unless the caller asked for it."""
 
     status: int
-    content_type: str  # of the media type only, in lower case
+    content_type: str  # the media type in lower case, without parameters
     body: bytes
 
     @property
@@ -77,8 +78,9 @@ class HttpAnswer(Struct, frozen=True):
 
 
 class HttpsClient:
-    """Sends single requests. `lookup` resolves the names; `ca` has the certificates that are
-    trusted, None: the system's.
+    """Sends single requests.
+
+    `lookup` resolves names. `ca` is the file of trusted certificates, None for the system's.
     """
 
     def __init__(
@@ -103,8 +105,10 @@ class HttpsClient:
         fields: Sequence[tuple[str, str]] = (),
         answer_bytes_max: int = 0,
     ) -> HttpAnswer:
-        """Send a POST; `fields` are further ones of its header. `answer_bytes_max` is how long the
-        body of the answer may be; 0: it is not asked for. Raises RequestFailedError.
+        """Send a POST with the additional header `fields`.
+
+        `answer_bytes_max` limits the body of the answer; with 0 the body is not read. Raises
+        RequestFailedError.
         """
         fields = (("Content-Type", content_type), *fields, ("Content-Length", str(len(body))))
         request = h11.Request(method="POST", target=url.target, headers=_header(url, fields))
@@ -130,7 +134,7 @@ class HttpsClient:
                 finally:
                     writer.transport.abort()
         except TimeoutError:
-            if exchange.status and not octets:  # what drips in after it is cut off
+            if exchange.status and not octets:  # later octets of the rest are cut off
                 return exchange.answer()
             text = f"{url.authority}: no answer within {timeout_s:g} s"
             raise RequestFailedError(text, timed_out=True) from None
@@ -163,11 +167,13 @@ class HttpsClient:
     async def _addresses(self, url: WebUrl) -> list[str]:
         """Return the addresses of a host that are allowed, at least one."""
         try:
-            found: Sequence[str] = (str(ip_address(url.host)),)
+            addresses: Sequence[str] = (str(ip_address(url.host)),)
         except ValueError:
-            found = await self._lookup(url.host)
-        refusals = {one: self._destinations.refusal(one, scheme=url.scheme) for one in found}
-        allowed = [one for one, refusal in refusals.items() if not refusal]
+            addresses = await self._lookup(url.host)
+        refusals = {
+            address: self._destinations.refusal(address, scheme=url.scheme) for address in addresses
+        }
+        allowed = [address for address, refusal in refusals.items() if not refusal]
         if not allowed:
             why = "; ".join(refusals.values()) or "the name has no address"
             raise RequestFailedError(f"{url.authority}: {why}")
@@ -228,7 +234,7 @@ def _header(url: WebUrl, fields: Sequence[tuple[str, str]]) -> list[tuple[str, s
 
 @lru_cache(maxsize=1)
 def _context() -> ssl.SSLContext:
-    """Return the context that trusts the system's certificates, also those of SSL_CERT_FILE."""
+    """Return the context that trusts the system's certificates and SSL_CERT_FILE."""
     return _new_context(None)
 
 
@@ -240,7 +246,9 @@ def _new_context(ca: Path | None) -> ssl.SSLContext:
 
 
 def _plain_address(text: str) -> _IpAddress:
-    """Return an address; one that stands for an IPv4 address in IPv6 is that one."""
+    """Return an address; an IPv6 address that stands for an IPv4 address becomes the IPv4
+    address.
+    """
     address = ip_address(text.partition("%")[0])
     if isinstance(address, IPv6Address):
         if address in _NAT64:
@@ -250,11 +258,13 @@ def _plain_address(text: str) -> _IpAddress:
 
 
 def _is_in(address: _IpAddress, networks: Sequence[str]) -> bool:
-    return any(address in ip_network(one) for one in networks)
+    return any(address in ip_network(network) for network in networks)
 
 
 def _is_public(address: _IpAddress) -> bool:
-    """Whether anyone on the internet may have this address; a tunnel's (6to4, Teredo) is not."""
+    """Return whether an address is on the public internet; tunnel addresses (6to4, Teredo)
+    are not.
+    """
     if isinstance(address, IPv6Address):
         if address.sixtofour or address.teredo or address.is_site_local:
             return False

@@ -18,7 +18,7 @@ from relay.store.mailbox.index.database import FILE_NAME as INDEX
 from relay.store.mailbox.state_file import FILE_NAME as STATES
 
 POLL_S = 4.0
-_RECENT_NS = 10_000_000_000  # a file system's clock may stand still for so long
+_RECENT_NS = 10_000_000_000  # a file system's clock may stand still for this time
 _MESSAGES = masks.CREATE | masks.DELETE | masks.MOVED_FROM | masks.MOVED_TO | masks.ONLYDIR
 _MAILBOX = masks.MODIFY | masks.CREATE | masks.MOVED_TO | masks.ONLYDIR  # folders, properties
 _STATES_LOG = f"{STATES}-wal"
@@ -45,18 +45,20 @@ class MailboxChanges:
             self._inotify = None
 
     async def look(self, mailboxes: Mapping[str, Path]) -> None:
-        """Compare the times in these mailboxes with those of the last look; watch them alone."""
+        """Compare the times in these mailboxes with the previous times. Only these are watched
+        afterwards.
+        """
         self._open()
         before_us = self._clock.file_time_us()
-        found = await asyncio.to_thread(
+        current = await asyncio.to_thread(
             lambda: {address: _times_of(path) for address, path in mailboxes.items()}
         )
         for number, (address, path) in list(self._watches.items()):
-            if path not in found.get(address, ()):
+            if path not in current.get(address, ()):
                 self._unwatch(number)
         watched = {path for _, path in self._watches.values()}
-        before, self._times = self._times, found
-        for address, times in found.items():
+        before, self._times = self._times, current
+        for address, times in current.items():
             for path in times.keys() - watched:
                 self._watch(address, path, is_mailbox=path == mailboxes[address])
             is_recent = max(times.values(), default=0) > before_us * 1000 - _RECENT_NS
@@ -64,14 +66,14 @@ class MailboxChanges:
                 self._on_change(address)
 
     def _open(self) -> None:
-        """Begin to read events, if it has not begun."""
-        with suppress(OSError, AttributeError, TypeError):  # the system has none
+        """Begin to read events, unless already begun."""
+        with suppress(OSError, AttributeError, TypeError):  # the system has no inotify
             if self._inotify is None:
                 self._inotify = INotify(nonblocking=True)
                 asyncio.get_running_loop().add_reader(self._inotify.fileno(), self._read)
 
     def _watch(self, address: str, path: Path, *, is_mailbox: bool) -> None:
-        with suppress(OSError):  # a file, or one watch too many: its time is compared
+        with suppress(OSError):  # a file, or too many watches: its time is compared
             if self._inotify is not None:
                 number = self._inotify.add_watch(path, _MAILBOX if is_mailbox else _MESSAGES)
                 self._watches[number] = (address, path)
@@ -83,7 +85,7 @@ class MailboxChanges:
                 self._inotify.rm_watch(number)
 
     def _read(self) -> None:
-        """Report the mailboxes of the events that came."""
+        """Report the mailboxes whose events have arrived."""
         assert self._inotify is not None
         changed: dict[str, None] = {}
         try:
@@ -95,35 +97,38 @@ class MailboxChanges:
                 changed |= dict.fromkeys(self._times)
             elif event.mask & masks.IGNORED:
                 self._watches.pop(event.wd, None)
-            elif (found := self._watches.get(event.wd)) and not _is_of_readers(event):
-                changed[found[0]] = None
+            elif (watch := self._watches.get(event.wd)) and not _is_of_readers(event):
+                changed[watch[0]] = None
         for address in changed:
             self._on_change(address)
 
 
 def _is_of_readers(event: Event) -> bool:
-    """Whether reading a mailbox may have caused an event: databases are opened for it, and others
-    closed. If that counted, many mailboxes would be read again and again.
+    """Return whether reading a mailbox may have caused an event: reading opens and closes
+    databases.
+
+    If such events counted, many mailboxes would be read repeatedly.
     """
-    is_new_log = event.name == _STATES_LOG and event.mask & masks.CREATE  # it is still empty
+    is_new_log = event.name == _STATES_LOG and event.mask & masks.CREATE  # the log is still empty
     return bool(event.name.startswith((INDEX, f"{STATES}-shm")) or is_new_log)
 
 
 def _times_of(mailbox: Path) -> Times:
-    """Return the times of what changes with the messages of a mailbox; {} if there is none.
+    """Return the times of files and folders that change with a mailbox's messages; {} without a
+    mailbox.
 
-    That of the mailbox itself is 0: it changes with each database that is opened and closed, and
-    its folders are among the keys.
+    The time of the mailbox directory is 0: opening a database changes it, and new folders are new
+    keys.
     """
     paths = [mailbox, mailbox / STATES, mailbox / _STATES_LOG]
     with suppress(OSError):
-        paths += [one.path / name for one in list_folders(mailbox) for name in ("new", "cur")]
+        paths += [folder.path / name for folder in list_folders(mailbox) for name in ("new", "cur")]
     times = {}
     for path in paths:
         try:
-            found = path.stat()
+            status = path.stat()
         except OSError:
             continue
-        if path.name != _STATES_LOG or found.st_size:
-            times[path] = 0 if path == mailbox else found.st_mtime_ns
+        if path.name != _STATES_LOG or status.st_size:
+            times[path] = 0 if path == mailbox else status.st_mtime_ns
     return times

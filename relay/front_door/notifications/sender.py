@@ -21,8 +21,8 @@ from relay.store.mailbox.types import StoreError
 
 POST_S = 3.0  # for the look-up, the connection and the answer
 SLOW_S = 1.0
-POSTS_MAX = 32  # at once, of feeds whose last one was taken within SLOW_S
-RETRIES_MAX = 16  # at once, of the others
+POSTS_MAX = 32  # requests at once, of feeds whose last request succeeded within SLOW_S
+RETRIES_MAX = 16  # requests at once, of the other feeds
 _PAUSE_S, _PAUSE_S_MAX = 1.0, 300.0
 _JITTER = 0.1
 _RNG = random.Random()  # noqa: S311 - spreads load, not for security
@@ -31,7 +31,9 @@ _log = get_logger("notifications")
 
 
 class Post(Struct, frozen=True):
-    """One request. `position` is that of the feed after it, `count` the notifications in it."""
+    """One request. `position` is the feed's position after it, `count` the number of its
+    notifications.
+    """
 
     url: WebUrl
     body: bytes
@@ -41,12 +43,13 @@ class Post(Struct, frozen=True):
 
 
 class Feed(ABC):
-    """What one receiver gets. One method at a time is called; after a StoreError or UrlError it is
-    tried again.
+    """The notifications for one receiver.
+
+    One method is called at a time; after a StoreError or UrlError it is called again.
     """
 
     def __init__(self, name: str) -> None:
-        """`name` is that of the receiver in the log."""
+        """`name` is the receiver's name in the log."""
         self.name = name
         self.is_woken = False  # the sender looks for more before its task ends
         self.is_pausing = False  # after a failure
@@ -69,7 +72,7 @@ class Sender:
     """Runs the feeds that have something to send. One event loop."""
 
     def __init__(self, client: HttpsClient, *, kind: str, clock: Clock, metrics: Metrics) -> None:
-        """`kind` is the label of its metrics."""
+        """`kind` is the label of the metrics."""
         self._client = client
         self._clock = clock
         self._counter = metrics.notifications
@@ -81,17 +84,19 @@ class Sender:
     @property
     def busy_count(self) -> int:
         """The number of feeds that are being read or sent now."""
-        return sum(not one.is_pausing for one in self._running)
+        return sum(not feed.is_pausing for feed in self._running)
 
     def wake(self, *feeds: Feed) -> None:
-        """Look for something to send in each feed."""
+        """Send what is waiting in each feed."""
         for feed in feeds:
             feed.is_woken = True
             if feed not in self._running:
                 self._running[feed] = asyncio.create_task(self._run(feed))
 
     def end(self, *feeds: Feed) -> None:
-        """Send no more of a feed; what is being sent is cut off, but for the call that ends it."""
+        """Send no more from these feeds. A request in progress is cancelled, unless it is the
+        caller's.
+        """
         for feed in feeds:
             task = self._running.pop(feed, None)
             if task is not None and task is not asyncio.current_task():
@@ -104,8 +109,8 @@ class Sender:
         await asyncio.gather(*tasks, return_exceptions=True)
 
     async def post(self, post: Post) -> tuple[int | None, str]:
-        """Send one request; return the status of the answer, None without one, and why the receiver
-        has not taken it, "" if it has.
+        """Send one request; return the status of the answer (None without one), and why it failed
+        or "".
         """
         try:
             answer = await self._client.post(
@@ -141,8 +146,8 @@ class Sender:
                 self._running.pop(feed, None)
 
     async def _send_next(self, feed: Feed) -> str | None:
-        """Send the next post of a feed. Return why it failed, "" if it did not, None if there is
-        none.
+        """Send the next request of a feed. Return why it failed, "" on success, None if there is no
+        request.
         """
         loop = asyncio.get_running_loop()
         try:

@@ -1,8 +1,8 @@
 """Subscriptions, and the file that keeps them: `subscriptions` in `.submissions` of the mail root.
 
-It is there because a subscription belongs to a mailbox: whichever node has the mail root has its
-subscriptions too. It is no part of a backup. Each subscription has its position in the change feed
-of its mailbox; what it was sent is not kept.
+A subscription belongs to a mailbox, so the file is in the mail root: the node that has the mail
+root has its subscriptions. A backup does not contain the file. Each subscription has a position in
+the change feed of its mailbox; notifications that were sent are not kept.
 """
 
 from collections.abc import Sequence
@@ -26,11 +26,14 @@ _log = get_logger("notifications")
 
 
 class Subscription(Struct, frozen=True):
-    """Who is notified of what. Graph's subscription resource has the other names."""
+    """A subscription: its receiver, and the changes that are sent to it.
+
+    The comments have the names of Graph's subscription resource.
+    """
 
     id: str  # a GUID
     creator: str  # the account whose token created it
-    is_application: bool  # by a token of its client alone
+    is_application: bool  # created with a token of the client, without a user
     mailbox: str  # whose messages these are
     folder_id: str  # "": all folders
     resource: str  # as the client wrote it
@@ -40,11 +43,11 @@ class Subscription(Struct, frozen=True):
     client_state: str  # a secret: neither logged nor shown
     tls_version: str  # latestSupportedTlsVersion, which is only shown
     expires_us: int  # wall time
-    position: str  # in the mailbox's change feed: what comes before it was sent
-    failing_since_us: int = 0  # queue time from when the receiver is down; 0: it is not
+    position: str  # in the mailbox's change feed: earlier changes were sent
+    failing_since_us: int = 0  # since when the receiver is down, in queue time; 0: it is up
     lifecycle_event: str = ""  # missed or subscriptionRemoved, still to be sent
     lifecycle_since_us: int = 0  # when that happened, queue time
-    has_immutable_ids: bool = True  # else each id is of a message and its folder
+    has_immutable_ids: bool = True  # False: an id names a message and its folder
 
 
 class SubscriptionFile:
@@ -81,15 +84,19 @@ class SubscriptionFile:
         except (apsw.FullError, apsw.IOError, apsw.CantOpenError, apsw.ReadOnlyError) as error:
             raise OSError(str(error)) from error
 
-    def save(self, one: Subscription, *, durable: bool) -> None:
-        """Store a subscription. One that is not durable may be as it was before, after a loss of
-        power: its notifications come again.
+    def save(self, subscription: Subscription, *, durable: bool) -> None:
+        """Store a subscription.
+
+        Unless it is `durable`, a loss of power may restore its earlier state: then notifications
+        are sent again.
         """
-        self._write(_SAVE, [(one.id, msgspec.msgpack.encode(one))], durable=durable)
+        self._write(
+            _SAVE, [(subscription.id, msgspec.msgpack.encode(subscription))], durable=durable
+        )
 
     def remove(self, ids: Sequence[str]) -> None:
         """Remove subscriptions, durably."""
-        self._write(_REMOVE, [(one,) for one in ids], durable=True)
+        self._write(_REMOVE, [(subscription_id,) for subscription_id in ids], durable=True)
 
     def _write(self, sql: str, rows: Sequence[tuple[str | bytes, ...]], *, durable: bool) -> None:
         connection = self._connection

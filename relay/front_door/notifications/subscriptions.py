@@ -1,9 +1,9 @@
 """The subscriptions to messages: create, renew and end them, and notify of each change.
 
-What is sent comes from the change feed of the mailbox, from the position that the subscription has
-reached. After a crash at any moment the rest follows, in order, and at most one request is
-repeated. While a receiver is down its changes wait in the feed, for four hours. What is dropped
-then, or was lost with the feed, is reported as `missed`.
+Notifications come from the change feed of the mailbox, after the position of the subscription.
+After a crash the rest follows in order, and at most one request is repeated. While a receiver is
+down, its changes wait in the feed for four hours. If changes are dropped then, or lost with the
+feed, `missed` is reported.
 """
 
 import asyncio
@@ -43,17 +43,17 @@ SUBSCRIPTIONS_MAX = 10_000  # of all mailboxes
 RETRY_US = 4 * 3600 * 1_000_000
 HANDSHAKE_S = 10.0
 HANDSHAKES_MAX, HANDSHAKES_PER_ACCOUNT_MAX = 64, 4  # at once
-READS_MAX = 8  # mailboxes at once: the answers to requests need not wait
+READS_MAX = 8  # mailboxes read at once, so that requests of clients need not wait
 _BATCH = 100
 _TOKEN_BYTES_MAX = 4096
-_RIGHTS_ROUNDS = 15  # looks between two checks of rights without changes
+_RIGHTS_ROUNDS = 15  # looks without changes between two checks of rights
 MISSED, REMOVED = "missed", "subscriptionRemoved"
 
 _log = get_logger("notifications")
 
 
 class SubscriptionError(Exception):
-    """What a client asked for cannot be; the text is for it."""
+    """A subscription cannot be created or changed as requested; the text is for the client."""
 
 
 class BusyError(Exception):
@@ -71,7 +71,7 @@ class Subscriptions:
     file: SubscriptionFile  # all that is stored
     threads: ThreadPool  # one thread, which uses the file
     lists: MessageLists  # the change feeds of mailboxes
-    client: HttpsClient  # of handshakes; it decides where receivers may be
+    client: HttpsClient  # for validation requests; decides which receivers are allowed
     sender: Sender  # of notifications
     clock: Clock  # of expiry and of the four hours
     tenant: str  # the tenantId in notifications
@@ -91,20 +91,29 @@ class Subscriptions:
     # -- what clients do
 
     def of(self, creator: str) -> list[Subscription]:
-        """Return the subscriptions that an account has created, which have not ended. Raises
+        """Return the subscriptions that an account has created and that have not ended. Raises
         StoreUnavailableError.
         """
         self._check_open()
-        there = (held.one for held in self._all.values())
-        return [one for one in there if one.creator == creator and self.is_active(one)]
+        there = (held.subscription for held in self._all.values())
+        return [
+            subscription
+            for subscription in there
+            if subscription.creator == creator and self.is_active(subscription)
+        ]
 
     def get(self, subscription_id: str, creator: str) -> Subscription:
         """Return a subscription of an account. Raises NoSubscriptionError, StoreError."""
         self._check_open()
-        found = self._all.get(subscription_id)
-        if found is None or found.one.creator != creator or not self.is_active(found.one):
+        held = self._all.get(subscription_id)
+        subscription = held.subscription if held is not None else None
+        if (
+            subscription is None
+            or not self.is_active(subscription)
+            or subscription.creator != creator
+        ):
             raise NoSubscriptionError
-        return found.one
+        return subscription
 
     async def create(self, new: Subscription) -> Subscription:
         """Validate the URLs of a new subscription, and store it durably.
@@ -126,29 +135,29 @@ class Subscriptions:
             raise
         return new
 
-    async def renew(self, one: Subscription, **changed: Any) -> Subscription:
+    async def renew(self, subscription: Subscription, **changed: Any) -> Subscription:
         """Change when a subscription ends, or its URL, durably. Raises NoSubscriptionError,
         SubscriptionError, StoreError.
         """
         if "url" in changed:
-            await self._check_receiver(changed["url"], one.creator)
-            self.get(one.id, one.creator)  # it may have ended in these seconds
-        if (after := await self.change(one.id, durable=True, **changed)) is None:
+            await self._check_receiver(changed["url"], subscription.creator)
+            self.get(subscription.id, subscription.creator)  # it may have ended in these seconds
+        if (after := await self.change(subscription.id, durable=True, **changed)) is None:
             raise NoSubscriptionError
         return after
 
     async def remove(self, *removed: Subscription) -> None:
         """Remove subscriptions, durably. Raises StoreError.
 
-        They are forgotten first: what is stored of them after their removal would bring them back.
+        They are removed from memory first: a later write would store them again.
         """
-        for one in removed:
-            self._forget(one)
+        for subscription in removed:
+            self._forget(subscription)
         try:
-            await self.threads.run(self.file.remove, [one.id for one in removed])
+            await self.threads.run(self.file.remove, [subscription.id for subscription in removed])
         except StoreError:
-            for one in removed:
-                self._add(one)
+            for subscription in removed:
+                self._add(subscription)
             raise
 
     # -- what the feeds do
@@ -156,33 +165,41 @@ class Subscriptions:
     async def change(
         self, subscription_id: str, *, durable: bool, **changed: Any
     ) -> Subscription | None:
-        """Change a subscription as it is now, if it is still there. Raises StoreError."""
+        """Change a subscription if it still exists. Raises StoreError."""
         if (held := self._all.get(subscription_id)) is None:
             return None
-        held.one = after = replace(held.one, **changed)
+        held.subscription = after = replace(held.subscription, **changed)
         await self.threads.run(self.file.save, after, durable=durable)
         return after
 
     async def report(self, held: "_Subscriber", event: str, **changed: Any) -> None:
         """Send a lifecycle notification, if there is a URL for it; REMOVED also ends it."""
-        one = held.one
-        _log.warning("lifecycle", what=event, subscription=one.id, mailbox=one.mailbox)
+        subscription = held.subscription
+        _log.warning(
+            "lifecycle", what=event, subscription=subscription.id, mailbox=subscription.mailbox
+        )
         since_us = self.clock.queue_us()
         await self.change(
-            one.id, durable=True, lifecycle_event=event, lifecycle_since_us=since_us, **changed
+            subscription.id,
+            durable=True,
+            lifecycle_event=event,
+            lifecycle_since_us=since_us,
+            **changed,
         )
         self._wake([held])
 
     def lock(self, mailbox: str) -> asyncio.Lock:
-        """Return the lock with which a mailbox is read: its owner's queries need not wait."""
+        """Return the lock for reading a mailbox: one read at a time, so that its owner's queries
+        need not wait.
+        """
         return self._locks.setdefault(mailbox, asyncio.Lock())
 
     async def clear(self) -> None:
         """Remove all subscriptions, for the reset of a development relay. Raises StoreError."""
-        await self.remove(*[held.one for held in self._all.values()])
+        await self.remove(*[held.subscription for held in self._all.values()])
 
     def in_progress(self) -> str:
-        """Say what is being sent, "" for nothing."""
+        """Return what is being sent, as text; "" for nothing."""
         count = self.sender.busy_count + self._added.is_set()
         return f"notifications that are read or sent: {count}" if count else ""
 
@@ -191,8 +208,8 @@ class Subscriptions:
     async def open(self) -> None:
         """Read what is stored, before the first request; if that fails, run() tries it again."""
         try:
-            for one in await self.threads.run(self.file.open):
-                self._add(one)
+            for subscription in await self.threads.run(self.file.open):
+                self._add(subscription)
             self._is_open = True
         except StoreError as error:
             _log.error("subscriptions cannot be read", reason=str(error))
@@ -212,7 +229,9 @@ class Subscriptions:
                 if rounds % _RIGHTS_ROUNDS == 0:
                     await self._end_some()
                 rounds += 1
-                mailboxes = {one: self.lists.folders.directory(one) for one in self._by_mailbox}
+                mailboxes = {
+                    mailbox: self.lists.folders.directory(mailbox) for mailbox in self._by_mailbox
+                }
                 await self._watch.look(mailboxes)
                 if mailboxes.keys() == self._by_mailbox.keys():
                     self._added.clear()
@@ -226,13 +245,17 @@ class Subscriptions:
             await asyncio.to_thread(self.file.close)
 
     async def _end_some(self) -> None:
-        """End what has expired, and what nobody may read any more; go on with what failed."""
+        """End subscriptions that have expired or lost their right to read; continue after a
+        failure.
+        """
         now_us = self.clock.time_us()
-        all_ = [held.one for held in self._all.values()]
+        all_ = [held.subscription for held in self._all.values()]
         with suppress(StoreError):  # later
-            await self.remove(*[one for one in all_ if one.expires_us <= now_us])
+            await self.remove(
+                *[subscription for subscription in all_ if subscription.expires_us <= now_us]
+            )
         for held in self._all.values():
-            if held.one.lifecycle_event or not self.may_read(held.one):
+            if held.subscription.lifecycle_event or not self.may_read(held.subscription):
                 self._wake([held])
 
     def _changed(self, mailbox: str) -> None:
@@ -242,9 +265,10 @@ class Subscriptions:
         for held in there:
             self.sender.wake(*held.feeds)
 
-    def is_active(self, one: Subscription) -> bool:
+    def is_active(self, subscription: Subscription) -> bool:
         """Whether a subscription has not ended."""
-        return one.lifecycle_event != REMOVED and one.expires_us > self.clock.time_us()
+        is_over = subscription.expires_us <= self.clock.time_us()
+        return subscription.lifecycle_event != REMOVED and not is_over
 
     async def _check_receiver(self, text: str, creator: str) -> None:
         """Send a token to a URL and compare the answer. Raises UrlError, SubscriptionError,
@@ -279,7 +303,7 @@ class Subscriptions:
     def _check_number(self, new: Subscription) -> None:
         """Raise SubscriptionError at a limit; an account leaves room for others in a mailbox."""
         there = self._by_mailbox.get(new.mailbox, ())
-        if sum(held.one.creator == new.creator for held in there) >= PER_MAILBOX_MAX:
+        if sum(held.subscription.creator == new.creator for held in there) >= PER_MAILBOX_MAX:
             raise SubscriptionError(
                 f"The account has {PER_MAILBOX_MAX} subscriptions to this mailbox, the maximum; "
                 "delete one."
@@ -289,33 +313,33 @@ class Subscriptions:
                 f"There are {SUBSCRIPTIONS_MAX} subscriptions, the maximum of this server."
             )
 
-    def _add(self, one: Subscription) -> None:
-        self._all[one.id] = held = _Subscriber(self, one)
-        self._by_mailbox.setdefault(one.mailbox, set()).add(held)
+    def _add(self, subscription: Subscription) -> None:
+        self._all[subscription.id] = held = _Subscriber(self, subscription)
+        self._by_mailbox.setdefault(subscription.mailbox, set()).add(held)
         self._added.set()
 
-    def _forget(self, one: Subscription) -> None:
-        if (held := self._all.pop(one.id, None)) is None:
+    def _forget(self, subscription: Subscription) -> None:
+        if (held := self._all.pop(subscription.id, None)) is None:
             return
-        self._by_mailbox[one.mailbox].discard(held)
-        if not self._by_mailbox[one.mailbox]:
-            del self._by_mailbox[one.mailbox]
+        self._by_mailbox[subscription.mailbox].discard(held)
+        if not self._by_mailbox[subscription.mailbox]:
+            del self._by_mailbox[subscription.mailbox]
         self.sender.end(*held.feeds)
 
 
 class _Subscriber:
-    """A subscription as it is now, and what is sent of it."""
+    """The present state of a subscription, and its feeds."""
 
-    def __init__(self, owner: Subscriptions, one: Subscription) -> None:
-        self.one = one
+    def __init__(self, owner: Subscriptions, subscription: Subscription) -> None:
+        self.subscription = subscription
         self.feeds = (_MessageFeed(owner, self), _LifecycleFeed(owner, self))
 
 
 class _SubscriptionFeed(Feed):
-    """What is sent of one subscription. Its URLs may have secrets, and are not logged."""
+    """A feed of one subscription. Its URLs may contain secrets and are not logged."""
 
     def __init__(self, owner: Subscriptions, held: _Subscriber) -> None:
-        super().__init__(f"subscription {held.one.id}")
+        super().__init__(f"subscription {held.subscription.id}")
         self._owner = owner
         self._held = held
 
@@ -325,70 +349,75 @@ class _MessageFeed(_SubscriptionFeed):
 
     async def next_post(self) -> Post | None:
         """See Feed."""
-        owner, one = self._owner, self._held.one
-        if not owner.is_active(one):
+        owner, subscription = self._owner, self._held.subscription
+        if not owner.is_active(subscription):
             return None
-        if not owner.may_read(one):
+        if not owner.may_read(subscription):
             await owner.report(self._held, REMOVED)
             return None
-        async with owner.lock(one.mailbox), owner.reads:
-            return await self._next_post(one)
+        async with owner.lock(subscription.mailbox), owner.reads:
+            return await self._next_post(subscription)
 
-    async def _next_post(self, one: Subscription) -> Post | None:
-        owner, position = self._owner, one.position
-        found: list[dict[str, Any]] = []
+    async def _next_post(self, subscription: Subscription) -> Post | None:
+        owner, position = self._owner, subscription.position
+        notifications: list[dict[str, Any]] = []
         more = True
-        while more and not found:
+        while more and not notifications:
             try:
                 page, keys = await owner.lists.changed_versions(
-                    one.mailbox, after=position, limit=_BATCH
+                    subscription.mailbox, after=position, limit=_BATCH
                 )
             except StalePositionError:  # the index was made again: what happened is not known
-                position = (await owner.lists.changes(one.mailbox)).position
+                position = (await owner.lists.changes(subscription.mailbox)).position
                 await owner.report(self._held, MISSED, position=position, failing_since_us=0)
                 return None
-            found = [
-                self._notification(one, kind, shown_id, key=keys.get(change.message_id))
+            notifications = [
+                self._notification(subscription, kind, shown_id, key=keys.get(change.message_id))
                 for change in page.changes
-                for kind, shown_id in _kinds_of(change, one)
+                for kind, shown_id in _kinds_of(change, subscription)
             ]
             position, more = page.position, page.more
-        if not found:
-            self._held.one = replace(self._held.one, position=position)  # stored with the next post
+        if not notifications:
+            # stored with the next post
+            self._held.subscription = replace(self._held.subscription, position=position)
             return None
-        body = msgspec.json.encode({"value": found})
-        return Post(owner.client.read_url(one.url), body, position, len(found))
+        body = msgspec.json.encode({"value": notifications})
+        return Post(owner.client.read_url(subscription.url), body, position, len(notifications))
 
     def _notification(
-        self, one: Subscription, kind: str, message_id: str, *, key: str | None
+        self, subscription: Subscription, kind: str, message_id: str, *, key: str | None
     ) -> dict[str, Any]:
-        resource = f"Users/{quote(one.mailbox, safe='@')}/Messages/{message_id}"
-        shown = {"@odata.type": "#Microsoft.Graph.Message", "@odata.id": resource, "id": message_id}
+        resource = f"Users/{quote(subscription.mailbox, safe='@')}/Messages/{message_id}"
+        resource_data = {
+            "@odata.type": "#Microsoft.Graph.Message",
+            "@odata.id": resource,
+            "id": message_id,
+        }
         if key:
-            shown["@odata.etag"] = f'W/"{key}"'
+            resource_data["@odata.etag"] = f'W/"{key}"'
         return {
-            **_about(one, self._owner.tenant),
+            **_about(subscription, self._owner.tenant),
             "changeType": kind,
             "resource": resource,
-            "resourceData": shown,
+            "resourceData": resource_data,
         }
 
     async def sent(self, post: Post) -> None:
         """See Feed."""
         position = post.position
         await self._owner.change(
-            self._held.one.id, durable=False, position=position, failing_since_us=0
+            self._held.subscription.id, durable=False, position=position, failing_since_us=0
         )
 
     async def failed(self, post: Post, why: str) -> int:  # noqa: ARG002 - a Feed
-        """See Feed: what waits is dropped when the receiver has been down for four hours."""
-        owner, one = self._owner, self._held.one
+        """See Feed. Waiting changes are dropped when the receiver has been down for four hours."""
+        owner, subscription = self._owner, self._held.subscription
         now_us = owner.clock.queue_us()
-        if not one.failing_since_us:
-            await owner.change(one.id, durable=False, failing_since_us=now_us)
-        elif now_us >= one.failing_since_us + RETRY_US:
-            async with owner.lock(one.mailbox), owner.reads:
-                position = (await owner.lists.changes(one.mailbox)).position
+        if not subscription.failing_since_us:
+            await owner.change(subscription.id, durable=False, failing_since_us=now_us)
+        elif now_us >= subscription.failing_since_us + RETRY_US:
+            async with owner.lock(subscription.mailbox), owner.reads:
+                position = (await owner.lists.changes(subscription.mailbox)).position
             await owner.report(self._held, MISSED, position=position, failing_since_us=0)
             return post.count
         return 0
@@ -399,15 +428,16 @@ class _LifecycleFeed(_SubscriptionFeed):
 
     async def next_post(self) -> Post | None:
         """See Feed."""
-        one = self._held.one
-        if not one.lifecycle_event:
+        subscription = self._held.subscription
+        if not subscription.lifecycle_event:
             return None
-        if not one.lifecycle_url:
-            await self._end(one.lifecycle_event)
+        if not subscription.lifecycle_url:
+            await self._end(subscription.lifecycle_event)
             return None
-        shown = {**_about(one, self._owner.tenant), "lifecycleEvent": one.lifecycle_event}
-        body = msgspec.json.encode({"value": [shown]})
-        return Post(self._owner.client.read_url(one.lifecycle_url), body, one.lifecycle_event)
+        event, url = subscription.lifecycle_event, subscription.lifecycle_url
+        notification = {**_about(subscription, self._owner.tenant), "lifecycleEvent": event}
+        body = msgspec.json.encode({"value": [notification]})
+        return Post(self._owner.client.read_url(url), body, event)
 
     async def sent(self, post: Post) -> None:
         """See Feed."""
@@ -415,51 +445,53 @@ class _LifecycleFeed(_SubscriptionFeed):
 
     async def failed(self, post: Post, why: str) -> int:  # noqa: ARG002 - a Feed
         """See Feed."""
-        if self._owner.clock.queue_us() < self._held.one.lifecycle_since_us + RETRY_US:
+        if self._owner.clock.queue_us() < self._held.subscription.lifecycle_since_us + RETRY_US:
             return 0
         await self._end(post.position)
         return 1
 
     async def _end(self, event: str) -> None:
-        one = self._held.one
-        if one.lifecycle_event != event:
+        subscription = self._held.subscription
+        if subscription.lifecycle_event != event:
             return  # a later event
         if event == REMOVED:
-            await self._owner.remove(one)
+            await self._owner.remove(subscription)
         else:
-            await self._owner.change(one.id, durable=False, lifecycle_event="")
+            await self._owner.change(subscription.id, durable=False, lifecycle_event="")
 
 
-def _about(one: Subscription, tenant: str) -> dict[str, Any]:
-    """Return what each notification says of its subscription."""
-    shown = {
-        "subscriptionId": one.id,
-        "subscriptionExpirationDateTime": rfc3339(one.expires_us),
+def _about(subscription: Subscription, tenant: str) -> dict[str, Any]:
+    """Return the properties that each notification has about its subscription."""
+    notification = {
+        "subscriptionId": subscription.id,
+        "subscriptionExpirationDateTime": rfc3339(subscription.expires_us),
         "tenantId": tenant,
     }
-    return shown | ({"clientState": one.client_state} if one.client_state else {})
+    if subscription.client_state:
+        notification["clientState"] = subscription.client_state
+    return notification
 
 
-def _kinds_of(change: Change, one: Subscription) -> list[tuple[str, str]]:
+def _kinds_of(change: Change, subscription: Subscription) -> list[tuple[str, str]]:
     """Return the changeTypes with which a subscription is notified of a change, and the id in each.
 
     A message that moves is deleted in a folder and created in the other one. In a whole mailbox it
     is updated, if ids are immutable; else both (microsoft-graph-docs-contrib#686, #2760).
     """
-    kinds = [(str(change.kind), change.folder_id)]
+    message_id, kinds = change.message_id, [(str(change.kind), change.folder_id)]
     if change.kind is ChangeKind.MOVED:
         kinds = [("deleted", change.previous_folder_id), ("created", change.folder_id)]
-        if one.has_immutable_ids and not one.folder_id:
+        if subscription.has_immutable_ids and not subscription.folder_id:
             kinds = [("updated", change.folder_id)]
     return [
-        (kind, change.message_id if one.has_immutable_ids else rest_id(change.message_id, place))
+        (kind, message_id if subscription.has_immutable_ids else rest_id(message_id, place))
         for kind, place in kinds
-        if kind in one.change_types and one.folder_id in ("", place)
+        if kind in subscription.change_types and subscription.folder_id in ("", place)
     ]
 
 
 def _fault_of(answer: HttpAnswer, token: str) -> str:
-    """Return what is wrong with an answer to a validation request, "" if nothing is."""
+    """Return why an answer to a validation request is invalid, "" if it is valid."""
     if answer.status != 200:
         return f"Notification endpoint must respond with 200 OK, found {answer.status}."
     if answer.content_type != "text/plain":

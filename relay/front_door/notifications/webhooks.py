@@ -1,13 +1,13 @@
 """Webhooks: the events of journeys, posted to an operator's URLs and signed.
 
-A webhook is a cursor in the recorded events (relay/store/journeys/event_feed.py), which only a 2xx
-advances. It has four lanes, and each message belongs to one: the events of a message stay in order,
-those of others do not wait for its answers. The lane that finds a block of events sent reads the
-next one. The file of the cursors is written once in a second. After a kill or a loss of power the
-events of about that second come again, with the same webhook-id. What waits for more than a day is
-dropped. Without webhooks nothing is read.
+A webhook has a cursor in the recorded events (relay/store/journeys/event_feed.py), which only a 2xx
+advances. Its messages are divided into four partitions: the events of one message stay in order,
+and do not wait for the answers about messages of other partitions. When all events of a block are
+sent, the next block is read. The file of cursors is written once a second. After a kill or a loss
+of power, the events of about one second are sent again with the same webhook-id. Events that wait
+for more than a day are dropped. Without webhooks nothing is read.
 
-The signature is that of Standard Webhooks 1.0.0 (webhook-id, webhook-timestamp, webhook-signature).
+The signature follows Standard Webhooks 1.0.0 (webhook-id, webhook-timestamp, webhook-signature).
 """
 
 import asyncio
@@ -49,7 +49,7 @@ from relay.store.spool.types import SpoolError
 from relay.transport.policy.globs import Globs
 
 KEEP_US = 86_400_000_000  # an event that is older is dropped when a request fails
-LANES = 4  # requests at once, for each webhook
+PARTITIONS = 4  # requests at once, for each webhook
 _EVENTS_MAX = 500  # in memory, for each webhook
 _STEPS = {
     Step.ACCEPTED: "accepted",
@@ -57,7 +57,7 @@ _STEPS = {
     Step.DELIVERY: "delivery",
     Step.REPORT: "reported",
 }
-# of recipients that have them at once, by a key of the event, and by an action of a rule
+# the state that a rule's action gives to recipients
 _STATES_OF_RULES = {"discard": "discarded", "redirect": "redirected"}
 _SAVE_S = 1.0
 # As for event streams: another process may write the log, and reading takes a twentieth of the time
@@ -66,9 +66,9 @@ _log = get_logger("notifications")
 
 
 class _Waiting(Struct, frozen=True):
-    """An event that is still to be sent, with its lane and the cursor before it."""
+    """An event that waits, with its partition and the cursor before it."""
 
-    lane: int
+    partition: int
     id: str
     body: bytes
     at_us: int
@@ -90,7 +90,7 @@ def signed_fields(secret: str, event_id: str, body: bytes, *, now_s: int) -> dic
 def event_names(recorded: RecordedEvent) -> set[str]:
     """Return the names by which a webhook can ask for an event: its step, and states of recipients.
 
-    Mail by SMTP has no event of step 4: that of step 5 has its time.
+    Mail by SMTP has no event of step 4; the event of step 5 has its time.
     """
     names = {_STEPS.get(recorded.step, ""), str(recorded.state or "")}
     match recorded.known:
@@ -100,18 +100,18 @@ def event_names(recorded: RecordedEvent) -> set[str]:
             names.update(["failed"] if routed.refused else ())
             names.update(["delivered"] if routed.quarantined else ())
             names.update(["expanded"] if routed.aliases else ())
-            outcomes = [one.outcome for one in routed.rules if one.mode == "enforce"]
+            outcomes = [rule.outcome for rule in routed.rules if rule.mode == "enforce"]
             words = ",".join(outcomes).split(",")
             names.update(state for word, state in _STATES_OF_RULES.items() if word in words)
         case AttemptDetail() as tried:
-            names.update(one.outcome for one in tried.recipients)
+            names.update(recipient.outcome for recipient in tried.recipients)
             names.update(["deferred"] if "indeterminate" in names else ())
             names.difference_update(["deferred"] if tried.held else ())
     return names
 
 
-class _Lane(Feed):
-    """Some of the messages of a webhook, in their order."""
+class _Partition(Feed):
+    """One partition of the messages of a webhook, in order."""
 
     def __init__(self, owner: "_RunningWebhook", number: int) -> None:
         super().__init__(f"webhook {owner.url.authority}")  # the path of the URL may have a secret
@@ -119,13 +119,13 @@ class _Lane(Feed):
         self._number = number
 
     def _waiting(self) -> list[_Waiting]:
-        return [one for one in self._owner.waiting if one.lane == self._number]
+        return [event for event in self._owner.waiting if event.partition == self._number]
 
     async def next_post(self) -> Post | None:
         """See Feed."""
         await self._owner.read_on()
-        found = self._waiting()
-        return self._owner.post_of(found[0].id, found[0].body) if found else None
+        waiting = self._waiting()
+        return self._owner.post_of(waiting[0].id, waiting[0].body) if waiting else None
 
     async def sent(self, post: Post) -> None:
         """See Feed."""
@@ -133,15 +133,15 @@ class _Lane(Feed):
 
     async def failed(self, post: Post, why: str) -> int:  # noqa: ARG002 - a Feed
         """See Feed."""
-        old = {one.id for one in self._waiting() if self._owner.is_too_old(one.at_us)}
+        old = {event.id for event in self._waiting() if self._owner.is_too_old(event.at_us)}
         if old:
             _log.warning("events are dropped after a day", receiver=self.name, events=len(old))
         self._owner.advance(old, failure=why)
         return len(old)
 
 
-class _News(Feed):
-    """Events of no journey, in memory: what a stop leaves is lost."""
+class _OtherEvents(Feed):
+    """Events that belong to no journey. They are in memory; a stop of the relay loses them."""
 
     def __init__(self, owner: "_RunningWebhook") -> None:
         super().__init__(f"webhook {owner.url.authority}")
@@ -150,8 +150,8 @@ class _News(Feed):
 
     async def next_post(self) -> Post | None:
         """See Feed."""
-        found = next(iter(self.waiting.items()), None)
-        return self._owner.post_of(found[0], found[1][0]) if found else None
+        first = next(iter(self.waiting.items()), None)
+        return self._owner.post_of(first[0], first[1][0]) if first else None
 
     async def sent(self, post: Post) -> None:
         """See Feed."""
@@ -166,29 +166,29 @@ class _News(Feed):
 
 
 class _RunningWebhook:
-    """One webhook: where it stands, and the block of events that its lanes send."""
+    """One webhook: its cursor, and the block of events that its partitions send."""
 
     def __init__(self, owner: "Webhooks", hook: Webhook, cursor: EventCursor | None) -> None:
-        self.cursor = cursor  # all before it was sent, or dropped; None: it begins now
+        self.cursor = cursor  # all events before it were sent or dropped; None: begin now
         self.failure = ""  # why the last request failed
         self.failing_since_us = 0
         self.waiting: list[_Waiting] = []  # what is left of the block
         self._owner = owner
-        self._block_end: EventCursor | None = None  # None: it has not begun
+        self._block_end: EventCursor | None = None  # None: not begun
         self._reported_to = 0
-        self._seen = -1  # changes, when all was read
+        self._seen = -1  # the number of changes when everything was read
         self._reads_from_s = 0.0
         self._reading = asyncio.Lock()
         self._fault = RepeatedError()
         self.hook, self.url = hook, read_url(hook.url, schemes=("https", "http"))
         self._accounts = Globs.of(hook.accounts)
-        self.lanes = [_Lane(self, number) for number in range(LANES)]
-        self.news = _News(self)
+        self.partitions = [_Partition(self, number) for number in range(PARTITIONS)]
+        self.other_events = _OtherEvents(self)
 
     @property
     def is_busy(self) -> bool:
-        """Whether something may have happened that was not read yet, and a lane can read it."""
-        is_pausing = all(lane.is_pausing for lane in self.lanes)
+        """Whether there may be unread events, and a partition that can read them."""
+        is_pausing = all(partition.is_pausing for partition in self.partitions)
         return self._seen != self._owner.changes.count and not self.waiting and not is_pausing
 
     def is_too_old(self, at_us: int) -> bool:
@@ -197,31 +197,31 @@ class _RunningWebhook:
         return age_us >= KEEP_US
 
     def post_of(self, event_id: str, body: bytes) -> Post:
-        """Return a request. It has the time of the machine: receivers compare it with theirs."""
+        """Return a request. It has the machine's time, because receivers compare it with theirs."""
         now_s = SystemClock().time_us() // 1_000_000
         fields = signed_fields(self.hook.secret, event_id, body, now_s=now_s)
         return Post(self.url, body, event_id, fields=tuple(fields.items()))
 
     def advance(self, ids: Collection[str], *, failure: str) -> None:
-        """Note how the last request ended, and which events need no other one."""
+        """Record how the last request ended, and remove events that need no further request."""
         if failure and not self.failure:
             self.failing_since_us = self._owner.clock.time_us()
         self.failure = failure
-        self.waiting = [one for one in self.waiting if one.id not in ids]
+        self.waiting = [event for event in self.waiting if event.id not in ids]
         self.cursor = self.waiting[0].before if self.waiting else self._block_end
 
     async def begin(self) -> EventCursor:
-        """Take the present as the beginning, unless there is one that this spool can have had."""
+        """Begin with the present, unless there is a cursor that this spool may have issued."""
         feed = self._owner.feed
         self.cursor = await (feed.place_of(self.cursor) if self.cursor else feed.now())
         self._block_end = self.cursor
         return self.cursor
 
     def look(self) -> None:
-        """Look for events, unless some wait: after the last of them it is looked anyway."""
+        """Look for events, unless some wait: after the last one the next block is read anyway."""
         if not self.waiting:
             self._seen = -1
-            self._owner.sender.wake(*self.lanes)
+            self._owner.sender.wake(*self.partitions)
 
     async def read_on(self) -> None:
         """Read the next block of events, if the last one was sent and there may be more."""
@@ -246,7 +246,7 @@ class _RunningWebhook:
             self._use_block(batch)
 
     def _use_block(self, batch: EventBatch) -> None:
-        """Have the lanes send a block of events."""
+        """Give a block of events to the partitions."""
         self._report_gap(batch)
         before, dropped = batch.after, 0
         for source, cursor, recorded in batch.events:
@@ -259,13 +259,15 @@ class _RunningWebhook:
                 body = msgspec.json.encode(event_data(str(cursor), recorded))
                 key = (recorded.submission_id or recorded.queue_id or "").encode()
                 event_id = _id_of(source, cursor, at_us)
-                self.waiting.append(_Waiting(crc32(key) % LANES, event_id, body, at_us, before))
+                self.waiting.append(
+                    _Waiting(crc32(key) % PARTITIONS, event_id, body, at_us, before)
+                )
             before = cursor
         self._owner.sender.count("dropped", dropped)
         self._block_end = batch.cursor
         self.advance((), failure=self.failure)
         if self.waiting or not batch.is_complete:
-            self._owner.sender.wake(*self.lanes)
+            self._owner.sender.wake(*self.partitions)
 
     def wants(self, names: AbstractSet[str], account: str) -> bool:
         """Whether an event with these names, of an account, is to be sent."""
@@ -308,65 +310,65 @@ class Webhooks:
 
     def in_progress(self) -> str:
         """Say whether something is being read or sent, "" if not."""
-        count = self.sender.busy_count + sum(one.is_busy for one in self._running.values())
+        count = self.sender.busy_count + sum(webhook.is_busy for webhook in self._running.values())
         return f"webhooks: {count}" if count else ""
 
     async def open(self, hooks: Sequence[Webhook]) -> None:
-        """Begin: each where it was, a new one now. Raises OSError."""
+        """Begin each webhook at its stored cursor, a new one with the present. Raises OSError."""
         if hooks or self._file.exists():
             self._kept = await asyncio.to_thread(_read, self._file)
             await self.use(hooks)
 
     async def use(self, hooks: Sequence[Webhook]) -> None:
-        """Have these webhooks from now on; what is known of others is forgotten."""
+        """Use these webhooks from now on; the state of others is removed."""
         async with self._turn:
             for hook in hooks:
-                one = self._running.get(hook.url)
-                if one is None or one.hook != hook:
-                    await self._begin(hook, one.cursor if one else self._kept.get(hook.url))
+                webhook = self._running.get(hook.url)
+                if webhook is None or webhook.hook != hook:
+                    await self._begin(hook, webhook.cursor if webhook else self._kept.get(hook.url))
             for url in self._running.keys() - {hook.url for hook in hooks}:
                 self._end(self._running.pop(url))
             await self._save()
-        self.changes.notify()  # run() does not look while there is none
+        self.changes.notify()  # run() does not look while there are no webhooks
 
     async def _begin(self, hook: Webhook, cursor: EventCursor | None) -> None:
-        """Begin after a cursor, None: now; the webhook that had the URL ends."""
+        """Begin after a cursor, or now (None); an earlier webhook with the same URL ends."""
         made = _RunningWebhook(self, hook, cursor)
-        with suppress(SpoolError, OSError):  # then it begins as soon as it can be read
+        with suppress(SpoolError, OSError):  # it begins as soon as the spool can be read
             await made.begin()
         before, self._running[hook.url] = self._running.get(hook.url), made
         if before is not None:
             self._end(before)
 
-    def _end(self, one: _RunningWebhook) -> None:
-        self.sender.end(*one.lanes, one.news)
+    def _end(self, webhook: _RunningWebhook) -> None:
+        self.sender.end(*webhook.partitions, webhook.other_events)
 
     def tell(self, name: str, detail: Mapping[str, Any], *, account: str, event_id: str) -> None:
-        """Post an event of no journey to the webhooks that want it. Step 0, as a test."""
+        """Post an event of no journey, with step 0 like a test, to the webhooks that want it."""
         at_us = self.clock.time_us()
-        for one in self._running.values():
-            if one.wants({name}, account) and len(one.news.waiting) < _EVENTS_MAX:
+        for webhook in self._running.values():
+            if webhook.wants({name}, account) and len(webhook.other_events.waiting) < _EVENTS_MAX:
                 at = rfc3339(at_us)
-                event = EventData(str(one.cursor or 0), None, None, 0, name, at, detail, None)
-                one.news.waiting[event_id] = msgspec.json.encode(event), at_us
-                self.sender.wake(one.news)
+                event = EventData(str(webhook.cursor or 0), None, None, 0, name, at, detail, None)
+                webhook.other_events.waiting[event_id] = msgspec.json.encode(event), at_us
+                self.sender.wake(webhook.other_events)
 
     def shown(self) -> list[dict[str, Any]]:
         """Return the webhooks for an operator."""
         return [
             {
-                "url": one.hook.url,
-                "events": one.hook.events,
-                "accounts": one.hook.accounts,
-                "cursor": str(one.cursor or ""),
-                "failure": one.failure or None,
-                "failing_since": rfc3339(one.failing_since_us) if one.failure else None,
+                "url": webhook.hook.url,
+                "events": webhook.hook.events,
+                "accounts": webhook.hook.accounts,
+                "cursor": str(webhook.cursor or ""),
+                "failure": webhook.failure or None,
+                "failing_since": rfc3339(webhook.failing_since_us) if webhook.failure else None,
             }
-            for one in self._running.values()
+            for webhook in self._running.values()
         ]
 
     async def replay(self, cursor: EventCursor, urls: Sequence[str]) -> None:
-        """Go on from another cursor. Raises KeyError for a URL that is no webhook's."""
+        """Continue from another cursor. Raises KeyError for a URL without a webhook."""
         async with self._turn:
             for hook in [self._running[url].hook for url in urls]:
                 await self._begin(hook, cursor)
@@ -374,23 +376,25 @@ class Webhooks:
         self.changes.notify()
 
     async def test(self, urls: Sequence[str]) -> list[dict[str, Any]]:
-        """Post an event named "test"; return what came of it for each URL. Raises KeyError."""
+        """Post an event named "test"; return the outcome for each URL. Raises KeyError."""
         return await asyncio.gather(*(self._test(self._running[url]) for url in urls))
 
-    async def _test(self, one: _RunningWebhook) -> dict[str, Any]:
+    async def _test(self, webhook: _RunningWebhook) -> dict[str, Any]:
         now_us = SystemClock().time_us()
-        event = EventData(str(one.cursor or 0), None, None, 0, "test", rfc3339(now_us), {}, None)
-        post = one.post_of(f"test_{now_us}", msgspec.json.encode(event))
+        event = EventData(
+            str(webhook.cursor or 0), None, None, 0, "test", rfc3339(now_us), {}, None
+        )
+        post = webhook.post_of(f"test_{now_us}", msgspec.json.encode(event))
         status, failure = await self.sender.post(post)
-        return {"url": one.hook.url, "status": status, "failure": failure or None}
+        return {"url": webhook.hook.url, "status": status, "failure": failure or None}
 
     async def run(self) -> None:
         """Look for events, and keep the cursors, until cancelled."""
         saved_s = 0.0
         while True:
             seen, now_s = self.changes.count, self.clock.real_s()
-            for one in self._running.values():
-                one.look()
+            for webhook in self._running.values():
+                webhook.look()
             if now_s - saved_s >= _SAVE_S:
                 saved_s = now_s
                 await self._save()
@@ -402,7 +406,7 @@ class Webhooks:
 
     async def _save(self) -> None:
         running = self._running.items()
-        cursors = {url: one.cursor for url, one in running if one.cursor is not None}
+        cursors = {url: webhook.cursor for url, webhook in running if webhook.cursor is not None}
         if cursors == self._kept:
             return
         octets = msgspec.json.encode({url: str(cursor) for url, cursor in cursors.items()})
@@ -417,15 +421,16 @@ class Webhooks:
             self._fault.clear()
 
     async def close(self) -> None:
-        """End all, and keep where they are; what cannot be kept comes again."""
+        """End all webhooks and store their cursors. If that fails, events are sent again later."""
         await self.sender.close()
         await self._save()
         self._writer.shutdown()
 
 
 def _id_of(source: str, cursor: EventCursor, at_us: int) -> str:
-    """Return the webhook-id: the time of an event and its place in its source, which no retry and
-    no replay changes. Other relays may have the same places.
+    """Return the webhook-id: the time of an event and its position in its source.
+
+    Retries and replays do not change it. Other relays may have the same positions.
     """
     if not source:
         return f"evt_{at_us}_{cursor.sequence}"
@@ -433,9 +438,7 @@ def _id_of(source: str, cursor: EventCursor, at_us: int) -> str:
 
 
 def _read(file: Path) -> dict[str, EventCursor]:
-    """Return the cursors by URL, but for what is no cursor; of a file that is not whole none.
-    Raises OSError.
-    """
+    """Return the cursors by URL, without invalid ones; {} for a damaged file. Raises OSError."""
     try:
         texts = msgspec.json.decode(file.read_bytes(), type=dict[str, Any])
     except FileNotFoundError:

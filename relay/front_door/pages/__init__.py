@@ -1,4 +1,4 @@
-"""The pages: what a person sees of the relay in a browser.
+"""The pages: the relay in a browser.
 
 Server-rendered HTML over the same functions as the JSON API (relay.front_door.api), in the same
 process. The templates are in templates/, style sheet and script in static/.
@@ -30,8 +30,8 @@ Messages:
 The content of a message:
 
 - `content_pages`: HTML, text, headers, source and attachments; who may load remote images
-- `content`: what of a content is shown: fields, links (and whether a link's text names another
-  host: phishing), codes, file names of attachments
+- `content`: which parts of a content are shown: fields, links (and whether a link's text names
+  another host: phishing), codes, file names of attachments
 - `sanitize`: which HTML elements, attributes and URLs of a message a page shows, and which remote
   images a development relay may load
 

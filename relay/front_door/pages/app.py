@@ -1,8 +1,8 @@
 """The pages as an ASGI application: routing, the visitor, and errors as pages.
 
-Each page has a module of its own with a handler `(PageRequest) -> Response`. A page is read with
-GET; a change is a POST of a form with the visitor's CSRF token, answered with 303. The form of
-every request but GET is read, and its token checked, before its handler is called.
+Each page has a module with a handler `(PageRequest) -> Response`. A page is read with GET; a change
+is a POST of a form with the visitor's CSRF token, answered with 303. The form of every request but
+GET is read, and its token checked, before its handler is called.
 """
 
 from contextlib import AbstractContextManager
@@ -12,7 +12,7 @@ from starlette.responses import Response
 from relay.base.pressure import ConcurrencyCounter
 from relay.front_door.api.dependencies import ApiDependencies
 from relay.front_door.api.request_parameters import require_method
-from relay.front_door.graph.graph_request import GraphDependencies
+from relay.front_door.graph.dependencies import GraphDependencies
 from relay.front_door.http.connection_limits import REQUESTS_MAX
 from relay.front_door.http.errors import ApiError, quoted, service_unavailable
 from relay.front_door.http.gateway import Gateway
@@ -51,10 +51,12 @@ PREFIXES = (
     "help",
     "compose",
 )
-REQUESTS_OF_VISITOR_MAX = 32  # at once: the searches of one must not keep all others waiting
+REQUESTS_OF_VISITOR_MAX = 32  # at once, so that the searches of one visitor do not delay the others
 _TOO_MANY = "Too many pages of this account are being read at once. Try again in a moment."
 _BODY_BYTES_MAX = 1 << 20
-_HELD_BYTES_MAX = (8 << 20) + REQUESTS_MAX * LOGIN_BYTES_MAX  # slow strangers never use it up
+_HELD_BYTES_MAX = (
+    8 << 20
+) + REQUESTS_MAX * LOGIN_BYTES_MAX  # enough for all requests: slow clients cannot use it up
 
 
 def create_app(
@@ -65,8 +67,8 @@ def create_app(
     deletions: PendingDeletions | None = None,
     graph: GraphDependencies | None = None,
 ) -> Gateway:
-    """Return the application of the pages; `access` decides who the visitor is. With `graph`, they
-    send mail.
+    """Return the application of the pages; `access` decides who the visitor is. With `graph`, the
+    pages can send mail.
 
     The caller closes `live_views` and `deletions` at the end.
     """

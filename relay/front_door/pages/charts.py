@@ -9,7 +9,7 @@ from itertools import groupby
 
 from msgspec import Struct
 
-WIDTH, HEIGHT = 600, 100  # of the drawing, in its own units
+WIDTH, HEIGHT = 600, 100  # size of the drawing, in units of the SVG
 _NARROW_SPACE = "\u202f"  # between groups of digits, and between a number and its unit
 _NO_DATA = "no data"
 
@@ -31,10 +31,10 @@ class DrawnLine(Struct, frozen=True):
 
 
 class Chart(Struct, frozen=True):
-    """A chart as the template needs it; `times` are those of RFC 3339, `maximum` is a text.
+    """A chart as the template needs it; `times` are in RFC 3339, `maximum` is a text.
 
-    `rows` are the times with their values as text. `key` is the same for
-    all charts of this title up to a comma.
+    `rows` are the times with their values as text. Charts whose titles are equal up to a comma have
+    the same `key`.
     """
 
     key: str
@@ -57,24 +57,24 @@ def draw(
 
     `text_of` writes a value with its unit. The upper edge is `top`, or the highest value.
     """
-    known = [value for one in series for value in one.values if value is not None]
+    known = [value for curve in series for value in curve.values if value is not None]
     edge = top or max(known, default=0.0) or 1.0
     lines = [
         DrawnLine(
-            one.name,
-            path_of(one.values, edge),
-            _text(one.values[-1] if one.values else None, text_of),
-            _text(max((v for v in one.values if v is not None), default=None), text_of),
+            curve.name,
+            path_of(curve.values, edge),
+            _text(curve.values[-1] if curve.values else None, text_of),
+            _text(max((v for v in curve.values if v is not None), default=None), text_of),
         )
-        for one in series
+        for curve in series
     ]
     rows = [
         (time, [_text(value, text_of) for value in column])
-        for time, *column in zip(times, *(one.values for one in series), strict=True)
+        for time, *column in zip(times, *(curve.values for curve in series), strict=True)
     ]
     name = title.partition(",")[0].lower()
     return Chart(
-        key="".join(one if one.isalnum() else "-" for one in name),
+        key="".join(character if character.isalnum() else "-" for character in name),
         title=title,
         times=times,
         maximum=text_of(edge),

@@ -1,9 +1,9 @@
 """/compose in a development relay: write a message, reply to one, or forward it.
 
-The functions of the Graph API send it, as one of its clients does: their limits, rights and steps
-are those of every message. It is sent from a mailbox, by its account. What is refused leaves
-nothing behind: the form comes back with what was typed and the reason at its field. A browser does
-not give back files.
+The message is sent by the functions of the Graph API, so limits, rights and steps are the same as
+for its clients. It is sent from a mailbox, by the mailbox's account. If it is refused, nothing is
+stored: the form comes back with what was typed, and the reason next to the field. Browsers do not
+send files again.
 """
 
 import base64
@@ -17,11 +17,13 @@ from starlette.responses import Response
 from relay.formats.address_list import address_entries
 from relay.front_door.api.request_parameters import require_method, single_values
 from relay.front_door.graph.admission import check_pressure
-from relay.front_door.graph.graph_request import GraphDependencies, GraphRequest, api_error
+from relay.front_door.graph.dependencies import GraphDependencies
+from relay.front_door.graph.graph_request import GraphRequest
 from relay.front_door.graph.message_parser import parse_message
 from relay.front_door.graph.replies import Answer, AnswerKind, compose_answer
 from relay.front_door.graph.routes import Intake
 from relay.front_door.graph.send_mail import new_message, submit
+from relay.front_door.graph.store_errors import api_error
 from relay.front_door.http.errors import ApiError, bad_request, quoted
 from relay.front_door.pages.logins import PageForm
 from relay.front_door.pages.site import PageRequest
@@ -34,14 +36,17 @@ _KINDS = {
     "reply-all": AnswerKind("replyAll", to_all=True),
     "forward": AnswerKind("forward", prefix="FW"),
 }
-# The fields of the form have the names of Graph's JSON, by which its errors begin.
+# The fields of the form have Graph's JSON names, with which the texts of errors begin.
 _RECIPIENTS = ("toRecipients", "ccRecipients", "bccRecipients")
 _PATH = re.compile(r"(?:message\.)?+(from|\w+Recipients|subject|body|attachments)\b[\w.\[\]]*+: ")
-_RECIPIENTS_MAX = 50  # whose copies are looked for: some may be deleted
+_RECIPIENTS_MAX = 50  # recipients whose copies are looked for: some may be deleted
 
 
 class Answered(Struct, frozen=True):
-    """The message that is answered; `graph` names its copy, `begun` has nothing typed in it."""
+    """The message that is answered.
+
+    `graph` is the request for its copy, `begun` the answer before anything is typed.
+    """
 
     journey: Journey
     kind: AnswerKind
@@ -72,18 +77,22 @@ async def compose_page(request: PageRequest, means: GraphDependencies) -> Respon
 
 
 async def _answered(request: PageRequest, means: GraphDependencies) -> Answered | None:
-    """Return what the query names, None for a new message. Raises ApiError 400, 404."""
+    """Return the message that the query names, None for a new message. Raises ApiError 400, 404."""
     site = request.site
     for name, key in single_values(request.http.query, _KINDS).items():
         kind, journey = _KINDS[name], await site.handlers.message(key, request.principal)
-        some = journey.recipients[:_RECIPIENTS_MAX]
-        copies = [(one.address, one.graph_id) for one in some if one.graph_id]
+        recipients = journey.recipients[:_RECIPIENTS_MAX]
+        copies = [
+            (recipient.address, recipient.graph_id)
+            for recipient in recipients
+            if recipient.graph_id
+        ]
         if journey.graph_id and journey.submission_id:
             sender = await site.dependencies.journeys.mailbox_of(journey.submission_id)
             copies.append((sender, journey.graph_id))
         for mailbox, copy_id in copies:
             graph = _as_account(request, means, mailbox, message_id=copy_id)
-            with suppress(NoSuchItemError):  # it is deleted
+            with suppress(NoSuchItemError):  # the copy was deleted
                 return Answered(journey, kind, graph, await compose_answer(graph, kind, {}))
         raise ApiError(404, "ErrorItemNotFound", "No mailbox of this relay has this message.")
     return None
@@ -92,7 +101,9 @@ async def _answered(request: PageRequest, means: GraphDependencies) -> Answered 
 def _as_account(
     request: PageRequest, means: GraphDependencies, address: str, *, message_id: str = ""
 ) -> GraphRequest:
-    """Return the request of a mailbox's account. Raises ApiError at From if there is none."""
+    """Return the request of a mailbox's account. Raises ApiError for From if no account has the
+    mailbox.
+    """
     account = means.accounts.by_address(address)
     if account is None:
         raise bad_request(f"from: {quoted(address)} is no mailbox of this relay.")
@@ -102,7 +113,7 @@ def _as_account(
 async def _send(
     request: PageRequest, means: GraphDependencies, answered: Answered | None
 ) -> Response:
-    """Send what was typed; return Graph's 202. Raises ApiError: nothing was sent."""
+    """Send the message of the form; return Graph's 202. Raises ApiError if nothing was sent."""
     form = request.form
     authors = _recipients(form.text("from"))
     if len(authors) != 1:
@@ -115,8 +126,8 @@ async def _send(
             answer = Answer(parse_message(message, graph.account).properties, kept=())
         else:
             comment = message.pop("body")["content"] if form.text("format") == "quote" else ""
-            given = {"message": message, "comment": comment}
-            answer = await compose_answer(answered.graph, answered.kind, given)
+            parameters = {"message": message, "comment": comment}
+            answer = await compose_answer(answered.graph, answered.kind, parameters)
         return await submit(graph, new_message(graph, answer.properties, kept=answer.kept))
     except StoreError as error:
         raise api_error(error, request.http) from error
@@ -142,8 +153,8 @@ def _message(form: PageForm) -> dict[str, Any]:
 def _recipients(text: str) -> list[dict[str, Any]]:
     """Return the entries of an address list as Graph's recipients, which Graph checks."""
     return [
-        {"emailAddress": {"name": one.name, "address": one.address or one.text}}
-        for one in address_entries(text, unqualified=True)
+        {"emailAddress": {"name": recipient.name, "address": recipient.address or recipient.text}}
+        for recipient in address_entries(text, unqualified=True)
     ]
 
 

@@ -1,11 +1,11 @@
-"""What a page shows of the content of a message: header fields, bodies, attachments, links, codes.
+"""The parts of a message's content that a page shows: header, bodies, attachments, links, codes.
 
 read_content() reads a MIME message of any size: bodies up to a limit, attachments as places in the
-message, and nothing is decoded that is not shown. All texts are bounded, and `notes` says what was
-cut off or damaged. Texts are for a template that escapes them; characters that reorder or hide
-other text are replaced in names, and a link whose text names another host is marked. Reading
-blocks: call it in a thread. Raises OSError where the octets cannot be read.
-RFC 5322 2.2 (fields); RFC 2183 2.3 (file names); RFC 6266 and RFC 8187 (Content-Disposition).
+message. Only what is shown is decoded. All texts are bounded, and `notes` says what was cut off or
+damaged. Templates escape the texts. In names, characters that reorder or hide other text are
+replaced; a link whose text names another host is marked. Reading blocks: call it in a thread.
+Raises OSError where the octets cannot be read. RFC 5322 2.2 (fields); RFC 2183 2.3 (file names);
+RFC 6266 and RFC 8187 (Content-Disposition).
 """
 
 import re
@@ -116,7 +116,7 @@ class ShownLink(Struct, frozen=True):
 
 
 class MessageHead(Struct, frozen=True):
-    """What the page of a message shows of its header at once; "" where a field is missing."""
+    """The header fields that the page of a message shows first; "" for a missing field."""
 
     author: str  # From, with the display name
     to: str
@@ -128,19 +128,19 @@ class MessageHead(Struct, frozen=True):
 
 @dataclass(frozen=True, slots=True)
 class MessageContent:
-    """A message as pages show it."""
+    """The content of a message as pages show it."""
 
     size: int  # in octets
     head: MessageHead  # of the header, for all views
     fields: tuple[ShownField, ...]  # of the header, decoded
-    text: str | None  # the plain text, or that of the HTML; None without either
+    text: str | None  # the plain text, or the text of the HTML; None without either
     has_html: bool  # there is an HTML body to show
     attachments: tuple[ShownAttachment, ...]  # the first ones
     attachment_count: int  # of all attachments
     links: tuple[ShownLink, ...]  # of the body
     codes: tuple[str, ...]  # that look like one-time passwords
-    notes: tuple[str, ...]  # what the page says of damage and omissions
-    parts: ReadParts = field(repr=False)  # for what is loaded separately
+    notes: tuple[str, ...]  # sentences about damage and omissions
+    parts: ReadParts = field(repr=False)  # for parts that are loaded separately
 
 
 def read_content(octets: Octets) -> MessageContent:
@@ -171,8 +171,8 @@ def read_content(octets: Octets) -> MessageContent:
         text=text,
         has_html=bodies.html is not None,
         attachments=tuple(
-            _shown(number, one, is_used=one.facts.content_id in used)
-            for number, one in enumerate(attached[:ATTACHMENTS_MAX], 1)
+            _shown_attachment(number, attachment, is_used=attachment.facts.content_id in used)
+            for number, attachment in enumerate(attached[:ATTACHMENTS_MAX], 1)
         ),
         attachment_count=len(attached),
         links=tuple(links[:LINKS_MAX]),
@@ -196,7 +196,7 @@ def html_document(
 
 
 def shown_text(parts: ReadParts) -> str:
-    """Return the text body; that of the HTML if there is no other."""
+    """Return the text body, or the text of the HTML if there is no text body."""
     if parts.bodies.text is None and parts.bodies.html is not None:
         return html_to_text(parts.bodies.html[:HTML_CHARACTERS_MAX])
     return parts.bodies.text or ""
@@ -208,29 +208,29 @@ def one_line(text: str) -> str:
 
 
 def _fields(header: bytes) -> tuple[tuple[ShownField, ...], bool]:
-    """Return the first fields with the beginning of their values, and whether that is not all."""
+    """Return the first fields with the beginning of their values, and whether anything was cut."""
     is_cut = len(header) > HEADER_OCTETS_MAX
     parsed = Header.parse(cleaned(header[:HEADER_OCTETS_MAX]))
-    shown: list[ShownField] = []
+    shown_fields: list[ShownField] = []
     raw = body_charset(parsed)
     for name, octets in parsed.fields:
         if not name:
             continue
-        if len(shown) >= FIELDS_MAX:
+        if len(shown_fields) >= FIELDS_MAX:
             is_cut = True
             break
         written, _, value = octets.partition(b":")
         is_cut = is_cut or len(value) > FIELD_OCTETS_MAX
         unfolded = b" ".join(value[:FIELD_OCTETS_MAX].split())
         shown_name = written[:_FIELD_NAME_OCTETS_MAX].decode("ascii", "replace")
-        shown.append(ShownField(one_line(shown_name), one_line(decode_words(unfolded, raw))))
-    return tuple(shown), is_cut
+        shown_fields.append(ShownField(one_line(shown_name), one_line(decode_words(unfolded, raw))))
+    return tuple(shown_fields), is_cut
 
 
 def _head(fields: Iterable[ShownField], header: bytes) -> MessageHead:
     first: dict[str, str] = {}
-    for one in fields:
-        first.setdefault(one.name.lower(), one.value)
+    for header_field in fields:
+        first.setdefault(header_field.name.lower(), header_field.value)
     author, to, cc, reply_to = (
         text if len(text) <= _HEAD_CHARACTERS_MAX else f"{text[:_HEAD_CHARACTERS_MAX]}…"
         for text in (first.get(name, "") for name in ("from", "to", "cc", "reply-to"))
@@ -270,25 +270,25 @@ def _body_links(html: str, text: str) -> Iterator[BodyLink]:
 def _shown_link(link: BodyLink) -> ShownLink:
     may_open = _OPENED.match(link.target) and len(link.target) <= _LINK_CHARACTERS_MAX
     target = one_line(link.target)
-    shown = target[:_LINK_CHARACTERS_MAX]
+    cut = target[:_LINK_CHARACTERS_MAX]
     return ShownLink(
         one_line(link.text[:_LINK_TEXT_CHARACTERS_MAX]),
-        shown if target == shown else f"{shown}…",
+        cut if target == cut else f"{cut}…",
         target if may_open and target == link.target else "",
         other_host(link),
     )
 
 
 def _codes(html: str, text: str) -> tuple[str, ...]:
-    """Return what looks like one-time codes."""
+    """Return texts that look like one-time codes."""
     return tuple(find_codes((text, text_of_html(html)), needs_word=True)[:CODES_MAX])
 
 
 # -- attachments
 
 
-def _shown(number: int, one: AttachedOctets, *, is_used: bool) -> ShownAttachment:
-    facts = one.facts
+def _shown_attachment(number: int, attachment: AttachedOctets, *, is_used: bool) -> ShownAttachment:
+    facts = attachment.facts
     return ShownAttachment(
         number,
         one_line(facts.name[: 4 * NAME_CHARACTERS_MAX])[:NAME_CHARACTERS_MAX],
@@ -299,18 +299,19 @@ def _shown(number: int, one: AttachedOctets, *, is_used: bool) -> ShownAttachmen
     )
 
 
-def file_name(number: int, one: AttachedOctets) -> str:
-    """Return a name for a download: one component, without anything that a shell or system reads.
+def file_name(number: int, attachment: AttachedOctets) -> str:
+    """Return a name for a download: one path component, without characters special to a shell or
+    system.
 
     The beginning of the name and its extension remain.
     """
-    name = one_line(_NOT_IN_FILE_NAMES.sub("_", one.facts.name[: 10 * NAME_CHARACTERS_MAX]))
+    name = one_line(_NOT_IN_FILE_NAMES.sub("_", attachment.facts.name[: 10 * NAME_CHARACTERS_MAX]))
     name = name.strip(" .~-")
     if len(name) > NAME_CHARACTERS_MAX:
         stem, dot, extension = name.rpartition(".")
         kept = dot + extension if stem and len(extension) < 20 else ""
         name = name[: NAME_CHARACTERS_MAX - len(kept)] + kept
-    return name or (f"message-{number}.eml" if one.facts.item else f"part-{number}")
+    return name or (f"message-{number}.eml" if attachment.facts.item else f"part-{number}")
 
 
 def content_disposition(name: str, *, is_shown: bool = False) -> str:
@@ -320,45 +321,51 @@ def content_disposition(name: str, *, is_shown: bool = False) -> str:
     return f"{kind}; filename=\"{plain}\"; filename*=UTF-8''{quote(name, safe='')}"
 
 
-def download_type(one: AttachedOctets) -> str:
+def download_type(attachment: AttachedOctets) -> str:
     """Return the media type for a download: a harmless one, or application/octet-stream."""
-    if one.facts.item:
+    if attachment.facts.item:
         return "message/rfc822"
-    kind = one.facts.content_type
+    kind = attachment.facts.content_type
     return kind if kind in _SAFE_DOWNLOADS else "application/octet-stream"
 
 
-def image_type(one: AttachedOctets) -> str:
-    """Return the media type of a PNG, JPEG, GIF or WebP image, whatever its part says; "" for
-    others. Blocks; raises OSError.
+def image_type(attachment: AttachedOctets) -> str:
+    """Return the media type of a PNG, JPEG, GIF or WebP image by its first octets; "" for others.
+    Blocks; raises OSError.
     """
-    if one.facts.item:
+    if attachment.facts.item:
         return ""
     beginning = b""
-    for block in decoded(one):
+    for block in decoded(attachment):
         beginning += block[:_BEGINNING_OCTETS]
         if len(beginning) >= _BEGINNING_OCTETS:
             break
-    found = (kind for kind, pattern in _IMAGE_BEGINNINGS.items() if pattern.match(beginning))
-    return next(found, "")
+    types = (kind for kind, pattern in _IMAGE_BEGINNINGS.items() if pattern.match(beginning))
+    return next(types, "")
 
 
 def previews(parts: ReadParts) -> frozenset[int]:
     """Return the numbers of the first attachments that a page shows. Blocks; raises OSError."""
     listed = enumerate(parts.attachments[:ATTACHMENTS_MAX], 1)
-    return frozenset(islice((number for number, one in listed if image_type(one)), PREVIEWS_MAX))
+    return frozenset(
+        islice((number for number, attachment in listed if image_type(attachment)), PREVIEWS_MAX)
+    )
 
 
-def decoded(one: AttachedOctets) -> Iterable[bytes]:
+def decoded(attachment: AttachedOctets) -> Iterable[bytes]:
     """Yield the content of an attachment. Reading blocks; raises OSError."""
-    return (block for block in decoded_blocks(one.octets, one.encoding) if block)
+    return (block for block in decoded_blocks(attachment.octets, attachment.encoding) if block)
 
 
 class _InlineImages:
-    """Makes data: URLs of the images of a message, each once."""
+    """Makes data: URLs for the images of a message, one for each image."""
 
     def __init__(self, attached: Iterable[AttachedOctets]) -> None:
-        self._by_id = {one.facts.content_id: one for one in attached if one.facts.content_id}
+        self._by_id = {
+            attachment.facts.content_id: attachment
+            for attachment in attached
+            if attachment.facts.content_id
+        }
         self._urls: dict[str, str | None] = {}
         self._characters = 0
 
@@ -371,11 +378,11 @@ class _InlineImages:
             self._characters += len(url or "")
         return self._urls.get(content_id)
 
-    def _read(self, one: AttachedOctets) -> str | None:
-        kind = one.facts.content_type
-        if kind not in RASTER_TYPES or one.facts.size > IMAGE_OCTETS_MAX:
+    def _read(self, attachment: AttachedOctets) -> str | None:
+        kind = attachment.facts.content_type
+        if kind not in RASTER_TYPES or attachment.facts.size > IMAGE_OCTETS_MAX:
             return None
-        octets = b"".join(decoded_blocks(one.octets, one.encoding))
+        octets = b"".join(decoded_blocks(attachment.octets, attachment.encoding))
         if len(octets) > IMAGE_OCTETS_MAX:
             return None
         return f"data:{kind};base64,{b64encode(octets).decode('ascii')}"

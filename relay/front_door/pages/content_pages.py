@@ -1,15 +1,15 @@
 """The content of a message over HTTP: /messages/{id}/html, text, headers, source, attachments/N.
 
-The same values are in the page of a message, by the template _content.html. Handlers of
-relay/front_door/api decide who may see them, and log looks into the content of others. Contents are
-read in two threads, so that a large or hostile message holds up neither the event loop nor, for
-long, other pages.
+The page of a message has the same values, by the template _content.html. Handlers of
+relay/front_door/api decide who may see a content, and log access to contents of others. Contents
+are read in two threads, so that a large or hostile message does not block the event loop, and
+delays other pages only briefly.
 
 Every response has a Content-Security-Policy that lets it run and load nothing, even if it is opened
 outside of the sandboxed frame of the page. The HTML with remote images in a development relay is an
-exception. A person asks for it by a button of the page: its address has a proof that it comes from
-there, so that no link and no other site can make a browser load images.
-CSP Level 3 6.3.2 (sandbox); RFC 6266 (Content-Disposition).
+exception. A person requests it with a button of the page. Its URL contains a proof of that, so that
+neither a link nor another site can make a browser load images. CSP Level 3 6.3.2 (sandbox); RFC
+6266 (Content-Disposition).
 """
 
 import asyncio
@@ -37,8 +37,8 @@ from relay.front_door.api.handlers import Handlers
 from relay.front_door.api.request_parameters import require_method
 from relay.front_door.graph.serializer import MESSAGE_PROPERTIES
 from relay.front_door.http.errors import ApiError, quoted, service_unavailable
-from relay.front_door.http.gateway import BLOCK_BYTES, StreamedResponse
 from relay.front_door.http.http_request import HttpRequest
+from relay.front_door.http.responses import BLOCK_BYTES, StreamedResponse
 from relay.front_door.pages.content import (
     ATTACHMENTS_MAX,
     HEADER_OCTETS_MAX,
@@ -83,7 +83,7 @@ CONTENT_HEADERS = {
     "cross-origin-resource-policy": "same-origin",
     "x-dns-prefetch-control": "off",
 }
-# In a sandbox a document has an origin of its own: its images are data: URLs, never requests.
+# A sandboxed document has an opaque origin: its images are data: URLs, never requests.
 HTML_HEADERS = CONTENT_HEADERS | {
     "content-security-policy": (
         "default-src 'none'; img-src data:; style-src 'unsafe-inline'; form-action 'none'; "
@@ -105,15 +105,15 @@ _Result = TypeVar("_Result")
 class ContentPanel(Struct, frozen=True):
     """The content in the page of a message, for _content.html."""
 
-    view: View  # what is shown of it
-    refusal: str = ""  # why there is no `message`
+    view: View  # the part of the content that is shown
+    refusal: str = ""  # why the message is not shown
     message: MessageContent | None = None  # None: see `refusal`
     document: SafeDocument | None = None  # in the view html
-    images_proof: str = ""  # what asks for remote images; "": nothing does
-    has_images: bool = False  # the document has the remote images that it may load
-    previews: frozenset[int] = frozenset()  # the attachments that are shown, in the view of them
-    report: DeliveryReport | None = None  # the message is a report: what it says
-    source: str = ""  # in the view source: its beginning
+    images_proof: str = ""  # the query value that requests remote images; "": none
+    has_images: bool = False  # whether the document loads remote images
+    previews: frozenset[int] = frozenset()  # numbers of shown attachments, in the view attachments
+    report: DeliveryReport | None = None  # if the message is a report, its contents
+    source: str = ""  # in the view source: the beginning of it
     source_left: int = 0  # octets that are not shown
     checks: Checks | None = None  # in the view checks
 
@@ -137,7 +137,9 @@ _PROPERTIES = (*_PROPERTIES_FOR_OTHERS, "bccRecipients")
 
 
 class ContentPages:
-    """Serves contents; one for the whole application, because it bounds the work in progress."""
+    """Serves contents. One object for the whole application, because it limits the work in
+    progress.
+    """
 
     def __init__(
         self, handlers: Handlers, *, development: DevelopmentControls | None = None
@@ -178,12 +180,12 @@ class ContentPages:
         )
 
     async def panel(self, request: HttpRequest, visitor: Visitor, journey: Journey) -> ContentPanel:
-        """Return what the page of a message shows of its content: the view that ?show= names.
+        """Return the content for the page of a message, in the view that ?show= names.
 
-        Without it, that of the HTML, or else of the text.
+        The default is the HTML, or the text without HTML.
         """
         asked = dict(request.query).get("show", "")
-        view: View = next((one for one in VIEWS if one == asked), "html")
+        view: View = next((name for name in VIEWS if name == asked), "html")
         remote_url = self._remote_url(request, visitor, journey)
         images_proof = self._images_proof(visitor, journey)
         panel = ContentPanel(view, images_proof=images_proof, has_images=remote_url is not None)
@@ -198,7 +200,7 @@ class ContentPages:
             return replace(panel, refusal=str(error))
 
     def _images_proof(self, visitor: Visitor, journey: Journey) -> str:
-        """Return the value of `images` by which a page of this visitor asks for remote images."""
+        """Return the value of `images` with which a page of this visitor requests remote images."""
         if self._development is None or not visitor.csrf:
             return ""
         asked = f"remote images of {journey.key}"
@@ -207,23 +209,27 @@ class ContentPages:
     def _remote_url(
         self, request: HttpRequest, visitor: Visitor, journey: Journey
     ) -> RemoteImageUrl | None:
-        """Return what a preview loads for a remote image; None unless a person has asked for it."""
-        given = dict(request.query).get(REMOTE_IMAGES_PARAMETER, "")
-        is_asked = is_csrf_token(given, self._images_proof(visitor, journey))
+        """Return the function that gives a remote image's URL; None unless a person has requested
+        images.
+        """
+        token = dict(request.query).get(REMOTE_IMAGES_PARAMETER, "")
+        is_asked = is_csrf_token(token, self._images_proof(visitor, journey))
         if self._development is None or not is_asked:
             return None
         return partial(remote_image_url, own=_own_places(request, self._development.clients))
 
     async def _properties(self, journey: Journey, principal: Principal) -> Response:
-        """Return the draft's properties as Graph's JSON, without Bcc for others than its owner."""
+        """Return the draft's properties as Graph's JSON; only its owner sees Bcc."""
         mailbox, message = await self._handlers.sent_message(journey, principal, view="properties")
         select = _PROPERTIES if mailbox == principal.name else _PROPERTIES_FOR_OTHERS
-        shown = await self.in_thread(principal, lambda: _properties_json(message, select))
-        return Response(shown, headers=TEXT_HEADERS)
+        properties = await self.in_thread(principal, lambda: _properties_json(message, select))
+        return Response(properties, headers=TEXT_HEADERS)
 
     async def in_thread(self, principal: Principal, work: Callable[[], _Result]) -> _Result:
-        """Run blocking work in one of the threads. Each visitor has one thread at most, so that one
-        visitor's costly messages do not delay the others. Raises ApiError 503.
+        """Run blocking work in one of the threads.
+
+        A visitor uses at most one thread, so that one visitor's costly messages do not delay
+        others. Raises ApiError 503.
         """
         name = principal.name
         most, in_all = _WAITING_OF_VISITOR_MAX, _WAITING_MAX
@@ -244,7 +250,7 @@ class ContentPages:
 
 
 def _own_places(request: HttpRequest, clients: ClientSettings) -> OwnPlaces:
-    """Return where the relay listens, and where the browser that asks has found it."""
+    """Return where the relay listens, including the address that this browser used."""
     ports = {
         clients.http_port,
         clients.https_port,
@@ -253,7 +259,7 @@ def _own_places(request: HttpRequest, clients: ClientSettings) -> OwnPlaces:
         clients.submissions_port,
     }
     names = {name.lower().rstrip(".") for name in clients.host_names}
-    with contextlib.suppress(ValueError):  # it is in no URL then
+    with contextlib.suppress(ValueError):  # it cannot be in a URL then
         asked = urlsplit(request.base_url("", "localhost").lower())
         names.add((asked.hostname or "").rstrip("."))
         ports.add(asked.port or DEFAULT_PORTS[asked.scheme])
@@ -310,41 +316,43 @@ def _header(parts: ReadParts) -> Response:
 
 def _attachment(number: str, parts: ReadParts, *, shows: bool) -> Response:
     """Return an attachment as a download; with `shows`, an image as an image."""
-    found = parts.attachments
+    attachments = parts.attachments
     index = int(number) if number.isascii() and number.isdecimal() and len(number) < 6 else 0
-    if not 1 <= index <= len(found):
-        expected = f"the message has {len(found)}" if found else "the message has none"
+    if not 1 <= index <= len(attachments):
+        expected = f"the message has {len(attachments)}" if attachments else "the message has none"
         raise ApiError(404, "ErrorItemNotFound", f"Found attachment {quoted(number)}; {expected}.")
-    one = found[index - 1]
-    image = image_type(one) if shows else ""
-    disposition = content_disposition(file_name(index, one), is_shown=bool(image))
+    attachment = attachments[index - 1]
+    image = image_type(attachment) if shows else ""
+    disposition = content_disposition(file_name(index, attachment), is_shown=bool(image))
     headers = CONTENT_HEADERS | {
-        "content-type": image or download_type(one),
+        "content-type": image or download_type(attachment),
         "content-disposition": disposition,
     }
-    return StreamedResponse(decoded(one), headers=headers)
+    return StreamedResponse(decoded(attachment), headers=headers)
 
 
 def _properties_json(message: StoredMessage, select: Collection[str]) -> bytes:
     known = [name for name in select if name in MESSAGE_PROPERTIES]
-    shown = {name: MESSAGE_PROPERTIES[name](message) for name in known}
-    fields = shown["internetMessageHeaders"]  # of MIME, all of its fields
-    shown["internetMessageHeaders"] = [one for one in fields if one["name"][:2].lower() == "x-"]
-    body = shown["body"]["content"]
+    properties = {name: MESSAGE_PROPERTIES[name](message) for name in known}
+    fields = properties["internetMessageHeaders"]  # for MIME, all header fields
+    properties["internetMessageHeaders"] = [
+        header for header in fields if header["name"][:2].lower() == "x-"
+    ]
+    body = properties["body"]["content"]
     if len(body) > TEXT_CHARACTERS_MAX:
         cut = f"{body[:TEXT_CHARACTERS_MAX]}… {len(body) - TEXT_CHARACTERS_MAX:,} characters more"
-        shown["body"] = shown["body"] | {"content": cut}
-    shown["attachments"] = [
+        properties["body"] = properties["body"] | {"content": cut}
+    properties["attachments"] = [
         {
-            "name": one.name,
-            "contentType": one.content_type,
-            "size": one.size,
-            "isInline": one.inline,
+            "name": attachment.name,
+            "contentType": attachment.content_type,
+            "size": attachment.size,
+            "isInline": attachment.inline,
         }
-        for one in message.attachments[:ATTACHMENTS_MAX]
+        for attachment in message.attachments[:ATTACHMENTS_MAX]
     ]
-    given = {name: value for name, value in shown.items() if value not in (None, "", [])}
-    return msgspec.json.format(msgspec.json.encode(given), indent=2)
+    non_empty = {name: value for name, value in properties.items() if value not in (None, "", [])}
+    return msgspec.json.format(msgspec.json.encode(non_empty), indent=2)
 
 
 def _source(request: HttpRequest, journey: Journey, content: Content) -> Response:
@@ -358,8 +366,8 @@ def _source(request: HttpRequest, journey: Journey, content: Content) -> Respons
         return StreamedResponse(blocks(content, BLOCK_BYTES), size_bytes=size, headers=headers)
     rest = size - SOURCE_OCTETS_MAX
     end = f"\r\n[{rest:,} octets more: download the source]\r\n".encode() if rest > 0 else b""
-    shown = chain(_first(blocks(content, BLOCK_BYTES), SOURCE_OCTETS_MAX), [end] if end else [])
-    return StreamedResponse(shown, headers=TEXT_HEADERS)
+    octets = chain(_first(blocks(content, BLOCK_BYTES), SOURCE_OCTETS_MAX), [end] if end else [])
+    return StreamedResponse(octets, headers=TEXT_HEADERS)
 
 
 def _first(octets: Iterable[bytes], count: int) -> Iterator[bytes]:

@@ -1,11 +1,11 @@
-"""The pages that only a development relay has: its simulated internet, and its clock.
+"""The pages that only a development relay has: the simulated internet, and the clock.
 
-/internet shows what the hosts reply and have seen, and changes it. A change is checked by the code
-that reads scenario files. With a fault nothing is changed, and the page shows it next to what was
-typed.
+/internet shows and changes what the simulated hosts reply, and shows what they received. A change
+is checked by the code that reads scenario files. If it has a fault, nothing changes, and the page
+shows the fault next to what was typed.
 
-/clock advances the clock; such a form is also in the header of each page. An advance goes on when
-the browser is gone. The response waits a few seconds for it, and then shows that it is in progress.
+/clock advances the clock; the header of each page has this form too. An advance continues if the
+browser disconnects. The response waits for it for a few seconds, then shows that it is in progress.
 """
 
 import asyncio
@@ -77,7 +77,7 @@ class RefusedChange(Struct, frozen=True):
 
 
 def internet_page(request: PageRequest, controls: DevelopmentControls) -> Response:
-    """GET /internet, with `?part=hosts` what changes of it."""
+    """GET /internet; with `?part=hosts` the part that changes."""
     request.principal.check_may_read()
     require_method(request.http, "GET")
     part = single_values(request.http.query, ("part",)).get("part")
@@ -103,7 +103,7 @@ async def change_internet(request: PageRequest, controls: DevelopmentControls) -
 async def _change(
     change: str, form: PageForm, controls: DevelopmentControls
 ) -> RefusedChange | None:
-    """Change the scenario; return why it is not changed, None if it is."""
+    """Change the scenario; return why it is not changed, or None."""
     is_present = form.text("version") == _version(controls)
     try:
         if change == "add":
@@ -125,7 +125,9 @@ async def _change(
 
 
 def _version(controls: DevelopmentControls) -> str:
-    """Return what differs for another scenario: a form about this one has it."""
+    """Return the version of a scenario, which a form contains: it differs for any other
+    scenario.
+    """
     text = controls.scenario_toml.encode()
     return hashlib.sha256(text).hexdigest()[:_VERSION_DIGITS]
 
@@ -138,7 +140,7 @@ def _values(controls: DevelopmentControls, refused: RefusedChange | None = None)
         typed = {name: refused.form.text(name) for name in _FIELDS}
         by_field = faults_by_field(refused.faults)
     elif refused:
-        faults = [_fault_line(one) for one in refused.faults[:_FAULTS_MAX]]
+        faults = [_fault_line(fault) for fault in refused.faults[:_FAULTS_MAX]]
         if len(refused.faults) > _FAULTS_MAX:
             faults.append(f"and {len(refused.faults) - _FAULTS_MAX} more")
     if refused and change == "scenario":
@@ -169,13 +171,15 @@ def reply_of(form: PageForm) -> dict[str, Any]:
 
 
 def faults_by_field(faults: Sequence[Fault]) -> dict[str, str]:
-    """Return faults by the field of the form, "" for those of none."""
-    found: dict[str, list[str]] = {}
-    for one in faults[:_FAULTS_MAX]:
-        _, is_reply, name = one.key.rpartition("reply[0].")
-        field = name if is_reply else "domain" if one.key.endswith(".name") else ""
-        found.setdefault(field if field in _FIELDS else "", []).append(one.message)
-    return {field: "; ".join(messages) for field, messages in found.items()}
+    """Return faults by the field of the form; "" has the faults of no field."""
+    by_field: dict[str, list[str]] = {}
+    for fault in faults[:_FAULTS_MAX]:
+        _, is_reply, name = fault.key.rpartition("reply[0].")
+        field = name if is_reply else ""
+        if not is_reply and fault.key.endswith(".name"):
+            field = "domain"
+        by_field.setdefault(field if field in _FIELDS else "", []).append(fault.message)
+    return {field: "; ".join(messages) for field, messages in by_field.items()}
 
 
 def _toml_of(form: PageForm) -> str:
@@ -189,7 +193,7 @@ def _fault_line(fault: Fault) -> str:
 
 
 async def clock_page(request: PageRequest, controls: DevelopmentControls) -> Response:
-    """GET /clock, with `?part=state` what changes of it; POST /clock advances the clock."""
+    """GET /clock; with `?part=state` the part that changes. POST /clock advances the clock."""
     require_method(request.http, "GET", "POST")
     if request.http.method == "GET":
         part = single_values(request.http.query, ("part",)).get("part")
@@ -207,7 +211,7 @@ async def clock_page(request: PageRequest, controls: DevelopmentControls) -> Res
 
 
 async def _advance(form: PageForm, controls: DevelopmentControls) -> tuple[int, str]:
-    """Advance the clock; return a status and why it is not advanced, "" if it is."""
+    """Advance the clock; return a status and why it is not advanced, or ""."""
     if controls.is_advancing:
         return 409, _IN_PROGRESS
     by, own = form.text("by"), form.text("own").strip()
@@ -227,7 +231,7 @@ async def _advance(form: PageForm, controls: DevelopmentControls) -> tuple[int, 
             expected = f"a time over 0 and of at most {duration_text(left_s)}"
             return 400, f"Found {quoted(written)}, expected {expected}."
     try:
-        with contextlib.suppress(TimeoutError):  # it goes on
+        with contextlib.suppress(TimeoutError):  # the advance continues
             async with asyncio.timeout(_WAIT_S):  # real time: a browser waits
                 await controls.advance_clock(seconds)
     except (AdvanceError, ValueError) as failure:
@@ -236,9 +240,9 @@ async def _advance(form: PageForm, controls: DevelopmentControls) -> tuple[int, 
 
 
 def _place(back: str) -> tuple[str, dict[str, str]]:
-    """Return the page to go back to, its path and query; the first page if there is none."""
+    """Return path and query of the page to go back to; by default the first page."""
     path, _, query = back.partition("?")
-    segments = [unquote(one) for one in path.split("/")] if path else []
-    if any(one in ("", ".", "..") or "/" in one for one in segments):
+    segments = [unquote(segment) for segment in path.split("/")] if path else []
+    if any(segment in ("", ".", "..") or "/" in segment for segment in segments):
         return "", {}
     return "/".join(segments), dict(parse_qsl(query))

@@ -1,6 +1,6 @@
 """Health: is the relay ready, what is in the queue, and the last hour as charts.
 
-All figures are of this process. They come from its metrics, so that a page costs no query.
+All figures come from the metrics of this process, so a page needs no query.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -18,7 +18,7 @@ from relay.front_door.api.request_parameters import require_method, single_value
 from relay.front_door.pages.charts import Chart, Series, draw, duration_text, number_text
 from relay.front_door.pages.site import PageRequest
 
-_BUSY = 60  # in one minute: rates are per second then
+_BUSY = 60  # events in one minute from which rates are per second
 _QUEUE_STATES = ("queued", "deferred", "held", "captured")
 _DONE = ("accepted", "delivered", "captured", "relayed")
 _LEVELS = {
@@ -38,7 +38,7 @@ _COUNTED = {
 
 
 class HourOfMetrics(Struct, frozen=True):
-    """The last hour: the charts, what was counted in it, and the present levels."""
+    """The last hour: charts, counts, and the present levels."""
 
     charts: Sequence[Chart]
     counted: Mapping[str, str]
@@ -46,7 +46,7 @@ class HourOfMetrics(Struct, frozen=True):
 
 
 async def health_page(request: PageRequest) -> Response:
-    """GET /health, and with `?part=figures` what changes of it. Raises ApiError 403 for an account
+    """GET /health; with `?part=figures` the part that changes. Raises ApiError 403 for an account
     of the role user.
     """
     require_method(request.http, "GET")
@@ -83,24 +83,29 @@ def _values(dependencies: ApiDependencies) -> dict[str, Any]:
 
 
 def last_hour(samples: Sequence[Sample], *, captures: bool) -> HourOfMetrics:
-    """Return what is shown of samples; `captures`: whether attempts may end as captured."""
+    """Return the charts and figures of samples. `captures`: whether attempts may end as
+    captured.
+    """
     first, last = samples[0], samples[-1]
     counted = {
         label: number_text(last.counts[name] - first.counts[name])
         for name, label in _COUNTED.items()
         if name != "captured" or captures
     }
-    done = [one for one in _DONE if one != "captured" or captures]
+    done = [name for name in _DONE if name != "captured" or captures]
     return HourOfMetrics(_charts(minutes(samples), done), counted, last.levels)
 
 
-def _charts(found: Sequence[Sample], done: Sequence[str]) -> list[Chart]:
-    times = [rfc3339(one.at_us) for one in found]
+def _charts(samples: Sequence[Sample], done: Sequence[str]) -> list[Chart]:
+    times = [rfc3339(sample.at_us) for sample in samples]
 
     def counts(title: str, names: Sequence[str]) -> Chart:
-        is_busy = any(one.counts[name] >= _BUSY for one in found for name in names)
+        is_busy = any(sample.counts[name] >= _BUSY for sample in samples for name in names)
         series = [
-            Series(name, [one.counts[name] / (one.real_s if is_busy else 1) for one in found])
+            Series(
+                name,
+                [sample.counts[name] / (sample.real_s if is_busy else 1) for sample in samples],
+            )
             for name in names
         ]
         unit = "per second" if is_busy else "in each minute"
@@ -113,12 +118,14 @@ def _charts(found: Sequence[Sample], done: Sequence[str]) -> list[Chart]:
         *,
         top: float | None = None,
     ) -> Chart:
-        series = [Series(name, [one.levels.get(name, 0.0) for one in found]) for name in names]
+        series = [
+            Series(name, [sample.levels.get(name, 0.0) for sample in samples]) for name in names
+        ]
         return draw(title, times, series, text_of=text_of, top=top)
 
     def latencies(title: str, of: Callable[[Sample], Sequence[float]]) -> Chart:
         series = [
-            Series(label, [quantile(part, of(one)) for one in found])
+            Series(label, [quantile(part, of(sample)) for sample in samples])
             for label, part in (("half within", 0.5), ("95 % within", 0.95))
         ]
         return draw(title, times, series, text_of=duration_text)
@@ -126,11 +133,11 @@ def _charts(found: Sequence[Sample], done: Sequence[str]) -> list[Chart]:
     return [
         counts("Accepted and delivered", done),
         counts("Deferred and failed", ["deferred", "failed"]),
-        latencies("Time from acceptance to delivery", lambda one: one.delivery),
+        latencies("Time from acceptance to delivery", lambda sample: sample.delivery),
         levels("Queue entries", _QUEUE_STATES),
         levels("Oldest entry in the queue", ["oldest"], duration_text),
         levels("SMTP connections", ["incoming", "outgoing"]),
-        latencies("Time of a commit to the queue's disk", lambda one: one.commits),
+        latencies("Time of a commit to the queue's disk", lambda sample: sample.commits),
         levels("Pressure: 1 slow, 2 refuse", ["pressure"], top=2),
     ]
 

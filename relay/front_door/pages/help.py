@@ -1,6 +1,6 @@
 """How programs send to this relay: commands for a shell, a button, and programs in many languages.
 
-The first minute (commands and button) is in the list while that is empty, and always at /help.
+The first minute (commands and button) is shown in an empty list, and always at /help.
 /help/programs has the programs of docs/snippets.md, with the ports of this development relay.
 """
 
@@ -30,7 +30,7 @@ _PORT = re.compile(r"\b(?:1025|1587|1465|8025|8443)\b")
 
 
 class FirstMinute(Struct, frozen=True):
-    """What `_first.html` shows: commands for a shell, and where SMTP clients connect, if known.
+    """The values of `_first.html`: commands for a shell, and where SMTP clients connect, if known.
 
     `key` lets one page send one message, however often its button is pressed; without a key there
     is no button.
@@ -45,7 +45,7 @@ class FirstMinute(Struct, frozen=True):
 
 
 def first_minute(request: PageRequest) -> FirstMinute:
-    """Return how a first message is sent to this relay."""
+    """Return the ways to send a first message to this relay."""
     base = request.http.base_url("", "127.0.0.1:8025")
     development = request.site.dependencies.development
     if development is None:
@@ -126,7 +126,7 @@ async def snippets_page(request: PageRequest) -> Response:
     development = request.site.dependencies.development
     if development is None:
         raise ApiError(404, "ResourceNotFound", "Only the development relay has these programs.")
-    snippets = [with_ports(one, development.clients) for one in read_snippets()]
+    snippets = [with_ports(snippet, development.clients) for snippet in read_snippets()]
     return request.page("snippets.html", snippets=snippets)
 
 
@@ -136,19 +136,21 @@ def read_snippets() -> tuple[Snippet, ...]:
 
     A section is a language; a bold name in front of a program is its library.
     """
-    found = []
+    snippets = []
     for language, text in _SECTION.findall(shipped("docs/snippets.md").read_text("utf-8")):
         end = 0
         for program in _PROGRAM.finditer(text):
             names = _NAME.findall(text, end, program.start())
             title = f"{language}: {names[-1]}" if names else language
-            found.append(Snippet(title, program[1]))
+            snippets.append(Snippet(title, program[1]))
             end = program.end()
-    return tuple(found)
+    return tuple(snippets)
 
 
 def with_ports(snippet: Snippet, clients: ClientSettings) -> Snippet:
-    """Return the program with the ports of this relay; those that it does not have stay."""
+    """Return the program with the ports of this relay; a port that the relay does not have is
+    unchanged.
+    """
     ports = {
         "1025": clients.smtp_port,
         "1587": clients.submission_port or 1587,
@@ -156,4 +158,4 @@ def with_ports(snippet: Snippet, clients: ClientSettings) -> Snippet:
         "8025": clients.http_port,
         "8443": clients.https_port or 8443,
     }
-    return Snippet(snippet.title, _PORT.sub(lambda found: str(ports[found[0]]), snippet.code))
+    return Snippet(snippet.title, _PORT.sub(lambda match: str(ports[match[0]]), snippet.code))

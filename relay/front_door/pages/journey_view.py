@@ -1,8 +1,8 @@
 """The journey of a message as a page shows it: seven steps, and the recipients.
 
-Pure functions of a journey (docs/names.md) and its entries in the queue. Every step is
-there, in its order, with its evidence as sentences and facts; a step without evidence says so.
-The texts contain what hosts and senders wrote: a template escapes them.
+Pure functions of a journey (docs/names.md) and its entries in the queue. All seven steps are shown
+in order, with their events as sentences and facts; a step without events says so. Texts contain
+what hosts and senders wrote; templates escape them.
 """
 
 from collections import Counter
@@ -25,19 +25,19 @@ from relay.store.journeys.events import Step
 from relay.store.journeys.wording import REASONS, WAITS_FOR, client_line
 
 _TO = "\N{EN DASH}"  # between the first and the last number
-_EVENTS_MAX = 50  # of one step: the newest
+_EVENTS_MAX = 50  # events of one step: the newest
 RECIPIENTS_MAX = 200
 # Step 5 comes before step 4: transport replies when the message is routed and stored.
 _IN_TIME = (1, 2, 3, 5, 4, 6, 7)
 D = TypeVar("D", bound=details.Detail)
 _NAMES = {int(step): step.title for step in Step}
-_OF_ONE_ATTEMPT = ("attempt", "durations", "retry")  # details that differ from time to time
+_OF_ONE_ATTEMPT = ("attempt", "durations", "retry")  # details that differ between equal attempts
 _BAD = frozenset({"failed", "expired", "cancelled"})
 _ENDED_WELL = frozenset(FINAL) - _BAD
 
 
 class StepState(StrEnum):
-    """How far a step is."""
+    """The progress of a step."""
 
     DONE = "done"
     RUNNING = "running"
@@ -48,8 +48,9 @@ class StepState(StrEnum):
 
 
 class StepEvent(Struct, frozen=True):
-    """One event of a step, or the last of several attempts with the same reply: `since` is the time
-    since the event before it, in words, and `count` how many events it stands for.
+    """One event of a step, or the last of several attempts with the same reply.
+
+    `since` is the time since the previous event, in words; `count` is the number of events.
     """
 
     at: str
@@ -59,7 +60,7 @@ class StepEvent(Struct, frozen=True):
 
 
 class ShownStep(Struct, frozen=True):
-    """One of the seven steps. `text` says how it is; `left_out` counts older events."""
+    """One of the seven steps. `text` describes its state; `left_out` counts older events."""
 
     number: int
     name: str
@@ -70,12 +71,12 @@ class ShownStep(Struct, frozen=True):
 
     @property
     def at(self) -> str:
-        """When the step began to have evidence, "" if it has none."""
+        """The time of the step's first shown event, "" without events."""
         return self.events[0].at if self.events else ""
 
     @property
     def since(self) -> str:
-        """The time from the event before the step."""
+        """The time since the event before the step."""
         return self.events[0].since if self.events else ""
 
 
@@ -87,27 +88,27 @@ class ShownRecipient(Struct, frozen=True):
 
 
 class JourneyView(Struct, frozen=True):
-    """A journey, and what a page shows of it."""
+    """A journey as a page shows it."""
 
     journey: Journey
     subject: str  # on one line, "" if it is not known
-    client: str  # that submitted it
+    client: str  # the client that submitted it
     steps: tuple[ShownStep, ...]  # 1 to 7
     recipients: tuple[ShownRecipient, ...]  # the first ones
-    others: str  # the states of recipients that are not listed, with numbers
+    others: str  # how many recipients that are not listed have each state
 
 
 def journey_view(
     journey: Journey,
     entries: Sequence[Mapping[str, Any]] = (),
 ) -> JourneyView:
-    """Return the view of a journey; `entries` are those of the message in the queue, as in `queue
+    """Return the view of a journey; `entries` are the message's entries in the queue, as in `queue
     list`.
     """
     recipients = journey.shown_recipients
-    ordered = sorted(recipients, key=lambda one: _importance(one.state))
+    ordered = sorted(recipients, key=lambda recipient: _importance(recipient.state))
     listed, rest = ordered[:RECIPIENTS_MAX], ordered[RECIPIENTS_MAX:]
-    by_state = Counter(one.state for one in rest)
+    by_state = Counter(recipient.state for recipient in rest)
     return JourneyView(
         journey=journey,
         subject=one_line(journey.subject),
@@ -123,63 +124,66 @@ def journey_view(
 
 def _steps(journey: Journey, entries: Sequence[Mapping[str, Any]]) -> Iterator[ShownStep]:
     events: dict[int, list[JourneyStep]] = {number: [] for number in _NAMES}
-    for one in journey.steps:
-        events[one.step].append(one)
+    for step in journey.steps:
+        events[step.step].append(step)
     since = _times_between(journey.steps)
     is_claimed = any(entry.get("claimed") for entry in entries)
     for number, name in _NAMES.items():
         state, text = _state_of_step(number, journey, events, is_claimed=is_claimed)
-        found = [_event(some, since, journey) for some in _runs(events[number])]
-        shown = tuple(found[-_EVENTS_MAX:])
-        left_out = sum(one.count for one in found[:-_EVENTS_MAX])
-        yield ShownStep(number, name, state, text, shown, left_out)
+        step_events = [_event(run, since, journey) for run in _runs(events[number])]
+        last_events = tuple(step_events[-_EVENTS_MAX:])
+        left_out = sum(event.count for event in step_events[:-_EVENTS_MAX])
+        yield ShownStep(number, name, state, text, last_events, left_out)
 
 
-def _event(some: Sequence[JourneyStep], since: Mapping[int, str], journey: Journey) -> StepEvent:
-    """Return what is shown of an event, or of attempts that are like the one before them."""
-    last = some[-1]
+def _event(run: Sequence[JourneyStep], since: Mapping[int, str], journey: Journey) -> StepEvent:
+    """Return an event as shown, or a run of equal attempts."""
+    last = run[-1]
     evidence = evidence_of(last, journey)
-    if len(some) > 1:
-        numbers = f"{some[0].detail.get('attempt', '?')}{_TO}{last.detail.get('attempt', '?')}"
+    if len(run) > 1:
+        numbers = f"{run[0].detail.get('attempt', '?')}{_TO}{last.detail.get('attempt', '?')}"
         evidence = replace(evidence, text=f"Attempts {numbers}: the same reply.", facts=())
-    return StepEvent(last.at, since[id(last)], evidence, len(some))
+    return StepEvent(last.at, since[id(last)], evidence, len(run))
 
 
 def _runs(events: Sequence[JourneyStep]) -> Iterator[Sequence[JourneyStep]]:
-    """Yield the events, each alone. Attempts for an entry that equal the one before come together,
-    until the next operation.
+    """Yield lists of events: one event, or a run of equal attempts for one entry.
+
+    An operation ends a run.
     """
-    found: list[list[JourneyStep]] = []
+    runs: list[list[JourneyStep]] = []
     last: dict[int, list[JourneyStep]] = {}  # by entry
-    for one in events:
-        tried = one.read()
+    for event in events:
+        tried = event.read()
         if not isinstance(tried, details.AttemptDetail) or not tried.attempt:
             last.clear()
-            found.append([one])
+            runs.append([event])
             continue
         run = last.get(tried.entry)
-        if run is None or _likeness(run[-1]) != _likeness(one):
+        if run is None or _likeness(run[-1]) != _likeness(event):
             run = last[tried.entry] = []
-            found.append(run)
-        run.append(one)
-    for run in found:
+            runs.append(run)
+        run.append(event)
+    for run in runs:
         yield run[:1]
         if run[1:]:
             yield run[1:]
 
 
 def _likeness(step: JourneyStep) -> Mapping[str, Any]:
-    """Return what attempts with the same reply have in common."""
+    """Return a key that equal attempts share."""
     return {name: value for name, value in step.detail.items() if name not in _OF_ONE_ATTEMPT}
 
 
 def _times_between(steps: Sequence[JourneyStep]) -> dict[int, str]:
-    """Return the time between each event and the one before it in time, in words."""
+    """Return the time from the previous event to each event, in words."""
     since: dict[int, str] = {}
     before_us: int | None = None
-    for one in sorted(steps, key=lambda one: one.at):
-        at_us = time_us_of(one.at)
-        since[id(one)] = "" if before_us is None else f"+{duration_text((at_us - before_us) / 1e6)}"
+    for step in sorted(steps, key=lambda step: step.at):
+        at_us = time_us_of(step.at)
+        since[id(step)] = (
+            "" if before_us is None else f"+{duration_text((at_us - before_us) / 1e6)}"
+        )
         before_us = at_us
     return since
 
@@ -208,7 +212,7 @@ def _state_of_step(
         if number == at:
             return StepState.FAILED, text
         return StepState.SKIPPED, f"Not reached: the message ended at step {at}."
-    before = max((one for one in _IN_TIME[:place] if events[one]), default=0)
+    before = max((number for number in _IN_TIME[:place] if events[number]), default=0)
     if place and not events[_IN_TIME[place - 1]]:
         return StepState.WAITING, "Not reached yet."
     if number == Step.CONVERTED and _first(details.NotifiedDetail, events).deferred_until:
@@ -252,9 +256,7 @@ def _with_events(number: int, journey: Journey, events: _Events) -> tuple[StepSt
 
 
 def _end_before_transport(events: _Events) -> tuple[int, str] | None:
-    """Return the step at which a submission ended without transport, and how; None if it did
-    not.
-    """
+    """Return the step at which a submission ended without transport, and how; else None."""
     if _first(details.NotifiedDetail, events).cancelled and not events[3]:
         return 2, "Cancelled."
     if not events[7] or events[5] or events[4]:
@@ -265,8 +267,8 @@ def _end_before_transport(events: _Events) -> tuple[int, str] | None:
 
 
 def _delivery(journey: Journey, events: _Events, *, is_claimed: bool) -> tuple[StepState, str]:
-    """Return the state of step 6, which follows from those of the recipients."""
-    states = Counter(one.state for one in journey.recipients)
+    """Return the state of step 6, which follows from the states of the recipients."""
+    states = Counter(recipient.state for recipient in journey.recipients)
     text = ", ".join(f"{number} {state}" for state, number in states.items())
     text = f"{counted(states.total(), 'recipient')}: {text}."
     if is_claimed:
@@ -274,14 +276,14 @@ def _delivery(journey: Journey, events: _Events, *, is_claimed: bool) -> tuple[S
     if any(states[name] for name in ("queued", "deferred", "held")):
         return StepState.WAITING, text
     attempts = details_in(events[6], details.AttemptDetail)
-    tried = {one.address for attempt in attempts for one in attempt.recipients}
+    tried = {recipient.address for attempt in attempts for recipient in attempt.recipients}
     if not events[6]:
         if not _first(details.RoutedDetail, events).next_hops and events[5]:
-            if states["delivered"]:  # to the address of a quarantine
+            if states["delivered"]:  # to a quarantine address
                 return StepState.DONE, text
             return StepState.SKIPPED, "No recipient was left to deliver to after step 5."
         return StepState.NO_EVIDENCE, f"{text} {_NO_EVIDENCE}"
-    of_step = [one.state for one in journey.recipients if one.address in tried]
+    of_step = [recipient.state for recipient in journey.recipients if recipient.address in tried]
     is_bad = any(state in _BAD for state in of_step) or states["cancelled"]
     return (StepState.FAILED if is_bad else StepState.DONE), text
 
@@ -291,10 +293,10 @@ def _report(journey: Journey, events: _Events) -> tuple[StepState, str]:
         reports = [*details_in(events[7], details.ReportDetail)]
         if not reports:
             return StepState.DONE, "This relay sent no report. What others claim is not verified."
-        if [one.kind for one in reports] == ["dropped"] * len(events[7]):
+        if [report.kind for report in reports] == ["dropped"] * len(events[7]):
             return StepState.FAILED, "A report could not be delivered, and was dropped."
         return StepState.DONE, ""
-    states = {one.state for one in journey.recipients}
+    states = {recipient.state for recipient in journey.recipients}
     if not states or not states <= AT_REST:
         return StepState.WAITING, "The sender gets a report if a recipient fails."
     if not states & {"failed", "expired"}:
@@ -308,7 +310,7 @@ def _report(journey: Journey, events: _Events) -> tuple[StepState, str]:
 
 
 def _importance(state: str) -> int:
-    """Return the place of a recipient: failed ones first, then those that wait."""
+    """Return the sort key of a recipient: failed recipients first, then waiting ones."""
     if state in _BAD:
         return 0
     return 2 if state in _ENDED_WELL else 1
@@ -326,11 +328,11 @@ _ENDS = {
 }
 
 
-def _recipient(one: Recipient) -> ShownRecipient:
-    state = one.state
+def _recipient(recipient: Recipient) -> ShownRecipient:
+    state = recipient.state
     text = REASONS.get(state) or _ENDS.get(state) or f"is {state}"
-    if state == "relayed" and one.attempts and one.attempts[-1].host:
-        text = f"was accepted by {one.attempts[-1].host}"
-    if (hop := one.next_hop) and state in ("queued", "deferred"):
+    if state == "relayed" and recipient.attempts and recipient.attempts[-1].host:
+        text = f"was accepted by {recipient.attempts[-1].host}"
+    if (hop := recipient.next_hop) and state in ("queued", "deferred"):
         text += f", by {hop_words(hop)}"
-    return ShownRecipient(one, text)
+    return ShownRecipient(recipient, text)

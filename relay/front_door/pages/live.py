@@ -1,11 +1,12 @@
-"""Live views: a fragment of a page, rendered once and sent to all its readers when it changes.
+"""Live views: a fragment of a page that is rendered once and sent to all readers when it changes.
 
-A reader renders for all readers of its view. However many pages are open, rendering takes a tenth
-of the time; after a quiet time it may take two seconds at once, so that an open page follows a
-change within a second. Visitors take turns: one with many views delays those of the others by one
-of them. A view is rendered at most once a second, after a change, and only while it has readers.
-Nothing is kept for a reader: one that has missed a fragment gets the present one. It never gets one
-whose rendering began before it came: its page may show what is newer.
+One reader renders for all readers of a view. Rendering takes at most a tenth of the time, however
+many pages are open. After a quiet period it may take two seconds at once, so that an open page
+follows a change within a second. Visitors take turns, so a visitor with many views delays the views
+of others by one rendering. A view is rendered at most once a second, after a change, and only while
+it has readers. Nothing is kept for a reader: a reader that has missed a fragment gets the present
+one. A reader never gets a fragment whose rendering began before the reader came, because its page
+may be newer.
 """
 
 import asyncio
@@ -22,15 +23,15 @@ from relay.base.clock import Clock
 from relay.base.observe.logs import get_logger
 from relay.base.pressure import ConcurrencyCounter
 from relay.front_door.http.errors import ApiError, service_unavailable
-from relay.front_door.http.gateway import EventStreamResponse
+from relay.front_door.http.event_stream import EventStreamResponse
 from relay.store.journeys.event_feed import ChangeNotifier
 from relay.store.mailbox.types import StoreError
 
 READERS_MAX = 300
 READERS_OF_VISITOR_MAX = 100
-LIVE_PARAMETER = "live"  # of the query: the digest of the fragment that the page has
+LIVE_PARAMETER = "live"  # query parameter: the digest of the fragment that the page has
 _COST_FACTOR = 10
-_QUIET_S = 20.0  # what is saved up for at most
+_QUIET_S = 20.0  # the longest quiet period that is saved up
 _VIEW_PAUSE_S = 1.0
 # A process of another role writes the submission log without a notification: look as well.
 _POLL_S = 5.0
@@ -53,7 +54,7 @@ def digest_of(fragment: str) -> str:
 class _View:
     """A fragment that is read."""
 
-    render: Render  # that of its first reader
+    render: Render  # the render function of the first reader
     readers: int = 0  # open streams
     seen: int = -1  # the number of changes before it was rendered
     rendered_s: float = -math.inf  # when, by Clock.real_s()
@@ -72,8 +73,9 @@ class _View:
 
 
 class LiveReader(Struct, frozen=True):
-    """Who reads a view. `has` is the digest of the fragment that the page shows. When
-    `is_current` returns false, the stream ends.
+    """A reader of a view. `has` is the digest of the fragment that the page shows.
+
+    When `is_current` returns false, the stream ends.
     """
 
     name: str
@@ -92,7 +94,7 @@ class LiveViews:
         self._is_closed = False
         self._turn = asyncio.Lock()
         self._turns: dict[str, asyncio.Lock] = {}  # by visitor
-        self._paid_s = -math.inf  # until when the time that rendering took has been made up for
+        self._paid_s = -math.inf  # when the time that rendering took has been compensated
 
     def close(self) -> None:
         """End all streams; their pages connect to the next process."""
@@ -100,8 +102,10 @@ class LiveViews:
         self._changes.notify()
 
     def stream(self, key: Hashable, render: Render, reader: LiveReader) -> EventStreamResponse:
-        """Return the events of a view: the fragment if the reader has another one, and then each
-        time it changes. Readers with the same key share what the first one's `render` returns.
+        """Return the events of a view: the fragment, unless the reader has it already, and each
+        later one.
+
+        Readers with the same key share the results of the first reader's `render`.
 
         They are of one visitor. Raises ApiError 503 if too many are open.
         """
@@ -117,7 +121,7 @@ class LiveViews:
     async def _events(
         self, key: Hashable, render: Render, reader: LiveReader
     ) -> AsyncGenerator[bytes, None]:
-        if not self._may_read(reader):  # others have begun since stream()
+        if not self._may_read(reader):  # other streams may have begun since stream()
             return
         view = self._views.setdefault(key, _View(render))
         view.readers += 1
@@ -127,7 +131,7 @@ class LiveViews:
             yield _RETRY
             while not self._is_closed and reader.is_current():
                 async with view.turn:
-                    is_known = view.digest == has  # else it gets what another one rendered
+                    is_known = view.digest == has  # else it gets what another reader rendered
                     is_old = view.began_s < came_s and not is_known
                     if is_old or (is_known and self._is_due(view)):
                         await self._render(view, reader.name)
@@ -153,7 +157,7 @@ class LiveViews:
         return not view.is_failed and (is_polled or view.seen != self._changes.count)
 
     async def _render(self, view: _View, visitor: str) -> None:
-        """Render a view when it is its turn; if that fails, its streams end."""
+        """Render a view when its turn comes. If that fails, the view's streams end."""
         await self._sleep_until(view.rendered_s + _VIEW_PAUSE_S)  # a burst of changes is one
         async with self._turns.setdefault(visitor, asyncio.Lock()), self._turn:
             await self._sleep_until(self._paid_s)
@@ -162,7 +166,7 @@ class LiveViews:
                 view.update(await view.render())
                 view.began_s, view.seen = began_s, seen
             except Exception as error:  # noqa: BLE001 - the pages connect again, and see it then
-                # such as that of a message that was deleted, or of a full disk
+                # such as a deleted message, or a full disk
                 if not isinstance(error, ApiError | StoreError):
                     _log.exception("live view not rendered")
                 view.is_failed = True

@@ -1,7 +1,7 @@
 """Log in and out: /login, /logout, and the answer to a request without a login.
 
-`next` is the page that was asked for, as a reference relative to the first page (RFC 3986 4.2). A
-reference that could lead to another host or out of the relay's paths is ignored.
+`next` is the requested page, as a reference relative to the first page (RFC 3986 4.2). A reference
+that could lead to another host or out of the relay's paths is ignored.
 """
 
 import math
@@ -38,10 +38,10 @@ async def login(request: HttpRequest, visitor: Visitor | None, site: PageSite) -
     if request.method == "POST":
         return await _log_in(request, site, logins)
     require_method(request, "GET")
-    wanted = local_reference(dict(request.query).get("next", ""))
+    destination = local_reference(dict(request.query).get("next", ""))
     if visitor is not None:
-        return _redirect(wanted)
-    return _form(request, site, logins, wanted=wanted)
+        return _redirect(destination)
+    return _form(request, site, logins, destination=destination)
 
 
 def logout(request: PageRequest) -> Response:
@@ -56,7 +56,7 @@ def logout(request: PageRequest) -> Response:
 def login_needed(request: HttpRequest, site: PageSite) -> Response:
     """Return the answer to a request without a login: a redirect, for a script 401.
 
-    HX-Refresh makes htmx load its page again, which leads to the login.
+    HX-Refresh makes htmx reload the page, which leads to the login.
     """
     headers = request.headers
     if "hx-request" in headers or "text/event-stream" in headers.get("accept", ""):
@@ -67,15 +67,15 @@ def login_needed(request: HttpRequest, site: PageSite) -> Response:
             headers={"hx-refresh": "true"},
         )
         return site.error(request, None, refused)
-    wanted = ""
+    destination = ""
     if request.method == "GET":
         path, _, query = request.target.decode("latin-1").partition("?")
-        wanted = local_reference(path.lstrip("/") + (f"?{query}" if query else ""))
-    return site.redirect(request, "login", next=wanted or None)
+        destination = local_reference(path.lstrip("/") + (f"?{query}" if query else ""))
+    return site.redirect(request, "login", next=destination or None)
 
 
 def local_reference(text: str) -> str:
-    """Return a relative reference to one of the pages as it is, "" for anything else."""
+    """Return the reference if it is relative and leads to one of the pages, else ""."""
     if len(text) > _NEXT_LENGTH_MAX or not _REFERENCE.fullmatch(text):
         return ""
     segments = text.partition("?")[0].split("/")
@@ -92,24 +92,26 @@ async def _log_in(request: HttpRequest, site: PageSite, logins: Logins) -> Respo
         if error.status != 403:
             raise
         return _form(request, site, logins, status=403, message=_NO_COOKIE)
-    wanted, user = local_reference(form.text("next")), form.text("user")
+    destination, user = local_reference(form.text("next")), form.text("user")
     try:
         account = await logins.account_of(request, user, form.text("password"))
     except LoginDelayedError as error:
         seconds = max(1, math.ceil(error.retry_after_s))
         message = f"{error}. Try again in {seconds} second{'' if seconds == 1 else 's'}."
-        response = _form(request, site, logins, wanted=wanted, status=429, message=message)
+        response = _form(
+            request, site, logins, destination=destination, status=429, message=message
+        )
         response.headers["retry-after"] = str(seconds)
         return response
     if account is None:
-        return _form(request, site, logins, wanted=wanted, status=403, message=_WRONG)
-    response = _redirect(wanted)
+        return _form(request, site, logins, destination=destination, status=403, message=_WRONG)
+    response = _redirect(destination)
     logins.log_in(request, account, response)
     return response
 
 
 def _check_size(request: HttpRequest) -> None:
-    """Raise ApiError for a body that is too large: strangers must not use up the memory for all."""
+    """Raise ApiError for a large body: clients without a login must not use up the memory."""
     if "transfer-encoding" in request.headers:
         raise ApiError(411, "LengthRequired", "The form needs a Content-Length.")
     if (request.declared_bytes or 0) > BODY_BYTES_MAX:
@@ -121,14 +123,14 @@ def _form(
     site: PageSite,
     logins: Logins,
     *,
-    wanted: str = "",
+    destination: str = "",
     status: int = 200,
     message: str = "",
 ) -> Response:
     """Return the login form.
 
-    After a link of another site the browser sends no cookie: a visitor who is logged in gets the
-    form, and a link that brings the cookie.
+    After a link on another site the browser sends no cookie. So the form also has a link to the
+    page, with which a browser that is logged in sends its cookie.
     """
     is_from_elsewhere = request.headers.get("sec-fetch-site") in ("cross-site", "same-site")
     token = logins.form_token(request) or new_secret()
@@ -138,8 +140,8 @@ def _form(
         "login.html",
         status=status,
         message=message,
-        wanted=wanted,
-        wanted_url=_location(wanted),
+        destination=destination,
+        destination_url=_location(destination),
         is_from_elsewhere=is_from_elsewhere,
         form_token=token,
     )

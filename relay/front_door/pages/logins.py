@@ -1,18 +1,18 @@
-"""Who looks at the pages: the account of a login, or everyone in an open development relay.
+"""The visitor of a page: the account of a login, or everyone in an open development relay.
 
 Browsers log in with the address and the password or token of an account, and then have a cookie.
 
-The cookie of a login is HttpOnly, SameSite=Strict and without a Domain, so that it belongs to one
-host: a page of another name that resolves to this address (DNS rebinding) has no cookie. Over HTTPS
-it is Secure and has the prefix __Host- (RFC 6265bis 4.1.3). Its path is "/", because a proxy may
-serve the relay under a path that the relay does not know.
+The cookie of a login is HttpOnly, SameSite=Strict and without a Domain. It belongs to one host, so
+a page whose other name resolves to this address (DNS rebinding) does not get it. Over HTTPS it is
+Secure and has the prefix __Host- (RFC 6265bis 4.1.3). Its path is "/", because a proxy may serve
+the relay under a path that the relay does not know.
 
 Sessions are in memory, bounded, and ended by time or by a changed account. A session is found by
 the SHA-256 of its identifier, so that no identifier is stored. All end with the process (OWASP
 Session Management Cheat Sheet; RFC 6265 8.4).
 
-A browser can be made to send a form to any address. That it has the CSRF token of its visitor shows
-that it comes from a page of this relay (OWASP Cross-Site Request Forgery Prevention Cheat Sheet).
+Any site can make a browser send a form to any address. The CSRF token in a form shows that it comes
+from a page of this relay (OWASP Cross-Site Request Forgery Prevention Cheat Sheet).
 """
 
 import asyncio
@@ -72,26 +72,26 @@ class PageForm(Struct, frozen=True):
 
     def text(self, name: str) -> str:
         """Return the value of a field, "" if it is absent."""
-        return next((value for given, value in self.fields if given == name), "")
+        return next((value for field_name, value in self.fields if field_name == name), "")
 
     def every(self, name: str) -> list[str]:
         """Return all values of a field."""
-        return [value for given, value in self.fields if given == name]
+        return [value for field_name, value in self.fields if field_name == name]
 
 
 async def read_form(request: HttpRequest, csrf: str, *, has_files: bool = False) -> PageForm:
-    """Read the form of a POST whose CSRF token is `csrf`, "" for a visitor without one.
+    """Read the form of a POST. `csrf` is the expected CSRF token, "" for a visitor without one.
 
-    The token is in the field `csrf` or in X-CSRF-Token. Raises ApiError 403 for another one or
-    none, 415 for another media type, 400, and what HttpRequest.body() raises.
+    The token is in the field `csrf` or in X-CSRF-Token. Raises ApiError 403 for a wrong or missing
+    token, 415 for another media type, 400, and what HttpRequest.body() raises.
     """
     if has_files and request.media_type == _MULTIPART:
         body = await request.body()
         form = await asyncio.to_thread(_multipart, request.headers["content-type"], body)
     else:
         form = _urlencoded(request, await request.body())
-    given = request.headers.get(_CSRF_HEADER) or form.text(_CSRF_FIELD)
-    if not is_csrf_token(given, csrf):
+    token = request.headers.get(_CSRF_HEADER) or form.text(_CSRF_FIELD)
+    if not is_csrf_token(token, csrf):
         raise ApiError(403, "ErrorAccessDenied", STALE_FORM)
     return form
 
@@ -129,16 +129,16 @@ def _multipart(content_type: str, body: bytes) -> PageForm:
     return PageForm(tuple(fields), tuple(files))
 
 
-def is_csrf_token(given: str, expected: str) -> bool:
+def is_csrf_token(token: str, expected: str) -> bool:
     """Return whether a CSRF token is the expected one, in constant time; "" is none."""
     return bool(expected) and compare_digest(
-        given.encode("utf-8", "surrogatepass"), expected.encode()
+        token.encode("utf-8", "surrogatepass"), expected.encode()
     )
 
 
 @dataclass(slots=True)
 class Session:
-    """One login. `account` is as it was then, `csrf` the token of its forms."""
+    """One login. `account` is the account at that time, `csrf` the token of the session's forms."""
 
     account: Account
     csrf: str
@@ -146,7 +146,7 @@ class Session:
     used_s: float
 
     def has_ended(self, now: float) -> bool:
-        """Return whether its time is over."""
+        """Return whether the session has expired."""
         return now - self.used_s >= IDLE_S or now - self.begun_s >= LIFETIME_S
 
 
@@ -154,10 +154,12 @@ class Sessions:
     """The sessions of one process."""
 
     def __init__(self, accounts: AccountDirectory, clock: Clock) -> None:
-        """`clock` has the real time: a clock that is advanced by days would end all logins."""
+        """`clock` is a real clock: an advance by days would end all logins."""
         self._accounts = accounts
         self._clock = clock
-        self._sessions = BoundedDict[bytes, Session](SESSIONS_MAX)  # the last used is the last
+        self._sessions = BoundedDict[bytes, Session](
+            SESSIONS_MAX
+        )  # the most recently used is the last
 
     def __len__(self) -> int:
         return len(self._sessions)
@@ -165,11 +167,15 @@ class Sessions:
     def begin(self, account: Account) -> str:
         """Begin a session and return its identifier.
 
-        At a limit, the session that was not used for the longest time ends.
+        At a limit, the least recently used session ends.
         """
         now = self._clock.monotonic()
         self._remove_ended(now)
-        own = [key for key, one in self._sessions.items() if one.account.address == account.address]
+        own = [
+            key
+            for key, session in self._sessions.items()
+            if session.account.address == account.address
+        ]
         for key in own[: max(0, len(own) - SESSIONS_OF_ACCOUNT_MAX + 1)]:
             del self._sessions[key]
         identifier = new_secret()
@@ -180,8 +186,8 @@ class Sessions:
     def find(self, identifier: str, *, is_use: bool = True) -> Session | None:
         """Return the session of an identifier, with its account as it is now; None if it has ended.
 
-        It ends when the account is removed, or gets another role, password or token. Unless
-        `is_use`, the session is not prolonged.
+        A session ends when its account is removed, or its role, password or token changes. `is_use`
+        prolongs the session.
         """
         key = _key_of(identifier)
         session = self._sessions.get(key)
@@ -203,7 +209,7 @@ class Sessions:
         self._sessions.pop(_key_of(identifier), None)
 
     def _remove_ended(self, now: float) -> None:
-        ended = [key for key, one in self._sessions.items() if one.has_ended(now)]
+        ended = [key for key, session in self._sessions.items() if session.has_ended(now)]
         for key in ended:
             del self._sessions[key]
 
@@ -214,7 +220,7 @@ def new_secret() -> str:
 
 
 def _key_of(identifier: str) -> bytes:
-    """Return the digest of an identifier; longer ones than begin() makes have none of a session."""
+    """Return the digest of an identifier; a longer text is cut to a length that none has."""
     text = identifier[: _IDENTIFIER_LENGTH_MAX + 1]
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()
 
@@ -228,7 +234,7 @@ def _is_same(before: Account, now: Account) -> bool:
 
 
 class Visitor(Struct, frozen=True):
-    """Who looks at a page. `csrf` is the token that each change of this visitor contains."""
+    """The visitor of a page. `csrf` is the token that each form of this visitor contains."""
 
     principal: Principal
     csrf: str
@@ -248,8 +254,8 @@ class Logins:
     ) -> None:
         """`clock` has the real time.
 
-        `relay` goes into the name of the cookie, so that relays of one host name have one each.
-        `public_url` is that of the configuration.
+        `relay` is part of the cookie's name, so that relays with the same host name do not share a
+        cookie. `public_url` is the configured one.
         """
         self._accounts = accounts
         self._sessions = Sessions(accounts, clock)
@@ -264,11 +270,11 @@ class Logins:
     async def account_of(self, request: HttpRequest, user: str, secret: str) -> Account | None:
         """Return the account of an address and its password or token; None if they are wrong.
 
-        The address of an account's token may be left out. An unknown account takes as much time as
-        a wrong password. Raises LoginDelayedError.
+        With a token, the address may be empty. An unknown account takes as much time as a wrong
+        password. Raises LoginDelayedError.
         """
         user = user.strip()[:_USER_LENGTH_MAX]
-        shown, address = _client(request), request.counted_address
+        client, address = _client(request), request.counted_address
         try:
             of_token = self._accounts.by_token(secret, client=address) if secret else None
             if of_token is not None and _is_named(user, of_token):
@@ -276,14 +282,14 @@ class Logins:
             account = await self._accounts.by_password(user, secret, client=address)
         except LoginDelayedError as error:
             if error.__cause__ is not None:
-                _log.error("password not checked", client=shown, error=error.__cause__)
+                _log.error("password not checked", client=client, error=error.__cause__)
             raise
         if account is None:
-            _log.info("login rejected", client=shown, user=user[:_LOGGED_MAX])
+            _log.info("login rejected", client=client, user=user[:_LOGGED_MAX])
         return account
 
     def log_in(self, request: HttpRequest, account: Account, response: Response) -> None:
-        """Begin a session with a new identifier; an earlier one of this browser ends."""
+        """Begin a session with a new identifier; an earlier session of this browser ends."""
         self._sessions.end(self._cookie(request))
         self._set_cookie(request, response, self._sessions.begin(account))
         self._set_cookie(request, response, "", of=_FORM)
@@ -311,8 +317,8 @@ class Logins:
     def _set_cookie(
         self, request: HttpRequest, response: Response, value: str, *, of: str = ""
     ) -> None:
-        """Set a cookie, that of the session or `of` the form, until the browser is closed; ""
-        deletes it.
+        """Set the cookie of the session or `of` the form, until the browser is closed; "" deletes
+        it.
         """
         response.set_cookie(
             self._cookie_name(request, of),
@@ -329,8 +335,8 @@ class Logins:
         name = self._cookie_name(request, of)
         for field in request.headers.getlist("cookie"):
             for pair in field[:_COOKIES_LENGTH_MAX].split(";"):
-                given, _, value = pair.strip().partition("=")
-                if given == name:
+                key, _, value = pair.strip().partition("=")
+                if key == name:
                     return value.strip()
         return ""
 
@@ -339,12 +345,12 @@ class Access:
     """Finds the visitor of a request."""
 
     def __init__(self, *, everyone: Principal | None = None, logins: Logins | None = None) -> None:
-        """`everyone` is who all visitors are; None if they have to log in, by `logins`."""
+        """`everyone` is the visitor for all requests; None if visitors log in by `logins`."""
         self._open = Visitor(everyone, csrf=new_secret()) if everyone else None
         self.logins = None if everyone else logins
 
     def visitor(self, request: HttpRequest) -> Visitor | None:
-        """Return the visitor, None if they have to log in."""
+        """Return the visitor, None if a login is needed."""
         is_use = not _is_by_script(request)
         session = self.logins.session(request, is_use=is_use) if self.logins else None
         if session is None:
@@ -352,9 +358,9 @@ class Access:
         return Visitor(principal_of(session.account), csrf=session.csrf, may_log_out=True)
 
     def is_current(self, request: HttpRequest) -> bool:
-        """Return whether a request that still runs may go on: its login has not ended since.
+        """Return whether a running request may continue, because its login has not ended.
 
-        It is not a use of the login: a page that is left open does not prolong it.
+        This does not prolong the login, so a page that is left open does not either.
         """
         if self._open is not None:
             return True
@@ -362,17 +368,19 @@ class Access:
 
 
 def _is_by_script(request: HttpRequest) -> bool:
-    """Return whether a page that is left open may have made a request by itself."""
+    """Return whether a script may have made the request in a page that was left open."""
     headers = request.headers
     is_update = "hx-request" in headers and "hx-boosted" not in headers
     return is_update or "text/event-stream" in headers.get("accept", "")
 
 
 def _client(request: HttpRequest) -> str:
-    """Return the address of the visitor, or of a proxy that does not name it."""
+    """Return the address of the visitor; of the proxy if it forwards none."""
     return request.counted_address or request.client_address
 
 
 def _is_named(user: str, account: Account) -> bool:
-    """Return whether a login names the account of its token: "", an address or its local part."""
+    """Return whether a login's name fits the account of its token: "", an address or the local
+    part.
+    """
     return not user or user.lower() == account.address.partition("@")[0] or account.owns(user)

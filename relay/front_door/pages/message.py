@@ -1,4 +1,4 @@
-"""The page of a message, /messages/{id}: its journey, and what can be done about it.
+"""The page of a message, /messages/{id}: its journey, and the actions for it.
 
 Any name that `relay trace` takes is an id. Another account's message and an unknown one are the
 same 404.
@@ -78,26 +78,32 @@ async def message_page(request: PageRequest, key: str) -> Response:
 
 
 def _hidden_recipients(journey: Journey, head: MessageHead) -> Sequence[str]:
-    """Return the recipients that the header does not name; what replaced a recipient is none."""
-    replaced_by = {name for one in journey.recipients for name in one.successors or ()}
+    """Return the recipients that the header does not name, without those that replaced a
+    recipient.
+    """
+    replaced_by = {name for recipient in journey.recipients for name in recipient.successors or ()}
     addressed = set(map(own_mailbox, head.addressed))
     return [
-        one.address
-        for one in journey.recipients
-        if own_mailbox(one.address) not in addressed and one.address not in replaced_by
+        recipient.address
+        for recipient in journey.recipients
+        if own_mailbox(recipient.address) not in addressed and recipient.address not in replaced_by
     ]
 
 
 def _unsent(journey: Journey, head: MessageHead) -> Sequence[str]:
     """Return the addresses of To and Cc to which the message was not sent."""
-    sent = {own_mailbox(one.address) for one in journey.recipients}
-    return [one for one in dict.fromkeys(head.addressed) if one and own_mailbox(one) not in sent]
+    sent = {own_mailbox(recipient.address) for recipient in journey.recipients}
+    return [
+        address
+        for address in dict.fromkeys(head.addressed)
+        if address and own_mailbox(address) not in sent
+    ]
 
 
 async def _neighbours(request: PageRequest, journey: Journey, view: ListView) -> tuple[str, str]:
-    """Return the names of the messages before and behind this one in a list, "" for none."""
+    """Return the names of the previous and the next message in a list, "" for none."""
     return await request.site.dependencies.journeys.neighbours(
-        request.site.handlers.with_reader(view.wanted, request.principal),
+        request.site.handlers.with_reader(view.search, request.principal),
         position_of(journey.id or "", journey.submission_id or ""),
         account=request.principal.account,
         begin=view.begin,
@@ -105,33 +111,33 @@ async def _neighbours(request: PageRequest, journey: Journey, view: ListView) ->
 
 
 async def _actions(request: PageRequest, name: str) -> list[tuple[str, str]]:
-    """Return what can be done with the copies of a message, and the words of its button."""
+    """Return the actions for the copies of a message, each with the words of its button."""
     site, principal = request.site, request.principal
     if not site.handlers.is_development:
         rows = await site.dependencies.journeys.rows([name], account=principal.account)
         facts = await site.handlers.row_facts(rows, principal)
-        if not any(one.is_received for one in facts.values()):
+        if not any(copy_facts.is_received for copy_facts in facts.values()):
             return []
-    return [one for one in actions(site) if one[0] != READ or not site.handlers.is_development]
+    return [
+        action for action in actions(site) if action[0] != READ or not site.handlers.is_development
+    ]
 
 
 def _has_ended(journey: Journey, site: PageSite) -> bool:
-    """Return whether a journey is over for so long that nothing more is to be expected."""
+    """Return whether a journey ended so long ago that no further event is expected."""
     last = max((step.at for step in journey.steps), default="")
     ended_us = site.dependencies.clock.time_us() - _STILL_US
     return journey.is_final and last != "" and time_us_of(last) < ended_us
 
 
 def _live_parts(request: PageRequest, values: Mapping[str, Any]) -> list[str]:
-    """Return the answer, the menu and the line of steps, which the stream puts into their places,
-    and the journey.
-    """
+    """Return the parts that the stream replaces: answer, menu, line of steps, and journey."""
     parts = ("_answer.html", "_answers.html", "_more.html", "_dots.html", "_journey.html")
-    return [request.shared_part(one, **values) for one in parts]
+    return [request.shared_part(part, **values) for part in parts]
 
 
 def _live_part(request: PageRequest, values: Mapping[str, Any]) -> LivePart:
-    """Return the journey and its stream, by the message's own name: "last" is soon another one."""
+    """Return the journey and its stream, by the message's name: "last" soon is another message."""
     parts = _live_parts(request, values)
     url = f"{values['journey'].key}?{LIVE_PARAMETER}={digest_of(''.join(parts))}"
     return LivePart(Markup(parts[-1]), url)  # noqa: S704 - a template has rendered it
@@ -147,11 +153,17 @@ async def _journey_values(request: PageRequest, key: str) -> dict[str, Any]:
     view = journey_view(journey, entries)
     may_operate = request.principal.role is Role.OPERATE
     due = min(
-        (at for one in journey.recipients if (at := one.next_attempt) and time_us_of(at) > now_us),
+        (
+            at
+            for recipient in journey.recipients
+            if (at := recipient.next_attempt) and time_us_of(at) > now_us
+        ),
         default="",
     )
     controls = site.dependencies.development
-    has_copies = journey.submission_id or any(one.graph_id for one in journey.recipients)
+    has_copies = journey.submission_id or any(
+        recipient.graph_id for recipient in journey.recipients
+    )
     return {
         "actions": await _actions(request, journey.key),
         "answer": answer(journey, now_us=now_us, reports=reports),
@@ -168,7 +180,7 @@ async def _journey_values(request: PageRequest, key: str) -> dict[str, Any]:
 
 
 async def _entries_of(request: PageRequest, journey: Journey) -> Sequence[Mapping[str, Any]]:
-    """Return the entries of a message in the queue; an account sees those with its recipients."""
+    """Return the entries of a message in the queue; an account sees only its recipients."""
     if not journey.id:
         return []
     listed = await request.site.dependencies.queue_admin.list(
@@ -176,26 +188,28 @@ async def _entries_of(request: PageRequest, journey: Journey) -> Sequence[Mappin
     )
     if request.principal.account is None:
         return listed
-    shown = {one.address for one in journey.recipients}
-    return [
-        {**entry, "recipients": [one for one in entry["recipients"] if one["address"] in shown]}
-        for entry in listed
-        if any(one["address"] in shown for one in entry["recipients"])
-    ]
+    addresses = {recipient.address for recipient in journey.recipients}
+    entries = []
+    for entry in listed:
+        recipients = entry["recipients"]
+        own = [recipient for recipient in recipients if recipient["address"] in addresses]
+        if own:
+            entries.append({**entry, "recipients": own})
+    return entries
 
 
 async def _reports_of(request: PageRequest, journey: Journey) -> dict[str, Journey]:
-    """Return the journeys of the newest reports on a message, as far as the visitor sees them."""
-    found: dict[str, Journey] = {}
+    """Return the journeys of the newest reports on a message that the visitor may see."""
+    reports: dict[str, Journey] = {}
     for name in journey.reports[-_REPORTS_MAX:]:
         report = await _journey(request, name)
         if report is not None:
-            found[name] = report
-    return found
+            reports[name] = report
+    return reports
 
 
 async def _journey(request: PageRequest, name: str) -> Journey | None:
-    """Return the journey of a message, None if it is none that the visitor may see."""
+    """Return the journey of a message, None if the visitor may not see it."""
     journeys = request.site.dependencies.journeys
     return await journeys.journey(name, account=request.principal.account)
 
@@ -203,13 +217,15 @@ async def _journey(request: PageRequest, name: str) -> Journey | None:
 def _is_own_report(journey: Journey) -> bool:
     """Return whether the spool knows that this relay wrote the message: anybody can write a report.
 
-    A dead letter may be a message of anybody's; it goes to the postmaster.
+    Mail to the postmaster may be a dead letter, which anybody may have written.
     """
-    return journey.is_report and all(one.address != POSTMASTER for one in journey.recipients)
+    return journey.is_report and all(
+        recipient.address != POSTMASTER for recipient in journey.recipients
+    )
 
 
 async def _original_of(request: PageRequest, report: DeliveryReport) -> str:
-    """Return the message that a report is about, "" if it is none that the visitor may see.
+    """Return the message that a report is about, "" if the visitor may not see it.
 
     Relay sends a submission id as the ENVID, which a report repeats if its host knows ENVID.
     """
@@ -218,13 +234,13 @@ async def _original_of(request: PageRequest, report: DeliveryReport) -> str:
     names = [envid] if is_submission else []
     names += [message_id] if _is_message_id(message_id) else []
     for name in names:
-        if found := await _journey(request, name):
-            return found.key
+        if original := await _journey(request, name):
+            return original.key
     return ""
 
 
 async def advance_to_next(request: PageRequest, key: str) -> Response:
-    """POST /messages/{id}/advance in a development relay: to the time of what happens next."""
+    """POST /messages/{id}/advance in a development relay: to the time of the next event."""
     require_method(request.http, "POST")
     request.principal.check_may_operate()
     values = await _journey_values(request, key)
@@ -260,8 +276,8 @@ _SENT = {
 
 
 async def change_scheduled(request: PageRequest, key: str) -> Response:
-    """POST /messages/{id}/send-now: before the time that the sender chose; or cancel-send: the
-    draft of a scheduled send stays.
+    """POST /messages/{id}/send-now: send a scheduled message now; or cancel-send: cancel it and
+    keep the draft.
     """
     did = _CANCELLED if request.http.segments[2] == "cancel-send" else _SENT_NOW
     require_method(request.http, "POST")

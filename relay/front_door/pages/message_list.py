@@ -1,9 +1,11 @@
-"""The first page: the list of messages, newest first, with its search and filters; and what a
-visitor does with messages of the list: mark as read or unread, or delete.
+"""The first page: the list of messages, newest first, with search, filters and actions.
 
-With marked messages, or with all that match. Only a development relay deletes. The deletion of one
-can be undone for a while. That of more, and what is done with all, is confirmed on a page that says
-how many. The form on it names them: mail that arrives meanwhile is not among them.
+The actions mark messages as read or unread, or delete them.
+
+An action applies to marked messages, or to all that match. Only a development relay deletes. The
+deletion of one message can be undone for a while. To delete more, or to act on all, a visitor
+confirms on a page that says how many. Its form names the messages, so mail that arrives meanwhile
+is not affected.
 
 /refused has what SMTP sessions refused, newest first; the list has a tab that leads there.
 """
@@ -44,8 +46,8 @@ from relay.store.journeys.message_list import (
 from relay.transport.refusals.refusal import PAGE_MAX, is_cursor
 
 ROWS = 50
-READ, UNREAD, DELETE = "read", "unread", "delete"  # what can be done with marked messages
-UNDO = "undo"  # of the deletion of one
+READ, UNREAD, DELETE = "read", "unread", "delete"  # actions for marked messages
+UNDO = "undo"  # for the deletion of one message
 _COUNTED_MAX = 1000
 _ADDRESS_CHARACTERS_MAX = 320
 _TRAIL_MAX = 20
@@ -55,9 +57,9 @@ _LIST_FIELDS_MAX = 10
 _NO_MESSAGES = 'id="no-messages"'
 _UNREAD_ROW = ' class="unread"'
 _EVERYTHING = MessageSearch()
-# What happened last is of interest only while a message is not where it should be.
+# The last reply is shown only while a message has not reached its destination.
 _WITHOUT_REPLY = (RecipientState.DELIVERED, RecipientState.RELAYED, RecipientState.CAPTURED)
-# The tabs; the others are in the search: state:expired.
+# States with a tab; others can be searched: state:expired.
 _TABS: Sequence[str] = (
     RecipientState.DELIVERED,
     RecipientState.RELAYED,
@@ -71,13 +73,13 @@ _TABS: Sequence[str] = (
 )
 NAMES_MAX = 10_000
 _LISTED_MAX = 20
-_AT_ONCE = 8  # deletions, so that they share commits
-_SEPARATOR = "_"  # is in no name, and is not percent-encoded in a form
+_AT_ONCE = 8  # deletions at once, so that they share commits
+_SEPARATOR = "_"  # occurs in no name, and is not percent-encoded in a form
 _VIEW_FIELDS = ("q", "mailbox", "state", "before", "newer")
 
 
 class ListView(Struct, frozen=True):
-    """What the visitor asks for; "" for all."""
+    """The search, filters and page that a visitor requests; "" for all."""
 
     text: str = ""  # of the search
     mailbox: str = ""  # an address
@@ -85,8 +87,8 @@ class ListView(Struct, frozen=True):
     state: str = ""  # of a recipient
     before: ListPosition | None = None  # where the page begins; None: with the newest message
     trail: tuple[str, ...] = ()  # the places of the newer pages, the first page is ""
-    fault: str = ""  # a sentence if the search is none
-    wanted: MessageSearch = _EVERYTHING  # all of it
+    fault: str = ""  # a sentence if the search is invalid
+    search: MessageSearch = _EVERYTHING  # all conditions
 
     def query(self, **changes: Any) -> dict[str, Any]:
         """Return the fields of a link to this view, on its first page."""
@@ -105,11 +107,13 @@ class ListView(Struct, frozen=True):
 
     @property
     def begin(self) -> ListPosition | None:
-        """Where the page before this one begins; None: with the newest message."""
+        """The place at which the previous page begins; None: with the newest message."""
         return _place(self.trail[-1]) if self.trail else None
 
     def came(self) -> dict[str, Any]:
-        """Return the fields of a link to a message that leads back to this page of the view."""
+        """Return the fields of a link to a message with which the message links back to
+        this page.
+        """
         return {"list": text} if (text := urlencode(self.here())) else {}
 
     def older(self, place: ListPosition | None) -> dict[str, Any] | None:
@@ -142,14 +146,14 @@ def view_of(query: Collection[tuple[str, str]]) -> ListView:
     kind = REPORT if fields.get("kind") == REPORT else ""
     state = fields.get("state", "")
     state = state if state in MESSAGE_STATES else ""
-    fault, wanted = "", _EVERYTHING
+    fault, search = "", _EVERYTHING
     try:
-        wanted = parse_search(text)
+        search = parse_search(text)
     except SearchTextError as error:
         fault = str(error)
-    if state and wanted.state not in ("", state):
-        fault = f"The search has state:{wanted.state}, and the filter has {state}. Remove one."
-    wanted = replace(wanted, mailbox=mailbox, kind=kind, state=state or wanted.state)
+    if state and search.state not in ("", state):
+        fault = f"The search has state:{search.state}, and the filter has {state}. Remove one."
+    search = replace(search, mailbox=mailbox, kind=kind, state=state or search.state)
     trail = tuple(fields.get("newer", "").split(_TRAIL_SEPARATOR))[:_TRAIL_MAX]
     return ListView(
         text=text,
@@ -159,7 +163,7 @@ def view_of(query: Collection[tuple[str, str]]) -> ListView:
         before=_place(fields.get("before", "")),
         trail=trail if fields.get("before") else (),
         fault=fault,
-        wanted=wanted,
+        search=search,
     )
 
 
@@ -182,7 +186,7 @@ def _place(text: str) -> ListPosition | None:
 async def message_list(request: PageRequest) -> Response:
     """GET /?q=&mailbox=&kind=&state=&before=&newer=; with part=mailboxes the list of these.
 
-    The beginning of an address leads to the first that has it.
+    For the beginning of an address, redirect to the first address that begins so.
     """
     view = view_of(request.http.query)
     journeys, account = request.site.dependencies.journeys, request.principal.account
@@ -192,8 +196,8 @@ async def message_list(request: PageRequest) -> Response:
     if view.mailbox and not view.mailbox.partition("@")[2]:
         begin = view.mailbox.lower()
         addresses = await journeys.addresses(account=account)
-        if found := [one for one in addresses if one.lower().startswith(begin)]:
-            return request.redirect("", **view.query(mailbox=found[0]))
+        if matching := [address for address in addresses if address.lower().startswith(begin)]:
+            return request.redirect("", **view.query(mailbox=matching[0]))
     render = partial(_fragment, request, view)
     if (stream := request.live_stream(render)) is not None:
         return stream
@@ -216,7 +220,7 @@ async def message_list(request: PageRequest) -> Response:
 
 
 async def list_pane(request: PageRequest) -> Response:
-    """GET /messages/{id}?part=list&list=: the list next to a message, see ListView.came()."""
+    """GET /messages/{id}?part=list&list=: the list beside a message, see ListView.came()."""
     view = list_of(request.http.query)
     render = partial(_fragment, request, view)
     if (stream := request.live_stream(render)) is not None:
@@ -231,18 +235,18 @@ async def _fragment(request: PageRequest, view: ListView) -> str:
     rows: Sequence[MessageSummary] = ()
     older = None
     if not view.fault:
-        page = await site.handlers.page(view.wanted, principal, limit=ROWS, before=view.before)
-        rows = [one for one in page.rows if one.name not in site.deletions.names]
+        page = await site.handlers.page(view.search, principal, limit=ROWS, before=view.before)
+        rows = [row for row in page.rows if row.name not in site.deletions.names]
         older = page.older
     facts = await site.handlers.row_facts(rows, principal)
-    tags = await tags_of(site.dependencies, [one.name for one in rows])
+    tags = await tags_of(site.dependencies, [row.name for row in rows])
     total, counts = await site.dependencies.journeys.counts(
         account=principal.account, limit=_COUNTED_MAX
     )
     return request.shared_part(
         "_list.html",
         view=view,
-        rows=[_row(one, facts[one.name], tags.get(one.name, ())) for one in rows],
+        rows=[_row(row, facts[row.name], tags.get(row.name, ())) for row in rows],
         came=urlencode(view.came()),
         actions=actions(site),
         matching=_matching(view, len(rows), is_all=older is None, total=total, counts=counts),
@@ -256,21 +260,21 @@ async def _fragment(request: PageRequest, view: ListView) -> str:
 
 
 def actions(site: PageSite) -> list[tuple[str, str]]:
-    """Return what can be done with messages, and the words of its button."""
+    """Return the actions, each with the words of its button."""
     reading = [(READ, "Read"), (UNREAD, "Unread")]
     return [*reading, (DELETE, "Delete")] if site.handlers.is_development else reading
 
 
 def _searched(site: PageSite, view: ListView) -> str:
-    """Return of how many messages a search for words reads the texts at once, "" elsewhere."""
+    """Return the number of messages whose texts a search for words reads; "" without words."""
     index = site.dependencies.journeys.places.index
-    return f"{index.count:,}" if index is not None and index.count > 1 and view.wanted.words else ""
+    return f"{index.count:,}" if index is not None and index.count > 1 and view.search.words else ""
 
 
 def _matching(
     view: ListView, rows: int, *, is_all: bool, total: int, counts: Mapping[str, int]
 ) -> str:
-    """Return how many messages match, "" if it is not known without reading them."""
+    """Return how many messages match, "" if that needs their texts."""
     if is_all and view.before is None:
         return f"{rows:,}"
     number = counts.get(view.state, 0) if view.state else total
@@ -283,7 +287,7 @@ def _row(row: MessageSummary, facts: RowFacts, tags: Sequence[str]) -> SimpleNam
     """Return what a row shows."""
     next_us, preview = row.next_attempt_us, facts.preview
     name = one_line(preview.sender_name)
-    listed = [one.address for one in row.recipients]
+    listed = [recipient.address for recipient in row.recipients]
     to, is_sent_to = preview.to_address or next(iter(listed), ""), True
     if listed and row.recipient_count <= len(listed):
         is_sent_to = own_mailbox(to) in map(own_mailbox, listed)
@@ -310,9 +314,9 @@ def _row(row: MessageSummary, facts: RowFacts, tags: Sequence[str]) -> SimpleNam
 def _tabs(view: ListView, total: int, counts: Mapping[str, int]) -> list[dict[str, Any]]:
     """Return a tab for each state that occurs, with the number of messages; "+": or more."""
     more = "+" if total >= _COUNTED_MAX else ""
-    states = [str(one) for one in _TABS if counts.get(one) or view.state == one]
+    states = [str(state) for state in _TABS if counts.get(state) or view.state == state]
     tabs = [("All", "", "", f"{total:,}{more}")]
-    tabs += [(one.capitalize(), one, "", f"{counts.get(one, 0):,}{more}") for one in states]
+    tabs += [(state.capitalize(), state, "", f"{counts.get(state, 0):,}{more}") for state in states]
     if view.state not in ("", *_TABS):
         tabs.append((view.state.capitalize(), view.state, "", ""))
     if counts.get(REPORT) or view.kind:
@@ -339,7 +343,7 @@ _WHY_NOT = {
 
 
 def result_sentence(query: Mapping[str, str]) -> str:
-    """Return what an action did, by the fields of its redirect; "" without one."""
+    """Return a sentence on what an action did, by the fields of its redirect; "" without one."""
     done, count, of = query.get("done", ""), query.get("count", ""), query.get("of", "")
     if done not in _DONE or not (_NUMBER.fullmatch(count) and _NUMBER.fullmatch(of)):
         return ""
@@ -357,8 +361,8 @@ async def refused_page(request: PageRequest) -> Response:
     before = fields.get("before", "") if is_cursor(fields.get("before", "")) else ""
 
     async def render() -> str:
-        given = {"address": address, "before": before, "limit": str(ROWS)}
-        query = {name: value for name, value in given.items() if value}
+        parameters = {"address": address, "before": before, "limit": str(ROWS)}
+        query = {name: value for name, value in parameters.items() if value}
         page = await request.site.handlers.refused(query, request.principal)
         conditions = {"address": address or None}
         return request.shared_part(
@@ -379,7 +383,7 @@ async def refused_tab(request: PageRequest) -> dict[str, Any]:
     """Return the label of the tab, and its number: "" if there are none, "+" for more."""
     limit = {"limit": str(PAGE_MAX)}
     page = await request.site.handlers.refused(limit, request.principal)
-    times = sum(one.times for one in page.refused)
+    times = sum(refusal.times for refusal in page.refused)
     more = "+" if page.older else ""
     return {"label": "Refused", "number": f"{times:,}{more}" if times else ""}
 
@@ -411,8 +415,8 @@ async def marked_messages(request: PageRequest) -> Response:
 
 
 async def _delete_later(request: PageRequest, name: str) -> str:
-    """Have one message deleted unless that is undone; return its name, "" if it is to be asked
-    about. Raises ApiError 404.
+    """Delete one message later unless that is undone; return its name, "" if a question is needed.
+    Raises ApiError 404.
     """
     journey = await request.site.handlers.message(name, request.principal)
     site, principal = request.site, request.principal
@@ -447,7 +451,7 @@ async def _all_that_match(request: PageRequest) -> Response:
     if view.fault:
         raise ApiError(400, "BadRequest", view.fault)
     names, is_more = await request.site.dependencies.journeys.names(
-        request.site.handlers.with_reader(view.wanted, request.principal),
+        request.site.handlers.with_reader(view.search, request.principal),
         account=request.principal.account,
         limit=NAMES_MAX,
     )
@@ -462,7 +466,7 @@ async def _question(
     view: ListView,
     is_more: bool = False,
 ) -> Response:
-    """Return the page that asks before an action."""
+    """Return the page that asks for confirmation."""
     rows = await request.site.dependencies.journeys.rows(
         names[:_LISTED_MAX], account=request.principal.account
     )
@@ -488,7 +492,7 @@ async def _apply(action: str, names: Sequence[str], request: PageRequest) -> int
     for at in range(0, len(names), _AT_ONCE):
         removals = map(remove, names[at : at + _AT_ONCE])
         results = await asyncio.gather(*removals, return_exceptions=True)
-        failures = [one for one in results if isinstance(one, BaseException)]
+        failures = [result for result in results if isinstance(result, BaseException)]
         if failures:
             raise failures[0]
         done += results.count(True)

@@ -1,12 +1,12 @@
-"""Queue operations of the pages: what one would change (GET), and doing it (POST).
+"""Queue operations of the pages: preview a change (GET), and make it (POST).
 
 /queue/{operation}. Both use the same selection and the checks of the API: the page runs the
-operation as `--dry-run` does, and the form on it has the conditions, not a list of what they found.
-The conditions become the parameters of GET /relay/v1/queue or the body of a queue command.
+operation with dry_run, and its form has the conditions, not the entries that they select. The
+conditions become the parameters of GET /relay/v1/queue or the body of a queue command.
 
 POST /messages/{id}/release of a development relay sends a copy of captured mail to the addresses
-that a person types. A page says first where it goes, and to whom. Mail is released to its own
-recipients by /queue/release, where --release-allow matches them; typed, they need a match as well.
+that a person types. A page first shows where it goes and to whom. /queue/release sends mail to its
+own recipients if --release-allow matches them. Own recipients that a person types need a match too.
 """
 
 import re
@@ -65,7 +65,7 @@ _AGE = "older_than"
 
 
 class QueueSelection(Struct, frozen=True):
-    """Which entries: `ids`, or all that meet `conditions`; none of both selects nothing."""
+    """The selected entries: `ids`, or all that meet `conditions`. Without either, none."""
 
     ids: tuple[str, ...] = ()
     conditions: Mapping[str, str] = {}
@@ -73,8 +73,8 @@ class QueueSelection(Struct, frozen=True):
 
     @property
     def pairs(self) -> list[tuple[str, str]]:
-        """The fields of a form or a link that select the same."""
-        pairs = [("id", one) for one in self.ids] + list(self.conditions.items())
+        """The fields of a form or a link with the same selection."""
+        pairs = [("id", queue_id) for queue_id in self.ids] + list(self.conditions.items())
         return [*pairs, ("all", "true")] if self.all else pairs
 
     @property
@@ -91,7 +91,7 @@ class QueueSelection(Struct, frozen=True):
         """Return the parameters of GET /relay/v1/queue. Raises ApiError 400."""
         query = dict(self.conditions)
         if self.ids:
-            query["id"] = ",".join(quote(one, safe="") for one in self.ids)
+            query["id"] = ",".join(quote(queue_id, safe="") for queue_id in self.ids)
         if _AGE in query:
             query[_AGE] = f"{self._older_than_s():g}"
         return query
@@ -124,30 +124,34 @@ def selection_of(pairs: Collection[tuple[str, str]]) -> QueueSelection:
 
 
 class OperationChoice(Struct, frozen=True):
-    """An operation, and why it does not apply ("" if it does)."""
+    """An operation, and why it does not apply; "" if it does."""
 
     operation: Operation
     label: str
     reason: str
 
 
+def _nowhere(_address: str, _sender: str) -> None:
+    """Find no destination, as a RouteLookup."""
+
+
 def choices_for(
     entries: Collection[Mapping[str, Any]], *, release_to: NextHop | None
 ) -> list[OperationChoice]:
     """Return all operations, each with the reason why it applies to none of the entries."""
-    states = [RecipientState(one["state"]) for one in entries]
-    found = []
+    states = [RecipientState(row["state"]) for row in entries]
+    choices = []
     for operation in Operation:
         if operation is Operation.REROUTE:
             reasons = [""] * len(states)
         else:
             may_leave = operation is Operation.RELEASE and release_to is not None
-            to = (lambda _address, _sender: None) if may_leave else None  # only whether
+            to = _nowhere if may_leave else None  # only its presence counts
             command = QueueCommand(operation, Selector(all=True), "", to=to)
             reasons = [command.inapplicable_reason(state) for state in states]
         reason = reasons[0] if reasons and all(reasons) else ""
-        found.append(OperationChoice(operation, LABELS[operation], reason))
-    return found
+        choices.append(OperationChoice(operation, LABELS[operation], reason))
+    return choices
 
 
 async def queue_change(request: PageRequest, operation: Operation) -> Response:
@@ -162,13 +166,13 @@ async def queue_change(request: PageRequest, operation: Operation) -> Response:
 async def _confirmation(request: PageRequest, operation: Operation) -> Response:
     query = request.http.query
     selection = selection_of(query)
-    given = _given(operation, query)
+    inputs = _given(operation, query)
     values: dict[str, Any] = {
         "operation": str(operation),
         "label": LABELS[operation],
         "effect": EFFECTS[operation],
         "selection": selection,
-        "given": given,
+        "given": inputs,
         "back": _text(query, "message"),
         "typed": "",
     }
@@ -176,8 +180,8 @@ async def _confirmation(request: PageRequest, operation: Operation) -> Response:
         message = "Nothing is selected: mark entries, or choose all that match."
         raise ApiError(400, "BadRequest", message)
     answer, line, fault = None, "", ""
-    if operation is not Operation.REROUTE or given["to"]:
-        body = {**selection.body(), **_fields(given), "dry_run": True}
+    if operation is not Operation.REROUTE or inputs["to"]:
+        body = {**selection.body(), **_fields(inputs), "dry_run": True}
         try:
             answer = await _run(request, operation, body)
             line = changed_line(operation, answer)
@@ -203,8 +207,8 @@ async def _confirmation(request: PageRequest, operation: Operation) -> Response:
 async def _change(request: PageRequest, operation: Operation) -> Response:
     fields = request.form.fields
     selection = selection_of(fields)
-    given = _given(operation, fields) | {"reason": _text(fields, "reason")}
-    answer = await _run(request, operation, {**selection.body(), **_fields(given)})
+    inputs = _given(operation, fields) | {"reason": _text(fields, "reason")}
+    answer = await _run(request, operation, {**selection.body(), **_fields(inputs)})
     result = {"did": str(operation)} | {name: answer[name] for name in _COUNTS}
     message = _text(fields, "message")
     if message.replace(".", "").isalnum():  # a queue id or a submission id
@@ -222,7 +226,7 @@ async def _run(
 
 
 def result_sentence(query: Collection[tuple[str, str]]) -> str:
-    """Return what the operation did that led to this page, "" if none did."""
+    """Return a sentence on the operation that led to this page; "" without one."""
     values = dict(query)
     if values.get("did") not in tuple(Operation):
         return ""
@@ -241,22 +245,22 @@ def _given(operation: Operation, pairs: Collection[tuple[str, str]]) -> dict[str
     return {name: _text(pairs, name) for name in _PARAMETERS[operation]}
 
 
-def _fields(given: Mapping[str, str]) -> dict[str, str | bool]:
-    """Return the fields of the body; a text for a report that was not chosen is left out."""
-    fields: dict[str, str | bool] = {name: text for name, text in given.items() if text}
-    if "bounce" in given:
-        fields["bounce"] = bool(given["bounce"])
-        if not given["bounce"]:
+def _fields(inputs: Mapping[str, str]) -> dict[str, str | bool]:
+    """Return the fields of the body; the text of a report is left out if no report was chosen."""
+    fields: dict[str, str | bool] = {name: text for name, text in inputs.items() if text}
+    if "bounce" in inputs:
+        fields["bounce"] = bool(inputs["bounce"])
+        if not inputs["bounce"]:
             fields.pop("text", None)
     return fields
 
 
 def _text(pairs: Collection[tuple[str, str]], name: str) -> str:
-    return next((text.strip() for given, text in pairs if given == name), "")
+    return next((text.strip() for key, text in pairs if key == name), "")
 
 
 async def release(request: PageRequest, key: str) -> Response:
-    """Show to whom a copy goes, and send it when that is confirmed."""
+    """Show to whom a copy goes; send it after confirmation."""
     site, form, principal = request.site, request.form, request.principal
     require_method(request.http, "POST")
     principal.check_may_operate()
@@ -271,7 +275,7 @@ async def release(request: PageRequest, key: str) -> Response:
         "typed": form.text("to"),
     }
     try:
-        addresses = parse_addresses([one for one in _SEPARATOR.split(form.text("to")) if one])
+        addresses = parse_addresses([text for text in _SEPARATOR.split(form.text("to")) if text])
         check_own_recipients(entries, development, named=addresses)
     except ApiError as error:
         return request.page(
@@ -289,13 +293,14 @@ async def release(request: PageRequest, key: str) -> Response:
 def released_by_command(
     answer: Mapping[str, Any] | None, development: DevelopmentControls | None
 ) -> dict[str, Any]:
-    """Return what the page of a queue command needs. `leaving` are the recipients whose mail
-    leaves. `copy_of` is the captured message that can be copied, "" if there is none or more than
-    one.
+    """Return template values for the page of a queue command.
+
+    `leaving` are the recipients whose mail leaves this machine. `copy_of` is the captured message
+    that can be copied, "" unless there is exactly one.
     """
     host = development.release_to if development is not None else None
     listed = answer["entries"] if answer is not None else ()
-    captured = [one for one in listed if one["state"] == RecipientState.CAPTURED]
+    captured = [row for row in listed if row["state"] == RecipientState.CAPTURED]
     leaving = [
         address
         for entry in captured
@@ -303,6 +308,6 @@ def released_by_command(
         for address in captured_recipients(entry)
         if development.may_release(address)
     ]
-    messages = {one["id"] for one in captured} if host is not None else set()
+    messages = {row["id"] for row in captured} if host is not None else set()
     copy_of = messages.pop() if len(messages) == 1 else ""
     return {"release_host": host, "leaving": leaving, "copy_of": copy_of}

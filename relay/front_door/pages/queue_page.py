@@ -1,4 +1,4 @@
-"""The page of the queue: entries by conditions, as `relay queue list`, and operations on them."""
+"""The page of the queue: entries by conditions, like `relay queue list`, and operations on them."""
 
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
@@ -27,7 +27,7 @@ from relay.store.spool.types import FIRST_KEY, WAITING, Key
 _ROWS = 50
 _ALL = "all"  # in place of a state: captured mail too
 _REASONS_MAX = 10
-_OPERATIONS = tuple((str(one), LABELS[one], EFFECTS[one]) for one in LABELS)
+_OPERATIONS = tuple((str(operation), LABELS[operation], EFFECTS[operation]) for operation in LABELS)
 FIELDS = (
     ("sender", "Sender", "*@example.org"),
     ("recipient", "Recipient", "bob@*"),
@@ -42,7 +42,7 @@ async def queue_page(request: PageRequest) -> Response:
     site, query, principal = request.site, request.http.query, request.principal
     require_method(request.http, "GET")
     principal.check_may_read()
-    selection, after = _shown(selection_of(query), site), _entry_name(query)
+    selection, after = _without_captured(selection_of(query), site), _entry_name(query)
     fault = ""
     try:
         selector_of_query(selection.query())
@@ -57,7 +57,7 @@ async def queue_page(request: PageRequest) -> Response:
             "_queue.html",
             fault=fault,
             selection=selection,
-            rows=[_row(one, now_us) for one in entries],
+            rows=[_row(entry, now_us) for entry in entries],
             reasons=_reasons(entries),
             tabs=_tabs(stats, selection, site),
             stats=stats,
@@ -81,9 +81,10 @@ async def queue_page(request: PageRequest) -> Response:
     )
 
 
-def _shown(selection: QueueSelection, site: PageSite) -> QueueSelection:
-    """Return the selection; in a development relay without captured mail, unless that is asked
-    for: with its state, or with "all".
+def _without_captured(selection: QueueSelection, site: PageSite) -> QueueSelection:
+    """Return the selection.
+
+    A development relay leaves out captured mail, unless its state or "all" is selected.
     """
     conditions = dict(selection.conditions)
     if conditions.get("state") == _ALL:
@@ -106,7 +107,7 @@ def _name_of(entry: Mapping[str, Any]) -> str:
 
 
 def _entry_name(query: Collection[tuple[str, str]]) -> Key:
-    """Return the entry after which the list begins. Raises ApiError 400."""
+    """Return the key of the entry after which the list begins. Raises ApiError 400."""
     text = next((value for name, value in query if name == "after" and value), "")
     if not text:
         return FIRST_KEY
@@ -117,9 +118,9 @@ def _entry_name(query: Collection[tuple[str, str]]) -> Key:
 
 
 def _row(entry: Mapping[str, Any], now_us: int) -> dict[str, Any]:
-    """Return what a row shows of an entry."""
+    """Return the values of a row."""
     accepted_us = id_time_us(entry["id"])
-    waiting = [one for one in entry["recipients"] if one["state"] not in FINAL]
+    waiting = [recipient for recipient in entry["recipients"] if recipient["state"] not in FINAL]
     return {
         **entry,
         "recipients": waiting,
@@ -131,7 +132,7 @@ def _row(entry: Mapping[str, Any], now_us: int) -> dict[str, Any]:
 
 
 def _age(seconds: float) -> str:
-    """Return an age that changes seldom: in its largest unit."""
+    """Return an age in its largest unit, so that the text changes seldom."""
     for unit, size in (("d", 86400), ("h", 3600), ("min", 60)):
         if seconds >= size:
             return f"{int(seconds // size)} {unit}"
@@ -140,7 +141,9 @@ def _age(seconds: float) -> str:
 
 def _reply(entry: Mapping[str, Any]) -> str:
     """Return the last reply of the first recipient that waits, or why the entry is held."""
-    replies = [one["reply"] for one in entry["recipients"] if one["state"] not in FINAL]
+    replies = [
+        recipient["reply"] for recipient in entry["recipients"] if recipient["state"] not in FINAL
+    ]
     held = hold_text(str(entry.get("reason", "")), str(entry.get("rule", "")))
     return next(filter(None, replies), "") or held
 
@@ -150,14 +153,14 @@ def _reasons(entries: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
     Captured mail waits for nothing.
     """
-    found: Counter[tuple[str, str, str]] = Counter()
+    counts: Counter[tuple[str, str, str]] = Counter()
     for entry in entries:
         if entry["state"] == RecipientState.CAPTURED:
             continue
-        found[entry["next_hop"], str(entry["state"]), _reply(entry)] += 1
+        counts[entry["next_hop"], str(entry["state"]), _reply(entry)] += 1
     return [
         {"next_hop": hop, "hop": hop_words(hop), "state": state, "reply": reply, "entries": number}
-        for (hop, state, reply), number in found.most_common(_REASONS_MAX)
+        for (hop, state, reply), number in counts.most_common(_REASONS_MAX)
     ]
 
 

@@ -1,27 +1,27 @@
-"""Make a document of the HTML of a message that runs nothing and loads nothing.
+"""Make a safe document from the HTML of a message: it runs nothing and loads nothing.
 
-Two readings follow each other. The first splits the HTML in linear time (relay.formats.html_tokens)
-and writes only the elements of mail again, each closed where it ends, at a bounded depth and in a
-bounded number: a parser of trees takes quadratic time and memory for elements that are not closed.
-The second is nh3, which parses the result as a browser does and has the last word on elements,
-attributes and URLs. Style sheets and style attributes are filtered by relay.formats.safe_markup.
-Drawings (SVG) are written with their own elements only, so that HTML never begins inside of one;
-buttons and fields are disabled. What is left out is counted.
+There are two passes. The first splits the HTML in linear time (relay.formats.html_tokens) and
+writes only the elements that mail uses, each closed, with a limited depth and number: a tree parser
+takes quadratic time and memory for unclosed elements. The second pass is nh3, which parses the
+result as a browser does and makes the final decision on elements, attributes and URLs. Style sheets
+and style attributes are filtered by relay.formats.safe_markup. Drawings (SVG) contain only SVG
+elements, so HTML never begins inside a drawing; buttons and fields are disabled. Everything left
+out is counted.
 
 Images of the message (cid:) and data: images become data: URLs, within limits, because a document
-in a sandbox has no origin of its own and cannot load them with the rights of the reader. What
-would load from other hosts is removed and counted. Links keep their target as a title only: when a
+in a sandbox has no origin of its own and cannot load them with the rights of the reader. URLs that
+would load from other hosts are removed and counted. Links keep their target as a title only: when a
 mouse button goes down on a link, browsers look up its host and connect to it, even if the sandbox
 then does not let it open.
 
 Where a person asks for remote images, which only `relay dev` allows, <img> and backgrounds keep
-their URLs. Only URLs that every browser reads in the same way are written, in a form of Relay's
-own; anything else stays a box. So do URLs with a user part, and those of Relay itself: a message
-must not make the browser of its reader ask the relay for something. A name that the DNS resolves
-to this machine cannot be known here: the relay refuses such requests, since it answers for its own
-names only. `content_pages` has the Content-Security-Policy.
-The HTML standard 13.2 (parsing); RFC 2392 (cid); RFC 2397 (data); WHATWG URL 4.4 (a host whose last
-label is a number is an IPv4 address); RFC 6761 6.3 (localhost).
+their URLs. Only URLs that every browser reads in the same way are written, in a normal form; any
+other image stays a box. URLs with a user part, and URLs of Relay itself, stay boxes too: a message
+must not make its reader's browser send requests to the relay. A name that the DNS resolves to this
+machine cannot be known here: the relay refuses such requests, since it answers for its own names
+only. `content_pages` has the Content-Security-Policy. The HTML standard 13.2 (parsing); RFC 2392
+(cid); RFC 2397 (data); WHATWG URL 4.4 (a host whose last label is a number is an IPv4 address); RFC
+6761 6.3 (localhost).
 """
 
 import re
@@ -76,7 +76,7 @@ TAGS_MAX = 100_000
 DEPTH_MAX = 250
 IMAGE_CHARACTERS_MAX = 16_000_000  # of all data: URLs in a document
 HOSTS_MAX = 50
-REMOTE_IMAGES_MAX = 1000  # different ones that a document loads
+REMOTE_IMAGES_MAX = 1000  # different URLs that a document loads
 _URLS_MAX = 10_000
 _REFERENCES_MAX = 100_000  # "&amp;" and "&lt;" in texts
 _STYLE_CHARACTERS_MAX = 20_000
@@ -91,7 +91,7 @@ _HTML = ELEMENTS | _CONTROLS | {"label"}
 _ENDS_SVG = (_HTML - {"a"}) | {"style"}
 _SVG = frozenset(name.lower() for name in SVG_ELEMENTS)
 _SHAPES = _SVG & {"circle", "ellipse", "line", "path", "polygon", "polyline", "rect", "stop"}
-# What is drawn only where something refers to it.
+# SVG elements that are drawn only where something refers to them.
 _WRITTEN_IN_SVG = dict.fromkeys(("filter", "marker", "mask", "pattern", "symbol"), "defs")
 _MISSED = re.compile(
     r"a|animate.*|applet|audio|canvas|embed|filter|foreignobject|i?frame|image|marker|marquee|mask"
@@ -148,7 +148,7 @@ _TAG_ATTRIBUTES = {
     "details": {"open"},
     "time": {"datetime"},
 }
-_LOADS = {  # what other elements would load: element, attribute, whether it is an image
+_LOADS = {  # URLs that other elements would load: element, attribute, whether it is an image
     "audio": ("src", False),
     "embed": ("src", False),
     "frame": ("src", False),
@@ -163,7 +163,7 @@ _LOADS = {  # what other elements would load: element, attribute, whether it is 
     "video": ("src", False),
 }
 
-# For this one, browsers lay out images in tables in another way (limited-quirks mode).
+# This doctype selects limited-quirks mode, which lays out images in tables differently.
 _TRANSITIONAL = (
     '<!DOCTYPE html PUBLIC "-//W3C//DTD XHTML 1.0 Transitional//EN"'
     ' "http://www.w3.org/TR/xhtml1/DTD/xhtml1-transitional.dtd">'
@@ -186,7 +186,7 @@ class OwnPlaces(Struct, frozen=True):
     names: frozenset[str] = frozenset()  # in lower case, without the dot at the end
 
     def has(self, host: str, port: int) -> bool:
-        """Return whether a URL of this host and port may lead to the relay.
+        """Return whether a URL with this host and port may lead to the relay.
 
         Every IP address and every name without a dot may be this machine.
         """
@@ -205,15 +205,15 @@ class OwnPlaces(Struct, frozen=True):
 
 def remote_image_url(text: str, own: OwnPlaces) -> str | None:
     """Return an http or https URL as a document may have it, None if it stays a box."""
-    found = _URL.fullmatch(text.strip(_SPACE)) if len(text) <= URL_CHARACTERS_MAX else None
-    if found is None:
+    match = _URL.fullmatch(text.strip(_SPACE)) if len(text) <= URL_CHARACTERS_MAX else None
+    if match is None:
         return None
-    scheme, host = found[1].lower(), found[2].lower()
-    port = int(found[3]) if found[3] else DEFAULT_PORTS[scheme]
+    scheme, host = match[1].lower(), match[2].lower()
+    port = int(match[3]) if match[3] else DEFAULT_PORTS[scheme]
     if port > _PORT_MAX or own.has(host, port):
         return None
     authority = host if port == DEFAULT_PORTS[scheme] else f"{host}:{port}"
-    return f"{scheme}://{authority}{quote(found[4] or '/', safe=_SAFE)}"
+    return f"{scheme}://{authority}{quote(match[4] or '/', safe=_SAFE)}"
 
 
 def srcset_candidates(text: str) -> Iterator[tuple[str, str]]:
@@ -223,16 +223,16 @@ def srcset_candidates(text: str) -> Iterator[tuple[str, str]]:
     """
     at = 0
     for _ in range(_CANDIDATES_MAX):
-        if (found := _CANDIDATE.match(text, at)) is None:
+        if (match := _CANDIDATE.match(text, at)) is None:
             return
-        at, url, descriptor = found.end(), found[1], found[2].strip(_SPACE)
+        at, url, descriptor = match.end(), match[1], match[2].strip(_SPACE)
         if url.endswith(","):
-            at, url, descriptor = found.end(1), url.rstrip(","), ""
+            at, url, descriptor = match.end(1), url.rstrip(","), ""
         yield url, descriptor
 
 
 def remote_srcset(text: str, image_url: RemoteImageUrl) -> str:
-    """Return a srcset of the candidates that may be loaded, "" if there are none."""
+    """Return a srcset with the candidates that may be loaded, "" without any."""
     candidates = []
     for source, descriptor in srcset_candidates(text):
         url = image_url(source)
@@ -272,11 +272,11 @@ def safe_document(
     remote_url: RemoteImageUrl | None = None,
     is_dark: bool = False,
 ) -> SafeDocument:
-    """Return the HTML of a message as a document for a frame of its own.
+    """Return the HTML of a message as a document for a separate frame.
 
     `image_url` returns a data: URL for a content id, or None. `remote_url` returns what the
     document may load in place of the URL of a remote image, or None; without it, nothing is loaded.
-    With `is_dark`, it looks as where dark colours are preferred, else as where light ones are.
+    With `is_dark` it is shown for a preference for dark colours, else for light ones.
     """
     counter = _LoadCounter(remote_url)
     source = html[:HTML_CHARACTERS_MAX].encode("utf-8", "replace").decode().replace("\0", "")
@@ -287,7 +287,7 @@ def safe_document(
             break
     balancer.end()
     attributes = _AttributeFilter(counter, image_url)
-    root, body = (_clean_attributes(one, attributes) for one in balancer.outer_tags.values())
+    root, body = (_clean_attributes(tag, attributes) for tag in balancer.outer_tags.values())
     content = _clean("".join(balancer.written), attributes)
     sheets = "\n".join(balancer.style_sheets)
     style_sheet = safe_style_sheet(sheets, counter.load, counter.left_out, is_dark=is_dark)
@@ -345,17 +345,17 @@ class _LoadCounter:
     def count(self, url: str, *, is_image: bool) -> None:
         """Count a URL if it names another host."""
         url = _name_of(url)
-        found = _REMOTE.match(url)
-        if found is None or len(self._images) + len(self._files) >= _URLS_MAX:
+        match = _REMOTE.match(url)
+        if match is None or len(self._images) + len(self._files) >= _URLS_MAX:
             return
-        host = found[1].rpartition("@")[2].lower()[:253]
+        host = match[1].rpartition("@")[2].lower()[:253]
         (self._images if is_image else self._files)[url] = host
 
     def count_in_style(self, style: str) -> None:
         """Count the URLs in CSS: fonts and style sheets are files, others images."""
-        for found in _IN_STYLE.finditer(style):
-            url = found[1] or found[2] or found[3]
-            self.count(url, is_image=found[1] is None and not _FONT.search(url))
+        for match in _IN_STYLE.finditer(style):
+            url = match[1] or match[2] or match[3]
+            self.count(url, is_image=match[1] is None and not _FONT.search(url))
 
     def count_set(self, srcset: str) -> None:
         """Count the URLs of a srcset."""
@@ -363,7 +363,7 @@ class _LoadCounter:
             self.count(url, is_image=True)
 
     def load(self, url: str) -> str | None:
-        """Count an image, and return what the document loads in its place, None for nothing."""
+        """Count an image; return the URL that the document loads for it, or None."""
         self.count(url, is_image=True)
         name = _name_of(url)
         is_known = name in self._loaded
@@ -397,11 +397,11 @@ def _distinct(hosts: Iterable[str]) -> tuple[str, ...]:
 
 
 class _Balancer:
-    """Writes the elements of mail so that each is closed inside the element in which it begins.
+    """Writes the elements of mail, closing each inside the element in which it begins.
 
-    Other elements are left out with their tags; what they would load is counted. `style_sheets`
-    are the texts of <style>, `outer_tags` the tags of <html> and <body> as that of a <div> without
-    its end. `has_dark`: the message says that it has dark colours too.
+    Other elements are left out with their tags; what they would load is counted. `style_sheets` are
+    the texts of <style>. `outer_tags` are the tags of <html> and <body>, written as start tags of a
+    <div>. `has_dark`: the message declares that it supports dark colours.
     """
 
     def __init__(self, counter: _LoadCounter) -> None:
@@ -474,10 +474,10 @@ class _Balancer:
             if name not in _VOID:
                 self._open.append(name)
 
-    def _head_tag(self, given: Mapping[str, str]) -> None:
-        self._media = attribute_value(given.get("media", "")).strip()
-        if attribute_value(given.get("name", "")).lower() == "color-scheme":
-            self.has_dark = self.has_dark or "dark" in given.get("content", "").lower()
+    def _head_tag(self, attributes: Mapping[str, str]) -> None:
+        self._media = attribute_value(attributes.get("media", "")).strip()
+        if attribute_value(attributes.get("name", "")).lower() == "color-scheme":
+            self.has_dark = self.has_dark or "dark" in attributes.get("content", "").lower()
 
     def _tag_in_svg(self, token: HtmlToken) -> None:
         """Write a tag inside a drawing; HTML in it ends the drawing, as in a browser."""
@@ -491,10 +491,10 @@ class _Balancer:
             self._write_svg(name, token.text)
 
     def _write_svg(self, name: str, attributes: str) -> None:
-        given = dict(tag_attributes(attributes))
+        by_name = dict(tag_attributes(attributes))
         if name == "clippath" or "clippath" in self._open:
-            given.pop("clip-path", None)  # of many in many, drawing would not end
-        values = (f'{key}="{value.replace(chr(34), "&quot;")}"' for key, value in given.items())
+            by_name.pop("clip-path", None)  # nested ones could make drawing endless
+        values = (f'{key}="{value.replace(chr(34), "&quot;")}"' for key, value in by_name.items())
         if len(self._open) < DEPTH_MAX:
             self.written.append(f"<{name} {' '.join(values)}>")
             self._open.append(name)
@@ -502,7 +502,7 @@ class _Balancer:
                 self._close_to(len(self._open) - 1)
 
     def _may_begin(self, name: str) -> bool:
-        """Close the elements that a start tag closes; return whether it has a place here."""
+        """Close the elements that a start tag closes; return whether the tag is allowed here."""
         if "svg" in self._open:
             self._close_to(self._open.index("svg"))
         if name in _PART_OF_TABLE and "table" not in self._open:
@@ -522,7 +522,7 @@ class _Balancer:
     def _places(self, names: frozenset[str], stops: frozenset[str]) -> list[int]:
         """Return the indices of open elements of these names, the innermost first.
 
-        Those inside the innermost element at which the search stops; [-1] if there are none.
+        Only elements inside the innermost one at which the search stops; [-1] if there are none.
         """
         if names.isdisjoint(self._open):  # of many, faster than the loop
             return [-1]
@@ -544,16 +544,16 @@ class _Balancer:
 
     def _count_loads(self, name: str, attributes: str) -> None:
         if name in _LOADS:
-            given = tag_attributes(attributes)
+            by_name = tag_attributes(attributes)
             attribute, is_image = _LOADS[name]
-            url = given.get(attribute) or given.get(f"xlink:{attribute}", "")
+            url = by_name.get(attribute) or by_name.get(f"xlink:{attribute}", "")
             self._counter.count(attribute_value(url), is_image=is_image)
-            self._counter.count(attribute_value(given.get("poster", "")), is_image=True)
-            self._counter.count_set(attribute_value(given.get("srcset", "")))
+            self._counter.count(attribute_value(by_name.get("poster", "")), is_image=True)
+            self._counter.count_set(attribute_value(by_name.get("srcset", "")))
 
 
 def _title_of_link(attributes: str) -> str:
-    """Return the target of a link as a title, before which no other title counts."""
+    """Return the target of a link as a title; it comes before any other title."""
     target = attribute_value(tag_attributes(attributes).get("href", "")).strip()
     return f'title="{escape(target[:_TITLE_CHARACTERS_MAX])}" ' if target else ""
 

@@ -1,5 +1,5 @@
-"""PageSite renders the templates, with relative links and the header fields that protect a page.
-PageRequest is what the handler of a page gets, and makes its answers.
+"""PageSite renders templates, with relative links and protective header fields. PageRequest is the
+request that a page's handler gets; it makes the responses.
 
 Templates escape all values and fail for an undefined one. Links are relative to the path of the
 request, so that the pages work below any path of a reverse proxy that removes it.
@@ -25,7 +25,7 @@ from relay.formats.html_text import html_to_text
 from relay.formats.links import LINK_PROBLEMS
 from relay.front_door.api.dependencies import ApiDependencies, DevelopmentControls, Principal
 from relay.front_door.api.handlers import Handlers
-from relay.front_door.graph.graph_request import GraphDependencies
+from relay.front_door.graph.dependencies import GraphDependencies
 from relay.front_door.http.errors import ApiError, quoted
 from relay.front_door.http.http_request import HttpRequest
 from relay.front_door.pages.charts import duration_text
@@ -57,7 +57,7 @@ _STATIC_TYPES = {
 _IMMUTABLE = "public, max-age=31536000, immutable"
 _VERSION_DIGITS = 12
 
-# Without the dot of a sentence.
+# Without a full stop at the end of a sentence.
 _ADDRESS = re.compile(r"(?<![^\s<>()\",;:@])([^\s<>()\",;:@]*+)@([\w.-]*\w)")
 CLOCK_STEPS = {"10m": "10 min", "1h": "1 h", "1d": "1 d"}
 NEXT_RETRY = "next"
@@ -71,7 +71,7 @@ class LivePart(Struct, frozen=True):
 
 
 class PageSite:
-    """What all pages share: the API with its handlers, contents of messages, and the templates."""
+    """Objects that all pages share: the API's handlers, contents of messages, and templates."""
 
     def __init__(
         self,
@@ -82,8 +82,8 @@ class PageSite:
         deletions: PendingDeletions,
         graph: GraphDependencies | None = None,
     ) -> None:
-        """Load all templates and static files of the package: files of another version may replace
-        them while Relay runs. Raises OSError.
+        """Load all templates and static files: another version may replace the files while Relay
+        runs. Raises OSError.
         """
         self.dependencies = dependencies
         self.access = access
@@ -109,7 +109,7 @@ class PageSite:
 
     @staticmethod
     def html(content: str, *, status: int = 200) -> Response:
-        """Return a page, or a part of one, that is rendered already."""
+        """Return a rendered page, or a part of one."""
         return Response(
             content,
             status_code=status,
@@ -156,7 +156,7 @@ class PageSite:
         return response
 
     def redirect(self, request: HttpRequest, path: str = "", /, **query: Any) -> Response:
-        """Return 303 to a page: the answer to a POST that was carried out (RFC 9110 15.4.4)."""
+        """Return 303 to a page, the response to a successful POST (RFC 9110 15.4.4)."""
         location = relative_url("../" * _depth(request), path, query)
         return Response(
             status_code=303, headers={"location": location, "cache-control": "no-store"}
@@ -182,19 +182,19 @@ class PageRequest(Struct, frozen=True):
     site: PageSite
     http: HttpRequest
     visitor: Visitor
-    form: PageForm = PageForm(())  # what a POST contains; its token is the visitor's
+    form: PageForm = PageForm(())  # the fields of a POST; the CSRF token was checked
 
     @property
     def principal(self) -> Principal:
-        """Who the visitor is for the API."""
+        """The visitor as a principal of the API."""
         return self.visitor.principal
 
     def page(self, template: str, *, status: int = 200, **values: Any) -> Response:
-        """Return a whole page, or a part of one that htmx asks for."""
+        """Return a whole page, or a part of it for htmx."""
         return self.site.page(self.http, self.visitor, template, status=status, **values)
 
     def shared_part(self, template: str, **values: Any) -> str:
-        """Return the text of a part of a page without what is the visitor's alone."""
+        """Return the text of a part of a page, without the visitor's CSRF token."""
         return self.site.render(self.http, None, template, **values)
 
     def redirect(self, path: str = "", /, **query: Any) -> Response:
@@ -204,9 +204,9 @@ class PageRequest(Struct, frozen=True):
     def live_stream(self, render: Render) -> Response | None:
         """Return the stream of a live page, None if the request is for the page itself.
 
-        `render` returns the part of the page that changes by itself. It depends on the query and
-        the visitor's principal alone, and contains no CSRF token: requests with the same ones share
-        it. The page has it by live_part() and the macro live_region().
+        `render` returns the part of the page that changes by itself. It depends only on the query
+        and the visitor's principal, and contains no CSRF token, so equal requests share it. A page
+        includes it by live_part() and the macro live_region().
         """
         query = dict(self.http.query)
         has = query.pop(LIVE_PARAMETER, None)
@@ -241,7 +241,7 @@ def relative_url(up: str, path: str, query: Mapping[str, Any]) -> str:
 
 def _here(request: HttpRequest) -> str:
     """Return path and query of a request for a form that leads back to it."""
-    path = "/".join(quote(one, safe="") for one in request.segments)
+    path = "/".join(quote(segment, safe="") for segment in request.segments)
     return path + (f"?{urlencode(request.query)}" if request.query else "")
 
 
@@ -253,8 +253,8 @@ def _depth(request: HttpRequest) -> int:
 @cache
 def _environment() -> jinja2.Environment:
     folder = resources.files("relay.front_door.pages").joinpath("templates")
-    every = [one for one in folder.iterdir() if one.name.endswith(".html")]
-    texts = {one.name: one.read_text("utf-8") for one in every}
+    every = [template for template in folder.iterdir() if template.name.endswith(".html")]
+    texts = {template.name: template.read_text("utf-8") for template in every}
     environment = jinja2.Environment(
         loader=jinja2.DictLoader(texts),
         autoescape=True,
@@ -265,7 +265,7 @@ def _environment() -> jinja2.Environment:
     )
     environment.globals |= {
         "moment": moment,
-        "once": cache,  # a macro that gives the same for the same values
+        "once": cache,  # a macro whose text depends only on its values
         "left_until": lambda at, now: time_left((time_us_of(at) - time_us_of(now)) / 1e6),
         "link_problems": LINK_PROBLEMS,
     }
@@ -274,8 +274,9 @@ def _environment() -> jinja2.Environment:
 
 
 def _addresses(text: str) -> str:
-    """Return a text whose addresses break at "@" and dots, if at all, with U-labels of their
-    domains; the A-labels are in a title.
+    """Return a text whose addresses may break only at "@" and dots.
+
+    Their domains are shown with U-labels; a title has the A-labels.
     """
     if "@" not in text:
         return text
@@ -287,9 +288,9 @@ def _addresses(text: str) -> str:
 
 def _address(local_part: str, domain: str) -> str:
     ascii_domain = ascii_address(f"@{domain}")[1:]
-    shown = shown_address(ascii_domain)
-    title = Markup(' title="{}"').format(ascii_domain) if shown != ascii_domain else ""
-    text = escape(f"{local_part}@{shown}")
+    unicode_domain = shown_address(ascii_domain)
+    title = Markup(' title="{}"').format(ascii_domain) if unicode_domain != ascii_domain else ""
+    text = escape(f"{local_part}@{unicode_domain}")
     breaks = text.replace("@", Markup("<wbr>@")).replace(".", Markup(".<wbr>"))
     return Markup('<span class="address"{}>{}</span>').format(title, breaks)
 
@@ -297,16 +298,16 @@ def _address(local_part: str, domain: str) -> str:
 @cache
 def _load_static() -> dict[str, tuple[str, bytes]]:
     """Return version and content of each script and style sheet, by name."""
-    found = {}
-    for one in resources.files("relay.front_door.pages").joinpath("static").iterdir():
-        if one.name.rpartition(".")[2] in _STATIC_TYPES:
-            content = one.read_bytes()
-            found[one.name] = (hashlib.sha256(content).hexdigest()[:_VERSION_DIGITS], content)
-    return found
+    files = {}
+    for file in resources.files("relay.front_door.pages").joinpath("static").iterdir():
+        if file.name.rpartition(".")[2] in _STATIC_TYPES:
+            content = file.read_bytes()
+            files[file.name] = (hashlib.sha256(content).hexdigest()[:_VERSION_DIGITS], content)
+    return files
 
 
 def clock_facts(controls: DevelopmentControls) -> dict[str, Any]:
-    """Return `now`, `ahead` ("" if it is not), `is_advancing`, `last` ("" for none) and `steps`."""
+    """Return `now`, `ahead` ("" if not ahead), `is_advancing`, `last` ("" for none) and `steps`."""
     clock, last = controls.clock, controls.last_advance
     return {
         "now": rfc3339(clock.time_us()),
@@ -318,7 +319,7 @@ def clock_facts(controls: DevelopmentControls) -> dict[str, Any]:
 
 
 def _sentence(last: Mapping[str, Any]) -> str:
-    """Return what an advance did: Advanced by 1 h: 3 attempts, 1 report."""
+    """Return a sentence on an advance: Advanced by 1 h: 3 attempts, 1 report."""
     attempts, reports = (
         f"{last[key]} {key if last[key] != 1 else key[:-1]}" for key in ("attempts", "reports")
     )

@@ -1,7 +1,7 @@
-"""What is recorded of one event of a journey, as sentences and facts for a page.
+"""One recorded event of a journey as sentences and facts for a page.
 
-Pure functions. The details of the events are those of docs/names.md; a detail that is missing,
-because an older version of the relay recorded the event, leaves its sentence out.
+Pure functions. docs/names.md describes the details of events; if a detail is missing, because an
+older version recorded the event, its sentence is left out.
 """
 
 from collections.abc import Iterator
@@ -26,8 +26,10 @@ _RECIPIENTS_MAX = 20  # of one event
 
 
 class StepFact(Struct, frozen=True):
-    """A fact: its name and its value. `state` is a recipient's; `message` is the id of a message
-    that a link leads to; `view` is a view of this message's content; `time` follows the value.
+    """A fact: name and value.
+
+    `state` is a recipient's state, `message` the id of a linked message, `view` a view of this
+    message's content. `time` is shown after the value.
     """
 
     name: str
@@ -39,11 +41,11 @@ class StepFact(Struct, frozen=True):
 
 
 class StepEvidence(Struct, frozen=True):
-    """The evidence of one event. `time` is a time to come, such as that of the next attempt."""
+    """One event as shown. `time` is in the future, such as the time of the next attempt."""
 
     text: str
     facts: tuple[StepFact, ...] = ()
-    lines: tuple[str, ...] = ()  # those of `relay trace`
+    lines: tuple[str, ...] = ()  # the lines of `relay trace`
     time: str = ""
     time_text: str = ""
 
@@ -82,7 +84,10 @@ def _created(journey: Journey) -> Iterator[StepFact]:
     yield StepFact("Graph id", str(journey.graph_id))
     if journey.message_id:
         yield StepFact("Message-ID", journey.message_id)
-    if not any(one.draft == "MIME" for one in details_in(journey.steps, details.ConvertedDetail)):
+    if not any(
+        converted.draft == "MIME"
+        for converted in details_in(journey.steps, details.ConvertedDetail)
+    ):
         yield StepFact("Content", "the properties (Graph JSON)", view="properties")
 
 
@@ -116,10 +121,10 @@ def _converted(detail: details.ConvertedDetail) -> StepEvidence:
         f"The draft was {kind} in a file of {detail.draft_size} bytes; the message is MIME of "
         f"{detail.size} bytes, for {recipients}."
     )
-    facts = [StepFact("Change", one) for one in detail.changes]
+    facts = [StepFact("Change", change) for change in detail.changes]
     if not facts:
         facts = [StepFact("Change", "none: the MIME is sent as it is")]
-    facts += [StepFact("Repair", one) for one in detail.defects]
+    facts += [StepFact("Repair", defect) for defect in detail.defects]
     return StepEvidence(text, (*facts, StepFact("Content", "the MIME", view="source")))
 
 
@@ -184,8 +189,8 @@ def _delivery(detail: details.AttemptDetail) -> StepEvidence:
         facts += _host(detail)
     people = detail.recipients
     facts += [
-        StepFact(one.address, _outcome_text(one), state=one.outcome)
-        for one in people[:_RECIPIENTS_MAX]
+        StepFact(recipient.address, _outcome_text(recipient), state=recipient.outcome)
+        for recipient in people[:_RECIPIENTS_MAX]
     ]
     if len(people) > _RECIPIENTS_MAX:
         facts.append(StepFact("Recipients", f"{len(people) - _RECIPIENTS_MAX} more"))
@@ -206,13 +211,13 @@ def _host(detail: details.AttemptDetail) -> Iterator[StepFact]:
     if detail.mx:
         more = f" and {detail.mx_more} more" if detail.mx_more else ""
         yield StepFact("MX", "; ".join(detail.mx) + more)
-    for one in detail.hosts:
-        yield StepFact("Tried", one)
+    for tried in detail.hosts:
+        yield StepFact("Tried", tried)
     host, address = detail.host or "", detail.address
     if not host and not address:
         return
     yield StepFact("Host", f"{host} [{address}]" if host and address else host or address)
-    for _, attempt in islice(attempts_in(detail, ""), 1):  # they were made together
+    for _, attempt in islice(attempts_in(detail, ""), 1):  # the attempts were made together
         yield StepFact("TLS", tls_words(attempt, detail.cipher))
         if attempt.encoded:
             yield StepFact("Content", f"encoded anew: {attempt.encoded}")
@@ -220,23 +225,21 @@ def _host(detail: details.AttemptDetail) -> Iterator[StepFact]:
             yield StepFact("Took", _durations(attempt.durations))
 
 
-def tls_words(one: Attempt, cipher: str = "") -> str:
-    """Return the TLS of an attempt, and which policy it was under, such as "TLSv1.3, name verified,
-    MTA-STS enforce".
-    """
-    verified = _VERIFIED.get(one.verified, one.verified)
-    done = [one.tls, cipher, verified] if one.tls else ["no TLS"]
-    policy = one.policy
+def tls_words(attempt: Attempt, cipher: str = "") -> str:
+    """Return TLS and policy of an attempt, such as "TLSv1.3, name verified, MTA-STS enforce"."""
+    verified = _VERIFIED.get(attempt.verified, attempt.verified)
+    done = [attempt.tls, cipher, verified] if attempt.tls else ["no TLS"]
+    policy = attempt.policy
     for recorded, words in _POLICIES.items():
         policy = policy.replace(recorded, words)
     return ", ".join(filter(None, (*done, policy)))
 
 
-def _durations(found: Durations) -> str:
+def _durations(durations: Durations) -> str:
     """Return the durations of an attempt, such as "12.5 ms: DNS 0.2, connection 0.5, TLS 3.1"."""
-    parts = (("DNS", found.dns), ("connection", found.connect), ("TLS", found.tls))
+    parts = (("DNS", durations.dns), ("connection", durations.connect), ("TLS", durations.tls))
     known = ", ".join(f"{name} {took_ms:g}" for name, took_ms in parts if took_ms)
-    return f"{found.total:g} ms" + (f": {known}" if known else "")
+    return f"{durations.total:g} ms" + (f": {known}" if known else "")
 
 
 _VERIFIED = {
@@ -245,7 +248,7 @@ _VERIFIED = {
     "name": "name verified",
     "dane": "TLSA record verified",
 }
-# what a policy begins with, or has in it; the first comes first
+# what a policy begins with or contains; the first match counts
 _POLICIES = {
     "mta-sts: verify": "MTA-STS enforce",
     "mta-sts": "MTA-STS",

@@ -1,7 +1,7 @@
 """Deletions that can be undone: a message is removed after ten seconds, or when the relay ends.
 
-Until then it is in no list of the pages; programs still see it. Nothing of this is on the disk:
-after a crash, the message is there.
+Until then the pages do not list it; programs still see it. Pending deletions are not on disk: after
+a crash, the message is there.
 """
 
 import asyncio
@@ -32,7 +32,7 @@ class PendingDeletions:
         return self._pending.keys()
 
     def add(self, name: str, remove: Remove) -> bool:
-        """Have a message removed in ten seconds; return False if too many wait already."""
+        """Remove a message in ten seconds; return False if too many wait already."""
         if name not in self._pending:
             if len(self._pending) >= PENDING_MAX:
                 return False
@@ -48,7 +48,7 @@ class PendingDeletions:
         return timer is not None
 
     async def close(self) -> None:
-        """Remove what waits."""
+        """Remove all messages that wait."""
         for name, (timer, _) in list(self._pending.items()):
             timer.cancel()
             self._begin(name)

@@ -1,12 +1,12 @@
 """Access tokens of the token endpoint: JWTs (RFC 7519) that are signed with ES256 (RFC 7518 3.4).
 
 A token names its client. Account, scopes and acts_for are looked up at each request, so that a
-reload applies to tokens already issued. A token ends an hour after its issue in queue time, which
-does not jump; `exp` has the same end in wall time, for programs that read the token. It ends as
-well when its client is removed, or the secret or the key that it signed in with. The issuer may
-have any host name: the signature alone proves that this relay issued a token. A token may name a
-user as well: then it is one of the user's account, if the client may open its mailbox, and has of
-the account's scopes those that were granted (`scp`).
+reload applies to tokens already issued. A token expires an hour after its issue, in queue time,
+which does not jump; `exp` has the same end in wall time, for programs that read the token. It also
+ends when its client is removed, or the secret or key with which the client signed in. The issuer
+may have any host name: the signature alone proves that this relay issued a token. A token may also
+name a user. It is then valid for the user's account if the client may open that mailbox, with the
+scopes of the account that were granted (`scp`).
 """
 
 import hashlib
@@ -36,11 +36,11 @@ TOKEN_KEY_FILE = "token-key.json"  # noqa: S105 - the name of a file in state_di
 TOKEN_LENGTH_MAX = 16 * 1024
 _ALGORITHM = "ES256"
 _CURVE = "P-256"
-_REMEMBERED_MAX = 1024  # tokens whose signature was verified; that takes a fifth of a millisecond
+_REMEMBERED_MAX = 1024  # verified tokens that are remembered: a verification takes 0.2 ms
 _OF_USER = "user"
 OIDC_SCOPES = ("openid", "profile", "email", "offline_access")
 _ENDS = "relay_exp"  # seconds of queue time
-_SCOPES = {one.lower(): one for one in Scope}
+_SCOPES = {scope.lower(): scope for scope in Scope}
 _SECRET = "relay_secret"  # noqa: S105 - a claim: a keyed digest of the client's secret or key
 
 
@@ -49,13 +49,13 @@ class InvalidTokenError(Exception):
 
 
 class _VerifiedToken(Struct, frozen=True):
-    """What a token says that has a valid signature."""
+    """The claims of a token with a valid signature."""
 
     client_id: str
     secret: str
     ends_s: int
     user: str  # an address, "" for the client itself
-    scopes: frozenset[Scope]  # that were granted; of a user
+    scopes: frozenset[Scope]  # granted scopes, for a user
 
 
 def token_key(state_dir: Path) -> ECKey:
@@ -70,7 +70,7 @@ def token_key(state_dir: Path) -> ECKey:
 
 
 def read_token_key(path: Path) -> ECKey:
-    """Read the key. Raises SettingsError if it is none or others can read it, OSError."""
+    """Read the key. Raises SettingsError if it is invalid or readable by others, OSError."""
     mode = stat.S_IMODE(path.stat().st_mode)
     if mode & (stat.S_IRWXG | stat.S_IRWXO):
         message = f"found mode {mode:04o}, expected a key of its owner alone (chmod 600)"
@@ -108,13 +108,15 @@ def granted_scopes(names: Iterable[str], user: Account) -> list[str]:
     the account has not are left out. User.Read is always granted: Entra gives it to each
     application.
 
-    Without names of resources' scopes, or with .default, these are all that the account has.
+    Without names of resources' scopes, or with .default, all scopes of the account are granted.
     """
     asked = [name for name in names if name != "offline_access"]
     if not {*asked} - {*OIDC_SCOPES} or ".default" in asked:
         asked = [*user.scopes, *(name for name in asked if name in OIDC_SCOPES)]
-    found = {_SCOPES.get(name.lower(), name) for name in (*asked, Scope.USER_READ)}
-    return sorted(one for one in found if (known := _scope_of(one)) is None or known in user.scopes)
+    granted = {_SCOPES.get(name.lower(), name) for name in (*asked, Scope.USER_READ)}
+    return sorted(
+        scope for scope in granted if (known := _scope_of(scope)) is None or known in user.scopes
+    )
 
 
 def _scope_of(name: str) -> Scope | None:
@@ -159,8 +161,9 @@ class AccessTokens:
         user: Account | None = None,
         granted: Iterable[str] = (),
     ) -> str:
-        """Return a token for the client. Its claims are those of Entra's tokens for applications.
-        With a `user`, they are those of Entra's tokens for users, and `granted` are the user's
+        """Return a token for the client, with the claims of Entra's tokens for applications.
+
+        With a `user` it has the claims of Entra's tokens for users; `granted` are the user's
         scopes.
         """
         now_s = self._clock.time_us() // 1_000_000
@@ -191,22 +194,23 @@ class AccessTokens:
     def seal(
         self, client: RegisteredClient, claims: Mapping[str, Any], *, kind: str, lifetime_s: int
     ) -> str:
-        """Return a signed text for unseal(), which is no access token. It ends with its client and
-        the client's secret.
+        """Return a signed text for unseal(), which is not an access token.
+
+        It ends when the client or its secret is removed.
         """
         ends_s, secret = self._queue_s() + lifetime_s, self._keyed(client.secret_digest)
         own = {"appid": client.client_id, _SECRET: secret, _ENDS: ends_s}
         return self.sign({**claims, **own}, kind=kind)
 
     def unseal(self, client: RegisteredClient, text: str, *, kind: str) -> Mapping[str, Any] | None:
-        """Return the claims of a sealed text, None if it is not of this kind, client and relay.
+        """Return the claims of a sealed text; None if its kind, client or relay is another one.
 
         Raises InvalidTokenError for one that has ended.
         """
-        found = self._decode(text)
-        if found is None or found.header.get("typ") != kind:
+        token = self._decode(text)
+        if token is None or token.header.get("typ") != kind:
             return None
-        claims, own = found.claims, (client.client_id, self._keyed(client.secret_digest))
+        claims, own = token.claims, (client.client_id, self._keyed(client.secret_digest))
         if (claims["appid"], claims[_SECRET]) != own:
             return None
         if self._queue_s() >= claims[_ENDS]:
@@ -225,22 +229,25 @@ class AccessTokens:
             raise InvalidTokenError("Access token has expired.")
         client = accounts.by_client_id(verified.client_id)
         digests = map(self._keyed, client.digests if client else ())
-        if client is None or not any(hmac.compare_digest(one, verified.secret) for one in digests):
+        if client is None or not any(
+            hmac.compare_digest(digest, verified.secret) for digest in digests
+        ):
             raise InvalidTokenError("The client of the access token, or its secret, was removed.")
         return client
 
     def account_of(self, token: str, accounts: AccountDirectory, *, client: str) -> Account | None:
         """Return the account of any bearer token, None for an unknown one.
 
-        Raises InvalidTokenError as client_of(), and LoginDelayedError for a `client` that guesses.
+        Raises InvalidTokenError as client_of(), and LoginDelayedError for a `client` after failed
+        attempts.
         """
-        # first: a development relay has an account for any token, also for one that expired
-        found, verified = self.client_of(token, accounts), self._verify(token)
-        if found is None or verified is None:
+        # checked first: a development relay accepts any token, also one that has expired
+        registered, verified = self.client_of(token, accounts), self._verify(token)
+        if registered is None or verified is None:
             return accounts.by_token(token, client=client)
         if not verified.user:
-            return replace(found.account, is_application=True)
-        if (user := accounts.opened(verified.user, found.account)) is None:
+            return replace(registered.account, is_application=True)
+        if (user := accounts.opened(verified.user, registered.account)) is None:
             raise InvalidTokenError("The client may not open the mailbox of the token's user.")
         if user.scopes <= verified.scopes:
             return user
@@ -262,9 +269,9 @@ class AccessTokens:
         claims = decoded.claims
         user = claims["upn"] if claims.get("idtyp") == _OF_USER else ""
         scopes = frozenset(filter(None, map(_scope_of, claims.get("scp", "").split())))
-        found = _VerifiedToken(claims["appid"], claims[_SECRET], claims[_ENDS], user, scopes)
-        self._verified[digest] = found
-        return found
+        verified = _VerifiedToken(claims["appid"], claims[_SECRET], claims[_ENDS], user, scopes)
+        self._verified[digest] = verified
+        return verified
 
     def _decode(self, token: str) -> jwt.Token | None:
         if len(token) > TOKEN_LENGTH_MAX:
@@ -278,6 +285,8 @@ class AccessTokens:
         return self._clock.queue_us() // 1_000_000
 
     def _keyed(self, secret_digest: bytes) -> str:
-        """Return the claim that ties a token to a secret; readers of a token cannot guess it."""
+        """Return the claim that ties a token to a secret. Readers of the token cannot derive the
+        secret.
+        """
         digest = hmac.new(self._digest_key, secret_digest, hashlib.sha256)
         return digest.hexdigest()[:32]

@@ -1,7 +1,7 @@
 """The account of a request, from its bearer token (RFC 6750), and the 401 without one.
 
-Which tokens are valid is decided by `access_tokens` for those of the token endpoint, and by
-relay/base/accounts/directory.py for those of accounts.
+`access_tokens` decides which tokens of the token endpoint are valid,
+relay/base/accounts/directory.py which tokens of accounts.
 """
 
 import math
@@ -14,7 +14,7 @@ from relay.front_door.sign_in.access_tokens import AccessTokens, InvalidTokenErr
 
 
 class HttpAuthentication:
-    """Finds the accounts of bearer tokens: those of accounts, and those of the token endpoint.
+    """Finds the account of a bearer token, from accounts.toml or from the token endpoint.
 
     A token is never logged or echoed.
     """
@@ -37,7 +37,7 @@ class HttpAuthentication:
         """Return the account of the bearer token.
 
         Raises ApiError 401 with WWW-Authenticate (RFC 6750 3) if there is no valid one, and 429 for
-        a client that guesses.
+        a client after failed attempts.
         """
         headers = request.headers
         if (

@@ -2,10 +2,11 @@
 
 An assertion is a JWT of the client, signed with one of its keys: it names the client as issuer and
 subject and the token endpoint as audience, ends within ten minutes, and is good once. The ids of
-used ones are remembered until their end. An assertion is refused with Entra's number; what it says
-is checked before its signature, so that a program with a wrong clock or URL hears of it.
+used assertions are remembered until they expire. An assertion is refused with Entra's error number.
+Claims are checked before the signature, so that a program with a wrong clock or URL gets a useful
+error.
 
-A client without keys and an unknown one get the same text as a wrong key does.
+A client without keys and an unknown client get the same text as for a wrong key.
 """
 
 import base64
@@ -28,17 +29,17 @@ from relay.base.clock import Clock, rfc3339
 ASSERTION_LENGTH_MAX = 12 * 1024  # with the chain of its certificate
 ALGORITHMS = ("RS256", "PS256", "ES256")
 LIFETIME_MAX_S = 600
-SKEW_S = 30  # by which the clock of a client may be ahead
+SKEW_S = 30  # seconds by which a client's clock may be ahead
 USED_MAX = 50_000  # ids of one kind that are remembered: 10 MB
 _TYPES = ("jwt", "http://openid.net/specs/jwt/1.0")
 # RFC 7515 7.1, but with the padding that azure-identity for asyncio sends
 _COMPACT = re.compile(r"([A-Za-z0-9_-]+={0,2})\.([A-Za-z0-9_-]+={0,2})\.([A-Za-z0-9_-]*={0,2})")
-_SHOWN = 128  # characters of what an assertion says
+_SHOWN = 128  # characters of an assertion's claims in an error
 _Part = TypeVar("_Part")
 
 
 class AssertionRefusedError(LoginFailedError):
-    """An assertion that proves nothing; `number` is Entra's."""
+    """An assertion is refused; `number` is Entra's error number."""
 
     def __init__(self, number: int, text: str) -> None:
         super().__init__(text)
@@ -46,7 +47,7 @@ class AssertionRefusedError(LoginFailedError):
 
 
 class UsedFullError(Exception):
-    """Nothing further that is good once can be remembered, for `retry_after_s`."""
+    """No further id can be remembered for `retry_after_s` seconds."""
 
     def __init__(self, retry_after_s: float) -> None:
         super().__init__("Too many sign-ins of this kind in a short time")
@@ -54,7 +55,9 @@ class UsedFullError(Exception):
 
 
 class UsedIds:
-    """The ids of what was used and is good once, with their ends. None is forgotten before."""
+    """Ids of single-use assertions that were used, with their expiration. They are kept
+    until then.
+    """
 
     def __init__(self) -> None:
         self._ends: dict[str, float] = {}
@@ -64,7 +67,7 @@ class UsedIds:
         if identifier in self._ends:
             return False
         if len(self._ends) >= USED_MAX:
-            self._ends = {one: end_s for one, end_s in self._ends.items() if end_s > now_s}
+            self._ends = {used_id: end_s for used_id, end_s in self._ends.items() if end_s > now_s}
         if len(self._ends) >= USED_MAX:
             raise UsedFullError(min(self._ends.values()) - now_s)
         self._ends[identifier] = ends_s
@@ -80,9 +83,9 @@ class _Header(Struct, frozen=True):
     crit: Any = None
 
     def names(self) -> frozenset[str]:
-        """Return what the header says about the key."""
-        given = (self.x5t_s256, self.x5t, self.kid)
-        return frozenset(key_name(one) for one in given if one)
+        """Return the names that the header has for the key."""
+        key_ids = (self.x5t_s256, self.x5t, self.kid)
+        return frozenset(key_name(key_id) for key_id in key_ids if key_id)
 
 
 class _Claims(Struct, frozen=True):
@@ -95,7 +98,7 @@ class _Claims(Struct, frozen=True):
 
     @property
     def audience(self) -> str:
-        """The only one, "" for several: another of them could use the assertion here."""
+        """The audience; "" for several: another recipient could use the assertion here."""
         if isinstance(self.aud, str):
             return self.aud
         return self.aud[0] if len(self.aud) == 1 else ""
@@ -133,12 +136,12 @@ class AssertionChecker:
         assertion = _parse(text)
         claims = assertion.claims
         if not claims.iss.lower() == claims.sub.lower() == client_id.lower():
-            found = f"iss {claims.iss[:_SHOWN]!a}, sub {claims.sub[:_SHOWN]!a}"
-            message = f"application identifier doesn't match 'client_id' parameter: found {found}"
+            actual = f"iss {claims.iss[:_SHOWN]!a}, sub {claims.sub[:_SHOWN]!a}"
+            message = f"application identifier doesn't match 'client_id' parameter: found {actual}"
             raise AssertionRefusedError(700021, f"Client assertion {message}.")
         if _comparable(claims.audience) not in map(_comparable, audiences):
-            found = str(claims.aud)[:_SHOWN]
-            message = f"found aud {found!a}, expected {' or '.join(audiences)}"
+            actual = str(claims.aud)[:_SHOWN]
+            message = f"found aud {actual!a}, expected {' or '.join(audiences)}"
             text = f"Client assertion audience claim does not match Realm issuer: {message}."
             raise AssertionRefusedError(700023, text)
         self._check_times(claims, now_s)
@@ -166,17 +169,17 @@ class AssertionChecker:
 
     def _check_times(self, claims: _Claims, now_s: float) -> None:
         if claims.exp <= now_s:
-            found = f"exp is {now_s - claims.exp:.0f} s ago"
+            actual = f"exp is {now_s - claims.exp:.0f} s ago"
         elif claims.exp > now_s + LIFETIME_MAX_S + SKEW_S:
-            found = f"exp is {claims.exp - now_s:.0f} s ahead, expected at most {LIFETIME_MAX_S} s"
+            actual = f"exp is {claims.exp - now_s:.0f} s ahead, expected at most {LIFETIME_MAX_S} s"
         elif claims.nbf is not None and claims.nbf > now_s + SKEW_S:
-            found = f"nbf is {claims.nbf - now_s:.0f} s ahead"
+            actual = f"nbf is {claims.nbf - now_s:.0f} s ahead"
         else:
             return
         now = rfc3339(int(now_s * 1_000_000))
         raise AssertionRefusedError(
             700024,
-            f"Client assertion is not within its valid time range: {found}. Current time: {now}.",
+            f"Client assertion is not within its valid time range: {actual}. Current time: {now}.",
         )
 
     def _key_of(self, assertion: _Assertion, client: RegisteredClient | None) -> ClientKey | None:
@@ -192,18 +195,20 @@ class AssertionChecker:
 
 
 def _parse(text: str) -> _Assertion:
-    """Return what an assertion says; its signature is not checked. Raises AssertionRefusedError."""
+    """Return the header and claims of an assertion; the signature is not checked. Raises
+    AssertionRefusedError.
+    """
     if len(text) > ASSERTION_LENGTH_MAX:
-        found = f"{len(text)} characters, expected at most {ASSERTION_LENGTH_MAX}"
-        raise _malformed(f"found {found}")
+        actual = f"{len(text)} characters, expected at most {ASSERTION_LENGTH_MAX}"
+        raise _malformed(f"found {actual}")
     parts = _COMPACT.fullmatch(text)
     if parts is None:
         raise _malformed("expected three parts in base64url, with dots between them")
     header = _decoded(parts[1], "header", _Header)
     if header.alg not in ALGORITHMS:
-        found = f"{header.alg[:_SHOWN]!a} is not a supported signature algorithm"
+        actual = f"{header.alg[:_SHOWN]!a} is not a supported signature algorithm"
         supported = f"Supported signing algorithms are: '{','.join(ALGORITHMS)}'"
-        raise AssertionRefusedError(5002738, f"Invalid JWT token. {found}. {supported}.")
+        raise AssertionRefusedError(5002738, f"Invalid JWT token. {actual}. {supported}.")
     if header.typ is not None and header.typ.lower() not in _TYPES:
         message = "Invalid JWT header type specified. Allowed types: 'JWT',"
         raise AssertionRefusedError(5002727, f"{message}'{_TYPES[1]}'.")

@@ -2,8 +2,8 @@
 
 The first segment of a path is a tenant, which may be any text. URLs in the responses have the host
 that the client asked, or http.public_url. A client has a secret, or a key with which it signs
-assertions. Errors are those of RFC 6749 5.2 with Entra's numbers. The other grants are those of a
-UserSignIn, which only a development relay has.
+assertions. Errors are as in RFC 6749 5.2, with Entra's numbers. A UserSignIn, which only a
+development relay has, adds other grants.
 """
 
 import base64
@@ -22,8 +22,9 @@ from relay.base.clock import Clock, Ids, rfc3339
 from relay.base.observe.logs import get_logger
 from relay.front_door.http.connection_limits import REQUESTS_MAX
 from relay.front_door.http.errors import ApiError, quoted
-from relay.front_door.http.gateway import Gateway, json_response
+from relay.front_door.http.gateway import Gateway
 from relay.front_door.http.http_request import HttpRequest, RequestLimits
+from relay.front_door.http.responses import json_response
 from relay.front_door.sign_in.access_tokens import LIFETIME_S, AccessTokens
 from relay.front_door.sign_in.client_assertions import (
     ALGORITHMS,
@@ -52,13 +53,15 @@ SIGN_IN_PATHS = (  # after the tenant
 )
 
 BODY_BYTES_MAX = 16 * 1024
-_HELD_BYTES_MAX = REQUESTS_MAX * BODY_BYTES_MAX  # slow strangers never use it up
+_HELD_BYTES_MAX = (
+    REQUESTS_MAX * BODY_BYTES_MAX
+)  # enough for all requests: slow clients cannot use it up
 _READ_TIMEOUT_S = 30.0
 _FIELDS_MAX = 64
-TEXT_MAX = 1024  # octets of tenant and of scope, which the token repeats: it has a limit too
+TEXT_MAX = 1024  # octets of tenant and of scope: the token, which has a limit too, repeats them
 _LOGGED_MAX = 128  # characters of a client id
 _FORM = "application/x-www-form-urlencoded"
-# The hosts of Graph in Microsoft's clouds, by those of its sign-in.
+# The hosts of Graph in Microsoft's clouds, by their sign-in hosts.
 _GRAPH_HOSTS = {
     "login.microsoftonline.com": "graph.microsoft.com",
     "login.windows.net": "graph.microsoft.com",
@@ -78,7 +81,7 @@ _log = get_logger("sign_in")
 
 
 class SignInError(Exception):
-    """An error response of the token endpoint; `number` is Entra's, 0 for none."""
+    """An error response of the token endpoint; `number` is Entra's error number, 0 for none."""
 
     def __init__(
         self,
@@ -119,22 +122,24 @@ class SignInRequest(Struct, frozen=True):
 
 
 class UserSignIn(Protocol):
-    """Grants by which users sign in; with it, any client_assertion is a secret of its client."""
+    """Grants by which users sign in. With them, any client_assertion counts as the client's
+    secret.
+    """
 
     paths: Sequence[str]  # after the tenant, in addition to SIGN_IN_PATHS
-    prefixes: Sequence[str]  # tenants of whose paths all are its own, but for the others here
+    prefixes: Sequence[str]  # tenants whose paths all belong to it, except the others here
     pages: Sequence[str]  # paths that a person opens in a browser, also from another site
     grants: Sequence[str]  # grant types
-    discovery: Mapping[str, Any]  # what the discovery document says of them
+    discovery: Mapping[str, Any]  # their entries in the discovery document
 
     async def respond(self, asked: SignInRequest) -> Response | None:
-        """Return the response for a path of its own, None for another. Raises as grant()."""
+        """Return the response for one of its paths, None for any other path. Raises as grant()."""
 
     async def grant(
         self, asked: SignInRequest, form: Mapping[str, str], client: RegisteredClient | None
     ) -> Response:
-        """Return the response of the token endpoint; `client` is the one that gave its secret,
-        None if none was given. Raises SignInError, ApiError.
+        """Return the response of the token endpoint; `client` has authenticated with a secret; None
+        without a secret. Raises SignInError, ApiError.
         """
 
 
@@ -164,7 +169,7 @@ def create_sign_in_app(
         try:
             return await endpoints.respond(request)
         except (SignInError, LoginDelayedError, UsedFullError, ApiError) as error:
-            return _error_response(_shown(error), request, time_us=clock.time_us())
+            return _error_response(_oauth_error(error), request, time_us=clock.time_us())
 
     limits = RequestLimits(
         body_bytes=BODY_BYTES_MAX, held_bytes=_HELD_BYTES_MAX, read_timeout_s=_READ_TIMEOUT_S
@@ -199,7 +204,7 @@ class _Endpoints:
         }
 
     async def respond(self, request: HttpRequest) -> Response:
-        """Return the response for a path. Raises what _shown() takes."""
+        """Return the response for a path. Raises what _oauth_error() takes."""
         tenant, path = request.segments[0], "/".join(request.segments[1:]).lower()
         if len(tenant.encode()) > TEXT_MAX:
             raise SignInError("invalid_request", "The tenant's name is too long.", number=90002)
@@ -207,8 +212,8 @@ class _Endpoints:
         if (document := self._documents.get(path)) is not None:
             require_method(request, "GET")
             return json_response(document(asked))
-        if self._users is not None and (found := await self._users.respond(asked)) is not None:
-            return found
+        if self._users is not None and (response := await self._users.respond(asked)) is not None:
+            return response
         if path not in SIGN_IN_PATHS and path != TOKEN_V1:
             raise SignInError("invalid_request", "There is no endpoint of this path.", status=404)
         if path not in (_TOKEN, TOKEN_V1):
@@ -242,7 +247,7 @@ class _Endpoints:
         }
 
     def _instance(self, asked: SignInRequest) -> dict[str, Any]:
-        """Return what MSAL asks about a host before it uses it as an authority."""
+        """Return the document that MSAL reads before it uses a host as an authority."""
         base, host = asked.base_url, host_of(asked.base_url)
         try:
             url = urlsplit(dict(asked.http.query).get("authorization_endpoint", ""))
@@ -264,8 +269,8 @@ class _Endpoints:
             form = _with_secret(form)
             if grant in self._users.grants:
                 has_secret = "client_secret" in form or "authorization" in request.headers
-                given = _credentials(request, form) if has_secret else None
-                client = await self._signed_in(asked, given) if given else None
+                sent = _credentials(request, form) if has_secret else None
+                client = await self._signed_in(asked, sent) if sent else None
                 return await self._users.grant(asked, form, client)
         if grant != _GRANT:
             text = f"The app requested an unsupported grant type {quoted(grant)}; use "
@@ -285,8 +290,8 @@ class _Endpoints:
         )
         return token_response({"access_token": token})
 
-    async def _signed_in(self, asked: SignInRequest, given: _Credentials) -> RegisteredClient:
-        """Return the client. An unknown one and a wrong secret have the same response.
+    async def _signed_in(self, asked: SignInRequest, credentials: _Credentials) -> RegisteredClient:
+        """Return the client. An unknown client and a wrong secret get the same response.
 
         Raises SignInError, LoginDelayedError, UsedFullError.
         """
@@ -294,51 +299,55 @@ class _Endpoints:
         address = request.counted_address
         text = "Invalid client secret provided"
         try:
-            if given.assertion:
-                client = self._by_assertion(asked, given)
+            if credentials.assertion:
+                client = self._by_assertion(asked, credentials)
                 text = "Client assertion failed signature validation"
             else:
                 client = await self._accounts.by_client_secret(
-                    given.client_id, given.secret, client=address
+                    credentials.client_id, credentials.secret, client=address
                 )
         except LoginDelayedError as error:
             if error.__cause__ is not None:
-                shown = address or request.client_address
-                _log.error("secret not checked", client=shown, error=error.__cause__)
+                peer = address or request.client_address
+                _log.error("secret not checked", client=peer, error=error.__cause__)
             raise
         except AssertionRefusedError as error:
-            raise self._rejected(request, given, str(error), number=error.number) from None
+            raise self._rejected(request, credentials, str(error), number=error.number) from None
         if client is None:
-            text = f"{text} for the app {quoted(given.client_id)}, or the app is not known here."
-            number = 700027 if given.assertion else 7000215
-            raise self._rejected(request, given, text, number=number)
+            text = (
+                f"{text} for the app {quoted(credentials.client_id)}, or the app is not known here."
+            )
+            number = 700027 if credentials.assertion else 7000215
+            raise self._rejected(request, credentials, text, number=number)
         return client
 
-    def _by_assertion(self, asked: SignInRequest, given: _Credentials) -> RegisteredClient | None:
+    def _by_assertion(
+        self, asked: SignInRequest, credentials: _Credentials
+    ) -> RegisteredClient | None:
         """Return the client that signed the assertion, whose audience is this endpoint."""
         check = partial(
             self._assertions.check,
-            given.assertion,
-            client_id=given.client_id,
+            credentials.assertion,
+            client_id=credentials.client_id,
             audiences=[f"{asked.authority}/{path}" for path in (_TOKEN, TOKEN_V1)],
         )
         return self._accounts.by_client_assertion(
-            given.client_id, check, client=asked.http.counted_address
+            credentials.client_id, check, client=asked.http.counted_address
         )
 
     def _rejected(
-        self, request: HttpRequest, given: _Credentials, text: str, *, number: int
+        self, request: HttpRequest, credentials: _Credentials, text: str, *, number: int
     ) -> SignInError:
         """Log that a client was rejected; return the error."""
-        shown = request.counted_address or request.client_address
-        reason = {"reason": text} if given.assertion else {}
-        client_id = given.client_id[:_LOGGED_MAX]
-        _log.info("sign-in rejected", client=shown, client_id=client_id, **reason)
-        headers = {"www-authenticate": 'Basic realm="token"'} if given.is_basic else {}
+        peer = request.counted_address or request.client_address
+        reason = {"reason": text} if credentials.assertion else {}
+        client_id = credentials.client_id[:_LOGGED_MAX]
+        _log.info("sign-in rejected", client=peer, client_id=client_id, **reason)
+        headers = {"www-authenticate": 'Basic realm="token"'} if credentials.is_basic else {}
         return SignInError("invalid_client", text, number=number, status=401, headers=headers)
 
 
-def _shown(
+def _oauth_error(
     error: SignInError | LoginDelayedError | UsedFullError | ApiError,
 ) -> SignInError:
     """Return the error of OAuth that a client gets for an error."""
@@ -378,14 +387,14 @@ def resource_of(form: Mapping[str, str]) -> str:
 
 
 def host_of(base_url: str) -> str:
-    """Return host and port of a URL whose host may be no valid address: clients write it."""
+    """Return host and port of a URL from a client; the host may be invalid."""
     return base_url.partition("://")[2].partition("/")[0]
 
 
 def _graph_host(host: str) -> str:
     """Return the host that serves Graph for a client that signs in at `host`.
 
-    It is the same host, unless that has a name of Microsoft's sign-in: there Graph has its own.
+    It is the same host; for a sign-in host of Microsoft, the host of Graph in the same cloud.
     """
     name, colon, port = host.partition(":")
     return _GRAPH_HOSTS.get(name.lower(), name) + colon + port
@@ -438,8 +447,8 @@ def required(form: Mapping[str, str], name: str) -> str:
 
 def _credentials(request: HttpRequest, form: Mapping[str, str]) -> _Credentials:
     """Return the client's credentials from the body, or from HTTP Basic (RFC 6749 2.3.1)."""
-    if (given := request.headers.get("authorization")) is not None:
-        return _basic_credentials(given, form)
+    if (authorization := request.headers.get("authorization")) is not None:
+        return _basic_credentials(authorization, form)
     client_id = required(form, "client_id")
     secret, assertion = form.get("client_secret", ""), form.get("client_assertion", "")
     if secret and assertion:
@@ -478,9 +487,9 @@ def _audience(scope: str) -> str:
     """Return the resource of a scope such as https://graph.microsoft.com/.default, "" for none."""
     if len(scope.encode()) > TEXT_MAX:
         raise SignInError("invalid_scope", "The scope is too long.", number=70011)
-    for one in scope.split():
-        if one == _ALL_OF_CLIENT or one.endswith(f"/{_ALL_OF_CLIENT}"):
-            return one.removesuffix(_ALL_OF_CLIENT).removesuffix("/")
+    for name in scope.split():
+        if name == _ALL_OF_CLIENT or name.endswith(f"/{_ALL_OF_CLIENT}"):
+            return name.removesuffix(_ALL_OF_CLIENT).removesuffix("/")
     if scope:
         text = f"The scope {quoted(scope)} is not valid. Client credential flows must have a scope "
         text += "value with /.default suffixed to the resource identifier. The permissions are "
@@ -495,7 +504,7 @@ def _error_response(error: SignInError, request: HttpRequest, *, time_us: int) -
     prefix = f"AADSTS{error.number}: " if error.number else ""
     body = {
         "error": error.error,
-        # azure-identity shows the description alone, therefore it names the error
+        # azure-identity shows only the description, so it names the error
         "error_description": (
             f"{prefix}{error.text} Error: {error.error}. Trace ID: {ids.request_id} "
             f"Correlation ID: {ids.client_request_id} Timestamp: {timestamp}"

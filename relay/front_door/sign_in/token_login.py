@@ -1,6 +1,6 @@
 """Logins by SMTP with a bearer token in place of a password (RFC 7628).
 
-Every token that the Graph API takes is valid: that of an account, and one of the token endpoint.
+Every token that the Graph API accepts is valid: tokens of accounts and of the token endpoint.
 """
 
 from pathlib import Path
@@ -25,15 +25,16 @@ class TokenLogin:
     """Finds the account of a user name and a token."""
 
     def __init__(self, accounts: AccountDirectory, state_dir: Path, clock: Clock) -> None:
-        """In `state_dir` is the key of the token endpoint, if there is one."""
+        """`state_dir` contains the key of the token endpoint, if there is one."""
         self._accounts = accounts
         self._state_dir = state_dir
         self._clock = clock
         self._tokens: AccessTokens | None = None
 
     async def check(self, user: str, password: str, *, client: str) -> Account | None:
-        """Return the account `user` if a token, in place of the password, may open its mailbox, the
-        token's own one if `user` is ""; None for an unknown token.
+        """Return the account `user` if the token may open its mailbox, None for an unknown token.
+
+        If `user` is "", return the account of the token.
 
         Raises LoginRefusedError for what another token would not have, LoginDelayedError.
         """
@@ -46,12 +47,12 @@ class TokenLogin:
         if not user:
             return caller
         try:
-            found = self._accounts.opened(user, caller)
+            account = self._accounts.opened(user, caller)
         except UnknownUserError:
-            found = None
-        if found is None:
+            account = None
+        if account is None:
             raise LoginRefusedError(f"The token of {caller.address} is not for this user")
-        return found
+        return account
 
     def _of_token(self, token: str, client: str) -> Account | None:
         if (tokens := self._issued()) is None:
@@ -65,9 +66,9 @@ class TokenLogin:
             raise LoginRefusedError(str(error)) from None
 
     def _issued(self) -> "AccessTokens | None":
-        """Return the tokens of the token endpoint, None if no start had one."""
+        """Return the tokens of the token endpoint, None if it was never enabled."""
         if self._tokens is None:
-            # what checks signatures takes memory, and most relays need it never
+            # imported here: signature checks take memory, and most relays never need them
             from relay.front_door.sign_in import access_tokens  # noqa: PLC0415
 
             if (self._state_dir / access_tokens.TOKEN_KEY_FILE).exists():

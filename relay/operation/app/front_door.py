@@ -29,8 +29,9 @@ from relay.front_door.api.dependencies import Explain, Principal
 from relay.front_door.api.release import without_release_host
 from relay.front_door.http.browsers import BrowserGuard
 from relay.front_door.http.connection_limits import CONNECTIONS_MAX, ConnectionLimits
-from relay.front_door.http.gateway import BasePath, Gateway, PathRouter
+from relay.front_door.http.gateway import Gateway
 from relay.front_door.http.http_server import HttpServer
+from relay.front_door.http.path_router import BasePath, PathRouter
 from relay.front_door.http.protocol import AllowedHosts
 from relay.front_door.notifications.webhooks import Webhooks
 from relay.operation.app.configuration import parse_next_hop
@@ -41,7 +42,7 @@ from relay.store.spool.queue_commands import RouteLookup
 from relay.transport.routing.resolver import LoopbackResolver, Resolver
 
 if TYPE_CHECKING:
-    from relay.front_door.graph.graph_request import GraphDependencies
+    from relay.front_door.graph.dependencies import GraphDependencies
     from relay.front_door.notifications.subscriptions import Subscriptions
 
 FURTHER_PREFIXES = ("api", "view", "livez")  # the first segments of the paths of `further_api`
@@ -107,7 +108,7 @@ def build_front_door(
     if not settings.http.listen:
         return door
     from relay.front_door.graph.app import create_app as create_graph_app  # noqa: PLC0415
-    from relay.front_door.graph.graph_request import GraphDependencies  # noqa: PLC0415
+    from relay.front_door.graph.dependencies import GraphDependencies  # noqa: PLC0415
     from relay.front_door.sign_in import token_endpoint  # noqa: PLC0415
     from relay.operation.app.notifications import build_subscriptions  # noqa: PLC0415 - see above
 

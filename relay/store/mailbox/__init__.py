@@ -32,7 +32,7 @@ Delivery:
 
 - `inbox`: local delivery into new/, exactly once (no duplicate): what counts as delivered already
 - `quota`: whether a mailbox has room (mailbox full); `session_owner` of ingress and
-  `graph_request` of graph tell clients
+  `store_errors` of graph tell clients
 - `owed_copies`: whether another program has read or deleted a copy that owes a read receipt
 
 On the disk:

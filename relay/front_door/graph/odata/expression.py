@@ -88,8 +88,8 @@ class Tokenizer:
     def error(self, expected: str, at: Token | None = None) -> ApiError:
         """Return the 400 for a token, by default the next one."""
         token = at or self.next
-        found = quoted(token.text) if token.text else "the end"
-        detail = f"position {token.position}: found {found}, expected {expected}."
+        actual = quoted(token.text) if token.text else "the end"
+        detail = f"position {token.position}: found {actual}, expected {expected}."
         return errors.FILTER_SYNTAX(detail, str(token.position), quoted(self._text))
 
     def _token(self, start: int) -> Token:
@@ -97,12 +97,12 @@ class Tokenizer:
         position = match.end() if match else start
         if position == len(self._text):
             return Token(TokenKind.END, "", position)
-        found = _TOKEN.match(self._text, position)
-        if found is None:
+        token_match = _TOKEN.match(self._text, position)
+        if token_match is None:
             rest = self._text[position:]
             expected = "its closing quote" if rest.startswith("'") else "a name, a value or a sign"
             raise self.error(expected, Token(TokenKind.SIGN, rest, position))
-        return Token(TokenKind(found.lastgroup), found[0], position)
+        return Token(TokenKind(token_match.lastgroup), token_match[0], position)
 
 
 def clause_error(option: str, message: str) -> ApiError:
@@ -252,7 +252,7 @@ class _ExpressionParser:
         return Comparison(operator, left, self._primary())
 
     def _membership(self, left: Expression) -> Expression:
-        """Read `in (value, …)`, which is that many comparisons with eq."""
+        """Read `in (value, …)` as comparisons with eq, joined by or."""
         equals = Token(TokenKind.NAME, "eq", self._tokenizer.take().position)
         self._tokenizer.take_sign("(")
         parts = [Comparison(equals, left, self._primary())]

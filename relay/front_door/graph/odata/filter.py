@@ -35,7 +35,7 @@ Value = str | int | bool
 _SECOND_US = 1_000_000
 _TEXT_FUNCTIONS = (Operator.STARTS_WITH, Operator.ENDS_WITH, Operator.CONTAINS)
 _CASE_FUNCTIONS = ("tolower", "toupper")  # texts are compared case-insensitively anyway
-# cast() names a type, but a value is compared in that of its property. OData 4.01 5.1.1.6, .10.
+# cast() names a type, but values are compared in the property's type. OData 4.01 5.1.1.6, .10.
 _CASTS = (
     *("Edm.Int32", "Edm.Int64", "Edm.Double", "Edm.Boolean", "Edm.Guid"),
     *("Edm.DateTimeOffset", "Edm.Binary", "Edm.String"),
@@ -80,9 +80,9 @@ class FieldType(Enum):
 
 @dataclass(frozen=True, slots=True)
 class QueryField(Generic[Result]):
-    """A property that can be filtered by; `compare` makes the condition.
+    """A property that can be filtered by; `compare` returns the condition.
 
-    A CHOICE has `choices`, in ascending order if they have one.
+    A CHOICE has `choices`; if they have an order, it is ascending.
     """
 
     name: str
@@ -272,23 +272,23 @@ class _FilterBinder(Generic[Result]):
     def _inner_items(
         self, scope: _LambdaScope[Result], expression: Lambda
     ) -> CollectionField[Result]:
-        """Return the items of a property of an item that has several values itself."""
+        """Return the values of an item's property that has several values."""
         variable, _, rest = expression.path.partition("/")
         if variable != scope.variable or rest.lower() not in scope.items.lists:
             raise _error(expression.token, f"a property of '{scope.variable}'")
         return CollectionField({"": scope.items.fields[rest.lower()]}, lambda tree: tree)
 
     def _field(self, token: Token) -> QueryField[Result]:
-        """Return the field that a name means. Raises ApiError 400."""
+        """Return the field with this name. Raises ApiError 400."""
         if self._scope is None:
-            if found := self._resource.fields.get(token.text.lower()):
-                return found
+            if known_field := self._resource.fields.get(token.text.lower()):
+                return known_field
             raise self._unknown_property(token, token.text)
         variable, _, rest = token.text.partition("/")
         if variable == self._scope.variable and rest.lower() in self._scope.items.fields:
             return self._scope.items.fields[rest.lower()]
         fields = self._scope.items.fields.values()
-        names = (f"{self._scope.variable}/{one.name}".rstrip("/") for one in fields)
+        names = (f"{self._scope.variable}/{field.name}".rstrip("/") for field in fields)
         raise _error(token, " or ".join(names))
 
     def _unknown_property(self, token: Token, name: str) -> ApiError:
@@ -299,7 +299,7 @@ class _FilterBinder(Generic[Result]):
             return errors.PROPERTY_UNKNOWN(detail, quoted(name), self._resource.kind)
         reason = f"the property {quoted(name)} cannot be filtered by"
         fields = self._resource.fields.items()
-        below = [one.name for path, one in fields if path.startswith(f"{first}/")]
+        below = [field.name for path, field in fields if path.startswith(f"{first}/")]
         if name.lower() in self._resource.items:
             reason = f"{quoted(name)} is a collection; filter by its items with {name}/any(x:x…)"
         elif below:
@@ -350,11 +350,11 @@ def _typed_value(
                 if choice.lower() == value.lower():
                     return choice
     expected = _expected_value(field)
-    types = [_EDM_TYPES.get(one.name, "") for one in (field.type, literal.token.kind)]
+    types = [_EDM_TYPES.get(edm_type.name, "") for edm_type in (field.type, literal.token.kind)]
     if operator is None or "" in types or types[0] == types[1]:
         raise _error(literal.token, expected)
-    found = quoted(literal.token.text)
-    detail = f"$filter: position {literal.token.position}: found {found}, expected {expected}."
+    actual = quoted(literal.token.text)
+    detail = f"$filter: position {literal.token.position}: found {actual}, expected {expected}."
     raise errors.FILTER_TYPES(detail, *types, _OPERATOR_KINDS[operator])
 
 

@@ -151,8 +151,8 @@ def order_keys(
     for part in text.split(","):
         match = _ORDER_KEY.fullmatch(part)
         if match is None:
-            found = quoted(part.strip())
-            raise clause_error("orderby", f"found {found}, expected a property, and asc or desc")
+            actual = quoted(part.strip())
+            raise clause_error("orderby", f"found {actual}, expected a property, and asc or desc")
         name = match[1].lower()
         if name not in names and name.partition("/")[0] in known:
             raise errors.ORDER_UNSUPPORTED(f"$orderby: cannot sort by {quoted(match[1])}.")
@@ -184,7 +184,7 @@ def _message_field(named: Property) -> QueryField[Condition]:
 
 
 def _by_id(operator: Operator, text: str) -> Condition:
-    """Return the condition for an id: a restId is of a message in one folder."""
+    """Return the condition for an id; a restId names a message in one folder."""
     message_id, folder_id = read_rest_id(text)
     if not folder_id:
         return Compare(Property.ID, operator, text)
@@ -194,9 +194,7 @@ def _by_id(operator: Operator, text: str) -> Condition:
 
 
 def _words_of_body(operator: Operator, value: Value) -> Condition:
-    """Return the condition for words of the text: the index has no other ones. Raises ApiError
-    400.
-    """
+    """Return the condition for words of the text: the index has only words. Raises ApiError 400."""
     words = str(value)
     is_text = len(words) <= _BODY_CHARACTERS_MAX and any(map(str.isalnum, words))
     if operator is not Operator.CONTAINS or not is_text:
@@ -235,9 +233,9 @@ def _items(collection: Collection) -> CollectionField[Condition]:
 def _extended_property(condition: Condition, *, name: str) -> Condition:
     """Return the condition for the value of an extended property. Raises ApiError 400."""
     parts = condition.conditions if isinstance(condition, AllOf) else (condition,)
-    items = [one for one in parts if isinstance(one, CompareItem)]
-    ids = [one for one in items if one.property is ItemProperty.PROPERTY_ID]
-    values = [one for one in items if one.property is ItemProperty.VALUE]
+    items = [part for part in parts if isinstance(part, CompareItem)]
+    ids = [comparison for comparison in items if comparison.property is ItemProperty.PROPERTY_ID]
+    values = [comparison for comparison in items if comparison.property is ItemProperty.VALUE]
     if len(items) < len(parts) or len(ids) != 1 or ids[0].operator is not Operator.EQ or not values:
         expected = f"{name}/any(ep:ep/id eq 'TYPE 0xTAG' and ep/value eq 'text')"
         raise _unsupported(f"found another condition of {name}, expected {expected}.")
@@ -246,17 +244,19 @@ def _extended_property(condition: Condition, *, name: str) -> Condition:
     except ExtendedPropertyError as error:
         raise _unsupported(f"found the id {quoted(ids[0].value)}, {error}.") from None
     if identity == _HEADERS:
-        found = tuple(map(_in_header, values))
+        conditions = tuple(map(_in_header, values))
     elif identity in _AS_PROPERTY:
-        found = tuple(_as_property(identity, one) for one in values)
+        conditions = tuple(_as_property(identity, comparison) for comparison in values)
     elif identity in COMPUTED and identity not in _INDEXED:
         raise _unsupported(f"the property {quoted(identity)} cannot be filtered by.")
     else:
-        found = tuple(_value_condition(identity, one) for one in values)
-        if [(one.operator, one.value) for one in values] == [(Operator.EQ, "")]:  # null as well
-            return AnyOf((AnyItem(identity, found[0]), Negation(AnyItem(identity, AllOf(())))))
-        return AnyItem(identity, found[0] if len(found) == 1 else AllOf(found))
-    return found[0] if len(found) == 1 else AllOf(found)
+        conditions = tuple(_value_condition(identity, comparison) for comparison in values)
+        if [(comparison.operator, comparison.value) for comparison in values] == [
+            (Operator.EQ, "")
+        ]:  # a property that is null too
+            return AnyOf((AnyItem(identity, conditions[0]), Negation(AnyItem(identity, AllOf(())))))
+        return AnyItem(identity, conditions[0] if len(conditions) == 1 else AllOf(conditions))
+    return conditions[0] if len(conditions) == 1 else AllOf(conditions)
 
 
 def _in_header(item: CompareItem) -> Condition:
@@ -266,9 +266,9 @@ def _in_header(item: CompareItem) -> Condition:
         expected = "contains(ep/value,'NAME: text') of " + ", ".join(_IN_HEADER)
         raise _unsupported(f"found another condition of {_HEADERS}, expected {expected}.")
     if isinstance(among, tuple):
-        return AnyOf(tuple(Compare(one, item.operator, text) for one in among))
+        return AnyOf(tuple(Compare(field, item.operator, text) for field in among))
     parts = (ItemProperty.ADDRESS, ItemProperty.NAME)
-    return AnyItem(among, AnyOf(tuple(CompareItem(one, item.operator, text) for one in parts)))
+    return AnyItem(among, AnyOf(tuple(CompareItem(part, item.operator, text) for part in parts)))
 
 
 def _as_property(identity: str, item: CompareItem) -> Condition:
@@ -344,8 +344,8 @@ _MESSAGE_RESOURCE: Resource[Condition] = Resource(
         **{
             name.lower(): CollectionField(
                 {
-                    one.lower(): _item_field(one)
-                    for one in (ItemProperty.PROPERTY_ID, ItemProperty.VALUE)
+                    name.lower(): _item_field(name)
+                    for name in (ItemProperty.PROPERTY_ID, ItemProperty.VALUE)
                 },
                 partial(_extended_property, name=name),
                 lists=(ItemProperty.VALUE,) if name == MULTIPLE else (),
@@ -438,11 +438,11 @@ def select_users(
     """Return the users that match a $filter and a $search, sorted by $orderby. Raises ApiError
     400.
     """
-    found = _USERS.selected(users, filter_, orderby)
+    selected = _USERS.selected(users, filter_, orderby)
     if search is None:
-        return found
+        return selected
     matches = _user_search(search)
-    return [user for user in found if matches(user)]
+    return [user for user in selected if matches(user)]
 
 
 def _user_search(text: str) -> Callable[[Account], bool]:
@@ -458,13 +458,13 @@ def _user_search(text: str) -> Callable[[Account], bool]:
             if match["operator"].upper() == "OR":
                 clauses.append([])
             continue
-        name, _, wanted = match["clause"].partition(":")
+        name, _, words = match["clause"].partition(":")
         read = _USERS.readers.get(name.strip().lower())
         if read is None or name.strip().lower() not in _USER_SEARCHED:
             names = ", ".join(_USER_SEARCHED.values())
             raise clause_error("search", f"found the property {quoted(name)}, expected {names}")
-        clauses[-1].append(_has_word(read, str(_folded(wanted.strip()))))
-    return lambda user: any(all(one(user) for one in clause) for clause in clauses)
+        clauses[-1].append(_has_word(read, str(_folded(words.strip()))))
+    return lambda user: any(all(has_words(user) for has_words in clause) for clause in clauses)
 
 
 def _has_word(read: Callable[[Account], Any], begin: str) -> Callable[[Account], bool]:
@@ -480,8 +480,8 @@ def _record_field(
     name: str, kind: FieldType, read: Callable[[_Record], Value]
 ) -> QueryField[_Matches]:
     def compare(operator: Operator, value: Value) -> _Matches:
-        holds, wanted = _COMPARISONS[operator], _folded(value)
-        return lambda record: holds(read(record), wanted)
+        holds, operand = _COMPARISONS[operator], _folded(value)
+        return lambda record: holds(read(record), operand)
 
     return QueryField(name, kind, compare)
 
@@ -514,7 +514,11 @@ def _id_of_folder(operator: Operator, value: Value) -> _Matches:
 
 
 def _any_of_folder(matches: _Matches) -> _Matches:
-    return lambda folder: any(matches((one, of(folder))) for one, of in FOLDER_COMPUTED.items())
+    def has_match(folder: Folder) -> bool:
+        values = ((property_id, of(folder)) for property_id, of in FOLDER_COMPUTED.items())
+        return any(map(matches, values))
+
+    return has_match
 
 
 _EXTENDED_OF_FOLDERS = {

@@ -108,13 +108,14 @@ def search_condition(value: str, *, now_us: int) -> Condition:
 
 
 def keyword_condition(query: str, *, now_us: int, within: str = "") -> Condition:
-    """Return the condition for a query; words without a property are of the one named `within`.
+    """Return the condition for a query. Words without a property are searched in the property
+    `within`.
 
     Raises ApiError 400.
     """
     if len(query) > CHARACTERS_MAX:
-        found = f"found {len(query)} characters, expected at most {CHARACTERS_MAX}"
-        raise clause_error("search", found)
+        actual = f"found {len(query)} characters, expected at most {CHARACTERS_MAX}"
+        raise clause_error("search", actual)
     return _SearchParser(query, now_us, within).query()
 
 
@@ -185,8 +186,8 @@ class _SearchParser:
             self._advance()
             distance = self._distance(token)
             phrases = condition.phrases if isinstance(condition, HasNear) else (condition,)
-            words = [one for one in (*phrases, self._term()) if isinstance(one, HasWords)]
-            if len(words) <= len(phrases) or len({one.where for one in words}) > 1:
+            words = [term for term in (*phrases, self._term()) if isinstance(term, HasWords)]
+            if len(words) <= len(phrases) or len({term.where for term in words}) > 1:
                 raise self._error(token, "words or phrases of one property on both sides")
             condition = HasNear(tuple(words), distance)
         return condition
@@ -195,12 +196,12 @@ class _SearchParser:
         if not self._next.is_operator("(") or self._next.position > near.end:
             return _DISTANCE_DEFAULT
         self._advance()
-        found = _DISTANCE.fullmatch(self._next.text)
-        if found is None:
+        match = _DISTANCE.fullmatch(self._next.text)
+        if match is None:
             raise self._error(self._next, "a number of words, as in NEAR(n=8)")
         self._advance()
         self._take_end()
-        return int(found[1])
+        return int(match[1])
 
     def _take_end(self) -> None:
         if not self._next.is_operator(")"):
@@ -282,8 +283,10 @@ class _SearchParser:
         """Return the condition for a size in bytes, or a range first..last."""
         first, has_range, last = value.partition("..")
         sizes = [
-            int(one) if one.isascii() and one.isdigit() and len(one) < len(str(_SIZE_MAX)) else None
-            for one in (first, last or first)
+            int(text)
+            if text.isascii() and text.isdigit() and len(text) < len(str(_SIZE_MAX))
+            else None
+            for text in (first, last or first)
         ]
         low, high = sizes
         if low is None or high is None or (has_range and (not last or operator in _SIGNS)):
@@ -304,10 +307,10 @@ class _SearchParser:
         if not any(character.isalnum() for character in words):
             raise self._error(token, "a word with a letter or a digit in it")
         if len(value) > TERM_CHARACTERS_MAX:
-            found = f"position {token.position}: found a word or phrase of {len(value)} characters"
-            raise clause_error("search", f"{found}, expected at most {TERM_CHARACTERS_MAX}")
+            detail = f"position {token.position}: found a word or phrase of {len(value)} characters"
+            raise clause_error("search", f"{detail}, expected at most {TERM_CHARACTERS_MAX}")
         self._prefixes += words != value
-        # the index has both forms of an address, but that with A-labels in lower case always
+        # the index has both forms of an address; the form with A-labels is always in lower case
         sought = with_a_labels(words) if where in _OF_ADDRESSES else words
         return HasWords(where, sought, prefix=words != value)
 
@@ -387,8 +390,8 @@ class _SearchParser:
 
     def _error(self, token: _SearchToken, expected: str) -> ApiError:
         at = token.position
-        found = quoted(token.text) if token.end > at else "the end"
-        message = f"Syntax error: position {at}: found {found}, expected {expected}"
+        actual = quoted(token.text) if token.end > at else "the end"
+        message = f"Syntax error: position {at}: found {actual}, expected {expected}"
         if around := self._query[max(0, at - _AROUND_CHARACTERS) : at + _AROUND_CHARACTERS].strip():
             message += f"; it is in {quoted(around)}"
         return bad_request(f"{message}.")
@@ -425,5 +428,5 @@ _PERIODS: Mapping[str, Callable[[datetime], tuple[int, int]]] = {
 }
 
 
-def _limit_error(found: str, maximum: int) -> ApiError:
-    return clause_error("search", f"found {found}, expected at most {maximum}")
+def _limit_error(actual: str, maximum: int) -> ApiError:
+    return clause_error("search", f"found {actual}, expected at most {maximum}")

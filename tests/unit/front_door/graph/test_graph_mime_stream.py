@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from relay.front_door.graph.graph_request import (
+from relay.front_door.graph.account_limits import (
     STREAMED_BODIES_MAX,
     STREAMED_BODIES_PER_ACCOUNT_MAX,
     StreamedBodies,

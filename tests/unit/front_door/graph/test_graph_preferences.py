@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from relay.front_door.graph import attachments, graph_request
-from relay.front_door.graph.graph_request import BODY_CONVERSIONS_MAX
+from relay.front_door.graph import attachments, preferred_body
+from relay.front_door.graph.dependencies import BODY_CONVERSIONS_MAX
 from tests.support.graph_fakes import OnDisk, refused
 
 HTML = {"contentType": "html", "content": "<h1>Title</h1><p>One &amp; <b>two</b></p>"}
@@ -205,7 +205,7 @@ async def test_few_bodies_are_converted_at_a_time(
             crowds.append(one_too_many.wait())
         return html
 
-    monkeypatch.setitem(graph_request._CONVERT, "text", converted)
+    monkeypatch.setitem(preferred_body._CONVERT, "text", converted)
     header = preferring('outlook.body-content-type="text"')
     requests = (on_disk.http.get(path, headers=header) for _ in range(3 * BODY_CONVERSIONS_MAX))
     answers = await asyncio.gather(*requests)

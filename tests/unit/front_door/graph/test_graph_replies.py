@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from relay.formats import quoting
-from relay.front_door.graph.graph_request import ANSWERS_MAX
+from relay.front_door.graph.dependencies import ANSWERS_MAX
 from tests.support.graph_fakes import QUOTA_BYTES, OnDisk, graph_on_disk, post_mime, refused, to
 from tests.support.tables import each_row
 

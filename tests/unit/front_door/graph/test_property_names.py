@@ -10,8 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from relay.base.accounts.account import Account
+from relay.front_door.graph.action_parameters import parse_send_mail
+from relay.front_door.graph.attachment_parser import read_upload
 from relay.front_door.graph.json_values import read_json_object
-from relay.front_door.graph.message_parser import parse_message, parse_send_mail, read_upload
+from relay.front_door.graph.message_parser import parse_message
 from relay.front_door.http.errors import ApiError
 from tests.support.tables import each_row
 

@@ -11,9 +11,10 @@ from starlette.responses import Response
 from relay.base.accounts.account import Account
 from relay.base.socket_address import Address
 from relay.front_door.http.browsers import BrowserGuard
-from relay.front_door.http.gateway import Gateway, json_response
+from relay.front_door.http.gateway import Gateway
 from relay.front_door.http.http_request import HttpRequest, RequestLimits
 from relay.front_door.http.http_server import HttpServer
+from relay.front_door.http.responses import json_response
 from relay.front_door.sign_in.authentication import HttpAuthentication
 from tests.support.accounts import TokenAccounts, authentication_of
 from tests.support.manual_clock import ManualClock

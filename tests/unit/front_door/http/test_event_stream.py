@@ -6,8 +6,8 @@ from contextlib import asynccontextmanager, suppress
 
 import pytest
 
-from relay.front_door.http import gateway
-from relay.front_door.http.gateway import EventStreamResponse
+from relay.front_door.http import event_stream
+from relay.front_door.http.event_stream import EventStreamResponse
 from relay.front_door.http.http_request import HttpRequest
 from relay.front_door.http.http_server import HttpServer
 from tests.support.event_source import EventSource, event_source
@@ -87,7 +87,7 @@ async def test_head_has_no_body_and_starts_nothing(blocks: Blocks) -> None:
 async def test_a_silent_stream_sends_comments(
     blocks: Blocks, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(gateway, "HEARTBEAT_S", 0.02)
+    monkeypatch.setattr(event_stream, "HEARTBEAT_S", 0.02)
     async with streaming(blocks) as server, client(server) as source:
         assert [await source.chunk() for _ in range(3)] == [b":\n"] * 3
         blocks.queue.put_nowait(b"data: 1\n\n")
@@ -108,7 +108,7 @@ async def test_a_client_that_does_not_read_is_cut_off(
     blocks: Blocks, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """At once, not when it has read what is left; no more than a piece is kept for it."""
-    monkeypatch.setattr(gateway, "TAKE_TIMEOUT_S", 0.15)
+    monkeypatch.setattr(event_stream, "TAKE_TIMEOUT_S", 0.15)
     async with streaming(blocks) as server, client(server, receive_bytes=SMALL) as source:
         buffered = 0
         (connection,) = server.state.connections

@@ -9,10 +9,11 @@ from typing import Any
 import pytest
 from starlette.responses import Response
 
-from relay.front_door.http.gateway import Gateway, StreamedResponse, json_response
+from relay.front_door.http.gateway import Gateway
 from relay.front_door.http.http_request import HttpRequest, RequestLimits
 from relay.front_door.http.http_server import HttpServer
 from relay.front_door.http.protocol import AllowedHosts
+from relay.front_door.http.responses import StreamedResponse, json_response
 from tests.support.http_server import (
     ANY_PORT,
     LIMIT,

@@ -15,9 +15,9 @@ from starlette.responses import Response
 from relay.base.certificates import ServerCertificate
 from relay.front_door.http import http_server, protocol
 from relay.front_door.http.connection_limits import ConnectionLimits
-from relay.front_door.http.gateway import json_response
 from relay.front_door.http.http_request import HttpRequest
 from relay.front_door.http.http_server import HttpServer
+from relay.front_door.http.responses import json_response
 from tests.support.http_server import ANY_PORT, serving, status_of
 from tests.support.tables import each_row
 from tests.support.tls import Authority, authority

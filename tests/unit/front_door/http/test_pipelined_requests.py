@@ -9,10 +9,10 @@ import pytest
 from starlette.responses import Response
 
 from relay.base.certificates import ServerCertificate
-from relay.front_door.http.gateway import StreamedResponse
 from relay.front_door.http.http_request import HttpRequest
 from relay.front_door.http.http_server import HttpServer
 from relay.front_door.http.protocol import BoundedProtocol
+from relay.front_door.http.responses import StreamedResponse
 from tests.support.http_server import echo, in_turn, request, serving, talk
 from tests.support.tls import Authority, authority
 from tests.unit.front_door.http.test_slow_clients import on_both_loops

@@ -14,9 +14,9 @@ from starlette.responses import Response
 
 from relay.front_door.http import connection_limits, protocol
 from relay.front_door.http.connection_limits import ConnectionLimits
-from relay.front_door.http.gateway import BLOCK_BYTES, StreamedResponse
 from relay.front_door.http.http_request import HttpRequest
 from relay.front_door.http.http_server import HttpServer
+from relay.front_door.http.responses import BLOCK_BYTES, StreamedResponse
 from tests.support.http_server import serving, status_of, talk
 from tests.support.long_tests import sampled
 

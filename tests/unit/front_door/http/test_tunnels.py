@@ -11,10 +11,10 @@ from starlette.responses import Response
 from relay.base.certificates import ServerCertificate
 from relay.front_door.http import http_server
 from relay.front_door.http.connection_limits import ConnectionLimits
-from relay.front_door.http.gateway import json_response
 from relay.front_door.http.http_request import HttpRequest
 from relay.front_door.http.http_server import HttpServer
 from relay.front_door.http.protocol import AllowedHosts
+from relay.front_door.http.responses import json_response
 from relay.front_door.http.tunnels import TunnelHosts
 from tests.support.http_server import code_of, in_turn, serving, status_of, talk
 from tests.support.tables import each_row

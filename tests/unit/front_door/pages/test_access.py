@@ -13,8 +13,8 @@ from relay.base.accounts.account import AccountDirectory, LoginDelayedError
 from relay.base.accounts.directory import FileAccounts, load_accounts
 from relay.front_door.api.dependencies import Principal
 from relay.front_door.http.connection_limits import ConnectionLimits
-from relay.front_door.http.gateway import json_response
 from relay.front_door.http.http_request import HttpRequest
+from relay.front_door.http.responses import json_response
 from relay.front_door.pages.logins import IDLE_S, Access, Logins
 from tests.support.http_server import serving
 from tests.support.manual_clock import ManualClock

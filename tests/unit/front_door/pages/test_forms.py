@@ -6,8 +6,8 @@ from contextlib import asynccontextmanager
 import httpx
 from starlette.responses import Response
 
-from relay.front_door.http.gateway import json_response
 from relay.front_door.http.http_request import HttpRequest
+from relay.front_door.http.responses import json_response
 from relay.front_door.pages.logins import read_form
 from tests.support.http_server import LIMIT, serving
 from tests.support.tables import each_row

@@ -19,8 +19,8 @@ from relay.base.accounts.directory import load_accounts
 from relay.base.accounts.passwords import FREE_FAILURES, FREE_FAILURES_OF_CLIENT
 from relay.development.user_grants import UserGrants
 from relay.front_door.http.connection_limits import REQUESTS_MAX, ConnectionLimits
-from relay.front_door.http.gateway import PathRouter
 from relay.front_door.http.http_server import HttpServer
+from relay.front_door.http.path_router import PathRouter
 from relay.front_door.sign_in.access_tokens import LIFETIME_S, AccessTokens
 from relay.front_door.sign_in.authentication import HttpAuthentication
 from relay.front_door.sign_in.token_endpoint import (

@@ -1,0 +1,56 @@
+"""What the handlers of the Graph API need: stores, clock, and limits that all requests share."""
+
+import asyncio
+from dataclasses import dataclass, field
+from weakref import WeakValueDictionary
+
+from relay.base.accounts.account import AccountDirectory
+from relay.base.accounts.usage import UsageCounter
+from relay.base.clock import Clock, Ids
+from relay.base.crashpoints import CrashPoints
+from relay.base.pressure import Pressure
+from relay.front_door.graph import strict_profile
+from relay.front_door.graph.account_limits import StreamedBodies
+from relay.front_door.http.http_request import HttpRequest
+from relay.front_door.notifications.subscriptions import Subscriptions
+from relay.submission.outbox.store import FileStore
+
+BODY_CONVERSIONS_MAX = 2  # threads that convert bodies to the preferred type
+ANSWERS_MAX = 4  # replies and forwards that are composed at a time: each holds its original's body
+
+
+@dataclass(frozen=True, slots=True)
+class GraphDependencies:
+    """What the handlers need."""
+
+    store: FileStore  # the mailboxes
+    accounts: AccountDirectory  # those in force
+    clock: Clock  # for the times of messages
+    ids: Ids  # for new messages and submissions
+    hostname: str  # of Message-IDs that Relay makes
+    public_url: str  # the beginning of links; "": as the client addressed the relay
+    crash: CrashPoints  # for crash tests
+    max_upload: int  # of a streamed body, in bytes
+    profile: strict_profile.Profile  # of requests without a preference
+    pressure: Pressure  # whether new mail is taken now
+    subscriptions: Subscriptions  # who is notified of changes
+    usage: UsageCounter  # counts what accounts send to the outside
+    has_pages: bool = False  # whether there is a page for each message
+    # by mailbox, and mailbox/draft: its PATCHes run one at a time
+    patch_locks: WeakValueDictionary[str, asyncio.Lock] = field(default_factory=WeakValueDictionary)
+    # limits how many bodies are written to files at once
+    streamed_bodies: StreamedBodies = field(default_factory=StreamedBodies)
+    # limits how many message bodies are converted at once
+    conversions: asyncio.Semaphore = field(
+        default_factory=lambda: asyncio.Semaphore(BODY_CONVERSIONS_MAX)
+    )
+    # limits how many replies and forwards are composed at once
+    answers: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(ANSWERS_MAX))
+
+    def base_url(self, request: HttpRequest) -> str:
+        """Return the URL of the API as the client sees it."""
+        return request.base_url(self.public_url, self.hostname)
+
+    def root_url(self, request: HttpRequest) -> str:
+        """Return the URL of the version of the API that is requested."""
+        return f"{self.base_url(request)}/{request.segments[0].lower()}"
