@@ -12,7 +12,7 @@ from relay.store.spool.types import (
     DueQuery,
     EntryExtra,
     EntrySchedule,
-    GraphRequest,
+    CloudRequest,
     Selector,
 )
 from tests.support.operator import LATER, OK, command, reroute
@@ -20,7 +20,7 @@ from tests.support.operator import LATER, OK, command, reroute
 NOW = 10**16
 HOP = "graph://graph.test:443 cloud"
 OF_PRINTER = f'{HOP}\t"p r"@a.test'
-POSTED = GraphRequest("p@a.test", "<1@a.test>", (1,), posted_us=5)
+POSTED = CloudRequest("p@a.test", "<1@a.test>", (1,), posted_us=5)
 SENT = replace_fields(POSTED, draft="AAMk=", sent_us=6)
 WAITS = EntrySchedule(NOW, NOW)
 

@@ -3,7 +3,7 @@
 from relay.base.message.outcome import Relayed
 from relay.base.socket_address import Address
 from relay.delivery.smtp.connect import GraphOptions
-from relay.store.spool.types import GraphRequest
+from relay.store.spool.types import CloudRequest
 from relay.transport.routing.route_table import Credentials
 from tests.support.dev_process import DevProcess
 from tests.support.manual_clock import ManualClock
@@ -22,7 +22,7 @@ async def test_a_message_is_sent_once_and_found_again(dev) -> None:
     relay: DevProcess = dev("--no-demo", "--like-graph")
     login = Credentials("alice@example.test", oauth="m365")
 
-    async def attempt(confirm: bool, *requests: GraphRequest) -> tuple[object, Spooled]:
+    async def attempt(confirm: bool, *requests: CloudRequest) -> tuple[object, Spooled]:
         claim = Spooled(ManualClock(), 1, MESSAGE)
         claim.live, claim.requests = {0: BOB}, requests
         session = await opened(
@@ -40,7 +40,7 @@ async def test_a_message_is_sent_once_and_found_again(dev) -> None:
     until("Bob has it", lambda: relay.inbox("bob") == ["s"])
     [request] = claim.requests
     until("a copy is in Sent Items", lambda: relay.messages("sentitems"))
-    for known in (request, GraphRequest(request.mailbox, request.message_id, (0,), 1, sent_us=1)):
+    for known in (request, CloudRequest(request.mailbox, request.message_id, (0,), 1, sent_us=1)):
         outcome, _ = await attempt(True, known)
         assert "so it was sent" in outcome.evidence.reply, outcome
     outcome, _ = await attempt(False)

@@ -3,11 +3,11 @@
 from collections.abc import Callable, Sequence
 
 from relay.store.spool.engine import SpoolEngine
-from relay.store.spool.types import Claim, GraphRequest, SpoolError
+from relay.store.spool.types import Claim, CloudRequest, SpoolError
 
 
 class ClaimRequests:
-    """The GraphRequests of a transaction (relay.delivery.smtp.transaction)."""
+    """The CloudRequests of a transaction (relay.delivery.smtp.transaction)."""
 
     def __init__(
         self,
@@ -27,15 +27,15 @@ class ClaimRequests:
         self._before = claim.extra.requests_before
         self._hostname = hostname
 
-    async def note(self, requests: Sequence[GraphRequest], *, new: bool = False) -> None:
-        """GraphRequests.note."""
+    async def note(self, requests: Sequence[CloudRequest], *, new: bool = False) -> None:
+        """CloudRequests.note."""
         before = self._before + new
         if not await self._spool.note_requests(self._claim, requests, before=before):
             raise SpoolError("the claim has another owner")
         self.requests, self._before = tuple(requests), before
 
     async def message_id(self, given: str) -> str:
-        """GraphRequests.message_id."""
+        """CloudRequests.message_id."""
         if given and not self._before and await self._spool.is_first_with(self._claim, given):
             return given
         queue_id, entry = self._claim.key

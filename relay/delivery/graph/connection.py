@@ -60,7 +60,7 @@ from relay.delivery.smtp.transaction import (
     wrong_address,
 )
 from relay.formats.graph_copy import graph_copy, sole_message_id
-from relay.store.spool.types import GraphRequest
+from relay.store.spool.types import CloudRequest
 
 RECIPIENTS_MAX = 500  # of a message, in Exchange Online
 SENT_US = 120_000_000
@@ -314,7 +314,7 @@ class _GraphTransaction:
         return self._deferred(str(error), DeferralClass.CONNECT)
 
     # -- requests of earlier attempts
-    async def _resume(self, request: GraphRequest, numbers: Sequence[int]) -> Outcome | None:
+    async def _resume(self, request: CloudRequest, numbers: Sequence[int]) -> Outcome | None:
         """Return the outcome for these recipients of a request; None if they need another one."""
         message, now_us = await self._look(request), self._requests.now_us()
         if message is None:
@@ -335,7 +335,7 @@ class _GraphTransaction:
         self._open.remove(request)
         return None
 
-    async def _look(self, request: GraphRequest) -> _Item | None:
+    async def _look(self, request: CloudRequest) -> _Item | None:
         """Return the message of a request, the sent one if there are several."""
         fields = "$select=id,isDraft"
         if request.draft:
@@ -359,7 +359,7 @@ class _GraphTransaction:
         content, requests, session = self._transaction.content, self._requests, self._session
         if text := too_large(size_of(content), session.options):
             return Failed(session.peer.evidence("5.3.4", f"5.3.4 {text}"))
-        request = GraphRequest(session.login.user, "", tuple(numbers), 0)
+        request = CloudRequest(session.login.user, "", tuple(numbers), 0)
         if not session.options.confirm:
             return await self._send_at_once(request)
         message_id = await requests.message_id(sole_message_id(content))
@@ -380,7 +380,7 @@ class _GraphTransaction:
             await self._note(without=request)
         return self._failed(answer)
 
-    async def _send(self, request: GraphRequest, draft: str) -> Outcome:
+    async def _send(self, request: CloudRequest, draft: str) -> Outcome:
         """Send a draft."""
         await self._before_post()
         sent = replace(request, draft=draft, sent_us=self._requests.now_us())
@@ -400,13 +400,13 @@ class _GraphTransaction:
             return self._deferred(f"{reply_of(answer)}; it is looked for")
         return self._failed(answer)
 
-    async def _delete(self, request: GraphRequest, draft: str) -> None:
+    async def _delete(self, request: CloudRequest, draft: str) -> None:
         answer = await self._ask("DELETE", request, _path(draft))
         if answer.status // 100 != 2 and answer.status != _NOT_FOUND:
             raise self._trouble(answer)
 
     # -- without drafts
-    async def _send_at_once(self, request: GraphRequest) -> Outcome:
+    async def _send_at_once(self, request: CloudRequest) -> Outcome:
         """Send the message by sendMail."""
         body = await self._body(request)
         try:
@@ -424,7 +424,7 @@ class _GraphTransaction:
         return self._failed(answer)
 
     # -- what all of them use
-    async def _body(self, request: GraphRequest) -> bytes:
+    async def _body(self, request: CloudRequest) -> bytes:
         """Return the base64 of the copy for a request. Raises UnreadableError."""
         content, recipients = self._transaction.content, self._transaction.recipients
         pairs = zip(self._requests.recipients, recipients, strict=True)
@@ -441,7 +441,7 @@ class _GraphTransaction:
         return body
 
     async def _ask(
-        self, method: str, request: GraphRequest, path: str, *, body: bytes = b""
+        self, method: str, request: CloudRequest, path: str, *, body: bytes = b""
     ) -> HttpAnswer:
         """Make a request in the mailbox of this one."""
         path = f"{quote(request.mailbox, safe='')}/{path}"
@@ -458,9 +458,9 @@ class _GraphTransaction:
 
     async def _note(
         self,
-        request: GraphRequest | None = None,
+        request: CloudRequest | None = None,
         *,
-        without: GraphRequest | None = None,
+        without: CloudRequest | None = None,
         new: bool = False,
     ) -> None:
         """Make a request durable, in place of another one. Raises SpoolError."""

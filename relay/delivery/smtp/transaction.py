@@ -35,7 +35,7 @@ from relay.base.message.outcome import (
     closes_connection,
     is_recipient_limit,
 )
-from relay.store.spool.types import GraphRequest
+from relay.store.spool.types import CloudRequest
 
 BLOCK_BYTES = 128 * 1024
 FINAL_DOT = b".\r\n"
@@ -59,18 +59,18 @@ class Transaction:
     content: Content = field(repr=False)
     whole: bool = False
     encoded: str = ""
-    graph: "GraphRequests | None" = None  # what a transaction by Microsoft Graph needs besides
+    graph: "CloudRequests | None" = None  # what a transaction by Microsoft Graph needs besides
 
 
-class GraphRequests(Protocol):
+class CloudRequests(Protocol):
     """The requests of a claim to Microsoft Graph that have no known result."""
 
-    requests: tuple[GraphRequest, ...]  # as they are in the spool
+    requests: tuple[CloudRequest, ...]  # as they are in the spool
     recipients: tuple[int, ...]  # the numbers of Transaction.recipients, in their order
     ended: set[str]  # the Message-IDs of those whose recipients have an outcome in this attempt
     now_us: Callable[[], int]  # queue time
 
-    async def note(self, requests: Sequence[GraphRequest], *, new: bool = False) -> None:
+    async def note(self, requests: Sequence[CloudRequest], *, new: bool = False) -> None:
         """Make these durable; `new`: the last one has not been there. Raises SpoolError."""
 
     async def message_id(self, given: str) -> str:

@@ -65,7 +65,7 @@ from relay.store.spool.types import (
     ClaimResult,
     DueBatch,
     DueQuery,
-    GraphRequest,
+    CloudRequest,
     HoldsFullError,
     Key,
     LendableBody,
@@ -294,7 +294,7 @@ class SpoolEngine(QueueEngine, SpoolHistory):
         """
 
     async def note_requests(
-        self, claim: Claim, requests: Sequence[GraphRequest], *, before: int
+        self, claim: Claim, requests: Sequence[CloudRequest], *, before: int
     ) -> bool:
         """Make the requests of a claim to Microsoft Graph durable, and how many there were before;
         False if the claim's epoch has ended.

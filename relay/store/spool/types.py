@@ -169,7 +169,7 @@ class NewRecipient(Struct, frozen=True):
     position: int = 0
 
 
-class GraphRequest(Struct, frozen=True, omit_defaults=True):
+class CloudRequest(Struct, frozen=True, omit_defaults=True):
     """One message to Microsoft Graph that is not known to have been taken or refused. A field is
     stored: see EntryExtra.
     """
@@ -224,7 +224,7 @@ class EntryExtra(Struct, frozen=True, omit_defaults=True):
     # What refuses it for good is tried again until it expires, and it needs room in a mailbox.
     keep: bool = False
     # Requests to Microsoft Graph without a known result.
-    requests: tuple[GraphRequest, ...] = ()
+    requests: tuple[CloudRequest, ...] = ()
     # How many requests there have been.
     requests_before: int = 0
 

@@ -25,7 +25,7 @@ from relay.delivery.attempt_result import (
 from relay.delivery.retry import ClaimAction, RetrySchedule, claim_action
 from relay.formats.dsn import ReportKind
 from relay.store.journeys.events import Step
-from relay.store.spool.types import ClaimedRecipient, EntryExtra, GraphRequest, PriorityLevel
+from relay.store.spool.types import ClaimedRecipient, EntryExtra, CloudRequest, PriorityLevel
 from tests.support.claims import SECOND_US, a_claim
 from tests.support.tables import each_row
 
@@ -280,7 +280,7 @@ def test_expired_held_mail_is_reported_and_captured_mail_is_not(
 
 
 def test_who_may_have_got_it_by_graph_is_not_reported_as_failed() -> None:
-    sent = GraphRequest("p@a.test", "<1@a.test>", (2,), posted_us=5, draft="A=", sent_us=6)
+    sent = CloudRequest("p@a.test", "<1@a.test>", (2,), posted_us=5, draft="A=", sent_us=6)
     posted = replace(sent, recipients=(1,), sent_us=0)
     claim = replace(a_claim(count=3), extra=EntryExtra(requests=(posted, sent)))
     result = expiry_result(claim, time=AttemptTime(5, 5))

@@ -17,7 +17,7 @@ from relay.delivery.attempt_result import AttemptTime, result_of_attempt
 from relay.delivery.rerouting import ClaimRerouter
 from relay.delivery.retry import RetrySchedule
 from relay.formats.dsn import ReportKind
-from relay.store.spool.types import Claim, EntryExtra, GraphRequest
+from relay.store.spool.types import Claim, EntryExtra, CloudRequest
 from relay.transport.routing.route_table import RouteTable
 from tests.support.claims import a_claim
 from tests.support.manual_clock import ManualClock
@@ -35,7 +35,7 @@ def not_run(work: Coroutine[Any, Any, Any]) -> object:
 
 
 TOKEN = RouteAuth("p@s.test", oauth="o")
-AWAITED = {"requests": (GraphRequest("P@s.test", "<1@s.test>", (1,), 5),), "fallback_us": 1}
+AWAITED = {"requests": (CloudRequest("P@s.test", "<1@s.test>", (1,), 5),), "fallback_us": 1}
 OWN = "smtps://w.test:465 own\ta@x.test"
 ROUTES = [
     Route("new.test", "capture"),
