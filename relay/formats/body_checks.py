@@ -76,19 +76,19 @@ class FeatureReader:
         self._css_left -= len(source)
         return _LONG_NUMBER.sub("0", source)
 
-    def _tag(self, name: str, given: Mapping[str, str], line: int) -> None:
-        kinds = (given.get("type") or _DEFAULT_TYPES.get(name, ""), given.get("name", ""))
-        for each in (f"<{name}>", *(f"<{name} {kind.lower()}>" for kind in kinds)):
-            self._add(each, line)
-        for attribute in given:
+    def _tag(self, name: str, attributes: Mapping[str, str], line: int) -> None:
+        kinds = (attributes.get("type") or _DEFAULT_TYPES.get(name, ""), attributes.get("name", ""))
+        for feature in (f"<{name}>", *(f"<{name} {kind.lower()}>" for kind in kinds)):
+            self._add(feature, line)
+        for attribute in attributes:
             self._add(f"{attribute}=", line)
         for attribute in _IMAGES:
-            if attribute in given:
-                self._image(attribute_value(given[attribute]), line)
-        if name in _LINKS and (target := given.get("href", "").strip()):
+            if attribute in attributes:
+                self._image(attribute_value(attributes[attribute]), line)
+        if name in _LINKS and (target := attributes.get("href", "").strip()):
             is_mail = target[:7].lower() == "mailto:"
             self._add("link mailto" if is_mail else f"link {target[:1]}", line)
-        if style := given.get("style"):
+        if style := attributes.get("style"):
             css = self._css(attribute_value(style))
             self._rules(tinycss2.parse_blocks_contents(css, skip_comments=True), line)
 
@@ -120,7 +120,7 @@ class FeatureReader:
                 self._selectors(rule.prelude, at)
                 content, is_nested = rule.content, True
             inner = tinycss2.parse_blocks_contents(content or ())
-            waiting.extend((each, is_nested) for each in reversed(inner))
+            waiting.extend((rule, is_nested) for rule in reversed(inner))
 
     def _declaration(self, declaration: Any, line: int) -> None:
         name = declaration.lower_name
@@ -244,12 +244,12 @@ def check_bodies(html: str | None, text: str | None) -> Checks:
         )
     names = {slug: row[1] for slug, row in data.features.items()}
     slugs = [slug for slug in names if not used.counts.keys().isdisjoint(names[slug])]
-    found = sorted((_problem(slug, used) for slug in slugs), key=lambda one: one.support)
+    problems = sorted((_problem(slug, used) for slug in slugs), key=lambda problem: problem.support)
     links = checked_links(html[:CHARACTERS_MAX], text[:CHARACTERS_MAX])
     return Checks(
         has_html=bool(html),
-        score=round(fmean(one.support for one in found), 1) if found else 100.0,
-        problems=tuple(one for one in found if one.unsupported or one.partial),
+        score=round(fmean(problem.support for problem in problems), 1) if problems else 100.0,
+        problems=tuple(problem for problem in problems if problem.unsupported or problem.partial),
         links=tuple(links[:LINKS_MAX]),
         link_count=len(links),
         notices=tuple(notices),

@@ -74,7 +74,7 @@ _OF_ONE_OCTET = frozenset(_CODECS.values()) - {
 }
 # Python remembers each name that it is asked for: no others.
 _KNOWN = {*_CODECS.values(), *aliases.values()} - {"mbcs", "rot_13"}
-_KNOWN -= {one for one in _KNOWN if one.endswith("_codec")}
+_KNOWN -= {codec for codec in _KNOWN if codec.endswith("_codec")}
 # What the standard decodes to another character than Python: of one octet, and of several.
 _OTHER_OCTETS = {"koi8_u": {0xAE: "\u045e", 0xBE: "\u040e"}, "cp1255": {0xCA: "\u05ba"}}
 _JIS = str.maketrans("\u301c\u2016\u2212\xa2\xa3\xac", "\uff5e\u2225\uff0d\uffe0\uffe1\uffe2")
@@ -113,8 +113,8 @@ def codec_of(label: str) -> str:
 
 def _python_codec(name: str) -> str:
     plain = normalize_encoding(name)
-    for one in (plain, plain.replace("_", "")):
-        codec = aliases.get(one, one)
+    for label in (plain, plain.replace("_", "")):
+        codec = aliases.get(label, label)
         codec = _CODECS.get(codec) or _CODECS.get(codec.replace("_", "-")) or codec
         if codec in _KNOWN:
             return codec
@@ -171,11 +171,11 @@ def _codec_in_html(octets: bytes) -> str:
     for token in split_html(html) if "<meta" in html.lower() else ():
         if token.name != "meta" or token.is_end:
             continue
-        given = tag_attributes(token.text)
-        label = given.get("charset", "")
-        if not label and given.get("http-equiv", "").lower() == "content-type":
-            found = _IN_META.search(given.get("content", ""))
-            label = found[1] if found else ""
+        attributes = tag_attributes(token.text)
+        label = attributes.get("charset", "")
+        if not label and attributes.get("http-equiv", "").lower() == "content-type":
+            match = _IN_META.search(attributes.get("content", ""))
+            label = match[1] if match else ""
         if codec := codec_of(label):
             # it was read as ASCII, so that it is not UTF-16; ASCII is windows-1252
             return {_ASCII: "cp1252"}.get(codec, "utf-8" if codec in _UTF_16 else codec)
@@ -212,11 +212,11 @@ def _strictly(octets: bytes, codec: str, *, is_cut: bool) -> str | None:
 def _characters(codec: str) -> str:
     """Return the characters of all octets; those without one are controls, or U+FFFD."""
     others = _OTHER_OCTETS.get(codec, {})
-    found = enumerate(bytes(range(256)).decode(codec, "replace"))
+    decoded = enumerate(bytes(range(256)).decode(codec, "replace"))
     controls = range(0x80, 0xA0) if codec != _ASCII else ()
     return "".join(
-        others.get(octet, chr(octet) if one == "\ufffd" and octet in controls else one)
-        for octet, one in found
+        others.get(octet, chr(octet) if character == "\ufffd" and octet in controls else character)
+        for octet, character in decoded
     )
 
 
@@ -250,7 +250,7 @@ def _mend(error: UnicodeError) -> tuple[str, int]:
 @cache
 def _of_row(pair: bytes, offset: int) -> str:
     """Return a character of JIS X 0208 with the rows of NEC and IBM, "" if there is none."""
-    if len(pair) != len(b"\x21\x21") or not all(0x21 <= one - offset <= 0x7E for one in pair):
+    if len(pair) != len(b"\x21\x21") or not all(0x21 <= octet - offset <= 0x7E for octet in pair):
         return ""
     row, cell = pair[0] - offset, pair[1] - offset
     lead = (row - 0x21) // 2 + (0x81 if row < 0x5F else 0xC1)

@@ -39,7 +39,7 @@ pkcs7-signature:p7s pkcs7-mime:p7m pgp-signature:asc vnd.ms-excel:xls vnd.ms-pow
 wordprocessingml.document:docx spreadsheetml.sheet:xlsx presentationml.presentation:pptx
 text:txt message:txt
 """
-_EXTENSIONS = {one.partition(":")[0]: one.rpartition(":")[2] for one in _TYPES.split()}
+_EXTENSIONS = {pair.partition(":")[0]: pair.rpartition(":")[2] for pair in _TYPES.split()}
 _BESIDE_SUBTYPE = re.compile(r"x-|vnd\.openxmlformats-officedocument\.|\+xml\Z")
 
 
@@ -66,10 +66,10 @@ class ContentField(Struct, frozen=True):
         """Return the sections of a parameter joined, None if it has none."""
         sections: dict[int, tuple[bool, str]] = {}
         for key, text in self.parameters:
-            found = _SECTION.fullmatch(key)
-            if found and found[1] == name:
-                is_coded = bool(found[3]) or not found[2]
-                sections.setdefault(int(found[2] or 0), (is_coded, text))
+            section = _SECTION.fullmatch(key)
+            if section and section[1] == name:
+                is_coded = bool(section[3]) or not section[2]
+                sections.setdefault(int(section[2] or 0), (is_coded, text))
         if not sections:
             return None
         ordered = [sections[number] for number in sorted(sections)]
@@ -77,9 +77,9 @@ class ContentField(Struct, frozen=True):
             return _decoded("".join(text for _, text in ordered))
         is_coded, text = ordered[0]
         charset = ""
-        if is_coded and (found := _LANGUAGE.match(text)):
-            charset = found[1]
-            ordered[0] = (is_coded, text[found.end() :])
+        if is_coded and (section := _LANGUAGE.match(text)):
+            charset = section[1]
+            ordered[0] = (is_coded, text[section.end() :])
         # a character, and what is encoded, may be split between two sections
         joined = "".join(text if coded else text.replace("%", "%25") for coded, text in ordered)
         octets = unquote_to_bytes(joined.encode("utf-8", "surrogateescape"))
@@ -120,9 +120,9 @@ def filename_of(fields: "Message[str, str]") -> str:
         ("content-type", ("name", "filename")),
     ):
         field = read_content_field(fields, name)
-        for one in parameters if field.parameters else ():
-            if found := next(filter(None, map(printable, field.all(one))), ""):
-                return found
+        for parameter in parameters if field.parameters else ():
+            if filename := next(filter(None, map(printable, field.all(parameter))), ""):
+                return filename
     return ""
 
 
@@ -149,19 +149,19 @@ class _Reader:
     def read(self) -> None:
         """Read all of the field."""
         place = 0
-        while found := _PIECE.match(self._text, place):
-            place = found.end()
-            kind = found.lastgroup
+        while match := _PIECE.match(self._text, place):
+            place = match.end()
+            kind = match.lastgroup
             if kind == "mark":
-                place = self._at_mark(found[0], place)
+                place = self._at_mark(match[0], place)
             elif kind == "white":
                 self._at_white(place)
             elif kind == "quoted":
-                self._at_quoted(found["quoted"])
+                self._at_quoted(match["quoted"])
                 if self._key is not None and _NEXT.match(self._text, place):
                     self._end()
             elif not self._is_quoted:
-                self._pieces.append(found[0])
+                self._pieces.append(match[0])
         self._end()
 
     def _at_mark(self, mark: str, place: int) -> int:
@@ -195,9 +195,9 @@ class _Reader:
         if may_be_text and self._pieces and not self._pieces[-1].isspace():
             return 0
         depth, end = 1, place
-        while depth and (found := _IN_COMMENT.match(self._text, end)):
-            depth += 1 if found[1] == "(" else -1
-            end = found.end()
+        while depth and (match := _IN_COMMENT.match(self._text, end)):
+            depth += 1 if match[1] == "(" else -1
+            end = match.end()
         if depth:
             self._has_comments = False  # it has no end, and those in it have none either
             return 0 if ";" in self._text[place:] else len(self._text)
@@ -230,5 +230,5 @@ class _Reader:
 
     def _set_value(self, text: str) -> None:
         self._is_first = False
-        joined = "/".join(one.strip() for one in text.split("/"))  # multipart / mixed
+        joined = "/".join(part.strip() for part in text.split("/"))  # multipart / mixed
         self.value = next(iter(joined.split()), "").lower()

@@ -149,7 +149,7 @@ def _sender_for(message: Entity, origin: DraftOrigin) -> EmailAddress | None:
     """Return the account if the message is from another address and has no Sender, else None."""
     if not origin.on_behalf_of or (header := message.fields).get("sender") is not None:
         return None
-    authors = (own_mailbox(one.address) for one in read_addresses(header, "from"))
+    authors = (own_mailbox(author.address) for author in read_addresses(header, "from"))
     return EmailAddress(origin.account) if own_mailbox(origin.on_behalf_of) in authors else None
 
 
@@ -300,8 +300,8 @@ class _MimeRepair:
 
     def _has_boundary(self, octets: Octets) -> bool:
         """Return whether a break in a long line has produced a delimiter."""
-        boundaries = {one.boundary for one in self._structure.entities if one.boundary}
-        return any(contains(octets, b"\n--" + one) for one in boundaries)
+        boundaries = {entity.boundary for entity in self._structure.entities if entity.boundary}
+        return any(contains(octets, b"\n--" + boundary) for boundary in boundaries)
 
 
 def _is_clean(entity: Entity) -> bool:
@@ -389,10 +389,10 @@ class _Tree(Struct, frozen=True):
 def _tree(stored: Octets, block: PrivateBlock, *, length: int, text: bytes) -> _Tree:
     body_type = block.properties.body_type.lower() if block.properties else "text"
     source = text.decode("utf-8", "replace") if body_type == "html" else ""
-    shown = content_ids(source) if block.attachments else frozenset()
-    images = [one for one in block.attachments if one.inline and _identity(one) in shown]
-    files = [one for one in block.attachments if one not in images]
-    items = [stored.part(length + one.offset, one.length) for one in files if one.item]
+    ids = content_ids(source) if block.attachments else frozenset()
+    images = [image for image in block.attachments if image.inline and _identity(image) in ids]
+    files = [file for file in block.attachments if file not in images]
+    items = [stored.part(length + file.offset, file.length) for file in files if file.item]
     # What all boundaries begin with: no encoded text has "=_".
     boundary = free_boundary(block.origin.base_name[:_BOUNDARY_CHARACTERS], items)
     leaves: list[_Leaf] = []
@@ -415,13 +415,13 @@ def _tree(stored: Octets, block: PrivateBlock, *, length: int, text: bytes) -> _
         alternative = text_part("plain", html_to_text(source).encode("utf-8", "replace"))
         root = text_part("html", text)
         if images:
-            shown_parts = [file_part(one, inline=True) for one in images]
+            shown_parts = [file_part(image, inline=True) for image in images]
             root = _multipart("related", [root, *shown_parts], f"{boundary}_related")
         root = _multipart("alternative", [alternative, root], f"{boundary}_alternative")
     else:
         root = text_part("plain", text)
     if files:
-        parts = [file_part(one, inline=False) for one in files]
+        parts = [file_part(file, inline=False) for file in files]
         root = _multipart("mixed", [root, *parts], f"{boundary}_mixed")
     return _Tree(root, leaves, texts)
 
@@ -521,7 +521,7 @@ def _of_properties(stored: Octets, block: PrivateBlock, length: int) -> Converte
 
 def _changes(block: PrivateBlock, texts: Sequence[str]) -> tuple[str, ...]:
     """Return what the conversion of properties made and left out."""
-    changes = [f"{each} made" for each in texts]
+    changes = [f"{field} made" for field in texts]
     if len(texts) > 1:
         changes[0] += " from the HTML"
     if block.attachments:
@@ -541,8 +541,8 @@ def _of_mime(
             raise ConversionError(f"The draft cannot be sent: {name} has {unread[:100]!r}.")
     added = filter(None, [sent.sender])
     people = (*added, *read_addresses(header, "sender"), *read_addresses(header, "from"))
-    named = (one for one in people if one.address)
-    addressees = [one for name in _RECIPIENT_FIELDS for one in read_addresses(header, name)]
+    named = (person for person in people if person.address)
+    addressees = [person for name in _RECIPIENT_FIELDS for person in read_addresses(header, name)]
     envelope = _envelope(next(iter(named), EmailAddress(origin.account)), addressees)
     return ConvertedMessage(
         content=sent.content,
@@ -564,17 +564,17 @@ def _authors_made(header: bytes, properties: MessageProperties) -> tuple[str, ..
     are the only ones. A mail client may have written the draft: then its block may hold anything.
     """
     expected = sum(map(bool, (properties.from_, explicit_sender(properties))))
-    found = _ORIGINATORS.findall(b"\n" + header.lower().replace(b"\0", b""))
-    return () if len(found) == expected else _authors(header)
+    names = _ORIGINATORS.findall(b"\n" + header.lower().replace(b"\0", b""))
+    return () if len(names) == expected else _authors(header)
 
 
 def _authors(header: bytes) -> tuple[str, ...]:
-    found: list[str] = []
+    authors: list[str] = []
     for field in originators(Header.parse(cleaned(header))):
-        found += [one.address for one in field.addresses]
+        authors += [author.address for author in field.addresses]
         if field.unread or not field.addresses:
-            found.append("")
-    return tuple(found)
+            authors.append("")
+    return tuple(authors)
 
 
 def _origin_without_block(header: "Message[str, str]", now_us: int, hostname: str) -> DraftOrigin:
@@ -601,11 +601,11 @@ def _envelope(author: EmailAddress, addressees: Iterable[EmailAddress]) -> _Enve
 
 def _each_once(addressees: Iterable[EmailAddress]) -> tuple[str, ...]:
     """Return the addresses in canonical form, each once, in their order."""
-    found: dict[str, str] = {}
+    unique: dict[str, str] = {}
     for addressee in addressees:
         address = _checked(addressee.address)
-        found.setdefault(address.lower(), address)
-    return tuple(found.values())
+        unique.setdefault(address.lower(), address)
+    return tuple(unique.values())
 
 
 def _checked(address: str) -> str:

@@ -100,7 +100,7 @@ class Disclaimer(Struct, frozen=True):
         text = _lines(text).strip("\n")
         html = _lines(html).strip("\n") or f"<p>{escape(text)}</p>".replace("\n", "<br>\n")
         words = (_words([text]), _words(_visible(html_layout(html).texts)))
-        return cls(text, html, at_start, *("".join(one) for one in words))
+        return cls(text, html, at_start, *("".join(part) for part in words))
 
 
 def in_text(disclaimer: Disclaimer, text: str, *, is_flowed: bool = False) -> str:
@@ -171,26 +171,26 @@ def _line_end(text: str) -> str:
 
 
 def _visible(texts: Iterable[str]) -> list[str]:
-    return [unescaped(one) for one in texts]
+    return [unescaped(text) for text in texts]
 
 
 def _words(texts: Iterable[str]) -> list[str]:
     """Return the words in lower case. A quote mark separates words, as white space does."""
-    return [word for one in texts for word in one.replace(">", " ").casefold().split()]
+    return [word for text in texts for word in text.replace(">", " ").casefold().split()]
 
 
-def _has_words(texts: Iterable[str], wanted: str) -> bool:
+def _has_words(texts: Iterable[str], phrase: str) -> bool:
     """Return whether words follow each other in the texts, also where a line end divides one."""
     words = _words(texts)
     joined = "".join(words)
-    found = joined.find(wanted)
-    if found < 0:
+    at = joined.find(phrase)
+    if at < 0:
         return False
     ends = {0, *accumulate(map(len, words))}
-    while found >= 0:
-        if _is_border(joined, found, ends) and _is_border(joined, found + len(wanted), ends):
+    while at >= 0:
+        if _is_border(joined, at, ends) and _is_border(joined, at + len(phrase), ends):
             return True
-        found = joined.find(wanted, found + 1)
+        at = joined.find(phrase, at + 1)
     return False
 
 
@@ -236,17 +236,17 @@ def with_disclaimer(
     structure = read_structure(octets)
     leaves = sorted_leaves(structure)
     texts = [leaf for leaf in (leaves.text, leaves.html) if leaf is not None]
-    found = [_with_words(octets, leaf, disclaimer) for leaf in texts]
-    if texts and all(one is None for one in found):
+    changes = [_with_words(octets, leaf, disclaimer) for leaf in texts]
+    if texts and all(change is None for change in changes):
         return content
     reason = _obstacle(content, structure, leaves)
-    reason = reason or next((one for one in found if isinstance(one, str)), "")
+    reason = reason or next((change for change in changes if isinstance(change, str)), "")
     if reason:
         return DisclaimerObstacle(reason)
     edits = _TextEdits(content, octets, structure)
-    for one in found:
-        if isinstance(one, _NewText):
-            edits.put(one)
+    for change in changes:
+        if isinstance(change, _NewText):
+            edits.put(change)
     return edits.applied()
 
 
@@ -256,8 +256,8 @@ def _obstacle(content: ParsedContent, structure: Structure, leaves: SortedLeaves
         return "it has more parts than are read"
     if len(structure.message.header) != content.header.size:
         return "its header is damaged"
-    shown = [leaf for leaf in (leaves.text, leaves.html) if leaf is not None]
-    for leaf in (*shown, *leaves.attached):
+    bodies = [leaf for leaf in (leaves.text, leaves.html) if leaf is not None]
+    for leaf in (*bodies, *leaves.attached):
         name = filename_of(leaf.fields).lower()
         kind = leaf.entity.content_type
         if leaf.entity.protected or kind in _ENCRYPTED or name.endswith(".p7m"):
@@ -266,7 +266,7 @@ def _obstacle(content: ParsedContent, structure: Structure, leaves: SortedLeaves
             return "it is in Microsoft's TNEF format"
         if kind.startswith("multipart/"):
             return "it has a multipart without parts"
-    return "" if shown else "it has no text"
+    return "" if bodies else "it has no text"
 
 
 # -- one text
@@ -478,7 +478,7 @@ def wrapped(content: ParsedContent, disclaimer: Disclaimer) -> ParsedContent:
     eight_bit = b"Content-Transfer-Encoding: 8bit\r\n" if is_eight_bit(message) else b""
     kind = b"message/rfc822" if content.header.octets.isascii() else b"message/global"
     outer = content.header.remove(_NOT_IN_OUTER, prefix="Content-")
-    header = Header(tuple([one for one in outer.fields if one[0]]))
+    header = Header(tuple([field for field in outer.fields if field[0]]))
     if "MIME-Version" not in header:
         header = header.append(b"MIME-Version: 1.0\r\n")
     header = header.append(
@@ -502,5 +502,5 @@ def wrapped(content: ParsedContent, disclaimer: Disclaimer) -> ParsedContent:
 
 def _text_part(subtype: str, text: str) -> bytes:
     coded = coded_text(with_crlf(text.encode()))
-    fields = (raw_field(*one).encode() for one in coded.fields(subtype))
+    fields = (raw_field(*field).encode() for field in coded.fields(subtype))
     return b"".join((*fields, _CRLF, coded.content))

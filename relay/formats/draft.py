@@ -164,7 +164,7 @@ def read_private_block(octets: Octets) -> tuple[PrivateBlock | None, int]:
     places = [*block.attachments, *([block.body] if block.body else [])]
     room = octets.size - length
     inside = all(
-        min(one.offset, one.length) >= 0 and one.offset + one.length <= room for one in places
+        min(span.offset, span.length) >= 0 and span.offset + span.length <= room for span in places
     )
     return (block, length) if inside and block.is_mime == (block.body is None) else (None, 0)
 
@@ -255,7 +255,7 @@ def draft_content(
     header = address_list_field("Bcc", properties.bcc) + fields
     attachments = [
         *map(_stored, properties.attachments),
-        *((one.part, [one.octets]) for one in kept),
+        *((attachment.part, [attachment.octets]) for attachment in kept),
     ]
     written = _write_entity(properties, header, attachments, mark=origin.base_name, seven_bit=False)
     described = replace(properties, body="", attachments=())
@@ -282,7 +282,8 @@ def write_message(properties: MessageProperties, *, mark: str, date_us: int | No
 def _without_smtputf8(properties: MessageProperties) -> MessageProperties:
     """Return the properties with ASCII addresses: the header of message/rfc822 must be ASCII."""
     from_, sender = (
-        one and without_smtputf8(one) for one in (properties.from_, explicit_sender(properties))
+        address and without_smtputf8(address)
+        for address in (properties.from_, explicit_sender(properties))
     )
     receipt_to = sender or from_
     return replace(
@@ -439,13 +440,13 @@ def attachment_fields(part: StoredPart) -> list[tuple[str, str]]:
     return fields
 
 
-def safe_content_type(given: str) -> str:
+def safe_content_type(content_type: str) -> str:
     """Return type/subtype and parameters except name; application/octet-stream if invalid.
 
     Multipart and message types become application/octet-stream too: RFC 2045 6.4 forbids base64
     for them.
     """
-    match = _CONTENT_TYPE.match(given.strip())
+    match = _CONTENT_TYPE.match(content_type.strip())
     if match is None or len(match[0]) > _TYPE_OCTETS_MAX:
         return _BINARY
     media_type = match[0].lower()
@@ -453,7 +454,7 @@ def safe_content_type(given: str) -> str:
         return _BINARY
     parameters = [
         f"{name}={value}"
-        for name, value in _PARAMETER.findall(given)
+        for name, value in _PARAMETER.findall(content_type)
         if name.lower() not in _NOT_OF_THE_TYPE
         and len(name) + len(value) <= _PARAMETER_CHARACTERS_MAX
     ]

@@ -150,7 +150,9 @@ def write_dsn(
         thread=thread_fields(original.header),
     )
     # Exim's field, for programs; addresses that are not ASCII are left out
-    failed = [one.path.address for one in recipients if one.path.address.isascii()]
+    failed = [
+        recipient.path.address for recipient in recipients if recipient.path.address.isascii()
+    ]
     if failed and kind is ReportKind.FAILED:
         head += field("X-Failed-Recipients", ", ".join(failed[:_NAMED_RECIPIENTS_MAX]))
     return joined_report(head, "delivery-status", parts, boundary=f"=_dsn_{report_id}")
@@ -210,7 +212,9 @@ def message_id_of(header: Header) -> str:
 
 def _ids_in(header: Header, name: str) -> list[str]:
     value = (header.first(name) or b"").decode("ascii", "replace")
-    return [one for one in message_ids(value) if len(one) <= _ID_CHARACTERS_MAX]
+    return [
+        message_id for message_id in message_ids(value) if len(message_id) <= _ID_CHARACTERS_MAX
+    ]
 
 
 def thread_fields(header: Header) -> Iterator[bytes]:
@@ -261,7 +265,7 @@ def _status_part(
     """Write RFC 3464's machine-readable part: one block of the message, one per recipient."""
     international = _is_international(message)
     blocks = [_message_block(message, hostname)]
-    blocks += [_recipient_block(kind, one, international) for one in recipients]
+    blocks += [_recipient_block(kind, recipient, international) for recipient in recipients]
     if kind is ReportKind.DELAYED and message.expires_us:
         for block in blocks[1:]:
             block.append(("Will-Retry-Until", date_field(message.expires_us)))
@@ -382,12 +386,12 @@ def _is_international(message: MessageFacts) -> bool:
     return not message.envelope.reverse_path.isascii()
 
 
-def _boundary(wanted: str, parts: Sequence[bytes]) -> str:
+def _boundary(base: str, parts: Sequence[bytes]) -> str:
     """Return a boundary that occurs in no part; the parts are finite, so the loop ends."""
-    boundary, number = wanted, 0
+    boundary, number = base, 0
     while any(boundary.encode("ascii") in part for part in parts):
         number += 1
-        boundary = f"{wanted}_{number}"
+        boundary = f"{base}_{number}"
     return boundary
 
 
@@ -427,5 +431,5 @@ def _written(lines: Iterable[tuple[str, str]]) -> str:
 
 def _text_part(text: str) -> bytes:
     coded = coded_text(text.encode("utf-8", "replace"))
-    fields = "".join(raw_field(*one) for one in coded.fields("plain"))
+    fields = "".join(raw_field(*field) for field in coded.fields("plain"))
     return fields.encode("ascii") + _CRLF + coded.content

@@ -72,7 +72,7 @@ def add_part(content: Octets, new: DraftAttachment) -> AddedPart:
     leaves = sorted_leaves(structure)
     addition = _Addition(content, structure, new)
     spliced = addition.to_html(leaves) if _is_for_html(new, leaves) else addition.to_message()
-    number = sum(one.entity.start < spliced.place for one in leaves.attached)
+    number = sum(leaf.entity.start < spliced.place for leaf in leaves.attached)
     return AddedPart(spliced.content, number)
 
 
@@ -107,7 +107,7 @@ def _editable(content: Octets) -> Structure:
             "The attachments of a signed or encrypted message cannot be changed."
         )
     check_parts(structure)
-    deepest = max(one.depth for one in structure.entities)
+    deepest = max(entity.depth for entity in structure.entities)
     if (
         not structure.is_complete
         or deepest >= DEPTH_MAX
@@ -141,7 +141,7 @@ class _Addition:
         self._content = content
         self._structure = structure
         self._new = new
-        fields = (raw_field(*one).encode() for one in attachment_fields(new.part))
+        fields = (raw_field(*field).encode() for field in attachment_fields(new.part))
         self._header = b"".join((*fields, _CRLF))
 
     def to_message(self) -> _Spliced:
@@ -162,9 +162,9 @@ class _Addition:
                 return self._insert(over)
         return self._wrap(html, b'related; type="text/html"')
 
-    def _has(self, wanted: bytes) -> bool:
+    def _has(self, octets: bytes) -> bool:
         """Return whether the new part's octets have this in them: only a message is not encoded."""
-        return self._new.part.item and contains(self._new.octets, wanted)
+        return self._new.part.item and contains(self._new.octets, octets)
 
     def _insert(self, multipart: Entity) -> _Spliced:
         """Insert the part before the closing delimiter, or write that if it is missing."""
@@ -182,7 +182,7 @@ class _Addition:
         """Put the entity and the part into a new multipart."""
         fields = _fields(entity)
         moved = [octets for name, octets in fields if name.startswith(_CONTENT)]
-        kept = Header(tuple(one for one in fields if not one[0].startswith(_CONTENT)))
+        kept = Header(tuple(field for field in fields if not field[0].startswith(_CONTENT)))
         delimiter = b"--" + self._boundary()
         outer = b'Content-Type: multipart/%b;\r\n boundary="%b"\r\n' % (kind, delimiter[2:])
         if entity is self._structure.message and "MIME-Version" not in kept:
@@ -205,7 +205,7 @@ class _Addition:
 
         Encoded text never contains "=_". Some readers compare only the beginning of a line.
         """
-        had = [one.boundary for one in self._structure.entities if one.boundary]
+        had = [entity.boundary for entity in self._structure.entities if entity.boundary]
         while True:
             boundary = b"=_relay_" + secrets.token_hex(12).encode()
             if not (
@@ -233,32 +233,32 @@ def _line_end(content: Octets, place: int) -> bytes:
 
 
 def carried_attachments(
-    stored: Octets, wanted: Callable[[AttachmentFacts], bool]
+    stored: Octets, is_wanted: Callable[[AttachmentFacts], bool]
 ) -> tuple[DraftAttachment, ...]:
-    """Return the attachments of a file of a mailbox for which `wanted` is true."""
-    found = read_attachments(stored)
-    chosen = [number for number, one in enumerate(found) if wanted(one.facts)]
+    """Return the attachments of a file of a mailbox for which `is_wanted` is true."""
+    attachments = read_attachments(stored)
+    chosen = [number for number, part in enumerate(attachments) if is_wanted(part.facts)]
     block, _ = read_private_block(stored)
     if block is not None and block.properties is not None:
         whole = stored_attachments(stored)
         return tuple(whole[number] for number in chosen)
-    return tuple(_from_mime(found[number]) for number in chosen)
+    return tuple(_from_mime(attachments[number]) for number in chosen)
 
 
-def _from_mime(one: AttachedOctets) -> DraftAttachment:
-    new = new_attachment(one.facts, one.octets)
-    if one.facts.item and (part := _as_message(one, new)):
+def _from_mime(attached: AttachedOctets) -> DraftAttachment:
+    new = new_attachment(attached.facts, attached.octets)
+    if attached.facts.item and (part := _as_message(attached, new)):
         return part
-    if one.encoding == "base64" and whole_base64_size(one.octets) is not None:
-        return replace(new, octets=recode(one.octets, RewrappedBase64()))
-    if coding := decoding_of(one.encoding):
-        return new_attachment(one.facts, recode(one.octets, coding))
+    if attached.encoding == "base64" and whole_base64_size(attached.octets) is not None:
+        return replace(new, octets=recode(attached.octets, RewrappedBase64()))
+    if coding := decoding_of(attached.encoding):
+        return new_attachment(attached.facts, recode(attached.octets, coding))
     return new
 
 
-def _as_message(one: AttachedOctets, new: DraftAttachment) -> DraftAttachment | None:
+def _as_message(attached: AttachedOctets, new: DraftAttachment) -> DraftAttachment | None:
     """Return an attached message without encoding; None if it can only be carried in base64."""
-    counted = BodyStatistics.of(one.octets)
+    counted = BodyStatistics.of(attached.octets)
     if not counted.fits_smtp:
         return None
-    return DraftAttachment(as_message(new.part, eight_bit=counted.eight_bit), one.octets)
+    return DraftAttachment(as_message(new.part, eight_bit=counted.eight_bit), attached.octets)

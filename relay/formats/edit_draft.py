@@ -68,16 +68,16 @@ class MimeEdits:
 
     def replace_fields(self, names: Iterable[str], written: Iterable[tuple[bytes, bytes]]) -> None:
         """Replace the fields of these names by those in `written`, in the place of the first."""
-        wanted = {name.lower().encode() for name in names}
-        new = [one for one in written if one[0] in wanted]
+        lower_names = {name.lower().encode() for name in names}
+        new = [field for field in written if field[0] in lower_names]
         kept = []
         for name, octets in self.fields:
-            if name not in wanted:
+            if name not in lower_names:
                 kept.append((name, octets))
                 continue
-            mine = [one for one in new if one[0] == name]
+            mine = [field for field in new if field[0] == name]
             kept += mine
-            new = [one for one in new if one[0] != name]
+            new = [field for field in new if field[0] != name]
         self.fields = list(Header(tuple(kept)).append(b"".join(line for _, line in new)).fields)
 
     def replace(self, start: int, end: int, *instead: bytes | Octets) -> None:
@@ -113,13 +113,13 @@ def check_parts(structure: Structure) -> None:
 
 def change_body(edits: MimeEdits, leaves: SortedLeaves, *, body_type: str, body: str) -> None:
     """Replace the body that mail programs show. Raises NotEditableError."""
-    shown = leaves.html or leaves.text
-    if shown is not None and shown.entity.protected:
+    leaf = leaves.html or leaves.text
+    if leaf is not None and leaf.entity.protected:
         raise NotEditableError("The body of a signed or encrypted message cannot be changed.")
     change = _BodyChange(
         edits, leaves, html=body if body_type.lower() == "html" else None, text=body
     )
-    if shown is None:
+    if leaf is None:
         change.add()
     elif change.html is None:
         change.to_text()
@@ -140,8 +140,8 @@ class _BodyChange:
         self._structure: Structure = edits.structure
         self._html_leaf = leaves.html.entity if leaves.html else None
         self._text_leaf = leaves.text.entity if leaves.text else None
-        self._attached = [one.entity for one in leaves.attached]
-        self._boundaries = {one.boundary for one in self._structure.entities}
+        self._attached = [leaf.entity for leaf in leaves.attached]
+        self._boundaries = {entity.boundary for entity in self._structure.entities}
         self._plain = self._coded(text if html is None else html_to_text(html))
         self._rich = None if html is None else self._coded(html)
 
@@ -164,10 +164,10 @@ class _BodyChange:
             assert self._text_leaf is not None
             self._put(self._text_leaf, fields, content)
             return
-        for one in self._attached:
+        for entity in self._attached:
             # it would be shown as the body
-            if one.content_type == "text/html" and not one.protected:
-                self._put_fields(one, [_field("Content-Disposition", "attachment")])
+            if entity.content_type == "text/html" and not entity.protected:
+                self._put_fields(entity, [_field("Content-Disposition", "attachment")])
         if self._text_leaf is None:
             self._put(self._html_leaf, fields, content)
             self._make_mixed(self._over(self._html_leaf))
@@ -199,8 +199,8 @@ class _BodyChange:
             else:
                 self._edits.replace(lead, lead, CRLF, delimiter, part)
             return
-        had = [one for one in self._edits.fields if one[0].startswith(b"content-")]
-        kept = [one for one in self._edits.fields if not one[0].startswith(b"content-")]
+        had = [field for field in self._edits.fields if field[0].startswith(b"content-")]
+        kept = [field for field in self._edits.fields if not field[0].startswith(b"content-")]
         boundary = self._boundary()
         delimiter = b"--" + boundary + CRLF
         old = b"".join(cleaned(octets) for _, octets in had)
@@ -228,7 +228,9 @@ class _BodyChange:
         replaced = {name for name, _ in fields}
         is_message = entity is self._structure.message
         had = self._edits.fields if is_message else _fields_of(entity)
-        kept = [one for one in had if one[0] not in replaced and not one[0].startswith(removed)]
+        kept = [
+            field for field in had if field[0] not in replaced and not field[0].startswith(removed)
+        ]
         if is_message:
             self._edits.fields = [*kept, *fields]
             return
@@ -260,7 +262,7 @@ class _BodyChange:
     def _coded(self, text: str) -> CodedText:
         octets = with_crlf(text.encode("utf-8", "replace"))
         coded = coded_text(octets)
-        if any(one and b"--" + one in coded.content for one in self._boundaries):
+        if any(boundary and b"--" + boundary in coded.content for boundary in self._boundaries):
             return CodedText(coded.charset, "base64", base64_lines(b64encode(octets)))
         return coded
 
@@ -275,27 +277,27 @@ class _BodyChange:
         if self._html_leaf is None or self._text_leaf is None:
             return None
         over_text = list(self._over(self._text_leaf))
-        for one in self._over(self._html_leaf):
-            if one.content_type == "multipart/alternative" and one in over_text:
-                return one
+        for multipart in self._over(self._html_leaf):
+            if multipart.content_type == "multipart/alternative" and multipart in over_text:
+                return multipart
         return None
 
     def _is_all_of(self, multipart: Entity) -> bool:
         """Return whether the multipart contains nothing but the HTML and the text."""
         return all(
-            one.boundary or one in (self._html_leaf, self._text_leaf)
-            for one in self._structure.within(multipart)
+            entity.boundary or entity in (self._html_leaf, self._text_leaf)
+            for entity in self._structure.within(multipart)
         )
 
     def _make_mixed(self, multiparts: Iterator[Entity] | list[Entity]) -> None:
         """Turn related and alternative multiparts into mixed: images become attachments."""
-        for one in multiparts:
-            if one.content_type in _KINDS_OF_MIXED:
-                self._put_fields(one, [_multipart_field("mixed", one.boundary)])
+        for multipart in multiparts:
+            if multipart.content_type in _KINDS_OF_MIXED:
+                self._put_fields(multipart, [_multipart_field("mixed", multipart.boundary)])
 
 
 def _fields_of(entity: Entity) -> Fields:
-    return [one for one in Header.parse(cleaned(entity.header)).fields if one[0]]
+    return [field for field in Header.parse(cleaned(entity.header)).fields if field[0]]
 
 
 def _field(name: str, value: str) -> tuple[bytes, bytes]:
@@ -303,7 +305,7 @@ def _field(name: str, value: str) -> tuple[bytes, bytes]:
 
 
 def _text_fields(subtype: str, text: CodedText) -> Fields:
-    return [_field(*one) for one in text.fields(subtype)]
+    return [_field(*field) for field in text.fields(subtype)]
 
 
 def _multipart_field(subtype: str, boundary: bytes) -> tuple[bytes, bytes]:
@@ -320,7 +322,7 @@ def changed_mime(content: Octets, before: MessageProperties, after: MessagePrope
     """
     structure = read_structure(content)
     changed = [name for name in _FIELDS_OF if getattr(before, name) != getattr(after, name)]
-    names = [name for one in changed for name in _FIELDS_OF[one]]
+    names = [name for attribute in changed for name in _FIELDS_OF[attribute]]
     if before.extended != after.extended:
         names += [name for name, _ in extended_header_fields((*before.extended, *after.extended))]
     edits = MimeEdits(content, structure)
@@ -333,7 +335,7 @@ def changed_mime(content: Octets, before: MessageProperties, after: MessagePrope
 
 def _written(properties: MessageProperties) -> list[tuple[bytes, bytes]]:
     """Return all header fields of the properties, with their names in lower case."""
-    shown = replace(properties, internet_message_headers=())  # they repeat all fields
-    fields = header_fields(shown, message_id=properties.internet_message_id)
+    typed = replace(properties, internet_message_headers=())  # they repeat all fields
+    fields = header_fields(typed, message_id=properties.internet_message_id)
     header = address_list_field("Bcc", properties.bcc) + fields
     return list(Header.parse(header.encode()).fields)

@@ -103,7 +103,7 @@ def seven_bit_field(name: bytes, field: bytes) -> bytes:
 
 def _split(pattern: re.Pattern[bytes], value: bytes) -> list[bytes]:
     """Return the tokens. One call for all of them would hold up other threads."""
-    return [found[0] for found in pattern.finditer(value)]
+    return [match[0] for match in pattern.finditer(value)]
 
 
 def _with_a_labels(token: bytes) -> bytes:
@@ -217,11 +217,11 @@ def _text_of(octets: bytes) -> tuple[str, str]:
         return octets.decode("latin-1"), UNKNOWN
 
 
-def _parameter(found: re.Match[bytes]) -> bytes:
+def _parameter(match: re.Match[bytes]) -> bytes:
     """Return a parameter with its value in ASCII."""
-    name, value = found[1].decode("latin-1"), _unquoted(found[2].rstrip(_BLANKS))
-    if found[0].isascii() or not name.isascii():
-        return found[0]
+    name, value = match[1].decode("latin-1"), _unquoted(match[2].rstrip(_BLANKS))
+    if match[0].isascii() or not name.isascii():
+        return match[0]
     charset = _text_of(value)[1]
     if "*" in name:  # a section of a value, or one whose charset is in it
         start = f"{charset}''" if name.endswith("*0") else ""
@@ -230,7 +230,7 @@ def _parameter(found: re.Match[bytes]) -> bytes:
     first, *more = _SEGMENT.findall(f"{charset}''{quote_from_bytes(value, safe='')}")
     if not more:
         return f";\r\n {name}*={first}".encode()
-    segments = (f";\r\n {name}*{at}*={one}" for at, one in enumerate((first, *more)))
+    segments = (f";\r\n {name}*{at}*={segment}" for at, segment in enumerate((first, *more)))
     return "".join(segments).encode()
 
 
@@ -239,7 +239,7 @@ def with_short_lines(field: bytes) -> bytes:
     and a space begins the next line, as Postfix does it.
     """
     lines = field.removesuffix(_CRLF).split(_CRLF)
-    return b"".join([one + _CRLF for line in lines for one in _short(line)])
+    return b"".join([short + _CRLF for line in lines for short in _short(line)])
 
 
 def _short(line: bytes) -> Iterator[bytes]:

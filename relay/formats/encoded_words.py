@@ -41,22 +41,22 @@ def text_of_words(value: bytes, raw: str = "") -> str:
         value = decode_octets(with_ascii_words(value), fallback=raw)[0].encode()
     if b"=?" not in value:
         return value.decode()
-    shown: list[str] = []
+    texts: list[str] = []
     pending: list[tuple[bytes, bytes]] = []  # encoded in which way: words of one charset
     charset = ""
     position = 0
-    for found in _word.finditer(value):
-        between = value[position : found.start()]
-        position = found.end()
-        name = found.group(1).partition(b"*")[0].decode("ascii").lower()
+    for match in _word.finditer(value):
+        between = value[position : match.start()]
+        position = match.end()
+        name = match.group(1).partition(b"*")[0].decode("ascii").lower()
         is_text = bool(between) and (not charset or bool(between.strip(b" \t")))
         if is_text or name != charset:
-            shown.append(_text(pending, charset, raw) + (between.decode() if is_text else ""))
+            texts.append(_text(pending, charset, raw) + (between.decode() if is_text else ""))
             pending = []
         charset = name
-        pending.append((found[2].upper(), found[3]))
-    shown.append(_text(pending, charset, raw) + value[position:].decode())
-    return "".join(shown)
+        pending.append((match[2].upper(), match[3]))
+    texts.append(_text(pending, charset, raw) + value[position:].decode())
+    return "".join(texts)
 
 
 def with_ascii_words(value: bytes) -> bytes:
@@ -66,12 +66,12 @@ def with_ascii_words(value: bytes) -> bytes:
     return _word_with_raw.sub(_with_ascii_text, value) if b"=?" in value else value
 
 
-def _with_ascii_text(found: re.Match[bytes]) -> bytes:
-    is_q = found[2] in b"qQ"
+def _with_ascii_text(match: re.Match[bytes]) -> bytes:
+    is_q = match[2] in b"qQ"
     text = _raw_octets.sub(
-        lambda raw: f"={raw[0].hex('=').upper()}".encode() if is_q else b"", found[3]
+        lambda raw: f"={raw[0].hex('=').upper()}".encode() if is_q else b"", match[3]
     )
-    return b"=?%b?%b?%b?=" % (found[1], found[2], text)
+    return b"=?%b?%b?%b?=" % (match[1], match[2], text)
 
 
 def printable(text: str) -> str:

@@ -70,8 +70,8 @@ def file_types(blocks: Iterator[bytes]) -> tuple[str, ...]:
 
 
 def _types(head: bytes) -> Iterator[str]:
-    if found := _STARTS.match(head):
-        yield _SIGNATURES[found[0]]
+    if match := _STARTS.match(head):
+        yield _SIGNATURES[match[0]]
     elif _is_fat(head):
         yield MACH_O
     elif head.startswith(b"ustar", _TAR_MAGIC_OFFSET):

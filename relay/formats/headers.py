@@ -144,10 +144,10 @@ def received(
     greeted = _unsafe_in_trace.sub("?", helo[:255]) or "unknown"
     ip = ip.partition("%")[0]  # a link-local address without its interface
     literal = f" ([IPv6:{ip}])" if ":" in ip else f" ([{ip}])" if ip else ""
-    wanted = f"\r\n\tfor <{recipient}>" if recipient else ""
+    for_clause = f"\r\n\tfor <{recipient}>" if recipient else ""
     text = (
         f"Received: from {greeted}{literal}\r\n\tby {hostname} with {protocol} id {queue_id}"
-        f"{wanted};\r\n\t{date_field(time_us)}\r\n"
+        f"{for_clause};\r\n\t{date_field(time_us)}\r\n"
     )
     return text.encode()
 
@@ -215,8 +215,8 @@ def priority_of(header: Header) -> Priority:
         return Priority.NORMAL
     if "List-Unsubscribe" in header or _word(header, "Precedence") in _BULK:
         return Priority.LOW
-    found = [words.get(_word(header, name)) for name, words in _BY_WORD.items()]
-    return next((priority for priority in found if priority is not None), Priority.NORMAL)
+    priorities = [words.get(_word(header, name)) for name, words in _BY_WORD.items()]
+    return next((priority for priority in priorities if priority is not None), Priority.NORMAL)
 
 
 def is_automatic(header: Header) -> bool:
@@ -262,10 +262,10 @@ def read_relay_id(beginning: bytes) -> str:
 
     Arriving mail loses its X-Relay-* fields, so that delivery wrote the id that is found.
     """
-    found = _FIELD.search(beginning, 0, ID_WITHIN_BYTES)
-    if found is None or beginning.count(b"\n", 0, found.start(1)) > 1:
+    match = _FIELD.search(beginning, 0, ID_WITHIN_BYTES)
+    if match is None or beginning.count(b"\n", 0, match.start(1)) > 1:
         return ""
-    return found[1].decode("ascii").lower()
+    return match[1].decode("ascii").lower()
 
 
 _DELIVERY_FIELDS = re.compile(
@@ -277,5 +277,5 @@ def without_delivery_fields(content: bytes) -> bytes:
     """Return a delivered content, or its header, without the lines that local delivery added."""
     if not content.startswith(_RETURN_PATH):
         return content
-    found = _DELIVERY_FIELDS.match(content)
-    return content[found.end() :] if found else content
+    match = _DELIVERY_FIELDS.match(content)
+    return content[match.end() :] if match else content

@@ -322,7 +322,7 @@ class _HtmlReader:
         """Return whether a start tag is self-closing: "/>" in SVG and MathML."""
         if not text.endswith("/>"):
             return False
-        return name in _FOREIGN or any(self._open.place(one) >= 0 for one in _FOREIGN)
+        return name in _FOREIGN or any(self._open.place(foreign) >= 0 for foreign in _FOREIGN)
 
     def _close_implied(self, name: str) -> None:
         """Close the elements that a start tag closes."""
@@ -334,13 +334,13 @@ class _HtmlReader:
             self._close_to(foreign)
         if name in _ENDS_P:
             self._close_to(opened.place("p", _IN_SCOPE))
-        for one in _ENDED_ITEMS.get(name, ()):
-            self._close_to(opened.place(one, _IN_LIST))
+        for ended in _ENDED_ITEMS.get(name, ()):
+            self._close_to(opened.place(ended, _IN_LIST))
         if name in _ENDED_IN_TABLE:
-            for one in _ENDED_IN_TABLE[name]:
-                self._close_to(opened.place(one, _IN_TABLE))
+            for ended in _ENDED_IN_TABLE[name]:
+                self._close_to(opened.place(ended, _IN_TABLE))
         elif name == "table" and all(
-            opened.place(one, _IN_TABLE) < 0 for one in ("td", "th", "caption")
+            opened.place(cell, _IN_TABLE) < 0 for cell in ("td", "th", "caption")
         ):
             self._close_to(opened.place("table", _IN_TABLE))
 
@@ -359,7 +359,7 @@ class _HtmlReader:
         if name == "br":
             self._start_tag(name, ">")
         elif name in _HEADINGS:
-            self._close_to(max(opened.place(one, _IN_SCOPE) for one in _HEADINGS))
+            self._close_to(max(opened.place(heading, _IN_SCOPE) for heading in _HEADINGS))
         elif name in _PART_OF_TABLE or name in _TABLES:
             self._close_to(opened.place(name, _IN_TABLE))
         elif name in _BLOCK_LIKE:
@@ -482,8 +482,8 @@ class _VisibleReader(_HtmlReader):
 
 def text_to_html(text: str) -> str:
     """Return a document that shows the text with its lines and spaces."""
-    shown = escape(text, quote=False).replace("\r\n", "\n").replace("  ", " &nbsp;")
-    lines = "<br>\n".join(shown.split("\n"))
+    escaped = escape(text, quote=False).replace("\r\n", "\n").replace("  ", " &nbsp;")
+    lines = "<br>\n".join(escaped.split("\n"))
     return f'<html><head></head><body><div class="PlainText">{lines}</div></body></html>'
 
 

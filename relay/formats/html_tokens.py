@@ -53,8 +53,8 @@ def unescaped(text: str) -> str:
     return unescape(_LONG_NUMBER.sub(_short_number, text) if "&#" in text else text)
 
 
-def _short_number(found: "re.Match[str]") -> str:
-    hexadecimal, decimal = found.groups()
+def _short_number(match: "re.Match[str]") -> str:
+    hexadecimal, decimal = match.groups()
     digits = (hexadecimal or decimal).lstrip("0")
     if len(digits) >= 8:  # larger than any character
         return "\ufffd"
@@ -77,7 +77,7 @@ class LineNumbers:
     """The numbers of lines in a text, from 1."""
 
     def __init__(self, text: str) -> None:
-        self._ends = [found.start() for found in _LINE_END.finditer(text)]
+        self._ends = [match.start() for match in _LINE_END.finditer(text)]
 
     def at(self, place: int) -> int:
         """Return the number of the line in which a character is."""
@@ -90,8 +90,8 @@ def split_html(html: str, *, with_styles: bool = False) -> Iterator[HtmlToken]:
     The texts of INVISIBLE_TEXTS are left out, except those of <style> if they are wanted.
     """
     position = 0
-    while found := _MARKUP.search(html, position):
-        begin = found.start()
+    while match := _MARKUP.search(html, position):
+        begin = match.start()
         if begin > position:
             yield HtmlToken("", html[position:begin], at=position)
         name, attributes, is_end, end, position, _ = _markup_at(html, begin)
@@ -167,8 +167,8 @@ def html_layout(html: str) -> HtmlLayout:
     ends: dict[str, int] = {}
     position = 0
     is_whole = True
-    while found := _MARKUP.search(html, position):
-        begin = found.start()
+    while match := _MARKUP.search(html, position):
+        begin = match.start()
         if begin > position:
             texts.append(html[position:begin])
         markup = _markup_at(html, begin)
@@ -195,20 +195,20 @@ def html_layout(html: str) -> HtmlLayout:
 
 def tag_attributes(text: str) -> Mapping[str, str]:
     """Return the attributes, at most 1000; of several with one name the first counts."""
-    found: dict[str, str] = {}
-    for one in islice(_ATTRIBUTE.finditer(text, 0, len(text) - 1), _ATTRIBUTES_MAX):
-        found.setdefault(one[1].lower(), one[2] or one[3] or one[4] or "")
-    return found
+    attributes: dict[str, str] = {}
+    for match in islice(_ATTRIBUTE.finditer(text, 0, len(text) - 1), _ATTRIBUTES_MAX):
+        attributes.setdefault(match[1].lower(), match[2] or match[3] or match[4] or "")
+    return attributes
 
 
 def attribute_value(text: str) -> str:
     """Return an attribute's value, in which "&copy=" and "&copyright" are not references."""
 
-    def character(found: "re.Match[str]") -> str:
-        name = found[1]
+    def character(match: "re.Match[str]") -> str:
+        name = match[1]
         if name is None:
-            return unescaped(found[0])
-        return html5.get(name + found[2], found[0])
+            return unescaped(match[0])
+        return html5.get(name + match[2], match[0])
 
     return _REFERENCE.sub(character, text)
 
@@ -218,6 +218,6 @@ def content_ids(html: str) -> frozenset[str]:
 
     RFC 2392 (cid).
     """
-    found = _CID.findall(html)
-    ids = (*found, *(one.rstrip(",") for one in found))
-    return frozenset(unquote(unescaped(one)) for one in ids)
+    cids = _CID.findall(html)
+    ids = (*cids, *(cid.rstrip(",") for cid in cids))
+    return frozenset(unquote(unescaped(cid)) for cid in ids)

@@ -78,10 +78,10 @@ def find_codes(texts: Sequence[str], *, needs_word: bool = False) -> list[str]:
     numbers = [list(islice(_NUMBER.finditer(text), _NUMBERS_MAX)) for text in texts]
     words = [list(_CODE_WORD.finditer(text)) for text in texts]
     near: list[tuple[int, str]] = []
-    for text, found, named in zip(texts, numbers, words, strict=True):
-        near += _near_a_word(text, found, named)
-    every = [one[0] for found in numbers for one in found]
-    usual = [one for one in every if len(one) == _CODE_DIGITS]
+    for text, digits, named in zip(texts, numbers, words, strict=True):
+        near += _near_a_word(text, digits, named)
+    every = [code[0] for digits in numbers for code in digits]
+    usual = [code for code in every if len(code) == _CODE_DIGITS]
     others = every if any(words) or not needs_word else []
     by_distance = [code for _, code in sorted(near, key=itemgetter(0))]
     return list(dict.fromkeys(by_distance or usual or others))
@@ -143,9 +143,9 @@ def links_of_text(text: str) -> Iterator[BodyLink]:
 
 def placed_links_of_text(text: str) -> Iterator[tuple[int, BodyLink]]:
     """Yield the links as links_of_text(), with their places."""
-    for found in _IN_TEXT.finditer(text):
-        target = found[0].rstrip(_AFTER_LINK)
-        yield found.start(), BodyLink(target, target)
+    for match in _IN_TEXT.finditer(text):
+        target = match[0].rstrip(_AFTER_LINK)
+        yield match.start(), BodyLink(target, target)
 
 
 def text_of_html(html: str) -> str:
@@ -166,7 +166,7 @@ class CheckedLink(Struct, frozen=True):
 
 def checked_links(html: str, text: str) -> list[CheckedLink]:
     """Return the different links, those with problems first; of the text what the HTML lacks."""
-    found: dict[tuple[str, str], CheckedLink] = {}
+    checked: dict[tuple[str, str], CheckedLink] = {}
     targets: set[str] = set()  # of the HTML
     for part, source, links in (
         ("html", html, placed_links_of_html(html)),
@@ -174,17 +174,17 @@ def checked_links(html: str, text: str) -> list[CheckedLink]:
     ):
         numbers = LineNumbers(source)
         for at, link in links:
-            shown = link.text[:_TEXT_CHARACTERS_MAX], link.target[:_TARGET_CHARACTERS_MAX]
+            key = link.text[:_TEXT_CHARACTERS_MAX], link.target[:_TARGET_CHARACTERS_MAX]
             if part == "html":
                 targets.add(link.target)
             elif link.target in targets:
                 continue
-            if shown not in found:
+            if key not in checked:
                 host = other_host(link)
                 problems = tuple(filter(None, _problems(link.target)))
                 problems += ("other-host",) if host else ()
-                found[shown] = CheckedLink(shown[1], shown[0], part, numbers.at(at), problems, host)
-    return sorted(found.values(), key=lambda one: not one.problems)
+                checked[key] = CheckedLink(key[1], key[0], part, numbers.at(at), problems, host)
+    return sorted(checked.values(), key=lambda link: not link.problems)
 
 
 def other_host(link: BodyLink) -> str:

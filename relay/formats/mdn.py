@@ -81,12 +81,12 @@ def reply_request(
     none may be sent. `mailbox_of` returns the mailbox of an address.
     """
     header, sender = ParsedContent.of(content).header, message.envelope.reverse_path
-    wishes = {one.strip().lower() for one in b",".join(header.values(_SUPPRESS)).split(b",")}
+    wishes = {option.strip().lower() for option in b",".join(header.values(_SUPPRESS)).split(b",")}
     if _is_program(sender) or mailbox_of(sender) == mailbox or wishes & _SUPPRESSED:
         return None
     named = b",".join((*header.values("To"), *header.values("Cc")))[:_ADDRESSEES_OCTETS_MAX]
     entries = address_entries(named.decode("utf-8", "replace"))
-    is_named = any(mailbox_of(one.address) == mailbox for one in entries)
+    is_named = any(mailbox_of(addressee.address) == mailbox for addressee in entries)
     return _request(header, message, path, mailbox=mailbox) if is_named else None
 
 
@@ -120,10 +120,10 @@ def _asker(header: Header) -> str:
     if octets is None or header.count(_ASKS) != 1 or len(octets) > _FIELD_OCTETS_MAX:
         return ""
     fields = parse_header(octets)
-    found = [*address_entries(read_token(fields, _ASKS))]
-    if len(found) != 1 or found[0].in_group or not found[0].is_plain:
+    askers = [*address_entries(read_token(fields, _ASKS))]
+    if len(askers) != 1 or askers[0].in_group or not askers[0].is_plain:
         return ""
-    return found[0].address
+    return askers[0].address
 
 
 def _knows_options(header: Header) -> bool:
@@ -132,7 +132,9 @@ def _knows_options(header: Header) -> bool:
         return False
     # "name=required,value; name=optional,value" (RFC 8098 2.2)
     options = (header.first(_OPTIONS) or b"").decode("utf-8", "replace").split(";")
-    wants = [one.partition("=")[2].partition(",")[0].strip().lower() for one in options if one]
+    wants = [
+        option.partition("=")[2].partition(",")[0].strip().lower() for option in options if option
+    ]
     return all(importance == "optional" for importance in wants)
 
 

@@ -118,14 +118,14 @@ def _sent(time_us: int, time_zone: tzinfo) -> str:
 
 
 def _quoted_text(body: str, *, comment: str, block: list[tuple[str, str]]) -> str:
-    shown = body[:QUOTE_CHARACTERS_MAX].replace("\0", "")
+    quoted = body[:QUOTE_CHARACTERS_MAX].replace("\0", "")
     lines = [
         _lines(comment).replace("\n", "\r\n"),
         "",
         _RULE,
         *(f"{name}: {value}" for name, value in block),
         "",
-        shown,
+        quoted,
     ]
     return "\r\n".join([*lines, _REST] if _is_longer(body) else lines)
 
@@ -149,8 +149,8 @@ def _quoted_html(body: str, *, comment: str, block: list[tuple[str, str]]) -> st
 
 def _html_of_text(text: str) -> str:
     """Return a text as HTML, with its lines and spaces."""
-    shown = escape(text, quote=False).replace("  ", " &nbsp;")
-    return _lines(shown).replace("\n", "<br>\r\n")
+    escaped = escape(text, quote=False).replace("  ", " &nbsp;")
+    return _lines(escaped).replace("\n", "<br>\r\n")
 
 
 def _lines(text: str) -> str:
@@ -203,15 +203,15 @@ class _SafeWriter:
             return f"</{name}>"
         if len(token.text) < 4:  # no attribute fits between the name and ">"
             return f"<{name}>"
-        given = tag_attributes(token.text)
-        self._markup += len(given) + token.text.count(";")
-        return f"<{name}{_attributes(given)}>"
+        attributes = tag_attributes(token.text)
+        self._markup += len(attributes) + token.text.count(";")
+        return f"<{name}{_attributes(attributes)}>"
 
 
-def _attributes(given: Mapping[str, str]) -> str:
+def _attributes(attributes: Mapping[str, str]) -> str:
     """Return the safe ones of a tag's attributes, each with a space before it."""
     written = []
-    for name, source in given.items():
+    for name, source in attributes.items():
         if len(source) > _VALUE_CHARACTERS_MAX and (name != "src" or "&" in source):
             continue
         value = attribute_value(source)
@@ -231,8 +231,8 @@ def _attributes(given: Mapping[str, str]) -> str:
 def unique_body(body: str, body_type: str) -> str:
     """Return a body without the message that it quotes."""
     is_html = body_type == "html"
-    found = (_HTML if is_html else _TEXT).search(body)
-    if found is None:
+    match = (_HTML if is_html else _TEXT).search(body)
+    if match is None:
         return body
-    above = body[: found.start()].rstrip()
+    above = body[: match.start()].rstrip()
     return f"{above}</body></html>" if is_html else above

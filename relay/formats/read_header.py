@@ -157,11 +157,11 @@ def check_header(header: bytes, blank: bytes) -> str | None:
     if len(header) > HEADER_OCTETS_MAX:
         return f"its header has {len(header)} bytes, expected at most {HEADER_OCTETS_MAX}"
     if (header[-1:], blank) in _TORN_LINE_ENDS:  # what follows may be more of the header
-        found = (header[-1:] + blank).replace(b"\r", b" CR").replace(b"\n", b" LF").decode()
-        return f"the last line of its header ends in{found}, expected CR LF and an empty line"
+        ending = (header[-1:] + blank).replace(b"\r", b" CR").replace(b"\n", b" LF").decode()
+        return f"the last line of its header ends in{ending}, expected CR LF and an empty line"
     if line := malformed_recipients(header):
-        shown = ascii(line[:_SHOWN_OCTETS].decode("utf-8", "replace").rstrip())
-        return f"found {shown} in its header, expected a name such as Bcc, a colon and addresses"
+        start = ascii(line[:_SHOWN_OCTETS].decode("utf-8", "replace").rstrip())
+        return f"found {start} in its header, expected a name such as Bcc, a colon and addresses"
     return None
 
 
@@ -226,9 +226,11 @@ def read_addresses(
     values = _raw_values(message, name)[: budget.entries if budget else None]
     raw = _raw_charset(message, values)
     entries = chain.from_iterable(address_entries(value, budget) for value in values)
-    found = islice(entries, _ADDRESSES_MAX)
-    people = (EmailAddress(_address(one.address), decode_text(one.name, raw)) for one in found)
-    return tuple([one for one in people if one.address or one.name])
+    first = islice(entries, _ADDRESSES_MAX)
+    people = (
+        EmailAddress(_address(parsed.address), decode_text(parsed.name, raw)) for parsed in first
+    )
+    return tuple([person for person in people if person.address or person.name])
 
 
 def unreadable_addresses(message: "Message[str, str]", name: str) -> str:
@@ -236,11 +238,11 @@ def unreadable_addresses(message: "Message[str, str]", name: str) -> str:
     reader, "" if there is none.
     """
     entries = chain.from_iterable(map(address_entries, _raw_values(message, name)))
-    for count, one in enumerate(entries):
+    for count, parsed in enumerate(entries):
         if count == _ADDRESSES_MAX:
             return f"more than {_ADDRESSES_MAX} addresses"
-        if not one.is_plain or "\ufffd" in _address(one.address):
-            return _repaired(one.text)
+        if not parsed.is_plain or "\ufffd" in _address(parsed.address):
+            return _repaired(parsed.text)
     return ""
 
 
@@ -268,19 +270,21 @@ def originators(header: Header) -> Iterator[Originators]:
             is_history or name not in (b"resent-from", b"resent-sender")
         ):
             continue
-        shown = name.decode().title()
+        title = name.decode().title()
         size += len(octets)
         if size > ORIGINATORS_OCTETS_MAX:
-            yield Originators(shown, (), f"more than {ORIGINATORS_OCTETS_MAX} octets")
+            yield Originators(title, (), f"more than {ORIGINATORS_OCTETS_MAX} octets")
             return
         field = parse_header(octets)
-        addresses = tuple(_canonical(one) for one in read_addresses(field, shown) if one.address)
-        unread = unreadable_addresses(field, shown)
+        addresses = tuple(
+            _canonical(author) for author in read_addresses(field, title) if author.address
+        )
+        unread = unreadable_addresses(field, title)
         if b"\0" in octets:  # some readers end there
             unread = "a NUL"
         elif b"\n" in octets.partition(b":")[0]:  # for some readers it is no field (4.5)
             unread = "a fold before the colon"
-        yield Originators(shown, addresses, unread)
+        yield Originators(title, addresses, unread)
 
 
 class SubmittedHeader(Struct, frozen=True):
@@ -315,9 +319,9 @@ def read_submitted(content: bytes, *, to_send: bool) -> SubmittedHeader:
         bcc=named["Bcc"],
         internet_message_id=next(iter(ids), ""),
     )
-    given = header if clean == section else Header.parse(section)
-    found = tuple(originators(given)) if to_send else ()
-    return SubmittedHeader("", properties, found, _unreadable(message, named))
+    parsed = header if clean == section else Header.parse(section)
+    authors = tuple(originators(parsed)) if to_send else ()
+    return SubmittedHeader("", properties, authors, _unreadable(message, named))
 
 
 def _unreadable(
@@ -328,11 +332,11 @@ def _unreadable(
         if len(people) < _ADDRESSES_MAX and (unread := unreadable_addresses(message, name)):
             return name, unread, "expected addresses with commas between them"
     for name, people in named.items():
-        for one in people:
+        for person in people:
             try:
-                parse_odd_mailbox(one.address, smtputf8=True)
+                parse_odd_mailbox(person.address, smtputf8=True)
             except AddressError as error:
-                return name, one.address, str(error)
+                return name, person.address, str(error)
     return None
 
 
@@ -341,7 +345,7 @@ def addressees(header: Header) -> tuple[str, ...]:
     lines = b"".join([octets for name, octets in header.fields if name in (b"to", b"cc")])
     fields = parse_header(lines)
     people = chain.from_iterable(read_addresses(fields, name) for name in ("To", "Cc"))
-    return tuple([_canonical(one).address for one in people if one.address])
+    return tuple([_canonical(person).address for person in people if person.address])
 
 
 class Author(Struct, frozen=True):
@@ -362,14 +366,14 @@ def sole_author(header: Header) -> Author:
     is_short = len(value) < ORIGINATORS_OCTETS_MAX // 2
     if is_short and (plain := _PLAIN_AUTHOR.fullmatch(value)):  # nearly always
         return Author((plain[1] or plain[2]).decode())
-    [found] = originators(Header(tuple(one for one in header.fields if one[0] == b"from")))
-    if found.unread:
+    [from_] = originators(Header(tuple(field for field in header.fields if field[0] == b"from")))
+    if from_.unread:
         return Author(fault="From has what is no address")
-    if len(found.addresses) != 1:
-        return Author(fault=f"From has {len(found.addresses) or 'no'} addresses")
-    if any(one.in_group for one in address_entries(value.decode("utf-8", "replace"))):
+    if len(from_.addresses) != 1:
+        return Author(fault=f"From has {len(from_.addresses) or 'no'} addresses")
+    if any(parsed.in_group for parsed in address_entries(value.decode("utf-8", "replace"))):
         return Author(fault="From has a group")
-    return Author(found.addresses[0].address)
+    return Author(from_.addresses[0].address)
 
 
 def _canonical(person: EmailAddress) -> EmailAddress:
@@ -407,8 +411,8 @@ def date_us_of(message: "Message[str, str]") -> int | None:
     times of Exchange begin. A leap second is the one after it.
     """
     with contextlib.suppress(Exception):  # damaged dates make `email` raise in many ways
-        if found := parsedate_tz(_plain_date(read_token(message, "date")[:_DATE_CHARACTERS_MAX])):
-            year, month, day, hour, minute, second, *_, offset_s = found
+        if parsed := parsedate_tz(_plain_date(read_token(message, "date")[:_DATE_CHARACTERS_MAX])):
+            year, month, day, hour, minute, second, *_, offset_s = parsed
             year += 1900 if year < 1000 else 0  # RFC 5322 4.3
             is_leap = second == 60
             at = datetime(year, month, day, hour, minute, second - is_leap, tzinfo=UTC)
@@ -426,15 +430,15 @@ def _plain_date(text: str) -> str:
     while text != before:  # comments may be nested
         text, before = _COMMENT.sub(" ", text), text
     text = _GAP.sub(r"\1\2", _SPACES.sub(" ", text).strip())
-    text = _ISO_8601.sub(lambda one: f"{one[3]} {MONTHS[int(one[2]) - 1]} {one[1]} ", text)
+    text = _ISO_8601.sub(lambda match: f"{match[3]} {MONTHS[int(match[2]) - 1]} {match[1]} ", text)
     return _ZONE.sub(r"\1\2", _TIME.sub(_plain_time, text, count=1))
 
 
-def _plain_time(found: re.Match[str]) -> str:
-    hour, half = int(found[1]), (found[3] or "").lower()
+def _plain_time(match: re.Match[str]) -> str:
+    hour, half = int(match[1]), (match[3] or "").lower()
     if half and hour <= 12:
         hour = hour % 12 + (12 if half == "p" else 0)
-    return f"{hour:02}{found[2]} "
+    return f"{hour:02}{match[2]} "
 
 
 def _phrases(message: "Message[str, str]", name: str) -> Iterator[str]:
@@ -449,7 +453,7 @@ def _phrases(message: "Message[str, str]", name: str) -> Iterator[str]:
                 phrases = phrases[:-1]  # it may be cut
             left = max(left - len(value), 0)
             for phrase in phrases[:_PHRASES_MAX]:
-                plain = _QUOTED.sub(lambda found: _ESCAPED.sub(r"\1", found[1]), phrase.strip())
+                plain = _QUOTED.sub(lambda match: _ESCAPED.sub(r"\1", match[1]), phrase.strip())
                 if plain.strip():
                     yield decode_text(plain, raw).strip()
 
@@ -483,17 +487,17 @@ def _address(address: str) -> str:
 
 def first_person(people: Sequence[EmailAddress]) -> EmailAddress | None:
     """Return the first one with an address; without any, the first name."""
-    return next((one for one in people if one.address), next(iter(people), None))
+    return next((person for person in people if person.address), next(iter(people), None))
 
 
 def _importance(message: _Fields) -> str:
-    given = read_token(message, "importance").lower()
-    if given in _IMPORTANCES:
-        return given
+    importance = read_token(message, "importance").lower()
+    if importance in _IMPORTANCES:
+        return importance
     for name, meanings in _PRIORITIES.items():
         word = read_token(message, name).partition(" ")[0].lower()
-        if found := meanings.get(word) or meanings.get(word[:1]):
-            return found
+        if meaning := meanings.get(word) or meanings.get(word[:1]):
+            return meaning
     return "normal"
 
 
@@ -502,12 +506,12 @@ def _all_fields(message: "Message[str, str]") -> tuple[tuple[str, str], ...]:
     far as _DECODED_CHARACTERS_MAX go.
     """
     raw, left = _raw_charset(message, message.values()), _DECODED_CHARACTERS_MAX
-    found = []
+    pairs = []
     for name, value in message.items():
         text = _UNFOLD.sub("", value)
         if not text.isascii() or "=?" in text:  # it takes long
             left -= len(text) + _FIELD_COSTS
             text = decode_text(text, raw) if left >= 0 else _repaired(text)
         if not name.lower().startswith("x-relay-"):
-            found.append((name, text.strip()))
-    return tuple(found)
+            pairs.append((name, text.strip()))
+    return tuple(pairs)

@@ -140,8 +140,8 @@ def _with_properties(message: ReadMessage, stored: MimeDraftProperties) -> ReadM
         extended=stored.extended,
     )
     attachments = tuple(
-        replace(one, id=identity)
-        for one, identity in zip(
+        replace(part, id=identity)
+        for part, identity in zip(
             message.attachments, _ids(stored, len(message.attachments)), strict=True
         )
     )
@@ -150,8 +150,8 @@ def _with_properties(message: ReadMessage, stored: MimeDraftProperties) -> ReadM
 
 def _ids(stored: MimeDraftProperties | None, count: int) -> tuple[str, ...]:
     """Return the stored ids of that many attachments, "" for each if there are none."""
-    found = stored.attachment_ids if stored else ()
-    return found if len(found) == count else ("",) * count
+    ids = stored.attachment_ids if stored else ()
+    return ids if len(ids) == count else ("",) * count
 
 
 def read_mime(content: bytes | Octets, extent: ReadExtent = WHOLE) -> ReadMessage:
@@ -175,7 +175,7 @@ def read_mime(content: bytes | Octets, extent: ReadExtent = WHOLE) -> ReadMessag
     html = text.text if extent.has_body and leaves.html else None
     return ReadMessage(
         properties,
-        tuple(one.facts for one in _all_attached(octets, leaves, html=html)),
+        tuple(attachment.facts for attachment in _all_attached(octets, leaves, html=html)),
         date_us_of(fields),
         (*structure.defects, *text.defects),
         message_class(octets, structure.message.content_type),
@@ -228,8 +228,8 @@ def read_attachments(stored: Octets) -> tuple[AttachedOctets, ...]:
         attached = _all_attached(content, sorted_leaves(read_structure(content), content))
         ids = _ids(block.beside if block else None, len(attached))
         return tuple(
-            replace(one, facts=replace(one.facts, id=identity))
-            for one, identity in zip(attached, ids, strict=True)
+            replace(attachment, facts=replace(attachment.facts, id=identity))
+            for attachment, identity in zip(attached, ids, strict=True)
         )
     return tuple(
         AttachedOctets(
@@ -249,20 +249,20 @@ def _all_attached(
     `html` is the text of the HTML body, if it was read.
     """
     has_html = leaves.html is not None
-    found = tuple(_attached(octets, one, has_html=has_html) for one in leaves.attached)
-    if leaves.html is None or not any(map(_may_be_shown, found)):
-        return found
-    shown = content_ids(_read_text(octets, leaves.html).text if html is None else html)
+    attachments = tuple(_attached(octets, leaf, has_html=has_html) for leaf in leaves.attached)
+    if leaves.html is None or not any(map(_may_be_shown, attachments)):
+        return attachments
+    shown_ids = content_ids(_read_text(octets, leaves.html).text if html is None else html)
     return tuple(
-        replace(one, facts=replace(one.facts, inline=True))
-        if _may_be_shown(one) and one.facts.content_id in shown
-        else one
-        for one in found
+        replace(attachment, facts=replace(attachment.facts, inline=True))
+        if _may_be_shown(attachment) and attachment.facts.content_id in shown_ids
+        else attachment
+        for attachment in attachments
     )
 
 
-def _may_be_shown(one: AttachedOctets) -> bool:
-    facts = one.facts
+def _may_be_shown(attached: AttachedOctets) -> bool:
+    facts = attached.facts
     return not facts.inline and facts.content_id != "" and facts.content_type.startswith("image/")
 
 

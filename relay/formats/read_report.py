@@ -98,7 +98,7 @@ class DeliveryReport(Struct, frozen=True):
     @property
     def tables(self) -> list[tuple[str, ReportFields]]:
         """The fields of each recipient, with its address."""
-        return [(one.address, one.fields) for one in self.recipients]
+        return [(recipient.address, recipient.fields) for recipient in self.recipients]
 
 
 class RemoteClaim(Struct, frozen=True):
@@ -153,14 +153,14 @@ def read_remote_report(content: Octets) -> RemoteReport | None:
         if entity.is_forwarded or entity.content_type not in (*_STATUS, *_DISPOSITION):
             continue
         body = _decoded(head, entity, _REMOTE_STATUS_OCTETS_MAX)
-        groups = [_fields(one) for one in _groups(body, _REMOTE_RECIPIENTS_MAX + 1)]
+        groups = [_fields(group) for group in _groups(body, _REMOTE_RECIPIENTS_MAX + 1)]
         about = groups[0] if groups else ()
         if entity.content_type in _DISPOSITION:
             claims = tuple(_disposition(about))
             reporter = _typed(about, "mdn-gateway") or _value(about, "reporting-ua")
         else:
-            each = chain.from_iterable(map(_recipient_groups, groups))
-            claims = tuple(islice(filter(None, map(_claim, each)), _REMOTE_RECIPIENTS_MAX))
+            per_recipient = chain.from_iterable(map(_recipient_groups, groups))
+            claims = tuple(islice(filter(None, map(_claim, per_recipient)), _REMOTE_RECIPIENTS_MAX))
             reporter = _typed(about, "reporting-mta")
         if not claims:
             return None
@@ -173,7 +173,11 @@ def read_remote_report(content: Octets) -> RemoteReport | None:
     fields = structure.message.fields
     failed = read_addresses(fields, "x-failed-recipients", AddressBudget(_STATUS_OCTETS_MAX))
     if failed and _is_automatic(fields):
-        claims = tuple(RemoteClaim("", one.address, "failure") for one in failed if one.address)
+        claims = tuple(
+            RemoteClaim("", recipient.address, "failure")
+            for recipient in failed
+            if recipient.address
+        )
         return RemoteReport("", _original_id(head, structure), "", claims)
     return None
 
@@ -185,8 +189,8 @@ def message_class(content: Octets, content_type: str) -> str:
     report = read_remote_report(content) if content_type == "multipart/report" else None
     if report is None:
         return ORDINARY_CLASS
-    found = {one.kind for one in report.claims}
-    worst = next((suffix for kind, suffix in _CLASSES.items() if kind in found), "")
+    kinds = {claim.kind for claim in report.claims}
+    worst = next((suffix for kind, suffix in _CLASSES.items() if kind in kinds), "")
     return f"REPORT.{ORDINARY_CLASS}.{worst}" if worst else ORDINARY_CLASS
 
 
@@ -222,8 +226,8 @@ def _returned_message_id(content: Octets, structure: Structure) -> str:
             octets = structure.entities[entity.number + 1].header
         else:
             octets = header_section(_decoded(content, entity, _RETURNED_HEADER_OCTETS_MAX))
-        found = Header.parse(cleaned(octets)).first("message-id") or b""
-        return own_message_id(found[:_VALUE_CHARACTERS_MAX].decode("utf-8", "replace"))
+        message_id = Header.parse(cleaned(octets)).first("message-id") or b""
+        return own_message_id(message_id[:_VALUE_CHARACTERS_MAX].decode("utf-8", "replace"))
     return ""
 
 
@@ -266,10 +270,10 @@ def _status_of(fields: ReportFields, reply: str) -> str:
     That in the reply of a remote host goes first, since the Status field is often a general one:
     5.0.0, or 4.4.7 when the reporter gave up.
     """
-    given = find_statuses(_value(fields, "status"))[:1]
+    of_field = find_statuses(_value(fields, "status"))[:1]
     is_of_host = _value(fields, "diagnostic-code").lower().startswith("smtp")
-    found = find_statuses(reply)
-    candidates = [*found, *given] if is_of_host else [*given, *found]
+    of_reply = find_statuses(reply)
+    candidates = [*of_reply, *of_field] if is_of_host else [*of_field, *of_reply]
     return max(candidates, key=lambda status: 2 - status.count(".0"), default="")
 
 
@@ -285,15 +289,15 @@ def _disposition(fields: ReportFields) -> Iterator[RemoteClaim]:
 def _address(fields: ReportFields, name: str) -> str:
     """Return the address of a field; one of the type utf-8 without its escapes (RFC 6533 3)."""
     address = _typed(fields, name)
-    if found := _in_brackets.search(address):
-        address = found[1]
+    if match := _in_brackets.search(address):
+        address = match[1]
     is_utf8 = _value(fields, name).lower().startswith("utf-8")
     return decode_utf8_address(address).strip("<>") if is_utf8 else address.strip("<>")
 
 
 def _first_word(text: str) -> str:
-    found = _word.search(text)
-    return found[0] if found else ""
+    match = _word.search(text)
+    return match[0] if match else ""
 
 
 def returned_message(content: Octets) -> bytes | None:
@@ -332,17 +336,17 @@ def _groups(status: bytes, most: int) -> Iterator[bytes]:
 
 def _fields(group: bytes) -> ReportFields:
     """Return names and values, unfolded and decoded."""
-    found = []
+    fields = []
     for name, line in Header.parse(cleaned(group)).fields[:_FIELDS_MAX]:
         if name:
             written, _, value = line.partition(b":")
             text = decode_words(_white.sub(b" ", value).strip())[:_VALUE_CHARACTERS_MAX]
-            found.append((written.decode("ascii", "replace").strip(), text))
-    return tuple(found)
+            fields.append((written.decode("ascii", "replace").strip(), text))
+    return tuple(fields)
 
 
 def _value(fields: ReportFields, name: str) -> str:
-    return next((text for given, text in fields if given.lower() == name), "")
+    return next((text for field_name, text in fields if field_name.lower() == name), "")
 
 
 def _typed(fields: ReportFields, name: str) -> str:

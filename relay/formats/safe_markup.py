@@ -247,10 +247,10 @@ def _with_images(value: str, image_url: ImageUrl | None) -> str:
     if len(places) > _BACKGROUNDS_MAX or not _is_safe(between, _BESIDE_URLS):
         return ""
     written, at = [], 0
-    for found in places:
-        url = image_url and image_url(found[1] or found[2] or found[3] or "")
-        written += [value[at : found.start()], f'url("{url}")' if url else "none"]
-        at = found.end()
+    for place in places:
+        url = image_url and image_url(place[1] or place[2] or place[3] or "")
+        written += [value[at : place.start()], f'url("{url}")' if url else "none"]
+        at = place.end()
     return "".join([*written, value[at:]])
 
 
@@ -260,7 +260,7 @@ def with_scheme(media: str, *, is_dark: bool) -> str:
     """
     holds = ("", "dark" if is_dark else "light")
     return _SCHEME.sub(
-        lambda found: f"({'min' if (found[1] or '').lower() in holds else 'max'}-width: 0)", media
+        lambda match: f"({'min' if (match[1] or '').lower() in holds else 'max'}-width: 0)", media
     )
 
 
@@ -279,8 +279,8 @@ def safe_style_sheet(
     text = _COMMENT.sub(" ", source[:STYLE_SHEET_CHARACTERS_MAX])
     left_out = Counter() if left_out is None else left_out
     reader = _StyleSheetReader(image_url, left_out, is_dark=is_dark)
-    for found in _PIECE.finditer(text):
-        reader.take(" ".join(found[1].split()), found[2])
+    for match in _PIECE.finditer(text):
+        reader.take(" ".join(match[1].split()), match[2])
     return reader.written()
 
 

@@ -174,12 +174,12 @@ class Structure(Struct, frozen=True):
 
     def parts(self, entity: Entity) -> list[Entity]:
         """Return the parts of an entity, without what is in them."""
-        return [one for one in self.entities if one.parent == entity.number]
+        return [child for child in self.entities if child.parent == entity.number]
 
     def within(self, entity: Entity) -> Iterator[Entity]:
         """Return all entities inside an entity."""
         following = islice(self.entities, entity.number + 1, None)
-        return takewhile(lambda one: one.depth > entity.depth, following)
+        return takewhile(lambda inner: inner.depth > entity.depth, following)
 
 
 class LooseReading(Struct, frozen=True):
@@ -344,8 +344,8 @@ class StructureReader:
             header = Header.parse(cleaned(entity.header))
             for name, line in header.fields if "" in header else ():
                 if not name:
-                    shown = line[:_SHOWN_CHARACTERS].decode("ascii", "replace").strip()
-                    self._defect(f"a line in a header that is not a field: {shown!r}")
+                    start = line[:_SHOWN_CHARACTERS].decode("ascii", "replace").strip()
+                    self._defect(f"a line in a header that is not a field: {start!r}")
             entity.fields = fields_of_header(header)
         else:
             entity.fields = self._fields_of(entity.header)
@@ -359,8 +359,8 @@ class StructureReader:
         encoding = read_content_field(entity.fields, "content-transfer-encoding")
         entity.encoding = encoding.value or "7bit"
         if entity.encoding not in _ENCODINGS:
-            shown = entity.encoding[:_SHOWN_CHARACTERS]
-            self._defect(f"an unknown transfer encoding: {shown!r}")
+            start = entity.encoding[:_SHOWN_CHARACTERS]
+            self._defect(f"an unknown transfer encoding: {start!r}")
         kind = entity.content_type
         is_multipart, is_message = kind.startswith("multipart/"), kind in WHOLE_MESSAGES
         if not is_multipart and not is_message:
@@ -372,7 +372,7 @@ class StructureReader:
         elif entity.depth >= DEPTH_MAX:
             self._leave_unread(f"parts more than {DEPTH_MAX} deep")
         elif is_multipart:
-            others = [one.rstrip(b"-") for _, one in self._boundaries]
+            others = [boundary.rstrip(b"-") for _, boundary in self._boundaries]
             self._is_ambiguous |= boundary.rstrip(b"-") in others
             entity.boundary = boundary
             self._boundaries.append((len(self._path) - 1, boundary))
@@ -449,7 +449,9 @@ class StructureReader:
             if entity.body.eight_bit and entity.encoding == "7bit":
                 self._defect("octets of 8 bits where the encoding is 7bit")
         del self._path[level or 1 :]
-        self._boundaries = [one for one in self._boundaries if one[0] < len(self._path)]
+        self._boundaries = [
+            boundary for boundary in self._boundaries if boundary[0] < len(self._path)
+        ]
 
     def _has_parts(self, entity: Entity) -> bool:
         """Return whether an entity has parts: the first of them is the next entity."""
@@ -464,39 +466,39 @@ class StructureReader:
         if not self._searching or not self._boundaries:
             return None
         limit = len(self._held) - (0 if final else self._margin)
-        found: _BoundaryLine | None = None
+        first: _BoundaryLine | None = None
         is_outermost = self._reading is not None and self._reading.outermost
         for level, boundary in self._boundaries if is_outermost else reversed(self._boundaries):
             for lead in (b"\n--", b"\r--") if self._bare_returns else (b"\n--",):
-                one = self._find_one(lead + boundary, level, limit)
-                if one is not None:
-                    found, limit = one, one.start
-        return found
+                line = self._find_one(lead + boundary, level, limit)
+                if line is not None:
+                    first, limit = line, line.start
+        return first
 
-    def _find_one(self, wanted: bytes, level: int, limit: int) -> _BoundaryLine | None:
+    def _find_one(self, boundary: bytes, level: int, limit: int) -> _BoundaryLine | None:
         """Search one boundary from where its last search ended, so that each octet is read once."""
-        looked_for = self._looked_for.get(wanted, 0)
+        looked_for = self._looked_for.get(boundary, 0)
         position = max(looked_for - self._offset, self._at)
-        end = limit + len(wanted) - 1
-        while limit > self._at and (position := self._held.find(wanted, position, end)) >= 0:
-            ended = _AFTER_BOUNDARY.match(self._held, position + len(wanted))
+        end = limit + len(boundary) - 1
+        while limit > self._at and (position := self._held.find(boundary, position, end)) >= 0:
+            ended = _AFTER_BOUNDARY.match(self._held, position + len(boundary))
             if not ended and self._reading is not None:
-                ended = _WITH_WORDS.match(self._held, position + len(wanted))
+                ended = _WITH_WORDS.match(self._held, position + len(boundary))
                 self._is_ambiguous |= ended is not None
                 ended = None if self._reading.exact else ended
             if ended:
-                self._looked_for[wanted] = self._offset + position
+                self._looked_for[boundary] = self._offset + position
                 is_pair = self._held[max(position - 1, self._at) : position + 1] == b"\r\n"
                 start = position - 1 if is_pair else position
                 return _BoundaryLine(level, start, ended.end(), closing=ended[0].startswith(b"--"))
-            if _TOO_PADDED.match(self._held, position + len(wanted)):
+            if _TOO_PADDED.match(self._held, position + len(boundary)):
                 self._leave_unread("too much white space after a boundary")
             position += 1
             self._false_delimiters += 1
             if self._false_delimiters > FALSE_DELIMITERS_MAX:
                 self._stop("too many lines that look like delimiters")
                 return None
-        self._looked_for[wanted] = max(looked_for, self._offset + limit)
+        self._looked_for[boundary] = max(looked_for, self._offset + limit)
         return None
 
     # -- the buffer
@@ -504,7 +506,7 @@ class StructureReader:
     @property
     def _margin(self) -> int:
         """How many octets at the end of the buffer may be an incomplete delimiter line."""
-        return max([len(one) for _, one in self._boundaries], default=0) + _AHEAD
+        return max([len(boundary) for _, boundary in self._boundaries], default=0) + _AHEAD
 
     def _count(self, end: int) -> None:
         """Count the buffer up to `end` as text of the innermost entity: it is processed."""

@@ -150,7 +150,7 @@ class SevenBitQuotedPrintable(RewrappedQuotedPrintable):
 
     def code(self, octets: bytes, *, last: bool) -> bytes:
         """See Coding. Where no line is too long, the lines stay."""
-        octets = _NOT_QUOTED.sub(lambda found: b"=%02X" % found[0][0], octets)
+        octets = _NOT_QUOTED.sub(lambda match: b"=%02X" % match[0][0], octets)
         if has_line_over(octets, LINE_MAX) or not (last or octets.endswith(b"\n")):
             return super().code(octets, last=last)
         return octets
@@ -373,11 +373,11 @@ def uuencoded_files(blocks: Iterator[bytes]) -> Iterator[tuple[int, int, bytes]]
         held += block
         end = held.rfind(b"\n") if block else len(held)
         if start >= 0 or b"begin" in held:
-            for found in _UU_AROUND.finditer(held, 0, end):
-                at = place + found.start() + 1
+            for match in _UU_AROUND.finditer(held, 0, end):
+                at = place + match.start() + 1
                 if start >= 0:
                     yield start, at, name
-                start, name = (at, found[1]) if found[1] else (-1, b"")
+                start, name = (at, match[1]) if match[1] else (-1, b"")
         kept = max(end, len(held) - 2 * _UU_LINE_OCTETS_MAX)
         held, place = held[kept:], place + kept
     if start >= 0:

@@ -63,7 +63,7 @@ def address_list_field(name: str, addresses: Sequence[EmailAddress]) -> str:
     """Return an address list, one mailbox per line; "" for an empty list."""
     if not addresses:
         return ""
-    return f"{name}: {f',{CRLF} '.join(_mailbox(one) for one in addresses)}{CRLF}"
+    return f"{name}: {f',{CRLF} '.join(_mailbox(address) for address in addresses)}{CRLF}"
 
 
 def phrases_field(name: str, phrases: Sequence[str]) -> str:
@@ -79,7 +79,9 @@ def ids_field(name: str, ids: Sequence[str]) -> str:
     conversation.
     """
     written = [
-        one for one in ids if len(one) <= MESSAGE_ID_CHARACTERS_MAX and message_ids(one) == (one,)
+        message_id
+        for message_id in ids
+        if len(message_id) <= MESSAGE_ID_CHARACTERS_MAX and message_ids(message_id) == (message_id,)
     ]
     return f"{name}: {f'{CRLF} '.join(written)}{CRLF}" if written else ""
 
@@ -92,7 +94,9 @@ def parameter(name: str, value: str) -> str:
     # Many readers take "=?" for an encoded word here too.
     if value.isascii() and len(value) <= _SEGMENT_CHARACTERS and "=?" not in value:
         return f";{CRLF} {name}={_quoted(value)}"
-    segments = list(_gathered(quote(one.encode("utf-8", "replace"), safe="") for one in value))
+    segments = list(
+        _gathered(quote(character.encode("utf-8", "replace"), safe="") for character in value)
+    )
     if len(segments) == 1:
         return f";{CRLF} {name}*=utf-8''{segments[0]}"
     written = [
