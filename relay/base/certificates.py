@@ -44,8 +44,8 @@ def client_of_pair(*certificates: Path) -> ssl.SSLContext:
     """
     client = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     client.check_hostname = False
-    for one in certificates:
-        client.load_verify_locations(cafile=one)
+    for certificate in certificates:
+        client.load_verify_locations(cafile=certificate)
     client.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
     return client
 
@@ -89,10 +89,10 @@ class CheckedPair(Struct, frozen=True):
     def end_s(self) -> float:
         """Return when it ends, since 1970; 0 if clients would reject it."""
         try:
-            shown = certificate_of_handshake(self.context, self.certificate)
+            facts = certificate_of_handshake(self.context, self.certificate)
         except OSError:
             return 0.0
-        return float(ssl.cert_time_to_seconds(shown["notAfter"]))
+        return float(ssl.cert_time_to_seconds(facts["notAfter"]))
 
 
 class ServerCertificate:
@@ -114,25 +114,25 @@ class ServerCertificate:
         Raises CertificateError if it cannot be used, or is not valid at `now_s`.
         """
         pem = _pem(certificate, key)
-        if same := next((one for one in self.pairs if one.pem == pem), None):
+        if same := next((pair for pair in self.pairs if pair.pem == pem), None):
             return same
         context = load_pair(certificate, key)
         try:
-            shown = certificate_of_handshake(context, certificate)
+            facts = certificate_of_handshake(context, certificate)
         except OSError as error:
             raise CertificateError(f"it fails in a handshake: {error.strerror or error}") from None
-        begins, ends = (shown.get(one, "an unknown date") for one in ("notBefore", "notAfter"))
-        if not shown or ssl.cert_time_to_seconds(ends) <= now_s:
+        begins, ends = (facts.get(date, "an unknown date") for date in ("notBefore", "notAfter"))
+        if not facts or ssl.cert_time_to_seconds(ends) <= now_s:
             raise CertificateError(f"it expired on {ends}")
         if ssl.cert_time_to_seconds(begins) > now_s:
             raise CertificateError(f"it is not valid before {begins}")
-        return CheckedPair(certificate, context, pem, dns_names(shown))
+        return CheckedPair(certificate, context, pem, dns_names(facts))
 
     def use(self, pairs: Sequence[CheckedPair]) -> None:
         """Use these pairs for handshakes from now on."""
         self.pairs = tuple(pairs)
         # of two that have the name, the earlier one
-        self._by_name = {name: one for one in reversed(pairs) for name in one.names}
+        self._by_name = {name: pair for pair in reversed(pairs) for name in pair.names}
 
     def pair_for(self, name: str) -> CheckedPair:
         """Return the pair for a client that asks for this name, or for none."""
@@ -161,6 +161,6 @@ def names_in(context: ssl.SSLContext, certificate: Path) -> tuple[str, ...]:
 def _pem(certificate: Path, key: Path) -> bytes:
     """Return both files as one, which load_pair() takes for both as well."""
     try:
-        return b"\n".join(one.read_bytes() for one in (certificate, key))
+        return b"\n".join(path.read_bytes() for path in (certificate, key))
     except OSError as error:
         raise CertificateError(f"{certificate} or {key}: {error.strerror}") from None

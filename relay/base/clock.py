@@ -337,8 +337,8 @@ class QueueTime:
 
     def doubtful_us(self, queue_us: int) -> int:
         """Return how much of `queue_us` may never have passed."""
-        found = self.resumed
-        return found.doubtful_us if found and queue_us < found.doubt_ends_us else 0
+        anchor = self.resumed
+        return anchor.doubtful_us if anchor and queue_us < anchor.doubt_ends_us else 0
 
     def anchor(self, *, wall_us: int, elapsed_us: int) -> Anchor:
         """Return the present moment as another start needs it."""
@@ -375,21 +375,24 @@ def resumed(
     jumped since an earlier one. The result is never before any anchor's own time, which brings its
     doubt along.
     """
-    latest = max(anchors, key=lambda one: one.queue_us)
-    found, _ = max(
+    latest = max(anchors, key=lambda anchor: anchor.queue_us)
+    preferred, _ = max(
         (
-            (_resumed(one, wall_us=wall_us, elapsed_us=elapsed_us, boot_id=boot_id), one.queue_us)
-            for one in anchors
+            (
+                _resumed(anchor, wall_us=wall_us, elapsed_us=elapsed_us, boot_id=boot_id),
+                anchor.queue_us,
+            )
+            for anchor in anchors
         ),
         key=lambda pair: (pair[0].is_exact, pair[1]),
     )
-    if found.queue_us >= latest.queue_us:
-        return found
+    if preferred.queue_us >= latest.queue_us:
+        return preferred
     return replace(
-        found,
+        preferred,
         queue_us=latest.queue_us,
-        doubtful_us=max(found.doubtful_us, latest.doubtful_us),
-        doubt_ends_us=max(found.doubt_ends_us, latest.doubt_ends_us),
+        doubtful_us=max(preferred.doubtful_us, latest.doubtful_us),
+        doubt_ends_us=max(preferred.doubt_ends_us, latest.doubt_ends_us),
     )
 
 

@@ -36,12 +36,12 @@ class FileOctets(Struct, frozen=True):
 
     def read(self, start: int, length: int) -> bytes:
         """Return `length` octets from `start`, fewer only where they end. Raises OSError."""
-        wanted = min(length, self.size - start)
-        if wanted <= 0:
+        count = min(length, self.size - start)
+        if count <= 0:
             return b""
         descriptor = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
         try:
-            return os.pread(descriptor, wanted, self.start + start)
+            return os.pread(descriptor, count, self.start + start)
         finally:
             os.close(descriptor)
 
@@ -103,13 +103,13 @@ def _open_at_once(path: str, flags: int) -> int:
 
 def disk_of(path: Path) -> Disk:
     """Return the file system of `path`. Raises OSError."""
-    found = os.statvfs(path)
+    stat = os.statvfs(path)
     return Disk(
-        size_bytes=found.f_blocks * found.f_frsize,
-        free_bytes=found.f_bavail * found.f_frsize,
-        files=found.f_files,
-        files_free=found.f_favail,
-        is_writable=not found.f_flag & os.ST_RDONLY,
+        size_bytes=stat.f_blocks * stat.f_frsize,
+        free_bytes=stat.f_bavail * stat.f_frsize,
+        files=stat.f_files,
+        files_free=stat.f_favail,
+        is_writable=not stat.f_flag & os.ST_RDONLY,
     )
 
 
@@ -168,21 +168,21 @@ class OpenOctets(Struct, frozen=True):
 
     def read(self, start: int, length: int) -> bytes:
         """Return `length` octets from `start`, fewer only where they end. Raises OSError."""
-        wanted = min(length, self.size - start)
-        if wanted <= 0:
+        count = min(length, self.size - start)
+        if count <= 0:
             return b""
-        return os.pread(self.descriptor.number, wanted, self.start + start)
+        return os.pread(self.descriptor.number, count, self.start + start)
 
     def read_cached(self, start: int, length: int) -> bytes:
         """Return at most `length` octets from `start` that the kernel has in memory, without
         waiting for the disk; b"" where it has none, or cannot tell. There read() is what to call.
         """
-        found = bytearray(min(length, self.size - start))
+        buffer = bytearray(min(length, self.size - start))
         try:
-            count = os.preadv(self.descriptor.number, [found], self.start + start, os.RWF_NOWAIT)
+            count = os.preadv(self.descriptor.number, [buffer], self.start + start, os.RWF_NOWAIT)
         except (OSError, AttributeError):  # EAGAIN; EOPNOTSUPP, in 2 microseconds; macOS
             return b""
-        return bytes(memoryview(found)[:count])
+        return bytes(memoryview(buffer)[:count])
 
     def part(self, start: int, length: int) -> "OpenOctets":
         """Return a part; nothing is read."""

@@ -66,7 +66,7 @@ class Pauses:
     def current(self) -> Mapping[Paused, Pause]:
         """Return those that have not ended."""
         now_us = self._clock.time_us()
-        return {what: one for what, one in self._all.items() if one.until_us > now_us}
+        return {what: pause for what, pause in self._all.items() if pause.until_us > now_us}
 
     def why(self, what: Paused) -> str:
         """Return that it is paused, by whom and until when; "" if it is not."""
@@ -84,7 +84,7 @@ class Pauses:
         """Take pauses back, and return which there were. Raises OSError: nothing has changed."""
         async with self._lock:
             left = dict(self.current())
-            ended = [one for one in what if left.pop(one, None)]
+            ended = [name for name in what if left.pop(name, None)]
             await self._use(left)
         return ended
 
@@ -103,7 +103,7 @@ class Pauses:
             self._timer = None
         pauses = self.current()
         self.on_change(pauses)
-        end_us = min((one.until_us for one in pauses.values()), default=inf)
+        end_us = min((pause.until_us for pause in pauses.values()), default=inf)
         if end_us < inf:
             left_s = (end_us - self._clock.time_us()) / 1_000_000
             self._timer = self._clock.call_later(left_s, self.apply)

@@ -178,8 +178,8 @@ class PressureState(Struct, frozen=True):
     @property
     def queue(self) -> PressureLevel:
         """The level that counts for accepting messages."""
-        found = (level for reason, level in self.levels.items() if reason in QUEUE_REASONS)
-        return max(found, default=PressureLevel.NORMAL)
+        levels = (level for reason, level in self.levels.items() if reason in QUEUE_REASONS)
+        return max(levels, default=PressureLevel.NORMAL)
 
     def refusing(self, among: Collection[PressureReason]) -> PressureReason | None:
         """Return the first reason of `among` with the level REFUSE."""

@@ -235,11 +235,11 @@ class DraftToSend:
         for name, _ in self.attachments:
             if not name.isprintable():
                 raise RejectedError(f"attachment {name!a}: expected a name that can be shown")
-        for one in (*self.recipients, *([self.sender] if self.sender else ())):
+        for address in (*self.recipients, *([self.sender] if self.sender else ())):
             try:
-                parse_mailbox(one, smtputf8=True)
+                parse_mailbox(address, smtputf8=True)
             except AddressError as error:
-                raise RejectedError(f"{one!a} is not an address: {error}") from None
+                raise RejectedError(f"{address!a} is not an address: {error}") from None
 
 
 def send_by_graph(
@@ -379,10 +379,10 @@ def send_content(
             dsn = {"ret": ret, "envid": envid} if client.has_extn("dsn") else {}
             options += [f"{name}={value}" for name, value in dsn.items() if value]
             _expect(client.mail(sender, options))
-            wanted = [f"notify={notify}"] if notify and client.has_extn("dsn") else []
+            notify_options = [f"notify={notify}"] if notify and client.has_extn("dsn") else []
             for recipient in recipients:
                 try:
-                    _expect(client.rcpt(recipient, wanted))
+                    _expect(client.rcpt(recipient, notify_options))
                 except RejectedError as error:
                     if refused is None or len(refused) == len(recipients) - 1:
                         raise
@@ -407,7 +407,7 @@ def _as_graph(draft: DraftToSend) -> dict[str, Any]:
         "body": {"contentType": "html", "content": draft.html}
         if draft.html
         else {"contentType": "text", "content": draft.text},
-        "toRecipients": [{"emailAddress": {"address": one}} for one in draft.recipients],
+        "toRecipients": [{"emailAddress": {"address": address}} for address in draft.recipients],
         "attachments": [
             {
                 "@odata.type": "#microsoft.graph.fileAttachment",

@@ -22,9 +22,9 @@ class Reservation:
     def of(cls, reservations: "Sequence[Reservation]") -> Self:
         """Return one that counts what all of these did. They count nothing afterwards."""
         whole = cls()
-        for one in reservations:
-            whole.taken += one.taken
-            one.keep()
+        for reservation in reservations:
+            whole.taken += reservation.taken
+            reservation.keep()
         return whole
 
     def add(self, slots: dict[int, int], number: int, count: int) -> None:

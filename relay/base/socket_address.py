@@ -110,8 +110,10 @@ def inherit_sockets(variables: Mapping[str, str]) -> None:
 
 def inherited_address(name: str) -> Address:
     """Return where the sockets called `name` listen, of several the one that most can reach."""
-    found = [_address_of(one, name) for one in _inherited.get(name, ()) if not _unusable(one)]
-    return min(found, key=_reach, default=Address(systemd=name))
+    addresses = [
+        _address_of(sock, name) for sock in _inherited.get(name, ()) if not _unusable(sock)
+    ]
+    return min(addresses, key=_reach, default=Address(systemd=name))
 
 
 def _reach(address: Address) -> int:
@@ -120,33 +122,33 @@ def _reach(address: Address) -> int:
     return int(ipaddress.ip_address(address.host.partition("%")[0]).is_loopback)
 
 
-def _address_of(one: socket.socket, name: str) -> Address:
-    place = one.getsockname()
-    if one.family == socket.AF_UNIX:
+def _address_of(sock: socket.socket, name: str) -> Address:
+    place = sock.getsockname()
+    if sock.family == socket.AF_UNIX:
         return Address(path=place, systemd=name)
     return Address(place[0], place[1], systemd=name)
 
 
-def _unusable(one: socket.socket) -> str:
+def _unusable(sock: socket.socket) -> str:
     """Return what is wrong with a socket of the service manager, "" if a listener can use it."""
-    if one.family not in _KINDS or one.type != socket.SOCK_STREAM:
+    if sock.family not in _KINDS or sock.type != socket.SOCK_STREAM:
         return "found one that is not TCP or a Unix stream"
-    if not one.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+    if not sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
         return "found one that does not listen"
-    if one.family == socket.AF_UNIX and not str(one.getsockname()).startswith("/"):
+    if sock.family == socket.AF_UNIX and not str(sock.getsockname()).startswith("/"):
         return "found a Unix socket without a path"
     return ""
 
 
 def inherited_sockets(name: str) -> tuple[socket.socket, ...]:
     """Return the sockets called `name`. Raises OSError."""
-    given = _inherited.get(name)
-    if not given:
+    inherited = _inherited.get(name)
+    if not inherited:
         names = ", ".join(sorted(_inherited)) or "none"
         raise OSError(f"systemd gave this process no socket of this name (it gave: {names})")
-    for one in given:
-        if fault := _unusable(one):
+    for sock in inherited:
+        if fault := _unusable(sock):
             raise OSError(f"{fault}, expected ListenStream= with Accept=no")
-    for one in given:
-        one.setblocking(False)
-    return tuple([one.dup() for one in given])
+    for sock in inherited:
+        sock.setblocking(False)
+    return tuple([sock.dup() for sock in inherited])

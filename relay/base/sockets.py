@@ -46,8 +46,8 @@ class Listener(Struct, frozen=True):
 
     def close(self) -> None:
         """Close the sockets."""
-        for one in self.sockets:
-            one.close()
+        for sock in self.sockets:
+            sock.close()
         if self.address.path and not self.address.systemd:
             Path(self.address.path).unlink(missing_ok=True)
 
@@ -56,13 +56,13 @@ class Listener(Struct, frozen=True):
     ) -> list[asyncio.Server]:
         """Accept connections in the running event loop."""
         loop, servers = asyncio.get_running_loop(), []
-        for one in self.sockets:
-            if one.family == socket.AF_UNIX:
+        for sock in self.sockets:
+            if sock.family == socket.AF_UNIX:
                 server = await loop.create_unix_server(
-                    factory, sock=one, backlog=backlog, **_KEEPS_FILE
+                    factory, sock=sock, backlog=backlog, **_KEEPS_FILE
                 )
             else:
-                server = await loop.create_server(factory, sock=one, backlog=backlog)
+                server = await loop.create_server(factory, sock=sock, backlog=backlog)
             servers.append(server)
         return servers
 
@@ -80,12 +80,12 @@ class Acceptor:
     def accept(self, *, goes_on: bool) -> None:
         """Accept from now on, or let clients wait in the backlog."""
         loop, self._is_accepting = asyncio.get_running_loop(), goes_on
-        for one in self._sockets:
-            one.setblocking(False)
+        for sock in self._sockets:
+            sock.setblocking(False)
             if goes_on:
-                loop.add_reader(one.fileno(), self._accept_some, one)
-            elif one.fileno() >= 0:
-                loop.remove_reader(one.fileno())
+                loop.add_reader(sock.fileno(), self._accept_some, sock)
+            elif sock.fileno() >= 0:
+                loop.remove_reader(sock.fileno())
 
     def close(self) -> None:
         """Accept no more. The sockets stay open."""
@@ -125,8 +125,8 @@ def open_listener(address: Address, *, backlog: int, mode: int = OWNER_ONLY) -> 
         if error.errno == errno.EADDRINUSE and not address.path:
             reason = f"{reason} by {_process_at(address)}"
         kind = FileExistsError if isinstance(error, FileExistsError) else OSError
-        shown = f"systemd:{address.systemd}" if address.systemd else str(address)
-        text = f"cannot listen on {shown}: {reason or error}"
+        shown_address = f"systemd:{address.systemd}" if address.systemd else str(address)
+        text = f"cannot listen on {shown_address}: {reason or error}"
         raise kind(error.errno or errno.EINVAL, text) from error
     return Listener(dataclasses.replace(address, port=_port(sockets[0])), tuple(sockets))
 
@@ -146,9 +146,9 @@ def _process_at(address: Address) -> str:
             if row[3] == _LISTENS and row[1].endswith(f":{address.port:04X}")
             if not own or row[1].partition(":")[0].strip("0") in ("", own)
         }
-        for place in sorted(Path("/proc").glob("[0-9]*"), key=lambda one: int(one.name)):
+        for place in sorted(Path("/proc").glob("[0-9]*"), key=lambda path: int(path.name)):
             with suppress(OSError):  # it has ended, or is another user's
-                if any(str(one.readlink()) in inodes for one in (place / "fd").iterdir()):
+                if any(str(link.readlink()) in inodes for link in (place / "fd").iterdir()):
                     return f"{printable((place / 'comm').read_text().strip())} (pid {place.name})"
     return "another program"
 
@@ -240,8 +240,8 @@ def _tcp_sockets(address: Address, backlog: int) -> list[socket.socket]:
         if lacking is not None and not sockets:
             raise lacking
     except OSError:
-        for one in sockets:
-            one.close()
+        for sock in sockets:
+            sock.close()
         raise
     finally:
         del lacking

@@ -65,8 +65,8 @@ class ArrivedMessage:
     @property
     def senders(self) -> tuple[str, ...]:
         """The reverse-path and the addresses in From."""
-        found = field_addresses(self.copy.eml, "From")
-        return tuple(dict.fromkeys([self.journey.sender if self.journey else "", *found]))
+        authors = field_addresses(self.copy.eml, "From")
+        return tuple(dict.fromkeys([self.journey.sender if self.journey else "", *authors]))
 
     @property
     def has_arrived(self) -> bool:
@@ -78,9 +78,11 @@ class ArrivedMessage:
         """The state of this recipient."""
         if self.journey is None:
             return RecipientState.DELIVERED
-        wanted = own_mailbox(self.copy.recipient)
+        mailbox = own_mailbox(self.copy.recipient)
         states = (
-            one.state for one in self.journey.recipients if own_mailbox(one.address) == wanted
+            recipient.state
+            for recipient in self.journey.recipients
+            if own_mailbox(recipient.address) == mailbox
         )
         return next(states, self.journey.state)
 
@@ -103,14 +105,14 @@ class MailboxFiles:
         For an address with a tag only those that were sent to it.
         """
         folders = self._folders() if address is None else self._folders_of(address)
-        wanted = own_mailbox(address or "")
-        found: dict[str, MessageCopy] = {}
+        own_address = own_mailbox(address or "")
+        by_key: dict[str, MessageCopy] = {}
         for mailbox, folder in folders:
             for path in _files(folder):
                 copy = self._copy(mailbox, path)
-                if "+" not in wanted or own_mailbox(copy.recipient) == wanted:
-                    found[copy.key] = copy
-        return sorted(found.values(), key=lambda one: (one.written_ns, one.key))
+                if "+" not in own_address or own_mailbox(copy.recipient) == own_address:
+                    by_key[copy.key] = copy
+        return sorted(by_key.values(), key=lambda copy: (copy.written_ns, copy.key))
 
     def _copy(self, mailbox: str, path: Path) -> MessageCopy:
         key = _key(mailbox, path)
@@ -142,11 +144,14 @@ class MailboxFiles:
 
 
 def _files(mailbox: Path) -> Iterator[Path]:
-    folders = [mailbox, *(one for one in mailbox.glob(".*") if one.name not in _NOT_RECEIVED)]
+    folders = [
+        mailbox,
+        *(path for path in mailbox.glob(".*") if path.name not in _NOT_RECEIVED),
+    ]
     for folder in folders:
         for place in ("new", "cur"):
             try:
-                yield from [one for one in (folder / place).iterdir() if one.name[0] != "."]
+                yield from [path for path in (folder / place).iterdir() if path.name[0] != "."]
             except (FileNotFoundError, NotADirectoryError):
                 continue
 
@@ -160,8 +165,8 @@ def _read_copy(mailbox: str, path: Path) -> MessageCopy:
     eml = email.message_from_bytes(content, policy=email.policy.default)
     assert isinstance(eml, EmailMessage)
     recipient = field_text(eml, "Delivered-To") or mailbox
-    found = _received_id(field_text(eml, "Received")) or _own_message_id(
+    match = _received_id(field_text(eml, "Received")) or _own_message_id(
         field_text(eml, "Message-ID")
     )
-    queue_id = found[1] if found else ""
+    queue_id = match[1] if match else ""
     return MessageCopy(path, mailbox, recipient, queue_id, eml, content, written_ns)

@@ -199,8 +199,8 @@ class AsyncRemoteSite(SiteScenario):
     ) -> RemoteMessage:
         """See RemoteSite.wait_for()."""
         __tracebackhide__ = True
-        wanted = Wanted(f"*@{self.name}", subject, sender)
-        work = self._scenario.wait(self.name, wanted, timeout)
+        criteria = Wanted(f"*@{self.name}", subject, sender)
+        work = self._scenario.wait(self.name, criteria, timeout)
         return await _in_relay(self._scenario.running, work)
 
 
@@ -220,8 +220,8 @@ class AsyncMailbox:
     ) -> Message:
         """See Mailbox.wait_for()."""
         __tracebackhide__ = True
-        wanted = Wanted(self.address, subject, sender)
-        work = self._running.wait_for(wanted, timeout, settles=False)
+        criteria = Wanted(self.address, subject, sender)
+        work = self._running.wait_for(criteria, timeout, settles=False)
         return await _in_relay(self._running, work)
 
     async def mark_read(self, message: Message) -> None:

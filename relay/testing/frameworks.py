@@ -71,4 +71,4 @@ def django_outbox() -> Sequence[tuple[str, Sequence[str]]]:
     pytest-django's test runs send.
     """
     outbox = getattr(sys.modules.get("django.core.mail"), "outbox", ())
-    return [(str(one.subject), one.recipients()) for one in outbox]
+    return [(str(message.subject), message.recipients()) for message in outbox]

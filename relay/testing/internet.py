@@ -68,7 +68,7 @@ class InternetScenario:
         Raises SettingsError.
         """
         tables = dict(self._tables)
-        added = tomllib.loads(read_scenarios([str(one) for one in scenarios]).toml)
+        added = tomllib.loads(read_scenarios([str(name) for name in scenarios]).toml)
         for key, value in added.items():
             is_list = isinstance(value, list)
             tables[key] = [*tables.get(key, ()), *value] if is_list else value
@@ -83,7 +83,7 @@ class InternetScenario:
         if before is not None and not keys:
             return before
         table = {**(before or {"name": name}), **keys}
-        domains = [table if one is before else one for one in self._tables["domain"]]
+        domains = [table if other is before else other for other in self._tables["domain"]]
         if before is None:
             domains.append(table)
         self._use({**self._tables, "domain": domains})
@@ -114,53 +114,55 @@ class InternetScenario:
     async def read(self, domain: str = "") -> list[RemoteMessage]:
         """Return what the hosts of a domain received, of all for ""."""
         others = (self._table_of(domain) or {}).get("aliases", ())
-        names = {domain_of(f"@{one}") for one in (domain, *others)}
+        names = {domain_of(f"@{name}") for name in (domain, *others)}
         return [
-            RemoteMessage(one, self.running.source_of(one.queue_id))
-            for one in self.running.relay.internet.received
-            if not domain or any(domain_of(each) in names for each in one.addresses)
+            RemoteMessage(message, self.running.source_of(message.queue_id))
+            for message in self.running.relay.internet.received
+            if not domain or any(domain_of(address) in names for address in message.addresses)
         ]
 
-    async def wait(self, domain: str, wanted: Wanted, timeout_s: float) -> RemoteMessage:
+    async def wait(self, domain: str, criteria: Wanted, timeout_s: float) -> RemoteMessage:
         """Return the first message that matches and that no wait returned; raise WaitTimeout."""
         changes, observer = self.running.relay.daemon.base.changes, self.running.observer
         deadline_s = asyncio.get_running_loop().time() + timeout_s  # real time: a test waits
         while True:
             count = changes.count
-            found = await self.read(domain)
-            for one in found:
-                if one.key not in self._taken and wanted.matches_values(one.subject, [one.sender]):
-                    self._taken.add(one.key)
-                    observer.saw(one.queue_id)
-                    return one
+            messages = await self.read(domain)
+            for message in messages:
+                if message.key not in self._taken and criteria.matches_values(
+                    message.subject, [message.sender]
+                ):
+                    self._taken.add(message.key)
+                    observer.saw(message.queue_id)
+                    return message
             if not await observer.changed(count, deadline_s):
                 break
-        lines = [f"Received by the hosts of {domain}: {len(found) or 'nothing'}"]
-        lines += [f"  {one.line()}" for one in found[-_SHOWN_MAX:]]
-        text = timeout_text(wanted, timeout_s, await observer.observed())
+        lines = [f"Received by the hosts of {domain}: {len(messages) or 'nothing'}"]
+        lines += [f"  {message.line()}" for message in messages[-_SHOWN_MAX:]]
+        text = timeout_text(criteria, timeout_s, await observer.observed())
         raise WaitTimeout("\n".join([text, "", *lines]))
 
     async def check(self, timeout_s: float) -> None:
         """Settle, and raise AssertionError for mail to a domain that was not described."""
         observer = self.running.observer
         await observer.settle(timeout_s)
-        found = {
-            one.address: "; ".join(journey_lines(journey))
+        captured = {
+            recipient.address: "; ".join(journey_lines(journey))
             for journey in await observer.journeys()
-            for one in journey.recipients
-            if one.state == RecipientState.CAPTURED
+            for recipient in journey.recipients
+            if recipient.state == RecipientState.CAPTURED
         }
-        if found:
-            domains = sorted({address.rpartition("@")[2] for address in found})
+        if captured:
+            domains = sorted({address.rpartition("@")[2] for address in captured})
             lines = [f"mail to domains that the test does not describe: {', '.join(domains)}"]
-            lines += [f"  {one}" for one in list(found.values())[:_SHOWN_MAX]]
+            lines += [f"  {line}" for line in list(captured.values())[:_SHOWN_MAX]]
             raise AssertionError("\n".join(lines))
 
     def _table_of(self, name: str) -> dict[str, Any] | None:
         for table in self._tables["domain"]:
             if name in (table["name"], *table.get("aliases", ())):
-                found: dict[str, Any] = table
-                return found
+                domain: dict[str, Any] = table
+                return domain
         return None
 
 
@@ -257,7 +259,7 @@ class SiteScenario:
 
     def mx(self, *hosts: str | tuple[str, int]) -> Self:
         """Give it these hosts, each a name or (name, preference)."""
-        pairs = [(one, 10) if isinstance(one, str) else one for one in hosts]
+        pairs = [(host, 10) if isinstance(host, str) else host for host in hosts]
         return self.set(mx=[{"host": host, "preference": number} for host, number in pairs])
 
     def null_mx(self) -> Self:
@@ -317,8 +319,8 @@ class RemoteSite(SiteScenario):
         Patterns are those of Mailbox.wait_for(). Raises WaitTimeout.
         """
         __tracebackhide__ = True
-        wanted = Wanted(f"*@{self.name}", subject, sender)
-        return self._scenario.running.run(self._scenario.wait(self.name, wanted, timeout))
+        criteria = Wanted(f"*@{self.name}", subject, sender)
+        return self._scenario.running.run(self._scenario.wait(self.name, criteria, timeout))
 
 
 class Stage:

@@ -56,14 +56,14 @@ def read_reports(content: bytes, eml: EmailMessage, *, about: str = "") -> list[
         return []
     return [
         Bounce(
-            one.final or one.original,
-            one.kind,
-            _ACTIONS.get(one.kind, one.kind),
-            one.status,
-            one.reply,
+            claim.final or claim.original,
+            claim.kind,
+            _ACTIONS.get(claim.kind, claim.kind),
+            claim.status,
+            claim.reply,
             eml,
         )
-        for one in report.claims
+        for claim in report.claims
     ]
 
 
@@ -144,17 +144,17 @@ class Message:
     def attachments(self) -> list[MessageAttachment]:
         """All parts that are neither text nor HTML of the body, those within the HTML too."""
         bodies = [self.eml.get_body((kind,)) for kind in ("plain", "html")]
-        shown = content_ids(self.html)
+        shown_ids = content_ids(self.html)
         return [
-            _attachment(part, shown)
+            _attachment(part, shown_ids)
             for part in _leaves(self.eml)
             if not any(part is body for body in bodies)
         ]
 
     def links(self) -> list[str]:
         """Return the URLs in HTML and text, each once, in their order."""
-        found = (*links_of_html(self.html), *links_of_text(self.text))
-        return list(dict.fromkeys(one.target for one in found))
+        links = (*links_of_html(self.html), *links_of_text(self.text))
+        return list(dict.fromkeys(link.target for link in links))
 
     def checks(self) -> Checks:
         """Return how many mail programs support the HTML, and what is wrong in the links."""
@@ -170,13 +170,13 @@ class Message:
         if pattern is None:
             matches = find_codes(texts)
         else:
-            found = filter(None, (re.search(pattern, text) for text in texts))
-            matches = [one[1] if one.re.groups else one[0] for one in found]
+            hits = filter(None, (re.search(pattern, text) for text in texts))
+            matches = [match[1] if match.re.groups else match[0] for match in hits]
         if matches:
             return matches[0]
-        shown = (self.text or self.html)[:_TEXT_SHOWN_MAX]
-        wanted = "code" if pattern is None else f"match of {pattern!r}"
-        raise AssertionError(f"no {wanted} in {self.subject!r}: {shown}")
+        excerpt = (self.text or self.html)[:_TEXT_SHOWN_MAX]
+        expected = "code" if pattern is None else f"match of {pattern!r}"
+        raise AssertionError(f"no {expected} in {self.subject!r}: {excerpt}")
 
     # -- where it stands
 
@@ -191,24 +191,24 @@ class Message:
     def recipients(self) -> list[str]:
         """The recipients of the envelope."""
         known = self._source.journey()
-        return [one.address for one in known.recipients] if known else []
+        return [recipient.address for recipient in known.recipients] if known else []
 
     def recipient(self, address: str) -> Mapping[str, Any]:
         """Return state, status, reply and attempts of a recipient, as in the journey."""
         known = self.journey.get("recipients", ())
-        for one in known:
-            if own_mailbox(one["address"]) == own_mailbox(address):
-                found: Mapping[str, Any] = one
-                return found
-        names = ", ".join(one["address"] for one in known)
+        for recipient in known:
+            if own_mailbox(recipient["address"]) == own_mailbox(address):
+                state: Mapping[str, Any] = recipient
+                return state
+        names = ", ".join(recipient["address"] for recipient in known)
         raise LookupError(f"{address} is no recipient of this message; those are {names}")
 
     @property
     def journey(self) -> Mapping[str, Any]:
         """The journey, as `relay trace --json` prints it."""
         known = self._source.journey()
-        found: Mapping[str, Any] = msgspec.json.decode(msgspec.json.encode(known)) if known else {}
-        return found
+        fields: Mapping[str, Any] = msgspec.json.decode(msgspec.json.encode(known)) if known else {}
+        return fields
 
     @property
     def state(self) -> str:
@@ -227,7 +227,7 @@ class Message:
     @property
     def bounces(self) -> Sequence[Bounce]:
         """As `bounce`, for each recipient that a report names; failures first."""
-        return [one for one in self.reports if one.action]
+        return [report for report in self.reports if report.action]
 
     @property
     def reports(self) -> Sequence[Bounce]:
@@ -241,7 +241,7 @@ class Message:
         report. Of a message that is a report itself, what that says.
         """
         __tracebackhide__ = True
-        failed = (one for one in read_reports(self.source, self.eml) if one.action == "failed")
+        failed = (dsn for dsn in read_reports(self.source, self.eml) if dsn.action == "failed")
         return next(failed, None) or self._source.wait_for_bounce(timeout)
 
     def _body(self, kind: str) -> str:
@@ -261,13 +261,13 @@ def _leaves(part: EmailMessage) -> Iterator[EmailMessage]:
     if part.get_content_maintype() != "multipart":
         yield part
         return
-    for each in part.iter_parts():
-        assert isinstance(each, EmailMessage)
-        yield from _leaves(each)
+    for child in part.iter_parts():
+        assert isinstance(child, EmailMessage)
+        yield from _leaves(child)
 
 
-def _attachment(part: EmailMessage, shown: Collection[str]) -> MessageAttachment:
-    """Return an attachment; `shown` are the content ids in the HTML, whose images are inline."""
+def _attachment(part: EmailMessage, shown_ids: Collection[str]) -> MessageAttachment:
+    """Return an attachment; an image whose content id is in `shown_ids` is inline."""
     content = part.get_payload(decode=True)
     if part.get_content_maintype() == "message":
         inner = part.get_payload()
@@ -281,7 +281,7 @@ def _attachment(part: EmailMessage, shown: Collection[str]) -> MessageAttachment
         content=content if isinstance(content, bytes) else b"",
         content_id=content_id,
         inline=part.get_content_disposition() == "inline"
-        or (content_id in shown and part.get_content_maintype() == "image"),
+        or (content_id in shown_ids and part.get_content_maintype() == "image"),
     )
 
 
@@ -295,7 +295,7 @@ def field_text(eml: EmailMessage, name: str) -> str:
 def field_addresses(eml: EmailMessage, name: str) -> list[str]:
     """Return the addresses in a field, none if it cannot be read."""
     return _read_or(
-        lambda: [one.addr_spec for one in getattr(eml.get(name), "addresses", ())], list
+        lambda: [address.addr_spec for address in getattr(eml.get(name), "addresses", ())], list
     )
 
 

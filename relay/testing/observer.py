@@ -64,27 +64,27 @@ class Observer:
 
     async def arrivals(self, address: str | None = None) -> list[ArrivedMessage]:
         """Return what has arrived for an address, or for all, in that order."""
-        found: list[ArrivedMessage] = []
+        arrived: list[ArrivedMessage] = []
         for copy in await asyncio.to_thread(self.files.copies, address):
             arrival = ArrivedMessage(copy, await self._journey_of(copy))
             if arrival.has_arrived:
-                found.append(arrival)
-        return found
+                arrived.append(arrival)
+        return arrived
 
-    async def wait_for(self, wanted: Wanted, timeout_s: float) -> ArrivedMessage:
+    async def wait_for(self, criteria: Wanted, timeout_s: float) -> ArrivedMessage:
         """Return the first message that matches and that no wait returned; raise WaitTimeout."""
         loop = asyncio.get_running_loop()
         deadline_s = loop.time() + timeout_s  # real time: a test waits
         while True:
             count = self._daemon.base.changes.count
-            for arrival in await self.arrivals(wanted.address):
-                if arrival.copy.key not in self._taken and wanted.matches(arrival):
+            for arrival in await self.arrivals(criteria.address):
+                if arrival.copy.key not in self._taken and criteria.matches(arrival):
                     self._taken.add(arrival.copy.key)
                     self.saw(arrival.copy.name)
                     return arrival
             if not await self.changed(count, deadline_s):
                 break
-        raise WaitTimeout(timeout_text(wanted, timeout_s, await self.observed()))
+        raise WaitTimeout(timeout_text(criteria, timeout_s, await self.observed()))
 
     async def wait_for_bounce(self, key: str, timeout_s: float) -> Bounce:
         """Return what the report of a message's failure says; raise WaitTimeout."""
@@ -94,7 +94,7 @@ class Observer:
         while True:
             count = self._daemon.base.changes.count
             journey = await self.journey(key) if key else None
-            bounces = [one for one in await self.reports_of(journey) if one.action]
+            bounces = [report for report in await self.reports_of(journey) if report.action]
             if bounces and bounces[0].action == "failed":
                 return bounces[0]
             if seconds is None:  # all has ended, its report too
@@ -109,7 +109,7 @@ class Observer:
             except UnsettledError:
                 break
             seconds = None
-        actions = [one.action for one in bounces]
+        actions = [bounce.action for bounce in bounces]
         raise WaitTimeout(no_bounce_text(journey, seconds=seconds, actions=actions))
 
     async def changed(self, count: int, deadline_s: float) -> bool:
@@ -127,7 +127,7 @@ class Observer:
             await self._relay.settle(timeout_s)
         except UnsettledError as error:
             flight = in_flight(await self.journeys())
-            lines = [str(error), *(line for one in flight for line in journey_lines(one))]
+            lines = [str(error), *(line for journey in flight for line in journey_lines(journey))]
             raise WaitTimeout("\n".join(lines)) from None
 
     async def rest(self) -> None:
@@ -151,10 +151,10 @@ class Observer:
 
     async def journeys(self) -> list[Journey]:
         """Return the journeys of all messages but reports, the oldest first."""
-        found = await self._daemon.base.journeys.search(
+        page = await self._daemon.base.journeys.search(
             MessageSearch(kind=MAIL), account=None, limit=_JOURNEYS_MAX
         )
-        return found.messages[::-1]
+        return page.messages[::-1]
 
     async def unexpected(self) -> str:
         """Return the text about mail that the test has not seen, "" for none.
@@ -164,7 +164,7 @@ class Observer:
         names: set[str] = set()
         lines: list[str] = []
         journeys = await self.journeys()
-        own = {one.id or "" for one in journeys if one.graph_id in self._sent}
+        own = {journey.id or "" for journey in journeys if journey.graph_id in self._sent}
         for arrival in await self.arrivals():
             name = arrival.copy.name
             if name not in self._seen | own | names:
@@ -180,15 +180,15 @@ class Observer:
         """Return what reports and read receipts in the sender's mailbox say about a message,
         failures first.
         """
-        found: list[Bounce] = []
+        bounces: list[Bounce] = []
         if journey is None or not journey.message_id or not journey.sender:
-            return found
+            return bounces
         for arrival in await self.arrivals(journey.sender):
             copy = arrival.copy
             if reports := read_reports(copy.content, copy.eml, about=journey.message_id):
                 self.saw(copy.name)
-                found += reports
-        return sorted(found, key=lambda one: one.action != "failed")
+                bounces += reports
+        return sorted(bounces, key=lambda bounce: bounce.action != "failed")
 
     def reset(self) -> None:
         """Forget everything: the relay was emptied."""
@@ -210,7 +210,7 @@ class Observer:
         return journey
 
     def _connections(self) -> int:
-        by_http = sum(one.accepted for one in self._daemon.http_servers)
+        by_http = sum(server.accepted for server in self._daemon.http_servers)
         return by_http + int(total(self._daemon.base.metrics.smtp_sessions))
 
     def _last_log_lines(self) -> Sequence[str]:

@@ -151,8 +151,8 @@ class Mailbox:
         Raises WaitTimeout.
         """
         __tracebackhide__ = True
-        wanted = Wanted(self.address, subject, sender)
-        return self._running.run(self._running.wait_for(wanted, timeout, settles=True))
+        criteria = Wanted(self.address, subject, sender)
+        return self._running.run(self._running.wait_for(criteria, timeout, settles=True))
 
     def mark_read(self, message: Message) -> None:
         """Mark a message in this mailbox as read, as a mail program does by the Graph API.
@@ -192,7 +192,7 @@ def _write(relay: Relay, folder: Path) -> str:
         name = f"{number:02}-{_file_name(arrival.copy.recipient)}-{_file_name(arrival.subject)}"
         (folder / f"{name}.eml").write_bytes(arrival.copy.content)
     shutil.copyfile(running.thread.folder.path / LOG_NAME, folder / LOG_NAME)
-    lines = [line for one in journeys[-_SHOWN_MAX:] for line in journey_lines(one)]
+    lines = [line for journey in journeys[-_SHOWN_MAX:] for line in journey_lines(journey)]
     return "\n".join([*lines, f"journeys and messages: {folder}"])
 
 

@@ -54,8 +54,8 @@ def _parent() -> Path:
         own = place / f"relay-tests-{os.getuid()}"
         with contextlib.suppress(OSError):
             own.mkdir(mode=0o700, exist_ok=True)
-            found = own.lstat()
-            if stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid():
+            status = own.lstat()
+            if stat.S_ISDIR(status.st_mode) and status.st_uid == os.getuid():
                 return own
     return Path(tempfile.mkdtemp(prefix="relay-tests-", dir=on_disk))
 

@@ -101,10 +101,10 @@ class RunningRelay:
 
     def mark_read(self, address: str, message: Message) -> None:
         """Mark a message in the mailbox of an address as read. Raises LookupError, OSError."""
-        wanted = untagged(own_mailbox(address))
-        for one in message.journey.get("recipients", ()):
-            if one["graph_id"] and untagged(own_mailbox(one["address"])) == wanted:
-                mark_read_by_graph(self.relay.addresses.http, one["graph_id"], token=address)
+        mailbox = untagged(own_mailbox(address))
+        for recipient in message.journey.get("recipients", ()):
+            if recipient["graph_id"] and untagged(own_mailbox(recipient["address"])) == mailbox:
+                mark_read_by_graph(self.relay.addresses.http, recipient["graph_id"], token=address)
                 return
         raise LookupError(f"{message!r} is not in the mailbox of {address}")
 
@@ -114,14 +114,14 @@ class RunningRelay:
         What is in progress ends first, so that a message that was just sent is there.
         """
         await self.observer.rest()
-        found = await self.observer.arrivals(address)
-        for one in found:
-            self.observer.saw(one.copy.name)
-        return [self._message(one, settles=settles) for one in found]
+        arrivals = await self.observer.arrivals(address)
+        for arrival in arrivals:
+            self.observer.saw(arrival.copy.name)
+        return [self._message(arrival, settles=settles) for arrival in arrivals]
 
-    async def wait_for(self, wanted: Wanted, timeout_s: float, *, settles: bool) -> Message:
+    async def wait_for(self, criteria: Wanted, timeout_s: float, *, settles: bool) -> Message:
         """Return the first message that matches and was not returned yet; raise WaitTimeout."""
-        arrival = await self.observer.wait_for(wanted, timeout_s)
+        arrival = await self.observer.wait_for(criteria, timeout_s)
         return self._message(arrival, settles=settles)
 
     async def assert_no_more(self, timeout_s: float) -> None:

@@ -116,8 +116,8 @@ class Account:
         return may and not self._is_among(address, self.barred)
 
     def _is_among(self, address: str, own: Collection[str]) -> bool:
-        wanted = own_mailbox(address)
-        return wanted in own or (wanted not in self.reserved and untagged(wanted) in own)
+        mailbox = own_mailbox(address)
+        return mailbox in own or (mailbox not in self.reserved and untagged(mailbox) in own)
 
     def may_open(self, owner: "Account") -> bool:
         """Whether its tokens may open the mailbox of `owner`: its own, or one in `acts_for`.
@@ -174,7 +174,7 @@ class Expansion(Struct, frozen=True):
     @property
     def addresses(self) -> tuple[str, ...]:
         """The addresses of the targets."""
-        return tuple([one.address for one in self.targets])
+        return tuple([target.address for target in self.targets])
 
 
 class ClientKey(Struct, frozen=True):

@@ -58,35 +58,35 @@ class AliasTable:
         """
         self._named = frozenset(named)
         self._by_address: dict[str, Forwarding] = {}
-        for one, addresses in forwardings:
+        for forwarding, addresses in forwardings:
             for address in addresses:
-                self._by_address.setdefault(address, one)
+                self._by_address.setdefault(address, forwarding)
 
     def expand(self, address: str) -> Expansion | None:
         """Return who gets the mail for `address`; None if it is no alias, nor forwards."""
         first = self._find(address) if self._by_address else None  # nearly always empty
         if first is None:
             return None
-        found: dict[str, AliasTarget] = {}
-        self._collect(address, first, (), found=found, seen=set())
-        return Expansion(tuple(found.values()), first.writers)
+        targets: dict[str, AliasTarget] = {}
+        self._collect(address, first, (), targets=targets, seen=set())
+        return Expansion(tuple(targets.values()), first.writers)
 
     def leaves(self) -> Iterator[tuple[KeyPath, str]]:
         """Yield each address that a forwarding names and that does not forward, with its place."""
-        for one in self._forwardings().values():
-            for number, address in enumerate(one.targets):
+        for forwarding in self._forwardings().values():
+            for number, address in enumerate(forwarding.targets):
                 if self._find(address) is None:
-                    yield (*one.place, number), address
+                    yield (*forwarding.place, number), address
 
     def _find(self, address: str) -> Forwarding | None:
-        wanted = own_mailbox(address)
-        found = self._by_address.get(wanted)
-        if found is None and "+" in wanted and wanted not in self._named:
-            return self._by_address.get(untagged(wanted))
-        return found
+        mailbox = own_mailbox(address)
+        forwarding = self._by_address.get(mailbox)
+        if forwarding is None and "+" in mailbox and mailbox not in self._named:
+            return self._by_address.get(untagged(mailbox))
+        return forwarding
 
     def _forwardings(self) -> dict[str, Forwarding]:
-        return {one.address: one for one in self._by_address.values()}
+        return {forwarding.address: forwarding for forwarding in self._by_address.values()}
 
     def _collect(
         self,
@@ -94,7 +94,7 @@ class AliasTable:
         forwarding: Forwarding,
         through: tuple[str, ...],
         *,
-        found: dict[str, AliasTarget],
+        targets: dict[str, AliasTarget],
         seen: set[str],
     ) -> None:
         """Add the targets of a forwarding that was not seen yet, in their order."""
@@ -102,14 +102,14 @@ class AliasTable:
             return
         seen.add(forwarding.address)
         if forwarding.keeps_copy:
-            found.setdefault(own_mailbox(address), AliasTarget(address, through))
+            targets.setdefault(own_mailbox(address), AliasTarget(address, through))
         through = (*through, forwarding.address)
         for target in forwarding.targets:
             inner = self._find(target)
             if inner is None:
-                found.setdefault(own_mailbox(target), AliasTarget(target, through))
+                targets.setdefault(own_mailbox(target), AliasTarget(target, through))
             else:
-                self._collect(target, inner, through, found=found, seen=seen)
+                self._collect(target, inner, through, targets=targets, seen=seen)
 
     # -- faults
 
@@ -131,34 +131,36 @@ class AliasTable:
 
     def _nodes(self) -> dict[str, _Node]:
         nodes = {}
-        for name, one in self._forwardings().items():
-            found = (self._find(target) for target in one.targets)
-            inner = list(dict.fromkeys(each.address for each in found if each is not None))
-            nodes[name] = _Node(one, inner)
+        for name, forwarding in self._forwardings().items():
+            aliases = (self._find(target) for target in forwarding.targets)
+            inner = list(dict.fromkeys(alias.address for alias in aliases if alias is not None))
+            nodes[name] = _Node(forwarding, inner)
         return nodes
 
     def _check_one(
         self, node: _Node, nodes: dict[str, _Node], document: Document
     ) -> Iterator[Fault]:
         """Check a forwarding after all that it names."""
-        one, inner = node.forwarding, [nodes[name] for name in node.inner]
-        node.is_faulty = any(each.is_faulty for each in inner)
+        forwarding, inner = node.forwarding, [nodes[name] for name in node.inner]
+        node.is_faulty = any(alias.is_faulty for alias in inner)
         if node.is_faulty:
             return
-        node.depth = 1 + max((each.depth for each in inner), default=0)
+        node.depth = 1 + max((alias.depth for alias in inner), default=0)
         if node.depth > DEPTH_MAX:
             node.is_faulty = True
-            found = f"{node.depth} aliases, each of which leads to the next"
-            yield document.fault(one.place, f"found {found}, expected at most {DEPTH_MAX}")
+            chain = f"{node.depth} aliases, each of which leads to the next"
+            yield document.fault(forwarding.place, f"found {chain}, expected at most {DEPTH_MAX}")
             return
-        node.bound = one.keeps_copy + len(one.targets) + sum(each.bound for each in inner)
+        node.bound = (
+            forwarding.keeps_copy + len(forwarding.targets) + sum(alias.bound for alias in inner)
+        )
         if node.bound > TARGETS_MAX:  # it may count an address twice
-            expansion = self.expand(one.address)
+            expansion = self.expand(forwarding.address)
             node.bound = len(expansion.targets) if expansion is not None else 0
         if node.bound > TARGETS_MAX:
             node.is_faulty = True
-            found = f"{node.bound} addresses after all aliases"
-            yield document.fault(one.place, f"found {found}, expected at most {TARGETS_MAX}")
+            chain = f"{node.bound} addresses after all aliases"
+            yield document.fault(forwarding.place, f"found {chain}, expected at most {TARGETS_MAX}")
 
 
 def _rings(left: dict[str, _Node], document: Document) -> Iterator[Fault]:
@@ -170,13 +172,13 @@ def _rings(left: dict[str, _Node], document: Document) -> Iterator[Fault]:
         while name not in seen:
             seen.add(name)
             path[name] = None
-            name = next(each for each in left[name].inner if each in left)
+            name = next(alias for alias in left[name].inner if alias in left)
         if name not in path:
             continue  # it leads to what was seen from another one
         names = list(path)
         ring = [*names[names.index(name) :], name]
-        shown = " -> ".join(
-            f"{each} (line {document.line(left[each].forwarding.place)})" for each in ring
+        ring_path = " -> ".join(
+            f"{alias} (line {document.line(left[alias].forwarding.place)})" for alias in ring
         )
-        message = f"found the ring {shown}, expected addresses that do not lead back"
+        message = f"found the ring {ring_path}, expected addresses that do not lead back"
         yield document.fault(left[name].forwarding.place, message)

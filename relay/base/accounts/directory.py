@@ -160,8 +160,8 @@ class AccountTables:
 
     def find(self, address: str) -> Account | None:
         """Return the account whose address, alias or `local+tag` is `address`, or None."""
-        wanted = own_mailbox(address)
-        return self.by_address.get(wanted) or self.by_address.get(untagged(wanted))
+        mailbox = own_mailbox(address)
+        return self.by_address.get(mailbox) or self.by_address.get(untagged(mailbox))
 
 
 class FileAccounts:
@@ -270,10 +270,10 @@ class FileAccounts:
         LoginDelayedError.
         """
         name = client_id[:_USER_LENGTH_MAX].lower()
-        found, stored = self.tables.clients.get(name, (None, _NOBODY))
+        application, stored = self.tables.clients.get(name, (None, _NOBODY))
         # its failures are counted apart from those of the user with this name
         is_right = await self._checker.check(_OF_CLIENT + name, stored, secret, client=client)
-        return found if is_right else None
+        return application if is_right else None
 
     def by_client_assertion(
         self,
@@ -284,8 +284,8 @@ class FileAccounts:
     ) -> RegisteredClient | None:
         """See AccountDirectory. Failures are counted together with wrong secrets."""
         name = client_id[:_USER_LENGTH_MAX].lower()
-        found, _ = self.tables.clients.get(name, (None, None))
-        return self._checker.attempt(_OF_CLIENT + name, lambda: check(found), client=client)
+        application, _ = self.tables.clients.get(name, (None, None))
+        return self._checker.attempt(_OF_CLIENT + name, lambda: check(application), client=client)
 
     def unlock(self, address: str) -> int:
         """See AccountDirectory."""
@@ -296,8 +296,8 @@ class FileAccounts:
         names = [name]
         names += [
             _OF_CLIENT + name
-            for name, (one, _) in self.tables.clients.items()
-            if one.account is account
+            for name, (application, _) in self.tables.clients.items()
+            if application.account is account
         ]
         for name in names:
             self._delays_logged_s.pop(name, None)
@@ -348,13 +348,18 @@ def load_accounts(
     entries = reader.tables(_Entry, document.table.get("account", []), ("account",))
     aliases = reader.tables(_AliasEntry, document.table.get("alias", []), ("alias",))
     faults += [*_permission_faults(path), *reader.faults]
-    addresses = [one for place, entry in entries for _, one in _addresses(place, entry)]
+    addresses = [address for place, entry in entries for _, address in _addresses(place, entry)]
     addresses += [entry.address for _, entry in aliases]
-    known = _Domains([OwnDomain(one) if isinstance(one, str) else one for one in domains])
-    tagged = [one for one in addresses if one != untagged(one)]
+    known = _Domains(
+        [OwnDomain(domain) if isinstance(domain, str) else domain for domain in domains]
+    )
+    tagged = [address for address in addresses if address != untagged(address)]
     now_s = clock.time_us() / 1_000_000
     disabled = [
-        one for place, entry in entries if entry.disabled for _, one in _addresses(place, entry)
+        address
+        for place, entry in entries
+        if entry.disabled
+        for _, address in _addresses(place, entry)
     ]
     loading = _Loading(
         document,
@@ -392,17 +397,17 @@ class _Domains:
     """The own domains: in which accounts or aliases may have an address; those with alias_of."""
 
     def __init__(self, domains: Sequence[OwnDomain]) -> None:
-        self.of_accounts = frozenset(one.name for one in domains if one.has_accounts)
-        self.of_aliases = frozenset(one.name for one in domains if not one.alias_of)
-        self._targets = {one.name: one.alias_of for one in domains if one.alias_of}
+        self.of_accounts = frozenset(domain.name for domain in domains if domain.has_accounts)
+        self.of_aliases = frozenset(domain.name for domain in domains if not domain.alias_of)
+        self._targets = {domain.name: domain.alias_of for domain in domains if domain.alias_of}
 
     def doubled(self, addresses: Iterable[str]) -> tuple[str, ...]:
         """Return addresses or patterns, and those of the same name in domains with alias_of."""
-        found = list(addresses)
+        all_addresses = list(addresses)
         for name, target in self._targets.items():
-            same = [one.rpartition("@") for one in addresses]
-            found += [f"{local_part}@{name}" for local_part, _, at in same if at == target]
-        return tuple(found)
+            same = [address.rpartition("@") for address in addresses]
+            all_addresses += [f"{local_part}@{name}" for local_part, _, at in same if at == target]
+        return tuple(all_addresses)
 
     def target_of(self, address: str) -> str:
         """Return the address that is meant by one in a domain with alias_of. Any other address
@@ -505,8 +510,8 @@ class _Loading:
         try:
             return self._read_writers()(entry.from_, entry.address, reports)
         except ValueError as error:
-            found = shown(self._document.value(path))
-            yield self._document.fault(path, f"found {found}, expected {error}")
+            written = shown(self._document.value(path))
+            yield self._document.fault(path, f"found {written}, expected {error}")
             return None
 
     def _take_forwarding(self, place: KeyPath, entry: _Entry, account: Account) -> Iterator[Fault]:
@@ -516,7 +521,7 @@ class _Loading:
             message = "found false without forward_to, expected both"
             yield self._document.fault((*place, "keep_copy"), message)
         named = yield from self._targets(path, entry.forward_to)
-        targets = tuple([one for one in named if not account.owns(one)])
+        targets = tuple([target for target in named if not account.owns(target)])
         if targets:
             keeps_copy = entry.keep_copy or len(targets) < len(named)
             forwarding = Forwarding(entry.address, targets, keeps_copy, path)
@@ -526,16 +531,16 @@ class _Loading:
         self, path: KeyPath, texts: Sequence[str]
     ) -> Generator[Fault, None, tuple[str, ...]]:
         """Yield the faults of addresses outside or here; return the others."""
-        found = []
+        targets = []
         for number, text in enumerate(texts):
             try:
                 address = parse_any_mailbox(text, smtputf8=True)
-                found.append(self._domains.target_of(address))
+                targets.append(self._domains.target_of(address))
             except AddressError:
                 expected = "an address with its domain, such as bob@example.org"
                 message = f"found {shown(text)}, expected {expected}"
                 yield self._document.fault((*path, number), message)
-        return tuple(found)
+        return tuple(targets)
 
     def join_aliases(self) -> Iterator[Fault]:
         """Make the table of all aliases; yield the faults of their expansion."""
@@ -571,10 +576,10 @@ class _Loading:
             yield from self._claim(path, ("client", entry.client_id.lower()), "a client id")
         proofs = [name for name in _PROOFS if getattr(entry, name)]
         if bool(entry.client_id) != bool(proofs):
-            found = proofs[0] if proofs else "client_id"
+            proof = proofs[0] if proofs else "client_id"
             missing = "client_id" if proofs else f"{', '.join(_PROOFS[:-1])} or {_PROOFS[-1]}"
-            message = f"found no {missing}, expected one: a {found} does not work alone"
-            yield self._document.fault((*place, found), message)
+            message = f"found no {missing}, expected one: a {proof} does not work alone"
+            yield self._document.fault((*place, proof), message)
 
     def _keys(self, place: KeyPath, entry: _Entry) -> Generator[Fault, None, tuple[ClientKey, ...]]:
         """Yield the faults of the client's certificates and JWK set; return their keys."""
@@ -591,12 +596,12 @@ class _Loading:
         for name, read_keys in read.items():
             path, text = (*place, name), getattr(entry, name)
             try:
-                found = read_keys(text, base) if text else client_keys.FoundKeys(())
+                file = read_keys(text, base) if text else client_keys.FoundKeys(())
             except ValueError as error:
                 yield self._document.fault(path, str(error))
                 continue
-            keys += found.keys
-            for warning in found.warnings:
+            keys += file.keys
+            for warning in file.warnings:
                 self.warn(path, warning)
         return tuple(keys)
 
@@ -607,8 +612,8 @@ class _Loading:
         try:
             return parse(secret) if secret else None
         except ValueError as error:
-            found = "something else" if path[-1] == "token" else shown_scheme(secret)
-            yield self._document.fault(path, f"found {found}, expected {error}")
+            scheme = "something else" if path[-1] == "token" else shown_scheme(secret)
+            yield self._document.fault(path, f"found {scheme}, expected {error}")
             return None
 
     def warn(self, path: KeyPath, message: str) -> None:
@@ -616,12 +621,12 @@ class _Loading:
         self.tables.warnings.append(str(self._document.fault(path, message)))
 
     def _claim(
-        self, path: KeyPath, value: str | bytes | tuple[str, str], found: str
+        self, path: KeyPath, value: str | bytes | tuple[str, str], written: str
     ) -> Iterator[Fault]:
         earlier = self._taken.setdefault(value, path)
         if earlier != path:
             where = f"{dotted(earlier)} in line {self._document.line(earlier)} has the same"
-            yield self._document.fault(path, f"found {found}, expected one of its own: {where}")
+            yield self._document.fault(path, f"found {written}, expected one of its own: {where}")
 
     def _warn_of_plain(self, place: KeyPath, entry: _Entry) -> None:
         for name, form in _HASHED_FORMS.items():

@@ -55,7 +55,7 @@ _CRYPT_DATA_BYTES = 256 * 1024  # more than each C library has in its struct cry
 _EXPECTED = (
     "$argon2id$..., $2b$... of a cost up to 15, $5$... or $6$... of up to 999999 rounds, "
     "plain:... or a hash behind one of "
-    + ", ".join(f"{{{one}}}" for one in (*_MODULAR, "PBKDF2", *_SALTED, *_DIGESTS, "PLAIN"))
+    + ", ".join(f"{{{scheme}}}" for scheme in (*_MODULAR, "PBKDF2", *_SALTED, *_DIGESTS, "PLAIN"))
 )
 
 
@@ -66,12 +66,12 @@ class Password(Struct, frozen=True):
     plain: bytes = b""  # the octets of a digest, with its salt behind it; or the password
     scheme: str = ""  # in the names of Dovecot
 
-    def matches(self, given: str) -> bool:
-        """Whether `given` is the password. May take a second of CPU.
+    def matches(self, password: str) -> bool:
+        """Whether `password` is the password. May take a second of CPU.
 
         Raises VerificationError if it cannot be computed, for example for lack of memory.
         """
-        octets = given.encode("utf-8", "surrogatepass")
+        octets = password.encode("utf-8", "surrogatepass")
         if self.hashed.startswith(_ARGON2):
             try:
                 return argon2.PasswordHasher().verify(self.hashed, octets)
@@ -109,7 +109,7 @@ def parse_password(text: str) -> Password:
     if scheme in _PLAIN and octets:
         return Password(plain=octets, scheme="PLAIN")
     hashed = octets.decode("ascii", "replace")
-    if scheme == "PBKDF2" and (found := _PBKDF2.fullmatch(hashed)) and int(found[1]):
+    if scheme == "PBKDF2" and (match := _PBKDF2.fullmatch(hashed)) and int(match[1]):
         return Password(hashed, scheme=scheme)
     if scheme in _MODULAR:
         return _modular(hashed)
@@ -124,21 +124,21 @@ def is_plain(text: str) -> bool:
 
 def shown_scheme(text: str) -> str:
     """Return the scheme that a faulty password names: no more of it is shown."""
-    found = _FOUND.match(text)
-    return found[0] if found else "something else"
+    match = _FOUND.match(text)
+    return match[0] if match else "something else"
 
 
 def _modular(hashed: str) -> Password:
     """Read a hash that begins with its parameters. Raises ValueError."""
     if hashed.startswith(_ARGON2):
         try:
-            given = argon2.extract_parameters(hashed)
+            parameters = argon2.extract_parameters(hashed)
         except InvalidHashError:
             raise ValueError("a whole Argon2 hash") from None
-        costs = (given.memory_cost, given.time_cost, given.parallelism)
+        costs = (parameters.memory_cost, parameters.time_cost, parameters.parallelism)
         if any(cost > most for cost, most in zip(costs, _ARGON2_MAX, strict=True)):
             raise ValueError("an Argon2 hash of at most 1 GiB, 64 rounds and 16 lanes")
-        return Password(hashed, scheme=f"ARGON2{given.type.name}")
+        return Password(hashed, scheme=f"ARGON2{parameters.type.name}")
     scheme = next((name for name, form in _CRYPT.items() if form.fullmatch(hashed)), "")
     if not scheme:
         raise ValueError(
@@ -200,7 +200,7 @@ def _crypt_matches(hashed: str, octets: bytes) -> bool:
     if b"\0" in octets or len(octets) > _CRYPT_BYTES_MAX:  # it would read less, or nothing
         return False
     stored = hashed.encode()
-    found = _crypt()(octets, stored, ctypes.create_string_buffer(_CRYPT_DATA_BYTES))
-    if found is None or found.startswith(b"*"):
+    digest = _crypt()(octets, stored, ctypes.create_string_buffer(_CRYPT_DATA_BYTES))
+    if digest is None or digest.startswith(b"*"):
         raise VerificationError(f"the libcrypt of this system knows no {hashed[:3]}")
-    return hmac.compare_digest(found, stored)
+    return hmac.compare_digest(digest, stored)

@@ -52,20 +52,20 @@ class DovecotPassword(Struct, frozen=True):
     client: str  # its IP address; "": none
     hashed: str = ""  # not known here
 
-    async def matches(self, given: str) -> bool:
-        """Whether `given` is the password. Raises OSError if Dovecot does not say."""
-        if "\0" in given:  # which separates the parts of PLAIN: RFC 4616 2
+    async def matches(self, password: str) -> bool:
+        """Whether `password` is the password. Raises OSError if Dovecot does not say."""
+        if "\0" in password:  # which separates the parts of PLAIN: RFC 4616 2
             return False
         try:
             async with asyncio.timeout(_ANSWER_S):  # real time: a peer
-                return await self._ask(given.encode("utf-8", "surrogatepass"))
+                return await self._ask(password.encode("utf-8", "surrogatepass"))
         except TimeoutError:
             raise OSError(f"{self.path}: no answer of Dovecot in {_ANSWER_S:g} s") from None
         except (OSError, ValueError) as error:  # ValueError: a line without an end, no UTF-8
             reason = getattr(error, "strerror", "") or error
             raise OSError(f"{self.path}: {reason}") from None
 
-    async def _ask(self, given: bytes) -> bool:
+    async def _ask(self, password: bytes) -> bool:
         reader, writer = await asyncio.open_unix_connection(self.path, limit=_LINE_BYTES_MAX)
         try:
             # the number of a process, which must not be that of another open connection
@@ -82,14 +82,14 @@ class DovecotPassword(Struct, frozen=True):
                 raise OSError("Dovecot closed the connection at once")
             if not offers_plain:
                 raise OSError("Dovecot does not offer PLAIN, expected it in auth_mechanisms")
-            response = b64encode(b"\0".join((b"", self.user.encode(), given))).decode()
+            response = b64encode(b"\0".join((b"", self.user.encode(), password))).decode()
             client = f"rip={self.client.partition('%')[0]}\t" if self.client else ""
             # no-penalty: who guesses waits here, and others at the same address do not
             options = f"service=smtp\tsecured\tnologin\tno-penalty\t{client}resp={response}"
             writer.write(f"AUTH\t1\tPLAIN\t{options}\n".encode())
             async for name, *values in lines:
                 if name == "OK":
-                    return self._is_user(dict(one.partition("=")[::2] for one in values))
+                    return self._is_user(dict(pair.partition("=")[::2] for pair in values))
                 if name == "FAIL":
                     if {"temp", "code=temp_fail"} & set(values):
                         raise OSError("Dovecot has a temporary failure, see its log")
@@ -98,11 +98,11 @@ class DovecotPassword(Struct, frozen=True):
         finally:
             writer.close()
 
-    def _is_user(self, found: dict[str, str]) -> bool:
+    def _is_user(self, fields: dict[str, str]) -> bool:
         """Whether Dovecot knows the user by the address with which it logs in: what it may send as
         depends on that.
         """
-        name = found.get("user", "")
+        name = fields.get("user", "")
         if own_mailbox(name) == own_mailbox(self.user):
             return True
         _log.warning("login of another name in Dovecot", user=self.user, dovecot_user=name[:320])
@@ -258,9 +258,9 @@ class GuessDelays:
         if wait_s := self._failures.wait_s(client_of(client), self._clock.monotonic()):
             raise LoginDelayedError("Too many wrong tokens", wait_s)
 
-    def add(self, client: str, given: str) -> None:
+    def add(self, client: str, password: str) -> None:
         """Count a wrong secret, but none of a Unix socket: its clients share one key."""
-        key, digest = client_of(client), digest_of(given)
+        key, digest = client_of(client), digest_of(password)
         if not key:
             return
         last: deque[bytes] = deque(maxlen=FREE_FAILURES_OF_CLIENT)
@@ -330,25 +330,25 @@ class PasswordChecker:
         self._of_clients = FailureTable(FREE_FAILURES_OF_CLIENT)
 
     async def check(
-        self, user: str, stored: Password | DovecotPassword, given: str, *, client: str
+        self, user: str, stored: Password | DovecotPassword, password: str, *, client: str
     ) -> bool:
-        """Whether `given` is the password of `user`, whose stored form is `stored`.
+        """Whether `password` is the password of `user`, whose stored form is `stored`.
 
         `client` is the client's address. Raises LoginDelayedError: after three failures of a user
         from one address, or ten of any users, for a time that doubles each time, up to a minute.
         """
-        if len(given.encode("utf-8", "surrogatepass")) > _PASSWORD_BYTES_MAX:
+        if len(password.encode("utf-8", "surrogatepass")) > _PASSWORD_BYTES_MAX:
             return False
         now = self._clock.monotonic()
         pair = (user, client_of(client))
         # A remembered password is delayed as well; otherwise it could be guessed without a limit.
         self._raise_if_delayed(self._of_pairs, pair, now)
-        digest = self._digest(pair, stored, given)
+        digest = self._digest(pair, stored, password)
         if self._is_remembered(pair, digest, now):
             return True
         running = self._running.get(digest)  # concurrent sessions share one check
         if running is None:
-            running = self._begin(pair, digest, stored, given=given)
+            running = self._begin(pair, digest, stored, password=password)
         await asyncio.wait({running})  # does not cancel it if this client disconnects
         if running.cancelled():  # the accounts were reloaded meanwhile
             raise LoginDelayedError("The login could not be checked", BUSY_S)
@@ -393,7 +393,7 @@ class PasswordChecker:
         self._threads.shutdown(wait=False, cancel_futures=True)
 
     def _begin(
-        self, pair: _Pair, digest: bytes, stored: Password | DovecotPassword, *, given: str
+        self, pair: _Pair, digest: bytes, stored: Password | DovecotPassword, *, password: str
     ) -> "asyncio.Future[bool]":
         """Start a check. Raises LoginDelayedError."""
         now, client = self._clock.monotonic(), pair[1]
@@ -402,7 +402,7 @@ class PasswordChecker:
         if guesses and self._of_pairs.count(pair, now) + guesses >= FREE_FAILURES:
             raise LoginDelayedError("Too many logins of this user at once", BUSY_S)
         self._delay_by_client(pair, now, running=self._running_of.count(client))
-        running = asyncio.get_running_loop().create_task(self._check(pair, stored, given))
+        running = asyncio.get_running_loop().create_task(self._check(pair, stored, password))
         self._running[digest] = running
         keys = (pair, client)
         for key in keys:
@@ -410,7 +410,7 @@ class PasswordChecker:
         running.add_done_callback(functools.partial(self._finished, keys, digest))
         return running
 
-    async def _check(self, pair: _Pair, stored: Password | DovecotPassword, given: str) -> bool:
+    async def _check(self, pair: _Pair, stored: Password | DovecotPassword, password: str) -> bool:
         """Compare a password in its turn. Raises LoginDelayedError, and what a check raises."""
         user, client = pair
         is_client = _counts_all_users(client)
@@ -419,17 +419,19 @@ class PasswordChecker:
         return await queue.run(
             user,
             client if is_client else "",
-            functools.partial(self._matches, pair, stored, given),
+            functools.partial(self._matches, pair, stored, password),
             is_known=is_client and pair in self.successes,
         )
 
-    async def _matches(self, pair: _Pair, stored: Password | DovecotPassword, given: str) -> bool:
+    async def _matches(
+        self, pair: _Pair, stored: Password | DovecotPassword, password: str
+    ) -> bool:
         self._delay_by_client(pair, self._clock.monotonic())  # others may have failed meanwhile
         if isinstance(stored, DovecotPassword):
-            return await stored.matches(given)
+            return await stored.matches(password)
         loop = asyncio.get_running_loop()
         try:
-            comparing = loop.run_in_executor(self._threads, stored.matches, given)
+            comparing = loop.run_in_executor(self._threads, stored.matches, password)
         except RuntimeError:  # the accounts were reloaded meanwhile
             raise LoginDelayedError("The login could not be checked", BUSY_S) from None
         return await comparing
@@ -450,11 +452,11 @@ class PasswordChecker:
         if wait_s := table.wait_s(key, now):
             raise LoginDelayedError("Too many failed logins", wait_s)
 
-    def _digest(self, pair: _Pair, stored: Password | DovecotPassword, given: str) -> bytes:
-        parts = (*pair, stored.hashed, given)
+    def _digest(self, pair: _Pair, stored: Password | DovecotPassword, password: str) -> bytes:
+        parts = (*pair, stored.hashed, password)
         text = b"".join(
             len(part).to_bytes(4, "big") + part
-            for part in (each.encode("utf-8", "surrogatepass") for each in parts)
+            for part in (text.encode("utf-8", "surrogatepass") for text in parts)
         )
         return hashlib.blake2b(text, key=self._key, digest_size=32).digest()
 

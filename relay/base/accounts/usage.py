@@ -76,7 +76,7 @@ class AccountUsage(Struct, frozen=True):
             "account": self.account,
             "messages": self.messages,
             "recipients": self.recipients,
-            "limits": [one.as_json() for one in self.limits],
+            "limits": [limit.as_json() for limit in self.limits],
         }
 
 
@@ -149,7 +149,7 @@ class _Counts:
         for name, slots in self.own.items():
             width_us = int(name.partition("/")[2])
             first = now_us // width_us - (1 if width_us == DAY_US else SLOTS)
-            for number in [one for one in slots if one < first]:
+            for number in [slot for slot in slots if slot < first]:
                 del slots[number]
         return msgspec.json.encode(self.own).decode()
 
@@ -184,18 +184,18 @@ class UsageCounter:
         now_us, limits = self._clock.time_us(), _limits(*self._limits_of(account))
         counts = self._of(account)
         amounts = {"messages": int(not before), "recipients": recipients}
-        wanted = [counts.used(one, now_us, amounts[one.what]) for one in limits]
-        if beyond := [one for one in wanted if one.until_us is not None]:
-            longest = max(beyond, key=lambda one: one.until_us or 0)
+        uses = [counts.used(limit, now_us, amounts[limit.what]) for limit in limits]
+        if beyond := [use for use in uses if use.until_us is not None]:
+            longest = max(beyond, key=lambda use: use.until_us or 0)
             left_s = ((longest.until_us or 0) - now_us) // 1_000_000 + 1
             if is_possible := longest.until_us != NEVER_US:
                 self.on_near(longest)
             return BeyondLimit(longest, recipients, left_s, not is_possible)
         reservation = self._count(account, amounts, at_us=now_us)
         reservation.on_given_back = partial(self._changed.add, account)
-        for one in wanted:
-            if one.used + amounts[one.limit.what] >= NEAR * one.limit.allowed:
-                self.on_near(counts.used(one.limit, now_us))
+        for use in uses:
+            if use.used + amounts[use.limit.what] >= NEAR * use.limit.allowed:
+                self.on_near(counts.used(use.limit, now_us))
         return reservation
 
     def scheduled(self, draft: str, addresses: Iterable[str]) -> None:
@@ -223,7 +223,7 @@ class UsageCounter:
         counts, reservation = self._of(account), Reservation()
         limits = _limits(*self._limits_of(account))
         for what, amount in amounts.items():
-            for width_us in {DAY_US} | {one.width_us for one in limits if one.what == what}:
+            for width_us in {DAY_US} | {limit.width_us for limit in limits if limit.what == what}:
                 reservation.add(counts.own[f"{what}/{width_us}"], at_us // width_us, amount)
         self._changed.add(account)
         return reservation
@@ -238,14 +238,14 @@ class UsageCounter:
     def today(self, account: str) -> AccountUsage:
         """Return what an account has sent today, and how much of its limits is used."""
         counts, now_us = self._counts.get(account) or _Counts(account), self._clock.time_us()
-        messages, recipients = (counts.on_day(one, now_us // DAY_US) for one in _OF_DAY)
-        limits = [counts.used(one, now_us) for one in _limits(*self._limits_of(account))]
+        messages, recipients = (counts.on_day(what, now_us // DAY_US) for what in _OF_DAY)
+        limits = [counts.used(limit, now_us) for limit in _limits(*self._limits_of(account))]
         return AccountUsage(account, messages, recipients, limits)
 
     def busiest(self, count: int = 10) -> Sequence[AccountUsage]:
         """Return the accounts with the most recipients outside today, the busiest first."""
         day = self._clock.time_us() // DAY_US
-        sent = [(one.on_day(_OF_DAY[1], day), name) for name, one in self._counts.items()]
+        sent = [(counts.on_day(_OF_DAY[1], day), name) for name, counts in self._counts.items()]
         return [self.today(name) for total, name in nlargest(count, sent) if total]
 
     def changed(self) -> Mapping[str, str]:
@@ -275,13 +275,13 @@ class UsageCounter:
 
 @lru_cache(maxsize=1000)  # called for each message
 def _limits(own: Limits, of_all: Limits) -> Sequence[Limit]:
-    found = []
+    limits = []
     for what in ("messages", "recipients"):
-        given = getattr(own, what)
-        for rate in (getattr(of_all, what) if given is None else given) or ():
+        own_rates = getattr(own, what)
+        for rate in (getattr(of_all, what) if own_rates is None else own_rates) or ():
             count, _, seconds = rate.partition("/")
             period_s, width_us = float(seconds), max(1, int(float(seconds) * 1_000_000) // SLOTS)
-            unit = next((one for one, size in _UNITS.items() if period_s % size == 0), "s")
-            shown = f"{count}/{period_s / _UNITS[unit]:g}{unit}"
-            found.append(Limit(what, shown, int(count), width_us))
-    return found
+            unit = next((letter for letter, size in _UNITS.items() if period_s % size == 0), "s")
+            rate_text = f"{count}/{period_s / _UNITS[unit]:g}{unit}"
+            limits.append(Limit(what, rate_text, int(count), width_us))
+    return limits

@@ -85,10 +85,10 @@ def parse_path(text: str, *, smtputf8: bool = False, odd_domain: str = "") -> tu
     The caller decides which of these a command allows. Raises AddressError as parse_mailbox does.
     """
     text = text.strip(" ")
-    found = _in_brackets(text)
-    if not found:
+    match = _in_brackets(text)
+    if not match:
         raise AddressError(f"expected an address in angle brackets, found {excerpt(text)}")
-    inner, rest = found.group(1), (found.group(2) or "").lstrip(" ")
+    inner, rest = match.group(1), (match.group(2) or "").lstrip(" ")
     if not inner:
         return "", rest
     if inner.lower() == "postmaster":
@@ -129,7 +129,7 @@ def to_ascii_domain(domain: str) -> str:
         raise AddressError(
             f"the domain {excerpt(domain)} is not a valid internationalised name"
         ) from error
-    _check_ascii_domain(ascii_domain, found=domain)
+    _check_ascii_domain(ascii_domain, written=domain)
     return ascii_domain
 
 
@@ -188,14 +188,14 @@ def with_a_labels(text: str) -> str:
     """Return a text or pattern with A-labels behind each @. A label with a wildcard stays."""
     if text.isascii() or "@" not in text:
         return text
-    return _behind_at.sub(lambda found: ".".join(map(_a_label, _dots.split(found[0]))), text)
+    return _behind_at.sub(lambda match: ".".join(map(_a_label, _dots.split(match[0]))), text)
 
 
 def with_u_labels(text: str) -> str:
     """Return a text with U-labels behind each @."""
     if "xn--" not in text:
         return text
-    return _behind_at.sub(lambda found: ".".join(map(_u_label, found[0].split("."))), text)
+    return _behind_at.sub(lambda match: ".".join(map(_u_label, match[0].split("."))), text)
 
 
 def pattern_forms(pattern: str) -> tuple[str, ...]:
@@ -215,8 +215,8 @@ def _a_label(label: str) -> str:
 
 def _u_label(label: str) -> str:
     try:
-        shown = idna.decode(label) if label.startswith("xn--") else label
-        return shown if to_ascii_domain(shown) == label else label  # one text, one name
+        decoded = idna.decode(label) if label.startswith("xn--") else label
+        return decoded if to_ascii_domain(decoded) == label else label  # one text, one name
     except (UnicodeError, AddressError):
         return label
 
@@ -282,19 +282,19 @@ def _canonical_domain(domain: str) -> str:
     if domain.startswith("["):
         return _canonical_literal(domain)
     if domain.isascii():
-        _check_ascii_domain(domain, found=domain)
+        _check_ascii_domain(domain, written=domain)
         return domain.lower()
     return to_ascii_domain(domain)
 
 
-def _check_ascii_domain(domain: str, *, found: str) -> None:
+def _check_ascii_domain(domain: str, *, written: str) -> None:
     if not domain:
         raise AddressError("the domain after the @ is missing")
     if len(domain) > DOMAIN_OCTETS_MAX:
         raise AddressError(f"the domain is longer than {DOMAIN_OCTETS_MAX} octets")
     for label in domain.split("."):
         if not _label(label):
-            raise AddressError(f"the domain {excerpt(found)} has {_label_error(label)}")
+            raise AddressError(f"the domain {excerpt(written)} has {_label_error(label)}")
 
 
 def _label_error(label: str) -> str:

@@ -114,7 +114,7 @@ class LargeContent:
     @property
     def size(self) -> int:
         """The size of the whole message in octets."""
-        return len(self.header) + sum(one.size for one in self.body)
+        return len(self.header) + sum(piece.size for piece in self.body)
 
 
 Content = bytes | LargeContent
@@ -205,19 +205,19 @@ class JoinedOctets(Struct, frozen=True):
 
     def read(self, start: int, length: int) -> bytes:
         """See Octets."""
-        found = []
+        chunks = []
         end = min(start + length, self.size)
         number = bisect_right(self.ends, start)
         while start < end:
             piece = self.pieces[number]
             begin = self.ends[number] - piece.size
             octets = piece.read(start - begin, min(end, self.ends[number]) - start)
-            found.append(octets)
+            chunks.append(octets)
             start += len(octets)
             if start < min(end, self.ends[number]):
                 break  # the caller sees that the source is truncated
             number += 1
-        return b"".join(found)
+        return b"".join(chunks)
 
     def part(self, start: int, length: int) -> "JoinedOctets":
         """See Octets."""
@@ -235,11 +235,11 @@ def join_octets(pieces: Iterable[bytes | Octets]) -> JoinedOctets:
     """Return the pieces as one source. Empty ones are left out, and a joined piece counts as its
     own pieces.
     """
-    each = chain.from_iterable(
-        one.pieces if isinstance(one, JoinedOctets) else (as_octets(one),) for one in pieces
+    flat = chain.from_iterable(
+        piece.pieces if isinstance(piece, JoinedOctets) else (as_octets(piece),) for piece in pieces
     )
-    some = tuple(piece for piece in each if piece.size)
-    return JoinedOctets(some, tuple(accumulate(piece.size for piece in some)))
+    filled = tuple(piece for piece in flat if piece.size)
+    return JoinedOctets(filled, tuple(accumulate(piece.size for piece in filled)))
 
 
 class Splice(Struct, frozen=True):
@@ -257,9 +257,9 @@ def spliced(octets: Octets, splices: Iterable[Splice]) -> JoinedOctets:
     """
     pieces: list[bytes | Octets] = []
     place = 0
-    for one in sorted(splices, key=lambda each: each.start):
-        pieces += [octets.part(place, one.start - place), *one.instead]
-        place = one.end
+    for splice in sorted(splices, key=lambda splice: splice.start):
+        pieces += [octets.part(place, splice.start - place), *splice.instead]
+        place = splice.end
     return join_octets([*pieces, octets.part(place, octets.size - place)])
 
 
@@ -270,11 +270,11 @@ def octets_of(content: Content) -> Octets:
     return join_octets([content.header, *content.body])
 
 
-def contains(octets: Octets, wanted: bytes) -> bool:
-    """Return whether `wanted` occurs in the octets. Reading blocks; raises UnreadableError."""
+def contains(octets: Octets, pattern: bytes) -> bool:
+    """Return whether `pattern` occurs in the octets. Reading blocks; raises UnreadableError."""
     end = b""
     for block in octets_in_blocks([octets]):
-        if wanted in end + block:
+        if pattern in end + block:
             return True
-        end = (end + block)[-len(wanted) :]
+        end = (end + block)[-len(pattern) :]
     return False

@@ -85,8 +85,8 @@ def message_ids(text: str) -> tuple[str, ...]:
     if "<" in text:
         return tuple(_MESSAGE_ID.findall(text))
     words = text.split()
-    are_ids = all(_BARE_ID(one) and (len(words) == 1 or "@" in one) for one in words)
-    return tuple(f"<{one}>" for one in words) if are_ids else ()
+    are_ids = all(_BARE_ID(word) and (len(words) == 1 or "@" in word) for word in words)
+    return tuple(f"<{word}>" for word in words) if are_ids else ()
 
 
 def own_message_id(text: str) -> str:
@@ -112,11 +112,11 @@ def answer_references(original: MessageProperties) -> tuple[str, ...]:
         return ()
     last: list[str] = []
     size = len(chain[0])
-    for one in reversed(chain[1:]):
-        size += len(one)
+    for message_id in reversed(chain[1:]):
+        size += len(message_id)
         if size > _REFERENCES_CHARACTERS_MAX or len(last) >= REFERENCES_MAX - 1:
             break
-        last.insert(0, one)
+        last.insert(0, message_id)
     return (chain[0], *last)
 
 

@@ -153,14 +153,14 @@ def decode_xtext(text: str) -> str:
         raise ValueError(f"{excerpt(text)} is not xtext: expected +HH in place of + = and spaces")
     if "+" not in text:
         return text
-    return _hexchar.sub(lambda found: chr(int(found.group(1), 16)), text)
+    return _hexchar.sub(lambda match: chr(int(match.group(1), 16)), text)
 
 
 def encode_xtext(text: str) -> str:
     """Return printable ASCII `text` as xtext. Raises ValueError for anything else."""
     if not _printable(text):
         raise ValueError(f"{excerpt(text)} is not printable ASCII, and cannot be written as xtext")
-    return _not_xchar.sub(lambda found: f"+{ord(found.group()):02X}", text)
+    return _not_xchar.sub(lambda match: f"+{ord(match.group()):02X}", text)
 
 
 def parse_notify(value: str) -> frozenset[Notify]:
@@ -228,8 +228,8 @@ def encode_utf8_address(address: str, *, unicode: bool = False) -> str:
     if not _no_control(address):
         raise ValueError(f"{excerpt(address)} has control characters")
 
-    def written(found: re.Match[str]) -> str:
-        character = found.group()
+    def written(match: re.Match[str]) -> str:
+        character = match.group()
         return character if unicode and character > "\x7f" else f"\\x{{{ord(character):02X}}}"
 
     return _not_qchar.sub(written, address)
@@ -238,8 +238,8 @@ def encode_utf8_address(address: str, *, unicode: bool = False) -> str:
 def decode_utf8_address(encoded: str) -> str:
     r"""Return an address of type utf-8 with \x{HEX} decoded; NUL is put for no character."""
 
-    def read(found: re.Match[str]) -> str:
-        number = int(found.group(1), 16)
+    def read(match: re.Match[str]) -> str:
+        number = int(match.group(1), 16)
         return chr(number) if number <= 0x10FFFF else "\0"
 
     return _embedded.sub(read, encoded)

@@ -163,11 +163,11 @@ def canonical_value(identity: str, value: object) -> str:
 
 
 def merged(
-    before: Sequence[ExtendedProperty], given: Sequence[ExtendedProperty]
+    before: Sequence[ExtendedProperty], changes: Sequence[ExtendedProperty]
 ) -> tuple[ExtendedProperty, ...]:
-    """Return `before` updated with `given`; a property without values is removed."""
-    by_id = {(one.id.lower(), one.multiple): one for one in (*before, *given)}
-    return tuple(one for one in by_id.values() if one.values)
+    """Return `before` updated with `changes`; a property without values is removed."""
+    by_id = {(extended.id.lower(), extended.multiple): extended for extended in (*before, *changes)}
+    return tuple(extended for extended in by_id.values() if extended.values)
 
 
 # -- the properties that Relay acts on
@@ -192,22 +192,22 @@ def message_record(extended: Sequence[ExtendedProperty]) -> MessageRecord | None
     if flags & UNSENT:
         return None
     received, sent = (
-        time_us(values[one]) if one in values else None for one in (DELIVERY_TIME, SUBMIT_TIME)
+        time_us(values[tag]) if tag in values else None for tag in (DELIVERY_TIME, SUBMIT_TIME)
     )
     return MessageRecord(bool(flags & READ), received, sent)
 
 
 def sets_send_time(extended: Sequence[ExtendedProperty]) -> bool:
     """Return whether a property sets or removes the time of a scheduled send."""
-    return any(one.id in _TIME_OF_SENDING for one in extended)
+    return any(prop.id in _TIME_OF_SENDING for prop in extended)
 
 
 def extended_header_fields(extended: Sequence[ExtendedProperty]) -> tuple[tuple[str, str], ...]:
     """Return (name, value) of the header fields that the properties define."""
     return tuple(
-        (field, one.values[0])
-        for one in extended
-        if one.values and not one.multiple and (field := _field_of(one.id))
+        (field, prop.values[0])
+        for prop in extended
+        if prop.values and not prop.multiple and (field := _field_of(prop.id))
     )
 
 
@@ -217,7 +217,7 @@ def time_us(text: str) -> int:
 
 
 def _single_values(extended: Sequence[ExtendedProperty]) -> dict[str, str]:
-    return {one.id: one.values[0] for one in extended if one.values and not one.multiple}
+    return {prop.id: prop.values[0] for prop in extended if prop.values and not prop.multiple}
 
 
 def _scheduled_us(values: Mapping[str, str], now_us: int) -> int:
@@ -262,9 +262,9 @@ def _check_field(name: str, value: str) -> None:
 
 def _line(text: str) -> str:
     """Return the text if it is allowed in a header field. Raises ExtendedPropertyError."""
-    if found := _NOT_IN_A_FIELD.search(text):
+    if match := _NOT_IN_A_FIELD.search(text):
         raise ExtendedPropertyError(
-            f"found the character U+{ord(found[0]):04X}; control characters and line breaks are "
+            f"found the character U+{ord(match[0]):04X}; control characters and line breaks are "
             "not allowed here"
         )
     if len(text) > _FIELD_CHARACTERS_MAX:
@@ -277,7 +277,7 @@ def _line(text: str) -> str:
 def _type(text: str, *, multiple: bool) -> str:
     kind = _TYPES.get(text.lower())
     if kind is None or kind.endswith("Array") != multiple:
-        known = ", ".join(one for one in _TYPES.values() if one.endswith("Array") == multiple)
+        known = ", ".join(name for name in _TYPES.values() if name.endswith("Array") == multiple)
         raise ExtendedPropertyError(f"expected one of the types {known}")
     return kind
 
@@ -294,9 +294,9 @@ def _of_its_type(identity: str, tag: int) -> str:
 
 
 def _text(text: str) -> str:
-    if found := _NOT_IN_TEXT.search(text):
+    if match := _NOT_IN_TEXT.search(text):
         raise ExtendedPropertyError(
-            f"found the character U+{ord(found[0]):04X}, which is not allowed in mail"
+            f"found the character U+{ord(match[0]):04X}, which is not allowed in mail"
         )
     return text
 

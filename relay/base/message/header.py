@@ -107,17 +107,17 @@ def fields_end(header: bytes) -> int:
         return len(header)
     end = 0
     in_field = False
-    for found in _LINE.finditer(header):
-        line = found[0]
+    for match in _LINE.finditer(header):
+        line = match[0]
         bare = line.replace(b"\0", b"")
         if bare[:1] not in _WHITE:
             in_field = bool(
                 _FIELD_START.match(bare)
-                or _FIELD_START.match(header, found.start())
+                or _FIELD_START.match(header, match.start())
                 or _MEANT_RECIPIENTS.match(bare)
             )
         if in_field:
-            end = found.end()
+            end = match.end()
     return end
 
 
@@ -197,13 +197,13 @@ class Header:
 
     def first(self, name: str) -> bytes | None:
         """Return the unfolded value of the first field called `name`, None if there is none."""
-        found = self._by_name.get(_key(name))
-        return _value(found[0]) if found else None
+        fields = self._by_name.get(_key(name))
+        return _value(fields[0]) if fields else None
 
     def first_octets(self, name: str) -> bytes | None:
         """Return the first field called `name` as it is, None if there is none."""
-        found = self._by_name.get(_key(name))
-        return found[0] if found else None
+        fields = self._by_name.get(_key(name))
+        return fields[0] if fields else None
 
     def prepend(self, octets: bytes) -> "Header":
         """Return a header with complete fields before these.
@@ -232,20 +232,20 @@ class Header:
 
     def remove(self, names: Iterable[str], *, prefix: str = "") -> "Header":
         """Return a header without the fields called one of `names`, and those with a prefix."""
-        wanted = {_key(name) for name in names}
-        unwanted = wanted.intersection(self._by_name)
+        keys = {_key(name) for name in names}
+        unwanted = keys.intersection(self._by_name)
         if prefix:
             start = _key(prefix)
             unwanted.update(name for name in self._by_name if name.startswith(start))
         if not unwanted:
             return self
-        return Header(tuple(one for one in self.fields if one[0] not in unwanted))
+        return Header(tuple(field for field in self.fields if field[0] not in unwanted))
 
     def replace_first(self, name: str, octets: bytes) -> "Header":
         """Return a header whose first field called `name` is replaced; it must have one."""
-        wanted = _key(name)
-        place = next(at for at, one in enumerate(self.fields) if one[0] == wanted)
-        return Header((*self.fields[:place], (wanted, octets), *self.fields[place + 1 :]))
+        key = _key(name)
+        place = next(at for at, field in enumerate(self.fields) if field[0] == key)
+        return Header((*self.fields[:place], (key, octets), *self.fields[place + 1 :]))
 
     def set(self, name: str, octets: bytes) -> "Header":
         """Return a header with one field `name`: the first is replaced, the others are removed.
@@ -254,9 +254,9 @@ class Header:
         """
         if name not in self:
             return self.append(octets)
-        wanted = _key(name)
+        key = _key(name)
         fields = self.replace_first(name, octets).fields
-        return Header(tuple(one for one in fields if one[0] != wanted or one[1] is octets))
+        return Header(tuple(field for field in fields if field[0] != key or field[1] is octets))
 
 
 @dataclass(frozen=True, slots=True)
@@ -289,14 +289,14 @@ class ParsedContent:
         """The size of the whole message in octets."""
         if isinstance(self.rest, bytes):
             return self.header.size + len(self.rest)
-        return self.header.size + sum(one.size for one in self.rest.body)
+        return self.header.size + sum(octets.size for octets in self.rest.body)
 
     @property
     def octets_in_memory(self) -> int:
         """How many of them are not in a file."""
         if isinstance(self.rest, bytes):
             return self.size
-        pieces = (one.size for one in self.rest.body if isinstance(one, MemoryOctets))
+        pieces = (octets.size for octets in self.rest.body if isinstance(octets, MemoryOctets))
         return self.header.size + sum(pieces)
 
     def joined(self) -> Content:
@@ -310,10 +310,10 @@ def _plain_fields(section: bytes) -> tuple[HeaderField, ...]:
     """Return the fields of a section that has only plain ones, () for any other."""
     if len(section) > _QUICK_OCTETS_MAX:
         return ()
-    found = _PLAIN_FIELD.findall(section)
-    if sum([len(octets) for octets, _ in found]) != len(section):
+    fields = _PLAIN_FIELD.findall(section)
+    if sum([len(octets) for octets, _ in fields]) != len(section):
         return ()
-    return tuple([(name.lower(), octets) for octets, name in found])
+    return tuple([(name.lower(), octets) for octets, name in fields])
 
 
 def _split(section: bytes) -> tuple[HeaderField, ...]:
@@ -334,8 +334,8 @@ def _split(section: bytes) -> tuple[HeaderField, ...]:
 
 
 def _name_of(octets: bytes) -> bytes:
-    found = _FIELD_START.match(octets.replace(b"\0", b""))
-    return found[1].lower() if found else b""
+    match = _FIELD_START.match(octets.replace(b"\0", b""))
+    return match[1].lower() if match else b""
 
 
 def _value(octets: bytes) -> bytes:

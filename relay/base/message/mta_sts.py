@@ -72,7 +72,7 @@ def read_record(texts: Sequence[str]) -> str:
     fields = [field.strip(" \t") for field in records[0].split(";")[1:]]
     if fields[-1] == "":
         fields.pop()
-    ids = [found[1] for field in fields if (found := _ID.fullmatch(field)) is not None]
+    ids = [match[1] for field in fields if (match := _ID.fullmatch(field)) is not None]
     if len(ids) != 1 or not all(_FIELD.fullmatch(field) for field in fields):
         return ""
     return ids[0]
@@ -92,10 +92,10 @@ def read_policy(octets: bytes) -> StsPolicy:
         stripped = line.rstrip(" \t\r")
         if not stripped:
             continue
-        found = _LINE.fullmatch(stripped)
-        if found is None:
+        match = _LINE.fullmatch(stripped)
+        if match is None:
             raise StsPolicyError(f"line {number}: found {stripped[:50]!r}, expected KEY: VALUE")
-        key, value = found[1], found[2]
+        key, value = match[1], match[2]
         if key == "mx":
             mx.add(_pattern(value, number))
         values.setdefault(key, value)

@@ -83,11 +83,11 @@ class NextHop(NamedTuple):
             return cls(HopKind.MX, text.removeprefix("mx:"), route=route)
         if text.startswith(f"{_SOCKET}/") and text.isprintable():
             return cls(HopKind.LMTP, text.removeprefix(_SOCKET), route=route)
-        scheme, found, rest = text.partition("://")
+        scheme, separator, rest = text.partition("://")
         host, _, port = rest.rpartition(":")
         host = host.removeprefix("[").removesuffix("]")
         is_host = host and not host.startswith("/") and port.isdecimal()
-        if found and scheme in (HopKind.SMTP, HopKind.SMTPS, HopKind.LMTP) and is_host:
+        if separator and scheme in (HopKind.SMTP, HopKind.SMTPS, HopKind.LMTP) and is_host:
             number = int(port)
             is_other = scheme == HopKind.LMTP and number == _SMTP_PORT
             if 0 < number < 65536 and not is_other:

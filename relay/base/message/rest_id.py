@@ -20,7 +20,7 @@ _BEGINNING = urlsafe_b64encode(_HEAD[: len(_HEAD) // 3 * 3]).decode()
 
 def rest_id(message_id: str, folder_id: str) -> str:
     """Return the id that a message has in a folder, in base64url."""
-    parts = (one.encode().ljust(_PART_BYTES, b"\0") for one in (folder_id, message_id))
+    parts = (part.encode().ljust(_PART_BYTES, b"\0") for part in (folder_id, message_id))
     return urlsafe_b64encode(_HEAD + b"".join(parts)).decode()
 
 
@@ -32,7 +32,7 @@ def read_rest_id(text: str) -> tuple[str, str]:
         with suppress(ValueError):
             octets = urlsafe_b64decode(text)[len(_HEAD) :]
             parts = (octets[:-_PART_BYTES], octets[-_PART_BYTES:])
-            folder_id, message_id = (one.rstrip(b"\0").decode("ascii") for one in parts)
+            folder_id, message_id = (part.rstrip(b"\0").decode("ascii") for part in parts)
             is_sound = folder_id.isalnum() and message_id.isalnum()
             if is_sound and rest_id(message_id, folder_id) == text:
                 return message_id, folder_id

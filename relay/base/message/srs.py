@@ -89,8 +89,8 @@ class Srs:
             written = f"SRS1={self._hash('SRS1', day, *first, domain)}={'='.join(first)}"
         else:
             stamp = _DIGITS[day // 32 % 32] + _DIGITS[day % 32]
-            found = self._hash("SRS0", stamp, host, plain, domain)
-            written = f"SRS0={found}={stamp}={host}={plain}"
+            digest = self._hash("SRS0", stamp, host, plain, domain)
+            written = f"SRS0={digest}={stamp}={host}={plain}"
         address = f"{written_local_part(written)}@{domain}"
         fits = at and len(address.encode()) <= PATH_OCTETS_MAX - 2
         return address if fits else sender
@@ -117,20 +117,20 @@ class Srs:
 
     def _read_first(self, text: str, domain: str, today: int) -> tuple[str, str]:
         """Return local part and domain in what follows "SRS0="."""
-        found, stamp, host, user = text.split("=", 3)
-        if not _equal(found, self._hash("SRS0", stamp, host, user, domain)):
+        digest, stamp, host, user = text.split("=", 3)
+        if not _equal(digest, self._hash("SRS0", stamp, host, user, domain)):
             raise SrsError("forged")
-        high, low = (_DIGITS.index(one) for one in stamp.upper())
+        high, low = (_DIGITS.index(digit) for digit in stamp.upper())
         if (today + _AHEAD_DAYS - high * 32 - low) % _STAMPS > VALID_DAYS + _AHEAD_DAYS:
             raise SrsError(f"older than {VALID_DAYS} days")
         return user, host
 
     def _read_next(self, text: str, domain: str, today: int) -> tuple[str, str]:
         """Return local part and domain in what follows "SRS1="."""
-        found, host, rest = text.split("=", 2)
+        digest, host, rest = text.split("=", 2)
         days = range(today - VALID_DAYS, today + _AHEAD_DAYS + 1)
         hashes = (self._hash("SRS1", day, host, rest, domain) for day in days)
-        if not any(_equal(found, one) for one in hashes):
+        if not any(_equal(digest, expected) for expected in hashes):
             raise SrsError(f"forged, or older than {VALID_DAYS} days")
         return f"SRS0{rest}", host
 
@@ -145,10 +145,10 @@ def _first_forwarder(plain: str, host: str) -> tuple[str, str] | None:
     """Return host and text of the address that the first forwarder wrote, None for an address that
     no forwarder wrote. The text is what follows "SRS0".
     """
-    found = _tagged(plain)
-    if found is None:
+    match = _tagged(plain)
+    if match is None:
         return None
-    if found[1] == "0":
+    if match[1] == "0":
         return host, plain[4:]
     parts = plain[5:].split("=", 2)
     if len(parts) < 3 or not parts[2].startswith(("=", "+", "-")):
@@ -160,6 +160,6 @@ def _first_forwarder(plain: str, host: str) -> tuple[str, str] | None:
     return first, parts[2]
 
 
-def _equal(found: str, expected: str) -> bool:
+def _equal(digest: str, expected: str) -> bool:
     """Compare in constant time."""
-    return hmac.compare_digest(found.encode().upper(), expected.encode())
+    return hmac.compare_digest(digest.encode().upper(), expected.encode())

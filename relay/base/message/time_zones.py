@@ -26,9 +26,9 @@ def time_zone(name: str) -> ZoneInfo:
             return ZoneInfo(iana_name)
         except (LookupError, ValueError, OSError):  # OSError: "Europe" is a directory
             pass
-    shown = name if len(name) <= _SHOWN_MAX else name[:_SHOWN_MAX] + "…"
+    excerpt = name if len(name) <= _SHOWN_MAX else name[:_SHOWN_MAX] + "…"
     raise ValueError(
-        f"found {shown!r}, expected a time zone such as Europe/Berlin or W. Europe Standard Time"
+        f"found {excerpt!r}, expected a time zone such as Europe/Berlin or W. Europe Standard Time"
     )
 
 

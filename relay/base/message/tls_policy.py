@@ -122,22 +122,22 @@ def decide_tls(
     level = policy.level
     if level in _LAX and (policy.implicit or (has_login and level == "opportunistic")):
         policy = replace(policy, level="required")
-    found = TlsDecision(policy.for_host(name), CONFIGURATION if demand == REQUIRETLS else by)
-    published = _with_published(name, found, sts, tlsa=tlsa)
+    configured = TlsDecision(policy.for_host(name), CONFIGURATION if demand == REQUIRETLS else by)
+    published = _with_published(name, configured, sts, tlsa=tlsa)
     if demand == REQUIRETLS:
         return _strict(published, vouched=vouched or sts.enforces(name))
-    return published if demand != OPTIONAL else _without_published(found, published)
+    return published if demand != OPTIONAL else _without_published(configured, published)
 
 
 def _with_published(
-    name: str, found: TlsDecision, sts: StsFinding, *, tlsa: TlsaFinding
+    name: str, decision: TlsDecision, sts: StsFinding, *, tlsa: TlsaFinding
 ) -> TlsDecision:
     """Return what a host must have by what the DNS has of it, and its domain publishes."""
-    by_sts = found if sts is NO_STS else _with_sts(name, found, sts)
-    must = found.policy.level == "dane"
+    by_sts = decision if sts is NO_STS else _with_sts(name, decision, sts)
+    must = decision.policy.level == "dane"
     if not must and tlsa is NO_TLSA:  # nearly always
         return by_sts
-    by_tlsa = _with_tlsa(found, tlsa)
+    by_tlsa = _with_tlsa(decision, tlsa)
     if must or by_tlsa.skipped or by_tlsa.proof:
         return by_tlsa
     if by_tlsa.by != DANE:
@@ -146,62 +146,62 @@ def _with_published(
     return by_sts if is_less else by_tlsa
 
 
-def _with_tlsa(found: TlsDecision, tlsa: TlsaFinding) -> TlsDecision:
+def _with_tlsa(decision: TlsDecision, tlsa: TlsaFinding) -> TlsDecision:
     """Return what a host must have for which the DNS has TLSA records, or that must have some."""
-    must = found.policy.level == "dane"
-    if found.by != CONFIGURATION and not must:
-        return replace(found, note=OVERRIDDEN) if tlsa.published else found
+    must = decision.policy.level == "dane"
+    if decision.by != CONFIGURATION and not must:
+        return replace(decision, note=OVERRIDDEN) if tlsa.published else decision
     if tlsa.trouble:  # RFC 7672 2.1.2: TLSA records may be there
-        return replace(found, skipped=tlsa.trouble)
+        return replace(decision, skipped=tlsa.trouble)
     if must and not tlsa.usable:
-        return replace(found, skipped="it has no TLSA record that can be used")
+        return replace(decision, skipped="it has no TLSA record that can be used")
     if must and not tlsa.is_known:
-        return replace(found, skipped="the MX answer of the domain was not validated")
+        return replace(decision, skipped="the MX answer of the domain was not validated")
     if not tlsa.published:
-        return found
+        return decision
     if not tlsa.usable:  # RFC 7672 2.2
         return TlsDecision(TlsPolicy("dane"), DANE, "no TLSA record can be used")
-    has_authority = any(one.usage == 2 for one in tlsa.usable)
+    has_authority = any(record.usage == 2 for record in tlsa.usable)
     names = tlsa.names if has_authority else tlsa.names[:1]  # RFC 7672 3.2.2
-    policy = replace(found.policy, level="dane", tlsa=tlsa.usable, names=names)
+    policy = replace(decision.policy, level="dane", tlsa=tlsa.usable, names=names)
     note = "" if tlsa.is_known else "MX answer not validated"
-    return TlsDecision(policy, found.by if must else DANE, note, proof=tlsa.is_known)
+    return TlsDecision(policy, decision.by if must else DANE, note, proof=tlsa.is_known)
 
 
-def _with_sts(name: str, found: TlsDecision, sts: StsFinding) -> TlsDecision:
+def _with_sts(name: str, decision: TlsDecision, sts: StsFinding) -> TlsDecision:
     """Return what a host must have whose domain has an MTA-STS record, or had one (RFC 8461 5)."""
     mode = sts.policy.mode if sts.policy is not None else ""
-    if found.by != CONFIGURATION:
-        return found if mode == "none" else replace(found, note=OVERRIDDEN)
+    if decision.by != CONFIGURATION:
+        return decision if mode == "none" else replace(decision, note=OVERRIDDEN)
     if sts.policy is None or mode == "none":
         note = f"mta-sts policy not fetched ({sts.trouble})" if sts.trouble else ""
-        return replace(found, note=note)
+        return replace(decision, note=note)
     is_listed = sts.policy.lists(name)
     if mode == "testing":
-        policy = replace(found.policy, testing=found.policy.level != "none")
+        policy = replace(decision.policy, testing=decision.policy.level != "none")
         note = "mta-sts testing" if is_listed else "mta-sts testing: the host is not in the policy"
-        return replace(found, policy=policy, note=note)
+        return replace(decision, policy=policy, note=note)
     if not is_listed:
-        return replace(found, skipped="not in the MTA-STS policy of the domain")
+        return replace(decision, skipped="not in the MTA-STS policy of the domain")
     return TlsDecision(TlsPolicy("verify").for_host(name), MTA_STS)
 
 
-def _strict(found: TlsDecision, *, vouched: bool) -> TlsDecision:
+def _strict(decision: TlsDecision, *, vouched: bool) -> TlsDecision:
     """Return what a host must have for mail with REQUIRETLS, whatever a route says: it is skipped
     unless it is certain which name its certificate must have (RFC 8689 4.2.1).
     """
-    if found.skipped:
-        return found
-    is_verified = found.policy.level == "verify" or found.policy.tlsa
-    if not found.proof and not (vouched and is_verified):
-        return replace(found, by=REQUIRETLS, skipped="REQUIRETLS: nothing vouches for its name")
-    note = f"by {found.by}" if found.by in (DANE, MTA_STS) else ""
-    return TlsDecision(replace(found.policy, requiretls=True), REQUIRETLS, note)
+    if decision.skipped:
+        return decision
+    is_verified = decision.policy.level == "verify" or decision.policy.tlsa
+    if not decision.proof and not (vouched and is_verified):
+        return replace(decision, by=REQUIRETLS, skipped="REQUIRETLS: nothing vouches for its name")
+    note = f"by {decision.by}" if decision.by in (DANE, MTA_STS) else ""
+    return TlsDecision(replace(decision.policy, requiretls=True), REQUIRETLS, note)
 
 
-def _without_published(found: TlsDecision, published: TlsDecision) -> TlsDecision:
+def _without_published(decision: TlsDecision, published: TlsDecision) -> TlsDecision:
     """Return what a host must have for mail with TLS-Required: No (RFC 8689 4.2.2)."""
-    is_same = published.policy == found.policy and not published.skipped
-    if is_same or found.by != CONFIGURATION:
+    is_same = published.policy == decision.policy and not published.skipped
+    if is_same or decision.by != CONFIGURATION:
         return published
-    return replace(found, note="TLS-Required: No")
+    return replace(decision, note="TLS-Required: No")

@@ -153,13 +153,13 @@ def mails_about(
     recipients: Sequence[RecipientVerdict], mails: Iterable[RuleMail]
 ) -> Iterator[RuleMail]:
     """Yield the mails; journals are about nobody who is rejected. If all are, none is left."""
-    rejected = {each.address for each in recipients if each.action is VerdictAction.REJECT}
-    if all(each.action is VerdictAction.REJECT for each in recipients):
+    rejected = {verdict.address for verdict in recipients if verdict.action is VerdictAction.REJECT}
+    if all(verdict.action is VerdictAction.REJECT for verdict in recipients):
         return
     for mail in mails:
         if mail.text or not rejected:
             yield mail
-        elif left := tuple([each for each in mail.recipients if each not in rejected]):
+        elif left := tuple([address for address in mail.recipients if address not in rejected]):
             yield replace(mail, recipients=left)
 
 
@@ -170,21 +170,23 @@ class AddedCopies:
 
     def __init__(self, served: Iterable[str]) -> None:
         """`served` are the addresses that get the message itself."""
-        self._copies: dict[str, list[AddedRecipient]] = {each.casefold(): [] for each in served}
+        self._copies: dict[str, list[AddedRecipient]] = {
+            address.casefold(): [] for address in served
+        }
 
     def needs(self, address: str, added: AddedRecipient) -> bool:
         """Return whether an address still needs this copy, and count it as served with it."""
         address = address.casefold()
         before = self._copies.get(address)
-        if before is not None and (not before or any(_serves(one, added) for one in before)):
+        if before is not None and (not before or any(_serves(copy, added) for copy in before)):
             return False
         self._copies.setdefault(address, []).append(added)
         return True
 
 
-def _serves(one: AddedRecipient, other: AddedRecipient) -> bool:
-    is_same = (one.content, one.hold) == (other.content, other.hold)
-    return is_same or one.tenant in ("", other.tenant)
+def _serves(copy: AddedRecipient, other: AddedRecipient) -> bool:
+    is_same = (copy.content, copy.hold) == (other.content, other.hold)
+    return is_same or copy.tenant in ("", other.tenant)
 
 
 class Finding(Struct, frozen=True):
@@ -261,13 +263,13 @@ class Verdict(Struct, frozen=True):
     @property
     def guests(self) -> frozenset[str]:
         """Recipients' tenants whose rules ran, where others have copies too."""
-        found = {each.tenant for each in self.recipients}
-        return frozenset(found - {""} if len(found) > 1 else ())
+        tenants = {verdict.tenant for verdict in self.recipients}
+        return frozenset(tenants - {""} if len(tenants) > 1 else ())
 
     @property
     def rejects_all(self) -> bool:
         """Whether every recipient is rejected."""
-        return all(each.action is VerdictAction.REJECT for each in self.recipients)
+        return all(verdict.action is VerdictAction.REJECT for verdict in self.recipients)
 
     @property
     def added(self) -> tuple[AddedRecipient, ...]:
@@ -276,16 +278,18 @@ class Verdict(Struct, frozen=True):
         A recipient whose own copy was redirected or rejected may still be another rule's target:
         two recipients that are redirected to each other both get the message.
         """
-        going = [each for each in self.recipients if each.action is VerdictAction.DELIVER]
-        copies = AddedCopies(each.address for each in going)
-        return tuple(each for each in self.additions if copies.needs(each.address, each))
+        going = [verdict for verdict in self.recipients if verdict.action is VerdictAction.DELIVER]
+        copies = AddedCopies(verdict.address for verdict in going)
+        return tuple(copy for copy in self.additions if copies.needs(copy.address, copy))
 
     def deferred_for(self, *deferrals: Deferral) -> Self:
         """Return the verdict with deferrals of recipients' tenants: their copies are held, and
         count against none of their limits.
         """
-        holds = {tenant_of_rule(each.rule): each.hold for each in deferrals}
-        charges = tuple(each for each in self.charges if tenant_of_rule(each.rule) not in holds)
+        holds = {tenant_of_rule(deferral.rule): deferral.hold for deferral in deferrals}
+        charges = tuple(
+            charge for charge in self.charges if tenant_of_rule(charge.rule) not in holds
+        )
         return replace(self.with_holds(holds.get), charges=charges)
 
     def with_holds(self, hold_of: Callable[[str], Hold | None]) -> Self:
@@ -296,13 +300,15 @@ class Verdict(Struct, frozen=True):
         return replace(
             self,
             recipients=tuple(
-                replace(each, hold=hold, rule=each.rule or hold.rule)
-                if (hold := hold_of(each.tenant)) and each.action in going and each.hold is None
-                else each
-                for each in self.recipients
+                replace(verdict, hold=hold, rule=verdict.rule or hold.rule)
+                if (hold := hold_of(verdict.tenant))
+                and verdict.action in going
+                and verdict.hold is None
+                else verdict
+                for verdict in self.recipients
             ),
             additions=tuple(
-                replace(each, hold=each.hold or hold_of(each.tenant)) for each in self.additions
+                replace(copy, hold=copy.hold or hold_of(copy.tenant)) for copy in self.additions
             ),
         )
 
@@ -314,7 +320,7 @@ class Verdict(Struct, frozen=True):
         """
         recipients = tuple(
             replace(
-                each,
+                verdict,
                 action=VerdictAction.REJECT,
                 rule=hold.rule,
                 status=status,
@@ -323,22 +329,22 @@ class Verdict(Struct, frozen=True):
                 hold=None,
                 junk=None,
             )
-            if (hold := each.held(in_mailbox=each.address in in_mailboxes))
+            if (hold := verdict.held(in_mailbox=verdict.address in in_mailboxes))
             and tenant_of_rule(hold.rule) == tenant
-            else each
-            for each in self.recipients
+            else verdict
+            for verdict in self.recipients
         )
         return replace(
             self,
             recipients=recipients,
             mails=tuple(mails_about(recipients, self.mails)),
             additions=tuple(
-                each
-                for each in self.additions
-                if each.hold is None or tenant_of_rule(each.hold.rule) != tenant
+                copy
+                for copy in self.additions
+                if copy.hold is None or tenant_of_rule(copy.hold.rule) != tenant
             ),
         )
 
     def rule_of(self, address: str) -> str:
         """Return the rule that decided about a recipient, "" if none did."""
-        return next((one.rule for one in self.recipients if one.address == address), "")
+        return next((verdict.rule for verdict in self.recipients if verdict.address == address), "")

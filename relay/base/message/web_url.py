@@ -81,6 +81,6 @@ def read_url(text: str, *, schemes: Sequence[str] = ("https",)) -> WebUrl:
         try:
             host = str(IPv4Address(host))
         except ValueError:
-            found = f"found the host {host!r}, which is read as different addresses"
-            raise UrlError(f"{found}, expected a name or an address as 192.0.2.1") from None
+            fault = f"found the host {host!r}, which is read as different addresses"
+            raise UrlError(f"{fault}, expected a name or an address as 192.0.2.1") from None
     return WebUrl(text, parts.scheme, host, port or _PORTS[parts.scheme], target)

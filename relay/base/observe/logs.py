@@ -108,7 +108,7 @@ def configure(
     _sink.color = color and is_terminal
     _sink.priority_max = _PRIORITY[level]
     root = logging.getLogger()
-    for handler in [each for each in root.handlers if isinstance(each, _StandardLibrary)]:
+    for handler in [handler for handler in root.handlers if isinstance(handler, _StandardLibrary)]:
         root.removeHandler(handler)
     root.addHandler(_StandardLibrary(logging.WARNING))
     root.setLevel(logging.WARNING)

@@ -74,7 +74,7 @@ class MetricSamples:
             "relayed": recipients.get("relayed", 0.0),
             "captured": attempts.get("captured", 0.0),
             "deferred": attempts.get("deferred", 0.0),
-            "failed": sum(recipients.get(one, 0.0) for one in _FAILED),
+            "failed": sum(recipients.get(state, 0.0) for state in _FAILED),
             "attempts": sum(attempts.values()),
             "reports": sum(_by_label(metrics.reports, "kind").values()),
         }
@@ -137,13 +137,13 @@ def quantile(part: float, counts: Sequence[float]) -> float | None:
 
 def _by_label(metric: MetricWrapperBase, label: str) -> dict[str, float]:
     """Return the sums of a metric by one of its labels."""
-    found: dict[str, float] = {}
+    sums: dict[str, float] = {}
     for family in metric.collect():
-        for one in family.samples:
-            if not one.name.endswith("_created"):
-                name = one.labels.get(label, "")
-                found[name] = found.get(name, 0.0) + one.value
-    return found
+        for sample in family.samples:
+            if not sample.name.endswith("_created"):
+                name = sample.labels.get(label, "")
+                sums[name] = sums.get(name, 0.0) + sample.value
+    return sums
 
 
 def total(metric: MetricWrapperBase) -> float:
@@ -156,9 +156,9 @@ def _buckets(metric: MetricWrapperBase) -> Sequence[float]:
     return array(
         "d",
         (
-            one.value
+            sample.value
             for family in metric.collect()
-            for one in family.samples
-            if one.name.endswith("_bucket")
+            for sample in family.samples
+            if sample.name.endswith("_bucket")
         ),
     )

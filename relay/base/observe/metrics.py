@@ -116,12 +116,12 @@ class Metrics:
 
     def keep_rules(self, known: Collection[tuple[str, str]]) -> None:
         """Forget the counts of all rules but these, each with an outcome."""
-        found = {
-            (each.labels["rule"], each.labels["outcome"])
+        counted = {
+            (sample.labels["rule"], sample.labels["outcome"])
             for metric in self.policy_rules.collect()
-            for each in metric.samples
+            for sample in metric.samples
         }
-        for labels in found.difference(known):
+        for labels in counted.difference(known):
             self.policy_rules.remove(*labels)
 
     def _describe_itself(self) -> None:

@@ -66,7 +66,7 @@ _decoder = msgspec.json.Decoder(KeyedSubmission)
 def slot_of(account: str, mailbox: str, key: str) -> str:
     """Return the file name of the record of a key; it begins with a hash of the account."""
     text = f"{account}\0{mailbox}\0{key}"
-    owner, whole = (hashlib.sha256(one.encode()).hexdigest() for one in (account, text))
+    owner, whole = (hashlib.sha256(part.encode()).hexdigest() for part in (account, text))
     return f"{owner[:16]}-{whole}"
 
 
@@ -176,7 +176,7 @@ class KeyedSubmissions:
             return self._hours
 
     def _newest_hours(self) -> list[int]:
-        return sorted((one for one in self._listed() if not self._is_expired(one)), reverse=True)
+        return sorted((hour for hour in self._listed() if not self._is_expired(hour)), reverse=True)
 
     def _find(self, slot: str, *, hours: int | None = None) -> Path | None:
         """Return the file of a record, looked for in the newest hours. Raises OSError."""

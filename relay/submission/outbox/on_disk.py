@@ -126,7 +126,7 @@ class SubmissionDirectory:
                 self._made = True
 
     def _names(self) -> tuple[str, ...]:
-        return tuple(one.name for one in (self.preparing, self.ready, self.scheduled))
+        return tuple(directory.name for directory in (self.preparing, self.ready, self.scheduled))
 
     def _make_again(self) -> None:
         """Create the directories that were removed while others of them exist."""
@@ -188,8 +188,8 @@ class SubmissionDirectory:
     def _first(self, beginning: str) -> Path | None:
         """Look first where a submission is before it is in the next."""
         for directory in (self.restored_scheduled, self.restored_ready, self.scheduled, self.ready):
-            if (found := _first(directory, beginning)) is not None:
-                return found
+            if (name := _first(directory, beginning)) is not None:
+                return name
         return None
 
     def clear(self) -> int:
@@ -220,24 +220,24 @@ class SubmissionDirectory:
 
         An unreadable file does not block the others. Raises OSError if no submission could be read.
         """
-        found: list[PendingSubmission] = []
+        submissions: list[PendingSubmission] = []
         trouble: OSError | None = None
         for _, name in sorted(_listed(self.ready)):
             if name.partition("@")[0] in known:
                 continue
-            if len(found) >= limit:
+            if len(submissions) >= limit:
                 break
             try:
                 if (submission := self.read(self.ready / name)) is not None:
-                    found.append(submission)
+                    submissions.append(submission)
             except OSError as error:
                 trouble = error
         try:
-            if trouble is not None and not found:
+            if trouble is not None and not submissions:
                 raise trouble
         finally:
             del trouble
-        return found
+        return submissions
 
     def list_scheduled(self) -> list[tuple[int, str]]:
         """The due time and file name of each scheduled send. No file is read."""
@@ -274,14 +274,14 @@ class SubmissionDirectory:
 
     def prepared(self) -> list[PreparedFile]:
         """The files in preparing/: at a start, those that a crash left."""
-        found = []
+        files = []
         for name in list_names(self.preparing):
             match, path = _PREPARED.fullmatch(name), self.preparing / name
             if match is None:
-                found.append(PreparedFile(path, ""))
+                files.append(PreparedFile(path, ""))
             else:
-                found.append(PreparedFile(path, match[1], bool(match[2]), match[3] or ""))
-        return found
+                files.append(PreparedFile(path, match[1], bool(match[2]), match[3] or ""))
+        return files
 
     def sync(self, submission: PendingSubmission) -> None:
         """Sync the directory that a submission is in."""
@@ -296,8 +296,8 @@ class SubmissionDirectory:
 
         Lists the directories, because its time may have come meanwhile.
         """
-        found = self.find_submission(prepared.name.partition("@")[0])
-        self.make_ready(prepared, found or self.preparing.parent / place)
+        path = self.find_submission(prepared.name.partition("@")[0])
+        self.make_ready(prepared, path or self.preparing.parent / place)
 
     def make_ready(self, prepared: Path, submission: Path) -> None:
         """Move a prepared submission to its place, if it is not there, durably.
@@ -375,7 +375,9 @@ def _changed_ns(directory: Path) -> int:
 def _listed(directory: Path) -> list[tuple[int, str]]:
     """The time in the name, and the name, of each submission in a directory."""
     names = list_names(directory)
-    return [(int(one[3]), name) for name in names if (one := SUBMISSION_FILE_NAME.fullmatch(name))]
+    return [
+        (int(match[3]), name) for name in names if (match := SUBMISSION_FILE_NAME.fullmatch(name))
+    ]
 
 
 def _first(directory: Path, beginning: str) -> Path | None:

@@ -120,26 +120,26 @@ class PendingSubmissions:
             room = self._submissions_max - len(self._known)
             if room <= 0 or self._listings >= _LISTINGS_OF_ONE_STATE:
                 return
-            found = await self._list_ready(frozenset(self._known), room)
+            submissions = await self._list_ready(frozenset(self._known), room)
         except StoreError as error:
             if self._fault.is_new(error):
                 _log.error("submissions not listed", reason=str(error))
             return
         self._fault.clear()
-        if len(found) < room:
+        if len(submissions) < room:
             self._listings += 1
             self._has_unlisted = False
-        self._add(found)
+        self._add(submissions)
 
     def _add(self, submissions: Iterable[PendingSubmission]) -> None:
-        for one in submissions:
-            if one.submission_id in self._known or not self._has_room(one.account):
+        for submission in submissions:
+            if submission.submission_id in self._known or not self._has_room(submission.account):
                 self._listings = 0  # ready/ may have more than is known here: list it again
-                self._has_unlisted = one.submission_id not in self._known
+                self._has_unlisted = submission.submission_id not in self._known
                 continue
-            self._known[one.submission_id] = one.account
-            self._of_account[one.account] += 1
-            self._waiting.push(one.account, one)
+            self._known[submission.submission_id] = submission.account
+            self._of_account[submission.account] += 1
+            self._waiting.push(submission.account, submission)
         self._on_ready()
 
     def _has_room(self, account: str) -> bool:

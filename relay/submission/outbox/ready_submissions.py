@@ -101,10 +101,10 @@ class ReadySubmissions(OutboxPart):
         due = self.scheduled.make_due_ready([path.name])
         if due.kept:
             raise StoreUnavailableError("the scheduled send cannot be read; it stays as it is")
-        for one in due.submissions:
+        for submission in due.submissions:
             sent_now = NotifiedDetail(sent_now=rfc3339(self.clock.time_us()), who=who)
-            self.log.remark(submission_id, sent_now, account=one.account)
-            self.pending.offer(one)
+            self.log.remark(submission_id, sent_now, account=submission.account)
+            self.pending.offer(submission)
         return bool(due.submissions)
 
     @in_thread

@@ -63,7 +63,9 @@ class RestoredSubmissions:
     def pending_ids(self) -> list[str]:
         """Return the ids of all submissions, held or not."""
         places = (self.directory.scheduled, self.directory.ready, *self._held)
-        return list(dict.fromkeys(one for place in places for one in _by_id(place)))
+        return list(
+            dict.fromkeys(submission_id for place in places for submission_id in _by_id(place))
+        )
 
     def count(self) -> int:
         """Return how many are held."""
@@ -87,9 +89,9 @@ class RestoredSubmissions:
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         is_ready: set[str] = set()
         differing: list[Path] = []
-        for found, held in zip((directory.ready, directory.scheduled), self._held, strict=True):
+        for source, held in zip((directory.ready, directory.scheduled), self._held, strict=True):
             first: dict[str, Path] = {}
-            for path in [folder / name for folder in (found, held) for name in _names(folder)]:
+            for path in [folder / name for folder in (source, held) for name in _names(folder)]:
                 if (other := first.setdefault(_id_of(path.name), path)) is path:
                     continue
                 if cmp(other, path, shallow=False):
@@ -103,9 +105,9 @@ class RestoredSubmissions:
                     path.rename(directory.ready_path(submission_id, self.clock.queue_us()))
                 elif path.parent != held:
                     path.rename(held / path.name)
-                    if found == directory.scheduled:
+                    if source == directory.scheduled:
                         self._join_draft(held / path.name)
-                if found == directory.ready:
+                if source == directory.ready:
                     is_ready.add(submission_id)
         directory.mark_copied()
         left = _by_id(directory.scheduled) | _by_id(directory.ready)
@@ -132,9 +134,9 @@ class RestoredSubmissions:
             names = _by_id(held)
             if names:
                 make_directories(to.parent, (to.name,))
-            for some in _slices(names):
-                self._move(some, held, to)
-                released += len(some)
+            for part in _slices(names):
+                self._move(part, held, to)
+                released += len(part)
         return released
 
     def cancel(self) -> int:
@@ -142,14 +144,14 @@ class RestoredSubmissions:
         SYNC_FAILURES.begin()
         removed = 0
         for held in self._held:
-            for some in _slices(_by_id(held)):
-                for submission_id, name in some.items():
+            for part in _slices(_by_id(held)):
+                for submission_id, name in part.items():
                     detail = NotifiedDetail(cancelled="by an operator", reason="it was restored")
-                    if (found := self.directory.read(held / name)) is not None:
-                        self.log.remark(submission_id, detail, account=found.account)
+                    if (submission := self.directory.read(held / name)) is not None:
+                        self.log.remark(submission_id, detail, account=submission.account)
                     remove(held / name)
                 self.syncs.sync(held)
-                removed += len(some)
+                removed += len(part)
         return removed
 
     @property
@@ -185,13 +187,13 @@ class RestoredSubmissions:
     def _newest_draft(self, submission: PendingSubmission) -> tuple[MessageName, Path] | None:
         root = self.directory.ready.parent.parent
         folder = well_known_path(mailbox_directory(root, submission.account), WellKnown.DRAFTS)
-        found = [
+        drafts = [
             (name, directory / file_name)
             for directory in (folder / "new", folder / "cur")
             for file_name in list_names(directory)
             if (name := parse_name(file_name)) and name.message_id == submission.draft_id
         ]
-        return max(found, key=lambda one: one[0].generation, default=None)
+        return max(drafts, key=lambda draft: draft[0].generation, default=None)
 
     def _move(self, names: Mapping[str, str], held: Path, to: Path) -> None:
         """Give submissions a name in `to`, and then no other: after a crash each has one."""

@@ -209,7 +209,7 @@ class ScheduledSends(OutboxPart):
         if submission is None or before == after:
             return draft
         now_us = self.clock.time_us()
-        old, new = (requested_send_options(one, now_us=now_us) for one in (before, after))
+        old, new = (requested_send_options(extended, now_us=now_us) for extended in (before, after))
         if not new.scheduled_us:
             return msgspec.structs.replace(draft, submission=None, cancelled=submission)
         options = dataclasses.replace(submission.options, scheduled_us=new.scheduled_us)
@@ -333,18 +333,18 @@ class ScheduledSends(OutboxPart):
         if (drafts / "cur" / untouched).exists():
             return True
         return any(
-            found.base_name == submission.base_name and _TRASHED not in found.flags
+            parsed.base_name == submission.base_name and _TRASHED not in parsed.flags
             for _ in range(_LOOKS)
             for directory in (drafts / "new", drafts / "cur")
             for name in list_names(directory)
-            if name.startswith(submission.base_name) and (found := parse_name(name))
+            if name.startswith(submission.base_name) and (parsed := parse_name(name))
         )
 
     def _folder_of(self, account: str, wishes: RequestedSendOptions) -> str:
         mailbox = self.folders.mailbox(account)
-        for wanted in wishes.sent_folders:
+        for folder in wishes.sent_folders:
             with suppress(NoSuchItemError):
-                return find_folder(mailbox, wanted).id
+                return find_folder(mailbox, folder).id
         return ""
 
     def _record(self, submission: PendingSubmission, head: bytes) -> None:
@@ -481,8 +481,8 @@ class ScheduleTimer:
         try:
             result = await self._scheduled.make_due_ready([name for _, name in due])
         except BaseException:
-            for one in due:
-                heapq.heappush(self._earliest, one)
+            for due_send in due:
+                heapq.heappush(self._earliest, due_send)
             raise
         self.count = max(0, self.count - len(due) + len(result.kept))
         self._retry(result.kept)

@@ -100,7 +100,7 @@ class FileStore:
         outbox_part = {**part, "directory": self._directory, "log": log}
         self._scheduled = ScheduledSends(
             **outbox_part,
-            on_scheduled=lambda one: self.ready.offer(one),  # noqa: PLW0108 - it is made later
+            on_scheduled=lambda submission: self.ready.offer(submission),  # noqa: PLW0108 - it is made later
         )
         self._builder = IndexBuilder(
             root=root, folders=self._folders, index=self._index, clock=clock, may_work=self._is_idle
@@ -148,8 +148,8 @@ class FileStore:
     def close(self) -> None:
         """End the threads after their current work."""
         self._index.stop()
-        for one in (self._builder, self._query_threads, self._folder_threads, self._threads):
-            one.close()
+        for pool in (self._builder, self._query_threads, self._folder_threads, self._threads):
+            pool.close()
         self._index.close()
 
     async def room(self, account: str, size: int) -> Room:
@@ -200,7 +200,7 @@ class FileStore:
 
     def _is_idle(self) -> bool:
         pools = (self._threads, self._query_threads, self._folder_threads)
-        return all(one.is_idle for one in pools)
+        return all(pool.is_idle for pool in pools)
 
     # -- in a thread
 

@@ -52,9 +52,9 @@ class UnfinishedSubmissions(OutboxPart):
         """
         submissions = self.directory
         submissions.is_unfinished = True
-        found = submissions.prepared()
+        files = submissions.prepared()
         removed, unfinished = 0, ""
-        for prepared in found:
+        for prepared in files:
             SYNC_FAILURES.begin()
             try:
                 try:

@@ -93,7 +93,7 @@ class Uploads(OutboxPart):
         self,
         account: str,
         message_id: str,
-        wanted: AttachmentFacts,
+        attachment_facts: AttachmentFacts,
         *,
         caller: str,
         limit_bytes: int,
@@ -106,18 +106,18 @@ class Uploads(OutboxPart):
         message = self.attachments.check(
             account,
             message_id,
-            size_bytes=wanted.size,
+            size_bytes=attachment_facts.size,
             limit_bytes=limit_bytes,
             condition=condition,
         )
         expires_us = self.clock.queue_us() + int(EXPIRE_S * 1_000_000)
-        attachment = replace(wanted, id=self.names.ids.new())
+        attachment = replace(attachment_facts, id=self.names.ids.new())
         facts = _Facts(account, message.id, attachment, expires_us, caller=caller)
         with self._all() as sessions:
             open_ones = [
-                one
-                for one in sessions.values()
-                if one.facts.account == account and not one.facts.is_attached
+                session
+                for session in sessions.values()
+                if session.facts.account == account and not session.facts.is_attached
             ]
             if len(open_ones) >= UPLOADS_MAX:
                 raise TooManyUploadsError(

@@ -180,7 +180,7 @@ class ConversionPool:
             loop.call_later(_REAPED_AFTER_S, self._reap)  # real time: a child ends
 
     def _reap(self, wait_s: float = 0) -> None:
-        self._killed = [one for one in self._killed if not one.has_ended(wait_s)]
+        self._killed = [child for child in self._killed if not child.has_ended(wait_s)]
 
     async def _start(self) -> "_ConversionProcess":
         """Start a process and wait until it is ready. Raises OSError."""

@@ -79,8 +79,8 @@ def submission_outcome(outcomes: Iterable[Outcome]) -> SubmissionOutcome:
         return FinalFailure(replace(rejected, host="", remote=False))
     if accepted is None:
         return SubmissionDeferred(Evidence("4.3.0", "4.3.0 the transaction had no result"))
-    found = _QUEUED_AS.search(accepted.reply)
-    return SubmissionAccepted(found[1] if found else "")
+    match = _QUEUED_AS.search(accepted.reply)
+    return SubmissionAccepted(match[1] if match else "")
 
 
 def retry_delay_s(failures: int, jitter: float) -> float:

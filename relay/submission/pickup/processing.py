@@ -173,9 +173,11 @@ class SubmissionProcessor(Struct, frozen=True):
         except ConversionUnfinishedError as error:
             await self._move_to_corrupt(pending, content, error)
             return None
-        if denied := [one for one in message.authors if not self.may_send_as(pending.account, one)]:
-            found = f"<{one_line(denied[0])}>" if denied[0] else "a field without an address"
-            await self._fail(pending, message, _denied(found, pending.account))
+        if denied := [
+            author for author in message.authors if not self.may_send_as(pending.account, author)
+        ]:
+            shown_author = f"<{one_line(denied[0])}>" if denied[0] else "a field without an address"
+            await self._fail(pending, message, _denied(shown_author, pending.account))
             return None
         if not earlier.is_recorded:
             self._record(pending, _facts_of(message, content.size))
@@ -221,8 +223,8 @@ class SubmissionProcessor(Struct, frozen=True):
 
     async def _attempted_before(self, pending: PendingSubmission) -> bool:
         """Return whether an earlier process may have submitted it: step 3 is recorded."""
-        found = await self.log.submission(pending.submission_id)
-        converted = [one.at for one in found.steps if one.step == 3] if found else []
+        journey = await self.log.submission(pending.submission_id)
+        converted = [step.at for step in journey.steps if step.step == 3] if journey else []
         mine = rfc3339(self.started_us), rfc3339(self.clock.time_us())
         # A time after now comes from a clock that was wrong.
         return any(not mine[0] <= at <= mine[1] for at in converted)
@@ -231,9 +233,11 @@ class SubmissionProcessor(Struct, frozen=True):
         """End a submission whose record is damaged: only the log says whose it is. An attempt
         before the damage may have sent it.
         """
-        found = await self.log.submission(pending.submission_id)
-        account = (found.facts.account if found else "") or self.postmaster()
-        was_attempted = any(one.step == Step.CONVERTED for one in found.steps) if found else False
+        journey = await self.log.submission(pending.submission_id)
+        account = (journey.facts.account if journey else "") or self.postmaster()
+        was_attempted = (
+            any(step.step == Step.CONVERTED for step in journey.steps) if journey else False
+        )
         reply = "5.0.0 its record on the disk is damaged; what is left of it is kept in corrupt/"
         end = FinalFailure(Evidence("5.0.0", reply), unknown=was_attempted)
         owned = replace(pending, account=account)
@@ -314,9 +318,9 @@ class SubmissionProcessor(Struct, frozen=True):
         return (self.clock.confirmed_us() - pending.ready_us) / 1_000_000
 
 
-def _denied(found: str, account: str) -> FinalFailure:
+def _denied(author: str, account: str) -> FinalFailure:
     reply = (
-        f"5.7.1 found {found} in From or Sender: the account {account} does not have the right to "
+        f"5.7.1 found {author} in From or Sender: the account {account} does not have the right to "
         "send mail from there"
     )
     return FinalFailure(Evidence("5.7.1", reply))
@@ -357,7 +361,7 @@ def _unconverted(
         content=returned,
         originator=pending.account,
         authors=(),
-        recipients=tuple(dict.fromkeys(one_line(one.address) for one in addresses))
+        recipients=tuple(dict.fromkeys(one_line(recipient.address) for recipient in addresses))
         or (pending.account,),
         smtputf8=False,
         eight_bit=False,
