@@ -5,8 +5,10 @@ The modules are pure functions of relay.base.message's values: no sockets, no ev
 From a draft to what is sent (step 3):
 
 - `draft`: the file of a draft: its private block, properties, body and attachments
-- `convert`: the MIME that is sent: alternative, related, mixed; envelope; Bcc and block are removed
-  (of a draft that is MIME too: missing fields, long lines, repairs, Sender)
+- `convert`: the message that is sent: envelope, authors, SMTPUTF8, 8BITMIME
+- `mime_of_properties`: the MIME of Graph's properties: alternative, related, mixed, attachments
+- `repair_mime`: what is changed in a draft that is MIME already: Bcc, missing fields, Sender, long
+  lines, NULs, line ends
 - `write_header`: the header of Graph's properties: addresses, parameters, importance, categories
 - `html_text`: the text alternative of an HTML body; bodyPreview; text as HTML
 

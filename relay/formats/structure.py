@@ -1,7 +1,7 @@
 """Read the structure of a MIME message from blocks: its entities, and where each of them is.
 
 It only reads. The structure of a message that is sent (alternative, related, mixed) is built in
-relay.formats.convert; which part is the body and which an attachment is decided in
+relay.formats.mime_of_properties; which part is the body and which an attachment is decided in
 relay.formats.read_mime.
 
 Conversion, the mailbox's readers and the rules use it for contents of any size. Reading is linear

@@ -4,7 +4,8 @@ HTTP looks up the account of a bearer token, the SMTP server that of a login, ro
 of an address. The room reads accounts.toml once, at the start or a reload. Secrets are compared
 in constant time. Passwords are verified in threads, so that they do not block the event loop.
 
-- `directory`: reads accounts.toml with all its faults; which account has a token, address or client
+- `accounts_file`: reads accounts.toml; which addresses, tokens and client ids it may have; all faults
+- `directory`: which account has an address, token, password or client id
 - `account`: an account; whether it may send as an address, open a mailbox; roles, scopes, user+tag
 - `aliases`: who gets the mail of an [[alias]] or of forward_to; rings, depth and size of aliases
 - `password_schemes`: which hashes of passwords are read, those of Dovecot and crypt(3) too

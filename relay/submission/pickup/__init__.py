@@ -13,8 +13,8 @@ submission is the same message.
 - `conversion_child`: the child process itself: its memory and CPU limits
 - `decisions`: which SMTP reply ends a submission; delay before a retry (back-off); giving up
 
-Elsewhere: how a draft becomes MIME: `relay/formats/convert.py`, and what of a MIME draft is
-rewritten: `relay/formats/convert.py`; into which folder the original goes:
+Elsewhere: how a draft becomes MIME: `relay/formats/convert.py`; what of a MIME draft is
+rewritten: `relay/formats/repair_mime.py`; into which folder the original goes:
 `relay/submission/outbox/ready_submissions.py`; the order of submissions and scheduled sends:
 `relay/submission/outbox/`; the server on that socket: `relay/transport/ingress/smtp_server.py`.
 """
