@@ -27,7 +27,7 @@ Reading messages:
 - `structure`: the parts of a message and where they are; only reads, damaged MIME too
 - `read_mime`: which part is the body and which are attachments; their names and sizes
 - `read_header`: header fields as Graph's properties; the only author
-- `address_list`: the names and addresses of From, To and their like, and which have two readings
+- `address_list`: the names and addresses of From, To and similar fields; which are ambiguous
 - `content_fields`: Content-Type and Content-Disposition; the file name of an attachment
 - `links`: links and one-time codes in bodies; relative, unencrypted, unfilled links; a text that
   names another host
@@ -51,9 +51,9 @@ Reports and disclaimers:
 
 - `dsn`: the parts of a bounce (DSN): status block, the original or its header; a journal report and
   a notice, which rules send
-- `mdn`: which messages ask for a read receipt (MDN), who may be answered, and the MDN itself; the
-  same of automatic replies
-- `read_report`: what a DSN or MDN says, of Relay or from outside; message class
+- `mdn`: which messages ask for a read receipt (MDN), who may be answered, and the MDN itself; which
+  messages get an automatic reply, and the reply itself
+- `read_report`: what a DSN or MDN of Relay or of another host says; message class
 - `disclaimer`: where a message gets a disclaimer, in a text or in HTML; whether it is there
   already; which cannot have one (signed, encrypted)
 

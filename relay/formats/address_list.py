@@ -1,10 +1,10 @@
 """Read an address list as mail programs do.
 
-Entries end at commas and semicolons outside of quoted strings, comments, angle brackets and encoded
-words; without a comma also after an address in angle brackets, if another one follows, and between
-words that are all addresses. An address in angle brackets is the entry's; the other text is its
-name. What is not an address stays a name. An opening quote, comment or bracket without its end is
-text.
+An entry ends at a comma or semicolon outside of quoted strings, comments, angle brackets and
+encoded words. Where the comma is missing, it also ends after an address in angle brackets that
+another address follows, and between words that are all addresses. An address in angle brackets is
+the address of its entry; the other text is the name. Text that is not an address is a name. A
+quote, comment or bracket that is opened but never closed is text.
 RFC 5322 3.4; 4.4 (routes and white space are dropped); RFC 2047 5; RFC 6532.
 """
 
@@ -36,7 +36,7 @@ _LOCAL_PART = rf'(?:(?!""){_QUOTED}|[^\x00-\x20\x7f@<>(),:;"\[\]]++)'
 _DOMAIN = r'@(?:\[[\w:.-]*+\]|[^\x00-\x20\x7f@<>(),:;"\[\]\\]++)'
 _ADDRESS = re.compile(_LOCAL_PART + _DOMAIN, re.DOTALL | re.ASCII)
 _UNQUALIFIED = re.compile(f"{_LOCAL_PART}(?:{_DOMAIN})?", re.DOTALL | re.ASCII)
-_BEFORE_ADDRESS = re.compile(r'@[^:"]*+:|mailto:', re.IGNORECASE)  # a route; what a program pasted
+_BEFORE_ADDRESS = re.compile(r'@[^:"]*+:|mailto:', re.IGNORECASE)  # a route; a pasted link
 _EMPTY = re.compile(r"<\s*+>")
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f]")  # some readers drop them, or end there
 # Outside of quotes a backslash is not an escape (RFC 5322 3.2.3), but some readers take it for one.
@@ -46,10 +46,11 @@ _IN_WORD = re.compile(r'\([^()<>@,;:"\\]*\)')  # a comment for some, which hides
 
 
 class Entry(Struct, frozen=True):
-    """An entry of a list: a name, still with its encoded words, and an address, "" if it has none.
+    """An entry of an address list.
 
-    `is_plain`: every reader sees this address, and no other, in `text`. `in_group`: it is after a
-    colon or before a semicolon.
+    `name` still has its encoded words. `address` is "" if the entry has none. `is_plain` is true if
+    every mail program reads exactly this address in `text`. `in_group` is true after a colon or
+    before a semicolon.
     """
 
     name: str
@@ -60,8 +61,9 @@ class Entry(Struct, frozen=True):
 
 
 class AddressBudget(Struct):
-    """What may still be read of the address fields of a stored message, of all together. Each entry
-    takes time, and so does each token of a list in which an entry is not as usual.
+    """How much may still be read of all address fields of a stored message together.
+
+    Reading takes time for each entry, and in a list with an unusual entry for each token.
     """
 
     octets: int = 64 * 1024
@@ -69,7 +71,7 @@ class AddressBudget(Struct):
     tokens: int = 3000
 
     def beginning(self, value: str) -> str:
-        """Return the whole entries at the beginning of a list that may be read."""
+        """Return the beginning of a list that may be read: whole entries only."""
         if len(value) > self.octets:
             value = value[: max(value.rfind(mark, 0, self.octets) for mark in ",;") + 1]
         parts = value.split(",", self.entries)[: self.entries]
@@ -91,7 +93,7 @@ class _AddressToken(Struct):
     kind: _TokenKind
     text: str
     address: str = ""  # of ANGLE
-    is_exact: bool = True  # other readers see the same
+    is_exact: bool = True  # all mail programs read it in the same way
 
 
 _END = _AddressToken(_TokenKind.MARK, "")
@@ -104,8 +106,8 @@ def address_entries(
 ) -> Iterator[Entry]:
     """Yield the entries of an unfolded value; groups are flattened.
 
-    With `unqualified`, a local part without a domain is an address too. Beyond `budget` no entries
-    follow.
+    With `unqualified`, a local part without a domain is an address too. Entries beyond `budget` are
+    left out.
     """
     value = budget.beginning(value) if budget else value
     parts = value.split(",")
@@ -151,7 +153,11 @@ def _without_commas(tokens: list[_AddressToken]) -> list[list[_AddressToken]]:
 
 
 def _tokens(value: str) -> Iterator[_AddressToken]:
-    """Yield the tokens. An opening without its end is looked for once: no later one ends either."""
+    """Yield the tokens.
+
+    If a quote or comment is not closed, the search for an end is not repeated for later ones: they
+    are not closed either.
+    """
     position = 0
     pattern, may_close = _TOKEN, True
     has_address = False  # since the last separator
@@ -224,7 +230,7 @@ def _with_angles(
 
 
 def _address(tokens: Sequence[_AddressToken], pattern: "re.Pattern[str]") -> tuple[str, bool]:
-    """Return the address that the tokens are, "" if none, and whether other readers see it."""
+    """Return the address that the tokens form ("" if none), and whether all programs read it."""
     pieces = []
     is_exact = all(token.kind is not _TokenKind.WORD for token in tokens)  # some readers decode it
     for is_quoted, run in itertools.groupby(tokens, lambda token: token.kind is _TokenKind.QUOTED):

@@ -1,8 +1,8 @@
 """Check the bodies of a message: which mail programs support its HTML, and what is wrong in links.
 
-check_bodies() says which features of HTML and CSS some programs do not support, by the tests of
-caniemail.json, and which links (relay.formats.links) lead nowhere or elsewhere. Nothing is
-fetched. It takes seconds for what is hostile: call it in a thread. Long bodies are cut, and
+check_bodies() reports which features of HTML and CSS some programs do not support, by the tests of
+caniemail.json, and which links (relay.formats.links) have no valid target or name another host.
+Nothing is fetched. A hostile body takes seconds: call it in a thread. Long bodies are cut, and
 `notices` says so. Nothing raises.
 
 The names of features are those of caniemail.json: `<img>`, `<input radio>` (by its type), `align=`,
@@ -70,7 +70,7 @@ class FeatureReader:
                 lines.append(line)
 
     def _css(self, source: str) -> str:
-        """Return what of a style sheet or attribute is read."""
+        """Return the part of a style sheet or attribute that is read."""
         self.is_cut = self.is_cut or len(source) > self._css_left
         source = source[: self._css_left]
         self._css_left -= len(source)
@@ -100,7 +100,7 @@ class FeatureReader:
         self._add(f"image {kind}", line)
 
     def _rules(self, rules: Sequence[Node], line: int) -> None:
-        """Add what rules and declarations have; `line` is the first of their source."""
+        """Add the features of rules and declarations; their source begins in `line`."""
         waiting = [(rule, False) for rule in reversed(rules)]
         while waiting:
             rule, is_nested = waiting.pop()
@@ -258,7 +258,7 @@ def check_bodies(html: str | None, text: str | None) -> Checks:
 
 
 def _problem(slug: str, used: FeatureReader) -> HtmlProblem:
-    """Return a feature that is used, also one that all programs support."""
+    """Return how a feature that is used is supported, even if all programs support it."""
     data, _ = _data()
     title, names, support, notes = data.features[slug]
     lines = sorted({line for name in names for line in used.lines.get(name, ())})

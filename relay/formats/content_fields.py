@@ -1,9 +1,10 @@
 """Read Content-Type and Content-Disposition: their values, parameters and file names.
 
-They are read as mail programs read them, in linear time; nothing raises. Comments do not count,
-except in a token, `name=plan(1).pdf`. Quoted strings after each other are one value, and what
-follows them up to the next parameter does not count. A semicolon may be missing. Of a parameter in
-both forms the extended one counts (RFC 6266 4.3); of two in one form, the first.
+They are read as mail programs read them, in linear time; nothing raises. Comments are ignored,
+except inside a token such as `name=plan(1).pdf`. Adjacent quoted strings form one value; text
+between them and the next parameter is ignored. A semicolon may be missing. If a parameter has a
+plain and an extended form, the extended one is used (RFC 6266 4.3); of two in the same form, the
+first.
 RFC 2045 5.1; RFC 2231 3 and 4; RFC 2047 in parameters, which 5 forbids and programs write.
 """
 
@@ -31,7 +32,8 @@ _NEXT_KNOWN = re.compile(
 )
 _SECTION = re.compile(r"([^*]*)\*(\d{0,4})(\*?)")
 _LANGUAGE = re.compile(r"([^']*)'[^']*'")
-# Of attachments that have no name, by their subtype without what says nothing, else by their type.
+# File extensions for attachments without a name: by the subtype without its usual prefixes and
+# suffixes, else by the type.
 _TYPES = """
 pdf zip json rtf xml gzip:gz png gif webp bmp tiff heic svg html csv css wav ogg mp4 mp3 mpeg:mp3
 jpeg:jpg calendar:ics vcard:vcf msword:doc rfc822:eml global:eml news:eml quicktime:mov
@@ -50,7 +52,7 @@ class ContentField(Struct, frozen=True):
     parameters: tuple[tuple[str, str], ...]
 
     def all(self, name: str) -> Sequence[str]:
-        """Return the values of a parameter, with control characters, the one that counts first."""
+        """Return the values of a parameter, the preferred one first; controls are not removed."""
         values = [_decoded(text) for key, text in self.parameters if key == name]
         extended = self._extended(name)
         return values if extended is None else [extended, *values]
@@ -199,7 +201,7 @@ class _Reader:
             depth += 1 if match[1] == "(" else -1
             end = match.end()
         if depth:
-            self._has_comments = False  # it has no end, and those in it have none either
+            self._has_comments = False  # not closed, so later comments are not closed either
             return 0 if ";" in self._text[place:] else len(self._text)
         is_joined = self._text[end : end + 1] not in ("", " ", "\t", '"', ";")
         if may_be_text and not self._pieces and is_joined:

@@ -180,8 +180,10 @@ def _of_mime(
 
 
 def _authors_made(header: bytes, properties: MessageProperties) -> tuple[str, ...]:
-    """Return the authors of a message that was made of properties, () if its `from_` and `sender`
-    are the only ones. A mail client may have written the draft: then its block may hold anything.
+    """Return the authors in the header of a message that was made from properties.
+
+    () means that `from_` and `sender` are the only ones. Others occur where a mail client wrote the
+    draft, because its private block may then contain anything.
     """
     expected = sum(map(bool, (properties.from_, explicit_sender(properties))))
     names = _ORIGINATORS.findall(b"\n" + header.lower().replace(b"\0", b""))

@@ -1,12 +1,12 @@
 """Add a disclaimer to the texts of a message, or put the message into a new one that has it.
 
-The texts are those that mail programs show as the body (relay.formats.read_mime): the first text
-and the first HTML that are not attached. Of the message only these parts change: their octets, and
-where it is necessary their Content-Type and Content-Transfer-Encoding. Attachments, calendars and
-attached messages stay, and of a large message they are not read into memory. A text that has the
-words stays too. Time is linear in the size of a text. What cannot have the disclaimer is returned
-as a DisclaimerObstacle: signed, encrypted and TNEF messages, messages without a text, and damaged
-or very large texts.
+The texts are the parts that mail programs show as the body (relay.formats.read_mime): the first
+text and the first HTML that are not attached. Only these parts change: their octets, and where
+necessary their Content-Type and Content-Transfer-Encoding. Attachments, calendars and attached
+messages do not change; those of a large message are not read into memory. A text that already has
+the words does not change either. Time is linear in the size of a text. A DisclaimerObstacle is
+returned for signed, encrypted and TNEF messages, messages without a text, and damaged or very large
+texts.
 
 Pure: the same content gives the same octets. Raises OSError where a body cannot be read.
 RFC 2045 2.8, 6 (transfer encodings), RFC 2046 4.1.2 (charset), 5.1, 5.2.1 (message/rfc822),
@@ -104,9 +104,10 @@ class Disclaimer(Struct, frozen=True):
 
 
 def in_text(disclaimer: Disclaimer, text: str, *, is_flowed: bool = False) -> str:
-    """Return a text with the disclaimer and a blank line between; its line ends are kept.
+    """Return a text with the disclaimer, separated by a blank line; its line ends are kept.
 
-    A text that has the words is returned as it is: white space, case and quote marks do not count.
+    A text that has the words already is returned unchanged. White space, case and quote marks are
+    ignored in this comparison.
     """
     if _has_words([text], disclaimer.text_words):
         return text
@@ -126,7 +127,7 @@ def in_text(disclaimer: Disclaimer, text: str, *, is_flowed: bool = False) -> st
 
 
 def _fixed(line: str) -> str:
-    """Return a line as format=flowed has one that is not continued."""
+    """Return a line in format=flowed that does not continue in the next line."""
     if line == _SIGNATURE:
         return line
     line = line.rstrip(" ")
@@ -136,8 +137,9 @@ def _fixed(line: str) -> str:
 def in_html(disclaimer: Disclaimer, html: str) -> str:
     """Return HTML with the disclaimer, in a <div>, as a browser shows it at that place.
 
-    HTML whose visible text has the words is returned as it is; the markup counts if the disclaimer
-    has no visible text. HTML that ends inside a tag, a comment or a script gets it before that.
+    HTML whose visible text has the words already is returned unchanged; if the disclaimer has no
+    visible text, its markup is compared. If the HTML ends inside a tag, a comment or a script, the
+    disclaimer is inserted before that.
     """
     layout = html_layout(html)
     if disclaimer.html_words:
@@ -166,7 +168,7 @@ def _lines(text: str) -> str:
 
 
 def _line_end(text: str) -> str:
-    """Return how the lines of a text end: CRLF, or LF as in some that are encoded in base64."""
+    """Return the line end of a text: CRLF, or LF, which some texts in base64 have."""
     return "\n" if "\n" in text and "\r\n" not in text else "\r\n"
 
 
@@ -180,7 +182,7 @@ def _words(texts: Iterable[str]) -> list[str]:
 
 
 def _has_words(texts: Iterable[str], phrase: str) -> bool:
-    """Return whether words follow each other in the texts, also where a line end divides one."""
+    """Return whether the words of the phrase follow each other, even if a line end splits one."""
     words = _words(texts)
     joined = "".join(words)
     at = joined.find(phrase)
@@ -207,7 +209,7 @@ class DisclaimerObstacle(Struct, frozen=True):
 class _TextBody(Struct, frozen=True):
     """A decoded body. `declared` is the codec of its Content-Type, "" if there is none.
 
-    If not `is_exact`, octets that are not in the codec are surrogates.
+    Unless `is_exact`, octets that are invalid in the codec are surrogates.
     """
 
     text: str
@@ -361,7 +363,7 @@ def _is_flowed(fields: "Message[str, str]") -> bool:
 
 
 class _TextEdits:
-    """The changes of a message: replaced ranges behind its header, and the header."""
+    """The changes of a message: its header, and replaced ranges after the header."""
 
     def __init__(self, content: ParsedContent, octets: Octets, structure: Structure) -> None:
         self._content = content
@@ -463,11 +465,11 @@ def _with_body(content: ParsedContent, header: Header, body: JoinedOctets) -> Pa
 
 
 def wrapped(content: ParsedContent, disclaimer: Disclaimer) -> ParsedContent:
-    """Return a new message: the disclaimer as its text, and the whole message attached to it.
+    """Return a new message with the disclaimer as its text and the old message attached.
 
-    The new header has all fields of the old one except those about its content and its signatures;
-    Message-ID and From are the same, so that replies and threads work. The attached message is
-    not encoded: with octets of 8 bits, the new message has them too. Reading blocks.
+    The new header has all fields of the old header except Content fields and signatures;
+    Message-ID and From are the same, so that replies and threads work. The attached message is not
+    encoded: if it has octets of 8 bits, so has the new message. Reading blocks.
     """
     message = content.joined()
     digest = sha256()  # no message has its own digest in it

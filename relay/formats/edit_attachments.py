@@ -1,16 +1,16 @@
-"""Add an attachment to MIME that exists, or remove one; every other octet stays as it is. Carry
+"""Add an attachment to a MIME message, or remove one; all other octets stay as they are. Copy the
 attachments of a stored message to a new draft, as a forward or reply does.
 
-A new part goes before the closing delimiter of the message's multipart/mixed. A message of another
-type gets a multipart/mixed around it: its Content fields move, unchanged, into the header of the
-first part, and its body is that part's body. An image for the HTML (inline, with a Content-ID) goes
-into the HTML's multipart/related in the same way. A removed part goes with the delimiter before it.
+A new part is inserted before the closing delimiter of the message's multipart/mixed. A message of
+another type is put into a multipart/mixed: its Content fields move, unchanged, into the header of
+the first part, and its body becomes the body of that part. An image for the HTML (inline, with a
+Content-ID) is put into the HTML's multipart/related in the same way. A part is removed together
+with the delimiter before it.
 
-Carried attachments stay in the message's file and are read in blocks while the draft is written.
-Those of MIME are encoded again where a draft needs it; what is damaged is carried as far as it can
-be read.
+Copied attachments stay in the message's file and are read in blocks while the draft is written.
+They are encoded again where a draft needs it; a damaged one is copied as far as it can be read.
 
-Contents are never copied into memory: the result is made of ranges of the old content. Raises
+Contents are never copied into memory: the result consists of ranges of the old content. Raises
 NotEditableError for a message that is signed or encrypted as a whole, for a part inside a signed
 one, and for more parts than Relay reads; OSError where the content cannot be read.
 RFC 2045 6.4 (encoding of a multipart), 6.8 (base64), RFC 2046 5.1, 5.2.1 (message/rfc822 is not
@@ -60,7 +60,7 @@ _WIDER_ENCODINGS = ("8bit", "binary")  # a multipart names the widest encoding i
 
 
 class AddedPart(Struct, frozen=True):
-    """Content with a new part; `number` is the new one's index among the attachments."""
+    """Content with a new part; `number` is the index of the new part among the attachments."""
 
     content: JoinedOctets
     number: int
@@ -163,11 +163,11 @@ class _Addition:
         return self._wrap(html, b'related; type="text/html"')
 
     def _has(self, octets: bytes) -> bool:
-        """Return whether the new part's octets have this in them: only a message is not encoded."""
+        """Return whether the new part contains these octets; an encoded file does not."""
         return self._new.part.item and contains(self._new.octets, octets)
 
     def _insert(self, multipart: Entity) -> _Spliced:
-        """Insert the part before the closing delimiter, or write that if it is missing."""
+        """Insert the part before the closing delimiter; write a delimiter if it is missing."""
         place = self._structure.parts(multipart)[-1].end
         delimiter = b"--" + multipart.boundary
         new: list[bytes | Octets] = [delimiter + _CRLF + self._header, self._new.octets]
@@ -217,7 +217,7 @@ class _Addition:
 
 
 def _fields(entity: Entity) -> Sequence[tuple[bytes, bytes]]:
-    """Return the fields as they are, without what would hide one: a NUL, a bare CR, a mark."""
+    """Return the fields without octets that would hide one: NUL, bare CR, byte order mark."""
     header = entity.header
     is_odd = b"\0" in header or header.startswith(BYTE_ORDER_MARK)
     is_odd = is_odd or header.count(b"\r") != header.count(_CRLF)
@@ -257,7 +257,7 @@ def _from_mime(attached: AttachedOctets) -> DraftAttachment:
 
 
 def _as_message(attached: AttachedOctets, new: DraftAttachment) -> DraftAttachment | None:
-    """Return an attached message without encoding; None if it can only be carried in base64."""
+    """Return an attached message without encoding; None if it can only be stored in base64."""
     counted = BodyStatistics.of(attached.octets)
     if not counted.fits_smtp:
         return None

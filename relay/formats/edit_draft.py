@@ -1,13 +1,13 @@
 """Change the fields and the body of a draft of MIME, in place.
 
-Only what a PATCH names changes. Other octets stay as they are: attachments and inline parts are
-spliced, so that of a large draft only the headers and the new text are in memory. Where the HTML
-body has a text alternative, the alternative is written again. relay.formats.edit_attachments
-changes the attachments.
+Only the properties that a PATCH names change. All other octets stay: attachments and inline parts
+are spliced, and only the headers and the new text of a large draft are in memory. If the HTML body
+has a text alternative, the alternative is written again. relay.formats.edit_attachments changes the
+attachments.
 
-Raises NotEditableError where the body is signed, encrypted or inside an encoded multipart, and
-OSError where the file cannot be
-read. Standards: RFC 5322 3.6; RFC 2045 6; RFC 2046 5.1; RFC 2387 (related); RFC 1847.
+Raises NotEditableError if the body is signed, encrypted or inside an encoded multipart, and OSError
+if the file cannot be read.
+RFC 5322 3.6; RFC 2045 6; RFC 2046 5.1; RFC 2387 (related); RFC 1847.
 """
 
 from base64 import b64encode
@@ -67,7 +67,10 @@ class MimeEdits:
         self._splices: list[Splice] = []
 
     def replace_fields(self, names: Iterable[str], written: Iterable[tuple[bytes, bytes]]) -> None:
-        """Replace the fields of these names by those in `written`, in the place of the first."""
+        """Replace the fields called `names` by the `written` fields of these names.
+
+        They are put where the first old field of the same name was, else at the end.
+        """
         lower_names = {name.lower().encode() for name in names}
         new = [field for field in written if field[0] in lower_names]
         kept = []
@@ -218,7 +221,7 @@ class _BodyChange:
     ) -> None:
         """Replace an entity and all that it contains by a text or a multipart.
 
-        `keeps_content`: its other Content fields, such as Content-ID, stay valid.
+        With `keeps_content` the entity keeps its other Content fields, such as Content-ID.
         """
         self._put_fields(entity, fields, removed=b"content-md5" if keeps_content else b"content-")
         self._edits.replace_lines(entity.body_start, entity.end, content)
