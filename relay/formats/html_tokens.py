@@ -20,8 +20,8 @@ from msgspec import Struct
 INVISIBLE_TEXTS = frozenset(("script", "style", "title", "iframe", "noembed", "noframes"))
 TEXTS = INVISIBLE_TEXTS | {"textarea", "xmp"}  # they contain no tags except their own end tag
 
-# All repeats are possessive, so that matching is linear. A quoted value without an end extends to
-# the end of the text: there is no tag then.
+# All repetitions are possessive, so that matching is linear. A quoted value that is not closed
+# extends to the end of the text; then there is no tag.
 _MARKUP = re.compile(r"<[A-Za-z/!?]")
 _TAG = re.compile(r"<(/?)([A-Za-z][^\t\n\f />]*+)")
 _NAME = r"(?:=[^\t\n\f />=]*+|[^\t\n\f />=]++)"
@@ -85,9 +85,9 @@ class LineNumbers:
 
 
 def split_html(html: str, *, with_styles: bool = False) -> Iterator[HtmlToken]:
-    """Split HTML as a browser does, without comments. A text may come in several pieces.
+    """Yield the tags and texts that a browser finds, without comments. A text may be in pieces.
 
-    The texts of INVISIBLE_TEXTS are left out, except those of <style> if they are wanted.
+    The texts of INVISIBLE_TEXTS are left out, except those of <style> `with_styles`.
     """
     position = 0
     while match := _MARKUP.search(html, position):
@@ -105,10 +105,10 @@ def split_html(html: str, *, with_styles: bool = False) -> Iterator[HtmlToken]:
 
 
 class _Markup(NamedTuple):
-    """A tag, with the text of an element that contains no tags; "!" is a document type."""
+    """A tag, and the text after it if its element contains no tags; "!" is a document type."""
 
     name: str
-    attributes: str  # the source of a tag's; "" for what is no tag
+    attributes: str  # the source of the attributes; "" if this is no tag
     is_end: bool
     end: int  # of the tag
     text_end: int  # of the text after it, which is "" for almost all tags
@@ -135,7 +135,7 @@ def _markup_at(html: str, begin: int) -> _Markup:
 
 
 def _end_of_comment(html: str, start: int) -> int:
-    """Return the end of a comment, or of what counts as one: "<!doctype>", "<?xml>", "</3>"."""
+    """Return the end of a comment, or of "<!doctype>", "<?xml>", "</3>", which are read as one."""
     if html.startswith("</>", start):
         return start + 3
     if not html.startswith("<!--", start):
@@ -148,7 +148,7 @@ _OUTERMOST = frozenset(("html", "head", "body", "!"))
 
 
 class HtmlLayout(Struct, frozen=True):
-    """Where the body of a document begins and ends for a browser, and its texts.
+    """Where a browser begins and ends the body of a document, and the visible texts.
 
     Markup may be inserted at both places: they are outside of tags, comments and scripts. If the
     document ends inside one of these, `end` is before it, and `is_whole` is false.
@@ -161,7 +161,7 @@ class HtmlLayout(Struct, frozen=True):
 
 
 def html_layout(html: str) -> HtmlLayout:
-    """Find the body of a document. Only tags count that a browser takes for tags."""
+    """Find the body of a document. Only what a browser reads as a tag counts as one."""
     texts: list[str] = []
     starts: dict[str, int] = {}
     ends: dict[str, int] = {}
@@ -194,7 +194,7 @@ def html_layout(html: str) -> HtmlLayout:
 
 
 def tag_attributes(text: str) -> Mapping[str, str]:
-    """Return the attributes, at most 1000; of several with one name the first counts."""
+    """Return the attributes, at most 1000; if a name occurs twice, the first value is returned."""
     attributes: dict[str, str] = {}
     for match in islice(_ATTRIBUTE.finditer(text, 0, len(text) - 1), _ATTRIBUTES_MAX):
         attributes.setdefault(match[1].lower(), match[2] or match[3] or match[4] or "")

@@ -70,10 +70,11 @@ class BodyLink(Struct, frozen=True):
 
 
 def find_codes(texts: Sequence[str], *, needs_word: bool = False) -> list[str]:
-    """Return what looks like one-time codes, each once, the most likely first.
+    """Return numbers that look like one-time codes, each once, the most likely first.
 
-    These are numbers near a word such as "code" or "PIN"; else those of six digits; else those of
-    four to eight, with `needs_word` only if there is such a word.
+    If a word such as "code" or "PIN" is near numbers, these are returned; else the numbers of six
+    digits; else those of four to eight digits. With `needs_word`, the last ones are returned only
+    if the texts have such a word.
     """
     numbers = [list(islice(_NUMBER.finditer(text), _NUMBERS_MAX)) for text in texts]
     words = [list(_CODE_WORD.finditer(text)) for text in texts]
@@ -90,7 +91,10 @@ def find_codes(texts: Sequence[str], *, needs_word: bool = False) -> list[str]:
 def _near_a_word(
     text: str, numbers: Iterable[re.Match[str]], words: Sequence[re.Match[str]]
 ) -> Iterator[tuple[int, str]]:
-    """Yield the numbers near a word, with the distance; one before it only in its sentence."""
+    """Yield the distance and the number of each number near a word.
+
+    A number before the word must be in the same sentence.
+    """
     ends = [word.end() for word in words]
     for number in numbers:
         after = bisect_right(ends, number.start())  # the first word after the number
@@ -109,7 +113,7 @@ def links_of_html(html: str) -> Iterator[BodyLink]:
 
 
 def placed_links_of_html(html: str) -> Iterator[tuple[int, BodyLink]]:
-    """Yield the links as links_of_html(), those without a target too, with their places."""
+    """Yield the place and the link of each link, also of links without a target."""
     target: str | None = None
     texts: list[str] = []
     place = 0
@@ -142,7 +146,7 @@ def links_of_text(text: str) -> Iterator[BodyLink]:
 
 
 def placed_links_of_text(text: str) -> Iterator[tuple[int, BodyLink]]:
-    """Yield the links as links_of_text(), with their places."""
+    """Yield the place and the link of each link; see links_of_text()."""
     for match in _IN_TEXT.finditer(text):
         target = match[0].rstrip(_AFTER_LINK)
         yield match.start(), BodyLink(target, target)
@@ -165,7 +169,10 @@ class CheckedLink(Struct, frozen=True):
 
 
 def checked_links(html: str, text: str) -> list[CheckedLink]:
-    """Return the different links, those with problems first; of the text what the HTML lacks."""
+    """Return the different links, those with problems first.
+
+    Links of the text are left out if the HTML has the same target.
+    """
     checked: dict[tuple[str, str], CheckedLink] = {}
     targets: set[str] = set()  # of the HTML
     for part, source, links in (
@@ -227,7 +234,7 @@ def _problems(target: str) -> Iterator[str]:
             yield "http"
         yield _problem_of_host(_host_of(url))
     elif is_unfilled or target[:1] in ("", "#"):
-        pass  # a place in the message, or a link that is filled in later
+        pass  # an anchor in the message, or a placeholder that was not replaced
     elif not url.scheme:
         yield "relative"
 

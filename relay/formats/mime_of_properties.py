@@ -1,4 +1,4 @@
-"""Make the MIME of a draft that Graph's properties were written to.
+"""Write the MIME of a draft whose content are Graph's properties.
 
 The structure is mixed(alternative(text, related(html, images)), files), with only the levels that
 are needed. Attachments are spliced: their base64 is copied, and in a large message it stays in the
@@ -74,7 +74,7 @@ def mime_of_properties(
 
 
 class _Leaf(Struct, frozen=True):
-    """A leaf. `mark` is a placeholder for its octets in the tree: `email` would copy them."""
+    """A leaf of the tree. `mark` is a placeholder for its octets, which `email` would copy."""
 
     fields: Sequence[tuple[str, str]]
     content: bytes | Octets
@@ -99,7 +99,7 @@ def _tree(stored: Octets, block: PrivateBlock, *, length: int, text: bytes) -> _
     images = [image for image in block.attachments if image.inline and _identity(image) in ids]
     files = [file for file in block.attachments if file not in images]
     items = [stored.part(length + file.offset, file.length) for file in files if file.item]
-    # What all boundaries begin with: no encoded text has "=_".
+    # All boundaries begin with this. No encoded text contains "=_".
     boundary = free_boundary(block.origin.base_name[:_BOUNDARY_CHARACTERS], items)
     leaves: list[_Leaf] = []
     texts: list[str] = []

@@ -1,8 +1,8 @@
 """Read any MIME message as Graph's properties and attachments.
 
-The mailbox shows messages of others and MIME drafts with it. Damaged MIME gives what can be read of
-it; damage is listed in `defects` and never raises. Of a large message only headers and the shown
-text are in memory, and of the text at most TEXT_OCTETS_MAX. Raises OSError if it cannot be read.
+The mailbox uses it for received messages and MIME drafts. The readable part of damaged MIME is
+returned; damage is listed in `defects` and never raises. Of a large message only the headers and at
+most TEXT_OCTETS_MAX of the shown text are in memory. Raises OSError if the file cannot be read.
 RFC 2045-2047, 2231; RFC 2183 (inline, attachment); RFC 2387 (related).
 """
 
@@ -48,14 +48,14 @@ from relay.formats.transfer_encoding import (
 
 _ENCODING = "Content-Transfer-Encoding"
 TEXT_OCTETS_MAX = 10 * 1024 * 1024  # of the shown text; the rest is not shown
-ENCODINGS_MAX = 5  # of a multipart in an encoded multipart, and so on; deeper ones are files
+ENCODINGS_MAX = 5  # nested encoded multiparts that are decoded; deeper ones are files
 
 
 class AttachedOctets(Struct, frozen=True):
     """An attachment with its stored octets; `encoding` is "" if they need no decoding.
 
-    `disposition` is that of the part in lower case, "" if there is none; `is_named`: it has a name
-    of its own.
+    `disposition` is the Content-Disposition in lower case, "" if there is none. `is_named` is true
+    if the part has a file name.
     """
 
     facts: AttachmentFacts
@@ -78,8 +78,8 @@ class ReadMessage(Struct, frozen=True):
 class Leaf(Struct, frozen=True):
     """An entity that mail programs show as one body or attachment: a leaf, or a whole message.
 
-    `inside` is set in an encoded multipart: the decoded octets, where the entity's positions count.
-    `above` is the content type of the multipart in which it is.
+    In an encoded multipart, `inside` has the decoded octets to which the entity's positions refer.
+    `above` is the content type of the multipart that contains the entity.
     """
 
     entity: Entity
@@ -109,7 +109,7 @@ class SortedLeaves(Struct, frozen=True):
 
 
 class ReadExtent(Struct, frozen=True):
-    """How much of a message is read: what takes long is left out where nobody asks for it."""
+    """Which parts of a message are read. Reading some parts takes long."""
 
     has_body: bool = True  # else the body is ""
     has_addresses: bool = True  # else there are none in any field
@@ -191,7 +191,7 @@ class ReadBodies(Struct, frozen=True):
 
 @dataclass(frozen=True, slots=True)
 class ReadParts:
-    """All that a message has: its header, its bodies and its attachments, those of HTML too.
+    """Header, bodies and attachments of a message, including the images of HTML.
 
     `header` has at most 1 MiB. `defects` says what is damaged or beyond a limit.
     """
@@ -269,9 +269,9 @@ def _may_be_shown(attached: AttachedOctets) -> bool:
 def sorted_leaves(structure: Structure, content: Octets | None = None) -> SortedLeaves:
     """Find the HTML body, the text body and the attachments; attached messages are not searched.
 
-    A text with a file name is a body if it is an alternative, or the first text: one with a
-    Content-Disposition is none after an attachment.
-    With `content`, those in an encoded multipart too. Reading it blocks; raises OSError.
+    A text with a file name is a body only if it is in multipart/alternative or is the first text.
+    It does not count as the first text if it has a Content-Disposition and follows an attachment.
+    With `content`, encoded multiparts are searched too. Reading it blocks; raises OSError.
     """
     html = text = None
     attached: list[Leaf] = []
@@ -313,7 +313,10 @@ def _leaves(
 
 
 def is_encoded_multipart(entity: Entity) -> bool:
-    """Return whether parts are only found in the decoded body (against RFC 2045 6.4)."""
+    """Return whether the multipart has a transfer encoding, which RFC 2045 6.4 forbids.
+
+    Its parts are found only in the decoded body.
+    """
     is_leaf_of_parts = entity.is_leaf and entity.content_type.startswith("multipart/")
     return is_leaf_of_parts and decoding_of(entity.encoding) is not None
 
@@ -347,7 +350,7 @@ def _read_text(octets: Octets, leaf: Leaf) -> _Text:
 
 
 def _attached(content: Octets, leaf: Leaf, *, has_html: bool) -> AttachedOctets:
-    """Return an attachment; of an attached message only the parts are decoded by its reader."""
+    """Return an attachment; an attached message is not decoded: its reader decodes the parts."""
     content_id = read_token(leaf.fields, "content-id").strip("<> ")
     disposition = disposition_of(leaf)
     octets, encoding, kind = leaf.body(content), leaf.entity.encoding, leaf.entity.content_type

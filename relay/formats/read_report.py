@@ -1,8 +1,11 @@
-"""Read reports: for a page the fields and a sentence for each recipient, for the journey of the
-original what a report from outside claims, for Exchange's clients the message class.
+"""Read delivery reports and read receipts (DSN, MDN).
 
-Any content is accepted: a message that is no report gives None, and damage leaves fields out. What
-is read is bounded. Reading blocks; raises OSError where the octets cannot be read.
+read_report() returns the fields and a sentence for each recipient, for a page.
+read_remote_report() returns what a report of another host claims, for the journey of the original. message_class()
+returns the class that Exchange's clients expect.
+
+Any content is accepted: a message that is no report gives None, and damaged fields are left out.
+Sizes are bounded. Reading blocks; raises OSError where the octets cannot be read.
 RFC 3464 (message/delivery-status), RFC 6533 (the same beyond ASCII), RFC 8098
 (message/disposition-notification), RFC 6522 (multipart/report), MS-OXCMAIL 2.2.3.7.1.1 (classes).
 """
@@ -71,7 +74,7 @@ ReportFields = tuple[tuple[str, str], ...]
 
 
 class RecipientReport(Struct, frozen=True):
-    """The part of a report that is about one recipient; `text` says it in a sentence."""
+    """The fields of a report about one recipient; `text` is a sentence with the same meaning."""
 
     address: str
     text: str
@@ -104,8 +107,8 @@ class DeliveryReport(Struct, frozen=True):
 class RemoteClaim(Struct, frozen=True):
     """What a report from outside claims of one recipient.
 
-    `original` is the address that the sender gave, "" if the report does not say, `final` the one
-    that the reporter used. `kind` is that of ReportKind, or "read" or "notread".
+    `original` is the address that the sender used, "" if the report does not have it; `final` is
+    the address that the reporting host used. `kind` is a ReportKind, "read" or "notread".
     """
 
     original: str
@@ -117,8 +120,10 @@ class RemoteClaim(Struct, frozen=True):
 
 
 class RemoteReport(Struct, frozen=True):
-    """A DSN or MDN from outside. `envelope_id` and `message_id` are the original's, "" where it has
-    none. `reporter` is the name that the reporting host gives itself.
+    """A DSN or MDN of another host.
+
+    `envelope_id` and `message_id` are those of the original, "" if the report does not have them.
+    `reporter` is the name that the reporting host gives itself.
     """
 
     envelope_id: str
@@ -142,9 +147,9 @@ def read_report(content: Octets) -> DeliveryReport | None:
 
 
 def read_remote_report(content: Octets) -> RemoteReport | None:
-    """Return what a DSN or MDN claims, None for another message and for one that claims nothing.
+    """Return what a DSN or MDN claims, None for other messages and for a report without claims.
 
-    Some hosts send multipart/mixed in place of multipart/report, and Exim without either a field
+    Some hosts send multipart/mixed instead of multipart/report. Exim sends neither, but a field
     that names the recipients.
     """
     head = content.part(0, _REMOTE_OCTETS_MAX)
@@ -183,8 +188,9 @@ def read_remote_report(content: Octets) -> RemoteReport | None:
 
 
 def message_class(content: Octets, content_type: str) -> str:
-    """Return the class by which Exchange's clients know a message of this type: a report has
-    REPORT.IPM.Note and its kind, also that of another host.
+    """Return the class of a message for Exchange's clients.
+
+    The class of a report, also of one from another host, is REPORT.IPM.Note and its kind.
     """
     report = read_remote_report(content) if content_type == "multipart/report" else None
     if report is None:
@@ -201,8 +207,9 @@ def _decoded(content: Octets, entity: Entity, octets_max: int) -> bytes:
 
 
 def _original_id(content: Octets, structure: Structure) -> str:
-    """Return the Message-ID of the returned message or header. A report without either has the id
-    of the message that it answers.
+    """Return the Message-ID of the returned message or header.
+
+    If the report returns neither, it is the id of the message that the report answers.
     """
     if returned := _returned_message_id(content, structure):
         return returned
@@ -244,7 +251,7 @@ def _recipient_groups(fields: ReportFields) -> Iterator[ReportFields]:
 
 
 def _claim(fields: ReportFields) -> RemoteClaim | None:
-    """Return what a group of fields claims of a recipient; None if it is about none."""
+    """Return what a group of fields claims of a recipient; None if it names no recipient."""
     original, final = (_address(fields, name) for name in _RECIPIENT_FIELDS)
     reply = _typed(fields, "diagnostic-code")
     status = _status_of(fields, reply)
@@ -265,10 +272,10 @@ def _action(fields: ReportFields) -> str:
 
 
 def _status_of(fields: ReportFields, reply: str) -> str:
-    """Return a recipient's status: of several the one that says most.
+    """Return a recipient's status, the most specific one if there are several.
 
-    That in the reply of a remote host goes first, since the Status field is often a general one:
-    5.0.0, or 4.4.7 when the reporter gave up.
+    A status in the reply of a remote host has precedence, because the Status field is often
+    general: 5.0.0, or 4.4.7 when the reporter gave up.
     """
     of_field = find_statuses(_value(fields, "status"))[:1]
     is_of_host = _value(fields, "diagnostic-code").lower().startswith("smtp")
@@ -278,7 +285,7 @@ def _status_of(fields: ReportFields, reply: str) -> str:
 
 
 def _disposition(fields: ReportFields) -> Iterator[RemoteClaim]:
-    """Yield what an MDN claims; other dispositions than displayed and deleted say nothing here."""
+    """Yield what an MDN claims; only the dispositions displayed and deleted are used."""
     disposition = _value(fields, "disposition").rpartition(";")[2].partition("/")[0]
     kind = _KINDS_OF_DISPOSITIONS.get(_first_word(disposition).lower())
     original, final = (_address(fields, name) for name in _RECIPIENT_FIELDS)
@@ -287,7 +294,7 @@ def _disposition(fields: ReportFields) -> Iterator[RemoteClaim]:
 
 
 def _address(fields: ReportFields, name: str) -> str:
-    """Return the address of a field; one of the type utf-8 without its escapes (RFC 6533 3)."""
+    """Return the address of a field; an address of type utf-8 is unescaped (RFC 6533 3)."""
     address = _typed(fields, name)
     if match := _in_brackets.search(address):
         address = match[1]
@@ -301,7 +308,7 @@ def _first_word(text: str) -> str:
 
 
 def returned_message(content: Octets) -> bytes | None:
-    """Return the message that a report returns in whole, None if it has none or only its header.
+    """Return the message that a report returns, None if it returns none or only a header.
 
     Reading blocks; raises OSError where the octets cannot be read.
     """

@@ -48,14 +48,12 @@ _LONG_LINE = f"a line of more than {LINE_OCTETS_MAX} octets"
 
 
 class RepairedMime(Struct, frozen=True):
-    """The content that is sent, the damage and repairs, the Sender that was added, and the fields
-    that were added and removed.
-    """
+    """A MIME message that SMTP can carry."""
 
     content: Content
-    defects: tuple[str, ...]
-    sender: EmailAddress | None
-    changes: tuple[str, ...]
+    defects: tuple[str, ...]  # damage and repairs, each as a short text
+    sender: EmailAddress | None  # that was added as Sender
+    changes: tuple[str, ...]  # fields that were added and removed
 
 
 def repair_mime(content: Octets, structure: Structure, origin: DraftOrigin) -> RepairedMime:
@@ -132,7 +130,7 @@ class _MimeRepair:
         if body is not None and not entity.blank:
             header += _CRLF
         elif not entity.header.endswith((b"\r", b"\n")):
-            header = header.removesuffix(_CRLF)  # its last line end is that of the next delimiter
+            header = header.removesuffix(_CRLF)  # its last line end belongs to the next delimiter
         if header != entity.header:
             self._put(entity.start, entity.start + len(entity.header), header)
 
@@ -145,7 +143,7 @@ class _MimeRepair:
     # -- headers
 
     def _message_header(self, header: Header, *, is_encoded: bool) -> Header:
-        """Return the header of the message without Bcc and with the fields that it lacked."""
+        """Return the header of the message without Bcc, and with missing fields added."""
         name, line = header.fields[0] if header.fields else (b"", b"")
         if not name and line.startswith(MBOX_LINES):
             self._defects["the line before the header was removed"] = None
@@ -166,7 +164,10 @@ class _MimeRepair:
         return header.remove(BCC_FIELDS).append("".join(missing.values()).encode())
 
     def _fields(self, entity: Entity, encoding: str) -> Header:
-        """Return the fields of an entity, long lines folded, with `encoding` unless it is ""."""
+        """Return the fields of an entity with long lines folded.
+
+        A Content-Transfer-Encoding is set unless `encoding` is "".
+        """
         header = Header.parse(cleaned(entity.header))
         if not entity.protected:
             header = Header(tuple([(name, self._folded(line)) for name, line in header.fields]))
@@ -184,7 +185,7 @@ class _MimeRepair:
     # -- bodies
 
     def _body(self, entity: Entity) -> _RecodedBody | None:
-        """Return the repaired body, None if it can stay."""
+        """Return the repaired body, None if the body does not change."""
         statistics = entity.body
         octets = self._content.part(entity.body_start, entity.end - entity.body_start)
         is_binary = entity.encoding == "binary" and not statistics.has_crlf_only

@@ -42,13 +42,13 @@ _HEADERS_OCTETS_MAX = 4 * 1024 * 1024  # of all headers together: they are kept 
 HEADERS_LINES_MAX = 50_000  # the same: each takes time, and may have two octets
 FALSE_DELIMITERS_MAX = 50_000
 _PADDING_OCTETS_MAX = 200  # of white space after a boundary
-_AHEAD = LINE_OCTETS_MAX + len(b"\r\n----\r\n")  # what a delimiter line has beside its boundary
+_AHEAD = LINE_OCTETS_MAX + len(b"\r\n----\r\n")  # of a delimiter line, without its boundary
 _DEFECTS_MAX = 20
 _SHOWN_CHARACTERS = 60
 _NO_BLANK = "no blank line between header and body"
 _AFTER_BOUNDARY = re.compile(rb"(?:--)?[ \t]{0,%d}(?:\r\n|[\r\n]|\Z)" % _PADDING_OCTETS_MAX)
 _TOO_PADDED = re.compile(rb"(?:--)?[ \t]{%d}" % (_PADDING_OCTETS_MAX + 1))
-# Some programs do not read what follows a boundary, or take other characters for white space.
+# Some programs ignore text after a boundary, or treat other characters as white space.
 _WITH_WORDS = re.compile(
     rb"(?:[ \t\v\f\xa0]|\xc2\xa0)[^\r\n]{0,%d}+(?:\r\n|[\r\n]|\Z)" % LINE_OCTETS_MAX
 )
@@ -63,7 +63,7 @@ _PROTECTED_TYPES = frozenset(("multipart/signed", "multipart/encrypted"))
 
 @dataclass(slots=True)
 class BodyStatistics:
-    """Statistics of a body, counted slice by slice: its own text, without the parts that it has."""
+    """Statistics of a body, counted slice by slice. The parts of a multipart are not included."""
 
     size: int = 0  # octets
     carriage_returns: int = 0  # octets CR
@@ -157,8 +157,8 @@ class Entity:
 class Structure(Struct, frozen=True):
     """All entities in the order of their starts; the first is the message itself.
 
-    `is_complete`: no part is left unread because of a limit. `is_ambiguous`: another LooseReading
-    may find other delimiters.
+    `is_complete` is false if parts are unread because of a limit. `is_ambiguous`: with another
+    LooseReading, other delimiters may be found.
     """
 
     entities: tuple[Entity, ...]
@@ -173,7 +173,7 @@ class Structure(Struct, frozen=True):
         return self.entities[0]
 
     def parts(self, entity: Entity) -> list[Entity]:
-        """Return the parts of an entity, without what is in them."""
+        """Return the direct parts of an entity."""
         return [child for child in self.entities if child.parent == entity.number]
 
     def within(self, entity: Entity) -> Iterator[Entity]:
@@ -183,13 +183,13 @@ class Structure(Struct, frozen=True):
 
 
 class LooseReading(Struct, frozen=True):
-    """One way to read a message where programs differ, to find what any of them shows.
+    """One of the ways in which programs read an ambiguous message, to find what any of them shows.
 
-    `last`: of several Content-Types the last counts, not the first. `ends_late`: a header ends at
-    its blank line, not after its last field. `outermost`: of several multiparts with one boundary
-    the outermost has the delimiters, not the innermost. `exact`: a line with words after a boundary
-    is none. In all of them an attached message with a transfer encoding is read as it stands if it
-    begins with a field. The message has CRLF line ends; bodies are not counted.
+    `last`: the last of several Content-Types counts, not the first. `ends_late`: a header ends at
+    its blank line, not after its last field. `outermost`: if multiparts have the same boundary, a
+    delimiter belongs to the outermost, not to the innermost. `exact`: a line with words after a
+    boundary is no delimiter. In all of them an attached message with a transfer encoding is read
+    undecoded if it begins with a field. The message has CRLF line ends; bodies are not counted.
     """
 
     last: bool = False
@@ -210,7 +210,7 @@ def structure_of(
 ) -> Structure:
     """Read a message that comes in blocks of any sizes.
 
-    `fields_of` parses a header; for a loose reading it may return the same fields each time.
+    `fields_of` parses a header; for a LooseReading it may cache its results.
     """
     reader = StructureReader(reading, fields_of)
     for block in blocks:
@@ -231,11 +231,11 @@ class _BoundaryLine(Struct, frozen=True):
 
 
 class StructureReader:
-    """Reads a message in blocks: on whole blocks, never line by line.
+    """Reads a message in blocks; each step searches a whole block, not single lines.
 
-    A block is processed when the next one comes, or the end: most messages are one block, of which
-    all is then known. The buffer has the last octet that was processed, so that it has the line end
-    before a delimiter. The message starts as if after a line end.
+    A block is processed when the next block or the end arrives: most messages are one block, and
+    then all of it is known. The buffer keeps the last octet that was processed, because the line
+    end before a delimiter may begin with it. The start of the message counts as after a line end.
     """
 
     def __init__(
@@ -256,7 +256,8 @@ class StructureReader:
         self._in_header = True
         self._searching = True
         self._bare_returns = False  # a delimiter may be after one
-        self._looked_for: dict[bytes, int] = {}  # boundary: up to which octet of the message
+        # by boundary: the octet of the message up to which it was searched
+        self._looked_for: dict[bytes, int] = {}
         self._headers_octets = self._headers_lines = 0
         self._false_delimiters = 0
         self._defects: dict[str, None] = {}
@@ -382,7 +383,7 @@ class StructureReader:
             entity.is_message = self._has_room()  # with a transfer encoding it is a leaf
 
     def _type(self, fields: "Message[str, str]", default: str) -> tuple[str, bytes]:
-        """Return type and boundary; a loose reading does not check the form of the type."""
+        """Return type and boundary. With a LooseReading the form of the type is not checked."""
         reading = self._reading
         values = fields.get_all("content-type", [default])
         value = str(values[-1 if reading is not None and reading.last else 0])
@@ -435,7 +436,7 @@ class StructureReader:
         self._in_header = True
 
     def _leave(self, level: int, *, end: int) -> None:
-        """End the entities from index `level` of the path on."""
+        """End the entities of the path, from index `level` to the innermost."""
         for entity in self._path[level:]:
             entity.end = end
             has_parts = self._has_parts(entity)
@@ -476,7 +477,7 @@ class StructureReader:
         return first
 
     def _find_one(self, boundary: bytes, level: int, limit: int) -> _BoundaryLine | None:
-        """Search one boundary from where its last search ended, so that each octet is read once."""
+        """Search a boundary from where its last search ended, so that each octet is read once."""
         looked_for = self._looked_for.get(boundary, 0)
         position = max(looked_for - self._offset, self._at)
         end = limit + len(boundary) - 1
@@ -505,11 +506,11 @@ class StructureReader:
 
     @property
     def _margin(self) -> int:
-        """How many octets at the end of the buffer may be an incomplete delimiter line."""
+        """How many octets at the end of the buffer may be an unfinished delimiter line."""
         return max([len(boundary) for _, boundary in self._boundaries], default=0) + _AHEAD
 
     def _count(self, end: int) -> None:
-        """Count the buffer up to `end` as text of the innermost entity: it is processed."""
+        """Count the buffer up to `end`, which is now processed, as text of the innermost entity."""
         start = self._at + 1
         if end > start:
             if self._reading is None:

@@ -4,7 +4,7 @@ HTTP looks up the account of a bearer token, the SMTP server that of a login, ro
 of an address. The room reads accounts.toml once, at the start or a reload. Secrets are compared
 in constant time. Passwords are verified in threads, so that they do not block the event loop.
 
-- `accounts_file`: reads accounts.toml; which addresses, tokens and client ids it may have; all faults
+- `accounts_file`: reads accounts.toml; which addresses and client ids are valid; all faults
 - `directory`: which account has an address, token, password or client id
 - `account`: an account; whether it may send as an address, open a mailbox; roles, scopes, user+tag
 - `aliases`: who gets the mail of an [[alias]] or of forward_to; rings, depth and size of aliases
