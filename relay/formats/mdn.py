@@ -94,7 +94,7 @@ def reply_request(
 def _request(
     header: Header, message: MessageFacts, path: ForwardPath, *, mailbox: str
 ) -> ReceiptRequest | None:
-    """Return the request; None for lists, automatic mail and reports: programs do not answer them."""
+    """Return the request; None for lists, automatic mail and reports, which get no answer."""
     content_type = (header.first("Content-Type") or b"").partition(b";")[0].strip().lower()
     if message.source is Source.REPORT or not message.envelope.reverse_path:
         return None

@@ -1,8 +1,8 @@
 """Read delivery reports and read receipts (DSN, MDN).
 
 read_report() returns the fields and a sentence for each recipient, for a page.
-read_remote_report() returns what a report of another host claims, for the journey of the original. message_class()
-returns the class that Exchange's clients expect.
+read_remote_report() returns what a report of another host claims, for the journey of the original.
+message_class() returns the class that Exchange's clients expect.
 
 Any content is accepted: a message that is no report gives None, and damaged fields are left out.
 Sizes are bounded. Reading blocks; raises OSError where the octets cannot be read.

@@ -1,8 +1,8 @@
 """Read accounts.toml.
 
-Each address, alias, token and client id belongs to one account, and others must not be able to read
-the file. load_accounts() raises SettingsError with all faults of the file, those of its aliases too
-(RFC 5321 2.3.11; RFC 5233 for tags).
+Each address, alias, token and client id belongs to one account. Other users must not be able to
+read the file. load_accounts() raises SettingsError with all faults of the file, including those of
+aliases. RFC 5321 2.3.11; RFC 5233 (tags).
 """
 
 import re
@@ -58,8 +58,8 @@ _HASHED_FORMS = {
 }
 _PROOFS = ("client_secret", "client_certificate", "client_keys")
 _Parsed = TypeVar("_Parsed")
-# Reads `from` of an alias; then come its address, and whether an account sends in its name. Raises
-# ValueError with what was expected.
+# Arguments: `from` of an alias, the address of the alias, whether an account may send from that
+# address. Returns who may write to the alias. Raises ValueError with what was expected.
 ReadWriters = Callable[[tuple[str, ...] | str, str, bool], Writers]
 
 
@@ -110,10 +110,10 @@ def load_accounts(
     environ: Mapping[str, str],
     writers: Callable[[], ReadWriters] = _no_writers,
 ) -> FileAccounts:
-    """Read accounts.toml. `domains` are the own domains; one that is given as a name has accounts.
-    `environ` is for ${env:NAME}, `writers` is called for `from` of an alias.
+    """Read accounts.toml. Raises SettingsError.
 
-    Raises SettingsError.
+    `domains` are the own domains; a domain given as a string has accounts. `environ` is for
+    ${env:NAME}. `writers` is called if an alias has `from`.
     """
     document = read_document(path, bytes_max=FILE_BYTES_MAX)
     reader = DocumentReader(document, base=path.absolute().parent, environ=environ)
@@ -162,7 +162,7 @@ def load_accounts(
 
 
 class _Domains:
-    """The own domains: in which accounts or aliases may have an address; those with alias_of."""
+    """The own domains: which may have accounts, which may have aliases, and which have alias_of."""
 
     def __init__(self, domains: Sequence[OwnDomain]) -> None:
         self.of_accounts = frozenset(domain.name for domain in domains if domain.has_accounts)
@@ -170,7 +170,7 @@ class _Domains:
         self._targets = {domain.name: domain.alias_of for domain in domains if domain.alias_of}
 
     def doubled(self, addresses: Iterable[str]) -> tuple[str, ...]:
-        """Return addresses or patterns, and those of the same name in domains with alias_of."""
+        """Return addresses or patterns, and the same ones in the domains with alias_of."""
         all_addresses = list(addresses)
         for name, target in self._targets.items():
             same = [address.rpartition("@") for address in addresses]
@@ -178,8 +178,9 @@ class _Domains:
         return tuple(all_addresses)
 
     def target_of(self, address: str) -> str:
-        """Return the address that is meant by one in a domain with alias_of. Any other address
-        stays as it is.
+        """Return an address in a domain with alias_of in the domain that alias_of names.
+
+        Any other address is returned as it is.
         """
         return main_address(address, self._targets)
 
@@ -283,7 +284,7 @@ class _Loading:
             return None
 
     def _take_forwarding(self, place: KeyPath, entry: _Entry, account: Account) -> Iterator[Fault]:
-        """Add the account if it forwards. Its own address in `forward_to` keeps a copy."""
+        """Add the account if it forwards. It keeps a copy if `forward_to` has its own address."""
         path = (*place, "forward_to")
         if not entry.keep_copy and not self._document.value(path):
             message = "found false without forward_to, expected both"
@@ -298,7 +299,7 @@ class _Loading:
     def _targets(
         self, path: KeyPath, texts: Sequence[str]
     ) -> Generator[Fault, None, tuple[str, ...]]:
-        """Yield the faults of addresses outside or here; return the others."""
+        """Yield the faults of target addresses; return the valid ones."""
         targets = []
         for number, text in enumerate(texts):
             try:
@@ -376,7 +377,7 @@ class _Loading:
     def _parsed(
         self, path: KeyPath, secret: str, parse: Callable[[str], _Parsed]
     ) -> Generator[Fault, None, _Parsed | None]:
-        """Yield the fault of a secret; return what it is, None for none."""
+        """Yield the fault of a secret; return the parsed secret, None if it is empty or faulty."""
         try:
             return parse(secret) if secret else None
         except ValueError as error:

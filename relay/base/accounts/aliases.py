@@ -1,10 +1,10 @@
 """Aliases: the addresses that get the mail of an [[alias]], or of an account with `forward_to`.
 
-Pure. AliasTable.expand() is what acceptance does with an address. check() yields the faults of a
-table; in one without faults every expansion ends, ten levels deep and with 1,000 addresses at most.
+Pure. Acceptance expands each address with AliasTable.expand(). check() yields the faults of a
+table; in a table without faults every expansion has at most ten levels and 1,000 addresses.
 
-An account that names an address of its own in `forward_to` keeps a copy, as an address that stands
-for itself does in Postfix's virtual(5). An alias has no mailbox: there this is a ring.
+An account that names one of its own addresses in `forward_to` keeps a copy, as in Postfix's
+virtual(5). An alias has no mailbox: naming its own address is a ring.
 RFC 5321 3.9.1.
 """
 
@@ -35,13 +35,13 @@ class Forwarding(Struct, frozen=True):
 
 @dataclass(slots=True)
 class _Node:
-    """A forwarding in check(); `bound` is not less than the number of its addresses."""
+    """A forwarding in check(); `bound` is at least the number of addresses that it leads to."""
 
     forwarding: Forwarding
-    inner: list[str]  # the forwardings that it names
+    inner: list[str]  # the addresses of the forwardings that it names
     depth: int = 1
     bound: int = 0
-    is_faulty: bool = False  # or one that it names is
+    is_faulty: bool = False  # it, or a forwarding that it names
 
 
 class AliasTable:
@@ -53,8 +53,10 @@ class AliasTable:
         *,
         named: Collection[str] = (),
     ) -> None:
-        """Each forwarding comes with all of its addresses. `named` are the addresses with a tag
-        that an account or an alias has by name.
+        """Each forwarding comes with all of its addresses.
+
+        `named` are the addresses with a tag that the file names as the address of an account or an
+        alias.
         """
         self._named = frozenset(named)
         self._by_address: dict[str, Forwarding] = {}
@@ -63,7 +65,7 @@ class AliasTable:
                 self._by_address.setdefault(address, forwarding)
 
     def expand(self, address: str) -> Expansion | None:
-        """Return who gets the mail for `address`; None if it is no alias, nor forwards."""
+        """Return who gets the mail for `address`; None if it is no alias and does not forward."""
         first = self._find(address) if self._by_address else None  # nearly always empty
         if first is None:
             return None
@@ -72,7 +74,7 @@ class AliasTable:
         return Expansion(tuple(targets.values()), first.writers)
 
     def leaves(self) -> Iterator[tuple[KeyPath, str]]:
-        """Yield each address that a forwarding names and that does not forward, with its place."""
+        """Yield the place and the address of each target that is no forwarding itself."""
         for forwarding in self._forwardings().values():
             for number, address in enumerate(forwarding.targets):
                 if self._find(address) is None:
@@ -114,14 +116,14 @@ class AliasTable:
     # -- faults
 
     def check(self, document: Document) -> Iterator[Fault]:
-        """Yield the faults of the whole table: rings, and what leads too far.
+        """Yield the faults of the whole table: rings, and aliases that lead too far.
 
-        An alias that names a faulty one has no fault of its own.
+        An alias that names a faulty alias is not reported again.
         """
         nodes = self._nodes()
         left = dict(nodes)
         order = TopologicalSorter({name: node.inner for name, node in nodes.items()})
-        with suppress(CycleError):  # it goes on to where a ring blocks it
+        with suppress(CycleError):  # the order is complete except for rings
             order.prepare()
         while ready := order.get_ready():
             for name in ready:
@@ -140,7 +142,7 @@ class AliasTable:
     def _check_one(
         self, node: _Node, nodes: dict[str, _Node], document: Document
     ) -> Iterator[Fault]:
-        """Check a forwarding after all that it names."""
+        """Check a forwarding after those that it names."""
         forwarding, inner = node.forwarding, [nodes[name] for name in node.inner]
         node.is_faulty = any(alias.is_faulty for alias in inner)
         if node.is_faulty:
@@ -164,7 +166,7 @@ class AliasTable:
 
 
 def _rings(left: dict[str, _Node], document: Document) -> Iterator[Fault]:
-    """Yield a fault for each ring found; `left` are the forwardings in one, or that lead to one."""
+    """Yield a fault for each ring. `left` are the forwardings in a ring or that lead to a ring."""
     seen: set[str] = set()
     for start in left:
         path: dict[str, None] = {}
@@ -174,7 +176,7 @@ def _rings(left: dict[str, _Node], document: Document) -> Iterator[Fault]:
             path[name] = None
             name = next(alias for alias in left[name].inner if alias in left)
         if name not in path:
-            continue  # it leads to what was seen from another one
+            continue  # it leads to a forwarding that was visited already
         names = list(path)
         ring = [*names[names.index(name) :], name]
         ring_path = " -> ".join(

@@ -1,8 +1,7 @@
 """The keys with which clients sign assertions: certificates in PEM, and JWK sets (RFC 7517).
 
-Who issued a certificate does not matter, as in Entra: the file says that it is the client's. A
-certificate that issued another one of the file is not the client's and is left out, so that the
-file may be a chain.
+The issuer of a certificate is not checked, as in Entra: being in the file makes it the client's.
+The file may be a chain: a certificate that issued another certificate of the file is left out.
 """
 
 import base64
@@ -101,8 +100,9 @@ def read_key_set(text: str, base: Path) -> FoundKeys:
 
 
 def _content(text: str, base: Path, *, mark: str, expected: str) -> tuple[bytes, list[str]]:
-    """Return `text` if it has the `mark` of a content, else that of the file, and a warning for the
-    mode of the file.
+    """Return the content and warnings about its file.
+
+    The content is `text` if `mark` occurs in it, else that of the file that `text` names.
     """
     if mark in text:
         return text.encode(), []
@@ -142,7 +142,7 @@ def _of_certificate(certificate: Certificate) -> ClientKey:
     thumbprints = [hashlib.sha1(der, usedforsecurity=False).digest(), hashlib.sha256(der).digest()]
     return _checked(
         public,
-        # as key id, some libraries send a thumbprint in hexadecimal digits
+        # some libraries send the thumbprint in hexadecimal digits as key id
         [
             name
             for thumbprint in thumbprints

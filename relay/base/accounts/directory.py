@@ -1,4 +1,4 @@
-"""The accounts that accounts.toml has, and who logs in as one of them.
+"""The accounts of accounts.toml in memory, and which of them a login or a token belongs to.
 
 FileAccounts is an AccountDirectory: it finds an account by address, token, password, client id,
 client secret or client assertion. relay.base.accounts.accounts_file makes it.
@@ -32,31 +32,31 @@ from relay.base.message.address import parse_mailbox as parse_any_mailbox
 from relay.base.observe.logs import get_logger
 
 _NOBODY = Password(
-    # makes a check for an unknown user as slow as for a known one
+    # a check for an unknown user must take as long as for a known one
     hashed="$argon2id$v=19$m=65536,t=3,p=4$cmVsYXlyZWxheXJlbGF5cg$"
     "AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA"
 )
 _TOKEN_LENGTH_MAX = 4096
 _USER_LENGTH_MAX = 320  # user names of failed logins are stored for a while
-_OF_CLIENT = "client "  # begins the name by which failures of a client id are counted
+_OF_CLIENT = "client "  # prefix of a client id where failures are counted
 _log = get_logger("accounts")
 
 
 @dataclass(slots=True)
 class AccountTables:
-    """What accounts.toml says. Nothing is added any more when the file is loaded."""
+    """The content of accounts.toml. It does not change after the file is loaded."""
 
     accounts: list[Account] = field(default_factory=list)  # in the order of the file
     by_address: dict[str, Account] = field(default_factory=dict)  # and by alias
     by_token: dict[bytes, tuple[bytes, Account]] = field(default_factory=dict)  # by its digest
     passwords: dict[str, Password] = field(default_factory=dict)  # by the address of the account
-    scheme_of: dict[str, str] = field(default_factory=dict)  # those of disabled accounts too
-    # by client id in lower case; the password is the secret, or matches nothing
+    scheme_of: dict[str, str] = field(default_factory=dict)  # also of disabled accounts
+    # by client id in lower case; the password is the secret, or one that nothing matches
     clients: dict[str, tuple[RegisteredClient, Password]] = field(default_factory=dict)
     aliases: AliasTable = field(default_factory=AliasTable)  # and accounts that forward
-    nobody: Password = field(default_factory=lambda: _NOBODY)  # that of unknown users
-    # of `relay check`: about secrets in plain text or open to others, and about addresses of
-    # aliases that nobody here has
+    nobody: Password = field(default_factory=lambda: _NOBODY)  # is checked for unknown users
+    # for `relay check`: secrets in plain text or readable by others, and own addresses in aliases
+    # that no account has
     warnings: list[str] = field(default_factory=list)
     digest: str = ""  # of the file
 
@@ -79,8 +79,10 @@ class AccountTables:
         return Counter(self.scheme_of.values())
 
     def take_time_of_most(self) -> None:
-        """Have the check for unknown users take as long as that of most passwords that take time:
-        those which take none tell that they are there.
+        """Make the check for unknown users take as long as the check of most passwords.
+
+        Passwords in plain text are not counted: their check takes no time, and so reveals that the
+        user exists in any case.
         """
         count = self.schemes()
         if self.passwords:
@@ -112,8 +114,10 @@ class FileAccounts:
         self._delays_logged_s: dict[str, float] = {}
 
     def use(self, tables: AccountTables, *, dovecot_auth: str) -> None:
-        """Have these accounts from now on. Failed logins and remembered passwords are forgotten,
-        clients from which users have logged in are not. May run in a thread.
+        """Replace the accounts. May run in a thread.
+
+        Failed logins and remembered passwords are forgotten; the clients from which users have
+        logged in are kept.
         """
         before = self._checker
         self.tables, self._dovecot_auth = tables, dovecot_auth
@@ -133,7 +137,7 @@ class FileAccounts:
         self,
         token: str,
         *,
-        client: str = "",  # noqa: ARG002 -- nobody guesses the tokens that relay account makes
+        client: str = "",  # noqa: ARG002 -- tokens made by `relay account` cannot be guessed
     ) -> Account | None:
         """Return the account of a bearer token: found by its digest, then compared in full."""
         if not token or len(token) > _TOKEN_LENGTH_MAX:
@@ -164,7 +168,7 @@ class FileAccounts:
         return account if is_right and stored else None
 
     async def by_smtp_login(self, user: str, password: str, *, client: str) -> Account | None:
-        """See AccountDirectory. Who is in accounts.toml logs in with what is there."""
+        """See AccountDirectory. A user in accounts.toml logs in with the password in that file."""
         address = self._in_dovecot(user)
         if not address:
             return await self.by_password(user, password, client=client)
@@ -203,7 +207,7 @@ class FileAccounts:
         """
         name = client_id[:_USER_LENGTH_MAX].lower()
         application, stored = self.tables.clients.get(name, (None, _NOBODY))
-        # its failures are counted apart from those of the user with this name
+        # failures are not counted for a user of the same name
         is_right = await self._checker.check(_OF_CLIENT + name, stored, secret, client=client)
         return application if is_right else None
 
@@ -238,7 +242,7 @@ class FileAccounts:
     def _log_delay(self, name: str, client: str) -> None:
         """Log that the logins of a known user or client id are delayed.
 
-        Guesses from many addresses cause one line, until failures would be forgotten.
+        Guesses from many addresses cause one line within FORGOTTEN_S.
         """
         client_id = name.removeprefix(_OF_CLIENT) if name.startswith(_OF_CLIENT) else ""
         known = self.tables.clients if client_id else self.tables.passwords

@@ -1,9 +1,9 @@
-"""Which stored passwords are read, and whether one of them matches: Argon2, those of crypt(3), and
-those with Dovecot's {SCHEME} in front, as `doveadm pw` writes them.
+"""Read stored passwords and compare them: Argon2, hashes of crypt(3), and hashes after Dovecot's
+{SCHEME}, as `doveadm pw` writes them.
 
-A hash itself determines how much time and memory its check takes; those that take too much are not
-read. crypt(3) is that of the system's libcrypt: its packages for Python need a compiler.
-Raises ValueError with what was expected, which says nothing of the secret.
+The parameters in a hash determine how much time and memory its check takes; a hash that takes too
+much is refused. crypt(3) is that of the system's libcrypt: its packages for Python need a compiler.
+Raises ValueError with what was expected; the text contains nothing of the secret.
 """
 
 import binascii
@@ -31,7 +31,7 @@ _CRYPT = {
     "MD5-CRYPT": re.compile(r"\$1\$[^$:\s]{0,8}\$[./A-Za-z0-9]{22}"),
     "YESCRYPT": re.compile(r"\$y\$j[7-9A-D][5T]\$[./A-Za-z0-9]{1,86}\$[./A-Za-z0-9]{43}"),
 }
-_WHOLE = {  # what is expected of a hash that begins so
+_WHOLE = {  # the expected form of a hash, by its beginning
     "$2": "$2b$COST$ of a cost up to 15 (two digits), and 53 characters",
     "$5$": "$5$SALT$ of up to 999999 rounds and 43 characters",
     "$6$": "$6$SALT$ of up to 999999 rounds and 86 characters",
@@ -41,10 +41,10 @@ _WHOLE = {  # what is expected of a hash that begins so
 _DIGESTS = {"SHA": "sha1", "SHA1": "sha1", "SHA256": "sha256", "SHA512": "sha512"}
 _SALTED = {"SSHA": "sha1", "SSHA256": "sha256", "SSHA512": "sha512"}
 _PLAIN = ("PLAIN", "CLEAR", "CLEARTEXT")
-_MODULAR = ("CRYPT", *_CRYPT, "ARGON2ID", "ARGON2I")  # the hash says itself what it is
+_MODULAR = ("CRYPT", *_CRYPT, "ARGON2ID", "ARGON2I")  # the hash itself names its scheme
 _PBKDF2 = re.compile(r"\$1\$[^$:\s]{1,64}\$([0-9]{1,7})\$[0-9A-Fa-f]{40}")
 _NAMED = re.compile(r"\{([A-Za-z0-9-]{1,32})(?:\.(b64|base64|hex))?\}", re.ASCII | re.IGNORECASE)
-# what a fault may show, also of a text that was meant to be the password itself
+# the part of a text that a fault may show: the whole text may be a password
 _FOUND = re.compile(
     r"\{[A-Z0-9-]{1,32}(?:\.[A-Za-z0-9]{1,6})?\}"
     r"|\$(?:[0-9][a-z]?|g?y|md5|sha1|apr1|argon2i?d?|scrypt|pbkdf2-sha(?:256|512)|bcrypt-sha256)\$"
@@ -60,11 +60,11 @@ _EXPECTED = (
 
 
 class Password(Struct, frozen=True):
-    """A stored password: a hash with its own parameters, a digest with its salt, or plain text."""
+    """A stored password: a hash with its parameters, a digest with its salt, or plain text."""
 
     hashed: str = ""
-    plain: bytes = b""  # the octets of a digest, with its salt behind it; or the password
-    scheme: str = ""  # in the names of Dovecot
+    plain: bytes = b""  # the octets of a digest and its salt, or the password
+    scheme: str = ""  # Dovecot's name
 
     def matches(self, password: str) -> bool:
         """Whether `password` is the password. May take a second of CPU.
@@ -123,7 +123,7 @@ def is_plain(text: str) -> bool:
 
 
 def shown_scheme(text: str) -> str:
-    """Return the scheme that a faulty password names: no more of it is shown."""
+    """Return the scheme that a faulty password names; no other part of it is shown."""
     match = _FOUND.match(text)
     return match[0] if match else "something else"
 
@@ -169,7 +169,7 @@ def _digest(scheme: str, octets: bytes) -> bytes:
 
 
 def _decoded(text: str, encoding: str) -> bytes:
-    """Return what is behind a {SCHEME}. Raises ValueError."""
+    """Return the octets after a {SCHEME}. Raises ValueError."""
     try:
         return bytes.fromhex(text) if encoding == "hex" else b64decode(text, validate=True)
     except (binascii.Error, ValueError):
@@ -178,8 +178,9 @@ def _decoded(text: str, encoding: str) -> bytes:
 
 @functools.cache
 def _crypt() -> Callable[[bytes, bytes, ctypes.Array[ctypes.c_char]], bytes | None]:
-    """Return crypt_r() of libxcrypt, or of the C library where that has it (musl). It may run in
-    several threads at once. Raises OSError and AttributeError.
+    """Return crypt_r() of libxcrypt, or of the C library (musl). It is thread-safe.
+
+    Raises OSError and AttributeError if the system has none.
     """
     for name in ("libcrypt.so.1", "libcrypt.so.2"):
         try:
@@ -197,7 +198,7 @@ def _crypt() -> Callable[[bytes, bytes, ctypes.Array[ctypes.c_char]], bytes | No
 
 def _crypt_matches(hashed: str, octets: bytes) -> bool:
     """Raises VerificationError for a hash that this libcrypt does not know."""
-    if b"\0" in octets or len(octets) > _CRYPT_BYTES_MAX:  # it would read less, or nothing
+    if b"\0" in octets or len(octets) > _CRYPT_BYTES_MAX:  # crypt_r() would read only a part
         return False
     stored = hashed.encode()
     digest = _crypt()(octets, stored, ctypes.create_string_buffer(_CRYPT_DATA_BYTES))

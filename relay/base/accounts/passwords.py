@@ -1,14 +1,15 @@
 """Check passwords, read tokens, and delay clients that guess.
 
-Passwords are compared in two threads, those of Dovecot by Dovecot, asked by the socket for its auth
-clients (version 1 of https://doc.dovecot.org/2.3/developer_manual/design/auth_protocol/). Each
-question has a connection of its own. Failures that Dovecot calls temporary say nothing of the
-password. `check_queue` decides which check is next. Failures are counted by user and client
-address, and by client address over all users, so that failures at one address do not lock out a
-user at another, nor one device with an old password the others of its address (NAT). All tables and
-queues are bounded. A success is remembered for a minute, as a keyed digest only, and its client for
-as long as the process runs. LoginDelayedError means that the password was not checked (454 4.7.0,
-RFC 4954 4 and 6).
+Passwords are compared in two threads. Passwords of Dovecot are compared by Dovecot, over its socket
+for auth clients (version 1 of
+https://doc.dovecot.org/2.3/developer_manual/design/auth_protocol/), with one connection for each
+check; a failure that Dovecot reports as temporary is not a wrong password. `check_queue` decides
+which check is next. Failures are counted by user and client address, and by client address over all
+users: failures at one address do not lock out a user at another address, and one device with an old
+password does not lock out the other devices of its address (NAT). All tables and queues are
+bounded. A success is remembered for a minute, as a keyed digest only; its client is remembered as
+long as the process runs. LoginDelayedError means that the password was not checked (454 4.7.0, RFC
+4954 4 and 6).
 """
 
 import asyncio
@@ -53,7 +54,7 @@ class DovecotPassword(Struct, frozen=True):
     hashed: str = ""  # not known here
 
     async def matches(self, password: str) -> bool:
-        """Whether `password` is the password. Raises OSError if Dovecot does not say."""
+        """Whether `password` is the password. Raises OSError if Dovecot does not answer."""
         if "\0" in password:  # which separates the parts of PLAIN: RFC 4616 2
             return False
         try:
@@ -68,7 +69,7 @@ class DovecotPassword(Struct, frozen=True):
     async def _ask(self, password: bytes) -> bool:
         reader, writer = await asyncio.open_unix_connection(self.path, limit=_LINE_BYTES_MAX)
         try:
-            # the number of a process, which must not be that of another open connection
+            # a process number that no other open connection uses
             writer.write(f"VERSION\t1\t1\nCPID\t{1 + secrets.randbelow(2**31 - 1)}\n".encode())
             lines = _lines(reader)
             offers_plain = False
@@ -84,7 +85,7 @@ class DovecotPassword(Struct, frozen=True):
                 raise OSError("Dovecot does not offer PLAIN, expected it in auth_mechanisms")
             response = b64encode(b"\0".join((b"", self.user.encode(), password))).decode()
             client = f"rip={self.client.partition('%')[0]}\t" if self.client else ""
-            # no-penalty: who guesses waits here, and others at the same address do not
+            # no-penalty: Relay delays guesses itself, without delaying others at the same address
             options = f"service=smtp\tsecured\tnologin\tno-penalty\t{client}resp={response}"
             writer.write(f"AUTH\t1\tPLAIN\t{options}\n".encode())
             async for name, *values in lines:
@@ -99,8 +100,9 @@ class DovecotPassword(Struct, frozen=True):
             writer.close()
 
     def _is_user(self, fields: dict[str, str]) -> bool:
-        """Whether Dovecot knows the user by the address with which it logs in: what it may send as
-        depends on that.
+        """Whether Dovecot's name of the user is the address of the login.
+
+        This address is the only one from which the user may send.
         """
         name = fields.get("user", "")
         if own_mailbox(name) == own_mailbox(self.user):
@@ -140,7 +142,7 @@ def digest_of(token: str) -> bytes:
 
 
 THREADS = 2  # each check takes 64 MiB and a tenth of a second by default
-QUESTIONS_MAX = 32  # that Dovecot is asked at once
+QUESTIONS_MAX = 32  # checks by Dovecot at once
 _REMEMBERED_S = 60.0
 CLIENTS_MAX = 50  # of one user, from which it has logged in
 ENTRIES_MAX = 10_000
@@ -149,7 +151,7 @@ FREE_FAILURES = 3  # of one user from one address
 FREE_FAILURES_OF_CLIENT = 10  # of all users from one address
 _BACK_OFF_FIRST_S = 1.0
 _BACK_OFF_MAX_S = 60.0
-FORGOTTEN_S = 900.0  # with the free failures only, guessing is slower than with the delays
+FORGOTTEN_S = 900.0  # guessing with only the free failures is then slower than with delays
 
 _SHARED_BY_USERS = frozenset(("", "127.0.0.1", "::1"))
 
@@ -158,7 +160,7 @@ _Proof = TypeVar("_Proof")
 
 
 class LoginFailedError(Exception):
-    """A login that proves nothing; the text says why."""
+    """The credentials of a login are invalid; the text says why."""
 
 
 @dataclass(slots=True)
@@ -181,9 +183,9 @@ class _Failures:
 class FailureTable:
     """Failures by key, at most `entries_max`, ordered by the last failure.
 
-    A key with a delay is never evicted: if the oldest key still has one, further keys are counted
-    as one. A flood of keys therefore resets no count. Evicting a key without a delay takes
-    `entries_max` failures, more than that key could make with delays.
+    A key with a delay is never evicted: while the oldest key has a delay, further keys are counted
+    together as one key. A flood of keys therefore resets no count. Evicting a key without a delay
+    takes `entries_max` failures, more than that key could make with delays.
     """
 
     def __init__(self, free: int, *, entries_max: int = ENTRIES_MAX) -> None:
@@ -243,9 +245,9 @@ class FailureTable:
 
 
 class GuessDelays:
-    """Delays clients that guess a secret which all users share, by address.
+    """Delays clients that guess a secret which all users share, by client address.
 
-    One of the last wrong secrets again is no guess: a program has an old one.
+    Repeating one of the last wrong secrets is no guess: a program may have an old secret.
     """
 
     def __init__(self, clock: Clock) -> None:
@@ -259,7 +261,7 @@ class GuessDelays:
             raise LoginDelayedError("Too many wrong tokens", wait_s)
 
     def add(self, client: str, password: str) -> None:
-        """Count a wrong secret, but none of a Unix socket: its clients share one key."""
+        """Count a wrong secret, except on a Unix socket, whose clients share one key."""
         key, digest = client_of(client), digest_of(password)
         if not key:
             return
@@ -277,10 +279,10 @@ class GuessDelays:
 
 
 class SuccessTable:
-    """The last success of each user at each client: its digest, and until when it is remembered.
+    """The last success of each user at each client: a digest, and until when it is remembered.
 
-    It has the last CLIENTS_MAX clients of the last ENTRIES_MAX users, so that no user pushes out
-    clients of others.
+    It has the last CLIENTS_MAX clients of each of the last ENTRIES_MAX users: a user cannot evict
+    clients of other users.
     """
 
     def __init__(self) -> None:
@@ -313,16 +315,17 @@ class PasswordChecker:
         on_delay: Callable[[str, str], None] = lambda _user, _client: None,
         successes: SuccessTable | None = None,
     ) -> None:
-        """`rng` makes the key of the remembered digests, which lives as long as the process.
-        `on_delay` is called with a user and the key of a client when its delays begin. `successes`
-        are those of an earlier checker: its passwords are not remembered, only the clients.
+        """`rng` makes the key of the remembered digests; the key is used until the process ends.
+
+        `on_delay` is called with a user and the key of a client when delays begin. `successes` are
+        those of an earlier checker; only their clients are used, not their passwords.
         """
         self._clock = clock
         self._on_delay = on_delay
         self._key = rng(32)
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="password")
         self._running: dict[bytes, asyncio.Future[bool]] = {}
-        self._running_of = ConcurrencyCounter()  # by pair, by client; those that wait as well
+        self._running_of = ConcurrencyCounter()  # by pair and by client, including waiting checks
         self._queue = CheckQueue(clock, places=THREADS)
         self._queue_of_dovecot = CheckQueue(clock, places=QUESTIONS_MAX)  # which may hang
         self.successes = successes or SuccessTable()
@@ -334,8 +337,8 @@ class PasswordChecker:
     ) -> bool:
         """Whether `password` is the password of `user`, whose stored form is `stored`.
 
-        `client` is the client's address. Raises LoginDelayedError: after three failures of a user
-        from one address, or ten of any users, for a time that doubles each time, up to a minute.
+        `client` is the client's address. LoginDelayedError is raised after three failures of a user
+        from one address, or ten of any users from it; the delay doubles with each, up to a minute.
         """
         if len(password.encode("utf-8", "surrogatepass")) > _PASSWORD_BYTES_MAX:
             return False
@@ -358,10 +361,10 @@ class PasswordChecker:
         return running.result()
 
     def attempt(self, user: str, prove: Callable[[], _Proof], *, client: str) -> _Proof:
-        """Return what `prove` returns, which takes no time worth mentioning.
+        """Return the result of `prove`, which must be quick.
 
-        Its LoginFailedError counts as a wrong password. Raises it, and LoginDelayedError as
-        check().
+        A LoginFailedError of `prove` counts as a wrong password, and is raised here too. Raises
+        LoginDelayedError like check().
         """
         now = self._clock.monotonic()
         pair = (user, client_of(client))
@@ -376,8 +379,9 @@ class PasswordChecker:
         return proof
 
     def unlock(self, user: str) -> int:
-        """Forget the failures of a user and of the clients that made them. Return from how many
-        clients the user was delayed.
+        """Forget the failures of a user and of the clients that caused them.
+
+        Return the number of clients from which the user was delayed.
         """
         now = self._clock.monotonic()
         delayed = 0
@@ -411,7 +415,7 @@ class PasswordChecker:
         return running
 
     async def _check(self, pair: _Pair, stored: Password | DovecotPassword, password: str) -> bool:
-        """Compare a password in its turn. Raises LoginDelayedError, and what a check raises."""
+        """Compare a password in its turn. Raises LoginDelayedError, and errors of the check."""
         user, client = pair
         is_client = _counts_all_users(client)
         is_of_dovecot = isinstance(stored, DovecotPassword)
@@ -437,10 +441,10 @@ class PasswordChecker:
         return await comparing
 
     def _delay_by_client(self, pair: _Pair, now: float, *, running: int = 0) -> None:
-        """Raise LoginDelayedError for failures of other users at this client address, of which
-        `running` checks have begun.
+        """Raise LoginDelayedError after failures of other users at this client address.
 
-        A user who has logged in from there before is not delayed by them.
+        `running` checks of the address have begun and count as failures. A user who has logged in
+        from this address before is not delayed.
         """
         client = pair[1]
         if _counts_all_users(client) and pair not in self.successes:
@@ -488,7 +492,7 @@ class PasswordChecker:
         failures = self._of_pairs.add(pair, now)
         if failures == FREE_FAILURES:
             self._on_delay(*pair)
-        # Further failures are delayed by user and address. If they counted for the client as well,
+        # Further failures are delayed by user and address only. If they counted for the client too,
         # one device with an old password would lock out all users at its address.
         if failures <= FREE_FAILURES and _counts_all_users(pair[1]):
             self._of_clients.add(pair[1], now)
@@ -497,7 +501,7 @@ class PasswordChecker:
 def _counts_all_users(client: str) -> bool:
     """Whether failures of a client are also counted over all users.
 
-    Not for a Unix socket and loopback: all users of a local proxy share that address, and a
-    stranger who guesses would lock out all of them.
+    Not on a Unix socket or loopback: all users of a local proxy share that address, and a stranger
+    who guesses would lock out all of them.
     """
     return client not in _SHARED_BY_USERS
