@@ -1,5 +1,5 @@
-"""Certificates of listeners: load and check pairs, choose one by the name that a client asks for
-(SNI, RFC 6066 3), and replace them while sessions continue.
+"""Certificates of listeners: load and check pairs, choose a pair by the server name that a client
+sends (SNI, RFC 6066 3), and replace pairs while sessions continue.
 
 A pair is a PEM certificate chain and its key. RFC 9325: TLS 1.2 and later.
 """
@@ -98,8 +98,8 @@ class CheckedPair(Struct, frozen=True):
 class ServerCertificate:
     """The certificates of one listener. `context` is for all its handshakes.
 
-    At each handshake, `context` gives way to the context of a pair that is in use then: one with
-    the name that the client asks for, else the first. Sessions keep what they began with.
+    At each handshake, `context` is replaced by the context of a pair that is in use: the pair with
+    the server name that the client sends, else the first. Sessions keep their context.
     """
 
     def __init__(self, certificate: Path, key: Path, *further: tuple[Path, Path]) -> None:
@@ -109,7 +109,7 @@ class ServerCertificate:
         self.use([_unchecked(*files) for files in ((certificate, key), *further)])
 
     def pair(self, certificate: Path, key: Path, *, now_s: float) -> CheckedPair:
-        """Return the pair in these files for use(), which may be in use already.
+        """Return the pair in these files, for use(). It may be one that is in use already.
 
         Raises CertificateError if it cannot be used, or is not valid at `now_s`.
         """
@@ -131,7 +131,7 @@ class ServerCertificate:
     def use(self, pairs: Sequence[CheckedPair]) -> None:
         """Use these pairs for handshakes from now on."""
         self.pairs = tuple(pairs)
-        # of two that have the name, the earlier one
+        # if two pairs have a name, the first one is used
         self._by_name = {name: pair for pair in reversed(pairs) for name in pair.names}
 
     def pair_for(self, name: str) -> CheckedPair:
@@ -159,7 +159,7 @@ def names_in(context: ssl.SSLContext, certificate: Path) -> tuple[str, ...]:
 
 
 def _pem(certificate: Path, key: Path) -> bytes:
-    """Return both files as one, which load_pair() takes for both as well."""
+    """Return the contents of both files as one PEM, in which OpenSSL finds both."""
     try:
         return b"\n".join(path.read_bytes() for path in (certificate, key))
     except OSError as error:
