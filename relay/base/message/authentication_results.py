@@ -1,6 +1,6 @@
 """Read the values of Authentication-Results fields (RFC 8601 2.2), whatever they contain.
 
-What is no result is skipped, further results than RESULTS_MAX are ignored. The time is linear.
+Text that is no result is skipped; results beyond RESULTS_MAX are ignored. Time is linear.
 """
 
 import re
@@ -21,11 +21,11 @@ _Token = tuple[str, str]  # its kind: a sign, "(" of a comment, or a word; its t
 
 
 class AuthResult(Struct, frozen=True):
-    """What a filter found by one method, such as "spf"; both in lower case."""
+    """The result of a filter by one method, such as "spf"; both in lower case."""
 
     method: str
     result: str
-    reason: str = ""  # what the field says of it, in comments too
+    reason: str = ""  # the reason and the comments in the field
     properties: Mapping[str, str] = {}  # such as "header.from"
 
     def domain(self, name: str) -> str:
@@ -66,7 +66,7 @@ def _tokens(text: str) -> Iterator[_Token]:
 
 
 def _result(tokens: Sequence[_Token]) -> AuthResult | None:
-    """Return a result, `method[/version]=result`, with what follows; None if it is none."""
+    """Return a result, `method[/version]=result`, with its properties; None if it is none."""
     comments = [text for kind, text in tokens if kind == "("]
     rest = [token for token in tokens if token[0] != "("]
     pairs = [

@@ -1,8 +1,8 @@
-"""Extended properties of Graph: their ids, their values by type, and the ones that Relay acts on.
+"""Extended properties of Graph: their ids, their values by type, and those that Relay acts on.
 
-Used by graph to parse and show requests, by mime to write drafts and convert them, and by the
-mailbox room to ask for their effect on a submission. An id has one canonical spelling; a value
-fits the type in its id. ExtendedPropertyError says what was found and what was expected.
+Graph parses and shows them, formats write drafts with them and convert these, and the mailbox room
+reads the options for a submission. An id has one canonical spelling; a value must fit the type in
+its id. ExtendedPropertyError says what was found and what was expected.
 Graph's singleValueLegacyExtendedProperty; MS-OXPROPS 2; MS-OXOMSG 2.2.3 (deferred send).
 """
 
@@ -40,7 +40,7 @@ ARTICLE_NUMBER = "Integer 0x0E23"
 RECORDED = frozenset((MESSAGE_FLAGS, DELIVERY_TIME, SUBMIT_TIME))  # as MessageRecord
 # MS-OXCMSG 2.2.1.6, PidTagMessageFlags
 READ, UNSENT, HAS_ATTACHMENTS = 0x01, 0x08, 0x10
-# MS-OXOFLAG 2.2.1.1, PidTagFlagStatus; without a flag a message has none
+# MS-OXOFLAG 2.2.1.1, PidTagFlagStatus; a message without a flag does not have the property
 FLAG_STATUSES = {"1": "complete", "2": "flagged"}
 SUPPORTED = frozenset(
     (
@@ -100,7 +100,7 @@ class RequestedSendOptions(Struct, frozen=True):
 
 
 class MessageRecord(Struct, frozen=True):
-    """What a message is created as that is no draft: times in µs, None without one."""
+    """How to create a message that is no draft. Times are in µs, None if not set."""
 
     is_read: bool
     received_us: int | None
@@ -111,7 +111,7 @@ class MessageRecord(Struct, frozen=True):
 
 
 def class_of(extended: Sequence[ExtendedProperty], computed: str) -> str:
-    """Return the message class: that which a client has set, else the `computed` one."""
+    """Return the message class that a client has set, else `computed`."""
     return _single_values(extended).get(MESSAGE_CLASS, computed)
 
 
@@ -186,7 +186,10 @@ def requested_send_options(
 
 
 def message_record(extended: Sequence[ExtendedProperty]) -> MessageRecord | None:
-    """Return what message flags without the unsent bit make of a new message, None for a draft."""
+    """Return the record of a new message whose message flags lack the unsent bit.
+
+    None for a draft.
+    """
     values = _single_values(extended)
     flags = int(values.get(MESSAGE_FLAGS, UNSENT))
     if flags & UNSENT:
@@ -283,7 +286,7 @@ def _type(text: str, *, multiple: bool) -> str:
 
 
 def _of_its_type(identity: str, tag: int) -> str:
-    """Reject a wrong type of a supported property: the property would have no effect."""
+    """Raise ExtendedPropertyError for a supported property of a wrong type: it had no effect."""
     expected = _TYPE_OF_TAG.get(tag)
     if expected and identity != expected:
         raise ExtendedPropertyError(f"expected '{expected}': the property has that type")

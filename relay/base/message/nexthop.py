@@ -33,9 +33,9 @@ class NextHop(NamedTuple):
     """A next hop; `host` is a domain for MX, a host name or address for SMTP, SMTPS and LMTP, for
     LMTP also the path of a Unix socket, else "".
 
-    `route` names the route that chose it, "" where none did: the domain's own MX, a mailbox here,
-    or where an operator sent the mail (EntryExtra.chosen). BY_RULE is no route: a rule named the
-    host, and no route's login is for it. str() is without it.
+    `route` names the route that chose it. It is "" for the domain's own MX, for a mailbox here, and
+    for a next hop that an operator chose (EntryExtra.chosen). BY_RULE means that a mail rule named
+    the host; then no route's login is used. str() does not contain the route.
 
     It is a tuple because it is a dictionary key many times per message: hashing a tuple runs no
     Python code.
@@ -65,7 +65,7 @@ class NextHop(NamedTuple):
 
     @property
     def without_route(self) -> Self:
-        """The same next hop, whatever route chose it."""
+        """The next hop without its route."""
         return self._replace(route="")
 
     @property
@@ -103,9 +103,11 @@ CAPTURE = NextHop(HopKind.CAPTURE)
 
 
 class Destination(Struct, frozen=True):
-    """Where a reroute sends mail for an address. If it is `chosen`, the command named the next hop,
-    and no route has to match. `held` is why the mail is held there, "" where it is not. A report is
-    held until `held_until_us` in queue time; 0 has no end.
+    """Where a reroute sends mail for an address.
+
+    `chosen`: the command named the next hop, and no route has to match. `held` is why the mail
+    is held there, "" if it is not. A report is held until `held_until_us` in queue time; 0 means
+    without an end.
     """
 
     next_hop: NextHop

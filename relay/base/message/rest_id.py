@@ -1,9 +1,9 @@
-"""Graph's default ids of messages, the restId: one is of a message and its folder, so that it is
-another one when the message moves. Nothing is stored: the text has both of the store's ids.
+"""Graph's default ids of messages (restId), which change when a message moves to another folder.
 
-They are where Exchange has those of its databases: behind the length and text of a mailbox's GUID,
-in a Message EntryID. MS-OXCDATA 2.2.4.2; 152 characters, as in "Converting item and folder IDs via
-the Graph API" (michev.info).
+A restId contains the store's ids of the message and of its folder, so that nothing is stored. They
+are at the place of Exchange's database ids: after the length and text of a mailbox's GUID, in a
+Message EntryID. MS-OXCDATA 2.2.4.2; 152 characters, as in "Converting item and folder IDs via the
+Graph API" (michev.info).
 """
 
 from base64 import urlsafe_b64decode, urlsafe_b64encode
@@ -12,7 +12,7 @@ from uuid import UUID
 
 _GUID = str(UUID(int=0)).encode()  # of a mailbox: the same in all of them
 _ENTRY_BYTES = 70
-_HEAD = b"\0\3" + len(_GUID).to_bytes(2, "little") + _GUID  # two octets say: an id with a GUID
+_HEAD = b"\0\3" + len(_GUID).to_bytes(2, "little") + _GUID  # the first two octets: with a GUID
 _HEAD += b"\0" + _ENTRY_BYTES.to_bytes(2, "little") + bytes(22)  # flags, provider, type
 _PART_BYTES = 24  # a GUID, a counter and two octets in each half of the EntryID
 _BEGINNING = urlsafe_b64encode(_HEAD[: len(_HEAD) // 3 * 3]).decode()
@@ -25,9 +25,7 @@ def rest_id(message_id: str, folder_id: str) -> str:
 
 
 def read_rest_id(text: str) -> tuple[str, str]:
-    """Return the store's ids of the message and of the folder in a restId; the text itself and ""
-    if it is none.
-    """
+    """Return the store's ids of message and folder; `text` and "" if `text` is no restId."""
     if text.startswith(_BEGINNING):
         with suppress(ValueError):
             octets = urlsafe_b64decode(text)[len(_HEAD) :]

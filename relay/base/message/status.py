@@ -82,7 +82,7 @@ def reply_text(text: str) -> str:
 
 def ascii_folded(text: str) -> str:
     """Return `text` in ASCII: without accents, any other character as "?"."""
-    if text.isascii():  # as almost all of a report is
+    if text.isascii():  # almost always
         return text
     decomposed = unicodedata.normalize("NFKD", text)
     bare = "".join(letter for letter in decomposed if not unicodedata.combining(letter))

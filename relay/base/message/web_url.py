@@ -1,4 +1,4 @@
-"""A URL to which requests are sent, read strictly: what it names is where it goes.
+"""Read a URL to which requests are sent; refuse a URL that programs may read differently.
 
 RFC 3986; a host that ends in a number is an address (WHATWG URL).
 """
@@ -48,7 +48,7 @@ class WebUrl(Struct, frozen=True):
 
 
 def read_url(text: str, *, schemes: Sequence[str] = ("https",)) -> WebUrl:
-    """Return a URL that names a host and nothing that is not sent to it. Raises UrlError."""
+    """Return a URL that names a host and has no part that is not sent to it. Raises UrlError."""
     expected = f"expected {' or '.join(schemes)}://HOST[:PORT]/PATH"
     if len(text) > URL_CHARACTERS_MAX:
         raise UrlError(f"found {len(text)} characters, expected at most {URL_CHARACTERS_MAX}")
