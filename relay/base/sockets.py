@@ -1,8 +1,8 @@
-"""Open the sockets of listeners, for SMTP and HTTP alike: nothing else in Relay binds.
+"""Open the sockets of listeners, for SMTP and HTTP. All of Relay's sockets are bound here.
 
 An address is HOST:PORT, unix:PATH or systemd:NAME. A host name means all its addresses on this
 machine; port 0 is one free port for all of them. The sockets of a NAME are those that the service
-manager opened (sd_listen_fds(3)). It keeps them, so during a restart clients wait in their backlog.
+manager opened (sd_listen_fds(3)). It keeps them open: during a restart clients wait in the backlog.
 """
 
 import asyncio
@@ -32,7 +32,7 @@ _DISCARD_PORT = 9  # RFC 863; nothing is sent
 _LISTENS = "0A"  # the state of a socket in /proc/net/tcp
 OWNER_ONLY, EVERYBODY = 0o600, 0o666  # who may connect to a Unix socket, as its file mode
 
-# asyncio would remove the file of a socket that is not its own
+# asyncio would remove the file of a Unix socket that it did not create
 _KEEPS_FILE: dict[str, Any] = {} if sys.version_info < (3, 13) else {"cleanup_socket": False}
 
 
@@ -73,7 +73,7 @@ class Acceptor:
     def __init__(
         self, sockets: Sequence[socket.socket], take: Callable[[socket.socket, object], None]
     ) -> None:
-        """`take` gets each connection, which does not block, and the address of its peer."""
+        """`take` gets each connection (non-blocking) and the address of its peer."""
         self._sockets, self._take = sockets, take
         self._is_accepting = False
 
@@ -111,7 +111,8 @@ class Acceptor:
 def open_listener(address: Address, *, backlog: int, mode: int = OWNER_ONLY) -> Listener:
     """Bind and listen; a Unix socket has the file `mode` before a client can connect.
 
-    A stale Unix socket is replaced, one that answers is not. Raises OSError that names the address.
+    A stale Unix socket is replaced, unless a process answers on it. Raises an OSError that names
+    the address.
     """
     try:
         if address.systemd:
@@ -120,7 +121,7 @@ def open_listener(address: Address, *, backlog: int, mode: int = OWNER_ONLY) -> 
             return Listener(address, (_unix_socket(Path(address.path), backlog, mode),))
         sockets = _tcp_sockets(address, backlog)
     except OSError as error:
-        is_lookup = isinstance(error, socket.gaierror)  # its numbers are not those of errno
+        is_lookup = isinstance(error, socket.gaierror)  # whose numbers are not those of errno
         reason = error.strerror if is_lookup or not error.errno else os.strerror(error.errno)
         if error.errno == errno.EADDRINUSE and not address.path:
             reason = f"{reason} by {_process_at(address)}"
@@ -159,7 +160,7 @@ def open_datagram_socket(address: Address) -> socket.socket:
 
 
 def reserve_port(host: str) -> socket.socket:
-    """Bind a free TCP port of an IPv4 address, which nobody else gets while the socket is open."""
+    """Bind a free TCP port of an IPv4 address; it stays reserved while the socket is open."""
     return _reserved(Address(host, 0), socket.SOCK_STREAM)
 
 
@@ -200,7 +201,7 @@ def is_of_this_machine(ip: IPv4Address | IPv6Address) -> bool:
 
 
 async def wait_readable(connection: socket.socket) -> None:
-    """Wait until a connection has data, or its end, that can be read."""
+    """Wait until a connection has data to read, or has ended."""
     loop = asyncio.get_running_loop()
     readable = asyncio.Event()
     loop.add_reader(connection, readable.set)
@@ -256,7 +257,7 @@ def _tcp_socket(family: int, place: tuple[object, ...], backlog: int) -> socket.
         if family == socket.AF_INET6:
             made.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
         made.bind(place)
-        made.listen(backlog)  # now, so that a port in use is detected before anything starts
+        made.listen(backlog)  # now, so that a port in use is detected before services start
         made.setblocking(False)
     except OSError:
         made.close()
