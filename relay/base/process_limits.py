@@ -41,7 +41,7 @@ def tune_garbage_collector() -> None:
 def trim_memory(*, collect: bool = True) -> None:
     """Return freed memory to the system (malloc_trim(3)); `collect` looks for more.
 
-    malloc returns only the end of its heap: after a burst of mail, an object that lives longer keeps
+    malloc returns only the end of its heap: after a burst of mail, a longer-lived object keeps
     the memory below it. If nothing was freed, the call takes a tenth of a millisecond.
     """
     if collect:
