@@ -1,8 +1,8 @@
 """The messages in the mailboxes of a relay: read from its Maildirs, each file once.
 
-Every recipient has a mailbox: local ones, captured ones, and those that a simulated host accepted.
-A message has arrived when its file is there and the queue has the recipient's state, so that its
-journey is complete.
+Every recipient has a mailbox: local recipients, captured ones, and those that a simulated host
+accepted. A message has arrived when its file exists and the queue has the state of the recipient:
+then its journey is complete.
 """
 
 import email
@@ -52,7 +52,7 @@ class MessageCopy:
 
 @dataclass(frozen=True, slots=True)
 class ArrivedMessage:
-    """A copy, and the journey of its message; None for one that has none."""
+    """A copy, and the journey of its message, None if it has no journey."""
 
     copy: MessageCopy
     journey: Journey | None
@@ -70,7 +70,7 @@ class ArrivedMessage:
 
     @property
     def has_arrived(self) -> bool:
-        """Whether the queue knows that this copy was written."""
+        """Whether the queue has recorded that this copy was written."""
         return self.state in AT_REST
 
     @property
@@ -102,7 +102,7 @@ class MailboxFiles:
     def copies(self, address: str | None = None) -> list[MessageCopy]:
         """Return the copies for an address, or all, in the order of their arrival.
 
-        For an address with a tag only those that were sent to it.
+        For an address with a tag, only the copies that were sent to this address.
         """
         folders = self._folders() if address is None else self._folders_of(address)
         own_address = own_mailbox(address or "")
@@ -129,7 +129,7 @@ class MailboxFiles:
                     yield f"{unquote(folder.name)}@{unquote(domain.name)}", folder
 
     def _folders_of(self, address: str) -> Iterator[tuple[str, Path]]:
-        """Yield the mailbox of an address; of a local one with a tag also that without it."""
+        """Yield the mailbox of an address; for a local address with a tag also that without it."""
         local_part, _, domain = own_mailbox(address).rpartition("@")
         names = [local_part]
         if domain in self._domains and "+" in local_part:

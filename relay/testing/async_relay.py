@@ -1,5 +1,6 @@
-"""The test kit for asynchronous tests: the methods of Relay that wait, as coroutines; and where a
-relay of the kit listens, for all tests and for the programs that they run.
+"""The test kit for asynchronous tests: the methods of Relay that wait, as coroutines.
+
+RelayPlaces has the addresses of a relay of the kit, for all tests and the programs that they run.
 """
 
 import asyncio
@@ -31,7 +32,7 @@ class RelayPlaces:
 
     @property
     def scenario(self) -> InternetScenario:
-        """What the simulated internet of the relay does, for the other classes of the kit."""
+        """The description of the simulated internet, for the other classes of the kit."""
         if self._started is None:
             raise RuntimeError("the relay does not run: use it within `with Relay() as relay`")
         return self._started
@@ -43,13 +44,13 @@ class RelayPlaces:
 
     @property
     def http_url(self) -> str:
-        """Its URL, as "http://127.0.0.1:40001"; the Graph API is under /v1.0."""
+        """The URL of HTTP, such as "http://127.0.0.1:40001"; the Graph API is under /v1.0."""
         at = self.running.relay.addresses.http
         return f"http://{at.host}:{at.port}"
 
     @property
     def https_url(self) -> str:
-        """The same with TLS; clients have to trust `ca`."""
+        """The URL of HTTPS; clients must trust `ca`."""
         at = self.running.relay.addresses.https
         assert at is not None  # the kit lets it listen
         return f"https://localhost:{at.port}"
@@ -61,20 +62,24 @@ class RelayPlaces:
 
     @property
     def smtp(self) -> SmtpAddress:
-        """Host and port of SMTP without TLS. A client needs no login; any login is accepted, and
-        may send from any address.
+        """Host and port of SMTP without TLS.
+
+        A client needs no login. Each login is accepted, and may send from any address.
         """
         at = self.running.relay.addresses.smtp
         return SmtpAddress(at.host, at.port)
 
     @property
     def submission(self) -> SmtpAddress:
-        """The same with STARTTLS; clients have to trust `ca`, for "localhost" or "127.0.0.1"."""
+        """Host and port of SMTP with STARTTLS; clients must trust `ca`.
+
+        The certificate has the names "localhost" and "127.0.0.1".
+        """
         return _tls_address(self.running.relay.addresses.submission)
 
     @property
     def submissions(self) -> SmtpAddress:
-        """The same with TLS from the first octet."""
+        """Host and port of SMTP with TLS from the first octet; see `submission`."""
         return _tls_address(self.running.relay.addresses.submissions)
 
     @property
@@ -107,7 +112,7 @@ class RelayPlaces:
         }
 
     def token(self, address: str) -> str:
-        """Return a bearer token of an account, which is made when it is first used."""
+        """Return a bearer token of an account, which is created when it is first used."""
         return address
 
 
@@ -117,10 +122,9 @@ def _tls_address(at: Address | None) -> SmtpAddress:
 
 
 class AsyncRelay(RelayPlaces):
-    """What `async with Relay()` returns; AsyncRelay(relay) is the same relay for coroutines.
+    """The result of `async with Relay()`. AsyncRelay(relay) is the same relay for coroutines.
 
-    `state`, `journey` and `bounce` of its messages are read as they are, without a wait: call
-    settle() before.
+    `state`, `journey` and `bounce` of its messages are read without waiting: call settle() before.
     """
 
     def __init__(self, relay: RelayPlaces) -> None:

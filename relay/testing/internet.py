@@ -1,7 +1,7 @@
-"""The simulated internet as tests describe it: remote domains, what their hosts reply, what came.
+"""The simulated internet that tests describe: remote domains, replies of hosts, received messages.
 
 A description is a scenario (docs/internet.md), made by calls. Replies are used in the order of
-their description: the first that matches, until its `times` are used up.
+their description: the first reply that matches is used until its `times` are used up.
 """
 
 import asyncio
@@ -34,7 +34,7 @@ class RemoteMessage(Message):
 
     @property
     def key(self) -> tuple[str, int, int]:
-        """What identifies the transaction."""
+        """The identity of the transaction."""
         return self.host, self._mail.session, self._mail.received_us
 
     def line(self) -> str:
@@ -54,7 +54,7 @@ class RemoteMessage(Message):
 
 
 class InternetScenario:
-    """Which domains there are. Coroutines are for the relay's loop."""
+    """The domains of the simulated internet. Coroutines must run in the relay's event loop."""
 
     def __init__(self, running: RunningRelay) -> None:
         self.running = running
@@ -75,7 +75,7 @@ class InternetScenario:
         self._use(tables)
 
     def describe(self, name: str, /, **keys: Any) -> dict[str, Any]:
-        """Set keys in the table of a domain, a new one if there is none; return the table.
+        """Set keys in the table of a domain, which is created if necessary; return the table.
 
         Raises SettingsError; then nothing changes.
         """
@@ -97,7 +97,7 @@ class InternetScenario:
         self._taken.clear()
 
     def _use(self, tables: dict[str, Any]) -> None:
-        """Put a description into force. Raises SettingsError; then what is in force stays."""
+        """Apply a description. Raises SettingsError; then the present description stays."""
         scenario = scenario_of(tables, Path("internet"))
 
         async def use() -> None:
@@ -107,12 +107,12 @@ class InternetScenario:
         self._tables = tables
 
     async def received(self, domain: str = "") -> list[RemoteMessage]:
-        """Return what read() returns when what is in progress has ended."""
+        """Return the result of read(), after work in progress has ended."""
         await self.running.observer.rest()
         return await self.read(domain)
 
     async def read(self, domain: str = "") -> list[RemoteMessage]:
-        """Return what the hosts of a domain received, of all for ""."""
+        """Return the messages that the hosts of a domain received; "" is all domains."""
         others = (self._table_of(domain) or {}).get("aliases", ())
         names = {domain_of(f"@{name}") for name in (domain, *others)}
         return [
@@ -196,19 +196,19 @@ class Internet(SimulatedNetwork):
     """The simulated internet, for tests without coroutines."""
 
     def domain(self, name: str) -> "RemoteSite":
-        """Describe a remote domain: its hosts accept everything, but for what is described."""
+        """Describe a remote domain: its hosts accept all mail, except where described otherwise."""
         return RemoteSite(self._scenario, name)
 
     def messages(self) -> list[RemoteMessage]:
-        """Return what remote hosts have received, in that order."""
+        """Return the messages that remote hosts have received, in the order of their arrival."""
         return self._scenario.running.run(self._scenario.received())
 
 
 class SiteScenario:
-    """A remote domain and its hosts. `rcpt()` and the like say at which verb a reply is used."""
+    """A remote domain and its hosts. Methods such as rcpt() name the verb for which replies are."""
 
     def __init__(self, scenario: InternetScenario, name: str) -> None:
-        """Raises SettingsError for what is no domain."""
+        """Raises SettingsError if `name` is no domain."""
         self._scenario = scenario
         self.name = name.lower()
         scenario.describe(self.name)
@@ -228,7 +228,7 @@ class SiteScenario:
         return self._stage("EHLO")
 
     def starttls(self) -> "Stage":
-        """Describe the reply to STARTTLS, or bad_certificate()."""
+        """Describe the reply to STARTTLS; bad_certificate() presents an invalid certificate."""
         return self._stage("STARTTLS")
 
     def mail(self, sender: str = "") -> "Stage":
@@ -267,7 +267,7 @@ class SiteScenario:
         return self.set(null_mx=True)
 
     def greylist(self, seconds: float) -> Self:
-        """Refuse each pair of sender and recipient until so long after its first attempt."""
+        """Refuse each pair of sender and recipient for `seconds` after its first attempt."""
         return self.set(greylist=f"{seconds:g}s")
 
     def latency(self, seconds: float) -> Self:
@@ -275,11 +275,11 @@ class SiteScenario:
         return self.set(latency=f"{seconds:g}s")
 
     def tls(self, mode: str) -> Self:
-        """Set what its hosts do about TLS: offered, required, none or bad-certificate."""
+        """Set the TLS of its hosts: offered, required, none or bad-certificate."""
         return self.set(tls=mode)
 
     def limit(self, reply: str, **rates: str) -> Self:
-        """Reply this to more `connections`, `messages` or `recipients` than a rate, as "10/1m"."""
+        """Send `reply` to `connections`, `messages` or `recipients` beyond a rate: "10/1m"."""
         table = self._scenario.describe(self.name)
         return self.set(limit=[*table.get("limit", ()), {"reply": reply, **rates}])
 
@@ -304,7 +304,7 @@ class RemoteSite(SiteScenario):
     """A remote domain, for tests without coroutines."""
 
     def messages(self) -> list[RemoteMessage]:
-        """Return what its hosts have received, in that order."""
+        """Return the messages that its hosts have received, in the order of their arrival."""
         return self._scenario.running.run(self._scenario.received(self.name))
 
     def wait_for(
@@ -314,7 +314,7 @@ class RemoteSite(SiteScenario):
         sender: Pattern | None = None,
         timeout: float = WAIT_S,
     ) -> RemoteMessage:
-        """Return the first message that it received, that matches, and that no wait returned.
+        """Return the first received message that matches and that no wait returned before.
 
         Patterns are those of Mailbox.wait_for(). Raises WaitTimeout.
         """
@@ -324,9 +324,9 @@ class RemoteSite(SiteScenario):
 
 
 class Stage:
-    """Where in a session, and for whom, the replies are used that it describes.
+    """The stage of a session, and the sender or recipient, for which it describes replies.
 
-    Each method adds an entry; `times` is how often it is used, then the next entry that matches is.
+    Each method adds an entry. It is used `times` times; then the next entry that matches is used.
     """
 
     def __init__(self, site: SiteScenario, keys: Mapping[str, str]) -> None:
@@ -336,12 +336,12 @@ class Stage:
     def reply(
         self, text: str, *, times: int | None = None, delay: float = 0, chance: int = 100
     ) -> Self:
-        """Reply this, such as "550 5.1.1 no such user"; in `chance` percent of the cases."""
+        """Reply `text`, such as "550 5.1.1 no such user", in `chance` percent of the cases."""
         more = {"chance": chance} if chance != 100 else {}
         return self._add(times, delay, reply=text, **more)
 
     def delay(self, seconds: float, *, times: int | None = None) -> Self:
-        """Reply as usual, but so much later."""
+        """Reply as usual, but `seconds` later."""
         return self._add(times, seconds)
 
     def drop(self, *, times: int | None = None, delay: float = 0) -> Self:
@@ -349,7 +349,7 @@ class Stage:
         return self._add(times, delay, action="drop")
 
     def stall(self, *, times: int | None = None) -> Self:
-        """Say nothing any more."""
+        """Send nothing any more."""
         return self._add(times, 0, action="stall")
 
     def bad_certificate(self, *, times: int | None = None) -> Self:

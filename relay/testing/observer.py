@@ -1,7 +1,7 @@
-"""Look at a running relay from its event loop: what arrived, what is in flight, what was seen.
+"""Observe a running relay from its event loop: arrived messages, messages in flight, seen messages.
 
-A test has seen a message when a wait or a list returned it, or when it sent it itself. An earlier
-wait's message does not end a later wait.
+A test has seen a message if a wait or a list returned it, or if the test sent it. A message that a
+wait returned does not end a later wait.
 """
 
 import asyncio
@@ -36,7 +36,7 @@ _LOG_BYTES_MAX = 16 * 1024
 
 
 class Observer:
-    """What the test kit knows of one relay. Coroutines, for the relay's loop."""
+    """What the test kit knows about a relay. Its coroutines must run in the relay's event loop."""
 
     def __init__(self, relay: DevelopmentRelay, *, log: Path) -> None:
         self._relay = relay
@@ -48,22 +48,22 @@ class Observer:
         self._taken: set[str] = set()  # keys of copies that a wait returned
         self._seen: set[str] = set()  # names of messages that a wait or a list returned
         self._sent: set[str] = set()  # Graph ids of messages that the test sent itself
-        self._final: dict[str, Journey] = {}  # journeys that change no more
+        self._final: dict[str, Journey] = {}  # journeys that do not change any more
 
     def sent(self, graph_id: str) -> None:
-        """Note a message that the test sent itself."""
+        """Record a message that the test sent itself."""
         self._sent.add(graph_id)
 
     def saw(self, name: str) -> None:
-        """Note a message that the test has seen, by its queue id or MessageCopy.name."""
+        """Record a message that the test has seen, by its queue id or MessageCopy.name."""
         self._seen.add(name)
 
     async def journey(self, key: str) -> Journey | None:
-        """Return the journey of a message, None for one that is not known."""
+        """Return the journey of a message, None if it is not known."""
         return await self._daemon.base.journeys.journey(key, account=None)
 
     async def arrivals(self, address: str | None = None) -> list[ArrivedMessage]:
-        """Return what has arrived for an address, or for all, in that order."""
+        """Return the messages that arrived for an address, or for all, in order of arrival."""
         arrived: list[ArrivedMessage] = []
         for copy in await asyncio.to_thread(self.files.copies, address):
             arrival = ArrivedMessage(copy, await self._journey_of(copy))
@@ -87,7 +87,7 @@ class Observer:
         raise WaitTimeout(timeout_text(criteria, timeout_s, await self.observed()))
 
     async def wait_for_bounce(self, key: str, timeout_s: float) -> Bounce:
-        """Return what the report of a message's failure says; raise WaitTimeout."""
+        """Return the report of a message's failure; raise WaitTimeout."""
         loop = asyncio.get_running_loop()
         deadline_s = loop.time() + timeout_s  # real time: a test waits
         seconds: float | None = timeout_s
@@ -97,7 +97,7 @@ class Observer:
             bounces = [report for report in await self.reports_of(journey) if report.action]
             if bounces and bounces[0].action == "failed":
                 return bounces[0]
-            if seconds is None:  # all has ended, its report too
+            if seconds is None:  # the message and its report have ended
                 break
             if journey is not None and not journey.is_there:
                 if not await self.changed(count, deadline_s):
@@ -131,12 +131,12 @@ class Observer:
             raise WaitTimeout("\n".join(lines)) from None
 
     async def rest(self) -> None:
-        """Let what is in progress end, for a few seconds at most."""
+        """Wait until work in progress has ended, for a few seconds at most."""
         with suppress(UnsettledError):
             await self._relay.settle(_REST_S)
 
     async def observed(self) -> Observed:
-        """Return what a failed wait shows."""
+        """Return the state that the text of a failed wait shows."""
         log = await asyncio.to_thread(self._last_log_lines)
         page = await self._daemon.base.refusals.page(RefusalSearch(limit=PAGE_MAX))
         return Observed(
@@ -150,7 +150,7 @@ class Observer:
         )
 
     async def journeys(self) -> list[Journey]:
-        """Return the journeys of all messages but reports, the oldest first."""
+        """Return the journeys of all messages except reports, the oldest first."""
         page = await self._daemon.base.journeys.search(
             MessageSearch(kind=MAIL), account=None, limit=_JOURNEYS_MAX
         )
@@ -159,7 +159,7 @@ class Observer:
     async def unexpected(self) -> str:
         """Return the text about mail that the test has not seen, "" for none.
 
-        That is a message that has arrived somewhere, reports too, or that is in flight.
+        Messages that have arrived in any mailbox, including reports, and messages in flight.
         """
         names: set[str] = set()
         lines: list[str] = []
@@ -177,8 +177,9 @@ class Observer:
         return unexpected_text(lines) if lines else ""
 
     async def reports_of(self, journey: Journey | None) -> list[Bounce]:
-        """Return what reports and read receipts in the sender's mailbox say about a message,
-        failures first.
+        """Return the reports and read receipts about a message, failures first.
+
+        They are in the sender's mailbox.
         """
         bounces: list[Bounce] = []
         if journey is None or not journey.message_id or not journey.sender:

@@ -1,7 +1,7 @@
-"""The pytest plugin: fixtures such as `relay`, `internet` and `clock`; what a failed test shows.
+"""The pytest plugin: fixtures such as `relay`, `internet` and `clock`; the report of a failed test.
 
-pytest imports this module in every run of a project that has Relay installed, so it imports nothing
-of Relay until a fixture is used. pytest 7.4 or newer.
+pytest imports this module in every run of a project that has Relay installed: it imports no other
+module of Relay until a fixture is used. pytest 7.4 or newer.
 """
 
 from collections.abc import Generator, Iterator
@@ -55,14 +55,14 @@ def _relay_ca(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def relay(
     request: pytest.FixtureRequest, relay_options: dict[str, Any], _relay_ca: Path
 ) -> Iterator["Relay"]:
-    """Run a development relay for this test alone."""
+    """Run a development relay for only this test."""
     from relay.testing.relay import Relay  # noqa: PLC0415 - see above
 
     node = request.node
     with Relay(**{"ca_dir": _relay_ca, **relay_options, **_marked(node)}) as started:
         node.stash[_of_test] = started
         yield started
-        started.internet.strict = False  # checked when the test had passed
+        started.internet.strict = False  # pytest_runtest_call() has checked it
 
 
 @pytest.fixture(scope="session")
@@ -89,7 +89,7 @@ def async_relay(request: pytest.FixtureRequest) -> "AsyncRelay":
 
 @pytest.fixture
 def relay_django(request: pytest.FixtureRequest) -> Iterator["Relay"]:
-    """Let Django send to the relay of this test."""
+    """Make Django send to the relay of this test."""
     from relay.testing.frameworks import django_sends_to  # noqa: PLC0415 - see above
 
     relay = _relay_for(request)
@@ -99,7 +99,7 @@ def relay_django(request: pytest.FixtureRequest) -> Iterator["Relay"]:
 
 @pytest.fixture
 def relay_flask(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> "Relay":
-    """Let the application that the fixture `app` returns send to the relay of this test."""
+    """Make the application of the fixture `app` send to the relay of this test."""
     from relay.testing.frameworks import configure_flask  # noqa: PLC0415 - see above
 
     relay = _relay_for(request)
@@ -134,7 +134,7 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 @pytest.hookimpl(hookwrapper=True)
 def pytest_runtest_call(item: pytest.Item) -> Generator[None, Any, None]:
-    """Fail a test that passed, for mail that internet.strict forbids."""
+    """Fail a test that passed if there is mail that internet.strict forbids."""
     outcome = yield
     if outcome.excinfo is None:
         for used in _used_by(item):
@@ -160,7 +160,7 @@ def pytest_runtest_makereport(
 
 
 def _marked(node: pytest.Item) -> dict[str, Any]:
-    """Return the arguments of the test's markers; those of the test before those of the module."""
+    """Return the arguments of the test's markers; those of the test override the module's."""
     arguments: dict[str, Any] = {}
     for marker in reversed(list(node.iter_markers("relay"))):
         unknown = sorted(marker.kwargs.keys() - _ARGUMENTS)
@@ -174,7 +174,7 @@ def _marked(node: pytest.Item) -> dict[str, Any]:
 
 
 def _relay_for(request: pytest.FixtureRequest) -> "Relay":
-    """Return the relay that a test uses: its own, unless it uses only that of the session."""
+    """Return the relay that a test uses: the session's if only that is used, else its own."""
     names = request.fixturenames
     name = _SHARED if _SHARED in names and "relay" not in names else "relay"
     relay: Relay = request.getfixturevalue(name)

@@ -1,7 +1,7 @@
-"""What a wait looks for, and the text of one that fails: what did arrive, and where the rest is.
+"""The message that a wait looks for, and the text of a wait that fails: what arrived instead.
 
-Values and texts only. Patterns are those of the message list of the API: the whole value, without
-regard to case; `*` is any text, `?` one character.
+Only values and texts. Patterns are those of the message list of the API: they match the whole value
+in any case; `*` is any text, `?` one character.
 """
 
 import re
@@ -36,11 +36,11 @@ Pattern = str | re.Pattern[str]
 
 
 class WaitTimeout(AssertionError):  # noqa: N818 - the name that tests use
-    """A wait ended without what it waited for; the text says what there was instead."""
+    """A wait ended without its message; the text says what happened instead."""
 
 
 def checked_address(text: str) -> str:
-    """Return an address as it is; raise ValueError for what is none."""
+    """Return an address unchanged; raise ValueError if it is none."""
     try:
         parse_odd_mailbox(text, smtputf8=True)
     except AddressError as error:
@@ -64,7 +64,7 @@ class Wanted:
         return f"message for {self.address}" + (f" with {named}" if named else "")
 
     def matches(self, arrival: ArrivedMessage) -> bool:
-        """Whether all of it matches."""
+        """Whether address, subject and sender match."""
         return all(is_right for _, _, _, is_right in self.compare(arrival))
 
     def matches_values(self, subject: str, senders: Sequence[str]) -> bool:
@@ -74,7 +74,7 @@ class Wanted:
         )
 
     def compare(self, arrival: ArrivedMessage) -> Iterator[Comparison]:
-        """Yield each field with what was expected, what was found, and whether it matches."""
+        """Yield the name, expected value and actual value of each field, and whether they match."""
         if self.subject is not None:
             subject = arrival.subject
             yield "subject", _shown(self.subject), _shown(subject), _matches(self.subject, subject)
@@ -93,7 +93,7 @@ class Wanted:
 
 @dataclass(frozen=True, slots=True)
 class Observed:
-    """What a relay has at the end of a wait. `taken` are the keys of copies that waits returned."""
+    """A relay at the end of a wait. `taken` are the keys of copies that waits returned."""
 
     arrivals: Sequence[ArrivedMessage]
     journeys: Sequence[Journey]
@@ -138,7 +138,7 @@ def no_bounce_text(
 ) -> str:
     """Return why a wait for a bounce failed; `seconds` is None if there was nothing to wait for.
 
-    `actions` are those of the reports that there are.
+    `actions` are those of the existing reports.
     """
     if journey is None:
         return "no bounce: this message has no journey"
@@ -160,7 +160,7 @@ def unexpected_text(unexpected: Sequence[str]) -> str:
 
 
 def journey_lines(journey: Journey) -> list[str]:
-    """Return where a message stands: its last step, and each recipient that is not final."""
+    """Return the state of a message: its last step, and each recipient that is not final."""
     step = max(journey.steps, key=lambda step: step.step, default=None)
     at = f"step {step.step} {step.name}" if step else "no step yet"
     to = ", ".join(recipient.address for recipient in journey.recipients[:_SHOWN_MAX])
@@ -217,7 +217,7 @@ def _ended_lines(observed: Observed) -> list[str]:
 
 
 def refused_lines(refused: Sequence[Refusal]) -> list[str]:
-    """Return what SMTP sessions refused, the newest last; nothing if there is nothing."""
+    """Return lines about refusals of SMTP sessions, the newest last; none if there were none."""
     if not refused:
         return []
     lines = [f"Refused: {sum(refusal.times for refusal in refused)}"]
@@ -251,7 +251,7 @@ def _omitted(count: int) -> list[str]:
 def _nearest(
     criteria: Wanted, arrivals: Sequence[ArrivedMessage], observed: Observed
 ) -> ArrivedMessage | None:
-    """Return the message that differs least, a new one before one that was returned."""
+    """Return the most similar message; a new one has precedence over one that was returned."""
 
     def order(arrival: ArrivedMessage) -> tuple[float, bool]:
         return likeness(criteria.compare(arrival)), arrival.copy.key not in observed.taken

@@ -65,7 +65,7 @@ class PendingSubmissions:
         return len(self._known) - len(self._delayed) + self._has_unlisted
 
     async def watch(self, on_ready: Callable[[], None]) -> None:
-        """List ready/ when it changes, until cancelled; call `on_ready` when take() may have more."""
+        """List ready/ when it changes, until cancelled; call `on_ready` if take() may have more."""
         self._loop = asyncio.get_running_loop()
         self._on_ready = on_ready
         while True:

@@ -76,8 +76,8 @@ class RestoredSubmissions:
         """Hold all pending submissions of a restored directory. The directory is not synced.
 
         Submissions that the spool has `accepted` become ready: pickup only files their originals.
-        Files in preparing/ exist only if they have a key, whose place is in `recorded`. If a
-        submission has several files, the first is held, and a file in ready/ or deferred/ has
+        A file in preparing/ is a submission only if its id is in `recorded`, which has its place.
+        If a submission has several files, the first is held, and a file in ready/ or deferred/ has
         precedence over one that was held. Equal files are removed; different ones are moved to
         corrupt/, and their paths there are returned. Raises NotHeldError.
         """
