@@ -83,9 +83,9 @@ class Pauses:
     async def resume(self, what: Iterable[Paused]) -> Sequence[Paused]:
         """End pauses, and return those that existed. If OSError is raised, nothing has changed."""
         async with self._lock:
-            left = dict(self.current())
-            ended = [name for name in what if left.pop(name, None)]
-            await self._use(left)
+            pauses = self.current()
+            ended = [name for name in dict.fromkeys(what) if name in pauses]
+            await self._use({name: pauses[name] for name in pauses if name not in ended})
         return ended
 
     async def _use(self, pauses: dict[Paused, Pause]) -> None:

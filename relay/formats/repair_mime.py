@@ -63,9 +63,9 @@ def repair_mime(content: Octets, structure: Structure, origin: DraftOrigin) -> R
 
 def _sender_for(message: Entity, origin: DraftOrigin) -> EmailAddress | None:
     """Return the account if the message is from another address and has no Sender, else None."""
-    if not origin.on_behalf_of or (header := message.fields).get("sender") is not None:
+    if not origin.on_behalf_of or message.fields.get("sender") is not None:
         return None
-    authors = (own_mailbox(author.address) for author in read_addresses(header, "from"))
+    authors = (own_mailbox(author.address) for author in read_addresses(message.fields, "from"))
     return EmailAddress(origin.account) if own_mailbox(origin.on_behalf_of) in authors else None
 
 

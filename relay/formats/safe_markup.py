@@ -215,8 +215,9 @@ def _framed_value(name: str, value: str, image_url: ImageUrl | None) -> str:
     """Return a safe value for a document in a separate frame, "" if it is not safe."""
     if _BACKGROUND.fullmatch(name):
         return _with_images(value, image_url)
-    is_paint = name in ("fill", "stroke")
-    return safe_paint(value) if is_paint else value if _is_safe(value, _FRAMED_VALUE) else ""
+    if name in ("fill", "stroke"):
+        return safe_paint(value)
+    return value if _is_safe(value, _FRAMED_VALUE) else ""
 
 
 def safe_paint(value: str) -> str:

@@ -235,9 +235,11 @@ class FileAccounts:
             for name, (application, _) in self.tables.clients.items()
             if application.account is account
         ]
+        delayed = 0
         for name in names:
             self._delays_logged_s.pop(name, None)
-        return sum(map(self._checker.unlock, names))
+            delayed += self._checker.unlock(name)
+        return delayed
 
     def _log_delay(self, name: str, client: str) -> None:
         """Log that the logins of a known user or client id are delayed.

@@ -291,6 +291,7 @@ class Verdict(Struct, frozen=True):
         """
         going = [verdict for verdict in self.recipients if verdict.action is VerdictAction.DELIVER]
         copies = AddedCopies(verdict.address for verdict in going)
+        # needs() counts the address of a copy as served
         return tuple(copy for copy in self.additions if copies.needs(copy.address, copy))
 
     def deferred_for(self, *deferrals: Deferral) -> Self:
@@ -310,20 +311,17 @@ class Verdict(Struct, frozen=True):
         `hold_of` returns the hold for the tenant of a copy, None for no hold.
         """
         going = (VerdictAction.DELIVER, VerdictAction.REDIRECT, VerdictAction.QUARANTINE)
-        return replace(
-            self,
-            recipients=tuple(
-                replace(verdict, hold=hold, rule=verdict.rule or hold.rule)
-                if (hold := hold_of(verdict.tenant))
-                and verdict.action in going
-                and verdict.hold is None
-                else verdict
-                for verdict in self.recipients
-            ),
-            additions=tuple(
-                replace(copy, hold=copy.hold or hold_of(copy.tenant)) for copy in self.additions
-            ),
-        )
+        recipients = []
+        for verdict in self.recipients:
+            hold = hold_of(verdict.tenant)
+            if hold is not None and verdict.hold is None and verdict.action in going:
+                recipients.append(replace(verdict, hold=hold, rule=verdict.rule or hold.rule))
+            else:
+                recipients.append(verdict)
+        additions = [
+            replace(copy, hold=copy.hold or hold_of(copy.tenant)) for copy in self.additions
+        ]
+        return replace(self, recipients=tuple(recipients), additions=tuple(additions))
 
     def without_holds_of(
         self, tenant: str, status: str, text: str, *, in_mailboxes: Collection[str]
@@ -332,8 +330,13 @@ class Verdict(Struct, frozen=True):
 
         Addresses `in_mailboxes` have mailboxes on this relay.
         """
-        recipients = tuple(
-            replace(
+        recipients = []
+        for verdict in self.recipients:
+            hold = verdict.held(in_mailbox=verdict.address in in_mailboxes)
+            if hold is None or tenant_of_rule(hold.rule) != tenant:
+                recipients.append(verdict)
+                continue
+            rejected = replace(
                 verdict,
                 action=VerdictAction.REJECT,
                 rule=hold.rule,
@@ -343,14 +346,10 @@ class Verdict(Struct, frozen=True):
                 hold=None,
                 junk=None,
             )
-            if (hold := verdict.held(in_mailbox=verdict.address in in_mailboxes))
-            and tenant_of_rule(hold.rule) == tenant
-            else verdict
-            for verdict in self.recipients
-        )
+            recipients.append(rejected)
         return replace(
             self,
-            recipients=recipients,
+            recipients=tuple(recipients),
             mails=tuple(mails_about(recipients, self.mails)),
             additions=tuple(
                 copy

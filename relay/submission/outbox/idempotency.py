@@ -134,7 +134,10 @@ class KeyedSubmissions:
         record is durable afterwards. Raises OSError.
         """
         path = self._find(prepared.slot) if prepared.slot else None
-        if path is None or (record := _read(path)).submission_id != prepared.submission_id:
+        if path is None:
+            return ""
+        record = _read(path)
+        if record.submission_id != prepared.submission_id:
             return ""
         rewrite_file(path)  # the sync of the record may have failed
         self._syncs.sync(path.parent)

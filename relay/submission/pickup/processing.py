@@ -173,9 +173,10 @@ class SubmissionProcessor(Struct, frozen=True):
         except ConversionUnfinishedError as error:
             await self._move_to_corrupt(pending, content, error)
             return None
-        if denied := [
+        denied = [
             author for author in message.authors if not self.may_send_as(pending.account, author)
-        ]:
+        ]
+        if denied:
             shown_author = f"<{one_line(denied[0])}>" if denied[0] else "a field without an address"
             await self._fail(pending, message, _denied(shown_author, pending.account))
             return None
