@@ -183,7 +183,7 @@ class AdvanceableClock(SystemClock):
         return timer
 
     async def advance(self, seconds: float, settle: Callable[[], Awaitable[None]]) -> None:
-        """Advance the clock, in its turn among concurrent advances.
+        """Advance the clock. Concurrent advances run one after the other.
 
         At the time of each timer on the way, the timer is called and `settle` is awaited, which
         returns when all work that is due then is done. If it raises, or the caller is cancelled,
@@ -200,7 +200,7 @@ class AdvanceableClock(SystemClock):
     def check_advance(self, seconds: float) -> None:
         """Raise ValueError if the clock cannot be advanced by `seconds` now."""
         left_s = ADVANCED_S_MAX - self.advanced_s
-        if not 0 < seconds <= left_s:  # NaN as well
+        if not 0 < seconds <= left_s:  # also rejects NaN
             limit = f"at most {left_s:.15g}"
             if self._ahead_us:
                 limit += f", because the clock was advanced by {self.advanced_s:.15g} already"

@@ -74,8 +74,8 @@ def certificate_of_handshake(server: ssl.SSLContext, certificate: Path) -> Mappi
 
 def dns_names(certificate: Mapping[str, Any]) -> tuple[str, ...]:
     """Return the DNS names of a certificate in lower case; one may begin with "*."."""
-    named = certificate.get("subjectAltName", ())
-    return tuple([name.lower() for kind, name in named if kind == "DNS"])
+    names = certificate.get("subjectAltName", ())
+    return tuple([name.lower() for kind, name in names if kind == "DNS"])
 
 
 class CheckedPair(Struct, frozen=True):
@@ -114,8 +114,8 @@ class ServerCertificate:
         Raises CertificateError if it cannot be used, or is not valid at `now_s`.
         """
         pem = _pem(certificate, key)
-        if same := next((pair for pair in self.pairs if pair.pem == pem), None):
-            return same
+        if in_use := next((pair for pair in self.pairs if pair.pem == pem), None):
+            return in_use
         context = load_pair(certificate, key)
         try:
             facts = certificate_of_handshake(context, certificate)

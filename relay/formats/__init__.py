@@ -2,13 +2,13 @@
 
 The modules are pure functions of relay.base.message's values: no sockets, no event loop, no clock.
 
-From a draft to what is sent (step 3):
+From a draft to the message that is sent (step 3):
 
 - `draft`: the file of a draft: its private block, properties, body and attachments
 - `convert`: the message that is sent: envelope, authors, SMTPUTF8, 8BITMIME
 - `mime_of_properties`: the MIME of Graph's properties: alternative, related, mixed, attachments
-- `repair_mime`: what is changed in a draft that is MIME already: Bcc, missing fields, Sender, long
-  lines, NULs, line ends
+- `repair_mime`: changes of a draft that is MIME already: Bcc, missing fields, Sender, long lines,
+  NULs, line ends
 - `write_header`: the header of Graph's properties: addresses, parameters, importance, categories
 - `html_text`: the text alternative of an HTML body; bodyPreview; text as HTML
 
@@ -32,7 +32,7 @@ Reading messages:
 - `links`: links and one-time codes in bodies; relative, unencrypted, unfilled links; a text that
   names another host
 - `body_checks`: which features of HTML and CSS a body uses, in which lines, and which mail programs
-  support them, by caniemail.json; what is wrong in links
+  support them, by caniemail.json; faults of links
 - `file_types`: the type of a file by its first octets
 
 Header fields and encodings:

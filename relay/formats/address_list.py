@@ -197,7 +197,7 @@ def _comment_end(value: str, start: int) -> int:
 def _with_angles(
     tokens: list[_AddressToken], pattern: "re.Pattern[str]"
 ) -> Iterator[_AddressToken]:
-    """Yield the tokens, with ANGLE for each address in angle brackets and what is in them."""
+    """Yield the tokens; an address in angle brackets becomes one token of kind ANGLE."""
     ends: dict[int, int] = {}
     opened, is_route = -1, False
     for place, token in enumerate(tokens):

@@ -1,4 +1,4 @@
-"""Check the bodies of a message: which mail programs support its HTML, and what is wrong in links.
+"""Check the bodies of a message: which mail programs support its HTML, and faults of links.
 
 check_bodies() reports which features of HTML and CSS some programs do not support, by the tests of
 caniemail.json, and which links (relay.formats.links) have no valid target or name another host.
@@ -195,7 +195,7 @@ class HtmlProblem(Struct, frozen=True):
     support: float  # in percent of the programs whose support is known; partial support is half
     unsupported: tuple[str, ...]  # programs
     partial: tuple[str, ...]  # programs
-    notes: tuple[str, ...]  # what is known about those programs
+    notes: tuple[str, ...]  # about the support by those programs
     count: int  # how often the message uses it
     lines: tuple[int, ...]  # the first lines of the HTML with it, from 1
 

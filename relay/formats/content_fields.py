@@ -82,7 +82,7 @@ class ContentField(Struct, frozen=True):
         if is_coded and (section := _LANGUAGE.match(text)):
             charset = section[1]
             ordered[0] = (is_coded, text[section.end() :])
-        # a character, and what is encoded, may be split between two sections
+        # a character, or its encoding, may be split between two sections
         joined = "".join(text if coded else text.replace("%", "%25") for coded, text in ordered)
         octets = unquote_to_bytes(joined.encode("utf-8", "surrogateescape"))
         if not charset:  # some programs write an encoded word
@@ -209,7 +209,7 @@ class _Reader:
         return end
 
     def _start(self) -> None:
-        """End a name: what is before it is the value of the field, or junk."""
+        """End a name: the text before it is the value of the field, or is ignored."""
         text = "".join(self._pieces).rstrip()
         before, _, key = text.rpartition(" ")
         if self._is_first:

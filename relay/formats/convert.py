@@ -1,10 +1,10 @@
 """Convert a draft to the message that is submitted: MIME, envelope, and what SMTP must know.
 
-Pickup passes the stored file of a draft and submits the result. The content of a draft with Graph's
-properties is made by relay.formats.mime_of_properties, that of a MIME draft is repaired by
-relay.formats.repair_mime; Bcc and the private block are removed. The same file gives the same
-bytes: a repeat after a crash submits the same message. ConversionError has a text for the DSN to
-the sender; OSError is raised where the content cannot be read.
+Pickup passes the stored file of a draft and submits the result. relay.formats.mime_of_properties
+writes the content of a draft with Graph's properties; relay.formats.repair_mime repairs the content
+of a MIME draft. Bcc and the private block are removed. The same file gives the same bytes: a repeat
+after a crash submits the same message. ConversionError has a text for the DSN to the sender.
+OSError is raised if the content cannot be read.
 
 RFC 5321 2.3.1 (envelope and content); RFC 6531 (SMTPUTF8); RFC 6152 (8BITMIME); RFC 3461 4.1
 (NOTIFY).
@@ -161,9 +161,9 @@ def _of_mime(
             raise ConversionError(f"The draft cannot be sent: {name} has {unread[:100]!r}.")
     added = filter(None, [sent.sender])
     people = (*added, *read_addresses(header, "sender"), *read_addresses(header, "from"))
-    named = (person for person in people if person.address)
+    senders = (person for person in people if person.address)
     addressees = [person for name in _RECIPIENT_FIELDS for person in read_addresses(header, name)]
-    envelope = _envelope(next(iter(named), EmailAddress(origin.account)), addressees)
+    envelope = _envelope(next(iter(senders), EmailAddress(origin.account)), addressees)
     return ConvertedMessage(
         content=sent.content,
         originator=envelope.originator,
@@ -214,14 +214,14 @@ class _Envelope(Struct, frozen=True):
 def _envelope(author: EmailAddress, addressees: Iterable[EmailAddress]) -> _Envelope:
     """Return the envelope, addresses in canonical form. Raises ConversionError."""
     originator = author.address and _checked(author.address)
-    recipients = _each_once(addressees)
+    recipients = _canonical_addresses(addressees)
     if not recipients:
         raise ConversionError("The message has no recipients: To, Cc and Bcc are empty.")
     smtputf8 = not all(map(str.isascii, (originator, *recipients)))
     return _Envelope(originator, recipients, smtputf8)
 
 
-def _each_once(addressees: Iterable[EmailAddress]) -> tuple[str, ...]:
+def _canonical_addresses(addressees: Iterable[EmailAddress]) -> tuple[str, ...]:
     """Return the addresses in canonical form, each once, in their order."""
     unique: dict[str, str] = {}
     for addressee in addressees:

@@ -436,13 +436,13 @@ def _with_charset(header: Header, leaf: Leaf) -> Header:
     octets = header.first_octets("Content-Type")
     if octets is None:
         return header.append(b"Content-Type: %b; charset=utf-8\r\n" % kind.encode())
-    named, count = _CHARSET.subn(rb"\1utf-8", octets, count=1)
+    field, count = _CHARSET.subn(rb"\1utf-8", octets, count=1)
     if not count:
-        named = _TYPE.sub(rb"\1; charset=utf-8", octets, count=1)
+        field = _TYPE.sub(rb"\1; charset=utf-8", octets, count=1)
     with contextlib.suppress(Exception):  # damaged fields make `email` raise in many ways
-        fields = parse_header(named)
+        fields = parse_header(field)
         if (fields.get_content_type(), fields.get_content_charset()) == (kind, "utf-8"):
-            return header.set("Content-Type", named)
+            return header.set("Content-Type", field)
     flowed = b"; format=flowed" if _is_flowed(leaf.fields) else b""
     return header.set(
         "Content-Type", b"Content-Type: %b; charset=utf-8%b\r\n" % (kind.encode(), flowed)
@@ -472,7 +472,7 @@ def wrapped(content: ParsedContent, disclaimer: Disclaimer) -> ParsedContent:
     encoded: if it has octets of 8 bits, so has the new message. Reading blocks.
     """
     message = content.joined()
-    digest = sha256()  # no message has its own digest in it
+    digest = sha256()  # for a boundary: no message contains its digest
     for block in blocks(message):
         digest.update(block)
     unique = digest.hexdigest()[:32].encode()

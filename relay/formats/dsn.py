@@ -383,7 +383,7 @@ def _is_utf8(octets: bytes) -> bool:
 
 
 def _is_international(message: MessageFacts) -> bool:
-    """Return whether the DSN needs SMTPUTF8: its own recipient is not ASCII."""
+    """Return whether the DSN needs SMTPUTF8, because its recipient is not ASCII."""
     return not message.envelope.reverse_path.isascii()
 
 

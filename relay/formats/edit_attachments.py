@@ -205,11 +205,11 @@ class _Addition:
 
         Encoded text never contains "=_". Some readers compare only the beginning of a line.
         """
-        had = [entity.boundary for entity in self._structure.entities if entity.boundary]
+        boundaries = [entity.boundary for entity in self._structure.entities if entity.boundary]
         while True:
             boundary = b"=_relay_" + secrets.token_hex(12).encode()
             if not (
-                any(map(boundary.startswith, had))
+                any(map(boundary.startswith, boundaries))
                 or self._has(boundary)
                 or contains(self._content, boundary)
             ):

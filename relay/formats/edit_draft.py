@@ -78,22 +78,22 @@ class MimeEdits:
             if name not in lower_names:
                 kept.append((name, octets))
                 continue
-            mine = [field for field in new if field[0] == name]
-            kept += mine
+            same_name = [field for field in new if field[0] == name]
+            kept += same_name
             new = [field for field in new if field[0] != name]
         self.fields = list(Header(tuple(kept)).append(b"".join(line for _, line in new)).fields)
 
-    def replace(self, start: int, end: int, *instead: bytes | Octets) -> None:
+    def replace(self, start: int, end: int, *replacement: bytes | Octets) -> None:
         """Replace the range from start to end."""
-        self._splices.append(Splice(start, end, instead))
+        self._splices.append(Splice(start, end, replacement))
 
-    def replace_lines(self, start: int, end: int, instead: bytes = b"") -> None:
+    def replace_lines(self, start: int, end: int, replacement: bytes = b"") -> None:
         """Replace a range, and add a line end after it if there is none.
 
         The line end of a delimiter may belong to the delimiter or blank line before it.
         """
         follows = self.content.read(end, 1)
-        self.replace(start, end, instead if follows in (b"\r", b"\n") else instead + CRLF)
+        self.replace(start, end, replacement if follows in (b"\r", b"\n") else replacement + CRLF)
 
     def applied(self) -> Octets:
         """Return the changed message; unchanged octets are not copied."""
@@ -202,11 +202,11 @@ class _BodyChange:
             else:
                 self._edits.replace(lead, lead, CRLF, delimiter, part)
             return
-        had = [field for field in self._edits.fields if field[0].startswith(b"content-")]
+        content_fields = [field for field in self._edits.fields if field[0].startswith(b"content-")]
         kept = [field for field in self._edits.fields if not field[0].startswith(b"content-")]
         boundary = self._boundary()
         delimiter = b"--" + boundary + CRLF
-        old = b"".join(cleaned(octets) for _, octets in had)
+        old = b"".join(cleaned(octets) for _, octets in content_fields)
         self._edits.fields = [*kept, _multipart_field("mixed", boundary)]
         self._edits.replace(
             message.body_start,
@@ -230,9 +230,11 @@ class _BodyChange:
         """Set these fields of an entity; remove those whose names begin with `removed`."""
         replaced = {name for name, _ in fields}
         is_message = entity is self._structure.message
-        had = self._edits.fields if is_message else _fields_of(entity)
+        old_fields = self._edits.fields if is_message else _fields_of(entity)
         kept = [
-            field for field in had if field[0] not in replaced and not field[0].startswith(removed)
+            field
+            for field in old_fields
+            if field[0] not in replaced and not field[0].startswith(removed)
         ]
         if is_message:
             self._edits.fields = [*kept, *fields]

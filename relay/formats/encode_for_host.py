@@ -347,8 +347,8 @@ class _Encoding:
         eight_bit = not self._need.eight_bit and is_eight_bit(self._content)
         return LargeContent(header, body.pieces, eight_bit)
 
-    def _put(self, start: int, end: int, *instead: bytes | Octets) -> None:
-        self._splices.append(Splice(start, end, instead))
+    def _put(self, start: int, end: int, *replacement: bytes | Octets) -> None:
+        self._splices.append(Splice(start, end, replacement))
 
     def _must_change(self, entity: Entity, *, eight_bit: bool, where: str = "") -> None:
         """Record that an entity changes. Raises CannotEncodeError, whose text names `where`."""
@@ -386,7 +386,7 @@ class _Encoding:
             is_unknown = entity.content_type == "text/plain" and entity.body.eight_bit
             if is_unknown and "Content-Type" not in header:
                 header = header.append(f"Content-Type: text/plain; charset={UNKNOWN}\r\n".encode())
-        elif not entity.header.endswith(_CRLF):  # its line end is that of the next delimiter
+        elif not entity.header.endswith(_CRLF):  # its line end belongs to the next delimiter
             return header.octets.removesuffix(_CRLF)
         return header.octets
 

@@ -1,4 +1,4 @@
-"""Find the links and one-time codes in the bodies of a message, and say what is wrong in links.
+"""Find the links and one-time codes in the bodies of a message, and check the links.
 
 checked_links() lists the links of both bodies with the codes of LINK_PROBLEMS. Nothing is looked up
 or fetched. Time is linear in the size of the bodies. Nothing raises.
@@ -28,7 +28,7 @@ _IN_TEXT = re.compile(r"\b(?:https?://|mailto:)[^\s<>\"'\x00-\x20]+", re.IGNOREC
 _AFTER_LINK = ".,;:!?)]}'"
 _NUMBER = re.compile(r"(?<![\w.,-])\d{4,8}(?![\w-]|[.,]\d)")
 _NUMBERS_MAX = 1000  # of one text that are looked at
-_CODE_DIGITS = 6  # most codes have so many
+_CODE_DIGITS = 6  # of most codes
 _CODE_WORD = re.compile(
     r"\b(?:code|pin|otp|tan|passcode|one-time|verification|kennwort|passwort|password)\b",
     re.IGNORECASE,
@@ -79,8 +79,8 @@ def find_codes(texts: Sequence[str], *, needs_word: bool = False) -> list[str]:
     numbers = [list(islice(_NUMBER.finditer(text), _NUMBERS_MAX)) for text in texts]
     words = [list(_CODE_WORD.finditer(text)) for text in texts]
     near: list[tuple[int, str]] = []
-    for text, digits, named in zip(texts, numbers, words, strict=True):
-        near += _near_a_word(text, digits, named)
+    for text, digits, near_words in zip(texts, numbers, words, strict=True):
+        near += _near_a_word(text, digits, near_words)
     every = [code[0] for digits in numbers for code in digits]
     usual = [code for code in every if len(code) == _CODE_DIGITS]
     others = every if any(words) or not needs_word else []
@@ -158,7 +158,7 @@ def text_of_html(html: str) -> str:
 
 
 class CheckedLink(Struct, frozen=True):
-    """A link with what is wrong in it."""
+    """A link and its faults."""
 
     target: str  # its beginning
     text: str  # that a reader sees
@@ -196,10 +196,10 @@ def checked_links(html: str, text: str) -> list[CheckedLink]:
 
 def other_host(link: BodyLink) -> str:
     """Return the host that the text names if the target has another one, "" otherwise."""
-    named = _HOST_IN_TEXT.search(link.text[:_TEXT_CHARACTERS_MAX].strip())
-    if named is None:
+    match = _HOST_IN_TEXT.search(link.text[:_TEXT_CHARACTERS_MAX].strip())
+    if match is None:
         return ""
-    name, url = named[1].lower(), _split(link.target.strip())
+    name, url = match[1].lower(), _split(link.target.strip())
     host = (_host_of(url) or url.path.rpartition("@")[2]).lower() if url else ""
     return "" if host.removeprefix("www.") == name.removeprefix("www.") else name
 

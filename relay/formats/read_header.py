@@ -312,27 +312,27 @@ def read_submitted(content: bytes, *, to_send: bool) -> SubmittedHeader:
     clean = cleaned(section)
     header = Header.parse(clean)
     message = fields_of_header(header)
-    named = {name: read_addresses(message, name) for name in ("To", "Cc", "Bcc")}
+    recipients = {name: read_addresses(message, name) for name in ("To", "Cc", "Bcc")}
     ids = message_ids(read_token(message, "Message-ID"))
     properties = MessageProperties(
-        to=named["To"],
-        cc=named["Cc"],
-        bcc=named["Bcc"],
+        to=recipients["To"],
+        cc=recipients["Cc"],
+        bcc=recipients["Bcc"],
         internet_message_id=next(iter(ids), ""),
     )
     parsed = header if clean == section else Header.parse(section)
     authors = tuple(originators(parsed)) if to_send else ()
-    return SubmittedHeader("", properties, authors, _unreadable(message, named))
+    return SubmittedHeader("", properties, authors, _unreadable(message, recipients))
 
 
 def _unreadable(
-    message: "Message[str, str]", named: Mapping[str, Sequence[EmailAddress]]
+    message: "Message[str, str]", recipients: Mapping[str, Sequence[EmailAddress]]
 ) -> tuple[str, str, str] | None:
-    for name, people in named.items():
+    for name, people in recipients.items():
         # a field with too many addresses is refused for their number
         if len(people) < _ADDRESSES_MAX and (unread := unreadable_addresses(message, name)):
             return name, unread, "expected addresses with commas between them"
-    for name, people in named.items():
+    for name, people in recipients.items():
         for person in people:
             try:
                 parse_odd_mailbox(person.address, smtputf8=True)

@@ -88,7 +88,7 @@ class Leaf(Struct, frozen=True):
     inside: Octets | None = None
 
     def body(self, content: Octets) -> Octets:
-        """Return the stored octets of the body; `content` is that of the message."""
+        """Return the stored octets of the body; `content` is the content of the message."""
         start, end = self.entity.body_start, self.entity.end
         return (self.inside or content).part(start, end - start)
 

@@ -216,8 +216,8 @@ def _original_id(content: Octets, structure: Structure) -> str:
     fields, kind = structure.message.fields, structure.message.content_type
     if kind != "multipart/report" and not _is_automatic(fields):
         return ""
-    named = message_ids(read_token(fields, "in-reply-to"))[:1]
-    return next(iter(named or message_ids(read_token(fields, "references"))[-1:]), "")
+    answered = message_ids(read_token(fields, "in-reply-to"))[:1]
+    return next(iter(answered or message_ids(read_token(fields, "references"))[-1:]), "")
 
 
 def _is_automatic(fields: "Message[str, str]") -> bool:

@@ -120,10 +120,10 @@ class _MimeRepair:
 
     # -- output
 
-    def _put(self, start: int, end: int, instead: bytes | Octets) -> None:
+    def _put(self, start: int, end: int, replacement: bytes | Octets) -> None:
         """Copy up to `start`; replace the octets from there to `end`."""
         self._copy_to(start)
-        self._pieces.append(instead)
+        self._pieces.append(replacement)
         self._place = end
 
     def _put_header(self, entity: Entity, header: bytes, body: _RecodedBody | None) -> None:

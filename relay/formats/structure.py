@@ -221,7 +221,7 @@ def structure_of(
 class _BoundaryLine(Struct, frozen=True):
     """A delimiter line in the buffer: `level` is the index of its multipart in the path.
 
-    It starts with the line end before its boundary, and ends after its own line end.
+    It starts with the line end before the boundary, and ends after the line end of the line.
     """
 
     level: int
@@ -251,7 +251,7 @@ class StructureReader:
         self._offset = -1  # of the first octet in the buffer
         self._entities = [Entity(number=0, parent=-1, depth=0, lead=0, start=0)]
         self._path = self._entities[:]  # from the message to the innermost entity that is open
-        # the boundaries of those that have parts, with their places in the path
+        # (index in the path, boundary) of each open multipart
         self._boundaries: list[tuple[int, bytes]] = []
         self._in_header = True
         self._searching = True
@@ -296,7 +296,7 @@ class StructureReader:
         limit = self._at + (HEADER_OCTETS_MAX if is_part else _MESSAGE_HEADER_OCTETS_MAX)
         delimiter = self._find(final)
         end = max(delimiter.start, start) if delimiter else len(self._held)
-        # the line end of the delimiter may be that of the blank line
+        # the line end of the delimiter may also be the blank line
         blank = BLANK_LINE.search(self._held, self._at, min(end + len(b"\r\n"), limit))
         if blank is not None:
             if not final and blank.end() + self._margin > len(self._held):

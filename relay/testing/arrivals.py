@@ -41,12 +41,12 @@ class MessageCopy:
 
     @property
     def key(self) -> str:
-        """What identifies the copy."""
+        """The identity of the copy."""
         return _key(self.mailbox, self.path)
 
     @property
     def name(self) -> str:
-        """What identifies the message, whatever the number of its copies."""
+        """The identity of the message, equal for all its copies."""
         return self.queue_id or self.path.name.partition(":")[0]
 
 

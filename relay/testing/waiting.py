@@ -58,10 +58,10 @@ class Wanted:
 
     def __str__(self) -> str:
         criteria = [("subject", self.subject), ("sender", self.sender)]
-        named = " and ".join(
+        patterns = " and ".join(
             f"{name} {_shown(pattern)}" for name, pattern in criteria if pattern is not None
         )
-        return f"message for {self.address}" + (f" with {named}" if named else "")
+        return f"message for {self.address}" + (f" with {patterns}" if patterns else "")
 
     def matches(self, arrival: ArrivedMessage) -> bool:
         """Whether address, subject and sender match."""

@@ -1,6 +1,6 @@
 """An account, the addresses to which an alias leads, and the Protocol to look accounts up.
 
-Addresses are in lower case, local parts as well: mailboxes are matched without regard to case
+Addresses are in lower case, including local parts: case is ignored when mailboxes are compared
 (RFC 5321 2.3.11).
 """
 

@@ -173,8 +173,8 @@ class _Domains:
         """Return addresses or patterns, and the same ones in the domains with alias_of."""
         all_addresses = list(addresses)
         for name, target in self._targets.items():
-            same = [address.rpartition("@") for address in addresses]
-            all_addresses += [f"{local_part}@{name}" for local_part, _, at in same if at == target]
+            parts = [address.rpartition("@") for address in addresses]
+            all_addresses += [f"{local_part}@{name}" for local_part, _, at in parts if at == target]
         return tuple(all_addresses)
 
     def target_of(self, address: str) -> str:
@@ -289,10 +289,10 @@ class _Loading:
         if not entry.keep_copy and not self._document.value(path):
             message = "found false without forward_to, expected both"
             yield self._document.fault((*place, "keep_copy"), message)
-        named = yield from self._targets(path, entry.forward_to)
-        targets = tuple([target for target in named if not account.owns(target)])
+        addresses = yield from self._targets(path, entry.forward_to)
+        targets = tuple([target for target in addresses if not account.owns(target)])
         if targets:
-            keeps_copy = entry.keep_copy or len(targets) < len(named)
+            keeps_copy = entry.keep_copy or len(targets) < len(addresses)
             forwarding = Forwarding(entry.address, targets, keeps_copy, path)
             self._forwardings.append((forwarding, (account.address, *account.aliases)))
 

@@ -163,8 +163,8 @@ def _of_jwk(jwk: dict[str, Any]) -> ClientKey:
         public = _public_key(jwk)
     except (ValueError, TypeError, KeyError):
         raise ValueError(f"a damaged key of the kind {kind}") from None
-    named = [jwk[name] for name in ("kid", "x5t", "x5t#S256") if isinstance(jwk.get(name), str)]
-    key = _checked(public, named)
+    key_ids = [jwk[name] for name in ("kid", "x5t", "x5t#S256") if isinstance(jwk.get(name), str)]
+    key = _checked(public, key_ids)
     if algorithm is None:
         return key
     if algorithm not in tuple(key.algorithms):

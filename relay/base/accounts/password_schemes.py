@@ -99,10 +99,10 @@ def parse_password(text: str) -> Password:
     """Read a password as accounts.toml has it. Raises ValueError."""
     if text.startswith(_OWN_PLAIN) and len(text) > len(_OWN_PLAIN):
         return Password(plain=text.removeprefix(_OWN_PLAIN).encode(), scheme="PLAIN")
-    named = _NAMED.match(text)
-    scheme = named[1].upper() if named else "CRYPT"
-    encoding = (named[2] or "").lower() if named else ""
-    rest = text[named.end() :] if named else text
+    prefix = _NAMED.match(text)
+    scheme = prefix[1].upper() if prefix else "CRYPT"
+    encoding = (prefix[2] or "").lower() if prefix else ""
+    rest = text[prefix.end() :] if prefix else text
     if scheme in _DIGESTS or scheme in _SALTED:
         return Password(plain=_digest(scheme, _decoded(rest, encoding or "b64")), scheme=scheme)
     octets = _decoded(rest, encoding) if encoding else rest.encode()
@@ -118,8 +118,8 @@ def parse_password(text: str) -> Password:
 
 def is_plain(text: str) -> bool:
     """Whether a stored password or token is in plain text."""
-    named = _NAMED.match(text)
-    return text.startswith(_OWN_PLAIN) or (named is not None and named[1].upper() in _PLAIN)
+    prefix = _NAMED.match(text)
+    return text.startswith(_OWN_PLAIN) or (prefix is not None and prefix[1].upper() in _PLAIN)
 
 
 def shown_scheme(text: str) -> str:

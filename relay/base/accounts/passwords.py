@@ -344,7 +344,7 @@ class PasswordChecker:
             return False
         now = self._clock.monotonic()
         pair = (user, client_of(client))
-        # A remembered password is delayed as well; otherwise it could be guessed without a limit.
+        # A remembered password is delayed too; otherwise it could be guessed without a limit.
         self._raise_if_delayed(self._of_pairs, pair, now)
         digest = self._digest(pair, stored, password)
         if self._is_remembered(pair, digest, now):
@@ -415,7 +415,7 @@ class PasswordChecker:
         return running
 
     async def _check(self, pair: _Pair, stored: Password | DovecotPassword, password: str) -> bool:
-        """Compare a password in its turn. Raises LoginDelayedError, and errors of the check."""
+        """Compare a password when its turn comes. Raises LoginDelayedError, errors of the check."""
         user, client = pair
         is_client = _counts_all_users(client)
         is_of_dovecot = isinstance(stored, DovecotPassword)

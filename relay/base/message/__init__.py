@@ -31,7 +31,7 @@ The result for a message:
 - `status`: enhanced status codes: read from a reply, and Relay's own replies as one line
 - `lifecycle`: states of a recipient, which may follow which; the state of a message from these
 - `verdict`: what mail-flow rules decided: an action for each recipient, holds, rule hits
-- `receipt`: a read receipt (MDN) that a sender asked for, and what is kept until it is sent
+- `receipt`: a read receipt (MDN) that a sender asked for; its data until it is sent
 
 Elsewhere: the state before step 4 (scheduled, converting, cancelled, failed):
 `relay/store/journeys/open_submissions.py`; To and Cc of a reply:

@@ -1,6 +1,6 @@
 """Graph's default ids of messages (restId), which change when a message moves to another folder.
 
-A restId contains the store's ids of the message and of its folder, so that nothing is stored. They
+A restId contains the store's ids of the message and of its folder; restIds are not stored. The ids
 are at the place of Exchange's database ids: after the length and text of a mailbox's GUID, in a
 Message EntryID. MS-OXCDATA 2.2.4.2; 152 characters, as in "Converting item and folder IDs via the
 Graph API" (michev.info).

@@ -289,8 +289,10 @@ class Verdict(Struct, frozen=True):
         redirected or rejected may still be the target of another rule: two recipients that are
         redirected to each other both get the message.
         """
-        going = [verdict for verdict in self.recipients if verdict.action is VerdictAction.DELIVER]
-        copies = AddedCopies(verdict.address for verdict in going)
+        delivered = [
+            verdict for verdict in self.recipients if verdict.action is VerdictAction.DELIVER
+        ]
+        copies = AddedCopies(verdict.address for verdict in delivered)
         # needs() counts the address of a copy as served
         return tuple(copy for copy in self.additions if copies.needs(copy.address, copy))
 
@@ -310,11 +312,11 @@ class Verdict(Struct, frozen=True):
 
         `hold_of` returns the hold for the tenant of a copy, None for no hold.
         """
-        going = (VerdictAction.DELIVER, VerdictAction.REDIRECT, VerdictAction.QUARANTINE)
+        sent_on = (VerdictAction.DELIVER, VerdictAction.REDIRECT, VerdictAction.QUARANTINE)
         recipients = []
         for verdict in self.recipients:
             hold = hold_of(verdict.tenant)
-            if hold is not None and verdict.hold is None and verdict.action in going:
+            if hold is not None and verdict.hold is None and verdict.action in sent_on:
                 recipients.append(replace(verdict, hold=hold, rule=verdict.rule or hold.rule))
             else:
                 recipients.append(verdict)

@@ -168,15 +168,15 @@ class RestoredSubmissions:
         if submission is None or not submission.base_name:
             return
         draft = self._newest_draft(submission)
-        mine = parse_name(submission.base_name)
-        if draft is None or mine is None:
+        held_name = parse_name(submission.base_name)
+        if draft is None or held_name is None:
             return
         name, file = draft
-        if name.generation < mine.generation:
+        if name.generation < held_name.generation:
             target = f"{submission.base_name},S={path.stat().st_size}:2,{name.flags}"
             copyfile(path, file.with_name(target))
             file.unlink()
-        elif name.generation > mine.generation:
+        elif name.generation > held_name.generation:
             block = read_block_of(file)
             written = block and (block.properties or block.beside)
             extended = written.extended if written else ()

@@ -226,9 +226,9 @@ class SubmissionProcessor(Struct, frozen=True):
         """Return whether an earlier process may have submitted it: step 3 is recorded."""
         journey = await self.log.submission(pending.submission_id)
         converted = [step.at for step in journey.steps if step.step == 3] if journey else []
-        mine = rfc3339(self.started_us), rfc3339(self.clock.time_us())
+        begin, now = rfc3339(self.started_us), rfc3339(self.clock.time_us())
         # A time in the future comes from a clock that was wrong.
-        return any(not mine[0] <= at <= mine[1] for at in converted)
+        return any(not begin <= at <= now for at in converted)
 
     async def _fail_damaged(self, pending: PendingSubmission, content: Octets) -> None:
         """End a submission whose record is damaged.
