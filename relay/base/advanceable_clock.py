@@ -87,7 +87,7 @@ class TimerHeap:
     def __init__(self) -> None:
         self._due: list[tuple[int, int, ClockTimer]] = []
         self._stops: list[tuple[int, int, ClockTimer]] = []
-        self._number = 0  # of the last timer: those of one time are called in the order of addition
+        self._number = 0  # of the last timer; timers with equal times are called in this order
         self._waiting = 0
 
     def __len__(self) -> int:

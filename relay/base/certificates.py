@@ -79,7 +79,7 @@ def dns_names(certificate: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 class CheckedPair(Struct, frozen=True):
-    """A pair for a listener; `pem` is what its files have, `names` are its DNS names."""
+    """A pair for a listener; `pem` is the content of its files, `names` are its DNS names."""
 
     certificate: Path
     context: ssl.SSLContext

@@ -65,7 +65,7 @@ class ResumedTime(Struct, frozen=True):
     """How a start continues queue time from its anchors.
 
     `is_exact`: the machine was not rebooted, so the time since the anchor is known. Otherwise
-    `wall_passed_us` is what has passed by the wall clock, which may be negative.
+    `wall_passed_us` is the difference of the wall clock, which may be negative.
     """
 
     queue_us: int

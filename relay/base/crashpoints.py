@@ -11,7 +11,7 @@ from enum import StrEnum
 
 
 class CrashPoint(StrEnum):
-    """Every point, in the order in which a sendMail passes them, then those of other paths."""
+    """All points: those of a sendMail in the order in which it passes them, then other paths."""
 
     DRAFT_WRITTEN = "draft-written"  # file in preparing/ complete, not synced
     DRAFT_WRITTEN_BACK = "draft-written-back"  # its octets are on the disk

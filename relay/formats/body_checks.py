@@ -207,7 +207,7 @@ class Checks(Struct, frozen=True):
     has_html: bool
     problems: tuple[HtmlProblem, ...]  # the least supported first
     links: tuple[CheckedLink, ...]  # different ones, those with problems first; at most 1,000
-    link_count: int  # of all of them
+    link_count: int  # of all links
     notices: tuple[str, ...]  # what was cut
     tested: str  # the date of the data about mail programs
 

@@ -61,7 +61,7 @@ class ConvertedMessage(Struct, frozen=True):
 
     content: Content  # as it is sent
     originator: str  # the reverse-path: the address in Sender, else From
-    # the addresses in From and Sender, and of who resends it; "": a field of these has none
+    # the addresses in From, Sender and their Resent fields; "" for a field without an address
     authors: tuple[str, ...]
     recipients: tuple[str, ...]  # of To, Cc and Bcc
     smtputf8: bool  # it needs SMTPUTF8 (RFC 6531)
@@ -70,7 +70,7 @@ class ConvertedMessage(Struct, frozen=True):
     subject: str  # decoded, for the journey
     defects: tuple[str, ...] = ()  # damage in MIME and repairs, each as a short text
     notify_success: bool = False  # the sender requested a DSN on delivery too
-    changes: tuple[str, ...] = ()  # what the conversion made, added and removed, for the journey
+    changes: tuple[str, ...] = ()  # parts and fields made, added or removed, for the journey
     from_mime: bool = False  # the draft was MIME
 
 
@@ -140,7 +140,7 @@ def _of_properties(stored: Octets, block: PrivateBlock, length: int) -> Converte
 
 
 def _changes(block: PrivateBlock, texts: Sequence[str]) -> tuple[str, ...]:
-    """Return what the conversion of properties made and left out."""
+    """Return the parts that were made of properties, and the fields that were removed."""
     changes = [f"{field} made" for field in texts]
     if len(texts) > 1:
         changes[0] += " from the HTML"

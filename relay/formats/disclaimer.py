@@ -90,7 +90,7 @@ class Disclaimer(Struct, frozen=True):
 
     text: str  # for text/plain
     html: str  # for text/html: a fragment
-    at_start: bool  # before what the author wrote, not after it
+    at_start: bool  # before the author's text, not after it
     text_words: str  # the text as it is searched for
     html_words: str  # the HTML as it is searched for, "" if no text is visible
 
@@ -330,7 +330,7 @@ def _payload(octets: Octets, entity: Entity) -> bytes | str:
 def _decoded(payload: bytes, fields: "Message[str, str]") -> _TextBody | str:
     """Decode the characters: a text without a charset, or in ASCII, may be UTF-8.
 
-    In a charset that the text is not in, the octets are kept if each of them can be written again.
+    If octets are invalid in the declared charset, they are kept where they can be written again.
     """
     try:
         charset = charset_of(str(fields.get("content-type", "")))

@@ -422,7 +422,7 @@ class _Encoding:
                 self._put(place + end, entity.end)
 
     def _coded(self, entity: Entity, octets: Octets) -> tuple[Octets, str]:
-        """Return a body in 7 bits, and its transfer encoding if that is another one.
+        """Return a body in 7 bits, and its transfer encoding if it changes.
 
         A soft line break never comes before two dashes that might begin a delimiter.
         """

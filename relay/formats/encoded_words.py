@@ -42,7 +42,7 @@ def text_of_words(value: bytes, raw: str = "") -> str:
     if b"=?" not in value:
         return value.decode()
     texts: list[str] = []
-    pending: list[tuple[bytes, bytes]] = []  # encoded in which way: words of one charset
+    pending: list[tuple[bytes, bytes]] = []  # (encoding, text) of adjacent words in one charset
     charset = ""
     position = 0
     for match in _word.finditer(value):

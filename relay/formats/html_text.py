@@ -54,7 +54,7 @@ _FORMATS = frozenset(
         *("tt", "u"),
     )
 )
-_LEFT_OPEN = frozenset(("html", "body"))  # what follows their end tags still belongs to them
+_LEFT_OPEN = frozenset(("html", "body"))  # content after their end tags still belongs to them
 _IN_HEAD = TEXTS | {"base", "basefont", "bgsound", "link", "meta", "noscript", "template", "head"}
 _PART_OF_TABLE = frozenset(("caption", "tbody", "thead", "tfoot", "tr", "td", "th"))
 _ENDS_P = (_BLOCKS | _PARAGRAPHS) - _PART_OF_TABLE - {"html", "body", "table"}

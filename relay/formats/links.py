@@ -36,7 +36,7 @@ _CODE_WORD = re.compile(
 _NEAR_CHARACTERS = 60
 _SENTENCE_END = re.compile(r"[.!?]\s|\n\s*\n")
 _TEXTS_OF_LINK_MAX = 100  # pieces of text between two tags
-# What a page says of a link. "other-host" is followed by the host that the text names.
+# The texts for pages, by code. "other-host" is followed by the host that the text names.
 LINK_PROBLEMS = {
     "empty": "leads nowhere",
     "placeholder": "contains a placeholder that nothing has replaced",
@@ -195,7 +195,7 @@ def checked_links(html: str, text: str) -> list[CheckedLink]:
 
 
 def other_host(link: BodyLink) -> str:
-    """Return the host that the text names if the target has another one, "" otherwise."""
+    """Return the host that the text names if the target has a different host, else ""."""
     match = _HOST_IN_TEXT.search(link.text[:_TEXT_CHARACTERS_MAX].strip())
     if match is None:
         return ""

@@ -156,7 +156,7 @@ def check_header(header: bytes, blank: bytes) -> str | None:
         return "expected a MIME message, found no header field in line 1"
     if len(header) > HEADER_OCTETS_MAX:
         return f"its header has {len(header)} bytes, expected at most {HEADER_OCTETS_MAX}"
-    if (header[-1:], blank) in _TORN_LINE_ENDS:  # what follows may be more of the header
+    if (header[-1:], blank) in _TORN_LINE_ENDS:  # the header may continue after it
         ending = (header[-1:] + blank).replace(b"\r", b" CR").replace(b"\n", b" LF").decode()
         return f"the last line of its header ends in{ending}, expected CR LF and an empty line"
     if line := malformed_recipients(header):

@@ -193,7 +193,7 @@ class ReadBodies(Struct, frozen=True):
 class ReadParts:
     """Header, bodies and attachments of a message, including the images of HTML.
 
-    `header` has at most 1 MiB. `defects` says what is damaged or beyond a limit.
+    `header` has at most 1 MiB. `defects` lists damage and exceeded limits.
     """
 
     header: bytes = field(repr=False)

@@ -1,4 +1,4 @@
-"""Read the structure of a MIME message from blocks: its entities, and where each of them is.
+"""Read the structure of a MIME message from blocks: its entities and their positions.
 
 It only reads. The structure of a message that is sent (alternative, related, mixed) is built in
 relay.formats.mime_of_properties; which part is the body and which an attachment is decided in

@@ -146,7 +146,7 @@ class RewrappedQuotedPrintable:
 
 
 class SevenBitQuotedPrintable(RewrappedQuotedPrintable):
-    """Quoted-printable that has octets of 8 bits or long lines becomes what it should be."""
+    """Repair quoted-printable that has octets of 8 bits or long lines."""
 
     def code(self, octets: bytes, *, last: bool) -> bytes:
         """See Coding. Where no line is too long, the lines stay."""

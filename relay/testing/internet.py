@@ -90,7 +90,7 @@ class InternetScenario:
         return table
 
     async def reset(self) -> None:
-        """Empty the relay, and forget what the test described and saw."""
+        """Empty the relay; remove the description and the record of seen messages."""
         await self.running.reset()
         self.strict = False
         self._tables = {"domain": []}

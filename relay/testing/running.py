@@ -79,7 +79,7 @@ class RunningRelay:
         self.thread.stop()
 
     async def reset(self) -> None:
-        """Remove all messages and the scenario, and forget what the test saw."""
+        """Remove all messages, the scenario and the record of seen messages."""
         await self.relay.reset()
         await self.relay.use_scenario({})
         self.observer.reset()

@@ -90,7 +90,7 @@ class Account:
     acts_for: tuple[str, ...] = ()  # whose mailboxes its tokens may open there; form of `send_as`
     read_receipts: ReceiptSetting = ReceiptSetting.AUTO  # which it sends
     language: str = ""  # of the reports that it gets; "": not known
-    limits: Limits = NO_LIMITS  # of what it sends to the outside
+    limits: Limits = NO_LIMITS  # of mail to other domains
     # the request has a token that its client got for itself: no user has signed in
     is_application: bool = field(default=False, compare=False)
     # a digest that changes with the stored password and token
@@ -168,7 +168,7 @@ class Writers(Struct, frozen=True):
 
 
 class Expansion(Struct, frozen=True):
-    """The addresses that get the mail of another one, each once."""
+    """The addresses that get the mail of another address, each once."""
 
     targets: tuple[AliasTarget, ...]
     writers: Writers | None = None  # of the alias that was expanded; None: everybody
@@ -183,7 +183,7 @@ class ClientKey(Struct, frozen=True):
     """A public key with which a client signs assertions (RFC 7523), of a certificate or a JWKS."""
 
     public: Any  # joserfc's RSAKey or ECKey; that library is loaded where there is a key
-    names: frozenset[str]  # key_name() of thumbprints and key ids by which an assertion names it
+    names: frozenset[str]  # key_name() of the thumbprints and key ids that an assertion may use
     algorithms: frozenset[str]
     digest: bytes
     begins_s: float = -math.inf  # the certificate's validity, wall time

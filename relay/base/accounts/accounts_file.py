@@ -85,7 +85,7 @@ class _Entry:
     language: Language | None = None  # of the reports that it gets; None: not known
     forward_to: tuple[str, ...] = ()  # addresses that get its mail
     keep_copy: bool = True  # of forwarded mail
-    limits: Limits = field(default_factory=Limits)  # of what it sends to the outside
+    limits: Limits = field(default_factory=Limits)  # of mail to other domains
     disabled: bool = False  # it only gets mail
 
 

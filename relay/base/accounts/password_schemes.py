@@ -89,14 +89,14 @@ class Password(Struct, frozen=True):
         return hmac.compare_digest(self.plain, octets)
 
     def for_nobody(self) -> "Password":
-        """Return a password that takes as long to check as this one, and that nobody has."""
+        """Return a password that nothing matches; its check takes as long as this one's."""
         if not self.hashed:
             return Password(plain=os.urandom(len(self.plain)), scheme=self.scheme)
         return Password(f"{self.hashed[:-22]}{'A' * 22}", scheme=self.scheme)
 
 
 def parse_password(text: str) -> Password:
-    """Read a password as accounts.toml has it. Raises ValueError."""
+    """Read a password in the form of accounts.toml. Raises ValueError."""
     if text.startswith(_OWN_PLAIN) and len(text) > len(_OWN_PLAIN):
         return Password(plain=text.removeprefix(_OWN_PLAIN).encode(), scheme="PLAIN")
     prefix = _NAMED.match(text)

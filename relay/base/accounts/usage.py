@@ -99,7 +99,7 @@ class BeyondLimit(Struct, frozen=True):
 
 
 class CancelledMail(Struct, frozen=True):
-    """A message of which an operator has cancelled recipients."""
+    """A message whose recipients, all or some, an operator has cancelled."""
 
     account: str  # of the login
     accepted_us: int  # wall time

@@ -78,7 +78,7 @@ def parse_mailbox(text: str, *, smtputf8: bool = False) -> str:
 
 
 def parse_path(text: str, *, smtputf8: bool = False, odd_domain: str = "") -> tuple[str, str]:
-    """Return the address in `<...>` and what follows it: the argument of MAIL FROM or RCPT TO.
+    """Return the address in `<...>` and the text after it: the argument of MAIL FROM or RCPT TO.
 
     "<>" gives "", the null path; `<Postmaster>` gives "postmaster"; a source route is dropped.
     `odd_domain` is added to an address without a domain, and allows underscores in labels. The

@@ -286,7 +286,7 @@ def _type(text: str, *, multiple: bool) -> str:
 
 
 def _of_its_type(identity: str, tag: int) -> str:
-    """Raise ExtendedPropertyError for a supported property of a wrong type: it had no effect."""
+    """Return a property's id; raise ExtendedPropertyError if a supported one has a wrong type."""
     expected = _TYPE_OF_TAG.get(tag)
     if expected and identity != expected:
         raise ExtendedPropertyError(f"expected '{expected}': the property has that type")

@@ -20,7 +20,7 @@ INTERNAL_ERROR = "internal error in the relay; its log has the details"
 
 
 class DeferralClass(StrEnum):
-    """Why a recipient was deferred, as the label of metrics has it."""
+    """Why a recipient was deferred; also a label of metrics."""
 
     DNS = "dns"
     CONNECT = "connect"

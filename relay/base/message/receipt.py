@@ -34,7 +34,7 @@ class ReceiptRequest(Struct, frozen=True):
     subject: str = ""  # decoded
     thread: str = ""  # header lines that put the notification into the conversation
     account: str = ""  # that owns the trace of the message
-    is_trusted: bool = False  # the client that sent it had logged in, or is in a listed network
+    is_trusted: bool = False  # the sending client logged in or is in a listed network
     accept_language: str = ""  # of the header: the languages of the sender
     requiretls: bool = False  # the message was sent with REQUIRETLS
 

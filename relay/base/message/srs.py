@@ -114,7 +114,7 @@ class Srs:
             raise SrsError("forged") from None
 
     def _read_first(self, text: str, domain: str, today: int) -> tuple[str, str]:
-        """Return local part and domain in what follows "SRS0="."""
+        """Return local part and domain from the text after "SRS0="."""
         digest, stamp, host, user = text.split("=", 3)
         if not _equal(digest, self._hash("SRS0", stamp, host, user, domain)):
             raise SrsError("forged")
@@ -124,7 +124,7 @@ class Srs:
         return user, host
 
     def _read_next(self, text: str, domain: str, today: int) -> tuple[str, str]:
-        """Return local part and domain in what follows "SRS1="."""
+        """Return local part and domain from the text after "SRS1="."""
         digest, host, rest = text.split("=", 2)
         days = range(today - VALID_DAYS, today + _AHEAD_DAYS + 1)
         hashes = (self._hash("SRS1", day, host, rest, domain) for day in days)

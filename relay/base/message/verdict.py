@@ -36,7 +36,7 @@ class ExaminedMessage(Struct, frozen=True):
 
     reverse_path: str  # "" is the null reverse-path
     sender_local: bool  # see above
-    recipients: tuple[str, ...]  # to each of which the rules apply
+    recipients: tuple[str, ...]  # the rules apply to each of them
     local: frozenset[str]  # see above
     content: ParsedContent  # with its header cleaned up
     source: Source  # how it arrived
@@ -49,8 +49,8 @@ class ExaminedMessage(Struct, frozen=True):
     is_own: Callable[[str], bool] = lambda _domain: False  # whether a domain (A-labels) is own
     # by an own domain with `alias_of`: the domain that this names
     alias_domains: Mapping[str, str] = {}
-    results: tuple[AuthResult, ...] = ()  # that a milter of this relay wrote, not those of others
-    # by a recipient in lower case: the addresses that the client gave and that led there
+    results: tuple[AuthResult, ...] = ()  # written by milters of this relay, not by other hosts
+    # by recipient in lower case: the addresses of the client that aliases expand to it
     given: Mapping[str, Sequence[str]] = {}
 
     def names_of(self, recipient: str) -> Sequence[str]:
@@ -104,7 +104,7 @@ class RecipientVerdict(Struct, frozen=True):
     status: str = ""  # of a REJECT (RFC 3463)
     text: str = ""  # of a REJECT, for the sender
     successors: tuple[str, ...] = ()  # of a REDIRECT or a QUARANTINE
-    hold: Hold | None = None  # of a copy to DELIVER, or of what these two add
+    hold: Hold | None = None  # of a copy to DELIVER, or of the copies for `successors`
     next_hop: str = ""  # of a copy to DELIVER: "route:NAME" or a URL that a rule chose
     # of a copy to DELIVER into Junk Email: its hold if the mailbox is not on this relay
     junk: Hold | None = None

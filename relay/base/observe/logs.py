@@ -98,7 +98,7 @@ def configure(
 
     `environ_journal_stream` is JOURNAL_STREAM: if it names `descriptor`, systemd's journal stores
     time and priority. "auto" is pretty on a terminal, else logfmt. Events below `level` are
-    dropped. Each line names `node`, if that is given.
+    dropped. Each line has the name `node` unless it is "".
     """
     _sink.node = node
     _sink.clock = clock

@@ -97,7 +97,7 @@ class KeyedSubmissions:
     def find(self, account: str, slot: str) -> KeyedSubmission | None:
         """Return the submission that was made with a key.
 
-        Raises StoreUnavailableError if there is none and the account cannot have another one.
+        Raises StoreUnavailableError if there is none and the account has too many records.
         """
         with self._stripes.of(slot), storage_errors():
             if (path := self._find(slot)) is not None:
@@ -187,7 +187,7 @@ class KeyedSubmissions:
         for hour in self._newest_hours()[:hours]:
             path = f"{self._keys}/{hour}/{slot}"
             with suppress(FileNotFoundError):
-                os.stat(path)  # noqa: PTH116 - of many hours; no other error says that it is not there
+                os.stat(path)  # noqa: PTH116 - quick for many hours; only one error means missing
                 return Path(path)
         return None
 

@@ -369,7 +369,7 @@ class ScheduledDirectory(Struct, frozen=True):
     """The queries of deferred/ by the timer, run in threads.
 
     `changed_ns` returns when it last changed, `listed` (due time in µs, name) of each submission.
-    `make_due_ready` makes the named ones ready, as far as that is possible now.
+    `make_due_ready` makes the submissions with these names ready, if possible.
     """
 
     changed_ns: Callable[[], Awaitable[int]]

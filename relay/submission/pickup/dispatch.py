@@ -138,13 +138,13 @@ class Pickup:
     async def _process(self, pending: PendingSubmission) -> None:
         """Make an attempt. Then the submission has ended, or is retried."""
         earlier = self._attempts.get(pending.submission_id, EarlierAttempts())
-        is_told = False  # a mail store that fails has one line, not one for each submission
+        is_logged = False  # a failing mail store is logged once, not for each submission
         try:
             with self._idle_client() as client:
                 deferred = await self.processor.process(pending, client, earlier)
         except (StoreError, SpoolError, OSError) as error:
             deferred = SubmissionDeferred(Evidence("4.3.0", str(error)))
-            is_told = not self._store_fault.is_new(error)
+            is_logged = not self._store_fault.is_new(error)
         except Exception:  # noqa: BLE001 - an error with one must not stop the others
             _log.exception("submission failed unexpectedly", submission_id=pending.submission_id)
             deferred = SubmissionDeferred(Evidence("4.3.0", "internal error"))
@@ -157,7 +157,7 @@ class Pickup:
         self._attempts[pending.submission_id] = earlier
         pause_s = retry_delay_s(earlier.failures, self.rng.random())
         reply = deferred.evidence.reply
-        if not is_told:
+        if not is_logged:
             _log.info(
                 "submission deferred",
                 submission_id=pending.submission_id,
