@@ -85,8 +85,8 @@ def reply_request(
     wishes = {option.strip().lower() for option in b",".join(header.values(_SUPPRESS)).split(b",")}
     if _is_program(sender) or mailbox_of(sender) == mailbox or wishes & _SUPPRESSED:
         return None
-    addressees = b",".join((*header.values("To"), *header.values("Cc")))[:_ADDRESSEES_OCTETS_MAX]
-    entries = address_entries(addressees.decode("utf-8", "replace"))
+    addresses = b",".join((*header.values("To"), *header.values("Cc")))[:_ADDRESSEES_OCTETS_MAX]
+    entries = address_entries(addresses.decode("utf-8", "replace"))
     is_named = any(mailbox_of(addressee.address) == mailbox for addressee in entries)
     return _request(header, message, path, mailbox=mailbox) if is_named else None
 

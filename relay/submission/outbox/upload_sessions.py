@@ -115,14 +115,14 @@ class Uploads(OutboxPart):
         attachment = replace(attachment_facts, id=self.names.ids.new())
         facts = _Facts(account, message.id, attachment, expires_us, caller=caller)
         with self._all() as sessions:
-            open_ones = [
+            incomplete = [
                 session
                 for session in sessions.values()
                 if session.facts.account == account and not session.facts.is_attached
             ]
-            if len(open_ones) >= UPLOADS_MAX:
+            if len(incomplete) >= UPLOADS_MAX:
                 raise TooManyUploadsError(
-                    f"There are {len(open_ones)} incomplete uploads; finish or delete one first."
+                    f"There are {len(incomplete)} incomplete uploads; finish or delete one first."
                 )
             session = _UploadSession(_digest(token), facts, self._reserved(facts))
             try:
