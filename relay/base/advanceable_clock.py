@@ -63,7 +63,7 @@ class ClockTimer:
         """Do not call any more."""
         if self._callback is not None:
             self._callback, self._args = None, ()
-            self._heap.discard_one()
+            self._heap.count_ended()
 
     def call(self, loop: asyncio.AbstractEventLoop) -> None:
         """Run the callback unless the timer is over. The event loop handles an exception."""
@@ -102,7 +102,7 @@ class TimerHeap:
         if timer.stop_us is not None:
             heapq.heappush(self._stops, (timer.stop_us, timer.number, timer))
 
-    def discard_one(self) -> None:
+    def count_ended(self) -> None:
         """Count a timer as ended."""
         self._waiting -= 1
         for heap in (self._due, self._stops):

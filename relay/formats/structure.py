@@ -471,12 +471,12 @@ class StructureReader:
         is_outermost = self._reading is not None and self._reading.outermost
         for level, boundary in self._boundaries if is_outermost else reversed(self._boundaries):
             for lead in (b"\n--", b"\r--") if self._bare_returns else (b"\n--",):
-                line = self._find_one(lead + boundary, level, limit)
+                line = self._find_boundary(lead + boundary, level, limit)
                 if line is not None:
                     first, limit = line, line.start
         return first
 
-    def _find_one(self, boundary: bytes, level: int, limit: int) -> _BoundaryLine | None:
+    def _find_boundary(self, boundary: bytes, level: int, limit: int) -> _BoundaryLine | None:
         """Search a boundary from where its last search ended, so that each octet is read once."""
         looked_for = self._looked_for.get(boundary, 0)
         position = max(looked_for - self._offset, self._at)

@@ -127,7 +127,7 @@ class AliasTable:
             order.prepare()
         while ready := order.get_ready():
             for name in ready:
-                yield from self._check_one(left.pop(name), nodes, document)
+                yield from self._check_forwarding(left.pop(name), nodes, document)
             order.done(*ready)
         yield from _rings(left, document)
 
@@ -139,7 +139,7 @@ class AliasTable:
             nodes[name] = _Node(forwarding, inner)
         return nodes
 
-    def _check_one(
+    def _check_forwarding(
         self, node: _Node, nodes: dict[str, _Node], document: Document
     ) -> Iterator[Fault]:
         """Check a forwarding after those that it names."""

@@ -65,7 +65,7 @@ class UnfinishedSubmissions(OutboxPart):
                 except OSError as error:
                     unfinished = f"{prepared.submission_id} cannot be made ready: {error}"
                     continue
-                self._remove_one(prepared)
+                self._remove_prepared(prepared)
             except (OSError, StoreError) as error:
                 _log.error("stale file kept", file=str(prepared.path), reason=str(error))
             else:
@@ -75,7 +75,7 @@ class UnfinishedSubmissions(OutboxPart):
         submissions.is_unfinished = False
         return removed  # not synced: the next start removes files that reappear after a power loss
 
-    def _remove_one(self, prepared: PreparedFile) -> None:
+    def _remove_prepared(self, prepared: PreparedFile) -> None:
         submissions = self.directory
         block = read_block_of(prepared.path)
         if prepared.is_change and block is not None:
