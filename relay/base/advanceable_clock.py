@@ -1,8 +1,8 @@
 """A clock that can be advanced: days of retries in seconds, for `relay dev` and the test kit.
 
-Wall time, queue time and monotonic() are those of the machine, plus what the clock was advanced by;
-it never goes back. Its timers are in a heap of its own. The event loop fires them in real time, and
-advance() goes from timer to timer, so that everything happens in its order and at its time.
+Wall time, queue time and monotonic() are those of the machine plus the time by which the clock was
+advanced; the clock never goes back. Its timers are in a separate heap. The event loop calls them in
+real time, and advance() goes from timer to timer: everything happens in order and at its time.
 
 Timers belong to one event loop; the times may be read in any thread.
 """
@@ -17,7 +17,7 @@ from typing import Any
 from relay.base.clock import ADVANCED_S_MAX, Machine, SystemClock, this_machine
 
 _STOPS_MAX = 200_000
-_STOPS_AT_ONCE_MAX = 1000  # stops in a row, each less than a millisecond after the one before
+_STOPS_AT_ONCE_MAX = 1000  # stops in a row, each less than a millisecond after the previous one
 _MOMENT_US = 1000
 _HEAP_SLACK = 64  # entries of ended timers that are kept in a heap in any case
 
@@ -63,10 +63,10 @@ class ClockTimer:
         """Do not call any more."""
         if self._callback is not None:
             self._callback, self._args = None, ()
-            self._heap.discard_one()
+            self._heap.count_ended()
 
     def call(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Call it unless it is over. The event loop handles an exception."""
+        """Run the callback unless the timer is over. The event loop handles an exception."""
         callback, args = self._callback, self._args
         if callback is None:
             return
@@ -87,7 +87,7 @@ class TimerHeap:
     def __init__(self) -> None:
         self._due: list[tuple[int, int, ClockTimer]] = []
         self._stops: list[tuple[int, int, ClockTimer]] = []
-        self._number = 0  # of the last timer: those of one time are called in the order of addition
+        self._number = 0  # of the last timer; timers with equal times are called in this order
         self._waiting = 0
 
     def __len__(self) -> int:
@@ -102,7 +102,7 @@ class TimerHeap:
         if timer.stop_us is not None:
             heapq.heappush(self._stops, (timer.stop_us, timer.number, timer))
 
-    def discard_one(self) -> None:
+    def count_ended(self) -> None:
         """Count a timer as ended."""
         self._waiting -= 1
         for heap in (self._due, self._stops):
@@ -122,7 +122,7 @@ class TimerHeap:
         return _first(self._stops)
 
     def take_due(self, now_us: int) -> list[ClockTimer]:
-        """Remove and return the timers to call until `now_us`, in the order of their times."""
+        """Remove and return the timers that are due at `now_us`, in the order of their times."""
         taken = []
         while (first := _first(self._due)) is not None and first.due_us <= now_us:
             heapq.heappop(self._due)
@@ -137,10 +137,10 @@ def _first(heap: list[tuple[int, int, ClockTimer]]) -> ClockTimer | None:
 
 
 class AdvanceableClock(SystemClock):
-    """The clock of a machine, plus what it was advanced by."""
+    """The clock of a machine, plus the time by which it was advanced."""
 
     def __init__(self, machine: Machine | None = None, *, advanced_s: float = 0.0) -> None:
-        """Begin ahead of the machine by `advanced_s`. Without `machine`, this one."""
+        """Begin `advanced_s` ahead of `machine`, or of this machine if it is None."""
         self._real = real = machine or this_machine()
         self._ahead_us = round(advanced_s * 1_000_000)
         super().__init__(
@@ -183,11 +183,11 @@ class AdvanceableClock(SystemClock):
         return timer
 
     async def advance(self, seconds: float, settle: Callable[[], Awaitable[None]]) -> None:
-        """Advance the clock, in its turn among concurrent advances.
+        """Advance the clock. Concurrent advances run one after the other.
 
-        At the time of each timer on the way, the timer is called, and `settle` awaited: it returns
-        when what is due then has been done. If it raises, or the caller is cancelled, the clock
-        keeps the time that it has reached.
+        At the time of each timer on the way, the timer is called and `settle` is awaited, which
+        returns when all work that is due then is done. If it raises, or the caller is cancelled,
+        the clock keeps the time that it has reached.
 
         Raises ValueError unless `seconds` is a positive number within ADVANCED_S_MAX in all, and
         AdvanceError if there are too many stops on the way.
@@ -200,7 +200,7 @@ class AdvanceableClock(SystemClock):
     def check_advance(self, seconds: float) -> None:
         """Raise ValueError if the clock cannot be advanced by `seconds` now."""
         left_s = ADVANCED_S_MAX - self.advanced_s
-        if not 0 < seconds <= left_s:  # NaN as well
+        if not 0 < seconds <= left_s:  # also rejects NaN
             limit = f"at most {left_s:.15g}"
             if self._ahead_us:
                 limit += f", because the clock was advanced by {self.advanced_s:.15g} already"
@@ -246,7 +246,7 @@ class AdvanceableClock(SystemClock):
         self._set_handle(loop)
 
     def _set_handle(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Let the event loop call the next timer in real time."""
+        """Make the event loop call the next timer in real time."""
         if self._handle is not None:
             self._handle.cancel()
             self._handle = None

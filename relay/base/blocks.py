@@ -1,7 +1,7 @@
-"""Blocks of bodies: what is read and written on the event loop, and what in a thread.
+"""Blocks of bodies: which are read and written on the event loop, and which in a thread.
 
 A block that the kernel has in memory is copied in less than a millisecond; handing it to a thread
-and back takes as much processor time. What may wait for the disk is done in a thread.
+and back takes as much processor time. A read or write that may wait for the disk uses a thread.
 """
 
 import asyncio
@@ -16,12 +16,14 @@ _SLOW_S = 10.0
 
 
 async def next_block(coming: Iterator[bytes]) -> bytes:
-    """Return the next block, b"" at the end. What follows b"" is read in a thread; see
-    relay.base.message.content.octets_in_blocks(). Raises what reading raises.
+    """Return the next block, b"" at the end. Raises the errors of reading.
+
+    If the iterator yields b"", the block after it is read in a thread; see
+    relay.base.message.content.octets_in_blocks().
     """
     if (block := next(coming, None)) == b"":
         return await asyncio.to_thread(next, filter(None, coming), b"")
-    await asyncio.sleep(0)  # where the peer is as quick, others get their turn
+    await asyncio.sleep(0)  # other tasks get their turn even if the peer is quick
     return block or b""
 
 
@@ -29,14 +31,14 @@ async def next_block(coming: Iterator[bytes]) -> bytes:
 class BodyDisk:
     """The disk to which bodies are written as they arrive.
 
-    The kernel copies a block, but lets a write wait while the disk is far behind. So blocks are
-    written in threads while commits take long, and from a slow write on until one that is quick
-    after 10 s: only where the disk becomes slow between two commits, one write delays the loop.
+    The kernel copies a block, but blocks a write while the disk is far behind. Blocks are therefore
+    written in threads while commits take long, and after a slow write until a quick one at least
+    10 s later. Only if the disk becomes slow between two commits does a write delay the event loop.
     """
 
     clock: Clock
     commit_s: Callable[[], float]  # how long a commit takes now
-    check_free_space: Callable[[int], None]  # raises SpoolFullError where so many bytes do not fit
+    check_free_space: Callable[[int], None]  # raises SpoolFullError if the bytes do not fit
     _is_quick: bool = False
     _slow_until_s: float = 0.0
 

@@ -9,7 +9,7 @@ ValueT = TypeVar("ValueT")
 
 
 class BoundedDict(OrderedDict[KeyT, ValueT]):
-    """The entries that were set last, the latest at the end. move_to_end() makes one the latest."""
+    """The entries that were set last, the latest at the end; move_to_end() makes one the latest."""
 
     def __init__(self, entries_max: int) -> None:
         super().__init__()

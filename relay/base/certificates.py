@@ -1,5 +1,5 @@
-"""Certificates of listeners: load and check pairs, choose one by the name that a client asks for
-(SNI, RFC 6066 3), and replace them while sessions continue.
+"""Certificates of listeners: load and check pairs, choose a pair by the server name that a client
+sends (SNI, RFC 6066 3), and replace pairs while sessions continue.
 
 A pair is a PEM certificate chain and its key. RFC 9325: TLS 1.2 and later.
 """
@@ -44,8 +44,8 @@ def client_of_pair(*certificates: Path) -> ssl.SSLContext:
     """
     client = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     client.check_hostname = False
-    for one in certificates:
-        client.load_verify_locations(cafile=one)
+    for certificate in certificates:
+        client.load_verify_locations(cafile=certificate)
     client.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
     return client
 
@@ -74,12 +74,12 @@ def certificate_of_handshake(server: ssl.SSLContext, certificate: Path) -> Mappi
 
 def dns_names(certificate: Mapping[str, Any]) -> tuple[str, ...]:
     """Return the DNS names of a certificate in lower case; one may begin with "*."."""
-    named = certificate.get("subjectAltName", ())
-    return tuple([name.lower() for kind, name in named if kind == "DNS"])
+    names = certificate.get("subjectAltName", ())
+    return tuple([name.lower() for kind, name in names if kind == "DNS"])
 
 
 class CheckedPair(Struct, frozen=True):
-    """A pair for a listener; `pem` is what its files have, `names` are its DNS names."""
+    """A pair for a listener; `pem` is the content of its files, `names` are its DNS names."""
 
     certificate: Path
     context: ssl.SSLContext
@@ -89,17 +89,17 @@ class CheckedPair(Struct, frozen=True):
     def end_s(self) -> float:
         """Return when it ends, since 1970; 0 if clients would reject it."""
         try:
-            shown = certificate_of_handshake(self.context, self.certificate)
+            facts = certificate_of_handshake(self.context, self.certificate)
         except OSError:
             return 0.0
-        return float(ssl.cert_time_to_seconds(shown["notAfter"]))
+        return float(ssl.cert_time_to_seconds(facts["notAfter"]))
 
 
 class ServerCertificate:
     """The certificates of one listener. `context` is for all its handshakes.
 
-    At each handshake, `context` gives way to the context of a pair that is in use then: one with
-    the name that the client asks for, else the first. Sessions keep what they began with.
+    At each handshake, `context` is replaced by the context of a pair that is in use: the pair with
+    the server name that the client sends, else the first. Sessions keep their context.
     """
 
     def __init__(self, certificate: Path, key: Path, *further: tuple[Path, Path]) -> None:
@@ -109,30 +109,30 @@ class ServerCertificate:
         self.use([_unchecked(*files) for files in ((certificate, key), *further)])
 
     def pair(self, certificate: Path, key: Path, *, now_s: float) -> CheckedPair:
-        """Return the pair in these files for use(), which may be in use already.
+        """Return the pair in these files, for use(). It may be one that is in use already.
 
         Raises CertificateError if it cannot be used, or is not valid at `now_s`.
         """
         pem = _pem(certificate, key)
-        if same := next((one for one in self.pairs if one.pem == pem), None):
-            return same
+        if in_use := next((pair for pair in self.pairs if pair.pem == pem), None):
+            return in_use
         context = load_pair(certificate, key)
         try:
-            shown = certificate_of_handshake(context, certificate)
+            facts = certificate_of_handshake(context, certificate)
         except OSError as error:
             raise CertificateError(f"it fails in a handshake: {error.strerror or error}") from None
-        begins, ends = (shown.get(one, "an unknown date") for one in ("notBefore", "notAfter"))
-        if not shown or ssl.cert_time_to_seconds(ends) <= now_s:
+        begins, ends = (facts.get(date, "an unknown date") for date in ("notBefore", "notAfter"))
+        if not facts or ssl.cert_time_to_seconds(ends) <= now_s:
             raise CertificateError(f"it expired on {ends}")
         if ssl.cert_time_to_seconds(begins) > now_s:
             raise CertificateError(f"it is not valid before {begins}")
-        return CheckedPair(certificate, context, pem, dns_names(shown))
+        return CheckedPair(certificate, context, pem, dns_names(facts))
 
     def use(self, pairs: Sequence[CheckedPair]) -> None:
         """Use these pairs for handshakes from now on."""
         self.pairs = tuple(pairs)
-        # of two that have the name, the earlier one
-        self._by_name = {name: one for one in reversed(pairs) for name in one.names}
+        # if two pairs have a name, the first one is used
+        self._by_name = {name: pair for pair in reversed(pairs) for name in pair.names}
 
     def pair_for(self, name: str) -> CheckedPair:
         """Return the pair for a client that asks for this name, or for none."""
@@ -159,8 +159,8 @@ def names_in(context: ssl.SSLContext, certificate: Path) -> tuple[str, ...]:
 
 
 def _pem(certificate: Path, key: Path) -> bytes:
-    """Return both files as one, which load_pair() takes for both as well."""
+    """Return the contents of both files as one PEM, in which OpenSSL finds both."""
     try:
-        return b"\n".join(one.read_bytes() for one in (certificate, key))
+        return b"\n".join(path.read_bytes() for path in (certificate, key))
     except OSError as error:
         raise CertificateError(f"{certificate} or {key}: {error.strerror}") from None

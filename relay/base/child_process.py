@@ -14,13 +14,14 @@ _END_S = 0.1  # between closing its files and its end
 
 
 class ChildProcess:
-    """A process that runs a module of this program, with nothing of this process but `socket`."""
+    """A process that runs a module of this program; it shares only `socket` with this process."""
 
     def __init__(
         self, module: str, *words: str, descriptors: Sequence[int] = (), has_log: bool = False
     ) -> None:
-        """Start it, with these `descriptors` as well, and with `has_log` the standard error of this
-        process. Raises OSError.
+        """Start the process. Raises OSError.
+
+        It inherits `descriptors` too, and with `has_log` the standard error of this process.
         """
         self.socket, theirs = socket.socketpair()
         try:
@@ -46,7 +47,7 @@ class ChildProcess:
         return self.process.returncode is not None
 
     def how_it_ended(self) -> str:
-        """Return with which signal or code it ended, after it has closed its files."""
+        """Return the signal or exit code with which it ended, after it has closed its files."""
         self.has_ended(_END_S)
         code = self.process.returncode
         if code is None:

@@ -1,14 +1,14 @@
 """Time, random bytes and identifiers. They are passed in everywhere, so that tests control them.
 
-There are three times. Wall time is only recorded and shown. Timers use the monotonic clock. What
-is due and what expires is compared in queue time, which does not jump when the wall clock is
-changed: neither while the process runs nor between two processes, because a start continues from
-an anchor on disk. Nodes that share a spool have the wall clock of its database.
+There are three times. Wall time is only recorded and shown. Timers use the monotonic clock. Due and
+expiry times are in queue time, which does not jump when the wall clock is changed: neither while
+the process runs nor between two processes, because a start continues from an anchor on disk. Nodes
+that share a spool use the wall clock of its database.
 
-Relay waits for a time only through the Clock, so that a clock that can be advanced
-(`advanceable_clock`) needs to replace nothing but its `call_later`. Real time is apart from
-these three: no clock advances it. It is for time-outs of a peer, a child process or a disk, for how
-long something took or may take, and for the times of files.
+Relay waits only through the Clock, so that a clock that can be advanced (`advanceable_clock`)
+replaces only `call_later`. Real time is separate from these three, and no clock advances it. It is
+for time-outs of a peer, a child process or a disk, for how long something took or may take, and for
+the times of files.
 
 Ids are time-ordered, like those of RFC 9562 5.7.
 """
@@ -38,8 +38,8 @@ _SHIFTS = range(5 * (ID_LENGTH - 2), -1, -10)
 _RANDOM_BITS = 32
 _JUMP_US_MIN = 1_000_000
 _FOLLOWING_PARTS = 10  # the correction is at most this part of the time that passed
-DOUBT_US = 86_400_000_000  # how long a relay runs before a doubtful gap counts as a long stop
-_GAP_US_MIN = 3_600_000_000  # a shorter gap is not doubtful
+DOUBT_US = 86_400_000_000  # after this time of running, a doubtful gap is believed
+_GAP_US_MIN = 3_600_000_000  # a shorter gap is never doubtful
 ADVANCED_S_MAX = 400 * 86400.0  # of the clock of a development relay, in all
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 # Time since boot, including suspend where the system reports it.
@@ -49,8 +49,8 @@ _ELAPSED = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
 class Anchor(Struct, frozen=True):
     """One moment on all clocks of a machine, kept on disk: a start continues queue time from it.
 
-    `elapsed_us` counts from the boot that `boot_id` identifies. `doubtful_us` of the queue time may
-    never have passed; it counts as passed from `doubt_ends_us` on.
+    `elapsed_us` counts from the boot that `boot_id` identifies. `doubtful_us` is the part of the
+    queue time that may not have passed really; from `doubt_ends_us` it counts as passed.
     """
 
     queue_us: int
@@ -65,7 +65,7 @@ class ResumedTime(Struct, frozen=True):
     """How a start continues queue time from its anchors.
 
     `is_exact`: the machine was not rebooted, so the time since the anchor is known. Otherwise
-    `wall_passed_us` is what has passed by the wall clock, which may be negative.
+    `wall_passed_us` is the difference of the wall clock, which may be negative.
     """
 
     queue_us: int
@@ -83,8 +83,9 @@ class Timer(Protocol):
 
 
 class Clock(Protocol):
-    """The time. Its waits are in that of the running event loop. They import asyncio themselves,
-    because commands without an event loop start faster without it.
+    """The time. Methods that wait need a running event loop.
+
+    They import asyncio themselves, because commands without an event loop start faster without it.
     """
 
     def time_us(self) -> int:
@@ -94,26 +95,29 @@ class Clock(Protocol):
         """Queue time: the wall clock without its jumps. Queue times are compared with it."""
 
     def confirmed_us(self) -> int:
-        """Queue time less what may never have passed. What is removed for its age alone, without
-        another attempt, is compared with this.
+        """Queue time without the part that is doubtful.
+
+        For removals by age alone, before which there is no further attempt.
         """
 
     def anchor(self) -> Anchor:
         """Return the present moment, to be stored."""
 
     def sample_wall(self, read: Callable[[], int]) -> None:
-        """Follow the wall clock of another machine, which `read` asks for its time.
+        """Follow the wall clock of another machine, whose time `read` returns.
 
-        Call it before resume(), before any time is used, and from time to time: in between, that
-        clock is computed from the time that passes on this machine.
+        Call it before resume(), before any time is used, and then from time to time. Between two
+        calls, that clock is computed from the time that passes on this machine.
         """
 
     def resume(self, anchor: Anchor | None) -> None:
         """Continue from an anchor, if there is one; call it before any time is used."""
 
     def resume_as_node(self, anchors: Sequence[Anchor]) -> None:
-        """Continue from the anchors of nodes that share a spool. If there is one, those given
-        before do not count: this node may have had only its own clock then.
+        """Continue from the anchors of nodes that share a spool.
+
+        If there is one, anchors of earlier calls are ignored: at that time, this node may have had
+        only its own clock.
         """
 
     @property
@@ -121,8 +125,9 @@ class Clock(Protocol):
         """How this start continues from its anchors; None without any."""
 
     def monotonic(self) -> float:
-        """Seconds on a clock that never goes back. An advance of the clock advances it: it is for
-        rates, and for how long something is remembered.
+        """Seconds on a clock that never goes back, including the time by which it was advanced.
+
+        For rates, and for how long something is remembered.
         """
 
     def real_s(self) -> float:
@@ -145,8 +150,8 @@ class Clock(Protocol):
     ) -> Timer:
         """Call `callback` in the running event loop when `seconds` have passed.
 
-        Where the clock is advanced, the call may come up to `slack_s` later: the advance does not
-        stop for it before.
+        When the clock is advanced, the call may come up to `slack_s` later, because the advance
+        need not stop earlier.
         """
         import asyncio  # noqa: PLC0415
 
@@ -295,9 +300,9 @@ class SystemClock(Clock):
 class ReferenceWall:
     """The wall clock of another machine, as an offset from the time that passes on this one.
 
-    A sample says between which two moments that clock was read, hence between which two values the
-    offset is. It moves only as far as it must, so that a sample that took long changes little, and
-    one that is missing nothing.
+    A sample was read between two moments of this machine, which give a lower and an upper bound of
+    the offset. The offset changes only as far as these bounds require: a sample that took long
+    changes it little, and a missing sample not at all.
     """
 
     def __init__(self) -> None:
@@ -311,11 +316,11 @@ class ReferenceWall:
 
 
 class QueueTime:
-    """Queue time: it begins at an anchor, or else at the wall clock, and follows the wall clock at
-    a tenth of its speed.
+    """Queue time: it begins at an anchor, or else at the wall clock, and approaches the wall clock.
 
-    A slewed wall clock is followed exactly. After a jump, queue time needs ten times the jump to
-    reach the wall clock; nothing becomes due or expires at once. It never goes back.
+    A wall clock that is slewed is followed exactly. After a jump, queue time needs ten times the
+    jump to reach the wall clock, so that nothing becomes due or expires at once. It never goes
+    back.
     """
 
     def __init__(self, *, wall_us: int, elapsed_us: int, boot_id: str = "") -> None:
@@ -336,24 +341,24 @@ class QueueTime:
         return self._now_us
 
     def doubtful_us(self, queue_us: int) -> int:
-        """Return how much of `queue_us` may never have passed."""
-        found = self.resumed
-        return found.doubtful_us if found and queue_us < found.doubt_ends_us else 0
+        """Return how much of `queue_us` is doubtful."""
+        start = self.resumed
+        return start.doubtful_us if start and queue_us < start.doubt_ends_us else 0
 
     def anchor(self, *, wall_us: int, elapsed_us: int) -> Anchor:
-        """Return the present moment as another start needs it."""
+        """Return the anchor from which another start continues."""
         queue_us = self.read(wall_us=wall_us, elapsed_us=elapsed_us)
         doubtful_us = self.doubtful_us(queue_us)
         ends_us = self.resumed.doubt_ends_us if self.resumed and doubtful_us else 0
         return Anchor(queue_us, wall_us, elapsed_us, self._boot_id, doubtful_us, ends_us)
 
     def resume(self, anchor: Anchor, *, wall_us: int, elapsed_us: int) -> None:
-        """Continue from this anchor, and from those that were given before."""
+        """Continue from this anchor and from those of earlier calls."""
         self._anchors.append(anchor)
         self.begin(wall_us=wall_us, elapsed_us=elapsed_us)
 
     def forget_anchors(self) -> None:
-        """Leave out the anchors that were given before, once others are."""
+        """Ignore the anchors of earlier calls as soon as there is a further one."""
         self._anchors.clear()
 
     def begin(self, *, wall_us: int, elapsed_us: int) -> None:
@@ -369,41 +374,45 @@ class QueueTime:
 def resumed(
     anchors: Sequence[Anchor], *, wall_us: int, elapsed_us: int, boot_id: str
 ) -> ResumedTime:
-    """Return how a start continues from at least one anchor, read at these times.
+    """Return how a start continues from one or more anchors, read at these times.
 
-    An anchor of this boot takes precedence; among equals the latest, since a wall clock may have
-    jumped since an earlier one. The result is never before any anchor's own time, which brings its
-    doubt along.
+    Anchors of this boot take precedence; among these, the latest is used, because the wall clock
+    may have jumped after an earlier one. The result is not before the time of any anchor; if it is
+    moved to such a time, it is as doubtful as that anchor.
     """
-    latest = max(anchors, key=lambda one: one.queue_us)
-    found, _ = max(
+    latest = max(anchors, key=lambda anchor: anchor.queue_us)
+    preferred, _ = max(
         (
-            (_resumed(one, wall_us=wall_us, elapsed_us=elapsed_us, boot_id=boot_id), one.queue_us)
-            for one in anchors
+            (
+                _resumed(anchor, wall_us=wall_us, elapsed_us=elapsed_us, boot_id=boot_id),
+                anchor.queue_us,
+            )
+            for anchor in anchors
         ),
         key=lambda pair: (pair[0].is_exact, pair[1]),
     )
-    if found.queue_us >= latest.queue_us:
-        return found
+    if preferred.queue_us >= latest.queue_us:
+        return preferred
     return replace(
-        found,
+        preferred,
         queue_us=latest.queue_us,
-        doubtful_us=max(found.doubtful_us, latest.doubtful_us),
-        doubt_ends_us=max(found.doubt_ends_us, latest.doubt_ends_us),
+        doubtful_us=max(preferred.doubtful_us, latest.doubtful_us),
+        doubt_ends_us=max(preferred.doubt_ends_us, latest.doubt_ends_us),
     )
 
 
 def _resumed(anchor: Anchor, *, wall_us: int, elapsed_us: int, boot_id: str) -> ResumedTime:
     """Return how a start continues from one anchor.
 
-    Within one boot, the time since the anchor is known, whatever the wall clock says. Otherwise it
-    is what the wall clock says, but never negative. A wrong clock looks like a long stop, so that
-    this time is doubtful unless it is short.
+    Within one boot, the time since the anchor is known independently of the wall clock. After a
+    reboot it is the difference of the wall clock, but not negative. A wrong clock looks like a long
+    stop: the time is therefore doubtful unless it is short.
 
-    A doubt ends when a relay has run for a day since the first doubtful gap; further gaps do not
-    prolong it, or it would never end on a machine that never runs for a day. Only one that is
-    longer than all before it together begins another day: the first start with a wrong clock. One
-    soon after a longer stop is thus believed when the day of that stop is over.
+    Doubtful time is believed when the relay has run for a day since the first doubtful gap. Further
+    gaps do not prolong this day; otherwise it would never end on a machine that never runs for a
+    day. Only a gap longer than all earlier ones together begins another day: the first start with a
+    wrong clock. A gap soon after a longer stop is therefore believed at the end of the day that
+    began with that stop.
     """
     doubtful_us, ends_us = anchor.doubtful_us, anchor.doubt_ends_us
     wall_passed_us = wall_us - anchor.wall_us
@@ -435,29 +444,31 @@ def wall_offset_us(clock: Clock) -> int:
 
 
 def offset_us(*, wall_us: int, queue_us: int) -> int:
-    """Return how far the wall time is ahead of the queue time; 0 for less than a second, because
-    the two are read at different moments, and an unchanged time must be shown unchanged.
+    """Return how far the wall time is ahead of the queue time, 0 for less than a second.
+
+    The two are read at different moments, and a time that has not changed must not change in
+    output.
     """
     ahead = wall_us - queue_us
     return ahead if abs(ahead) >= _JUMP_US_MIN else 0
 
 
 def now_at_least_us(clock: Clock) -> int:
-    """Return a lower bound of the present time: a jump alone makes no wall time old."""
+    """Return a lower bound of the present time, which a jump of the wall clock does not change."""
     return min(clock.time_us(), clock.confirmed_us())
 
 
 def advanced_us(clock: Clock) -> int:
-    """Return how far the clock was advanced, to the second; a service's never is."""
+    """Return how far the clock was advanced, to the second; the clock of a service never is."""
     return round(clock.advanced_s) * 1_000_000
 
 
 class Ids:
-    """Time-ordered ids: 16 characters of [0-9a-z], 48 bits of milliseconds and 32 of chance.
+    """Time-ordered ids: 16 characters of [0-9a-z], 48 bits of milliseconds and 32 random bits.
 
-    Ids of one process sort as they were made (RFC 9562 6.2, method 2): one of the same millisecond,
-    or after the wall clock has gone back, is the last one and a random step of 16 bits. The first
-    one of a millisecond has 31 bits of chance, so that the others have room in it.
+    Ids of one process sort in the order in which they were made (RFC 9562 6.2, method 2). In the
+    same millisecond, or after the wall clock has gone back, an id is the last id plus a random step
+    of 16 bits. The first id of a millisecond has 31 random bits, so that further ids have room.
     """
 
     def __init__(self, clock: Clock, random_bytes: Callable[[int], bytes] = os.urandom) -> None:
@@ -478,7 +489,7 @@ class Ids:
 
 
 def first_id_after(time_us: int) -> str:
-    """Return an id that sorts after every id made until `time_us`, and before later ones."""
+    """Return an id that sorts after each id made until `time_us`, and before later ids."""
     return _encode((time_us // 1000 + 1) << _RANDOM_BITS)
 
 
@@ -497,8 +508,10 @@ def id_time_us(identifier: str) -> int | None:
 
 
 async def sleep_in_step(pause_s: float) -> None:
-    """Sleep for about `pause_s` of real time. From a second on it ends at a whole second of the
-    event loop's time: what works each second then wakes an idle process once for all of it.
+    """Sleep for about `pause_s` of real time.
+
+    A pause of a second or more ends at a whole second of the event loop's time: all periodic tasks
+    then wake an idle process at the same moment.
     """
     import asyncio  # noqa: PLC0415
 

@@ -1,7 +1,7 @@
 """Named points at which a crash test kills the process: each fsync, link, rename, commit and reply.
 
-A room calls reached() right after the act that the point names. Without a configured point,
-reached() does nothing. See docs/design.md 7, invariant 10.
+A room calls reached() directly after the operation that the point names. Without a configured
+point, reached() does nothing. See docs/design.md 7, invariant 10.
 """
 
 import os
@@ -11,7 +11,7 @@ from enum import StrEnum
 
 
 class CrashPoint(StrEnum):
-    """Every point, in the order in which a sendMail passes them, then those of other paths."""
+    """All points: those of a sendMail in the order in which it passes them, then other paths."""
 
     DRAFT_WRITTEN = "draft-written"  # file in preparing/ complete, not synced
     DRAFT_WRITTEN_BACK = "draft-written-back"  # its octets are on the disk
@@ -41,9 +41,9 @@ class CrashPoint(StrEnum):
     # A read receipt, of a message that a client has marked as read:
     COPY_READ = "copy-read"  # the flag is synced; the receipt is not sent
     RECEIPT_ACCEPTED = "receipt-accepted"  # it is in the spool; its copy has no $MDNSent
-    RECEIPT_MARKED = "receipt-marked"  # the copy has; the receipt is still recorded as owed
+    RECEIPT_MARKED = "receipt-marked"  # the copy has $MDNSent; the receipt is recorded as owed
     # An automatic reply, of a message that was delivered:
-    REPLY_NOTED = "reply-noted"  # the mailbox has its sender, synced; it is not accepted
+    REPLY_NOTED = "reply-noted"  # its sender is recorded and synced; the reply is not accepted
     REPLY_ACCEPTED = "reply-accepted"  # it is in the spool, and is still recorded as owed
     TENANT_SET_KEPT = "tenant-set-kept"  # a reload: synced, and the older ones are still there
     DROP_ACCEPTED = "drop-accepted"  # a file of the drop directory: committed, not removed
@@ -55,7 +55,7 @@ class CrashPoint(StrEnum):
     SUBMISSION_RESCHEDULED = "submission-rescheduled"  # renamed to another time
     SUBMISSION_REPLACED = "submission-replaced"  # the next generation renamed over it
     DRAFT_REPLACED = "draft-replaced"  # and linked into the draft's folder
-    DRAFT_TAKEN_AWAY = "draft-taken-away"  # it was moved or deleted, and synced: no send any more
+    DRAFT_TAKEN_AWAY = "draft-taken-away"  # the draft was moved or deleted, and synced: not sent
     SUBMISSION_CANCELLED = "submission-cancelled"  # renamed from deferred/ to preparing/
     SUBMISSION_DUE = "submission-due"  # renamed from deferred/ to ready/
     DUE_SUBMISSIONS_SYNCED = "due-submissions-synced"  # fsync of ready/ and deferred/
@@ -79,7 +79,7 @@ class CrashPoints:
         self._left = int(count or 1)
 
     def reached(self, point: CrashPoint) -> None:
-        """Report that the act that `point` names was just done."""
+        """Report that the operation that `point` names is done."""
         if point is not self._point:
             return
         self._left -= 1

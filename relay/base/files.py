@@ -1,8 +1,8 @@
 """Octets in files: read them in blocks, write them, sync them.
 
-FileOctets opens its file for each read; the file must stay until the last one. OpenOctets keeps
-the file open, also when it is renamed or removed. All functions raise OSError, but for
-read_key_file().
+FileOctets opens its file for each read; the file must exist until the last read. OpenOctets keeps
+the file open, also when it is renamed or removed. All functions except read_key_file() raise
+OSError.
 """
 
 import ctypes
@@ -36,12 +36,12 @@ class FileOctets(Struct, frozen=True):
 
     def read(self, start: int, length: int) -> bytes:
         """Return `length` octets from `start`, fewer only where they end. Raises OSError."""
-        wanted = min(length, self.size - start)
-        if wanted <= 0:
+        count = min(length, self.size - start)
+        if count <= 0:
             return b""
         descriptor = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
         try:
-            return os.pread(descriptor, wanted, self.start + start)
+            return os.pread(descriptor, count, self.start + start)
         finally:
             os.close(descriptor)
 
@@ -103,13 +103,13 @@ def _open_at_once(path: str, flags: int) -> int:
 
 def disk_of(path: Path) -> Disk:
     """Return the file system of `path`. Raises OSError."""
-    found = os.statvfs(path)
+    stat = os.statvfs(path)
     return Disk(
-        size_bytes=found.f_blocks * found.f_frsize,
-        free_bytes=found.f_bavail * found.f_frsize,
-        files=found.f_files,
-        files_free=found.f_favail,
-        is_writable=not found.f_flag & os.ST_RDONLY,
+        size_bytes=stat.f_blocks * stat.f_frsize,
+        free_bytes=stat.f_bavail * stat.f_frsize,
+        files=stat.f_files,
+        files_free=stat.f_favail,
+        is_writable=not stat.f_flag & os.ST_RDONLY,
     )
 
 
@@ -121,11 +121,13 @@ def write_all(descriptor: int, octets: bytes) -> None:
 
 
 def has_writers(descriptor: int) -> bool:
-    """Whether another open file may still write to one that is open here to be read: there is no
-    read lease of it then (fcntl(2)). Also where the system or the disk has no leases.
+    """Whether another open file may still write to the file of `descriptor`, open for reading.
+
+    In this case the kernel grants no read lease (fcntl(2)). Also true if the system or the disk has
+    no leases.
     """
     try:
-        # who breaks a lease is announced by a signal, by default one that ends this process
+        # a signal announces that a lease is broken; the default signal would end this process
         fcntl.fcntl(descriptor, fcntl.F_SETSIG, signal.SIGURG)
         fcntl.fcntl(descriptor, fcntl.F_SETLEASE, fcntl.F_RDLCK)
         fcntl.fcntl(descriptor, fcntl.F_SETLEASE, fcntl.F_UNLCK)
@@ -168,21 +170,22 @@ class OpenOctets(Struct, frozen=True):
 
     def read(self, start: int, length: int) -> bytes:
         """Return `length` octets from `start`, fewer only where they end. Raises OSError."""
-        wanted = min(length, self.size - start)
-        if wanted <= 0:
+        count = min(length, self.size - start)
+        if count <= 0:
             return b""
-        return os.pread(self.descriptor.number, wanted, self.start + start)
+        return os.pread(self.descriptor.number, count, self.start + start)
 
     def read_cached(self, start: int, length: int) -> bytes:
-        """Return at most `length` octets from `start` that the kernel has in memory, without
-        waiting for the disk; b"" where it has none, or cannot tell. There read() is what to call.
+        """Return at most `length` octets from `start` without waiting for the disk.
+
+        b"" if the kernel does not have them in memory or does not report it: then call read().
         """
-        found = bytearray(min(length, self.size - start))
+        buffer = bytearray(min(length, self.size - start))
         try:
-            count = os.preadv(self.descriptor.number, [found], self.start + start, os.RWF_NOWAIT)
+            count = os.preadv(self.descriptor.number, [buffer], self.start + start, os.RWF_NOWAIT)
         except (OSError, AttributeError):  # EAGAIN; EOPNOTSUPP, in 2 microseconds; macOS
             return b""
-        return bytes(memoryview(found)[:count])
+        return bytes(memoryview(buffer)[:count])
 
     def part(self, start: int, length: int) -> "OpenOctets":
         """Return a part; nothing is read."""
@@ -191,10 +194,10 @@ class OpenOctets(Struct, frozen=True):
 
 
 def lines_backwards(path: Path, needle: bytes = b"") -> Iterator[bytes]:
-    """Yield the lines of a file from last to first, none of a missing file; skip overlong lines.
+    """Yield the lines of a file from last to first, none if it is missing; skip overlong lines.
 
-    Only those with `needle`, which is in lower case, where ASCII letters have any case. The memory
-    is bounded. Raises OSError.
+    Only lines that contain `needle`, which is in lower case; ASCII letters match in any case.
+    Memory is bounded. Raises OSError.
     """
     try:
         file = path.open("rb")
@@ -212,7 +215,7 @@ def lines_backwards(path: Path, needle: bytes = b"") -> Iterator[bytes]:
                 complete, first = block, b""
             if not needle:
                 yield from reversed(complete.splitlines())
-            elif needle in complete.lower():  # quick for a file without any
+            elif needle in complete.lower():  # one search for a block without the needle
                 lines = reversed(complete.splitlines())
                 yield from (line for line in lines if needle in line.lower())
             rest = first + b"\n" if start and len(first) < LINE_BYTES_MAX else b""
@@ -244,7 +247,7 @@ def sync_disk(path: Path) -> None:
 
 
 def rewrite_file(path: Path) -> None:
-    """Write a file over itself, unchanged, and sync it; afterwards the disk has what was read.
+    """Overwrite a file with the same content and sync it: the disk then has what was read.
 
     For a file of a dead process whose sync may have failed. Raises OSError.
     """
@@ -261,7 +264,7 @@ def rewrite_file(path: Path) -> None:
 def replace_file(path: Path, octets: bytes, *, mode: int) -> None:
     """Create or replace a file durably; after a crash it is complete, old or new. Raises OSError.
 
-    Callers in several processes exclude each other, or each writes a complete file.
+    Callers in several processes must use a lock, or each must write the complete file.
     """
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     part.unlink(missing_ok=True)

@@ -1,7 +1,7 @@
-"""What this node does not do at an operator's order: deliver mail, or accept it.
+"""Pauses: an operator stops this node from delivering or accepting mail.
 
-A pause is in a file of state_dir, so that it lasts over restarts, until it is taken back or its
-time ends. Who checks it: SMTP sessions and the Graph API (Pressure.paused), delivery (on_change).
+A pause is stored in a file of state_dir: it lasts over restarts until an operator resumes or its
+time ends. SMTP sessions and the Graph API check it (Pressure.paused), and delivery (on_change).
 """
 
 from collections.abc import Callable, Container, Iterable, Mapping, Sequence
@@ -30,7 +30,7 @@ class Pause(msgspec.Struct, frozen=True):
     """One pause; times are those of the wall clock, in RFC 3339."""
 
     since: str
-    until: str | None  # None: somebody resumes
+    until: str | None  # None: until an operator resumes
     who: str
 
     @property
@@ -39,7 +39,7 @@ class Pause(msgspec.Struct, frozen=True):
         return inf if self.until is None else datetime.fromisoformat(self.until).timestamp() * 1e6
 
     def text(self, what: Paused) -> str:
-        """Return it as a sentence."""
+        """Return the pause as a sentence."""
         until = f" until {self.until[:19]}Z" if self.until else ""
         return f"{_TEXTS[what]} by {self.who} since {self.since[:19]}Z{until}"
 
@@ -48,44 +48,44 @@ _PAUSES = msgspec.json.Decoder(dict[Paused, Pause])
 
 
 class Pauses:
-    """The pauses of a node. Changes are made one after the other, and durable when they return."""
+    """The pauses of a node. Changes run one after the other; each is durable when it returns."""
 
     def __init__(self, file: Path, clock: Clock) -> None:
-        """Read the file. Raises OSError, ValueError for what is no file of pauses."""
+        """Read the file. Raises OSError, and ValueError if it is no file of pauses."""
         import asyncio  # noqa: PLC0415 - commands that print a pause start faster without it
 
         self._file = file
         self._clock = clock
         self._all = _PAUSES.decode(file.read_bytes()) if file.exists() else {}
-        self.current()  # raises for a time that is none
+        self.current()  # raises ValueError for an invalid time
         self._lock = asyncio.Lock()
         self._timer: Timer | None = None
-        # called with what is paused, when that may have changed
+        # called with the present pauses when they may have changed
         self.on_change: Callable[[Container[Paused]], None] = lambda _pauses: None
 
     def current(self) -> Mapping[Paused, Pause]:
-        """Return those that have not ended."""
+        """Return the pauses that have not ended."""
         now_us = self._clock.time_us()
-        return {what: one for what, one in self._all.items() if one.until_us > now_us}
+        return {what: pause for what, pause in self._all.items() if pause.until_us > now_us}
 
     def why(self, what: Paused) -> str:
-        """Return that it is paused, by whom and until when; "" if it is not."""
+        """Return a sentence: who paused it, and until when; "" if it is not paused."""
         pause = self.current().get(what) if self._all else None
         return pause.text(what) if pause is not None else ""
 
     async def pause(self, what: Paused, *, for_s: float | None, who: str) -> None:
-        """Pause for so long, or without an end. Raises OSError: nothing has changed."""
+        """Pause for `for_s`, or without an end. If OSError is raised, nothing has changed."""
         now_us = self._clock.time_us()
         until = None if for_s is None else rfc3339(now_us + int(for_s * 1_000_000))
         async with self._lock:
             await self._use({**self.current(), what: Pause(rfc3339(now_us), until, who)})
 
     async def resume(self, what: Iterable[Paused]) -> Sequence[Paused]:
-        """Take pauses back, and return which there were. Raises OSError: nothing has changed."""
+        """End pauses, and return those that existed. If OSError is raised, nothing has changed."""
         async with self._lock:
-            left = dict(self.current())
-            ended = [one for one in what if left.pop(one, None)]
-            await self._use(left)
+            pauses = self.current()
+            ended = [name for name in dict.fromkeys(what) if name in pauses]
+            await self._use({name: pauses[name] for name in pauses if name not in ended})
         return ended
 
     async def _use(self, pauses: dict[Paused, Pause]) -> None:
@@ -97,13 +97,13 @@ class Pauses:
         self.apply()
 
     def apply(self) -> None:
-        """Say what is paused, now and when a pause ends. Needs the event loop."""
+        """Call on_change now and when a pause ends. Needs the event loop."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
         pauses = self.current()
         self.on_change(pauses)
-        end_us = min((one.until_us for one in pauses.values()), default=inf)
+        end_us = min((pause.until_us for pause in pauses.values()), default=inf)
         if end_us < inf:
             left_s = (end_us - self._clock.time_us()) / 1_000_000
             self._timer = self._clock.call_later(left_s, self.apply)

@@ -6,7 +6,7 @@ _SHOWN_LENGTH_MAX = 80
 
 
 def shown(value: object) -> str:
-    """Return a value as a message shows it: one line of at most 80 characters."""
+    """Return a value for a message to people: one line of at most 80 characters."""
     match value:
         case bool():
             text = str(value).lower()
@@ -25,28 +25,29 @@ def shown(value: object) -> str:
 
 
 def printable(text: str) -> str:
-    """Return a text on one line, with escapes in place of line feeds and the like: a file may have
-    any name.
+    """Return a text on one line; characters that cannot be printed are escaped.
+
+    For example the name of a file, which may contain any character.
     """
     if text.isprintable():
         return text
-    return "".join(each if each.isprintable() else ascii(each)[1:-1] for each in text)
+    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)
 
 
 def without_login(text: str) -> str:
-    """Return a text without the login of the URL in it, where it has one: user and password.
+    """Return a text without the login (user and password) of a URL in it.
 
-    What is taken for a login may be more than that: no text may have a part of a password.
+    More than the login may be removed, so that no part of a password remains.
     """
     before, _, after = text.rpartition("@")
     scheme, mark, login = before.partition("://")
-    if not mark:  # as a URL that is written badly
+    if not mark:  # for example a malformed URL
         scheme, mark, login = before.partition(":")
     return f"{scheme}{mark}…@{after}" if login and not login[0].isspace() else text
 
 
 def counted(number: int, noun: str) -> str:
-    """Return "1 entry", "2 entries": a number and its noun, which is given in the singular."""
+    """Return "1 entry", "2 entries": a number and a noun, which is passed in the singular."""
     if number == 1:
         return f"1 {noun}"
     if noun.endswith("y") and not noun.endswith(("ay", "ey")):
@@ -55,7 +56,7 @@ def counted(number: int, noun: str) -> str:
 
 
 def named(names: Sequence[str], count: int | None = None, *, most: int = 5) -> str:
-    """Return the first names, and how many more there are; `count` is the total, if larger."""
+    """Return the first names and the number of others; `count` is the total if it is larger."""
     more = (count or len(names)) - len(names[:most])
     return ", ".join(names[:most]) + (f" and {more} more" if more > 0 else "")
 
@@ -66,12 +67,12 @@ def moment(at: str, now: str) -> str:
 
 
 def time_left(seconds: float) -> str:
-    """Return the time until something: "in 1 h 5 min"; "now" if it is over."""
+    """Return the time until an event: "in 1 h 5 min", or "now"."""
     return f"in {time_span(seconds)}" if round(seconds) > 0 else "now"
 
 
 def time_span(seconds: float) -> str:
-    """Return a time, to the minute: "40 s", "11 min", "1 h 5 min", "2 d 3 h"."""
+    """Return a duration, to the minute: "40 s", "11 min", "1 h 5 min", "2 d 3 h"."""
     left = round(seconds)
     if left < 60:
         return f"{left} s"

@@ -1,6 +1,6 @@
 """Load levels of the relay: when new mail is slowed down or rejected for lack of resources.
 
-relay/operation/app/pressure_monitor.py puts measurements in. SMTP sessions
+relay/operation/app/pressure_monitor.py provides the measurements. SMTP sessions
 (relay/transport/ingress/smtp_commands.py), the Graph API (relay/front_door/graph/admission.py) and
 pickup (relay/submission/pickup/dispatch.py) check the result. A level ends with hysteresis, so that
 it does not flap. Delivery of queued mail continues at every level, because it relieves the relay.
@@ -17,7 +17,7 @@ from enum import IntEnum, StrEnum
 
 from msgspec import Struct
 
-RESERVE_PARTS = 16  # one part in so many of a small disk is kept free
+RESERVE_PARTS = 16  # a sixteenth of a small disk is kept free
 _FILES_FREE_MAX = 1000
 _HYSTERESIS = 0.9  # of the load at which a level began: below that it ends
 
@@ -92,15 +92,15 @@ class Disk(Struct, frozen=True):
         return min(wanted_bytes, self.size_bytes // RESERVE_PARTS)
 
 
-UNKNOWN_DISK = Disk(1 << 62, 1 << 62)  # of another machine: there it is watched
+UNKNOWN_DISK = Disk(1 << 62, 1 << 62)  # of another machine, which monitors it itself
 
 
 class Measurements(Struct, frozen=True):
-    """What is measured. `spool` and `mail` are None while their disks do not answer, or fail.
+    """The measurements. `spool` and `mail` are None while their disks do not answer, or fail.
 
     `kept_bytes` of the spool's disk are free but reserved: the size of a released reserve file.
-    `commit_s` is the duration of a commit, or of the running one; `backlog` the used part of the
-    writes that may wait for one.
+    `commit_s` is the duration of the last or running commit. `backlog` is the used part (0 to 1) of
+    the queue of writes that wait for a commit.
     """
 
     spool: Disk | None
@@ -177,9 +177,9 @@ class PressureState(Struct, frozen=True):
 
     @property
     def queue(self) -> PressureLevel:
-        """The level that counts for accepting messages."""
-        found = (level for reason, level in self.levels.items() if reason in QUEUE_REASONS)
-        return max(found, default=PressureLevel.NORMAL)
+        """The level that applies to accepting messages."""
+        levels = (level for reason, level in self.levels.items() if reason in QUEUE_REASONS)
+        return max(levels, default=PressureLevel.NORMAL)
 
     def refusing(self, among: Collection[PressureReason]) -> PressureReason | None:
         """Return the first reason of `among` with the level REFUSE."""
@@ -213,10 +213,10 @@ def describe(reason: PressureReason) -> str:
 
 
 class Pressure:
-    """The present state: the monitor writes it, others read it."""
+    """The present state. The monitor writes it; sessions, the API and pickup read it."""
 
     def __init__(self, paused: Callable[[], str] = str) -> None:
-        """`paused` returns that an operator lets nothing be accepted, "" otherwise."""
+        """`paused` returns a sentence if an operator has paused acceptance, else ""."""
         self.state = PressureState()
         self.paused = paused
 
@@ -236,7 +236,7 @@ class Pressure:
 
 
 class MemoryBudget:
-    """Memory for the messages or bodies that are being received at once."""
+    """A limit of the memory for messages or bodies that are being received."""
 
     def __init__(self, limit_bytes: int) -> None:
         self._left_bytes = self._limit_bytes = limit_bytes
@@ -247,11 +247,11 @@ class MemoryBudget:
         return self._limit_bytes - self._left_bytes
 
     def has(self, size_bytes: int) -> bool:
-        """Return whether that much is available now, without taking it."""
+        """Return whether this amount is available now, without taking it."""
         return size_bytes <= self._left_bytes
 
     def take(self, size_bytes: int) -> bool:
-        """Take that much and return True, or take nothing and return False."""
+        """Take this amount and return True, or take nothing and return False."""
         if size_bytes > self._left_bytes:
             return False
         self._left_bytes -= size_bytes
@@ -263,9 +263,9 @@ class MemoryBudget:
 
 
 class ConcurrencyCounter:
-    """Counts what is in progress, in all and by key: an account, a visitor, an address.
+    """Counts operations in progress, in total and by key (an account, a client, an address).
 
-    The key None counts in all only. A key of which nothing is in progress takes no memory.
+    Operations with the key None count only in the total. A key without operations takes no memory.
     """
 
     def __init__(self) -> None:
@@ -273,21 +273,21 @@ class ConcurrencyCounter:
         self.total = 0
 
     def count(self, key: Hashable | None) -> int:
-        """Return how much of a key is in progress."""
+        """Return the number of operations of a key."""
         return self._by_key[key] if key is not None else 0
 
     def has_room(self, key: Hashable | None, *, per_key: int, in_all: int = sys.maxsize) -> bool:
-        """Return whether one more of a key may begin under these limits."""
+        """Return whether another operation of a key may begin under these limits."""
         return self.total < in_all and self.count(key) < per_key
 
     def begin(self, key: Hashable | None) -> None:
-        """Count one more until end()."""
+        """Count another operation until end()."""
         self.total += 1
         if key is not None:
             self._by_key[key] += 1
 
     def end(self, key: Hashable | None) -> None:
-        """Count one less."""
+        """Count the end of an operation."""
         self.total -= 1
         if key is not None:
             self._by_key[key] -= 1
@@ -296,7 +296,7 @@ class ConcurrencyCounter:
 
     @contextmanager
     def counted(self, key: Hashable | None) -> Iterator[None]:
-        """Count one more inside the with block."""
+        """Count another operation inside the with block."""
         self.begin(key)
         try:
             yield

@@ -1,8 +1,8 @@
-"""What a process sets for itself: how it keeps free memory, and the limits of a child process.
+"""Settings of a process: how it keeps free memory, and the limits of a child process.
 
-A child process is limited against what it reads. It is the first one that the kernel kills when
-memory runs out. A sandbox may forbid a limit; the parent kills the process as well. It ignores
-signals that end the relay, which finishes what it has begun; it ends when its input ends.
+A child process has limits against hostile input, and the kernel kills it first when memory runs
+out. If a sandbox forbids a limit, the parent still kills the process. A child process ignores the
+signals that stop the relay, because the relay finishes its work first; it ends when its input ends.
 """
 
 import gc
@@ -20,8 +20,8 @@ _COLLECT_AFTER = 50_000  # objects: with Python's 700, collection takes a tenth 
 def limit_malloc_retention() -> None:
     """Make malloc return the memory of large messages to the system as soon as it is freed.
 
-    glibc keeps blocks of up to 32 MiB for the next one, in each thread: several times the largest
-    body. What is not glibc has no such call.
+    glibc keeps freed blocks of up to 32 MiB for reuse in each thread: several times the largest
+    body. Other C libraries do not have this call.
     """
     with suppress(Exception):  # not glibc, or forbidden by a sandbox: costs memory only
         import ctypes  # noqa: PLC0415 - a sandbox may forbid the import
@@ -41,8 +41,8 @@ def tune_garbage_collector() -> None:
 def trim_memory(*, collect: bool = True) -> None:
     """Return freed memory to the system (malloc_trim(3)); `collect` looks for more.
 
-    malloc gives back the end of its heap only: what a burst of mail took stays below one object
-    that lives longer. Where nothing was freed, it costs a tenth of a millisecond.
+    malloc returns only the end of its heap: after a burst of mail, a longer-lived object keeps
+    the memory below it. If nothing was freed, the call takes a tenth of a millisecond.
     """
     if collect:
         gc.collect()
@@ -54,8 +54,8 @@ def trim_memory(*, collect: bool = True) -> None:
 
 def limit_this_process(memory_bytes: int) -> None:
     """Limit the address space; no core files."""
-    for one in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(one, signal.SIG_IGN)
+    for signum in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(signum, signal.SIG_IGN)
     with suppress(OSError, ValueError):
         resource.setrlimit(resource.RLIMIT_AS, (memory_bytes, memory_bytes))
     with suppress(OSError, ValueError):

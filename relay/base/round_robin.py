@@ -1,6 +1,6 @@
 """A queue that is a round robin among keys, so that a key with many items does not delay another.
 
-Its users bound it, and decide which key is next. A key without items takes no memory.
+Callers bound its size. A key without items takes no memory.
 """
 
 from collections import OrderedDict

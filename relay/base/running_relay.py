@@ -1,10 +1,10 @@
-"""Speak to a running relay as its client: the control socket, Graph's sendMail, SMTP. All block.
+"""Clients of a running relay: the control socket, Graph's sendMail, SMTP. All calls block.
 
 ControlClient speaks HTTP on the Unix socket run/control.sock, whose file mode grants an operator's
-rights. The functions send one message; one that is rejected for one recipient is sent to none,
-unless send_content() is to go on.
-They raise RejectedError with the text of the server or of the fault in the draft (NotAllowedError,
-TryLaterError for these causes), and OSError if nothing answers.
+rights. Each function sends a message. If a recipient is rejected, the message is sent to none; only
+send_content() can continue. The functions raise RejectedError, or its subclasses NotAllowedError
+and TryLaterError, with the text of the server or of the fault in the draft, and OSError if nothing
+answers.
 """
 
 import base64
@@ -132,8 +132,9 @@ class ControlClient:
         *,
         body_type: str = "application/json",
     ) -> Iterator[http.client.HTTPResponse]:
-        """Send a request, and give its response to the with block. Raises as get() does, also for
-        what the block raises.
+        """Send a request, and pass its response to the with block.
+
+        Raises the errors of get(), also in place of errors of the block.
         """
         connection = _UnixConnection(self._path, self._timeout_s)
         try:
@@ -199,8 +200,10 @@ class TryLaterError(RejectedError):
 
 
 class AwayError(TryLaterError):
-    """The relay takes no mail now, and nothing of the message was sent: 421, or a status X.3.Z of
-    the mail system before the reply to the final dot (RFC 5321 3.8, RFC 3463 3.4).
+    """The relay accepts no mail now, and no part of the message was accepted.
+
+    The reply was 421, or had a status X.3.Z of the mail system, before the reply to the final dot
+    (RFC 5321 3.8, RFC 3463 3.4).
     """
 
 
@@ -208,8 +211,8 @@ class AwayError(TryLaterError):
 class DraftToSend:
     """The message to send. Attachments are (name, content); `sender` may be "" for Graph.
 
-    With `html` only, that is the body; with both, they are alternatives, sent by Graph as MIME.
-    `send_at` is when Graph sends it, RFC 3339, "" for at once; SMTP and MIME have no such time.
+    `text` and `html` are alternatives if both are set, which Graph gets as MIME. `send_at` is the
+    time at which Graph sends it, RFC 3339, "" for immediately; SMTP and MIME do not support it.
     """
 
     sender: str
@@ -235,11 +238,11 @@ class DraftToSend:
         for name, _ in self.attachments:
             if not name.isprintable():
                 raise RejectedError(f"attachment {name!a}: expected a name that can be shown")
-        for one in (*self.recipients, *([self.sender] if self.sender else ())):
+        for address in (*self.recipients, *([self.sender] if self.sender else ())):
             try:
-                parse_mailbox(one, smtputf8=True)
+                parse_mailbox(address, smtputf8=True)
             except AddressError as error:
-                raise RejectedError(f"{one!a} is not an address: {error}") from None
+                raise RejectedError(f"{address!a} is not an address: {error}") from None
 
 
 def send_by_graph(
@@ -251,10 +254,11 @@ def send_by_graph(
     mailbox: str = "",
     key: str = "",
 ) -> str:
-    """POST sendMail with `token`, from its own mailbox or `mailbox`; return the Graph id.
+    """POST sendMail with `token`; return the Graph id. Raises RejectedError, OSError.
 
-    With `certificates`, by HTTPS to the server that has one of them. The same message with the same
-    `key` is sent once. Raises RejectedError, OSError.
+    The message is sent from `mailbox`, or from the mailbox of the token if it is "". With
+    `certificates` HTTPS is used, and the server must have one of them. The same message with the
+    same `key` is sent once.
     """
     draft.check()
     if not (token.isascii() and token.isprintable() and " " not in token):
@@ -342,7 +346,7 @@ def send_by_smtp(address: Address, draft: DraftToSend) -> str:
 
 
 class _LocalSmtp(smtplib.LMTP):
-    """A client of a Unix socket, which smtplib has for LMTP only."""
+    """An SMTP client of a Unix socket, which smtplib supports only for LMTP."""
 
     ehlo_msg = "ehlo"
 
@@ -361,8 +365,8 @@ def send_content(
     """Submit a content with CRLF by SMTP; return the queue id. Raises RejectedError, OSError.
 
     `notify`, `ret` and `envid` are the values of these parameters (RFC 3461), "" for none. With
-    `refused` it is sent if one recipient is accepted; the replies that reject others for good are
-    added there.
+    `refused` it is sent if at least one recipient is accepted; permanent rejections of others are
+    added to the list.
     """
     sender, *recipients = map(ascii_address, (sender, *recipients))
     needs_utf8 = not "".join((sender, *recipients)).isascii()
@@ -379,10 +383,10 @@ def send_content(
             dsn = {"ret": ret, "envid": envid} if client.has_extn("dsn") else {}
             options += [f"{name}={value}" for name, value in dsn.items() if value]
             _expect(client.mail(sender, options))
-            wanted = [f"notify={notify}"] if notify and client.has_extn("dsn") else []
+            notify_options = [f"notify={notify}"] if notify and client.has_extn("dsn") else []
             for recipient in recipients:
                 try:
-                    _expect(client.rcpt(recipient, wanted))
+                    _expect(client.rcpt(recipient, notify_options))
                 except RejectedError as error:
                     if refused is None or len(refused) == len(recipients) - 1:
                         raise
@@ -407,7 +411,7 @@ def _as_graph(draft: DraftToSend) -> dict[str, Any]:
         "body": {"contentType": "html", "content": draft.html}
         if draft.html
         else {"contentType": "text", "content": draft.text},
-        "toRecipients": [{"emailAddress": {"address": one}} for one in draft.recipients],
+        "toRecipients": [{"emailAddress": {"address": address}} for address in draft.recipients],
         "attachments": [
             {
                 "@odata.type": "#microsoft.graph.fileAttachment",

@@ -1,8 +1,7 @@
-"""Counts in a sliding window: in no period of its length, whenever it begins, more than allowed.
+"""Counts in a sliding window: no period of its length, whenever it begins, has more than allowed.
 
-The period has SLOTS slots, numbered from the zero of a clock; what is counted counts for one of
-them longer at most. A bucket that fills again (GCRA) takes one float, but lets nearly twice as many
-through in a period.
+The period has SLOTS slots, numbered from the zero of a clock; a count expires at most one slot
+late. A token bucket (GCRA) needs only one float, but allows nearly twice as many in a period.
 """
 
 from collections.abc import Callable, Sequence
@@ -12,7 +11,7 @@ SLOTS = 60
 
 
 class Reservation:
-    """What one message counts: for good after keep(), otherwise only within the context."""
+    """The counts of one message. They last after keep(); otherwise they end with the context."""
 
     def __init__(self) -> None:
         self.taken: list[tuple[dict[int, int], int, int]] = []  # slots, number, count
@@ -20,11 +19,11 @@ class Reservation:
 
     @classmethod
     def of(cls, reservations: "Sequence[Reservation]") -> Self:
-        """Return one that counts what all of these did. They count nothing afterwards."""
+        """Return a reservation with the counts of all of these, which are empty afterwards."""
         whole = cls()
-        for one in reservations:
-            whole.taken += one.taken
-            one.keep()
+        for reservation in reservations:
+            whole.taken += reservation.taken
+            reservation.keep()
         return whole
 
     def add(self, slots: dict[int, int], number: int, count: int) -> None:
@@ -37,7 +36,7 @@ class Reservation:
         self.taken.clear()
 
     def give_back(self) -> None:
-        """Count nothing for the message."""
+        """Undo the counts of the message."""
         if not self.taken:
             return
         for slots, number, count in self.taken:

@@ -1,7 +1,7 @@
-"""Where a socket listens or connects to, as a value; the listening sockets that the service manager
-opened: sd_listen_fds(3).
+"""The address on which a socket listens or to which it connects, and the listening sockets that the
+service manager opened: sd_listen_fds(3).
 
-Client commands read the configuration too, so this imports nothing of asyncio.
+Client commands also read the configuration: this module does not import asyncio.
 """
 
 import ipaddress
@@ -21,8 +21,8 @@ class Address:
     """An address to listen on or connect to: host and port, or the path of a Unix socket.
 
     `plain` is an HTTP listener without TLS even if a certificate is configured. `systemd` is the
-    name of sockets that the service manager opens; host and port, or path, are theirs, and empty in
-    a process that has not got them.
+    name of sockets that the service manager opens; host and port, or path, are those of the
+    sockets, and empty in a process that did not inherit them.
     """
 
     host: str = ""
@@ -33,13 +33,15 @@ class Address:
 
     @property
     def is_elsewhere(self) -> bool:
-        """Whether only the service manager knows where it is."""
+        """Whether only the service manager knows the address."""
         return bool(self.systemd) and not (self.host or self.path)
 
     @property
     def is_loopback(self) -> bool:
-        """Whether it is reachable only from this machine. Sockets of the service manager count as
-        such where it is not known: the start knows, and judges then.
+        """Whether it is reachable only from this machine.
+
+        True for sockets of the service manager whose address is not known; it is checked again at
+        the start, which knows it.
         """
         is_here = bool(self.path) or self.host == "localhost" or self.is_elsewhere
         return is_here or is_loopback(self.host)
@@ -77,7 +79,7 @@ def is_loopback(host: str) -> bool:
 
 
 def ip_of(text: str) -> IPv4Address | IPv6Address | None:
-    """Return the IP address that `text` is, also as an address literal, or None for a name."""
+    """Return `text` as an IP address; it may be an address literal. None for a name."""
     if text.startswith("[") and text.endswith("]"):
         text = text[1:-1]
         if text[:5].lower() == "ipv6:":
@@ -92,26 +94,28 @@ LISTEN_VARIABLES = ("LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES")
 _FIRST_DESCRIPTOR = 3  # SD_LISTEN_FDS_START
 _DIGITS_MAX = 7
 _KINDS = (socket.AF_INET, socket.AF_INET6, socket.AF_UNIX)
-_inherited: dict[str, list[socket.socket]] = {}  # by name; of this process, for good
+_inherited: dict[str, list[socket.socket]] = {}  # by name; until the process ends
 
 
 def inherit_sockets(variables: Mapping[str, str]) -> None:
-    """Take the sockets that the service manager gave this process; no child process gets them."""
+    """Take over the sockets of the service manager; no child process inherits them."""
     pid, count, names = (variables.get(name, "") for name in LISTEN_VARIABLES)
     if pid != str(os.getpid()) or not (count.isdecimal() and len(count) < _DIGITS_MAX):
         return
     for descriptor, name in zip(
         range(_FIRST_DESCRIPTOR, _FIRST_DESCRIPTOR + int(count)), names.split(":"), strict=False
     ):
-        with suppress(OSError):  # it is none, which is said where its name is used
+        with suppress(OSError):  # no socket: inherited_sockets() reports it
             os.set_inheritable(descriptor, False)
             _inherited.setdefault(name, []).append(socket.socket(fileno=descriptor))
 
 
 def inherited_address(name: str) -> Address:
-    """Return where the sockets called `name` listen, of several the one that most can reach."""
-    found = [_address_of(one, name) for one in _inherited.get(name, ()) if not _unusable(one)]
-    return min(found, key=_reach, default=Address(systemd=name))
+    """Return where the sockets called `name` listen: the address that most clients can reach."""
+    addresses = [
+        _address_of(sock, name) for sock in _inherited.get(name, ()) if not _unusable(sock)
+    ]
+    return min(addresses, key=_reach, default=Address(systemd=name))
 
 
 def _reach(address: Address) -> int:
@@ -120,33 +124,33 @@ def _reach(address: Address) -> int:
     return int(ipaddress.ip_address(address.host.partition("%")[0]).is_loopback)
 
 
-def _address_of(one: socket.socket, name: str) -> Address:
-    place = one.getsockname()
-    if one.family == socket.AF_UNIX:
+def _address_of(sock: socket.socket, name: str) -> Address:
+    place = sock.getsockname()
+    if sock.family == socket.AF_UNIX:
         return Address(path=place, systemd=name)
     return Address(place[0], place[1], systemd=name)
 
 
-def _unusable(one: socket.socket) -> str:
+def _unusable(sock: socket.socket) -> str:
     """Return what is wrong with a socket of the service manager, "" if a listener can use it."""
-    if one.family not in _KINDS or one.type != socket.SOCK_STREAM:
+    if sock.family not in _KINDS or sock.type != socket.SOCK_STREAM:
         return "found one that is not TCP or a Unix stream"
-    if not one.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+    if not sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
         return "found one that does not listen"
-    if one.family == socket.AF_UNIX and not str(one.getsockname()).startswith("/"):
+    if sock.family == socket.AF_UNIX and not str(sock.getsockname()).startswith("/"):
         return "found a Unix socket without a path"
     return ""
 
 
 def inherited_sockets(name: str) -> tuple[socket.socket, ...]:
     """Return the sockets called `name`. Raises OSError."""
-    given = _inherited.get(name)
-    if not given:
+    inherited = _inherited.get(name)
+    if not inherited:
         names = ", ".join(sorted(_inherited)) or "none"
         raise OSError(f"systemd gave this process no socket of this name (it gave: {names})")
-    for one in given:
-        if fault := _unusable(one):
+    for sock in inherited:
+        if fault := _unusable(sock):
             raise OSError(f"{fault}, expected ListenStream= with Accept=no")
-    for one in given:
-        one.setblocking(False)
-    return tuple([one.dup() for one in given])
+    for sock in inherited:
+        sock.setblocking(False)
+    return tuple([sock.dup() for sock in inherited])

@@ -1,8 +1,8 @@
-"""Open the sockets of listeners, for SMTP and HTTP alike: nothing else in Relay binds.
+"""Open the sockets of listeners, for SMTP and HTTP. All of Relay's sockets are bound here.
 
 An address is HOST:PORT, unix:PATH or systemd:NAME. A host name means all its addresses on this
 machine; port 0 is one free port for all of them. The sockets of a NAME are those that the service
-manager opened (sd_listen_fds(3)). It keeps them, so during a restart clients wait in their backlog.
+manager opened (sd_listen_fds(3)). It keeps them open: during a restart clients wait in the backlog.
 """
 
 import asyncio
@@ -32,7 +32,7 @@ _DISCARD_PORT = 9  # RFC 863; nothing is sent
 _LISTENS = "0A"  # the state of a socket in /proc/net/tcp
 OWNER_ONLY, EVERYBODY = 0o600, 0o666  # who may connect to a Unix socket, as its file mode
 
-# asyncio would remove the file of a socket that is not its own
+# asyncio would remove the file of a Unix socket that it did not create
 _KEEPS_FILE: dict[str, Any] = {} if sys.version_info < (3, 13) else {"cleanup_socket": False}
 
 
@@ -46,8 +46,8 @@ class Listener(Struct, frozen=True):
 
     def close(self) -> None:
         """Close the sockets."""
-        for one in self.sockets:
-            one.close()
+        for sock in self.sockets:
+            sock.close()
         if self.address.path and not self.address.systemd:
             Path(self.address.path).unlink(missing_ok=True)
 
@@ -56,13 +56,13 @@ class Listener(Struct, frozen=True):
     ) -> list[asyncio.Server]:
         """Accept connections in the running event loop."""
         loop, servers = asyncio.get_running_loop(), []
-        for one in self.sockets:
-            if one.family == socket.AF_UNIX:
+        for sock in self.sockets:
+            if sock.family == socket.AF_UNIX:
                 server = await loop.create_unix_server(
-                    factory, sock=one, backlog=backlog, **_KEEPS_FILE
+                    factory, sock=sock, backlog=backlog, **_KEEPS_FILE
                 )
             else:
-                server = await loop.create_server(factory, sock=one, backlog=backlog)
+                server = await loop.create_server(factory, sock=sock, backlog=backlog)
             servers.append(server)
         return servers
 
@@ -73,19 +73,19 @@ class Acceptor:
     def __init__(
         self, sockets: Sequence[socket.socket], take: Callable[[socket.socket, object], None]
     ) -> None:
-        """`take` gets each connection, which does not block, and the address of its peer."""
+        """`take` gets each connection (non-blocking) and the address of its peer."""
         self._sockets, self._take = sockets, take
         self._is_accepting = False
 
     def accept(self, *, goes_on: bool) -> None:
         """Accept from now on, or let clients wait in the backlog."""
         loop, self._is_accepting = asyncio.get_running_loop(), goes_on
-        for one in self._sockets:
-            one.setblocking(False)
+        for sock in self._sockets:
+            sock.setblocking(False)
             if goes_on:
-                loop.add_reader(one.fileno(), self._accept_some, one)
-            elif one.fileno() >= 0:
-                loop.remove_reader(one.fileno())
+                loop.add_reader(sock.fileno(), self._accept_some, sock)
+            elif sock.fileno() >= 0:
+                loop.remove_reader(sock.fileno())
 
     def close(self) -> None:
         """Accept no more. The sockets stay open."""
@@ -111,7 +111,8 @@ class Acceptor:
 def open_listener(address: Address, *, backlog: int, mode: int = OWNER_ONLY) -> Listener:
     """Bind and listen; a Unix socket has the file `mode` before a client can connect.
 
-    A stale Unix socket is replaced, one that answers is not. Raises OSError that names the address.
+    A stale Unix socket is replaced, unless a process answers on it. Raises an OSError that names
+    the address.
     """
     try:
         if address.systemd:
@@ -120,13 +121,13 @@ def open_listener(address: Address, *, backlog: int, mode: int = OWNER_ONLY) -> 
             return Listener(address, (_unix_socket(Path(address.path), backlog, mode),))
         sockets = _tcp_sockets(address, backlog)
     except OSError as error:
-        is_lookup = isinstance(error, socket.gaierror)  # its numbers are not those of errno
+        is_lookup = isinstance(error, socket.gaierror)  # whose numbers are not those of errno
         reason = error.strerror if is_lookup or not error.errno else os.strerror(error.errno)
         if error.errno == errno.EADDRINUSE and not address.path:
             reason = f"{reason} by {_process_at(address)}"
         kind = FileExistsError if isinstance(error, FileExistsError) else OSError
-        shown = f"systemd:{address.systemd}" if address.systemd else str(address)
-        text = f"cannot listen on {shown}: {reason or error}"
+        shown_address = f"systemd:{address.systemd}" if address.systemd else str(address)
+        text = f"cannot listen on {shown_address}: {reason or error}"
         raise kind(error.errno or errno.EINVAL, text) from error
     return Listener(dataclasses.replace(address, port=_port(sockets[0])), tuple(sockets))
 
@@ -146,9 +147,9 @@ def _process_at(address: Address) -> str:
             if row[3] == _LISTENS and row[1].endswith(f":{address.port:04X}")
             if not own or row[1].partition(":")[0].strip("0") in ("", own)
         }
-        for place in sorted(Path("/proc").glob("[0-9]*"), key=lambda one: int(one.name)):
+        for place in sorted(Path("/proc").glob("[0-9]*"), key=lambda path: int(path.name)):
             with suppress(OSError):  # it has ended, or is another user's
-                if any(str(one.readlink()) in inodes for one in (place / "fd").iterdir()):
+                if any(str(link.readlink()) in inodes for link in (place / "fd").iterdir()):
                     return f"{printable((place / 'comm').read_text().strip())} (pid {place.name})"
     return "another program"
 
@@ -159,7 +160,7 @@ def open_datagram_socket(address: Address) -> socket.socket:
 
 
 def reserve_port(host: str) -> socket.socket:
-    """Bind a free TCP port of an IPv4 address, which nobody else gets while the socket is open."""
+    """Bind a free TCP port of an IPv4 address; it stays reserved while the socket is open."""
     return _reserved(Address(host, 0), socket.SOCK_STREAM)
 
 
@@ -200,7 +201,7 @@ def is_of_this_machine(ip: IPv4Address | IPv6Address) -> bool:
 
 
 async def wait_readable(connection: socket.socket) -> None:
-    """Wait until a connection has data, or its end, that can be read."""
+    """Wait until a connection has data to read, or has ended."""
     loop = asyncio.get_running_loop()
     readable = asyncio.Event()
     loop.add_reader(connection, readable.set)
@@ -240,8 +241,8 @@ def _tcp_sockets(address: Address, backlog: int) -> list[socket.socket]:
         if lacking is not None and not sockets:
             raise lacking
     except OSError:
-        for one in sockets:
-            one.close()
+        for sock in sockets:
+            sock.close()
         raise
     finally:
         del lacking
@@ -256,7 +257,7 @@ def _tcp_socket(family: int, place: tuple[object, ...], backlog: int) -> socket.
         if family == socket.AF_INET6:
             made.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
         made.bind(place)
-        made.listen(backlog)  # now, so that a port in use is detected before anything starts
+        made.listen(backlog)  # now, so that a port in use is detected before services start
         made.setblocking(False)
     except OSError:
         made.close()

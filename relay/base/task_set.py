@@ -1,4 +1,4 @@
-"""The background tasks of one owner: the event loop itself keeps only weak references to tasks."""
+"""A set that keeps background tasks alive: the event loop keeps only weak references to tasks."""
 
 import asyncio
 from collections.abc import Coroutine

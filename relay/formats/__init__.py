@@ -2,11 +2,13 @@
 
 The modules are pure functions of relay.base.message's values: no sockets, no event loop, no clock.
 
-From a draft to what is sent (step 3):
+From a draft to the message that is sent (step 3):
 
 - `draft`: the file of a draft: its private block, properties, body and attachments
-- `convert`: the MIME that is sent: alternative, related, mixed; envelope; Bcc and block are removed
-  (of a draft that is MIME too: missing fields, long lines, repairs, Sender)
+- `convert`: the message that is sent: envelope, authors, SMTPUTF8, 8BITMIME
+- `mime_of_properties`: the MIME of Graph's properties: alternative, related, mixed, attachments
+- `repair_mime`: changes of a draft that is MIME already: Bcc, missing fields, Sender, long lines,
+  NULs, line ends
 - `write_header`: the header of Graph's properties: addresses, parameters, importance, categories
 - `html_text`: the text alternative of an HTML body; bodyPreview; text as HTML
 
@@ -25,12 +27,12 @@ Reading messages:
 - `structure`: the parts of a message and where they are; only reads, damaged MIME too
 - `read_mime`: which part is the body and which are attachments; their names and sizes
 - `read_header`: header fields as Graph's properties; the only author
-- `address_list`: the names and addresses of From, To and their like, and which have two readings
+- `address_list`: the names and addresses of From, To and similar fields; which are ambiguous
 - `content_fields`: Content-Type and Content-Disposition; the file name of an attachment
 - `links`: links and one-time codes in bodies; relative, unencrypted, unfilled links; a text that
   names another host
 - `body_checks`: which features of HTML and CSS a body uses, in which lines, and which mail programs
-  support them, by caniemail.json; what is wrong in links
+  support them, by caniemail.json; faults of links
 - `file_types`: the type of a file by its first octets
 
 Header fields and encodings:
@@ -53,9 +55,9 @@ Reports and disclaimers:
 
 - `dsn`: the parts of a bounce (DSN): status block, the original or its header; a journal report and
   a notice, which rules send
-- `mdn`: which messages ask for a read receipt (MDN), who may be answered, and the MDN itself; the
-  same of automatic replies
-- `read_report`: what a DSN or MDN says, of Relay or from outside; message class
+- `mdn`: which messages ask for a read receipt (MDN), who may be answered, and the MDN itself; which
+  messages get an automatic reply, and the reply itself
+- `read_report`: what a DSN or MDN of Relay or of another host says; message class
 - `disclaimer`: where a message gets a disclaimer, in a text or in HTML; whether it is there
   already; which cannot have one (signed, encrypted)
 

@@ -1,10 +1,10 @@
 """Read an address list as mail programs do.
 
-Entries end at commas and semicolons outside of quoted strings, comments, angle brackets and encoded
-words; without a comma also after an address in angle brackets, if another one follows, and between
-words that are all addresses. An address in angle brackets is the entry's; the other text is its
-name. What is not an address stays a name. An opening quote, comment or bracket without its end is
-text.
+An entry ends at a comma or semicolon outside of quoted strings, comments, angle brackets and
+encoded words. Where the comma is missing, it also ends after an address in angle brackets that
+another address follows, and between words that are all addresses. An address in angle brackets is
+the address of its entry; the other text is the name. Text that is not an address is a name. A
+quote, comment or bracket that is opened but never closed is text.
 RFC 5322 3.4; 4.4 (routes and white space are dropped); RFC 2047 5; RFC 6532.
 """
 
@@ -36,7 +36,7 @@ _LOCAL_PART = rf'(?:(?!""){_QUOTED}|[^\x00-\x20\x7f@<>(),:;"\[\]]++)'
 _DOMAIN = r'@(?:\[[\w:.-]*+\]|[^\x00-\x20\x7f@<>(),:;"\[\]\\]++)'
 _ADDRESS = re.compile(_LOCAL_PART + _DOMAIN, re.DOTALL | re.ASCII)
 _UNQUALIFIED = re.compile(f"{_LOCAL_PART}(?:{_DOMAIN})?", re.DOTALL | re.ASCII)
-_BEFORE_ADDRESS = re.compile(r'@[^:"]*+:|mailto:', re.IGNORECASE)  # a route; what a program pasted
+_BEFORE_ADDRESS = re.compile(r'@[^:"]*+:|mailto:', re.IGNORECASE)  # a route; a pasted link
 _EMPTY = re.compile(r"<\s*+>")
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f]")  # some readers drop them, or end there
 # Outside of quotes a backslash is not an escape (RFC 5322 3.2.3), but some readers take it for one.
@@ -46,10 +46,11 @@ _IN_WORD = re.compile(r'\([^()<>@,;:"\\]*\)')  # a comment for some, which hides
 
 
 class Entry(Struct, frozen=True):
-    """An entry of a list: a name, still with its encoded words, and an address, "" if it has none.
+    """An entry of an address list.
 
-    `is_plain`: every reader sees this address, and no other, in `text`. `in_group`: it is after a
-    colon or before a semicolon.
+    `name` still has its encoded words. `address` is "" if the entry has none. `is_plain` is true if
+    every mail program reads exactly this address in `text`. `in_group` is true after a colon or
+    before a semicolon.
     """
 
     name: str
@@ -60,8 +61,9 @@ class Entry(Struct, frozen=True):
 
 
 class AddressBudget(Struct):
-    """What may still be read of the address fields of a stored message, of all together. Each entry
-    takes time, and so does each token of a list in which an entry is not as usual.
+    """How much may still be read of all address fields of a stored message together.
+
+    Reading takes time for each entry, and in a list with an unusual entry for each token.
     """
 
     octets: int = 64 * 1024
@@ -69,7 +71,7 @@ class AddressBudget(Struct):
     tokens: int = 3000
 
     def beginning(self, value: str) -> str:
-        """Return the whole entries at the beginning of a list that may be read."""
+        """Return the beginning of a list that may be read: whole entries only."""
         if len(value) > self.octets:
             value = value[: max(value.rfind(mark, 0, self.octets) for mark in ",;") + 1]
         parts = value.split(",", self.entries)[: self.entries]
@@ -91,7 +93,7 @@ class _AddressToken(Struct):
     kind: _TokenKind
     text: str
     address: str = ""  # of ANGLE
-    is_exact: bool = True  # other readers see the same
+    is_exact: bool = True  # all mail programs read it in the same way
 
 
 _END = _AddressToken(_TokenKind.MARK, "")
@@ -104,16 +106,16 @@ def address_entries(
 ) -> Iterator[Entry]:
     """Yield the entries of an unfolded value; groups are flattened.
 
-    With `unqualified`, a local part without a domain is an address too. Beyond `budget` no entries
-    follow.
+    With `unqualified`, a local part without a domain is an address too. Entries beyond `budget` are
+    left out.
     """
     value = budget.beginning(value) if budget else value
     parts = value.split(",")
     usual = list(itertools.takewhile(bool, map(_USUAL.fullmatch, parts)))
     if len(usual) == len(parts):
-        for found in filter(None, usual):
-            name, address = (found["name"] or "").strip(' "'), found["named"] or found["bare"]
-            yield Entry(name, address, found[0].strip(), is_plain=True)
+        for match in filter(None, usual):
+            name, address = (match["name"] or "").strip(' "'), match["named"] or match["bare"]
+            yield Entry(name, address, match[0].strip(), is_plain=True)
         return
     pattern = _UNQUALIFIED if unqualified else _ADDRESS
     read = list(itertools.islice(_tokens(value), budget.tokens if budget else None))
@@ -130,8 +132,8 @@ def address_entries(
         if token.text != ":" or not _is_group_name(tokens):
             several = _without_commas(tokens)
             is_plain = token.text != ":" and len(several) == 1
-            for some in several:
-                if entry := _entry(some, pattern, is_plain=is_plain, in_group=is_grouped):
+            for group in several:
+                if entry := _entry(group, pattern, is_plain=is_plain, in_group=is_grouped):
                     yield entry
         tokens = []
         in_group = token.text == ":" or (in_group and token.text == ",")
@@ -139,7 +141,7 @@ def address_entries(
 
 def _without_commas(tokens: list[_AddressToken]) -> list[list[_AddressToken]]:
     """Return the tokens of each entry where commas are missing."""
-    ends = [at for at, one in enumerate(tokens, 1) if one.address]
+    ends = [at for at, token in enumerate(tokens, 1) if token.address]
     if len(ends) > 1:
         ends.pop()
         places = zip([0, *ends], [*ends, len(tokens)], strict=True)
@@ -151,29 +153,33 @@ def _without_commas(tokens: list[_AddressToken]) -> list[list[_AddressToken]]:
 
 
 def _tokens(value: str) -> Iterator[_AddressToken]:
-    """Yield the tokens. An opening without its end is looked for once: no later one ends either."""
+    """Yield the tokens.
+
+    If a quote or comment is not closed, the search for an end is not repeated for later ones: they
+    are not closed either.
+    """
     position = 0
     pattern, may_close = _TOKEN, True
     has_address = False  # since the last separator
     while position < len(value):
-        found = pattern.match(value, position)
-        assert found  # any character is one
-        start, position = position, found.end()
-        kind = _KINDS.get(found.lastgroup or "", _TokenKind.MARK)
+        match = pattern.match(value, position)
+        assert match  # any character is one
+        start, position = position, match.end()
+        kind = _KINDS.get(match.lastgroup or "", _TokenKind.MARK)
         is_exact = True
-        if found[0] == "(" and may_close:
+        if match[0] == "(" and may_close:
             end = _comment_end(value, start)
             is_exact = end > 0 or not _MARKS.search(value, start + 1)
             if end or is_exact or has_address:
                 kind, position = _TokenKind.COMMENT, end or len(value)
             else:
                 may_close = False
-        elif found[0] == '"':
+        elif match[0] == '"':
             pattern = _UNQUOTED
-        elif found[0] in "=@":
+        elif match[0] in "=@":
             kind = _TokenKind.TEXT
-        has_address = found[0] not in ",;:" and (
-            has_address or (kind is _TokenKind.TEXT and "@" in found[0])
+        has_address = match[0] not in ",;:" and (
+            has_address or (kind is _TokenKind.TEXT and "@" in match[0])
         )
         yield _AddressToken(kind, value[start:position], is_exact=is_exact)
 
@@ -181,17 +187,17 @@ def _tokens(value: str) -> Iterator[_AddressToken]:
 def _comment_end(value: str, start: int) -> int:
     """Return the end of a comment, 0 without one."""
     depth = 0
-    for found in _IN_COMMENT.finditer(value, start):
-        depth += {"(": 1, ")": -1}.get(found[0], 0)
+    for match in _IN_COMMENT.finditer(value, start):
+        depth += {"(": 1, ")": -1}.get(match[0], 0)
         if not depth:
-            return found.end()
+            return match.end()
     return 0
 
 
 def _with_angles(
     tokens: list[_AddressToken], pattern: "re.Pattern[str]"
 ) -> Iterator[_AddressToken]:
-    """Yield the tokens, with ANGLE for each address in angle brackets and what is in them."""
+    """Yield the tokens; an address in angle brackets becomes one token of kind ANGLE."""
     ends: dict[int, int] = {}
     opened, is_route = -1, False
     for place, token in enumerate(tokens):
@@ -201,7 +207,7 @@ def _with_angles(
             case "<":
                 opened = place
                 is_route = any(
-                    one.text.lstrip()[:1] == "@" for one in tokens[place + 1 : place + 2]
+                    token.text.lstrip()[:1] == "@" for token in tokens[place + 1 : place + 2]
                 )
             case ">" if opened >= 0:
                 ends[opened], opened = place, -1
@@ -214,7 +220,7 @@ def _with_angles(
         end = ends.get(place, place)
         if end > place:
             address, is_exact = _address(tokens[place + 1 : end], pattern)
-            text = "".join([one.text for one in tokens[place : end + 1]])
+            text = "".join([token.text for token in tokens[place : end + 1]])
             if not address:
                 address, is_exact = _address_in(text[1:-1]), False
             yield _AddressToken(_TokenKind.ANGLE, text, address, is_exact)
@@ -224,11 +230,11 @@ def _with_angles(
 
 
 def _address(tokens: Sequence[_AddressToken], pattern: "re.Pattern[str]") -> tuple[str, bool]:
-    """Return the address that the tokens are, "" if none, and whether other readers see it."""
+    """Return the address that the tokens form ("" if none), and whether all programs read it."""
     pieces = []
-    is_exact = all(one.kind is not _TokenKind.WORD for one in tokens)  # some readers decode it
-    for is_quoted, some in itertools.groupby(tokens, lambda one: one.kind is _TokenKind.QUOTED):
-        text = "".join([" " if one.kind is _TokenKind.COMMENT else one.text for one in some])
+    is_exact = all(token.kind is not _TokenKind.WORD for token in tokens)  # some readers decode it
+    for is_quoted, run in itertools.groupby(tokens, lambda token: token.kind is _TokenKind.QUOTED):
+        text = "".join([" " if token.kind is _TokenKind.COMMENT else token.text for token in run])
         is_exact &= is_quoted or not _SPACED_DOT.search(text)  # some readers end the domain there
         pieces.append(text if is_quoted else _joined_at_dots(text))
     address = "".join(pieces).strip(" ")
@@ -247,51 +253,54 @@ def _joined_at_dots(text: str) -> str:
 def _entry(
     tokens: list[_AddressToken], pattern: "re.Pattern[str]", *, is_plain: bool, in_group: bool
 ) -> Entry | None:
-    text = "".join([one.text for one in tokens]).strip()
+    text = "".join([token.text for token in tokens]).strip()
     if not text:
         return None
-    outside = [one for one in tokens if one.kind not in _NOT_TEXT]
-    angle = next((one for one in reversed(outside) if one.address), None)
+    outside = [token for token in tokens if token.kind not in _NOT_TEXT]
+    angle = next((token for token in reversed(outside) if token.address), None)
     if angle is not None:
         address = angle.address
-        others = [one for one in tokens if one is not angle]
+        others = [token for token in tokens if token is not angle]
         rest = "".join(
             [
-                _IN_WORD.sub("", one.text) if one.kind is _TokenKind.WORD else one.text
-                for one in outside
-                if one is not angle
+                _IN_WORD.sub("", token.text) if token.kind is _TokenKind.WORD else token.text
+                for token in outside
+                if token is not angle
             ]
         )
         after = tokens[tokens.index(angle) + 1 :]
-        is_exact = all(one.kind is _TokenKind.COMMENT or not one.text.strip() for one in after)
+        is_exact = all(
+            token.kind is _TokenKind.COMMENT or not token.text.strip() for token in after
+        )
         is_same = _joined_at_dots(rest).strip().lower() == address.lower()
-        is_named_so = is_same and not any(one.kind is _TokenKind.QUOTED for one in others)
+        is_named_so = is_same and not any(token.kind is _TokenKind.QUOTED for token in others)
         is_exact &= is_named_so or not _DOUBTFUL.search(rest)
     else:
         address, is_exact = _address(tokens, pattern)
         if _SPACED_DOT.search(text.partition("@")[0]):
             address = ""  # "B. carl@c.test" is two words
-        others = [one for one in tokens if one.kind is _TokenKind.COMMENT]
+        others = [token for token in tokens if token.kind is _TokenKind.COMMENT]
     if not address:
-        others, is_exact = tokens, all(one.kind is _TokenKind.COMMENT for one in tokens)
-        for place, one in enumerate(tokens):
-            if one.kind is _TokenKind.TEXT and (found := _address_in(one.text)):
-                address = found
+        others, is_exact = tokens, all(token.kind is _TokenKind.COMMENT for token in tokens)
+        for place, token in enumerate(tokens):
+            if token.kind is _TokenKind.TEXT and (bare := _address_in(token.text)):
+                address = bare
                 left = _AddressToken(
-                    _TokenKind.TEXT, one.text.replace(f"[{found}]", "").replace(found, "", 1)
+                    _TokenKind.TEXT,
+                    token.text.replace(f"[{bare}]", "").replace(bare, "", 1),
                 )
                 others = [*tokens[:place], left, *tokens[place + 1 :]]
                 others = [other for other in others if other.kind is not _TokenKind.MARK]
                 break
-    is_exact &= all(one.is_exact for one in tokens) and not _CONTROL.search(text)
+    is_exact &= all(token.is_exact for token in tokens) and not _CONTROL.search(text)
     is_exact &= address[:1] == '"' or "\\" not in address
     return Entry(_name(others), address, text, is_plain and is_exact, in_group)
 
 
 def _is_group_name(tokens: list[_AddressToken]) -> bool:
     return not any(
-        one.kind in (_TokenKind.MARK, _TokenKind.ANGLE) or not one.is_exact or "@" in one.text
-        for one in tokens
+        token.kind in (_TokenKind.MARK, _TokenKind.ANGLE) or not token.is_exact or "@" in token.text
+        for token in tokens
     )
 
 
@@ -303,12 +312,15 @@ def _address_in(text: str) -> str:
 
 def _name(tokens: list[_AddressToken]) -> str:
     """Return the text of the tokens; a comment without other text loses its parentheses."""
-    tokens = [one for one in tokens if not _EMPTY.fullmatch(one.text)]
-    shown = [one for one in tokens if one.text.strip()]
-    if all(one.kind is _TokenKind.COMMENT for one in shown):
-        return " ".join([_plain(one.text.removesuffix(")")[1:]).strip() for one in shown])
+    tokens = [token for token in tokens if not _EMPTY.fullmatch(token.text)]
+    visible = [token for token in tokens if token.text.strip()]
+    if all(token.kind is _TokenKind.COMMENT for token in visible):
+        return " ".join([_plain(token.text.removesuffix(")")[1:]).strip() for token in visible])
     return "".join(
-        [_plain(one.text[1:-1]) if one.kind is _TokenKind.QUOTED else one.text for one in tokens]
+        [
+            _plain(token.text[1:-1]) if token.kind is _TokenKind.QUOTED else token.text
+            for token in tokens
+        ]
     ).strip()
 
 

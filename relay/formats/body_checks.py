@@ -1,8 +1,8 @@
-"""Check the bodies of a message: which mail programs support its HTML, and what is wrong in links.
+"""Check the bodies of a message: which mail programs support its HTML, and faults of links.
 
-check_bodies() says which features of HTML and CSS some programs do not support, by the tests of
-caniemail.json, and which links (relay.formats.links) lead nowhere or elsewhere. Nothing is
-fetched. It takes seconds for what is hostile: call it in a thread. Long bodies are cut, and
+check_bodies() reports which features of HTML and CSS some programs do not support, by the tests of
+caniemail.json, and which links (relay.formats.links) have no valid target or name another host.
+Nothing is fetched. A hostile body takes seconds: call it in a thread. Long bodies are cut, and
 `notices` says so. Nothing raises.
 
 The names of features are those of caniemail.json: `<img>`, `<input radio>` (by its type), `align=`,
@@ -70,25 +70,25 @@ class FeatureReader:
                 lines.append(line)
 
     def _css(self, source: str) -> str:
-        """Return what of a style sheet or attribute is read."""
+        """Return the part of a style sheet or attribute that is read."""
         self.is_cut = self.is_cut or len(source) > self._css_left
         source = source[: self._css_left]
         self._css_left -= len(source)
         return _LONG_NUMBER.sub("0", source)
 
-    def _tag(self, name: str, given: Mapping[str, str], line: int) -> None:
-        kinds = (given.get("type") or _DEFAULT_TYPES.get(name, ""), given.get("name", ""))
-        for each in (f"<{name}>", *(f"<{name} {kind.lower()}>" for kind in kinds)):
-            self._add(each, line)
-        for attribute in given:
+    def _tag(self, name: str, attributes: Mapping[str, str], line: int) -> None:
+        kinds = (attributes.get("type") or _DEFAULT_TYPES.get(name, ""), attributes.get("name", ""))
+        for feature in (f"<{name}>", *(f"<{name} {kind.lower()}>" for kind in kinds)):
+            self._add(feature, line)
+        for attribute in attributes:
             self._add(f"{attribute}=", line)
         for attribute in _IMAGES:
-            if attribute in given:
-                self._image(attribute_value(given[attribute]), line)
-        if name in _LINKS and (target := given.get("href", "").strip()):
+            if attribute in attributes:
+                self._image(attribute_value(attributes[attribute]), line)
+        if name in _LINKS and (target := attributes.get("href", "").strip()):
             is_mail = target[:7].lower() == "mailto:"
             self._add("link mailto" if is_mail else f"link {target[:1]}", line)
-        if style := given.get("style"):
+        if style := attributes.get("style"):
             css = self._css(attribute_value(style))
             self._rules(tinycss2.parse_blocks_contents(css, skip_comments=True), line)
 
@@ -100,7 +100,7 @@ class FeatureReader:
         self._add(f"image {kind}", line)
 
     def _rules(self, rules: Sequence[Node], line: int) -> None:
-        """Add what rules and declarations have; `line` is the first of their source."""
+        """Add the features of rules and declarations; their source begins in `line`."""
         waiting = [(rule, False) for rule in reversed(rules)]
         while waiting:
             rule, is_nested = waiting.pop()
@@ -120,7 +120,7 @@ class FeatureReader:
                 self._selectors(rule.prelude, at)
                 content, is_nested = rule.content, True
             inner = tinycss2.parse_blocks_contents(content or ())
-            waiting.extend((each, is_nested) for each in reversed(inner))
+            waiting.extend((rule, is_nested) for rule in reversed(inner))
 
     def _declaration(self, declaration: Any, line: int) -> None:
         name = declaration.lower_name
@@ -195,7 +195,7 @@ class HtmlProblem(Struct, frozen=True):
     support: float  # in percent of the programs whose support is known; partial support is half
     unsupported: tuple[str, ...]  # programs
     partial: tuple[str, ...]  # programs
-    notes: tuple[str, ...]  # what is known about those programs
+    notes: tuple[str, ...]  # about the support by those programs
     count: int  # how often the message uses it
     lines: tuple[int, ...]  # the first lines of the HTML with it, from 1
 
@@ -207,7 +207,7 @@ class Checks(Struct, frozen=True):
     has_html: bool
     problems: tuple[HtmlProblem, ...]  # the least supported first
     links: tuple[CheckedLink, ...]  # different ones, those with problems first; at most 1,000
-    link_count: int  # of all of them
+    link_count: int  # of all links
     notices: tuple[str, ...]  # what was cut
     tested: str  # the date of the data about mail programs
 
@@ -244,12 +244,12 @@ def check_bodies(html: str | None, text: str | None) -> Checks:
         )
     names = {slug: row[1] for slug, row in data.features.items()}
     slugs = [slug for slug in names if not used.counts.keys().isdisjoint(names[slug])]
-    found = sorted((_problem(slug, used) for slug in slugs), key=lambda one: one.support)
+    problems = sorted((_problem(slug, used) for slug in slugs), key=lambda problem: problem.support)
     links = checked_links(html[:CHARACTERS_MAX], text[:CHARACTERS_MAX])
     return Checks(
         has_html=bool(html),
-        score=round(fmean(one.support for one in found), 1) if found else 100.0,
-        problems=tuple(one for one in found if one.unsupported or one.partial),
+        score=round(fmean(problem.support for problem in problems), 1) if problems else 100.0,
+        problems=tuple(problem for problem in problems if problem.unsupported or problem.partial),
         links=tuple(links[:LINKS_MAX]),
         link_count=len(links),
         notices=tuple(notices),
@@ -258,7 +258,7 @@ def check_bodies(html: str | None, text: str | None) -> Checks:
 
 
 def _problem(slug: str, used: FeatureReader) -> HtmlProblem:
-    """Return a feature that is used, also one that all programs support."""
+    """Return how a feature that is used is supported, even if all programs support it."""
     data, _ = _data()
     title, names, support, notes = data.features[slug]
     lines = sorted({line for name in names for line in used.lines.get(name, ())})

@@ -1,9 +1,9 @@
-"""Read octets as text: bodies, header fields, and what rules, pages and the search see of them.
+"""Decode octets to text: bodies and header fields, for mail rules, pages and the search.
 
-Labels are those of the WHATWG Encoding standard, with what its decoders give: gb2312 is gb18030,
-iso-8859-1 is windows-1252, and Shift_JIS, EUC-JP and ISO-2022-JP have the rows of NEC and IBM. Of
-other labels (ibm850, iso-2022-kr, utf-7), Python's encodings count. US-ASCII is no charset for
-octets of eight bits. Nothing raises, and time is linear in the octets.
+Labels and decoders are those of the WHATWG Encoding standard: gb2312 is read as gb18030, iso-8859-1
+as windows-1252, and Shift_JIS, EUC-JP and ISO-2022-JP include the rows of NEC and IBM. Labels that
+the standard does not have (ibm850, iso-2022-kr, utf-7) are read with Python's encodings. Octets of
+eight bits labelled US-ASCII count as unlabelled. Nothing raises; time is linear in the octets.
 WHATWG Encoding 4.2 (labels), 6 (byte order mark); HTML 13.2.3.2 (<meta> in the first 1,024 octets).
 """
 
@@ -17,7 +17,7 @@ from functools import cache
 from relay.formats.html_tokens import split_html, tag_attributes
 
 _ASCII = "ascii"
-# Python's codecs, each with its labels; further ones are regular.
+# Python's codecs, each with its labels. Labels with a regular form are not listed.
 _TABLE = """
 utf-8 unicode-1-1-utf-8 unicode11utf8 unicode20utf8 utf-8 utf8 x-unicode20utf8
 utf_16_be unicodefffe utf-16be
@@ -72,10 +72,10 @@ _OF_ONE_OCTET = frozenset(_CODECS.values()) - {
     *("utf-8", *_UTF_16, "utf_32_le", "gb18030", "big5hkscs"),
     *("euc_jp", "iso2022_jp_ext", "cp932", "cp949"),
 }
-# Python remembers each name that it is asked for: no others.
+# Python caches each name that it is asked for, so that it is asked only for these.
 _KNOWN = {*_CODECS.values(), *aliases.values()} - {"mbcs", "rot_13"}
-_KNOWN -= {one for one in _KNOWN if one.endswith("_codec")}
-# What the standard decodes to another character than Python: of one octet, and of several.
+_KNOWN -= {codec for codec in _KNOWN if codec.endswith("_codec")}
+# Where the standard decodes octets to another character than Python: single octets, and sequences.
 _OTHER_OCTETS = {"koi8_u": {0xAE: "\u045e", 0xBE: "\u040e"}, "cp1255": {0xCA: "\u05ba"}}
 _JIS = str.maketrans("\u301c\u2016\u2212\xa2\xa3\xac", "\uff5e\u2225\uff0d\uffe0\uffe1\uffe2")
 _OTHER_CHARACTERS: dict[str, Mapping[int, int | str]] = {
@@ -113,8 +113,8 @@ def codec_of(label: str) -> str:
 
 def _python_codec(name: str) -> str:
     plain = normalize_encoding(name)
-    for one in (plain, plain.replace("_", "")):
-        codec = aliases.get(one, one)
+    for label in (plain, plain.replace("_", "")):
+        codec = aliases.get(label, label)
         codec = _CODECS.get(codec) or _CODECS.get(codec.replace("_", "-")) or codec
         if codec in _KNOWN:
             return codec
@@ -131,10 +131,10 @@ def decode_octets(
 ) -> tuple[str, bool]:
     """Return the text, and whether the octets are in the charset that the label names.
 
-    Octets that their charset does not have: all of them as UTF-8 if they are valid, else these
-    octets are replaced. Without a charset they are UTF-8 if they are valid, else windows-1252. The
-    text of a header is first tried in the charset of the label `fallback`; a body may begin with a
-    byte order mark of UTF-16. `is_cut`: a character may be cut at the end.
+    If octets are invalid in the charset of the label, the whole text is read as UTF-8 where it is
+    valid UTF-8; otherwise the invalid octets are replaced. Without a label the text is UTF-8 if it
+    is valid, else windows-1252. With `fallback`, which is for headers, that charset is tried first.
+    A body may begin with a byte order mark of UTF-16. `is_cut`: the last character may be cut.
     """
     codec = codec_of(label)
     is_known = bool(codec) or not label
@@ -171,19 +171,19 @@ def _codec_in_html(octets: bytes) -> str:
     for token in split_html(html) if "<meta" in html.lower() else ():
         if token.name != "meta" or token.is_end:
             continue
-        given = tag_attributes(token.text)
-        label = given.get("charset", "")
-        if not label and given.get("http-equiv", "").lower() == "content-type":
-            found = _IN_META.search(given.get("content", ""))
-            label = found[1] if found else ""
+        attributes = tag_attributes(token.text)
+        label = attributes.get("charset", "")
+        if not label and attributes.get("http-equiv", "").lower() == "content-type":
+            match = _IN_META.search(attributes.get("content", ""))
+            label = match[1] if match else ""
         if codec := codec_of(label):
-            # it was read as ASCII, so that it is not UTF-16; ASCII is windows-1252
+            # the tag was found in ASCII, so this is not UTF-16; HTML reads ASCII as windows-1252
             return {_ASCII: "cp1252"}.get(codec, "utf-8" if codec in _UTF_16 else codec)
     return ""
 
 
 def _read(octets: bytes, codec: str, *, is_cut: bool) -> str:
-    """Return the text, with U+FFFD for what the codec does not have."""
+    """Return the text, with U+FFFD for octets that are invalid in the codec."""
     if codec in _OF_ONE_OCTET:
         return codecs.charmap_decode(octets, "strict", _characters(codec))[0]
     text = _strictly(octets, codec, is_cut=is_cut)
@@ -196,7 +196,9 @@ def _read(octets: bytes, codec: str, *, is_cut: bool) -> str:
 
 
 def _strictly(octets: bytes, codec: str, *, is_cut: bool) -> str | None:
-    """Decode in pieces, so that other threads run between them: a codec never gives way."""
+    """Decode in pieces, because a codec does not release the interpreter lock: other threads run
+    between the pieces.
+    """
     try:
         if not is_cut and len(octets) <= _PIECE_OCTETS:
             return octets.decode(codec)
@@ -210,13 +212,13 @@ def _strictly(octets: bytes, codec: str, *, is_cut: bool) -> str | None:
 
 @cache
 def _characters(codec: str) -> str:
-    """Return the characters of all octets; those without one are controls, or U+FFFD."""
+    """Return the characters of the 256 octets; an unassigned octet is a control, or U+FFFD."""
     others = _OTHER_OCTETS.get(codec, {})
-    found = enumerate(bytes(range(256)).decode(codec, "replace"))
+    decoded = enumerate(bytes(range(256)).decode(codec, "replace"))
     controls = range(0x80, 0xA0) if codec != _ASCII else ()
     return "".join(
-        others.get(octet, chr(octet) if one == "\ufffd" and octet in controls else one)
-        for octet, one in found
+        others.get(octet, chr(octet) if character == "\ufffd" and octet in controls else character)
+        for octet, character in decoded
     )
 
 
@@ -233,7 +235,7 @@ def _mended(octets: bytes, codec: str, *, is_cut: bool) -> str:
 
 
 def _mend(error: UnicodeError) -> tuple[str, int]:
-    """Return what is instead of octets that a codec refuses, and where it goes on."""
+    """Return the replacement for octets that a codec rejects, and where decoding continues."""
     assert isinstance(error, UnicodeDecodeError)
     start, codec = error.start, error.encoding
     euro = _EURO.get(codec)
@@ -250,7 +252,7 @@ def _mend(error: UnicodeError) -> tuple[str, int]:
 @cache
 def _of_row(pair: bytes, offset: int) -> str:
     """Return a character of JIS X 0208 with the rows of NEC and IBM, "" if there is none."""
-    if len(pair) != len(b"\x21\x21") or not all(0x21 <= one - offset <= 0x7E for one in pair):
+    if len(pair) != len(b"\x21\x21") or not all(0x21 <= octet - offset <= 0x7E for octet in pair):
         return ""
     row, cell = pair[0] - offset, pair[1] - offset
     lead = (row - 0x21) // 2 + (0x81 if row < 0x5F else 0xC1)

@@ -1,9 +1,10 @@
 """Read Content-Type and Content-Disposition: their values, parameters and file names.
 
-They are read as mail programs read them, in linear time; nothing raises. Comments do not count,
-except in a token, `name=plan(1).pdf`. Quoted strings after each other are one value, and what
-follows them up to the next parameter does not count. A semicolon may be missing. Of a parameter in
-both forms the extended one counts (RFC 6266 4.3); of two in one form, the first.
+They are read as mail programs read them, in linear time; nothing raises. Comments are ignored,
+except inside a token such as `name=plan(1).pdf`. Adjacent quoted strings form one value; text
+between them and the next parameter is ignored. A semicolon may be missing. If a parameter has a
+plain and an extended form, the extended one is used (RFC 6266 4.3); of two in the same form, the
+first.
 RFC 2045 5.1; RFC 2231 3 and 4; RFC 2047 in parameters, which 5 forbids and programs write.
 """
 
@@ -31,7 +32,8 @@ _NEXT_KNOWN = re.compile(
 )
 _SECTION = re.compile(r"([^*]*)\*(\d{0,4})(\*?)")
 _LANGUAGE = re.compile(r"([^']*)'[^']*'")
-# Of attachments that have no name, by their subtype without what says nothing, else by their type.
+# File extensions for attachments without a name: by the subtype without its usual prefixes and
+# suffixes, else by the type.
 _TYPES = """
 pdf zip json rtf xml gzip:gz png gif webp bmp tiff heic svg html csv css wav ogg mp4 mp3 mpeg:mp3
 jpeg:jpg calendar:ics vcard:vcf msword:doc rfc822:eml global:eml news:eml quicktime:mov
@@ -39,7 +41,7 @@ pkcs7-signature:p7s pkcs7-mime:p7m pgp-signature:asc vnd.ms-excel:xls vnd.ms-pow
 wordprocessingml.document:docx spreadsheetml.sheet:xlsx presentationml.presentation:pptx
 text:txt message:txt
 """
-_EXTENSIONS = {one.partition(":")[0]: one.rpartition(":")[2] for one in _TYPES.split()}
+_EXTENSIONS = {pair.partition(":")[0]: pair.rpartition(":")[2] for pair in _TYPES.split()}
 _BESIDE_SUBTYPE = re.compile(r"x-|vnd\.openxmlformats-officedocument\.|\+xml\Z")
 
 
@@ -50,7 +52,7 @@ class ContentField(Struct, frozen=True):
     parameters: tuple[tuple[str, str], ...]
 
     def all(self, name: str) -> Sequence[str]:
-        """Return the values of a parameter, with control characters, the one that counts first."""
+        """Return the values of a parameter, the preferred one first; controls are not removed."""
         values = [_decoded(text) for key, text in self.parameters if key == name]
         extended = self._extended(name)
         return values if extended is None else [extended, *values]
@@ -66,10 +68,10 @@ class ContentField(Struct, frozen=True):
         """Return the sections of a parameter joined, None if it has none."""
         sections: dict[int, tuple[bool, str]] = {}
         for key, text in self.parameters:
-            found = _SECTION.fullmatch(key)
-            if found and found[1] == name:
-                is_coded = bool(found[3]) or not found[2]
-                sections.setdefault(int(found[2] or 0), (is_coded, text))
+            section = _SECTION.fullmatch(key)
+            if section and section[1] == name:
+                is_coded = bool(section[3]) or not section[2]
+                sections.setdefault(int(section[2] or 0), (is_coded, text))
         if not sections:
             return None
         ordered = [sections[number] for number in sorted(sections)]
@@ -77,10 +79,10 @@ class ContentField(Struct, frozen=True):
             return _decoded("".join(text for _, text in ordered))
         is_coded, text = ordered[0]
         charset = ""
-        if is_coded and (found := _LANGUAGE.match(text)):
-            charset = found[1]
-            ordered[0] = (is_coded, text[found.end() :])
-        # a character, and what is encoded, may be split between two sections
+        if is_coded and (section := _LANGUAGE.match(text)):
+            charset = section[1]
+            ordered[0] = (is_coded, text[section.end() :])
+        # a character, or its encoding, may be split between two sections
         joined = "".join(text if coded else text.replace("%", "%25") for coded, text in ordered)
         octets = unquote_to_bytes(joined.encode("utf-8", "surrogateescape"))
         if not charset:  # some programs write an encoded word
@@ -120,9 +122,9 @@ def filename_of(fields: "Message[str, str]") -> str:
         ("content-type", ("name", "filename")),
     ):
         field = read_content_field(fields, name)
-        for one in parameters if field.parameters else ():
-            if found := next(filter(None, map(printable, field.all(one))), ""):
-                return found
+        for parameter in parameters if field.parameters else ():
+            if filename := next(filter(None, map(printable, field.all(parameter))), ""):
+                return filename
     return ""
 
 
@@ -149,19 +151,19 @@ class _Reader:
     def read(self) -> None:
         """Read all of the field."""
         place = 0
-        while found := _PIECE.match(self._text, place):
-            place = found.end()
-            kind = found.lastgroup
+        while match := _PIECE.match(self._text, place):
+            place = match.end()
+            kind = match.lastgroup
             if kind == "mark":
-                place = self._at_mark(found[0], place)
+                place = self._at_mark(match[0], place)
             elif kind == "white":
                 self._at_white(place)
             elif kind == "quoted":
-                self._at_quoted(found["quoted"])
+                self._at_quoted(match["quoted"])
                 if self._key is not None and _NEXT.match(self._text, place):
                     self._end()
             elif not self._is_quoted:
-                self._pieces.append(found[0])
+                self._pieces.append(match[0])
         self._end()
 
     def _at_mark(self, mark: str, place: int) -> int:
@@ -195,11 +197,11 @@ class _Reader:
         if may_be_text and self._pieces and not self._pieces[-1].isspace():
             return 0
         depth, end = 1, place
-        while depth and (found := _IN_COMMENT.match(self._text, end)):
-            depth += 1 if found[1] == "(" else -1
-            end = found.end()
+        while depth and (match := _IN_COMMENT.match(self._text, end)):
+            depth += 1 if match[1] == "(" else -1
+            end = match.end()
         if depth:
-            self._has_comments = False  # it has no end, and those in it have none either
+            self._has_comments = False  # not closed, so later comments are not closed either
             return 0 if ";" in self._text[place:] else len(self._text)
         is_joined = self._text[end : end + 1] not in ("", " ", "\t", '"', ";")
         if may_be_text and not self._pieces and is_joined:
@@ -207,7 +209,7 @@ class _Reader:
         return end
 
     def _start(self) -> None:
-        """End a name: what is before it is the value of the field, or junk."""
+        """End a name: the text before it is the value of the field, or is ignored."""
         text = "".join(self._pieces).rstrip()
         before, _, key = text.rpartition(" ")
         if self._is_first:
@@ -230,5 +232,5 @@ class _Reader:
 
     def _set_value(self, text: str) -> None:
         self._is_first = False
-        joined = "/".join(one.strip() for one in text.split("/"))  # multipart / mixed
+        joined = "/".join(part.strip() for part in text.split("/"))  # multipart / mixed
         self.value = next(iter(joined.split()), "").lower()

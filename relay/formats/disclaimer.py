@@ -1,12 +1,12 @@
 """Add a disclaimer to the texts of a message, or put the message into a new one that has it.
 
-The texts are those that mail programs show as the body (relay.formats.read_mime): the first text
-and the first HTML that are not attached. Of the message only these parts change: their octets, and
-where it is necessary their Content-Type and Content-Transfer-Encoding. Attachments, calendars and
-attached messages stay, and of a large message they are not read into memory. A text that has the
-words stays too. Time is linear in the size of a text. What cannot have the disclaimer is returned
-as a DisclaimerObstacle: signed, encrypted and TNEF messages, messages without a text, and damaged
-or very large texts.
+The texts are the parts that mail programs show as the body (relay.formats.read_mime): the first
+text and the first HTML that are not attached. Only these parts change: their octets, and where
+necessary their Content-Type and Content-Transfer-Encoding. Attachments, calendars and attached
+messages do not change; those of a large message are not read into memory. A text that already has
+the words does not change either. Time is linear in the size of a text. A DisclaimerObstacle is
+returned for signed, encrypted and TNEF messages, messages without a text, and damaged or very large
+texts.
 
 Pure: the same content gives the same octets. Raises OSError where a body cannot be read.
 RFC 2045 2.8, 6 (transfer encodings), RFC 2046 4.1.2 (charset), 5.1, 5.2.1 (message/rfc822),
@@ -90,7 +90,7 @@ class Disclaimer(Struct, frozen=True):
 
     text: str  # for text/plain
     html: str  # for text/html: a fragment
-    at_start: bool  # before what the author wrote, not after it
+    at_start: bool  # before the author's text, not after it
     text_words: str  # the text as it is searched for
     html_words: str  # the HTML as it is searched for, "" if no text is visible
 
@@ -100,13 +100,14 @@ class Disclaimer(Struct, frozen=True):
         text = _lines(text).strip("\n")
         html = _lines(html).strip("\n") or f"<p>{escape(text)}</p>".replace("\n", "<br>\n")
         words = (_words([text]), _words(_visible(html_layout(html).texts)))
-        return cls(text, html, at_start, *("".join(one) for one in words))
+        return cls(text, html, at_start, *("".join(part) for part in words))
 
 
 def in_text(disclaimer: Disclaimer, text: str, *, is_flowed: bool = False) -> str:
-    """Return a text with the disclaimer and a blank line between; its line ends are kept.
+    """Return a text with the disclaimer, separated by a blank line; its line ends are kept.
 
-    A text that has the words is returned as it is: white space, case and quote marks do not count.
+    A text that has the words already is returned unchanged. White space, case and quote marks are
+    ignored in this comparison.
     """
     if _has_words([text], disclaimer.text_words):
         return text
@@ -126,7 +127,7 @@ def in_text(disclaimer: Disclaimer, text: str, *, is_flowed: bool = False) -> st
 
 
 def _fixed(line: str) -> str:
-    """Return a line as format=flowed has one that is not continued."""
+    """Return a line in format=flowed that does not continue in the next line."""
     if line == _SIGNATURE:
         return line
     line = line.rstrip(" ")
@@ -136,8 +137,9 @@ def _fixed(line: str) -> str:
 def in_html(disclaimer: Disclaimer, html: str) -> str:
     """Return HTML with the disclaimer, in a <div>, as a browser shows it at that place.
 
-    HTML whose visible text has the words is returned as it is; the markup counts if the disclaimer
-    has no visible text. HTML that ends inside a tag, a comment or a script gets it before that.
+    HTML whose visible text has the words already is returned unchanged; if the disclaimer has no
+    visible text, its markup is compared. If the HTML ends inside a tag, a comment or a script, the
+    disclaimer is inserted before that.
     """
     layout = html_layout(html)
     if disclaimer.html_words:
@@ -166,31 +168,31 @@ def _lines(text: str) -> str:
 
 
 def _line_end(text: str) -> str:
-    """Return how the lines of a text end: CRLF, or LF as in some that are encoded in base64."""
+    """Return the line end of a text: CRLF, or LF, which some texts in base64 have."""
     return "\n" if "\n" in text and "\r\n" not in text else "\r\n"
 
 
 def _visible(texts: Iterable[str]) -> list[str]:
-    return [unescaped(one) for one in texts]
+    return [unescaped(text) for text in texts]
 
 
 def _words(texts: Iterable[str]) -> list[str]:
     """Return the words in lower case. A quote mark separates words, as white space does."""
-    return [word for one in texts for word in one.replace(">", " ").casefold().split()]
+    return [word for text in texts for word in text.replace(">", " ").casefold().split()]
 
 
-def _has_words(texts: Iterable[str], wanted: str) -> bool:
-    """Return whether words follow each other in the texts, also where a line end divides one."""
+def _has_words(texts: Iterable[str], phrase: str) -> bool:
+    """Return whether the words of the phrase follow each other, even if a line end splits one."""
     words = _words(texts)
     joined = "".join(words)
-    found = joined.find(wanted)
-    if found < 0:
+    at = joined.find(phrase)
+    if at < 0:
         return False
     ends = {0, *accumulate(map(len, words))}
-    while found >= 0:
-        if _is_border(joined, found, ends) and _is_border(joined, found + len(wanted), ends):
+    while at >= 0:
+        if _is_border(joined, at, ends) and _is_border(joined, at + len(phrase), ends):
             return True
-        found = joined.find(wanted, found + 1)
+        at = joined.find(phrase, at + 1)
     return False
 
 
@@ -207,7 +209,7 @@ class DisclaimerObstacle(Struct, frozen=True):
 class _TextBody(Struct, frozen=True):
     """A decoded body. `declared` is the codec of its Content-Type, "" if there is none.
 
-    If not `is_exact`, octets that are not in the codec are surrogates.
+    Unless `is_exact`, octets that are invalid in the codec are surrogates.
     """
 
     text: str
@@ -236,17 +238,17 @@ def with_disclaimer(
     structure = read_structure(octets)
     leaves = sorted_leaves(structure)
     texts = [leaf for leaf in (leaves.text, leaves.html) if leaf is not None]
-    found = [_with_words(octets, leaf, disclaimer) for leaf in texts]
-    if texts and all(one is None for one in found):
+    changes = [_with_words(octets, leaf, disclaimer) for leaf in texts]
+    if texts and all(change is None for change in changes):
         return content
     reason = _obstacle(content, structure, leaves)
-    reason = reason or next((one for one in found if isinstance(one, str)), "")
+    reason = reason or next((change for change in changes if isinstance(change, str)), "")
     if reason:
         return DisclaimerObstacle(reason)
     edits = _TextEdits(content, octets, structure)
-    for one in found:
-        if isinstance(one, _NewText):
-            edits.put(one)
+    for change in changes:
+        if isinstance(change, _NewText):
+            edits.put(change)
     return edits.applied()
 
 
@@ -256,8 +258,8 @@ def _obstacle(content: ParsedContent, structure: Structure, leaves: SortedLeaves
         return "it has more parts than are read"
     if len(structure.message.header) != content.header.size:
         return "its header is damaged"
-    shown = [leaf for leaf in (leaves.text, leaves.html) if leaf is not None]
-    for leaf in (*shown, *leaves.attached):
+    bodies = [leaf for leaf in (leaves.text, leaves.html) if leaf is not None]
+    for leaf in (*bodies, *leaves.attached):
         name = filename_of(leaf.fields).lower()
         kind = leaf.entity.content_type
         if leaf.entity.protected or kind in _ENCRYPTED or name.endswith(".p7m"):
@@ -266,7 +268,7 @@ def _obstacle(content: ParsedContent, structure: Structure, leaves: SortedLeaves
             return "it is in Microsoft's TNEF format"
         if kind.startswith("multipart/"):
             return "it has a multipart without parts"
-    return "" if shown else "it has no text"
+    return "" if bodies else "it has no text"
 
 
 # -- one text
@@ -328,7 +330,7 @@ def _payload(octets: Octets, entity: Entity) -> bytes | str:
 def _decoded(payload: bytes, fields: "Message[str, str]") -> _TextBody | str:
     """Decode the characters: a text without a charset, or in ASCII, may be UTF-8.
 
-    In a charset that the text is not in, the octets are kept if each of them can be written again.
+    If octets are invalid in the declared charset, they are kept where they can be written again.
     """
     try:
         charset = charset_of(str(fields.get("content-type", "")))
@@ -361,7 +363,7 @@ def _is_flowed(fields: "Message[str, str]") -> bool:
 
 
 class _TextEdits:
-    """The changes of a message: replaced ranges behind its header, and the header."""
+    """The changes of a message: its header, and replaced ranges after the header."""
 
     def __init__(self, content: ParsedContent, octets: Octets, structure: Structure) -> None:
         self._content = content
@@ -434,13 +436,13 @@ def _with_charset(header: Header, leaf: Leaf) -> Header:
     octets = header.first_octets("Content-Type")
     if octets is None:
         return header.append(b"Content-Type: %b; charset=utf-8\r\n" % kind.encode())
-    named, count = _CHARSET.subn(rb"\1utf-8", octets, count=1)
+    field, count = _CHARSET.subn(rb"\1utf-8", octets, count=1)
     if not count:
-        named = _TYPE.sub(rb"\1; charset=utf-8", octets, count=1)
+        field = _TYPE.sub(rb"\1; charset=utf-8", octets, count=1)
     with contextlib.suppress(Exception):  # damaged fields make `email` raise in many ways
-        fields = parse_header(named)
+        fields = parse_header(field)
         if (fields.get_content_type(), fields.get_content_charset()) == (kind, "utf-8"):
-            return header.set("Content-Type", named)
+            return header.set("Content-Type", field)
     flowed = b"; format=flowed" if _is_flowed(leaf.fields) else b""
     return header.set(
         "Content-Type", b"Content-Type: %b; charset=utf-8%b\r\n" % (kind.encode(), flowed)
@@ -463,14 +465,14 @@ def _with_body(content: ParsedContent, header: Header, body: JoinedOctets) -> Pa
 
 
 def wrapped(content: ParsedContent, disclaimer: Disclaimer) -> ParsedContent:
-    """Return a new message: the disclaimer as its text, and the whole message attached to it.
+    """Return a new message with the disclaimer as its text and the old message attached.
 
-    The new header has all fields of the old one except those about its content and its signatures;
-    Message-ID and From are the same, so that replies and threads work. The attached message is
-    not encoded: with octets of 8 bits, the new message has them too. Reading blocks.
+    The new header has all fields of the old header except Content fields and signatures;
+    Message-ID and From are the same, so that replies and threads work. The attached message is not
+    encoded: if it has octets of 8 bits, so has the new message. Reading blocks.
     """
     message = content.joined()
-    digest = sha256()  # no message has its own digest in it
+    digest = sha256()  # for a boundary: no message contains its digest
     for block in blocks(message):
         digest.update(block)
     unique = digest.hexdigest()[:32].encode()
@@ -478,7 +480,7 @@ def wrapped(content: ParsedContent, disclaimer: Disclaimer) -> ParsedContent:
     eight_bit = b"Content-Transfer-Encoding: 8bit\r\n" if is_eight_bit(message) else b""
     kind = b"message/rfc822" if content.header.octets.isascii() else b"message/global"
     outer = content.header.remove(_NOT_IN_OUTER, prefix="Content-")
-    header = Header(tuple([one for one in outer.fields if one[0]]))
+    header = Header(tuple([field for field in outer.fields if field[0]]))
     if "MIME-Version" not in header:
         header = header.append(b"MIME-Version: 1.0\r\n")
     header = header.append(
@@ -502,5 +504,5 @@ def wrapped(content: ParsedContent, disclaimer: Disclaimer) -> ParsedContent:
 
 def _text_part(subtype: str, text: str) -> bytes:
     coded = coded_text(with_crlf(text.encode()))
-    fields = (raw_field(*one).encode() for one in coded.fields(subtype))
+    fields = (raw_field(*field).encode() for field in coded.fields(subtype))
     return b"".join((*fields, _CRLF, coded.content))

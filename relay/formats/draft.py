@@ -1,11 +1,11 @@
 """The file of a draft: a private block at offset 0, then a message that mail clients can show.
 
 The mailbox store writes it in steps 1 and 2; conversion and the readers of mailboxes read it. The
-block is recognised at offset 0 only and removed by its length; it grants nothing. It holds the
-properties that have no header field, and the places of the body and attachments in the message. It
-is itself written as header fields, so that the file is a valid message; the last one is a checksum,
-which a block of Relay 0.2 does not have. The content of a MIME draft
-is stored unchanged after the block. Other bytes never raise: a damaged block counts as none.
+block is recognised at offset 0 only and removed by its length; it grants no rights. It holds the
+properties that have no header field, and the offsets of the body and attachments in the message. It
+is written as header fields, so that the file is a valid message. The last field is a checksum; a
+block of Relay 0.2 has none. The content of a MIME draft is stored unchanged after the block. Other
+octets never raise: a damaged block is read as no block.
 The field names of PrivateBlock and the classes in it are part of the file format.
 RFC 5322; RFC 2045, 2046; Graph's message resource type.
 """
@@ -120,7 +120,7 @@ class PrivateBlock(Struct, frozen=True):
 
     @property
     def is_mime(self) -> bool:
-        """Whether the block is followed by the MIME that the client gave."""
+        """Whether MIME that the client sent follows the block."""
         return self.properties is None
 
 
@@ -132,7 +132,7 @@ def block_bytes(block: PrivateBlock) -> bytes:
     encoded = msgspec.json.encode(block)
     if not encoded.isascii():
         encoded = json.dumps(msgspec.to_builtins(block), separators=(",", ":")).encode()
-    # Spaces occur only in strings. Escaped, no folded line can be white space alone.
+    # Spaces occur only in strings. They are escaped, so that no folded line is only white space.
     text = encoded.decode("ascii").replace(" ", "\\u0020")
     lines = [text[start : start + _DATA_LINE] for start in range(0, len(text), _DATA_LINE)]
     data = (_DATA_FIELD + f"{CRLF} ".join(lines) + CRLF).encode()
@@ -164,13 +164,13 @@ def read_private_block(octets: Octets) -> tuple[PrivateBlock | None, int]:
     places = [*block.attachments, *([block.body] if block.body else [])]
     room = octets.size - length
     inside = all(
-        min(one.offset, one.length) >= 0 and one.offset + one.length <= room for one in places
+        min(span.offset, span.length) >= 0 and span.offset + span.length <= room for span in places
     )
     return (block, length) if inside and block.is_mime == (block.body is None) else (None, 0)
 
 
 def read_block(head: bytes) -> PrivateBlock | None:
-    """Read the block from `head`, which has all of it; the places of parts are not checked."""
+    """Read the block from `head`, which contains all of it; offsets of parts are not checked."""
     length = private_block_length(head)
     try:
         data, is_checked, checksum = head[FIRST_FIELD_BYTES:length].partition(_CHECK_FIELD)
@@ -182,7 +182,7 @@ def read_block(head: bytes) -> PrivateBlock | None:
 
 
 def with_defaults(properties: MessageProperties, block: PrivateBlock | None) -> MessageProperties:
-    """Return the properties of a MIME draft with the From and Message-ID that it is sent with."""
+    """Return the properties of a MIME draft with the From and Message-ID that conversion adds."""
     if block is None:
         return properties
     return replace(
@@ -195,8 +195,8 @@ def with_defaults(properties: MessageProperties, block: PrivateBlock | None) -> 
 class AttachmentFacts(Struct, frozen=True):
     """An attachment without its content; `size` is the decoded size.
 
-    `item`: it is a whole message (message/rfc822). `id` is the id that a draft stores; if it is "",
-    the index in the order of attachments is the id.
+    `item` is true for a whole message (message/rfc822). `id` is the id that a draft stores; if it
+    is "", the index among the attachments is the id.
     """
 
     name: str
@@ -229,9 +229,9 @@ def new_attachment(facts: AttachmentFacts, octets: Octets) -> DraftAttachment:
 
 
 def stored_attachments(stored: Octets) -> tuple[DraftAttachment, ...]:
-    """Return the attachments of a draft of properties for a new file; each gets a stored id.
+    """Return the attachments of a draft with properties for a new file; each gets a stored id.
 
-    They are read in blocks while that is written. Reading blocks; raises OSError.
+    They are read in blocks while the new file is written. Reading blocks; raises OSError.
     """
     block, length = read_private_block(stored)
     return tuple(
@@ -255,7 +255,7 @@ def draft_content(
     header = address_list_field("Bcc", properties.bcc) + fields
     attachments = [
         *map(_stored, properties.attachments),
-        *((one.part, [one.octets]) for one in kept),
+        *((attachment.part, [attachment.octets]) for attachment in kept),
     ]
     written = _write_entity(properties, header, attachments, mark=origin.base_name, seven_bit=False)
     described = replace(properties, body="", attachments=())
@@ -282,7 +282,8 @@ def write_message(properties: MessageProperties, *, mark: str, date_us: int | No
 def _without_smtputf8(properties: MessageProperties) -> MessageProperties:
     """Return the properties with ASCII addresses: the header of message/rfc822 must be ASCII."""
     from_, sender = (
-        one and without_smtputf8(one) for one in (properties.from_, explicit_sender(properties))
+        address and without_smtputf8(address)
+        for address in (properties.from_, explicit_sender(properties))
     )
     receipt_to = sender or from_
     return replace(
@@ -439,13 +440,13 @@ def attachment_fields(part: StoredPart) -> list[tuple[str, str]]:
     return fields
 
 
-def safe_content_type(given: str) -> str:
+def safe_content_type(content_type: str) -> str:
     """Return type/subtype and parameters except name; application/octet-stream if invalid.
 
     Multipart and message types become application/octet-stream too: RFC 2045 6.4 forbids base64
     for them.
     """
-    match = _CONTENT_TYPE.match(given.strip())
+    match = _CONTENT_TYPE.match(content_type.strip())
     if match is None or len(match[0]) > _TYPE_OCTETS_MAX:
         return _BINARY
     media_type = match[0].lower()
@@ -453,7 +454,7 @@ def safe_content_type(given: str) -> str:
         return _BINARY
     parameters = [
         f"{name}={value}"
-        for name, value in _PARAMETER.findall(given)
+        for name, value in _PARAMETER.findall(content_type)
         if name.lower() not in _NOT_OF_THE_TYPE
         and len(name) + len(value) <= _PARAMETER_CHARACTERS_MAX
     ]

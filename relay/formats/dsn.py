@@ -1,13 +1,13 @@
 """Write delivery status notifications (bounces), and the recipients that they report.
 
-Delivery, ingress and pickup fill in ReportedRecipient; the reports room decides who gets a DSN and
-calls write_dsn(), and writes what people read. Lines end in CRLF. The original is returned octet
-for octet but without Bcc; of a large content, or one that SMTP cannot carry, its header is.
-Read receipts have the same form, joined_report(), and the same part for people, human_part().
+Delivery, ingress and pickup fill in ReportedRecipient. The reports room decides who gets a DSN,
+calls write_dsn(), and writes its text for people. Lines end in CRLF. The original is returned octet
+for octet, without Bcc; if it is large or SMTP cannot carry it, only its header is returned. Read
+receipts have the same form, joined_report(), and the same part for people, human_part().
 
 write_journal() and write_notice() make the mails that rules send about a message. A journal report
-is in the manner of Exchange's: a text part with a "Key: value" in each line, then the message
-itself, octet for octet. Of a large message nothing is read or copied.
+has the form of Exchange's: a text part with a "Key: value" in each line, then the message octet for
+octet. A large message is neither read nor copied.
 RFC 3464 2, RFC 6522, RFC 3461 4.3 and 6, RFC 3834 5, RFC 6533 (international), RFC 2046 5.1.1
 (multipart), 5.1.4, 5.2.1 (message/rfc822).
 """
@@ -56,7 +56,7 @@ class ReportKind(StrEnum):
     """What a report says about its recipients; also the name in events and metrics."""
 
     FAILED = "failure"
-    UNKNOWN = "unknown"  # attempts ended without an answer, and it is given up: it may have arrived
+    UNKNOWN = "unknown"  # given up after attempts without an answer: it may have arrived
     DELAYED = "delayed"  # not delivered yet, and still attempted
     HELD = "held"  # a rule holds the message, and its administrator wants the sender to know
     DELIVERED = "delivered"
@@ -87,16 +87,16 @@ class ReportedRecipient(Struct, frozen=True):
 
     path: ForwardPath  # with NOTIFY and ORCPT
     evidence: Evidence  # the status, the reply and its host
-    added_by: str = ""  # the policy rule that added it: the sender gets no DSN about it
+    added_by: str = ""  # the policy rule that added the recipient: the sender gets no DSN about it
     last_attempt_us: int = 0  # 0: none
     log_id: str = ""  # the Final-Log-ID
     rule: str = ""  # the policy rule that refused the message
-    last_status: str = ""  # of the attempt before; by it the report says why it expired
-    is_delivered: bool = False  # of a success: it has the message, and is not just relayed
+    last_status: str = ""  # of the previous attempt: the report says with it why mail expired
+    is_delivered: bool = False  # of a success: delivered, not only relayed
 
 
 class HumanPart(Struct, frozen=True):
-    """What people read: the same as text and as html, in the language of this tag."""
+    """The part for people: the same content as text and as HTML, and its language tag."""
 
     language: str
     text: str
@@ -130,9 +130,9 @@ def write_dsn(
 ) -> bytes:
     """Return one DSN about `recipients` of `message`, to its reverse-path.
 
-    `words` writes what people read, from the original's header. The times of `message` are
-    wall-clock times here. Of a large `content` only the header is read.
-    It must be sent with the null reverse-path and NOTIFY=NEVER, and with SMTPUTF8 if the
+    `words` writes the part for people from the original's header. The times of `message` are
+    wall-clock times here. Only the header of a large `content` is read.
+    The DSN must be sent with the null reverse-path and NOTIFY=NEVER, and with SMTPUTF8 if the
     reverse-path is not ASCII. `report_id` is unique; Message-ID and boundary are made from it.
     """
     original = _original(content)
@@ -150,7 +150,9 @@ def write_dsn(
         thread=thread_fields(original.header),
     )
     # Exim's field, for programs; addresses that are not ASCII are left out
-    failed = [one.path.address for one in recipients if one.path.address.isascii()]
+    failed = [
+        recipient.path.address for recipient in recipients if recipient.path.address.isascii()
+    ]
     if failed and kind is ReportKind.FAILED:
         head += field("X-Failed-Recipients", ", ".join(failed[:_NAMED_RECIPIENTS_MAX]))
     return joined_report(head, "delivery-status", parts, boundary=f"=_dsn_{report_id}")
@@ -183,8 +185,9 @@ def report_fields(
 def joined_report(
     head: bytes, report_type: str, parts: Sequence[ReportPart], *, boundary: str
 ) -> bytes:
-    """Return a multipart/report with the fields of `head`. If `boundary` occurs in a part, it is
-    extended.
+    """Return a multipart/report with the fields of `head`.
+
+    A `boundary` that occurs in a part is extended.
     """
     written = [part.written() for part in parts]
     boundary = _boundary(boundary, written)
@@ -210,7 +213,9 @@ def message_id_of(header: Header) -> str:
 
 def _ids_in(header: Header, name: str) -> list[str]:
     value = (header.first(name) or b"").decode("ascii", "replace")
-    return [one for one in message_ids(value) if len(one) <= _ID_CHARACTERS_MAX]
+    return [
+        message_id for message_id in message_ids(value) if len(message_id) <= _ID_CHARACTERS_MAX
+    ]
 
 
 def thread_fields(header: Header) -> Iterator[bytes]:
@@ -261,7 +266,7 @@ def _status_part(
     """Write RFC 3464's machine-readable part: one block of the message, one per recipient."""
     international = _is_international(message)
     blocks = [_message_block(message, hostname)]
-    blocks += [_recipient_block(kind, one, international) for one in recipients]
+    blocks += [_recipient_block(kind, recipient, international) for recipient in recipients]
     if kind is ReportKind.DELAYED and message.expires_us:
         for block in blocks[1:]:
             block.append(("Will-Retry-Until", date_field(message.expires_us)))
@@ -299,7 +304,7 @@ def _recipient_block(
     if evidence.remote and evidence.host:
         block.append(("Remote-MTA", f"dns; {evidence.host}"))
     if evidence.reply:
-        # A text of this relay that has the form of an SMTP reply is one too.
+        # A text of this relay in the form of an SMTP reply counts as an SMTP reply.
         is_smtp = split_reply(evidence.reply).code or (
             evidence.remote and not evidence.reply.startswith("HTTP ")  # of Microsoft Graph
         )
@@ -312,7 +317,7 @@ def _recipient_block(
 
 
 def address_fields(address: str, orcpt: str, *, international: bool) -> Iterator[tuple[str, str]]:
-    """Yield the fields that say whom a report is about (RFC 3464 2.3.1, 2.3.2)."""
+    """Yield the fields that name the recipient of a report (RFC 3464 2.3.1, 2.3.2)."""
     if orcpt:
         kind, _, original = orcpt.partition(";")
         yield "Original-Recipient", _typed_address(kind, original, international)
@@ -339,8 +344,8 @@ def _original(content: Content) -> ParsedContent:
 def _returned_part(kind: ReportKind, message: MessageFacts, original: ParsedContent) -> ReportPart:
     header, content = original.header.octets, original.joined()
     as_global = _is_international(message) and not header.isascii() and _is_utf8(header)
-    # RET is about failures; other reports return the header (RFC 3461 4.3), and so do those about
-    # mail with REQUIRETLS (RFC 8689 5).
+    # RET applies to failures. Other reports return the header (RFC 3461 4.3), and so do reports
+    # about mail with REQUIRETLS (RFC 8689 5).
     envelope = message.envelope
     ret = envelope.ret if kind in FAILURES and not envelope.has_requiretls else "HDRS"
     full_max = RETURNED_FULL_OCTETS_MAX if ret == "FULL" else RETURNED_OCTETS_MAX
@@ -380,16 +385,16 @@ def _is_utf8(octets: bytes) -> bool:
 
 
 def _is_international(message: MessageFacts) -> bool:
-    """Return whether the DSN needs SMTPUTF8: its own recipient is not ASCII."""
+    """Return whether the DSN needs SMTPUTF8, because its recipient is not ASCII."""
     return not message.envelope.reverse_path.isascii()
 
 
-def _boundary(wanted: str, parts: Sequence[bytes]) -> str:
+def _boundary(base: str, parts: Sequence[bytes]) -> str:
     """Return a boundary that occurs in no part; the parts are finite, so the loop ends."""
-    boundary, number = wanted, 0
+    boundary, number = base, 0
     while any(boundary.encode("ascii") in part for part in parts):
         number += 1
-        boundary = f"{wanted}_{number}"
+        boundary = f"{base}_{number}"
     return boundary
 
 
@@ -429,5 +434,5 @@ def _written(lines: Iterable[tuple[str, str]]) -> str:
 
 def _text_part(text: str) -> bytes:
     coded = coded_text(text.encode("utf-8", "replace"))
-    fields = "".join(raw_field(*one) for one in coded.fields("plain"))
+    fields = "".join(raw_field(*field) for field in coded.fields("plain"))
     return fields.encode("ascii") + _CRLF + coded.content

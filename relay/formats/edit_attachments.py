@@ -1,16 +1,16 @@
-"""Add an attachment to MIME that exists, or remove one; every other octet stays as it is. Carry
+"""Add an attachment to a MIME message, or remove one; all other octets stay as they are. Copy the
 attachments of a stored message to a new draft, as a forward or reply does.
 
-A new part goes before the closing delimiter of the message's multipart/mixed. A message of another
-type gets a multipart/mixed around it: its Content fields move, unchanged, into the header of the
-first part, and its body is that part's body. An image for the HTML (inline, with a Content-ID) goes
-into the HTML's multipart/related in the same way. A removed part goes with the delimiter before it.
+A new part is inserted before the closing delimiter of the message's multipart/mixed. A message of
+another type is put into a multipart/mixed: its Content fields move, unchanged, into the header of
+the first part, and its body becomes the body of that part. An image for the HTML (inline, with a
+Content-ID) is put into the HTML's multipart/related in the same way. A part is removed together
+with the delimiter before it.
 
-Carried attachments stay in the message's file and are read in blocks while the draft is written.
-Those of MIME are encoded again where a draft needs it; what is damaged is carried as far as it can
-be read.
+Copied attachments stay in the message's file and are read in blocks while the draft is written.
+They are encoded again where a draft needs it; a damaged one is copied as far as it can be read.
 
-Contents are never copied into memory: the result is made of ranges of the old content. Raises
+Contents are never copied into memory: the result consists of ranges of the old content. Raises
 NotEditableError for a message that is signed or encrypted as a whole, for a part inside a signed
 one, and for more parts than Relay reads; OSError where the content cannot be read.
 RFC 2045 6.4 (encoding of a multipart), 6.8 (base64), RFC 2046 5.1, 5.2.1 (message/rfc822 is not
@@ -60,7 +60,7 @@ _WIDER_ENCODINGS = ("8bit", "binary")  # a multipart names the widest encoding i
 
 
 class AddedPart(Struct, frozen=True):
-    """Content with a new part; `number` is the new one's index among the attachments."""
+    """Content with a new part; `number` is the index of the new part among the attachments."""
 
     content: JoinedOctets
     number: int
@@ -72,7 +72,7 @@ def add_part(content: Octets, new: DraftAttachment) -> AddedPart:
     leaves = sorted_leaves(structure)
     addition = _Addition(content, structure, new)
     spliced = addition.to_html(leaves) if _is_for_html(new, leaves) else addition.to_message()
-    number = sum(one.entity.start < spliced.place for one in leaves.attached)
+    number = sum(leaf.entity.start < spliced.place for leaf in leaves.attached)
     return AddedPart(spliced.content, number)
 
 
@@ -107,7 +107,7 @@ def _editable(content: Octets) -> Structure:
             "The attachments of a signed or encrypted message cannot be changed."
         )
     check_parts(structure)
-    deepest = max(one.depth for one in structure.entities)
+    deepest = max(entity.depth for entity in structure.entities)
     if (
         not structure.is_complete
         or deepest >= DEPTH_MAX
@@ -141,7 +141,7 @@ class _Addition:
         self._content = content
         self._structure = structure
         self._new = new
-        fields = (raw_field(*one).encode() for one in attachment_fields(new.part))
+        fields = (raw_field(*field).encode() for field in attachment_fields(new.part))
         self._header = b"".join((*fields, _CRLF))
 
     def to_message(self) -> _Spliced:
@@ -162,12 +162,12 @@ class _Addition:
                 return self._insert(over)
         return self._wrap(html, b'related; type="text/html"')
 
-    def _has(self, wanted: bytes) -> bool:
-        """Return whether the new part's octets have this in them: only a message is not encoded."""
-        return self._new.part.item and contains(self._new.octets, wanted)
+    def _has(self, octets: bytes) -> bool:
+        """Return whether the new part contains these octets; an encoded file does not."""
+        return self._new.part.item and contains(self._new.octets, octets)
 
     def _insert(self, multipart: Entity) -> _Spliced:
-        """Insert the part before the closing delimiter, or write that if it is missing."""
+        """Insert the part before the closing delimiter; write a delimiter if it is missing."""
         place = self._structure.parts(multipart)[-1].end
         delimiter = b"--" + multipart.boundary
         new: list[bytes | Octets] = [delimiter + _CRLF + self._header, self._new.octets]
@@ -182,7 +182,7 @@ class _Addition:
         """Put the entity and the part into a new multipart."""
         fields = _fields(entity)
         moved = [octets for name, octets in fields if name.startswith(_CONTENT)]
-        kept = Header(tuple(one for one in fields if not one[0].startswith(_CONTENT)))
+        kept = Header(tuple(field for field in fields if not field[0].startswith(_CONTENT)))
         delimiter = b"--" + self._boundary()
         outer = b'Content-Type: multipart/%b;\r\n boundary="%b"\r\n' % (kind, delimiter[2:])
         if entity is self._structure.message and "MIME-Version" not in kept:
@@ -205,11 +205,11 @@ class _Addition:
 
         Encoded text never contains "=_". Some readers compare only the beginning of a line.
         """
-        had = [one.boundary for one in self._structure.entities if one.boundary]
+        boundaries = [entity.boundary for entity in self._structure.entities if entity.boundary]
         while True:
             boundary = b"=_relay_" + secrets.token_hex(12).encode()
             if not (
-                any(map(boundary.startswith, had))
+                any(map(boundary.startswith, boundaries))
                 or self._has(boundary)
                 or contains(self._content, boundary)
             ):
@@ -217,7 +217,7 @@ class _Addition:
 
 
 def _fields(entity: Entity) -> Sequence[tuple[bytes, bytes]]:
-    """Return the fields as they are, without what would hide one: a NUL, a bare CR, a mark."""
+    """Return the fields without octets that would hide one: NUL, bare CR, byte order mark."""
     header = entity.header
     is_odd = b"\0" in header or header.startswith(BYTE_ORDER_MARK)
     is_odd = is_odd or header.count(b"\r") != header.count(_CRLF)
@@ -233,32 +233,32 @@ def _line_end(content: Octets, place: int) -> bytes:
 
 
 def carried_attachments(
-    stored: Octets, wanted: Callable[[AttachmentFacts], bool]
+    stored: Octets, is_wanted: Callable[[AttachmentFacts], bool]
 ) -> tuple[DraftAttachment, ...]:
-    """Return the attachments of a file of a mailbox for which `wanted` is true."""
-    found = read_attachments(stored)
-    chosen = [number for number, one in enumerate(found) if wanted(one.facts)]
+    """Return the attachments of a file of a mailbox for which `is_wanted` is true."""
+    attachments = read_attachments(stored)
+    chosen = [number for number, part in enumerate(attachments) if is_wanted(part.facts)]
     block, _ = read_private_block(stored)
     if block is not None and block.properties is not None:
         whole = stored_attachments(stored)
         return tuple(whole[number] for number in chosen)
-    return tuple(_from_mime(found[number]) for number in chosen)
+    return tuple(_from_mime(attachments[number]) for number in chosen)
 
 
-def _from_mime(one: AttachedOctets) -> DraftAttachment:
-    new = new_attachment(one.facts, one.octets)
-    if one.facts.item and (part := _as_message(one, new)):
+def _from_mime(attached: AttachedOctets) -> DraftAttachment:
+    new = new_attachment(attached.facts, attached.octets)
+    if attached.facts.item and (part := _as_message(attached, new)):
         return part
-    if one.encoding == "base64" and whole_base64_size(one.octets) is not None:
-        return replace(new, octets=recode(one.octets, RewrappedBase64()))
-    if coding := decoding_of(one.encoding):
-        return new_attachment(one.facts, recode(one.octets, coding))
+    if attached.encoding == "base64" and whole_base64_size(attached.octets) is not None:
+        return replace(new, octets=recode(attached.octets, RewrappedBase64()))
+    if coding := decoding_of(attached.encoding):
+        return new_attachment(attached.facts, recode(attached.octets, coding))
     return new
 
 
-def _as_message(one: AttachedOctets, new: DraftAttachment) -> DraftAttachment | None:
-    """Return an attached message without encoding; None if it can only be carried in base64."""
-    counted = BodyStatistics.of(one.octets)
+def _as_message(attached: AttachedOctets, new: DraftAttachment) -> DraftAttachment | None:
+    """Return an attached message without encoding; None if it can only be stored in base64."""
+    counted = BodyStatistics.of(attached.octets)
     if not counted.fits_smtp:
         return None
-    return DraftAttachment(as_message(new.part, eight_bit=counted.eight_bit), one.octets)
+    return DraftAttachment(as_message(new.part, eight_bit=counted.eight_bit), attached.octets)

@@ -1,13 +1,13 @@
 """Change the fields and the body of a draft of MIME, in place.
 
-Only what a PATCH names changes. Other octets stay as they are: attachments and inline parts are
-spliced, so that of a large draft only the headers and the new text are in memory. Where the HTML
-body has a text alternative, the alternative is written again. relay.formats.edit_attachments
-changes the attachments.
+Only the properties that a PATCH names change. All other octets stay: attachments and inline parts
+are spliced, and only the headers and the new text of a large draft are in memory. If the HTML body
+has a text alternative, the alternative is written again. relay.formats.edit_attachments changes the
+attachments.
 
-Raises NotEditableError where the body is signed, encrypted or inside an encoded multipart, and
-OSError where the file cannot be
-read. Standards: RFC 5322 3.6; RFC 2045 6; RFC 2046 5.1; RFC 2387 (related); RFC 1847.
+Raises NotEditableError if the body is signed, encrypted or inside an encoded multipart, and OSError
+if the file cannot be read.
+RFC 5322 3.6; RFC 2045 6; RFC 2046 5.1; RFC 2387 (related); RFC 1847.
 """
 
 from base64 import b64encode
@@ -67,30 +67,33 @@ class MimeEdits:
         self._splices: list[Splice] = []
 
     def replace_fields(self, names: Iterable[str], written: Iterable[tuple[bytes, bytes]]) -> None:
-        """Replace the fields of these names by those in `written`, in the place of the first."""
-        wanted = {name.lower().encode() for name in names}
-        new = [one for one in written if one[0] in wanted]
+        """Replace the fields called `names` by the `written` fields of these names.
+
+        They are put where the first old field of the same name was, else at the end.
+        """
+        lower_names = {name.lower().encode() for name in names}
+        new = [field for field in written if field[0] in lower_names]
         kept = []
         for name, octets in self.fields:
-            if name not in wanted:
+            if name not in lower_names:
                 kept.append((name, octets))
                 continue
-            mine = [one for one in new if one[0] == name]
-            kept += mine
-            new = [one for one in new if one[0] != name]
+            same_name = [field for field in new if field[0] == name]
+            kept += same_name
+            new = [field for field in new if field[0] != name]
         self.fields = list(Header(tuple(kept)).append(b"".join(line for _, line in new)).fields)
 
-    def replace(self, start: int, end: int, *instead: bytes | Octets) -> None:
+    def replace(self, start: int, end: int, *replacement: bytes | Octets) -> None:
         """Replace the range from start to end."""
-        self._splices.append(Splice(start, end, instead))
+        self._splices.append(Splice(start, end, replacement))
 
-    def replace_lines(self, start: int, end: int, instead: bytes = b"") -> None:
+    def replace_lines(self, start: int, end: int, replacement: bytes = b"") -> None:
         """Replace a range, and add a line end after it if there is none.
 
         The line end of a delimiter may belong to the delimiter or blank line before it.
         """
         follows = self.content.read(end, 1)
-        self.replace(start, end, instead if follows in (b"\r", b"\n") else instead + CRLF)
+        self.replace(start, end, replacement if follows in (b"\r", b"\n") else replacement + CRLF)
 
     def applied(self) -> Octets:
         """Return the changed message; unchanged octets are not copied."""
@@ -113,13 +116,13 @@ def check_parts(structure: Structure) -> None:
 
 def change_body(edits: MimeEdits, leaves: SortedLeaves, *, body_type: str, body: str) -> None:
     """Replace the body that mail programs show. Raises NotEditableError."""
-    shown = leaves.html or leaves.text
-    if shown is not None and shown.entity.protected:
+    leaf = leaves.html or leaves.text
+    if leaf is not None and leaf.entity.protected:
         raise NotEditableError("The body of a signed or encrypted message cannot be changed.")
     change = _BodyChange(
         edits, leaves, html=body if body_type.lower() == "html" else None, text=body
     )
-    if shown is None:
+    if leaf is None:
         change.add()
     elif change.html is None:
         change.to_text()
@@ -140,8 +143,8 @@ class _BodyChange:
         self._structure: Structure = edits.structure
         self._html_leaf = leaves.html.entity if leaves.html else None
         self._text_leaf = leaves.text.entity if leaves.text else None
-        self._attached = [one.entity for one in leaves.attached]
-        self._boundaries = {one.boundary for one in self._structure.entities}
+        self._attached = [leaf.entity for leaf in leaves.attached]
+        self._boundaries = {entity.boundary for entity in self._structure.entities}
         self._plain = self._coded(text if html is None else html_to_text(html))
         self._rich = None if html is None else self._coded(html)
 
@@ -164,10 +167,10 @@ class _BodyChange:
             assert self._text_leaf is not None
             self._put(self._text_leaf, fields, content)
             return
-        for one in self._attached:
+        for entity in self._attached:
             # it would be shown as the body
-            if one.content_type == "text/html" and not one.protected:
-                self._put_fields(one, [_field("Content-Disposition", "attachment")])
+            if entity.content_type == "text/html" and not entity.protected:
+                self._put_fields(entity, [_field("Content-Disposition", "attachment")])
         if self._text_leaf is None:
             self._put(self._html_leaf, fields, content)
             self._make_mixed(self._over(self._html_leaf))
@@ -199,11 +202,11 @@ class _BodyChange:
             else:
                 self._edits.replace(lead, lead, CRLF, delimiter, part)
             return
-        had = [one for one in self._edits.fields if one[0].startswith(b"content-")]
-        kept = [one for one in self._edits.fields if not one[0].startswith(b"content-")]
+        content_fields = [field for field in self._edits.fields if field[0].startswith(b"content-")]
+        kept = [field for field in self._edits.fields if not field[0].startswith(b"content-")]
         boundary = self._boundary()
         delimiter = b"--" + boundary + CRLF
-        old = b"".join(cleaned(octets) for _, octets in had)
+        old = b"".join(cleaned(octets) for _, octets in content_fields)
         self._edits.fields = [*kept, _multipart_field("mixed", boundary)]
         self._edits.replace(
             message.body_start,
@@ -218,7 +221,7 @@ class _BodyChange:
     ) -> None:
         """Replace an entity and all that it contains by a text or a multipart.
 
-        `keeps_content`: its other Content fields, such as Content-ID, stay valid.
+        With `keeps_content` the entity keeps its other Content fields, such as Content-ID.
         """
         self._put_fields(entity, fields, removed=b"content-md5" if keeps_content else b"content-")
         self._edits.replace_lines(entity.body_start, entity.end, content)
@@ -227,8 +230,12 @@ class _BodyChange:
         """Set these fields of an entity; remove those whose names begin with `removed`."""
         replaced = {name for name, _ in fields}
         is_message = entity is self._structure.message
-        had = self._edits.fields if is_message else _fields_of(entity)
-        kept = [one for one in had if one[0] not in replaced and not one[0].startswith(removed)]
+        old_fields = self._edits.fields if is_message else _fields_of(entity)
+        kept = [
+            field
+            for field in old_fields
+            if field[0] not in replaced and not field[0].startswith(removed)
+        ]
         if is_message:
             self._edits.fields = [*kept, *fields]
             return
@@ -260,7 +267,7 @@ class _BodyChange:
     def _coded(self, text: str) -> CodedText:
         octets = with_crlf(text.encode("utf-8", "replace"))
         coded = coded_text(octets)
-        if any(one and b"--" + one in coded.content for one in self._boundaries):
+        if any(boundary and b"--" + boundary in coded.content for boundary in self._boundaries):
             return CodedText(coded.charset, "base64", base64_lines(b64encode(octets)))
         return coded
 
@@ -275,27 +282,27 @@ class _BodyChange:
         if self._html_leaf is None or self._text_leaf is None:
             return None
         over_text = list(self._over(self._text_leaf))
-        for one in self._over(self._html_leaf):
-            if one.content_type == "multipart/alternative" and one in over_text:
-                return one
+        for multipart in self._over(self._html_leaf):
+            if multipart.content_type == "multipart/alternative" and multipart in over_text:
+                return multipart
         return None
 
     def _is_all_of(self, multipart: Entity) -> bool:
         """Return whether the multipart contains nothing but the HTML and the text."""
         return all(
-            one.boundary or one in (self._html_leaf, self._text_leaf)
-            for one in self._structure.within(multipart)
+            entity.boundary or entity in (self._html_leaf, self._text_leaf)
+            for entity in self._structure.within(multipart)
         )
 
     def _make_mixed(self, multiparts: Iterator[Entity] | list[Entity]) -> None:
         """Turn related and alternative multiparts into mixed: images become attachments."""
-        for one in multiparts:
-            if one.content_type in _KINDS_OF_MIXED:
-                self._put_fields(one, [_multipart_field("mixed", one.boundary)])
+        for multipart in multiparts:
+            if multipart.content_type in _KINDS_OF_MIXED:
+                self._put_fields(multipart, [_multipart_field("mixed", multipart.boundary)])
 
 
 def _fields_of(entity: Entity) -> Fields:
-    return [one for one in Header.parse(cleaned(entity.header)).fields if one[0]]
+    return [field for field in Header.parse(cleaned(entity.header)).fields if field[0]]
 
 
 def _field(name: str, value: str) -> tuple[bytes, bytes]:
@@ -303,7 +310,7 @@ def _field(name: str, value: str) -> tuple[bytes, bytes]:
 
 
 def _text_fields(subtype: str, text: CodedText) -> Fields:
-    return [_field(*one) for one in text.fields(subtype)]
+    return [_field(*field) for field in text.fields(subtype)]
 
 
 def _multipart_field(subtype: str, boundary: bytes) -> tuple[bytes, bytes]:
@@ -320,7 +327,7 @@ def changed_mime(content: Octets, before: MessageProperties, after: MessagePrope
     """
     structure = read_structure(content)
     changed = [name for name in _FIELDS_OF if getattr(before, name) != getattr(after, name)]
-    names = [name for one in changed for name in _FIELDS_OF[one]]
+    names = [name for attribute in changed for name in _FIELDS_OF[attribute]]
     if before.extended != after.extended:
         names += [name for name, _ in extended_header_fields((*before.extended, *after.extended))]
     edits = MimeEdits(content, structure)
@@ -333,7 +340,7 @@ def changed_mime(content: Octets, before: MessageProperties, after: MessagePrope
 
 def _written(properties: MessageProperties) -> list[tuple[bytes, bytes]]:
     """Return all header fields of the properties, with their names in lower case."""
-    shown = replace(properties, internet_message_headers=())  # they repeat all fields
-    fields = header_fields(shown, message_id=properties.internet_message_id)
+    typed = replace(properties, internet_message_headers=())  # they repeat all fields
+    fields = header_fields(typed, message_id=properties.internet_message_id)
     header = address_list_field("Bcc", properties.bcc) + fields
     return list(Header.parse(header.encode()).fields)

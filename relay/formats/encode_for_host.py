@@ -2,18 +2,18 @@
 
 8-bit content becomes 7-bit content for a host without 8BITMIME, a header in 8 bits becomes ASCII
 for a host without SMTPUTF8, and lines of more than 998 octets become shorter ones for every host.
-Only what needs it changes: fields, and leaf parts, quoted-printable for text and base64 for others,
-so that decoding them gives the same octets as before. What is before the first part of a multipart
-and after its last one goes, since no program shows it. All other octets stay.
+Only fields and leaf parts that need it change: text becomes quoted-printable, other parts base64,
+and decoding them gives the same octets as before. The text before the first part of a multipart and
+after its last part is removed, because no program shows it. All other octets stay.
 
-In fields, octets of 8 bits become encoded words where a word may stand, in the values of parameters
-RFC 2231; they are taken for UTF-8 if they are that, else their charset is unknown-8bit (RFC 1428).
-A domain in an address gets its A-labels; a local part cannot be encoded. What is ASCII stays octet
+In fields, octets of 8 bits become encoded words where RFC 2047 allows a word, and RFC 2231 values
+in parameters. They are read as UTF-8 if they are valid UTF-8, else as the charset unknown-8bit (RFC
+1428). A domain in an address gets its A-labels; a local part cannot be encoded. ASCII stays octet
 for octet, except that a quoted word of a structured field loses its quotes when it is encoded. Raw
-octets in an encoded word become part of what it encodes. The time is linear.
+octets inside an encoded word are encoded with it. Time is linear.
 
-What cannot be encoded raises CannotEncodeError: what a signature covers, an address, a multipart
-without parts, message/partial and message/external-body, and what has more parts than are read.
+CannotEncodeError is raised for content that a signature covers, for an address, a multipart without
+parts, message/partial, message/external-body, and a message with more parts than are read.
 Bodies are encoded while they are read. Reading blocks; raises OSError.
 RFC 1428, RFC 2045 6.4 (which parts have an encoding), RFC 2046 5.1 and 5.2, RFC 1847 2.1 (signed
 parts stay), RFC 6152 3, RFC 6531 3.6 and 3.7.1, RFC 2047 5 (where words may be), RFC 2231 3 and 4,
@@ -102,8 +102,8 @@ def seven_bit_field(name: bytes, field: bytes) -> bytes:
 
 
 def _split(pattern: re.Pattern[bytes], value: bytes) -> list[bytes]:
-    """Return the tokens. One call for all of them would hold up other threads."""
-    return [found[0] for found in pattern.finditer(value)]
+    """Return the tokens. One findall() for all of them would keep other threads waiting."""
+    return [match[0] for match in pattern.finditer(value)]
 
 
 def _with_a_labels(token: bytes) -> bytes:
@@ -138,9 +138,10 @@ def _check_addresses(tokens: Sequence[bytes]) -> None:
 
 
 def _with_words(tokens: Sequence[bytes], column: int) -> bytes:
-    """Return the tokens joined, each run of those that are not ASCII as encoded words.
+    """Return the tokens joined; each run of tokens that are not ASCII becomes encoded words.
 
-    White space between two words is not shown: that beside an older word goes into the new one.
+    Programs do not show white space between two encoded words. White space next to an existing
+    encoded word is therefore encoded with the new word.
     """
     line = _Line(column)
     run: list[bytes] = []
@@ -210,18 +211,18 @@ def _unquoted(token: bytes) -> bytes:
 
 
 def _text_of(octets: bytes) -> tuple[str, str]:
-    """Return the text of octets and its charset; of an unknown one a character for each octet."""
+    """Return the text of octets and its charset; in an unknown one, each octet is a character."""
     try:
         return octets.decode(), "utf-8"
     except UnicodeDecodeError:
         return octets.decode("latin-1"), UNKNOWN
 
 
-def _parameter(found: re.Match[bytes]) -> bytes:
+def _parameter(match: re.Match[bytes]) -> bytes:
     """Return a parameter with its value in ASCII."""
-    name, value = found[1].decode("latin-1"), _unquoted(found[2].rstrip(_BLANKS))
-    if found[0].isascii() or not name.isascii():
-        return found[0]
+    name, value = match[1].decode("latin-1"), _unquoted(match[2].rstrip(_BLANKS))
+    if match[0].isascii() or not name.isascii():
+        return match[0]
     charset = _text_of(value)[1]
     if "*" in name:  # a section of a value, or one whose charset is in it
         start = f"{charset}''" if name.endswith("*0") else ""
@@ -230,16 +231,17 @@ def _parameter(found: re.Match[bytes]) -> bytes:
     first, *more = _SEGMENT.findall(f"{charset}''{quote_from_bytes(value, safe='')}")
     if not more:
         return f";\r\n {name}*={first}".encode()
-    segments = (f";\r\n {name}*{at}*={one}" for at, one in enumerate((first, *more)))
+    segments = (f";\r\n {name}*{at}*={segment}" for at, segment in enumerate((first, *more)))
     return "".join(segments).encode()
 
 
 def with_short_lines(field: bytes) -> bytes:
-    """Return a field with its long lines folded at white space; where there is none they are cut,
-    and a space begins the next line, as Postfix does it.
+    """Return a field with its long lines folded at white space.
+
+    A line without white space is cut, and the next line begins with a space, as in Postfix.
     """
     lines = field.removesuffix(_CRLF).split(_CRLF)
-    return b"".join([one + _CRLF for line in lines for one in _short(line)])
+    return b"".join([short + _CRLF for line in lines for short in _short(line)])
 
 
 def _short(line: bytes) -> Iterator[bytes]:
@@ -345,11 +347,11 @@ class _Encoding:
         eight_bit = not self._need.eight_bit and is_eight_bit(self._content)
         return LargeContent(header, body.pieces, eight_bit)
 
-    def _put(self, start: int, end: int, *instead: bytes | Octets) -> None:
-        self._splices.append(Splice(start, end, instead))
+    def _put(self, start: int, end: int, *replacement: bytes | Octets) -> None:
+        self._splices.append(Splice(start, end, replacement))
 
     def _must_change(self, entity: Entity, *, eight_bit: bool, where: str = "") -> None:
-        """Note a change of an entity. Raises CannotEncodeError: `where` says what cannot be."""
+        """Record that an entity changes. Raises CannotEncodeError, whose text names `where`."""
         if entity.number in self._signed:
             where = "in a signed part"
         elif not self._structure.is_complete:
@@ -384,15 +386,16 @@ class _Encoding:
             is_unknown = entity.content_type == "text/plain" and entity.body.eight_bit
             if is_unknown and "Content-Type" not in header:
                 header = header.append(f"Content-Type: text/plain; charset={UNKNOWN}\r\n".encode())
-        elif not entity.header.endswith(_CRLF):  # its line end is that of the next delimiter
+        elif not entity.header.endswith(_CRLF):  # its line end belongs to the next delimiter
             return header.octets.removesuffix(_CRLF)
         return header.octets
 
     # -- bodies
 
     def _body(self, entity: Entity) -> tuple[Octets | None, str]:
-        """Return the encoded body of an entity, None if it stays, and its new transfer encoding, ""
-        if the old one stays.
+        """Return the encoded body of an entity and its new transfer encoding.
+
+        The body is None, and the encoding is "", if the old one stays.
         """
         eight_bit = self._need.eight_bit and entity.body.eight_bit
         is_long = self._need.long_lines and entity.body.long_line
@@ -419,11 +422,12 @@ class _Encoding:
                 self._put(place + end, entity.end)
 
     def _coded(self, entity: Entity, octets: Octets) -> tuple[Octets, str]:
-        """Return a body in 7 bits, and its transfer encoding if that is another one.
+        """Return a body in 7 bits, and its transfer encoding if it changes.
 
         A soft line break never comes before two dashes that might begin a delimiter.
         """
-        # readers of reports, message/delivery-status, seldom decode: they can read most of it so
+        # Readers of reports (message/delivery-status) seldom decode; most of quoted-printable is
+        # readable without decoding.
         is_text = entity.content_type.startswith(("text/", "message/"))
         if entity.encoding == "base64":
             return recode(octets, RewrappedBase64()), ""

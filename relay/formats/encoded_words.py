@@ -29,49 +29,50 @@ _controls = re.compile(r"[\x00-\x08\x0a-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]+
 def decode_words(value: bytes, raw: str = "") -> str:
     """Return the decoded text of an unfolded field value.
 
-    Raw 8-bit text is UTF-8 if it is valid, else in the charset `raw`, that of the body; in an
-    encoded word it is in the charset of the word.
+    Raw 8-bit text is read as UTF-8 if it is valid UTF-8, else in `raw`, the charset of the body.
+    Inside an encoded word it is read in the charset of the word.
     """
     return printable(text_of_words(value, raw))
 
 
 def text_of_words(value: bytes, raw: str = "") -> str:
-    """Return decode_words() with the control characters that words have."""
+    """Return the same text as decode_words(), but keep control characters of encoded words."""
     if not value.isascii():
         value = decode_octets(with_ascii_words(value), fallback=raw)[0].encode()
     if b"=?" not in value:
         return value.decode()
-    shown: list[str] = []
-    pending: list[tuple[bytes, bytes]] = []  # encoded in which way: words of one charset
+    texts: list[str] = []
+    pending: list[tuple[bytes, bytes]] = []  # (encoding, text) of adjacent words in one charset
     charset = ""
     position = 0
-    for found in _word.finditer(value):
-        between = value[position : found.start()]
-        position = found.end()
-        name = found.group(1).partition(b"*")[0].decode("ascii").lower()
+    for match in _word.finditer(value):
+        between = value[position : match.start()]
+        position = match.end()
+        name = match.group(1).partition(b"*")[0].decode("ascii").lower()
         is_text = bool(between) and (not charset or bool(between.strip(b" \t")))
         if is_text or name != charset:
-            shown.append(_text(pending, charset, raw) + (between.decode() if is_text else ""))
+            texts.append(_text(pending, charset, raw) + (between.decode() if is_text else ""))
             pending = []
         charset = name
-        pending.append((found[2].upper(), found[3]))
-    shown.append(_text(pending, charset, raw) + value[position:].decode())
-    return "".join(shown)
+        pending.append((match[2].upper(), match[3]))
+    texts.append(_text(pending, charset, raw) + value[position:].decode())
+    return "".join(texts)
 
 
 def with_ascii_words(value: bytes) -> bytes:
-    """Return a field value whose encoded words have no raw octets of 8 bits: in the Q encoding they
-    are encoded as well, and base64 does not have them.
+    """Return a field value whose encoded words have no raw octets of 8 bits.
+
+    In the Q encoding they are encoded; in base64 they are removed.
     """
     return _word_with_raw.sub(_with_ascii_text, value) if b"=?" in value else value
 
 
-def _with_ascii_text(found: re.Match[bytes]) -> bytes:
-    is_q = found[2] in b"qQ"
+def _with_ascii_text(match: re.Match[bytes]) -> bytes:
+    is_q = match[2] in b"qQ"
     text = _raw_octets.sub(
-        lambda raw: f"={raw[0].hex('=').upper()}".encode() if is_q else b"", found[3]
+        lambda raw: f"={raw[0].hex('=').upper()}".encode() if is_q else b"", match[3]
     )
-    return b"=?%b?%b?%b?=" % (found[1], found[2], text)
+    return b"=?%b?%b?%b?=" % (match[1], match[2], text)
 
 
 def printable(text: str) -> str:
@@ -116,7 +117,7 @@ def _octets(encoding: bytes, encoded: bytes) -> bytes:
 
 
 def _text(words: Sequence[tuple[bytes, bytes]], charset: str, raw: str) -> str:
-    """Return the text of words: a character, and what is encoded, may be cut between two."""
+    """Return the text of adjacent words; a character or its encoding may be split between two."""
     octets = b"".join(
         _octets(encoding, b"".join(word for _, word in run))
         for encoding, run in groupby(words, itemgetter(0))

@@ -1,8 +1,7 @@
 """Recognise a file by its first octets, whatever its name and its declared type say.
 
-Mail-flow rules use it. A file may be valid as several types: all are found. Nothing raises.
-The types are media types as the IANA registers them; those that it does not are named as the
-`file` program names them.
+Mail-flow rules use it. A file may be valid as several types; all of them are returned. Nothing
+raises. Types have the names that the IANA registers, or else those of the `file` program.
 Microsoft PE format (e_lfanew); System V ABI (ELF); Mach-O loader.h, fat.h; PKWARE APPNOTE 4.3;
 RFC 1952 (gzip); POSIX.1 pax (ustar); MS-CFB 2.2 (OLE); ISO 32000-1 annex H (where a PDF may begin);
 RFC 2083 (PNG); RFC 9649 (WebP).
@@ -60,7 +59,7 @@ _WEBP = re.compile(rb"RIFF.{4}WEBP", re.DOTALL)
 
 
 def file_types(blocks: Iterator[bytes]) -> tuple[str, ...]:
-    """Return the types of a file, () if it is of none. Blocks are read only as far as needed."""
+    """Return the types of a file, () if none is known. Blocks are read only as needed."""
     head = b""
     for block in blocks:
         head += block
@@ -70,8 +69,8 @@ def file_types(blocks: Iterator[bytes]) -> tuple[str, ...]:
 
 
 def _types(head: bytes) -> Iterator[str]:
-    if found := _STARTS.match(head):
-        yield _SIGNATURES[found[0]]
+    if match := _STARTS.match(head):
+        yield _SIGNATURES[match[0]]
     elif _is_fat(head):
         yield MACH_O
     elif head.startswith(b"ustar", _TAR_MAGIC_OFFSET):

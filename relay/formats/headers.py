@@ -1,9 +1,9 @@
 """Write the fields of a message in transit, and decode the values that the relay acts on.
 
-Ingress adds trace fields, policy edits, delivery and DSNs read. No value can inject another field:
-a name or value that is not allowed in a header raises ValueError. A damaged header never raises.
-This module also has the relay's id of delivered messages (X-Relay-Id) and the priority that a
-header asks for.
+Ingress adds trace fields, mail rules edit, delivery and DSNs read. No value can inject another
+field: a name or value that is not allowed in a header raises ValueError. A damaged header never
+raises. X-Relay-Id, Relay's id of a delivered message, and the priority of a message are read and
+written here too.
 RFC 5322 2.2, 3.6; RFC 5321 4.4 (Received, Return-Path); RFC 3848 and 6531 4.3 (protocols); RFC 2156
 5.3.6 (Importance, Priority), RFC 2369 (List-Unsubscribe); X-Priority and Precedence as used.
 """
@@ -79,10 +79,10 @@ def fold(name: str, value: str) -> bytes:
 
 
 def folded(name: str, value: str) -> list[str]:
-    """Return the lines of a field, broken before white space, so that unfolding returns the value.
+    """Return the lines of a field, broken before white space; unfolding them returns the value.
 
-    A line is at most 78 characters, unless a word is longer. None is white space only: some readers
-    end the header there.
+    A line has at most 78 characters, unless a word is longer. No line is only white space, because
+    some programs end the header there.
     """
     first, *pieces = _pieces(f" {value}")
     lines, line = [], f"{name}:{first}"
@@ -96,9 +96,9 @@ def folded(name: str, value: str) -> list[str]:
 
 
 def prefix_subject(header: Header, tag: str) -> Header:
-    """Return a header with `tag` and a space before its Subject, unless the tag is there already.
+    """Return a header with `tag` and a space before its Subject, unless the Subject has the tag.
 
-    A tag after a prefix such as `Re:` counts. The octets of the old value stay as they are.
+    A tag after a prefix such as `Re:` counts as present. The octets of the old value do not change.
     Raises ValueError for CR, LF or NUL in the tag.
     """
     tag = tag.strip()
@@ -144,10 +144,10 @@ def received(
     greeted = _unsafe_in_trace.sub("?", helo[:255]) or "unknown"
     ip = ip.partition("%")[0]  # a link-local address without its interface
     literal = f" ([IPv6:{ip}])" if ":" in ip else f" ([{ip}])" if ip else ""
-    wanted = f"\r\n\tfor <{recipient}>" if recipient else ""
+    for_clause = f"\r\n\tfor <{recipient}>" if recipient else ""
     text = (
         f"Received: from {greeted}{literal}\r\n\tby {hostname} with {protocol} id {queue_id}"
-        f"{wanted};\r\n\t{date_field(time_us)}\r\n"
+        f"{for_clause};\r\n\t{date_field(time_us)}\r\n"
     )
     return text.encode()
 
@@ -183,7 +183,7 @@ def _encoded(name: str, value: str) -> str:
         plain += 1  # the loop ends: a value of plain words is not encoded
     taken = len(name) + len(": ") + sum(len(word) + 1 for word in words[:plain])
     if taken > LINE_OCTETS_WANTED // 2:
-        taken = len(" ")  # on a line of its own instead of a very short word
+        taken = len(" ")  # on a new line, so that the first encoded word is not very short
     return " ".join((*words[:plain], *encode_text(" ".join(words[plain:]), taken=taken)))
 
 
@@ -215,8 +215,8 @@ def priority_of(header: Header) -> Priority:
         return Priority.NORMAL
     if "List-Unsubscribe" in header or _word(header, "Precedence") in _BULK:
         return Priority.LOW
-    found = [words.get(_word(header, name)) for name, words in _BY_WORD.items()]
-    return next((priority for priority in found if priority is not None), Priority.NORMAL)
+    priorities = [words.get(_word(header, name)) for name, words in _BY_WORD.items()]
+    return next((priority for priority in priorities if priority is not None), Priority.NORMAL)
 
 
 def is_automatic(header: Header) -> bool:
@@ -231,8 +231,10 @@ def is_automatic(header: Header) -> bool:
 
 
 def is_auto_submitted(header: Header) -> bool:
-    """Return whether any Auto-Submitted field has another value than "no", comments apart (RFC 3834
-    5). Strangers write these fields: where the value is beyond the octets that are read, it has.
+    """Return whether any Auto-Submitted field has another value than "no" (RFC 3834 5).
+
+    Comments are ignored. Strangers write these fields: if a value does not begin within the octets
+    that are read, it counts as another value.
     """
     values = header.values("Auto-Submitted")[:_AUTO_SUBMITTED_FIELDS_MAX]
     texts = (value[:_AUTO_SUBMITTED_OCTETS_MAX].decode("latin-1") for value in values)
@@ -252,7 +254,7 @@ _FIELD = re.compile(rb"(?:\A|\n)X-Relay-Id:[ \t]*([0-9a-z]{16})[ \t]*\r?\n", re.
 
 
 def with_relay_id(content: bytes, message_id: str) -> bytes:
-    """Return a content, or its header, with X-Relay-Id after Return-Path, or else as line 1."""
+    """Return a content, or only a header, with X-Relay-Id after Return-Path, else in line 1."""
     position = content.find(b"\n") + 1 if content.startswith(_RETURN_PATH) else 0
     return b"%bX-Relay-Id: %b\r\n%b" % (content[:position], message_id.encode(), content[position:])
 
@@ -260,12 +262,12 @@ def with_relay_id(content: bytes, message_id: str) -> bytes:
 def read_relay_id(beginning: bytes) -> str:
     """Return the id in line 1 or 2, "" if none. `beginning` has at least ID_WITHIN_BYTES.
 
-    Arriving mail loses its X-Relay-* fields, so that delivery wrote the id that is found.
+    X-Relay-* fields of arriving mail are removed: only local delivery writes this id.
     """
-    found = _FIELD.search(beginning, 0, ID_WITHIN_BYTES)
-    if found is None or beginning.count(b"\n", 0, found.start(1)) > 1:
+    match = _FIELD.search(beginning, 0, ID_WITHIN_BYTES)
+    if match is None or beginning.count(b"\n", 0, match.start(1)) > 1:
         return ""
-    return found[1].decode("ascii").lower()
+    return match[1].decode("ascii").lower()
 
 
 _DELIVERY_FIELDS = re.compile(
@@ -274,8 +276,8 @@ _DELIVERY_FIELDS = re.compile(
 
 
 def without_delivery_fields(content: bytes) -> bytes:
-    """Return a delivered content, or its header, without the lines that local delivery added."""
+    """Return a delivered content, or only a header, without the lines that local delivery added."""
     if not content.startswith(_RETURN_PATH):
         return content
-    found = _DELIVERY_FIELDS.match(content)
-    return content[found.end() :] if found else content
+    match = _DELIVERY_FIELDS.match(content)
+    return content[match.end() :] if match else content

@@ -4,8 +4,8 @@ Conversion writes the text alternative once per message with an HTML body, and a
 of a MIME draft changes. Graph's bodyPreview and the search index use preview() and without_tags();
 rules that compare a body use visible_text().
 Time and memory are linear in the size of the body, whatever its tags and attributes are: no tree is
-built, and each query of the open elements takes constant time. Nothing raises: tags and attributes
-end where they end in a browser. After a limit, a line says that the rest is in the HTML part.
+built, and a look-up of an open element takes constant time. Nothing raises: tags and attributes end
+where they end in a browser. Beyond a limit, a line says that the rest is in the HTML part.
 The HTML standard 13.2.6 (which elements end others); RFC 2046 5.1.4 (alternatives).
 """
 
@@ -54,7 +54,7 @@ _FORMATS = frozenset(
         *("tt", "u"),
     )
 )
-_LEFT_OPEN = frozenset(("html", "body"))  # what follows their end tags still belongs to them
+_LEFT_OPEN = frozenset(("html", "body"))  # content after their end tags still belongs to them
 _IN_HEAD = TEXTS | {"base", "basefont", "bgsound", "link", "meta", "noscript", "template", "head"}
 _PART_OF_TABLE = frozenset(("caption", "tbody", "thead", "tfoot", "tr", "td", "th"))
 _ENDS_P = (_BLOCKS | _PARAGRAPHS) - _PART_OF_TABLE - {"html", "body", "table"}
@@ -98,7 +98,7 @@ _PREVIEW_CHARACTERS = 255
 _PREVIEW_SOURCE_CHARACTERS = 16_000
 _INVISIBLE_ELEMENTS = ("head", "script", "style", "title")
 
-_READ_TOKENS_MAX = 100_000  # which visible_text() reads as a browser does; 1 MiB of mail has fewer
+_READ_TOKENS_MAX = 100_000  # that visible_text() reads like a browser; 1 MiB of mail has fewer
 _SEPARATORS = _BLOCKS | _PARAGRAPHS | {"br", "td", "th"}  # a word does not go on after them
 
 
@@ -120,10 +120,10 @@ def html_to_text(html: str) -> str:
 
 
 def visible_text(html: str) -> str:
-    """Return the text that a reader of HTML sees, without what html_to_text() adds to it.
+    """Return the text that a browser shows, without the additions of html_to_text().
 
-    Elements of a line do not separate words: "in<b>voi</b>ce" is one. Any number of white space
-    may be between words. Beyond the first 100,000 tags and texts, hidden elements count as visible.
+    Inline elements do not separate words: "in<b>voi</b>ce" is one word. Words may be separated by
+    any amount of white space. After the first 100,000 tags and texts, hidden elements are included.
     """
     body = _VisibleReader()
     for number, token in enumerate(split_html(html.replace("\0", ""))):
@@ -254,9 +254,10 @@ class _OpenElements:
         return name
 
     def place(self, name: str, within: int = _ANYWHERE) -> int:
-        """Return the index of the innermost element of a name, -1 if a barrier is inside of it.
+        """Return the index of the innermost open element of a name.
 
-        An element that is itself a barrier is found.
+        -1 if there is none, or if a barrier of `within` is open inside it. The element itself may
+        be a barrier.
         """
         places = self._places.get(name)
         return places[-1] if places and places[-1] >= self._barriers[within][-1] else -1
@@ -311,7 +312,7 @@ class _HtmlReader:
         if self._invisible is None and not is_invisible:
             self._end_block(name)
             self._begin(name, attributes)
-        # visible inline elements need not be on the stack
+        # visible inline elements do not need to be on the stack
         is_known = name in _BLOCK_LIKE or is_invisible or self._invisible is not None
         if is_known and name not in _VOID and not self._is_whole(name, text):
             if is_invisible and self._invisible is None:
@@ -322,7 +323,7 @@ class _HtmlReader:
         """Return whether a start tag is self-closing: "/>" in SVG and MathML."""
         if not text.endswith("/>"):
             return False
-        return name in _FOREIGN or any(self._open.place(one) >= 0 for one in _FOREIGN)
+        return name in _FOREIGN or any(self._open.place(foreign) >= 0 for foreign in _FOREIGN)
 
     def _close_implied(self, name: str) -> None:
         """Close the elements that a start tag closes."""
@@ -334,13 +335,13 @@ class _HtmlReader:
             self._close_to(foreign)
         if name in _ENDS_P:
             self._close_to(opened.place("p", _IN_SCOPE))
-        for one in _ENDED_ITEMS.get(name, ()):
-            self._close_to(opened.place(one, _IN_LIST))
+        for ended in _ENDED_ITEMS.get(name, ()):
+            self._close_to(opened.place(ended, _IN_LIST))
         if name in _ENDED_IN_TABLE:
-            for one in _ENDED_IN_TABLE[name]:
-                self._close_to(opened.place(one, _IN_TABLE))
+            for ended in _ENDED_IN_TABLE[name]:
+                self._close_to(opened.place(ended, _IN_TABLE))
         elif name == "table" and all(
-            opened.place(one, _IN_TABLE) < 0 for one in ("td", "th", "caption")
+            opened.place(cell, _IN_TABLE) < 0 for cell in ("td", "th", "caption")
         ):
             self._close_to(opened.place("table", _IN_TABLE))
 
@@ -359,7 +360,7 @@ class _HtmlReader:
         if name == "br":
             self._start_tag(name, ">")
         elif name in _HEADINGS:
-            self._close_to(max(opened.place(one, _IN_SCOPE) for one in _HEADINGS))
+            self._close_to(max(opened.place(heading, _IN_SCOPE) for heading in _HEADINGS))
         elif name in _PART_OF_TABLE or name in _TABLES:
             self._close_to(opened.place(name, _IN_TABLE))
         elif name in _BLOCK_LIKE:
@@ -477,13 +478,13 @@ class _VisibleReader(_HtmlReader):
             self.pieces.append(" ")
 
     def _write_link(self) -> None:
-        """See _HtmlReader; a reader does not see the target."""
+        """Write nothing: a browser does not show the target."""
 
 
 def text_to_html(text: str) -> str:
     """Return a document that shows the text with its lines and spaces."""
-    shown = escape(text, quote=False).replace("\r\n", "\n").replace("  ", " &nbsp;")
-    lines = "<br>\n".join(shown.split("\n"))
+    escaped = escape(text, quote=False).replace("\r\n", "\n").replace("  ", " &nbsp;")
+    lines = "<br>\n".join(escaped.split("\n"))
     return f'<html><head></head><body><div class="PlainText">{lines}</div></body></html>'
 
 
@@ -496,7 +497,7 @@ def preview(text: str, body_type: str) -> str:
 
 
 def without_tags(source: str) -> str:
-    """Return the text between tags, for a line that shows it and for searching."""
+    """Return the text between tags, for a preview line and for the search."""
     pieces: list[str] = []
     position = 0
     invisible = ""

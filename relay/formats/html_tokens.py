@@ -20,8 +20,8 @@ from msgspec import Struct
 INVISIBLE_TEXTS = frozenset(("script", "style", "title", "iframe", "noembed", "noframes"))
 TEXTS = INVISIBLE_TEXTS | {"textarea", "xmp"}  # they contain no tags except their own end tag
 
-# All repeats are possessive, so that matching is linear. A quoted value without an end extends to
-# the end of the text: there is no tag then.
+# All repetitions are possessive, so that matching is linear. A quoted value that is not closed
+# extends to the end of the text; then there is no tag.
 _MARKUP = re.compile(r"<[A-Za-z/!?]")
 _TAG = re.compile(r"<(/?)([A-Za-z][^\t\n\f />]*+)")
 _NAME = r"(?:=[^\t\n\f />=]*+|[^\t\n\f />=]++)"
@@ -53,8 +53,8 @@ def unescaped(text: str) -> str:
     return unescape(_LONG_NUMBER.sub(_short_number, text) if "&#" in text else text)
 
 
-def _short_number(found: "re.Match[str]") -> str:
-    hexadecimal, decimal = found.groups()
+def _short_number(match: "re.Match[str]") -> str:
+    hexadecimal, decimal = match.groups()
     digits = (hexadecimal or decimal).lstrip("0")
     if len(digits) >= 8:  # larger than any character
         return "\ufffd"
@@ -77,7 +77,7 @@ class LineNumbers:
     """The numbers of lines in a text, from 1."""
 
     def __init__(self, text: str) -> None:
-        self._ends = [found.start() for found in _LINE_END.finditer(text)]
+        self._ends = [match.start() for match in _LINE_END.finditer(text)]
 
     def at(self, place: int) -> int:
         """Return the number of the line in which a character is."""
@@ -85,13 +85,13 @@ class LineNumbers:
 
 
 def split_html(html: str, *, with_styles: bool = False) -> Iterator[HtmlToken]:
-    """Split HTML as a browser does, without comments. A text may come in several pieces.
+    """Yield the tags and texts that a browser finds, without comments. A text may be in pieces.
 
-    The texts of INVISIBLE_TEXTS are left out, except those of <style> if they are wanted.
+    The texts of INVISIBLE_TEXTS are left out, except those of <style> `with_styles`.
     """
     position = 0
-    while found := _MARKUP.search(html, position):
-        begin = found.start()
+    while match := _MARKUP.search(html, position):
+        begin = match.start()
         if begin > position:
             yield HtmlToken("", html[position:begin], at=position)
         name, attributes, is_end, end, position, _ = _markup_at(html, begin)
@@ -105,10 +105,10 @@ def split_html(html: str, *, with_styles: bool = False) -> Iterator[HtmlToken]:
 
 
 class _Markup(NamedTuple):
-    """A tag, with the text of an element that contains no tags; "!" is a document type."""
+    """A tag, and the text after it if its element contains no tags; "!" is a document type."""
 
     name: str
-    attributes: str  # the source of a tag's; "" for what is no tag
+    attributes: str  # the source of the attributes; "" if this is no tag
     is_end: bool
     end: int  # of the tag
     text_end: int  # of the text after it, which is "" for almost all tags
@@ -135,7 +135,7 @@ def _markup_at(html: str, begin: int) -> _Markup:
 
 
 def _end_of_comment(html: str, start: int) -> int:
-    """Return the end of a comment, or of what counts as one: "<!doctype>", "<?xml>", "</3>"."""
+    """Return the end of a comment, or of "<!doctype>", "<?xml>", "</3>", which are read as one."""
     if html.startswith("</>", start):
         return start + 3
     if not html.startswith("<!--", start):
@@ -148,7 +148,7 @@ _OUTERMOST = frozenset(("html", "head", "body", "!"))
 
 
 class HtmlLayout(Struct, frozen=True):
-    """Where the body of a document begins and ends for a browser, and its texts.
+    """Where a browser begins and ends the body of a document, and the visible texts.
 
     Markup may be inserted at both places: they are outside of tags, comments and scripts. If the
     document ends inside one of these, `end` is before it, and `is_whole` is false.
@@ -161,14 +161,14 @@ class HtmlLayout(Struct, frozen=True):
 
 
 def html_layout(html: str) -> HtmlLayout:
-    """Find the body of a document. Only tags count that a browser takes for tags."""
+    """Find the body of a document. Only what a browser reads as a tag counts as one."""
     texts: list[str] = []
     starts: dict[str, int] = {}
     ends: dict[str, int] = {}
     position = 0
     is_whole = True
-    while found := _MARKUP.search(html, position):
-        begin = found.start()
+    while match := _MARKUP.search(html, position):
+        begin = match.start()
         if begin > position:
             texts.append(html[position:begin])
         markup = _markup_at(html, begin)
@@ -194,21 +194,21 @@ def html_layout(html: str) -> HtmlLayout:
 
 
 def tag_attributes(text: str) -> Mapping[str, str]:
-    """Return the attributes, at most 1000; of several with one name the first counts."""
-    found: dict[str, str] = {}
-    for one in islice(_ATTRIBUTE.finditer(text, 0, len(text) - 1), _ATTRIBUTES_MAX):
-        found.setdefault(one[1].lower(), one[2] or one[3] or one[4] or "")
-    return found
+    """Return the attributes, at most 1000; if a name occurs twice, the first value is returned."""
+    attributes: dict[str, str] = {}
+    for match in islice(_ATTRIBUTE.finditer(text, 0, len(text) - 1), _ATTRIBUTES_MAX):
+        attributes.setdefault(match[1].lower(), match[2] or match[3] or match[4] or "")
+    return attributes
 
 
 def attribute_value(text: str) -> str:
     """Return an attribute's value, in which "&copy=" and "&copyright" are not references."""
 
-    def character(found: "re.Match[str]") -> str:
-        name = found[1]
+    def character(match: "re.Match[str]") -> str:
+        name = match[1]
         if name is None:
-            return unescaped(found[0])
-        return html5.get(name + found[2], found[0])
+            return unescaped(match[0])
+        return html5.get(name + match[2], match[0])
 
     return _REFERENCE.sub(character, text)
 
@@ -218,6 +218,6 @@ def content_ids(html: str) -> frozenset[str]:
 
     RFC 2392 (cid).
     """
-    found = _CID.findall(html)
-    ids = (*found, *(one.rstrip(",") for one in found))
-    return frozenset(unquote(unescaped(one)) for one in ids)
+    cids = _CID.findall(html)
+    ids = (*cids, *(cid.rstrip(",") for cid in cids))
+    return frozenset(unquote(unescaped(cid)) for cid in ids)

@@ -1,4 +1,4 @@
-"""Find the links and one-time codes in the bodies of a message, and say what is wrong in links.
+"""Find the links and one-time codes in the bodies of a message, and check the links.
 
 checked_links() lists the links of both bodies with the codes of LINK_PROBLEMS. Nothing is looked up
 or fetched. Time is linear in the size of the bodies. Nothing raises.
@@ -28,7 +28,7 @@ _IN_TEXT = re.compile(r"\b(?:https?://|mailto:)[^\s<>\"'\x00-\x20]+", re.IGNOREC
 _AFTER_LINK = ".,;:!?)]}'"
 _NUMBER = re.compile(r"(?<![\w.,-])\d{4,8}(?![\w-]|[.,]\d)")
 _NUMBERS_MAX = 1000  # of one text that are looked at
-_CODE_DIGITS = 6  # most codes have so many
+_CODE_DIGITS = 6  # of most codes
 _CODE_WORD = re.compile(
     r"\b(?:code|pin|otp|tan|passcode|one-time|verification|kennwort|passwort|password)\b",
     re.IGNORECASE,
@@ -36,7 +36,7 @@ _CODE_WORD = re.compile(
 _NEAR_CHARACTERS = 60
 _SENTENCE_END = re.compile(r"[.!?]\s|\n\s*\n")
 _TEXTS_OF_LINK_MAX = 100  # pieces of text between two tags
-# What a page says of a link. "other-host" is followed by the host that the text names.
+# The texts for pages, by code. "other-host" is followed by the host that the text names.
 LINK_PROBLEMS = {
     "empty": "leads nowhere",
     "placeholder": "contains a placeholder that nothing has replaced",
@@ -70,18 +70,19 @@ class BodyLink(Struct, frozen=True):
 
 
 def find_codes(texts: Sequence[str], *, needs_word: bool = False) -> list[str]:
-    """Return what looks like one-time codes, each once, the most likely first.
+    """Return numbers that look like one-time codes, each once, the most likely first.
 
-    These are numbers near a word such as "code" or "PIN"; else those of six digits; else those of
-    four to eight, with `needs_word` only if there is such a word.
+    If a word such as "code" or "PIN" is near numbers, these are returned; else the numbers of six
+    digits; else those of four to eight digits. With `needs_word`, the last ones are returned only
+    if the texts have such a word.
     """
     numbers = [list(islice(_NUMBER.finditer(text), _NUMBERS_MAX)) for text in texts]
     words = [list(_CODE_WORD.finditer(text)) for text in texts]
     near: list[tuple[int, str]] = []
-    for text, found, named in zip(texts, numbers, words, strict=True):
-        near += _near_a_word(text, found, named)
-    every = [one[0] for found in numbers for one in found]
-    usual = [one for one in every if len(one) == _CODE_DIGITS]
+    for text, digits, near_words in zip(texts, numbers, words, strict=True):
+        near += _near_a_word(text, digits, near_words)
+    every = [code[0] for digits in numbers for code in digits]
+    usual = [code for code in every if len(code) == _CODE_DIGITS]
     others = every if any(words) or not needs_word else []
     by_distance = [code for _, code in sorted(near, key=itemgetter(0))]
     return list(dict.fromkeys(by_distance or usual or others))
@@ -90,7 +91,10 @@ def find_codes(texts: Sequence[str], *, needs_word: bool = False) -> list[str]:
 def _near_a_word(
     text: str, numbers: Iterable[re.Match[str]], words: Sequence[re.Match[str]]
 ) -> Iterator[tuple[int, str]]:
-    """Yield the numbers near a word, with the distance; one before it only in its sentence."""
+    """Yield the distance and the number of each number near a word.
+
+    A number before the word must be in the same sentence.
+    """
     ends = [word.end() for word in words]
     for number in numbers:
         after = bisect_right(ends, number.start())  # the first word after the number
@@ -109,7 +113,7 @@ def links_of_html(html: str) -> Iterator[BodyLink]:
 
 
 def placed_links_of_html(html: str) -> Iterator[tuple[int, BodyLink]]:
-    """Yield the links as links_of_html(), those without a target too, with their places."""
+    """Yield the place and the link of each link, also of links without a target."""
     target: str | None = None
     texts: list[str] = []
     place = 0
@@ -142,10 +146,10 @@ def links_of_text(text: str) -> Iterator[BodyLink]:
 
 
 def placed_links_of_text(text: str) -> Iterator[tuple[int, BodyLink]]:
-    """Yield the links as links_of_text(), with their places."""
-    for found in _IN_TEXT.finditer(text):
-        target = found[0].rstrip(_AFTER_LINK)
-        yield found.start(), BodyLink(target, target)
+    """Yield the place and the link of each link; see links_of_text()."""
+    for match in _IN_TEXT.finditer(text):
+        target = match[0].rstrip(_AFTER_LINK)
+        yield match.start(), BodyLink(target, target)
 
 
 def text_of_html(html: str) -> str:
@@ -154,7 +158,7 @@ def text_of_html(html: str) -> str:
 
 
 class CheckedLink(Struct, frozen=True):
-    """A link with what is wrong in it."""
+    """A link and its faults."""
 
     target: str  # its beginning
     text: str  # that a reader sees
@@ -165,8 +169,11 @@ class CheckedLink(Struct, frozen=True):
 
 
 def checked_links(html: str, text: str) -> list[CheckedLink]:
-    """Return the different links, those with problems first; of the text what the HTML lacks."""
-    found: dict[tuple[str, str], CheckedLink] = {}
+    """Return the different links, those with problems first.
+
+    Links of the text are left out if the HTML has the same target.
+    """
+    checked: dict[tuple[str, str], CheckedLink] = {}
     targets: set[str] = set()  # of the HTML
     for part, source, links in (
         ("html", html, placed_links_of_html(html)),
@@ -174,25 +181,25 @@ def checked_links(html: str, text: str) -> list[CheckedLink]:
     ):
         numbers = LineNumbers(source)
         for at, link in links:
-            shown = link.text[:_TEXT_CHARACTERS_MAX], link.target[:_TARGET_CHARACTERS_MAX]
+            key = link.text[:_TEXT_CHARACTERS_MAX], link.target[:_TARGET_CHARACTERS_MAX]
             if part == "html":
                 targets.add(link.target)
             elif link.target in targets:
                 continue
-            if shown not in found:
+            if key not in checked:
                 host = other_host(link)
                 problems = tuple(filter(None, _problems(link.target)))
                 problems += ("other-host",) if host else ()
-                found[shown] = CheckedLink(shown[1], shown[0], part, numbers.at(at), problems, host)
-    return sorted(found.values(), key=lambda one: not one.problems)
+                checked[key] = CheckedLink(key[1], key[0], part, numbers.at(at), problems, host)
+    return sorted(checked.values(), key=lambda link: not link.problems)
 
 
 def other_host(link: BodyLink) -> str:
-    """Return the host that the text names if the target has another one, "" otherwise."""
-    named = _HOST_IN_TEXT.search(link.text[:_TEXT_CHARACTERS_MAX].strip())
-    if named is None:
+    """Return the host that the text names if the target has a different host, else ""."""
+    match = _HOST_IN_TEXT.search(link.text[:_TEXT_CHARACTERS_MAX].strip())
+    if match is None:
         return ""
-    name, url = named[1].lower(), _split(link.target.strip())
+    name, url = match[1].lower(), _split(link.target.strip())
     host = (_host_of(url) or url.path.rpartition("@")[2]).lower() if url else ""
     return "" if host.removeprefix("www.") == name.removeprefix("www.") else name
 
@@ -227,7 +234,7 @@ def _problems(target: str) -> Iterator[str]:
             yield "http"
         yield _problem_of_host(_host_of(url))
     elif is_unfilled or target[:1] in ("", "#"):
-        pass  # a place in the message, or a link that is filled in later
+        pass  # an anchor in the message, or a placeholder that was not replaced
     elif not url.scheme:
         yield "relative"
 

@@ -1,10 +1,10 @@
 """Read which messages ask for a read receipt, and write it: a message disposition notification.
-The same of automatic replies.
+Read which messages get an automatic reply, and write the reply.
 
-Only a request with one address, which is that of the sender, counts: no message makes Relay write
-to another address. An automatic reply gets who wrote to the account itself, under an address that
-no program has, and asks for none. Automatic mail and mailing lists get neither. Lines end in CRLF.
-The reports room writes what people read of a notification.
+A request for a receipt counts only if it has exactly one address, that of the sender: no message
+makes Relay write to another address. An automatic reply is sent to a person who named an address of
+the account in To or Cc and did not suppress replies. Automatic mail and mailing lists get neither.
+Lines end in CRLF. The reports room writes the part of a notification for people.
 RFC 8098 2.1, 2.2, 3; RFC 6522; RFC 3834 2, 3; RFC 6533 6 (international); RFC 5322 3.4 (groups);
 MS-OXCMAIL (X-Auto-Response-Suppress).
 """
@@ -41,7 +41,7 @@ _FIELD_OCTETS_MAX = 2000
 _LANGUAGE_CHARACTERS_MAX = 200
 _SUPPRESS = "X-Auto-Response-Suppress"
 _SUPPRESSED = frozenset((b"all", b"oof", b"autoreply"))
-_ADDRESSEES_OCTETS_MAX = 65_536  # in all; who is named later gets no automatic reply
+_ADDRESSEES_OCTETS_MAX = 65_536  # of To and Cc that are searched for an address of the account
 _is_program = re.compile(r"(?:mailer-daemon|owner-.*|.*-request)@", re.IGNORECASE).match
 _is_html = re.compile(r"</[a-z]|<(?:br|p|html|!doctype)[\s/>]", re.IGNORECASE).search
 _TITLES = {ReceiptKind.READ: "Read", ReceiptKind.NOT_READ: "Not read"}
@@ -77,23 +77,24 @@ def reply_request(
     mailbox: str,
     mailbox_of: Callable[[str], str],
 ) -> ReceiptRequest | None:
-    """Return what the automatic reply to a message for the recipient `path` says of it, None if
-    none may be sent. `mailbox_of` returns the mailbox of an address.
+    """Return what an automatic reply needs of the message for the recipient `path`.
+
+    None if no reply may be sent. `mailbox_of` returns the mailbox of an address.
     """
     header, sender = ParsedContent.of(content).header, message.envelope.reverse_path
-    wishes = {one.strip().lower() for one in b",".join(header.values(_SUPPRESS)).split(b",")}
+    wishes = {option.strip().lower() for option in b",".join(header.values(_SUPPRESS)).split(b",")}
     if _is_program(sender) or mailbox_of(sender) == mailbox or wishes & _SUPPRESSED:
         return None
-    named = b",".join((*header.values("To"), *header.values("Cc")))[:_ADDRESSEES_OCTETS_MAX]
-    entries = address_entries(named.decode("utf-8", "replace"))
-    is_named = any(mailbox_of(one.address) == mailbox for one in entries)
+    addresses = b",".join((*header.values("To"), *header.values("Cc")))[:_ADDRESSEES_OCTETS_MAX]
+    entries = address_entries(addresses.decode("utf-8", "replace"))
+    is_named = any(mailbox_of(addressee.address) == mailbox for addressee in entries)
     return _request(header, message, path, mailbox=mailbox) if is_named else None
 
 
 def _request(
     header: Header, message: MessageFacts, path: ForwardPath, *, mailbox: str
 ) -> ReceiptRequest | None:
-    """Return the request; None about what no program answers: lists, automatic mail, reports."""
+    """Return the request; None for lists, automatic mail and reports, which get no answer."""
     content_type = (header.first("Content-Type") or b"").partition(b";")[0].strip().lower()
     if message.source is Source.REPORT or not message.envelope.reverse_path:
         return None
@@ -115,24 +116,26 @@ def _request(
 
 
 def _asker(header: Header) -> str:
-    """Return the address that asks, "" unless it is exactly one, and not in a group."""
+    """Return the address that asks for a receipt; "" unless it is the only one, in no group."""
     octets = header.first_octets(_ASKS)
     if octets is None or header.count(_ASKS) != 1 or len(octets) > _FIELD_OCTETS_MAX:
         return ""
     fields = parse_header(octets)
-    found = [*address_entries(read_token(fields, _ASKS))]
-    if len(found) != 1 or found[0].in_group or not found[0].is_plain:
+    askers = [*address_entries(read_token(fields, _ASKS))]
+    if len(askers) != 1 or askers[0].in_group or not askers[0].is_plain:
         return ""
-    return found[0].address
+    return askers[0].address
 
 
 def _knows_options(header: Header) -> bool:
-    """Return whether a message requires no option, since Relay knows none."""
+    """Return whether a message requires no option: Relay supports none."""
     if header.count(_OPTIONS) > 1:
         return False
     # "name=required,value; name=optional,value" (RFC 8098 2.2)
     options = (header.first(_OPTIONS) or b"").decode("utf-8", "replace").split(";")
-    wants = [one.partition("=")[2].partition(",")[0].strip().lower() for one in options if one]
+    wants = [
+        option.partition("=")[2].partition(",")[0].strip().lower() for option in options if option
+    ]
     return all(importance == "optional" for importance in wants)
 
 
@@ -146,11 +149,11 @@ def write_mdn(
     report_id: str,
     now_us: int,
 ) -> bytes:
-    """Return the notification, to `request.to`. `words` is what people read.
+    """Return the notification to `request.to`. `words` is the part for people.
 
-    `is_manual`: the reader said that it is to be sent. `report_id` is unique; Message-ID and
-    boundary are made from it. It must be sent with the null reverse-path and NOTIFY=NEVER, and
-    with SMTPUTF8 if the asker's address is not ASCII.
+    `is_manual`: the user decided to send it. `report_id` is unique; Message-ID and boundary are
+    made from it. The notification must be sent with the null reverse-path and NOTIFY=NEVER, and
+    with SMTPUTF8 if `request.to` is not ASCII.
     """
     subject = one_line(request.subject) or "(no subject)"
     is_international = not request.to.isascii()
@@ -187,8 +190,10 @@ def _disposition(
 def write_reply(
     request: ReceiptRequest, text: str, *, language: str, hostname: str, reply_id: str, now_us: int
 ) -> bytes:
-    """Return the automatic reply, to `request.to`, with this text, HTML or plain, as both.
-    `reply_id` is unique. It must be sent with the null reverse-path and NOTIFY=NEVER.
+    """Return the automatic reply to `request.to`, with the text as plain text and as HTML.
+
+    `text` may be either. `reply_id` is unique. The reply must be sent with the null reverse-path
+    and NOTIFY=NEVER.
     """
     head = report_fields(
         author=f"<{request.mailbox}>",

@@ -1,15 +1,16 @@
 """Quote a message in a reply or forward: a comment, the block From, Sent, To, Subject, the body.
 
 The quote has the type of the original's body, text or HTML, and its block is in English, as in
-Outlook. HTML of others is written again from its tags and texts: only listed elements, attributes
-and kinds of links remain, all text is escaped, and style sheets, scripts, forms and comments are
-dropped. Therefore no quote runs code, hides or covers the comment before it, or looks different
-after a forward. Time and memory are linear in the size of the body; no tree is built. Of a longer
-original than QUOTE_CHARACTERS_MAX the beginning is quoted, and a line says so. Nothing raises.
+Outlook. The HTML of the original is written from its tags and texts: only listed elements,
+attributes and kinds of links remain, all text is escaped, and style sheets, scripts, forms and
+comments are dropped. A quote can therefore not run code, hide or cover the comment before it, or
+look different after a forward. Time and memory are linear in the size of the body; no tree is
+built. If the original is longer than QUOTE_CHARACTERS_MAX, its beginning is quoted, and a line says
+so. Nothing raises.
 The HTML standard 13.2.5 (tokenization), 13.3 (serializing).
 
-unique_body() returns what stands above the quoted message. The quotation begins where common mail
-programs mark it: Outlook, Gmail, Apple Mail, Thunderbird, and Relay.
+unique_body() returns the text above the quoted message. The quotation begins where a common mail
+program marks it: Outlook, Gmail, Apple Mail, Thunderbird, and Relay.
 """
 
 import re
@@ -65,7 +66,7 @@ _TEXT = re.compile(
 def quoted_body(
     original: MessageProperties, *, comment: str, sent_us: int, time_zone: tzinfo
 ) -> str:
-    """Return the body of a reply to `original` or of its forward, of the original's body type.
+    """Return the body of a reply to `original`, or of a forward; its type is that of the original.
 
     HTML is a complete document. `comment` is text; `sent_us` is in microseconds since 1970.
     """
@@ -76,7 +77,7 @@ def quoted_body(
 
 
 def _is_longer(body: str) -> bool:
-    """Return whether the original has more than is quoted; read_mime() may have left it out."""
+    """Return whether only a part of the original is quoted, or read_mime() read only a part."""
     if len(body) > QUOTE_CHARACTERS_MAX:
         return True
     return len(body.encode("utf-8", "replace")) > TEXT_OCTETS_MAX - _CHARACTER_OCTETS_MAX
@@ -118,14 +119,14 @@ def _sent(time_us: int, time_zone: tzinfo) -> str:
 
 
 def _quoted_text(body: str, *, comment: str, block: list[tuple[str, str]]) -> str:
-    shown = body[:QUOTE_CHARACTERS_MAX].replace("\0", "")
+    quoted = body[:QUOTE_CHARACTERS_MAX].replace("\0", "")
     lines = [
         _lines(comment).replace("\n", "\r\n"),
         "",
         _RULE,
         *(f"{name}: {value}" for name, value in block),
         "",
-        shown,
+        quoted,
     ]
     return "\r\n".join([*lines, _REST] if _is_longer(body) else lines)
 
@@ -149,8 +150,8 @@ def _quoted_html(body: str, *, comment: str, block: list[tuple[str, str]]) -> st
 
 def _html_of_text(text: str) -> str:
     """Return a text as HTML, with its lines and spaces."""
-    shown = escape(text, quote=False).replace("  ", " &nbsp;")
-    return _lines(shown).replace("\n", "<br>\r\n")
+    escaped = escape(text, quote=False).replace("  ", " &nbsp;")
+    return _lines(escaped).replace("\n", "<br>\r\n")
 
 
 def _lines(text: str) -> str:
@@ -159,7 +160,7 @@ def _lines(text: str) -> str:
 
 
 def _safe_html(html: str) -> Iterator[str]:
-    """Yield a document as a part of another one."""
+    """Yield the safe HTML of a document, for use inside another document."""
     source = html[:QUOTE_CHARACTERS_MAX].encode("utf-8", "replace").decode().replace("\0", "")
     writer = _SafeWriter()
     for token in split_html(_lines(source)):
@@ -174,7 +175,7 @@ def _safe_html(html: str) -> Iterator[str]:
 
 
 class _SafeWriter:
-    """Writes tokens as safe HTML. `is_full` after one of the limits; <body> becomes a <div>."""
+    """Writes tokens as safe HTML; <body> becomes a <div>. At a limit, `is_full` becomes true."""
 
     def __init__(self) -> None:
         self.is_full = False
@@ -201,17 +202,17 @@ class _SafeWriter:
             return ""
         if token.is_end:
             return f"</{name}>"
-        if len(token.text) < 4:  # no attribute fits between the name and ">"
+        if len(token.text) < 4:  # too short for an attribute
             return f"<{name}>"
-        given = tag_attributes(token.text)
-        self._markup += len(given) + token.text.count(";")
-        return f"<{name}{_attributes(given)}>"
+        attributes = tag_attributes(token.text)
+        self._markup += len(attributes) + token.text.count(";")
+        return f"<{name}{_attributes(attributes)}>"
 
 
-def _attributes(given: Mapping[str, str]) -> str:
-    """Return the safe ones of a tag's attributes, each with a space before it."""
+def _attributes(attributes: Mapping[str, str]) -> str:
+    """Return the safe attributes of a tag, each with a space before it."""
     written = []
-    for name, source in given.items():
+    for name, source in attributes.items():
         if len(source) > _VALUE_CHARACTERS_MAX and (name != "src" or "&" in source):
             continue
         value = attribute_value(source)
@@ -231,8 +232,8 @@ def _attributes(given: Mapping[str, str]) -> str:
 def unique_body(body: str, body_type: str) -> str:
     """Return a body without the message that it quotes."""
     is_html = body_type == "html"
-    found = (_HTML if is_html else _TEXT).search(body)
-    if found is None:
+    match = (_HTML if is_html else _TEXT).search(body)
+    if match is None:
         return body
-    above = body[: found.start()].rstrip()
+    above = body[: match.start()].rstrip()
     return f"{above}</body></html>" if is_html else above

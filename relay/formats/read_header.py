@@ -1,7 +1,7 @@
 """Read the fields of any header as Graph's properties.
 
-relay.base.message.header splits the header. For damaged fields the readers return what can be read.
-Nothing raises; unreadable_addresses() reports what other readers may read otherwise.
+relay.base.message.header splits the header. Of a damaged field, the readable part is returned.
+Nothing raises; unreadable_addresses() returns an address that programs may read differently.
 RFC 5322 2.2, 3.6; RFC 2047; RFC 4021; RFC 8098 2.1; MS-OXCMAIL 2.2.3.
 """
 
@@ -49,9 +49,9 @@ _ADDRESS_FIELDS = (
     *("from", "sender", "reply-to", "to", "cc", "bcc"),
     "disposition-notification-to",
 )
-ORIGINATORS_OCTETS_MAX = 4096  # more than a hundred authors; the worst takes some milliseconds
-_DECODED_CHARACTERS_MAX = 16 * 1024  # of the values of all fields, of which each counts
-_FIELD_COSTS = 64  # more
+ORIGINATORS_OCTETS_MAX = 4096  # more than a hundred authors; takes at most some milliseconds
+_DECODED_CHARACTERS_MAX = 16 * 1024  # in the values of all fields
+_FIELD_COSTS = 64  # characters that each field counts in addition
 _TEXT_CHARACTERS_MAX = 32 * 1024  # of a field
 _PHRASES_MAX = 200
 KEYWORDS_CHARACTERS_MAX = 4096  # of all Keywords fields of a message
@@ -83,7 +83,7 @@ _SENSITIVITIES = {
 }
 
 
-_Fields = Message | Mapping[str, str]  # by name; of a Mapping that in lower case
+_Fields = Message | Mapping[str, str]  # by name; the names of a Mapping are in lower case
 
 
 class _RawHeaderPolicy(Compat32):
@@ -102,16 +102,15 @@ _POLICY = _RawHeaderPolicy()
 
 
 def parse_header(header: bytes) -> "Message[str, str]":
-    """Parse a header section: values as they are, lines that are not fields skipped, unless they
-    go on with the parameters of a content field.
+    """Parse a header section; values are not decoded, octets that are not ASCII are surrogates.
 
-    Octets that are not ASCII are surrogates in the values.
+    Lines that are not fields are skipped, unless they continue the parameters of a Content field.
     """
     return fields_of_header(Header.parse(cleaned(header)))
 
 
 def fields_of_header(header: Header) -> "Message[str, str]":
-    """See parse_header(): the fields of a section that was cleaned and split."""
+    """Return the same as parse_header(), from a section that is cleaned and split already."""
     message: Message[str, str] = Message(policy=_POLICY)
     pairs: list[tuple[str, str]] = []
     for name, field in header.fields:
@@ -120,7 +119,8 @@ def fields_of_header(header: Header) -> "Message[str, str]":
             name_text, _, value = text.partition(":")
             pairs.append((name_text.rstrip(), value.lstrip(" \t").rstrip("\r\n")))
         elif pairs and pairs[-1][1].endswith(";") and pairs[-1][0][:8].lower() == "content-":
-            pairs[-1] = (pairs[-1][0], f"{pairs[-1][1]} {text.strip()}")  # a fold without a blank
+            # a continuation line that lacks its white space
+            pairs[-1] = (pairs[-1][0], f"{pairs[-1][1]} {text.strip()}")
     for pair in pairs:
         message.set_raw(*pair)
     return message
@@ -156,12 +156,12 @@ def check_header(header: bytes, blank: bytes) -> str | None:
         return "expected a MIME message, found no header field in line 1"
     if len(header) > HEADER_OCTETS_MAX:
         return f"its header has {len(header)} bytes, expected at most {HEADER_OCTETS_MAX}"
-    if (header[-1:], blank) in _TORN_LINE_ENDS:  # what follows may be more of the header
-        found = (header[-1:] + blank).replace(b"\r", b" CR").replace(b"\n", b" LF").decode()
-        return f"the last line of its header ends in{found}, expected CR LF and an empty line"
+    if (header[-1:], blank) in _TORN_LINE_ENDS:  # the header may continue after it
+        ending = (header[-1:] + blank).replace(b"\r", b" CR").replace(b"\n", b" LF").decode()
+        return f"the last line of its header ends in{ending}, expected CR LF and an empty line"
     if line := malformed_recipients(header):
-        shown = ascii(line[:_SHOWN_OCTETS].decode("utf-8", "replace").rstrip())
-        return f"found {shown} in its header, expected a name such as Bcc, a colon and addresses"
+        start = ascii(line[:_SHOWN_OCTETS].decode("utf-8", "replace").rstrip())
+        return f"found {start} in its header, expected a name such as Bcc, a colon and addresses"
     return None
 
 
@@ -172,11 +172,11 @@ def read_properties_of_header(
     has_addresses: bool = True,
     has_fields: bool = True,
 ) -> MessageProperties:
-    """Return all properties that a header has: all but body and attachments.
+    """Return the properties that a header has, which are all but body and attachments.
 
-    Of a stored message addresses are read as by read_stored_addresses(), of a submission all: its
-    recipients count. Unless `has_addresses`, there are none: many take long. Unless `has_fields`,
-    internet_message_headers is empty.
+    The addresses of a stored message are limited as in read_stored_addresses(). Those of a
+    submission are all read, because it is sent to them. Reading many addresses takes long: without
+    `has_addresses` there are none. Without `has_fields` internet_message_headers is empty.
     """
     first = {name.lower(): value for name, value in reversed(fields.items())}  # of each name
     in_reply_to = message_ids(read_token(first, "in-reply-to"))
@@ -208,8 +208,8 @@ def read_properties_of_header(
 def read_stored_addresses(message: "Message[str, str]") -> dict[str, tuple[EmailAddress, ...]]:
     """Return the people in the address fields of a stored message, by the names of the fields.
 
-    Strangers write these fields, and each list of messages reads them. Of all of them together an
-    AddressBudget is read, in the order From, Sender, Reply-To, To, Cc, Bcc, whole entries only.
+    Strangers write these fields, and each list of messages reads them. One AddressBudget limits
+    all fields together, in the order From, Sender, Reply-To, To, Cc, Bcc; only whole entries count.
     """
     budget = AddressBudget()
     return {name: read_addresses(message, name, budget) for name in _ADDRESS_FIELDS}
@@ -226,21 +226,24 @@ def read_addresses(
     values = _raw_values(message, name)[: budget.entries if budget else None]
     raw = _raw_charset(message, values)
     entries = chain.from_iterable(address_entries(value, budget) for value in values)
-    found = islice(entries, _ADDRESSES_MAX)
-    people = (EmailAddress(_address(one.address), decode_text(one.name, raw)) for one in found)
-    return tuple([one for one in people if one.address or one.name])
+    first = islice(entries, _ADDRESSES_MAX)
+    people = (
+        EmailAddress(_address(parsed.address), decode_text(parsed.name, raw)) for parsed in first
+    )
+    return tuple([person for person in people if person.address or person.name])
 
 
 def unreadable_addresses(message: "Message[str, str]", name: str) -> str:
-    """Return the first entry of an address field that has not the same one address for every
-    reader, "" if there is none.
+    """Return the first entry of an address field in which programs may read different addresses.
+
+    "" if there is none.
     """
     entries = chain.from_iterable(map(address_entries, _raw_values(message, name)))
-    for count, one in enumerate(entries):
+    for count, parsed in enumerate(entries):
         if count == _ADDRESSES_MAX:
             return f"more than {_ADDRESSES_MAX} addresses"
-        if not one.is_plain or "\ufffd" in _address(one.address):
-            return _repaired(one.text)
+        if not parsed.is_plain or "\ufffd" in _address(parsed.address):
+            return _repaired(parsed.text)
     return ""
 
 
@@ -255,9 +258,9 @@ class Originators(Struct, frozen=True):
 def originators(header: Header) -> Iterator[Originators]:
     """Yield each From and Sender, and each Resent-From and Resent-Sender of the last resending.
 
-    Who resends a message puts its resent fields above all others (RFC 5322 3.6.6), and each hop its
-    Received above these. A Received after the first Resent-From therefore ends the block of the
-    last resending; the resent fields below are those of others, from earlier.
+    Resent fields are added at the top of a header (RFC 5322 3.6.6), and each hop adds its Received
+    above them. A Received after the first Resent-From therefore ends the block of the last
+    resending; resent fields below it belong to earlier resendings.
     """
     size = 0
     is_resent = is_history = False
@@ -268,26 +271,28 @@ def originators(header: Header) -> Iterator[Originators]:
             is_history or name not in (b"resent-from", b"resent-sender")
         ):
             continue
-        shown = name.decode().title()
+        title = name.decode().title()
         size += len(octets)
         if size > ORIGINATORS_OCTETS_MAX:
-            yield Originators(shown, (), f"more than {ORIGINATORS_OCTETS_MAX} octets")
+            yield Originators(title, (), f"more than {ORIGINATORS_OCTETS_MAX} octets")
             return
         field = parse_header(octets)
-        addresses = tuple(_canonical(one) for one in read_addresses(field, shown) if one.address)
-        unread = unreadable_addresses(field, shown)
-        if b"\0" in octets:  # some readers end there
+        addresses = tuple(
+            _canonical(author) for author in read_addresses(field, title) if author.address
+        )
+        unread = unreadable_addresses(field, title)
+        if b"\0" in octets:  # some programs end the field there
             unread = "a NUL"
-        elif b"\n" in octets.partition(b":")[0]:  # for some readers it is no field (4.5)
+        elif b"\n" in octets.partition(b":")[0]:  # some programs do not read it as a field (4.5)
             unread = "a fold before the colon"
-        yield Originators(shown, addresses, unread)
+        yield Originators(title, addresses, unread)
 
 
 class SubmittedHeader(Struct, frozen=True):
-    """Who sends a message to whom by its header, or the `fault` for which it cannot be sent.
+    """Sender and recipients by the header of a message, or the `fault` why it cannot be sent.
 
-    `unreadable` is the first recipient that is no address for every reader: its field, what was
-    found, and why it is none.
+    `unreadable` is the first recipient that some programs cannot read as an address: its field,
+    its text, and the reason.
     """
 
     fault: str = ""
@@ -297,7 +302,7 @@ class SubmittedHeader(Struct, frozen=True):
 
 
 def read_submitted(content: bytes, *, to_send: bool) -> SubmittedHeader:
-    """Read the header of MIME for a draft; who sends it counts only when it is `to_send`.
+    """Read the header of MIME for a draft; originators are read only with `to_send`.
 
     `content` has at least the whole header. Which account may send it is not decided here.
     """
@@ -307,32 +312,32 @@ def read_submitted(content: bytes, *, to_send: bool) -> SubmittedHeader:
     clean = cleaned(section)
     header = Header.parse(clean)
     message = fields_of_header(header)
-    named = {name: read_addresses(message, name) for name in ("To", "Cc", "Bcc")}
+    recipients = {name: read_addresses(message, name) for name in ("To", "Cc", "Bcc")}
     ids = message_ids(read_token(message, "Message-ID"))
     properties = MessageProperties(
-        to=named["To"],
-        cc=named["Cc"],
-        bcc=named["Bcc"],
+        to=recipients["To"],
+        cc=recipients["Cc"],
+        bcc=recipients["Bcc"],
         internet_message_id=next(iter(ids), ""),
     )
-    given = header if clean == section else Header.parse(section)
-    found = tuple(originators(given)) if to_send else ()
-    return SubmittedHeader("", properties, found, _unreadable(message, named))
+    parsed = header if clean == section else Header.parse(section)
+    authors = tuple(originators(parsed)) if to_send else ()
+    return SubmittedHeader("", properties, authors, _unreadable(message, recipients))
 
 
 def _unreadable(
-    message: "Message[str, str]", named: Mapping[str, Sequence[EmailAddress]]
+    message: "Message[str, str]", recipients: Mapping[str, Sequence[EmailAddress]]
 ) -> tuple[str, str, str] | None:
-    for name, people in named.items():
-        # too many are refused for their number
+    for name, people in recipients.items():
+        # a field with too many addresses is refused for their number
         if len(people) < _ADDRESSES_MAX and (unread := unreadable_addresses(message, name)):
             return name, unread, "expected addresses with commas between them"
-    for name, people in named.items():
-        for one in people:
+    for name, people in recipients.items():
+        for person in people:
             try:
-                parse_odd_mailbox(one.address, smtputf8=True)
+                parse_odd_mailbox(person.address, smtputf8=True)
             except AddressError as error:
-                return name, one.address, str(error)
+                return name, person.address, str(error)
     return None
 
 
@@ -341,19 +346,20 @@ def addressees(header: Header) -> tuple[str, ...]:
     lines = b"".join([octets for name, octets in header.fields if name in (b"to", b"cc")])
     fields = parse_header(lines)
     people = chain.from_iterable(read_addresses(fields, name) for name in ("To", "Cc"))
-    return tuple([_canonical(one).address for one in people if one.address])
+    return tuple([_canonical(person).address for person in people if person.address])
 
 
 class Author(Struct, frozen=True):
-    """The only address in From, or why there is no such one."""
+    """The only address in From, or the reason why there is none."""
 
     address: str = ""
     fault: str = ""
 
 
 def sole_author(header: Header) -> Author:
-    """Return the author of a message with one From field of exactly one address, which every
-    reader sees in it (RFC 5322 3.6.2).
+    """Return the author of a message that has one From field with exactly one address.
+
+    Every program must read the same address in it (RFC 5322 3.6.2).
     """
     count = header.count("From")
     if count != 1:
@@ -362,20 +368,20 @@ def sole_author(header: Header) -> Author:
     is_short = len(value) < ORIGINATORS_OCTETS_MAX // 2
     if is_short and (plain := _PLAIN_AUTHOR.fullmatch(value)):  # nearly always
         return Author((plain[1] or plain[2]).decode())
-    [found] = originators(Header(tuple(one for one in header.fields if one[0] == b"from")))
-    if found.unread:
+    [from_] = originators(Header(tuple(field for field in header.fields if field[0] == b"from")))
+    if from_.unread:
         return Author(fault="From has what is no address")
-    if len(found.addresses) != 1:
-        return Author(fault=f"From has {len(found.addresses) or 'no'} addresses")
-    if any(one.in_group for one in address_entries(value.decode("utf-8", "replace"))):
+    if len(from_.addresses) != 1:
+        return Author(fault=f"From has {len(from_.addresses) or 'no'} addresses")
+    if any(parsed.in_group for parsed in address_entries(value.decode("utf-8", "replace"))):
         return Author(fault="From has a group")
-    return Author(found.addresses[0].address)
+    return Author(from_.addresses[0].address)
 
 
 def _canonical(person: EmailAddress) -> EmailAddress:
     """Return an address without needless quotes around its local part.
 
-    Addresses that are not ASCII stay: two domains that are equal in IDNA 2003 may differ today.
+    Addresses that are not ASCII stay: domains that are equal in IDNA 2003 may differ in IDNA 2008.
     """
     if not person.address.isascii():
         return person
@@ -396,19 +402,20 @@ def read_token(message: _Fields, name: str) -> str:
 
 
 def decode_text(value: str, raw: str = "") -> str:
-    """Decode RFC 2047 words, and octets that are not ASCII as decode_words() does."""
+    """Decode RFC 2047 words and raw octets that are not ASCII; see decode_words()."""
     if value.isascii() and "=?" not in value:
         return value
     return decode_words(value.encode("utf-8", "surrogateescape"), raw)
 
 
 def date_us_of(message: "Message[str, str]") -> int | None:
-    """Return the time in Date; None if there is none, or it is invalid or before 1601, when the
-    times of Exchange begin. A leap second is the one after it.
+    """Return the time in Date, None if Date is missing, invalid or before 1601.
+
+    Times of Exchange begin in 1601. A leap second is read as the second after it.
     """
     with contextlib.suppress(Exception):  # damaged dates make `email` raise in many ways
-        if found := parsedate_tz(_plain_date(read_token(message, "date")[:_DATE_CHARACTERS_MAX])):
-            year, month, day, hour, minute, second, *_, offset_s = found
+        if parsed := parsedate_tz(_plain_date(read_token(message, "date")[:_DATE_CHARACTERS_MAX])):
+            year, month, day, hour, minute, second, *_, offset_s = parsed
             year += 1900 if year < 1000 else 0  # RFC 5322 4.3
             is_leap = second == 60
             at = datetime(year, month, day, hour, minute, second - is_leap, tzinfo=UTC)
@@ -419,22 +426,23 @@ def date_us_of(message: "Message[str, str]") -> int | None:
 
 
 def _plain_date(text: str) -> str:
-    """Return a date in the form of RFC 5322, without comments, blanks round colons and before a
-    comma, and fractions of a second.
+    """Return a date in the form of RFC 5322.
+
+    Comments, blanks around colons or before a comma, and fractions of a second are removed.
     """
     text, before = _ESCAPED.sub("", text), ""
     while text != before:  # comments may be nested
         text, before = _COMMENT.sub(" ", text), text
     text = _GAP.sub(r"\1\2", _SPACES.sub(" ", text).strip())
-    text = _ISO_8601.sub(lambda one: f"{one[3]} {MONTHS[int(one[2]) - 1]} {one[1]} ", text)
+    text = _ISO_8601.sub(lambda match: f"{match[3]} {MONTHS[int(match[2]) - 1]} {match[1]} ", text)
     return _ZONE.sub(r"\1\2", _TIME.sub(_plain_time, text, count=1))
 
 
-def _plain_time(found: re.Match[str]) -> str:
-    hour, half = int(found[1]), (found[3] or "").lower()
+def _plain_time(match: re.Match[str]) -> str:
+    hour, half = int(match[1]), (match[3] or "").lower()
     if half and hour <= 12:
         hour = hour % 12 + (12 if half == "p" else 0)
-    return f"{hour:02}{found[2]} "
+    return f"{hour:02}{match[2]} "
 
 
 def _phrases(message: "Message[str, str]", name: str) -> Iterator[str]:
@@ -449,7 +457,7 @@ def _phrases(message: "Message[str, str]", name: str) -> Iterator[str]:
                 phrases = phrases[:-1]  # it may be cut
             left = max(left - len(value), 0)
             for phrase in phrases[:_PHRASES_MAX]:
-                plain = _QUOTED.sub(lambda found: _ESCAPED.sub(r"\1", found[1]), phrase.strip())
+                plain = _QUOTED.sub(lambda match: _ESCAPED.sub(r"\1", match[1]), phrase.strip())
                 if plain.strip():
                     yield decode_text(plain, raw).strip()
 
@@ -472,7 +480,7 @@ def _value(message: _Fields, name: str) -> str:
 
 
 def _repaired(value: str) -> str:
-    """Return what is no text, such as an address, with raw 8-bit octets read as UTF-8."""
+    """Return a structured value, such as an address, with raw 8-bit octets read as UTF-8."""
     return value.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
 
 
@@ -482,32 +490,33 @@ def _address(address: str) -> str:
 
 
 def first_person(people: Sequence[EmailAddress]) -> EmailAddress | None:
-    """Return the first one with an address; without any, the first name."""
-    return next((one for one in people if one.address), next(iter(people), None))
+    """Return the first person with an address, else the first person, None if there are none."""
+    return next((person for person in people if person.address), next(iter(people), None))
 
 
 def _importance(message: _Fields) -> str:
-    given = read_token(message, "importance").lower()
-    if given in _IMPORTANCES:
-        return given
+    importance = read_token(message, "importance").lower()
+    if importance in _IMPORTANCES:
+        return importance
     for name, meanings in _PRIORITIES.items():
         word = read_token(message, name).partition(" ")[0].lower()
-        if found := meanings.get(word) or meanings.get(word[:1]):
-            return found
+        if meaning := meanings.get(word) or meanings.get(word[:1]):
+            return meaning
     return "normal"
 
 
 def _all_fields(message: "Message[str, str]") -> tuple[tuple[str, str], ...]:
-    """Return the names and values of all fields, in their order, but the relay's own: decoded, as
-    far as _DECODED_CHARACTERS_MAX go.
+    """Return the names and values of all fields in their order, except the fields of Relay.
+
+    Values are decoded up to a total of _DECODED_CHARACTERS_MAX.
     """
     raw, left = _raw_charset(message, message.values()), _DECODED_CHARACTERS_MAX
-    found = []
+    pairs = []
     for name, value in message.items():
         text = _UNFOLD.sub("", value)
-        if not text.isascii() or "=?" in text:  # it takes long
+        if not text.isascii() or "=?" in text:  # decoding takes long
             left -= len(text) + _FIELD_COSTS
             text = decode_text(text, raw) if left >= 0 else _repaired(text)
         if not name.lower().startswith("x-relay-"):
-            found.append((name, text.strip()))
-    return tuple(found)
+            pairs.append((name, text.strip()))
+    return tuple(pairs)

@@ -1,8 +1,8 @@
 """Read any MIME message as Graph's properties and attachments.
 
-The mailbox shows messages of others and MIME drafts with it. Damaged MIME gives what can be read of
-it; damage is listed in `defects` and never raises. Of a large message only headers and the shown
-text are in memory, and of the text at most TEXT_OCTETS_MAX. Raises OSError if it cannot be read.
+The mailbox uses it for received messages and MIME drafts. The readable part of damaged MIME is
+returned; damage is listed in `defects` and never raises. Of a large message only the headers and at
+most TEXT_OCTETS_MAX of the shown text are in memory. Raises OSError if the file cannot be read.
 RFC 2045-2047, 2231; RFC 2183 (inline, attachment); RFC 2387 (related).
 """
 
@@ -48,14 +48,14 @@ from relay.formats.transfer_encoding import (
 
 _ENCODING = "Content-Transfer-Encoding"
 TEXT_OCTETS_MAX = 10 * 1024 * 1024  # of the shown text; the rest is not shown
-ENCODINGS_MAX = 5  # of a multipart in an encoded multipart, and so on; deeper ones are files
+ENCODINGS_MAX = 5  # nested encoded multiparts that are decoded; deeper ones are files
 
 
 class AttachedOctets(Struct, frozen=True):
     """An attachment with its stored octets; `encoding` is "" if they need no decoding.
 
-    `disposition` is that of the part in lower case, "" if there is none; `is_named`: it has a name
-    of its own.
+    `disposition` is the Content-Disposition in lower case, "" if there is none. `is_named` is true
+    if the part has a file name.
     """
 
     facts: AttachmentFacts
@@ -78,8 +78,8 @@ class ReadMessage(Struct, frozen=True):
 class Leaf(Struct, frozen=True):
     """An entity that mail programs show as one body or attachment: a leaf, or a whole message.
 
-    `inside` is set in an encoded multipart: the decoded octets, where the entity's positions count.
-    `above` is the content type of the multipart in which it is.
+    In an encoded multipart, `inside` has the decoded octets to which the entity's positions refer.
+    `above` is the content type of the multipart that contains the entity.
     """
 
     entity: Entity
@@ -88,7 +88,7 @@ class Leaf(Struct, frozen=True):
     inside: Octets | None = None
 
     def body(self, content: Octets) -> Octets:
-        """Return the stored octets of the body; `content` is that of the message."""
+        """Return the stored octets of the body; `content` is the content of the message."""
         start, end = self.entity.body_start, self.entity.end
         return (self.inside or content).part(start, end - start)
 
@@ -109,7 +109,7 @@ class SortedLeaves(Struct, frozen=True):
 
 
 class ReadExtent(Struct, frozen=True):
-    """How much of a message is read: what takes long is left out where nobody asks for it."""
+    """Which parts of a message are read. Reading some parts takes long."""
 
     has_body: bool = True  # else the body is ""
     has_addresses: bool = True  # else there are none in any field
@@ -140,8 +140,8 @@ def _with_properties(message: ReadMessage, stored: MimeDraftProperties) -> ReadM
         extended=stored.extended,
     )
     attachments = tuple(
-        replace(one, id=identity)
-        for one, identity in zip(
+        replace(part, id=identity)
+        for part, identity in zip(
             message.attachments, _ids(stored, len(message.attachments)), strict=True
         )
     )
@@ -150,8 +150,8 @@ def _with_properties(message: ReadMessage, stored: MimeDraftProperties) -> ReadM
 
 def _ids(stored: MimeDraftProperties | None, count: int) -> tuple[str, ...]:
     """Return the stored ids of that many attachments, "" for each if there are none."""
-    found = stored.attachment_ids if stored else ()
-    return found if len(found) == count else ("",) * count
+    ids = stored.attachment_ids if stored else ()
+    return ids if len(ids) == count else ("",) * count
 
 
 def read_mime(content: bytes | Octets, extent: ReadExtent = WHOLE) -> ReadMessage:
@@ -175,7 +175,7 @@ def read_mime(content: bytes | Octets, extent: ReadExtent = WHOLE) -> ReadMessag
     html = text.text if extent.has_body and leaves.html else None
     return ReadMessage(
         properties,
-        tuple(one.facts for one in _all_attached(octets, leaves, html=html)),
+        tuple(attachment.facts for attachment in _all_attached(octets, leaves, html=html)),
         date_us_of(fields),
         (*structure.defects, *text.defects),
         message_class(octets, structure.message.content_type),
@@ -191,9 +191,9 @@ class ReadBodies(Struct, frozen=True):
 
 @dataclass(frozen=True, slots=True)
 class ReadParts:
-    """All that a message has: its header, its bodies and its attachments, those of HTML too.
+    """Header, bodies and attachments of a message, including the images of HTML.
 
-    `header` has at most 1 MiB. `defects` says what is damaged or beyond a limit.
+    `header` has at most 1 MiB. `defects` lists damage and exceeded limits.
     """
 
     header: bytes = field(repr=False)
@@ -228,8 +228,8 @@ def read_attachments(stored: Octets) -> tuple[AttachedOctets, ...]:
         attached = _all_attached(content, sorted_leaves(read_structure(content), content))
         ids = _ids(block.beside if block else None, len(attached))
         return tuple(
-            replace(one, facts=replace(one.facts, id=identity))
-            for one, identity in zip(attached, ids, strict=True)
+            replace(attachment, facts=replace(attachment.facts, id=identity))
+            for attachment, identity in zip(attached, ids, strict=True)
         )
     return tuple(
         AttachedOctets(
@@ -249,29 +249,29 @@ def _all_attached(
     `html` is the text of the HTML body, if it was read.
     """
     has_html = leaves.html is not None
-    found = tuple(_attached(octets, one, has_html=has_html) for one in leaves.attached)
-    if leaves.html is None or not any(map(_may_be_shown, found)):
-        return found
-    shown = content_ids(_read_text(octets, leaves.html).text if html is None else html)
+    attachments = tuple(_attached(octets, leaf, has_html=has_html) for leaf in leaves.attached)
+    if leaves.html is None or not any(map(_may_be_shown, attachments)):
+        return attachments
+    shown_ids = content_ids(_read_text(octets, leaves.html).text if html is None else html)
     return tuple(
-        replace(one, facts=replace(one.facts, inline=True))
-        if _may_be_shown(one) and one.facts.content_id in shown
-        else one
-        for one in found
+        replace(attachment, facts=replace(attachment.facts, inline=True))
+        if _may_be_shown(attachment) and attachment.facts.content_id in shown_ids
+        else attachment
+        for attachment in attachments
     )
 
 
-def _may_be_shown(one: AttachedOctets) -> bool:
-    facts = one.facts
+def _may_be_shown(attached: AttachedOctets) -> bool:
+    facts = attached.facts
     return not facts.inline and facts.content_id != "" and facts.content_type.startswith("image/")
 
 
 def sorted_leaves(structure: Structure, content: Octets | None = None) -> SortedLeaves:
     """Find the HTML body, the text body and the attachments; attached messages are not searched.
 
-    A text with a file name is a body if it is an alternative, or the first text: one with a
-    Content-Disposition is none after an attachment.
-    With `content`, those in an encoded multipart too. Reading it blocks; raises OSError.
+    A text with a file name is a body only if it is in multipart/alternative or is the first text.
+    It does not count as the first text if it has a Content-Disposition and follows an attachment.
+    With `content`, encoded multiparts are searched too. Reading it blocks; raises OSError.
     """
     html = text = None
     attached: list[Leaf] = []
@@ -313,7 +313,10 @@ def _leaves(
 
 
 def is_encoded_multipart(entity: Entity) -> bool:
-    """Return whether parts are only found in the decoded body (against RFC 2045 6.4)."""
+    """Return whether the multipart has a transfer encoding, which RFC 2045 6.4 forbids.
+
+    Its parts are found only in the decoded body.
+    """
     is_leaf_of_parts = entity.is_leaf and entity.content_type.startswith("multipart/")
     return is_leaf_of_parts and decoding_of(entity.encoding) is not None
 
@@ -347,7 +350,7 @@ def _read_text(octets: Octets, leaf: Leaf) -> _Text:
 
 
 def _attached(content: Octets, leaf: Leaf, *, has_html: bool) -> AttachedOctets:
-    """Return an attachment; of an attached message only the parts are decoded by its reader."""
+    """Return an attachment; an attached message is not decoded: its reader decodes the parts."""
     content_id = read_token(leaf.fields, "content-id").strip("<> ")
     disposition = disposition_of(leaf)
     octets, encoding, kind = leaf.body(content), leaf.entity.encoding, leaf.entity.content_type

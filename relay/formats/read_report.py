@@ -1,8 +1,11 @@
-"""Read reports: for a page the fields and a sentence for each recipient, for the journey of the
-original what a report from outside claims, for Exchange's clients the message class.
+"""Read delivery reports and read receipts (DSN, MDN).
 
-Any content is accepted: a message that is no report gives None, and damage leaves fields out. What
-is read is bounded. Reading blocks; raises OSError where the octets cannot be read.
+read_report() returns the fields and a sentence for each recipient, for a page.
+read_remote_report() returns what a report of another host claims, for the journey of the original.
+message_class() returns the class that Exchange's clients expect.
+
+Any content is accepted: a message that is no report gives None, and damaged fields are left out.
+Sizes are bounded. Reading blocks; raises OSError where the octets cannot be read.
 RFC 3464 (message/delivery-status), RFC 6533 (the same beyond ASCII), RFC 8098
 (message/disposition-notification), RFC 6522 (multipart/report), MS-OXCMAIL 2.2.3.7.1.1 (classes).
 """
@@ -71,7 +74,7 @@ ReportFields = tuple[tuple[str, str], ...]
 
 
 class RecipientReport(Struct, frozen=True):
-    """The part of a report that is about one recipient; `text` says it in a sentence."""
+    """The fields of a report about one recipient; `text` is a sentence with the same meaning."""
 
     address: str
     text: str
@@ -98,14 +101,14 @@ class DeliveryReport(Struct, frozen=True):
     @property
     def tables(self) -> list[tuple[str, ReportFields]]:
         """The fields of each recipient, with its address."""
-        return [(one.address, one.fields) for one in self.recipients]
+        return [(recipient.address, recipient.fields) for recipient in self.recipients]
 
 
 class RemoteClaim(Struct, frozen=True):
     """What a report from outside claims of one recipient.
 
-    `original` is the address that the sender gave, "" if the report does not say, `final` the one
-    that the reporter used. `kind` is that of ReportKind, or "read" or "notread".
+    `original` is the address that the sender used, "" if the report does not have it; `final` is
+    the address that the reporting host used. `kind` is a ReportKind, "read" or "notread".
     """
 
     original: str
@@ -117,8 +120,10 @@ class RemoteClaim(Struct, frozen=True):
 
 
 class RemoteReport(Struct, frozen=True):
-    """A DSN or MDN from outside. `envelope_id` and `message_id` are the original's, "" where it has
-    none. `reporter` is the name that the reporting host gives itself.
+    """A DSN or MDN of another host.
+
+    `envelope_id` and `message_id` are those of the original, "" if the report does not have them.
+    `reporter` is the name that the reporting host gives itself.
     """
 
     envelope_id: str
@@ -142,9 +147,9 @@ def read_report(content: Octets) -> DeliveryReport | None:
 
 
 def read_remote_report(content: Octets) -> RemoteReport | None:
-    """Return what a DSN or MDN claims, None for another message and for one that claims nothing.
+    """Return what a DSN or MDN claims, None for other messages and for a report without claims.
 
-    Some hosts send multipart/mixed in place of multipart/report, and Exim without either a field
+    Some hosts send multipart/mixed instead of multipart/report. Exim sends neither, but a field
     that names the recipients.
     """
     head = content.part(0, _REMOTE_OCTETS_MAX)
@@ -153,14 +158,14 @@ def read_remote_report(content: Octets) -> RemoteReport | None:
         if entity.is_forwarded or entity.content_type not in (*_STATUS, *_DISPOSITION):
             continue
         body = _decoded(head, entity, _REMOTE_STATUS_OCTETS_MAX)
-        groups = [_fields(one) for one in _groups(body, _REMOTE_RECIPIENTS_MAX + 1)]
+        groups = [_fields(group) for group in _groups(body, _REMOTE_RECIPIENTS_MAX + 1)]
         about = groups[0] if groups else ()
         if entity.content_type in _DISPOSITION:
             claims = tuple(_disposition(about))
             reporter = _typed(about, "mdn-gateway") or _value(about, "reporting-ua")
         else:
-            each = chain.from_iterable(map(_recipient_groups, groups))
-            claims = tuple(islice(filter(None, map(_claim, each)), _REMOTE_RECIPIENTS_MAX))
+            per_recipient = chain.from_iterable(map(_recipient_groups, groups))
+            claims = tuple(islice(filter(None, map(_claim, per_recipient)), _REMOTE_RECIPIENTS_MAX))
             reporter = _typed(about, "reporting-mta")
         if not claims:
             return None
@@ -173,20 +178,25 @@ def read_remote_report(content: Octets) -> RemoteReport | None:
     fields = structure.message.fields
     failed = read_addresses(fields, "x-failed-recipients", AddressBudget(_STATUS_OCTETS_MAX))
     if failed and _is_automatic(fields):
-        claims = tuple(RemoteClaim("", one.address, "failure") for one in failed if one.address)
+        claims = tuple(
+            RemoteClaim("", recipient.address, "failure")
+            for recipient in failed
+            if recipient.address
+        )
         return RemoteReport("", _original_id(head, structure), "", claims)
     return None
 
 
 def message_class(content: Octets, content_type: str) -> str:
-    """Return the class by which Exchange's clients know a message of this type: a report has
-    REPORT.IPM.Note and its kind, also that of another host.
+    """Return the class of a message for Exchange's clients.
+
+    The class of a report, also of one from another host, is REPORT.IPM.Note and its kind.
     """
     report = read_remote_report(content) if content_type == "multipart/report" else None
     if report is None:
         return ORDINARY_CLASS
-    found = {one.kind for one in report.claims}
-    worst = next((suffix for kind, suffix in _CLASSES.items() if kind in found), "")
+    kinds = {claim.kind for claim in report.claims}
+    worst = next((suffix for kind, suffix in _CLASSES.items() if kind in kinds), "")
     return f"REPORT.{ORDINARY_CLASS}.{worst}" if worst else ORDINARY_CLASS
 
 
@@ -197,16 +207,17 @@ def _decoded(content: Octets, entity: Entity, octets_max: int) -> bytes:
 
 
 def _original_id(content: Octets, structure: Structure) -> str:
-    """Return the Message-ID of the returned message or header. A report without either has the id
-    of the message that it answers.
+    """Return the Message-ID of the returned message or header.
+
+    If the report returns neither, it is the id of the message that the report answers.
     """
     if returned := _returned_message_id(content, structure):
         return returned
     fields, kind = structure.message.fields, structure.message.content_type
     if kind != "multipart/report" and not _is_automatic(fields):
         return ""
-    named = message_ids(read_token(fields, "in-reply-to"))[:1]
-    return next(iter(named or message_ids(read_token(fields, "references"))[-1:]), "")
+    answered = message_ids(read_token(fields, "in-reply-to"))[:1]
+    return next(iter(answered or message_ids(read_token(fields, "references"))[-1:]), "")
 
 
 def _is_automatic(fields: "Message[str, str]") -> bool:
@@ -222,8 +233,8 @@ def _returned_message_id(content: Octets, structure: Structure) -> str:
             octets = structure.entities[entity.number + 1].header
         else:
             octets = header_section(_decoded(content, entity, _RETURNED_HEADER_OCTETS_MAX))
-        found = Header.parse(cleaned(octets)).first("message-id") or b""
-        return own_message_id(found[:_VALUE_CHARACTERS_MAX].decode("utf-8", "replace"))
+        message_id = Header.parse(cleaned(octets)).first("message-id") or b""
+        return own_message_id(message_id[:_VALUE_CHARACTERS_MAX].decode("utf-8", "replace"))
     return ""
 
 
@@ -240,7 +251,7 @@ def _recipient_groups(fields: ReportFields) -> Iterator[ReportFields]:
 
 
 def _claim(fields: ReportFields) -> RemoteClaim | None:
-    """Return what a group of fields claims of a recipient; None if it is about none."""
+    """Return what a group of fields claims of a recipient; None if it names no recipient."""
     original, final = (_address(fields, name) for name in _RECIPIENT_FIELDS)
     reply = _typed(fields, "diagnostic-code")
     status = _status_of(fields, reply)
@@ -261,20 +272,20 @@ def _action(fields: ReportFields) -> str:
 
 
 def _status_of(fields: ReportFields, reply: str) -> str:
-    """Return a recipient's status: of several the one that says most.
+    """Return a recipient's status, the most specific one if there are several.
 
-    That in the reply of a remote host goes first, since the Status field is often a general one:
-    5.0.0, or 4.4.7 when the reporter gave up.
+    A status in the reply of a remote host has precedence, because the Status field is often
+    general: 5.0.0, or 4.4.7 when the reporter gave up.
     """
-    given = find_statuses(_value(fields, "status"))[:1]
+    of_field = find_statuses(_value(fields, "status"))[:1]
     is_of_host = _value(fields, "diagnostic-code").lower().startswith("smtp")
-    found = find_statuses(reply)
-    candidates = [*found, *given] if is_of_host else [*given, *found]
+    of_reply = find_statuses(reply)
+    candidates = [*of_reply, *of_field] if is_of_host else [*of_field, *of_reply]
     return max(candidates, key=lambda status: 2 - status.count(".0"), default="")
 
 
 def _disposition(fields: ReportFields) -> Iterator[RemoteClaim]:
-    """Yield what an MDN claims; other dispositions than displayed and deleted say nothing here."""
+    """Yield what an MDN claims; only the dispositions displayed and deleted are used."""
     disposition = _value(fields, "disposition").rpartition(";")[2].partition("/")[0]
     kind = _KINDS_OF_DISPOSITIONS.get(_first_word(disposition).lower())
     original, final = (_address(fields, name) for name in _RECIPIENT_FIELDS)
@@ -283,21 +294,21 @@ def _disposition(fields: ReportFields) -> Iterator[RemoteClaim]:
 
 
 def _address(fields: ReportFields, name: str) -> str:
-    """Return the address of a field; one of the type utf-8 without its escapes (RFC 6533 3)."""
+    """Return the address of a field; an address of type utf-8 is unescaped (RFC 6533 3)."""
     address = _typed(fields, name)
-    if found := _in_brackets.search(address):
-        address = found[1]
+    if match := _in_brackets.search(address):
+        address = match[1]
     is_utf8 = _value(fields, name).lower().startswith("utf-8")
     return decode_utf8_address(address).strip("<>") if is_utf8 else address.strip("<>")
 
 
 def _first_word(text: str) -> str:
-    found = _word.search(text)
-    return found[0] if found else ""
+    match = _word.search(text)
+    return match[0] if match else ""
 
 
 def returned_message(content: Octets) -> bytes | None:
-    """Return the message that a report returns in whole, None if it has none or only its header.
+    """Return the message that a report returns, None if it returns none or only a header.
 
     Reading blocks; raises OSError where the octets cannot be read.
     """
@@ -332,17 +343,17 @@ def _groups(status: bytes, most: int) -> Iterator[bytes]:
 
 def _fields(group: bytes) -> ReportFields:
     """Return names and values, unfolded and decoded."""
-    found = []
+    fields = []
     for name, line in Header.parse(cleaned(group)).fields[:_FIELDS_MAX]:
         if name:
             written, _, value = line.partition(b":")
             text = decode_words(_white.sub(b" ", value).strip())[:_VALUE_CHARACTERS_MAX]
-            found.append((written.decode("ascii", "replace").strip(), text))
-    return tuple(found)
+            fields.append((written.decode("ascii", "replace").strip(), text))
+    return tuple(fields)
 
 
 def _value(fields: ReportFields, name: str) -> str:
-    return next((text for given, text in fields if given.lower() == name), "")
+    return next((text for field_name, text in fields if field_name.lower() == name), "")
 
 
 def _typed(fields: ReportFields, name: str) -> str:

@@ -1,16 +1,16 @@
 """The elements, attributes and styles of mail that run nothing, load nothing and cover nothing.
 
 The quote of a reply (relay.formats.quoting) and the preview on a page
-(relay.front_door.pages.sanitize) write only these. Styles are read by a few patterns, not by a
-parser of CSS: what the patterns do not know is dropped. Time is linear in the size of the source.
-Nothing raises. Where a caller allows images of backgrounds, a style has the URLs that it returns,
-between quotes, and no others.
+(relay.front_door.pages.sanitize) write only these. Styles are read with a few patterns, not with a
+parser of CSS; text that matches no pattern is dropped. Time is linear in the size of the source.
+Nothing raises. If a caller allows background images, a style has only the URLs that the caller
+returns, between quotes.
 
-A document in a frame of its own may have more: what moves or covers, since that is itself only,
-and drawings. No text that is written for it, not even a string, has a backslash, a comment, a brace
-or the name of a function that is not in a list: however a browser splits it into strings and
-values, there is no url(), image-set(), src() or attr() in it. Parentheses are closed where they
-begin, and repeated values are few: a short style cannot keep a browser busy.
+A document in a separate frame may have more: styles that move or cover, because they affect only
+this document, and drawings. No text that is written for it, not even a string, has a backslash, a
+comment, a brace or the name of a function that is not in a list: however a browser splits it into
+strings and values, there is no url(), image-set(), src() or attr() in it. Each parenthesis is
+closed in the same value, and few values may be repeated: a short style cannot keep a browser busy.
 CSS Syntax Level 3; Media Queries Level 4; CSS Conditional Rules Level 3; SVG 2.
 """
 
@@ -37,8 +37,8 @@ ATTRIBUTES = frozenset(
         *("start", "summary", "title", "type", "valign", "value", "vspace", "width"),
     )
 )
-# Drawings, for a document in a frame of its own: nothing that runs, loads, changes by itself, has
-# HTML in it, or draws other elements again and again. As the HTML standard 13.2.6.1 writes them.
+# Drawings, for a document in a separate frame: elements that do not run, load or change by
+# themselves, contain no HTML and do not repeat others. Spelled as in the HTML standard 13.2.6.1.
 SVG_ELEMENTS = frozenset(
     (
         "circle",
@@ -125,7 +125,7 @@ _STYLE_VALUE = re.compile(
     r"(?:(?!-[\d.])[\w\s.,#%'\"!+/-]|(?:rgb|hsl)a?\([\d\s.,%/]{1,40}\))+", re.IGNORECASE
 )
 _DISPLAYS = re.compile(r"none|block|inline(?:-block)?|list-item|table(?:-[a-z-]+)?", re.IGNORECASE)
-# What a document in a frame of its own may have as well: it can cover nothing but itself.
+# Further styles of a document in a separate frame, which can cover only itself.
 _FRAMED_STYLES = re.compile(
     rf"(?:-webkit-)?(?:{_STYLES.pattern}"
     r"|(?:align|backface|box|break|column|counter|fill|flex|font|grid|hyphenate|inset|justify|line"
@@ -152,9 +152,9 @@ _FRAMED_VALUE = re.compile(rf"(?:{_WORDS}|{_STRING})++", re.IGNORECASE)
 _BRACKET = re.compile(r"[()\[\]]")
 _NESTING_MAX = 16
 _PAINT_URL = re.compile(r"""(?<![\w-])url\(\s*+(["']?)#([\w.-]{1,100}+)\1\s*+\)""", re.IGNORECASE)
-# What a browser does not know, or what the frame itself decides: not missed.
+# Declarations that browsers do not support, or that the frame sets: not counted as left out.
 _NOT_MISSED = re.compile(r"mso-.*|-(?:ms|moz|o)-.*|.*[^\w-].*|(?:supported-)?color-schemes?|")
-# With images: where they are, and a URL with nothing that could end it in another place.
+# Background images: the properties, and a URL without characters that could end it elsewhere.
 _BACKGROUND = re.compile(r"background(?:-image)?")
 _BACKGROUND_URL = re.compile(
     r"""(?<![\w-])url\(\s*(?:"([^"\\\n]*)"|'([^'\\\n]*)'|([^\s"'()\\]+))\s*\)""", re.IGNORECASE
@@ -162,7 +162,7 @@ _BACKGROUND_URL = re.compile(
 _BESIDE_URLS = re.compile(rf"(?:{_WORDS})*+", re.IGNORECASE)
 _BACKGROUNDS_MAX = 20  # in one declaration
 
-ImageUrl = Callable[[str], str | None]  # what a document may have in place of a URL; None: nothing
+ImageUrl = Callable[[str], str | None]  # returns the URL to write instead of a URL; None: no image
 LeftOut = Counter[str]  # how many "declarations" and "elements" are not written
 
 STYLE_SHEET_CHARACTERS_MAX = 500_000
@@ -194,10 +194,10 @@ def safe_style(style: str) -> str:
 def safe_framed_style(
     style: str, image_url: ImageUrl | None = None, left_out: LeftOut | None = None
 ) -> str:
-    """Return the safe declarations of a style attribute, for a document in a frame of its own.
+    """Return the safe declarations of a style attribute, for a document in a separate frame.
 
     Without `image_url` a background has no image. `left_out` counts the declarations that are not
-    written, but for those that no browser knows.
+    written, except those that no browser supports.
     """
     written = []
     for declaration in _COMMENT.sub(" ", style).split(";"):
@@ -212,18 +212,19 @@ def safe_framed_style(
 
 
 def _framed_value(name: str, value: str, image_url: ImageUrl | None) -> str:
-    """Return a value for a document in a frame of its own, "" for none."""
+    """Return a safe value for a document in a separate frame, "" if it is not safe."""
     if _BACKGROUND.fullmatch(name):
         return _with_images(value, image_url)
-    is_paint = name in ("fill", "stroke")
-    return safe_paint(value) if is_paint else value if _is_safe(value, _FRAMED_VALUE) else ""
+    if name in ("fill", "stroke"):
+        return safe_paint(value)
+    return value if _is_safe(value, _FRAMED_VALUE) else ""
 
 
 def safe_paint(value: str) -> str:
     """Return a value of CSS, or of an attribute of SVG, "" if it is not safe.
 
-    Its only URLs are those of elements of the same document: `url(#id)`. A browser loads the
-    document once more for such a URL of an image: it is for fill, stroke and clip-path only.
+    Its URLs refer only to elements of the same document: `url(#id)`. Use it only for fill, stroke
+    and clip-path: for an image with such a URL, a browser would load the document again.
     """
     if not _is_safe(_PAINT_URL.sub(" ", value), _FRAMED_VALUE):
         return ""
@@ -231,7 +232,7 @@ def safe_paint(value: str) -> str:
 
 
 def _is_safe(text: str, pattern: re.Pattern[str]) -> bool:
-    """Return whether a text is of a pattern, and its brackets are closed in order."""
+    """Return whether a text matches the pattern, and its brackets are closed in order."""
     depth = 0
     for bracket in _BRACKET.findall(text):
         depth += 1 if bracket in "([" else -1
@@ -241,26 +242,28 @@ def _is_safe(text: str, pattern: re.Pattern[str]) -> bool:
 
 
 def _with_images(value: str, image_url: ImageUrl | None) -> str:
-    """Return a background with the URLs of `image_url`, or none; "" if it is not safe."""
+    """Return a background with the URLs of `image_url`, or without images; "" if it is not safe."""
     places = list(_BACKGROUND_URL.finditer(value))
     between = _BACKGROUND_URL.sub(" ", value)
     if len(places) > _BACKGROUNDS_MAX or not _is_safe(between, _BESIDE_URLS):
         return ""
     written, at = [], 0
-    for found in places:
-        url = image_url and image_url(found[1] or found[2] or found[3] or "")
-        written += [value[at : found.start()], f'url("{url}")' if url else "none"]
-        at = found.end()
+    for place in places:
+        url = image_url and image_url(place[1] or place[2] or place[3] or "")
+        written += [value[at : place.start()], f'url("{url}")' if url else "none"]
+        at = place.end()
     return "".join([*written, value[at:]])
 
 
 def with_scheme(media: str, *, is_dark: bool) -> str:
-    """Return a media query that no system decides: what it asks of prefers-color-scheme becomes a
-    feature that always holds, or never. Media Queries Level 5 12.5.
+    """Return a media query that does not depend on the user's system.
+
+    Each prefers-color-scheme becomes a feature that always matches, or never. Media Queries Level 5
+    12.5.
     """
     holds = ("", "dark" if is_dark else "light")
     return _SCHEME.sub(
-        lambda found: f"({'min' if (found[1] or '').lower() in holds else 'max'}-width: 0)", media
+        lambda match: f"({'min' if (match[1] or '').lower() in holds else 'max'}-width: 0)", media
     )
 
 
@@ -273,14 +276,14 @@ def safe_style_sheet(
 ) -> str:
     """Return the safe rules of a style sheet, also those in @media and @supports, without any "<".
 
-    For a document in a frame of its own. Other at-rules and nested rules are dropped. `image_url`
-    and `left_out` as in safe_framed_style(), `is_dark` as in with_scheme().
+    For a document in a separate frame. Other at-rules and nested rules are dropped. `image_url` and
+    `left_out` as in safe_framed_style(), `is_dark` as in with_scheme().
     """
     text = _COMMENT.sub(" ", source[:STYLE_SHEET_CHARACTERS_MAX])
     left_out = Counter() if left_out is None else left_out
     reader = _StyleSheetReader(image_url, left_out, is_dark=is_dark)
-    for found in _PIECE.finditer(text):
-        reader.take(" ".join(found[1].split()), found[2])
+    for match in _PIECE.finditer(text):
+        reader.take(" ".join(match[1].split()), match[2])
     return reader.written()
 
 

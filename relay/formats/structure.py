@@ -1,7 +1,7 @@
-"""Read the structure of a MIME message from blocks: its entities, and where each of them is.
+"""Read the structure of a MIME message from blocks: its entities and their positions.
 
 It only reads. The structure of a message that is sent (alternative, related, mixed) is built in
-relay.formats.convert; which part is the body and which an attachment is decided in
+relay.formats.mime_of_properties; which part is the body and which an attachment is decided in
 relay.formats.read_mime.
 
 Conversion, the mailbox's readers and the rules use it for contents of any size. Reading is linear
@@ -42,13 +42,13 @@ _HEADERS_OCTETS_MAX = 4 * 1024 * 1024  # of all headers together: they are kept 
 HEADERS_LINES_MAX = 50_000  # the same: each takes time, and may have two octets
 FALSE_DELIMITERS_MAX = 50_000
 _PADDING_OCTETS_MAX = 200  # of white space after a boundary
-_AHEAD = LINE_OCTETS_MAX + len(b"\r\n----\r\n")  # what a delimiter line has beside its boundary
+_AHEAD = LINE_OCTETS_MAX + len(b"\r\n----\r\n")  # of a delimiter line, without its boundary
 _DEFECTS_MAX = 20
 _SHOWN_CHARACTERS = 60
 _NO_BLANK = "no blank line between header and body"
 _AFTER_BOUNDARY = re.compile(rb"(?:--)?[ \t]{0,%d}(?:\r\n|[\r\n]|\Z)" % _PADDING_OCTETS_MAX)
 _TOO_PADDED = re.compile(rb"(?:--)?[ \t]{%d}" % (_PADDING_OCTETS_MAX + 1))
-# Some programs do not read what follows a boundary, or take other characters for white space.
+# Some programs ignore text after a boundary, or treat other characters as white space.
 _WITH_WORDS = re.compile(
     rb"(?:[ \t\v\f\xa0]|\xc2\xa0)[^\r\n]{0,%d}+(?:\r\n|[\r\n]|\Z)" % LINE_OCTETS_MAX
 )
@@ -63,7 +63,7 @@ _PROTECTED_TYPES = frozenset(("multipart/signed", "multipart/encrypted"))
 
 @dataclass(slots=True)
 class BodyStatistics:
-    """Statistics of a body, counted slice by slice: its own text, without the parts that it has."""
+    """Statistics of a body, counted slice by slice. The parts of a multipart are not included."""
 
     size: int = 0  # octets
     carriage_returns: int = 0  # octets CR
@@ -157,8 +157,8 @@ class Entity:
 class Structure(Struct, frozen=True):
     """All entities in the order of their starts; the first is the message itself.
 
-    `is_complete`: no part is left unread because of a limit. `is_ambiguous`: another LooseReading
-    may find other delimiters.
+    `is_complete` is false if parts are unread because of a limit. `is_ambiguous`: with another
+    LooseReading, other delimiters may be found.
     """
 
     entities: tuple[Entity, ...]
@@ -173,23 +173,23 @@ class Structure(Struct, frozen=True):
         return self.entities[0]
 
     def parts(self, entity: Entity) -> list[Entity]:
-        """Return the parts of an entity, without what is in them."""
-        return [one for one in self.entities if one.parent == entity.number]
+        """Return the direct parts of an entity."""
+        return [child for child in self.entities if child.parent == entity.number]
 
     def within(self, entity: Entity) -> Iterator[Entity]:
         """Return all entities inside an entity."""
         following = islice(self.entities, entity.number + 1, None)
-        return takewhile(lambda one: one.depth > entity.depth, following)
+        return takewhile(lambda inner: inner.depth > entity.depth, following)
 
 
 class LooseReading(Struct, frozen=True):
-    """One way to read a message where programs differ, to find what any of them shows.
+    """One of the ways in which programs read an ambiguous message, to find what any of them shows.
 
-    `last`: of several Content-Types the last counts, not the first. `ends_late`: a header ends at
-    its blank line, not after its last field. `outermost`: of several multiparts with one boundary
-    the outermost has the delimiters, not the innermost. `exact`: a line with words after a boundary
-    is none. In all of them an attached message with a transfer encoding is read as it stands if it
-    begins with a field. The message has CRLF line ends; bodies are not counted.
+    `last`: the last of several Content-Types counts, not the first. `ends_late`: a header ends at
+    its blank line, not after its last field. `outermost`: if multiparts have the same boundary, a
+    delimiter belongs to the outermost, not to the innermost. `exact`: a line with words after a
+    boundary is no delimiter. In all of them an attached message with a transfer encoding is read
+    undecoded if it begins with a field. The message has CRLF line ends; bodies are not counted.
     """
 
     last: bool = False
@@ -210,7 +210,7 @@ def structure_of(
 ) -> Structure:
     """Read a message that comes in blocks of any sizes.
 
-    `fields_of` parses a header; for a loose reading it may return the same fields each time.
+    `fields_of` parses a header; for a LooseReading it may cache its results.
     """
     reader = StructureReader(reading, fields_of)
     for block in blocks:
@@ -221,7 +221,7 @@ def structure_of(
 class _BoundaryLine(Struct, frozen=True):
     """A delimiter line in the buffer: `level` is the index of its multipart in the path.
 
-    It starts with the line end before its boundary, and ends after its own line end.
+    It starts with the line end before the boundary, and ends after the line end of the line.
     """
 
     level: int
@@ -231,11 +231,11 @@ class _BoundaryLine(Struct, frozen=True):
 
 
 class StructureReader:
-    """Reads a message in blocks: on whole blocks, never line by line.
+    """Reads a message in blocks; each step searches a whole block, not single lines.
 
-    A block is processed when the next one comes, or the end: most messages are one block, of which
-    all is then known. The buffer has the last octet that was processed, so that it has the line end
-    before a delimiter. The message starts as if after a line end.
+    A block is processed when the next block or the end arrives: most messages are one block, and
+    then all of it is known. The buffer keeps the last octet that was processed, because the line
+    end before a delimiter may begin with it. The start of the message counts as after a line end.
     """
 
     def __init__(
@@ -251,12 +251,13 @@ class StructureReader:
         self._offset = -1  # of the first octet in the buffer
         self._entities = [Entity(number=0, parent=-1, depth=0, lead=0, start=0)]
         self._path = self._entities[:]  # from the message to the innermost entity that is open
-        # the boundaries of those that have parts, with their places in the path
+        # (index in the path, boundary) of each open multipart
         self._boundaries: list[tuple[int, bytes]] = []
         self._in_header = True
         self._searching = True
         self._bare_returns = False  # a delimiter may be after one
-        self._looked_for: dict[bytes, int] = {}  # boundary: up to which octet of the message
+        # by boundary: the octet of the message up to which it was searched
+        self._looked_for: dict[bytes, int] = {}
         self._headers_octets = self._headers_lines = 0
         self._false_delimiters = 0
         self._defects: dict[str, None] = {}
@@ -295,7 +296,7 @@ class StructureReader:
         limit = self._at + (HEADER_OCTETS_MAX if is_part else _MESSAGE_HEADER_OCTETS_MAX)
         delimiter = self._find(final)
         end = max(delimiter.start, start) if delimiter else len(self._held)
-        # the line end of the delimiter may be that of the blank line
+        # the line end of the delimiter may also be the blank line
         blank = BLANK_LINE.search(self._held, self._at, min(end + len(b"\r\n"), limit))
         if blank is not None:
             if not final and blank.end() + self._margin > len(self._held):
@@ -344,8 +345,8 @@ class StructureReader:
             header = Header.parse(cleaned(entity.header))
             for name, line in header.fields if "" in header else ():
                 if not name:
-                    shown = line[:_SHOWN_CHARACTERS].decode("ascii", "replace").strip()
-                    self._defect(f"a line in a header that is not a field: {shown!r}")
+                    start = line[:_SHOWN_CHARACTERS].decode("ascii", "replace").strip()
+                    self._defect(f"a line in a header that is not a field: {start!r}")
             entity.fields = fields_of_header(header)
         else:
             entity.fields = self._fields_of(entity.header)
@@ -359,8 +360,8 @@ class StructureReader:
         encoding = read_content_field(entity.fields, "content-transfer-encoding")
         entity.encoding = encoding.value or "7bit"
         if entity.encoding not in _ENCODINGS:
-            shown = entity.encoding[:_SHOWN_CHARACTERS]
-            self._defect(f"an unknown transfer encoding: {shown!r}")
+            start = entity.encoding[:_SHOWN_CHARACTERS]
+            self._defect(f"an unknown transfer encoding: {start!r}")
         kind = entity.content_type
         is_multipart, is_message = kind.startswith("multipart/"), kind in WHOLE_MESSAGES
         if not is_multipart and not is_message:
@@ -372,7 +373,7 @@ class StructureReader:
         elif entity.depth >= DEPTH_MAX:
             self._leave_unread(f"parts more than {DEPTH_MAX} deep")
         elif is_multipart:
-            others = [one.rstrip(b"-") for _, one in self._boundaries]
+            others = [boundary.rstrip(b"-") for _, boundary in self._boundaries]
             self._is_ambiguous |= boundary.rstrip(b"-") in others
             entity.boundary = boundary
             self._boundaries.append((len(self._path) - 1, boundary))
@@ -382,7 +383,7 @@ class StructureReader:
             entity.is_message = self._has_room()  # with a transfer encoding it is a leaf
 
     def _type(self, fields: "Message[str, str]", default: str) -> tuple[str, bytes]:
-        """Return type and boundary; a loose reading does not check the form of the type."""
+        """Return type and boundary. With a LooseReading the form of the type is not checked."""
         reading = self._reading
         values = fields.get_all("content-type", [default])
         value = str(values[-1 if reading is not None and reading.last else 0])
@@ -435,7 +436,7 @@ class StructureReader:
         self._in_header = True
 
     def _leave(self, level: int, *, end: int) -> None:
-        """End the entities from index `level` of the path on."""
+        """End the entities of the path, from index `level` to the innermost."""
         for entity in self._path[level:]:
             entity.end = end
             has_parts = self._has_parts(entity)
@@ -449,7 +450,9 @@ class StructureReader:
             if entity.body.eight_bit and entity.encoding == "7bit":
                 self._defect("octets of 8 bits where the encoding is 7bit")
         del self._path[level or 1 :]
-        self._boundaries = [one for one in self._boundaries if one[0] < len(self._path)]
+        self._boundaries = [
+            boundary for boundary in self._boundaries if boundary[0] < len(self._path)
+        ]
 
     def _has_parts(self, entity: Entity) -> bool:
         """Return whether an entity has parts: the first of them is the next entity."""
@@ -464,50 +467,50 @@ class StructureReader:
         if not self._searching or not self._boundaries:
             return None
         limit = len(self._held) - (0 if final else self._margin)
-        found: _BoundaryLine | None = None
+        first: _BoundaryLine | None = None
         is_outermost = self._reading is not None and self._reading.outermost
         for level, boundary in self._boundaries if is_outermost else reversed(self._boundaries):
             for lead in (b"\n--", b"\r--") if self._bare_returns else (b"\n--",):
-                one = self._find_one(lead + boundary, level, limit)
-                if one is not None:
-                    found, limit = one, one.start
-        return found
+                line = self._find_boundary(lead + boundary, level, limit)
+                if line is not None:
+                    first, limit = line, line.start
+        return first
 
-    def _find_one(self, wanted: bytes, level: int, limit: int) -> _BoundaryLine | None:
-        """Search one boundary from where its last search ended, so that each octet is read once."""
-        looked_for = self._looked_for.get(wanted, 0)
+    def _find_boundary(self, boundary: bytes, level: int, limit: int) -> _BoundaryLine | None:
+        """Search a boundary from where its last search ended, so that each octet is read once."""
+        looked_for = self._looked_for.get(boundary, 0)
         position = max(looked_for - self._offset, self._at)
-        end = limit + len(wanted) - 1
-        while limit > self._at and (position := self._held.find(wanted, position, end)) >= 0:
-            ended = _AFTER_BOUNDARY.match(self._held, position + len(wanted))
+        end = limit + len(boundary) - 1
+        while limit > self._at and (position := self._held.find(boundary, position, end)) >= 0:
+            ended = _AFTER_BOUNDARY.match(self._held, position + len(boundary))
             if not ended and self._reading is not None:
-                ended = _WITH_WORDS.match(self._held, position + len(wanted))
+                ended = _WITH_WORDS.match(self._held, position + len(boundary))
                 self._is_ambiguous |= ended is not None
                 ended = None if self._reading.exact else ended
             if ended:
-                self._looked_for[wanted] = self._offset + position
+                self._looked_for[boundary] = self._offset + position
                 is_pair = self._held[max(position - 1, self._at) : position + 1] == b"\r\n"
                 start = position - 1 if is_pair else position
                 return _BoundaryLine(level, start, ended.end(), closing=ended[0].startswith(b"--"))
-            if _TOO_PADDED.match(self._held, position + len(wanted)):
+            if _TOO_PADDED.match(self._held, position + len(boundary)):
                 self._leave_unread("too much white space after a boundary")
             position += 1
             self._false_delimiters += 1
             if self._false_delimiters > FALSE_DELIMITERS_MAX:
                 self._stop("too many lines that look like delimiters")
                 return None
-        self._looked_for[wanted] = max(looked_for, self._offset + limit)
+        self._looked_for[boundary] = max(looked_for, self._offset + limit)
         return None
 
     # -- the buffer
 
     @property
     def _margin(self) -> int:
-        """How many octets at the end of the buffer may be an incomplete delimiter line."""
-        return max([len(one) for _, one in self._boundaries], default=0) + _AHEAD
+        """How many octets at the end of the buffer may be an unfinished delimiter line."""
+        return max([len(boundary) for _, boundary in self._boundaries], default=0) + _AHEAD
 
     def _count(self, end: int) -> None:
-        """Count the buffer up to `end` as text of the innermost entity: it is processed."""
+        """Count the buffer up to `end`, which is now processed, as text of the innermost entity."""
         start = self._at + 1
         if end > start:
             if self._reading is None:

@@ -1,9 +1,9 @@
 """Content transfer encodings: encode, decode and rewrap base64 and quoted-printable in chunks.
 
-RecodedOctets encode their source while they are read, so that conversion repairs the parts of large
-messages with one chunk in memory; every reading returns the same octets. decoded_blocks() decodes a
-body: octets that cannot be decoded give what can be read of them; base64 is read on after padding,
-and of uuencode each line of the first file is read by itself. coded_text() encodes a new text.
+RecodedOctets encode their source while they are read: conversion repairs large messages with one
+chunk in memory. Each read returns the same octets. decoded_blocks() decodes a body; damaged octets
+are decoded as far as possible. Base64 continues after padding; of uuencode, each line of the first
+file is decoded separately. coded_text() encodes a new text.
 Reading raises OSError where the source cannot be read.
 RFC 2045 6.7 (quoted-printable), 6.8 (base64); RFC 2046 4.1.2 (charset); RFC 5322 2.3 (CR and LF
 only together).
@@ -35,13 +35,13 @@ _CHUNK_OCTETS = 57 * 1024  # whole lines of base64; the size of a chunk
 _LOOKAHEAD_OCTETS = 4096
 _LINE = 76
 _LINE_SOURCE = 57  # octets in a line of base64
-_LINES_BLOCK = _LINE * 16384  # as much is split into lines at once
+_LINES_BLOCK = _LINE * 16384  # octets that are split into lines at once
 _TRY_OCTETS = 16384  # of lines of different lengths, before equal ones are looked for again
-_EQUAL_OCTETS = 65536  # of equal lines that are passed over at once
-_FEW = 8  # so few equal lines are not worth it
+_EQUAL_OCTETS = 65536  # of equal lines that are skipped at once
+_FEW = 8  # this number of equal lines is not skipped
 _ALPHABET = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/="
 _NOT_BASE64 = bytes(set(range(256)) - set(_ALPHABET))
-_PADDING = (b"", b"=", b"==")  # what whole base64 may have beside its alphabet
+_PADDING = (b"", b"=", b"==")  # at the end of whole base64
 _BASE64_AND_LINES = _ALPHABET.replace(b"=", b"") + b"\r\n"
 UUENCODE = frozenset(("x-uuencode", "uuencode", "x-uue", "uue"))
 _UU_LINE_OCTETS_MAX = 1000  # of the line before a file
@@ -63,7 +63,7 @@ class Coding(Protocol):
     """A conversion of octets, chunk by chunk."""
 
     def cut(self, octets: bytes) -> int:
-        """Return how many octets can be converted without those that follow; 0 for none."""
+        """Return how many octets can be converted independently of the following; 0 for none."""
 
     def code(self, octets: bytes, *, last: bool) -> bytes:
         """Return the converted octets."""
@@ -146,18 +146,18 @@ class RewrappedQuotedPrintable:
 
 
 class SevenBitQuotedPrintable(RewrappedQuotedPrintable):
-    """Quoted-printable that has octets of 8 bits or long lines becomes what it should be."""
+    """Repair quoted-printable that has octets of 8 bits or long lines."""
 
     def code(self, octets: bytes, *, last: bool) -> bytes:
         """See Coding. Where no line is too long, the lines stay."""
-        octets = _NOT_QUOTED.sub(lambda found: b"=%02X" % found[0][0], octets)
+        octets = _NOT_QUOTED.sub(lambda match: b"=%02X" % match[0][0], octets)
         if has_line_over(octets, LINE_MAX) or not (last or octets.endswith(b"\n")):
             return super().code(octets, last=last)
         return octets
 
 
 class Base64Decoding(Struct, frozen=True):
-    """Decode base64, which goes on after padding; `ignored` are octets that do not count."""
+    """Decode base64, which continues after padding; `ignored` octets are skipped."""
 
     ignored: bytes = _NOT_BASE64
 
@@ -173,11 +173,11 @@ class Base64Decoding(Struct, frozen=True):
         return b"".join(map(_whole_base64, octets.translate(None, self.ignored).split(b"=")))
 
 
-BASE64_IN_ONE_PIECE = Base64Decoding(_NOT_BASE64 + b"=")  # padding does not count
+BASE64_IN_ONE_PIECE = Base64Decoding(_NOT_BASE64 + b"=")  # padding is skipped
 
 
 class UuencodeDecoding:
-    """Decode uuencode: what is no such line gives nothing."""
+    """Decode uuencode; other lines are skipped."""
 
     def cut(self, octets: bytes) -> int:
         """See Coding: at a line end."""
@@ -247,9 +247,9 @@ class RecodedOctets:
 
 
 def recode(source: Octets, coding: Coding) -> RecodedOctets:
-    """Return a source as converted octets: the source is read once for the sizes of its chunks.
+    """Return a source as converted octets. Raises OSError.
 
-    Reading blocks; raises OSError.
+    The source is read once here, to compute the sizes of its chunks. Reading blocks.
     """
     sources, places = [0], [0]
     for piece in _pieces(source, coding, _CHUNK_OCTETS):
@@ -275,7 +275,7 @@ def _pieces(source: Octets, coding: Coding, block_octets: int) -> Iterator[bytes
 
 
 def base64_octets(source: Octets) -> RecodedOctets:
-    """Return a source in base64 in lines of 76. Nothing is read: a chunk has whole lines."""
+    """Return a source in base64 in lines of 76. It is not read here: sizes can be computed."""
     starts = range(0, source.size, _CHUNK_OCTETS)
     places = (*(start // _LINE_SOURCE * (_LINE + 2) for start in starts), base64_size(source.size))
     return RecodedOctets(source, Base64Coding(), places[-1], (*starts, source.size), places)
@@ -303,10 +303,10 @@ def line_blocks(content: bytes) -> list[bytes]:
 
 
 def has_line_over(content: bytes, octets: int, begun: int = 0) -> bool:
-    """Return whether a line has more than `octets` octets before its LF: one search for so many.
+    """Return whether a line has more than `octets` octets before its LF.
 
-    `begun` octets of the first line came before. Lines of one length, as base64 has them, are
-    passed over by one search for all of them.
+    `begun` is the number of octets of the first line that came before. It takes about one search
+    per `octets` octets; lines of equal length, as in base64, are skipped together.
     """
     size, rfind, position = len(content), content.rfind, 0
     if begun and begun + size > octets:
@@ -325,7 +325,7 @@ def has_line_over(content: bytes, octets: int, begun: int = 0) -> bool:
 
 
 def _octets_of_equal_lines(content: bytes, start: int, octets: int) -> int:
-    """Return the size of the lines from `start` on that are as long as the first, 0 if few are."""
+    """Return the size of the lines from `start` that are as long as the first; 0 if few are."""
     length = content.find(b"\n", start, start + octets + 1) + 1 - start
     if length <= 0 or content[start - 1 : start + _FEW * length : length] != b"\n" * (_FEW + 1):
         return 0
@@ -334,9 +334,9 @@ def _octets_of_equal_lines(content: bytes, start: int, octets: int) -> int:
 
 
 def decoded_blocks(source: Octets, encoding: str | Coding, *, octets: int = 0) -> Iterator[bytes]:
-    """Yield the decoded octets; damaged ones as far as they can be decoded. Raises OSError.
+    """Yield the decoded octets; damaged ones are decoded as far as possible. Raises OSError.
 
-    `octets`: so many encoded ones at once, if not as many as usual.
+    `octets` is the number of encoded octets that are read at once, 0 for the default.
     """
     coding = decoding_of(encoding) if isinstance(encoding, str) else encoding
     if coding is None:
@@ -360,7 +360,7 @@ def _encoded(source: Octets, coding: Coding) -> Octets:
 
 
 def uuencoded_file(source: Octets) -> tuple[bytes, Octets]:
-    """Return the name and the lines of the first uuencoded file, b"" and all lines without one."""
+    """Return the name and the lines of the first uuencoded file; b"" and all lines if none."""
     for start, end, name in uuencoded_files(octets_in_blocks([source])):
         return name, source.part(start, end - start)
     return b"", source
@@ -373,11 +373,11 @@ def uuencoded_files(blocks: Iterator[bytes]) -> Iterator[tuple[int, int, bytes]]
         held += block
         end = held.rfind(b"\n") if block else len(held)
         if start >= 0 or b"begin" in held:
-            for found in _UU_AROUND.finditer(held, 0, end):
-                at = place + found.start() + 1
+            for match in _UU_AROUND.finditer(held, 0, end):
+                at = place + match.start() + 1
                 if start >= 0:
                     yield start, at, name
-                start, name = (at, found[1]) if found[1] else (-1, b"")
+                start, name = (at, match[1]) if match[1] else (-1, b"")
         kept = max(end, len(held) - 2 * _UU_LINE_OCTETS_MAX)
         held, place = held[kept:], place + kept
     if start >= 0:
@@ -394,7 +394,7 @@ def decoding_of(encoding: str) -> Coding | None:
 
 
 def decoded_size(source: Octets, encoding: str) -> int:
-    """Return the number of decoded octets; those of whole base64 are not decoded."""
+    """Return the number of decoded octets; whole base64 is counted without decoding it."""
     if encoding == "base64" and (size := whole_base64_size(source)) is not None:
         return size
     if decoding_of(encoding) is None:
@@ -403,7 +403,7 @@ def decoded_size(source: Octets, encoding: str) -> int:
 
 
 def whole_base64_size(source: Octets) -> int | None:
-    """Return the decoded size of base64 in one piece without other octets, None for others."""
+    """Return the decoded size of base64 in one piece; None if other octets are in it."""
     characters, padding, last = 0, b"", b""
     for block in octets_in_blocks([source]):
         padding += block.translate(None, _BASE64_AND_LINES)
@@ -442,10 +442,10 @@ class CodedText(Struct, frozen=True):
 
 
 def coded_text(text: bytes) -> CodedText:
-    """Return the text as it is if that is possible, else as quoted-printable or base64.
+    """Return the text unencoded if possible, else in the shorter of quoted-printable and base64.
 
-    The shorter encoding is used. The boundaries of this relay begin with "=_", which neither
-    encoding produces; a text that contains it is encoded.
+    Boundaries of Relay begin with "=_", which neither encoding produces; a text that contains "=_"
+    is encoded.
     """
     charset = "us-ascii" if text.isascii() else "utf-8"
     plain = text.isascii() and b"\0" not in text and b"=_" not in text
@@ -457,7 +457,8 @@ def coded_text(text: bytes) -> CodedText:
 
 
 def is_shorter_in_base64(text: bytes) -> bool:
-    """Return whether a text is shorter in base64 than in quoted-printable, as far as its octets
-    beyond ASCII decide.
+    """Return whether a text is shorter in base64 than in quoted-printable.
+
+    Only octets that are not ASCII are counted.
     """
     return len(text.translate(None, _ASCII)) * _QUOTED_PRINTABLE_SHARE > len(text)

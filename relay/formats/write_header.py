@@ -1,7 +1,7 @@
 """Write header fields: text, address lists, parameters, and the whole header of Graph's properties.
 
-Drafts and conversion write their headers with it. No value can end its field or start another: CR,
-LF and NUL become a space. Lines are at most 998 characters, usually at most 78. The output is ASCII
+Drafts and conversion use it. No value can end its field or start another: CR, LF and NUL become a
+space. Lines have at most 998 characters, usually at most 78. The output is ASCII
 except for local parts of addresses. header_fields() writes no Bcc.
 RFC 5322 2.2.3, 3.3, 3.4, 3.6; RFC 2047; RFC 2231; RFC 6532 (addresses only); RFC 6857; RFC 4021
 (Importance, Sensitivity); RFC 8098 2.1; MS-OXCMAIL 2.1.3.
@@ -55,7 +55,7 @@ def text_field(name: str, value: str) -> str:
 
 
 def raw_field(name: str, value: str) -> str:
-    """Return a field whose value is ASCII, structured, and folded already if necessary."""
+    """Return a field; the value must be ASCII, structured, and folded if necessary."""
     return f"{name}: {value}{CRLF}"
 
 
@@ -63,7 +63,7 @@ def address_list_field(name: str, addresses: Sequence[EmailAddress]) -> str:
     """Return an address list, one mailbox per line; "" for an empty list."""
     if not addresses:
         return ""
-    return f"{name}: {f',{CRLF} '.join(_mailbox(one) for one in addresses)}{CRLF}"
+    return f"{name}: {f',{CRLF} '.join(_mailbox(address) for address in addresses)}{CRLF}"
 
 
 def phrases_field(name: str, phrases: Sequence[str]) -> str:
@@ -75,11 +75,12 @@ def phrases_field(name: str, phrases: Sequence[str]) -> str:
 def ids_field(name: str, ids: Sequence[str]) -> str:
     """Return a list of message ids, one per line; "" if none is in angle brackets.
 
-    The ids are those of other messages, also without an @, so that a reply to these is in their
-    conversation.
+    Ids of other messages may lack an @: they are kept, so that a reply joins the conversation.
     """
     written = [
-        one for one in ids if len(one) <= MESSAGE_ID_CHARACTERS_MAX and message_ids(one) == (one,)
+        message_id
+        for message_id in ids
+        if len(message_id) <= MESSAGE_ID_CHARACTERS_MAX and message_ids(message_id) == (message_id,)
     ]
     return f"{name}: {f'{CRLF} '.join(written)}{CRLF}" if written else ""
 
@@ -89,10 +90,12 @@ def parameter(name: str, value: str) -> str:
     value = _CONTROLS.sub(" ", value)
     if _TOKEN.fullmatch(value) and len(value) <= _SEGMENT_CHARACTERS:
         return f";{CRLF} {name}={value}"
-    # Many readers take "=?" for an encoded word here too.
+    # Many programs read "=?" as an encoded word here too.
     if value.isascii() and len(value) <= _SEGMENT_CHARACTERS and "=?" not in value:
         return f";{CRLF} {name}={_quoted(value)}"
-    segments = list(_gathered(quote(one.encode("utf-8", "replace"), safe="") for one in value))
+    segments = list(
+        _gathered(quote(character.encode("utf-8", "replace"), safe="") for character in value)
+    )
     if len(segments) == 1:
         return f";{CRLF} {name}*=utf-8''{segments[0]}"
     written = [
@@ -112,7 +115,7 @@ def _encoded_words(value: str, *, taken: int) -> str:
 
 
 def without_smtputf8(person: EmailAddress) -> EmailAddress:
-    """Return the address in a form for 7 bits: an address that is not ASCII becomes a display name.
+    """Return the address for a header in 7 bits: if it is not ASCII, it becomes a display name.
 
     address_list_field() writes it as an empty group (RFC 6857 3.1.8), which readers show.
     """
@@ -205,7 +208,7 @@ def _conversation_fields(properties: MessageProperties) -> tuple[str, ...]:
 
 
 def _folded_index(index: str) -> str:
-    """Fold base64: its readers skip white space."""
+    """Fold base64: readers of base64 skip white space."""
     pieces = [index[start : start + 60] for start in range(0, len(index), 60)]
     return f"{CRLF} ".join(pieces)
 

@@ -1,20 +1,20 @@
 """The test kit: a development relay within a test program, and a pytest plugin.
 
-`from relay.testing import Relay` runs one in a thread with an event loop of its own, on free ports,
-with its state in a temporary directory. docs/testing.md describes it. Names are imported from their
-modules when they are first used, because pytest imports the plugin in every test run.
+`from relay.testing import Relay`; a Relay runs in a thread with a separate event loop, on free
+ports, with its state in a temporary directory. docs/testing.md describes it. Names are imported
+from their modules when they are first used, because pytest imports the plugin in every test run.
 
-- `plugin`: the fixtures `relay`, `internet` and `clock`; what a failed test shows
+- `plugin`: the fixtures `relay`, `internet` and `clock`; the report of a failed test
 - `frameworks`: mail settings of Django and Flask for a relay; mail in Django's outbox
 - `relay`: Relay and Mailbox, for tests without coroutines; the files that a failed test leaves
-- `async_relay`: the same for coroutines; ports and addresses of a relay, its environment (env)
+- `async_relay`: AsyncRelay, for coroutines; ports and addresses of a relay, its environment (env)
 - `internet`: remote domains and their replies, as a test describes them
-- `message`: a message as a test sees it: text, links, code, attachments, bounce
-- `running`: options of a relay, sending, waiting, the clock: what both kinds of tests share
+- `message`: a message for a test: text, links, code, attachments, bounce
+- `running`: options of a relay, sending, waiting, the clock: shared by Relay and AsyncRelay
 - `relay_thread`: the thread of a relay and its directory, in /dev/shm where that is possible
-- `observer`: which messages a wait finds, and which were seen before
+- `observer`: which messages a wait returns, and which the test has seen before
 - `arrivals`: when a message counts as arrived; reads the Maildirs
-- `waiting`: which message a wait wants; the text of a time-out
+- `waiting`: which message a wait looks for; the text of a time-out
 
 Elsewhere: the development relay itself: `relay/development/relay.py`; scenarios:
 `relay/development/internet/scenario.py`.

@@ -1,8 +1,8 @@
 """The messages in the mailboxes of a relay: read from its Maildirs, each file once.
 
-Every recipient has a mailbox: local ones, captured ones, and those that a simulated host accepted.
-A message has arrived when its file is there and the queue has the recipient's state, so that its
-journey is complete.
+Every recipient has a mailbox: local recipients, captured ones, and those that a simulated host
+accepted. A message has arrived when its file exists and the queue has the state of the recipient:
+then its journey is complete.
 """
 
 import email
@@ -41,18 +41,18 @@ class MessageCopy:
 
     @property
     def key(self) -> str:
-        """What identifies the copy."""
+        """The identity of the copy."""
         return _key(self.mailbox, self.path)
 
     @property
     def name(self) -> str:
-        """What identifies the message, whatever the number of its copies."""
+        """The identity of the message, equal for all its copies."""
         return self.queue_id or self.path.name.partition(":")[0]
 
 
 @dataclass(frozen=True, slots=True)
 class ArrivedMessage:
-    """A copy, and the journey of its message; None for one that has none."""
+    """A copy, and the journey of its message, None if it has no journey."""
 
     copy: MessageCopy
     journey: Journey | None
@@ -65,12 +65,12 @@ class ArrivedMessage:
     @property
     def senders(self) -> tuple[str, ...]:
         """The reverse-path and the addresses in From."""
-        found = field_addresses(self.copy.eml, "From")
-        return tuple(dict.fromkeys([self.journey.sender if self.journey else "", *found]))
+        authors = field_addresses(self.copy.eml, "From")
+        return tuple(dict.fromkeys([self.journey.sender if self.journey else "", *authors]))
 
     @property
     def has_arrived(self) -> bool:
-        """Whether the queue knows that this copy was written."""
+        """Whether the queue has recorded that this copy was written."""
         return self.state in AT_REST
 
     @property
@@ -78,9 +78,11 @@ class ArrivedMessage:
         """The state of this recipient."""
         if self.journey is None:
             return RecipientState.DELIVERED
-        wanted = own_mailbox(self.copy.recipient)
+        mailbox = own_mailbox(self.copy.recipient)
         states = (
-            one.state for one in self.journey.recipients if own_mailbox(one.address) == wanted
+            recipient.state
+            for recipient in self.journey.recipients
+            if own_mailbox(recipient.address) == mailbox
         )
         return next(states, self.journey.state)
 
@@ -100,17 +102,17 @@ class MailboxFiles:
     def copies(self, address: str | None = None) -> list[MessageCopy]:
         """Return the copies for an address, or all, in the order of their arrival.
 
-        For an address with a tag only those that were sent to it.
+        For an address with a tag, only the copies that were sent to this address.
         """
         folders = self._folders() if address is None else self._folders_of(address)
-        wanted = own_mailbox(address or "")
-        found: dict[str, MessageCopy] = {}
+        own_address = own_mailbox(address or "")
+        by_key: dict[str, MessageCopy] = {}
         for mailbox, folder in folders:
             for path in _files(folder):
                 copy = self._copy(mailbox, path)
-                if "+" not in wanted or own_mailbox(copy.recipient) == wanted:
-                    found[copy.key] = copy
-        return sorted(found.values(), key=lambda one: (one.written_ns, one.key))
+                if "+" not in own_address or own_mailbox(copy.recipient) == own_address:
+                    by_key[copy.key] = copy
+        return sorted(by_key.values(), key=lambda copy: (copy.written_ns, copy.key))
 
     def _copy(self, mailbox: str, path: Path) -> MessageCopy:
         key = _key(mailbox, path)
@@ -127,7 +129,7 @@ class MailboxFiles:
                     yield f"{unquote(folder.name)}@{unquote(domain.name)}", folder
 
     def _folders_of(self, address: str) -> Iterator[tuple[str, Path]]:
-        """Yield the mailbox of an address; of a local one with a tag also that without it."""
+        """Yield the mailbox of an address; for a local address with a tag also that without it."""
         local_part, _, domain = own_mailbox(address).rpartition("@")
         names = [local_part]
         if domain in self._domains and "+" in local_part:
@@ -142,11 +144,14 @@ class MailboxFiles:
 
 
 def _files(mailbox: Path) -> Iterator[Path]:
-    folders = [mailbox, *(one for one in mailbox.glob(".*") if one.name not in _NOT_RECEIVED)]
+    folders = [
+        mailbox,
+        *(path for path in mailbox.glob(".*") if path.name not in _NOT_RECEIVED),
+    ]
     for folder in folders:
         for place in ("new", "cur"):
             try:
-                yield from [one for one in (folder / place).iterdir() if one.name[0] != "."]
+                yield from [path for path in (folder / place).iterdir() if path.name[0] != "."]
             except (FileNotFoundError, NotADirectoryError):
                 continue
 
@@ -160,8 +165,8 @@ def _read_copy(mailbox: str, path: Path) -> MessageCopy:
     eml = email.message_from_bytes(content, policy=email.policy.default)
     assert isinstance(eml, EmailMessage)
     recipient = field_text(eml, "Delivered-To") or mailbox
-    found = _received_id(field_text(eml, "Received")) or _own_message_id(
+    match = _received_id(field_text(eml, "Received")) or _own_message_id(
         field_text(eml, "Message-ID")
     )
-    queue_id = found[1] if found else ""
+    queue_id = match[1] if match else ""
     return MessageCopy(path, mailbox, recipient, queue_id, eml, content, written_ns)

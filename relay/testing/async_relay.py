@@ -1,5 +1,6 @@
-"""The test kit for asynchronous tests: the methods of Relay that wait, as coroutines; and where a
-relay of the kit listens, for all tests and for the programs that they run.
+"""The test kit for asynchronous tests: the methods of Relay that wait, as coroutines.
+
+RelayPlaces has the addresses of a relay of the kit, for all tests and the programs that they run.
 """
 
 import asyncio
@@ -32,7 +33,7 @@ class RelayPlaces:
 
     @property
     def scenario(self) -> InternetScenario:
-        """What the simulated internet of the relay does, for the other classes of the kit."""
+        """The description of the simulated internet, for the other classes of the kit."""
         if self._started is None:
             raise RuntimeError("the relay does not run: use it within `with Relay() as relay`")
         return self._started
@@ -44,13 +45,13 @@ class RelayPlaces:
 
     @property
     def http_url(self) -> str:
-        """Its URL, as "http://127.0.0.1:40001"; the Graph API is under /v1.0."""
+        """The URL of HTTP, such as "http://127.0.0.1:40001"; the Graph API is under /v1.0."""
         at = self.running.relay.addresses.http
         return f"http://{at.host}:{at.port}"
 
     @property
     def https_url(self) -> str:
-        """The same with TLS; clients have to trust `ca`."""
+        """The URL of HTTPS; clients must trust `ca`."""
         at = self.running.relay.addresses.https
         assert at is not None  # the kit lets it listen
         return f"https://localhost:{at.port}"
@@ -62,20 +63,24 @@ class RelayPlaces:
 
     @property
     def smtp(self) -> SmtpAddress:
-        """Host and port of SMTP without TLS. A client needs no login; any login is accepted, and
-        may send from any address.
+        """Host and port of SMTP without TLS.
+
+        A client needs no login. Each login is accepted, and may send from any address.
         """
         at = self.running.relay.addresses.smtp
         return SmtpAddress(at.host, at.port)
 
     @property
     def submission(self) -> SmtpAddress:
-        """The same with STARTTLS; clients have to trust `ca`, for "localhost" or "127.0.0.1"."""
+        """Host and port of SMTP with STARTTLS; clients must trust `ca`.
+
+        The certificate has the names "localhost" and "127.0.0.1".
+        """
         return _tls_address(self.running.relay.addresses.submission)
 
     @property
     def submissions(self) -> SmtpAddress:
-        """The same with TLS from the first octet."""
+        """Host and port of SMTP with TLS from the first octet; see `submission`."""
         return _tls_address(self.running.relay.addresses.submissions)
 
     @property
@@ -114,7 +119,7 @@ class RelayPlaces:
         }
 
     def token(self, address: str) -> str:
-        """Return a bearer token of an account, which is made when it is first used."""
+        """Return a bearer token of an account, which is created when it is first used."""
         return address
 
 
@@ -124,10 +129,9 @@ def _tls_address(at: Address | None) -> SmtpAddress:
 
 
 class AsyncRelay(RelayPlaces):
-    """What `async with Relay()` returns; AsyncRelay(relay) is the same relay for coroutines.
+    """The result of `async with Relay()`. AsyncRelay(relay) is the same relay for coroutines.
 
-    `state`, `journey` and `bounce` of its messages are read as they are, without a wait: call
-    settle() before.
+    `state`, `journey` and `bounce` of its messages are read without waiting: call settle() before.
     """
 
     def __init__(self, relay: RelayPlaces) -> None:
@@ -206,8 +210,8 @@ class AsyncRemoteSite(SiteScenario):
     ) -> RemoteMessage:
         """See RemoteSite.wait_for()."""
         __tracebackhide__ = True
-        wanted = Wanted(f"*@{self.name}", subject, sender)
-        work = self._scenario.wait(self.name, wanted, timeout)
+        criteria = Wanted(f"*@{self.name}", subject, sender)
+        work = self._scenario.wait(self.name, criteria, timeout)
         return await _in_relay(self._scenario.running, work)
 
 
@@ -227,8 +231,8 @@ class AsyncMailbox:
     ) -> Message:
         """See Mailbox.wait_for()."""
         __tracebackhide__ = True
-        wanted = Wanted(self.address, subject, sender)
-        work = self._running.wait_for(wanted, timeout, settles=False)
+        criteria = Wanted(self.address, subject, sender)
+        work = self._running.wait_for(criteria, timeout, settles=False)
         return await _in_relay(self._running, work)
 
     async def mark_read(self, message: Message) -> None:

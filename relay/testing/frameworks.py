@@ -1,6 +1,6 @@
-"""Where web frameworks send mail: their settings for a relay of the kit, and Django's outbox.
+"""Mail settings of web frameworks for a relay of the kit, and Django's outbox.
 
-Frameworks are imported only by the fixtures that are for them.
+A framework is imported only by its fixtures.
 """
 
 import sys
@@ -18,7 +18,7 @@ _DJANGO_BACKEND = "django.core.mail.backends.smtp.EmailBackend"
 
 @contextmanager
 def django_sends_to(smtp: tuple[str, int]) -> Iterator[None]:
-    """Make Django send to a relay, by all MAILERS where they are set (Django 6.1), else EMAIL_*."""
+    """Make Django send to a relay: set MAILERS if Django has them (6.1), else EMAIL_*."""
     mailers = getattr(import_module("django.conf").settings, "MAILERS", None)
     settings: dict[str, Any] = {
         "EMAIL_BACKEND": _DJANGO_BACKEND,
@@ -67,8 +67,9 @@ def configure_flask(app: Any, smtp: tuple[str, int], patch: "pytest.MonkeyPatch"
 
 
 def django_outbox() -> Sequence[tuple[str, Sequence[str]]]:
-    """Return subject and recipients of what Django's locmem backend has, to which Django's and
-    pytest-django's test runs send.
+    """Return subject and recipients of the messages in Django's locmem backend.
+
+    Test runs of Django and pytest-django send to this backend.
     """
     outbox = getattr(sys.modules.get("django.core.mail"), "outbox", ())
-    return [(str(one.subject), one.recipients()) for one in outbox]
+    return [(str(message.subject), message.recipients()) for message in outbox]

@@ -1,7 +1,7 @@
-"""The simulated internet as tests describe it: remote domains, what their hosts reply, what came.
+"""The simulated internet that tests describe: remote domains, replies of hosts, received messages.
 
 A description is a scenario (docs/internet.md), made by calls. Replies are used in the order of
-their description: the first that matches, until its `times` are used up.
+their description: the first reply that matches is used until its `times` are used up.
 """
 
 import asyncio
@@ -34,7 +34,7 @@ class RemoteMessage(Message):
 
     @property
     def key(self) -> tuple[str, int, int]:
-        """What identifies the transaction."""
+        """The identity of the transaction."""
         return self.host, self._mail.session, self._mail.received_us
 
     def line(self) -> str:
@@ -54,7 +54,7 @@ class RemoteMessage(Message):
 
 
 class InternetScenario:
-    """Which domains there are. Coroutines are for the relay's loop."""
+    """The domains of the simulated internet. Coroutines must run in the relay's event loop."""
 
     def __init__(self, running: RunningRelay) -> None:
         self.running = running
@@ -68,14 +68,14 @@ class InternetScenario:
         Raises SettingsError.
         """
         tables = dict(self._tables)
-        added = tomllib.loads(read_scenarios([str(one) for one in scenarios]).toml)
+        added = tomllib.loads(read_scenarios([str(name) for name in scenarios]).toml)
         for key, value in added.items():
             is_list = isinstance(value, list)
             tables[key] = [*tables.get(key, ()), *value] if is_list else value
         self._use(tables)
 
     def describe(self, name: str, /, **keys: Any) -> dict[str, Any]:
-        """Set keys in the table of a domain, a new one if there is none; return the table.
+        """Set keys in the table of a domain, which is created if necessary; return the table.
 
         Raises SettingsError; then nothing changes.
         """
@@ -83,7 +83,7 @@ class InternetScenario:
         if before is not None and not keys:
             return before
         table = {**(before or {"name": name}), **keys}
-        domains = [table if one is before else one for one in self._tables["domain"]]
+        domains = [table if other is before else other for other in self._tables["domain"]]
         if before is None:
             domains.append(table)
         self._use({**self._tables, "domain": domains})
@@ -94,14 +94,14 @@ class InternetScenario:
         self._use({**self._tables, "graph": [*self._tables.get("graph", ()), dict(fault)]})
 
     async def reset(self) -> None:
-        """Empty the relay, and forget what the test described and saw."""
+        """Empty the relay; remove the description and the record of seen messages."""
         await self.running.reset()
         self.strict = False
         self._tables = {"domain": []}
         self._taken.clear()
 
     def _use(self, tables: dict[str, Any]) -> None:
-        """Put a description into force. Raises SettingsError; then what is in force stays."""
+        """Apply a description. Raises SettingsError; then the present description stays."""
         scenario = scenario_of(tables, Path("internet"))
 
         async def use() -> None:
@@ -111,60 +111,62 @@ class InternetScenario:
         self._tables = tables
 
     async def received(self, domain: str = "") -> list[RemoteMessage]:
-        """Return what read() returns when what is in progress has ended."""
+        """Return the result of read(), after work in progress has ended."""
         await self.running.observer.rest()
         return await self.read(domain)
 
     async def read(self, domain: str = "") -> list[RemoteMessage]:
-        """Return what the hosts of a domain received, of all for ""."""
+        """Return the messages that the hosts of a domain received; "" is all domains."""
         others = (self._table_of(domain) or {}).get("aliases", ())
-        names = {domain_of(f"@{one}") for one in (domain, *others)}
+        names = {domain_of(f"@{name}") for name in (domain, *others)}
         return [
-            RemoteMessage(one, self.running.source_of(one.queue_id))
-            for one in self.running.relay.internet.received
-            if not domain or any(domain_of(each) in names for each in one.addresses)
+            RemoteMessage(message, self.running.source_of(message.queue_id))
+            for message in self.running.relay.internet.received
+            if not domain or any(domain_of(address) in names for address in message.addresses)
         ]
 
-    async def wait(self, domain: str, wanted: Wanted, timeout_s: float) -> RemoteMessage:
+    async def wait(self, domain: str, criteria: Wanted, timeout_s: float) -> RemoteMessage:
         """Return the first message that matches and that no wait returned; raise WaitTimeout."""
         changes, observer = self.running.relay.daemon.base.changes, self.running.observer
         deadline_s = asyncio.get_running_loop().time() + timeout_s  # real time: a test waits
         while True:
             count = changes.count
-            found = await self.read(domain)
-            for one in found:
-                if one.key not in self._taken and wanted.matches_values(one.subject, [one.sender]):
-                    self._taken.add(one.key)
-                    observer.saw(one.queue_id)
-                    return one
+            messages = await self.read(domain)
+            for message in messages:
+                if message.key not in self._taken and criteria.matches_values(
+                    message.subject, [message.sender]
+                ):
+                    self._taken.add(message.key)
+                    observer.saw(message.queue_id)
+                    return message
             if not await observer.changed(count, deadline_s):
                 break
-        lines = [f"Received by the hosts of {domain}: {len(found) or 'nothing'}"]
-        lines += [f"  {one.line()}" for one in found[-_SHOWN_MAX:]]
-        text = timeout_text(wanted, timeout_s, await observer.observed())
+        lines = [f"Received by the hosts of {domain}: {len(messages) or 'nothing'}"]
+        lines += [f"  {message.line()}" for message in messages[-_SHOWN_MAX:]]
+        text = timeout_text(criteria, timeout_s, await observer.observed())
         raise WaitTimeout("\n".join([text, "", *lines]))
 
     async def check(self, timeout_s: float) -> None:
         """Settle, and raise AssertionError for mail to a domain that was not described."""
         observer = self.running.observer
         await observer.settle(timeout_s)
-        found = {
-            one.address: "; ".join(journey_lines(journey))
+        captured = {
+            recipient.address: "; ".join(journey_lines(journey))
             for journey in await observer.journeys()
-            for one in journey.recipients
-            if one.state == RecipientState.CAPTURED
+            for recipient in journey.recipients
+            if recipient.state == RecipientState.CAPTURED
         }
-        if found:
-            domains = sorted({address.rpartition("@")[2] for address in found})
+        if captured:
+            domains = sorted({address.rpartition("@")[2] for address in captured})
             lines = [f"mail to domains that the test does not describe: {', '.join(domains)}"]
-            lines += [f"  {one}" for one in list(found.values())[:_SHOWN_MAX]]
+            lines += [f"  {line}" for line in list(captured.values())[:_SHOWN_MAX]]
             raise AssertionError("\n".join(lines))
 
     def _table_of(self, name: str) -> dict[str, Any] | None:
         for table in self._tables["domain"]:
             if name in (table["name"], *table.get("aliases", ())):
-                found: dict[str, Any] = table
-                return found
+                domain: dict[str, Any] = table
+                return domain
         return None
 
 
@@ -206,19 +208,19 @@ class Internet(SimulatedNetwork):
     """The simulated internet, for tests without coroutines."""
 
     def domain(self, name: str) -> "RemoteSite":
-        """Describe a remote domain: its hosts accept everything, but for what is described."""
+        """Describe a remote domain: its hosts accept all mail, except where described otherwise."""
         return RemoteSite(self._scenario, name)
 
     def messages(self) -> list[RemoteMessage]:
-        """Return what remote hosts have received, in that order."""
+        """Return the messages that remote hosts have received, in the order of their arrival."""
         return self._scenario.running.run(self._scenario.received())
 
 
 class SiteScenario:
-    """A remote domain and its hosts. `rcpt()` and the like say at which verb a reply is used."""
+    """A remote domain and its hosts. Methods such as rcpt() name the verb for which replies are."""
 
     def __init__(self, scenario: InternetScenario, name: str) -> None:
-        """Raises SettingsError for what is no domain."""
+        """Raises SettingsError if `name` is no domain."""
         self._scenario = scenario
         self.name = name.lower()
         scenario.describe(self.name)
@@ -238,7 +240,7 @@ class SiteScenario:
         return self._stage("EHLO")
 
     def starttls(self) -> "Stage":
-        """Describe the reply to STARTTLS, or bad_certificate()."""
+        """Describe the reply to STARTTLS; bad_certificate() presents an invalid certificate."""
         return self._stage("STARTTLS")
 
     def mail(self, sender: str = "") -> "Stage":
@@ -269,7 +271,7 @@ class SiteScenario:
 
     def mx(self, *hosts: str | tuple[str, int]) -> Self:
         """Give it these hosts, each a name or (name, preference)."""
-        pairs = [(one, 10) if isinstance(one, str) else one for one in hosts]
+        pairs = [(host, 10) if isinstance(host, str) else host for host in hosts]
         return self.set(mx=[{"host": host, "preference": number} for host, number in pairs])
 
     def null_mx(self) -> Self:
@@ -277,7 +279,7 @@ class SiteScenario:
         return self.set(null_mx=True)
 
     def greylist(self, seconds: float) -> Self:
-        """Refuse each pair of sender and recipient until so long after its first attempt."""
+        """Refuse each pair of sender and recipient for `seconds` after its first attempt."""
         return self.set(greylist=f"{seconds:g}s")
 
     def latency(self, seconds: float) -> Self:
@@ -285,11 +287,11 @@ class SiteScenario:
         return self.set(latency=f"{seconds:g}s")
 
     def tls(self, mode: str) -> Self:
-        """Set what its hosts do about TLS: offered, required, none or bad-certificate."""
+        """Set the TLS of its hosts: offered, required, none or bad-certificate."""
         return self.set(tls=mode)
 
     def limit(self, reply: str, **rates: str) -> Self:
-        """Reply this to more `connections`, `messages` or `recipients` than a rate, as "10/1m"."""
+        """Send `reply` to `connections`, `messages` or `recipients` beyond a rate: "10/1m"."""
         table = self._scenario.describe(self.name)
         return self.set(limit=[*table.get("limit", ()), {"reply": reply, **rates}])
 
@@ -314,7 +316,7 @@ class RemoteSite(SiteScenario):
     """A remote domain, for tests without coroutines."""
 
     def messages(self) -> list[RemoteMessage]:
-        """Return what its hosts have received, in that order."""
+        """Return the messages that its hosts have received, in the order of their arrival."""
         return self._scenario.running.run(self._scenario.received(self.name))
 
     def wait_for(
@@ -324,19 +326,19 @@ class RemoteSite(SiteScenario):
         sender: Pattern | None = None,
         timeout: float = WAIT_S,
     ) -> RemoteMessage:
-        """Return the first message that it received, that matches, and that no wait returned.
+        """Return the first received message that matches and that no wait returned before.
 
         Patterns are those of Mailbox.wait_for(). Raises WaitTimeout.
         """
         __tracebackhide__ = True
-        wanted = Wanted(f"*@{self.name}", subject, sender)
-        return self._scenario.running.run(self._scenario.wait(self.name, wanted, timeout))
+        criteria = Wanted(f"*@{self.name}", subject, sender)
+        return self._scenario.running.run(self._scenario.wait(self.name, criteria, timeout))
 
 
 class Stage:
-    """Where in a session, and for whom, the replies are used that it describes.
+    """The stage of a session, and the sender or recipient, for which it describes replies.
 
-    Each method adds an entry; `times` is how often it is used, then the next entry that matches is.
+    Each method adds an entry. It is used `times` times; then the next entry that matches is used.
     """
 
     def __init__(self, site: SiteScenario, keys: Mapping[str, str]) -> None:
@@ -346,12 +348,12 @@ class Stage:
     def reply(
         self, text: str, *, times: int | None = None, delay: float = 0, chance: int = 100
     ) -> Self:
-        """Reply this, such as "550 5.1.1 no such user"; in `chance` percent of the cases."""
+        """Reply `text`, such as "550 5.1.1 no such user", in `chance` percent of the cases."""
         more = {"chance": chance} if chance != 100 else {}
         return self._add(times, delay, reply=text, **more)
 
     def delay(self, seconds: float, *, times: int | None = None) -> Self:
-        """Reply as usual, but so much later."""
+        """Reply as usual, but `seconds` later."""
         return self._add(times, seconds)
 
     def drop(self, *, times: int | None = None, delay: float = 0) -> Self:
@@ -359,7 +361,7 @@ class Stage:
         return self._add(times, delay, action="drop")
 
     def stall(self, *, times: int | None = None) -> Self:
-        """Say nothing any more."""
+        """Send nothing any more."""
         return self._add(times, 0, action="stall")
 
     def bad_certificate(self, *, times: int | None = None) -> Self:

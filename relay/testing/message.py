@@ -1,4 +1,4 @@
-"""A message as a test sees it: its content, where it stands, and what its reports say."""
+"""A message for a test: its content, its state, and the reports about it."""
 
 import email
 import email.policy
@@ -21,10 +21,10 @@ from relay.formats.read_header import parse_header
 from relay.formats.read_report import read_remote_report
 from relay.store.journeys.document import Journey
 
-WAIT_S = 10.0  # unless a test says another one
+WAIT_S = 10.0  # the default of `timeout`
 _TEXT_SHOWN_MAX = 400
-_ACTIONS = {"failure": "failed", "read": "", "notread": ""}  # the others are named as their kind
-# Python's parser fails for some header fields that are malformed.
+_ACTIONS = {"failure": "failed", "read": "", "notread": ""}  # other actions equal the kind
+# Python's parser raises these for some malformed header fields.
 _FAULTS = (AttributeError, IndexError, LookupError, TypeError, ValueError)
 _Found = TypeVar("_Found")
 
@@ -33,9 +33,9 @@ _Found = TypeVar("_Found")
 class Bounce:
     """The part of a report that is about one recipient.
 
-    `kind` is "failure", "delayed", "held", "delivered", "relayed" or "expanded"; that of a read
-    receipt is "read" or "notread". `action` is that of a delivery report: "failed" for a failure.
-    `reply` is what the remote host or Relay said, such as "550 5.1.1 no such user here".
+    `kind` is "failure", "delayed", "held", "delivered", "relayed" or "expanded", or of a read
+    receipt "read" or "notread". `action` is that of a delivery report: "failed" for a failure.
+    `reply` is the reply of the remote host or of Relay, such as "550 5.1.1 no such user here".
     """
 
     recipient: str
@@ -47,37 +47,37 @@ class Bounce:
 
 
 def read_reports(content: bytes, eml: EmailMessage, *, about: str = "") -> list[Bounce]:
-    """Return what a report or a read receipt says; nothing for another message.
+    """Return the recipients of a report or a read receipt, none for another message.
 
-    With `about`, only what a report says of the message with this Message-ID.
+    With `about`, only reports about the message with this Message-ID.
     """
     report = read_remote_report(MemoryOctets(content))
     if report is None or (about and report.message_id.strip("<>") != about.strip("<>")):
         return []
     return [
         Bounce(
-            one.final or one.original,
-            one.kind,
-            _ACTIONS.get(one.kind, one.kind),
-            one.status,
-            one.reply,
+            claim.final or claim.original,
+            claim.kind,
+            _ACTIONS.get(claim.kind, claim.kind),
+            claim.status,
+            claim.reply,
             eml,
         )
-        for one in report.claims
+        for claim in report.claims
     ]
 
 
 class MessageSource(Protocol):
-    """Where a message's journey and reports are read, each time again."""
+    """Reads the journey and the reports of a message, again at each call."""
 
     def journey(self) -> Journey | None:
         """Return the journey, None if there is none."""
 
     def reports(self) -> Sequence[Bounce]:
-        """Return what reports and read receipts say about it, failures first."""
+        """Return the reports and read receipts about it, failures first."""
 
     def wait_for_bounce(self, timeout_s: float) -> Bounce:
-        """Return what the report of its failure says; raise WaitTimeout."""
+        """Return the report of its failure; raise WaitTimeout."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +94,7 @@ class MessageAttachment:
 class Message:
     """A message that arrived, or that the test sent. Its content does not change.
 
-    `journey`, `state`, `bounce` and what follows from them are read again each time.
+    `journey`, `state`, `bounce` and properties that depend on them are read at each access.
     """
 
     def __init__(self, read: Callable[[], bytes], source: MessageSource) -> None:
@@ -142,19 +142,19 @@ class Message:
 
     @property
     def attachments(self) -> list[MessageAttachment]:
-        """All parts that are neither text nor HTML of the body, those within the HTML too."""
+        """All parts except the text and HTML of the body; images of the HTML are included."""
         bodies = [self.eml.get_body((kind,)) for kind in ("plain", "html")]
-        shown = content_ids(self.html)
+        shown_ids = content_ids(self.html)
         return [
-            _attachment(part, shown)
+            _attachment(part, shown_ids)
             for part in _leaves(self.eml)
             if not any(part is body for body in bodies)
         ]
 
     def links(self) -> list[str]:
         """Return the URLs in HTML and text, each once, in their order."""
-        found = (*links_of_html(self.html), *links_of_text(self.text))
-        return list(dict.fromkeys(one.target for one in found))
+        links = (*links_of_html(self.html), *links_of_text(self.text))
+        return list(dict.fromkeys(link.target for link in links))
 
     def checks(self) -> Checks:
         """Return how many mail programs support the HTML, and what is wrong in the links."""
@@ -163,22 +163,22 @@ class Message:
     def code(self, pattern: str | re.Pattern[str] | None = None) -> str:
         """Return the first match of `pattern`, or of its group, in text or HTML.
 
-        Without a pattern: four to eight digits near a word such as "code" or "PIN"; or else six
-        digits, or else four to eight. Raises AssertionError without a match.
+        Without a pattern: four to eight digits near a word such as "code" or "PIN", else six
+        digits, else four to eight digits. Raises AssertionError without a match.
         """
         texts = (self.text, text_of_html(self.html))
         if pattern is None:
             matches = find_codes(texts)
         else:
-            found = filter(None, (re.search(pattern, text) for text in texts))
-            matches = [one[1] if one.re.groups else one[0] for one in found]
+            hits = filter(None, (re.search(pattern, text) for text in texts))
+            matches = [match[1] if match.re.groups else match[0] for match in hits]
         if matches:
             return matches[0]
-        shown = (self.text or self.html)[:_TEXT_SHOWN_MAX]
-        wanted = "code" if pattern is None else f"match of {pattern!r}"
-        raise AssertionError(f"no {wanted} in {self.subject!r}: {shown}")
+        excerpt = (self.text or self.html)[:_TEXT_SHOWN_MAX]
+        expected = "code" if pattern is None else f"match of {pattern!r}"
+        raise AssertionError(f"no {expected} in {self.subject!r}: {excerpt}")
 
-    # -- where it stands
+    # -- its state
 
     @property
     def sender(self) -> str:
@@ -191,57 +191,57 @@ class Message:
     def recipients(self) -> list[str]:
         """The recipients of the envelope."""
         known = self._source.journey()
-        return [one.address for one in known.recipients] if known else []
+        return [recipient.address for recipient in known.recipients] if known else []
 
     def recipient(self, address: str) -> Mapping[str, Any]:
         """Return state, status, reply and attempts of a recipient, as in the journey."""
         known = self.journey.get("recipients", ())
-        for one in known:
-            if own_mailbox(one["address"]) == own_mailbox(address):
-                found: Mapping[str, Any] = one
-                return found
-        names = ", ".join(one["address"] for one in known)
+        for recipient in known:
+            if own_mailbox(recipient["address"]) == own_mailbox(address):
+                state: Mapping[str, Any] = recipient
+                return state
+        names = ", ".join(recipient["address"] for recipient in known)
         raise LookupError(f"{address} is no recipient of this message; those are {names}")
 
     @property
     def journey(self) -> Mapping[str, Any]:
         """The journey, as `relay trace --json` prints it."""
         known = self._source.journey()
-        found: Mapping[str, Any] = msgspec.json.decode(msgspec.json.encode(known)) if known else {}
-        return found
+        fields: Mapping[str, Any] = msgspec.json.decode(msgspec.json.encode(known)) if known else {}
+        return fields
 
     @property
     def state(self) -> str:
-        """The state of its recipients, the one that is least done; as in the journey."""
+        """The state of the message as in the journey: that of the least finished recipient."""
         known = self._source.journey()
         return known.state if known else ""
 
     @property
     def bounce(self) -> Bounce | None:
-        """What a delivery report says about it, None without a report.
+        """The delivery report about it, None without a report.
 
-        Of a message that is a report itself, what that says.
+        If the message is a report itself, its content.
         """
         return next(iter(self.bounces), None)
 
     @property
     def bounces(self) -> Sequence[Bounce]:
-        """As `bounce`, for each recipient that a report names; failures first."""
-        return [one for one in self.reports if one.action]
+        """Like `bounce`, for each recipient that a report names; failures first."""
+        return [report for report in self.reports if report.action]
 
     @property
     def reports(self) -> Sequence[Bounce]:
-        """As `bounces`, and what read receipts say."""
+        """Like `bounces`, and read receipts."""
         return read_reports(self.source, self.eml) or self._source.reports()
 
     def wait_for_bounce(self, timeout: float = WAIT_S) -> Bounce:
-        """Return what the report says that it could not be delivered, for the first recipient.
+        """Return the report that the message could not be delivered, for the first recipient.
 
-        Raises WaitTimeout, which says what happened instead; at once when it has ended without a
-        report. Of a message that is a report itself, what that says.
+        Raises WaitTimeout, whose text describes the state; immediately if the message has ended
+        without a report. If the message is a report itself, its content is returned.
         """
         __tracebackhide__ = True
-        failed = (one for one in read_reports(self.source, self.eml) if one.action == "failed")
+        failed = (dsn for dsn in read_reports(self.source, self.eml) if dsn.action == "failed")
         return next(failed, None) or self._source.wait_for_bounce(timeout)
 
     def _body(self, kind: str) -> str:
@@ -257,17 +257,17 @@ def _text_of(part: MIMEPart) -> str:
 
 
 def _leaves(part: EmailMessage) -> Iterator[EmailMessage]:
-    """Yield the parts that contain no others; an attached message is one."""
+    """Yield the parts that contain no other parts; an attached message counts as one part."""
     if part.get_content_maintype() != "multipart":
         yield part
         return
-    for each in part.iter_parts():
-        assert isinstance(each, EmailMessage)
-        yield from _leaves(each)
+    for child in part.iter_parts():
+        assert isinstance(child, EmailMessage)
+        yield from _leaves(child)
 
 
-def _attachment(part: EmailMessage, shown: Collection[str]) -> MessageAttachment:
-    """Return an attachment; `shown` are the content ids in the HTML, whose images are inline."""
+def _attachment(part: EmailMessage, shown_ids: Collection[str]) -> MessageAttachment:
+    """Return an attachment; an image whose content id is in `shown_ids` is inline."""
     content = part.get_payload(decode=True)
     if part.get_content_maintype() == "message":
         inner = part.get_payload()
@@ -281,13 +281,14 @@ def _attachment(part: EmailMessage, shown: Collection[str]) -> MessageAttachment
         content=content if isinstance(content, bytes) else b"",
         content_id=content_id,
         inline=part.get_content_disposition() == "inline"
-        or (content_id in shown and part.get_content_maintype() == "image"),
+        or (content_id in shown_ids and part.get_content_maintype() == "image"),
     )
 
 
 def field_text(eml: EmailMessage, name: str) -> str:
-    """Return the first field of this name, decoded; as it is written if that is impossible; "" for
-    none.
+    """Return the first field of this name, "" if there is none.
+
+    It is decoded, or undecoded if that fails.
     """
     return _read_or(lambda: str(eml.get(name, "")), lambda: _written(eml, name))
 
@@ -295,7 +296,7 @@ def field_text(eml: EmailMessage, name: str) -> str:
 def field_addresses(eml: EmailMessage, name: str) -> list[str]:
     """Return the addresses in a field, none if it cannot be read."""
     return _read_or(
-        lambda: [one.addr_spec for one in getattr(eml.get(name), "addresses", ())], list
+        lambda: [address.addr_spec for address in getattr(eml.get(name), "addresses", ())], list
     )
 
 

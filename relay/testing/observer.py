@@ -1,7 +1,7 @@
-"""Look at a running relay from its event loop: what arrived, what is in flight, what was seen.
+"""Observe a running relay from its event loop: arrived messages, messages in flight, seen messages.
 
-A test has seen a message when a wait or a list returned it, or when it sent it itself. An earlier
-wait's message does not end a later wait.
+A test has seen a message if a wait or a list returned it, or if the test sent it. A message that a
+wait returned does not end a later wait.
 """
 
 import asyncio
@@ -36,7 +36,7 @@ _LOG_BYTES_MAX = 16 * 1024
 
 
 class Observer:
-    """What the test kit knows of one relay. Coroutines, for the relay's loop."""
+    """What the test kit knows about a relay. Its coroutines must run in the relay's event loop."""
 
     def __init__(self, relay: DevelopmentRelay, *, log: Path) -> None:
         self._relay = relay
@@ -48,56 +48,56 @@ class Observer:
         self._taken: set[str] = set()  # keys of copies that a wait returned
         self._seen: set[str] = set()  # names of messages that a wait or a list returned
         self._sent: set[str] = set()  # Graph ids of messages that the test sent itself
-        self._final: dict[str, Journey] = {}  # journeys that change no more
+        self._final: dict[str, Journey] = {}  # journeys that do not change any more
 
     def sent(self, graph_id: str) -> None:
-        """Note a message that the test sent itself."""
+        """Record a message that the test sent itself."""
         self._sent.add(graph_id)
 
     def saw(self, name: str) -> None:
-        """Note a message that the test has seen, by its queue id or MessageCopy.name."""
+        """Record a message that the test has seen, by its queue id or MessageCopy.name."""
         self._seen.add(name)
 
     async def journey(self, key: str) -> Journey | None:
-        """Return the journey of a message, None for one that is not known."""
+        """Return the journey of a message, None if it is not known."""
         return await self._daemon.base.journeys.journey(key, account=None)
 
     async def arrivals(self, address: str | None = None) -> list[ArrivedMessage]:
-        """Return what has arrived for an address, or for all, in that order."""
-        found: list[ArrivedMessage] = []
+        """Return the messages that arrived for an address, or for all, in order of arrival."""
+        arrived: list[ArrivedMessage] = []
         for copy in await asyncio.to_thread(self.files.copies, address):
             arrival = ArrivedMessage(copy, await self._journey_of(copy))
             if arrival.has_arrived:
-                found.append(arrival)
-        return found
+                arrived.append(arrival)
+        return arrived
 
-    async def wait_for(self, wanted: Wanted, timeout_s: float) -> ArrivedMessage:
+    async def wait_for(self, criteria: Wanted, timeout_s: float) -> ArrivedMessage:
         """Return the first message that matches and that no wait returned; raise WaitTimeout."""
         loop = asyncio.get_running_loop()
         deadline_s = loop.time() + timeout_s  # real time: a test waits
         while True:
             count = self._daemon.base.changes.count
-            for arrival in await self.arrivals(wanted.address):
-                if arrival.copy.key not in self._taken and wanted.matches(arrival):
+            for arrival in await self.arrivals(criteria.address):
+                if arrival.copy.key not in self._taken and criteria.matches(arrival):
                     self._taken.add(arrival.copy.key)
                     self.saw(arrival.copy.name)
                     return arrival
             if not await self.changed(count, deadline_s):
                 break
-        raise WaitTimeout(timeout_text(wanted, timeout_s, await self.observed()))
+        raise WaitTimeout(timeout_text(criteria, timeout_s, await self.observed()))
 
     async def wait_for_bounce(self, key: str, timeout_s: float) -> Bounce:
-        """Return what the report of a message's failure says; raise WaitTimeout."""
+        """Return the report of a message's failure; raise WaitTimeout."""
         loop = asyncio.get_running_loop()
         deadline_s = loop.time() + timeout_s  # real time: a test waits
         seconds: float | None = timeout_s
         while True:
             count = self._daemon.base.changes.count
             journey = await self.journey(key) if key else None
-            bounces = [one for one in await self.reports_of(journey) if one.action]
+            bounces = [report for report in await self.reports_of(journey) if report.action]
             if bounces and bounces[0].action == "failed":
                 return bounces[0]
-            if seconds is None:  # all has ended, its report too
+            if seconds is None:  # the message and its report have ended
                 break
             if journey is not None and not journey.is_there:
                 if not await self.changed(count, deadline_s):
@@ -109,7 +109,7 @@ class Observer:
             except UnsettledError:
                 break
             seconds = None
-        actions = [one.action for one in bounces]
+        actions = [bounce.action for bounce in bounces]
         raise WaitTimeout(no_bounce_text(journey, seconds=seconds, actions=actions))
 
     async def changed(self, count: int, deadline_s: float) -> bool:
@@ -127,16 +127,16 @@ class Observer:
             await self._relay.settle(timeout_s)
         except UnsettledError as error:
             flight = in_flight(await self.journeys())
-            lines = [str(error), *(line for one in flight for line in journey_lines(one))]
+            lines = [str(error), *(line for journey in flight for line in journey_lines(journey))]
             raise WaitTimeout("\n".join(lines)) from None
 
     async def rest(self) -> None:
-        """Let what is in progress end, for a few seconds at most."""
+        """Wait until work in progress has ended, for a few seconds at most."""
         with suppress(UnsettledError):
             await self._relay.settle(_REST_S)
 
     async def observed(self) -> Observed:
-        """Return what a failed wait shows."""
+        """Return the state that the text of a failed wait shows."""
         log = await asyncio.to_thread(self._last_log_lines)
         page = await self._daemon.base.refusals.page(RefusalSearch(limit=PAGE_MAX))
         return Observed(
@@ -150,21 +150,21 @@ class Observer:
         )
 
     async def journeys(self) -> list[Journey]:
-        """Return the journeys of all messages but reports, the oldest first."""
-        found = await self._daemon.base.journeys.search(
+        """Return the journeys of all messages except reports, the oldest first."""
+        page = await self._daemon.base.journeys.search(
             MessageSearch(kind=MAIL), account=None, limit=_JOURNEYS_MAX
         )
-        return found.messages[::-1]
+        return page.messages[::-1]
 
     async def unexpected(self) -> str:
         """Return the text about mail that the test has not seen, "" for none.
 
-        That is a message that has arrived somewhere, reports too, or that is in flight.
+        Messages that have arrived in any mailbox, including reports, and messages in flight.
         """
         names: set[str] = set()
         lines: list[str] = []
         journeys = await self.journeys()
-        own = {one.id or "" for one in journeys if one.graph_id in self._sent}
+        own = {journey.id or "" for journey in journeys if journey.graph_id in self._sent}
         for arrival in await self.arrivals():
             name = arrival.copy.name
             if name not in self._seen | own | names:
@@ -177,18 +177,19 @@ class Observer:
         return unexpected_text(lines) if lines else ""
 
     async def reports_of(self, journey: Journey | None) -> list[Bounce]:
-        """Return what reports and read receipts in the sender's mailbox say about a message,
-        failures first.
+        """Return the reports and read receipts about a message, failures first.
+
+        They are in the sender's mailbox.
         """
-        found: list[Bounce] = []
+        bounces: list[Bounce] = []
         if journey is None or not journey.message_id or not journey.sender:
-            return found
+            return bounces
         for arrival in await self.arrivals(journey.sender):
             copy = arrival.copy
             if reports := read_reports(copy.content, copy.eml, about=journey.message_id):
                 self.saw(copy.name)
-                found += reports
-        return sorted(found, key=lambda one: one.action != "failed")
+                bounces += reports
+        return sorted(bounces, key=lambda bounce: bounce.action != "failed")
 
     def reset(self) -> None:
         """Forget everything: the relay was emptied."""
@@ -210,7 +211,7 @@ class Observer:
         return journey
 
     def _connections(self) -> int:
-        by_http = sum(one.accepted for one in self._daemon.http_servers)
+        by_http = sum(server.accepted for server in self._daemon.http_servers)
         return by_http + int(total(self._daemon.base.metrics.smtp_sessions))
 
     def _last_log_lines(self) -> Sequence[str]:

@@ -1,7 +1,7 @@
-"""The pytest plugin: fixtures such as `relay`, `internet` and `clock`; what a failed test shows.
+"""The pytest plugin: fixtures such as `relay`, `internet` and `clock`; the report of a failed test.
 
-pytest imports this module in every run of a project that has Relay installed, so it imports nothing
-of Relay until a fixture is used. pytest 7.4 or newer.
+pytest imports this module in every run of a project that has Relay installed: it imports no other
+module of Relay until a fixture is used. pytest 7.4 or newer.
 """
 
 from collections.abc import Generator, Iterator
@@ -55,14 +55,14 @@ def _relay_ca(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def relay(
     request: pytest.FixtureRequest, relay_options: dict[str, Any], _relay_ca: Path
 ) -> Iterator["Relay"]:
-    """Run a development relay for this test alone."""
+    """Run a development relay for only this test."""
     from relay.testing.relay import Relay  # noqa: PLC0415 - see above
 
     node = request.node
     with Relay(**{"ca_dir": _relay_ca, **relay_options, **_marked(node)}) as started:
         node.stash[_of_test] = started
         yield started
-        started.internet.strict = False  # checked when the test had passed
+        started.internet.strict = False  # pytest_runtest_call() has checked it
 
 
 @pytest.fixture(scope="session")
@@ -89,22 +89,22 @@ def async_relay(request: pytest.FixtureRequest) -> "AsyncRelay":
 
 @pytest.fixture
 def relay_django(request: pytest.FixtureRequest) -> Iterator["Relay"]:
-    """Let Django send to the relay of this test."""
+    """Make Django send to the relay of this test."""
     from relay.testing.frameworks import django_sends_to  # noqa: PLC0415 - see above
 
-    found = _relay_for(request)
-    with django_sends_to(found.smtp):
-        yield found
+    relay = _relay_for(request)
+    with django_sends_to(relay.smtp):
+        yield relay
 
 
 @pytest.fixture
 def relay_flask(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> "Relay":
-    """Let the application that the fixture `app` returns send to the relay of this test."""
+    """Make the application of the fixture `app` send to the relay of this test."""
     from relay.testing.frameworks import configure_flask  # noqa: PLC0415 - see above
 
-    found = _relay_for(request)
-    configure_flask(request.getfixturevalue("app"), found.smtp, monkeypatch)
-    return found
+    relay = _relay_for(request)
+    configure_flask(request.getfixturevalue("app"), relay.smtp, monkeypatch)
+    return relay
 
 
 @pytest.fixture
@@ -134,7 +134,7 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 @pytest.hookimpl(hookwrapper=True)
 def pytest_runtest_call(item: pytest.Item) -> Generator[None, Any, None]:
-    """Fail a test that passed, for mail that internet.strict forbids."""
+    """Fail a test that passed if there is mail that internet.strict forbids."""
     outcome = yield
     if outcome.excinfo is None:
         for used in _used_by(item):
@@ -160,8 +160,8 @@ def pytest_runtest_makereport(
 
 
 def _marked(node: pytest.Item) -> dict[str, Any]:
-    """Return the arguments of the test's markers; those of the test before those of the module."""
-    found: dict[str, Any] = {}
+    """Return the arguments of the test's markers; those of the test override the module's."""
+    arguments: dict[str, Any] = {}
     for marker in reversed(list(node.iter_markers("relay"))):
         unknown = sorted(marker.kwargs.keys() - _ARGUMENTS)
         if marker.args or unknown:
@@ -169,34 +169,34 @@ def _marked(node: pytest.Item) -> dict[str, Any]:
             raise pytest.UsageError(
                 f"{node.nodeid}: marker relay: found {what}, expected config, policies or domains"
             )
-        found |= marker.kwargs
-    return found
+        arguments |= marker.kwargs
+    return arguments
 
 
 def _relay_for(request: pytest.FixtureRequest) -> "Relay":
-    """Return the relay that a test uses: its own, unless it uses only that of the session."""
+    """Return the relay that a test uses: the session's if only that is used, else its own."""
     names = request.fixturenames
     name = _SHARED if _SHARED in names and "relay" not in names else "relay"
-    found: Relay = request.getfixturevalue(name)
-    return found
+    relay: Relay = request.getfixturevalue(name)
+    return relay
 
 
 def _used_by(item: pytest.Item) -> "list[Relay]":
-    found = [item.stash.get(_of_test, None)]
+    relays = [item.stash.get(_of_test, None)]
     if _SHARED in getattr(item, "fixturenames", ()):
-        found.append(item.config.stash.get(_of_session, None))
-    return [one for one in found if one is not None]
+        relays.append(item.config.stash.get(_of_session, None))
+    return [relay for relay in relays if relay is not None]
 
 
 def _artifacts_of(item: pytest.Item) -> Path:
     """Return the directory for the artifacts of a test; it does not exist."""
-    given: Path | None = item.config.getoption("--relay-artifacts")
-    if given is None:
+    option: Path | None = item.config.getoption("--relay-artifacts")
+    if option is None:
         factory = item.config._tmp_path_factory  # type: ignore[attr-defined]  # noqa: SLF001
         parent = Path(factory.getbasetemp()) / "relay-artifacts"
     else:
-        parent = item.config.invocation_params.dir / given
-    name = "".join(one if one.isalnum() or one in "-_." else "-" for one in item.nodeid)[-150:]
+        parent = item.config.invocation_params.dir / option
+    name = "".join(char if char.isalnum() or char in "-_." else "-" for char in item.nodeid)[-150:]
     for number in range(1000):
         place = parent / (f"{name}-{number}" if number else name)
         if not place.exists():

@@ -1,6 +1,6 @@
 """A relay within a test program: `with Relay() as relay`, and the same with `async with`.
 
-It runs in a thread with an event loop of its own, on free ports of loopback, with its state in a
+It runs in a thread with a separate event loop, on free ports of loopback, with its state in a
 temporary directory. Nothing leaves loopback. All methods may be called from any thread.
 A failed test leaves the journeys and sources of its messages, and the log.
 """
@@ -35,10 +35,11 @@ class Relay(RelayPlaces):
         domains: str | Sequence[str] = (),
         ca_dir: Path | None = None,
     ) -> None:
-        """`config` changes the development configuration, with the keys of relay.toml. `policies`
-        is a directory of mail-flow rules, or their texts by file name; without it there are none.
-        `domains` are local, instead of example.test. The certificate authority is kept in `ca_dir`;
-        without it, it is that of this relay alone.
+        """`config` changes the development configuration, with the keys of relay.toml.
+
+        `policies` is a directory of mail-flow rules, or their texts by file name; by default there
+        are no rules. `domains` are the local domains, by default example.test. The certificate
+        authority is stored in `ca_dir`; by default this relay has its own authority.
         """
         super().__init__(None)
         names = (domains,) if isinstance(domains, str) else tuple(domains)
@@ -91,14 +92,14 @@ class Relay(RelayPlaces):
         return self.running.send(draft, settles=True)
 
     def mailbox(self, address: str) -> "Mailbox":
-        """Return the mailbox of an address: what was delivered, captured or accepted for it.
+        """Return the mailbox of an address: mail that was delivered, captured or accepted for it.
 
-        Raises ValueError for what is no address.
+        Raises ValueError if `address` is no address.
         """
         return Mailbox(self.running, checked_address(address))
 
     def messages(self) -> list[Message]:
-        """Return what arrived in all mailboxes, in the order of its arrival."""
+        """Return the messages in all mailboxes, in the order of their arrival."""
         return self.running.run(self.running.arrived(None, settles=True))
 
     def settle(self, timeout: float = SETTLE_S) -> None:
@@ -109,22 +110,22 @@ class Relay(RelayPlaces):
     def assert_no_more_mail(self, timeout: float = SETTLE_S) -> None:
         """Settle, then raise AssertionError if there is a message that the test has not seen.
 
-        It has seen those that it sent by send(), and those that a wait, messages() or `bounce`
-        returned.
+        The test has seen the messages that it sent with send(), and those that a wait, messages()
+        or `bounce` returned.
         """
         __tracebackhide__ = True
         self.running.run(self.running.assert_no_more(timeout))
 
     def check(self) -> None:
-        """Raise AssertionError for mail that `internet.strict` forbids; as the end of `with`."""
+        """Raise AssertionError for mail that `internet.strict` forbids, like the end of `with`."""
         __tracebackhide__ = True
         if self.internet.strict:
             self.running.run(self.scenario.check(SETTLE_S))
 
     def reset(self) -> None:
-        """Remove all messages, and forget what the test described of the internet.
+        """Remove all messages, and the description of the internet.
 
-        The clock stays where it is. Done by relay/development/removal.py, and by the pytest plugin
+        The clock is not changed. relay/development/removal.py does it; the pytest plugin calls this
         before each test that uses the relay of the session.
         """
         self.running.run(self.scenario.reset())
@@ -146,19 +147,19 @@ class Mailbox:
     ) -> Message:
         """Return the first message that matches and that no earlier wait returned.
 
-        A pattern is the whole value, without regard to case; `*` is any text, `?` one character;
-        or it is a compiled regular expression. `sender` is the reverse-path or an address in From.
+        A pattern matches the whole value in any case; `*` is any text, `?` one character. It may
+        also be a compiled regular expression. `sender` is the reverse-path or an address in From.
         Raises WaitTimeout.
         """
         __tracebackhide__ = True
-        wanted = Wanted(self.address, subject, sender)
-        return self._running.run(self._running.wait_for(wanted, timeout, settles=True))
+        criteria = Wanted(self.address, subject, sender)
+        return self._running.run(self._running.wait_for(criteria, timeout, settles=True))
 
     def mark_read(self, message: Message) -> None:
-        """Mark a message in this mailbox as read, as a mail program does by the Graph API.
+        """Mark a message in this mailbox as read by the Graph API, like a mail program.
 
-        If it asks for a read receipt, its sender gets one. Raises LookupError for a message that
-        is not there.
+        If it asks for a read receipt, its sender gets one. Raises LookupError if the message is not
+        in this mailbox.
         """
         self._running.mark_read(self.address, message)
 
@@ -172,7 +173,7 @@ _NAME_CHARACTERS_MAX = 40
 
 
 def write_artifacts(relay: Relay, folder: Path) -> str:
-    """Write them into a new folder, and return what the report shows. Does not raise."""
+    """Write the artifacts into a new folder, and return the text for the report. Never raises."""
     try:
         return _write(relay, folder)
     except Exception as error:  # noqa: BLE001 - the test has failed already, for its own reason
@@ -192,7 +193,7 @@ def _write(relay: Relay, folder: Path) -> str:
         name = f"{number:02}-{_file_name(arrival.copy.recipient)}-{_file_name(arrival.subject)}"
         (folder / f"{name}.eml").write_bytes(arrival.copy.content)
     shutil.copyfile(running.thread.folder.path / LOG_NAME, folder / LOG_NAME)
-    lines = [line for one in journeys[-_SHOWN_MAX:] for line in journey_lines(one)]
+    lines = [line for journey in journeys[-_SHOWN_MAX:] for line in journey_lines(journey)]
     return "\n".join([*lines, f"journeys and messages: {folder}"])
 
 

@@ -1,12 +1,12 @@
-"""Run a development relay in a thread with an event loop of its own.
+"""Run a development relay in a thread with a separate event loop.
 
-The thread has its own log, a file in the relay's directory. Nothing of the process changes: no
-signal handlers, limits, environment or directory. stop() leaves nothing; a process that ends
-without it removes the files, and what a fork inherits does nothing.
+The thread has a separate log, a file in the relay's directory. The process is not changed: no
+signal handlers, limits, environment or working directory. stop() removes all files; if the process
+ends without it, they are removed too. In a forked process the relay does nothing.
 
-Its directory is in /dev/shm (tmpfs(5)) where that exists: every sync is free there, so that the
-relay of a test needs no other durability than that of a service. Each directory is locked by its
-relay. Those of processes that were killed are removed when the next relay starts.
+Its directory is in /dev/shm (tmpfs(5)) if that exists. There each sync is free, so that the relay
+of a test can have the same durability as a service. Each relay locks its directory. Directories of
+processes that were killed are removed when the next relay starts.
 """
 
 import asyncio
@@ -48,14 +48,14 @@ def new_state_folder() -> DevelopmentFolder:
 
 
 def _parent() -> Path:
-    """Return this user's directory for all of them."""
+    """Return this user's directory, which has the directories of all relays."""
     on_disk = short_place(Path(tempfile.gettempdir()))
     for place in filter(None, (memory_place(_FREE_BYTES_MIN), on_disk)):
         own = place / f"relay-tests-{os.getuid()}"
         with contextlib.suppress(OSError):
             own.mkdir(mode=0o700, exist_ok=True)
-            found = own.lstat()
-            if stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid():
+            status = own.lstat()
+            if stat.S_ISDIR(status.st_mode) and status.st_uid == os.getuid():
                 return own
     return Path(tempfile.mkdtemp(prefix="relay-tests-", dir=on_disk))
 
@@ -87,7 +87,7 @@ class RelayThread:
     def __init__(
         self, folder: DevelopmentFolder, build: Callable[[DevelopmentFolder], DevelopmentRelay]
     ) -> None:
-        """`build` composes the relay; it is called in the thread. The folder is removed at last."""
+        """`build` composes the relay, in the thread. The folder is removed at the end."""
         self.folder = folder
         self._build = build
         self._started: Future[None] = Future()
@@ -98,7 +98,7 @@ class RelayThread:
         self._thread = threading.Thread(target=self._work, name="relay", daemon=True)
 
     def start(self) -> None:
-        """Return when it is ready. Raises what the start raised; then nothing is left."""
+        """Return when the relay is ready. Raises the errors of the start; then nothing is left."""
         atexit.register(self._abandon)
         try:
             self._thread.start()
@@ -109,7 +109,7 @@ class RelayThread:
             raise
 
     def stop(self) -> None:
-        """Stop it and remove its files. Raises what the stop raised, BrokenRelayError."""
+        """Stop the relay and remove its files. Raises BrokenRelayError and errors of the stop."""
         if os.getpid() != self._pid:
             return
         atexit.unregister(self._abandon)

@@ -1,4 +1,4 @@
-"""A running relay of the test kit: what both faces of it, Relay and AsyncRelay, share."""
+"""A running relay of the test kit: the code that Relay and AsyncRelay share."""
 
 import asyncio
 from collections.abc import Coroutine, Mapping, Sequence
@@ -23,13 +23,13 @@ from relay.testing.waiting import Wanted
 
 Result = TypeVar("Result")
 _LOOPBACK = "127.0.0.1"
-# The state is in memory, which a reserve would only make scarce.
+# The state is in memory: a large reserve would only waste it.
 _IN_MEMORY = {"pressure": {"disk_free": "8 MiB"}}
 
 
 @dataclass(frozen=True, slots=True)
 class RelayOptions:
-    """What differs from `relay dev`. `policies` are a directory, or texts by file name."""
+    """Differences from `relay dev`. `policies` are a directory, or texts by file name."""
 
     config: Mapping[str, Any]
     policies: Path | str | Mapping[str, str]
@@ -62,24 +62,24 @@ class RelayOptions:
 
 
 class RunningRelay:
-    """A relay in its thread, and what a test has seen of it.
+    """A relay in its thread, and the messages that a test has seen.
 
-    Coroutines are for the relay's loop: see run().
+    Coroutines must run in the relay's event loop: see run().
     """
 
     def __init__(self, options: RelayOptions) -> None:
-        """Start it. Raises SettingsError, OSError; then nothing is left."""
+        """Start the relay. Raises SettingsError, OSError; then nothing is left."""
         self.thread = RelayThread(new_state_folder(), options.compose)
         self.thread.start()
         self.relay = self.thread.relay
         self.observer = Observer(self.relay, log=self.thread.folder.path / LOG_NAME)
 
     def stop(self) -> None:
-        """Stop it; nothing is left. Raises BrokenRelayError."""
+        """Stop the relay and remove its files. Raises BrokenRelayError."""
         self.thread.stop()
 
     async def reset(self) -> None:
-        """Remove all messages and the scenario, and forget what the test saw."""
+        """Remove all messages, the scenario and the record of seen messages."""
         await self.relay.reset()
         await self.relay.use_scenario({})
         self.observer.reset()
@@ -101,27 +101,27 @@ class RunningRelay:
 
     def mark_read(self, address: str, message: Message) -> None:
         """Mark a message in the mailbox of an address as read. Raises LookupError, OSError."""
-        wanted = untagged(own_mailbox(address))
-        for one in message.journey.get("recipients", ()):
-            if one["graph_id"] and untagged(own_mailbox(one["address"])) == wanted:
-                mark_read_by_graph(self.relay.addresses.http, one["graph_id"], token=address)
+        mailbox = untagged(own_mailbox(address))
+        for recipient in message.journey.get("recipients", ()):
+            if recipient["graph_id"] and untagged(own_mailbox(recipient["address"])) == mailbox:
+                mark_read_by_graph(self.relay.addresses.http, recipient["graph_id"], token=address)
                 return
         raise LookupError(f"{message!r} is not in the mailbox of {address}")
 
     async def arrived(self, address: str | None, *, settles: bool) -> list[Message]:
         """Return the messages of a mailbox, or of all; the test has seen them.
 
-        What is in progress ends first, so that a message that was just sent is there.
+        Work in progress ends first, so that a message that was just sent is included.
         """
         await self.observer.rest()
-        found = await self.observer.arrivals(address)
-        for one in found:
-            self.observer.saw(one.copy.name)
-        return [self._message(one, settles=settles) for one in found]
+        arrivals = await self.observer.arrivals(address)
+        for arrival in arrivals:
+            self.observer.saw(arrival.copy.name)
+        return [self._message(arrival, settles=settles) for arrival in arrivals]
 
-    async def wait_for(self, wanted: Wanted, timeout_s: float, *, settles: bool) -> Message:
+    async def wait_for(self, criteria: Wanted, timeout_s: float, *, settles: bool) -> Message:
         """Return the first message that matches and was not returned yet; raise WaitTimeout."""
-        arrival = await self.observer.wait_for(wanted, timeout_s)
+        arrival = await self.observer.wait_for(criteria, timeout_s)
         return self._message(arrival, settles=settles)
 
     async def assert_no_more(self, timeout_s: float) -> None:
@@ -149,7 +149,7 @@ class _RunningSource:
         self._settles = settles
 
     def journey(self) -> Journey | None:
-        """See MessageSource. With `settles`, what is in progress ends first."""
+        """See MessageSource. With `settles`, work in progress ends first."""
         return self._running.run(self._journey()) if self._key else None
 
     def reports(self) -> Sequence[Bounce]:
@@ -189,10 +189,10 @@ class VirtualClock(RelayTime):
     def advance(
         self, *, days: float = 0, hours: float = 0, minutes: float = 0, seconds: float = 0
     ) -> None:
-        """Advance the time, from timer to timer; what is due happens at its time.
+        """Advance the time from timer to timer, so that each event happens at its time.
 
-        Returns when nothing is in progress. Time-outs of connections stay real. Raises ValueError
-        for a time that is negative or too long, and AdvanceError if something does not end.
+        Returns when nothing is in progress. Time-outs of connections stay in real time. Raises
+        ValueError for a time that is negative or too long, and AdvanceError if work does not end.
         """
         passed = timedelta(days=days, hours=hours, minutes=minutes, seconds=seconds)
         self._running.run(self._running.relay.advance_clock(passed.total_seconds()))

@@ -1,7 +1,7 @@
-"""What a wait looks for, and the text of one that fails: what did arrive, and where the rest is.
+"""The message that a wait looks for, and the text of a wait that fails: what arrived instead.
 
-Values and texts only. Patterns are those of the message list of the API: the whole value, without
-regard to case; `*` is any text, `?` one character.
+Only values and texts. Patterns are those of the message list of the API: they match the whole value
+in any case; `*` is any text, `?` one character.
 """
 
 import re
@@ -36,11 +36,11 @@ Pattern = str | re.Pattern[str]
 
 
 class WaitTimeout(AssertionError):  # noqa: N818 - the name that tests use
-    """A wait ended without what it waited for; the text says what there was instead."""
+    """A wait ended without its message; the text says what happened instead."""
 
 
 def checked_address(text: str) -> str:
-    """Return an address as it is; raise ValueError for what is none."""
+    """Return an address unchanged; raise ValueError if it is none."""
     try:
         parse_odd_mailbox(text, smtputf8=True)
     except AddressError as error:
@@ -57,41 +57,43 @@ class Wanted:
     sender: Pattern | None = None
 
     def __str__(self) -> str:
-        given = [("subject", self.subject), ("sender", self.sender)]
-        named = " and ".join(f"{name} {_shown(one)}" for name, one in given if one is not None)
-        return f"message for {self.address}" + (f" with {named}" if named else "")
+        criteria = [("subject", self.subject), ("sender", self.sender)]
+        patterns = " and ".join(
+            f"{name} {_shown(pattern)}" for name, pattern in criteria if pattern is not None
+        )
+        return f"message for {self.address}" + (f" with {patterns}" if patterns else "")
 
     def matches(self, arrival: ArrivedMessage) -> bool:
-        """Whether all of it matches."""
+        """Whether address, subject and sender match."""
         return all(is_right for _, _, _, is_right in self.compare(arrival))
 
     def matches_values(self, subject: str, senders: Sequence[str]) -> bool:
         """Whether subject and sender match."""
         return (self.subject is None or _matches(self.subject, subject)) and (
-            self.sender is None or any(_matches(self.sender, one or "<>") for one in senders)
+            self.sender is None or any(_matches(self.sender, path or "<>") for path in senders)
         )
 
     def compare(self, arrival: ArrivedMessage) -> Iterator[Comparison]:
-        """Yield each field with what was expected, what was found, and whether it matches."""
+        """Yield the name, expected value and actual value of each field, and whether they match."""
         if self.subject is not None:
-            found = arrival.subject
-            yield "subject", _shown(self.subject), _shown(found), _matches(self.subject, found)
+            subject = arrival.subject
+            yield "subject", _shown(self.subject), _shown(subject), _matches(self.subject, subject)
         if self.sender is not None:
             senders = arrival.senders
-            is_right = any(_matches(self.sender, one or "<>") for one in senders)
-            shown = " or ".join(_shown(one or "<>") for one in senders)
-            yield "sender", _shown(self.sender), shown, is_right
+            is_right = any(_matches(self.sender, path or "<>") for path in senders)
+            sender = " or ".join(_shown(path or "<>") for path in senders)
+            yield "sender", _shown(self.sender), sender, is_right
         yield "mailbox", self.address, arrival.copy.mailbox, self.is_in(arrival)
 
     def is_in(self, arrival: ArrivedMessage) -> bool:
         """Whether a message arrived in the mailbox of the address."""
         names = arrival.copy.mailbox, arrival.copy.recipient
-        return any(matches_address_pattern(self.address, one) for one in names)
+        return any(matches_address_pattern(self.address, name) for name in names)
 
 
 @dataclass(frozen=True, slots=True)
 class Observed:
-    """What a relay has at the end of a wait. `taken` are the keys of copies that waits returned."""
+    """A relay at the end of a wait. `taken` are the keys of copies that waits returned."""
 
     arrivals: Sequence[ArrivedMessage]
     journeys: Sequence[Journey]
@@ -102,32 +104,32 @@ class Observed:
     outbox: Sequence[tuple[str, Sequence[str]]] = ()  # Django's: subjects and recipients
 
 
-def timeout_text(wanted: Wanted, seconds: float, observed: Observed) -> str:
+def timeout_text(criteria: Wanted, seconds: float, observed: Observed) -> str:
     """Return why a wait failed."""
     never = (
         ""
         if observed.connections or observed.refused
         else ": no program has connected to this relay"
     )
-    lines = [f"no {wanted} within {seconds:g} s{never}", "", *_outbox_lines(observed.outbox)]
-    here = [one for one in observed.arrivals if wanted.is_in(one)]
-    elsewhere = [one for one in observed.arrivals if one not in here]
-    lines += _listed(f"Arrived in {wanted.address}", here, observed)
+    lines = [f"no {criteria} within {seconds:g} s{never}", "", *_outbox_lines(observed.outbox)]
+    here = [arrival for arrival in observed.arrivals if criteria.is_in(arrival)]
+    elsewhere = [arrival for arrival in observed.arrivals if arrival not in here]
+    lines += _listed(f"Arrived in {criteria.address}", here, observed)
     if elsewhere:
         lines += _listed("Arrived in other mailboxes", elsewhere, observed)
-    nearest = _nearest(wanted, here or elsewhere, observed)
+    nearest = _nearest(criteria, here or elsewhere, observed)
     if nearest is not None:
         lines += ["", f"Nearest: {_line(nearest, observed)}"]
-        for name, expected, found, is_right in wanted.compare(nearest):
+        for name, expected, actual, is_right in criteria.compare(nearest):
             mark = "  " if is_right else "! "
             verdict = "matches" if is_right else "differs"
-            lines.append(f"  {mark}{name:<8} expected {expected}, found {found}: {verdict}")
+            lines.append(f"  {mark}{name:<8} expected {expected}, found {actual}: {verdict}")
         if nearest.copy.key in observed.taken:
             lines.append("  ! an earlier wait returned this message already")
     lines += ["", *_in_flight_lines(observed), *_ended_lines(observed)]
     lines += refused_lines(observed.refused)
     if observed.log:
-        lines += ["", "Last lines of the relay's log:", *(f"  {one}" for one in observed.log)]
+        lines += ["", "Last lines of the relay's log:", *(f"  {line}" for line in observed.log)]
     return "\n".join(lines)
 
 
@@ -136,7 +138,7 @@ def no_bounce_text(
 ) -> str:
     """Return why a wait for a bounce failed; `seconds` is None if there was nothing to wait for.
 
-    `actions` are those of the reports that there are.
+    `actions` are those of the existing reports.
     """
     if journey is None:
         return "no bounce: this message has no journey"
@@ -144,7 +146,7 @@ def no_bounce_text(
     lines = [f"no bounce of {_shown(journey.subject)}, {when}", *journey_lines(journey)]
     if actions:
         lines.append(f"Reports: {', '.join(actions[:_SHOWN_MAX])}")
-    if any(one.state == RecipientState.DEFERRED for one in journey.recipients):
+    if any(recipient.state == RecipientState.DEFERRED for recipient in journey.recipients):
         lines.append("Deferred mail bounces when it expires: clock.advance(days=…) moves the time")
     return "\n".join(lines)
 
@@ -153,15 +155,15 @@ def unexpected_text(unexpected: Sequence[str]) -> str:
     """Return the text for mail that no test expected."""
     count = len(unexpected)
     lines = [f"{count} more message{'s' if count > 1 else ''} than the test has seen:"]
-    lines += [f"  {one}" for one in unexpected[:_SHOWN_MAX]]
+    lines += [f"  {line}" for line in unexpected[:_SHOWN_MAX]]
     return "\n".join(lines + _omitted(count))
 
 
 def journey_lines(journey: Journey) -> list[str]:
-    """Return where a message stands: its last step, and each recipient that is not final."""
-    step = max(journey.steps, key=lambda one: one.step, default=None)
+    """Return the state of a message: its last step, and each recipient that is not final."""
+    step = max(journey.steps, key=lambda step: step.step, default=None)
     at = f"step {step.step} {step.name}" if step else "no step yet"
-    to = ", ".join(one.address for one in journey.recipients[:_SHOWN_MAX])
+    to = ", ".join(recipient.address for recipient in journey.recipients[:_SHOWN_MAX])
     head = f"{journey.key}  {_shown(journey.subject)}  {journey.sender or '<>'} -> {to}: {at}"
     return [head, *(f"  {line}" for line in _recipient_lines(journey))]
 
@@ -175,19 +177,23 @@ def arrival_line(arrival: ArrivedMessage) -> str:
 
 
 def _recipient_lines(journey: Journey) -> Iterator[str]:
-    for one in journey.shown_recipients[:_SHOWN_MAX]:
-        reply = f": {_clipped(one.reply)}" if one.reply else ""
-        count = len(one.attempts)
+    for recipient in journey.shown_recipients[:_SHOWN_MAX]:
+        reply = f": {_clipped(recipient.reply)}" if recipient.reply else ""
+        count = len(recipient.attempts)
         attempts = f" after {count} attempt{'s' if count > 1 else ''}" if count else ""
-        yield f"{one.address} {one.state}{attempts}{reply}"
+        yield f"{recipient.address} {recipient.state}{attempts}{reply}"
 
 
 def _listed(title: str, arrivals: Sequence[ArrivedMessage], observed: Observed) -> list[str]:
     if not arrivals:
         return [f"{title}: nothing"]
-    shown = arrivals[-_SHOWN_MAX:]
+    last = arrivals[-_SHOWN_MAX:]
     lines = [f"{title}: {len(arrivals)}"]
-    return [*lines, *(f"  {_line(one, observed)}" for one in shown), *_omitted(len(arrivals))]
+    return [
+        *lines,
+        *(f"  {_line(arrival, observed)}" for arrival in last),
+        *_omitted(len(arrivals)),
+    ]
 
 
 def _line(arrival: ArrivedMessage, observed: Observed) -> str:
@@ -196,26 +202,27 @@ def _line(arrival: ArrivedMessage, observed: Observed) -> str:
 
 
 def _in_flight_lines(observed: Observed) -> list[str]:
-    found = in_flight(observed.journeys)
-    return _journeys_listed("In flight", found) if found else ["In flight: nothing"]
+    journeys = in_flight(observed.journeys)
+    return _journeys_listed("In flight", journeys) if journeys else ["In flight: nothing"]
 
 
 def _ended_lines(observed: Observed) -> list[str]:
-    found = [
-        one
-        for one in observed.journeys
-        if one.is_there and any(each.state in _WITHOUT_COPY for each in one.recipients)
+    ended = [
+        journey
+        for journey in observed.journeys
+        if journey.is_there
+        and any(recipient.state in _WITHOUT_COPY for recipient in journey.recipients)
     ]
-    return _journeys_listed("Ended without a copy", found) if found else []
+    return _journeys_listed("Ended without a copy", ended) if ended else []
 
 
 def refused_lines(refused: Sequence[Refusal]) -> list[str]:
-    """Return what SMTP sessions refused, the newest last; nothing if there is nothing."""
+    """Return lines about refusals of SMTP sessions, the newest last; none if there were none."""
     if not refused:
         return []
-    lines = [f"Refused: {sum(one.times for one in refused)}"]
-    shown = reversed(refused[:_SHOWN_MAX])
-    lines += [f"  {_on_one_line(line_of(one)).removeprefix('refused ')}" for one in shown]
+    lines = [f"Refused: {sum(refusal.times for refusal in refused)}"]
+    latest = reversed(refused[:_SHOWN_MAX])
+    lines += [f"  {_on_one_line(line_of(refusal)).removeprefix('refused ')}" for refusal in latest]
     return lines + _omitted(len(refused))
 
 
@@ -242,12 +249,12 @@ def _omitted(count: int) -> list[str]:
 
 
 def _nearest(
-    wanted: Wanted, arrivals: Sequence[ArrivedMessage], observed: Observed
+    criteria: Wanted, arrivals: Sequence[ArrivedMessage], observed: Observed
 ) -> ArrivedMessage | None:
-    """Return the message that differs least, a new one before one that was returned."""
+    """Return the most similar message; a new one has precedence over one that was returned."""
 
     def order(arrival: ArrivedMessage) -> tuple[float, bool]:
-        return likeness(wanted.compare(arrival)), arrival.copy.key not in observed.taken
+        return likeness(criteria.compare(arrival)), arrival.copy.key not in observed.taken
 
     return max(arrivals, key=order, default=None)
 
@@ -271,4 +278,4 @@ def _clipped(text: str) -> str:
 
 
 def _on_one_line(text: str) -> str:
-    return "".join(one if one.isprintable() else "?" for one in " ".join(text.split()))
+    return "".join(char if char.isprintable() else "?" for char in " ".join(text.split()))

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from relay.base.accounts.directory import load_accounts
+from relay.base.accounts.accounts_file import load_accounts
 from relay.base.message.address import shown_address
 from relay.base.message.envelope import Source
 from relay.base.message.header import Header, ParsedContent

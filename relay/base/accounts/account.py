@@ -1,6 +1,6 @@
-"""One account, what an alias leads to, and the Protocol by which rooms look them up.
+"""An account, the addresses to which an alias leads, and the Protocol to look accounts up.
 
-Addresses are in lower case, local parts as well: mailboxes are matched without regard to case
+Addresses are in lower case, including local parts: case is ignored when mailboxes are compared
 (RFC 5321 2.3.11).
 """
 
@@ -39,11 +39,11 @@ class AccountError(Exception):
 
 
 class LoginRefusedError(Exception):
-    """No password would help; the text says why."""
+    """The login is refused whatever the password is; the text says why."""
 
 
 class LoginDelayedError(Exception):
-    """A login is not checked now, but after `retry_after_s`."""
+    """A login is not checked now; the client may try again after `retry_after_s`."""
 
     def __init__(self, reason: str, retry_after_s: float) -> None:
         super().__init__(reason)
@@ -66,7 +66,7 @@ class ReceiptSetting(StrEnum):
     """When an account sends the read receipts that senders ask for."""
 
     NEVER = "never"
-    ASK = "ask"  # only when a client says so
+    ASK = "ask"  # only when a client requests it
     ALWAYS = "always"
     AUTO = "auto"  # to other accounts of this relay at once, else as ASK
 
@@ -90,8 +90,8 @@ class Account:
     acts_for: tuple[str, ...] = ()  # whose mailboxes its tokens may open there; form of `send_as`
     read_receipts: ReceiptSetting = ReceiptSetting.AUTO  # which it sends
     language: str = ""  # of the reports that it gets; "": not known
-    limits: Limits = NO_LIMITS  # of what it sends to the outside
-    # by a token of its client alone: no user has signed in
+    limits: Limits = NO_LIMITS  # of mail to other domains
+    # the request has a token that its client got for itself: no user has signed in
     is_application: bool = field(default=False, compare=False)
     # a digest that changes with the stored password and token
     credentials: bytes = field(default=b"", repr=False, compare=False)
@@ -111,16 +111,16 @@ class Account:
         return self._is_among(address, (self.address, *self.aliases))
 
     def may_send_as(self, address: str) -> bool:
-        """Whether it may send mail from `address`, its own or one that `send_as` lists."""
+        """Whether it may send mail from `address`, which it owns or `send_as` lists."""
         may = self.owns(address) or is_listed(address, self.send_as)
         return may and not self._is_among(address, self.barred)
 
     def _is_among(self, address: str, own: Collection[str]) -> bool:
-        wanted = own_mailbox(address)
-        return wanted in own or (wanted not in self.reserved and untagged(wanted) in own)
+        mailbox = own_mailbox(address)
+        return mailbox in own or (mailbox not in self.reserved and untagged(mailbox) in own)
 
     def may_open(self, owner: "Account") -> bool:
-        """Whether its tokens may open the mailbox of `owner`: its own, or one in `acts_for`.
+        """Whether its tokens may open the mailbox of `owner`: itself, or an account in `acts_for`.
 
         An alias of `owner` in `acts_for` has no effect.
         """
@@ -130,20 +130,22 @@ class Account:
 
 
 class DovecotUser(Account):
-    """Who has no account here and a password in Dovecot: it logs in by SMTP, and sends from its
-    address alone.
+    """A user without an account here, whose password Dovecot knows.
+
+    It may log in by SMTP, and send only from the address of the login.
     """
 
     def owns(self, address: str) -> bool:
-        """Whether `address` is the one with which it logged in: no tag is its own."""
+        """Whether `address` is the address of the login; an address with a tag is not."""
         return own_mailbox(address) == self.address
 
 
 class AliasTarget(Struct, frozen=True):
-    """An address that gets the mail of another one. `through` lists the aliases and accounts on the
-    way to it, as accounts.toml has them: first the address that was asked for, last the one that
-    forwarded the mail here. It is empty for an account's own mailbox, if that account was asked
-    for.
+    """An address that gets the mail of another address.
+
+    `through` lists the aliases and accounts on the way, as accounts.toml writes them: the first is
+    the address that was expanded, the last one forwards to `address`. It is empty for the mailbox
+    of an account that was expanded itself.
     """
 
     address: str
@@ -156,32 +158,32 @@ class AliasTarget(Struct, frozen=True):
 
 
 class Writers(Struct, frozen=True):
-    """Who may write to an alias that not everybody may write to."""
+    """Who may write to an alias with `from`."""
 
     named: tuple[str, ...]  # `from` in accounts.toml
-    reports: bool  # an account sends in its name, so that reports come back
-    own: frozenset[str] = frozenset()  # domains of which it takes all who may relay
+    reports: bool  # reports are accepted: an account sends from the address of the alias
+    own: frozenset[str] = frozenset()  # domains whose trusted senders may all write to it
     matches: Callable[[str], bool] = lambda _: False  # its globs and groups, with A-labels
-    members: bool = False  # who gets its mail may write to it
+    members: bool = False  # the addresses that get its mail may write to it
 
 
 class Expansion(Struct, frozen=True):
-    """The addresses that get the mail of another one, each once."""
+    """The addresses that get the mail of another address, each once."""
 
     targets: tuple[AliasTarget, ...]
-    writers: Writers | None = None  # of the alias that was asked for; None: everybody
+    writers: Writers | None = None  # of the alias that was expanded; None: everybody
 
     @property
     def addresses(self) -> tuple[str, ...]:
         """The addresses of the targets."""
-        return tuple([one.address for one in self.targets])
+        return tuple([target.address for target in self.targets])
 
 
 class ClientKey(Struct, frozen=True):
     """A public key with which a client signs assertions (RFC 7523), of a certificate or a JWKS."""
 
     public: Any  # joserfc's RSAKey or ECKey; that library is loaded where there is a key
-    names: frozenset[str]  # key_name() of thumbprints and key ids by which an assertion names it
+    names: frozenset[str]  # key_name() of the thumbprints and key ids that an assertion may use
     algorithms: frozenset[str]
     digest: bytes
     begins_s: float = -math.inf  # the certificate's validity, wall time
@@ -189,15 +191,19 @@ class ClientKey(Struct, frozen=True):
 
 
 def key_name(text: str) -> str:
-    """Return a thumbprint or key id as it is compared: MSAL for Java and for Go write thumbprints
-    in base64, others in base64url, with and without padding.
+    """Return a thumbprint or key id in the form that is compared: base64url without padding.
+
+    MSAL for Java and for Go write thumbprints in base64, others in base64url, with or without
+    padding.
     """
     return text.replace("+", "-").replace("/", "_").rstrip("=")
 
 
 class RegisteredClient(Struct, frozen=True):
-    """A client id of the token endpoint. `secret_digest` changes with the client's secret. After a
-    sign-in with one of `keys`, it is the digest of that key.
+    """A client id of the token endpoint.
+
+    `secret_digest` is a digest of the client's secret; after a sign-in with one of `keys`, it is
+    the digest of that key.
     """
 
     client_id: str
@@ -207,7 +213,7 @@ class RegisteredClient(Struct, frozen=True):
 
     @property
     def digests(self) -> tuple[bytes, ...]:
-        """The digests of all that the client can sign in with."""
+        """The digests of the secret and the keys with which the client can sign in."""
         return (self.secret_digest, *(key.digest for key in self.keys))
 
     @property
@@ -229,7 +235,7 @@ class AccountDirectory(Protocol):
     def by_token(self, token: str, *, client: str = "") -> Account | None:
         """Return the account of a bearer token, or None; compares in constant time.
 
-        Raises LoginDelayedError if the address `client` guesses a token that people chose.
+        Raises LoginDelayedError if the address `client` is guessing tokens.
         """
 
     def by_address(self, address: str) -> Account | None:
@@ -245,8 +251,10 @@ class AccountDirectory(Protocol):
         """
 
     def opened(self, address: str, caller: Account) -> Account | None:
-        """Return the account whose mailbox `caller` opens by `address`; None if it may not, or if
-        there is none. Raises UnknownUserError if there is none and everyone might open it.
+        """Return the account at `address` if `caller` may open its mailbox.
+
+        None if `caller` may not, or if there is no such account. Raises UnknownUserError if there
+        is none and every caller may open each mailbox.
         """
 
     def every(self) -> Sequence[Account]:
@@ -260,11 +268,12 @@ class AccountDirectory(Protocol):
         """
 
     async def by_smtp_login(self, user: str, password: str, *, client: str) -> Account | None:
-        """Return the account of a login by SMTP, as by_password(): also a DovecotUser."""
+        """Return the account of a login by SMTP like by_password(), which may be a DovecotUser."""
 
     def of_login(self, login: str) -> Account | None:
-        """Return what by_smtp_login() would return for the address `login` now, None if nobody
-        may log in with it any more.
+        """Return the account that by_smtp_login() returns for the address `login` at present.
+
+        None if nobody may log in with it any more.
         """
 
     def by_client_id(self, client_id: str) -> RegisteredClient | None:
@@ -273,7 +282,7 @@ class AccountDirectory(Protocol):
     async def by_client_secret(
         self, client_id: str, secret: str, *, client: str
     ) -> RegisteredClient | None:
-        """Return the client if this is its secret, or None; as by_password()."""
+        """Return the client if this is its secret, or None; delayed like by_password()."""
 
     def by_client_assertion(
         self,
@@ -282,11 +291,11 @@ class AccountDirectory(Protocol):
         *,
         client: str,
     ) -> RegisteredClient | None:
-        """Return the client that `check` returns for the one with this id; None if none can sign
-        in by an assertion.
+        """Call `check` with the client of this id, and return the client that it returns.
 
-        `check` raises LoginFailedError for an assertion that proves nothing, which counts as a
-        wrong secret. Raises it, and LoginDelayedError.
+        None if no client can sign in with an assertion. `check` raises LoginFailedError for an
+        invalid assertion, which counts like a wrong secret and is raised here too. Raises
+        LoginDelayedError.
         """
 
     def unlock(self, address: str) -> int:

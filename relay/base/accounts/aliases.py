@@ -1,10 +1,10 @@
 """Aliases: the addresses that get the mail of an [[alias]], or of an account with `forward_to`.
 
-Pure. AliasTable.expand() is what acceptance does with an address. check() yields the faults of a
-table; in one without faults every expansion ends, ten levels deep and with 1,000 addresses at most.
+Pure. Acceptance expands each address with AliasTable.expand(). check() yields the faults of a
+table; in a table without faults every expansion has at most ten levels and 1,000 addresses.
 
-An account that names an address of its own in `forward_to` keeps a copy, as an address that stands
-for itself does in Postfix's virtual(5). An alias has no mailbox: there this is a ring.
+An account that names one of its own addresses in `forward_to` keeps a copy, as in Postfix's
+virtual(5). An alias has no mailbox: naming its own address is a ring.
 RFC 5321 3.9.1.
 """
 
@@ -35,13 +35,13 @@ class Forwarding(Struct, frozen=True):
 
 @dataclass(slots=True)
 class _Node:
-    """A forwarding in check(); `bound` is not less than the number of its addresses."""
+    """A forwarding in check(); `bound` is at least the number of addresses that it leads to."""
 
     forwarding: Forwarding
-    inner: list[str]  # the forwardings that it names
+    inner: list[str]  # the addresses of the forwardings that it names
     depth: int = 1
     bound: int = 0
-    is_faulty: bool = False  # or one that it names is
+    is_faulty: bool = False  # it, or a forwarding that it names
 
 
 class AliasTable:
@@ -53,40 +53,42 @@ class AliasTable:
         *,
         named: Collection[str] = (),
     ) -> None:
-        """Each forwarding comes with all of its addresses. `named` are the addresses with a tag
-        that an account or an alias has by name.
+        """Each forwarding comes with all of its addresses.
+
+        `named` are the addresses with a tag that the file names as the address of an account or an
+        alias.
         """
         self._named = frozenset(named)
         self._by_address: dict[str, Forwarding] = {}
-        for one, addresses in forwardings:
+        for forwarding, addresses in forwardings:
             for address in addresses:
-                self._by_address.setdefault(address, one)
+                self._by_address.setdefault(address, forwarding)
 
     def expand(self, address: str) -> Expansion | None:
-        """Return who gets the mail for `address`; None if it is no alias, nor forwards."""
+        """Return who gets the mail for `address`; None if it is no alias and does not forward."""
         first = self._find(address) if self._by_address else None  # nearly always empty
         if first is None:
             return None
-        found: dict[str, AliasTarget] = {}
-        self._collect(address, first, (), found=found, seen=set())
-        return Expansion(tuple(found.values()), first.writers)
+        targets: dict[str, AliasTarget] = {}
+        self._collect(address, first, (), targets=targets, seen=set())
+        return Expansion(tuple(targets.values()), first.writers)
 
     def leaves(self) -> Iterator[tuple[KeyPath, str]]:
-        """Yield each address that a forwarding names and that does not forward, with its place."""
-        for one in self._forwardings().values():
-            for number, address in enumerate(one.targets):
+        """Yield the place and the address of each target that is no forwarding itself."""
+        for forwarding in self._forwardings().values():
+            for number, address in enumerate(forwarding.targets):
                 if self._find(address) is None:
-                    yield (*one.place, number), address
+                    yield (*forwarding.place, number), address
 
     def _find(self, address: str) -> Forwarding | None:
-        wanted = own_mailbox(address)
-        found = self._by_address.get(wanted)
-        if found is None and "+" in wanted and wanted not in self._named:
-            return self._by_address.get(untagged(wanted))
-        return found
+        mailbox = own_mailbox(address)
+        forwarding = self._by_address.get(mailbox)
+        if forwarding is None and "+" in mailbox and mailbox not in self._named:
+            return self._by_address.get(untagged(mailbox))
+        return forwarding
 
     def _forwardings(self) -> dict[str, Forwarding]:
-        return {one.address: one for one in self._by_address.values()}
+        return {forwarding.address: forwarding for forwarding in self._by_address.values()}
 
     def _collect(
         self,
@@ -94,7 +96,7 @@ class AliasTable:
         forwarding: Forwarding,
         through: tuple[str, ...],
         *,
-        found: dict[str, AliasTarget],
+        targets: dict[str, AliasTarget],
         seen: set[str],
     ) -> None:
         """Add the targets of a forwarding that was not seen yet, in their order."""
@@ -102,67 +104,69 @@ class AliasTable:
             return
         seen.add(forwarding.address)
         if forwarding.keeps_copy:
-            found.setdefault(own_mailbox(address), AliasTarget(address, through))
+            targets.setdefault(own_mailbox(address), AliasTarget(address, through))
         through = (*through, forwarding.address)
         for target in forwarding.targets:
             inner = self._find(target)
             if inner is None:
-                found.setdefault(own_mailbox(target), AliasTarget(target, through))
+                targets.setdefault(own_mailbox(target), AliasTarget(target, through))
             else:
-                self._collect(target, inner, through, found=found, seen=seen)
+                self._collect(target, inner, through, targets=targets, seen=seen)
 
     # -- faults
 
     def check(self, document: Document) -> Iterator[Fault]:
-        """Yield the faults of the whole table: rings, and what leads too far.
+        """Yield the faults of the whole table: rings, and aliases that lead too far.
 
-        An alias that names a faulty one has no fault of its own.
+        An alias that names a faulty alias is not reported again.
         """
         nodes = self._nodes()
         left = dict(nodes)
         order = TopologicalSorter({name: node.inner for name, node in nodes.items()})
-        with suppress(CycleError):  # it goes on to where a ring blocks it
+        with suppress(CycleError):  # the order is complete except for rings
             order.prepare()
         while ready := order.get_ready():
             for name in ready:
-                yield from self._check_one(left.pop(name), nodes, document)
+                yield from self._check_forwarding(left.pop(name), nodes, document)
             order.done(*ready)
         yield from _rings(left, document)
 
     def _nodes(self) -> dict[str, _Node]:
         nodes = {}
-        for name, one in self._forwardings().items():
-            found = (self._find(target) for target in one.targets)
-            inner = list(dict.fromkeys(each.address for each in found if each is not None))
-            nodes[name] = _Node(one, inner)
+        for name, forwarding in self._forwardings().items():
+            aliases = (self._find(target) for target in forwarding.targets)
+            inner = list(dict.fromkeys(alias.address for alias in aliases if alias is not None))
+            nodes[name] = _Node(forwarding, inner)
         return nodes
 
-    def _check_one(
+    def _check_forwarding(
         self, node: _Node, nodes: dict[str, _Node], document: Document
     ) -> Iterator[Fault]:
-        """Check a forwarding after all that it names."""
-        one, inner = node.forwarding, [nodes[name] for name in node.inner]
-        node.is_faulty = any(each.is_faulty for each in inner)
+        """Check a forwarding after those that it names."""
+        forwarding, inner = node.forwarding, [nodes[name] for name in node.inner]
+        node.is_faulty = any(alias.is_faulty for alias in inner)
         if node.is_faulty:
             return
-        node.depth = 1 + max((each.depth for each in inner), default=0)
+        node.depth = 1 + max((alias.depth for alias in inner), default=0)
         if node.depth > DEPTH_MAX:
             node.is_faulty = True
-            found = f"{node.depth} aliases, each of which leads to the next"
-            yield document.fault(one.place, f"found {found}, expected at most {DEPTH_MAX}")
+            chain = f"{node.depth} aliases, each of which leads to the next"
+            yield document.fault(forwarding.place, f"found {chain}, expected at most {DEPTH_MAX}")
             return
-        node.bound = one.keeps_copy + len(one.targets) + sum(each.bound for each in inner)
+        node.bound = (
+            forwarding.keeps_copy + len(forwarding.targets) + sum(alias.bound for alias in inner)
+        )
         if node.bound > TARGETS_MAX:  # it may count an address twice
-            expansion = self.expand(one.address)
+            expansion = self.expand(forwarding.address)
             node.bound = len(expansion.targets) if expansion is not None else 0
         if node.bound > TARGETS_MAX:
             node.is_faulty = True
-            found = f"{node.bound} addresses after all aliases"
-            yield document.fault(one.place, f"found {found}, expected at most {TARGETS_MAX}")
+            chain = f"{node.bound} addresses after all aliases"
+            yield document.fault(forwarding.place, f"found {chain}, expected at most {TARGETS_MAX}")
 
 
 def _rings(left: dict[str, _Node], document: Document) -> Iterator[Fault]:
-    """Yield a fault for each ring found; `left` are the forwardings in one, or that lead to one."""
+    """Yield a fault for each ring. `left` are the forwardings in a ring or that lead to a ring."""
     seen: set[str] = set()
     for start in left:
         path: dict[str, None] = {}
@@ -170,13 +174,13 @@ def _rings(left: dict[str, _Node], document: Document) -> Iterator[Fault]:
         while name not in seen:
             seen.add(name)
             path[name] = None
-            name = next(each for each in left[name].inner if each in left)
+            name = next(alias for alias in left[name].inner if alias in left)
         if name not in path:
-            continue  # it leads to what was seen from another one
+            continue  # it leads to a forwarding that was visited already
         names = list(path)
         ring = [*names[names.index(name) :], name]
-        shown = " -> ".join(
-            f"{each} (line {document.line(left[each].forwarding.place)})" for each in ring
+        ring_path = " -> ".join(
+            f"{alias} (line {document.line(left[alias].forwarding.place)})" for alias in ring
         )
-        message = f"found the ring {shown}, expected addresses that do not lead back"
+        message = f"found the ring {ring_path}, expected addresses that do not lead back"
         yield document.fault(left[name].forwarding.place, message)

@@ -1,17 +1,17 @@
-"""Which check of a password begins next, so that strangers who guess keep nobody from logging in.
+"""Which check of a password begins next: strangers who guess must not keep users from logging in.
 
-A check waits for a place, in one of three lines:
+A check waits for a free place in one of three lines:
 
-- known: of a user at a client from which that user has logged in before, in turn by user. Half of
-  the places are kept for them.
-- outside: of any other user and client, in turn by /48 network and then by client. Checks of one
-  user begin a second apart.
-- here: at loopback and Unix sockets, whose clients cannot be told apart, in turn by user.
+- known: a user at a client from which the user has logged in before. Users take turns. Half of the
+  places are reserved for this line.
+- outside: any other user and client. /48 networks take turns, and in each network its clients.
+  Checks of one user begin a second apart.
+- here: loopback and Unix sockets, whose clients cannot be distinguished. Users take turns.
 
-The lines themselves take turns as well. Next is whose turn was taken the longest ago; only a wrong
-password takes it. So those who have not guessed go first, and many users at one address log in one
-after the other. A check is refused if it has waited for WAIT_S, or if it is the last in a line of
-more than WAITING_MAX.
+The lines take turns too. The next check is the one whose turn was used the longest ago; only a
+wrong password uses a turn. Clients that have not guessed therefore come first, and many users at
+one address log in one after the other. A check is refused after waiting for WAIT_S, or if it is the
+last in a line of more than WAITING_MAX.
 """
 
 import asyncio
@@ -26,9 +26,9 @@ from relay.base.bounded_dict import BoundedDict
 from relay.base.clock import Clock
 
 WAIT_S = 30.0
-WAITING_MAX = 300  # a check usually takes a tenth of a second: so many have their turn in time
+WAITING_MAX = 300  # a check usually takes a tenth of a second: this many are checked within WAIT_S
 PACE_S = 1.0
-BUSY_S = 1.0  # when who was refused may try again
+BUSY_S = 1.0  # after which a refused client may try again
 _TURNS_MAX = 10_000  # that are remembered
 _NETWORK_BITS = 48  # of IPv6: the most that one customer usually has
 _KNOWN, _HERE, _OUTSIDE = "known", "here", "outside"
@@ -38,7 +38,7 @@ _Turn = tuple[str, str]  # a line; a user, network or client in it, "" for the w
 
 @dataclass(slots=True, eq=False)
 class _QueuedCheck:
-    """A check that waits for its place. Its turns are from its line down to its client or user."""
+    """A check that waits for a place. `turns` are those of its line, network, client or user."""
 
     user: str
     line: str
@@ -62,8 +62,8 @@ class CheckQueue:
     ) -> bool:
         """Return what `check` returns, after waiting for a place.
 
-        `client` is client_of() an address; "" if it cannot be told from others. Raises
-        LoginDelayedError for a check that got no place, and what `check` raises.
+        `client` is client_of() an address; "" if it cannot be distinguished from others. Raises
+        LoginDelayedError for a check that got no place, and the errors of `check`.
         """
         line, turns = _turns(user, client, is_known=is_known)
         waiting = _QueuedCheck(user, line, turns, asyncio.get_running_loop().create_future())
@@ -102,7 +102,7 @@ class CheckQueue:
         if waiting.line == _OUTSIDE:
             self._paced.add(waiting.user)
             self._clock.call_later(PACE_S, self._end_pace, waiting.user)
-        if not waiting.place.done():  # it is when the event loop ends
+        if not waiting.place.done():  # it is done already when the event loop ends
             waiting.place.set_result(None)
 
     def _end_pace(self, user: str) -> None:
@@ -115,12 +115,14 @@ class CheckQueue:
             self._taken_s[turn] = now
 
     def _rank(self, waiting: _QueuedCheck) -> list[float]:
-        """The check with the least rank is next; of several, the one that has waited longest."""
+        """Return the rank: the lowest rank is next; at equal ranks, who has waited longest."""
         return [self._taken_s.get(turn, -math.inf) for turn in waiting.turns]
 
     def _refuse_surplus(self, line: str) -> None:
-        """Refuse the last check of a line that is too long. Of several with the same rank, that is
-        one of the user for whom most wait: they may have to wait for the pace.
+        """Refuse the last check of a line that is too long.
+
+        If several have the same rank, it is a check of the user with the most waiting checks, which
+        may be waiting only because checks of one user begin a second apart.
         """
         of_line = [waiting for waiting in self._waiting if waiting.line == line]
         if len(of_line) > WAITING_MAX:

@@ -1,8 +1,7 @@
 """The keys with which clients sign assertions: certificates in PEM, and JWK sets (RFC 7517).
 
-Who issued a certificate does not matter, as in Entra: the file says that it is the client's. A
-certificate that issued another one of the file is not the client's and is left out, so that the
-file may be a chain.
+The issuer of a certificate is not checked, as in Entra: being in the file makes it the client's.
+The file may be a chain: a certificate that issued another certificate of the file is left out.
 """
 
 import base64
@@ -61,15 +60,15 @@ def read_certificates(text: str, base: Path, *, now_s: float) -> FoundKeys:
     if _PRIVATE_PEM in pem:
         warnings.append(_PRIVATE)
     try:
-        found = load_pem_x509_certificates(pem)
+        chain = load_pem_x509_certificates(pem)
     except ValueError:
         raise ValueError(f"found none that can be read, expected {_CERTIFICATES}") from None
-    certificates = [one for one in found if not _is_issuer(one, found)]
+    certificates = [certificate for certificate in chain if not _is_issuer(certificate, chain)]
     _check_number(len(certificates), _CERTIFICATES)
     keys = []
-    for number, one in enumerate(certificates, 1):
+    for number, certificate in enumerate(certificates, 1):
         try:
-            key = _of_certificate(one)
+            key = _of_certificate(certificate)
         except ValueError as error:
             raise ValueError(f"certificate {number}: found {error}, expected {_KEY}") from None
         keys.append(key)
@@ -84,25 +83,26 @@ def read_key_set(text: str, base: Path) -> FoundKeys:
     """
     octets, warnings = _content(text, base, mark="{", expected=_KEY_SET)
     try:
-        found = msgspec.json.decode(octets, type=_KeySet).keys
+        jwks = msgspec.json.decode(octets, type=_KeySet).keys
     except (ValueError, RecursionError) as error:
         raise ValueError(f"found something else ({error}), expected {_KEY_SET}") from None
-    found = [one for one in found if one.get("use") != "enc"]
-    _check_number(len(found), "keys for signatures")
+    jwks = [jwk for jwk in jwks if jwk.get("use") != "enc"]
+    _check_number(len(jwks), "keys for signatures")
     keys = []
-    for number, one in enumerate(found):
+    for number, jwk in enumerate(jwks):
         try:
-            keys.append(_of_jwk(one))
+            keys.append(_of_jwk(jwk))
         except ValueError as error:
             raise ValueError(f"keys[{number}]: found {error}, expected {_KEY}") from None
-        if "d" in one:
+        if "d" in jwk:
             warnings.append(f"keys[{number}]: {_PRIVATE}")
     return FoundKeys(tuple(keys), tuple(warnings))
 
 
 def _content(text: str, base: Path, *, mark: str, expected: str) -> tuple[bytes, list[str]]:
-    """Return `text` if it has the `mark` of a content, else that of the file, and a warning for the
-    mode of the file.
+    """Return the content and warnings about its file.
+
+    The content is `text` if `mark` occurs in it, else that of the file that `text` names.
     """
     if mark in text:
         return text.encode(), []
@@ -120,12 +120,15 @@ def _check_number(number: int, expected: str) -> None:
         raise ValueError(f"found {number}, expected 1 to {KEYS_MAX} {expected}")
 
 
-def _is_issuer(one: Certificate, others: Sequence[Certificate]) -> bool:
-    """Whether `one` issued another certificate; a renewed one of its own has its name as well."""
+def _is_issuer(certificate: Certificate, others: Sequence[Certificate]) -> bool:
+    """Return whether `certificate` issued one of the others.
+
+    A renewal of `certificate` has the same issuer, but also the same subject: it does not count.
+    """
     return any(
-        each.issuer == one.subject and each.subject != one.subject
-        for each in others
-        if each is not one
+        other.issuer == certificate.subject and other.subject != certificate.subject
+        for other in others
+        if other is not certificate
     )
 
 
@@ -139,37 +142,41 @@ def _of_certificate(certificate: Certificate) -> ClientKey:
     thumbprints = [hashlib.sha1(der, usedforsecurity=False).digest(), hashlib.sha256(der).digest()]
     return _checked(
         public,
-        # as key id, some libraries send a thumbprint in hexadecimal digits
-        [name for one in thumbprints for name in (_base64(one), one.hex(), one.hex().upper())],
+        # some libraries send the thumbprint in hexadecimal digits as key id
+        [
+            name
+            for thumbprint in thumbprints
+            for name in (_base64(thumbprint), thumbprint.hex(), thumbprint.hex().upper())
+        ],
         begins_s=begins.timestamp(),
         ends_s=ends.timestamp(),
     )
 
 
-def _of_jwk(given: dict[str, Any]) -> ClientKey:
-    kind, curve, algorithm = (given.get(name) for name in ("kty", "crv", "alg"))
+def _of_jwk(jwk: dict[str, Any]) -> ClientKey:
+    kind, curve, algorithm = (jwk.get(name) for name in ("kty", "crv", "alg"))
     if kind not in ("RSA", "EC"):
         raise ValueError(f"kty {kind!a:.40}")
     if kind == "EC" and curve != "P-256":
         raise ValueError(f"crv {curve!a:.40}")
     try:
-        public = _public_key(given)
+        public = _public_key(jwk)
     except (ValueError, TypeError, KeyError):
         raise ValueError(f"a damaged key of the kind {kind}") from None
-    named = [given[name] for name in ("kid", "x5t", "x5t#S256") if isinstance(given.get(name), str)]
-    found = _checked(public, named)
+    key_ids = [jwk[name] for name in ("kid", "x5t", "x5t#S256") if isinstance(jwk.get(name), str)]
+    key = _checked(public, key_ids)
     if algorithm is None:
-        return found
-    if algorithm not in tuple(found.algorithms):
+        return key
+    if algorithm not in tuple(key.algorithms):
         raise ValueError(f"alg {algorithm!a:.40}")
-    return msgspec.structs.replace(found, algorithms=frozenset((algorithm,)))
+    return msgspec.structs.replace(key, algorithms=frozenset((algorithm,)))
 
 
-def _public_key(given: dict[str, Any]) -> RSAPublicKey | EllipticCurvePublicKey:
+def _public_key(jwk: dict[str, Any]) -> RSAPublicKey | EllipticCurvePublicKey:
     """Return the key of a JWK (RFC 7518 6). Raises ValueError, TypeError, KeyError."""
-    if given["kty"] == "RSA":
-        return RSAPublicNumbers(_number(given["e"]), _number(given["n"])).public_key()
-    x, y = _number(given["x"]), _number(given["y"])
+    if jwk["kty"] == "RSA":
+        return RSAPublicNumbers(_number(jwk["e"]), _number(jwk["n"])).public_key()
+    x, y = _number(jwk["x"]), _number(jwk["y"])
     return EllipticCurvePublicNumbers(x, y, SECP256R1()).public_key()
 
 

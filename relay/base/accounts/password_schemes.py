@@ -1,9 +1,9 @@
-"""Which stored passwords are read, and whether one of them matches: Argon2, those of crypt(3), and
-those with Dovecot's {SCHEME} in front, as `doveadm pw` writes them.
+"""Read stored passwords and compare them: Argon2, hashes of crypt(3), and hashes after Dovecot's
+{SCHEME}, as `doveadm pw` writes them.
 
-A hash itself determines how much time and memory its check takes; those that take too much are not
-read. crypt(3) is that of the system's libcrypt: its packages for Python need a compiler.
-Raises ValueError with what was expected, which says nothing of the secret.
+The parameters in a hash determine how much time and memory its check takes; a hash that takes too
+much is refused. crypt(3) is that of the system's libcrypt: its packages for Python need a compiler.
+Raises ValueError with what was expected; the text contains nothing of the secret.
 """
 
 import binascii
@@ -31,7 +31,7 @@ _CRYPT = {
     "MD5-CRYPT": re.compile(r"\$1\$[^$:\s]{0,8}\$[./A-Za-z0-9]{22}"),
     "YESCRYPT": re.compile(r"\$y\$j[7-9A-D][5T]\$[./A-Za-z0-9]{1,86}\$[./A-Za-z0-9]{43}"),
 }
-_WHOLE = {  # what is expected of a hash that begins so
+_WHOLE = {  # the expected form of a hash, by its beginning
     "$2": "$2b$COST$ of a cost up to 15 (two digits), and 53 characters",
     "$5$": "$5$SALT$ of up to 999999 rounds and 43 characters",
     "$6$": "$6$SALT$ of up to 999999 rounds and 86 characters",
@@ -41,10 +41,10 @@ _WHOLE = {  # what is expected of a hash that begins so
 _DIGESTS = {"SHA": "sha1", "SHA1": "sha1", "SHA256": "sha256", "SHA512": "sha512"}
 _SALTED = {"SSHA": "sha1", "SSHA256": "sha256", "SSHA512": "sha512"}
 _PLAIN = ("PLAIN", "CLEAR", "CLEARTEXT")
-_MODULAR = ("CRYPT", *_CRYPT, "ARGON2ID", "ARGON2I")  # the hash says itself what it is
+_MODULAR = ("CRYPT", *_CRYPT, "ARGON2ID", "ARGON2I")  # the hash itself names its scheme
 _PBKDF2 = re.compile(r"\$1\$[^$:\s]{1,64}\$([0-9]{1,7})\$[0-9A-Fa-f]{40}")
 _NAMED = re.compile(r"\{([A-Za-z0-9-]{1,32})(?:\.(b64|base64|hex))?\}", re.ASCII | re.IGNORECASE)
-# what a fault may show, also of a text that was meant to be the password itself
+# the part of a text that a fault may show: the whole text may be a password
 _FOUND = re.compile(
     r"\{[A-Z0-9-]{1,32}(?:\.[A-Za-z0-9]{1,6})?\}"
     r"|\$(?:[0-9][a-z]?|g?y|md5|sha1|apr1|argon2i?d?|scrypt|pbkdf2-sha(?:256|512)|bcrypt-sha256)\$"
@@ -55,23 +55,23 @@ _CRYPT_DATA_BYTES = 256 * 1024  # more than each C library has in its struct cry
 _EXPECTED = (
     "$argon2id$..., $2b$... of a cost up to 15, $5$... or $6$... of up to 999999 rounds, "
     "plain:... or a hash behind one of "
-    + ", ".join(f"{{{one}}}" for one in (*_MODULAR, "PBKDF2", *_SALTED, *_DIGESTS, "PLAIN"))
+    + ", ".join(f"{{{scheme}}}" for scheme in (*_MODULAR, "PBKDF2", *_SALTED, *_DIGESTS, "PLAIN"))
 )
 
 
 class Password(Struct, frozen=True):
-    """A stored password: a hash with its own parameters, a digest with its salt, or plain text."""
+    """A stored password: a hash with its parameters, a digest with its salt, or plain text."""
 
     hashed: str = ""
-    plain: bytes = b""  # the octets of a digest, with its salt behind it; or the password
-    scheme: str = ""  # in the names of Dovecot
+    plain: bytes = b""  # the octets of a digest and its salt, or the password
+    scheme: str = ""  # Dovecot's name
 
-    def matches(self, given: str) -> bool:
-        """Whether `given` is the password. May take a second of CPU.
+    def matches(self, password: str) -> bool:
+        """Whether `password` is the password. May take a second of CPU.
 
         Raises VerificationError if it cannot be computed, for example for lack of memory.
         """
-        octets = given.encode("utf-8", "surrogatepass")
+        octets = password.encode("utf-8", "surrogatepass")
         if self.hashed.startswith(_ARGON2):
             try:
                 return argon2.PasswordHasher().verify(self.hashed, octets)
@@ -89,27 +89,27 @@ class Password(Struct, frozen=True):
         return hmac.compare_digest(self.plain, octets)
 
     def for_nobody(self) -> "Password":
-        """Return a password that takes as long to check as this one, and that nobody has."""
+        """Return a password that nothing matches; its check takes as long as this one's."""
         if not self.hashed:
             return Password(plain=os.urandom(len(self.plain)), scheme=self.scheme)
         return Password(f"{self.hashed[:-22]}{'A' * 22}", scheme=self.scheme)
 
 
 def parse_password(text: str) -> Password:
-    """Read a password as accounts.toml has it. Raises ValueError."""
+    """Read a password in the form of accounts.toml. Raises ValueError."""
     if text.startswith(_OWN_PLAIN) and len(text) > len(_OWN_PLAIN):
         return Password(plain=text.removeprefix(_OWN_PLAIN).encode(), scheme="PLAIN")
-    named = _NAMED.match(text)
-    scheme = named[1].upper() if named else "CRYPT"
-    encoding = (named[2] or "").lower() if named else ""
-    rest = text[named.end() :] if named else text
+    prefix = _NAMED.match(text)
+    scheme = prefix[1].upper() if prefix else "CRYPT"
+    encoding = (prefix[2] or "").lower() if prefix else ""
+    rest = text[prefix.end() :] if prefix else text
     if scheme in _DIGESTS or scheme in _SALTED:
         return Password(plain=_digest(scheme, _decoded(rest, encoding or "b64")), scheme=scheme)
     octets = _decoded(rest, encoding) if encoding else rest.encode()
     if scheme in _PLAIN and octets:
         return Password(plain=octets, scheme="PLAIN")
     hashed = octets.decode("ascii", "replace")
-    if scheme == "PBKDF2" and (found := _PBKDF2.fullmatch(hashed)) and int(found[1]):
+    if scheme == "PBKDF2" and (match := _PBKDF2.fullmatch(hashed)) and int(match[1]):
         return Password(hashed, scheme=scheme)
     if scheme in _MODULAR:
         return _modular(hashed)
@@ -118,27 +118,27 @@ def parse_password(text: str) -> Password:
 
 def is_plain(text: str) -> bool:
     """Whether a stored password or token is in plain text."""
-    named = _NAMED.match(text)
-    return text.startswith(_OWN_PLAIN) or (named is not None and named[1].upper() in _PLAIN)
+    prefix = _NAMED.match(text)
+    return text.startswith(_OWN_PLAIN) or (prefix is not None and prefix[1].upper() in _PLAIN)
 
 
 def shown_scheme(text: str) -> str:
-    """Return the scheme that a faulty password names: no more of it is shown."""
-    found = _FOUND.match(text)
-    return found[0] if found else "something else"
+    """Return the scheme that a faulty password names; no other part of it is shown."""
+    match = _FOUND.match(text)
+    return match[0] if match else "something else"
 
 
 def _modular(hashed: str) -> Password:
     """Read a hash that begins with its parameters. Raises ValueError."""
     if hashed.startswith(_ARGON2):
         try:
-            given = argon2.extract_parameters(hashed)
+            parameters = argon2.extract_parameters(hashed)
         except InvalidHashError:
             raise ValueError("a whole Argon2 hash") from None
-        costs = (given.memory_cost, given.time_cost, given.parallelism)
+        costs = (parameters.memory_cost, parameters.time_cost, parameters.parallelism)
         if any(cost > most for cost, most in zip(costs, _ARGON2_MAX, strict=True)):
             raise ValueError("an Argon2 hash of at most 1 GiB, 64 rounds and 16 lanes")
-        return Password(hashed, scheme=f"ARGON2{given.type.name}")
+        return Password(hashed, scheme=f"ARGON2{parameters.type.name}")
     scheme = next((name for name, form in _CRYPT.items() if form.fullmatch(hashed)), "")
     if not scheme:
         raise ValueError(
@@ -169,7 +169,7 @@ def _digest(scheme: str, octets: bytes) -> bytes:
 
 
 def _decoded(text: str, encoding: str) -> bytes:
-    """Return what is behind a {SCHEME}. Raises ValueError."""
+    """Return the octets after a {SCHEME}. Raises ValueError."""
     try:
         return bytes.fromhex(text) if encoding == "hex" else b64decode(text, validate=True)
     except (binascii.Error, ValueError):
@@ -178,8 +178,9 @@ def _decoded(text: str, encoding: str) -> bytes:
 
 @functools.cache
 def _crypt() -> Callable[[bytes, bytes, ctypes.Array[ctypes.c_char]], bytes | None]:
-    """Return crypt_r() of libxcrypt, or of the C library where that has it (musl). It may run in
-    several threads at once. Raises OSError and AttributeError.
+    """Return crypt_r() of libxcrypt, or of the C library (musl). It is thread-safe.
+
+    Raises OSError and AttributeError if the system has none.
     """
     for name in ("libcrypt.so.1", "libcrypt.so.2"):
         try:
@@ -197,10 +198,10 @@ def _crypt() -> Callable[[bytes, bytes, ctypes.Array[ctypes.c_char]], bytes | No
 
 def _crypt_matches(hashed: str, octets: bytes) -> bool:
     """Raises VerificationError for a hash that this libcrypt does not know."""
-    if b"\0" in octets or len(octets) > _CRYPT_BYTES_MAX:  # it would read less, or nothing
+    if b"\0" in octets or len(octets) > _CRYPT_BYTES_MAX:  # crypt_r() would read only a part
         return False
     stored = hashed.encode()
-    found = _crypt()(octets, stored, ctypes.create_string_buffer(_CRYPT_DATA_BYTES))
-    if found is None or found.startswith(b"*"):
+    digest = _crypt()(octets, stored, ctypes.create_string_buffer(_CRYPT_DATA_BYTES))
+    if digest is None or digest.startswith(b"*"):
         raise VerificationError(f"the libcrypt of this system knows no {hashed[:3]}")
-    return hmac.compare_digest(found, stored)
+    return hmac.compare_digest(digest, stored)

@@ -1,14 +1,15 @@
 """Check passwords, read tokens, and delay clients that guess.
 
-Passwords are compared in two threads, those of Dovecot by Dovecot, asked by the socket for its auth
-clients (version 1 of https://doc.dovecot.org/2.3/developer_manual/design/auth_protocol/). Each
-question has a connection of its own. Failures that Dovecot calls temporary say nothing of the
-password. `check_queue` decides which check is next. Failures are counted by user and client
-address, and by client address over all users, so that failures at one address do not lock out a
-user at another, nor one device with an old password the others of its address (NAT). All tables and
-queues are bounded. A success is remembered for a minute, as a keyed digest only, and its client for
-as long as the process runs. LoginDelayedError means that the password was not checked (454 4.7.0,
-RFC 4954 4 and 6).
+Passwords are compared in two threads. Passwords of Dovecot are compared by Dovecot, over its socket
+for auth clients (version 1 of
+https://doc.dovecot.org/2.3/developer_manual/design/auth_protocol/), with one connection for each
+check; a failure that Dovecot reports as temporary is not a wrong password. `check_queue` decides
+which check is next. Failures are counted by user and client address, and by client address over all
+users: failures at one address do not lock out a user at another address, and one device with an old
+password does not lock out the other devices of its address (NAT). All tables and queues are
+bounded. A success is remembered for a minute, as a keyed digest only; its client is remembered as
+long as the process runs. LoginDelayedError means that the password was not checked (454 4.7.0, RFC
+4954 4 and 6).
 """
 
 import asyncio
@@ -52,23 +53,23 @@ class DovecotPassword(Struct, frozen=True):
     client: str  # its IP address; "": none
     hashed: str = ""  # not known here
 
-    async def matches(self, given: str) -> bool:
-        """Whether `given` is the password. Raises OSError if Dovecot does not say."""
-        if "\0" in given:  # which separates the parts of PLAIN: RFC 4616 2
+    async def matches(self, password: str) -> bool:
+        """Whether `password` is the password. Raises OSError if Dovecot does not answer."""
+        if "\0" in password:  # which separates the parts of PLAIN: RFC 4616 2
             return False
         try:
             async with asyncio.timeout(_ANSWER_S):  # real time: a peer
-                return await self._ask(given.encode("utf-8", "surrogatepass"))
+                return await self._ask(password.encode("utf-8", "surrogatepass"))
         except TimeoutError:
             raise OSError(f"{self.path}: no answer of Dovecot in {_ANSWER_S:g} s") from None
         except (OSError, ValueError) as error:  # ValueError: a line without an end, no UTF-8
             reason = getattr(error, "strerror", "") or error
             raise OSError(f"{self.path}: {reason}") from None
 
-    async def _ask(self, given: bytes) -> bool:
+    async def _ask(self, password: bytes) -> bool:
         reader, writer = await asyncio.open_unix_connection(self.path, limit=_LINE_BYTES_MAX)
         try:
-            # the number of a process, which must not be that of another open connection
+            # a process number that no other open connection uses
             writer.write(f"VERSION\t1\t1\nCPID\t{1 + secrets.randbelow(2**31 - 1)}\n".encode())
             lines = _lines(reader)
             offers_plain = False
@@ -82,14 +83,14 @@ class DovecotPassword(Struct, frozen=True):
                 raise OSError("Dovecot closed the connection at once")
             if not offers_plain:
                 raise OSError("Dovecot does not offer PLAIN, expected it in auth_mechanisms")
-            response = b64encode(b"\0".join((b"", self.user.encode(), given))).decode()
+            response = b64encode(b"\0".join((b"", self.user.encode(), password))).decode()
             client = f"rip={self.client.partition('%')[0]}\t" if self.client else ""
-            # no-penalty: who guesses waits here, and others at the same address do not
+            # no-penalty: Relay delays guesses itself, without delaying others at the same address
             options = f"service=smtp\tsecured\tnologin\tno-penalty\t{client}resp={response}"
             writer.write(f"AUTH\t1\tPLAIN\t{options}\n".encode())
             async for name, *values in lines:
                 if name == "OK":
-                    return self._is_user(dict(one.partition("=")[::2] for one in values))
+                    return self._is_user(dict(pair.partition("=")[::2] for pair in values))
                 if name == "FAIL":
                     if {"temp", "code=temp_fail"} & set(values):
                         raise OSError("Dovecot has a temporary failure, see its log")
@@ -98,11 +99,12 @@ class DovecotPassword(Struct, frozen=True):
         finally:
             writer.close()
 
-    def _is_user(self, found: dict[str, str]) -> bool:
-        """Whether Dovecot knows the user by the address with which it logs in: what it may send as
-        depends on that.
+    def _is_user(self, fields: dict[str, str]) -> bool:
+        """Whether Dovecot's name of the user is the address of the login.
+
+        This address is the only one from which the user may send.
         """
-        name = found.get("user", "")
+        name = fields.get("user", "")
         if own_mailbox(name) == own_mailbox(self.user):
             return True
         _log.warning("login of another name in Dovecot", user=self.user, dovecot_user=name[:320])
@@ -140,7 +142,7 @@ def digest_of(token: str) -> bytes:
 
 
 THREADS = 2  # each check takes 64 MiB and a tenth of a second by default
-QUESTIONS_MAX = 32  # that Dovecot is asked at once
+QUESTIONS_MAX = 32  # checks by Dovecot at once
 _REMEMBERED_S = 60.0
 CLIENTS_MAX = 50  # of one user, from which it has logged in
 ENTRIES_MAX = 10_000
@@ -149,7 +151,7 @@ FREE_FAILURES = 3  # of one user from one address
 FREE_FAILURES_OF_CLIENT = 10  # of all users from one address
 _BACK_OFF_FIRST_S = 1.0
 _BACK_OFF_MAX_S = 60.0
-FORGOTTEN_S = 900.0  # with the free failures only, guessing is slower than with the delays
+FORGOTTEN_S = 900.0  # guessing with only the free failures is then slower than with delays
 
 _SHARED_BY_USERS = frozenset(("", "127.0.0.1", "::1"))
 
@@ -158,7 +160,7 @@ _Proof = TypeVar("_Proof")
 
 
 class LoginFailedError(Exception):
-    """A login that proves nothing; the text says why."""
+    """The credentials of a login are invalid; the text says why."""
 
 
 @dataclass(slots=True)
@@ -181,9 +183,9 @@ class _Failures:
 class FailureTable:
     """Failures by key, at most `entries_max`, ordered by the last failure.
 
-    A key with a delay is never evicted: if the oldest key still has one, further keys are counted
-    as one. A flood of keys therefore resets no count. Evicting a key without a delay takes
-    `entries_max` failures, more than that key could make with delays.
+    A key with a delay is never evicted: while the oldest key has a delay, further keys are counted
+    together as one key. A flood of keys therefore resets no count. Evicting a key without a delay
+    takes `entries_max` failures, more than that key could make with delays.
     """
 
     def __init__(self, free: int, *, entries_max: int = ENTRIES_MAX) -> None:
@@ -243,9 +245,9 @@ class FailureTable:
 
 
 class GuessDelays:
-    """Delays clients that guess a secret which all users share, by address.
+    """Delays clients that guess a secret which all users share, by client address.
 
-    One of the last wrong secrets again is no guess: a program has an old one.
+    Repeating one of the last wrong secrets is no guess: a program may have an old secret.
     """
 
     def __init__(self, clock: Clock) -> None:
@@ -258,9 +260,9 @@ class GuessDelays:
         if wait_s := self._failures.wait_s(client_of(client), self._clock.monotonic()):
             raise LoginDelayedError("Too many wrong tokens", wait_s)
 
-    def add(self, client: str, given: str) -> None:
-        """Count a wrong secret, but none of a Unix socket: its clients share one key."""
-        key, digest = client_of(client), digest_of(given)
+    def add(self, client: str, password: str) -> None:
+        """Count a wrong secret, except on a Unix socket, whose clients share one key."""
+        key, digest = client_of(client), digest_of(password)
         if not key:
             return
         last: deque[bytes] = deque(maxlen=FREE_FAILURES_OF_CLIENT)
@@ -277,10 +279,10 @@ class GuessDelays:
 
 
 class SuccessTable:
-    """The last success of each user at each client: its digest, and until when it is remembered.
+    """The last success of each user at each client: a digest, and until when it is remembered.
 
-    It has the last CLIENTS_MAX clients of the last ENTRIES_MAX users, so that no user pushes out
-    clients of others.
+    It has the last CLIENTS_MAX clients of each of the last ENTRIES_MAX users: a user cannot evict
+    clients of other users.
     """
 
     def __init__(self) -> None:
@@ -313,16 +315,17 @@ class PasswordChecker:
         on_delay: Callable[[str, str], None] = lambda _user, _client: None,
         successes: SuccessTable | None = None,
     ) -> None:
-        """`rng` makes the key of the remembered digests, which lives as long as the process.
-        `on_delay` is called with a user and the key of a client when its delays begin. `successes`
-        are those of an earlier checker: its passwords are not remembered, only the clients.
+        """`rng` makes the key of the remembered digests; the key is used until the process ends.
+
+        `on_delay` is called with a user and the key of a client when delays begin. `successes` are
+        those of an earlier checker; only their clients are used, not their passwords.
         """
         self._clock = clock
         self._on_delay = on_delay
         self._key = rng(32)
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="password")
         self._running: dict[bytes, asyncio.Future[bool]] = {}
-        self._running_of = ConcurrencyCounter()  # by pair, by client; those that wait as well
+        self._running_of = ConcurrencyCounter()  # by pair and by client, including waiting checks
         self._queue = CheckQueue(clock, places=THREADS)
         self._queue_of_dovecot = CheckQueue(clock, places=QUESTIONS_MAX)  # which may hang
         self.successes = successes or SuccessTable()
@@ -330,25 +333,25 @@ class PasswordChecker:
         self._of_clients = FailureTable(FREE_FAILURES_OF_CLIENT)
 
     async def check(
-        self, user: str, stored: Password | DovecotPassword, given: str, *, client: str
+        self, user: str, stored: Password | DovecotPassword, password: str, *, client: str
     ) -> bool:
-        """Whether `given` is the password of `user`, whose stored form is `stored`.
+        """Whether `password` is the password of `user`, whose stored form is `stored`.
 
-        `client` is the client's address. Raises LoginDelayedError: after three failures of a user
-        from one address, or ten of any users, for a time that doubles each time, up to a minute.
+        `client` is the client's address. LoginDelayedError is raised after three failures of a user
+        from one address, or ten of any users from it; the delay doubles with each, up to a minute.
         """
-        if len(given.encode("utf-8", "surrogatepass")) > _PASSWORD_BYTES_MAX:
+        if len(password.encode("utf-8", "surrogatepass")) > _PASSWORD_BYTES_MAX:
             return False
         now = self._clock.monotonic()
         pair = (user, client_of(client))
-        # A remembered password is delayed as well; otherwise it could be guessed without a limit.
+        # A remembered password is delayed too; otherwise it could be guessed without a limit.
         self._raise_if_delayed(self._of_pairs, pair, now)
-        digest = self._digest(pair, stored, given)
+        digest = self._digest(pair, stored, password)
         if self._is_remembered(pair, digest, now):
             return True
         running = self._running.get(digest)  # concurrent sessions share one check
         if running is None:
-            running = self._begin(pair, digest, stored, given=given)
+            running = self._begin(pair, digest, stored, password=password)
         await asyncio.wait({running})  # does not cancel it if this client disconnects
         if running.cancelled():  # the accounts were reloaded meanwhile
             raise LoginDelayedError("The login could not be checked", BUSY_S)
@@ -358,10 +361,10 @@ class PasswordChecker:
         return running.result()
 
     def attempt(self, user: str, prove: Callable[[], _Proof], *, client: str) -> _Proof:
-        """Return what `prove` returns, which takes no time worth mentioning.
+        """Return the result of `prove`, which must be quick.
 
-        Its LoginFailedError counts as a wrong password. Raises it, and LoginDelayedError as
-        check().
+        A LoginFailedError of `prove` counts as a wrong password, and is raised here too. Raises
+        LoginDelayedError like check().
         """
         now = self._clock.monotonic()
         pair = (user, client_of(client))
@@ -376,8 +379,9 @@ class PasswordChecker:
         return proof
 
     def unlock(self, user: str) -> int:
-        """Forget the failures of a user and of the clients that made them. Return from how many
-        clients the user was delayed.
+        """Forget the failures of a user and of the clients that caused them.
+
+        Return the number of clients from which the user was delayed.
         """
         now = self._clock.monotonic()
         delayed = 0
@@ -393,7 +397,7 @@ class PasswordChecker:
         self._threads.shutdown(wait=False, cancel_futures=True)
 
     def _begin(
-        self, pair: _Pair, digest: bytes, stored: Password | DovecotPassword, *, given: str
+        self, pair: _Pair, digest: bytes, stored: Password | DovecotPassword, *, password: str
     ) -> "asyncio.Future[bool]":
         """Start a check. Raises LoginDelayedError."""
         now, client = self._clock.monotonic(), pair[1]
@@ -402,7 +406,7 @@ class PasswordChecker:
         if guesses and self._of_pairs.count(pair, now) + guesses >= FREE_FAILURES:
             raise LoginDelayedError("Too many logins of this user at once", BUSY_S)
         self._delay_by_client(pair, now, running=self._running_of.count(client))
-        running = asyncio.get_running_loop().create_task(self._check(pair, stored, given))
+        running = asyncio.get_running_loop().create_task(self._check(pair, stored, password))
         self._running[digest] = running
         keys = (pair, client)
         for key in keys:
@@ -410,8 +414,8 @@ class PasswordChecker:
         running.add_done_callback(functools.partial(self._finished, keys, digest))
         return running
 
-    async def _check(self, pair: _Pair, stored: Password | DovecotPassword, given: str) -> bool:
-        """Compare a password in its turn. Raises LoginDelayedError, and what a check raises."""
+    async def _check(self, pair: _Pair, stored: Password | DovecotPassword, password: str) -> bool:
+        """Compare a password when its turn comes. Raises LoginDelayedError, errors of the check."""
         user, client = pair
         is_client = _counts_all_users(client)
         is_of_dovecot = isinstance(stored, DovecotPassword)
@@ -419,26 +423,28 @@ class PasswordChecker:
         return await queue.run(
             user,
             client if is_client else "",
-            functools.partial(self._matches, pair, stored, given),
+            functools.partial(self._matches, pair, stored, password),
             is_known=is_client and pair in self.successes,
         )
 
-    async def _matches(self, pair: _Pair, stored: Password | DovecotPassword, given: str) -> bool:
+    async def _matches(
+        self, pair: _Pair, stored: Password | DovecotPassword, password: str
+    ) -> bool:
         self._delay_by_client(pair, self._clock.monotonic())  # others may have failed meanwhile
         if isinstance(stored, DovecotPassword):
-            return await stored.matches(given)
+            return await stored.matches(password)
         loop = asyncio.get_running_loop()
         try:
-            comparing = loop.run_in_executor(self._threads, stored.matches, given)
+            comparing = loop.run_in_executor(self._threads, stored.matches, password)
         except RuntimeError:  # the accounts were reloaded meanwhile
             raise LoginDelayedError("The login could not be checked", BUSY_S) from None
         return await comparing
 
     def _delay_by_client(self, pair: _Pair, now: float, *, running: int = 0) -> None:
-        """Raise LoginDelayedError for failures of other users at this client address, of which
-        `running` checks have begun.
+        """Raise LoginDelayedError after failures of other users at this client address.
 
-        A user who has logged in from there before is not delayed by them.
+        `running` checks of the address have begun and count as failures. A user who has logged in
+        from this address before is not delayed.
         """
         client = pair[1]
         if _counts_all_users(client) and pair not in self.successes:
@@ -450,11 +456,11 @@ class PasswordChecker:
         if wait_s := table.wait_s(key, now):
             raise LoginDelayedError("Too many failed logins", wait_s)
 
-    def _digest(self, pair: _Pair, stored: Password | DovecotPassword, given: str) -> bytes:
-        parts = (*pair, stored.hashed, given)
+    def _digest(self, pair: _Pair, stored: Password | DovecotPassword, password: str) -> bytes:
+        parts = (*pair, stored.hashed, password)
         text = b"".join(
             len(part).to_bytes(4, "big") + part
-            for part in (each.encode("utf-8", "surrogatepass") for each in parts)
+            for part in (text.encode("utf-8", "surrogatepass") for text in parts)
         )
         return hashlib.blake2b(text, key=self._key, digest_size=32).digest()
 
@@ -486,7 +492,7 @@ class PasswordChecker:
         failures = self._of_pairs.add(pair, now)
         if failures == FREE_FAILURES:
             self._on_delay(*pair)
-        # Further failures are delayed by user and address. If they counted for the client as well,
+        # Further failures are delayed by user and address only. If they counted for the client too,
         # one device with an old password would lock out all users at its address.
         if failures <= FREE_FAILURES and _counts_all_users(pair[1]):
             self._of_clients.add(pair[1], now)
@@ -495,7 +501,7 @@ class PasswordChecker:
 def _counts_all_users(client: str) -> bool:
     """Whether failures of a client are also counted over all users.
 
-    Not for a Unix socket and loopback: all users of a local proxy share that address, and a
-    stranger who guesses would lock out all of them.
+    Not on a Unix socket or loopback: all users of a local proxy share that address, and a stranger
+    who guesses would lock out all of them.
     """
     return client not in _SHARED_BY_USERS

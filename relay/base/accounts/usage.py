@@ -1,11 +1,11 @@
-"""How much each account sends to the outside, counted in memory, and the limits of it.
+"""Count how much each account sends to other domains, and check the limits of accounts.
 
-An account is that of a login or a token, or a user of this machine by USER@hostname. A message with
-a recipient outside counts, and so do its recipients outside, as the sender named them. reserve() is
-called once for each message, before it is accepted: at the final dot, or in step 1 of Graph. What
-is counted is in a sliding window for each limit, and in one count for each day (UTC), by the wall
-clock, so that it outlives a restart: relay/store/spool/usage.py stores it, and brings what
-other nodes have counted. What an operator takes back of their counts is below zero here.
+An account is that of a login or a token, or a user of this machine as USER@hostname. A message with
+a recipient in another domain is counted, and each such recipient as the sender named it. reserve()
+is called once for each message before it is accepted: at the final dot, or in step 1 of Graph.
+There is a sliding window for each limit, and a count for each day (UTC). Both follow the wall clock
+and last over a restart: relay/store/spool/usage.py stores them, and reads the counts of other
+nodes. If an operator takes back mail that another node has counted, a count here is negative.
 """
 
 from collections import Counter, defaultdict
@@ -23,18 +23,18 @@ from relay.base.message.envelope import domain_of
 from relay.base.settings.tree import Limits
 from relay.base.sliding_window import NOTHING, SLOTS, Reservation
 
-ACCOUNTS_MAX = 100_000  # counted in memory; the one that was used longest ago goes
+ACCOUNTS_MAX = 100_000  # counted in memory; the least recently used one is removed
 DRAFTS_MAX = 10_000  # scheduled ones that are remembered
 DAY_US = 86_400_000_000
 NEVER_US = 1 << 62
 NEAR = 0.8  # of a limit
-LIMIT_OF_ACCOUNT = "The limit of this account is"  # begins the reply beyond it
+LIMIT_OF_ACCOUNT = "The limit of this account is"  # the beginning of the reply beyond a limit
 _UNITS = {"d": 86400, "h": 3600, "m": 60, "s": 1}
 # Counts by the number of the slot, by kind and width of the slots: "recipients/60000000".
 _Windows = Mapping[str, Mapping[int, int]]
 _NO_SLOTS: Mapping[int, int] = {}
 _OF_DAY = f"messages/{DAY_US}", f"recipients/{DAY_US}"
-LimitsOf = Callable[[str], tuple[Limits, Limits]]  # an account's own ones, and those of all
+LimitsOf = Callable[[str], tuple[Limits, Limits]]  # the limits of an account, and those of all
 
 
 class Limit(Struct, frozen=True):
@@ -52,8 +52,8 @@ class UsedLimit(Struct, frozen=True):
     account: str
     limit: Limit
     used: int
-    # the wall time in µs from when another message or recipient is allowed, or as many as were
-    # refused, NEVER_US if they are more than the limit; None: now
+    # The wall time in µs from which another message or recipient is allowed; after a refusal, from
+    # which the refused number is allowed. NEVER_US if that exceeds the limit. None: now
     until_us: int | None
 
     def as_json(self) -> dict[str, Any]:
@@ -76,7 +76,7 @@ class AccountUsage(Struct, frozen=True):
             "account": self.account,
             "messages": self.messages,
             "recipients": self.recipients,
-            "limits": [one.as_json() for one in self.limits],
+            "limits": [limit.as_json() for limit in self.limits],
         }
 
 
@@ -85,12 +85,12 @@ class BeyondLimit(Struct, frozen=True):
 
     over: UsedLimit
     recipients: int  # of the message, outside
-    retry_after_s: int  # until it may pass
-    is_for_good: bool  # its recipients alone are more than the limit
+    retry_after_s: int  # after which the message may be accepted
+    is_for_good: bool  # never accepted: its recipients alone exceed the limit
 
     @property
     def text(self) -> str:
-        """What the sender reads."""
+        """The text for the sender."""
         limit, end = self.over.limit, f", and this message has {self.recipients}"
         if not self.is_for_good:
             end = f"; try again after {rfc3339(self.over.until_us or 0)[:19]}Z"
@@ -99,12 +99,12 @@ class BeyondLimit(Struct, frozen=True):
 
 
 class CancelledMail(Struct, frozen=True):
-    """A message of which an operator has cancelled recipients."""
+    """A message whose recipients, all or some, an operator has cancelled."""
 
     account: str  # of the login
     accepted_us: int  # wall time
-    never_sent: Sequence[str]  # recipients that are cancelled now, and never had a final dot
-    others: Sequence[str]  # further ones that were sent, or still may be
+    never_sent: Sequence[str]  # recipients that are cancelled now, before any final dot
+    others: Sequence[str]  # further recipients that were sent to, or still may be
 
 
 class _Counts:
@@ -118,14 +118,14 @@ class _Counts:
         self.others: dict[str, _Windows] = {}  # by node
 
     def on_day(self, name: str, day: int) -> int:
-        """Return how much was sent on a day, by its number; `name` is that of the windows."""
+        """Return how much was sent on the day of this number; `name` is that of the windows."""
         total = self.own.get(name, _NO_SLOTS).get(day, 0)
         for windows in self.others.values():
             total += windows.get(name, _NO_SLOTS).get(day, 0)
         return max(total, 0)
 
     def used(self, limit: Limit, now_us: int, amount: int = 1) -> UsedLimit:
-        """Return how much of a limit is used, and from when `amount` more is allowed."""
+        """Return how much of a limit is used, and the time from which `amount` more is allowed."""
         name, number = f"{limit.what}/{limit.width_us}", now_us // limit.width_us
         slots = [
             slot
@@ -145,11 +145,11 @@ class _Counts:
         return UsedLimit(self.account, limit, used, until_us)
 
     def stored(self, now_us: int) -> str:
-        """Return the JSON of what was counted here, and forget what counts no longer."""
+        """Return the JSON of the counts of this node; remove expired counts."""
         for name, slots in self.own.items():
             width_us = int(name.partition("/")[2])
             first = now_us // width_us - (1 if width_us == DAY_US else SLOTS)
-            for number in [one for one in slots if one < first]:
+            for number in [slot for slot in slots if slot < first]:
                 del slots[number]
         return msgspec.json.encode(self.own).decode()
 
@@ -165,15 +165,16 @@ class UsageCounter:
         self._counts = BoundedDict[str, _Counts](ACCOUNTS_MAX)
         self._changed: set[str] = set()
         self._scheduled = BoundedDict[str, int](DRAFTS_MAX)  # recipients outside, by draft
-        # Called with a limit that a message has brought near to its end (80 %), each time, or
-        # for which it was refused (until_us).
+        # Called for each message that uses a limit to 80 % or more, or is refused (until_us).
         self.on_near: Callable[[UsedLimit], None] = lambda _used: None
 
     def reserve(
         self, account: str, addresses: Iterable[str], *, draft: str = ""
     ) -> Reservation | BeyondLimit:
-        """Count a message to these recipients, until the reservation undoes that; or nothing, if
-        it is beyond a limit. Of a draft that was scheduled before, only what is new counts.
+        """Count a message to these recipients, or return the limit that it exceeds.
+
+        The reservation can undo the count. If the draft was scheduled before, only recipients that
+        are new are counted.
         """
         if not account:  # pickup: step 1 has counted it
             return NOTHING
@@ -184,33 +185,33 @@ class UsageCounter:
         now_us, limits = self._clock.time_us(), _limits(*self._limits_of(account))
         counts = self._of(account)
         amounts = {"messages": int(not before), "recipients": recipients}
-        wanted = [counts.used(one, now_us, amounts[one.what]) for one in limits]
-        if beyond := [one for one in wanted if one.until_us is not None]:
-            longest = max(beyond, key=lambda one: one.until_us or 0)
+        uses = [counts.used(limit, now_us, amounts[limit.what]) for limit in limits]
+        if beyond := [use for use in uses if use.until_us is not None]:
+            longest = max(beyond, key=lambda use: use.until_us or 0)
             left_s = ((longest.until_us or 0) - now_us) // 1_000_000 + 1
             if is_possible := longest.until_us != NEVER_US:
                 self.on_near(longest)
             return BeyondLimit(longest, recipients, left_s, not is_possible)
         reservation = self._count(account, amounts, at_us=now_us)
         reservation.on_given_back = partial(self._changed.add, account)
-        for one in wanted:
-            if one.used + amounts[one.limit.what] >= NEAR * one.limit.allowed:
-                self.on_near(counts.used(one.limit, now_us))
+        for use in uses:
+            if use.used + amounts[use.limit.what] >= NEAR * use.limit.allowed:
+                self.on_near(counts.used(use.limit, now_us))
         return reservation
 
     def scheduled(self, draft: str, addresses: Iterable[str]) -> None:
-        """Remember that a draft is counted: it can be sent again, also when it is unscheduled."""
+        """Remember that a draft is counted: it may be sent again, also after it is unscheduled."""
         self._scheduled[draft] = max(self._outside(addresses), self._scheduled.get(draft, 0))
 
     def give_back(self, mail: CancelledMail) -> None:
-        """Let what an operator has cancelled count no longer, in the slots of its acceptance."""
+        """Subtract mail that an operator has cancelled from the slots of its acceptance."""
         recipients = self._outside(mail.never_sent)
         messages = int(recipients > 0 and not self._outside(mail.others))
         amounts = {"messages": -messages, "recipients": -recipients}
         self._count(mail.account, amounts, at_us=mail.accepted_us)
 
     def reset(self, account: str) -> None:
-        """Let nothing count that an account has sent so far, at whatever node."""
+        """Set the counts of an account to zero, including the counts of other nodes."""
         counts = self._of(account)
         counts.own.clear()
         for windows in counts.others.values():
@@ -223,14 +224,15 @@ class UsageCounter:
         counts, reservation = self._of(account), Reservation()
         limits = _limits(*self._limits_of(account))
         for what, amount in amounts.items():
-            for width_us in {DAY_US} | {one.width_us for one in limits if one.what == what}:
+            for width_us in {DAY_US} | {limit.width_us for limit in limits if limit.what == what}:
                 reservation.add(counts.own[f"{what}/{width_us}"], at_us // width_us, amount)
         self._changed.add(account)
         return reservation
 
     def _outside(self, addresses: Iterable[str]) -> int:
-        """Return how many of these are of other domains. Each spelling is a recipient of its own,
-        as it is in the envelope.
+        """Return how many addresses are in other domains.
+
+        Different spellings of one address are different recipients, as in the envelope.
         """
         domains = map(domain_of, set(addresses))
         return sum(domain != "" and not self._is_own(domain) for domain in domains)
@@ -238,14 +240,14 @@ class UsageCounter:
     def today(self, account: str) -> AccountUsage:
         """Return what an account has sent today, and how much of its limits is used."""
         counts, now_us = self._counts.get(account) or _Counts(account), self._clock.time_us()
-        messages, recipients = (counts.on_day(one, now_us // DAY_US) for one in _OF_DAY)
-        limits = [counts.used(one, now_us) for one in _limits(*self._limits_of(account))]
+        messages, recipients = (counts.on_day(what, now_us // DAY_US) for what in _OF_DAY)
+        limits = [counts.used(limit, now_us) for limit in _limits(*self._limits_of(account))]
         return AccountUsage(account, messages, recipients, limits)
 
     def busiest(self, count: int = 10) -> Sequence[AccountUsage]:
         """Return the accounts with the most recipients outside today, the busiest first."""
         day = self._clock.time_us() // DAY_US
-        sent = [(one.on_day(_OF_DAY[1], day), name) for name, one in self._counts.items()]
+        sent = [(counts.on_day(_OF_DAY[1], day), name) for name, counts in self._counts.items()]
         return [self.today(name) for total, name in nlargest(count, sent) if total]
 
     def changed(self) -> Mapping[str, str]:
@@ -255,11 +257,11 @@ class UsageCounter:
         return {account: self._counts[account].stored(now_us) for account in changed}
 
     def not_stored(self, accounts: Iterable[str]) -> None:
-        """Let changed() return these again."""
+        """Make changed() return these accounts again."""
         self._changed.update(accounts)
 
     def take(self, account: str, stored: str, *, node: str = "") -> None:
-        """Take the JSON that another node has stored; "": this one, before its start."""
+        """Read the counts that a node has stored as JSON; `node` is "" for this node."""
         windows = msgspec.json.decode(stored, type=dict[str, dict[int, int]])
         counts = self._of(account)
         if node:
@@ -275,13 +277,13 @@ class UsageCounter:
 
 @lru_cache(maxsize=1000)  # called for each message
 def _limits(own: Limits, of_all: Limits) -> Sequence[Limit]:
-    found = []
+    limits = []
     for what in ("messages", "recipients"):
-        given = getattr(own, what)
-        for rate in (getattr(of_all, what) if given is None else given) or ():
+        own_rates = getattr(own, what)
+        for rate in (getattr(of_all, what) if own_rates is None else own_rates) or ():
             count, _, seconds = rate.partition("/")
             period_s, width_us = float(seconds), max(1, int(float(seconds) * 1_000_000) // SLOTS)
-            unit = next((one for one, size in _UNITS.items() if period_s % size == 0), "s")
-            shown = f"{count}/{period_s / _UNITS[unit]:g}{unit}"
-            found.append(Limit(what, shown, int(count), width_us))
-    return found
+            unit = next((letter for letter, size in _UNITS.items() if period_s % size == 0), "s")
+            rate_text = f"{count}/{period_s / _UNITS[unit]:g}{unit}"
+            limits.append(Limit(what, rate_text, int(count), width_us))
+    return limits

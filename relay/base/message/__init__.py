@@ -1,8 +1,7 @@
 """Values that rooms exchange: addresses, envelopes, contents, outcomes, states, Graph's properties.
 
 Every step uses them. Pure: no I/O except reading the octets of a content, no clock, no randomness.
-The modules import nothing of Relay but each other. Formats (MIME, headers, DSN) are in
-relay.formats.
+The modules import only each other. Formats (MIME, headers, DSN) are in relay.formats.
 
 The envelope and its addresses:
 
@@ -10,7 +9,7 @@ The envelope and its addresses:
 - `envelope`: MAIL and RCPT with NOTIFY, ORCPT, RET, ENVID, and their syntax; the facts of a message
 - `srs`: how the sender of a forwarded message is rewritten (SRS), and an SRS address reversed
 - `nexthop`: a next hop (mx, smtp, smtps, lmtp, local, capture) as a value and as text in the spool
-- `web_url`: a URL to which requests are sent, and what it must not have
+- `web_url`: a URL to which requests are sent, and which URLs are refused
 - `mta_sts`: what a domain publishes by MTA-STS: the TXT record, the policy file, its hosts
 - `tls_policy`: the TLS level of a host (none, opportunistic, required, verify, dane), who
   demands it
@@ -23,16 +22,16 @@ The content:
 - `conversation`: conversationId, thread, conversation index; Subject and References of a reply
 - `properties`: the properties of Graph's message as a draft has them: recipients, body, attachments
 - `extended_properties`: ids and types of extended properties; which act on a send (deferred send)
-- `rest_id`: Graph's default id of a message in a folder, and what one names
+- `rest_id`: Graph's default id of a message in a folder; the ids in it
 - `time_zones`: which IANA zone a Windows name of a time zone means
 
-What becomes of a message:
+The result for a message:
 
 - `outcome`: which SMTP reply at which stage is relayed, deferred, failed or indeterminate
 - `status`: enhanced status codes: read from a reply, and Relay's own replies as one line
 - `lifecycle`: states of a recipient, which may follow which; the state of a message from these
 - `verdict`: what mail-flow rules decided: an action for each recipient, holds, rule hits
-- `receipt`: a read receipt (MDN) that a sender asked for, and what is kept until it is sent
+- `receipt`: a read receipt (MDN) that a sender asked for; its data until it is sent
 
 Elsewhere: the state before step 4 (scheduled, converting, cancelled, failed):
 `relay/store/journeys/open_submissions.py`; To and Cc of a reply:

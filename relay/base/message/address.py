@@ -1,9 +1,9 @@
 """Parse and canonicalise addresses: mailboxes, and the paths of MAIL and RCPT.
 
 A parsed address has no CR, LF, NUL or other control character, a domain in lower case with
-A-labels, and quotes around the local part only where they are needed. Only the limit of the path
-holds for a local part that a forwarder wrote (SRS). AddressError says what is wrong and carries the
-RFC 3463 status for the reply.
+A-labels, and quotes around the local part only where they are needed. A local part that a forwarder
+wrote (SRS) has no limit except that of the path. AddressError says what is wrong and has the RFC
+3463 status for the reply.
 
 A label has two forms: "bücher" is the U-label of the A-label "xn--bcher-kva" (IDNA 2008, RFC 5890
 2.3.2). Relay stores, sends and compares A-labels; shown_address() is for people.
@@ -78,17 +78,17 @@ def parse_mailbox(text: str, *, smtputf8: bool = False) -> str:
 
 
 def parse_path(text: str, *, smtputf8: bool = False, odd_domain: str = "") -> tuple[str, str]:
-    """Return the address in `<...>` and what follows it: the argument of MAIL FROM or RCPT TO.
+    """Return the address in `<...>` and the text after it: the argument of MAIL FROM or RCPT TO.
 
-    "<>" gives "", the null path; `<Postmaster>` gives "postmaster"; a source route is dropped. With
-    `odd_domain`, that is the domain of an address without one, and labels may have underscores.
-    The caller decides which of these a command allows. Raises AddressError as parse_mailbox does.
+    "<>" gives "", the null path; `<Postmaster>` gives "postmaster"; a source route is dropped.
+    `odd_domain` is added to an address without a domain, and allows underscores in labels. The
+    caller decides which of these a command allows. Raises AddressError like parse_mailbox().
     """
     text = text.strip(" ")
-    found = _in_brackets(text)
-    if not found:
+    match = _in_brackets(text)
+    if not match:
         raise AddressError(f"expected an address in angle brackets, found {excerpt(text)}")
-    inner, rest = found.group(1), (found.group(2) or "").lstrip(" ")
+    inner, rest = match.group(1), (match.group(2) or "").lstrip(" ")
     if not inner:
         return "", rest
     if inner.lower() == "postmaster":
@@ -102,15 +102,16 @@ def parse_path(text: str, *, smtputf8: bool = False, odd_domain: str = "") -> tu
 
 
 def parse_odd_mailbox(text: str, odd_domain: str = "", *, smtputf8: bool = False) -> str:
-    """Return the canonical form of an address as parse_mailbox() does. An address without a domain
-    gets `odd_domain`. Labels may have underscores, as the names of containers do. Raises
-    AddressError.
+    """Return the canonical form of an address like parse_mailbox(). Raises AddressError.
+
+    An address without a domain gets `odd_domain`. Labels may have underscores, because names of
+    containers have them.
     """
     local_part, at, domain = text.rpartition("@")
     if odd_domain and not at:
         return parse_mailbox(f"{text}@{odd_domain}", smtputf8=smtputf8)
     if "_" in domain and domain.isascii():
-        with contextlib.suppress(AddressError):  # the one below names the domain
+        with contextlib.suppress(AddressError):  # the error below names the domain
             plain = f"{local_part}@{domain.replace('_', 'x')}"
             local_part, _, _ = parse_mailbox(plain, smtputf8=smtputf8).rpartition("@")
             return f"{local_part}@{domain.lower()}"
@@ -129,7 +130,7 @@ def to_ascii_domain(domain: str) -> str:
         raise AddressError(
             f"the domain {excerpt(domain)} is not a valid internationalised name"
         ) from error
-    _check_ascii_domain(ascii_domain, found=domain)
+    _check_ascii_domain(ascii_domain, written=domain)
     return ascii_domain
 
 
@@ -158,8 +159,9 @@ def literal_address(domain: str) -> str | None:
 
 
 def own_mailbox(address: str) -> str:
-    """Return an address as addresses are compared, and as the name of its mailbox: in lower case,
-    with A-labels. A tag stays. Never fails.
+    """Return an address in lower case with A-labels: the form that is compared and names a mailbox.
+
+    A tag stays. Never fails.
     """
     if address.isascii():
         return address.lower()
@@ -185,22 +187,23 @@ def shown_address(address: str) -> str:
 
 
 def with_a_labels(text: str) -> str:
-    """Return a text or pattern with A-labels behind each @. A label with a wildcard stays."""
+    """Return a text or pattern with A-labels after each @. A label with a wildcard stays."""
     if text.isascii() or "@" not in text:
         return text
-    return _behind_at.sub(lambda found: ".".join(map(_a_label, _dots.split(found[0]))), text)
+    return _behind_at.sub(lambda match: ".".join(map(_a_label, _dots.split(match[0]))), text)
 
 
 def with_u_labels(text: str) -> str:
-    """Return a text with U-labels behind each @."""
+    """Return a text with U-labels after each @."""
     if "xn--" not in text:
         return text
-    return _behind_at.sub(lambda found: ".".join(map(_u_label, found[0].split("."))), text)
+    return _behind_at.sub(lambda match: ".".join(map(_u_label, match[0].split("."))), text)
 
 
 def pattern_forms(pattern: str) -> tuple[str, ...]:
-    """Return the forms of a pattern that are compared with addresses, which have A-labels. A
-    pattern without an @ may be a domain, or a part of one.
+    """Return the forms of a pattern to compare with addresses, which have A-labels.
+
+    A pattern without an @ may be a domain, or a part of a domain.
     """
     forms = (with_a_labels(pattern), with_a_labels(f"@{pattern}")[1:])
     return forms[:1] if "@" in pattern or pattern.isascii() else forms
@@ -215,8 +218,8 @@ def _a_label(label: str) -> str:
 
 def _u_label(label: str) -> str:
     try:
-        shown = idna.decode(label) if label.startswith("xn--") else label
-        return shown if to_ascii_domain(shown) == label else label  # one text, one name
+        decoded = idna.decode(label) if label.startswith("xn--") else label
+        return decoded if to_ascii_domain(decoded) == label else label  # a text names one domain
     except (UnicodeError, AddressError):
         return label
 
@@ -282,19 +285,19 @@ def _canonical_domain(domain: str) -> str:
     if domain.startswith("["):
         return _canonical_literal(domain)
     if domain.isascii():
-        _check_ascii_domain(domain, found=domain)
+        _check_ascii_domain(domain, written=domain)
         return domain.lower()
     return to_ascii_domain(domain)
 
 
-def _check_ascii_domain(domain: str, *, found: str) -> None:
+def _check_ascii_domain(domain: str, *, written: str) -> None:
     if not domain:
         raise AddressError("the domain after the @ is missing")
     if len(domain) > DOMAIN_OCTETS_MAX:
         raise AddressError(f"the domain is longer than {DOMAIN_OCTETS_MAX} octets")
     for label in domain.split("."):
         if not _label(label):
-            raise AddressError(f"the domain {excerpt(found)} has {_label_error(label)}")
+            raise AddressError(f"the domain {excerpt(written)} has {_label_error(label)}")
 
 
 def _label_error(label: str) -> str:

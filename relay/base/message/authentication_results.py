@@ -1,6 +1,6 @@
 """Read the values of Authentication-Results fields (RFC 8601 2.2), whatever they contain.
 
-What is no result is skipped, further results than RESULTS_MAX are ignored. The time is linear.
+Text that is no result is skipped; results beyond RESULTS_MAX are ignored. Time is linear.
 """
 
 import re
@@ -21,11 +21,11 @@ _Token = tuple[str, str]  # its kind: a sign, "(" of a comment, or a word; its t
 
 
 class AuthResult(Struct, frozen=True):
-    """What a filter found by one method, such as "spf"; both in lower case."""
+    """The result of a filter by one method, such as "spf"; both in lower case."""
 
     method: str
     result: str
-    reason: str = ""  # what the field says of it, in comments too
+    reason: str = ""  # the reason and the comments in the field
     properties: Mapping[str, str] = {}  # such as "header.from"
 
     def domain(self, name: str) -> str:
@@ -35,7 +35,7 @@ class AuthResult(Struct, frozen=True):
 
 def read_results(values: Sequence[bytes]) -> tuple[AuthResult, ...]:
     """Return the results in these fields."""
-    found: list[AuthResult] = []
+    results: list[AuthResult] = []
     for value in values:
         groups: list[list[_Token]] = [[]]
         for token in _tokens(value[:_OCTETS_MAX].decode("utf-8", "replace")):
@@ -43,8 +43,8 @@ def read_results(values: Sequence[bytes]) -> tuple[AuthResult, ...]:
                 groups.append([])
             else:
                 groups[-1].append(token)
-        found += filter(None, map(_result, groups[1:]))  # the first one is the id
-    return tuple(found[:RESULTS_MAX])
+        results += filter(None, map(_result, groups[1:]))  # the first one is the id
+    return tuple(results[:RESULTS_MAX])
 
 
 def _tokens(text: str) -> Iterator[_Token]:
@@ -66,9 +66,9 @@ def _tokens(text: str) -> Iterator[_Token]:
 
 
 def _result(tokens: Sequence[_Token]) -> AuthResult | None:
-    """Return a result, `method[/version]=result`, with what follows; None if it is none."""
+    """Return a result, `method[/version]=result`, with its properties; None if it is none."""
     comments = [text for kind, text in tokens if kind == "("]
-    rest = [one for one in tokens if one[0] != "("]
+    rest = [token for token in tokens if token[0] != "("]
     pairs = [
         (name.lower(), _cut(value))
         for (before, name), (sign, _), (after, value) in zip(rest, rest[1:], rest[2:], strict=False)
@@ -84,25 +84,29 @@ def _result(tokens: Sequence[_Token]) -> AuthResult | None:
 
 
 def _cut(text: str) -> str:
-    return "".join([one if one.isprintable() else "?" for one in text[:_TEXT_CHARACTERS_MAX]])
+    return "".join([char if char.isprintable() else "?" for char in text[:_TEXT_CHARACTERS_MAX]])
 
 
 def checks_of(results: Sequence[AuthResult]) -> dict[str, Any] | None:
     """Return the `checks` of a journey, None where none of its methods has a result."""
-    spf = [one for one in results if one.method == "spf"]
-    of_helo = [one for one in spf if one.domain("smtp.helo") and not one.domain("smtp.mailfrom")]
-    of_sender = [one for one in spf if one not in of_helo]
-    dmarc = [one for one in results if one.method == "dmarc"]
+    spf = [result for result in results if result.method == "spf"]
+    of_helo = [
+        result
+        for result in spf
+        if result.domain("smtp.helo") and not result.domain("smtp.mailfrom")
+    ]
+    of_sender = [result for result in spf if result not in of_helo]
+    dmarc = [result for result in results if result.method == "dmarc"]
     dkim = [
         {
-            "domain": one.domain("header.d") or one.domain("header.i"),
-            "selector": one.properties.get("header.s", ""),
-            "result": one.result,
-            "reason": one.reason,
+            "domain": result.domain("header.d") or result.domain("header.i"),
+            "selector": result.properties.get("header.s", ""),
+            "result": result.result,
+            "reason": result.reason,
             "key_bits": None,
         }
-        for one in results
-        if one.method == "dkim"
+        for result in results
+        if result.method == "dkim"
     ]
     if not (spf or dmarc or dkim):
         return None
@@ -120,9 +124,9 @@ def _first(
 ) -> dict[str, Any] | None:
     if not results:
         return None
-    one = results[0]
-    found = {"result": one.result, "domain": one.domain(name), "reason": one.reason}
+    result = results[0]
+    check = {"result": result.result, "domain": result.domain(name), "reason": result.reason}
     if policy:
-        stated = _POLICY.search(one.reason)
-        found["policy"] = one.properties.get("policy.dmarc", stated[1].lower() if stated else "")
-    return found
+        stated = _POLICY.search(result.reason)
+        check["policy"] = result.properties.get("policy.dmarc", stated[1].lower() if stated else "")
+    return check

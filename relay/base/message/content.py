@@ -1,7 +1,7 @@
 """The octets of a message: in memory while it is small, in a file when it is large.
 
-Every intake path makes a Content. Later steps edit its header and pass the body on in blocks. Of a
-LargeContent only the header section is in memory; the body is read where it is stored.
+Every intake path makes a Content. Later steps edit its header and pass the body on in blocks. Only
+the header section of a LargeContent is in memory; its body is read from where it is stored.
 Reading a body whose file was removed or truncated raises UnreadableError, an OSError.
 RFC 5322 2.1 (header section and body).
 """
@@ -61,7 +61,7 @@ class MemoryOctets:
 
 
 class SpanOfOctets(Struct, frozen=True):
-    """A range of other octets, for sources that compute their octets while they are read."""
+    """A range of another source, for sources that compute their octets while they are read."""
 
     source: Octets
     start: int
@@ -91,9 +91,9 @@ def as_bytes(piece: bytes | Octets) -> bytes:
 class LargeContent:
     """A message whose body is not in memory.
 
-    `header` is the whole header section, its last CRLF included; `body` begins with the blank line.
-    `eight_bit` says whether the body has octets that are not ASCII, `long_lines` whether one of its
-    lines may have more than 998.
+    `header` is the whole header section, including its last CRLF; `body` begins with the blank
+    line. `eight_bit`: the body has octets that are not ASCII. `long_lines`: a line of the body may
+    have more than 998 octets.
     """
 
     header: bytes = field(repr=False)
@@ -103,18 +103,18 @@ class LargeContent:
 
     @classmethod
     def stored(cls, header: bytes, body: Octets, flags: int) -> "LargeContent":
-        """Return a content of the spool with the `flags` that it had."""
+        """Return a content of the spool; `flags` are those with which it was stored."""
         return cls(header, (body,), bool(flags & 1), bool(flags & 2))
 
     @property
     def flags(self) -> int:
-        """What the column `eight_bit` of a spool has: also whether a line is long."""
+        """The value of the spool's column `eight_bit`, which also has `long_lines`."""
         return self.eight_bit + 2 * self.long_lines
 
     @property
     def size(self) -> int:
         """The size of the whole message in octets."""
-        return len(self.header) + sum(one.size for one in self.body)
+        return len(self.header) + sum(piece.size for piece in self.body)
 
 
 Content = bytes | LargeContent
@@ -133,14 +133,14 @@ def is_eight_bit(content: Content) -> bool:
 
 
 def memory_part(content: Content) -> bytes:
-    """Return what is in memory of a content: all of it, or the header section of a large one."""
+    """Return the part of a content that is in memory: all of it, or the header of a large one."""
     return content if isinstance(content, bytes) else content.header
 
 
 def edit_header(content: Content, edit: Callable[[bytes], bytes]) -> Content:
-    """Return a content whose first lines were changed by `edit`, without splitting its header.
+    """Return a content whose first lines are changed by `edit`; the header is not split.
 
-    For a large content `edit` gets the header and the blank line.
+    `edit` gets the whole content, or the header and the blank line of a large content.
     """
     if isinstance(content, bytes):
         return edit(content)
@@ -164,8 +164,8 @@ def octets_in_blocks(
 ) -> Iterator[bytes]:
     """Yield the octets of the pieces, in their order, in blocks. Raises UnreadableError.
 
-    A file is opened once, for its first block. With `on_loop`, b"" comes before what may wait for
-    the disk, or is computed: for relay.base.blocks.next_block().
+    A file is opened once, for its first block. With `on_loop`, which is for
+    relay.base.blocks.next_block(), b"" precedes a block that may wait for the disk or is computed.
     """
     for piece in pieces:
         source, position = piece, 0
@@ -188,12 +188,12 @@ def octets_in_blocks(
 
 
 def read_all(content: Content) -> bytes:
-    """Return a whole content in memory, for callers that know that it is small."""
+    """Return a whole content in memory. The caller must know that it is small."""
     return content if isinstance(content, bytes) else b"".join(blocks(content))
 
 
 class JoinedOctets(Struct, frozen=True):
-    """Several pieces as one source; `ends` is the end of each of them."""
+    """Several pieces as one source; `ends` are the ends of the pieces in it."""
 
     pieces: tuple[Octets, ...]
     ends: tuple[int, ...]
@@ -205,19 +205,19 @@ class JoinedOctets(Struct, frozen=True):
 
     def read(self, start: int, length: int) -> bytes:
         """See Octets."""
-        found = []
+        chunks = []
         end = min(start + length, self.size)
         number = bisect_right(self.ends, start)
         while start < end:
             piece = self.pieces[number]
             begin = self.ends[number] - piece.size
             octets = piece.read(start - begin, min(end, self.ends[number]) - start)
-            found.append(octets)
+            chunks.append(octets)
             start += len(octets)
             if start < min(end, self.ends[number]):
                 break  # the caller sees that the source is truncated
             number += 1
-        return b"".join(found)
+        return b"".join(chunks)
 
     def part(self, start: int, length: int) -> "JoinedOctets":
         """See Octets."""
@@ -232,18 +232,16 @@ class JoinedOctets(Struct, frozen=True):
 
 
 def join_octets(pieces: Iterable[bytes | Octets]) -> JoinedOctets:
-    """Return the pieces as one source. Empty ones are left out, and a joined piece counts as its
-    own pieces.
-    """
-    each = chain.from_iterable(
-        one.pieces if isinstance(one, JoinedOctets) else (as_octets(one),) for one in pieces
+    """Return the pieces as one source, without empty ones. Joined pieces are flattened."""
+    flat = chain.from_iterable(
+        piece.pieces if isinstance(piece, JoinedOctets) else (as_octets(piece),) for piece in pieces
     )
-    some = tuple(piece for piece in each if piece.size)
-    return JoinedOctets(some, tuple(accumulate(piece.size for piece in some)))
+    filled = tuple(piece for piece in flat if piece.size)
+    return JoinedOctets(filled, tuple(accumulate(piece.size for piece in filled)))
 
 
 class Splice(Struct, frozen=True):
-    """What is put in the place of a range of octets."""
+    """The replacement of a range of octets."""
 
     start: int
     end: int
@@ -251,15 +249,15 @@ class Splice(Struct, frozen=True):
 
 
 def spliced(octets: Octets, splices: Iterable[Splice]) -> JoinedOctets:
-    """Return octets with other ones in the place of ranges, which do not overlap.
+    """Return octets with ranges replaced. Ranges must not overlap.
 
-    Those that stay are not copied.
+    Octets that stay are not copied.
     """
     pieces: list[bytes | Octets] = []
     place = 0
-    for one in sorted(splices, key=lambda each: each.start):
-        pieces += [octets.part(place, one.start - place), *one.instead]
-        place = one.end
+    for splice in sorted(splices, key=lambda splice: splice.start):
+        pieces += [octets.part(place, splice.start - place), *splice.instead]
+        place = splice.end
     return join_octets([*pieces, octets.part(place, octets.size - place)])
 
 
@@ -270,11 +268,11 @@ def octets_of(content: Content) -> Octets:
     return join_octets([content.header, *content.body])
 
 
-def contains(octets: Octets, wanted: bytes) -> bool:
-    """Return whether `wanted` occurs in the octets. Reading blocks; raises UnreadableError."""
+def contains(octets: Octets, pattern: bytes) -> bool:
+    """Return whether `pattern` occurs in the octets. Reading blocks; raises UnreadableError."""
     end = b""
     for block in octets_in_blocks([octets]):
-        if wanted in end + block:
+        if pattern in end + block:
             return True
-        end = (end + block)[-len(wanted) :]
+        end = (end + block)[-len(pattern) :]
     return False

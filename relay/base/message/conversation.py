@@ -1,8 +1,8 @@
 """Conversations: Graph's conversationId, Outlook's conversation index, and what a reply adds.
 
 All messages of a thread share the last 16 octets of the index header. The same message and time
-give the same index. An invalid index starts a new conversation. Used by graph for replies, by mime
-for headers, and by the mailbox room for its index and new drafts.
+give the same index. An invalid index starts a new conversation. Graph uses it for replies, formats
+for headers, and the mailbox room for its index and new drafts.
 MS-OXOMSG 2.2.1.3 (PidTagConversationIndex), 2.2.1.5 (topic); RFC 5322 3.6.4, 3.6.5.
 """
 
@@ -46,7 +46,7 @@ def thread_of(message_id: str, *, in_reply_to: str = "", references: Sequence[st
 
 
 def conversation_id(properties: MessageProperties, message_id: str) -> str:
-    """Return Graph's conversationId of the message with this Message-ID: the thread in hex."""
+    """Return Graph's conversationId of a message with this Message-ID: the thread in hex."""
     references, in_reply_to = properties.references, properties.in_reply_to
     if not references and not in_reply_to:
         fields = {name.lower(): value for name, value in properties.internet_message_headers}
@@ -85,8 +85,8 @@ def message_ids(text: str) -> tuple[str, ...]:
     if "<" in text:
         return tuple(_MESSAGE_ID.findall(text))
     words = text.split()
-    are_ids = all(_BARE_ID(one) and (len(words) == 1 or "@" in one) for one in words)
-    return tuple(f"<{one}>" for one in words) if are_ids else ()
+    are_ids = all(_BARE_ID(word) and (len(words) == 1 or "@" in word) for word in words)
+    return tuple(f"<{word}>" for word in words) if are_ids else ()
 
 
 def own_message_id(text: str) -> str:
@@ -103,7 +103,7 @@ def answer_subject(prefix: str, subject: str) -> str:
 def answer_references(original: MessageProperties) -> tuple[str, ...]:
     """Return the References of a reply: those of the original, and its Message-ID if it has one.
 
-    Of a long list the first id, which names the thread, and the last ones are kept.
+    A long list keeps the first id, which identifies the thread, and the last ids.
     """
     own = message_ids(original.internet_message_id)[:1]
     before = original.references or message_ids(original.in_reply_to)
@@ -112,18 +112,18 @@ def answer_references(original: MessageProperties) -> tuple[str, ...]:
         return ()
     last: list[str] = []
     size = len(chain[0])
-    for one in reversed(chain[1:]):
-        size += len(one)
+    for message_id in reversed(chain[1:]):
+        size += len(message_id)
         if size > _REFERENCES_CHARACTERS_MAX or len(last) >= REFERENCES_MAX - 1:
             break
-        last.insert(0, one)
+        last.insert(0, message_id)
     return (chain[0], *last)
 
 
 def answer_index(original: MessageProperties, message_id: str, *, time_us: int) -> str:
     """Return the index of a reply: that of the original, and five octets for the time since.
 
-    `message_id` is the original's, or its id if it has none.
+    `message_id` is that of the original, or the id of the original if it has no Message-ID.
     """
     references, in_reply_to = original.references, original.in_reply_to
     thread = thread_of(message_id, in_reply_to=in_reply_to, references=references)

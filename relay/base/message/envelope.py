@@ -57,7 +57,7 @@ class Envelope(Struct, frozen=True):
 
     @property
     def has_requiretls(self) -> bool:
-        """Whether MAIL has REQUIRETLS (RFC 8689), also where it is not held back without."""
+        """Whether MAIL has REQUIRETLS (RFC 8689), also if the mail may be sent without it."""
         return self.tls in (REQUIRETLS, IF_OFFERED)
 
 
@@ -71,14 +71,14 @@ class Source(StrEnum):
 
 
 class MessageExtra(Struct, frozen=True, omit_defaults=True):
-    """Fields of a message by which no query selects: one JSON text in its row.
+    """Fields of a message that no query selects by: one JSON text in its row.
 
-    A new field needs a default and no migration. What is stored keeps its name and its meaning.
+    A new field needs a default, but no migration. A stored field keeps its name and meaning.
     """
 
     tls: TlsDemand = ""  # that of the envelope
-    by_sender: bool = False  # nobody logged in: the account is that of the reverse-path
-    hides_client: bool = False  # no report names it
+    by_sender: bool = False  # without a login: the account is that of the reverse-path
+    hides_client: bool = False  # reports do not name the client
     verified: bool = False  # a check passed for the domain of a stranger's reverse-path
 
 
@@ -96,14 +96,14 @@ class MessageFacts(Struct, frozen=True):
     source: Source  # how it arrived
     trusted: bool  # the client logged in or is in a listed network
     received_us: int  # when it was accepted
-    expires_us: int = 0  # when recipients expire that are not final
+    expires_us: int = 0  # when recipients without a final state expire
     size: int = 0  # of the original content in octets
     account: str = ""  # owns the trace: the authenticated account or the sender's; "" for strangers
     submission_id: str = ""  # of pickup's submissions, else ""
     client: str = ""  # "name [address]" for Received-From-MTA (RFC 3464 2.2.4)
     message_id: str = ""  # of the header, with angle brackets
     subject: str = ""  # of the header, decoded
-    extra: MessageExtra = NO_MESSAGE_EXTRA  # fields by which no query selects
+    extra: MessageExtra = NO_MESSAGE_EXTRA  # fields that no query selects by
 
 
 class Client(Struct, frozen=True):
@@ -127,8 +127,9 @@ def domain_of(address: str) -> str:
 
 
 def main_address(address: str, alias_domains: Mapping[str, str]) -> str:
-    """Return the address of the same name in the domain that `alias_of` names for its own; another
-    one as it is.
+    """Return an address of a domain with `alias_of` in the domain that `alias_of` names.
+
+    Any other address is returned as it is.
     """
     main = alias_domains.get(domain_of(address))
     return f"{address.rpartition('@')[0]}@{main}" if main else address
@@ -153,14 +154,14 @@ def decode_xtext(text: str) -> str:
         raise ValueError(f"{excerpt(text)} is not xtext: expected +HH in place of + = and spaces")
     if "+" not in text:
         return text
-    return _hexchar.sub(lambda found: chr(int(found.group(1), 16)), text)
+    return _hexchar.sub(lambda match: chr(int(match.group(1), 16)), text)
 
 
 def encode_xtext(text: str) -> str:
     """Return printable ASCII `text` as xtext. Raises ValueError for anything else."""
     if not _printable(text):
         raise ValueError(f"{excerpt(text)} is not printable ASCII, and cannot be written as xtext")
-    return _not_xchar.sub(lambda found: f"+{ord(found.group()):02X}", text)
+    return _not_xchar.sub(lambda match: f"+{ord(match.group()):02X}", text)
 
 
 def parse_notify(value: str) -> frozenset[Notify]:
@@ -228,18 +229,18 @@ def encode_utf8_address(address: str, *, unicode: bool = False) -> str:
     if not _no_control(address):
         raise ValueError(f"{excerpt(address)} has control characters")
 
-    def written(found: re.Match[str]) -> str:
-        character = found.group()
+    def written(match: re.Match[str]) -> str:
+        character = match.group()
         return character if unicode and character > "\x7f" else f"\\x{{{ord(character):02X}}}"
 
     return _not_qchar.sub(written, address)
 
 
 def decode_utf8_address(encoded: str) -> str:
-    r"""Return an address of type utf-8 with \x{HEX} decoded; NUL is put for no character."""
+    r"""Return an address of type utf-8 with \x{HEX} decoded; an invalid number becomes NUL."""
 
-    def read(found: re.Match[str]) -> str:
-        number = int(found.group(1), 16)
+    def read(match: re.Match[str]) -> str:
+        number = int(match.group(1), 16)
         return chr(number) if number <= 0x10FFFF else "\0"
 
     return _embedded.sub(read, encoded)

@@ -1,8 +1,8 @@
-"""Extended properties of Graph: their ids, their values by type, and the ones that Relay acts on.
+"""Extended properties of Graph: their ids, their values by type, and those that Relay acts on.
 
-Used by graph to parse and show requests, by mime to write drafts and convert them, and by the
-mailbox room to ask for their effect on a submission. An id has one canonical spelling; a value
-fits the type in its id. ExtendedPropertyError says what was found and what was expected.
+Graph parses and shows them, formats write drafts with them and convert these, and the mailbox room
+reads the options for a submission. An id has one canonical spelling; a value must fit the type in
+its id. ExtendedPropertyError says what was found and what was expected.
 Graph's singleValueLegacyExtendedProperty; MS-OXPROPS 2; MS-OXOMSG 2.2.3 (deferred send).
 """
 
@@ -40,7 +40,7 @@ ARTICLE_NUMBER = "Integer 0x0E23"
 RECORDED = frozenset((MESSAGE_FLAGS, DELIVERY_TIME, SUBMIT_TIME))  # as MessageRecord
 # MS-OXCMSG 2.2.1.6, PidTagMessageFlags
 READ, UNSENT, HAS_ATTACHMENTS = 0x01, 0x08, 0x10
-# MS-OXOFLAG 2.2.1.1, PidTagFlagStatus; without a flag a message has none
+# MS-OXOFLAG 2.2.1.1, PidTagFlagStatus; a message without a flag does not have the property
 FLAG_STATUSES = {"1": "complete", "2": "flagged"}
 SUPPORTED = frozenset(
     (
@@ -100,7 +100,7 @@ class RequestedSendOptions(Struct, frozen=True):
 
 
 class MessageRecord(Struct, frozen=True):
-    """What a message is created as that is no draft: times in µs, None without one."""
+    """How to create a message that is no draft. Times are in µs, None if not set."""
 
     is_read: bool
     received_us: int | None
@@ -111,7 +111,7 @@ class MessageRecord(Struct, frozen=True):
 
 
 def class_of(extended: Sequence[ExtendedProperty], computed: str) -> str:
-    """Return the message class: that which a client has set, else the `computed` one."""
+    """Return the message class that a client has set, else `computed`."""
     return _single_values(extended).get(MESSAGE_CLASS, computed)
 
 
@@ -163,11 +163,11 @@ def canonical_value(identity: str, value: object) -> str:
 
 
 def merged(
-    before: Sequence[ExtendedProperty], given: Sequence[ExtendedProperty]
+    before: Sequence[ExtendedProperty], changes: Sequence[ExtendedProperty]
 ) -> tuple[ExtendedProperty, ...]:
-    """Return `before` updated with `given`; a property without values is removed."""
-    by_id = {(one.id.lower(), one.multiple): one for one in (*before, *given)}
-    return tuple(one for one in by_id.values() if one.values)
+    """Return `before` updated with `changes`; a property without values is removed."""
+    by_id = {(extended.id.lower(), extended.multiple): extended for extended in (*before, *changes)}
+    return tuple(extended for extended in by_id.values() if extended.values)
 
 
 # -- the properties that Relay acts on
@@ -186,28 +186,31 @@ def requested_send_options(
 
 
 def message_record(extended: Sequence[ExtendedProperty]) -> MessageRecord | None:
-    """Return what message flags without the unsent bit make of a new message, None for a draft."""
+    """Return the record of a new message whose message flags lack the unsent bit.
+
+    None for a draft.
+    """
     values = _single_values(extended)
     flags = int(values.get(MESSAGE_FLAGS, UNSENT))
     if flags & UNSENT:
         return None
     received, sent = (
-        time_us(values[one]) if one in values else None for one in (DELIVERY_TIME, SUBMIT_TIME)
+        time_us(values[tag]) if tag in values else None for tag in (DELIVERY_TIME, SUBMIT_TIME)
     )
     return MessageRecord(bool(flags & READ), received, sent)
 
 
 def sets_send_time(extended: Sequence[ExtendedProperty]) -> bool:
     """Return whether a property sets or removes the time of a scheduled send."""
-    return any(one.id in _TIME_OF_SENDING for one in extended)
+    return any(prop.id in _TIME_OF_SENDING for prop in extended)
 
 
 def extended_header_fields(extended: Sequence[ExtendedProperty]) -> tuple[tuple[str, str], ...]:
     """Return (name, value) of the header fields that the properties define."""
     return tuple(
-        (field, one.values[0])
-        for one in extended
-        if one.values and not one.multiple and (field := _field_of(one.id))
+        (field, prop.values[0])
+        for prop in extended
+        if prop.values and not prop.multiple and (field := _field_of(prop.id))
     )
 
 
@@ -217,7 +220,7 @@ def time_us(text: str) -> int:
 
 
 def _single_values(extended: Sequence[ExtendedProperty]) -> dict[str, str]:
-    return {one.id: one.values[0] for one in extended if one.values and not one.multiple}
+    return {prop.id: prop.values[0] for prop in extended if prop.values and not prop.multiple}
 
 
 def _scheduled_us(values: Mapping[str, str], now_us: int) -> int:
@@ -262,9 +265,9 @@ def _check_field(name: str, value: str) -> None:
 
 def _line(text: str) -> str:
     """Return the text if it is allowed in a header field. Raises ExtendedPropertyError."""
-    if found := _NOT_IN_A_FIELD.search(text):
+    if match := _NOT_IN_A_FIELD.search(text):
         raise ExtendedPropertyError(
-            f"found the character U+{ord(found[0]):04X}; control characters and line breaks are "
+            f"found the character U+{ord(match[0]):04X}; control characters and line breaks are "
             "not allowed here"
         )
     if len(text) > _FIELD_CHARACTERS_MAX:
@@ -277,13 +280,13 @@ def _line(text: str) -> str:
 def _type(text: str, *, multiple: bool) -> str:
     kind = _TYPES.get(text.lower())
     if kind is None or kind.endswith("Array") != multiple:
-        known = ", ".join(one for one in _TYPES.values() if one.endswith("Array") == multiple)
+        known = ", ".join(name for name in _TYPES.values() if name.endswith("Array") == multiple)
         raise ExtendedPropertyError(f"expected one of the types {known}")
     return kind
 
 
 def _of_its_type(identity: str, tag: int) -> str:
-    """Reject a wrong type of a supported property: the property would have no effect."""
+    """Return a property's id; raise ExtendedPropertyError if a supported one has a wrong type."""
     expected = _TYPE_OF_TAG.get(tag)
     if expected and identity != expected:
         raise ExtendedPropertyError(f"expected '{expected}': the property has that type")
@@ -294,9 +297,9 @@ def _of_its_type(identity: str, tag: int) -> str:
 
 
 def _text(text: str) -> str:
-    if found := _NOT_IN_TEXT.search(text):
+    if match := _NOT_IN_TEXT.search(text):
         raise ExtendedPropertyError(
-            f"found the character U+{ord(found[0]):04X}, which is not allowed in mail"
+            f"found the character U+{ord(match[0]):04X}, which is not allowed in mail"
         )
     return text
 

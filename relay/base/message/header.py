@@ -1,9 +1,9 @@
 """The header of a message: where it ends, what its fields are, and edits that keep other octets.
 
-Every reader and editor of a header uses this module, so that the reader of recipients, the check of
-the authors and the code that removes Bcc see the same fields. A line that is not a field does not
-end the header; a NUL, a bare CR or a byte order mark hides no field. Nothing raises.
-A Header does not change: an edit returns another one that shares the fields. relay.formats.headers
+All code that reads or edits a header uses this module, so that the reader of recipients, the check
+of the authors and the removal of Bcc see the same fields. A line that is not a field does not end
+the header; a NUL, a bare CR or a byte order mark does not hide a field. Nothing raises.
+A Header is immutable: an edit returns another Header that shares the fields. relay.formats.headers
 writes and decodes values; relay.formats.read_header reads them as Graph's properties.
 RFC 5322 2.1, 2.2, 3.6, 4.5.
 """
@@ -21,27 +21,27 @@ from relay.base.message.content import Content, LargeContent, MemoryOctets
 
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"  # of UTF-8: some programs write it before every text
 MBOX_LINES = (b"From ", b">From ")  # before a message that was in an mbox file
-# Any of the three line ends, the longest match, so that CRLF is not taken for two. As alternatives
-# that begin with one octet each, a search looks for these octets first, and is three times faster.
+# Any of the three line ends; CRLF is one line end. Each alternative begins with a fixed octet: the
+# search looks for these octets first, which is three times faster.
 LINE_END = re.compile(rb"\r\n?+|\n")
 BLANK_LINE = re.compile(rb"(?:\r\n?+|\n)\0*+(?:\r\n?+|\n)")  # with the line end before it
 _LINE = re.compile(rb"[^\r\n]*+(?:\r\n?+|\n|\Z)")
 _EMPTY = re.compile(rb"\0*(?>\r\n|[\r\n])")
-BCC_FIELDS = ("Bcc", "Resent-Bcc")  # they name hidden recipients: no copy that leaves has them
+BCC_FIELDS = ("Bcc", "Resent-Bcc")  # they name hidden recipients: no copy that is sent has them
 FIELDS_MAX = 10_000  # of a message that is accepted; readers take time and memory for each
 _CRLF = b"\r\n"
 _WHITE = (b" ", b"\t")
-_SEARCHED_OCTETS_MAX = 4 * 1024 * 1024  # a header without an end is refused long before
-_QUICK_OCTETS_MAX = 64 * 1024  # one call splits them; a longer header must not hold up threads
+_SEARCHED_OCTETS_MAX = 4 * 1024 * 1024  # much more than a message's header that is accepted
+_QUICK_OCTETS_MAX = 64 * 1024  # split by one call, during which other threads wait
 _STAYS_FIRST = (*MBOX_LINES, *_WHITE)  # after a field, white space continues the field
 _MBOX_FIELD = b"X-Mailbox-Line: "  # as Postfix names such a line
 _FIELD_START = re.compile(rb"(?:\xef\xbb\xbf)?([!-9;-~]++)(?:[ \t]|(?:\r\n?+|\n)[ \t])*+:")
-# A field as almost all messages have it.
+# The form of a field in almost all messages.
 _PLAIN_FIELD = re.compile(
     rb"^(([!-9;-~]++)[ \t]*+:[^\r\n\0]*+\r\n(?:[ \t][^\r\n\0]*+\r\n)*+)", re.MULTILINE
 )
 _FIELD_END = re.compile(rb"(?>\r\n|[\r\n])(?!\0*[ \t])")
-# Other readers do not take these lines for fields either, but their author meant recipients.
+# Lines that programs do not read as fields, although the author meant recipients.
 _MEANT_RECIPIENTS = re.compile(
     rb"[^A-Za-z:]{0,9}(?:(?:resent-)?(?:to|b?cc)[^A-Za-z0-9:-]{0,9}:|bcc[^A-Za-z0-9:-])",
     re.IGNORECASE,
@@ -49,9 +49,9 @@ _MEANT_RECIPIENTS = re.compile(
 
 
 class HeaderEnd(Struct, frozen=True):
-    """The end of a header section, with its last line end, and the beginning of the body.
+    """The end of a header section, after its last line end, and the beginning of the body.
 
-    The blank line is between them. If it is missing, they are the same place.
+    The blank line is between them; if it is missing, they are equal.
     """
 
     header: int
@@ -61,8 +61,8 @@ class HeaderEnd(Struct, frozen=True):
 def header_end(content: bytes) -> HeaderEnd:
     """Find the end of a message's header section.
 
-    A line that is not a field does not end the header: it goes on to the blank line, so that no
-    field is lost. Lines after the last field are the body of a message without a blank line.
+    A line that is not a field does not end the header, which extends to the blank line: no field is
+    lost. Without a blank line, the body begins after the last field.
     """
     if empty := _EMPTY.match(content):
         return HeaderEnd(0, empty.end())
@@ -101,23 +101,23 @@ def with_first_fields(content: bytes) -> bytes:
 def fields_end(header: bytes) -> int:
     """Return where the last field of a section ends: its length, unless other lines follow.
 
-    It splits off one line at a time, so that a long section does not hold up other threads.
+    It reads one line at a time, so that other threads can run during a long section.
     """
     if _plain_fields(header):  # nearly always
         return len(header)
     end = 0
     in_field = False
-    for found in _LINE.finditer(header):
-        line = found[0]
+    for match in _LINE.finditer(header):
+        line = match[0]
         bare = line.replace(b"\0", b"")
         if bare[:1] not in _WHITE:
             in_field = bool(
                 _FIELD_START.match(bare)
-                or _FIELD_START.match(header, found.start())
+                or _FIELD_START.match(header, match.start())
                 or _MEANT_RECIPIENTS.match(bare)
             )
         if in_field:
-            end = found.end()
+            end = match.end()
     return end
 
 
@@ -146,7 +146,7 @@ HeaderField = tuple[bytes, bytes]  # lower-case name, octets with continuation l
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """The fields in their order; lines that are not fields are among them, with the name b""."""
+    """The fields in their order. Lines that are not fields are included, with the name b""."""
 
     fields: tuple[HeaderField, ...] = ()
     _by_name: dict[bytes, list[bytes]] = field(init=False, repr=False, compare=False)
@@ -162,7 +162,7 @@ class Header:
 
     @classmethod
     def parse(cls, section: bytes) -> "Header":
-        """Split a header section, without the blank line. Its last line gets a missing line end."""
+        """Split a header section without the blank line. A missing last line end is added."""
         return cls(_split(section))
 
     @classmethod
@@ -197,18 +197,18 @@ class Header:
 
     def first(self, name: str) -> bytes | None:
         """Return the unfolded value of the first field called `name`, None if there is none."""
-        found = self._by_name.get(_key(name))
-        return _value(found[0]) if found else None
+        fields = self._by_name.get(_key(name))
+        return _value(fields[0]) if fields else None
 
     def first_octets(self, name: str) -> bytes | None:
         """Return the first field called `name` as it is, None if there is none."""
-        found = self._by_name.get(_key(name))
-        return found[0] if found else None
+        fields = self._by_name.get(_key(name))
+        return fields[0] if fields else None
 
     def prepend(self, octets: bytes) -> "Header":
-        """Return a header with complete fields before these.
+        """Return a header with `octets`, which are complete fields, before the present fields.
 
-        A first line that has to stay first becomes a field, so that it ends or continues none.
+        A first line that is no field becomes a field if it would end or continue a field before it.
         """
         fields = self.fields
         if fields:
@@ -220,8 +220,10 @@ class Header:
         return Header((*_split(octets), *fields))
 
     def append(self, octets: bytes) -> "Header":
-        """Return a header with complete fields after the last field, or before the first line that
-        is not a field: for most readers the header ends there.
+        """Return a header with `octets`, which are complete fields, after the present fields.
+
+        They are put before the first line that is not a field, because for most programs the header
+        ends there.
         """
         fields, place = self.fields, len(self.fields)
         for at, (name, line) in enumerate(fields) if b"" in self._by_name else ():
@@ -232,20 +234,20 @@ class Header:
 
     def remove(self, names: Iterable[str], *, prefix: str = "") -> "Header":
         """Return a header without the fields called one of `names`, and those with a prefix."""
-        wanted = {_key(name) for name in names}
-        unwanted = wanted.intersection(self._by_name)
+        keys = {_key(name) for name in names}
+        unwanted = keys.intersection(self._by_name)
         if prefix:
             start = _key(prefix)
             unwanted.update(name for name in self._by_name if name.startswith(start))
         if not unwanted:
             return self
-        return Header(tuple(one for one in self.fields if one[0] not in unwanted))
+        return Header(tuple(field for field in self.fields if field[0] not in unwanted))
 
     def replace_first(self, name: str, octets: bytes) -> "Header":
         """Return a header whose first field called `name` is replaced; it must have one."""
-        wanted = _key(name)
-        place = next(at for at, one in enumerate(self.fields) if one[0] == wanted)
-        return Header((*self.fields[:place], (wanted, octets), *self.fields[place + 1 :]))
+        key = _key(name)
+        place = next(at for at, field in enumerate(self.fields) if field[0] == key)
+        return Header((*self.fields[:place], (key, octets), *self.fields[place + 1 :]))
 
     def set(self, name: str, octets: bytes) -> "Header":
         """Return a header with one field `name`: the first is replaced, the others are removed.
@@ -254,17 +256,17 @@ class Header:
         """
         if name not in self:
             return self.append(octets)
-        wanted = _key(name)
+        key = _key(name)
         fields = self.replace_first(name, octets).fields
-        return Header(tuple(one for one in fields if one[0] != wanted or one[1] is octets))
+        return Header(tuple(field for field in fields if field[0] != key or field[1] is octets))
 
 
 @dataclass(frozen=True, slots=True)
 class ParsedContent:
-    """A content whose header was split into fields, once for all that read and edit it.
+    """A content whose header is split into fields, once for all code that reads and edits it.
 
-    `rest` are the octets after the header, with the blank line, which is added if it is missing.
-    For a large content it is that content; its own header is not used.
+    `rest` are the octets after the header, beginning with the blank line, which is added if it is
+    missing. For a large content `rest` is that content, whose `header` is not used.
     """
 
     header: Header
@@ -289,14 +291,14 @@ class ParsedContent:
         """The size of the whole message in octets."""
         if isinstance(self.rest, bytes):
             return self.header.size + len(self.rest)
-        return self.header.size + sum(one.size for one in self.rest.body)
+        return self.header.size + sum(octets.size for octets in self.rest.body)
 
     @property
     def octets_in_memory(self) -> int:
-        """How many of them are not in a file."""
+        """The number of octets that are not in a file."""
         if isinstance(self.rest, bytes):
             return self.size
-        pieces = (one.size for one in self.rest.body if isinstance(one, MemoryOctets))
+        pieces = (octets.size for octets in self.rest.body if isinstance(octets, MemoryOctets))
         return self.header.size + sum(pieces)
 
     def joined(self) -> Content:
@@ -307,13 +309,13 @@ class ParsedContent:
 
 
 def _plain_fields(section: bytes) -> tuple[HeaderField, ...]:
-    """Return the fields of a section that has only plain ones, () for any other."""
+    """Return the fields of a section, () if it has others than plain fields."""
     if len(section) > _QUICK_OCTETS_MAX:
         return ()
-    found = _PLAIN_FIELD.findall(section)
-    if sum([len(octets) for octets, _ in found]) != len(section):
+    fields = _PLAIN_FIELD.findall(section)
+    if sum([len(octets) for octets, _ in fields]) != len(section):
         return ()
-    return tuple([(name.lower(), octets) for octets, name in found])
+    return tuple([(name.lower(), octets) for octets, name in fields])
 
 
 def _split(section: bytes) -> tuple[HeaderField, ...]:
@@ -334,8 +336,8 @@ def _split(section: bytes) -> tuple[HeaderField, ...]:
 
 
 def _name_of(octets: bytes) -> bytes:
-    found = _FIELD_START.match(octets.replace(b"\0", b""))
-    return found[1].lower() if found else b""
+    match = _FIELD_START.match(octets.replace(b"\0", b""))
+    return match[1].lower() if match else b""
 
 
 def _value(octets: bytes) -> bytes:

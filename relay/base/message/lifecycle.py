@@ -106,12 +106,13 @@ OF_MILTER = "milter "  # and its name, in place of a rule
 
 
 def rule_or_milter(name: str) -> str:
-    """Return the rule or the milter that a name stands for, for people."""
+    """Return a rule's name, or "milter NAME", as text for people."""
     return name if name.startswith(OF_MILTER) else f'rule "{name}"'
 
 
 def hold_text(reason: str, rule: str = "") -> str:
-    """Return why an entry is held, for people, after "by"; `rule` holds it, unless that is "". It
-    may be a milter.
+    """Return why an entry is held, as text for people that follows "by".
+
+    `rule` is the rule or milter that holds it, "" if none does.
     """
     return f"{rule_or_milter(rule)}: {reason}" if rule else reason

@@ -1,7 +1,7 @@
 """MTA-STS: what a domain publishes about the TLS of its MX hosts (RFC 8461). Pure functions.
 
-A TXT record says that there is a policy; its id changes with the policy. The policy, a file that is
-fetched by HTTPS, names the MX hosts and says what follows where one does not match.
+A TXT record announces a policy; its id changes with the policy. The policy is a file that is
+fetched by HTTPS. It names the MX hosts, and its mode says whether other hosts are refused.
 """
 
 import re
@@ -38,11 +38,11 @@ class StsPolicy(Struct, frozen=True):
 
 
 class StsFinding(Struct, frozen=True):
-    """What is known of a domain's policy. `fetch` waits until it is fetched, if it has to be."""
+    """What is known about a domain's policy. If it must be fetched, `fetch` waits for that."""
 
     policy: StsPolicy | None = None
     trouble: str = ""  # why it could not be fetched
-    unasked: str = ""  # why it is not known whether there is one
+    unasked: str = ""  # why it is not known whether there is a policy
     fetch: "Callable[[], Awaitable[StsFinding]] | None" = None
 
     def enforces(self, host: str) -> bool:
@@ -54,7 +54,7 @@ NO_STS = StsFinding()
 
 
 class StsPolicyError(ValueError):
-    """What was fetched is no policy; the text says what was found and expected."""
+    """The file is no valid policy; the text says what was found and expected."""
 
 
 def may_publish(domain: str) -> bool:
@@ -63,8 +63,9 @@ def may_publish(domain: str) -> bool:
 
 
 def read_record(texts: Sequence[str]) -> str:
-    """Return the id of the TXT record among `texts`, "" without a valid one: there is then no
-    policy. Two records are none (RFC 8461 3.1).
+    """Return the id in the MTA-STS record among the TXT records `texts`.
+
+    "" means that there is no policy: there is no valid record, or more than one (RFC 8461 3.1).
     """
     records = [text for text in texts if _RECORD.match(text)]
     if len(records) != 1:
@@ -72,15 +73,16 @@ def read_record(texts: Sequence[str]) -> str:
     fields = [field.strip(" \t") for field in records[0].split(";")[1:]]
     if fields[-1] == "":
         fields.pop()
-    ids = [found[1] for field in fields if (found := _ID.fullmatch(field)) is not None]
+    ids = [match[1] for field in fields if (match := _ID.fullmatch(field)) is not None]
     if len(ids) != 1 or not all(_FIELD.fullmatch(field) for field in fields):
         return ""
     return ids[0]
 
 
 def read_policy(octets: bytes) -> StsPolicy:
-    """Return the policy in a file, whose lines may end with LF (RFC 8461 3.2). Of a key that is
-    there twice the first counts, unknown ones do not. Raises StsPolicyError.
+    """Return the policy in a file, whose lines may end with LF (RFC 8461 3.2).
+
+    The first occurrence of a key counts; unknown keys are ignored. Raises StsPolicyError.
     """
     try:
         text = octets.decode()
@@ -92,10 +94,10 @@ def read_policy(octets: bytes) -> StsPolicy:
         stripped = line.rstrip(" \t\r")
         if not stripped:
             continue
-        found = _LINE.fullmatch(stripped)
-        if found is None:
+        match = _LINE.fullmatch(stripped)
+        if match is None:
             raise StsPolicyError(f"line {number}: found {stripped[:50]!r}, expected KEY: VALUE")
-        key, value = found[1], found[2]
+        key, value = match[1], match[2]
         if key == "mx":
             mx.add(_pattern(value, number))
         values.setdefault(key, value)

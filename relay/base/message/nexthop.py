@@ -48,10 +48,10 @@ class NextHop(NamedTuple):
     """A next hop; `host` is a domain for MX, a host name or address for SMTP, SMTPS, LMTP and
     GRAPH, for LMTP also the path of a Unix socket, else "".
 
-    `route` names the route that chose it, "" where none did: the domain's own MX, a mailbox here,
-    or where an operator sent the mail (EntryExtra.chosen). BY_RULE is no route: a rule named the
-    host, and no route's login is for it. `mailbox` is whose login is used there, "" where the route
-    names one login for all mail. str() is without both.
+    `route` names the route that chose it. It is "" for the domain's own MX, for a mailbox here, and
+    for a next hop that an operator chose (EntryExtra.chosen). BY_RULE means that a mail rule named
+    the host; then no route's login is used. `mailbox` is the mailbox that logs in, "" where the
+    route names one login for all mail. str() contains neither.
 
     It is a tuple because it is a dictionary key many times per message: hashing a tuple runs no
     Python code.
@@ -82,7 +82,7 @@ class NextHop(NamedTuple):
 
     @property
     def without_route(self) -> Self:
-        """The same next hop, whatever route chose it."""
+        """The next hop without its route and mailbox."""
         return self._replace(route="", mailbox="")
 
     @property
@@ -104,7 +104,7 @@ class NextHop(NamedTuple):
             return cls(HopKind.MX, text.removeprefix("mx:"), route=route)
         if text.startswith(f"{_SOCKET}/") and text.isprintable():
             return cls(HopKind.LMTP, text.removeprefix(_SOCKET), route=route)
-        scheme, found, rest = text.partition("://")
+        scheme, separator, rest = text.partition("://")
         host, _, port = rest.rpartition(":")
         host = host.removeprefix("[").removesuffix("]")
         is_host = host and not host.startswith("/") and port.isdecimal()
@@ -124,9 +124,11 @@ CAPTURE = NextHop(HopKind.CAPTURE)
 
 
 class Destination(Struct, frozen=True):
-    """Where a reroute sends mail for an address. If it is `chosen`, the command named the next hop,
-    and no route has to match. `held` is why the mail is held there, "" where it is not. A report is
-    held until `held_until_us` in queue time; 0 has no end.
+    """Where a reroute sends mail for an address.
+
+    `chosen`: the command named the next hop, and no route has to match. `held` is why the mail
+    is held there, "" if it is not. A report is held until `held_until_us` in queue time; 0 means
+    without an end.
     """
 
     next_hop: NextHop

@@ -3,8 +3,8 @@
 The SMTP client calls classify() for each reply and classify_session_failure() for each broken
 session. Delivery and pickup act on the result, the spool stores it, DSNs report it. An outcome is
 one of six classes, matched exhaustively. Only a 2yz reply to the final dot is Relayed, or Delivered
-by LMTP. After that dot, only a 4yz or 5yz reply proves that the message was not accepted. A reply
-that is not SMTP has an outcome too.
+by LMTP. After the final dot, only a 4yz or 5yz reply proves that the message was not accepted. A
+reply that is not SMTP also has an outcome.
 RFC 5321 4.2, 4.3.2, 4.5.3.1.10; RFC 2033 (LMTP); RFC 3463 (status); RFC 3464 2.3; RFC 7504 (521,
 556); RFC 1047 (why Indeterminate exists).
 """
@@ -20,7 +20,7 @@ INTERNAL_ERROR = "internal error in the relay; its log has the details"
 
 
 class DeferralClass(StrEnum):
-    """Why a recipient was deferred, as the label of metrics has it."""
+    """Why a recipient was deferred; also a label of metrics."""
 
     DNS = "dns"
     CONNECT = "connect"
@@ -35,10 +35,12 @@ class DeferralClass(StrEnum):
 
 
 class SessionEvidence(Struct, frozen=True):
-    """How a session was set up. `verified` is what its TLS handshake verified: none, chain, name or
-    dane. `level` is the TLS level that was demanded. `connect_ms` is the time until the greeting,
-    None for a connection that was open already; `tls_ms` is the time for TLS. `mismatch` is the
-    result type (RFC 8460 4.3) of what an MTA-STS policy in testing would have refused.
+    """How a session was set up.
+
+    `verified` is what its TLS handshake verified: none, chain, name or dane. `level` is the TLS
+    level that was required. `connect_ms` is the time until the greeting, None for a connection that
+    was open already; `tls_ms` is the time for TLS. `mismatch` is the result type (RFC 8460 4.3) of
+    a failure that an MTA-STS policy in testing mode only reports.
     """
 
     verified: str = "none"
@@ -58,12 +60,12 @@ class Evidence(Struct, frozen=True):
     tls: str = ""  # the protocol version; "" without TLS
     address: str = ""  # of the connection
     cipher: str = ""  # the cipher suite of TLS
-    hosts: tuple[str, ...] = ()  # what each host gave that was tried, if there was a choice
+    hosts: tuple[str, ...] = ()  # the result of each host that was tried, if there were several
     graph_id: str = ""  # of the copy in a mailbox of this relay
-    receipt: ReceiptRequest | None = None  # that its sender asked for
+    receipt: ReceiptRequest | None = None  # that the sender requested
     owed_reply: ReceiptRequest | None = None  # that the mailbox owes its sender
     session: SessionEvidence | None = None  # of the connection
-    provider: str = ""  # the [[reply]] entry that decided in place of this table
+    provider: str = ""  # the [[reply]] table of the configuration that decided instead
     encoded: str = ""  # "8 bit" or "long lines": why the message was encoded again for the host
     pause_s: float = 0.0  # how long the host asks not to be contacted
     left_out: tuple[str, ...] = ()  # addresses that its copy has no more
@@ -84,7 +86,7 @@ class Relayed(Struct, frozen=True):
 
 
 class Captured(Struct, frozen=True):
-    """A copy is in the recipient's mailbox; the message is kept, not sent, until it expires."""
+    """A copy is in the recipient's mailbox; the message is not sent, and kept until it expires."""
 
     evidence: Evidence
 
@@ -104,7 +106,8 @@ class Failed(Struct, frozen=True):
 
 class Indeterminate(Struct, frozen=True):
     """The session broke after the final dot: the message may have arrived. It is retried.
-    `unanswered`: because of the host, and not because this relay was stopped.
+
+    `unanswered`: the host did not answer; otherwise this relay was stopped.
     """
 
     evidence: Evidence
@@ -135,14 +138,14 @@ class SessionFailure(StrEnum):
 
     LOST = "lost"  # refused, unreachable, reset, closed
     TIMEOUT = "timeout"
-    SLOW = "slow"  # each wait ended in time, all of them together took too long
+    SLOW = "slow"  # each wait ended in time, but all together took too long
     PROTOCOL = "nonsense"  # not SMTP, or a reply without a command
 
 
 class Reply(Struct, frozen=True):
     """One reply: the code of its last line, and its lines joined by a space, printable.
 
-    `doubtful`: that is a 2yz, and the first line has none.
+    `doubtful`: the last line has a 2yz code, the first line has another.
     """
 
     code: int
@@ -186,8 +189,8 @@ class _StageRule(Struct, frozen=True):
     """How replies in one stage are classified.
 
     `success` is the class of codes with which the session continues. A 5yz reply is permanent only
-    if `final`. `status` replaces the status of the code where that would be misleading, and is that
-    of any other failure.
+    if `final`. `status` replaces the status of a code that would be misleading; other failures in
+    this stage have it too.
     """
 
     success: int
@@ -197,12 +200,12 @@ class _StageRule(Struct, frozen=True):
 
 
 _STAGE_RULES = {
-    # A rejecting banner is about one host: the caller tries the other hosts first.
+    # A banner that rejects concerns one host: the caller tries the other hosts first.
     SmtpStage.BANNER: _StageRule(2, DeferralClass.SITE),
     SmtpStage.EHLO: _StageRule(2, DeferralClass.SITE, final=False),
     SmtpStage.LHLO: _StageRule(2, DeferralClass.SITE, final=False),
     SmtpStage.STARTTLS: _StageRule(2, DeferralClass.TLS, final=False, status="4.7.5"),
-    # The credentials are the operator's: a sender must not lose mail because of them.
+    # The operator's credentials are wrong: a sender must not lose mail because of them.
     SmtpStage.AUTH: _StageRule(2, DeferralClass.AUTH, final=False, status="4.7.8"),
     SmtpStage.MAIL: _StageRule(2, DeferralClass.SITE),
     SmtpStage.RCPT: _StageRule(2, DeferralClass.RECIPIENT),
@@ -314,7 +317,7 @@ def closes_connection(reply: Reply) -> bool:
 
 
 def status_of(stage: SmtpStage, reply: Reply) -> str:
-    """Return the peer's enhanced status if its class is the reply's, else the table's."""
+    """Return the peer's enhanced status if it has the class of the reply, else the table's."""
     severity = str(reply.code)[0]
     enhanced = _ENHANCED.match(reply.text)
     if enhanced and enhanced[0][0] == severity:

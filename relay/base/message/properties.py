@@ -1,8 +1,8 @@
 """The values of Graph's message resource: what requests are parsed into and conversion reads.
 
 Graph makes MessageProperties from JSON, the draft's file stores them, pickup converts them to MIME.
-Only the body may have CR, LF or NUL; addresses are valid: graph checks the JSON. The field names of
-these classes are part of the file format of drafts (relay.formats.draft).
+Graph has checked the JSON: only the body may have CR, LF or NUL, and addresses are valid. The field
+names of these classes are part of the file format of drafts (relay.formats.draft).
 """
 
 from msgspec import Struct

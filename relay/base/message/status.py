@@ -50,12 +50,12 @@ class SplitReply(NamedTuple):
 
 def split_reply(reply: str) -> SplitReply:
     """Split "550 5.1.1 text", "5.1.1 text", "550 text" or plain text into its parts."""
-    found = _reply.fullmatch(reply)
-    if found:
-        return SplitReply(int(found.group(1)), found.group(2) or "", found.group(3))
-    found = _status_first.fullmatch(reply)
-    if found:
-        return SplitReply(0, found.group(1), found.group(2))
+    match = _reply.fullmatch(reply)
+    if match:
+        return SplitReply(int(match.group(1)), match.group(2) or "", match.group(3))
+    match = _status_first.fullmatch(reply)
+    if match:
+        return SplitReply(0, match.group(1), match.group(2))
     return SplitReply(0, "", reply)
 
 
@@ -82,7 +82,7 @@ def reply_text(text: str) -> str:
 
 def ascii_folded(text: str) -> str:
     """Return `text` in ASCII: without accents, any other character as "?"."""
-    if text.isascii():  # as almost all of a report is
+    if text.isascii():  # almost always
         return text
     decomposed = unicodedata.normalize("NFKD", text)
     bare = "".join(letter for letter in decomposed if not unicodedata.combining(letter))

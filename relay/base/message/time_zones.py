@@ -1,9 +1,9 @@
 """Time zones by name: a name of the IANA database, or the name that Windows and Exchange use.
 
-Graph's clients write both kinds. The Windows names and the zone that stands for each of them are
-those of CLDR 47, windowsZones.xml, territory 001, in windows_zones.txt. The rules of a zone come
-from the system's database, or from the package tzdata where there is none. Used by graph, and by
-the mailbox room for its settings file.
+Graph's clients write both kinds. The Windows names and their zones are those of CLDR 47,
+windowsZones.xml, territory 001, in windows_zones.txt. The rules of a zone come from the system's
+database, or from the package tzdata if there is none. Graph uses it, and the mailbox room for its
+settings file.
 """
 
 import re
@@ -11,7 +11,7 @@ from pathlib import Path
 from zoneinfo import ZoneInfo
 
 _IANA_NAME = re.compile(r"[A-Za-z]{1,32}+(?:/?[A-Za-z0-9_+-]{1,32}+){0,4}+")
-# Files of a database that are no zones: the host's own zone, and zones that count leap seconds.
+# Files of a database that are no zones: the zone of the host, and zones that count leap seconds.
 _NO_ZONES = frozenset(("localtime", "posixrules", "Factory", "right", "posix"))
 
 
@@ -26,9 +26,9 @@ def time_zone(name: str) -> ZoneInfo:
             return ZoneInfo(iana_name)
         except (LookupError, ValueError, OSError):  # OSError: "Europe" is a directory
             pass
-    shown = name if len(name) <= _SHOWN_MAX else name[:_SHOWN_MAX] + "…"
+    excerpt = name if len(name) <= _SHOWN_MAX else name[:_SHOWN_MAX] + "…"
     raise ValueError(
-        f"found {shown!r}, expected a time zone such as Europe/Berlin or W. Europe Standard Time"
+        f"found {excerpt!r}, expected a time zone such as Europe/Berlin or W. Europe Standard Time"
     )
 
 

@@ -2,7 +2,7 @@
 
 Policy makes it, ingress carries it out, the spool stores the rule hits. There is one
 RecipientVerdict for each examined recipient, in the same order; contents[0] is the original.
-The vocabulary is that of Exchange's mail flow rules.
+The terms are those of Exchange's mail flow rules.
 """
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -18,12 +18,12 @@ from relay.base.message.envelope import Source, domain_of, main_address
 from relay.base.message.header import ParsedContent
 
 JUNK_EMAIL = "Junk Email"  # the name of the folder, for people
-RULES_UNAVAILABLE = "The mail rules of"  # begins what a client hears about a tenant without rules
+RULES_UNAVAILABLE = "The mail rules of"  # beginning of the reply if a tenant's rules are missing
 _NAMED_MAX = 100  # recipients named per hit; a message may have many
 
 
 def tenant_of_rule(name: str) -> str:
-    """Return the tenant whose rule "TENANT/NAME" is, "" for a rule of the operator."""
+    """Return the tenant of a rule "TENANT/NAME", "" for a rule of the operator."""
     return name.partition("/")[0] if "/" in name else ""
 
 
@@ -36,7 +36,7 @@ class ExaminedMessage(Struct, frozen=True):
 
     reverse_path: str  # "" is the null reverse-path
     sender_local: bool  # see above
-    recipients: tuple[str, ...]  # to each of which the rules apply
+    recipients: tuple[str, ...]  # the rules apply to each of them
     local: frozenset[str]  # see above
     content: ParsedContent  # with its header cleaned up
     source: Source  # how it arrived
@@ -49,17 +49,19 @@ class ExaminedMessage(Struct, frozen=True):
     is_own: Callable[[str], bool] = lambda _domain: False  # whether a domain (A-labels) is own
     # by an own domain with `alias_of`: the domain that this names
     alias_domains: Mapping[str, str] = {}
-    results: tuple[AuthResult, ...] = ()  # that a milter of this relay wrote, not those of others
-    # by a recipient in lower case: the addresses that the client gave and that led there
+    results: tuple[AuthResult, ...] = ()  # written by milters of this relay, not by other hosts
+    # by recipient in lower case: the addresses of the client that aliases expand to it
     given: Mapping[str, Sequence[str]] = {}
 
     def names_of(self, recipient: str) -> Sequence[str]:
-        """Return the address of a recipient, and those as the client gave them."""
+        """Return the address of a recipient, and the addresses that the client gave for it."""
         return (recipient, *self.given.get(recipient.lower(), ()))
 
     def forms_of(self, addresses: Sequence[str]) -> Sequence[str]:
-        """Return addresses with all forms that name the same: one of an own domain also without
-        its tag, and in the domain that `alias_of` names. The last form is without both.
+        """Return addresses with all equivalent forms.
+
+        An address in an own domain is returned also without its tag, and in the domain that
+        `alias_of` names; the last form has neither the tag nor the alias domain.
         """
         if not self.alias_domains and "+" not in "".join(addresses):  # nearly always
             return addresses
@@ -79,7 +81,7 @@ class VerdictAction(StrEnum):
     REJECT = "reject"
     DISCARD = "discard"
     REDIRECT = "redirect"
-    QUARANTINE = "quarantine"  # a REDIRECT of which the sender learns nothing
+    QUARANTINE = "quarantine"  # a REDIRECT that is hidden from the sender
 
 
 class Hold(Struct, frozen=True):
@@ -102,11 +104,11 @@ class RecipientVerdict(Struct, frozen=True):
     status: str = ""  # of a REJECT (RFC 3463)
     text: str = ""  # of a REJECT, for the sender
     successors: tuple[str, ...] = ()  # of a REDIRECT or a QUARANTINE
-    hold: Hold | None = None  # of a copy to DELIVER, or of what these two add
+    hold: Hold | None = None  # of a copy to DELIVER, or of the copies for `successors`
     next_hop: str = ""  # of a copy to DELIVER: "route:NAME" or a URL that a rule chose
-    # of a copy to DELIVER into Junk Email: how it is held where its mailbox is not here
+    # of a copy to DELIVER into Junk Email: its hold if the mailbox is not on this relay
     junk: Hold | None = None
-    tenant: str = ""  # whose copy it is, "" unless that tenant's rules ran as the recipient's
+    tenant: str = ""  # of the recipient, "" unless the rules of this tenant ran
 
     @property
     def quarantined(self) -> str:
@@ -121,9 +123,10 @@ class RecipientVerdict(Struct, frozen=True):
 
 
 class AddedRecipient(Struct, frozen=True):
-    """A recipient that a rule added (cc, bcc, or the target of a redirect). `hold` comes from a
-    recipient who was redirected while held. With `is_quarantine`, the sender must not hear of the
-    copy.
+    """A recipient that a rule added (cc, bcc, or the target of a redirect).
+
+    `hold` comes from a recipient who was redirected while held. With `is_quarantine`, the copy is
+    hidden from the sender.
     """
 
     address: str
@@ -131,7 +134,7 @@ class AddedRecipient(Struct, frozen=True):
     content: int = 0
     hold: Hold | None = None
     is_quarantine: bool = False
-    tenant: str = ""  # of the recipients for whose copies it was added, as in RecipientVerdict
+    tenant: str = ""  # of the recipients because of which it was added, as in RecipientVerdict
     acted_for: str = ""  # the first recipient for whom the rule acted, if possible a local one
 
 
@@ -145,58 +148,67 @@ class RuleMail(Struct, frozen=True):
 
     @property
     def kind(self) -> str:
-        """The action that makes it."""
+        """The action of the rule: a journal or a notice."""
         return "notify" if self.text else "journal"
 
 
 def mails_about(
     recipients: Sequence[RecipientVerdict], mails: Iterable[RuleMail]
 ) -> Iterator[RuleMail]:
-    """Yield the mails; journals are about nobody who is rejected. If all are, none is left."""
-    rejected = {each.address for each in recipients if each.action is VerdictAction.REJECT}
-    if all(each.action is VerdictAction.REJECT for each in recipients):
+    """Yield the mails; rejected recipients are left out of journals.
+
+    If all recipients are rejected, there is no mail.
+    """
+    rejected = {verdict.address for verdict in recipients if verdict.action is VerdictAction.REJECT}
+    if all(verdict.action is VerdictAction.REJECT for verdict in recipients):
         return
     for mail in mails:
         if mail.text or not rejected:
             yield mail
-        elif left := tuple([each for each in mail.recipients if each not in rejected]):
+        elif left := tuple([address for address in mail.recipients if address not in rejected]):
             yield replace(mail, recipients=left)
 
 
 class AddedCopies:
-    """Decides which of the added copies are needed. An address gets one copy. A further tenant adds
-    a second one only if its copy is held or changed in another way.
+    """Decides which added copies are needed.
+
+    An address gets one copy; it gets a further one for another tenant only if that copy has another
+    content or another hold.
     """
 
     def __init__(self, served: Iterable[str]) -> None:
         """`served` are the addresses that get the message itself."""
-        self._copies: dict[str, list[AddedRecipient]] = {each.casefold(): [] for each in served}
+        self._copies: dict[str, list[AddedRecipient]] = {
+            address.casefold(): [] for address in served
+        }
 
     def needs(self, address: str, added: AddedRecipient) -> bool:
         """Return whether an address still needs this copy, and count it as served with it."""
         address = address.casefold()
         before = self._copies.get(address)
-        if before is not None and (not before or any(_serves(one, added) for one in before)):
+        if before is not None and (not before or any(_serves(copy, added) for copy in before)):
             return False
         self._copies.setdefault(address, []).append(added)
         return True
 
 
-def _serves(one: AddedRecipient, other: AddedRecipient) -> bool:
-    is_same = (one.content, one.hold) == (other.content, other.hold)
-    return is_same or one.tenant in ("", other.tenant)
+def _serves(copy: AddedRecipient, other: AddedRecipient) -> bool:
+    is_same = (copy.content, copy.hold) == (other.content, other.hold)
+    return is_same or copy.tenant in ("", other.tenant)
 
 
 class Finding(Struct, frozen=True):
-    """What a condition that matched compared: its key, and the value, cut for people."""
+    """A condition that matched: its key, and the beginning of the value that it compared."""
 
     condition: str
     value: str
 
 
 class RuleHit(Struct, frozen=True, omit_defaults=True):
-    """A rule that matched. `outcome` is what it did, or would have done in audit mode. `because` is
-    what each condition found for the first recipient.
+    """A rule that matched.
+
+    `outcome` is what it did, or would have done in audit mode. `because` is the Finding of each
+    condition for the first recipient.
     """
 
     rule: str
@@ -223,30 +235,30 @@ class Deferral(Struct, frozen=True):
 
     @property
     def hold(self) -> Hold:
-        """What becomes of a tenant's copies if the message has others, which wait for no tenant."""
+        """The hold of a tenant's copies if the message has copies of others, which do not wait."""
         return Hold(f"deferred by {self.rule}: {self.text}", self.rule)
 
 
 class RateCharge(Struct, frozen=True):
-    """What accepting the message counts against the limit of a `rate_limit` action."""
+    """How much the message, if accepted, counts against the limit of a `rate_limit` action."""
 
-    rule: str  # each rule counts for itself
+    rule: str  # each rule counts separately
     per: str  # sender, login or client
-    key: str  # whose limit it is: the address of one of these
+    key: str  # the address of the sender, login or client
     recipients: int  # that the rule matched, without those that are rejected
     allowed: int  # recipients
-    period_s: float  # in which so many are allowed
-    status: str  # of the deferral beyond it
+    period_s: float  # in which `allowed` recipients are allowed
+    status: str  # of the deferral beyond the limit
     text: str  # of the deferral
 
     @property
     def deferral(self) -> Deferral:
-        """What happens beyond it."""
+        """The deferral of a message beyond the limit."""
         return Deferral(self.status, self.text, self.rule)
 
 
 class Verdict(Struct, frozen=True):
-    """The whole decision. With `deferred`, nothing else in it counts."""
+    """The whole decision. If `deferred` is set, the other fields are not used."""
 
     recipients: tuple[RecipientVerdict, ...]  # in the order of ExaminedMessage.recipients
     additions: tuple[AddedRecipient, ...]  # also of addresses that get the message already
@@ -254,67 +266,80 @@ class Verdict(Struct, frozen=True):
     hits: tuple[RuleHit, ...]  # in the order of the rules
     deferred: Deferral | None = None  # of the whole message
     charges: tuple[RateCharge, ...] = ()  # against limits, if it is accepted
-    sender: str = ""  # the reverse-path in place of the message's, unless that is null; "": none
+    sender: str = ""  # replaces a reverse-path that is not null; "": it stays
     mails: tuple[RuleMail, ...] = ()  # about the message, in the order of the rules
     tenants: tuple[str, ...] = ()  # whose rules ran, in this order
 
     @property
     def guests(self) -> frozenset[str]:
-        """Recipients' tenants whose rules ran, where others have copies too."""
-        found = {each.tenant for each in self.recipients}
-        return frozenset(found - {""} if len(found) > 1 else ())
+        """The tenants of the recipients whose rules ran; none if all copies are of one tenant."""
+        tenants = {verdict.tenant for verdict in self.recipients}
+        return frozenset(tenants - {""} if len(tenants) > 1 else ())
 
     @property
     def rejects_all(self) -> bool:
         """Whether every recipient is rejected."""
-        return all(each.action is VerdictAction.REJECT for each in self.recipients)
+        return all(verdict.action is VerdictAction.REJECT for verdict in self.recipients)
 
     @property
     def added(self) -> tuple[AddedRecipient, ...]:
-        """The additions, without those that get the message already. Aliases may lead to more.
+        """The additions, without addresses that get the message already.
 
-        A recipient whose own copy was redirected or rejected may still be another rule's target:
-        two recipients that are redirected to each other both get the message.
+        More of them may turn out equal when aliases are expanded. A recipient whose copy was
+        redirected or rejected may still be the target of another rule: two recipients that are
+        redirected to each other both get the message.
         """
-        going = [each for each in self.recipients if each.action is VerdictAction.DELIVER]
-        copies = AddedCopies(each.address for each in going)
-        return tuple(each for each in self.additions if copies.needs(each.address, each))
+        delivered = [
+            verdict for verdict in self.recipients if verdict.action is VerdictAction.DELIVER
+        ]
+        copies = AddedCopies(verdict.address for verdict in delivered)
+        # needs() counts the address of a copy as served
+        return tuple(copy for copy in self.additions if copies.needs(copy.address, copy))
 
     def deferred_for(self, *deferrals: Deferral) -> Self:
-        """Return the verdict with deferrals of recipients' tenants: their copies are held, and
-        count against none of their limits.
+        """Return the verdict with deferrals of recipients' tenants.
+
+        The copies of these tenants are held and do not count against limits of their rules.
         """
-        holds = {tenant_of_rule(each.rule): each.hold for each in deferrals}
-        charges = tuple(each for each in self.charges if tenant_of_rule(each.rule) not in holds)
+        holds = {tenant_of_rule(deferral.rule): deferral.hold for deferral in deferrals}
+        charges = tuple(
+            charge for charge in self.charges if tenant_of_rule(charge.rule) not in holds
+        )
         return replace(self.with_holds(holds.get), charges=charges)
 
     def with_holds(self, hold_of: Callable[[str], Hold | None]) -> Self:
-        """Return the verdict in which copies are held that go on and are not held yet; `hold_of`
-        has the hold by the tenant whose copy it is.
+        """Return the verdict with holds for copies that are sent on and not held yet.
+
+        `hold_of` returns the hold for the tenant of a copy, None for no hold.
         """
-        going = (VerdictAction.DELIVER, VerdictAction.REDIRECT, VerdictAction.QUARANTINE)
-        return replace(
-            self,
-            recipients=tuple(
-                replace(each, hold=hold, rule=each.rule or hold.rule)
-                if (hold := hold_of(each.tenant)) and each.action in going and each.hold is None
-                else each
-                for each in self.recipients
-            ),
-            additions=tuple(
-                replace(each, hold=each.hold or hold_of(each.tenant)) for each in self.additions
-            ),
-        )
+        sent_on = (VerdictAction.DELIVER, VerdictAction.REDIRECT, VerdictAction.QUARANTINE)
+        recipients = []
+        for verdict in self.recipients:
+            hold = hold_of(verdict.tenant)
+            if hold is not None and verdict.hold is None and verdict.action in sent_on:
+                recipients.append(replace(verdict, hold=hold, rule=verdict.rule or hold.rule))
+            else:
+                recipients.append(verdict)
+        additions = [
+            replace(copy, hold=copy.hold or hold_of(copy.tenant)) for copy in self.additions
+        ]
+        return replace(self, recipients=tuple(recipients), additions=tuple(additions))
 
     def without_holds_of(
         self, tenant: str, status: str, text: str, *, in_mailboxes: Collection[str]
     ) -> Self:
-        """Return the verdict in which copies are rejected that rules of this tenant hold. Those for
-        the addresses `in_mailboxes` do not leave this relay.
+        """Return the verdict in which the copies that rules of this tenant hold are rejected.
+
+        Addresses `in_mailboxes` have mailboxes on this relay.
         """
-        recipients = tuple(
-            replace(
-                each,
+        recipients = []
+        for verdict in self.recipients:
+            hold = verdict.held(in_mailbox=verdict.address in in_mailboxes)
+            if hold is None or tenant_of_rule(hold.rule) != tenant:
+                recipients.append(verdict)
+                continue
+            rejected = replace(
+                verdict,
                 action=VerdictAction.REJECT,
                 rule=hold.rule,
                 status=status,
@@ -323,22 +348,18 @@ class Verdict(Struct, frozen=True):
                 hold=None,
                 junk=None,
             )
-            if (hold := each.held(in_mailbox=each.address in in_mailboxes))
-            and tenant_of_rule(hold.rule) == tenant
-            else each
-            for each in self.recipients
-        )
+            recipients.append(rejected)
         return replace(
             self,
-            recipients=recipients,
+            recipients=tuple(recipients),
             mails=tuple(mails_about(recipients, self.mails)),
             additions=tuple(
-                each
-                for each in self.additions
-                if each.hold is None or tenant_of_rule(each.hold.rule) != tenant
+                copy
+                for copy in self.additions
+                if copy.hold is None or tenant_of_rule(copy.hold.rule) != tenant
             ),
         )
 
     def rule_of(self, address: str) -> str:
         """Return the rule that decided about a recipient, "" if none did."""
-        return next((one.rule for one in self.recipients if one.address == address), "")
+        return next((verdict.rule for verdict in self.recipients if verdict.address == address), "")

@@ -1,4 +1,4 @@
-"""A URL to which requests are sent, read strictly: what it names is where it goes.
+"""Read a URL to which requests are sent; refuse a URL that programs may read differently.
 
 RFC 3986; a host that ends in a number is an address (WHATWG URL).
 """
@@ -48,7 +48,7 @@ class WebUrl(Struct, frozen=True):
 
 
 def read_url(text: str, *, schemes: Sequence[str] = ("https",)) -> WebUrl:
-    """Return a URL that names a host and nothing that is not sent to it. Raises UrlError."""
+    """Return a URL that names a host and has no part that is not sent to it. Raises UrlError."""
     expected = f"expected {' or '.join(schemes)}://HOST[:PORT]/PATH"
     if len(text) > URL_CHARACTERS_MAX:
         raise UrlError(f"found {len(text)} characters, expected at most {URL_CHARACTERS_MAX}")
@@ -81,6 +81,6 @@ def read_url(text: str, *, schemes: Sequence[str] = ("https",)) -> WebUrl:
         try:
             host = str(IPv4Address(host))
         except ValueError:
-            found = f"found the host {host!r}, which is read as different addresses"
-            raise UrlError(f"{found}, expected a name or an address as 192.0.2.1") from None
+            fault = f"found the host {host!r}, which is read as different addresses"
+            raise UrlError(f"{fault}, expected a name or an address as 192.0.2.1") from None
     return WebUrl(text, parts.scheme, host, port or _PORTS[parts.scheme], target)

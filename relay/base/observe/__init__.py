@@ -2,7 +2,7 @@
 
 Every room logs and counts. Writing a log line never blocks the event loop.
 
-- `logs`: the log: its formats, which fields are secrets, length of lines, what a full pipe loses
+- `logs`: the log: its formats, which fields are secrets, length of lines, when lines are dropped
 - `metrics`: the names and labels of all metrics, as /metrics prints them
 - `metric_samples`: the metrics of the last hour, minute by minute, for the page Health
 

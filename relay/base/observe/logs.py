@@ -1,9 +1,10 @@
 """The log: one event per line on stderr, as JSON, as logfmt, or for a terminal.
 
 Every room logs through get_logger(); the app calls configure() once at start. A line has at most
-4096 bytes and no control characters; values are clipped, secrets are left out. The lines of a turn
-of the event loop are written together at its end; only a process that is killed loses them. When
-the reader of the log stops reading, lines are dropped and counted, and nothing waits (see LogSink).
+4096 bytes and no control characters; values are clipped, secrets are left out. The lines of one
+iteration of the event loop are written together at its end; only a process that is killed loses
+them. When the reader of the log stops reading, lines are dropped and counted, and no code waits
+(see LogSink).
 
 A process has one log. Several relays in one process can have a log each: use() and inherit().
 sd-daemon(3) prefixes, JOURNAL_STREAM of systemd.exec(5), logfmt, JSON lines.
@@ -62,7 +63,7 @@ class RoomLogger:
         _log("info", {"room": self._room, "event": event, **fields})
 
     def warning(self, event: str, **fields: Any) -> None:
-        """Log what an administrator should look at."""
+        """Log an event that an administrator should look at."""
         _log("warning", {"room": self._room, "event": event, **fields})
 
     def error(self, event: str, **fields: Any) -> None:
@@ -70,11 +71,11 @@ class RoomLogger:
         _log("error", {"room": self._room, "event": event, **fields})
 
     def exception(self, event: str, **fields: Any) -> None:
-        """Log an error with the exception that is handled here, and where it was raised."""
+        """Log an error with the exception that is being handled, and where it was raised."""
         _log("exception", {"room": self._room, "event": event, **fields})
 
     def critical(self, event: str, **fields: Any) -> None:
-        """Log what ends the process."""
+        """Log an error that ends the process."""
         _log("critical", {"room": self._room, "event": event, **fields})
 
 
@@ -97,7 +98,7 @@ def configure(
 
     `environ_journal_stream` is JOURNAL_STREAM: if it names `descriptor`, systemd's journal stores
     time and priority. "auto" is pretty on a terminal, else logfmt. Events below `level` are
-    dropped. Each line names `node`, if that is given.
+    dropped. Each line has the name `node` unless it is "".
     """
     _sink.node = node
     _sink.clock = clock
@@ -108,7 +109,7 @@ def configure(
     _sink.color = color and is_terminal
     _sink.priority_max = _PRIORITY[level]
     root = logging.getLogger()
-    for handler in [each for each in root.handlers if isinstance(each, _StandardLibrary)]:
+    for handler in [handler for handler in root.handlers if isinstance(handler, _StandardLibrary)]:
         root.removeHandler(handler)
     root.addHandler(_StandardLibrary(logging.WARNING))
     root.setLevel(logging.WARNING)
@@ -126,7 +127,7 @@ def use(sink: "LogSink") -> None:
 
 
 def inherit() -> Callable[[], None]:
-    """Return what makes a new thread log as the caller does, for the initializer of a pool."""
+    """Return a function that makes a new thread log like the caller: the initializer of a pool."""
     sink = _own_sink.get()
 
     def adopt() -> None:
@@ -141,7 +142,7 @@ def drain(timeout_ms: int = _DRAIN_TIMEOUT_MS) -> None:
 
 
 class RepeatedError:
-    """The last error of an operation that is repeated until it succeeds, to log each error once."""
+    """The last error of an operation that is repeated until it succeeds. Logs each error once."""
 
     def __init__(self) -> None:
         self._last = ""
@@ -154,12 +155,12 @@ class RepeatedError:
         return is_new
 
     def clear(self) -> None:
-        """Note a success: the next error is new."""
+        """Record a success: the next error is new."""
         self._last = ""
 
 
 class ContainedErrors:
-    """Ends its block at an internal error, which is logged; what follows the block goes on."""
+    """A context that logs an internal error and ends its block; the code after the block runs."""
 
     def __init__(self, log: RoomLogger, event: str, **fields: Any) -> None:
         self._log, self._event, self._fields = log, event, fields
@@ -174,18 +175,18 @@ class ContainedErrors:
 
 
 class LogSink:
-    """Renders events and writes lines to a descriptor that may not take them.
+    """Renders events and writes lines to a descriptor that may not be writable.
 
-    Lines are added to a bounded backlog. In an event loop it is written at the end of the turn, as
-    many lines at once as a writable pipe takes without blocking; elsewhere, and for an error, at
-    once. Before each write the descriptor is polled, without waiting. If it is not writable (a
-    stopped pager, a full pipe, a stalled journal), the lines stay. When the backlog is full, new
-    lines are dropped and counted, and the next line that is written has their number. A log without
-    a reader never stops the mail.
+    Lines are added to a bounded backlog. In an event loop the backlog is written at the end of the
+    iteration, as many lines at once as a writable pipe takes without blocking. Elsewhere, and for
+    an error, it is written immediately. Before each write the descriptor is polled without waiting.
+    If it is not writable (a stopped pager, a full pipe, a stalled journal), the lines stay in the
+    backlog. When the backlog is full, new lines are dropped and counted, and the next line that is
+    written has their number. A log without a reader never stops the mail.
     """
 
     def __init__(self) -> None:
-        """Before configure(): warnings and errors, as logfmt, on stderr."""
+        """Until configure() is called, warnings and errors are logged as logfmt on stderr."""
         self.clock: Clock = SystemClock()
         self.form: Form = "logfmt"
         self.to_journal = False
@@ -206,7 +207,7 @@ class LogSink:
         self._poll.register(descriptor, select.POLLOUT)
 
     def log(self, method: str, event: dict[str, Any]) -> None:
-        """Write the line of an event if its level is wanted. `method` is that of RoomLogger."""
+        """Write the line of an event if its level is enabled. `method` is that of RoomLogger."""
         priority = _PRIORITY[method]
         if priority > self.priority_max:
             return
@@ -230,7 +231,7 @@ class LogSink:
         return line[: LINE_BYTES_MAX // 8]
 
     def _write(self, encoded: bytes, *, at_once: bool) -> None:
-        """Write a line at the end of the turn, or at once, or drop and count it. Never waits."""
+        """Write a line now or at the end of the iteration, or drop and count it. Never waits."""
         with self._lock:
             if self._dropped or len(self._backlog) >= BACKLOG_LINES_MAX:
                 self._write_backlog(0)
@@ -247,7 +248,7 @@ class LogSink:
             self._write_backlog(timeout_ms)
 
     def _has_turn(self) -> bool:
-        """Return whether an event loop runs here; the end of its turn writes the backlog."""
+        """Return whether an event loop runs here; it will write the backlog after its iteration."""
         try:
             loop = asyncio.get_running_loop()
         except RuntimeError:
@@ -318,7 +319,7 @@ class _StandardLibrary(logging.Handler):
 
 
 def _is_plain(event: Mapping[str, Any], method: str) -> bool:
-    """Return whether the event can be written as it is, if its line is short: nearly always."""
+    """Return whether the event can be written as it is if its line is short. Almost always."""
     return (
         len(event) <= _FIELDS_MAX
         and _PLAIN_TYPES.issuperset(map(type, event.values()))

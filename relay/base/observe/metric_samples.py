@@ -1,8 +1,9 @@
-"""Samples of the metrics over the last hour, in memory, and what they say about each minute.
+"""Samples of the metrics over the last hour, in memory, and the changes in each minute.
 
-Samples are taken in real time, one each minute while the process runs, and only of this process. An
-advance of the clock of a development relay shows as what was done in that real time. After a jump
-of the wall clock, and after a machine has slept, the hour begins again.
+Samples are taken in real time, one each minute while the process runs, and only of this process. If
+the clock of a development relay is advanced, the work of the skipped time is counted in the minute
+of the advance. After a jump of the wall clock, and after a machine has slept, the hour begins
+again.
 """
 
 from array import array
@@ -25,10 +26,10 @@ _FAILED = ("failed", "expired")
 class Sample(Struct, frozen=True):
     """The metrics at one moment; `at_us` is wall time, `real_s` real time on a steady clock.
 
-    `counts` only grow: `accepted` messages, `delivered` recipients with those `captured`, `relayed`
-    and `failed` ones, all `attempts` and those that were `deferred`, `reports`. `levels` go up and
-    down. `delivery` and `commits` count what took at most so long, for each bound of BOUNDS_S and
-    without a bound.
+    `counts` only grow: `accepted` messages; `delivered` (including `captured`), `relayed` and
+    `failed` recipients; `attempts`, and how many of these were `deferred`; `reports`. `levels` go
+    up and down. `delivery` and `commits` are the cumulative counts of a histogram with the bounds
+    BOUNDS_S, and without a bound.
     """
 
     at_us: int
@@ -50,11 +51,11 @@ class MetricSamples:
 
     @property
     def running_s(self) -> float:
-        """For how long the process has counted."""
+        """The seconds for which the process has counted."""
         return self._clock.real_s() - self._started_s
 
     def keep(self) -> None:
-        """Take a sample if it is time for one. Call it each second or so."""
+        """Take a sample if it is due. Call it about each second."""
         samples = self._samples
         if samples and abs(self._clock.file_time_us() - samples[-1].at_us) > _GAP_US:
             samples.clear()
@@ -62,7 +63,7 @@ class MetricSamples:
             samples.append(self.sample())
 
     def sample(self) -> Sample:
-        """Return what the metrics are now."""
+        """Return the present values of the metrics."""
         metrics = self._metrics
         accepted = _by_label(metrics.accepted, "via")
         recipients = _by_label(metrics.recipients, "outcome")
@@ -74,7 +75,7 @@ class MetricSamples:
             "relayed": recipients.get("relayed", 0.0),
             "captured": attempts.get("captured", 0.0),
             "deferred": attempts.get("deferred", 0.0),
-            "failed": sum(recipients.get(one, 0.0) for one in _FAILED),
+            "failed": sum(recipients.get(state, 0.0) for state in _FAILED),
             "attempts": sum(attempts.values()),
             "reports": sum(_by_label(metrics.reports, "kind").values()),
         }
@@ -96,13 +97,14 @@ class MetricSamples:
         )
 
     def last_hour(self) -> tuple[Sample, ...]:
-        """Return the samples of the last hour in their order; the last one is of now."""
+        """Return the samples of the last hour in their order; the last one is taken now."""
         return (*self._samples, self.sample())
 
 
 def minutes(samples: Sequence[Sample]) -> list[Sample]:
-    """Return what was added from each sample to the next one, and the levels then; `real_s` is how
-    long it took.
+    """Return the differences between successive samples, with the levels of the later sample.
+
+    `real_s` is the time between the two samples.
     """
     return [
         Sample(
@@ -119,9 +121,9 @@ def minutes(samples: Sequence[Sample]) -> list[Sample]:
 
 
 def quantile(part: float, counts: Sequence[float]) -> float | None:
-    """Return how long at most the given part took, by the cumulative counts of a histogram.
+    """Return a quantile (`part` is 0 to 1) from the cumulative counts of a histogram.
 
-    Between two bounds it is interpolated, as by histogram_quantile() of Prometheus; above the last
+    Between two bounds it is interpolated like histogram_quantile() of Prometheus; above the last
     bound it is that bound. None if nothing was counted.
     """
     if not counts or not counts[-1]:
@@ -137,13 +139,13 @@ def quantile(part: float, counts: Sequence[float]) -> float | None:
 
 def _by_label(metric: MetricWrapperBase, label: str) -> dict[str, float]:
     """Return the sums of a metric by one of its labels."""
-    found: dict[str, float] = {}
+    sums: dict[str, float] = {}
     for family in metric.collect():
-        for one in family.samples:
-            if not one.name.endswith("_created"):
-                name = one.labels.get(label, "")
-                found[name] = found.get(name, 0.0) + one.value
-    return found
+        for sample in family.samples:
+            if not sample.name.endswith("_created"):
+                name = sample.labels.get(label, "")
+                sums[name] = sums.get(name, 0.0) + sample.value
+    return sums
 
 
 def total(metric: MetricWrapperBase) -> float:
@@ -156,9 +158,9 @@ def _buckets(metric: MetricWrapperBase) -> Sequence[float]:
     return array(
         "d",
         (
-            one.value
+            sample.value
             for family in metric.collect()
-            for one in family.samples
-            if one.name.endswith("_bucket")
+            for sample in family.samples
+            if sample.name.endswith("_bucket")
         ),
     )

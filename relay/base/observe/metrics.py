@@ -1,8 +1,8 @@
 """The metrics of docs/operation-monitor.md, in one registry that is passed in.
 
-Rooms count into it; the API writes it in Prometheus text format 0.0.4. Labels are bounded; only
-the ten busiest accounts are addresses. relay_attempts_total, of deferred mail too, is counted in
-relay/delivery/attempt_recorder.py.
+Rooms count into it; the API writes it in Prometheus text format 0.0.4. Labels are bounded:
+addresses are labels only for the ten busiest accounts. relay_attempts_total, which includes
+deferred mail, is counted in relay/delivery/attempt_recorder.py.
 """
 
 from collections.abc import Collection, Iterable, Mapping
@@ -111,20 +111,20 @@ class Metrics:
         self._milter_answers.labels(milter, answer).inc()
 
     def expect(self, *, domains: Iterable[str], milters: Iterable[str]) -> None:
-        """Begin the counters of what is rare, for domains that sign and for milters."""
+        """Set rare counters to zero for signing domains and milters, so that they are exposed."""
         for domain, result in product(domains, ("failed", "ended")):
             self.dkim_signatures_by(domain, result)
         for milter in milters:
             self._milter_answers.labels(milter, "down")
 
     def keep_rules(self, known: Collection[tuple[str, str]]) -> None:
-        """Forget the counts of all rules but these, each with an outcome."""
-        found = {
-            (each.labels["rule"], each.labels["outcome"])
+        """Remove the counts of all (rule, outcome) pairs except those in `known`."""
+        counted = {
+            (sample.labels["rule"], sample.labels["outcome"])
             for metric in self.policy_rules.collect()
-            for each in metric.samples
+            for sample in metric.samples
         }
-        for labels in found.difference(known):
+        for labels in counted.difference(known):
             self.policy_rules.remove(*labels)
 
     def _describe_itself(self) -> None:
@@ -186,12 +186,12 @@ class Metrics:
         )
 
         self._describe_itself()
-        # For Prometheus an increase from nothing is none.
+        # Prometheus sees an increase only if the counter existed before.
         self.reports.labels("dead-letter")
         for outcome in ("failed", "expired"):
             self.recipients.labels(outcome)
 
-        # For what is counted per message or recipient: a look-up takes longer than the count.
+        # Counters per message or recipient: looking up labels takes longer than counting.
         self.accepted_by = cache(self.accepted.labels)
         self.recipients_by = cache(self.recipients.labels)
         self.attempts_by = cache(self.attempts.labels)

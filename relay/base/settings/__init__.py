@@ -12,5 +12,5 @@ If a file has faults, SettingsError has all of them with their line numbers.
 - `environment`: the environment variables that Relay reads; where policies/ and conf/ are installed
 
 Elsewhere: which file is the configuration: `relay/operation/app/configuration.py`; accounts.toml:
-`relay/base/accounts/directory.py`; rule files: `relay/transport/policy/rule_files.py`.
+`relay/base/accounts/accounts_file.py`; rule files: `relay/transport/policy/rule_files.py`.
 """

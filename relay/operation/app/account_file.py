@@ -6,7 +6,8 @@ from functools import cache, partial
 from pathlib import Path
 
 from relay.base.accounts.account import Writers
-from relay.base.accounts.directory import FileAccounts, ReadWriters, load_accounts
+from relay.base.accounts.accounts_file import ReadWriters, load_accounts
+from relay.base.accounts.directory import FileAccounts
 from relay.base.clock import Clock
 from relay.base.message.envelope import domain_of
 from relay.base.settings.tree import Settings

@@ -37,7 +37,7 @@ import tomlkit
 from msgspec import Struct
 
 from relay.base.accounts.account import AccountError
-from relay.base.accounts.directory import FILE_BYTES_MAX
+from relay.base.accounts.accounts_file import FILE_BYTES_MAX
 from relay.base.accounts.passwords import digest_of
 from relay.base.clock import Clock
 from relay.base.files import fsync_path, write_all

@@ -1,6 +1,6 @@
 """Drafts from MIME that arrives in blocks and is written directly to the draft's file.
 
-For messages that are too large for memory (steps 1 and 2). No reader sees the draft before it is
+For messages that are too large for memory (steps 1 and 2). The draft is visible only when it is
 complete and synced. After discard(), or after a crash and the next start, nothing of it is left.
 Methods raise StoreError's children. docs/design.md 1 and 3.
 """
@@ -106,10 +106,10 @@ class ArrivingFile:
 
 
 class Arrival(Generic[_Result]):
-    """A file that is received in blocks; one call at a time. What is not finished is discarded at
-    the end of the `async with` block.
+    """A file that is received in blocks; one call at a time.
 
-    write() appends octets; it and finish() raise StoreUnavailableError.
+    A file that is not finished is discarded at the end of the `async with` block. write() appends
+    octets. write() and finish() raise StoreUnavailableError.
     """
 
     def __init__(
@@ -127,7 +127,7 @@ class Arrival(Generic[_Result]):
         self._is_finishing = False
 
     async def finish(self) -> _Result:
-        """End the input and make it durable. Once begun, this ends, even if it is cancelled."""
+        """End the input and make it durable. A cancellation does not interrupt this."""
         self._is_finishing = True
         return await self._finish()
 
@@ -135,7 +135,7 @@ class Arrival(Generic[_Result]):
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        """Remove the received part, unless finish() was called; not stopped by a cancellation."""
+        """Remove the received part, unless finish() was called, even if cancelled."""
         if not self._is_finishing:
             await asyncio.get_running_loop().run_in_executor(None, self._discard)
 
@@ -144,9 +144,9 @@ class Arrival(Generic[_Result]):
 class Arrivals(OutboxPart):
     """Drafts from MIME that is too large for memory.
 
-    `expected_bytes` is from Content-Length. MIME that does not fit into the mailbox is rejected at
-    once. Each method raises NoSuchItemError, MailboxFullError, StoreUnavailableError; finish()
-    raises what Messages.create(), submit_new() and Messages.update() raise.
+    `expected_bytes` is the Content-Length. MIME that does not fit into the mailbox is rejected at
+    the beginning. Each method raises NoSuchItemError, MailboxFullError, StoreUnavailableError;
+    finish() raises the errors of Messages.create(), submit_new() and Messages.update().
     """
 
     submissions: Submissions  # ends an arrival that is sent
@@ -180,7 +180,7 @@ class Arrivals(OutboxPart):
         expected_bytes: int,
         condition: Precondition = NO_PRECONDITION,
     ) -> Arrival[StoredMessage]:
-        """New MIME for a draft. Raises NotADraftError, BeingSentError, MessageChangedError as well.
+        """New MIME for a draft. Also raises NotADraftError, BeingSentError, MessageChangedError.
 
         The condition is checked at the beginning and at the end.
         """

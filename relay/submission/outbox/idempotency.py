@@ -1,13 +1,13 @@
-"""The submissions that clients made with a key of their own (Idempotency-Key), for a day.
+"""The submissions that clients made with an Idempotency-Key, kept for a day.
 
-The record of a key is one small file, `.submissions/keys/HOUR/SLOT`, HOUR of the queue time. It is
-written when everything of its submission is durable but its name in ready/ or deferred/. From then
-on the submission exists, whatever fails after it: UnfinishedSubmissions makes it ready, at a start
-and when a failing disk works again. Until then pickup does not begin it, and a repeat gets 503. A
-request with the same key therefore finds either the record, or no submission. An hour's directory
-is removed as a whole, 24 hours after its end.
+The record of a key is a small file, `.submissions/keys/HOUR/SLOT`; HOUR is in queue time. It is
+written when the submission is durable except for its name in ready/ or deferred/. From then on the
+submission exists, even if a later operation fails: UnfinishedSubmissions makes it ready at a start,
+or when a failing disk works again. Until then pickup does not start it, and a repeat gets 503. A
+request with the same key therefore finds either the record, or no submission. The directory of an
+hour is removed as a whole, 24 hours after its end.
 
-Blocking; methods raise StoreError's children, where it is said OSError. docs/design.md 1.
+Blocking; methods raise StoreError's children, or OSError where noted. docs/design.md 1.
 """
 
 import hashlib
@@ -51,7 +51,7 @@ _log = get_logger("outbox")
 
 
 class KeyedSubmission(Struct, frozen=True):
-    """The record of a key: the request's hash, the submission with its place, and the answer."""
+    """The record of a key: the hash of the request, the submission, its place, the response."""
 
     fingerprint: bytes
     submission_id: str
@@ -66,7 +66,7 @@ _decoder = msgspec.json.Decoder(KeyedSubmission)
 def slot_of(account: str, mailbox: str, key: str) -> str:
     """Return the file name of the record of a key; it begins with a hash of the account."""
     text = f"{account}\0{mailbox}\0{key}"
-    owner, whole = (hashlib.sha256(one.encode()).hexdigest() for one in (account, text))
+    owner, whole = (hashlib.sha256(part.encode()).hexdigest() for part in (account, text))
     return f"{owner[:16]}-{whole}"
 
 
@@ -90,14 +90,14 @@ class KeyedSubmissions:
 
     @property
     def has_expired(self) -> bool:
-        """Whether remove_expired() has something to remove, or has not looked yet."""
+        """Whether remove_expired() has work, or was not called yet."""
         hours = self._hours
         return hours is None or any(map(self._is_expired, hours))
 
     def find(self, account: str, slot: str) -> KeyedSubmission | None:
         """Return the submission that was made with a key.
 
-        Raises StoreUnavailableError if there is none and the account cannot have another one.
+        Raises StoreUnavailableError if there is none and the account has too many records.
         """
         with self._stripes.of(slot), storage_errors():
             if (path := self._find(slot)) is not None:
@@ -112,9 +112,9 @@ class KeyedSubmissions:
         return None
 
     def record(self, submission: PendingSubmission) -> None:
-        """Record a submission with a key durably. Everything else of it is durable already.
+        """Record a submission with a key durably. All other files of it must be durable already.
 
-        Raises BeingSentError if the key was used meanwhile: then nothing of it is recorded. After
+        Raises BeingSentError if the key was used meanwhile: then it is not recorded. After
         StoreUnavailableError the disk may have the record.
         """
         key, own = submission.options.key, submission.submission_id
@@ -128,14 +128,18 @@ class KeyedSubmissions:
             self._write(submission, key)
 
     def place_of(self, prepared: PreparedFile) -> str:
-        """Return the place, "ready/…" or "deferred/…", of a file in preparing/ that a dead process
-        or a failed request left, "" if it is not recorded. The record is durable afterwards. Raises
-        OSError.
+        """Return the place, "ready/…" or "deferred/…", that is recorded for a file in preparing/.
+
+        "" if there is no record. The file was left by a dead process or a failed request. The
+        record is durable afterwards. Raises OSError.
         """
         path = self._find(prepared.slot) if prepared.slot else None
-        if path is None or (record := _read(path)).submission_id != prepared.submission_id:
+        if path is None:
             return ""
-        rewrite_file(path)  # they may have left a failed sync
+        record = _read(path)
+        if record.submission_id != prepared.submission_id:
+            return ""
+        rewrite_file(path)  # the sync of the record may have failed
         self._syncs.sync(path.parent)
         return record.place
 
@@ -158,7 +162,7 @@ class KeyedSubmissions:
         self.forget()
 
     def forget(self) -> None:
-        """Forget what is known of a mail root that is missing."""
+        """Forget the records of a mail root that is missing."""
         with self._lock:
             self._hours, self._made_hour = None, -1
 
@@ -176,19 +180,19 @@ class KeyedSubmissions:
             return self._hours
 
     def _newest_hours(self) -> list[int]:
-        return sorted((one for one in self._listed() if not self._is_expired(one)), reverse=True)
+        return sorted((hour for hour in self._listed() if not self._is_expired(hour)), reverse=True)
 
     def _find(self, slot: str, *, hours: int | None = None) -> Path | None:
-        """Return the file of a record, looked for in the newest hours. Raises OSError."""
+        """Return the file of a record; search the newest `hours`, or all. Raises OSError."""
         for hour in self._newest_hours()[:hours]:
             path = f"{self._keys}/{hour}/{slot}"
             with suppress(FileNotFoundError):
-                os.stat(path)  # noqa: PTH116 - of many hours; no other error says that it is not there
+                os.stat(path)  # noqa: PTH116 - quick for many hours; only one error means missing
                 return Path(path)
         return None
 
     def _write(self, submission: PendingSubmission, key: SubmissionKey) -> None:
-        """Write a record durably. Raises OSError; then it may be there, or not."""
+        """Write a record durably. After OSError it may exist or not."""
         hour = self._clock.queue_us() // _HOUR_US
         if self._made_hour != hour:
             self._make_hour(hour)
@@ -224,7 +228,7 @@ class KeyedSubmissions:
 
 
 def _written(part: Path, octets: bytes) -> int:
-    """Write a file, also over one that a failure has left; return its descriptor."""
+    """Write a file, or overwrite one that was left by a failure; return its descriptor."""
     try:
         return write_file(part, octets)
     except FileExistsError:

@@ -1,7 +1,7 @@
 """The submission directory: one hard link to each submitted draft, in `.submissions/`.
 
-A pending submission is the exact snapshot that will be sent, whatever happens to the draft. It is
-prepared in preparing/ and renamed to ready/, or to deferred/ when it is a scheduled send. Only a
+A pending submission is a snapshot of the draft: it is sent unchanged even if the draft changes. It
+is prepared in preparing/ and renamed to ready/, or to deferred/ if it is a scheduled send. Only a
 start reads preparing/. A file that cannot be sent is moved to corrupt/ and never deleted.
 
 The functions raise OSError. docs/design.md 1 has the order of the operations.
@@ -61,8 +61,8 @@ _log = get_logger("outbox")
 class PreparedFile(Struct, frozen=True):
     """A file in preparing/.
 
-    `is_change`: the file is the next generation of the draft of a scheduled send. `slot` is that of
-    a submission with a key. `submission_id` is "" for any other file.
+    `is_change`: the file is the next generation of the draft of a scheduled send. `slot` is the
+    slot of a submission with a key. `submission_id` is "" for other files.
     """
 
     path: Path
@@ -72,7 +72,7 @@ class PreparedFile(Struct, frozen=True):
 
 
 class ClockAnchorFile:
-    """The clock anchor in `.submissions`: a start continues the queue time of file names from it.
+    """The clock anchor in `.submissions`, from which a start continues queue time.
 
     The spool has its own anchor, which is used if this one is missing.
     """
@@ -110,7 +110,7 @@ class SubmissionDirectory:
         self._corrupt = directory / "corrupt"
         self._copied = directory / _COPIED
         self._syncs = syncs
-        # Whether a disk that fails has left submissions in preparing/ that exist, or may do so:
+        # Whether a disk failure has left submissions in preparing/ that may exist already.
         # UnfinishedSubmissions finishes or removes them, while no other call of the store runs.
         self.is_unfinished = False
         self._made = False
@@ -126,7 +126,7 @@ class SubmissionDirectory:
                 self._made = True
 
     def _names(self) -> tuple[str, ...]:
-        return tuple(one.name for one in (self.preparing, self.ready, self.scheduled))
+        return tuple(directory.name for directory in (self.preparing, self.ready, self.scheduled))
 
     def _make_again(self) -> None:
         """Create the directories that were removed while others of them exist."""
@@ -154,8 +154,10 @@ class SubmissionDirectory:
         return self.scheduled / f"{submission_id}@{due_us}"
 
     def prepared_path(self, submission_id: str, key: SubmissionKey | None) -> Path:
-        """The path of a submission that is not ready yet. A start looks for the record of its key:
-        with one it exists, and without it is removed.
+        """The path of a submission that is not ready yet.
+
+        A start looks for the record of its key: if there is one, the submission exists; if not, the
+        file is removed.
         """
         return self.preparing / (submission_id if key is None else f"{submission_id}@{key.slot}")
 
@@ -166,8 +168,8 @@ class SubmissionDirectory:
     def find(self, draft_id: str, file: Path) -> Path | None:
         """The submission of the draft in `file`, scheduled, ready or held; None if it has none.
 
-        A file with a single link has no submission, so no directory is listed for it, unless some
-        were restored. Raises FileNotFoundError when the file does not exist.
+        A file with a single link has no submission: no directory is listed for it, unless
+        submissions were restored. Raises FileNotFoundError if the file does not exist.
         """
         if file.stat().st_nlink == 1 and not self._copied.exists():
             return None
@@ -182,14 +184,14 @@ class SubmissionDirectory:
         return self._first(f"{submission_id}@")
 
     def has_unfinished(self, beginning: str) -> bool:
-        """Whether a submission whose name begins so was left in preparing/ by a disk that fails."""
+        """Whether a disk failure left a submission in preparing/ whose name begins so."""
         return self.is_unfinished and _first(self.preparing, beginning) is not None
 
     def _first(self, beginning: str) -> Path | None:
-        """Look first where a submission is before it is in the next."""
+        """Search the directories in the order in which a submission is moved through them."""
         for directory in (self.restored_scheduled, self.restored_ready, self.scheduled, self.ready):
-            if (found := _first(directory, beginning)) is not None:
-                return found
+            if (name := _first(directory, beginning)) is not None:
+                return name
         return None
 
     def clear(self) -> int:
@@ -204,7 +206,7 @@ class SubmissionDirectory:
     def changed_ns(self) -> int:
         """When ready/ last changed, by the file system's clock; 0 if it does not exist yet.
 
-        If it was removed, it is made again.
+        If it was removed, it is created again.
         """
         changed_ns = _changed_ns(self.ready)
         if not changed_ns:
@@ -216,38 +218,38 @@ class SubmissionDirectory:
         return _changed_ns(self.scheduled)
 
     def list_ready(self, known: Container[str], limit: int) -> list[PendingSubmission]:
-        """Up to `limit` submissions that are not in `known`, longest ready first.
+        """Up to `limit` submissions that are not in `known`, the longest ready first.
 
-        An unreadable file does not block the others. Raises OSError if no submission could be read.
+        An unreadable file does not block the others. Raises OSError if no submission can be read.
         """
-        found: list[PendingSubmission] = []
+        submissions: list[PendingSubmission] = []
         trouble: OSError | None = None
         for _, name in sorted(_listed(self.ready)):
             if name.partition("@")[0] in known:
                 continue
-            if len(found) >= limit:
+            if len(submissions) >= limit:
                 break
             try:
                 if (submission := self.read(self.ready / name)) is not None:
-                    found.append(submission)
+                    submissions.append(submission)
             except OSError as error:
                 trouble = error
         try:
-            if trouble is not None and not found:
+            if trouble is not None and not submissions:
                 raise trouble
         finally:
             del trouble
-        return found
+        return submissions
 
     def list_scheduled(self) -> list[tuple[int, str]]:
         """The due time and file name of each scheduled send. No file is read."""
         return _listed(self.scheduled)
 
     def read(self, path: Path) -> PendingSubmission | None:
-        """Return the submission in a file of ready/ or deferred/, or of those in restored/.
+        """Return the submission in a file of ready/ or deferred/, or in those below restored/.
 
-        None if the file does not exist. One whose record is damaged has neither account nor base
-        name: pickup ends it with a report.
+        None if the file does not exist. A submission with a damaged record has neither account nor
+        base name: pickup ends it with a report.
         """
         match = SUBMISSION_FILE_NAME.fullmatch(path.name)
         if match is None:
@@ -274,14 +276,14 @@ class SubmissionDirectory:
 
     def prepared(self) -> list[PreparedFile]:
         """The files in preparing/: at a start, those that a crash left."""
-        found = []
+        files = []
         for name in list_names(self.preparing):
             match, path = _PREPARED.fullmatch(name), self.preparing / name
             if match is None:
-                found.append(PreparedFile(path, ""))
+                files.append(PreparedFile(path, ""))
             else:
-                found.append(PreparedFile(path, match[1], bool(match[2]), match[3] or ""))
-        return found
+                files.append(PreparedFile(path, match[1], bool(match[2]), match[3] or ""))
+        return files
 
     def sync(self, submission: PendingSubmission) -> None:
         """Sync the directory that a submission is in."""
@@ -292,17 +294,17 @@ class SubmissionDirectory:
         self._syncs.sync(self.preparing)
 
     def finish(self, prepared: Path, place: str) -> None:
-        """Move a prepared submission to its place, "ready/…" or "deferred/…", if it has none yet.
+        """Move a prepared submission to its place, "ready/…" or "deferred/…", unless it has one.
 
-        Lists the directories, because its time may have come meanwhile.
+        The directories are listed, because a scheduled send may have become ready meanwhile.
         """
-        found = self.find_submission(prepared.name.partition("@")[0])
-        self.make_ready(prepared, found or self.preparing.parent / place)
+        path = self.find_submission(prepared.name.partition("@")[0])
+        self.make_ready(prepared, path or self.preparing.parent / place)
 
     def make_ready(self, prepared: Path, submission: Path) -> None:
-        """Move a prepared submission to its place, if it is not there, durably.
+        """Move a prepared submission durably to its place, unless it is there already.
 
-        It has one of the names at any time, also after a loss of power.
+        It has one of the two names at any time, also after a power loss.
         """
         if not submission.exists():
             place(prepared, submission)
@@ -338,7 +340,7 @@ def content_of(submission: PendingSubmission) -> Octets:
         descriptor = os.open(submission.path, os.O_RDONLY | os.O_CLOEXEC)
     except FileNotFoundError:
         raise NoSuchItemError(f"The submission {submission.submission_id} was removed.") from None
-    try:  # few system calls: after each one a submission may wait for this thread
+    try:  # few system calls: after each one another thread may run first
         size_bytes = os.fstat(descriptor).st_size
         if size_bytes > LARGE_BYTES:
             return FileOctets(submission.path, 0, size_bytes)
@@ -375,11 +377,13 @@ def _changed_ns(directory: Path) -> int:
 def _listed(directory: Path) -> list[tuple[int, str]]:
     """The time in the name, and the name, of each submission in a directory."""
     names = list_names(directory)
-    return [(int(one[3]), name) for name in names if (one := SUBMISSION_FILE_NAME.fullmatch(name))]
+    return [
+        (int(match[3]), name) for name in names if (match := SUBMISSION_FILE_NAME.fullmatch(name))
+    ]
 
 
 def _first(directory: Path, beginning: str) -> Path | None:
-    """The first name with this beginning; the directory is read no further."""
+    """The first name with this beginning; the rest of the directory is not read."""
     try:
         with os.scandir(directory) as entries:
             for entry in entries:

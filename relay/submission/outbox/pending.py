@@ -1,8 +1,8 @@
-"""The queue of pending submissions, from which pickup takes; how fast new ones come.
+"""The queue of pending submissions for pickup, and the detection of a rush of new ones.
 
-Submissions of this process are offered directly; ready/ is listed for all others. Each submission
-is handed out once, and again only after retry(). Accounts are served round robin. Memory is
-bounded; ready/ is the queue. Errors of listing ready/ are logged and the listing is repeated.
+Submissions of this process are offered directly; others are found by listing ready/. Each
+submission is handed out once, and again only after retry(). Accounts are served round robin. Memory
+is bounded; ready/ is the queue. Errors of listing ready/ are logged and the listing is repeated.
 """
 
 import asyncio
@@ -48,8 +48,8 @@ class PendingSubmissions:
         self._waiting: RoundRobinQueue[str, PendingSubmission] = RoundRobinQueue()  # by account
         self._known: dict[str, str] = {}  # the account by submission id
         self._of_account: Counter[str] = Counter()
-        self._delayed: set[str] = set()  # ids of those that retry() hands out later
-        self._has_unlisted = True  # ready/ has some, or was not listed yet
+        self._delayed: set[str] = set()  # ids of submissions that retry() hands out later
+        self._has_unlisted = True  # ready/ has unknown submissions, or was not listed yet
         self._on_ready: Callable[[], None] = lambda: None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._listed_ns = -1
@@ -61,16 +61,16 @@ class PendingSubmissions:
 
     @property
     def due_count(self) -> int:
-        """How many are in progress or wait to be taken, without those that retry() delays."""
+        """The number of submissions in progress or waiting, without those that retry() delays."""
         return len(self._known) - len(self._delayed) + self._has_unlisted
 
     async def watch(self, on_ready: Callable[[], None]) -> None:
-        """List ready/ when it changes, until cancelled; `on_ready`: take() may have more."""
+        """List ready/ when it changes, until cancelled; call `on_ready` if take() may have more."""
         self._loop = asyncio.get_running_loop()
         self._on_ready = on_ready
         while True:
             await self._list()
-            await sleep_in_step(self._interval_s)  # real time: other processes give no notice
+            await sleep_in_step(self._interval_s)  # real time: other processes do not notify
 
     def take(self, may_start: Callable[[str], bool]) -> PendingSubmission | None:
         """Hand out the next submission of an account that may start one.
@@ -108,7 +108,7 @@ class PendingSubmissions:
         self._listed_ns = -1
 
     def list_again(self) -> None:
-        """List ready/ again even if it has not changed: another one may be in its place."""
+        """List ready/ again even if it has not changed: it may be another directory now."""
         self._listed_ns = -1
 
     async def _list(self) -> None:
@@ -120,26 +120,26 @@ class PendingSubmissions:
             room = self._submissions_max - len(self._known)
             if room <= 0 or self._listings >= _LISTINGS_OF_ONE_STATE:
                 return
-            found = await self._list_ready(frozenset(self._known), room)
+            submissions = await self._list_ready(frozenset(self._known), room)
         except StoreError as error:
             if self._fault.is_new(error):
                 _log.error("submissions not listed", reason=str(error))
             return
         self._fault.clear()
-        if len(found) < room:
+        if len(submissions) < room:
             self._listings += 1
             self._has_unlisted = False
-        self._add(found)
+        self._add(submissions)
 
     def _add(self, submissions: Iterable[PendingSubmission]) -> None:
-        for one in submissions:
-            if one.submission_id in self._known or not self._has_room(one.account):
+        for submission in submissions:
+            if submission.submission_id in self._known or not self._has_room(submission.account):
                 self._listings = 0  # ready/ may have more than is known here: list it again
-                self._has_unlisted = one.submission_id not in self._known
+                self._has_unlisted = submission.submission_id not in self._known
                 continue
-            self._known[one.submission_id] = one.account
-            self._of_account[one.account] += 1
-            self._waiting.push(one.account, one)
+            self._known[submission.submission_id] = submission.account
+            self._of_account[submission.account] += 1
+            self._waiting.push(submission.account, submission)
         self._on_ready()
 
     def _has_room(self, account: str) -> bool:

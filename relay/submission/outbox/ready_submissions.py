@@ -1,7 +1,7 @@
-"""The submissions that are ready, for pickup: hand them out, and end them (steps 2 to 4).
+"""The submissions that are ready: hand them out to pickup, and end them (steps 2 to 4).
 
-The order of every rename and fsync is that of docs/design.md 1, and each has a crash point. A crash
-at any of them repeats the step.
+The order of renames and fsyncs is that of docs/design.md 1, and each has a crash point. After a
+crash at any of them the step is repeated.
 """
 
 import asyncio
@@ -63,13 +63,13 @@ class ReadySubmissions(OutboxPart):
 
     @property
     def due_count(self) -> int:
-        """The number of submissions that wait for no later time, those in progress included."""
+        """The number of submissions in progress or that may start now."""
         return self.pending.due_count + self.timer.is_busy
 
     async def watch(self, on_ready: Callable[[], None]) -> None:
-        """Find submissions in ready/, and make scheduled sends ready at their time, without end.
+        """Find submissions in ready/, and make scheduled sends ready when due, until cancelled.
 
-        `on_ready` is called on the event loop when `pending` may hand out another one.
+        `on_ready` is called on the event loop when `pending` may hand out another submission.
         """
         timer = asyncio.create_task(self.timer.run(), name="scheduled-sends")
         try:
@@ -91,7 +91,7 @@ class ReadySubmissions(OutboxPart):
 
     @in_thread
     def send_scheduled_now(self, submission_id: str, *, who: str) -> bool:
-        """Make a scheduled send ready now, durably; False if it does not wait for its time.
+        """Make a scheduled send ready now, durably; False if it is not waiting for its time.
 
         Raises StoreUnavailableError.
         """
@@ -101,16 +101,17 @@ class ReadySubmissions(OutboxPart):
         due = self.scheduled.make_due_ready([path.name])
         if due.kept:
             raise StoreUnavailableError("the scheduled send cannot be read; it stays as it is")
-        for one in due.submissions:
+        for submission in due.submissions:
             sent_now = NotifiedDetail(sent_now=rfc3339(self.clock.time_us()), who=who)
-            self.log.remark(submission_id, sent_now, account=one.account)
-            self.pending.offer(one)
+            self.log.remark(submission_id, sent_now, account=submission.account)
+            self.pending.offer(submission)
         return bool(due.submissions)
 
     @in_thread
     def cancel_scheduled(self, submission_id: str, *, who: str) -> bool:
-        """Cancel a scheduled send, durably; its draft stays. False if it does not wait for its
-        time. Raises StoreUnavailableError.
+        """Cancel a scheduled send, durably; its draft stays.
+
+        False if it is not waiting for its time. Raises StoreUnavailableError.
         """
         path = self._scheduled_path(submission_id)
         if path is None:
@@ -143,7 +144,7 @@ class ReadySubmissions(OutboxPart):
             try:
                 return content_of(submission)
             except NoSuchItemError:
-                self.root.check()  # else it may only be out of sight
+                self.root.check()  # the file may only be missing with the mail root
                 raise
 
     async def complete(self, submission: PendingSubmission, *, queue_id: str) -> None:
@@ -175,8 +176,8 @@ class ReadySubmissions(OutboxPart):
             accepted = Event(self.clock.time_us(), detail)
             self.log.append(_facts_of(submission), accepted, queue_id=queue_id)
             self.crash.reached(CrashPoint.STEP_RECORDED)
-            # Not synced: for a submission that reappears after a power loss, pickup asks for the
-            # result again with the same key.
+            # Not synced: if the submission reappears after a power loss, pickup submits it again
+            # with the same key and gets the same result.
             remove(submission.path)
             self.crash.reached(CrashPoint.SUBMISSION_REMOVED)
 
@@ -211,18 +212,18 @@ class ReadySubmissions(OutboxPart):
                 unique = f"{submission.submission_id}.report"
                 self.inbox.deliver(
                     to, unique=unique, content=report, over_quota=True, is_repeat=True
-                )  # it may be a repeat: a crash may have come before the submission was removed
+                )  # it may be a repeat after a crash that came before the removal
             self.crash.reached(CrashPoint.REPORT_WRITTEN)
             if to_corrupt:
                 self.directory.move_to_corrupt(submission.path)
             remove(submission.path)
-            # A rejection that was reported must not be requested again, nor a start finish it.
+            # After the report, neither pickup nor a start may submit it again.
             self.directory.sync_preparing()
             self.directory.sync_ready()
             self.crash.reached(CrashPoint.SUBMISSION_REMOVAL_SYNCED)
 
     def _status(self, submission: PendingSubmission) -> os.stat_result | None:
-        """The status of a submission's file; None if it was removed, and not with the mail root."""
+        """The status of a submission's file; None if only this file was removed."""
         try:
             return submission.path.stat()
         except FileNotFoundError:
@@ -230,7 +231,7 @@ class ReadySubmissions(OutboxPart):
             return None
 
     def _sent_folder(self, mailbox: Path, submission: PendingSubmission) -> tuple[str, Path]:
-        """Id and path of the folder for the original: Sent Items if the other is missing."""
+        """Id and path of the folder for the original: Sent Items if the chosen one is missing."""
         if submission.options.sent_folder:
             with suppress(NoSuchItemError):
                 folder = find_folder(mailbox, submission.options.sent_folder)
@@ -248,7 +249,7 @@ class ReadySubmissions(OutboxPart):
         sent = folder / "cur"
         drafts = well_known_path(mailbox, WellKnown.DRAFTS) / "cur"
         base = f"{submission.base_name},S={status.st_size}"
-        try:  # its usual place, found without listing a directory
+        try:  # its usual path: no directory has to be listed
             (drafts / f"{base}:2,{NEW_DRAFT}").rename(sent / f"{base}:2,{SEEN}")
             in_order = in_order_with(status, drafts)
         except FileNotFoundError:
@@ -286,7 +287,7 @@ class ReadySubmissions(OutboxPart):
     def _synced_after_filing(
         self, sent: Path | None, drafts: Path, *, in_order: bool = False
     ) -> None:
-        """Sync what was changed, unless all changes become durable `in_order`, the removal last."""
+        """Sync changed directories, unless all changes become durable `in_order`, removal last."""
         reached = self.crash.reached
         reached(CrashPoint.ORIGINAL_FILED)
         if sent is not None:

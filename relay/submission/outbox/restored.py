@@ -1,8 +1,9 @@
 """The submissions that `relay restore` holds, in `.submissions/restored/`.
 
-Neither pickup nor the timer looks there. Their drafts cannot be changed, as those of submissions
-that are ready. Each keeps the name that it had in ready/ or deferred/. A release moves it back: it
-is ready as if it were submitted then, or it is sent at its time. Blocking; all raise OSError.
+Neither pickup nor the timer reads that directory. As with ready submissions, the drafts cannot be
+changed. Each file keeps the name that it had in ready/ or deferred/. A release moves it back: a
+ready submission counts as submitted at the release, a scheduled one is sent at its time. Blocking;
+all methods raise OSError.
 """
 
 from collections.abc import Callable, Collection, Iterator, Mapping
@@ -43,7 +44,7 @@ class NotHeldError(Exception):
 
 
 class HeldSubmission(Struct, frozen=True):
-    """One that is held; `scheduled_us` is when it is to be sent, 0: as soon as it is released."""
+    """A held submission; `scheduled_us` is the time to send it, 0: when it is released."""
 
     facts: SubmissionFacts
     scheduled_us: int
@@ -52,7 +53,7 @@ class HeldSubmission(Struct, frozen=True):
 
 @dataclass(kw_only=True, eq=False, repr=False)
 class RestoredSubmissions:
-    """Holds, lists and lets go what was restored."""
+    """Holds, lists, releases and cancels restored submissions."""
 
     directory: SubmissionDirectory  # `.submissions/`
     syncs: DirectorySync  # shares fsyncs among threads
@@ -63,20 +64,22 @@ class RestoredSubmissions:
     def pending_ids(self) -> list[str]:
         """Return the ids of all submissions, held or not."""
         places = (self.directory.scheduled, self.directory.ready, *self._held)
-        return list(dict.fromkeys(one for place in places for one in _by_id(place)))
+        return list(
+            dict.fromkeys(submission_id for place in places for submission_id in _by_id(place))
+        )
 
     def count(self) -> int:
-        """Return how many are held."""
+        """Return the number of held submissions."""
         return sum(len(_by_id(held)) for held in self._held)
 
     def hold(self, accepted: Collection[str], recorded: Mapping[str, str]) -> list[Path]:
-        """Hold everything that waits, in a restored directory. It is not synced.
+        """Hold all pending submissions of a restored directory. The directory is not synced.
 
-        What the spool has `accepted` is ready instead: pickup only files its original. Of
-        preparing/, only what has a key exists; `recorded` has its place. Of several files of one
-        submission the first is held, rather that in ready/ or deferred/ than one that was held. The
-        others are removed, or moved to corrupt/ if they differ: their paths there are returned.
-        Raises NotHeldError.
+        Submissions that the spool has `accepted` become ready: pickup only files their originals.
+        A file in preparing/ is a submission only if its id is in `recorded`, which has its place.
+        If a submission has several files, the first is held, and a file in ready/ or deferred/ has
+        precedence over one that was held. Equal files are removed; different ones are moved to
+        corrupt/, and their paths there are returned. Raises NotHeldError.
         """
         directory = self.directory
         for prepared in directory.prepared():
@@ -87,9 +90,9 @@ class RestoredSubmissions:
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         is_ready: set[str] = set()
         differing: list[Path] = []
-        for found, held in zip((directory.ready, directory.scheduled), self._held, strict=True):
+        for source, held in zip((directory.ready, directory.scheduled), self._held, strict=True):
             first: dict[str, Path] = {}
-            for path in [folder / name for folder in (found, held) for name in _names(folder)]:
+            for path in [folder / name for folder in (source, held) for name in _names(folder)]:
                 if (other := first.setdefault(_id_of(path.name), path)) is path:
                     continue
                 if cmp(other, path, shallow=False):
@@ -103,9 +106,9 @@ class RestoredSubmissions:
                     path.rename(directory.ready_path(submission_id, self.clock.queue_us()))
                 elif path.parent != held:
                     path.rename(held / path.name)
-                    if found == directory.scheduled:
+                    if source == directory.scheduled:
                         self._join_draft(held / path.name)
-                if found == directory.ready:
+                if source == directory.ready:
                     is_ready.add(submission_id)
         directory.mark_copied()
         left = _by_id(directory.scheduled) | _by_id(directory.ready)
@@ -114,7 +117,7 @@ class RestoredSubmissions:
         return differing
 
     def listed(self, limit: int) -> Iterator[HeldSubmission]:
-        """Yield what is held, at most `limit`."""
+        """Yield held submissions, at most `limit`."""
         names = [(held, name) for held in self._held for name in sorted(_by_id(held).values())]
         for held, name in names[:limit]:
             submission_id, _, at_us = name.partition("@")
@@ -124,7 +127,7 @@ class RestoredSubmissions:
                 yield HeldSubmission(facts, scheduled_us, (held / name).stat().st_size)
 
     def release(self) -> int:
-        """Let everything go, durably; return how many. A repeat continues after a crash."""
+        """Release all submissions durably; return their number. Repeat it after a crash."""
         released = 0
         SYNC_FAILURES.begin()
         places = (self.directory.ready, self.directory.scheduled)
@@ -132,24 +135,24 @@ class RestoredSubmissions:
             names = _by_id(held)
             if names:
                 make_directories(to.parent, (to.name,))
-            for some in _slices(names):
-                self._move(some, held, to)
-                released += len(some)
+            for part in _slices(names):
+                self._move(part, held, to)
+                released += len(part)
         return released
 
     def cancel(self) -> int:
-        """Remove everything that is held, durably; the drafts stay. Return how many."""
+        """Remove all held submissions durably; the drafts stay. Return their number."""
         SYNC_FAILURES.begin()
         removed = 0
         for held in self._held:
-            for some in _slices(_by_id(held)):
-                for submission_id, name in some.items():
+            for part in _slices(_by_id(held)):
+                for submission_id, name in part.items():
                     detail = NotifiedDetail(cancelled="by an operator", reason="it was restored")
-                    if (found := self.directory.read(held / name)) is not None:
-                        self.log.remark(submission_id, detail, account=found.account)
+                    if (submission := self.directory.read(held / name)) is not None:
+                        self.log.remark(submission_id, detail, account=submission.account)
                     remove(held / name)
                 self.syncs.sync(held)
-                removed += len(some)
+                removed += len(part)
         return removed
 
     @property
@@ -157,23 +160,23 @@ class RestoredSubmissions:
         return self.directory.restored_ready, self.directory.restored_scheduled
 
     def _join_draft(self, path: Path) -> None:
-        """Let a scheduled send be its draft again, if that was changed between the two copies.
+        """Link a scheduled send to its draft again, if the draft changed between the two copies.
 
-        The newer one counts. A change that removed the time has cancelled the send.
+        The newer file is used. A change that removed the send time has cancelled the send.
         """
         submission = self.directory.read(path)
         if submission is None or not submission.base_name:
             return
         draft = self._newest_draft(submission)
-        mine = parse_name(submission.base_name)
-        if draft is None or mine is None:
+        held_name = parse_name(submission.base_name)
+        if draft is None or held_name is None:
             return
         name, file = draft
-        if name.generation < mine.generation:
+        if name.generation < held_name.generation:
             target = f"{submission.base_name},S={path.stat().st_size}:2,{name.flags}"
             copyfile(path, file.with_name(target))
             file.unlink()
-        elif name.generation > mine.generation:
+        elif name.generation > held_name.generation:
             block = read_block_of(file)
             written = block and (block.properties or block.beside)
             extended = written.extended if written else ()
@@ -185,16 +188,16 @@ class RestoredSubmissions:
     def _newest_draft(self, submission: PendingSubmission) -> tuple[MessageName, Path] | None:
         root = self.directory.ready.parent.parent
         folder = well_known_path(mailbox_directory(root, submission.account), WellKnown.DRAFTS)
-        found = [
+        drafts = [
             (name, directory / file_name)
             for directory in (folder / "new", folder / "cur")
             for file_name in list_names(directory)
             if (name := parse_name(file_name)) and name.message_id == submission.draft_id
         ]
-        return max(found, key=lambda one: one[0].generation, default=None)
+        return max(drafts, key=lambda draft: draft[0].generation, default=None)
 
     def _move(self, names: Mapping[str, str], held: Path, to: Path) -> None:
-        """Give submissions a name in `to`, and then no other: after a crash each has one."""
+        """Move submissions to `to`: each gets its new name before the old one is removed."""
         moved = []
         for submission_id, name in names.items():
             target = to / name

@@ -1,10 +1,11 @@
 """Scheduled sends: cancel them, change them, and make them ready at their time.
 
 A scheduled send waits in `.submissions/deferred` between step 2 and step 3. PATCH, DELETE and move
-check here first. They mark it in preparing/; then one step decides, a start finishes what a crash
-cut off, and an error undoes all of it. Renaming the submission to ready/ is the point of no return.
-Until then the message that will be sent is the one that the mailbox shows, and a draft that was
-removed is not sent. Methods raise BeingSentError when the submission is already ready, and OSError.
+of a draft check here first. They write a marker to preparing/; then a single step makes the change
+effective: a start completes it after a crash, and an error before it undoes all. After the
+submission is renamed to ready/, it cannot be changed. Until then the message to send is the one
+that the mailbox shows, and a draft that was removed is not sent. Methods raise BeingSentError if
+the submission is ready already, and OSError.
 
 MS-OXOMSG 2.2.3.4 (deferred send); docs/design.md 1.
 """
@@ -48,7 +49,7 @@ _LOOKS = 2  # a listing may miss a file that is renamed during it
 _BEING_SENT = "The message is being sent and cannot be changed until it is."
 
 _REMOVED = "the draft was removed from Drafts"
-IN_DRAFTS = CreatedDetail(folder=str(WellKnown.DRAFTS))  # of each step 1
+IN_DRAFTS = CreatedDetail(folder=str(WellKnown.DRAFTS))  # of each event of step 1
 
 _log = get_logger("outbox")
 
@@ -62,7 +63,7 @@ class DueSubmissions(Struct, frozen=True):
 
 @dataclass(kw_only=True, eq=False, repr=False)
 class ScheduledSends(OutboxPart):
-    """The scheduled sends on disk. Blocking: callers hold the message's lock."""
+    """The scheduled sends on disk. Blocking; callers hold the lock of the message."""
 
     on_scheduled: Callable[[PendingSubmission], None]  # its send time was set or changed
     _failed_syncs: int = field(default=0, init=False)
@@ -71,9 +72,9 @@ class ScheduledSends(OutboxPart):
     def scheduled_submission(
         self, message_id: str, located: MessageFile
     ) -> PendingSubmission | None:
-        """The scheduled send of a message. None: it has none, durably.
+        """The scheduled send of a message. None if it durably has none.
 
-        Raises BeingSentError when its submission is ready, or is unfinished.
+        Raises BeingSentError if its submission is ready or unfinished.
         """
         if self.directory.has_unfinished(f"{message_id}."):
             raise BeingSentError(_BEING_SENT)
@@ -89,14 +90,14 @@ class ScheduledSends(OutboxPart):
 
     @contextmanager
     def cancelling(self, submission: PendingSubmission | None, *, reason: str) -> Iterator[Undo]:
-        """Cancel the scheduled send, if any, of a draft that is durably taken out of Drafts within.
+        """Cancel the scheduled send of a draft. The block must durably move it out of Drafts.
 
-        That decides: what fails or is cut off after it, the next start does, or the timer, which
-        sends no draft that is not in Drafts. What is added to the list is called after an error.
-        Raises BeingSentError.
+        The move makes the cancellation effective: if a later operation fails, the next start
+        completes it, or the timer, which never sends a draft that is not in Drafts. The functions
+        in the list that the block gets are called after an error. Raises BeingSentError.
         """
         if submission is not None and not self._is_in_drafts(submission):
-            self.cancel(submission, reason=_REMOVED)  # before it may come back
+            self.cancel(submission, reason=_REMOVED)  # before the draft may be moved back
             submission = None
         with undone_after_errors() as undo:
             if submission is not None:
@@ -117,10 +118,10 @@ class ScheduledSends(OutboxPart):
         self.finish_cancel(submission, reason)
 
     def cancel_for(self, submission: PendingSubmission, file: Path) -> None:
-        """Cancel a submission because its draft is changed to `file`, durably.
+        """Cancel a submission durably, because its draft is replaced by `file`.
 
-        The caller then puts the file into its folder, and calls finish_cancel(); after a crash in
-        between, the next start does both. Raises BeingSentError.
+        The caller then moves the file to its folder, and calls finish_cancel(). After a crash
+        between these calls, the next start does both. Raises BeingSentError.
         """
         self._mark(submission, file)
         self._take_out(submission)
@@ -135,7 +136,7 @@ class ScheduledSends(OutboxPart):
         self.finish_replace(submission)
 
     def finish_cancel(self, submission: PendingSubmission, reason: str) -> None:
-        """Record that a submission is cancelled. What fails here is left to the next start."""
+        """Record that a submission is cancelled. After a failure, the next start does it."""
         detail = NotifiedDetail(cancelled=rfc3339(self.clock.time_us()), reason=reason)
         with suppress(OSError):
             self.log.remark(submission.submission_id, detail, account=submission.account)
@@ -148,8 +149,8 @@ class ScheduledSends(OutboxPart):
         return self.directory.preparing / f"{submission.submission_id}~"
 
     def _mark(self, submission: PendingSubmission, file: Path) -> None:
-        """Tell the next start that a change to `file` has begun, for UnfinishedSubmissions."""
-        self.finish_replace(submission)  # left by a failure
+        """Write the marker of a change to `file`, for UnfinishedSubmissions of the next start."""
+        self.finish_replace(submission)  # a marker left by a failure
         place(file, self._marker(submission))
 
     def _take_out(self, submission: PendingSubmission) -> None:
@@ -164,12 +165,12 @@ class ScheduledSends(OutboxPart):
     def _sync_cancellations(self) -> None:
         """Make cancellations durable. A failure is remembered until a sync succeeds.
 
-        A client that repeats a failed cancellation finds no submission, and its response also
-        requires the sync.
+        A client that repeats a failed cancellation finds no submission; its response requires the
+        sync too.
         """
         failures = self._failed_syncs
         try:
-            self.directory.sync_preparing()  # a name there that came back would be finished
+            self.directory.sync_preparing()  # a start would finish a file that reappears there
             self.directory.sync_scheduled()
         except OSError:
             self._failed_syncs += 1
@@ -179,10 +180,11 @@ class ScheduledSends(OutboxPart):
     # -- a scheduled draft that is changed
 
     def rewrite(self, draft: Before, file: Path, head: bytes, *, undo: Undo) -> None:
-        """Send `file` instead of the draft, or cancel the send, as the change of the draft says.
+        """Send `file` instead of the draft; cancel the send if the change removed its time.
 
-        The caller then puts the file into its folder and calls rewritten(); after a crash in
-        between, the next start does both. `undo` gets what takes it back. Raises BeingSentError.
+        The caller then moves the file to its folder and calls rewritten(). After a crash between
+        these calls, the next start does both. Functions that undo it are added to `undo`. Raises
+        BeingSentError.
         """
         if draft.submission is not None:
             undo.append(partial(self.undo_replace, draft.submission, draft.located.path))
@@ -192,7 +194,7 @@ class ScheduledSends(OutboxPart):
             self.cancel_for(draft.cancelled, file)
 
     def rewritten(self, draft: Before) -> None:
-        """The draft in the mailbox is the submission's file again, or its send is cancelled."""
+        """End rewrite(): the draft is the submission's file again, or its send is cancelled."""
         if draft.submission is not None:
             self.finish_replace(draft.submission)
         if draft.cancelled is not None:
@@ -203,13 +205,13 @@ class ScheduledSends(OutboxPart):
     ) -> Before:
         """Return a scheduled draft with the options that a change of it requests.
 
-        If the change removes the send time, the submission is to be cancelled.
+        If the change removes the send time, the result says that the submission is cancelled.
         """
         submission = draft.submission
         if submission is None or before == after:
             return draft
         now_us = self.clock.time_us()
-        old, new = (requested_send_options(one, now_us=now_us) for one in (before, after))
+        old, new = (requested_send_options(extended, now_us=now_us) for extended in (before, after))
         if not new.scheduled_us:
             return msgspec.structs.replace(draft, submission=None, cancelled=submission)
         options = dataclasses.replace(submission.options, scheduled_us=new.scheduled_us)
@@ -225,8 +227,8 @@ class ScheduledSends(OutboxPart):
     def replace(self, submission: PendingSubmission, file: Path, head: bytes) -> None:
         """Make `file` the message to send, at the time in the submission's options.
 
-        `head` is the beginning of `file`, at least private block and header. The caller then puts
-        the draft into its folder and calls finish_replace(); after a crash between the two, the
+        `head` is the beginning of `file`, at least private block and header. The caller then moves
+        the draft to its folder and calls finish_replace(). After a crash between these calls, the
         next start does both. Raises BeingSentError.
         """
         changed = dataclasses.replace(
@@ -242,7 +244,7 @@ class ScheduledSends(OutboxPart):
         place(file, spare)
         self.crash.reached(CrashPoint.CHANGE_PREPARED)
         try:
-            submission.path.rename(changed.path)  # the time first: there are never two submissions
+            submission.path.rename(changed.path)  # the new time first: never two submissions
         except FileNotFoundError:
             self.finish_replace(submission)
             raise BeingSentError(_BEING_SENT) from None
@@ -253,9 +255,7 @@ class ScheduledSends(OutboxPart):
         self.on_scheduled(changed)
 
     def undo_replace(self, submission: PendingSubmission, file: Path) -> None:
-        """Undo replace(): `file` is the message to send again, at the time in the
-        submission's file name.
-        """
+        """Undo replace(): `file` is sent again, at the time in the submission's file name."""
         after = self.directory.scheduled_path(
             submission.submission_id, submission.options.scheduled_us
         )
@@ -281,7 +281,7 @@ class ScheduledSends(OutboxPart):
     def make_due_ready(self, names: Sequence[str]) -> DueSubmissions:
         """Make scheduled sends ready whose drafts still exist; durable when this returns.
 
-        One that cannot be read, or whose mailbox is broken, does not block the others.
+        A send that cannot be read, or whose mailbox is broken, does not block the others.
         """
         submissions: list[PendingSubmission] = []
         kept: list[str] = []
@@ -297,7 +297,7 @@ class ScheduledSends(OutboxPart):
                 kept.append(name)
         if submissions:
             self.directory.sync_ready()
-            self.directory.sync_scheduled()  # before pickup sees them: they must not reappear here
+            self.directory.sync_scheduled()  # before pickup gets them: they must not reappear here
             self.crash.reached(CrashPoint.DUE_SUBMISSIONS_SYNCED)
         return DueSubmissions(tuple(submissions), tuple(kept))
 
@@ -333,22 +333,22 @@ class ScheduledSends(OutboxPart):
         if (drafts / "cur" / untouched).exists():
             return True
         return any(
-            found.base_name == submission.base_name and _TRASHED not in found.flags
+            parsed.base_name == submission.base_name and _TRASHED not in parsed.flags
             for _ in range(_LOOKS)
             for directory in (drafts / "new", drafts / "cur")
             for name in list_names(directory)
-            if name.startswith(submission.base_name) and (found := parse_name(name))
+            if name.startswith(submission.base_name) and (parsed := parse_name(name))
         )
 
     def _folder_of(self, account: str, wishes: RequestedSendOptions) -> str:
         mailbox = self.folders.mailbox(account)
-        for wanted in wishes.sent_folders:
+        for folder in wishes.sent_folders:
             with suppress(NoSuchItemError):
-                return find_folder(mailbox, wanted).id
+                return find_folder(mailbox, folder).id
         return ""
 
     def _record(self, submission: PendingSubmission, head: bytes) -> None:
-        """Record steps 1 and 2 again, with the original client. The last events count."""
+        """Record steps 1 and 2 again, with the original client. The last events are used."""
         facts = submission_facts(head, submission.submission_id)
         now_us = self.clock.time_us()
         block = read_block(head)
@@ -369,7 +369,7 @@ class ScheduledDirectory(Struct, frozen=True):
     """The queries of deferred/ by the timer, run in threads.
 
     `changed_ns` returns when it last changed, `listed` (due time in µs, name) of each submission.
-    `make_due_ready` makes the named ones ready, as far as that is possible now.
+    `make_due_ready` makes the submissions with these names ready, if possible.
     """
 
     changed_ns: Callable[[], Awaitable[int]]
@@ -409,12 +409,12 @@ class ScheduleTimer:
 
     @property
     def is_busy(self) -> bool:
-        """Whether a scheduled send is due, or this does not know yet."""
+        """Whether a scheduled send is due, or may be, before deferred/ was listed."""
         is_due = bool(self._earliest) and self._earliest[0][0] <= self._clock.time_us()
         return is_due or self._wake.is_set() or not self._is_waiting
 
     def add(self, submission: PendingSubmission) -> None:
-        """Add a scheduled send, from any thread. Before run(), it only is in the directory."""
+        """Add a scheduled send, from any thread. Before run() it stays in the directory."""
         if self._loop is not None and not self._loop.is_closed():
             self._loop.call_soon_threadsafe(
                 self._add, submission.options.scheduled_us, submission.path.name
@@ -481,8 +481,8 @@ class ScheduleTimer:
         try:
             result = await self._scheduled.make_due_ready([name for _, name in due])
         except BaseException:
-            for one in due:
-                heapq.heappush(self._earliest, one)
+            for due_send in due:
+                heapq.heappush(self._earliest, due_send)
             raise
         self.count = max(0, self.count - len(due) + len(result.kept))
         self._retry(result.kept)
@@ -495,7 +495,7 @@ class ScheduleTimer:
         next_us = self._clock.time_us() + int(_RETRY_S * 1_000_000)
         for name in kept:
             heapq.heappush(self._earliest, (next_us, name))
-            self._listings = 0  # they may hide that all other known entries are done
+            self._listings = 0  # list deferred/ again: only retried sends may be left in memory
 
     def _add(self, due_us: int, name: str) -> None:
         self.count += 1

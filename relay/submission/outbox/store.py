@@ -1,9 +1,9 @@
 """FileStore: all mailboxes under one root, over Maildir++ directories.
 
-app creates one. graph uses its parts `messages`, `lists`, `folders`, `attachments`, `uploads`,
-`arrivals`, `settings` and `submissions`. pickup uses `ready`, ingress and delivery the store
-itself. Each coroutine runs its blocking work in one thread of the store, and its results are
-durable when it returns. It raises only StoreError's children; errors of the disk become
+The app creates one. Graph uses its parts `messages`, `lists`, `folders`, `attachments`, `uploads`,
+`arrivals`, `settings` and `submissions`; pickup uses `ready`; ingress and delivery use the store
+itself. Each coroutine runs its blocking work in a thread of the store, and its results are durable
+when it returns. It raises only StoreError's children; errors of the disk become
 StoreUnavailableError. docs/design.md 3.
 """
 
@@ -49,7 +49,7 @@ from relay.submission.outbox.upload_sessions import Uploads
 
 _THREADS = 16  # they share fsyncs: more threads, fewer fsyncs per message
 _QUERY_THREADS = 4
-_FOLDER_THREADS = 4  # a folder of many messages takes long to copy or remove
+_FOLDER_THREADS = 4  # copying or removing a folder of many messages takes long
 
 
 class FileStore:
@@ -100,7 +100,7 @@ class FileStore:
         outbox_part = {**part, "directory": self._directory, "log": log}
         self._scheduled = ScheduledSends(
             **outbox_part,
-            on_scheduled=lambda one: self.ready.offer(one),  # noqa: PLW0108 - it is made later
+            on_scheduled=lambda submission: self.ready.offer(submission),  # noqa: PLW0108 - it is made later
         )
         self._builder = IndexBuilder(
             root=root, folders=self._folders, index=self._index, clock=clock, may_work=self._is_idle
@@ -148,13 +148,14 @@ class FileStore:
     def close(self) -> None:
         """End the threads after their current work."""
         self._index.stop()
-        for one in (self._builder, self._query_threads, self._folder_threads, self._threads):
-            one.close()
+        for pool in (self._builder, self._query_threads, self._folder_threads, self._threads):
+            pool.close()
         self._index.close()
 
     async def room(self, account: str, size: int) -> Room:
-        """Whether `size` bytes fit under the quota. If that cannot be read now, mail is taken and
-        waits: its delivery checks again.
+        """Whether `size` bytes fit under the quota.
+
+        If the quota cannot be read now, mail is accepted and waits: delivery checks again.
         """
         if not self._quota.is_limited(account):
             return Room.FITS
@@ -167,16 +168,16 @@ class FileStore:
     # -- the mail root
 
     async def keep_anchor(self) -> None:
-        """Write down the clock, for the next start."""
+        """Write the anchor of the clock, for the next start."""
         anchor_file = ClockAnchorFile(self._root.path / SUBMISSIONS)
         await self._threads.run(lambda: anchor_file.write(self._clock.anchor()))
 
     async def attend_root(self) -> None:
-        """Notice that the mail root is missing, or refuses all writes, and when it is back.
+        """Detect that the mail root is missing or refuses writes, and that it is back.
 
-        Finish or remove submissions that a failing disk has interrupted, or else remove the records
-        of keys that have expired. Called each second. Raises what taking its lock raises, and
-        StoreUnavailableError.
+        Finish or remove submissions that a failing disk has interrupted; if there are none, remove
+        expired records of keys. Called each second. Raises StoreUnavailableError, and the errors of
+        taking the lock of the root.
         """
         if not await asyncio.to_thread(self._root.attend):
             try:
@@ -189,10 +190,10 @@ class FileStore:
             await self._threads.run(self.keys.remove_expired)
 
     async def clear(self, trash: Path) -> int:
-        """Remove all mailboxes, submissions and upload sessions, and the submission log; return the
-        number of submissions. The mailboxes are moved into `trash`, on the same file system.
+        """Remove all mailboxes, submissions, upload sessions and the submission log.
 
-        No other call runs meanwhile. For tests and development only.
+        Return the number of submissions. The mailboxes are moved into `trash`, which must be on the
+        same file system. No other call may run meanwhile. For tests and development only.
         """
         removed = await self._threads.run_alone(lambda: self._clear(trash))
         self.ready.clear()
@@ -200,7 +201,7 @@ class FileStore:
 
     def _is_idle(self) -> bool:
         pools = (self._threads, self._query_threads, self._folder_threads)
-        return all(one.is_idle for one in pools)
+        return all(pool.is_idle for pool in pools)
 
     # -- in a thread
 
@@ -220,7 +221,7 @@ class FileStore:
         return removed
 
     def _reopen(self) -> None:
-        """Use the root again, without what is remembered of it: it may have been restored."""
+        """Use the root again without cached state, because it may have been restored."""
         self._index.forget()
         self._folders.known.clear()
         self.keys.forget()

@@ -1,11 +1,12 @@
 """Submit drafts: steps 1 and 2.
 
-The order of every fsync, link and rename is that of docs/design.md 1, and each has a crash point.
-Everything can be repeated after a crash at any of them.
+The order of fsyncs, links and renames is that of docs/design.md 1, and each has a crash point. All
+of it can be repeated after a crash at any of them.
 
 Submitting raises StoreError's children and OSError. After an error neither the draft nor the
-pending submission is left, and no power loss brings the submission back. If the disk cannot
-guarantee that, OutcomeUnknownError is raised. With a key it is sent if the disk has its record.
+pending submission is left, and the submission cannot reappear after a power loss. If the disk
+cannot guarantee this, OutcomeUnknownError is raised; a submission with a key is then sent if its
+record is on the disk.
 """
 
 import dataclasses
@@ -70,7 +71,7 @@ _Parameters = ParamSpec("_Parameters")
 def _requested(
     method: Callable[Concatenate["Submissions", _Parameters], PendingSubmission],
 ) -> Callable[Concatenate["Submissions", _Parameters], Coroutine[Any, Any, PendingSubmission]]:
-    """Make a blocking method a coroutine that submits, then offers the submission to pickup.
+    """Turn a blocking method into a coroutine that submits, then offers the submission to pickup.
 
     The offer does not delay the response. If the caller is cancelled, pickup finds the submission
     when it lists ready/.
@@ -114,15 +115,16 @@ class Submissions(OutboxPart):
         return self.submit_composed(compose(content, identity, kept))
 
     def submit_composed(self, draft: ComposedDraft) -> PendingSubmission:
-        """Submit a new draft. If its file is already written, it is in preparing/ under the
-        submission's id.
+        """Submit a new draft.
+
+        A file that is already written must be in preparing/, named by the submission id.
         """
         account = draft.identity.account
         mailbox = self.folders.mailbox(account)
         submission_id = first_submission(draft.identity)
         with (
             self.quota.room_for(account, mailbox, draft.size, base_name=draft.identity.base_name),
-            self.stripes.of(draft.identity.message_id),  # no PATCH before the submission is ready
+            self.stripes.of(draft.identity.message_id),  # PATCH waits until the submission is ready
         ):
             return self._write_and_submit(mailbox, draft, submission_id)
 
@@ -148,7 +150,7 @@ class Submissions(OutboxPart):
             if (waiting := self.scheduled.scheduled_submission(message_id, located)) is not None:
                 return self._as_before(waiting, options, open_octets(located.path))
             stored = open_octets(located.path)
-            # The queue time makes the ids of later sends of the same draft greater.
+            # With the queue time, later sends of the same draft have greater ids.
             submission_id = f"{message_id}.{self.clock.queue_us()}"
             block, _ = read_private_block(stored)
             if (
@@ -222,8 +224,9 @@ class Submissions(OutboxPart):
         return self._submit(submission, facts_of(draft, submission_id), prepare, placed=placed)
 
     def _write_prepared(self, prepared: Path, *, draft: ComposedDraft, placed: Path) -> bool:
-        """Write a draft in preparing/, and link it into the mailbox. Return whether the next sync
-        covers its names.
+        """Write a draft in preparing/, and link it into the mailbox.
+
+        Return whether the next sync covers its names.
         """
         descriptor = draft.write(prepared)
         self.crash.reached(CrashPoint.DRAFT_WRITTEN)
@@ -234,8 +237,9 @@ class Submissions(OutboxPart):
         return in_order
 
     def _link_prepared(self, prepared: Path, *, located: MessageFile) -> bool:
-        """Give a draft whose file needs no change a name in preparing/. Return whether the next
-        sync covers it.
+        """Link a draft whose file needs no change into preparing/.
+
+        Return whether the next sync covers the link.
         """
         place(located.path, prepared)
         self.crash.reached(CrashPoint.SUBMISSION_PREPARED)
@@ -252,9 +256,9 @@ class Submissions(OutboxPart):
     ) -> PendingSubmission:
         """Make a submission ready. After an error neither it nor its new draft `placed` is left.
 
-        `prepare` puts its file into preparing/; it returns whether the next sync covers its names.
-        `created_us` is when the draft was created; None is now. Raises OutcomeUnknownError if
-        the submission may be left.
+        `prepare` creates its file in preparing/, and returns whether the next sync covers its
+        names. `created_us` is the time at which the draft was created; None is now. Raises
+        OutcomeUnknownError if the submission may be left.
         """
         self.directory.make()
         prepared = self.directory.prepared_path(submission.submission_id, submission.options.key)
@@ -293,12 +297,12 @@ class Submissions(OutboxPart):
     def _recorded(
         self, submission: PendingSubmission, facts: SubmissionFacts, *, is_covered: bool = False
     ) -> PendingSubmission:
-        """Record a submission with a key, when only its name in ready/ is not durable yet, or the
-        next sync covers all other names.
+        """Record a submission with a key.
 
-        It exists from then on: UnfinishedSubmissions makes it ready. Raises BeingSentError if the
-        key was used meanwhile, and OutcomeUnknownError if the disk fails: UnfinishedSubmissions
-        then finds a record, or removes it.
+        All its names except that in ready/ must be durable, or covered by the next sync. From then
+        on the submission exists: UnfinishedSubmissions makes it ready. Raises BeingSentError if the
+        key was used meanwhile. Raises OutcomeUnknownError if the disk fails: UnfinishedSubmissions
+        then makes the submission ready if the record exists, and removes it if not.
         """
         if not is_covered:
             self.directory.sync_preparing()
@@ -316,8 +320,9 @@ class Submissions(OutboxPart):
         return submission
 
     def _make_ready(self, prepared: Path, submission: PendingSubmission) -> None:
-        """Put a recorded submission where pickup or the timer finds it. If the disk fails,
-        UnfinishedSubmissions does it.
+        """Move a recorded submission to the directory of pickup or of the timer.
+
+        If the disk fails, UnfinishedSubmissions does it.
         """
         try:
             self.directory.make_ready(prepared, submission.path)
@@ -345,21 +350,21 @@ class Submissions(OutboxPart):
 
         Does nothing while the file still has its name in preparing/.
 
-        A journal commit of the file system may already have made the name durable. A successful
-        sync counts even after an earlier one failed, because the removal is a new change that it
-        has to write. Raises OutcomeUnknownError. A submission that cannot be removed is left with
-        its draft, and pickup sends it.
+        The file system may already have made the name durable with a journal commit. A successful
+        sync is sufficient even if an earlier sync failed, because the removal is a new change that
+        this sync must write. Raises OutcomeUnknownError. If the submission cannot be removed, its
+        draft is left too, and pickup sends it.
         """
         if prepared.exists() and not submission.path.exists():
             return
         SYNC_FAILURES.begin()
         try:
-            self.root.check()  # else it is in the root that is missing
+            self.root.check()  # raises if the mail root, and so the file, is missing
             remove(submission.path)
             _remove_all(*drafts)
             self.directory.sync(submission)
         except OSError as error:
-            with suppress(OSError):  # it may be sent, no client got an answer: it cannot be lost
+            with suppress(OSError):  # no client got a 202, so that nothing promised is lost
                 detail = NotifiedDetail(not_answered=True)
                 self.log.remark(submission.submission_id, detail, account=submission.account)
             raise OutcomeUnknownError(

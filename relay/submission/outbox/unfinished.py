@@ -1,8 +1,8 @@
-"""Remove what interrupted submissions left, and finish what they began.
+"""Remove the files of interrupted submissions, or finish these submissions.
 
-The API role does so before it accepts requests, and each second when a disk has failed, until that
-succeeds. Only one process has that role for a mail root, so no other process can be using these
-files. A draft whose submission was ready, or that existed before its submission, is never removed.
+The API role does this before it accepts requests, and after a disk failure each second until it
+succeeds. Only one process has that role for a mail root: no other process uses these files. A draft
+whose submission was ready, or that existed before its submission, is never removed.
 
 Methods raise OSError. At a start, errors are logged and the next start tries again.
 """
@@ -47,14 +47,14 @@ class UnfinishedSubmissions(OutboxPart):
         A submission whose key is recorded exists already: it is made ready instead.
         A file that cannot be removed stays for the next start and does not block the others.
 
-        Raises OSError, StoreUnavailableError if a submission may be left that exists: then it has
-        to be called again, while no other call of the store runs.
+        Raises OSError. Raises StoreUnavailableError if an existing submission may be left: then
+        this must be called again while no other call of the store runs.
         """
         submissions = self.directory
         submissions.is_unfinished = True
-        found = submissions.prepared()
+        files = submissions.prepared()
         removed, unfinished = 0, ""
-        for prepared in found:
+        for prepared in files:
             SYNC_FAILURES.begin()
             try:
                 try:
@@ -65,7 +65,7 @@ class UnfinishedSubmissions(OutboxPart):
                 except OSError as error:
                     unfinished = f"{prepared.submission_id} cannot be made ready: {error}"
                     continue
-                self._remove_one(prepared)
+                self._remove_prepared(prepared)
             except (OSError, StoreError) as error:
                 _log.error("stale file kept", file=str(prepared.path), reason=str(error))
             else:
@@ -73,9 +73,9 @@ class UnfinishedSubmissions(OutboxPart):
         if unfinished:
             raise StoreUnavailableError(unfinished)
         submissions.is_unfinished = False
-        return removed  # not synced: the next start removes what reappears after a power loss
+        return removed  # not synced: the next start removes files that reappear after a power loss
 
-    def _remove_one(self, prepared: PreparedFile) -> None:
+    def _remove_prepared(self, prepared: PreparedFile) -> None:
         submissions = self.directory
         block = read_block_of(prepared.path)
         if prepared.is_change and block is not None:
@@ -90,7 +90,7 @@ class UnfinishedSubmissions(OutboxPart):
         remove(prepared.path)
 
     def _remove_draft(self, submission: Path, submission_id: str) -> None:
-        """Withdraw the events of a submission, and remove its draft if the same request made it."""
+        """Withdraw the events of a submission; remove its draft if the same request made it."""
         block = read_block_of(submission)
         if submission_id.endswith(f".{FIRST_SUBMISSION}") and block is not None:
             mailbox = self.folders.mailbox(block.origin.account)
@@ -103,8 +103,10 @@ class UnfinishedSubmissions(OutboxPart):
         self.log.withdraw(submission_facts(head, submission_id))
 
     def _finish_change(self, prepared: PreparedFile, origin: DraftOrigin) -> None:
-        """Finish an interrupted change of a scheduled draft: if its submission was replaced or
-        cancelled, or if the draft was moved or deleted, which cancels it.
+        """Finish an interrupted change of a scheduled draft.
+
+        It is finished if the submission was replaced or cancelled, or if the draft was moved or
+        deleted, which cancels the send.
         """
         submissions = self.directory
         submission = submissions.find_submission(prepared.submission_id)

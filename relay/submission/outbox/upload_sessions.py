@@ -1,9 +1,9 @@
 """Upload sessions: attachments that arrive in ranges, until they are complete or expire.
 
-A range is durable when its response is sent, so a client continues there after a restart. The id of
-the attachment is chosen when the session is created, so a repeated last range attaches it only
-once. Only a digest of the token is stored. The bytes to come count toward the quota. Methods raise
-StoreError's children and OSError. Graph's uploadSession resource type.
+A range is durable when its response is sent: a client can continue after a restart. The id of the
+attachment is chosen when the session is created: a repeated last range attaches it only once. Only
+a digest of the token is stored. Bytes that are not received yet count toward the quota. Methods
+raise StoreError's children and OSError. Graph's uploadSession resource type.
 """
 
 import hashlib
@@ -45,7 +45,7 @@ from relay.store.mailbox.types import (
 from relay.submission.outbox.arrivals import Arrival
 from relay.submission.outbox.on_disk import OutboxPart
 
-UPLOADS_MAX = 20  # incomplete ones per account
+UPLOADS_MAX = 20  # incomplete uploads of an account
 EXPIRE_S = 86400.0
 _ATTACHED_EXPIRE_S = 3600.0  # for clients that repeat the last range
 _FACTS = ".json"
@@ -93,35 +93,36 @@ class Uploads(OutboxPart):
         self,
         account: str,
         message_id: str,
-        wanted: AttachmentFacts,
+        attachment_facts: AttachmentFacts,
         *,
         caller: str,
         limit_bytes: int,
         condition: Precondition = NO_PRECONDITION,
     ) -> NewUpload:
-        """Create a session for a draft, for the account `caller`. Raises what check() raises and
-        TooManyUploadsError.
+        """Create a session for a draft, for the account `caller`.
+
+        Raises TooManyUploadsError, and the errors of Attachments.check().
         """
         token = secrets.token_urlsafe()
         message = self.attachments.check(
             account,
             message_id,
-            size_bytes=wanted.size,
+            size_bytes=attachment_facts.size,
             limit_bytes=limit_bytes,
             condition=condition,
         )
         expires_us = self.clock.queue_us() + int(EXPIRE_S * 1_000_000)
-        attachment = replace(wanted, id=self.names.ids.new())
+        attachment = replace(attachment_facts, id=self.names.ids.new())
         facts = _Facts(account, message.id, attachment, expires_us, caller=caller)
         with self._all() as sessions:
-            open_ones = [
-                one
-                for one in sessions.values()
-                if one.facts.account == account and not one.facts.is_attached
+            incomplete = [
+                session
+                for session in sessions.values()
+                if session.facts.account == account and not session.facts.is_attached
             ]
-            if len(open_ones) >= UPLOADS_MAX:
+            if len(incomplete) >= UPLOADS_MAX:
                 raise TooManyUploadsError(
-                    f"There are {len(open_ones)} incomplete uploads; finish or delete one first."
+                    f"There are {len(incomplete)} incomplete uploads; finish or delete one first."
                 )
             session = _UploadSession(_digest(token), facts, self._reserved(facts))
             try:
@@ -265,7 +266,7 @@ class Uploads(OutboxPart):
         return self.directory.uploads / f"{session.digest}@{session.received}"
 
     def count_received(self, session: _UploadSession, received: int) -> Upload:
-        """Note durably how many bytes were received; they are on the disk already."""
+        """Record durably how many bytes were received; the bytes are on the disk already."""
         before = self.content_path(session)
         before.rename(before.with_name(f"{session.digest}@{received}"))
         session.received = received

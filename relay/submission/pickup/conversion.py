@@ -1,12 +1,12 @@
 """Convert submissions to MIME in a pool of child processes; short plain text is converted here.
 
-Nothing is parsed in this process, and no threads are used. A conversion that exceeds its time limit
-is killed with its process and repeated alone, with more time. An account uses at most one of the
-shared processes.
+This process parses nothing and uses no threads. If a conversion exceeds its time limit, its process
+is killed, and the conversion is repeated in a separate process with more time. An account uses at
+most one of the shared processes.
 
 Raises ConversionError for a message that cannot be sent, and OSError if the file cannot be read or
-no process can be started. Raises ConversionUnfinishedError for a conversion that exceeds its time
-or fails, also alone.
+no process can be started. Raises ConversionUnfinishedError if the repeated conversion also exceeds
+its time or fails.
 """
 
 import asyncio
@@ -29,7 +29,7 @@ from relay.submission.pickup.conversion_child import LENGTH_BYTES, READY, Answer
 PLAIN_BYTES_MAX = 64 * 1024
 _SHARED_MAX = 2
 _SHARE_OF_ACCOUNT = 1  # of the shared processes, so that one is free for other accounts
-_LIMIT_S = 2.0  # enough for almost all; plus the following per MiB
+_LIMIT_S = 2.0  # enough for almost all messages; plus the following for each MiB
 _LIMIT_S_PER_MIB = 0.1
 _ALONE_LIMIT_S = 10.0
 _ALONE_LIMIT_S_PER_MIB = 1.0
@@ -67,8 +67,8 @@ class ConversionPool:
     ) -> None:
         """`convert` is relay.formats.convert.convert, by its name in the child processes.
 
-        With `in_threads` the first attempt at a conversion is made in a thread, without limits:
-        for content of one's own.
+        With `in_threads` the first attempt runs in a thread without limits: only for content that
+        is trusted.
         """
         self._convert = convert
         self._in_threads = in_threads
@@ -82,11 +82,11 @@ class ConversionPool:
         self._is_closed = False
 
     async def convert(self, pending: PendingSubmission, content: Octets) -> ConvertedMessage:
-        """Convert a submission within the usual time limit; if it is not finished then, once more
-        in its own process and with more time.
+        """Convert a submission within the usual time limit.
 
-        Raises ConversionError, ConversionUnfinishedError, and OSError, also while another one is in
-        such a process: waiting for it would keep a place from other submissions.
+        If it does not finish, it is repeated in a separate process with more time. Raises
+        ConversionError, ConversionUnfinishedError, OSError. OSError is also raised while another
+        submission uses the separate process: waiting would delay other submissions.
         """
         if is_plain(content):
             return self._convert(content, now_us=self._clock.time_us(), hostname=self._hostname)
@@ -180,7 +180,7 @@ class ConversionPool:
             loop.call_later(_REAPED_AFTER_S, self._reap)  # real time: a child ends
 
     def _reap(self, wait_s: float = 0) -> None:
-        self._killed = [one for one in self._killed if not one.has_ended(wait_s)]
+        self._killed = [child for child in self._killed if not child.has_ended(wait_s)]
 
     async def _start(self) -> "_ConversionProcess":
         """Start a process and wait until it is ready. Raises OSError."""
@@ -239,7 +239,7 @@ class _ConversionProcess(ChildProcess):
                 self._writer.write(json.dumps(request).encode() + b"\n")
                 length = int.from_bytes(await self._reader.readexactly(LENGTH_BYTES), "big")
                 answer = await self._reader.readexactly(length)
-        except TimeoutError:  # an OSError as well, as is the next one
+        except TimeoutError:  # a subclass of OSError, as is the next one
             raise ConversionUnfinishedError(f"it did not end within {limit_s:g} seconds") from None
         except (EOFError, ConnectionError):
             raise ConversionUnfinishedError(self.how_it_ended()) from None

@@ -1,7 +1,7 @@
 """The child process that converts submissions to MIME: it can be killed, and its limits are low.
 
-It reads submissions, writes answers and does nothing else. It ends when its input ends. A message
-that cannot be converted, an unreadable file and an internal error are answers.
+It only reads submissions and writes answers, and ends when its input ends. If a message cannot be
+converted, a file cannot be read or an internal error occurs, the answer contains the error.
 """
 
 import json

@@ -1,6 +1,7 @@
 """Decide the outcome of a submission, the delay before a retry, and when to give up.
 
-Pure functions. Only a 5yz about the message itself, or its age, ends a submission with a report.
+Pure functions. Only a 5yz reply about the message itself, or its age, ends a submission with a
+report.
 
 RFC 3463 (5.4.7 expired, 5.6.x content).
 """
@@ -49,7 +50,7 @@ class SubmissionDeferred(Struct, frozen=True):
 
 
 class FinalFailure(Struct, frozen=True):
-    """Why a submission ends without being sent, with a report; `unknown`: it may have been sent."""
+    """Why a submission ends with a report and is not sent; `unknown`: it may have been sent."""
 
     evidence: Evidence
     unknown: bool = False
@@ -59,7 +60,7 @@ SubmissionOutcome = SubmissionAccepted | SubmissionDeferred | FinalFailure
 
 
 def submission_outcome(outcomes: Iterable[Outcome]) -> SubmissionOutcome:
-    """Return the outcome of a transaction from those of its recipients.
+    """Return the outcome of a transaction from the outcomes of its recipients.
 
     If one recipient is deferred, the whole submission is retried, with the same key.
     """
@@ -79,8 +80,8 @@ def submission_outcome(outcomes: Iterable[Outcome]) -> SubmissionOutcome:
         return FinalFailure(replace(rejected, host="", remote=False))
     if accepted is None:
         return SubmissionDeferred(Evidence("4.3.0", "4.3.0 the transaction had no result"))
-    found = _QUEUED_AS.search(accepted.reply)
-    return SubmissionAccepted(found[1] if found else "")
+    match = _QUEUED_AS.search(accepted.reply)
+    return SubmissionAccepted(match[1] if match else "")
 
 
 def retry_delay_s(failures: int, jitter: float) -> float:
@@ -92,7 +93,7 @@ def retry_delay_s(failures: int, jitter: float) -> float:
 def give_up(last: Evidence, *, uncertain: bool) -> FinalFailure:
     """Return the final failure of a submission that is older than GIVE_UP_AFTER_S.
 
-    `uncertain`: an attempt ended without a reply, and no later one had a definite result.
+    `uncertain`: an attempt ended without a reply, and no later attempt had a definite result.
     """
     within = _duration(GIVE_UP_AFTER_S)
     if not uncertain:

@@ -1,6 +1,6 @@
-"""Take pending submissions in fair order, when the limits allow it, and bring each to its end.
+"""Take pending submissions in fair order when the limits allow it, and process each until its end.
 
-The store has the queue, start_limits.py all limits of the pace. An error with one submission does
+The store has the queue; start_limits.py has all limits of the pace. An error with a submission does
 not stop the others. An exception of the store's queue ends run().
 """
 
@@ -34,7 +34,7 @@ class Pickup:
     processor: SubmissionProcessor  # makes each attempt
     _: KW_ONLY
     socket: Path  # of the SMTP listener for pickup
-    hostname: str  # with which it is greeted
+    hostname: str  # the argument of EHLO
     rng: random.Random  # spreads the retries
 
     def __post_init__(self) -> None:
@@ -42,7 +42,7 @@ class Pickup:
         self._limits.on_eased = self._start_more
         gauge = self.processor.metrics.pickup_waiting
         gauge.set_function(lambda: len(self._ready.pending))
-        self._attempts: dict[str, EarlierAttempts] = {}  # by submission id, of those to be retried
+        self._attempts: dict[str, EarlierAttempts] = {}  # by id of submissions to retry
         self._tasks = TaskSet()  # one for each submission in progress
         self._idle_clients: list[SubmissionClient] = []
         self._store_fault = RepeatedError()
@@ -58,20 +58,21 @@ class Pickup:
 
     @property
     def due_count(self) -> int:
-        """The number of submissions in progress, or that wait for no later time."""
+        """The number of submissions in progress or that may start now."""
         is_waiting = self._limits.waits_to_probe and not self._tasks
         return 0 if is_waiting else self._ready.due_count
 
     def limit_concurrency(self, submissions: int) -> None:
-        """Process at most `submissions` of an account at once (at least one), and one more of all
-        accounts. Those in progress continue.
+        """Process at most `submissions` of an account at once (at least one).
+
+        One more of all accounts is allowed. Submissions in progress continue.
         """
         self._limits.limit_concurrency(max(1, submissions))
 
     async def drain(self) -> None:
         """Finish the submissions in progress and close the connections; if cancelled, drop them.
 
-        What is dropped is safe: it is still pending, and a repeat is the same message.
+        A dropped submission is still pending, and repeating it sends the same message.
         """
         self._is_running = False
         tasks = set(self._tasks)
@@ -85,9 +86,10 @@ class Pickup:
 
     @asynccontextmanager
     async def emptied(self) -> AsyncIterator[None]:
-        """Finish the submissions in progress, and start none until the block is left.
+        """Finish the submissions in progress, and start none until the block ends.
 
-        One that takes long is dropped; it is still pending. The block removes the pending ones.
+        A submission that takes long is dropped; it is still pending. The block removes the pending
+        submissions.
         """
         self._is_paused = True
         try:
@@ -123,7 +125,7 @@ class Pickup:
 
     @contextmanager
     def _idle_client(self) -> Iterator[SubmissionClient]:
-        """A client that no other submission uses inside the block."""
+        """A client that is reserved for one submission inside the block."""
         if self._idle_clients:
             client = self._idle_clients.pop()
         else:
@@ -134,15 +136,15 @@ class Pickup:
             self._idle_clients.append(client)
 
     async def _process(self, pending: PendingSubmission) -> None:
-        """Make one attempt. The submission then has ended, or is retried."""
+        """Make an attempt. Then the submission has ended, or is retried."""
         earlier = self._attempts.get(pending.submission_id, EarlierAttempts())
-        is_told = False  # a mail store that fails has one line, not one for each submission
+        is_logged = False  # a failing mail store is logged once, not for each submission
         try:
             with self._idle_client() as client:
                 deferred = await self.processor.process(pending, client, earlier)
         except (StoreError, SpoolError, OSError) as error:
             deferred = SubmissionDeferred(Evidence("4.3.0", str(error)))
-            is_told = not self._store_fault.is_new(error)
+            is_logged = not self._store_fault.is_new(error)
         except Exception:  # noqa: BLE001 - an error with one must not stop the others
             _log.exception("submission failed unexpectedly", submission_id=pending.submission_id)
             deferred = SubmissionDeferred(Evidence("4.3.0", "internal error"))
@@ -155,7 +157,7 @@ class Pickup:
         self._attempts[pending.submission_id] = earlier
         pause_s = retry_delay_s(earlier.failures, self.rng.random())
         reply = deferred.evidence.reply
-        if not is_told:
+        if not is_logged:
             _log.info(
                 "submission deferred",
                 submission_id=pending.submission_id,

@@ -63,8 +63,8 @@ _log = get_logger("pickup")
 class EarlierAttempts:
     """The attempts of this process with a submission until now.
 
-    `uncertain`: one ended without a reply. `is_recorded`: step 3 is in the log. `waits` is the last
-    reply that the log has, after which it waits.
+    `uncertain`: an attempt ended without a reply. `is_recorded`: step 3 is in the log. `waits` is
+    the last temporary reply that was logged.
     """
 
     failures: int = 0
@@ -76,8 +76,8 @@ class EarlierAttempts:
 class SubmissionClient:
     """Submits one message at a time on run/pickup.sock, and keeps its connection open.
 
-    A submission has all recipients or none. ENVID is always the submission id. Errors are returned
-    as a SubmissionOutcome, never raised. RFC 6409 (submission), RFC 3461 4.4 (ENVID).
+    A message is submitted to all recipients or to none. ENVID is always the submission id. Errors
+    are returned as a SubmissionOutcome, never raised. RFC 6409 (submission), RFC 3461 4.4 (ENVID).
     """
 
     def __init__(self, socket: Path, *, hostname: str) -> None:
@@ -104,10 +104,10 @@ class SubmissionClient:
         while True:
             try:
                 connection = await self._open()
-            except ConnectError as error:  # no reply here is about this message
+            except ConnectError as error:  # a reply to EHLO or the banner, not to this message
                 return SubmissionDeferred(error.outcome.evidence, is_down=True)
             if not connection.extensions.dsn:
-                await self.close()  # the next attempt asks again
+                await self.close()  # the next attempt opens a connection
                 evidence = Evidence("4.3.5", "4.3.5 the pickup socket does not offer DSN")
                 return SubmissionDeferred(evidence, is_down=True)
             result = await connection.transact(transaction, after_dot=after_dot)
@@ -145,7 +145,7 @@ class SubmissionProcessor(Struct, frozen=True):
     clock: Clock  # for queue time
     crash: CrashPoints  # for crash tests
     metrics: Metrics  # counts reports
-    started_us: int  # of this process, which does not know the results of attempts before it
+    started_us: int  # when this process began; it does not know the results of earlier attempts
 
     async def process(
         self,
@@ -173,9 +173,12 @@ class SubmissionProcessor(Struct, frozen=True):
         except ConversionUnfinishedError as error:
             await self._move_to_corrupt(pending, content, error)
             return None
-        if denied := [one for one in message.authors if not self.may_send_as(pending.account, one)]:
-            found = f"<{one_line(denied[0])}>" if denied[0] else "a field without an address"
-            await self._fail(pending, message, _denied(found, pending.account))
+        denied = [
+            author for author in message.authors if not self.may_send_as(pending.account, author)
+        ]
+        if denied:
+            shown_author = f"<{one_line(denied[0])}>" if denied[0] else "a field without an address"
+            await self._fail(pending, message, _denied(shown_author, pending.account))
             return None
         if not earlier.is_recorded:
             self._record(pending, _facts_of(message, content.size))
@@ -221,19 +224,22 @@ class SubmissionProcessor(Struct, frozen=True):
 
     async def _attempted_before(self, pending: PendingSubmission) -> bool:
         """Return whether an earlier process may have submitted it: step 3 is recorded."""
-        found = await self.log.submission(pending.submission_id)
-        converted = [one.at for one in found.steps if one.step == 3] if found else []
-        mine = rfc3339(self.started_us), rfc3339(self.clock.time_us())
-        # A time after now comes from a clock that was wrong.
-        return any(not mine[0] <= at <= mine[1] for at in converted)
+        journey = await self.log.submission(pending.submission_id)
+        converted = [step.at for step in journey.steps if step.step == 3] if journey else []
+        begin, now = rfc3339(self.started_us), rfc3339(self.clock.time_us())
+        # A time in the future comes from a clock that was wrong.
+        return any(not begin <= at <= now for at in converted)
 
     async def _fail_damaged(self, pending: PendingSubmission, content: Octets) -> None:
-        """End a submission whose record is damaged: only the log says whose it is. An attempt
-        before the damage may have sent it.
+        """End a submission whose record is damaged.
+
+        Only the log has its account. An attempt before the damage may have sent it.
         """
-        found = await self.log.submission(pending.submission_id)
-        account = (found.facts.account if found else "") or self.postmaster()
-        was_attempted = any(one.step == Step.CONVERTED for one in found.steps) if found else False
+        journey = await self.log.submission(pending.submission_id)
+        account = (journey.facts.account if journey else "") or self.postmaster()
+        was_attempted = (
+            any(step.step == Step.CONVERTED for step in journey.steps) if journey else False
+        )
         reply = "5.0.0 its record on the disk is damaged; what is left of it is kept in corrupt/"
         end = FinalFailure(Evidence("5.0.0", reply), unknown=was_attempted)
         owned = replace(pending, account=account)
@@ -295,12 +301,12 @@ class SubmissionProcessor(Struct, frozen=True):
     async def _fail_to_postmaster(
         self, pending: PendingSubmission, report: bytes, *, to_corrupt: bool
     ) -> None:
-        """End a submission whose sender's mailbox has no room even for a report."""
+        """End a submission whose report does not fit into the sender's mailbox."""
         try:
             await self.ready.fail(
                 pending, report, report_to=self.postmaster(), to_corrupt=to_corrupt
             )
-        except MailboxFullError:  # the postmaster's as well; the dead-letter Maildir has no limit
+        except MailboxFullError:  # the postmaster's too; the dead-letter Maildir has no limit
             await self.ready.fail(pending, report, report_to=DEAD_LETTER, to_corrupt=to_corrupt)
 
     def _record(self, pending: PendingSubmission, detail: details.Detail) -> None:
@@ -310,13 +316,13 @@ class SubmissionProcessor(Struct, frozen=True):
         self.log.append(facts, Event(self.clock.time_us(), detail))
 
     def _age_s(self, pending: PendingSubmission) -> float:
-        """Return its minimum age. The spool removes its key later, by the same clock."""
+        """Return a lower bound of its age. The spool removes its key later, by the same clock."""
         return (self.clock.confirmed_us() - pending.ready_us) / 1_000_000
 
 
-def _denied(found: str, account: str) -> FinalFailure:
+def _denied(author: str, account: str) -> FinalFailure:
     reply = (
-        f"5.7.1 found {found} in From or Sender: the account {account} does not have the right to "
+        f"5.7.1 found {author} in From or Sender: the account {account} does not have the right to "
         "send mail from there"
     )
     return FinalFailure(Evidence("5.7.1", reply))
@@ -357,7 +363,7 @@ def _unconverted(
         content=returned,
         originator=pending.account,
         authors=(),
-        recipients=tuple(dict.fromkeys(one_line(one.address) for one in addresses))
+        recipients=tuple(dict.fromkeys(one_line(recipient.address) for recipient in addresses))
         or (pending.account,),
         smtputf8=False,
         eight_bit=False,

@@ -6,7 +6,7 @@ A submission starts when these three allow it:
   accounts.
 - The circuit breaker: while the server accepts nothing, one submission at a time probes it.
 - The throttle: during a rush of submit requests, submissions start at intervals. Processing after
-  the 202 costs several times what the 202 itself costs; clients are answered sooner in this way.
+  the 202 takes several times as long as the 202 itself; in this way clients get their 202 sooner.
 """
 
 import math
@@ -19,7 +19,7 @@ from relay.store.mailbox.types import PendingSubmission
 
 FIRST_PROBE_DELAY_S = 0.2
 LONGEST_PROBE_DELAY_S = 5.0
-FAILURES_TO_OPEN = 3  # as many different submissions in a row: the server is at fault
+FAILURES_TO_OPEN = 3  # different submissions that failed in a row: the server is at fault
 SPACE_S = 0.05  # between the starts of two submissions during a rush
 OLD_SPACE_S = 0.005
 OLD_S = 10.0  # a submission that has been ready for this long is old
@@ -28,7 +28,7 @@ _RUSH_CHECK_S = 0.01  # no event marks the end of a rush
 
 @dataclass(eq=False)
 class StartLimits:
-    """Counts the submissions in progress and decides whether one more may start."""
+    """Counts the submissions in progress and decides whether another one may start."""
 
     clock: Clock
     _: KW_ONLY
@@ -82,7 +82,7 @@ class StartLimits:
     # -- the concurrency limit
 
     def limit_concurrency(self, submissions: int) -> None:
-        """Let at most `submissions` of one account be in progress, and one more of all accounts."""
+        """Allow `submissions` of one account in progress at once, and one more of all accounts."""
         self.concurrency = submissions
         self.on_eased()
 

@@ -8,8 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from relay.base.accounts.accounts_file import load_accounts
 from relay.base.accounts.aliases import AliasTable, Forwarding
-from relay.base.accounts.directory import FileAccounts, load_accounts
+from relay.base.accounts.directory import FileAccounts
 from relay.base.settings.document import Document, SettingsError
 from tests.support.manual_clock import ManualClock
 from tests.support.tables import each_row

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from relay.base.accounts.accounts_file import load_accounts
 from relay.base.accounts.client_keys import KEYS_MAX
-from relay.base.accounts.directory import FileAccounts, load_accounts
+from relay.base.accounts.directory import FileAccounts
 from relay.base.settings.document import SettingsError
 from tests.support.client_keys import certificate, private_jwk, public_jwk
 from tests.support.manual_clock import ManualClock

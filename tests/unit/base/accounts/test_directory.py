@@ -16,7 +16,8 @@ from relay.base.accounts.account import (
     Scope,
     UnknownUserError,
 )
-from relay.base.accounts.directory import FileAccounts, load_accounts
+from relay.base.accounts.accounts_file import load_accounts
+from relay.base.accounts.directory import FileAccounts
 from relay.base.accounts.passwords import FREE_FAILURES, FREE_FAILURES_OF_CLIENT
 from relay.base.settings.document import SettingsError
 from relay.base.settings.tree import OwnDomain

@@ -15,8 +15,8 @@ import pytest
 from msgspec import Struct, field
 
 from relay.base.accounts.account import LoginDelayedError
+from relay.base.accounts.accounts_file import load_accounts
 from relay.base.accounts.check_queue import WAIT_S, WAITING_MAX
-from relay.base.accounts.directory import load_accounts
 from relay.base.accounts.password_schemes import Password
 from relay.base.accounts.passwords import FREE_FAILURES, PasswordChecker
 from relay.base.clock import SystemClock

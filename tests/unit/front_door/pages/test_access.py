@@ -10,7 +10,8 @@ import pytest
 from starlette.responses import Response
 
 from relay.base.accounts.account import AccountDirectory, LoginDelayedError
-from relay.base.accounts.directory import FileAccounts, load_accounts
+from relay.base.accounts.accounts_file import load_accounts
+from relay.base.accounts.directory import FileAccounts
 from relay.front_door.api.dependencies import Principal
 from relay.front_door.http.connection_limits import ConnectionLimits
 from relay.front_door.http.http_request import HttpRequest

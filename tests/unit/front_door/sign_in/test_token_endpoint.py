@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from joserfc import jwt
 from joserfc.jwk import ECKey, KeySet
 
-from relay.base.accounts.directory import load_accounts
+from relay.base.accounts.accounts_file import load_accounts
 from relay.base.accounts.passwords import FREE_FAILURES, FREE_FAILURES_OF_CLIENT
 from relay.development.user_grants import UserGrants
 from relay.front_door.http.connection_limits import REQUESTS_MAX, ConnectionLimits

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from relay.base.accounts.directory import load_accounts
+from relay.base.accounts.accounts_file import load_accounts
 from relay.base.clock import SystemClock
 from relay.base.settings.tree import Settings
 from relay.operation.app.compose import compose

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
-from relay.base.accounts.directory import load_accounts
+from relay.base.accounts.accounts_file import load_accounts
 from relay.base.clock import SystemClock
 from relay.operation.app.development_folder import MARK
 from relay.operation.cli.errors import report_error

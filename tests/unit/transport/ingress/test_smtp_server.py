@@ -12,7 +12,7 @@ import weakref
 import pytest
 
 from relay.base.accounts.account import Account, LoginDelayedError
-from relay.base.accounts.directory import load_accounts
+from relay.base.accounts.accounts_file import load_accounts
 from relay.base.pressure import PressureLevel, PressureReason, PressureState
 from relay.base.socket_address import Address
 from relay.transport.ingress.listener_role import PICKUP

@@ -2,7 +2,7 @@
 
 import pytest
 
-from relay.base.accounts.directory import load_accounts
+from relay.base.accounts.accounts_file import load_accounts
 from relay.base.message.nexthop import LOCAL, HopKind, NextHop
 from relay.base.settings.document import SettingsError
 from relay.base.settings.tree import OwnDomain, Route
