@@ -40,7 +40,7 @@ class HttpError(Exception):
         self.untrusted = untrusted
 
 
-class HttpAnswer(Struct, frozen=True):
+class HttpResponse(Struct, frozen=True):
     """An answer; the names of `fields` are in lower case, of several fields of a name the last."""
 
     status: int
@@ -65,7 +65,7 @@ class Proxy(Struct, frozen=True):
         return cls(parts.hostname, parts.port, login if parts.username else "")
 
 
-class HttpConnection:
+class ClientConnection:
     """An open connection to `authority`, the Host field of its requests."""
 
     def __init__(
@@ -98,7 +98,7 @@ class HttpConnection:
         body: bytes = b"",
         timeout_s: float,
         answer_bytes_max: int,
-    ) -> HttpAnswer:
+    ) -> HttpResponse:
         """Send a request and return its answer; `target` is the path and query. Raises HttpError,
         after which the connection is closed.
         """
@@ -142,7 +142,7 @@ class HttpConnection:
             self.close()
         return answer
 
-    async def _answer(self, body_max: int) -> HttpAnswer:
+    async def _answer(self, body_max: int) -> HttpResponse:
         """Raises OSError, h11.ProtocolError."""
         status, fields, body = 0, dict[str, str](), bytearray()
         while True:
@@ -160,7 +160,7 @@ class HttpConnection:
                 if len(body) > body_max:
                     raise h11.RemoteProtocolError(f"its body has more than {body_max} octets")
             elif isinstance(event, h11.EndOfMessage | h11.ConnectionClosed):
-                return HttpAnswer(status, fields, bytes(body))
+                return HttpResponse(status, fields, bytes(body))
 
     def close(self) -> None:
         """Close, without waiting."""
@@ -176,7 +176,7 @@ async def open_http(
     context: ssl.SSLContext | None,
     proxy: Proxy | None = None,
     timeout_s: float,
-) -> HttpConnection:
+) -> ClientConnection:
     """Connect for requests to `host` at `port`, with TLS if there is a context. `address` is where
     to connect to: one of the host's, or with a proxy one of the proxy's. Raises HttpError.
     """
@@ -188,12 +188,12 @@ async def open_http(
                 reader, writer = await asyncio.open_connection(
                     *place, ssl=context, server_hostname=host if context is not None else None
                 )
-                return HttpConnection(reader, writer, authority)
+                return ClientConnection(reader, writer, authority)
             reader, writer = await asyncio.open_connection(*place)
-            await _through(proxy, reader, writer, f"{host}:{port}")
+            await _through(proxy, reader, writer, target=f"{host}:{port}")
             if context is not None:
                 await writer.start_tls(context, server_hostname=host)
-            return HttpConnection(reader, writer, authority)
+            return ClientConnection(reader, writer, authority)
     except (OSError, h11.ProtocolError) as error:
         if writer is not None:
             writer.transport.abort()
@@ -214,7 +214,7 @@ async def open_http(
 
 
 async def _through(
-    proxy: Proxy, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, target: str
+    proxy: Proxy, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *, target: str
 ) -> None:
     """Ask a proxy for a tunnel. Raises OSError, h11.ProtocolError."""
     http = h11.Connection(h11.CLIENT, max_incomplete_event_size=_HEADER_BYTES_MAX)

@@ -9,10 +9,10 @@ from relay.base.message.nexthop import CAPTURE, Destination, NextHop
 from relay.store.spool.queue_commands import NO_REPORTS
 from relay.store.spool.types import (
     ClaimResult,
+    CloudRequest,
     DueQuery,
     EntryExtra,
     EntrySchedule,
-    CloudRequest,
     Selector,
 )
 from tests.support.operator import LATER, OK, command, reroute

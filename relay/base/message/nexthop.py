@@ -108,7 +108,7 @@ class NextHop(NamedTuple):
         host, _, port = rest.rpartition(":")
         host = host.removeprefix("[").removesuffix("]")
         is_host = host and not host.startswith("/") and port.isdecimal()
-        if found and scheme in _WITH_PORT and is_host:
+        if separator and scheme in _WITH_PORT and is_host:
             number = int(port)
             is_other = scheme == HopKind.LMTP and number == _SMTP_PORT
             if 0 < number < 65536 and not is_other:

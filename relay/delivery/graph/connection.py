@@ -41,7 +41,13 @@ from relay.base.message.outcome import (
 )
 from relay.delivery.graph.outcomes import TAKEN, is_refused, outcome_of, pause_s, reply_of
 from relay.delivery.host_selection import HostSession
-from relay.delivery.http_connection import HttpAnswer, HttpConnection, HttpError, Proxy, open_http
+from relay.delivery.http_connection import (
+    ClientConnection,
+    HttpError,
+    HttpResponse,
+    Proxy,
+    open_http,
+)
 from relay.delivery.smtp.client_protocol import SmtpProtocolError
 from relay.delivery.smtp.connect import (
     ConnectError,
@@ -75,16 +81,16 @@ _FOLDERS = ("drafts", "sentitems", _DELETED)  # never the Inbox: a copy may come
 _ADVICE = "correct the certificate, or name its CA in the route's ca"
 
 
-class _Item(Struct, rename="camel"):
+class _StoredMessage(Struct, rename="camel"):
     id: str
     is_draft: bool = True
 
 
-class _Items(Struct):
-    value: list[_Item]
+class _StoredMessages(Struct):
+    value: list[_StoredMessage]
 
 
-_S = TypeVar("_S", _Item, _Items)
+_S = TypeVar("_S", _StoredMessage, _StoredMessages)
 
 
 async def open_graph(
@@ -135,7 +141,7 @@ class GraphConnection:
         self.peer = Peer(target.host, address=str(target), session=evidence)
         self.extensions = Extensions(eight_bit=True, smtputf8=True, recipients_max=RECIPIENTS_MAX)
         self._token = ""
-        self._http: HttpConnection | None = None
+        self._http: ClientConnection | None = None
         self._busy = False
 
     @property
@@ -229,7 +235,7 @@ class GraphConnection:
 
     async def request(
         self, method: str, path: str, body: bytes, *, before_post: BeforeDot
-    ) -> HttpAnswer:
+    ) -> HttpResponse:
         """Make one request; with another token if this one is refused. Raises HttpError,
         ConnectError (nothing was written), and what `before_post` raises.
         """
@@ -335,21 +341,21 @@ class _GraphTransaction:
         self._open.remove(request)
         return None
 
-    async def _look(self, request: CloudRequest) -> _Item | None:
+    async def _look(self, request: CloudRequest) -> _StoredMessage | None:
         """Return the message of a request, the sent one if there are several."""
         fields = "$select=id,isDraft"
         if request.draft:
             answer = await self._ask("GET", request, f"{_path(request.draft)}?{fields}")
             if answer.status != _NOT_FOUND:
-                return self._read(answer, _Item)
-        items: list[_Item] = []
+                return self._read(answer, _StoredMessage)
+        items: list[_StoredMessage] = []
         text = quote(request.message_id.replace("'", "''"), safe="")
         query = f"$filter=internetMessageId%20eq%20'{text}'&{fields}"
         for folder in _FOLDERS:
             answer = await self._ask("GET", request, f"mailFolders/{folder}/messages?{query}")
             # What came by SMTP may have been deleted; what was not to be sent, was not.
             may_be_sent = folder != _DELETED or request.sent_us
-            listed = self._read(answer, _Items).value
+            listed = self._read(answer, _StoredMessages).value
             items += [item for item in listed if item.is_draft or may_be_sent]
         return min(items, key=lambda item: item.is_draft, default=None)
 
@@ -375,7 +381,7 @@ class _GraphTransaction:
                 await self._note(without=request)
             raise
         if answer.status in TAKEN:
-            return await self._send(request, self._read(answer, _Item).id)
+            return await self._send(request, self._read(answer, _StoredMessage).id)
         if is_refused(answer) or answer.status in _TOO_LARGE:
             await self._note(without=request)
         return self._failed(answer)
@@ -442,12 +448,12 @@ class _GraphTransaction:
 
     async def _ask(
         self, method: str, request: CloudRequest, path: str, *, body: bytes = b""
-    ) -> HttpAnswer:
+    ) -> HttpResponse:
         """Make a request in the mailbox of this one."""
         path = f"{quote(request.mailbox, safe='')}/{path}"
         return await self._session.request(method, path, body, before_post=self._before_post)
 
-    def _read(self, answer: HttpAnswer, kind: type[_S]) -> _S:
+    def _read(self, answer: HttpResponse, kind: type[_S]) -> _S:
         """Return what an answer has. Raises ConnectError, HttpError."""
         if answer.status not in (200, 201):
             raise self._trouble(answer)
@@ -467,14 +473,14 @@ class _GraphTransaction:
         self._open = [one for one in (*self._open, request) if one is not None and one != without]
         await self._requests.note(self._open, new=new)
 
-    def _failed(self, answer: HttpAnswer) -> Failed:
+    def _failed(self, answer: HttpResponse) -> Failed:
         """Return the outcome of a message. Raises ConnectError if that is of no message."""
         outcome = outcome_of(answer, self._session.peer)
         if isinstance(outcome, Failed):
             return Failed(replace(outcome.evidence, left_out=self._left_out))
         raise ConnectError(outcome, SmtpStage.DATA)
 
-    def _trouble(self, answer: HttpAnswer) -> ConnectError:
+    def _trouble(self, answer: HttpResponse) -> ConnectError:
         """Return the error for an answer to what is neither content nor /send."""
         outcome = outcome_of(answer, self._session.peer)
         kind = outcome.kind if isinstance(outcome, Deferred) else DeferralClass.SITE

@@ -14,7 +14,7 @@ from msgspec.structs import replace
 
 from relay.base.message.outcome import DeferralClass, Deferred, Failed, Peer
 from relay.base.phrases import printable
-from relay.delivery.http_connection import HttpAnswer
+from relay.delivery.http_connection import HttpResponse
 
 TAKEN = frozenset((201, 202))
 PAUSE_S_MAX = 3600.0
@@ -61,7 +61,7 @@ class _ErrorBody(Struct):
     error: _Error = msgspec.field(default_factory=_Error)
 
 
-def outcome_of(answer: HttpAnswer, peer: Peer) -> Deferred | Failed:
+def outcome_of(answer: HttpResponse, peer: Peer) -> Deferred | Failed:
     """Return the outcome of an answer that is not what was asked for."""
     error = _error_of(answer)
     row = next(
@@ -77,13 +77,13 @@ def outcome_of(answer: HttpAnswer, peer: Peer) -> Deferred | Failed:
     return Failed(evidence) if row.kind is None else Deferred(evidence, row.kind)
 
 
-def is_refused(answer: HttpAnswer) -> bool:
+def is_refused(answer: HttpResponse) -> bool:
     """Return whether an answer proves that the request had no effect."""
     status, has_code = answer.status, bool(_error_of(answer).code)
     return status == 429 or (400 <= status < 500 and status not in _UNSURE and has_code)
 
 
-def reply_of(answer: HttpAnswer) -> str:
+def reply_of(answer: HttpResponse) -> str:
     """Return an answer as one line: "HTTP 403 ErrorAccessDenied: Access is denied. (…)"."""
     error = _error_of(answer)
     reply = f"HTTP {answer.status} {error.code}".rstrip()
@@ -94,7 +94,7 @@ def reply_of(answer: HttpAnswer) -> str:
     return printable(reply)
 
 
-def pause_s(answer: HttpAnswer) -> float:
+def pause_s(answer: HttpResponse) -> float:
     """Return how long a host asks not to be asked, by the Retry-After of 429 and 503: seconds, or a
     date, which is after that of the answer (RFC 9110 10.2.3).
     """
@@ -111,7 +111,7 @@ def pause_s(answer: HttpAnswer) -> float:
     return min(max(wait_s, 0.0), PAUSE_S_MAX)
 
 
-def _error_of(answer: HttpAnswer) -> _Error:
+def _error_of(answer: HttpResponse) -> _Error:
     try:
         error = msgspec.json.decode(answer.body, type=_ErrorBody).error
     except (msgspec.MsgspecError, UnicodeDecodeError):

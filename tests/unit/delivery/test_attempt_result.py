@@ -25,7 +25,7 @@ from relay.delivery.attempt_result import (
 from relay.delivery.retry import ClaimAction, RetrySchedule, claim_action
 from relay.formats.dsn import ReportKind
 from relay.store.journeys.events import Step
-from relay.store.spool.types import ClaimedRecipient, EntryExtra, CloudRequest, PriorityLevel
+from relay.store.spool.types import ClaimedRecipient, CloudRequest, EntryExtra, PriorityLevel
 from tests.support.claims import SECOND_US, a_claim
 from tests.support.tables import each_row
 

@@ -15,7 +15,7 @@ from relay.delivery.content_cache import ContentCache
 from relay.delivery.graph import connection as graph_connection
 from relay.delivery.graph.connection import open_graph
 from relay.delivery.graph.outcomes import outcome_of
-from relay.delivery.http_connection import HttpAnswer
+from relay.delivery.http_connection import HttpResponse
 from relay.delivery.smtp.connect import ConnectError, GraphOptions, Target, TokenError
 from relay.delivery.smtp.connection import Timeouts
 from relay.delivery.smtp.transaction import Transaction
@@ -164,7 +164,7 @@ async def test_each_recipient_gets_it_once_whatever_answers_are_lost(first, monk
 )
 def test_what_each_answer_means(status, code, fields, kind, enhanced, pause_s) -> None:
     body = b'{"error": {"code": "%b", "message": "a\\nb"}}' % code.encode() if code else b"<html>"
-    outcome = outcome_of(HttpAnswer(status, {"request-id": "r1"} | fields, body), Peer("g.test"))
+    outcome = outcome_of(HttpResponse(status, {"request-id": "r1"} | fields, body), Peer("g.test"))
     assert (outcome.kind if isinstance(outcome, Deferred) else "failed") == kind
     evidence = outcome.evidence
     assert (evidence.status, evidence.pause_s, evidence.remote) == (enhanced, pause_s, True)

@@ -17,7 +17,7 @@ from relay.delivery.attempt_result import AttemptTime, result_of_attempt
 from relay.delivery.rerouting import ClaimRerouter
 from relay.delivery.retry import RetrySchedule
 from relay.formats.dsn import ReportKind
-from relay.store.spool.types import Claim, EntryExtra, CloudRequest
+from relay.store.spool.types import Claim, CloudRequest, EntryExtra
 from relay.transport.routing.route_table import RouteTable
 from tests.support.claims import a_claim
 from tests.support.manual_clock import ManualClock

@@ -36,7 +36,7 @@ from relay.store.spool.shared.columns import PAY_REPORTS, json_text
 from relay.store.spool.shared.holds import changed_extra, count_holds, note_extra, note_hold
 from relay.store.spool.shared.receipts import add_receipts
 from relay.store.spool.shared.tables import OpenTransaction, Tables
-from relay.store.spool.types import Claim, ClaimResult, EntrySchedule, CloudRequest, PriorityLevel
+from relay.store.spool.types import Claim, ClaimResult, CloudRequest, EntrySchedule, PriorityLevel
 
 _OWE = "UPDATE recipient SET owed_report = ? WHERE message_id = ? AND entry = ? AND number = ?"
 _END_WARNING = "UPDATE entry SET warn_us = NULL WHERE message_id = ? AND warn_us IS NOT NULL"
