@@ -176,13 +176,13 @@ def compose(
 
     `mime_properties` has the properties that MIME cannot hold. Reading blocks; raises OSError.
     """
-    wanted = identity.internet_message_id
+    message_id = identity.internet_message_id
     if isinstance(content, MessageProperties):
-        origin = _origin(identity, content.internet_message_id or wanted)
+        origin = _origin(identity, content.internet_message_id or message_id)
         properties = _owned(content, origin)
         written = draft_content(properties, origin, kept)
         return ComposedDraft(identity, written, properties)
-    origin = _origin(identity, wanted)
+    origin = _origin(identity, message_id)
     written = _after_block(mime_draft_block(origin, mime_properties), content)
     return ComposedDraft(identity, written)
 
@@ -210,13 +210,13 @@ def draft_head(identity: DraftIdentity) -> DraftHead:
     return DraftHead(identity, mime_draft_block(origin))
 
 
-def _origin(identity: DraftIdentity, wanted: str) -> DraftOrigin:
-    """Return the private block's values; `wanted` is the Message-ID if it is valid."""
+def _origin(identity: DraftIdentity, message_id: str) -> DraftOrigin:
+    """Return the private block's values; `message_id` is the Message-ID if it is valid."""
     return DraftOrigin(
         account=identity.account,
         base_name=identity.base_name,
-        message_id=wanted
-        if is_message_id(wanted)
+        message_id=message_id
+        if is_message_id(message_id)
         else f"<{identity.message_id}@{identity.hostname}>",
         created_us=identity.created_us,
         modified_us=identity.modified_us,
@@ -274,7 +274,9 @@ def _facts(
         sender=(properties.from_ and properties.from_.address) or account,
         message_id=properties.internet_message_id or message_id,
         subject=properties.subject,
-        recipients=tuple(dict.fromkeys(one.address for one in recipients if one.address)),
+        recipients=tuple(
+            dict.fromkeys(recipient.address for recipient in recipients if recipient.address)
+        ),
     )
 
 
@@ -323,7 +325,7 @@ def with_attachment(
         kept = stored_attachments(stored)
         return compose(read_message(stored).properties, identity, (*kept, new))
     added = add_part(stored.part(length, stored.size - length), new)
-    ids = [one.facts.id for one in attachments_of(stored)]
+    ids = [attachment.facts.id for attachment in attachments_of(stored)]
     ids.insert(added.number, new.part.id)
     return compose(added.content, identity, mime_properties=_with_ids(block, ids))
 
@@ -339,7 +341,7 @@ def without_attachment(stored: Octets, identity: DraftIdentity, *, number: int) 
         del rest[number]
         return compose(read_message(stored).properties, identity, rest)
     content = remove_part(stored.part(length, stored.size - length), number)
-    ids = [one.facts.id for one in attachments_of(stored)]
+    ids = [attachment.facts.id for attachment in attachments_of(stored)]
     del ids[number]
     return compose(content, identity, mime_properties=_with_ids(block, ids))
 

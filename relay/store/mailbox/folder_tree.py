@@ -206,11 +206,11 @@ class FolderTree(StorePart):
         return self._counted(mailbox, [find_folder(mailbox, folder_id)])[0]
 
     def _counted(self, mailbox: Path, folders: Sequence[Folder]) -> list[Folder]:
-        counts = {one.id: one for one in self.index.folders(mailbox)}
+        counts = {folder.id: folder for folder in self.index.folders(mailbox)}
         pairs = ((folder, counts.get(folder.id, folder)) for folder in folders)
         return [
-            replace(folder, total=one.total, unread=one.unread, size_bytes=one.size_bytes)
-            for folder, one in pairs
+            replace(folder, total=count.total, unread=count.unread, size_bytes=count.size_bytes)
+            for folder, count in pairs
         ]
 
     def _delta(self, account: str, after: str, limit: int) -> FolderDeltaPage:
@@ -322,11 +322,11 @@ class FolderTree(StorePart):
         if target.startswith(above):
             raise FolderError("A folder cannot be copied into itself or one of its subfolders.")
         existing = folder_directories(mailbox)
-        within = sorted((one for one in existing if one.startswith(above)), key=len)
+        within = sorted((child for child in existing if child.startswith(above)), key=len)
         if len(existing) + len(within) >= FOLDERS_MAX:
             raise FolderError(f"The mailbox has reached the maximum of {FOLDERS_MAX} folders.")
         named = {folder.path: target}
-        named |= {mailbox / one: target + SEPARATOR + one[len(above) :] for one in within}
+        named |= {mailbox / child: target + SEPARATOR + child[len(above) :] for child in within}
         for directory in named.values():
             checked_directory(directory)
         reject_existing(mailbox, named.values())
@@ -343,7 +343,11 @@ class FolderTree(StorePart):
                 make_folder(pair.temporary, pair.folder_id)
                 copies = copy_messages(pair.source, pair.temporary, self.names)
                 states = self.index.states_in(mailbox, pair.source)
-                copied = {copies[one]: state for one, state in states.items() if one in copies}
+                copied = {
+                    copies[message_id]: state
+                    for message_id, state in states.items()
+                    if message_id in copies
+                }
                 if copied:
                     self.index.states(mailbox).write(copied)
             for pair in pairs:
@@ -364,7 +368,7 @@ class FolderTree(StorePart):
         for name in changed.values():
             checked_directory(name)
         reject_existing(mailbox, changed.values(), but=changed)
-        write_folder_ids(one for one in list_folders(mailbox) if one.path.name in changed)
+        write_folder_ids(moved for moved in list_folders(mailbox) if moved.path.name in changed)
         _rename_all(mailbox, changed, subscribed=changed)
 
     def _detach(self, folder: Folder) -> list[Path]:

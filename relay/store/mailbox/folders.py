@@ -72,13 +72,13 @@ def as_single_name(name: str) -> str:
 def decode_folder_name(name: str) -> str:
     """Return the display name for (a part of) a directory's name."""
     text = os.fsencode(name).decode("utf-8", "replace")
-    shown = SEPARATOR.join(_from_modified_utf7(each) for each in text.split(SEPARATOR))
-    return shown.translate(_FROM_SUBSTITUTES)
+    name_text = SEPARATOR.join(_from_modified_utf7(part) for part in text.split(SEPARATOR))
+    return name_text.translate(_FROM_SUBSTITUTES)
 
 
-def same_name(one: str, other: str) -> bool:
+def same_name(name: str, other: str) -> bool:
     """Return whether two display names differ at most in case and normalization."""
-    return _compared(one) == _compared(other)
+    return _compared(name) == _compared(other)
 
 
 def checked_directory(name: str) -> str:
@@ -116,8 +116,8 @@ def _from_modified_utf7(name: str) -> str:
     pieces = name.split("&")
     text = pieces[0]
     for piece in pieces[1:]:
-        coded, found, rest = piece.partition("-")
-        if not found:
+        coded, hyphen, rest = piece.partition("-")
+        if not hyphen:
             return name
         try:
             text += f"+{coded.replace(',', '/')}-".encode().decode("utf-7") if coded else "&"
@@ -355,16 +355,16 @@ def list_folders(mailbox: Path) -> list[Folder]:
     ids = _ids(mailbox, others)
     parents = {name: parent_directory(name, existing - {name}) for name in others}
     children = Counter(ids[parent] for parent in parents.values() if parent)
-    found = [
+    folders = [
         Folder(str(name), known.display_name, mailbox / known.directory, name)
         for name, known in _WELL_KNOWN.items()
     ]
     for name in others:
         parent = parents[name]
-        shown = decode_folder_name(name[len(parent) + 1 :])
+        display_name = decode_folder_name(name[len(parent) + 1 :])
         parent_id = ids[parent] if parent else ""
-        found.append(Folder(ids[name], shown, mailbox / name, parent_id=parent_id))
-    return [replace(one, children=children[one.id]) for one in found]
+        folders.append(Folder(ids[name], display_name, mailbox / name, parent_id=parent_id))
+    return [replace(folder, children=children[folder.id]) for folder in folders]
 
 
 def find_folder(mailbox: Path, folder_id: str) -> Folder:
@@ -372,16 +372,16 @@ def find_folder(mailbox: Path, folder_id: str) -> Folder:
 
     Raises NoSuchItemError.
     """
-    wanted = folder_id.lower()
+    lower_id = folder_id.lower()
     for folder in list_folders(mailbox):
-        if folder.id == wanted:
+        if folder.id == lower_id:
             return folder
-    if wanted in _UNSUPPORTED:
+    if lower_id in _UNSUPPORTED:
         raise NoSuchItemError(
             f"The folder {folder_id!r} is not supported. The well-known folders of a mailbox are"
             f" {', '.join(_IDS)} and {ROOT_ID}."
         )
-    if wanted == ROOT_ID:
+    if lower_id == ROOT_ID:
         raise NoSuchItemError("The top of a mailbox has folders and no messages.")
     raise NoSuchItemError(f"There is no folder {folder_id!r} in this mailbox.")
 

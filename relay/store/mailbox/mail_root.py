@@ -107,11 +107,11 @@ class MailRoot:
         if self.trouble:
             raise MissingRootError
         try:
-            found = os.stat(self._name)  # noqa: PTH116 - called for each message
+            status = os.stat(self._name)  # noqa: PTH116 - called for each message
         except OSError as error:
             reason = error.strerror or str(error)
         else:
-            if (found.st_dev, found.st_ino) == self._identity:
+            if (status.st_dev, status.st_ino) == self._identity:
                 return
             reason = "another directory is at its path"
         with self._noting:
@@ -185,12 +185,12 @@ class MailRoot:
         try:
             status = os.fstat(descriptor)
             identity = (status.st_dev, status.st_ino)
-            found = self._checked_id()
+            root_id = self._checked_id()
             if self._session and identity != self._identity:
                 self._check_session()
             self._lock()
-            if not found:
-                found = write_id(self.path)
+            if not root_id:
+                root_id = write_id(self.path)
             if not self._session:
                 self._check_links()
                 self._begin_session()
@@ -201,15 +201,15 @@ class MailRoot:
         if old is not None:
             os.close(old)
         self._identity = identity
-        self.id = self._known_id = found
+        self.id = self._known_id = root_id
         self.trouble = ""
 
     def _checked_id(self) -> str:
-        found = read_id(self.path)
-        if self._known_id and found != self._known_id:
-            has = f"the id {found}" if found else "no id"
-            raise self._foreign(f"it has {has}", accept=found or NEW_ID)
-        return found
+        root_id = read_id(self.path)
+        if self._known_id and root_id != self._known_id:
+            has = f"the id {root_id}" if root_id else "no id"
+            raise self._foreign(f"it has {has}", accept=root_id or NEW_ID)
+        return root_id
 
     def _check_session(self) -> None:
         if (self.path / SUBMISSIONS / _SESSION_FILE).read_text() != self._session:

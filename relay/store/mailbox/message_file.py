@@ -92,8 +92,8 @@ def parse_name(file_name: str) -> MessageName | None:
     if relay_name := _RELAY_NAME.fullmatch(base_name):
         seconds, message_id, generation = int(relay_name[1]), relay_name[2], int(relay_name[3])
     else:
-        found = _SECONDS.match(base_name)
-        seconds, message_id, generation = int(found[0]) if found else 0, foreign_id(base_name), 1
+        match = _SECONDS.match(base_name)
+        seconds, message_id, generation = int(match[0]) if match else 0, foreign_id(base_name), 1
     return MessageName(
         file_name=file_name,
         name_with_size=name_with_size,
@@ -265,7 +265,7 @@ def load(
     state = located.state
     properties = with_state(with_defaults(message.properties, block), state)
     flags = located.name.flags
-    attachments = tuple(_with_id(one, at) for at, one in enumerate(message.attachments))
+    attachments = tuple(_with_id(facts, at) for at, facts in enumerate(message.attachments))
     written_us = block.origin.modified_us if block else mtime_us
     return StoredMessage(
         id=located.message_id,
@@ -300,8 +300,10 @@ def _page_id(located: MessageFile, stored: Octets, *, is_own: bool) -> str:
 
 def attachments_of(stored: Octets) -> tuple[AttachedOctets, ...]:
     """Return the attachments of a file, each with its id. Reading blocks; raises OSError."""
-    found = enumerate(read_attachments(stored))
-    return tuple(replace(one, facts=_with_id(one.facts, at)) for at, one in found)
+    numbered = enumerate(read_attachments(stored))
+    return tuple(
+        replace(attachment, facts=_with_id(attachment.facts, at)) for at, attachment in numbered
+    )
 
 
 def _with_id(facts: AttachmentFacts, position: int) -> AttachmentFacts:

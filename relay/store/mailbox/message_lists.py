@@ -71,11 +71,11 @@ class MessageLists(StorePart):
 
     def _number(self, account: str, message_ids: Sequence[str]) -> _Numbers:
         mailbox = self.folders.mailbox(account)
-        found = self.index.find_all(mailbox, message_ids)
-        if folder_ids := {one.folder.id for one in found if not one.article}:
+        files = self.index.find_all(mailbox, message_ids)
+        if folder_ids := {file.folder.id for file in files if not file.article}:
             self.index.number(mailbox, tuple(folder_ids))
-            found = self.index.find_all(mailbox, message_ids)
-        return {(one.folder.id, one.message_id): one.article for one in found}
+            files = self.index.find_all(mailbox, message_ids)
+        return {(file.folder.id, file.message_id): file.article for file in files}
 
     async def delta(self, account: str, query: DeltaQuery) -> DeltaPage:
         """Return what became of a folder's messages since a position, each message once.
@@ -113,18 +113,18 @@ class MessageLists(StorePart):
         self, account: str, after: str, limit: int
     ) -> tuple[ChangePage, dict[str, str]]:
         page = self._changes(account, after, limit)
-        ids = list(dict.fromkeys(one.message_id for one in page.changes))
+        ids = list(dict.fromkeys(change.message_id for change in page.changes))
         files = self.index.find_all(self.folders.mailbox(account), ids) if ids else ()
-        return page, {one.message_id: one.change_key for one in files}
+        return page, {file.message_id: file.change_key for file in files}
 
     def _find(self, account: str, query: MessageQuery, limit: QueryTimeLimit) -> Page:
         limit.check()
         mailbox = self.folders.mailbox(account)
-        found = self.index.query(mailbox, query, limit)
+        result = self.index.query(mailbox, query, limit)
         messages: list[StoredMessage] = []
         positions: list[str] = []
         left_bytes, next_after = query.bytes_max, ""
-        for hit in found.hits:
+        for hit in result.hits:
             if messages and (left_bytes <= 0 or limit.is_over()):
                 break
             next_after = hit.position
@@ -133,28 +133,30 @@ class MessageLists(StorePart):
                 positions.append(next_after)
                 left_bytes -= message.memory_bytes
         else:
-            next_after = next_after if found.more else ""
-        return Page(tuple(messages), found.total, next_after, tuple(positions))
+            next_after = next_after if result.more else ""
+        return Page(tuple(messages), result.total, next_after, tuple(positions))
 
     def _delta(self, account: str, query: DeltaQuery, limit: QueryTimeLimit) -> DeltaPage:
         limit.check()
         mailbox = self.folders.mailbox(account)
-        found = self.index.delta(mailbox, query, limit)
+        delta = self.index.delta(mailbox, query, limit)
         changed: list[MessageDelta] = []
         left_bytes = query.bytes_max
-        for one in found.changed:
+        for change in delta.changed:
             if changed and (left_bytes <= 0 or limit.is_over()):
-                return DeltaPage(tuple(changed), one.position, more=True)
+                return DeltaPage(tuple(changed), change.position, more=True)
             message = None
-            if one.located is not None:
-                message = self._listed(mailbox, one.located, query)
+            if change.located is not None:
+                message = self._listed(mailbox, change.located, query)
                 if message is None:  # the feed has a later change of it
                     continue
                 left_bytes -= message.memory_bytes
             changed.append(
-                MessageDelta(one.message_id, one.kind, one.position, message, one.folder_id)
+                MessageDelta(
+                    change.message_id, change.kind, change.position, message, change.folder_id
+                )
             )
-        return DeltaPage(tuple(changed), found.position, found.more)
+        return DeltaPage(tuple(changed), delta.position, delta.more)
 
     def _listed(
         self, mailbox: Path, located: MessageFile, query: MessageQuery | DeltaQuery

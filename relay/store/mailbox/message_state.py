@@ -99,19 +99,19 @@ def changed_state(before: MessageState, values: Mapping[str, Any], *, now_us: in
     state = replace(before, **values)
     if state == before:
         return before
-    is_flag_same = all(getattr(state, one) == getattr(before, one) for one in _FLAG_FIELDS)
+    is_flag_same = all(getattr(state, name) == getattr(before, name) for name in _FLAG_FIELDS)
     return replace(state, modified_us=now_us, flag_us=before.flag_us if is_flag_same else now_us)
 
 
-def united(one: bytes, other: bytes) -> bytes:
+def united(state: bytes, other: bytes) -> bytes:
     """Return the encoded state of a message for which there are two. Each property, and the flag as
     a whole, has the value that was set later.
 
     If that is too large, return the later state.
     """
-    if one == other or not (one and other):
-        return one or other
-    earlier, later = sorted((read_state(one), read_state(other)), key=lambda it: it.modified_us)
+    if state == other or not (state and other):
+        return state or other
+    earlier, later = sorted((read_state(state), read_state(other)), key=lambda it: it.modified_us)
     set_later = (*CONTENT_FIELDS, "is_other", "modified_us")
     values = {name: getattr(later, name) for name in set_later}
     values = {name: value for name, value in values.items() if value is not None}
@@ -122,7 +122,7 @@ def united(one: bytes, other: bytes) -> bytes:
 
 
 def _has_flag(state: MessageState) -> bool:
-    return any(getattr(state, one) for one in _FLAG_FIELDS)
+    return any(getattr(state, name) for name in _FLAG_FIELDS)
 
 
 def flag_of(state: MessageState, *, is_flagged: bool) -> FollowUpFlag:

@@ -173,7 +173,7 @@ class Messages(StorePart):
         mailbox = self.folders.mailbox(account)
         self.old_files.clean(mailbox)
         folder = find_folder(mailbox, folder_id)
-        kept = tuple(one for one in properties.extended if one.id not in RECORDED)
+        kept = tuple(field for field in properties.extended if field.id not in RECORDED)
         state = self._state_maker(
             {"extended": kept or None, "delivery_receipt": properties.delivery_receipt or None}
         )(NO_STATE)
@@ -217,39 +217,41 @@ class Messages(StorePart):
     def mark(self, account: str, message_ids: Sequence[str], *, is_read: bool) -> Sequence[str]:
         """Mark messages as read or unread, durably; return those that are in the mailbox."""
         mailbox = self.folders.mailbox(account)
-        found = self.index.find_all(mailbox, message_ids)
+        files = self.index.find_all(mailbox, message_ids)
         changed: set[Path] = set()
-        for located in found:
+        for located in files:
             if (SEEN in located.name.flags) != is_read:
                 changed |= self._marked(mailbox, located, is_read=is_read)
         for directory in changed:
             self.syncs.sync(directory)
-        return [located.message_id for located in found]
+        return [located.message_id for located in files]
 
     @in_thread
     def categories(
-        self, account: str, wanted: Mapping[str, Sequence[str] | None], *, is_first: bool = False
+        self, account: str, new: Mapping[str, Sequence[str] | None], *, is_first: bool = False
     ) -> Mapping[str, Sequence[str]]:
-        """Return the categories of those of these messages that are in the mailbox, with those that
-        are `wanted` of them set before, durably. Drafts, and with `is_first` what a client has
-        categorized, stay as they are.
+        """Set the categories of messages, durably, and return those that they have then, by id.
+
+        `new` has the new categories by message id; None only reads them. Messages that are not in
+        the mailbox are left out. Drafts stay as they are, and with `is_first` also messages that
+        a client has categorized.
         """
         mailbox, read = self.folders.directory(account), dict[str, Sequence[str]]()
-        for one in self.index.find_all(mailbox, list(wanted)) if mailbox.is_dir() else ():
-            values, is_set = wanted[one.message_id], one.state.categories is not None
-            with self.stripes.of(one.message_id), suppress(NoSuchItemError, FileNotFoundError):
-                if values is None or one.is_draft or (is_first and is_set):
-                    values = loaded(one, _WITHOUT_BODY).properties.categories
+        for located in self.index.find_all(mailbox, list(new)) if mailbox.is_dir() else ():
+            values, is_set = new[located.message_id], located.state.categories is not None
+            with self.stripes.of(located.message_id), suppress(NoSuchItemError, FileNotFoundError):
+                if values is None or located.is_draft or (is_first and is_set):
+                    values = loaded(located, _WITHOUT_BODY).properties.categories
                 else:
                     make = self._state_maker({"categories": tuple(values)})
-                    self.index.change_state(mailbox, one, make)
-                read[one.message_id] = values
+                    self.index.change_state(mailbox, located, make)
+                read[located.message_id] = values
         return read
 
-    def _marked(self, mailbox: Path, found: MessageFile, *, is_read: bool) -> set[Path]:
+    def _marked(self, mailbox: Path, file: MessageFile, *, is_read: bool) -> set[Path]:
         """Mark a message that may be renamed or gone; return the directories that were changed."""
-        located: MessageFile | None = found
-        with self.stripes.of(found.message_id):
+        located: MessageFile | None = file
+        with self.stripes.of(file.message_id):
             for _ in range(_LOOKS_MAX):
                 if located is None:
                     break
@@ -259,7 +261,7 @@ class Messages(StorePart):
                     changed = self._flagged(located, flags)
                     located.path.rename(changed.path)
                     return {located.directory, changed.directory}
-                located = self.index.find(mailbox, found.message_id)
+                located = self.index.find(mailbox, file.message_id)
         return set()
 
     @retry_if_renamed
@@ -288,7 +290,10 @@ class Messages(StorePart):
         """
         new = self.folders.inbox(account) / "new"
         names = {name.partition(".R")[2].partition("_")[0]: name for name in list_names(new)}
-        return {one: render(open_octets(new / names[one])) for one in names.keys() & message_ids}
+        return {
+            message_id: render(open_octets(new / names[message_id]))
+            for message_id in names.keys() & message_ids
+        }
 
     @in_thread
     @retry_if_renamed
@@ -309,9 +314,9 @@ class Messages(StorePart):
             before = self._found(account, message_id, condition)
             located = before.located
             flags = located.name.flags
-            for flag, wanted in {SEEN: change.is_read, FLAGGED: change.flagged}.items():
-                if wanted is not None:
-                    flags = with_flags(flags, **{"add" if wanted else "remove": flag})
+            for flag, is_set in {SEEN: change.is_read, FLAGGED: change.flagged}.items():
+                if is_set is not None:
+                    flags = with_flags(flags, **{"add" if is_set else "remove": flag})
             if change.properties is not None and not located.is_draft:
                 raise NotADraftError("Only a draft's content can be changed.")
             make = self._state_maker(change.state)
@@ -424,7 +429,7 @@ class Messages(StorePart):
                     self._change_state(
                         mailbox,
                         located,
-                        lambda found: replace(make(found), **content),
+                        lambda message: replace(make(message), **content),
                         undo=undo,
                     )
                 self.scheduled.rewrite(before, temporary, memory_part(draft.content), undo=undo)

@@ -97,8 +97,10 @@ class SettingsFiles(StorePart):
         if account not in self.replying:
             if len(self.replying) >= _KNOWN_MAX:
                 self.replying.clear()
-            found = (await self.read(account)).automatic_replies.status
-            self.replying.setdefault(account, found != "disabled")  # a write meanwhile knows better
+            status = (await self.read(account)).automatic_replies.status
+            self.replying.setdefault(
+                account, status != "disabled"
+            )  # a write meanwhile knows better
         return self.replying[account]
 
     @in_thread

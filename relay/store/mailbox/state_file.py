@@ -118,15 +118,15 @@ class StateFile:
         """Return some of the encoded states that were written with this version or a later one, in
         the order of version and id. With an id, begin after it. [] after the last.
         """
-        found: list[tuple[int, str, bytes]] = []
+        rows: list[tuple[int, str, bytes]] = []
         size_bytes = 0
         with self._reader.use() as connection:
             for row in connection.execute(_SINCE, (version, message_id)) if connection else ():
-                found.append(row)
+                rows.append(row)
                 size_bytes += len(row[2])
-                if len(found) >= _PAGE_STATES or size_bytes >= _PAGE_BYTES:
+                if len(rows) >= _PAGE_STATES or size_bytes >= _PAGE_BYTES:
                     break
-        return found
+        return rows
 
     def find(self, message_id: str) -> bytes:
         """Return the encoded state of a message, b"" if it has none."""
@@ -137,7 +137,7 @@ class StateFile:
         """Return the ids of all messages that have a state or an article number, or had one."""
         sql = "SELECT message_id FROM state UNION SELECT message_id FROM article"
         with self._writer.use() as connection:
-            return [found for (found,) in connection.execute(sql)] if connection else []
+            return [message_id for (message_id,) in connection.execute(sql)] if connection else []
 
     def merge(self, unmerged: Sequence[UnmergedState]) -> bool:
         """Store one state for the ids of each message in `unmerged`, durably. It is what united()
@@ -155,7 +155,9 @@ class StateFile:
                     for ids, state in unmerged:
                         before = _states_of(connection, ids)
                         new = reduce(united, before.values()) or state
-                        states |= {one: new for one, old in before.items() if old != new}
+                        states |= {
+                            message_id: new for message_id, old in before.items() if old != new
+                        }
                     if states:
                         _write(connection, states)
                     return True
@@ -186,7 +188,7 @@ class StateFile:
 
     def write(self, states: Mapping[str, MessageState]) -> None:
         """Replace the states of messages, durably and all together."""
-        self.restore({one: encode_state(state) for one, state in states.items()})
+        self.restore({message_id: encode_state(state) for message_id, state in states.items()})
 
     def number(
         self, messages: Iterable[tuple[str, Sequence[str], int]]
@@ -197,9 +199,9 @@ class StateFile:
         numbered: list[tuple[int, str, int]] = []
         with self._writing() as connection:
             for folder_id, ids, stay in messages:
-                found = connection.execute(_KNOWN, (ids[0], folder_id, stay)).get
-                number = found or connection.execute(_NEXT, (folder_id,)).get
-                rows = [(one, folder_id, stay, number) for one in ids]
+                known = connection.execute(_KNOWN, (ids[0], folder_id, stay)).get
+                number = known or connection.execute(_NEXT, (folder_id,)).get
+                rows = [(message_id, folder_id, stay, number) for message_id in ids]
                 connection.executemany("INSERT OR REPLACE INTO article VALUES (?, ?, ?, ?)", rows)
                 numbered.append((number, ids[0], stay))
         return numbered
@@ -226,12 +228,12 @@ class StateFile:
         """Remove the states of messages that were removed."""
         with self._writing() as connection:
             sql = "DELETE FROM state WHERE message_id = ?"
-            connection.executemany(sql, [(one,) for one in ids])
+            connection.executemany(sql, [(message_id,) for message_id in ids])
 
     def close(self) -> None:
         """Close the file; the next use opens it again."""
-        for one in (self._reader, self._writer):
-            one.close()
+        for file in (self._reader, self._writer):
+            file.close()
 
     def _fetch(self, sql: str, *values: object) -> list[Any]:
         """Return the rows of a query; none without a file."""
@@ -261,14 +263,14 @@ def _transaction(connection: apsw.Connection) -> Iterator[None]:
 
 
 def _states_of(connection: apsw.Connection, ids: Sequence[str]) -> dict[str, bytes]:
-    return {one: connection.execute(_FIND, (one,)).get or b"" for one in ids}
+    return {message_id: connection.execute(_FIND, (message_id,)).get or b"" for message_id in ids}
 
 
 def _write(connection: apsw.Connection, states: Mapping[str, bytes]) -> None:
     [(version,)] = connection.execute("UPDATE last SET version = version + 1 RETURNING *")
     connection.executemany(
         "INSERT OR REPLACE INTO state (message_id, version, value) VALUES (?, ?, ?)",
-        [(one, version, state) for one, state in states.items()],
+        [(message_id, version, state) for message_id, state in states.items()],
     )
 
 
@@ -360,10 +362,10 @@ def _set_up(connection: apsw.Connection) -> None:
 
 
 def _is_set_up(connection: apsw.Connection) -> bool:
-    found = connection.pragma("user_version")
-    if found not in (0, _VERSION):
-        raise apsw.SchemaChangeError(f"its schema is {found}, expected {_VERSION}")
-    return bool(found)
+    version = connection.pragma("user_version")
+    if version not in (0, _VERSION):
+        raise apsw.SchemaChangeError(f"its schema is {version}, expected {_VERSION}")
+    return bool(version)
 
 
 class DamagedStatesError(OSError):
@@ -407,11 +409,11 @@ def state_faults(path: Path) -> Iterable[str]:
             for (fault,) in connection.execute("PRAGMA quick_check(3)"):
                 if fault != "ok":
                     return [str(fault)]
-            found = connection.pragma("user_version")
-            if not (found or connection.execute("SELECT count(*) FROM sqlite_schema").get):
+            version = connection.pragma("user_version")
+            if not (version or connection.execute("SELECT count(*) FROM sqlite_schema").get):
                 return []  # a crash at its creation left no table
-            if found != _VERSION:
-                return [f"its schema is {found}, expected {_VERSION}"]
+            if version != _VERSION:
+                return [f"its schema is {version}, expected {_VERSION}"]
             return [
                 f"the state of {message_id}: {error}"
                 for message_id, value in connection.execute("SELECT message_id, value FROM state")

@@ -184,10 +184,16 @@ class StoredMessage(Struct, frozen=True):
     @property
     def memory_bytes(self) -> int:
         """About how much memory the message takes: its text, header fields and attachments."""
-        one = self.properties
-        fields = sum(len(name) + len(value) for name, value in one.internet_message_headers)
-        parts = len(one.to) + len(one.cc) + len(one.bcc) + len(one.reply_to) + len(self.attachments)
-        return getsizeof(one.body) + len(self.header) + fields + (parts + 1) * _PART_BYTES
+        properties = self.properties
+        fields = sum(len(name) + len(value) for name, value in properties.internet_message_headers)
+        parts = (
+            len(properties.to)
+            + len(properties.cc)
+            + len(properties.bcc)
+            + len(properties.reply_to)
+            + len(self.attachments)
+        )
+        return getsizeof(properties.body) + len(self.header) + fields + (parts + 1) * _PART_BYTES
 
 
 class Precondition(Struct, frozen=True):

@@ -111,7 +111,7 @@ class IndexBuilder:
 
 
 def _mailboxes(root: Path) -> list[Path]:
-    return [one for one in mailbox_directories(root) if (one / "cur").is_dir()]
+    return [path for path in mailbox_directories(root) if (path / "cur").is_dir()]
 
 
 def _is_large(mailbox: Path) -> bool:

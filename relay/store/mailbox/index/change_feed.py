@@ -96,14 +96,14 @@ def changes_after(cursor: apsw.Cursor, position: str, limit: int) -> ChangePage:
     if not position:
         return ChangePage((), position_at(cursor, last), more=False)
     after = _known_sequence(cursor, position, last)
-    found = fetch(
+    rows = fetch(
         cursor,
         f"SELECT {_COLUMNS} FROM change WHERE sequence > ? ORDER BY sequence LIMIT ?",
         (after, limit + 1),
     )
-    changes = tuple(_change(values) for values in found[:limit])
+    changes = tuple(_change(values) for values in rows[:limit])
     reached = changes[-1].sequence if changes else after
-    return ChangePage(changes, position_at(cursor, reached), more=len(found) > limit)
+    return ChangePage(changes, position_at(cursor, reached), more=len(rows) > limit)
 
 
 def first_changes(cursor: apsw.Cursor, position: str, folder_id: str) -> Iterator[Change]:
@@ -114,12 +114,12 @@ def first_changes(cursor: apsw.Cursor, position: str, folder_id: str) -> Iterato
     """
     after = _known_sequence(cursor, position, _last(cursor))
     within = "(folder_id = ?2 OR previous_folder_id = ?2)" if folder_id else "?2 = ''"
-    found = cursor.connection.cursor().execute(  # the caller may use its own one meanwhile
+    rows = cursor.connection.cursor().execute(  # the caller may use its own one meanwhile
         f"SELECT {_COLUMNS} FROM change WHERE sequence > ?1 AND {within} ORDER BY sequence",
         (after, folder_id),
     )
     seen = set()
-    for values in found:
+    for values in rows:
         change = _change(values)
         if change.message_id not in seen:
             seen.add(change.message_id)
@@ -157,17 +157,19 @@ def _change(values: Sequence[Any]) -> Change:
 
 
 def _last(cursor: apsw.Cursor) -> int:
-    found = cursor.execute("SELECT seq FROM sqlite_sequence WHERE name = 'change'").fetchone()
-    return int(found[0]) if found else 0
+    row = cursor.execute("SELECT seq FROM sqlite_sequence WHERE name = 'change'").fetchone()
+    return int(row[0]) if row else 0
 
 
 def differing_folders(cursor: apsw.Cursor, folders: Iterable[Folder]) -> Mapping[str, bytes]:
     """Return the states of the folders, by id, that differ from their rows."""
-    states = {one.id: _digest(one) for one in folders}
+    states = {folder.id: _digest(folder) for folder in folders}
     known = dict(fetch(cursor, "SELECT id, digest FROM folder_state"))
     for folder_id in sorted(known.keys() - states.keys()):
         states[folder_id] = _REMOVED
-    return {one: state for one, state in states.items() if known.get(one) != state}
+    return {
+        folder_id: state for folder_id, state in states.items() if known.get(folder_id) != state
+    }
 
 
 def update_folders(cursor: apsw.Cursor, differing: Mapping[str, bytes]) -> None:
@@ -201,15 +203,15 @@ def folders_after(
     after = sequence_of(cursor, position) if position else 0
     if position and not int(get_meta(cursor, _FOLDERS_PRUNED) or 0) <= after <= last:
         raise StalePositionError("The position is too old; start again without it.")
-    found = fetch(
+    rows = fetch(
         cursor,
         "SELECT id, sequence FROM folder_state WHERE sequence > ?1 AND (digest <> x'' OR ?2)"
         " ORDER BY sequence LIMIT ?3",
         (after, bool(position), limit + 1),
     )
-    changed = tuple(FolderDelta(one, folders.get(one)) for one, _ in found[:limit])
-    if limit and len(found) > limit:
-        return FolderDeltaPage(changed, position_at(cursor, found[limit - 1][1]), more=True)
+    changed = tuple(FolderDelta(folder_id, folders.get(folder_id)) for folder_id, _ in rows[:limit])
+    if limit and len(rows) > limit:
+        return FolderDeltaPage(changed, position_at(cursor, rows[limit - 1][1]), more=True)
     return FolderDeltaPage(changed, position_at(cursor, last), more=False)
 
 
@@ -219,10 +221,10 @@ def _last_folder(cursor: apsw.Cursor) -> int:
 
 def _digest(folder: Folder) -> bytes:
     """Return a digest of all that a client sees of a folder."""
-    shown = (
+    visible = (
         *(folder.display_name, folder.parent_id, folder.children),
         *(folder.total, folder.unread, folder.size_bytes),
     )
     return hashlib.blake2b(
-        repr(shown).encode("utf-8", "replace"), digest_size=_DIGEST_BYTES
+        repr(visible).encode("utf-8", "replace"), digest_size=_DIGEST_BYTES
     ).digest()

@@ -200,15 +200,15 @@ def _set_up(connection: apsw.Connection) -> None:
     connection.set_busy_timeout(_BUSY_MS)
     connection.transaction_mode = "IMMEDIATE"
     connection.execute(f"PRAGMA cache_size = -{_CACHE_KIB}")
-    found = connection.execute("PRAGMA user_version").get
-    if found == 0 and not connection.execute("SELECT count(*) FROM sqlite_schema").get:
+    version = connection.execute("PRAGMA user_version").get
+    if version == 0 and not connection.execute("SELECT count(*) FROM sqlite_schema").get:
         connection.execute("PRAGMA synchronous = OFF")  # a new index has nothing to lose
         connection.execute("PRAGMA journal_mode = WAL")
         with connection:
             connection.execute(_text("schema.sql"))
             connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
-    elif found != SCHEMA_VERSION:
-        raise IndexDamagedError(f"schema {found}, expected {SCHEMA_VERSION}")
+    elif version != SCHEMA_VERSION:
+        raise IndexDamagedError(f"schema {version}, expected {SCHEMA_VERSION}")
     connection.execute("PRAGMA journal_mode = WAL")
     connection.execute("PRAGMA synchronous = NORMAL")
     connection.execute(f"PRAGMA wal_autocheckpoint = {_CHECKPOINT_PAGES}")

@@ -103,7 +103,7 @@ class CompiledQuery:
         self._compiled = compile_condition(query.condition)
         self._after = read_page_token(self._keys, query.after) if query.after else ()
         clauses = (self._compiled.lead.where, self._compiled.filter)
-        self.level = max(*(one.level for one in clauses), *(one.level for one in self._keys))
+        self.level = max(*(clause.level for clause in clauses), *(key.level for key in self._keys))
         self.compares_articles = ARTICLE in self._compiled.filter.sql
 
     def answer(self, cursor: apsw.Cursor, folders: FolderRows) -> QueryResult:
@@ -123,19 +123,19 @@ class CompiledQuery:
         key_columns = _with_driving_uid(keys, lead)
         distinct = "DISTINCT " if lead.may_repeat else ""
         clauses = _with_driving_uid(f"WHERE {clause.sql} ORDER BY {order} LIMIT ? OFFSET ?", lead)
-        found = fetch(
+        rows = fetch(
             cursor,
             f"SELECT {distinct}{_COLUMNS}, {key_columns} FROM {lead.tables} {clauses}",
             (*clause.values, query.top + 1, query.skip),
         )
         hits = tuple(
             Hit(
-                message_file_of(cursor, folders, read_row(one[:_WIDTH])),
-                make_page_token(self._keys, one[_WIDTH:]),
+                message_file_of(cursor, folders, read_row(row[:_WIDTH])),
+                make_page_token(self._keys, row[_WIDTH:]),
             )
-            for one in found[: query.top]
+            for row in rows[: query.top]
         )
-        return QueryResult(hits, total, more=len(found) > query.top)
+        return QueryResult(hits, total, more=len(rows) > query.top)
 
     def _count(self, cursor: apsw.Cursor, where: Sequence[Clause], folder: FolderRow | None) -> int:
         if self._query.condition is None:
@@ -152,7 +152,7 @@ def _with_driving_uid(sql: str, lead: DrivingTable) -> str:
     return sql.replace(UID, lead.uid)
 
 
-_COLUMNS = ", ".join(f"message.{one.strip()}" for one in COLUMNS.split(","))
+_COLUMNS = ", ".join(f"message.{column.strip()}" for column in COLUMNS.split(","))
 
 
 _OPEN_MAX = 64  # each has at most eight files open
@@ -194,19 +194,21 @@ class Indexes:
     def claimed(self, mailbox: Path, message_ids: Sequence[str]) -> set[str]:
         """Return those of these ids of which there are copies that other programs have made."""
         sql = f"SELECT claimed_id FROM message WHERE claimed_id IN ({marks(message_ids)})"
-        found = self._run(mailbox, lambda cursor, _: fetch(cursor, sql, message_ids))
-        return {claimed for (claimed,) in found}
+        rows = self._run(mailbox, lambda cursor, _: fetch(cursor, sql, message_ids))
+        return {claimed for (claimed,) in rows}
 
     def read_flags(self, mailbox: Path, message_ids: Sequence[str]) -> dict[str, bool]:
         """Return whether messages are read, by id; those that are not there are left out."""
         sql = f"SELECT message_id, is_read FROM message WHERE message_id IN ({marks(message_ids)})"
-        found = self._run(mailbox, lambda cursor, _: fetch(cursor, sql, message_ids))
-        return {message_id: bool(is_read) for message_id, is_read in found}
+        rows = self._run(mailbox, lambda cursor, _: fetch(cursor, sql, message_ids))
+        return {message_id: bool(is_read) for message_id, is_read in rows}
 
     def unread(self, mailbox: Path) -> set[str]:
         """Return the ids of the messages that are not read."""
         sql = "SELECT message_id FROM message WHERE is_read = 0"
-        return {one for (one,) in self._run(mailbox, lambda cursor, _: fetch(cursor, sql))}
+        return {
+            message_id for (message_id,) in self._run(mailbox, lambda cursor, _: fetch(cursor, sql))
+        }
 
     def get(self, mailbox: Path, message_id: str, *, folder_id: str = "") -> MessageFile:
         """Return the file of a message. Raises NoSuchItemError."""
@@ -236,8 +238,8 @@ class Indexes:
         folders = f"SELECT number FROM folder WHERE id IN ({marks(folder_ids)})"
         where = f"WHERE article IS NULL AND folder IN ({folders}) ORDER BY uid {_NUMBERED_AT_ONCE}"
         with self._of(mailbox) as index:
-            while found := self._files(mailbox, where, folder_ids):
-                messages = [(one.folder.id, one.state_ids, one.stay) for one in found]
+            while files := self._files(mailbox, where, folder_ids):
+                messages = [(file.folder.id, file.state_ids, file.stay) for file in files]
                 self._write_numbers(index, index.states.number(messages))
 
     def _write_numbers(self, index: MailboxIndex, numbered: Sequence[tuple[int, str, int]]) -> None:
@@ -267,7 +269,7 @@ class Indexes:
 
         if prepared.compares_articles:
             own = [query.folder_id.lower()] if query.folder_id else None
-            self.number(mailbox, own or [one.id for one in self.folders(mailbox)])
+            self.number(mailbox, own or [folder.id for folder in self.folders(mailbox)])
         with self._of(mailbox) as index:
             indexer = ContentIndexer(index, clock=self._clock, limit=limit)
             return indexer.run(prepared.level, operation)
@@ -303,7 +305,7 @@ class Indexes:
         """See FolderTree.delta()."""
 
         def operation(cursor: apsw.Cursor, folders: FolderRows) -> FolderDeltaPage:
-            counted = {one.id: one for one in _counted(cursor, folders)}
+            counted = {folder.id: folder for folder in _counted(cursor, folders)}
             if differing := differing_folders(cursor, counted.values()):
                 with index.transaction() as writing:
                     update_folders(writing, differing)
@@ -371,8 +373,8 @@ class Indexes:
         def operation(cursor: apsw.Cursor, folders: FolderRows) -> dict[str, MessageState]:
             numbers = [at for at, row in folders.items() if row.folder.path == folder]
             sql = "SELECT base_name, state FROM message WHERE state_bytes > 0 AND folder = ?"
-            found = fetch(cursor, sql, numbers) if numbers else []
-            return {os.fsdecode(base_name): read_state(state) for base_name, state in found}
+            rows = fetch(cursor, sql, numbers) if numbers else []
+            return {os.fsdecode(base_name): read_state(state) for base_name, state in rows}
 
         return self._run(mailbox, operation)
 
@@ -384,8 +386,8 @@ class Indexes:
             ids = index.states.ids()
             vanished = set(ids)
             for start in range(0, len(ids), _IDS_AT_ONCE):
-                found = self.find_all(mailbox, ids[start : start + _IDS_AT_ONCE])
-                vanished.difference_update(*(one.state_ids for one in found))
+                files = self.find_all(mailbox, ids[start : start + _IDS_AT_ONCE])
+                vanished.difference_update(*(file.state_ids for file in files))
             index.states.expire(vanished, now_us=self._clock.confirmed_us())
 
     def changes(self, mailbox: Path, after: str, limit: int) -> ChangePage:
@@ -467,8 +469,8 @@ class Indexes:
             surplus = [
                 self._open.pop(path) for path in unused[: max(0, len(self._open) - self._open_max)]
             ]
-        for one in surplus:
-            one.close()
+        for closing in surplus:
+            closing.close()
         try:
             yield index
         finally:
@@ -564,18 +566,18 @@ def _counted(cursor: apsw.Cursor, folders: FolderRows) -> list[Folder]:
             cursor, "SELECT number, total, unread, size_bytes FROM folder"
         )
     }
-    found = []
+    with_counts = []
     for number, row in folders.items():
         total, unread, size_bytes = counts[number]
-        found.append(replace(row.folder, total=total, unread=unread, size_bytes=size_bytes))
-    return found
+        with_counts.append(replace(row.folder, total=total, unread=unread, size_bytes=size_bytes))
+    return with_counts
 
 
 def _folder_of_id(folders: FolderRows, folder_id: str) -> FolderRow | None:
     if not folder_id:
         return None
-    wanted = folder_id.lower()
+    lower_id = folder_id.lower()
     for folder in folders.values():
-        if folder.folder.id == wanted:
+        if folder.folder.id == lower_id:
             return folder
     raise NoSuchItemError(f"There is no folder {folder_id!r} in this mailbox.")

@@ -127,7 +127,7 @@ class MessageTable:
         self._state_of = state_of
         self.is_first = is_first
         self.cursor = cursor
-        self._folders = {one.number: one.folder for one in folders}
+        self._folders = {folder.number: folder.folder for folder in folders}
         self.unmerged: list[UnmergedState] = []
         self._full_us: dict[int, int] = {}  # where the uids of a full microsecond continue
 
@@ -146,17 +146,17 @@ class MessageTable:
         """Yield other messages with the same file as `row`, or whose file claims its id."""
         if self.is_first:
             return
-        found = self.cursor.execute(
+        cursor = self.cursor.execute(
             f"SELECT {COLUMNS} FROM message WHERE inode = ? UNION"
             f" SELECT {COLUMNS} FROM message WHERE claimed_id <> '' AND claimed_id = ?",
             (row.stat_data.inode, row.message_id),
         )
-        for values in found.fetchall():
-            one = read_row(values)
-            if one.uid != row.uid and (
-                one.stat_data == row.stat_data or one.claimed_id == row.message_id
+        for values in cursor.fetchall():
+            copy = read_row(values)
+            if copy.uid != row.uid and (
+                copy.stat_data == row.stat_data or copy.claimed_id == row.message_id
             ):
-                yield one
+                yield copy
 
     def is_draft(self, location: FileLocation) -> bool:
         """Return whether the file at a location is a draft."""
@@ -236,7 +236,7 @@ class MessageTable:
         self._note_unmerged(tuple(dict.fromkeys((*ids, before))), row.state)
 
     def _note_unmerged(self, ids: tuple[str, ...], state: bytes) -> None:
-        if {self._state_of(one) for one in ids} != {state}:
+        if {self._state_of(message_id) for message_id in ids} != {state}:
             self.unmerged.append((ids, state))
 
     def is_claimed(self, message_id: str) -> bool:
@@ -367,8 +367,8 @@ def select_rows(
     cursor: apsw.Cursor, clauses: str, values: Sequence[Any] = ()
 ) -> Iterator[IndexedMessage]:
     """Read messages; `clauses` follow the name of the table."""
-    found = cursor.execute(f"SELECT {COLUMNS} FROM message {clauses}", values)
-    return map(read_row, found.fetchall())
+    rows = cursor.execute(f"SELECT {COLUMNS} FROM message {clauses}", values)
+    return map(read_row, rows.fetchall())
 
 
 def read_row(values: Sequence[Any]) -> IndexedMessage:

@@ -80,13 +80,13 @@ def _adapt_content(
         (state.modified_us, *columns.values(), row.uid),
     )
     if state.extended is not None:
-        gone = [(row.uid, extended_kind(one.id)) for one in before.extended or ()]
+        gone = [(row.uid, extended_kind(prop.id)) for prop in before.extended or ()]
         cursor.executemany("DELETE FROM item WHERE uid = ? AND kind = ?", gone)
-        values = [(one.id, value) for one in state.extended for value in one.values]
+        values = [(prop.id, value) for prop in state.extended for value in prop.values]
         items = [(extended_kind(name), search_key(value), row.uid, "") for name, value in values]
         cursor.executemany(INSERT_ITEM, items)
     if state.categories is not None:
         kind = str(Collection.CATEGORIES)
         cursor.execute("DELETE FROM item WHERE uid = ? AND kind = ?", (row.uid, kind))
-        items = [(kind, search_key(one), row.uid, "") for one in state.categories]
+        items = [(kind, search_key(category), row.uid, "") for category in state.categories]
         cursor.executemany(INSERT_ITEM, items)

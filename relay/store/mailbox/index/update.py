@@ -60,7 +60,7 @@ class ScanResult:
 
     def has_unmatched(self) -> bool:
         """Return whether a file vanished and no file with its base name was found."""
-        base_names = {one.base_name for one in self.found}
+        base_names = {file.base_name for file in self.found}
         return any(row.base_name not in base_names for row in self.missing)
 
 
@@ -203,13 +203,19 @@ class IndexUpdater:
             for names in _batched(names_on_disk(path)):
                 check()
                 locations = {FileLocation(*directory, name) for name, _ in names}
-                others = {one for one in locations if not is_relay_name(os.fsdecode(one.file_name))}
+                others = {
+                    location
+                    for location in locations
+                    if not is_relay_name(os.fsdecode(location.file_name))
+                }
                 foreign += others
                 self._match_files(table, scan(table, self.folders, locations - others))
-        foreign.sort(key=lambda one: one.file_name)  # these names begin with a time: oldest first
-        for some in _batched(foreign):
+        foreign.sort(
+            key=lambda location: location.file_name
+        )  # these names begin with a time: oldest first
+        for batch in _batched(foreign):
             check()
-            self._match_files(table, scan(table, self.folders, some))
+            self._match_files(table, scan(table, self.folders, batch))
         self._store_unmerged(cursor, table)
         self._store_times(cursor, _ScanScope(times=times))
 
@@ -245,9 +251,9 @@ class IndexUpdater:
                 return
             is_all = position.inode != known.inode or position.version < known.version
             at = (0 if is_all else known.version + 1, "")
-            while found := self._states.since(*at):
-                self._record_states({one: state for _, one, state in found})
-                at = found[-1][:2]
+            while rows := self._states.since(*at):
+                self._record_states({message_id: state for _, message_id, state in rows})
+                at = rows[-1][:2]
             if is_all:
                 self._record_states(dict.fromkeys(self._without_state(cursor), b""))
             with self._transaction() as writing:
@@ -291,9 +297,11 @@ class IndexUpdater:
             self._is_stale = True
             paths = dict(self._directories())
             self._pending_times = {
-                one: known_ns
-                for one, known_ns in self._pending_times.items()
-                if not events.overflowed and one in paths and paths[one] not in events.removed
+                directory: known_ns
+                for directory, known_ns in self._pending_times.items()
+                if not events.overflowed
+                and directory in paths
+                and paths[directory] not in events.removed
             }
         return events.names
 
@@ -336,8 +344,12 @@ class IndexUpdater:
 
         A change by another host in a network file system causes no event.
         """
-        watched = {one: path for one, path in self._directories() if self._watch.is_watching(path)}
-        times = {one: _changed_ns(path) for one, path in watched.items()}
+        watched = {
+            directory: path
+            for directory, path in self._directories()
+            if self._watch.is_watching(path)
+        }
+        times = {directory: _changed_ns(path) for directory, path in watched.items()}
         names = (
             self._take_events()
         )  # after the times were read: it includes the causes of these times
@@ -479,7 +491,9 @@ class IndexUpdater:
     def _watch_all(self, before: Mapping[int, FolderRow]) -> None:
         """Watch the current directories, and stop watching former ones."""
         paths = {
-            one: path for one, path in self._directories() if not self.folders[one[0]].is_removed
+            directory: path
+            for directory, path in self._directories()
+            if not self.folders[directory[0]].is_removed
         }
         for number, folder in before.items():
             for in_new in (True, False):
@@ -505,14 +519,14 @@ class IndexUpdater:
 
     def _store_times(self, cursor: apsw.Cursor, scope: _ScanScope) -> None:
         """Store the times that are old enough; the others stay pending."""
-        old = {one: ns for one, ns in scope.times.items() if self._is_old(ns)}
-        for one, changed_ns in scope.times.items():
-            if one in old:
-                self._pending_times.pop(one, None)
+        old = {directory: ns for directory, ns in scope.times.items() if self._is_old(ns)}
+        for directory, changed_ns in scope.times.items():
+            if directory in old:
+                self._pending_times.pop(directory, None)
             else:
-                self._pending_times[one] = changed_ns
+                self._pending_times[directory] = changed_ns
         recorded = self._recorded(cursor) if old else {}
-        old = {one: ns for one, ns in old.items() if recorded.get(one, ns) != ns}
+        old = {directory: ns for directory, ns in old.items() if recorded.get(directory, ns) != ns}
         if old:
             with self._transaction() as writing:
                 for (number, in_new), changed_ns in old.items():
