@@ -40,8 +40,8 @@ class JourneyStep(msgspec.Struct, frozen=True):
 
 def details_in(steps: Iterable[JourneyStep], kind: type[D]) -> Iterator[D]:
     """Yield the details of one kind, in the order of the steps."""
-    for one in steps:
-        if one.step == kind.step and isinstance(detail := one.read(), kind):
+    for step in steps:
+        if step.step == kind.step and isinstance(detail := step.read(), kind):
             yield detail
 
 
@@ -90,15 +90,15 @@ def attempts_in(detail: details.AttemptDetail, at: str) -> Iterator[tuple[int, A
     if detail.durations:
         durations = convert(detail.durations, Durations)
     mx = tuple(map(_mx_record, detail.mx))
-    for one in detail.recipients:
+    for recipient in detail.recipients:
         yield (
-            one.number,
+            recipient.number,
             Attempt(
                 at,
                 host,
-                one.outcome,
-                one.status,
-                one.reply,
+                recipient.outcome,
+                recipient.status,
+                recipient.reply,
                 detail.tls or "",
                 detail.verified or "none",
                 detail.policy or (USUAL_POLICY if host and durations else ""),
@@ -107,7 +107,7 @@ def attempts_in(detail: details.AttemptDetail, at: str) -> Iterator[tuple[int, A
                 detail.mx_more,
                 detail.encoded,
                 detail.node or UNSET,
-                one.provider,
+                recipient.provider,
             ),
         )
 
@@ -188,7 +188,7 @@ class Journey(msgspec.Struct, frozen=True):
     @property
     def is_report(self) -> bool:
         """Whether Relay has written it, about another message or for a rule."""
-        return any(one.about for one in details_in(self.steps, details.RoutedDetail))
+        return any(routed.about for routed in details_in(self.steps, details.RoutedDetail))
 
     @property
     def known_client(self) -> Client:
@@ -199,24 +199,28 @@ class Journey(msgspec.Struct, frozen=True):
     def reports(self) -> Sequence[str]:
         """The ids of the reports to the sender."""
         reports = details_in(self.steps, details.ReportDetail)
-        return [one.report_id for one in reports if one.report_id]
+        return [report.report_id for report in reports if report.report_id]
 
     @property
     def shown_recipients(self) -> Sequence[Recipient]:
         """The recipients; before step 4 they are shown in the state of the message."""
         if self.state not in BEFORE_QUEUE:
             return self.recipients
-        return [replace(one, state=self.state) for one in self.recipients]
+        return [replace(recipient, state=self.state) for recipient in self.recipients]
 
     @property
     def is_final(self) -> bool:
         """Whether there are recipients and all of them are in final states."""
-        return bool(self.recipients) and all(one.state in FINAL for one in self.recipients)
+        return bool(self.recipients) and all(
+            recipient.state in FINAL for recipient in self.recipients
+        )
 
     @property
     def is_there(self) -> bool:
         """Whether there are recipients and all of them are captured or in final states."""
-        return bool(self.recipients) and all(one.state in AT_REST for one in self.recipients)
+        return bool(self.recipients) and all(
+            recipient.state in AT_REST for recipient in self.recipients
+        )
 
     def may_become(self, state: str) -> bool:
         """Whether the message as a whole may still come into a state by itself; "final" and "there"
@@ -224,9 +228,9 @@ class Journey(msgspec.Struct, frozen=True):
         """
         if self.state in BEFORE_QUEUE or not self.recipients:
             return True
-        at_rest = [one.state for one in self.recipients if one.state in AT_REST]
+        at_rest = [recipient.state for recipient in self.recipients if recipient.state in AT_REST]
         if state in BEFORE_QUEUE or len(at_rest) == len(self.recipients):
             return False
         if state == "final":
             return RecipientState.CAPTURED not in at_rest
-        return all(by_importance(one) >= by_importance(state) for one in at_rest)
+        return all(by_importance(reached) >= by_importance(state) for reached in at_rest)

@@ -72,11 +72,11 @@ def parse_event_cursor(text: str) -> EventCursor:
         raise ValueError("not a cursor")
     logs: dict[str, LogPosition] = {}
     for part in parts:
-        found = _LOG.fullmatch(part)
-        if found is None or found[1] in logs:
+        match = _LOG.fullmatch(part)
+        if match is None or match[1] in logs:
             raise ValueError("not a cursor")
-        position = LogPosition(found[2], int(found[3]), int(found[4]), int(found[5], 16))
-        logs[found[1]] = position
+        position = LogPosition(match[2], int(match[3]), int(match[4]), int(match[5], 16))
+        logs[match[1]] = position
     cursor = EventCursor(int(number), logs)
     if str(cursor) != text:
         raise ValueError("not a cursor")
@@ -144,24 +144,26 @@ class EventFeed:
 def _merged(after: EventCursor, spool: SpoolEvents, logs: Mapping[str, LogEvents]) -> EventBatch:
     """Merge the sources by time, as far as all of them were read; "" is the spool."""
     # At the same time the log goes first, with the earlier steps.
-    sources: dict[str, deque[_Entry]] = {role: deque(one.events) for role, one in logs.items()}
+    sources: dict[str, deque[_Entry]] = {role: deque(log.events) for role, log in logs.items()}
     sources[""] = deque(spool.events)
-    cut_off = [role for role, one in logs.items() if not one.is_complete]
+    cut_off = [role for role, log in logs.items() if not log.is_complete]
     if not spool.is_complete:
         cut_off.append("")
     cursor = after
-    found: list[tuple[str, EventCursor, RecordedEvent]] = []
+    events: list[tuple[str, EventCursor, RecordedEvent]] = []
     while any(sources.values()) and all(sources[name] for name in cut_off):
-        name = min(filter(sources.__getitem__, sources), key=lambda one: _time_us(sources[one][0]))
+        name = min(
+            filter(sources.__getitem__, sources), key=lambda source: _time_us(sources[source][0])
+        )
         place, recorded = sources[name].popleft()
         cursor = cursor.moved(name, place)
         if recorded is not None:
-            found.append((name, cursor, recorded))
+            events.append((name, cursor, recorded))
     if not cut_off:  # a place may have moved without an event, such as to the file of the next day
-        for role, one in logs.items():
-            cursor = cursor.moved(role, one.end)
-    is_log_missing = any(one.is_missing for one in logs.values())
-    return EventBatch(after, found, cursor, spool.removed_to, is_log_missing, not cut_off)
+        for role, log in logs.items():
+            cursor = cursor.moved(role, log.end)
+    is_log_missing = any(log.is_missing for log in logs.values())
+    return EventBatch(after, events, cursor, spool.removed_to, is_log_missing, not cut_off)
 
 
 def _time_us(entry: _Entry) -> int:

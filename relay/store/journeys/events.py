@@ -129,8 +129,8 @@ class EventCursor(Struct, frozen=True):
     def __str__(self) -> str:
         """Return the text of the API, which needs no escaping in a URL."""
         logs = (
-            f".{role}~{one.day}~{one.offset}~{one.size}~{one.crc:08x}"
-            for role, one in sorted(self.logs.items())
+            f".{role}~{place.day}~{place.offset}~{place.size}~{place.crc:08x}"
+            for role, place in sorted(self.logs.items())
         )
         return f"{self.sequence}{''.join(logs)}"
 

@@ -88,13 +88,13 @@ class Journeys:
         `key` is a Graph id, submission id, queue id, Message-ID, an address, or "last".
         """
         added = added and account is None
-        found = await self._recent(key, account=account, limit=1, added=added)
-        return _seen_by(account, found)[0] if found else None
+        journeys = await self._recent(key, account=account, limit=1, added=added)
+        return _seen_by(account, journeys)[0] if journeys else None
 
     async def mailbox_of(self, submission_id: str) -> str:
         """Return the account in whose mailbox the message was created, "" if that is unknown."""
-        found = await self._store.submission(submission_id)
-        return found.facts.account if found else ""
+        submission = await self._store.submission(submission_id)
+        return submission.facts.account if submission else ""
 
     async def place_of(self, cursor: EventCursor) -> EventCursor:
         """EventFeed.place_of."""
@@ -102,7 +102,7 @@ class Journeys:
 
     async def search(
         self,
-        wanted: MessageSearch,
+        search: MessageSearch,
         *,
         account: str | None,
         limit: int,
@@ -115,25 +115,25 @@ class Journeys:
         With `after`, return the oldest behind it; the cursor is then before those that are left
         out. A message that becomes visible meanwhile is not in the list, but after the cursor.
         """
-        if wanted.after is not None:
+        if search.after is not None:
             return await self._behind(
-                wanted, wanted.after, account=account, limit=limit, lookup_s=lookup_s
+                search, search.after, account=account, limit=limit, lookup_s=lookup_s
             )
         cursor = await self._feed.now()
         page = await self.page(
-            wanted, account=account, before=before, limit=limit, lookup_s=lookup_s
+            search, account=account, before=before, limit=limit, lookup_s=lookup_s
         )
         later, _ = await self._new(cursor, is_settled=False)
-        found: list[Journey] = []
+        journeys: list[Journey] = []
         for row in page.rows:
             journey = None if row.position.name in later else await self._journey_of(row)
-            if journey is not None and wanted.matches(journey):
-                found.append(journey)
-        return MessageList(_seen_by(account, found), cursor, page.older)
+            if journey is not None and search.matches(journey):
+                journeys.append(journey)
+        return MessageList(_seen_by(account, journeys), cursor, page.older)
 
     async def page(
         self,
-        wanted: MessageSearch,
+        search: MessageSearch,
         *,
         account: str | None,
         limit: int,
@@ -145,15 +145,17 @@ class Journeys:
         `after` is ignored. The cost does not grow with the number of messages, nor of steps. What
         the time for contents is not enough for is on the next page.
         """
-        if wanted.key:
-            return await self._page_of_key(wanted, account=account, limit=limit, before=before)
-        shown, older = await self.places.find(
-            wanted, account=account, limit=limit, before=before, lookup_s=lookup_s
+        if search.key:
+            return await self._page_of_key(search, account=account, limit=limit, before=before)
+        places, older = await self.places.find(
+            search, account=account, limit=limit, before=before, lookup_s=lookup_s
         )
-        return ListPage(await self._rows([one for _, one in shown], added=wanted.added), older)
+        return ListPage(
+            await self._rows([message for _, message in places], added=search.added), older
+        )
 
     async def log(
-        self, wanted: MessageSearch, *, account: str | None, limit: int, pages: int = PAGES_MAX
+        self, search: MessageSearch, *, account: str | None, limit: int, pages: int = PAGES_MAX
     ) -> ListPage:
         """Return the newest messages that match, as page() does, of as many pages as are needed for
         `limit`, at most `pages`, and no further one after _LOG_S.
@@ -163,7 +165,7 @@ class Journeys:
         before: ListPosition | None = None
         for _ in range(pages):
             left = min(limit - len(rows), _READ_MAX)
-            page = await self.page(wanted, account=account, limit=left, before=before)
+            page = await self.page(search, account=account, limit=left, before=before)
             rows, before = (*rows, *page.rows), page.older
             is_enough = len(rows) >= limit or self._clock.real_s() - began_s > _LOG_S
             if before is None or is_enough:
@@ -171,25 +173,25 @@ class Journeys:
         return ListPage(rows, before)
 
     async def names(
-        self, wanted: MessageSearch, *, account: str | None, limit: int
+        self, search: MessageSearch, *, account: str | None, limit: int
     ) -> tuple[list[str], bool]:
         """Return the names of the newest messages that match, at most `limit`, and whether there
         may be more.
         """
-        if wanted.key:
-            page = await self.page(wanted, account=account, limit=limit)
+        if search.key:
+            page = await self.page(search, account=account, limit=limit)
             return [row.name for row in page.rows], page.older is not None
         began_s, names = self._clock.real_s(), list[str]()
         before: ListPosition | None = None
-        wanted = await self.places.with_index(wanted)
-        history = replace(wanted.without_content(), reader="", indexed=None, added=False)
-        indexed = wanted.indexed if account is None and history == _ALL else None
-        wanted = replace(wanted, indexed={}) if indexed else wanted  # those that it does not have
+        search = await self.places.with_index(search)
+        history = replace(search.without_content(), reader="", indexed=None, added=False)
+        indexed = search.indexed if account is None and history == _ALL else None
+        search = replace(search, indexed={}) if indexed else search  # those that it does not have
         for _ in range(PAGES_MAX):
-            found, before = await self.places.find(
-                wanted, account=account, limit=limit - len(names), before=before
+            places, before = await self.places.find(
+                search, account=account, limit=limit - len(names), before=before
             )
-            names += [_name_of(one) for _, one in found]
+            names += [_name_of(message) for _, message in places]
             is_enough = len(names) >= limit or self._clock.real_s() - began_s > _LOG_S
             if before is None or is_enough:
                 break
@@ -198,7 +200,7 @@ class Journeys:
 
     async def neighbours(
         self,
-        wanted: MessageSearch,
+        search: MessageSearch,
         place: ListPosition,
         *,
         account: str | None,
@@ -209,16 +211,17 @@ class Journeys:
 
         The newer one is looked for among some hundred messages from the place `begin` on.
         """
-        if wanted.key:
+        if search.key:
             return "", ""
-        older, _ = await self.places.find(wanted, account=account, limit=1, before=place)
+        older, _ = await self.places.find(search, account=account, limit=1, before=place)
         newer = ""
         for _ in range(_NEIGHBOUR_LOOKS_MAX):
             places, begin = await self.places.find(
-                wanted, account=account, limit=_NEIGHBOURS_READ, before=begin
+                search, account=account, limit=_NEIGHBOURS_READ, before=begin
             )
             newer = next(
-                (_name_of(one) for at, one in reversed(places) if at.order < place.order), newer
+                (_name_of(message) for at, message in reversed(places) if at.order < place.order),
+                newer,
             )
             if begin is None or begin.order >= place.order:
                 return newer, _name_of(older[0][1]) if older else ""
@@ -229,13 +232,13 @@ class Journeys:
         gone are left out.
         """
         queue_ids = [name for name in names if not _is_submission(name)]
-        found = list(await self._spool.summaries(queue_ids, account=account)) if queue_ids else []
+        rows = list(await self._spool.summaries(queue_ids, account=account)) if queue_ids else []
         for name in names:
             if _is_submission(name):
-                wanted = MessageSearch(key=name)
-                page = await self._page_of_key(wanted, account=account, limit=1, before=None)
-                found += page.rows
-        return found
+                search = MessageSearch(key=name)
+                page = await self._page_of_key(search, account=account, limit=1, before=None)
+                rows += page.rows
+        return rows
 
     async def counts(self, *, account: str | None, limit: int) -> tuple[int, Mapping[str, int]]:
         """Return the number of messages, at most `limit`, and how many of them, the newest, have a
@@ -249,39 +252,45 @@ class Journeys:
     async def count_before_queue(self) -> Mapping[str, int]:
         """Return how many messages are in each state before step 4, the newest of them."""
         submissions = await self._store.open_submissions()
-        found = await self._before_queue(submissions, account=None, limit=SCAN_MAX)
-        return {state: found[state] for state in SubmissionState}
+        counts = await self._before_queue(submissions, account=None, limit=SCAN_MAX)
+        return {state: counts[state] for state in SubmissionState}
 
     async def _before_queue(
         self, submissions: Sequence[OpenSubmission], *, account: str | None, limit: int
     ) -> Counter[str]:
         """Count the newest submissions in each state before step 4."""
-        found = [
-            one
-            for one in submissions
-            if one.state in BEFORE_QUEUE and account in (None, one.account)
+        newest = [
+            submission
+            for submission in submissions
+            if submission.state in BEFORE_QUEUE and account in (None, submission.account)
         ][-limit:]
         # until its end the log has what the spool has accepted as being converted
-        names = [one.submission_id for one in found if one.state == SubmissionState.CONVERTING]
+        names = [
+            submission.submission_id
+            for submission in newest
+            if submission.state == SubmissionState.CONVERTING
+        ]
         accepted = set(await self._spool.accepted_submissions(names)) if names else set()
-        return Counter(one.state for one in found if one.submission_id not in accepted)
+        return Counter(
+            submission.state for submission in newest if submission.submission_id not in accepted
+        )
 
     async def addresses(self, *, account: str | None) -> Sequence[str]:
         """Return senders and recipients of the newest messages, see recent_addresses()."""
         return await self._spool.recent_addresses(account=account, limit=SCAN_MAX)
 
     async def _rows(
-        self, found: Sequence[FoundMessage | OpenSubmission], *, added: bool
+        self, messages: Sequence[FoundMessage | OpenSubmission], *, added: bool
     ) -> tuple[MessageSummary, ...]:
-        ids = [one.queue_id for one in found if isinstance(one, FoundMessage)]
+        ids = [message.queue_id for message in messages if isinstance(message, FoundMessage)]
         ahead_us = wall_offset_us(self._clock)
         summaries = await self._spool.summaries(ids, account=None, added=added) if ids else ()
-        in_spool = {one.name: one for one in summaries}
+        in_spool = {row.name: row for row in summaries}
         rows = []
-        for one in found:
-            if isinstance(one, OpenSubmission):
-                rows.append(row_of(one))
-            elif (row := in_spool.get(one.queue_id)) is not None:
+        for message in messages:
+            if isinstance(message, OpenSubmission):
+                rows.append(row_of(message))
+            elif (row := in_spool.get(message.queue_id)) is not None:
                 next_us = row.next_attempt_us
                 rows.append(
                     row if next_us is None else replace(row, next_attempt_us=next_us + ahead_us)
@@ -289,46 +298,46 @@ class Journeys:
         return tuple(rows)
 
     async def _page_of_key(
-        self, wanted: MessageSearch, *, account: str | None, limit: int, before: ListPosition | None
+        self, search: MessageSearch, *, account: str | None, limit: int, before: ListPosition | None
     ) -> ListPage:
         """Return the messages that a name names; an address is none."""
-        key = wanted.key
+        key = search.key
         if "@" in key and not key.startswith("<"):
             key = f"<{key}>"
         rows: list[MessageSummary] = []
         for journey in await self._recent(key, account=account, limit=limit):
             place = position_of(journey.id or "", journey.submission_id or "")
-            if wanted.matches(journey) and is_between(place, before, None):
-                if not await self._matches_beyond(wanted, place, account=account):
+            if search.matches(journey) and is_between(place, before, None):
+                if not await self._matches_beyond(search, place, account=account):
                     continue
                 if journey.id:
-                    rows += await self._rows([FoundMessage(journey.id, "")], added=wanted.added)
+                    rows += await self._rows([FoundMessage(journey.id, "")], added=search.added)
                 else:
                     rows.append(_row_of_journey(journey, place))
         return ListPage(tuple(rows), None)
 
     async def _matches_beyond(
-        self, wanted: MessageSearch, place: ListPosition, *, account: str | None
+        self, search: MessageSearch, place: ListPosition, *, account: str | None
     ) -> bool:
         """Whether the message at a place meets conditions that its journey does not decide."""
-        if not wanted.needs_more_than_journey:
+        if not search.needs_more_than_journey:
             return True
-        if not wanted.is_in_time(place.at_us):
+        if not search.is_in_time(place.at_us):
             return False
-        found, _ = await self.places.find(
-            replace(wanted, key="", from_us=place.at_us),
+        places, _ = await self.places.find(
+            replace(search, key="", from_us=place.at_us),
             account=account,
             limit=_SAME_TIME_MAX,
             before=ListPosition(place.at_us + 1, ""),
         )
-        return any(one == place for one, _ in found)
+        return any(found_place == place for found_place, _ in places)
 
     async def near(
-        self, wanted: MessageSearch, *, account: str | None, limit: int
+        self, search: MessageSearch, *, account: str | None, limit: int
     ) -> tuple[Sequence[MessageSummary], Container[str]]:
         """Return the newest messages, and the names of those after the cursor of a search."""
-        new = (await self._new(wanted.after))[0] if wanted.after else ()
-        page = await self.page(MessageSearch(kind=wanted.kind), account=account, limit=limit)
+        new = (await self._new(search.after))[0] if search.after else ()
+        page = await self.page(MessageSearch(kind=search.kind), account=account, limit=limit)
         return page.rows, new
 
     async def _new(
@@ -337,21 +346,21 @@ class Journeys:
         """Return the messages that were submitted, or received by SMTP, after a cursor, oldest
         first, by their names: when, and the cursor after it; and the cursor after all of them.
         """
-        found: dict[str, tuple[int, EventCursor]] = {}
+        new: dict[str, tuple[int, EventCursor]] = {}
         for _ in range(PAGES_MAX):
             batch = await self._feed.read_new(after, is_settled=is_settled)
             for source, cursor, recorded in batch.events:
                 if not source or recorded.step is Step.NOTIFIED:
                     name = recorded.submission_id or recorded.queue_id or ""
-                    found.setdefault(name, (recorded.at_us, cursor))
+                    new.setdefault(name, (recorded.at_us, cursor))
             after = batch.cursor
             if batch.is_complete:
                 break
-        return found, after
+        return new, after
 
     async def _behind(
         self,
-        wanted: MessageSearch,
+        search: MessageSearch,
         after: EventCursor,
         *,
         account: str | None,
@@ -365,34 +374,34 @@ class Journeys:
         if not new:
             return MessageList([], end)
         began_s, first_us = self._clock.real_s(), min(map(_place_us, new))
-        wanted = replace(wanted, after=None, from_us=max(wanted.from_us, first_us))
+        search = replace(search, after=None, from_us=max(search.from_us, first_us))
         matching: dict[str, FoundMessage | OpenSubmission] = {}
         before: ListPosition | None = None
         while True:
-            some, before = await self.places.find(
-                wanted, account=account, limit=_READ_MAX, before=before, lookup_s=lookup_s
+            places, before = await self.places.find(
+                search, account=account, limit=_READ_MAX, before=before, lookup_s=lookup_s
             )
-            matching |= {place.name: one for place, one in some}
+            matching |= {place.name: message for place, message in places}
             if before is None:
                 break
             if self._clock.real_s() - began_s > _LOG_S:
                 return MessageList([], after)
-        found: list[Journey] = []
+        journeys: list[Journey] = []
         for name, (at_us, behind) in new.items():
-            if len(found) == limit:
+            if len(journeys) == limit:
                 end = after
                 break
             after = behind
             if name in matching:
                 journey = await self._journey_of(matching[name])
-                if journey and wanted.matches(journey) and _is_submitted_at(journey, at_us):
-                    found.append(journey)
-        return MessageList(_seen_by(account, found[::-1]), end)
+                if journey and search.matches(journey) and _is_submitted_at(journey, at_us):
+                    journeys.append(journey)
+        return MessageList(_seen_by(account, journeys[::-1]), end)
 
     async def _journey_of(
-        self, found: FoundMessage | OpenSubmission | MessageSummary
+        self, message: FoundMessage | OpenSubmission | MessageSummary
     ) -> Journey | None:
-        name = found.name if isinstance(found, MessageSummary) else _name_of(found)
+        name = message.name if isinstance(message, MessageSummary) else _name_of(message)
         if _is_submission(name):
             return await self._by_submission(name)
         return await self._by_queue_id(name)
@@ -407,9 +416,9 @@ class Journeys:
             return [journey] if journey else []
         if queue_ids and key.startswith("<"):  # the others are accepted: the spool has found them
             submissions = [
-                one.submission_id
-                for one in await self._store.open_submissions()
-                if one.message_id == key and account in (None, one.account)
+                submission.submission_id
+                for submission in await self._store.open_submissions()
+                if submission.message_id == key and account in (None, submission.account)
             ]
         else:
             submissions = [
@@ -443,8 +452,8 @@ class Journeys:
         return join(store, transport)
 
 
-def _seen_by(account: str | None, found: list[Journey]) -> list[Journey]:
-    return found if account is None else [sender_journey(one) for one in found]
+def _seen_by(account: str | None, journeys: list[Journey]) -> list[Journey]:
+    return journeys if account is None else [sender_journey(journey) for journey in journeys]
 
 
 def join(store: SubmissionRecord | None, transport: Journey | None) -> Journey | None:
@@ -480,7 +489,7 @@ def _accepted_by_smtp(transport: Journey) -> Iterator[JourneyStep]:
 
 def _before_transport(store: SubmissionRecord) -> Journey:
     """Return the transport's part of a submission that the spool does not know."""
-    found, facts = state_before_queue([one.read() for one in store.steps]), store.facts
+    reached, facts = state_before_queue([step.read() for step in store.steps]), store.facts
     return Journey(
         id=None,
         graph_id=None,
@@ -488,15 +497,15 @@ def _before_transport(store: SubmissionRecord) -> Journey:
         message_id=facts.message_id,
         sender=facts.sender,
         subject=facts.subject,
-        state=str(found.state),
+        state=str(reached.state),
         client={},
         steps=(),
         recipients=tuple(
             Recipient(
                 address,
-                str(found.of_recipients),
-                reply=found.reply,
-                next_attempt=found.send_at or None,
+                str(reached.of_recipients),
+                reply=reached.reply,
+                next_attempt=reached.send_at or None,
             )
             for address in facts.recipients
         ),
@@ -508,18 +517,19 @@ def _with_reasons(
 ) -> tuple[Recipient, ...]:
     reasons = zip(recipients, reasons_of(recipients, steps), strict=True)
     return tuple(
-        one if one.reason == reason else replace(one, reason=reason) for one, reason in reasons
+        recipient if recipient.reason == reason else replace(recipient, reason=reason)
+        for recipient, reason in reasons
     )
 
 
 def _moved(steps: Sequence[JourneyStep], name: str) -> dict[str, Any] | None:
     """Remove an object from the details; return the first one, None without any."""
-    found = [one.detail.pop(name) for one in steps if isinstance(one.detail.get(name), dict)]
-    return found[0] if found else None
+    objects = [step.detail.pop(name) for step in steps if isinstance(step.detail.get(name), dict)]
+    return objects[0] if objects else None
 
 
-def _name_of(found: FoundMessage | OpenSubmission) -> str:
-    return found.queue_id if isinstance(found, FoundMessage) else found.submission_id
+def _name_of(message: FoundMessage | OpenSubmission) -> str:
+    return message.queue_id if isinstance(message, FoundMessage) else message.submission_id
 
 
 def _is_submission(key: str) -> bool:
@@ -562,7 +572,7 @@ def _row_of_journey(journey: Journey, place: ListPosition) -> MessageSummary:
             journey.sender,
             journey.message_id,
             journey.subject,
-            tuple(one.address for one in recipients),
+            tuple(recipient.address for recipient in recipients),
             journey.state,
             reply=recipients[0].reply if recipients else "",
             send_at=(recipients[0].next_attempt or "") if recipients else "",

@@ -118,11 +118,11 @@ class MessageSearch(Struct, frozen=True):
 
     def matches_facts(self, sender: str, subject: str) -> bool:
         """Whether sender and subject match."""
-        wanted = self.subject
-        if not set(wanted) & set("*?"):
-            wanted = wanted[:SUBJECT_CHARACTERS_MAX]
+        pattern = self.subject
+        if not set(pattern) & set("*?"):
+            pattern = pattern[:SUBJECT_CHARACTERS_MAX]
         return matches_address_pattern(self.sender, sender or "<>") and matches_pattern(
-            wanted, subject
+            pattern, subject
         )
 
     def is_in_time(self, at_us: int) -> bool:
@@ -135,7 +135,7 @@ class MessageSearch(Struct, frozen=True):
             return False
         if not self.client or submission_id in self.submissions:
             return True
-        return any(matches_pattern(self.client, one) for one in _names_of(client))
+        return any(matches_pattern(self.client, name) for name in _names_of(client))
 
     def matches_address(self, address: str) -> bool:
         """Whether a recipient matches `to`."""
@@ -165,7 +165,7 @@ class MessageSearch(Struct, frozen=True):
         """
         if self.kind and self.kind != (REPORT if journey.is_report else MAIL):
             return False
-        pairs = [(one.address, one.state) for one in journey.shown_recipients]
+        pairs = [(recipient.address, recipient.state) for recipient in journey.shown_recipients]
         return self.without_content().matches_all(journey.sender, journey.subject, pairs)
 
 
@@ -203,7 +203,7 @@ def matches_pattern(pattern: str, value: str) -> bool:
 def matches_address_pattern(pattern: str, address: str) -> bool:
     """Whether an address matches, whichever form its domain and the pattern's have."""
     compared = ascii_address(address)
-    return not pattern or any(matches_pattern(one, compared) for one in pattern_forms(pattern))
+    return not pattern or any(matches_pattern(form, compared) for form in pattern_forms(pattern))
 
 
 @lru_cache(maxsize=256)
@@ -253,10 +253,10 @@ def position_of(queue_id: str, submission_id: str) -> ListPosition:
 
 def parse_position(text: str) -> ListPosition:
     """Return the place. Raises ValueError for a text that is not one."""
-    found = _POSITION.fullmatch(text)
-    if found is None:
+    match = _POSITION.fullmatch(text)
+    if match is None:
         raise ValueError("not a place in the list")
-    return ListPosition(int(found[1], 16), found[2])
+    return ListPosition(int(match[1], 16), match[2])
 
 
 class ListedRecipient(Struct, frozen=True):
@@ -297,8 +297,8 @@ class MessageSummary(Struct, frozen=True):
         """Return the row of GET /log."""
         next_us = self.next_attempt_us
         added = [
-            {"address": one.address, "state": one.state, "added_by": one.added_by}
-            for one in self.added
+            {"address": copy.address, "state": copy.state, "added_by": copy.added_by}
+            for copy in self.added
         ]
         address, helo = _names_of(self.client)
         return {
@@ -315,7 +315,10 @@ class MessageSummary(Struct, frozen=True):
             "status": self.status,
             "reply": self.reply,
             "next_attempt": None if next_us is None else rfc3339(next_us),
-            "recipients": [{"address": one.address, "state": one.state} for one in self.recipients],
+            "recipients": [
+                {"address": recipient.address, "state": recipient.state}
+                for recipient in self.recipients
+            ],
             "recipient_count": self.recipient_count,
             **({"added": added} if added else {}),
         }
@@ -356,20 +359,20 @@ class OpenSubmission(Struct, frozen=True):
     reply: str  # why it failed; "" while it waits
     send_at: str = ""  # of a scheduled send, RFC 3339
 
-    def matches(self, wanted: MessageSearch) -> bool:
+    def matches(self, search: MessageSearch) -> bool:
         """Whether it matches, apart from `after`, `key`, time and content; its size is unknown."""
         pairs = [(address, self.state) for address in self.recipients]
-        strict = wanted.without_content()
+        strict = search.without_content()
         return (
-            wanted.kind != REPORT
-            and not wanted.larger_than_bytes
-            and wanted.matches_origin(self.account, "", self.submission_id)
+            search.kind != REPORT
+            and not search.larger_than_bytes
+            and search.matches_origin(self.account, "", self.submission_id)
             and strict.matches_all(self.sender, self.subject, pairs)
         )
 
-    def found(self, wanted: MessageSearch) -> FoundMessage:
+    def found(self, search: MessageSearch) -> FoundMessage:
         """Return it as a message whose content is to be checked."""
-        words = wanted.words_of_text(self.sender, self.subject, self.recipients)
+        words = search.words_of_text(self.sender, self.subject, self.recipients)
         return FoundMessage("", self.submission_id, account=self.account, words_left=words)
 
 
@@ -405,63 +408,67 @@ _M = TypeVar("_M", Journey, MessageSummary)
 
 def in_flight(messages: Iterable[_M]) -> list[_M]:
     """Return the messages with recipients that are neither final nor captured."""
-    return [one for one in messages if any(each.state not in AT_REST for each in one.recipients)]
+    return [
+        message
+        for message in messages
+        if any(recipient.state not in AT_REST for recipient in message.recipients)
+    ]
 
 
 def likeness(compared: Iterable[Comparison]) -> float:
     """Return how much a message is like what was wanted: one for each field that matches."""
     return sum(
-        1.0 if is_right else SequenceMatcher(None, expected, found).ratio()
-        for _, expected, found, is_right in compared
+        1.0 if is_right else SequenceMatcher(None, expected, actual).ratio()
+        for _, expected, actual, is_right in compared
     )
 
 
 def nearest(
-    wanted: MessageSearch, rows: Iterable[MessageSummary], new: Container[str]
+    search: MessageSearch, rows: Iterable[MessageSummary], new: Container[str]
 ) -> dict[str, Any] | None:
     """Return the row that differs least, of several the first, with its fields; None for none.
     `new` are the names of messages after the cursor.
     """
-    compared = [(row, list(_compare(wanted, row, new))) for row in rows]
-    found = max(compared, key=lambda one: likeness(one[1]), default=None)
-    if found is None:
+    compared = [(row, list(_compare(search, row, new))) for row in rows]
+    closest = max(compared, key=lambda pair: likeness(pair[1]), default=None)
+    if closest is None:
         return None
     names = ("field", "expected", "found", "matches")
-    fields = [dict(zip(names, one, strict=True)) for one in found[1]]
-    return {**found[0].as_json(), "compared": fields}
+    fields = [dict(zip(names, comparison, strict=True)) for comparison in closest[1]]
+    return {**closest[0].as_json(), "compared": fields}
 
 
 def _compare(
-    wanted: MessageSearch, row: MessageSummary, new: Container[str]
+    search: MessageSearch, row: MessageSummary, new: Container[str]
 ) -> Iterator[Comparison]:
     """Yield the conditions that a row decides; of the words, whether they are in the row."""
-    addresses, sender = [one.address for one in row.recipients], row.sender or "<>"
-    states = [(one.address, one.state) for one in row.recipients]
+    addresses, sender = [recipient.address for recipient in row.recipients], row.sender or "<>"
+    states = [(recipient.address, recipient.state) for recipient in row.recipients]
     here = map(own_mailbox, (row.sender, *addresses))
     to = ", ".join(addresses)
     is_after = row.position.name in new
-    after = "after the cursor" if wanted.after else ""
-    for field, expected, found, is_right in (
-        ("to", wanted.to, to, any(map(wanted.matches_address, addresses))),
-        ("sender", wanted.sender, sender, matches_address_pattern(wanted.sender, sender)),
-        ("subject", wanted.subject, row.subject, matches_pattern(wanted.subject, row.subject)),
-        ("mailbox", wanted.mailbox, f"{sender}, {to}", own_mailbox(wanted.mailbox) in here),
+    after = "after the cursor" if search.after else ""
+    for field, expected, actual, is_right in (
+        ("to", search.to, to, any(map(search.matches_address, addresses))),
+        ("sender", search.sender, sender, matches_address_pattern(search.sender, sender)),
+        ("subject", search.subject, row.subject, matches_pattern(search.subject, row.subject)),
+        ("mailbox", search.mailbox, f"{sender}, {to}", own_mailbox(search.mailbox) in here),
         (
             "state",
-            wanted.state,
+            search.state,
             row.state,
-            MessageSearch(state=wanted.state).matches_recipients(states),
+            MessageSearch(state=search.state).matches_recipients(states),
         ),
         (
             "words",
-            " ".join(wanted.words),
+            " ".join(search.words),
             row.subject,
-            not wanted.words_left(row.sender, row.subject, addresses),
+            not search.words_left(row.sender, row.subject, addresses),
         ),
         ("after", after, after if is_after else "before it", is_after),
     ):
         if expected:
-            yield field, expected[:VALUE_CHARACTERS_MAX], found[:VALUE_CHARACTERS_MAX], is_right
+            yield field, expected[:VALUE_CHARACTERS_MAX], actual[:VALUE_CHARACTERS_MAX], is_right
 
 
 # -- a search in the text of all messages, which an index of `relay dev` answers
@@ -531,7 +538,7 @@ class TextIndex(Protocol):
     def count(self) -> int:
         """How many messages it has."""
 
-    async def search(self, wanted: TextSearch) -> TextAnswer:
+    async def search(self, search: TextSearch) -> TextAnswer:
         """Return what matches; it waits some seconds for what was accepted before.
 
         Raises IndexFailedError and SpoolError.
@@ -551,10 +558,11 @@ class TextIndex(Protocol):
     async def previews(self, queue_ids: Sequence[str]) -> Mapping[str, MessagePreview]:
         """Return the previews of those of these messages that it has. Raises IndexFailedError."""
 
-    async def flags(self, wanted: Mapping[str, Collection[str]]) -> Mapping[str, bool]:
-        """Return whether copies are read, by id, without those that no file is named after: they
-        are gone, or another program has given them a name of its own. `wanted` has ids by mailbox.
-        Raises OSError, NoSuchItemError.
+    async def flags(self, ids_by_mailbox: Mapping[str, Collection[str]]) -> Mapping[str, bool]:
+        """Return by id whether copies are read. `ids_by_mailbox` has their ids.
+
+        Copies whose id no file's name has are left out: they are gone, or another program has
+        renamed them. Raises OSError, NoSuchItemError.
         """
 
 
@@ -564,10 +572,10 @@ _TAG = re.compile(rf"[^\x00-\x1f\x7f-\x9f\u2028\u2029]{{1,{TAG_CHARACTERS_MAX}}}
 
 def split_tags(text: str) -> tuple[str, ...]:
     """Return the tags of a text with commas between them. Raises ValueError."""
-    found = {one.casefold(): one for each in text.split(",") if (one := " ".join(each.split()))}
-    wrong = next((one for one in found.values() if not _TAG.fullmatch(one)), "")
-    if wrong or len(found) > TAGS_MAX:
-        shown = ascii(wrong[:TAG_CHARACTERS_MAX]) if wrong else f"{len(found)} tags"
+    tags = {tag.casefold(): tag for part in text.split(",") if (tag := " ".join(part.split()))}
+    wrong = next((tag for tag in tags.values() if not _TAG.fullmatch(tag)), "")
+    if wrong or len(tags) > TAGS_MAX:
+        problem = ascii(wrong[:TAG_CHARACTERS_MAX]) if wrong else f"{len(tags)} tags"
         most = f"at most {TAGS_MAX} tags of {TAG_CHARACTERS_MAX} characters"
-        raise ValueError(f"found {shown}, expected {most}")
-    return tuple(found.values())
+        raise ValueError(f"found {problem}, expected {most}")
+    return tuple(tags.values())

@@ -45,13 +45,15 @@ def sender_journey(journey: Journey) -> Journey:
         replace(step, detail=dict(sender_detail(step.read(), step.detail)))
         for step in journey.steps
     )
-    hidden = {rule for one in details_in(journey.steps, RoutedDetail) for rule in _hidden(one)}
+    hidden = {
+        rule for routed in details_in(journey.steps, RoutedDetail) for rule in _hidden(routed)
+    }
     if not hidden:
         return replace(journey, steps=steps)
     by = tuple([f'{before}rule "{rule}"' for rule in hidden for before in ("", "quarantined by ")])
     recipients = tuple(
-        replace(one, reason=None) if (one.reason or "").startswith(by) else one
-        for one in journey.recipients
+        replace(recipient, reason=None) if (recipient.reason or "").startswith(by) else recipient
+        for recipient in journey.recipients
     )
     return replace(journey, steps=steps, recipients=recipients)
 
@@ -94,7 +96,7 @@ def _without_mails(
     seen, hits = [], stored["rules"] if detail.rules else ()
     for hit, known in zip(hits, detail.rules, strict=True):
         actions = known.outcome.split(",")
-        left = [one for one in actions if one not in _MAILS]
+        left = [action for action in actions if action not in _MAILS]
         if left and known.rule not in hidden:
             seen.append(hit if left == actions else {**hit, "outcome": ",".join(left)})
     if seen == stored.get("rules", []):
