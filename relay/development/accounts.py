@@ -156,8 +156,8 @@ class DevelopmentAccounts:
     def every(self) -> Sequence[Account]:
         """Return accounts that exist, at most 2 * ACCOUNTS_MAX."""
         stored = self._mailboxes.some(ACCOUNTS_MAX) if self._mailboxes else ()
-        found = dict.fromkeys((*self._always, *self._used, *stored))
-        return [Account(address) for address in found]
+        addresses = dict.fromkeys((*self._always, *self._used, *stored))
+        return [Account(address) for address in addresses]
 
     async def by_password(
         self,
@@ -218,10 +218,10 @@ class DevelopmentAccounts:
 
     def by_client_id(self, client_id: str) -> RegisteredClient | None:
         """Return the client, whose account is used now."""
-        found = self.client_named(client_id)
-        if found is not None:
-            self._account(found.account.address)
-        return found
+        client = self.client_named(client_id)
+        if client is not None:
+            self._account(client.account.address)
+        return client
 
     def client_named(self, client_id: str) -> RegisteredClient | None:
         """Return the client, and make no account."""
@@ -277,13 +277,15 @@ class DevelopmentAccounts:
         name = user.strip()
         octets = name.encode("utf-8", "surrogatepass")
         if not name or len(octets) > LOGIN_OCTETS_MAX:
-            found = f"{len(octets)} octets" if name else "nothing"
+            actual = f"{len(octets)} octets" if name else "nothing"
             expected = f"1 to {LOGIN_OCTETS_MAX} octets"
-            raise LoginRefusedError(f"Found {found} as the user name, expected {expected}")
+            raise LoginRefusedError(f"Found {actual} as the user name, expected {expected}")
         if "@" in name:
             with suppress(ValueError):
                 return self._mailbox_of(parse_odd_mailbox(name, smtputf8=True))
-        fit = "".join(one if one == "." or is_atom_character(one) else "_" for one in name)
+        fit = "".join(
+            letter if letter == "." or is_atom_character(letter) else "_" for letter in name
+        )
         local_part = ".".join(atom or "_" for atom in fit.split("."))
         if len(local_part.encode()) > LOCAL_PART_OCTETS_MAX:
             begin = local_part.encode()[: LOCAL_PART_OCTETS_MAX - _HASH_LENGTH - 1]
@@ -369,4 +371,4 @@ def _json_object(part: str) -> Mapping[str, Any] | None:
 
 
 def _first_text(claims: Mapping[str, Any], names: tuple[str, ...]) -> str:
-    return next((one for name in names if isinstance(one := claims.get(name), str) and one), "")
+    return next((text for name in names if isinstance(text := claims.get(name), str) and text), "")

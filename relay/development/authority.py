@@ -81,26 +81,26 @@ def open_authority(
         if key is None:
             key = ec.generate_private_key(ec.SECP256R1())
             replace_file(key_file, pem_of(key), mode=0o600)
-        found = _read_certificate(file, key, now=now)
-        allowed = _allowed_by(found) if found is not None else set()
-        wanted = _DEFAULT_CONSTRAINTS | {
-            general_name(one, is_constraint=True)
-            for one in hosts
-            if not _is_allowed_by_default(one)
+        certificate = _read_certificate(file, key, now=now)
+        allowed = _allowed_by(certificate) if certificate is not None else set()
+        needed = _DEFAULT_CONSTRAINTS | {
+            general_name(host, is_constraint=True)
+            for host in hosts
+            if not _is_allowed_by_default(host)
         }
-        if found is None or not wanted <= allowed:
-            if len(allowed | wanted) <= _CONSTRAINTS_MAX:
-                wanted |= allowed
-            permitted = sorted(wanted, key=lambda one: str(one.value))
-            found = self_signed(
+        if certificate is None or not needed <= allowed:
+            if len(allowed | needed) <= _CONSTRAINTS_MAX:
+                needed |= allowed
+            permitted = sorted(needed, key=lambda name: str(name.value))
+            certificate = self_signed(
                 key,
                 _CA_NAME,
                 x509.NameConstraints(permitted, None),
                 now=now,
                 end=now + timedelta(days=_CA_DAYS),
             )
-            replace_file(file, found.public_bytes(Encoding.PEM), mode=0o644)
-    return DevelopmentAuthority(file, Issuer(found, key))
+            replace_file(file, certificate.public_bytes(Encoding.PEM), mode=0o644)
+    return DevelopmentAuthority(file, Issuer(certificate, key))
 
 
 def _read_key(file: Path) -> ec.EllipticCurvePrivateKey | None:
@@ -118,20 +118,20 @@ def _read_certificate(
 ) -> x509.Certificate | None:
     """Return the certificate, None if it cannot be used much longer or is not of this key."""
     try:
-        found = x509.load_pem_x509_certificate(file.read_bytes())
+        certificate = x509.load_pem_x509_certificate(file.read_bytes())
     except (FileNotFoundError, ValueError):
         return None
-    last = found.not_valid_after_utc - timedelta(days=LEAF_DAYS)
-    is_valid = found.not_valid_before_utc <= now < last
-    return found if is_valid and found.public_key() == key.public_key() else None
+    last = certificate.not_valid_after_utc - timedelta(days=LEAF_DAYS)
+    is_valid = certificate.not_valid_before_utc <= now < last
+    return certificate if is_valid and certificate.public_key() == key.public_key() else None
 
 
 def _allowed_by(certificate: x509.Certificate) -> set[x509.GeneralName]:
     try:
-        found = certificate.extensions.get_extension_for_class(x509.NameConstraints)
+        constraints = certificate.extensions.get_extension_for_class(x509.NameConstraints)
     except x509.ExtensionNotFound:
         return set()
-    return set(found.value.permitted_subtrees or ())
+    return set(constraints.value.permitted_subtrees or ())
 
 
 def _is_allowed_by_default(host: str) -> bool:
@@ -166,12 +166,12 @@ class ProxyAuthority:
         from before stay in use.
         """
         end = now + timedelta(hours=PROXY_HOURS)
-        permitted = [x509.DNSName(one) for one in self._names]
+        permitted = [x509.DNSName(name) for name in self._names]
         constraints = x509.NameConstraints(permitted, ANY_ADDRESS)
-        found = self_signed(self._key, _PROXY_CA_NAME, constraints, now=now, end=end)
+        ca = self_signed(self._key, _PROXY_CA_NAME, constraints, now=now, end=end)
         key = ec.generate_private_key(ec.SECP256R1())
         file = self._folder / "proxy.pem"
-        content = Issuer(found, self._key).sign(key.public_key(), self._names, now=now, end=end)
+        content = Issuer(ca, self._key).sign(key.public_key(), self._names, now=now, end=end)
         replace_file(file, content, mode=0o644)
         reader, writer = os.pipe()  # OpenSSL reads a key from a path only
         try:
@@ -180,7 +180,7 @@ class ProxyAuthority:
             context = load_pair(file, Path(f"/dev/fd/{reader}"))
         finally:
             os.close(reader)
-        both = self._ca.read_bytes() + found.public_bytes(Encoding.PEM)
+        both = self._ca.read_bytes() + ca.public_bytes(Encoding.PEM)
         replace_file(self.bundle, both, mode=0o644)
         self._context = context
         self.renew_at = now + timedelta(hours=PROXY_RENEW_HOURS)

@@ -55,9 +55,9 @@ class AutomaticRelease:
 
     async def _release(self, batch: EventBatch) -> None:
         captured = {
-            one.queue_id: None
-            for _, _, one in batch.events
-            if one.queue_id and one.state is RecipientState.CAPTURED
+            event.queue_id: None
+            for _, _, event in batch.events
+            if event.queue_id and event.state is RecipientState.CAPTURED
         }
         if not captured:
             return

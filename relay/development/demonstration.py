@@ -82,24 +82,24 @@ async def _send(daemon: Daemon, draft: DraftToSend, *, until: Callable[[Journey]
 
 
 async def _wait(daemon: Daemon, key: str, until: Callable[[Journey], bool]) -> Journey:
-    found: Journey | None = None
+    journey: Journey | None = None
     try:
         async with asyncio.timeout(_TIMEOUT_S):  # real time: a person waits
             while True:
                 seen = daemon.base.changes.count
-                found = await daemon.base.journeys.journey(key, account=None)
-                if found is not None and until(found):
-                    return found
+                journey = await daemon.base.journeys.journey(key, account=None)
+                if journey is not None and until(journey):
+                    return journey
                 await daemon.base.changes.wait_beyond(seen)
     except TimeoutError:
-        done = [step.name for step in found.steps] if found else []
+        done = [step.name for step in journey.steps] if journey else []
         raise DemonstrationError(
             f"message {key} did not complete; its steps: {', '.join(done) or 'none'}"
         ) from None
 
 
 def _is_delivered(journey: Journey) -> bool:
-    states = [one.state for one in journey.recipients]
+    states = [recipient.state for recipient in journey.recipients]
     return states == ["delivered", "captured"] and _has_steps(journey, 6)
 
 

@@ -65,7 +65,7 @@ class DevelopmentView:
     def listening(self, addresses: DevelopmentAddresses) -> None:
         """All listeners are open."""
 
-    def demonstrated(self, shown: DemonstratedMessage) -> None:
+    def demonstrated(self, demonstrated: DemonstratedMessage) -> None:
         """One of the two demonstration messages ended."""
 
     def waiting(self, addresses: DevelopmentAddresses) -> None:
@@ -201,10 +201,10 @@ async def _reload_changed_rules(
     loaded = await asyncio.to_thread(_stamp, directory)
     while True:
         await asyncio.sleep(_LOOK_S)  # real time: a person edits files
-        found = await asyncio.to_thread(_stamp, directory)
-        if found == loaded:
+        stamp = await asyncio.to_thread(_stamp, directory)
+        if stamp == loaded:
             continue
-        loaded = found
+        loaded = stamp
         try:
             number = await asyncio.to_thread(relay.reload_rules)
         except SettingsError as error:
@@ -215,12 +215,12 @@ async def _reload_changed_rules(
 
 def _stamp(directory: Path) -> dict[Path, tuple[int, int, int]]:
     """Return what changes when a file of the rules is edited, added or removed."""
-    found = {}
+    stamps = {}
     for file in directory.rglob("*"):
         with suppress(OSError):  # removed meanwhile
             facts = file.stat()
-            found[file] = (facts.st_mtime_ns, facts.st_size, facts.st_ino)
-    return found
+            stamps[file] = (facts.st_mtime_ns, facts.st_size, facts.st_ino)
+    return stamps
 
 
 async def _unless(stop: asyncio.Event, work: Coroutine[Any, Any, None]) -> bool:

@@ -139,8 +139,8 @@ class MailpitApi:
             return await self._respond(request, dict(request.query))
         except (SpoolError, StoreError, IndexFailedError, OSError) as failure:
             error = service_unavailable(f"{failure}.", retry_after_s=5)
-        except ApiError as one:
-            error = one
+        except ApiError as answer:
+            error = answer
         status, headers, text = error.status, error.headers, error.message
         if request.segments == ("api", "v1", "send"):
             return json_response({"Error": text}, status=status, headers=headers)
@@ -199,15 +199,15 @@ class MailpitApi:
 
     async def _listing(self, search: str | None = None, zone: str = "") -> _Listing:
         """Return all messages, and those that match; None matches all. Raises ApiError 400, 503."""
-        wanted, marks = TextSearch(), set[bool]()
+        asked, marks = TextSearch(), set[bool]()
         if search is not None:
-            wanted, marks = parse_mailpit_search(search, zone)
+            asked, marks = parse_mailpit_search(search, zone)
         every = await self._ids.accepted_ids()
-        is_all = wanted == TextSearch()
-        matching = sorted(every, reverse=True) if is_all else await self._search(wanted)
+        is_all = asked == TextSearch()
+        matching = sorted(every, reverse=True) if is_all else await self._search(asked)
         unread = await self._unread(every)
         if marks:
-            matching = [one for one in matching if marks == {one not in unread}]
+            matching = [name for name in matching if marks == {name not in unread}]
         return _Listing(every, matching, unread)
 
     async def _unread(self, every: frozenset[str]) -> Collection[str]:
@@ -219,39 +219,39 @@ class MailpitApi:
         unread = [row.name for row in coming if not places(row.name, row.recipients)]
         return every.intersection([*unread, *(await self._search(TextSearch(is_unread=True)))])
 
-    async def _search(self, wanted: TextSearch) -> Sequence[str]:
+    async def _search(self, asked: TextSearch) -> Sequence[str]:
         """Return what the index finds, newest first. Raises ApiError 503."""
         index = self._means.journeys.places.index
         assert index is not None  # see the module
-        found = await index.search(wanted)
-        if not found.is_complete:
+        answer = await index.search(asked)
+        if not answer.is_complete:
             raise service_unavailable("Messages are being read; try again.", retry_after_s=1)
-        return found.queue_ids
+        return answer.queue_ids
 
     async def _rows(self, names: Sequence[str]) -> Sequence[MessageSummary]:
         names = list(dict.fromkeys(names))
         return await self._spool.summaries(names, account=None) if names else ()
 
-    async def _list(self, found: _Listing, query: Mapping[str, str]) -> Response:
+    async def _list(self, listing: _Listing, query: Mapping[str, str]) -> Response:
         start = _number(query.get("start", ""), 0)
         limit = min(_number(query.get("limit", ""), _LIMIT) or _LIMIT_MAX, _LIMIT_MAX)
-        ids = found.matching[start : start + limit]
-        shown = {row.name: await self._summary(row) for row in await self._rows(ids)}
-        tags = await tags_of(self._means, list(shown))
+        ids = listing.matching[start : start + limit]
+        summaries = {row.name: await self._summary(row) for row in await self._rows(ids)}
+        tags = await tags_of(self._means, list(summaries))
         messages = [
-            {**shown[one], "Read": one not in found.unread, "Tags": tags.get(one, [])}
-            for one in ids
-            if one in shown
+            {**summaries[name], "Read": name not in listing.unread, "Tags": tags.get(name, [])}
+            for name in ids
+            if name in summaries
         ]
         return json_response(
             {
-                "total": len(found.every),
-                "unread": len(found.unread),
+                "total": len(listing.every),
+                "unread": len(listing.unread),
                 "count": len(messages),
-                "messages_count": len(found.matching),
+                "messages_count": len(listing.matching),
                 "start": start,
                 "tags": list(await self._tags()),
-                "messages_unread": sum(one in found.unread for one in found.matching),
+                "messages_unread": sum(name in listing.unread for name in listing.matching),
                 "messages": messages,
             }
         )
@@ -262,10 +262,10 @@ class MailpitApi:
             return self._kept[row.name]
         content = await self._means.sources.of_row(row)  # None: it is gone
         reader = partial(mailpit_message.summary_of, await self._mail(row))
-        shown = await asyncio.to_thread(reader, octets_of(content or b""))
-        if len(msgspec.json.encode(shown)) <= _KEPT_BYTES_MAX:
-            self._kept[row.name] = shown
-        return shown
+        summary = await asyncio.to_thread(reader, octets_of(content or b""))
+        if len(msgspec.json.encode(summary)) <= _KEPT_BYTES_MAX:
+            self._kept[row.name] = summary
+        return summary
 
     # -- one message
 
@@ -301,10 +301,10 @@ class MailpitApi:
         match rest:
             case []:
                 reader = partial(mailpit_message.message_of, await self._mail(row))
-                shown = await self._read(row, reader)
-                shown["Tags"] = (await tags_of(self._means, [row.name])).get(row.name, [])
+                summary = await self._read(row, reader)
+                summary["Tags"] = (await tags_of(self._means, [row.name])).get(row.name, [])
                 await self._set_read([row.name], is_read=True)
-                return json_response(shown)
+                return json_response(summary)
             case ["headers"]:
                 return json_response(await self._read(row, mailpit_message.header_fields))
             case ["raw"]:
@@ -344,8 +344,8 @@ class MailpitApi:
         if body.ids and body.search:
             raise bad_request("IDs and Search: found both, expected one of them.")
         if not (ids := body.ids):
-            found = await self._listing(body.search or None, zone)
-            ids = [one for one in found.matching if not body.read or one in found.unread]
+            listing = await self._listing(body.search or None, zone)
+            ids = [name for name in listing.matching if not body.read or name in listing.unread]
         await self._set_read(ids, is_read=body.read)
         return _ok()
 
@@ -361,8 +361,8 @@ class MailpitApi:
 
     async def _set_tags(self, tags: Mapping[str, Sequence[str]]) -> Response:
         await self._arrived(list(tags))
-        given = {name: ",".join(some) for name, some in tags.items()}
-        await set_tags(self._means, given, OPERATOR)
+        joined = {name: ",".join(values) for name, values in tags.items()}
+        await set_tags(self._means, joined, OPERATOR)
         return _ok()
 
     async def _rename(self, tag: str, to: Sequence[str]) -> Response:
@@ -372,8 +372,8 @@ class MailpitApi:
         old = await tags_of(self._means, names)
         return await self._set_tags(
             {
-                name: [*(one for one in some if one.casefold() != tag.casefold()), *to]
-                for name, some in old.items()
+                name: [*(label for label in labels if label.casefold() != tag.casefold()), *to]
+                for name, labels in old.items()
             }
         )
 
@@ -381,7 +381,7 @@ class MailpitApi:
         """Return the rows of messages; wait a moment for those that are on their way."""
         rows = await self._rows(names)
         coming = [row.name for row in rows if row.state == RecipientState.QUEUED][:_WAITED_MAX]
-        waits = [self._handlers.wait_for_message(one, _WAIT, OPERATOR) for one in coming]
+        waits = [self._handlers.wait_for_message(row, _WAIT, OPERATOR) for row in coming]
         await asyncio.gather(*waits, return_exceptions=True)
         return await self._rows(names) if coming else rows
 
@@ -407,13 +407,13 @@ class MailpitApi:
                 raise
 
     async def _info(self) -> Response:
-        found, samples = await self._listing(), self._means.samples
+        listing, samples = await self._listing(), self._means.samples
         unknown = ("Memory", "MessagesDeleted", "SMTPAcceptedSize", "SMTPRejected", "SMTPIgnored")
         return json_response(
             {
                 **dict.fromkeys(("Version", "LatestVersion"), f"Relay {__version__}"),
-                "Messages": len(found.every),
-                "Unread": len(found.unread),
+                "Messages": len(listing.every),
+                "Unread": len(listing.unread),
                 "Tags": await self._tags(),
                 "Database": "",
                 "DatabaseSize": 0,
@@ -442,7 +442,9 @@ def _number(text: str, default: int) -> int:
 
 
 def _not_found(segments: Sequence[str]) -> ApiError:
-    known = [f"Relay has {_INSTEAD[one]}." for one in reversed(segments) if one in _INSTEAD]
+    known = [
+        f"Relay has {_INSTEAD[segment]}." for segment in reversed(segments) if segment in _INSTEAD
+    ]
     return ApiError(404, "", *known[:1] or [f"There is no {quoted('/'.join(segments))} here."])
 
 
@@ -472,9 +474,9 @@ def parse_mailpit_search(text: str, zone: str) -> tuple[TextSearch, set[bool]]:
     """Return what the index is asked, and what each message must be: read, or not. Times are in
     the zone with this IANA name. Raises ApiError 400.
     """
-    if not (given := _TERM.findall(text[: CHARACTERS_MAX + 1])):
+    if not (words := _TERM.findall(text[: CHARACTERS_MAX + 1])):
         raise bad_request("Error: no search query")
-    if len(text) > CHARACTERS_MAX or len(given) > TERMS_MAX:
+    if len(text) > CHARACTERS_MAX or len(words) > TERMS_MAX:
         most = f"expected at most {CHARACTERS_MAX:,} characters and {TERMS_MAX} terms"
         raise bad_request(f"query: found a search of {len(text):,} characters, {most}.")
     try:
@@ -485,8 +487,8 @@ def parse_mailpit_search(text: str, zone: str) -> tuple[TextSearch, set[bool]]:
     numbers: list[SearchedNumber] = []
     tags: list[SearchedTag] = []
     marks: set[bool] = set()
-    for one in given:
-        plain = one.replace('"', "").strip().lower()
+    for word in words:
+        plain = word.replace('"', "").strip().lower()
         is_excluded = len(plain) > 1 and plain[0] in "-!"
         term = plain[is_excluded:].strip()
         name, colon, value = term.partition(":")
@@ -501,8 +503,8 @@ def parse_mailpit_search(text: str, zone: str) -> tuple[TextSearch, set[bool]]:
         with suppress(ValueError, OverflowError):  # a date or size that cannot be read
             if number := _searched_number(term, place):
                 numbers.append(replace(number, is_excluded=is_excluded))
-            elif wanted := (value.strip() if fields else term):
-                terms.append(SearchTerm(wanted, fields or TEXT_FIELDS, is_excluded))
+            elif content := (value.strip() if fields else term):
+                terms.append(SearchTerm(content, fields or TEXT_FIELDS, is_excluded))
     return TextSearch(tuple(terms), tuple(numbers), tuple(tags)), marks
 
 
@@ -530,7 +532,7 @@ def _time_us(value: str, zone: tzinfo) -> int:
 
 
 def _size(value: str) -> int:
-    found = _SIZE.fullmatch(value)
-    if found is None:
+    match = _SIZE.fullmatch(value)
+    if match is None:
         raise ValueError(value)
-    return int(float(found[1]) * _BYTES[found[2]])
+    return int(float(match[1]) * _BYTES[match[2]])

@@ -72,8 +72,8 @@ async def remove_message(daemon: Daemon, copies: MessageCopies, journey: Journey
 async def _end_submission(daemon: Daemon, copies: MessageCopies, journey: Journey) -> bool:
     """Remove the draft of a submission, which cancels it; False while it is in step 3."""
     await _remove_original(daemon, copies, journey)
-    found = await daemon.base.journeys.journey(journey.key, account=None)
-    return found is not None and found.id is None and found.is_final
+    found_journey = await daemon.base.journeys.journey(journey.key, account=None)
+    return found_journey is not None and found_journey.id is None and found_journey.is_final
 
 
 async def _remove_original(daemon: Daemon, copies: MessageCopies, journey: Journey) -> None:
@@ -208,11 +208,11 @@ class MailRetention:
         files = await self._store.stored_files()
         kept = await self._spool.sizes(self._keep.messages + 1)
         real_us = self._clock.file_time_us()
-        sizes = [(one.at_us, one.size_bytes) for one in files]
+        sizes = [(file.at_us, file.size_bytes) for file in files]
         is_ahead = self._clock.time_us() - real_us > _AHEAD_US
         groups: list[list[Sequence[KeptItem]]] = [[sizes], [kept]] if is_ahead else [[sizes, kept]]
         cuts = [cut_us(*group, keep=self._keep, now_us=real_us) for group in groups]
-        old = [one for one in files if one.at_us <= cuts[0]]
+        old = [file for file in files if file.at_us <= cuts[0]]
         if old:
             await self._store.remove_files(old)
         messages = 0

@@ -159,20 +159,20 @@ class SearchIndex:
             await self._do(self._end)
         self._thread.shutdown()
 
-    async def search(self, wanted: TextSearch) -> TextAnswer:
+    async def search(self, search: TextSearch) -> TextAnswer:
         """See TextIndex."""
         is_complete = False
         with suppress(TimeoutError):
             async with asyncio.timeout(_WAIT_S):  # real time: a disk
                 await self._catch_up()
                 is_complete = True
-        found = await self._do(partial(self._query, wanted))
-        if wanted.is_unread:
+        rows = await self._do(partial(self._query, search))
+        if search.is_unread:
             unread = await asyncio.to_thread(self._flags.unread)
-            found = [
-                one for one in found if one[1] in unread or not unread.isdisjoint(one[1].split())
+            rows = [
+                row for row in rows if row[1] in unread or not unread.isdisjoint(row[1].split())
             ]
-        return TextAnswer([queue_id for queue_id, _ in found], is_complete)
+        return TextAnswer([queue_id for queue_id, _ in rows], is_complete)
 
     async def tags_of(self, queue_ids: Sequence[str]) -> Mapping[str, Sequence[str]]:
         """See TextIndex."""
@@ -184,10 +184,10 @@ class SearchIndex:
                     self._others = missing - self._indexed
         where = f"WHERE queue_id IN ({marks(queue_ids)}) ORDER BY folded"
         sql = f"SELECT queue_id, name FROM tag {where}"
-        found: dict[str, list[str]] = {}
+        tags: dict[str, list[str]] = {}
         for queue_id, name in await self._do(partial(self._fetch, sql, queue_ids)):
-            found.setdefault(queue_id, []).append(name)
-        return found
+            tags.setdefault(queue_id, []).append(name)
+        return tags
 
     async def tags(self) -> Mapping[str, int]:
         """See TextIndex."""
@@ -206,19 +206,21 @@ class SearchIndex:
         self._restated.add((copy.message_id, copy.name.seconds))
 
     async def _tag(
-        self, names: Sequence[str], wanted: Mapping[str, Sequence[str]], *, is_first: bool = False
+        self, names: Sequence[str], new_tags: Mapping[str, Sequence[str]], *, is_first: bool = False
     ) -> None:
         """Set the tags that are wanted, of copies to come then, and take over those of copies."""
         for at in range(0, len(names), _TAGS_AT_ONCE):
-            some = names[at : at + _TAGS_AT_ONCE]
-            rows = await self._base.spool.summaries(some, account=None)
-            found = await self._sources.copies.categories(rows, wanted, is_first=is_first)
+            batch = names[at : at + _TAGS_AT_ONCE]
+            rows = await self._base.spool.summaries(batch, account=None)
+            categories = await self._sources.copies.categories(rows, new_tags, is_first=is_first)
             coming = {row.name for row in rows if row.state in _BEFORE_COPIES}
-            tags = {one: wanted[one] for one in some if one in wanted} | found
+            tags = {name: new_tags[name] for name in batch if name in new_tags} | categories
             await self._do(partial(self._write_tags, tags))
-            for name in some:
+            for name in batch:
                 self._untagged.pop(name, None)
-            self._untagged |= {one: wanted[one] for one in some if one in wanted and one in coming}
+            self._untagged |= {
+                name: new_tags[name] for name in batch if name in new_tags and name in coming
+            }
 
     async def _follow_copies(self) -> None:
         """Tag copies that have come, and take over what clients have set."""
@@ -228,9 +230,11 @@ class SearchIndex:
         names = set(self._indexed) if _ALL in restated else set()
         seconds = [second for copy_id, second in restated if is_delivered_id(copy_id)]
         try:
-            found = await self._do(partial(self._fetch, _ACCEPTED_IN, (json.dumps(seconds),)))
-            names.update(one for one, _ in found)
-            for copy_id in {one for one, _ in restated - {_ALL} if not is_delivered_id(one)}:
+            rows = await self._do(partial(self._fetch, _ACCEPTED_IN, (json.dumps(seconds),)))
+            names.update(queue_id for queue_id, _ in rows)
+            for copy_id in {
+                copy_id for copy_id, _ in restated - {_ALL} if not is_delivered_id(copy_id)
+            }:
                 if journey := await self._base.journeys.journey(copy_id, account=None):
                     names.add(journey.id or "")
             await self._tag(sorted(names & self._indexed), {})
@@ -240,23 +244,23 @@ class SearchIndex:
 
     async def previews(self, queue_ids: Sequence[str]) -> Mapping[str, MessagePreview]:
         """See TextIndex."""
-        known = [one for one in queue_ids if one in self._indexed]
+        known = [queue_id for queue_id in queue_ids if queue_id in self._indexed]
         sql = f"SELECT queue_id, preview FROM message WHERE queue_id IN ({marks(known)})"
-        found = await self._do(partial(self._fetch, sql, known)) if known else ()
+        rows = await self._do(partial(self._fetch, sql, known)) if known else ()
         decode = partial(msgspec.json.decode, type=MessagePreview)
-        return {queue_id: decode(preview) for queue_id, preview in found if preview}
+        return {queue_id: decode(preview) for queue_id, preview in rows if preview}
 
-    async def flags(self, wanted: Mapping[str, Collection[str]]) -> Mapping[str, bool]:
+    async def flags(self, ids_by_mailbox: Mapping[str, Collection[str]]) -> Mapping[str, bool]:
         """See TextIndex."""
-        return await asyncio.to_thread(self._flags.of, wanted)
+        return await asyncio.to_thread(self._flags.of, ids_by_mailbox)
 
     async def _catch_up(self) -> None:
         """Index what the spool has now, and remove what it has no more.
 
         Others may do the same at the same time: each step begins with what the spool has then.
         """
-        wanted: frozenset[str] | None = None
-        while wanted is None or not wanted <= self._indexed:
+        awaited: frozenset[str] | None = None
+        while awaited is None or not awaited <= self._indexed:
             async with self._turn:
                 if self._connection is None:
                     await self._do(self._open)
@@ -265,7 +269,7 @@ class SearchIndex:
                     self._restated.clear()
                 if ids == self._indexed:
                     break
-                wanted = ids if wanted is None else wanted & ids
+                awaited = ids if awaited is None else awaited & ids
                 if gone := self._indexed - ids:
                     await self._do(partial(self._remove, gone))
                 missing = sorted(ids - self._indexed)[:_STEP]
@@ -286,26 +290,26 @@ class SearchIndex:
             development_spool(spool).addresses(queue_ids),
         )
         while summaries:
-            some, summaries = _split(summaries)
-            names = [one.name for one in some]
+            batch, summaries = _split(summaries)
+            names = [row.name for row in batch]
             parts = [names[at : at + CONTENTS_MAX] for at in range(0, len(names), CONTENTS_MAX)]
-            found = await asyncio.gather(*map(spool.read_contents, parts))
-            contents = {name: one for part in found for name, one in part.items()}
-            others = [one for one in some if one.name not in contents]
+            answers = await asyncio.gather(*map(spool.read_contents, parts))
+            contents = {name: content for part in answers for name, content in part.items()}
+            others = [row for row in batch if row.name not in contents]
             with suppress(StoreError, OSError):
                 contents |= await self._sources.copies.as_delivered(others)
-            others = [one for one in others if one.name not in contents]
+            others = [row for row in others if row.name not in contents]
             sources = await asyncio.gather(*map(self._source, others))
-            contents |= {one.name: each for one, each in zip(others, sources, strict=True)}
-            read = [(one, recipients.get(one.name, ()), contents[one.name]) for one in some]
+            contents |= {row.name: content for row, content in zip(others, sources, strict=True)}
+            read = [(row, recipients.get(row.name, ()), contents[row.name]) for row in batch]
             rows = await asyncio.to_thread(list, starmap(_row, read))
             self._untagged |= {facts[0]: tags for facts, _, tags, is_new in rows if is_new}
             await self._do(partial(self._write, rows))
 
-    async def _source(self, one: MessageSummary) -> Content:
+    async def _source(self, row: MessageSummary) -> Content:
         """Return the content of a message that the queue has no more."""
         with suppress(SpoolError, StoreError, OSError):  # then it has what the spool knows
-            return await self._sources.of_row(one) or b""
+            return await self._sources.of_row(row) or b""
         return b""
 
     async def _do(self, operation: Callable[[], _T]) -> _T:
@@ -328,7 +332,9 @@ class SearchIndex:
         with suppress(apsw.Error):  # it is no database
             connection = self._connect()
             if self._fetch("PRAGMA user_version") == [(_VERSION,)]:
-                self._indexed = {one for (one,) in self._fetch("SELECT queue_id FROM message")}
+                self._indexed = {
+                    queue_id for (queue_id,) in self._fetch("SELECT queue_id FROM message")
+                }
                 return connection
         self._unlink()
         connection = self._connect()
@@ -345,10 +351,10 @@ class SearchIndex:
     def _fetch(self, sql: str, values: Sequence[Any] = ()) -> list[Any]:
         return self._open().execute(sql, values).fetchall()
 
-    def _query(self, wanted: TextSearch) -> list[tuple[str, str]]:
+    def _query(self, search: TextSearch) -> list[tuple[str, str]]:
         """Return all that match, newest first, with the ids of their copies; flags apart."""
         connection = self._open()
-        where, values = _condition(wanted)
+        where, values = _condition(search)
         until_s = self._base.clock.real_s() + _QUERY_S
         connection.set_progress_handler(
             lambda: self._base.clock.real_s() > until_s, _STEPS_BETWEEN_CHECKS
@@ -369,10 +375,12 @@ class SearchIndex:
 
     def _write_tags(self, tags: Mapping[str, Iterable[str]]) -> None:
         with self._open() as connection:
-            connection.executemany("DELETE FROM tag WHERE queue_id = ?", [(one,) for one in tags])
+            connection.executemany(
+                "DELETE FROM tag WHERE queue_id = ?", [(queue_id,) for queue_id in tags]
+            )
             connection.executemany(
                 "INSERT OR IGNORE INTO tag VALUES (?, ?, ?)",
-                [(name, one.casefold(), one) for name, some in tags.items() for one in some],
+                [(name, tag.casefold(), tag) for name, names in tags.items() for tag in names],
             )
 
     def _remove(self, gone: set[str]) -> None:
@@ -381,7 +389,7 @@ class SearchIndex:
             self._unlink()
             self._open()
             return
-        ids = [(one,) for one in gone]
+        ids = [(queue_id,) for queue_id in gone]
         with self._open() as connection:
             connection.executemany(_REMOVE_TEXT, ids)
             connection.executemany("DELETE FROM tag WHERE queue_id = ?", ids)
@@ -405,7 +413,7 @@ def _split(
     summaries: Sequence[MessageSummary],
 ) -> tuple[Sequence[MessageSummary], Sequence[MessageSummary]]:
     """Return the first ones, whose texts are together in memory, and the others."""
-    sizes = accumulate(min(one.size_bytes, CONTENT_BYTES_MAX) for one in summaries)
+    sizes = accumulate(min(row.size_bytes, CONTENT_BYTES_MAX) for row in summaries)
     count = max(1, sum(size <= _BATCH_BYTES for size in sizes))
     return summaries[:count], summaries[count:]
 
@@ -420,25 +428,30 @@ def _row(summary: MessageSummary, recipients: Iterable[str], content: Content) -
     except Exception:  # noqa: BLE001 - the others must be indexed
         _log.exception("text not read", queue_id=summary.id)
         raw, read, preview = b"", read_mime(b""), b""
-    one = read.properties
-    named = {own_mailbox(each.address) for each in (*one.to, *one.cc, *one.bcc)}
-    unnamed = [EmailAddress(each) for each in recipients if own_mailbox(each) not in named]
-    return_path = [EmailAddress(summary.sender), *filter(None, (one.sender,))]
+    properties = read.properties
+    named = {
+        own_mailbox(address.address)
+        for address in (*properties.to, *properties.cc, *properties.bcc)
+    }
+    unnamed = [EmailAddress(address) for address in recipients if own_mailbox(address) not in named]
+    return_path = [EmailAddress(summary.sender), *filter(None, (properties.sender,))]
     texts = {
         "message_id": summary.message_id,
-        "sender": join_addresses(filter(None, (one.from_,))),
-        "recipient": join_addresses(one.to),
-        "cc": join_addresses(one.cc),
-        "bcc": join_addresses((*one.bcc, *unnamed)),
-        "reply_to": join_addresses(one.reply_to),
+        "sender": join_addresses(filter(None, (properties.from_,))),
+        "recipient": join_addresses(properties.to),
+        "cc": join_addresses(properties.cc),
+        "bcc": join_addresses((*properties.bcc, *unnamed)),
+        "reply_to": join_addresses(properties.reply_to),
         "return_path": join_addresses(return_path),
-        "subject": one.subject if raw else summary.subject,
-        "attachment": " ".join(each.name for each in read.attachments),
-        "body": without_tags(one.body) if one.body_type == "html" else one.body,
+        "subject": properties.subject if raw else summary.subject,
+        "attachment": " ".join(attachment.name for attachment in read.attachments),
+        "body": without_tags(properties.body)
+        if properties.body_type == "html"
+        else properties.body,
     }
-    inline = sum(each.inline for each in read.attachments)
+    inline = sum(attachment.inline for attachment in read.attachments)
     attachments = len(read.attachments) - inline
-    ids = (delivered_id(f"{summary.name}-{one.number}") for one in summary.recipients)
+    ids = (delivered_id(f"{summary.name}-{recipient.number}") for recipient in summary.recipients)
     facts = (
         summary.name,
         id_time_us(summary.name) or 0,
@@ -448,28 +461,30 @@ def _row(summary: MessageSummary, recipients: Iterable[str], content: Content) -
         " ".join(ids),
         preview,
     )
-    its_own = [name.encode("utf-8", "replace").decode() for name in one.categories]
+    its_own = [name.encode("utf-8", "replace").decode() for name in properties.categories]
     tags = {name.casefold(): name for name in its_own}
-    fields = [text for name, text in one.internet_message_headers if name.lower() == "x-tags"]
-    for given in ",".join(fields[:1]).split(",")[:TAGS_MAX]:
+    fields = [
+        text for name, text in properties.internet_message_headers if name.lower() == "x-tags"
+    ]
+    for tag in ",".join(fields[:1]).split(",")[:TAGS_MAX]:
         with suppress(ValueError):
-            tags |= {name.casefold(): name for name in split_tags(given)}
+            tags |= {name.casefold(): name for name in split_tags(tag)}
     texts_folded = tuple(folded(texts[name]) for name in FIELDS)
     return facts, texts_folded, tuple(tags.values()), len(tags) > len(its_own)
 
 
-def _condition(wanted: TextSearch) -> tuple[str, list[Any]]:
+def _condition(search: TextSearch) -> tuple[str, list[Any]]:
     """Return the conditions on a row of `message` as SQL, and the values for its marks."""
     parts = ["1"]
     values: list[Any] = []
-    for term in wanted.terms:
+    for term in search.terms:
         part, its_own = _term_condition(term)
         parts.append(part)
         values += its_own
-    for one in wanted.numbers:
-        parts.append(f"{one.name} {'NOT ' * one.is_excluded}BETWEEN ? AND ?")
-        values += (one.low, one.high)
-    for tag in wanted.tags:
+    for number in search.numbers:
+        parts.append(f"{number.name} {'NOT ' * number.is_excluded}BETWEEN ? AND ?")
+        values += (number.low, number.high)
+    for tag in search.tags:
         one_tag = " WHERE folded = ?" * bool(tag.name)
         parts.append(f"queue_id {'NOT ' * tag.is_excluded}IN (SELECT queue_id FROM tag{one_tag})")
         values += [tag.name.casefold()] * bool(tag.name)
@@ -482,7 +497,7 @@ def _term_condition(term: SearchTerm) -> tuple[str, list[str]]:
     values = [text] * len(term.fields)
     trigrams = dict.fromkeys(text[at : at + 3] for at in range(len(text) - 2))
     if trigrams:
-        quoted = ('"{}"'.format(one.replace('"', '""')) for one in trigrams)
+        quoted = ('"{}"'.format(trigram.replace('"', '""')) for trigram in trigrams)
         every = " AND ".join(islice(quoted, _TRIGRAMS_MAX))
         where = f"text MATCH ? AND ({where})"
         values.insert(0, f"{{{' '.join(term.fields)}}} : ({every})")

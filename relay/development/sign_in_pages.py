@@ -65,8 +65,8 @@ def is_of_another_site(request: HttpRequest) -> bool:
 def redirect_response(redirect_uri: str, mode: str, fields: Mapping[str, str]) -> Response:
     """Return the response that takes a code or an error to the program."""
     if redirect_uri == OUT_OF_BAND:
-        shown = fields.get("code") or fields.get("error_description", "")
-        body = f"<p>Copy this into the program:</p><p><code>{escape(shown)}</code></p>"
+        answer = fields.get("code") or fields.get("error_description", "")
+        body = f"<p>Copy this into the program:</p><p><code>{escape(answer)}</code></p>"
         return _page("Success" if "code" in fields else "Not signed in", body)
     scheme = redirect_uri.partition(":")[0].lower()
     if mode == "form_post" and scheme in ("http", "https"):
@@ -107,9 +107,9 @@ def _token_field() -> str:
 
 
 def _form(fields: str, button: str, fault: str) -> str:
-    shown = f'<p role="alert">{escape(fault)}</p>' if fault else ""
+    alert = f'<p role="alert">{escape(fault)}</p>' if fault else ""
     submit = f'<button name="approve" value="yes">{button}</button>'
-    return f'{shown}<form method="post">{fields}{submit}</form>'
+    return f'{alert}<form method="post">{fields}{submit}</form>'
 
 
 def _hidden(name: str, value: str) -> str:

@@ -100,13 +100,13 @@ class SimulatedRecipients:
         self._bytes = 0
 
     def _expect_report(self, mail: ReceivedMail, recipient: ForwardedTo) -> None:
-        wanted = find_test_recipient(recipient.address)
-        if wanted is None or wanted.manner is not Manner.LATER or not mail.sender:
+        test_recipient = find_test_recipient(recipient.address)
+        if test_recipient is None or test_recipient.manner is not Manner.LATER or not mail.sender:
             return
         if self._bytes >= REPORTS_BYTES_MAX:
             _log.warning("a later report is left out: too many wait", host=mail.host)
             return
-        if content := self._report(mail, recipient, wanted.reply):
+        if content := self._report(mail, recipient, test_recipient.reply):
             self._bytes += len(content)
             report = _LaterReport(mail.host, mail.sender, content)
 

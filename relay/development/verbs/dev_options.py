@@ -74,13 +74,13 @@ def _milter_address(text: str) -> str:
 
 
 def _scenarios(
-    context: click.Context, option: click.Parameter, given: tuple[str, ...]
+    context: click.Context, option: click.Parameter, arguments: tuple[str, ...]
 ) -> tuple[str, ...]:
     """Return the values; only those of the environment variable are separated by commas too."""
     source = context.get_parameter_source(str(option.name))
     if source is not click.core.ParameterSource.ENVIRONMENT:
-        return given
-    return tuple(one for text in given for one in _SEPARATOR.split(text) if one)
+        return arguments
+    return tuple(part for text in arguments for part in _SEPARATOR.split(text) if part)
 
 
 def _address_glob(text: str) -> str:
@@ -117,17 +117,17 @@ def _list(*names: str, of: tuple[Callable[[str], str], str], **attributes: Any) 
     parse, expected = of
 
     def values(
-        context: click.Context, option: click.Parameter, given: tuple[str, ...]
+        context: click.Context, option: click.Parameter, arguments: tuple[str, ...]
     ) -> tuple[str, ...]:
-        texts = [one for text in given for one in _SEPARATOR.split(text) if one]
-        found = []
+        texts = [part for text in arguments for part in _SEPARATOR.split(text) if part]
+        values = []
         for text in texts:
             try:
-                found.append(parse(text))
+                values.append(parse(text))
             except ValueError:
                 message = f"expected {expected}, found {shown(text)}"
                 raise click.BadParameter(message, context, option) from None
-        return tuple(dict.fromkeys(found))
+        return tuple(dict.fromkeys(values))
 
     return _option(*names, multiple=True, callback=values, **attributes)
 
@@ -143,22 +143,22 @@ def variable_of(name: str) -> str:
 
 def unknown_variables(variables: Mapping[str, str], command: click.Command) -> Collection[str]:
     """Return the names that begin as those of the options, but belong to none."""
-    known = {one.envvar for one in command.params}
-    return sorted(one for one in variables if one.startswith(PREFIX) and one not in known)
+    known = {option.envvar for option in command.params}
+    return sorted(name for name in variables if name.startswith(PREFIX) and name not in known)
 
 
 def check_together(options: Mapping[str, Any]) -> None:
     """Raise UsageError for options that exclude each other."""
-    for one, other in (("once", "no_demo"), ("rules", "no_rules")):
-        if options[one] and options[other]:
-            names = " and ".join(f"--{name.replace('_', '-')}" for name in (one, other))
+    for option, other in (("once", "no_demo"), ("rules", "no_rules")):
+        if options[option] and options[other]:
+            names = " and ".join(f"--{name.replace('_', '-')}" for name in (option, other))
             raise click.UsageError(f"{names} exclude each other")
     if options["release_allow"] and not options["release_to"]:
         raise click.UsageError("--release-allow needs --release-to: without it nothing is released")
     if options["release_auto"] and not options["release_allow"]:
         raise click.UsageError("--release-auto needs --release-allow: it says to whom")
-    given = {name: options[name] for name in PORTS if options[name] is not None}
-    exposed = [f"--{name} {at}" for name, at in given.items() if not at.is_loopback]
+    ports = {name: options[name] for name in PORTS if options[name] is not None}
+    exposed = [f"--{name} {at}" for name, at in ports.items() if not at.is_loopback]
     if options["listen_all"]:
         exposed.insert(0, "--listen-all")
     if exposed and not options["token"]:
