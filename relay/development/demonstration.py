@@ -15,7 +15,7 @@ from relay.operation.app.daemon import Daemon
 from relay.store.journeys.document import Journey
 from relay.store.journeys.events import Step
 from relay.store.mailbox.query import MessageQuery
-from relay.store.mailbox.types import WellKnown
+from relay.store.mailbox.stored_message import WellKnown
 
 _TIMEOUT_S = 15.0
 _ALICE = f"alice@{DOMAIN}"

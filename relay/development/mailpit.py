@@ -60,7 +60,7 @@ from relay.store.journeys.message_list import (
     SearchTerm,
     TextSearch,
 )
-from relay.store.mailbox.types import StoreError
+from relay.store.mailbox.errors import StoreError
 from relay.store.spool.engine import SpoolEngine
 from relay.store.spool.types import SpoolError
 

@@ -25,7 +25,7 @@ from relay.front_door.api.message_source import MessageCopies
 from relay.operation.app.daemon import Daemon
 from relay.store.journeys.document import Journey
 from relay.store.journeys.submission_log import SubmissionFacts
-from relay.store.mailbox.types import BeingSentError, StoreError
+from relay.store.mailbox.errors import BeingSentError, StoreError
 from relay.store.spool.engine import DevelopmentSpool, SpoolEngine
 from relay.store.spool.queue_commands import Operation, QueueCommand
 from relay.store.spool.types import Selector, SpoolError

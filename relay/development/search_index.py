@@ -48,11 +48,11 @@ from relay.store.journeys.message_list import (
     split_tags,
 )
 from relay.store.journeys.spool_history import CONTENTS_MAX
+from relay.store.mailbox.errors import StoreError
 from relay.store.mailbox.index.content_index import CONTENT_BYTES_MAX, join_addresses
 from relay.store.mailbox.index.database import marks
 from relay.store.mailbox.mailbox_list import ReadFlags
 from relay.store.mailbox.message_file import MessageFile, delivered_id, is_delivered_id
-from relay.store.mailbox.types import StoreError
 from relay.store.spool.types import SpoolError
 
 _VERSION = 4

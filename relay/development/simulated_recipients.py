@@ -37,9 +37,9 @@ from relay.delivery.smtp.transaction import Transaction
 from relay.development.internet.behaviour import ForwardedTo, ReceivedMail
 from relay.development.internet.test_recipients import Manner, find_test_recipient
 from relay.formats.dsn import ReportedRecipient, ReportKind, write_dsn
-from relay.store.mailbox.types import (
+from relay.store.mailbox.delivery_store import DeliveryStore
+from relay.store.mailbox.errors import (
     ContentUnreadableError,
-    DeliveryStore,
     MailboxFullError,
     StoreUnavailableError,
 )

@@ -47,8 +47,7 @@ from relay.front_door.http.errors import (
 from relay.front_door.http.gateway import json_response
 from relay.front_door.http.http_request import HttpRequest
 from relay.front_door.notifications.subscriptions import Subscriptions
-from relay.store.mailbox.query import PAGE_BYTES_MAX
-from relay.store.mailbox.types import (
+from relay.store.mailbox.errors import (
     AttachmentsTooLargeError,
     BeingSentError,
     FolderError,
@@ -57,17 +56,17 @@ from relay.store.mailbox.types import (
     MessageChangedError,
     NoSuchItemError,
     NotADraftError,
-    Precondition,
     ProtectedFolderError,
     StateTooLargeError,
-    StoredMessage,
     StoreError,
     StoreUnavailableError,
-    SubmissionKey,
     TooManyQueriesError,
     TooManyUploadsError,
     UploadBusyError,
 )
+from relay.store.mailbox.pending_submission import SubmissionKey
+from relay.store.mailbox.query import PAGE_BYTES_MAX
+from relay.store.mailbox.stored_message import Precondition, StoredMessage
 from relay.submission.outbox.store import FileStore
 
 IN_MEMORY_BODY_BYTES_MAX = LARGE_BYTES * 4 // 3  # larger MIME in base64 is written in blocks

@@ -34,7 +34,7 @@ from relay.front_door.graph.graph_request import (
 )
 from relay.front_door.graph.query_options import QueryOptions
 from relay.front_door.graph.serializer import extent_of, message_json
-from relay.store.mailbox.types import StoredMessage
+from relay.store.mailbox.stored_message import StoredMessage
 
 MessageItem = StoredMessage | Mapping[str, Any]  # a message, or the JSON of something else
 _ATTACHMENT_BYTES = 1024  # of its JSON without content and texts

@@ -18,18 +18,20 @@ from relay.store.mailbox.draft_files import (
     with_attachment,
     without_attachment,
 )
+from relay.store.mailbox.errors import (
+    AttachmentsTooLargeError,
+    NoSuchItemError,
+    StoreUnavailableError,
+)
 from relay.store.mailbox.maildir import retry_if_renamed
 from relay.store.mailbox.message_file import attachments_of, loaded, open_octets
 from relay.store.mailbox.messages import Messages
 from relay.store.mailbox.store_part import StorePart, in_thread
-from relay.store.mailbox.types import (
+from relay.store.mailbox.stored_message import (
     NO_PRECONDITION,
-    AttachmentsTooLargeError,
-    NoSuchItemError,
     OpenedMessage,
     Precondition,
     StoredMessage,
-    StoreUnavailableError,
 )
 
 ATTACHMENTS_MAX = 250

@@ -44,6 +44,7 @@ from relay.formats.read_header import parse_header, read_properties_of_header
 from relay.formats.read_mime import read_message
 from relay.formats.write_header import is_message_id
 from relay.store.journeys.submission_log import SubmissionFacts
+from relay.store.mailbox.errors import NotADraftError
 from relay.store.mailbox.keywords import convert_keywords
 from relay.store.mailbox.maildir import open_written, write_file
 from relay.store.mailbox.message_file import (
@@ -55,7 +56,8 @@ from relay.store.mailbox.message_file import (
     make_base_name,
     parse_name,
 )
-from relay.store.mailbox.types import Folder, NotADraftError, PendingSubmission, SendOptions
+from relay.store.mailbox.pending_submission import PendingSubmission, SendOptions
+from relay.store.mailbox.stored_message import Folder
 
 
 class DraftIdentity(Struct, frozen=True):

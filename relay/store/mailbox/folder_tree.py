@@ -24,7 +24,9 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from relay.base.observe.logs import get_logger
+from relay.store.mailbox.changes import FolderDeltaPage
 from relay.store.mailbox.draft_files import NewNames
+from relay.store.mailbox.errors import FolderError, FolderExistsError, ProtectedFolderError
 from relay.store.mailbox.folders import (
     COPY_PREFIX,
     DELETED_PREFIX,
@@ -56,15 +58,8 @@ from relay.store.mailbox.maildir import (
 )
 from relay.store.mailbox.message_file import MessageName, parse_name
 from relay.store.mailbox.store_part import StorePart, in_thread
+from relay.store.mailbox.stored_message import Folder, WellKnown
 from relay.store.mailbox.threads import AccountQueues
-from relay.store.mailbox.types import (
-    Folder,
-    FolderDeltaPage,
-    FolderError,
-    FolderExistsError,
-    ProtectedFolderError,
-    WellKnown,
-)
 
 _FILE = "subscriptions"
 _HEADER = b"V\t2\n"

@@ -24,6 +24,7 @@ from pathlib import Path
 from msgspec import Struct
 from msgspec.structs import replace
 
+from relay.store.mailbox.errors import FolderError, NoSuchItemError
 from relay.store.mailbox.maildir import (
     DirectorySync,
     Stripes,
@@ -34,7 +35,7 @@ from relay.store.mailbox.maildir import (
     sync_directory,
     write_synced,
 )
-from relay.store.mailbox.types import Folder, FolderError, NoSuchItemError, WellKnown
+from relay.store.mailbox.stored_message import Folder, WellKnown
 
 SEPARATOR = "."
 DIRECTORY_BYTES_MAX = 255

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from relay.base.crashpoints import CrashPoint
 from relay.base.message.content import Content, edit_header, size_of
 from relay.formats.headers import with_relay_id
+from relay.store.mailbox.delivery_store import DeliveryResult
 from relay.store.mailbox.folders import well_known_path
 from relay.store.mailbox.index.background import IndexBuilder
 from relay.store.mailbox.maildir import (
@@ -27,7 +28,7 @@ from relay.store.mailbox.message_file import (
     delivered_id,
 )
 from relay.store.mailbox.store_part import StorePart
-from relay.store.mailbox.types import DeliveryResult, WellKnown
+from relay.store.mailbox.stored_message import WellKnown
 
 
 @dataclass(kw_only=True, eq=False, repr=False)

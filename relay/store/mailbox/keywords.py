@@ -12,8 +12,8 @@ from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 
+from relay.store.mailbox.errors import StoreUnavailableError
 from relay.store.mailbox.maildir import remove, sync_directory, take_lock, write_synced
-from relay.store.mailbox.types import StoreUnavailableError
 
 KEYWORDS_FILE = "dovecot-keywords"
 _LOCK = "dovecot-uidlist.lock"  # Dovecot changes the file while it holds this one

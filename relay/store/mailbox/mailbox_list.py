@@ -17,10 +17,10 @@ from urllib.parse import unquote
 from msgspec import Struct
 
 from relay.base.clock import Clock
+from relay.store.mailbox.errors import NoSuchItemError
 from relay.store.mailbox.folders import message_directories
 from relay.store.mailbox.maildir import is_old, list_names, remove
 from relay.store.mailbox.message_file import SEEN, id_of_name, mailbox_directory, parse_name
-from relay.store.mailbox.types import NoSuchItemError
 
 _ASKED_MAX = 50  # mailboxes, each of which opens its index
 _FREE_S, _COST_FACTOR = 0.005, 20  # of looking at all directories

@@ -25,7 +25,7 @@ from typing import BinaryIO, ParamSpec, TypeVar
 
 from relay.base.files import write_all
 from relay.base.message.content import Content, UnreadableError, blocks
-from relay.store.mailbox.types import ContentUnreadableError, StoreError, StoreUnavailableError
+from relay.store.mailbox.errors import ContentUnreadableError, StoreError, StoreUnavailableError
 
 _NO_FILE = frozenset((errno.ELOOP, errno.ENXIO))  # a symbolic link, a socket
 _FULL = frozenset((errno.ENOSPC, errno.EDQUOT))

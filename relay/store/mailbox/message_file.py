@@ -33,6 +33,7 @@ from relay.formats.read_mime import (
     read_attachments,
     read_message,
 )
+from relay.store.mailbox.errors import NoSuchItemError
 from relay.store.mailbox.maildir import open_message
 from relay.store.mailbox.message_state import (
     NO_STATE,
@@ -41,7 +42,7 @@ from relay.store.mailbox.message_state import (
     flag_of,
     with_state,
 )
-from relay.store.mailbox.types import Folder, NoSuchItemError, StoredMessage, WellKnown
+from relay.store.mailbox.stored_message import Folder, StoredMessage, WellKnown
 
 DRAFT = "D"
 SEEN = "S"

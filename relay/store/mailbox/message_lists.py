@@ -11,19 +11,14 @@ from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
+from relay.store.mailbox.changes import ChangePage, DeltaPage, MessageDelta
+from relay.store.mailbox.errors import NoSuchItemError
 from relay.store.mailbox.index.content_index import CopyLookup
 from relay.store.mailbox.message_file import MessageFile, loaded
 from relay.store.mailbox.query import DeltaQuery, MessageQuery
 from relay.store.mailbox.store_part import StorePart
+from relay.store.mailbox.stored_message import Page, StoredMessage
 from relay.store.mailbox.threads import AccountQueues, QueryTimeLimit
-from relay.store.mailbox.types import (
-    ChangePage,
-    DeltaPage,
-    MessageDelta,
-    NoSuchItemError,
-    Page,
-    StoredMessage,
-)
 
 _Result = TypeVar("_Result")
 _Numbers = Mapping[tuple[str, str], int]

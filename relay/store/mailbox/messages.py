@@ -31,6 +31,12 @@ from relay.store.mailbox.draft_files import (
     in_folder,
     next_generation,
 )
+from relay.store.mailbox.errors import (
+    NoSuchItemError,
+    NotADraftError,
+    StateTooLargeError,
+    StoreError,
+)
 from relay.store.mailbox.folders import find_folder, is_deleted
 from relay.store.mailbox.maildir import (
     Undo,
@@ -63,21 +69,15 @@ from relay.store.mailbox.message_state import (
     encode_state,
     without_content,
 )
+from relay.store.mailbox.pending_submission import PendingSubmission
 from relay.store.mailbox.store_part import StorePart, in_thread
-from relay.store.mailbox.types import (
+from relay.store.mailbox.stored_message import (
     NO_PRECONDITION,
     Folder,
     MessageChange,
-    NoSuchItemError,
-    NotADraftError,
-    PendingSubmission,
     Precondition,
-    ReadListener,
-    StateTooLargeError,
     StoredMessage,
-    StoreError,
     WellKnown,
-    ignore_read,
 )
 
 _LOOKS_MAX = 10  # for a file that is renamed meanwhile
@@ -113,6 +113,28 @@ class ScheduledDrafts(Protocol):
         self, submission: PendingSubmission | None, *, reason: str
     ) -> AbstractContextManager[Undo]:
         """Within, a draft is taken out of its folder, durably. An error undoes the list."""
+
+
+class ReadListener(Protocol):
+    """Sends the read receipts that senders asked for: see relay/delivery/reports."""
+
+    async def __call__(
+        self, account: str, message_ids: Sequence[str], *, is_wanted: bool = False
+    ) -> bool:
+        """Messages were marked as read; `is_wanted`: the client said that a receipt is to be sent.
+
+        Return whether one was sent. Raises SpoolError if one is wanted and cannot be sent.
+        """
+
+
+async def ignore_read(
+    account: str,  # noqa: ARG001 -- a ReadListener
+    message_ids: Sequence[str],  # noqa: ARG001
+    *,
+    is_wanted: bool = False,  # noqa: ARG001
+) -> bool:
+    """Send no receipt."""
+    return False
 
 
 def _same(state: MessageState) -> MessageState:

@@ -13,11 +13,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from relay.base.clock import Clock, now_at_least_us
+from relay.store.mailbox.errors import StoreError
 from relay.store.mailbox.folders import COPY_PREFIX, DELETED_PREFIX, list_folders, well_known_path
 from relay.store.mailbox.index.indexes import Indexes
 from relay.store.mailbox.maildir import list_names, remove
 from relay.store.mailbox.message_file import is_relay_name
-from relay.store.mailbox.types import StoreError, WellKnown
+from relay.store.mailbox.stored_message import WellKnown
 
 STALE_S = 36 * 3600
 _EVERY_S = 24 * 3600

@@ -14,15 +14,10 @@ from pathlib import Path
 from msgspec import Struct
 
 from relay.base.phrases import counted
+from relay.store.mailbox.errors import MailboxFullError, MailboxTooSmallError
 from relay.store.mailbox.index.indexes import Indexes
 from relay.store.mailbox.maildir import Stripes
-from relay.store.mailbox.types import (
-    MailboxFullError,
-    MailboxTooSmallError,
-    QuotaLimits,
-    Room,
-    Usage,
-)
+from relay.store.mailbox.usage import QuotaLimits, Room, Usage
 
 _REPORTS_SIZE_BYTES = 10 * 1024 * 1024
 _REPORTS_MESSAGES = 100

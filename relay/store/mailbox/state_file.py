@@ -19,6 +19,7 @@ import msgspec
 from msgspec import Struct
 
 from relay.base.observe.logs import get_logger
+from relay.store.mailbox.errors import StoreUnavailableError
 from relay.store.mailbox.maildir import sync_directory
 from relay.store.mailbox.message_state import (
     MessageState,
@@ -27,7 +28,6 @@ from relay.store.mailbox.message_state import (
     read_state,
     united,
 )
-from relay.store.mailbox.types import StoreUnavailableError
 
 FILE_NAME = "relay-properties"
 ABSENT_US_MAX = 30 * 24 * 3600 * 1_000_000

@@ -19,8 +19,8 @@ from typing import Any, ParamSpec, TypeVar
 from weakref import WeakValueDictionary
 
 from relay.base.clock import Clock
+from relay.store.mailbox.errors import QueryTooLongError, TooManyQueriesError
 from relay.store.mailbox.maildir import begin_work, storage_errors
-from relay.store.mailbox.types import QueryTooLongError, TooManyQueriesError
 
 QUERY_TIME_MAX_S = 10.0
 QUERIES_PER_ACCOUNT_MAX = 2

@@ -18,13 +18,13 @@ from pathlib import Path
 
 from relay.base.clock import Clock
 from relay.base.observe.logs import get_logger
+from relay.store.mailbox.errors import StoreError
 from relay.store.mailbox.folders import Folders, message_directories
 from relay.store.mailbox.index.indexes import Indexes
 from relay.store.mailbox.index.update import names_on_disk
 from relay.store.mailbox.mail_root import MailRoot
 from relay.store.mailbox.mailbox_list import mailbox_directories
 from relay.store.mailbox.threads import ThreadPool
-from relay.store.mailbox.types import StoreError
 
 LARGE_MESSAGES = 1000  # a query reads fewer at once
 _MESSAGES_AT_ONCE = 50

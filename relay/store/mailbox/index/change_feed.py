@@ -21,16 +21,10 @@ from typing import Any
 import apsw
 
 from relay.base.clock import read_boot_id
+from relay.store.mailbox.changes import Change, ChangeKind, ChangePage, FolderDelta, FolderDeltaPage
+from relay.store.mailbox.errors import StalePositionError
 from relay.store.mailbox.index.database import fetch, get_meta, set_meta
-from relay.store.mailbox.types import (
-    Change,
-    ChangeKind,
-    ChangePage,
-    Folder,
-    FolderDelta,
-    FolderDeltaPage,
-    StalePositionError,
-)
+from relay.store.mailbox.stored_message import Folder
 
 CHANGES_KEPT = 100_000
 REMOVED_FOLDERS_KEPT = 1000

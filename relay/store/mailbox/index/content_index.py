@@ -42,6 +42,7 @@ from relay.formats.read_header import (
 from relay.formats.read_mime import ReadExtent, read_mime
 from relay.formats.read_report import ORDINARY_CLASS, message_class
 from relay.formats.structure import read_structure
+from relay.store.mailbox.errors import StoreUnavailableError
 from relay.store.mailbox.index.database import fetch, marks, open_database
 from relay.store.mailbox.index.mailbox_index import MailboxIndex
 from relay.store.mailbox.index.query_sql import (
@@ -59,7 +60,6 @@ from relay.store.mailbox.maildir import open_message
 from relay.store.mailbox.message_state import MessageState, read_state, with_state
 from relay.store.mailbox.query import Collection
 from relay.store.mailbox.threads import QueryTimeLimit
-from relay.store.mailbox.types import StoreUnavailableError
 
 _HEADER_BYTES = 16 * 1024
 _HEADER_BYTES_MAX = 256 * 1024

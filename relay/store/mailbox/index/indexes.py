@@ -19,6 +19,8 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from relay.base.clock import Clock
+from relay.store.mailbox.changes import Change, ChangeKind, ChangePage, FolderDeltaPage
+from relay.store.mailbox.errors import NoSuchItemError, StoreError, StoreUnavailableError
 from relay.store.mailbox.index.change_feed import (
     changes_after,
     differing_folders,
@@ -58,20 +60,9 @@ from relay.store.mailbox.message_state import MessageState, encode_state, read_s
 from relay.store.mailbox.query import DeltaQuery, MessageQuery
 from relay.store.mailbox.state_file import FILE_NAME as STATES
 from relay.store.mailbox.state_file import StateFile
+from relay.store.mailbox.stored_message import Folder, Precondition
 from relay.store.mailbox.threads import QueryTimeLimit
-from relay.store.mailbox.types import (
-    Change,
-    ChangeKind,
-    ChangePage,
-    CountedUsage,
-    Folder,
-    FolderDeltaPage,
-    NoSuchItemError,
-    Precondition,
-    StoreError,
-    StoreUnavailableError,
-    Usage,
-)
+from relay.store.mailbox.usage import CountedUsage, Usage
 
 CHANGED_MESSAGES_READ = 10_000  # for one page of a delta
 _WIDTH = len(COLUMNS.split(","))

@@ -18,6 +18,7 @@ import apsw
 
 from relay.base.clock import Clock
 from relay.base.observe.logs import get_logger
+from relay.store.mailbox.errors import StoreError, StoreUnavailableError
 from relay.store.mailbox.index.change_feed import close_feed, is_open, open_feed
 from relay.store.mailbox.index.database import (
     FILE_NAME,
@@ -38,7 +39,6 @@ from relay.store.mailbox.index.update import IndexUpdater
 from relay.store.mailbox.index.watch import InotifyWatcher
 from relay.store.mailbox.state_file import StateFile, UnmergedState
 from relay.store.mailbox.threads import QueryTimeLimit
-from relay.store.mailbox.types import StoreError, StoreUnavailableError
 
 _ATTEMPTS = 3
 _IN_MEMORY_S = 60.0

@@ -17,6 +17,7 @@ import msgspec
 from msgspec import Struct
 from msgspec.structs import replace
 
+from relay.store.mailbox.errors import StalePositionError
 from relay.store.mailbox.index.database import marks
 from relay.store.mailbox.index.rows import FLAG_STATUSES, UIDS_PER_US
 from relay.store.mailbox.message_file import TIME_US_MAX
@@ -37,7 +38,6 @@ from relay.store.mailbox.query import (
     SearchIn,
     SortOrder,
 )
-from relay.store.mailbox.types import StalePositionError
 
 KEY_CHARACTERS = 255
 HEADER_LEVEL = 1  # of the content of a message: its header is read

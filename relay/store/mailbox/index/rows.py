@@ -15,6 +15,7 @@ import apsw
 from msgspec import Struct
 from msgspec.structs import replace
 
+from relay.store.mailbox.changes import ChangeKind
 from relay.store.mailbox.index.change_feed import append_change
 from relay.store.mailbox.index.database import fetch, marks
 from relay.store.mailbox.message_file import (
@@ -28,7 +29,7 @@ from relay.store.mailbox.message_file import (
 )
 from relay.store.mailbox.message_state import MessageState, flag_of, read_state, united
 from relay.store.mailbox.state_file import UnmergedState
-from relay.store.mailbox.types import ChangeKind, Folder
+from relay.store.mailbox.stored_message import Folder
 
 UIDS_PER_US = 1024
 INODE_MASK = (1 << 63) - 1  # SQLite's integers have a sign

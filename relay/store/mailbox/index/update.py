@@ -22,6 +22,7 @@ from typing import TypeVar
 import apsw
 
 from relay.base.clock import Clock
+from relay.store.mailbox.errors import StoreUnavailableError
 from relay.store.mailbox.folders import list_folders
 from relay.store.mailbox.index.database import fetch
 from relay.store.mailbox.index.identity import MessageMatcher
@@ -45,7 +46,7 @@ from relay.store.mailbox.index.watch import MailboxWatch
 from relay.store.mailbox.maildir import is_old, list_names, remove
 from relay.store.mailbox.message_file import is_relay_name, parse_name
 from relay.store.mailbox.state_file import StateFile, UnmergedState
-from relay.store.mailbox.types import Folder, StoreUnavailableError
+from relay.store.mailbox.stored_message import Folder
 
 
 @dataclass(slots=True)
