@@ -18,7 +18,7 @@ class DeliveryResult(Enum):
 class DeliveryStore(Protocol):
     """Mailboxes that take mail. `account` is the canonical address of one, in lower case.
 
-    The simulated worlds of the tests have one of their own.
+    The simulated worlds of the tests have another implementation.
     """
 
     async def room(self, account: str, size: int) -> Room:

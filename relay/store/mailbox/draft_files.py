@@ -100,8 +100,9 @@ class NewNames(Struct, frozen=True):
         )
 
     def of_record(self, account: str, record: MessageRecord) -> DraftIdentity:
-        """Return the identity of a message that is no draft: without a clock id, so that its times
-        are those of the record.
+        """Return the identity of a message that is not a draft.
+
+        Its id is not a clock id, so that its times are those of the record.
         """
         identity = self.identity(account)
         received_us = identity.created_us if record.received_us is None else record.received_us
@@ -135,7 +136,9 @@ class NewNames(Struct, frozen=True):
         )
 
     def of_copy(self, name: MessageName) -> str:
-        """Return a base name for a copy: without a clock id, so that the time of receipt stays."""
+        """Return a base name for a copy. It has no clock id, so that the copy keeps its time of
+        receipt.
+        """
         copy_id, time_us = delivered_id(self.ids.new()), name.seconds * 1_000_000
         return make_base_name(copy_id, 1, time_us=time_us, hostname=self.hostname)
 
@@ -248,7 +251,7 @@ def facts_of(draft: ComposedDraft, submission_id: str) -> SubmissionFacts:
 
 
 def submission_facts(head: bytes, submission_id: str) -> SubmissionFacts:
-    """Return what is logged about a draft that is submitted.
+    """Return what is logged about a submitted draft.
 
     `head` is its file, or at least the private block and the header.
     """
@@ -267,7 +270,7 @@ def submission_facts(head: bytes, submission_id: str) -> SubmissionFacts:
 def _facts(
     properties: MessageProperties, submission_id: str, *, account: str, message_id: str
 ) -> SubmissionFacts:
-    """Return the facts; `message_id` is used if the message has none."""
+    """Return what is logged. `message_id` is used if the message has no Message-ID."""
     recipients = (*properties.to, *properties.cc, *properties.bcc)
     return SubmissionFacts(
         submission_id=submission_id,
@@ -356,8 +359,8 @@ def _with_ids(block: PrivateBlock | None, ids: Sequence[str]) -> MimeDraftProper
 def _owned(properties: MessageProperties, origin: DraftOrigin) -> MessageProperties:
     """Set From and Sender where the draft has none.
 
-    Without From, the mailbox's owner is both. Sender is the owner if the draft is sent on behalf of
-    From. Otherwise a missing Sender is decided when the draft is sent.
+    Without From, the owner of the mailbox becomes both. If the draft is sent on behalf of From,
+    Sender is the owner. Otherwise a missing Sender is decided when the draft is sent.
     """
     sender = properties.sender
     owner = origin.on_behalf_of.lower()
@@ -381,9 +384,10 @@ def _new_index(properties: MessageProperties, origin: DraftOrigin) -> str:
 
 
 class Before(Struct, frozen=True):
-    """A message before a change: its file, and its submission if it is a scheduled send. The
-    submission has the options that it is to have. `cancelled` is the submission if the change
-    cancels it.
+    """A message before a change: its file, and its submission if it is a scheduled send.
+
+    The options of the submission are those after the change. `cancelled` is the submission if the
+    change cancels it.
     """
 
     account: str
@@ -394,7 +398,7 @@ class Before(Struct, frozen=True):
 
     @property
     def options(self) -> SendOptions | None:
-        """Those of the submission."""
+        """The options of the submission."""
         return self.submission.options if self.submission else None
 
 

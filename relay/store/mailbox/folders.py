@@ -66,7 +66,7 @@ def encode_folder_name(display_name: str) -> str:
 
 
 def as_single_name(name: str) -> str:
-    """Return a part of a directory's name, perhaps of several folders, as that of one folder."""
+    """Return a part of a directory's name as the name of one folder, even if it names several."""
     return name.replace(SEPARATOR, _to_modified_utf7(_SUBSTITUTES[SEPARATOR]))
 
 
@@ -189,7 +189,7 @@ WELL_KNOWN_NAMES = _UNSUPPORTED | {*_IDS, ROOT_ID}
 class _MailboxPaths(Struct, frozen=True):
     """A mailbox that exists, and the directories that are checked on each use.
 
-    `drafts` is None for one of which only the Inbox was made. `is_fresh`: see Folders.
+    `drafts` is None while the mailbox has only its Inbox. `is_fresh`: see Folders.
     """
 
     mailbox: Path
@@ -217,8 +217,10 @@ class Folders:
         return self._directory_of(account)
 
     def is_fresh(self, account: str) -> bool:
-        """Whether its Maildir was made here for a delivery, and only deliveries have used it: it
-        has no settings and no older messages. Does not block.
+        """Whether this process created the Maildir for a delivery, and only deliveries have used
+        it.
+
+        Such a mailbox has no settings and no older messages. Does not block.
         """
         made = self.known.get(account)
         return made is not None and made.is_fresh
@@ -243,7 +245,9 @@ class Folders:
         return mailbox
 
     def inbox(self, account: str) -> Path:
-        """Return the account's Maildir for what needs no folder; create its Inbox on first use."""
+        """Return the account's Maildir, in which only the Inbox must exist; create both on first
+        use.
+        """
         made = self.known.get(account)
         if made and made.inbox.is_dir():
             return made.mailbox
@@ -290,7 +294,7 @@ def write_folder_id(path: Path, folder_id: str) -> None:
 
 
 def write_folder_ids(folders: Iterable[Folder]) -> None:
-    """Store the ids that are only derived from directory names, before the names change."""
+    """Store the ids that are derived from directory names, before the names change."""
     for folder in folders:
         if folder.well_known is None and read_folder_id(folder.path) != folder.id:
             write_folder_id(folder.path, folder.id)
@@ -394,7 +398,7 @@ def root_folder(mailbox: Path, folders: Iterable[Folder]) -> Folder:
 
 
 def _ids(mailbox: Path, others: Iterable[str]) -> dict[str, str]:
-    """Return each directory's folder id; a copied directory gets an id of its own."""
+    """Return each directory's folder id. A copied directory gets a new id."""
     ids = {known.directory: str(name) for name, known in _WELL_KNOWN.items()}
     ids[_INBOX_AS_PARENT] = str(WellKnown.INBOX)
     taken = set(ids.values()) | WELL_KNOWN_NAMES

@@ -59,7 +59,7 @@ def _letters(names: dict[str, bytes]) -> dict[bytes, str]:
 
 
 def _added(folder: Path, keywords: Iterable[bytes]) -> dict[str, bytes]:
-    """Give the names letters in a folder, as far as it has some; return all that it has."""
+    """Give new keywords the free letters of a folder; return all of its keywords by letter."""
     if not take_lock(lock := folder / _LOCK, stale_s=_STALE_S):
         raise StoreUnavailableError(f"Another program holds the lock {_LOCK} of the folder.")
     try:

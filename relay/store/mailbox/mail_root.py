@@ -5,9 +5,10 @@ at the path, even with old mailboxes in it. So the root that a start has opened 
 check() compares it with what the path leads to. The store calls it before each call, and after
 each sync of a directory. Once it fails, the root counts as missing until reopen().
 
-Its id is in `.submissions/id`, copies included. The spool records which id it delivered to: a start
-takes no other root. A copy from before the start, such as one below a mount point, is not taken for
-the root. The file `.submissions/session` shows this, because it names the start. docs/design.md 3.
+The id of the root is in `.submissions/id`; a copy of the root has the same id. The spool records
+to which root it delivered, and a start takes no other root. A copy from before the start, such as
+one below a mount point, is not taken for the root. The file `.submissions/session` shows this,
+because it names the start. docs/design.md 3.
 """
 
 import errno
@@ -72,13 +73,11 @@ class MailRoot:
     def open(self, known_id: str, *, may_take: bool) -> None:
         """Open and lock the root with the id `known_id`.
 
-        Without a known id, take the root that is there: one with submissions, or with `may_take`
-        any, which is also created. A crash on the way leaves nothing that the next start refuses.
-        First the root is made, then `.submissions`, then the id is written, each durably. At last
-        the caller records `id` in the spool.
-
-        If the disk fails, the root counts as missing, and reopen() tries again. Raises
-        ForeignRootError, and what `take_lock` raises except OSError.
+        Without a known id, open a root that has submissions; with `may_take`, open any directory,
+        or create it. A crash leaves nothing that the next start refuses. First the root is created,
+        then `.submissions`, then the id is written, each durably. At last the caller records `id`
+        in the spool. If the disk fails, the root counts as missing, and reopen() tries again.
+        Raises ForeignRootError, and what `take_lock` raises except OSError.
         """
         self._known_id, self._may_take = known_id, may_take
         try:
@@ -133,19 +132,20 @@ class MailRoot:
         return False
 
     def note_failure(self, error: OSError) -> None:
-        """Note that a call of the store has failed; probe() finds out whether all do."""
+        """Record that a call of the store has failed; probe() finds out whether all calls fail."""
         self._has_failed |= error.errno in _OF_THE_DISK
 
     def attend(self) -> bool:
-        """Return whether the root is there; after a failure probe() it. Called each second."""
+        """Return whether the root is there. After a failure, probe() it. Called each second."""
         is_there = self.is_there()
         if is_there and (self._has_failed or self.fault):
             self.probe()
         return is_there
 
     def probe(self) -> None:
-        """Write a file: set `fault` while that fails, with one line in the log when it begins and
-        one when it ends.
+        """Write a file, and set `fault` while that fails.
+
+        The log gets one line when the failures begin, and one when they end.
         """
         self._has_failed = False
         path = self.path / SUBMISSIONS / _PROBE_FILE
@@ -221,15 +221,18 @@ class MailRoot:
             remove(submissions / _PROBE_FILE)
             place(submissions / _ID_FILE, submissions / _PROBE_FILE)
             remove(submissions / _PROBE_FILE)
-        except OSError as error:  # others are those of a disk that fails
+        except OSError as error:  # any other error means that the disk fails
             if error.errno in _NO_LINKS:
                 text = f"{self._name} is on a file system without hard links, which Relay needs"
                 raise ForeignRootError(f"mailboxes.root: {text}") from error
 
     def _begin_session(self) -> None:
-        """Mark the root as that of this start. It is not synced: the mark ends with the process."""
+        """Mark the root as opened by this start.
+
+        The mark is not synced, because it is used only while the process runs.
+        """
         session = secrets.token_hex(_ID_BYTES)
-        with suppress(OSError):  # then only the same directory is the root
+        with suppress(OSError):  # without the mark, only the inode identifies the root
             (self.path / SUBMISSIONS / _SESSION_FILE).write_text(session)
         self._session = session
 
@@ -247,7 +250,7 @@ class MailRoot:
         return ForeignRootError(f"mailboxes.root: {self._name} is not {known}: {reason}{how}")
 
     def _lock(self) -> None:
-        """Lock the root. One that cannot be written needs no lock."""
+        """Lock the root. A read-only root needs no lock."""
         path = self.path / SUBMISSIONS / "lock"
         if self._take_lock is None or (self._lock_file is not None and _is(path, self._lock_file)):
             return

@@ -61,12 +61,16 @@ class MailboxList:
 
 
 class _Directory(Struct, frozen=True):
-    """What a directory had at a modification time; 0: so young that a change may have the same."""
+    """The content of a directory at a modification time.
+
+    `changed_ns` is 0 if the directory changed so recently that another change may get the same
+    time.
+    """
 
     changed_ns: int
     directories: list[str]
     flags: dict[str, bool]  # whether messages are read, by id
-    asked: set[Path]  # its mailbox if another program has named a file here
+    asked: set[Path]  # the mailbox, if another program has named a file here
 
 
 class ReadFlags:
@@ -89,8 +93,9 @@ class ReadFlags:
     def unread(self) -> set[str]:
         """Return the ids of the messages without the flag Seen. Raises StoreError too.
 
-        What other programs change is seen at once in some hundred mailboxes, else after twenty
-        times as long as it takes to look at all directories: in 10,000 mailboxes two seconds.
+        With some hundred mailboxes, changes by other programs are seen at once. With more, all
+        directories are examined again after twenty times as long as that takes: two seconds for
+        10,000 mailboxes.
         """
         with self._lock:
             if self._clock.real_s() >= self._look_at_s:
@@ -113,8 +118,9 @@ class ReadFlags:
         return unread.union(*map(self._unread_in, asked))
 
     def of(self, ids_by_address: Mapping[str, Collection[str]]) -> dict[str, bool]:
-        """Return whether messages are read, by id, without those that no file is named after.
-        `ids_by_address` has ids by the address of the mailbox. Raises NoSuchItemError.
+        """Return by id whether messages are read. `ids_by_address` has the ids of each mailbox.
+
+        Messages after which no file is named are left out. Raises NoSuchItemError.
         """
         flags: dict[str, bool] = {}
         with self._lock:
@@ -170,7 +176,7 @@ class MailFile(Struct, frozen=True):
 
 
 def stored_files(root: Path) -> list[MailFile]:
-    """Return the files of all folders of all mailboxes; no drafts that are being sent."""
+    """Return the message files of all mailboxes, without those of drafts that are being sent."""
     files: list[MailFile] = []
     for mailbox in mailbox_directories(root):
         for directory in message_directories(mailbox):
@@ -179,7 +185,7 @@ def stored_files(root: Path) -> list[MailFile]:
 
 
 def remove_files(files: Iterable[MailFile]) -> None:
-    """Remove those that are still there."""
+    """Remove the files that still exist."""
     for file in files:
         remove(file.path)
 

@@ -75,9 +75,10 @@ class MessageName(Struct, frozen=True):
 
     @property
     def name_elsewhere(self) -> str:
-        """The name without flags for another folder. What programs add to a name belongs to this
-        folder, such as the UID of mbsync (`,U=`): it does not read a folder where two files have
-        the same.
+        """The name, without flags, in another folder.
+
+        What programs add to a name is valid only in this folder and is left out, such as the UID of
+        mbsync (`,U=`). It does not read a folder in which two files have the same UID.
         """
         return self.base_name + "".join(_SIZES.findall(self.name_with_size))
 
@@ -113,8 +114,9 @@ def is_relay_name(file_name: str) -> bool:
 
 
 def id_of_name(name: MessageName) -> str:
-    """Return the id that only the name gives a file, "" for a name that the store created: such a
-    file keeps its id wherever it is.
+    """Return the id that a file has only by its name, "" if the store created the name.
+
+    A file that the store created keeps its id under any name.
     """
     return "" if is_relay_name(name.base_name) else name.message_id
 
@@ -142,7 +144,8 @@ def is_delivered_id(message_id: str) -> bool:
 
 
 def delivered_base_name(unique: str, *, hostname: str) -> str:
-    """Return a base name that depends only on `unique`: a repeated delivery has the same name.
+    """Return a base name that depends only on `unique`, so that a repeated delivery uses the same
+    name.
 
     Its time is that of the id with which `unique` begins, 0 if there is none.
     """
@@ -198,7 +201,7 @@ class MessageFile(Struct, frozen=True):
     received_us: int = 0  # 0 if it must be read from the file
     state: MessageState = NO_STATE  # as the index has it
     state_ids: tuple[str, ...] = ()  # the ids under which the state is stored
-    stay: int = 0  # in its folder, another number each time; 0 if it began before the index
+    stay: int = 0  # which stay in its folder this is; 0 if it began before the index
     article: int = 0  # see StoredMessage
 
     @property

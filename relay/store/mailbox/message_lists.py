@@ -31,10 +31,10 @@ class MessageLists(StorePart):
     queries: AccountQueues  # in which the queries of an account wait
 
     async def query(self, account: str, query: MessageQuery) -> Page:
-        """Return a page of the requested messages. It ends before `top` when it has `bytes_max` of
-        them, or when the time of a query is over.
+        """Return a page of the requested messages.
 
-        Cancelling the caller stops the query. Raises NoSuchItemError for the folder,
+        The page ends before `top` messages when it has `bytes_max` of them, or when the time of a
+        query is over. Cancelling the caller stops the query. Raises NoSuchItemError for the folder,
         StalePositionError for `after`, QueryTooLongError, TooManyQueriesError,
         StoreUnavailableError.
         """
@@ -43,11 +43,12 @@ class MessageLists(StorePart):
     async def look_up(
         self, account: str, message_ids: Sequence[str], words: Sequence[str], *, read_s: float
     ) -> CopyLookup:
-        """Look up messages by their ids, and which of the words their texts have, as `$search`
-        finds them; a word may be the beginning of one, or several in their order.
+        """Look up messages by their ids, and which of the words their texts have.
 
-        What the index has not read of these messages is read for at most `read_s`. Messages that
-        are not there are left out. Raises TooManyQueriesError, StoreUnavailableError.
+        Words match as in `$search`: a word may be the beginning of a word of the text, or be
+        several words in their order. Texts that the index has not read yet are read for at most
+        `read_s`. Messages that are not in the mailbox are left out. Raises TooManyQueriesError,
+        StoreUnavailableError.
         """
 
         def look_up(limit: QueryTimeLimit) -> CopyLookup:
@@ -59,8 +60,9 @@ class MessageLists(StorePart):
         return await self._in_time(account, look_up)
 
     async def number(self, account: str, message_ids: Sequence[str]) -> _Numbers:
-        """Return the article numbers of messages, by folder and id. If one has none yet, all of its
-        folder get theirs.
+        """Return the article numbers of messages, by folder and id.
+
+        If a message has none yet, all messages of its folder get one.
         """
         return await self.queries.run(account, self._number, account, message_ids)
 
@@ -75,8 +77,8 @@ class MessageLists(StorePart):
     async def delta(self, account: str, query: DeltaQuery) -> DeltaPage:
         """Return what became of a folder's messages since a position, each message once.
 
-        It reads the changes and the changed messages, whatever the size of the mailbox. A page may
-        end early, as in query(). Raises what that raises, with StalePositionError for `after`.
+        Only the changes and the changed messages are read, whatever the size of the mailbox. A page
+        may end early, as in query(). Raises what query() raises.
         """
         return await self._in_time(account, partial(self._delta, account, query))
 
@@ -91,7 +93,7 @@ class MessageLists(StorePart):
     async def changed_versions(
         self, account: str, *, after: str, limit: int
     ) -> tuple[ChangePage, dict[str, str]]:
-        """Return what changes() returns, and the change keys of those messages that exist."""
+        """Return what changes() returns, and the change keys of the changed messages that exist."""
         return await self.queries.run(account, self._changed_versions, account, after, limit)
 
     async def _in_time(self, account: str, find: Callable[[QueryTimeLimit], _Result]) -> _Result:

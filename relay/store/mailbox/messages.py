@@ -88,31 +88,36 @@ _WITHOUT_BODY = ReadExtent(has_body=False)
 
 
 class ScheduledDrafts(Protocol):
-    """What changes of drafts ask and tell the outbox, which sends some of them at a later time.
+    """What the outbox does when a draft changes: it sends some drafts at a later time.
 
-    Called under the draft's lock. Raises OSError, and BeingSentError if it is being sent.
+    Called under the draft's lock. Raises OSError, and BeingSentError if the draft is being sent.
     """
 
     def scheduled_submission(
         self, message_id: str, located: MessageFile
     ) -> PendingSubmission | None:
-        """The scheduled send of a message. None: it has none, durably."""
+        """Return the scheduled send of a message, None if it durably has none."""
 
     def changed(
         self, draft: Before, before: Sequence[ExtendedProperty], after: Sequence[ExtendedProperty]
     ) -> Before:
-        """Return what becomes of the scheduled send by a change of extended properties."""
+        """Return the draft with the scheduled send that it has after a change of extended
+        properties.
+        """
 
     def rewrite(self, draft: Before, file: Path, head: bytes, *, undo: Undo) -> None:
-        """Prepare that `file` replaces the draft, with its beginning; add to `undo`."""
+        """Prepare that `file` replaces the draft; `head` is its beginning. Add to `undo`."""
 
     def rewritten(self, draft: Before) -> None:
-        """The draft is replaced, durably."""
+        """Complete the change: the draft was replaced, durably."""
 
     def cancelling(
         self, submission: PendingSubmission | None, *, reason: str
     ) -> AbstractContextManager[Undo]:
-        """Within, a draft is taken out of its folder, durably. An error undoes the list."""
+        """Cancel the send while the block takes the draft out of its folder, durably.
+
+        When the block raises an error, the actions of the list are called.
+        """
 
 
 class ReadListener(Protocol):
@@ -145,9 +150,9 @@ def _same(state: MessageState) -> MessageState:
 class Messages(StorePart):
     """The messages of all mailboxes. `account` is the canonical address of a mailbox.
 
-    The coroutines are for the HTTP API; the other methods block, for the store's other parts. With
-    a `condition` it is checked under the message's lock, with NoSuchItemError or
-    MessageChangedError if it is not true.
+    The coroutines are for the HTTP API; the other methods block, for the store's other parts. A
+    `condition` is checked under the message's lock. If it is not met, NoSuchItemError or
+    MessageChangedError is raised.
     """
 
     scheduled: ScheduledDrafts  # a change of a draft cancels or changes its send
@@ -182,11 +187,9 @@ class Messages(StorePart):
         *,
         folder_id: str,
     ) -> StoredMessage:
-        """Write a message that is no draft, except in Drafts, where every message is one.
+        """Write a message that is not a draft. (In Drafts it is one, as every message there.)
 
-        Its state has what MIME does not hold.
-
-        Raises what create() raises, and StateTooLargeError.
+        Its state has what MIME cannot hold. Raises what create() raises, and StateTooLargeError.
         """
         identity = self.names.of_record(account, record)
         written = compose(properties, identity).content
@@ -231,13 +234,17 @@ class Messages(StorePart):
 
     @in_thread
     def read_flags(self, account: str, message_ids: Sequence[str]) -> Mapping[str, bool]:
-        """Return whether messages are read, by id, without those that are not in the mailbox."""
+        """Return by id whether messages are read. Messages that are not in the mailbox are left
+        out.
+        """
         mailbox = self.folders.directory(account)
         return self.index.read_flags(mailbox, message_ids) if mailbox.is_dir() else {}
 
     @in_thread
     def mark(self, account: str, message_ids: Sequence[str], *, is_read: bool) -> Sequence[str]:
-        """Mark messages as read or unread, durably; return those that are in the mailbox."""
+        """Mark messages as read or unread, durably. Return the ids of those that are in the
+        mailbox.
+        """
         mailbox = self.folders.mailbox(account)
         files = self.index.find_all(mailbox, message_ids)
         changed: set[Path] = set()
@@ -307,8 +314,9 @@ class Messages(StorePart):
     @in_thread
     @retry_if_renamed
     def as_delivered(self, account: str, message_ids: Collection[str]) -> Mapping[str, Content]:
-        """Return mime() of those of these messages that are still where delivery has put them, by
-        id. The index of the mailbox, which would have to read them first, is not asked.
+        """Return mime() of messages, by id, if they are still where delivery has put them.
+
+        The index of the mailbox is not asked, because it would have to read the messages first.
         """
         new = self.folders.inbox(account) / "new"
         names = {name.partition(".R")[2].partition("_")[0]: name for name in list_names(new)}
@@ -357,11 +365,11 @@ class Messages(StorePart):
 
     @in_thread
     def is_scheduled(self, account: str, message_id: str) -> bool:
-        """Whether a change of this message changes what will be sent. Raises as update()."""
+        """Whether a change of this message changes what is sent. Raises what update() raises."""
         return self._found(account, message_id, NO_PRECONDITION).submission is not None
 
     def _state_maker(self, values: Mapping[str, Any]) -> _MakeState:
-        """Return a function that gives a state other values. It raises StateTooLargeError."""
+        """Return a function that changes values of a state, and raises StateTooLargeError."""
         now_us = self.clock.time_us()
 
         def make(before: MessageState) -> MessageState:
@@ -435,7 +443,7 @@ class Messages(StorePart):
         """
         mailbox, located = before.mailbox, before.located
         state = make(located.state)
-        # Values that the new file has count until it is there: a crash in between loses none.
+        # Until the new file is there, the state keeps the values that it has: a crash loses none.
         content = content_of(located.state)
         growth = draft.size - located.path.stat().st_size
         growth += len(encode_state(state)) - len(encode_state(located.state))
@@ -467,15 +475,16 @@ class Messages(StorePart):
             if content:
                 undo.append(partial(self._take_back, mailbox, changed, located.path))
                 self.index.states(mailbox).write(dict.fromkeys(located.state_ids, state))
-        with suppress(OSError):  # it is done: the index removes the old file, a start the rest
+        with suppress(OSError):  # the change is durable: the index, or a start, completes it
             remove(located.path)
         with suppress(OSError):
             self.scheduled.rewritten(before)
         return self._written(mailbox, draft, replace(changed, state=state))
 
     def _take_back(self, mailbox: Path, changed: MessageFile, replaced: Path | None) -> None:
-        """Remove a draft's new file, unless an update of the index has seen it, and removed the
-        one before.
+        """Remove a draft's new file.
+
+        It stays if the index has found it and therefore removed the file before it.
         """
         with self.index.no_update(mailbox):
             if replaced is None or replaced.exists():
@@ -608,7 +617,7 @@ class Messages(StorePart):
                 if not is_removed:
                     deleted = self._destination(mailbox, WellKnown.DELETED_ITEMS)
                     self._moved(located, deleted, undo=undo)
-                elif submission is not None:  # first where it is a stale file: an error undoes that
+                elif submission is not None:  # a stale file in tmp/; an error undoes the rename
                     removed = replace(located, directory=located.folder.path / "tmp")
                     self._rename(located, removed, undo=undo)
                 else:
@@ -618,7 +627,7 @@ class Messages(StorePart):
                 with suppress(OSError):
                     remove(removed.path)
             if is_removed and located.state != NO_STATE:
-                with suppress(StoreError):  # it goes in 30 days
+                with suppress(StoreError):  # otherwise it is removed after 30 days
                     self.index.states(mailbox).remove(located.state_ids)
 
     @in_thread

@@ -38,10 +38,10 @@ class OldFiles:
     def clean(self, mailbox: Path, *, is_fresh: bool = False) -> None:
         """Remove stale files of a mailbox, at most once a day; called before each write to it.
 
-        The first time, remove half-written drafts and half-removed folders of any age. Each time,
-        remove files of any program in any tmp/ that are older than 36 hours, copies of folders that
-        a crash interrupted so long ago, and the states of messages that vanished 30 days ago. One
-        that `is_fresh` (see Folders) has none of them the first time.
+        The first time, remove half-written drafts and half-removed folders of any age. A mailbox
+        that `is_fresh` (see Folders) has none of these. Each time, remove files of any program in
+        any tmp/ that are older than 36 hours, copies of folders that a crash interrupted so long
+        ago, and the states of messages that vanished 30 days ago.
         """
         now_s, key = self.clock.real_s(), hash(os.fspath(mailbox))
         if is_fresh:

@@ -84,13 +84,13 @@ class OwedCopies(StorePart):
             del self._mailboxes[owed.mailbox]
 
     def look_again(self, owed: OwedReceipt) -> None:
-        """Let the next look() search the mailbox of a copy, changed or not."""
+        """Let the next look() search the mailbox of a copy, even if it has not changed."""
         if (mailbox := self._mailboxes.get(owed.mailbox)) is not None:
             mailbox.is_due = True
 
     @in_thread
     def look(self) -> list[Sighting]:
-        """Return what is to be known of copies in directories that have changed."""
+        """Return what became of the copies in directories that have changed."""
         sightings: list[Sighting] = []
         left = _MAILBOXES_AT_ONCE
         for mailbox in self._mailboxes.values():
@@ -98,7 +98,7 @@ class OwedCopies(StorePart):
                 state is None or _state(directory) != state
                 for directory, state in mailbox.states.items()
             )
-            # one that is not there is elsewhere now: it stays due
+            # a mailbox that is missing, or was moved, stays due
             if left and mailbox.is_due and (mailbox.path / "cur").is_dir():
                 left -= 1
                 mailbox.is_due = False
@@ -128,7 +128,7 @@ class OwedCopies(StorePart):
             file = located.get(copy_id)
             if file is not None:
                 sightings.append(_seen(mailbox.path, copy, file))
-            elif copy_id not in copied:  # a copy of it elsewhere may be the message
+            elif copy_id not in copied:  # otherwise a copy in another folder may be the message
                 place = _identity(mailbox.path / copy.owed.folder)
                 is_there = place != _UNSEEN and copy.place in (_UNSEEN, place)
                 sightings.append(Sighting(copy.owed, is_missing=True, is_place_there=is_there))
@@ -146,8 +146,9 @@ class OwedCopies(StorePart):
 
     @in_thread
     def mark(self, account: str, copy_id: str) -> None:
-        """Set $MDNSent where there is a letter for it. It is not synced: a loss of power may cost
-        it, but this relay does not need it.
+        """Set $MDNSent where there is a letter for it.
+
+        The change is not synced. A power failure may undo it, and this relay does not depend on it.
         """
         with self.stripes.of(copy_id):
             for _ in range(_LOOKS_MAX):
@@ -167,7 +168,7 @@ class OwedCopies(StorePart):
 
 
 def _seen(mailbox: Path, copy: _OwedCopy, file: MessageFile) -> Sighting:
-    """Return what is to be known of a copy that is there."""
+    """Return what became of a copy that is in the mailbox."""
     folder = "" if file.folder.path == mailbox else file.folder.path.name
     is_moved = folder != copy.owed.folder
     copy.owed, copy.place = replace(copy.owed, folder=folder), _identity(file.folder.path)

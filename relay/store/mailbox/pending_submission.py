@@ -12,11 +12,11 @@ from relay.store.journeys.details import NotifiedDetail
 
 
 class SubmissionKey(Struct, frozen=True):
-    """A client's key for a submission: with the same key there is no second one for a day.
+    """A client's key for a submission. For a day, the same key makes no second submission.
 
-    `slot` is the name of its record, a hash of the key, the mailbox and the account that used it.
-    `fingerprint` returns a hash of the request when its body has been read, `preference_applied` a
-    part of the answer.
+    `slot` is the name of its record: a hash of the key, the mailbox and the account that used it.
+    `fingerprint` returns a hash of the request after its body was read. `preference_applied`
+    returns a part of the answer.
     """
 
     slot: str
@@ -28,10 +28,10 @@ class SubmissionKey(Struct, frozen=True):
 class SendOptions:
     """When and for whom a draft is sent, and what step 4 does with the original.
 
-    The original is filed in the folder `sent_folder`, "" is Sent Items. The draft is not sent
-    before `scheduled_us`; 0 is at once. `on_behalf_of` is the From address of a message
-    without a sender, if it is not the account's. `client` is recorded in step 2 and not stored.
-    With a `key` the submission is recorded under it.
+    The original is filed in the folder `sent_folder`; "" is Sent Items. The draft is not sent
+    before `scheduled_us`; 0 is at once. `on_behalf_of` is the From address of a message without a
+    sender, if it differs from the account's. `client` is recorded in step 2 and not stored. With a
+    `key`, the submission is recorded under it.
     """
 
     save_to_sent_items: bool = True

@@ -2,8 +2,8 @@
 
 It is no cache: what it has is nowhere else. A write is durable when it returns (one fsync). The
 index of the mailbox has a copy of each state and follows the versions of this file, so that queries
-need not open it. Another process may read and write the file at the same time. The state of a
-message that has vanished goes 30 days later. Methods raise StoreUnavailableError.
+need not open it. Another process may read and write the file at the same time. When a message has
+vanished, its state is removed 30 days later. Methods raise StoreUnavailableError.
 """
 
 import os
@@ -115,8 +115,10 @@ class StateFile:
             return StatePosition(self._reader.inode, rows[0][0]) if rows else StatePosition()
 
     def since(self, version: int, message_id: str = "") -> list[tuple[int, str, bytes]]:
-        """Return some of the encoded states that were written with this version or a later one, in
-        the order of version and id. With an id, begin after it. [] after the last.
+        """Return a batch of the states that were written with this version or a later one.
+
+        Each is its version, id and encoded state, in the order of version and id. With an id, begin
+        after it. [] after the last one.
         """
         rows: list[tuple[int, str, bytes]] = []
         size_bytes = 0
@@ -140,10 +142,10 @@ class StateFile:
             return [message_id for (message_id,) in connection.execute(sql)] if connection else []
 
     def merge(self, unmerged: Sequence[UnmergedState]) -> bool:
-        """Store one state for the ids of each message in `unmerged`, durably. It is what united()
-        makes of the states that they have, or the given state if they have none.
+        """Store one state for the ids of each message in `unmerged`, durably.
 
-        Return False, and store nothing, while another writer is at work.
+        It is what united() makes of the states that the ids have. If they have none, it is the
+        state in `unmerged`. Return False, and store nothing, while another writer is at work.
         """
         if not self._writer.lock.acquire(blocking=False):
             return False
@@ -172,8 +174,10 @@ class StateFile:
         *,
         base: bytes,
     ) -> tuple[MessageState, dict[str, bytes]]:
-        """Replace the state of a message that has these ids, durably, by what `make` makes of it,
-        or of `base` if it has none. Return it, and what restore() takes. Raises what `make` raises.
+        """Replace the state of a message that has these ids, durably.
+
+        `make` gets the state, or `base` if there is none, and returns the new one. Return the new
+        state, and the states before the change, which restore() takes. Raises what `make` raises.
         """
         with self._writing() as connection:
             before = _states_of(connection, ids)
@@ -193,8 +197,10 @@ class StateFile:
     def number(
         self, messages: Iterable[tuple[str, Sequence[str], int]]
     ) -> list[tuple[int, str, int]]:
-        """Give messages their article numbers, durably; none is given twice. A message is the id
-        of its folder, its own ids, and its stay; return its number, first id and stay.
+        """Give messages their article numbers, durably; no number is given twice.
+
+        A message is the id of its folder, the ids of the message, and its stay. Return the number,
+        the first id and the stay of each.
         """
         numbered: list[tuple[int, str, int]] = []
         with self._writing() as connection:
@@ -207,15 +213,18 @@ class StateFile:
         return numbered
 
     def skip_numbers(self) -> None:
-        """Have the next article numbers a million later: those that were given after the file was
-        copied for a backup are not given again.
+        """Increase the next article numbers by a million.
+
+        Numbers that were given after the file was copied for a backup are then not given again.
         """
         with self._writing() as connection:
             connection.execute(_SKIP)
 
     def expire(self, vanished: Collection[str], *, now_us: int) -> None:
-        """Note since when messages are missing, and remove the states of those that have been
-        missing for 30 days, and the oldest above a total size. Others than `vanished` are there.
+        """Note since when messages are missing, and remove states.
+
+        `vanished` has the ids of all missing messages. The states of those that have been missing
+        for 30 days are removed, and the oldest ones above a total size.
         """
         gone = msgspec.json.encode(list(vanished)).decode()
         with self._writing() as connection:
@@ -283,7 +292,7 @@ class _Opened:
         self._path = path
         self._is_writer = is_writer
         self._connection: apsw.Connection | None = None
-        self._is_reported = False  # the present trouble
+        self._is_reported = False  # whether the log has the present failure
 
     @contextmanager
     def use(self, *, busy_ms: int = _BUSY_MS) -> Iterator[apsw.Connection | None]:
@@ -325,8 +334,10 @@ class _Opened:
 
 
 def _open(path: Path, *, is_writer: bool, busy_ms: int) -> apsw.Connection | None:
-    """Open the file; a writer sets it up, which locks it once: then both wait. Otherwise a reader
-    waits for no writer. It gets None while the file has no schema yet.
+    """Open the file.
+
+    A writer creates the schema under a lock, for which readers and other writers wait. Apart from
+    that, a reader does not wait for writers. It gets None while the file has no schema.
     """
     connection = apsw.Connection(str(path), flags=apsw.SQLITE_OPEN_READWRITE)
     try:

@@ -75,7 +75,7 @@ class StoredMessage(Struct, frozen=True):
     message_class: str = "IPM.Note"  # Exchange's: that of a report names its kind
     page_id: str = ""  # by which its journey is found; "": it has none
     header: bytes = b""  # of a message that is no draft: as it is stored
-    article: int = 0  # its article number in its folder, the IMAP UID, 0 until it is asked for
+    article: int = 0  # the article number in its folder (IMAP's UID); 0 until it is requested
 
     @property
     def memory_bytes(self) -> int:

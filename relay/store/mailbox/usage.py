@@ -6,14 +6,14 @@ from msgspec import Struct
 
 
 class Usage(Struct, frozen=True):
-    """A number of messages, and their size: of all of a mailbox, or for which room is reserved."""
+    """A number of messages, and their total size."""
 
     size_bytes: int
     messages: int
 
 
 class CountedUsage(Struct, frozen=True):
-    """The usage of a mailbox; `counted` are those of the requested base names that it includes."""
+    """The usage of a mailbox. `counted` has the requested base names that it includes."""
 
     usage: Usage
     counted: frozenset[str]

@@ -39,7 +39,7 @@ _REMOVED = b""
 
 
 def open_feed(cursor: apsw.Cursor, *, file_id: str) -> None:
-    """Continue the feed, or begin another one if its last changes may be lost.
+    """Continue the feed, or begin a new one if its last changes may be lost.
 
     `file_id` distinguishes the file from a restored copy of it. The transaction must be synced,
     because positions are returned to clients after it.
@@ -82,7 +82,7 @@ def append_change(
 
 
 def changes_after(cursor: apsw.Cursor, position: str, limit: int) -> ChangePage:
-    """Return up to `limit` changes after a position; for "" none, and the current position.
+    """Return up to `limit` changes after a position. "" returns only the current position.
 
     Raises StalePositionError.
     """
@@ -108,7 +108,7 @@ def first_changes(cursor: apsw.Cursor, position: str, folder_id: str) -> Iterato
     """
     after = _known_sequence(cursor, position, _last(cursor))
     within = "(folder_id = ?2 OR previous_folder_id = ?2)" if folder_id else "?2 = ''"
-    rows = cursor.connection.cursor().execute(  # the caller may use its own one meanwhile
+    rows = cursor.connection.cursor().execute(  # the caller may use `cursor` meanwhile
         f"SELECT {_COLUMNS} FROM change WHERE sequence > ?1 AND {within} ORDER BY sequence",
         (after, folder_id),
     )
@@ -137,7 +137,10 @@ def sequence_of(cursor: apsw.Cursor, position: str) -> int:
 
 
 def _known_sequence(cursor: apsw.Cursor, position: str, last: int) -> int:
-    """Return the sequence in a position whose later changes are kept. Raises StalePositionError."""
+    """Return the sequence in a position.
+
+    Raises StalePositionError if later changes were deleted.
+    """
     after = sequence_of(cursor, position)
     first = cursor.execute("SELECT min(sequence) FROM change").get or last + 1
     if not first - 1 <= after <= last:
@@ -189,9 +192,9 @@ def update_folders(cursor: apsw.Cursor, differing: Mapping[str, bytes]) -> None:
 def folders_after(
     cursor: apsw.Cursor, position: str, limit: int, *, folders: Mapping[str, Folder]
 ) -> FolderDeltaPage:
-    """Return up to `limit` folders that changed after a position; for "" all, and none removed.
+    """Return up to `limit` folders that changed after a position. "" returns all that exist.
 
-    With a limit of 0 only the current position. Raises StalePositionError.
+    With a limit of 0, return only the current position. Raises StalePositionError.
     """
     last = _last_folder(cursor)
     after = sequence_of(cursor, position) if position else 0
@@ -214,7 +217,7 @@ def _last_folder(cursor: apsw.Cursor) -> int:
 
 
 def _digest(folder: Folder) -> bytes:
-    """Return a digest of all that a client sees of a folder."""
+    """Return a digest of everything that a client sees of a folder."""
     visible = (
         *(folder.display_name, folder.parent_id, folder.children),
         *(folder.total, folder.unread, folder.size_bytes),

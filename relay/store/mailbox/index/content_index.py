@@ -86,7 +86,7 @@ class HeaderData(Struct, frozen=True):
     message_class: str
 
     def with_state(self, state: MessageState) -> Self:
-        """Return what the message's state makes of it."""
+        """Return the header with the values of the message's state."""
         return replace(
             self,
             properties=with_state(self.properties, state),
@@ -132,7 +132,7 @@ class HeaderData(Struct, frozen=True):
 
 
 def extended_items(properties: MessageProperties) -> list[tuple[str, str, str]]:
-    """Return the items of extended properties, also of those that stand for a header field."""
+    """Return the items of extended properties; some of these stand for a header field."""
     values = [(prop.id, value) for prop in properties.extended for value in prop.values]
     values += [(IN_REPLY_TO_ID, properties.in_reply_to)] if properties.in_reply_to else []
     values += [(INTERNET_REFERENCES, reference) for reference in properties.references]
@@ -283,7 +283,7 @@ def _read_addresses(fields: bytes, name: bytes) -> tuple[EmailAddress, ...]:
 
 
 def join_addresses(addresses: Iterable[EmailAddress]) -> str:
-    """Return names and addresses, those with two forms in both."""
+    """Return names and addresses as one text. An address with two forms is in it in both."""
     texts = (
         dict.fromkeys(
             (
@@ -368,8 +368,10 @@ class ContentIndexer:
     def look_up(
         self, message_ids: Sequence[str], words: Sequence[str], *, read_s: float
     ) -> "CopyLookup":
-        """Look up messages, and which words they have. What the index has not read of them is read
-        first, at least one of them, and no more after `read_s`.
+        """Look up messages, and which words they have.
+
+        Messages that the index has not read are read first: at least one of them, and no more after
+        `read_s`.
         """
         began_s, has_read = self._clock.real_s(), False
         self._until_s = began_s + read_s
@@ -400,7 +402,7 @@ class ContentIndexer:
         self, level: "_Level[Any]", messages_max: int
     ) -> list[tuple[IndexedMessage, Path]]:
         """Return messages that are read up to the level below."""
-        # messages that arrived after the level below was read wait for the next round
+        # messages that arrived since the level below was read are read in the next round
         where = "WHERE content_level < 2 AND content_level = ? LIMIT ?"
         return self._unread(where, (level.number - 1, messages_max))
 
@@ -448,7 +450,7 @@ class ContentIndexer:
 
     def _check(self) -> None:
         if self._is_over():
-            self._limit.check()  # its time has not begun: it is over only if it was stopped
+            self._limit.check()  # its time has not begun: it is over only after stop()
             message = "The mailbox's messages are being read for the first search."
             raise StoreUnavailableError(message)
 
@@ -459,16 +461,16 @@ def _has_unread(cursor: apsw.Cursor, content_level: int) -> bool:
 
 
 class CopyFacts(Struct, frozen=True):
-    """A message of a mailbox, and which of the words that were asked for it has."""
+    """A message of a mailbox, and which of the requested words it has."""
 
     has_attachments: bool
     words: frozenset[str]
 
 
 class CopyLookup(Struct, frozen=True):
-    """What a mailbox has of some messages, by id; `unread` are there, but not read yet.
+    """What a mailbox has of some messages, by id.
 
-    Reading took `read_s`.
+    `unread` are messages that the index has not read yet. Reading took `read_s`.
     """
 
     found: Mapping[str, CopyFacts]

@@ -39,7 +39,7 @@ _BASE_NAME = re.compile(rb'"base_name":"([^"\\]{1,255})"')
 
 
 class IdClaim(Struct, frozen=True):
-    """The id that a file claims. With `in_file_name` its name has it, else its content."""
+    """The id that a file claims: by its name if `in_file_name`, otherwise by its content."""
 
     message_id: str
     generation: int
@@ -85,7 +85,7 @@ _MOVE_US = 60_000_000
 
 
 class MessageMatcher:
-    """Matches files without a row (`found`) to rows without a file (`missing`).
+    """Matches files without a row to rows without a file (`missing`).
 
     An instance is used once.
     """
@@ -151,10 +151,10 @@ class MessageMatcher:
         holder = self._table.by_id(claim.message_id)
         if holder is None:
             if not claim.in_file_name and self._table.is_claimed(claim.message_id):
-                return False  # of a message that was removed, and had copies
+                return False  # the message was removed, and had copies
             self._table.add(file, claim.message_id, claimed_id="", generation=claim.generation)
             return True
-        if not Path(self._path_of(holder.location)).exists():  # it moved after that was scanned
+        if not Path(self._path_of(holder.location)).exists():  # it was moved after the scan
             self._table.change(holder, file, generation=claim.generation)
             return True
         is_higher = claim.generation > holder.generation
@@ -172,9 +172,9 @@ class MessageMatcher:
         return True
 
     def _may_be_copy(self, location: FileLocation, other: FileLocation) -> bool:
-        """Return whether one of two generations may be an IMAP server's copy of the lower one.
+        """Return whether a generation may be an IMAP server's copy of the lower one.
 
-        After the index is built, such a copy has its own id and is not a generation.
+        After the index is built, such a copy has a new id and is not a generation.
         """
         return self._table.is_first and location.folder != other.folder
 
@@ -200,7 +200,7 @@ class MessageMatcher:
         self._table.add(file, message_id, claimed_id=claimed_id, generation=generation)
 
     def _remove_or_transfer(self, row: IndexedMessage) -> None:
-        """Delete a message, unless a copy of it was made a moment ago: then it was moved."""
+        """Delete a message, unless a copy was made a moment ago: then the message was moved."""
         copies_of = [copy for copy in self._table.copies_of(row) if copy.uid not in self._missing]
         copies = [copy for copy in copies_of if self._was_copied_from(copy, row)]
         del self._missing[row.uid]
@@ -210,7 +210,7 @@ class MessageMatcher:
             self._table.remove(row)
 
     def _was_copied_from(self, copy: IndexedMessage, row: IndexedMessage) -> bool:
-        """Return whether another program made `copy` from `row`, and not the other way round."""
+        """Return whether another program made `copy` from `row`, and not `row` from `copy`."""
         is_claimed = copy.claimed_id == row.message_id  # else either may be the copy
         is_newer = (
             copy.first_seen_us >= row.first_seen_us

@@ -70,14 +70,14 @@ _T = TypeVar("_T")
 
 
 class Hit(Struct, frozen=True):
-    """A message that was found; a page that begins after it has the token `position`."""
+    """A message that a query found. `position` is the token of a page that begins after it."""
 
     located: MessageFile
     position: str
 
 
 class QueryResult(Struct, frozen=True):
-    """A page of a query; `more` says whether another page follows."""
+    """A page of a query. `more`: another page follows."""
 
     hits: tuple[Hit, ...]
     total: int | None
@@ -85,7 +85,7 @@ class QueryResult(Struct, frozen=True):
 
 
 class CompiledQuery:
-    """A compiled query. `level` is the content level that it needs of all messages."""
+    """A compiled query. `level` is the content level that all messages need."""
 
     def __init__(self, query: MessageQuery) -> None:
         """Raise StalePositionError for a token of another query."""
@@ -139,7 +139,7 @@ class CompiledQuery:
 
 
 def _with_driving_uid(sql: str, lead: DrivingTable) -> str:
-    """Replace the uid column by the driving table's, so that its order is used without a sort."""
+    """Replace the uid column by that of the driving table, so that SQLite uses its order."""
     return sql.replace(UID, lead.uid)
 
 
@@ -179,17 +179,17 @@ class Indexes:
         return self._run(mailbox, operation)
 
     def find_all(self, mailbox: Path, message_ids: Sequence[str]) -> list[MessageFile]:
-        """Return the files of those of these messages that are there."""
+        """Return the files of those messages that exist."""
         return self._files(mailbox, f"WHERE message_id IN ({marks(message_ids)})", message_ids)
 
     def claimed(self, mailbox: Path, message_ids: Sequence[str]) -> set[str]:
-        """Return those of these ids of which there are copies that other programs have made."""
+        """Return the ids of which other programs have made copies."""
         sql = f"SELECT claimed_id FROM message WHERE claimed_id IN ({marks(message_ids)})"
         rows = self._run(mailbox, lambda cursor, _: fetch(cursor, sql, message_ids))
         return {claimed for (claimed,) in rows}
 
     def read_flags(self, mailbox: Path, message_ids: Sequence[str]) -> dict[str, bool]:
-        """Return whether messages are read, by id; those that are not there are left out."""
+        """Return by id whether messages are read. Messages that do not exist are left out."""
         sql = f"SELECT message_id, is_read FROM message WHERE message_id IN ({marks(message_ids)})"
         rows = self._run(mailbox, lambda cursor, _: fetch(cursor, sql, message_ids))
         return {message_id: bool(is_read) for message_id, is_read in rows}
@@ -209,9 +209,10 @@ class Indexes:
         return located
 
     def get_if(self, mailbox: Path, message_id: str, condition: Precondition) -> MessageFile:
-        """Return a message's file. The condition stays true only while the caller holds its lock.
+        """Return a message's file if `condition` is met.
 
-        Raises NoSuchItemError, also for a message in another folder; MessageChangedError.
+        The condition is certain only while the caller holds the message's lock. Raises
+        NoSuchItemError, also for a message in another folder, and MessageChangedError.
         """
         located = self.get(mailbox, message_id, folder_id=condition.folder_id)
         condition.check_version(located.change_key)
@@ -223,8 +224,9 @@ class Indexes:
         return next(iter(self._files(mailbox, where, (os.fsencode(base_name),))), None)
 
     def number(self, mailbox: Path, folder_ids: Sequence[str]) -> None:
-        """Give the messages of folders that have no article number one, durably, in the order of
-        their receipt. Raises StoreUnavailableError.
+        """Give article numbers, durably, to the messages of folders that have none.
+
+        The order is that of their receipt. Raises StoreUnavailableError.
         """
         folders = f"SELECT number FROM folder WHERE id IN ({marks(folder_ids)})"
         where = f"WHERE article IS NULL AND folder IN ({folders}) ORDER BY uid {_NUMBERED_AT_ONCE}"
@@ -237,7 +239,7 @@ class Indexes:
         sql = "UPDATE message SET article = ? WHERE message_id = ? AND stay = ?"
 
         def write(cursor: apsw.Cursor, _: FolderRows) -> None:
-            cursor.execute("PRAGMA synchronous = FULL")  # or a loss of power would begin new stays
+            cursor.execute("PRAGMA synchronous = FULL")  # a power failure must not begin new stays
             with index.transaction() as writing:
                 writing.executemany(sql, numbered)
             cursor.execute("PRAGMA synchronous = NORMAL")
@@ -283,7 +285,7 @@ class Indexes:
         read_s: float,
         limit: QueryTimeLimit,
     ) -> CopyLookup:
-        """See ContentIndexer.look_up(). This is no use that keeps the index open."""
+        """See ContentIndexer.look_up(). This use does not keep the index open."""
         with self._of(mailbox, in_background=True) as index:
             indexer = ContentIndexer(index, clock=self._clock, limit=limit)
             return indexer.look_up(message_ids, words, read_s=read_s)
@@ -308,8 +310,10 @@ class Indexes:
     def usage(
         self, mailbox: Path, *, base_names: Collection[str] = (), within: Collection[Path] = ()
     ) -> CountedUsage:
-        """Return the usage of all folders, or of those `within`, with the states of their
-        messages, and which of `base_names` it includes.
+        """Return the usage of all folders, or of the folders `within`.
+
+        The states of their messages are included. `counted` are those of `base_names` that are
+        included.
         """
 
         def operation(cursor: apsw.Cursor, folders: FolderRows) -> CountedUsage:
@@ -331,10 +335,9 @@ class Indexes:
         self, mailbox: Path, located: MessageFile, make: Callable[[MessageState], MessageState]
     ) -> tuple[MessageState, dict[str, bytes]]:
         """Change the state of a message, durably, under all ids that the message's file may have.
-        Return it, and what StateFile.restore() takes.
 
-        Raises what `make` raises, NoSuchItemError if the message vanishes or gets another id
-        meanwhile, StoreUnavailableError.
+        Return the new state, and what StateFile.restore() takes. Raises what `make` raises,
+        NoSuchItemError if the message vanishes or gets another id meanwhile, StoreUnavailableError.
         """
         before: dict[str, bytes] = {}
         base = encode_state(located.state)
@@ -354,7 +357,7 @@ class Indexes:
                 raise
 
     def states(self, mailbox: Path) -> StateFile:
-        """Return the file with the states of a mailbox's messages, for one use."""
+        """Return the state file of a mailbox, for one use."""
         with self._of(mailbox) as index:
             return index.states
 
@@ -403,7 +406,7 @@ class Indexes:
             return index.query(operation, limit)
 
     def stop(self) -> None:
-        """End indexes that are being built, with StoreUnavailableError: they begin again later."""
+        """End the building of indexes with StoreUnavailableError. It begins again later."""
         self._is_stopping.set()
 
     def close(self) -> None:
@@ -440,7 +443,7 @@ class Indexes:
     def _of(self, mailbox: Path, *, in_background: bool = False) -> Iterator[MailboxIndex]:
         """Open a mailbox's index; close the least recently used ones above the maximum.
 
-        `in_background`: this is no use that keeps others from staying open.
+        `in_background`: this use does not keep the index open.
         """
         with self._lock:
             index = self._open.get(mailbox)
@@ -472,9 +475,10 @@ class Indexes:
 
 
 class ChangedMessage(Struct, frozen=True):
-    """A changed message; `located` is its file in the folder, None if it is not there any more.
+    """A changed message. `located` is its file in the folder, None if it is not there now.
 
-    A page that begins with it has the position `position`. `folder_id` is where it was before.
+    `position` is that of a page that begins with this message. `folder_id` is the folder in which
+    it was before.
     """
 
     message_id: str
@@ -485,7 +489,7 @@ class ChangedMessage(Struct, frozen=True):
 
 
 class DeltaResult(Struct, frozen=True):
-    """Changed messages; the next page begins at `position`. `more` says whether there is one."""
+    """Changed messages. The next page begins at `position`; `more` says whether it has any."""
 
     changed: tuple[ChangedMessage, ...]
     position: str
@@ -517,7 +521,7 @@ def _delta(cursor: apsw.Cursor, folders: FolderRows, query: DeltaQuery) -> Delta
 def _sum_of_changes(
     first: Change, row: IndexedMessage | None, folder: FolderRow | None
 ) -> ChangeKind:
-    """Return what became of a message, by its first change and its row now."""
+    """Return what became of a message, by its first change and its current row."""
     if row is None:
         return ChangeKind.DELETED
     if folder is None:

@@ -80,10 +80,10 @@ class MailboxIndex:
         return self._memory_until_s is not None
 
     def run(self, operation: Callable[[apsw.Cursor, FolderRows], _T]) -> _T:
-        """Update the index and call `operation` with the folders by number; again if the index had
-        to be rebuilt.
+        """Update the index and call `operation` with the folders by number.
 
-        Raises StoreUnavailableError.
+        If the index must be rebuilt, do so and call `operation` again. Raises
+        StoreUnavailableError.
         """
         result = self._run(operation)
         if self._updater is not None and self._updater.has_unmerged:
@@ -91,7 +91,7 @@ class MailboxIndex:
         return result
 
     def _merge(self) -> None:
-        """Store the states of messages that other programs have moved, unless a thread does."""
+        """Store the states of messages that other programs have moved, unless a thread does so."""
         if not self._merging.acquire(blocking=False):
             return
         try:
@@ -174,7 +174,7 @@ class MailboxIndex:
             yield connection.cursor()
 
     def close(self) -> None:
-        """Store what the next process can continue from, and close the file."""
+        """Store what the next process continues from, and close the file."""
         with self.lock:
             if self._connection is not None:
                 with suppress(IndexDamagedError, IndexUnusableError, OSError), translate_errors():

@@ -40,13 +40,13 @@ from relay.store.mailbox.query import (
 )
 
 KEY_CHARACTERS = 255
-HEADER_LEVEL = 1  # of the content of a message: its header is read
-TEXT_LEVEL = 2  # its text as well
+HEADER_LEVEL = 1  # the message's header is read
+TEXT_LEVEL = 2  # its text is read too
 UID = "message.uid"
 ARTICLE = "message.article"
 _LAST_LETTER = "\U0010ffff"
 _TRIGRAM_LETTERS = 3
-_SLACK_US = 1024  # messages of a full microsecond have uids of later ones
+_SLACK_US = 1024  # uids of a full microsecond continue in later ones
 
 
 class _Kind(Enum):
@@ -100,7 +100,7 @@ _MARK = re.compile(r"\b(message\.is_read)\b")
 _TRIGRAM_PROPERTIES = frozenset((Property.SUBJECT, Property.FROM_ADDRESS, Property.FROM_NAME))
 RANKS = {"low": 0, "normal": 1, "high": 2}
 _CLASSIFICATIONS = {"focused": 0, "other": 1}
-_NO_RANK = -1  # of an unknown value: equal to nothing
+_NO_RANK = -1  # of an unknown value: no message has it
 _OPERATORS = {
     Operator.EQ: "=",
     Operator.NE: "<>",
@@ -134,8 +134,8 @@ class Clause(Struct, frozen=True):
 class DrivingTable(Struct, frozen=True):
     """The table that drives a query (the outer loop of the join), and its condition.
 
-    `uid` is that table's column with a message's uid. With `may_repeat` it has a message more than
-    once.
+    `uid` is the column of that table with a message's uid. With `may_repeat`, the table may have
+    several rows of a message.
     """
 
     tables: str
@@ -193,9 +193,9 @@ def _conjuncts(condition: Condition) -> Iterator[Condition]:
 
 
 def _choose_driving_table(parts: Sequence[Condition]) -> tuple[DrivingTable, Sequence[Condition]]:
-    """Choose what finds the fewest rows: full text, then an indexed value.
+    """Choose the table that finds the fewest rows: full text, then an indexed value.
 
-    Also returns the conditions that it covers.
+    Return it, and the conditions that it covers.
     """
     words = [part for part in parts if _is_fulltext(part)]
     if words:

@@ -100,19 +100,19 @@ class IndexedMessage(Struct, frozen=True):
     base_name: bytes  # without size and flags
     generation: int  # of a draft; 1 for other messages
     stat_data: StatData  # of the file, to notice a change
-    received_us: int  # by which lists are sorted
+    received_us: int  # lists are sorted by it
     first_seen_us: int  # when the index found it
     flags: str  # of Maildir
     state: bytes = b""  # of message_state.encode_state()
-    stay: int = 0  # in its folder, another number each time; 0 if it began before the index
-    article: int | None = None  # its article number in its folder, None if it is not known
+    stay: int = 0  # which stay in its folder this is; 0 if it began before the index
+    article: int | None = None  # the article number in its folder, None if unknown
 
 
 class MessageTable:
     """The table `message` within a transaction.
 
-    With `is_first` the index is being built and no changes are recorded. `state_of` returns the
-    state that the mailbox has of a message.
+    With `is_first`, the index is being built and no changes are recorded. `state_of` returns the
+    stored state of a message.
     """
 
     def __init__(
@@ -144,7 +144,7 @@ class MessageTable:
         return self._one("message_id = ?", (message_id,))
 
     def copies_of(self, row: IndexedMessage) -> Iterator[IndexedMessage]:
-        """Yield other messages with the same file as `row`, or whose file claims its id."""
+        """Yield other messages whose file is the same as that of `row`, or claims its id."""
         if self.is_first:
             return
         cursor = self.cursor.execute(
@@ -198,7 +198,7 @@ class MessageTable:
             self._append_change(ChangeKind.UPDATED, changed)
 
     def transfer_id(self, row: IndexedMessage, copy: IndexedMessage) -> None:
-        """Give the id of a removed message to the copy of it that a move made."""
+        """Give the id of a removed message to the copy that a move has made."""
         self._delete(row)
         received_us = received_at_us(row.message_id, copy.stat_data.mtime_ns // 1000)
         state = united(row.state, copy.state)
@@ -220,8 +220,9 @@ class MessageTable:
             self._append_change(ChangeKind.UPDATED, copied)
 
     def _state_of_original(self, file: ScannedFile, claimed_id: str) -> bytes:
-        """Return the state of the original of a copy, b"" if it has none. A copy that another
-        program has made begins with this state, as one that a client makes.
+        """Return the state of the message that was copied, b"" if it has none.
+
+        The copy that another program makes begins with this state, as a copy by a client does.
         """
         if claimed_id and (row := self.by_id(claimed_id)) is not None:
             return row.state
@@ -231,7 +232,7 @@ class MessageTable:
         return row.state if row is not None else b""
 
     def _note_ids(self, row: IndexedMessage, before: str) -> None:
-        """Note the ids of a message whose file has another name, and had the id `before`."""
+        """Note the ids of a message whose file got another name. Its id before was `before`."""
         name = parse_name(os.fsdecode(row.location.file_name))
         ids = state_ids(self.cursor, row.message_id, name) if name else (row.message_id,)
         self._note_unmerged(tuple(dict.fromkeys((*ids, before))), row.state)
@@ -245,7 +246,7 @@ class MessageTable:
         return self._one("claimed_id <> '' AND claimed_id = ?", (message_id,)) is not None
 
     def set_state(self, row: IndexedMessage, state: bytes, *, is_same_content: bool) -> None:
-        """Record the state of a message. Unless `is_same_content` the message is read again."""
+        """Record the state of a message. Unless `is_same_content`, the message is read again."""
         self._put(row, replace(row, state=state), is_same_content=is_same_content)
         self._append_change(ChangeKind.UPDATED, row)
 
@@ -258,7 +259,7 @@ class MessageTable:
         self, file: ScannedFile, message_id: str, *, claimed_id: str, generation: int
     ) -> IndexedMessage:
         return IndexedMessage(
-            uid=0,  # of _insert()
+            uid=0,  # _insert() sets it
             message_id=message_id,
             claimed_id=claimed_id,
             location=file.location,
@@ -274,7 +275,7 @@ class MessageTable:
     def _put(
         self, row: IndexedMessage, changed: IndexedMessage, *, is_same_content: bool
     ) -> IndexedMessage:
-        """Replace `row` by `changed`, with a new uid if the time of receipt is another."""
+        """Replace `row` by `changed`. It gets a new uid if its time of receipt is different."""
         if row.received_us == changed.received_us:
             changed = replace(changed, uid=row.uid)
             emptied = "" if is_same_content else ", content_level = 0"
@@ -309,7 +310,7 @@ class MessageTable:
         )
 
     def _new_uid(self, received_us: int) -> int:
-        """Return the next uid of that microsecond, or of the first later one that has room."""
+        """Return the next uid of that microsecond, or of the first later one with a free uid."""
         at_us = self._full_us.get(received_us, received_us)
         while True:
             first = at_us * UIDS_PER_US
@@ -354,9 +355,10 @@ def derived_columns(
 
 
 def state_ids(cursor: apsw.Cursor, message_id: str, name: MessageName) -> tuple[str, ...]:
-    """Return the ids under which a message's state is stored. These are its own id, and the one
-    that its file has by its name alone, unless another message has that. An index that is built
-    again may use the latter.
+    """Return the ids under which a message's state is stored.
+
+    These are its id, and the id that its file has by its name alone, unless another message has
+    that id. An index that is built again may use the latter.
     """
     own_id, sql = id_of_name(name), "SELECT 1 FROM message WHERE message_id = ?"
     if own_id in ("", message_id) or cursor.execute(sql, (own_id,)).fetchone():

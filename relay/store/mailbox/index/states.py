@@ -22,7 +22,7 @@ _NAME = "states"  # in the table `meta`
 
 
 def known_position(cursor: apsw.Cursor) -> StatePosition:
-    """Return up to where the states were copied."""
+    """Return the position up to which states were copied."""
     inode, _, version = get_meta(cursor, _NAME).partition(".")
     return StatePosition(int(inode or 0), int(version or 0))
 
@@ -50,7 +50,7 @@ def copy_states(table: MessageTable, states: Mapping[str, bytes]) -> None:
 
 
 def _must_be_read(before: MessageState, after: MessageState) -> bool:
-    """Return whether a value of the message's file counts again."""
+    """Return whether a value of the message's file is used again."""
     values = ((before.categories, after.categories), (before.importance, after.importance))
     is_dropped = any(old is not None and new is None for old, new in values)
     is_dropped |= (before.extended is None) is not (after.extended is None)
@@ -65,7 +65,7 @@ def _class(state: MessageState) -> str:
 def _adapt_content(
     cursor: apsw.Cursor, row: IndexedMessage, state: MessageState, *, before: MessageState
 ) -> None:
-    """Write the values of a state over those that were read of the message."""
+    """Write the values of a state over those that were read from the message."""
     read = "SELECT 1 FROM message WHERE uid = ? AND content_level >= ?"
     if not cursor.execute(read, (row.uid, HEADER_LEVEL)).get:
         return

@@ -71,7 +71,7 @@ def directory_path(folder: FolderRow, *, in_new: bool) -> Path:
 
 
 def path_of(folders: FolderRows, location: FileLocation) -> str:
-    """Return the path of a file; as a str, because a large mailbox has 100,000 of them."""
+    """Return the path of a file, as a str: a large mailbox has 100,000 of them."""
     directory = folders[location.folder].folder.path
     return f"{directory}/{'new' if location.in_new else 'cur'}/{os.fsdecode(location.file_name)}"
 
@@ -135,7 +135,7 @@ _FILES_AT_ONCE = 1000
 _NO_TIME = -1
 _BY_NAME = -2
 _INCOMPLETE_MAX = 100
-_UNMERGED_AT_ONCE = 100  # of one transaction: other writers wait for it
+_UNMERGED_AT_ONCE = 100  # in one transaction, for which other writers wait
 _T = TypeVar("_T")
 Directory = tuple[int, bool]  # a FolderRow's number, and whether new/ or cur/
 
@@ -144,8 +144,8 @@ Directory = tuple[int, bool]  # a FolderRow's number, and whether new/ or cur/
 class _ScanScope:
     """What to scan: single files, and whole directories with their current modification times.
 
-    `unannounced` are directories that changed without an event. `times` are to be stored: the index
-    is current with those directories as of these times.
+    `unannounced` are directories that changed without an event. `times` are stored afterwards: as
+    of these times, the index is current with those directories.
     """
 
     locations: set[FileLocation] = field(default_factory=set)
@@ -243,8 +243,9 @@ class IndexUpdater:
         self._store_times(cursor, scope)
 
     def _copy_states(self, cursor: apsw.Cursor) -> None:
-        """Copy the states that were written since the last run. If they cannot be read, the index
-        keeps those that it has.
+        """Copy the states that were written since the last run.
+
+        If they cannot be read, the index keeps the states that it has.
         """
         with suppress(StoreUnavailableError):
             known, position = known_position(cursor), self._states.position()
@@ -258,7 +259,7 @@ class IndexUpdater:
             if is_all:
                 self._record_states(dict.fromkeys(self._without_state(cursor), b""))
             with self._transaction() as writing:
-                if is_all:  # numbers of another file: it may give them to others
+                if is_all:  # another file may give the article numbers to other messages
                     writing.execute("UPDATE message SET article = NULL WHERE article IS NOT NULL")
                 record_position(writing, position)
 
@@ -267,12 +268,12 @@ class IndexUpdater:
             copy_states(self._table(writing), states)
 
     def _without_state(self, cursor: apsw.Cursor) -> list[str]:
-        """Return the messages that have a state here, and none in the file."""
+        """Return the messages that have a state in the index, and none in the file."""
         rows = fetch(cursor, "SELECT message_id FROM message WHERE state_bytes > 0")
         return [message_id for (message_id,) in rows if not self._states.find(message_id)]
 
     def unmerged(self, cursor: apsw.Cursor, merged: Sequence[UnmergedState]) -> list[UnmergedState]:
-        """Forget what is merged; return some of the ids whose states are to be made one."""
+        """Forget the ids that are merged; return some of those whose states must be merged."""
         if merged:
             with self._transaction() as writing:
                 sql = "DELETE FROM unmerged_state WHERE ids = ? AND state = ?"
@@ -289,7 +290,7 @@ class IndexUpdater:
     # -- what to scan
 
     def _take_events(self) -> dict[Path, set[bytes]]:
-        """Take the watch's events; those about folders are noted for the next run."""
+        """Take the events of the watch. Events about folders are noted for the next run."""
         events = self._watch.take()
         in_root = events.names.pop(self._mailbox, set())
         if any(name.startswith(b".") or name in (b"new", b"cur") for name in in_root):
@@ -353,7 +354,7 @@ class IndexUpdater:
         times = {directory: _changed_ns(path) for directory, path in watched.items()}
         names = (
             self._take_events()
-        )  # after the times were read: it includes the causes of these times
+        )  # after the times: the events include the changes that caused them
         if self._is_stale:
             return
         recorded = self._recorded(cursor)
@@ -378,7 +379,7 @@ class IndexUpdater:
     # -- scan
 
     def _update_rows(self, cursor: apsw.Cursor, scope: _ScanScope) -> None:
-        """Scan, and write the differences, if there are any."""
+        """Scan, and write the differences if there are any."""
         self._add_listed(self._table(cursor), scope)
         is_large = len(scope.locations) > _FILES_AT_ONCE
         if is_large or scan(self._table(cursor), self.folders, scope.locations):
@@ -415,7 +416,7 @@ class IndexUpdater:
                 self._check_watch((number, in_new), listed)
 
     def _check_watch(self, directory: Directory, listed: set[FileLocation]) -> None:
-        """Stop using the watch if it still has no event for what the listing has found."""
+        """Stop using the watch if it has no event for a difference that the listing has found."""
         reported = self._take_events().get(dict(self._directories())[directory], set())
         if any(location.file_name not in reported for location in listed):
             self._is_reliable = False
@@ -428,7 +429,7 @@ class IndexUpdater:
         self._superseded += matcher.match(scanned.found)
 
     def _remove_superseded(self) -> None:
-        """Remove the lower generations that a crash left; the higher ones are in the index now."""
+        """Remove lower generations that a crash left. The index has the higher ones now."""
         for location in self._superseded:
             with suppress(OSError):
                 remove(Path(path_of(self.folders, location)))
@@ -453,7 +454,7 @@ class IndexUpdater:
     # -- folders
 
     def _update_folders(self, cursor: apsw.Cursor) -> None:
-        """Read the list of folders; a removed one stays until its messages are removed."""
+        """Read the list of folders. A removed folder stays until its messages are removed."""
         self._is_stale = False
         self._watch_directory(self._mailbox)
         self._root_ns = _changed_ns(self._mailbox)
@@ -535,7 +536,7 @@ class IndexUpdater:
                     writing.execute(sql, (changed_ns, number))
 
     def _is_old(self, changed_ns: int) -> bool:
-        """Return whether a later change certainly has another time."""
+        """Return whether any later change gets another time."""
         return is_old(changed_ns, now_us=self._clock.file_time_us())
 
 
