@@ -4,7 +4,7 @@ Steps 1 to 4 are read from the submission log, steps 5 to 7 from the spool. They
 anyway, so a reader costs the mail nothing. It can continue after any time that the history covers.
 
 A cursor has a place in each source, and each source is read in the order in which it was recorded.
-So an event that becomes visible late is behind every cursor that was given out before. Between the
+So an event that becomes visible late is after every cursor that was given out before. Between the
 sources, events are merged by their times.
 """
 
@@ -34,11 +34,11 @@ _COST_FACTOR = 20
 
 
 class EventData(Struct, frozen=True):
-    """The JSON of an event: a step of a journey, with the message that it is of."""
+    """The JSON of an event: a step of a journey, and the message."""
 
     cursor: str  # after it
     message: str | None  # the queue id
-    submission_id: str | None  # of a message that was submitted by the Graph API
+    submission_id: str | None  # None for mail by SMTP
     step: int  # 1 to 7
     name: str  # of the step
     at: str  # when it ended
@@ -64,8 +64,9 @@ _Entry = tuple[int | LogPosition, RecordedEvent | None]
 
 
 def parse_event_cursor(text: str) -> EventCursor:
-    """Return the cursor, which may have any number: after a clock that was ahead, cursors are ahead
-    of the time. Raises ValueError for a text that is not one.
+    """Return the cursor. Raises ValueError for a text that is not a cursor.
+
+    Any number is accepted: after a clock that was ahead, cursors are ahead of the time.
     """
     number, *parts = text[:_CURSOR_CHARACTERS_MAX].split(".")
     if not re.fullmatch(r"\d{1,18}", number, re.ASCII):
@@ -84,12 +85,11 @@ def parse_event_cursor(text: str) -> EventCursor:
 
 
 class EventBatch(NamedTuple):
-    """The events after the cursor `after`, each with its source and the cursor after it; and the
-    cursor after all of them.
+    """The events after the cursor `after`, each with its source and the cursor after it.
 
-    `removed_to` is the sequence of the last event that the spool has removed. `is_log_missing`: the
-    place of `after` in the submission log is not kept. `is_complete`: no more were
-    there.
+    `cursor` is after all of them. `removed_to` is the sequence of the last event that the spool has
+    removed. `is_log_missing`: the submission log has removed the place of `after`. `is_complete`:
+    there were no more events.
     """
 
     after: EventCursor
@@ -108,15 +108,15 @@ class EventFeed:
         self._log = log
 
     async def now(self) -> EventCursor:
-        """Return the cursor behind which all later events are."""
+        """Return a cursor that is before all later events."""
         sequence = await self._spool.last_event()
         return EventCursor(sequence, await asyncio.to_thread(self._log.ends))
 
     async def place_of(self, cursor: EventCursor) -> EventCursor:
-        """Return where a reader with a cursor begins: there, nearly always.
+        """Return where a reader with this cursor begins: nearly always at the cursor.
 
-        A number beyond the greatest is that of no event of this spool: the cursor is of a state
-        that was lost, as by a restoration, and the reader begins with what is recorded from now on.
+        A cursor beyond the last event belongs to a state that was lost, for example by a
+        restoration. Its reader begins with the events that are recorded from now on.
         """
         if cursor.sequence <= await self._spool.last_event(is_settled=False):
             return cursor
@@ -125,15 +125,17 @@ class EventFeed:
     async def read(self, after: EventCursor, *, limit: int) -> EventBatch:
         """Return the first events after a cursor.
 
-        The spool is read first: of what it has, the log has the earlier steps by then.
+        The spool is read first. When it has an event of a message, the log has the earlier steps.
         """
         spool = await self._spool.events_after(after.sequence, limit=limit)
         logs = await asyncio.to_thread(self._log.read, after.logs, limit=limit)
         return _merged(after, spool, logs)
 
     async def read_new(self, after: EventCursor, *, is_settled: bool = True) -> EventBatch:
-        """Return what read() does, but of the spool only step 5 of messages that are no
-        submissions, without details. Unless `is_settled` some may come once more.
+        """Return what read() does, but of the spool only step 5 of messages that are not
+        submissions.
+
+        These events have no details. Unless `is_settled`, some may be returned again later.
         """
         limit = _NEW_AT_ONCE
         spool = await self._spool.accepted_after(after.sequence, limit=limit, is_settled=is_settled)
@@ -172,14 +174,14 @@ def _time_us(entry: _Entry) -> int:
 
 
 def pause_after(cost_s: float) -> float:
-    """Return the seconds to wait after a read that took `cost_s`, so that reading takes a twentieth
-    of the time.
+    """Return the seconds to wait after a read that took `cost_s`: reading takes a twentieth of the
+    time.
     """
     return min(max(_PAUSE_S_MIN, _COST_FACTOR * cost_s), _PAUSE_S_MAX)
 
 
 class ChangeNotifier:
-    """Wakes the waiting tasks when a journey changes; one for the whole process."""
+    """Wakes waiting tasks when a journey changes. The process has one."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()  # the store records steps in threads
@@ -188,11 +190,11 @@ class ChangeNotifier:
 
     @property
     def count(self) -> int:
-        """The number of changes. Read it before a query, so that no change is missed."""
+        """The number of changes. Read it before a query: then no change is missed."""
         return self._count
 
     def notify(self) -> None:
-        """Report a change, from any thread; cheap if none waits."""
+        """Report a change, from any thread. This is cheap when no task waits."""
         with self._lock:
             self._count += 1
             waited_for, self._next = self._next, None

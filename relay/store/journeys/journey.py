@@ -35,7 +35,7 @@ from relay.store.journeys.sentences import reasons_of, with_reports
 from relay.store.journeys.spool_history import SpoolHistory
 from relay.store.journeys.submission_log import SubmissionLog, SubmissionRecord
 
-_SAME_TIME_MAX = 100  # messages of one millisecond, to find one
+_SAME_TIME_MAX = 100  # messages of one millisecond, among which one is found
 _LOG_S = 10.0  # a client waits for 30 s
 _READ_MAX = 1000  # candidates, to find those that match
 PAGES_MAX = 20  # that one call reads, each of up to SCAN_MAX messages
@@ -45,7 +45,10 @@ _ALL = MessageSearch()
 
 
 class MessageList(Struct, frozen=True):
-    """Journeys, newest first, and the cursors after which later and older messages are."""
+    """Journeys, newest first.
+
+    Later messages are after `cursor`, older ones after the place `older`.
+    """
 
     messages: list[Journey]
     cursor: EventCursor
@@ -53,26 +56,29 @@ class MessageList(Struct, frozen=True):
 
 
 class ListPage(Struct, frozen=True):
-    """Rows of the message list, newest first. `older` is the place behind which older messages may
-    be, None at the end of the list.
+    """Rows of the message list, newest first.
+
+    Older messages may be after the place `older`; None is the end of the list.
     """
 
     rows: tuple[MessageSummary, ...]
     older: ListPosition | None
 
     def as_json(self) -> dict[str, Any]:
-        """Return the answer of GET /log: the rows, and a time before which older ones may be."""
+        """Return the answer of GET /log: the rows, and the time before which there may be older
+        ones.
+        """
         older = None if self.older is None else rfc3339(self.older.at_us + 1)
         return {"messages": [row.as_json() for row in self.rows], "older": older}
 
 
 class Journeys:
-    """Joins the steps of submission log and spool by submission id."""
+    """Joins the steps of the submission log and the spool by submission id."""
 
     def __init__(
         self, spool: SpoolHistory, store: SubmissionLog, feed: EventFeed, *, clock: Clock
     ) -> None:
-        """`feed` is of this spool and of the directory of this log."""
+        """`feed` reads this spool and the directory of this log."""
         self._feed = feed
         self._spool = spool
         self._store = store
@@ -82,10 +88,11 @@ class Journeys:
     async def journey(
         self, key: str, *, account: str | None, added: bool = False
     ) -> Journey | None:
-        """Return the newest message that `key` names, or None; only of `account` if it is given.
-        Without an account, `added` has the copies that rules and milters added in it.
+        """Return the newest message that `key` names, or None.
 
-        `key` is a Graph id, submission id, queue id, Message-ID, an address, or "last".
+        `key` is a Graph id, submission id, queue id, Message-ID, an address, or "last". With
+        `account`, only its messages are found. Without it, `added` includes the copies that rules
+        and milters added.
         """
         added = added and account is None
         journeys = await self._recent(key, account=account, limit=1, added=added)
@@ -97,7 +104,7 @@ class Journeys:
         return submission.facts.account if submission else ""
 
     async def place_of(self, cursor: EventCursor) -> EventCursor:
-        """EventFeed.place_of."""
+        """See EventFeed.place_of()."""
         return await self._feed.place_of(cursor)
 
     async def search(
@@ -109,11 +116,12 @@ class Journeys:
         before: ListPosition | None = None,
         lookup_s: float | None = None,
     ) -> MessageList:
-        """Return the newest messages that match, or those older than `before`, and the cursor of
-        this moment.
+        """Return the newest messages that match, or those older than `before`, and the present
+        cursor.
 
-        With `after`, return the oldest behind it; the cursor is then before those that are left
-        out. A message that becomes visible meanwhile is not in the list, but after the cursor.
+        With `after`, return the oldest messages after it, and the cursor before the first one that
+        was left out. A message that becomes visible during the search is not in the list. It comes
+        after the cursor.
         """
         if search.after is not None:
             return await self._behind(
@@ -142,8 +150,8 @@ class Journeys:
     ) -> ListPage:
         """Return the newest messages that match, or those older than `before`, as rows.
 
-        `after` is ignored. The cost does not grow with the number of messages, nor of steps. What
-        the time for contents is not enough for is on the next page.
+        `after` is ignored. The cost does not grow with the number of messages or steps. Messages
+        whose contents cannot be read in time are on the next page.
         """
         if search.key:
             return await self._page_of_key(search, account=account, limit=limit, before=before)
@@ -157,8 +165,9 @@ class Journeys:
     async def log(
         self, search: MessageSearch, *, account: str | None, limit: int, pages: int = PAGES_MAX
     ) -> ListPage:
-        """Return the newest messages that match, as page() does, of as many pages as are needed for
-        `limit`, at most `pages`, and no further one after _LOG_S.
+        """Return the newest messages that match, as page() does, up to `limit`.
+
+        At most `pages` pages are read, and none is begun after _LOG_S.
         """
         began_s = self._clock.real_s()
         rows: tuple[MessageSummary, ...] = ()
@@ -175,8 +184,8 @@ class Journeys:
     async def names(
         self, search: MessageSearch, *, account: str | None, limit: int
     ) -> tuple[list[str], bool]:
-        """Return the names of the newest messages that match, at most `limit`, and whether there
-        may be more.
+        """Return the names of the newest messages that match, and whether there may be more than
+        `limit`.
         """
         if search.key:
             page = await self.page(search, account=account, limit=limit)
@@ -186,7 +195,7 @@ class Journeys:
         search = await self.places.with_index(search)
         history = replace(search.without_content(), reader="", indexed=None, added=False)
         indexed = search.indexed if account is None and history == _ALL else None
-        search = replace(search, indexed={}) if indexed else search  # those that it does not have
+        search = replace(search, indexed={}) if indexed else search  # finds the other messages
         for _ in range(PAGES_MAX):
             places, before = await self.places.find(
                 search, account=account, limit=limit - len(names), before=before
@@ -206,10 +215,9 @@ class Journeys:
         account: str | None,
         begin: ListPosition | None,
     ) -> tuple[str, str]:
-        """Return the names of the messages that match next to a place: of the newer and of the
-        older one, "" if there is none.
+        """Return the names of the next newer and the next older message that match; "" for none.
 
-        The newer one is looked for among some hundred messages from the place `begin` on.
+        The newer one is looked for among some hundred messages, beginning at the place `begin`.
         """
         if search.key:
             return "", ""
@@ -228,8 +236,9 @@ class Journeys:
         return "", _name_of(older[0][1]) if older else ""
 
     async def rows(self, names: Sequence[str], *, account: str | None) -> Sequence[MessageSummary]:
-        """Return the rows of the messages with these queue ids and submission ids; those that are
-        gone are left out.
+        """Return the rows of the messages with these queue ids and submission ids.
+
+        Messages that no longer exist are left out.
         """
         queue_ids = [name for name in names if not _is_submission(name)]
         rows = list(await self._spool.summaries(queue_ids, account=account)) if queue_ids else []
@@ -241,8 +250,10 @@ class Journeys:
         return rows
 
     async def counts(self, *, account: str | None, limit: int) -> tuple[int, Mapping[str, int]]:
-        """Return the number of messages, at most `limit`, and how many of them, the newest, have a
-        recipient in each state, or are in a state before step 4.
+        """Return the number of messages, at most `limit`, and how many are in each state.
+
+        Of the newest messages, this counts those with a recipient in the state, or in a state
+        before step 4.
         """
         submissions = await self._store.open_submissions()
         total, counts = await self._spool.count_states(account=account, limit=limit)
@@ -250,7 +261,7 @@ class Journeys:
         return min(limit, total + waiting.total()), {**counts, **waiting}
 
     async def count_before_queue(self) -> Mapping[str, int]:
-        """Return how many messages are in each state before step 4, the newest of them."""
+        """Return how many of the newest messages are in each state before step 4."""
         submissions = await self._store.open_submissions()
         counts = await self._before_queue(submissions, account=None, limit=SCAN_MAX)
         return {state: counts[state] for state in SubmissionState}
@@ -264,7 +275,7 @@ class Journeys:
             for submission in submissions
             if submission.state in BEFORE_QUEUE and account in (None, submission.account)
         ][-limit:]
-        # until its end the log has what the spool has accepted as being converted
+        # for the log, a submission is being converted until step 4 is recorded
         names = [
             submission.submission_id
             for submission in newest
@@ -276,7 +287,7 @@ class Journeys:
         )
 
     async def addresses(self, *, account: str | None) -> Sequence[str]:
-        """Return senders and recipients of the newest messages, see recent_addresses()."""
+        """Return senders and recipients of the newest messages. See recent_addresses()."""
         return await self._spool.recent_addresses(account=account, limit=SCAN_MAX)
 
     async def _rows(
@@ -300,7 +311,7 @@ class Journeys:
     async def _page_of_key(
         self, search: MessageSearch, *, account: str | None, limit: int, before: ListPosition | None
     ) -> ListPage:
-        """Return the messages that a name names; an address is none."""
+        """Return the messages with this id or Message-ID. An address is not taken for either."""
         key = search.key
         if "@" in key and not key.startswith("<"):
             key = f"<{key}>"
@@ -319,7 +330,7 @@ class Journeys:
     async def _matches_beyond(
         self, search: MessageSearch, place: ListPosition, *, account: str | None
     ) -> bool:
-        """Whether the message at a place meets conditions that its journey does not decide."""
+        """Whether the message at a place meets the conditions that its journey cannot decide."""
         if not search.needs_more_than_journey:
             return True
         if not search.is_in_time(place.at_us):
@@ -343,8 +354,10 @@ class Journeys:
     async def _new(
         self, after: EventCursor, *, is_settled: bool = True
     ) -> tuple[dict[str, tuple[int, EventCursor]], EventCursor]:
-        """Return the messages that were submitted, or received by SMTP, after a cursor, oldest
-        first, by their names: when, and the cursor after it; and the cursor after all of them.
+        """Return the messages that were submitted, or received by SMTP, after a cursor.
+
+        They are oldest first, by name, each with its time and the cursor after it. Return also the
+        cursor after all of them.
         """
         new: dict[str, tuple[int, EventCursor]] = {}
         for _ in range(PAGES_MAX):
@@ -367,8 +380,9 @@ class Journeys:
         limit: int,
         lookup_s: float | None,
     ) -> MessageList:
-        """Return the oldest messages after a cursor that match, and the cursor after them. While
-        the contents are not read that decide, there are none, and the cursor is the same.
+        """Return the oldest messages after a cursor that match, and the cursor after them.
+
+        If their contents cannot be read in time, return none, and the same cursor.
         """
         new, end = await self._new(after)
         if not new:
@@ -411,10 +425,10 @@ class Journeys:
     ) -> list[Journey]:
         key, _ = read_rest_id(key)
         queue_ids = await self._spool.find_queue_ids(key, account=account, limit=limit)
-        if queue_ids and (key in queue_ids or _is_submission(key)):  # the name is unique
+        if queue_ids and (key in queue_ids or _is_submission(key)):  # such a key is unique
             journey = await self._by_queue_id(queue_ids[0], added=added)
             return [journey] if journey else []
-        if queue_ids and key.startswith("<"):  # the others are accepted: the spool has found them
+        if queue_ids and key.startswith("<"):  # the spool has found all accepted ones
             submissions = [
                 submission.submission_id
                 for submission in await self._store.open_submissions()
@@ -468,7 +482,7 @@ def join(store: SubmissionRecord | None, transport: Journey | None) -> Journey |
     return replace(
         transport,
         graph_id=(store.facts.graph_id if store else "") or _draft_of(transport.submission_id),
-        # step 2 has it for HTTP, step 5 for SMTP
+        # step 2 has the client for HTTP, step 5 for SMTP
         client=_moved(steps, "client") or to_builtins(Client()),
         checks=_moved(steps, "checks"),
         steps=tuple(steps),
@@ -477,8 +491,9 @@ def join(store: SubmissionRecord | None, transport: Journey | None) -> Journey |
 
 
 def _accepted_by_smtp(transport: Journey) -> Iterator[JourneyStep]:
-    """Yield step 4 of mail by SMTP, whose client got the 250 when step 5 was committed; none of a
-    report, which no client sent.
+    """Yield step 4 of mail by SMTP: the client got the 250 when step 5 was committed.
+
+    A report has none, because no client sent it.
     """
     for step in () if transport.submission_id else transport.steps:
         if step.step == Step.POLICY_AND_ROUTING and "about" not in step.detail:
@@ -488,7 +503,7 @@ def _accepted_by_smtp(transport: Journey) -> Iterator[JourneyStep]:
 
 
 def _before_transport(store: SubmissionRecord) -> Journey:
-    """Return the transport's part of a submission that the spool does not know."""
+    """Return the transport's part of the journey, for a submission that the spool does not know."""
     reached, facts = state_before_queue([step.read() for step in store.steps]), store.facts
     return Journey(
         id=None,
@@ -523,7 +538,7 @@ def _with_reasons(
 
 
 def _moved(steps: Sequence[JourneyStep], name: str) -> dict[str, Any] | None:
-    """Remove an object from the details; return the first one, None without any."""
+    """Remove an object from the details of all steps; return the first one, or None."""
     objects = [step.detail.pop(name) for step in steps if isinstance(step.detail.get(name), dict)]
     return objects[0] if objects else None
 
@@ -533,12 +548,15 @@ def _name_of(message: FoundMessage | OpenSubmission) -> str:
 
 
 def _is_submission(key: str) -> bool:
-    """Whether a name known to the spool is a submission id; an address may contain dots as well."""
+    """Whether a key is a submission id. (An address may contain dots too.)"""
     return "." in key and "@" not in key
 
 
 def _known_at(journey: Journey) -> tuple[str, str]:
-    """Return when it was queued, or else submitted; a draft's id has its creation time only."""
+    """Return when a message was queued, or else submitted.
+
+    The id of a draft has only the time when the draft was created.
+    """
     queue_id = journey.id or ""
     accepted_us = id_time_us(queue_id)
     if accepted_us is not None:
@@ -548,12 +566,12 @@ def _known_at(journey: Journey) -> tuple[str, str]:
 
 
 def _place_us(name: str) -> int:
-    """Return the time of the place of a message, by its name."""
+    """Return the time of a message in the list, by its name."""
     return (position_of("", name) if _is_submission(name) else position_of(name, "")).at_us
 
 
 def _is_submitted_at(journey: Journey, at_us: int) -> bool:
-    """Whether a step 2 at this time is that of its submission, and no remark about it."""
+    """Whether the submission itself was recorded at this time, and not a remark about it."""
     times = [step.at for step in journey.steps if step.step == Step.NOTIFIED]
     return not times or rfc3339(at_us) in times
 

@@ -35,22 +35,22 @@ _LOOKS_MAX = 3  # for a page, while submissions are accepted
 Place = tuple[ListPosition, FoundMessage | OpenSubmission]
 
 
-# Returns whether the content of each matches. It gives fewer answers than candidates when the time
-# is over: at a later call there may be none.
+# Returns whether the content of each candidate matches. When the time is over, it returns fewer
+# answers than candidates, or none.
 ContentCheck = Callable[[Sequence[FoundMessage]], Awaitable[Sequence[bool]]]
 
 
 async def _no_contents(candidates: Sequence[FoundMessage]) -> Sequence[bool]:
-    """Say that no message meets a condition on contents."""
+    """Return that no message meets a condition on contents."""
     return [False] * len(candidates)
 
 
 class ListPlaces:
-    """Finds places of the list.
+    """Finds the messages of a page of the list, and their places.
 
-    `contents` begins the check of a request, which takes about so many seconds: ContentSearch of
-    relay.front_door.api. Without it, no message meets a condition on contents. `lookup_s` is this
-    time for a page that a person looks at.
+    `contents` begins the check of a request; the number is about how many seconds it may take. (It
+    is ContentSearch of relay.front_door.api.) Without it, no message meets a condition on contents.
+    `lookup_s` is this time for a page in the browser.
     """
 
     def __init__(self, spool: SpoolHistory, store: SubmissionLog) -> None:
@@ -76,7 +76,7 @@ class ListPlaces:
         before: ListPosition | None,
         lookup_s: float | None = None,
     ) -> tuple[list[Place], ListPosition | None]:
-        """Return the places of messages that match, and the one behind which older ones may be."""
+        """Return the places of messages that match, and the place after which older ones may be."""
         if search.until_us:
             end = ListPosition(search.until_us - 1, "")
             before = max(before or end, end, key=lambda place: place.order)
@@ -112,7 +112,7 @@ class ListPlaces:
             before = older
 
     async def with_index(self, search: MessageSearch) -> MessageSearch:
-        """Return the search with the messages that the index finds, if it has all texts."""
+        """Return the search with the messages that the index finds, if the index has all texts."""
         words = search.words if search.searches_text else ()
         is_other = bool(words or search.is_unread) and search.reader != ALL_MAILBOXES
         is_known = search.indexed is not None or search.kind == REPORT or not search.needs_content
@@ -132,9 +132,9 @@ class ListPlaces:
     async def _find_by_history(
         self, search: MessageSearch, *, account: str | None, limit: int, before: ListPosition | None
     ) -> tuple[list[Place], ListPosition | None]:
-        """Return what find() does, apart from conditions on contents."""
-        # The log is read first: what it has as accepted is in the spool by then. What the spool
-        # has accepted meanwhile is looked up there again.
+        """Return what find() does, without the conditions on contents."""
+        # The log is read first: the spool has all that the log records as accepted. What the spool
+        # accepts after that is looked up in the spool again.
         read_to_us = 0
         if search.client:
             search, read_to_us = await self.with_submissions(search, before)
@@ -180,8 +180,10 @@ class ListPlaces:
     async def with_submissions(
         self, search: MessageSearch, before: ListPosition | None = None
     ) -> tuple[MessageSearch, int]:
-        """Return the search with the submissions of its client, and the time from which on it finds
-        them, 0 if it finds all.
+        """Return the search with the submissions of its client, and the time from which on it has
+        them.
+
+        The time is 0 if it has all.
         """
         until_us = before.at_us + 1 if before else search.until_us
         of_log = replace(
@@ -194,7 +196,7 @@ class ListPlaces:
         return replace(search, submissions=names, from_us=from_us), read_to_us
 
     async def _without_accepted(self, places: Sequence[Place]) -> list[Place]:
-        """Leave out submissions that the spool has by now: there they did not match."""
+        """Leave out submissions that the spool has accepted: there they did not match."""
         names = [
             message.submission_id for _, message in places if isinstance(message, OpenSubmission)
         ]
@@ -209,7 +211,7 @@ class ListPlaces:
 def is_between(
     place: ListPosition, before: ListPosition | None, reached: ListPosition | None
 ) -> bool:
-    """Whether a place is on a page: older than `before`, and read by a scan that ended there."""
+    """Whether a place is on a page: older than `before`, and reached by a scan that ended there."""
     return (before is None or place.order > before.order) and (
         reached is None or place.order < reached.order
     )

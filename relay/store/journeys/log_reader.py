@@ -27,10 +27,10 @@ _ROLES_MAX = 8
 
 
 class LogEvents(Struct, frozen=True):
-    """Events of one role with the positions behind them, None for a line that is not an event.
+    """Events of one role, each with the position after it; None for a line that is not an event.
 
-    `is_missing`: the position that was asked for is not kept. `is_complete`: no more were there;
-    then `end` is the position behind everything.
+    `is_missing`: the requested position is not kept. `is_complete`: there were no more events, and
+    `end` is the end of the log.
     """
 
     events: Sequence[tuple[LogPosition, RecordedEvent | None]]
@@ -43,9 +43,10 @@ class LogReader:
     """Reads the files of all roles; its functions block. Raises OSError."""
 
     def __init__(self, directory: Path, *, store: str = "main") -> None:
-        """`directory` is that of the SubmissionLog; it need not exist. The roles of a mail root
-        with another name than "main" have a part of their names from it: positions in the log of
-        one mean nothing in that of another.
+        """`directory` is that of the SubmissionLog; it need not exist.
+
+        If the mail root is not named "main", the names of the roles contain a hash of its name: a
+        position in the log of one mail root means nothing in the log of another.
         """
         self._directory = directory
         self._part = "" if store == "main" else f"-{crc32(store.encode()):08x}"
@@ -55,7 +56,7 @@ class LogReader:
         return {files.role + self._part: files.end() for files in self._roles()}
 
     def read(self, after: Mapping[str, LogPosition], *, limit: int) -> dict[str, LogEvents]:
-        """Return the first events of each role behind its position.
+        """Return the first events of each role after its position.
 
         The log of a role without a position is read from its beginning.
         """
@@ -103,7 +104,7 @@ class _RoleFiles:
         days = [day for day in self._days if day >= position.day]
         is_missing = not self._is_there(position)
         if is_missing:
-            if not days:  # what follows does not exist yet
+            if not days:  # the next file does not exist yet
                 return LogEvents((), position, is_missing=False, is_complete=True)
             position = LogPosition(days[0], 0)
         events: list[tuple[LogPosition, RecordedEvent | None]] = []
@@ -121,7 +122,9 @@ class _RoleFiles:
         return LogEvents(events, position, is_missing, is_complete=True)
 
     def _is_there(self, position: LogPosition) -> bool:
-        """Whether the file still has the line before the position, which a client has given."""
+        """Whether the file still has the line before the position. (The position comes from a
+        client.)
+        """
         if position.size > _LINE_BYTES_MAX or (position.offset and not position.size):
             return False
         try:
@@ -163,7 +166,7 @@ def _event_of(line: bytes) -> RecordedEvent | None:
     """Return the event of a line; None for a damaged line."""
     if (logged := parse_line(line)) is None:
         return None
-    step = Step(logged.step or Step.NOTIFIED)  # what happened to a submission before step 3
+    step = Step(logged.step or Step.NOTIFIED)  # a remark belongs to step 2
     detail: dict[str, Any] = {"withdrawn": True} if logged.withdrawn else logged.detail
     detail.pop("client", None)
     at_us = logged.at_us or id_time_us(logged.submission_id) or 0

@@ -3,8 +3,8 @@
 state_before_queue() derives the state of a message before the queue from its events. It is
 scheduled, converting, cancelled or failed; it is expired if it is not known whether it was sent.
 
-The log is read once, from its end backwards, and then only what was appended to it. Of accepted
-submissions nothing is remembered: the spool has them.
+The log is read once, from its end backwards, and later only what was appended to it. Accepted
+submissions are not kept: the spool has them.
 """
 
 import os
@@ -34,11 +34,11 @@ class OpenSubmissions:
         """`files` returns the files, newest day first."""
         self._files = files
         self._lock = threading.Lock()
-        self._ends: dict[_FileKey, int] = {}  # how far each file is read
-        self._open: dict[str, list[bytes]] = {}  # the lines of each, in the order of creation
+        self._ends: dict[_FileKey, int] = {}  # how far each file was read
+        self._open: dict[str, list[bytes]] = {}  # lines by submission, in the order of creation
         self._open_bytes = 0
         self._known: dict[str, OpenSubmission | None] = {}
-        self._ended_first: set[str] = set()  # in another file, read before that of step 1
+        self._ended_first: set[str] = set()  # whose end was read before step 1, in another file
 
     def read(self) -> list[OpenSubmission]:
         """Return the open submissions. Raises OSError."""
@@ -83,7 +83,7 @@ class OpenSubmissions:
             self._add(name, lines_by_id[name])
 
     def _read_on(self) -> bool:
-        """Read what was appended; False if that is not possible, because a file was removed."""
+        """Read what was appended. Return False if a file was removed: then all must be read."""
         appended: list[bytes] = []
         seen: set[_FileKey] = set()
         left_bytes = _READ_BYTES_MAX
@@ -153,7 +153,7 @@ class StateBeforeQueue(Struct, frozen=True):
 
 
 def state_before_queue(recorded: Sequence[details.Detail]) -> StateBeforeQueue:
-    """Return the state, by what is recorded of steps 1 to 4, and of a report, in their order."""
+    """Return the state that follows from the recorded steps 1 to 4, and reports, in their order."""
     for detail in reversed(recorded):
         match detail:
             case details.ReportDetail():
@@ -170,7 +170,7 @@ def state_before_queue(recorded: Sequence[details.Detail]) -> StateBeforeQueue:
 
 
 def _submission(name: str, lines: Sequence[bytes]) -> OpenSubmission | None:
-    """Return the submission, None for one that was never submitted."""
+    """Return the submission, None if it was never submitted."""
     read = [logged for line in lines if (logged := parse_line(line)) is not None]
     created = read[0]
     steps: dict[int, dict[str, Any]] = {}

@@ -15,18 +15,20 @@ from relay.store.journeys.details import AttemptDetail, Detail, RoutedDetail, Us
 from relay.store.journeys.document import Journey, details_in
 
 _QUARANTINE = "quarantine"  # the action, in the outcome of a rule
-_MAILS = frozenset({"journal", "notify"})  # the same
+_MAILS = frozenset({"journal", "notify"})  # these actions send mail to others
 _NO_RULES = UsedRules("", "")
 
 
 def sender_detail(known: Detail, stored: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return the stored detail of an event, of which `known` is what this relay knows, without
-    these: the same object if nothing is hidden.
+    """Return the stored detail of an event as the sender's account sees it.
+
+    `known` is the part of the detail that this relay knows. If nothing is hidden, return the same
+    object.
     """
     match known:
-        case AttemptDetail(silent=True):  # a hold of which the sender does not hear
+        case AttemptDetail(silent=True):  # a hold that the sender does not see
             return _without(stored, "rule", "silent")
-        case RoutedDetail(used=None) if "set" in stored:  # whose rules they are cannot be read
+        case RoutedDetail(used=None) if "set" in stored:  # the owners of the rules are unknown
             return _without(stored, "set", "rules", "mails", "quarantined", "held")
         case RoutedDetail() as detail:
             hidden = _hidden(detail)
@@ -68,7 +70,7 @@ def _hidden(detail: RoutedDetail) -> set[str]:
 
 
 def _is_foreign(rule: str, used: UsedRules) -> bool:
-    tenant = tenant_of_rule(rule)  # of a rule of the operator, a / may be in the name too
+    tenant = tenant_of_rule(rule)  # an operator's rule may have a / in its name too
     is_tenant = tenant in used.tenants or rule.endswith("/*")
     return is_tenant and tenant != used.own
 

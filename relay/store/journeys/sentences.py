@@ -30,15 +30,15 @@ _NAMED_MAX = 2
 _REPORTED_MAX = 100  # addresses in an event of step 7
 _REPORTS_MAX = 3
 _OF_NO_FAILURE = ("delayed", "held", "delivered", "relayed", "expanded")  # kinds of reports
-_OF_NO_RECIPIENT = ("dead-letter", "postmaster", "reply")  # the same
+_OF_NO_RECIPIENT = ("dead-letter", "postmaster", "reply")  # kinds of reports
 _CLAUSE_CHARACTERS_MAX = 160
 _SMTP_REPLY = re.compile(r"[2-5][0-9][0-9](?: [245]\.[0-9]{1,3}\.[0-9]{1,3})?(?= |$)", re.ASCII)
-_EXPIRED = "expired"  # the outcome of no attempt
+_EXPIRED = "expired"  # an outcome without an attempt
 _BY_RULES = {"failed": "reject", "discarded": "discard", "redirected": "redirect"}
 
 
 class SentenceTime(Struct, frozen=True):
-    """A time in a sentence, RFC 3339; `counts_down`: with the time until then."""
+    """A time in a sentence, RFC 3339. If it `counts_down`, the time until then is added."""
 
     at: str
     counts_down: bool = False
@@ -54,13 +54,13 @@ Part = str | SentenceTime
 
 
 class Sentence(Struct, frozen=True):
-    """A sentence about recipients in one state. `state` is "" for one about all others."""
+    """A sentence about recipients in one state. `state` is "" for the sentence about all others."""
 
     state: str
     parts: tuple[Part, ...]
 
     def text(self, now_us: int) -> str:
-        """Return the sentence as it is read at this time."""
+        """Return the sentence as it reads at this time."""
         return "".join(part if isinstance(part, str) else part.text(now_us) for part in self.parts)
 
 
@@ -70,7 +70,7 @@ class Sentence(Struct, frozen=True):
 def reasons_of(
     recipients: Sequence[Recipient], steps: Sequence[JourneyStep]
 ) -> Iterator[str | None]:
-    """Yield why each recipient is in its state, None where the state says it all."""
+    """Yield why each recipient is in its state, None if the state says everything."""
     rules = _deciding_rules(steps)
     for recipient in recipients:
         yield recipient.reason or _reason(
@@ -79,8 +79,9 @@ def reasons_of(
 
 
 def _deciding_rules(steps: Sequence[JourneyStep]) -> dict[tuple[str, str], str]:
-    """Return the rules that ended a recipient, by address and state; with where it is, if it is
-    quarantined.
+    """Return the rules that ended a recipient, by address and state.
+
+    For quarantined recipients, the text says where the message is.
     """
     rules: dict[tuple[str, str], str] = {}
     for routed in details_in(steps, RoutedDetail):
@@ -95,7 +96,7 @@ def _deciding_rules(steps: Sequence[JourneyStep]) -> dict[tuple[str, str], str]:
 
 
 def _reason(recipient: Recipient, rule: str) -> str | None:
-    """Return the reason; `rule` is the one that ended it, "" if none did."""
+    """Return the reason. `rule` is the rule that ended the recipient, "" if none did."""
     match recipient.state:
         case "delivered" if rule:
             return f"quarantined by {rule}"
@@ -131,12 +132,12 @@ def _said(tried: Attempt) -> str:
 
 
 def _own(reply: str) -> str:
-    """Return a reply of this relay."""
+    """Return the text of a reply that this relay wrote."""
     return f"this relay replied {_clause(reply)}" if _SMTP_REPLY.match(reply) else _clause(reply)
 
 
 def _clause(text: str) -> str:
-    """Return a text that is not long, without its full stop."""
+    """Return a text without its full stop, shortened if it is long."""
     if len(text) > _CLAUSE_CHARACTERS_MAX:
         return f"{text[:_CLAUSE_CHARACTERS_MAX]}…"
     return text.rstrip().removesuffix(".")
@@ -148,9 +149,9 @@ def _clause(text: str) -> str:
 def answer(
     journey: Journey, *, now_us: int, reports: Mapping[str, Journey] | None = None
 ) -> list[Sentence]:
-    """Return the sentences, the most important first: at most three, and how many more there are.
+    """Return at most three sentences, the most important first, and how many recipients are left.
 
-    `reports` are the journeys of its reports, by their ids, as far as they are known.
+    `reports` are the known journeys of the message's reports, by their ids.
     """
     groups: dict[tuple[str, str], list[Recipient]] = {}
     for recipient in journey.shown_recipients:
@@ -173,15 +174,15 @@ def needed_reports(journey: Journey) -> Sequence[str]:
 
 
 def _likeness(recipient: Recipient) -> str:
-    """Return what recipients of one sentence have in common, in addition to their state."""
+    """Return what the recipients of one sentence have in common, apart from their state."""
     claim = _claim(recipient).replace(recipient.address, "")
-    if recipient.state == "relayed":  # each transaction has a reply of its own
+    if recipient.state == "relayed":  # each transaction has another reply
         return (recipient.attempts[-1].host if recipient.attempts else "") + claim
     return (recipient.reason or "").replace(recipient.address, "") + claim
 
 
 def _claim(recipient: Recipient) -> str:
-    """Return what a host claims of a recipient, as a sentence after the state; "" for nothing."""
+    """Return what a host claims of a recipient, as a sentence; "" if it claims nothing."""
     report = recipient.reported
     return f" {_clause(claim_words(report))}." if report and report.source else ""
 
@@ -205,7 +206,7 @@ class _Writer(Struct, frozen=True):
         return Sentence(state, (*self._parts(head, recipient, is_one=len(group) == 1), *claim))
 
     def _whom(self, group: Sequence[Recipient]) -> str:
-        """Return who they are, "" for the only recipient."""
+        """Return which recipients these are, "" for the only recipient."""
         count, everybody = len(group), len(self.journey.recipients)
         if everybody == 1:
             return ""
@@ -248,7 +249,7 @@ class _Writer(Struct, frozen=True):
                 yield f"{head}{_successors(recipient)}{_because(recipient)}."
 
     def _waits(self) -> str:
-        """Return the reply after which pickup waits, "" for none."""
+        """Return the reply because of which pickup waits, "" for none."""
         return next(
             (notified.waits for notified in details_in(self.journey.steps, NotifiedDetail)), ""
         )
@@ -323,7 +324,7 @@ def _because(recipient: Recipient, before: str = ": ") -> str:
 
 
 def _times(recipient: Recipient) -> Iterator[Part]:
-    """Yield how often the last reply came, and since when."""
+    """Yield how often the last reply was received, and since when."""
     tried = _tries(recipient)
     first = len(tried)
     while first and tried[first - 1].reply == tried[-1].reply:
@@ -381,12 +382,12 @@ _CLAIMS = {
 def with_reports(
     recipients: Sequence[Recipient], steps: Sequence[JourneyStep]
 ) -> tuple[Recipient, ...]:
-    """Return the recipients with what the last report to the sender says of each.
+    """Return the recipients, each with what the last report to the sender says of it.
 
-    A report from outside only claims: it is shown where Relay has sent none. The report on a failed
-    conversion is about all recipients. An event names a limited number.
+    A report from outside only claims: it is used if Relay has sent none. The report on a failed
+    conversion is about all recipients. An event names a limited number of them.
     """
-    last: dict[str, tuple[str, str]] = {}  # the kind of a report, and its time
+    last: dict[str, tuple[str, str]] = {}  # kind and time of the last report, by address
     reports: dict[str, SenderReport] = {}
     for step in steps:
         if step.step != Step.REPORT:
@@ -420,7 +421,10 @@ def remote_report(claim: ClaimDetail, at: str = "") -> SenderReport:
 
 
 def are_failures_reported(recipients: Sequence[Recipient]) -> bool:
-    """Whether some have failed, the sender was told so of each of these, and all were attempted."""
+    """Return whether recipients failed, and the sender got a report on each of them.
+
+    All recipients must have been attempted.
+    """
     reported = {
         recipient.address
         for recipient in recipients
@@ -431,13 +435,14 @@ def are_failures_reported(recipients: Sequence[Recipient]) -> bool:
 
 
 def has_new(recipients: Sequence[Recipient]) -> bool:
-    """Whether one waits for its first attempt, or for an attempt that is due."""
+    """Return whether a recipient waits for its first attempt, or for an attempt that is due."""
     return any(recipient.state == RecipientState.QUEUED for recipient in recipients)
 
 
 def claim_words(report: SenderReport, address: str = "") -> str:
-    """Return "HOST claims that it was not delivered: 550 5.1.1 no such user"; with the address of
-    the recipient if it is given.
+    """Return "HOST claims that it was not delivered: 550 5.1.1 no such user".
+
+    If the recipient's address is given, it is part of the text.
     """
     assert report.source is not None
     what = _CLAIMS.get(report.kind, f"its state is {report.kind}")

@@ -105,12 +105,12 @@ class SubmissionLog:
         self._write(*lines)
 
     def withdraw(self, facts: SubmissionFacts) -> None:
-        """Record that a submission was rejected: it has no journey."""
+        """Record that a submission was rejected and has no journey."""
         line = self._remark_of(facts.submission_id) | {"withdrawn": True}
         self._write(line | _names(facts))
 
     def remark(self, submission_id: str, detail: NotifiedDetail, *, account: str) -> None:
-        """Add `detail` to step 2 of a submission: what happened to it before step 3."""
+        """Add `detail` to step 2 of a submission, for what happened before step 3."""
         line = self._remark_of(submission_id)
         self._write(line | {"detail": detail, "owner": account})
 
@@ -133,7 +133,7 @@ class SubmissionLog:
         if self._file is None or day > self._day:
             self._close()
             self._directory.mkdir(exist_ok=True)
-            # A day never goes back, as after a clock that was ahead: readers follow the days.
+            # The day never goes back, even if the clock does: readers follow the days.
             names = [path.name for path in self._files() if path.name.endswith(f"-{self._role}")]
             path = self._directory / max([*names, f"{_day_of(now_us)}-{self._role}"])
             self._file = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o600)
@@ -161,19 +161,19 @@ class SubmissionLog:
             self._file = None
 
     async def submission(self, submission_id: str) -> SubmissionRecord | None:
-        """Return what the log has of a submission, None if it has nothing or it was withdrawn."""
+        """Return the steps of a submission, None if there are none or it was withdrawn."""
         return await asyncio.to_thread(self._submission, submission_id)
 
     async def find_submission_ids(
         self, key: str, *, account: str | None, limit: int
     ) -> Sequence[str]:
-        """Return submission ids for any of a submission's names, newest first."""
+        """Return the ids of submissions that have this name or address, newest first."""
         return await asyncio.to_thread(self._find, key, account, limit)
 
     async def submitted_by(self, search: MessageSearch) -> tuple[frozenset[str], int]:
-        """Return the submissions that the client has made by HTTP in this time, and since when they
-        are complete. They are SCAN_MAX and the others of that day; the time is 0 if there are no
-        more.
+        """Return the submissions that a client has made by HTTP, and since when they are complete.
+
+        At most SCAN_MAX are read, and the others of that day. The time is 0 if there are no more.
         """
         return await asyncio.to_thread(self._submitted_by, search)
 
@@ -228,9 +228,9 @@ class SubmissionLog:
         return SubmissionRecord(facts, [journey_step(x.step, x.at_us, x.detail) for x in lines])
 
     def _created_us(self, identifier: str) -> int | None:
-        """Return when an id was created, None if unknown; no earlier line concerns it.
+        """Return when an id was created, None if unknown. No earlier line has the id.
 
-        An id from the future was created under a wrong clock and says nothing.
+        An id from the future was created under a wrong clock, so its time is unknown.
         """
         created_us = id_time_us(identifier)
         return created_us if created_us is None or created_us <= self._clock.time_us() else None
@@ -305,7 +305,7 @@ _DAY_CHARACTERS = 10
 
 
 def read_accepted(directory: Path, *, since_us: int) -> Iterator[LogLine]:
-    """Yield each step 4 since a time. Raises OSError."""
+    """Yield every step 4 since a time. Raises OSError."""
     for path in _files(directory):
         if path.name[:_DAY_CHARACTERS] >= _day_of(since_us):
             for line in _lines(path):

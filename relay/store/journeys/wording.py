@@ -61,9 +61,7 @@ def client_line(client: Client) -> str:
 
 
 def signature_words(detail: details.RoutedDetail) -> str:
-    """Return with which keys a message was signed, or why with none; "" where no key is
-    configured.
-    """
+    """Return with which keys a message was signed, or why it was not; "" without keys."""
     selectors: dict[str, list[str]] = {}
     for signature in detail.dkim:
         selectors.setdefault(signature.domain, []).append(signature.selector)
@@ -85,7 +83,7 @@ def milter_words(milter: details.MilterSaid) -> str:
 
 
 def describe(step: int, stored: Mapping[str, Any]) -> Iterator[str]:
-    """Yield the details of an event, but for its node, one short line each."""
+    """Yield the details of an event, without its node, one short line each."""
     match details.read_detail(step, stored):
         case details.RoutedDetail() as routed:
             yield from _routed(routed)
@@ -148,7 +146,7 @@ def _routed(detail: details.RoutedDetail) -> Iterator[str]:
 
 
 def _operation(detail: details.CommandDetail) -> str:
-    """Return an operator's command, and the reason given."""
+    """Return an operator's command and its reason."""
     numbers = [str(number) for number in detail.entries]
     result = [f"{detail.operation} by {detail.who or '?'}"]
     if detail.copies:
