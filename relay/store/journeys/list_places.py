@@ -145,20 +145,16 @@ class ListPlaces:
                 spooled = await self._spool.find_page(
                     search, account=account, before=before, limit=limit + 1
                 )
-            places: dict[ListPosition, FoundMessage | OpenSubmission] = {
-                place: submission
-                for submission in submissions
-                if account in (None, submission.account)
-                and is_between(
-                    place := position_of("", submission.submission_id), before, spooled.reached
-                )
-                and search.is_in_time(place.at_us)
-                and submission.matches(search)
-            }
-            places |= {
-                position_of(message.queue_id, message.submission_id): message
-                for message in spooled.messages
-            }
+            places: dict[ListPosition, FoundMessage | OpenSubmission] = {}
+            for submission in submissions:
+                if account not in (None, submission.account):
+                    continue
+                place = position_of("", submission.submission_id)
+                is_on_page = is_between(place, before, spooled.reached)
+                if is_on_page and search.is_in_time(place.at_us) and submission.matches(search):
+                    places[place] = submission
+            for message in spooled.messages:
+                places[position_of(message.queue_id, message.submission_id)] = message
             newest = sorted(places, key=lambda place: place.order)
             read = newest[: 2 * limit + 1]
             current = await self._without_accepted([(place, places[place]) for place in read])

@@ -146,7 +146,7 @@ class ReadFlags:
                 changed_ns = os.stat(path).st_mtime_ns  # noqa: PTH116 - thousands of them
                 if directory is None or directory.changed_ns != changed_ns:
                     is_known = is_old(changed_ns, now_us=now_us)
-                    directory = _listed(path, changed_ns * is_known)
+                    directory = _listed(path, changed_ns if is_known else 0)
                 waiting += directory.directories
                 directories[path] = directory
         return directories
@@ -159,7 +159,8 @@ def _listed(path: str, changed_ns: int) -> _Directory:
     with os.scandir(path) as entries:
         for entry in entries:
             if entry.is_dir(follow_symlinks=False):
-                directory.directories.extend([entry.path] * (entry.name != "tmp"))
+                if entry.name != "tmp":
+                    directory.directories.append(entry.path)
             elif (name := parse_name(entry.name)) is not None:
                 directory.flags[name.message_id] = SEEN in name.flags
                 if path.endswith(("/new", "/cur")) and id_of_name(name):

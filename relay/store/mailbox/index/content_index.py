@@ -407,12 +407,13 @@ class ContentIndexer:
         return self._unread(where, (level.number - 1, messages_max))
 
     def _unread(self, where: str, values: Sequence[Any]) -> list[tuple[IndexedMessage, Path]]:
-        return self._index.run(
-            lambda cursor, folders: [
-                (row, Path(path_of(folders, row.location)))
-                for row in select_rows(cursor, where, values)
-            ]
-        )
+        def operation(
+            cursor: apsw.Cursor, folders: FolderRows
+        ) -> list[tuple[IndexedMessage, Path]]:
+            rows = select_rows(cursor, where, values)
+            return [(row, Path(path_of(folders, row.location))) for row in rows]
+
+        return self._index.run(operation)
 
     def _read_files(
         self, level: "_Level[_T]", unread: Sequence[tuple[IndexedMessage, Path]]

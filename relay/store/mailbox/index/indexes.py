@@ -432,12 +432,11 @@ class Indexes:
             return index.run(operation)
 
     def _files(self, mailbox: Path, where: str, values: Sequence[Any]) -> list[MessageFile]:
-        return self._run(
-            mailbox,
-            lambda cursor, folders: [
-                message_file_of(cursor, folders, row) for row in select_rows(cursor, where, values)
-            ],
-        )
+        def operation(cursor: apsw.Cursor, folders: FolderRows) -> list[MessageFile]:
+            rows = select_rows(cursor, where, values)
+            return [message_file_of(cursor, folders, row) for row in rows]
+
+        return self._run(mailbox, operation)
 
     @contextmanager
     def _of(self, mailbox: Path, *, in_background: bool = False) -> Iterator[MailboxIndex]:

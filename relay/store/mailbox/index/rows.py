@@ -175,7 +175,9 @@ class MessageTable:
         row = self._row(file, message_id, claimed_id=claimed_id, generation=generation)
         ids = state_ids(self.cursor, message_id, file.name)
         state = reduce(united, map(self._state_of, ids))
-        if not (state or self.is_first) and (state := self._state_of_original(file, claimed_id)):
+        original = b"" if state or self.is_first else self._state_of_original(file, claimed_id)
+        if original:
+            state = original
             self.unmerged.append((ids[-1:], state))
         elif len(ids) > 1:
             self._note_unmerged(ids, state)
