@@ -31,24 +31,24 @@ from relay.base.settings.values import is_ip
 from relay.development.issuer import ANY_ADDRESS, Issuer, general_name, pem_of, self_signed
 from relay.front_door.http.tunnels import TunnelHosts
 
-_RENEWAL_CHECK_S = 60.0  # a machine that was asleep has a new certificate soon
-LEAF_DAYS = 365  # as long as that, an authority that is not renewed is valid
+_RENEWAL_CHECK_S = 60.0  # short: the machine may have been asleep
+LEAF_DAYS = 365  # an authority that is not renewed is valid at least as long
 _CA_DAYS = 5 * 365
 PROXY_HOURS = 24
-PROXY_RENEW_HOURS = 12  # as long as that, a client may keep the bundle that it read
+PROXY_RENEW_HOURS = 12  # how long a client may keep the bundle that it read
 _DOMAINS = ("localhost", "example.test")  # and everything below them
 _NETWORKS = (ip_network("127.0.0.0/8"), ip_network("::1/128"))
 _DEFAULT_CONSTRAINTS: frozenset[x509.GeneralName] = frozenset(
     (*map(x509.DNSName, _DOMAINS), *map(x509.IPAddress, _NETWORKS))
 )
 _NAMES = ("localhost", "example.test", "*.example.test", "127.0.0.1", "::1")
-_CONSTRAINTS_MAX = 100  # then names of earlier relays are dropped
+_CONSTRAINTS_MAX = 100  # beyond it, names of earlier relays are dropped
 _CA_NAME = "Relay development CA"
 _PROXY_CA_NAME = "Relay development proxy CA"
 
 
 class DevelopmentAuthority(Struct, frozen=True):
-    """An authority; `certificate` is the PEM file that clients trust."""
+    """An authority. `certificate` is the PEM file that clients trust."""
 
     certificate: Path
     _issuer: Issuer
@@ -69,9 +69,9 @@ class DevelopmentAuthority(Struct, frozen=True):
 def open_authority(
     directory: Path, hosts: Sequence[str] = (), *, now: datetime
 ) -> DevelopmentAuthority:
-    """Return the authority in `directory`; make or renew it as needed.
+    """Return the authority in `directory`; create or renew it as needed.
 
-    Processes that do this at once wait for each other.
+    Processes that do this at the same time wait for each other.
     """
     directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     directory.chmod(0o700)
@@ -116,7 +116,10 @@ def _read_key(file: Path) -> ec.EllipticCurvePrivateKey | None:
 def _read_certificate(
     file: Path, key: ec.EllipticCurvePrivateKey, *, now: datetime
 ) -> x509.Certificate | None:
-    """Return the certificate, None if it cannot be used much longer or is not of this key."""
+    """Return the certificate.
+
+    None if it expires soon, or is not of this key.
+    """
     try:
         certificate = x509.load_pem_x509_certificate(file.read_bytes())
     except (FileNotFoundError, ValueError):
@@ -142,10 +145,10 @@ def _is_allowed_by_default(host: str) -> bool:
 
 
 class ProxyAuthority:
-    """The authority of the hosts that a relay stands for as a proxy, and its certificate for them.
+    """The authority of the hosts for which a relay is a proxy, and its certificate for them.
 
-    Its key is in memory only, and another one at each start. It is valid for a day; renew() makes a
-    new certificate for the same key, so that clients which read the one before go on until its end.
+    Its key is in memory only, and is new at each start. It is valid for a day. renew() makes new
+    certificates for the same key, so that clients can use those that they read until these expire.
     `bundle` is the file of this authority and the ordinary one.
     """
 
@@ -162,8 +165,9 @@ class ProxyAuthority:
         self.renew(now)
 
     def renew(self, now: datetime) -> None:
-        """Make new certificates of the authority and the hosts. Blocks. Raises OSError; then those
-        from before stay in use.
+        """Make new certificates of the authority and the hosts. Blocks.
+
+        Raises OSError; then the former certificates stay in use.
         """
         end = now + timedelta(hours=PROXY_HOURS)
         permitted = [x509.DNSName(name) for name in self._names]
@@ -192,9 +196,9 @@ class ProxyAuthority:
 
 
 class DevelopmentCertificate:
-    """The certificate of the HTTPS listener and that of the proxy, and their authorities.
+    """The certificate of the HTTPS listener, that of the proxy, and their authorities.
 
-    `bundle` is the file of the authorities, for clients of both.
+    `bundle` is the file of both authorities, for clients of either.
     """
 
     def __init__(
@@ -206,10 +210,10 @@ class DevelopmentCertificate:
         clock: Clock,
         proxy_names: Collection[str] = (),
     ) -> None:
-        """Issue it for `hosts` into `folder`/tls. Blocks. Raises OSError.
+        """Issue the certificate for `hosts` into `folder`/tls. Blocks. Raises OSError.
 
-        The authority is kept in `ca_dir`; if that is None or cannot be written, in `folder`/ca.
-        Without `proxy_names` the relay is no proxy, and `bundle` is `ca`.
+        The authority is kept in `ca_dir`. If that is None or cannot be written, it is in
+        `folder`/ca. Without `proxy_names` the relay is not a proxy, and `bundle` is `ca`.
         """
         self._clock = clock
         for directory in filter(None, (ca_dir, folder / "ca")):

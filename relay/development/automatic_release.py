@@ -23,7 +23,7 @@ _AFTER_FAULT_S = 1.0
 
 
 class AutomaticRelease:
-    """Releases what is captured from `cursor` on, to where `route` leads."""
+    """Releases messages that are captured after `cursor`, to where `route` leads."""
 
     def __init__(self, base: Foundation, route: RouteLookup, cursor: EventCursor) -> None:
         self._base = base
@@ -32,7 +32,7 @@ class AutomaticRelease:
         self._seen = -1  # changes
 
     def in_progress(self) -> str:
-        """Say whether something may have been captured that is not released yet."""
+        """Say whether a message may have been captured that is not released yet."""
         return "" if self._seen == self._base.changes.count else "captured mail to release"
 
     async def run(self) -> None:

@@ -37,7 +37,7 @@ class DemonstrationError(Exception):
 
 
 class DemonstratedMessage(Struct, frozen=True):
-    """A journey, and the subject of the report on it, "" if there was none."""
+    """A journey, and the subject of the report on it, "" without a report."""
 
     title: str
     journey: Journey
@@ -65,7 +65,7 @@ async def demonstrate(daemon: Daemon, show: Callable[[DemonstratedMessage], None
 
 
 def example(sender: str, recipient: str) -> DraftToSend:
-    """Return the message that a press of a button sends: one is delivered, captured and refused."""
+    """Return the message that the button sends: it is delivered, captured and refused."""
     return DraftToSend(
         sender,
         (recipient, "ann@customer.example", "gone+550@customer.example"),
@@ -108,7 +108,7 @@ def _is_reported(journey: Journey) -> bool:
 
 
 def _has_steps(journey: Journey, last: int) -> bool:
-    """Whether steps 1 to `last` are recorded; step 4 is recorded after the spool's commit."""
+    """Whether steps 1 to `last` are recorded. Step 4 is recorded after the spool's commit."""
     return {step.step for step in journey.steps} >= set(range(1, last + 1))
 
 

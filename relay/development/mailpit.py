@@ -2,13 +2,13 @@
 
 Only a development relay has it, on the port of the pages. docs/coming-from.md says what differs.
 Its messages are those that were accepted, each once, without reports. Read is the mark of the
-copies in mailboxes, as on the pages; one that is set here sends no receipt. Success is exactly 200;
-an error is one line of text, that of `send` JSON. Where requests need the token, it is the password
-of HTTP Basic, with any user name. What a browser shows of a mail is what the pages show of it: the
-document of the sanitiser, text and raster images, with their Content-Security-Policy. That alone is
-not enough: no policy keeps a frame or an XML document from opening connections.
+copies in mailboxes, as on the pages. When it is set here, no receipt is sent. Success is exactly
+200. An error is one line of text; `send` answers with JSON. Where requests need the token, it is
+the password of HTTP Basic, with any user name. A browser gets what the pages show of a mail: the
+document of the sanitiser, text and raster images, with their Content-Security-Policy. The policy
+alone is not enough: it does not keep a frame or an XML document from opening connections.
 
-A search is one of the index, of which all terms must hold. A term is a part of a text; `-` or `!`
+The index answers searches. All terms of a search must match. A term is a part of a text; `-` or `!`
 before it excludes what it finds. As in Mailpit, a term without a value is ignored, and so is a date
 or size that cannot be read.
 """
@@ -64,15 +64,15 @@ from relay.store.mailbox.errors import StoreError
 from relay.store.spool.engine import SpoolEngine
 from relay.store.spool.types import SpoolError
 
-BODY_BYTES_MAX = 5_000_000  # of all but `send`
+BODY_BYTES_MAX = 5_000_000  # of each request except `send`
 _LIMIT, _LIMIT_MAX, _DIGITS_MAX = 50, 1000, 15
 _LATEST = "latest"  # in place of an id
 _KEPT_MAX, _KEPT_BYTES_MAX = 5000, 20_000  # rows of lists in memory, and the JSON of one
-_AT_ONCE = 8  # removals, so that they share commits
-_WAITED_MAX = 20  # messages that are on their way
+_AT_ONCE = 8  # removals at the same time, which share commits
+_WAITED_MAX = 20  # messages still to be delivered that are awaited
 _WAIT = {"timeout": "2"}  # seconds
 _BEFORE_COPIES = (RecipientState.QUEUED, RecipientState.DEFERRED, RecipientState.HELD)
-# What Relay has instead of what Mailpit has there, by a segment of the path.
+# What Relay has instead of a function of Mailpit, by a segment of the path.
 _CHECKS = "its checks at GET /relay/v1/messages/{id}/checks"
 _INSTEAD = {
     "html-check": _CHECKS,
@@ -104,8 +104,8 @@ class _Listing(Struct, frozen=True):
 class MailpitApi:
     """The handler of all routes.
 
-    `check_login` raises ApiError for a request without the token; None if none is needed. `send`
-    submits a message and returns its queue id; it blocks and raises ApiError.
+    `check_login` raises ApiError for a request without the token. It is None if no token is needed.
+    `send` submits a message and returns its queue id; it blocks and raises ApiError.
     """
 
     def __init__(
@@ -124,7 +124,7 @@ class MailpitApi:
         self._delivered = frozenset[str]()  # messages that have all their copies
 
     def application(self, *, message_bytes_max: int) -> ASGIApp:
-        """Return the ASGI application; a message to send may have so many octets."""
+        """Return the ASGI application. A message to send may have `message_bytes_max` octets."""
         small, large = (
             Gateway(self._handle, clock=self._means.clock, limits=RequestLimits(size, 2 * size))
             for size in (BODY_BYTES_MAX, message_bytes_max)
@@ -147,7 +147,7 @@ class MailpitApi:
         return Response(text, status, headers, media_type="text/plain")
 
     def _check(self, request: HttpRequest) -> None:
-        """Raise ApiError for who has no token where it is needed, and for links of other sites."""
+        """Raise ApiError for a request without a necessary token, and for links of other sites."""
         if request.segments[0] == "api" and "site" in request.headers.get("sec-fetch-site", ""):
             raise ApiError(403, "", "Pages of other sites may not use this relay.")
         if self._check_login is not None:
@@ -198,7 +198,10 @@ class MailpitApi:
     # -- lists
 
     async def _listing(self, search: str | None = None, zone: str = "") -> _Listing:
-        """Return all messages, and those that match; None matches all. Raises ApiError 400, 503."""
+        """Return all messages, and those that match a search; None matches all.
+
+        Raises ApiError 400, 503.
+        """
         asked, marks = TextSearch(), set[bool]()
         if search is not None:
             asked, marks = parse_mailpit_search(search, zone)
@@ -211,7 +214,7 @@ class MailpitApi:
         return _Listing(every, matching, unread)
 
     async def _unread(self, every: frozenset[str]) -> Collection[str]:
-        """Return those of these messages of which a copy is unread, or none is there yet."""
+        """Return the messages of which a copy is unread, or no copy exists yet."""
         places = self._means.sources.copies.places
         rows = await self._rows(list(every - self._delivered))
         coming = [row for row in rows if row.state in _BEFORE_COPIES]
@@ -257,10 +260,10 @@ class MailpitApi:
         )
 
     async def _summary(self, row: MessageSummary) -> Mapping[str, Any]:
-        """Return a row without Read."""
+        """Return a row of a list, without Read."""
         if row.name in self._kept:
             return self._kept[row.name]
-        content = await self._means.sources.of_row(row)  # None: it is gone
+        content = await self._means.sources.of_row(row)  # None: it does not exist any more
         reader = partial(mailpit_message.summary_of, await self._mail(row))
         summary = await asyncio.to_thread(reader, octets_of(content or b""))
         if len(msgspec.json.encode(summary)) <= _KEPT_BYTES_MAX:
@@ -378,7 +381,7 @@ class MailpitApi:
         )
 
     async def _arrived(self, names: Sequence[str]) -> Sequence[MessageSummary]:
-        """Return the rows of messages; wait a moment for those that are on their way."""
+        """Return the rows of messages; wait a moment for messages still to be delivered."""
         rows = await self._rows(names)
         coming = [row.name for row in rows if row.state == RecipientState.QUEUED][:_WAITED_MAX]
         waits = [self._handlers.wait_for_message(row, _WAIT, OPERATOR) for row in coming]
@@ -393,7 +396,7 @@ class MailpitApi:
         return _ok()
 
     async def _remove(self, names: Sequence[str]) -> Response:
-        """Remove messages, if they are there. Raises ApiError 409 for one in delivery."""
+        """Remove messages that exist. Raises ApiError 409 for a message in delivery."""
         names = [row.name for row in await self._arrived(names)]
         for at in range(0, len(names), _AT_ONCE):
             await asyncio.gather(*map(self._remove_one, names[at : at + _AT_ONCE]))
@@ -403,7 +406,7 @@ class MailpitApi:
         try:
             await self._handlers.remove_message(name, OPERATOR)
         except ApiError as error:
-            if error.status != 404:  # somebody else has removed it
+            if error.status != 404:  # another request has removed it
                 raise
 
     async def _info(self) -> Response:
@@ -437,7 +440,7 @@ def _ids_of(octets: bytes, media_type: str) -> list[str]:
 
 
 def _number(text: str, default: int) -> int:
-    """Return a number, the default for what is none."""
+    """Return a number, or the default for a text that is not a number."""
     return int(text) if text.isdecimal() and len(text) <= _DIGITS_MAX else default
 
 
@@ -471,8 +474,9 @@ _MARKS = {"is:read": True, "is:unread": False}
 
 
 def parse_mailpit_search(text: str, zone: str) -> tuple[TextSearch, set[bool]]:
-    """Return what the index is asked, and what each message must be: read, or not. Times are in
-    the zone with this IANA name. Raises ApiError 400.
+    """Return the search for the index, and which marks messages must have: read (True) or unread.
+
+    Times are in the zone with this IANA name. Raises ApiError 400.
     """
     if not (words := _TERM.findall(text[: CHARACTERS_MAX + 1])):
         raise bad_request("Error: no search query")
@@ -498,7 +502,7 @@ def parse_mailpit_search(text: str, zone: str) -> tuple[TextSearch, set[bool]]:
             continue
         if term == "is:tagged" or name == "tag":
             if value := value.strip():
-                tags.append(SearchedTag(value * (name == "tag"), is_excluded))
+                tags.append(SearchedTag(value if name == "tag" else "", is_excluded))
             continue
         with suppress(ValueError, OverflowError):  # a date or size that cannot be read
             if number := _searched_number(term, place):
@@ -509,7 +513,10 @@ def parse_mailpit_search(text: str, zone: str) -> tuple[TextSearch, set[bool]]:
 
 
 def _searched_number(term: str, zone: tzinfo) -> SearchedNumber | None:
-    """Return the condition on a number, None for a text. Raises ValueError, OverflowError."""
+    """Return the condition on a number, None for any other term.
+
+    Raises ValueError, OverflowError.
+    """
     match term.split(":", 1):
         case ["after", value]:
             return SearchedNumber("accepted_us", _time_us(value, zone))

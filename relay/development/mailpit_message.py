@@ -44,7 +44,7 @@ _OWN_FIELDS = frozenset(
 _FIELD_NAME = re.compile(r"[!-9;-~]{1,100}")
 _MESSAGE_ID = re.compile(rf"[!-~]{{1,{MESSAGE_ID_CHARACTERS_MAX}}}")
 _TYPE = re.compile(r"(?:application|audio|font|image|model|text|video)/[\w.+-]{1,100}", re.ASCII)
-# What `email` raises for line breaks, and for fields that its parser does not survive.
+# What `email` raises for line breaks, and for fields on which its parser fails.
 _UNWRITABLE = (ValueError, LookupError, AttributeError, TypeError, MessageError)
 T = TypeVar("T")
 
@@ -53,7 +53,7 @@ T = TypeVar("T")
 
 
 class ListedMail(Struct, frozen=True):
-    """What is known of a message without its content."""
+    """What is known of a message without reading its content."""
 
     row: MessageSummary
     login: str  # "" for none
@@ -72,7 +72,7 @@ def summary_of(mail: ListedMail, octets: Octets) -> dict[str, Any]:
 
 
 def message_of(mail: ListedMail, octets: Octets) -> dict[str, Any]:
-    """Return one message, which counts as read from now on."""
+    """Return one message. It counts as read from now on."""
     parts = read_parts(octets)
     fields, common = parse_header(parts.header), _common(mail, parts)
     date_us, unsubscribe = date_us_of(fields), read_token(fields, "list-unsubscribe")
@@ -94,7 +94,7 @@ def message_of(mail: ListedMail, octets: Octets) -> dict[str, Any]:
 
 
 def header_fields(octets: Octets) -> dict[str, list[str]]:
-    """Return the values of each field by its name, unfolded and not decoded, in Go's spelling."""
+    """Return the values of each field by its name in Go's spelling, unfolded and not decoded."""
     fields: dict[str, list[str]] = {}
     for name, field in Header.parse(cleaned(read_parts(octets).header)).fields:
         if name:
@@ -138,7 +138,7 @@ def _received(row: MessageSummary) -> str:
 
 
 def _listed(parts: ReadParts, *, as_attachments: bool) -> list[tuple[int, AttachedOctets]]:
-    """Return the attachments or the inline parts, with their numbers: what has a name or id."""
+    """Return the attachments, or the inline parts, that have a name or id, and their numbers."""
     return [
         (number, part)
         for number, part in enumerate(parts.attachments, 1)
@@ -178,9 +178,9 @@ class _File(Struct, frozen=True):
 
 
 class _Mail(Struct, frozen=True, rename={"sender": "from"}):
-    sender: _Person = _Person()  # its address is the reverse-path too
+    sender: _Person = _Person()  # the address is also the reverse-path
     to: Sequence[_Person] = ()  # shown in the header
-    cc: Sequence[_Person] = ()  # shown too
+    cc: Sequence[_Person] = ()  # shown in the header
     replyto: Sequence[_Person] = ()  # gets nothing
     bcc: Sequence[str] = ()  # addresses that the header does not show
     subject: str = ""  # on one line
@@ -268,7 +268,7 @@ def _write(message: EmailMessage, mail: _Mail) -> None:
 
 
 def _message_id(headers: Mapping[str, str]) -> str:
-    """Return the field as given: what the email package makes of it depends on its version."""
+    """Return the field as given. The email package's spelling of it depends on its version."""
     fields = [(name, value) for name, value in headers.items() if name.lower() == "message-id"]
     if len(fields) > 1 or not all(_MESSAGE_ID.fullmatch(value) for _, value in fields):
         raise ValueError("Message-Id: expected one id without blanks")
@@ -288,8 +288,9 @@ def _checked(address: str) -> str:
 
 
 def _lowered(json: Any, key: str = "") -> Any:
-    """Return JSON without null in objects, and with their keys in lower case, but for the names
-    of fields.
+    """Return JSON with object keys in lower case, and without members that are null.
+
+    The names of header fields are not changed.
     """
     if isinstance(json, list):
         return [_lowered(member) for member in json]

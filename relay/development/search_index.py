@@ -1,12 +1,12 @@
-"""The index of all texts of a development relay: one SQLite file beside the spool.
+"""The index of all texts of a development relay: an SQLite file next to the spool.
 
-It is a cache: it has what the spool has, from the moment at which something asks for it, is written
-after the 250, and is never synced. Terms of three characters and more are found by trigrams, then
-compared; shorter ones are looked for in every text. Of each message the first MiB is read. When it
+It is a cache of the spool's messages. It is built when it is first used, is written after the 250,
+and is never synced. Terms of three characters and more are found by trigrams and then compared.
+Shorter terms are looked for in every text. The first MiB of each message is read. When the index
 fails (a full disk, a damaged file), it is removed, and searches read mailboxes as a service does.
 
-Tags are the categories of all copies of a message. Those of its fields Keywords and X-Tags are set
-when it is indexed, X-Tags in the copies too as soon as they are there.
+Tags are the categories of all copies of a message. The tags in its fields Keywords and X-Tags are
+set when it is indexed. The copies get those of X-Tags as soon as they exist.
 """
 
 import asyncio
@@ -56,13 +56,13 @@ from relay.store.mailbox.message_file import MessageFile, delivered_id, is_deliv
 from relay.store.spool.types import SpoolError
 
 _VERSION = 4
-_STEP = 1000  # messages between two looks at what there is
+_STEP = 1000  # messages after which the spool's list is read again
 _BATCH, _BATCH_BYTES = 250, 8 << 20  # messages that are read together
 _PAUSE_S = 0.5
-_WAIT_S = 5.0  # of a search, for what was accepted before it
+_WAIT_S = 5.0  # how long a search waits for messages accepted before it
 _QUERY_S = 10.0
 _STEPS_BETWEEN_CHECKS = 10_000
-_TRIGRAMS_MAX = 100  # of a term, that are looked up
+_TRIGRAMS_MAX = 100  # trigrams of a term that are looked up
 _SCHEMA = f"""
     CREATE TABLE message (
         number      INTEGER PRIMARY KEY,  -- of its text
@@ -93,10 +93,10 @@ _INSERT = (
 _INSERT_TEXT = f"INSERT INTO text (rowid, {', '.join(FIELDS)}) VALUES (?{', ?' * len(FIELDS)})"
 _REMOVE_TEXT = "DELETE FROM text WHERE rowid = (SELECT number FROM message WHERE queue_id = ?)"
 _ACCEPTED_IN = _FOUND.format("accepted_us / 1000000 IN (SELECT value FROM json_each(?))")
-_ALL = ("", 0)  # what clients have set before there was this index
+_ALL = ("", 0)  # in `_restated`: any copy, as before the index existed
 _FAILED = "the search index cannot be used until the next start"
 _ACCENTS = re.compile("[\u0300-\u036f]")
-# of the tables message and text; the tags, and whether some are of X-Tags
+# the rows of the tables message and text; the tags; whether some tags are of X-Tags
 _Row = tuple[tuple[Any, ...], tuple[str, ...], tuple[str, ...], bool]
 _BEFORE_COPIES = (RecipientState.QUEUED, RecipientState.DEFERRED, RecipientState.HELD)
 _TAGS_AT_ONCE = 200
@@ -105,8 +105,9 @@ _log = get_logger("development")
 
 
 def folded(text: str) -> str:
-    """Return a text as texts are compared: without case, accents and NUL, each white space as one
-    blank.
+    """Return a text in the form in which texts are compared.
+
+    It has no case, accents or NUL, and a blank for each white space.
     """
     text = " ".join(text.replace("\0", "\ufffd").casefold().split())
     if text.isascii():
@@ -126,13 +127,13 @@ class SearchIndex:
         base.store.messages.syncs.on_sync = self._flags.noted.add
         self._sources = sources
         self._turn = asyncio.Lock()
-        self._tagging = asyncio.Lock()  # from what is to be tagged until it is written
+        self._tagging = asyncio.Lock()  # held while tags are read and written
         self._thread = ThreadPoolExecutor(1, "search-index")  # has the connection
         self._connection: apsw.Connection | None = None
         self._indexed: set[str] = set()  # queue ids
-        self._untagged: dict[str, Sequence[str]] = {}  # X-Tags whose copies are to come
+        self._untagged: dict[str, Sequence[str]] = {}  # X-Tags of messages without copies yet
         self._restated: set[tuple[str, int]] = set()  # id of a copy, second of its file
-        self._others: set[str] = set()  # reports and such of which tags were asked for last
+        self._others: set[str] = set()  # not indexed, such as reports, in the last tags_of()
         self._has_failed = False
 
     @property
@@ -141,7 +142,7 @@ class SearchIndex:
         return len(self._indexed)
 
     async def run(self) -> None:
-        """Index what comes, and remove what goes, until cancelled or failed."""
+        """Index new messages, and remove former ones, until cancelled or failed."""
         while not self._has_failed:
             seen = self._base.changes.count
             try:
@@ -154,7 +155,7 @@ class SearchIndex:
             await asyncio.sleep(_PAUSE_S)  # real time: others may follow
 
     async def close(self) -> None:
-        """End what is being written, and close the file."""
+        """Complete the current write, and close the file."""
         with suppress(IndexFailedError):
             await self._do(self._end)
         self._thread.shutdown()
@@ -202,13 +203,16 @@ class SearchIndex:
             await self._tag(sorted(self._indexed & tags.keys()), tags)
 
     def note_state(self, copy: MessageFile) -> None:
-        """Note that a client has set something of a copy; any thread may call it."""
+        """Record that a client has changed the state of a copy. Any thread may call it."""
         self._restated.add((copy.message_id, copy.name.seconds))
 
     async def _tag(
         self, names: Sequence[str], new_tags: Mapping[str, Sequence[str]], *, is_first: bool = False
     ) -> None:
-        """Set the tags that are wanted, of copies to come then, and take over those of copies."""
+        """Set tags of messages and of their copies, and take over the categories of other copies.
+
+        Tags of messages whose copies are still to come are kept for them.
+        """
         for at in range(0, len(names), _TAGS_AT_ONCE):
             batch = names[at : at + _TAGS_AT_ONCE]
             rows = await self._base.spool.summaries(batch, account=None)
@@ -223,7 +227,7 @@ class SearchIndex:
             }
 
     async def _follow_copies(self) -> None:
-        """Tag copies that have come, and take over what clients have set."""
+        """Tag copies that have arrived, and take over what clients have set."""
         if self._untagged:
             await self._tag(list(self._untagged), dict(self._untagged), is_first=True)
         restated, self._restated = self._restated, set()
@@ -255,9 +259,9 @@ class SearchIndex:
         return await asyncio.to_thread(self._flags.of, ids_by_mailbox)
 
     async def _catch_up(self) -> None:
-        """Index what the spool has now, and remove what it has no more.
+        """Index the messages that the spool has now, and remove the others.
 
-        Others may do the same at the same time: each step begins with what the spool has then.
+        Several tasks may do this at the same time: each step begins with what the spool has then.
         """
         awaited: frozenset[str] | None = None
         while awaited is None or not awaited <= self._indexed:
@@ -265,7 +269,7 @@ class SearchIndex:
                 if self._connection is None:
                     await self._do(self._open)
                 ids = await development_spool(self._base.spool).accepted_ids()
-                if not ids:  # nothing is left of what clients have set
+                if not ids:  # no copies are left
                     self._restated.clear()
                 if ids == self._indexed:
                     break
@@ -281,8 +285,9 @@ class SearchIndex:
                     await self._follow_copies()
 
     async def _add(self, queue_ids: Sequence[str]) -> None:
-        """Index messages; what is left of their contents is in the queue or in mailboxes. Many are
-        read at once, since each call waits for its turn in a relay that takes a burst of mail.
+        """Index messages. Their contents are in the queue or in mailboxes.
+
+        Many are read at once, because each call waits for its turn while a relay receives a burst.
         """
         spool = self._base.spool
         summaries, recipients = await asyncio.gather(
@@ -307,8 +312,8 @@ class SearchIndex:
             await self._do(partial(self._write, rows))
 
     async def _source(self, row: MessageSummary) -> Content:
-        """Return the content of a message that the queue has no more."""
-        with suppress(SpoolError, StoreError, OSError):  # then it has what the spool knows
+        """Return the content of a message that is no longer in the queue."""
+        with suppress(SpoolError, StoreError, OSError):  # without it, the spool's row is indexed
             return await self._sources.of_row(row) or b""
         return b""
 
@@ -329,7 +334,7 @@ class SearchIndex:
     def _open(self) -> apsw.Connection:
         if self._connection is not None:
             return self._connection
-        with suppress(apsw.Error):  # it is no database
+        with suppress(apsw.Error):  # the file is not a database
             connection = self._connect()
             if self._fetch("PRAGMA user_version") == [(_VERSION,)]:
                 self._indexed = {
@@ -352,7 +357,10 @@ class SearchIndex:
         return self._open().execute(sql, values).fetchall()
 
     def _query(self, search: TextSearch) -> list[tuple[str, str]]:
-        """Return all that match, newest first, with the ids of their copies; flags apart."""
+        """Return all messages that match, newest first, with the ids of their copies.
+
+        Flags are not compared here.
+        """
         connection = self._open()
         where, values = _condition(search)
         until_s = self._base.clock.real_s() + _QUERY_S
@@ -385,7 +393,7 @@ class SearchIndex:
 
     def _remove(self, gone: set[str]) -> None:
         """Remove messages."""
-        if gone == self._indexed:  # quicker than one after the other
+        if gone == self._indexed:  # faster than row by row
             self._unlink()
             self._open()
             return
@@ -412,14 +420,14 @@ class SearchIndex:
 def _split(
     summaries: Sequence[MessageSummary],
 ) -> tuple[Sequence[MessageSummary], Sequence[MessageSummary]]:
-    """Return the first ones, whose texts are together in memory, and the others."""
+    """Return the first messages, whose texts fit into memory together, and the others."""
     sizes = accumulate(min(row.size_bytes, CONTENT_BYTES_MAX) for row in summaries)
     count = max(1, sum(size <= _BATCH_BYTES for size in sizes))
     return summaries[:count], summaries[count:]
 
 
 def _row(summary: MessageSummary, recipients: Iterable[str], content: Content) -> _Row:
-    """Return what the index has of a message."""
+    """Return what the index stores of a message."""
     try:
         raw = octets_of(content).read(0, CONTENT_BYTES_MAX)
         first = with_first_fields(raw)
@@ -485,9 +493,11 @@ def _condition(search: TextSearch) -> tuple[str, list[Any]]:
         parts.append(f"{number.name} {'NOT ' * number.is_excluded}BETWEEN ? AND ?")
         values += (number.low, number.high)
     for tag in search.tags:
-        one_tag = " WHERE folded = ?" * bool(tag.name)
-        parts.append(f"queue_id {'NOT ' * tag.is_excluded}IN (SELECT queue_id FROM tag{one_tag})")
-        values += [tag.name.casefold()] * bool(tag.name)
+        where = ""
+        if tag.name:
+            where = " WHERE folded = ?"
+            values.append(tag.name.casefold())
+        parts.append(f"queue_id {'NOT ' * tag.is_excluded}IN (SELECT queue_id FROM tag{where})")
     return " AND ".join(parts), values
 
 

@@ -1,10 +1,10 @@
 """Grants by which users sign in to a development relay (a UserSignIn).
 
 /authorize and a device code are approved at once, for the login hint or the first account, with no
-page. With a token, a person has to give it: as the password, or on the page of /authorize; there
-are no device codes then, and the secret of a client is the token as well. Refresh tokens and codes
-are signed texts, which only their client can use; a code is good once, for 60 s. RFC 6749 4.1, 4.3,
-6; RFC 7523 2.1; RFC 7636; RFC 8628; OpenID Connect Core 2. Error numbers are Entra's.
+page. If there is a token, the user must enter it: as the password, or on the page of /authorize.
+Then there are no device codes, and the token is also the secret of each client. Refresh tokens and
+codes are signed texts, which only their client can use. A code can be used once, for 60 s. RFC 6749
+4.1, 4.3, 6; RFC 7523 2.1; RFC 7636; RFC 8628; OpenID Connect Core 2. Error numbers are Entra's.
 """
 
 import base64
@@ -90,7 +90,7 @@ class _Grant(Struct, frozen=True):
 
 
 class UserGrants:
-    """The grants of users, their pages, and the paths that MSAL asks before."""
+    """The grants of users, their pages, and the paths that MSAL requests before."""
 
     paths: Sequence[str] = (TOKEN_V1, *V1_OF, DEVICE_PAGE, NATIVE_CLIENT)
     prefixes: Sequence[str] = ("common",)  # of the path with a user's name
@@ -105,14 +105,14 @@ class UserGrants:
         default_user: str,
         needs_token: bool,
     ) -> None:
-        """`default_user` is the address of who signs in without a login hint."""
+        """`default_user` is the address of a user who signs in without a login hint."""
         self._accounts = accounts
         self._tokens = tokens
         self._clock = clock
         self._ids = Ids(clock)
         self._default_user = default_user
         self._needs_token = needs_token
-        self._start = secrets.token_urlsafe(16)  # codes of an earlier start might have been used
+        self._start = secrets.token_urlsafe(16)  # codes of an earlier start may have been used
         self._used = UsedIds()
         self._by_grant = {
             "authorization_code": self._by_code,
@@ -172,7 +172,7 @@ class UserGrants:
         return self._response(asked, form, granted)
 
     def _public_client(self, form: Mapping[str, str]) -> RegisteredClient:
-        """Return the client of an id; it proves nothing."""
+        """Return the client of an id, without a proof."""
         client_id = _bounded(required(form, "client_id"), "client_id", _CLIENT_ID_MAX)
         client = self._accounts.client_named(client_id)
         if client is None:
@@ -257,7 +257,7 @@ class UserGrants:
         return _Grant(client, user, _scope(form))
 
     def _response(self, asked: SignInRequest, form: Mapping[str, str], grant: _Grant) -> Response:
-        """Return the tokens: of OpenID Connect and for a refresh, if the scope has them."""
+        """Return the tokens. The scope may add those of OpenID Connect and for a refresh."""
         is_v1, user, client = asked.path == TOKEN_V1, grant.user, grant.client
         scopes = grant.scope.split()
         audience = (resource_of(form) if is_v1 else "") or _audience(scopes)
@@ -351,7 +351,7 @@ class UserGrants:
         return answer({"code": code, **state})
 
     async def _fault_of_approval(self, request: HttpRequest, form: Mapping[str, str]) -> str:
-        """Return why the form of a page approves nothing, "" if it does."""
+        """Return why the form of a page does not approve, "" if it does."""
         if "approve" not in form or is_of_another_site(request):
             return "Approve the sign-in on this page."
         if not self._needs_token:
@@ -408,7 +408,7 @@ class UserGrants:
         return claims
 
     def _use_once(self, identifier: str, lifetime_s: int) -> None:
-        """Note that a code is used. Raises SignInError the second time, UsedFullError."""
+        """Record that a code is used. Raises SignInError for the second use, and UsedFullError."""
         now_s = self._clock.queue_us() / 1_000_000
         if not self._used.add(identifier, ends_s=now_s + lifetime_s, now_s=now_s):
             text = "The code was already redeemed; expected a new one."
@@ -419,21 +419,22 @@ class UserGrants:
 
 
 def _with_resource(asked: SignInRequest, form: Mapping[str, str]) -> Mapping[str, str]:
-    """Return the parameters of a request, at a path of version 1 with its resource as the scope."""
-    if asked.path not in V1_OF or "scope" in form or not (resource := resource_of(form)):
+    """Return the parameters of a request. In version 1, the resource becomes the scope."""
+    if asked.path not in V1_OF or "scope" in form:
         return form
-    return {**form, "scope": f"{resource}/.default"}
+    resource = resource_of(form)
+    return {**form, "scope": f"{resource}/.default"} if resource else form
 
 
 def _parameters(query: tuple[tuple[str, str], ...]) -> Mapping[str, str]:
     """Return the parameters of a URL; empty ones count as absent (RFC 6749 3.1)."""
-    values = {name: value for name, value in query if value}
-    for name in values:
+    parameters = {name: value for name, value in query if value}
+    for name in parameters:
         if sum(key == name for key, _ in query) > 1:
             text = f"The parameter {quoted(name)} occurs more than once."
             raise SignInError("invalid_request", text, number=900144)
-    _bounded(values.get("state", ""), "state", _STATE_MAX)
-    return values
+    _bounded(parameters.get("state", ""), "state", _STATE_MAX)
+    return parameters
 
 
 def _check_authorization(query: Mapping[str, str], *, is_approved: bool) -> None:
@@ -460,7 +461,7 @@ def _check_authorization(query: Mapping[str, str], *, is_approved: bool) -> None
 
 
 def _challenge(query: Mapping[str, str]) -> str:
-    """Return the challenge of a plain or an S256 one as S256, "" for none."""
+    """Return the code challenge in the form of S256, "" for none."""
     challenge = query.get("code_challenge", "")
     is_plain = query.get("code_challenge_method", "plain") == "plain"
     return _digest(challenge) if challenge and is_plain else challenge
@@ -476,7 +477,7 @@ def _check_verifier(verifier: str, challenge: str) -> None:
 
 
 def _scope(form: Mapping[str, str]) -> str:
-    """Return the scope, "" for none. Raises SignInError for one that is too long or no scope."""
+    """Return the scope, "" for none. Raises SignInError if it is too long or not valid."""
     scope = _bounded(form.get("scope", ""), "scope", _SCOPE_MAX)
     if not _SCOPE.fullmatch(scope):
         text = f"The scope {quoted(scope)} is not valid: expected printable ASCII."

@@ -14,7 +14,7 @@ from relay.operation.cli.errors import CommandError, ExitCode
 from relay.operation.cli.options import CommandContext, common_options
 
 _SHORT_S_MAX = 30.0
-_LONG_S_MAX = 3600.0  # of an advance of the clock, and of a reset
+_LONG_S_MAX = 3600.0  # for an advance of the clock, and for a reset
 _NOT_FOUND, _NOT_ALLOWED = 404, 405
 
 

@@ -112,7 +112,7 @@ def _plan(
     no_rules: bool,
     **options: Any,
 ) -> DevelopmentOptions:
-    """Return the options of the relay; an option that was not given has its default."""
+    """Return the options of the relay, with defaults for options that were not given."""
     host = ANY if options["listen_all"] else "127.0.0.1"
     usual = {name: Address(host, 0 if once else port) for name, port in PORTS.items()}
     for name, address in usual.items():
@@ -135,7 +135,7 @@ def _plan(
 
 
 def _is_free(name: str, address: Address) -> bool:
-    """Return whether a usual port is free; if it is in use, say what is missing."""
+    """Return whether a default port is free. If it is in use, say what is missing."""
     try:
         open_listener(address, backlog=1).close()
     except OSError as error:
@@ -160,7 +160,7 @@ def _port_in_use(error: OSError) -> Exception:
 
 
 class _WarningView(DevelopmentView):
-    """What both kinds of output have on stderr."""
+    """What both kinds of output write to stderr."""
 
     def rules_changed(self, text: str) -> None:
         _warn(text)
@@ -325,7 +325,9 @@ class _TextView(_WarningView):
         return (f"  export {variables}    with Trust: for programs that say graph.microsoft.com",)
 
     def message(self, row: MessageSummary) -> None:
-        subject = row.subject[:_SUBJECT_MAX] + "…" * (len(row.subject) > _SUBJECT_MAX)
+        subject = row.subject
+        if len(subject) > _SUBJECT_MAX:
+            subject = f"{subject[:_SUBJECT_MAX]}…"
         (line,) = log_lines([replace(row, subject=subject).as_json()], width=_STATE_WIDTH)
         _echo(printable(line)[:_LINE_MAX])
 
@@ -336,7 +338,7 @@ class _TextView(_WarningView):
 
 
 def _own_command() -> str:
-    """Return the word by which a shell finds this command: `make run` installs it beside PATH."""
+    """Return the name by which a shell finds this command. `make run` installs it outside PATH."""
     called = Path(sys.argv[0])
     if called.name != "relay" or shutil.which("relay") == str(called.absolute()):
         return "relay"
