@@ -39,7 +39,7 @@ _AHEAD_US = 1_000_000  # longer than between two readings of a clock
 
 def development_spool(spool: SpoolEngine) -> DevelopmentSpool:
     """Return the operations on its spool that only a development relay has."""
-    assert spool.development is not None  # the SQLite engine has it
+    assert spool.development is not None  # its engine has it
     return spool.development
 
 
