@@ -1,9 +1,9 @@
-"""Release captured mail by itself: `relay dev --release-auto`.
+"""Release captured mail automatically: `relay dev --release-auto`.
 
-Each message that is captured from the start on is released to those of its own recipients whom
-`--release-allow` matches, by the same command as a release by hand. That moves them from the entry
-that is captured, in one transaction: a repeat finds nothing to release. What was captured before
-the start is not sent.
+Each message that is captured after the start is released to its recipients, if `--release-allow`
+matches them. The command is that of a release by hand. It moves the recipients from the captured
+entry in one transaction, so that a repeat finds nothing to release. Messages that were captured
+before the start are not released.
 """
 
 import asyncio

@@ -1,9 +1,9 @@
 """`relay dev` in the foreground: the demonstration, then what becomes of every message.
 
-The demonstration has a relay of its own in a temporary directory, which is removed after it: it
-leaves nothing in any mailbox, queue or journey. With `once` alone, the relay itself shows it.
+The demonstration runs in a separate relay with a temporary directory, which is removed afterwards.
+So it leaves nothing in any mailbox, queue or journey. With `once` alone, the relay itself runs it.
 Changed rules are loaded while the relay runs. A second Ctrl-C ends the process at once, as a kill
-does: what the directory has then is what the next start with it reads.
+does. The next start with this directory continues with what is in it.
 """
 
 import asyncio
