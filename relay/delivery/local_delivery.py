@@ -40,16 +40,15 @@ from relay.delivery.attempt_result import internal_error_outcomes
 from relay.delivery.content_cache import unreadable
 from relay.delivery.fair_queue import ClaimQueue
 from relay.formats.mdn import asks_for_receipt, receipt_request
-from relay.store.mailbox.message_file import delivered_id
-from relay.store.mailbox.types import (
+from relay.store.mailbox.delivery_store import DeliveryResult, DeliveryStore
+from relay.store.mailbox.errors import (
     ContentUnreadableError,
-    DeliveryResult,
-    DeliveryStore,
     MailboxFullError,
     MailboxTooSmallError,
     StoreUnavailableError,
-    WellKnown,
 )
+from relay.store.mailbox.message_file import delivered_id
+from relay.store.mailbox.stored_message import WellKnown
 from relay.store.spool.types import Claim, ClaimedRecipient, SpoolError
 from relay.transport.routing.route_table import RouteTable
 

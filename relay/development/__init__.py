@@ -17,7 +17,7 @@ mail leaves the machine only where the user allows it.
 - `authority`: its certificate authority, and the certificates of HTTPS
 - `issuer`: how certificates are issued, also those of the simulated hosts
 - `clock_advances`: advances of the clock, one at a time
-- `automatic_release`: which captured mail leaves by itself, when, and once
+- `automatic_release`: which captured mail is released automatically, when, and once
 - `search_index`: what a search of the pages finds: which texts are indexed, when, and how compared
 - `mailpit`: Mailpit's API on the port of the pages: routes, lists, marks, removal, who may use it;
   which terms its search has

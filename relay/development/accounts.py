@@ -1,10 +1,10 @@
 """The accounts of a development relay: any token, login and client works and names an account.
 
 An account is named by its address. Addresses of other domains are accounts too: mail for them is
-captured in their mailboxes, which every account may open. A bare name is in the first local
-domain; one that is no local part is replaced by a short hash, in an SMTP login (login_address) each
-character that does not fit by `_`. Nothing is secret, for loopback
-only, unless there is a token that all requests need. Clients that guess it are delayed.
+captured in their mailboxes, which every account may open. A bare name is in the first local domain.
+If it cannot be a local part, a short hash replaces it. In an SMTP login (login_address), `_`
+replaces each character that does not fit. Nothing is secret, and the relay is for loopback only,
+unless there is a token that all requests need. Clients that guess the token are delayed.
 
 Few accounts are remembered: almost everything is in the address, and a mailbox on the disk shows
 that its account was used.
@@ -43,7 +43,7 @@ from relay.store.mailbox.mailbox_list import MailboxList
 
 DOMAIN = "example.test"
 NAMES = ("alice", "bob")  # they always exist; the password of each is its name
-ACCOUNTS_MAX = 1000  # that are remembered without a mailbox, and that are listed
+ACCOUNTS_MAX = 1000  # accounts remembered without a mailbox, and accounts listed
 TOKEN_LENGTH_MAX = 16 * 1024
 _OPERATOR = "operator"
 _HASH_LENGTH = 10
@@ -64,12 +64,11 @@ class DevelopmentAccounts:
         strict: bool = False,
         clock: Clock | None = None,
     ) -> None:
-        """`mailboxes` are those that exist; None for none.
+        """`mailboxes` are those that exist, None for none; `domains` are the local ones.
 
-        `domains` are the local ones. `operator_token` is a token with the role operate, "" for
-        none. If there is a `token`, it has that role, and nothing else is accepted: no other token,
-        password or client secret; `clock` is for the delays of clients that guess it. Mail makes a
-        local account, unless `strict`.
+        `operator_token` is a token with the role operate, "" for none. If there is a `token`, it
+        has that role, and no other token, password or client secret is accepted. `clock` delays
+        clients that guess it. Mail creates a local account, unless `strict`.
         """
         self._mailboxes = mailboxes
         self._domains = tuple(domain.lower() for domain in domains)
@@ -81,14 +80,14 @@ class DevelopmentAccounts:
         self._used = BoundedDict[str, None](ACCOUNTS_MAX)  # the most recently used last
 
     def forget(self) -> None:
-        """Forget the accounts that were used; those of mailboxes exist as long as these do."""
+        """Forget the accounts that were used. An account with a mailbox exists as long as that."""
         self._used.clear()
 
     def by_token(self, token: str, *, client: str = "") -> Account | None:
         """Return the account that the token names.
 
-        A JWT names it by its claims, whatever its signature. If it names a client and no user, it
-        may open all mailboxes, as the operator may. Any other token is a name or an address.
+        A JWT names it by its claims, whatever its signature. If the JWT names a client and no user,
+        it may open all mailboxes, as the operator may. Any other token is a name or an address.
         """
         if len(token) > TOKEN_LENGTH_MAX:
             return None
@@ -105,8 +104,10 @@ class DevelopmentAccounts:
         return self._of_client(_first_text(claims, _CLIENT_CLAIMS) or token)
 
     def check_operator(self, request: HttpRequest) -> None:
-        """Raise ApiError unless a request has the operator's token: as the password of HTTP Basic
-        (RFC 7617), with any user name, or as a bearer token. 401 without, 429 after guesses.
+        """Raise ApiError unless a request has the operator's token.
+
+        It is the password of HTTP Basic (RFC 7617), with any user name, or a bearer token. The
+        error is 401 without it, 429 after guesses.
         """
         scheme, _, token = request.headers.get("authorization", "").partition(" ")
         if scheme.lower() == "basic":
@@ -124,7 +125,7 @@ class DevelopmentAccounts:
             raise ApiError(401, "InvalidAuthenticationToken", message, headers=asks)
 
     def by_address(self, address: str) -> Account | None:
-        """Return the account of `address`; with `strict`, a local one only if it was used."""
+        """Return the account of `address`. With `strict`, a local account must have been used."""
         mailbox = self._mailbox_of(address)
         if not mailbox or (self._strict and self._is_local(mailbox) and not self._exists(mailbox)):
             return None
@@ -137,8 +138,9 @@ class DevelopmentAccounts:
     def opened(self, address: str, caller: Account) -> Account | None:
         """Return the account that `caller` opens.
 
-        A client and the operator open every mailbox, which makes it; a user its own and those of
-        captured recipients. Raises UnknownUserError for a captured recipient that has none.
+        A client and the operator open every mailbox, which creates it. A user opens the user's
+        mailbox, and those of captured recipients. Raises UnknownUserError for a captured recipient
+        without a mailbox.
         """
         mailbox = self.address_named(address)
         if not mailbox:
@@ -156,8 +158,8 @@ class DevelopmentAccounts:
     def every(self) -> Sequence[Account]:
         """Return accounts that exist, at most 2 * ACCOUNTS_MAX."""
         stored = self._mailboxes.some(ACCOUNTS_MAX) if self._mailboxes else ()
-        found = dict.fromkeys((*self._always, *self._used, *stored))
-        return [Account(address) for address in found]
+        addresses = dict.fromkeys((*self._always, *self._used, *stored))
+        return [Account(address) for address in addresses]
 
     async def by_password(
         self,
@@ -168,7 +170,7 @@ class DevelopmentAccounts:
     ) -> Account | None:
         """Return the account `user` for any password, or for the token if there is one.
 
-        Those that always exist have their name as password.
+        The password of an account that always exists is its name.
         """
         mailbox = self.address_named(user)
         if not mailbox or not self._is_password(mailbox, password, client):
@@ -176,10 +178,10 @@ class DevelopmentAccounts:
         return self._account(mailbox)
 
     async def by_smtp_login(self, user: str, password: str, *, client: str) -> Account | None:
-        """Return the account of a login by SMTP, whose password is checked as in by_password().
+        """Return the account of a login by SMTP. The password is checked as in by_password().
 
-        A user name that is no address is a local part, see login_address(). Raises
-        LoginRefusedError, with `strict` also for an account that does not exist.
+        A user name that is not an address is a local part, see login_address(). Raises
+        LoginRefusedError; with `strict`, also for an account that does not exist.
         """
         mailbox = self.login_address(user)
         if not self._is_password(mailbox, password, client):
@@ -198,9 +200,9 @@ class DevelopmentAccounts:
         *,
         client: str,  # noqa: ARG002
     ) -> Account | None:
-        """Return the account of a login by SMTP with any password: it proves nothing.
+        """Return the account of a login by SMTP with any password, which proves nothing.
 
-        Raises LoginRefusedError as by_smtp_login().
+        Raises what by_smtp_login() raises.
         """
         return dataclasses.replace(self._logged_in(self.login_address(user)), role=Role.USER)
 
@@ -210,21 +212,24 @@ class DevelopmentAccounts:
         return self._account(mailbox)
 
     def _is_password(self, mailbox: str, password: str, client: str) -> bool:
-        """Whether it is the token, if there is one, else that of an account that always exists."""
+        """Whether a password is the token.
+
+        Without a token, it is the password of an account that always exists.
+        """
         if not self._is_secret(password, client):
             return False
         known = (mailbox.partition("@")[0], mailbox)
         return bool(self._token) or mailbox not in self._always or password.lower() in known
 
     def by_client_id(self, client_id: str) -> RegisteredClient | None:
-        """Return the client, whose account is used now."""
-        found = self.client_named(client_id)
-        if found is not None:
-            self._account(found.account.address)
-        return found
+        """Return the client, and note that its account is used."""
+        client = self.client_named(client_id)
+        if client is not None:
+            self._account(client.account.address)
+        return client
 
     def client_named(self, client_id: str) -> RegisteredClient | None:
-        """Return the client, and make no account."""
+        """Return the client, without creating an account."""
         mailbox = self.address_named(client_id)
         secret = digest_of(self._token.decode()) if self._token else b""
         account = self._acting(self._account_of(mailbox))
@@ -255,9 +260,7 @@ class DevelopmentAccounts:
         return 0
 
     def address_named(self, name: str) -> str:
-        """Return the address of the account that a user name, address or client id names, "" for an
-        empty one.
-        """
+        """Return the address that a user name, address or client id names, "" for an empty one."""
         name = name.strip()
         local_part, at, domain = name.rpartition("@")
         if not (local_part if at else domain):
@@ -270,20 +273,24 @@ class DevelopmentAccounts:
             return f"{_short_hash(name)}@{self._domains[0]}"
 
     def login_address(self, user: str) -> str:
-        """Return the address of a user name by SMTP: itself, or as a local part in the first local
-        domain. There, "_" stands for each character that a local part cannot have, and a hash for
-        the end of a long name. Raises LoginRefusedError.
+        """Return the address of a user name by SMTP.
+
+        It is the name itself, or the name as a local part in the first local domain. There, "_"
+        stands for each character that a local part cannot have, and a hash for the end of a long
+        name. Raises LoginRefusedError.
         """
         name = user.strip()
         octets = name.encode("utf-8", "surrogatepass")
         if not name or len(octets) > LOGIN_OCTETS_MAX:
-            found = f"{len(octets)} octets" if name else "nothing"
+            actual = f"{len(octets)} octets" if name else "nothing"
             expected = f"1 to {LOGIN_OCTETS_MAX} octets"
-            raise LoginRefusedError(f"Found {found} as the user name, expected {expected}")
+            raise LoginRefusedError(f"Found {actual} as the user name, expected {expected}")
         if "@" in name:
             with suppress(ValueError):
                 return self._mailbox_of(parse_odd_mailbox(name, smtputf8=True))
-        fit = "".join(one if one == "." or is_atom_character(one) else "_" for one in name)
+        fit = "".join(
+            letter if letter == "." or is_atom_character(letter) else "_" for letter in name
+        )
         local_part = ".".join(atom or "_" for atom in fit.split("."))
         if len(local_part.encode()) > LOCAL_PART_OCTETS_MAX:
             begin = local_part.encode()[: LOCAL_PART_OCTETS_MAX - _HASH_LENGTH - 1]
@@ -291,7 +298,7 @@ class DevelopmentAccounts:
         return self._mailbox_of(f"{local_part}@{self._domains[0]}")
 
     def _mailbox_of(self, address: str) -> str:
-        """Return the mailbox of an address, "" for none. A tag counts in other domains only."""
+        """Return the mailbox of an address, "" for none. A tag is kept in other domains only."""
         mailbox = own_mailbox(address)
         local_part, _, domain = mailbox.rpartition("@")
         if self._is_local(mailbox) and not local_part.startswith('"'):
@@ -307,7 +314,7 @@ class DevelopmentAccounts:
         return self._mailboxes is not None and self._mailboxes.has(mailbox)
 
     def _is_secret(self, text: str, client: str) -> bool:
-        """Whether a client gives the token, if there is one. Raises LoginDelayedError."""
+        """Whether a text is the token, if there is one. Raises LoginDelayedError."""
         if not self._token:
             return True
         self._guesses.raise_if_delayed(client)
@@ -327,17 +334,17 @@ class DevelopmentAccounts:
         return dataclasses.replace(account, acts_for=every)
 
     def _named(self, name: str) -> Account | None:
-        """Return the account of a name; None for an empty one."""
+        """Return the account of a name, None for an empty name."""
         mailbox = self.address_named(name)
         return self._account(mailbox) if mailbox else None
 
     def _account(self, mailbox: str) -> Account:
-        """Return the account, which is used now."""
+        """Return the account, and note that it is used."""
         self._used[mailbox] = None
         return self._account_of(mailbox)
 
     def _account_of(self, mailbox: str) -> Account:
-        """Return an account. The operator has its role by a login only if that needs a secret."""
+        """Return an account. A login gets the role operate only if logins need a secret."""
         is_operator = bool(self._token) and mailbox == f"{_OPERATOR}@{self._domains[0]}"
         return Account(mailbox, role=Role.OPERATE if is_operator else Role.USER)
 
@@ -369,4 +376,5 @@ def _json_object(part: str) -> Mapping[str, Any] | None:
 
 
 def _first_text(claims: Mapping[str, Any], names: tuple[str, ...]) -> str:
-    return next((one for name in names if isinstance(one := claims.get(name), str) and one), "")
+    texts = (claims.get(name) for name in names)
+    return next((text for text in texts if isinstance(text, str) and text), "")

@@ -31,24 +31,24 @@ from relay.base.settings.values import is_ip
 from relay.development.issuer import ANY_ADDRESS, Issuer, general_name, pem_of, self_signed
 from relay.front_door.http.tunnels import TunnelHosts
 
-_RENEWAL_CHECK_S = 60.0  # a machine that was asleep has a new certificate soon
-LEAF_DAYS = 365  # as long as that, an authority that is not renewed is valid
+_RENEWAL_CHECK_S = 60.0  # short: the machine may have been asleep
+LEAF_DAYS = 365  # an authority that is not renewed is valid at least as long
 _CA_DAYS = 5 * 365
 PROXY_HOURS = 24
-PROXY_RENEW_HOURS = 12  # as long as that, a client may keep the bundle that it read
+PROXY_RENEW_HOURS = 12  # how long a client may keep the bundle that it read
 _DOMAINS = ("localhost", "example.test")  # and everything below them
 _NETWORKS = (ip_network("127.0.0.0/8"), ip_network("::1/128"))
 _DEFAULT_CONSTRAINTS: frozenset[x509.GeneralName] = frozenset(
     (*map(x509.DNSName, _DOMAINS), *map(x509.IPAddress, _NETWORKS))
 )
 _NAMES = ("localhost", "example.test", "*.example.test", "127.0.0.1", "::1")
-_CONSTRAINTS_MAX = 100  # then names of earlier relays are dropped
+_CONSTRAINTS_MAX = 100  # beyond it, names of earlier relays are dropped
 _CA_NAME = "Relay development CA"
 _PROXY_CA_NAME = "Relay development proxy CA"
 
 
 class DevelopmentAuthority(Struct, frozen=True):
-    """An authority; `certificate` is the PEM file that clients trust."""
+    """An authority. `certificate` is the PEM file that clients trust."""
 
     certificate: Path
     _issuer: Issuer
@@ -69,9 +69,9 @@ class DevelopmentAuthority(Struct, frozen=True):
 def open_authority(
     directory: Path, hosts: Sequence[str] = (), *, now: datetime
 ) -> DevelopmentAuthority:
-    """Return the authority in `directory`; make or renew it as needed.
+    """Return the authority in `directory`; create or renew it as needed.
 
-    Processes that do this at once wait for each other.
+    Processes that do this at the same time wait for each other.
     """
     directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     directory.chmod(0o700)
@@ -81,26 +81,26 @@ def open_authority(
         if key is None:
             key = ec.generate_private_key(ec.SECP256R1())
             replace_file(key_file, pem_of(key), mode=0o600)
-        found = _read_certificate(file, key, now=now)
-        allowed = _allowed_by(found) if found is not None else set()
-        wanted = _DEFAULT_CONSTRAINTS | {
-            general_name(one, is_constraint=True)
-            for one in hosts
-            if not _is_allowed_by_default(one)
+        certificate = _read_certificate(file, key, now=now)
+        allowed = _allowed_by(certificate) if certificate is not None else set()
+        needed = _DEFAULT_CONSTRAINTS | {
+            general_name(host, is_constraint=True)
+            for host in hosts
+            if not _is_allowed_by_default(host)
         }
-        if found is None or not wanted <= allowed:
-            if len(allowed | wanted) <= _CONSTRAINTS_MAX:
-                wanted |= allowed
-            permitted = sorted(wanted, key=lambda one: str(one.value))
-            found = self_signed(
+        if certificate is None or not needed <= allowed:
+            if len(allowed | needed) <= _CONSTRAINTS_MAX:
+                needed |= allowed
+            permitted = sorted(needed, key=lambda name: str(name.value))
+            certificate = self_signed(
                 key,
                 _CA_NAME,
                 x509.NameConstraints(permitted, None),
                 now=now,
                 end=now + timedelta(days=_CA_DAYS),
             )
-            replace_file(file, found.public_bytes(Encoding.PEM), mode=0o644)
-    return DevelopmentAuthority(file, Issuer(found, key))
+            replace_file(file, certificate.public_bytes(Encoding.PEM), mode=0o644)
+    return DevelopmentAuthority(file, Issuer(certificate, key))
 
 
 def _read_key(file: Path) -> ec.EllipticCurvePrivateKey | None:
@@ -116,22 +116,25 @@ def _read_key(file: Path) -> ec.EllipticCurvePrivateKey | None:
 def _read_certificate(
     file: Path, key: ec.EllipticCurvePrivateKey, *, now: datetime
 ) -> x509.Certificate | None:
-    """Return the certificate, None if it cannot be used much longer or is not of this key."""
+    """Return the certificate.
+
+    None if it expires soon, or is not of this key.
+    """
     try:
-        found = x509.load_pem_x509_certificate(file.read_bytes())
+        certificate = x509.load_pem_x509_certificate(file.read_bytes())
     except (FileNotFoundError, ValueError):
         return None
-    last = found.not_valid_after_utc - timedelta(days=LEAF_DAYS)
-    is_valid = found.not_valid_before_utc <= now < last
-    return found if is_valid and found.public_key() == key.public_key() else None
+    last = certificate.not_valid_after_utc - timedelta(days=LEAF_DAYS)
+    is_valid = certificate.not_valid_before_utc <= now < last
+    return certificate if is_valid and certificate.public_key() == key.public_key() else None
 
 
 def _allowed_by(certificate: x509.Certificate) -> set[x509.GeneralName]:
     try:
-        found = certificate.extensions.get_extension_for_class(x509.NameConstraints)
+        constraints = certificate.extensions.get_extension_for_class(x509.NameConstraints)
     except x509.ExtensionNotFound:
         return set()
-    return set(found.value.permitted_subtrees or ())
+    return set(constraints.value.permitted_subtrees or ())
 
 
 def _is_allowed_by_default(host: str) -> bool:
@@ -142,10 +145,10 @@ def _is_allowed_by_default(host: str) -> bool:
 
 
 class ProxyAuthority:
-    """The authority of the hosts that a relay stands for as a proxy, and its certificate for them.
+    """The authority of the hosts for which a relay is a proxy, and its certificate for them.
 
-    Its key is in memory only, and another one at each start. It is valid for a day; renew() makes a
-    new certificate for the same key, so that clients which read the one before go on until its end.
+    Its key is in memory only, and is new at each start. It is valid for a day. renew() makes new
+    certificates for the same key, so that clients can use those that they read until these expire.
     `bundle` is the file of this authority and the ordinary one.
     """
 
@@ -162,16 +165,17 @@ class ProxyAuthority:
         self.renew(now)
 
     def renew(self, now: datetime) -> None:
-        """Make new certificates of the authority and the hosts. Blocks. Raises OSError; then those
-        from before stay in use.
+        """Make new certificates of the authority and the hosts. Blocks.
+
+        Raises OSError; then the former certificates stay in use.
         """
         end = now + timedelta(hours=PROXY_HOURS)
-        permitted = [x509.DNSName(one) for one in self._names]
+        permitted = [x509.DNSName(name) for name in self._names]
         constraints = x509.NameConstraints(permitted, ANY_ADDRESS)
-        found = self_signed(self._key, _PROXY_CA_NAME, constraints, now=now, end=end)
+        ca = self_signed(self._key, _PROXY_CA_NAME, constraints, now=now, end=end)
         key = ec.generate_private_key(ec.SECP256R1())
         file = self._folder / "proxy.pem"
-        content = Issuer(found, self._key).sign(key.public_key(), self._names, now=now, end=end)
+        content = Issuer(ca, self._key).sign(key.public_key(), self._names, now=now, end=end)
         replace_file(file, content, mode=0o644)
         reader, writer = os.pipe()  # OpenSSL reads a key from a path only
         try:
@@ -180,7 +184,7 @@ class ProxyAuthority:
             context = load_pair(file, Path(f"/dev/fd/{reader}"))
         finally:
             os.close(reader)
-        both = self._ca.read_bytes() + found.public_bytes(Encoding.PEM)
+        both = self._ca.read_bytes() + ca.public_bytes(Encoding.PEM)
         replace_file(self.bundle, both, mode=0o644)
         self._context = context
         self.renew_at = now + timedelta(hours=PROXY_RENEW_HOURS)
@@ -192,9 +196,9 @@ class ProxyAuthority:
 
 
 class DevelopmentCertificate:
-    """The certificate of the HTTPS listener and that of the proxy, and their authorities.
+    """The certificate of the HTTPS listener, that of the proxy, and their authorities.
 
-    `bundle` is the file of the authorities, for clients of both.
+    `bundle` is the file of both authorities, for clients of either.
     """
 
     def __init__(
@@ -206,10 +210,10 @@ class DevelopmentCertificate:
         clock: Clock,
         proxy_names: Collection[str] = (),
     ) -> None:
-        """Issue it for `hosts` into `folder`/tls. Blocks. Raises OSError.
+        """Issue the certificate for `hosts` into `folder`/tls. Blocks. Raises OSError.
 
-        The authority is kept in `ca_dir`; if that is None or cannot be written, in `folder`/ca.
-        Without `proxy_names` the relay is no proxy, and `bundle` is `ca`.
+        The authority is kept in `ca_dir`. If that is None or cannot be written, it is in
+        `folder`/ca. Without `proxy_names` the relay is not a proxy, and `bundle` is `ca`.
         """
         self._clock = clock
         for directory in filter(None, (ca_dir, folder / "ca")):

@@ -1,9 +1,9 @@
-"""Release captured mail by itself: `relay dev --release-auto`.
+"""Release captured mail automatically: `relay dev --release-auto`.
 
-Each message that is captured from the start on is released to those of its own recipients whom
-`--release-allow` matches, by the same command as a release by hand. That moves them from the entry
-that is captured, in one transaction: a repeat finds nothing to release. What was captured before
-the start is not sent.
+Each message that is captured after the start is released to its recipients, if `--release-allow`
+matches them. The command is that of a release by hand. It moves the recipients from the captured
+entry in one transaction, so that a repeat finds nothing to release. Messages that were captured
+before the start are not released.
 """
 
 import asyncio
@@ -23,7 +23,7 @@ _AFTER_FAULT_S = 1.0
 
 
 class AutomaticRelease:
-    """Releases what is captured from `cursor` on, to where `route` leads."""
+    """Releases messages that are captured after `cursor`, to where `route` leads."""
 
     def __init__(self, base: Foundation, route: RouteLookup, cursor: EventCursor) -> None:
         self._base = base
@@ -32,7 +32,7 @@ class AutomaticRelease:
         self._seen = -1  # changes
 
     def in_progress(self) -> str:
-        """Say whether something may have been captured that is not released yet."""
+        """Say whether a message may have been captured that is not released yet."""
         return "" if self._seen == self._base.changes.count else "captured mail to release"
 
     async def run(self) -> None:
@@ -55,9 +55,9 @@ class AutomaticRelease:
 
     async def _release(self, batch: EventBatch) -> None:
         captured = {
-            one.queue_id: None
-            for _, _, one in batch.events
-            if one.queue_id and one.state is RecipientState.CAPTURED
+            event.queue_id: None
+            for _, _, event in batch.events
+            if event.queue_id and event.state is RecipientState.CAPTURED
         }
         if not captured:
             return

@@ -16,9 +16,9 @@ ADVANCE_S_MAX = 300.0  # in real time: while mail keeps arriving, an advance mig
 
 
 class EndedAdvance(Struct, frozen=True):
-    """How far the clock was advanced, and what was done on the way.
+    """How far the clock was advanced, and what was done during it.
 
-    `error` says why it did not get as far as requested.
+    `error` says why the clock did not get as far as requested.
     """
 
     seconds: float
@@ -28,9 +28,9 @@ class EndedAdvance(Struct, frozen=True):
 
 
 class ClockAdvances:
-    """The advances that are requested: one at a time, each to its end or to an error.
+    """Advances the clock: one advance at a time, to its end or to an error.
 
-    `last` is the latest that has ended.
+    `last` is the latest advance that has ended.
     """
 
     def __init__(
@@ -41,7 +41,7 @@ class ClockAdvances:
         *,
         counts: Callable[[], Mapping[str, float]],
     ) -> None:
-        """`counts` returns how many `attempts` and `reports` there were so far."""
+        """`counts` returns the numbers of `attempts` and `reports` so far."""
         self.last: EndedAdvance | None = None
         self._counts = counts
         self._clock = clock
@@ -58,7 +58,7 @@ class ClockAdvances:
     async def advance(self, seconds: float) -> None:
         """Advance the clock from timer to timer, and settle after each.
 
-        A caller that is cancelled does not stop it. Raises ValueError for the number, and
+        The advance continues when its caller is cancelled. Raises ValueError for the number, and
         AdvanceError if the clock does not get so far.
         """
         self._clock.check_advance(seconds)
@@ -67,7 +67,7 @@ class ClockAdvances:
         await asyncio.shield(self._tasks.start(self._advance(seconds), name="advance"))
 
     async def stop(self) -> None:
-        """Cancel all; the clock keeps the time that it has reached."""
+        """Cancel all advances. The clock keeps the time that it has reached."""
         await self._tasks.end()
 
     async def _advance(self, seconds: float) -> None:
@@ -87,7 +87,7 @@ class ClockAdvances:
 
     async def _advance_now(self, seconds: float) -> None:
         before_s, write = self._clock.advanced_s, self._folder.write_advanced
-        # Before the advance: a start after a kill must not be behind a time on disk.
+        # Before the advance: a start after a kill must not have an earlier time than files on disk.
         try:
             await asyncio.to_thread(write, before_s + seconds)
         except OSError as error:

@@ -15,7 +15,7 @@ from relay.operation.app.daemon import Daemon
 from relay.store.journeys.document import Journey
 from relay.store.journeys.events import Step
 from relay.store.mailbox.query import MessageQuery
-from relay.store.mailbox.types import WellKnown
+from relay.store.mailbox.stored_message import WellKnown
 
 _TIMEOUT_S = 15.0
 _ALICE = f"alice@{DOMAIN}"
@@ -37,7 +37,7 @@ class DemonstrationError(Exception):
 
 
 class DemonstratedMessage(Struct, frozen=True):
-    """A journey, and the subject of the report on it, "" if there was none."""
+    """A journey, and the subject of the report on it, "" without a report."""
 
     title: str
     journey: Journey
@@ -65,7 +65,7 @@ async def demonstrate(daemon: Daemon, show: Callable[[DemonstratedMessage], None
 
 
 def example(sender: str, recipient: str) -> DraftToSend:
-    """Return the message that a press of a button sends: one is delivered, captured and refused."""
+    """Return the message that the button sends: it is delivered, captured and refused."""
     return DraftToSend(
         sender,
         (recipient, "ann@customer.example", "gone+550@customer.example"),
@@ -82,24 +82,24 @@ async def _send(daemon: Daemon, draft: DraftToSend, *, until: Callable[[Journey]
 
 
 async def _wait(daemon: Daemon, key: str, until: Callable[[Journey], bool]) -> Journey:
-    found: Journey | None = None
+    journey: Journey | None = None
     try:
         async with asyncio.timeout(_TIMEOUT_S):  # real time: a person waits
             while True:
                 seen = daemon.base.changes.count
-                found = await daemon.base.journeys.journey(key, account=None)
-                if found is not None and until(found):
-                    return found
+                journey = await daemon.base.journeys.journey(key, account=None)
+                if journey is not None and until(journey):
+                    return journey
                 await daemon.base.changes.wait_beyond(seen)
     except TimeoutError:
-        done = [step.name for step in found.steps] if found else []
+        done = [step.name for step in journey.steps] if journey else []
         raise DemonstrationError(
             f"message {key} did not complete; its steps: {', '.join(done) or 'none'}"
         ) from None
 
 
 def _is_delivered(journey: Journey) -> bool:
-    states = [one.state for one in journey.recipients]
+    states = [recipient.state for recipient in journey.recipients]
     return states == ["delivered", "captured"] and _has_steps(journey, 6)
 
 
@@ -108,7 +108,7 @@ def _is_reported(journey: Journey) -> bool:
 
 
 def _has_steps(journey: Journey, last: int) -> bool:
-    """Whether steps 1 to `last` are recorded; step 4 is recorded after the spool's commit."""
+    """Whether steps 1 to `last` are recorded. Step 4 is recorded after the spool's commit."""
     return {step.step for step in journey.steps} >= set(range(1, last + 1))
 
 

@@ -1,9 +1,9 @@
 """`relay dev` in the foreground: the demonstration, then what becomes of every message.
 
-The demonstration has a relay of its own in a temporary directory, which is removed after it: it
-leaves nothing in any mailbox, queue or journey. With `once` alone, the relay itself shows it.
+The demonstration runs in a separate relay with a temporary directory, which is removed afterwards.
+So it leaves nothing in any mailbox, queue or journey. With `once` alone, the relay itself runs it.
 Changed rules are loaded while the relay runs. A second Ctrl-C ends the process at once, as a kill
-does: what the directory has then is what the next start with it reads.
+does. The next start with this directory continues with what is in it.
 """
 
 import asyncio
@@ -37,20 +37,21 @@ from relay.store.journeys.message_list import MAIL, MessageSearch, MessageSummar
 from relay.transport.refusals.refusal import PAGE_MAX, Refusal, RefusalSearch
 
 _FREE_PORT = Address("127.0.0.1", 0)
-_LOOK_S = 0.5  # between two looks at the files of the rules
-READ_MAX = 1000  # messages of one look
+_LOOK_S = 0.5  # between two checks of the files of the rules
+READ_MAX = 1000  # messages of one update
 _READ_FIRST = 50  # more if all of them are new
 _PAUSE_S = 0.2  # so that a burst is read once
 _IN_PROGRESS = (SubmissionState.CONVERTING, RecipientState.QUEUED)
-_PATIENCE_S = 1.0  # until a message in progress is shown as such
+_PATIENCE_S = 1.0  # until a message in progress is shown
 _SAME_S = 0.5  # signals of one Ctrl-C: the terminal and a parent process may both send one
 _INTERRUPTED = 130  # the exit code
 
 
 class RunOptions(Struct, frozen=True):
-    """What `relay dev` shows, and how long it runs: `once` stops after the demonstration,
-    `exit_after` after that many messages. `ready_file` is written when the first of them would be
-    shown.
+    """What `relay dev` shows, and how long it runs.
+
+    `once` stops after the demonstration, `exit_after` after that many messages. `ready_file` is
+    written when the first message would be shown.
     """
 
     once: bool = False
@@ -60,36 +61,36 @@ class RunOptions(Struct, frozen=True):
 
 
 class DevelopmentView:
-    """The output of `relay dev`, text or JSON: what is not overridden is not shown."""
+    """The output of `relay dev`, text or JSON. A method that is not overridden shows nothing."""
 
     has_steps = False  # step() is called instead of message()
 
     def listening(self, addresses: DevelopmentAddresses) -> None:
         """All listeners are open."""
 
-    def demonstrated(self, shown: DemonstratedMessage) -> None:
+    def demonstrated(self, demonstrated: DemonstratedMessage) -> None:
         """One of the two demonstration messages ended."""
 
     def waiting(self, addresses: DevelopmentAddresses) -> None:
-        """The demonstration is over; messages of the developer are shown from now on."""
+        """The demonstration is over. Messages of the developer are shown from now on."""
 
     def step(self, journey: Journey, step: JourneyStep) -> None:
-        """A message made a step."""
+        """A message has completed a step."""
 
     def message(self, row: MessageSummary) -> None:
-        """There is a message, or it has another state."""
+        """A message is new, or has another state."""
 
     def refused(self, refusal: Refusal) -> None:
         """An SMTP session refused something."""
 
     def rules_changed(self, text: str) -> None:
-        """The files of the rules have changed; `text` says what is in force."""
+        """The files of the rules have changed. `text` says which rules are in force."""
 
     def stopping(self, folder: DevelopmentFolder) -> None:
         """A signal ends the relay."""
 
     def left(self, folder: DevelopmentFolder) -> None:
-        """A second Ctrl-C ends it at once; the directory stays as it is."""
+        """A second Ctrl-C ends the process at once. The directory stays as it is."""
 
 
 async def develop(
@@ -154,8 +155,10 @@ async def _develop(
 
 
 def _interrupts(stop: asyncio.Event, leave: Callable[[], None]) -> Callable[[], None]:
-    """Return what SIGINT does: the first one sets `stop`; a later one, which is not the same
-    Ctrl-C by way of another process, calls `leave` and ends the process.
+    """Return the handler of SIGINT.
+
+    The first signal sets `stop`. A later one calls `leave` and ends the process. (A second signal
+    of the same Ctrl-C, sent by another process, does not count.)
     """
     clock, first_s = SystemClock(), math.inf
 
@@ -203,11 +206,11 @@ async def _show(
 
 @asynccontextmanager
 async def _relay_for_demonstration() -> AsyncIterator[DevelopmentRelay]:
-    """A relay with the default options, on free ports, in a directory that is removed."""
+    """Provide a relay with the default options, on free ports, in a temporary directory."""
     folder = open_new_folder()
     try:
         options = DevelopmentOptions(http=_FREE_PORT, https=_FREE_PORT, smtp=_FREE_PORT)
-        # Blocks: a thread would go on when this is cancelled and the directory is removed.
+        # Blocks: a thread would continue when this is cancelled and the directory is removed.
         relay = DevelopmentRelay(folder, options)
         try:
             await relay.start()
@@ -225,10 +228,10 @@ async def _reload_changed_rules(
     loaded = await asyncio.to_thread(_stamp, directory)
     while True:
         await asyncio.sleep(_LOOK_S)  # real time: a person edits files
-        found = await asyncio.to_thread(_stamp, directory)
-        if found == loaded:
+        stamp = await asyncio.to_thread(_stamp, directory)
+        if stamp == loaded:
             continue
-        loaded = found
+        loaded = stamp
         try:
             number = await asyncio.to_thread(relay.reload_rules)
         except SettingsError as error:
@@ -238,13 +241,13 @@ async def _reload_changed_rules(
 
 
 def _stamp(directory: Path) -> dict[Path, tuple[int, int, int]]:
-    """Return what changes when a file of the rules is edited, added or removed."""
-    found = {}
+    """Return a value that changes when a file of the rules is edited, added or removed."""
+    stamps = {}
     for file in directory.rglob("*"):
         with suppress(OSError):  # removed meanwhile
             facts = file.stat()
-            found[file] = (facts.st_mtime_ns, facts.st_size, facts.st_ino)
-    return found
+            stamps[file] = (facts.st_mtime_ns, facts.st_size, facts.st_ino)
+    return stamps
 
 
 async def _unless(stop: asyncio.Event, work: Coroutine[Any, Any, None]) -> bool:
@@ -264,7 +267,7 @@ async def _unless(stop: asyncio.Event, work: Coroutine[Any, Any, None]) -> bool:
 class _ShownMessage:
     """What was shown of a message."""
 
-    first_s: float  # when it was seen first, in real time
+    first_s: float  # when it was first seen, in real time
     state: str = ""  # the last one that was shown
     steps: set[int] = field(default_factory=set)  # digests: events can arrive in any order
     settled: bool = False
@@ -335,7 +338,7 @@ class Follower:
             self._view.message(row)
 
     async def _recent(self) -> Sequence[MessageSummary]:
-        """Return the newest messages, back to one that was seen before."""
+        """Return the newest messages, back to the first one that was seen before."""
         limit = _READ_FIRST
         while True:
             page = await self._base.journeys.page(

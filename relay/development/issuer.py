@@ -1,6 +1,6 @@
 """Issue certificates: those of the development authority and of the simulated hosts.
 
-Keys are P-256; a certificate has what Python demands of one from 3.13 on (VERIFY_X509_STRICT). See
+Keys are P-256. A certificate has what Python requires since 3.13 (VERIFY_X509_STRICT). See
 RFC 5280.
 """
 
@@ -97,8 +97,9 @@ def _key_usage(*, signs_certificates: bool) -> x509.KeyUsage:
 
 
 def general_name(host: str, *, is_constraint: bool = False) -> x509.GeneralName:
-    """Return a host name or an address, with or without brackets; or the constraint that allows
-    it.
+    """Return a host name or an address, with or without brackets, as a general name.
+
+    With `is_constraint`, return the name constraint that allows it.
     """
     bare = host.strip("[]")
     if not is_ip(bare):

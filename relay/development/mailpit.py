@@ -2,13 +2,13 @@
 
 Only a development relay has it, on the port of the pages. docs/coming-from.md says what differs.
 Its messages are those that were accepted, each once, without reports. Read is the mark of the
-copies in mailboxes, as on the pages; one that is set here sends no receipt. Success is exactly 200;
-an error is one line of text, that of `send` JSON. Where requests need the token, it is the password
-of HTTP Basic, with any user name. What a browser shows of a mail is what the pages show of it: the
-document of the sanitiser, text and raster images, with their Content-Security-Policy. That alone is
-not enough: no policy keeps a frame or an XML document from opening connections.
+copies in mailboxes, as on the pages. When it is set here, no receipt is sent. Success is exactly
+200. An error is one line of text; `send` answers with JSON. Where requests need the token, it is
+the password of HTTP Basic, with any user name. A browser gets what the pages show of a mail: the
+document of the sanitiser, text and raster images, with their Content-Security-Policy. The policy
+alone is not enough: it does not keep a frame or an XML document from opening connections.
 
-A search is one of the index, of which all terms must hold. A term is a part of a text; `-` or `!`
+The index answers searches. All terms of a search must match. A term is a part of a text; `-` or `!`
 before it excludes what it finds. As in Mailpit, a term without a value is ignored, and so is a date
 or size that cannot be read.
 """
@@ -56,19 +56,19 @@ from relay.store.journeys.message_list import (
     SearchTerm,
     TextSearch,
 )
-from relay.store.mailbox.types import StoreError
+from relay.store.mailbox.errors import StoreError
 from relay.store.spool.engine import SpoolEngine
 from relay.store.spool.types import SpoolError
 
-BODY_BYTES_MAX = 5_000_000  # of all but `send`
+BODY_BYTES_MAX = 5_000_000  # of each request except `send`
 _LIMIT, _LIMIT_MAX, _DIGITS_MAX = 50, 1000, 15
 _LATEST = "latest"  # in place of an id
 _KEPT_MAX, _KEPT_BYTES_MAX = 5000, 20_000  # rows of lists in memory, and the JSON of one
-_AT_ONCE = 8  # removals, so that they share commits
-_WAITED_MAX = 20  # messages that are on their way
+_AT_ONCE = 8  # removals at the same time, which share commits
+_WAITED_MAX = 20  # messages still to be delivered that are awaited
 _WAIT = {"timeout": "2"}  # seconds
 _BEFORE_COPIES = (RecipientState.QUEUED, RecipientState.DEFERRED, RecipientState.HELD)
-# What Relay has instead of what Mailpit has there, by a segment of the path.
+# What Relay has instead of a function of Mailpit, by a segment of the path.
 _CHECKS = "its checks at GET /relay/v1/messages/{id}/checks"
 _INSTEAD = {
     "html-check": _CHECKS,
@@ -100,8 +100,8 @@ class _Listing(Struct, frozen=True):
 class MailpitApi:
     """The handler of all routes.
 
-    `check_login` raises ApiError for a request without the token; None if none is needed. `send`
-    submits a message and returns its queue id; it blocks and raises ApiError.
+    `check_login` raises ApiError for a request without the token. It is None if no token is needed.
+    `send` submits a message and returns its queue id; it blocks and raises ApiError.
     """
 
     def __init__(
@@ -120,7 +120,7 @@ class MailpitApi:
         self._delivered = frozenset[str]()  # messages that have all their copies
 
     def application(self, *, message_bytes_max: int) -> ASGIApp:
-        """Return the ASGI application; a message to send may have so many octets."""
+        """Return the ASGI application. A message to send may have `message_bytes_max` octets."""
         small, large = (
             Gateway(self._handle, clock=self._means.clock, limits=RequestLimits(size, 2 * size))
             for size in (BODY_BYTES_MAX, message_bytes_max)
@@ -135,15 +135,15 @@ class MailpitApi:
             return await self._respond(request, dict(request.query))
         except (SpoolError, StoreError, IndexFailedError, OSError) as failure:
             error = service_unavailable(f"{failure}.", retry_after_s=5)
-        except ApiError as one:
-            error = one
+        except ApiError as answer:
+            error = answer
         status, headers, text = error.status, error.headers, error.message
         if request.segments == ("api", "v1", "send"):
             return json_response({"Error": text}, status=status, headers=headers)
         return Response(text, status, headers, media_type="text/plain")
 
     def _check(self, request: HttpRequest) -> None:
-        """Raise ApiError for who has no token where it is needed, and for links of other sites."""
+        """Raise ApiError for a request without a necessary token, and for links of other sites."""
         if request.segments[0] == "api" and "site" in request.headers.get("sec-fetch-site", ""):
             raise ApiError(403, "", "Pages of other sites may not use this relay.")
         if self._check_login is not None:
@@ -194,20 +194,23 @@ class MailpitApi:
     # -- lists
 
     async def _listing(self, search: str | None = None, zone: str = "") -> _Listing:
-        """Return all messages, and those that match; None matches all. Raises ApiError 400, 503."""
-        wanted, marks = TextSearch(), set[bool]()
+        """Return all messages, and those that match a search; None matches all.
+
+        Raises ApiError 400, 503.
+        """
+        asked, marks = TextSearch(), set[bool]()
         if search is not None:
-            wanted, marks = parse_mailpit_search(search, zone)
+            asked, marks = parse_mailpit_search(search, zone)
         every = await self._ids.accepted_ids()
-        is_all = wanted == TextSearch()
-        matching = sorted(every, reverse=True) if is_all else await self._search(wanted)
+        is_all = asked == TextSearch()
+        matching = sorted(every, reverse=True) if is_all else await self._search(asked)
         unread = await self._unread(every)
         if marks:
-            matching = [one for one in matching if marks == {one not in unread}]
+            matching = [name for name in matching if marks == {name not in unread}]
         return _Listing(every, matching, unread)
 
     async def _unread(self, every: frozenset[str]) -> Collection[str]:
-        """Return those of these messages of which a copy is unread, or none is there yet."""
+        """Return the messages of which a copy is unread, or no copy exists yet."""
         places = self._means.sources.copies.places
         rows = await self._rows(list(every - self._delivered))
         coming = [row for row in rows if row.state in _BEFORE_COPIES]
@@ -215,53 +218,53 @@ class MailpitApi:
         unread = [row.name for row in coming if not places(row.name, row.recipients)]
         return every.intersection([*unread, *(await self._search(TextSearch(is_unread=True)))])
 
-    async def _search(self, wanted: TextSearch) -> Sequence[str]:
+    async def _search(self, asked: TextSearch) -> Sequence[str]:
         """Return what the index finds, newest first. Raises ApiError 503."""
         index = self._means.journeys.places.index
         assert index is not None  # see the module
-        found = await index.search(wanted)
-        if not found.is_complete:
+        answer = await index.search(asked)
+        if not answer.is_complete:
             raise service_unavailable("Messages are being read; try again.", retry_after_s=1)
-        return found.queue_ids
+        return answer.queue_ids
 
     async def _rows(self, names: Sequence[str]) -> Sequence[MessageSummary]:
         names = list(dict.fromkeys(names))
         return await self._spool.summaries(names, account=None) if names else ()
 
-    async def _list(self, found: _Listing, query: Mapping[str, str]) -> Response:
+    async def _list(self, listing: _Listing, query: Mapping[str, str]) -> Response:
         start = _number(query.get("start", ""), 0)
         limit = min(_number(query.get("limit", ""), _LIMIT) or _LIMIT_MAX, _LIMIT_MAX)
-        ids = found.matching[start : start + limit]
-        shown = {row.name: await self._summary(row) for row in await self._rows(ids)}
-        tags = await tags_of(self._means, list(shown))
+        ids = listing.matching[start : start + limit]
+        summaries = {row.name: await self._summary(row) for row in await self._rows(ids)}
+        tags = await tags_of(self._means, list(summaries))
         messages = [
-            {**shown[one], "Read": one not in found.unread, "Tags": tags.get(one, [])}
-            for one in ids
-            if one in shown
+            {**summaries[name], "Read": name not in listing.unread, "Tags": tags.get(name, [])}
+            for name in ids
+            if name in summaries
         ]
         return json_response(
             {
-                "total": len(found.every),
-                "unread": len(found.unread),
+                "total": len(listing.every),
+                "unread": len(listing.unread),
                 "count": len(messages),
-                "messages_count": len(found.matching),
+                "messages_count": len(listing.matching),
                 "start": start,
                 "tags": list(await self._tags()),
-                "messages_unread": sum(one in found.unread for one in found.matching),
+                "messages_unread": sum(name in listing.unread for name in listing.matching),
                 "messages": messages,
             }
         )
 
     async def _summary(self, row: MessageSummary) -> Mapping[str, Any]:
-        """Return a row without Read."""
+        """Return a row of a list, without Read."""
         if row.name in self._kept:
             return self._kept[row.name]
-        content = await self._means.sources.of_row(row)  # None: it is gone
+        content = await self._means.sources.of_row(row)  # None: it does not exist any more
         reader = partial(mailpit_message.summary_of, await self._mail(row))
-        shown = await asyncio.to_thread(reader, octets_of(content or b""))
-        if len(msgspec.json.encode(shown)) <= _KEPT_BYTES_MAX:
-            self._kept[row.name] = shown
-        return shown
+        summary = await asyncio.to_thread(reader, octets_of(content or b""))
+        if len(msgspec.json.encode(summary)) <= _KEPT_BYTES_MAX:
+            self._kept[row.name] = summary
+        return summary
 
     # -- one message
 
@@ -297,10 +300,10 @@ class MailpitApi:
         match rest:
             case []:
                 reader = partial(mailpit_message.message_of, await self._mail(row))
-                shown = await self._read(row, reader)
-                shown["Tags"] = (await tags_of(self._means, [row.name])).get(row.name, [])
+                summary = await self._read(row, reader)
+                summary["Tags"] = (await tags_of(self._means, [row.name])).get(row.name, [])
                 await self._set_read([row.name], is_read=True)
-                return json_response(shown)
+                return json_response(summary)
             case ["headers"]:
                 return json_response(await self._read(row, mailpit_message.header_fields))
             case ["raw"]:
@@ -340,8 +343,8 @@ class MailpitApi:
         if body.ids and body.search:
             raise bad_request("IDs and Search: found both, expected one of them.")
         if not (ids := body.ids):
-            found = await self._listing(body.search or None, zone)
-            ids = [one for one in found.matching if not body.read or one in found.unread]
+            listing = await self._listing(body.search or None, zone)
+            ids = [name for name in listing.matching if not body.read or name in listing.unread]
         await self._set_read(ids, is_read=body.read)
         return _ok()
 
@@ -357,8 +360,8 @@ class MailpitApi:
 
     async def _set_tags(self, tags: Mapping[str, Sequence[str]]) -> Response:
         await self._arrived(list(tags))
-        given = {name: ",".join(some) for name, some in tags.items()}
-        await set_tags(self._means, given, OPERATOR)
+        joined = {name: ",".join(values) for name, values in tags.items()}
+        await set_tags(self._means, joined, OPERATOR)
         return _ok()
 
     async def _rename(self, tag: str, to: Sequence[str]) -> Response:
@@ -368,16 +371,16 @@ class MailpitApi:
         old = await tags_of(self._means, names)
         return await self._set_tags(
             {
-                name: [*(one for one in some if one.casefold() != tag.casefold()), *to]
-                for name, some in old.items()
+                name: [*(label for label in labels if label.casefold() != tag.casefold()), *to]
+                for name, labels in old.items()
             }
         )
 
     async def _arrived(self, names: Sequence[str]) -> Sequence[MessageSummary]:
-        """Return the rows of messages; wait a moment for those that are on their way."""
+        """Return the rows of messages; wait a moment for messages still to be delivered."""
         rows = await self._rows(names)
         coming = [row.name for row in rows if row.state == RecipientState.QUEUED][:_WAITED_MAX]
-        waits = [self._handlers.wait_for_message(one, _WAIT, OPERATOR) for one in coming]
+        waits = [self._handlers.wait_for_message(row, _WAIT, OPERATOR) for row in coming]
         await asyncio.gather(*waits, return_exceptions=True)
         return await self._rows(names) if coming else rows
 
@@ -389,7 +392,7 @@ class MailpitApi:
         return _ok()
 
     async def _remove(self, names: Sequence[str]) -> Response:
-        """Remove messages, if they are there. Raises ApiError 409 for one in delivery."""
+        """Remove messages that exist. Raises ApiError 409 for a message in delivery."""
         names = [row.name for row in await self._arrived(names)]
         for at in range(0, len(names), _AT_ONCE):
             await asyncio.gather(*map(self._remove_one, names[at : at + _AT_ONCE]))
@@ -399,17 +402,17 @@ class MailpitApi:
         try:
             await self._handlers.remove_message(name, OPERATOR)
         except ApiError as error:
-            if error.status != 404:  # somebody else has removed it
+            if error.status != 404:  # another request has removed it
                 raise
 
     async def _info(self) -> Response:
-        found, samples = await self._listing(), self._means.samples
+        listing, samples = await self._listing(), self._means.samples
         unknown = ("Memory", "MessagesDeleted", "SMTPAcceptedSize", "SMTPRejected", "SMTPIgnored")
         return json_response(
             {
                 **dict.fromkeys(("Version", "LatestVersion"), f"Relay {__version__}"),
-                "Messages": len(found.every),
-                "Unread": len(found.unread),
+                "Messages": len(listing.every),
+                "Unread": len(listing.unread),
                 "Tags": await self._tags(),
                 "Database": "",
                 "DatabaseSize": 0,
@@ -433,12 +436,14 @@ def _ids_of(octets: bytes, media_type: str) -> list[str]:
 
 
 def _number(text: str, default: int) -> int:
-    """Return a number, the default for what is none."""
+    """Return a number, or the default for a text that is not a number."""
     return int(text) if text.isdecimal() and len(text) <= _DIGITS_MAX else default
 
 
 def _not_found(segments: Sequence[str]) -> ApiError:
-    known = [f"Relay has {_INSTEAD[one]}." for one in reversed(segments) if one in _INSTEAD]
+    known = [
+        f"Relay has {_INSTEAD[segment]}." for segment in reversed(segments) if segment in _INSTEAD
+    ]
     return ApiError(404, "", *known[:1] or [f"There is no {quoted('/'.join(segments))} here."])
 
 
@@ -465,12 +470,13 @@ _MARKS = {"is:read": True, "is:unread": False}
 
 
 def parse_mailpit_search(text: str, zone: str) -> tuple[TextSearch, set[bool]]:
-    """Return what the index is asked, and what each message must be: read, or not. Times are in
-    the zone with this IANA name. Raises ApiError 400.
+    """Return the search for the index, and which marks messages must have: read (True) or unread.
+
+    Times are in the zone with this IANA name. Raises ApiError 400.
     """
-    if not (given := _TERM.findall(text[: CHARACTERS_MAX + 1])):
+    if not (words := _TERM.findall(text[: CHARACTERS_MAX + 1])):
         raise bad_request("Error: no search query")
-    if len(text) > CHARACTERS_MAX or len(given) > TERMS_MAX:
+    if len(text) > CHARACTERS_MAX or len(words) > TERMS_MAX:
         most = f"expected at most {CHARACTERS_MAX:,} characters and {TERMS_MAX} terms"
         raise bad_request(f"query: found a search of {len(text):,} characters, {most}.")
     try:
@@ -481,8 +487,8 @@ def parse_mailpit_search(text: str, zone: str) -> tuple[TextSearch, set[bool]]:
     numbers: list[SearchedNumber] = []
     tags: list[SearchedTag] = []
     marks: set[bool] = set()
-    for one in given:
-        plain = one.replace('"', "").strip().lower()
+    for word in words:
+        plain = word.replace('"', "").strip().lower()
         is_excluded = len(plain) > 1 and plain[0] in "-!"
         term = plain[is_excluded:].strip()
         name, colon, value = term.partition(":")
@@ -492,18 +498,21 @@ def parse_mailpit_search(text: str, zone: str) -> tuple[TextSearch, set[bool]]:
             continue
         if term == "is:tagged" or name == "tag":
             if value := value.strip():
-                tags.append(SearchedTag(value * (name == "tag"), is_excluded))
+                tags.append(SearchedTag(value if name == "tag" else "", is_excluded))
             continue
         with suppress(ValueError, OverflowError):  # a date or size that cannot be read
             if number := _searched_number(term, place):
                 numbers.append(replace(number, is_excluded=is_excluded))
-            elif wanted := (value.strip() if fields else term):
-                terms.append(SearchTerm(wanted, fields or TEXT_FIELDS, is_excluded))
+            elif content := (value.strip() if fields else term):
+                terms.append(SearchTerm(content, fields or TEXT_FIELDS, is_excluded))
     return TextSearch(tuple(terms), tuple(numbers), tuple(tags)), marks
 
 
 def _searched_number(term: str, zone: tzinfo) -> SearchedNumber | None:
-    """Return the condition on a number, None for a text. Raises ValueError, OverflowError."""
+    """Return the condition on a number, None for any other term.
+
+    Raises ValueError, OverflowError.
+    """
     match term.split(":", 1):
         case ["after", value]:
             return SearchedNumber("accepted_us", _time_us(value, zone))
@@ -526,7 +535,7 @@ def _time_us(value: str, zone: tzinfo) -> int:
 
 
 def _size(value: str) -> int:
-    found = _SIZE.fullmatch(value)
-    if found is None:
+    match = _SIZE.fullmatch(value)
+    if match is None:
         raise ValueError(value)
-    return int(float(found[1]) * _BYTES[found[2]])
+    return int(float(match[1]) * _BYTES[match[2]])

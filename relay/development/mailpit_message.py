@@ -44,7 +44,7 @@ _OWN_FIELDS = frozenset(
 _FIELD_NAME = re.compile(r"[!-9;-~]{1,100}")
 _MESSAGE_ID = re.compile(rf"[!-~]{{1,{MESSAGE_ID_CHARACTERS_MAX}}}")
 _TYPE = re.compile(r"(?:application|audio|font|image|model|text|video)/[\w.+-]{1,100}", re.ASCII)
-# What `email` raises for line breaks, and for fields that its parser does not survive.
+# What `email` raises for line breaks, and for fields on which its parser fails.
 _UNWRITABLE = (ValueError, LookupError, AttributeError, TypeError, MessageError)
 T = TypeVar("T")
 
@@ -53,7 +53,7 @@ T = TypeVar("T")
 
 
 class ListedMail(Struct, frozen=True):
-    """What is known of a message without its content."""
+    """What is known of a message without reading its content."""
 
     row: MessageSummary
     login: str  # "" for none
@@ -72,7 +72,7 @@ def summary_of(mail: ListedMail, octets: Octets) -> dict[str, Any]:
 
 
 def message_of(mail: ListedMail, octets: Octets) -> dict[str, Any]:
-    """Return one message, which counts as read from now on."""
+    """Return one message. It counts as read from now on."""
     parts = read_parts(octets)
     fields, common = parse_header(parts.header), _common(mail, parts)
     date_us, unsubscribe = date_us_of(fields), read_token(fields, "list-unsubscribe")
@@ -83,30 +83,30 @@ def message_of(mail: ListedMail, octets: Octets) -> dict[str, Any]:
         "ListUnsubscribe": {
             "Header": unsubscribe,
             "Errors": "",
-            "Links": [link for one in unsubscribe.split(",") if (link := one.strip(" <>"))],
+            "Links": [link for text in unsubscribe.split(",") if (link := text.strip(" <>"))],
             "HeaderPost": read_token(fields, "list-unsubscribe-post"),
         },
         "Text": parts.bodies.text or "",
         "HTML": parts.bodies.html or "",
-        "Attachments": [_part(*one) for one in _listed(parts, as_attachments=True)],
-        "Inline": [_part(*one) for one in _listed(parts, as_attachments=False)],
+        "Attachments": [_part(*part) for part in _listed(parts, as_attachments=True)],
+        "Inline": [_part(*part) for part in _listed(parts, as_attachments=False)],
     }
 
 
 def header_fields(octets: Octets) -> dict[str, list[str]]:
-    """Return the values of each field by its name, unfolded and not decoded, in Go's spelling."""
-    found: dict[str, list[str]] = {}
+    """Return the values of each field by its name in Go's spelling, unfolded and not decoded."""
+    fields: dict[str, list[str]] = {}
     for name, field in Header.parse(cleaned(read_parts(octets).header)).fields:
         if name:
-            shown = "-".join(one.capitalize() for one in name.decode("latin-1").split("-"))
+            shown_name = "-".join(word.capitalize() for word in name.decode("latin-1").split("-"))
             value = b" ".join(field.partition(b":")[2].split()).decode("utf-8", "replace")
-            found.setdefault(shown, []).append(value)
-    return dict(sorted(found.items()))
+            fields.setdefault(shown_name, []).append(value)
+    return dict(sorted(fields.items()))
 
 
 def part_of(part_id: str, octets: Octets) -> AttachedOctets | None:
     """Return the part with this PartID, None if there is none."""
-    numbered = {str(number): one for number, one in enumerate(read_parts(octets).attachments, 1)}
+    numbered = {str(number): part for number, part in enumerate(read_parts(octets).attachments, 1)}
     return numbered.get(part_id)
 
 
@@ -117,9 +117,11 @@ def _common(mail: ListedMail, parts: ReadParts) -> dict[str, Any]:
         key: [{"Name": person.name, "Address": person.address} for person in addresses[name]]
         for key, name in _ADDRESSES.items()
     }
-    named = {own_mailbox(one["Address"]) for key in ("To", "Cc", "Bcc") for one in people[key]}
-    hidden = [one for one in mail.recipients if own_mailbox(one) not in named]
-    people["Bcc"] += [{"Name": "", "Address": one} for one in hidden]
+    named = {
+        own_mailbox(person["Address"]) for key in ("To", "Cc", "Bcc") for person in people[key]
+    }
+    hidden = [address for address in mail.recipients if own_mailbox(address) not in named]
+    people["Bcc"] += [{"Name": "", "Address": address} for address in hidden]
     author = (*people["From"], {"Name": "", "Address": row.sender})[0]
     return people | {
         "ID": row.name,
@@ -136,18 +138,18 @@ def _received(row: MessageSummary) -> str:
 
 
 def _listed(parts: ReadParts, *, as_attachments: bool) -> list[tuple[int, AttachedOctets]]:
-    """Return the attachments or the inline parts, with their numbers: what has a name or id."""
+    """Return the attachments, or the inline parts, that have a name or id, and their numbers."""
     return [
-        (number, one)
-        for number, one in enumerate(parts.attachments, 1)
-        if (one.is_named or one.facts.content_id)
-        and (one.disposition == "attachment") == as_attachments
+        (number, part)
+        for number, part in enumerate(parts.attachments, 1)
+        if (part.is_named or part.facts.content_id)
+        and (part.disposition == "attachment") == as_attachments
     ]
 
 
-def _part(number: int, one: AttachedOctets) -> dict[str, Any]:
-    facts, digests = one.facts, [hashlib.new(name) for name in _DIGESTS]
-    for block in decoded_blocks(one.octets, one.encoding):
+def _part(number: int, part: AttachedOctets) -> dict[str, Any]:
+    facts, digests = part.facts, [hashlib.new(name) for name in _DIGESTS]
+    for block in decoded_blocks(part.octets, part.encoding):
         for digest in digests:
             digest.update(block)
     return {
@@ -176,9 +178,9 @@ class _File(Struct, frozen=True):
 
 
 class _Mail(Struct, frozen=True, rename={"sender": "from"}):
-    sender: _Person = _Person()  # its address is the reverse-path too
+    sender: _Person = _Person()  # the address is also the reverse-path
     to: Sequence[_Person] = ()  # shown in the header
-    cc: Sequence[_Person] = ()  # shown too
+    cc: Sequence[_Person] = ()  # shown in the header
     replyto: Sequence[_Person] = ()  # gets nothing
     bcc: Sequence[str] = ()  # addresses that the header does not show
     subject: str = ""  # on one line
@@ -207,62 +209,70 @@ def read_object(octets: bytes, kind: type[T]) -> T:
 
 def outgoing_mail(octets: bytes) -> OutgoingMail:
     """Return the message of a body. Raises ApiError 400."""
-    given = read_object(octets, _Mail)
-    people = [one.email for one in (given.sender, *given.to, *given.cc)]
-    sender, *recipients = map(_checked, (*people, *given.bcc))
+    mail = read_object(octets, _Mail)
+    people = [person.email for person in (mail.sender, *mail.to, *mail.cc)]
+    sender, *recipients = map(_checked, (*people, *mail.bcc))
     if not recipients:
         raise bad_request("To, Cc, Bcc: found no recipient, expected at least one.")
     is_ascii = "".join(map(ascii_address, (sender, *recipients))).isascii()
     message = EmailMessage(policy.SMTP if is_ascii else policy.SMTPUTF8)
     try:
-        _write(message, given)
-        content = _message_id(given.headers).encode() + message.as_bytes()
+        _write(message, mail)
+        content = _message_id(mail.headers).encode() + message.as_bytes()
         return OutgoingMail(sender, tuple(dict.fromkeys(recipients)), content)
     except _UNWRITABLE as error:
         raise bad_request(f"The message cannot be written: {error}.") from None
 
 
-def _write(message: EmailMessage, given: _Mail) -> None:
-    people = {"From": [given.sender], "To": given.to, "Cc": given.cc, "Reply-To": given.replyto}
-    for name, some in people.items():
-        if some:
-            message[name] = [_author(one) for one in some]
-    message["Subject"] = given.subject
-    for name, value in given.headers.items():
+def _write(message: EmailMessage, mail: _Mail) -> None:
+    people = {"From": [mail.sender], "To": mail.to, "Cc": mail.cc, "Reply-To": mail.replyto}
+    for name, persons in people.items():
+        if persons:
+            message[name] = [_author(person) for person in persons]
+    message["Subject"] = mail.subject
+    for name, value in mail.headers.items():
         if not _FIELD_NAME.fullmatch(name) or name.lower() in _OWN_FIELDS:
             raise bad_request(f"Headers: found {quoted(name)}, expected another field.")
         if name.lower() != "message-id":
             message[name] = value
-    if given.tags:
-        message["X-Tags"] = ", ".join(split_tags(",".join(given.tags)))
-    if given.text or not given.html:
-        message.set_content(given.text)
-    if given.html:
-        (message.add_alternative if given.text else message.set_content)(given.html, "html")
-    for number, one in enumerate(given.attachments, 1):
-        encoded = one.content.partition(",")[2] if one.content[:5] == "data:" else one.content
+    if mail.tags:
+        message["X-Tags"] = ", ".join(split_tags(",".join(mail.tags)))
+    if mail.text or not mail.html:
+        message.set_content(mail.text)
+    if mail.html:
+        (message.add_alternative if mail.text else message.set_content)(mail.html, "html")
+    for number, attachment in enumerate(mail.attachments, 1):
+        encoded = (
+            attachment.content.partition(",")[2]
+            if attachment.content[:5] == "data:"
+            else attachment.content
+        )
         try:
             octets = b64decode(encoded, validate=True)
         except ValueError:
             raise bad_request(f"Attachments: Content of number {number} is no base64.") from None
-        kind = one.contenttype.partition(";")[0] or mimetypes.guess_type(one.filename)[0] or ""
+        kind = (
+            attachment.contenttype.partition(";")[0]
+            or mimetypes.guess_type(attachment.filename)[0]
+            or ""
+        )
         main, sub = (kind if _TYPE.fullmatch(kind) else "application/octet-stream").split("/")
         message.add_attachment(
             octets,
             main,
             sub,
-            filename=one.filename or None,
-            cid=f"<{one.contentid.strip('<>')}>" if one.contentid else None,
-            disposition="inline" if one.contentid else "attachment",
+            filename=attachment.filename or None,
+            cid=f"<{attachment.contentid.strip('<>')}>" if attachment.contentid else None,
+            disposition="inline" if attachment.contentid else "attachment",
         )
 
 
 def _message_id(headers: Mapping[str, str]) -> str:
-    """Return the field as given: what the email package makes of it depends on its version."""
-    found = [(name, value) for name, value in headers.items() if name.lower() == "message-id"]
-    if len(found) > 1 or not all(_MESSAGE_ID.fullmatch(value) for _, value in found):
+    """Return the field as given. The email package's spelling of it depends on its version."""
+    fields = [(name, value) for name, value in headers.items() if name.lower() == "message-id"]
+    if len(fields) > 1 or not all(_MESSAGE_ID.fullmatch(value) for _, value in fields):
         raise ValueError("Message-Id: expected one id without blanks")
-    return "".join(raw_field(name, value) for name, value in found)
+    return "".join(raw_field(name, value) for name, value in fields)
 
 
 def _author(person: _Person) -> Address:
@@ -277,13 +287,14 @@ def _checked(address: str) -> str:
         raise bad_request(f"{quoted(address)} is not an address: {error}.") from None
 
 
-def _lowered(given: Any, key: str = "") -> Any:
-    """Return JSON without null in objects, and with their keys in lower case, but for the names
-    of fields.
+def _lowered(json: Any, key: str = "") -> Any:
+    """Return JSON with object keys in lower case, and without members that are null.
+
+    The names of header fields are not changed.
     """
-    if isinstance(given, list):
-        return [_lowered(one) for one in given]
-    if not isinstance(given, dict) or key == "headers":
-        return given
-    low = {name.lower(): value for name, value in given.items() if value is not None}
+    if isinstance(json, list):
+        return [_lowered(member) for member in json]
+    if not isinstance(json, dict) or key == "headers":
+        return json
+    low = {name.lower(): value for name, value in json.items() if value is not None}
     return {name: _lowered(value, name) for name, value in low.items()}

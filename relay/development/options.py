@@ -136,7 +136,9 @@ class DevelopmentOptions(Struct, frozen=True):
     @property
     def is_exposed(self) -> bool:
         """Whether other machines can reach it."""
-        return self.listen_all or not all(one.is_loopback for one in self.listeners.values())
+        return self.listen_all or not all(
+            address.is_loopback for address in self.listeners.values()
+        )
 
     @property
     def asks_for_token(self) -> bool:
@@ -152,7 +154,7 @@ class DevelopmentOptions(Struct, frozen=True):
     def listeners(self) -> dict[str, Address]:
         """Where it listens, by the name of the option."""
         names = ("http", "https", *SMTP_ROLES)
-        return {name: one for name in names if (one := getattr(self, name)) is not None}
+        return {name: address for name in names if (address := getattr(self, name)) is not None}
 
     def everywhere(self, address: Address) -> tuple[Address, ...]:
         """Return where to listen for `address`."""
@@ -165,10 +167,10 @@ class DevelopmentOptions(Struct, frozen=True):
         """Return options that have the same port on all addresses of the machine."""
         if not self.listen_all:
             return self
-        given = self.listeners
+        listeners = self.listeners
         with ExitStack() as held:
-            free = [held.enter_context(reserve_port(ANY)).getsockname()[1] for _ in given]
-        ports = zip(given.items(), free, strict=True)
+            free = [held.enter_context(reserve_port(ANY)).getsockname()[1] for _ in listeners]
+        ports = zip(listeners.items(), free, strict=True)
         with_port: dict[str, Any] = {
             name: Address(ANY, at.port or port) for (name, at), port in ports
         }
@@ -189,8 +191,10 @@ class DevelopmentAddresses(Struct, frozen=True):
 
     def for_this_machine(self) -> Self:
         """Return the addresses that clients on this machine connect to."""
-        given = {name: getattr(self, name) for name in ("http", "https", *SMTP_ROLES)}
-        here: dict[str, Any] = {name: one and _connectable(one) for name, one in given.items()}
+        listeners = {name: getattr(self, name) for name in ("http", "https", *SMTP_ROLES)}
+        here: dict[str, Any] = {
+            name: address and _connectable(address) for name, address in listeners.items()
+        }
         return replace(self, **here)
 
     @property
@@ -224,8 +228,8 @@ def write_config(
 
 def _config(options: DevelopmentOptions, internet: SimulatedInternet) -> dict[str, Any]:
     """Return the keys of relay.toml."""
-    http = [f"http://{one}" for one in options.everywhere(options.http)]
-    https = [str(one) for one in options.everywhere(options.https)] if options.https else []
+    http = [f"http://{address}" for address in options.everywhere(options.http)]
+    https = [str(address) for address in options.everywhere(options.https)] if options.https else []
     return {
         "hostname": f"relay.{options.domains[0]}",
         "state_dir": "state",
@@ -257,8 +261,13 @@ def _config(options: DevelopmentOptions, internet: SimulatedInternet) -> dict[st
             {"url": url, "events": ["*"], "secret": WEBHOOK_KEY} for url in options.webhooks
         ],
         "milter": [
-            {"name": _name_of(one), "address": one, "role": get_args(MilterRole), **_UNFILTERED}
-            for one in options.milters
+            {
+                "name": _name_of(address),
+                "address": address,
+                "role": get_args(MilterRole),
+                **_UNFILTERED,
+            }
+            for address in options.milters
         ],
         "policy": {"directory": str(options.rules or shipped("policies"))},
     }
@@ -271,13 +280,13 @@ def _name_of(milter: str) -> str:
 
 def _listeners(options: DevelopmentOptions) -> Iterator[dict[str, Any]]:
     """Yield the tables of SMTP, that of the listener without TLS first."""
-    given = options.listeners
+    listeners = options.listeners
     for name, role in SMTP_ROLES.items():
         tls = {} if name == "smtp" else {"tls": _TLS}
-        for one in options.everywhere(given[name]) if name in given else ():
+        for address in options.everywhere(listeners[name]) if name in listeners else ():
             trusted = ["127.0.0.0/8", "::1/128"]
             yield {
-                "listen": str(one),
+                "listen": str(address),
                 "role": role,
                 "trusted_networks": trusted,
                 "auth": True,
@@ -302,7 +311,7 @@ def overridden(table: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[s
                 changed[key] = [*value, *there]
             else:
                 entries = zip(there, value, strict=False)
-                common = [overridden(one, other) for one, other in entries]
+                common = [overridden(entry, other) for entry, other in entries]
                 longer = there if len(there) > len(value) else value
                 changed[key] = [*common, *longer[len(common) :]]
         else:
@@ -311,4 +320,4 @@ def overridden(table: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[s
 
 
 def _is_tables(value: object) -> TypeGuard[Sequence[Mapping[str, Any]]]:
-    return isinstance(value, list | tuple) and all(isinstance(one, Mapping) for one in value)
+    return isinstance(value, list | tuple) and all(isinstance(member, Mapping) for member in value)

@@ -182,7 +182,9 @@ class DevelopmentRelay:
             # A web page of another site could create an account otherwise, by DNS rebinding.
             hosts=AllowedHosts(frozenset(options.hosts), any_address=options.is_exposed),
             certificates=ListenerCertificates(
-                tuple(self.certificate.server if one.tls else None for one in settings.smtp),
+                tuple(
+                    self.certificate.server if listener.tls else None for listener in settings.smtp
+                ),
                 self.certificate.server,
             ),
             tunnel_hosts=self.certificate.proxy.hosts if self.certificate.proxy else TunnelHosts(),
@@ -221,7 +223,7 @@ class DevelopmentRelay:
 
     def _mailpit(self, settings: Settings, means: ApiDependencies, spool: SpoolEngine) -> ASGIApp:
         """Return Mailpit's API."""
-        bytes_max = max(one.max_message_size for one in settings.smtp)
+        bytes_max = max(listener.max_message_size for listener in settings.smtp)
         check_login = self._accounts.check_operator if self._options.asks_for_token else None
         self._sources = means.sources
         api = MailpitApi(means, spool, check_login=check_login, send=self._submit)
@@ -257,7 +259,7 @@ class DevelopmentRelay:
     def _hint_without_tls(self) -> str:
         here = self.addresses.for_this_machine()
         ways = {"TLS from the first octet": here.submissions, "STARTTLS": here.submission}
-        others = [f"{one} has {way}" for way, one in ways.items() if one is not None]
+        others = [f"{address} has {way}" for way, address in ways.items() if address is not None]
         return f"{here.smtp} has no TLS; {', '.join(others) or 'no other port is open'}"
 
     async def start(self) -> None:
@@ -302,8 +304,8 @@ class DevelopmentRelay:
 
     def received_content(self, queue_id: str) -> bytes | None:
         """See DevelopmentControls."""
-        found = (one for one in reversed(self.internet.received) if one.queue_id == queue_id)
-        mail = next(found, None)
+        matching = (mail for mail in reversed(self.internet.received) if mail.queue_id == queue_id)
+        mail = next(matching, None)
         return mail.content if mail else None
 
     async def remove_message(self, journey: Journey, copies: MessageCopies) -> bool:
@@ -385,7 +387,7 @@ class DevelopmentRelay:
 
     def used_replies(self) -> Sequence[Mapping[str, Any]]:
         """See DevelopmentControls."""
-        return [dataclasses.asdict(one) for one in self.internet.state.used()]
+        return [dataclasses.asdict(reply) for reply in self.internet.state.used()]
 
     async def use_scenario(self, content: str | Mapping[str, Any]) -> None:
         """See DevelopmentControls."""
@@ -404,7 +406,9 @@ class DevelopmentRelay:
             self.internet.use(self._scenario.scenario)
             transport, both = self.daemon.transport, (before.scenario, self._scenario.scenario)
             await transport.policies.forget()
-            names = {name for each in both for one in each.domain for name in one.names}
+            names = {
+                name for scenario in both for domain in scenario.domain for name in domain.names
+            }
             transport.scheduler.retry_now([NextHop(HopKind.MX, name) for name in names])
 
     async def add_reply(self, domain: str, reply: Mapping[str, Any]) -> None:
@@ -474,18 +478,18 @@ class DevelopmentRelay:
         selector = Selector(state=RecipientState.DEFERRED)
         listed = await self.daemon.base.spool.queue_admin.list(selector, limit=_DEFERRED_MAX)
         now_us = self.clock.time_us()
-        waits_us = (time_us_of(one["due"]) - now_us for one in listed if one["due"])
-        next_us = min((one for one in waits_us if one > 0), default=None)
+        waits_us = (time_us_of(row["due"]) - now_us for row in listed if row["due"])
+        next_us = min((wait_us for wait_us in waits_us if wait_us > 0), default=None)
         return None if next_us is None else next_us / 1_000_000
 
     @property
     def addresses(self) -> DevelopmentAddresses:
         """Where it listens; of several addresses the first."""
         web = self.daemon.http_servers[0]
-        http = next(one for one in web.bound if not web.has_tls(one))
+        http = next(address for address in web.bound if not web.has_tls(address))
         https = next(filter(web.has_tls, web.bound), None)
         smtp: dict[str, Any] = {
-            name: found[0] for name, found in self.smtp_listeners.items() if found
+            name: addresses[0] for name, addresses in self.smtp_listeners.items() if addresses
         }
         ca, bundle = self.certificate.ca, self.certificate.bundle
         return DevelopmentAddresses(http, https, ca=ca, bundle=bundle, **smtp)
@@ -495,7 +499,7 @@ class DevelopmentRelay:
         """All addresses where SMTP listens, by the name of the option."""
         servers = self.daemon.transport.smtp_servers
         return {
-            name: [one.address for one in servers if one.role.name == role]
+            name: [server.address for server in servers if server.role.name == role]
             for name, role in SMTP_ROLES.items()
         }
 

@@ -1,11 +1,11 @@
 """Remove one message of a development relay, or all of them, while it runs: from the queue, the
 history, and the mailboxes.
 
-A service keeps its history; a person who tries programs out removes what is done with. Tests begin
-with an empty relay. Mail in delivery is cut off before a reset, so that nothing of it appears
-afterwards. What clients submit during a reset is deleted, or accepted after it.
+A service keeps its history. A person who tries programs out removes mail, and tests begin with an
+empty relay. Mail in delivery is cut off before a reset, so that it does not appear afterwards. What
+clients submit during a reset is deleted, or accepted after it.
 
-The oldest mail goes by itself: a development relay runs for weeks and gets the mail of every test.
+The oldest mail is removed: a development relay runs for weeks and gets the mail of every test.
 Mail that is still to be delivered stays, and so does a submission that is pending.
 """
 
@@ -25,7 +25,7 @@ from relay.front_door.api.message_source import MessageCopies
 from relay.operation.app.daemon import Daemon
 from relay.store.journeys.document import Journey
 from relay.store.journeys.submission_log import SubmissionFacts
-from relay.store.mailbox.types import BeingSentError, StoreError
+from relay.store.mailbox.errors import BeingSentError, StoreError
 from relay.store.spool.engine import DevelopmentSpool, SpoolEngine
 from relay.store.spool.queue_commands import Operation, QueueCommand
 from relay.store.spool.types import Selector, SpoolError
@@ -34,11 +34,11 @@ from relay.submission.outbox.store import FileStore
 _log = get_logger("development")
 _WHO = "development"
 _INTERVAL_S = 60.0
-_AHEAD_US = 1_000_000  # more than between two looks at a clock
+_AHEAD_US = 1_000_000  # longer than between two readings of a clock
 
 
 def development_spool(spool: SpoolEngine) -> DevelopmentSpool:
-    """Return what only a development relay does with its spool."""
+    """Return the operations on its spool that only a development relay has."""
     assert spool.development is not None  # its engine has it
     return spool.development
 
@@ -52,7 +52,7 @@ async def remove_message(daemon: Daemon, copies: MessageCopies, journey: Journey
     except BeingSentError:
         return False
     if queue_id is not None:
-        if not journey.is_final:  # delivery gives up what waits in its memory
+        if not journey.is_final:  # delivery then drops the message from its memory
             selector = Selector(ids=(queue_id,))
             await daemon.base.spool.queue_admin.execute(
                 QueueCommand(Operation.CANCEL, selector, _WHO)
@@ -70,21 +70,21 @@ async def remove_message(daemon: Daemon, copies: MessageCopies, journey: Journey
 
 
 async def _end_submission(daemon: Daemon, copies: MessageCopies, journey: Journey) -> bool:
-    """Remove the draft of a submission, which cancels it; False while it is in step 3."""
+    """Remove the draft of a submission, which cancels it. Return False while it is in step 3."""
     await _remove_original(daemon, copies, journey)
-    found = await daemon.base.journeys.journey(journey.key, account=None)
-    return found is not None and found.id is None and found.is_final
+    found_journey = await daemon.base.journeys.journey(journey.key, account=None)
+    return found_journey is not None and found_journey.id is None and found_journey.is_final
 
 
 async def _remove_original(daemon: Daemon, copies: MessageCopies, journey: Journey) -> None:
-    """Remove the sender's copy: a draft, or what is in Sent Items. Raises BeingSentError."""
+    """Remove the sender's copy: a draft, or a message in Sent Items. Raises BeingSentError."""
     mailbox = await daemon.base.journeys.mailbox_of(journey.submission_id or "")
     if mailbox:
         await copies.remove_one(mailbox, journey.graph_id or "")
 
 
 async def _withdraw(daemon: Daemon, journey: Journey) -> None:
-    """Remove steps 1 to 4 from all answers."""
+    """Remove steps 1 to 4 of the message from the log's answers."""
     if submission_id := journey.submission_id:
         account = await daemon.base.journeys.mailbox_of(submission_id)
         facts = SubmissionFacts(submission_id, journey.graph_id or "", account, journey.sender)
@@ -102,8 +102,10 @@ class Reset:
         quiet: Callable[[], Awaitable[None]],
         forget: Callable[[], None],
     ) -> None:
-        """`trash` is a directory on the file system of the mailboxes; it is created. When delivery
-        has ended, `quiet` ends what others do with its mail, and `forget` forgets what they know.
+        """`trash` is a directory on the file system of the mailboxes; it is created.
+
+        When delivery has ended, `quiet` ends what remote hosts still do with its mail. `forget`
+        then clears what they remember.
         """
         self._daemon = daemon
         self._trash = trash
@@ -113,7 +115,7 @@ class Reset:
         self._removing = TaskSet()
 
     async def begin(self) -> None:
-        """Remove the trash that a killed process has left."""
+        """Remove the trash of a process that was killed."""
         await asyncio.to_thread(remove_trash, self._trash)
 
     async def run(self) -> int:
@@ -146,8 +148,10 @@ def remove_trash(trash: Path) -> None:
 
 
 class KeepLimits(Struct, frozen=True):
-    """What stays: `messages` in all mailboxes together, and as many in the queue and history; what
-    is younger than `age_s`; `size_bytes` of both together.
+    """Which mail stays.
+
+    At most `messages` stay in all mailboxes together, and as many in the queue and history. Mail
+    older than `age_s` is removed. `size_bytes` is the limit for both together.
     """
 
     messages: int = 10_000
@@ -156,13 +160,13 @@ class KeepLimits(Struct, frozen=True):
 
 
 DEFAULT_LIMITS = KeepLimits()
-KeptItem = tuple[int, int]  # its time in microseconds, and its size in bytes
+KeptItem = tuple[int, int]  # time in microseconds, size in bytes
 
 
 def cut_us(*stores: Sequence[KeptItem], keep: KeepLimits, now_us: int) -> int:
-    """Return a time so that the limits hold when everything from then or older is removed.
+    """Return the latest time up to which mail must be removed, so that the limits hold.
 
-    The newest item of all stays, however large it is.
+    The newest mail of all stays, however large it is.
     """
     cut = now_us - int(keep.age_s * 1_000_000)
     ordered = [sorted(items, reverse=True) for items in stores]
@@ -178,7 +182,7 @@ def cut_us(*stores: Sequence[KeptItem], keep: KeepLimits, now_us: int) -> int:
 
 
 class MailRetention:
-    """Removes what is above the limits, each minute."""
+    """Removes the mail above the limits, each minute."""
 
     def __init__(
         self, store: FileStore, spool: DevelopmentSpool, *, keep: KeepLimits, clock: Clock
@@ -200,19 +204,19 @@ class MailRetention:
             await asyncio.sleep(_INTERVAL_S)  # real time: an advance makes no mail old
 
     async def remove(self) -> None:
-        """Remove what is above the limits now. Raises StoreError, SpoolError.
+        """Remove the mail that is above the limits now. Raises StoreError, SpoolError.
 
-        Ages are those of real time. Files have real times. The queue has times of the relay's
-        clock: once that was advanced, mailboxes and queue are limited separately.
+        Ages are in real time, as the times of files. The queue has times of the relay's clock. When
+        that clock was advanced, mailboxes and queue are limited separately.
         """
         files = await self._store.stored_files()
         kept = await self._spool.sizes(self._keep.messages + 1)
         real_us = self._clock.file_time_us()
-        sizes = [(one.at_us, one.size_bytes) for one in files]
+        sizes = [(file.at_us, file.size_bytes) for file in files]
         is_ahead = self._clock.time_us() - real_us > _AHEAD_US
         groups: list[list[Sequence[KeptItem]]] = [[sizes], [kept]] if is_ahead else [[sizes, kept]]
         cuts = [cut_us(*group, keep=self._keep, now_us=real_us) for group in groups]
-        old = [one for one in files if one.at_us <= cuts[0]]
+        old = [file for file in files if file.at_us <= cuts[0]]
         if old:
             await self._store.remove_files(old)
         messages = 0

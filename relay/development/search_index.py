@@ -1,12 +1,12 @@
-"""The index of all texts of a development relay: one SQLite file beside the spool.
+"""The index of all texts of a development relay: an SQLite file next to the spool.
 
-It is a cache: it has what the spool has, from the moment at which something asks for it, is written
-after the 250, and is never synced. Terms of three characters and more are found by trigrams, then
-compared; shorter ones are looked for in every text. Of each message the first MiB is read. When it
+It is a cache of the spool's messages. It is built when it is first used, is written after the 250,
+and is never synced. Terms of three characters and more are found by trigrams and then compared.
+Shorter terms are looked for in every text. The first MiB of each message is read. When the index
 fails (a full disk, a damaged file), it is removed, and searches read mailboxes as a service does.
 
-Tags are the categories of all copies of a message. Those of its fields Keywords and X-Tags are set
-when it is indexed, X-Tags in the copies too as soon as they are there.
+Tags are the categories of all copies of a message. The tags in its fields Keywords and X-Tags are
+set when it is indexed. The copies get those of X-Tags as soon as they exist.
 """
 
 import asyncio
@@ -48,21 +48,21 @@ from relay.store.journeys.message_list import (
     split_tags,
 )
 from relay.store.journeys.spool_history import CONTENTS_MAX
+from relay.store.mailbox.errors import StoreError
 from relay.store.mailbox.index.content_index import CONTENT_BYTES_MAX, join_addresses
 from relay.store.mailbox.index.database import marks
 from relay.store.mailbox.mailbox_list import ReadFlags
 from relay.store.mailbox.message_file import MessageFile, delivered_id, is_delivered_id
-from relay.store.mailbox.types import StoreError
 from relay.store.spool.types import SpoolError
 
 _VERSION = 4
-_STEP = 1000  # messages between two looks at what there is
+_STEP = 1000  # messages after which the spool's list is read again
 _BATCH, _BATCH_BYTES = 250, 8 << 20  # messages that are read together
 _PAUSE_S = 0.5
-_WAIT_S = 5.0  # of a search, for what was accepted before it
+_WAIT_S = 5.0  # how long a search waits for messages accepted before it
 _QUERY_S = 10.0
 _STEPS_BETWEEN_CHECKS = 10_000
-_TRIGRAMS_MAX = 100  # of a term, that are looked up
+_TRIGRAMS_MAX = 100  # trigrams of a term that are looked up
 _SCHEMA = f"""
     CREATE TABLE message (
         number      INTEGER PRIMARY KEY,  -- of its text
@@ -93,10 +93,10 @@ _INSERT = (
 _INSERT_TEXT = f"INSERT INTO text (rowid, {', '.join(FIELDS)}) VALUES (?{', ?' * len(FIELDS)})"
 _REMOVE_TEXT = "DELETE FROM text WHERE rowid = (SELECT number FROM message WHERE queue_id = ?)"
 _ACCEPTED_IN = _FOUND.format("accepted_us / 1000000 IN (SELECT value FROM json_each(?))")
-_ALL = ("", 0)  # what clients have set before there was this index
+_ALL = ("", 0)  # in `_restated`: any copy, as before the index existed
 _FAILED = "the search index cannot be used until the next start"
 _ACCENTS = re.compile("[\u0300-\u036f]")
-# of the tables message and text; the tags, and whether some are of X-Tags
+# the rows of the tables message and text; the tags; whether some tags are of X-Tags
 _Row = tuple[tuple[Any, ...], tuple[str, ...], tuple[str, ...], bool]
 _BEFORE_COPIES = (RecipientState.QUEUED, RecipientState.DEFERRED, RecipientState.HELD)
 _TAGS_AT_ONCE = 200
@@ -105,8 +105,9 @@ _log = get_logger("development")
 
 
 def folded(text: str) -> str:
-    """Return a text as texts are compared: without case, accents and NUL, each white space as one
-    blank.
+    """Return a text in the form in which texts are compared.
+
+    It has no case, accents or NUL, and a blank for each white space.
     """
     text = " ".join(text.replace("\0", "\ufffd").casefold().split())
     if text.isascii():
@@ -126,13 +127,13 @@ class SearchIndex:
         base.store.messages.syncs.on_sync = self._flags.noted.add
         self._sources = sources
         self._turn = asyncio.Lock()
-        self._tagging = asyncio.Lock()  # from what is to be tagged until it is written
+        self._tagging = asyncio.Lock()  # held while tags are read and written
         self._thread = ThreadPoolExecutor(1, "search-index")  # has the connection
         self._connection: apsw.Connection | None = None
         self._indexed: set[str] = set()  # queue ids
-        self._untagged: dict[str, Sequence[str]] = {}  # X-Tags whose copies are to come
+        self._untagged: dict[str, Sequence[str]] = {}  # X-Tags of messages without copies yet
         self._restated: set[tuple[str, int]] = set()  # id of a copy, second of its file
-        self._others: set[str] = set()  # reports and such of which tags were asked for last
+        self._others: set[str] = set()  # not indexed, such as reports, in the last tags_of()
         self._has_failed = False
 
     @property
@@ -141,7 +142,7 @@ class SearchIndex:
         return len(self._indexed)
 
     async def run(self) -> None:
-        """Index what comes, and remove what goes, until cancelled or failed."""
+        """Index new messages, and remove former ones, until cancelled or failed."""
         while not self._has_failed:
             seen = self._base.changes.count
             try:
@@ -154,25 +155,25 @@ class SearchIndex:
             await asyncio.sleep(_PAUSE_S)  # real time: others may follow
 
     async def close(self) -> None:
-        """End what is being written, and close the file."""
+        """Complete the current write, and close the file."""
         with suppress(IndexFailedError):
             await self._do(self._end)
         self._thread.shutdown()
 
-    async def search(self, wanted: TextSearch) -> TextAnswer:
+    async def search(self, search: TextSearch) -> TextAnswer:
         """See TextIndex."""
         is_complete = False
         with suppress(TimeoutError):
             async with asyncio.timeout(_WAIT_S):  # real time: a disk
                 await self._catch_up()
                 is_complete = True
-        found = await self._do(partial(self._query, wanted))
-        if wanted.is_unread:
+        rows = await self._do(partial(self._query, search))
+        if search.is_unread:
             unread = await asyncio.to_thread(self._flags.unread)
-            found = [
-                one for one in found if one[1] in unread or not unread.isdisjoint(one[1].split())
+            rows = [
+                row for row in rows if row[1] in unread or not unread.isdisjoint(row[1].split())
             ]
-        return TextAnswer([queue_id for queue_id, _ in found], is_complete)
+        return TextAnswer([queue_id for queue_id, _ in rows], is_complete)
 
     async def tags_of(self, queue_ids: Sequence[str]) -> Mapping[str, Sequence[str]]:
         """See TextIndex."""
@@ -184,10 +185,10 @@ class SearchIndex:
                     self._others = missing - self._indexed
         where = f"WHERE queue_id IN ({marks(queue_ids)}) ORDER BY folded"
         sql = f"SELECT queue_id, name FROM tag {where}"
-        found: dict[str, list[str]] = {}
+        tags: dict[str, list[str]] = {}
         for queue_id, name in await self._do(partial(self._fetch, sql, queue_ids)):
-            found.setdefault(queue_id, []).append(name)
-        return found
+            tags.setdefault(queue_id, []).append(name)
+        return tags
 
     async def tags(self) -> Mapping[str, int]:
         """See TextIndex."""
@@ -202,35 +203,42 @@ class SearchIndex:
             await self._tag(sorted(self._indexed & tags.keys()), tags)
 
     def note_state(self, copy: MessageFile) -> None:
-        """Note that a client has set something of a copy; any thread may call it."""
+        """Record that a client has changed the state of a copy. Any thread may call it."""
         self._restated.add((copy.message_id, copy.name.seconds))
 
     async def _tag(
-        self, names: Sequence[str], wanted: Mapping[str, Sequence[str]], *, is_first: bool = False
+        self, names: Sequence[str], new_tags: Mapping[str, Sequence[str]], *, is_first: bool = False
     ) -> None:
-        """Set the tags that are wanted, of copies to come then, and take over those of copies."""
+        """Set tags of messages and of their copies, and take over the categories of other copies.
+
+        Tags of messages whose copies are still to come are kept for them.
+        """
         for at in range(0, len(names), _TAGS_AT_ONCE):
-            some = names[at : at + _TAGS_AT_ONCE]
-            rows = await self._base.spool.summaries(some, account=None)
-            found = await self._sources.copies.categories(rows, wanted, is_first=is_first)
+            batch = names[at : at + _TAGS_AT_ONCE]
+            rows = await self._base.spool.summaries(batch, account=None)
+            categories = await self._sources.copies.categories(rows, new_tags, is_first=is_first)
             coming = {row.name for row in rows if row.state in _BEFORE_COPIES}
-            tags = {one: wanted[one] for one in some if one in wanted} | found
+            tags = {name: new_tags[name] for name in batch if name in new_tags} | categories
             await self._do(partial(self._write_tags, tags))
-            for name in some:
+            for name in batch:
                 self._untagged.pop(name, None)
-            self._untagged |= {one: wanted[one] for one in some if one in wanted and one in coming}
+            self._untagged |= {
+                name: new_tags[name] for name in batch if name in new_tags and name in coming
+            }
 
     async def _follow_copies(self) -> None:
-        """Tag copies that have come, and take over what clients have set."""
+        """Tag copies that have arrived, and take over what clients have set."""
         if self._untagged:
             await self._tag(list(self._untagged), dict(self._untagged), is_first=True)
         restated, self._restated = self._restated, set()
         names = set(self._indexed) if _ALL in restated else set()
         seconds = [second for copy_id, second in restated if is_delivered_id(copy_id)]
         try:
-            found = await self._do(partial(self._fetch, _ACCEPTED_IN, (json.dumps(seconds),)))
-            names.update(one for one, _ in found)
-            for copy_id in {one for one, _ in restated - {_ALL} if not is_delivered_id(one)}:
+            rows = await self._do(partial(self._fetch, _ACCEPTED_IN, (json.dumps(seconds),)))
+            names.update(queue_id for queue_id, _ in rows)
+            for copy_id in {
+                copy_id for copy_id, _ in restated - {_ALL} if not is_delivered_id(copy_id)
+            }:
                 if journey := await self._base.journeys.journey(copy_id, account=None):
                     names.add(journey.id or "")
             await self._tag(sorted(names & self._indexed), {})
@@ -240,32 +248,32 @@ class SearchIndex:
 
     async def previews(self, queue_ids: Sequence[str]) -> Mapping[str, MessagePreview]:
         """See TextIndex."""
-        known = [one for one in queue_ids if one in self._indexed]
+        known = [queue_id for queue_id in queue_ids if queue_id in self._indexed]
         sql = f"SELECT queue_id, preview FROM message WHERE queue_id IN ({marks(known)})"
-        found = await self._do(partial(self._fetch, sql, known)) if known else ()
+        rows = await self._do(partial(self._fetch, sql, known)) if known else ()
         decode = partial(msgspec.json.decode, type=MessagePreview)
-        return {queue_id: decode(preview) for queue_id, preview in found if preview}
+        return {queue_id: decode(preview) for queue_id, preview in rows if preview}
 
-    async def flags(self, wanted: Mapping[str, Collection[str]]) -> Mapping[str, bool]:
+    async def flags(self, ids_by_mailbox: Mapping[str, Collection[str]]) -> Mapping[str, bool]:
         """See TextIndex."""
-        return await asyncio.to_thread(self._flags.of, wanted)
+        return await asyncio.to_thread(self._flags.of, ids_by_mailbox)
 
     async def _catch_up(self) -> None:
-        """Index what the spool has now, and remove what it has no more.
+        """Index the messages that the spool has now, and remove the others.
 
-        Others may do the same at the same time: each step begins with what the spool has then.
+        Several tasks may do this at the same time: each step begins with what the spool has then.
         """
-        wanted: frozenset[str] | None = None
-        while wanted is None or not wanted <= self._indexed:
+        awaited: frozenset[str] | None = None
+        while awaited is None or not awaited <= self._indexed:
             async with self._turn:
                 if self._connection is None:
                     await self._do(self._open)
                 ids = await development_spool(self._base.spool).accepted_ids()
-                if not ids:  # nothing is left of what clients have set
+                if not ids:  # no copies are left
                     self._restated.clear()
                 if ids == self._indexed:
                     break
-                wanted = ids if wanted is None else wanted & ids
+                awaited = ids if awaited is None else awaited & ids
                 if gone := self._indexed - ids:
                     await self._do(partial(self._remove, gone))
                 missing = sorted(ids - self._indexed)[:_STEP]
@@ -277,8 +285,9 @@ class SearchIndex:
                     await self._follow_copies()
 
     async def _add(self, queue_ids: Sequence[str]) -> None:
-        """Index messages; what is left of their contents is in the queue or in mailboxes. Many are
-        read at once, since each call waits for its turn in a relay that takes a burst of mail.
+        """Index messages. Their contents are in the queue or in mailboxes.
+
+        Many are read at once, because each call waits for its turn while a relay receives a burst.
         """
         spool = self._base.spool
         summaries, recipients = await asyncio.gather(
@@ -286,26 +295,26 @@ class SearchIndex:
             development_spool(spool).addresses(queue_ids),
         )
         while summaries:
-            some, summaries = _split(summaries)
-            names = [one.name for one in some]
+            batch, summaries = _split(summaries)
+            names = [row.name for row in batch]
             parts = [names[at : at + CONTENTS_MAX] for at in range(0, len(names), CONTENTS_MAX)]
-            found = await asyncio.gather(*map(spool.read_contents, parts))
-            contents = {name: one for part in found for name, one in part.items()}
-            others = [one for one in some if one.name not in contents]
+            answers = await asyncio.gather(*map(spool.read_contents, parts))
+            contents = {name: content for part in answers for name, content in part.items()}
+            others = [row for row in batch if row.name not in contents]
             with suppress(StoreError, OSError):
                 contents |= await self._sources.copies.as_delivered(others)
-            others = [one for one in others if one.name not in contents]
+            others = [row for row in others if row.name not in contents]
             sources = await asyncio.gather(*map(self._source, others))
-            contents |= {one.name: each for one, each in zip(others, sources, strict=True)}
-            read = [(one, recipients.get(one.name, ()), contents[one.name]) for one in some]
+            contents |= {row.name: content for row, content in zip(others, sources, strict=True)}
+            read = [(row, recipients.get(row.name, ()), contents[row.name]) for row in batch]
             rows = await asyncio.to_thread(list, starmap(_row, read))
             self._untagged |= {facts[0]: tags for facts, _, tags, is_new in rows if is_new}
             await self._do(partial(self._write, rows))
 
-    async def _source(self, one: MessageSummary) -> Content:
-        """Return the content of a message that the queue has no more."""
-        with suppress(SpoolError, StoreError, OSError):  # then it has what the spool knows
-            return await self._sources.of_row(one) or b""
+    async def _source(self, row: MessageSummary) -> Content:
+        """Return the content of a message that is no longer in the queue."""
+        with suppress(SpoolError, StoreError, OSError):  # without it, the spool's row is indexed
+            return await self._sources.of_row(row) or b""
         return b""
 
     async def _do(self, operation: Callable[[], _T]) -> _T:
@@ -325,10 +334,12 @@ class SearchIndex:
     def _open(self) -> apsw.Connection:
         if self._connection is not None:
             return self._connection
-        with suppress(apsw.Error):  # it is no database
+        with suppress(apsw.Error):  # the file is not a database
             connection = self._connect()
             if self._fetch("PRAGMA user_version") == [(_VERSION,)]:
-                self._indexed = {one for (one,) in self._fetch("SELECT queue_id FROM message")}
+                self._indexed = {
+                    queue_id for (queue_id,) in self._fetch("SELECT queue_id FROM message")
+                }
                 return connection
         self._unlink()
         connection = self._connect()
@@ -345,10 +356,13 @@ class SearchIndex:
     def _fetch(self, sql: str, values: Sequence[Any] = ()) -> list[Any]:
         return self._open().execute(sql, values).fetchall()
 
-    def _query(self, wanted: TextSearch) -> list[tuple[str, str]]:
-        """Return all that match, newest first, with the ids of their copies; flags apart."""
+    def _query(self, search: TextSearch) -> list[tuple[str, str]]:
+        """Return all messages that match, newest first, with the ids of their copies.
+
+        Flags are not compared here.
+        """
         connection = self._open()
-        where, values = _condition(wanted)
+        where, values = _condition(search)
         until_s = self._base.clock.real_s() + _QUERY_S
         connection.set_progress_handler(
             lambda: self._base.clock.real_s() > until_s, _STEPS_BETWEEN_CHECKS
@@ -369,19 +383,21 @@ class SearchIndex:
 
     def _write_tags(self, tags: Mapping[str, Iterable[str]]) -> None:
         with self._open() as connection:
-            connection.executemany("DELETE FROM tag WHERE queue_id = ?", [(one,) for one in tags])
+            connection.executemany(
+                "DELETE FROM tag WHERE queue_id = ?", [(queue_id,) for queue_id in tags]
+            )
             connection.executemany(
                 "INSERT OR IGNORE INTO tag VALUES (?, ?, ?)",
-                [(name, one.casefold(), one) for name, some in tags.items() for one in some],
+                [(name, tag.casefold(), tag) for name, names in tags.items() for tag in names],
             )
 
     def _remove(self, gone: set[str]) -> None:
         """Remove messages."""
-        if gone == self._indexed:  # quicker than one after the other
+        if gone == self._indexed:  # faster than row by row
             self._unlink()
             self._open()
             return
-        ids = [(one,) for one in gone]
+        ids = [(queue_id,) for queue_id in gone]
         with self._open() as connection:
             connection.executemany(_REMOVE_TEXT, ids)
             connection.executemany("DELETE FROM tag WHERE queue_id = ?", ids)
@@ -404,14 +420,14 @@ class SearchIndex:
 def _split(
     summaries: Sequence[MessageSummary],
 ) -> tuple[Sequence[MessageSummary], Sequence[MessageSummary]]:
-    """Return the first ones, whose texts are together in memory, and the others."""
-    sizes = accumulate(min(one.size_bytes, CONTENT_BYTES_MAX) for one in summaries)
+    """Return the first messages, whose texts fit into memory together, and the others."""
+    sizes = accumulate(min(row.size_bytes, CONTENT_BYTES_MAX) for row in summaries)
     count = max(1, sum(size <= _BATCH_BYTES for size in sizes))
     return summaries[:count], summaries[count:]
 
 
 def _row(summary: MessageSummary, recipients: Iterable[str], content: Content) -> _Row:
-    """Return what the index has of a message."""
+    """Return what the index stores of a message."""
     try:
         raw = octets_of(content).read(0, CONTENT_BYTES_MAX)
         first = with_first_fields(raw)
@@ -420,25 +436,30 @@ def _row(summary: MessageSummary, recipients: Iterable[str], content: Content) -
     except Exception:  # noqa: BLE001 - the others must be indexed
         _log.exception("text not read", queue_id=summary.id)
         raw, read, preview = b"", read_mime(b""), b""
-    one = read.properties
-    named = {own_mailbox(each.address) for each in (*one.to, *one.cc, *one.bcc)}
-    unnamed = [EmailAddress(each) for each in recipients if own_mailbox(each) not in named]
-    return_path = [EmailAddress(summary.sender), *filter(None, (one.sender,))]
+    properties = read.properties
+    named = {
+        own_mailbox(address.address)
+        for address in (*properties.to, *properties.cc, *properties.bcc)
+    }
+    unnamed = [EmailAddress(address) for address in recipients if own_mailbox(address) not in named]
+    return_path = [EmailAddress(summary.sender), *filter(None, (properties.sender,))]
     texts = {
         "message_id": summary.message_id,
-        "sender": join_addresses(filter(None, (one.from_,))),
-        "recipient": join_addresses(one.to),
-        "cc": join_addresses(one.cc),
-        "bcc": join_addresses((*one.bcc, *unnamed)),
-        "reply_to": join_addresses(one.reply_to),
+        "sender": join_addresses(filter(None, (properties.from_,))),
+        "recipient": join_addresses(properties.to),
+        "cc": join_addresses(properties.cc),
+        "bcc": join_addresses((*properties.bcc, *unnamed)),
+        "reply_to": join_addresses(properties.reply_to),
         "return_path": join_addresses(return_path),
-        "subject": one.subject if raw else summary.subject,
-        "attachment": " ".join(each.name for each in read.attachments),
-        "body": without_tags(one.body) if one.body_type == "html" else one.body,
+        "subject": properties.subject if raw else summary.subject,
+        "attachment": " ".join(attachment.name for attachment in read.attachments),
+        "body": without_tags(properties.body)
+        if properties.body_type == "html"
+        else properties.body,
     }
-    inline = sum(each.inline for each in read.attachments)
+    inline = sum(attachment.inline for attachment in read.attachments)
     attachments = len(read.attachments) - inline
-    ids = (delivered_id(f"{summary.name}-{one.number}") for one in summary.recipients)
+    ids = (delivered_id(f"{summary.name}-{recipient.number}") for recipient in summary.recipients)
     facts = (
         summary.name,
         id_time_us(summary.name) or 0,
@@ -448,31 +469,35 @@ def _row(summary: MessageSummary, recipients: Iterable[str], content: Content) -
         " ".join(ids),
         preview,
     )
-    its_own = [name.encode("utf-8", "replace").decode() for name in one.categories]
+    its_own = [name.encode("utf-8", "replace").decode() for name in properties.categories]
     tags = {name.casefold(): name for name in its_own}
-    fields = [text for name, text in one.internet_message_headers if name.lower() == "x-tags"]
-    for given in ",".join(fields[:1]).split(",")[:TAGS_MAX]:
+    fields = [
+        text for name, text in properties.internet_message_headers if name.lower() == "x-tags"
+    ]
+    for tag in ",".join(fields[:1]).split(",")[:TAGS_MAX]:
         with suppress(ValueError):
-            tags |= {name.casefold(): name for name in split_tags(given)}
+            tags |= {name.casefold(): name for name in split_tags(tag)}
     texts_folded = tuple(folded(texts[name]) for name in FIELDS)
     return facts, texts_folded, tuple(tags.values()), len(tags) > len(its_own)
 
 
-def _condition(wanted: TextSearch) -> tuple[str, list[Any]]:
+def _condition(search: TextSearch) -> tuple[str, list[Any]]:
     """Return the conditions on a row of `message` as SQL, and the values for its marks."""
     parts = ["1"]
     values: list[Any] = []
-    for term in wanted.terms:
+    for term in search.terms:
         part, its_own = _term_condition(term)
         parts.append(part)
         values += its_own
-    for one in wanted.numbers:
-        parts.append(f"{one.name} {'NOT ' * one.is_excluded}BETWEEN ? AND ?")
-        values += (one.low, one.high)
-    for tag in wanted.tags:
-        one_tag = " WHERE folded = ?" * bool(tag.name)
-        parts.append(f"queue_id {'NOT ' * tag.is_excluded}IN (SELECT queue_id FROM tag{one_tag})")
-        values += [tag.name.casefold()] * bool(tag.name)
+    for number in search.numbers:
+        parts.append(f"{number.name} {'NOT ' * number.is_excluded}BETWEEN ? AND ?")
+        values += (number.low, number.high)
+    for tag in search.tags:
+        where = ""
+        if tag.name:
+            where = " WHERE folded = ?"
+            values.append(tag.name.casefold())
+        parts.append(f"queue_id {'NOT ' * tag.is_excluded}IN (SELECT queue_id FROM tag{where})")
     return " AND ".join(parts), values
 
 
@@ -482,7 +507,7 @@ def _term_condition(term: SearchTerm) -> tuple[str, list[str]]:
     values = [text] * len(term.fields)
     trigrams = dict.fromkeys(text[at : at + 3] for at in range(len(text) - 2))
     if trigrams:
-        quoted = ('"{}"'.format(one.replace('"', '""')) for one in trigrams)
+        quoted = ('"{}"'.format(trigram.replace('"', '""')) for trigram in trigrams)
         every = " AND ".join(islice(quoted, _TRIGRAMS_MAX))
         where = f"text MATCH ? AND ({where})"
         values.insert(0, f"{{{' '.join(term.fields)}}} : ({every})")

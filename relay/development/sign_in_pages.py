@@ -1,4 +1,4 @@
-"""Pages for who signs in to a development relay, and the way back to a program.
+"""Pages for users who sign in to a development relay, and the way back to a program.
 
 A code goes only to this machine: to loopback, to the scheme of an application (msal…://), to a page
 from which it is copied (urn:ietf:wg:oauth:2.0:oob), or to the blank page of native clients under
@@ -31,13 +31,13 @@ _LOOPBACK = re.compile(
 _OF_APPLICATION = re.compile(rf"msal[A-Za-z0-9+.-]*://{_PATH}", re.IGNORECASE)
 _SUBMIT = "document.forms[0].submit()"
 _SUBMIT_DIGEST = base64.b64encode(hashlib.sha256(_SUBMIT.encode()).digest()).decode()
-_OWN_SITES = ("none", "same-origin")  # a person opened the URL, or a page of the relay did
+_OWN_SITES = ("none", "same-origin")  # the user opened the URL, or a page of the relay did
 
 
 def require_own_redirect(redirect_uri: str, base_url: str) -> None:
-    """Raise SignInError for a URI that leads elsewhere than to a program of this machine.
+    """Raise SignInError unless a URI leads to a program on this machine, or to this relay.
 
-    `base_url` is that of the request: what leads there comes back to this relay.
+    `base_url` is that of the request: a URI below it comes back to this relay.
     """
     allowed = _LOOPBACK.fullmatch(redirect_uri) or _OF_APPLICATION.fullmatch(redirect_uri)
     if not allowed and redirect_uri not in (OUT_OF_BAND, f"{base_url}/common/{NATIVE_CLIENT}"):
@@ -48,8 +48,9 @@ def require_own_redirect(redirect_uri: str, base_url: str) -> None:
 
 
 def is_of_another_site(request: HttpRequest) -> bool:
-    """Whether a page of another site made the browser send a request (Fetch Metadata 2.2). A
-    browser without these fields names the page in Referer; a program sends neither.
+    """Whether a page of another site made the browser send a request (Fetch Metadata 2.2).
+
+    A browser without these fields names the page in Referer; a program sends neither.
     """
     site = request.headers.get("sec-fetch-site", "").strip().lower()
     if site:
@@ -63,10 +64,10 @@ def is_of_another_site(request: HttpRequest) -> bool:
 
 
 def redirect_response(redirect_uri: str, mode: str, fields: Mapping[str, str]) -> Response:
-    """Return the response that takes a code or an error to the program."""
+    """Return the response that passes a code or an error to the program."""
     if redirect_uri == OUT_OF_BAND:
-        shown = fields.get("code") or fields.get("error_description", "")
-        body = f"<p>Copy this into the program:</p><p><code>{escape(shown)}</code></p>"
+        answer = fields.get("code") or fields.get("error_description", "")
+        body = f"<p>Copy this into the program:</p><p><code>{escape(answer)}</code></p>"
         return _page("Success" if "code" in fields else "Not signed in", body)
     scheme = redirect_uri.partition(":")[0].lower()
     if mode == "form_post" and scheme in ("http", "https"):
@@ -74,20 +75,22 @@ def redirect_response(redirect_uri: str, mode: str, fields: Mapping[str, str]) -
         body = f'<form method="post" action="{escape(redirect_uri)}">{inputs}'
         body += f"<button>Continue</button></form><script>{_SUBMIT}</script>"
         return _page("Signed in", body, form_action=f"{scheme}:")
-    mark = "#" if mode == "fragment" else "&" if "?" in redirect_uri else "?"
+    mark = "&" if "?" in redirect_uri else "?"
+    if mode == "fragment":
+        mark = "#"
     location = f"{redirect_uri}{mark}{urlencode(fields)}"
     return Response(status_code=302, headers={**_headers(), "location": location})
 
 
 def blank_page() -> Response:
-    """Return the page at which a native client reads the code from its own browser's URL."""
+    """Return the page in whose URL a native client's browser control reads the code."""
     return HTMLResponse("", headers=_headers())
 
 
 def approval_page(
     client_id: str, redirect_uri: str, *, user: str, needs_token: bool, fault: str = ""
 ) -> Response:
-    """Return the page that asks before a program signs in. Its form is sent to its own URL."""
+    """Return the page that asks before a program signs in. Its form is sent to the same URL."""
     names = f"<b>{escape(client_id)}</b> wants to sign in as <b>{escape(user)}</b>"
     body = f"<p>The program {names} and return to <code>{escape(redirect_uri)}</code>.</p>"
     body += _form(_token_field() if needs_token else "", "Approve", fault)
@@ -96,7 +99,7 @@ def approval_page(
 
 
 def device_page() -> Response:
-    """Return the page that a device shows the address of."""
+    """Return the page whose address a device shows."""
     text = "<p>There is nothing to do: the program is signed in when it asks next.</p>"
     return _page("Sign in", text)
 
@@ -107,9 +110,9 @@ def _token_field() -> str:
 
 
 def _form(fields: str, button: str, fault: str) -> str:
-    shown = f'<p role="alert">{escape(fault)}</p>' if fault else ""
+    alert = f'<p role="alert">{escape(fault)}</p>' if fault else ""
     submit = f'<button name="approve" value="yes">{button}</button>'
-    return f'{shown}<form method="post">{fields}{submit}</form>'
+    return f'{alert}<form method="post">{fields}{submit}</form>'
 
 
 def _hidden(name: str, value: str) -> str:

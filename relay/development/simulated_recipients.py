@@ -7,6 +7,7 @@ RFC 3461 4.1 (NOTIFY), RFC 3464.
 """
 
 from collections.abc import Callable, Mapping
+from functools import partial
 
 from msgspec import Struct
 
@@ -37,9 +38,9 @@ from relay.delivery.smtp.transaction import Transaction
 from relay.development.internet.behaviour import ForwardedTo, ReceivedMail
 from relay.development.internet.test_recipients import Manner, find_test_recipient
 from relay.formats.dsn import ReportedRecipient, ReportKind, write_dsn
-from relay.store.mailbox.types import (
+from relay.store.mailbox.delivery_store import DeliveryStore
+from relay.store.mailbox.errors import (
     ContentUnreadableError,
-    DeliveryStore,
     MailboxFullError,
     StoreUnavailableError,
 )
@@ -47,7 +48,7 @@ from relay.store.mailbox.types import (
 _log = get_logger("development")
 
 LATER_S = 5.0  # from the acceptance to the report
-REPORTS_BYTES_MAX = 64 * 1024**2  # of those that wait
+REPORTS_BYTES_MAX = 64 * 1024**2  # of all reports that wait
 _TIMEOUTS = Timeouts(connect_s=10, command_s=30, data_s=30, block_s=30, dot_s=60)
 
 
@@ -58,7 +59,7 @@ class _LaterReport(Struct, frozen=True):
 
 
 class SimulatedRecipients:
-    """Keeps accepted messages in `store`, and reports to the relay that answers at `smtp`."""
+    """Keeps accepted messages in `store`, and sends reports to the relay at `smtp`."""
 
     def __init__(
         self, store: DeliveryStore, *, clock: Clock, ids: Ids, smtp: Callable[[], Address]
@@ -72,7 +73,7 @@ class SimulatedRecipients:
         self._bytes = 0  # of the reports that wait or are being sent
 
     async def keep(self, mail: ReceivedMail) -> None:
-        """Put a copy into the mailbox of each recipient; raise OSError if that is impossible."""
+        """Put a copy into the mailbox of each recipient. Raises OSError if that is impossible."""
         for recipient in mail.recipients:
             head = f"Return-Path: <{mail.sender}>\r\nDelivered-To: {recipient.address}\r\n"
             try:
@@ -88,11 +89,14 @@ class SimulatedRecipients:
             self._expect_report(mail, recipient)
 
     def in_progress(self) -> str:
-        """Say what is in progress, "" for nothing; a report that waits for its time is not."""
+        """Say what is in progress, "" for nothing.
+
+        A report that waits for its time does not count.
+        """
         return f"reports by remote hosts: {len(self._sending)}" if self._sending else ""
 
     async def stop(self) -> None:
-        """Forget the reports."""
+        """Discard the reports that wait."""
         for timer in self._waiting:
             timer.cancel()
         self._waiting.clear()
@@ -100,13 +104,13 @@ class SimulatedRecipients:
         self._bytes = 0
 
     def _expect_report(self, mail: ReceivedMail, recipient: ForwardedTo) -> None:
-        wanted = find_test_recipient(recipient.address)
-        if wanted is None or wanted.manner is not Manner.LATER or not mail.sender:
+        test_recipient = find_test_recipient(recipient.address)
+        if test_recipient is None or test_recipient.manner is not Manner.LATER or not mail.sender:
             return
         if self._bytes >= REPORTS_BYTES_MAX:
             _log.warning("a later report is left out: too many wait", host=mail.host)
             return
-        if content := self._report(mail, recipient, wanted.reply):
+        if content := self._report(mail, recipient, test_recipient.reply):
             self._bytes += len(content)
             report = _LaterReport(mail.host, mail.sender, content)
 
@@ -166,14 +170,15 @@ class SimulatedRecipients:
         )
         evidence = Evidence(split_reply(reply).status, reply)
         failed = [ReportedRecipient(path, evidence, last_attempt_us=now_us)]
+        write_words = partial(
+            ReportTexts().write, ReportKind.FAILED, facts, failed, hostname=mail.host
+        )
         return write_dsn(
             ReportKind.FAILED,
             facts,
             failed,
             content=mail.content,
-            words=lambda header: ReportTexts().write(
-                ReportKind.FAILED, facts, failed, header=header, hostname=mail.host
-            ),
+            words=lambda header: write_words(header=header),
             hostname=mail.host,
             report_id=queue_id,
             now_us=now_us,

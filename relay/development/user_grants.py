@@ -1,10 +1,10 @@
 """Grants by which users sign in to a development relay (a UserSignIn).
 
 /authorize and a device code are approved at once, for the login hint or the first account, with no
-page. With a token, a person has to give it: as the password, or on the page of /authorize; there
-are no device codes then, and the secret of a client is the token as well. Refresh tokens and codes
-are signed texts, which only their client can use; a code is good once, for 60 s. RFC 6749 4.1, 4.3,
-6; RFC 7523 2.1; RFC 7636; RFC 8628; OpenID Connect Core 2. Error numbers are Entra's.
+page. If there is a token, the user must enter it: as the password, or on the page of /authorize.
+Then there are no device codes, and the token is also the secret of each client. Refresh tokens and
+codes are signed texts, which only their client can use. A code can be used once, for 60 s. RFC 6749
+4.1, 4.3, 6; RFC 7523 2.1; RFC 7636; RFC 8628; OpenID Connect Core 2. Error numbers are Entra's.
 """
 
 import base64
@@ -79,8 +79,8 @@ _PKCE = re.compile(r"[A-Za-z0-9._~-]{43,128}")  # RFC 7636 4.1
 _SCOPE = re.compile(r"[\x20-\x7e]*")  # RFC 6749 3.3
 
 
-class _Wanted(Struct, frozen=True):
-    """What the tokens of a response are for."""
+class _Grant(Struct, frozen=True):
+    """What the tokens of a response grant."""
 
     client: RegisteredClient
     user: Account
@@ -90,7 +90,7 @@ class _Wanted(Struct, frozen=True):
 
 
 class UserGrants:
-    """The grants of users, their pages, and the paths that MSAL asks before."""
+    """The grants of users, their pages, and the paths that MSAL requests before."""
 
     paths: Sequence[str] = (TOKEN_V1, *V1_OF, DEVICE_PAGE, NATIVE_CLIENT)
     prefixes: Sequence[str] = ("common",)  # of the path with a user's name
@@ -105,14 +105,14 @@ class UserGrants:
         default_user: str,
         needs_token: bool,
     ) -> None:
-        """`default_user` is the address of who signs in without a login hint."""
+        """`default_user` is the address of a user who signs in without a login hint."""
         self._accounts = accounts
         self._tokens = tokens
         self._clock = clock
         self._ids = Ids(clock)
         self._default_user = default_user
         self._needs_token = needs_token
-        self._start = secrets.token_urlsafe(16)  # codes of an earlier start might have been used
+        self._start = secrets.token_urlsafe(16)  # codes of an earlier start may have been used
         self._used = UsedIds()
         self._by_grant = {
             "authorization_code": self._by_code,
@@ -168,11 +168,11 @@ class UserGrants:
             text = "The request body must contain the parameter 'client_secret' or "
             text += "'client_assertion': a token is exchanged by a service."
             raise SignInError("invalid_client", text, number=7000218, status=401)
-        wanted = await self._by_grant[grant](asked, form, client)
-        return self._response(asked, form, wanted)
+        granted = await self._by_grant[grant](asked, form, client)
+        return self._response(asked, form, granted)
 
     def _public_client(self, form: Mapping[str, str]) -> RegisteredClient:
-        """Return the client of an id; it proves nothing."""
+        """Return the client of an id, without a proof."""
         client_id = _bounded(required(form, "client_id"), "client_id", _CLIENT_ID_MAX)
         client = self._accounts.client_named(client_id)
         if client is None:
@@ -187,13 +187,13 @@ class UserGrants:
             raise SignInError("invalid_grant", text, number=50034)
         return user
 
-    def _hinted(self, given: Mapping[str, str]) -> str:
-        hint = _bounded(given.get("login_hint", ""), "login_hint", LOGIN_OCTETS_MAX)
+    def _hinted(self, form: Mapping[str, str]) -> str:
+        hint = _bounded(form.get("login_hint", ""), "login_hint", LOGIN_OCTETS_MAX)
         return self._accounts.address_named(hint) or self._default_user
 
     async def _by_password(
         self, asked: SignInRequest, form: Mapping[str, str], client: RegisteredClient
-    ) -> _Wanted:
+    ) -> _Grant:
         name = _bounded(required(form, "username"), "username", LOGIN_OCTETS_MAX)
         user = await self._accounts.by_password(
             name, required(form, "password"), client=asked.http.counted_address
@@ -201,19 +201,19 @@ class UserGrants:
         if user is None:
             text = "Error validating credentials due to invalid username or password."
             raise SignInError("invalid_grant", text, number=50126)
-        return _Wanted(client, user, _scope(form))
+        return _Grant(client, user, _scope(form))
 
     async def _by_refresh_token(
         self, _asked: SignInRequest, form: Mapping[str, str], client: RegisteredClient
-    ) -> _Wanted:
+    ) -> _Grant:
         text = required(form, "refresh_token")
         claims = self._unsealed(text, "refresh_token", client, ended=("invalid_grant", 70008))
         user, earlier = self._user(claims["user"], client), claims["scope"]
-        return _Wanted(client, user, _scope(form) or earlier, earlier=earlier)
+        return _Grant(client, user, _scope(form) or earlier, earlier=earlier)
 
     async def _by_code(
         self, _asked: SignInRequest, form: Mapping[str, str], client: RegisteredClient
-    ) -> _Wanted:
+    ) -> _Grant:
         claims = self._unsealed(
             required(form, "code"), "code", client, ended=("invalid_grant", 70008)
         )
@@ -224,19 +224,19 @@ class UserGrants:
         _check_verifier(form.get("code_verifier", ""), claims["challenge"])
         self._use_once(claims["id"], CODE_LIFETIME_S)
         user = self._user(claims["user"], client)
-        return _Wanted(client, user, _scope(form) or claims["scope"], claims["nonce"])
+        return _Grant(client, user, _scope(form) or claims["scope"], claims["nonce"])
 
     async def _by_device_code(
         self, _asked: SignInRequest, form: Mapping[str, str], client: RegisteredClient
-    ) -> _Wanted:
+    ) -> _Grant:
         code = form.get("device_code") or required(form, "code")
         claims = self._unsealed(code, "device_code", client, ended=("expired_token", 70020))
         self._use_once(claims["id"], DEVICE_LIFETIME_S)
-        return _Wanted(client, self._user(claims["user"], client), claims["scope"])
+        return _Grant(client, self._user(claims["user"], client), claims["scope"])
 
     async def _on_behalf(
         self, asked: SignInRequest, form: Mapping[str, str], client: RegisteredClient
-    ) -> _Wanted:
+    ) -> _Grant:
         if (use := form.get("requested_token_use", "")) != "on_behalf_of":
             text = f"requested_token_use: found {quoted(use)}, expected 'on_behalf_of'."
             raise SignInError("invalid_request", text, number=900144)
@@ -254,15 +254,15 @@ class UserGrants:
             text = "The assertion is a token of an application; expected that of a user."
             raise SignInError("invalid_grant", text, number=7000114)
         user = self._accounts.by_address(user.address) or user  # with all of its scopes
-        return _Wanted(client, user, _scope(form))
+        return _Grant(client, user, _scope(form))
 
-    def _response(self, asked: SignInRequest, form: Mapping[str, str], wanted: _Wanted) -> Response:
-        """Return the tokens: of OpenID Connect and for a refresh, if the scope has them."""
-        is_v1, user, client = asked.path == TOKEN_V1, wanted.user, wanted.client
-        scopes = wanted.scope.split()
+    def _response(self, asked: SignInRequest, form: Mapping[str, str], grant: _Grant) -> Response:
+        """Return the tokens. The scope may add those of OpenID Connect and for a refresh."""
+        is_v1, user, client = asked.path == TOKEN_V1, grant.user, grant.client
+        scopes = grant.scope.split()
         audience = (resource_of(form) if is_v1 else "") or _audience(scopes)
         audience = audience or graph_url(asked.base_url)
-        names = (one.rpartition("/")[2] for one in (*scopes, *wanted.earlier.split()))
+        names = (scope.rpartition("/")[2] for scope in (*scopes, *grant.earlier.split()))
         access_token = self._tokens.issue(
             client,
             issuer=asked.issuer,
@@ -273,14 +273,14 @@ class UserGrants:
             granted=granted_scopes(names, user),
         )
         fields = {"access_token": access_token}
-        if granted := " ".join(one for one in scopes if one != "offline_access"):
+        if granted := " ".join(scope for scope in scopes if scope != "offline_access"):
             fields["scope"] = granted
         if is_v1:
             fields |= {"resource": audience, "expires_on": str(self._now_s() + LIFETIME_S - 1)}
         if is_v1 or "openid" in scopes:
-            fields["id_token"] = self._tokens.sign(self._id_claims(asked, wanted))
+            fields["id_token"] = self._tokens.sign(self._id_claims(asked, grant))
         if is_v1 or "offline_access" in scopes:
-            kept = {"user": user.address, "scope": wanted.scope}
+            kept = {"user": user.address, "scope": grant.scope}
             fields["refresh_token"] = self._tokens.seal(
                 client, kept, kind="refresh_token", lifetime_s=REFRESH_LIFETIME_S
             )
@@ -289,12 +289,12 @@ class UserGrants:
             fields["client_info"] = _base64url(msgspec.json.encode(info))
         return token_response(fields)
 
-    def _id_claims(self, asked: SignInRequest, wanted: _Wanted) -> Mapping[str, Any]:
-        now_s, address = self._now_s(), wanted.user.address
+    def _id_claims(self, asked: SignInRequest, grant: _Grant) -> Mapping[str, Any]:
+        now_s, address = self._now_s(), grant.user.address
         oid = object_id(address)
-        nonce = {"nonce": wanted.nonce} if wanted.nonce else {}
+        nonce = {"nonce": grant.nonce} if grant.nonce else {}
         return {
-            "aud": wanted.client.client_id,
+            "aud": grant.client.client_id,
             "iss": asked.issuer,
             "tid": asked.tenant,
             "iat": now_s,
@@ -311,17 +311,17 @@ class UserGrants:
 
     async def _authorize(self, asked: SignInRequest) -> Response:
         request = asked.http
-        given = _with_resource(asked, _parameters(request.query))
-        client = self._public_client(given)
-        redirect_uri = required(given, "redirect_uri")
+        query = _with_resource(asked, _parameters(request.query))
+        client = self._public_client(query)
+        redirect_uri = required(query, "redirect_uri")
         require_own_redirect(redirect_uri, asked.base_url)
-        state = {"state": given["state"]} if "state" in given else {}
-        mode = given.get("response_mode", "query")
+        state = {"state": query["state"]} if "state" in query else {}
+        mode = query.get("response_mode", "query")
         answer = partial(redirect_response, redirect_uri, mode if mode in MODES else "query")
         asks = self._needs_token or is_of_another_site(request)
         try:
-            _check_authorization(given, is_approved=not asks or request.method == "POST")
-            user = self._hinted(given)
+            _check_authorization(query, is_approved=not asks or request.method == "POST")
+            user = self._hinted(query)
         except SignInError as error:
             number = f"AADSTS{error.number}: "
             return answer({**state, "error": error.error, "error_description": number + error.text})
@@ -340,10 +340,10 @@ class UserGrants:
                 "id": self._ids.new(),
                 "start": self._start,
                 "user": user,
-                "scope": given.get("scope", ""),
+                "scope": query.get("scope", ""),
                 "redirect": _digest(redirect_uri),
-                "nonce": given.get("nonce", ""),
-                "challenge": _challenge(given),
+                "nonce": query.get("nonce", ""),
+                "challenge": _challenge(query),
             },
             kind="code",
             lifetime_s=CODE_LIFETIME_S,
@@ -351,15 +351,15 @@ class UserGrants:
         return answer({"code": code, **state})
 
     async def _fault_of_approval(self, request: HttpRequest, form: Mapping[str, str]) -> str:
-        """Return why the form of a page approves nothing, "" if it does."""
+        """Return why the form of a page does not approve, "" if it does."""
         if "approve" not in form or is_of_another_site(request):
             return "Approve the sign-in on this page."
         if not self._needs_token:
             return ""
-        given = await self._accounts.by_password(
+        account = await self._accounts.by_password(
             self._default_user, form.get("token", ""), client=request.counted_address
         )
-        return "" if given is not None else "This is not the token of this relay."
+        return "" if account is not None else "This is not the token of this relay."
 
     def _new_device_code(self, asked: SignInRequest, form: Mapping[str, str]) -> Response:
         form = _with_resource(asked, form)
@@ -408,7 +408,7 @@ class UserGrants:
         return claims
 
     def _use_once(self, identifier: str, lifetime_s: int) -> None:
-        """Note that a code is used. Raises SignInError the second time, UsedFullError."""
+        """Record that a code is used. Raises SignInError for the second use, and UsedFullError."""
         now_s = self._clock.queue_us() / 1_000_000
         if not self._used.add(identifier, ends_s=now_s + lifetime_s, now_s=now_s):
             text = "The code was already redeemed; expected a new one."
@@ -418,51 +418,52 @@ class UserGrants:
         return self._clock.time_us() // 1_000_000
 
 
-def _with_resource(asked: SignInRequest, given: Mapping[str, str]) -> Mapping[str, str]:
-    """Return the parameters of a request, at a path of version 1 with its resource as the scope."""
-    if asked.path not in V1_OF or "scope" in given or not (resource := resource_of(given)):
-        return given
-    return {**given, "scope": f"{resource}/.default"}
+def _with_resource(asked: SignInRequest, form: Mapping[str, str]) -> Mapping[str, str]:
+    """Return the parameters of a request. In version 1, the resource becomes the scope."""
+    if asked.path not in V1_OF or "scope" in form:
+        return form
+    resource = resource_of(form)
+    return {**form, "scope": f"{resource}/.default"} if resource else form
 
 
 def _parameters(query: tuple[tuple[str, str], ...]) -> Mapping[str, str]:
     """Return the parameters of a URL; empty ones count as absent (RFC 6749 3.1)."""
-    given = {name: value for name, value in query if value}
-    for name in given:
-        if sum(one == name for one, _ in query) > 1:
+    parameters = {name: value for name, value in query if value}
+    for name in parameters:
+        if sum(key == name for key, _ in query) > 1:
             text = f"The parameter {quoted(name)} occurs more than once."
             raise SignInError("invalid_request", text, number=900144)
-    _bounded(given.get("state", ""), "state", _STATE_MAX)
-    return given
+    _bounded(parameters.get("state", ""), "state", _STATE_MAX)
+    return parameters
 
 
-def _check_authorization(given: Mapping[str, str], *, is_approved: bool) -> None:
+def _check_authorization(query: Mapping[str, str], *, is_approved: bool) -> None:
     """Raise SignInError for invalid parameters of /authorize; the redirect reports it."""
-    if not is_approved and given.get("prompt") == "none":
+    if not is_approved and query.get("prompt") == "none":
         text = "A person has to approve the sign-in, and prompt=none allows no page."
         raise SignInError("interaction_required", text, number=50058)
-    if (kind := required(given, "response_type")) != "code":
+    if (kind := required(query, "response_type")) != "code":
         text = f"response_type: found {quoted(kind)}, expected 'code'."
         raise SignInError("unsupported_response_type", text, number=70003)
-    if (mode := given.get("response_mode", "query")) not in MODES:
+    if (mode := query.get("response_mode", "query")) not in MODES:
         text = f"response_mode: found {quoted(mode)}, expected one of {', '.join(MODES)}."
         raise SignInError("invalid_request", text, number=900144)
-    _audience(_scope(given).split())
-    _bounded(given.get("nonce", ""), "nonce", _NONCE_MAX)
-    method = given.get("code_challenge_method", "plain")
+    _audience(_scope(query).split())
+    _bounded(query.get("nonce", ""), "nonce", _NONCE_MAX)
+    method = query.get("code_challenge_method", "plain")
     if method not in ("plain", "S256"):
         text = f"code_challenge_method: found {quoted(method)}, expected plain or S256."
         raise SignInError("invalid_request", text, number=501491)
-    challenge = given.get("code_challenge", "")
-    if (challenge or "code_challenge_method" in given) and not _PKCE.fullmatch(challenge):
+    challenge = query.get("code_challenge", "")
+    if (challenge or "code_challenge_method" in query) and not _PKCE.fullmatch(challenge):
         text = f"code_challenge: found {quoted(challenge)}, expected 43 to 128 characters of "
         raise SignInError("invalid_request", f"{text}RFC 7636.", number=501491)
 
 
-def _challenge(given: Mapping[str, str]) -> str:
-    """Return the challenge of a plain or an S256 one as S256, "" for none."""
-    challenge = given.get("code_challenge", "")
-    is_plain = given.get("code_challenge_method", "plain") == "plain"
+def _challenge(query: Mapping[str, str]) -> str:
+    """Return the code challenge in the form of S256, "" for none."""
+    challenge = query.get("code_challenge", "")
+    is_plain = query.get("code_challenge_method", "plain") == "plain"
     return _digest(challenge) if challenge and is_plain else challenge
 
 
@@ -476,7 +477,7 @@ def _check_verifier(verifier: str, challenge: str) -> None:
 
 
 def _scope(form: Mapping[str, str]) -> str:
-    """Return the scope, "" for none. Raises SignInError for one that is too long or no scope."""
+    """Return the scope, "" for none. Raises SignInError if it is too long or not valid."""
     scope = _bounded(form.get("scope", ""), "scope", _SCOPE_MAX)
     if not _SCOPE.fullmatch(scope):
         text = f"The scope {quoted(scope)} is not valid: expected printable ASCII."
@@ -487,13 +488,13 @@ def _scope(form: Mapping[str, str]) -> str:
 def _audience(scopes: list[str]) -> str:
     """Return the resource of scopes such as https://graph.microsoft.com/Mail.Send, "" for none."""
     resources = dict.fromkeys(
-        one.rpartition("/")[0].rstrip("/") for one in scopes if one not in OIDC_SCOPES
+        scope.rpartition("/")[0].rstrip("/") for scope in scopes if scope not in OIDC_SCOPES
     )
-    found = [one for one in resources if one]
-    if len(found) > 1:
+    named = [resource for resource in resources if resource]
+    if len(named) > 1:
         text = "The input parameter scope is not valid because it contains more than one resource: "
-        raise SignInError("invalid_scope", text + ", ".join(map(quoted, found)), number=28000)
-    return _bounded(found[0], "scope", TEXT_MAX) if found else ""
+        raise SignInError("invalid_scope", text + ", ".join(map(quoted, named)), number=28000)
+    return _bounded(named[0], "scope", TEXT_MAX) if named else ""
 
 
 def _bounded(text: str, name: str, octets_max: int) -> str:

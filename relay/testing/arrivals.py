@@ -18,8 +18,8 @@ from relay.base.message.address import own_mailbox
 from relay.base.message.lifecycle import AT_REST, RecipientState
 from relay.operation.app.daemon import Daemon
 from relay.store.journeys.document import Journey
+from relay.store.mailbox.errors import NoSuchItemError
 from relay.store.mailbox.message_file import mailbox_directory
-from relay.store.mailbox.types import NoSuchItemError
 from relay.testing.message import field_addresses, field_text
 
 _NOT_RECEIVED = frozenset({".Drafts", ".Sent", ".Outbox"})

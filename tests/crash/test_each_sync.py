@@ -15,15 +15,11 @@ import pytest
 
 from relay.base.crashpoints import CrashPoint
 from relay.store.mailbox import maildir
+from relay.store.mailbox.errors import OutcomeUnknownError, StoreUnavailableError
+from relay.store.mailbox.pending_submission import PendingSubmission, SendOptions
 from relay.store.mailbox.query import MessageQuery
 from relay.store.mailbox.settings_file import UserSettings
-from relay.store.mailbox.types import (
-    MessageChange,
-    OutcomeUnknownError,
-    PendingSubmission,
-    SendOptions,
-    StoreUnavailableError,
-)
+from relay.store.mailbox.stored_message import MessageChange
 from relay.submission.outbox.store import FileStore
 from tests.support.forgetful import KilledError
 from tests.support.long_tests import sampled

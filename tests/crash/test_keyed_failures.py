@@ -12,14 +12,14 @@ from pathlib import Path
 import pytest
 
 from relay.store.mailbox import maildir
-from relay.store.mailbox.types import (
+from relay.store.mailbox.errors import (
     BeingSentError,
-    MessageChange,
     OutcomeUnknownError,
-    SendOptions,
     StoreError,
     StoreUnavailableError,
 )
+from relay.store.mailbox.pending_submission import SendOptions
+from relay.store.mailbox.stored_message import MessageChange
 from relay.submission.outbox.idempotency import KEYS
 from relay.submission.outbox.store import FileStore
 from tests.support.manual_clock import ManualClock

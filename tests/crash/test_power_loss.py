@@ -24,8 +24,9 @@ from relay.base.crashpoints import CrashPoint, CrashPoints
 from relay.base.message.properties import EmailAddress, MessageProperties
 from relay.formats.draft import read_properties
 from relay.store.mailbox import maildir
+from relay.store.mailbox.errors import OutcomeUnknownError, StoreUnavailableError
 from relay.store.mailbox.message_file import delivered_base_name
-from relay.store.mailbox.types import OutcomeUnknownError, SendOptions, StoreUnavailableError
+from relay.store.mailbox.pending_submission import SendOptions
 from relay.submission.outbox.store import FileStore
 from tests.support.logged_disk import LoggedDisk
 from tests.support.long_tests import sampled

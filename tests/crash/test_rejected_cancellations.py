@@ -16,12 +16,9 @@ from pathlib import Path
 import pytest
 
 from relay.store.mailbox import maildir
-from relay.store.mailbox.types import (
-    MessageChange,
-    PendingSubmission,
-    SendOptions,
-    StoreUnavailableError,
-)
+from relay.store.mailbox.errors import StoreUnavailableError
+from relay.store.mailbox.pending_submission import PendingSubmission, SendOptions
+from relay.store.mailbox.stored_message import MessageChange
 from relay.submission.outbox.store import FileStore
 from tests.support.forgetful import KilledError
 from tests.support.long_tests import sampled

@@ -7,11 +7,8 @@ from pathlib import Path
 import pytest
 
 from relay.store.mailbox import maildir
-from relay.store.mailbox.types import (
-    OutcomeUnknownError,
-    SendOptions,
-    StoreUnavailableError,
-)
+from relay.store.mailbox.errors import OutcomeUnknownError, StoreUnavailableError
+from relay.store.mailbox.pending_submission import SendOptions
 from relay.submission.outbox.store import FileStore
 from tests.support.long_tests import sampled
 from tests.support.manual_clock import ManualClock

@@ -16,13 +16,10 @@ from relay.base.message.content import Content, LargeContent, octets_in_blocks
 from relay.base.message.nexthop import HopKind, NextHop
 from relay.base.settings.tree import DnsSettings
 from relay.base.socket_address import Address
-from relay.store.mailbox.types import (
-    DeliveryResult,
-    MailboxFullError,
-    Room,
-    StoreUnavailableError,
-    WellKnown,
-)
+from relay.store.mailbox.delivery_store import DeliveryResult
+from relay.store.mailbox.errors import MailboxFullError, StoreUnavailableError
+from relay.store.mailbox.stored_message import WellKnown
+from relay.store.mailbox.usage import Room
 from relay.transport.policy.engine import RuleSet
 from relay.transport.policy.rule_files import read_rules
 from relay.transport.routing.mx_hosts import (

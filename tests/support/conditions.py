@@ -31,7 +31,7 @@ from relay.store.mailbox.query import (
     SearchIn,
     SortOrder,
 )
-from relay.store.mailbox.types import StoredMessage
+from relay.store.mailbox.stored_message import StoredMessage
 
 Value = str | int | bool
 _IMPORTANCES = ("low", "normal", "high")

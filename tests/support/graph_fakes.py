@@ -23,22 +23,20 @@ from relay.front_door.http.gateway import Gateway
 from relay.front_door.notifications.subscription_file import Subscription
 from relay.front_door.notifications.subscriptions import NoSubscriptionError
 from relay.front_door.sign_in.authentication import HttpAuthentication
+from relay.store.mailbox.errors import NoSuchItemError, StalePositionError
 from relay.store.mailbox.message_state import MessageState, flag_of, with_state
+from relay.store.mailbox.pending_submission import PendingSubmission, SendOptions
 from relay.store.mailbox.query import MessageQuery
 from relay.store.mailbox.settings_file import UserSettings
-from relay.store.mailbox.types import (
+from relay.store.mailbox.stored_message import (
     NO_PRECONDITION,
     Folder,
     MessageChange,
-    NoSuchItemError,
     Page,
-    PendingSubmission,
-    QuotaLimits,
-    SendOptions,
-    StalePositionError,
     StoredMessage,
     WellKnown,
 )
+from relay.store.mailbox.usage import QuotaLimits
 from tests.support.accounts import HOSTNAME, TokenAccounts, authentication_of
 from tests.support.conditions import facts_of, matches, order_key
 from tests.support.limits import usage_of

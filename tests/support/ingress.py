@@ -27,7 +27,7 @@ from relay.base.settings.tree import Route, SmtpListener, TlsSettings
 from relay.base.socket_address import Address
 from relay.delivery.reports.bounces import Reporter
 from relay.front_door.sign_in.token_login import TokenLogin
-from relay.store.mailbox.types import Room
+from relay.store.mailbox.usage import Room
 from relay.store.spool.types import Accepted, Claim, NewMessage
 from relay.transport.ingress.acceptance import Acceptance
 from relay.transport.ingress.listener_role import ListenerRole

@@ -12,11 +12,8 @@ from relay.base.observe.metrics import Metrics
 from relay.formats.convert import convert
 from relay.formats.draft import DraftOrigin
 from relay.store.journeys.submission_log import SubmissionFacts, SubmissionLog
-from relay.store.mailbox.types import (
-    MailboxFullError,
-    NoSuchItemError,
-    PendingSubmission,
-)
+from relay.store.mailbox.errors import MailboxFullError, NoSuchItemError
+from relay.store.mailbox.pending_submission import PendingSubmission
 from relay.submission.outbox.pending import PendingSubmissions
 from relay.submission.pickup.conversion import ConversionPool
 from relay.submission.pickup.dispatch import Pickup

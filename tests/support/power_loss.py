@@ -12,12 +12,9 @@ from relay.base.crashpoints import CrashPoint
 from relay.base.message.extended_properties import DEFERRED_SEND_TIME
 from relay.base.message.properties import EmailAddress, ExtendedProperty, MessageProperties
 from relay.formats.draft import read_properties
+from relay.store.mailbox.errors import StoreError
+from relay.store.mailbox.pending_submission import SendOptions, SubmissionKey
 from relay.store.mailbox.query import MessageQuery
-from relay.store.mailbox.types import (
-    SendOptions,
-    StoreError,
-    SubmissionKey,
-)
 from relay.submission.outbox.store import FileStore
 from tests.support.forgetful import ForgetfulDisk, KilledError
 from tests.support.manual_clock import ManualClock

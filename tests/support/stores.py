@@ -11,7 +11,8 @@ from relay.base.crashpoints import CrashPoints
 from relay.store.journeys.submission_log import SubmissionLog
 from relay.store.mailbox.mail_root import MailRoot
 from relay.store.mailbox.maildir import SYNC_FAILURES
-from relay.store.mailbox.types import PendingSubmission, QuotaLimits
+from relay.store.mailbox.pending_submission import PendingSubmission
+from relay.store.mailbox.usage import QuotaLimits
 from relay.submission.outbox.store import FileStore
 
 HOSTNAME = "relay.example.test"

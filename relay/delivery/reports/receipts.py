@@ -38,9 +38,10 @@ from relay.formats.dsn import ReportedRecipient, ReportKind
 from relay.formats.mdn import reply_request, write_reply
 from relay.store.journeys.details import ReportDetail
 from relay.store.journeys.events import Event
+from relay.store.mailbox.errors import StoreError
 from relay.store.mailbox.owed_copies import OwedCopies, Sighting
 from relay.store.mailbox.settings_file import AutomaticReplies, SettingsFiles
-from relay.store.mailbox.types import StoreError, WellKnown
+from relay.store.mailbox.stored_message import WellKnown
 from relay.store.spool.engine import SpoolEngine
 from relay.store.spool.shared.receipts import ReceiptLedger
 from relay.store.spool.types import Claim, ClaimedRecipient, SentReceipt, SpoolError

@@ -38,13 +38,13 @@ class ReceivedMail:
     @property
     def addresses(self) -> list[str]:
         """The recipients without parameters."""
-        return [one.address for one in self.recipients]
+        return [recipient.address for recipient in self.recipients]
 
     @property
     def queue_id(self) -> str:
         """The queue id that Relay wrote into the first Received field, "" without one."""
-        found = _queue_id.search(self.content, 0, _HEADER_BYTES_MAX)
-        return found[1].decode() if found else ""
+        match = _queue_id.search(self.content, 0, _HEADER_BYTES_MAX)
+        return match[1].decode() if match else ""
 
 
 @dataclass(frozen=True, slots=True)

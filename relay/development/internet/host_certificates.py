@@ -46,9 +46,9 @@ class HostCertificates:
     def for_host(self, name: str, which: HostCertificate = "good") -> ssl.SSLContext:
         """Return the context of a server with this name."""
         if (name, which) not in self._contexts:
-            shown = _OTHER_NAME if which == "other-name" else name
+            subject = _OTHER_NAME if which == "other-name" else name
             end = _EXPIRED if which == "expired" else _LAST
-            self._contexts[name, which] = self._issue(shown, end=end)
+            self._contexts[name, which] = self._issue(subject, end=end)
         return self._contexts[name, which]
 
     def for_names(self, prefix: str) -> ssl.SSLContext:

@@ -34,14 +34,14 @@ def overview(internet: SimulatedInternet) -> dict[str, Any]:
         "domains": domains,
         "graph": [
             {
-                "status": one.status,
-                "method": one.method,
-                "path": one.path,
-                "account": one.account,
+                "status": fault.status,
+                "method": fault.method,
+                "path": fault.path,
+                "account": fault.account,
                 "used": use.used,
                 "left": use.left,
             }
-            for one, use in zip(faults, used, strict=True)
+            for fault, use in zip(faults, used, strict=True)
         ],
         "hosts": _hosts(internet),
         "shipped": reply_names(),
@@ -56,35 +56,35 @@ def _domain(domain: RemoteDomain, used: Sequence[UsedReply]) -> dict[str, Any]:
         "null_mx": domain.null_mx,
         "mx": [
             {
-                "host": one.host,
-                "preference": one.preference,
-                "addresses": one.addresses,
-                "latency_s": one.latency + domain.latency,
+                "host": host.host,
+                "preference": host.preference,
+                "addresses": host.addresses,
+                "latency_s": host.latency + domain.latency,
             }
-            for one in domain.hosts
+            for host in domain.hosts
         ],
         "tls": domain.tls,
         "certificate": domain.certificate,
         "mta_sts": domain.mta_sts or "",
         "dane": domain.dane,
         "greylist_s": domain.greylist,
-        "limits": [_limit(one) for one in domain.limit],
+        "limits": [_limit(limit) for limit in domain.limit],
         "replies": [
             {
-                "verb": one.verb,
-                "name": one.name,
-                "recipient": one.recipient,
-                "sender": one.sender,
-                "host": one.host,
-                "reply": one.reply,
-                "action": one.action,
-                "delay_s": one.delay,
-                "chance": one.chance,
-                "times": one.times,
+                "verb": rule.verb,
+                "name": rule.name,
+                "recipient": rule.recipient,
+                "sender": rule.sender,
+                "host": rule.host,
+                "reply": rule.reply,
+                "action": rule.action,
+                "delay_s": rule.delay,
+                "chance": rule.chance,
+                "times": rule.times,
                 "used": use.used,
                 "left": use.left,
             }
-            for one, use in zip(domain.reply, used, strict=True)
+            for rule, use in zip(domain.reply, used, strict=True)
         ],
     }
 
@@ -126,8 +126,8 @@ def _host(
         "sessions": host.sessions if host else 0,
         "open": host.open if host else 0,
         "received": len(received),
-        "messages": [_message(one) for one in received[:GIVEN_MAX]],
-        "given": [_given(one) for one in reversed(host.given)] if host else [],
+        "messages": [_message(mail) for mail in received[:GIVEN_MAX]],
+        "given": [_given(reply) for reply in reversed(host.given)] if host else [],
     }
 
 
@@ -143,13 +143,13 @@ def _message(mail: ReceivedMail) -> dict[str, Any]:
     }
 
 
-def _given(given: GivenReply) -> Mapping[str, Any]:
+def _given(reply: GivenReply) -> Mapping[str, Any]:
     return {
-        "at": rfc3339(given.at_us),
-        "verb": given.stage,
-        "sender": given.sender,
-        "recipient": given.recipient,
-        "did": what_was_done(given.action),
+        "at": rfc3339(reply.at_us),
+        "verb": reply.stage,
+        "sender": reply.sender,
+        "recipient": reply.recipient,
+        "did": what_was_done(reply.action),
     }
 
 

@@ -34,7 +34,7 @@ def policy_of(domain: RemoteDomain) -> str:
     if domain.mta_sts is None:
         return ""
     lines = ["version: STSv1", f"mode: {domain.mta_sts}", f"max_age: {_MAX_AGE_S}"]
-    return "\r\n".join([*lines, *(f"mx: {one.host}" for one in domain.hosts), ""])
+    return "\r\n".join([*lines, *(f"mx: {host.host}" for host in domain.hosts), ""])
 
 
 class PolicyServer:
@@ -63,13 +63,13 @@ class PolicyServer:
         if self._server is not None:
             self._server.close()
         self._listener.close()
-        for one in list(self.connections):
-            one.transport.abort()
+        for connection in list(self.connections):
+            connection.transport.abort()
 
     def answer(self, request: bytes) -> bytes:
         """Return the answer to a request, whose header is complete."""
-        found = _request(request)
-        domain = self._domain_of(found[1].decode()) if found else None
+        match = _request(request)
+        domain = self._domain_of(match[1].decode()) if match else None
         body = policy_of(domain) if domain is not None else ""
         status = "200 OK" if body else "404 Not Found"
         fields = f"Content-Type: text/plain\r\nContent-Length: {len(body)}\r\nConnection: close"

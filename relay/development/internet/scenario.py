@@ -143,7 +143,7 @@ class RemoteDomain:
         if self.mx is None:
             return (MxHost(f"mx1.{self.name}", addresses=self.addresses),)
         implicit = tuple(MxHost(name, 0, self.addresses) for name in self.names)
-        return tuple(sorted(self.mx, key=lambda one: one.preference)) or implicit
+        return tuple(sorted(self.mx, key=lambda host: host.preference)) or implicit
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,23 +179,23 @@ class Scenario:
 
     def domain_of(self, name: str) -> RemoteDomain | None:
         """Return the domain with this name or alias, in lower case."""
-        return next((one for one in self.domain if name in one.names), None)
+        return next((domain for domain in self.domain if name in domain.names), None)
 
     def domains_at(self, host: str) -> Iterator[RemoteDomain]:
         """Yield the domains that `host` receives mail for."""
-        for one in self.domain:
-            if any(host == each.host for each in one.hosts):
-                yield one
+        for domain in self.domain:
+            if any(host == mx_host.host for mx_host in domain.hosts):
+                yield domain
 
     def latency_of(self, host: str) -> float:
         """Return the seconds by which each reply of `host` is late."""
-        found = [
-            one.latency + each.latency
-            for one in self.domains_at(host)
-            for each in one.hosts
-            if each.host == host
+        latencies = [
+            domain.latency + mx_host.latency
+            for domain in self.domains_at(host)
+            for mx_host in domain.hosts
+            if mx_host.host == host
         ]
-        return max(found, default=0.0)
+        return max(latencies, default=0.0)
 
     def domain_at(self, host: str) -> RemoteDomain:
         """Return the domain that says what `host` does about TLS: the first it has mail for."""
@@ -219,17 +219,17 @@ def wire_reply(text: str) -> str:
     code = first[1]
     texts = [first[2]]
     for line in lines[1:]:
-        found = _reply_line(line)
-        if found and found[1] != code:
+        match = _reply_line(line)
+        if match and match[1] != code:
             raise ValueError(f"the code {code} on every line of the reply")
-        texts.append(found[2] if found else line)
+        texts.append(match[2] if match else line)
     if len(texts) > _LINES_MAX:
         raise ValueError(f"a reply of at most {_LINES_MAX} lines")
-    for each in texts:
-        if not (each.isascii() and each.isprintable()) or len(each) > _LINE_OCTETS_MAX:
+    for line in texts:
+        if not (line.isascii() and line.isprintable()) or len(line) > _LINE_OCTETS_MAX:
             raise ValueError(f"lines of at most {_LINE_OCTETS_MAX} characters, printable ASCII")
     *others, last = texts
-    return "\n".join([*(f"{code}-{each}" for each in others), f"{code} {last}"])
+    return "\n".join([*(f"{code}-{line}" for line in others), f"{code} {last}"])
 
 
 def filled(reply: str, *, recipient: str, sender: str, host: str) -> str:
@@ -240,4 +240,4 @@ def filled(reply: str, *, recipient: str, sender: str, host: str) -> str:
         "sender_domain": sender.rpartition("@")[2],
         "host": host,
     }
-    return _placeholder.sub(lambda found: values[found[1]], reply)
+    return _placeholder.sub(lambda match: values[match[1]], reply)

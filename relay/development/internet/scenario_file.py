@@ -70,14 +70,14 @@ def read_scenarios(names: Sequence[str]) -> ScenarioText:
     After a shipped name, ":REPLY" makes every recipient of its domains get that reply. Raises
     SettingsError.
     """
-    found = [_named(name) for name in names]
-    if not found:
+    texts = [_named(name) for name in names]
+    if not texts:
         return EMPTY
-    if len(found) == 1:
-        return found[0]
+    if len(texts) == 1:
+        return texts[0]
     table: dict[str, Any] = {}
-    for one in found:
-        for key, value in tomllib.loads(one.toml).items():
+    for scenario_text in texts:
+        for key, value in tomllib.loads(scenario_text.toml).items():
             table[key] = [*table.get(key, ()), *value] if isinstance(value, list) else value
     return scenario_of(table, Path(" ".join(names)))
 
@@ -106,7 +106,9 @@ def reply_names() -> Mapping[str, Sequence[str]]:
     """Return the shipped scenarios and the names of their replies, which follow a colon."""
     return {
         name: [
-            one.name for domain in read_scenarios([name]).scenario.domain for one in domain.reply
+            reply.name
+            for domain in read_scenarios([name]).scenario.domain
+            for reply in domain.reply
         ]
         for name in shipped_scenarios()
     }
@@ -125,20 +127,20 @@ def read_shipped_scenario(name: str) -> ScenarioText:
     if name not in known:
         message = f"found no scenario of this name, expected PATH.toml or {', '.join(known)}"
         raise SettingsError([Fault(Path(name), 0, "", message)])
-    found = parse_scenario(read_text(known[name]), known[name])
-    return _always(found, reply, known[name]) if reply else found
+    scenario_text = parse_scenario(read_text(known[name]), known[name])
+    return _always(scenario_text, reply, known[name]) if reply else scenario_text
 
 
 def _always(text: ScenarioText, reply: str, file: Path) -> ScenarioText:
     """Return a scenario whose domains give the reply of this name to every recipient."""
     table = tomllib.loads(text.toml)
-    names = [one["name"] for domain in table["domain"] for one in domain.get("reply", ())]
+    names = [rule["name"] for domain in table["domain"] for rule in domain.get("reply", ())]
     if reply not in names:
         expected = f"one of {', '.join(names)}" if names else f"{file.stem} alone"
         message = f"found no reply {shown(reply)}, expected {expected}"
         raise SettingsError([Fault(file, 0, "", message)])
     for domain in table["domain"]:
-        first = [{**one, "recipient": "*"} for one in domain["reply"] if one["name"] == reply]
+        first = [{**rule, "recipient": "*"} for rule in domain["reply"] if rule["name"] == reply]
         domain["reply"] = [*first, *domain["reply"]]
     return scenario_of(table, file)
 
@@ -163,16 +165,17 @@ def _with_wire_replies(scenario: Scenario) -> Scenario:
         scenario,
         domain=tuple(
             dataclasses.replace(
-                one,
+                domain,
                 reply=tuple(
-                    dataclasses.replace(each, reply=wire_reply(each.reply)) if each.reply else each
-                    for each in one.reply
+                    dataclasses.replace(rule, reply=wire_reply(rule.reply)) if rule.reply else rule
+                    for rule in domain.reply
                 ),
                 limit=tuple(
-                    dataclasses.replace(each, reply=wire_reply(each.reply)) for each in one.limit
+                    dataclasses.replace(limit, reply=wire_reply(limit.reply))
+                    for limit in domain.limit
                 ),
             )
-            for one in scenario.domain
+            for domain in scenario.domain
         ),
     )
 
@@ -194,8 +197,8 @@ def _faults_in(made: object) -> Iterator[tuple[KeyPath, str]]:
 
 def _faults_of_reply(reply: ScriptedReply) -> Iterator[tuple[KeyPath, str]]:
     if bool(reply.reply) == bool(reply.action) and not (reply.delay and not reply.reply):
-        found = "both" if reply.reply else "neither"
-        yield (), f"found {found} reply and action, expected one of them (or a delay)"
+        which = "both" if reply.reply else "neither"
+        yield (), f"found {which} reply and action, expected one of them (or a delay)"
     if reply.reply:
         yield from _faults_of_text(reply.reply, reply.verb)
     needed = _VERBS_OF_ACTION.get(reply.action)
@@ -228,9 +231,9 @@ def _faults_of_text(text: str, verb: str) -> Iterator[tuple[KeyPath, str]]:
 
 
 def _faults_of_limit(limit: RateLimit) -> Iterator[tuple[KeyPath, str]]:
-    given = [one for one in (limit.connections, limit.messages, limit.recipients) if one]
-    if len(given) != 1:
-        yield (), f"found {len(given)} of connections, messages and recipients, expected one"
+    limits = [number for number in (limit.connections, limit.messages, limit.recipients) if number]
+    if len(limits) != 1:
+        yield (), f"found {len(limits)} of connections, messages and recipients, expected one"
     elif limit.rate[0] > RATE_MAX:
         yield (), f"found a limit of {limit.rate[0]}, expected at most {RATE_MAX}"
     yield from _faults_of_text(limit.reply, limit.verb)
@@ -239,10 +242,10 @@ def _faults_of_limit(limit: RateLimit) -> Iterator[tuple[KeyPath, str]]:
 def _faults_of_domain(domain: RemoteDomain) -> Iterator[tuple[KeyPath, str]]:
     if domain.null_mx and domain.mx:
         yield ("mx",), f"found {counted(len(domain.mx), 'host')} and null_mx, expected one of them"
-    for key, found in (("mta_sts", domain.mta_sts), ("dane", domain.dane)):
-        if domain.null_mx and found:
+    for key, setting in (("mta_sts", domain.mta_sts), ("dane", domain.dane)):
+        if domain.null_mx and setting:
             expected = "expected one of them: mail has no host"
-            yield (key,), f"found {shown(found)} and null_mx, {expected}"
+            yield (key,), f"found {shown(setting)} and null_mx, {expected}"
     yield from _delays(domain, "latency", "greylist")
 
 
@@ -262,9 +265,9 @@ def _delays(made: object, *keys: str) -> Iterator[tuple[KeyPath, str]]:
 
 def _faults_of(scenario: Scenario) -> Iterator[tuple[KeyPath, str]]:
     """Yield the faults that concern several tables."""
-    replies = sum(len(one.reply) + len(one.limit) for one in scenario.domain)
-    names = sum(len(one.names) for one in scenario.domain)
-    hosts = {each.host for one in scenario.domain for each in one.hosts}
+    replies = sum(len(domain.reply) + len(domain.limit) for domain in scenario.domain)
+    names = sum(len(domain.names) for domain in scenario.domain)
+    hosts = {host.host for domain in scenario.domain for host in domain.hosts}
     for key, number, most, noun in (
         ("domain", len(scenario.domain), DOMAINS_MAX, "domain"),
         ("domain", names, NAMES_MAX, "name"),
@@ -288,7 +291,7 @@ def with_reply(text: ScenarioText, domain: str, reply: Mapping[str, Any]) -> Sce
     """
     name = domain_of(f"@{domain.strip()}")
     domains = text.scenario.domain
-    number = next((i for i, one in enumerate(domains) if name in one.names), len(domains))
+    number = next((i for i, domain in enumerate(domains) if name in domain.names), len(domains))
 
     table = tomllib.loads(text.toml)
     tables = table.setdefault("domain", [])

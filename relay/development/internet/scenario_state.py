@@ -123,7 +123,7 @@ class ScenarioState:
             for index in range(len(domain.reply))
         }
         for counted in (self._used, self._tried):
-            for place in [one for one in counted if one[0] and one not in there]:
+            for place in [key for key in counted if key[0] and key not in there]:
                 del counted[place]
 
     # -- scenario
@@ -136,8 +136,8 @@ class ScenarioState:
                 recipient = _recipient_for(rule, domain, moment)
                 if recipient is not None and self._use(_place_of(domain, index)):
                     return _action(rule, moment, recipient)
-            if found := self._by_domain(number, domain, moment):
-                return found
+            if action := self._by_domain(number, domain, moment):
+                return action
         return None
 
     def _by_domain(self, number: int, domain: RemoteDomain, moment: Moment) -> Action | None:
@@ -192,34 +192,34 @@ class ScenarioState:
 
     def _for_test_recipient(self, moment: Moment) -> Action | None:
         if moment.stage == "RCPT":
-            wanted = find_test_recipient(moment.recipient)
-            return self._action_of(wanted, moment) if wanted else None
+            test_recipient = find_test_recipient(moment.recipient)
+            return self._action_of(test_recipient, moment) if test_recipient else None
         if moment.stage == "DOT":
             for recipient in moment.recipients:
-                wanted = find_test_recipient(recipient)
-                if wanted and (found := self._action_of(wanted, moment)):
-                    return found
+                test_recipient = find_test_recipient(recipient)
+                if test_recipient and (action := self._action_of(test_recipient, moment)):
+                    return action
         return None
 
-    def _action_of(self, wanted: TestRecipient, moment: Moment) -> Action | None:
-        if wanted.stage != moment.stage:
+    def _action_of(self, recipient: TestRecipient, moment: Moment) -> Action | None:
+        if recipient.stage != moment.stage:
             return None
         pair = moment.sender, moment.recipient.lower()
-        match wanted.manner:
-            case Manner.REPLY if not wanted.times or self._is_refused(pair, wanted.times):
-                return Action(wanted.reply)
+        match recipient.manner:
+            case Manner.REPLY if not recipient.times or self._is_refused(pair, recipient.times):
+                return Action(recipient.reply)
             case Manner.GREYLIST if not self._is_known(pair, GREYLISTED_S):
-                return Action(wanted.reply)
+                return Action(recipient.reply)
             case Manner.GREYLIST:
                 del self._first_us[pair]  # the next message is greylisted again
             case Manner.NEEDS_TLS if not moment.tls:
-                return Action(wanted.reply)
+                return Action(recipient.reply)
             case Manner.DROP:
                 return Action(drop=True)
             case Manner.STALL:
                 return Action(stall=True)
             case Manner.DELAY:
-                return Action(delay_s=wanted.delay_s)
+                return Action(delay_s=recipient.delay_s)
         return None
 
     def _is_refused(self, pair: _Pair, times: int) -> bool:
@@ -240,8 +240,8 @@ def _place_of(domain: RemoteDomain, index: int) -> _Place:
 def _is_concerned(domain: RemoteDomain, moment: Moment) -> bool:
     if moment.stage in WITH_RECIPIENTS:
         named = (moment.recipient,) if moment.stage == "RCPT" else moment.recipients
-        return any(_is_in(domain, one) for one in named)
-    return any(moment.host == one.host for one in domain.hosts)
+        return any(_is_in(domain, address) for address in named)
+    return any(moment.host == host.host for host in domain.hosts)
 
 
 def _is_in(domain: RemoteDomain, address: str) -> bool:
@@ -251,7 +251,7 @@ def _is_in(domain: RemoteDomain, address: str) -> bool:
 def _is_asked_for(rule: ScriptedReply, domain: RemoteDomain, name: str) -> bool:
     if not rule.host:
         return name in domain.names
-    return any(name == one.host for one in domain.hosts) and rule.fits(
+    return any(name == host.host for host in domain.hosts) and rule.fits(
         recipient="", sender="", host=name
     )
 
@@ -263,10 +263,10 @@ def _recipient_for(rule: ScriptedReply, domain: RemoteDomain, moment: Moment) ->
     addresses: Iterable[str] = ("",)
     if moment.stage in WITH_RECIPIENTS:
         named = (moment.recipient,) if moment.stage == "RCPT" else moment.recipients
-        addresses = [one for one in named if _is_in(domain, one)]
-    for one in addresses:
-        if rule.fits(recipient=one, sender=moment.sender, host=moment.host):
-            return one
+        addresses = [address for address in named if _is_in(domain, address)]
+    for address in addresses:
+        if rule.fits(recipient=address, sender=moment.sender, host=moment.host):
+            return address
     return None
 
 

@@ -173,7 +173,7 @@ class SimulatedInternet:
         if domain.null_mx:
             return ["0 ."]
         hosts = domain.hosts if domain.has_mx else ()
-        return [f"{one.preference} {one.host}." for one in hosts]
+        return [f"{host.preference} {host.host}." for host in hosts]
 
     def _is_signed(self, name: str) -> bool:
         """Return whether a name is the root, or belongs to a domain with DANE."""
@@ -196,7 +196,7 @@ class SimulatedInternet:
     def _host_of(self, name: str) -> MxHost | None:
         """Return what is known of a host, None if there is none of this name."""
         for domain in self.state.scenario.domains_at(name):
-            return next(one for one in domain.hosts if one.host == name)
+            return next(host for host in domain.hosts if host.host == name)
         return MxHost(name) if name.startswith(_DEFAULT_HOST) else None
 
     # -- hosts

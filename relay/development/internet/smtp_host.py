@@ -363,8 +363,8 @@ class _Session:
         if not self._options.lmtp:
             await self._dot_of(mail)
             return
-        for one in mail.recipients:
-            await self._dot_of(dataclasses.replace(mail, recipients=(one,)))
+        for recipient in mail.recipients:
+            await self._dot_of(dataclasses.replace(mail, recipients=(recipient,)))
 
     async def _dot_of(self, mail: ReceivedMail) -> None:
         """Reply to the final dot; `mail` has the recipients that the reply is for."""
@@ -393,7 +393,7 @@ class _Session:
             tls=bool(self._tls),
             sender=self._mail[0] if self._mail else "",
             recipient=recipient,
-            recipients=tuple(one.address for one in self._recipients),
+            recipients=tuple(recipient.address for recipient in self._recipients),
             mail=mail,
             session=self._number,
         )

@@ -105,8 +105,8 @@ def find_test_recipient(address: str) -> TestRecipient | None:
     if service := _SERVICES.get(domain):
         name, _, _ = local.partition("+")  # both products allow a label behind "+"
         return service.get(name)
-    if found := _mailtrap(address.rpartition("@")[0]):  # its text in its own case
-        return _bounced(found["code"], found["text"])
+    if match := _mailtrap(address.rpartition("@")[0]):  # its text in its own case
+        return _bounced(match["code"], match["text"])
     _, plus, tag = local.rpartition("+")
     if plus and (own := _own(tag)):
         return own
@@ -116,15 +116,15 @@ def find_test_recipient(address: str) -> TestRecipient | None:
 def _own(tag: str) -> TestRecipient | None:
     if fixed := _OWN.get(tag):
         return fixed
-    if found := _own_code(tag):
-        code, status = found["code"], found["status"]
+    if match := _own_code(tag):
+        code, status = match["code"], match["status"]
         if status and status[0] != code[0]:
             return None  # RFC 2034 4: the class of the status is that of the code
-        return TestRecipient(Manner.REPLY, _reply(code, status), times=int(found["times"] or 0))
-    if found := _own_later(tag):
-        return TestRecipient(Manner.LATER, _reply(found["code"]), "DOT")
-    if (found := _own_slow(tag)) and 0 < int(found["seconds"]) <= DELAY_S_MAX:
-        return TestRecipient(Manner.DELAY, delay_s=float(found["seconds"]))
+        return TestRecipient(Manner.REPLY, _reply(code, status), times=int(match["times"] or 0))
+    if match := _own_later(tag):
+        return TestRecipient(Manner.LATER, _reply(match["code"]), "DOT")
+    if (match := _own_slow(tag)) and 0 < int(match["seconds"]) <= DELAY_S_MAX:
+        return TestRecipient(Manner.DELAY, delay_s=float(match["seconds"]))
     return None
 
 
@@ -134,13 +134,13 @@ def _of_mox(local: str) -> TestRecipient | None:
     mox replies to the content, or to the command that the beginning names. Before MAIL a host does
     not know the recipient, so that "mailfrom" is treated as "rcptto".
     """
-    found = _mox(local)
-    if not found or not (found["stage"] or _mox_plain(local)):
+    match = _mox(local)
+    if not match or not (match["stage"] or _mox_plain(local)):
         return None
-    stage = "RCPT" if found["stage"] in ("mailfrom", "rcptto") else "DOT"
-    if found["end"] == "timeout":
+    stage = "RCPT" if match["stage"] in ("mailfrom", "rcptto") else "DOT"
+    if match["end"] == "timeout":
         return TestRecipient(Manner.STALL, stage=stage)
-    code = {"temperror": "451", "permerror": "550"}.get(found["end"], found["end"])
+    code = {"temperror": "451", "permerror": "550"}.get(match["end"], match["end"])
     return TestRecipient(Manner.REPLY, _reply(code), stage)
 
 
@@ -149,8 +149,8 @@ def _bounced(code: str, text: str | None) -> TestRecipient:
     if not text:
         return TestRecipient(Manner.REPLY, _reply(code))
     plain = unquote_to_bytes(text.replace("+", " ")).decode("ascii", "replace")
-    shown = "".join(one if " " <= one <= "~" else "?" for one in plain)[:_TEXT_MAX].strip()
-    return TestRecipient(Manner.REPLY, f"{code} {shown} ({MARK})")
+    printable = "".join(letter if " " <= letter <= "~" else "?" for letter in plain)
+    return TestRecipient(Manner.REPLY, f"{code} {printable[:_TEXT_MAX].strip()} ({MARK})")
 
 
 def _reply(code: str, status: str | None = None, text: str = "") -> str:

@@ -14,7 +14,7 @@ from relay.operation.cli.errors import CommandError, ExitCode
 from relay.operation.cli.options import CommandContext, common_options
 
 _SHORT_S_MAX = 30.0
-_LONG_S_MAX = 3600.0  # of an advance of the clock, and of a reset
+_LONG_S_MAX = 3600.0  # for an advance of the clock, and for a reset
 _NOT_FOUND, _NOT_ALLOWED = 404, 405
 
 
@@ -53,14 +53,14 @@ def _show_clock(context: CommandContext, advance_s: float) -> None:
     path = "/dev/clock"
     client = _client(context, _LONG_S_MAX if advance_s else _SHORT_S_MAX)
     try:
-        found = client.post(path, {"advance_s": advance_s}) if advance_s else client.get(path)
+        clock = client.post(path, {"advance_s": advance_s}) if advance_s else client.get(path)
     except ControlError as error:
         if error.status == _NOT_FOUND:
             text = "relay clock: the relay is a service; only the clock of `relay dev` advances"
             raise CommandError(ExitCode.UNAVAILABLE, text) from None
         raise
-    line = f"{found['now']}  advanced by {found['advanced_s']:.15g} seconds"
-    context.show(found, lambda: [line])
+    line = f"{clock['now']}  advanced by {clock['advanced_s']:.15g} seconds"
+    context.show(clock, lambda: [line])
 
 
 @click.command()

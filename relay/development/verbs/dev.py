@@ -112,7 +112,7 @@ def _plan(
     no_rules: bool,
     **options: Any,
 ) -> DevelopmentOptions:
-    """Return the options of the relay; an option that was not given has its default."""
+    """Return the options of the relay, with defaults for options that were not given."""
     host = ANY if options["listen_all"] else "127.0.0.1"
     usual = {name: Address(host, 0 if once else port) for name, port in PORTS.items()}
     for name, address in usual.items():
@@ -125,9 +125,9 @@ def _plan(
     asked = {name: options.pop(option) for name, option in limits.items()}
     keep = KeepLimits(**{name: value for name, value in asked.items() if value is not None})
     data_home = environment.data_home
-    given = {name: value for name, value in options.items() if value}
+    values = {name: value for name, value in options.items() if value}
     return DevelopmentOptions(
-        **{"https": None, **given},
+        **{"https": None, **values},
         keep=keep,
         ca_dir=data_home / "relay/ca" if data_home else None,
         crash_at=environment.crash_at,
@@ -135,7 +135,7 @@ def _plan(
 
 
 def _is_free(name: str, address: Address) -> bool:
-    """Return whether a usual port is free; if it is in use, say what is missing."""
+    """Return whether a default port is free. If it is in use, say what is missing."""
     try:
         open_listener(address, backlog=1).close()
     except OSError as error:
@@ -160,7 +160,7 @@ def _port_in_use(error: OSError) -> Exception:
 
 
 class _WarningView(DevelopmentView):
-    """What both kinds of output have on stderr."""
+    """What both kinds of output write to stderr."""
 
     def rules_changed(self, text: str) -> None:
         _warn(text)
@@ -187,8 +187,8 @@ class _JsonView(_WarningView):
         facts = {"pages": addresses.pages, **cloud, **files}
         print_json_line({"pid": os.getpid(), **listeners, **facts})
 
-    def demonstrated(self, shown: DemonstratedMessage) -> None:
-        print_json_line(shown.journey)
+    def demonstrated(self, demonstrated: DemonstratedMessage) -> None:
+        print_json_line(demonstrated.journey)
 
     def step(self, journey: Journey, step: JourneyStep) -> None:
         names = ("id", "graph_id", "submission_id", "message_id")
@@ -245,7 +245,9 @@ class _TextView(_WarningView):
     def _with_tls(self, here: DevelopmentAddresses) -> str:
         """Return the ports with TLS."""
         ways = {"STARTTLS": here.submission, "TLS": here.submissions}
-        return "".join(f", {one} ({way})" for way, one in ways.items() if one is not None)
+        return "".join(
+            f", {address} ({way})" for way, address in ways.items() if address is not None
+        )
 
     def _what_leaves(self) -> str:
         target = self._plan.release_to
@@ -265,7 +267,11 @@ class _TextView(_WarningView):
         if not self._plan.is_exposed:
             return ()
         places = {name.upper(): getattr(addresses, name) for name in PORTS}
-        open_to = [f"{name} {one}" for name, one in places.items() if one and not one.is_loopback]
+        open_to = [
+            f"{name} {address}"
+            for name, address in places.items()
+            if address and not address.is_loopback
+        ]
         smtp = "" if addresses.smtp.is_loopback else "; SMTP takes mail from everyone"
         return (
             f"  Reachable  from other machines: {', '.join(open_to)}",
@@ -285,11 +291,11 @@ class _TextView(_WarningView):
             f"             {example}; every recipient has one, also alice@example.com",
         )
 
-    def demonstrated(self, shown: DemonstratedMessage) -> None:
+    def demonstrated(self, demonstrated: DemonstratedMessage) -> None:
         """Print all steps of the first message; of the bounced one, the reason and the report."""
-        journey = shown.journey
-        bounced = bool(shown.report_subject)
-        _echo(f'{shown.title}: {journey.sender}, "{printable(journey.subject)}"')
+        journey = demonstrated.journey
+        bounced = bool(demonstrated.report_subject)
+        _echo(f'{demonstrated.title}: {journey.sender}, "{printable(journey.subject)}"')
         for number in _WHY if bounced else Step:
             mine = [step for step in journey.steps if step.step == number]
             for step in mine:
@@ -297,7 +303,7 @@ class _TextView(_WarningView):
             if not mine:
                 _echo(f" {number:d} {number.title:<18} {'-':<13}  none: no recipient failed")
         if bounced:
-            _echo(f'   "{printable(shown.report_subject)}" is in the Inbox of alice', "")
+            _echo(f'   "{printable(demonstrated.report_subject)}" is in the Inbox of alice', "")
         else:
             _echo("")
 
@@ -306,8 +312,8 @@ class _TextView(_WarningView):
         http, smtp = here.http, here.smtp
         alice, bob = f"alice@{self._domain}", f"bob@{self._domain}"
         user, token = (f"users/{alice}", "TOKEN") if self._plan.token else ("me", "alice")
-        found = CommandContext().found_config_file() == self._place.config  # without --config
-        config = "" if found else f" --config {shlex.quote(str(self._place.config))}"
+        is_found = CommandContext().found_config_file() == self._place.config  # without --config
+        config = "" if is_found else f" --config {shlex.quote(str(self._place.config))}"
         relay = _own_command()
         _echo(
             "Try next:",
@@ -330,7 +336,9 @@ class _TextView(_WarningView):
         return (f"  export {variables}    with Trust: for programs that say graph.microsoft.com",)
 
     def message(self, row: MessageSummary) -> None:
-        subject = row.subject[:_SUBJECT_MAX] + "…" * (len(row.subject) > _SUBJECT_MAX)
+        subject = row.subject
+        if len(subject) > _SUBJECT_MAX:
+            subject = f"{subject[:_SUBJECT_MAX]}…"
         (line,) = log_lines([replace(row, subject=subject).as_json()], width=_STATE_WIDTH)
         _echo(printable(line)[:_LINE_MAX])
 
@@ -341,7 +349,7 @@ class _TextView(_WarningView):
 
 
 def _own_command() -> str:
-    """Return the word by which a shell finds this command: `make run` installs it beside PATH."""
+    """Return the name by which a shell finds this command. `make run` installs it outside PATH."""
     called = Path(sys.argv[0])
     if called.name != "relay" or shutil.which("relay") == str(called.absolute()):
         return "relay"

@@ -1,8 +1,8 @@
 """The options of `relay dev`, each of which an environment variable can give too.
 
 RELAY_DEV_ and the name of the option in capitals, with _ for -: RELAY_DEV_NO_DEMO=1. A variable for
-an option that may be repeated has its values separated by spaces or commas. The command line
-counts more than a variable; an empty variable counts as unset.
+an option that may be repeated has its values separated by spaces or commas. The command line has
+precedence over a variable, and an empty variable counts as unset.
 """
 
 import re
@@ -28,7 +28,7 @@ from relay.transport.policy.globs import Globs
 
 F = TypeVar("F", bound=Callable[..., Any])
 PORTS = {"http": 8025, "https": 8443, "smtp": 1025, "submission": 1587, "submissions": 1465}
-# Left out if they were not given and the port is in use: what is missing then.
+# Listeners that are left out if their default port is in use, and what is then missing.
 OPTIONAL = {
     "https": "HTTPS, by which MSAL and azure-identity sign in",
     "submission": "SMTP with STARTTLS",
@@ -74,13 +74,13 @@ def _milter_address(text: str) -> str:
 
 
 def _scenarios(
-    context: click.Context, option: click.Parameter, given: tuple[str, ...]
+    context: click.Context, option: click.Parameter, arguments: tuple[str, ...]
 ) -> tuple[str, ...]:
-    """Return the values; only those of the environment variable are separated by commas too."""
+    """Return the values. Only the environment variable may separate them by commas."""
     source = context.get_parameter_source(str(option.name))
     if source is not click.core.ParameterSource.ENVIRONMENT:
-        return given
-    return tuple(one for text in given for one in _SEPARATOR.split(text) if one)
+        return arguments
+    return tuple(part for text in arguments for part in _SEPARATOR.split(text) if part)
 
 
 def _address_glob(text: str) -> str:
@@ -111,23 +111,24 @@ def _option(name: str, *declarations: str, **attributes: Any) -> Callable[[F], F
 
 
 def _list(*names: str, of: tuple[Callable[[str], str], str], **attributes: Any) -> Callable[[F], F]:
-    """Return the option of a list: repeatable, its values also separated by commas. `of` are the
-    function that parses one, and what it expects.
+    """Return the option of a list, which is repeatable; a value may be several, with commas.
+
+    `of` is the function that parses a value, and what it expects.
     """
     parse, expected = of
 
     def values(
-        context: click.Context, option: click.Parameter, given: tuple[str, ...]
+        context: click.Context, option: click.Parameter, arguments: tuple[str, ...]
     ) -> tuple[str, ...]:
-        texts = [one for text in given for one in _SEPARATOR.split(text) if one]
-        found = []
+        texts = [part for text in arguments for part in _SEPARATOR.split(text) if part]
+        parsed = []
         for text in texts:
             try:
-                found.append(parse(text))
+                parsed.append(parse(text))
             except ValueError:
                 message = f"expected {expected}, found {shown(text)}"
                 raise click.BadParameter(message, context, option) from None
-        return tuple(dict.fromkeys(found))
+        return tuple(dict.fromkeys(parsed))
 
     return _option(*names, multiple=True, callback=values, **attributes)
 
@@ -142,23 +143,23 @@ def variable_of(name: str) -> str:
 
 
 def unknown_variables(variables: Mapping[str, str], command: click.Command) -> Collection[str]:
-    """Return the names that begin as those of the options, but belong to none."""
-    known = {one.envvar for one in command.params}
-    return sorted(one for one in variables if one.startswith(PREFIX) and one not in known)
+    """Return the variables that begin like those of the options, but belong to no option."""
+    known = {option.envvar for option in command.params}
+    return sorted(name for name in variables if name.startswith(PREFIX) and name not in known)
 
 
 def check_together(options: Mapping[str, Any]) -> None:
     """Raise UsageError for options that exclude each other."""
-    for one, other in (("once", "no_demo"), ("rules", "no_rules")):
-        if options[one] and options[other]:
-            names = " and ".join(f"--{name.replace('_', '-')}" for name in (one, other))
+    for option, other in (("once", "no_demo"), ("rules", "no_rules")):
+        if options[option] and options[other]:
+            names = " and ".join(f"--{name.replace('_', '-')}" for name in (option, other))
             raise click.UsageError(f"{names} exclude each other")
     if options["release_allow"] and not options["release_to"]:
         raise click.UsageError("--release-allow needs --release-to: without it nothing is released")
     if options["release_auto"] and not options["release_allow"]:
         raise click.UsageError("--release-auto needs --release-allow: it says to whom")
-    given = {name: options[name] for name in PORTS if options[name] is not None}
-    exposed = [f"--{name} {at}" for name, at in given.items() if not at.is_loopback]
+    ports = {name: options[name] for name in PORTS if options[name] is not None}
+    exposed = [f"--{name} {at}" for name, at in ports.items() if not at.is_loopback]
     if options["listen_all"]:
         exposed.insert(0, "--listen-all")
     if exposed and not options["token"]:
@@ -187,7 +188,7 @@ def _token(text: str) -> str:
 
 
 def _listener(name: str, *others: str, text: str, default: str = _DEFAULT_PORT) -> Callable[[F], F]:
-    """Return the option for the address of a listener; a port alone is one of this machine."""
+    """Return the option for the address of a listener. A port alone means this machine."""
     where = default.format(f"127.0.0.1:{PORTS[name]}")
     kind = Parsed("[HOST:]PORT", _listen_address)
     return _option(f"--{name}", *others, type=kind, show_default=where, help=text)

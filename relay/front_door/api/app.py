@@ -57,7 +57,7 @@ from relay.front_door.http.gateway import Gateway
 from relay.front_door.http.http_request import HttpRequest, RequestLimits, body_too_large
 from relay.front_door.http.responses import json_response
 from relay.store.journeys.event_feed import parse_event_cursor
-from relay.store.mailbox.types import StoreError
+from relay.store.mailbox.errors import StoreError
 from relay.store.spool.queue_commands import Operation
 from relay.store.spool.types import SpoolError
 

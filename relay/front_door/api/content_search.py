@@ -23,6 +23,7 @@ from relay.store.journeys.message_list import (
     MessageSearch,
 )
 from relay.store.journeys.spool_history import CONTENTS_MAX, SpoolHistory
+from relay.store.mailbox.errors import NoSuchItemError, StoreUnavailableError
 from relay.store.mailbox.index.content_index import (
     CONTENT_BYTES_MAX,
     CopyFacts,
@@ -32,7 +33,6 @@ from relay.store.mailbox.index.content_index import (
 )
 from relay.store.mailbox.message_lists import MessageLists
 from relay.store.mailbox.messages import Messages
-from relay.store.mailbox.types import NoSuchItemError, StoreUnavailableError
 
 READ_S = 1.0  # for contents that an index has not read yet
 _AT_ONCE = 200

@@ -65,7 +65,7 @@ from relay.store.journeys.message_list import (
     nearest,
 )
 from relay.store.journeys.sentences import are_failures_reported, has_new, needed_reports
-from relay.store.mailbox.types import StoredMessage
+from relay.store.mailbox.stored_message import StoredMessage
 from relay.store.spool.queue_commands import (
     BEFORE_QUEUE_HEADER,
     UNKNOWN_HEADER,

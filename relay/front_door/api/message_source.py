@@ -38,9 +38,10 @@ from relay.store.journeys.message_list import (
     TextIndex,
 )
 from relay.store.journeys.spool_history import SpoolHistory
+from relay.store.mailbox.errors import NoSuchItemError, StoreError
 from relay.store.mailbox.message_file import delivered_id
 from relay.store.mailbox.messages import Messages
-from relay.store.mailbox.types import NoSuchItemError, StoredMessage, StoreError
+from relay.store.mailbox.stored_message import StoredMessage
 from relay.store.spool.types import SpoolError
 
 _KEPT = (  # the states in which a development relay has a copy

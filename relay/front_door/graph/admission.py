@@ -39,7 +39,8 @@ from relay.front_door.graph.send_mail import accepted_response
 from relay.front_door.graph.store_errors import api_error
 from relay.front_door.http.errors import ApiError, bad_request, quoted, service_unavailable
 from relay.front_door.http.http_request import HttpRequest
-from relay.store.mailbox.types import OutcomeUnknownError, StoreError, SubmissionKey
+from relay.store.mailbox.errors import OutcomeUnknownError, StoreError
+from relay.store.mailbox.pending_submission import SubmissionKey
 from relay.submission.outbox.idempotency import KeyedSubmission, slot_of
 
 REQUESTS_PER_ACCOUNT_MAX = 256

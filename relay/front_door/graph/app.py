@@ -27,7 +27,7 @@ from relay.front_door.http.errors import UnansweredError, service_unavailable
 from relay.front_door.http.gateway import Gateway
 from relay.front_door.http.http_request import HttpRequest, RequestLimits
 from relay.front_door.sign_in.authentication import HttpAuthentication
-from relay.store.mailbox.types import OutcomeUnknownError, StoreError
+from relay.store.mailbox.errors import OutcomeUnknownError, StoreError
 
 _HELD_BODIES = 4  # bodies of the maximum size that may be in memory at once
 _READY_RETRY_S = 5

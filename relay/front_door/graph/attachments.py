@@ -47,7 +47,7 @@ from relay.front_door.graph.upload_sessions import upload_url
 from relay.front_door.http.errors import bad_request, quoted
 from relay.front_door.http.responses import StreamedResponse, json_response
 from relay.store.mailbox.attachments import found_attachment
-from relay.store.mailbox.types import Folder, OpenedMessage, StoredMessage
+from relay.store.mailbox.stored_message import Folder, OpenedMessage, StoredMessage
 
 CONTENT = "contentBytes"
 ITEM_BYTES_MAX = 10 * 1024 * 1024

@@ -31,6 +31,8 @@ from relay.front_door.graph.serializer import (
     folder_json,
 )
 from relay.front_door.http.errors import ApiError, bad_request, quoted, service_unavailable
+from relay.store.mailbox.changes import ChangeKind, MessageDelta
+from relay.store.mailbox.errors import QueryTooLongError, StalePositionError
 from relay.store.mailbox.query import (
     EVERY_CHANGE,
     Compare,
@@ -39,12 +41,6 @@ from relay.store.mailbox.query import (
     MessageQuery,
     Operator,
     Property,
-)
-from relay.store.mailbox.types import (
-    ChangeKind,
-    MessageDelta,
-    QueryTooLongError,
-    StalePositionError,
 )
 
 TOKEN_CHARACTERS_MAX = 8192

@@ -45,7 +45,7 @@ from relay.front_door.graph.json_values import (
 from relay.front_door.graph.query_options import TOP_MAX, QueryOptions, parse_options
 from relay.front_door.graph.serializer import graph_date
 from relay.front_door.http.errors import ApiError, bad_request, quoted
-from relay.store.mailbox.types import Folder, StoredMessage
+from relay.store.mailbox.stored_message import Folder, StoredMessage
 
 SINGLE, MULTIPLE = "singleValueExtendedProperties", "multiValueExtendedProperties"
 EXTENDED_MAX = 100

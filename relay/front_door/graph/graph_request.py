@@ -35,8 +35,10 @@ from relay.front_door.graph.responses import collection_response, minimal_respon
 from relay.front_door.http.errors import quoted, unsupported_media_type
 from relay.front_door.http.http_request import HttpRequest
 from relay.front_door.http.responses import json_response
+from relay.store.mailbox.errors import NoSuchItemError
+from relay.store.mailbox.pending_submission import SubmissionKey
 from relay.store.mailbox.query import PAGE_BYTES_MAX
-from relay.store.mailbox.types import NoSuchItemError, Precondition, StoredMessage, SubmissionKey
+from relay.store.mailbox.stored_message import Precondition, StoredMessage
 from relay.submission.outbox.store import FileStore
 
 IN_MEMORY_BODY_BYTES_MAX = LARGE_BYTES * 4 // 3  # larger MIME in base64 is written in blocks

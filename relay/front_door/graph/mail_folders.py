@@ -39,7 +39,7 @@ from relay.front_door.graph.serializer import (
 )
 from relay.front_door.http.errors import bad_request, quoted
 from relay.front_door.http.responses import json_response
-from relay.store.mailbox.types import Folder
+from relay.store.mailbox.stored_message import Folder
 
 _NAME_CHARACTERS = 255
 _RULE_PROPERTIES = ("id", "displayName", "sequence", "isEnabled")

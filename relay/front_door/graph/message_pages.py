@@ -31,7 +31,7 @@ from relay.front_door.graph.preferred_body import convert_body, preferred_body_t
 from relay.front_door.graph.query_options import QueryOptions
 from relay.front_door.graph.responses import collection_response
 from relay.front_door.graph.serializer import extent_of, message_json
-from relay.store.mailbox.types import StoredMessage
+from relay.store.mailbox.stored_message import StoredMessage
 
 MessageItem = StoredMessage | Mapping[str, Any]  # a message, or the JSON of something else
 _ATTACHMENT_BYTES = 1024  # octets of JSON without content and texts

@@ -52,18 +52,16 @@ from relay.front_door.graph.send_mail import check_rights, named_in, originators
 from relay.front_door.graph.serializer import MESSAGE_PROPERTIES, extent_of, message_json
 from relay.front_door.http.errors import bad_request, service_unavailable
 from relay.front_door.http.responses import BLOCK_BYTES, StreamedResponse, json_response
-from relay.store.mailbox.message_state import CONTENT_FIELDS
-from relay.store.mailbox.query import NEWEST_FIRST, PAGE_BYTES_MAX, AllOf, Condition, MessageQuery
-from relay.store.mailbox.types import (
+from relay.store.mailbox.errors import (
     BeingSentError,
-    MessageChange,
     NotADraftError,
-    Page,
     QueryTooLongError,
     StalePositionError,
-    StoredMessage,
     StoreError,
 )
+from relay.store.mailbox.message_state import CONTENT_FIELDS
+from relay.store.mailbox.query import NEWEST_FIRST, PAGE_BYTES_MAX, AllOf, Condition, MessageQuery
+from relay.store.mailbox.stored_message import MessageChange, Page, StoredMessage
 from relay.store.spool.types import SpoolError
 
 _LIST_OPTIONS = (

@@ -46,7 +46,8 @@ from relay.front_door.graph.messages import create_draft, create_from_mime
 from relay.front_door.graph.mime_body import Amend, MimeMessage
 from relay.front_door.graph.send_mail import new_message, send_mime, submit
 from relay.store.mailbox.attachments import check_sizes
-from relay.store.mailbox.types import OpenedMessage, StoredMessage, StoreUnavailableError
+from relay.store.mailbox.errors import StoreUnavailableError
+from relay.store.mailbox.stored_message import OpenedMessage, StoredMessage
 
 _RECIPIENTS = ("to", "cc")
 _THREAD = ("in-reply-to", "references")

@@ -36,17 +36,10 @@ from relay.front_door.graph.mime_body import (
     receive_mime,
 )
 from relay.front_door.http.errors import UnansweredError, quoted
+from relay.store.mailbox.errors import NoSuchItemError, NotADraftError, OutcomeUnknownError
 from relay.store.mailbox.folders import ROOT_ID
-from relay.store.mailbox.types import (
-    Folder,
-    NoSuchItemError,
-    NotADraftError,
-    OutcomeUnknownError,
-    PendingSubmission,
-    SendOptions,
-    StoredMessage,
-    WellKnown,
-)
+from relay.store.mailbox.pending_submission import PendingSubmission, SendOptions
+from relay.store.mailbox.stored_message import Folder, StoredMessage, WellKnown
 from relay.submission.outbox.on_disk import draft_of
 
 _OURS = "relay."

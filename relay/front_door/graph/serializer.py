@@ -15,7 +15,7 @@ from relay.formats.html_text import preview
 from relay.formats.quoting import unique_body
 from relay.formats.read_mime import ReadExtent
 from relay.front_door.graph.follow_up_flags import flag_json
-from relay.store.mailbox.types import Folder, StoredMessage
+from relay.store.mailbox.stored_message import Folder, StoredMessage
 
 ROOT_FOLDER_ID = "msgfolderroot"
 

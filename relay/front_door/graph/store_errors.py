@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from relay.front_door.graph import errors
 from relay.front_door.http.errors import ApiError
 from relay.front_door.http.http_request import HttpRequest
-from relay.store.mailbox.types import (
+from relay.store.mailbox.errors import (
     AttachmentsTooLargeError,
     BeingSentError,
     FolderError,

@@ -19,7 +19,8 @@ from relay.front_door.graph.serializer import graph_date
 from relay.front_door.http.errors import ApiError, method_not_allowed, quoted
 from relay.front_door.http.http_request import HttpRequest
 from relay.front_door.http.responses import json_response
-from relay.store.mailbox.types import NewUpload, NoSuchItemError, Upload
+from relay.store.mailbox.errors import NoSuchItemError
+from relay.submission.outbox.upload_sessions import NewUpload, Upload
 
 _TOKEN = "authtoken"  # noqa: S105 - the name of the option
 _METHODS = ("GET", "PUT", "DELETE")

@@ -49,13 +49,14 @@ from relay.front_door.graph.responses import collection_response
 from relay.front_door.graph.serializer import USER_PROPERTIES, user_json
 from relay.front_door.http.errors import ApiError, quoted
 from relay.front_door.http.responses import json_response
+from relay.store.mailbox.errors import NoSuchItemError
 from relay.store.mailbox.settings_file import (
     AutomaticReplies,
     MasterCategory,
     UserSettings,
     WorkingHours,
 )
-from relay.store.mailbox.types import NoSuchItemError, WellKnown
+from relay.store.mailbox.stored_message import WellKnown
 
 MAY_READ = (Scope.MAILBOX_SETTINGS_READ, Scope.MAILBOX_SETTINGS_READ_WRITE)
 MAY_CHANGE = (Scope.MAILBOX_SETTINGS_READ_WRITE,)

@@ -17,7 +17,7 @@ from relay.base.message.web_url import UrlError, WebUrl
 from relay.base.observe.logs import get_logger
 from relay.base.observe.metrics import Metrics
 from relay.front_door.notifications.https_client import HttpsClient, RequestFailedError
-from relay.store.mailbox.types import StoreError
+from relay.store.mailbox.errors import StoreError
 
 POST_S = 3.0  # for the look-up, the connection and the answer
 SLOW_S = 1.0

@@ -27,15 +27,10 @@ from relay.front_door.notifications.https_client import HttpAnswer, HttpsClient,
 from relay.front_door.notifications.mailbox_watch import POLL_S, MailboxChanges
 from relay.front_door.notifications.sender import Feed, Post, Sender
 from relay.front_door.notifications.subscription_file import Subscription, SubscriptionFile
+from relay.store.mailbox.changes import Change, ChangeKind
+from relay.store.mailbox.errors import StalePositionError, StoreError, StoreUnavailableError
 from relay.store.mailbox.message_lists import MessageLists
 from relay.store.mailbox.threads import ThreadPool
-from relay.store.mailbox.types import (
-    Change,
-    ChangeKind,
-    StalePositionError,
-    StoreError,
-    StoreUnavailableError,
-)
 
 LIFETIME_US = 10_080 * 60_000_000  # at most, as in Graph
 PER_MAILBOX_MAX = 50  # of one account

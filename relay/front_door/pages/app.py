@@ -32,7 +32,7 @@ from relay.front_door.pages.queue_page import queue_page
 from relay.front_door.pages.site import PageRequest, PageSite
 from relay.front_door.pages.undo import PendingDeletions
 from relay.store.journeys.message_list import IndexFailedError
-from relay.store.mailbox.types import StoreError
+from relay.store.mailbox.errors import StoreError
 from relay.store.spool.queue_commands import Operation
 from relay.store.spool.types import SpoolError
 

@@ -28,7 +28,7 @@ from relay.front_door.http.errors import ApiError, bad_request, quoted
 from relay.front_door.pages.logins import PageForm
 from relay.front_door.pages.site import PageRequest
 from relay.store.journeys.document import Journey
-from relay.store.mailbox.types import NoSuchItemError, StoreError
+from relay.store.mailbox.errors import NoSuchItemError, StoreError
 
 FORM_BYTES_MAX = 12_000_000  # with its attachments
 _KINDS = {

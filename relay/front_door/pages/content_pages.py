@@ -63,7 +63,8 @@ from relay.front_door.pages.sanitize import (
     remote_image_url,
 )
 from relay.store.journeys.document import Journey
-from relay.store.mailbox.types import StoredMessage, StoreError
+from relay.store.mailbox.errors import StoreError
+from relay.store.mailbox.stored_message import StoredMessage
 
 View = Literal["html", "text", "headers", "source", "attachments", "links", "checks"]
 VIEWS: tuple[View, ...] = get_args(View)

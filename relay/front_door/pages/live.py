@@ -25,7 +25,7 @@ from relay.base.pressure import ConcurrencyCounter
 from relay.front_door.http.errors import ApiError, service_unavailable
 from relay.front_door.http.event_stream import EventStreamResponse
 from relay.store.journeys.event_feed import ChangeNotifier
-from relay.store.mailbox.types import StoreError
+from relay.store.mailbox.errors import StoreError
 
 READERS_MAX = 300
 READERS_OF_VISITOR_MAX = 100

@@ -51,8 +51,8 @@ from relay.operation.app.pressure_monitor import PressureMonitor
 from relay.operation.app.settling import Settling
 from relay.operation.app.state_dir import OwnerLock
 from relay.operation.app.transport import Transport
+from relay.store.mailbox.errors import StoreError
 from relay.store.mailbox.mail_root import ForeignRootError
-from relay.store.mailbox.types import StoreError
 from relay.store.spool.engine import News
 from relay.store.spool.types import SpoolError
 from relay.store.spool.usage import UsageLedger

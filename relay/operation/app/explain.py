@@ -53,7 +53,7 @@ from relay.operation.app.foundation import Foundation
 from relay.operation.app.tenant_sets import book_of, load_strictly
 from relay.operation.app.transport import Transport, resolver_of, retry_schedule, site_options
 from relay.store.journeys.details import MilterSaid
-from relay.store.mailbox.types import Room
+from relay.store.mailbox.usage import Room
 from relay.transport.ingress.acceptance import POLICY_TIMEOUT_S
 from relay.transport.ingress.arrival import NO_POLICY, TOO_MANY_PARTS
 from relay.transport.ingress.data import Submitter

@@ -55,7 +55,7 @@ from relay.store.journeys.journey import Journeys
 from relay.store.journeys.log_reader import LogReader
 from relay.store.journeys.submission_log import SubmissionLog
 from relay.store.mailbox.mail_root import SUBMISSIONS, MailRoot
-from relay.store.mailbox.types import QuotaLimits
+from relay.store.mailbox.usage import QuotaLimits
 from relay.store.spool.engine import SpoolEngine
 from relay.submission.outbox.store import FileStore
 from relay.transport.ingress.smtp_server import ListenerOptions

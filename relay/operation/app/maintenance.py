@@ -21,8 +21,8 @@ from relay.base.observe.logs import RepeatedError, get_logger
 from relay.base.observe.metrics import Metrics
 from relay.operation.app.state_dir import AlreadyRunningError
 from relay.store.journeys.submission_log import SubmissionLog
+from relay.store.mailbox.errors import StoreError
 from relay.store.mailbox.mail_root import ForeignRootError, MailRoot
-from relay.store.mailbox.types import StoreError
 from relay.store.spool.engine import SpoolEngine
 from relay.store.spool.types import Claim, SpoolError
 from relay.store.spool.usage import UsageLedger

@@ -17,9 +17,10 @@ from relay.operation.cli.errors import CommandError, ExitCode
 from relay.operation.cli.options import CommandContext, InputPath, common_options
 from relay.operation.cli.output import printable
 from relay.operation.commands.mail_import import BadMailError, FoundMail, MailImport, find_mail
+from relay.store.mailbox.errors import NoSuchItemError
 from relay.store.mailbox.folders import Folders, list_folders
 from relay.store.mailbox.message_file import mailbox_directory
-from relay.store.mailbox.types import Folder, NoSuchItemError
+from relay.store.mailbox.stored_message import Folder
 
 
 @click.command("import")

@@ -49,10 +49,10 @@ from relay.operation.commands.backup import (
 from relay.operation.commands.offline import opened_spool, restored_submissions
 from relay.store import spool
 from relay.store.journeys.submission_log import SubmissionLog
+from relay.store.mailbox.errors import StoreUnavailableError
 from relay.store.mailbox.maildir import DirectorySync
 from relay.store.mailbox.state_file import FILE_NAME as STATES
 from relay.store.mailbox.state_file import StateFile
-from relay.store.mailbox.types import StoreUnavailableError
 from relay.store.spool.queue_commands import CommandResult, Operation, QueueCommand
 from relay.store.spool.types import Selector
 from relay.submission.outbox.idempotency import KeyedSubmissions

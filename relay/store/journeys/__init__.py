@@ -17,16 +17,16 @@ command line read journeys.
 
 In words:
 
-- `sentences`: the answer: what became of the message, and why, for each recipient; what reports say
-  of one, Relay's and those from outside
+- `sentences`: the answer: what became of the message, and why, for each recipient; what reports by
+  Relay and from outside say of a recipient
 - `wording`: the words for an event, as `relay trace` prints it
 
-Lists and news:
+Lists and events:
 
 - `message_list`: conditions of the message list, the place of a message, and its row;
-  what a wait that failed was near to; a search in all texts (`relay dev`)
+  the message that a failed wait nearly found; a search in all texts (`relay dev`)
 - `list_places`: which messages are on a page of the list
-- `event_feed`: the events of all messages behind one cursor; wakes who waits for a change
+- `event_feed`: the events of all messages after a cursor; wakes tasks that wait for a change
 
 Elsewhere: states of recipients and of a message in the queue: `relay/base/message/lifecycle.py`;
 the events of an attempt: `relay/delivery/attempt_result.py`; pruning:

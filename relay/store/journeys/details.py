@@ -20,10 +20,12 @@ from relay.base.message.verdict import RuleHit
 
 
 class Detail(Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """What is recorded of an event of `step`. Each field has a default: any part can be read."""
+    """What is recorded of an event of `step`. Each field has a default, so that any part can be
+    read.
+    """
 
     step: ClassVar[int]
-    node: str = ""  # that recorded it; the store of several nodes adds it
+    node: str = ""  # the node that recorded it, if several nodes share the store
 
 
 class CreatedDetail(Detail, frozen=True):
@@ -34,11 +36,14 @@ class CreatedDetail(Detail, frozen=True):
 
 
 class NotifiedDetail(Detail, frozen=True):
-    """A draft was submitted. What happened to the submission before step 3 is added to it."""
+    """A draft was submitted.
+
+    What happens to the submission before step 3 is added here.
+    """
 
     step = 2
     deferred_until: str = ""  # the time of a scheduled send
-    client: Client | None = None  # by HTTP
+    client: Client | None = None  # the HTTP client
     waits: str = ""  # the reply after which pickup tries again
     sent_now: str = ""  # when `who` had a scheduled send sent before its time
     who: str = ""
@@ -48,7 +53,7 @@ class NotifiedDetail(Detail, frozen=True):
 
 
 class ConvertedDetail(Detail, frozen=True):
-    """A draft was converted, or that or its submission has failed, or it is not known."""
+    """A draft was converted, or this failed, or its submission failed or has an unknown outcome."""
 
     step = 3
     size: int = 0  # of the message, in octets
@@ -62,22 +67,25 @@ class ConvertedDetail(Detail, frozen=True):
 
 
 class AcceptedDetail(Detail, frozen=True):
-    """A submission was accepted. Mail by SMTP has no folder; None: the draft was removed."""
+    """A submission was accepted.
+
+    `folder` is None if the draft was removed; mail by SMTP has none.
+    """
 
     step = 4
     folder: str | UnsetType | None = UNSET
     queue_id: str = ""
-    folder_gone: str = ""  # that was asked for
+    folder_gone: str = ""  # the requested folder, if it does not exist
 
 
 class MilterSaid(Struct, frozen=True):
-    """The last word of one milter about a message."""
+    """The last answer of a milter about a message."""
 
     name: str
-    stage: str  # where it was said, a FilterStage
+    stage: str  # a FilterStage
     answer: str  # continue, accept, reject, tempfail, reply, discard, shutdown, down
     reason: str = ""  # the reply, the reason of quarantine, or why it is down
-    changes: tuple[str, ...] = ()  # for people, such as "add X-Spam"
+    changes: tuple[str, ...] = ()  # in words, such as "add X-Spam"
 
 
 class SignedWith(Struct, frozen=True):
@@ -89,14 +97,14 @@ class SignedWith(Struct, frozen=True):
 
 
 class ReplacedSender(Struct, frozen=True):
-    """The reverse-path that the client gave, and that of a rule."""
+    """The reverse-path that the client gave, and the reverse-path that a rule put in its place."""
 
     given: str = field(name="from")
     to: str
 
 
 class UsedRules(Struct, frozen=True, omit_defaults=True):
-    """Which rules ran on a message: those of the operator, "" without any, and of tenants."""
+    """Which rules ran on a message: those of the operator ("" for none), and those of tenants."""
 
     hash: str
     loaded: str  # when, in RFC 3339
@@ -105,7 +113,7 @@ class UsedRules(Struct, frozen=True, omit_defaults=True):
 
 
 class RefusedRecipient(Struct, frozen=True):
-    """A recipient that has failed, and the reply."""
+    """A recipient that failed, and the reply."""
 
     address: str
     reply: str
@@ -121,14 +129,16 @@ class SentMail(Struct, frozen=True):
 
 
 class RoutedDetail(Detail, frozen=True):
-    """What rules, milters and routes made of a message. Lists of addresses may be cut: `counts` has
-    their lengths then, by next hop, and those of `aliases` and `refused`.
+    """What rules, milters and routes made of a message.
+
+    Lists of addresses may be truncated. `counts` has the full lengths then: by next hop, and for
+    `aliases` and `refused`.
     """
 
     step = 5
     rules: list[RuleHit] = field(default_factory=list[RuleHit])
     next_hops: dict[str, list[str]] = field(default_factory=dict[str, list[str]])
-    about: str = ""  # of a report, the queue id of its message
+    about: str = ""  # the queue id of the message that a report is about
     dkim: list[SignedWith] = []
     unsigned: str = ""  # why a copy has no signature
     used: UsedRules | None = field(default=None, name="set")
@@ -136,10 +146,10 @@ class RoutedDetail(Detail, frozen=True):
     sender: ReplacedSender | None = None
     held: dict[str, list[str]] = {}  # addresses by the reason
     quarantined: dict[str, list[str]] = {}  # addresses by the rule, and where they are
-    client: Client | None = None  # by SMTP
+    client: Client | None = None  # the SMTP client
     bare_lf: bool = False  # lines of the message ended in LF alone
     aliases: list[str] = []
-    senders: dict[str, str] = {}  # of what an alias forwards, by the alias
+    senders: dict[str, str] = {}  # the sender of forwarded mail, by alias
     refused: list[RefusedRecipient] = []
     counts: dict[str, int] = {}
     milters: tuple[MilterSaid, ...] = ()
@@ -149,7 +159,7 @@ class RoutedDetail(Detail, frozen=True):
 
 
 class AttemptedRecipient(Struct, frozen=True, omit_defaults=True):
-    """The outcome of an attempt for a recipient."""
+    """The outcome of an attempt for one recipient."""
 
     number: int
     address: str
@@ -167,14 +177,14 @@ class AttemptDetail(Detail, frozen=True):
     entry: int = 0
     attempt: int = 0  # its number; 0 for an expiry
     next_hop: str = ""
-    route: str = ""  # that chose the next hop
-    host: str | UnsetType = UNSET  # "" without a session, as `tls`
+    route: str = ""  # the route that chose the next hop
+    host: str | UnsetType = UNSET  # "" without a session; `tls` too
     tls: str | UnsetType = UNSET
     expired: int = 0  # the number of recipients
     recipients: list[AttemptedRecipient] = field(default_factory=list[AttemptedRecipient])
     address: str = ""  # of the connection
     cipher: str = ""
-    hosts: tuple[str, ...] = ()  # what each host gave that was tried, if there was a choice
+    hosts: tuple[str, ...] = ()  # the result of each host that was tried, if there are several
     encoded: str = ""  # why the message was encoded again for the host
     left_out: tuple[str, ...] = ()  # addresses that its copy for Graph has no more
     policy: str = ""  # who demanded which TLS level; "": the usual one, or no host
@@ -184,8 +194,8 @@ class AttemptDetail(Detail, frozen=True):
     mx_more: int = 0  # the number of further hosts
     held: str = ""  # why an operator must act
     retry: str = ""  # the time of the next attempt
-    rule: str = ""  # whose hold has ended
-    silent: bool = False  # of which the sender does not hear
+    rule: str = ""  # the rule whose hold ended
+    silent: bool = False  # the sender does not see it
 
 
 class CommandDetail(Detail, frozen=True):
@@ -203,7 +213,7 @@ class CommandDetail(Detail, frozen=True):
     deferred: list[int] = []  # entries that had been attempted before a hold that ends
     before: dict[str, str] = field(default={}, name="from")  # next hops by entry
     to: list[str] = []  # next hops
-    copies: list[str] = []  # addresses to which a copy goes
+    copies: list[str] = []  # addresses that get a copy
     bounce: bool = False  # the sender gets a report, with this text
     text: str = ""
 
@@ -215,7 +225,7 @@ class ReportDetail(Detail, frozen=True):
     report_id: str = ""  # its queue id
     to: str = ""
     kind: str = ""
-    recipients: list[str] = []  # that it is about
+    recipients: list[str] = []  # the recipients that it is about
     since: str = ""  # of a delay
     until: str = ""  # of a delay
     left_out: str = ""  # why it is not sent
@@ -225,7 +235,7 @@ class ReportDetail(Detail, frozen=True):
 
 
 class SubmissionReportDetail(Detail, frozen=True):
-    """The report on a submission that has failed, which is in a mailbox; read as ReportDetail."""
+    """The report on a failed submission; it is in a mailbox. Read as ReportDetail."""
 
     step = 7
     kind: str
@@ -235,8 +245,10 @@ class SubmissionReportDetail(Detail, frozen=True):
 
 
 class ReportSource(Struct, frozen=True):
-    """Who sent a report from outside: the IP address of the client that brought it, and the name
-    that the reporting host gives itself. Either may be "".
+    """The sender of a report from outside; either field may be "".
+
+    It is the IP address of the client that brought the report, and the name that the reporting host
+    gives itself.
     """
 
     client: str
@@ -274,14 +286,14 @@ _KINDS: tuple[type[Detail], ...] = (
     AttemptDetail,
     ReportDetail,
 )
-_OTHERS: dict[int, tuple[str, type[Detail]]] = {  # with a key that only they have
+_OTHERS: dict[int, tuple[str, type[Detail]]] = {  # each with a key that only it has
     CommandDetail.step: ("operation", CommandDetail),
     ClaimDetail.step: ("by", ClaimDetail),
 }
 
 
 def read_detail(step: int, stored: Mapping[str, Any]) -> Detail:
-    """Return what this Relay knows of a stored detail, as read_known()."""
+    """Return the fields of a stored detail that this Relay knows. See read_known()."""
     key, other = _OTHERS.get(step, ("", Detail))
     return read_known(other if key in stored else _KINDS[step - 1], stored)
 

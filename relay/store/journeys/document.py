@@ -40,25 +40,26 @@ class JourneyStep(msgspec.Struct, frozen=True):
 
 def details_in(steps: Iterable[JourneyStep], kind: type[D]) -> Iterator[D]:
     """Yield the details of one kind, in the order of the steps."""
-    for one in steps:
-        if one.step == kind.step and isinstance(detail := one.read(), kind):
+    for step in steps:
+        if step.step == kind.step and isinstance(detail := step.read(), kind):
             yield detail
 
 
 class Durations(msgspec.Struct, frozen=True):
-    """How long the parts of an attempt took, in milliseconds. `total` is for all of it: hosts tried
-    before, EHLO, AUTH and the transaction too. On a connection that was open already the others
-    are 0.
+    """How long the parts of an attempt took, in milliseconds.
+
+    `total` also includes the hosts tried before, EHLO, AUTH and the transaction. On a connection
+    that was already open, the others are 0.
     """
 
     dns: float = 0.0  # the lookup of the next hop
-    connect: float = 0.0  # until the host's greeting; with implicit TLS until TCP stands
+    connect: float = 0.0  # until the host's greeting; with implicit TLS until TCP connects
     tls: float = 0.0  # STARTTLS and handshake
     total: float = 0.0
 
 
 class MxRecord(msgspec.Struct, frozen=True):
-    """A host of the MX answer; `skipped` is why it was not tried, "" if it could be."""
+    """A host of the MX answer. `skipped` is why it was not tried, "" if it could be tried."""
 
     preference: int
     host: str
@@ -69,7 +70,7 @@ class Attempt(msgspec.Struct, frozen=True):
     """An attempt to deliver to one recipient."""
 
     at: str
-    host: str  # "" without a session, as `tls`
+    host: str  # "" without a session; `tls` too
     outcome: str
     status: str
     reply: str
@@ -77,10 +78,10 @@ class Attempt(msgspec.Struct, frozen=True):
     verified: str = "none"  # by the TLS handshake: none, chain, name or dane
     policy: str = ""  # who demanded which TLS level; "" without a host
     durations: Durations | None = None  # None if it shares the outcome of another attempt
-    mx: tuple[MxRecord, ...] = ()  # of a next hop with MX, by preference
+    mx: tuple[MxRecord, ...] = ()  # of a next hop with MX records, by preference
     mx_more: int = 0  # the number of further hosts
     encoded: str = ""  # "8 bit" or "long lines": why the message was encoded again for the host
-    node: str | UnsetType = UNSET  # that made it, if several share the spool
+    node: str | UnsetType = UNSET  # the node that made it, if several share the spool
     provider: str = ""  # the [[reply]] entry that decided the outcome
 
 
@@ -90,15 +91,15 @@ def attempts_in(detail: details.AttemptDetail, at: str) -> Iterator[tuple[int, A
     if detail.durations:
         durations = convert(detail.durations, Durations)
     mx = tuple(map(_mx_record, detail.mx))
-    for one in detail.recipients:
+    for recipient in detail.recipients:
         yield (
-            one.number,
+            recipient.number,
             Attempt(
                 at,
                 host,
-                one.outcome,
-                one.status,
-                one.reply,
+                recipient.outcome,
+                recipient.status,
+                recipient.reply,
                 detail.tls or "",
                 detail.verified or "none",
                 detail.policy or (USUAL_POLICY if host and durations else ""),
@@ -107,7 +108,7 @@ def attempts_in(detail: details.AttemptDetail, at: str) -> Iterator[tuple[int, A
                 detail.mx_more,
                 detail.encoded,
                 detail.node or UNSET,
-                one.provider,
+                recipient.provider,
             ),
         )
 
@@ -122,7 +123,8 @@ def _mx_record(text: str) -> MxRecord:
 class SenderReport(msgspec.Struct, frozen=True):
     """What the last report to the sender says of a recipient.
 
-    `by` is "relay", or "remote" for what a report from outside claims; `source` is then its sender.
+    `by` is "relay", or "remote" for the claim of a report from outside. `source` is the sender of
+    that report.
     """
 
     kind: str
@@ -135,12 +137,12 @@ class SenderReport(msgspec.Struct, frozen=True):
 
 
 class Recipient(msgspec.Struct, frozen=True):
-    """A recipient; `successors` are the addresses that replace one that was redirected or expanded.
+    """A recipient, with what became of it.
 
-    `reason` is why it is in its state, a clause; `next_attempt` and `expires` are times. They are
-    None where there is none. An `expires` of captured mail is when it is removed.
-    `graph_id` is that of the copy that a mailbox of this relay got, by which it is read over the
-    Graph API.
+    `successors` are the addresses that replace a redirected or expanded recipient. `reason` is a
+    clause: why it is in its state. `next_attempt` and `expires` are times, None where there is
+    none; captured mail is removed at `expires`. `graph_id` is the Graph id of the copy in a mailbox
+    of this relay.
     """
 
     address: str
@@ -160,10 +162,11 @@ class Recipient(msgspec.Struct, frozen=True):
 
 
 class Journey(msgspec.Struct, frozen=True):
-    """A message. `id` is None before step 4, `graph_id` and `submission_id` for mail by SMTP.
+    """A message and what happened to it.
 
-    `reached` is in the answer of a wait alone: whether the message is in the state. `added` are the
-    copies that rules and milters added: nothing else counts them, and no sender sees them.
+    `id` is None before step 4; `graph_id` and `submission_id` are None for mail by SMTP. `reached`
+    is only in the answer of a wait: whether the message is in the state. `added` are copies that
+    rules and milters added. They count nowhere else, and no sender sees them.
     """
 
     id: str | None
@@ -187,46 +190,51 @@ class Journey(msgspec.Struct, frozen=True):
 
     @property
     def is_report(self) -> bool:
-        """Whether Relay has written it, about another message or for a rule."""
-        return any(one.about for one in details_in(self.steps, details.RoutedDetail))
+        """Whether Relay has written the message: a report on another message, or mail of a rule."""
+        return any(routed.about for routed in details_in(self.steps, details.RoutedDetail))
 
     @property
     def known_client(self) -> Client:
-        """What this Relay knows of the client."""
+        """The fields of the client that this Relay knows."""
         return details.read_known(Client, self.client)
 
     @property
     def reports(self) -> Sequence[str]:
         """The ids of the reports to the sender."""
         reports = details_in(self.steps, details.ReportDetail)
-        return [one.report_id for one in reports if one.report_id]
+        return [report.report_id for report in reports if report.report_id]
 
     @property
     def shown_recipients(self) -> Sequence[Recipient]:
         """The recipients; before step 4 they are shown in the state of the message."""
         if self.state not in BEFORE_QUEUE:
             return self.recipients
-        return [replace(one, state=self.state) for one in self.recipients]
+        return [replace(recipient, state=self.state) for recipient in self.recipients]
 
     @property
     def is_final(self) -> bool:
         """Whether there are recipients and all of them are in final states."""
-        return bool(self.recipients) and all(one.state in FINAL for one in self.recipients)
+        return bool(self.recipients) and all(
+            recipient.state in FINAL for recipient in self.recipients
+        )
 
     @property
     def is_there(self) -> bool:
         """Whether there are recipients and all of them are captured or in final states."""
-        return bool(self.recipients) and all(one.state in AT_REST for one in self.recipients)
+        return bool(self.recipients) and all(
+            recipient.state in AT_REST for recipient in self.recipients
+        )
 
     def may_become(self, state: str) -> bool:
-        """Whether the message as a whole may still come into a state by itself; "final" and "there"
-        are those of waits.
+        """Whether the message as a whole may still reach a state without a command.
+
+        "final" and "there" are the states of waits.
         """
         if self.state in BEFORE_QUEUE or not self.recipients:
             return True
-        at_rest = [one.state for one in self.recipients if one.state in AT_REST]
+        at_rest = [recipient.state for recipient in self.recipients if recipient.state in AT_REST]
         if state in BEFORE_QUEUE or len(at_rest) == len(self.recipients):
             return False
         if state == "final":
             return RecipientState.CAPTURED not in at_rest
-        return all(by_importance(one) >= by_importance(state) for one in at_rest)
+        return all(by_importance(reached) >= by_importance(state) for reached in at_rest)

@@ -4,7 +4,7 @@ Steps 1 to 4 are read from the submission log, steps 5 to 7 from the spool. They
 anyway, so a reader costs the mail nothing. It can continue after any time that the history covers.
 
 A cursor has a place in each source, and each source is read in the order in which it was recorded.
-So an event that becomes visible late is behind every cursor that was given out before. Between the
+So an event that becomes visible late is after every cursor that was given out before. Between the
 sources, events are merged by their times.
 """
 
@@ -34,11 +34,11 @@ _COST_FACTOR = 20
 
 
 class EventData(Struct, frozen=True):
-    """The JSON of an event: a step of a journey, with the message that it is of."""
+    """The JSON of an event: a step of a journey, and the message."""
 
     cursor: str  # after it
     message: str | None  # the queue id
-    submission_id: str | None  # of a message that was submitted by the Graph API
+    submission_id: str | None  # None for mail by SMTP
     step: int  # 1 to 7
     name: str  # of the step
     at: str  # when it ended
@@ -64,19 +64,20 @@ _Entry = tuple[int | LogPosition, RecordedEvent | None]
 
 
 def parse_event_cursor(text: str) -> EventCursor:
-    """Return the cursor, which may have any number: after a clock that was ahead, cursors are ahead
-    of the time. Raises ValueError for a text that is not one.
+    """Return the cursor. Raises ValueError for a text that is not a cursor.
+
+    Any number is accepted: after a clock that was ahead, cursors are ahead of the time.
     """
     number, *parts = text[:_CURSOR_CHARACTERS_MAX].split(".")
     if not re.fullmatch(r"\d{1,18}", number, re.ASCII):
         raise ValueError("not a cursor")
     logs: dict[str, LogPosition] = {}
     for part in parts:
-        found = _LOG.fullmatch(part)
-        if found is None or found[1] in logs:
+        match = _LOG.fullmatch(part)
+        if match is None or match[1] in logs:
             raise ValueError("not a cursor")
-        position = LogPosition(found[2], int(found[3]), int(found[4]), int(found[5], 16))
-        logs[found[1]] = position
+        position = LogPosition(match[2], int(match[3]), int(match[4]), int(match[5], 16))
+        logs[match[1]] = position
     cursor = EventCursor(int(number), logs)
     if str(cursor) != text:
         raise ValueError("not a cursor")
@@ -84,12 +85,11 @@ def parse_event_cursor(text: str) -> EventCursor:
 
 
 class EventBatch(NamedTuple):
-    """The events after the cursor `after`, each with its source and the cursor after it; and the
-    cursor after all of them.
+    """The events after the cursor `after`, each with its source and the cursor after it.
 
-    `removed_to` is the sequence of the last event that the spool has removed. `is_log_missing`: the
-    place of `after` in the submission log is not kept. `is_complete`: no more were
-    there.
+    `cursor` is after all of them. `removed_to` is the sequence of the last event that the spool has
+    removed. `is_log_missing`: the submission log has removed the place of `after`. `is_complete`:
+    there were no more events.
     """
 
     after: EventCursor
@@ -108,15 +108,15 @@ class EventFeed:
         self._log = log
 
     async def now(self) -> EventCursor:
-        """Return the cursor behind which all later events are."""
+        """Return a cursor that is before all later events."""
         sequence = await self._spool.last_event()
         return EventCursor(sequence, await asyncio.to_thread(self._log.ends))
 
     async def place_of(self, cursor: EventCursor) -> EventCursor:
-        """Return where a reader with a cursor begins: there, nearly always.
+        """Return where a reader with this cursor begins: nearly always at the cursor.
 
-        A number beyond the greatest is that of no event of this spool: the cursor is of a state
-        that was lost, as by a restoration, and the reader begins with what is recorded from now on.
+        A cursor beyond the last event belongs to a state that was lost, for example by a
+        restoration. Its reader begins with the events that are recorded from now on.
         """
         if cursor.sequence <= await self._spool.last_event(is_settled=False):
             return cursor
@@ -125,15 +125,17 @@ class EventFeed:
     async def read(self, after: EventCursor, *, limit: int) -> EventBatch:
         """Return the first events after a cursor.
 
-        The spool is read first: of what it has, the log has the earlier steps by then.
+        The spool is read first. When it has an event of a message, the log has the earlier steps.
         """
         spool = await self._spool.events_after(after.sequence, limit=limit)
         logs = await asyncio.to_thread(self._log.read, after.logs, limit=limit)
         return _merged(after, spool, logs)
 
     async def read_new(self, after: EventCursor, *, is_settled: bool = True) -> EventBatch:
-        """Return what read() does, but of the spool only step 5 of messages that are no
-        submissions, without details. Unless `is_settled` some may come once more.
+        """Return what read() does, but of the spool only step 5 of messages that are not
+        submissions.
+
+        These events have no details. Unless `is_settled`, some may be returned again later.
         """
         limit = _NEW_AT_ONCE
         spool = await self._spool.accepted_after(after.sequence, limit=limit, is_settled=is_settled)
@@ -144,24 +146,26 @@ class EventFeed:
 def _merged(after: EventCursor, spool: SpoolEvents, logs: Mapping[str, LogEvents]) -> EventBatch:
     """Merge the sources by time, as far as all of them were read; "" is the spool."""
     # At the same time the log goes first, with the earlier steps.
-    sources: dict[str, deque[_Entry]] = {role: deque(one.events) for role, one in logs.items()}
+    sources: dict[str, deque[_Entry]] = {role: deque(log.events) for role, log in logs.items()}
     sources[""] = deque(spool.events)
-    cut_off = [role for role, one in logs.items() if not one.is_complete]
+    cut_off = [role for role, log in logs.items() if not log.is_complete]
     if not spool.is_complete:
         cut_off.append("")
     cursor = after
-    found: list[tuple[str, EventCursor, RecordedEvent]] = []
+    events: list[tuple[str, EventCursor, RecordedEvent]] = []
     while any(sources.values()) and all(sources[name] for name in cut_off):
-        name = min(filter(sources.__getitem__, sources), key=lambda one: _time_us(sources[one][0]))
+        name = min(
+            filter(sources.__getitem__, sources), key=lambda source: _time_us(sources[source][0])
+        )
         place, recorded = sources[name].popleft()
         cursor = cursor.moved(name, place)
         if recorded is not None:
-            found.append((name, cursor, recorded))
+            events.append((name, cursor, recorded))
     if not cut_off:  # a place may have moved without an event, such as to the file of the next day
-        for role, one in logs.items():
-            cursor = cursor.moved(role, one.end)
-    is_log_missing = any(one.is_missing for one in logs.values())
-    return EventBatch(after, found, cursor, spool.removed_to, is_log_missing, not cut_off)
+        for role, log in logs.items():
+            cursor = cursor.moved(role, log.end)
+    is_log_missing = any(log.is_missing for log in logs.values())
+    return EventBatch(after, events, cursor, spool.removed_to, is_log_missing, not cut_off)
 
 
 def _time_us(entry: _Entry) -> int:
@@ -170,14 +174,14 @@ def _time_us(entry: _Entry) -> int:
 
 
 def pause_after(cost_s: float) -> float:
-    """Return the seconds to wait after a read that took `cost_s`, so that reading takes a twentieth
-    of the time.
+    """Return the seconds to wait after a read that took `cost_s`: reading takes a twentieth of the
+    time.
     """
     return min(max(_PAUSE_S_MIN, _COST_FACTOR * cost_s), _PAUSE_S_MAX)
 
 
 class ChangeNotifier:
-    """Wakes the waiting tasks when a journey changes; one for the whole process."""
+    """Wakes waiting tasks when a journey changes. The process has one."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()  # the store records steps in threads
@@ -186,11 +190,11 @@ class ChangeNotifier:
 
     @property
     def count(self) -> int:
-        """The number of changes. Read it before a query, so that no change is missed."""
+        """The number of changes. Read it before a query: then no change is missed."""
         return self._count
 
     def notify(self) -> None:
-        """Report a change, from any thread; cheap if none waits."""
+        """Report a change, from any thread. This is cheap when no task waits."""
         with self._lock:
             self._count += 1
             waited_for, self._next = self._next, None

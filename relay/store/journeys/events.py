@@ -39,24 +39,24 @@ class Step(IntEnum):
 
 
 class Event(Struct, frozen=True):
-    """One event of one message; its detail, which says of which step, is small."""
+    """One event of one message. `detail` is small, and its class says of which step it is."""
 
     at_us: int
     detail: Detail
 
 
 def journey_step(step: int, at_us: int, detail: dict[str, Any]) -> JourneyStep:
-    """Return an event as the journey has it."""
+    """Return an event as a journey contains it."""
     return JourneyStep(step, Step(step).title, rfc3339(at_us), detail)
 
 
 class RecordedEvent(Struct, frozen=True):
-    """An event of a message, as its store has it. One of the two ids may be unknown."""
+    """An event of a message, as its store has it."""
 
-    queue_id: str | None  # of the message
-    submission_id: str | None  # the same
+    queue_id: str | None  # of the message, None if unknown
+    submission_id: str | None  # None if unknown
     account: str  # whose message it is
-    step: Step  # of which it is
+    step: Step  # the step that it belongs to
     at_us: int  # when the step ended, wall time
     detail: dict[str, Any]  # as it is stored, without the client
     known: Detail  # what this relay knows of it
@@ -69,11 +69,11 @@ class RecordedEvent(Struct, frozen=True):
 
 
 class LogLine(Struct, frozen=True):
-    """A line of the submission log: an event of a submission; a remark about it, whose step is 0;
-    or that it was withdrawn.
+    """A line of the submission log.
 
-    The facts of a submission are in its line of step 1, by which the others are found, and in that
-    of its withdrawal.
+    It is an event of a submission; or a remark about it, with step 0; or says that it was
+    withdrawn. The line of step 1 has the facts of the submission, by which its other lines are
+    found. So has the line of the withdrawal.
     """
 
     submission_id: str  # draft and number
@@ -83,9 +83,9 @@ class LogLine(Struct, frozen=True):
     queue_id: str = ""  # in the line of step 4
     owner: str = ""  # the account, in lines without the facts
     withdrawn: bool = False  # it was rejected, and has no journey
-    graph_id: str = ""  # the draft; with this the facts begin
+    graph_id: str = ""  # the draft; the facts are from here on
     account: str = ""  # whose submission it is
-    sender: str = ""  # the address in From, else of the account
+    sender: str = ""  # the address in From, or else of the account
     message_id: str = ""  # of its header
     subject: str = ""  # decoded
     recipients: tuple[str, ...] = ()  # Bcc too
@@ -100,7 +100,7 @@ _decoder = msgspec.json.Decoder(LogLine)
 
 
 def parse_line(line: bytes) -> LogLine | None:
-    """Return what a line says, None for one that a crash or a full disk has damaged."""
+    """Return the fields of a line, None if a crash or a full disk has damaged it."""
     try:
         return _decoder.decode(line)
     except (msgspec.DecodeError, UnicodeDecodeError):
@@ -108,9 +108,7 @@ def parse_line(line: bytes) -> LogLine | None:
 
 
 class LogPosition(Struct, frozen=True):
-    """A place in the file of a day, behind a line with this size and checksum; at the start these
-    are 0.
-    """
+    """A place in the file of a day: after a line with this size and checksum, 0 at the start."""
 
     day: str
     offset: int
@@ -119,8 +117,9 @@ class LogPosition(Struct, frozen=True):
 
 
 class EventCursor(Struct, frozen=True):
-    """A place in the recorded events; `sequence` is that in the spool. 0 is the beginning of what
-    is kept.
+    """A place in the recorded events.
+
+    `sequence` is the place in the spool; 0 is the beginning of what is kept.
     """
 
     sequence: int = 0
@@ -129,24 +128,27 @@ class EventCursor(Struct, frozen=True):
     def __str__(self) -> str:
         """Return the text of the API, which needs no escaping in a URL."""
         logs = (
-            f".{role}~{one.day}~{one.offset}~{one.size}~{one.crc:08x}"
-            for role, one in sorted(self.logs.items())
+            f".{role}~{place.day}~{place.offset}~{place.size}~{place.crc:08x}"
+            for role, place in sorted(self.logs.items())
         )
         return f"{self.sequence}{''.join(logs)}"
 
     def covers(self, source: str, place: "EventCursor") -> bool:
-        """Whether the place of `place` in one source is not behind this one's."""
+        """Whether this cursor is at or after `place` in one source."""
         if not source:
             return place.sequence <= self.sequence
         here, there = self.logs.get(source), place.logs[source]
         return here is not None and (there.day, there.offset) <= (here.day, here.offset)
 
     def covers_all(self, other: "EventCursor") -> bool:
-        """Whether no place of `other` is behind this one's."""
+        """Whether this cursor is at or after `other` in every source."""
         return all(self.covers(source, other) for source in ("", *other.logs))
 
     def moved(self, source: str, place: int | LogPosition) -> "EventCursor":
-        """Return the cursor with another place in the spool, "", or in the log of a role."""
+        """Return the cursor with another place in one source.
+
+        The source is "" for the spool, or the role of a log.
+        """
         if isinstance(place, int):
             return EventCursor(place, self.logs)
         return EventCursor(self.sequence, {**self.logs, source: place})

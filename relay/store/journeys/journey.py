@@ -35,7 +35,7 @@ from relay.store.journeys.sentences import reasons_of, with_reports
 from relay.store.journeys.spool_history import SpoolHistory
 from relay.store.journeys.submission_log import SubmissionLog, SubmissionRecord
 
-_SAME_TIME_MAX = 100  # messages of one millisecond, to find one
+_SAME_TIME_MAX = 100  # messages of one millisecond, among which one is found
 _LOG_S = 10.0  # a client waits for 30 s
 _READ_MAX = 1000  # candidates, to find those that match
 PAGES_MAX = 20  # that one call reads, each of up to SCAN_MAX messages
@@ -45,7 +45,10 @@ _ALL = MessageSearch()
 
 
 class MessageList(Struct, frozen=True):
-    """Journeys, newest first, and the cursors after which later and older messages are."""
+    """Journeys, newest first.
+
+    Later messages are after `cursor`, older ones after the place `older`.
+    """
 
     messages: list[Journey]
     cursor: EventCursor
@@ -53,26 +56,29 @@ class MessageList(Struct, frozen=True):
 
 
 class ListPage(Struct, frozen=True):
-    """Rows of the message list, newest first. `older` is the place behind which older messages may
-    be, None at the end of the list.
+    """Rows of the message list, newest first.
+
+    Older messages may be after the place `older`; None is the end of the list.
     """
 
     rows: tuple[MessageSummary, ...]
     older: ListPosition | None
 
     def as_json(self) -> dict[str, Any]:
-        """Return the answer of GET /log: the rows, and a time before which older ones may be."""
+        """Return the answer of GET /log: the rows, and the time before which there may be older
+        ones.
+        """
         older = None if self.older is None else rfc3339(self.older.at_us + 1)
         return {"messages": [row.as_json() for row in self.rows], "older": older}
 
 
 class Journeys:
-    """Joins the steps of submission log and spool by submission id."""
+    """Joins the steps of the submission log and the spool by submission id."""
 
     def __init__(
         self, spool: SpoolHistory, store: SubmissionLog, feed: EventFeed, *, clock: Clock
     ) -> None:
-        """`feed` is of this spool and of the directory of this log."""
+        """`feed` reads this spool and the directory of this log."""
         self._feed = feed
         self._spool = spool
         self._store = store
@@ -82,58 +88,60 @@ class Journeys:
     async def journey(
         self, key: str, *, account: str | None, added: bool = False
     ) -> Journey | None:
-        """Return the newest message that `key` names, or None; only of `account` if it is given.
-        Without an account, `added` has the copies that rules and milters added in it.
+        """Return the newest message that `key` names, or None.
 
-        `key` is a Graph id, submission id, queue id, Message-ID, an address, or "last".
+        `key` is a Graph id, submission id, queue id, Message-ID, an address, or "last". With
+        `account`, only its messages are found. Without it, `added` includes the copies that rules
+        and milters added.
         """
         added = added and account is None
-        found = await self._recent(key, account=account, limit=1, added=added)
-        return _seen_by(account, found)[0] if found else None
+        journeys = await self._recent(key, account=account, limit=1, added=added)
+        return _seen_by(account, journeys)[0] if journeys else None
 
     async def mailbox_of(self, submission_id: str) -> str:
         """Return the account in whose mailbox the message was created, "" if that is unknown."""
-        found = await self._store.submission(submission_id)
-        return found.facts.account if found else ""
+        submission = await self._store.submission(submission_id)
+        return submission.facts.account if submission else ""
 
     async def place_of(self, cursor: EventCursor) -> EventCursor:
-        """EventFeed.place_of."""
+        """See EventFeed.place_of()."""
         return await self._feed.place_of(cursor)
 
     async def search(
         self,
-        wanted: MessageSearch,
+        search: MessageSearch,
         *,
         account: str | None,
         limit: int,
         before: ListPosition | None = None,
         lookup_s: float | None = None,
     ) -> MessageList:
-        """Return the newest messages that match, or those older than `before`, and the cursor of
-        this moment.
+        """Return the newest messages that match, or those older than `before`, and the present
+        cursor.
 
-        With `after`, return the oldest behind it; the cursor is then before those that are left
-        out. A message that becomes visible meanwhile is not in the list, but after the cursor.
+        With `after`, return the oldest messages after it, and the cursor before the first one that
+        was left out. A message that becomes visible during the search is not in the list. It comes
+        after the cursor.
         """
-        if wanted.after is not None:
+        if search.after is not None:
             return await self._behind(
-                wanted, wanted.after, account=account, limit=limit, lookup_s=lookup_s
+                search, search.after, account=account, limit=limit, lookup_s=lookup_s
             )
         cursor = await self._feed.now()
         page = await self.page(
-            wanted, account=account, before=before, limit=limit, lookup_s=lookup_s
+            search, account=account, before=before, limit=limit, lookup_s=lookup_s
         )
         later, _ = await self._new(cursor, is_settled=False)
-        found: list[Journey] = []
+        journeys: list[Journey] = []
         for row in page.rows:
             journey = None if row.position.name in later else await self._journey_of(row)
-            if journey is not None and wanted.matches(journey):
-                found.append(journey)
-        return MessageList(_seen_by(account, found), cursor, page.older)
+            if journey is not None and search.matches(journey):
+                journeys.append(journey)
+        return MessageList(_seen_by(account, journeys), cursor, page.older)
 
     async def page(
         self,
-        wanted: MessageSearch,
+        search: MessageSearch,
         *,
         account: str | None,
         limit: int,
@@ -142,28 +150,31 @@ class Journeys:
     ) -> ListPage:
         """Return the newest messages that match, or those older than `before`, as rows.
 
-        `after` is ignored. The cost does not grow with the number of messages, nor of steps. What
-        the time for contents is not enough for is on the next page.
+        `after` is ignored. The cost does not grow with the number of messages or steps. Messages
+        whose contents cannot be read in time are on the next page.
         """
-        if wanted.key:
-            return await self._page_of_key(wanted, account=account, limit=limit, before=before)
-        shown, older = await self.places.find(
-            wanted, account=account, limit=limit, before=before, lookup_s=lookup_s
+        if search.key:
+            return await self._page_of_key(search, account=account, limit=limit, before=before)
+        places, older = await self.places.find(
+            search, account=account, limit=limit, before=before, lookup_s=lookup_s
         )
-        return ListPage(await self._rows([one for _, one in shown], added=wanted.added), older)
+        return ListPage(
+            await self._rows([message for _, message in places], added=search.added), older
+        )
 
     async def log(
-        self, wanted: MessageSearch, *, account: str | None, limit: int, pages: int = PAGES_MAX
+        self, search: MessageSearch, *, account: str | None, limit: int, pages: int = PAGES_MAX
     ) -> ListPage:
-        """Return the newest messages that match, as page() does, of as many pages as are needed for
-        `limit`, at most `pages`, and no further one after _LOG_S.
+        """Return the newest messages that match, as page() does, up to `limit`.
+
+        At most `pages` pages are read, and none is begun after _LOG_S.
         """
         began_s = self._clock.real_s()
         rows: tuple[MessageSummary, ...] = ()
         before: ListPosition | None = None
         for _ in range(pages):
             left = min(limit - len(rows), _READ_MAX)
-            page = await self.page(wanted, account=account, limit=left, before=before)
+            page = await self.page(search, account=account, limit=left, before=before)
             rows, before = (*rows, *page.rows), page.older
             is_enough = len(rows) >= limit or self._clock.real_s() - began_s > _LOG_S
             if before is None or is_enough:
@@ -171,25 +182,25 @@ class Journeys:
         return ListPage(rows, before)
 
     async def names(
-        self, wanted: MessageSearch, *, account: str | None, limit: int
+        self, search: MessageSearch, *, account: str | None, limit: int
     ) -> tuple[list[str], bool]:
-        """Return the names of the newest messages that match, at most `limit`, and whether there
-        may be more.
+        """Return the names of the newest messages that match, and whether there may be more than
+        `limit`.
         """
-        if wanted.key:
-            page = await self.page(wanted, account=account, limit=limit)
+        if search.key:
+            page = await self.page(search, account=account, limit=limit)
             return [row.name for row in page.rows], page.older is not None
         began_s, names = self._clock.real_s(), list[str]()
         before: ListPosition | None = None
-        wanted = await self.places.with_index(wanted)
-        history = replace(wanted.without_content(), reader="", indexed=None, added=False)
-        indexed = wanted.indexed if account is None and history == _ALL else None
-        wanted = replace(wanted, indexed={}) if indexed else wanted  # those that it does not have
+        search = await self.places.with_index(search)
+        history = replace(search.without_content(), reader="", indexed=None, added=False)
+        indexed = search.indexed if account is None and history == _ALL else None
+        search = replace(search, indexed={}) if indexed else search  # finds the other messages
         for _ in range(PAGES_MAX):
-            found, before = await self.places.find(
-                wanted, account=account, limit=limit - len(names), before=before
+            places, before = await self.places.find(
+                search, account=account, limit=limit - len(names), before=before
             )
-            names += [_name_of(one) for _, one in found]
+            names += [_name_of(message) for _, message in places]
             is_enough = len(names) >= limit or self._clock.real_s() - began_s > _LOG_S
             if before is None or is_enough:
                 break
@@ -198,48 +209,51 @@ class Journeys:
 
     async def neighbours(
         self,
-        wanted: MessageSearch,
+        search: MessageSearch,
         place: ListPosition,
         *,
         account: str | None,
         begin: ListPosition | None,
     ) -> tuple[str, str]:
-        """Return the names of the messages that match next to a place: of the newer and of the
-        older one, "" if there is none.
+        """Return the names of the next newer and the next older message that match; "" for none.
 
-        The newer one is looked for among some hundred messages from the place `begin` on.
+        The newer one is looked for among some hundred messages, beginning at the place `begin`.
         """
-        if wanted.key:
+        if search.key:
             return "", ""
-        older, _ = await self.places.find(wanted, account=account, limit=1, before=place)
+        older, _ = await self.places.find(search, account=account, limit=1, before=place)
         newer = ""
         for _ in range(_NEIGHBOUR_LOOKS_MAX):
             places, begin = await self.places.find(
-                wanted, account=account, limit=_NEIGHBOURS_READ, before=begin
+                search, account=account, limit=_NEIGHBOURS_READ, before=begin
             )
             newer = next(
-                (_name_of(one) for at, one in reversed(places) if at.order < place.order), newer
+                (_name_of(message) for at, message in reversed(places) if at.order < place.order),
+                newer,
             )
             if begin is None or begin.order >= place.order:
                 return newer, _name_of(older[0][1]) if older else ""
         return "", _name_of(older[0][1]) if older else ""
 
     async def rows(self, names: Sequence[str], *, account: str | None) -> Sequence[MessageSummary]:
-        """Return the rows of the messages with these queue ids and submission ids; those that are
-        gone are left out.
+        """Return the rows of the messages with these queue ids and submission ids.
+
+        Messages that no longer exist are left out.
         """
         queue_ids = [name for name in names if not _is_submission(name)]
-        found = list(await self._spool.summaries(queue_ids, account=account)) if queue_ids else []
+        rows = list(await self._spool.summaries(queue_ids, account=account)) if queue_ids else []
         for name in names:
             if _is_submission(name):
-                wanted = MessageSearch(key=name)
-                page = await self._page_of_key(wanted, account=account, limit=1, before=None)
-                found += page.rows
-        return found
+                search = MessageSearch(key=name)
+                page = await self._page_of_key(search, account=account, limit=1, before=None)
+                rows += page.rows
+        return rows
 
     async def counts(self, *, account: str | None, limit: int) -> tuple[int, Mapping[str, int]]:
-        """Return the number of messages, at most `limit`, and how many of them, the newest, have a
-        recipient in each state, or are in a state before step 4.
+        """Return the number of messages, at most `limit`, and how many are in each state.
+
+        Of the newest messages, this counts those with a recipient in the state, or in a state
+        before step 4.
         """
         submissions = await self._store.open_submissions()
         total, counts = await self._spool.count_states(account=account, limit=limit)
@@ -247,41 +261,47 @@ class Journeys:
         return min(limit, total + waiting.total()), {**counts, **waiting}
 
     async def count_before_queue(self) -> Mapping[str, int]:
-        """Return how many messages are in each state before step 4, the newest of them."""
+        """Return how many of the newest messages are in each state before step 4."""
         submissions = await self._store.open_submissions()
-        found = await self._before_queue(submissions, account=None, limit=SCAN_MAX)
-        return {state: found[state] for state in SubmissionState}
+        counts = await self._before_queue(submissions, account=None, limit=SCAN_MAX)
+        return {state: counts[state] for state in SubmissionState}
 
     async def _before_queue(
         self, submissions: Sequence[OpenSubmission], *, account: str | None, limit: int
     ) -> Counter[str]:
         """Count the newest submissions in each state before step 4."""
-        found = [
-            one
-            for one in submissions
-            if one.state in BEFORE_QUEUE and account in (None, one.account)
+        newest = [
+            submission
+            for submission in submissions
+            if submission.state in BEFORE_QUEUE and account in (None, submission.account)
         ][-limit:]
-        # until its end the log has what the spool has accepted as being converted
-        names = [one.submission_id for one in found if one.state == SubmissionState.CONVERTING]
+        # for the log, a submission is being converted until step 4 is recorded
+        names = [
+            submission.submission_id
+            for submission in newest
+            if submission.state == SubmissionState.CONVERTING
+        ]
         accepted = set(await self._spool.accepted_submissions(names)) if names else set()
-        return Counter(one.state for one in found if one.submission_id not in accepted)
+        return Counter(
+            submission.state for submission in newest if submission.submission_id not in accepted
+        )
 
     async def addresses(self, *, account: str | None) -> Sequence[str]:
-        """Return senders and recipients of the newest messages, see recent_addresses()."""
+        """Return senders and recipients of the newest messages. See recent_addresses()."""
         return await self._spool.recent_addresses(account=account, limit=SCAN_MAX)
 
     async def _rows(
-        self, found: Sequence[FoundMessage | OpenSubmission], *, added: bool
+        self, messages: Sequence[FoundMessage | OpenSubmission], *, added: bool
     ) -> tuple[MessageSummary, ...]:
-        ids = [one.queue_id for one in found if isinstance(one, FoundMessage)]
+        ids = [message.queue_id for message in messages if isinstance(message, FoundMessage)]
         ahead_us = wall_offset_us(self._clock)
         summaries = await self._spool.summaries(ids, account=None, added=added) if ids else ()
-        in_spool = {one.name: one for one in summaries}
+        in_spool = {row.name: row for row in summaries}
         rows = []
-        for one in found:
-            if isinstance(one, OpenSubmission):
-                rows.append(row_of(one))
-            elif (row := in_spool.get(one.queue_id)) is not None:
+        for message in messages:
+            if isinstance(message, OpenSubmission):
+                rows.append(row_of(message))
+            elif (row := in_spool.get(message.queue_id)) is not None:
                 next_us = row.next_attempt_us
                 rows.append(
                     row if next_us is None else replace(row, next_attempt_us=next_us + ahead_us)
@@ -289,110 +309,113 @@ class Journeys:
         return tuple(rows)
 
     async def _page_of_key(
-        self, wanted: MessageSearch, *, account: str | None, limit: int, before: ListPosition | None
+        self, search: MessageSearch, *, account: str | None, limit: int, before: ListPosition | None
     ) -> ListPage:
-        """Return the messages that a name names; an address is none."""
-        key = wanted.key
+        """Return the messages with this id or Message-ID. An address is not taken for either."""
+        key = search.key
         if "@" in key and not key.startswith("<"):
             key = f"<{key}>"
         rows: list[MessageSummary] = []
         for journey in await self._recent(key, account=account, limit=limit):
             place = position_of(journey.id or "", journey.submission_id or "")
-            if wanted.matches(journey) and is_between(place, before, None):
-                if not await self._matches_beyond(wanted, place, account=account):
+            if search.matches(journey) and is_between(place, before, None):
+                if not await self._matches_beyond(search, place, account=account):
                     continue
                 if journey.id:
-                    rows += await self._rows([FoundMessage(journey.id, "")], added=wanted.added)
+                    rows += await self._rows([FoundMessage(journey.id, "")], added=search.added)
                 else:
                     rows.append(_row_of_journey(journey, place))
         return ListPage(tuple(rows), None)
 
     async def _matches_beyond(
-        self, wanted: MessageSearch, place: ListPosition, *, account: str | None
+        self, search: MessageSearch, place: ListPosition, *, account: str | None
     ) -> bool:
-        """Whether the message at a place meets conditions that its journey does not decide."""
-        if not wanted.needs_more_than_journey:
+        """Whether the message at a place meets the conditions that its journey cannot decide."""
+        if not search.needs_more_than_journey:
             return True
-        if not wanted.is_in_time(place.at_us):
+        if not search.is_in_time(place.at_us):
             return False
-        found, _ = await self.places.find(
-            replace(wanted, key="", from_us=place.at_us),
+        places, _ = await self.places.find(
+            replace(search, key="", from_us=place.at_us),
             account=account,
             limit=_SAME_TIME_MAX,
             before=ListPosition(place.at_us + 1, ""),
         )
-        return any(one == place for one, _ in found)
+        return any(found_place == place for found_place, _ in places)
 
     async def near(
-        self, wanted: MessageSearch, *, account: str | None, limit: int
+        self, search: MessageSearch, *, account: str | None, limit: int
     ) -> tuple[Sequence[MessageSummary], Container[str]]:
         """Return the newest messages, and the names of those after the cursor of a search."""
-        new = (await self._new(wanted.after))[0] if wanted.after else ()
-        page = await self.page(MessageSearch(kind=wanted.kind), account=account, limit=limit)
+        new = (await self._new(search.after))[0] if search.after else ()
+        page = await self.page(MessageSearch(kind=search.kind), account=account, limit=limit)
         return page.rows, new
 
     async def _new(
         self, after: EventCursor, *, is_settled: bool = True
     ) -> tuple[dict[str, tuple[int, EventCursor]], EventCursor]:
-        """Return the messages that were submitted, or received by SMTP, after a cursor, oldest
-        first, by their names: when, and the cursor after it; and the cursor after all of them.
+        """Return the messages that were submitted, or received by SMTP, after a cursor.
+
+        They are oldest first, by name, each with its time and the cursor after it. Return also the
+        cursor after all of them.
         """
-        found: dict[str, tuple[int, EventCursor]] = {}
+        new: dict[str, tuple[int, EventCursor]] = {}
         for _ in range(PAGES_MAX):
             batch = await self._feed.read_new(after, is_settled=is_settled)
             for source, cursor, recorded in batch.events:
                 if not source or recorded.step is Step.NOTIFIED:
                     name = recorded.submission_id or recorded.queue_id or ""
-                    found.setdefault(name, (recorded.at_us, cursor))
+                    new.setdefault(name, (recorded.at_us, cursor))
             after = batch.cursor
             if batch.is_complete:
                 break
-        return found, after
+        return new, after
 
     async def _behind(
         self,
-        wanted: MessageSearch,
+        search: MessageSearch,
         after: EventCursor,
         *,
         account: str | None,
         limit: int,
         lookup_s: float | None,
     ) -> MessageList:
-        """Return the oldest messages after a cursor that match, and the cursor after them. While
-        the contents are not read that decide, there are none, and the cursor is the same.
+        """Return the oldest messages after a cursor that match, and the cursor after them.
+
+        If their contents cannot be read in time, return none, and the same cursor.
         """
         new, end = await self._new(after)
         if not new:
             return MessageList([], end)
         began_s, first_us = self._clock.real_s(), min(map(_place_us, new))
-        wanted = replace(wanted, after=None, from_us=max(wanted.from_us, first_us))
+        search = replace(search, after=None, from_us=max(search.from_us, first_us))
         matching: dict[str, FoundMessage | OpenSubmission] = {}
         before: ListPosition | None = None
         while True:
-            some, before = await self.places.find(
-                wanted, account=account, limit=_READ_MAX, before=before, lookup_s=lookup_s
+            places, before = await self.places.find(
+                search, account=account, limit=_READ_MAX, before=before, lookup_s=lookup_s
             )
-            matching |= {place.name: one for place, one in some}
+            matching |= {place.name: message for place, message in places}
             if before is None:
                 break
             if self._clock.real_s() - began_s > _LOG_S:
                 return MessageList([], after)
-        found: list[Journey] = []
+        journeys: list[Journey] = []
         for name, (at_us, behind) in new.items():
-            if len(found) == limit:
+            if len(journeys) == limit:
                 end = after
                 break
             after = behind
             if name in matching:
                 journey = await self._journey_of(matching[name])
-                if journey and wanted.matches(journey) and _is_submitted_at(journey, at_us):
-                    found.append(journey)
-        return MessageList(_seen_by(account, found[::-1]), end)
+                if journey and search.matches(journey) and _is_submitted_at(journey, at_us):
+                    journeys.append(journey)
+        return MessageList(_seen_by(account, journeys[::-1]), end)
 
     async def _journey_of(
-        self, found: FoundMessage | OpenSubmission | MessageSummary
+        self, message: FoundMessage | OpenSubmission | MessageSummary
     ) -> Journey | None:
-        name = found.name if isinstance(found, MessageSummary) else _name_of(found)
+        name = message.name if isinstance(message, MessageSummary) else _name_of(message)
         if _is_submission(name):
             return await self._by_submission(name)
         return await self._by_queue_id(name)
@@ -402,14 +425,14 @@ class Journeys:
     ) -> list[Journey]:
         key, _ = read_rest_id(key)
         queue_ids = await self._spool.find_queue_ids(key, account=account, limit=limit)
-        if queue_ids and (key in queue_ids or _is_submission(key)):  # the name is unique
+        if queue_ids and (key in queue_ids or _is_submission(key)):  # such a key is unique
             journey = await self._by_queue_id(queue_ids[0], added=added)
             return [journey] if journey else []
-        if queue_ids and key.startswith("<"):  # the others are accepted: the spool has found them
+        if queue_ids and key.startswith("<"):  # the spool has found all accepted ones
             submissions = [
-                one.submission_id
-                for one in await self._store.open_submissions()
-                if one.message_id == key and account in (None, one.account)
+                submission.submission_id
+                for submission in await self._store.open_submissions()
+                if submission.message_id == key and account in (None, submission.account)
             ]
         else:
             submissions = [
@@ -443,8 +466,8 @@ class Journeys:
         return join(store, transport)
 
 
-def _seen_by(account: str | None, found: list[Journey]) -> list[Journey]:
-    return found if account is None else [sender_journey(one) for one in found]
+def _seen_by(account: str | None, journeys: list[Journey]) -> list[Journey]:
+    return journeys if account is None else [sender_journey(journey) for journey in journeys]
 
 
 def join(store: SubmissionRecord | None, transport: Journey | None) -> Journey | None:
@@ -459,7 +482,7 @@ def join(store: SubmissionRecord | None, transport: Journey | None) -> Journey |
     return replace(
         transport,
         graph_id=(store.facts.graph_id if store else "") or _draft_of(transport.submission_id),
-        # step 2 has it for HTTP, step 5 for SMTP
+        # step 2 has the client for HTTP, step 5 for SMTP
         client=_moved(steps, "client") or to_builtins(Client()),
         checks=_moved(steps, "checks"),
         steps=tuple(steps),
@@ -468,8 +491,9 @@ def join(store: SubmissionRecord | None, transport: Journey | None) -> Journey |
 
 
 def _accepted_by_smtp(transport: Journey) -> Iterator[JourneyStep]:
-    """Yield step 4 of mail by SMTP, whose client got the 250 when step 5 was committed; none of a
-    report, which no client sent.
+    """Yield step 4 of mail by SMTP: the client got the 250 when step 5 was committed.
+
+    A report has none, because no client sent it.
     """
     for step in () if transport.submission_id else transport.steps:
         if step.step == Step.POLICY_AND_ROUTING and "about" not in step.detail:
@@ -479,8 +503,8 @@ def _accepted_by_smtp(transport: Journey) -> Iterator[JourneyStep]:
 
 
 def _before_transport(store: SubmissionRecord) -> Journey:
-    """Return the transport's part of a submission that the spool does not know."""
-    found, facts = state_before_queue([one.read() for one in store.steps]), store.facts
+    """Return the transport's part of the journey, for a submission that the spool does not know."""
+    reached, facts = state_before_queue([step.read() for step in store.steps]), store.facts
     return Journey(
         id=None,
         graph_id=None,
@@ -488,15 +512,15 @@ def _before_transport(store: SubmissionRecord) -> Journey:
         message_id=facts.message_id,
         sender=facts.sender,
         subject=facts.subject,
-        state=str(found.state),
+        state=str(reached.state),
         client={},
         steps=(),
         recipients=tuple(
             Recipient(
                 address,
-                str(found.of_recipients),
-                reply=found.reply,
-                next_attempt=found.send_at or None,
+                str(reached.of_recipients),
+                reply=reached.reply,
+                next_attempt=reached.send_at or None,
             )
             for address in facts.recipients
         ),
@@ -508,27 +532,31 @@ def _with_reasons(
 ) -> tuple[Recipient, ...]:
     reasons = zip(recipients, reasons_of(recipients, steps), strict=True)
     return tuple(
-        one if one.reason == reason else replace(one, reason=reason) for one, reason in reasons
+        recipient if recipient.reason == reason else replace(recipient, reason=reason)
+        for recipient, reason in reasons
     )
 
 
 def _moved(steps: Sequence[JourneyStep], name: str) -> dict[str, Any] | None:
-    """Remove an object from the details; return the first one, None without any."""
-    found = [one.detail.pop(name) for one in steps if isinstance(one.detail.get(name), dict)]
-    return found[0] if found else None
+    """Remove an object from the details of all steps; return the first one, or None."""
+    objects = [step.detail.pop(name) for step in steps if isinstance(step.detail.get(name), dict)]
+    return objects[0] if objects else None
 
 
-def _name_of(found: FoundMessage | OpenSubmission) -> str:
-    return found.queue_id if isinstance(found, FoundMessage) else found.submission_id
+def _name_of(message: FoundMessage | OpenSubmission) -> str:
+    return message.queue_id if isinstance(message, FoundMessage) else message.submission_id
 
 
 def _is_submission(key: str) -> bool:
-    """Whether a name known to the spool is a submission id; an address may contain dots as well."""
+    """Whether a key is a submission id. (An address may contain dots too.)"""
     return "." in key and "@" not in key
 
 
 def _known_at(journey: Journey) -> tuple[str, str]:
-    """Return when it was queued, or else submitted; a draft's id has its creation time only."""
+    """Return when a message was queued, or else submitted.
+
+    The id of a draft has only the time when the draft was created.
+    """
     queue_id = journey.id or ""
     accepted_us = id_time_us(queue_id)
     if accepted_us is not None:
@@ -538,12 +566,12 @@ def _known_at(journey: Journey) -> tuple[str, str]:
 
 
 def _place_us(name: str) -> int:
-    """Return the time of the place of a message, by its name."""
+    """Return the time of a message in the list, by its name."""
     return (position_of("", name) if _is_submission(name) else position_of(name, "")).at_us
 
 
 def _is_submitted_at(journey: Journey, at_us: int) -> bool:
-    """Whether a step 2 at this time is that of its submission, and no remark about it."""
+    """Whether the submission itself was recorded at this time, and not a remark about it."""
     times = [step.at for step in journey.steps if step.step == Step.NOTIFIED]
     return not times or rfc3339(at_us) in times
 
@@ -562,7 +590,7 @@ def _row_of_journey(journey: Journey, place: ListPosition) -> MessageSummary:
             journey.sender,
             journey.message_id,
             journey.subject,
-            tuple(one.address for one in recipients),
+            tuple(recipient.address for recipient in recipients),
             journey.state,
             reply=recipients[0].reply if recipients else "",
             send_at=(recipients[0].next_attempt or "") if recipients else "",

@@ -35,22 +35,22 @@ _LOOKS_MAX = 3  # for a page, while submissions are accepted
 Place = tuple[ListPosition, FoundMessage | OpenSubmission]
 
 
-# Returns whether the content of each matches. It gives fewer answers than candidates when the time
-# is over: at a later call there may be none.
+# Returns whether the content of each candidate matches. When the time is over, it returns fewer
+# answers than candidates, or none.
 ContentCheck = Callable[[Sequence[FoundMessage]], Awaitable[Sequence[bool]]]
 
 
 async def _no_contents(candidates: Sequence[FoundMessage]) -> Sequence[bool]:
-    """Say that no message meets a condition on contents."""
+    """Return that no message meets a condition on contents."""
     return [False] * len(candidates)
 
 
 class ListPlaces:
-    """Finds places of the list.
+    """Finds the messages of a page of the list, and their places.
 
-    `contents` begins the check of a request, which takes about so many seconds: ContentSearch of
-    relay.front_door.api. Without it, no message meets a condition on contents. `lookup_s` is this
-    time for a page that a person looks at.
+    `contents` begins the check of a request; the number is about how many seconds it may take. (It
+    is ContentSearch of relay.front_door.api.) Without it, no message meets a condition on contents.
+    `lookup_s` is this time for a page in the browser.
     """
 
     def __init__(self, spool: SpoolHistory, store: SubmissionLog) -> None:
@@ -60,148 +60,154 @@ class ListPlaces:
         self.index: TextIndex | None = None
         self.lookup_s = _LOOKUP_S
 
-    def begin(self, wanted: MessageSearch, lookup_s: float | None = None) -> ContentCheck:
+    def begin(self, search: MessageSearch, lookup_s: float | None = None) -> ContentCheck:
         """Begin the check of contents of a request."""
         if self.contents is None:
             return _no_contents
         time_s = self.lookup_s if lookup_s is None else lookup_s
-        return self.contents(wanted, time_s)
+        return self.contents(search, time_s)
 
     async def find(
         self,
-        wanted: MessageSearch,
+        search: MessageSearch,
         *,
         account: str | None,
         limit: int,
         before: ListPosition | None,
         lookup_s: float | None = None,
     ) -> tuple[list[Place], ListPosition | None]:
-        """Return the places of messages that match, and the one behind which older ones may be."""
-        if wanted.until_us:
-            end = ListPosition(wanted.until_us - 1, "")
+        """Return the places of messages that match, and the place after which older ones may be."""
+        if search.until_us:
+            end = ListPosition(search.until_us - 1, "")
             before = max(before or end, end, key=lambda place: place.order)
-        wanted = await self.with_index(wanted)
-        if not wanted.needs_content:
-            return await self._find_by_history(wanted, account=account, limit=limit, before=before)
-        found: list[Place] = []
-        check, read = self.begin(wanted, lookup_s), 0
-        known = wanted.indexed or ()
+        search = await self.with_index(search)
+        if not search.needs_content:
+            return await self._find_by_history(search, account=account, limit=limit, before=before)
+        matching: list[Place] = []
+        check, read = self.begin(search, lookup_s), 0
+        known = search.indexed or ()
         chunk = limit + 1 if known else _CHUNK
         while True:
-            some, older = await self._find_by_history(
-                wanted, account=account, limit=chunk, before=before
+            places, older = await self._find_by_history(
+                search, account=account, limit=chunk, before=before
             )
             candidates = [
-                one if isinstance(one, FoundMessage) else one.found(wanted) for _, one in some
+                message if isinstance(message, FoundMessage) else message.found(search)
+                for _, message in places
             ]
-            asked = [one for one in candidates if one.queue_id not in known]
+            asked = [message for message in candidates if message.queue_id not in known]
             checked = iter(await check(asked) if asked else ())
-            are_known = (one.queue_id in known or next(checked, None) for one in candidates)
-            answers = list(takewhile(lambda one: one is not None, are_known))
-            for place, matches in zip(some, answers, strict=False):
-                if matches and len(found) == limit:
-                    return found, found[-1][0]
+            are_known = (message.queue_id in known or next(checked, None) for message in candidates)
+            answers = list(takewhile(lambda answer: answer is not None, are_known))
+            for place, matches in zip(places, answers, strict=False):
+                if matches and len(matching) == limit:
+                    return matching, matching[-1][0]
                 if matches:
-                    found.append(place)
-            if len(answers) < len(some):
-                return found, some[len(answers) - 1][0] if answers else before
-            read += len(some)
-            if older is None or len(some) < chunk or read >= SCAN_MAX:
-                return found, older
+                    matching.append(place)
+            if len(answers) < len(places):
+                return matching, places[len(answers) - 1][0] if answers else before
+            read += len(places)
+            if older is None or len(places) < chunk or read >= SCAN_MAX:
+                return matching, older
             before = older
 
-    async def with_index(self, wanted: MessageSearch) -> MessageSearch:
-        """Return the search with the messages that the index finds, if it has all texts."""
-        words = wanted.words if wanted.searches_text else ()
-        is_other = bool(words or wanted.is_unread) and wanted.reader != ALL_MAILBOXES
-        is_known = wanted.indexed is not None or wanted.kind == REPORT or not wanted.needs_content
+    async def with_index(self, search: MessageSearch) -> MessageSearch:
+        """Return the search with the messages that the index finds, if the index has all texts."""
+        words = search.words if search.searches_text else ()
+        is_other = bool(words or search.is_unread) and search.reader != ALL_MAILBOXES
+        is_known = search.indexed is not None or search.kind == REPORT or not search.needs_content
         if self.index is None or is_other or is_known:
-            return wanted
-        numbers = (SearchedNumber("attachments", 1),) if wanted.has_attachment else ()
+            return search
+        numbers = (SearchedNumber("attachments", 1),) if search.has_attachment else ()
         terms = tuple(map(SearchTerm, words))
-        search = TextSearch(terms, numbers, wanted.tags, wanted.is_unread)
+        text_search = TextSearch(terms, numbers, search.tags, search.is_unread)
         try:
-            found = await self.index.search(search)
+            answer = await self.index.search(text_search)
         except IndexFailedError:
-            return wanted
-        if not found.is_complete:
-            return wanted
-        return replace(wanted, indexed=dict.fromkeys(found.queue_ids))
+            return search
+        if not answer.is_complete:
+            return search
+        return replace(search, indexed=dict.fromkeys(answer.queue_ids))
 
     async def _find_by_history(
-        self, wanted: MessageSearch, *, account: str | None, limit: int, before: ListPosition | None
+        self, search: MessageSearch, *, account: str | None, limit: int, before: ListPosition | None
     ) -> tuple[list[Place], ListPosition | None]:
-        """Return what find() does, apart from conditions on contents."""
-        # The log is read first: what it has as accepted is in the spool by then. What the spool
-        # has accepted meanwhile is looked up there again.
+        """Return what find() does, without the conditions on contents."""
+        # The log is read first: the spool has all that the log records as accepted. What the spool
+        # accepts after that is looked up in the spool again.
         read_to_us = 0
-        if wanted.client:
-            wanted, read_to_us = await self.with_submissions(wanted, before)
+        if search.client:
+            search, read_to_us = await self.with_submissions(search, before)
         submissions = await self._store.open_submissions()
         for _ in range(_LOOKS_MAX):
             spooled = FoundPage((), None)
-            if not wanted.is_before_queue:
+            if not search.is_before_queue:
                 spooled = await self._spool.find_page(
-                    wanted, account=account, before=before, limit=limit + 1
+                    search, account=account, before=before, limit=limit + 1
                 )
-            places: dict[ListPosition, FoundMessage | OpenSubmission] = {
-                place: one
-                for one in submissions
-                if account in (None, one.account)
-                and is_between(place := position_of("", one.submission_id), before, spooled.reached)
-                and wanted.is_in_time(place.at_us)
-                and one.matches(wanted)
-            }
-            places |= {
-                position_of(one.queue_id, one.submission_id): one for one in spooled.messages
-            }
+            places: dict[ListPosition, FoundMessage | OpenSubmission] = {}
+            for submission in submissions:
+                if account not in (None, submission.account):
+                    continue
+                place = position_of("", submission.submission_id)
+                is_on_page = is_between(place, before, spooled.reached)
+                if is_on_page and search.is_in_time(place.at_us) and submission.matches(search):
+                    places[place] = submission
+            for message in spooled.messages:
+                places[position_of(message.queue_id, message.submission_id)] = message
             newest = sorted(places, key=lambda place: place.order)
             read = newest[: 2 * limit + 1]
-            shown = await self._without_accepted([(place, places[place]) for place in read])
-            if len(shown) == len(read):
+            current = await self._without_accepted([(place, places[place]) for place in read])
+            if len(current) == len(read):
                 break
-            accepted = set(read) - {place for place, _ in shown}
+            accepted = set(read) - {place for place, _ in current}
             submissions = [
-                one for one in submissions if position_of("", one.submission_id) not in accepted
+                submission
+                for submission in submissions
+                if position_of("", submission.submission_id) not in accepted
             ]
         older = spooled.reached if len(newest) == len(read) else read[-1]
-        if len(shown) > limit:
-            older = shown[limit - 1][0]
+        if len(current) > limit:
+            older = current[limit - 1][0]
         if older is None and read_to_us:
             older = ListPosition(read_to_us - 1, "")
-        return shown[:limit], older
+        return current[:limit], older
 
     async def with_submissions(
-        self, wanted: MessageSearch, before: ListPosition | None = None
+        self, search: MessageSearch, before: ListPosition | None = None
     ) -> tuple[MessageSearch, int]:
-        """Return the search with the submissions of its client, and the time from which on it finds
-        them, 0 if it finds all.
+        """Return the search with the submissions of its client, and the time from which on it has
+        them.
+
+        The time is 0 if it has all.
         """
-        until_us = before.at_us + 1 if before else wanted.until_us
+        until_us = before.at_us + 1 if before else search.until_us
         of_log = replace(
-            wanted,
-            from_us=max(0, wanted.from_us - CLOCK_MARGIN_US),
+            search,
+            from_us=max(0, search.from_us - CLOCK_MARGIN_US),
             until_us=until_us and until_us + CLOCK_MARGIN_US,
         )
         names, read_to_us = await self._store.submitted_by(of_log)
-        from_us = max(wanted.from_us, read_to_us)
-        return replace(wanted, submissions=names, from_us=from_us), read_to_us
+        from_us = max(search.from_us, read_to_us)
+        return replace(search, submissions=names, from_us=from_us), read_to_us
 
     async def _without_accepted(self, places: Sequence[Place]) -> list[Place]:
-        """Leave out submissions that the spool has by now: there they did not match."""
-        names = [one.submission_id for _, one in places if isinstance(one, OpenSubmission)]
+        """Leave out submissions that the spool has accepted: there they did not match."""
+        names = [
+            message.submission_id for _, message in places if isinstance(message, OpenSubmission)
+        ]
         accepted = set(await self._spool.accepted_submissions(names)) if names else set()
         return [
-            (place, one)
-            for place, one in places
-            if isinstance(one, FoundMessage) or one.submission_id not in accepted
+            (place, message)
+            for place, message in places
+            if isinstance(message, FoundMessage) or message.submission_id not in accepted
         ]
 
 
 def is_between(
     place: ListPosition, before: ListPosition | None, reached: ListPosition | None
 ) -> bool:
-    """Whether a place is on a page: older than `before`, and read by a scan that ended there."""
+    """Whether a place is on a page: older than `before`, and reached by a scan that ended there."""
     return (before is None or place.order > before.order) and (
         reached is None or place.order < reached.order
     )

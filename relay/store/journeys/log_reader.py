@@ -27,10 +27,10 @@ _ROLES_MAX = 8
 
 
 class LogEvents(Struct, frozen=True):
-    """Events of one role with the positions behind them, None for a line that is not an event.
+    """Events of one role, each with the position after it; None for a line that is not an event.
 
-    `is_missing`: the position that was asked for is not kept. `is_complete`: no more were there;
-    then `end` is the position behind everything.
+    `is_missing`: the requested position is not kept. `is_complete`: there were no more events, and
+    `end` is the end of the log.
     """
 
     events: Sequence[tuple[LogPosition, RecordedEvent | None]]
@@ -43,24 +43,25 @@ class LogReader:
     """Reads the files of all roles; its functions block. Raises OSError."""
 
     def __init__(self, directory: Path, *, store: str = "main") -> None:
-        """`directory` is that of the SubmissionLog; it need not exist. The roles of a mail root
-        with another name than "main" have a part of their names from it: positions in the log of
-        one mean nothing in that of another.
+        """`directory` is that of the SubmissionLog; it need not exist.
+
+        If the mail root is not named "main", the names of the roles contain a hash of its name: a
+        position in the log of one mail root means nothing in the log of another.
         """
         self._directory = directory
         self._part = "" if store == "main" else f"-{crc32(store.encode()):08x}"
 
     def ends(self) -> dict[str, LogPosition]:
         """Return the end of each role's log."""
-        return {one.role + self._part: one.end() for one in self._roles()}
+        return {files.role + self._part: files.end() for files in self._roles()}
 
     def read(self, after: Mapping[str, LogPosition], *, limit: int) -> dict[str, LogEvents]:
-        """Return the first events of each role behind its position.
+        """Return the first events of each role after its position.
 
         The log of a role without a position is read from its beginning.
         """
-        roles = {one.role + self._part: one for one in self._roles()}
-        return {name: one.read(after.get(name), limit=limit) for name, one in roles.items()}
+        roles = {files.role + self._part: files for files in self._roles()}
+        return {name: files.read(after.get(name), limit=limit) for name, files in roles.items()}
 
     def _roles(self) -> list["_RoleFiles"]:
         try:
@@ -69,8 +70,8 @@ class LogReader:
             return []
         days: dict[str, list[str]] = {}
         for name in sorted(names):
-            if found := _NAME.fullmatch(name):
-                days.setdefault(found[2], []).append(found[1])
+            if match := _NAME.fullmatch(name):
+                days.setdefault(match[2], []).append(match[1])
         roles = sorted(days)[:_ROLES_MAX]
         return [_RoleFiles(self._directory, role, days[role]) for role in roles]
 
@@ -103,25 +104,27 @@ class _RoleFiles:
         days = [day for day in self._days if day >= position.day]
         is_missing = not self._is_there(position)
         if is_missing:
-            if not days:  # what follows does not exist yet
+            if not days:  # the next file does not exist yet
                 return LogEvents((), position, is_missing=False, is_complete=True)
             position = LogPosition(days[0], 0)
-        found: list[tuple[LogPosition, RecordedEvent | None]] = []
+        events: list[tuple[LogPosition, RecordedEvent | None]] = []
         size_bytes = 0
         for day in days:
             if day > position.day:
                 position = LogPosition(day, 0)
             while lines := self._lines(position):
                 for place, line in lines:
-                    if len(found) == limit or size_bytes > _BATCH_BYTES_MAX:
-                        return LogEvents(found, position, is_missing, is_complete=False)
-                    found.append((place, _event_of(line)))
+                    if len(events) == limit or size_bytes > _BATCH_BYTES_MAX:
+                        return LogEvents(events, position, is_missing, is_complete=False)
+                    events.append((place, _event_of(line)))
                     position = place
                     size_bytes += place.size
-        return LogEvents(found, position, is_missing, is_complete=True)
+        return LogEvents(events, position, is_missing, is_complete=True)
 
     def _is_there(self, position: LogPosition) -> bool:
-        """Whether the file still has the line before the position, which a client has given."""
+        """Whether the file still has the line before the position. (The position comes from a
+        client.)
+        """
         if position.size > _LINE_BYTES_MAX or (position.offset and not position.size):
             return False
         try:
@@ -148,12 +151,12 @@ class _RoleFiles:
             complete = [block] if len(block) == _LINE_BYTES_MAX else []
         else:
             complete = [line + b"\n" for line in block.split(b"\n")[:-1]]
-        found = []
+        ends = []
         offset = position.offset
         for line in complete:
             offset += len(line)
-            found.append((LogPosition(position.day, offset, len(line), crc32(line)), line))
-        return found
+            ends.append((LogPosition(position.day, offset, len(line), crc32(line)), line))
+        return ends
 
     def _path(self, day: str) -> Path:
         return self._directory / f"{day}-{self.role}"
@@ -161,21 +164,21 @@ class _RoleFiles:
 
 def _event_of(line: bytes) -> RecordedEvent | None:
     """Return the event of a line; None for a damaged line."""
-    if (found := parse_line(line)) is None:
+    if (logged := parse_line(line)) is None:
         return None
-    step = Step(found.step or Step.NOTIFIED)  # what happened to a submission before step 3
-    detail: dict[str, Any] = {"withdrawn": True} if found.withdrawn else found.detail
+    step = Step(logged.step or Step.NOTIFIED)  # a remark belongs to step 2
+    detail: dict[str, Any] = {"withdrawn": True} if logged.withdrawn else logged.detail
     detail.pop("client", None)
-    at_us = found.at_us or id_time_us(found.submission_id) or 0
+    at_us = logged.at_us or id_time_us(logged.submission_id) or 0
     known = read_detail(step, detail)
     return RecordedEvent(
-        found.queue_id or None,
-        found.submission_id,
-        found.account or found.owner,
+        logged.queue_id or None,
+        logged.submission_id,
+        logged.account or logged.owner,
         step,
         at_us,
         detail,
         known,
         # step 4 says nothing of the state: it is recorded after step 5
-        None if step is Step.ACCEPTED or found.withdrawn else state_before_queue([known]).state,
+        None if step is Step.ACCEPTED or logged.withdrawn else state_before_queue([known]).state,
     )

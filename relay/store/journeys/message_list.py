@@ -3,7 +3,7 @@
 The spool and the submission log use the conditions to find candidates, Journeys to decide. The list
 has the newest message first, by the time when it was submitted or received by SMTP. This time
 follows from the names of a message: a row stays where it is when its submission is accepted. A
-reader who goes on from a place misses nothing and sees nothing twice.
+reader who continues after a place misses nothing and sees nothing twice.
 """
 
 import fnmatch
@@ -27,58 +27,58 @@ FINAL_STATE = "final"  # all recipients are in final states
 SCAN_MAX = 20_000  # messages that one search reads, newest first
 LISTED_MAX = 20  # recipients in a row
 SUBJECT_CHARACTERS_MAX = 200  # of a subject are kept in histories
-# An event is visible at most this long after its time; a message becomes visible with its first.
+# An event is visible at most this long after its time; a message, when its first event is.
 CLOCK_MARGIN_US = 60_000_000
 ALL_MAILBOXES, NO_MAILBOX = "*", ""  # in place of the address of a reader
 
 
 class SearchedTag(Struct, frozen=True):
-    """A tag that a message must have, without regard to case, or must not; "": any."""
+    """A tag that a message must have, or must not have, without regard to case; "" is any tag."""
 
     name: str = ""
     is_excluded: bool = False
 
 
 class MessageSearch(Struct, frozen=True):
-    """What a message must match; "" matches all.
+    """The conditions of a search; "" matches all.
 
     A pattern matches the whole value, without regard to case: `*` is any text, `?` one character.
     """
 
-    to: str = ""  # a pattern; then only the recipients that it matches count
+    to: str = ""  # a pattern; other conditions then apply only to the recipients that match
     sender: str = ""  # a pattern
     subject: str = ""  # a pattern
     kind: str = ""  # MAIL or REPORT
-    state: str = ""  # its own before step 4, then that of a recipient; "final" if all are final
+    state: str = ""  # of the message before step 4, then of a recipient; "final": all are final
     mailbox: str = ""  # an address: the sender, or one of the recipients
     words: tuple[str, ...] = ()  # each is in the subject, in one of these addresses, or in the text
     has_attachment: bool = False  # one that is not shown in the text
     is_unread: bool = False  # a copy that a recipient has not read
-    tags: tuple[SearchedTag, ...] = ()  # which only an index knows
+    tags: tuple[SearchedTag, ...] = ()  # only an index knows them
     larger_than_bytes: int = 0  # 0: any size
     from_us: int = 0  # submitted, or received by SMTP, then or later; 0: at any time
     until_us: int = 0  # and before then; 0: at any time
     client: str = ""  # a pattern: the IP address of the client, or the name that it gave in EHLO
-    submissions: frozenset[str] = frozenset()  # those of such a client by HTTP
+    submissions: frozenset[str] = frozenset()  # by HTTP from such a client
     login: str = ""  # a pattern: the account that logged in to send it
     # In whose mailbox words of the text and unread copies are looked up: an address,
-    # ALL_MAILBOXES (the queue as well) or NO_MAILBOX. It must be that of who asks: texts in the
-    # mailboxes of others are not shown.
+    # ALL_MAILBOXES (the queue as well) or NO_MAILBOX. It must be the reader's mailbox: texts in
+    # the mailboxes of others are not shown.
     reader: str = NO_MAILBOX
-    # Of the messages in the spool those whose content matches, newest first, where an index knows.
+    # The messages in the spool whose content matches, newest first, if an index knows them.
     indexed: Mapping[str, None] | None = None
     key: str = ""  # one of the names of the message
-    after: EventCursor | None = None  # messages that were submitted or accepted behind it
+    after: EventCursor | None = None  # only messages that were submitted or accepted after it
     added: bool = False  # copies that rules and milters added count as well: for operators
 
     @property
     def is_before_queue(self) -> bool:
-        """Whether only submissions can match, which the spool does not know."""
+        """Whether only submissions that the spool does not know can match."""
         return self.state in BEFORE_QUEUE
 
     @property
     def needs_content(self) -> bool:
-        """Whether the history of messages is not enough to decide."""
+        """Whether the history of a message cannot decide alone."""
         return self.has_attachment or self.is_unread or self.searches_text or bool(self.tags)
 
     @property
@@ -88,7 +88,7 @@ class MessageSearch(Struct, frozen=True):
 
     @property
     def needs_more_than_journey(self) -> bool:
-        """Whether a journey alone does not say whether it matches."""
+        """Whether a journey cannot decide alone whether it matches."""
         of_row = self.larger_than_bytes or self.from_us or self.until_us
         return self.needs_content or bool(of_row or self.client or self.login)
 
@@ -113,16 +113,16 @@ class MessageSearch(Struct, frozen=True):
 
     @property
     def needs_recipients(self) -> bool:
-        """Whether sender and subject are not enough to decide."""
+        """Whether sender and subject cannot decide alone."""
         return bool(self.to or self.state or self.mailbox or self.words)
 
     def matches_facts(self, sender: str, subject: str) -> bool:
         """Whether sender and subject match."""
-        wanted = self.subject
-        if not set(wanted) & set("*?"):
-            wanted = wanted[:SUBJECT_CHARACTERS_MAX]
+        pattern = self.subject
+        if not set(pattern) & set("*?"):
+            pattern = pattern[:SUBJECT_CHARACTERS_MAX]
         return matches_address_pattern(self.sender, sender or "<>") and matches_pattern(
-            wanted, subject
+            pattern, subject
         )
 
     def is_in_time(self, at_us: int) -> bool:
@@ -130,12 +130,12 @@ class MessageSearch(Struct, frozen=True):
         return self.from_us <= at_us and not 0 < self.until_us <= at_us
 
     def matches_origin(self, login: str, client: str, submission_id: str) -> bool:
-        """Whether it is from `login` and `client`; by SMTP that is "name [address]"."""
+        """Whether a message is from `login` and `client`; an SMTP client is "name [address]"."""
         if self.login and not matches_address_pattern(self.login, login):
             return False
         if not self.client or submission_id in self.submissions:
             return True
-        return any(matches_pattern(self.client, one) for one in _names_of(client))
+        return any(matches_pattern(self.client, name) for name in _names_of(client))
 
     def matches_address(self, address: str) -> bool:
         """Whether a recipient matches `to`."""
@@ -160,12 +160,13 @@ class MessageSearch(Struct, frozen=True):
         return not self.words_left(sender, subject, addresses)
 
     def matches(self, journey: Journey) -> bool:
-        """Whether a journey matches, apart from what it does not say: `after`, `key`, size, time,
-        client, login and content.
+        """Whether a journey matches, without the conditions that it cannot decide.
+
+        These are `after`, `key`, size, time, client, login and content.
         """
         if self.kind and self.kind != (REPORT if journey.is_report else MAIL):
             return False
-        pairs = [(one.address, one.state) for one in journey.shown_recipients]
+        pairs = [(recipient.address, recipient.state) for recipient in journey.shown_recipients]
         return self.without_content().matches_all(journey.sender, journey.subject, pairs)
 
 
@@ -178,9 +179,9 @@ def _names_of(client: str) -> tuple[str, str]:
 class FoundMessage(Struct, frozen=True):
     """A message in the spool, or a submission in the log, which has no queue id.
 
-    The other fields are there if the search has conditions on the content. `account` is in whose
-    mailbox the sender's copy may be. `words_left` are the words that it must have. `recipients`
-    have number, address and state.
+    The other fields are set if the search has conditions on the content. The sender's copy may be
+    in the mailbox of `account`. The text must have `words_left`. `recipients` have number, address
+    and state.
     """
 
     queue_id: str
@@ -201,9 +202,9 @@ def matches_pattern(pattern: str, value: str) -> bool:
 
 
 def matches_address_pattern(pattern: str, address: str) -> bool:
-    """Whether an address matches, whichever form its domain and the pattern's have."""
+    """Whether an address matches, in any form that its domain and the pattern's have."""
     compared = ascii_address(address)
-    return not pattern or any(matches_pattern(one, compared) for one in pattern_forms(pattern))
+    return not pattern or any(matches_pattern(form, compared) for form in pattern_forms(pattern))
 
 
 @lru_cache(maxsize=256)
@@ -216,8 +217,10 @@ _FALLING = str.maketrans(_LETTERS, _LETTERS[::-1])
 
 
 class ListPosition(Struct, frozen=True):
-    """The place of a message in the list: when it was submitted, or received by SMTP, and its
-    name. It does not change when a submission is accepted.
+    """The place of a message in the list: its time and its name.
+
+    The time is when it was submitted, or received by SMTP. The place does not change when a
+    submission is accepted.
     """
 
     at_us: int
@@ -225,8 +228,9 @@ class ListPosition(Struct, frozen=True):
 
     @property
     def order(self) -> tuple[int, str]:
-        """Sorts the newest first, of one millisecond the last name. Without a name, it is before
-        all of its time.
+        """The sort key: newest first, and within a millisecond the last name first.
+
+        A place without a name is before all messages of its time.
         """
         return -self.at_us, self.name and self.name.translate(_FALLING) + "~"
 
@@ -240,23 +244,26 @@ _DRAFT_OF_REQUEST = "1"  # ends the submission id of a draft that was made by se
 
 
 def position_of(queue_id: str, submission_id: str) -> ListPosition:
-    """Return the place of a message; `queue_id` is "" before step 4, `submission_id` for SMTP."""
+    """Return the place of a message.
+
+    `queue_id` is "" before step 4; `submission_id` is "" for mail by SMTP.
+    """
     accepted_us = id_time_us(queue_id) or 0
     if not submission_id:
         return ListPosition(accepted_us, queue_id)
     draft_id, _, number = submission_id.partition(".")
     at_us = id_time_us(draft_id) or 0
     if number != _DRAFT_OF_REQUEST and number.isdecimal():
-        at_us = int(number) // 1000 * 1000  # when a draft that existed was sent, as exact as ids
+        at_us = int(number) // 1000 * 1000  # when an existing draft was sent, in ms as in ids
     return ListPosition(min(at_us, accepted_us) if queue_id else at_us, submission_id)
 
 
 def parse_position(text: str) -> ListPosition:
-    """Return the place. Raises ValueError for a text that is not one."""
-    found = _POSITION.fullmatch(text)
-    if found is None:
+    """Return the place. Raises ValueError for a text that is not a place."""
+    match = _POSITION.fullmatch(text)
+    if match is None:
         raise ValueError("not a place in the list")
-    return ListPosition(int(found[1], 16), found[2])
+    return ListPosition(int(match[1], 16), match[2])
 
 
 class ListedRecipient(Struct, frozen=True):
@@ -271,9 +278,9 @@ class ListedRecipient(Struct, frozen=True):
 class MessageSummary(Struct, frozen=True):
     """A row of the message list."""
 
-    position: ListPosition  # by which lists are sorted and paged
+    position: ListPosition  # lists are sorted and paged by it
     id: str | None  # the queue id; None before step 5
-    submission_id: str | None  # None for mail that came by SMTP
+    submission_id: str | None  # None for mail by SMTP
     message_id: str  # of the header
     sender: str  # the reverse-path
     subject: str  # decoded
@@ -284,7 +291,7 @@ class MessageSummary(Struct, frozen=True):
     client: str = ""  # by SMTP: "name [address]"
     login: str = ""  # of AUTH or of the token; "" if nobody logged in
     status: str = ""  # of a recipient that decides the state
-    reply: str = ""  # of the same recipient
+    reply: str = ""  # of that recipient
     next_attempt_us: int | None = None  # None if none is planned; in the spool it is queue time
     added: tuple[ListedRecipient, ...] = ()  # the first copies that rules and milters added
 
@@ -297,8 +304,8 @@ class MessageSummary(Struct, frozen=True):
         """Return the row of GET /log."""
         next_us = self.next_attempt_us
         added = [
-            {"address": one.address, "state": one.state, "added_by": one.added_by}
-            for one in self.added
+            {"address": copy.address, "state": copy.state, "added_by": copy.added_by}
+            for copy in self.added
         ]
         address, helo = _names_of(self.client)
         return {
@@ -315,15 +322,20 @@ class MessageSummary(Struct, frozen=True):
             "status": self.status,
             "reply": self.reply,
             "next_attempt": None if next_us is None else rfc3339(next_us),
-            "recipients": [{"address": one.address, "state": one.state} for one in self.recipients],
+            "recipients": [
+                {"address": recipient.address, "state": recipient.state}
+                for recipient in self.recipients
+            ],
             "recipient_count": self.recipient_count,
             **({"added": added} if added else {}),
         }
 
 
 class FoundPage(Struct, frozen=True):
-    """Messages in the order of the list. `reached` is where a bounded scan ended, None at the end
-    of what there is or if enough was found.
+    """Messages in the order of the list.
+
+    `reached` is where a bounded scan ended. It is None at the end of the history, or if enough
+    messages were found.
     """
 
     messages: tuple[FoundMessage, ...]
@@ -341,9 +353,9 @@ class MessagePreview(Struct, frozen=True):
 
 
 class OpenSubmission(Struct, frozen=True):
-    """A submission in the log that is not recorded as accepted: it waits, or ended before step 4.
+    """A submission in the log that is not recorded as accepted.
 
-    All its recipients are in one state, that of the message.
+    It waits, or ended before step 4. All of its recipients have the state of the message.
     """
 
     submission_id: str  # of the submission
@@ -356,20 +368,23 @@ class OpenSubmission(Struct, frozen=True):
     reply: str  # why it failed; "" while it waits
     send_at: str = ""  # of a scheduled send, RFC 3339
 
-    def matches(self, wanted: MessageSearch) -> bool:
-        """Whether it matches, apart from `after`, `key`, time and content; its size is unknown."""
+    def matches(self, search: MessageSearch) -> bool:
+        """Whether the submission matches, without `after`, `key`, time and content.
+
+        Its size is unknown.
+        """
         pairs = [(address, self.state) for address in self.recipients]
-        strict = wanted.without_content()
+        strict = search.without_content()
         return (
-            wanted.kind != REPORT
-            and not wanted.larger_than_bytes
-            and wanted.matches_origin(self.account, "", self.submission_id)
+            search.kind != REPORT
+            and not search.larger_than_bytes
+            and search.matches_origin(self.account, "", self.submission_id)
             and strict.matches_all(self.sender, self.subject, pairs)
         )
 
-    def found(self, wanted: MessageSearch) -> FoundMessage:
-        """Return it as a message whose content is to be checked."""
-        words = wanted.words_of_text(self.sender, self.subject, self.recipients)
+    def found(self, search: MessageSearch) -> FoundMessage:
+        """Return the submission as a message whose content must be checked."""
+        words = search.words_of_text(self.sender, self.subject, self.recipients)
         return FoundMessage("", self.submission_id, account=self.account, words_left=words)
 
 
@@ -394,7 +409,7 @@ def row_of(submission: OpenSubmission) -> MessageSummary:
     )
 
 
-# -- what a wait that failed was near to
+# -- the message that a failed wait nearly found
 
 VALUE_CHARACTERS_MAX = 120  # of a value that is compared: the time is quadratic
 Comparison = tuple[str, str, str, bool]  # a field, what was expected and found, whether it matches
@@ -405,68 +420,73 @@ _M = TypeVar("_M", Journey, MessageSummary)
 
 def in_flight(messages: Iterable[_M]) -> list[_M]:
     """Return the messages with recipients that are neither final nor captured."""
-    return [one for one in messages if any(each.state not in AT_REST for each in one.recipients)]
+    return [
+        message
+        for message in messages
+        if any(recipient.state not in AT_REST for recipient in message.recipients)
+    ]
 
 
 def likeness(compared: Iterable[Comparison]) -> float:
-    """Return how much a message is like what was wanted: one for each field that matches."""
+    """Return how similar a message is to the search: at most 1 for each field."""
     return sum(
-        1.0 if is_right else SequenceMatcher(None, expected, found).ratio()
-        for _, expected, found, is_right in compared
+        1.0 if is_right else SequenceMatcher(None, expected, actual).ratio()
+        for _, expected, actual, is_right in compared
     )
 
 
 def nearest(
-    wanted: MessageSearch, rows: Iterable[MessageSummary], new: Container[str]
+    search: MessageSearch, rows: Iterable[MessageSummary], new: Container[str]
 ) -> dict[str, Any] | None:
-    """Return the row that differs least, of several the first, with its fields; None for none.
+    """Return the first row that differs least, with its fields; None without rows.
+
     `new` are the names of messages after the cursor.
     """
-    compared = [(row, list(_compare(wanted, row, new))) for row in rows]
-    found = max(compared, key=lambda one: likeness(one[1]), default=None)
-    if found is None:
+    compared = [(row, list(_compare(search, row, new))) for row in rows]
+    closest = max(compared, key=lambda pair: likeness(pair[1]), default=None)
+    if closest is None:
         return None
     names = ("field", "expected", "found", "matches")
-    fields = [dict(zip(names, one, strict=True)) for one in found[1]]
-    return {**found[0].as_json(), "compared": fields}
+    fields = [dict(zip(names, comparison, strict=True)) for comparison in closest[1]]
+    return {**closest[0].as_json(), "compared": fields}
 
 
 def _compare(
-    wanted: MessageSearch, row: MessageSummary, new: Container[str]
+    search: MessageSearch, row: MessageSummary, new: Container[str]
 ) -> Iterator[Comparison]:
-    """Yield the conditions that a row decides; of the words, whether they are in the row."""
-    addresses, sender = [one.address for one in row.recipients], row.sender or "<>"
-    states = [(one.address, one.state) for one in row.recipients]
+    """Yield the conditions that a row can decide. The words are looked for in the row only."""
+    addresses, sender = [recipient.address for recipient in row.recipients], row.sender or "<>"
+    states = [(recipient.address, recipient.state) for recipient in row.recipients]
     here = map(own_mailbox, (row.sender, *addresses))
     to = ", ".join(addresses)
     is_after = row.position.name in new
-    after = "after the cursor" if wanted.after else ""
-    for field, expected, found, is_right in (
-        ("to", wanted.to, to, any(map(wanted.matches_address, addresses))),
-        ("sender", wanted.sender, sender, matches_address_pattern(wanted.sender, sender)),
-        ("subject", wanted.subject, row.subject, matches_pattern(wanted.subject, row.subject)),
-        ("mailbox", wanted.mailbox, f"{sender}, {to}", own_mailbox(wanted.mailbox) in here),
+    after = "after the cursor" if search.after else ""
+    for field, expected, actual, is_right in (
+        ("to", search.to, to, any(map(search.matches_address, addresses))),
+        ("sender", search.sender, sender, matches_address_pattern(search.sender, sender)),
+        ("subject", search.subject, row.subject, matches_pattern(search.subject, row.subject)),
+        ("mailbox", search.mailbox, f"{sender}, {to}", own_mailbox(search.mailbox) in here),
         (
             "state",
-            wanted.state,
+            search.state,
             row.state,
-            MessageSearch(state=wanted.state).matches_recipients(states),
+            MessageSearch(state=search.state).matches_recipients(states),
         ),
         (
             "words",
-            " ".join(wanted.words),
+            " ".join(search.words),
             row.subject,
-            not wanted.words_left(row.sender, row.subject, addresses),
+            not search.words_left(row.sender, row.subject, addresses),
         ),
         ("after", after, after if is_after else "before it", is_after),
     ):
         if expected:
-            yield field, expected[:VALUE_CHARACTERS_MAX], found[:VALUE_CHARACTERS_MAX], is_right
+            yield field, expected[:VALUE_CHARACTERS_MAX], actual[:VALUE_CHARACTERS_MAX], is_right
 
 
 # -- a search in the text of all messages, which an index of `relay dev` answers
 
-# Of addresses, names too. `bcc` has recipients of the envelope that no field names.
+# Fields of addresses include their names. `bcc` has envelope recipients that are in no field.
 TEXT_FIELDS = (
     "sender",
     "recipient",
@@ -484,8 +504,8 @@ FIELDS = ("message_id", *TEXT_FIELDS)
 class SearchTerm(Struct, frozen=True):
     """A text that must be in one of these FIELDS, or in none of them.
 
-    It is found as a part of a field, without regard to case and accents. Nothing in it has a
-    meaning of its own.
+    It matches any part of a field, without regard to case and accents. No character in it is
+    special.
     """
 
     text: str
@@ -494,7 +514,10 @@ class SearchTerm(Struct, frozen=True):
 
 
 class SearchedNumber(Struct, frozen=True):
-    """A number that must be from `low` to `high`, or must not. `attachments`: not inline."""
+    """A number that must be from `low` to `high`, or must not be.
+
+    `attachments` does not count inline ones.
+    """
 
     name: Literal["accepted_us", "size_bytes", "attachments", "inline"]
     low: int = 0
@@ -503,7 +526,7 @@ class SearchedNumber(Struct, frozen=True):
 
 
 class TextSearch(Struct, frozen=True):
-    """Conditions, all of which must hold; without any, all messages match."""
+    """Conditions that must all hold. Without conditions, all messages match."""
 
     terms: tuple[SearchTerm, ...] = ()
     numbers: tuple[SearchedNumber, ...] = ()
@@ -512,8 +535,9 @@ class TextSearch(Struct, frozen=True):
 
 
 class TextAnswer(Struct, frozen=True):
-    """The queue ids that were found, newest first. Without `is_complete` some messages were not
-    read in time.
+    """The queue ids that were found, newest first.
+
+    Unless `is_complete`, some messages could not be read in time.
     """
 
     queue_ids: Sequence[str]
@@ -531,30 +555,32 @@ class TextIndex(Protocol):
     def count(self) -> int:
         """How many messages it has."""
 
-    async def search(self, wanted: TextSearch) -> TextAnswer:
-        """Return what matches; it waits some seconds for what was accepted before.
+    async def search(self, search: TextSearch) -> TextAnswer:
+        """Return what matches. Messages accepted before are awaited for some seconds.
 
         Raises IndexFailedError and SpoolError.
         """
 
     async def tags_of(self, queue_ids: Sequence[str]) -> Mapping[str, Sequence[str]]:
-        """Return the tags of messages that have any, sorted. Raises as search()."""
+        """Return the tags of messages that have any, sorted. Raises what search() raises."""
 
     async def tags(self) -> Mapping[str, int]:
-        """Return all tags, sorted, each with the number of its messages. Raises as search()."""
+        """Return the number of messages of each tag, sorted. Raises what search() raises."""
 
     async def set_tags(self, tags: Mapping[str, Sequence[str]]) -> None:
-        """Replace the tags of messages, by queue id: the categories of all copies. Raises
-        StoreError too.
+        """Replace the tags of messages, by queue id; they are the categories of all copies.
+
+        Raises what search() raises, and StoreError.
         """
 
     async def previews(self, queue_ids: Sequence[str]) -> Mapping[str, MessagePreview]:
-        """Return the previews of those of these messages that it has. Raises IndexFailedError."""
+        """Return the previews of those messages that the index has. Raises IndexFailedError."""
 
-    async def flags(self, wanted: Mapping[str, Collection[str]]) -> Mapping[str, bool]:
-        """Return whether copies are read, by id, without those that no file is named after: they
-        are gone, or another program has given them a name of its own. `wanted` has ids by mailbox.
-        Raises OSError, NoSuchItemError.
+    async def flags(self, ids_by_mailbox: Mapping[str, Collection[str]]) -> Mapping[str, bool]:
+        """Return by id whether copies are read. `ids_by_mailbox` has their ids.
+
+        Copies after which no file is named are left out: they were removed, or another program
+        renamed them. Raises OSError, NoSuchItemError.
         """
 
 
@@ -563,11 +589,11 @@ _TAG = re.compile(rf"[^\x00-\x1f\x7f-\x9f\u2028\u2029]{{1,{TAG_CHARACTERS_MAX}}}
 
 
 def split_tags(text: str) -> tuple[str, ...]:
-    """Return the tags of a text with commas between them. Raises ValueError."""
-    found = {one.casefold(): one for each in text.split(",") if (one := " ".join(each.split()))}
-    wrong = next((one for one in found.values() if not _TAG.fullmatch(one)), "")
-    if wrong or len(found) > TAGS_MAX:
-        shown = ascii(wrong[:TAG_CHARACTERS_MAX]) if wrong else f"{len(found)} tags"
+    """Return the tags in a text, which are separated by commas. Raises ValueError."""
+    tags = {tag.casefold(): tag for part in text.split(",") if (tag := " ".join(part.split()))}
+    wrong = next((tag for tag in tags.values() if not _TAG.fullmatch(tag)), "")
+    if wrong or len(tags) > TAGS_MAX:
+        problem = ascii(wrong[:TAG_CHARACTERS_MAX]) if wrong else f"{len(tags)} tags"
         most = f"at most {TAGS_MAX} tags of {TAG_CHARACTERS_MAX} characters"
-        raise ValueError(f"found {shown}, expected {most}")
-    return tuple(found.values())
+        raise ValueError(f"found {problem}, expected {most}")
+    return tuple(tags.values())

@@ -3,8 +3,8 @@
 state_before_queue() derives the state of a message before the queue from its events. It is
 scheduled, converting, cancelled or failed; it is expired if it is not known whether it was sent.
 
-The log is read once, from its end backwards, and then only what was appended to it. Of accepted
-submissions nothing is remembered: the spool has them.
+The log is read once, from its end backwards, and later only what was appended to it. Accepted
+submissions are not kept: the spool has them.
 """
 
 import os
@@ -34,11 +34,11 @@ class OpenSubmissions:
         """`files` returns the files, newest day first."""
         self._files = files
         self._lock = threading.Lock()
-        self._ends: dict[_FileKey, int] = {}  # how far each file is read
-        self._open: dict[str, list[bytes]] = {}  # the lines of each, in the order of creation
+        self._ends: dict[_FileKey, int] = {}  # how far each file was read
+        self._open: dict[str, list[bytes]] = {}  # lines by submission, in the order of creation
         self._open_bytes = 0
         self._known: dict[str, OpenSubmission | None] = {}
-        self._ended_first: set[str] = set()  # in another file, read before that of step 1
+        self._ended_first: set[str] = set()  # whose end was read before step 1, in another file
 
     def read(self) -> list[OpenSubmission]:
         """Return the open submissions. Raises OSError."""
@@ -49,13 +49,13 @@ class OpenSubmissions:
             for name, lines in self._open.items():
                 if name not in self._known:
                     self._known[name] = _submission(name, lines)
-            return [one for one in self._known.values() if one is not None]
+            return [submission for submission in self._known.values() if submission is not None]
 
     def _read_all(self) -> None:
         """Read the log backwards, as far as the limits allow."""
         self._ends, self._open, self._known, self._open_bytes = {}, {}, {}, 0
         ended: set[str] = set()
-        found: dict[str, list[bytes]] = {}
+        lines_by_id: dict[str, list[bytes]] = {}
         later: dict[str, list[bytes]] = {}  # lines after step 1, which is read last
         left_bytes = _READ_BYTES_MAX
         for path in self._files():
@@ -76,14 +76,14 @@ class OpenSubmissions:
                     later.pop(head.submission_id, None)
                 elif head.step == Step.CREATED:
                     lines = [line, *reversed(later.pop(head.submission_id, []))]
-                    found[head.submission_id] = lines
+                    lines_by_id[head.submission_id] = lines
                 else:
                     later.setdefault(head.submission_id, []).append(line)
-        for name in reversed(found):
-            self._add(name, found[name])
+        for name in reversed(lines_by_id):
+            self._add(name, lines_by_id[name])
 
     def _read_on(self) -> bool:
-        """Read what was appended; False if that is not possible, because a file was removed."""
+        """Read what was appended. Return False if a file was removed: then all must be read."""
         appended: list[bytes] = []
         seen: set[_FileKey] = set()
         left_bytes = _READ_BYTES_MAX
@@ -153,7 +153,7 @@ class StateBeforeQueue(Struct, frozen=True):
 
 
 def state_before_queue(recorded: Sequence[details.Detail]) -> StateBeforeQueue:
-    """Return the state, by what is recorded of steps 1 to 4, and of a report, in their order."""
+    """Return the state that follows from the recorded steps 1 to 4, and reports, in their order."""
     for detail in reversed(recorded):
         match detail:
             case details.ReportDetail():
@@ -170,8 +170,8 @@ def state_before_queue(recorded: Sequence[details.Detail]) -> StateBeforeQueue:
 
 
 def _submission(name: str, lines: Sequence[bytes]) -> OpenSubmission | None:
-    """Return the submission, None for one that was never submitted."""
-    read = [one for line in lines if (one := parse_line(line)) is not None]
+    """Return the submission, None if it was never submitted."""
+    read = [logged for line in lines if (logged := parse_line(line)) is not None]
     created = read[0]
     steps: dict[int, dict[str, Any]] = {}
     remarks: dict[str, Any] = {}
@@ -183,7 +183,7 @@ def _submission(name: str, lines: Sequence[bytes]) -> OpenSubmission | None:
     if Step.NOTIFIED not in steps:
         return None
     steps[Step.NOTIFIED] |= remarks
-    found = state_before_queue([details.read_detail(step, steps[step]) for step in sorted(steps)])
+    reached = state_before_queue([details.read_detail(step, steps[step]) for step in sorted(steps)])
     return OpenSubmission(
         name,
         created.account,
@@ -191,9 +191,9 @@ def _submission(name: str, lines: Sequence[bytes]) -> OpenSubmission | None:
         created.message_id,
         created.subject,
         created.recipients,
-        str(found.state),
-        found.reply,
-        found.send_at,
+        str(reached.state),
+        reached.reply,
+        reached.send_at,
     )
 
 

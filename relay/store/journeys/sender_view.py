@@ -15,18 +15,20 @@ from relay.store.journeys.details import AttemptDetail, Detail, RoutedDetail, Us
 from relay.store.journeys.document import Journey, details_in
 
 _QUARANTINE = "quarantine"  # the action, in the outcome of a rule
-_MAILS = frozenset({"journal", "notify"})  # the same
+_MAILS = frozenset({"journal", "notify"})  # these actions send mail to others
 _NO_RULES = UsedRules("", "")
 
 
 def sender_detail(known: Detail, stored: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return the stored detail of an event, of which `known` is what this relay knows, without
-    these: the same object if nothing is hidden.
+    """Return the stored detail of an event as the sender's account sees it.
+
+    `known` is the part of the detail that this relay knows. If nothing is hidden, return the same
+    object.
     """
     match known:
-        case AttemptDetail(silent=True):  # a hold of which the sender does not hear
+        case AttemptDetail(silent=True):  # a hold that the sender does not see
             return _without(stored, "rule", "silent")
-        case RoutedDetail(used=None) if "set" in stored:  # whose rules they are cannot be read
+        case RoutedDetail(used=None) if "set" in stored:  # the owners of the rules are unknown
             return _without(stored, "set", "rules", "mails", "quarantined", "held")
         case RoutedDetail() as detail:
             hidden = _hidden(detail)
@@ -45,13 +47,15 @@ def sender_journey(journey: Journey) -> Journey:
         replace(step, detail=dict(sender_detail(step.read(), step.detail)))
         for step in journey.steps
     )
-    hidden = {rule for one in details_in(journey.steps, RoutedDetail) for rule in _hidden(one)}
+    hidden = {
+        rule for routed in details_in(journey.steps, RoutedDetail) for rule in _hidden(routed)
+    }
     if not hidden:
         return replace(journey, steps=steps)
     by = tuple([f'{before}rule "{rule}"' for rule in hidden for before in ("", "quarantined by ")])
     recipients = tuple(
-        replace(one, reason=None) if (one.reason or "").startswith(by) else one
-        for one in journey.recipients
+        replace(recipient, reason=None) if (recipient.reason or "").startswith(by) else recipient
+        for recipient in journey.recipients
     )
     return replace(journey, steps=steps, recipients=recipients)
 
@@ -66,7 +70,7 @@ def _hidden(detail: RoutedDetail) -> set[str]:
 
 
 def _is_foreign(rule: str, used: UsedRules) -> bool:
-    tenant = tenant_of_rule(rule)  # of a rule of the operator, a / may be in the name too
+    tenant = tenant_of_rule(rule)  # an operator's rule may have a / in its name too
     is_tenant = tenant in used.tenants or rule.endswith("/*")
     return is_tenant and tenant != used.own
 
@@ -94,7 +98,7 @@ def _without_mails(
     seen, hits = [], stored["rules"] if detail.rules else ()
     for hit, known in zip(hits, detail.rules, strict=True):
         actions = known.outcome.split(",")
-        left = [one for one in actions if one not in _MAILS]
+        left = [action for action in actions if action not in _MAILS]
         if left and known.rule not in hidden:
             seen.append(hit if left == actions else {**hit, "outcome": ",".join(left)})
     if seen == stored.get("rules", []):

@@ -30,15 +30,15 @@ _NAMED_MAX = 2
 _REPORTED_MAX = 100  # addresses in an event of step 7
 _REPORTS_MAX = 3
 _OF_NO_FAILURE = ("delayed", "held", "delivered", "relayed", "expanded")  # kinds of reports
-_OF_NO_RECIPIENT = ("dead-letter", "postmaster", "reply")  # the same
+_OF_NO_RECIPIENT = ("dead-letter", "postmaster", "reply")  # kinds of reports
 _CLAUSE_CHARACTERS_MAX = 160
 _SMTP_REPLY = re.compile(r"[2-5][0-9][0-9](?: [245]\.[0-9]{1,3}\.[0-9]{1,3})?(?= |$)", re.ASCII)
-_EXPIRED = "expired"  # the outcome of no attempt
+_EXPIRED = "expired"  # an outcome without an attempt
 _BY_RULES = {"failed": "reject", "discarded": "discard", "redirected": "redirect"}
 
 
 class SentenceTime(Struct, frozen=True):
-    """A time in a sentence, RFC 3339; `counts_down`: with the time until then."""
+    """A time in a sentence, RFC 3339. If it `counts_down`, the time until then is added."""
 
     at: str
     counts_down: bool = False
@@ -54,14 +54,14 @@ Part = str | SentenceTime
 
 
 class Sentence(Struct, frozen=True):
-    """A sentence about recipients in one state. `state` is "" for one about all others."""
+    """A sentence about recipients in one state. `state` is "" for the sentence about all others."""
 
     state: str
     parts: tuple[Part, ...]
 
     def text(self, now_us: int) -> str:
-        """Return the sentence as it is read at this time."""
-        return "".join(one if isinstance(one, str) else one.text(now_us) for one in self.parts)
+        """Return the sentence as it reads at this time."""
+        return "".join(part if isinstance(part, str) else part.text(now_us) for part in self.parts)
 
 
 # -- reasons
@@ -70,54 +70,57 @@ class Sentence(Struct, frozen=True):
 def reasons_of(
     recipients: Sequence[Recipient], steps: Sequence[JourneyStep]
 ) -> Iterator[str | None]:
-    """Yield why each recipient is in its state, None where the state says it all."""
+    """Yield why each recipient is in its state, None if the state says everything."""
     rules = _deciding_rules(steps)
-    for one in recipients:
-        yield one.reason or _reason(one, rules.get((one.address, one.state), ""))
+    for recipient in recipients:
+        yield recipient.reason or _reason(
+            recipient, rules.get((recipient.address, recipient.state), "")
+        )
 
 
 def _deciding_rules(steps: Sequence[JourneyStep]) -> dict[tuple[str, str], str]:
-    """Return the rules that ended a recipient, by address and state; with where it is, if it is
-    quarantined.
+    """Return the rules that ended a recipient, by address and state.
+
+    For quarantined recipients, the text says where the message is.
     """
-    found: dict[tuple[str, str], str] = {}
+    rules: dict[tuple[str, str], str] = {}
     for routed in details_in(steps, RoutedDetail):
         for text, names in routed.quarantined.items():
-            found |= {(address, "delivered"): text for address in names}
+            rules |= {(address, "delivered"): text for address in names}
         for hit in routed.rules:
             done = hit.outcome.split(",") if hit.mode == "enforce" else ()
             for state, action in _BY_RULES.items():
                 if action in done:
-                    found |= {(address, state): hit.rule for address in hit.recipients}
-    return found
+                    rules |= {(address, state): hit.rule for address in hit.recipients}
+    return rules
 
 
-def _reason(one: Recipient, rule: str) -> str | None:
-    """Return the reason; `rule` is the one that ended it, "" if none did."""
-    match one.state:
+def _reason(recipient: Recipient, rule: str) -> str | None:
+    """Return the reason. `rule` is the rule that ended the recipient, "" if none did."""
+    match recipient.state:
         case "delivered" if rule:
             return f"quarantined by {rule}"
         case "discarded" if rule:
             return f'rule "{rule}" discarded it'
         case "discarded":
-            return _clause(one.reply) or None
+            return _clause(recipient.reply) or None
         case "redirected" if rule:
             return f'rule "{rule}" redirected it'
-        case "failed" if rule and not one.attempts:
-            code = _SMTP_REPLY.match(one.reply)
+        case "failed" if rule and not recipient.attempts:
+            code = _SMTP_REPLY.match(recipient.reply)
             return f'rule "{rule}" refused it' + (f" ({code[0]})" if code else "")
         case "deferred" | "failed" | "expired":
-            tried = _tries(one)
+            tried = _tries(recipient)
             if tried and tried[-1].outcome != "captured":
                 return _said(tried[-1])
-            return _own(one.reply) or None
+            return _own(recipient.reply) or None
         case "cancelled":
-            return one.reply.removeprefix("cancelled: ") or None
+            return recipient.reply.removeprefix("cancelled: ") or None
     return None
 
 
-def _tries(one: Recipient) -> list[Attempt]:
-    return [tried for tried in one.attempts if tried.outcome != _EXPIRED]
+def _tries(recipient: Recipient) -> list[Attempt]:
+    return [tried for tried in recipient.attempts if tried.outcome != _EXPIRED]
 
 
 def _said(tried: Attempt) -> str:
@@ -129,12 +132,12 @@ def _said(tried: Attempt) -> str:
 
 
 def _own(reply: str) -> str:
-    """Return a reply of this relay."""
+    """Return the text of a reply that this relay wrote."""
     return f"this relay replied {_clause(reply)}" if _SMTP_REPLY.match(reply) else _clause(reply)
 
 
 def _clause(text: str) -> str:
-    """Return a text that is not long, without its full stop."""
+    """Return a text without its full stop, shortened if it is long."""
     if len(text) > _CLAUSE_CHARACTERS_MAX:
         return f"{text[:_CLAUSE_CHARACTERS_MAX]}…"
     return text.rstrip().removesuffix(".")
@@ -146,41 +149,41 @@ def _clause(text: str) -> str:
 def answer(
     journey: Journey, *, now_us: int, reports: Mapping[str, Journey] | None = None
 ) -> list[Sentence]:
-    """Return the sentences, the most important first: at most three, and how many more there are.
+    """Return at most three sentences, the most important first, and how many recipients are left.
 
-    `reports` are the journeys of its reports, by their ids, as far as they are known.
+    `reports` are the known journeys of the message's reports, by their ids.
     """
     groups: dict[tuple[str, str], list[Recipient]] = {}
-    for one in journey.shown_recipients:
-        groups.setdefault((one.state, _likeness(one)), []).append(one)
+    for recipient in journey.shown_recipients:
+        groups.setdefault((recipient.state, _likeness(recipient)), []).append(recipient)
     ordered = sorted(groups.values(), key=lambda group: by_importance(group[0].state))
     writer = _Writer(journey, now_us, reports or {})
-    found = [writer.sentence(group) for group in ordered[:_SENTENCES_MAX]]
-    if rest := [one for group in ordered[_SENTENCES_MAX:] for one in group]:
-        states = Counter(one.state for one in rest)
+    sentences = [writer.sentence(group) for group in ordered[:_SENTENCES_MAX]]
+    if rest := [recipient for group in ordered[_SENTENCES_MAX:] for recipient in group]:
+        states = Counter(recipient.state for recipient in rest)
         others = ", ".join(f"{number} {state}" for state, number in states.items())
-        found.append(Sentence("", (f"And {len(rest)} more: {others}.",)))
-    return found
+        sentences.append(Sentence("", (f"And {len(rest)} more: {others}.",)))
+    return sentences
 
 
 def needed_reports(journey: Journey) -> Sequence[str]:
     """Return the ids of the reports whose journeys answer() needs."""
-    if not any(one.state in ("failed", "expired") for one in journey.recipients):
+    if not any(recipient.state in ("failed", "expired") for recipient in journey.recipients):
         return ()
     return journey.reports[-_REPORTS_MAX:]
 
 
-def _likeness(one: Recipient) -> str:
-    """Return what recipients of one sentence have in common, in addition to their state."""
-    claim = _claim(one).replace(one.address, "")
-    if one.state == "relayed":  # each transaction has a reply of its own
-        return (one.attempts[-1].host if one.attempts else "") + claim
-    return (one.reason or "").replace(one.address, "") + claim
+def _likeness(recipient: Recipient) -> str:
+    """Return what the recipients of one sentence have in common, apart from their state."""
+    claim = _claim(recipient).replace(recipient.address, "")
+    if recipient.state == "relayed":  # each transaction has another reply
+        return (recipient.attempts[-1].host if recipient.attempts else "") + claim
+    return (recipient.reason or "").replace(recipient.address, "") + claim
 
 
-def _claim(one: Recipient) -> str:
-    """Return what a host claims of a recipient, as a sentence after the state; "" for nothing."""
-    report = one.reported
+def _claim(recipient: Recipient) -> str:
+    """Return what a host claims of a recipient, as a sentence; "" if it claims nothing."""
+    report = recipient.reported
     return f" {_clause(claim_words(report))}." if report and report.source else ""
 
 
@@ -192,41 +195,41 @@ class _Writer(Struct, frozen=True):
     reports: Mapping[str, Journey]
 
     def sentence(self, group: Sequence[Recipient]) -> Sentence:
-        one, state = group[0], group[0].state
-        claim = filter(None, [_claim(one)])
+        recipient, state = group[0], group[0].state
+        claim = filter(None, [_claim(recipient)])
         if state == "delivered":
-            whom = self._whom(group) or one.address
-            where = [f" It was {one.reason}."] if one.reason else []
-            return Sentence(state, (*self._at(f"Delivered to {whom}", one), *where, *claim))
+            whom = self._whom(group) or recipient.address
+            where = [f" It was {recipient.reason}."] if recipient.reason else []
+            return Sentence(state, (*self._at(f"Delivered to {whom}", recipient), *where, *claim))
         whom = self._whom(group)
         head = f"{state.capitalize()} for {whom}" if whom else state.capitalize()
-        return Sentence(state, (*self._parts(head, one, is_one=len(group) == 1), *claim))
+        return Sentence(state, (*self._parts(head, recipient, is_one=len(group) == 1), *claim))
 
     def _whom(self, group: Sequence[Recipient]) -> str:
-        """Return who they are, "" for the only recipient."""
+        """Return which recipients these are, "" for the only recipient."""
         count, everybody = len(group), len(self.journey.recipients)
         if everybody == 1:
             return ""
         if count == everybody:
             return f"all {everybody} recipients"
-        names = [one.address for one in group[:_NAMED_MAX]]
+        names = [recipient.address for recipient in group[:_NAMED_MAX]]
         if count <= _NAMED_MAX:
             return " and ".join(names)
         return f"{count} of {everybody} recipients ({', '.join(names)}, …)"
 
-    def _parts(self, head: str, one: Recipient, *, is_one: bool) -> Iterator[Part]:
-        match one.state:
+    def _parts(self, head: str, recipient: Recipient, *, is_one: bool) -> Iterator[Part]:
+        match recipient.state:
             case "queued" | "deferred":
-                yield f"{head}{_because(one)}"
-                yield from _times(one)
-                yield from self._next(one)
+                yield f"{head}{_because(recipient)}"
+                yield from _times(recipient)
+                yield from self._next(recipient)
             case "held":
-                yield from self._held(head, one)
+                yield from self._held(head, recipient)
             case "captured":
-                yield from _captured(head, one, is_one=is_one)
+                yield from _captured(head, recipient, is_one=is_one)
             case "scheduled":
                 yield f"{head}: it is sent at the time that the sender chose, "
-                yield SentenceTime(one.next_attempt or "", counts_down=True)
+                yield SentenceTime(recipient.next_attempt or "", counts_down=True)
                 yield "."
             case "converting":
                 is_made = any(step.step == Step.CONVERTED for step in self.journey.steps)
@@ -235,66 +238,70 @@ class _Writer(Struct, frozen=True):
                 why = f"; this relay replied {_clause(waits)}" if waits else ""
                 yield f"{head}: pickup has not {done} yet, and goes on by itself{why}."
             case "relayed":
-                tried = one.attempts[-1] if one.attempts else None
+                tried = recipient.attempts[-1] if recipient.attempts else None
                 host = tried.host if tried and tried.host else "the next host"
-                yield from self._at(f"{head}: {host} accepted it", one)
+                yield from self._at(f"{head}: {host} accepted it", recipient)
             case "failed" | "expired":
-                yield from self._failed(head, one)
+                yield from self._failed(head, recipient)
             case "cancelled" if self.journey.id:
-                yield f"{head}{_because(one, ' by ')}."
+                yield f"{head}{_because(recipient, ' by ')}."
             case _:
-                yield f"{head}{_successors(one)}{_because(one)}."
+                yield f"{head}{_successors(recipient)}{_because(recipient)}."
 
     def _waits(self) -> str:
-        """Return the reply after which pickup waits, "" for none."""
-        return next((one.waits for one in details_in(self.journey.steps, NotifiedDetail)), "")
+        """Return the reply because of which pickup waits, "" for none."""
+        return next(
+            (notified.waits for notified in details_in(self.journey.steps, NotifiedDetail)), ""
+        )
 
     @staticmethod
-    def _at(text: str, one: Recipient) -> Iterator[Part]:
+    def _at(text: str, recipient: Recipient) -> Iterator[Part]:
         """Yield a text and the time of the last attempt."""
-        if one.attempts:
+        if recipient.attempts:
             yield f"{text} at "
-            yield SentenceTime(one.attempts[-1].at)
+            yield SentenceTime(recipient.attempts[-1].at)
             yield "."
         else:
             yield f"{text}."
 
-    def _held(self, head: str, one: Recipient) -> Iterator[Part]:
-        yield f"{head}{_because(one, ' by ')}"
-        if one.next_attempt:
+    def _held(self, head: str, recipient: Recipient) -> Iterator[Part]:
+        yield f"{head}{_because(recipient, ' by ')}"
+        if recipient.next_attempt:
             yield ". It is released "
-            yield SentenceTime(one.next_attempt, counts_down=self._is_ahead(one.next_attempt))
+            yield SentenceTime(
+                recipient.next_attempt, counts_down=self._is_ahead(recipient.next_attempt)
+            )
         else:
             yield "; it stays until an operator releases it"
-        yield from _end(one, "; expires ")
+        yield from _end(recipient, "; expires ")
 
     def _is_ahead(self, at: str) -> bool:
         return time_us_of(at) > self.now_us
 
-    def _next(self, one: Recipient) -> Iterator[Part]:
-        number = "next" if _tries(one) else "first"
-        if one.next_attempt and self._is_ahead(one.next_attempt):
+    def _next(self, recipient: Recipient) -> Iterator[Part]:
+        number = "next" if _tries(recipient) else "first"
+        if recipient.next_attempt and self._is_ahead(recipient.next_attempt):
             yield f". {number.capitalize()} attempt "
-            yield SentenceTime(one.next_attempt, counts_down=True)
+            yield SentenceTime(recipient.next_attempt, counts_down=True)
         else:
             yield f". The {number} attempt is due now"
-        yield from _end(one, "; gives up ")
+        yield from _end(recipient, "; gives up ")
 
-    def _failed(self, head: str, one: Recipient) -> Iterator[Part]:
-        yield f"{head}{_because(one)}"
-        yield from _times(one)
-        if one.attempts and one.attempts[-1].outcome == _EXPIRED:
+    def _failed(self, head: str, recipient: Recipient) -> Iterator[Part]:
+        yield f"{head}{_because(recipient)}"
+        yield from _times(recipient)
+        if recipient.attempts and recipient.attempts[-1].outcome == _EXPIRED:
             yield "; given up at "
-            yield SentenceTime(one.attempts[-1].at)
-        yield f". {self._report(one)}"
+            yield SentenceTime(recipient.attempts[-1].at)
+        yield f". {self._report(recipient)}"
 
-    def _report(self, one: Recipient) -> str:
+    def _report(self, recipient: Recipient) -> str:
         """Return where the report on a recipient is."""
         for detail in reversed([*details_in(self.journey.steps, ReportDetail)]):
             about = detail.recipients
             if not detail.to or detail.kind in _OF_NO_FAILURE:
                 continue
-            if not about or one.address in about or len(about) == _REPORTED_MAX:
+            if not about or recipient.address in about or len(about) == _REPORTED_MAX:
                 return self._whereabouts(detail)
         return "No report was sent."
 
@@ -312,13 +319,13 @@ class _Writer(Struct, frozen=True):
         return f"The {what} to {to} is {report.state}."
 
 
-def _because(one: Recipient, before: str = ": ") -> str:
-    return f"{before}{one.reason}" if one.reason else ""
+def _because(recipient: Recipient, before: str = ": ") -> str:
+    return f"{before}{recipient.reason}" if recipient.reason else ""
 
 
-def _times(one: Recipient) -> Iterator[Part]:
-    """Yield how often the last reply came, and since when."""
-    tried = _tries(one)
+def _times(recipient: Recipient) -> Iterator[Part]:
+    """Yield how often the last reply was received, and since when."""
+    tried = _tries(recipient)
     first = len(tried)
     while first and tried[first - 1].reply == tried[-1].reply:
         first -= 1
@@ -328,30 +335,30 @@ def _times(one: Recipient) -> Iterator[Part]:
         yield ")"
 
 
-def _captured(head: str, one: Recipient, *, is_one: bool) -> Iterator[Part]:
-    if any(tried.outcome == "captured" for tried in one.attempts):
-        whose = one.address if is_one else "each of them"
+def _captured(head: str, recipient: Recipient, *, is_one: bool) -> Iterator[Part]:
+    if any(tried.outcome == "captured" for tried in recipient.attempts):
+        whose = recipient.address if is_one else "each of them"
         yield f"{head}: it has not left this machine; a copy is in the Inbox of {whose}."
         removed = "The copy is removed with the message" if is_one else "All are removed"
     else:
         yield f"{head}: it has not left this relay; it is kept in the queue."
         removed = "It is removed"
-    if one.expires:
+    if recipient.expires:
         yield f" {removed} "
-        yield SentenceTime(one.expires)
+        yield SentenceTime(recipient.expires)
         yield "."
 
 
-def _end(one: Recipient, before: str) -> Iterator[Part]:
-    if one.expires:
+def _end(recipient: Recipient, before: str) -> Iterator[Part]:
+    if recipient.expires:
         yield before
-        yield SentenceTime(one.expires)
+        yield SentenceTime(recipient.expires)
     yield "."
 
 
-def _successors(one: Recipient) -> str:
-    names = one.successors or ()
-    if one.state == "expanded":
+def _successors(recipient: Recipient) -> str:
+    names = recipient.successors or ()
+    if recipient.state == "expanded":
         return f" to {counted(len(names), 'address')}"
     return f" to {', '.join(names)}" if names else ""
 
@@ -375,30 +382,34 @@ _CLAIMS = {
 def with_reports(
     recipients: Sequence[Recipient], steps: Sequence[JourneyStep]
 ) -> tuple[Recipient, ...]:
-    """Return the recipients with what the last report to the sender says of each.
+    """Return the recipients, each with what the last report to the sender says of it.
 
-    A report from outside only claims: it is shown where Relay has sent none. The report on a failed
-    conversion is about all recipients. An event names a limited number.
+    A report from outside only claims: it is used if Relay has sent none. The report on a failed
+    conversion is about all recipients. An event names a limited number of them.
     """
-    last: dict[str, tuple[str, str]] = {}  # the kind of a report, and its time
-    shown: dict[str, SenderReport] = {}
+    last: dict[str, tuple[str, str]] = {}  # kind and time of the last report, by address
+    reports: dict[str, SenderReport] = {}
     for step in steps:
         if step.step != Step.REPORT:
             continue
         match step.read():
             case ClaimDetail() as claim:
-                shown |= dict.fromkeys(claim.recipients, remote_report(claim, step.at))
+                reports |= dict.fromkeys(claim.recipients, remote_report(claim, step.at))
             case ReportDetail() as detail if detail.to and detail.kind not in _OF_NO_RECIPIENT:
-                named = detail.recipients or [one.address for one in recipients]
+                named = detail.recipients or [recipient.address for recipient in recipients]
                 last |= dict.fromkeys(named, (detail.kind, step.at))
-    for one in recipients:
-        if one.address in last:
-            kind, at = last[one.address]
-            host = one.attempts[-1].host if one.attempts else ""
-            shown[one.address] = SenderReport(kind, one.status, one.reply, host, at)
+    for recipient in recipients:
+        if recipient.address in last:
+            kind, at = last[recipient.address]
+            host = recipient.attempts[-1].host if recipient.attempts else ""
+            reports[recipient.address] = SenderReport(
+                kind, recipient.status, recipient.reply, host, at
+            )
     return tuple(
-        structs.replace(one, reported=shown[one.address]) if one.address in shown else one
-        for one in recipients
+        structs.replace(recipient, reported=reports[recipient.address])
+        if recipient.address in reports
+        else recipient
+        for recipient in recipients
     )
 
 
@@ -410,24 +421,28 @@ def remote_report(claim: ClaimDetail, at: str = "") -> SenderReport:
 
 
 def are_failures_reported(recipients: Sequence[Recipient]) -> bool:
-    """Whether some have failed, the sender was told so of each of these, and all were attempted."""
+    """Return whether recipients failed, and the sender got a report on each of them.
+
+    All recipients must have been attempted.
+    """
     reported = {
-        one.address
-        for one in recipients
-        if one.reported and one.reported.kind in ("failure", "unknown")
+        recipient.address
+        for recipient in recipients
+        if recipient.reported and recipient.reported.kind in ("failure", "unknown")
     }
-    failed = {one.address for one in recipients if one.state in _FAILED}
+    failed = {recipient.address for recipient in recipients if recipient.state in _FAILED}
     return bool(reported) and failed <= reported and not has_new(recipients)
 
 
 def has_new(recipients: Sequence[Recipient]) -> bool:
-    """Whether one waits for its first attempt, or for an attempt that is due."""
-    return any(one.state == RecipientState.QUEUED for one in recipients)
+    """Return whether a recipient waits for its first attempt, or for an attempt that is due."""
+    return any(recipient.state == RecipientState.QUEUED for recipient in recipients)
 
 
 def claim_words(report: SenderReport, address: str = "") -> str:
-    """Return "HOST claims that it was not delivered: 550 5.1.1 no such user"; with the address of
-    the recipient if it is given.
+    """Return "HOST claims that it was not delivered: 550 5.1.1 no such user".
+
+    If the recipient's address is given, it is part of the text.
     """
     assert report.source is not None
     what = _CLAIMS.get(report.kind, f"its state is {report.kind}")

@@ -19,12 +19,14 @@ from relay.store.journeys.message_list import (
     MessageSummary,
 )
 
-CONTENTS_MAX = 50  # that one call reads: each may have a file open
+CONTENTS_MAX = 50  # contents that one call reads: each may have a file open
 
 
 class KeptMessage(Struct, frozen=True):
-    """What is left of a message: its content until no entry needs it, and (number, address, state)
-    of recipients, who may have copies in mailboxes.
+    """What is left of a message.
+
+    The content is kept until no entry needs it. `recipients` are number, address and state; they
+    may have copies in mailboxes.
     """
 
     content: Content | None
@@ -32,8 +34,9 @@ class KeptMessage(Struct, frozen=True):
 
 
 class SpoolEvents(Struct, frozen=True):
-    """Events with their sequences, None for one that is not shown. `removed_to` is the sequence of
-    the last one that was removed. `is_complete`: no more were there.
+    """Events with their sequences; None for an event that is not shown.
+
+    `removed_to` is the sequence of the last removed event. `is_complete`: there were no more.
     """
 
     events: Sequence[tuple[int, RecordedEvent | None]]
@@ -44,29 +47,32 @@ class SpoolEvents(Struct, frozen=True):
 class SpoolHistory(Protocol):
     """The messages that the spool has, until their history is pruned.
 
-    With `account` only messages of that account are found, with None all.
+    With `account`, only messages of that account are found; with None, all.
     """
 
     async def journey(self, queue_id: str, *, added: bool = False) -> Journey | None:
-        """Return the spool's part of the journey of one message: no graph_id, client or reports.
-        With `added`, for operators, also copies that rules and milters added.
+        """Return the spool's part of the journey of a message: no graph_id, client or reports.
+
+        With `added`, for operators, it includes copies that rules and milters added.
         """
 
     async def read_message(self, queue_id: str) -> KeptMessage:
-        """Return what is left of a message; a large content stays readable when it is removed.
+        """Return what is left of a message. A large content stays readable after its removal.
 
-        Of several contents it is that of the first entry, and of recipients some of the first.
-        Raises SpoolError when the content is missing or damaged.
+        If there are several contents, it is that of the first entry. Recipients are some of the
+        first. Raises SpoolError when the content is missing or damaged.
         """
 
     async def read_contents(self, queue_ids: Sequence[str]) -> Mapping[str, Content]:
-        """Return the contents of messages that an entry still needs, as read_message() does; of
-        the first CONTENTS_MAX. Those that cannot be read are left out.
+        """Return the contents of messages that an entry still needs, as read_message() does.
+
+        Only the first CONTENTS_MAX messages are read. Contents that cannot be read are left out.
         """
 
     async def find_queue_ids(self, key: str, *, account: str | None, limit: int) -> list[str]:
-        """Return queue ids, newest first, for a queue id, submission id, draft id, Message-ID or
-        address, or for "last".
+        """Return the queue ids, newest first, that a key names.
+
+        It is a queue id, submission id, draft id, Message-ID, an address, or "last".
         """
 
     async def find_page(
@@ -77,35 +83,42 @@ class SpoolHistory(Protocol):
     async def summaries(
         self, queue_ids: Sequence[str], *, account: str | None, added: bool = False
     ) -> Sequence[MessageSummary]:
-        """Return the rows of messages, without those that are gone. `added` as in journey()."""
+        """Return the rows of messages that exist. `added`: see journey()."""
 
     async def accepted_submissions(self, submission_ids: Sequence[str]) -> Sequence[str]:
-        """Return those of these submissions that the spool has."""
+        """Return the submissions that the spool has."""
 
     async def count_states(
         self, *, account: str | None, limit: int
     ) -> tuple[int, Mapping[str, int]]:
-        """Return the number of messages, at most `limit`. Return also in how many of these newest
-        ones a recipient is in each state, and as REPORT how many are reports.
+        """Return the number of messages, at most `limit`, and how many of them are in each state.
+
+        A message counts for each state in which it has a recipient. REPORT is the number of
+        reports.
         """
 
     async def recent_addresses(self, *, account: str | None, limit: int) -> Sequence[str]:
-        """Return senders and recipients of the newest messages: those that have received mail here
-        or have an account first, then the others, the last used first.
+        """Return senders and recipients of the newest messages, the last used first.
+
+        First come those that have received mail here or have an account.
         """
 
     async def events_after(self, after: int, *, limit: int) -> SpoolEvents:
         """Return the first events after the sequence `after`, in their order.
 
-        They may be fewer than `limit` although there are more, if they are large.
+        If they are large, there may be fewer than `limit` although more exist.
         """
 
     async def accepted_after(self, after: int, *, limit: int, is_settled: bool) -> SpoolEvents:
-        """Return step 5 of messages that are no submissions, as events_after(), without details.
-        Unless `is_settled` also those that may be behind last_event().
+        """Return step 5 of messages that are not submissions, as events_after() does, without
+        details.
+
+        Unless `is_settled`, include events that may be after last_event().
         """
 
     async def last_event(self, *, is_settled: bool = True) -> int:
-        """Return the sequence after which all later events are. Unless `is_settled`, return the
-        greatest of any event, also of one that another node is still recording.
+        """Return a sequence after which all later events are.
+
+        Unless `is_settled`, return the greatest sequence of any event, including an event that
+        another node is still recording.
         """

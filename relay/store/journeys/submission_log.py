@@ -105,12 +105,12 @@ class SubmissionLog:
         self._write(*lines)
 
     def withdraw(self, facts: SubmissionFacts) -> None:
-        """Record that a submission was rejected: it has no journey."""
+        """Record that a submission was rejected and has no journey."""
         line = self._remark_of(facts.submission_id) | {"withdrawn": True}
         self._write(line | _names(facts))
 
     def remark(self, submission_id: str, detail: NotifiedDetail, *, account: str) -> None:
-        """Add `detail` to step 2 of a submission: what happened to it before step 3."""
+        """Add `detail` to step 2 of a submission, for what happened before step 3."""
         line = self._remark_of(submission_id)
         self._write(line | {"detail": detail, "owner": account})
 
@@ -133,7 +133,7 @@ class SubmissionLog:
         if self._file is None or day > self._day:
             self._close()
             self._directory.mkdir(exist_ok=True)
-            # A day never goes back, as after a clock that was ahead: readers follow the days.
+            # The day never goes back, even if the clock does: readers follow the days.
             names = [path.name for path in self._files() if path.name.endswith(f"-{self._role}")]
             path = self._directory / max([*names, f"{_day_of(now_us)}-{self._role}"])
             self._file = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o600)
@@ -161,21 +161,21 @@ class SubmissionLog:
             self._file = None
 
     async def submission(self, submission_id: str) -> SubmissionRecord | None:
-        """Return what the log has of a submission, None if it has nothing or it was withdrawn."""
+        """Return the steps of a submission, None if there are none or it was withdrawn."""
         return await asyncio.to_thread(self._submission, submission_id)
 
     async def find_submission_ids(
         self, key: str, *, account: str | None, limit: int
     ) -> Sequence[str]:
-        """Return submission ids for any of a submission's names, newest first."""
+        """Return the ids of submissions that have this name or address, newest first."""
         return await asyncio.to_thread(self._find, key, account, limit)
 
-    async def submitted_by(self, wanted: MessageSearch) -> tuple[frozenset[str], int]:
-        """Return the submissions that the client has made by HTTP in this time, and since when they
-        are complete. They are SCAN_MAX and the others of that day; the time is 0 if there are no
-        more.
+    async def submitted_by(self, search: MessageSearch) -> tuple[frozenset[str], int]:
+        """Return the submissions that a client has made by HTTP, and since when they are complete.
+
+        At most SCAN_MAX are read, and the others of that day. The time is 0 if there are no more.
         """
-        return await asyncio.to_thread(self._submitted_by, wanted)
+        return await asyncio.to_thread(self._submitted_by, search)
 
     async def open_submissions(self) -> Sequence[OpenSubmission]:
         """Return the newest submissions that are not recorded as accepted."""
@@ -191,34 +191,34 @@ class SubmissionLog:
 
     def client_of(self, submission_id: str) -> Client | None:
         """Return the client that step 2 of a submission names; blocks."""
-        found = self._submission(submission_id)
-        notified = details_in(found.steps if found else (), NotifiedDetail)
-        return next((one.client for one in notified), None)
+        submission = self._submission(submission_id)
+        notified = details_in(submission.steps if submission else (), NotifiedDetail)
+        return next((step.client for step in notified), None)
 
     def _submission(self, submission_id: str) -> SubmissionRecord | None:
         earliest = self._created_us(submission_id)
         facts = SubmissionFacts(submission_id, graph_id="", account="", sender="")
         steps: dict[int, LogLine] = {}
         remark: dict[str, Any] = {}
-        wanted = submission_id.lower().encode()
+        needle = submission_id.lower().encode()
         for path in self._files():
             if earliest is not None and path.name[:10] < _day_of(earliest):
                 break
-            for line in lines_backwards(path, wanted):
-                if (one := parse_line(line)) is None:
+            for line in lines_backwards(path, needle):
+                if (logged := parse_line(line)) is None:
                     continue
-                if one.submission_id != submission_id:
+                if logged.submission_id != submission_id:
                     continue
-                if one.withdrawn:
+                if logged.withdrawn:
                     return None
-                if not one.step:
-                    remark = {**one.detail, **remark}
+                if not logged.step:
+                    remark = {**logged.detail, **remark}
                     continue
-                if one.step == Step.REPORT and one.step in steps:
+                if logged.step == Step.REPORT and logged.step in steps:
                     continue  # the last report counts; of other steps, the first line
-                steps[one.step] = one
-                if one.step == Step.CREATED:
-                    facts = SubmissionFacts(*(getattr(one, name) for name in _FACTS))
+                steps[logged.step] = logged
+                if logged.step == Step.CREATED:
+                    facts = SubmissionFacts(*(getattr(logged, name) for name in _FACTS))
                     break  # its other steps are later in the file and were read before
         if not steps:
             return None
@@ -228,58 +228,58 @@ class SubmissionLog:
         return SubmissionRecord(facts, [journey_step(x.step, x.at_us, x.detail) for x in lines])
 
     def _created_us(self, identifier: str) -> int | None:
-        """Return when an id was created, None if unknown; no earlier line concerns it.
+        """Return when an id was created, None if unknown. No earlier line has the id.
 
-        An id from the future was created under a wrong clock and says nothing.
+        An id from the future was created under a wrong clock, so its time is unknown.
         """
         created_us = id_time_us(identifier)
         return created_us if created_us is None or created_us <= self._clock.time_us() else None
 
     def _find(self, key: str, account: str | None, limit: int) -> list[str]:
-        found: dict[str, None] = {}
+        submission_ids: dict[str, None] = {}
         withdrawn: set[str] = set()  # written after the steps, so read before them
         lowered = own_mailbox(key)
         # bytes.lower() changes ASCII only, and old lines have U-labels
         plain = key != "last" and key.isascii() and "xn--" not in lowered
-        wanted = msgspec.json.encode(lowered)[1:-1] if plain else b""
+        needle = msgspec.json.encode(lowered)[1:-1] if plain else b""
         created_us = None if "@" in key else self._created_us(key)
         for path in self._files():
             if created_us is not None and path.name[:10] < _day_of(created_us):
                 break  # no earlier log contains an id
-            for line in lines_backwards(path, wanted):
-                if (one := parse_line(line)) is None:
+            for line in lines_backwards(path, needle):
+                if (logged := parse_line(line)) is None:
                     continue
-                if not one.has_facts or account not in (None, one.account):
+                if not logged.has_facts or account not in (None, logged.account):
                     continue
-                names = (one.submission_id, one.graph_id, one.message_id)
-                addresses = (one.sender, *one.recipients)
-                if one.submission_id in withdrawn:
+                names = (logged.submission_id, logged.graph_id, logged.message_id)
+                addresses = (logged.sender, *logged.recipients)
+                if logged.submission_id in withdrawn:
                     continue
-                if one.withdrawn:
-                    withdrawn.add(one.submission_id)
+                if logged.withdrawn:
+                    withdrawn.add(logged.submission_id)
                 elif key == "last" or key in names or lowered in map(own_mailbox, addresses):
-                    found[one.submission_id] = None
-                    if len(found) >= limit:
-                        return list(found)
-        return list(found)
+                    submission_ids[logged.submission_id] = None
+                    if len(submission_ids) >= limit:
+                        return list(submission_ids)
+        return list(submission_ids)
 
-    def _submitted_by(self, wanted: MessageSearch) -> tuple[frozenset[str], int]:
-        found: set[str] = set()
-        needle = max(wanted.client.lower().replace("?", "*").split("*"), key=len).encode()
-        first = _day_of(wanted.from_us)
-        begin = last = _day_of(wanted.until_us) if wanted.until_us else "~"
+    def _submitted_by(self, search: MessageSearch) -> tuple[frozenset[str], int]:
+        submissions: set[str] = set()
+        needle = max(search.client.lower().replace("?", "*").split("*"), key=len).encode()
+        first = _day_of(search.from_us)
+        begin = last = _day_of(search.until_us) if search.until_us else "~"
         for path in self._files():
             day = path.name[:_DAY_CHARACTERS]
-            if len(found) >= SCAN_MAX and first <= day < begin:
-                return frozenset(found), time_us_of(f"{begin}T00:00:00Z")
+            if len(submissions) >= SCAN_MAX and first <= day < begin:
+                return frozenset(submissions), time_us_of(f"{begin}T00:00:00Z")
             for line in lines_backwards(path, needle) if first <= day <= last else ():
                 begin = day
-                one = parse_line(line)
-                if one and one.step == Step.NOTIFIED and wanted.is_in_time(one.at_us):
-                    client = read_known(NotifiedDetail, one.detail).client or Client()
-                    if matches_pattern(wanted.client, client.address):
-                        found.add(one.submission_id)
-        return frozenset(found), 0
+                logged = parse_line(line)
+                if logged and logged.step == Step.NOTIFIED and search.is_in_time(logged.at_us):
+                    client = read_known(NotifiedDetail, logged.detail).client or Client()
+                    if matches_pattern(search.client, client.address):
+                        submissions.add(logged.submission_id)
+        return frozenset(submissions), 0
 
     def _files(self) -> list[Path]:
         """Return the files, newest day first."""
@@ -305,7 +305,7 @@ _DAY_CHARACTERS = 10
 
 
 def read_accepted(directory: Path, *, since_us: int) -> Iterator[LogLine]:
-    """Yield each step 4 since a time. Raises OSError."""
+    """Yield every step 4 since a time. Raises OSError."""
     for path in _files(directory):
         if path.name[:_DAY_CHARACTERS] >= _day_of(since_us):
             for line in _lines(path):
@@ -320,8 +320,8 @@ def _lines(path: Path) -> Iterator[LogLine]:
         return
     with file:
         while line := file.readline(_READ_BYTES_MAX):
-            if (one := parse_line(line)) is not None:
-                yield one
+            if (logged := parse_line(line)) is not None:
+                yield logged
 
 
 def _files(directory: Path) -> list[Path]:

@@ -61,12 +61,10 @@ def client_line(client: Client) -> str:
 
 
 def signature_words(detail: details.RoutedDetail) -> str:
-    """Return with which keys a message was signed, or why with none; "" where no key is
-    configured.
-    """
+    """Return with which keys a message was signed, or why it was not; "" without keys."""
     selectors: dict[str, list[str]] = {}
-    for one in detail.dkim:
-        selectors.setdefault(one.domain, []).append(one.selector)
+    for signature in detail.dkim:
+        selectors.setdefault(signature.domain, []).append(signature.selector)
     reason = detail.unsigned
     if not selectors:
         return "" if reason in ("", NO_SIGNING_KEYS) else f"not signed: {reason}"
@@ -75,17 +73,17 @@ def signature_words(detail: details.RoutedDetail) -> str:
     return f"signed for {', '.join(signers)}{but}"
 
 
-def milter_words(one: details.MilterSaid) -> str:
+def milter_words(milter: details.MilterSaid) -> str:
     """Return what a milter did with a message (step 5)."""
-    changes = (change.partition(" ") for change in one.changes)
+    changes = (change.partition(" ") for change in milter.changes)
     done = [f"{verb.removesuffix('e')}ed {what}".rstrip() for verb, _, what in changes]
-    done = _few(done) or [_ANSWERS.get(one.answer, "refused it")]
-    reason = f": {one.reason}" if one.reason else ""
-    return f"milter {one.name} {', '.join(done)}{reason}"
+    done = _few(done) or [_ANSWERS.get(milter.answer, "refused it")]
+    reason = f": {milter.reason}" if milter.reason else ""
+    return f"milter {milter.name} {', '.join(done)}{reason}"
 
 
 def describe(step: int, stored: Mapping[str, Any]) -> Iterator[str]:
-    """Yield the details of an event, but for its node, one short line each."""
+    """Yield the details of an event, without its node, one short line each."""
     match details.read_detail(step, stored):
         case details.RoutedDetail() as routed:
             yield from _routed(routed)
@@ -116,8 +114,8 @@ def _routed(detail: details.RoutedDetail) -> Iterator[str]:
         yield "lines ended in LF alone, which many servers refuse: Relay made it CRLF"
     yield from map(milter_words, detail.milters)
     for hit in detail.rules:
-        found = ", ".join(f'{one.condition} "{one.value}"' for one in hit.because)
-        because = f" ({found})" if found else ""
+        conditions = ", ".join(f'{match.condition} "{match.value}"' for match in hit.because)
+        because = f" ({conditions})" if conditions else ""
         outcome = f"skipped: {hit.error}" if hit.error else hit.outcome
         audit = " (audit mode: recorded only)" if hit.mode == "audit" else ""
         yield f'rule "{hit.rule}": {outcome}{audit}{because}'
@@ -140,15 +138,15 @@ def _routed(detail: details.RoutedDetail) -> Iterator[str]:
         yield f"held by {reason}: {named(addresses)}"
     for text, addresses in detail.quarantined.items():
         yield f"quarantined by {text}: {named(addresses)}"
-    for one in detail.mails:
-        kind = "journal report" if one.kind == "journal" else "notice"
-        yield f"{kind} {one.queue_id} to {one.to}: {named(one.rules)}"
+    for mail in detail.mails:
+        kind = "journal report" if mail.kind == "journal" else "notice"
+        yield f"{kind} {mail.queue_id} to {mail.to}: {named(mail.rules)}"
     refused = [f"refused: {x.address} {x.reply}" for x in detail.refused]
     yield from _few(refused, counts.get("refused"))
 
 
 def _operation(detail: details.CommandDetail) -> str:
-    """Return an operator's command, and the reason given."""
+    """Return an operator's command and its reason."""
     numbers = [str(number) for number in detail.entries]
     result = [f"{detail.operation} by {detail.who or '?'}"]
     if detail.copies:
@@ -171,7 +169,7 @@ def _few(lines: Sequence[str], count: int | None = None) -> list[str]:
 
 
 def _short(value: Any) -> str:
-    text = named([str(one) for one in value]) if isinstance(value, list) else str(value)
+    text = named([str(part) for part in value]) if isinstance(value, list) else str(value)
     return text[:_DETAIL_CHARACTERS_MAX]
 
 

@@ -7,7 +7,12 @@ Maildirs at the same time.
 
 The store as others see it:
 
-- `types`: values and errors: messages, folders, submissions, quota, changes; what delivery needs
+- `stored_message`: messages and folders as values; what a PATCH changes; If-Match
+- `pending_submission`: a submitted draft and its options
+- `changes`: changes of messages and folders as values
+- `usage`: quota and usage as values
+- `delivery_store`: what local delivery and RCPT need of it
+- `errors`: why a call failed
 - `threads`: in which thread a call runs, how many, time limit of a query
 - `store_part`: what all parts of the store work with
 - `mail_root`: whether the path still leads to the mail root, and whether it is the spool's

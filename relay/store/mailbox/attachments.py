@@ -18,18 +18,20 @@ from relay.store.mailbox.draft_files import (
     with_attachment,
     without_attachment,
 )
+from relay.store.mailbox.errors import (
+    AttachmentsTooLargeError,
+    NoSuchItemError,
+    StoreUnavailableError,
+)
 from relay.store.mailbox.maildir import retry_if_renamed
 from relay.store.mailbox.message_file import attachments_of, loaded, open_octets
 from relay.store.mailbox.messages import Messages
 from relay.store.mailbox.store_part import StorePart, in_thread
-from relay.store.mailbox.types import (
+from relay.store.mailbox.stored_message import (
     NO_PRECONDITION,
-    AttachmentsTooLargeError,
-    NoSuchItemError,
     OpenedMessage,
     Precondition,
     StoredMessage,
-    StoreUnavailableError,
 )
 
 ATTACHMENTS_MAX = 250
@@ -105,10 +107,10 @@ class Attachments(StorePart):
         """Add an attachment to a draft; one with an id that the draft has changes nothing."""
 
         def make(stored: Octets, identity: DraftIdentity) -> ComposedDraft:
-            kept = [one.facts for one in attachments_of(stored)]
-            if any(one.id == new.part.id for one in kept):
+            kept = [attachment.facts for attachment in attachments_of(stored)]
+            if any(facts.id == new.part.id for facts in kept):
                 raise _IsThereError
-            check_sizes([*(one.size for one in kept), new.part.size], limit_bytes)
+            check_sizes([*(facts.size for facts in kept), new.part.size], limit_bytes)
             return with_attachment(stored, identity, new=new)
 
         with suppress(_IsThereError):
@@ -126,7 +128,7 @@ class Attachments(StorePart):
         """Remove an attachment from a draft."""
 
         def make(stored: Octets, identity: DraftIdentity) -> ComposedDraft:
-            ids = [one.facts.id for one in attachments_of(stored)]
+            ids = [attachment.facts.id for attachment in attachments_of(stored)]
             if attachment_id not in ids:
                 raise no_such_attachment(attachment_id)
             number = ids.index(attachment_id)
@@ -148,15 +150,15 @@ class Attachments(StorePart):
         Raises what add() raises.
         """
         message = loaded(self.messages.draft(account, message_id, condition=condition).located)
-        check_sizes([*(one.size for one in message.attachments), size_bytes], limit_bytes)
+        check_sizes([*(facts.size for facts in message.attachments), size_bytes], limit_bytes)
         return message
 
 
 def found_attachment(attachments: Sequence[AttachedOctets], attachment_id: str) -> AttachedOctets:
     """Return the attachment with this id. Raises NoSuchItemError."""
-    for one in attachments:
-        if one.facts.id == attachment_id:
-            return one
+    for attachment in attachments:
+        if attachment.facts.id == attachment_id:
+            return attachment
     raise no_such_attachment(attachment_id)
 
 

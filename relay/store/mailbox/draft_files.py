@@ -44,6 +44,7 @@ from relay.formats.read_header import parse_header, read_properties_of_header
 from relay.formats.read_mime import read_message
 from relay.formats.write_header import is_message_id
 from relay.store.journeys.submission_log import SubmissionFacts
+from relay.store.mailbox.errors import NotADraftError
 from relay.store.mailbox.keywords import convert_keywords
 from relay.store.mailbox.maildir import open_written, write_file
 from relay.store.mailbox.message_file import (
@@ -55,7 +56,8 @@ from relay.store.mailbox.message_file import (
     make_base_name,
     parse_name,
 )
-from relay.store.mailbox.types import Folder, NotADraftError, PendingSubmission, SendOptions
+from relay.store.mailbox.pending_submission import PendingSubmission, SendOptions
+from relay.store.mailbox.stored_message import Folder
 
 
 class DraftIdentity(Struct, frozen=True):
@@ -98,8 +100,9 @@ class NewNames(Struct, frozen=True):
         )
 
     def of_record(self, account: str, record: MessageRecord) -> DraftIdentity:
-        """Return the identity of a message that is no draft: without a clock id, so that its times
-        are those of the record.
+        """Return the identity of a message that is not a draft.
+
+        Its id is not a clock id, so that its times are those of the record.
         """
         identity = self.identity(account)
         received_us = identity.created_us if record.received_us is None else record.received_us
@@ -133,7 +136,9 @@ class NewNames(Struct, frozen=True):
         )
 
     def of_copy(self, name: MessageName) -> str:
-        """Return a base name for a copy: without a clock id, so that the time of receipt stays."""
+        """Return a base name for a copy. It has no clock id, so that the copy keeps its time of
+        receipt.
+        """
         copy_id, time_us = delivered_id(self.ids.new()), name.seconds * 1_000_000
         return make_base_name(copy_id, 1, time_us=time_us, hostname=self.hostname)
 
@@ -176,13 +181,13 @@ def compose(
 
     `mime_properties` has the properties that MIME cannot hold. Reading blocks; raises OSError.
     """
-    wanted = identity.internet_message_id
+    message_id = identity.internet_message_id
     if isinstance(content, MessageProperties):
-        origin = _origin(identity, content.internet_message_id or wanted)
+        origin = _origin(identity, content.internet_message_id or message_id)
         properties = _owned(content, origin)
         written = draft_content(properties, origin, kept)
         return ComposedDraft(identity, written, properties)
-    origin = _origin(identity, wanted)
+    origin = _origin(identity, message_id)
     written = _after_block(mime_draft_block(origin, mime_properties), content)
     return ComposedDraft(identity, written)
 
@@ -210,13 +215,13 @@ def draft_head(identity: DraftIdentity) -> DraftHead:
     return DraftHead(identity, mime_draft_block(origin))
 
 
-def _origin(identity: DraftIdentity, wanted: str) -> DraftOrigin:
-    """Return the private block's values; `wanted` is the Message-ID if it is valid."""
+def _origin(identity: DraftIdentity, message_id: str) -> DraftOrigin:
+    """Return the private block's values; `message_id` is the Message-ID if it is valid."""
     return DraftOrigin(
         account=identity.account,
         base_name=identity.base_name,
-        message_id=wanted
-        if is_message_id(wanted)
+        message_id=message_id
+        if is_message_id(message_id)
         else f"<{identity.message_id}@{identity.hostname}>",
         created_us=identity.created_us,
         modified_us=identity.modified_us,
@@ -246,7 +251,7 @@ def facts_of(draft: ComposedDraft, submission_id: str) -> SubmissionFacts:
 
 
 def submission_facts(head: bytes, submission_id: str) -> SubmissionFacts:
-    """Return what is logged about a draft that is submitted.
+    """Return what is logged about a submitted draft.
 
     `head` is its file, or at least the private block and the header.
     """
@@ -265,7 +270,7 @@ def submission_facts(head: bytes, submission_id: str) -> SubmissionFacts:
 def _facts(
     properties: MessageProperties, submission_id: str, *, account: str, message_id: str
 ) -> SubmissionFacts:
-    """Return the facts; `message_id` is used if the message has none."""
+    """Return what is logged. `message_id` is used if the message has no Message-ID."""
     recipients = (*properties.to, *properties.cc, *properties.bcc)
     return SubmissionFacts(
         submission_id=submission_id,
@@ -274,7 +279,9 @@ def _facts(
         sender=(properties.from_ and properties.from_.address) or account,
         message_id=properties.internet_message_id or message_id,
         subject=properties.subject,
-        recipients=tuple(dict.fromkeys(one.address for one in recipients if one.address)),
+        recipients=tuple(
+            dict.fromkeys(recipient.address for recipient in recipients if recipient.address)
+        ),
     )
 
 
@@ -323,7 +330,7 @@ def with_attachment(
         kept = stored_attachments(stored)
         return compose(read_message(stored).properties, identity, (*kept, new))
     added = add_part(stored.part(length, stored.size - length), new)
-    ids = [one.facts.id for one in attachments_of(stored)]
+    ids = [attachment.facts.id for attachment in attachments_of(stored)]
     ids.insert(added.number, new.part.id)
     return compose(added.content, identity, mime_properties=_with_ids(block, ids))
 
@@ -339,7 +346,7 @@ def without_attachment(stored: Octets, identity: DraftIdentity, *, number: int) 
         del rest[number]
         return compose(read_message(stored).properties, identity, rest)
     content = remove_part(stored.part(length, stored.size - length), number)
-    ids = [one.facts.id for one in attachments_of(stored)]
+    ids = [attachment.facts.id for attachment in attachments_of(stored)]
     del ids[number]
     return compose(content, identity, mime_properties=_with_ids(block, ids))
 
@@ -352,8 +359,8 @@ def _with_ids(block: PrivateBlock | None, ids: Sequence[str]) -> MimeDraftProper
 def _owned(properties: MessageProperties, origin: DraftOrigin) -> MessageProperties:
     """Set From and Sender where the draft has none.
 
-    Without From, the mailbox's owner is both. Sender is the owner if the draft is sent on behalf of
-    From. Otherwise a missing Sender is decided when the draft is sent.
+    Without From, the owner of the mailbox becomes both. If the draft is sent on behalf of From,
+    Sender is the owner. Otherwise a missing Sender is decided when the draft is sent.
     """
     sender = properties.sender
     owner = origin.on_behalf_of.lower()
@@ -377,9 +384,10 @@ def _new_index(properties: MessageProperties, origin: DraftOrigin) -> str:
 
 
 class Before(Struct, frozen=True):
-    """A message before a change: its file, and its submission if it is a scheduled send. The
-    submission has the options that it is to have. `cancelled` is the submission if the change
-    cancels it.
+    """A message before a change: its file, and its submission if it is a scheduled send.
+
+    The options of the submission are those after the change. `cancelled` is the submission if the
+    change cancels it.
     """
 
     account: str
@@ -390,7 +398,7 @@ class Before(Struct, frozen=True):
 
     @property
     def options(self) -> SendOptions | None:
-        """Those of the submission."""
+        """The options of the submission."""
         return self.submission.options if self.submission else None
 
 

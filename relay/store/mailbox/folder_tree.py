@@ -24,7 +24,9 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from relay.base.observe.logs import get_logger
+from relay.store.mailbox.changes import FolderDeltaPage
 from relay.store.mailbox.draft_files import NewNames
+from relay.store.mailbox.errors import FolderError, FolderExistsError, ProtectedFolderError
 from relay.store.mailbox.folders import (
     COPY_PREFIX,
     DELETED_PREFIX,
@@ -56,15 +58,8 @@ from relay.store.mailbox.maildir import (
 )
 from relay.store.mailbox.message_file import MessageName, parse_name
 from relay.store.mailbox.store_part import StorePart, in_thread
+from relay.store.mailbox.stored_message import Folder, WellKnown
 from relay.store.mailbox.threads import AccountQueues
-from relay.store.mailbox.types import (
-    Folder,
-    FolderDeltaPage,
-    FolderError,
-    FolderExistsError,
-    ProtectedFolderError,
-    WellKnown,
-)
 
 _FILE = "subscriptions"
 _HEADER = b"V\t2\n"
@@ -136,8 +131,9 @@ _Result = TypeVar("_Result")
 def _in_turn(
     method: Callable[Concatenate["FolderTree", str, _Parameters], _Result],
 ) -> Callable[Concatenate["FolderTree", str, _Parameters], Coroutine[Any, Any, _Result]]:
-    """Make a blocking change of folders a coroutine: a few at a time, so that mail does not wait
-    for it.
+    """Make a blocking change of folders a coroutine.
+
+    Only a few run at the same time, so that mail does not wait for them.
     """
 
     @wraps(method)
@@ -184,10 +180,9 @@ class FolderTree(StorePart):
         return self._found(mailbox, folder_id)
 
     async def delta(self, account: str, *, after: str, limit: int) -> FolderDeltaPage:
-        """Return the folders that changed after the position `after`, each as it is now; for ""
-        all.
+        """Return the folders that changed after the position `after`, as they are now; all for "".
 
-        With a `limit` of 0 only the current position. Raises StalePositionError.
+        With a `limit` of 0, return only the current position. Raises StalePositionError.
         """
         return await self.queries.run(account, self._delta, account, after, limit)
 
@@ -206,11 +201,11 @@ class FolderTree(StorePart):
         return self._counted(mailbox, [find_folder(mailbox, folder_id)])[0]
 
     def _counted(self, mailbox: Path, folders: Sequence[Folder]) -> list[Folder]:
-        counts = {one.id: one for one in self.index.folders(mailbox)}
+        counts = {folder.id: folder for folder in self.index.folders(mailbox)}
         pairs = ((folder, counts.get(folder.id, folder)) for folder in folders)
         return [
-            replace(folder, total=one.total, unread=one.unread, size_bytes=one.size_bytes)
-            for folder, one in pairs
+            replace(folder, total=count.total, unread=count.unread, size_bytes=count.size_bytes)
+            for folder, count in pairs
         ]
 
     def _delta(self, account: str, after: str, limit: int) -> FolderDeltaPage:
@@ -284,14 +279,12 @@ class FolderTree(StorePart):
 
     @_in_turn
     def copy(self, account: str, folder_id: str, *, parent_id: str) -> Folder:
-        """Copy a folder, also a well-known one, with its subfolders and messages to another folder.
+        """Copy a folder, with its subfolders and messages, to another folder.
 
-        The copies are made in directories that are no folders. They appear by a rename when all of
-        them are durable. A crash before leaves nothing that is shown; what remains is removed later
-        as stale files.
-
-        Raises NoSuchItemError, FolderExistsError, FolderError, MailboxFullError,
-        StoreUnavailableError.
+        A well-known folder can be copied too. The copies are made in directories that are not
+        folders, and are renamed when all of them are durable. After a crash before that, no copy is
+        visible. What it left is removed later as stale files. Raises NoSuchItemError,
+        FolderExistsError, FolderError, MailboxFullError, StoreUnavailableError.
         """
         mailbox = self.folders.mailbox(account)
         self.old_files.clean(mailbox)
@@ -322,11 +315,11 @@ class FolderTree(StorePart):
         if target.startswith(above):
             raise FolderError("A folder cannot be copied into itself or one of its subfolders.")
         existing = folder_directories(mailbox)
-        within = sorted((one for one in existing if one.startswith(above)), key=len)
+        within = sorted((child for child in existing if child.startswith(above)), key=len)
         if len(existing) + len(within) >= FOLDERS_MAX:
             raise FolderError(f"The mailbox has reached the maximum of {FOLDERS_MAX} folders.")
         named = {folder.path: target}
-        named |= {mailbox / one: target + SEPARATOR + one[len(above) :] for one in within}
+        named |= {mailbox / child: target + SEPARATOR + child[len(above) :] for child in within}
         for directory in named.values():
             checked_directory(directory)
         reject_existing(mailbox, named.values())
@@ -337,13 +330,20 @@ class FolderTree(StorePart):
         ]
 
     def _make(self, mailbox: Path, pairs: list[_FolderPair]) -> None:
-        """Make the copies, then show them. If that fails, those that are shown already stay."""
+        """Make the copies, then rename them to folders.
+
+        When a rename fails, the folders that were renamed before it stay.
+        """
         try:
             for pair in pairs:
                 make_folder(pair.temporary, pair.folder_id)
                 copies = copy_messages(pair.source, pair.temporary, self.names)
                 states = self.index.states_in(mailbox, pair.source)
-                copied = {copies[one]: state for one, state in states.items() if one in copies}
+                copied = {
+                    copies[message_id]: state
+                    for message_id, state in states.items()
+                    if message_id in copies
+                }
                 if copied:
                     self.index.states(mailbox).write(copied)
             for pair in pairs:
@@ -364,13 +364,14 @@ class FolderTree(StorePart):
         for name in changed.values():
             checked_directory(name)
         reject_existing(mailbox, changed.values(), but=changed)
-        write_folder_ids(one for one in list_folders(mailbox) if one.path.name in changed)
+        write_folder_ids(moved for moved in list_folders(mailbox) if moved.path.name in changed)
         _rename_all(mailbox, changed, subscribed=changed)
 
     def _detach(self, folder: Folder) -> list[Path]:
-        """Durably rename a folder and its subfolders to directories that are no folders.
+        """Rename a folder and its subfolders, durably, to directories that are not folders.
 
-        Return them. A crash while they are removed leaves no folder with half of its messages.
+        Return these directories. After a crash during their removal, no folder has only half of its
+        messages.
         """
         mailbox = folder.path.parent
         names = _tree(mailbox, folder.path.name)
@@ -393,7 +394,7 @@ def _rename_all(
 
 
 def parent_folder(mailbox: Path, parent_id: str) -> Folder | None:
-    """Return the parent folder, None for the root."""
+    """Return the parent folder, None for the mailbox's root."""
     if parent_id.lower() in ("", ROOT_ID):
         return None
     return find_folder(mailbox, parent_id)
@@ -429,7 +430,7 @@ def _existing(name: str) -> FolderExistsError:
 
 
 def own_name(mailbox: Path, folder: Folder) -> str:
-    """Return the folder's own part of its directory's name, as one name."""
+    """Return the part of the folder's directory name that follows its parents, as one name."""
     parent = parent_folder(mailbox, folder.parent_id)
     above = directory_within(parent, "")
     return as_single_name(folder.path.name[len(above) :])
@@ -445,7 +446,7 @@ def _free_directory(mailbox: Path, parent: Folder, name: str) -> str:
 
 
 def _tree(mailbox: Path, directory: str) -> list[str]:
-    """Return the directories of a folder and its subfolders, the folder's own last."""
+    """Return the directories of a folder's subfolders, and then the folder's directory."""
     names = folder_directories(mailbox)
     within = [name for name in names if name.startswith(directory + SEPARATOR)]
     return [*sorted(within, key=len, reverse=True), directory]

@@ -24,6 +24,7 @@ from pathlib import Path
 from msgspec import Struct
 from msgspec.structs import replace
 
+from relay.store.mailbox.errors import FolderError, NoSuchItemError
 from relay.store.mailbox.maildir import (
     DirectorySync,
     Stripes,
@@ -34,7 +35,7 @@ from relay.store.mailbox.maildir import (
     sync_directory,
     write_synced,
 )
-from relay.store.mailbox.types import Folder, FolderError, NoSuchItemError, WellKnown
+from relay.store.mailbox.stored_message import Folder, WellKnown
 
 SEPARATOR = "."
 DIRECTORY_BYTES_MAX = 255
@@ -65,20 +66,20 @@ def encode_folder_name(display_name: str) -> str:
 
 
 def as_single_name(name: str) -> str:
-    """Return a part of a directory's name, perhaps of several folders, as that of one folder."""
+    """Return a part of a directory's name as the name of one folder, even if it names several."""
     return name.replace(SEPARATOR, _to_modified_utf7(_SUBSTITUTES[SEPARATOR]))
 
 
 def decode_folder_name(name: str) -> str:
     """Return the display name for (a part of) a directory's name."""
     text = os.fsencode(name).decode("utf-8", "replace")
-    shown = SEPARATOR.join(_from_modified_utf7(each) for each in text.split(SEPARATOR))
-    return shown.translate(_FROM_SUBSTITUTES)
+    name_text = SEPARATOR.join(_from_modified_utf7(part) for part in text.split(SEPARATOR))
+    return name_text.translate(_FROM_SUBSTITUTES)
 
 
-def same_name(one: str, other: str) -> bool:
+def same_name(name: str, other: str) -> bool:
     """Return whether two display names differ at most in case and normalization."""
-    return _compared(one) == _compared(other)
+    return _compared(name) == _compared(other)
 
 
 def checked_directory(name: str) -> str:
@@ -116,8 +117,8 @@ def _from_modified_utf7(name: str) -> str:
     pieces = name.split("&")
     text = pieces[0]
     for piece in pieces[1:]:
-        coded, found, rest = piece.partition("-")
-        if not found:
+        coded, hyphen, rest = piece.partition("-")
+        if not hyphen:
             return name
         try:
             text += f"+{coded.replace(',', '/')}-".encode().decode("utf-7") if coded else "&"
@@ -188,7 +189,7 @@ WELL_KNOWN_NAMES = _UNSUPPORTED | {*_IDS, ROOT_ID}
 class _MailboxPaths(Struct, frozen=True):
     """A mailbox that exists, and the directories that are checked on each use.
 
-    `drafts` is None for one of which only the Inbox was made. `is_fresh`: see Folders.
+    `drafts` is None while the mailbox has only its Inbox. `is_fresh`: see Folders.
     """
 
     mailbox: Path
@@ -216,8 +217,10 @@ class Folders:
         return self._directory_of(account)
 
     def is_fresh(self, account: str) -> bool:
-        """Whether its Maildir was made here for a delivery, and only deliveries have used it: it
-        has no settings and no older messages. Does not block.
+        """Whether this process created the Maildir for a delivery, and only deliveries have used
+        it.
+
+        Such a mailbox has no settings and no older messages. Does not block.
         """
         made = self.known.get(account)
         return made is not None and made.is_fresh
@@ -242,7 +245,9 @@ class Folders:
         return mailbox
 
     def inbox(self, account: str) -> Path:
-        """Return the account's Maildir for what needs no folder; create its Inbox on first use."""
+        """Return the account's Maildir, in which only the Inbox must exist; create both on first
+        use.
+        """
         made = self.known.get(account)
         if made and made.inbox.is_dir():
             return made.mailbox
@@ -289,7 +294,7 @@ def write_folder_id(path: Path, folder_id: str) -> None:
 
 
 def write_folder_ids(folders: Iterable[Folder]) -> None:
-    """Store the ids that are only derived from directory names, before the names change."""
+    """Store the ids that are derived from directory names, before the names change."""
     for folder in folders:
         if folder.well_known is None and read_folder_id(folder.path) != folder.id:
             write_folder_id(folder.path, folder.id)
@@ -355,16 +360,16 @@ def list_folders(mailbox: Path) -> list[Folder]:
     ids = _ids(mailbox, others)
     parents = {name: parent_directory(name, existing - {name}) for name in others}
     children = Counter(ids[parent] for parent in parents.values() if parent)
-    found = [
+    folders = [
         Folder(str(name), known.display_name, mailbox / known.directory, name)
         for name, known in _WELL_KNOWN.items()
     ]
     for name in others:
         parent = parents[name]
-        shown = decode_folder_name(name[len(parent) + 1 :])
+        display_name = decode_folder_name(name[len(parent) + 1 :])
         parent_id = ids[parent] if parent else ""
-        found.append(Folder(ids[name], shown, mailbox / name, parent_id=parent_id))
-    return [replace(one, children=children[one.id]) for one in found]
+        folders.append(Folder(ids[name], display_name, mailbox / name, parent_id=parent_id))
+    return [replace(folder, children=children[folder.id]) for folder in folders]
 
 
 def find_folder(mailbox: Path, folder_id: str) -> Folder:
@@ -372,16 +377,16 @@ def find_folder(mailbox: Path, folder_id: str) -> Folder:
 
     Raises NoSuchItemError.
     """
-    wanted = folder_id.lower()
+    lower_id = folder_id.lower()
     for folder in list_folders(mailbox):
-        if folder.id == wanted:
+        if folder.id == lower_id:
             return folder
-    if wanted in _UNSUPPORTED:
+    if lower_id in _UNSUPPORTED:
         raise NoSuchItemError(
             f"The folder {folder_id!r} is not supported. The well-known folders of a mailbox are"
             f" {', '.join(_IDS)} and {ROOT_ID}."
         )
-    if wanted == ROOT_ID:
+    if lower_id == ROOT_ID:
         raise NoSuchItemError("The top of a mailbox has folders and no messages.")
     raise NoSuchItemError(f"There is no folder {folder_id!r} in this mailbox.")
 
@@ -393,7 +398,7 @@ def root_folder(mailbox: Path, folders: Iterable[Folder]) -> Folder:
 
 
 def _ids(mailbox: Path, others: Iterable[str]) -> dict[str, str]:
-    """Return each directory's folder id; a copied directory gets an id of its own."""
+    """Return each directory's folder id. A copied directory gets a new id."""
     ids = {known.directory: str(name) for name, known in _WELL_KNOWN.items()}
     ids[_INBOX_AS_PARENT] = str(WellKnown.INBOX)
     taken = set(ids.values()) | WELL_KNOWN_NAMES

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from relay.base.crashpoints import CrashPoint
 from relay.base.message.content import Content, edit_header, size_of
 from relay.formats.headers import with_relay_id
+from relay.store.mailbox.delivery_store import DeliveryResult
 from relay.store.mailbox.folders import well_known_path
 from relay.store.mailbox.index.background import IndexBuilder
 from relay.store.mailbox.maildir import (
@@ -27,7 +28,7 @@ from relay.store.mailbox.message_file import (
     delivered_id,
 )
 from relay.store.mailbox.store_part import StorePart
-from relay.store.mailbox.types import DeliveryResult, WellKnown
+from relay.store.mailbox.stored_message import WellKnown
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
@@ -35,7 +36,7 @@ class Inbox(StorePart):
     """Delivers to mailboxes. Blocking: the store calls it in its threads."""
 
     builder: IndexBuilder  # counts what is delivered
-    # Its own: the delivery of a report already holds a shared one.
+    # Not the shared locks: the delivery of a report already holds one of them.
     _stripes: Stripes = field(default_factory=Stripes, init=False)
 
     def deliver(
@@ -49,7 +50,7 @@ class Inbox(StorePart):
         is_repeat: bool = False,
     ) -> DeliveryResult:
         """See DeliveryStore.deliver()."""
-        is_inbox = folder is WellKnown.INBOX  # the others are made at their first use
+        is_inbox = folder is WellKnown.INBOX  # other folders are created on first use
         mailbox = self.folders.inbox(account) if is_inbox else self.folders.mailbox(account)
         if not is_inbox:
             self.folders.recreate(mailbox, folder)
@@ -61,7 +62,7 @@ class Inbox(StorePart):
         temporary = f"{mailbox}/tmp/{base_name}"  # noqa: S108 - the Maildir's own
         with self._stripes.of(message_id):
             if is_repeat and self.index.find(mailbox, message_id) is not None:
-                # A crash may have come after the link.
+                # A crash after the link may have left the temporary file.
                 remove(temporary)
                 self.syncs.sync(new)
                 return DeliveryResult.ALREADY_THERE

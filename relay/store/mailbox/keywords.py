@@ -12,8 +12,8 @@ from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 
+from relay.store.mailbox.errors import StoreUnavailableError
 from relay.store.mailbox.maildir import remove, sync_directory, take_lock, write_synced
-from relay.store.mailbox.types import StoreUnavailableError
 
 KEYWORDS_FILE = "dovecot-keywords"
 _LOCK = "dovecot-uidlist.lock"  # Dovecot changes the file while it holds this one
@@ -33,11 +33,11 @@ def convert_keywords(flags: str, source: Path, target: Path) -> str:
     if not letters:
         return flags
     names = _keywords(source)
-    wanted = [names[letter] for letter in letters if letter in names]
+    keywords = [names[letter] for letter in letters if letter in names]
     there = _letters(_keywords(target))
-    if len(there) < len(_LETTERS) and any(name.lower() not in there for name in wanted):
-        there = _letters(_added(target, wanted))
-    kept = {there.get(name.lower(), "") for name in wanted}
+    if len(there) < len(_LETTERS) and any(name.lower() not in there for name in keywords):
+        there = _letters(_added(target, keywords))
+    kept = {there.get(name.lower(), "") for name in keywords}
     return "".join(sorted({*flags} - {*letters} | kept))
 
 
@@ -48,8 +48,8 @@ def letter_of(folder: Path, keyword: bytes) -> str:
 
 def _keywords(folder: Path) -> dict[str, bytes]:
     with suppress(OSError), (folder / KEYWORDS_FILE).open("rb") as file:
-        found = _LINE.findall(file.read(_BYTES_MAX))
-        return {_LETTERS[int(number)]: name for number, name in found if int(number) < 26}
+        lines = _LINE.findall(file.read(_BYTES_MAX))
+        return {_LETTERS[int(number)]: name for number, name in lines if int(number) < 26}
     return {}
 
 
@@ -58,17 +58,19 @@ def _letters(names: dict[str, bytes]) -> dict[bytes, str]:
     return {name.lower(): letter for letter, name in reversed(names.items())}
 
 
-def _added(folder: Path, wanted: Iterable[bytes]) -> dict[str, bytes]:
-    """Give the names letters in a folder, as far as it has some; return all that it has."""
+def _added(folder: Path, keywords: Iterable[bytes]) -> dict[str, bytes]:
+    """Give new keywords the free letters of a folder; return all of its keywords by letter."""
     if not take_lock(lock := folder / _LOCK, stale_s=_STALE_S):
         raise StoreUnavailableError(f"Another program holds the lock {_LOCK} of the folder.")
     try:
         names = _keywords(folder)
         # An open session of Dovecot reads the file again only for letters beyond those it knows.
         last = max(names, default="")
-        free = [one for one in _LETTERS if one > last] + [one for one in _LETTERS if one < last]
-        free = [one for one in free if one not in names]
-        fresh = {name.lower(): name for name in wanted if name.lower() not in _letters(names)}
+        free = [letter for letter in _LETTERS if letter > last] + [
+            letter for letter in _LETTERS if letter < last
+        ]
+        free = [letter for letter in free if letter not in names]
+        fresh = {name.lower(): name for name in keywords if name.lower() not in _letters(names)}
         if added := dict(zip(free, fresh.values(), strict=False)):
             names |= added
             _write(folder, names)

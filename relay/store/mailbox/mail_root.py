@@ -5,9 +5,10 @@ at the path, even with old mailboxes in it. So the root that a start has opened 
 check() compares it with what the path leads to. The store calls it before each call, and after
 each sync of a directory. Once it fails, the root counts as missing until reopen().
 
-Its id is in `.submissions/id`, copies included. The spool records which id it delivered to: a start
-takes no other root. A copy from before the start, such as one below a mount point, is not taken for
-the root. The file `.submissions/session` shows this, because it names the start. docs/design.md 3.
+The id of the root is in `.submissions/id`; a copy of the root has the same id. The spool records
+to which root it delivered, and a start takes no other root. A copy from before the start, such as
+one below a mount point, is not taken for the root. The file `.submissions/session` shows this,
+because it names the start. docs/design.md 3.
 """
 
 import errno
@@ -72,13 +73,11 @@ class MailRoot:
     def open(self, known_id: str, *, may_take: bool) -> None:
         """Open and lock the root with the id `known_id`.
 
-        Without a known id, take the root that is there: one with submissions, or with `may_take`
-        any, which is also created. A crash on the way leaves nothing that the next start refuses.
-        First the root is made, then `.submissions`, then the id is written, each durably. At last
-        the caller records `id` in the spool.
-
-        If the disk fails, the root counts as missing, and reopen() tries again. Raises
-        ForeignRootError, and what `take_lock` raises except OSError.
+        Without a known id, open a root that has submissions; with `may_take`, open any directory,
+        or create it. A crash leaves nothing that the next start refuses. First the root is created,
+        then `.submissions`, then the id is written, each durably. At last the caller records `id`
+        in the spool. If the disk fails, the root counts as missing, and reopen() tries again.
+        Raises ForeignRootError, and what `take_lock` raises except OSError.
         """
         self._known_id, self._may_take = known_id, may_take
         try:
@@ -107,11 +106,11 @@ class MailRoot:
         if self.trouble:
             raise MissingRootError
         try:
-            found = os.stat(self._name)  # noqa: PTH116 - called for each message
+            status = os.stat(self._name)  # noqa: PTH116 - called for each message
         except OSError as error:
             reason = error.strerror or str(error)
         else:
-            if (found.st_dev, found.st_ino) == self._identity:
+            if (status.st_dev, status.st_ino) == self._identity:
                 return
             reason = "another directory is at its path"
         with self._noting:
@@ -133,19 +132,20 @@ class MailRoot:
         return False
 
     def note_failure(self, error: OSError) -> None:
-        """Note that a call of the store has failed; probe() finds out whether all do."""
+        """Record that a call of the store has failed; probe() finds out whether all calls fail."""
         self._has_failed |= error.errno in _OF_THE_DISK
 
     def attend(self) -> bool:
-        """Return whether the root is there; after a failure probe() it. Called each second."""
+        """Return whether the root is there. After a failure, probe() it. Called each second."""
         is_there = self.is_there()
         if is_there and (self._has_failed or self.fault):
             self.probe()
         return is_there
 
     def probe(self) -> None:
-        """Write a file: set `fault` while that fails, with one line in the log when it begins and
-        one when it ends.
+        """Write a file, and set `fault` while that fails.
+
+        The log gets one line when the failures begin, and one when they end.
         """
         self._has_failed = False
         path = self.path / SUBMISSIONS / _PROBE_FILE
@@ -185,12 +185,12 @@ class MailRoot:
         try:
             status = os.fstat(descriptor)
             identity = (status.st_dev, status.st_ino)
-            found = self._checked_id()
+            root_id = self._checked_id()
             if self._session and identity != self._identity:
                 self._check_session()
             self._lock()
-            if not found:
-                found = write_id(self.path)
+            if not root_id:
+                root_id = write_id(self.path)
             if not self._session:
                 self._check_links()
                 self._begin_session()
@@ -201,15 +201,15 @@ class MailRoot:
         if old is not None:
             os.close(old)
         self._identity = identity
-        self.id = self._known_id = found
+        self.id = self._known_id = root_id
         self.trouble = ""
 
     def _checked_id(self) -> str:
-        found = read_id(self.path)
-        if self._known_id and found != self._known_id:
-            has = f"the id {found}" if found else "no id"
-            raise self._foreign(f"it has {has}", accept=found or NEW_ID)
-        return found
+        root_id = read_id(self.path)
+        if self._known_id and root_id != self._known_id:
+            has = f"the id {root_id}" if root_id else "no id"
+            raise self._foreign(f"it has {has}", accept=root_id or NEW_ID)
+        return root_id
 
     def _check_session(self) -> None:
         if (self.path / SUBMISSIONS / _SESSION_FILE).read_text() != self._session:
@@ -221,15 +221,18 @@ class MailRoot:
             remove(submissions / _PROBE_FILE)
             place(submissions / _ID_FILE, submissions / _PROBE_FILE)
             remove(submissions / _PROBE_FILE)
-        except OSError as error:  # others are those of a disk that fails
+        except OSError as error:  # any other error means that the disk fails
             if error.errno in _NO_LINKS:
                 text = f"{self._name} is on a file system without hard links, which Relay needs"
                 raise ForeignRootError(f"mailboxes.root: {text}") from error
 
     def _begin_session(self) -> None:
-        """Mark the root as that of this start. It is not synced: the mark ends with the process."""
+        """Mark the root as opened by this start.
+
+        The mark is not synced, because it is used only while the process runs.
+        """
         session = secrets.token_hex(_ID_BYTES)
-        with suppress(OSError):  # then only the same directory is the root
+        with suppress(OSError):  # without the mark, only the inode identifies the root
             (self.path / SUBMISSIONS / _SESSION_FILE).write_text(session)
         self._session = session
 
@@ -247,7 +250,7 @@ class MailRoot:
         return ForeignRootError(f"mailboxes.root: {self._name} is not {known}: {reason}{how}")
 
     def _lock(self) -> None:
-        """Lock the root. One that cannot be written needs no lock."""
+        """Lock the root. A read-only root needs no lock."""
         path = self.path / SUBMISSIONS / "lock"
         if self._take_lock is None or (self._lock_file is not None and _is(path, self._lock_file)):
             return

@@ -17,10 +17,10 @@ from urllib.parse import unquote
 from msgspec import Struct
 
 from relay.base.clock import Clock
+from relay.store.mailbox.errors import NoSuchItemError
 from relay.store.mailbox.folders import message_directories
 from relay.store.mailbox.maildir import is_old, list_names, remove
 from relay.store.mailbox.message_file import SEEN, id_of_name, mailbox_directory, parse_name
-from relay.store.mailbox.types import NoSuchItemError
 
 _ASKED_MAX = 50  # mailboxes, each of which opens its index
 _FREE_S, _COST_FACTOR = 0.005, 20  # of looking at all directories
@@ -53,17 +53,24 @@ class MailboxList:
 
     def some(self, limit: int) -> Sequence[str]:
         """Return the addresses of at most `limit` mailboxes, by domain, in order."""
-        found = (one for one in mailbox_directories(self._root) if (one / "cur").is_dir())
-        return [f"{unquote(one.name)}@{unquote(one.parent.name)}" for one in islice(found, limit)]
+        mailboxes = (path for path in mailbox_directories(self._root) if (path / "cur").is_dir())
+        return [
+            f"{unquote(mailbox.name)}@{unquote(mailbox.parent.name)}"
+            for mailbox in islice(mailboxes, limit)
+        ]
 
 
 class _Directory(Struct, frozen=True):
-    """What a directory had at a modification time; 0: so young that a change may have the same."""
+    """The content of a directory at a modification time.
+
+    `changed_ns` is 0 if the directory changed so recently that another change may get the same
+    time.
+    """
 
     changed_ns: int
     directories: list[str]
     flags: dict[str, bool]  # whether messages are read, by id
-    asked: set[Path]  # its mailbox if another program has named a file here
+    asked: set[Path]  # the mailbox, if another program has named a file here
 
 
 class ReadFlags:
@@ -86,8 +93,9 @@ class ReadFlags:
     def unread(self) -> set[str]:
         """Return the ids of the messages without the flag Seen. Raises StoreError too.
 
-        What other programs change is seen at once in some hundred mailboxes, else after twenty
-        times as long as it takes to look at all directories: in 10,000 mailboxes two seconds.
+        With some hundred mailboxes, changes by other programs are seen at once. With more, all
+        directories are examined again after twenty times as long as that takes: two seconds for
+        10,000 mailboxes.
         """
         with self._lock:
             if self._clock.real_s() >= self._look_at_s:
@@ -96,55 +104,68 @@ class ReadFlags:
                 cost_s = time.thread_time() - began_s
                 self._look_at_s = self._clock.real_s() + _COST_FACTOR * (cost_s - _FREE_S)
             noted = [self.noted.pop() for _ in range(len(self.noted))]
-            self._known |= self._look([one for one in noted if one.endswith(("/new", "/cur"))])
-            now = [one for one in self._known.values() if one.flags]
-        asked = sorted(set[Path]().union(*(one.asked for one in now if one.asked)))[:_ASKED_MAX]
-        found = {each for one in now for each, is_read in one.flags.items() if not is_read}
-        return found.union(*map(self._unread_in, asked))
+            self._known |= self._look([path for path in noted if path.endswith(("/new", "/cur"))])
+            now = [directory for directory in self._known.values() if directory.flags]
+        asked = sorted(
+            set[Path]().union(*(directory.asked for directory in now if directory.asked))
+        )[:_ASKED_MAX]
+        unread = {
+            message_id
+            for directory in now
+            for message_id, is_read in directory.flags.items()
+            if not is_read
+        }
+        return unread.union(*map(self._unread_in, asked))
 
-    def of(self, wanted: Mapping[str, Collection[str]]) -> dict[str, bool]:
-        """Return whether messages are read, by id, without those that no file is named after.
-        `wanted` has ids by the address of the mailbox. Raises NoSuchItemError.
+    def of(self, ids_by_address: Mapping[str, Collection[str]]) -> dict[str, bool]:
+        """Return by id whether messages are read. `ids_by_address` has the ids of each mailbox.
+
+        Messages after which no file is named are left out. Raises NoSuchItemError.
         """
-        found: dict[str, bool] = {}
+        flags: dict[str, bool] = {}
         with self._lock:
-            for address, ids in wanted.items():
+            for address, ids in ids_by_address.items():
                 now = self._look([str(mailbox_directory(self._root, address))])
                 self._known |= now
-                for one in now.values():
-                    found |= {each: one.flags[each] for each in ids if each in one.flags}
-        return found
+                for directory in now.values():
+                    flags |= {
+                        message_id: directory.flags[message_id]
+                        for message_id in ids
+                        if message_id in directory.flags
+                    }
+        return flags
 
     def _look(self, waiting: list[str]) -> dict[str, _Directory]:
         """Return these directories and those below them, by path."""
-        found: dict[str, _Directory] = {}
+        directories: dict[str, _Directory] = {}
         now_us = self._clock.file_time_us()
         while waiting:
             path = waiting.pop()
-            one = self._known.pop(path, None)
+            directory = self._known.pop(path, None)
             with suppress(FileNotFoundError, NotADirectoryError):
                 changed_ns = os.stat(path).st_mtime_ns  # noqa: PTH116 - thousands of them
-                if one is None or one.changed_ns != changed_ns:
+                if directory is None or directory.changed_ns != changed_ns:
                     is_known = is_old(changed_ns, now_us=now_us)
-                    one = _listed(path, changed_ns * is_known)
-                waiting += one.directories
-                found[path] = one
-        return found
+                    directory = _listed(path, changed_ns if is_known else 0)
+                waiting += directory.directories
+                directories[path] = directory
+        return directories
 
 
 def _listed(path: str, changed_ns: int) -> _Directory:
-    found = _Directory(changed_ns, [], {}, set())
+    directory = _Directory(changed_ns, [], {}, set())
     folder = Path(path).parent
     mailbox = folder.parent if folder.name.startswith(".") else folder
     with os.scandir(path) as entries:
         for entry in entries:
             if entry.is_dir(follow_symlinks=False):
-                found.directories.extend([entry.path] * (entry.name != "tmp"))
+                if entry.name != "tmp":
+                    directory.directories.append(entry.path)
             elif (name := parse_name(entry.name)) is not None:
-                found.flags[name.message_id] = SEEN in name.flags
+                directory.flags[name.message_id] = SEEN in name.flags
                 if path.endswith(("/new", "/cur")) and id_of_name(name):
-                    found.asked.add(mailbox)
-    return found
+                    directory.asked.add(mailbox)
+    return directory
 
 
 class MailFile(Struct, frozen=True):
@@ -156,24 +177,24 @@ class MailFile(Struct, frozen=True):
 
 
 def stored_files(root: Path) -> list[MailFile]:
-    """Return the files of all folders of all mailboxes; no drafts that are being sent."""
-    found: list[MailFile] = []
+    """Return the message files of all mailboxes, without those of drafts that are being sent."""
+    files: list[MailFile] = []
     for mailbox in mailbox_directories(root):
         for directory in message_directories(mailbox):
-            found += _in_directory(directory)
-    return found
+            files += _in_directory(directory)
+    return files
 
 
 def remove_files(files: Iterable[MailFile]) -> None:
-    """Remove those that are still there."""
-    for one in files:
-        remove(one.path)
+    """Remove the files that still exist."""
+    for file in files:
+        remove(file.path)
 
 
 def _in_directory(directory: str) -> Iterator[MailFile]:
     for name in list_names(directory):
         with suppress(FileNotFoundError):
             path = f"{directory}/{name}"
-            found = os.stat(path)  # noqa: PTH116 - thousands of them
-            if found.st_nlink == 1:  # otherwise it has a submission
-                yield MailFile(Path(path), found.st_mtime_ns // 1000, found.st_size)
+            status = os.stat(path)  # noqa: PTH116 - thousands of them
+            if status.st_nlink == 1:  # otherwise it has a submission
+                yield MailFile(Path(path), status.st_mtime_ns // 1000, status.st_size)

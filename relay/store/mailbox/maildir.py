@@ -25,7 +25,7 @@ from typing import BinaryIO, ParamSpec, TypeVar
 
 from relay.base.files import write_all
 from relay.base.message.content import Content, UnreadableError, blocks
-from relay.store.mailbox.types import ContentUnreadableError, StoreError, StoreUnavailableError
+from relay.store.mailbox.errors import ContentUnreadableError, StoreError, StoreUnavailableError
 
 _NO_FILE = frozenset((errno.ELOOP, errno.ENXIO))  # a symbolic link, a socket
 _FULL = frozenset((errno.ENOSPC, errno.EDQUOT))
@@ -161,8 +161,9 @@ def remove(path: AnyPath) -> None:
 
 
 def is_old(changed_ns: int, *, now_us: int) -> bool:
-    """Whether a change after now certainly gives a directory another modification time than this,
-    as far as the clock of the file system goes.
+    """Whether any later change gives a directory another modification time than this.
+
+    The clock of a file system may be coarse: changes soon after this one can have the same time.
     """
     tick_ns = _TICK_NS if changed_ns % _SECOND_NS else _COARSE_TICK_NS
     return now_us * 1000 - changed_ns > tick_ns
@@ -179,7 +180,7 @@ def list_names(directory: Path | str) -> list[str]:
 def make_directory(path: Path, sync: Callable[[Path], None] | None = None) -> bool:
     """Create a directory within one that exists, 0700 and durable in its parent.
 
-    Return whether there was none. A directory whose parent cannot be synced is removed, so that the
+    Return whether it was created. A directory whose parent cannot be synced is removed, so that the
     next attempt syncs it. `sync` replaces sync_directory().
     """
     if path.is_dir():
@@ -227,7 +228,7 @@ def sync_directory(path: AnyPath) -> None:
 
 
 class _Work(threading.local):
-    """What the present call of the store in this thread relies on."""
+    """What the current call of the store in this thread depends on."""
 
     def __init__(self) -> None:
         self.check_root: Callable[[], None] = lambda: None
@@ -237,9 +238,10 @@ _work = _Work()
 
 
 def begin_work(check_root: Callable[[], None]) -> None:
-    """Begin a call of the store in this thread, if `check_root` raises nothing.
+    """Begin a call of the store in this thread.
 
-    It is called again after each sync of a directory.
+    `check_root` is called now, and again after each sync of a directory. What it raises ends the
+    call.
     """
     SYNC_FAILURES.begin()
     _work.check_root = check_root
@@ -389,9 +391,9 @@ _WriteBack = Callable[[int, int, int, int], int]
 def finish_content(descriptor: int) -> bool:
     """Prepare a new file for its names: none of them becomes durable before its content.
 
-    Return whether the names that are given from now on become durable in their order: then the
-    fsync of a directory covers every name that was given before the last one in it. Closes the
-    descriptor. Raises OSError.
+    Return whether names that are given from now on become durable in the order in which they are
+    given. If so, an fsync of a directory also covers every name that was given before the last one
+    in it. Closes the descriptor. Raises OSError.
     """
     try:
         in_order = keeps_order(os.fstat(descriptor).st_dev)
@@ -463,7 +465,7 @@ def _write_back(descriptor: int) -> None:
 
 
 def _found() -> _WriteBack | None:
-    """The C library's sync_file_range(), or None. The call releases the GIL."""
+    """Return the C library's sync_file_range(), or None. The call releases the GIL."""
     function = getattr(ctypes.CDLL(None, use_errno=True), "sync_file_range", None)
     if function is not None:
         function.argtypes = (ctypes.c_int, ctypes.c_int64, ctypes.c_int64, ctypes.c_uint)
@@ -474,10 +476,11 @@ _sync_file_range = _found()
 
 
 def take_lock(lock: Path, *, stale_s: int) -> bool:
-    """Take one of Dovecot's locks, also one that is older than `stale_s`: a crash has left it.
+    """Take one of Dovecot's locks by creating its file. Return False if it stays taken for a
+    second.
 
-    Who creates the file may change what it protects, until he removes the file. Return False if it
-    stays taken for a second.
+    A lock file older than `stale_s` was left by a crash and is replaced. The program that created
+    the file may change what it protects until it removes the file.
     """
     for _ in range(_LOCK_ATTEMPTS):
         with suppress(FileExistsError):

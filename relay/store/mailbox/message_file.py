@@ -33,6 +33,7 @@ from relay.formats.read_mime import (
     read_attachments,
     read_message,
 )
+from relay.store.mailbox.errors import NoSuchItemError
 from relay.store.mailbox.maildir import open_message
 from relay.store.mailbox.message_state import (
     NO_STATE,
@@ -41,7 +42,7 @@ from relay.store.mailbox.message_state import (
     flag_of,
     with_state,
 )
-from relay.store.mailbox.types import Folder, NoSuchItemError, StoredMessage, WellKnown
+from relay.store.mailbox.stored_message import Folder, StoredMessage, WellKnown
 
 DRAFT = "D"
 SEEN = "S"
@@ -74,9 +75,10 @@ class MessageName(Struct, frozen=True):
 
     @property
     def name_elsewhere(self) -> str:
-        """The name without flags for another folder. What programs add to a name belongs to this
-        folder, such as the UID of mbsync (`,U=`): it does not read a folder where two files have
-        the same.
+        """The name, without flags, in another folder.
+
+        What programs add to a name is valid only in this folder and is left out, such as the UID of
+        mbsync (`,U=`). It does not read a folder in which two files have the same UID.
         """
         return self.base_name + "".join(_SIZES.findall(self.name_with_size))
 
@@ -92,8 +94,8 @@ def parse_name(file_name: str) -> MessageName | None:
     if relay_name := _RELAY_NAME.fullmatch(base_name):
         seconds, message_id, generation = int(relay_name[1]), relay_name[2], int(relay_name[3])
     else:
-        found = _SECONDS.match(base_name)
-        seconds, message_id, generation = int(found[0]) if found else 0, foreign_id(base_name), 1
+        match = _SECONDS.match(base_name)
+        seconds, message_id, generation = int(match[0]) if match else 0, foreign_id(base_name), 1
     return MessageName(
         file_name=file_name,
         name_with_size=name_with_size,
@@ -112,8 +114,9 @@ def is_relay_name(file_name: str) -> bool:
 
 
 def id_of_name(name: MessageName) -> str:
-    """Return the id that only the name gives a file, "" for a name that the store created: such a
-    file keeps its id wherever it is.
+    """Return the id that a file has only by its name, "" if the store created the name.
+
+    A file that the store created keeps its id under any name.
     """
     return "" if is_relay_name(name.base_name) else name.message_id
 
@@ -141,7 +144,8 @@ def is_delivered_id(message_id: str) -> bool:
 
 
 def delivered_base_name(unique: str, *, hostname: str) -> str:
-    """Return a base name that depends only on `unique`: a repeated delivery has the same name.
+    """Return a base name that depends only on `unique`, so that a repeated delivery uses the same
+    name.
 
     Its time is that of the id with which `unique` begins, 0 if there is none.
     """
@@ -197,7 +201,7 @@ class MessageFile(Struct, frozen=True):
     received_us: int = 0  # 0 if it must be read from the file
     state: MessageState = NO_STATE  # as the index has it
     state_ids: tuple[str, ...] = ()  # the ids under which the state is stored
-    stay: int = 0  # in its folder, another number each time; 0 if it began before the index
+    stay: int = 0  # which stay in its folder this is; 0 if it began before the index
     article: int = 0  # see StoredMessage
 
     @property
@@ -265,7 +269,7 @@ def load(
     state = located.state
     properties = with_state(with_defaults(message.properties, block), state)
     flags = located.name.flags
-    attachments = tuple(_with_id(one, at) for at, one in enumerate(message.attachments))
+    attachments = tuple(_with_id(facts, at) for at, facts in enumerate(message.attachments))
     written_us = block.origin.modified_us if block else mtime_us
     return StoredMessage(
         id=located.message_id,
@@ -300,8 +304,10 @@ def _page_id(located: MessageFile, stored: Octets, *, is_own: bool) -> str:
 
 def attachments_of(stored: Octets) -> tuple[AttachedOctets, ...]:
     """Return the attachments of a file, each with its id. Reading blocks; raises OSError."""
-    found = enumerate(read_attachments(stored))
-    return tuple(replace(one, facts=_with_id(one.facts, at)) for at, one in found)
+    numbered = enumerate(read_attachments(stored))
+    return tuple(
+        replace(attachment, facts=_with_id(attachment.facts, at)) for at, attachment in numbered
+    )
 
 
 def _with_id(facts: AttachmentFacts, position: int) -> AttachmentFacts:

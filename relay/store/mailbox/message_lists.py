@@ -11,19 +11,14 @@ from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
+from relay.store.mailbox.changes import ChangePage, DeltaPage, MessageDelta
+from relay.store.mailbox.errors import NoSuchItemError
 from relay.store.mailbox.index.content_index import CopyLookup
 from relay.store.mailbox.message_file import MessageFile, loaded
 from relay.store.mailbox.query import DeltaQuery, MessageQuery
 from relay.store.mailbox.store_part import StorePart
+from relay.store.mailbox.stored_message import Page, StoredMessage
 from relay.store.mailbox.threads import AccountQueues, QueryTimeLimit
-from relay.store.mailbox.types import (
-    ChangePage,
-    DeltaPage,
-    MessageDelta,
-    NoSuchItemError,
-    Page,
-    StoredMessage,
-)
 
 _Result = TypeVar("_Result")
 _Numbers = Mapping[tuple[str, str], int]
@@ -36,10 +31,10 @@ class MessageLists(StorePart):
     queries: AccountQueues  # in which the queries of an account wait
 
     async def query(self, account: str, query: MessageQuery) -> Page:
-        """Return a page of the requested messages. It ends before `top` when it has `bytes_max` of
-        them, or when the time of a query is over.
+        """Return a page of the requested messages.
 
-        Cancelling the caller stops the query. Raises NoSuchItemError for the folder,
+        The page ends before `top` messages when it has `bytes_max` of them, or when the time of a
+        query is over. Cancelling the caller stops the query. Raises NoSuchItemError for the folder,
         StalePositionError for `after`, QueryTooLongError, TooManyQueriesError,
         StoreUnavailableError.
         """
@@ -48,11 +43,12 @@ class MessageLists(StorePart):
     async def look_up(
         self, account: str, message_ids: Sequence[str], words: Sequence[str], *, read_s: float
     ) -> CopyLookup:
-        """Look up messages by their ids, and which of the words their texts have, as `$search`
-        finds them; a word may be the beginning of one, or several in their order.
+        """Look up messages by their ids, and which of the words their texts have.
 
-        What the index has not read of these messages is read for at most `read_s`. Messages that
-        are not there are left out. Raises TooManyQueriesError, StoreUnavailableError.
+        Words match as in `$search`: a word may be the beginning of a word of the text, or be
+        several words in their order. Texts that the index has not read yet are read for at most
+        `read_s`. Messages that are not in the mailbox are left out. Raises TooManyQueriesError,
+        StoreUnavailableError.
         """
 
         def look_up(limit: QueryTimeLimit) -> CopyLookup:
@@ -64,24 +60,25 @@ class MessageLists(StorePart):
         return await self._in_time(account, look_up)
 
     async def number(self, account: str, message_ids: Sequence[str]) -> _Numbers:
-        """Return the article numbers of messages, by folder and id. If one has none yet, all of its
-        folder get theirs.
+        """Return the article numbers of messages, by folder and id.
+
+        If a message has none yet, all messages of its folder get one.
         """
         return await self.queries.run(account, self._number, account, message_ids)
 
     def _number(self, account: str, message_ids: Sequence[str]) -> _Numbers:
         mailbox = self.folders.mailbox(account)
-        found = self.index.find_all(mailbox, message_ids)
-        if folder_ids := {one.folder.id for one in found if not one.article}:
+        files = self.index.find_all(mailbox, message_ids)
+        if folder_ids := {file.folder.id for file in files if not file.article}:
             self.index.number(mailbox, tuple(folder_ids))
-            found = self.index.find_all(mailbox, message_ids)
-        return {(one.folder.id, one.message_id): one.article for one in found}
+            files = self.index.find_all(mailbox, message_ids)
+        return {(file.folder.id, file.message_id): file.article for file in files}
 
     async def delta(self, account: str, query: DeltaQuery) -> DeltaPage:
         """Return what became of a folder's messages since a position, each message once.
 
-        It reads the changes and the changed messages, whatever the size of the mailbox. A page may
-        end early, as in query(). Raises what that raises, with StalePositionError for `after`.
+        Only the changes and the changed messages are read, whatever the size of the mailbox. A page
+        may end early, as in query(). Raises what query() raises.
         """
         return await self._in_time(account, partial(self._delta, account, query))
 
@@ -96,7 +93,7 @@ class MessageLists(StorePart):
     async def changed_versions(
         self, account: str, *, after: str, limit: int
     ) -> tuple[ChangePage, dict[str, str]]:
-        """Return what changes() returns, and the change keys of those messages that exist."""
+        """Return what changes() returns, and the change keys of the changed messages that exist."""
         return await self.queries.run(account, self._changed_versions, account, after, limit)
 
     async def _in_time(self, account: str, find: Callable[[QueryTimeLimit], _Result]) -> _Result:
@@ -113,18 +110,18 @@ class MessageLists(StorePart):
         self, account: str, after: str, limit: int
     ) -> tuple[ChangePage, dict[str, str]]:
         page = self._changes(account, after, limit)
-        ids = list(dict.fromkeys(one.message_id for one in page.changes))
+        ids = list(dict.fromkeys(change.message_id for change in page.changes))
         files = self.index.find_all(self.folders.mailbox(account), ids) if ids else ()
-        return page, {one.message_id: one.change_key for one in files}
+        return page, {file.message_id: file.change_key for file in files}
 
     def _find(self, account: str, query: MessageQuery, limit: QueryTimeLimit) -> Page:
         limit.check()
         mailbox = self.folders.mailbox(account)
-        found = self.index.query(mailbox, query, limit)
+        result = self.index.query(mailbox, query, limit)
         messages: list[StoredMessage] = []
         positions: list[str] = []
         left_bytes, next_after = query.bytes_max, ""
-        for hit in found.hits:
+        for hit in result.hits:
             if messages and (left_bytes <= 0 or limit.is_over()):
                 break
             next_after = hit.position
@@ -133,28 +130,30 @@ class MessageLists(StorePart):
                 positions.append(next_after)
                 left_bytes -= message.memory_bytes
         else:
-            next_after = next_after if found.more else ""
-        return Page(tuple(messages), found.total, next_after, tuple(positions))
+            next_after = next_after if result.more else ""
+        return Page(tuple(messages), result.total, next_after, tuple(positions))
 
     def _delta(self, account: str, query: DeltaQuery, limit: QueryTimeLimit) -> DeltaPage:
         limit.check()
         mailbox = self.folders.mailbox(account)
-        found = self.index.delta(mailbox, query, limit)
+        delta = self.index.delta(mailbox, query, limit)
         changed: list[MessageDelta] = []
         left_bytes = query.bytes_max
-        for one in found.changed:
+        for change in delta.changed:
             if changed and (left_bytes <= 0 or limit.is_over()):
-                return DeltaPage(tuple(changed), one.position, more=True)
+                return DeltaPage(tuple(changed), change.position, more=True)
             message = None
-            if one.located is not None:
-                message = self._listed(mailbox, one.located, query)
+            if change.located is not None:
+                message = self._listed(mailbox, change.located, query)
                 if message is None:  # the feed has a later change of it
                     continue
                 left_bytes -= message.memory_bytes
             changed.append(
-                MessageDelta(one.message_id, one.kind, one.position, message, one.folder_id)
+                MessageDelta(
+                    change.message_id, change.kind, change.position, message, change.folder_id
+                )
             )
-        return DeltaPage(tuple(changed), found.position, found.more)
+        return DeltaPage(tuple(changed), delta.position, delta.more)
 
     def _listed(
         self, mailbox: Path, located: MessageFile, query: MessageQuery | DeltaQuery

@@ -31,10 +31,10 @@ class FollowUpFlag(Struct, frozen=True):
 
 
 class MessageState(Struct, frozen=True, omit_defaults=True):
-    """The state of a message; None leaves a property as the message's file has it.
+    """The state of a message. None leaves a property as the message's file has it.
 
-    Whether a message is flagged is in its file's name, so that other mail programs see it. A flag
-    that they set again is not complete any more.
+    Whether a message is flagged is in its file's name, so that other mail programs see it. When one
+    of them sets the flag again, the flag is no longer complete.
     """
 
     categories: tuple[_Line, ...] | None = None  # all of them
@@ -58,19 +58,19 @@ CONTENT_FIELDS = ("categories", "importance", "read_receipt", "delivery_receipt"
 
 
 def encode_state(state: MessageState) -> bytes:
-    """Return the JSON of a state; b"" for that of a message without one."""
+    """Return the JSON of a state; b"" for NO_STATE."""
     return b"" if state == NO_STATE else msgspec.json.encode(state)
 
 
 def decode_state(octets: bytes) -> MessageState:
-    """Return the state of encode_state(). Raises ValueError for something else."""
+    """Return the state that encode_state() has encoded. Raises ValueError for other octets."""
     if len(octets) > _UNITED_BYTES_MAX:
         raise ValueError(f"{len(octets)} bytes, expected at most {_UNITED_BYTES_MAX}")
     return msgspec.json.decode(octets, type=MessageState) if octets else NO_STATE
 
 
 def read_state(octets: bytes) -> MessageState:
-    """Return a stored state; a damaged one, which verification finds, is none."""
+    """Return a stored state; NO_STATE for a damaged one, which verification reports."""
     try:
         return decode_state(octets)
     except ValueError:
@@ -84,7 +84,7 @@ def content_of(state: MessageState) -> Mapping[str, Any]:
 
 
 def without_content(state: MessageState) -> MessageState:
-    """Return the state of a draft, whose file has what content_of() returns."""
+    """Return the state of a draft: without the values of content_of(), which are in its file."""
     return replace(state, **dict.fromkeys(CONTENT_FIELDS)) if content_of(state) else state
 
 
@@ -95,23 +95,23 @@ def with_state(properties: MessageProperties, state: MessageState) -> MessagePro
 
 
 def changed_state(before: MessageState, values: Mapping[str, Any], *, now_us: int) -> MessageState:
-    """Return a state with other values of its fields, `before` itself if it has them."""
+    """Return a state with other values of some fields; `before` itself if they do not differ."""
     state = replace(before, **values)
     if state == before:
         return before
-    is_flag_same = all(getattr(state, one) == getattr(before, one) for one in _FLAG_FIELDS)
+    is_flag_same = all(getattr(state, name) == getattr(before, name) for name in _FLAG_FIELDS)
     return replace(state, modified_us=now_us, flag_us=before.flag_us if is_flag_same else now_us)
 
 
-def united(one: bytes, other: bytes) -> bytes:
-    """Return the encoded state of a message for which there are two. Each property, and the flag as
-    a whole, has the value that was set later.
+def united(state: bytes, other: bytes) -> bytes:
+    """Return the encoded state that two states of the same message make together.
 
-    If that is too large, return the later state.
+    Each property, and the flag as a whole, has the value that was set later. If the result is too
+    large, return the later state.
     """
-    if one == other or not (one and other):
-        return one or other
-    earlier, later = sorted((read_state(one), read_state(other)), key=lambda it: it.modified_us)
+    if state == other or not (state and other):
+        return state or other
+    earlier, later = sorted((read_state(state), read_state(other)), key=lambda it: it.modified_us)
     set_later = (*CONTENT_FIELDS, "is_other", "modified_us")
     values = {name: getattr(later, name) for name in set_later}
     values = {name: value for name, value in values.items() if value is not None}
@@ -122,11 +122,11 @@ def united(one: bytes, other: bytes) -> bytes:
 
 
 def _has_flag(state: MessageState) -> bool:
-    return any(getattr(state, one) for one in _FLAG_FIELDS)
+    return any(getattr(state, name) for name in _FLAG_FIELDS)
 
 
 def flag_of(state: MessageState, *, is_flagged: bool) -> FollowUpFlag:
-    """Return the flag of a message whose file has the flag F or not."""
+    """Return the flag of a message. `is_flagged`: its file has the flag F."""
     if is_flagged:
         return FollowUpFlag("flagged", state.start_us, state.due_us)
     if state.is_complete:

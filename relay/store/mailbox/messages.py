@@ -31,6 +31,12 @@ from relay.store.mailbox.draft_files import (
     in_folder,
     next_generation,
 )
+from relay.store.mailbox.errors import (
+    NoSuchItemError,
+    NotADraftError,
+    StateTooLargeError,
+    StoreError,
+)
 from relay.store.mailbox.folders import find_folder, is_deleted
 from relay.store.mailbox.maildir import (
     Undo,
@@ -63,21 +69,15 @@ from relay.store.mailbox.message_state import (
     encode_state,
     without_content,
 )
+from relay.store.mailbox.pending_submission import PendingSubmission
 from relay.store.mailbox.store_part import StorePart, in_thread
-from relay.store.mailbox.types import (
+from relay.store.mailbox.stored_message import (
     NO_PRECONDITION,
     Folder,
     MessageChange,
-    NoSuchItemError,
-    NotADraftError,
-    PendingSubmission,
     Precondition,
-    ReadListener,
-    StateTooLargeError,
     StoredMessage,
-    StoreError,
     WellKnown,
-    ignore_read,
 )
 
 _LOOKS_MAX = 10  # for a file that is renamed meanwhile
@@ -88,31 +88,58 @@ _WITHOUT_BODY = ReadExtent(has_body=False)
 
 
 class ScheduledDrafts(Protocol):
-    """What changes of drafts ask and tell the outbox, which sends some of them at a later time.
+    """What the outbox does when a draft changes: it sends some drafts at a later time.
 
-    Called under the draft's lock. Raises OSError, and BeingSentError if it is being sent.
+    Called under the draft's lock. Raises OSError, and BeingSentError if the draft is being sent.
     """
 
     def scheduled_submission(
         self, message_id: str, located: MessageFile
     ) -> PendingSubmission | None:
-        """The scheduled send of a message. None: it has none, durably."""
+        """Return the scheduled send of a message, None if it durably has none."""
 
     def changed(
         self, draft: Before, before: Sequence[ExtendedProperty], after: Sequence[ExtendedProperty]
     ) -> Before:
-        """Return what becomes of the scheduled send by a change of extended properties."""
+        """Return the draft with the scheduled send that it has after a change of extended
+        properties.
+        """
 
     def rewrite(self, draft: Before, file: Path, head: bytes, *, undo: Undo) -> None:
-        """Prepare that `file` replaces the draft, with its beginning; add to `undo`."""
+        """Prepare that `file` replaces the draft; `head` is its beginning. Add to `undo`."""
 
     def rewritten(self, draft: Before) -> None:
-        """The draft is replaced, durably."""
+        """Complete the change: the draft was replaced, durably."""
 
     def cancelling(
         self, submission: PendingSubmission | None, *, reason: str
     ) -> AbstractContextManager[Undo]:
-        """Within, a draft is taken out of its folder, durably. An error undoes the list."""
+        """Cancel the send while the block takes the draft out of its folder, durably.
+
+        When the block raises an error, the actions of the list are called.
+        """
+
+
+class ReadListener(Protocol):
+    """Sends the read receipts that senders asked for: see relay/delivery/reports."""
+
+    async def __call__(
+        self, account: str, message_ids: Sequence[str], *, is_wanted: bool = False
+    ) -> bool:
+        """Messages were marked as read; `is_wanted`: the client said that a receipt is to be sent.
+
+        Return whether one was sent. Raises SpoolError if one is wanted and cannot be sent.
+        """
+
+
+async def ignore_read(
+    account: str,  # noqa: ARG001 -- a ReadListener
+    message_ids: Sequence[str],  # noqa: ARG001
+    *,
+    is_wanted: bool = False,  # noqa: ARG001
+) -> bool:
+    """Send no receipt."""
+    return False
 
 
 def _same(state: MessageState) -> MessageState:
@@ -123,9 +150,9 @@ def _same(state: MessageState) -> MessageState:
 class Messages(StorePart):
     """The messages of all mailboxes. `account` is the canonical address of a mailbox.
 
-    The coroutines are for the HTTP API; the other methods block, for the store's other parts. With
-    a `condition` it is checked under the message's lock, with NoSuchItemError or
-    MessageChangedError if it is not true.
+    The coroutines are for the HTTP API; the other methods block, for the store's other parts. A
+    `condition` is checked under the message's lock. If it is not met, NoSuchItemError or
+    MessageChangedError is raised.
     """
 
     scheduled: ScheduledDrafts  # a change of a draft cancels or changes its send
@@ -160,11 +187,9 @@ class Messages(StorePart):
         *,
         folder_id: str,
     ) -> StoredMessage:
-        """Write a message that is no draft, except in Drafts, where every message is one.
+        """Write a message that is not a draft. (In Drafts it is one, as every message there.)
 
-        Its state has what MIME does not hold.
-
-        Raises what create() raises, and StateTooLargeError.
+        Its state has what MIME cannot hold. Raises what create() raises, and StateTooLargeError.
         """
         identity = self.names.of_record(account, record)
         written = compose(properties, identity).content
@@ -173,7 +198,7 @@ class Messages(StorePart):
         mailbox = self.folders.mailbox(account)
         self.old_files.clean(mailbox)
         folder = find_folder(mailbox, folder_id)
-        kept = tuple(one for one in properties.extended if one.id not in RECORDED)
+        kept = tuple(field for field in properties.extended if field.id not in RECORDED)
         state = self._state_maker(
             {"extended": kept or None, "delivery_receipt": properties.delivery_receipt or None}
         )(NO_STATE)
@@ -209,47 +234,53 @@ class Messages(StorePart):
 
     @in_thread
     def read_flags(self, account: str, message_ids: Sequence[str]) -> Mapping[str, bool]:
-        """Return whether messages are read, by id, without those that are not in the mailbox."""
+        """Return by id whether messages are read. Messages that are not in the mailbox are left
+        out.
+        """
         mailbox = self.folders.directory(account)
         return self.index.read_flags(mailbox, message_ids) if mailbox.is_dir() else {}
 
     @in_thread
     def mark(self, account: str, message_ids: Sequence[str], *, is_read: bool) -> Sequence[str]:
-        """Mark messages as read or unread, durably; return those that are in the mailbox."""
+        """Mark messages as read or unread, durably. Return the ids of those that are in the
+        mailbox.
+        """
         mailbox = self.folders.mailbox(account)
-        found = self.index.find_all(mailbox, message_ids)
+        files = self.index.find_all(mailbox, message_ids)
         changed: set[Path] = set()
-        for located in found:
+        for located in files:
             if (SEEN in located.name.flags) != is_read:
                 changed |= self._marked(mailbox, located, is_read=is_read)
         for directory in changed:
             self.syncs.sync(directory)
-        return [located.message_id for located in found]
+        return [located.message_id for located in files]
 
     @in_thread
     def categories(
-        self, account: str, wanted: Mapping[str, Sequence[str] | None], *, is_first: bool = False
+        self, account: str, new: Mapping[str, Sequence[str] | None], *, is_first: bool = False
     ) -> Mapping[str, Sequence[str]]:
-        """Return the categories of those of these messages that are in the mailbox, with those that
-        are `wanted` of them set before, durably. Drafts, and with `is_first` what a client has
-        categorized, stay as they are.
+        """Set the categories of messages, durably, and return those that they have then, by id.
+
+        `new` has the new categories by message id; None only reads them. Messages that are not in
+        the mailbox are left out. Drafts stay as they are, and with `is_first` also messages that
+        a client has categorized.
         """
         mailbox, read = self.folders.directory(account), dict[str, Sequence[str]]()
-        for one in self.index.find_all(mailbox, list(wanted)) if mailbox.is_dir() else ():
-            values, is_set = wanted[one.message_id], one.state.categories is not None
-            with self.stripes.of(one.message_id), suppress(NoSuchItemError, FileNotFoundError):
-                if values is None or one.is_draft or (is_first and is_set):
-                    values = loaded(one, _WITHOUT_BODY).properties.categories
+        for located in self.index.find_all(mailbox, list(new)) if mailbox.is_dir() else ():
+            values, is_set = new[located.message_id], located.state.categories is not None
+            with self.stripes.of(located.message_id), suppress(NoSuchItemError, FileNotFoundError):
+                if values is None or located.is_draft or (is_first and is_set):
+                    values = loaded(located, _WITHOUT_BODY).properties.categories
                 else:
                     make = self._state_maker({"categories": tuple(values)})
-                    self.index.change_state(mailbox, one, make)
-                read[one.message_id] = values
+                    self.index.change_state(mailbox, located, make)
+                read[located.message_id] = values
         return read
 
-    def _marked(self, mailbox: Path, found: MessageFile, *, is_read: bool) -> set[Path]:
+    def _marked(self, mailbox: Path, file: MessageFile, *, is_read: bool) -> set[Path]:
         """Mark a message that may be renamed or gone; return the directories that were changed."""
-        located: MessageFile | None = found
-        with self.stripes.of(found.message_id):
+        located: MessageFile | None = file
+        with self.stripes.of(file.message_id):
             for _ in range(_LOOKS_MAX):
                 if located is None:
                     break
@@ -259,7 +290,7 @@ class Messages(StorePart):
                     changed = self._flagged(located, flags)
                     located.path.rename(changed.path)
                     return {located.directory, changed.directory}
-                located = self.index.find(mailbox, found.message_id)
+                located = self.index.find(mailbox, file.message_id)
         return set()
 
     @retry_if_renamed
@@ -283,12 +314,16 @@ class Messages(StorePart):
     @in_thread
     @retry_if_renamed
     def as_delivered(self, account: str, message_ids: Collection[str]) -> Mapping[str, Content]:
-        """Return mime() of those of these messages that are still where delivery has put them, by
-        id. The index of the mailbox, which would have to read them first, is not asked.
+        """Return mime() of messages, by id, if they are still where delivery has put them.
+
+        The index of the mailbox is not asked, because it would have to read the messages first.
         """
         new = self.folders.inbox(account) / "new"
         names = {name.partition(".R")[2].partition("_")[0]: name for name in list_names(new)}
-        return {one: render(open_octets(new / names[one])) for one in names.keys() & message_ids}
+        return {
+            message_id: render(open_octets(new / names[message_id]))
+            for message_id in names.keys() & message_ids
+        }
 
     @in_thread
     @retry_if_renamed
@@ -309,9 +344,9 @@ class Messages(StorePart):
             before = self._found(account, message_id, condition)
             located = before.located
             flags = located.name.flags
-            for flag, wanted in {SEEN: change.is_read, FLAGGED: change.flagged}.items():
-                if wanted is not None:
-                    flags = with_flags(flags, **{"add" if wanted else "remove": flag})
+            for flag, is_set in {SEEN: change.is_read, FLAGGED: change.flagged}.items():
+                if is_set is not None:
+                    flags = with_flags(flags, **{"add" if is_set else "remove": flag})
             if change.properties is not None and not located.is_draft:
                 raise NotADraftError("Only a draft's content can be changed.")
             make = self._state_maker(change.state)
@@ -330,11 +365,11 @@ class Messages(StorePart):
 
     @in_thread
     def is_scheduled(self, account: str, message_id: str) -> bool:
-        """Whether a change of this message changes what will be sent. Raises as update()."""
+        """Whether a change of this message changes what is sent. Raises what update() raises."""
         return self._found(account, message_id, NO_PRECONDITION).submission is not None
 
     def _state_maker(self, values: Mapping[str, Any]) -> _MakeState:
-        """Return a function that gives a state other values. It raises StateTooLargeError."""
+        """Return a function that changes values of a state, and raises StateTooLargeError."""
         now_us = self.clock.time_us()
 
         def make(before: MessageState) -> MessageState:
@@ -408,7 +443,7 @@ class Messages(StorePart):
         """
         mailbox, located = before.mailbox, before.located
         state = make(located.state)
-        # Values that the new file has count until it is there: a crash in between loses none.
+        # Until the new file is there, the state keeps the values that it has: a crash loses none.
         content = content_of(located.state)
         growth = draft.size - located.path.stat().st_size
         growth += len(encode_state(state)) - len(encode_state(located.state))
@@ -424,7 +459,7 @@ class Messages(StorePart):
                     self._change_state(
                         mailbox,
                         located,
-                        lambda found: replace(make(found), **content),
+                        lambda message: replace(make(message), **content),
                         undo=undo,
                     )
                 self.scheduled.rewrite(before, temporary, memory_part(draft.content), undo=undo)
@@ -440,15 +475,16 @@ class Messages(StorePart):
             if content:
                 undo.append(partial(self._take_back, mailbox, changed, located.path))
                 self.index.states(mailbox).write(dict.fromkeys(located.state_ids, state))
-        with suppress(OSError):  # it is done: the index removes the old file, a start the rest
+        with suppress(OSError):  # the change is durable: the index, or a start, completes it
             remove(located.path)
         with suppress(OSError):
             self.scheduled.rewritten(before)
         return self._written(mailbox, draft, replace(changed, state=state))
 
     def _take_back(self, mailbox: Path, changed: MessageFile, replaced: Path | None) -> None:
-        """Remove a draft's new file, unless an update of the index has seen it, and removed the
-        one before.
+        """Remove a draft's new file.
+
+        It stays if the index has found it and therefore removed the file before it.
         """
         with self.index.no_update(mailbox):
             if replaced is None or replaced.exists():
@@ -581,7 +617,7 @@ class Messages(StorePart):
                 if not is_removed:
                     deleted = self._destination(mailbox, WellKnown.DELETED_ITEMS)
                     self._moved(located, deleted, undo=undo)
-                elif submission is not None:  # first where it is a stale file: an error undoes that
+                elif submission is not None:  # a stale file in tmp/; an error undoes the rename
                     removed = replace(located, directory=located.folder.path / "tmp")
                     self._rename(located, removed, undo=undo)
                 else:
@@ -591,7 +627,7 @@ class Messages(StorePart):
                 with suppress(OSError):
                     remove(removed.path)
             if is_removed and located.state != NO_STATE:
-                with suppress(StoreError):  # it goes in 30 days
+                with suppress(StoreError):  # otherwise it is removed after 30 days
                     self.index.states(mailbox).remove(located.state_ids)
 
     @in_thread

@@ -13,11 +13,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from relay.base.clock import Clock, now_at_least_us
+from relay.store.mailbox.errors import StoreError
 from relay.store.mailbox.folders import COPY_PREFIX, DELETED_PREFIX, list_folders, well_known_path
 from relay.store.mailbox.index.indexes import Indexes
 from relay.store.mailbox.maildir import list_names, remove
 from relay.store.mailbox.message_file import is_relay_name
-from relay.store.mailbox.types import StoreError, WellKnown
+from relay.store.mailbox.stored_message import WellKnown
 
 STALE_S = 36 * 3600
 _EVERY_S = 24 * 3600
@@ -37,10 +38,10 @@ class OldFiles:
     def clean(self, mailbox: Path, *, is_fresh: bool = False) -> None:
         """Remove stale files of a mailbox, at most once a day; called before each write to it.
 
-        The first time, remove half-written drafts and half-removed folders of any age. Each time,
-        remove files of any program in any tmp/ that are older than 36 hours, copies of folders that
-        a crash interrupted so long ago, and the states of messages that vanished 30 days ago. One
-        that `is_fresh` (see Folders) has none of them the first time.
+        The first time, remove half-written drafts and half-removed folders of any age. A mailbox
+        that `is_fresh` (see Folders) has none of these. Each time, remove files of any program in
+        any tmp/ that are older than 36 hours, copies of folders that a crash interrupted so long
+        ago, and the states of messages that vanished 30 days ago.
         """
         now_s, key = self.clock.real_s(), hash(os.fspath(mailbox))
         if is_fresh:

@@ -69,13 +69,13 @@ class OwedCopies(StorePart):
 
     def add(self, owed: OwedReceipt) -> None:
         """Watch a copy from now on; the next look() looks for it."""
-        found = self._mailboxes.get(owed.mailbox)
-        if found is None:
-            found = _Mailbox(self.folders.directory(owed.mailbox))
-            self._mailboxes[owed.mailbox] = found
-        if owed.copy_id not in found.copies:
-            found.copies[owed.copy_id] = _OwedCopy(owed)
-            found.is_due = True
+        mailbox = self._mailboxes.get(owed.mailbox)
+        if mailbox is None:
+            mailbox = _Mailbox(self.folders.directory(owed.mailbox))
+            self._mailboxes[owed.mailbox] = mailbox
+        if owed.copy_id not in mailbox.copies:
+            mailbox.copies[owed.copy_id] = _OwedCopy(owed)
+            mailbox.is_due = True
 
     def remove(self, owed: OwedReceipt) -> None:
         """Watch a copy no longer."""
@@ -84,26 +84,26 @@ class OwedCopies(StorePart):
             del self._mailboxes[owed.mailbox]
 
     def look_again(self, owed: OwedReceipt) -> None:
-        """Let the next look() search the mailbox of a copy, changed or not."""
+        """Let the next look() search the mailbox of a copy, even if it has not changed."""
         if (mailbox := self._mailboxes.get(owed.mailbox)) is not None:
             mailbox.is_due = True
 
     @in_thread
     def look(self) -> list[Sighting]:
-        """Return what is to be known of copies in directories that have changed."""
-        found: list[Sighting] = []
+        """Return what became of the copies in directories that have changed."""
+        sightings: list[Sighting] = []
         left = _MAILBOXES_AT_ONCE
         for mailbox in self._mailboxes.values():
             mailbox.is_due = mailbox.is_due or any(
                 state is None or _state(directory) != state
                 for directory, state in mailbox.states.items()
             )
-            # one that is not there is elsewhere now: it stays due
+            # a mailbox that is missing, or was moved, stays due
             if left and mailbox.is_due and (mailbox.path / "cur").is_dir():
                 left -= 1
                 mailbox.is_due = False
-                found += self._searched(mailbox)
-        return found
+                sightings += self._searched(mailbox)
+        return sightings
 
     # -- where the copies are
 
@@ -111,7 +111,7 @@ class OwedCopies(StorePart):
         """Note the states of the directories with copies, before they are searched."""
         old_ns = self.clock.file_time_us() * 1000 - _FRESH_NS
         mailbox.states.clear()
-        for folder in {one.owed.folder for one in mailbox.copies.values()}:
+        for folder in {copy.owed.folder for copy in mailbox.copies.values()}:
             for directory in (mailbox.path / folder / part for part in ("new", "cur")):
                 state = _state(directory)
                 mailbox.states[directory] = state if state[2] < old_ns else None
@@ -119,20 +119,22 @@ class OwedCopies(StorePart):
     def _searched(self, mailbox: _Mailbox) -> list[Sighting]:
         self._note_states(mailbox)
         ids = list(mailbox.copies)
-        located = {one.message_id: one for one in self.index.find_all(mailbox.path, ids)}
-        copied = self.index.claimed(mailbox.path, [one for one in ids if one not in located])
-        found: list[Sighting] = []
+        located = {file.message_id: file for file in self.index.find_all(mailbox.path, ids)}
+        copied = self.index.claimed(
+            mailbox.path, [copy_id for copy_id in ids if copy_id not in located]
+        )
+        sightings: list[Sighting] = []
         for copy_id, copy in mailbox.copies.items():
             file = located.get(copy_id)
             if file is not None:
-                found.append(_seen(mailbox.path, copy, file))
-            elif copy_id not in copied:  # a copy of it elsewhere may be the message
+                sightings.append(_seen(mailbox.path, copy, file))
+            elif copy_id not in copied:  # otherwise a copy in another folder may be the message
                 place = _identity(mailbox.path / copy.owed.folder)
                 is_there = place != _UNSEEN and copy.place in (_UNSEEN, place)
-                found.append(Sighting(copy.owed, is_missing=True, is_place_there=is_there))
-        if any(one.is_moved for one in found):
+                sightings.append(Sighting(copy.owed, is_missing=True, is_place_there=is_there))
+        if any(sighting.is_moved for sighting in sightings):
             self._note_states(mailbox)
-        return found
+        return sightings
 
     # -- the keyword
 
@@ -144,8 +146,9 @@ class OwedCopies(StorePart):
 
     @in_thread
     def mark(self, account: str, copy_id: str) -> None:
-        """Set $MDNSent where there is a letter for it. It is not synced: a loss of power may cost
-        it, but this relay does not need it.
+        """Set $MDNSent where there is a letter for it.
+
+        The change is not synced. A power failure may undo it, and this relay does not depend on it.
         """
         with self.stripes.of(copy_id):
             for _ in range(_LOOKS_MAX):
@@ -165,7 +168,7 @@ class OwedCopies(StorePart):
 
 
 def _seen(mailbox: Path, copy: _OwedCopy, file: MessageFile) -> Sighting:
-    """Return what is to be known of a copy that is there."""
+    """Return what became of a copy that is in the mailbox."""
     folder = "" if file.folder.path == mailbox else file.folder.path.name
     is_moved = folder != copy.owed.folder
     copy.owed, copy.place = replace(copy.owed, folder=folder), _identity(file.folder.path)

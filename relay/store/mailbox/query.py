@@ -10,7 +10,7 @@ from enum import StrEnum
 from msgspec import Struct
 
 from relay.formats.read_mime import WHOLE, ReadExtent
-from relay.store.mailbox.types import ChangeKind
+from relay.store.mailbox.changes import ChangeKind
 
 
 class Property(StrEnum):

@@ -14,15 +14,10 @@ from pathlib import Path
 from msgspec import Struct
 
 from relay.base.phrases import counted
+from relay.store.mailbox.errors import MailboxFullError, MailboxTooSmallError
 from relay.store.mailbox.index.indexes import Indexes
 from relay.store.mailbox.maildir import Stripes
-from relay.store.mailbox.types import (
-    MailboxFullError,
-    MailboxTooSmallError,
-    QuotaLimits,
-    Room,
-    Usage,
-)
+from relay.store.mailbox.usage import QuotaLimits, Room, Usage
 
 _REPORTS_SIZE_BYTES = 10 * 1024 * 1024
 _REPORTS_MESSAGES = 100
@@ -72,13 +67,13 @@ class Quota:
             return
         if is_report:
             limits = _limits_for_reports(limits)
-        wanted = Usage(size_bytes, messages)
+        needed = Usage(size_bytes, messages)
         with self._stripes.of(str(mailbox)):  # the next check includes what is reserved here
-            checked = _check(limits, self._used(mailbox), wanted)
+            checked = _check(limits, self._used(mailbox), needed)
             if checked.room is not Room.FITS:
                 raise _full_error(account, checked)
             with self._lock:
-                self._reserved.setdefault(mailbox, {})[base_name] = wanted
+                self._reserved.setdefault(mailbox, {})[base_name] = needed
         try:
             yield
         finally:
@@ -94,10 +89,10 @@ class Quota:
         if not mailbox.is_dir():
             return Usage(0, 0)
         used = self._index.usage(mailbox, base_names=reserved.keys())
-        missing = [one for base_name, one in reserved.items() if base_name not in used.counted]
+        missing = [usage for base_name, usage in reserved.items() if base_name not in used.counted]
         return Usage(
-            used.usage.size_bytes + sum(one.size_bytes for one in missing),
-            used.usage.messages + sum(one.messages for one in missing),
+            used.usage.size_bytes + sum(usage.size_bytes for usage in missing),
+            used.usage.messages + sum(usage.messages for usage in missing),
         )
 
 
@@ -112,10 +107,10 @@ class _QuotaCheck(Struct, frozen=True):
     limit: str = ""
 
 
-def _check(limits: QuotaLimits, used: Usage, wanted: Usage) -> _QuotaCheck:
+def _check(limits: QuotaLimits, used: Usage, needed: Usage) -> _QuotaCheck:
     for limit, stored, more, unit in (
-        (limits.size_bytes, used.size_bytes, wanted.size_bytes, "byte"),
-        (limits.messages, used.messages, wanted.messages, "message"),
+        (limits.size_bytes, used.size_bytes, needed.size_bytes, "byte"),
+        (limits.messages, used.messages, needed.messages, "message"),
     ):
         if limit is not None and stored + more > limit:
             room = Room.NEVER if more > limit else Room.FULL

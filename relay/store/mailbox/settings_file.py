@@ -23,7 +23,7 @@ from relay.store.mailbox.store_part import StorePart, in_thread
 
 FILE_NAME = "relay-settings"
 REPLIES_FILE_NAME = "relay-replies"
-REPLIED_MAX = 1000  # senders that are noted; the oldest go
+REPLIED_MAX = 1000  # senders that are noted; the oldest are dropped
 PER_HOUR_MAX = 100  # replies
 ONCE_IN_US = 7 * 86_400_000_000  # a sender gets one reply
 _HOUR_US = 3_600_000_000
@@ -91,14 +91,16 @@ class SettingsFiles(StorePart):
     replying: dict[str, bool] = field(default_factory=dict)
 
     async def may_reply(self, account: str) -> bool:
-        """Whether automatic replies are not disabled; without a disk access but for the first."""
+        """Whether automatic replies are enabled or scheduled. The first call reads the disk."""
         if self.folders.is_fresh(account):
             return False
         if account not in self.replying:
             if len(self.replying) >= _KNOWN_MAX:
                 self.replying.clear()
-            found = (await self.read(account)).automatic_replies.status
-            self.replying.setdefault(account, found != "disabled")  # a write meanwhile knows better
+            status = (await self.read(account)).automatic_replies.status
+            self.replying.setdefault(
+                account, status != "disabled"
+            )  # a write meanwhile knows better
         return self.replying[account]
 
     @in_thread
@@ -121,7 +123,9 @@ class SettingsFiles(StorePart):
 
     @in_thread
     def write(self, account: str, settings: UserSettings) -> None:
-        """Replace all settings, durably. Without automatic replies no sender is noted any more."""
+        """Replace all settings, durably. If they have no automatic replies, forget the noted
+        senders.
+        """
         mailbox = self.folders.mailbox(account)
         with self.stripes.of(str(mailbox)):
             self._replace(mailbox / FILE_NAME, msgspec.json.format(msgspec.json.encode(settings)))
@@ -131,8 +135,10 @@ class SettingsFiles(StorePart):
 
     @in_thread
     def note_reply(self, reply: OwedReceipt, *, time_us: int) -> bool:
-        """Note, durably, that its sender gets an automatic reply. False, and nothing is noted, if
-        it had another one lately, or if there were too many in the last hour.
+        """Note, durably, that a sender gets an automatic reply; return whether it may get one.
+
+        It may not, and nothing is noted, if it had another reply lately, or if too many replies
+        were sent in the last hour.
         """
         path = self.folders.mailbox(reply.mailbox) / REPLIES_FILE_NAME
         sender, key = own_mailbox(reply.to), reply.submission_key
@@ -141,7 +147,7 @@ class SettingsFiles(StorePart):
             with suppress(FileNotFoundError, ValueError), open_message(path) as file:
                 noted = msgspec.json.decode(file.read(_BYTES_MAX), type=dict[str, tuple[int, str]])
             before_us, before = noted.pop(sender, (0, ""))
-            # a crash came between, or it is another one; a clock that went back does not count
+            # the same key: a crash interrupted this reply; abs(): the clock may have gone back
             if abs(time_us - before_us) < ONCE_IN_US:
                 return before == key
             if sum(abs(time_us - at_us) < _HOUR_US for at_us, _ in noted.values()) >= PER_HOUR_MAX:

@@ -2,8 +2,8 @@
 
 It is no cache: what it has is nowhere else. A write is durable when it returns (one fsync). The
 index of the mailbox has a copy of each state and follows the versions of this file, so that queries
-need not open it. Another process may read and write the file at the same time. The state of a
-message that has vanished goes 30 days later. Methods raise StoreUnavailableError.
+need not open it. Another process may read and write the file at the same time. When a message has
+vanished, its state is removed 30 days later. Methods raise StoreUnavailableError.
 """
 
 import os
@@ -19,6 +19,7 @@ import msgspec
 from msgspec import Struct
 
 from relay.base.observe.logs import get_logger
+from relay.store.mailbox.errors import StoreUnavailableError
 from relay.store.mailbox.maildir import sync_directory
 from relay.store.mailbox.message_state import (
     MessageState,
@@ -27,7 +28,6 @@ from relay.store.mailbox.message_state import (
     read_state,
     united,
 )
-from relay.store.mailbox.types import StoreUnavailableError
 
 FILE_NAME = "relay-properties"
 ABSENT_US_MAX = 30 * 24 * 3600 * 1_000_000
@@ -115,18 +115,20 @@ class StateFile:
             return StatePosition(self._reader.inode, rows[0][0]) if rows else StatePosition()
 
     def since(self, version: int, message_id: str = "") -> list[tuple[int, str, bytes]]:
-        """Return some of the encoded states that were written with this version or a later one, in
-        the order of version and id. With an id, begin after it. [] after the last.
+        """Return a batch of the states that were written with this version or a later one.
+
+        Each is its version, id and encoded state, in the order of version and id. With an id, begin
+        after it. [] after the last one.
         """
-        found: list[tuple[int, str, bytes]] = []
+        rows: list[tuple[int, str, bytes]] = []
         size_bytes = 0
         with self._reader.use() as connection:
             for row in connection.execute(_SINCE, (version, message_id)) if connection else ():
-                found.append(row)
+                rows.append(row)
                 size_bytes += len(row[2])
-                if len(found) >= _PAGE_STATES or size_bytes >= _PAGE_BYTES:
+                if len(rows) >= _PAGE_STATES or size_bytes >= _PAGE_BYTES:
                     break
-        return found
+        return rows
 
     def find(self, message_id: str) -> bytes:
         """Return the encoded state of a message, b"" if it has none."""
@@ -137,13 +139,13 @@ class StateFile:
         """Return the ids of all messages that have a state or an article number, or had one."""
         sql = "SELECT message_id FROM state UNION SELECT message_id FROM article"
         with self._writer.use() as connection:
-            return [found for (found,) in connection.execute(sql)] if connection else []
+            return [message_id for (message_id,) in connection.execute(sql)] if connection else []
 
     def merge(self, unmerged: Sequence[UnmergedState]) -> bool:
-        """Store one state for the ids of each message in `unmerged`, durably. It is what united()
-        makes of the states that they have, or the given state if they have none.
+        """Store one state for the ids of each message in `unmerged`, durably.
 
-        Return False, and store nothing, while another writer is at work.
+        It is what united() makes of the states that the ids have. If they have none, it is the
+        state in `unmerged`. Return False, and store nothing, while another writer is at work.
         """
         if not self._writer.lock.acquire(blocking=False):
             return False
@@ -155,7 +157,9 @@ class StateFile:
                     for ids, state in unmerged:
                         before = _states_of(connection, ids)
                         new = reduce(united, before.values()) or state
-                        states |= {one: new for one, old in before.items() if old != new}
+                        states |= {
+                            message_id: new for message_id, old in before.items() if old != new
+                        }
                     if states:
                         _write(connection, states)
                     return True
@@ -170,8 +174,10 @@ class StateFile:
         *,
         base: bytes,
     ) -> tuple[MessageState, dict[str, bytes]]:
-        """Replace the state of a message that has these ids, durably, by what `make` makes of it,
-        or of `base` if it has none. Return it, and what restore() takes. Raises what `make` raises.
+        """Replace the state of a message that has these ids, durably.
+
+        `make` gets the state, or `base` if there is none, and returns the new one. Return the new
+        state, and the states before the change, which restore() takes. Raises what `make` raises.
         """
         with self._writing() as connection:
             before = _states_of(connection, ids)
@@ -186,34 +192,39 @@ class StateFile:
 
     def write(self, states: Mapping[str, MessageState]) -> None:
         """Replace the states of messages, durably and all together."""
-        self.restore({one: encode_state(state) for one, state in states.items()})
+        self.restore({message_id: encode_state(state) for message_id, state in states.items()})
 
     def number(
         self, messages: Iterable[tuple[str, Sequence[str], int]]
     ) -> list[tuple[int, str, int]]:
-        """Give messages their article numbers, durably; none is given twice. A message is the id
-        of its folder, its own ids, and its stay; return its number, first id and stay.
+        """Give messages their article numbers, durably; no number is given twice.
+
+        A message is the id of its folder, the ids of the message, and its stay. Return the number,
+        the first id and the stay of each.
         """
         numbered: list[tuple[int, str, int]] = []
         with self._writing() as connection:
             for folder_id, ids, stay in messages:
-                found = connection.execute(_KNOWN, (ids[0], folder_id, stay)).get
-                number = found or connection.execute(_NEXT, (folder_id,)).get
-                rows = [(one, folder_id, stay, number) for one in ids]
+                known = connection.execute(_KNOWN, (ids[0], folder_id, stay)).get
+                number = known or connection.execute(_NEXT, (folder_id,)).get
+                rows = [(message_id, folder_id, stay, number) for message_id in ids]
                 connection.executemany("INSERT OR REPLACE INTO article VALUES (?, ?, ?, ?)", rows)
                 numbered.append((number, ids[0], stay))
         return numbered
 
     def skip_numbers(self) -> None:
-        """Have the next article numbers a million later: those that were given after the file was
-        copied for a backup are not given again.
+        """Increase the next article numbers by a million.
+
+        Numbers that were given after the file was copied for a backup are then not given again.
         """
         with self._writing() as connection:
             connection.execute(_SKIP)
 
     def expire(self, vanished: Collection[str], *, now_us: int) -> None:
-        """Note since when messages are missing, and remove the states of those that have been
-        missing for 30 days, and the oldest above a total size. Others than `vanished` are there.
+        """Note since when messages are missing, and remove states.
+
+        `vanished` has the ids of all missing messages. The states of those that have been missing
+        for 30 days are removed, and the oldest ones above a total size.
         """
         gone = msgspec.json.encode(list(vanished)).decode()
         with self._writing() as connection:
@@ -226,12 +237,12 @@ class StateFile:
         """Remove the states of messages that were removed."""
         with self._writing() as connection:
             sql = "DELETE FROM state WHERE message_id = ?"
-            connection.executemany(sql, [(one,) for one in ids])
+            connection.executemany(sql, [(message_id,) for message_id in ids])
 
     def close(self) -> None:
         """Close the file; the next use opens it again."""
-        for one in (self._reader, self._writer):
-            one.close()
+        for file in (self._reader, self._writer):
+            file.close()
 
     def _fetch(self, sql: str, *values: object) -> list[Any]:
         """Return the rows of a query; none without a file."""
@@ -261,14 +272,14 @@ def _transaction(connection: apsw.Connection) -> Iterator[None]:
 
 
 def _states_of(connection: apsw.Connection, ids: Sequence[str]) -> dict[str, bytes]:
-    return {one: connection.execute(_FIND, (one,)).get or b"" for one in ids}
+    return {message_id: connection.execute(_FIND, (message_id,)).get or b"" for message_id in ids}
 
 
 def _write(connection: apsw.Connection, states: Mapping[str, bytes]) -> None:
     [(version,)] = connection.execute("UPDATE last SET version = version + 1 RETURNING *")
     connection.executemany(
         "INSERT OR REPLACE INTO state (message_id, version, value) VALUES (?, ?, ?)",
-        [(one, version, state) for one, state in states.items()],
+        [(message_id, version, state) for message_id, state in states.items()],
     )
 
 
@@ -281,7 +292,7 @@ class _Opened:
         self._path = path
         self._is_writer = is_writer
         self._connection: apsw.Connection | None = None
-        self._is_reported = False  # the present trouble
+        self._is_reported = False  # whether the log has the present failure
 
     @contextmanager
     def use(self, *, busy_ms: int = _BUSY_MS) -> Iterator[apsw.Connection | None]:
@@ -323,8 +334,10 @@ class _Opened:
 
 
 def _open(path: Path, *, is_writer: bool, busy_ms: int) -> apsw.Connection | None:
-    """Open the file; a writer sets it up, which locks it once: then both wait. Otherwise a reader
-    waits for no writer. It gets None while the file has no schema yet.
+    """Open the file.
+
+    A writer creates the schema under a lock, for which readers and other writers wait. Apart from
+    that, a reader does not wait for writers. It gets None while the file has no schema.
     """
     connection = apsw.Connection(str(path), flags=apsw.SQLITE_OPEN_READWRITE)
     try:
@@ -360,10 +373,10 @@ def _set_up(connection: apsw.Connection) -> None:
 
 
 def _is_set_up(connection: apsw.Connection) -> bool:
-    found = connection.pragma("user_version")
-    if found not in (0, _VERSION):
-        raise apsw.SchemaChangeError(f"its schema is {found}, expected {_VERSION}")
-    return bool(found)
+    version = connection.pragma("user_version")
+    if version not in (0, _VERSION):
+        raise apsw.SchemaChangeError(f"its schema is {version}, expected {_VERSION}")
+    return bool(version)
 
 
 class DamagedStatesError(OSError):
@@ -407,11 +420,11 @@ def state_faults(path: Path) -> Iterable[str]:
             for (fault,) in connection.execute("PRAGMA quick_check(3)"):
                 if fault != "ok":
                     return [str(fault)]
-            found = connection.pragma("user_version")
-            if not (found or connection.execute("SELECT count(*) FROM sqlite_schema").get):
+            version = connection.pragma("user_version")
+            if not (version or connection.execute("SELECT count(*) FROM sqlite_schema").get):
                 return []  # a crash at its creation left no table
-            if found != _VERSION:
-                return [f"its schema is {found}, expected {_VERSION}"]
+            if version != _VERSION:
+                return [f"its schema is {version}, expected {_VERSION}"]
             return [
                 f"the state of {message_id}: {error}"
                 for message_id, value in connection.execute("SELECT message_id, value FROM state")

@@ -1,6 +1,7 @@
-"""What the parts of the mail store work with: each part is a StorePart with what it needs besides.
+"""What the parts of the mail store work with.
 
-FileStore (relay/submission/outbox/store.py) makes all of them with the same values.
+Each part is a StorePart, and adds what else it needs. FileStore
+(relay/submission/outbox/store.py) makes all of them with the same values.
 """
 
 from collections.abc import Callable, Coroutine

@@ -19,8 +19,8 @@ from typing import Any, ParamSpec, TypeVar
 from weakref import WeakValueDictionary
 
 from relay.base.clock import Clock
+from relay.store.mailbox.errors import QueryTooLongError, TooManyQueriesError
 from relay.store.mailbox.maildir import begin_work, storage_errors
-from relay.store.mailbox.types import QueryTooLongError, TooManyQueriesError
 
 QUERY_TIME_MAX_S = 10.0
 QUERIES_PER_ACCOUNT_MAX = 2
@@ -73,7 +73,9 @@ class ThreadPool:
         *args: _Parameters.args,
         **kwargs: _Parameters.kwargs,
     ) -> _Result:
-        """Call `function` in a thread and return its result. OSError: StoreUnavailableError."""
+        """Call `function` in a thread and return its result. An OSError becomes
+        StoreUnavailableError.
+        """
 
         def call() -> _Result:
             with storage_errors():
@@ -188,9 +190,9 @@ class QueryTimeLimit:
 
 
 class AccountQueues:
-    """Runs up to 2 calls of each account at once in a pool; others wait in order. One event loop.
+    """Runs at most 2 calls of each account at the same time in a pool; others wait in order.
 
-    For what takes long: queries, and changes of folders.
+    It is for what takes long: queries, and changes of folders. Only one event loop uses it.
     """
 
     def __init__(self, threads: ThreadPool) -> None:
@@ -206,7 +208,7 @@ class AccountQueues:
     ) -> _Result:
         """Call `function` in a thread when fewer than 2 calls of the account run.
 
-        After the caller is cancelled, the call runs on and counts until it ends. Raises
+        When the caller is cancelled, the call continues and counts until it ends. Raises
         TooManyQueriesError.
         """
         queue = self._queues.setdefault(account, _AccountQueue())

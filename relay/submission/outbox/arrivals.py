@@ -19,21 +19,15 @@ import msgspec
 from relay.base.files import FileOctets, write_all
 from relay.formats.read_header import HEADER_OCTETS_MAX
 from relay.store.mailbox.draft_files import ComposedDraft, DraftHead, draft_head
+from relay.store.mailbox.errors import BeingSentError, OutcomeUnknownError
 from relay.store.mailbox.folders import find_folder
 from relay.store.mailbox.maildir import remove, retry_if_renamed
 from relay.store.mailbox.message_file import open_octets
 from relay.store.mailbox.message_state import without_content
 from relay.store.mailbox.messages import Messages
+from relay.store.mailbox.pending_submission import PendingSubmission, SendOptions
+from relay.store.mailbox.stored_message import NO_PRECONDITION, Precondition, StoredMessage
 from relay.store.mailbox.threads import ThreadPool
-from relay.store.mailbox.types import (
-    NO_PRECONDITION,
-    BeingSentError,
-    OutcomeUnknownError,
-    PendingSubmission,
-    Precondition,
-    SendOptions,
-    StoredMessage,
-)
 from relay.submission.outbox.on_disk import OutboxPart
 from relay.submission.outbox.submit import Submissions, first_submission
 

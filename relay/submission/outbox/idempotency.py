@@ -25,6 +25,7 @@ from msgspec import Struct
 from relay.base.clock import Clock
 from relay.base.files import rewrite_file
 from relay.base.observe.logs import get_logger
+from relay.store.mailbox.errors import BeingSentError, StoreUnavailableError
 from relay.store.mailbox.maildir import (
     DirectorySync,
     Stripes,
@@ -34,12 +35,7 @@ from relay.store.mailbox.maildir import (
     storage_errors,
     write_file,
 )
-from relay.store.mailbox.types import (
-    BeingSentError,
-    PendingSubmission,
-    StoreUnavailableError,
-    SubmissionKey,
-)
+from relay.store.mailbox.pending_submission import PendingSubmission, SubmissionKey
 from relay.submission.outbox.on_disk import PreparedFile
 
 KEPT_HOURS = 24  # after the end of the hour in which a key was used

@@ -31,6 +31,7 @@ from relay.formats.draft import (
     read_block,
 )
 from relay.store.journeys.submission_log import SubmissionLog
+from relay.store.mailbox.errors import NoSuchItemError
 from relay.store.mailbox.maildir import (
     DirectorySync,
     list_names,
@@ -40,8 +41,8 @@ from relay.store.mailbox.maildir import (
     place,
     remove,
 )
+from relay.store.mailbox.pending_submission import PendingSubmission, SendOptions, SubmissionKey
 from relay.store.mailbox.store_part import StorePart
-from relay.store.mailbox.types import NoSuchItemError, PendingSubmission, SendOptions, SubmissionKey
 
 FIRST_SUBMISSION = (
     1  # of a draft made by sendMail: the draft is removed if the submission never became ready

@@ -14,7 +14,8 @@ from contextlib import contextmanager
 from relay.base.clock import Clock, sleep_in_step
 from relay.base.observe.logs import RepeatedError, get_logger
 from relay.base.round_robin import RoundRobinQueue
-from relay.store.mailbox.types import PendingSubmission, StoreError
+from relay.store.mailbox.errors import StoreError
+from relay.store.mailbox.pending_submission import PendingSubmission
 
 SUBMISSIONS_IN_MEMORY_MAX = 10_000
 _SUBMISSIONS_PER_ACCOUNT_MAX = 16  # above the limit, accounts with fewer are still admitted

@@ -17,18 +17,14 @@ from relay.base.message.content import Octets
 from relay.store.journeys.details import AcceptedDetail, NotifiedDetail
 from relay.store.journeys.events import Event
 from relay.store.journeys.submission_log import SubmissionFacts
+from relay.store.mailbox.errors import BeingSentError, NoSuchItemError, StoreUnavailableError
 from relay.store.mailbox.folders import find_folder, well_known_path
 from relay.store.mailbox.inbox import Inbox
 from relay.store.mailbox.maildir import in_order_with, place, remove, retry_if_renamed
 from relay.store.mailbox.message_file import DRAFT, NEW_DRAFT, SEEN, parse_name, with_flags
+from relay.store.mailbox.pending_submission import PendingSubmission
 from relay.store.mailbox.store_part import in_thread
-from relay.store.mailbox.types import (
-    BeingSentError,
-    NoSuchItemError,
-    PendingSubmission,
-    StoreUnavailableError,
-    WellKnown,
-)
+from relay.store.mailbox.stored_message import WellKnown
 from relay.submission.outbox.on_disk import FIRST_SUBMISSION, OutboxPart, content_of, draft_of
 from relay.submission.outbox.pending import PendingSubmissions, RushMeter
 from relay.submission.outbox.scheduled import ScheduledDirectory, ScheduledSends, ScheduleTimer

@@ -33,7 +33,8 @@ from relay.store.mailbox.maildir import (
     remove,
 )
 from relay.store.mailbox.message_file import MessageName, mailbox_directory, parse_name
-from relay.store.mailbox.types import PendingSubmission, WellKnown
+from relay.store.mailbox.pending_submission import PendingSubmission
+from relay.store.mailbox.stored_message import WellKnown
 from relay.submission.outbox.on_disk import SUBMISSION_FILE_NAME, SubmissionDirectory, read_block_of
 
 _AT_ONCE = 256  # submissions that are moved with the same syncs

@@ -32,16 +32,12 @@ from relay.formats.draft import read_block
 from relay.store.journeys.details import CreatedDetail, NotifiedDetail
 from relay.store.journeys.events import Event
 from relay.store.mailbox.draft_files import Before, submission_facts
+from relay.store.mailbox.errors import BeingSentError, NoSuchItemError, StoreError
 from relay.store.mailbox.folders import find_folder, well_known_path
 from relay.store.mailbox.maildir import Undo, list_names, place, remove, undone_after_errors
 from relay.store.mailbox.message_file import NEW_DRAFT, MessageFile, parse_name
-from relay.store.mailbox.types import (
-    BeingSentError,
-    NoSuchItemError,
-    PendingSubmission,
-    StoreError,
-    WellKnown,
-)
+from relay.store.mailbox.pending_submission import PendingSubmission
+from relay.store.mailbox.stored_message import WellKnown
 from relay.submission.outbox.on_disk import OutboxPart, draft_of
 
 _TRASHED = "T"

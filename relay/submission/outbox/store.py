@@ -20,6 +20,7 @@ from relay.base.crashpoints import CrashPoints
 from relay.store.journeys.submission_log import SubmissionLog
 from relay.store.mailbox.attachments import Attachments
 from relay.store.mailbox.draft_files import NewNames
+from relay.store.mailbox.errors import StoreUnavailableError
 from relay.store.mailbox.folder_tree import FolderTree
 from relay.store.mailbox.folders import Folders
 from relay.store.mailbox.inbox import Inbox
@@ -36,7 +37,7 @@ from relay.store.mailbox.owed_copies import OwedCopies
 from relay.store.mailbox.quota import Quota
 from relay.store.mailbox.settings_file import SettingsFiles
 from relay.store.mailbox.threads import AccountQueues, ThreadPool
-from relay.store.mailbox.types import QuotaLimits, Room, StoreUnavailableError
+from relay.store.mailbox.usage import QuotaLimits, Room
 from relay.submission.outbox.arrivals import Arrivals
 from relay.submission.outbox.idempotency import KeyedSubmissions
 from relay.submission.outbox.on_disk import ClockAnchorFile, SubmissionDirectory

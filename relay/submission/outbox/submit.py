@@ -33,6 +33,12 @@ from relay.store.mailbox.draft_files import (
     next_generation,
     submission_facts,
 )
+from relay.store.mailbox.errors import (
+    BeingSentError,
+    NotADraftError,
+    OutcomeUnknownError,
+    StoreUnavailableError,
+)
 from relay.store.mailbox.folders import well_known_path
 from relay.store.mailbox.maildir import (
     SYNC_FAILURES,
@@ -43,18 +49,9 @@ from relay.store.mailbox.maildir import (
     retry_if_renamed,
 )
 from relay.store.mailbox.message_file import NEW_DRAFT, MessageFile, open_octets
+from relay.store.mailbox.pending_submission import PendingSubmission, SendOptions
 from relay.store.mailbox.store_part import in_thread
-from relay.store.mailbox.types import (
-    NO_PRECONDITION,
-    BeingSentError,
-    NotADraftError,
-    OutcomeUnknownError,
-    PendingSubmission,
-    Precondition,
-    SendOptions,
-    StoreUnavailableError,
-    WellKnown,
-)
+from relay.store.mailbox.stored_message import NO_PRECONDITION, Precondition, WellKnown
 from relay.submission.outbox.idempotency import KeyedSubmission, KeyedSubmissions
 from relay.submission.outbox.on_disk import FIRST_SUBMISSION, OutboxPart
 from relay.submission.outbox.ready_submissions import ReadySubmissions

@@ -16,13 +16,10 @@ from relay.base.observe.logs import get_logger
 from relay.formats.draft import DraftOrigin
 from relay.store.journeys.details import NotifiedDetail
 from relay.store.mailbox.draft_files import submission_facts
+from relay.store.mailbox.errors import StoreError, StoreUnavailableError
 from relay.store.mailbox.maildir import SYNC_FAILURES, open_message, place, remove
 from relay.store.mailbox.message_file import parse_name
-from relay.store.mailbox.types import (
-    StoreError,
-    StoreUnavailableError,
-    WellKnown,
-)
+from relay.store.mailbox.stored_message import WellKnown
 from relay.submission.outbox.idempotency import KeyedSubmissions
 from relay.submission.outbox.on_disk import (
     FIRST_SUBMISSION,

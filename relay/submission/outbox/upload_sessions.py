@@ -24,6 +24,12 @@ from relay.base.files import FileOctets, write_all
 from relay.formats.draft import AttachmentFacts, new_attachment
 from relay.formats.transfer_encoding import base64_size
 from relay.store.mailbox.attachments import Attachments
+from relay.store.mailbox.errors import (
+    MailboxFullError,
+    NoSuchItemError,
+    TooManyUploadsError,
+    UploadBusyError,
+)
 from relay.store.mailbox.maildir import (
     list_names,
     make_directory,
@@ -32,16 +38,7 @@ from relay.store.mailbox.maildir import (
     write_synced,
 )
 from relay.store.mailbox.store_part import in_thread
-from relay.store.mailbox.types import (
-    NO_PRECONDITION,
-    MailboxFullError,
-    NewUpload,
-    NoSuchItemError,
-    Precondition,
-    TooManyUploadsError,
-    Upload,
-    UploadBusyError,
-)
+from relay.store.mailbox.stored_message import NO_PRECONDITION, Precondition
 from relay.submission.outbox.arrivals import Arrival
 from relay.submission.outbox.on_disk import OutboxPart
 
@@ -49,6 +46,27 @@ UPLOADS_MAX = 20  # incomplete uploads of an account
 EXPIRE_S = 86400.0
 _ATTACHED_EXPIRE_S = 3600.0  # for clients that repeat the last range
 _FACTS = ".json"
+
+
+class Upload(Struct, frozen=True):
+    """An upload session of an attachment: its size, and how many bytes were received. `caller` is
+    the address of the account that created it.
+    """
+
+    account: str
+    caller: str
+    message_id: str
+    attachment_id: str
+    size: int
+    received: int
+    expires_us: int
+
+
+class NewUpload(Struct, frozen=True):
+    """An upload session and the token that authorizes its continuation."""
+
+    token: str
+    upload: Upload
 
 
 class _Facts(Struct, frozen=True):

@@ -23,7 +23,7 @@ from relay.base.message.content import Octets
 from relay.base.observe.logs import get_logger
 from relay.formats.convert import ConversionError, ConvertedMessage
 from relay.formats.draft import FIRST_FIELD_BYTES, private_block_length
-from relay.store.mailbox.types import PendingSubmission
+from relay.store.mailbox.pending_submission import PendingSubmission
 from relay.submission.pickup.conversion_child import LENGTH_BYTES, READY, Answer
 
 PLAIN_BYTES_MAX = 64 * 1024

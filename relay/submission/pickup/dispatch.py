@@ -14,7 +14,8 @@ from pathlib import Path
 from relay.base.message.outcome import Evidence
 from relay.base.observe.logs import RepeatedError, get_logger
 from relay.base.task_set import TaskSet
-from relay.store.mailbox.types import PendingSubmission, StoreError
+from relay.store.mailbox.errors import StoreError
+from relay.store.mailbox.pending_submission import PendingSubmission
 from relay.store.spool.types import SpoolError
 from relay.submission.pickup.decisions import SubmissionDeferred, retry_delay_s
 from relay.submission.pickup.processing import (

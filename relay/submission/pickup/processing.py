@@ -33,7 +33,8 @@ from relay.formats.read_header import parse_header, read_properties_of_header
 from relay.store.journeys import details
 from relay.store.journeys.events import Event, Step
 from relay.store.journeys.submission_log import SubmissionFacts, SubmissionLog
-from relay.store.mailbox.types import MailboxFullError, NoSuchItemError, PendingSubmission
+from relay.store.mailbox.errors import MailboxFullError, NoSuchItemError
+from relay.store.mailbox.pending_submission import PendingSubmission
 from relay.submission.outbox.ready_submissions import ReadySubmissions
 from relay.submission.pickup.conversion import ConversionPool, ConversionUnfinishedError
 from relay.submission.pickup.decisions import (

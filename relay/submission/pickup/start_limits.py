@@ -15,7 +15,7 @@ from dataclasses import KW_ONLY, dataclass
 
 from relay.base.clock import Clock, Timer
 from relay.base.pressure import ConcurrencyCounter
-from relay.store.mailbox.types import PendingSubmission
+from relay.store.mailbox.pending_submission import PendingSubmission
 
 FIRST_PROBE_DELAY_S = 0.2
 LONGEST_PROBE_DELAY_S = 5.0

@@ -34,7 +34,7 @@ from relay.base.message.verdict import (
 from relay.formats.dsn import ReportedRecipient
 from relay.store.journeys.details import RefusedRecipient, ReplacedSender, RoutedDetail
 from relay.store.journeys.events import Event
-from relay.store.mailbox.types import WellKnown
+from relay.store.mailbox.stored_message import WellKnown
 from relay.store.spool.types import NO_EXTRA, EntryExtra, NewEntry, NewRecipient
 from relay.transport.ingress.forwarding import LENDS, ExpandedRecipients
 from relay.transport.ingress.stages import DecidedMail, Examine

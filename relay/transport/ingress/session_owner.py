@@ -40,7 +40,8 @@ from relay.base.observe.logs import get_logger
 from relay.base.pressure import Pressure
 from relay.base.settings.tree import SmtpListener
 from relay.base.task_set import TaskSet
-from relay.store.mailbox.types import DeliveryStore, Room
+from relay.store.mailbox.delivery_store import DeliveryStore
+from relay.store.mailbox.usage import Room
 from relay.store.spool.types import LendableBody
 from relay.transport.ingress.acceptance import Acceptance
 from relay.transport.ingress.data import DataReply, Origin, ReceivedContent, Submitter

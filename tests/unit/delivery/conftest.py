@@ -29,7 +29,8 @@ from relay.delivery.smtp.connection import Timeouts
 from relay.formats.dsn import ReportKind
 from relay.store.journeys.document import Journey
 from relay.store.journeys.events import Event, Step
-from relay.store.mailbox.types import DeliveryResult, WellKnown
+from relay.store.mailbox.delivery_store import DeliveryResult
+from relay.store.mailbox.stored_message import WellKnown
 from relay.store.spool.shared.accepted import CapturedMail
 from relay.store.spool.sqlite.spool import SqliteSpool
 from relay.store.spool.types import (

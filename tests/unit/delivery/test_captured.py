@@ -2,7 +2,7 @@
 
 import asyncio
 
-from relay.store.mailbox.types import StoreUnavailableError
+from relay.store.mailbox.errors import StoreUnavailableError
 from tests.support.journeys import outcomes, states
 
 

@@ -10,12 +10,8 @@ from relay.base.message.nexthop import LOCAL
 from relay.base.message.outcome import Deferred, Failed, Indeterminate, Outcome
 from relay.delivery.active_queue import ClaimsInMemory
 from relay.delivery.local_delivery import LocalDelivery
-from relay.store.mailbox.types import (
-    DeliveryResult,
-    MailboxFullError,
-    MailboxTooSmallError,
-    StoreUnavailableError,
-)
+from relay.store.mailbox.delivery_store import DeliveryResult
+from relay.store.mailbox.errors import MailboxFullError, MailboxTooSmallError, StoreUnavailableError
 from relay.store.spool.types import NO_EXTRA, ClaimedRecipient
 from tests.support.claims import a_claim
 from tests.support.tables import each_row

@@ -61,7 +61,7 @@ from relay.store.mailbox.query import (
     SearchIn,
     SortOrder,
 )
-from relay.store.mailbox.types import Folder
+from relay.store.mailbox.stored_message import Folder
 
 ORDER_KEYS_MAX = 5
 _ORDER_KEY = re.compile(r"\s*+([\w/.]++)(?:\s++(asc|desc))?\s*+", re.ASCII | re.IGNORECASE)

@@ -2,7 +2,7 @@
 
 The store runs one IndexBuilder: at the start over all mailboxes, later over those that get mail. It
 reads one mailbox at a time in one thread, a few messages at once, and pauses as long as it worked.
-It waits while the store works for others, under pressure, and at a stop. A query does not wait for
+It waits while the store has other work, under pressure, and at a stop. A query does not wait for
 it: it reads the rest itself, and the builder continues after it. Small mailboxes are left to the
 first query. Only the mailboxes' paths and counts are in memory. An error ends one mailbox's turn,
 until more mail arrives.
@@ -18,13 +18,13 @@ from pathlib import Path
 
 from relay.base.clock import Clock
 from relay.base.observe.logs import get_logger
+from relay.store.mailbox.errors import StoreError
 from relay.store.mailbox.folders import Folders, message_directories
 from relay.store.mailbox.index.indexes import Indexes
 from relay.store.mailbox.index.update import names_on_disk
 from relay.store.mailbox.mail_root import MailRoot
 from relay.store.mailbox.mailbox_list import mailbox_directories
 from relay.store.mailbox.threads import ThreadPool
-from relay.store.mailbox.types import StoreError
 
 LARGE_MESSAGES = 1000  # a query reads fewer at once
 _MESSAGES_AT_ONCE = 50
@@ -53,12 +53,14 @@ class IndexBuilder:
         self._is_woken = asyncio.Event()
 
     def note_delivery(self, account: str) -> None:
-        """Build a mailbox's index at its first message since the start, unless that made it, and
-        at each 1000th later.
+        """Build a mailbox's index when it gets its first message since the start, and each 1000th
+        later.
+
+        A mailbox that the first message creates is not built.
         """
         count = self._delivered[account]
         if not count and len(self._delivered) > _MAILBOXES_COUNTED:
-            self._delivered.clear()  # a mailbox is only looked at earlier
+            self._delivered.clear()  # some mailboxes are then examined earlier
         self._delivered[account] = count + 1
         is_due = count % LARGE_MESSAGES == 0 and (count or not self.folders.is_fresh(account))
         if is_due and self._loop is not None:
@@ -69,7 +71,7 @@ class IndexBuilder:
         self._is_woken.set()
 
     async def run(self, is_calm: Callable[[], bool] = lambda: True) -> None:
-        """Build until cancelled, first all mailboxes that exist, while `is_calm` returns True."""
+        """Build until cancelled, while `is_calm` returns True; first all mailboxes that exist."""
         self._loop = asyncio.get_running_loop()
         try:
             self._waiting |= dict.fromkeys(await self._thread.run(_mailboxes, self.root.path))
@@ -111,10 +113,10 @@ class IndexBuilder:
 
 
 def _mailboxes(root: Path) -> list[Path]:
-    return [one for one in mailbox_directories(root) if (one / "cur").is_dir()]
+    return [path for path in mailbox_directories(root) if (path / "cur").is_dir()]
 
 
 def _is_large(mailbox: Path) -> bool:
-    """Return whether a mailbox has many messages; no more of its files are listed."""
+    """Return whether a mailbox has many messages. Files beyond that number are not listed."""
     files = chain.from_iterable(map(names_on_disk, message_directories(mailbox)))
     return sum(1 for _ in islice(files, LARGE_MESSAGES)) == LARGE_MESSAGES

@@ -21,16 +21,10 @@ from typing import Any
 import apsw
 
 from relay.base.clock import read_boot_id
+from relay.store.mailbox.changes import Change, ChangeKind, ChangePage, FolderDelta, FolderDeltaPage
+from relay.store.mailbox.errors import StalePositionError
 from relay.store.mailbox.index.database import fetch, get_meta, set_meta
-from relay.store.mailbox.types import (
-    Change,
-    ChangeKind,
-    ChangePage,
-    Folder,
-    FolderDelta,
-    FolderDeltaPage,
-    StalePositionError,
-)
+from relay.store.mailbox.stored_message import Folder
 
 CHANGES_KEPT = 100_000
 REMOVED_FOLDERS_KEPT = 1000
@@ -45,7 +39,7 @@ _REMOVED = b""
 
 
 def open_feed(cursor: apsw.Cursor, *, file_id: str) -> None:
-    """Continue the feed, or begin another one if its last changes may be lost.
+    """Continue the feed, or begin a new one if its last changes may be lost.
 
     `file_id` distinguishes the file from a restored copy of it. The transaction must be synced,
     because positions are returned to clients after it.
@@ -88,7 +82,7 @@ def append_change(
 
 
 def changes_after(cursor: apsw.Cursor, position: str, limit: int) -> ChangePage:
-    """Return up to `limit` changes after a position; for "" none, and the current position.
+    """Return up to `limit` changes after a position. "" returns only the current position.
 
     Raises StalePositionError.
     """
@@ -96,14 +90,14 @@ def changes_after(cursor: apsw.Cursor, position: str, limit: int) -> ChangePage:
     if not position:
         return ChangePage((), position_at(cursor, last), more=False)
     after = _known_sequence(cursor, position, last)
-    found = fetch(
+    rows = fetch(
         cursor,
         f"SELECT {_COLUMNS} FROM change WHERE sequence > ? ORDER BY sequence LIMIT ?",
         (after, limit + 1),
     )
-    changes = tuple(_change(values) for values in found[:limit])
+    changes = tuple(_change(values) for values in rows[:limit])
     reached = changes[-1].sequence if changes else after
-    return ChangePage(changes, position_at(cursor, reached), more=len(found) > limit)
+    return ChangePage(changes, position_at(cursor, reached), more=len(rows) > limit)
 
 
 def first_changes(cursor: apsw.Cursor, position: str, folder_id: str) -> Iterator[Change]:
@@ -114,12 +108,12 @@ def first_changes(cursor: apsw.Cursor, position: str, folder_id: str) -> Iterato
     """
     after = _known_sequence(cursor, position, _last(cursor))
     within = "(folder_id = ?2 OR previous_folder_id = ?2)" if folder_id else "?2 = ''"
-    found = cursor.connection.cursor().execute(  # the caller may use its own one meanwhile
+    rows = cursor.connection.cursor().execute(  # the caller may use `cursor` meanwhile
         f"SELECT {_COLUMNS} FROM change WHERE sequence > ?1 AND {within} ORDER BY sequence",
         (after, folder_id),
     )
     seen = set()
-    for values in found:
+    for values in rows:
         change = _change(values)
         if change.message_id not in seen:
             seen.add(change.message_id)
@@ -143,7 +137,10 @@ def sequence_of(cursor: apsw.Cursor, position: str) -> int:
 
 
 def _known_sequence(cursor: apsw.Cursor, position: str, last: int) -> int:
-    """Return the sequence in a position whose later changes are kept. Raises StalePositionError."""
+    """Return the sequence in a position.
+
+    Raises StalePositionError if later changes were deleted.
+    """
     after = sequence_of(cursor, position)
     first = cursor.execute("SELECT min(sequence) FROM change").get or last + 1
     if not first - 1 <= after <= last:
@@ -157,17 +154,19 @@ def _change(values: Sequence[Any]) -> Change:
 
 
 def _last(cursor: apsw.Cursor) -> int:
-    found = cursor.execute("SELECT seq FROM sqlite_sequence WHERE name = 'change'").fetchone()
-    return int(found[0]) if found else 0
+    row = cursor.execute("SELECT seq FROM sqlite_sequence WHERE name = 'change'").fetchone()
+    return int(row[0]) if row else 0
 
 
 def differing_folders(cursor: apsw.Cursor, folders: Iterable[Folder]) -> Mapping[str, bytes]:
     """Return the states of the folders, by id, that differ from their rows."""
-    states = {one.id: _digest(one) for one in folders}
+    states = {folder.id: _digest(folder) for folder in folders}
     known = dict(fetch(cursor, "SELECT id, digest FROM folder_state"))
     for folder_id in sorted(known.keys() - states.keys()):
         states[folder_id] = _REMOVED
-    return {one: state for one, state in states.items() if known.get(one) != state}
+    return {
+        folder_id: state for folder_id, state in states.items() if known.get(folder_id) != state
+    }
 
 
 def update_folders(cursor: apsw.Cursor, differing: Mapping[str, bytes]) -> None:
@@ -193,23 +192,23 @@ def update_folders(cursor: apsw.Cursor, differing: Mapping[str, bytes]) -> None:
 def folders_after(
     cursor: apsw.Cursor, position: str, limit: int, *, folders: Mapping[str, Folder]
 ) -> FolderDeltaPage:
-    """Return up to `limit` folders that changed after a position; for "" all, and none removed.
+    """Return up to `limit` folders that changed after a position. "" returns all that exist.
 
-    With a limit of 0 only the current position. Raises StalePositionError.
+    With a limit of 0, return only the current position. Raises StalePositionError.
     """
     last = _last_folder(cursor)
     after = sequence_of(cursor, position) if position else 0
     if position and not int(get_meta(cursor, _FOLDERS_PRUNED) or 0) <= after <= last:
         raise StalePositionError("The position is too old; start again without it.")
-    found = fetch(
+    rows = fetch(
         cursor,
         "SELECT id, sequence FROM folder_state WHERE sequence > ?1 AND (digest <> x'' OR ?2)"
         " ORDER BY sequence LIMIT ?3",
         (after, bool(position), limit + 1),
     )
-    changed = tuple(FolderDelta(one, folders.get(one)) for one, _ in found[:limit])
-    if limit and len(found) > limit:
-        return FolderDeltaPage(changed, position_at(cursor, found[limit - 1][1]), more=True)
+    changed = tuple(FolderDelta(folder_id, folders.get(folder_id)) for folder_id, _ in rows[:limit])
+    if limit and len(rows) > limit:
+        return FolderDeltaPage(changed, position_at(cursor, rows[limit - 1][1]), more=True)
     return FolderDeltaPage(changed, position_at(cursor, last), more=False)
 
 
@@ -218,11 +217,11 @@ def _last_folder(cursor: apsw.Cursor) -> int:
 
 
 def _digest(folder: Folder) -> bytes:
-    """Return a digest of all that a client sees of a folder."""
-    shown = (
+    """Return a digest of everything that a client sees of a folder."""
+    visible = (
         *(folder.display_name, folder.parent_id, folder.children),
         *(folder.total, folder.unread, folder.size_bytes),
     )
     return hashlib.blake2b(
-        repr(shown).encode("utf-8", "replace"), digest_size=_DIGEST_BYTES
+        repr(visible).encode("utf-8", "replace"), digest_size=_DIGEST_BYTES
     ).digest()

@@ -42,6 +42,7 @@ from relay.formats.read_header import (
 from relay.formats.read_mime import ReadExtent, read_mime
 from relay.formats.read_report import ORDINARY_CLASS, message_class
 from relay.formats.structure import read_structure
+from relay.store.mailbox.errors import StoreUnavailableError
 from relay.store.mailbox.index.database import fetch, marks, open_database
 from relay.store.mailbox.index.mailbox_index import MailboxIndex
 from relay.store.mailbox.index.query_sql import (
@@ -59,7 +60,6 @@ from relay.store.mailbox.maildir import open_message
 from relay.store.mailbox.message_state import MessageState, read_state, with_state
 from relay.store.mailbox.query import Collection
 from relay.store.mailbox.threads import QueryTimeLimit
-from relay.store.mailbox.types import StoreUnavailableError
 
 _HEADER_BYTES = 16 * 1024
 _HEADER_BYTES_MAX = 256 * 1024
@@ -86,7 +86,7 @@ class HeaderData(Struct, frozen=True):
     message_class: str
 
     def with_state(self, state: MessageState) -> Self:
-        """Return what the message's state makes of it."""
+        """Return the header with the values of the message's state."""
         return replace(
             self,
             properties=with_state(self.properties, state),
@@ -97,42 +97,45 @@ class HeaderData(Struct, frozen=True):
     @property
     def columns(self) -> tuple[str | int, ...]:
         """The values of HEADER_COLUMNS."""
-        one = self.properties
-        from_, sender = one.from_ or EmailAddress(""), one.sender or one.from_ or EmailAddress("")
+        properties = self.properties
+        from_ = properties.from_ or EmailAddress("")
+        sender = properties.sender or from_
         return (
-            search_key(one.subject),
+            search_key(properties.subject),
             *(_address_key(from_), search_key(from_.name or from_.address)),
             *(_address_key(sender), search_key(sender.name or sender.address)),
             *(self.sent_us, self.created_us, self.modified_us),
-            RANKS.get(one.importance, RANKS["normal"]),
-            *(search_key(one.internet_message_id), search_key(self.conversation)),
+            RANKS.get(properties.importance, RANKS["normal"]),
+            *(search_key(properties.internet_message_id), search_key(self.conversation)),
             search_key(self.message_class),
         )
 
     @property
     def items(self) -> list[tuple[str, str, str]]:
         """The recipients and categories: kind, address (or category) and name."""
-        one = self.properties
+        properties = self.properties
         recipients = (
-            (Collection.TO, one.to),
-            (Collection.CC, one.cc),
-            (Collection.BCC, one.bcc),
-            (Collection.REPLY_TO, one.reply_to),
+            (Collection.TO, properties.to),
+            (Collection.CC, properties.cc),
+            (Collection.BCC, properties.bcc),
+            (Collection.REPLY_TO, properties.reply_to),
         )
-        found = [
+        items = [
             (str(kind), _address_key(person), search_key(person.name or person.address))
             for kind, those in recipients
             for person in those
         ]
-        found += [(str(Collection.CATEGORIES), search_key(name), "") for name in one.categories]
-        return found + extended_items(one)
+        items += [
+            (str(Collection.CATEGORIES), search_key(name), "") for name in properties.categories
+        ]
+        return items + extended_items(properties)
 
 
 def extended_items(properties: MessageProperties) -> list[tuple[str, str, str]]:
-    """Return the items of extended properties, also of those that stand for a header field."""
-    values = [(one.id, value) for one in properties.extended for value in one.values]
+    """Return the items of extended properties; some of these stand for a header field."""
+    values = [(prop.id, value) for prop in properties.extended for value in prop.values]
     values += [(IN_REPLY_TO_ID, properties.in_reply_to)] if properties.in_reply_to else []
-    values += [(INTERNET_REFERENCES, one) for one in properties.references]
+    values += [(INTERNET_REFERENCES, reference) for reference in properties.references]
     return [(extended_kind(name), search_key(value), "") for name, value in values]
 
 
@@ -210,15 +213,16 @@ def text_of(raw: bytes) -> TextData:
     length = min(private_block_length(raw), PRIVATE_BYTES_MAX)
     block = read_block(raw) if length else None
     read = read_mime(with_first_fields(raw[length:]), _WITHOUT_FIELDS)
-    properties, attachments = read.properties, [(one.name, one.inline) for one in read.attachments]
+    properties = read.properties
+    attachments = [(attachment.name, attachment.inline) for attachment in read.attachments]
     if block is not None and block.properties is not None:
         properties = block.properties
-        attachments = [(one.name, one.inline) for one in block.attachments]
+        attachments = [(attachment.name, attachment.inline) for attachment in block.attachments]
     properties = with_defaults(properties, block)
     body = read.properties.body
     if read.properties.body_type == "html":
         body = without_tags(body)
-    authors = dict.fromkeys(one for one in (properties.from_, properties.sender) if one)
+    authors = dict.fromkeys(author for author in (properties.from_, properties.sender) if author)
     texts = (
         properties.subject,
         body,
@@ -279,12 +283,17 @@ def _read_addresses(fields: bytes, name: bytes) -> tuple[EmailAddress, ...]:
 
 
 def join_addresses(addresses: Iterable[EmailAddress]) -> str:
-    """Return names and addresses, those with two forms in both."""
+    """Return names and addresses as one text. An address with two forms is in it in both."""
     texts = (
         dict.fromkeys(
-            (one.name, one.address, ascii_address(one.address), shown_address(one.address))
+            (
+                address.name,
+                address.address,
+                ascii_address(address.address),
+                shown_address(address.address),
+            )
         )
-        for one in addresses
+        for address in addresses
     )
     return " ".join(map(" ".join, texts))
 
@@ -348,9 +357,9 @@ class ContentIndexer:
             return True
         try:
             for level in _LEVELS:
-                found = self._some_unread(level, messages_max)
-                if found and not self._index.is_in_memory:
-                    self._read_files(level, found)
+                unread = self._some_unread(level, messages_max)
+                if unread and not self._index.is_in_memory:
+                    self._read_files(level, unread)
                     return True
             return False
         finally:
@@ -359,8 +368,10 @@ class ContentIndexer:
     def look_up(
         self, message_ids: Sequence[str], words: Sequence[str], *, read_s: float
     ) -> "CopyLookup":
-        """Look up messages, and which words they have. What the index has not read of them is read
-        first, at least one of them, and no more after `read_s`.
+        """Look up messages, and which words they have.
+
+        Messages that the index has not read are read first: at least one of them, and no more after
+        `read_s`.
         """
         began_s, has_read = self._clock.real_s(), False
         self._until_s = began_s + read_s
@@ -368,8 +379,8 @@ class ContentIndexer:
             try:
                 for level in _LEVELS:
                     where = f"WHERE content_level = ? AND message_id IN ({marks(message_ids)})"
-                    while found := self._unread(where, (level.number - 1, *message_ids)):
-                        self._read_files(level, found)
+                    while unread := self._unread(where, (level.number - 1, *message_ids)):
+                        self._read_files(level, unread)
                         has_read = True
                         if self._is_over():
                             break
@@ -381,35 +392,36 @@ class ContentIndexer:
         )
 
     def _read_level(self, level: "_Level[Any]") -> None:
-        found = self._some_unread(level, _MESSAGES_AT_ONCE)
-        while found:
-            self._read_files(level, found)
-            if found := self._some_unread(level, _MESSAGES_AT_ONCE):
+        unread = self._some_unread(level, _MESSAGES_AT_ONCE)
+        while unread:
+            self._read_files(level, unread)
+            if unread := self._some_unread(level, _MESSAGES_AT_ONCE):
                 self._check()  # after writing, so that each request reads at least one message
 
     def _some_unread(
         self, level: "_Level[Any]", messages_max: int
     ) -> list[tuple[IndexedMessage, Path]]:
         """Return messages that are read up to the level below."""
-        # messages that arrived after the level below was read wait for the next round
+        # messages that arrived since the level below was read are read in the next round
         where = "WHERE content_level < 2 AND content_level = ? LIMIT ?"
         return self._unread(where, (level.number - 1, messages_max))
 
     def _unread(self, where: str, values: Sequence[Any]) -> list[tuple[IndexedMessage, Path]]:
-        return self._index.run(
-            lambda cursor, folders: [
-                (row, Path(path_of(folders, row.location)))
-                for row in select_rows(cursor, where, values)
-            ]
-        )
+        def operation(
+            cursor: apsw.Cursor, folders: FolderRows
+        ) -> list[tuple[IndexedMessage, Path]]:
+            rows = select_rows(cursor, where, values)
+            return [(row, Path(path_of(folders, row.location))) for row in rows]
+
+        return self._index.run(operation)
 
     def _read_files(
-        self, level: "_Level[_T]", found: Sequence[tuple[IndexedMessage, Path]]
+        self, level: "_Level[_T]", unread: Sequence[tuple[IndexedMessage, Path]]
     ) -> None:
         """Read at least one of the files, and write their content."""
         read: list[tuple[IndexedMessage, _T | None]] = []
         size_bytes = 0
-        for row, path in found:
+        for row, path in unread:
             read.append((row, self._read(level, row, path)))
             size_bytes += min(row.stat_data.size_bytes, CONTENT_BYTES_MAX)
             if size_bytes >= _BYTES_AT_ONCE or self._is_over():
@@ -417,9 +429,9 @@ class ContentIndexer:
 
         def write(*_: object) -> None:
             with self._index.transaction() as cursor:
-                for row, one in read:
-                    if one is not None and _is_as_read(cursor, row, level.number):
-                        level.write(cursor, row.uid, one)
+                for row, content in read:
+                    if content is not None and _is_as_read(cursor, row, level.number):
+                        level.write(cursor, row.uid, content)
                         self._index.misses.pop(row.uid, None)
 
         self._index.run(write)
@@ -439,7 +451,7 @@ class ContentIndexer:
 
     def _check(self) -> None:
         if self._is_over():
-            self._limit.check()  # its time has not begun: it is over only if it was stopped
+            self._limit.check()  # its time has not begun: it is over only after stop()
             message = "The mailbox's messages are being read for the first search."
             raise StoreUnavailableError(message)
 
@@ -450,16 +462,16 @@ def _has_unread(cursor: apsw.Cursor, content_level: int) -> bool:
 
 
 class CopyFacts(Struct, frozen=True):
-    """A message of a mailbox, and which of the words that were asked for it has."""
+    """A message of a mailbox, and which of the requested words it has."""
 
     has_attachments: bool
     words: frozenset[str]
 
 
 class CopyLookup(Struct, frozen=True):
-    """What a mailbox has of some messages, by id; `unread` are there, but not read yet.
+    """What a mailbox has of some messages, by id.
 
-    Reading took `read_s`.
+    `unread` are messages that the index has not read yet. Reading took `read_s`.
     """
 
     found: Mapping[str, CopyFacts]
@@ -476,9 +488,9 @@ def _looked_up(
     )
     rows = fetch(cursor, sql, message_ids)
     read = [row for row in rows if row[3] >= TEXT_LEVEL]
-    found = _words_of(cursor, [row[0] for row in read], words)
+    words_by_uid = _words_of(cursor, [row[0] for row in read], words)
     return CopyLookup(
-        {row[1]: CopyFacts(bool(row[2]), frozenset(found[row[0]])) for row in read},
+        {row[1]: CopyFacts(bool(row[2]), frozenset(words_by_uid[row[0]])) for row in read},
         frozenset(row[1] for row in rows if row[3] < TEXT_LEVEL),
         read_s,
     )
@@ -488,13 +500,13 @@ def _words_of(
     cursor: apsw.Cursor, uids: Sequence[int], words: Sequence[str]
 ) -> Mapping[int, set[str]]:
     """Return which of the words each text has."""
-    found: dict[int, set[str]] = {uid: set() for uid in uids}
+    words_by_uid: dict[int, set[str]] = {uid: set() for uid in uids}
     sql = "SELECT rowid FROM fulltext WHERE fulltext MATCH ? AND rowid BETWEEN ? AND ?"
     for word in words if uids else ():
         for (uid,) in fetch(cursor, sql, (words_expression(word), min(uids), max(uids))):
-            if uid in found:
-                found[uid].add(word)
-    return found
+            if uid in words_by_uid:
+                words_by_uid[uid].add(word)
+    return words_by_uid
 
 
 def find_words(texts: Sequence[TextData], words: Sequence[str]) -> list[set[str]]:
@@ -505,8 +517,8 @@ def find_words(texts: Sequence[TextData], words: Sequence[str]) -> list[set[str]
         numbers = range(1, len(texts) + 1)
         for number, text in zip(numbers, texts, strict=True):
             cursor.execute(_INSERT_TEXT, (number, *text.texts))
-        found = _words_of(cursor, numbers, words)
-        return [found[number] for number in numbers]
+        words_by_number = _words_of(cursor, numbers, words)
+        return [words_by_number[number] for number in numbers]
     finally:
         connection.close()
 

@@ -33,7 +33,7 @@ _STEPS_BETWEEN_CHECKS = 10_000  # a few milliseconds; up to 0.5 s in the full-te
 
 
 class IndexDamagedError(Exception):
-    """The file is no index, of another version, or damaged: it must be rebuilt."""
+    """The file must be rebuilt: it is not an index, has another version, or is damaged."""
 
 
 class IndexUnusableError(Exception):
@@ -55,7 +55,7 @@ def open_database(path: Path | None) -> apsw.Connection:
 
 
 def _kind_of_lock(path: Path) -> int:
-    """Return the lock for the opening: one program alone creates an index."""
+    """Return the kind of lock for opening: only one program at a time creates an index."""
     with suppress(OSError):
         if path.stat().st_size:
             return fcntl.LOCK_SH
@@ -63,9 +63,10 @@ def _kind_of_lock(path: Path) -> int:
 
 
 def remove_database(path: Path) -> bool:
-    """Remove the index and its WAL; no process opens it meanwhile. Return whether it is gone.
+    """Remove the index and its WAL; return whether it is gone.
 
-    The database is removed first, so that after a crash it is never opened without its WAL.
+    No process opens it meanwhile. The database is removed first, so that after a crash it is never
+    opened without its WAL.
     """
     with _locked(path.parent, fcntl.LOCK_EX):
         for suffix in ("", "-wal", "-shm", "-journal"):
@@ -76,7 +77,8 @@ def remove_database(path: Path) -> bool:
 
 @contextmanager
 def _locked(mailbox: Path, kind: int) -> Iterator[None]:
-    """Lock the directory during the opening or removal: SQLite finds a WAL by its name alone.
+    """Lock the directory during the opening or removal, because SQLite finds a WAL by its name
+    alone.
 
     If another program holds the lock for 5 s, or the file system has no locks, continue without it.
     """
@@ -200,15 +202,15 @@ def _set_up(connection: apsw.Connection) -> None:
     connection.set_busy_timeout(_BUSY_MS)
     connection.transaction_mode = "IMMEDIATE"
     connection.execute(f"PRAGMA cache_size = -{_CACHE_KIB}")
-    found = connection.execute("PRAGMA user_version").get
-    if found == 0 and not connection.execute("SELECT count(*) FROM sqlite_schema").get:
+    version = connection.execute("PRAGMA user_version").get
+    if version == 0 and not connection.execute("SELECT count(*) FROM sqlite_schema").get:
         connection.execute("PRAGMA synchronous = OFF")  # a new index has nothing to lose
         connection.execute("PRAGMA journal_mode = WAL")
         with connection:
             connection.execute(_text("schema.sql"))
             connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
-    elif found != SCHEMA_VERSION:
-        raise IndexDamagedError(f"schema {found}, expected {SCHEMA_VERSION}")
+    elif version != SCHEMA_VERSION:
+        raise IndexDamagedError(f"schema {version}, expected {SCHEMA_VERSION}")
     connection.execute("PRAGMA journal_mode = WAL")
     connection.execute("PRAGMA synchronous = NORMAL")
     connection.execute(f"PRAGMA wal_autocheckpoint = {_CHECKPOINT_PAGES}")

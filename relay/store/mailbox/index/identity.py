@@ -39,7 +39,7 @@ _BASE_NAME = re.compile(rb'"base_name":"([^"\\]{1,255})"')
 
 
 class IdClaim(Struct, frozen=True):
-    """The id that a file claims. With `in_file_name` its name has it, else its content."""
+    """The id that a file claims: by its name if `in_file_name`, otherwise by its content."""
 
     message_id: str
     generation: int
@@ -58,10 +58,10 @@ def read_id_claim(path: str, name: MessageName) -> IdClaim | None:
 
 
 def _claim_of_block(head: bytes) -> IdClaim | None:
-    found = _BASE_NAME.search(head.replace(b"\r\n", b"\n").replace(b"\n ", b""))
-    if found is None:
+    match = _BASE_NAME.search(head.replace(b"\r\n", b"\n").replace(b"\n ", b""))
+    if match is None:
         return None
-    base_name = found[1].decode("utf-8", "surrogateescape")
+    base_name = match[1].decode("utf-8", "surrogateescape")
     name = parse_name(base_name) if is_relay_name(base_name) else None
     return IdClaim(name.message_id, name.generation, in_file_name=False) if name else None
 
@@ -85,7 +85,7 @@ _MOVE_US = 60_000_000
 
 
 class MessageMatcher:
-    """Matches files without a row (`found`) to rows without a file (`missing`).
+    """Matches files without a row to rows without a file (`missing`).
 
     An instance is used once.
     """
@@ -108,11 +108,13 @@ class MessageMatcher:
             self._missing_by_stat_data.setdefault(row.stat_data, []).append(row)
         self._superseded: list[FileLocation] = []
 
-    def match(self, found: Iterable[ScannedFile]) -> list[FileLocation]:
+    def match(self, files: Iterable[ScannedFile]) -> list[FileLocation]:
         """Update the rows; return the locations of superseded files, which are to be removed."""
-        ordered = sorted(found, key=self._may_be_new_copy)
-        rest = [one for one in ordered if not self._match_by_base_name(one)]
-        claimed_id = [(one, read_id_claim(self._path_of(one.location), one.name)) for one in rest]
+        ordered = sorted(files, key=self._may_be_new_copy)
+        rest = [file for file in ordered if not self._match_by_base_name(file)]
+        claimed_id = [
+            (file, read_id_claim(self._path_of(file.location), file.name)) for file in rest
+        ]
         claimed_id.sort(key=_claim_order)
         for file, claim in claimed_id:
             if not self._match_by_claimed_id(file, claim) and not self._match_by_stat_data(file):
@@ -149,10 +151,10 @@ class MessageMatcher:
         holder = self._table.by_id(claim.message_id)
         if holder is None:
             if not claim.in_file_name and self._table.is_claimed(claim.message_id):
-                return False  # of a message that was removed, and had copies
+                return False  # the message was removed, and had copies
             self._table.add(file, claim.message_id, claimed_id="", generation=claim.generation)
             return True
-        if not Path(self._path_of(holder.location)).exists():  # it moved after that was scanned
+        if not Path(self._path_of(holder.location)).exists():  # it was moved after the scan
             self._table.change(holder, file, generation=claim.generation)
             return True
         is_higher = claim.generation > holder.generation
@@ -169,12 +171,12 @@ class MessageMatcher:
             self._table.change(holder, file, generation=claim.generation)
         return True
 
-    def _may_be_copy(self, one: FileLocation, other: FileLocation) -> bool:
-        """Return whether one of two generations may be an IMAP server's copy of the lower one.
+    def _may_be_copy(self, location: FileLocation, other: FileLocation) -> bool:
+        """Return whether a generation may be an IMAP server's copy of the lower one.
 
-        After the index is built, such a copy has its own id and is not a generation.
+        After the index is built, such a copy has a new id and is not a generation.
         """
-        return self._table.is_first and one.folder != other.folder
+        return self._table.is_first and location.folder != other.folder
 
     def _match_by_stat_data(self, file: ScannedFile) -> bool:
         """Match a file that vanished elsewhere at the same time."""
@@ -198,17 +200,17 @@ class MessageMatcher:
         self._table.add(file, message_id, claimed_id=claimed_id, generation=generation)
 
     def _remove_or_transfer(self, row: IndexedMessage) -> None:
-        """Delete a message, unless a copy of it was made a moment ago: then it was moved."""
-        copies_of = [one for one in self._table.copies_of(row) if one.uid not in self._missing]
-        copies = [one for one in copies_of if self._was_copied_from(one, row)]
+        """Delete a message, unless a copy was made a moment ago: then the message was moved."""
+        copies_of = [copy for copy in self._table.copies_of(row) if copy.uid not in self._missing]
+        copies = [copy for copy in copies_of if self._was_copied_from(copy, row)]
         del self._missing[row.uid]
         if copies:
-            self._table.transfer_id(row, max(copies, key=lambda one: one.first_seen_us))
+            self._table.transfer_id(row, max(copies, key=lambda copy: copy.first_seen_us))
         else:
             self._table.remove(row)
 
     def _was_copied_from(self, copy: IndexedMessage, row: IndexedMessage) -> bool:
-        """Return whether another program made `copy` from `row`, and not the other way round."""
+        """Return whether another program made `copy` from `row`, and not `row` from `copy`."""
         is_claimed = copy.claimed_id == row.message_id  # else either may be the copy
         is_newer = (
             copy.first_seen_us >= row.first_seen_us
@@ -237,9 +239,9 @@ def _similarity(row: IndexedMessage, file: ScannedFile) -> tuple[bool, bool]:
     return row.stat_data == file.stat_data, row.location.folder == file.location.folder
 
 
-def _claim_order(one: tuple[ScannedFile, IdClaim | None]) -> tuple[bool, int, int, bytes]:
+def _claim_order(claimed: tuple[ScannedFile, IdClaim | None]) -> tuple[bool, int, int, bytes]:
     """Order files that the store named first, by descending generation; then the oldest."""
-    file, claim = one
+    file, claim = claimed
     in_file_name = claim is not None and claim.in_file_name
     generation = claim.generation if claim and in_file_name else 0
     return not in_file_name, -generation, file.stat_data.mtime_ns, file.location.file_name

@@ -19,6 +19,8 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from relay.base.clock import Clock
+from relay.store.mailbox.changes import Change, ChangeKind, ChangePage, FolderDeltaPage
+from relay.store.mailbox.errors import NoSuchItemError, StoreError, StoreUnavailableError
 from relay.store.mailbox.index.change_feed import (
     changes_after,
     differing_folders,
@@ -58,20 +60,9 @@ from relay.store.mailbox.message_state import MessageState, encode_state, read_s
 from relay.store.mailbox.query import DeltaQuery, MessageQuery
 from relay.store.mailbox.state_file import FILE_NAME as STATES
 from relay.store.mailbox.state_file import StateFile
+from relay.store.mailbox.stored_message import Folder, Precondition
 from relay.store.mailbox.threads import QueryTimeLimit
-from relay.store.mailbox.types import (
-    Change,
-    ChangeKind,
-    ChangePage,
-    CountedUsage,
-    Folder,
-    FolderDeltaPage,
-    NoSuchItemError,
-    Precondition,
-    StoreError,
-    StoreUnavailableError,
-    Usage,
-)
+from relay.store.mailbox.usage import CountedUsage, Usage
 
 CHANGED_MESSAGES_READ = 10_000  # for one page of a delta
 _WIDTH = len(COLUMNS.split(","))
@@ -79,14 +70,14 @@ _T = TypeVar("_T")
 
 
 class Hit(Struct, frozen=True):
-    """A message that was found; a page that begins after it has the token `position`."""
+    """A message that a query found. `position` is the token of a page that begins after it."""
 
     located: MessageFile
     position: str
 
 
 class QueryResult(Struct, frozen=True):
-    """A page of a query; `more` says whether another page follows."""
+    """A page of a query. `more`: another page follows."""
 
     hits: tuple[Hit, ...]
     total: int | None
@@ -94,7 +85,7 @@ class QueryResult(Struct, frozen=True):
 
 
 class CompiledQuery:
-    """A compiled query. `level` is the content level that it needs of all messages."""
+    """A compiled query. `level` is the content level that all messages need."""
 
     def __init__(self, query: MessageQuery) -> None:
         """Raise StalePositionError for a token of another query."""
@@ -103,7 +94,7 @@ class CompiledQuery:
         self._compiled = compile_condition(query.condition)
         self._after = read_page_token(self._keys, query.after) if query.after else ()
         clauses = (self._compiled.lead.where, self._compiled.filter)
-        self.level = max(*(one.level for one in clauses), *(one.level for one in self._keys))
+        self.level = max(*(clause.level for clause in clauses), *(key.level for key in self._keys))
         self.compares_articles = ARTICLE in self._compiled.filter.sql
 
     def answer(self, cursor: apsw.Cursor, folders: FolderRows) -> QueryResult:
@@ -123,19 +114,19 @@ class CompiledQuery:
         key_columns = _with_driving_uid(keys, lead)
         distinct = "DISTINCT " if lead.may_repeat else ""
         clauses = _with_driving_uid(f"WHERE {clause.sql} ORDER BY {order} LIMIT ? OFFSET ?", lead)
-        found = fetch(
+        rows = fetch(
             cursor,
             f"SELECT {distinct}{_COLUMNS}, {key_columns} FROM {lead.tables} {clauses}",
             (*clause.values, query.top + 1, query.skip),
         )
         hits = tuple(
             Hit(
-                message_file_of(cursor, folders, read_row(one[:_WIDTH])),
-                make_page_token(self._keys, one[_WIDTH:]),
+                message_file_of(cursor, folders, read_row(row[:_WIDTH])),
+                make_page_token(self._keys, row[_WIDTH:]),
             )
-            for one in found[: query.top]
+            for row in rows[: query.top]
         )
-        return QueryResult(hits, total, more=len(found) > query.top)
+        return QueryResult(hits, total, more=len(rows) > query.top)
 
     def _count(self, cursor: apsw.Cursor, where: Sequence[Clause], folder: FolderRow | None) -> int:
         if self._query.condition is None:
@@ -148,11 +139,11 @@ class CompiledQuery:
 
 
 def _with_driving_uid(sql: str, lead: DrivingTable) -> str:
-    """Replace the uid column by the driving table's, so that its order is used without a sort."""
+    """Replace the uid column by that of the driving table, so that SQLite uses its order."""
     return sql.replace(UID, lead.uid)
 
 
-_COLUMNS = ", ".join(f"message.{one.strip()}" for one in COLUMNS.split(","))
+_COLUMNS = ", ".join(f"message.{column.strip()}" for column in COLUMNS.split(","))
 
 
 _OPEN_MAX = 64  # each has at most eight files open
@@ -188,25 +179,27 @@ class Indexes:
         return self._run(mailbox, operation)
 
     def find_all(self, mailbox: Path, message_ids: Sequence[str]) -> list[MessageFile]:
-        """Return the files of those of these messages that are there."""
+        """Return the files of those messages that exist."""
         return self._files(mailbox, f"WHERE message_id IN ({marks(message_ids)})", message_ids)
 
     def claimed(self, mailbox: Path, message_ids: Sequence[str]) -> set[str]:
-        """Return those of these ids of which there are copies that other programs have made."""
+        """Return the ids of which other programs have made copies."""
         sql = f"SELECT claimed_id FROM message WHERE claimed_id IN ({marks(message_ids)})"
-        found = self._run(mailbox, lambda cursor, _: fetch(cursor, sql, message_ids))
-        return {claimed for (claimed,) in found}
+        rows = self._run(mailbox, lambda cursor, _: fetch(cursor, sql, message_ids))
+        return {claimed for (claimed,) in rows}
 
     def read_flags(self, mailbox: Path, message_ids: Sequence[str]) -> dict[str, bool]:
-        """Return whether messages are read, by id; those that are not there are left out."""
+        """Return by id whether messages are read. Messages that do not exist are left out."""
         sql = f"SELECT message_id, is_read FROM message WHERE message_id IN ({marks(message_ids)})"
-        found = self._run(mailbox, lambda cursor, _: fetch(cursor, sql, message_ids))
-        return {message_id: bool(is_read) for message_id, is_read in found}
+        rows = self._run(mailbox, lambda cursor, _: fetch(cursor, sql, message_ids))
+        return {message_id: bool(is_read) for message_id, is_read in rows}
 
     def unread(self, mailbox: Path) -> set[str]:
         """Return the ids of the messages that are not read."""
         sql = "SELECT message_id FROM message WHERE is_read = 0"
-        return {one for (one,) in self._run(mailbox, lambda cursor, _: fetch(cursor, sql))}
+        return {
+            message_id for (message_id,) in self._run(mailbox, lambda cursor, _: fetch(cursor, sql))
+        }
 
     def get(self, mailbox: Path, message_id: str, *, folder_id: str = "") -> MessageFile:
         """Return the file of a message. Raises NoSuchItemError."""
@@ -216,9 +209,10 @@ class Indexes:
         return located
 
     def get_if(self, mailbox: Path, message_id: str, condition: Precondition) -> MessageFile:
-        """Return a message's file. The condition stays true only while the caller holds its lock.
+        """Return a message's file if `condition` is met.
 
-        Raises NoSuchItemError, also for a message in another folder; MessageChangedError.
+        The condition is certain only while the caller holds the message's lock. Raises
+        NoSuchItemError, also for a message in another folder, and MessageChangedError.
         """
         located = self.get(mailbox, message_id, folder_id=condition.folder_id)
         condition.check_version(located.change_key)
@@ -230,21 +224,22 @@ class Indexes:
         return next(iter(self._files(mailbox, where, (os.fsencode(base_name),))), None)
 
     def number(self, mailbox: Path, folder_ids: Sequence[str]) -> None:
-        """Give the messages of folders that have no article number one, durably, in the order of
-        their receipt. Raises StoreUnavailableError.
+        """Give article numbers, durably, to the messages of folders that have none.
+
+        The order is that of their receipt. Raises StoreUnavailableError.
         """
         folders = f"SELECT number FROM folder WHERE id IN ({marks(folder_ids)})"
         where = f"WHERE article IS NULL AND folder IN ({folders}) ORDER BY uid {_NUMBERED_AT_ONCE}"
         with self._of(mailbox) as index:
-            while found := self._files(mailbox, where, folder_ids):
-                messages = [(one.folder.id, one.state_ids, one.stay) for one in found]
+            while files := self._files(mailbox, where, folder_ids):
+                messages = [(file.folder.id, file.state_ids, file.stay) for file in files]
                 self._write_numbers(index, index.states.number(messages))
 
     def _write_numbers(self, index: MailboxIndex, numbered: Sequence[tuple[int, str, int]]) -> None:
         sql = "UPDATE message SET article = ? WHERE message_id = ? AND stay = ?"
 
         def write(cursor: apsw.Cursor, _: FolderRows) -> None:
-            cursor.execute("PRAGMA synchronous = FULL")  # or a loss of power would begin new stays
+            cursor.execute("PRAGMA synchronous = FULL")  # a power failure must not begin new stays
             with index.transaction() as writing:
                 writing.executemany(sql, numbered)
             cursor.execute("PRAGMA synchronous = NORMAL")
@@ -267,7 +262,7 @@ class Indexes:
 
         if prepared.compares_articles:
             own = [query.folder_id.lower()] if query.folder_id else None
-            self.number(mailbox, own or [one.id for one in self.folders(mailbox)])
+            self.number(mailbox, own or [folder.id for folder in self.folders(mailbox)])
         with self._of(mailbox) as index:
             indexer = ContentIndexer(index, clock=self._clock, limit=limit)
             return indexer.run(prepared.level, operation)
@@ -290,7 +285,7 @@ class Indexes:
         read_s: float,
         limit: QueryTimeLimit,
     ) -> CopyLookup:
-        """See ContentIndexer.look_up(). This is no use that keeps the index open."""
+        """See ContentIndexer.look_up(). This use does not keep the index open."""
         with self._of(mailbox, in_background=True) as index:
             indexer = ContentIndexer(index, clock=self._clock, limit=limit)
             return indexer.look_up(message_ids, words, read_s=read_s)
@@ -303,7 +298,7 @@ class Indexes:
         """See FolderTree.delta()."""
 
         def operation(cursor: apsw.Cursor, folders: FolderRows) -> FolderDeltaPage:
-            counted = {one.id: one for one in _counted(cursor, folders)}
+            counted = {folder.id: folder for folder in _counted(cursor, folders)}
             if differing := differing_folders(cursor, counted.values()):
                 with index.transaction() as writing:
                     update_folders(writing, differing)
@@ -315,8 +310,10 @@ class Indexes:
     def usage(
         self, mailbox: Path, *, base_names: Collection[str] = (), within: Collection[Path] = ()
     ) -> CountedUsage:
-        """Return the usage of all folders, or of those `within`, with the states of their
-        messages, and which of `base_names` it includes.
+        """Return the usage of all folders, or of the folders `within`.
+
+        The states of their messages are included. `counted` are those of `base_names` that are
+        included.
         """
 
         def operation(cursor: apsw.Cursor, folders: FolderRows) -> CountedUsage:
@@ -338,10 +335,9 @@ class Indexes:
         self, mailbox: Path, located: MessageFile, make: Callable[[MessageState], MessageState]
     ) -> tuple[MessageState, dict[str, bytes]]:
         """Change the state of a message, durably, under all ids that the message's file may have.
-        Return it, and what StateFile.restore() takes.
 
-        Raises what `make` raises, NoSuchItemError if the message vanishes or gets another id
-        meanwhile, StoreUnavailableError.
+        Return the new state, and what StateFile.restore() takes. Raises what `make` raises,
+        NoSuchItemError if the message vanishes or gets another id meanwhile, StoreUnavailableError.
         """
         before: dict[str, bytes] = {}
         base = encode_state(located.state)
@@ -361,7 +357,7 @@ class Indexes:
                 raise
 
     def states(self, mailbox: Path) -> StateFile:
-        """Return the file with the states of a mailbox's messages, for one use."""
+        """Return the state file of a mailbox, for one use."""
         with self._of(mailbox) as index:
             return index.states
 
@@ -371,8 +367,8 @@ class Indexes:
         def operation(cursor: apsw.Cursor, folders: FolderRows) -> dict[str, MessageState]:
             numbers = [at for at, row in folders.items() if row.folder.path == folder]
             sql = "SELECT base_name, state FROM message WHERE state_bytes > 0 AND folder = ?"
-            found = fetch(cursor, sql, numbers) if numbers else []
-            return {os.fsdecode(base_name): read_state(state) for base_name, state in found}
+            rows = fetch(cursor, sql, numbers) if numbers else []
+            return {os.fsdecode(base_name): read_state(state) for base_name, state in rows}
 
         return self._run(mailbox, operation)
 
@@ -384,8 +380,8 @@ class Indexes:
             ids = index.states.ids()
             vanished = set(ids)
             for start in range(0, len(ids), _IDS_AT_ONCE):
-                found = self.find_all(mailbox, ids[start : start + _IDS_AT_ONCE])
-                vanished.difference_update(*(one.state_ids for one in found))
+                files = self.find_all(mailbox, ids[start : start + _IDS_AT_ONCE])
+                vanished.difference_update(*(file.state_ids for file in files))
             index.states.expire(vanished, now_us=self._clock.confirmed_us())
 
     def changes(self, mailbox: Path, after: str, limit: int) -> ChangePage:
@@ -410,7 +406,7 @@ class Indexes:
             return index.query(operation, limit)
 
     def stop(self) -> None:
-        """End indexes that are being built, with StoreUnavailableError: they begin again later."""
+        """End the building of indexes with StoreUnavailableError. It begins again later."""
         self._is_stopping.set()
 
     def close(self) -> None:
@@ -436,18 +432,17 @@ class Indexes:
             return index.run(operation)
 
     def _files(self, mailbox: Path, where: str, values: Sequence[Any]) -> list[MessageFile]:
-        return self._run(
-            mailbox,
-            lambda cursor, folders: [
-                message_file_of(cursor, folders, row) for row in select_rows(cursor, where, values)
-            ],
-        )
+        def operation(cursor: apsw.Cursor, folders: FolderRows) -> list[MessageFile]:
+            rows = select_rows(cursor, where, values)
+            return [message_file_of(cursor, folders, row) for row in rows]
+
+        return self._run(mailbox, operation)
 
     @contextmanager
     def _of(self, mailbox: Path, *, in_background: bool = False) -> Iterator[MailboxIndex]:
         """Open a mailbox's index; close the least recently used ones above the maximum.
 
-        `in_background`: this is no use that keeps others from staying open.
+        `in_background`: this use does not keep the index open.
         """
         with self._lock:
             index = self._open.get(mailbox)
@@ -467,8 +462,8 @@ class Indexes:
             surplus = [
                 self._open.pop(path) for path in unused[: max(0, len(self._open) - self._open_max)]
             ]
-        for one in surplus:
-            one.close()
+        for closing in surplus:
+            closing.close()
         try:
             yield index
         finally:
@@ -479,9 +474,10 @@ class Indexes:
 
 
 class ChangedMessage(Struct, frozen=True):
-    """A changed message; `located` is its file in the folder, None if it is not there any more.
+    """A changed message. `located` is its file in the folder, None if it is not there now.
 
-    A page that begins with it has the position `position`. `folder_id` is where it was before.
+    `position` is that of a page that begins with this message. `folder_id` is the folder in which
+    it was before.
     """
 
     message_id: str
@@ -492,7 +488,7 @@ class ChangedMessage(Struct, frozen=True):
 
 
 class DeltaResult(Struct, frozen=True):
-    """Changed messages; the next page begins at `position`. `more` says whether there is one."""
+    """Changed messages. The next page begins at `position`; `more` says whether it has any."""
 
     changed: tuple[ChangedMessage, ...]
     position: str
@@ -524,7 +520,7 @@ def _delta(cursor: apsw.Cursor, folders: FolderRows, query: DeltaQuery) -> Delta
 def _sum_of_changes(
     first: Change, row: IndexedMessage | None, folder: FolderRow | None
 ) -> ChangeKind:
-    """Return what became of a message, by its first change and its row now."""
+    """Return what became of a message, by its first change and its current row."""
     if row is None:
         return ChangeKind.DELETED
     if folder is None:
@@ -564,18 +560,18 @@ def _counted(cursor: apsw.Cursor, folders: FolderRows) -> list[Folder]:
             cursor, "SELECT number, total, unread, size_bytes FROM folder"
         )
     }
-    found = []
+    with_counts = []
     for number, row in folders.items():
         total, unread, size_bytes = counts[number]
-        found.append(replace(row.folder, total=total, unread=unread, size_bytes=size_bytes))
-    return found
+        with_counts.append(replace(row.folder, total=total, unread=unread, size_bytes=size_bytes))
+    return with_counts
 
 
 def _folder_of_id(folders: FolderRows, folder_id: str) -> FolderRow | None:
     if not folder_id:
         return None
-    wanted = folder_id.lower()
+    lower_id = folder_id.lower()
     for folder in folders.values():
-        if folder.folder.id == wanted:
+        if folder.folder.id == lower_id:
             return folder
     raise NoSuchItemError(f"There is no folder {folder_id!r} in this mailbox.")

@@ -18,6 +18,7 @@ import apsw
 
 from relay.base.clock import Clock
 from relay.base.observe.logs import get_logger
+from relay.store.mailbox.errors import StoreError, StoreUnavailableError
 from relay.store.mailbox.index.change_feed import close_feed, is_open, open_feed
 from relay.store.mailbox.index.database import (
     FILE_NAME,
@@ -38,7 +39,6 @@ from relay.store.mailbox.index.update import IndexUpdater
 from relay.store.mailbox.index.watch import InotifyWatcher
 from relay.store.mailbox.state_file import StateFile, UnmergedState
 from relay.store.mailbox.threads import QueryTimeLimit
-from relay.store.mailbox.types import StoreError, StoreUnavailableError
 
 _ATTEMPTS = 3
 _IN_MEMORY_S = 60.0
@@ -80,10 +80,10 @@ class MailboxIndex:
         return self._memory_until_s is not None
 
     def run(self, operation: Callable[[apsw.Cursor, FolderRows], _T]) -> _T:
-        """Update the index and call `operation` with the folders by number; again if the index had
-        to be rebuilt.
+        """Update the index and call `operation` with the folders by number.
 
-        Raises StoreUnavailableError.
+        If the index must be rebuilt, do so and call `operation` again. Raises
+        StoreUnavailableError.
         """
         result = self._run(operation)
         if self._updater is not None and self._updater.has_unmerged:
@@ -91,7 +91,7 @@ class MailboxIndex:
         return result
 
     def _merge(self) -> None:
-        """Store the states of messages that other programs have moved, unless a thread does."""
+        """Store the states of messages that other programs have moved, unless a thread does so."""
         if not self._merging.acquire(blocking=False):
             return
         try:
@@ -174,7 +174,7 @@ class MailboxIndex:
             yield connection.cursor()
 
     def close(self) -> None:
-        """Store what the next process can continue from, and close the file."""
+        """Store what the next process continues from, and close the file."""
         with self.lock:
             if self._connection is not None:
                 with suppress(IndexDamagedError, IndexUnusableError, OSError), translate_errors():

@@ -17,6 +17,7 @@ import msgspec
 from msgspec import Struct
 from msgspec.structs import replace
 
+from relay.store.mailbox.errors import StalePositionError
 from relay.store.mailbox.index.database import marks
 from relay.store.mailbox.index.rows import FLAG_STATUSES, UIDS_PER_US
 from relay.store.mailbox.message_file import TIME_US_MAX
@@ -37,16 +38,15 @@ from relay.store.mailbox.query import (
     SearchIn,
     SortOrder,
 )
-from relay.store.mailbox.types import StalePositionError
 
 KEY_CHARACTERS = 255
-HEADER_LEVEL = 1  # of the content of a message: its header is read
-TEXT_LEVEL = 2  # its text as well
+HEADER_LEVEL = 1  # the message's header is read
+TEXT_LEVEL = 2  # its text is read too
 UID = "message.uid"
 ARTICLE = "message.article"
 _LAST_LETTER = "\U0010ffff"
 _TRIGRAM_LETTERS = 3
-_SLACK_US = 1024  # messages of a full microsecond have uids of later ones
+_SLACK_US = 1024  # uids of a full microsecond continue in later ones
 
 
 class _Kind(Enum):
@@ -100,7 +100,7 @@ _MARK = re.compile(r"\b(message\.is_read)\b")
 _TRIGRAM_PROPERTIES = frozenset((Property.SUBJECT, Property.FROM_ADDRESS, Property.FROM_NAME))
 RANKS = {"low": 0, "normal": 1, "high": 2}
 _CLASSIFICATIONS = {"focused": 0, "other": 1}
-_NO_RANK = -1  # of an unknown value: equal to nothing
+_NO_RANK = -1  # of an unknown value: no message has it
 _OPERATORS = {
     Operator.EQ: "=",
     Operator.NE: "<>",
@@ -134,8 +134,8 @@ class Clause(Struct, frozen=True):
 class DrivingTable(Struct, frozen=True):
     """The table that drives a query (the outer loop of the join), and its condition.
 
-    `uid` is that table's column with a message's uid. With `may_repeat` it has a message more than
-    once.
+    `uid` is the column of that table with a message's uid. With `may_repeat`, the table may have
+    several rows of a message.
     """
 
     tables: str
@@ -174,54 +174,54 @@ def compile_condition(condition: Condition | None) -> CompiledCondition:
     parts = list(_conjuncts(condition)) if condition is not None else []
     lead, led = _choose_driving_table(parts)
     rest = [_clause(part) for part in parts if part not in led]
-    found_by = {one.property for one in parts if isinstance(one, Compare) and _has_index(one)}
+    found_by = {part.property for part in parts if isinstance(part, Compare) and _has_index(part)}
     # A unary plus keeps SQLite from using an index that finds many rows.
     folder = "message.folder"
     if lead is not ALL_MESSAGES or found_by - {Property.FROM_ADDRESS}:
         folder = "+message.folder"
     if lead is not ALL_MESSAGES or found_by:
-        rest = [replace(one, sql=_MARK.sub(r"+\1", one.sql)) for one in rest]
+        rest = [replace(clause, sql=_MARK.sub(r"+\1", clause.sql)) for clause in rest]
     return CompiledCondition(lead, join_clauses(rest, " AND ", "1"), f"{folder} = ?")
 
 
 def _conjuncts(condition: Condition) -> Iterator[Condition]:
     if isinstance(condition, AllOf):
-        for one in condition.conditions:
-            yield from _conjuncts(one)
+        for part in condition.conditions:
+            yield from _conjuncts(part)
     else:
         yield condition
 
 
 def _choose_driving_table(parts: Sequence[Condition]) -> tuple[DrivingTable, Sequence[Condition]]:
-    """Choose what finds the fewest rows: full text, then an indexed value.
+    """Choose the table that finds the fewest rows: full text, then an indexed value.
 
-    Also returns the conditions that it covers.
+    Return it, and the conditions that it covers.
     """
-    words = [one for one in parts if _is_fulltext(one)]
+    words = [part for part in parts if _is_fulltext(part)]
     if words:
-        expression = " AND ".join(f"({_fts_expression(one)})" for one in words)
+        expression = " AND ".join(f"({_fts_expression(part)})" for part in words)
         where = Clause("fulltext MATCH ?", (expression,), TEXT_LEVEL)
         lead = DrivingTable(
             "fulltext CROSS JOIN message ON message.uid = fulltext.rowid", where, "fulltext.rowid"
         )
         return lead, words
-    for one in parts:
-        if isinstance(one, AnyItem) and isinstance(one.condition, CompareItem):
-            item = one.condition
+    for part in parts:
+        if isinstance(part, AnyItem) and isinstance(part.condition, CompareItem):
+            item = part.condition
             is_text = item.property is not ItemProperty.NAME and not item.is_number
             if item.operator is Operator.EQ and is_text:
                 where = Clause(
                     "item.kind = ? AND item.address_key = ?",
-                    (_item_kind(one.collection), search_key(item.value)),
+                    (_item_kind(part.collection), search_key(item.value)),
                     HEADER_LEVEL,
                 )
                 tables = "item CROSS JOIN message ON message.uid = item.uid"
-                return DrivingTable(tables, where, "item.uid", may_repeat=True), [one]
-    if not any(_has_index(one) for one in parts):
-        for one in parts:
-            if isinstance(one, Compare) and _can_use_trigrams(one):
-                text = _fts_string(search_key(str(one.value)))
-                expression = f"{_COLUMNS[one.property].name} : {text}"
+                return DrivingTable(tables, where, "item.uid", may_repeat=True), [part]
+    if not any(_has_index(part) for part in parts):
+        for part in parts:
+            if isinstance(part, Compare) and _can_use_trigrams(part):
+                text = _fts_string(search_key(str(part.value)))
+                expression = f"{_COLUMNS[part.property].name} : {text}"
                 where = Clause("trigram MATCH ?", (expression,), HEADER_LEVEL)
                 tables = "trigram CROSS JOIN message ON message.uid = trigram.rowid"
                 return DrivingTable(tables, where, "trigram.rowid"), ()
@@ -263,12 +263,14 @@ def _fts_expression(condition: Condition) -> str:
         case HasWords(where, words, prefix):
             return f"{_fts_columns(where)}{_fts_string(words)}{' *' if prefix else ''}"
         case HasNear(phrases, distance):
-            texts = (f"{_fts_string(one.words)}{' *' if one.prefix else ''}" for one in phrases)
+            texts = (
+                f"{_fts_string(phrase.words)}{' *' if phrase.prefix else ''}" for phrase in phrases
+            )
             return f"{_fts_columns(phrases[0].where)}NEAR({' '.join(texts)}, {distance})"
         case AllOf(conditions):
-            return " AND ".join(f"({_fts_expression(one)})" for one in conditions)
+            return " AND ".join(f"({_fts_expression(part)})" for part in conditions)
         case AnyOf(conditions):
-            return " OR ".join(f"({_fts_expression(one)})" for one in conditions)
+            return " OR ".join(f"({_fts_expression(part)})" for part in conditions)
         case _:
             raise AssertionError(condition)
 
@@ -310,9 +312,9 @@ def _clause(condition: Condition) -> Clause:
             sql = f"{UID} IN (SELECT rowid FROM fulltext WHERE fulltext MATCH ?)"
             return Clause(sql, (_fts_expression(condition),), TEXT_LEVEL)
         case AllOf(conditions):
-            return join_clauses([_clause(one) for one in conditions], " AND ", "1")
+            return join_clauses([_clause(part) for part in conditions], " AND ", "1")
         case AnyOf(conditions):
-            return join_clauses([_clause(one) for one in conditions], " OR ", "0")
+            return join_clauses([_clause(part) for part in conditions], " OR ", "0")
         case Negation(inner):
             clause = _clause(inner)
             return Clause(f"NOT ({clause.sql})", clause.values, clause.level)
@@ -391,9 +393,9 @@ def join_clauses(clauses: Sequence[Clause], separator: str, empty: str) -> Claus
     if not clauses:
         return Clause(empty)
     return Clause(
-        separator.join(f"({one.sql})" for one in clauses),
-        tuple(value for one in clauses for value in one.values),
-        max(one.level for one in clauses),
+        separator.join(f"({clause.sql})" for clause in clauses),
+        tuple(value for clause in clauses for value in clause.values),
+        max(clause.level for clause in clauses),
     )
 
 
@@ -433,7 +435,7 @@ def after_row(keys: Sequence[SortKey], values: Sequence[Any]) -> Clause:
         return Clause(f"({columns}) {sign} ({marks(keys)})", tuple(values))
     clauses = []
     for number, key in enumerate(keys):
-        same = [Clause(f"{one.sql} = ?", (values[at],)) for at, one in enumerate(keys[:number])]
+        same = [Clause(f"{key.sql} = ?", (values[at],)) for at, key in enumerate(keys[:number])]
         sign = "<" if key.descending else ">"
         further = Clause(f"{key.sql} {sign} ?", (values[number],))
         clauses.append(join_clauses([*same, further], " AND ", "1"))

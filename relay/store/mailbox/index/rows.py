@@ -15,6 +15,7 @@ import apsw
 from msgspec import Struct
 from msgspec.structs import replace
 
+from relay.store.mailbox.changes import ChangeKind
 from relay.store.mailbox.index.change_feed import append_change
 from relay.store.mailbox.index.database import fetch, marks
 from relay.store.mailbox.message_file import (
@@ -28,7 +29,7 @@ from relay.store.mailbox.message_file import (
 )
 from relay.store.mailbox.message_state import MessageState, flag_of, read_state, united
 from relay.store.mailbox.state_file import UnmergedState
-from relay.store.mailbox.types import ChangeKind, Folder
+from relay.store.mailbox.stored_message import Folder
 
 UIDS_PER_US = 1024
 INODE_MASK = (1 << 63) - 1  # SQLite's integers have a sign
@@ -99,19 +100,19 @@ class IndexedMessage(Struct, frozen=True):
     base_name: bytes  # without size and flags
     generation: int  # of a draft; 1 for other messages
     stat_data: StatData  # of the file, to notice a change
-    received_us: int  # by which lists are sorted
+    received_us: int  # lists are sorted by it
     first_seen_us: int  # when the index found it
     flags: str  # of Maildir
     state: bytes = b""  # of message_state.encode_state()
-    stay: int = 0  # in its folder, another number each time; 0 if it began before the index
-    article: int | None = None  # its article number in its folder, None if it is not known
+    stay: int = 0  # which stay in its folder this is; 0 if it began before the index
+    article: int | None = None  # the article number in its folder, None if unknown
 
 
 class MessageTable:
     """The table `message` within a transaction.
 
-    With `is_first` the index is being built and no changes are recorded. `state_of` returns the
-    state that the mailbox has of a message.
+    With `is_first`, the index is being built and no changes are recorded. `state_of` returns the
+    stored state of a message.
     """
 
     def __init__(
@@ -127,7 +128,7 @@ class MessageTable:
         self._state_of = state_of
         self.is_first = is_first
         self.cursor = cursor
-        self._folders = {one.number: one.folder for one in folders}
+        self._folders = {folder.number: folder.folder for folder in folders}
         self.unmerged: list[UnmergedState] = []
         self._full_us: dict[int, int] = {}  # where the uids of a full microsecond continue
 
@@ -143,20 +144,20 @@ class MessageTable:
         return self._one("message_id = ?", (message_id,))
 
     def copies_of(self, row: IndexedMessage) -> Iterator[IndexedMessage]:
-        """Yield other messages with the same file as `row`, or whose file claims its id."""
+        """Yield other messages whose file is the same as that of `row`, or claims its id."""
         if self.is_first:
             return
-        found = self.cursor.execute(
+        cursor = self.cursor.execute(
             f"SELECT {COLUMNS} FROM message WHERE inode = ? UNION"
             f" SELECT {COLUMNS} FROM message WHERE claimed_id <> '' AND claimed_id = ?",
             (row.stat_data.inode, row.message_id),
         )
-        for values in found.fetchall():
-            one = read_row(values)
-            if one.uid != row.uid and (
-                one.stat_data == row.stat_data or one.claimed_id == row.message_id
+        for values in cursor.fetchall():
+            copy = read_row(values)
+            if copy.uid != row.uid and (
+                copy.stat_data == row.stat_data or copy.claimed_id == row.message_id
             ):
-                yield one
+                yield copy
 
     def is_draft(self, location: FileLocation) -> bool:
         """Return whether the file at a location is a draft."""
@@ -174,7 +175,9 @@ class MessageTable:
         row = self._row(file, message_id, claimed_id=claimed_id, generation=generation)
         ids = state_ids(self.cursor, message_id, file.name)
         state = reduce(united, map(self._state_of, ids))
-        if not (state or self.is_first) and (state := self._state_of_original(file, claimed_id)):
+        original = b"" if state or self.is_first else self._state_of_original(file, claimed_id)
+        if original:
+            state = original
             self.unmerged.append((ids[-1:], state))
         elif len(ids) > 1:
             self._note_unmerged(ids, state)
@@ -197,7 +200,7 @@ class MessageTable:
             self._append_change(ChangeKind.UPDATED, changed)
 
     def transfer_id(self, row: IndexedMessage, copy: IndexedMessage) -> None:
-        """Give the id of a removed message to the copy of it that a move made."""
+        """Give the id of a removed message to the copy that a move has made."""
         self._delete(row)
         received_us = received_at_us(row.message_id, copy.stat_data.mtime_ns // 1000)
         state = united(row.state, copy.state)
@@ -219,8 +222,9 @@ class MessageTable:
             self._append_change(ChangeKind.UPDATED, copied)
 
     def _state_of_original(self, file: ScannedFile, claimed_id: str) -> bytes:
-        """Return the state of the original of a copy, b"" if it has none. A copy that another
-        program has made begins with this state, as one that a client makes.
+        """Return the state of the message that was copied, b"" if it has none.
+
+        The copy that another program makes begins with this state, as a copy by a client does.
         """
         if claimed_id and (row := self.by_id(claimed_id)) is not None:
             return row.state
@@ -230,13 +234,13 @@ class MessageTable:
         return row.state if row is not None else b""
 
     def _note_ids(self, row: IndexedMessage, before: str) -> None:
-        """Note the ids of a message whose file has another name, and had the id `before`."""
+        """Note the ids of a message whose file got another name. Its id before was `before`."""
         name = parse_name(os.fsdecode(row.location.file_name))
         ids = state_ids(self.cursor, row.message_id, name) if name else (row.message_id,)
         self._note_unmerged(tuple(dict.fromkeys((*ids, before))), row.state)
 
     def _note_unmerged(self, ids: tuple[str, ...], state: bytes) -> None:
-        if {self._state_of(one) for one in ids} != {state}:
+        if {self._state_of(message_id) for message_id in ids} != {state}:
             self.unmerged.append((ids, state))
 
     def is_claimed(self, message_id: str) -> bool:
@@ -244,7 +248,7 @@ class MessageTable:
         return self._one("claimed_id <> '' AND claimed_id = ?", (message_id,)) is not None
 
     def set_state(self, row: IndexedMessage, state: bytes, *, is_same_content: bool) -> None:
-        """Record the state of a message. Unless `is_same_content` the message is read again."""
+        """Record the state of a message. Unless `is_same_content`, the message is read again."""
         self._put(row, replace(row, state=state), is_same_content=is_same_content)
         self._append_change(ChangeKind.UPDATED, row)
 
@@ -257,7 +261,7 @@ class MessageTable:
         self, file: ScannedFile, message_id: str, *, claimed_id: str, generation: int
     ) -> IndexedMessage:
         return IndexedMessage(
-            uid=0,  # of _insert()
+            uid=0,  # _insert() sets it
             message_id=message_id,
             claimed_id=claimed_id,
             location=file.location,
@@ -273,7 +277,7 @@ class MessageTable:
     def _put(
         self, row: IndexedMessage, changed: IndexedMessage, *, is_same_content: bool
     ) -> IndexedMessage:
-        """Replace `row` by `changed`, with a new uid if the time of receipt is another."""
+        """Replace `row` by `changed`. It gets a new uid if its time of receipt is different."""
         if row.received_us == changed.received_us:
             changed = replace(changed, uid=row.uid)
             emptied = "" if is_same_content else ", content_level = 0"
@@ -308,7 +312,7 @@ class MessageTable:
         )
 
     def _new_uid(self, received_us: int) -> int:
-        """Return the next uid of that microsecond, or of the first later one that has room."""
+        """Return the next uid of that microsecond, or of the first later one with a free uid."""
         at_us = self._full_us.get(received_us, received_us)
         while True:
             first = at_us * UIDS_PER_US
@@ -353,9 +357,10 @@ def derived_columns(
 
 
 def state_ids(cursor: apsw.Cursor, message_id: str, name: MessageName) -> tuple[str, ...]:
-    """Return the ids under which a message's state is stored. These are its own id, and the one
-    that its file has by its name alone, unless another message has that. An index that is built
-    again may use the latter.
+    """Return the ids under which a message's state is stored.
+
+    These are its id, and the id that its file has by its name alone, unless another message has
+    that id. An index that is built again may use the latter.
     """
     own_id, sql = id_of_name(name), "SELECT 1 FROM message WHERE message_id = ?"
     if own_id in ("", message_id) or cursor.execute(sql, (own_id,)).fetchone():
@@ -367,8 +372,8 @@ def select_rows(
     cursor: apsw.Cursor, clauses: str, values: Sequence[Any] = ()
 ) -> Iterator[IndexedMessage]:
     """Read messages; `clauses` follow the name of the table."""
-    found = cursor.execute(f"SELECT {COLUMNS} FROM message {clauses}", values)
-    return map(read_row, found.fetchall())
+    rows = cursor.execute(f"SELECT {COLUMNS} FROM message {clauses}", values)
+    return map(read_row, rows.fetchall())
 
 
 def read_row(values: Sequence[Any]) -> IndexedMessage:

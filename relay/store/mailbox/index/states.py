@@ -22,7 +22,7 @@ _NAME = "states"  # in the table `meta`
 
 
 def known_position(cursor: apsw.Cursor) -> StatePosition:
-    """Return up to where the states were copied."""
+    """Return the position up to which states were copied."""
     inode, _, version = get_meta(cursor, _NAME).partition(".")
     return StatePosition(int(inode or 0), int(version or 0))
 
@@ -50,7 +50,7 @@ def copy_states(table: MessageTable, states: Mapping[str, bytes]) -> None:
 
 
 def _must_be_read(before: MessageState, after: MessageState) -> bool:
-    """Return whether a value of the message's file counts again."""
+    """Return whether a value of the message's file is used again."""
     values = ((before.categories, after.categories), (before.importance, after.importance))
     is_dropped = any(old is not None and new is None for old, new in values)
     is_dropped |= (before.extended is None) is not (after.extended is None)
@@ -65,7 +65,7 @@ def _class(state: MessageState) -> str:
 def _adapt_content(
     cursor: apsw.Cursor, row: IndexedMessage, state: MessageState, *, before: MessageState
 ) -> None:
-    """Write the values of a state over those that were read of the message."""
+    """Write the values of a state over those that were read from the message."""
     read = "SELECT 1 FROM message WHERE uid = ? AND content_level >= ?"
     if not cursor.execute(read, (row.uid, HEADER_LEVEL)).get:
         return
@@ -80,13 +80,13 @@ def _adapt_content(
         (state.modified_us, *columns.values(), row.uid),
     )
     if state.extended is not None:
-        gone = [(row.uid, extended_kind(one.id)) for one in before.extended or ()]
+        gone = [(row.uid, extended_kind(prop.id)) for prop in before.extended or ()]
         cursor.executemany("DELETE FROM item WHERE uid = ? AND kind = ?", gone)
-        values = [(one.id, value) for one in state.extended for value in one.values]
+        values = [(prop.id, value) for prop in state.extended for value in prop.values]
         items = [(extended_kind(name), search_key(value), row.uid, "") for name, value in values]
         cursor.executemany(INSERT_ITEM, items)
     if state.categories is not None:
         kind = str(Collection.CATEGORIES)
         cursor.execute("DELETE FROM item WHERE uid = ? AND kind = ?", (row.uid, kind))
-        items = [(kind, search_key(one), row.uid, "") for one in state.categories]
+        items = [(kind, search_key(category), row.uid, "") for category in state.categories]
         cursor.executemany(INSERT_ITEM, items)

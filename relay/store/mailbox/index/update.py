@@ -22,6 +22,7 @@ from typing import TypeVar
 import apsw
 
 from relay.base.clock import Clock
+from relay.store.mailbox.errors import StoreUnavailableError
 from relay.store.mailbox.folders import list_folders
 from relay.store.mailbox.index.database import fetch
 from relay.store.mailbox.index.identity import MessageMatcher
@@ -45,7 +46,7 @@ from relay.store.mailbox.index.watch import MailboxWatch
 from relay.store.mailbox.maildir import is_old, list_names, remove
 from relay.store.mailbox.message_file import is_relay_name, parse_name
 from relay.store.mailbox.state_file import StateFile, UnmergedState
-from relay.store.mailbox.types import Folder, StoreUnavailableError
+from relay.store.mailbox.stored_message import Folder
 
 
 @dataclass(slots=True)
@@ -60,7 +61,7 @@ class ScanResult:
 
     def has_unmatched(self) -> bool:
         """Return whether a file vanished and no file with its base name was found."""
-        base_names = {one.base_name for one in self.found}
+        base_names = {file.base_name for file in self.found}
         return any(row.base_name not in base_names for row in self.missing)
 
 
@@ -70,7 +71,7 @@ def directory_path(folder: FolderRow, *, in_new: bool) -> Path:
 
 
 def path_of(folders: FolderRows, location: FileLocation) -> str:
-    """Return the path of a file; as a str, because a large mailbox has 100,000 of them."""
+    """Return the path of a file, as a str: a large mailbox has 100,000 of them."""
     directory = folders[location.folder].folder.path
     return f"{directory}/{'new' if location.in_new else 'cur'}/{os.fsdecode(location.file_name)}"
 
@@ -134,7 +135,7 @@ _FILES_AT_ONCE = 1000
 _NO_TIME = -1
 _BY_NAME = -2
 _INCOMPLETE_MAX = 100
-_UNMERGED_AT_ONCE = 100  # of one transaction: other writers wait for it
+_UNMERGED_AT_ONCE = 100  # in one transaction, for which other writers wait
 _T = TypeVar("_T")
 Directory = tuple[int, bool]  # a FolderRow's number, and whether new/ or cur/
 
@@ -143,8 +144,8 @@ Directory = tuple[int, bool]  # a FolderRow's number, and whether new/ or cur/
 class _ScanScope:
     """What to scan: single files, and whole directories with their current modification times.
 
-    `unannounced` are directories that changed without an event. `times` are to be stored: the index
-    is current with those directories as of these times.
+    `unannounced` are directories that changed without an event. `times` are stored afterwards: as
+    of these times, the index is current with those directories.
     """
 
     locations: set[FileLocation] = field(default_factory=set)
@@ -203,13 +204,19 @@ class IndexUpdater:
             for names in _batched(names_on_disk(path)):
                 check()
                 locations = {FileLocation(*directory, name) for name, _ in names}
-                others = {one for one in locations if not is_relay_name(os.fsdecode(one.file_name))}
+                others = {
+                    location
+                    for location in locations
+                    if not is_relay_name(os.fsdecode(location.file_name))
+                }
                 foreign += others
                 self._match_files(table, scan(table, self.folders, locations - others))
-        foreign.sort(key=lambda one: one.file_name)  # these names begin with a time: oldest first
-        for some in _batched(foreign):
+        foreign.sort(
+            key=lambda location: location.file_name
+        )  # these names begin with a time: oldest first
+        for batch in _batched(foreign):
             check()
-            self._match_files(table, scan(table, self.folders, some))
+            self._match_files(table, scan(table, self.folders, batch))
         self._store_unmerged(cursor, table)
         self._store_times(cursor, _ScanScope(times=times))
 
@@ -236,8 +243,9 @@ class IndexUpdater:
         self._store_times(cursor, scope)
 
     def _copy_states(self, cursor: apsw.Cursor) -> None:
-        """Copy the states that were written since the last run. If they cannot be read, the index
-        keeps those that it has.
+        """Copy the states that were written since the last run.
+
+        If they cannot be read, the index keeps the states that it has.
         """
         with suppress(StoreUnavailableError):
             known, position = known_position(cursor), self._states.position()
@@ -245,13 +253,13 @@ class IndexUpdater:
                 return
             is_all = position.inode != known.inode or position.version < known.version
             at = (0 if is_all else known.version + 1, "")
-            while found := self._states.since(*at):
-                self._record_states({one: state for _, one, state in found})
-                at = found[-1][:2]
+            while rows := self._states.since(*at):
+                self._record_states({message_id: state for _, message_id, state in rows})
+                at = rows[-1][:2]
             if is_all:
                 self._record_states(dict.fromkeys(self._without_state(cursor), b""))
             with self._transaction() as writing:
-                if is_all:  # numbers of another file: it may give them to others
+                if is_all:  # another file may give the article numbers to other messages
                     writing.execute("UPDATE message SET article = NULL WHERE article IS NOT NULL")
                 record_position(writing, position)
 
@@ -260,12 +268,12 @@ class IndexUpdater:
             copy_states(self._table(writing), states)
 
     def _without_state(self, cursor: apsw.Cursor) -> list[str]:
-        """Return the messages that have a state here, and none in the file."""
+        """Return the messages that have a state in the index, and none in the file."""
         rows = fetch(cursor, "SELECT message_id FROM message WHERE state_bytes > 0")
         return [message_id for (message_id,) in rows if not self._states.find(message_id)]
 
     def unmerged(self, cursor: apsw.Cursor, merged: Sequence[UnmergedState]) -> list[UnmergedState]:
-        """Forget what is merged; return some of the ids whose states are to be made one."""
+        """Forget the ids that are merged; return some of those whose states must be merged."""
         if merged:
             with self._transaction() as writing:
                 sql = "DELETE FROM unmerged_state WHERE ids = ? AND state = ?"
@@ -282,7 +290,7 @@ class IndexUpdater:
     # -- what to scan
 
     def _take_events(self) -> dict[Path, set[bytes]]:
-        """Take the watch's events; those about folders are noted for the next run."""
+        """Take the events of the watch. Events about folders are noted for the next run."""
         events = self._watch.take()
         in_root = events.names.pop(self._mailbox, set())
         if any(name.startswith(b".") or name in (b"new", b"cur") for name in in_root):
@@ -291,9 +299,11 @@ class IndexUpdater:
             self._is_stale = True
             paths = dict(self._directories())
             self._pending_times = {
-                one: known_ns
-                for one, known_ns in self._pending_times.items()
-                if not events.overflowed and one in paths and paths[one] not in events.removed
+                directory: known_ns
+                for directory, known_ns in self._pending_times.items()
+                if not events.overflowed
+                and directory in paths
+                and paths[directory] not in events.removed
             }
         return events.names
 
@@ -336,11 +346,15 @@ class IndexUpdater:
 
         A change by another host in a network file system causes no event.
         """
-        watched = {one: path for one, path in self._directories() if self._watch.is_watching(path)}
-        times = {one: _changed_ns(path) for one, path in watched.items()}
+        watched = {
+            directory: path
+            for directory, path in self._directories()
+            if self._watch.is_watching(path)
+        }
+        times = {directory: _changed_ns(path) for directory, path in watched.items()}
         names = (
             self._take_events()
-        )  # after the times were read: it includes the causes of these times
+        )  # after the times: the events include the changes that caused them
         if self._is_stale:
             return
         recorded = self._recorded(cursor)
@@ -365,7 +379,7 @@ class IndexUpdater:
     # -- scan
 
     def _update_rows(self, cursor: apsw.Cursor, scope: _ScanScope) -> None:
-        """Scan, and write the differences, if there are any."""
+        """Scan, and write the differences if there are any."""
         self._add_listed(self._table(cursor), scope)
         is_large = len(scope.locations) > _FILES_AT_ONCE
         if is_large or scan(self._table(cursor), self.folders, scope.locations):
@@ -402,7 +416,7 @@ class IndexUpdater:
                 self._check_watch((number, in_new), listed)
 
     def _check_watch(self, directory: Directory, listed: set[FileLocation]) -> None:
-        """Stop using the watch if it still has no event for what the listing has found."""
+        """Stop using the watch if it has no event for a difference that the listing has found."""
         reported = self._take_events().get(dict(self._directories())[directory], set())
         if any(location.file_name not in reported for location in listed):
             self._is_reliable = False
@@ -415,7 +429,7 @@ class IndexUpdater:
         self._superseded += matcher.match(scanned.found)
 
     def _remove_superseded(self) -> None:
-        """Remove the lower generations that a crash left; the higher ones are in the index now."""
+        """Remove lower generations that a crash left. The index has the higher ones now."""
         for location in self._superseded:
             with suppress(OSError):
                 remove(Path(path_of(self.folders, location)))
@@ -440,7 +454,7 @@ class IndexUpdater:
     # -- folders
 
     def _update_folders(self, cursor: apsw.Cursor) -> None:
-        """Read the list of folders; a removed one stays until its messages are removed."""
+        """Read the list of folders. A removed folder stays until its messages are removed."""
         self._is_stale = False
         self._watch_directory(self._mailbox)
         self._root_ns = _changed_ns(self._mailbox)
@@ -479,7 +493,9 @@ class IndexUpdater:
     def _watch_all(self, before: Mapping[int, FolderRow]) -> None:
         """Watch the current directories, and stop watching former ones."""
         paths = {
-            one: path for one, path in self._directories() if not self.folders[one[0]].is_removed
+            directory: path
+            for directory, path in self._directories()
+            if not self.folders[directory[0]].is_removed
         }
         for number, folder in before.items():
             for in_new in (True, False):
@@ -505,14 +521,14 @@ class IndexUpdater:
 
     def _store_times(self, cursor: apsw.Cursor, scope: _ScanScope) -> None:
         """Store the times that are old enough; the others stay pending."""
-        old = {one: ns for one, ns in scope.times.items() if self._is_old(ns)}
-        for one, changed_ns in scope.times.items():
-            if one in old:
-                self._pending_times.pop(one, None)
+        old = {directory: ns for directory, ns in scope.times.items() if self._is_old(ns)}
+        for directory, changed_ns in scope.times.items():
+            if directory in old:
+                self._pending_times.pop(directory, None)
             else:
-                self._pending_times[one] = changed_ns
+                self._pending_times[directory] = changed_ns
         recorded = self._recorded(cursor) if old else {}
-        old = {one: ns for one, ns in old.items() if recorded.get(one, ns) != ns}
+        old = {directory: ns for directory, ns in old.items() if recorded.get(directory, ns) != ns}
         if old:
             with self._transaction() as writing:
                 for (number, in_new), changed_ns in old.items():
@@ -520,7 +536,7 @@ class IndexUpdater:
                     writing.execute(sql, (changed_ns, number))
 
     def _is_old(self, changed_ns: int) -> bool:
-        """Return whether a later change certainly has another time."""
+        """Return whether any later change gets another time."""
         return is_old(changed_ns, now_us=self._clock.file_time_us())
 
 

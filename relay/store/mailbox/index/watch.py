@@ -97,7 +97,7 @@ class InotifyWatcher:
                 number: int = self._inotify.add_watch(directory, _EVENTS)
             except OSError:  # no such directory, or the user's limit of watches is reached
                 return None
-            if number in self._owners:  # one directory with two names: events go to the first
+            if number in self._owners:  # a directory with two paths: events go to the first
                 return None
             self._owners[number] = (owner, directory)
             return number

@@ -18,9 +18,9 @@ from relay.base.message.receipt import ReceiptKind, ReceiptRequest
 from relay.base.observe.metrics import Metrics
 from relay.delivery.reports.bounces import Reporter
 from relay.delivery.reports.receipts import OWED_US, VANISHED_MAX, ReceiptSender, ReceiptWatcher
+from relay.store.mailbox.errors import StoreError
 from relay.store.mailbox.message_file import delivered_id
 from relay.store.mailbox.owed_copies import OwedCopies
-from relay.store.mailbox.types import StoreError
 from relay.store.spool.sqlite.spool import SqliteSpool
 from relay.store.spool.types import ClaimResult, EntrySchedule, SpoolUnavailableError
 from relay.submission.outbox.store import FileStore

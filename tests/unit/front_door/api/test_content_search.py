@@ -12,7 +12,7 @@ from relay.base.message.properties import MessageProperties
 from relay.front_door.api.content_search import ContentSearch
 from relay.front_door.api.message_source import MessageCopies
 from relay.store.journeys.message_list import ALL_MAILBOXES, NO_MAILBOX, FoundMessage, MessageSearch
-from relay.store.mailbox.types import MessageChange
+from relay.store.mailbox.stored_message import MessageChange
 from relay.submission.outbox.store import FileStore
 from tests.support.manual_clock import ManualClock
 from tests.support.stores import store_on

@@ -8,7 +8,7 @@ import pytest
 
 from relay.base.pressure import Pressure
 from relay.development.accounts import DevelopmentAccounts
-from relay.store.mailbox.types import QuotaLimits
+from relay.store.mailbox.usage import QuotaLimits
 from tests.support.graph_fakes import (
     AS_ALICE,
     MAX_BODY,

@@ -5,7 +5,7 @@ from typing import Any
 
 from relay.base.crashpoints import CrashPoint
 from relay.base.message.header import FIELDS_MAX
-from relay.store.mailbox.types import MailboxFullError, StoreUnavailableError
+from relay.store.mailbox.errors import MailboxFullError, StoreUnavailableError
 from tests.support.graph_fakes import GraphInMemory, refused, to
 from tests.support.tables import each_row
 

@@ -10,7 +10,7 @@ from relay.base.message.extended_properties import (
     SENT_MAIL_ENTRY_ID,
 )
 from relay.base.message.properties import EmailAddress, ExtendedProperty, MessageProperties
-from relay.store.mailbox.types import SendOptions
+from relay.store.mailbox.pending_submission import SendOptions
 from tests.support.graph_fakes import GraphInMemory, refused, to
 from tests.support.tables import each_row
 

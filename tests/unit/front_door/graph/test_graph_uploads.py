@@ -19,7 +19,7 @@ from relay.base.accounts.account import Account, AccountDirectory
 from relay.base.accounts.directory import AccountTables, FileAccounts
 from relay.base.accounts.passwords import digest_of
 from relay.development.accounts import DevelopmentAccounts
-from relay.store.mailbox.types import QuotaLimits
+from relay.store.mailbox.usage import QuotaLimits
 from relay.submission.outbox import upload_sessions
 from relay.submission.outbox.store import FileStore
 from relay.submission.outbox.upload_sessions import EXPIRE_S, UPLOADS_MAX, RangeWriter, Uploads

@@ -10,7 +10,7 @@ import pytest
 from relay.base.message.properties import EmailAddress, MessageProperties
 from relay.base.socket_address import Address
 from relay.front_door.http.http_server import HttpServer
-from relay.store.mailbox.types import OutcomeUnknownError
+from relay.store.mailbox.errors import OutcomeUnknownError
 from tests.support.graph_fakes import MemoryStore, graph_app, to
 from tests.support.manual_clock import ManualClock
 

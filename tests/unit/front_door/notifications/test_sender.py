@@ -12,7 +12,7 @@ from relay.base.observe.metrics import Metrics
 from relay.front_door.notifications import sender as module
 from relay.front_door.notifications.https_client import LOOPBACK, Destinations, HttpsClient
 from relay.front_door.notifications.sender import Feed, Post, Sender
-from relay.store.mailbox.types import StoreUnavailableError
+from relay.store.mailbox.errors import StoreUnavailableError
 from tests.support.receiver import Receiver
 
 HERE = Destinations(networks=LOOPBACK, plain=LOOPBACK, public=False)

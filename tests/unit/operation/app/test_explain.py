@@ -18,7 +18,7 @@ from relay.front_door.api.dependencies import Question
 from relay.operation.app.configuration import RoutePlace
 from relay.operation.app.explain import Explainer
 from relay.operation.cli.explain import explanation_lines
-from relay.store.mailbox.types import Room
+from relay.store.mailbox.usage import Room
 from relay.transport.ingress.forwarding import Forwarder
 from relay.transport.ingress.message_limits import RateLimits
 from relay.transport.ingress.session_owner import RecipientChecks

@@ -9,7 +9,7 @@ import pytest
 from relay.base.clock import SystemClock, rfc3339
 from relay.base.observe.metrics import Metrics
 from relay.operation.app import maintenance
-from relay.store.mailbox.types import StoreUnavailableError
+from relay.store.mailbox.errors import StoreUnavailableError
 from relay.store.spool.types import QueueCounts, SpoolError
 from relay.transport.refusals.day_files import RefusalFiles
 from relay.transport.refusals.refusal import Refusal, RefusalReason, RefusalSearch

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from relay.base.message.properties import EmailAddress, MessageProperties
-from relay.store.mailbox.types import QuotaLimits
+from relay.store.mailbox.usage import QuotaLimits
 from relay.submission.outbox.store import FileStore
 from tests.support.manual_clock import ManualClock
 from tests.support.stores import open_log, open_store

@@ -7,14 +7,11 @@ from pathlib import Path
 import pytest
 
 from relay.store.mailbox import folder_tree
+from relay.store.mailbox.errors import FolderError, StoreUnavailableError
 from relay.store.mailbox.folders import COPY_PREFIX
 from relay.store.mailbox.maildir import list_names
 from relay.store.mailbox.old_files import STALE_S
 from relay.store.mailbox.query import MessageQuery
-from relay.store.mailbox.types import (
-    FolderError,
-    StoreUnavailableError,
-)
 
 ALICE = "alice@example.test"
 MESSAGE = b"Subject: %s\r\n\r\nhello"

@@ -4,6 +4,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
+from relay.store.mailbox.errors import FolderError
 from relay.store.mailbox.folders import (
     as_single_name,
     checked_directory,
@@ -11,7 +12,6 @@ from relay.store.mailbox.folders import (
     encode_folder_name,
     same_name,
 )
-from relay.store.mailbox.types import FolderError
 from tests.support.tables import each_row
 
 

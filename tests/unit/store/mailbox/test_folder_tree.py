@@ -7,11 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from relay.store.mailbox.errors import FolderExistsError
 from relay.store.mailbox.query import MessageQuery
-from relay.store.mailbox.types import (
-    FolderExistsError,
-    WellKnown,
-)
+from relay.store.mailbox.stored_message import WellKnown
 
 ALICE = "alice@example.test"
 

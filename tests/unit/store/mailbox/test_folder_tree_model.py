@@ -14,9 +14,10 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from relay.base.clock import Ids
 from relay.store.mailbox.draft_files import NewNames
+from relay.store.mailbox.errors import FolderError
 from relay.store.mailbox.folder_tree import FolderTree
 from relay.store.mailbox.folders import Folders, find_folder, list_folders
-from relay.store.mailbox.types import Folder, FolderError, WellKnown
+from relay.store.mailbox.stored_message import Folder, WellKnown
 from tests.support.manual_clock import ManualClock
 from tests.support.stores import HOSTNAME, blocking
 

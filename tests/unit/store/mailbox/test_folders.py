@@ -7,8 +7,8 @@ import msgspec
 import pytest
 
 from relay.base.accounts.account import DEAD_LETTER
+from relay.store.mailbox.errors import NoSuchItemError, StoreUnavailableError
 from relay.store.mailbox.query import MessageQuery
-from relay.store.mailbox.types import NoSuchItemError, StoreUnavailableError
 from tests.support.forgetful import ForgetfulDisk
 from tests.support.manual_clock import ManualClock
 from tests.support.stores import store_on

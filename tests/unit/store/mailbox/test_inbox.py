@@ -9,15 +9,12 @@ import pytest
 from relay.base.clock import id_time_us
 from relay.base.files import FileOctets
 from relay.base.message.content import BLOCK_BYTES, LargeContent
+from relay.store.mailbox.delivery_store import DeliveryResult
+from relay.store.mailbox.errors import ContentUnreadableError, MailboxFullError
 from relay.store.mailbox.message_file import delivered_id
 from relay.store.mailbox.query import MessageQuery
-from relay.store.mailbox.types import (
-    ContentUnreadableError,
-    DeliveryResult,
-    MailboxFullError,
-    Room,
-    WellKnown,
-)
+from relay.store.mailbox.stored_message import WellKnown
+from relay.store.mailbox.usage import Room
 
 BOB = "bob@example.test"
 CONTENT = b"Return-Path: <a@a.test>\r\nSubject: hello\r\n\r\nx\r\n"

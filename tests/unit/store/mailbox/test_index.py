@@ -14,6 +14,8 @@ from inotify_simple import INotify
 from relay.base.advanceable_clock import AdvanceableClock
 from relay.base.clock import Machine
 from relay.base.message.header import FIELDS_MAX
+from relay.store.mailbox.changes import ChangeKind
+from relay.store.mailbox.errors import StalePositionError
 from relay.store.mailbox.index import change_feed, content_index, update
 from relay.store.mailbox.index.database import FILE_NAME, SCHEMA_VERSION
 from relay.store.mailbox.index.indexes import Indexes
@@ -26,7 +28,6 @@ from relay.store.mailbox.query import (
     Property,
     SearchIn,
 )
-from relay.store.mailbox.types import ChangeKind, StalePositionError
 from tests.support.disks import filled, read_only, small_disk
 from tests.support.indexed_mailbox import Mailbox
 from tests.support.long_tests import sampled

@@ -10,10 +10,10 @@ import apsw
 import pytest
 
 from relay.base.clock import SystemClock
+from relay.store.mailbox.errors import StoreUnavailableError
 from relay.store.mailbox.index import background, content_index
 from relay.store.mailbox.index.indexes import Indexes
 from relay.store.mailbox.query import Compare, HasWords, MessageQuery, Operator, Property, SearchIn
-from relay.store.mailbox.types import StoreUnavailableError
 from relay.submission.outbox.store import FileStore
 from tests.support.stores import store_on
 from tests.unit.store.mailbox.conftest import ALICE

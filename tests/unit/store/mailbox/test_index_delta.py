@@ -5,8 +5,8 @@ from typing import Any
 
 import apsw
 
+from relay.store.mailbox.changes import ChangeKind
 from relay.store.mailbox.query import DeltaQuery
-from relay.store.mailbox.types import ChangeKind
 from tests.support.indexed_mailbox import Mailbox
 
 SMALL, LARGE = 20, 2000

@@ -16,12 +16,12 @@ from hypothesis import strategies as st
 
 from relay.base.clock import SystemClock
 from relay.formats.draft import DraftOrigin
+from relay.store.mailbox.changes import ChangeKind
 from relay.store.mailbox.index.database import FILE_NAME
 from relay.store.mailbox.index.indexes import Indexes
 from relay.store.mailbox.index.watch import InotifyWatcher
 from relay.store.mailbox.message_file import delivered_base_name, delivered_id, make_base_name
 from relay.store.mailbox.query import MessageQuery
-from relay.store.mailbox.types import ChangeKind
 from tests.support.drafts import write_mime_draft
 from tests.support.long_tests import sampled
 

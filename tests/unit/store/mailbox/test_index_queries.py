@@ -13,6 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from relay.base.message.properties import Attachment, EmailAddress, MessageProperties
+from relay.store.mailbox.errors import StalePositionError
 from relay.store.mailbox.index import indexes
 from relay.store.mailbox.query import (
     AllOf,
@@ -29,8 +30,8 @@ from relay.store.mailbox.query import (
     SearchIn,
     SortOrder,
 )
+from relay.store.mailbox.stored_message import MessageChange, StoredMessage
 from relay.store.mailbox.threads import QueryTimeLimit
-from relay.store.mailbox.types import MessageChange, StalePositionError, StoredMessage
 from relay.submission.outbox.store import FileStore
 from tests.support.conditions import (
     any_items,

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from relay.store.mailbox.errors import QueryTooLongError, StoreUnavailableError
 from relay.store.mailbox.index import content_index
 from relay.store.mailbox.index import database as index_database
 from relay.store.mailbox.index.indexes import Indexes
@@ -22,7 +23,6 @@ from relay.store.mailbox.query import (
     SortOrder,
 )
 from relay.store.mailbox.threads import QUERY_TIME_MAX_S, QueryTimeLimit
-from relay.store.mailbox.types import QueryTooLongError, StoreUnavailableError
 from tests.support.manual_clock import ManualClock
 from tests.support.stores import blocking
 from tests.unit.store.mailbox.conftest import ALICE, Place

@@ -13,6 +13,8 @@ import pytest
 from relay.base.message.properties import EmailAddress, MessageProperties
 from relay.operation.app.state_dir import AlreadyRunningError, lock_file
 from relay.store.mailbox import inbox, maildir, messages
+from relay.store.mailbox.delivery_store import DeliveryResult
+from relay.store.mailbox.errors import OutcomeUnknownError, StoreUnavailableError
 from relay.store.mailbox.mail_root import (
     ForeignRootError,
     MailRoot,
@@ -20,15 +22,9 @@ from relay.store.mailbox.mail_root import (
     write_id,
 )
 from relay.store.mailbox.maildir import MissingRootError
+from relay.store.mailbox.pending_submission import SendOptions
 from relay.store.mailbox.query import MessageQuery
-from relay.store.mailbox.types import (
-    DeliveryResult,
-    OutcomeUnknownError,
-    QuotaLimits,
-    Room,
-    SendOptions,
-    StoreUnavailableError,
-)
+from relay.store.mailbox.usage import QuotaLimits, Room
 from relay.submission.outbox import ready_submissions as ready
 from relay.submission.outbox import submit
 from relay.submission.outbox.store import FileStore

@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from relay.base.clock import id_time_us
+from relay.store.mailbox.errors import NoSuchItemError
 from relay.store.mailbox.message_file import (
     delivered_base_name,
     delivered_id,
@@ -16,7 +17,6 @@ from relay.store.mailbox.message_file import (
     parse_name,
     with_flags,
 )
-from relay.store.mailbox.types import NoSuchItemError
 from tests.support.tables import each_row
 
 ROOT = Path("/mail")

@@ -6,6 +6,8 @@ from contextlib import closing
 import pytest
 
 from relay.base.message.properties import ExtendedProperty
+from relay.store.mailbox.changes import ChangeKind
+from relay.store.mailbox.errors import MailboxFullError, StateTooLargeError, StoreUnavailableError
 from relay.store.mailbox.message_state import STATE_BYTES_MAX, MessageState
 from relay.store.mailbox.query import (
     AnyItem,
@@ -18,13 +20,7 @@ from relay.store.mailbox.query import (
     Property,
 )
 from relay.store.mailbox.state_file import FILE_NAME, StateFile, state_faults
-from relay.store.mailbox.types import (
-    ChangeKind,
-    MailboxFullError,
-    MessageChange,
-    StateTooLargeError,
-    StoreUnavailableError,
-)
+from relay.store.mailbox.stored_message import MessageChange
 
 ALICE = "alice@example.test"
 MIME = b"From: bob@a.test\r\nSubject: order\r\nKeywords: blue\r\nImportance: low\r\n\r\nbody\r\n"

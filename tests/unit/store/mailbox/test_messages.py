@@ -9,13 +9,9 @@ import pytest
 from msgspec import structs
 
 from relay.base.message.properties import Attachment, ExtendedProperty
+from relay.store.mailbox.errors import MailboxFullError, NoSuchItemError, NotADraftError
 from relay.store.mailbox.query import MessageQuery
-from relay.store.mailbox.types import (
-    MailboxFullError,
-    MessageChange,
-    NoSuchItemError,
-    NotADraftError,
-)
+from relay.store.mailbox.stored_message import MessageChange
 from tests.support.tables import each_row
 
 ALICE = "alice@example.test"

@@ -6,14 +6,10 @@ from contextlib import suppress
 
 import pytest
 
+from relay.store.mailbox.errors import BeingSentError, MailboxFullError, StoreUnavailableError
+from relay.store.mailbox.pending_submission import SendOptions
 from relay.store.mailbox.query import MessageQuery
-from relay.store.mailbox.types import (
-    BeingSentError,
-    MailboxFullError,
-    MessageChange,
-    SendOptions,
-    StoreUnavailableError,
-)
+from relay.store.mailbox.stored_message import MessageChange
 
 ALICE = "alice@example.test"
 CONTENT = b"Return-Path: <a@a.test>\r\nSubject: hello\r\n\r\nx\r\n"

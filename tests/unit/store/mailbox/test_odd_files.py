@@ -10,13 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from relay.store.mailbox.errors import NoSuchItemError, StoreUnavailableError
+from relay.store.mailbox.pending_submission import SendOptions
 from relay.store.mailbox.query import MessageQuery
-from relay.store.mailbox.types import (
-    MessageChange,
-    NoSuchItemError,
-    SendOptions,
-    StoreUnavailableError,
-)
+from relay.store.mailbox.stored_message import MessageChange
 from tests.support.tables import each_row
 
 ALICE = "alice@example.test"

@@ -6,15 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from relay.store.mailbox.errors import MailboxFullError, MailboxTooSmallError
 from relay.store.mailbox.quota import Quota
-from relay.store.mailbox.types import (
-    CountedUsage,
-    MailboxFullError,
-    MailboxTooSmallError,
-    QuotaLimits,
-    Room,
-    Usage,
-)
+from relay.store.mailbox.usage import CountedUsage, QuotaLimits, Room, Usage
 from tests.support.stores import blocking
 from tests.support.tables import each_row
 

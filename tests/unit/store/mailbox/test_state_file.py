@@ -10,9 +10,9 @@ import apsw
 import pytest
 from msgspec.structs import replace
 
+from relay.store.mailbox.errors import StoreUnavailableError
 from relay.store.mailbox.message_state import MessageState, decode_state
 from relay.store.mailbox.state_file import FILE_NAME, StateFile, StatePosition
-from relay.store.mailbox.types import StoreUnavailableError
 from tests.support.vfs import FaultyDisk
 
 LIVES, WRITES, MESSAGES = 6, 25, 5

@@ -14,7 +14,7 @@ from relay.store.mailbox.message_state import (
 )
 from relay.store.mailbox.query import MessageQuery
 from relay.store.mailbox.state_file import StateFile
-from relay.store.mailbox.types import MessageChange
+from relay.store.mailbox.stored_message import MessageChange
 
 ALICE = "alice@example.test"
 MIME = b"From: bob@a.test\r\nSubject: order\r\n\r\nbody\r\n"

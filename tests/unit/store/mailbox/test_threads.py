@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from relay.store.mailbox.errors import StoreUnavailableError
 from relay.store.mailbox.threads import ThreadPool
-from relay.store.mailbox.types import StoreUnavailableError
 
 
 @pytest.fixture

@@ -3,7 +3,7 @@
 import pytest
 
 from relay.base.clock import Anchor, Machine, SystemClock
-from relay.store.mailbox.types import StoreError
+from relay.store.mailbox.errors import StoreError
 from relay.submission.outbox.on_disk import ClockAnchorFile
 from tests.support.tables import each_row
 from tests.unit.store.mailbox.conftest import Place

@@ -9,15 +9,11 @@ import apsw
 import pytest
 
 from relay.base.message.properties import ExtendedProperty
+from relay.store.mailbox.errors import MailboxFullError, StateTooLargeError, StoreUnavailableError
+from relay.store.mailbox.pending_submission import SendOptions
 from relay.store.mailbox.query import MessageQuery
 from relay.store.mailbox.state_file import FILE_NAME
-from relay.store.mailbox.types import (
-    MailboxFullError,
-    MessageChange,
-    SendOptions,
-    StateTooLargeError,
-    StoreUnavailableError,
-)
+from relay.store.mailbox.stored_message import MessageChange
 from tests.support.vfs import FaultyDisk
 from tests.unit.submission.outbox.test_scheduled_sends import until
 

@@ -9,13 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from relay.store.mailbox.types import (
-    BeingSentError,
-    OutcomeUnknownError,
-    SendOptions,
-    StoreUnavailableError,
-    SubmissionKey,
-)
+from relay.store.mailbox.errors import BeingSentError, OutcomeUnknownError, StoreUnavailableError
+from relay.store.mailbox.pending_submission import SendOptions, SubmissionKey
 from tests.support.logs import capture_logs
 from tests.support.manual_clock import ManualClock
 from tests.support.stores import store_on

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from relay.store.mailbox.types import PendingSubmission, StoreUnavailableError
+from relay.store.mailbox.errors import StoreUnavailableError
+from relay.store.mailbox.pending_submission import PendingSubmission
 from relay.submission.outbox.pending import PendingSubmissions
 from tests.support.manual_clock import ManualClock
 

@@ -7,7 +7,7 @@ import pytest
 
 from relay.formats.convert import ConversionError, convert
 from relay.formats.draft import private_block_length
-from relay.store.mailbox.types import SendOptions
+from relay.store.mailbox.pending_submission import SendOptions
 from tests.support.stores import ready_submissions
 
 ALICE = "alice@example.test"

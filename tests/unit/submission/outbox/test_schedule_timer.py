@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from relay.store.mailbox.types import PendingSubmission, SendOptions, StoreUnavailableError
+from relay.store.mailbox.errors import StoreUnavailableError
+from relay.store.mailbox.pending_submission import PendingSubmission, SendOptions
 from relay.submission.outbox.scheduled import DueSubmissions, ScheduledDirectory, ScheduleTimer
 from tests.support.manual_clock import ManualClock
 

@@ -12,11 +12,9 @@ from relay.base.message.extended_properties import (
 )
 from relay.base.message.properties import ExtendedProperty
 from relay.formats.draft import read_properties
-from relay.store.mailbox.types import (
-    BeingSentError,
-    MessageChange,
-    SendOptions,
-)
+from relay.store.mailbox.errors import BeingSentError
+from relay.store.mailbox.pending_submission import SendOptions
+from relay.store.mailbox.stored_message import MessageChange
 
 ALICE = "alice@example.test"
 BOB = "bob@example.test"

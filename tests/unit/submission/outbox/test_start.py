@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from relay.base.crashpoints import CrashPoint, CrashPoints
-from relay.store.mailbox.types import SendOptions
+from relay.store.mailbox.pending_submission import SendOptions
 from tests.support.stores import blocking, ready_submissions
 
 ALICE = "alice@example.test"

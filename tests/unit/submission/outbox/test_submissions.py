@@ -10,17 +10,17 @@ import pytest
 
 from relay.base.accounts.account import DEAD_LETTER
 from relay.base.crashpoints import CrashPoint, CrashPoints
-from relay.store.mailbox.maildir import SYNC_FAILURES, Stripes
-from relay.store.mailbox.query import MessageQuery
-from relay.store.mailbox.types import (
+from relay.store.mailbox.errors import (
     BeingSentError,
     MailboxFullError,
-    MessageChange,
     NoSuchItemError,
     NotADraftError,
-    SendOptions,
     StoreUnavailableError,
 )
+from relay.store.mailbox.maildir import SYNC_FAILURES, Stripes
+from relay.store.mailbox.pending_submission import SendOptions
+from relay.store.mailbox.query import MessageQuery
+from relay.store.mailbox.stored_message import MessageChange
 from tests.support.stores import blocking, ready_submissions
 
 ALICE = "alice@example.test"

@@ -13,10 +13,7 @@ from relay.base.message.envelope import Envelope
 from relay.base.message.properties import EmailAddress
 from relay.formats.dsn import ReportKind
 from relay.store.journeys.events import Step
-from relay.store.mailbox.types import (
-    NoSuchItemError,
-    StoreUnavailableError,
-)
+from relay.store.mailbox.errors import NoSuchItemError, StoreUnavailableError
 from relay.store.spool.types import SpoolUnavailableError
 from relay.submission.pickup import conversion
 from tests.support import converters

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from relay.store.mailbox.types import PendingSubmission
+from relay.store.mailbox.pending_submission import PendingSubmission
 from relay.submission.outbox import pending as mailbox
 from relay.submission.outbox.pending import RushMeter
 from relay.submission.pickup import start_limits as module
