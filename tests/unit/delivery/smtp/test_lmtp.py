@@ -13,6 +13,7 @@ from relay.base.message.outcome import (
 from relay.base.message.tls_policy import TlsPolicy
 from relay.delivery.smtp.connect import ConnectError
 from relay.delivery.smtp.connection import Timeouts
+from relay.transport.routing.route_table import Credentials
 from tests.support.remote_mx import DROP, EXTENSIONS, STALL, RemoteMx
 from tests.unit.delivery.smtp.test_connection import kinds
 
@@ -131,7 +132,7 @@ async def test_starttls_and_auth_follow_lhlo(connected, message, certificate):
     tls = certificate.server_context()
     async with RemoteMx(lmtp=True, tls=tls, users={"me": "secret"}) as mx:
         policy = TlsPolicy("required")
-        connection = await connected(mx, tls=policy, credentials=("me", "secret"))
+        connection = await connected(mx, tls=policy, login=Credentials("me", "secret"))
         result = await connection.transact(message())
         assert result.outcomes[0].evidence.tls == "TLSv1.3"
         assert mx.logins == {1: "me"}

@@ -90,13 +90,11 @@ class Host:
 
     async def converse(self, reader, writer):
         writer.write(b"220 mx.test\r\n")
-        while line := (await reader.readline()).decode().strip() or "(empty)":
-            self.lines.append(line)
+        while octets := await reader.readline():
+            self.lines.append(line := octets.decode().strip() or "(empty)")
             auth = self.reply if line.startswith("AUTH") else "535 5.7.8 after (empty)"
             said = "250-mx\r\n250 AUTH XOAUTH2" if line.startswith("EHLO") else auth
             writer.write(f"{said}\r\n".encode())
-            if reader.at_eof():
-                break
         writer.close()
 
 
