@@ -102,7 +102,7 @@ class NextHop(NamedTuple):
             return cls(HopKind(text))
         if text.startswith("mx:") and len(text) > len("mx:"):
             return cls(HopKind.MX, text.removeprefix("mx:"), route=route)
-        if text.startswith(f"{_SOCKET}/") and text.isprintable():
+        if text.startswith(f"{_SOCKET}/") and key.isprintable():
             return cls(HopKind.LMTP, text.removeprefix(_SOCKET), route=route)
         scheme, separator, rest = text.partition("://")
         host, _, port = rest.rpartition(":")

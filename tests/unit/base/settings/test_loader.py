@@ -289,7 +289,7 @@ max_connections = 0
         ),
         (
             f"{ROUTE}next_hop='lmtp:unix:/run/lmtp'\ntls = 'required'",
-            '6: route[0].tls: found "required", expected tls only with an mx, smtp://, smtps://, lmtp:// or graph://',
+            '6: route[0].tls: found "required", expected tls only with an mx, smtp://, smtps:// or lmtp://',
         ),
         (
             f"{ROUTE}next_hop='smtp://h:1'\nauth = {{user='u', password_file='nope'}}",
