@@ -171,11 +171,13 @@ deb: $(VENV)/made
 BUILD_REQUIREMENTS = import tomllib; \
 	print(*tomllib.load(open("pyproject.toml", "rb"))["build-system"]["requires"], "editables", sep="\n")
 
+# The lock file, which says so in its first line.
 requirements: $(VENV)/development
 	$(BIN)/python $(PIP_INSTALL) uv
 	$(BIN)/python -c '$(BUILD_REQUIREMENTS)' | $(BIN)/uv pip compile pyproject.toml - --extra postgres --universal \
 	    --python-version 3.11 --generate-hashes --annotation-style line --quiet --no-config \
 	    --custom-compile-command "make requirements" $(ARGS) --output-file requirements.txt
+	sed -i '1i # A lock file: the version and hashes of each package that an installation gets.' requirements.txt
 
 clean:
 	rm -rf .venv .clients .pages .relay build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis

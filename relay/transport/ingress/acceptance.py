@@ -1,4 +1,4 @@
-"""Accept a message after the final dot: step 5, in its order.
+"""Accept a message after the final dot: step 5 of the seven in docs/flow.md, in its order.
 
     prepare()    milters, and a header that is checked and completed      `arrival`
     _examine()   aliases and routes          `forwarding`, relay/transport/routing/route_table.py
@@ -7,8 +7,9 @@
     _commit()    limits, reports, commit     `message_limits`, relay/delivery/reports/bounces.py
 
 Each stage returns a value that contains the value of the stage before (`stages`), or raises
-RefusedError with the reply to the client. If a tenant of recipients has reached a limit, its copies
-are held or rejected, and the last two stages are repeated.
+RefusedError with the reply to the client. _commit() also raises TenantLimitError if the tenant of
+some recipients has reached a limit. Its copies are then deferred (a rate limit) or rejected (too
+many held copies), and the last two stages are repeated for the message; the client gets 250.
 
 The 250 is returned only after the spool has committed (fsync) one transaction with the message, its
 queue entries and the reports that are already due. Every error is a reply: 451 or 452 for an
@@ -251,8 +252,10 @@ class Acceptance:
             fanned = await self._fan_out(decided)
             try:
                 return await self._commit(fanned)
-            except TenantLimitError as reached:  # others' copies do not wait for this tenant
-                decided = reached.decided  # in which fewer of its copies go on, so this ends
+            except TenantLimitError as reached:
+                # Its copies are deferred or rejected now, all others go on. Each repetition leaves
+                # fewer copies that a limit can stop, so the loop ends.
+                decided = reached.decided
 
     def _examine(self, prepared: PreparedMail) -> ExaminedMail:
         """Replace aliases, and find the next hop of each recipient. Raises RefusedError."""
@@ -381,18 +384,18 @@ class Acceptance:
     def _beyond_holds(
         self, fanned: FannedMail, message: NewMessage, tenant: str
     ) -> TenantLimitError | RefusedError:
-        """Return the error to raise if rules hold as much mail as they may.
-
-        `tenant` has the rules; "" stands for the operator.
+        """Return the error for a message that needs more held copies than the rules of `tenant` (""
+        for those of the operator) may have: TenantLimitError rejects the copies that they hold, if
+        it is a tenant of recipients and other recipients are left; else RefusedError.
         """
         verdict = fanned.decided.verdict
         rule = next(rule for rule in message.held_by_rules if tenant_of_rule(rule) == tenant)
         reply = self.holds.rejection(rule, self.held_max)
-        without = verdict.without_holds_of(
+        rejecting = verdict.without_holds_of(
             tenant, *HOLDS_FULL_OF_TENANT, in_mailboxes=fanned.fan.in_mailboxes
         )
-        if tenant in verdict.guests and without != verdict and not without.rejects_all:
-            return TenantLimitError(fanned.decided, without)
+        if tenant in verdict.guests and rejecting != verdict and not rejecting.rejects_all:
+            return TenantLimitError(fanned.decided, rejecting)
         self._count_rules(verdict)
         return RefusedError(reply)
 
