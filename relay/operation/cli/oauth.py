@@ -45,7 +45,7 @@ def oauth(_given: CommandContext) -> None:
 @click.argument("name")
 @common_options
 def login(context: CommandContext, name: str) -> None:
-    """Sign in for the [[oauth]] NAME, and store its refresh token on this node.
+    """Sign in for an [[oauth]], on this node.
 
     Microsoft and others: a code is entered on a page. Google: the address is pasted that the
     browser shows after the sign-in. A running relay uses the token at once.
@@ -58,7 +58,7 @@ def login(context: CommandContext, name: str) -> None:
 @click.argument("name")
 @common_options
 def test(context: CommandContext, name: str) -> None:
-    """Get the tokens of the [[oauth]] NAME; say for whom they are, what for, and until when."""
+    """Get tokens of an [[oauth]]: for whom, until when."""
     rows = _run(context, name, _try)
     words = [f"{one['use']}: {one['for']}, until {one['until']}: {one['scopes']}" for one in rows]
     context.show(rows, lambda: words)

@@ -179,7 +179,7 @@ addresses = "none"
         ),
         (
             "[[graph]]\nstatus = 500\n",
-            "net.toml:2: graph[0].status: found 500, expected one of 429, 503, 504, expired-token",
+            "net.toml:2: graph[0].status: found 500, expected one of 413, 429, 503, 504, expired-token",
         ),
         (
             "".join(f'[[domain]]\nname = "a{n}.test"\nmx = []\n' for n in range(DOMAINS_MAX + 1)),
