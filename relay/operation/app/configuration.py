@@ -203,7 +203,7 @@ class ActiveConfiguration:
         self, settings: Settings
     ) -> list[tuple[ServerCertificate, Sequence[CheckedPair]]]:
         """Return the certificates whose files were replaced, and what they are to use."""
-        found: list[tuple[ServerCertificate, Sequence[CheckedPair]]] = []
+        replaced: list[tuple[ServerCertificate, Sequence[CheckedPair]]] = []
         now_s = self._clock.time_us() / 1_000_000
         listeners: list[tuple[KeyPath, ServerCertificate | None, ListenerTls | None]] = [
             (("smtp", number, "tls"), self.certificates.smtp[number], listener.tls)
@@ -222,8 +222,8 @@ class ActiveConfiguration:
                     text = f'found "{files.certificate}", expected a valid one: {error}'
                     raise SettingsError([Fault(self._file, 0, key, text)]) from None
             if tuple(pairs) != certificate.pairs:
-                found.append((certificate, pairs))
-        return found
+                replaced.append((certificate, pairs))
+        return replaced
 
     def _with_files(self, settings: Settings, before: Mapping[str, TenantSet]) -> Configuration:
         """Load the files that `settings` name; `before` are the sets of tenants in force."""
@@ -244,8 +244,8 @@ class ActiveConfiguration:
         sets = load_tenants(
             settings, self._last_good, before=before, clock=self._clock, examine=warn_of_rules
         )
-        found = ((one.tenant, one.rules) for one in sets.values())
-        book = book_of([(None, rules), *found], settings)
+        of_tenants = ((kept.tenant, kept.rules) for kept in sets.values())
+        book = book_of([(None, rules), *of_tenants], settings)
         return Configuration(
             settings, accounts.tables, book, sets, texts, keys, providers, table, places
         )
@@ -267,14 +267,14 @@ def auth_missing(settings: Settings, tables: AccountTables) -> dict[int, str]:
     sockets of systemd listen.
     """
     has_logins = tables.passwords or settings.mailboxes.dovecot_auth
-    if not has_logins or any(one.role != "relay" for one in settings.smtp):
+    if not has_logins or any(listener.role != "relay" for listener in settings.smtp):
         return {}
     return {
-        number: f'found none, expected true or false: "{one.listen}" has no AUTH by default if '
-        "other machines reach it, and accounts have passwords"
-        for number, one in enumerate(settings.smtp)
-        if one.auth is None and one.tls is not None and one.role == "relay"
-        if one.listen.is_elsewhere or not one.takes_auth
+        number: f'found none, expected true or false: "{listener.listen}" has no AUTH by default '
+        "if other machines reach it, and accounts have passwords"
+        for number, listener in enumerate(settings.smtp)
+        if listener.auth is None and listener.tls is not None and listener.role == "relay"
+        if listener.listen.is_elsewhere or not listener.takes_auth
     }
 
 
@@ -286,15 +286,15 @@ def anonymous_fault(anonymous: str, accounts: AccountDirectory) -> str:
     if account is None or account.is_disabled:
         return f'found "{anonymous}", expected the address of an account that is not disabled'
     if account.role is not Role.USER:
-        found = f'found "{anonymous}" with the role {account.role}'
-        return f"{found}, expected the role user: every local program would have the role"
+        fault = f'found "{anonymous}" with the role {account.role}'
+        return f"{fault}, expected the role user: every local program would have the role"
     return ""
 
 
 def server_certificates(settings: Settings) -> ListenerCertificates:
     """Load the certificates of the listeners. Raises CertificateError."""
     return ListenerCertificates(
-        smtp=tuple(_certificate(one.tls) for one in settings.smtp),
+        smtp=tuple(_certificate(listener.tls) for listener in settings.smtp),
         http=_certificate(settings.http.tls),
     )
 
@@ -302,7 +302,7 @@ def server_certificates(settings: Settings) -> ListenerCertificates:
 def _certificate(tls: ListenerTls | None) -> ServerCertificate | None:
     if tls is None:
         return None
-    further = [(one.certificate, one.key) for one in tls.further]
+    further = [(pair.certificate, pair.key) for pair in tls.further]
     return ServerCertificate(tls.certificate, tls.key, *further)
 
 
@@ -339,9 +339,9 @@ def read_table(settings: Settings, accounts: AccountDirectory, file: Path) -> Ro
     try:
         return route_table(settings, accounts)
     except ValueError as error:
-        if not (found := _TABLE_FAULT.match(str(error))):
+        if not (match := _TABLE_FAULT.match(str(error))):
             raise SettingsError([Fault(file, 0, "route", str(error))]) from None
-        table, number, key, text = found.groups()
+        table, number, key, text = match.groups()
         path: KeyPath = (table, key) if number is None else (table, int(number), key)
         raise SettingsError([read_document(file).fault(path, text)]) from None
 
@@ -435,12 +435,12 @@ def agreed_parts(
     text that other nodes read. The digests are of secrets too, and therefore stay in this process.
     """
     routes = [
-        {one.name: getattr(route, one.name) for one in fields(route) if one.name not in _OF_MACHINE}
+        {key.name: getattr(route, key.name) for key in fields(route) if key.name not in _OF_MACHINE}
         for route in settings.route
     ]
     signing = sorted(
-        (one.domain, one.selector, one.private.public().hex(), one.ends_us or 0)
-        for one in keys.keys
+        (key.domain, key.selector, key.private.public().hex(), key.ends_us or 0)
+        for key in keys.keys
     )
     store = settings.mailboxes.store
     parts = {
@@ -450,9 +450,9 @@ def agreed_parts(
         f"accounts of the store {store}": accounts,
         "domains that are passed on": _digest(
             sorted(
-                (one.name, one.recipients.partition(":")[0], one.alias_of)
-                for one in settings.domain
-                if not one.has_accounts
+                (domain.name, domain.recipients.partition(":")[0], domain.alias_of)
+                for domain in settings.domain
+                if not domain.has_accounts
             )
         ),
         "DKIM keys": _digest(signing),
@@ -479,8 +479,8 @@ def srs_of(settings: Settings) -> Srs:
     """Return what writes and reads SRS addresses; create the file if there is none and no other key
     is configured. Raises UnusableKeyError, OSError.
     """
-    if found := srs_in(settings):
-        return found
+    if srs := srs_in(settings):
+        return srs
     path = settings.state_dir / SRS_KEY_FILE
     replace_file(path, f"{secrets.token_hex(_MADE_BYTES)}\n".encode(), mode=0o600)
     return Srs(_read_key(path).encode(), settings.mailboxes.srs_domain)
@@ -510,5 +510,5 @@ def _read_key(path: Path) -> str:
     try:
         return parse_srs_key(text)
     except ValueError as error:
-        found = "something else" if text else "nothing"
-        raise UnusableKeyError(path, found, f"{error}, from a backup") from None
+        content = "something else" if text else "nothing"
+        raise UnusableKeyError(path, content, f"{error}, from a backup") from None

@@ -204,7 +204,7 @@ class Daemon:
         """Drain steps 1 to 4 in their order, because each needs the next."""
         loop = asyncio.get_running_loop()
         deadline = loop.time() + grace_s  # real time: the service manager waits
-        await _all_of(*(one.stop(min(_HTTP_GRACE_S, grace_s)) for one in self.http_servers))
+        await _all_of(*(server.stop(min(_HTTP_GRACE_S, grace_s)) for server in self.http_servers))
         if self._pickup_task is not None:
             self._pickup_task.cancel()
             with contextlib.suppress(TimeoutError):
@@ -359,10 +359,10 @@ def addresses(daemon: Daemon) -> dict[str, str]:
         web.bound if daemon.base.settings.http.listen else ()
     )  # the control socket comes first then
     return {
-        "http": " ".join(str(one) for one in bound if not web.has_tls(one)),
-        "https": " ".join(str(one) for one in bound if web.has_tls(one)),
+        "http": " ".join(str(address) for address in bound if not web.has_tls(address)),
+        "https": " ".join(str(address) for address in bound if web.has_tls(address)),
         "smtp": " ".join(
-            str(one.address) for one in daemon.transport.smtp_servers if not one.role.is_local
+            str(smtp.address) for smtp in daemon.transport.smtp_servers if not smtp.role.is_local
         ),
     }
 

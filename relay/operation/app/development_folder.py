@@ -89,13 +89,13 @@ class DevelopmentFolder(Struct, frozen=True):
         self.lock.give_back()
 
 
-def open_folder(given: Path | None) -> DevelopmentFolder:
-    """Lock and return the directory `given`, or the user's own, or a new one if that is in use.
+def open_folder(path: Path | None) -> DevelopmentFolder:
+    """Lock and return the directory `path`, or the user's own, or a new one if that is in use.
 
     Raises ForeignFolderError, AlreadyRunningError, OSError.
     """
-    if given is not None:
-        return _open_given(Path(os.path.realpath(given)))
+    if path is not None:
+        return _open_given(Path(os.path.realpath(path)))
     own = _own_folder(_new_place())
     if not _is_foreign(own):
         own.mkdir(mode=0o700, exist_ok=True)
@@ -135,19 +135,19 @@ def _open_given(path: Path) -> DevelopmentFolder:
             )
     folder = DevelopmentFolder(path, temporary=False, lock=_locked(path))
     with contextlib.suppress(OSError):  # another user's file: --config names the relay
-        for one in _given():
-            if one == path or not _in_use(one):  # a killed relay leaves its link
-                _link(one).unlink()
+        for linked in _given():
+            if linked == path or not _in_use(linked):  # a killed relay leaves its link
+                _link(linked).unlink()
         _link(path).symlink_to(path)
     return folder
 
 
 def running_config() -> Path | None:
     """Return the configuration of this user's running development relay, or None."""
-    found = [own for own in map(_own_folder, _places()) if not _is_foreign(own)]
-    found += _given()
-    configs = (one / "relay.toml" for one in found)
-    return next((one for one in configs if one.exists() and _in_use(one.parent)), None)
+    folders = [own for own in map(_own_folder, _places()) if not _is_foreign(own)]
+    folders += _given()
+    configs = (folder / "relay.toml" for folder in folders)
+    return next((file for file in configs if file.exists() and _in_use(file.parent)), None)
 
 
 def memory_place(free_bytes: int) -> Path | None:
@@ -170,19 +170,19 @@ def _new_place() -> Path:
     return (memory and memory_place(_MEMORY_FREE_BYTES)) or place
 
 
-def _link(given: Path) -> Path:
-    digest = hashlib.sha256(os.fsencode(given)).hexdigest()
+def _link(folder: Path) -> Path:
+    digest = hashlib.sha256(os.fsencode(folder)).hexdigest()
     return Path(tempfile.gettempdir()) / f"relay-dev-{os.getuid()}.{digest[:16]}.dir"
 
 
 def _given() -> list[Path]:
     """Return the directories that this user's links name, the last one first."""
-    found = []
+    folders = []
     for link in Path(tempfile.gettempdir()).glob(f"relay-dev-{os.getuid()}.*.dir"):
         with contextlib.suppress(OSError):
             if (made := link.lstat()).st_uid == os.getuid():
-                found.append((made.st_mtime_ns, link.readlink()))
-    return [path for _, path in sorted(found, reverse=True)]
+                folders.append((made.st_mtime_ns, link.readlink()))
+    return [path for _, path in sorted(folders, reverse=True)]
 
 
 def _locked(path: Path) -> OwnerLock:
@@ -198,20 +198,20 @@ def _own_folder(temporary: Path) -> Path:
 def _is_foreign(own: Path) -> bool:
     """Whether the path exists and is not a directory of this user."""
     try:
-        found = own.lstat()
+        status = own.lstat()
     except FileNotFoundError:
         return False
-    return not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid()
+    return not stat.S_ISDIR(status.st_mode) or status.st_uid != os.getuid()
 
 
 def _empty(own: Path) -> None:
-    for one in own.iterdir():
-        if one.name == "run":  # holds our lock
+    for path in own.iterdir():
+        if path.name == "run":  # holds our lock
             continue
-        if one.is_dir() and not one.is_symlink():
-            shutil.rmtree(one, ignore_errors=True)
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
         else:
-            one.unlink(missing_ok=True)
+            path.unlink(missing_ok=True)
 
 
 def _in_use(own: Path) -> bool:

@@ -158,28 +158,28 @@ class Explainer:
             return await self._recipient(question.address, sender, question, rejection=rejection)
         if not expansion.targets:  # it has forwarded the message before
             [alias] = expand_recipients([ForwardPath(question.address)], expand).aliases
-            found = self._replaced(question.address, sender, [])
-            return found | {"state": "rejected", "reply": alias.reply}
+            explained = self._replaced(question.address, sender, [])
+            return explained | {"state": "rejected", "reply": alias.reply}
         asked = {}
         if (writers := expansion.writers) is not None:
             by = expansion.targets[0].through[0]
             asked = {"writers": {"alias": by, "from": writers.named}}
             if self.forwarding.writer_rejection(question.address, expansion, sender):
-                found = self._replaced(question.address, sender, [])
-                return found | asked | {"state": "rejected", "reply": rejection}
+                explained = self._replaced(question.address, sender, [])
+                return explained | asked | {"state": "rejected", "reply": rejection}
         targets: list[dict[str, Any]] = []
         for target in expansion.targets:
             document = await self._recipient(target.address, sender, question, is_copy=True)
             targets.append(document | {"aliases": [*target.through[1:], target.address]})
         if len(targets) == 1:
-            found = targets[0] | {"address": question.address}
+            explained = targets[0] | {"address": question.address}
         else:
-            found = self._replaced(question.address, sender, targets)
+            explained = self._replaced(question.address, sender, targets)
         if rejection:
-            found["reply"] = rejection
-            if found["state"] in GOES_ON:  # its mailbox is full
-                found["state"] = "rejected"
-        return found | asked
+            explained["reply"] = rejection
+            if explained["state"] in GOES_ON:  # its mailbox is full
+                explained["state"] = "rejected"
+        return explained | asked
 
     def _examine(
         self, address: str, sender: Submitter, question: Question, *, is_copy: bool
@@ -206,25 +206,25 @@ class Explainer:
         """Explain an address that is no alias; `rejection` is the reply to RCPT, if it has one.
         `is_copy`: an alias led there.
         """
-        found = self._examine(address, sender, question, is_copy=is_copy)
-        document = self._document(address, sender, found)
-        if isinstance(found, InvalidRecipient):
+        recipient = self._examine(address, sender, question, is_copy=is_copy)
+        document = self._document(address, sender, recipient)
+        if isinstance(recipient, InvalidRecipient):
             return document | ({"reply": rejection} if rejection else {})
         if rejection:
             return document | {"state": "rejected", "reply": rejection}
         try:
-            explained = await self._apply_rules(address, sender, question, found=found)
+            explained = await self._apply_rules(address, sender, question, recipient=recipient)
         except TooManyPartsError:
             return document | {"state": "rejected", "reply": TOO_MANY_PARTS.reply}
         except UnexaminedArchiveError:
             return document | {"state": "rejected", "reply": NO_POLICY.reply}
-        document["rules"] = [_rule(each) for each in msgspec.to_builtins(explained.rules)]
+        document["rules"] = [_rule(rule) for rule in msgspec.to_builtins(explained.rules)]
         if (deferred := explained.verdict.deferred) is not None:
             reply = own_reply(deferred.status, deferred.text)
             return document | {"state": "rejected", "reply": reply, "rule": deferred.rule}
         [verdict] = explained.verdict.recipients
         document["rule"] = verdict.rule
-        return document | await self._by_verdict(verdict, sender, found, question=question)
+        return document | await self._by_verdict(verdict, sender, recipient, question=question)
 
     async def _apply_rules(
         self,
@@ -232,7 +232,7 @@ class Explainer:
         sender: Submitter,
         question: Question,
         *,
-        found: LocalRecipient | RemoteRecipient,
+        recipient: LocalRecipient | RemoteRecipient,
     ) -> RulesExplained:
         """Apply the rules as acceptance does. Raises what they raise; TimeoutError."""
         claims_local = self.table.is_local_domain(domain_of(sender.reverse_path))
@@ -240,7 +240,7 @@ class Explainer:
             reverse_path=sender.reverse_path,
             sender_local=claims_local and sender.is_trusted,
             recipients=(address,),
-            local=frozenset([address] if found.is_local else []),
+            local=frozenset([address] if recipient.is_local else []),
             content=ParsedContent.of(question.content or b""),
             source=Source.SMTP,
             client=question.ip,
@@ -262,7 +262,7 @@ class Explainer:
         self,
         verdict: RecipientVerdict,
         sender: Submitter,
-        found: LocalRecipient | RemoteRecipient,
+        recipient: LocalRecipient | RemoteRecipient,
         *,
         question: Question,
     ) -> dict[str, Any]:
@@ -274,35 +274,32 @@ class Explainer:
             case VerdictAction.DISCARD:
                 return {"state": "discarded"}
             case VerdictAction.REDIRECT | VerdictAction.QUARANTINE:
-                expansions = map(self._expander(question), verdict.successors)
-                pairs = zip(verdict.successors, expansions, strict=True)
-                addresses = [
-                    address
-                    for each, expansion in pairs
-                    for address in (expansion.addresses if expansion is not None else ()) or (each,)
-                ]
+                expand, addresses = self._expander(question), list[str]()
+                for successor in verdict.successors:
+                    expansion = expand(successor)
+                    addresses += (expansion and expansion.addresses) or (successor,)
                 copies = set(addresses).difference(verdict.successors)
                 targets = [
                     await self._target(
-                        AddedRecipient(each, verdict.rule), sender, question, is_copy=each in copies
+                        AddedRecipient(to, verdict.rule), sender, question, is_copy=to in copies
                     )
                     | _held(verdict.hold)
-                    for each in dict.fromkeys(addresses)
+                    for to in dict.fromkeys(addresses)
                 ]
                 return {"state": _state_of_all(targets), "targets": targets}
             case VerdictAction.DELIVER:
                 if verdict.next_hop:
-                    return await self._chosen(verdict, sender, found)
-                hold = verdict.held(in_mailbox=isinstance(found, LocalRecipient))
-                return await self._destination(found) | _held(hold)
+                    return await self._chosen(verdict, sender, recipient)
+                hold = verdict.held(in_mailbox=isinstance(recipient, LocalRecipient))
+                return await self._destination(recipient) | _held(hold)
 
     async def _chosen(
-        self, verdict: RecipientVerdict, sender: Submitter, found: LocalRecipient | RemoteRecipient
+        self, verdict: RecipientVerdict, sender: Submitter, routed: LocalRecipient | RemoteRecipient
     ) -> dict[str, Any]:
         """Return where mail goes whose next hop a rule chose."""
         path = sender.reverse_path
         chosen = self.table.examine_chosen(
-            verdict.address, verdict.next_hop, found, reverse_path=path
+            verdict.address, verdict.next_hop, routed, reverse_path=path
         )
         route = {"route": self._document(verdict.address, sender, chosen)["route"]}
         hold = verdict.held(in_mailbox=isinstance(chosen, LocalRecipient))
@@ -313,27 +310,27 @@ class Explainer:
     ) -> dict[str, Any]:
         """Explain an address that takes another one's place: rules do not apply to it again."""
         asked = Verdict((), (), (ParsedContent.of(question.content or b""),), ())
-        found = self.forwarding.examiner_of_added(
-            lambda one, *_: self._examine(one, sender, question, is_copy=is_copy),
+        recipient = self.forwarding.examiner_of_added(
+            lambda address, *_: self._examine(address, sender, question, is_copy=is_copy),
             asked,
             self.rules().tenants,
             trusted=sender.is_trusted,
         )(added, added.address, "")
-        document = self._document(added.address, sender, found)
-        if isinstance(found, InvalidRecipient):
+        document = self._document(added.address, sender, recipient)
+        if isinstance(recipient, InvalidRecipient):
             return document
-        return document | await self._destination(found)
+        return document | await self._destination(recipient)
 
-    async def _destination(self, found: LocalRecipient | RemoteRecipient) -> dict[str, Any]:
+    async def _destination(self, recipient: LocalRecipient | RemoteRecipient) -> dict[str, Any]:
         """Return where mail goes that nothing rejects."""
         document: dict[str, Any]
-        if isinstance(found, LocalRecipient):
-            document = {"state": "local", "mailbox": found.mailbox}
-        elif found.next_hop == CAPTURE:
+        if isinstance(recipient, LocalRecipient):
+            document = {"state": "local", "mailbox": recipient.mailbox}
+        elif recipient.next_hop == CAPTURE:
             document = {"state": "captured"}
         else:
-            document = await self._hosts_of(found.next_hop)
-        return document | ({"state": "held", "reason": found.held} if found.held else {})
+            document = await self._hosts_of(recipient.next_hop)
+        return document | ({"state": "held", "reason": recipient.held} if recipient.held else {})
 
     async def _hosts_of(self, next_hop: NextHop) -> dict[str, Any]:
         """Return the hosts of a next hop, and how they are contacted."""
@@ -346,19 +343,19 @@ class Explainer:
             "tls": None,
         }
         usable = partial(usable_hosts, self.resolve, self.table, next_hop)
-        found = await usable()
-        document |= _hosts(found, via)
-        if not isinstance(found, Hosts):
-            outcome = outcome_of(found, self.table.is_own_anywhere)
+        resolution = await usable()
+        document |= _hosts(resolution, via)
+        if not isinstance(resolution, Hosts):
+            outcome = outcome_of(resolution, self.table.is_own_anywhere)
             state = "invalid" if isinstance(outcome, Failed) else "remote"
             return document | {"state": state, "reply": outcome.evidence.reply}
-        tls = found.hosts[0].tls
+        tls = resolution.hosts[0].tls
         assert tls is not None
         policy = f"{tls.by}; {tls.note}" if tls.note else tls.by
         strict = isinstance(await usable(demand=REQUIRETLS), Hosts)
         document["tls"] = {"level": tls.policy.level, "policy": policy, "requiretls": strict}
         if self.state_of is not None:
-            document["site"] = _site(self.state_of(next_hop, found), self.clock)
+            document["site"] = _site(self.state_of(next_hop, resolution), self.clock)
         return document
 
     def _limits(self, via: HopOptions) -> dict[str, Any]:
@@ -374,23 +371,23 @@ class Explainer:
         self, address: str, sender: Submitter, targets: Sequence[Mapping[str, Any]]
     ) -> dict[str, Any]:
         """Return the document of an alias with several targets."""
-        found = self._document(address, sender, InvalidRecipient("", ""))
-        return found | {"state": _state_of_all(targets), "targets": list(targets)}
+        document = self._document(address, sender, InvalidRecipient("", ""))
+        return document | {"state": _state_of_all(targets), "targets": list(targets)}
 
-    def _document(self, address: str, sender: Submitter, found: RoutingResult) -> dict[str, Any]:
+    def _document(self, address: str, sender: Submitter, result: RoutingResult) -> dict[str, Any]:
         """Return the document of an address of which only the route is known, or its rejection."""
         next_hop = state = reply = ""
         way = login = None
-        match found:
+        match result:
             case LocalRecipient():
                 next_hop = str(LOCAL)
             case RemoteRecipient(hop):
                 next_hop, way = str(hop), self.table.way_around(hop)
                 login = self.table.options_for(hop).login
             case InvalidRecipient():
-                is_refused = found.route or found.status == REJECT_STATUS
-                state, reply = "rejected" if is_refused else "invalid", found.text
-        place = self.places.get(found.route, _NO_PLACE)
+                is_refused = result.route or result.status == REJECT_STATUS
+                state, reply = "rejected" if is_refused else "invalid", result.text
+        place = self.places.get(result.route, _NO_PLACE)
         return {
             "address": address,
             "from": sender.reverse_path,
@@ -401,7 +398,7 @@ class Explainer:
             "aliases": [],
             "rules": [],
             "route": {
-                "name": found.route,
+                "name": result.route,
                 "file": place.file,
                 "line": place.line,
                 "next_hop": next_hop,
@@ -431,14 +428,14 @@ def _rule(finding: dict[str, Any]) -> dict[str, Any]:
 
 def _state_of_all(targets: Sequence[Mapping[str, Any]]) -> str:
     """Return the state of an address with targets: that of the first one that gets the mail."""
-    states = [str(each["state"]) for each in targets] or ["rejected"]
+    states = [str(target["state"]) for target in targets] or ["rejected"]
     return next((state for state in states if state in GOES_ON), states[0])
 
 
-def _hosts(found: Resolution, via: HopOptions) -> dict[str, Any]:
+def _hosts(resolution: Resolution, via: HopOptions) -> dict[str, Any]:
     """Return the hosts in the order in which delivery tries them, then those that it skips."""
-    mx, documents = mx_of(found, via.source_address), []
-    hosts = found.hosts if isinstance(found, Hosts) else ()
+    mx, documents = mx_of(resolution, via.source_address), []
+    hosts = resolution.hosts if isinstance(resolution, Hosts) else ()
     for host in hosts:
         addresses = list(of_family(host.addresses, via.source_address))
         documents.append(
@@ -451,9 +448,9 @@ def _hosts(found: Resolution, via: HopOptions) -> dict[str, Any]:
         )
     names = {host.name for host in hosts}
     documents += [
-        {"name": one.name, "preference": one.preference, "addresses": [], "skipped": one.skipped}
-        for one in mx.hosts
-        if one.name not in names
+        {"name": host.name, "preference": host.preference, "addresses": [], "skipped": host.skipped}
+        for host in mx.hosts
+        if host.name not in names
     ]
     return {"hosts": documents, "hosts_more": mx.more}
 
@@ -597,8 +594,8 @@ def _asked(question: Question, verdict: FilterVerdict) -> AskedMilters:
         return AskedMilters(question, verdict.said, _rejected(verdict.answer.reply))
     if verdict.discarded_by or question.address in verdict.removed:
         return AskedMilters(question, verdict.said, {"state": "discarded"})
-    found = verdict.content
-    changed = ParsedContent(found.header.prepend(verdict.top), found.rest)
+    content = verdict.content
+    changed = ParsedContent(content.header.prepend(verdict.top), content.rest)
     question = replace(
         question, content=read_all(changed.joined()), results=read_results(verdict.results)
     )

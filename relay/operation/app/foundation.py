@@ -168,7 +168,7 @@ class Reloader:
         rules, is_reloaded = self._active.rules().rule_count, not faults
         if is_reloaded:
             tenants = self._active.tenants().values()
-            faults = _shown([fault for one in tenants for fault in one.faults])
+            faults = _shown([fault for tenant in tenants for fault in tenant.faults])
             if not faults:
                 self._metrics.reload_success_time.set(self._clock.time_us() / 1_000_000)
             _log.info("reloaded", rules=rules, new_certificates=renewed)
@@ -190,10 +190,10 @@ class Reloader:
         """Let the metric have the age of each tenant's rules."""
         metric = self._metrics.policy_set_age
         metric.clear()
-        for name, one in self._active.tenants().items():
+        for name, tenant in self._active.tenants().items():
             age = metric.labels(name)
-            if one.faults:
-                age.set_function(partial(self._age_s, one.good_us))
+            if tenant.faults:
+                age.set_function(partial(self._age_s, tenant.good_us))
 
     def _age_s(self, since_us: int) -> float:
         return max(0.001, (self._clock.time_us() - since_us) / 1_000_000)
@@ -201,9 +201,9 @@ class Reloader:
 
 def _shown(faults: Sequence[Fault]) -> tuple[str, ...]:
     """Return the first faults as text, and how many more there are."""
-    found = tuple(map(str, faults[:_FAULTS_SHOWN]))
-    more = len(faults) - len(found)
-    return (*found, f"and {counted(more, 'more fault')}") if more else found
+    texts = tuple(map(str, faults[:_FAULTS_SHOWN]))
+    more = len(faults) - len(texts)
+    return (*texts, f"and {counted(more, 'more fault')}") if more else texts
 
 
 class Readiness:
@@ -363,11 +363,11 @@ def _usage(
 
 def show_parts(base: Foundation) -> None:
     """Let the metrics have the certificates, milters and signing domains that are in force."""
-    metrics, milters = base.metrics, base.settings.milter
-    metrics.expect(domains=base.sources.keys().domains, milters=[one.name for one in milters])
+    metrics, names = base.metrics, [milter.name for milter in base.settings.milter]
+    metrics.expect(domains=base.sources.keys().domains, milters=names)
     metrics.milter_down.clear()
-    for one in milters:
-        metrics.milter_down.labels(one.name).set_function(partial(_is_down, base.milters, one.name))
+    for name in names:
+        metrics.milter_down.labels(name).set_function(partial(_is_down, base.milters, name))
     metrics.certificate_end.clear()
     for listener in (*base.certificates.smtp, base.certificates.http):
         for pair in listener.pairs if listener else ():
@@ -393,8 +393,8 @@ def _store(
     crash: CrashPoints,
 ) -> FileStore:
     def limits_of(account: str) -> QuotaLimits:
-        found = sources.accounts.by_address(account)
-        return QuotaLimits(found.quota, found.quota_messages) if found else QuotaLimits()
+        owner = sources.accounts.by_address(account)
+        return QuotaLimits(owner.quota, owner.quota_messages) if owner else QuotaLimits()
 
     return FileStore(
         root,

@@ -210,7 +210,7 @@ def _means(
         lists=base.store.lists,
         clock=base.clock,
     )
-    base.journeys.places.contents = lambda wanted, s: search.begin(wanted, lookup_s=s).matching
+    base.journeys.places.contents = lambda query, s: search.begin(query, lookup_s=s).matching
     return api.ApiDependencies(
         journeys=base.journeys,
         queue_admin=base.spool.queue_admin,
@@ -265,8 +265,8 @@ def _impairment(base: Foundation) -> str:
     rules = base.sources.active.impaired() if base.sources.active else ""
     down = [f'the milter "{name}" is down: {why}' for name, why in base.milters.down.items()]
     tokens = base.tokens.impaired()
-    found = (refusing, paused, base.readiness.impaired, rules, tokens, *without_node, *down)
-    return "; ".join(filter(None, found))
+    reasons = (refusing, paused, base.readiness.impaired, rules, tokens, *without_node, *down)
+    return "; ".join(filter(None, reasons))
 
 
 def build_pages(base: Foundation, front_door: FrontDoor) -> Pages:

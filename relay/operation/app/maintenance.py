@@ -210,11 +210,11 @@ class MailRootAttendant:
         if not self._takes_any:
             self._check_id(known_id)
         self._is_known = True
-        found = await self.spool.record_mail_root(
+        root_id = await self.spool.record_mail_root(
             self.name, self.root.id, instead_of=known_id if self._takes_any else ""
         )
-        self._check_id(found)  # another one may have come at the same moment
-        self._recorded = found
+        self._check_id(root_id)  # another one may have come at the same moment
+        self._recorded = root_id
 
     def _check_id(self, known_id: str) -> None:
         try:
@@ -277,25 +277,25 @@ async def keep_usage(ledger: UsageLedger, tell: Callable[[], Awaitable[None]]) -
             await ledger.exchange()
 
 
-def log_continued(found: ResumedTime | None, *, offset_us: int) -> None:
+def log_continued(resumed: ResumedTime | None, *, offset_us: int) -> None:
     """Log how this start continues the queue time, if it differs from the wall clock.
 
     `ahead_us` is how far the wall clock is ahead of the queue's time.
     """
-    if found is None:
+    if resumed is None:
         return
-    if not found.is_exact and found.wall_passed_us < -_CLOCK_DIFFERS_US:
+    if not resumed.is_exact and resumed.wall_passed_us < -_CLOCK_DIFFERS_US:
         _log.warning(
             "the clock is behind the time of the last run: queue time continues from there;"
             " is the clock right?",
-            seconds=found.wall_passed_us / 1_000_000,
+            seconds=resumed.wall_passed_us / 1_000_000,
         )
-    elif not found.is_exact and found.wall_passed_us > _DAY_S * 1_000_000:
+    elif not resumed.is_exact and resumed.wall_passed_us > _DAY_S * 1_000_000:
         _log.warning(
             "the machine was restarted, and by its clock this much time passed since the last run:"
             " nothing expires before one more attempt, no history is removed for a day;"
             " is the clock right?",
-            seconds=found.wall_passed_us / 1_000_000,
+            seconds=resumed.wall_passed_us / 1_000_000,
         )
     elif abs(offset_us) > _CLOCK_DIFFERS_US:
         _log.warning(
@@ -345,12 +345,12 @@ async def warn_of_ending_keys(keys: Callable[[], KeyRing], clock: Clock) -> None
         nonlocal logged
         now_us = clock.time_us()
         today = now_us // DAY_US
-        found = {(key.domain, key.last_day, today): key for key in keys().ending(now_us)}
-        for line, key in found.items():
+        ending = {(key.domain, key.last_day, today): key for key in keys().ending(now_us)}
+        for line, key in ending.items():
             if line not in logged:
                 event = _KEY_ENDS if key.is_usable(now_us) else _KEY_ENDED
                 _log.warning(event, domain=key.domain, selector=key.selector, until=key.last_day)
-        logged = set(found)
+        logged = set(ending)
 
     await _repeat(warn, clock, interval_s=_KEYS_S, fault="signing keys not checked")
 
@@ -375,8 +375,8 @@ def prune_answers(mailbox: Path, *, kept_bytes: int = KEPT_BYTES_MAX) -> int:
         with suppress(FileNotFoundError), os.scandir(mailbox / part) as entries:
             for entry in entries:
                 with suppress(FileNotFoundError):
-                    found = entry.stat()
-                    files.append((found.st_mtime, found.st_size, Path(entry.path)))
+                    status = entry.stat()
+                    files.append((status.st_mtime, status.st_size, Path(entry.path)))
     excess = sum(size for _, size, _ in files) - kept_bytes
     removed = 0
     for _, size, path in sorted(files):

@@ -104,10 +104,10 @@ def renewed(connect: Connect, resolver: Resolver | LoopbackResolver) -> Connect:
         except ConnectError as error:
             if not target.tls.tlsa or error.tls_result in ("", _NO_STARTTLS):
                 raise
-            found = await _dns_of(resolver).tlsa(target.host, target.port, fresh=True)
-            if found.usable in ((), target.tls.tlsa):
+            records = await _dns_of(resolver).tlsa(target.host, target.port, fresh=True)
+            if records.usable in ((), target.tls.tlsa):
                 raise
-        policy = structs.replace(target.tls, tlsa=found.usable)
+        policy = structs.replace(target.tls, tlsa=records.usable)
         return await connect(dataclasses.replace(target, tls=policy))
 
     return connect_again

@@ -43,7 +43,7 @@ def build_subscriptions(base: Foundation, resolver: Resolver | LoopbackResolver)
         sender=Sender(client, kind="subscription", clock=base.clock, metrics=base.metrics),
         clock=base.clock,
         tenant=str(uuid5(NAMESPACE_DNS, base.settings.hostname)),
-        may_read=lambda one: base.is_development or _may_read(base, one),
+        may_read=lambda subscription: base.is_development or _may_read(base, subscription),
     )
 
 
@@ -67,21 +67,21 @@ def lookup_of(resolver: Resolver | LoopbackResolver, *, only_here: bool = False)
         if only_here and name != "localhost" and not name.endswith(".localhost"):
             text = "relay dev sends to this machine only (localhost, 127.0.0.1, ::1)"
             raise OSError(f"{text}; with --listen-all also to private addresses")
-        found = await resolver.addresses(name)
-        if isinstance(found, NoAnswer):
-            raise OSError(f"{name} could not be looked up: {found.text}")
-        return found
+        addresses = await resolver.addresses(name)
+        if isinstance(addresses, NoAnswer):
+            raise OSError(f"{name} could not be looked up: {addresses.text}")
+        return addresses
 
     return lookup
 
 
-def _may_read(base: Foundation, one: Subscription) -> bool:
+def _may_read(base: Foundation, subscription: Subscription) -> bool:
     """Whether the account that created a subscription may still read the mailbox."""
     accounts = base.sources.accounts
-    creator = accounts.by_address(one.creator)
+    creator = accounts.by_address(subscription.creator)
     if creator is None or creator.is_disabled or _MAY_READ.isdisjoint(creator.scopes):
         return False
-    caller = dataclasses.replace(creator, is_application=one.is_application)
+    caller = dataclasses.replace(creator, is_application=subscription.is_application)
     with suppress(UnknownUserError):
-        return accounts.opened(one.mailbox, caller) is not None
+        return accounts.opened(subscription.mailbox, caller) is not None
     return False

@@ -49,14 +49,14 @@ def resident_bytes(statm: Path = _STATM) -> int:
 
 def memory_limit_bytes() -> int:
     """Return the memory of the machine, or of this process's control group if less (cgroups(7))."""
-    found = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
+    limits = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
     with suppress(OSError):
         for line in _CGROUP.read_text().splitlines():
             group = _CGROUPS / line.rpartition(":")[2].strip("/")
             for place in (group, *group.parents):
                 with suppress(OSError, ValueError):  # no such file, or "max"
-                    found.append(int((place / "memory.max").read_text()))
-    return min(found)
+                    limits.append(int((place / "memory.max").read_text()))
+    return min(limits)
 
 
 def open_files_limit() -> int:
@@ -89,12 +89,12 @@ _TRIM_S = 10.0
 
 def bounds_of(settings: Settings) -> Bounds:
     """Return the bounds that the settings give on this machine."""
-    given = settings.pressure
+    pressure = settings.pressure
     return Bounds(
-        disk_free=given.disk_free,
-        queue_entries=given.queue_entries,
-        memory=given.memory or int(_MEMORY_PART * memory_limit_bytes()),
-        commit_latency_s=given.commit_latency,
+        disk_free=pressure.disk_free,
+        queue_entries=pressure.queue_entries,
+        memory=pressure.memory or int(_MEMORY_PART * memory_limit_bytes()),
+        commit_latency_s=pressure.commit_latency,
     )
 
 
@@ -186,7 +186,7 @@ def _tell(before: PressureState, state: PressureState) -> None:
         "pressure",
         state=state.level.name.lower(),
         before=before.level.name.lower(),
-        reasons=" ".join(f"{one}={level.name.lower()}" for one, level in state.levels.items()),
+        reasons=" ".join(f"{name}={level.name.lower()}" for name, level in state.levels.items()),
         because=because,
     )
 

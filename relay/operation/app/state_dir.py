@@ -78,8 +78,8 @@ def as_owner(settings: Settings, *others: Path) -> Iterator[None]:
     own files either, so the spool's modules and all schemas are loaded before.
     """
     folders = (settings.state_dir, *others)
-    found = next((one.stat() for one in folders if one.exists() and one.stat().st_uid), None)
-    if os.geteuid() or found is None:
+    status = next((path.stat() for path in folders if path.exists() and path.stat().st_uid), None)
+    if os.geteuid() or status is None:
         yield
         return
     from relay.store.mailbox.index.database import load_schema  # noqa: PLC0415 - slow
@@ -87,9 +87,9 @@ def as_owner(settings: Settings, *others: Path) -> Iterator[None]:
     spool.load_engine(settings)
     load_schema()
     groups, group = os.getgroups(), os.getegid()
-    os.setgroups(_groups_of(found.st_uid))
-    os.setegid(found.st_gid)
-    os.seteuid(found.st_uid)
+    os.setgroups(_groups_of(status.st_uid))
+    os.setegid(status.st_gid)
+    os.seteuid(status.st_uid)
     try:
         yield
     finally:

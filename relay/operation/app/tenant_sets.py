@@ -98,7 +98,7 @@ class LastGoodSets:
                 fsync_path(folder)
             self._crash.reached(CrashPoint.TENANT_SET_KEPT)
         os.utime(target, ns=(made.good_us * 1000, made.good_us * 1000))
-        if others := [one for one in home.iterdir() if one != target]:
+        if others := [path for path in home.iterdir() if path != target]:
             for other in others:
                 shutil.rmtree(other)
             fsync_path(home)
@@ -117,15 +117,15 @@ class LastGoodSets:
         Its tests passed when it was kept, and are not run again.
         """
         with suppress(OSError):
-            folders = [one for one in (self._top / tenant.name).iterdir() if one.name != _PART]
-            times = {one: one.stat().st_mtime_ns for one in folders}
+            folders = [path for path in (self._top / tenant.name).iterdir() if path.name != _PART]
+            times = {path: path.stat().st_mtime_ns for path in folders}
             for folder in sorted(folders, key=times.__getitem__, reverse=True):
                 try:
                     rules = read_rules(folder, tenant=tenant, with_tests=False)
-                    found = rules.digest or _EMPTY
-                    if found == folder.name:
+                    digest = rules.digest or _EMPTY
+                    if digest == folder.name:
                         return TenantSet(tenant, rules, times[folder] // 1000)
-                    why = f"found files with the hash {found}, expected {folder.name}"
+                    why = f"found files with the hash {digest}, expected {folder.name}"
                 except PolicyError as error:
                     why = str(error)
                 _log.warning(
@@ -167,11 +167,10 @@ def load_tenants(
     """Load the set of each tenant; with a fault, the set `before` stays, or the last good one is
     used. `examine` gets each set that was loaded, and logs warnings.
     """
+    load = partial(_load, clock=clock, examine=examine)
     return {
-        one.name: _load(
-            one, settings, last_good, before=before.get(one.name), clock=clock, examine=examine
-        )
-        for one in settings.tenant
+        tenant.name: load(tenant, settings, last_good, before=before.get(tenant.name))
+        for tenant in settings.tenant
     }
 
 
@@ -195,12 +194,12 @@ def _load(
             faults_of_reach(old.rules.rules, tenant, own=settings.own_domains)
         ):
             rules = old.rules if old.rules.loaded else dataclasses.replace(old.rules, loaded=loaded)
-            found = TenantSet(tenant, rules, old.good_us, faults)
+            chosen = TenantSet(tenant, rules, old.good_us, faults)
             break
     else:
         since_us = before.good_us if before is not None and before.rules is None else now_us
-        found = TenantSet(tenant, None, since_us, faults)
-    in_force = f"the last good ones, {found.rules.digest or _EMPTY}" if found.rules else _NONE
+        chosen = TenantSet(tenant, None, since_us, faults)
+    in_force = f"the last good ones, {chosen.rules.digest or _EMPTY}" if chosen.rules else _NONE
     for fault in faults[:_FAULTS_SHOWN]:
         _log.warning("a fault in the rules of a tenant", tenant=tenant.name, fault=str(fault))
     _log.warning(
@@ -209,7 +208,7 @@ def _load(
         faults=len(faults),
         in_force=in_force,
     )
-    return found
+    return chosen
 
 
 def rules_of_a_start(
@@ -222,8 +221,8 @@ def rules_of_a_start(
     check_operator(settings, file, operator)
     kept = LastGoodSets(settings.state_dir, CrashPoints(""))
     sets = load_tenants(settings, kept, before={}, clock=clock, examine=lambda _: None)
-    found = ((one.tenant, one.rules) for one in sets.values())
-    return book_of([(None, operator), *found], settings), sets
+    of_tenants = ((kept.tenant, kept.rules) for kept in sets.values())
+    return book_of([(None, operator), *of_tenants], settings), sets
 
 
 def load_set(
@@ -286,7 +285,7 @@ def check_operator(settings: Settings, file: Path, rules: RuleSet) -> None:
     """Raise PolicyError for a directory that belongs to no tenant, and for rules of the operator
     with the name of a tenant in front.
     """
-    names = [one.name for one in settings.tenant]
+    names = [tenant.name for tenant in settings.tenant]
     faults = [
         Fault(
             rule.file,
@@ -303,8 +302,8 @@ def check_operator(settings: Settings, file: Path, rules: RuleSet) -> None:
         without = f" ({', '.join(missing)} has none)"
     else:
         without = ""
-    for one in other_directories(directory, *names):
-        text = f"found the directory {one}, expected a [[tenant]] of this name{without}: "
+    for folder in other_directories(directory, *names):
+        text = f"found the directory {folder}, expected a [[tenant]] of this name{without}: "
         faults.append(document.fault(("tenant",), f"{text}add one, or move the directory away"))
     if faults:
         raise PolicyError(faults)
@@ -317,22 +316,22 @@ def book_of(sets: Iterable[tuple[Tenant | None, RuleSet | None]], settings: Sett
     """
     operator, tenants = RuleSet(), {}
     aliases: dict[str, list[str]] = {}
-    for one in settings.domain:
-        aliases.setdefault(one.alias_of, []).append(one.name)
+    for domain in settings.domain:
+        aliases.setdefault(domain.alias_of, []).append(domain.name)
     for tenant, rules in sets:
         if tenant is None:
             operator = rules or operator
             continue
         own = tenant.domains
-        domains = frozenset((*own, *(alias for each in own for alias in aliases.get(each, ()))))
+        domains = frozenset((*own, *(alias for domain in own for alias in aliases.get(domain, ()))))
         tenants[tenant.name] = TenantRules(tenant.name, domains, rules)
     return RuleBook(operator, tenants)
 
 
 def trouble_of(sets: Mapping[str, TenantSet]) -> str:
     """Return which tenants have other rules in force than their newest ones, "" if none has."""
-    old = [name for name, one in sets.items() if one.faults and one.rules is not None]
-    without = [name for name, one in sets.items() if one.rules is None]
+    old = [name for name, tenant in sets.items() if tenant.faults and tenant.rules is not None]
+    without = [name for name, tenant in sets.items() if tenant.rules is None]
     texts = [f"old rules are in force for the tenants {named(old)}"] if old else []
     texts += [f"mail of the tenants {named(without)} waits for their rules"] if without else []
     return "; ".join(texts)

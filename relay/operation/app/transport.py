@@ -164,11 +164,11 @@ def _smtp_servers(
         SmtpServer(
             listener,
             ingress,
-            certificate=shown,
+            certificate=certificate,
             options=base.sources.listener_options(listener),
             elsewhere=None if gate is None else partial(gate.hand_on, number),
         )
-        for number, (listener, shown) in enumerate(
+        for number, (listener, certificate) in enumerate(
             zip(base.settings.smtp, base.certificates.smtp, strict=True)
         )
     ]
@@ -196,7 +196,7 @@ def introduce(
     base.usage.on_near = on_near
     base.readiness.queue = scheduler.unreadable
     if transport.gate is not None:
-        transport.gate.accept = [one.accept for one in transport.smtp_servers]
+        transport.gate.accept = [server.accept for server in transport.smtp_servers]
     if base.reloader is not None:
         base.reloader.apply = partial(use_settings, base, transport)
         base.reloader.applied = lambda: webhooks.use(base.settings.webhook)
@@ -228,8 +228,8 @@ def use_settings(
         server.use(listener)
     if transport.gate is not None:
         transport.gate.use()
-    old, new = [(each.dns, each.delivery.port, each.delivery.proxy) for each in (before, settings)]
-    if old != new:
+    old = before.delivery
+    if (before.dns, old.port, old.proxy) != (settings.dns, delivery.port, delivery.proxy):
         assert isinstance(transport.resolver, Resolver)  # a development relay reloads nothing
         transport.resolver.use(
             settings.dns, port=delivery.port, proxy_host=_proxy_host(delivery.proxy)
@@ -254,11 +254,11 @@ async def queue_stats(base: Foundation, transport: Transport) -> dict[str, Any]:
     ahead_us = base.clock.time_us() - int(base.clock.monotonic() * 1e6)
     paused = [
         {
-            "site": one.site,
-            "by": one.provider,
-            "until": rfc3339(ahead_us + int(one.until_s * 1e6)),
+            "site": site.site,
+            "by": site.provider,
+            "until": rfc3339(ahead_us + int(site.until_s * 1e6)),
         }
-        for one in transport.scheduler.sites.paused()
+        for site in transport.scheduler.sites.paused()
     ]
     return {**await base.spool.stats(), "paused_sites": paused}
 
@@ -289,8 +289,8 @@ def may_send_as(accounts: AccountDirectory, account: str, address: str) -> bool:
     """Return whether the account of a submission may send mail from `address`. What it sent before
     it was disabled still leaves.
     """
-    found = accounts.by_address(account) or Account(account)
-    return found.owns(address) or found.may_send_as(address)
+    submitter = accounts.by_address(account) or Account(account)
+    return submitter.owns(address) or submitter.may_send_as(address)
 
 
 def _ingress(
@@ -552,8 +552,8 @@ def build_gate(base: Foundation) -> GateKeeper | None:
         return None
 
     def setup() -> Setup:
-        shown = base.certificates.smtp
-        return setup_of(base.settings.hostname, zip(base.settings.smtp, shown, strict=True))
+        certificates = base.certificates.smtp
+        return setup_of(base.settings.hostname, zip(base.settings.smtp, certificates, strict=True))
 
     return GateKeeper(
         words=words,
@@ -572,12 +572,12 @@ def setup_of(
         [
             ListenerSetup(
                 dataclasses.replace(
-                    one, tls=None, trusted_networks=(), proxy_networks=(), auth=one.takes_auth
+                    smtp, tls=None, trusted_networks=(), proxy_networks=(), auth=smtp.takes_auth
                 ),
-                [pair.pem for pair in shown.pairs] if shown is not None else [],
-                requires_tls=one.tls is not None and one.tls.require,
-                offers_auth_in_clear=offers_auth_in_clear(one),
+                [pair.pem for pair in certificate.pairs] if certificate is not None else [],
+                requires_tls=smtp.tls is not None and smtp.tls.require,
+                offers_auth_in_clear=offers_auth_in_clear(smtp),
             )
-            for one, shown in listeners
+            for smtp, certificate in listeners
         ],
     )

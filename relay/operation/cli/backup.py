@@ -55,14 +55,17 @@ def check(context: CommandContext, role: NodeRole, *, online: bool) -> None:
     findings = check_file(file, environ, SystemClock(), role=role, online=online)
     if context.json:
         print_json(
-            [{"check": one.what, "verdict": one.verdict, "text": one.text} for one in findings]
+            [
+                {"check": finding.what, "verdict": finding.verdict, "text": finding.text}
+                for finding in findings
+            ]
         )
     else:
-        for one in findings:
-            show_finding(one)
-    verdicts = {one.verdict for one in findings}
+        for finding in findings:
+            show_finding(finding)
+    verdicts = {finding.verdict for finding in findings}
     if CheckResult.FAULT in verdicts:
-        count = sum(1 for one in findings if one.verdict is CheckResult.FAULT)
+        count = sum(1 for finding in findings if finding.verdict is CheckResult.FAULT)
         raise CommandError(ExitCode.CONFIGURATION, f"relay check: {counted(count, 'fault')}")
     if CheckResult.FAILED in verdicts:
         raise CommandError(
@@ -70,13 +73,13 @@ def check(context: CommandContext, role: NodeRole, *, online: bool) -> None:
         )
 
 
-def show_finding(one: CheckFinding) -> None:
+def show_finding(finding: CheckFinding) -> None:
     """Print a passed check on stdout, any other on stderr."""
-    if one.verdict is CheckResult.OK:
-        click.echo(printable(f"{one.what:<15} {one.verdict:<8} {one.text}"))
+    if finding.verdict is CheckResult.OK:
+        click.echo(printable(f"{finding.what:<15} {finding.verdict:<8} {finding.text}"))
         return
-    begin = {CheckResult.FAILED: f"{one.what}: ", CheckResult.WARNING: "warning: "}
-    click.echo(printable(begin.get(one.verdict, "") + one.text), err=True)
+    begin = {CheckResult.FAILED: f"{finding.what}: ", CheckResult.WARNING: "warning: "}
+    click.echo(printable(begin.get(finding.verdict, "") + finding.text), err=True)
 
 
 @click.command()
@@ -113,7 +116,7 @@ def backup(context: CommandContext, directory: Path, *, no_database: bool) -> No
     size = f"{counted(manifest.files, 'file')}, {manifest.bytes / 2**20:.1f} MiB"
     context.show(result, lambda: [f"backed up to {directory}: {size}"])
     if damaged := _damaged(result):
-        raise CommandError(ExitCode.DATA, "\n".join(f"relay backup: {one}" for one in damaged))
+        raise CommandError(ExitCode.DATA, "\n".join(f"relay backup: {line}" for line in damaged))
 
 
 def _in_force(context: CommandContext) -> tuple[Settings, str]:
@@ -146,8 +149,8 @@ def restore(context: CommandContext, directory: Path, *, yes: bool) -> None:
 
     def allow(outside: list[Path]) -> None:
         click.echo("relay restore: outside the directories of the service, it would make", err=True)
-        for one in outside:
-            click.echo(printable(f"  {one}"), err=True)
+        for path in outside:
+            click.echo(printable(f"  {path}"), err=True)
         if not yes and (sys.stdin is None or not sys.stdin.isatty()):
             raise click.UsageError("expected --yes, or a terminal to ask on; nothing was written")
         if not yes and not click.confirm("Make them?", err=True):
@@ -175,14 +178,14 @@ def restore(context: CommandContext, directory: Path, *, yes: bool) -> None:
         raise CommandError(ExitCode.CONFIGURATION, text) from None
     result = document(restored)
     context.show(result, lambda: _lines(result))
-    found = check_file(restored.config, environ, SystemClock())
-    for one in found:
-        if one.verdict is not CheckResult.OK:
-            show_finding(one)
+    findings = check_file(restored.config, environ, SystemClock())
+    for finding in findings:
+        if finding.verdict is not CheckResult.OK:
+            show_finding(finding)
     if result["left"]:
         text = "relay restore: not restored, mail of the drop directory"
         raise CommandError(ExitCode.DATA, "\n".join(f"{text}: {path}" for path in result["left"]))
-    if any(one.verdict is CheckResult.FAULT for one in found):
+    if any(finding.verdict is CheckResult.FAULT for finding in findings):
         text = "relay restore: everything is restored, and relay check finds these faults"
         raise CommandError(ExitCode.CONFIGURATION, text)
 
@@ -194,7 +197,7 @@ def _lines(result: dict[str, Any]) -> list[str]:
     places = ", ".join((result["config"], result["state_dir"], result["root"]))
     return [
         f"restored {counted(result['files'], 'file')}, {result['bytes'] / 2**20:.1f} MiB: {places}",
-        *(f"kept, and different from the backup: {one}" for one in result["kept"]),
+        *(f"kept, and different from the backup: {path}" for path in result["kept"]),
         *_damaged(result),
         f"held: {entries} of the queue, {submissions}",
         RELEASE_RESTORED,
@@ -202,7 +205,7 @@ def _lines(result: dict[str, Any]) -> list[str]:
 
 
 def _damaged(result: Mapping[str, Any]) -> list[str]:
-    return [printable(f"damaged: {one['path']}: {one['found']}") for one in result["damaged"]]
+    return [printable(f"damaged: {file['path']}: {file['found']}") for file in result["damaged"]]
 
 
 def _tell(verb: str, done: str, number: int) -> None:

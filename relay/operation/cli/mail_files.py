@@ -106,8 +106,8 @@ def _mailbox(root: Path, address: str, *, create: bool = False, hint: str = "") 
 
 def _folder(mailbox: Path, name: str) -> Folder:
     """Return the folder with this name or id. Raises CommandError."""
-    wanted = name.casefold()
-    for one in list_folders(mailbox):
-        if wanted in (one.id.casefold(), one.display_name.casefold()):
-            return one
+    folded = name.casefold()
+    for folder in list_folders(mailbox):
+        if folded in (folder.id.casefold(), folder.display_name.casefold()):
+            return folder
     raise CommandError(ExitCode.DATA, f"relay: the mailbox has no folder {shown(name)}")

@@ -60,7 +60,7 @@ def login(context: CommandContext, name: str) -> None:
 def test(context: CommandContext, name: str) -> None:
     """Get the tokens of the [[oauth]] NAME; say for whom they are, what for, and until when."""
     rows = _run(context, name, _try)
-    words = [f"{one['use']}: {one['for']}, until {one['until']}: {one['scopes']}" for one in rows]
+    words = [f"{row['use']}: {row['for']}, until {row['until']}: {row['scopes']}" for row in rows]
     context.show(rows, lambda: words)
 
 

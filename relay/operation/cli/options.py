@@ -93,7 +93,7 @@ def role_option(command: F) -> F:
     """Add --role to a verb, as the argument `role`."""
     return click.option(
         "--role",
-        type=click.Choice([one.value for one in NodeRole]),
+        type=click.Choice([role.value for role in NodeRole]),
         default=NodeRole.ALL.value,
         show_default=True,
         callback=lambda _context, _option, value: NodeRole(value),
@@ -116,8 +116,8 @@ class Parsed(click.ParamType[T]):
         try:
             return self._parse(text)
         except ValueError as error:
-            found = "" if self._is_secret else f"found {shown(text)}, "
-            self.fail(f"{found}expected {error}", param, ctx)
+            begin = "" if self._is_secret else f"found {shown(text)}, "
+            self.fail(f"{begin}expected {error}", param, ctx)
 
 
 def _message_name(text: str) -> str:

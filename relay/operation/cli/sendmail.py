@@ -81,7 +81,7 @@ def sendmail(
     recipients: tuple[str, ...],
     more: tuple[str, ...],
     mode: str,
-    **given: Any,
+    **flags: Any,
 ) -> None:
     """Send the message on standard input.
 
@@ -96,20 +96,20 @@ def sendmail(
         return
     if mode not in ("m", "s"):
         raise click.UsageError(f"found {shown(f'-b{mode}')}, expected -bm, -bs or -bp")
-    notify, ret, envid = _notify(given["notify"]), _ret(given["ret"]), _envid(given["envid"])
+    notify, ret, envid = _notify(flags["notify"]), _ret(flags["ret"]), _envid(flags["envid"])
     place = _place(context)
     address = place.address
     try:
         if mode == "s":
             talk(address, FileIO(0, closefd=False), FileIO(1, "w", closefd=False))
             return
-        sender = given["sender"]
+        sender = flags["sender"]
         if sender is None:
             sender = user_name() if place.domain else login_name()
         options = SendmailOptions(
-            recipients, given["from_header"], sender or "<>", given["name"], place.domain
+            recipients, flags["from_header"], sender or "<>", flags["name"], place.domain
         )
-        text = _message(ends_with_dot=not (given["ignores_dots"] or "i" in more))
+        text = _message(ends_with_dot=not (flags["ignores_dots"] or "i" in more))
         message = prepare(text, options, clock=SystemClock())
         refused: list[str] = []
         try:
@@ -131,7 +131,7 @@ def sendmail(
             envelope = DroppedEnvelope(message.sender, message.recipients, notify, ret, envid)
             _drop(place.drop, envelope, message.content, users=place.users)
     except NoRecipientsError:
-        expected = "an address, or one in To, Cc or Bcc" if given["from_header"] else "one, or -t"
+        expected = "an address, or one in To, Cc or Bcc" if flags["from_header"] else "one, or -t"
         raise CommandError(ExitCode.USAGE, f"sendmail: no recipient: expected {expected}") from None
     except TryLaterError as error:
         raise CommandError(ExitCode.TRY_LATER, f"sendmail: {address}: {error}") from None
@@ -187,13 +187,13 @@ class _Place(Struct, frozen=True):
 def _place(context: CommandContext) -> _Place:
     """Return where mail goes. RELAY_SENDMAIL does without a configuration."""
     host = socket.gethostname() or "localhost"
-    if given := read_environment().sendmail:
+    if variable := read_environment().sendmail:
         try:
-            address = parse_address(given, Path.cwd())
+            address = parse_address(variable, Path.cwd())
         except ValueError:
             address = Address()
         if not address.port:
-            text = f"sendmail: RELAY_SENDMAIL: found {shown(given)}, expected HOST:PORT"
+            text = f"sendmail: RELAY_SENDMAIL: found {shown(variable)}, expected HOST:PORT"
             raise CommandError(ExitCode.CONFIGURATION, text)
         return _Place(address, host)
     values: dict[str, Any] = {}
@@ -209,9 +209,9 @@ def _place(context: CommandContext) -> _Place:
     if not values:
         return _Place(_DEFAULT, host)
     settings = Settings(**values)
-    found = (one.listen for one in settings.smtp if one.takes_programs)
+    listens = (smtp.listen for smtp in settings.smtp if smtp.takes_programs)
     domain = next(iter(settings.own_domains), settings.hostname)
-    return _Place(next(found, _DEFAULT), domain)
+    return _Place(next(listens, _DEFAULT), domain)
 
 
 def _read(file: Path) -> dict[str, Any]:
@@ -298,7 +298,7 @@ def _dropped(drop: Path) -> int:
     """Return how many whole files are in the drop directory; 0 if it cannot be read."""
     try:
         with os.scandir(drop) as files:
-            return sum(not one.name.startswith(PART) and not one.is_dir() for one in files)
+            return sum(not file.name.startswith(PART) and not file.is_dir() for file in files)
     except OSError:
         return 0
 
@@ -308,17 +308,20 @@ def queue_lines(entries: Sequence[Mapping[str, Any]]) -> list[str]:
     if not entries:
         return [_EMPTY]
     lines = [_HEAD]
-    for one in entries:
-        mark = "*" if one["claimed"] else _MARKS.get(one["state"], "")
-        arrived = datetime.fromtimestamp((id_time_us(one["id"]) or 0) / 1e6).astimezone()
-        sender = one["sender"] or "MAILER-DAEMON"
-        size = one["size"]
-        lines.append(f"{one['id'] + mark:<17} {size:>8} {arrived:%a %b %e %H:%M:%S}  {sender}")
-        replies = dict.fromkeys(each["reply"] for each in one["recipients"] if each["reply"])
+    for entry in entries:
+        mark = "*" if entry["claimed"] else _MARKS.get(entry["state"], "")
+        arrived = datetime.fromtimestamp((id_time_us(entry["id"]) or 0) / 1e6).astimezone()
+        sender = entry["sender"] or "MAILER-DAEMON"
+        size = entry["size"]
+        lines.append(f"{entry['id'] + mark:<17} {size:>8} {arrived:%a %b %e %H:%M:%S}  {sender}")
+        recipients = entry["recipients"]
+        replies = dict.fromkeys(
+            recipient["reply"] for recipient in recipients if recipient["reply"]
+        )
         lines += [f"({reply})" for reply in replies]
-        lines += [f"{'':40}{each['address']}" for each in one["recipients"]]
+        lines += [f"{'':40}{recipient['address']}" for recipient in recipients]
         lines.append("")
-    size_kb = -(-sum(one["size"] for one in entries) // _KB)
-    count = len({one["id"] for one in entries})
+    size_kb = -(-sum(entry["size"] for entry in entries) // _KB)
+    count = len({entry["id"] for entry in entries})
     lines.append(f"-- {size_kb} Kbytes in {count} Request{'' if count == 1 else 's'}.")
     return lines
