@@ -244,7 +244,7 @@ class ActiveConfiguration:
         sets = load_tenants(
             settings, self._last_good, before=before, clock=self._clock, examine=warn_of_rules
         )
-        of_tenants = ((kept.tenant, kept.rules) for kept in sets.values())
+        of_tenants = ((tenant_set.tenant, tenant_set.rules) for tenant_set in sets.values())
         book = book_of([(None, rules), *of_tenants], settings)
         return Configuration(
             settings, accounts.tables, book, sets, texts, keys, providers, table, places

@@ -277,7 +277,8 @@ class Explainer:
                 expand, addresses = self._expander(question), list[str]()
                 for successor in verdict.successors:
                     expansion = expand(successor)
-                    addresses += (expansion and expansion.addresses) or (successor,)
+                    expanded = expansion.addresses if expansion is not None else ()
+                    addresses += expanded or (successor,)
                 copies = set(addresses).difference(verdict.successors)
                 targets = [
                     await self._target(

@@ -221,7 +221,7 @@ def rules_of_a_start(
     check_operator(settings, file, operator)
     kept = LastGoodSets(settings.state_dir, CrashPoints(""))
     sets = load_tenants(settings, kept, before={}, clock=clock, examine=lambda _: None)
-    of_tenants = ((kept.tenant, kept.rules) for kept in sets.values())
+    of_tenants = ((tenant_set.tenant, tenant_set.rules) for tenant_set in sets.values())
     return book_of([(None, operator), *of_tenants], settings), sets
 
 

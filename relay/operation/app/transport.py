@@ -254,11 +254,11 @@ async def queue_stats(base: Foundation, transport: Transport) -> dict[str, Any]:
     ahead_us = base.clock.time_us() - int(base.clock.monotonic() * 1e6)
     paused = [
         {
-            "site": site.site,
-            "by": site.provider,
-            "until": rfc3339(ahead_us + int(site.until_s * 1e6)),
+            "site": pause.site,
+            "by": pause.provider,
+            "until": rfc3339(ahead_us + int(pause.until_s * 1e6)),
         }
-        for site in transport.scheduler.sites.paused()
+        for pause in transport.scheduler.sites.paused()
     ]
     return {**await base.spool.stats(), "paused_sites": paused}
 

@@ -315,11 +315,9 @@ def queue_lines(entries: Sequence[Mapping[str, Any]]) -> list[str]:
         size = entry["size"]
         lines.append(f"{entry['id'] + mark:<17} {size:>8} {arrived:%a %b %e %H:%M:%S}  {sender}")
         recipients = entry["recipients"]
-        replies = dict.fromkeys(
-            recipient["reply"] for recipient in recipients if recipient["reply"]
-        )
+        replies = dict.fromkeys(row["reply"] for row in recipients if row["reply"])
         lines += [f"({reply})" for reply in replies]
-        lines += [f"{'':40}{recipient['address']}" for recipient in recipients]
+        lines += [f"{'':40}{row['address']}" for row in recipients]
         lines.append("")
     size_kb = -(-sum(entry["size"] for entry in entries) // _KB)
     count = len({entry["id"] for entry in entries})

@@ -143,8 +143,8 @@ def log_lines(rows: Sequence[Mapping[str, Any]], *, width: int = 0) -> list[str]
 
 def _line(row: Mapping[str, Any], width: int) -> str:
     to = [
-        to["address"] + (f" ({to['state']})" if to["state"] != row["state"] else "")
-        for to in row["recipients"]
+        rcpt["address"] + (f" ({rcpt['state']})" if rcpt["state"] != row["state"] else "")
+        for rcpt in row["recipients"]
     ]
     name = row["id"] or row["submission_id"]
     who = f"{row['sender'] or '<>'} -> {named(to, row['recipient_count'])}"

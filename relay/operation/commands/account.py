@@ -105,16 +105,16 @@ class AccountFile:
     def entries(self) -> Sequence[Mapping[str, Any]]:
         """Return what may be shown of every account, then the aliases, which have `to`."""
         schemes = self._check(self._path)
-        found = []
+        documents = []
         text = self._path.read_text()
-        for one in (*_parse(text), *_aliases(text)):
-            address = own_mailbox(str(one["address"]))
-            facts = {name: one[name] for name in _SHOWN if name in one}
+        for table in (*_parse(text), *_aliases(text)):
+            address = own_mailbox(str(table["address"]))
+            facts = {name: table[name] for name in _SHOWN if name in table}
             if address in schemes:
                 facts["scheme"] = schemes[address]
-            has = {name: bool(one.get(name)) for name in _CREDENTIALS}
-            found.append({"address": address, **facts, "has": has})
-        return found
+            has = {name: bool(table.get(name)) for name in _CREDENTIALS}
+            documents.append({"address": address, **facts, "has": has})
+        return documents
 
     def add(self, address: str, values: Mapping[str, Any]) -> None:
         """Add an account; `values` are further keys of its table."""
@@ -124,7 +124,7 @@ class AccountFile:
         entry = {"address": address} | dict(values)
 
         def appended(text: str) -> str:
-            if any(one == address for one in _addresses(_parse(text))):
+            if any(known == address for known in _addresses(_parse(text))):
                 raise AccountError(f"{address}: there is such an account already")
             return f"{text}{_gap(text)}{_table(entry)}"
 
@@ -150,14 +150,14 @@ class AccountFile:
 
         def told(fault: Fault) -> Fault:
             line, key, message = fault.line, fault.key, fault.message
-            if found := _OTHER.search(message):
-                other = int(found[2])
+            if match := _OTHER.search(message):
+                other = int(match[2])
                 if line < begins[0]:  # of an alias: those are read after all accounts
-                    line, key, other = other, found[1], line
-                message = message.replace(found[0], place_of(other))
+                    line, key, other = other, match[1], line
+                message = message.replace(match[0], place_of(other))
             elif line < begins[0]:
                 return fault
-            message = _OF_RING.sub(lambda one: place_of(int(one[1])), message)
+            message = _OF_RING.sub(lambda ref: place_of(int(ref[1])), message)
             user = users[bisect_right(begins, line) - 1]
             key = key.partition(".")[2].replace("password", "hash")
             return Fault(file, user.line, key, message)
@@ -168,14 +168,14 @@ class AccountFile:
         except SettingsError as error:
             if not begins:  # of the file as it is
                 raise
-            return [told(one) for one in error.faults]
+            return [told(fault) for fault in error.faults]
         return []
 
     def remove(self, address: str) -> None:
         """Remove an account. Its mailbox stays."""
         self._change(
             lambda text: _without_table(text, _index(_parse(text), address)),
-            lambda entries: [one for one in entries if not _is_of(one, address)],
+            lambda entries: [entry for entry in entries if not _is_of(entry, address)],
         )
 
     def set(self, address: str, values: Mapping[str, Any]) -> None:
@@ -193,7 +193,7 @@ class AccountFile:
 
         self._change(
             changed,
-            lambda entries: [expected(one) if _is_of(one, address) else one for one in entries],
+            lambda entries: [expected(old) if _is_of(old, address) else old for old in entries],
         )
 
     def client_id_of(self, address: str) -> str:
@@ -228,8 +228,8 @@ class AccountFile:
             after = edit(before)
             try:
                 kept = _aliases(before)
-                found = _parse(after), _aliases(after)[: len(kept)]
-                is_right = found == (expected(_parse(before)), kept)
+                parsed = _parse(after), _aliases(after)[: len(kept)]
+                is_right = parsed == (expected(_parse(before)), kept)
             except tomllib.TOMLDecodeError:
                 is_right = False
             if not is_right:
@@ -277,7 +277,7 @@ class AccountFile:
             )
         except SettingsError as error:
             raise SettingsError(
-                dataclasses.replace(one, file=self._given) for one in error.faults
+                dataclasses.replace(fault, file=self._given) for fault in error.faults
             ) from None
         accounts.close()
         return accounts.tables.scheme_of
@@ -317,13 +317,13 @@ def _locked(directory: Path) -> Iterator[None]:
 
 
 def _parse(text: str) -> list[_Entry]:
-    found = tomllib.loads(text).get("account", [])
-    return [one for one in found if isinstance(one, dict)] if isinstance(found, list) else []
+    tables = tomllib.loads(text).get("account", [])
+    return [row for row in tables if isinstance(row, dict)] if isinstance(tables, list) else []
 
 
 def _aliases(text: str) -> list[_Entry]:
-    found: list[_Entry] = tomllib.loads(text).get("alias", [])
-    return found
+    tables: list[_Entry] = tomllib.loads(text).get("alias", [])
+    return tables
 
 
 def _is_of(entry: _Entry, address: str) -> bool:
@@ -331,21 +331,21 @@ def _is_of(entry: _Entry, address: str) -> bool:
 
 
 def _addresses(entries: Sequence[_Entry]) -> Iterator[str]:
-    for one in entries:
-        named = (one.get("address", ""), *one.get("aliases", ()))
-        yield from (own_mailbox(str(each)) for each in named)
+    for entry in entries:
+        named = (entry.get("address", ""), *entry.get("aliases", ()))
+        yield from (own_mailbox(str(name)) for name in named)
 
 
 def _index(entries: Sequence[_Entry], address: str) -> int:
-    for index, one in enumerate(entries):
-        if _is_of(one, address):
+    for index, entry in enumerate(entries):
+        if _is_of(entry, address):
             return index
     raise AccountError(f"unknown account {shown(address)}")
 
 
 def _table(entry: Mapping[str, Any]) -> str:
     kind = "alias" if "to" in entry else "account"
-    return f"[[{kind}]]\n" + "".join(f"{key} = {_toml(one)}\n" for key, one in entry.items())
+    return f"[[{kind}]]\n" + "".join(f"{key} = {_toml(field)}\n" for key, field in entry.items())
 
 
 def _gap(text: str) -> str:
@@ -406,18 +406,18 @@ def read_users(
         text = octets.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = octets.count(b"\n", 0, error.start) + 1
-        found = f"found the byte 0x{octets[error.start]:02x}, expected UTF-8"
-        return (), [Fault(file, line, "", found)]
+        detail = f"found the byte 0x{octets[error.start]:02x}, expected UTF-8"
+        return (), [Fault(file, line, "", detail)]
     if alias_domain:
         rows = list(_alias_file(text, file, alias_domain))
     else:
         is_csv = _IS_CSV.match(text.partition("\n")[0].strip())
         rows = list(_csv(text, file) if is_csv else _passwd(text, file))
-    faults = [one for one in rows if isinstance(one, Fault)]
+    faults = [row for row in rows if isinstance(row, Fault)]
     if not rows:
         kind = "alias" if alias_domain else "account"
         faults = [Fault(file, 0, "", f"found no {kind}, expected one or several")]
-    return [one for one in rows if isinstance(one, ImportedUser)], faults
+    return [row for row in rows if isinstance(row, ImportedUser)], faults
 
 
 def _csv(text: str, file: Path) -> Iterator[ImportedUser | Fault]:
@@ -427,9 +427,9 @@ def _csv(text: str, file: Path) -> Iterator[ImportedUser | Fault]:
     try:
         for cells in rows:
             if not columns:
-                columns = [one.strip().lower() for one in cells]
-                if found := _wrong_header(columns):
-                    yield Fault(file, 1, "", f"found {found}, expected the header {_HEADER}")
+                columns = [cell.strip().lower() for cell in cells]
+                if wrong := _wrong_header(columns):
+                    yield Fault(file, 1, "", f"found {wrong}, expected the header {_HEADER}")
                     return
             elif len(cells) > len(columns):
                 expected = f"expected {len(columns)}: a hash with commas is in quotes"
@@ -447,9 +447,9 @@ def _wrong_header(columns: Sequence[str]) -> str:
     """
     if between := _FOREIGN.search(columns[0]):
         return f"{shown(between[0])} between columns"
-    for one in columns:
-        if one not in COLUMNS or columns.count(one) > 1:
-            return f"the column {shown(one)}"
+    for column in columns:
+        if column not in COLUMNS or columns.count(column) > 1:
+            return f"the column {shown(column)}"
     return "" if "address" in columns else 'no column "address"'
 
 
@@ -463,11 +463,11 @@ def _passwd(text: str, file: Path) -> Iterator[ImportedUser | Fault]:
             yield Fault(file, number, "", f"found no colon, expected {expected}")
             continue
         fields = rest.split(":", 6)
-        found = _QUOTA.search(fields[6]) if len(fields) > 6 else None
+        match = _QUOTA.search(fields[6]) if len(fields) > 6 else None
         quota = ""
-        if found:
-            unit = found[3].upper() or ("K" if found[1] == "storage" else "B")
-            quota = str(int(found[2]) * 1024 ** _UNITS.index(unit) or "")
+        if match:
+            unit = match[3].upper() or ("K" if match[1] == "storage" else "B")
+            quota = str(int(match[2]) * 1024 ** _UNITS.index(unit) or "")
         yield _user(number, {"address": address, "hash": fields[0], "quota": quota})
 
 
@@ -479,11 +479,11 @@ def _alias_file(text: str, file: Path, domain: str) -> Iterator[ImportedUser | F
                 lines.append((number, []))
             lines[-1][1].append(line.strip())
     for number, parts in lines:
-        found = _ALIAS.match(" ".join(parts))
-        if found and not found[2] and "@" not in found[1]:  # virtual(5) begins with an address
-            found = None
-        names = [found[1].replace('"', ""), *_TARGET.findall(found[3])] if found else ()
-        if unfit := next(filter(_UNFIT.match, names), "" if found else parts[0]):
+        match = _ALIAS.match(" ".join(parts))
+        if match and not match[2] and "@" not in match[1]:  # virtual(5) begins with an address
+            match = None
+        names = [match[1].replace('"', ""), *_TARGET.findall(match[3])] if match else ()
+        if unfit := next(filter(_UNFIT.match, names), "" if match else parts[0]):
             expected = "NAME: ADDRESS, ... (no program, file, :include:, or whole domain)"
             unfit = shown(unfit.strip('"'))
             yield Fault(file, number, "", f"found {unfit}, expected {expected}")
@@ -494,11 +494,11 @@ def _alias_file(text: str, file: Path, domain: str) -> Iterator[ImportedUser | F
 
 def _user(line: int, cells: Mapping[str, str]) -> ImportedUser:
     quota = cells.get("quota", "")
-    given = {
+    keys = {
         "address": cells.get("address"),
         "password": "" if (hashed := cells.get("hash", "")).startswith(("!", "*")) else hashed,
         "quota": int(quota) if re.fullmatch(r"[0-9]{1,18}", quota) else quota,
-        "aliases": [one for one in _BETWEEN.split(cells.get("aliases", "")) if one],
+        "aliases": [alias for alias in _BETWEEN.split(cells.get("aliases", "")) if alias],
     }
-    values = {name: value for name, value in given.items() if value or name == "address"}
+    values = {name: value for name, value in keys.items() if value or name == "address"}
     return ImportedUser(line, values)

@@ -128,8 +128,8 @@ def back_up(
             raise NotEmptyError(f"{folder} is inside {place}, expected a directory elsewhere")
     is_new = not folder.exists()
     folder.mkdir(mode=0o700, exist_ok=True)
-    if found := sorted(one.name for one in folder.iterdir()):
-        raise NotEmptyError(f"{folder} is not empty: found {named(found)}")
+    if names := sorted(path.name for path in folder.iterdir()):
+        raise NotEmptyError(f"{folder} is not empty: found {named(names)}")
     folder.chmod(0o700)
     try:
         with closing(BackupCopy(folder, on_file)) as copy:
@@ -175,7 +175,7 @@ def _back_up(
         if copy.file(path.resolve(), _kept(path), instead=text.encode() * (path == config))
     ]
     config_files += (dropped := list(_dropped(settings, copy)))
-    named_paths += [Path(one.path) for one in dropped]
+    named_paths += [Path(place.path) for place in dropped]
     _submissions(submissions, copy)
     counts: dict[str, Any] = {}
     copied = copy.path(Path(SPOOL))
@@ -227,9 +227,9 @@ def _dropped(settings: Settings, copy: "BackupCopy") -> Iterator[Place]:
     for path in sorted(drop.iterdir()) if drop and drop.is_dir() else ():
         with suppress(HostileFileError, OSError):
             DroppedFile(path).close()
-            found, place = _place(path), path.parent / ASIDE / path.name
+            original, place = _place(path), path.parent / ASIDE / path.name
             if copy.file(path, _kept(place)):
-                yield msgspec.structs.replace(found, path=str(place))
+                yield msgspec.structs.replace(original, path=str(place))
 
 
 def _submissions(source: Path, copy: "BackupCopy") -> None:
@@ -292,8 +292,8 @@ class BackupCopy:
 
     def close(self) -> None:
         """Close its files."""
-        for one in (self._seen, self._withheld, self._sums):
-            one.close()
+        for part in (self._seen, self._withheld, self._sums):
+            part.close()
 
     def path(self, target: Path) -> Path:
         """Return the path of a relative one."""
@@ -344,14 +344,14 @@ class BackupCopy:
         source, place = mailbox / STATES, target / STATES
         if not os.path.lexists(source):
             return
-        found, is_copied = ["no file"], False
+        faults, is_copied = ["no file"], False
         if source.is_file() and not source.is_symlink():
-            found = list(state_faults(source))
+            faults = list(state_faults(source))
             try:
                 if source.stat().st_size:  # else the database would remove its log
                     copy_states(source, self.path(place))
             except DamagedStatesError as error:
-                found = found or [str(error)]
+                faults = faults or [str(error)]
                 self.path(place).unlink(missing_ok=True)
             if self.path(place).exists():
                 self.written(place)
@@ -359,9 +359,9 @@ class BackupCopy:
             else:
                 is_copied = self.file(source, place)
                 self.file(source.with_name(f"{STATES}-wal"), target / f"{STATES}-wal")
-        if found:
+        if faults:
             end = "copied as it is" if is_copied else "not in the backup"
-            self._damaged.append(DamagedFile(str(source), f"{found[0]}; {end}"))
+            self._damaged.append(DamagedFile(str(source), f"{faults[0]}; {end}"))
 
     def tree(
         self, source: Path, target: Path, *, skip: Callable[[Path], bool] = lambda _: False
@@ -418,7 +418,7 @@ class BackupCopy:
 
     def _look(self, source: Path, target: Path, skip: Callable[[Path], bool]) -> bool:
         """Copy what no listing has found before; return whether there was any."""
-        found = False
+        has_new = False
         _make_parents(self.path(target), self.folder)
         folders = [source]
         while folders:
@@ -434,10 +434,10 @@ class BackupCopy:
                         if entry.name != "tmp" or place == _SETS:  # a tenant may have this name
                             folders.append(path)
                     elif self._seen.is_new(path):
-                        found = True
+                        has_new = True
                         if self.file(path, place / entry.name):
                             self._seen.add(path)
-        return found
+        return has_new
 
     def _add(self, target: Path, digest: str) -> None:
         line = sum_line(digest, target)
@@ -472,7 +472,7 @@ def path_in(line: bytes) -> Path:
     name = line.rstrip(b"\n").partition(b"  ")[2]
     if line.startswith(b"\\"):
         parts = name.split(b"\\\\")
-        name = b"\\".join(one.replace(b"\\n", b"\n").replace(b"\\r", b"\r") for one in parts)
+        name = b"\\".join(part.replace(b"\\n", b"\n").replace(b"\\r", b"\r") for part in parts)
     return Path(os.fsdecode(name))
 
 
@@ -493,7 +493,7 @@ def _named_paths(settings: Settings, config: Document, environ: Mapping[str, str
     """Return relay.toml, what it and the accounts name, and all that is in named directories."""
     accounts = settings.mailboxes.accounts
     named_paths = {config.file, *_paths_in(settings)}
-    named_paths |= {one.file for one in settings.domain if one.file is not None}
+    named_paths |= {domain.file for domain in settings.domain if domain.file is not None}
     named_paths |= {path for _, path in secret_files(config, environ)}
     for file in (config.file, accounts):
         with suppress(FileNotFoundError):
@@ -502,15 +502,15 @@ def _named_paths(settings: Settings, config: Document, environ: Mapping[str, str
     named_paths -= {settings.state_dir, settings.mailboxes.root}
     if (sendmail := settings.sendmail) is not None:  # mail that passes is not copied
         named_paths -= {sendmail.socket, sendmail.drop}
-    named_paths |= {inner for one in named_paths if one.is_dir() for inner in one.rglob("*")}
-    return {Path(os.path.normpath(one)) for one in named_paths if one.exists()}
+    named_paths |= {inner for path in named_paths if path.is_dir() for inner in path.rglob("*")}
+    return {Path(os.path.normpath(path)) for path in named_paths if path.exists()}
 
 
 def _directories(paths: Collection[Path], *others: Path) -> list[Place]:
     """Return the directories among the paths, and those above all, the upper ones first."""
-    found = {one for one in paths if one.is_dir()}
-    found |= {above for one in (*paths, *others) for above in one.parents}
-    return [_place(one) for one in sorted(found)]
+    folders = {path for path in paths if path.is_dir()}
+    folders |= {above for path in (*paths, *others) for above in path.parents}
+    return [_place(path) for path in sorted(folders)]
 
 
 def _paths_in(value: object) -> Iterator[Path]:
@@ -518,8 +518,8 @@ def _paths_in(value: object) -> Iterator[Path]:
     if isinstance(value, Path):
         yield value
     elif isinstance(value, tuple):
-        for one in value:
-            yield from _paths_in(one)
+        for part in value:
+            yield from _paths_in(part)
     elif dataclasses.is_dataclass(value):
         for field in dataclasses.fields(value):
             yield from _paths_in(getattr(value, field.name))
@@ -550,12 +550,12 @@ def _group(number: int) -> str:
 
 def empty(folder: Path) -> None:
     """Remove what is in a directory, as far as possible."""
-    for one in folder.iterdir():
-        if one.is_dir() and not one.is_symlink():
-            shutil.rmtree(one, ignore_errors=True)
+    for path in folder.iterdir():
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
         else:
             with suppress(OSError):
-                one.unlink()
+                path.unlink()
 
 
 class SeenFiles:
@@ -581,11 +581,11 @@ class SeenFiles:
         """Whether a file was not seen yet, neither at its path nor where it was before."""
         name, own = _constant_name(path), os.fsencode(path)
         rows = self._table.execute("SELECT path FROM seen WHERE name = ?", (name,)).fetchall()
-        if any(one == own for (one,) in rows):
+        if any(seen == own for (seen,) in rows):
             return False
-        for (one,) in rows:
-            if isinstance(one, bytes) and not Path(os.fsdecode(one)).exists():  # it moved here
-                self._table.execute("DELETE FROM seen WHERE name = ? AND path = ?", (name, one))
+        for (seen,) in rows:
+            if isinstance(seen, bytes) and not Path(os.fsdecode(seen)).exists():  # it moved here
+                self._table.execute("DELETE FROM seen WHERE name = ? AND path = ?", (name, seen))
                 self.add(path)
                 return False
         return True

@@ -168,8 +168,8 @@ def _routes(settings: Settings, place: Document) -> Iterator[CheckFinding]:
         host = host_of(route)
         for key, way in (("next_hop", host), ("fallback", host_of(as_fallback(route)))):
             if way and (own := listener_at(way, settings)):
-                found = f'found "{getattr(route, key)}", the address of {dotted(own.key)}'
-                fault = place.fault(("route", number, key), f"{found}: mail comes back here")
+                start = f'found "{getattr(route, key)}", the address of {dotted(own.key)}'
+                fault = place.fault(("route", number, key), f"{start}: mail comes back here")
                 yield warning_of("routes", fault)
         after = ("route", number, "fallback_after")
         is_late = route.fallback_after >= delivery.expire_after
@@ -185,7 +185,8 @@ def _routes(settings: Settings, place: Document) -> Iterator[CheckFinding]:
                 "gets the password, whatever its certificate"
             )
             yield warning_of("routes", place.fault(("route", number, "tls"), text))
-    alone = [name_of(one) for one in settings.route if one.tls is not None and one.next_hop == "mx"]
+    with_tls = (route for route in settings.route if route.tls is not None)
+    alone = [name_of(route) for route in with_tls if route.next_hop == "mx"]
     if alone:
         text = f"their tls goes before what a domain publishes: {', '.join(alone)}"
         yield CheckFinding("routes", CheckResult.OK, text)
@@ -206,9 +207,9 @@ def _permissions(
         if route.auth and route.auth.password_file
     ]
     listeners: list[tuple[KeyPath, ListenerTls | None]] = [(("http", "tls"), settings.http.tls)]
-    listeners += [(("smtp", number, "tls"), one.tls) for number, one in enumerate(settings.smtp)]
+    listeners += [(("smtp", number, "tls"), smtp.tls) for number, smtp in enumerate(settings.smtp)]
     secrets += [
-        ((*key, *at, "key"), one.key) for key, tls in listeners if tls for at, one in tls.pairs
+        ((*key, *at, "key"), pair.key) for key, tls in listeners if tls for at, pair in tls.pairs
     ]
     for key, path in secrets:
         if text := open_to_others(path, to_read=True):
@@ -321,11 +322,13 @@ def _without_recipients(rules: RuleSet, table: RouteTable) -> Iterator[str]:
     """Yield a warning for each rule whose `recipient` names only addresses that no mail can have:
     rules see valid recipients, and the aliases that led to them.
     """
-    conditions = ((rule, one) for rule in rules.rules for one in rule.when.on_recipient)
-    for rule, one in conditions:
-        names = one.globs.whole if isinstance(one, RecipientAddressCondition) else frozenset()
-        found = {type(table.expand(each) or table.examine(each)) for each in names}
-        if found == {InvalidRecipient} and one == RecipientAddressCondition(Globs(names)):
+    conditions = ((rule, test) for rule in rules.rules for test in rule.when.on_recipient)
+    for rule, condition in conditions:
+        if not isinstance(condition, RecipientAddressCondition):
+            continue
+        names = condition.globs.whole
+        kinds = {type(table.expand(name) or table.examine(name)) for name in names}
+        if kinds == {InvalidRecipient} and condition == RecipientAddressCondition(Globs(names)):
             yield (
                 f'{rule.file}:{rule.line}: rule "{rule.name}": recipient can never match, found'
                 f" {named(sorted(names))}, expected an address that takes mail, or a glob"
@@ -334,9 +337,9 @@ def _without_recipients(rules: RuleSet, table: RouteTable) -> Iterator[str]:
 
 def _providers(settings: Settings, file: Path) -> Iterator[CheckFinding]:
     own = settings.delivery.providers
-    found = yield from _loaded("providers", lambda: load_provider_replies(own, file))
-    if found is not None and own is not None:
-        text = f"{counted(len(found.entries), 'entry')} of {own} and of the file that is shipped"
+    replies = yield from _loaded("providers", lambda: load_provider_replies(own, file))
+    if replies is not None and own is not None:
+        text = f"{counted(len(replies.entries), 'entry')} of {own} and of the file that is shipped"
         yield CheckFinding("providers", CheckResult.OK, text)
 
 
@@ -378,34 +381,34 @@ def _sendmail(settings: Settings, place: Document) -> Iterator[CheckFinding]:
     and if the mail that programs leave in the drop directory is not taken.
     """
     default = SendmailSettings()
-    if given := settings.sendmail:
-        if expected := port_fault(Address(path=str(given.socket)), settings.run_dir):
-            text = f'found "{given.socket}", expected {expected}'
+    if sendmail := settings.sendmail:
+        if expected := port_fault(Address(path=str(sendmail.socket)), settings.run_dir):
+            text = f'found "{sendmail.socket}", expected {expected}'
             fault = place.fault(("sendmail", "socket"), text)
             yield CheckFinding("sendmail", CheckResult.FAULT, str(fault))
-        for number, name in enumerate(given.users):
+        for number, name in enumerate(sendmail.users):
             try:
                 pwd.getpwnam(name)
             except KeyError:
                 text = f"found {shown(name)}, expected a user of this machine"
                 yield warning_of("sendmail", place.fault(("sendmail", "users", number), text))
-    drop = (given or default).drop
-    if drop is None or not (given or drop.exists()):
+    drop = (sendmail or default).drop
+    if drop is None or not (sendmail or drop.exists()):
         return
     owner = os.geteuid()
     try:
         facts = drop.stat()
         if not settings.state_dir.exists():  # whose owner is the service
             owner = facts.st_uid
-        found = f"the mode {stat.S_IMODE(facts.st_mode):04o} and the owner {facts.st_uid}"
+        actual = f"the mode {stat.S_IMODE(facts.st_mode):04o} and the owner {facts.st_uid}"
     except OSError as error:
-        found = error.strerror or str(error)
+        actual = error.strerror or str(error)
     expected = f"the mode {DROP_MODE:04o} and the owner {owner}"
-    if given is None:
+    if sendmail is None:
         text = f"found none, expected it: programs leave mail in {drop}"
         yield warning_of("sendmail", place.fault(("sendmail",), text))
-    elif found != expected:
-        text = f"{drop}: found {found}, expected {expected}, the user of the service"
+    elif actual != expected:
+        text = f"{drop}: found {actual}, expected {expected}, the user of the service"
         yield warning_of("sendmail", place.fault(("sendmail", "drop"), text))
 
 
@@ -461,6 +464,6 @@ async def _dns(
         text = f"{servers}: {fault}: {lost or 'no mail'} is deferred for that"
         verdict = CheckResult.FAILED if lost else CheckResult.WARNING
         return [CheckFinding("dns", verdict, text)]
-    found = CheckFinding("dns", CheckResult.OK, servers)
-    loops = [one async for one in mail_loops(settings, place, clock)]
-    return [found, *doubts, *(warning_of("dkim", one) for one in warnings), *loops]
+    finding = CheckFinding("dns", CheckResult.OK, servers)
+    loops = [loop async for loop in mail_loops(settings, place, clock)]
+    return [finding, *doubts, *(warning_of("dkim", warning) for warning in warnings), *loops]

@@ -56,10 +56,10 @@ def write_key(pem: bytes, files: Sequence[Path], settings: Settings) -> Path:
 
 def _owner_of_state(settings: Settings) -> _Owner | None:
     try:
-        found = settings.state_dir.stat()
+        status = settings.state_dir.stat()
     except FileNotFoundError:
         return None
-    return found.st_uid, found.st_gid
+    return status.st_uid, status.st_gid
 
 
 def _make_folder(folder: Path, owner: _Owner | None) -> None:
@@ -116,7 +116,7 @@ def key_document(key: SigningKey) -> dict[str, Any]:
 def new_key_document(key: SigningKey, config: Path) -> dict[str, Any]:
     """Return the same of a new key, with the strings of its record and the lines for `config`."""
     document = key_document(key)
-    strings = [one.decode() for one in txt_strings(document["record"])]
+    strings = [part.decode() for part in txt_strings(document["record"])]
     return {**document, "strings": strings, "config": _entry(key, config)}
 
 
@@ -166,7 +166,7 @@ async def shown_keys(keys: Sequence[SigningKey], settings: Settings) -> list[Sho
     """Ask the DNS for the records of all keys, in parallel."""
     timeout_s = min(DNS_TIMEOUT_S, settings.dns.timeout)
     compared = await _compared(keys, settings.dns.nameservers, timeout_s=timeout_s)
-    return [_shown(key, one) for key, one in zip(keys, compared, strict=True)]
+    return [_shown(key, record) for key, record in zip(keys, compared, strict=True)]
 
 
 async def _compared(
@@ -190,27 +190,27 @@ def _shown(key: SigningKey, compared: ComparedRecord | NoAnswer) -> ShownKey:
     return ShownKey(key, _PUBLISHED[compared.verdict], tuple(map(str, compared.faults)))
 
 
-def shown_lines(shown: Sequence[ShownKey], *, now_us: int) -> list[str]:
+def shown_lines(keys: Sequence[ShownKey], *, now_us: int) -> list[str]:
     """Return the keys as a table, with the file and the record of each."""
     head = ("DOMAIN", "SELECTOR", "ALGORITHM", "BITS", "UNTIL", "PUBLISHED")
-    rows = [head, *(_cells(one, now_us) for one in shown)]
+    rows = [head, *(_cells(key, now_us) for key in keys)]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = []
     for number, row in enumerate(rows):
         cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
         lines.append("  ".join(cells).rstrip())
         if number:
-            one = shown[number - 1]
-            record = zone_line(one.key.name, key_record(one.key.private))
-            lines += [f"    {text}" for text in (*one.reasons, str(one.key.file), record)]
+            status = keys[number - 1]
+            record = zone_line(status.key.name, key_record(status.key.private))
+            lines += [f"    {text}" for text in (*status.reasons, str(status.key.file), record)]
     return lines
 
 
-def _cells(one: ShownKey, now_us: int) -> tuple[str, ...]:
-    key = one.key
+def _cells(status: ShownKey, now_us: int) -> tuple[str, ...]:
+    key = status.key
     until = (key.last_day or "-") + ("" if key.is_usable(now_us) else " (ended)")
     private = key.private
-    return key.domain, key.selector, private.algorithm, str(private.bits), until, one.published
+    return key.domain, key.selector, private.algorithm, str(private.bits), until, status.published
 
 
 def key_warnings(ring: KeyRing, place: Document, *, now_us: int) -> Iterator[Fault]:
@@ -218,8 +218,8 @@ def key_warnings(ring: KeyRing, place: Document, *, now_us: int) -> Iterator[Fau
     ending = {key.name for key in ring.ending(now_us)}
     for number, key in enumerate(ring.keys):
         if key.private.kind == "rsa" and key.private.bits < RSA_BITS_ADVISED:
-            found = f"{key.file}: found an RSA key of {key.private.bits} bits"
-            text = f"{found}, expected {RSA_BITS_ADVISED} or more: receivers may not accept it"
+            fault = f"{key.file}: found an RSA key of {key.private.bits} bits"
+            text = f"{fault}, expected {RSA_BITS_ADVISED} or more: receivers may not accept it"
             yield place.fault(("dkim", number, "key"), text)
         if key.name in ending:
             does = "goes out unsigned" if not key.is_usable(now_us) else "then goes out unsigned"
@@ -242,8 +242,8 @@ async def record_warnings(
     compared = await _compared([*usable.values()], nameservers, timeout_s=timeout_s)
     return [
         place.fault(("dkim", number, "selector"), f"{key.name}: {text}")
-        for (number, key), one in zip(usable.items(), compared, strict=True)
-        for text in _record_faults(one)
+        for (number, key), record in zip(usable.items(), compared, strict=True)
+        for text in _record_faults(record)
     ]
 
 

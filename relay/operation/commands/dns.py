@@ -72,7 +72,7 @@ async def compare_zone(
             (hostname, "A"),
             (hostname, "AAAA"),
             *((key.name, "TXT") for key in usable),
-            *((f"_dmarc.{one}", "TXT") for one in (zone, *above)),
+            *((f"_dmarc.{domain}", "TXT") for domain in (zone, *above)),
             (f"_mta-sts.{zone}", "TXT"),
             (f"_smtp._tls.{zone}", "TXT"),
             (f"_25._tcp.{hostname}", "TLSA"),
@@ -101,7 +101,7 @@ async def compare_zone(
         at = clock.time_us() // 1_000_000
         sts = mta_sts_record(zone, asked.advised(f"_mta-sts.{zone}", "TXT"), id_=str(at))
         if sts.verdict is ZoneVerdict.OK:
-            exchanges = [one.partition(" ")[2] for one in asked.needed(zone, "MX")]
+            exchanges = [mx.partition(" ")[2] for mx in asked.needed(zone, "MX")]
             if fault := await _policy_fault(zone, settings, {hostname, *exchanges}):
                 sts = replace(sts, verdict=ZoneVerdict.WRONG, note=fault)
         records.append(sts)
@@ -116,15 +116,15 @@ async def _policy_fault(zone: str, settings: Settings, hosts: Iterable[str]) -> 
 
     async def lookup(name: str) -> list[str]:
         questions = [(name, "A"), (name, "AAAA")]
-        found = await look_up(settings.dns.nameservers, questions, timeout_s=settings.dns.timeout)
-        answers = [one for one in found.values() if isinstance(one, Records)]
-        return [address for one in answers for address in one.values]
+        replies = await look_up(settings.dns.nameservers, questions, timeout_s=settings.dns.timeout)
+        answers = [answer for answer in replies.values() if isinstance(answer, Records)]
+        return [address for answer in answers for address in answer.values]
 
     try:
         policy = read_policy(await fetch_policy(settings.delivery, lookup, zone))
     except (StsFetchError, StsPolicyError) as error:
         return f"the policy: {error}"
-    missing = sorted(one for one in hosts if policy.mode != "none" and not policy.lists(one))
+    missing = sorted(host for host in hosts if policy.mode != "none" and not policy.lists(host))
     return f"the policy does not list {', '.join(missing)}" if missing else ""
 
 
@@ -142,7 +142,7 @@ class _Dns:
 
     async def all(self, questions: Iterable[DnsQuestion]) -> None:
         """Ask what was not asked yet."""
-        new = [one for one in questions if one not in self._answers]
+        new = [question for question in questions if question not in self._answers]
         servers, timeout_s = self._settings.nameservers, self._settings.timeout
         self._answers |= await look_up(servers, new, timeout_s=timeout_s)
 
@@ -152,7 +152,7 @@ class _Dns:
         if isinstance(answer, NoAnswer):
             raise NoDnsAnswerError(f"{name} {kind}: {answer.text}")
         values = answer.values if isinstance(answer, Records) else ()
-        return [one.encode("utf-8", "surrogateescape").decode("utf-8", "replace") for one in values]
+        return [raw.encode("utf-8", "surrogateescape").decode("utf-8", "replace") for raw in values]
 
     def advised(self, name: str, kind: str) -> list[str]:
         """Return the records, none where there is no answer."""
@@ -164,35 +164,35 @@ class _Dns:
 
 async def _passes(zone: str, records: Sequence[str], asked: _Dns, *, hostname: str) -> bool:
     """Return whether the SPF record of a domain lets this host send, also by what it includes."""
-    addresses = [ip_address(one) for kind in ("A", "AAAA") for one in asked.needed(hostname, kind)]
+    addresses = [ip_address(ip) for kind in ("A", "AAAA") for ip in asked.needed(hostname, kind)]
     waiting, seen, left = [(zone, records)], {zone}, _LOOKUPS_MAX
     for domain, texts in waiting:  # it grows
         if len(texts) != 1:  # includes nothing (RFC 7208 5.2)
             continue
         terms = parse_spf(texts[0])
-        hosts = [one or domain for one in terms.hosts]
+        hosts = [host or domain for host in terms.hosts]
         if terms.everybody or hostname in hosts:
             return True
-        exchanged = [one or domain for one in terms.mail_hosts]
-        others = [one for one in terms.others if one not in seen]
+        exchanged = [host or domain for host in terms.mail_hosts]
+        others = [name for name in terms.others if name not in seen]
         steps: list[list[DnsQuestion]] = [
-            *([(one, "A"), (one, "AAAA")] for one in hosts),
-            *([(one, "MX")] for one in exchanged),
-            *([(one, "TXT")] for one in others),
+            *([(host, "A"), (host, "AAAA")] for host in hosts),
+            *([(host, "MX")] for host in exchanged),
+            *([(name, "TXT")] for name in others),
         ]
         steps, left = steps[:left], max(0, left - len(steps))
         questions = [question for step in steps for question in step]
         await asked.all(questions)
         networks = list(terms.networks)
         for name, kind in questions:
-            found = asked.needed(name, kind)
-            if kind == "MX" and any(one.partition(" ")[2] == hostname for one in found):
+            published = asked.needed(name, kind)
+            if kind == "MX" and any(mx.partition(" ")[2] == hostname for mx in published):
                 return True
             if kind == "TXT":
                 seen.add(name)
-                waiting.append((name, spf_texts(found)))
+                waiting.append((name, spf_texts(published)))
             elif kind != "MX":
-                networks += found
+                networks += published
         if in_networks(networks, addresses):
             return True
     return False
@@ -221,8 +221,8 @@ def _public_keys(settings: Settings) -> list[bytes]:
     listeners = zip(settings.smtp, server_certificates(settings).smtp, strict=True)
     files = [  # clients ask for the hostname (RFC 7672 8.1)
         made.pair_for(settings.hostname).certificate
-        for one, made in listeners
-        if one.role == "relay" and made
+        for smtp, made in listeners
+        if smtp.role == "relay" and made
     ]
     if not files:
         return []

@@ -75,20 +75,20 @@ class ZoneRecord(Struct, frozen=True):
 
 def mx_record(zone: str, hostname: str, exchanges: Sequence[str]) -> ZoneRecord:
     """Compare the MX records, "PREFERENCE NAME" each: this host is one of them."""
-    found = "\n".join(exchanges)
-    for one in exchanges:
-        if one.partition(" ")[2] == hostname:
-            return ZoneRecord(zone, "MX", f"{one}.", found, ZoneVerdict.OK)
+    published = "\n".join(exchanges)
+    for exchange in exchanges:
+        if exchange.partition(" ")[2] == hostname:
+            return ZoneRecord(zone, "MX", f"{exchange}.", published, ZoneVerdict.OK)
     value = f"{_PREFERENCE} {hostname}."
     verdict = ZoneVerdict.WRONG if exchanges else ZoneVerdict.MISSING
     note = f"{hostname} is not among them" if exchanges else ""
-    return ZoneRecord(zone, "MX", value, found, verdict, note)
+    return ZoneRecord(zone, "MX", value, published, verdict, note)
 
 
 # -- SPF
 def spf_texts(texts: Sequence[str]) -> list[str]:
     """Return the SPF records among TXT texts (RFC 7208 4.5)."""
-    return [one for one in texts if one.lower().partition(" ")[0] == _SPF_VERSION]
+    return [text for text in texts if text.lower().partition(" ")[0] == _SPF_VERSION]
 
 
 class SpfTerms(Struct, frozen=True):
@@ -138,12 +138,12 @@ def parse_spf(text: str) -> SpfTerms:
 def in_networks(networks: Collection[str], addresses: Sequence[HostAddress]) -> bool:
     """Return whether there are addresses, and all of them are in the networks."""
     parsed = []
-    for one in networks:
+    for text in networks:
         try:
-            parsed.append(ip_network(one, strict=False))
+            parsed.append(ip_network(text, strict=False))
         except ValueError:
             continue
-    return bool(addresses) and all(any(one in each for each in parsed) for one in addresses)
+    return bool(addresses) and all(any(ip in network for network in parsed) for ip in addresses)
 
 
 def spf_record(
@@ -151,13 +151,13 @@ def spf_record(
 ) -> ZoneRecord:
     """Compare the SPF record; `passes` says that the (first) published one lets this host send."""
     records = spf_texts(texts)
-    found = "\n".join(records)
+    published = "\n".join(records)
     if not records:
         value = f"{_SPF_VERSION} a:{hostname} ~all"
         return ZoneRecord(zone, "TXT", value, "", ZoneVerdict.MISSING, note)
     faults = parse_spf(records[0]).faults
     version, *terms = records[0].split()
-    kept = [one for one in terms if one not in faults]
+    kept = [term for term in terms if term not in faults]
     value = " ".join([version, *([] if passes else [f"a:{hostname}"]), *kept])
     if len(records) > 1:
         text = f"found {len(records)} SPF records, expected one, with what all of them say"
@@ -166,9 +166,9 @@ def spf_record(
     elif not passes:
         text = f"nothing in it stands for {hostname}"
     else:
-        return ZoneRecord(zone, "TXT", records[0], found, ZoneVerdict.OK, note)
+        return ZoneRecord(zone, "TXT", records[0], published, ZoneVerdict.OK, note)
     return ZoneRecord(
-        zone, "TXT", value, found, ZoneVerdict.WRONG, "; ".join(filter(None, (text, note)))
+        zone, "TXT", value, published, ZoneVerdict.WRONG, "; ".join(filter(None, (text, note)))
     )
 
 
@@ -188,7 +188,7 @@ def dkim_record(key: SigningKey, texts: Sequence[str]) -> ZoneRecord:
 
 def dmarc_texts(texts: Sequence[str]) -> list[str]:
     """Return the DMARC records among TXT texts (RFC 9989 4.7: v= is first, its value exact)."""
-    return [one for one in texts if re.match(r"\s*v\s*=\s*DMARC1\s*(;|$)", one)]
+    return [text for text in texts if re.match(r"\s*v\s*=\s*DMARC1\s*(;|$)", text)]
 
 
 def dmarc_fault(text: str) -> str:
@@ -211,7 +211,7 @@ def dmarc_record(
     the nearest first, of which one counts where the domain has none (RFC 9989 4.10).
     """
     name, records = f"_dmarc.{zone}", dmarc_texts(texts)
-    value, found = f"v=DMARC1; p=none; rua=mailto:{report_to}", "\n".join(records)
+    value, published = f"v=DMARC1; p=none; rua=mailto:{report_to}", "\n".join(records)
     if not records:
         for place, text in above:
             if not dmarc_fault(text):
@@ -220,18 +220,18 @@ def dmarc_record(
         return ZoneRecord(name, "TXT", value, "", ZoneVerdict.MISSING)
     if len(records) > 1:
         note = f"found {len(records)} records, expected one"
-        return ZoneRecord(name, "TXT", records[0], found, ZoneVerdict.WRONG, note)
+        return ZoneRecord(name, "TXT", records[0], published, ZoneVerdict.WRONG, note)
     if fault := dmarc_fault(records[0]):
-        return ZoneRecord(name, "TXT", value, found, ZoneVerdict.WRONG, fault)
-    return ZoneRecord(name, "TXT", records[0], found, ZoneVerdict.OK)
+        return ZoneRecord(name, "TXT", value, published, ZoneVerdict.WRONG, fault)
+    return ZoneRecord(name, "TXT", records[0], published, ZoneVerdict.OK)
 
 
 # -- Advice
 def mta_sts_record(zone: str, texts: Sequence[str], *, id_: str) -> ZoneRecord:
     """Compare the record of MTA-STS (RFC 8461 3.1), if there is one; `id_` is for a new one."""
     value = f"v=STSv1; id={id_};"
-    records = [one for one in texts if one.startswith("v=STSv1")]
-    valid = _valid(records, "id", lambda found: bool(_STS_ID.fullmatch(found)))
+    records = [text for text in texts if text.startswith("v=STSv1")]
+    valid = _valid(records, "id", lambda tag: bool(_STS_ID.fullmatch(tag)))
     return _advised(f"_mta-sts.{zone}", value, records, valid=valid)
 
 
@@ -243,8 +243,8 @@ def mta_sts_policy(hostname: str) -> list[str]:
 def tls_rpt_record(zone: str, report_to: str, texts: Sequence[str]) -> ZoneRecord:
     """Compare the record of TLS-RPT (RFC 8460 3), if there is one."""
     value = f"v=TLSRPTv1; rua=mailto:{report_to}"
-    records = [one for one in texts if one.startswith("v=TLSRPTv1")]
-    valid = _valid(records, "rua", lambda found: found.startswith(("mailto:", "https:")))
+    records = [text for text in texts if text.startswith("v=TLSRPTv1")]
+    valid = _valid(records, "rua", lambda tag: tag.startswith(("mailto:", "https:")))
     return _advised(f"_smtp._tls.{zone}", value, records, valid=valid)
 
 
@@ -259,8 +259,8 @@ def _advised(name: str, value: str, records: Sequence[str], *, valid: bool) -> Z
     if not records:
         return ZoneRecord(name, "TXT", value, "", None)
     verdict = ZoneVerdict.OK if valid else ZoneVerdict.WRONG
-    found = "\n".join(records)
-    return ZoneRecord(name, "TXT", records[0] if valid else value, found, verdict)
+    published = "\n".join(records)
+    return ZoneRecord(name, "TXT", records[0] if valid else value, published, verdict)
 
 
 def tlsa_records(
@@ -270,16 +270,16 @@ def tlsa_records(
     which `digests` are the SHA-256 of the public keys (RFC 7672 3.1: 3 1 1).
     """
     name = f"_25._tcp.{hostname}"
-    found = [" ".join(one.lower().split(maxsplit=3)) for one in published]
-    values = list(dict.fromkeys(f"3 1 1 {one.hex()}" for one in digests))
+    records = [" ".join(text.lower().split(maxsplit=3)) for text in published]
+    values = list(dict.fromkeys(f"3 1 1 {digest.hex()}" for digest in digests))
     if not published:
         note = "only in a signed zone (DNSSEC)"
         return [ZoneRecord(name, "TLSA", value, "", None, note) for value in values]
     made = []
     for value in values:
-        verdict = ZoneVerdict.OK if value in found else ZoneVerdict.WRONG
-        note = "" if value in found else "the certificate in use is another one"
-        made.append(ZoneRecord(name, "TLSA", value, "\n".join(found), verdict, note))
-    others = [one for one in found if one not in values] if values else found
+        verdict = ZoneVerdict.OK if value in records else ZoneVerdict.WRONG
+        note = "" if value in records else "the certificate in use is another one"
+        made.append(ZoneRecord(name, "TLSA", value, "\n".join(records), verdict, note))
+    others = [record for record in records if record not in values] if values else records
     note = "it belongs to no certificate in use"
-    return made + [ZoneRecord(name, "TLSA", "", one, ZoneVerdict.EXTRA, note) for one in others]
+    return made + [ZoneRecord(name, "TLSA", "", text, ZoneVerdict.EXTRA, note) for text in others]

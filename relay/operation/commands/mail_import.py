@@ -87,15 +87,15 @@ def find_mail(
     elif (path / "cur").is_dir() or (path / "new").is_dir():
         yield from _in_maildir(path, note)
     else:
-        files = sorted(one for one in path.rglob("*") if one.suffix.lower() == ".eml")
+        files = sorted(file for file in path.rglob("*") if file.suffix.lower() == ".eml")
         if not files:
             raise BadMailError(f"{path}: found no .eml file and no Maildir (cur, new)")
-        for one in files:
-            if one.is_symlink():
-                note(_left_out(one))
+        for file in files:
+            if file.is_symlink():
+                note(_left_out(file))
             else:
                 try:
-                    yield from _in_file(one)
+                    yield from _in_file(file)
                 except BadMailError as error:
                     if pass_over is None:
                         raise
@@ -114,8 +114,8 @@ def _in_file(path: Path) -> Iterator[FoundMail]:
     if begin == _FROM:
         yield from _in_mbox(path)
     else:
-        found = path.stat()
-        yield FoundMail(path, 0, found.st_size, str(path), _mtime_s(found))
+        status = path.stat()
+        yield FoundMail(path, 0, status.st_size, str(path), _mtime_s(status))
 
 
 def _in_mbox(path: Path) -> Iterator[FoundMail]:
@@ -146,9 +146,9 @@ def _in_mbox(path: Path) -> Iterator[FoundMail]:
 def _begins_with_field(file: BinaryIO) -> bool:
     """Return whether the next line is a field; nothing is read."""
     place = file.tell()
-    found = _FIELD.match(file.readline(_LINE_BYTES))
+    match = _FIELD.match(file.readline(_LINE_BYTES))
     file.seek(place)
-    return found is not None
+    return match is not None
 
 
 def _of_mbox(path: Path, begun: tuple[int, int, bytes], end: int) -> FoundMail:
@@ -175,12 +175,12 @@ def _in_maildir(path: Path, note: Callable[[str], object]) -> Iterator[FoundMail
             flags = None
             if directory == "cur" or ":2," in name:
                 flags = "".join(sorted(_KEPT_FLAGS & set(name.partition(":2,")[2])))
-            found = file.stat()
-            yield FoundMail(file, 0, found.st_size, str(file), _mtime_s(found), flags=flags)
+            status = file.stat()
+            yield FoundMail(file, 0, status.st_size, str(file), _mtime_s(status), flags=flags)
 
 
-def _mtime_s(found: os.stat_result) -> int:
-    return max(0, int(found.st_mtime))  # a name has no sign
+def _mtime_s(status: os.stat_result) -> int:
+    return max(0, int(status.st_mtime))  # a name has no sign
 
 
 class MailImport:
@@ -190,11 +190,11 @@ class MailImport:
         self._folder = folder
         self._hostname = hostname
         self._present = {
-            found[1]
-            for one in list_folders(mailbox)
+            match[1]
+            for stored in list_folders(mailbox)
             for directory in ("new", "cur")
-            for name in list_names(one.path / directory)
-            if (found := _IMPORTED.match(name))
+            for name in list_names(stored.path / directory)
+            if (match := _IMPORTED.match(name))
         }
         self.imported = self.present = 0
 
@@ -239,9 +239,9 @@ def _normalized(mail: FoundMail) -> Iterator[bytes]:
     last = b""
     for line in mail.lines():
         if is_first and not _FIELD.match(line):
-            found = line[:_SHOWN].decode("ascii", "backslashreplace").rstrip()
+            begin = line[:_SHOWN].decode("ascii", "backslashreplace").rstrip()
             raise BadMailError(
-                f"{mail.place}: found {found!r}, expected the header of a message, such as From:"
+                f"{mail.place}: found {begin!r}, expected the header of a message, such as From:"
             )
         is_first = False
         if in_header and not last.endswith(b"\n") and last:

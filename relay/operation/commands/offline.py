@@ -94,9 +94,9 @@ async def read_log(files: SpoolFiles, query: Mapping[str, str]) -> dict[str, Any
         return await log_rows(files.journeys, query, account=None)
 
 
-def read_refusals(settings: Settings, wanted: RefusalSearch) -> RefusalPage:
+def read_refusals(settings: Settings, conditions: RefusalSearch) -> RefusalPage:
     """Return refusals from the files. Raises OSError."""
-    return asyncio.run(RefusalFiles(settings.refused_dir).page(wanted))
+    return asyncio.run(RefusalFiles(settings.refused_dir).page(conditions))
 
 
 def restored_submissions(

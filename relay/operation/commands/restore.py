@@ -142,7 +142,7 @@ def _verified(folder: Path, on_file: OnFile) -> Manifest:
     if manifest.format != FORMAT:
         text = f"found format {manifest.format}, expected {FORMAT}: another Relay made it"
         raise DamagedBackupError(f"{folder / MANIFEST}: {text}")
-    if link := next((one for one in folder.rglob("*") if one.is_symlink()), None):
+    if link := next((path for path in folder.rglob("*") if path.is_symlink()), None):
         raise DamagedBackupError(f"found the symbolic link {link}, expected files and directories")
     sums = folder / CHECKSUMS
     with sums.open("rb") as file:
@@ -167,10 +167,10 @@ def _sums(folder: Path) -> Iterator[tuple[Path, bytes]]:
 def _verify(folder: Path, path: Path, line: bytes) -> None:
     try:
         with (folder / path).open("rb") as file:
-            found = sum_line(hashlib.file_digest(file, "sha256").hexdigest(), path)
+            actual = sum_line(hashlib.file_digest(file, "sha256").hexdigest(), path)
     except FileNotFoundError:
         raise DamagedBackupError(f"{folder / path} is missing") from None
-    if found != line:
+    if actual != line:
         raise DamagedBackupError(f"{folder / path} was changed or cut short: see {CHECKSUMS}")
 
 
@@ -185,9 +185,9 @@ def _check_places(state_dir: Path, root: Path) -> None:
         if not place.is_dir():
             raise NotEmptyError(f"{place} is no directory")
         inner = {root, *root.parents} if place == state_dir else set()
-        names = sorted(one.name for one in place.iterdir() if one not in inner)
-        if found := [one for one in names if one != _LOST_AND_FOUND]:
-            raise NotEmptyError(f"{place} is not empty: found {named(found)}")
+        names = sorted(path.name for path in place.iterdir() if path not in inner)
+        if others := [name for name in names if name != _LOST_AND_FOUND]:
+            raise NotEmptyError(f"{place} is not empty: found {named(others)}")
 
 
 def _owner(settings: Settings, manifest: Manifest) -> tuple[int, int] | None:
@@ -234,16 +234,17 @@ def _restore_config(
     differing: list[Path] = []
     kept: list[Path] = []
     missing = []
-    new = [(one, path) for one in manifest.directories if not (path := _normal(one.path)).exists()]
-    for one in manifest.config_files:
-        path = _normal(one.path)
+    directories = [(_normal(place.path), place) for place in manifest.directories]
+    new = [(path, place) for path, place in directories if not path.exists()]
+    for place in manifest.config_files:
+        path = _normal(place.path)
         source = folder / CONFIG / path.relative_to("/")
         if not os.path.lexists(path):
-            missing.append((one, path, source))
+            missing.append((path, place, source))
         elif not path.is_file() or path.read_bytes() != source.read_bytes():
             (differing if path.is_relative_to(home) else kept).append(path)
     if differing:
-        names = named([str(one) for one in differing])
+        names = named([str(path) for path in differing])
         raise NotEmptyError(
             f"the configuration here differs from that in the backup: found {names};"
             f" move it away, or restore with --config {manifest.config}"
@@ -253,20 +254,20 @@ def _restore_config(
         service.append(home)
     outside = [
         path
-        for path in (*(path for _, path in new), *(path for _, path, _ in missing))
-        if not any(path.is_relative_to(one) or path in one.parents for one in service)
+        for path in (*(path for path, _ in new), *(path for path, _, _ in missing))
+        if not any(path.is_relative_to(own) or path in own.parents for own in service)
     ]
     if outside:
         allow(outside)
-    for one, path in new:
+    for path, place in new:
         path.mkdir(mode=0o700)
         written.append(path)
-        _give(path, one)
-    for one, path, source in missing:
+        _give(path, place)
+    for path, place, source in missing:
         path.touch(0o600, exist_ok=False)
         written.append(path)
         shutil.copyfile(source, path)
-        _give(path, one)
+        _give(path, place)
     return kept
 
 
@@ -353,18 +354,18 @@ def _restore(
 
 def _empty(place: Path, *, besides: Path) -> None:
     """Remove what was restored; a file system keeps its directory for what fsck finds."""
-    for one in place.iterdir():
-        if one.name == _LOST_AND_FOUND:
+    for path in place.iterdir():
+        if path.name == _LOST_AND_FOUND:
             continue
-        if one == besides:
+        if path == besides:
             continue
-        if one in besides.parents:
-            _empty(one, besides=besides)
-        elif one.is_dir():
-            empty(one)
-            one.rmdir()
+        if path in besides.parents:
+            _empty(path, besides=besides)
+        elif path.is_dir():
+            empty(path)
+            path.rmdir()
         else:
-            one.unlink()
+            path.unlink()
 
 
 def _copy_tree(source: Path, target: Path) -> None:
@@ -408,7 +409,7 @@ async def _hold(settings: Settings, manifest: Manifest, *, clock: Clock, who: st
         ids, accepted, entries = waiting.pending_ids(), set(), 0
         keyed = KeyedSubmissions(root / ".submissions", clock, DirectorySync())
         prepared = waiting.directory.prepared()
-        recorded = {one.submission_id: place for one in prepared if (place := keyed.place_of(one))}
+        recorded = {ref.submission_id: place for ref in prepared if (place := keyed.place_of(ref))}
         alone = bool(manifest.spool)
         if alone or spool.storage(settings).exists():  # which another node has restored
             async with opened_spool(settings, clock, alone=alone) as engine:
@@ -438,7 +439,7 @@ def document(restored: Restored) -> dict[str, Any]:
         "root": str(restored.settings.mailboxes.root),
         "files": restored.manifest.files,
         "bytes": restored.manifest.bytes,
-        "kept": [str(one) for one in restored.kept],
+        "kept": [str(path) for path in restored.kept],
         "left": [str(path) for path in restored.left],
         "damaged": msgspec.to_builtins([*restored.manifest.damaged, *restored.held.differing]),
         "held": {"entries": restored.held.entries, "submissions": restored.held.submissions},

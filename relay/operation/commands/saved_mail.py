@@ -65,15 +65,15 @@ def find_saved(folder: Path, skip: Callable[[Path, str], object]) -> Iterator[Pa
         place = waiting.pop()
         try:
             with os.scandir(place) as entries:
-                found = sorted((one.name, one.is_dir(follow_symlinks=False)) for one in entries)
+                names = sorted((file.name, file.is_dir(follow_symlinks=False)) for file in entries)
         except OSError as error:
             skip(place, reason_of(error))
             continue
-        for name, is_folder in found:
+        for name, is_folder in names:
             is_mail = name.lower().endswith(".eml") or place.name in _MAILDIR
             if is_mail and not is_folder and not name.startswith("."):
                 yield place / name
-        waiting += [place / name for name, is_folder in reversed(found) if is_folder]
+        waiting += [place / name for name, is_folder in reversed(names) if is_folder]
 
 
 def reason_of(error: NotMailError | OSError) -> str:
@@ -106,7 +106,7 @@ class SavedMailReader:
         known_by, envelope = "journey", self._of_journey(header)
         if envelope is None:
             known_by, envelope = "header", envelope_in(header)
-            to = (main_address(one, alias_domains) for one in envelope.recipients)
+            to = (main_address(address, alias_domains) for address in envelope.recipients)
             envelope = structs.replace(envelope, recipients=tuple(dict.fromkeys(to)))
         if not envelope.recipients:
             raise NotMailError("no recipient")
@@ -122,8 +122,8 @@ class SavedMailReader:
             login=login,
             is_trusted=not client or bool(login) or is_known,
         )
-        found = message.content
-        parsed = ParsedContent(without_dropped(found.header), found.rest)
+        edited = message.content
+        parsed = ParsedContent(without_dropped(edited.header), edited.rest)
         now_us = self._clock.time_us()  # for the dates of rules
         message = structs.replace(
             message, content=parsed, time_us=now_us, alias_domains=alias_domains
@@ -145,7 +145,7 @@ class SavedMailReader:
             return None
         except ControlError:  # it is not known any more
             return None
-        is_its = any(one.graph_id == copy for one in journey.recipients)
+        is_its = any(recipient.graph_id == copy for recipient in journey.recipients)
         return envelope_of(journey) if is_its else None
 
 
@@ -153,10 +153,12 @@ def envelope_of(journey: Journey) -> SavedEnvelope:
     """Return the envelope of a message as the rules got it."""
     routed = next(details_in(journey.steps, RoutedDetail), RoutedDetail())
     recipients = [
-        one.address
-        for one in journey.recipients
-        if one.state != RecipientState.EXPANDED
-        and not (one.state == RecipientState.REDIRECTED and one.address in routed.aliases)
+        recipient.address
+        for recipient in journey.recipients
+        if recipient.state != RecipientState.EXPANDED
+        and not (
+            recipient.state == RecipientState.REDIRECTED and recipient.address in routed.aliases
+        )
     ]
     return SavedEnvelope(
         routed.sender.given if routed.sender else journey.sender,
@@ -170,7 +172,7 @@ def envelope_of(journey: Journey) -> SavedEnvelope:
 def _is_report(header: Header, hostname: str) -> bool:
     """Return whether this relay wrote a message about another one: rules run on none of these."""
     author = f"MAILER-DAEMON@{hostname}".casefold()
-    authors = [one.casefold() for one in _addresses(header.values("From"))]
+    authors = [address.casefold() for address in _addresses(header.values("From"))]
     return authors == [author] and "Auto-Submitted" in header
 
 

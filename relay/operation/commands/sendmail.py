@@ -71,8 +71,8 @@ def prepare(text: bytes, options: SendmailOptions, *, clock: Clock) -> OutgoingM
         content = content.partition(b"\r\n")[2]
     parsed = ParsedContent.of(content)
     header = parsed.header
-    given = [*options.recipients, *(_recipients_in(header) if options.from_header else ())]
-    recipients = tuple(dict.fromkeys(_qualified(one, options.domain) for one in given))
+    addresses = [*options.recipients, *(_recipients_in(header) if options.from_header else ())]
+    recipients = tuple(dict.fromkeys(_qualified(address, options.domain) for address in addresses))
     if not recipients:
         raise NoRecipientsError
     is_null = options.sender in ("", "<>")
@@ -129,16 +129,16 @@ def _recipients_in(header: Header) -> list[str]:
     Raises RejectedError for what is not an address, or has two readings.
     """
     is_resent = any(name in header for name in _RESENT_FIELDS)
-    found: list[str] = []
+    addresses: list[str] = []
     for name in _RESENT_FIELDS if is_resent else _FIELDS:
         for octets in header.values(name):
             value = octets.decode("utf-8", "replace")
-            for one in address_entries(value, unqualified=True):
-                if not one.is_plain:
-                    unlike = " that all programs read alike" if one.address else ""
-                    raise RejectedError(f"{name}: {one.text[:200]!a} is not an address{unlike}")
-                found += filter(None, [one.address])  # a comment has none
-    return found
+            for mailbox in address_entries(value, unqualified=True):
+                if not mailbox.is_plain:
+                    unlike = " that all programs read alike" if mailbox.address else ""
+                    raise RejectedError(f"{name}: {mailbox.text[:200]!a} is not an address{unlike}")
+                addresses += filter(None, [mailbox.address])  # a comment has none
+    return addresses
 
 
 def _qualified(address: str, domain: str) -> str:

@@ -55,7 +55,7 @@ def verify(
     findings: list[SpoolFinding] = []
     remaining = 0
 
-    def found(finding: SpoolFinding) -> None:
+    def add(finding: SpoolFinding) -> None:
         nonlocal remaining
         remaining += not finding.repaired
         if len(findings) < _FINDINGS_MAX:
@@ -64,16 +64,14 @@ def verify(
 
     with as_owner(settings, root), _locked(settings) as is_owner:
         for fault in _faults_beside(settings):
-            found(fault)
+            add(fault)
         stored, in_spool = spool.storage(settings), None
         if stored.exists():
             with suppress(SpoolDamagedError):  # its tools report that
                 for lost in _lost_messages(settings, stored, clock):
-                    found(lost)
+                    add(lost)
             with suppress(SpoolUnsupportedError):  # those of the database check it
-                in_spool = stored.verify(
-                    is_owner=is_owner, full=full, recount=recount, report=found
-                )
+                in_spool = stored.verify(is_owner=is_owner, full=full, recount=recount, report=add)
         submissions = SubmissionDirectory(root / ".submissions", DirectorySync())
         waiting = {
             "ready": len(list_names(submissions.ready)),
@@ -83,7 +81,7 @@ def verify(
         "submissions": waiting,
         "spool": in_spool,
         "remaining": remaining,
-        "findings": [asdict(one) for one in findings],
+        "findings": [asdict(finding) for finding in findings],
     }
 
 
@@ -106,9 +104,9 @@ def _lost_messages(
     is_of_this_spool = False
     since_us = clock.time_us() - int(KEY_MARGIN_S * 1_000_000)
     lines = read_accepted(settings.mailboxes.root / ".submissions/log", since_us=since_us)
-    while some := {one.submission_id: one for one in islice(lines, _LINES_AT_ONCE)}:
-        known = {key for key, _ in stored.accepted_since(None, some)}
-        for key, line in some.items():
+    while accepted := {line.submission_id: line for line in islice(lines, _LINES_AT_ONCE)}:
+        known = {key for key, _ in stored.accepted_since(None, accepted)}
+        for key, line in accepted.items():
             is_of_this_spool |= key in known
             if key in known or not is_of_this_spool:
                 continue
@@ -162,7 +160,7 @@ def back_up(settings: Settings, folder: Path, *, clock: Clock) -> dict[str, Any]
             copy.file(letter, letter.relative_to(settings.state_dir))
             for letter in _letters(dead_letters)
         )
-        sizes = [one.stat().st_size for one in copied.contents.iterdir()]
+        sizes = [file.stat().st_size for file in copied.contents.iterdir()]
         manifest = {
             "made": made,
             "hostname": settings.hostname,
