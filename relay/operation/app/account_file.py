@@ -1,4 +1,4 @@
-"""Load the accounts of a configuration: `from` of an [[alias]] names groups of its rules."""
+"""Load the accounts of a configuration. `from` of an [[alias]] may name groups of the rules."""
 
 import re
 from collections.abc import Mapping
@@ -19,13 +19,13 @@ _LISTED = re.compile(r"group:|.*[@*?]")
 def accounts_of(
     settings: Settings, *, clock: Clock, environ: Mapping[str, str], file: Path | None = None
 ) -> FileAccounts:
-    """Load the accounts, those of `file` if it is to take the place. Raises SettingsError."""
+    """Load the accounts, from `file` if it is given. Raises SettingsError."""
     path, writers = file or settings.mailboxes.accounts, cache(partial(_reader, settings))
     return load_accounts(path, settings.domains, clock=clock, environ=environ, writers=writers)
 
 
 def _reader(settings: Settings) -> ReadWriters:
-    """Return what reads `from`. Faults of groups are told with the rules."""
+    """Return the function that reads `from`. The loading of the rules reports faults of groups."""
     from relay.operation.app.tenant_sets import book_of  # noqa: PLC0415 -- slow
     from relay.transport.policy.conditions import SenderCondition  # noqa: PLC0415 -- slow
     from relay.transport.policy.groups import group_files, read_groups  # noqa: PLC0415 -- slow

@@ -1,9 +1,9 @@
 """The directory of the development relay: its lock, its marked files, its removal.
 
 Each user has one temporary directory, which the other commands find; a second development relay
-gets a directory of its own. It is in memory if there is much room, so that its end is quick. A
-directory given by --dir is kept. Files in it that do not begin with MARK are never overwritten. The
-other commands find it by a symbolic link in the directory of temporary files.
+gets a new one. If enough memory is free, the directory is in /dev/shm, where its removal is quick.
+A directory given by --dir is kept, and its files that do not begin with MARK are never overwritten.
+The other commands find it by a symbolic link in the directory of temporary files.
 """
 
 import contextlib
@@ -30,7 +30,7 @@ _MEMORY_FREE_BYTES = 2 << 30
 
 
 class ForeignFolderError(Exception):
-    """The directory has a configuration that `relay dev` did not write, or can have none."""
+    """`relay dev` did not write the configuration in the directory, or cannot write one there."""
 
 
 class DevelopmentFolder(Struct, frozen=True):
@@ -113,8 +113,8 @@ def open_new_folder() -> DevelopmentFolder:
 
 
 def open_inner_folder(outer: DevelopmentFolder, name: str) -> DevelopmentFolder:
-    """Return a directory below another one, which ends with it; no other command finds it by
-    itself. Raises OSError, AlreadyRunningError.
+    """Return a directory inside `outer`, which is removed with `outer`. Other commands need
+    --config to find it. Raises OSError, AlreadyRunningError.
     """
     path = outer.path / name
     path.mkdir(mode=0o700, exist_ok=True)
@@ -122,7 +122,7 @@ def open_inner_folder(outer: DevelopmentFolder, name: str) -> DevelopmentFolder:
 
 
 def short_place(place: Path) -> Path:
-    """Return `place`, or /tmp if its name is too long for those of sockets in it."""
+    """Return `place`, or /tmp if the paths of sockets in `place` would be too long."""
     return place if len(os.fsencode(place)) <= _PLACE_BYTES_MAX else _DISK
 
 
@@ -151,7 +151,7 @@ def running_config() -> Path | None:
 
 
 def memory_place(free_bytes: int) -> Path | None:
-    """Return the directory of files in memory; None if it has less room, or is read-only."""
+    """Return /dev/shm; None if it has less than `free_bytes`, or cannot be written."""
     try:
         is_roomy = disk_of(_MEMORY).free_bytes >= free_bytes
     except OSError:
@@ -160,7 +160,7 @@ def memory_place(free_bytes: int) -> Path | None:
 
 
 def _places() -> list[Path]:
-    """Return where a temporary directory may be: where TMPDIR says, or in memory or /tmp."""
+    """Return where a temporary directory may be: $TMPDIR, else /dev/shm or /tmp."""
     place = Path(tempfile.gettempdir())
     return [_MEMORY, place] if place == _DISK else [place]
 
@@ -176,7 +176,7 @@ def _link(folder: Path) -> Path:
 
 
 def _given() -> list[Path]:
-    """Return the directories that this user's links name, the last one first."""
+    """Return the directories that this user gave with --dir, the last one first."""
     folders = []
     for link in Path(tempfile.gettempdir()).glob(f"relay-dev-{os.getuid()}.*.dir"):
         with contextlib.suppress(OSError):

@@ -1,4 +1,4 @@
-"""Build what sends notifications: where receivers may be, and who may still read a mailbox."""
+"""Build subscriptions and webhooks: where receivers may be, which accounts may read a mailbox."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -48,7 +48,7 @@ def build_subscriptions(base: Foundation, resolver: Resolver | LoopbackResolver)
 
 
 def build_webhooks(base: Foundation, resolver: Resolver | LoopbackResolver) -> Webhooks:
-    """Return the webhooks, not open. An operator's URLs may be anywhere."""
+    """Return the webhooks, not open. The URLs of an operator may have any address."""
     destinations = Destinations(networks=ANYWHERE, plain=LOOPBACK)
     return Webhooks(
         base.settings.webhook_cursors,
@@ -61,7 +61,7 @@ def build_webhooks(base: Foundation, resolver: Resolver | LoopbackResolver) -> W
 
 
 def lookup_of(resolver: Resolver | LoopbackResolver, *, only_here: bool = False) -> Lookup:
-    """Return the look-up of an HttpsClient; with `only_here`, other names are not asked for."""
+    """Return the look-up of an HttpsClient; with `only_here`, it resolves only localhost."""
 
     async def lookup(name: str) -> Sequence[str]:
         if only_here and name != "localhost" and not name.endswith(".localhost"):
