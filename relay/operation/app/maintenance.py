@@ -318,7 +318,7 @@ async def sweep_contents(spool: SpoolEngine, clock: Clock) -> None:
 async def end_mail_without_node(
     spool: SpoolEngine, end: Callable[[Sequence[Claim]], None], clock: Clock
 ) -> None:
-    """Claim expired mail of stores without a node, and call `end` with the claims, until cancelled."""
+    """Claim expired mail of stores without a node, and `end` the claims, until cancelled."""
 
     async def look() -> None:
         while claims := await spool.maintenance.claim_without_node():

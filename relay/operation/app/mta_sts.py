@@ -67,7 +67,7 @@ def count(metrics: Metrics, result: str, policy: str = "sts") -> None:
 
 
 def counted(connect: Connect, metrics: Metrics) -> Connect:
-    """Return a function that calls `connect` and counts sessions under MTA-STS, DANE or REQUIRETLS."""
+    """Return `connect`, wrapped: sessions under MTA-STS, DANE or REQUIRETLS are counted."""
 
     async def connect_and_count(target: Target) -> HostSession:
         is_dane = target.tls.level == "dane"

@@ -49,7 +49,7 @@ def _open(context: CommandContext) -> AccountFile:
 
 
 def _hint(context: CommandContext) -> None:
-    """Say what makes a running relay use the changed file."""
+    """Print how a running relay gets to use the changed file."""
     if owner_of(context.settings().run_dir):
         click.echo("the running relay uses it after: relay reload", err=True)
 
@@ -242,7 +242,7 @@ def _usage_lines(user: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _read_password() -> str:
-    """Read a password; an argument would be visible to other users."""
+    """Read a password from the terminal or stdin: other users could see an argument."""
     if sys.stdin is not None and sys.stdin.isatty():
         text = str(click.prompt("Password", hide_input=True, confirmation_prompt=True, err=True))
     else:

@@ -1,10 +1,10 @@
 """`relay backup` and `relay restore`: everything of a service, in one directory; `relay check`.
 
-Progress is on stderr if that is a terminal. Backup and restore exit 64 for a directory that is not
-empty, 65 for a backup that was cut short or changed, and for one that is complete but has a damaged
-file, or mail that is not restored. Check prints passed checks to stdout, and faults and warnings to
-stderr as `file:line: key: text`. With --json everything is one document on stdout. It exits 78 for
-faults, 69 if a needed service does not answer. What is checked is in
+Progress is printed to stderr if it is a terminal. Backup and restore exit 64 for a directory that
+is not empty. They exit 65 for a backup that was cut short or changed, for a complete backup with a
+damaged file, and if mail was not restored. Check prints passed checks to stdout, and faults and
+warnings to stderr as `file:line: key: text`. With --json everything is one document on stdout. It
+exits 78 for faults, 69 if a needed service does not answer. The checks are in
 relay/operation/commands/check.py.
 """
 
@@ -106,7 +106,7 @@ def backup(context: CommandContext, directory: Path, *, no_database: bool) -> No
             directory,
             clock=SystemClock(),
             environ=read_environment().variables,
-            on_file=lambda number: _tell("backup", "copied", number),
+            on_file=lambda number: _show_progress("backup", "copied", number),
             with_database=not no_database,
             text=text,
         )
@@ -120,7 +120,9 @@ def backup(context: CommandContext, directory: Path, *, no_database: bool) -> No
 
 
 def _in_force(context: CommandContext) -> tuple[Settings, str]:
-    """Return the settings; of a faulty relay.toml those of the running service, with its text."""
+    """Return the settings. If relay.toml has a fault, return the settings of the running service,
+    and the text that it has read.
+    """
     try:
         return context.settings(), ""
     except SettingsError as error:
@@ -167,7 +169,7 @@ def restore(context: CommandContext, directory: Path, *, yes: bool) -> None:
             environ=environ,
             who=user_name(),
             allow=allow,
-            on_file=lambda number: _tell("restore", "verified", number),
+            on_file=lambda number: _show_progress("restore", "verified", number),
         )
     except NotEmptyError as error:
         raise CommandError(ExitCode.USAGE, f"relay restore: {error}") from None
@@ -208,6 +210,6 @@ def _damaged(result: Mapping[str, Any]) -> list[str]:
     return [printable(f"damaged: {file['path']}: {file['found']}") for file in result["damaged"]]
 
 
-def _tell(verb: str, done: str, number: int) -> None:
+def _show_progress(verb: str, done: str, number: int) -> None:
     if number % _PROGRESS_FILES == 0:
         print_progress(f"relay {verb}: {number} files {done}")

@@ -44,8 +44,8 @@ def reload(context: CommandContext) -> None:
 
 
 def control_socket(context: CommandContext) -> Path:
-    """Return the socket of the service. Of a faulty relay.toml only `state_dir` is read, which
-    comes before the first table: the service says itself what is wrong with the rest.
+    """Return the socket of the service. If relay.toml has a fault, read only `state_dir`, which
+    comes before the first table: the service reports the faults of the rest.
     """
     try:
         return context.settings().control_socket

@@ -1,8 +1,8 @@
 """`relay dns`: what to publish in the DNS for a domain, compared with what is published. `relay
 dkim keygen | show`: make a key that signs mail, and show the keys in use.
 
-The output of `relay dns` is a zone file (RFC 1035 5.1), with verdicts as comments; advice that
-nobody has followed is a comment too. `relay dkim` exits 65 for a file that exists already, a
+The output of `relay dns` is a zone file (RFC 1035 5.1), with verdicts as comments; advised records
+that are not published are comments too. `relay dkim` exits 65 for a file that exists already, a
 selector in use, and a domain without keys. Neither needs a running relay, nor changes relay.toml.
 """
 
@@ -156,8 +156,8 @@ def keygen(
 
 
 def _named_file(domain: str, selector: str, settings: Settings) -> Path | None:
-    """Return the file that [[dkim]] names for a key. Raises CommandError (65) if it is there: a new
-    record would replace that of the key.
+    """Return the file that [[dkim]] names for a key, or None. Raises CommandError (65) if the file
+    exists: the record of a new key would replace the record of this one.
     """
     for table in settings.dkim:
         if (table.domain, table.selector) == (domain, selector):

@@ -161,7 +161,7 @@ def _cut(lines: list[str], noun: str) -> list[str]:
 
 
 def _rules(rules: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Return a text for each rule, those that match or may match first."""
+    """Return a text for each rule. Rules that match or may match come first."""
     order = {True: 0, None: 1, False: 2}
     return [_rule(rule) for rule in sorted(rules, key=lambda rule: order[rule["matched"]])]
 
@@ -192,7 +192,7 @@ def _host(host: Mapping[str, Any]) -> str:
 
 
 def _probe(probe: Mapping[str, Any]) -> list[str]:
-    """Return what the hosts gave, the result last."""
+    """Return the replies of the hosts, and the result last."""
     tls = f"{probe['tls']} {probe['cipher']}".strip() or "without TLS"
     answered = f"{probe['host']} [{probe['address']}] is ready for mail, {tls}"
     return [*probe["tried"], answered if probe["host"] else f"failed: {probe['reply']}"]
@@ -218,6 +218,6 @@ def _site(site: Mapping[str, Any]) -> str:
 
 
 def _retry(steps: Sequence[float]) -> str:
-    """Return the waits between attempts: the last one repeats."""
+    """Return the waits between attempts. The last wait is repeated."""
     spans = [time_span(step) for step in steps]
     return f"after {', '.join(spans)}" + (", and so on" if spans else "")

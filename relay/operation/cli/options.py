@@ -58,16 +58,15 @@ class CommandContext(Struct, frozen=True):
         return self.config or read_environment().config
 
     def named_config_file(self) -> Path | None:
-        """Return the file of --config, or that of RELAY_CONFIG if it exists."""
+        """Return the file of --config, else the file of RELAY_CONFIG if it exists, else None."""
         environment = read_environment()
         if self.config is None and environment.names_config and environment.config.exists():
             return environment.config
         return self.config
 
     def found_config_file(self) -> Path:
-        """Return config_file(), or the file of this user's running `relay dev`.
-
-        The latter is used if neither --config nor RELAY_CONFIG is given and the default is missing.
+        """Return config_file(). If neither --config nor RELAY_CONFIG is given and the default file
+        does not exist, return the file of this user's running `relay dev`.
         """
         file = self.config_file()
         if self.names_config or file.exists():
@@ -102,16 +101,16 @@ def role_option(command: F) -> F:
 
 
 class Parsed(click.ParamType[T]):
-    """A text that `parse` converts, or refuses with a ValueError that says what it expects."""
+    """A text that `parse` converts. Its ValueError says what was expected."""
 
     def __init__(self, name: str, parse: Callable[[str], T], *, is_secret: bool = False) -> None:
-        """What was found is not shown if it `is_secret`."""
+        """With `is_secret`, an error does not show the text."""
         self.name = name
         self._parse = parse
         self._is_secret = is_secret
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> T:
-        """Return what `parse` returns."""
+        """Return the result of `parse`."""
         text = str(value)
         try:
             return self._parse(text)
@@ -166,7 +165,7 @@ class InputPath(click.Path):
 def read_input(verb: str, path: Path) -> bytes:
     """Return the octets of a file or pipe. Raises CommandError (65), PermissionError."""
     try:
-        # Nothing waits until a FIFO has a writer: it could be forever.
+        # Do not wait until a FIFO has a writer: that may never happen.
         file = io.FileIO(path, opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK))
         with io.BufferedReader(file) as reader:
             os.set_blocking(reader.fileno(), True)
@@ -209,7 +208,7 @@ def user_name() -> str:
 
 
 def login_name() -> str:
-    """Return the name that the relay knows this user by, on the socket of [sendmail]."""
+    """Return the name under which the relay knows this user on the socket of [sendmail]."""
     return LocalUsers("localhost", "").find(os.geteuid()).name
 
 

@@ -1,9 +1,9 @@
-"""Print facts to stdout: JSON, and text; the lines of a journey, of its recipients, and of rules.
+"""Print JSON and text to stdout; the lines of journeys, recipients and rules.
 
 JSON is UTF-8 on any terminal; a document is printed at once, a stream line by line. The text
-functions are pure and return lines. print_lines() replaces their control characters: what prints
-them in another way has to do that itself, by printable(). click.echo() flushes what it prints, so
-that its failure is still reported, and what goes to stderr afterwards is seen after it.
+functions are pure and return lines. print_lines() replaces control characters. Code that prints
+text in another way calls printable(). click.echo() flushes its output: a failure is still reported,
+and later output to stderr appears after it.
 """
 
 import json
@@ -41,7 +41,7 @@ def _as_json(value: Any) -> bytes:
 
 
 def print_lines(lines: Sequence[str]) -> None:
-    """Print lines of text, without control characters; without any, nothing."""
+    """Print lines of text, with control characters replaced; no lines print nothing."""
     if lines:
         click.echo("\n".join(map(printable, lines)))
 
@@ -58,7 +58,7 @@ _UNREMARKABLE = ("delivered", "relayed", "captured", "queued")
 
 
 def journey_lines(journey: Journey, answer: Sequence[str] = ()) -> list[str]:
-    """Return a journey: what became of it, a headline, its steps, its recipients."""
+    """Return the lines of a journey: `answer`, a headline, the steps, the recipients."""
     recipients = named([recipient.address for recipient in journey.recipients])
     headline = f'{journey.key}  "{journey.subject}"  {journey.sender or "<>"} -> {recipients}'
     days = {step.at[:10] for step in journey.steps}
@@ -106,7 +106,7 @@ def recipient_lines(
 
 
 def _state(journey: Journey) -> str:
-    """Return the state, and the number of recipients in it if not all are."""
+    """Return the state of a message; if not all recipients are in it, the number of those too."""
     state, recipients = journey.state, journey.shown_recipients
     count = sum(1 for recipient in recipients if recipient.state == state)
     return state.upper() + (f" ({count} of {len(recipients)})" if count < len(recipients) else "")
@@ -128,7 +128,7 @@ def condition_text(condition: Mapping[str, Any]) -> str:
 
 
 def rule_text(rule: Mapping[str, Any]) -> str:
-    """Return whether a rule matches, and what it does, without its conditions."""
+    """Return a line that says whether a rule matches and what it does, without its conditions."""
     name, would = f'"{rule["rule"]}"', "would do (audit)" if rule["mode"] == "audit" else "does"
     if rule["skipped"]:
         return f"{name} is not evaluated: {rule['skipped']}"
@@ -190,4 +190,5 @@ def _fate(recipient: Mapping[str, Any]) -> str:
             held = _held(recipient)
             if not recipient["quarantined"] or held == "held: quarantine":
                 return held or "delivered"
-            return f"{held}, then " * bool(held) + f"quarantined ({recipient['quarantined']})"
+            first = f"{held}, then " if held else ""
+            return f"{first}quarantined ({recipient['quarantined']})"

@@ -219,8 +219,8 @@ def diff(context: CommandContext, old: Path, new: Path, *, mail: Path) -> None:
 
 
 def _book_in(folder: Path, settings: Settings | None, file: Path) -> RuleBook:
-    """Read the rules in another directory than that of the configuration `file`, with those of its
-    tenants; their tests are not run. Raises PolicyError.
+    """Read the rules in `folder` instead of the directory in the configuration `file`, and the
+    rules of tenants there. Their tests are not run. Raises PolicyError.
     """
     if settings is None:
         return RuleBook(read_rules(folder))
@@ -232,8 +232,8 @@ def _book_in(folder: Path, settings: Settings | None, file: Path) -> RuleBook:
 def _sets(
     context: CommandContext, directory: Path | None, *, runs_tests: bool
 ) -> list[tuple[RuleSet, Sequence[str]]]:
-    """Return each set of rules, with the domains that are local in its tests; a directory that is
-    given needs no configuration. Raises PolicyError.
+    """Return each set of rules, with the domains that are local in its tests. With `directory`, no
+    configuration is needed. Raises PolicyError.
     """
     if directory is not None:
         return [(load_rules(directory) if runs_tests else read_rules(directory), ())]
@@ -253,7 +253,7 @@ _LINES_MAX = 20  # of a file, of each kind
 
 
 class DiffReport:
-    """Prints, and counts."""
+    """Prints the differences as they come, and the sums at the end."""
 
     def __init__(self, *, as_json: bool) -> None:
         self._as_json = as_json
@@ -261,7 +261,7 @@ class DiffReport:
         self._skipped, self._known_by = Counter[str](), Counter[str]()
 
     def add(self, file: Path, mail: tuple[ExaminedMessage, str], change: Difference | None) -> None:
-        """Count a message, and print how its results differ. `mail` is as SavedMailReader reads."""
+        """Count a message of SavedMailReader.read(), and print how its results differ."""
         message, known_by = mail
         self._known_by[known_by] += 1
         if change is not None:

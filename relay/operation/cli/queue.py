@@ -1,7 +1,7 @@
 """`relay queue`: list the queue, and the commands that change it; the text of entries and counts.
 
-`relay pause` and `relay resume` are what this node does not do until an operator or a time ends it;
-without a running relay they are for its next start. Commands that change entries need a selector.
+`relay pause` stops delivery or acceptance on this node, until a time or `relay resume`. If no relay
+runs, both take effect at the next start. Commands that change entries need a selector.
 Exits 65 for an unknown message, 69 without a relay that changes entries, 75 if all selected entries
 are in flight, 130 for Ctrl-C.
 """
@@ -264,20 +264,20 @@ def _change(
 
 
 def _reasons(answer: Mapping[str, Any]) -> list[str]:
-    """Return why entries were not changed, with their number, for an answer that is not listed."""
+    """Return each reason why entries were not changed, with the number of these entries."""
     entries = answer["entries"]
     notes = Counter(f"{entry['result']}: {entry['note']}" for entry in entries if entry["note"])
     return [f"    {number} {note}" for note, number in notes.items()]
 
 
 def with_option(text: str) -> str:
-    """Replace a field name of the body by the name of its option."""
+    """Replace the name of a field of the body by the name of the option."""
     field, colon, rest = text.partition(":")
     return f"--{field}{colon}{rest}" if field in _OPTIONS else text
 
 
 def _refuse_unknown(verb: str, unknown: Sequence[str]) -> None:
-    """Exit with an error for selector ids that match nothing, after all other output."""
+    """Raise CommandError for ids that match nothing. Call it after all other output."""
     if unknown:
         names = ", ".join(shown(name) for name in unknown)
         raise CommandError(ExitCode.DATA, f"relay queue {verb}: not in the queue: {names}")
@@ -316,7 +316,7 @@ def entry_lines(entries: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def _before_queue_lines(entries: EntryList) -> list[str]:
-    """Return the line about messages that are not in the queue yet, if they were counted."""
+    """Return the numbers of messages that are not yet in the queue, if they were counted."""
     counts = dict(entries.before_queue or {})
     held = counts.pop("restored", 0)
     numbers = [f"{number} {state}" for state, number in counts.items()]
@@ -372,13 +372,13 @@ def stats_lines(stats: Mapping[str, Any], *, now_us: int) -> list[str]:
 
 
 def pause_lines(pauses: Mapping[str, Any]) -> list[str]:
-    """Return what a node does not do at present, from the JSON of /pause."""
+    """Return the lines of the active pauses, from the JSON of /pause."""
     active = ((what, pauses[what]) for what in Paused if pauses.get(what))
     return [msgspec.convert(pause, Pause).text(what) for what, pause in active]
 
 
 def _node_lines(nodes: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Return the nodes of a spool as a table, and whether those that live have one version."""
+    """Return the nodes of a spool as a table, and a line if living nodes have several versions."""
     rows = [("NODE", "STATE", "VERSION", "LAST BEAT", "CLAIMS")] + [
         (
             node["name"] + (" (this)" if node["is_this"] else ""),
@@ -473,7 +473,7 @@ def _change_pause(context: CommandContext, verb: str, order: dict[str, str | Non
 
 
 def _asked(settings: Settings, verb: str, order: dict[str, Any]) -> dict[str, Any]:
-    """Return what is paused after the order, from the relay or from its file."""
+    """Pause or resume, by the relay or in its file. Return what is paused then."""
     body = {name: argument for name, argument in order.items() if argument is not None}
     try:
         return ControlClient(settings.control_socket).post(f"/{verb}", body)

@@ -116,7 +116,7 @@ def _time_of(text: str, settings: Settings) -> str:
     try:
         answer = ControlClient(settings.control_socket).get_response("/pause", kind=dict[str, Any])
         now_us = answer.time_us or 0
-    except ControlUnavailableError:  # the clock of a service is that of the machine
+    except ControlUnavailableError:  # a service uses the clock of the machine
         now_us = SystemClock().time_us()
     try:
         if of_day := _TIME_OF_DAY.fullmatch(text):
@@ -142,7 +142,7 @@ def _standard_input() -> str:
 
 
 def _submit(settings: Settings, token: str, draft: DraftToSend) -> str:
-    address, send_to = _way(settings, token)
+    address, send_to = _relay(settings, token)
     try:
         return send_to(address, draft)
     except OSError as error:
@@ -150,7 +150,7 @@ def _submit(settings: Settings, token: str, draft: DraftToSend) -> str:
         raise CommandError(ExitCode.UNAVAILABLE, text) from None
 
 
-def _way(settings: Settings, token: str) -> tuple[Address, Callable[[Address, DraftToSend], str]]:
+def _relay(settings: Settings, token: str) -> tuple[Address, Callable[[Address, DraftToSend], str]]:
     """Return the address to send to, and the function that sends."""
     if token:
         tls = settings.http.tls

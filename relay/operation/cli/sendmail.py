@@ -1,11 +1,11 @@
-"""`relay sendmail`: the sendmail command of programs that have no SMTP of their own. `relay mailq`:
-the queue as mailq(1) of Postfix and sendmail shows it, which monitors read.
+"""`relay sendmail`: the sendmail command, for programs that cannot send by SMTP. `relay mailq`: the
+queue in the form of mailq(1) of Postfix and sendmail, which monitors read.
 
-The root calls them too if the program is called sendmail or mailq. `relay sendmail` exits 64
-without a recipient, 65 if the relay rejects the message, 67 if it does not know any recipient, 75
-if no relay listens, and for a temporary error. Nothing is sent then. Of the configuration only what
-is needed is read; if that has a fault, [sendmail] or its defaults are used: somebody may be editing
-it.
+They are also used if the program has the name sendmail or mailq. `relay sendmail` exits 64 without
+a recipient, 65 if the relay rejects the message, 67 if it knows none of the recipients, 75 if no
+relay listens, and for a temporary error. Then nothing is sent. Only the needed part of the
+configuration is read. If that part has a fault, [sendmail] or its defaults are used, because a user
+may be editing the file.
 """
 
 import os
@@ -179,13 +179,13 @@ class _Place(Struct, frozen=True):
     """Where mail goes."""
 
     address: Address
-    domain: str = ""  # of addresses without one; "": the relay adds it
-    drop: Path | None = None  # for when nobody listens on a Unix socket
-    users: LocalUsers | None = None  # who may send as whom, if that is known
+    domain: str = ""  # for addresses without a domain; "": the relay adds it
+    drop: Path | None = None  # the drop directory, used if no relay listens on a Unix socket
+    users: LocalUsers | None = None  # which senders a user may use; None: not known
 
 
 def _place(context: CommandContext) -> _Place:
-    """Return where mail goes. RELAY_SENDMAIL does without a configuration."""
+    """Return where mail goes. With RELAY_SENDMAIL, no configuration is read."""
     host = socket.gethostname() or "localhost"
     if variable := read_environment().sendmail:
         try:
@@ -215,8 +215,8 @@ def _place(context: CommandContext) -> _Place:
 
 
 def _read(file: Path) -> dict[str, Any]:
-    """Return the fields of Settings that count here. Raises SettingsError if there is no file, and
-    PermissionError.
+    """Return the fields of Settings that sendmail needs. Raises SettingsError if the file does not
+    exist, and PermissionError.
     """
     check_readable(file)
     values: dict[str, Any] = {}
@@ -235,12 +235,12 @@ def _read(file: Path) -> dict[str, Any]:
         used = "the default" if "sendmail" not in values else "this"
         click.echo(f"sendmail: {faults[0]}; {used} [sendmail] is used", err=True)
         values.setdefault("sendmail", SendmailSettings())
-        values.pop("hostname", None)  # who may send as whom is not known
+        values.pop("hostname", None)  # then it is not known which senders a user may use
     return values
 
 
 def _may_not_be_read(context: CommandContext) -> bool:
-    """Whether the configuration is closed to this user, as usual: then the defaults count."""
+    """Return whether this user, as usual, cannot read the configuration; then defaults are used."""
     try:
         if not context.names_config:
             context.config_file().open().close()
@@ -252,7 +252,7 @@ def _may_not_be_read(context: CommandContext) -> bool:
 
 
 def _message(*, ends_with_dot: bool) -> bytes:
-    """Return what is on standard input. Raises CommandError (65)."""
+    """Return the message on standard input. Raises CommandError (65)."""
     with BufferedReader(FileIO(0, closefd=False)) as stdin:
         if not ends_with_dot:
             text = stdin.read(INPUT_BYTES_MAX + 1)
@@ -285,7 +285,7 @@ def mailq(context: CommandContext) -> None:
 
 
 def list_queue(context: CommandContext) -> None:
-    """Print the queue; on stderr, how many files of programs no relay has taken yet."""
+    """Print the queue, and on stderr the number of files in the drop directory."""
     settings = context.settings()
     entries = OperatorClient(settings, SystemClock()).queue_list(Selector())
     context.show(entries, lambda: queue_lines(entries))
@@ -295,7 +295,7 @@ def list_queue(context: CommandContext) -> None:
 
 
 def _dropped(drop: Path) -> int:
-    """Return how many whole files are in the drop directory; 0 if it cannot be read."""
+    """Return the number of complete files in the drop directory; 0 if it cannot be read."""
     try:
         with os.scandir(drop) as files:
             return sum(not file.name.startswith(PART) and not file.is_dir() for file in files)
@@ -304,7 +304,7 @@ def _dropped(drop: Path) -> int:
 
 
 def queue_lines(entries: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Return the lines of mailq(1) for entries as the JSON of `queue list` has them."""
+    """Return the lines of mailq(1) for entries in the JSON of `queue list`."""
     if not entries:
         return [_EMPTY]
     lines = [_HEAD]

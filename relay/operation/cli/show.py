@@ -1,8 +1,8 @@
 """`relay show`: the content of a message, also of captured mail.
 
-Exits 65 for an unknown message, one whose content is gone, and a part that it does not have; 69
-without a relay. What goes to a terminal has no control characters; what goes to a file or a pipe is
-exact.
+Exits 65 for an unknown message, a message whose content was removed, and a part that the message
+does not have; 69 without a relay. Control characters are replaced on a terminal; a file or a pipe
+gets the exact octets.
 """
 
 import sys
@@ -136,7 +136,7 @@ def _attachment_line(number: int, part: AttachmentFacts) -> str:
 
 
 def _graph_ids(journey: Journey) -> str:
-    """Return the Graph ids of the sender's message and of the first copies."""
+    """Return the Graph ids of the sender's message and of the first copies for recipients."""
     copies = [(copy.graph_id, copy.address) for copy in journey.recipients if copy.graph_id]
     own = [(journey.graph_id, "the sender's")] if journey.graph_id else []
     known = [f"{graph_id} ({address})" for graph_id, address in [*own, *copies]]

@@ -130,7 +130,7 @@ def adopt(context: CommandContext, root_id: str, *, yes: bool) -> None:
 
 
 def _finding_line(finding: SpoolFinding) -> str:
-    """Return a finding of `relay storage verify`, and what was done about it or can be."""
+    """Return a finding of `relay storage verify`, and the action that was or can be taken."""
     action = f"; {finding.action}" if finding.action else ""
     fault = f"found {finding.found}, expected {finding.expected}"
     return f"{finding.kind:<17} {finding.where}: {fault}{action}"

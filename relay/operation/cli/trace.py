@@ -2,9 +2,9 @@
 list` (`log`) and `relay search`: the messages that match, one line each, the newest first.
 
 trace and wait exit 65 for an unknown message. wait exits 75 with a diagnosis after its time-out, or
-when the state can no longer come, 69 without a daemon, as search does. The rows of log are those of
-GET /relay/v1/log, what search finds that of GET /relay/v1/messages; that older ones may follow is
-said on stderr.
+when the state can no longer be reached. wait and search exit 69 without a daemon. log prints the
+answer of GET /relay/v1/log, search the answer of GET /relay/v1/messages; both note on stderr that
+older messages may exist.
 """
 
 import math
@@ -52,19 +52,21 @@ _OPTIONS = {"id": "message-id", "after": "since", "before": "until"}  # with oth
 
 
 def _part(text: str) -> str:
-    """Return the pattern of a part; a text with "*" is one of the whole."""
+    """Return the pattern that matches a part. A text with "*" is a pattern already."""
     return f"*{text}*" if text and "*" not in text else text
 
 
 def _address(text: str) -> str:
-    """Return the pattern of an address, or of its domain or another part."""
+    """Return the pattern that matches an address, or a part of one, such as the domain."""
     if text.startswith("@"):
         return f"*{text}"
     return text if "@" in text or text == "<>" else _part(text)
 
 
 def _time(text: str) -> str:
-    """Return a time as the search has it; what is none is left for the relay to refuse."""
+    """Return a time in the form of the search. An invalid text is returned as it is, because the
+    relay then rejects it.
+    """
     now_us, days = SystemClock().time_us(), {"today": 0, "yesterday": 1}
     if text in days:
         return rfc3339(now_us - days[text] * _DAY_US)[:10]
@@ -134,8 +136,8 @@ def search(context: CommandContext, *, words: tuple[str, ...], limit: int) -> No
 
 
 def log_lines(rows: Sequence[Mapping[str, Any]], *, width: int = 0) -> list[str]:
-    """Return a line for each row of the log: when, id, state in at least `width` columns, who to
-    whom, Subject, and why.
+    """Return a line for each row of the log: time, id, state in at least `width` columns, sender,
+    recipients, Subject, and the reply that explains the state.
     """
     width = max((width, *(len(row["state"]) for row in rows)))
     return [_line(row, width) for row in rows]
@@ -162,14 +164,14 @@ def _moment(at: str) -> str:
 
 
 def log_query(**values: str) -> dict[str, str]:
-    """Return the query of GET /log for its parameters and the words of its `q`."""
+    """Return the query of GET /log. Parameters in _WORDS become search words in `q`."""
     words = [f"{word}:{'?'.join(values[word].split())}" for word in _WORDS if values.get(word)]
     rest = {name: value for name, value in values.items() if value and name not in _WORDS}
     return rest | {"q": " ".join(words)}
 
 
 def _with_option(text: str) -> str:
-    """Replace a search word in a sentence of the relay by its option."""
+    """Replace the search word at the begin of an error by the name of the option."""
     word, colon, rest = text.removeprefix("q: ").partition(":")
     return f"--{_OPTIONS.get(word, word)}{colon}{rest}"
 
@@ -243,8 +245,8 @@ _RECIPIENTS_MAX = 10
 def diagnosis(
     journey: Journey, entries: Sequence[Mapping[str, Any]], *, ok: Collection[str] = FINAL
 ) -> list[str]:
-    """Return the last step of a message, what it waits for, and why recipients are in no state that
-    is `ok`; `entries` are its queue entries.
+    """Return the last step of a message, what the message waits for, and the reason for each
+    recipient that is not in one of the states `ok`. `entries` are the queue entries.
     """
     steps = [step for step in journey.steps if not isinstance(step.read(), ClaimDetail)]
     last = max(steps, key=lambda step: step.step, default=None)

@@ -1,18 +1,19 @@
 """`relay account`: change accounts.toml in place.
 
-Comments and the order stay. One process at a time changes the file; the new text is checked as a
-whole, synced, and replaces the file at once, with the owner and the mode that it had; a new file
-has 0640. Secrets are stored as hashes, and returned once. Raises AccountError, SettingsError for a
-file that is or would be faulty, and OSError.
+Comments and the order of entries do not change. One process at a time changes the file. The new
+text is checked as a whole, synced, and replaces the file atomically, with the owner and the mode of
+the old file; the mode of a new file is 0640. Secrets are stored as hashes, and returned once.
+Raises AccountError, OSError, and SettingsError if the old or the new file has a fault.
 
 `relay account import` reads users from a CSV file, or from a passwd-file of Dovecot. A row becomes
 the keys of an [[account]]. A CSV has a header with the names of its columns. A passwd-file has
-user:password:uid:gid:gecos:home:shell:fields (passwd(5)), of which the quota in the extra fields is
-taken, in the words of Dovecot 2.3 and 2.4. Both begin with a byte order mark or not. A hash that
-begins with ! or * is that of a locked user (passwd(1)), who gets no password.
+user:password:uid:gid:gecos:home:shell:fields (passwd(5)); address, password, and the quota in the
+extra fields of Dovecot 2.3 and 2.4 are used. Both may begin with a byte order mark. A hash that
+begins with ! or * belongs to a locked user (passwd(1)), who gets no password.
 
 A line of an alias file (Postfix's aliases(5) and virtual(5)) has a name or address, and the
-addresses that get its mail: an [[alias]]. It begins another one unless it begins with white space.
+addresses that get its mail: it becomes an [[alias]]. A line that begins with white space continues
+the line above.
 """
 
 import csv
@@ -85,7 +86,7 @@ _UNITS = "BKMGT"  # each is 1024 of the one before
 
 
 class ImportedUser(Struct, frozen=True):
-    """A row: its line in the file, and keys of an [[account]], or of an [[alias]]."""
+    """A row: the number of its line, and the keys of an [[account]] or [[alias]]."""
 
     line: int
     values: Mapping[str, Any]
@@ -96,14 +97,14 @@ class AccountFile:
 
     def __init__(self, settings: Settings, *, clock: Clock, environ: Mapping[str, str]) -> None:
         self._given = settings.mailboxes.accounts
-        self._path = self._given.resolve()  # a link stays a link
+        self._path = self._given.resolve()  # a symbolic link is not replaced by a file
         self._settings = settings
         self._names = settings.account_domains
         self._clock = clock
         self._environ = environ
 
     def entries(self) -> Sequence[Mapping[str, Any]]:
-        """Return what may be shown of every account, then the aliases, which have `to`."""
+        """Return the accounts without their secrets, then the aliases, which have `to`."""
         schemes = self._check(self._path)
         documents = []
         text = self._path.read_text()
@@ -133,8 +134,8 @@ class AccountFile:
     def add_all(
         self, users: Sequence[ImportedUser], file: Path, *, is_trial: bool
     ) -> Sequence[Fault]:
-        """Add the users of `file`. Return their faults, with their lines there; with any, and with
-        `is_trial`, nothing is changed.
+        """Add the users of `file`. Return their faults, with the lines in `file`. Nothing is
+        changed if there are faults, and with `is_trial`.
         """
         begins: list[int] = []  # the line of each new table
 
@@ -148,11 +149,11 @@ class AccountFile:
             place = bisect_right(begins, line) - 1
             return f"line {users[place].line}" if place >= 0 else f"{self._given}:{line}"
 
-        def told(fault: Fault) -> Fault:
+        def in_import(fault: Fault) -> Fault:
             line, key, message = fault.line, fault.key, fault.message
             if match := _OTHER.search(message):
                 other = int(match[2])
-                if line < begins[0]:  # of an alias: those are read after all accounts
+                if line < begins[0]:  # of an old alias: aliases are read after all accounts
                     line, key, other = other, match[1], line
                 message = message.replace(match[0], place_of(other))
             elif line < begins[0]:
@@ -166,13 +167,13 @@ class AccountFile:
             added = [dict(user.values) for user in users if "to" not in user.values]
             self._change(appended, lambda entries: [*entries, *added], is_trial=is_trial)
         except SettingsError as error:
-            if not begins:  # of the file as it is
+            if not begins:  # the old file has faults
                 raise
-            return [told(fault) for fault in error.faults]
+            return [in_import(fault) for fault in error.faults]
         return []
 
     def remove(self, address: str) -> None:
-        """Remove an account. Its mailbox stays."""
+        """Remove an account, but not its mailbox."""
         self._change(
             lambda text: _without_table(text, _index(_parse(text), address)),
             lambda entries: [entry for entry in entries if not _is_of(entry, address)],
@@ -201,7 +202,7 @@ class AccountFile:
         return str(self._entry_of(address).get("client_id", ""))
 
     def has_keys(self, address: str) -> bool:
-        """Whether an account has certificates or keys of a client."""
+        """Return whether an account has certificates or keys of a client."""
         entry = self._entry_of(address)
         return bool(entry.get("client_certificate") or entry.get("client_keys"))
 
@@ -216,8 +217,8 @@ class AccountFile:
         *,
         is_trial: bool = False,
     ) -> None:
-        """Replace the text by what `edit` returns, whose accounts must be `expected` and whose
-        aliases those that there are, before new ones; with `is_trial`, only check it.
+        """Replace the text by the result of `edit`. Its accounts must be `expected`; its aliases
+        must begin with the old aliases. With `is_trial`, only check it.
         """
         with _locked(self._path.parent):
             before = self._path.read_text() if self._path.exists() else ""
@@ -254,8 +255,8 @@ class AccountFile:
             part.unlink(missing_ok=True)
 
     def _give_owner(self, descriptor: int) -> None:
-        """Give the new file owner and mode of the one that it replaces; without one, root gives it
-        the owner of the directory.
+        """Give the new file the owner and mode of the old file. If there is none, root gives it the
+        owner of the directory.
         """
         if self._path.exists():
             before = self._path.stat()
@@ -268,8 +269,8 @@ class AccountFile:
         os.fchmod(descriptor, _MODE)
 
     def _check(self, file: Path) -> Mapping[str, str]:
-        """Load `file` as the service does; faults name the file of the configuration. Return the
-        schemes of passwords.
+        """Load `file` as the service does. Return the schemes of passwords, by address. Faults name
+        the file of the configuration.
         """
         try:
             accounts = accounts_of(
@@ -349,8 +350,10 @@ def _table(entry: Mapping[str, Any]) -> str:
 
 
 def _gap(text: str) -> str:
-    """Return what stands between a text and a table behind it."""
-    return "" if not text else "\n" if text.endswith("\n") else "\n\n"
+    """Return the line ends between a text and a new table after it."""
+    if not text:
+        return ""
+    return "\n" if text.endswith("\n") else "\n\n"
 
 
 def _toml(value: Any) -> str:
@@ -358,7 +361,7 @@ def _toml(value: Any) -> str:
 
 
 def _with_key(text: str, index: int, *, key: str, value: Any) -> str:
-    """Return `text` with a key of an account set; a new one stands below the address."""
+    """Return `text` with a key of an account set. A new key is put below the address."""
     if key not in _parse(text)[index]:
         if value is None:
             return text
@@ -397,8 +400,8 @@ def _without_table(text: str, index: int) -> str:
 def read_users(
     file: Path, octets: bytes, *, alias_domain: str = ""
 ) -> tuple[Sequence[ImportedUser], Sequence[Fault]]:
-    """Return the users of a file, and the faults of other lines. With `alias_domain`, it is a file
-    of aliases, and names without a domain are of this one.
+    """Return the users of a file, and the faults of other lines. With `alias_domain`, the file has
+    aliases, and names without a domain are in this domain.
     """
     if len(octets) > FILE_BYTES_MAX:
         return (), [Fault(file, 0, "", f"found more than {FILE_BYTES_MAX} bytes, expected fewer")]
@@ -442,8 +445,8 @@ def _csv(text: str, file: Path) -> Iterator[ImportedUser | Fault]:
 
 
 def _wrong_header(columns: Sequence[str]) -> str:
-    """Return what is wrong with the columns, "" if nothing is; no more of them than a name, as a
-    row without a header has a hash.
+    """Return what is wrong with the columns, "" if nothing is. The text has only one column,
+    because without a header the row has a hash.
     """
     if between := _FOREIGN.search(columns[0]):
         return f"{shown(between[0])} between columns"
@@ -488,7 +491,9 @@ def _alias_file(text: str, file: Path, domain: str) -> Iterator[ImportedUser | F
             unfit = shown(unfit.strip('"'))
             yield Fault(file, number, "", f"found {unfit}, expected {expected}")
             continue
-        address, *to = [x if "@" in x.rpartition('"')[2] else f"{x}@{domain}" for x in names]
+        address, *to = [
+            name if "@" in name.rpartition('"')[2] else f"{name}@{domain}" for name in names
+        ]
         yield ImportedUser(number, {"address": address, "to": to})
 
 

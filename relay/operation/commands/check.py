@@ -1,6 +1,6 @@
-"""`relay check`: whether a service could start with a configuration, and clients could use it.
+"""`relay check`: whether a service can start with a configuration, and clients can use it.
 
-Checks read only and start nothing. Each result names what was checked; no check raises.
+Checks change nothing and start nothing. Each result names what was checked; no check raises.
 """
 
 import asyncio
@@ -72,10 +72,10 @@ def check_file(
     role: NodeRole = NodeRole.ALL,
     online: bool = False,
 ) -> list[CheckFinding]:
-    """Check a configuration and, if it can be loaded, everything that it names; `online` also what
-    token servers answer.
+    """Check a configuration and, if it can be loaded, everything that it names. With `online`, ask
+    the token servers too.
 
-    Root checks as the owner of state_dir, who is the service.
+    Root checks as the owner of state_dir, because the service runs as this user.
     """
     try:
         settings = load(file, environ, role=role)
@@ -127,7 +127,9 @@ def _check_file(
 
 
 def _reach(settings: Settings, place: Document) -> Iterator[CheckFinding]:
-    """Yield a warning for a name that is an example, no local domain, and no way out."""
+    """Yield a warning for the hostname of the example, for a configuration without local domains,
+    and for routes that let no mail leave.
+    """
     if settings.hostname == _EXAMPLE_HOSTNAME:
         text = f'found "{_EXAMPLE_HOSTNAME}", the example, expected the name of this machine'
         yield warning_of("configuration", place.fault(("hostname",), text))
@@ -136,7 +138,7 @@ def _reach(settings: Settings, place: Document) -> Iterator[CheckFinding]:
         yield warning_of("configuration", place.fault(("mailboxes", "domains"), text))
     for number, route in enumerate(settings.route):
         if route.next_hop == "hold":
-            continue  # the routes that follow decide
+            continue  # the next routes decide
         if not route.next_hop.startswith(("local", "capture", "reject:")):
             return  # some mail leaves
         if route.domain == "*":
@@ -222,8 +224,8 @@ def _permissions(
 def _tokens(
     settings: Settings, place: Document, clock: Clock, *, online: bool
 ) -> Iterator[CheckFinding]:
-    """Yield what an [[oauth]] lacks; if `online`, what its token server says. A person who has not
-    signed in yet is a warning.
+    """Yield what an [[oauth]] lacks; if `online`, also the errors of its token server. A missing
+    sign-in is a warning.
     """
     for number, client in enumerate(settings.oauth):
         server, now_s = TokenServer(client.name, settings), clock.time_us() // 1_000_000
@@ -265,7 +267,7 @@ def _token_key(settings: Settings) -> Iterator[CheckFinding]:
 def _accounts(
     settings: Settings, file: Path, environ: Mapping[str, str], *, clock: Clock
 ) -> Generator[CheckFinding, None, RouteTable | None]:
-    """Check accounts and routes; return the table of them."""
+    """Check accounts and routes. Return the route table, None after a fault."""
     accounts = yield from _loaded(
         "accounts", lambda: accounts_of(settings, clock=clock, environ=environ)
     )
@@ -278,8 +280,8 @@ def _accounts(
         yield CheckFinding("accounts", CheckResult.WARNING, warning)
     for number, text in auth_missing(settings, accounts.tables).items():
         yield warning_of("listeners", read_document(file).fault(("smtp", number, "auth"), text))
-    told = {"limits.alert": settings.limits.alert, "reports.copy_to": settings.reports.copy_to}
-    for key, to in told.items():
+    notified = {"limits.alert": settings.limits.alert, "reports.copy_to": settings.reports.copy_to}
+    for key, to in notified.items():
         if to and table and isinstance(table.expand(to) or table.examine(to), InvalidRecipient):
             yield CheckFinding("accounts", CheckResult.WARNING, f"{key}: {shown(to)} gets no mail")
     used = accounts.tables.schemes().most_common()
@@ -319,8 +321,8 @@ def _policies(settings: Settings, file: Path, table: RouteTable | None) -> Itera
 
 
 def _without_recipients(rules: RuleSet, table: RouteTable) -> Iterator[str]:
-    """Yield a warning for each rule whose `recipient` names only addresses that no mail can have:
-    rules see valid recipients, and the aliases that led to them.
+    """Yield a warning for each rule whose `recipient` names only invalid addresses. Rules get valid
+    recipients and their aliases, so these rules never match.
     """
     conditions = ((rule, test) for rule in rules.rules for test in rule.when.on_recipient)
     for rule, condition in conditions:
@@ -344,7 +346,7 @@ def _providers(settings: Settings, file: Path) -> Iterator[CheckFinding]:
 
 
 def _reports(settings: Settings) -> Iterator[CheckFinding]:
-    """Check the operator's texts of reports, if there are any."""
+    """Check the texts of reports that the operator has written, if there are any."""
     folder = settings.reports.templates
     if folder is None:
         return
@@ -377,8 +379,8 @@ def _folder(name: str, folder: Path, fault: str) -> CheckFinding:
 
 
 def _sendmail(settings: Settings, place: Document) -> Iterator[CheckFinding]:
-    """Yield a fault if nothing can listen on the socket, and a warning for users that do not exist,
-    and if the mail that programs leave in the drop directory is not taken.
+    """Yield a fault if nothing can listen on the socket, a warning for each user that does not
+    exist, and a warning if the relay cannot take mail from the drop directory.
     """
     default = SendmailSettings()
     if sendmail := settings.sendmail:
@@ -398,7 +400,7 @@ def _sendmail(settings: Settings, place: Document) -> Iterator[CheckFinding]:
     owner = os.geteuid()
     try:
         facts = drop.stat()
-        if not settings.state_dir.exists():  # whose owner is the service
+        if not settings.state_dir.exists():  # else this user is the owner of state_dir
             owner = facts.st_uid
         actual = f"the mode {stat.S_IMODE(facts.st_mode):04o} and the owner {facts.st_uid}"
     except OSError as error:
@@ -418,7 +420,9 @@ def _spool(settings: Settings, *, is_usable: bool) -> Iterator[CheckFinding]:
     failures, warnings = list[str](), list[str]()
     nodes: Sequence[str] = ()
     try:
-        if not (fault := spool.left_behind(settings)) and (exists := stored.exists()):
+        fault = spool.left_behind(settings)
+        exists = not fault and stored.exists()
+        if exists:
             stored.check(has_owner=is_running(settings.run_dir))
         failures += stored.faults()
         warnings += stored.warnings() if exists else ()
@@ -449,8 +453,8 @@ def _spool(settings: Settings, *, is_usable: bool) -> Iterator[CheckFinding]:
 async def _dns(
     settings: Settings, ring: KeyRing, place: Document, *, clock: Clock
 ) -> list[CheckFinding]:
-    """Ask the name servers, for the records of the keys as well, in the time of one question; and
-    for the MX of domains whose mail is passed on.
+    """Ask the name servers at the same time whether they answer, whether they validate, and for the
+    records of the keys; then for the MX records of domains whose mail is passed on.
     """
     nameservers, timeout_s = settings.dns.nameservers, min(DNS_TIMEOUT_S, settings.dns.timeout)
     servers = ", ".join(map(str, nameservers)) or "the system's name servers"

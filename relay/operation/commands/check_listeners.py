@@ -28,7 +28,7 @@ _SOON_S = 14 * 86400
 
 
 class CheckedListener(Struct, frozen=True):
-    """A configured address, and the certificates used there."""
+    """A configured address, and the certificates that are used there."""
 
     key: KeyPath
     address: Address
@@ -37,7 +37,7 @@ class CheckedListener(Struct, frozen=True):
 
     @property
     def is_open(self) -> bool:
-        """Whether other machines can reach it."""
+        """Return whether other machines can reach the address."""
         return not self.address.is_loopback
 
 
@@ -73,9 +73,10 @@ class CertificateFinding(Struct, frozen=True):
 def _assess_listener(
     listener: CheckedListener, hostname: str, now_s: float
 ) -> Iterator[tuple[KeyPath, CertificateFinding]]:
-    """Yield what prevents clients from verifying each certificate of a listener, with its key path.
+    """Yield, for each certificate of a listener, what prevents clients from verifying it, and the
+    path of its key in the configuration.
 
-    The first has to be for the names of the listener, unless another one is.
+    The first certificate must be for the names of the listener, unless another certificate is.
     """
     assert listener.tls is not None
     names = _names(listener, hostname)
@@ -190,7 +191,7 @@ def _proxies(settings: Settings, place: Document) -> Iterator[CheckFinding]:
 
 
 def _certificates(settings: Settings, place: Document, clock: Clock) -> Iterator[CheckFinding]:
-    """Yield what is wrong with a certificate, once for listeners that share it."""
+    """Yield what is wrong with each certificate, once if several listeners use it."""
     public_host = urlsplit(settings.http.public_url).hostname
     findings: dict[CheckFinding, None] = {}
     for listener in (*_http_listeners(settings), *_smtp_listeners(settings)):

@@ -1,6 +1,6 @@
-"""What `relay check` asks of the machine and the network: whether an address is free to listen on
-(nothing listens there meanwhile), what the name servers say, whether milters answer, and what all
-nodes of a spool may do together, as each has limits of its own.
+"""The checks of `relay check` that ask the machine and the network: whether an address is free (the
+check does not listen there), whether the name servers and the milters answer. It also computes the
+limits of all nodes of a spool together, because the limits of the settings are for one node.
 """
 
 import asyncio
@@ -55,7 +55,7 @@ class CheckFinding(Struct, frozen=True):
 
 
 def warning_of(what: str, fault: Fault) -> CheckFinding:
-    """Return the finding of what is at risk."""
+    """Return a finding with the verdict "warning"."""
     return CheckFinding(what, CheckResult.WARNING, str(fault))
 
 
@@ -63,9 +63,9 @@ WILDCARDS = ("0.0.0.0", "::")  # noqa: S104 - compared, not bound
 
 
 def port_fault(address: Address, run_dir: Path) -> str:
-    """Return what is expected if a relay cannot listen at `address`, or "".
+    """Return what was expected if a relay cannot listen at `address`, "" if it can.
 
-    While the relay of this `run_dir` runs, an address in use is taken for its own.
+    While the relay of this `run_dir` runs, it is assumed to be the user of an address in use.
     """
     if address.path:
         return _unix_fault(Path(address.path), run_dir)
@@ -110,7 +110,7 @@ def _bind_error(family: int, place: Any) -> int:
             if family == socket.AF_INET6:
                 probe.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
             user = os.geteuid()
-            if os.getuid() == 0:  # it checks as the service, which its unit lets bind any port
+            if os.getuid() == 0:  # the unit of the service allows it to bind any port
                 os.seteuid(0)
             try:
                 probe.bind(place)
@@ -142,13 +142,13 @@ def _is_listened_at(path: Path) -> bool:
 
 
 _KEY = ("dns", "validating")
-_OTHERS_MAX = 100  # domains of other stores that are asked for
+_OTHERS_MAX = 100  # domains of other stores whose MX records are checked
 
 
 async def doubts_of_validation(
     settings: Settings, place: Document, *, timeout_s: float
 ) -> list[CheckFinding]:
-    """Return why what the name servers say of DNSSEC may not count, where it has to."""
+    """Return why the DNSSEC results of the name servers may be wrong, if dns.validating is set."""
     if not settings.dns.validating:
         return []
     nameservers, findings = settings.dns.nameservers, []
@@ -202,8 +202,8 @@ async def needs_of_dns(settings: Settings, clock: Clock) -> str:
 async def mail_loops(
     settings: Settings, place: Document, clock: Clock
 ) -> AsyncIterator[CheckFinding]:
-    """Yield a fault for each domain whose mail is passed on, has no route, and whose MX would be
-    this host itself; a warning for each of another store whose MX is this host.
+    """Yield a fault for each own domain whose mail is passed on without a route, if its MX is this
+    host; and a warning for each domain of another store whose MX is this host.
     """
     resolver = resolver_of(settings, clock)
     for number, own in _domains_by_mx(settings):
@@ -225,8 +225,8 @@ async def mail_loops(
 
 
 async def check_milters(settings: Settings, place: Document) -> list[CheckFinding]:
-    """Connect to each milter. One that is down is a warning: it may come back, and `when_down`
-    says what becomes of mail until then.
+    """Connect to each milter. A milter that is down is only a warning, because `when_down` decides
+    what happens to mail until it is up again.
     """
     findings = list[CheckFinding]()
     faults = await asyncio.gather(*map(fault_of_milter, settings.milter))
@@ -241,7 +241,7 @@ async def check_milters(settings: Settings, place: Document) -> list[CheckFindin
 
 
 def check_gate(settings: Settings) -> CheckFinding:
-    """Return where the SMTP sessions are."""
+    """Return whether SMTP sessions have a separate process."""
     text = "SMTP sessions are in a process of their own"
     if reason := why_in_process(settings):
         text = f"SMTP sessions are in the process of relay serve: {reason}"
@@ -251,7 +251,7 @@ def check_gate(settings: Settings) -> CheckFinding:
 
 
 def limits_of_all(settings: Settings, nodes: Sequence[str]) -> Iterator[str]:
-    """Yield what all living nodes together may do: one line for each limit."""
+    """Yield a line for each limit, with its value for all living nodes together."""
     number = len(nodes)
     names = named(nodes, most=10)
     yield f"{number} nodes live ({names}), each with limits of its own; together at most:"
@@ -264,7 +264,9 @@ def limits_of_all(settings: Settings, nodes: Sequence[str]) -> Iterator[str]:
 
 
 def _limits(settings: Settings) -> Iterator[tuple[str, int | str | None]]:
-    """Yield each limit with its key: connections, or a rate as COUNT/SECONDS; "" is none."""
+    """Yield the key and value of each limit: a number of connections, or a rate as COUNT/SECONDS,
+    "" for no limit.
+    """
     delivery = settings.delivery
     yield "delivery.max_connections", delivery.max_connections
     yield "delivery.max_connections_per_next_hop", delivery.max_connections_per_next_hop

@@ -46,7 +46,7 @@ class NoDnsAnswerError(Exception):
 
 
 class ComparedZone(Struct, frozen=True):
-    """The records of a domain; `notes` are for people."""
+    """The records of a domain; `notes` are for the operator."""
 
     records: tuple[ZoneRecord, ...]
     notes: tuple[str, ...] = ()
@@ -112,7 +112,7 @@ async def compare_zone(
 
 
 async def _policy_fault(zone: str, settings: Settings, hosts: Iterable[str]) -> str:
-    """Return what is wrong in the policy that a domain publishes by MTA-STS, "" if nothing is."""
+    """Return what is wrong with the MTA-STS policy file of a domain, "" if nothing is."""
 
     async def lookup(name: str) -> list[str]:
         questions = [(name, "A"), (name, "AAAA")]
@@ -134,20 +134,20 @@ def _domains_above(zone: str) -> list[str]:
 
 
 class _Dns:
-    """What was asked so far."""
+    """Asks the DNS, and keeps the answers."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings.dns
         self._answers: dict[DnsQuestion, Answer] = {}
 
     async def all(self, questions: Iterable[DnsQuestion]) -> None:
-        """Ask what was not asked yet."""
+        """Ask the questions that have no answer yet."""
         new = [question for question in questions if question not in self._answers]
         servers, timeout_s = self._settings.nameservers, self._settings.timeout
         self._answers |= await look_up(servers, new, timeout_s=timeout_s)
 
     def needed(self, name: str, kind: str) -> list[str]:
-        """Return the records, none where the name has none. Raises NoDnsAnswerError."""
+        """Return the records, which may be none. Raises NoDnsAnswerError."""
         answer = self._answers[name, kind]
         if isinstance(answer, NoAnswer):
             raise NoDnsAnswerError(f"{name} {kind}: {answer.text}")
@@ -155,7 +155,7 @@ class _Dns:
         return [raw.encode("utf-8", "surrogateescape").decode("utf-8", "replace") for raw in values]
 
     def advised(self, name: str, kind: str) -> list[str]:
-        """Return the records, none where there is no answer."""
+        """Return the records; without an answer, return none."""
         try:
             return self.needed(name, kind)
         except NoDnsAnswerError:
@@ -163,7 +163,9 @@ class _Dns:
 
 
 async def _passes(zone: str, records: Sequence[str], asked: _Dns, *, hostname: str) -> bool:
-    """Return whether the SPF record of a domain lets this host send, also by what it includes."""
+    """Return whether the SPF record of a domain, or a record that it includes, lets this host
+    send.
+    """
     addresses = [ip_address(ip) for kind in ("A", "AAAA") for ip in asked.needed(hostname, kind)]
     waiting, seen, left = [(zone, records)], {zone}, _LOOKUPS_MAX
     for domain, texts in waiting:  # it grows
@@ -199,8 +201,8 @@ async def _passes(zone: str, records: Sequence[str], asked: _Dns, *, hostname: s
 
 
 def _foreign_hosts(settings: Settings, zone: str) -> str:
-    """Return a text on the routes that send mail of a domain to other domains by other hosts, which
-    its SPF has to let pass too.
+    """Return a text about routes that send mail of the domain by hosts of others. The SPF record of
+    the domain must allow these hosts too.
     """
     named = []
     for route in settings.route:

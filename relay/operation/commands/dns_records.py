@@ -1,8 +1,8 @@
-"""What to publish in the DNS for a domain, and what the published records are worth.
+"""What to publish in the DNS for a domain, and whether the published records are right.
 
-Pure: relay.operation.commands.dns asks. What is published is kept as far as it is right. RFC 7208
-(SPF), RFC 9989 (DMARC), RFC 6376 3.6.1 (DKIM), RFC 8461 (MTA-STS), RFC 8460 (TLS-RPT), RFC 7672
-(TLSA).
+Functions are pure: relay.operation.commands.dns asks the DNS. The proposed records keep the right
+parts of the published ones. RFC 7208 (SPF), RFC 9989 (DMARC), RFC 6376 3.6.1 (DKIM), RFC 8461
+(MTA-STS), RFC 8460 (TLS-RPT), RFC 7672 (TLSA).
 """
 
 import re
@@ -39,14 +39,14 @@ class ZoneVerdict(StrEnum):
     OK = "ok"
     MISSING = "missing"
     WRONG = "wrong"
-    EXTRA = "extra"  # beside what is needed, and harmless
+    EXTRA = "extra"  # not needed, and harmless
 
 
 class ZoneRecord(Struct, frozen=True):
-    """One record: its data to publish, and what was found (several on lines of their own).
+    """One record: the data to publish, and the data that was found, a line for each record.
 
-    `verdict` is None for advice that nobody has followed yet. The text of a TXT record is without
-    quotes.
+    `verdict` is None for an advised record that is not published. The text of a TXT record is
+    without quotes.
     """
 
     name: str
@@ -54,7 +54,7 @@ class ZoneRecord(Struct, frozen=True):
     value: str
     found: str
     verdict: ZoneVerdict | None
-    note: str = ""  # for people
+    note: str = ""  # for the operator
 
     def as_json(self) -> dict[str, str]:
         """Return the JSON of `relay dns`."""
@@ -74,7 +74,7 @@ class ZoneRecord(Struct, frozen=True):
 
 
 def mx_record(zone: str, hostname: str, exchanges: Sequence[str]) -> ZoneRecord:
-    """Compare the MX records, "PREFERENCE NAME" each: this host is one of them."""
+    """Compare the MX records, each "PREFERENCE NAME": this host must be one of them."""
     published = "\n".join(exchanges)
     for exchange in exchanges:
         if exchange.partition(" ")[2] == hostname:
@@ -92,20 +92,20 @@ def spf_texts(texts: Sequence[str]) -> list[str]:
 
 
 class SpfTerms(Struct, frozen=True):
-    """What a record lets pass: networks, and names that stand for others; `faults` are terms
-    that are none.
+    """The hosts that an SPF record allows: networks, and names to look up. `faults` are invalid
+    terms.
     """
 
     networks: tuple[str, ...] = ()  # of ip4 and ip6
     hosts: tuple[str, ...] = ()  # of a; "" is the domain of the record
-    mail_hosts: tuple[str, ...] = ()  # the domains of mx, in the same way
+    mail_hosts: tuple[str, ...] = ()  # of mx; "" is the domain of the record
     others: tuple[str, ...] = ()  # of include, and of redirect without all
     everybody: bool = False  # +all
     faults: tuple[str, ...] = ()
 
 
 def parse_spf(text: str) -> SpfTerms:
-    """Return what the terms of a record let pass; macros and `exists` are left out."""
+    """Return what the terms of an SPF record allow; macros and `exists` are ignored."""
     kinds: dict[str, list[str]] = {"ip4": [], "ip6": [], "a": [], "mx": [], "include": []}
     everybody, has_all, redirect, faults = False, False, "", []
     for term in text.split()[1:]:
@@ -149,7 +149,7 @@ def in_networks(networks: Collection[str], addresses: Sequence[HostAddress]) -> 
 def spf_record(
     zone: str, hostname: str, texts: Sequence[str], *, passes: bool, note: str = ""
 ) -> ZoneRecord:
-    """Compare the SPF record; `passes` says that the (first) published one lets this host send."""
+    """Compare the SPF record; `passes`: the first published SPF record allows this host to send."""
     records = spf_texts(texts)
     published = "\n".join(records)
     if not records:
@@ -192,7 +192,7 @@ def dmarc_texts(texts: Sequence[str]) -> list[str]:
 
 
 def dmarc_fault(text: str) -> str:
-    """Return why receivers do not follow a DMARC record, "" if they do."""
+    """Return why receivers ignore a DMARC record, "" if they do not."""
     try:
         tags = {name.lower(): value for name, value in parse_record(text).items()}
     except RecordError as error:
@@ -207,8 +207,8 @@ def dmarc_fault(text: str) -> str:
 def dmarc_record(
     zone: str, report_to: str, texts: Sequence[str], *, above: Sequence[tuple[str, str]] = ()
 ) -> ZoneRecord:
-    """Compare the DMARC record; `above` has the names and texts of those of the domains above,
-    the nearest first, of which one counts where the domain has none (RFC 9989 4.10).
+    """Compare the DMARC record. `above` has the names and texts of DMARC records of parent domains,
+    the nearest first; the first valid one is used if the domain has none (RFC 9989 4.10).
     """
     name, records = f"_dmarc.{zone}", dmarc_texts(texts)
     value, published = f"v=DMARC1; p=none; rua=mailto:{report_to}", "\n".join(records)
@@ -266,8 +266,8 @@ def _advised(name: str, value: str, records: Sequence[str], *, valid: bool) -> Z
 def tlsa_records(
     hostname: str, digests: Sequence[bytes], published: Sequence[str]
 ) -> list[ZoneRecord]:
-    """Compare the TLSA records of port 25, if there are any, with the certificates in use, of
-    which `digests` are the SHA-256 of the public keys (RFC 7672 3.1: 3 1 1).
+    """Compare the TLSA records of port 25, if there are any, with the certificates in use.
+    `digests` are the SHA-256 of their public keys (RFC 7672 3.1: 3 1 1).
     """
     name = f"_25._tcp.{hostname}"
     records = [" ".join(text.lower().split(maxsplit=3)) for text in published]
