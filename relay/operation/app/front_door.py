@@ -193,9 +193,10 @@ def _means(
         ready = base.readiness
         reason = ready() or ready.gate or base.spool.health() or ready.queue()
         reason = reason or base.pressure.paused()
-        if not reason and base.holds_root and (trouble := base.root.trouble):
-            return f"the mail root {base.root.path} is missing: {trouble}"
-        return reason
+        trouble = base.root.trouble if base.holds_root else ""
+        if reason or not trouble:
+            return reason
+        return f"the mail root {base.root.path} is missing: {trouble}"
 
     sources = api.MessageSources(
         base.journeys,
@@ -356,7 +357,8 @@ def build_http_servers(base: Foundation, front_door: FrontDoor, site: Pages) -> 
         )
     control_socket = Address(path=str(base.settings.control_socket))
     servers.append(HttpServer(front_door.control, [control_socket], clock=base.clock))
-    if (metrics := base.settings.observe.metrics) is not None and front_door.relay_v1 is not None:
+    metrics = base.settings.observe.metrics
+    if metrics is not None and front_door.relay_v1 is not None:
         app = guard(front_door.relay_v1, trusts_authorization=not base.is_development)
         hosts = _hosts(base)
         servers.append(HttpServer(app, [metrics], clock=base.clock, limits=limits, hosts=hosts))

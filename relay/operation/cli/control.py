@@ -88,13 +88,11 @@ def test(context: CommandContext, *, url: str) -> None:
     It goes to URL, or to all. Exits 69 if one does not take it.
     """
     answer = _client(context).post("/webhooks/test", {"url": url})
-    context.show(
-        answer,
-        lambda: [
-            f"{hook['url']}  {hook['failure'] or 'answered ' + str(hook['status'])}"
-            for hook in answer["webhooks"]
-        ],
-    )
+    lines = [
+        f"{hook['url']}  {hook['failure'] or 'answered ' + str(hook['status'])}"
+        for hook in answer["webhooks"]
+    ]
+    context.show(answer, lambda: lines)
     if any(hook["failure"] for hook in answer["webhooks"]):
         raise CommandError(ExitCode.UNAVAILABLE)
 

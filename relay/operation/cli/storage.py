@@ -45,14 +45,17 @@ def verify(context: CommandContext, *, full: bool, recount: bool) -> None:
     run meanwhile. --recount is for relay_queue_unaccounted, once you know why it was not 0, and
     while no relay runs.
     """
+
+    def on_finding(finding: SpoolFinding) -> None:
+        if not context.json:
+            print_lines([_finding_line(finding)])
+
     result = verified(
         context.settings(),
         full=full,
         recount=recount,
         clock=SystemClock(),
-        on_finding=(lambda _: None)
-        if context.json
-        else (lambda finding: print_lines([_finding_line(finding)])),
+        on_finding=on_finding,
     )
     context.show(result, lambda: _verified_lines(result))
     if result["remaining"]:

@@ -218,7 +218,8 @@ def trace(context: CommandContext, key: str) -> None:
             if _is_address(key):
                 option, name, value = "address", "mailbox", key
             full = _listed(client, {name: value, "pages": "1"})
-        if key != "last" and (more := len(full["messages"]) - (len(rows) or 1)) > 0:
+        more = len(full["messages"]) - (len(rows) or 1)
+        if key != "last" and more > 0:
             least = "at least " if full["older"] else ""
             command = f"relay log --{option} {shlex.quote(value)}"
             texts.append(f"{least}{counted(more, 'more message')}: {command}")

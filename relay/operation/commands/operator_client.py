@@ -1,8 +1,7 @@
-"""What an operator reads and changes: through the running daemon; without one, what the files say.
+"""What an operator reads and changes: by the running daemon, else what the files have.
 
-If no daemon answers on run/control.sock, OperatorClient owns the spool's files for one query
-(offline.py); modules for that are imported only then, so that a command to a daemon starts
-quickly.
+If no daemon answers on run/control.sock, OperatorClient opens the files of the spool for one query
+(offline.py). Modules for that are imported only then, so that a command to a daemon starts quickly.
 """
 
 from collections.abc import Awaitable, Callable, Iterator, Mapping
@@ -39,7 +38,7 @@ _ENTRIES = list[dict[str, Any]]
 LIST_MAX = 10_000
 _REFUSED_MAX = 20
 _NOT_FOUND = 404
-_WAIT_S = 1.0  # per request; what is captured may be released at once meanwhile
+_WAIT_S = 1.0  # of one request
 _WAIT_MARGIN_S = 10.0
 _CHANGE_S_MAX = 3600.0  # for a change of a million entries
 _STEP_S_MAX = 120.0
@@ -86,8 +85,8 @@ class OperatorClient:
             return self._offline(silent, ask, nothing={"messages": [], "older": None})
 
     def search(self, text: str, *, limit: int) -> list[Journey]:
-        """Return the newest messages of a search of the pages, which reads contents: as many as
-        there are, up to `limit`. Raises ControlUnavailableError without a daemon.
+        """Return the newest messages that the search of the pages finds, at most `limit`. The
+        search reads contents. Raises ControlUnavailableError without a daemon.
         """
         query, journeys = {"q": text, "limit": str(limit)}, list[Journey]()
         while len(journeys) < limit:
@@ -99,7 +98,7 @@ class OperatorClient:
         return journeys[:limit]
 
     def refused(self, address: str) -> list[Refusal]:
-        """Return the newest refusals that concern a mail or IP address, the newest first."""
+        """Return the last refusals for a mail address or IP address, the newest first."""
         query = {"address": address, "limit": str(_REFUSED_MAX)}
         try:
             page = self._client.get_response("/refused", query, kind=RefusalPage).value
@@ -113,11 +112,11 @@ class OperatorClient:
         return page.refused
 
     def wait(self, key: str, *, state: str, timeout_s: float) -> Journey | None:
-        """Wait until a message is in `state` ("final": all recipients are final; "there": or
-        captured).
+        """Wait until a message is in `state` ("final": all recipients are final; "there": all are
+        final or captured).
 
-        Return its journey with `reached`, which is false after a time-out or if the state can no
-        longer come, or None if no message is known. Raises ControlUnavailableError.
+        Return the journey with `reached`, or None if the message is unknown. `reached` is false
+        after a time-out, or if the state can no longer be reached. Raises ControlUnavailableError.
         """
         client = ControlClient(self._settings.control_socket, timeout_s=_WAIT_S + _WAIT_MARGIN_S)
         deadline = self._clock.real_s() + timeout_s
@@ -142,8 +141,8 @@ class OperatorClient:
         file: Path,
         environ: Mapping[str, str],
     ) -> dict[str, Any]:
-        """Return where mail for an address goes: the relay's answer, or that of its configuration
-        `file` if none runs.
+        """Return where mail for an address goes, from the running relay; if none runs, from the
+        configuration `file`.
 
         Raises ControlError for a question that cannot be answered; SettingsError for files.
         """
@@ -179,7 +178,7 @@ class OperatorClient:
         return response.value
 
     def answer(self, journey: Journey) -> list[str]:
-        """Return what became of a message, in sentences; a relay is asked for its reports too."""
+        """Return the result of a message in sentences. The relay is asked for its reports too."""
         names = () if self.without_daemon else needed_reports(journey)
         reports = {name: report for name in names if (report := self.journey(name)) is not None}
         now_us = self._relay_us or self._clock.time_us()
@@ -189,7 +188,7 @@ class OperatorClient:
         return lines
 
     def delivery_paused(self) -> list[str]:
-        """Return one sentence if the running daemon is not to deliver, else none."""
+        """Return a sentence in a list if delivery of the running daemon is paused, else []."""
         try:
             pause = self._client.get("/pause")[Paused.DELIVERY]
         except ControlUnavailableError:
@@ -245,8 +244,8 @@ class OperatorClient:
     def prune(self, *, older_than_s: float | None, dry_run: bool) -> dict[str, Any]:
         """Remove the history of messages that finished `older_than_s` ago (default spool.keep).
 
-        Expired submission keys are removed as well. Return the number of both, and of messages that
-        were `kept` because a recipient without an entry is not final.
+        Expired submission keys and old refusals are removed as well. Return the numbers of removed
+        messages, submission keys and refusals.
         """
         client = ControlClient(self._settings.control_socket, timeout_s=_STEP_S_MAX)
 
@@ -285,7 +284,7 @@ class OperatorClient:
 async def _stats(files: "SpoolFiles") -> dict[str, Any]:
     stats = await files.spool.stats()
     for node in stats.get("nodes", ()):
-        if node["is_this"]:  # it lives for this command only
+        if node["is_this"]:  # a node that lives only while this command runs
             node["state"] = "stopped"
     return stats
 

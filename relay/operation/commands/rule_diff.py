@@ -1,7 +1,7 @@
-"""Compare what two rule books make of one message after the other, for `relay policy diff`.
+"""Compare the results of two rule books for one message after the other, for `relay policy diff`.
 
-Two results differ if their documents do, but for the names of rules and what counts against rate
-limits. Of a message, only numbers are kept. An error is what acceptance makes of it.
+Results differ if their documents differ. The names of rules and the counts against rate limits are
+not compared. No message is kept, only counts. An error has the verdict that acceptance gives it.
 """
 
 from collections import Counter
@@ -24,9 +24,11 @@ _DIGEST_LENGTH = 16
 
 
 class Difference(Struct, frozen=True):
-    """What two books make of one message; `content` is a digest there, "" for that of the file."""
+    """The results of two rule books for a message. `content` in them is a digest, "" for the
+    content of the file.
+    """
 
-    rules: tuple[str, ...]  # the cause, as far as that is known
+    rules: tuple[str, ...]  # that cause the difference, as far as it is known
     old: dict[str, Any]
     new: dict[str, Any]
     contents: dict[str, list[str]]  # by recipient, the names of the fields, and "body", that differ
@@ -65,11 +67,12 @@ class RuleComparison:
             for copy in _copies(new)
             if before.get(address := copy["address"], copy["content"]) != copy["content"]
         }
-        return Difference(tuple(causes or names), old, new, changed)  # none: the order is another
+        # without causes, the rules have another order
+        return Difference(tuple(causes or names), old, new, changed)
 
     def counts(self) -> list[dict[str, Any]]:
-        """Return all rules, each with the number of messages that it matched, None for a book
-        without it. Those of the new book are first.
+        """Return all rules, those of the new book first, each with the number of messages that it
+        matched in each book; None if the book does not have the rule.
         """
         return [
             {"rule": rule}
@@ -91,7 +94,7 @@ def _rules_of(book: RuleBook) -> Iterator[tuple[str, Rule]]:
 def _result(
     book: RuleBook, message: ExaminedMessage, contents: dict[str, ParsedContent]
 ) -> tuple[dict[str, Any], Verdict]:
-    """Return the result as a document, too. The contents are added to those known by digest."""
+    """Return the result as a document and as a verdict. Its contents are added by digest."""
     nothing = Verdict((), (), (), ())
     try:
         verdict = book.evaluate(message)
@@ -101,10 +104,10 @@ def _result(
         return {"verdict": str(OverallVerdict.REJECT), "error": str(error)}, nothing
     except Exception as error:  # noqa: BLE001 - acceptance answers 451
         return {"verdict": str(OverallVerdict.DEFER), "error": repr(error)}, nothing
-    digests = ["", *map(_digest, verdict.contents[1:])]  # the first one is that of the file
+    digests = ["", *map(_digest, verdict.contents[1:])]  # the first content is that of the file
     contents |= dict(zip(digests[1:], verdict.contents[1:], strict=True))
     document = outcome_document(verdict)
-    del document["charges"], document["subjects"]  # the latter belong to the contents
+    del document["charges"], document["subjects"]  # subjects are part of the contents
     for copy in _copies(document):
         copy["content"] = digests[copy["content"]]
     return document, verdict
