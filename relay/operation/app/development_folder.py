@@ -196,7 +196,7 @@ def _own_folder(temporary: Path) -> Path:
 
 
 def _is_foreign(own: Path) -> bool:
-    """Whether the path exists and is not a directory of this user."""
+    """Return whether the path exists and is not a directory of this user."""
     try:
         status = own.lstat()
     except FileNotFoundError:

@@ -309,12 +309,12 @@ class Foundation:
 
     @property
     def holds_root(self) -> bool:
-        """Whether this node has mailboxes."""
+        """Return whether this node has mailboxes."""
         return self.sources.holds_root
 
     @property
     def is_development(self) -> bool:
-        """Whether this is a development relay."""
+        """Return whether this is a development relay."""
         return self.sources.development is not None
 
 

@@ -76,7 +76,7 @@ def lookup_of(resolver: Resolver | LoopbackResolver, *, only_here: bool = False)
 
 
 def _may_read(base: Foundation, subscription: Subscription) -> bool:
-    """Whether the account that created a subscription may still read the mailbox."""
+    """Return whether the account that created a subscription may still read the mailbox."""
     accounts = base.sources.accounts
     creator = accounts.by_address(subscription.creator)
     if creator is None or creator.is_disabled or _MAY_READ.isdisjoint(creator.scopes):

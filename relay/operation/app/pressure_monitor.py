@@ -124,7 +124,7 @@ class PressureMonitor:
 
     @property
     def is_calm(self) -> bool:
-        """Whether no resource is short."""
+        """Return whether no resource is short."""
         return self.pressure.state.level is PressureLevel.NORMAL
 
     async def run(self) -> None:

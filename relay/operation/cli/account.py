@@ -142,10 +142,10 @@ def import_accounts(context: CommandContext, file: Path, *, aliases: bool, dry_r
 @common_options
 def list_accounts(context: CommandContext, address: str | None) -> None:
     """List accounts without their secrets, and aliases."""
-    accounts = [entry for entry in _open(context).entries() if address in (None, entry["address"])]
+    accounts = [row for row in _open(context).entries() if address in (None, row["address"])]
     if address and not accounts:
         raise AccountError(f"unknown account {address}")
-    context.show(accounts, lambda: [_line(entry) for entry in accounts])
+    context.show(accounts, lambda: [_line(row) for row in accounts])
 
 
 @account.command()

@@ -50,7 +50,7 @@ class CommandContext(Struct, frozen=True):
 
     @property
     def names_config(self) -> bool:
-        """Whether --config or RELAY_CONFIG is given."""
+        """Return whether --config or RELAY_CONFIG is given."""
         return self.config is not None or read_environment().names_config
 
     def config_file(self) -> Path:

@@ -259,14 +259,14 @@ def _change(
     if answer["in_flight"] and not answer["done"] and not may_wait:
         text = f"relay queue {operation}: all selected entries are in flight; try again later"
         raise CommandError(ExitCode.TRY_LATER, text)
-    if not answer["done"] and any(entry["note"] == NO_REPORTS for entry in answer["entries"]):
+    if not answer["done"] and any(row["note"] == NO_REPORTS for row in answer["entries"]):
         raise CommandError(ExitCode.DATA, f"relay queue {operation}: {NO_REPORTS}")
 
 
 def _reasons(answer: Mapping[str, Any]) -> list[str]:
     """Return each reason why entries were not changed, with the number of these entries."""
     entries = answer["entries"]
-    notes = Counter(f"{entry['result']}: {entry['note']}" for entry in entries if entry["note"])
+    notes = Counter(f"{row['result']}: {row['note']}" for row in entries if row["note"])
     return [f"    {number} {note}" for note, number in notes.items()]
 
 
@@ -357,7 +357,7 @@ def stats_lines(stats: Mapping[str, Any], *, now_us: int) -> list[str]:
         for hop in hops
     ]
     width = max(len(row[0]) for row in rows)
-    table = [f"{hop:<{width}}  {'  '.join(f'{x:>11}' for x in rest)}" for hop, *rest in rows]
+    table = [f"{hop:<{width}}  {'  '.join(f'{cell:>11}' for cell in rest)}" for hop, *rest in rows]
     table[0] += "  LAST REPLY"
     for number, hop in enumerate(hops, 1):
         if last := hop["last"]:
@@ -404,8 +404,8 @@ def _entry_cells(entry: Mapping[str, Any]) -> tuple[str, ...]:
     due = str(entry["due"])[:19].replace("T", " ") if entry["due"] else "-"
     is_lost = entry["sender"] is None
     numbers = ("-" if is_lost else str(entry["size"]), str(entry["attempts"]))
-    way = f"{'?' if is_lost else entry['sender'] or '<>'} -> {entry['next_hop']}"
-    return (f"{entry['id']}-{entry['entry']}", str(entry["state"]), *numbers, due, way)
+    hop = f"{'?' if is_lost else entry['sender'] or '<>'} -> {entry['next_hop']}"
+    return (f"{entry['id']}-{entry['entry']}", str(entry["state"]), *numbers, due, hop)
 
 
 def _remarks(entry: Mapping[str, Any]) -> Iterator[str]:

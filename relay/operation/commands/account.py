@@ -73,7 +73,7 @@ _OF_RING = re.compile(r"(?<=\()line (\d+)(?=\))")
 _ALIAS = re.compile(r'("[^"\\]*+"(?:@[^\s:]++)?|[^\s:"]++)\s*+(:|(?<=\s))(.*)', re.DOTALL)
 _TARGET = re.compile(r'(?:"(?:\\.?|[^"\\])*+(?:"|\Z)|[^\s,"])++')
 _UNFIT = re.compile(r'"?(?:[|/@]|:include:)', re.IGNORECASE)
-_Entry = dict[str, Any]
+_Table = dict[str, Any]
 COLUMNS = ("address", "hash", "quota", "aliases")
 _HEADER = ",".join(COLUMNS)
 _FOREIGN = re.compile(r"[;\t]")  # between the columns of other programs
@@ -122,14 +122,14 @@ class AccountFile:
         if address.rpartition("@")[2] not in self._names:
             domains = ", ".join(self._names) or "none"
             raise AccountError(f"{address}: expected an address in mailboxes.domains ({domains})")
-        entry = {"address": address} | dict(values)
+        table = {"address": address} | dict(values)
 
         def appended(text: str) -> str:
             if any(known == address for known in _addresses(_parse(text))):
                 raise AccountError(f"{address}: there is such an account already")
-            return f"{text}{_gap(text)}{_table(entry)}"
+            return f"{text}{_gap(text)}{_table(table)}"
 
-        self._change(appended, lambda entries: [*entries, entry])
+        self._change(appended, lambda entries: [*entries, table])
 
     def add_all(
         self, users: Sequence[ImportedUser], file: Path, *, is_trial: bool
@@ -176,7 +176,7 @@ class AccountFile:
         """Remove an account, but not its mailbox."""
         self._change(
             lambda text: _without_table(text, _index(_parse(text), address)),
-            lambda entries: [entry for entry in entries if not _is_of(entry, address)],
+            lambda entries: [table for table in entries if not _is_of(table, address)],
         )
 
     def set(self, address: str, values: Mapping[str, Any]) -> None:
@@ -188,8 +188,8 @@ class AccountFile:
                 text = _with_key(text, index, key=key, value=value)
             return text
 
-        def expected(entry: _Entry) -> _Entry:
-            merged = entry | dict(values)
+        def expected(table: _Table) -> _Table:
+            merged = table | dict(values)
             return {key: value for key, value in merged.items() if value is not None}
 
         self._change(
@@ -199,21 +199,21 @@ class AccountFile:
 
     def client_id_of(self, address: str) -> str:
         """Return the client id of an account, "" if it has none."""
-        return str(self._entry_of(address).get("client_id", ""))
+        return str(self._table_of(address).get("client_id", ""))
 
     def has_keys(self, address: str) -> bool:
         """Return whether an account has certificates or keys of a client."""
-        entry = self._entry_of(address)
-        return bool(entry.get("client_certificate") or entry.get("client_keys"))
+        table = self._table_of(address)
+        return bool(table.get("client_certificate") or table.get("client_keys"))
 
-    def _entry_of(self, address: str) -> _Entry:
+    def _table_of(self, address: str) -> _Table:
         entries = _parse(self._path.read_text())
         return entries[_index(entries, address)]
 
     def _change(
         self,
         edit: Callable[[str], str],
-        expected: Callable[[list[_Entry]], list[_Entry]],
+        expected: Callable[[list[_Table]], list[_Table]],
         *,
         is_trial: bool = False,
     ) -> None:
@@ -317,36 +317,36 @@ def _locked(directory: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
-def _parse(text: str) -> list[_Entry]:
+def _parse(text: str) -> list[_Table]:
     tables = tomllib.loads(text).get("account", [])
     return [row for row in tables if isinstance(row, dict)] if isinstance(tables, list) else []
 
 
-def _aliases(text: str) -> list[_Entry]:
-    tables: list[_Entry] = tomllib.loads(text).get("alias", [])
+def _aliases(text: str) -> list[_Table]:
+    tables: list[_Table] = tomllib.loads(text).get("alias", [])
     return tables
 
 
-def _is_of(entry: _Entry, address: str) -> bool:
-    return own_mailbox(str(entry.get("address", ""))) == address
+def _is_of(table: _Table, address: str) -> bool:
+    return own_mailbox(str(table.get("address", ""))) == address
 
 
-def _addresses(entries: Sequence[_Entry]) -> Iterator[str]:
-    for entry in entries:
-        named = (entry.get("address", ""), *entry.get("aliases", ()))
+def _addresses(entries: Sequence[_Table]) -> Iterator[str]:
+    for table in entries:
+        named = (table.get("address", ""), *table.get("aliases", ()))
         yield from (own_mailbox(str(name)) for name in named)
 
 
-def _index(entries: Sequence[_Entry], address: str) -> int:
-    for index, entry in enumerate(entries):
-        if _is_of(entry, address):
+def _index(entries: Sequence[_Table], address: str) -> int:
+    for index, table in enumerate(entries):
+        if _is_of(table, address):
             return index
     raise AccountError(f"unknown account {shown(address)}")
 
 
-def _table(entry: Mapping[str, Any]) -> str:
-    kind = "alias" if "to" in entry else "account"
-    return f"[[{kind}]]\n" + "".join(f"{key} = {_toml(field)}\n" for key, field in entry.items())
+def _table(table: Mapping[str, Any]) -> str:
+    kind = "alias" if "to" in table else "account"
+    return f"[[{kind}]]\n" + "".join(f"{key} = {_toml(field)}\n" for key, field in table.items())
 
 
 def _gap(text: str) -> str:

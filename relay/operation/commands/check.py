@@ -168,8 +168,8 @@ def _routes(settings: Settings, place: Document) -> Iterator[CheckFinding]:
             fault = place.fault(("route", number, "source_address"), text)
             yield CheckFinding("routes", CheckResult.FAILED, str(fault))
         host = host_of(route)
-        for key, way in (("next_hop", host), ("fallback", host_of(as_fallback(route)))):
-            if way and (own := listener_at(way, settings)):
+        for key, target in (("next_hop", host), ("fallback", host_of(as_fallback(route)))):
+            if target and (own := listener_at(target, settings)):
                 start = f'found "{getattr(route, key)}", the address of {dotted(own.key)}'
                 fault = place.fault(("route", number, key), f"{start}: mail comes back here")
                 yield warning_of("routes", fault)

@@ -192,8 +192,8 @@ async def needs_of_dns(settings: Settings, clock: Clock) -> str:
     if uses_mx or not takes_all:
         return "mail that needs an MX record"
     resolver = resolver_of(settings, clock)
-    ways = (way for route in settings.route for way in (route, as_fallback(route)))
-    hosts = dict.fromkeys(address.host for way in ways if (address := host_of(way)))
+    hops = (hop for route in settings.route for hop in (route, as_fallback(route)))
+    hosts = dict.fromkeys(address.host for hop in hops if (address := host_of(hop)))
     lost = [host for host in hosts if not isinstance(await resolver.addresses(host), tuple)]
     await resolver.close()
     return f"mail by {named(lost)}" if lost else ""

@@ -209,10 +209,10 @@ def _foreign_hosts(settings: Settings, zone: str) -> str:
         is_of_zone = not route.sender or domain_matches(route.sender.rpartition("@")[2], zone)
         if not is_of_zone or route.domain in settings.own_domains:
             continue
-        for way in (route, as_fallback(route)):
-            host = host_of(way)
-            if host and not way.next_hop.startswith(("lmtp", "graph")) and not host.is_loopback:
-                named.append(f"{name_of(way)} sends by {host.host}: its include: is yours to add")
+        for hop in (route, as_fallback(route)):
+            host = host_of(hop)
+            if host and not hop.next_hop.startswith(("lmtp", "graph")) and not host.is_loopback:
+                named.append(f"{name_of(hop)} sends by {host.host}: its include: is yours to add")
         if route.domain == "*" and route.sender in ("", f"*@{zone}") and route.next_hop != "hold":
             break  # it takes all that is left
     return "; ".join(named)
