@@ -1,7 +1,7 @@
-"""How a relay runs: put together, started, stopped, checked and commanded. It is no step of mail.
+"""How a relay is built, started, stopped, checked and commanded. No message passes through here.
 
-In: relay.toml, accounts.toml, rules, signals, the words of a command line. Out: a running relay, or
-an answer of one, printed, with an exit code of sysexits(3).
+In: relay.toml, accounts.toml, rules, signals, the arguments of a command line. Out: a running
+relay, or the printed answer of a verb, with an exit code of sysexits(3).
 
 - `app`: puts the rooms together: start, stop, reload, maintenance, /readyz, the state directory
 - `commands`: what verbs do: check, backup, restore, verify, adopt, import, accounts, DNS, DKIM,

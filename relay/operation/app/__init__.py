@@ -6,16 +6,16 @@ Building:
 - `configuration`: reads settings, accounts, rules, texts and keys together; what a reload replaces;
   the route table; what must be equal on all nodes; what the text of `queue reroute --to` means;
   the key of SRS addresses: where it is, and when it is made
-- `account_file`: the accounts, with whom `from` of an alias means
+- `account_file`: the accounts; the addresses that `from` of an alias stands for
 - `tenant_sets`: which rules of tenants are in force; their last good ones in state_dir
-- `development_folder`: the directory of a development relay (--dir or temporary), by which commands
-  find it; its lock, its removal
+- `development_folder`: the directory of a development relay (--dir or temporary), its lock and its
+  removal; how the other commands find it
 - `state_dir`: the locks of state_dir and mail store, their owner and permissions
 - `foundation`: opens the mail root and the spool; which mail stays on this machine; SIGHUP and
-  `relay reload`: one reload at a time; how the log, metrics and systemd learn what came of it
+  `relay reload`: one reload at a time; how its result gets into the log, the metrics and systemd
 - `transport`: pickup, SMTP servers, delivery and reports, from the settings; what a reload changes
-  in them; whether SMTP sessions are in a process of their own, and what it gets of the settings
-- `notifications`: subscriptions; where their receivers may be
+  in them; whether SMTP sessions have a separate process, and which settings it gets
+- `notifications`: subscriptions; which addresses their receivers may have
 - `mta_sts`: how the policy file of a domain is fetched; which sessions are counted
 - `front_door`: HTTP: Graph, sign-in, /relay/v1, pages, on which listeners; why /readyz is 503
 
@@ -27,10 +27,10 @@ Running:
 - `maintenance`: periodic tasks: queue metrics, pruning of history (spool.keep), stale contents,
   expired uploads, ending DKIM keys, whether the mail root belongs to the spool; which answers to
   reports stay in the dead-letter mailbox
-- `limit_alerts`: when an operator hears that an account nears its limits
+- `limit_alerts`: when an operator gets a message that an account is near its limits
 - `settling`: when a relay has nothing to do
-- `explain`: `relay explain`: where mail for an address would go; asks the parts that decide it, and
-  the milters
+- `explain`: `relay explain`: where mail for an address would go; it asks the route table, the
+  rules, the resolver and the milters
 
 Elsewhere: from which level on mail is refused: `relay/base/pressure.py`; which keys a reload
 applies: `relay/base/settings/reloadable_keys.py`; the development relay:

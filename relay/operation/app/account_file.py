@@ -1,4 +1,4 @@
-"""Load the accounts of a configuration: `from` of an [[alias]] names groups of its rules."""
+"""Load the accounts of a configuration. `from` of an [[alias]] may name groups of the rules."""
 
 import re
 from collections.abc import Mapping
@@ -19,32 +19,32 @@ _LISTED = re.compile(r"group:|.*[@*?]")
 def accounts_of(
     settings: Settings, *, clock: Clock, environ: Mapping[str, str], file: Path | None = None
 ) -> FileAccounts:
-    """Load the accounts, those of `file` if it is to take the place. Raises SettingsError."""
+    """Load the accounts, from `file` if it is given. Raises SettingsError."""
     path, writers = file or settings.mailboxes.accounts, cache(partial(_reader, settings))
     return load_accounts(path, settings.domains, clock=clock, environ=environ, writers=writers)
 
 
 def _reader(settings: Settings) -> ReadWriters:
-    """Return what reads `from`. Faults of groups are told with the rules."""
+    """Return the function that reads `from`. The loading of the rules reports faults of groups."""
     from relay.operation.app.tenant_sets import book_of  # noqa: PLC0415 -- slow
     from relay.transport.policy.conditions import SenderCondition  # noqa: PLC0415 -- slow
     from relay.transport.policy.groups import group_files, read_groups  # noqa: PLC0415 -- slow
 
     groups, _ = read_groups(group_files(settings.policy.directory, []), [])
-    tenants = book_of(((one, None) for one in settings.tenant), settings)
+    tenants = book_of(((tenant, None) for tenant in settings.tenant), settings)
 
-    def read(given: tuple[str, ...] | str, alias: str, reports: bool) -> Writers:
-        if given == "members":
-            return Writers((given,), reports, members=True)
-        named = ("group:own",) if given == "own" else given
+    def read(writers: tuple[str, ...] | str, alias: str, reports: bool) -> Writers:
+        if writers == "members":
+            return Writers((writers,), reports, members=True)
+        named = ("group:own",) if writers == "own" else writers
         if not named or isinstance(named, str) or not all(map(_LISTED.match, named)):
             raise ValueError(_EXPECTED)
-        found = SenderCondition.parse([*named], groups)
+        condition = SenderCondition.parse([*named], groups)
         tenant = tenants.tenant_of(domain_of(alias))
         domains = tenant.domains if tenant else settings.own_domains
-        own = frozenset((*domains, settings.hostname) if found.or_own else ())
+        own = frozenset((*domains, settings.hostname) if condition.or_own else ())
         return Writers(
-            (given,) if isinstance(given, str) else given, reports, own, found.globs.match
+            (writers,) if isinstance(writers, str) else writers, reports, own, condition.globs.match
         )
 
     return read

@@ -29,7 +29,7 @@ from relay.operation.app.transport import (
     SUBMISSIONS_MAX,
     Transport,
     build_transport,
-    introduce,
+    connect_parts,
     queue_stats,
 )
 from relay.store.spool.usage import UsageLedger
@@ -40,7 +40,7 @@ _SLOW_DIVISOR = 4  # divides pickup's concurrency at pressure level SLOW
 def compose(
     settings: Settings, sources: RelayDependencies, *, clock: Clock | None = None
 ) -> Daemon:
-    """Return a daemon that can be started. It owns its state_dir and mail store from now on."""
+    """Return a daemon, not started. From now on it owns state_dir and the mail store."""
     with ExitStack() as undo:
         lock = OwnerLock(settings.run_dir)
         lock.take()
@@ -57,7 +57,7 @@ def compose(
             webhooks=webhooks,
         )
         alerts = LimitAlerts(base, transport, webhooks)
-        introduce(base, transport, webhooks, on_near=alerts.note)
+        connect_parts(base, transport, webhooks, on_near=alerts.note)
         site = build_pages(base, front_door)
         subscriptions = front_door.subscriptions
         daemon = Daemon(

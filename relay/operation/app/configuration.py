@@ -2,12 +2,12 @@
 its route table.
 
 A reload applies the reloadable keys (relay/base/settings/reloadable_keys.py), rules, accounts and
-texts, and only if all files are without faults. Faults raise SettingsError, but for those in the
-rules of tenants: see relay/operation/app/tenant_sets.py.
+texts, and only if no file has a fault. A fault raises SettingsError; a fault in the rules of a
+tenant does not: see relay/operation/app/tenant_sets.py.
 
-The key of SRS addresses is `mailboxes.srs_key`, or a file in state_dir that a start makes. Reports
-come back to addresses of the last three weeks, so a key is never replaced: what cannot be used
-stops a start. `relay backup` copies the file with the state_dir.
+The key of SRS addresses is `mailboxes.srs_key`, or a file in state_dir that the first start
+creates. Reports arrive at SRS addresses of the last three weeks, so the key is never replaced: with
+a file that cannot be used, a start fails. `relay backup` copies the file with state_dir.
 """
 
 import os
@@ -68,32 +68,31 @@ from relay.transport.routing.route_table import Confinement, RouteTable, parse_a
 from relay.transport.signing.key_files import load_keys
 from relay.transport.signing.keys import KeyRing
 
-# Of a route: what may be another on each machine.
 SRS_KEY_FILE = "srs.key"
-_MADE_BYTES = 32
-_OF_MACHINE = ("auth", "ca", "source_address")
+_SRS_KEY_BYTES = 32
+_OF_MACHINE = ("auth", "ca", "source_address")  # keys of a route that may differ between nodes
 _log = get_logger("app")
 
 
 class Configuration(Struct, frozen=True):
-    """What is read together, and replaced together."""
+    """The parts that are read together and replaced together."""
 
-    settings: Settings  # those of the start, with the reloadable keys of relay.toml
+    settings: Settings  # as at the start, with the reloadable keys of the last reload
     accounts: AccountTables  # of accounts.toml
     rules: RuleBook  # of the policy directory
-    tenants: Mapping[str, TenantSet]  # those of `rules` that are a tenant's, by its name
+    tenants: Mapping[str, TenantSet]  # the part of `rules` that tenants wrote, by tenant
     texts: ReportTexts  # of reports
     keys: KeyRing  # that sign mail
-    providers: ProviderReplies  # what replies of hosts mean besides the outcome table
+    providers: ProviderReplies  # replies of hosts with a meaning that the outcome table lacks
     routes: RouteTable  # with the passwords and CA files of routes
     places: Mapping[str, "RoutePlace"]  # of the routes, by name
-    # certificates of listeners that replace others
+    # the certificates whose files have changed, each with its new key pairs
     new_pairs: Sequence[tuple[ServerCertificate, Sequence[CheckedPair]]] = ()
     text: str = ""  # of relay.toml
 
 
 class ListenerCertificates(Struct, frozen=True):
-    """The certificate of each SMTP listener, and that of the HTTP server; None without TLS."""
+    """The certificate of each SMTP listener and of the HTTP server; None without TLS."""
 
     smtp: Sequence[ServerCertificate | None]
     http: ServerCertificate | None
@@ -145,8 +144,8 @@ class ActiveConfiguration:
         return trouble_of(self._now.tenants)
 
     def keep_sets(self) -> None:
-        """Keep the active rules of tenants, for a start with faulty ones: only the owner of
-        state_dir may. Blocks.
+        """Copy the active rules of tenants to state_dir: a start uses the copy if the files then
+        have a fault. Only the owner of state_dir may call it. Blocks.
         """
         self._last_good.keep_all(self._now.tenants, self.settings.policy.directory)
 
@@ -177,7 +176,7 @@ class ActiveConfiguration:
         return self._agreed[1]
 
     def read(self, on_restart_key: Callable[[str], None]) -> Configuration:
-        """Load again, and return what use() is to replace. Blocks; nothing is replaced yet.
+        """Load the files again and return the new configuration, for use(). Blocks.
 
         `on_restart_key` is called with each changed key that needs a restart, even if a later file
         has a fault. Raises SettingsError.
@@ -193,7 +192,7 @@ class ActiveConfiguration:
         return replace(loaded, new_pairs=pairs, text=text)
 
     def use(self, read: Configuration) -> None:
-        """Have this configuration from now on."""
+        """Make this configuration the active one."""
         self._now = read
         self.accounts.use(read.accounts, dovecot_auth=read.settings.mailboxes.dovecot_auth)
         for certificate, pairs in read.new_pairs:
@@ -202,8 +201,8 @@ class ActiveConfiguration:
     def _new_pairs(
         self, settings: Settings
     ) -> list[tuple[ServerCertificate, Sequence[CheckedPair]]]:
-        """Return the certificates whose files were replaced, and what they are to use."""
-        found: list[tuple[ServerCertificate, Sequence[CheckedPair]]] = []
+        """Return the certificates whose files have changed, each with its new key pairs."""
+        replaced: list[tuple[ServerCertificate, Sequence[CheckedPair]]] = []
         now_s = self._clock.time_us() / 1_000_000
         listeners: list[tuple[KeyPath, ServerCertificate | None, ListenerTls | None]] = [
             (("smtp", number, "tls"), self.certificates.smtp[number], listener.tls)
@@ -222,8 +221,8 @@ class ActiveConfiguration:
                     text = f'found "{files.certificate}", expected a valid one: {error}'
                     raise SettingsError([Fault(self._file, 0, key, text)]) from None
             if tuple(pairs) != certificate.pairs:
-                found.append((certificate, pairs))
-        return found
+                replaced.append((certificate, pairs))
+        return replaced
 
     def _with_files(self, settings: Settings, before: Mapping[str, TenantSet]) -> Configuration:
         """Load the files that `settings` name; `before` are the sets of tenants in force."""
@@ -244,8 +243,8 @@ class ActiveConfiguration:
         sets = load_tenants(
             settings, self._last_good, before=before, clock=self._clock, examine=warn_of_rules
         )
-        found = ((one.tenant, one.rules) for one in sets.values())
-        book = book_of([(None, rules), *found], settings)
+        of_tenants = ((tenant_set.tenant, tenant_set.rules) for tenant_set in sets.values())
+        book = book_of([(None, rules), *of_tenants], settings)
         return Configuration(
             settings, accounts.tables, book, sets, texts, keys, providers, table, places
         )
@@ -262,39 +261,40 @@ def warn_of_rules(rules: RuleSet) -> None:
 
 
 def auth_missing(settings: Settings, tables: AccountTables) -> dict[int, str]:
-    """Return the number of each listener where only the default of `auth` may keep accounts from
-    logging in, and no other is for that, with a text about it. `relay check` does not know where
-    sockets of systemd listen.
+    """Return a warning, by the number of the listener, for each relay listener where accounts may
+    be unable to log in because `auth` is not set. It is empty if accounts have no passwords, or if
+    another role of listener is configured. `relay check` does not know where sockets of systemd
+    listen.
     """
     has_logins = tables.passwords or settings.mailboxes.dovecot_auth
-    if not has_logins or any(one.role != "relay" for one in settings.smtp):
+    if not has_logins or any(listener.role != "relay" for listener in settings.smtp):
         return {}
     return {
-        number: f'found none, expected true or false: "{one.listen}" has no AUTH by default if '
-        "other machines reach it, and accounts have passwords"
-        for number, one in enumerate(settings.smtp)
-        if one.auth is None and one.tls is not None and one.role == "relay"
-        if one.listen.is_elsewhere or not one.takes_auth
+        number: f'found none, expected true or false: "{listener.listen}" has no AUTH by default '
+        "if other machines reach it, and accounts have passwords"
+        for number, listener in enumerate(settings.smtp)
+        if listener.auth is None and listener.tls is not None and listener.role == "relay"
+        if listener.listen.is_elsewhere or not listener.takes_auth
     }
 
 
 def anonymous_fault(anonymous: str, accounts: AccountDirectory) -> str:
-    """Return why this account cannot be that of requests without a token, "" if it can."""
+    """Return why requests without a token cannot use this account, "" if they can."""
     if not anonymous:
         return ""
     account = accounts.by_address(anonymous)
     if account is None or account.is_disabled:
         return f'found "{anonymous}", expected the address of an account that is not disabled'
     if account.role is not Role.USER:
-        found = f'found "{anonymous}" with the role {account.role}'
-        return f"{found}, expected the role user: every local program would have the role"
+        fault = f'found "{anonymous}" with the role {account.role}'
+        return f"{fault}, expected the role user: every local program would have the role"
     return ""
 
 
 def server_certificates(settings: Settings) -> ListenerCertificates:
     """Load the certificates of the listeners. Raises CertificateError."""
     return ListenerCertificates(
-        smtp=tuple(_certificate(one.tls) for one in settings.smtp),
+        smtp=tuple(_certificate(listener.tls) for listener in settings.smtp),
         http=_certificate(settings.http.tls),
     )
 
@@ -302,11 +302,11 @@ def server_certificates(settings: Settings) -> ListenerCertificates:
 def _certificate(tls: ListenerTls | None) -> ServerCertificate | None:
     if tls is None:
         return None
-    further = [(one.certificate, one.key) for one in tls.further]
+    further = [(pair.certificate, pair.key) for pair in tls.further]
     return ServerCertificate(tls.certificate, tls.key, *further)
 
 
-# of a key outside [[route]]
+# a fault in a key outside [[route]]
 _TABLE_FAULT = re.compile(r"(domain|mailboxes)(?:\[(\d++)\])?\.(\w++): (.*+)\Z", re.DOTALL)
 _NEXT_HOP_EXPECTED = (
     "default, mx, mx:DOMAIN, local, route:NAME, smtp://HOST:PORT, smtps://HOST:PORT,"
@@ -339,9 +339,9 @@ def read_table(settings: Settings, accounts: AccountDirectory, file: Path) -> Ro
     try:
         return route_table(settings, accounts)
     except ValueError as error:
-        if not (found := _TABLE_FAULT.match(str(error))):
+        if not (match := _TABLE_FAULT.match(str(error))):
             raise SettingsError([Fault(file, 0, "route", str(error))]) from None
-        table, number, key, text = found.groups()
+        table, number, key, text = match.groups()
         path: KeyPath = (table, key) if number is None else (table, int(number), key)
         raise SettingsError([read_document(file).fault(path, text)]) from None
 
@@ -428,19 +428,20 @@ def _local(address: str, table: RouteTable) -> Destination | None:
 def agreed_parts(
     settings: Settings, *, rules: str, accounts: str, keys: KeyRing
 ) -> Mapping[str, str]:
-    """Return a digest by its name of each part that must be equal on all nodes of a spool: one may
-    accept a message, and another deliver it. `rules` and `accounts` are the digests of those.
+    """Return a digest of each part that must be equal on all nodes of a spool, by the name of the
+    part: one node may accept a message and another deliver it. `rules` and `accounts` are digests.
 
-    Local domains and accounts are those of a mail root: each has its own. Of the domains it is the
-    text that other nodes read. The digests are of secrets too, and therefore stay in this process.
+    Each mail root has local domains and accounts, so these parts are named after the store. Other
+    nodes read the local domains, so they are text, not a digest. Some digests are of secrets and
+    must not leave this process.
     """
     routes = [
-        {one.name: getattr(route, one.name) for one in fields(route) if one.name not in _OF_MACHINE}
+        {key.name: getattr(route, key.name) for key in fields(route) if key.name not in _OF_MACHINE}
         for route in settings.route
     ]
     signing = sorted(
-        (one.domain, one.selector, one.private.public().hex(), one.ends_us or 0)
-        for one in keys.keys
+        (key.domain, key.selector, key.private.public().hex(), key.ends_us or 0)
+        for key in keys.keys
     )
     store = settings.mailboxes.store
     parts = {
@@ -450,14 +451,14 @@ def agreed_parts(
         f"accounts of the store {store}": accounts,
         "domains that are passed on": _digest(
             sorted(
-                (one.name, one.recipients.partition(":")[0], one.alias_of)
-                for one in settings.domain
-                if not one.has_accounts
+                (domain.name, domain.recipients.partition(":")[0], domain.alias_of)
+                for domain in settings.domain
+                if not domain.has_accounts
             )
         ),
         "DKIM keys": _digest(signing),
     }
-    with suppress(SettingsError):  # a damaged one is no reason to end a service that runs
+    with suppress(SettingsError):  # a damaged key file must not end a running service
         if (srs := srs_in(settings)) is not None:
             parts["srs_key"] = srs.digest()
     return parts
@@ -476,20 +477,19 @@ class UnusableKeyError(SettingsError):
 
 
 def srs_of(settings: Settings) -> Srs:
-    """Return what writes and reads SRS addresses; create the file if there is none and no other key
-    is configured. Raises UnusableKeyError, OSError.
+    """Return the writer and reader of SRS addresses. If no key is configured and the key file does
+    not exist, create the file. Raises UnusableKeyError, OSError.
     """
-    if found := srs_in(settings):
-        return found
+    if srs := srs_in(settings):
+        return srs
     path = settings.state_dir / SRS_KEY_FILE
-    replace_file(path, f"{secrets.token_hex(_MADE_BYTES)}\n".encode(), mode=0o600)
+    replace_file(path, f"{secrets.token_hex(_SRS_KEY_BYTES)}\n".encode(), mode=0o600)
     return Srs(_read_key(path).encode(), settings.mailboxes.srs_domain)
 
 
 def srs_in(settings: Settings) -> Srs | None:
-    """Return the same with a key that there is already; None: the next start makes one.
-
-    Raises UnusableKeyError.
+    """Return the writer and reader of SRS addresses, or None if there is no key: the next start
+    creates one. Raises UnusableKeyError.
     """
     key, path = settings.mailboxes.srs_key, settings.state_dir / SRS_KEY_FILE
     if not key and not os.access(path, os.F_OK):
@@ -510,5 +510,5 @@ def _read_key(path: Path) -> str:
     try:
         return parse_srs_key(text)
     except ValueError as error:
-        found = "something else" if text else "nothing"
-        raise UnusableKeyError(path, found, f"{error}, from a backup") from None
+        content = "something else" if text else "nothing"
+        raise UnusableKeyError(path, content, f"{error}, from a backup") from None

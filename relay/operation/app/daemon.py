@@ -1,9 +1,9 @@
 """Start and stop the rooms of one process, and run it as a service (`relay serve`).
 
-Nothing is accepted before the spool is open. A stop drains for delivery.shutdown_grace; what has
-not finished by then stays in the spool or as a pending submission (docs/design.md 5). Readiness
-is reported when everything listens, in the way of systemd's Type=notify (sd_notify(3)). Why /readyz
-is a 503 later is decided in `front_door` (unready).
+Nothing is accepted before the spool is open. A stop waits for work in progress, at most
+delivery.shutdown_grace; unfinished work remains in the spool or as a pending submission
+(docs/design.md 5). Readiness is reported when everything listens, as systemd's Type=notify expects
+(sd_notify(3)). unready() in `front_door` decides when /readyz answers 503 later.
 """
 
 import asyncio
@@ -62,8 +62,8 @@ if TYPE_CHECKING:
 
 _log = get_logger("app")
 _HTTP_GRACE_S = 2.0
-_MANAGER_S = 1.0  # that may not listen: its socket holds only some states
-_SIGNS_PER_WATCHDOG = 4  # of life, in the time that the service manager waits for one
+_MANAGER_S = 1.0  # the service manager may not read, and its socket buffer is small
+_SIGNS_PER_WATCHDOG = 4  # WATCHDOG=1 sent in the time that the service manager waits for one
 _STOPPING = "stopping"
 
 
@@ -71,23 +71,22 @@ _STOPPING = "stopping"
 class Daemon:
     """All rooms of one process. Call start() once, then stop() once."""
 
-    base: Foundation  # the daemon closes what it has
+    base: Foundation  # the daemon closes its stores
     lock: OwnerLock  # of state_dir/run
     transport: Transport  # SMTP in, pickup and delivery
     http_servers: Sequence[HttpServer]  # of http.listen if not empty, and the control socket
-    end_pages: Callable[[], Awaitable[None]]  # of their streams, and of the time to undo
+    end_pages: Callable[[], Awaitable[None]]  # closes their streams, ends the time to undo
     events: EventStreams  # the streams of GET /events
     pressure: PressureMonitor  # measures each second
     settling: Settling  # whether anything is in progress
     webhooks: Webhooks  # where events are posted
     usage: UsageLedger  # stores what accounts send
-    alerts: LimitAlerts  # tells who nears a limit
+    alerts: LimitAlerts  # warns about accounts near a limit
     subscriptions: "Subscriptions | None" = None  # None: nobody can subscribe
-    on_fault: Callable[[], None] = lambda: (
-        None
-    )  # called when a task ended unexpectedly; see `fault`
+    # called when a task ended unexpectedly; see `fault`
+    on_fault: Callable[[], None] = lambda: None
     fault: str = ""  # which task ended unexpectedly, and why; "": none
-    # why spool or mail root are not this node's any more; None: they are
+    # why this node has lost the spool or the mail root; None: it has both
     lost: SpoolError | ForeignRootError | None = None
     _tasks: TaskSet = field(default_factory=TaskSet)  # those that run until the stop
     _pickup_task: asyncio.Task[None] | None = None  # ends before the listeners close
@@ -100,7 +99,7 @@ class Daemon:
         self.transport.policies.open()
         self._spawn(check_policies(self.transport.policies.check, base.clock), "policies")
         base.spool.on_lost = self._end_lost
-        base.spool.on_news = self._hear
+        base.spool.on_news = self._on_news
         base.spool.agreed = base.sources.agreed
         taken_over = await base.spool.start(may_wait=True)
         log_continued(base.clock.resumed, offset_us=wall_offset_us(base.clock))
@@ -155,7 +154,7 @@ class Daemon:
             self._spawn(base.store.build_indexes(lambda: self.pressure.is_calm), "indexes")
 
     async def _attend_root(self) -> None:
-        """Open the mail root, and keep an eye on it. Raises ForeignRootError."""
+        """Open the mail root, and start to check it each second. Raises ForeignRootError."""
         base = self.base
         attendant = MailRootAttendant(
             base.root,
@@ -204,7 +203,7 @@ class Daemon:
         """Drain steps 1 to 4 in their order, because each needs the next."""
         loop = asyncio.get_running_loop()
         deadline = loop.time() + grace_s  # real time: the service manager waits
-        await _all_of(*(one.stop(min(_HTTP_GRACE_S, grace_s)) for one in self.http_servers))
+        await _all_of(*(server.stop(min(_HTTP_GRACE_S, grace_s)) for server in self.http_servers))
         if self._pickup_task is not None:
             self._pickup_task.cancel()
             with contextlib.suppress(TimeoutError):
@@ -218,14 +217,16 @@ class Daemon:
         if self.transport.gate is not None:
             self.transport.gate.tell()
 
-    def _hear(self, news: News) -> None:
-        """Look for what other nodes may have done."""
+    def _on_news(self, news: News) -> None:
+        """Look for changes that other nodes may have made."""
         self.base.changes.notify()
         if news & (News.DUE | News.RELEASED):
             self.transport.scheduler.look_for_work(from_start=News.RELEASED in news)
 
     def _end_lost(self, error: SpoolError | ForeignRootError) -> None:
-        """Stop: another node has the spool, or this one's name, or its store another mail root."""
+        """Stop, because another node has the spool or the name of this node, or because the store
+        has another mail root.
+        """
         self.lost = error
         self.base.readiness.reason = str(error)
         _log.critical("the spool is lost to this node", error=str(error))
@@ -242,7 +243,7 @@ class Daemon:
         return task
 
     def _ended(self, task: asyncio.Task[None]) -> None:
-        """Stop the process when a task ends by itself: a restart is better than half a relay."""
+        """Stop the process when a task ends unexpectedly: the service manager then restarts it."""
         if task.cancelled() or self.base.readiness.reason == _STOPPING:
             return
         if isinstance(error := task.exception(), ForeignRootError):
@@ -255,7 +256,7 @@ class Daemon:
 
 
 async def _all_of(*steps: Awaitable[None]) -> None:
-    """Await all of these, then raise the first error."""
+    """Wait for all steps, then raise the first error."""
     for result in await asyncio.gather(*steps, return_exceptions=True):
         try:
             if isinstance(result, BaseException):
@@ -291,11 +292,11 @@ async def serve(
 ) -> None:
     """Start `daemon`, report readiness, wait for SIGTERM or SIGINT, stop it.
 
-    `notify_socket` is that of the service manager, which ends the process after `watchdog_s`
-    without a sign of life; 0: it does not. SIGHUP reloads the configuration.
+    `notify_socket` is the socket of the service manager. It ends the process after `watchdog_s`
+    without WATCHDOG=1; never if that is 0. SIGHUP reloads the configuration.
 
-    Raises, after the stop, BrokenRelayError when a room has ended by itself, SpoolError when
-    another node has the spool, and ForeignRootError when its store has another mail root.
+    After the stop it raises BrokenRelayError when a task ended unexpectedly, SpoolError when
+    another node has the spool, and ForeignRootError when the store has another mail root.
     """
     stop = asyncio.Event()
     daemon.on_fault = stop.set
@@ -340,9 +341,9 @@ async def serve(
 
 
 async def _keep_alive(daemon: Daemon, notify: Callable[..., None], watchdog_s: float) -> None:
-    """Tell the service manager that the event loop runs and the spool's writer is not blocked,
-    until cancelled. A writer that only gets errors is not: no restart repairs a disk or a database.
-    During a start and a stop, only the event loop counts.
+    """Send WATCHDOG=1 while the event loop runs and the spool's writer makes progress, until
+    cancelled. A writer that gets errors makes progress: a restart repairs neither a disk nor a
+    database. During a start and a stop, the writer does not count.
     """
     rounds: int | None = None
     while True:
@@ -355,21 +356,20 @@ async def _keep_alive(daemon: Daemon, notify: Callable[..., None], watchdog_s: f
 def addresses(daemon: Daemon) -> dict[str, str]:
     """Return the addresses on which the daemon listens, for the log and the ready file."""
     web = daemon.http_servers[0]
-    bound = (
-        web.bound if daemon.base.settings.http.listen else ()
-    )  # the control socket comes first then
+    # without http.listen, the first server is the control socket
+    bound = web.bound if daemon.base.settings.http.listen else ()
     return {
-        "http": " ".join(str(one) for one in bound if not web.has_tls(one)),
-        "https": " ".join(str(one) for one in bound if web.has_tls(one)),
+        "http": " ".join(str(address) for address in bound if not web.has_tls(address)),
+        "https": " ".join(str(address) for address in bound if web.has_tls(address)),
         "smtp": " ".join(
-            str(one.address) for one in daemon.transport.smtp_servers if not one.role.is_local
+            str(smtp.address) for smtp in daemon.transport.smtp_servers if not smtp.role.is_local
         ),
     }
 
 
 def remove_ready_file(path: Path) -> None:
-    """Remove the file of a run that ends or was killed: a program would use its ports."""
-    if path.is_file() and path.stat().st_size:  # an empty one is that of mktemp
+    """Remove the file of an ended or killed run, so that no program uses its ports."""
+    if path.is_file() and path.stat().st_size:  # mktemp creates an empty one
         path.unlink()
 
 

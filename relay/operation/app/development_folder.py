@@ -1,9 +1,9 @@
 """The directory of the development relay: its lock, its marked files, its removal.
 
 Each user has one temporary directory, which the other commands find; a second development relay
-gets a directory of its own. It is in memory if there is much room, so that its end is quick. A
-directory given by --dir is kept. Files in it that do not begin with MARK are never overwritten. The
-other commands find it by a symbolic link in the directory of temporary files.
+gets a new one. If enough memory is free, the directory is in /dev/shm, where its removal is quick.
+A directory given by --dir is kept, and its files that do not begin with MARK are never overwritten.
+The other commands find it by a symbolic link in the directory of temporary files.
 """
 
 import contextlib
@@ -30,7 +30,7 @@ _MEMORY_FREE_BYTES = 2 << 30
 
 
 class ForeignFolderError(Exception):
-    """The directory has a configuration that `relay dev` did not write, or can have none."""
+    """`relay dev` did not write the configuration in the directory, or cannot write one there."""
 
 
 class DevelopmentFolder(Struct, frozen=True):
@@ -89,13 +89,13 @@ class DevelopmentFolder(Struct, frozen=True):
         self.lock.give_back()
 
 
-def open_folder(given: Path | None) -> DevelopmentFolder:
-    """Lock and return the directory `given`, or the user's own, or a new one if that is in use.
+def open_folder(path: Path | None) -> DevelopmentFolder:
+    """Lock and return the directory `path`, or the user's own, or a new one if that is in use.
 
     Raises ForeignFolderError, AlreadyRunningError, OSError.
     """
-    if given is not None:
-        return _open_given(Path(os.path.realpath(given)))
+    if path is not None:
+        return _open_given(Path(os.path.realpath(path)))
     own = _own_folder(_new_place())
     if not _is_foreign(own):
         own.mkdir(mode=0o700, exist_ok=True)
@@ -113,8 +113,8 @@ def open_new_folder() -> DevelopmentFolder:
 
 
 def open_inner_folder(outer: DevelopmentFolder, name: str) -> DevelopmentFolder:
-    """Return a directory below another one, which ends with it; no other command finds it by
-    itself. Raises OSError, AlreadyRunningError.
+    """Return a directory inside `outer`, which is removed with `outer`. Other commands need
+    --config to find it. Raises OSError, AlreadyRunningError.
     """
     path = outer.path / name
     path.mkdir(mode=0o700, exist_ok=True)
@@ -122,7 +122,7 @@ def open_inner_folder(outer: DevelopmentFolder, name: str) -> DevelopmentFolder:
 
 
 def short_place(place: Path) -> Path:
-    """Return `place`, or /tmp if its name is too long for those of sockets in it."""
+    """Return `place`, or /tmp if the paths of sockets in `place` would be too long."""
     return place if len(os.fsencode(place)) <= _PLACE_BYTES_MAX else _DISK
 
 
@@ -135,23 +135,23 @@ def _open_given(path: Path) -> DevelopmentFolder:
             )
     folder = DevelopmentFolder(path, temporary=False, lock=_locked(path))
     with contextlib.suppress(OSError):  # another user's file: --config names the relay
-        for one in _given():
-            if one == path or not _in_use(one):  # a killed relay leaves its link
-                _link(one).unlink()
+        for linked in _given():
+            if linked == path or not _in_use(linked):  # a killed relay leaves its link
+                _link(linked).unlink()
         _link(path).symlink_to(path)
     return folder
 
 
 def running_config() -> Path | None:
     """Return the configuration of this user's running development relay, or None."""
-    found = [own for own in map(_own_folder, _places()) if not _is_foreign(own)]
-    found += _given()
-    configs = (one / "relay.toml" for one in found)
-    return next((one for one in configs if one.exists() and _in_use(one.parent)), None)
+    folders = [own for own in map(_own_folder, _places()) if not _is_foreign(own)]
+    folders += _given()
+    configs = (folder / "relay.toml" for folder in folders)
+    return next((file for file in configs if file.exists() and _in_use(file.parent)), None)
 
 
 def memory_place(free_bytes: int) -> Path | None:
-    """Return the directory of files in memory; None if it has less room, or is read-only."""
+    """Return /dev/shm; None if it has less than `free_bytes`, or cannot be written."""
     try:
         is_roomy = disk_of(_MEMORY).free_bytes >= free_bytes
     except OSError:
@@ -160,7 +160,7 @@ def memory_place(free_bytes: int) -> Path | None:
 
 
 def _places() -> list[Path]:
-    """Return where a temporary directory may be: where TMPDIR says, or in memory or /tmp."""
+    """Return where a temporary directory may be: $TMPDIR, else /dev/shm or /tmp."""
     place = Path(tempfile.gettempdir())
     return [_MEMORY, place] if place == _DISK else [place]
 
@@ -170,19 +170,19 @@ def _new_place() -> Path:
     return (memory and memory_place(_MEMORY_FREE_BYTES)) or place
 
 
-def _link(given: Path) -> Path:
-    digest = hashlib.sha256(os.fsencode(given)).hexdigest()
+def _link(folder: Path) -> Path:
+    digest = hashlib.sha256(os.fsencode(folder)).hexdigest()
     return Path(tempfile.gettempdir()) / f"relay-dev-{os.getuid()}.{digest[:16]}.dir"
 
 
 def _given() -> list[Path]:
-    """Return the directories that this user's links name, the last one first."""
-    found = []
+    """Return the directories that this user gave with --dir, the last one first."""
+    folders = []
     for link in Path(tempfile.gettempdir()).glob(f"relay-dev-{os.getuid()}.*.dir"):
         with contextlib.suppress(OSError):
             if (made := link.lstat()).st_uid == os.getuid():
-                found.append((made.st_mtime_ns, link.readlink()))
-    return [path for _, path in sorted(found, reverse=True)]
+                folders.append((made.st_mtime_ns, link.readlink()))
+    return [path for _, path in sorted(folders, reverse=True)]
 
 
 def _locked(path: Path) -> OwnerLock:
@@ -196,22 +196,22 @@ def _own_folder(temporary: Path) -> Path:
 
 
 def _is_foreign(own: Path) -> bool:
-    """Whether the path exists and is not a directory of this user."""
+    """Return whether the path exists and is not a directory of this user."""
     try:
-        found = own.lstat()
+        status = own.lstat()
     except FileNotFoundError:
         return False
-    return not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid()
+    return not stat.S_ISDIR(status.st_mode) or status.st_uid != os.getuid()
 
 
 def _empty(own: Path) -> None:
-    for one in own.iterdir():
-        if one.name == "run":  # holds our lock
+    for path in own.iterdir():
+        if path.name == "run":  # holds our lock
             continue
-        if one.is_dir() and not one.is_symlink():
-            shutil.rmtree(one, ignore_errors=True)
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
         else:
-            one.unlink(missing_ok=True)
+            path.unlink(missing_ok=True)
 
 
 def _in_use(own: Path) -> bool:

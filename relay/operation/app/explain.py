@@ -1,9 +1,9 @@
 """Explain where mail for an address goes, and why, without sending anything.
 
-It decides nothing: it asks the route table, the rules, the resolver and the TLS policy that
-acceptance and delivery use, in their order, and says what each of them answered. In a running relay
-these are its own parts, with the state of its sites; explainer_of_files() makes the same parts from
-a configuration. Milters hear a session of the client, which ends after their decision.
+It decides nothing. It asks the route table, the rules, the resolver and the TLS policy in the order
+in which acceptance and delivery ask them, and reports each answer. A running relay uses the objects
+that acceptance and delivery use, and adds the state of sites; explainer_of_files() makes them from
+a configuration. Milters get an SMTP session of the client, which ends after they have decided.
 docs/names.md describes the document.
 """
 
@@ -88,27 +88,27 @@ _NO_PLACE = RoutePlace("", 0)
 
 
 async def _room_for_all(_account: str, _size: int) -> Room:
-    """DeliveryStore.room() of mailboxes that are not looked at."""
+    """Answer for DeliveryStore.room() that each mailbox has room, without looking at any."""
     return Room.FITS
 
 
 @dataclass(frozen=True, kw_only=True)
 class Explainer:
-    """Answers questions with the parts that it is given."""
+    """Explains where mail for an address goes."""
 
-    forwarding: Forwarder  # that of acceptance: aliases, and the table of delivery
+    forwarding: Forwarder  # aliases and the route table, as acceptance uses them
     rules: Callable[[], RuleBook]  # returns the active rules
-    resolve: Resolve  # that of delivery
-    schedule: RetrySchedule  # that of delivery
-    options: SiteOptions  # of sites, without those of routes
+    resolve: Resolve  # as delivery resolves next hops
+    schedule: RetrySchedule  # as delivery retries
+    options: SiteOptions  # of sites, before a route changes them
     clock: Clock  # for the times of a site's state, and the dates of rules
     places: Mapping[str, RoutePlace]  # of the routes, by name
-    checks: RecipientChecks  # those of RCPT
+    checks: RecipientChecks  # as at RCPT
     trusts: Callable[[str], bool]  # whether a client's address is in trusted_networks
-    milters: MilterSet  # those of acceptance
-    # what the site of these hosts does now; None: no relay runs
+    milters: MilterSet  # as acceptance asks them
+    # returns the present state of the site of these hosts; None: no relay runs
     state_of: Callable[[NextHop, Hosts], SiteState] | None
-    # opens a session with the site of these hosts, and ends it before MAIL; None: no relay runs
+    # opens an SMTP session with these hosts, and ends it before MAIL; None: no relay runs
     probe: Callable[[NextHop, Hosts], Awaitable[SiteProbe]] | None = None
 
     @property
@@ -127,7 +127,7 @@ class Explainer:
         return document
 
     async def _filtered(self, question: Question, session: FilterSession) -> dict[str, Any]:
-        """Explain what the milters make of the message."""
+        """Ask the milters, then explain the message as they have changed it."""
         asked = await ask_milters(session, question)
         if asked.end:
             sender = Submitter(question.sender, is_trusted=False)
@@ -135,12 +135,14 @@ class Explainer:
         return asked.added_to(await self._explain(asked.question))
 
     async def _probed(self, document: Mapping[str, Any]) -> Any:
-        """Connect to the hosts of mail that has one next hop; None: it has none, or no hosts."""
+        """Connect to the hosts of the next hop. Return None for mail with several targets or
+        without hosts.
+        """
         if not document["hosts"] or "targets" in document:
             return None
         route = document["route"]
         next_hop = NextHop.parse(route["next_hop"])._replace(route=route["name"])
-        if self.table.options_for(next_hop).login is None:  # that is the sender
+        if self.table.options_for(next_hop).login is None:  # then the sender logs in
             next_hop = next_hop._replace(mailbox=route.get("mailbox", ""))
         hosts = await usable_hosts(self.resolve, self.table, next_hop)
         if not isinstance(hosts, Hosts) or self.probe is None:
@@ -158,28 +160,28 @@ class Explainer:
             return await self._recipient(question.address, sender, question, rejection=rejection)
         if not expansion.targets:  # it has forwarded the message before
             [alias] = expand_recipients([ForwardPath(question.address)], expand).aliases
-            found = self._replaced(question.address, sender, [])
-            return found | {"state": "rejected", "reply": alias.reply}
+            explained = self._replaced(question.address, sender, [])
+            return explained | {"state": "rejected", "reply": alias.reply}
         asked = {}
         if (writers := expansion.writers) is not None:
             by = expansion.targets[0].through[0]
             asked = {"writers": {"alias": by, "from": writers.named}}
             if self.forwarding.writer_rejection(question.address, expansion, sender):
-                found = self._replaced(question.address, sender, [])
-                return found | asked | {"state": "rejected", "reply": rejection}
+                explained = self._replaced(question.address, sender, [])
+                return explained | asked | {"state": "rejected", "reply": rejection}
         targets: list[dict[str, Any]] = []
         for target in expansion.targets:
             document = await self._recipient(target.address, sender, question, is_copy=True)
             targets.append(document | {"aliases": [*target.through[1:], target.address]})
         if len(targets) == 1:
-            found = targets[0] | {"address": question.address}
+            explained = targets[0] | {"address": question.address}
         else:
-            found = self._replaced(question.address, sender, targets)
+            explained = self._replaced(question.address, sender, targets)
         if rejection:
-            found["reply"] = rejection
-            if found["state"] in GOES_ON:  # its mailbox is full
-                found["state"] = "rejected"
-        return found | asked
+            explained["reply"] = rejection
+            if explained["state"] in GOES_ON:  # its mailbox is full
+                explained["state"] = "rejected"
+        return explained | asked
 
     def _examine(
         self, address: str, sender: Submitter, question: Question, *, is_copy: bool
@@ -190,7 +192,9 @@ class Explainer:
         return examine(address, "", is_copy)
 
     def _expander(self, question: Question) -> Callable[[str], Expansion | None]:
-        """Return what replaces an alias; without a message it has not been forwarded before."""
+        """Return the function that expands aliases. It finds loops by the header of the message;
+        without a message there are none.
+        """
         header = Header.of(question.content or b"")
         return self.forwarding.expander(question.sender, header)
 
@@ -203,28 +207,28 @@ class Explainer:
         rejection: str = "",
         is_copy: bool = False,
     ) -> dict[str, Any]:
-        """Explain an address that is no alias; `rejection` is the reply to RCPT, if it has one.
-        `is_copy`: an alias led there.
+        """Explain an address that is not an alias. `rejection` is the reply that rejects it at
+        RCPT, or ""; `is_copy` says that an alias was expanded to this address.
         """
-        found = self._examine(address, sender, question, is_copy=is_copy)
-        document = self._document(address, sender, found)
-        if isinstance(found, InvalidRecipient):
+        recipient = self._examine(address, sender, question, is_copy=is_copy)
+        document = self._document(address, sender, recipient)
+        if isinstance(recipient, InvalidRecipient):
             return document | ({"reply": rejection} if rejection else {})
         if rejection:
             return document | {"state": "rejected", "reply": rejection}
         try:
-            explained = await self._apply_rules(address, sender, question, found=found)
+            explained = await self._apply_rules(address, sender, question, recipient=recipient)
         except TooManyPartsError:
             return document | {"state": "rejected", "reply": TOO_MANY_PARTS.reply}
         except UnexaminedArchiveError:
             return document | {"state": "rejected", "reply": NO_POLICY.reply}
-        document["rules"] = [_rule(each) for each in msgspec.to_builtins(explained.rules)]
+        document["rules"] = [_rule(rule) for rule in msgspec.to_builtins(explained.rules)]
         if (deferred := explained.verdict.deferred) is not None:
             reply = own_reply(deferred.status, deferred.text)
             return document | {"state": "rejected", "reply": reply, "rule": deferred.rule}
         [verdict] = explained.verdict.recipients
         document["rule"] = verdict.rule
-        return document | await self._by_verdict(verdict, sender, found, question=question)
+        return document | await self._by_verdict(verdict, sender, recipient, question=question)
 
     async def _apply_rules(
         self,
@@ -232,15 +236,15 @@ class Explainer:
         sender: Submitter,
         question: Question,
         *,
-        found: LocalRecipient | RemoteRecipient,
+        recipient: LocalRecipient | RemoteRecipient,
     ) -> RulesExplained:
-        """Apply the rules as acceptance does. Raises what they raise; TimeoutError."""
+        """Apply the rules as acceptance does. Raises TimeoutError, and all errors of rules."""
         claims_local = self.table.is_local_domain(domain_of(sender.reverse_path))
         message = ExaminedMessage(
             reverse_path=sender.reverse_path,
             sender_local=claims_local and sender.is_trusted,
             recipients=(address,),
-            local=frozenset([address] if found.is_local else []),
+            local=frozenset([address] if recipient.is_local else []),
             content=ParsedContent.of(question.content or b""),
             source=Source.SMTP,
             client=question.ip,
@@ -262,11 +266,11 @@ class Explainer:
         self,
         verdict: RecipientVerdict,
         sender: Submitter,
-        found: LocalRecipient | RemoteRecipient,
+        recipient: LocalRecipient | RemoteRecipient,
         *,
         question: Question,
     ) -> dict[str, Any]:
-        """Return what the rules make of the recipient."""
+        """Return the part of the document that follows from the verdict of the rules."""
         match verdict.action:
             case VerdictAction.REJECT:
                 reply = own_reply(verdict.status, verdict.text)
@@ -274,35 +278,33 @@ class Explainer:
             case VerdictAction.DISCARD:
                 return {"state": "discarded"}
             case VerdictAction.REDIRECT | VerdictAction.QUARANTINE:
-                expansions = map(self._expander(question), verdict.successors)
-                pairs = zip(verdict.successors, expansions, strict=True)
-                addresses = [
-                    address
-                    for each, expansion in pairs
-                    for address in (expansion.addresses if expansion is not None else ()) or (each,)
-                ]
+                expand, addresses = self._expander(question), list[str]()
+                for successor in verdict.successors:
+                    expansion = expand(successor)
+                    expanded = expansion.addresses if expansion is not None else ()
+                    addresses += expanded or (successor,)
                 copies = set(addresses).difference(verdict.successors)
                 targets = [
                     await self._target(
-                        AddedRecipient(each, verdict.rule), sender, question, is_copy=each in copies
+                        AddedRecipient(to, verdict.rule), sender, question, is_copy=to in copies
                     )
                     | _held(verdict.hold)
-                    for each in dict.fromkeys(addresses)
+                    for to in dict.fromkeys(addresses)
                 ]
                 return {"state": _state_of_all(targets), "targets": targets}
             case VerdictAction.DELIVER:
                 if verdict.next_hop:
-                    return await self._chosen(verdict, sender, found)
-                hold = verdict.held(in_mailbox=isinstance(found, LocalRecipient))
-                return await self._destination(found) | _held(hold)
+                    return await self._chosen(verdict, sender, recipient)
+                hold = verdict.held(in_mailbox=isinstance(recipient, LocalRecipient))
+                return await self._destination(recipient) | _held(hold)
 
     async def _chosen(
-        self, verdict: RecipientVerdict, sender: Submitter, found: LocalRecipient | RemoteRecipient
+        self, verdict: RecipientVerdict, sender: Submitter, routed: LocalRecipient | RemoteRecipient
     ) -> dict[str, Any]:
-        """Return where mail goes whose next hop a rule chose."""
+        """Return where mail goes if a rule has chosen the next hop."""
         path = sender.reverse_path
         chosen = self.table.examine_chosen(
-            verdict.address, verdict.next_hop, found, reverse_path=path
+            verdict.address, verdict.next_hop, routed, reverse_path=path
         )
         route = {"route": self._document(verdict.address, sender, chosen)["route"]}
         hold = verdict.held(in_mailbox=isinstance(chosen, LocalRecipient))
@@ -311,29 +313,29 @@ class Explainer:
     async def _target(
         self, added: AddedRecipient, sender: Submitter, question: Question, *, is_copy: bool
     ) -> dict[str, Any]:
-        """Explain an address that takes another one's place: rules do not apply to it again."""
+        """Explain an address that a rule put in place of another. No rule runs for it."""
         asked = Verdict((), (), (ParsedContent.of(question.content or b""),), ())
-        found = self.forwarding.examiner_of_added(
-            lambda one, *_: self._examine(one, sender, question, is_copy=is_copy),
+        recipient = self.forwarding.examiner_of_added(
+            lambda address, *_: self._examine(address, sender, question, is_copy=is_copy),
             asked,
             self.rules().tenants,
             trusted=sender.is_trusted,
         )(added, added.address, "")
-        document = self._document(added.address, sender, found)
-        if isinstance(found, InvalidRecipient):
+        document = self._document(added.address, sender, recipient)
+        if isinstance(recipient, InvalidRecipient):
             return document
-        return document | await self._destination(found)
+        return document | await self._destination(recipient)
 
-    async def _destination(self, found: LocalRecipient | RemoteRecipient) -> dict[str, Any]:
-        """Return where mail goes that nothing rejects."""
+    async def _destination(self, recipient: LocalRecipient | RemoteRecipient) -> dict[str, Any]:
+        """Return where accepted mail for this recipient goes."""
         document: dict[str, Any]
-        if isinstance(found, LocalRecipient):
-            document = {"state": "local", "mailbox": found.mailbox}
-        elif found.next_hop == CAPTURE:
+        if isinstance(recipient, LocalRecipient):
+            document = {"state": "local", "mailbox": recipient.mailbox}
+        elif recipient.next_hop == CAPTURE:
             document = {"state": "captured"}
         else:
-            document = await self._hosts_of(found.next_hop)
-        return document | ({"state": "held", "reason": found.held} if found.held else {})
+            document = await self._hosts_of(recipient.next_hop)
+        return document | ({"state": "held", "reason": recipient.held} if recipient.held else {})
 
     async def _hosts_of(self, next_hop: NextHop) -> dict[str, Any]:
         """Return the hosts of a next hop, and how they are contacted."""
@@ -346,19 +348,19 @@ class Explainer:
             "tls": None,
         }
         usable = partial(usable_hosts, self.resolve, self.table, next_hop)
-        found = await usable()
-        document |= _hosts(found, via)
-        if not isinstance(found, Hosts):
-            outcome = outcome_of(found, self.table.is_own_anywhere)
+        resolution = await usable()
+        document |= _hosts(resolution, via)
+        if not isinstance(resolution, Hosts):
+            outcome = outcome_of(resolution, self.table.is_own_anywhere)
             state = "invalid" if isinstance(outcome, Failed) else "remote"
             return document | {"state": state, "reply": outcome.evidence.reply}
-        tls = found.hosts[0].tls
+        tls = resolution.hosts[0].tls
         assert tls is not None
         policy = f"{tls.by}; {tls.note}" if tls.note else tls.by
         strict = isinstance(await usable(demand=REQUIRETLS), Hosts)
         document["tls"] = {"level": tls.policy.level, "policy": policy, "requiretls": strict}
         if self.state_of is not None:
-            document["site"] = _site(self.state_of(next_hop, found), self.clock)
+            document["site"] = _site(self.state_of(next_hop, resolution), self.clock)
         return document
 
     def _limits(self, via: HopOptions) -> dict[str, Any]:
@@ -374,23 +376,23 @@ class Explainer:
         self, address: str, sender: Submitter, targets: Sequence[Mapping[str, Any]]
     ) -> dict[str, Any]:
         """Return the document of an alias with several targets."""
-        found = self._document(address, sender, InvalidRecipient("", ""))
-        return found | {"state": _state_of_all(targets), "targets": list(targets)}
+        document = self._document(address, sender, InvalidRecipient("", ""))
+        return document | {"state": _state_of_all(targets), "targets": list(targets)}
 
-    def _document(self, address: str, sender: Submitter, found: RoutingResult) -> dict[str, Any]:
-        """Return the document of an address of which only the route is known, or its rejection."""
+    def _document(self, address: str, sender: Submitter, result: RoutingResult) -> dict[str, Any]:
+        """Return the document of an address with its route or rejection; the rest is empty."""
         next_hop = state = reply = ""
         way = login = None
-        match found:
+        match result:
             case LocalRecipient():
                 next_hop = str(LOCAL)
             case RemoteRecipient(hop):
                 next_hop, way = str(hop), self.table.way_around(hop)
                 login = self.table.options_for(hop).login
             case InvalidRecipient():
-                is_refused = found.route or found.status == REJECT_STATUS
-                state, reply = "rejected" if is_refused else "invalid", found.text
-        place = self.places.get(found.route, _NO_PLACE)
+                is_refused = result.route or result.status == REJECT_STATUS
+                state, reply = "rejected" if is_refused else "invalid", result.text
+        place = self.places.get(result.route, _NO_PLACE)
         return {
             "address": address,
             "from": sender.reverse_path,
@@ -401,7 +403,7 @@ class Explainer:
             "aliases": [],
             "rules": [],
             "route": {
-                "name": found.route,
+                "name": result.route,
                 "file": place.file,
                 "line": place.line,
                 "next_hop": next_hop,
@@ -420,25 +422,27 @@ class Explainer:
 
 
 def _held(hold: Hold | None) -> dict[str, Any]:
-    """Return what a rule's hold changes; a release ends that of a route as well."""
+    """Return the changes that the hold of a rule makes. A release ends the hold of the rule and
+    the hold of the route.
+    """
     return {} if hold is None else {"state": "held", "reason": hold.reason, "rule": hold.rule}
 
 
 def _rule(finding: dict[str, Any]) -> dict[str, Any]:
-    """Return a rule without its recipients: there is one."""
+    """Return a rule without its recipients, because the question has only one."""
     return {name: value for name, value in finding.items() if name != "recipients"}
 
 
 def _state_of_all(targets: Sequence[Mapping[str, Any]]) -> str:
-    """Return the state of an address with targets: that of the first one that gets the mail."""
-    states = [str(each["state"]) for each in targets] or ["rejected"]
+    """Return the state of the first target that gets the mail, else of the first target."""
+    states = [str(target["state"]) for target in targets] or ["rejected"]
     return next((state for state in states if state in GOES_ON), states[0])
 
 
-def _hosts(found: Resolution, via: HopOptions) -> dict[str, Any]:
+def _hosts(resolution: Resolution, via: HopOptions) -> dict[str, Any]:
     """Return the hosts in the order in which delivery tries them, then those that it skips."""
-    mx, documents = mx_of(found, via.source_address), []
-    hosts = found.hosts if isinstance(found, Hosts) else ()
+    mx, documents = mx_of(resolution, via.source_address), []
+    hosts = resolution.hosts if isinstance(resolution, Hosts) else ()
     for host in hosts:
         addresses = list(of_family(host.addresses, via.source_address))
         documents.append(
@@ -451,15 +455,15 @@ def _hosts(found: Resolution, via: HopOptions) -> dict[str, Any]:
         )
     names = {host.name for host in hosts}
     documents += [
-        {"name": one.name, "preference": one.preference, "addresses": [], "skipped": one.skipped}
-        for one in mx.hosts
-        if one.name not in names
+        {"name": host.name, "preference": host.preference, "addresses": [], "skipped": host.skipped}
+        for host in mx.hosts
+        if host.name not in names
     ]
     return {"hosts": documents, "hosts_more": mx.more}
 
 
 def _site(state: SiteState, clock: Clock) -> dict[str, Any]:
-    """Return what a site does."""
+    """Return the state of a site as JSON."""
     now_us = clock.time_us()
     paused_us, failed_us = int(state.paused_s * 1e6), int(state.failed_s * 1e6)
     return {
@@ -501,10 +505,8 @@ def explainer_of(base: Foundation, transport: Transport) -> Explainer:
 def explainer_of_files(
     settings: Settings, *, file: Path, environ: Mapping[str, str], clock: Clock
 ) -> Iterator[tuple[Explainer, Callable[[], Any]]]:
-    """Yield an explainer of a configuration that no relay uses, to be used in an event loop, and
-    the function that closes its resolver there.
-
-    Raises SettingsError.
+    """Yield an explainer of a configuration that no relay uses, and the function that closes its
+    resolver. Both are for use in an event loop. Raises SettingsError.
     """
     boxes = settings.mailboxes
     accounts = accounts_of(settings, clock=clock, environ=environ)
@@ -540,7 +542,7 @@ GOES_ON: Final = ("local", "remote", "captured", "held")
 
 
 class _BodyInMemory:
-    """An IncomingBody of a milter. Questions with a message are few."""
+    """An IncomingBody that stays in memory, because questions with a message are rare."""
 
     def __init__(self) -> None:
         self._octets = bytearray()
@@ -558,21 +560,21 @@ class _BodyInMemory:
 
 
 class AskedMilters(Struct, frozen=True):
-    """What the milters said, and what it changes in the document of an answer."""
+    """The answers of the milters, and their changes to the document."""
 
     question: Question  # with the message as they have changed it
     said: tuple[MilterSaid, ...]
-    end: Mapping[str, Any] = {}  # the state of mail that goes no further
-    hold: Mapping[str, Any] = {}  # that of mail that goes on
+    end: Mapping[str, Any] = {}  # the state of rejected or discarded mail
+    hold: Mapping[str, Any] = {}  # the state of quarantined mail
 
     def added_to(self, document: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the document with the answers."""
+        """Return the document with these answers."""
         hold = self.hold if document["state"] in GOES_ON else {}
         return {**document, **self.end, **hold, "milters": to_builtins(self.said)}
 
 
 async def ask_milters(session: FilterSession, question: Question) -> AskedMilters:
-    """Ask about the message of a question, which has one and a client. Ends the session."""
+    """Ask the milters about a question with a message and a client, and end the session."""
     steps = (
         partial(session.connect, FilterClient(address=question.ip)),
         partial(session.helo, f"[{question.ip}]"),
@@ -597,8 +599,8 @@ def _asked(question: Question, verdict: FilterVerdict) -> AskedMilters:
         return AskedMilters(question, verdict.said, _rejected(verdict.answer.reply))
     if verdict.discarded_by or question.address in verdict.removed:
         return AskedMilters(question, verdict.said, {"state": "discarded"})
-    found = verdict.content
-    changed = ParsedContent(found.header.prepend(verdict.top), found.rest)
+    content = verdict.content
+    changed = ParsedContent(content.header.prepend(verdict.top), content.rest)
     question = replace(
         question, content=read_all(changed.joined()), results=read_results(verdict.results)
     )

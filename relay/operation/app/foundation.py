@@ -1,10 +1,10 @@
-"""What front door, transport and pages are built on: the stores, the routes, the shared values; the
-reload of the configuration, at SIGHUP or a request of `relay reload`.
+"""The objects that front door, transport and pages share: the stores, the routes, the clock and
+others; the reload of the configuration, at SIGHUP or by `relay reload`.
 
-open_foundation() opens the mail root and the spool, and starts nothing. Which keys a reload applies
-is decided in relay/base/settings/reloadable_keys.py; that a faulty file changes nothing in
-`configuration`. What came of a reload is in the log, in the answer, in the metrics, and told to the
-service manager.
+open_foundation() opens the mail root and the spool, and starts nothing.
+relay/base/settings/reloadable_keys.py decides which keys a reload applies, and `configuration` that
+a faulty file changes nothing. The log, the answer, the metrics and the service manager get the
+result of a reload.
 """
 
 import asyncio
@@ -81,39 +81,39 @@ PAUSES_FILE = "paused.json"
 
 
 class ReloadResult(Struct, frozen=True):
-    """The JSON of POST /reload. Faults of tenants' rules keep only these rules out."""
+    """The JSON of POST /reload. A fault in the rules of a tenant excludes only these rules."""
 
-    reloaded: bool  # False: the previous configuration stays active
-    faults: tuple[str, ...]  # the first ones; a last line has the number of the others
-    needs_restart: tuple[dict[str, str], ...]  # the `key` of each
-    rules: int  # that are active
-    new_certificates: int  # listeners with another one
+    reloaded: bool  # False: the previous configuration remains active
+    faults: tuple[str, ...]  # the first faults; a last line has the number of the others
+    needs_restart: tuple[dict[str, str], ...]  # the `key` of each setting that needs a restart
+    rules: int  # the number of active rules
+    new_certificates: int  # the number of listeners that have a new certificate
 
 
 class Reloader:
     """Reloads the configuration, one reload at a time.
 
-    What is requested during a reload, however often, is one more reload after it, since the running
-    one may have read a file before it was changed.
+    Requests during a reload cause one more reload after it, because the running one may have read a
+    file before it was changed.
     """
 
     def __init__(
         self, active: ActiveConfiguration, table: RouteTable, *, clock: Clock, metrics: Metrics
     ) -> None:
-        """`table` becomes the table that a reload has read."""
+        """`table` gets the routes of each successful reload."""
         self._active, self._table = active, table
         self._clock, self._metrics = clock, metrics
         self._turn = asyncio.Lock()
-        self._next: asyncio.Task[ReloadResult] | None = None  # the one that has not begun
+        self._next: asyncio.Task[ReloadResult] | None = None  # the reload that has not begun
         self._show_tenants()
         self.notify: Callable[..., None] = lambda *_: None  # sends states to the service manager
-        # lets the rooms use what was read: see use_settings()
+        # gives the new configuration to the transport: see use_settings()
         self.apply: Callable[..., None] = lambda **_: None
-        # awaited after it, before the reload is reported
+        # awaited after `apply`, before the reload is reported
         self.applied: Callable[[], Awaitable[None]] | None = None
 
     def request(self) -> "asyncio.Task[ReloadResult]":
-        """Return a reload that begins after this call, and after the running one."""
+        """Return a reload that begins after this call and after the running reload."""
         if self._next is None:
             self._next = asyncio.get_running_loop().create_task(self._run())
         return self._next
@@ -168,14 +168,16 @@ class Reloader:
         rules, is_reloaded = self._active.rules().rule_count, not faults
         if is_reloaded:
             tenants = self._active.tenants().values()
-            faults = _shown([fault for one in tenants for fault in one.faults])
+            faults = _shown([fault for tenant in tenants for fault in tenant.faults])
             if not faults:
                 self._metrics.reload_success_time.set(self._clock.time_us() / 1_000_000)
             _log.info("reloaded", rules=rules, new_certificates=renewed)
         return ReloadResult(is_reloaded, faults, tuple(changed), rules, renewed)
 
     def _use(self, read: Configuration) -> None:
-        """Replace all that was read. Nothing is awaited: no message meets a part of it."""
+        """Replace the configuration. Nothing is awaited here, so no message is handled with one
+        part of the old configuration and one of the new.
+        """
         before = self._active.settings
         self._active.use(read)
         self._show_tenants()
@@ -187,28 +189,29 @@ class Reloader:
             _log.info("routes have changed", **names)
 
     def _show_tenants(self) -> None:
-        """Let the metric have the age of each tenant's rules."""
+        """Set the metric of the age of rules, for each tenant whose newest rules have a fault."""
         metric = self._metrics.policy_set_age
         metric.clear()
-        for name, one in self._active.tenants().items():
+        for name, tenant in self._active.tenants().items():
             age = metric.labels(name)
-            if one.faults:
-                age.set_function(partial(self._age_s, one.good_us))
+            if tenant.faults:
+                age.set_function(partial(self._age_s, tenant.good_us))
 
     def _age_s(self, since_us: int) -> float:
         return max(0.001, (self._clock.time_us() - since_us) / 1_000_000)
 
 
 def _shown(faults: Sequence[Fault]) -> tuple[str, ...]:
-    """Return the first faults as text, and how many more there are."""
-    found = tuple(map(str, faults[:_FAULTS_SHOWN]))
-    more = len(faults) - len(found)
-    return (*found, f"and {counted(more, 'more fault')}") if more else found
+    """Return the first faults as text, and a line with the number of the others."""
+    texts = tuple(map(str, faults[:_FAULTS_SHOWN]))
+    more = len(faults) - len(texts)
+    return (*texts, f"and {counted(more, 'more fault')}") if more else texts
 
 
 class Readiness:
-    """Why the relay is not ready; "" when it is. `impaired` is what fails although it is ready,
-    `gate` why there is no process of the SMTP sessions, `queue` returns why it cannot be read.
+    """Why the relay is not ready: `reason`, "" when it is. `impaired` says what fails in a relay
+    that is ready, `gate` why the process of the SMTP sessions does not run; `queue` returns why the
+    queue cannot be read.
     """
 
     def __init__(self) -> None:
@@ -227,60 +230,61 @@ class RelayDependencies:
     """What compose() needs in addition to the settings."""
 
     accounts: AccountDirectory  # the addresses, tokens and passwords of users
-    rules: Callable[[], RuleBook]  # gives those in force
-    texts: Callable[[], ReportTexts] = ReportTexts  # of reports, those in force
-    keys: Callable[[], KeyRing] = KeyRing  # that sign mail, those in force
-    providers: Callable[[], ProviderReplies] = ProviderReplies  # [[reply]] entries in force
-    route_places: Callable[[], Mapping[str, RoutePlace]] = dict  # by name
+    rules: Callable[[], RuleBook]  # returns the active rules
+    texts: Callable[[], ReportTexts] = ReportTexts  # returns the active texts of reports
+    keys: Callable[[], KeyRing] = KeyRing  # returns the active keys that sign mail
+    providers: Callable[[], ProviderReplies] = ProviderReplies  # returns the [[reply]] entries
+    route_places: Callable[[], Mapping[str, RoutePlace]] = dict  # where routes are written, by name
     crash_at: str = ""  # for crash tests: the point at which the process kills itself
-    # whether mail for an address goes to a host of a simulated internet; with it nothing leaves
-    # loopback, except to `release_to`
+    # returns whether mail for an address goes to a host of the simulated internet; if it is set, no
+    # mail leaves this machine except to `release_to`
     is_simulated: Callable[[str], bool] | None = None
-    # where a host of it listens, and who vouches for its certificate
+    # returns where a simulated host listens, and the CA of its certificate
     simulated: Callable[[Target], Target] | None = None
-    any_sender: bool = False  # by SMTP, a login may send from any address
-    # what is different on a listener of a development relay
+    any_sender: bool = False  # a login may send from any address by SMTP
+    # returns the options of a listener in a development relay
     listener_options: Callable[[SmtpListener], ListenerOptions | None] = lambda _listener: None
     release_to: NextHop | None = None  # where released mail goes
-    # the words of the gate's child; None: SMTP sessions are in this process
+    # the arguments of the gate's child process; None: SMTP sessions run in this process
     gate_words: Sequence[str] | None = None
-    active: ActiveConfiguration | None = None  # what a reload reads again; None: nothing is
+    active: ActiveConfiguration | None = None  # what a reload replaces; None: there is no reload
     # returns a digest of each part that must be equal on all nodes of a spool
     agreed: Callable[[], Mapping[str, str]] = dict
     holds_root: bool = True  # False: the node has no mailboxes, no pickup and no front door
-    # with it, the front door answers only requests for these, for loopback names and for
+    # if it is set, the front door answers only requests for these hosts, for loopback names and for
     # http.public_url
     hosts: AllowedHosts | None = None
-    tunnel_hosts: TunnelHosts | None = None  # the front door is also a proxy for these
-    certificates: ListenerCertificates | None = None  # None: those that the settings name
-    # the actions that only the API of a development relay has; with it, captured mail is put into
-    # mailboxes
+    tunnel_hosts: TunnelHosts | None = None  # the front door is also a proxy for these hosts
+    certificates: ListenerCertificates | None = None  # None: load the files that the settings name
+    # the actions that only the API of a development relay has; if it is set, captured mail is put
+    # into mailboxes
     development: api.DevelopmentControls | None = None
-    converts_in_threads: bool = False  # saves the child processes of step 3, for a test's messages
-    are_pages_open: bool = False  # who reaches the pages has the role operate, without a login
-    is_api_open: bool = False  # so has in /relay/v1 who reaches it on loopback, with any token
+    converts_in_threads: bool = False  # step 3 uses threads, not child processes, as in tests
+    are_pages_open: bool = False  # any client of the pages has the role operate, without a login
+    # any client on loopback has the role operate in /relay/v1, with any token
+    is_api_open: bool = False
     # puts an application in front of the Graph API
     before_graph: "Callable[[Gateway, HttpAuthentication], ASGIApp] | None" = None
     user_sign_in: "Callable[[AccessTokens], UserSignIn] | None" = None  # returns further grants
-    # returns a further API with its own paths, on the port of the pages
+    # returns a further API with other paths, on the port of the pages
     further_api: Callable[[api.ApiDependencies, SpoolEngine], ASGIApp] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Foundation:
-    """What the builders of front door, transport and pages share."""
+    """The objects that the builders of front door, transport and pages share."""
 
     given: Settings  # relay.toml at the start
     sources: RelayDependencies  # what the caller of compose() gives
     certificates: ListenerCertificates  # replaced by a reload
-    clock: Clock  # that of all rooms; that of a development relay can be advanced
+    clock: Clock  # of the whole process; in a development relay it can be advanced
     ids: Ids  # of messages and submissions
     crash: CrashPoints  # where a crash test kills the process
     metrics: Metrics  # counted where it happens
     samples: MetricSamples  # the metrics of the last hour
-    changes: ChangeNotifier  # wakes who waits for a step of a journey
-    pressure: Pressure  # what SMTP sessions, HTTP server and pickup check
-    pauses: Pauses  # what an operator has stopped on this node
+    changes: ChangeNotifier  # wakes tasks that wait for a step of a journey
+    pressure: Pressure  # the shortage of resources, which SMTP, HTTP and pickup check
+    pauses: Pauses  # what an operator has paused on this node
     readiness: Readiness  # set by the daemon, shown by /readyz
     table: RouteTable  # which address is local, and the next hop of others
     reloader: Reloader | None  # None: a development relay
@@ -294,28 +298,30 @@ class Foundation:
     feed: EventFeed  # the events of all journeys
     refusals: RefusalFiles  # what SMTP sessions refused
     milters: MilterSet  # replaced by a reload
-    usage: UsageCounter  # what accounts send to the outside
+    usage: UsageCounter  # counts what accounts send to other domains
     tokens: TokenHolder  # of [[oauth]]
 
     @property
     def settings(self) -> Settings:
-        """The settings in force: those of the start, with what reloads have applied."""
+        """The active settings: as at the start, with the changes of reloads."""
         active = self.sources.active
         return active.settings if active is not None else self.given
 
     @property
     def holds_root(self) -> bool:
-        """Whether this node has mailboxes."""
+        """Return whether this node has mailboxes."""
         return self.sources.holds_root
 
     @property
     def is_development(self) -> bool:
-        """Whether this is a development relay."""
+        """Return whether this is a development relay."""
         return self.sources.development is not None
 
 
 def _confinement(sources: RelayDependencies) -> Confinement | None:
-    """Return what keeps mail on this machine; only a release sends mail to `release_to`."""
+    """Return the rule that keeps mail on this machine; None if mail may leave it. Only a release
+    sends mail to `release_to`.
+    """
     if sources.is_simulated is None:
         return None
     release_to = sources.release_to
@@ -326,8 +332,8 @@ def _confinement(sources: RelayDependencies) -> Confinement | None:
 
 
 def _mail_root(settings: Settings, sources: RelayDependencies) -> MailRoot:
-    """Return the mail root. That of a node without mailboxes is missing for good: nothing opens it,
-    and nothing is at its path.
+    """Return the mail root. A node without mailboxes gets one that is never opened, at a path where
+    nothing exists.
     """
     if sources.holds_root:
         return MailRoot(settings.mailboxes.root, take_lock=lock_file)
@@ -337,7 +343,7 @@ def _mail_root(settings: Settings, sources: RelayDependencies) -> MailRoot:
 
 
 def read_pauses(settings: Settings, clock: Clock) -> Pauses:
-    """Return what is paused on this node. Raises SettingsError for a file that is none."""
+    """Return what is paused on this node. Raises SettingsError if the file cannot be read."""
     file = settings.state_dir / PAUSES_FILE
     try:
         return Pauses(file, clock)
@@ -362,12 +368,12 @@ def _usage(
 
 
 def show_parts(base: Foundation) -> None:
-    """Let the metrics have the certificates, milters and signing domains that are in force."""
-    metrics, milters = base.metrics, base.settings.milter
-    metrics.expect(domains=base.sources.keys().domains, milters=[one.name for one in milters])
+    """Set the metrics of the active certificates, milters and signing domains."""
+    metrics, names = base.metrics, [milter.name for milter in base.settings.milter]
+    metrics.expect(domains=base.sources.keys().domains, milters=names)
     metrics.milter_down.clear()
-    for one in milters:
-        metrics.milter_down.labels(one.name).set_function(partial(_is_down, base.milters, one.name))
+    for name in names:
+        metrics.milter_down.labels(name).set_function(partial(_is_down, base.milters, name))
     metrics.certificate_end.clear()
     for listener in (*base.certificates.smtp, base.certificates.http):
         for pair in listener.pairs if listener else ():
@@ -393,8 +399,8 @@ def _store(
     crash: CrashPoints,
 ) -> FileStore:
     def limits_of(account: str) -> QuotaLimits:
-        found = sources.accounts.by_address(account)
-        return QuotaLimits(found.quota, found.quota_messages) if found else QuotaLimits()
+        owner = sources.accounts.by_address(account)
+        return QuotaLimits(owner.quota, owner.quota_messages) if owner else QuotaLimits()
 
     return FileStore(
         root,

@@ -1,11 +1,12 @@
-"""Build the front door (step 1, sign-in, /relay/v1), the pages, and the servers that have them.
+"""Build the front door (step 1, sign-in, /relay/v1), the pages, and their HTTP servers.
 
 A builder imports the rooms that only it needs, so that a relay without HTTP listeners or without
-pages does not keep them in memory. It does so at the start and not at the first request: what an
-incomplete installation lacks is found then, and all modules are of one version.
+pages does not load them. It imports them at the start and not at the first request: an incomplete
+installation is detected at once, and all modules have the same version.
 
-unready() decides why /readyz is a 503: a start, a stop or a fault (`daemon`), the spool, a missing
-mail root, a pause of acceptance, no process of the SMTP sessions.
+unready() decides when /readyz answers 503: during a start or a stop, after a fault (`daemon`),
+without the spool, the mail root or the process of the SMTP sessions, and while acceptance is
+paused.
 """
 
 import dataclasses
@@ -55,19 +56,19 @@ _FILES_PER_CONNECTION = 4  # HTTP may use a quarter: SMTP, databases and message
 
 @dataclass(frozen=True)
 class FrontDoor:
-    """What programs reach by HTTP."""
+    """The applications that programs use by HTTP."""
 
     control: ASGIApp  # /relay/v1 for run/control.sock: every client is an operator
     means: api.ApiDependencies  # what /relay/v1 and the pages show and change
     subscriptions: "Subscriptions | None" = None  # of the Graph API
-    relay_v1: ASGIApp | None = None  # that for observe.metrics; None: no TCP listeners
+    relay_v1: ASGIApp | None = None  # /relay/v1 for observe.metrics; None: no TCP listeners
     graph: Gateway | None = None  # the Graph API; None: http.listen is empty
-    graph_means: "GraphDependencies | None" = None  # what its handlers need
-    programs: ASGIApp | None = None  # both, and sign-in, by path; None: as above
-    sign_in_paths: Sequence[str] = ()  # after the first segment, in `programs`
-    sign_in_pages: Sequence[str] = ()  # those of them that people open
+    graph_means: "GraphDependencies | None" = None  # what the handlers of the Graph API need
+    programs: ASGIApp | None = None  # Graph, /relay/v1 and sign-in; None: http.listen is empty
+    sign_in_paths: Sequence[str] = ()  # of sign-in in `programs`, without the first segment
+    sign_in_pages: Sequence[str] = ()  # the sign-in paths that users open in a browser
     prefixes: Sequence[str] = ()  # the first segments of all paths of programs
-    further_api: ASGIApp | None = None  # see RelayDependencies; it checks who asks
+    further_api: ASGIApp | None = None  # see RelayDependencies; it authenticates its clients
 
 
 async def _nothing() -> None:
@@ -76,18 +77,18 @@ async def _nothing() -> None:
 
 @dataclass(frozen=True)
 class Pages:
-    """What people reach by HTTP."""
+    """The pages that users open in a browser."""
 
     app: ASGIApp | None = None  # None: [http] pages is off, or http.listen is empty
-    prefixes: Sequence[str] = ()  # the first segments of their paths
-    end: Callable[[], Awaitable[None]] = _nothing  # of live views, and of the time to undo
+    prefixes: Sequence[str] = ()  # the first segments of the paths of pages
+    end: Callable[[], Awaitable[None]] = _nothing  # closes live views, ends the time to undo
 
 
 def build_front_door(
     base: Foundation, resolver: _Resolver, explain: Explain, *, stats: _Stats, webhooks: Webhooks
 ) -> FrontDoor:
-    """Return the applications; `resolver` says whether mail may be rerouted to a host, `explain`
-    where mail for an address goes, `stats` what is in the queue.
+    """Return the applications. `resolver` decides whether mail may be rerouted to a host, `explain`
+    returns where mail for an address goes, and `stats` returns the counts of the queue.
     """
     settings, accounts = base.settings, base.sources.accounts
     events = api.EventStreams(base.feed, changes=base.changes, clock=base.clock)
@@ -192,9 +193,10 @@ def _means(
         ready = base.readiness
         reason = ready() or ready.gate or base.spool.health() or ready.queue()
         reason = reason or base.pressure.paused()
-        if not reason and base.holds_root and (trouble := base.root.trouble):
-            return f"the mail root {base.root.path} is missing: {trouble}"
-        return reason
+        trouble = base.root.trouble if base.holds_root else ""
+        if reason or not trouble:
+            return reason
+        return f"the mail root {base.root.path} is missing: {trouble}"
 
     sources = api.MessageSources(
         base.journeys,
@@ -210,7 +212,7 @@ def _means(
         lists=base.store.lists,
         clock=base.clock,
     )
-    base.journeys.places.contents = lambda wanted, s: search.begin(wanted, lookup_s=s).matching
+    base.journeys.places.contents = lambda query, s: search.begin(query, lookup_s=s).matching
     return api.ApiDependencies(
         journeys=base.journeys,
         queue_admin=base.spool.queue_admin,
@@ -242,14 +244,15 @@ def _means(
 
 
 def _usage(base: Foundation, account: str, is_reset: bool) -> Sequence[AccountUsage]:
-    """Return what an account has sent today, which `is_reset` before; of "" the busiest. Raises
-    UnknownUserError.
+    """Return what an account has sent today; for "" return the busiest accounts. `is_reset` sets
+    the counts of the account to 0 first. Raises UnknownUserError.
     """
     if not (account or is_reset):
         return base.usage.busiest(_BUSIEST)
     known = base.sources.accounts.by_address(account)
     name = known.address if known else account
-    if known is None and not base.usage.today(name).messages:  # nor a local user, or of Dovecot
+    # local users of the machine and users of Dovecot have no account here
+    if known is None and not base.usage.today(name).messages:
         raise UnknownUserError(account)
     if is_reset:
         base.usage.reset(name)
@@ -257,7 +260,7 @@ def _usage(base: Foundation, account: str, is_reset: bool) -> Sequence[AccountUs
 
 
 def _impairment(base: Foundation) -> str:
-    """Return what does not work although /readyz is 200, "" if there is nothing."""
+    """Return what does not work although /readyz answers 200, "" if all works."""
     fault = base.root.fault
     refusing = f"the mail store refuses all writes: {fault}" if fault else ""
     without_node = map(without_node_text, base.spool.maintenance.stores_without_node)
@@ -265,12 +268,12 @@ def _impairment(base: Foundation) -> str:
     rules = base.sources.active.impaired() if base.sources.active else ""
     down = [f'the milter "{name}" is down: {why}' for name, why in base.milters.down.items()]
     tokens = base.tokens.impaired()
-    found = (refusing, paused, base.readiness.impaired, rules, tokens, *without_node, *down)
-    return "; ".join(filter(None, found))
+    reasons = (refusing, paused, base.readiness.impaired, rules, tokens, *without_node, *down)
+    return "; ".join(filter(None, reasons))
 
 
 def build_pages(base: Foundation, front_door: FrontDoor) -> Pages:
-    """Return the pages, which are on in a development relay, or by http.pages."""
+    """Return the pages. They exist in a development relay and with http.pages."""
     is_on = base.is_development or base.settings.http.pages
     if not is_on or front_door.programs is None:
         return Pages()
@@ -304,8 +307,8 @@ def build_pages(base: Foundation, front_door: FrontDoor) -> Pages:
 
 
 def build_http_servers(base: Foundation, front_door: FrontDoor, site: Pages) -> list[HttpServer]:
-    """Return that of http.listen if configured, the control socket, and observe.metrics if
-    configured.
+    """Return the servers of http.listen if it is set, of the control socket, and of observe.metrics
+    if it is set.
     """
     http = base.settings.http
     limits = ConnectionLimits(
@@ -328,7 +331,7 @@ def build_http_servers(base: Foundation, front_door: FrontDoor, site: Pages) -> 
             pages_of_sign_in = for_people(front_door.programs)
             prefixes = dict.fromkeys(site.prefixes, for_people(site.app))
             if (further := front_door.further_api) is not None:
-                # A browser sends a password that it knows by itself, also for foreign pages.
+                # A browser adds a stored password to each request, also to those of foreign pages.
                 for_tests = for_people(further, trusts_authorization=False)
                 prefixes |= dict.fromkeys(FURTHER_PREFIXES, for_tests)
                 prefixes["relay"] = guard(front_door.programs, trusts_authorization=False)
@@ -354,7 +357,8 @@ def build_http_servers(base: Foundation, front_door: FrontDoor, site: Pages) -> 
         )
     control_socket = Address(path=str(base.settings.control_socket))
     servers.append(HttpServer(front_door.control, [control_socket], clock=base.clock))
-    if (metrics := base.settings.observe.metrics) is not None and front_door.relay_v1 is not None:
+    metrics = base.settings.observe.metrics
+    if metrics is not None and front_door.relay_v1 is not None:
         app = guard(front_door.relay_v1, trusts_authorization=not base.is_development)
         hosts = _hosts(base)
         servers.append(HttpServer(app, [metrics], clock=base.clock, limits=limits, hosts=hosts))
@@ -370,6 +374,6 @@ def _hosts(base: Foundation) -> AllowedHosts | None:
 
 
 def _origins(url: str) -> list[str]:
-    """Return the origin of a URL, nothing for ""."""
+    """Return the origin of a URL in a list; an empty list for ""."""
     parts = urlsplit(url)
     return [f"{parts.scheme}://{parts.netloc}"] if url else []

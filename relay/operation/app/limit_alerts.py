@@ -1,9 +1,9 @@
-"""Tell an operator that an account nears its limits: a message, and an event for webhooks.
+"""Warn an operator about an account near its limits: by a message, and by an event for webhooks.
 
-Once a day (UTC) for each account and step: 80 % of a limit, and all of it. The submission key of
-the message and the id of the event are made of these: after a restart, and on another node of the
-spool, no second message is made, and an event has the same id. What waits is in memory: after a
-crash the next message of the account tells.
+An account causes one warning a day (UTC) at 80 % of a limit, and one at 100 %. The submission key
+of the message and the id of the event are made of the day, the step and the account. Therefore no
+second message is made after a restart or on another node of the spool, and a repeated event has the
+same id. Warnings wait in memory: after a crash, the next message of the account causes them again.
 """
 
 from collections import deque
@@ -22,26 +22,26 @@ _log = get_logger("app")
 
 
 class LimitAlerts:
-    """note() tells webhooks; send() makes the messages."""
+    """note() sends events to webhooks; send() makes the messages."""
 
     def __init__(self, base: Foundation, transport: Transport, webhooks: Webhooks) -> None:
-        """Nothing is sent yet."""
+        """Send nothing yet."""
         self._base = base
         self._reporter = transport.reporter
         self._webhooks = webhooks
         self._day = 0
-        self._told: set[tuple[str, int]] = set()  # of the day: accounts and steps
+        self._noted: set[tuple[str, int]] = set()  # the accounts and steps of this day
         self._waiting: deque[tuple[str, UsedLimit]] = deque()
 
     def note(self, used: UsedLimit) -> None:
-        """Tell of a limit, unless it was told today; bounded by twice the accounts of a day."""
+        """Warn about a limit, at most once a day for each account and step."""
         now_us = self._base.clock.time_us()
         if now_us // DAY_US != self._day:
-            self._day, self._told = now_us // DAY_US, set()
+            self._day, self._noted = now_us // DAY_US, set()
         step = 80 if used.until_us is None else 100
-        if not self._told.isdisjoint([(used.account, step), (used.account, 100)]):
+        if not self._noted.isdisjoint([(used.account, step), (used.account, 100)]):
             return
-        self._told.add((used.account, step))
+        self._noted.add((used.account, step))
         key = f"limit {self._day} {step} {used.account}"
         limit = f"{used.limit.what} {used.limit.rate}"
         until = used.as_json()["until"]
@@ -52,7 +52,7 @@ class LimitAlerts:
         self._waiting.append((key, used))
 
     async def send(self) -> None:
-        """Make the messages durable that wait. Raises SpoolError: it is to be repeated."""
+        """Store the waiting messages in the queue. Raises SpoolError: call it again later."""
         while self._waiting:
             await self._send(*self._waiting[0])
             self._waiting.popleft()
@@ -64,9 +64,9 @@ class LimitAlerts:
         hostname, now_us = self._base.settings.hostname, self._base.clock.time_us()
         account, limit = used.account, used.limit
         count, _, period = limit.rate.partition("/")
-        said = f"{account} has sent {used.used} of {count} {limit.what} in {period}"
+        subject = f"{account} has sent {used.used} of {count} {limit.what} in {period}"
         text = (
-            f"{said} to other domains.\n"
+            f"{subject} to other domains.\n"
             f"See: relay account usage {account}; relay log --login {account}"
         )
         lines = [("Account", account), ("Limit", f"{limit.what} {limit.rate}")]
@@ -77,7 +77,7 @@ class LimitAlerts:
             head = report_fields(
                 author=f"Mail Delivery System <MAILER-DAEMON@{hostname}>",
                 to=to,
-                subject=said,
+                subject=subject,
                 message_id=f"<{report_id}.limit@{hostname}>",
                 now_us=now_us,
                 automatic="auto-generated",

@@ -1,9 +1,9 @@
 """Periodic tasks: queue metrics, pruning of history, stale contents and uploads, clock anchor, keys
 that end, milters that are down.
 
-Each pass is bounded. A pass that fails is logged and repeated at the next interval. What strangers
-cause in the dead-letter mailbox is kept within a size: answers to reports, and notices on
-strangers' mail; the oldest go. What else Relay put there, for the postmaster, stays.
+Each pass is bounded. A pass that fails is logged and repeated at the next interval. In the
+dead-letter mailbox, mail that strangers cause (answers to reports, notices about mail of strangers)
+is limited to a size: the oldest of it is removed. Other mail for the postmaster is never removed.
 """
 
 import asyncio
@@ -48,7 +48,7 @@ _CLOCK_DIFFERS_US = 60_000_000
 
 
 class MaintenanceGauges(Struct, frozen=True):
-    """Numbers that are read at each pass: SMTP sessions, and scheduled sends."""
+    """Functions that return a number for a gauge: of SMTP sessions, and of scheduled sends."""
 
     sessions: Callable[[], int]
     scheduled_sends: Callable[[], int]
@@ -90,7 +90,7 @@ async def count_queue(spool: SpoolEngine, metrics: Metrics, clock: Clock) -> Non
 
 
 class PrunedHistory(Struct, frozen=True):
-    """What keeps history."""
+    """The stores that keep history, and the mailbox of dead letters."""
 
     spool: SpoolEngine
     log: SubmissionLog
@@ -100,12 +100,12 @@ class PrunedHistory(Struct, frozen=True):
 
 
 async def prune_history(history: PrunedHistory, clock: Clock, *, keep_s: float) -> None:
-    """Remove what is older than spool.keep until cancelled, in small steps; of the logs whole
-    days.
+    """Remove history that is older than spool.keep in small steps, until cancelled. Logs are
+    removed by whole days.
     """
 
     async def prune() -> None:
-        kept_s = keep_s + advanced_us(clock) / 1e6  # an advance ages nothing
+        kept_s = keep_s + advanced_us(clock) / 1e6  # an advanced clock must not make history old
         while await history.spool.maintenance.prune(kept_s):
             await clock.sleep(_PRUNE_PAUSE_S, slack_s=math.inf)  # sleeps: lets others write
         keep_days = math.ceil(kept_s / _DAY_S)
@@ -120,12 +120,12 @@ async def prune_history(history: PrunedHistory, clock: Clock, *, keep_s: float) 
 
 
 async def check_policies(check: Callable[[], Awaitable[None]], clock: Clock) -> None:
-    """Check the policies of domains until cancelled: which are due, `check` decides."""
+    """Call `check` at each interval until cancelled; it decides which policies are due."""
     await _repeat(check, clock, interval_s=_POLICIES_S, fault="policies not checked")
 
 
 async def probe_milters(probe: Callable[[], Awaitable[None]], clock: Clock) -> None:
-    """Find out each minute which milters are up, until cancelled."""
+    """Probe each minute which milters are up, until cancelled."""
     await _repeat(probe, clock, interval_s=_MILTERS_S, fault="milters not probed")
 
 
@@ -146,8 +146,8 @@ async def _repeat(
 async def _attend(
     work: Callable[[], Awaitable[None]], report: Callable[[str], None], *, interval_s: float
 ) -> None:
-    """Run `work` at each interval until cancelled; `report` gets each error once until it succeeds.
-    What it attends to changes without an event.
+    """Run `work` at each interval until cancelled. `report` gets an error once, until `work`
+    succeeds again. It is for states that change without an event.
     """
     fault = RepeatedError()
     while True:
@@ -163,26 +163,26 @@ async def _attend(
 
 @dataclass(eq=False)
 class MailRootAttendant:
-    """Keeps the store on the mail root of which the spool has the id."""
+    """Lets the store use only the mail root whose id is in the spool."""
 
     root: MailRoot  # of this node
-    store: FileStore  # what is on it
-    spool: SpoolEngine  # knows its id
+    store: FileStore  # uses the mail root
+    spool: SpoolEngine  # has the id of the mail root
     _: KW_ONLY
-    name: str  # of the root in the spool
-    is_shared: bool  # whether other roots may be in the spool too
+    name: str  # of the mail root in the spool
+    is_shared: bool  # whether the spool may have ids of other mail roots too
 
     def __post_init__(self) -> None:
         self._recorded = ""
         self._takes_any = False
-        self._is_known = False  # whether the root was compared with the id in the spool
+        self._is_known = False  # whether the mail root was compared with the id in the spool
 
     async def open(self, *, takes_any: bool) -> None:
-        """Open the mail root that the spool knows; with `takes_any` the one that is there.
+        """Open the mail root whose id is in the spool; with `takes_any`, open any mail root.
 
-        While the spool cannot say which it knows, a root with submissions is taken, so that mail is
-        taken from programs; record_id() then compares. Any other is opened once the spool can.
-        Raises ForeignRootError.
+        While the spool cannot be read, a mail root with submissions is opened, so that programs can
+        send mail; record_id() compares the id later. Any other mail root is opened when the spool
+        can be read. Raises ForeignRootError.
         """
         if takes_any:
             self._takes_any = self._is_known = True
@@ -201,8 +201,8 @@ class MailRootAttendant:
             raise self._foreign(error) from None
 
     async def record_id(self) -> None:
-        """Record the id of the root in the spool, once it is known. Raises SpoolError, and
-        ForeignRootError for another root than the one that the spool knows.
+        """Record the id of the mail root in the spool, if that is not yet done. Raises SpoolError,
+        and ForeignRootError if the spool has another id.
         """
         if self._recorded == self.root.id:
             return
@@ -210,11 +210,11 @@ class MailRootAttendant:
         if not self._takes_any:
             self._check_id(known_id)
         self._is_known = True
-        found = await self.spool.record_mail_root(
+        root_id = await self.spool.record_mail_root(
             self.name, self.root.id, instead_of=known_id if self._takes_any else ""
         )
-        self._check_id(found)  # another one may have come at the same moment
-        self._recorded = found
+        self._check_id(root_id)  # another node may have recorded an id at the same time
+        self._recorded = root_id
 
     def _check_id(self, known_id: str) -> None:
         try:
@@ -231,7 +231,7 @@ class MailRootAttendant:
         )
 
     async def run(self) -> None:
-        """Look each second whether the root is there, until cancelled."""
+        """Check the mail root each second, until cancelled."""
 
         async def look() -> None:
             if not (self._is_known or self.root.id):
@@ -246,7 +246,7 @@ class MailRootAttendant:
 
 
 async def write_clock_anchor(store: FileStore) -> None:
-    """Write the mail store's clock anchor until cancelled, and once more at the end."""
+    """Write the clock anchor of the mail store at each interval until cancelled, and at the end."""
 
     def report(error: str) -> None:
         _log.warning("the clock anchor cannot be written", error=error)
@@ -259,8 +259,8 @@ async def write_clock_anchor(store: FileStore) -> None:
 
 
 async def keep_usage(ledger: UsageLedger, tell: Callable[[], Awaitable[None]]) -> None:
-    """Each second, store what accounts have sent, read what they sent by other nodes, and tell who
-    nears a limit, until cancelled; store it once more at the end.
+    """Each second until cancelled, store what accounts have sent, read what they have sent by other
+    nodes, and call `tell`, which warns about accounts near a limit. At the end, store it again.
     """
 
     async def keep() -> None:
@@ -277,25 +277,25 @@ async def keep_usage(ledger: UsageLedger, tell: Callable[[], Awaitable[None]]) -
             await ledger.exchange()
 
 
-def log_continued(found: ResumedTime | None, *, offset_us: int) -> None:
+def log_continued(resumed: ResumedTime | None, *, offset_us: int) -> None:
     """Log how this start continues the queue time, if it differs from the wall clock.
 
-    `ahead_us` is how far the wall clock is ahead of the queue's time.
+    `offset_us` is how far the wall clock is ahead of queue time.
     """
-    if found is None:
+    if resumed is None:
         return
-    if not found.is_exact and found.wall_passed_us < -_CLOCK_DIFFERS_US:
+    if not resumed.is_exact and resumed.wall_passed_us < -_CLOCK_DIFFERS_US:
         _log.warning(
             "the clock is behind the time of the last run: queue time continues from there;"
             " is the clock right?",
-            seconds=found.wall_passed_us / 1_000_000,
+            seconds=resumed.wall_passed_us / 1_000_000,
         )
-    elif not found.is_exact and found.wall_passed_us > _DAY_S * 1_000_000:
+    elif not resumed.is_exact and resumed.wall_passed_us > _DAY_S * 1_000_000:
         _log.warning(
             "the machine was restarted, and by its clock this much time passed since the last run:"
             " nothing expires before one more attempt, no history is removed for a day;"
             " is the clock right?",
-            seconds=found.wall_passed_us / 1_000_000,
+            seconds=resumed.wall_passed_us / 1_000_000,
         )
     elif abs(offset_us) > _CLOCK_DIFFERS_US:
         _log.warning(
@@ -306,7 +306,7 @@ def log_continued(found: ResumedTime | None, *, offset_us: int) -> None:
 
 
 async def sweep_contents(spool: SpoolEngine, clock: Clock) -> None:
-    """Remove content files without a message, such as a crash leaves, until cancelled."""
+    """Remove content files without a message, which a crash can leave, until cancelled."""
 
     async def sweep() -> None:
         if removed := await spool.maintenance.sweep():
@@ -318,7 +318,7 @@ async def sweep_contents(spool: SpoolEngine, clock: Clock) -> None:
 async def end_mail_without_node(
     spool: SpoolEngine, end: Callable[[Sequence[Claim]], None], clock: Clock
 ) -> None:
-    """Claim the mail that has expired in stores without a node, and `end` it, until cancelled."""
+    """Claim expired mail of stores without a node, and `end` the claims, until cancelled."""
 
     async def look() -> None:
         while claims := await spool.maintenance.claim_without_node():
@@ -336,8 +336,8 @@ async def expire_uploads(remove_expired: Callable[[], Awaitable[None]], clock: C
 
 
 async def warn_of_ending_keys(keys: Callable[[], KeyRing], clock: Clock) -> None:
-    """Log each domain whose last signing key ends within 14 days or has ended, once a day (UTC),
-    until cancelled.
+    """Once a day (UTC) until cancelled, log each domain whose last signing key has ended or ends
+    within 14 days.
     """
     logged = set[tuple[str, str, int]]()
 
@@ -345,12 +345,12 @@ async def warn_of_ending_keys(keys: Callable[[], KeyRing], clock: Clock) -> None
         nonlocal logged
         now_us = clock.time_us()
         today = now_us // DAY_US
-        found = {(key.domain, key.last_day, today): key for key in keys().ending(now_us)}
-        for line, key in found.items():
+        ending = {(key.domain, key.last_day, today): key for key in keys().ending(now_us)}
+        for line, key in ending.items():
             if line not in logged:
                 event = _KEY_ENDS if key.is_usable(now_us) else _KEY_ENDED
                 _log.warning(event, domain=key.domain, selector=key.selector, until=key.last_day)
-        logged = set(found)
+        logged = set(ending)
 
     await _repeat(warn, clock, interval_s=_KEYS_S, fault="signing keys not checked")
 
@@ -361,22 +361,22 @@ _KEY_ENDED = "the last signing key of a domain has ended: its mail goes out unsi
 
 
 KEPT_BYTES_MAX = 100_000_000
-_HEAD_BYTES = 2000  # delivery writes its fields first
-_FOR_POSTMASTER = b"\nDelivered-To: postmaster\r\n"  # without a domain: only Relay writes to it
-_NOTICE = b">\r\nTo: <postmaster@"  # the begin of its header
+_HEAD_BYTES = 2000  # local delivery writes its fields at the begin
+_FOR_POSTMASTER = b"\nDelivered-To: postmaster\r\n"  # without a domain: only Relay sends to it
+_NOTICE = b">\r\nTo: <postmaster@"  # in the header of a notice
 
 
 def prune_answers(mailbox: Path, *, kept_bytes: int = KEPT_BYTES_MAX) -> int:
-    """Remove the oldest of these from a Maildir until all of it has at most `kept_bytes`; return
-    their number.
+    """Remove the oldest mail that strangers caused, until the Maildir has at most `kept_bytes`.
+    Return the number of removed messages.
     """
     files: list[tuple[float, int, Path]] = []
     for part in ("new", "cur"):
         with suppress(FileNotFoundError), os.scandir(mailbox / part) as entries:
             for entry in entries:
                 with suppress(FileNotFoundError):
-                    found = entry.stat()
-                    files.append((found.st_mtime, found.st_size, Path(entry.path)))
+                    status = entry.stat()
+                    files.append((status.st_mtime, status.st_size, Path(entry.path)))
     excess = sum(size for _, size, _ in files) - kept_bytes
     removed = 0
     for _, size, path in sorted(files):

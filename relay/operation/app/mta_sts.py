@@ -1,4 +1,4 @@
-"""Build what fetches the MTA-STS policies of domains, and connect under policies of the DNS."""
+"""Fetch MTA-STS policies of domains; count sessions under MTA-STS and DANE; renew TLSA records."""
 
 import dataclasses
 from functools import partial
@@ -23,14 +23,14 @@ from relay.transport.routing.resolver import LoopbackResolver, Resolver
 from relay.transport.routing.sts_policies import FETCH_S, StsFetchError, StsPolicies
 
 _DIRECTORY = "mta-sts"
-_POLICIES = {MTA_STS: "sts", REQUIRETLS: "requiretls"}  # by who demands the level
+_POLICIES = {MTA_STS: "sts", REQUIRETLS: "requiretls"}  # label, by what demands the TLS level
 _FILE_BYTES_MAX = 64 * 1024  # RFC 8461 3.3
 _OK = 200
 _NO_STARTTLS = "starttls-not-supported"
 
 
 def build_policies(base: Foundation, resolver: Resolver | LoopbackResolver) -> StsPolicies:
-    """Return the policies, not open; those of a development relay are on the simulated internet."""
+    """Return the policies, not open. A development relay fetches from the simulated internet."""
     dns = _dns_of(resolver)
     lookup = lookup_of(dns)
     return StsPolicies(
@@ -67,7 +67,7 @@ def count(metrics: Metrics, result: str, policy: str = "sts") -> None:
 
 
 def counted(connect: Connect, metrics: Metrics) -> Connect:
-    """Return `connect`, which counts the sessions under a policy of the DNS, or with REQUIRETLS."""
+    """Return `connect`, wrapped: sessions under MTA-STS, DANE or REQUIRETLS are counted."""
 
     async def connect_and_count(target: Target) -> HostSession:
         is_dane = target.tls.level == "dane"
@@ -94,8 +94,8 @@ def _dns_of(resolver: Resolver | LoopbackResolver) -> Resolver:
 
 
 def renewed(connect: Connect, resolver: Resolver | LoopbackResolver) -> Connect:
-    """Return `connect`, which asks for the TLSA records of a host past the cache where its
-    certificate matches none: they may just have changed with it.
+    """Return a function that calls `connect`. If the certificate of a host matches none of its TLSA
+    records, it asks for the records again without the cache, and retries if they have changed.
     """
 
     async def connect_again(target: Target) -> HostSession:
@@ -104,10 +104,10 @@ def renewed(connect: Connect, resolver: Resolver | LoopbackResolver) -> Connect:
         except ConnectError as error:
             if not target.tls.tlsa or error.tls_result in ("", _NO_STARTTLS):
                 raise
-            found = await _dns_of(resolver).tlsa(target.host, target.port, fresh=True)
-            if found.usable in ((), target.tls.tlsa):
+            records = await _dns_of(resolver).tlsa(target.host, target.port, fresh=True)
+            if records.usable in ((), target.tls.tlsa):
                 raise
-        policy = structs.replace(target.tls, tlsa=found.usable)
+        policy = structs.replace(target.tls, tlsa=records.usable)
         return await connect(dataclasses.replace(target, tls=policy))
 
     return connect_again

@@ -1,4 +1,4 @@
-"""Build what sends notifications: where receivers may be, and who may still read a mailbox."""
+"""Build subscriptions and webhooks: where receivers may be, which accounts may read a mailbox."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -43,12 +43,12 @@ def build_subscriptions(base: Foundation, resolver: Resolver | LoopbackResolver)
         sender=Sender(client, kind="subscription", clock=base.clock, metrics=base.metrics),
         clock=base.clock,
         tenant=str(uuid5(NAMESPACE_DNS, base.settings.hostname)),
-        may_read=lambda one: base.is_development or _may_read(base, one),
+        may_read=lambda subscription: base.is_development or _may_read(base, subscription),
     )
 
 
 def build_webhooks(base: Foundation, resolver: Resolver | LoopbackResolver) -> Webhooks:
-    """Return the webhooks, not open. An operator's URLs may be anywhere."""
+    """Return the webhooks, not open. The URLs of an operator may have any address."""
     destinations = Destinations(networks=ANYWHERE, plain=LOOPBACK)
     return Webhooks(
         base.settings.webhook_cursors,
@@ -61,27 +61,27 @@ def build_webhooks(base: Foundation, resolver: Resolver | LoopbackResolver) -> W
 
 
 def lookup_of(resolver: Resolver | LoopbackResolver, *, only_here: bool = False) -> Lookup:
-    """Return the look-up of an HttpsClient; with `only_here`, other names are not asked for."""
+    """Return the look-up of an HttpsClient; with `only_here`, it resolves only localhost."""
 
     async def lookup(name: str) -> Sequence[str]:
         if only_here and name != "localhost" and not name.endswith(".localhost"):
             text = "relay dev sends to this machine only (localhost, 127.0.0.1, ::1)"
             raise OSError(f"{text}; with --listen-all also to private addresses")
-        found = await resolver.addresses(name)
-        if isinstance(found, NoAnswer):
-            raise OSError(f"{name} could not be looked up: {found.text}")
-        return found
+        addresses = await resolver.addresses(name)
+        if isinstance(addresses, NoAnswer):
+            raise OSError(f"{name} could not be looked up: {addresses.text}")
+        return addresses
 
     return lookup
 
 
-def _may_read(base: Foundation, one: Subscription) -> bool:
-    """Whether the account that created a subscription may still read the mailbox."""
+def _may_read(base: Foundation, subscription: Subscription) -> bool:
+    """Return whether the account that created a subscription may still read the mailbox."""
     accounts = base.sources.accounts
-    creator = accounts.by_address(one.creator)
+    creator = accounts.by_address(subscription.creator)
     if creator is None or creator.is_disabled or _MAY_READ.isdisjoint(creator.scopes):
         return False
-    caller = dataclasses.replace(creator, is_application=one.is_application)
+    caller = dataclasses.replace(creator, is_application=subscription.is_application)
     with suppress(UnknownUserError):
-        return accounts.opened(one.mailbox, caller) is not None
+        return accounts.opened(subscription.mailbox, caller) is not None
     return False

@@ -1,9 +1,9 @@
-"""Measure free disk space, memory and the queue each second, and have the pressure level set.
+"""Measure free disk space, memory and the queue each second, and set the pressure level.
 
-Which level follows from the figures, and what it refuses, is decided in relay/base/pressure.py.
-SMTP sessions, the Graph API and pickup read the level. A disk that does not answer blocks only its
-own measurement; one that fails or is silent for 10 s counts as full. The reserve file of the spool
-is created again when there is space. docs/design.md 6.
+relay/base/pressure.py decides which level follows from the measurements, and what a level refuses.
+SMTP sessions, the Graph API and pickup read the level. A disk that does not answer does not delay
+other measurements; a disk that fails or does not answer for 10 s counts as full. The spool creates
+its reserve file again when there is space. docs/design.md 6.
 """
 
 import asyncio
@@ -49,14 +49,14 @@ def resident_bytes(statm: Path = _STATM) -> int:
 
 def memory_limit_bytes() -> int:
     """Return the memory of the machine, or of this process's control group if less (cgroups(7))."""
-    found = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
+    limits = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
     with suppress(OSError):
         for line in _CGROUP.read_text().splitlines():
             group = _CGROUPS / line.rpartition(":")[2].strip("/")
             for place in (group, *group.parents):
                 with suppress(OSError, ValueError):  # no such file, or "max"
-                    found.append(int((place / "memory.max").read_text()))
-    return min(found)
+                    limits.append(int((place / "memory.max").read_text()))
+    return min(limits)
 
 
 def open_files_limit() -> int:
@@ -88,13 +88,13 @@ _TRIM_S = 10.0
 
 
 def bounds_of(settings: Settings) -> Bounds:
-    """Return the bounds that the settings give on this machine."""
-    given = settings.pressure
+    """Return the bounds of the settings; the default for memory depends on this machine."""
+    pressure = settings.pressure
     return Bounds(
-        disk_free=given.disk_free,
-        queue_entries=given.queue_entries,
-        memory=given.memory or int(_MEMORY_PART * memory_limit_bytes()),
-        commit_latency_s=given.commit_latency,
+        disk_free=pressure.disk_free,
+        queue_entries=pressure.queue_entries,
+        memory=pressure.memory or int(_MEMORY_PART * memory_limit_bytes()),
+        commit_latency_s=pressure.commit_latency,
     )
 
 
@@ -102,14 +102,14 @@ def bounds_of(settings: Settings) -> Bounds:
 class PressureMonitor:
     """Keeps a Pressure up to date. run() runs until cancelled; measure() may be called before."""
 
-    pressure: Pressure  # what is kept up to date
-    spool: SpoolEngine  # its disk and its queue
+    pressure: Pressure  # gets each new state
+    spool: SpoolEngine  # its disk and its queue are measured
     _: KW_ONLY
-    bounds: Bounds  # what is too much, or too little
-    mailboxes: Path  # the mail root, whose disk is measured too
-    metrics: Metrics  # show the levels
-    clock: Clock  # whose jumps are reported
-    # called with every state whose levels differ from the previous ones
+    bounds: Bounds  # the values at which a level begins
+    mailboxes: Path  # the mail root; its disk is measured
+    metrics: Metrics  # get the levels
+    clock: Clock  # its jumps are logged
+    # called with the new state when a level has changed
     on_change: Callable[[PressureState], None] = lambda _state: None
     resident: Callable[[], int] = resident_bytes  # the memory of the relay in bytes
     on_measured: Callable[[], None] = lambda: None  # called after each measurement
@@ -124,13 +124,13 @@ class PressureMonitor:
 
     @property
     def is_calm(self) -> bool:
-        """Whether no resource is short."""
+        """Return whether no resource is short."""
         return self.pressure.state.level is PressureLevel.NORMAL
 
     async def run(self) -> None:
         """Measure each second until cancelled."""
         while True:
-            with ContainedErrors(_log, "pressure not measured"):  # the state stays until the next
+            with ContainedErrors(_log, "pressure not measured"):  # the old state remains
                 await self.measure()
             await sleep_in_step(INTERVAL_S)  # real time: free space changes without an event
 
@@ -154,7 +154,7 @@ class PressureMonitor:
             level = state.levels.get(reason, PressureLevel.NORMAL)
             self.metrics.pressure_reasons.labels(reason=reason).set(level)
         if state.levels != before.levels:
-            _tell(before, state)
+            _log_change(before, state)
             self.on_change(state)
         await self._give_memory_back()
         self._check_clock()
@@ -178,21 +178,21 @@ class PressureMonitor:
         self._clock_differs = differs
 
 
-def _tell(before: PressureState, state: PressureState) -> None:
-    """Log one line for each change of the level or its reasons."""
-    tell = _log.warning if state.level > before.level else _log.info
+def _log_change(before: PressureState, state: PressureState) -> None:
+    """Log a change of the level or its reasons."""
+    log = _log.warning if state.level > before.level else _log.info
     because = "; ".join(describe(reason) for reason in state.reasons)
-    tell(
+    log(
         "pressure",
         state=state.level.name.lower(),
         before=before.level.name.lower(),
-        reasons=" ".join(f"{one}={level.name.lower()}" for one, level in state.levels.items()),
+        reasons=" ".join(f"{name}={level.name.lower()}" for name, level in state.levels.items()),
         because=because,
     )
 
 
 class _AskedDisk:
-    """The last answer of a disk; None after an error or a long silence."""
+    """Asks a disk for its free space, and keeps the last answer."""
 
     def __init__(self, ask: Callable[[], Disk], clock: Clock) -> None:
         """`ask` blocks, and raises OSError."""
@@ -217,7 +217,7 @@ class _AskedDisk:
         return self._answer
 
     def _try(self) -> Disk | OSError:
-        """Return an error instead of raising it: asked() may have been cancelled."""
+        """Return an error instead of raising it, because asked() may be cancelled."""
         try:
             return self._ask()
         except OSError as error:
@@ -225,7 +225,7 @@ class _AskedDisk:
 
 
 def _nearest_disk(path: Path) -> Disk:
-    """The disk of a directory that may still be to be made."""
+    """Return the disk on which a directory is, or would be created."""
     while not path.exists() and path != path.parent:
         path = path.parent
     return disk_of(path)

@@ -1,8 +1,8 @@
-"""Wait until a relay has nothing to do: nothing is queued and due, and nothing in progress.
+"""Wait until a relay is idle: nothing is queued and due, and nothing is in progress.
 
-Mail that waits for a later time, and mail that is held or captured, is nothing to do. A submission,
-an acceptance or a claim is passed on before its owner ends, so that one look at all of them finds
-each; a few iterations of the event loop follow, for what threads have just passed to it.
+Mail that waits for a later time, is held or is captured does not count. A part passes a submission,
+an acceptance or a claim on before it is idle, so one check of all parts misses none. The check is
+repeated for some iterations of the event loop, because threads may just have passed work to it.
 """
 
 import asyncio
@@ -17,19 +17,19 @@ from relay.submission.pickup.dispatch import Pickup
 from relay.transport.ingress.smtp_server import SmtpServer
 
 SETTLE_S = 60.0
-_ITERATIONS = 8  # without anything in progress
-_LOOK_S_FIRST = 0.001  # not all that ends is reported to the notifier
+_ITERATIONS = 8  # of the event loop, in a row, without anything in progress
+_LOOK_S_FIRST = 0.001  # checks are repeated, because the notifier does not report all changes
 _LOOK_S_MAX = 0.02
-_QUIET_S = 0.2  # without a change: what is left waits for what is delayed
+_QUIET_S = 0.2  # without a change: all work that is left may wait for a delayed host
 
 
 class UnsettledError(Exception):
-    """The relay was still busy after the time; the text says with what."""
+    """The relay was still busy at the time-out; the text says with what."""
 
 
 @dataclass(frozen=True)
 class Settling:
-    """The rooms that may be busy. `others` return what else is in progress, "" for nothing."""
+    """The rooms that may be busy. Each of `others` returns what else is in progress, or ""."""
 
     scheduler: DeliveryScheduler
     pickup: Pickup
@@ -46,8 +46,8 @@ class Settling:
     ) -> None:
         """Return when nothing is in progress. Raises UnsettledError after `timeout_s`.
 
-        While `is_delayed` returns True, because a simulated host waits for a time, return also when
-        nothing has changed for a moment: the rest may wait for that host.
+        While `is_delayed` returns True, a simulated host delays its answer. Then return also when
+        nothing has changed for 0.2 s, because all work that is left may wait for that host.
         """
         loop = asyncio.get_running_loop()
         quiet_s = began_s = loop.time()  # real time: a client waits
@@ -71,7 +71,7 @@ class Settling:
             look_s = min(2 * look_s, _LOOK_S_MAX)
 
     def in_progress(self) -> Iterator[str]:
-        """Say what is in progress, or queued and due."""
+        """Yield a text for each kind of work that is in progress, or queued and due."""
         if self.graph is not None and (count := self.graph.changes_in_progress):
             yield f"HTTP requests that change something: {count}"
         if count := self.pickup.due_count:

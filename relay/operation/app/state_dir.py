@@ -1,9 +1,9 @@
 """The owner locks of state_dir and mail store, the user who owns them, and their permissions.
 
-The spool and the pending submissions of a mail store have one owner each: the process that holds
-the lock (flock(2)). The kernel releases a lock with its process, so a free lock proves that the
-old owner ended. The permission checks read only; `relay serve` and `relay check` report the same
-text.
+The spool has one owner, and so have the pending submissions of a mail store: the process that holds
+the lock (flock(2)). The kernel releases the locks of a process that ends, so a free lock proves
+that the old owner has ended. The permission checks change nothing; `relay serve` and `relay check`
+report the same text.
 """
 
 import contextlib
@@ -26,9 +26,9 @@ class AlreadyRunningError(Exception):
 
 
 class OwnerLock:
-    """The lock of one state_dir and, with `submissions`, that of a mail store.
+    """The lock of one state_dir and, with `submissions`, the lock of a mail store.
 
-    A `with` statement holds it for its block. Without the second lock, two relays with different
+    A `with` statement holds both for its block. Without the second lock, two relays with different
     state_dirs could submit the same messages.
     """
 
@@ -70,16 +70,16 @@ class OwnerLock:
 
 @contextlib.contextmanager
 def as_owner(settings: Settings, *others: Path) -> Iterator[None]:
-    """Run as the owner of state_dir, or the first of `others` that belongs to another user, if this
-    is root.
+    """If this is root, run the block as the user who owns state_dir, or the first of `others` that
+    does not belong to root.
 
-    All that a command writes there can then be written by the service. Call it before there are
-    threads, and after what root alone may read was read. The owner may not be able to read Relay's
-    own files either, so the spool's modules and all schemas are loaded before.
+    The service can then write all files that a command creates there. Call it before threads start,
+    and after files that only root may read were read. The owner may not be able to read the modules
+    of Relay, so the modules and schemas of the spool are loaded before the change of the user.
     """
     folders = (settings.state_dir, *others)
-    found = next((one.stat() for one in folders if one.exists() and one.stat().st_uid), None)
-    if os.geteuid() or found is None:
+    status = next((path.stat() for path in folders if path.exists() and path.stat().st_uid), None)
+    if os.geteuid() or status is None:
         yield
         return
     from relay.store.mailbox.index.database import load_schema  # noqa: PLC0415 - slow
@@ -87,9 +87,9 @@ def as_owner(settings: Settings, *others: Path) -> Iterator[None]:
     spool.load_engine(settings)
     load_schema()
     groups, group = os.getgroups(), os.getegid()
-    os.setgroups(_groups_of(found.st_uid))
-    os.setegid(found.st_gid)
-    os.seteuid(found.st_uid)
+    os.setgroups(_groups_of(status.st_uid))
+    os.setegid(status.st_gid)
+    os.seteuid(status.st_uid)
     try:
         yield
     finally:
@@ -107,7 +107,7 @@ def _groups_of(uid: int) -> list[int]:
 
 
 def is_running(run_dir: Path) -> bool:
-    """Whether a relay holds the lock. Changes nothing."""
+    """Return whether a relay holds the lock. Changes nothing."""
     return owner_of(run_dir) is not None
 
 
@@ -165,7 +165,9 @@ def unusable_state(settings: Settings) -> str:
 
 
 def foreign_state(settings: Settings) -> str:
-    """Return why root cannot be the service, or "": no other user can write files of root."""
+    """Return why root cannot run the service, or "". The user who owns state_dir could not write
+    the files that root creates.
+    """
     folder = settings.state_dir
     owner = folder.stat().st_uid if folder.exists() else 0
     if os.geteuid() or not owner:

@@ -1,10 +1,10 @@
-"""The sets of rules of tenants: load them, keep the last good one of each on disk, and decide which
-are in force while the files of a tenant have a fault.
+"""Rules of tenants: load the set of each tenant, keep a copy of the last good set on disk, and
+decide which set is active while the files of a tenant have a fault.
 
-A fault in the files of one tenant changes nothing for others. Its set in force stays, or at a start
-the last good one in STATE/policies/NAME/HASH is used, if the configuration still allows all that it
-does; else the tenant has no rules, and its mail waits. What the files of a tenant must not do is
-decided in relay/transport/policy/rule_files.py.
+A fault in the files of one tenant changes nothing for other tenants. At a reload, the active set of
+the tenant remains active. At a start, the last good set in STATE/policies/NAME/HASH is used, if the
+configuration still allows all that its rules do; otherwise the tenant has no rules, and its mail
+waits. relay/transport/policy/rule_files.py decides what rules of tenants must not do.
 """
 
 import dataclasses
@@ -40,30 +40,30 @@ _NONE = "none: its mail is deferred"
 
 
 class TenantSet(Struct, frozen=True):
-    """The rules of a tenant that are in force."""
+    """The active rules of a tenant."""
 
     tenant: Tenant
-    rules: RuleSet | None  # None: there are none that could be used, and its mail waits
-    # when its files were last loaded without a fault; without rules, when that was first tried
+    rules: RuleSet | None  # None: no set can be used, and mail of the tenant waits
+    # when the files were last loaded without a fault; without rules, the time of the first try
     good_us: int
-    faults: tuple[Fault, ...] = ()  # of its files, because of which others are in force, or none
+    faults: tuple[Fault, ...] = ()  # of the files; if any, `rules` are an older set, or None
 
 
 class LastGoodSets:
-    """The last good set of each tenant: a copy of its rule files and groups below state_dir.
+    """The last good set of each tenant: a copy of the rule files and groups, below state_dir.
 
-    A copy is complete under its name: it is written elsewhere, synced, and renamed. Its hash is
-    compared when it is read, since a backup copies file by file.
+    A copy is written under a temporary name, synced, and renamed when it is complete. The hash of
+    its files is compared when it is read, because a backup copies file by file.
     """
 
     def __init__(self, state_dir: Path, crash: CrashPoints) -> None:
         self._state_dir, self._crash = state_dir, crash
         self._top = state_dir / KEPT_SETS
-        self._kept: dict[str, str] = {}  # the hash of what is known to be there, by tenant
+        self._kept: dict[str, str] = {}  # the hash of each copy that is on disk, by tenant
 
     def keep_all(self, sets: Mapping[str, TenantSet], directory: Path) -> None:
-        """Keep the sets without a fault, which were loaded below `directory`, and the older ones of
-        the other tenants. A set that cannot be kept is logged. Blocks.
+        """Copy the sets without a fault, which were loaded from `directory`. Copies of tenants that
+        are not in `sets` are removed; others remain. A set that cannot be copied is logged. Blocks.
         """
         for name, made in sets.items():
             try:
@@ -71,14 +71,14 @@ class LastGoodSets:
                     self.keep(made, made.rules, directory / name)
             except (OSError, SettingsError) as error:
                 _log.warning("the rules of a tenant are not kept", tenant=name, error=str(error))
-        with suppress(OSError):  # there never was one
+        with suppress(OSError):  # no set was ever copied
             for old in self._top.iterdir():
                 if old.name not in sets:  # another tenant may get its name
                     shutil.rmtree(old, ignore_errors=True)
 
     def keep(self, made: TenantSet, rules: RuleSet, source: Path) -> None:
-        """Keep the set that was loaded from `source`, and no other. Raises OSError, SettingsError
-        for files that have changed since.
+        """Copy the set that was loaded from `source`, and remove older copies. Raises OSError, and
+        SettingsError for files that have changed since they were loaded.
         """
         name = made.tenant.name
         home = self._top / name
@@ -98,7 +98,7 @@ class LastGoodSets:
                 fsync_path(folder)
             self._crash.reached(CrashPoint.TENANT_SET_KEPT)
         os.utime(target, ns=(made.good_us * 1000, made.good_us * 1000))
-        if others := [one for one in home.iterdir() if one != target]:
+        if others := [path for path in home.iterdir() if path != target]:
             for other in others:
                 shutil.rmtree(other)
             fsync_path(home)
@@ -112,20 +112,20 @@ class LastGoodSets:
         return False
 
     def load(self, tenant: Tenant) -> TenantSet | None:
-        """Return the last good set of a tenant, None without one.
+        """Return the last good set of a tenant, or None.
 
-        Its tests passed when it was kept, and are not run again.
+        Its tests passed before it was copied, and are not run again.
         """
         with suppress(OSError):
-            folders = [one for one in (self._top / tenant.name).iterdir() if one.name != _PART]
-            times = {one: one.stat().st_mtime_ns for one in folders}
+            folders = [path for path in (self._top / tenant.name).iterdir() if path.name != _PART]
+            times = {path: path.stat().st_mtime_ns for path in folders}
             for folder in sorted(folders, key=times.__getitem__, reverse=True):
                 try:
                     rules = read_rules(folder, tenant=tenant, with_tests=False)
-                    found = rules.digest or _EMPTY
-                    if found == folder.name:
+                    digest = rules.digest or _EMPTY
+                    if digest == folder.name:
                         return TenantSet(tenant, rules, times[folder] // 1000)
-                    why = f"found files with the hash {found}, expected {folder.name}"
+                    why = f"found files with the hash {digest}, expected {folder.name}"
                 except PolicyError as error:
                     why = str(error)
                 _log.warning(
@@ -164,14 +164,13 @@ def load_tenants(
     clock: Clock,
     examine: Callable[[RuleSet], object],
 ) -> dict[str, TenantSet]:
-    """Load the set of each tenant; with a fault, the set `before` stays, or the last good one is
-    used. `examine` gets each set that was loaded, and logs warnings.
+    """Load the set of each tenant. After a fault, return the set in `before`, else the last good
+    set. `examine` is called with each set that was loaded, and logs warnings.
     """
+    load = partial(_load, clock=clock, examine=examine)
     return {
-        one.name: _load(
-            one, settings, last_good, before=before.get(one.name), clock=clock, examine=examine
-        )
-        for one in settings.tenant
+        tenant.name: load(tenant, settings, last_good, before=before.get(tenant.name))
+        for tenant in settings.tenant
     }
 
 
@@ -195,12 +194,12 @@ def _load(
             faults_of_reach(old.rules.rules, tenant, own=settings.own_domains)
         ):
             rules = old.rules if old.rules.loaded else dataclasses.replace(old.rules, loaded=loaded)
-            found = TenantSet(tenant, rules, old.good_us, faults)
+            chosen = TenantSet(tenant, rules, old.good_us, faults)
             break
     else:
         since_us = before.good_us if before is not None and before.rules is None else now_us
-        found = TenantSet(tenant, None, since_us, faults)
-    in_force = f"the last good ones, {found.rules.digest or _EMPTY}" if found.rules else _NONE
+        chosen = TenantSet(tenant, None, since_us, faults)
+    in_force = f"the last good ones, {chosen.rules.digest or _EMPTY}" if chosen.rules else _NONE
     for fault in faults[:_FAULTS_SHOWN]:
         _log.warning("a fault in the rules of a tenant", tenant=tenant.name, fault=str(fault))
     _log.warning(
@@ -209,21 +208,21 @@ def _load(
         faults=len(faults),
         in_force=in_force,
     )
-    return found
+    return chosen
 
 
 def rules_of_a_start(
     settings: Settings, file: Path, clock: Clock
 ) -> tuple[RuleBook, Mapping[str, TenantSet]]:
-    """Return the rules that a start would use, if the tests of the operator's rules pass; and the
-    sets of tenants. Raises PolicyError for faults of the operator's rules.
+    """Return the rules that a start would use, and the sets of tenants. The tests of the operator's
+    rules are not run. Raises PolicyError for faults of the operator's rules.
     """
     operator = load_set(settings, None, config=file, runs_tests=False)
     check_operator(settings, file, operator)
     kept = LastGoodSets(settings.state_dir, CrashPoints(""))
     sets = load_tenants(settings, kept, before={}, clock=clock, examine=lambda _: None)
-    found = ((one.tenant, one.rules) for one in sets.values())
-    return book_of([(None, operator), *found], settings), sets
+    of_tenants = ((tenant_set.tenant, tenant_set.rules) for tenant_set in sets.values())
+    return book_of([(None, operator), *of_tenants], settings), sets
 
 
 def load_set(
@@ -235,8 +234,8 @@ def load_set(
     runs_tests: bool = True,
     examine: Callable[[RuleSet], object] = lambda _: None,
 ) -> RuleSet:
-    """Return the set of a tenant, or that of the operator. Raises PolicyError, and for a tenant no
-    other error.
+    """Return the set of a tenant, or the set of the operator if `tenant` is None. Raises
+    PolicyError; for a tenant, other errors are converted to it.
     """
     directory = settings.policy.directory / (tenant.name if tenant else "")
     read = partial(load_rules, loaded=loaded) if runs_tests else read_rules
@@ -263,9 +262,9 @@ def load_set(
 def load_strictly(
     settings: Settings, file: Path, *, runs_tests: bool = True
 ) -> list[tuple[Tenant | None, RuleSet]]:
-    """Return the set of the operator and that of each tenant. `settings` were read from `file`.
+    """Return the set of the operator and the set of each tenant. `settings` were read from `file`.
 
-    Raises PolicyError with the faults of all.
+    Raises PolicyError with the faults of all sets.
     """
     faults: list[Fault] = []
     sets: list[tuple[Tenant | None, RuleSet]] = []
@@ -284,9 +283,9 @@ def load_strictly(
 
 def check_operator(settings: Settings, file: Path, rules: RuleSet) -> None:
     """Raise PolicyError for a directory that belongs to no tenant, and for rules of the operator
-    with the name of a tenant in front.
+    whose name begins with the name of a tenant and "/".
     """
-    names = [one.name for one in settings.tenant]
+    names = [tenant.name for tenant in settings.tenant]
     faults = [
         Fault(
             rule.file,
@@ -303,36 +302,36 @@ def check_operator(settings: Settings, file: Path, rules: RuleSet) -> None:
         without = f" ({', '.join(missing)} has none)"
     else:
         without = ""
-    for one in other_directories(directory, *names):
-        text = f"found the directory {one}, expected a [[tenant]] of this name{without}: "
+    for folder in other_directories(directory, *names):
+        text = f"found the directory {folder}, expected a [[tenant]] of this name{without}: "
         faults.append(document.fault(("tenant",), f"{text}add one, or move the directory away"))
     if faults:
         raise PolicyError(faults)
 
 
 def book_of(sets: Iterable[tuple[Tenant | None, RuleSet | None]], settings: Settings) -> RuleBook:
-    """Return all rules in force: those of the operator, whose tenant is None, and of tenants.
+    """Return the rule book of all sets. The tenant of the operator's set is None.
 
-    A domain that is an alias of a tenant's is the tenant's.
+    An alias of a tenant's domain belongs to the tenant.
     """
     operator, tenants = RuleSet(), {}
     aliases: dict[str, list[str]] = {}
-    for one in settings.domain:
-        aliases.setdefault(one.alias_of, []).append(one.name)
+    for domain in settings.domain:
+        aliases.setdefault(domain.alias_of, []).append(domain.name)
     for tenant, rules in sets:
         if tenant is None:
             operator = rules or operator
             continue
         own = tenant.domains
-        domains = frozenset((*own, *(alias for each in own for alias in aliases.get(each, ()))))
+        domains = frozenset((*own, *(alias for domain in own for alias in aliases.get(domain, ()))))
         tenants[tenant.name] = TenantRules(tenant.name, domains, rules)
     return RuleBook(operator, tenants)
 
 
 def trouble_of(sets: Mapping[str, TenantSet]) -> str:
-    """Return which tenants have other rules in force than their newest ones, "" if none has."""
-    old = [name for name, one in sets.items() if one.faults and one.rules is not None]
-    without = [name for name, one in sets.items() if one.rules is None]
+    """Return which tenants do not have their newest rules, "" if all have."""
+    old = [name for name, tenant in sets.items() if tenant.faults and tenant.rules is not None]
+    without = [name for name, tenant in sets.items() if tenant.rules is None]
     texts = [f"old rules are in force for the tenants {named(old)}"] if old else []
     texts += [f"mail of the tenants {named(without)} waits for their rules"] if without else []
     return "; ".join(texts)

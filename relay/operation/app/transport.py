@@ -62,27 +62,27 @@ from relay.transport.routing.usable_hosts import Resolve
 
 _RNG = random.Random()  # noqa: S311 - spreads load, not for security
 _DOWN_S_MAX = 30.0
-SUBMISSIONS_MAX = 8  # of one account that are processed at once; plus one for all others
-_PICKUP_MESSAGE_BYTES_MAX = 1024**3  # the Graph API has its own limit; base64 adds a third
+SUBMISSIONS_MAX = 8  # of one account, processed at the same time; one more for other accounts
+_PICKUP_MESSAGE_BYTES_MAX = 1024**3  # the Graph API has a lower limit; base64 adds a third
 
 
 @dataclass(frozen=True)
 class Transport:
     """What accepts messages by SMTP and delivers them."""
 
-    resolver: Resolver | LoopbackResolver  # of names
-    policies: StsPolicies  # of domains; the resolver of next hops, which knows them
+    resolver: Resolver | LoopbackResolver  # asks the DNS
+    policies: StsPolicies  # of domains; resolves next hops under these policies
     scheduler: DeliveryScheduler  # step 6
     verifier: RecipientVerifier  # asks next hops at RCPT
     acceptance: Acceptance  # step 5
     reporter: Reporter  # step 7
-    smtp_servers: list[SmtpServer]  # one for each [[smtp]], and that of [sendmail]
-    gate: GateKeeper | None  # has the sessions of [[smtp]]; None: they are in this process
+    smtp_servers: list[SmtpServer]  # one for each [[smtp]], and one for [sendmail]
+    gate: GateKeeper | None  # runs the sessions of [[smtp]]; None: they run in this process
     pickup_server: SmtpServer  # on run/pickup.sock
     pickup: Pickup  # step 3
     receipts: ReceiptWatcher  # sends read receipts
     replies: AutomaticReplySender  # sends automatic replies
-    maildrop: MailDrop | None  # that of [sendmail]
+    maildrop: MailDrop | None  # the drop directory of [sendmail]
 
 
 def build_transport(base: Foundation) -> Transport:
@@ -159,29 +159,31 @@ def build_transport(base: Foundation) -> Transport:
 def _smtp_servers(
     base: Foundation, ingress: IngressDependencies, gate: GateKeeper | None
 ) -> list[SmtpServer]:
-    """Return those of [[smtp]]."""
+    """Return the servers of [[smtp]]."""
     return [
         SmtpServer(
             listener,
             ingress,
-            certificate=shown,
+            certificate=certificate,
             options=base.sources.listener_options(listener),
             elsewhere=None if gate is None else partial(gate.hand_on, number),
         )
-        for number, (listener, shown) in enumerate(
+        for number, (listener, certificate) in enumerate(
             zip(base.settings.smtp, base.certificates.smtp, strict=True)
         )
     ]
 
 
-def introduce(
+def connect_parts(
     base: Foundation,
     transport: Transport,
     webhooks: Webhooks,
     *,
     on_near: Callable[[UsedLimit], None],
 ) -> None:
-    """Tell each part what it needs of those that are made after it, because they need it."""
+    """Give each part the parts that were made after it. They depend on each other, so the builders
+    cannot pass them all.
+    """
     scheduler, reporter, admin = transport.scheduler, transport.reporter, base.spool.queue_admin
     recorder = scheduler.recorder
     recorder.ended, recorder.lookup_of = scheduler.ended, scheduler.sites.lookup_of
@@ -196,7 +198,7 @@ def introduce(
     base.usage.on_near = on_near
     base.readiness.queue = scheduler.unreadable
     if transport.gate is not None:
-        transport.gate.accept = [one.accept for one in transport.smtp_servers]
+        transport.gate.accept = [server.accept for server in transport.smtp_servers]
     if base.reloader is not None:
         base.reloader.apply = partial(use_settings, base, transport)
         base.reloader.applied = lambda: webhooks.use(base.settings.webhook)
@@ -205,8 +207,8 @@ def introduce(
 def use_settings(
     base: Foundation, transport: Transport, *, before: Settings, routes: RouteChanges
 ) -> None:
-    """Let the transport use the settings in force, which were `before` until now, and the table,
-    which differs by `routes`. Mail that waits is routed again, as at a start.
+    """Let the transport use the new settings and the new route table. `before` are the settings
+    until now, `routes` the changes of the table. Waiting mail is routed again, as at a start.
     """
     settings, delivery = base.settings, base.settings.delivery
     acceptance, reporter, scheduler = transport.acceptance, transport.reporter, transport.scheduler
@@ -223,13 +225,13 @@ def use_settings(
         reporter.rate = settings.reports.per_sender
         reporter.copies = _copies(base, scheduler)
         reporter.strangers = settings.reports.strangers
-    # those of [[smtp]] come first; that of [sendmail] has nothing to change
+    # the servers of [[smtp]] come first; the server of [sendmail] has no settings to change
     for server, listener in zip(transport.smtp_servers, settings.smtp, strict=False):
         server.use(listener)
     if transport.gate is not None:
         transport.gate.use()
-    old, new = [(each.dns, each.delivery.port, each.delivery.proxy) for each in (before, settings)]
-    if old != new:
+    old = before.delivery
+    if (before.dns, old.port, old.proxy) != (settings.dns, delivery.port, delivery.proxy):
         assert isinstance(transport.resolver, Resolver)  # a development relay reloads nothing
         transport.resolver.use(
             settings.dns, port=delivery.port, proxy_host=_proxy_host(delivery.proxy)
@@ -250,15 +252,15 @@ def use_settings(
 
 
 async def queue_stats(base: Foundation, transport: Transport) -> dict[str, Any]:
-    """Return the counts of the queue, and the sites that replies of hosts have paused here."""
+    """Return the counts of the queue, and the sites that this node has paused after replies."""
     ahead_us = base.clock.time_us() - int(base.clock.monotonic() * 1e6)
     paused = [
         {
-            "site": one.site,
-            "by": one.provider,
-            "until": rfc3339(ahead_us + int(one.until_s * 1e6)),
+            "site": pause.site,
+            "by": pause.provider,
+            "until": rfc3339(ahead_us + int(pause.until_s * 1e6)),
         }
-        for one in transport.scheduler.sites.paused()
+        for pause in transport.scheduler.sites.paused()
     ]
     return {**await base.spool.stats(), "paused_sites": paused}
 
@@ -286,11 +288,11 @@ def _submission_processor(base: Foundation, reporter: Reporter) -> SubmissionPro
 
 
 def may_send_as(accounts: AccountDirectory, account: str, address: str) -> bool:
-    """Return whether the account of a submission may send mail from `address`. What it sent before
-    it was disabled still leaves.
+    """Return whether the account of a submission may send mail from `address`. Mail that an account
+    sent before it was disabled is still delivered.
     """
-    found = accounts.by_address(account) or Account(account)
-    return found.owns(address) or found.may_send_as(address)
+    submitter = accounts.by_address(account) or Account(account)
+    return submitter.owns(address) or submitter.may_send_as(address)
 
 
 def _ingress(
@@ -311,13 +313,13 @@ def _ingress(
         pressure=base.pressure,
         refusals=base.refusals,
         verify=verifier.rejection,
-        # mail of a development relay does not leave
+        # a development relay sends no mail to other machines
         is_null_mx=resolver.is_null_mx if isinstance(resolver, Resolver) else None,
     )
 
 
 def _copies(base: Foundation, scheduler: DeliveryScheduler) -> Copies:
-    """Return who gets copies."""
+    """Return the address that gets copies of reports, and the function that sends them."""
 
     async def accept(copy: NewMessage, submission_key: str) -> None:
         accepted = await base.spool.accept(copy, submission_key=submission_key, claim=False)
@@ -347,8 +349,8 @@ def _resolver(base: Foundation) -> Resolver | LoopbackResolver:
 def resolver_of(
     settings: Settings, clock: Clock, *, nameservers: Sequence[Address] | None = None
 ) -> Resolver:
-    """Return the resolver of a configuration, or one with other name servers; () has the
-    system's.
+    """Return the resolver of a configuration. `nameservers` replace those of the configuration; ()
+    stands for the name servers of the system.
     """
     dns = settings.dns
     return Resolver(
@@ -368,7 +370,7 @@ def _proxy_host(url: str) -> str:
 
 
 def retry_schedule(settings: Settings) -> RetrySchedule:
-    """Return when recipients are retried."""
+    """Return the times between attempts."""
     delivery = settings.delivery
     return RetrySchedule(delivery.retry, _RNG.random, delivery.indeterminate_max)
 
@@ -376,7 +378,7 @@ def retry_schedule(settings: Settings) -> RetrySchedule:
 def site_options(
     settings: Settings, schedule: RetrySchedule, providers: ProviderReplies | None = None
 ) -> SiteOptions:
-    """Return the options of sites, without those of routes."""
+    """Return the options of sites, before a route changes them."""
     delivery = settings.delivery
     return SiteOptions(
         connections_max=delivery.max_connections_per_next_hop,
@@ -468,7 +470,7 @@ def _connect(base: Foundation, resolver: Resolver | LoopbackResolver) -> Connect
 
 def _acceptance(base: Foundation, reporter: Reporter, scheduler: DeliveryScheduler) -> Acceptance:
     def takes_claim(next_hop: NextHop, sender: int, level: PriorityLevel) -> bool:
-        """Whether delivery claims a message, with its content, as soon as it is accepted."""
+        """Return whether delivery claims a message, with its content, when it is accepted."""
         if base.pressure.state.has(PressureReason.MEMORY):
             return False
         return scheduler.has_room_for(next_hop, sender, level)
@@ -507,7 +509,7 @@ def _acceptance(base: Foundation, reporter: Reporter, scheduler: DeliverySchedul
 def _mail_of_machine(
     base: Foundation, ingress: IngressDependencies
 ) -> tuple[list[SmtpServer], MailDrop | None]:
-    """Return what [sendmail] configures: the server of the socket, and the drop directory."""
+    """Return the server of the socket of [sendmail], and the reader of the drop directory."""
     sendmail, hostname = base.settings.sendmail, base.settings.hostname
     if sendmail is None:
         return [], None
@@ -531,7 +533,7 @@ def _pickup_server(base: Foundation, ingress: IngressDependencies) -> SmtpServer
 
 
 def why_in_process(settings: Settings) -> str:
-    """Return why `relay serve` has the SMTP sessions in its own process; "" if it has not."""
+    """Return why `relay serve` runs SMTP sessions in the main process; "" if a child does."""
     if not settings.smtp:
         return "there is no [[smtp]]"
     if settings.smtp_gate == "on":
@@ -546,14 +548,14 @@ def why_in_process(settings: Settings) -> str:
 
 
 def build_gate(base: Foundation) -> GateKeeper | None:
-    """Return the gate, not started; None if the sessions are in this process."""
+    """Return the gate, not started; None if the sessions run in this process."""
     words = base.sources.gate_words
     if words is None or why_in_process(base.given):
         return None
 
     def setup() -> Setup:
-        shown = base.certificates.smtp
-        return setup_of(base.settings.hostname, zip(base.settings.smtp, shown, strict=True))
+        certificates = base.certificates.smtp
+        return setup_of(base.settings.hostname, zip(base.settings.smtp, certificates, strict=True))
 
     return GateKeeper(
         words=words,
@@ -566,18 +568,18 @@ def build_gate(base: Foundation) -> GateKeeper | None:
 def setup_of(
     hostname: str, listeners: Iterable[tuple[SmtpListener, ServerCertificate | None]]
 ) -> Setup:
-    """Return what the child gets of listeners and their certificates."""
+    """Return the part of listeners and certificates that the gate's child process gets."""
     return Setup(
         hostname,
         [
             ListenerSetup(
                 dataclasses.replace(
-                    one, tls=None, trusted_networks=(), proxy_networks=(), auth=one.takes_auth
+                    smtp, tls=None, trusted_networks=(), proxy_networks=(), auth=smtp.takes_auth
                 ),
-                [pair.pem for pair in shown.pairs] if shown is not None else [],
-                requires_tls=one.tls is not None and one.tls.require,
-                offers_auth_in_clear=offers_auth_in_clear(one),
+                [pair.pem for pair in certificate.pairs] if certificate is not None else [],
+                requires_tls=smtp.tls is not None and smtp.tls.require,
+                offers_auth_in_clear=offers_auth_in_clear(smtp),
             )
-            for one, shown in listeners
+            for smtp, certificate in listeners
         ],
     )

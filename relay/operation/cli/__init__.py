@@ -15,9 +15,9 @@ What verbs share:
 A service:
 
 - `serve`: `relay serve`
-- `control`: what the running relay is asked: `relay reload`, `relay webhook list | test | replay`
+- `control`: orders to the running relay: `relay reload`, `relay webhook list | test | replay`
 - `account`: `relay account`: add, list, remove, token, password, unlock
-- `oauth`: `relay oauth login | test`: device code, pasted address; for whom tokens are
+- `oauth`: `relay oauth login | test`: device code, pasted address; the account of a token
 - `dns`: `relay dns`, `relay dkim keygen | show`
 - `policy`: `relay policy check | test | try | diff`; what diff prints
 - `backup`: `relay backup`, `relay restore`, `relay check`

@@ -49,7 +49,7 @@ def _open(context: CommandContext) -> AccountFile:
 
 
 def _hint(context: CommandContext) -> None:
-    """Say what makes a running relay use the changed file."""
+    """Print how a running relay gets to use the changed file."""
     if owner_of(context.settings().run_dir):
         click.echo("the running relay uses it after: relay reload", err=True)
 
@@ -92,8 +92,8 @@ def add(context: CommandContext, address: str, **options: Any) -> None:
     Secrets are printed once; the file has only their hashes.
     """
     names = ("aliases", "send_as", "role", "quota", "scopes", "acts_for", "client_certificate")
-    given = {name: options[name] for name in names if options[name]}
-    values = {name: list(one) if isinstance(one, tuple) else one for name, one in given.items()}
+    chosen = {name: options[name] for name in names if options[name]}
+    values = {name: list(arg) if isinstance(arg, tuple) else arg for name, arg in chosen.items()}
     made: dict[str, str] = {}
     if options["password"]:
         values["password"] = hash_of(_read_password())
@@ -123,7 +123,7 @@ def import_accounts(context: CommandContext, file: Path, *, aliases: bool, dry_r
     domain = next(iter(context.settings().own_domains), "localhost") if aliases else ""
     users, faults = read_users(file, read_input("account import", file), alias_domain=domain)
     added = _open(context).add_all(users, file, is_trial=dry_run or bool(faults))
-    faults = sorted((*faults, *added), key=lambda one: one.line)
+    faults = sorted((*faults, *added), key=lambda fault: fault.line)
     if faults:
         more = len(faults) - _FAULTS_SHOWN
         lines = [*map(str, faults[:_FAULTS_SHOWN]), f"{file}: {counted(more, 'fault')} more"]
@@ -142,10 +142,10 @@ def import_accounts(context: CommandContext, file: Path, *, aliases: bool, dry_r
 @common_options
 def list_accounts(context: CommandContext, address: str | None) -> None:
     """List accounts without their secrets, and aliases."""
-    found = [one for one in _open(context).entries() if address in (None, one["address"])]
-    if address and not found:
+    accounts = [row for row in _open(context).entries() if address in (None, row["address"])]
+    if address and not accounts:
         raise AccountError(f"unknown account {address}")
-    context.show(found, lambda: [_line(one) for one in found])
+    context.show(accounts, lambda: [_line(row) for row in accounts])
 
 
 @account.command()
@@ -228,21 +228,21 @@ def usage(context: CommandContext, address: str | None, *, reset: bool) -> None:
         raise click.UsageError("--reset needs an ADDRESS")
     query = {"account": address} if address else {}
     client = ControlClient(context.settings().control_socket)
-    found = client.delete("/usage", query) if reset else client.get("/usage", query)
-    lines = [line for one in found["accounts"] for line in _usage_lines(one)]
-    context.show(found, lambda: lines or ["no account has sent mail to other domains today"])
+    answer = client.delete("/usage", query) if reset else client.get("/usage", query)
+    lines = [line for user in answer["accounts"] for line in _usage_lines(user)]
+    context.show(answer, lambda: lines or ["no account has sent mail to other domains today"])
 
 
-def _usage_lines(one: Mapping[str, Any]) -> Iterator[str]:
-    sent = [counted(one[what], what.removesuffix("s")) for what in ("messages", "recipients")]
-    yield f"{one['account']}  {', '.join(sent)}"
-    for limit in one["limits"]:
+def _usage_lines(user: Mapping[str, Any]) -> Iterator[str]:
+    sent = [counted(user[what], what.removesuffix("s")) for what in ("messages", "recipients")]
+    yield f"{user['account']}  {', '.join(sent)}"
+    for limit in user["limits"]:
         until = f", refused until {limit['until']}" if limit["until"] else ""
         yield f"  {limit['what']} {limit['rate']}: {limit['used']} used{until}"
 
 
 def _read_password() -> str:
-    """Read a password; an argument would be visible to other users."""
+    """Read a password from the terminal or stdin: other users could see an argument."""
     if sys.stdin is not None and sys.stdin.isatty():
         text = str(click.prompt("Password", hide_input=True, confirmation_prompt=True, err=True))
     else:

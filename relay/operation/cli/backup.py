@@ -1,10 +1,10 @@
 """`relay backup` and `relay restore`: everything of a service, in one directory; `relay check`.
 
-Progress is on stderr if that is a terminal. Backup and restore exit 64 for a directory that is not
-empty, 65 for a backup that was cut short or changed, and for one that is complete but has a damaged
-file, or mail that is not restored. Check prints passed checks to stdout, and faults and warnings to
-stderr as `file:line: key: text`. With --json everything is one document on stdout. It exits 78 for
-faults, 69 if a needed service does not answer. What is checked is in
+Progress is printed to stderr if it is a terminal. Backup and restore exit 64 for a directory that
+is not empty. They exit 65 for a backup that was cut short or changed, for a complete backup with a
+damaged file, and if mail was not restored. Check prints passed checks to stdout, and faults and
+warnings to stderr as `file:line: key: text`. With --json everything is one document on stdout. It
+exits 78 for faults, 69 if a needed service does not answer. The checks are in
 relay/operation/commands/check.py.
 """
 
@@ -55,14 +55,17 @@ def check(context: CommandContext, role: NodeRole, *, online: bool) -> None:
     findings = check_file(file, environ, SystemClock(), role=role, online=online)
     if context.json:
         print_json(
-            [{"check": one.what, "verdict": one.verdict, "text": one.text} for one in findings]
+            [
+                {"check": finding.what, "verdict": finding.verdict, "text": finding.text}
+                for finding in findings
+            ]
         )
     else:
-        for one in findings:
-            show_finding(one)
-    verdicts = {one.verdict for one in findings}
+        for finding in findings:
+            show_finding(finding)
+    verdicts = {finding.verdict for finding in findings}
     if CheckResult.FAULT in verdicts:
-        count = sum(1 for one in findings if one.verdict is CheckResult.FAULT)
+        count = sum(1 for finding in findings if finding.verdict is CheckResult.FAULT)
         raise CommandError(ExitCode.CONFIGURATION, f"relay check: {counted(count, 'fault')}")
     if CheckResult.FAILED in verdicts:
         raise CommandError(
@@ -70,13 +73,13 @@ def check(context: CommandContext, role: NodeRole, *, online: bool) -> None:
         )
 
 
-def show_finding(one: CheckFinding) -> None:
+def show_finding(finding: CheckFinding) -> None:
     """Print a passed check on stdout, any other on stderr."""
-    if one.verdict is CheckResult.OK:
-        click.echo(printable(f"{one.what:<15} {one.verdict:<8} {one.text}"))
+    if finding.verdict is CheckResult.OK:
+        click.echo(printable(f"{finding.what:<15} {finding.verdict:<8} {finding.text}"))
         return
-    begin = {CheckResult.FAILED: f"{one.what}: ", CheckResult.WARNING: "warning: "}
-    click.echo(printable(begin.get(one.verdict, "") + one.text), err=True)
+    begin = {CheckResult.FAILED: f"{finding.what}: ", CheckResult.WARNING: "warning: "}
+    click.echo(printable(begin.get(finding.verdict, "") + finding.text), err=True)
 
 
 @click.command()
@@ -103,7 +106,7 @@ def backup(context: CommandContext, directory: Path, *, no_database: bool) -> No
             directory,
             clock=SystemClock(),
             environ=read_environment().variables,
-            on_file=lambda number: _tell("backup", "copied", number),
+            on_file=lambda number: _show_progress("backup", "copied", number),
             with_database=not no_database,
             text=text,
         )
@@ -113,11 +116,13 @@ def backup(context: CommandContext, directory: Path, *, no_database: bool) -> No
     size = f"{counted(manifest.files, 'file')}, {manifest.bytes / 2**20:.1f} MiB"
     context.show(result, lambda: [f"backed up to {directory}: {size}"])
     if damaged := _damaged(result):
-        raise CommandError(ExitCode.DATA, "\n".join(f"relay backup: {one}" for one in damaged))
+        raise CommandError(ExitCode.DATA, "\n".join(f"relay backup: {line}" for line in damaged))
 
 
 def _in_force(context: CommandContext) -> tuple[Settings, str]:
-    """Return the settings; of a faulty relay.toml those of the running service, with its text."""
+    """Return the settings. If relay.toml has a fault, return the settings of the running service,
+    and the text that it has read.
+    """
     try:
         return context.settings(), ""
     except SettingsError as error:
@@ -146,8 +151,8 @@ def restore(context: CommandContext, directory: Path, *, yes: bool) -> None:
 
     def allow(outside: list[Path]) -> None:
         click.echo("relay restore: outside the directories of the service, it would make", err=True)
-        for one in outside:
-            click.echo(printable(f"  {one}"), err=True)
+        for path in outside:
+            click.echo(printable(f"  {path}"), err=True)
         if not yes and (sys.stdin is None or not sys.stdin.isatty()):
             raise click.UsageError("expected --yes, or a terminal to ask on; nothing was written")
         if not yes and not click.confirm("Make them?", err=True):
@@ -164,7 +169,7 @@ def restore(context: CommandContext, directory: Path, *, yes: bool) -> None:
             environ=environ,
             who=user_name(),
             allow=allow,
-            on_file=lambda number: _tell("restore", "verified", number),
+            on_file=lambda number: _show_progress("restore", "verified", number),
         )
     except NotEmptyError as error:
         raise CommandError(ExitCode.USAGE, f"relay restore: {error}") from None
@@ -175,14 +180,14 @@ def restore(context: CommandContext, directory: Path, *, yes: bool) -> None:
         raise CommandError(ExitCode.CONFIGURATION, text) from None
     result = document(restored)
     context.show(result, lambda: _lines(result))
-    found = check_file(restored.config, environ, SystemClock())
-    for one in found:
-        if one.verdict is not CheckResult.OK:
-            show_finding(one)
+    findings = check_file(restored.config, environ, SystemClock())
+    for finding in findings:
+        if finding.verdict is not CheckResult.OK:
+            show_finding(finding)
     if result["left"]:
         text = "relay restore: not restored, mail of the drop directory"
         raise CommandError(ExitCode.DATA, "\n".join(f"{text}: {path}" for path in result["left"]))
-    if any(one.verdict is CheckResult.FAULT for one in found):
+    if any(finding.verdict is CheckResult.FAULT for finding in findings):
         text = "relay restore: everything is restored, and relay check finds these faults"
         raise CommandError(ExitCode.CONFIGURATION, text)
 
@@ -194,7 +199,7 @@ def _lines(result: dict[str, Any]) -> list[str]:
     places = ", ".join((result["config"], result["state_dir"], result["root"]))
     return [
         f"restored {counted(result['files'], 'file')}, {result['bytes'] / 2**20:.1f} MiB: {places}",
-        *(f"kept, and different from the backup: {one}" for one in result["kept"]),
+        *(f"kept, and different from the backup: {path}" for path in result["kept"]),
         *_damaged(result),
         f"held: {entries} of the queue, {submissions}",
         RELEASE_RESTORED,
@@ -202,9 +207,9 @@ def _lines(result: dict[str, Any]) -> list[str]:
 
 
 def _damaged(result: Mapping[str, Any]) -> list[str]:
-    return [printable(f"damaged: {one['path']}: {one['found']}") for one in result["damaged"]]
+    return [printable(f"damaged: {file['path']}: {file['found']}") for file in result["damaged"]]
 
 
-def _tell(verb: str, done: str, number: int) -> None:
+def _show_progress(verb: str, done: str, number: int) -> None:
     if number % _PROGRESS_FILES == 0:
         print_progress(f"relay {verb}: {number} files {done}")

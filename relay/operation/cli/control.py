@@ -44,8 +44,8 @@ def reload(context: CommandContext) -> None:
 
 
 def control_socket(context: CommandContext) -> Path:
-    """Return the socket of the service. Of a faulty relay.toml only `state_dir` is read, which
-    comes before the first table: the service says itself what is wrong with the rest.
+    """Return the socket of the service. If relay.toml has a fault, read only `state_dir`, which
+    comes before the first table: the service reports the faults of the rest.
     """
     try:
         return context.settings().control_socket
@@ -53,17 +53,17 @@ def control_socket(context: CommandContext) -> Path:
         file = context.found_config_file()
         top = parse_document(file, read_text(file).partition("\n[")[0])
         base, environ = file.absolute().parent, read_environment().variables
-        found = DocumentReader(top, base=base, environ=environ).fields(Settings, top.table, ())
-        if "state_dir" not in found:
+        fields = DocumentReader(top, base=base, environ=environ).fields(Settings, top.table, ())
+        if "state_dir" not in fields:
             raise
-        return Settings(hostname="", state_dir=found["state_dir"]).control_socket
+        return Settings(hostname="", state_dir=fields["state_dir"]).control_socket
 
 
 def _lines(result: dict[str, Any]) -> list[str]:
     renewed = counted(result["new_certificates"], "new certificate")
     done = f"reloaded: {counted(result['rules'], 'rule')}, {renewed}"
     lines = [done] if result["reloaded"] else []
-    return [*lines, *(f"needs a restart: {one['key']}" for one in result["needs_restart"])]
+    return [*lines, *(f"needs a restart: {key['key']}" for key in result["needs_restart"])]
 
 
 @click.group()
@@ -87,15 +87,13 @@ def test(context: CommandContext, *, url: str) -> None:
 
     It goes to URL, or to all. Exits 69 if one does not take it.
     """
-    found = _client(context).post("/webhooks/test", {"url": url})
-    context.show(
-        found,
-        lambda: [
-            f"{one['url']}  {one['failure'] or 'answered ' + str(one['status'])}"
-            for one in found["webhooks"]
-        ],
-    )
-    if any(one["failure"] for one in found["webhooks"]):
+    answer = _client(context).post("/webhooks/test", {"url": url})
+    lines = [
+        f"{hook['url']}  {hook['failure'] or 'answered ' + str(hook['status'])}"
+        for hook in answer["webhooks"]
+    ]
+    context.show(answer, lambda: lines)
+    if any(hook["failure"] for hook in answer["webhooks"]):
         raise CommandError(ExitCode.UNAVAILABLE)
 
 
@@ -116,13 +114,13 @@ def _client(context: CommandContext) -> ControlClient:
     return ControlClient(context.settings().control_socket, timeout_s=_TEST_S_MAX)
 
 
-def _show_webhooks(context: CommandContext, found: dict[str, Any]) -> None:
+def _show_webhooks(context: CommandContext, answer: dict[str, Any]) -> None:
     context.show(
-        found, lambda: [_webhook_line(one) for one in found["webhooks"]] or ["no webhooks"]
+        answer, lambda: [_webhook_line(hook) for hook in answer["webhooks"]] or ["no webhooks"]
     )
 
 
-def _webhook_line(one: dict[str, Any]) -> str:
-    wanted = ",".join(one["events"])
-    down = f"  down since {one['failing_since']}: {one['failure']}" if one["failure"] else ""
-    return f"{one['url']}  {wanted}  {one['cursor']}{down}"
+def _webhook_line(hook: dict[str, Any]) -> str:
+    events = ",".join(hook["events"])
+    down = f"  down since {hook['failing_since']}: {hook['failure']}" if hook["failure"] else ""
+    return f"{hook['url']}  {events}  {hook['cursor']}{down}"

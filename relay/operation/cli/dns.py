@@ -1,8 +1,8 @@
 """`relay dns`: what to publish in the DNS for a domain, compared with what is published. `relay
 dkim keygen | show`: make a key that signs mail, and show the keys in use.
 
-The output of `relay dns` is a zone file (RFC 1035 5.1), with verdicts as comments; advice that
-nobody has followed is a comment too. `relay dkim` exits 65 for a file that exists already, a
+The output of `relay dns` is a zone file (RFC 1035 5.1), with verdicts as comments; advised records
+that are not published are comments too. `relay dkim` exits 65 for a file that exists already, a
 selector in use, and a domain without keys. Neither needs a running relay, nor changes relay.toml.
 """
 
@@ -56,32 +56,32 @@ def dns(context: CommandContext, domain: str) -> None:
         raise CommandError(ExitCode.TRY_LATER, text) from None
     records, hostname = compared.records, settings.hostname
     context.show(
-        [one.as_json() for one in records if one.verdict is not None],
-        lambda: [line for one in records for line in _lines(one, hostname)],
+        [record.as_json() for record in records if record.verdict is not None],
+        lambda: [line for record in records for line in _lines(record, hostname)],
     )
     for note in compared.notes:
         click.echo(f"relay dns: {note}", err=True)
-    bad = [one for one in records if one.verdict in _BAD]
+    bad = [record for record in records if record.verdict in _BAD]
     if bad:
         raise CommandError(
             ExitCode.DATA, f"relay dns: {len(bad)} of {len(records)} are missing or wrong"
         )
 
 
-def _lines(one: ZoneRecord, hostname: str) -> Iterator[str]:
-    if one.verdict is None:
-        yield f"; advised{_after(one.note)}"
-        yield f"; {one.zone_line()}"
-        if one.name.startswith("_mta-sts."):
-            domain = one.name.removeprefix("_mta-sts.")
+def _lines(record: ZoneRecord, hostname: str) -> Iterator[str]:
+    if record.verdict is None:
+        yield f"; advised{_after(record.note)}"
+        yield f"; {record.zone_line()}"
+        if record.name.startswith("_mta-sts."):
+            domain = record.name.removeprefix("_mta-sts.")
             yield f"; and at https://mta-sts.{domain}/.well-known/mta-sts.txt:"
             yield from (f";   {line}" for line in mta_sts_policy(hostname))
         return
-    yield f"; {one.verdict}{_after(one.note)}"
-    if one.verdict is not ZoneVerdict.OK:
-        yield from (f";   found {line}" for line in one.found.splitlines())
-    if one.value:
-        yield one.zone_line()
+    yield f"; {record.verdict}{_after(record.note)}"
+    if record.verdict is not ZoneVerdict.OK:
+        yield from (f";   found {line}" for line in record.found.splitlines())
+    if record.value:
+        yield record.zone_line()
 
 
 def _after(note: str) -> str:
@@ -156,14 +156,14 @@ def keygen(
 
 
 def _named_file(domain: str, selector: str, settings: Settings) -> Path | None:
-    """Return the file that [[dkim]] names for a key. Raises CommandError (65) if it is there: a new
-    record would replace that of the key.
+    """Return the file that [[dkim]] names for a key, or None. Raises CommandError (65) if the file
+    exists: the record of a new key would replace the record of this one.
     """
-    for one in settings.dkim:
-        if (one.domain, one.selector) == (domain, selector):
-            if not one.key.exists():
-                return one.key
-            text = f"{domain} has the selector {selector} already ({printable(str(one.key))})"
+    for table in settings.dkim:
+        if (table.domain, table.selector) == (domain, selector):
+            if not table.key.exists():
+                return table.key
+            text = f"{domain} has the selector {selector} already ({printable(str(table.key))})"
             raise CommandError(ExitCode.DATA, f"relay dkim keygen: {text}; expected a new one")
     return None
 
@@ -185,8 +185,8 @@ def show_keys(context: CommandContext, domain: str | None) -> None:
             there = f"expected {', '.join(ring.domains)}" if ring else "there is no [[dkim]]"
             text = f"no key signs mail from {domain}: {there}"
             raise CommandError(ExitCode.DATA, f"relay dkim show: {text}")
-    shown = asyncio.run(shown_keys(keys, settings))
+    rows = asyncio.run(shown_keys(keys, settings))
     context.show(
-        [one.document() for one in shown],
-        lambda: shown_lines(shown, now_us=SystemClock().time_us()) if shown else [_NO_KEYS],
+        [row.document() for row in rows],
+        lambda: shown_lines(rows, now_us=SystemClock().time_us()) if rows else [_NO_KEYS],
     )

@@ -105,7 +105,7 @@ def report_error(error: BaseException) -> int:
         case ImportError():
             _say(f"relay: the installation is not complete: {error}")
             return ExitCode.UNAVAILABLE
-        # the reader of stdout closed it; click turns that into a SystemExit
+        # the reader of stdout has closed it, for which click raises SystemExit
         case BrokenPipeError() | SystemExit():
             _discard_output()
             return ExitCode.OK
@@ -129,7 +129,7 @@ def _text_of(error: BaseException) -> str:
 
 
 def _discard_output() -> None:
-    """Discard buffered output, so that the exit of the interpreter does not fail on it."""
+    """Discard buffered output: at its exit, the interpreter could not write it."""
     with suppress(OSError, ValueError, AttributeError):  # closed, or not a file
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 

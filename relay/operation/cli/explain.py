@@ -83,8 +83,8 @@ def explain(
     paused = client.delivery_paused if document["state"] in ("local", "remote") else list
 
     def lines() -> list[str]:
-        found = explanation_lines(document, client.without_daemon)
-        return [*found, *(_line("pause", one) for one in paused())]
+        reasons = explanation_lines(document, client.without_daemon)
+        return [*reasons, *(_line("pause", pause) for pause in paused())]
 
     context.show(document, lines)
     if document["state"] not in _QUEUED:
@@ -98,10 +98,10 @@ def explanation_lines(document: Mapping[str, Any], why_files: str = "") -> list[
         lines.append(_line("relay", f"{why_files}; this is from the configuration"))
     lines.append(_line("from", document["from"] or "<>, as a report; --from names another"))
     milters = convert(document.get("milters", ()), list[MilterSaid])
-    lines += [_line("said", milter_words(one)) for one in milters]
+    lines += [_line("said", milter_words(milter)) for milter in milters]
     if writers := document.get("writers"):
         lines.append(_line("writers", f"{writers['alias']}: {', '.join(writers['from'])}"))
-    lines += [_line("alias", each) for each in document["aliases"]]
+    lines += [_line("alias", alias) for alias in document["aliases"]]
     lines += _cut([_line("rule", text) for text in _rules(document["rules"])], "rule")
     route = document["route"]
     if route["name"] == BY_RULE:
@@ -116,7 +116,7 @@ def explanation_lines(document: Mapping[str, Any], why_files: str = "") -> list[
     if "fallback" in route:
         after = f"after {time_span(route['fallback_after'])} without an answer"
         lines[-1] += f"; fallback {after}: {route['fallback']}"
-    lines += _cut([_line("host", _host(each)) for each in document["hosts"]], "host")
+    lines += _cut([_line("host", _host(host)) for host in document["hosts"]], "host")
     if (tls := document["tls"]) is not None:
         who, *notes = tls["policy"].split("; ")
         by = {MTA_STS: "MTA-STS policy of the domain", DANE: "TLSA records of the host"}
@@ -140,7 +140,7 @@ def _answer(document: Mapping[str, Any]) -> str:
     """Return what becomes of the mail, in a sentence."""
     address, reply = document["address"], document["reply"]
     if targets := document.get("targets"):
-        return f"{address} is replaced by {', '.join(each['address'] for each in targets)}"
+        return f"{address} is replaced by {', '.join(target['address'] for target in targets)}"
     state = _STATES[document["state"]].format(
         mailbox=document["mailbox"],
         next_hop=document["route"]["next_hop"],
@@ -161,27 +161,27 @@ def _cut(lines: list[str], noun: str) -> list[str]:
 
 
 def _rules(rules: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Return a text for each rule, those that match or may match first."""
+    """Return a text for each rule. Rules that match or may match come first."""
     order = {True: 0, None: 1, False: 2}
-    return [_rule(each) for each in sorted(rules, key=lambda each: order[each["matched"]])]
+    return [_rule(rule) for rule in sorted(rules, key=lambda rule: order[rule["matched"]])]
 
 
 def _rule(rule: Mapping[str, Any]) -> str:
     if rule["matched"] is None:
-        needed = ", ".join(one["condition"] for one in rule["conditions"] if one["holds"] is None)
+        needed = ", ".join(row["condition"] for row in rule["conditions"] if row["holds"] is None)
         return f'"{rule["rule"]}" depends on the message ({needed}); --message names one'
     text = rule_text(rule)
-    shown = [
-        each
-        for each in rule["conditions"]
-        if (
-            each["holds"] or "[" not in each["condition"]  # a table that did not decide
-            if rule["matched"]
-            else each["holds"] is not None
-            and each["holds"] == each["condition"].startswith("unless ")
-        )
-    ]
-    return f"{text}: {', '.join(map(condition_text, shown))}" if shown else text
+    is_match = bool(rule["matched"])
+    decisive = [row for row in rule["conditions"] if _decides(row, is_match=is_match)]
+    return f"{text}: {', '.join(map(condition_text, decisive))}" if decisive else text
+
+
+def _decides(condition: Mapping[str, Any], *, is_match: bool) -> bool:
+    """Return whether a condition is the reason why its rule matches, or why it does not."""
+    name, holds = condition["condition"], condition["holds"]
+    if is_match:
+        return bool(holds) or "[" not in name  # else a table that did not decide
+    return holds is not None and holds == name.startswith("unless ")
 
 
 def _host(host: Mapping[str, Any]) -> str:
@@ -192,7 +192,7 @@ def _host(host: Mapping[str, Any]) -> str:
 
 
 def _probe(probe: Mapping[str, Any]) -> list[str]:
-    """Return what the hosts gave, the result last."""
+    """Return the replies of the hosts, and the result last."""
     tls = f"{probe['tls']} {probe['cipher']}".strip() or "without TLS"
     answered = f"{probe['host']} [{probe['address']}] is ready for mail, {tls}"
     return [*probe["tried"], answered if probe["host"] else f"failed: {probe['reply']}"]
@@ -218,6 +218,6 @@ def _site(site: Mapping[str, Any]) -> str:
 
 
 def _retry(steps: Sequence[float]) -> str:
-    """Return the waits between attempts: the last one repeats."""
-    spans = [time_span(each) for each in steps]
+    """Return the waits between attempts. The last wait is repeated."""
+    spans = [time_span(step) for step in steps]
     return f"after {', '.join(spans)}" + (", and so on" if spans else "")

@@ -1,9 +1,9 @@
 """`relay import`: messages from .eml files, mbox files and Maildirs into a mailbox.
 
-It works on the mailbox's directory, whether a relay runs or not, as mail programs do. Exits 65 if
-something was no mail, after all else was imported, and for a mailbox or folder that does not exist,
-66 for a file that does not exist, 77 for a file that cannot be read, and for another user than the
-mailboxes'.
+It writes into the directory of the mailbox, as mail programs do, whether a relay runs or not. Exits
+65 for a mailbox or folder that does not exist, and if a file had no mail, after all others were
+imported; 66 for a file that does not exist; 77 for a file that cannot be read, and for a user who
+does not own the mailboxes.
 """
 
 import os
@@ -70,7 +70,7 @@ def import_mail(
     finally:
         importing.finish()
     result = {"imported": importing.imported, "present": importing.present, "no_mail": bad}
-    context.show(result, lambda: [_said(importing, bad)])
+    context.show(result, lambda: [_summary(importing, bad)])
     if bad:
         raise CommandError(ExitCode.DATA)
 
@@ -79,14 +79,14 @@ def _note(text: str) -> None:
     click.echo(printable(f"relay import: {text}"), err=True)
 
 
-def _said(importing: MailImport, bad: int) -> str:
+def _summary(importing: MailImport, bad: int) -> str:
     number = counted(importing.imported, "message")
     present = f", {importing.present} were there already" if importing.present else ""
     return f"imported {number}{present}{f', passed over {bad}: no mail' if bad else ''}"
 
 
 def _mailbox(root: Path, address: str, *, create: bool = False, hint: str = "") -> Path:
-    """Return the mailbox. Raises CommandError; `hint` is about one that is not there."""
+    """Return the mailbox. Raises CommandError; `hint` is added if the mailbox does not exist."""
     if root.is_dir() and root.stat().st_uid != os.geteuid():
         text = f"{root} belongs to the user {root.stat().st_uid}: run it as that user"
         raise CommandError(ExitCode.NO_PERMISSION, f"relay: {text}")
@@ -106,8 +106,8 @@ def _mailbox(root: Path, address: str, *, create: bool = False, hint: str = "") 
 
 def _folder(mailbox: Path, name: str) -> Folder:
     """Return the folder with this name or id. Raises CommandError."""
-    wanted = name.casefold()
-    for one in list_folders(mailbox):
-        if wanted in (one.id.casefold(), one.display_name.casefold()):
-            return one
+    folded = name.casefold()
+    for folder in list_folders(mailbox):
+        if folded in (folder.id.casefold(), folder.display_name.casefold()):
+            return folder
     raise CommandError(ExitCode.DATA, f"relay: the mailbox has no folder {shown(name)}")

@@ -2,8 +2,8 @@
 
 Both read the configuration and need no running relay, which uses a new refresh token at once. Exit
 codes: 75 while the token server is away, 77 where a person must sign in, 78 for the configuration.
-RFC 8628 (device code); for Google RFC 8252 and RFC 7636: nothing listens at the redirect, so that
-the browser shows its address, which the person pastes.
+RFC 8628 (device code); for Google RFC 8252 and RFC 7636: nothing listens at the redirect, so the
+browser shows its address, and the user pastes it.
 """
 
 import asyncio
@@ -60,7 +60,7 @@ def login(context: CommandContext, name: str) -> None:
 def test(context: CommandContext, name: str) -> None:
     """Get tokens of an [[oauth]]: for whom, until when."""
     rows = _run(context, name, _try)
-    words = [f"{one['use']}: {one['for']}, until {one['until']}: {one['scopes']}" for one in rows]
+    words = [f"{row['use']}: {row['for']}, until {row['until']}: {row['scopes']}" for row in rows]
     context.show(rows, lambda: words)
 
 

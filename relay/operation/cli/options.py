@@ -50,7 +50,7 @@ class CommandContext(Struct, frozen=True):
 
     @property
     def names_config(self) -> bool:
-        """Whether --config or RELAY_CONFIG is given."""
+        """Return whether --config or RELAY_CONFIG is given."""
         return self.config is not None or read_environment().names_config
 
     def config_file(self) -> Path:
@@ -58,16 +58,15 @@ class CommandContext(Struct, frozen=True):
         return self.config or read_environment().config
 
     def named_config_file(self) -> Path | None:
-        """Return the file of --config, or that of RELAY_CONFIG if it exists."""
+        """Return the file of --config, else the file of RELAY_CONFIG if it exists, else None."""
         environment = read_environment()
         if self.config is None and environment.names_config and environment.config.exists():
             return environment.config
         return self.config
 
     def found_config_file(self) -> Path:
-        """Return config_file(), or the file of this user's running `relay dev`.
-
-        The latter is used if neither --config nor RELAY_CONFIG is given and the default is missing.
+        """Return config_file(). If neither --config nor RELAY_CONFIG is given and the default file
+        does not exist, return the file of this user's running `relay dev`.
         """
         file = self.config_file()
         if self.names_config or file.exists():
@@ -93,7 +92,7 @@ def role_option(command: F) -> F:
     """Add --role to a verb, as the argument `role`."""
     return click.option(
         "--role",
-        type=click.Choice([one.value for one in NodeRole]),
+        type=click.Choice([role.value for role in NodeRole]),
         default=NodeRole.ALL.value,
         show_default=True,
         callback=lambda _context, _option, value: NodeRole(value),
@@ -102,22 +101,22 @@ def role_option(command: F) -> F:
 
 
 class Parsed(click.ParamType[T]):
-    """A text that `parse` converts, or refuses with a ValueError that says what it expects."""
+    """A text that `parse` converts. Its ValueError says what was expected."""
 
     def __init__(self, name: str, parse: Callable[[str], T], *, is_secret: bool = False) -> None:
-        """What was found is not shown if it `is_secret`."""
+        """With `is_secret`, an error does not show the text."""
         self.name = name
         self._parse = parse
         self._is_secret = is_secret
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> T:
-        """Return what `parse` returns."""
+        """Return the result of `parse`."""
         text = str(value)
         try:
             return self._parse(text)
         except ValueError as error:
-            found = "" if self._is_secret else f"found {shown(text)}, "
-            self.fail(f"{found}expected {error}", param, ctx)
+            begin = "" if self._is_secret else f"found {shown(text)}, "
+            self.fail(f"{begin}expected {error}", param, ctx)
 
 
 def _message_name(text: str) -> str:
@@ -166,7 +165,7 @@ class InputPath(click.Path):
 def read_input(verb: str, path: Path) -> bytes:
     """Return the octets of a file or pipe. Raises CommandError (65), PermissionError."""
     try:
-        # Nothing waits until a FIFO has a writer: it could be forever.
+        # Do not wait until a FIFO has a writer: that may never happen.
         file = io.FileIO(path, opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK))
         with io.BufferedReader(file) as reader:
             os.set_blocking(reader.fileno(), True)
@@ -209,7 +208,7 @@ def user_name() -> str:
 
 
 def login_name() -> str:
-    """Return the name that the relay knows this user by, on the socket of [sendmail]."""
+    """Return the name under which the relay knows this user on the socket of [sendmail]."""
     return LocalUsers("localhost", "").find(os.geteuid()).name
 
 

@@ -1,9 +1,9 @@
-"""Print facts to stdout: JSON, and text; the lines of a journey, of its recipients, and of rules.
+"""Print JSON and text to stdout; the lines of journeys, recipients and rules.
 
 JSON is UTF-8 on any terminal; a document is printed at once, a stream line by line. The text
-functions are pure and return lines. print_lines() replaces their control characters: what prints
-them in another way has to do that itself, by printable(). click.echo() flushes what it prints, so
-that its failure is still reported, and what goes to stderr afterwards is seen after it.
+functions are pure and return lines. print_lines() replaces control characters. Code that prints
+text in another way calls printable(). click.echo() flushes its output: a failure is still reported,
+and later output to stderr appears after it.
 """
 
 import json
@@ -41,7 +41,7 @@ def _as_json(value: Any) -> bytes:
 
 
 def print_lines(lines: Sequence[str]) -> None:
-    """Print lines of text, without control characters; without any, nothing."""
+    """Print lines of text, with control characters replaced; no lines print nothing."""
     if lines:
         click.echo("\n".join(map(printable, lines)))
 
@@ -57,17 +57,17 @@ _ADDRESS_WIDTH_MAX = 40
 _UNREMARKABLE = ("delivered", "relayed", "captured", "queued")
 
 
-def journey_lines(found: Journey, answer: Sequence[str] = ()) -> list[str]:
-    """Return a journey: what became of it, a headline, its steps, its recipients."""
-    recipients = named([one.address for one in found.recipients])
-    headline = f'{found.key}  "{found.subject}"  {found.sender or "<>"} -> {recipients}'
-    days = {step.at[:10] for step in found.steps}
-    lines = [*answer, f"{headline}  {_state(found)}"]
-    if client := client_line(found.known_client):
+def journey_lines(journey: Journey, answer: Sequence[str] = ()) -> list[str]:
+    """Return the lines of a journey: `answer`, a headline, the steps, the recipients."""
+    recipients = named([recipient.address for recipient in journey.recipients])
+    headline = f'{journey.key}  "{journey.subject}"  {journey.sender or "<>"} -> {recipients}'
+    days = {step.at[:10] for step in journey.steps}
+    lines = [*answer, f"{headline}  {_state(journey)}"]
+    if client := client_line(journey.known_client):
         lines.append(f"   {client}")
-    for step in found.steps:
+    for step in journey.steps:
         lines += step_lines(step, with_date=len(days) > 1)
-    return lines + recipient_lines(found.shown_recipients) + recipient_lines(found.added or ())
+    return lines + recipient_lines(journey.shown_recipients) + recipient_lines(journey.added or ())
 
 
 def step_lines(step: JourneyStep, *, with_date: bool = False) -> list[str]:
@@ -78,36 +78,37 @@ def step_lines(step: JourneyStep, *, with_date: bool = False) -> list[str]:
     node = f"[{step.detail['node']}]  " if "node" in step.detail else ""
     head = f" {step.step} {step.name:<18} {clock}Z  {node}"
     first, *rest = details
-    return [f"{head}{first}".rstrip(), *(" " * len(head) + one for one in rest)]
+    return [f"{head}{first}".rstrip(), *(" " * len(head) + text for text in rest)]
 
 
 def recipient_lines(
     recipients: Sequence[Recipient], *, indent: str = "   ", most: int = _RECIPIENTS_MAX
 ) -> list[str]:
     """Return a line per recipient, failed and deferred ones first, and a count of the rest."""
-    ordered = sorted(recipients, key=lambda one: one.state in _UNREMARKABLE)
-    shown, rest = ordered[:most], ordered[most:]
-    width = min(max((len(one.address) for one in shown), default=0), _ADDRESS_WIDTH_MAX)
+    ordered = sorted(recipients, key=lambda recipient: recipient.state in _UNREMARKABLE)
+    listed, rest = ordered[:most], ordered[most:]
+    longest = max((len(recipient.address) for recipient in listed), default=0)
+    width = min(longest, _ADDRESS_WIDTH_MAX)
     lines = []
-    for one in shown:
-        number = sum(tried.outcome != "expired" for tried in one.attempts)
+    for recipient in listed:
+        number = sum(tried.outcome != "expired" for tried in recipient.attempts)
         more = f"  ({number} attempts)" if number > 1 else ""
-        more += f"  Graph id {one.graph_id}" if one.graph_id else ""
-        more += f"  (added by {rule_or_milter(one.added_by)})" if one.added_by else ""
-        said = f"to {named(one.successors)}" if one.successors else one.reply
-        line = f"{indent}{one.address:<{width}}  {one.state:<9}  {said}".rstrip()
+        more += f"  Graph id {recipient.graph_id}" if recipient.graph_id else ""
+        more += f"  (added by {rule_or_milter(recipient.added_by)})" if recipient.added_by else ""
+        said = f"to {named(recipient.successors)}" if recipient.successors else recipient.reply
+        line = f"{indent}{recipient.address:<{width}}  {recipient.state:<9}  {said}".rstrip()
         lines.append(line + more)
     if rest:
-        by_state = Counter(one.state for one in rest)
+        by_state = Counter(recipient.state for recipient in rest)
         states = ", ".join(f"{number} {state}" for state, number in by_state.items())
         lines.append(f"{indent}and {len(rest)} more: {states}")
     return lines
 
 
-def _state(found: Journey) -> str:
-    """Return the state, and the number of recipients in it if not all are."""
-    state, recipients = found.state, found.shown_recipients
-    count = sum(1 for one in recipients if one.state == state)
+def _state(journey: Journey) -> str:
+    """Return the state of a message; if not all recipients are in it, the number of those too."""
+    state, recipients = journey.state, journey.shown_recipients
+    count = sum(1 for recipient in recipients if recipient.state == state)
     return state.upper() + (f" ({count} of {len(recipients)})" if count < len(recipients) else "")
 
 
@@ -127,7 +128,7 @@ def condition_text(condition: Mapping[str, Any]) -> str:
 
 
 def rule_text(rule: Mapping[str, Any]) -> str:
-    """Return whether a rule matches, and what it does, without its conditions."""
+    """Return a line that says whether a rule matches and what it does, without its conditions."""
     name, would = f'"{rule["rule"]}"', "would do (audit)" if rule["mode"] == "audit" else "does"
     if rule["skipped"]:
         return f"{name} is not evaluated: {rule['skipped']}"
@@ -143,13 +144,13 @@ def verdict_lines(document: Mapping[str, Any]) -> list[str]:
     for rule in document["rules"]:
         lines.append(f"rule {rule_text(rule)}")
         lines += [
-            f"  {'yes' if each['holds'] else 'no':<4}{condition_text(each)}"
-            for each in rule["conditions"]
+            f"  {'yes' if condition['holds'] else 'no':<4}{condition_text(condition)}"
+            for condition in rule["conditions"]
         ]
-    for one in document["charges"]:
-        limit = f"{one['allowed']} in {time_span(one['period_s'])}"
-        number = counted(one["recipients"], "recipient")
-        lines.append(f"counts {number} against the {limit} of {one['key']} ({one['rule']})")
+    for charge in document["charges"]:
+        limit = f"{charge['allowed']} in {time_span(charge['period_s'])}"
+        number = counted(charge["recipients"], "recipient")
+        lines.append(f"counts {number} against the {limit} of {charge['key']} ({charge['rule']})")
     if (deferred := document["deferred"]) is not None:
         lines.append(f"deferred: {deferred['status']} {deferred['text']} ({deferred['rule']})")
     else:
@@ -158,34 +159,36 @@ def verdict_lines(document: Mapping[str, Any]) -> list[str]:
 
 
 def _recipient_lines(document: Mapping[str, Any]) -> Iterator[str]:
-    for one in document["recipients"]:
-        via = f" by {one['next_hop']}" if one["next_hop"] else ""
-        yield _line(one, _fate(one) + via)
-    for one in document["added"]:
-        yield _line(one, _held(one) or "gets a copy")
-    for one in document["mails"]:
-        names = ", ".join(one["recipients"])
-        yield f"{_MAILS[one['kind']]} to {one['to']} about {names} ({one['rule']})"
+    for recipient in document["recipients"]:
+        via = f" by {recipient['next_hop']}" if recipient["next_hop"] else ""
+        yield _line(recipient, _fate(recipient) + via)
+    for recipient in document["added"]:
+        yield _line(recipient, _held(recipient) or "gets a copy")
+    for mail in document["mails"]:
+        names = ", ".join(mail["recipients"])
+        yield f"{_MAILS[mail['kind']]} to {mail['to']} about {names} ({mail['rule']})"
 
 
-def _line(one: Mapping[str, Any], fate: str) -> str:
-    return f"{one['address']}: {fate}" + (f" ({one['rule']})" if one["rule"] else "")
+def _line(recipient: Mapping[str, Any], fate: str) -> str:
+    rule = f" ({recipient['rule']})" if recipient["rule"] else ""
+    return f"{recipient['address']}: {fate}{rule}"
 
 
-def _held(one: Mapping[str, Any]) -> str:
-    return f"held: {one['hold']['reason']}" if one["hold"] is not None else ""
+def _held(recipient: Mapping[str, Any]) -> str:
+    return f"held: {recipient['hold']['reason']}" if recipient["hold"] is not None else ""
 
 
-def _fate(one: Mapping[str, Any]) -> str:
-    match one["fate"]:
+def _fate(recipient: Mapping[str, Any]) -> str:
+    match recipient["fate"]:
         case "reject":
-            return f"rejected: {one['status']} {one['text']}"
+            return f"rejected: {recipient['status']} {recipient['text']}"
         case "discard":
             return "discarded"
         case "redirect":
-            return f"redirected to {', '.join(one['successors'])}"
+            return f"redirected to {', '.join(recipient['successors'])}"
         case _:
-            held = _held(one)
-            if not one["quarantined"] or held == "held: quarantine":
+            held = _held(recipient)
+            if not recipient["quarantined"] or held == "held: quarantine":
                 return held or "delivered"
-            return f"{held}, then " * bool(held) + f"quarantined ({one['quarantined']})"
+            first = f"{held}, then " if held else ""
+            return f"{first}quarantined ({recipient['quarantined']})"

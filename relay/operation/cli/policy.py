@@ -87,8 +87,8 @@ def check(context: CommandContext, directory: Path | None) -> None:
     unread = unread_directories(directory) if directory else ""
     warnings = [unread] if unread else []
     warnings += [text for rules, _ in sets for text in rules.warnings]
-    found = format_check([rules for rules, _ in sets], warnings, time_us=SystemClock().time_us())
-    _print(context, found)
+    report = format_check([rules for rules, _ in sets], warnings, time_us=SystemClock().time_us())
+    _print(context, report)
 
 
 @policy.command()
@@ -97,7 +97,7 @@ def check(context: CommandContext, directory: Path | None) -> None:
 def test(context: CommandContext, directory: Path | None) -> None:
     """Run the rules' own tests; exits 78 when one fails."""
     sets = _sets(context, directory, runs_tests=False)
-    results = [one for rules, local in sets for one in run_tests(rules, local_domains=local)]
+    results = [result for rules, local in sets for result in run_tests(rules, local_domains=local)]
     _print(context, format_test_results([rules for rules, _ in sets], results))
 
 
@@ -122,7 +122,7 @@ def test(context: CommandContext, directory: Path | None) -> None:
 )
 @click.option(
     "--source",
-    type=click.Choice([str(one) for one in Source]),
+    type=click.Choice([str(source) for source in Source]),
     default=str(Source.SMTP),
     show_default=True,
 )
@@ -136,7 +136,7 @@ def test(context: CommandContext, directory: Path | None) -> None:
     "--login", metavar="ACCOUNT", default="", help="The account that sends it. [default: none]"
 )
 @common_options
-def try_(context: CommandContext, *, file: Path, **given: Any) -> None:
+def try_(context: CommandContext, *, file: Path, **options: Any) -> None:
     """Say what the rules would do with a message, without doing it.
 
     Shows each rule, and each of its conditions with the value that it compared. A client without a
@@ -145,22 +145,23 @@ def try_(context: CommandContext, *, file: Path, **given: Any) -> None:
     settings = context.settings()
     clock = SystemClock()
     rules, sets = rules_of_a_start(settings, context.found_config_file(), clock)
-    for text in (*(str(fault) for one in sets.values() for fault in one.faults), trouble_of(sets)):
+    faults = [str(fault) for tenant in sets.values() for fault in tenant.faults]
+    for text in (*faults, trouble_of(sets)):
         if text:
             click.echo(printable(f"relay policy try: {text}"), err=True)
     content = crlf(read_input("policy try", file))
-    recipients = (main_address(one, settings.alias_domains) for one in given["recipients"])
+    recipients = (main_address(to, settings.alias_domains) for to in options["recipients"])
     subject = examined_message(
-        given["sender"],
+        options["sender"],
         list(dict.fromkeys(recipients)),
         content,
-        source=Source(given["source"]),
+        source=Source(options["source"]),
         local_domains=settings.own_domains,
-        client=given["client"],
-        login=given["login"],
-        is_trusted=not given["client"]
-        or bool(given["login"])
-        or is_trusted(settings.smtp, given["client"]),
+        client=options["client"],
+        login=options["login"],
+        is_trusted=not options["client"]
+        or bool(options["login"])
+        or is_trusted(settings.smtp, options["client"]),
     )
     subject = replace(subject, time_us=clock.time_us(), alias_domains=settings.alias_domains)
     if not subject.content.header.fields:
@@ -208,18 +209,18 @@ def diff(context: CommandContext, old: Path, new: Path, *, mail: Path) -> None:
         raise SettingsError(faults)
     comparison, reader = RuleComparison(*books), SavedMailReader(settings)
     report = DiffReport(as_json=context.json)
-    for found in find_saved(mail, report.skip):
+    for path in find_saved(mail, report.skip):
         try:
-            saved = reader.read(found)
-            report.add(found, saved, comparison.compare(saved[0]))
+            saved = reader.read(path)
+            report.add(path, saved, comparison.compare(saved[0]))
         except (NotMailError, OSError) as error:
-            report.skip(found, reason_of(error))
+            report.skip(path, reason_of(error))
     report.end(comparison.counts(), reader.without_journeys)
 
 
 def _book_in(folder: Path, settings: Settings | None, file: Path) -> RuleBook:
-    """Read the rules in another directory than that of the configuration `file`, with those of its
-    tenants; their tests are not run. Raises PolicyError.
+    """Read the rules in `folder` instead of the directory in the configuration `file`, and the
+    rules of tenants there. Their tests are not run. Raises PolicyError.
     """
     if settings is None:
         return RuleBook(read_rules(folder))
@@ -231,14 +232,14 @@ def _book_in(folder: Path, settings: Settings | None, file: Path) -> RuleBook:
 def _sets(
     context: CommandContext, directory: Path | None, *, runs_tests: bool
 ) -> list[tuple[RuleSet, Sequence[str]]]:
-    """Return each set of rules, with the domains that are local in its tests; a directory that is
-    given needs no configuration. Raises PolicyError.
+    """Return each set of rules, with the domains that are local in its tests. With `directory`, no
+    configuration is needed. Raises PolicyError.
     """
     if directory is not None:
         return [(load_rules(directory) if runs_tests else read_rules(directory), ())]
     settings = context.settings()
     sets = load_strictly(settings, context.found_config_file(), runs_tests=runs_tests)
-    return [(rules, one.domains if one else settings.own_domains) for one, rules in sets]
+    return [(rules, tenant.domains if tenant else settings.own_domains) for tenant, rules in sets]
 
 
 def _print(context: CommandContext, report: PolicyReport) -> None:
@@ -252,21 +253,21 @@ _LINES_MAX = 20  # of a file, of each kind
 
 
 class DiffReport:
-    """Prints, and counts."""
+    """Prints the differences as they come, and the sums at the end."""
 
     def __init__(self, *, as_json: bool) -> None:
         self._as_json = as_json
         self._shown = self._changed = 0
         self._skipped, self._known_by = Counter[str](), Counter[str]()
 
-    def add(self, file: Path, mail: tuple[ExaminedMessage, str], found: Difference | None) -> None:
-        """Count a message, and print how its results differ. `mail` is as SavedMailReader reads."""
+    def add(self, file: Path, mail: tuple[ExaminedMessage, str], change: Difference | None) -> None:
+        """Count a message of SavedMailReader.read(), and print how its results differ."""
         message, known_by = mail
         self._known_by[known_by] += 1
-        if found is not None:
+        if change is not None:
             self._changed += 1
             facts = {"file": str(file), "envelope": known_by, "from": message.reverse_path}
-            self._show(facts | to_builtins(found), lambda: _lines(str(file), found))
+            self._show(facts | to_builtins(change), lambda: _lines(str(file), change))
 
     def skip(self, place: Path, reason: str) -> None:
         """Count a file or directory that is not compared, and print why."""
@@ -284,10 +285,10 @@ class DiffReport:
             return
         lines = [f"and {counted(more, 'more file')}"] if more else []
         lines.append(f"{'old':>8} {'new':>8}  rule")
-        for one in rules:
-            if one["old"] != 0 or one["new"] != 0:
-                old, new = ("-" if one[name] is None else one[name] for name in ("old", "new"))
-                lines.append(f"{old:>8} {new:>8}  {one['rule']}")
+        for rule in rules:
+            if rule["old"] != 0 or rule["new"] != 0:
+                old, new = ("-" if rule[name] is None else rule[name] for name in ("old", "new"))
+                lines.append(f"{old:>8} {new:>8}  {rule['rule']}")
         skipped = ", ".join(f"{number} {reason}" for reason, number in self._skipped.items())
         lines.append(
             f"{counted(sums['compared'], 'file')} compared: {self._changed} changed, "
@@ -306,12 +307,12 @@ class DiffReport:
                 print_lines(lines())
 
 
-def _lines(file: str, found: Difference) -> list[str]:
-    old, new = _outcome_lines(found.old), _outcome_lines(found.new)
-    lines = _cut(f"- {each}" for each in old if each not in new)
-    lines += _cut(f"+ {each}" for each in new if each not in old)
-    lines += _cut(f"~ {each}: {', '.join(names)}" for each, names in found.contents.items())
-    first = f"{file}: {', '.join(found.rules) or 'no rule'}"
+def _lines(file: str, change: Difference) -> list[str]:
+    old, new = _outcome_lines(change.old), _outcome_lines(change.new)
+    lines = _cut(f"- {line}" for line in old if line not in new)
+    lines += _cut(f"+ {line}" for line in new if line not in old)
+    lines += _cut(f"~ {address}: {', '.join(names)}" for address, names in change.contents.items())
+    first = f"{file}: {', '.join(change.rules) or 'no rule'}"
     return [first, *(lines or ["~ what only --json shows"])]
 
 
@@ -323,6 +324,6 @@ def _outcome_lines(document: Mapping[str, Any]) -> list[str]:
 
 
 def _cut(lines: Iterable[str]) -> list[str]:
-    found = list(lines)
-    more = len(found) - _LINES_MAX
-    return [*found[:_LINES_MAX], f"  and {more} more"] if more > 0 else found
+    listed = list(lines)
+    more = len(listed) - _LINES_MAX
+    return [*listed[:_LINES_MAX], f"  and {more} more"] if more > 0 else listed

@@ -1,7 +1,7 @@
 """`relay queue`: list the queue, and the commands that change it; the text of entries and counts.
 
-`relay pause` and `relay resume` are what this node does not do until an operator or a time ends it;
-without a running relay they are for its next start. Commands that change entries need a selector.
+`relay pause` stops delivery or acceptance on this node, until a time or `relay resume`. If no relay
+runs, both take effect at the next start. Commands that change entries need a selector.
 Exits 65 for an unknown message, 69 without a relay that changes entries, 75 if all selected entries
 are in flight, 130 for Ctrl-C.
 """
@@ -133,13 +133,13 @@ def list_(context: CommandContext, **conditions: Any) -> None:
 def show(context: CommandContext, key: str) -> None:
     """Show one message: its journey and its queue entries."""
     client = _client(context)
-    found = client.journey(key)
-    if found is None:
+    journey = client.journey(key)
+    if journey is None:
         raise unknown_message("queue show", key, without_daemon=client.without_daemon)
-    entries = client.queue_list(Selector(ids=(found.id,))) if found.id else []
+    entries = client.queue_list(Selector(ids=(journey.id,))) if journey.id else []
     context.show(
-        msgspec.to_builtins(found) | {"entries": entries},
-        lambda: [*journey_lines(found, client.answer(found)), "", *entry_lines(entries)],
+        msgspec.to_builtins(journey) | {"entries": entries},
+        lambda: [*journey_lines(journey, client.answer(journey)), "", *entry_lines(entries)],
     )
 
 
@@ -151,8 +151,8 @@ def stats(context: CommandContext) -> None:
     The nodes that share a PostgreSQL spool are listed too.
     """
     clock = SystemClock()
-    found = OperatorClient(context.settings(), clock).stats()
-    context.show(found, lambda: stats_lines(found, now_us=clock.time_us()))
+    counts = OperatorClient(context.settings(), clock).stats()
+    context.show(counts, lambda: stats_lines(counts, now_us=clock.time_us()))
 
 
 @queue.command()
@@ -259,25 +259,25 @@ def _change(
     if answer["in_flight"] and not answer["done"] and not may_wait:
         text = f"relay queue {operation}: all selected entries are in flight; try again later"
         raise CommandError(ExitCode.TRY_LATER, text)
-    if not answer["done"] and any(one["note"] == NO_REPORTS for one in answer["entries"]):
+    if not answer["done"] and any(row["note"] == NO_REPORTS for row in answer["entries"]):
         raise CommandError(ExitCode.DATA, f"relay queue {operation}: {NO_REPORTS}")
 
 
 def _reasons(answer: Mapping[str, Any]) -> list[str]:
-    """Return why entries were not changed, with their number, for an answer that is not listed."""
+    """Return each reason why entries were not changed, with the number of these entries."""
     entries = answer["entries"]
-    notes = Counter(f"{one['result']}: {one['note']}" for one in entries if one["note"])
+    notes = Counter(f"{row['result']}: {row['note']}" for row in entries if row["note"])
     return [f"    {number} {note}" for note, number in notes.items()]
 
 
 def with_option(text: str) -> str:
-    """Replace a field name of the body by the name of its option."""
+    """Replace the name of a field of the body by the name of the option."""
     field, colon, rest = text.partition(":")
     return f"--{field}{colon}{rest}" if field in _OPTIONS else text
 
 
 def _refuse_unknown(verb: str, unknown: Sequence[str]) -> None:
-    """Exit with an error for selector ids that match nothing, after all other output."""
+    """Raise CommandError for ids that match nothing. Call it after all other output."""
     if unknown:
         names = ", ".join(shown(name) for name in unknown)
         raise CommandError(ExitCode.DATA, f"relay queue {verb}: not in the queue: {names}")
@@ -316,7 +316,7 @@ def entry_lines(entries: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def _before_queue_lines(entries: EntryList) -> list[str]:
-    """Return the line about messages that are not in the queue yet, if they were counted."""
+    """Return the numbers of messages that are not yet in the queue, if they were counted."""
     counts = dict(entries.before_queue or {})
     held = counts.pop("restored", 0)
     numbers = [f"{number} {state}" for state, number in counts.items()]
@@ -330,7 +330,7 @@ def stats_lines(stats: Mapping[str, Any], *, now_us: int) -> list[str]:
         return ["the queue is empty: there is no spool"]
     by_state = ", ".join(f"{number} {state}" for state, number in stats["entries"].items())
     unaccounted = "not counted yet" if stats["unaccounted"] is None else stats["unaccounted"]
-    levels = ", ".join(f"{one['entries']} {level}" for level, one in stats["priorities"].items())
+    levels = ", ".join(f"{row['entries']} {level}" for level, row in stats["priorities"].items())
     lines = [
         f"entries      {by_state}",
         f"recipients   {stats['recipients']}",
@@ -339,28 +339,28 @@ def stats_lines(stats: Mapping[str, Any], *, now_us: int) -> list[str]:
         f"priorities   {levels}",
         f"unaccounted  {unaccounted}",
     ]
-    for one in stats.get("holds", ()):
-        until = f" until {one['until'][:19]}Z" if one["until"] else ""
-        lines.append(f"holds new    {one['domain']}{until}, by {one['reason']}")
+    for hold in stats.get("holds", ()):
+        until = f" until {hold['until'][:19]}Z" if hold["until"] else ""
+        lines.append(f"holds new    {hold['domain']}{until}, by {hold['reason']}")
     lines += [f"paused       {line}" for line in pause_lines(stats.get("paused", {}))]
-    for one in stats.get("paused_sites", ()):
-        lines.append(f"paused       {one['site']} until {one['until'][:19]}Z, by {one['by']}")
+    for site in stats.get("paused_sites", ()):
+        lines.append(f"paused       {site['site']} until {site['until'][:19]}Z, by {site['by']}")
     hops = stats["next_hops"]
     rows = [("NEXT HOP", "ENTRIES", "ACTIVE", "DEFERRED", "OLDEST")] + [
         (
-            one["next_hop"],
-            str(one["entries"]),
-            str(one["in_delivery"]),
-            str(one["deferred"]),
-            _age(one["oldest"], now_us),
+            hop["next_hop"],
+            str(hop["entries"]),
+            str(hop["in_delivery"]),
+            str(hop["deferred"]),
+            _age(hop["oldest"], now_us),
         )
-        for one in hops
+        for hop in hops
     ]
     width = max(len(row[0]) for row in rows)
-    table = [f"{hop:<{width}}  {'  '.join(f'{x:>11}' for x in rest)}" for hop, *rest in rows]
+    table = [f"{hop:<{width}}  {'  '.join(f'{cell:>11}' for cell in rest)}" for hop, *rest in rows]
     table[0] += "  LAST REPLY"
-    for number, one in enumerate(hops, 1):
-        if last := one["last"]:
+    for number, hop in enumerate(hops, 1):
+        if last := hop["last"]:
             host = f"{last['host']}, " if last["host"] else ""
             age = _age(last["at"], now_us)
             table[number] += f"  {age} ago, {host}for {last['domain']}: {last['reply']}"
@@ -372,29 +372,29 @@ def stats_lines(stats: Mapping[str, Any], *, now_us: int) -> list[str]:
 
 
 def pause_lines(pauses: Mapping[str, Any]) -> list[str]:
-    """Return what a node does not do at present, from the JSON of /pause."""
-    found = ((what, pauses[what]) for what in Paused if pauses.get(what))
-    return [msgspec.convert(pause, Pause).text(what) for what, pause in found]
+    """Return the lines of the active pauses, from the JSON of /pause."""
+    active = ((what, pauses[what]) for what in Paused if pauses.get(what))
+    return [msgspec.convert(pause, Pause).text(what) for what, pause in active]
 
 
 def _node_lines(nodes: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Return the nodes of a spool as a table, and whether those that live have one version."""
+    """Return the nodes of a spool as a table, and a line if living nodes have several versions."""
     rows = [("NODE", "STATE", "VERSION", "LAST BEAT", "CLAIMS")] + [
         (
-            one["name"] + (" (this)" if one["is_this"] else ""),
-            one["state"],
-            one["version"],
-            f"{time_span(one['beat_age_s'])} ago",
-            str(one["claims"]),
+            node["name"] + (" (this)" if node["is_this"] else ""),
+            node["state"],
+            node["version"],
+            f"{time_span(node['beat_age_s'])} ago",
+            str(node["claims"]),
         )
-        for one in nodes
+        for node in nodes
     ]
     widths = [max(len(row[column]) for row in rows) for column in range(4)]
     lines = [
         "  ".join([*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[4]])
         for row in rows
     ]
-    versions = sorted({one["version"] for one in nodes if one["state"] == "alive"})
+    versions = sorted({node["version"] for node in nodes if node["state"] == "alive"})
     if len(versions) > 1:
         lines.append(f"living nodes have several versions: {', '.join(versions)}")
     return lines
@@ -404,8 +404,8 @@ def _entry_cells(entry: Mapping[str, Any]) -> tuple[str, ...]:
     due = str(entry["due"])[:19].replace("T", " ") if entry["due"] else "-"
     is_lost = entry["sender"] is None
     numbers = ("-" if is_lost else str(entry["size"]), str(entry["attempts"]))
-    way = f"{'?' if is_lost else entry['sender'] or '<>'} -> {entry['next_hop']}"
-    return (f"{entry['id']}-{entry['entry']}", str(entry["state"]), *numbers, due, way)
+    hop = f"{'?' if is_lost else entry['sender'] or '<>'} -> {entry['next_hop']}"
+    return (f"{entry['id']}-{entry['entry']}", str(entry["state"]), *numbers, due, hop)
 
 
 def _remarks(entry: Mapping[str, Any]) -> Iterator[str]:
@@ -440,7 +440,7 @@ def _count(entries: Sequence[Mapping[str, Any]]) -> str:
 
 
 @click.command()
-@click.argument("what", type=click.Choice([one.value for one in Paused]))
+@click.argument("what", type=click.Choice([what.value for what in Paused]))
 @once("--until", metavar="TIME|DURATION", help="When it ends automatically.")
 @common_options
 def pause(context: CommandContext, *, what: str, until: str) -> None:
@@ -454,7 +454,7 @@ def pause(context: CommandContext, *, what: str, until: str) -> None:
 
 
 @click.command()
-@click.argument("what", type=click.Choice([one.value for one in Paused]), required=False)
+@click.argument("what", type=click.Choice([what.value for what in Paused]), required=False)
 @common_options
 def resume(context: CommandContext, *, what: str | None) -> None:
     """End what `relay pause` has stopped: delivery, accept, or without WHAT both."""
@@ -463,20 +463,20 @@ def resume(context: CommandContext, *, what: str | None) -> None:
 
 def _change_pause(context: CommandContext, verb: str, order: dict[str, str | None]) -> None:
     try:
-        found = _asked(context.settings(), verb, order | {"who": user_name()})
+        answer = _asked(context.settings(), verb, order | {"who": user_name()})
     except ControlError as error:
         if error.status == HTTPStatus.BAD_REQUEST:
             raise click.UsageError(with_option(str(error))) from None
         raise
-    resumed = [f"resumed: {what}" for what in found["resumed"]]
-    context.show(found, lambda: [*resumed, *pause_lines(found)] or ["nothing is paused"])
+    resumed = [f"resumed: {what}" for what in answer["resumed"]]
+    context.show(answer, lambda: [*resumed, *pause_lines(answer)] or ["nothing is paused"])
 
 
 def _asked(settings: Settings, verb: str, order: dict[str, Any]) -> dict[str, Any]:
-    """Return what is paused after the order, from the relay or from its file."""
-    given = {name: one for name, one in order.items() if one is not None}
+    """Pause or resume, by the relay or in its file. Return what is paused then."""
+    body = {name: argument for name, argument in order.items() if argument is not None}
     try:
-        return ControlClient(settings.control_socket).post(f"/{verb}", given)
+        return ControlClient(settings.control_socket).post(f"/{verb}", body)
     except ControlForbiddenError:
         raise
     except ControlUnavailableError as error:

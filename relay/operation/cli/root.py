@@ -52,8 +52,8 @@ _GROUPS = {
     },
 }
 _VERBS = {name: text for group in _GROUPS.values() for name, text in group.items()}
-# Other verbs are in the module of their name, by that name. Those of `relay dev` are in a wing that
-# this one does not import.
+# A verb that is not listed here is a function of this name in the module of this name. The verbs of
+# `relay dev` are in a wing that this wing does not import.
 _MODULES = {
     "wait": "trace",
     "log": "trace",
@@ -72,9 +72,9 @@ _MODULES = {
     "clock": "relay.development.verbs.clock",
     "reset": "relay.development.verbs.clock",
 }
-_CALLED = ("sendmail", "mailq")  # the verbs that the program may be called, as by a symbolic link
+_CALLED = ("sendmail", "mailq")  # names of the program, such as symbolic links, that select a verb
 _NAMES = {"import": "import_mail", "list": "log"}
-# What people from other programs try.
+# Names that users of other programs may try.
 _INSTEAD = {name: f"queue {name}" for name in ("retry", "hold", "release", "cancel", "reroute")} | {
     "delete": "queue cancel",
     "inbox": "list --to ADDRESS",

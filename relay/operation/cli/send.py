@@ -103,7 +103,7 @@ def send(
         sender = f"{name}@{settings.hostname}"
     if body is None:
         body = _standard_input()
-    attachments = tuple((one.name, read_input("send", one)) for one in attach)
+    attachments = tuple((path.name, read_input("send", path)) for path in attach)
     draft = DraftToSend(sender, recipients, texts["subject"], body, attachments, send_at=send_at)
     identity = _submit(settings, token, draft)
     context.show({"id": identity}, lambda: [identity])
@@ -116,7 +116,7 @@ def _time_of(text: str, settings: Settings) -> str:
     try:
         answer = ControlClient(settings.control_socket).get_response("/pause", kind=dict[str, Any])
         now_us = answer.time_us or 0
-    except ControlUnavailableError:  # the clock of a service is that of the machine
+    except ControlUnavailableError:  # a service uses the clock of the machine
         now_us = SystemClock().time_us()
     try:
         if of_day := _TIME_OF_DAY.fullmatch(text):
@@ -142,7 +142,7 @@ def _standard_input() -> str:
 
 
 def _submit(settings: Settings, token: str, draft: DraftToSend) -> str:
-    address, send_to = _way(settings, token)
+    address, send_to = _relay(settings, token)
     try:
         return send_to(address, draft)
     except OSError as error:
@@ -150,22 +150,22 @@ def _submit(settings: Settings, token: str, draft: DraftToSend) -> str:
         raise CommandError(ExitCode.UNAVAILABLE, text) from None
 
 
-def _way(settings: Settings, token: str) -> tuple[Address, Callable[[Address, DraftToSend], str]]:
+def _relay(settings: Settings, token: str) -> tuple[Address, Callable[[Address, DraftToSend], str]]:
     """Return the address to send to, and the function that sends."""
     if token:
         tls = settings.http.tls
-        listens = [one for one in settings.http.listen if one.port]
-        listens.sort(key=lambda one: tls is not None and not one.plain)  # without TLS first
+        listens = [address for address in settings.http.listen if address.port]
+        listens.sort(key=lambda address: tls is not None and not address.plain)  # without TLS first
         missing = "http.listen has no HOST:PORT"
     elif settings.sendmail:
         return Address(path=str(settings.sendmail.socket)), send_by_smtp
     else:
-        listens = [one.listen for one in settings.smtp if one.takes_programs]
+        listens = [listener.listen for listener in settings.smtp if listener.takes_programs]
         missing = "no [[smtp]] with role relay has HOST:PORT and no proxy_networks; use [sendmail]"
     if not listens:
         raise CommandError(ExitCode.CONFIGURATION, f"relay send: {missing}")
     if not token:
         return listens[0], send_by_smtp
     pairs = tls.pairs if tls and not listens[0].plain else []
-    certificates = [one.certificate for _, one in pairs]
+    certificates = [pair.certificate for _, pair in pairs]
     return listens[0], functools.partial(send_by_graph, token=token, certificates=certificates)

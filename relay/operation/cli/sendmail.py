@@ -1,11 +1,11 @@
-"""`relay sendmail`: the sendmail command of programs that have no SMTP of their own. `relay mailq`:
-the queue as mailq(1) of Postfix and sendmail shows it, which monitors read.
+"""`relay sendmail`: the sendmail command, for programs that cannot send by SMTP. `relay mailq`: the
+queue in the form of mailq(1) of Postfix and sendmail, which monitors read.
 
-The root calls them too if the program is called sendmail or mailq. `relay sendmail` exits 64
-without a recipient, 65 if the relay rejects the message, 67 if it does not know any recipient, 75
-if no relay listens, and for a temporary error. Nothing is sent then. Of the configuration only what
-is needed is read; if that has a fault, [sendmail] or its defaults are used: somebody may be editing
-it.
+They are also used if the program has the name sendmail or mailq. `relay sendmail` exits 64 without
+a recipient, 65 if the relay rejects the message, 67 if it knows none of the recipients, 75 if no
+relay listens, and for a temporary error. Then nothing is sent. Only the needed part of the
+configuration is read. If that part has a fault, [sendmail] or its defaults are used, because a user
+may be editing the file.
 """
 
 import os
@@ -81,7 +81,7 @@ def sendmail(
     recipients: tuple[str, ...],
     more: tuple[str, ...],
     mode: str,
-    **given: Any,
+    **flags: Any,
 ) -> None:
     """Send the message on standard input.
 
@@ -96,20 +96,20 @@ def sendmail(
         return
     if mode not in ("m", "s"):
         raise click.UsageError(f"found {shown(f'-b{mode}')}, expected -bm, -bs or -bp")
-    notify, ret, envid = _notify(given["notify"]), _ret(given["ret"]), _envid(given["envid"])
+    notify, ret, envid = _notify(flags["notify"]), _ret(flags["ret"]), _envid(flags["envid"])
     place = _place(context)
     address = place.address
     try:
         if mode == "s":
             talk(address, FileIO(0, closefd=False), FileIO(1, "w", closefd=False))
             return
-        sender = given["sender"]
+        sender = flags["sender"]
         if sender is None:
             sender = user_name() if place.domain else login_name()
         options = SendmailOptions(
-            recipients, given["from_header"], sender or "<>", given["name"], place.domain
+            recipients, flags["from_header"], sender or "<>", flags["name"], place.domain
         )
-        text = _message(ends_with_dot=not (given["ignores_dots"] or "i" in more))
+        text = _message(ends_with_dot=not (flags["ignores_dots"] or "i" in more))
         message = prepare(text, options, clock=SystemClock())
         refused: list[str] = []
         try:
@@ -131,7 +131,7 @@ def sendmail(
             envelope = DroppedEnvelope(message.sender, message.recipients, notify, ret, envid)
             _drop(place.drop, envelope, message.content, users=place.users)
     except NoRecipientsError:
-        expected = "an address, or one in To, Cc or Bcc" if given["from_header"] else "one, or -t"
+        expected = "an address, or one in To, Cc or Bcc" if flags["from_header"] else "one, or -t"
         raise CommandError(ExitCode.USAGE, f"sendmail: no recipient: expected {expected}") from None
     except TryLaterError as error:
         raise CommandError(ExitCode.TRY_LATER, f"sendmail: {address}: {error}") from None
@@ -179,21 +179,21 @@ class _Place(Struct, frozen=True):
     """Where mail goes."""
 
     address: Address
-    domain: str = ""  # of addresses without one; "": the relay adds it
-    drop: Path | None = None  # for when nobody listens on a Unix socket
-    users: LocalUsers | None = None  # who may send as whom, if that is known
+    domain: str = ""  # for addresses without a domain; "": the relay adds it
+    drop: Path | None = None  # the drop directory, used if no relay listens on a Unix socket
+    users: LocalUsers | None = None  # which senders a user may use; None: not known
 
 
 def _place(context: CommandContext) -> _Place:
-    """Return where mail goes. RELAY_SENDMAIL does without a configuration."""
+    """Return where mail goes. With RELAY_SENDMAIL, no configuration is read."""
     host = socket.gethostname() or "localhost"
-    if given := read_environment().sendmail:
+    if variable := read_environment().sendmail:
         try:
-            address = parse_address(given, Path.cwd())
+            address = parse_address(variable, Path.cwd())
         except ValueError:
             address = Address()
         if not address.port:
-            text = f"sendmail: RELAY_SENDMAIL: found {shown(given)}, expected HOST:PORT"
+            text = f"sendmail: RELAY_SENDMAIL: found {shown(variable)}, expected HOST:PORT"
             raise CommandError(ExitCode.CONFIGURATION, text)
         return _Place(address, host)
     values: dict[str, Any] = {}
@@ -209,14 +209,14 @@ def _place(context: CommandContext) -> _Place:
     if not values:
         return _Place(_DEFAULT, host)
     settings = Settings(**values)
-    found = (one.listen for one in settings.smtp if one.takes_programs)
+    listens = (smtp.listen for smtp in settings.smtp if smtp.takes_programs)
     domain = next(iter(settings.own_domains), settings.hostname)
-    return _Place(next(found, _DEFAULT), domain)
+    return _Place(next(listens, _DEFAULT), domain)
 
 
 def _read(file: Path) -> dict[str, Any]:
-    """Return the fields of Settings that count here. Raises SettingsError if there is no file, and
-    PermissionError.
+    """Return the fields of Settings that sendmail needs. Raises SettingsError if the file does not
+    exist, and PermissionError.
     """
     check_readable(file)
     values: dict[str, Any] = {}
@@ -235,12 +235,12 @@ def _read(file: Path) -> dict[str, Any]:
         used = "the default" if "sendmail" not in values else "this"
         click.echo(f"sendmail: {faults[0]}; {used} [sendmail] is used", err=True)
         values.setdefault("sendmail", SendmailSettings())
-        values.pop("hostname", None)  # who may send as whom is not known
+        values.pop("hostname", None)  # then it is not known which senders a user may use
     return values
 
 
 def _may_not_be_read(context: CommandContext) -> bool:
-    """Whether the configuration is closed to this user, as usual: then the defaults count."""
+    """Return whether this user, as usual, cannot read the configuration; then defaults are used."""
     try:
         if not context.names_config:
             context.config_file().open().close()
@@ -252,7 +252,7 @@ def _may_not_be_read(context: CommandContext) -> bool:
 
 
 def _message(*, ends_with_dot: bool) -> bytes:
-    """Return what is on standard input. Raises CommandError (65)."""
+    """Return the message on standard input. Raises CommandError (65)."""
     with BufferedReader(FileIO(0, closefd=False)) as stdin:
         if not ends_with_dot:
             text = stdin.read(INPUT_BYTES_MAX + 1)
@@ -285,7 +285,7 @@ def mailq(context: CommandContext) -> None:
 
 
 def list_queue(context: CommandContext) -> None:
-    """Print the queue; on stderr, how many files of programs no relay has taken yet."""
+    """Print the queue, and on stderr the number of files in the drop directory."""
     settings = context.settings()
     entries = OperatorClient(settings, SystemClock()).queue_list(Selector())
     context.show(entries, lambda: queue_lines(entries))
@@ -295,30 +295,31 @@ def list_queue(context: CommandContext) -> None:
 
 
 def _dropped(drop: Path) -> int:
-    """Return how many whole files are in the drop directory; 0 if it cannot be read."""
+    """Return the number of complete files in the drop directory; 0 if it cannot be read."""
     try:
         with os.scandir(drop) as files:
-            return sum(not one.name.startswith(PART) and not one.is_dir() for one in files)
+            return sum(not file.name.startswith(PART) and not file.is_dir() for file in files)
     except OSError:
         return 0
 
 
 def queue_lines(entries: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Return the lines of mailq(1) for entries as the JSON of `queue list` has them."""
+    """Return the lines of mailq(1) for entries in the JSON of `queue list`."""
     if not entries:
         return [_EMPTY]
     lines = [_HEAD]
-    for one in entries:
-        mark = "*" if one["claimed"] else _MARKS.get(one["state"], "")
-        arrived = datetime.fromtimestamp((id_time_us(one["id"]) or 0) / 1e6).astimezone()
-        sender = one["sender"] or "MAILER-DAEMON"
-        size = one["size"]
-        lines.append(f"{one['id'] + mark:<17} {size:>8} {arrived:%a %b %e %H:%M:%S}  {sender}")
-        replies = dict.fromkeys(each["reply"] for each in one["recipients"] if each["reply"])
+    for entry in entries:
+        mark = "*" if entry["claimed"] else _MARKS.get(entry["state"], "")
+        arrived = datetime.fromtimestamp((id_time_us(entry["id"]) or 0) / 1e6).astimezone()
+        sender = entry["sender"] or "MAILER-DAEMON"
+        size = entry["size"]
+        lines.append(f"{entry['id'] + mark:<17} {size:>8} {arrived:%a %b %e %H:%M:%S}  {sender}")
+        recipients = entry["recipients"]
+        replies = dict.fromkeys(row["reply"] for row in recipients if row["reply"])
         lines += [f"({reply})" for reply in replies]
-        lines += [f"{'':40}{each['address']}" for each in one["recipients"]]
+        lines += [f"{'':40}{row['address']}" for row in recipients]
         lines.append("")
-    size_kb = -(-sum(one["size"] for one in entries) // _KB)
-    count = len({one["id"] for one in entries})
+    size_kb = -(-sum(entry["size"] for entry in entries) // _KB)
+    count = len({entry["id"] for entry in entries})
     lines.append(f"-- {size_kb} Kbytes in {count} Request{'' if count == 1 else 's'}.")
     return lines

@@ -96,7 +96,7 @@ def serve(context: CommandContext, ready_file: Path | None, role: NodeRole) -> N
 
 
 def _gate_words(settings: Settings, environment: Environment) -> tuple[str, ...]:
-    """Return what relay.transport.gate.child is started with."""
+    """Return the arguments of relay.transport.gate.child."""
     color = "" if environment.no_color else "color"
     return (
         settings.observe.log,

@@ -1,8 +1,8 @@
 """`relay show`: the content of a message, also of captured mail.
 
-Exits 65 for an unknown message, one whose content is gone, and a part that it does not have; 69
-without a relay. What goes to a terminal has no control characters; what goes to a file or a pipe is
-exact.
+Exits 65 for an unknown message, a message whose content was removed, and a part that the message
+does not have; 69 without a relay. Control characters are replaced on a terminal; a file or a pipe
+gets the exact octets.
 """
 
 import sys
@@ -78,44 +78,44 @@ def show(
 def message_document(journey: Journey, message: ReadMessage, bodies: ReadBodies) -> dict[str, Any]:
     """Return the JSON of `relay show`."""
     ids = ("id", "graph_id", "submission_id", "message_id", "state")
-    given, date_us = message.properties, message.date_us
-    people = {"from": given.from_, "sender": given.sender}
-    lists = {"to": given.to, "cc": given.cc, "bcc": given.bcc, "reply_to": given.reply_to}
+    fields, date_us = message.properties, message.date_us
+    people = {"from": fields.from_, "sender": fields.sender}
+    lists = {"to": fields.to, "cc": fields.cc, "bcc": fields.bcc, "reply_to": fields.reply_to}
     return {
         **{name: getattr(journey, name) for name in ids},
         "copies": [
-            {"address": one.address, "graph_id": one.graph_id}
-            for one in journey.recipients
-            if one.graph_id
+            {"address": copy.address, "graph_id": copy.graph_id}
+            for copy in journey.recipients
+            if copy.graph_id
         ],
-        "subject": given.subject,
-        **{name: _person(one) if one else None for name, one in people.items()},
-        **{name: [_person(one) for one in some] for name, some in lists.items()},
+        "subject": fields.subject,
+        **{name: _person(person) if person else None for name, person in people.items()},
+        **{name: [_person(person) for person in persons] for name, persons in lists.items()},
         "date": None if date_us is None else rfc3339(date_us),
         "text": bodies.text,
         "html": bodies.html,
         "attachments": [
-            {"number": number, "name": one.name, "type": one.content_type, "size": one.size}
-            for number, one in enumerate(message.attachments, 1)
+            {"number": number, "name": part.name, "type": part.content_type, "size": part.size}
+            for number, part in enumerate(message.attachments, 1)
         ],
     }
 
 
 def message_lines(journey: Journey, message: ReadMessage, bodies: ReadBodies) -> list[str]:
     """Return headers, text and attachments for a terminal."""
-    given = message.properties
+    fields = message.properties
     head = {
         "Id": journey.key,
         "State": journey.state,
-        "From": _names([given.from_]),
-        "Sender": _names([given.sender]),
-        "Reply-To": _names(given.reply_to),
-        "To": _names(given.to),
-        "Cc": _names(given.cc),
-        "Bcc": _names(given.bcc),
+        "From": _names([fields.from_]),
+        "Sender": _names([fields.sender]),
+        "Reply-To": _names(fields.reply_to),
+        "To": _names(fields.to),
+        "Cc": _names(fields.cc),
+        "Bcc": _names(fields.bcc),
         "Date": "" if message.date_us is None else rfc3339(message.date_us),
-        "Subject": given.subject,
-        "Message-ID": given.internet_message_id,
+        "Subject": fields.subject,
+        "Message-ID": fields.internet_message_id,
         "Graph ids": _graph_ids(journey),
     }
     lines = [f"{name:<11} {value}" for name, value in head.items() if value]
@@ -126,30 +126,30 @@ def message_lines(journey: Journey, message: ReadMessage, bodies: ReadBodies) ->
         lines += ["", *(line.expandtabs() for line in text.rstrip().splitlines())]
     if message.attachments:
         rows = enumerate(message.attachments, 1)
-        lines += ["", *(_attachment_line(number, one) for number, one in rows)]
+        lines += ["", *(_attachment_line(number, part) for number, part in rows)]
     return lines
 
 
-def _attachment_line(number: int, one: AttachmentFacts) -> str:
-    name = one.name or "(no name)"
-    return f"{number:>3}  {name}  {one.content_type}  {one.size:,} bytes"
+def _attachment_line(number: int, part: AttachmentFacts) -> str:
+    name = part.name or "(no name)"
+    return f"{number:>3}  {name}  {part.content_type}  {part.size:,} bytes"
 
 
 def _graph_ids(journey: Journey) -> str:
-    """Return the Graph ids of the sender's message and of the first copies."""
-    copies = [(one.graph_id, one.address) for one in journey.recipients if one.graph_id]
+    """Return the Graph ids of the sender's message and of the first copies for recipients."""
+    copies = [(copy.graph_id, copy.address) for copy in journey.recipients if copy.graph_id]
     own = [(journey.graph_id, "the sender's")] if journey.graph_id else []
     known = [f"{graph_id} ({address})" for graph_id, address in [*own, *copies]]
     return named(known, most=10)
 
 
 def _names(people: Sequence[EmailAddress | None]) -> str:
-    shown = (
-        f"{one.name} <{one.address}>" if one.name and one.address else one.name or one.address
-        for one in people
-        if one
+    names = (
+        f"{who.name} <{who.address}>" if who.name and who.address else who.name or who.address
+        for who in people
+        if who
     )
-    return ", ".join(shown)
+    return ", ".join(names)
 
 
 def _person(person: EmailAddress) -> dict[str, str]:
@@ -166,13 +166,13 @@ def _write_html(octets: Octets) -> None:
 def _write_attachment(octets: Octets, number: int) -> None:
     attached = read_attachments(octets)
     if number > len(attached):
-        found = f"the message has {len(attached)}"
-        raise CommandError(ExitCode.DATA, f"relay show: --attachment {number}: {found}")
-    one = attached[number - 1]
-    if _is_terminal() and not one.facts.content_type.startswith("text/"):
-        text = f"--attachment {number}: {one.facts.content_type} is not for a terminal"
+        actual = f"the message has {len(attached)}"
+        raise CommandError(ExitCode.DATA, f"relay show: --attachment {number}: {actual}")
+    part = attached[number - 1]
+    if _is_terminal() and not part.facts.content_type.startswith("text/"):
+        text = f"--attachment {number}: {part.facts.content_type} is not for a terminal"
         raise click.UsageError(f"{text}; redirect it to a file")
-    _write(decoded_blocks(one.octets, one.encoding))
+    _write(decoded_blocks(part.octets, part.encoding))
 
 
 def _is_terminal() -> bool:

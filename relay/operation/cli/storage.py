@@ -45,14 +45,17 @@ def verify(context: CommandContext, *, full: bool, recount: bool) -> None:
     run meanwhile. --recount is for relay_queue_unaccounted, once you know why it was not 0, and
     while no relay runs.
     """
+
+    def on_finding(finding: SpoolFinding) -> None:
+        if not context.json:
+            print_lines([_finding_line(finding)])
+
     result = verified(
         context.settings(),
         full=full,
         recount=recount,
         clock=SystemClock(),
-        on_finding=(lambda _: None)
-        if context.json
-        else (lambda one: print_lines([_finding_line(one)])),
+        on_finding=on_finding,
     )
     context.show(result, lambda: _verified_lines(result))
     if result["remaining"]:
@@ -111,10 +114,10 @@ def adopt(context: CommandContext, root_id: str, *, yes: bool) -> None:
     Exits 65 if the directory has another ID, and if you do not confirm.
     """
 
-    def confirm(found: FoundRoot) -> bool:
-        click.echo(f"mail root  {found.path}", err=True)
-        click.echo(f"its id     {found.id or 'none: it gets a new one'}", err=True)
-        click.echo(f"known id   {found.known_id or 'none'}", err=True)
+    def confirm(root: FoundRoot) -> bool:
+        click.echo(f"mail root  {root.path}", err=True)
+        click.echo(f"its id     {root.id or 'none: it gets a new one'}", err=True)
+        click.echo(f"known id   {root.known_id or 'none'}", err=True)
         return yes or click.confirm("Deliver local mail there from now on?", err=True)
 
     if not yes and (sys.stdin is None or not sys.stdin.isatty()):
@@ -129,10 +132,11 @@ def adopt(context: CommandContext, root_id: str, *, yes: bool) -> None:
     )
 
 
-def _finding_line(one: SpoolFinding) -> str:
-    """Return a finding of `relay storage verify`, and what was done about it or can be."""
-    action = f"; {one.action}" if one.action else ""
-    return f"{one.kind:<17} {one.where}: found {one.found}, expected {one.expected}{action}"
+def _finding_line(finding: SpoolFinding) -> str:
+    """Return a finding of `relay storage verify`, and the action that was or can be taken."""
+    action = f"; {finding.action}" if finding.action else ""
+    fault = f"found {finding.found}, expected {finding.expected}"
+    return f"{finding.kind:<17} {finding.where}: {fault}{action}"
 
 
 def _verified_lines(document: Mapping[str, Any]) -> list[str]:

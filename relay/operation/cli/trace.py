@@ -2,9 +2,9 @@
 list` (`log`) and `relay search`: the messages that match, one line each, the newest first.
 
 trace and wait exit 65 for an unknown message. wait exits 75 with a diagnosis after its time-out, or
-when the state can no longer come, 69 without a daemon, as search does. The rows of log are those of
-GET /relay/v1/log, what search finds that of GET /relay/v1/messages; that older ones may follow is
-said on stderr.
+when the state can no longer be reached. wait and search exit 69 without a daemon. log prints the
+answer of GET /relay/v1/log, search the answer of GET /relay/v1/messages; both note on stderr that
+older messages may exist.
 """
 
 import math
@@ -52,19 +52,21 @@ _OPTIONS = {"id": "message-id", "after": "since", "before": "until"}  # with oth
 
 
 def _part(text: str) -> str:
-    """Return the pattern of a part; a text with "*" is one of the whole."""
+    """Return the pattern that matches a part. A text with "*" is a pattern already."""
     return f"*{text}*" if text and "*" not in text else text
 
 
 def _address(text: str) -> str:
-    """Return the pattern of an address, or of its domain or another part."""
+    """Return the pattern that matches an address, or a part of one, such as the domain."""
     if text.startswith("@"):
         return f"*{text}"
     return text if "@" in text or text == "<>" else _part(text)
 
 
 def _time(text: str) -> str:
-    """Return a time as the search has it; what is none is left for the relay to refuse."""
+    """Return a time in the form of the search. An invalid text is returned as it is, because the
+    relay then rejects it.
+    """
     now_us, days = SystemClock().time_us(), {"today": 0, "yesterday": 1}
     if text in days:
         return rfc3339(now_us - days[text] * _DAY_US)[:10]
@@ -90,7 +92,7 @@ _PART, _ADDRESS, _WHEN = Parsed("TEXT", _part), Parsed("ADDRESS", _address), Par
 @once("--until", "before", type=_WHEN, help="Before then.")
 @click.option("--limit", type=click.IntRange(1, LIST_MAX), default=100, show_default=True)
 @common_options
-def log(context: CommandContext, *, limit: int, **given: str) -> None:
+def log(context: CommandContext, *, limit: int, **conditions: str) -> None:
     """List messages, the newest first, with their state: also those that have left the queue.
 
     A message must match all conditions. A value with "*" is a pattern of the whole. WHEN is a day
@@ -99,10 +101,10 @@ def log(context: CommandContext, *, limit: int, **given: str) -> None:
     """
     client = OperatorClient(context.settings(), SystemClock())
     try:
-        found = client.log(log_query(**given) | {"limit": str(limit)})
+        page = client.log(log_query(**conditions) | {"limit": str(limit)})
     except ControlError as error:
         raise click.UsageError(_with_option(str(error))) from None
-    rows, older = found["messages"], found["older"]
+    rows, older = page["messages"], page["older"]
     context.show(rows, lambda: log_lines(rows))
     if older:
         text = f"{counted(len(rows), 'message')} back to {older}; older ones: --until {older}"
@@ -123,19 +125,19 @@ def search(context: CommandContext, *, words: tuple[str, ...], limit: int) -> No
     """
     client = OperatorClient(context.settings(), SystemClock())
     try:
-        found = client.search(" ".join(words), limit=limit)
+        journeys = client.search(" ".join(words), limit=limit)
     except ControlError as error:
         raise click.UsageError(str(error).removeprefix("q: ")) from None
-    lines = [f"{_moment(one.steps[0].at)}  {journey_lines(one)[0]}" for one in found]
-    context.show(found, lambda: lines)
-    if len(found) in (0, limit):
-        more = f"the newest {limit}; --limit shows more" if found else "no message matches"
+    lines = [f"{_moment(journey.steps[0].at)}  {journey_lines(journey)[0]}" for journey in journeys]
+    context.show(journeys, lambda: lines)
+    if len(journeys) in (0, limit):
+        more = f"the newest {limit}; --limit shows more" if journeys else "no message matches"
         click.echo(f"relay search: {more}", err=True)
 
 
 def log_lines(rows: Sequence[Mapping[str, Any]], *, width: int = 0) -> list[str]:
-    """Return a line for each row of the log: when, id, state in at least `width` columns, who to
-    whom, Subject, and why.
+    """Return a line for each row of the log: time, id, state in at least `width` columns, sender,
+    recipients, Subject, and the reply that explains the state.
     """
     width = max((width, *(len(row["state"]) for row in rows)))
     return [_line(row, width) for row in rows]
@@ -143,14 +145,14 @@ def log_lines(rows: Sequence[Mapping[str, Any]], *, width: int = 0) -> list[str]
 
 def _line(row: Mapping[str, Any], width: int) -> str:
     to = [
-        one["address"] + (f" ({one['state']})" if one["state"] != row["state"] else "")
-        for one in row["recipients"]
+        rcpt["address"] + (f" ({rcpt['state']})" if rcpt["state"] != row["state"] else "")
+        for rcpt in row["recipients"]
     ]
     name = row["id"] or row["submission_id"]
     who = f"{row['sender'] or '<>'} -> {named(to, row['recipient_count'])}"
-    for one in row.get("added", ()):
-        by = rule_or_milter(one["added_by"])
-        who += f", {one['address']} ({one['state']}, added by {by})"
+    for copy in row.get("added", ()):
+        by = rule_or_milter(copy["added_by"])
+        who += f", {copy['address']} ({copy['state']}, added by {by})"
     line = f'{_moment(row["at"])}  {name}  {row["state"]:<{width}}  {who}  "{row["subject"]}"'
     if row["next_attempt"]:
         line += f"  next attempt {_moment(row['next_attempt'])}"
@@ -161,15 +163,15 @@ def _moment(at: str) -> str:
     return f"{at[:10]} {at[11:19]}Z"
 
 
-def log_query(**given: str) -> dict[str, str]:
-    """Return the query of GET /log for its parameters and the words of its `q`."""
-    words = [f"{one}:{'?'.join(given[one].split())}" for one in _WORDS if given.get(one)]
-    rest = {name: value for name, value in given.items() if value and name not in _WORDS}
+def log_query(**values: str) -> dict[str, str]:
+    """Return the query of GET /log. Parameters in _WORDS become search words in `q`."""
+    words = [f"{word}:{'?'.join(values[word].split())}" for word in _WORDS if values.get(word)]
+    rest = {name: value for name, value in values.items() if value and name not in _WORDS}
     return rest | {"q": " ".join(words)}
 
 
 def _with_option(text: str) -> str:
-    """Replace a search word in a sentence of the relay by its option."""
+    """Replace the search word at the begin of an error by the name of the option."""
     word, colon, rest = text.removeprefix("q: ").partition(":")
     return f"--{_OPTIONS.get(word, word)}{colon}{rest}"
 
@@ -190,43 +192,44 @@ def trace(context: CommandContext, key: str) -> None:
     """
     client = OperatorClient(context.settings(), SystemClock())
     refused = client.refused(key) if is_ip(key) or _is_address(key) else []
-    found = None if is_ip(key) else client.journey(key)
-    if found is None and _is_address(key):  # a name is looked for among the newest messages only
+    journey = None if is_ip(key) else client.journey(key)
+    if journey is None and _is_address(key):  # a name is looked for among the newest messages only
         older = client.log(log_query(mailbox=key, limit="1"))["messages"]
-        found = client.journey(older[0]["id"] or older[0]["submission_id"]) if older else None
+        journey = client.journey(older[0]["id"] or older[0]["submission_id"]) if older else None
     listed = _listed(client, {"client": key}) if is_ip(key) else {"messages": []}
     rows = listed["messages"][:_ROWS_MAX]
     if is_ip(key) and not refused and not rows:
         reason = f"; {client.without_daemon}" if client.without_daemon else ""
         raise CommandError(ExitCode.DATA, f"relay trace: nothing came from {key}{reason}")
-    if found is None and not refused and not rows:
+    if journey is None and not refused and not rows:
         raise unknown_message("trace", key, without_daemon=client.without_daemon)
-    document: dict[str, Any] = {} if found is None else to_builtins(found)
+    document: dict[str, Any] = {} if journey is None else to_builtins(journey)
     if rows:
         document["messages"] = rows
     if refused:
         document["refused"] = refused
 
     def lines() -> list[str]:
-        shown, full = log_lines(rows), listed
+        texts, full = log_lines(rows), listed
         option, value = "client", key
-        if found is not None:
-            shown = journey_lines(found, client.answer(found))
-            option, name, value = "message-id", "id", found.message_id or key
+        if journey is not None:
+            texts = journey_lines(journey, client.answer(journey))
+            option, name, value = "message-id", "id", journey.message_id or key
             if _is_address(key):
                 option, name, value = "address", "mailbox", key
             full = _listed(client, {name: value, "pages": "1"})
-        if key != "last" and (more := len(full["messages"]) - (len(rows) or 1)) > 0:
+        more = len(full["messages"]) - (len(rows) or 1)
+        if key != "last" and more > 0:
             least = "at least " if full["older"] else ""
             command = f"relay log --{option} {shlex.quote(value)}"
-            shown.append(f"{least}{counted(more, 'more message')}: {command}")
-        return [*shown, *map(_refusal_line, refused)]
+            texts.append(f"{least}{counted(more, 'more message')}: {command}")
+        return [*texts, *map(_refusal_line, refused)]
 
     context.show(document, lines)
 
 
-def _listed(client: OperatorClient, wanted: Mapping[str, str]) -> dict[str, Any]:
-    return client.log(log_query(**wanted, limit=str(_ROWS_MAX + _MORE_MAX)))
+def _listed(client: OperatorClient, query: Mapping[str, str]) -> dict[str, Any]:
+    return client.log(log_query(**query, limit=str(_ROWS_MAX + _MORE_MAX)))
 
 
 def _refusal_line(refusal: Refusal) -> str:
@@ -241,24 +244,24 @@ _RECIPIENTS_MAX = 10
 
 
 def diagnosis(
-    found: Journey, entries: Sequence[Mapping[str, Any]], *, ok: Collection[str] = FINAL
+    journey: Journey, entries: Sequence[Mapping[str, Any]], *, ok: Collection[str] = FINAL
 ) -> list[str]:
-    """Return the last step of a message, what it waits for, and why recipients are in no state that
-    is `ok`; `entries` are its queue entries.
+    """Return the last step of a message, what the message waits for, and the reason for each
+    recipient that is not in one of the states `ok`. `entries` are the queue entries.
     """
-    steps = [step for step in found.steps if not isinstance(step.read(), ClaimDetail)]
+    steps = [step for step in journey.steps if not isinstance(step.read(), ClaimDetail)]
     last = max(steps, key=lambda step: step.step, default=None)
     lines = []
     if last is not None:
-        is_scheduled = found.state == SubmissionState.SCHEDULED
-        what = "it " + REASONS[found.state] if is_scheduled else WAITS_FOR[last.step]
+        is_scheduled = journey.state == SubmissionState.SCHEDULED
+        what = "it " + REASONS[journey.state] if is_scheduled else WAITS_FOR[last.step]
         lines.append(f"it is at step {last.step} ({last.name}): {what}")
-    if found.state in BEFORE_QUEUE:
+    if journey.state in BEFORE_QUEUE:
         return lines
-    waiting = [one for one in found.recipients if one.state not in ok]
-    due = {one["address"]: entry["due"] for entry in entries for one in entry["recipients"]}
-    shown = waiting[:_RECIPIENTS_MAX]
-    lines += [printable(_reason(one, due.get(one.address))) for one in shown]
+    waiting = [recipient for recipient in journey.recipients if recipient.state not in ok]
+    due = {row["address"]: entry["due"] for entry in entries for row in entry["recipients"]}
+    listed = waiting[:_RECIPIENTS_MAX]
+    lines += [printable(_reason(recipient, due.get(recipient.address))) for recipient in listed]
     if len(waiting) > _RECIPIENTS_MAX:
         lines.append(f"and {counted(len(waiting) - _RECIPIENTS_MAX, 'more recipient')}")
     return lines
@@ -322,22 +325,22 @@ def wait(
     if not math.isfinite(timeout_s):
         raise click.UsageError("--timeout: expected a number of seconds")
     client = OperatorClient(context.settings(), SystemClock())
-    found = client.wait(key, state=state, timeout_s=timeout_s)
-    if found is None:
+    awaited = client.wait(key, state=state, timeout_s=timeout_s)
+    if awaited is None:
         text = f"relay wait: no message appeared as {shown(key)} within {timeout_s:g} s"
         raise CommandError(ExitCode.TRY_LATER, text)
-    journey = replace(found, reached=UNSET)
+    journey = replace(awaited, reached=UNSET)
     context.show(journey, lambda: journey_lines(journey, client.answer(journey)))
     expected = "final or captured" if state == "there" else state
-    if not found.reached and found.may_become(state):
-        text = f"{found.state} after {timeout_s:g} s, expected {expected}"
-    elif not found.reached:
-        text = f"{found.state}: {expected} can no longer come by itself"
-    elif ok and not ok.issuperset(one.state for one in found.recipients if not one.successors):
-        text = f"{found.state}, expected {' or '.join(sorted(ok))}"
+    if not awaited.reached and awaited.may_become(state):
+        text = f"{awaited.state} after {timeout_s:g} s, expected {expected}"
+    elif not awaited.reached:
+        text = f"{awaited.state}: {expected} can no longer come by itself"
+    elif ok and not ok.issuperset(to.state for to in awaited.recipients if not to.successors):
+        text = f"{awaited.state}, expected {' or '.join(sorted(ok))}"
     else:
         return
     ok = ok or frozenset({state} if state in {*RecipientState} else FINAL)
-    entries = client.entries_of(found.id) if found.id else []
-    lines = [f"relay wait: {text}", *diagnosis(found, entries, ok=ok)]
+    entries = client.entries_of(awaited.id) if awaited.id else []
+    lines = [f"relay wait: {text}", *diagnosis(awaited, entries, ok=ok)]
     raise CommandError(ExitCode.TRY_LATER, "\n  ".join(lines))

@@ -4,10 +4,10 @@ Verbs about the queue and journeys ask the running daemon over run/control.sock.
 those that only read take the locks and open the spool and the mail store. This package imports
 nothing, so that a command that uses the daemon loads neither of them.
 
-- `operator_client`: whom trace, show, queue and explain ask: daemon, or files
-- `offline`: opens the files of the spool while no daemon runs; pauses for its next start
-- `sendmail`: the message that sendmail sends: recipients of the header (To or
-  Resent-To), missing fields; its SMTP
+- `operator_client`: what trace, show, queue and explain ask: the daemon, else the files
+- `offline`: opens the files of the spool while no daemon runs; pauses for the next start
+- `sendmail`: the message that sendmail sends: recipients of the header (To or Resent-To), missing
+  fields; SMTP of `-bs`
 - `account`: how accounts.toml is changed in place; new tokens, client secrets, hashes of passwords;
   which users a CSV or a passwd-file of Dovecot names
 - `dkim`: new DKIM keys: their file, owner and DNS record; whether records are published, warnings
@@ -16,15 +16,15 @@ nothing, so that a command that uses the daemon loads neither of them.
   DKIM, DMARC, MTA-STS, TLS-RPT, TLSA
 - `mail_import`: .eml, mbox and Maildir into a mailbox; which fields go; repeated imports
 - `saved_mail`: `relay policy diff`: which files are mail, their envelopes, with journeys or without
-- `rule_diff`: which results of two sets of rules differ, and by which rules
+- `rule_diff`: which results of two sets of rules differ, and which rules cause it
 
 Checks:
 
 - `check`: what `relay check` finds: files, permissions, routes, DNS ...
-- `check_listeners`: the same of addresses where Relay listens, and of certificates
+- `check_listeners`: what it finds about addresses where Relay listens, and certificates
 - `check_network`: whether an address is free to listen on, the milters answer, the name servers
-  validate DNSSEC, MX records lead back to this host; whether SMTP sessions have a process of their
-  own; limits of all nodes together; a result: ok, warning, fault, failed
+  validate DNSSEC, MX records lead back to this host; whether SMTP sessions have a separate process;
+  limits of all nodes together; a result: ok, warning, fault, failed
 
 Copies and repairs:
 

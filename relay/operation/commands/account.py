@@ -1,18 +1,19 @@
 """`relay account`: change accounts.toml in place.
 
-Comments and the order stay. One process at a time changes the file; the new text is checked as a
-whole, synced, and replaces the file at once, with the owner and the mode that it had; a new file
-has 0640. Secrets are stored as hashes, and returned once. Raises AccountError, SettingsError for a
-file that is or would be faulty, and OSError.
+Comments and the order of entries do not change. One process at a time changes the file. The new
+text is checked as a whole, synced, and replaces the file atomically, with the owner and the mode of
+the old file; the mode of a new file is 0640. Secrets are stored as hashes, and returned once.
+Raises AccountError, OSError, and SettingsError if the old or the new file has a fault.
 
 `relay account import` reads users from a CSV file, or from a passwd-file of Dovecot. A row becomes
 the keys of an [[account]]. A CSV has a header with the names of its columns. A passwd-file has
-user:password:uid:gid:gecos:home:shell:fields (passwd(5)), of which the quota in the extra fields is
-taken, in the words of Dovecot 2.3 and 2.4. Both begin with a byte order mark or not. A hash that
-begins with ! or * is that of a locked user (passwd(1)), who gets no password.
+user:password:uid:gid:gecos:home:shell:fields (passwd(5)); address, password, and the quota in the
+extra fields of Dovecot 2.3 and 2.4 are used. Both may begin with a byte order mark. A hash that
+begins with ! or * belongs to a locked user (passwd(1)), who gets no password.
 
 A line of an alias file (Postfix's aliases(5) and virtual(5)) has a name or address, and the
-addresses that get its mail: an [[alias]]. It begins another one unless it begins with white space.
+addresses that get its mail: it becomes an [[alias]]. A line that begins with white space continues
+the line above.
 """
 
 import csv
@@ -72,7 +73,7 @@ _OF_RING = re.compile(r"(?<=\()line (\d+)(?=\))")
 _ALIAS = re.compile(r'("[^"\\]*+"(?:@[^\s:]++)?|[^\s:"]++)\s*+(:|(?<=\s))(.*)', re.DOTALL)
 _TARGET = re.compile(r'(?:"(?:\\.?|[^"\\])*+(?:"|\Z)|[^\s,"])++')
 _UNFIT = re.compile(r'"?(?:[|/@]|:include:)', re.IGNORECASE)
-_Entry = dict[str, Any]
+_Table = dict[str, Any]
 COLUMNS = ("address", "hash", "quota", "aliases")
 _HEADER = ",".join(COLUMNS)
 _FOREIGN = re.compile(r"[;\t]")  # between the columns of other programs
@@ -85,7 +86,7 @@ _UNITS = "BKMGT"  # each is 1024 of the one before
 
 
 class ImportedUser(Struct, frozen=True):
-    """A row: its line in the file, and keys of an [[account]], or of an [[alias]]."""
+    """A row: the number of its line, and the keys of an [[account]] or [[alias]]."""
 
     line: int
     values: Mapping[str, Any]
@@ -96,45 +97,45 @@ class AccountFile:
 
     def __init__(self, settings: Settings, *, clock: Clock, environ: Mapping[str, str]) -> None:
         self._given = settings.mailboxes.accounts
-        self._path = self._given.resolve()  # a link stays a link
+        self._path = self._given.resolve()  # a symbolic link is not replaced by a file
         self._settings = settings
         self._names = settings.account_domains
         self._clock = clock
         self._environ = environ
 
     def entries(self) -> Sequence[Mapping[str, Any]]:
-        """Return what may be shown of every account, then the aliases, which have `to`."""
+        """Return the accounts without their secrets, then the aliases, which have `to`."""
         schemes = self._check(self._path)
-        found = []
+        documents = []
         text = self._path.read_text()
-        for one in (*_parse(text), *_aliases(text)):
-            address = own_mailbox(str(one["address"]))
-            facts = {name: one[name] for name in _SHOWN if name in one}
+        for table in (*_parse(text), *_aliases(text)):
+            address = own_mailbox(str(table["address"]))
+            facts = {name: table[name] for name in _SHOWN if name in table}
             if address in schemes:
                 facts["scheme"] = schemes[address]
-            has = {name: bool(one.get(name)) for name in _CREDENTIALS}
-            found.append({"address": address, **facts, "has": has})
-        return found
+            has = {name: bool(table.get(name)) for name in _CREDENTIALS}
+            documents.append({"address": address, **facts, "has": has})
+        return documents
 
     def add(self, address: str, values: Mapping[str, Any]) -> None:
         """Add an account; `values` are further keys of its table."""
         if address.rpartition("@")[2] not in self._names:
             domains = ", ".join(self._names) or "none"
             raise AccountError(f"{address}: expected an address in mailboxes.domains ({domains})")
-        entry = {"address": address} | dict(values)
+        table = {"address": address} | dict(values)
 
         def appended(text: str) -> str:
-            if any(one == address for one in _addresses(_parse(text))):
+            if any(known == address for known in _addresses(_parse(text))):
                 raise AccountError(f"{address}: there is such an account already")
-            return f"{text}{_gap(text)}{_table(entry)}"
+            return f"{text}{_gap(text)}{_table(table)}"
 
-        self._change(appended, lambda entries: [*entries, entry])
+        self._change(appended, lambda entries: [*entries, table])
 
     def add_all(
         self, users: Sequence[ImportedUser], file: Path, *, is_trial: bool
     ) -> Sequence[Fault]:
-        """Add the users of `file`. Return their faults, with their lines there; with any, and with
-        `is_trial`, nothing is changed.
+        """Add the users of `file`. Return their faults, with the lines in `file`. Nothing is
+        changed if there are faults, and with `is_trial`.
         """
         begins: list[int] = []  # the line of each new table
 
@@ -148,16 +149,16 @@ class AccountFile:
             place = bisect_right(begins, line) - 1
             return f"line {users[place].line}" if place >= 0 else f"{self._given}:{line}"
 
-        def told(fault: Fault) -> Fault:
+        def in_import(fault: Fault) -> Fault:
             line, key, message = fault.line, fault.key, fault.message
-            if found := _OTHER.search(message):
-                other = int(found[2])
-                if line < begins[0]:  # of an alias: those are read after all accounts
-                    line, key, other = other, found[1], line
-                message = message.replace(found[0], place_of(other))
+            if match := _OTHER.search(message):
+                other = int(match[2])
+                if line < begins[0]:  # of an old alias: aliases are read after all accounts
+                    line, key, other = other, match[1], line
+                message = message.replace(match[0], place_of(other))
             elif line < begins[0]:
                 return fault
-            message = _OF_RING.sub(lambda one: place_of(int(one[1])), message)
+            message = _OF_RING.sub(lambda ref: place_of(int(ref[1])), message)
             user = users[bisect_right(begins, line) - 1]
             key = key.partition(".")[2].replace("password", "hash")
             return Fault(file, user.line, key, message)
@@ -166,16 +167,16 @@ class AccountFile:
             added = [dict(user.values) for user in users if "to" not in user.values]
             self._change(appended, lambda entries: [*entries, *added], is_trial=is_trial)
         except SettingsError as error:
-            if not begins:  # of the file as it is
+            if not begins:  # the old file has faults
                 raise
-            return [told(one) for one in error.faults]
+            return [in_import(fault) for fault in error.faults]
         return []
 
     def remove(self, address: str) -> None:
-        """Remove an account. Its mailbox stays."""
+        """Remove an account, but not its mailbox."""
         self._change(
             lambda text: _without_table(text, _index(_parse(text), address)),
-            lambda entries: [one for one in entries if not _is_of(one, address)],
+            lambda entries: [table for table in entries if not _is_of(table, address)],
         )
 
     def set(self, address: str, values: Mapping[str, Any]) -> None:
@@ -187,37 +188,37 @@ class AccountFile:
                 text = _with_key(text, index, key=key, value=value)
             return text
 
-        def expected(entry: _Entry) -> _Entry:
-            merged = entry | dict(values)
+        def expected(table: _Table) -> _Table:
+            merged = table | dict(values)
             return {key: value for key, value in merged.items() if value is not None}
 
         self._change(
             changed,
-            lambda entries: [expected(one) if _is_of(one, address) else one for one in entries],
+            lambda entries: [expected(old) if _is_of(old, address) else old for old in entries],
         )
 
     def client_id_of(self, address: str) -> str:
         """Return the client id of an account, "" if it has none."""
-        return str(self._entry_of(address).get("client_id", ""))
+        return str(self._table_of(address).get("client_id", ""))
 
     def has_keys(self, address: str) -> bool:
-        """Whether an account has certificates or keys of a client."""
-        entry = self._entry_of(address)
-        return bool(entry.get("client_certificate") or entry.get("client_keys"))
+        """Return whether an account has certificates or keys of a client."""
+        table = self._table_of(address)
+        return bool(table.get("client_certificate") or table.get("client_keys"))
 
-    def _entry_of(self, address: str) -> _Entry:
+    def _table_of(self, address: str) -> _Table:
         entries = _parse(self._path.read_text())
         return entries[_index(entries, address)]
 
     def _change(
         self,
         edit: Callable[[str], str],
-        expected: Callable[[list[_Entry]], list[_Entry]],
+        expected: Callable[[list[_Table]], list[_Table]],
         *,
         is_trial: bool = False,
     ) -> None:
-        """Replace the text by what `edit` returns, whose accounts must be `expected` and whose
-        aliases those that there are, before new ones; with `is_trial`, only check it.
+        """Replace the text by the result of `edit`. Its accounts must be `expected`; its aliases
+        must begin with the old aliases. With `is_trial`, only check it.
         """
         with _locked(self._path.parent):
             before = self._path.read_text() if self._path.exists() else ""
@@ -228,8 +229,8 @@ class AccountFile:
             after = edit(before)
             try:
                 kept = _aliases(before)
-                found = _parse(after), _aliases(after)[: len(kept)]
-                is_right = found == (expected(_parse(before)), kept)
+                parsed = _parse(after), _aliases(after)[: len(kept)]
+                is_right = parsed == (expected(_parse(before)), kept)
             except tomllib.TOMLDecodeError:
                 is_right = False
             if not is_right:
@@ -254,8 +255,8 @@ class AccountFile:
             part.unlink(missing_ok=True)
 
     def _give_owner(self, descriptor: int) -> None:
-        """Give the new file owner and mode of the one that it replaces; without one, root gives it
-        the owner of the directory.
+        """Give the new file the owner and mode of the old file. If there is none, root gives it the
+        owner of the directory.
         """
         if self._path.exists():
             before = self._path.stat()
@@ -268,8 +269,8 @@ class AccountFile:
         os.fchmod(descriptor, _MODE)
 
     def _check(self, file: Path) -> Mapping[str, str]:
-        """Load `file` as the service does; faults name the file of the configuration. Return the
-        schemes of passwords.
+        """Load `file` as the service does. Return the schemes of passwords, by address. Faults name
+        the file of the configuration.
         """
         try:
             accounts = accounts_of(
@@ -277,7 +278,7 @@ class AccountFile:
             )
         except SettingsError as error:
             raise SettingsError(
-                dataclasses.replace(one, file=self._given) for one in error.faults
+                dataclasses.replace(fault, file=self._given) for fault in error.faults
             ) from None
         accounts.close()
         return accounts.tables.scheme_of
@@ -316,41 +317,43 @@ def _locked(directory: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
-def _parse(text: str) -> list[_Entry]:
-    found = tomllib.loads(text).get("account", [])
-    return [one for one in found if isinstance(one, dict)] if isinstance(found, list) else []
+def _parse(text: str) -> list[_Table]:
+    tables = tomllib.loads(text).get("account", [])
+    return [row for row in tables if isinstance(row, dict)] if isinstance(tables, list) else []
 
 
-def _aliases(text: str) -> list[_Entry]:
-    found: list[_Entry] = tomllib.loads(text).get("alias", [])
-    return found
+def _aliases(text: str) -> list[_Table]:
+    tables: list[_Table] = tomllib.loads(text).get("alias", [])
+    return tables
 
 
-def _is_of(entry: _Entry, address: str) -> bool:
-    return own_mailbox(str(entry.get("address", ""))) == address
+def _is_of(table: _Table, address: str) -> bool:
+    return own_mailbox(str(table.get("address", ""))) == address
 
 
-def _addresses(entries: Sequence[_Entry]) -> Iterator[str]:
-    for one in entries:
-        named = (one.get("address", ""), *one.get("aliases", ()))
-        yield from (own_mailbox(str(each)) for each in named)
+def _addresses(entries: Sequence[_Table]) -> Iterator[str]:
+    for table in entries:
+        named = (table.get("address", ""), *table.get("aliases", ()))
+        yield from (own_mailbox(str(name)) for name in named)
 
 
-def _index(entries: Sequence[_Entry], address: str) -> int:
-    for index, one in enumerate(entries):
-        if _is_of(one, address):
+def _index(entries: Sequence[_Table], address: str) -> int:
+    for index, table in enumerate(entries):
+        if _is_of(table, address):
             return index
     raise AccountError(f"unknown account {shown(address)}")
 
 
-def _table(entry: Mapping[str, Any]) -> str:
-    kind = "alias" if "to" in entry else "account"
-    return f"[[{kind}]]\n" + "".join(f"{key} = {_toml(one)}\n" for key, one in entry.items())
+def _table(table: Mapping[str, Any]) -> str:
+    kind = "alias" if "to" in table else "account"
+    return f"[[{kind}]]\n" + "".join(f"{key} = {_toml(field)}\n" for key, field in table.items())
 
 
 def _gap(text: str) -> str:
-    """Return what stands between a text and a table behind it."""
-    return "" if not text else "\n" if text.endswith("\n") else "\n\n"
+    """Return the line ends between a text and a new table after it."""
+    if not text:
+        return ""
+    return "\n" if text.endswith("\n") else "\n\n"
 
 
 def _toml(value: Any) -> str:
@@ -358,7 +361,7 @@ def _toml(value: Any) -> str:
 
 
 def _with_key(text: str, index: int, *, key: str, value: Any) -> str:
-    """Return `text` with a key of an account set; a new one stands below the address."""
+    """Return `text` with a key of an account set. A new key is put below the address."""
     if key not in _parse(text)[index]:
         if value is None:
             return text
@@ -397,8 +400,8 @@ def _without_table(text: str, index: int) -> str:
 def read_users(
     file: Path, octets: bytes, *, alias_domain: str = ""
 ) -> tuple[Sequence[ImportedUser], Sequence[Fault]]:
-    """Return the users of a file, and the faults of other lines. With `alias_domain`, it is a file
-    of aliases, and names without a domain are of this one.
+    """Return the users of a file, and the faults of other lines. With `alias_domain`, the file has
+    aliases, and names without a domain are in this domain.
     """
     if len(octets) > FILE_BYTES_MAX:
         return (), [Fault(file, 0, "", f"found more than {FILE_BYTES_MAX} bytes, expected fewer")]
@@ -406,18 +409,18 @@ def read_users(
         text = octets.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = octets.count(b"\n", 0, error.start) + 1
-        found = f"found the byte 0x{octets[error.start]:02x}, expected UTF-8"
-        return (), [Fault(file, line, "", found)]
+        detail = f"found the byte 0x{octets[error.start]:02x}, expected UTF-8"
+        return (), [Fault(file, line, "", detail)]
     if alias_domain:
         rows = list(_alias_file(text, file, alias_domain))
     else:
         is_csv = _IS_CSV.match(text.partition("\n")[0].strip())
         rows = list(_csv(text, file) if is_csv else _passwd(text, file))
-    faults = [one for one in rows if isinstance(one, Fault)]
+    faults = [row for row in rows if isinstance(row, Fault)]
     if not rows:
         kind = "alias" if alias_domain else "account"
         faults = [Fault(file, 0, "", f"found no {kind}, expected one or several")]
-    return [one for one in rows if isinstance(one, ImportedUser)], faults
+    return [row for row in rows if isinstance(row, ImportedUser)], faults
 
 
 def _csv(text: str, file: Path) -> Iterator[ImportedUser | Fault]:
@@ -427,9 +430,9 @@ def _csv(text: str, file: Path) -> Iterator[ImportedUser | Fault]:
     try:
         for cells in rows:
             if not columns:
-                columns = [one.strip().lower() for one in cells]
-                if found := _wrong_header(columns):
-                    yield Fault(file, 1, "", f"found {found}, expected the header {_HEADER}")
+                columns = [cell.strip().lower() for cell in cells]
+                if wrong := _wrong_header(columns):
+                    yield Fault(file, 1, "", f"found {wrong}, expected the header {_HEADER}")
                     return
             elif len(cells) > len(columns):
                 expected = f"expected {len(columns)}: a hash with commas is in quotes"
@@ -442,14 +445,14 @@ def _csv(text: str, file: Path) -> Iterator[ImportedUser | Fault]:
 
 
 def _wrong_header(columns: Sequence[str]) -> str:
-    """Return what is wrong with the columns, "" if nothing is; no more of them than a name, as a
-    row without a header has a hash.
+    """Return what is wrong with the columns, "" if nothing is. The text has only one column,
+    because without a header the row has a hash.
     """
     if between := _FOREIGN.search(columns[0]):
         return f"{shown(between[0])} between columns"
-    for one in columns:
-        if one not in COLUMNS or columns.count(one) > 1:
-            return f"the column {shown(one)}"
+    for column in columns:
+        if column not in COLUMNS or columns.count(column) > 1:
+            return f"the column {shown(column)}"
     return "" if "address" in columns else 'no column "address"'
 
 
@@ -463,11 +466,11 @@ def _passwd(text: str, file: Path) -> Iterator[ImportedUser | Fault]:
             yield Fault(file, number, "", f"found no colon, expected {expected}")
             continue
         fields = rest.split(":", 6)
-        found = _QUOTA.search(fields[6]) if len(fields) > 6 else None
+        match = _QUOTA.search(fields[6]) if len(fields) > 6 else None
         quota = ""
-        if found:
-            unit = found[3].upper() or ("K" if found[1] == "storage" else "B")
-            quota = str(int(found[2]) * 1024 ** _UNITS.index(unit) or "")
+        if match:
+            unit = match[3].upper() or ("K" if match[1] == "storage" else "B")
+            quota = str(int(match[2]) * 1024 ** _UNITS.index(unit) or "")
         yield _user(number, {"address": address, "hash": fields[0], "quota": quota})
 
 
@@ -479,26 +482,28 @@ def _alias_file(text: str, file: Path, domain: str) -> Iterator[ImportedUser | F
                 lines.append((number, []))
             lines[-1][1].append(line.strip())
     for number, parts in lines:
-        found = _ALIAS.match(" ".join(parts))
-        if found and not found[2] and "@" not in found[1]:  # virtual(5) begins with an address
-            found = None
-        names = [found[1].replace('"', ""), *_TARGET.findall(found[3])] if found else ()
-        if unfit := next(filter(_UNFIT.match, names), "" if found else parts[0]):
+        match = _ALIAS.match(" ".join(parts))
+        if match and not match[2] and "@" not in match[1]:  # virtual(5) begins with an address
+            match = None
+        names = [match[1].replace('"', ""), *_TARGET.findall(match[3])] if match else ()
+        if unfit := next(filter(_UNFIT.match, names), "" if match else parts[0]):
             expected = "NAME: ADDRESS, ... (no program, file, :include:, or whole domain)"
             unfit = shown(unfit.strip('"'))
             yield Fault(file, number, "", f"found {unfit}, expected {expected}")
             continue
-        address, *to = [x if "@" in x.rpartition('"')[2] else f"{x}@{domain}" for x in names]
+        address, *to = [
+            name if "@" in name.rpartition('"')[2] else f"{name}@{domain}" for name in names
+        ]
         yield ImportedUser(number, {"address": address, "to": to})
 
 
 def _user(line: int, cells: Mapping[str, str]) -> ImportedUser:
     quota = cells.get("quota", "")
-    given = {
+    keys = {
         "address": cells.get("address"),
         "password": "" if (hashed := cells.get("hash", "")).startswith(("!", "*")) else hashed,
         "quota": int(quota) if re.fullmatch(r"[0-9]{1,18}", quota) else quota,
-        "aliases": [one for one in _BETWEEN.split(cells.get("aliases", "")) if one],
+        "aliases": [alias for alias in _BETWEEN.split(cells.get("aliases", "")) if alias],
     }
-    values = {name: value for name, value in given.items() if value or name == "address"}
+    values = {name: value for name, value in keys.items() if value or name == "address"}
     return ImportedUser(line, values)

@@ -1,17 +1,19 @@
 """`relay backup`: copy everything of a service into a directory, whether it runs or not.
 
-The order is that in which a message moves: records of keys, pending submissions, spool, mailboxes.
-So a message that moves meanwhile is in two places rather than in none; `relay restore` recognises
-it by its submission id, and local delivery by its id in the mailbox. In between, a message may have
-left the submissions after they were copied, not have been in the spool when that was, and be in a
-mailbox: it is left out there, because its submission brings it.
+The parts are copied in the order in which a message moves: records of submission keys, pending
+submissions, spool, mailboxes. A message that moves during the backup is then in two parts rather
+than in none. `relay restore` recognises it by its submission id, and local delivery by its id in
+the mailbox. A message may be copied as a submission, be missing in the copy of the spool, and be
+delivered before its mailbox is copied. It is then left out of the mailbox, because the restored
+submission will be delivered.
 
-A file can be renamed while its directory is listed, and be missed. A tree is therefore listed again
-until a listing finds nothing new. Files are copied, not linked: what a damaged disk or another
-program does to the original does not change the backup, and it has an owner and a mode of its own.
-No symbolic link in state_dir or the mail root is followed: a mailbox that is one is noted as
-damaged. SHA256SUMS has what was read; manifest.json is written last, after everything was synced:
-without it a backup was cut short. Memory does not grow with the number of messages.
+A file can be missed if it is renamed while its directory is listed. A tree is therefore listed
+again until a listing finds nothing new. Files are copied, not linked: a damaged disk or another
+program that changes the original does not change the backup, and the copy may have another owner
+and mode. No symbolic link in state_dir or the mail root is followed; a mailbox that is a symbolic
+link is noted as damaged. SHA256SUMS has the sums of the octets that were read. manifest.json is
+written last, after everything was synced: a backup without it was cut short. Memory does not grow
+with the number of messages.
 """
 
 import dataclasses
@@ -56,8 +58,9 @@ CONFIG, SUBMISSIONS, SPOOL, STATE, MAIL = "config", "submissions", "spool", "sta
 FORMAT = 1
 _BLOCK_BYTES = 1 << 20
 _LOOKS_MAX = 10
-_CLOCKS_DIFFER_US = 86_400_000_000  # at most: that of a database gives the times in names
-# The order in which a submission moves through them.
+# the largest difference of the clocks of database and node; the database gives the times in names
+_CLOCKS_DIFFER_US = 86_400_000_000
+# the directories in the order in which a submission moves through them
 _IN_ORDER = (KEYS, "restored", "preparing", "deferred", "ready")
 _SETS = Path(STATE) / KEPT_SETS
 _OF_A_PROCESS = frozenset(("lock", "session", "probe"))
@@ -71,7 +74,7 @@ class NotEmptyError(Exception):
 
 
 class Place(msgspec.Struct, frozen=True):
-    """A file or directory as it was; user and group are names, or numbers without one."""
+    """A file or directory as it was. User and group are names, or numbers if there is no name."""
 
     path: str
     mode: int
@@ -94,12 +97,12 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     queue_us: int  # the same moment in queue time
     hostname: str  # of the service
     config: str  # the path of relay.toml
-    config_files: list[Place]  # it, and the files that it names
-    directories: list[Place]  # of these files, and those above them, state_dir and root
+    config_files: list[Place]  # relay.toml, and the files that it names
+    directories: list[Place]  # of config_files, and all above these, state_dir and root
     state_dir: Place  # as it was
     root: Place  # mailboxes.root
-    files: int  # how many files it has
-    bytes: int  # their size
+    files: int  # the number of files in the backup
+    bytes: int  # the size of these files
     checksums: str  # the SHA-256 of SHA256SUMS
     spool: dict[str, Any]  # counts; empty without a spool
     damaged: list[DamagedFile] = []
@@ -117,7 +120,7 @@ def back_up(
     text: str = "",
 ) -> Manifest:
     """Copy into `folder`, which is new or empty; after an error it is as before. If the file
-    `config` is faulty, `text` is what the running service has read of it.
+    `config` has a fault, `text` is the text that the running service has read.
 
     Without `with_database` a spool on a server is left out: another node has saved it. Raises
     NotEmptyError, SpoolError, OSError.
@@ -128,8 +131,8 @@ def back_up(
             raise NotEmptyError(f"{folder} is inside {place}, expected a directory elsewhere")
     is_new = not folder.exists()
     folder.mkdir(mode=0o700, exist_ok=True)
-    if found := sorted(one.name for one in folder.iterdir()):
-        raise NotEmptyError(f"{folder} is not empty: found {named(found)}")
+    if names := sorted(path.name for path in folder.iterdir()):
+        raise NotEmptyError(f"{folder} is not empty: found {named(names)}")
     folder.chmod(0o700)
     try:
         with closing(BackupCopy(folder, on_file)) as copy:
@@ -175,7 +178,7 @@ def _back_up(
         if copy.file(path.resolve(), _kept(path), instead=text.encode() * (path == config))
     ]
     config_files += (dropped := list(_dropped(settings, copy)))
-    named_paths += [Path(one.path) for one in dropped]
+    named_paths += [Path(place.path) for place in dropped]
     _submissions(submissions, copy)
     counts: dict[str, Any] = {}
     copied = copy.path(Path(SPOOL))
@@ -197,12 +200,12 @@ def _back_up(
             continue
         target = Path(MAIL) / mailbox.relative_to(root)
         copy.tree(mailbox, target, skip=lambda path: path.name.startswith((_INDEX, STATES)))
-        copy.states(mailbox, target)  # after the messages that they are about
+        copy.states(mailbox, target)  # after the messages: states are about messages
     since = copied if counts else None
     late = list(stored.accepted_since(since, _submission_ids(copy))) if is_there else []
     _make_ready(copy, {submission_id for submission_id, _ in late})
-    # Without the copy of the database it is not known which of them it has.
-    copy.settle({delivered_id(name) for _, name in late} if counts else ())
+    # Without a copy of the database, it is not known which messages the database has.
+    copy.end_withholding({delivered_id(name) for _, name in late} if counts else ())
     return copy.finish(
         made=rfc3339(made_us),
         queue_us=queue_us,
@@ -222,14 +225,14 @@ def _kept(path: Path) -> Path:
 
 
 def _dropped(settings: Settings, copy: "BackupCopy") -> Iterator[Place]:
-    """Copy the mail of the drop directory, which a restoration holds: it puts it aside there."""
+    """Copy the mail of the drop directory. It is restored into ASIDE there, which holds it."""
     drop = settings.sendmail.drop if settings.sendmail else None
     for path in sorted(drop.iterdir()) if drop and drop.is_dir() else ():
         with suppress(HostileFileError, OSError):
             DroppedFile(path).close()
-            found, place = _place(path), path.parent / ASIDE / path.name
+            original, place = _place(path), path.parent / ASIDE / path.name
             if copy.file(path, _kept(place)):
-                yield msgspec.structs.replace(found, path=str(place))
+                yield msgspec.structs.replace(original, path=str(place))
 
 
 def _submissions(source: Path, copy: "BackupCopy") -> None:
@@ -255,11 +258,11 @@ def _submission_ids(copy: "BackupCopy", place: Path = Path(SUBMISSIONS)) -> Iter
 
 
 def _make_ready(copy: "BackupCopy", accepted: Collection[str]) -> None:
-    """Let scheduled sends be ready that were accepted after they were copied: their drafts may have
-    been filed or removed since, and the timer sends nothing without its draft.
+    """Copy scheduled sends to `ready` if they were accepted after they were copied. Their drafts
+    may have been filed or removed since, and the timer sends nothing without a draft.
     """
     scheduled, ready = (Path(SUBMISSIONS) / name for name in ("deferred", "ready"))
-    # Its time may have come between the two copies: it is in both, under another time.
+    # If it became due between the two copies, it is in both directories, under different times.
     left = set(accepted).difference(_submission_ids(copy, ready))
     for path in copy.path(scheduled).glob("*"):
         if path.name.partition("@")[0] in left:
@@ -291,12 +294,12 @@ class BackupCopy:
         self._damaged: list[DamagedFile] = []
 
     def close(self) -> None:
-        """Close its files."""
-        for one in (self._seen, self._withheld, self._sums):
-            one.close()
+        """Close the files of this object."""
+        for part in (self._seen, self._withheld, self._sums):
+            part.close()
 
     def path(self, target: Path) -> Path:
-        """Return the path of a relative one."""
+        """Return the path in the backup of a relative path."""
         return self.folder / target
 
     def leaves_out(self, path: Path) -> bool:
@@ -306,8 +309,8 @@ class BackupCopy:
         return is_link
 
     def file(self, source: Path, target: Path, *, instead: bytes = b"") -> bool:
-        """Copy a file. Its copy has the content `instead`, if that is given. Return whether the
-        file was there and is no symbolic link.
+        """Copy a file; if `instead` is given, it is the content of the copy. Return whether the
+        file exists and is not a symbolic link.
         """
         try:
             opened = open_message(source)
@@ -328,30 +331,30 @@ class BackupCopy:
         return True
 
     def written(self, target: Path) -> None:
-        """Add a file that another part has written."""
+        """Add a file that other code has written into the backup."""
         self.path(target).chmod(0o600)
         with self.path(target).open("rb") as file:
             self._add(target, hashlib.file_digest(file, "sha256").hexdigest())
 
     def all_written(self, folder: Path) -> None:
-        """Add the files in a directory of the backup that another part has written."""
+        """Add the files that other code has written into a directory of the backup."""
         for path in sorted(folder.rglob("*")):
             if path.is_file() and not path.is_symlink() and path != self.path(Path(CHECKSUMS)):
                 self.written(path.relative_to(self.folder))
 
     def states(self, mailbox: Path, target: Path) -> None:
-        """Copy relay-properties; a damaged one as it is, with its log."""
+        """Copy relay-properties. A damaged file is copied as it is, with its log."""
         source, place = mailbox / STATES, target / STATES
         if not os.path.lexists(source):
             return
-        found, is_copied = ["no file"], False
+        faults, is_copied = ["no file"], False
         if source.is_file() and not source.is_symlink():
-            found = list(state_faults(source))
+            faults = list(state_faults(source))
             try:
                 if source.stat().st_size:  # else the database would remove its log
                     copy_states(source, self.path(place))
             except DamagedStatesError as error:
-                found = found or [str(error)]
+                faults = faults or [str(error)]
                 self.path(place).unlink(missing_ok=True)
             if self.path(place).exists():
                 self.written(place)
@@ -359,17 +362,17 @@ class BackupCopy:
             else:
                 is_copied = self.file(source, place)
                 self.file(source.with_name(f"{STATES}-wal"), target / f"{STATES}-wal")
-        if found:
+        if faults:
             end = "copied as it is" if is_copied else "not in the backup"
-            self._damaged.append(DamagedFile(str(source), f"{found[0]}; {end}"))
+            self._damaged.append(DamagedFile(str(source), f"{faults[0]}; {end}"))
 
     def tree(
         self, source: Path, target: Path, *, skip: Callable[[Path], bool] = lambda _: False
     ) -> None:
-        """Copy a directory, or a file. A message that is moved meanwhile is copied once.
+        """Copy a directory, or a file. A message that is moved during the copy is copied once.
 
-        The directory is listed until nothing new is found, at most ten times. A program that moves
-        the same message all the time may hide it from each of them.
+        The directory is listed until nothing new is found, at most ten times. A message that a
+        program moves all the time may be missed by each listing.
         """
         if source.exists() and not source.is_dir():
             self.file(source, target)
@@ -380,11 +383,13 @@ class BackupCopy:
                 return
 
     def withhold_since(self, wall_us: int) -> None:
-        """From now on, decide later about messages that were delivered since."""
+        """From now on, do not list messages in SHA256SUMS that were delivered after this time,
+        until end_withholding().
+        """
         self._withheld_from_s = wall_us // 1_000_000
 
-    def settle(self, unwanted: Collection[str]) -> None:
-        """Remove the withheld messages with these ids, and keep the others."""
+    def end_withholding(self, unwanted: Collection[str]) -> None:
+        """Remove the withheld messages with these ids, and list the others."""
         self._withheld.seek(0)
         for line in self._withheld:
             target = path_in(line)
@@ -417,8 +422,10 @@ class BackupCopy:
         fsync_path(self.folder.parent)
 
     def _look(self, source: Path, target: Path, skip: Callable[[Path], bool]) -> bool:
-        """Copy what no listing has found before; return whether there was any."""
-        found = False
+        """List the directory and copy files that are new since the last listing. Return whether
+        there were any.
+        """
+        has_new = False
         _make_parents(self.path(target), self.folder)
         folders = [source]
         while folders:
@@ -434,10 +441,10 @@ class BackupCopy:
                         if entry.name != "tmp" or place == _SETS:  # a tenant may have this name
                             folders.append(path)
                     elif self._seen.is_new(path):
-                        found = True
+                        has_new = True
                         if self.file(path, place / entry.name):
                             self._seen.add(path)
-        return found
+        return has_new
 
     def _add(self, target: Path, digest: str) -> None:
         line = sum_line(digest, target)
@@ -472,7 +479,7 @@ def path_in(line: bytes) -> Path:
     name = line.rstrip(b"\n").partition(b"  ")[2]
     if line.startswith(b"\\"):
         parts = name.split(b"\\\\")
-        name = b"\\".join(one.replace(b"\\n", b"\n").replace(b"\\r", b"\r") for one in parts)
+        name = b"\\".join(part.replace(b"\\n", b"\n").replace(b"\\r", b"\r") for part in parts)
     return Path(os.fsdecode(name))
 
 
@@ -490,10 +497,12 @@ def _make_parents(folder: Path, top: Path) -> None:
 
 
 def _named_paths(settings: Settings, config: Document, environ: Mapping[str, str]) -> set[Path]:
-    """Return relay.toml, what it and the accounts name, and all that is in named directories."""
+    """Return relay.toml, the files that it and the accounts name, and all files in directories that
+    they name.
+    """
     accounts = settings.mailboxes.accounts
     named_paths = {config.file, *_paths_in(settings)}
-    named_paths |= {one.file for one in settings.domain if one.file is not None}
+    named_paths |= {domain.file for domain in settings.domain if domain.file is not None}
     named_paths |= {path for _, path in secret_files(config, environ)}
     for file in (config.file, accounts):
         with suppress(FileNotFoundError):
@@ -502,15 +511,15 @@ def _named_paths(settings: Settings, config: Document, environ: Mapping[str, str
     named_paths -= {settings.state_dir, settings.mailboxes.root}
     if (sendmail := settings.sendmail) is not None:  # mail that passes is not copied
         named_paths -= {sendmail.socket, sendmail.drop}
-    named_paths |= {inner for one in named_paths if one.is_dir() for inner in one.rglob("*")}
-    return {Path(os.path.normpath(one)) for one in named_paths if one.exists()}
+    named_paths |= {inner for path in named_paths if path.is_dir() for inner in path.rglob("*")}
+    return {Path(os.path.normpath(path)) for path in named_paths if path.exists()}
 
 
 def _directories(paths: Collection[Path], *others: Path) -> list[Place]:
-    """Return the directories among the paths, and those above all, the upper ones first."""
-    found = {one for one in paths if one.is_dir()}
-    found |= {above for one in (*paths, *others) for above in one.parents}
-    return [_place(one) for one in sorted(found)]
+    """Return the directories among the paths, and the directories above all; upper ones first."""
+    folders = {path for path in paths if path.is_dir()}
+    folders |= {above for path in (*paths, *others) for above in path.parents}
+    return [_place(path) for path in sorted(folders)]
 
 
 def _paths_in(value: object) -> Iterator[Path]:
@@ -518,8 +527,8 @@ def _paths_in(value: object) -> Iterator[Path]:
     if isinstance(value, Path):
         yield value
     elif isinstance(value, tuple):
-        for one in value:
-            yield from _paths_in(one)
+        for part in value:
+            yield from _paths_in(part)
     elif dataclasses.is_dataclass(value):
         for field in dataclasses.fields(value):
             yield from _paths_in(getattr(value, field.name))
@@ -528,7 +537,7 @@ def _paths_in(value: object) -> Iterator[Path]:
 def _place(path: Path) -> Place:
     try:
         facts = path.stat()
-    except FileNotFoundError:  # it would belong to whom the directory above belongs
+    except FileNotFoundError:  # it would get the owner of the directory above
         above = _place(path.parent)
         return Place(str(path), 0o700, above.user, above.group)
     return Place(str(path), stat.S_IMODE(facts.st_mode), _user(facts.st_uid), _group(facts.st_gid))
@@ -549,20 +558,20 @@ def _group(number: int) -> str:
 
 
 def empty(folder: Path) -> None:
-    """Remove what is in a directory, as far as possible."""
-    for one in folder.iterdir():
-        if one.is_dir() and not one.is_symlink():
-            shutil.rmtree(one, ignore_errors=True)
+    """Remove the content of a directory, as far as possible."""
+    for path in folder.iterdir():
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
         else:
             with suppress(OSError):
-                one.unlink()
+                path.unlink()
 
 
 class SeenFiles:
-    """The files of a tree that were seen while other programs may move them. Not thread-safe.
+    """The files of a tree that were copied, while other programs may move them. Not thread-safe.
 
-    The record is a table on the disk, in a file without a name: memory does not grow with it. A
-    message keeps the part of its name before the flags when it is moved, a submission its id.
+    They are in a table in a temporary file, so memory does not grow. When a message is moved, the
+    part of its name before the flags does not change; when a submission is moved, its id does not.
     """
 
     def __init__(self) -> None:
@@ -578,14 +587,14 @@ class SeenFiles:
         self._table.execute("DELETE FROM seen")
 
     def is_new(self, path: Path) -> bool:
-        """Whether a file was not seen yet, neither at its path nor where it was before."""
+        """Return whether a file was not yet copied, at its path or at the path it had before."""
         name, own = _constant_name(path), os.fsencode(path)
         rows = self._table.execute("SELECT path FROM seen WHERE name = ?", (name,)).fetchall()
-        if any(one == own for (one,) in rows):
+        if any(seen == own for (seen,) in rows):
             return False
-        for (one,) in rows:
-            if isinstance(one, bytes) and not Path(os.fsdecode(one)).exists():  # it moved here
-                self._table.execute("DELETE FROM seen WHERE name = ? AND path = ?", (name, one))
+        for (seen,) in rows:
+            if isinstance(seen, bytes) and not Path(os.fsdecode(seen)).exists():  # it moved here
+                self._table.execute("DELETE FROM seen WHERE name = ? AND path = ?", (name, seen))
                 self.add(path)
                 return False
         return True
@@ -597,7 +606,7 @@ class SeenFiles:
 
 
 def _constant_name(path: Path) -> bytes:
-    """Return the part of a path that stays when a file is moved or gets other flags."""
+    """Return the part of a path that does not change when a file is moved or gets other flags."""
     if path.parent.name in ("new", "cur"):
         return os.fsencode(path.name.partition(":")[0].partition(",")[0])
     if path.parent.name in ("deferred", "ready", "preparing"):

@@ -1,6 +1,6 @@
-"""`relay check`: whether a service could start with a configuration, and clients could use it.
+"""`relay check`: whether a service can start with a configuration, and clients can use it.
 
-Checks read only and start nothing. Each result names what was checked; no check raises.
+Checks change nothing and start nothing. Each result names what was checked; no check raises.
 """
 
 import asyncio
@@ -72,10 +72,10 @@ def check_file(
     role: NodeRole = NodeRole.ALL,
     online: bool = False,
 ) -> list[CheckFinding]:
-    """Check a configuration and, if it can be loaded, everything that it names; `online` also what
-    token servers answer.
+    """Check a configuration and, if it can be loaded, everything that it names. With `online`, ask
+    the token servers too.
 
-    Root checks as the owner of state_dir, who is the service.
+    Root checks as the owner of state_dir, because the service runs as this user.
     """
     try:
         settings = load(file, environ, role=role)
@@ -127,7 +127,9 @@ def _check_file(
 
 
 def _reach(settings: Settings, place: Document) -> Iterator[CheckFinding]:
-    """Yield a warning for a name that is an example, no local domain, and no way out."""
+    """Yield a warning for the hostname of the example, for a configuration without local domains,
+    and for routes that let no mail leave.
+    """
     if settings.hostname == _EXAMPLE_HOSTNAME:
         text = f'found "{_EXAMPLE_HOSTNAME}", the example, expected the name of this machine'
         yield warning_of("configuration", place.fault(("hostname",), text))
@@ -136,7 +138,7 @@ def _reach(settings: Settings, place: Document) -> Iterator[CheckFinding]:
         yield warning_of("configuration", place.fault(("mailboxes", "domains"), text))
     for number, route in enumerate(settings.route):
         if route.next_hop == "hold":
-            continue  # the routes that follow decide
+            continue  # the next routes decide
         if not route.next_hop.startswith(("local", "capture", "reject:")):
             return  # some mail leaves
         if route.domain == "*":
@@ -166,10 +168,10 @@ def _routes(settings: Settings, place: Document) -> Iterator[CheckFinding]:
             fault = place.fault(("route", number, "source_address"), text)
             yield CheckFinding("routes", CheckResult.FAILED, str(fault))
         host = host_of(route)
-        for key, way in (("next_hop", host), ("fallback", host_of(as_fallback(route)))):
-            if way and (own := listener_at(way, settings)):
-                found = f'found "{getattr(route, key)}", the address of {dotted(own.key)}'
-                fault = place.fault(("route", number, key), f"{found}: mail comes back here")
+        for key, target in (("next_hop", host), ("fallback", host_of(as_fallback(route)))):
+            if target and (own := listener_at(target, settings)):
+                start = f'found "{getattr(route, key)}", the address of {dotted(own.key)}'
+                fault = place.fault(("route", number, key), f"{start}: mail comes back here")
                 yield warning_of("routes", fault)
         after = ("route", number, "fallback_after")
         is_late = route.fallback_after >= delivery.expire_after
@@ -185,7 +187,8 @@ def _routes(settings: Settings, place: Document) -> Iterator[CheckFinding]:
                 "gets the password, whatever its certificate"
             )
             yield warning_of("routes", place.fault(("route", number, "tls"), text))
-    alone = [name_of(one) for one in settings.route if one.tls is not None and one.next_hop == "mx"]
+    with_tls = (route for route in settings.route if route.tls is not None)
+    alone = [name_of(route) for route in with_tls if route.next_hop == "mx"]
     if alone:
         text = f"their tls goes before what a domain publishes: {', '.join(alone)}"
         yield CheckFinding("routes", CheckResult.OK, text)
@@ -206,9 +209,9 @@ def _permissions(
         if route.auth and route.auth.password_file
     ]
     listeners: list[tuple[KeyPath, ListenerTls | None]] = [(("http", "tls"), settings.http.tls)]
-    listeners += [(("smtp", number, "tls"), one.tls) for number, one in enumerate(settings.smtp)]
+    listeners += [(("smtp", number, "tls"), smtp.tls) for number, smtp in enumerate(settings.smtp)]
     secrets += [
-        ((*key, *at, "key"), one.key) for key, tls in listeners if tls for at, one in tls.pairs
+        ((*key, *at, "key"), pair.key) for key, tls in listeners if tls for at, pair in tls.pairs
     ]
     for key, path in secrets:
         if text := open_to_others(path, to_read=True):
@@ -221,8 +224,8 @@ def _permissions(
 def _tokens(
     settings: Settings, place: Document, clock: Clock, *, online: bool
 ) -> Iterator[CheckFinding]:
-    """Yield what an [[oauth]] lacks; if `online`, what its token server says. A person who has not
-    signed in yet is a warning.
+    """Yield what an [[oauth]] lacks; if `online`, also the errors of its token server. A missing
+    sign-in is a warning.
     """
     for number, client in enumerate(settings.oauth):
         server, now_s = TokenServer(client.name, settings), clock.time_us() // 1_000_000
@@ -264,7 +267,7 @@ def _token_key(settings: Settings) -> Iterator[CheckFinding]:
 def _accounts(
     settings: Settings, file: Path, environ: Mapping[str, str], *, clock: Clock
 ) -> Generator[CheckFinding, None, RouteTable | None]:
-    """Check accounts and routes; return the table of them."""
+    """Check accounts and routes. Return the route table, None after a fault."""
     accounts = yield from _loaded(
         "accounts", lambda: accounts_of(settings, clock=clock, environ=environ)
     )
@@ -277,8 +280,8 @@ def _accounts(
         yield CheckFinding("accounts", CheckResult.WARNING, warning)
     for number, text in auth_missing(settings, accounts.tables).items():
         yield warning_of("listeners", read_document(file).fault(("smtp", number, "auth"), text))
-    told = {"limits.alert": settings.limits.alert, "reports.copy_to": settings.reports.copy_to}
-    for key, to in told.items():
+    notified = {"limits.alert": settings.limits.alert, "reports.copy_to": settings.reports.copy_to}
+    for key, to in notified.items():
         if to and table and isinstance(table.expand(to) or table.examine(to), InvalidRecipient):
             yield CheckFinding("accounts", CheckResult.WARNING, f"{key}: {shown(to)} gets no mail")
     used = accounts.tables.schemes().most_common()
@@ -318,14 +321,16 @@ def _policies(settings: Settings, file: Path, table: RouteTable | None) -> Itera
 
 
 def _without_recipients(rules: RuleSet, table: RouteTable) -> Iterator[str]:
-    """Yield a warning for each rule whose `recipient` names only addresses that no mail can have:
-    rules see valid recipients, and the aliases that led to them.
+    """Yield a warning for each rule whose `recipient` names only invalid addresses. Rules get valid
+    recipients and their aliases, so these rules never match.
     """
-    conditions = ((rule, one) for rule in rules.rules for one in rule.when.on_recipient)
-    for rule, one in conditions:
-        names = one.globs.whole if isinstance(one, RecipientAddressCondition) else frozenset()
-        found = {type(table.expand(each) or table.examine(each)) for each in names}
-        if found == {InvalidRecipient} and one == RecipientAddressCondition(Globs(names)):
+    conditions = ((rule, test) for rule in rules.rules for test in rule.when.on_recipient)
+    for rule, condition in conditions:
+        if not isinstance(condition, RecipientAddressCondition):
+            continue
+        names = condition.globs.whole
+        kinds = {type(table.expand(name) or table.examine(name)) for name in names}
+        if kinds == {InvalidRecipient} and condition == RecipientAddressCondition(Globs(names)):
             yield (
                 f'{rule.file}:{rule.line}: rule "{rule.name}": recipient can never match, found'
                 f" {named(sorted(names))}, expected an address that takes mail, or a glob"
@@ -334,14 +339,14 @@ def _without_recipients(rules: RuleSet, table: RouteTable) -> Iterator[str]:
 
 def _providers(settings: Settings, file: Path) -> Iterator[CheckFinding]:
     own = settings.delivery.providers
-    found = yield from _loaded("providers", lambda: load_provider_replies(own, file))
-    if found is not None and own is not None:
-        text = f"{counted(len(found.entries), 'entry')} of {own} and of the file that is shipped"
+    replies = yield from _loaded("providers", lambda: load_provider_replies(own, file))
+    if replies is not None and own is not None:
+        text = f"{counted(len(replies.entries), 'entry')} of {own} and of the file that is shipped"
         yield CheckFinding("providers", CheckResult.OK, text)
 
 
 def _reports(settings: Settings) -> Iterator[CheckFinding]:
-    """Check the operator's texts of reports, if there are any."""
+    """Check the texts of reports that the operator has written, if there are any."""
     folder = settings.reports.templates
     if folder is None:
         return
@@ -374,38 +379,38 @@ def _folder(name: str, folder: Path, fault: str) -> CheckFinding:
 
 
 def _sendmail(settings: Settings, place: Document) -> Iterator[CheckFinding]:
-    """Yield a fault if nothing can listen on the socket, and a warning for users that do not exist,
-    and if the mail that programs leave in the drop directory is not taken.
+    """Yield a fault if nothing can listen on the socket, a warning for each user that does not
+    exist, and a warning if the relay cannot take mail from the drop directory.
     """
     default = SendmailSettings()
-    if given := settings.sendmail:
-        if expected := port_fault(Address(path=str(given.socket)), settings.run_dir):
-            text = f'found "{given.socket}", expected {expected}'
+    if sendmail := settings.sendmail:
+        if expected := port_fault(Address(path=str(sendmail.socket)), settings.run_dir):
+            text = f'found "{sendmail.socket}", expected {expected}'
             fault = place.fault(("sendmail", "socket"), text)
             yield CheckFinding("sendmail", CheckResult.FAULT, str(fault))
-        for number, name in enumerate(given.users):
+        for number, name in enumerate(sendmail.users):
             try:
                 pwd.getpwnam(name)
             except KeyError:
                 text = f"found {shown(name)}, expected a user of this machine"
                 yield warning_of("sendmail", place.fault(("sendmail", "users", number), text))
-    drop = (given or default).drop
-    if drop is None or not (given or drop.exists()):
+    drop = (sendmail or default).drop
+    if drop is None or not (sendmail or drop.exists()):
         return
     owner = os.geteuid()
     try:
         facts = drop.stat()
-        if not settings.state_dir.exists():  # whose owner is the service
+        if not settings.state_dir.exists():  # else this user is the owner of state_dir
             owner = facts.st_uid
-        found = f"the mode {stat.S_IMODE(facts.st_mode):04o} and the owner {facts.st_uid}"
+        actual = f"the mode {stat.S_IMODE(facts.st_mode):04o} and the owner {facts.st_uid}"
     except OSError as error:
-        found = error.strerror or str(error)
+        actual = error.strerror or str(error)
     expected = f"the mode {DROP_MODE:04o} and the owner {owner}"
-    if given is None:
+    if sendmail is None:
         text = f"found none, expected it: programs leave mail in {drop}"
         yield warning_of("sendmail", place.fault(("sendmail",), text))
-    elif found != expected:
-        text = f"{drop}: found {found}, expected {expected}, the user of the service"
+    elif actual != expected:
+        text = f"{drop}: found {actual}, expected {expected}, the user of the service"
         yield warning_of("sendmail", place.fault(("sendmail", "drop"), text))
 
 
@@ -415,7 +420,9 @@ def _spool(settings: Settings, *, is_usable: bool) -> Iterator[CheckFinding]:
     failures, warnings = list[str](), list[str]()
     nodes: Sequence[str] = ()
     try:
-        if not (fault := spool.left_behind(settings)) and (exists := stored.exists()):
+        fault = spool.left_behind(settings)
+        exists = not fault and stored.exists()
+        if exists:
             stored.check(has_owner=is_running(settings.run_dir))
         failures += stored.faults()
         warnings += stored.warnings() if exists else ()
@@ -446,8 +453,8 @@ def _spool(settings: Settings, *, is_usable: bool) -> Iterator[CheckFinding]:
 async def _dns(
     settings: Settings, ring: KeyRing, place: Document, *, clock: Clock
 ) -> list[CheckFinding]:
-    """Ask the name servers, for the records of the keys as well, in the time of one question; and
-    for the MX of domains whose mail is passed on.
+    """Ask the name servers at the same time whether they answer, whether they validate, and for the
+    records of the keys; then for the MX records of domains whose mail is passed on.
     """
     nameservers, timeout_s = settings.dns.nameservers, min(DNS_TIMEOUT_S, settings.dns.timeout)
     servers = ", ".join(map(str, nameservers)) or "the system's name servers"
@@ -461,6 +468,6 @@ async def _dns(
         text = f"{servers}: {fault}: {lost or 'no mail'} is deferred for that"
         verdict = CheckResult.FAILED if lost else CheckResult.WARNING
         return [CheckFinding("dns", verdict, text)]
-    found = CheckFinding("dns", CheckResult.OK, servers)
-    loops = [one async for one in mail_loops(settings, place, clock)]
-    return [found, *doubts, *(warning_of("dkim", one) for one in warnings), *loops]
+    finding = CheckFinding("dns", CheckResult.OK, servers)
+    loops = [loop async for loop in mail_loops(settings, place, clock)]
+    return [finding, *doubts, *(warning_of("dkim", warning) for warning in warnings), *loops]

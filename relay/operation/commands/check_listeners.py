@@ -28,7 +28,7 @@ _SOON_S = 14 * 86400
 
 
 class CheckedListener(Struct, frozen=True):
-    """A configured address, and the certificates used there."""
+    """A configured address, and the certificates that are used there."""
 
     key: KeyPath
     address: Address
@@ -37,29 +37,29 @@ class CheckedListener(Struct, frozen=True):
 
     @property
     def is_open(self) -> bool:
-        """Whether other machines can reach it."""
+        """Return whether other machines can reach the address."""
         return not self.address.is_loopback
 
 
 def _http_listeners(settings: Settings) -> list[CheckedListener]:
     """Return the addresses that accept tokens."""
     tls = settings.http.tls
-    found = [
+    listeners = [
         CheckedListener(("http", "listen", number), address)
         if tls is None or address.plain or address.path
         else CheckedListener(("http", "listen", number), address, tls, ("http", "tls"))
         for number, address in enumerate(settings.http.listen)
     ]
     if settings.observe.metrics is not None:
-        found.append(CheckedListener(("observe", "metrics"), settings.observe.metrics))
-    return found
+        listeners.append(CheckedListener(("observe", "metrics"), settings.observe.metrics))
+    return listeners
 
 
 def _smtp_listeners(settings: Settings) -> list[CheckedListener]:
     """Return the SMTP listeners."""
     return [
-        CheckedListener(("smtp", number, "listen"), one.listen, one.tls, ("smtp", number, "tls"))
-        for number, one in enumerate(settings.smtp)
+        CheckedListener(("smtp", number, "listen"), smtp.listen, smtp.tls, ("smtp", number, "tls"))
+        for number, smtp in enumerate(settings.smtp)
     ]
 
 
@@ -73,9 +73,10 @@ class CertificateFinding(Struct, frozen=True):
 def _assess_listener(
     listener: CheckedListener, hostname: str, now_s: float
 ) -> Iterator[tuple[KeyPath, CertificateFinding]]:
-    """Yield what prevents clients from verifying each certificate of a listener, with its key path.
+    """Yield, for each certificate of a listener, what prevents clients from verifying it, and the
+    path of its key in the configuration.
 
-    The first has to be for the names of the listener, unless another one is.
+    The first certificate must be for the names of the listener, unless another certificate is.
     """
     assert listener.tls is not None
     names = _names(listener, hostname)
@@ -111,8 +112,8 @@ def assess_certificate(
             f"found one that begins on {_day(begin_s)}, expected one that is valid"
         )
     if names and not any(certificate_matches(certificate, name) for name in names):
-        found = certificate_names(certificate)
-        return CertificateFinding(f"found one for {found}, expected one for {' or '.join(names)}")
+        actual = certificate_names(certificate)
+        return CertificateFinding(f"found one for {actual}, expected one for {' or '.join(names)}")
     if end_s - now_s < _SOON_S:
         return CertificateFinding(warning=f"found one that expires on {_day(end_s)}: renew it")
     return CertificateFinding()
@@ -137,11 +138,11 @@ def listener_at(host: Address, settings: Settings) -> CheckedListener | None:
     """Return the SMTP listener at the address of a next hop, if this relay has one there."""
     name = "127.0.0.1" if host.host == "localhost" else host.host
     is_here = name == settings.hostname or (is_ip(name) and has_address(name))
-    for one in _smtp_listeners(settings):
-        if one.address.port == host.port and (
-            name == one.address.host or (is_here and one.address.host in WILDCARDS)
+    for listener in _smtp_listeners(settings):
+        if listener.address.port == host.port and (
+            name == listener.address.host or (is_here and listener.address.host in WILDCARDS)
         ):
-            return one
+            return listener
     return None
 
 
@@ -149,36 +150,37 @@ def check_listeners(settings: Settings, place: Document, clock: Clock) -> Iterat
     """Check ports and certificates, and warn of listeners without TLS."""
     http, smtp = _http_listeners(settings), _smtp_listeners(settings)
     is_free = True
-    for one in (*http, *smtp):
-        if expected := port_fault(one.address, settings.run_dir):
+    for listener in (*http, *smtp):
+        if expected := port_fault(listener.address, settings.run_dir):
             is_free = False
-            text = f'found "{one.address}", expected {expected}'
-            yield CheckFinding("listeners", CheckResult.FAULT, str(place.fault(one.key, text)))
-    for one in http:
-        if one.is_open and one.tls is None:
+            text = f'found "{listener.address}", expected {expected}'
+            yield CheckFinding("listeners", CheckResult.FAULT, str(place.fault(listener.key, text)))
+    for listener in http:
+        if listener.is_open and listener.tls is None:
             text = (
-                f'found "{one.address}", where tokens and mail are sent in clear text; '
+                f'found "{listener.address}", where tokens and mail are sent in clear text; '
                 "expected http.tls, or loopback with a TLS proxy in front"
             )
-            yield warning_of("listeners", place.fault(one.key, text))
-    for one in http if settings.http.pages else ():
-        if one.is_open and one.tls is None and one.key[0] == "http":
+            yield warning_of("listeners", place.fault(listener.key, text))
+    for listener in http if settings.http.pages else ():
+        if listener.is_open and listener.tls is None and listener.key[0] == "http":
             text = (
-                f'found true with the address "{one.address}", where passwords of logins are sent '
-                "in clear text; expected http.tls, or loopback with a TLS proxy in front"
+                f'found true with the address "{listener.address}", where passwords of logins are '
+                "sent in clear text; expected http.tls, or loopback with a TLS proxy in front"
             )
             yield warning_of("pages", place.fault(("http", "pages"), text))
     yield from _proxies(settings, place)
     yield from _certificates(settings, place, clock)
     if is_free:
-        addresses = ", ".join(str(one.address) for one in (*http, *smtp))
+        addresses = ", ".join(str(listener.address) for listener in (*http, *smtp))
         yield CheckFinding("listeners", CheckResult.OK, addresses)
 
 
 def _proxies(settings: Settings, place: Document) -> Iterator[CheckFinding]:
     """Warn if there is a proxy on this machine that the configuration does not name."""
     http = settings.http
-    local = next((one for one in http.listen if one.is_loopback and not one.is_elsewhere), None)
+    inner = (address for address in http.listen if address.is_loopback)
+    local = next((address for address in inner if not address.is_elsewhere), None)
     if http.public_url and local is not None and not http.proxy_networks:
         text = (
             f'found it with "{local}" in http.listen and without http.proxy_networks, expected the '
@@ -189,17 +191,17 @@ def _proxies(settings: Settings, place: Document) -> Iterator[CheckFinding]:
 
 
 def _certificates(settings: Settings, place: Document, clock: Clock) -> Iterator[CheckFinding]:
-    """Yield what is wrong with a certificate, once for listeners that share it."""
+    """Yield what is wrong with each certificate, once if several listeners use it."""
     public_host = urlsplit(settings.http.public_url).hostname
-    found: dict[CheckFinding, None] = {}
-    for one in (*_http_listeners(settings), *_smtp_listeners(settings)):
-        if one.tls is None:
+    findings: dict[CheckFinding, None] = {}
+    for listener in (*_http_listeners(settings), *_smtp_listeners(settings)):
+        if listener.tls is None:
             continue
-        hostname = (one.key[0] == "http" and public_host) or settings.hostname
-        for key, certificate in _assess_listener(one, hostname, clock.time_us() / 1e6):
+        hostname = (listener.key[0] == "http" and public_host) or settings.hostname
+        for key, certificate in _assess_listener(listener, hostname, clock.time_us() / 1e6):
             if certificate.fault:
                 text = str(place.fault(key, certificate.fault))
-                found[CheckFinding("certificates", CheckResult.FAULT, text)] = None
+                findings[CheckFinding("certificates", CheckResult.FAULT, text)] = None
             if certificate.warning:
-                found[warning_of("certificates", place.fault(key, certificate.warning))] = None
-    yield from found
+                findings[warning_of("certificates", place.fault(key, certificate.warning))] = None
+    yield from findings

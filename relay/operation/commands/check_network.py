@@ -1,6 +1,6 @@
-"""What `relay check` asks of the machine and the network: whether an address is free to listen on
-(nothing listens there meanwhile), what the name servers say, whether milters answer, and what all
-nodes of a spool may do together, as each has limits of its own.
+"""The checks of `relay check` that ask the machine and the network: whether an address is free (the
+check does not listen there), whether the name servers and the milters answer. It also computes the
+limits of all nodes of a spool together, because the limits of the settings are for one node.
 """
 
 import asyncio
@@ -55,7 +55,7 @@ class CheckFinding(Struct, frozen=True):
 
 
 def warning_of(what: str, fault: Fault) -> CheckFinding:
-    """Return the finding of what is at risk."""
+    """Return a finding with the verdict "warning"."""
     return CheckFinding(what, CheckResult.WARNING, str(fault))
 
 
@@ -63,9 +63,9 @@ WILDCARDS = ("0.0.0.0", "::")  # noqa: S104 - compared, not bound
 
 
 def port_fault(address: Address, run_dir: Path) -> str:
-    """Return what is expected if a relay cannot listen at `address`, or "".
+    """Return what was expected if a relay cannot listen at `address`, "" if it can.
 
-    While the relay of this `run_dir` runs, an address in use is taken for its own.
+    While the relay of this `run_dir` runs, it is assumed to be the user of an address in use.
     """
     if address.path:
         return _unix_fault(Path(address.path), run_dir)
@@ -110,7 +110,7 @@ def _bind_error(family: int, place: Any) -> int:
             if family == socket.AF_INET6:
                 probe.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
             user = os.geteuid()
-            if os.getuid() == 0:  # it checks as the service, which its unit lets bind any port
+            if os.getuid() == 0:  # the unit of the service allows it to bind any port
                 os.seteuid(0)
             try:
                 probe.bind(place)
@@ -142,58 +142,59 @@ def _is_listened_at(path: Path) -> bool:
 
 
 _KEY = ("dns", "validating")
-_OTHERS_MAX = 100  # domains of other stores that are asked for
+_OTHERS_MAX = 100  # domains of other stores whose MX records are checked
 
 
 async def doubts_of_validation(
     settings: Settings, place: Document, *, timeout_s: float
 ) -> list[CheckFinding]:
-    """Return why what the name servers say of DNSSEC may not count, where it has to."""
+    """Return why the DNSSEC results of the name servers may be wrong, if dns.validating is set."""
     if not settings.dns.validating:
         return []
-    nameservers, found = settings.dns.nameservers, []
-    if not nameservers or not all(one.is_loopback for one in nameservers):
+    nameservers, findings = settings.dns.nameservers, []
+    if not nameservers or not all(server.is_loopback for server in nameservers):
         text = "found true, expected nameservers on this machine: on the way answers can be changed"
-        found.append(warning_of("dns", place.fault(_KEY, text)))
+        findings.append(warning_of("dns", place.fault(_KEY, text)))
     is_validated = await validated(nameservers, timeout_s=timeout_s)
     if is_validated is None:
         text = "no answer for the root: not known whether the name servers validate DNSSEC"
-        found.append(CheckFinding("dns", CheckResult.OK, text))
+        findings.append(CheckFinding("dns", CheckResult.OK, text))
     elif not is_validated:
         text = "found true, expected name servers that validate: the root's answer is without AD"
-        found.append(CheckFinding("dns", CheckResult.FAILED, str(place.fault(_KEY, text))))
-    return found
+        findings.append(CheckFinding("dns", CheckResult.FAILED, str(place.fault(_KEY, text))))
+    return findings
 
 
 def _domains_by_mx(settings: Settings) -> Iterator[tuple[int, OwnDomain]]:
     """Yield the own domains whose mail is passed on without a route, with their numbers."""
-    for number, one in enumerate(settings.domain):
-        asks = one.recipients == "verify"  # also while mail is held
+    for number, domain in enumerate(settings.domain):
+        asks = domain.recipients == "verify"  # also while mail is held
         is_routed = any(
-            domain_matches(route.domain, one.name)
+            domain_matches(route.domain, domain.name)
             for route in settings.route
             if route.domain != "*" and not (route.recipient or (asks and route.next_hop == "hold"))
         )
-        if not (one.has_accounts or one.alias_of or is_routed):
-            yield number, one
+        if not (domain.has_accounts or domain.alias_of or is_routed):
+            yield number, domain
 
 
 async def needs_of_dns(settings: Settings, clock: Clock) -> str:
     """Return which mail is not sent while the name servers do not answer, "" if all is."""
     takes_all = any(
-        one.domain == "*"
-        and one.next_hop != "hold"
-        and not one.next_hop.startswith("graph://")  # which takes no reports
-        and not (one.sender or one.recipient)
-        for one in settings.route
+        route.domain == "*"
+        and route.next_hop != "hold"
+        and not route.next_hop.startswith("graph://")  # which takes no reports
+        and not (route.sender or route.recipient)
+        for route in settings.route
     )
-    uses_mx = any(one.next_hop == "mx" for one in settings.route) or any(_domains_by_mx(settings))
+    next_hops = {route.next_hop for route in settings.route}
+    uses_mx = "mx" in next_hops or any(_domains_by_mx(settings))
     if uses_mx or not takes_all:
         return "mail that needs an MX record"
     resolver = resolver_of(settings, clock)
-    ways = (way for one in settings.route for way in (one, as_fallback(one)))
-    hosts = dict.fromkeys(address.host for way in ways if (address := host_of(way)))
-    lost = [one for one in hosts if not isinstance(await resolver.addresses(one), tuple)]
+    hops = (hop for route in settings.route for hop in (route, as_fallback(route)))
+    hosts = dict.fromkeys(address.host for hop in hops if (address := host_of(hop)))
+    lost = [host for host in hosts if not isinstance(await resolver.addresses(host), tuple)]
     await resolver.close()
     return f"mail by {named(lost)}" if lost else ""
 
@@ -201,22 +202,22 @@ async def needs_of_dns(settings: Settings, clock: Clock) -> str:
 async def mail_loops(
     settings: Settings, place: Document, clock: Clock
 ) -> AsyncIterator[CheckFinding]:
-    """Yield a fault for each domain whose mail is passed on, has no route, and whose MX would be
-    this host itself; a warning for each of another store whose MX is this host.
+    """Yield a fault for each own domain whose mail is passed on without a route, if its MX is this
+    host; and a warning for each domain of another store whose MX is this host.
     """
     resolver = resolver_of(settings, clock)
-    for number, one in _domains_by_mx(settings):
-        found = await resolver.resolve(NextHop(HopKind.MX, one.name))
-        if not isinstance(found, Hosts | TemporaryFailure):
-            text = f'found "{one.name}", expected a [[route]] for it, or an MX host in the DNS'
+    for number, own in _domains_by_mx(settings):
+        answer = await resolver.resolve(NextHop(HopKind.MX, own.name))
+        if not isinstance(answer, Hosts | TemporaryFailure):
+            text = f'found "{own.name}", expected a [[route]] for it, or an MX host in the DNS'
             fault = place.fault(("domain", number, "name"), f"{text} that is preferred to this one")
             yield CheckFinding("domains", CheckResult.FAULT, str(fault))
     others: Sequence[str] = ()
     with suppress(SpoolError, OSError):  # it is reported elsewhere
         others = await asyncio.to_thread(spool.storage(settings).other_domains)
-    for domain in [one for one in others if one not in settings.own_domains][:_OTHERS_MAX]:
+    for domain in [name for name in others if name not in settings.own_domains][:_OTHERS_MAX]:
         mx = getattr(await resolver.resolve(NextHop(HopKind.MX, domain)), "mx", NO_MX)
-        if any(one.skipped == THIS_RELAY for one in mx.hosts):
+        if any(host.skipped == THIS_RELAY for host in mx.hosts):
             text = "is a domain of another store, and its MX records lead to this node; expected"
             text = f"{domain} {text} the nodes of that store: this one answers 450"
             yield CheckFinding("domains", CheckResult.WARNING, text)
@@ -224,23 +225,23 @@ async def mail_loops(
 
 
 async def check_milters(settings: Settings, place: Document) -> list[CheckFinding]:
-    """Connect to each milter. One that is down is a warning: it may come back, and `when_down`
-    says what becomes of mail until then.
+    """Connect to each milter. A milter that is down is only a warning, because `when_down` decides
+    what happens to mail until it is up again.
     """
-    found = list[CheckFinding]()
+    findings = list[CheckFinding]()
     faults = await asyncio.gather(*map(fault_of_milter, settings.milter))
-    for number, (one, fault) in enumerate(zip(settings.milter, faults, strict=True)):
-        text = f'"{one.name}" at {one.address}'
+    for number, (milter, fault) in enumerate(zip(settings.milter, faults, strict=True)):
+        text = f'"{milter.name}" at {milter.address}'
         if fault:
             down = place.fault(("milter", number, "address"), f"{text} is down: {fault}")
-            found.append(warning_of("milter", down))
+            findings.append(warning_of("milter", down))
         else:
-            found.append(CheckFinding("milter", CheckResult.OK, text))
-    return found
+            findings.append(CheckFinding("milter", CheckResult.OK, text))
+    return findings
 
 
 def check_gate(settings: Settings) -> CheckFinding:
-    """Return where the SMTP sessions are."""
+    """Return whether SMTP sessions have a separate process."""
     text = "SMTP sessions are in a process of their own"
     if reason := why_in_process(settings):
         text = f"SMTP sessions are in the process of relay serve: {reason}"
@@ -250,7 +251,7 @@ def check_gate(settings: Settings) -> CheckFinding:
 
 
 def limits_of_all(settings: Settings, nodes: Sequence[str]) -> Iterator[str]:
-    """Yield what all living nodes together may do: one line for each limit."""
+    """Yield a line for each limit, with its value for all living nodes together."""
     number = len(nodes)
     names = named(nodes, most=10)
     yield f"{number} nodes live ({names}), each with limits of its own; together at most:"
@@ -263,7 +264,9 @@ def limits_of_all(settings: Settings, nodes: Sequence[str]) -> Iterator[str]:
 
 
 def _limits(settings: Settings) -> Iterator[tuple[str, int | str | None]]:
-    """Yield each limit with its key: connections, or a rate as COUNT/SECONDS; "" is none."""
+    """Yield the key and value of each limit: a number of connections, or a rate as COUNT/SECONDS,
+    "" for no limit.
+    """
     delivery = settings.delivery
     yield "delivery.max_connections", delivery.max_connections
     yield "delivery.max_connections_per_next_hop", delivery.max_connections_per_next_hop
@@ -273,8 +276,8 @@ def _limits(settings: Settings) -> Iterator[tuple[str, int | str | None]]:
         yield f'route "{name_of(route)}" max_connections', route.max_connections
         yield f'route "{name_of(route)}" max_rate', route.max_rate
     with suppress(PolicyError):  # it is reported elsewhere
-        sets = [load_set(settings, one, runs_tests=False) for one in (None, *settings.tenant)]
+        sets = [load_set(settings, tenant, runs_tests=False) for tenant in (None, *settings.tenant)]
         for rule in (rule for rules in sets for rule in rules.rules):
-            for one in rule.actions if rule.mode is RuleMode.ENFORCE else ():
-                if isinstance(one, RateLimitAction):
-                    yield f'rule "{rule.name}" rate_limit', f"{one.allowed}/{one.period_s}"
+            for action in rule.actions if rule.mode is RuleMode.ENFORCE else ():
+                if isinstance(action, RateLimitAction):
+                    yield f'rule "{rule.name}" rate_limit', f"{action.allowed}/{action.period_s}"

@@ -1,4 +1,4 @@
-"""The keys that sign mail: make one, and say of those in use what is published and what is wrong.
+"""The keys that sign mail: make a new one; what is published for keys in use, and what is wrong.
 
 For `relay dkim` and `relay check`.
 """
@@ -33,16 +33,16 @@ _Owner = tuple[int, int]  # user and group
 
 
 def default_files(base: Path, domain: str, selector: str) -> tuple[Path, Path]:
-    """Return where a new key is written, and where if that file exists; `base` has relay.toml."""
+    """Return the file for a new key, and the file to use if that exists. `base` has relay.toml."""
     folder = base / "dkim"
     return folder / f"{selector}.pem", folder / f"{domain}-{selector}.pem"
 
 
 def write_key(pem: bytes, files: Sequence[Path], settings: Settings) -> Path:
-    """Write a private key durably into the first of `files` that does not exist, and return it.
+    """Write a private key durably into the first of `files` that does not exist; return the file.
 
-    Root gives it, and a directory that it makes, to the owner of state_dir. Raises FileExistsError
-    if all exist, OSError.
+    Root makes the owner of state_dir the owner of the file, and of a directory that it creates.
+    Raises FileExistsError if all files exist, OSError.
     """
     owner = _owner_of_state(settings) if not os.geteuid() else None
     _make_folder(files[0].parent, owner)
@@ -56,10 +56,10 @@ def write_key(pem: bytes, files: Sequence[Path], settings: Settings) -> Path:
 
 def _owner_of_state(settings: Settings) -> _Owner | None:
     try:
-        found = settings.state_dir.stat()
+        status = settings.state_dir.stat()
     except FileNotFoundError:
         return None
-    return found.st_uid, found.st_gid
+    return status.st_uid, status.st_gid
 
 
 def _make_folder(folder: Path, owner: _Owner | None) -> None:
@@ -101,7 +101,7 @@ def unreadable_for_service(file: Path, settings: Settings) -> str:
 
 
 def key_document(key: SigningKey) -> dict[str, Any]:
-    """Return what `relay dkim` says of a key."""
+    """Return the JSON of a key, as `relay dkim` prints it."""
     return {
         "domain": key.domain,
         "selector": key.selector,
@@ -114,9 +114,9 @@ def key_document(key: SigningKey) -> dict[str, Any]:
 
 
 def new_key_document(key: SigningKey, config: Path) -> dict[str, Any]:
-    """Return the same of a new key, with the strings of its record and the lines for `config`."""
+    """Return the JSON of a new key, with the strings of its record and the lines for `config`."""
     document = key_document(key)
-    strings = [one.decode() for one in txt_strings(document["record"])]
+    strings = [part.decode() for part in txt_strings(document["record"])]
     return {**document, "strings": strings, "config": _entry(key, config)}
 
 
@@ -150,7 +150,7 @@ _PUBLISHED = {
 
 
 class ShownKey(Struct, frozen=True):
-    """A key, whether its record is published, and why it is not right or not known."""
+    """A key, whether its record is published, and why it is wrong or unknown."""
 
     key: SigningKey
     published: str  # yes, no, differs, or unknown
@@ -163,16 +163,16 @@ class ShownKey(Struct, frozen=True):
 
 
 async def shown_keys(keys: Sequence[SigningKey], settings: Settings) -> list[ShownKey]:
-    """Ask the DNS for the records of all keys, in parallel."""
+    """Return the keys with the state of their records; ask the DNS for all at the same time."""
     timeout_s = min(DNS_TIMEOUT_S, settings.dns.timeout)
     compared = await _compared(keys, settings.dns.nameservers, timeout_s=timeout_s)
-    return [_shown(key, one) for key, one in zip(keys, compared, strict=True)]
+    return [_shown(key, record) for key, record in zip(keys, compared, strict=True)]
 
 
 async def _compared(
     keys: Sequence[SigningKey], nameservers: Sequence[Address], *, timeout_s: float
 ) -> list[ComparedRecord | NoAnswer]:
-    """Return what is published for each key, compared with it."""
+    """Return the published record of each key, compared with the key."""
     questions = [(key.name, "TXT") for key in keys]
     answers = await look_up(nameservers, questions, timeout_s=timeout_s)
     return [_compare(key, answers[key.name, "TXT"]) for key in keys]
@@ -190,36 +190,36 @@ def _shown(key: SigningKey, compared: ComparedRecord | NoAnswer) -> ShownKey:
     return ShownKey(key, _PUBLISHED[compared.verdict], tuple(map(str, compared.faults)))
 
 
-def shown_lines(shown: Sequence[ShownKey], *, now_us: int) -> list[str]:
+def shown_lines(keys: Sequence[ShownKey], *, now_us: int) -> list[str]:
     """Return the keys as a table, with the file and the record of each."""
     head = ("DOMAIN", "SELECTOR", "ALGORITHM", "BITS", "UNTIL", "PUBLISHED")
-    rows = [head, *(_cells(one, now_us) for one in shown)]
+    rows = [head, *(_cells(key, now_us) for key in keys)]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = []
     for number, row in enumerate(rows):
         cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
         lines.append("  ".join(cells).rstrip())
         if number:
-            one = shown[number - 1]
-            record = zone_line(one.key.name, key_record(one.key.private))
-            lines += [f"    {text}" for text in (*one.reasons, str(one.key.file), record)]
+            status = keys[number - 1]
+            record = zone_line(status.key.name, key_record(status.key.private))
+            lines += [f"    {text}" for text in (*status.reasons, str(status.key.file), record)]
     return lines
 
 
-def _cells(one: ShownKey, now_us: int) -> tuple[str, ...]:
-    key = one.key
+def _cells(status: ShownKey, now_us: int) -> tuple[str, ...]:
+    key = status.key
     until = (key.last_day or "-") + ("" if key.is_usable(now_us) else " (ended)")
     private = key.private
-    return key.domain, key.selector, private.algorithm, str(private.bits), until, one.published
+    return key.domain, key.selector, private.algorithm, str(private.bits), until, status.published
 
 
 def key_warnings(ring: KeyRing, place: Document, *, now_us: int) -> Iterator[Fault]:
-    """Yield what is not as it should be; `ring` has the keys of `place` in their order."""
+    """Yield the faults of the keys; `ring` has them in the order of the document `place`."""
     ending = {key.name for key in ring.ending(now_us)}
     for number, key in enumerate(ring.keys):
         if key.private.kind == "rsa" and key.private.bits < RSA_BITS_ADVISED:
-            found = f"{key.file}: found an RSA key of {key.private.bits} bits"
-            text = f"{found}, expected {RSA_BITS_ADVISED} or more: receivers may not accept it"
+            fault = f"{key.file}: found an RSA key of {key.private.bits} bits"
+            text = f"{fault}, expected {RSA_BITS_ADVISED} or more: receivers may not accept it"
             yield place.fault(("dkim", number, "key"), text)
         if key.name in ending:
             does = "goes out unsigned" if not key.is_usable(now_us) else "then goes out unsigned"
@@ -237,13 +237,13 @@ async def record_warnings(
     now_us: int,
     timeout_s: float,
 ) -> list[Fault]:
-    """Ask the DNS for the record of each key that signs; return what is wrong with it."""
+    """Ask the DNS for the record of each usable key; return the faults of these records."""
     usable = {number: key for number, key in enumerate(ring.keys) if key.is_usable(now_us)}
     compared = await _compared([*usable.values()], nameservers, timeout_s=timeout_s)
     return [
         place.fault(("dkim", number, "selector"), f"{key.name}: {text}")
-        for (number, key), one in zip(usable.items(), compared, strict=True)
-        for text in _record_faults(one)
+        for (number, key), record in zip(usable.items(), compared, strict=True)
+        for text in _record_faults(record)
     ]
 
 

@@ -46,7 +46,7 @@ class NoDnsAnswerError(Exception):
 
 
 class ComparedZone(Struct, frozen=True):
-    """The records of a domain; `notes` are for people."""
+    """The records of a domain; `notes` are for the operator."""
 
     records: tuple[ZoneRecord, ...]
     notes: tuple[str, ...] = ()
@@ -72,7 +72,7 @@ async def compare_zone(
             (hostname, "A"),
             (hostname, "AAAA"),
             *((key.name, "TXT") for key in usable),
-            *((f"_dmarc.{one}", "TXT") for one in (zone, *above)),
+            *((f"_dmarc.{domain}", "TXT") for domain in (zone, *above)),
             (f"_mta-sts.{zone}", "TXT"),
             (f"_smtp._tls.{zone}", "TXT"),
             (f"_25._tcp.{hostname}", "TLSA"),
@@ -101,7 +101,7 @@ async def compare_zone(
         at = clock.time_us() // 1_000_000
         sts = mta_sts_record(zone, asked.advised(f"_mta-sts.{zone}", "TXT"), id_=str(at))
         if sts.verdict is ZoneVerdict.OK:
-            exchanges = [one.partition(" ")[2] for one in asked.needed(zone, "MX")]
+            exchanges = [mx.partition(" ")[2] for mx in asked.needed(zone, "MX")]
             if fault := await _policy_fault(zone, settings, {hostname, *exchanges}):
                 sts = replace(sts, verdict=ZoneVerdict.WRONG, note=fault)
         records.append(sts)
@@ -112,19 +112,19 @@ async def compare_zone(
 
 
 async def _policy_fault(zone: str, settings: Settings, hosts: Iterable[str]) -> str:
-    """Return what is wrong in the policy that a domain publishes by MTA-STS, "" if nothing is."""
+    """Return what is wrong with the MTA-STS policy file of a domain, "" if nothing is."""
 
     async def lookup(name: str) -> list[str]:
         questions = [(name, "A"), (name, "AAAA")]
-        found = await look_up(settings.dns.nameservers, questions, timeout_s=settings.dns.timeout)
-        answers = [one for one in found.values() if isinstance(one, Records)]
-        return [address for one in answers for address in one.values]
+        replies = await look_up(settings.dns.nameservers, questions, timeout_s=settings.dns.timeout)
+        answers = [answer for answer in replies.values() if isinstance(answer, Records)]
+        return [address for answer in answers for address in answer.values]
 
     try:
         policy = read_policy(await fetch_policy(settings.delivery, lookup, zone))
     except (StsFetchError, StsPolicyError) as error:
         return f"the policy: {error}"
-    missing = sorted(one for one in hosts if policy.mode != "none" and not policy.lists(one))
+    missing = sorted(host for host in hosts if policy.mode != "none" and not policy.lists(host))
     return f"the policy does not list {', '.join(missing)}" if missing else ""
 
 
@@ -134,28 +134,28 @@ def _domains_above(zone: str) -> list[str]:
 
 
 class _Dns:
-    """What was asked so far."""
+    """Asks the DNS, and keeps the answers."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings.dns
         self._answers: dict[DnsQuestion, Answer] = {}
 
     async def all(self, questions: Iterable[DnsQuestion]) -> None:
-        """Ask what was not asked yet."""
-        new = [one for one in questions if one not in self._answers]
+        """Ask the questions that have no answer yet."""
+        new = [question for question in questions if question not in self._answers]
         servers, timeout_s = self._settings.nameservers, self._settings.timeout
         self._answers |= await look_up(servers, new, timeout_s=timeout_s)
 
     def needed(self, name: str, kind: str) -> list[str]:
-        """Return the records, none where the name has none. Raises NoDnsAnswerError."""
+        """Return the records, which may be none. Raises NoDnsAnswerError."""
         answer = self._answers[name, kind]
         if isinstance(answer, NoAnswer):
             raise NoDnsAnswerError(f"{name} {kind}: {answer.text}")
         values = answer.values if isinstance(answer, Records) else ()
-        return [one.encode("utf-8", "surrogateescape").decode("utf-8", "replace") for one in values]
+        return [raw.encode("utf-8", "surrogateescape").decode("utf-8", "replace") for raw in values]
 
     def advised(self, name: str, kind: str) -> list[str]:
-        """Return the records, none where there is no answer."""
+        """Return the records; without an answer, return none."""
         try:
             return self.needed(name, kind)
         except NoDnsAnswerError:
@@ -163,54 +163,56 @@ class _Dns:
 
 
 async def _passes(zone: str, records: Sequence[str], asked: _Dns, *, hostname: str) -> bool:
-    """Return whether the SPF record of a domain lets this host send, also by what it includes."""
-    addresses = [ip_address(one) for kind in ("A", "AAAA") for one in asked.needed(hostname, kind)]
+    """Return whether the SPF record of a domain, or a record that it includes, lets this host
+    send.
+    """
+    addresses = [ip_address(ip) for kind in ("A", "AAAA") for ip in asked.needed(hostname, kind)]
     waiting, seen, left = [(zone, records)], {zone}, _LOOKUPS_MAX
     for domain, texts in waiting:  # it grows
         if len(texts) != 1:  # includes nothing (RFC 7208 5.2)
             continue
         terms = parse_spf(texts[0])
-        hosts = [one or domain for one in terms.hosts]
+        hosts = [host or domain for host in terms.hosts]
         if terms.everybody or hostname in hosts:
             return True
-        exchanged = [one or domain for one in terms.mail_hosts]
-        others = [one for one in terms.others if one not in seen]
+        exchanged = [host or domain for host in terms.mail_hosts]
+        others = [name for name in terms.others if name not in seen]
         steps: list[list[DnsQuestion]] = [
-            *([(one, "A"), (one, "AAAA")] for one in hosts),
-            *([(one, "MX")] for one in exchanged),
-            *([(one, "TXT")] for one in others),
+            *([(host, "A"), (host, "AAAA")] for host in hosts),
+            *([(host, "MX")] for host in exchanged),
+            *([(name, "TXT")] for name in others),
         ]
         steps, left = steps[:left], max(0, left - len(steps))
         questions = [question for step in steps for question in step]
         await asked.all(questions)
         networks = list(terms.networks)
         for name, kind in questions:
-            found = asked.needed(name, kind)
-            if kind == "MX" and any(one.partition(" ")[2] == hostname for one in found):
+            published = asked.needed(name, kind)
+            if kind == "MX" and any(mx.partition(" ")[2] == hostname for mx in published):
                 return True
             if kind == "TXT":
                 seen.add(name)
-                waiting.append((name, spf_texts(found)))
+                waiting.append((name, spf_texts(published)))
             elif kind != "MX":
-                networks += found
+                networks += published
         if in_networks(networks, addresses):
             return True
     return False
 
 
 def _foreign_hosts(settings: Settings, zone: str) -> str:
-    """Return a text on the routes that send mail of a domain to other domains by other hosts, which
-    its SPF has to let pass too.
+    """Return a text about routes that send mail of the domain by hosts of others. The SPF record of
+    the domain must allow these hosts too.
     """
     named = []
     for route in settings.route:
         is_of_zone = not route.sender or domain_matches(route.sender.rpartition("@")[2], zone)
         if not is_of_zone or route.domain in settings.own_domains:
             continue
-        for way in (route, as_fallback(route)):
-            host = host_of(way)
-            if host and not way.next_hop.startswith(("lmtp", "graph")) and not host.is_loopback:
-                named.append(f"{name_of(way)} sends by {host.host}: its include: is yours to add")
+        for hop in (route, as_fallback(route)):
+            host = host_of(hop)
+            if host and not hop.next_hop.startswith(("lmtp", "graph")) and not host.is_loopback:
+                named.append(f"{name_of(hop)} sends by {host.host}: its include: is yours to add")
         if route.domain == "*" and route.sender in ("", f"*@{zone}") and route.next_hop != "hold":
             break  # it takes all that is left
     return "; ".join(named)
@@ -221,8 +223,8 @@ def _public_keys(settings: Settings) -> list[bytes]:
     listeners = zip(settings.smtp, server_certificates(settings).smtp, strict=True)
     files = [  # clients ask for the hostname (RFC 7672 8.1)
         made.pair_for(settings.hostname).certificate
-        for one, made in listeners
-        if one.role == "relay" and made
+        for smtp, made in listeners
+        if smtp.role == "relay" and made
     ]
     if not files:
         return []

@@ -1,8 +1,8 @@
-"""What to publish in the DNS for a domain, and what the published records are worth.
+"""What to publish in the DNS for a domain, and whether the published records are right.
 
-Pure: relay.operation.commands.dns asks. What is published is kept as far as it is right. RFC 7208
-(SPF), RFC 9989 (DMARC), RFC 6376 3.6.1 (DKIM), RFC 8461 (MTA-STS), RFC 8460 (TLS-RPT), RFC 7672
-(TLSA).
+Functions are pure: relay.operation.commands.dns asks the DNS. The proposed records keep the right
+parts of the published ones. RFC 7208 (SPF), RFC 9989 (DMARC), RFC 6376 3.6.1 (DKIM), RFC 8461
+(MTA-STS), RFC 8460 (TLS-RPT), RFC 7672 (TLSA).
 """
 
 import re
@@ -39,14 +39,14 @@ class ZoneVerdict(StrEnum):
     OK = "ok"
     MISSING = "missing"
     WRONG = "wrong"
-    EXTRA = "extra"  # beside what is needed, and harmless
+    EXTRA = "extra"  # not needed, and harmless
 
 
 class ZoneRecord(Struct, frozen=True):
-    """One record: its data to publish, and what was found (several on lines of their own).
+    """One record: the data to publish, and the data that was found, a line for each record.
 
-    `verdict` is None for advice that nobody has followed yet. The text of a TXT record is without
-    quotes.
+    `verdict` is None for an advised record that is not published. The text of a TXT record is
+    without quotes.
     """
 
     name: str
@@ -54,7 +54,7 @@ class ZoneRecord(Struct, frozen=True):
     value: str
     found: str
     verdict: ZoneVerdict | None
-    note: str = ""  # for people
+    note: str = ""  # for the operator
 
     def as_json(self) -> dict[str, str]:
         """Return the JSON of `relay dns`."""
@@ -74,38 +74,38 @@ class ZoneRecord(Struct, frozen=True):
 
 
 def mx_record(zone: str, hostname: str, exchanges: Sequence[str]) -> ZoneRecord:
-    """Compare the MX records, "PREFERENCE NAME" each: this host is one of them."""
-    found = "\n".join(exchanges)
-    for one in exchanges:
-        if one.partition(" ")[2] == hostname:
-            return ZoneRecord(zone, "MX", f"{one}.", found, ZoneVerdict.OK)
+    """Compare the MX records, each "PREFERENCE NAME": this host must be one of them."""
+    published = "\n".join(exchanges)
+    for exchange in exchanges:
+        if exchange.partition(" ")[2] == hostname:
+            return ZoneRecord(zone, "MX", f"{exchange}.", published, ZoneVerdict.OK)
     value = f"{_PREFERENCE} {hostname}."
     verdict = ZoneVerdict.WRONG if exchanges else ZoneVerdict.MISSING
     note = f"{hostname} is not among them" if exchanges else ""
-    return ZoneRecord(zone, "MX", value, found, verdict, note)
+    return ZoneRecord(zone, "MX", value, published, verdict, note)
 
 
 # -- SPF
 def spf_texts(texts: Sequence[str]) -> list[str]:
     """Return the SPF records among TXT texts (RFC 7208 4.5)."""
-    return [one for one in texts if one.lower().partition(" ")[0] == _SPF_VERSION]
+    return [text for text in texts if text.lower().partition(" ")[0] == _SPF_VERSION]
 
 
 class SpfTerms(Struct, frozen=True):
-    """What a record lets pass: networks, and names that stand for others; `faults` are terms
-    that are none.
+    """The hosts that an SPF record allows: networks, and names to look up. `faults` are invalid
+    terms.
     """
 
     networks: tuple[str, ...] = ()  # of ip4 and ip6
     hosts: tuple[str, ...] = ()  # of a; "" is the domain of the record
-    mail_hosts: tuple[str, ...] = ()  # the domains of mx, in the same way
+    mail_hosts: tuple[str, ...] = ()  # of mx; "" is the domain of the record
     others: tuple[str, ...] = ()  # of include, and of redirect without all
     everybody: bool = False  # +all
     faults: tuple[str, ...] = ()
 
 
 def parse_spf(text: str) -> SpfTerms:
-    """Return what the terms of a record let pass; macros and `exists` are left out."""
+    """Return what the terms of an SPF record allow; macros and `exists` are ignored."""
     kinds: dict[str, list[str]] = {"ip4": [], "ip6": [], "a": [], "mx": [], "include": []}
     everybody, has_all, redirect, faults = False, False, "", []
     for term in text.split()[1:]:
@@ -138,26 +138,26 @@ def parse_spf(text: str) -> SpfTerms:
 def in_networks(networks: Collection[str], addresses: Sequence[HostAddress]) -> bool:
     """Return whether there are addresses, and all of them are in the networks."""
     parsed = []
-    for one in networks:
+    for text in networks:
         try:
-            parsed.append(ip_network(one, strict=False))
+            parsed.append(ip_network(text, strict=False))
         except ValueError:
             continue
-    return bool(addresses) and all(any(one in each for each in parsed) for one in addresses)
+    return bool(addresses) and all(any(ip in network for network in parsed) for ip in addresses)
 
 
 def spf_record(
     zone: str, hostname: str, texts: Sequence[str], *, passes: bool, note: str = ""
 ) -> ZoneRecord:
-    """Compare the SPF record; `passes` says that the (first) published one lets this host send."""
+    """Compare the SPF record; `passes`: the first published SPF record allows this host to send."""
     records = spf_texts(texts)
-    found = "\n".join(records)
+    published = "\n".join(records)
     if not records:
         value = f"{_SPF_VERSION} a:{hostname} ~all"
         return ZoneRecord(zone, "TXT", value, "", ZoneVerdict.MISSING, note)
     faults = parse_spf(records[0]).faults
     version, *terms = records[0].split()
-    kept = [one for one in terms if one not in faults]
+    kept = [term for term in terms if term not in faults]
     value = " ".join([version, *([] if passes else [f"a:{hostname}"]), *kept])
     if len(records) > 1:
         text = f"found {len(records)} SPF records, expected one, with what all of them say"
@@ -166,9 +166,9 @@ def spf_record(
     elif not passes:
         text = f"nothing in it stands for {hostname}"
     else:
-        return ZoneRecord(zone, "TXT", records[0], found, ZoneVerdict.OK, note)
+        return ZoneRecord(zone, "TXT", records[0], published, ZoneVerdict.OK, note)
     return ZoneRecord(
-        zone, "TXT", value, found, ZoneVerdict.WRONG, "; ".join(filter(None, (text, note)))
+        zone, "TXT", value, published, ZoneVerdict.WRONG, "; ".join(filter(None, (text, note)))
     )
 
 
@@ -188,11 +188,11 @@ def dkim_record(key: SigningKey, texts: Sequence[str]) -> ZoneRecord:
 
 def dmarc_texts(texts: Sequence[str]) -> list[str]:
     """Return the DMARC records among TXT texts (RFC 9989 4.7: v= is first, its value exact)."""
-    return [one for one in texts if re.match(r"\s*v\s*=\s*DMARC1\s*(;|$)", one)]
+    return [text for text in texts if re.match(r"\s*v\s*=\s*DMARC1\s*(;|$)", text)]
 
 
 def dmarc_fault(text: str) -> str:
-    """Return why receivers do not follow a DMARC record, "" if they do."""
+    """Return why receivers ignore a DMARC record, "" if they do not."""
     try:
         tags = {name.lower(): value for name, value in parse_record(text).items()}
     except RecordError as error:
@@ -207,11 +207,11 @@ def dmarc_fault(text: str) -> str:
 def dmarc_record(
     zone: str, report_to: str, texts: Sequence[str], *, above: Sequence[tuple[str, str]] = ()
 ) -> ZoneRecord:
-    """Compare the DMARC record; `above` has the names and texts of those of the domains above,
-    the nearest first, of which one counts where the domain has none (RFC 9989 4.10).
+    """Compare the DMARC record. `above` has the names and texts of DMARC records of parent domains,
+    the nearest first; the first valid one is used if the domain has none (RFC 9989 4.10).
     """
     name, records = f"_dmarc.{zone}", dmarc_texts(texts)
-    value, found = f"v=DMARC1; p=none; rua=mailto:{report_to}", "\n".join(records)
+    value, published = f"v=DMARC1; p=none; rua=mailto:{report_to}", "\n".join(records)
     if not records:
         for place, text in above:
             if not dmarc_fault(text):
@@ -220,18 +220,18 @@ def dmarc_record(
         return ZoneRecord(name, "TXT", value, "", ZoneVerdict.MISSING)
     if len(records) > 1:
         note = f"found {len(records)} records, expected one"
-        return ZoneRecord(name, "TXT", records[0], found, ZoneVerdict.WRONG, note)
+        return ZoneRecord(name, "TXT", records[0], published, ZoneVerdict.WRONG, note)
     if fault := dmarc_fault(records[0]):
-        return ZoneRecord(name, "TXT", value, found, ZoneVerdict.WRONG, fault)
-    return ZoneRecord(name, "TXT", records[0], found, ZoneVerdict.OK)
+        return ZoneRecord(name, "TXT", value, published, ZoneVerdict.WRONG, fault)
+    return ZoneRecord(name, "TXT", records[0], published, ZoneVerdict.OK)
 
 
 # -- Advice
 def mta_sts_record(zone: str, texts: Sequence[str], *, id_: str) -> ZoneRecord:
     """Compare the record of MTA-STS (RFC 8461 3.1), if there is one; `id_` is for a new one."""
     value = f"v=STSv1; id={id_};"
-    records = [one for one in texts if one.startswith("v=STSv1")]
-    valid = _valid(records, "id", lambda found: bool(_STS_ID.fullmatch(found)))
+    records = [text for text in texts if text.startswith("v=STSv1")]
+    valid = _valid(records, "id", lambda tag: bool(_STS_ID.fullmatch(tag)))
     return _advised(f"_mta-sts.{zone}", value, records, valid=valid)
 
 
@@ -243,8 +243,8 @@ def mta_sts_policy(hostname: str) -> list[str]:
 def tls_rpt_record(zone: str, report_to: str, texts: Sequence[str]) -> ZoneRecord:
     """Compare the record of TLS-RPT (RFC 8460 3), if there is one."""
     value = f"v=TLSRPTv1; rua=mailto:{report_to}"
-    records = [one for one in texts if one.startswith("v=TLSRPTv1")]
-    valid = _valid(records, "rua", lambda found: found.startswith(("mailto:", "https:")))
+    records = [text for text in texts if text.startswith("v=TLSRPTv1")]
+    valid = _valid(records, "rua", lambda tag: tag.startswith(("mailto:", "https:")))
     return _advised(f"_smtp._tls.{zone}", value, records, valid=valid)
 
 
@@ -259,27 +259,27 @@ def _advised(name: str, value: str, records: Sequence[str], *, valid: bool) -> Z
     if not records:
         return ZoneRecord(name, "TXT", value, "", None)
     verdict = ZoneVerdict.OK if valid else ZoneVerdict.WRONG
-    found = "\n".join(records)
-    return ZoneRecord(name, "TXT", records[0] if valid else value, found, verdict)
+    published = "\n".join(records)
+    return ZoneRecord(name, "TXT", records[0] if valid else value, published, verdict)
 
 
 def tlsa_records(
     hostname: str, digests: Sequence[bytes], published: Sequence[str]
 ) -> list[ZoneRecord]:
-    """Compare the TLSA records of port 25, if there are any, with the certificates in use, of
-    which `digests` are the SHA-256 of the public keys (RFC 7672 3.1: 3 1 1).
+    """Compare the TLSA records of port 25, if there are any, with the certificates in use.
+    `digests` are the SHA-256 of their public keys (RFC 7672 3.1: 3 1 1).
     """
     name = f"_25._tcp.{hostname}"
-    found = [" ".join(one.lower().split(maxsplit=3)) for one in published]
-    values = list(dict.fromkeys(f"3 1 1 {one.hex()}" for one in digests))
+    records = [" ".join(text.lower().split(maxsplit=3)) for text in published]
+    values = list(dict.fromkeys(f"3 1 1 {digest.hex()}" for digest in digests))
     if not published:
         note = "only in a signed zone (DNSSEC)"
         return [ZoneRecord(name, "TLSA", value, "", None, note) for value in values]
     made = []
     for value in values:
-        verdict = ZoneVerdict.OK if value in found else ZoneVerdict.WRONG
-        note = "" if value in found else "the certificate in use is another one"
-        made.append(ZoneRecord(name, "TLSA", value, "\n".join(found), verdict, note))
-    others = [one for one in found if one not in values] if values else found
+        verdict = ZoneVerdict.OK if value in records else ZoneVerdict.WRONG
+        note = "" if value in records else "the certificate in use is another one"
+        made.append(ZoneRecord(name, "TLSA", value, "\n".join(records), verdict, note))
+    others = [record for record in records if record not in values] if values else records
     note = "it belongs to no certificate in use"
-    return made + [ZoneRecord(name, "TLSA", "", one, ZoneVerdict.EXTRA, note) for one in others]
+    return made + [ZoneRecord(name, "TLSA", "", text, ZoneVerdict.EXTRA, note) for text in others]

@@ -1,9 +1,9 @@
 """Put messages from .eml, mbox and Maildir into a mailbox, as another mail program does.
 
-A message's file is named by the digest of its content, so that a repeated import adds nothing.
-Nothing but the line ends (CRLF) and Relay's own fields (X-Relay-*) is changed. Messages of any size
-are read in blocks. No symbolic link is followed; those in a directory are noted. Raises
-BadMailError with file and position, and OSError; what was imported before stays.
+The file of a message is named by the digest of its content, so a repeated import adds nothing. Line
+ends become CRLF, and the fields X-Relay-* are removed; nothing else is changed. Messages of any
+size are read in blocks. No symbolic link is followed; links in a directory are noted. Raises
+BadMailError with file and position, and OSError; messages that were imported before are kept.
 """
 
 import contextlib
@@ -41,10 +41,10 @@ class BadMailError(Exception):
 
 
 class FoundMail(Struct, frozen=True):
-    """A message in a file: its octets from `start` to `end`, and where it begins.
+    """A message in a file: its octets from `start` to `end`, and its place for error messages.
 
-    `from_line` is the line before it in an mbox file; there, a line that begins with >From loses
-    a > (mboxrd). `flags` are those of Maildir, None for mail that is new.
+    In an mbox file, `from_line` is the line before the message, and a > is removed from lines that
+    begin with >From (mboxrd). `flags` are the flags of Maildir, None for new mail.
     """
 
     path: Path
@@ -63,7 +63,7 @@ class FoundMail(Struct, frozen=True):
             while file.tell() < self.end:
                 line = file.readline(min(_LINE_BYTES, self.end - file.tell()))
                 if line.endswith(b"\r") and file.tell() < self.end:
-                    line += file.read(1)  # a CRLF stays together
+                    line += file.read(1)  # do not split a CRLF
                 if self.from_line and at_begin and _QUOTED.match(line):
                     line = line[1:]
                 at_begin = line.endswith(b"\n")
@@ -75,8 +75,8 @@ def find_mail(
     note: Callable[[str], object] = lambda _: None,
     pass_over: Callable[[BadMailError], object] | None = None,
 ) -> Iterator[FoundMail]:
-    """Yield the messages of a file or directory; `note` gets what its user should know, `pass_over`
-    the files of a directory that are no mail.
+    """Yield the messages of a file or directory. `note` gets remarks for the user, `pass_over` the
+    error of each file in a directory that has no mail.
 
     Raises BadMailError, OSError.
     """
@@ -87,15 +87,15 @@ def find_mail(
     elif (path / "cur").is_dir() or (path / "new").is_dir():
         yield from _in_maildir(path, note)
     else:
-        files = sorted(one for one in path.rglob("*") if one.suffix.lower() == ".eml")
+        files = sorted(file for file in path.rglob("*") if file.suffix.lower() == ".eml")
         if not files:
             raise BadMailError(f"{path}: found no .eml file and no Maildir (cur, new)")
-        for one in files:
-            if one.is_symlink():
-                note(_left_out(one))
+        for file in files:
+            if file.is_symlink():
+                note(_left_out(file))
             else:
                 try:
-                    yield from _in_file(one)
+                    yield from _in_file(file)
                 except BadMailError as error:
                     if pass_over is None:
                         raise
@@ -114,14 +114,14 @@ def _in_file(path: Path) -> Iterator[FoundMail]:
     if begin == _FROM:
         yield from _in_mbox(path)
     else:
-        found = path.stat()
-        yield FoundMail(path, 0, found.st_size, str(path), _mtime_s(found))
+        status = path.stat()
+        yield FoundMail(path, 0, status.st_size, str(path), _mtime_s(status))
 
 
 def _in_mbox(path: Path) -> Iterator[FoundMail]:
-    """A message begins behind a line "From " that is the first, or follows an empty one, which is
-    not part of the message before it; some programs write no empty line. Without one the separator
-    must have a date, or "-" for the sender, and a header after it.
+    """Yield the messages of an mbox file. A separator is a line "From " at the begin of the file or
+    after an empty line, which does not belong to the message before. Some programs write no empty
+    line. Then the separator must have a date, or "-" for the sender, and a header must follow.
     """
     begun: tuple[int, int, bytes] | None = None  # its line number, its start, its line
     number = position = last_start = 0
@@ -144,11 +144,11 @@ def _in_mbox(path: Path) -> Iterator[FoundMail]:
 
 
 def _begins_with_field(file: BinaryIO) -> bool:
-    """Return whether the next line is a field; nothing is read."""
+    """Return whether the next line is a field. The position in the file does not change."""
     place = file.tell()
-    found = _FIELD.match(file.readline(_LINE_BYTES))
+    match = _FIELD.match(file.readline(_LINE_BYTES))
     file.seek(place)
-    return found is not None
+    return match is not None
 
 
 def _of_mbox(path: Path, begun: tuple[int, int, bytes], end: int) -> FoundMail:
@@ -175,12 +175,12 @@ def _in_maildir(path: Path, note: Callable[[str], object]) -> Iterator[FoundMail
             flags = None
             if directory == "cur" or ":2," in name:
                 flags = "".join(sorted(_KEPT_FLAGS & set(name.partition(":2,")[2])))
-            found = file.stat()
-            yield FoundMail(file, 0, found.st_size, str(file), _mtime_s(found), flags=flags)
+            status = file.stat()
+            yield FoundMail(file, 0, status.st_size, str(file), _mtime_s(status), flags=flags)
 
 
-def _mtime_s(found: os.stat_result) -> int:
-    return max(0, int(found.st_mtime))  # a name has no sign
+def _mtime_s(status: os.stat_result) -> int:
+    return max(0, int(status.st_mtime))  # a name has no sign
 
 
 class MailImport:
@@ -190,11 +190,11 @@ class MailImport:
         self._folder = folder
         self._hostname = hostname
         self._present = {
-            found[1]
-            for one in list_folders(mailbox)
+            match[1]
+            for stored in list_folders(mailbox)
             for directory in ("new", "cur")
-            for name in list_names(one.path / directory)
-            if (found := _IMPORTED.match(name))
+            for name in list_names(stored.path / directory)
+            if (match := _IMPORTED.match(name))
         }
         self.imported = self.present = 0
 
@@ -239,9 +239,9 @@ def _normalized(mail: FoundMail) -> Iterator[bytes]:
     last = b""
     for line in mail.lines():
         if is_first and not _FIELD.match(line):
-            found = line[:_SHOWN].decode("ascii", "backslashreplace").rstrip()
+            begin = line[:_SHOWN].decode("ascii", "backslashreplace").rstrip()
             raise BadMailError(
-                f"{mail.place}: found {found!r}, expected the header of a message, such as From:"
+                f"{mail.place}: found {begin!r}, expected the header of a message, such as From:"
             )
         is_first = False
         if in_header and not last.endswith(b"\n") and last:

@@ -1,8 +1,8 @@
-"""Use a relay's files without a daemon: one query, or a pause of its next start.
+"""Use the files of a relay while no daemon runs: for one query, or for a pause of the next start.
 
-The owner lock is held while the spool is open, so a daemon cannot start meanwhile (docs/design.md
-2). Root works as the owner of state_dir. Raises AlreadyRunningError if a daemon holds it;
-SpoolError, OSError.
+The owner lock is held while the spool is open, so that no daemon can start (docs/design.md 2). Root
+runs as the owner of state_dir. Raises AlreadyRunningError if a daemon holds the lock; SpoolError,
+OSError.
 """
 
 import asyncio
@@ -51,7 +51,7 @@ class SpoolFiles(Struct, frozen=True):
 async def opened_spool(
     settings: Settings, clock: Clock, *, holds_store: bool = True, alone: bool = False
 ) -> AsyncIterator[SpoolEngine]:
-    """Open the spool for the block, which holds its owner lock. Raises SpoolError."""
+    """Open the spool for the block. The caller holds the owner lock. Raises SpoolError."""
     engine = spool.open(
         settings,
         clock=clock,
@@ -70,7 +70,7 @@ async def opened_spool(
 def with_spool_files(
     settings: Settings, clock: Clock, ask: Callable[[SpoolFiles], Awaitable[T]], *, nothing: T
 ) -> T:
-    """Open the spool, run `ask` on it and return the result; `nothing` if there is no spool."""
+    """Open the spool, call `ask` with it and return the result; `nothing` if there is no spool."""
 
     async def answer() -> T:
         async with opened_spool(settings, clock, holds_store=False) as engine:
@@ -89,14 +89,14 @@ def with_spool_files(
 
 
 async def read_log(files: SpoolFiles, query: Mapping[str, str]) -> dict[str, Any]:
-    """Return what GET /relay/v1/log would have answered. Raises ControlError, SpoolError."""
+    """Return the answer of GET /relay/v1/log from the files. Raises ControlError, SpoolError."""
     with _as_answered():
         return await log_rows(files.journeys, query, account=None)
 
 
-def read_refusals(settings: Settings, wanted: RefusalSearch) -> RefusalPage:
+def read_refusals(settings: Settings, conditions: RefusalSearch) -> RefusalPage:
     """Return refusals from the files. Raises OSError."""
-    return asyncio.run(RefusalFiles(settings.refused_dir).page(wanted))
+    return asyncio.run(RefusalFiles(settings.refused_dir).page(conditions))
 
 
 def restored_submissions(
@@ -117,7 +117,7 @@ def explain(
     environ: Mapping[str, str],
     clock: Clock,
 ) -> dict[str, Any]:
-    """Return what /relay/v1/explain would answer in a relay with the configuration `file`.
+    """Return the answer that /relay/v1/explain of a relay with the configuration `file` would give.
 
     Raises ControlError for a question that cannot be answered; SettingsError for files.
     """
@@ -140,7 +140,7 @@ def explain(
 
 @contextmanager
 def _as_answered() -> Iterator[None]:
-    """Raise an error of the API as the client of a relay does."""
+    """Convert an error of the API to ControlError, which the client of a relay raises."""
     try:
         yield
     except ApiError as error:
@@ -150,8 +150,8 @@ def _as_answered() -> Iterator[None]:
 def change_pauses(
     settings: Settings, clock: Clock, *, what: str | None, until: str | None, who: str
 ) -> tuple[Mapping[Paused, Pause], Sequence[Paused]]:
-    """Pause or, with `until` None, resume for the next start; `what` is as in POST /resume. Return
-    what is paused then, and what was resumed.
+    """Pause or, if `until` is None, resume for the next start; `what` is as in POST /resume. Return
+    the active pauses, and what was resumed.
 
     Raises ControlError for an invalid `until`; SettingsError for the file.
     """

@@ -1,8 +1,7 @@
-"""What an operator reads and changes: through the running daemon; without one, what the files say.
+"""What an operator reads and changes: by the running daemon, else what the files have.
 
-If no daemon answers on run/control.sock, OperatorClient owns the spool's files for one query
-(offline.py); modules for that are imported only then, so that a command to a daemon starts
-quickly.
+If no daemon answers on run/control.sock, OperatorClient opens the files of the spool for one query
+(offline.py). Modules for that are imported only then, so that a command to a daemon starts quickly.
 """
 
 from collections.abc import Awaitable, Callable, Iterator, Mapping
@@ -39,7 +38,7 @@ _ENTRIES = list[dict[str, Any]]
 LIST_MAX = 10_000
 _REFUSED_MAX = 20
 _NOT_FOUND = 404
-_WAIT_S = 1.0  # per request; what is captured may be released at once meanwhile
+_WAIT_S = 1.0  # of one request
 _WAIT_MARGIN_S = 10.0
 _CHANGE_S_MAX = 3600.0  # for a change of a million entries
 _STEP_S_MAX = 120.0
@@ -86,20 +85,20 @@ class OperatorClient:
             return self._offline(silent, ask, nothing={"messages": [], "older": None})
 
     def search(self, text: str, *, limit: int) -> list[Journey]:
-        """Return the newest messages of a search of the pages, which reads contents: as many as
-        there are, up to `limit`. Raises ControlUnavailableError without a daemon.
+        """Return the newest messages that the search of the pages finds, at most `limit`. The
+        search reads contents. Raises ControlUnavailableError without a daemon.
         """
-        query, found = {"q": text, "limit": str(limit)}, list[Journey]()
-        while len(found) < limit:
+        query, journeys = {"q": text, "limit": str(limit)}, list[Journey]()
+        while len(journeys) < limit:
             page = self._client.get("/messages", query)
-            found += msgspec.convert(page["messages"], list[Journey])
+            journeys += msgspec.convert(page["messages"], list[Journey])
             if page["older"] is None:
                 break
             query["before"] = page["older"]
-        return found[:limit]
+        return journeys[:limit]
 
     def refused(self, address: str) -> list[Refusal]:
-        """Return the newest refusals that concern a mail or IP address, the newest first."""
+        """Return the last refusals for a mail address or IP address, the newest first."""
         query = {"address": address, "limit": str(_REFUSED_MAX)}
         try:
             page = self._client.get_response("/refused", query, kind=RefusalPage).value
@@ -113,11 +112,11 @@ class OperatorClient:
         return page.refused
 
     def wait(self, key: str, *, state: str, timeout_s: float) -> Journey | None:
-        """Wait until a message is in `state` ("final": all recipients are final; "there": or
-        captured).
+        """Wait until a message is in `state` ("final": all recipients are final; "there": all are
+        final or captured).
 
-        Return its journey with `reached`, which is false after a time-out or if the state can no
-        longer come, or None if no message is known. Raises ControlUnavailableError.
+        Return the journey with `reached`, or None if the message is unknown. `reached` is false
+        after a time-out, or if the state can no longer be reached. Raises ControlUnavailableError.
         """
         client = ControlClient(self._settings.control_socket, timeout_s=_WAIT_S + _WAIT_MARGIN_S)
         deadline = self._clock.real_s() + timeout_s
@@ -125,14 +124,14 @@ class OperatorClient:
             left_s = max(0.0, deadline - self._clock.real_s())
             query = {"state": state, "timeout": f"{min(left_s, _WAIT_S):.3f}"}
             try:
-                found: Journey | None = self._journey(client, f"{path_of(key)}/wait", query)
+                journey: Journey | None = self._journey(client, f"{path_of(key)}/wait", query)
             except ControlError as error:
                 if error.status != _NOT_FOUND:
                     raise
-                found = None
-            is_over = found is not None and (found.reached or not found.may_become(state))
+                journey = None
+            is_over = journey is not None and (journey.reached or not journey.may_become(state))
             if is_over or left_s <= _WAIT_S:
-                return found
+                return journey
 
     def explain(
         self,
@@ -142,8 +141,8 @@ class OperatorClient:
         file: Path,
         environ: Mapping[str, str],
     ) -> dict[str, Any]:
-        """Return where mail for an address goes: the relay's answer, or that of its configuration
-        `file` if none runs.
+        """Return where mail for an address goes, from the running relay; if none runs, from the
+        configuration `file`.
 
         Raises ControlError for a question that cannot be answered; SettingsError for files.
         """
@@ -178,18 +177,18 @@ class OperatorClient:
         self._relay_us = response.time_us
         return response.value
 
-    def answer(self, found: Journey) -> list[str]:
-        """Return what became of a message, in sentences; a relay is asked for its reports too."""
-        names = () if self.without_daemon else needed_reports(found)
-        reports = {name: one for name in names if (one := self.journey(name)) is not None}
+    def answer(self, journey: Journey) -> list[str]:
+        """Return the result of a message in sentences. The relay is asked for its reports too."""
+        names = () if self.without_daemon else needed_reports(journey)
+        reports = {name: report for name in names if (report := self.journey(name)) is not None}
         now_us = self._relay_us or self._clock.time_us()
-        lines = [one.text(now_us) for one in answer(found, now_us=now_us, reports=reports)]
-        if any(one.state in ("queued", "deferred") for one in found.recipients):
+        lines = [line.text(now_us) for line in answer(journey, now_us=now_us, reports=reports)]
+        if any(recipient.state in ("queued", "deferred") for recipient in journey.recipients):
             lines += self.delivery_paused()
         return lines
 
     def delivery_paused(self) -> list[str]:
-        """Return one sentence if the running daemon is not to deliver, else none."""
+        """Return a sentence in a list if delivery of the running daemon is paused, else []."""
         try:
             pause = self._client.get("/pause")[Paused.DELIVERY]
         except ControlUnavailableError:
@@ -217,12 +216,12 @@ class OperatorClient:
             )
         unknown = response.headers.get(UNKNOWN_HEADER, "")
         counts = (
-            one.split("=") for one in response.headers.get(BEFORE_QUEUE_HEADER, "").split(", ")
+            pair.split("=") for pair in response.headers.get(BEFORE_QUEUE_HEADER, "").split(", ")
         )
         return EntryList(
             response.value,
             unknown=map(unquote, unknown.split(",") if unknown else ()),
-            before_queue={one[0]: int(one[1]) for one in counts if len(one) == 2},
+            before_queue={pair[0]: int(pair[1]) for pair in counts if len(pair) == 2},
         )
 
     def stats(self) -> dict[str, Any]:
@@ -238,26 +237,26 @@ class OperatorClient:
         `more` are other fields of the body; empty ones are left out. Raises ControlError for an
         invalid request, ControlUnavailableError without a daemon.
         """
-        wanted = _conditions(selector) | {name: one for name, one in more.items() if one}
+        body = _conditions(selector) | {name: field for name, field in more.items() if field}
         client = ControlClient(self._settings.control_socket, timeout_s=_CHANGE_S_MAX)
-        return client.post(f"/queue/{operation}", wanted)
+        return client.post(f"/queue/{operation}", body)
 
     def prune(self, *, older_than_s: float | None, dry_run: bool) -> dict[str, Any]:
         """Remove the history of messages that finished `older_than_s` ago (default spool.keep).
 
-        Expired submission keys are removed as well. Return the number of both, and of messages that
-        were `kept` because a recipient without an entry is not final.
+        Expired submission keys and old refusals are removed as well. Return the numbers of removed
+        messages, submission keys and refusals.
         """
         client = ControlClient(self._settings.control_socket, timeout_s=_STEP_S_MAX)
 
         def ask(*, dry_run_only: bool) -> Mapping[str, Any]:
-            wanted = {"older_than_s": older_than_s, "dry_run": dry_run_only}
-            return client.post("/storage/prune", wanted)
+            body = {"older_than_s": older_than_s, "dry_run": dry_run_only}
+            return client.post("/storage/prune", body)
 
-        found = ask(dry_run_only=True)
+        counts = ask(dry_run_only=True)
         while not dry_run and not ask(dry_run_only=False)["ended"]:
             pass  # the daemon prunes in small steps
-        return {name: found[name] for name in _PRUNED} | {"dry_run": dry_run}
+        return {name: counts[name] for name in _PRUNED} | {"dry_run": dry_run}
 
     def _offline(
         self,
@@ -283,19 +282,19 @@ class OperatorClient:
 
 
 async def _stats(files: "SpoolFiles") -> dict[str, Any]:
-    found = await files.spool.stats()
-    for one in found.get("nodes", ()):
-        if one["is_this"]:  # it lives for this command only
-            one["state"] = "stopped"
-    return found
+    stats = await files.spool.stats()
+    for node in stats.get("nodes", ()):
+        if node["is_this"]:  # a node that lives only while this command runs
+            node["state"] = "stopped"
+    return stats
 
 
 async def _list(selector: "Selector", files: "SpoolFiles") -> EntryList:
     from relay.front_door.api.restored import list_entries, not_queued  # noqa: PLC0415 - slow
 
-    found = await list_entries(files.spool.queue_admin, files.restored, selector, limit=LIST_MAX)
-    found.before_queue = await not_queued(files.journeys, files.restored)
-    return found
+    entries = await list_entries(files.spool.queue_admin, files.restored, selector, limit=LIST_MAX)
+    entries.before_queue = await not_queued(files.journeys, files.restored)
+    return entries
 
 
 def _conditions(selector: "Selector") -> dict[str, Any]:
@@ -305,9 +304,9 @@ def _conditions(selector: "Selector") -> dict[str, Any]:
 
 def _query(selector: "Selector") -> dict[str, str]:
     """Return a selector as the query parameters of a GET."""
-    query = {name: one for name, one in _conditions(selector).items() if isinstance(one, str)}
+    query = {name: text for name, text in _conditions(selector).items() if isinstance(text, str)}
     if selector.ids:  # a Message-ID may have commas
-        query["id"] = ",".join(quote(one, safe="") for one in selector.ids)
+        query["id"] = ",".join(quote(name, safe="") for name in selector.ids)
     if selector.older_than_s is not None:
         query["older_than"] = f"{selector.older_than_s:g}"
     if selector.restored:

@@ -1,10 +1,10 @@
-"""`relay restore`: put a backup of `relay backup` in place of a service that is gone.
+"""`relay restore`: restore a service from a backup of `relay backup`.
 
-Everything in the backup is verified before anything is written; no part of it is a symbolic link.
-state_dir and the mail root must be empty. While a restoration is in progress, `state_dir/restoring`
-exists, and no relay starts; after an error everything is removed again. What waits is held: entries
-of the queue in the spool, submissions and scheduled sends in `.submissions/restored`. Root gives
-everything to the user of the service.
+The whole backup is verified before anything is written; it must not have a symbolic link. state_dir
+and the mail root must be empty. During a restoration `state_dir/restoring` exists, and no relay
+starts; after an error everything is removed again. Waiting mail is held: entries of the queue in
+the spool, submissions and scheduled sends in `.submissions/restored`. Root makes the user of the
+service the owner of all files.
 """
 
 import asyncio
@@ -71,11 +71,11 @@ class UnknownOwnerError(Exception):
 
 
 class HeldMail(Struct, frozen=True):
-    """What a restoration holds."""
+    """The mail that a restoration holds."""
 
-    entries: int  # that wait in the queue
-    submissions: int  # and scheduled sends
-    differing: list[DamagedFile]  # further files of these, which are in corrupt/
+    entries: int  # of the queue
+    submissions: int  # with scheduled sends
+    differing: list[DamagedFile]  # other files of the same submissions, which are in corrupt/
 
 
 class Restored(Struct, frozen=True):
@@ -84,8 +84,8 @@ class Restored(Struct, frozen=True):
     config: Path
     settings: Settings
     manifest: Manifest
-    kept: list[Path]  # files of the configuration that were there and differ
-    left: list[Path]  # mail of the drop directory, in the backup only
+    kept: list[Path]  # existing files of the configuration that differ from the backup
+    left: list[Path]  # mail of the drop directory that is only in the backup
     held: HeldMail
 
 
@@ -99,10 +99,10 @@ def restore(
     allow: Callable[[list[Path]], object],
     on_file: OnFile = lambda _: None,
 ) -> Restored:
-    """Restore the backup in `folder`, where its configuration says, or that in `config`.
+    """Restore the backup in `folder` to the places that its configuration names, or `config`.
 
-    `allow` gets what is to be made outside the directories of the service, before anything is
-    written, and raises an error if that must not be.
+    Before anything is written, `allow` is called with the paths that would be created outside the
+    directories of the service; it raises an error to refuse.
     Raises DamagedBackupError, NotEmptyError, UnknownOwnerError; SettingsError, SpoolError, OSError.
     """
     manifest = _verified(folder, on_file)
@@ -129,7 +129,7 @@ def restore(
 
 
 def _verified(folder: Path, on_file: OnFile) -> Manifest:
-    """Return the manifest of a backup in which each file is as it was written."""
+    """Return the manifest, after each file of the backup was compared with its SHA-256."""
     try:
         octets = (folder / MANIFEST).read_bytes()
     except (FileNotFoundError, NotADirectoryError):
@@ -142,7 +142,7 @@ def _verified(folder: Path, on_file: OnFile) -> Manifest:
     if manifest.format != FORMAT:
         text = f"found format {manifest.format}, expected {FORMAT}: another Relay made it"
         raise DamagedBackupError(f"{folder / MANIFEST}: {text}")
-    if link := next((one for one in folder.rglob("*") if one.is_symlink()), None):
+    if link := next((path for path in folder.rglob("*") if path.is_symlink()), None):
         raise DamagedBackupError(f"found the symbolic link {link}, expected files and directories")
     sums = folder / CHECKSUMS
     with sums.open("rb") as file:
@@ -158,7 +158,7 @@ def _verified(folder: Path, on_file: OnFile) -> Manifest:
 
 
 def _sums(folder: Path) -> Iterator[tuple[Path, bytes]]:
-    """Yield the relative path of each file, and its line."""
+    """Yield the relative path of each file, and its line in SHA256SUMS."""
     with (folder / CHECKSUMS).open("rb") as file:
         while line := file.readline(_LINE_BYTES_MAX):
             yield path_in(line), line
@@ -167,10 +167,10 @@ def _sums(folder: Path) -> Iterator[tuple[Path, bytes]]:
 def _verify(folder: Path, path: Path, line: bytes) -> None:
     try:
         with (folder / path).open("rb") as file:
-            found = sum_line(hashlib.file_digest(file, "sha256").hexdigest(), path)
+            actual = sum_line(hashlib.file_digest(file, "sha256").hexdigest(), path)
     except FileNotFoundError:
         raise DamagedBackupError(f"{folder / path} is missing") from None
-    if found != line:
+    if actual != line:
         raise DamagedBackupError(f"{folder / path} was changed or cut short: see {CHECKSUMS}")
 
 
@@ -178,20 +178,20 @@ def _verify(folder: Path, path: Path, line: bytes) -> None:
 
 
 def _check_places(state_dir: Path, root: Path) -> None:
-    """Raise NotEmptyError unless both can be filled."""
+    """Raise NotEmptyError unless both are empty or do not exist."""
     for place in (state_dir, root):
         if not place.exists() and not place.is_symlink():
             continue
         if not place.is_dir():
             raise NotEmptyError(f"{place} is no directory")
         inner = {root, *root.parents} if place == state_dir else set()
-        names = sorted(one.name for one in place.iterdir() if one not in inner)
-        if found := [one for one in names if one != _LOST_AND_FOUND]:
-            raise NotEmptyError(f"{place} is not empty: found {named(found)}")
+        names = sorted(path.name for path in place.iterdir() if path not in inner)
+        if others := [name for name in names if name != _LOST_AND_FOUND]:
+            raise NotEmptyError(f"{place} is not empty: found {named(others)}")
 
 
 def _owner(settings: Settings, manifest: Manifest) -> tuple[int, int] | None:
-    """Return the user and group of the service for root, None for another user."""
+    """Return the user and group of the service if this is root, else None."""
     if os.geteuid():
         return None
     for place in (settings.state_dir, settings.mailboxes.root):
@@ -224,55 +224,56 @@ def _restore_config(
     written: list[Path],
     allow: Callable[[list[Path]], object],
 ) -> list[Path]:
-    """Make the directories and files of the configuration as they were.
+    """Create the directories and files of the configuration as they were.
 
-    A file beside relay.toml that already exists must be the same. Files in other directories, such
-    as certificates, stay as they are. What is written is added to `written`; what differs and stays
-    is returned.
+    An existing file in the directory of relay.toml must be the same as in the backup. Existing
+    files in other directories, such as certificates, are not changed. Created paths are added to
+    `written`. Return the existing files that differ from the backup.
     """
     home = _normal(manifest.config).parent
     differing: list[Path] = []
     kept: list[Path] = []
     missing = []
-    new = [(one, path) for one in manifest.directories if not (path := _normal(one.path)).exists()]
-    for one in manifest.config_files:
-        path = _normal(one.path)
+    directories = [(_normal(place.path), place) for place in manifest.directories]
+    new = [(path, place) for path, place in directories if not path.exists()]
+    for place in manifest.config_files:
+        path = _normal(place.path)
         source = folder / CONFIG / path.relative_to("/")
         if not os.path.lexists(path):
-            missing.append((one, path, source))
+            missing.append((path, place, source))
         elif not path.is_file() or path.read_bytes() != source.read_bytes():
             (differing if path.is_relative_to(home) else kept).append(path)
     if differing:
-        names = named([str(one) for one in differing])
+        names = named([str(path) for path in differing])
         raise NotEmptyError(
             f"the configuration here differs from that in the backup: found {names};"
             f" move it away, or restore with --config {manifest.config}"
         )
     service = [_normal(manifest.state_dir.path), _normal(manifest.root.path)]
-    if len(home.parts) > 2:  # /etc itself is not of one service
+    if len(home.parts) > 2:  # /etc is not the directory of one service
         service.append(home)
     outside = [
         path
-        for path in (*(path for _, path in new), *(path for _, path, _ in missing))
-        if not any(path.is_relative_to(one) or path in one.parents for one in service)
+        for path in (*(path for path, _ in new), *(path for path, _, _ in missing))
+        if not any(path.is_relative_to(own) or path in own.parents for own in service)
     ]
     if outside:
         allow(outside)
-    for one, path in new:
+    for path, place in new:
         path.mkdir(mode=0o700)
         written.append(path)
-        _give(path, one)
-    for one, path, source in missing:
+        _restore_owner(path, place)
+    for path, place, source in missing:
         path.touch(0o600, exist_ok=False)
         written.append(path)
         shutil.copyfile(source, path)
-        _give(path, one)
+        _restore_owner(path, place)
     return kept
 
 
 def _dropped(folder: Path, manifest: Manifest) -> Iterator[Path]:
-    """Yield the mail of the drop directory in a backup: it is with the configuration, which is not
-    restored where another one is given.
+    """Yield the mail of the drop directory in a backup. It is among the files of the configuration,
+    which are not restored if --config is given.
     """
     for file in manifest.config_files:
         if Path(file.path).parent.name == ASIDE:
@@ -280,12 +281,12 @@ def _dropped(folder: Path, manifest: Manifest) -> Iterator[Path]:
 
 
 def _normal(path: str) -> Path:
-    """Return an absolute path without "..": what a manifest has is not trusted."""
+    """Return an absolute path without "..", because paths of a manifest are not trusted."""
     return Path(os.path.normpath("/" + path.lstrip("/")))
 
 
-def _give(path: Path, place: Place) -> None:
-    """Give a file or directory the owner and the mode that it had."""
+def _restore_owner(path: Path, place: Place) -> None:
+    """Set the owner and the mode that a file or directory had."""
     if not os.geteuid():
         os.chown(path, _user(place), _group(place))
     path.chmod(place.mode)
@@ -300,7 +301,7 @@ def _restore(
     owner: tuple[int, int] | None,
     who: str,
 ) -> HeldMail:
-    """Fill state_dir and mail root."""
+    """Restore state_dir and the mail root. Return the mail that is held."""
     state_dir, root = settings.state_dir, settings.mailboxes.root
     _check_places(state_dir, root)
     made = [place for place in (state_dir, root) if not place.exists()]
@@ -332,8 +333,8 @@ def _restore(
                 with closing(states), suppress(StoreUnavailableError):  # it is damaged
                     states.skip_numbers()
             if owner is not None:
-                _give_away(state_dir, owner)
-                _give_away(root, owner)
+                _change_owner(state_dir, owner)
+                _change_owner(root, owner)
             with as_owner(settings, root):
                 held = asyncio.run(_hold(settings, manifest, clock=clock, who=who))
             sync_disk(root)
@@ -352,23 +353,23 @@ def _restore(
 
 
 def _empty(place: Path, *, besides: Path) -> None:
-    """Remove what was restored; a file system keeps its directory for what fsck finds."""
-    for one in place.iterdir():
-        if one.name == _LOST_AND_FOUND:
+    """Remove what was restored, but not lost+found, which belongs to the file system."""
+    for path in place.iterdir():
+        if path.name == _LOST_AND_FOUND:
             continue
-        if one == besides:
+        if path == besides:
             continue
-        if one in besides.parents:
-            _empty(one, besides=besides)
-        elif one.is_dir():
-            empty(one)
-            one.rmdir()
+        if path in besides.parents:
+            _empty(path, besides=besides)
+        elif path.is_dir():
+            empty(path)
+            path.rmdir()
         else:
-            one.unlink()
+            path.unlink()
 
 
 def _copy_tree(source: Path, target: Path) -> None:
-    """Copy files with their times; directories that exist stay."""
+    """Copy files with their times into directories that may exist."""
     target.mkdir(mode=0o700, exist_ok=True)
     folders = [source]
     while folders:
@@ -387,7 +388,7 @@ def _copy_tree(source: Path, target: Path) -> None:
                     os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
 
 
-def _give_away(place: Path, owner: tuple[int, int]) -> None:
+def _change_owner(place: Path, owner: tuple[int, int]) -> None:
     os.chown(place, *owner)
     for folder, folders, names in os.walk(place):
         for name in (*folders, *names):
@@ -398,7 +399,7 @@ def _give_away(place: Path, owner: tuple[int, int]) -> None:
 
 
 async def _hold(settings: Settings, manifest: Manifest, *, clock: Clock, who: str) -> HeldMail:
-    """Hold what waits."""
+    """Hold the waiting mail."""
     root = settings.mailboxes.root
     with (
         OwnerLock(settings.run_dir, submissions=root / ".submissions"),
@@ -408,9 +409,9 @@ async def _hold(settings: Settings, manifest: Manifest, *, clock: Clock, who: st
         ids, accepted, entries = waiting.pending_ids(), set(), 0
         keyed = KeyedSubmissions(root / ".submissions", clock, DirectorySync())
         prepared = waiting.directory.prepared()
-        recorded = {one.submission_id: place for one in prepared if (place := keyed.place_of(one))}
+        recorded = {ref.submission_id: place for ref in prepared if (place := keyed.place_of(ref))}
         alone = bool(manifest.spool)
-        if alone or spool.storage(settings).exists():  # which another node has restored
+        if alone or spool.storage(settings).exists():  # another node may have restored the spool
             async with opened_spool(settings, clock, alone=alone) as engine:
                 accepted = set(await engine.renew_submission_keys([*ids, *recorded]))
                 command = QueueCommand(
@@ -438,7 +439,7 @@ def document(restored: Restored) -> dict[str, Any]:
         "root": str(restored.settings.mailboxes.root),
         "files": restored.manifest.files,
         "bytes": restored.manifest.bytes,
-        "kept": [str(one) for one in restored.kept],
+        "kept": [str(path) for path in restored.kept],
         "left": [str(path) for path in restored.left],
         "damaged": msgspec.to_builtins([*restored.manifest.damaged, *restored.held.differing]),
         "held": {"entries": restored.held.entries, "submissions": restored.held.submissions},

@@ -1,7 +1,7 @@
-"""Compare what two rule books make of one message after the other, for `relay policy diff`.
+"""Compare the results of two rule books for one message after the other, for `relay policy diff`.
 
-Two results differ if their documents do, but for the names of rules and what counts against rate
-limits. Of a message, only numbers are kept. An error is what acceptance makes of it.
+Results differ if their documents differ. The names of rules and the counts against rate limits are
+not compared. No message is kept, only counts. An error has the verdict that acceptance gives it.
 """
 
 from collections import Counter
@@ -24,9 +24,11 @@ _DIGEST_LENGTH = 16
 
 
 class Difference(Struct, frozen=True):
-    """What two books make of one message; `content` is a digest there, "" for that of the file."""
+    """The results of two rule books for a message. `content` in them is a digest, "" for the
+    content of the file.
+    """
 
-    rules: tuple[str, ...]  # the cause, as far as that is known
+    rules: tuple[str, ...]  # that cause the difference, as far as it is known
     old: dict[str, Any]
     new: dict[str, Any]
     contents: dict[str, list[str]]  # by recipient, the names of the fields, and "body", that differ
@@ -43,33 +45,34 @@ class RuleComparison:
     def compare(self, message: ExaminedMessage) -> Difference | None:
         """Return how the results differ, None if they do not. Raises OSError."""
         contents = {"": message.content}
-        found = {name: _result(book, message, contents) for name, book in self._books.items()}
+        results = {name: _result(book, message, contents) for name, book in self._books.items()}
         hits = {
             name: {hit.rule: hit.recipients for hit in verdict.hits if not hit.error}
-            for name, (_, verdict) in found.items()
+            for name, (_, verdict) in results.items()
         }
         for name, matched in hits.items():
             self._matched[name].update(matched.keys())
-        old, new = found["old"][0], found["new"][0]
+        old, new = results["old"][0], results["new"][0]
         if _without_rules(old) == _without_rules(new):
             return None
         names = hits["new"] | hits["old"]
         causes = [
-            one
-            for one in names
-            if any(some["old"].get(one) != some["new"].get(one) for some in (hits, self._rules))
+            rule
+            for rule in names
+            if any(both["old"].get(rule) != both["new"].get(rule) for both in (hits, self._rules))
         ]
-        before = {one["address"]: one["content"] for one in _copies(old)}
+        before = {copy["address"]: copy["content"] for copy in _copies(old)}
         changed = {
-            address: _changed_parts(contents[before[address]], contents[one["content"]])
-            for one in _copies(new)
-            if before.get(address := one["address"], one["content"]) != one["content"]
+            address: _changed_parts(contents[before[address]], contents[copy["content"]])
+            for copy in _copies(new)
+            if before.get(address := copy["address"], copy["content"]) != copy["content"]
         }
-        return Difference(tuple(causes or names), old, new, changed)  # none: the order is another
+        # without causes, the rules have another order
+        return Difference(tuple(causes or names), old, new, changed)
 
     def counts(self) -> list[dict[str, Any]]:
-        """Return all rules, each with the number of messages that it matched, None for a book
-        without it. Those of the new book are first.
+        """Return all rules, those of the new book first, each with the number of messages that it
+        matched in each book; None if the book does not have the rule.
         """
         return [
             {"rule": rule}
@@ -83,7 +86,7 @@ class RuleComparison:
 
 def _rules_of(book: RuleBook) -> Iterator[tuple[str, Rule]]:
     """Yield all rules by name, without their places."""
-    for rules in (book.operator, *(each.rules for each in book.tenants.values())):
+    for rules in (book.operator, *(tenant.rules for tenant in book.tenants.values())):
         for rule in rules.rules if rules else ():
             yield rule.name, structs.replace(rule, file=Path(), line=0)
 
@@ -91,7 +94,7 @@ def _rules_of(book: RuleBook) -> Iterator[tuple[str, Rule]]:
 def _result(
     book: RuleBook, message: ExaminedMessage, contents: dict[str, ParsedContent]
 ) -> tuple[dict[str, Any], Verdict]:
-    """Return the result as a document, too. The contents are added to those known by digest."""
+    """Return the result as a document and as a verdict. Its contents are added by digest."""
     nothing = Verdict((), (), (), ())
     try:
         verdict = book.evaluate(message)
@@ -101,12 +104,12 @@ def _result(
         return {"verdict": str(OverallVerdict.REJECT), "error": str(error)}, nothing
     except Exception as error:  # noqa: BLE001 - acceptance answers 451
         return {"verdict": str(OverallVerdict.DEFER), "error": repr(error)}, nothing
-    digests = ["", *map(_digest, verdict.contents[1:])]  # the first one is that of the file
+    digests = ["", *map(_digest, verdict.contents[1:])]  # the first content is that of the file
     contents |= dict(zip(digests[1:], verdict.contents[1:], strict=True))
     document = outcome_document(verdict)
-    del document["charges"], document["subjects"]  # the latter belong to the contents
-    for one in _copies(document):
-        one["content"] = digests[one["content"]]
+    del document["charges"], document["subjects"]  # subjects are part of the contents
+    for copy in _copies(document):
+        copy["content"] = digests[copy["content"]]
     return document, verdict
 
 
@@ -124,12 +127,12 @@ def _digest(content: ParsedContent) -> str:
 def _without_rules(value: Any) -> Any:
     """Return a document without the names of rules."""
     if isinstance(value, dict):
-        return {key: _without_rules(one) for key, one in value.items() if key != "rule"}
-    return [_without_rules(one) for one in value] if isinstance(value, list) else value
+        return {key: _without_rules(part) for key, part in value.items() if key != "rule"}
+    return [_without_rules(part) for part in value] if isinstance(value, list) else value
 
 
 def _changed_parts(old: ParsedContent, new: ParsedContent) -> list[str]:
     names = dict.fromkeys((*old.header.names(), *new.header.names()))
-    found = [name for name in names if old.header.values(name) != new.header.values(name)]
-    bodies = {_digest(ParsedContent(Header(), one.rest)) for one in (old, new)}
-    return [*found, *(["body"] if len(bodies) > 1 else ())] or ["the order of the fields"]
+    changed = [name for name in names if old.header.values(name) != new.header.values(name)]
+    bodies = {_digest(ParsedContent(Header(), content.rest)) for content in (old, new)}
+    return [*changed, *(["body"] if len(bodies) > 1 else ())] or ["the order of the fields"]

@@ -1,9 +1,9 @@
 """Read saved mail as acceptance passes it to the rules, for `relay policy diff`.
 
-Mail is *.eml, and the files of a Maildir in cur and new. No link is followed, no FIFO waited for.
-One message is read at a time, a large one through a temporary file. The envelope is that of the
-journey that a running relay has of a delivered copy, else that of the header. Nothing is changed,
-and no lock is taken. Functions raise NotMailError and OSError.
+Mail is *.eml, and the files of a Maildir in cur and new. Links are not followed, and no FIFO is
+waited for. Messages are read one at a time, large ones by a temporary file. For a copy that was
+delivered, the envelope is taken from the journey, if a running relay knows it; else it is taken
+from the header. Nothing is changed, and no lock is taken. Functions raise NotMailError and OSError.
 """
 
 import os
@@ -43,14 +43,14 @@ _queue_id = re.compile(rb"\sid ([0-9a-z]{16})\b")  # in the Received field of th
 
 
 class NotMailError(Exception):
-    """A file is no mail that can be compared; the text is why."""
+    """A file is not mail that can be compared; the text says why."""
 
 
 class SavedEnvelope(Struct, frozen=True):
-    """Who sent a message to whom. Mail without a client came through Relay's own socket."""
+    """Sender and recipients of a message. Mail without a client came by a socket of Relay."""
 
     sender: str  # "" is the null reverse-path
-    recipients: tuple[str, ...]  # after aliases, if it is a journey's
+    recipients: tuple[str, ...]  # after the expansion of aliases, if from a journey
     source: Source = Source.SMTP
     client: str = ""  # its IP address
     login: str = ""  # the account
@@ -65,15 +65,15 @@ def find_saved(folder: Path, skip: Callable[[Path, str], object]) -> Iterator[Pa
         place = waiting.pop()
         try:
             with os.scandir(place) as entries:
-                found = sorted((one.name, one.is_dir(follow_symlinks=False)) for one in entries)
+                names = sorted((file.name, file.is_dir(follow_symlinks=False)) for file in entries)
         except OSError as error:
             skip(place, reason_of(error))
             continue
-        for name, is_folder in found:
+        for name, is_folder in names:
             is_mail = name.lower().endswith(".eml") or place.name in _MAILDIR
             if is_mail and not is_folder and not name.startswith("."):
                 yield place / name
-        waiting += [place / name for name, is_folder in reversed(found) if is_folder]
+        waiting += [place / name for name, is_folder in reversed(names) if is_folder]
 
 
 def reason_of(error: NotMailError | OSError) -> str:
@@ -84,7 +84,7 @@ def reason_of(error: NotMailError | OSError) -> str:
 
 
 class SavedMailReader:
-    """Reads files; `settings` are those of a configuration, if there is one."""
+    """Reads files; `settings` is None without a configuration."""
 
     def __init__(self, settings: Settings | None) -> None:
         self._settings = settings
@@ -94,7 +94,7 @@ class SavedMailReader:
         self.without_journeys = "" if settings else "there is no configuration, nor a local domain"
 
     def read(self, file: Path) -> tuple[ExaminedMessage, str]:
-        """Return a message, and by what its envelope is known: "journey" or "header"."""
+        """Return a message, and where its envelope comes from: "journey" or "header"."""
         content = _content_of(file)
         header = Header.of(content)
         if not header.names():
@@ -106,7 +106,7 @@ class SavedMailReader:
         known_by, envelope = "journey", self._of_journey(header)
         if envelope is None:
             known_by, envelope = "header", envelope_in(header)
-            to = (main_address(one, alias_domains) for one in envelope.recipients)
+            to = (main_address(address, alias_domains) for address in envelope.recipients)
             envelope = structs.replace(envelope, recipients=tuple(dict.fromkeys(to)))
         if not envelope.recipients:
             raise NotMailError("no recipient")
@@ -122,8 +122,8 @@ class SavedMailReader:
             login=login,
             is_trusted=not client or bool(login) or is_known,
         )
-        found = message.content
-        parsed = ParsedContent(without_dropped(found.header), found.rest)
+        edited = message.content
+        parsed = ParsedContent(without_dropped(edited.header), edited.rest)
         now_us = self._clock.time_us()  # for the dates of rules
         message = structs.replace(
             message, content=parsed, time_us=now_us, alias_domains=alias_domains
@@ -131,8 +131,8 @@ class SavedMailReader:
         return message, known_by
 
     def _of_journey(self, header: Header) -> SavedEnvelope | None:
-        """Return the envelope of a copy that local delivery wrote, as the relay knows it. It is
-        found by the queue id in Received, which costs the relay less than a search for the copy.
+        """Return the envelope of a copy that local delivery wrote, from the journey of the running
+        relay, or None. It asks by the queue id in Received, which is faster than by the copy.
         """
         copy = read_relay_id(header.octets)
         queue_id = _queue_id.search(header.first("Received") or b"")
@@ -143,20 +143,22 @@ class SavedMailReader:
         except ControlUnavailableError as error:
             self.without_journeys = str(error)
             return None
-        except ControlError:  # it is not known any more
+        except ControlError:  # the relay no longer knows the message
             return None
-        is_its = any(one.graph_id == copy for one in journey.recipients)
-        return envelope_of(journey) if is_its else None
+        is_recipient = any(recipient.graph_id == copy for recipient in journey.recipients)
+        return envelope_of(journey) if is_recipient else None
 
 
 def envelope_of(journey: Journey) -> SavedEnvelope:
     """Return the envelope of a message as the rules got it."""
     routed = next(details_in(journey.steps, RoutedDetail), RoutedDetail())
     recipients = [
-        one.address
-        for one in journey.recipients
-        if one.state != RecipientState.EXPANDED
-        and not (one.state == RecipientState.REDIRECTED and one.address in routed.aliases)
+        recipient.address
+        for recipient in journey.recipients
+        if recipient.state != RecipientState.EXPANDED
+        and not (
+            recipient.state == RecipientState.REDIRECTED and recipient.address in routed.aliases
+        )
     ]
     return SavedEnvelope(
         routed.sender.given if routed.sender else journey.sender,
@@ -168,14 +170,14 @@ def envelope_of(journey: Journey) -> SavedEnvelope:
 
 
 def _is_report(header: Header, hostname: str) -> bool:
-    """Return whether this relay wrote a message about another one: rules run on none of these."""
+    """Return whether a message is a report or notice of this relay, for which no rule runs."""
     author = f"MAILER-DAEMON@{hostname}".casefold()
-    authors = [one.casefold() for one in _addresses(header.values("From"))]
+    authors = [address.casefold() for address in _addresses(header.values("From"))]
     return authors == [author] and "Auto-Submitted" in header
 
 
 def envelope_in(header: Header) -> SavedEnvelope:
-    """Return the envelope by Return-Path, else From; Delivered-To, else To, Cc and Bcc."""
+    """Return the envelope from Return-Path, else From; and Delivered-To, else To, Cc and Bcc."""
     author = header.first("Return-Path") if "Return-Path" in header else header.first("From")
     delivered_to = header.first("Delivered-To")
     names = [delivered_to] if delivered_to else [v for n in _RECIPIENTS for v in header.values(n)]

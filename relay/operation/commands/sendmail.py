@@ -1,8 +1,8 @@
 """Send a message as sendmail(8) does, by SMTP to a relay.
 
-The command has no rights of its own: it is a client of the listener. Nothing is queued here: what
-the relay has not accepted is not sent; a recipient that is rejected is named. What is left in the
-drop directory is checked before, as far as the command can know.
+The command is a client of the listener and has no other rights. It has no queue: a message that the
+relay does not accept is not sent. Rejected recipients are reported. A message for the drop
+directory is checked before, as far as the command can do it.
 
 RFC 5322 3.6.3 (Bcc), 3.6.6 (resent fields).
 """
@@ -39,17 +39,17 @@ _bare_lf = re.compile(rb"(?<!\r)\n")
 
 
 class NoRecipientsError(Exception):
-    """Neither the command nor, if it is to be read, the header names a recipient."""
+    """Neither the command nor (with -t) the header names a recipient."""
 
 
 class SendmailOptions(Struct, frozen=True):
-    """What the options of the command say."""
+    """The options of the command."""
 
-    recipients: tuple[str, ...]  # as they were given
+    recipients: tuple[str, ...]  # the arguments
     from_header: bool  # -t: those in To, Cc and Bcc too, or in the Resent fields
     sender: str  # -f, "<>" for the null reverse-path
     name: str  # -F, in a From field that is added
-    domain: str  # of addresses without one; "": the relay adds it
+    domain: str  # for addresses without a domain; "": the relay adds it
 
 
 class OutgoingMessage(Struct, frozen=True):
@@ -61,18 +61,18 @@ class OutgoingMessage(Struct, frozen=True):
 
 
 def prepare(text: bytes, options: SendmailOptions, *, clock: Clock) -> OutgoingMessage:
-    """Return the message of `text`, with CRLF or LF: without Bcc, and with From, Date and
-    Message-ID, which are added if they are missing; without a domain the relay adds the last.
+    """Return the message of `text`, which has CRLF or LF. Bcc is removed; From, Date and Message-ID
+    are added if they are missing. If `options` have no domain, the relay adds the Message-ID.
 
-    Raises NoRecipientsError, and RejectedError for what is no address.
+    Raises NoRecipientsError, and RejectedError for an invalid address.
     """
     content = with_crlf(text)
     if content.startswith(MBOX_LINES):
         content = content.partition(b"\r\n")[2]
     parsed = ParsedContent.of(content)
     header = parsed.header
-    given = [*options.recipients, *(_recipients_in(header) if options.from_header else ())]
-    recipients = tuple(dict.fromkeys(_qualified(one, options.domain) for one in given))
+    addresses = [*options.recipients, *(_recipients_in(header) if options.from_header else ())]
+    recipients = tuple(dict.fromkeys(_qualified(address, options.domain) for address in addresses))
     if not recipients:
         raise NoRecipientsError
     is_null = options.sender in ("", "<>")
@@ -93,8 +93,9 @@ def prepare(text: bytes, options: SendmailOptions, *, clock: Clock) -> OutgoingM
 
 
 def check_dropped(envelope: DroppedEnvelope, content: bytes, users: LocalUsers | None) -> None:
-    """Raise RejectedError for what a relay would not take from the drop directory: nobody would
-    hear of it. `users` is None if it is not known who may send as whom.
+    """Raise RejectedError for a message that a relay would not take from the drop directory,
+    because the sender would get no report. `users` is None if it is not known which senders a user
+    may use.
     """
     # slow, and seldom needed
     from relay.transport.ingress.data import ContentCollector  # noqa: PLC0415
@@ -124,21 +125,21 @@ def _no_arrival() -> NoReturn:
 
 
 def _recipients_in(header: Header) -> list[str]:
-    """Return the addresses in the fields of recipients, those of a resending if there is one.
+    """Return the addresses in To, Cc and Bcc, or in the Resent fields if there are any.
 
-    Raises RejectedError for what is not an address, or has two readings.
+    Raises RejectedError for an invalid or ambiguous address.
     """
     is_resent = any(name in header for name in _RESENT_FIELDS)
-    found: list[str] = []
+    addresses: list[str] = []
     for name in _RESENT_FIELDS if is_resent else _FIELDS:
         for octets in header.values(name):
             value = octets.decode("utf-8", "replace")
-            for one in address_entries(value, unqualified=True):
-                if not one.is_plain:
-                    unlike = " that all programs read alike" if one.address else ""
-                    raise RejectedError(f"{name}: {one.text[:200]!a} is not an address{unlike}")
-                found += filter(None, [one.address])  # a comment has none
-    return found
+            for mailbox in address_entries(value, unqualified=True):
+                if not mailbox.is_plain:
+                    unlike = " that all programs read alike" if mailbox.address else ""
+                    raise RejectedError(f"{name}: {mailbox.text[:200]!a} is not an address{unlike}")
+                addresses += filter(None, [mailbox.address])  # a comment has none
+    return addresses
 
 
 def _qualified(address: str, domain: str) -> str:

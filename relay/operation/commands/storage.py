@@ -46,7 +46,7 @@ def verify(
     clock: Clock,
     on_finding: Callable[[SpoolFinding], None] = lambda _: None,
 ) -> dict[str, Any]:
-    """Verify the spool and what lies beside it; return the JSON output.
+    """Verify the spool, the SRS key and the pending submissions; return the JSON output.
 
     Raises OSError, PermissionError if the user may not read a file; SpoolError.
     """
@@ -55,7 +55,7 @@ def verify(
     findings: list[SpoolFinding] = []
     remaining = 0
 
-    def found(finding: SpoolFinding) -> None:
+    def add(finding: SpoolFinding) -> None:
         nonlocal remaining
         remaining += not finding.repaired
         if len(findings) < _FINDINGS_MAX:
@@ -64,16 +64,14 @@ def verify(
 
     with as_owner(settings, root), _locked(settings) as is_owner:
         for fault in _faults_beside(settings):
-            found(fault)
+            add(fault)
         stored, in_spool = spool.storage(settings), None
         if stored.exists():
             with suppress(SpoolDamagedError):  # its tools report that
                 for lost in _lost_messages(settings, stored, clock):
-                    found(lost)
-            with suppress(SpoolUnsupportedError):  # those of the database check it
-                in_spool = stored.verify(
-                    is_owner=is_owner, full=full, recount=recount, report=found
-                )
+                    add(lost)
+            with suppress(SpoolUnsupportedError):  # the tools of the database check it
+                in_spool = stored.verify(is_owner=is_owner, full=full, recount=recount, report=add)
         submissions = SubmissionDirectory(root / ".submissions", DirectorySync())
         waiting = {
             "ready": len(list_names(submissions.ready)),
@@ -83,7 +81,7 @@ def verify(
         "submissions": waiting,
         "spool": in_spool,
         "remaining": remaining,
-        "findings": [asdict(one) for one in findings],
+        "findings": [asdict(finding) for finding in findings],
     }
 
 
@@ -97,18 +95,19 @@ def _faults_beside(settings: Settings) -> Iterator[SpoolFinding]:
 def _lost_messages(
     settings: Settings, stored: SpoolStorage, clock: Clock
 ) -> Iterator[SpoolFinding]:
-    """Yield what was accepted, by the submission log, and what the spool does not know, as one that
-    is older than the mail root. The spool knows a submission for longer than this looks back.
+    """Yield the submissions that were accepted by the submission log and are not known to the
+    spool, for example because the spool is older than the mail root. The spool remembers a
+    submission for longer than this function looks back.
 
-    What is older than all that it knows was accepted into an earlier spool, as before an upgrade
-    with an empty queue.
+    Submissions before the first one that the spool knows are skipped: they were accepted into an
+    earlier spool, for example before an upgrade with an empty queue.
     """
     is_of_this_spool = False
     since_us = clock.time_us() - int(KEY_MARGIN_S * 1_000_000)
     lines = read_accepted(settings.mailboxes.root / ".submissions/log", since_us=since_us)
-    while some := {one.submission_id: one for one in islice(lines, _LINES_AT_ONCE)}:
-        known = {key for key, _ in stored.accepted_since(None, some)}
-        for key, line in some.items():
+    while accepted := {line.submission_id: line for line in islice(lines, _LINES_AT_ONCE)}:
+        known = {key for key, _ in stored.accepted_since(None, accepted)}
+        for key, line in accepted.items():
             is_of_this_spool |= key in known
             if key in known or not is_of_this_spool:
                 continue
@@ -119,8 +118,8 @@ def _lost_messages(
 
 @contextmanager
 def _locked(settings: Settings) -> Iterator[bool]:
-    """Hold the owner locks if no relay holds them; yield whether they are held. Without a mail
-    store nothing is created.
+    """Hold the owner locks for the block if no relay holds them; yield whether they are held. If
+    there is no mail root, nothing is created.
     """
     root = settings.mailboxes.root
     with ExitStack() as held:
@@ -162,7 +161,7 @@ def back_up(settings: Settings, folder: Path, *, clock: Clock) -> dict[str, Any]
             copy.file(letter, letter.relative_to(settings.state_dir))
             for letter in _letters(dead_letters)
         )
-        sizes = [one.stat().st_size for one in copied.contents.iterdir()]
+        sizes = [file.stat().st_size for file in copied.contents.iterdir()]
         manifest = {
             "made": made,
             "hostname": settings.hostname,
@@ -180,14 +179,14 @@ def back_up(settings: Settings, folder: Path, *, clock: Clock) -> dict[str, Any]
 
 
 def _check_readable(stored: SpoolStorage) -> None:
-    """Raise PermissionError if this user may not read its files."""
+    """Raise PermissionError if this user may not read the files of the spool."""
     for file in stored.files():
         check_readable(file)
 
 
 def _letters(maildir: Path) -> Iterator[Path]:
-    """Yield the messages of a Maildir; its index is a cache and is not copied. One that is moved
-    meanwhile may come twice.
+    """Yield the messages of a Maildir, without the index, which is a cache. A message that is moved
+    at the same time may be yielded twice.
     """
     for place, folders, names in os.walk(maildir):
         folders.sort()
@@ -214,9 +213,9 @@ class FoundRoot(Struct, frozen=True):
 def adopt(
     settings: Settings, clock: Clock, root_id: str, *, confirm: Callable[[FoundRoot], bool]
 ) -> FoundRoot:
-    """Record the id of the mail root in the spool; with NEW_ID give it one before.
+    """Record the id of the mail root in the spool; with NEW_ID, give the mail root an id first.
 
-    `confirm` is asked first. Returns the root with its id, and the id that was known before. Raises
+    `confirm` is called before. Return the mail root, its id, and the id that the spool had. Raises
     NotAdoptedError, AlreadyRunningError, SpoolError, OSError.
     """
     with as_owner(settings):
