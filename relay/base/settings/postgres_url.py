@@ -95,21 +95,21 @@ def check_no_password(written: str) -> None:
 
 
 def _parameters(query: str) -> dict[str, str]:
-    found: dict[str, str] = {}
+    parameters: dict[str, str] = {}
     for part in query.split("&") if query else ():
         name, equals, value = part.partition("=")
         if name not in _PARAMETERS:
             known = ", ".join(_PARAMETERS)
             what = f", not {name}" if equals and _NAME.fullmatch(name) else ""
             raise ValueError(f"no other parameters than {known}{what}")
-        if not equals or not value or name in found:
+        if not equals or not value or name in parameters:
             raise ValueError(f"one value for the parameter {name}")
-        found[name] = _decoded(value)
-        if name in _PATHS and not PurePosixPath(found[name]).is_absolute():
+        parameters[name] = _decoded(value)
+        if name in _PATHS and not PurePosixPath(parameters[name]).is_absolute():
             raise ValueError(f"an absolute path as {name}")
-    if ("sslcert" in found) != ("sslkey" in found):
+    if ("sslcert" in parameters) != ("sslkey" in parameters):
         raise ValueError("both sslcert and sslkey, or neither")
-    return found
+    return parameters
 
 
 def _decoded(text: str) -> str:

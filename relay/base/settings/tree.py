@@ -116,7 +116,7 @@ class ListenerTls(CertificateFiles):
         """All of them, each with what its place adds to the key path."""
         if not self.further:
             return [((), self)]
-        return [((number,), one) for number, one in enumerate((self, *self.further))]
+        return [((number,), pair) for number, pair in enumerate((self, *self.further))]
 
 
 @dataclass(frozen=True, slots=True)
@@ -588,17 +588,17 @@ class Settings:
     @property
     def own_domains(self) -> tuple[str, ...]:
         """The names of all own domains."""
-        return (*self.mailboxes.domains, *(one.name for one in self.domain))
+        return (*self.mailboxes.domains, *(domain.name for domain in self.domain))
 
     @property
     def alias_domains(self) -> dict[str, str]:
         """By an own domain with `alias_of`: the domain that this names."""
-        return {one.name: one.alias_of for one in self.domain if one.alias_of}
+        return {domain.name: domain.alias_of for domain in self.domain if domain.alias_of}
 
     @property
     def account_domains(self) -> tuple[str, ...]:
         """The names of those in which accounts have addresses."""
-        return (*self.mailboxes.domains, *(one.name for one in self.domain if one.has_accounts))
+        return (*self.mailboxes.domains, *(own.name for own in self.domain if own.has_accounts))
 
     @property
     def run_dir(self) -> Path:

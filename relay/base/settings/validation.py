@@ -101,7 +101,9 @@ def check_together(read: Sequence[tuple[KeyPath, object]], top: Mapping[str, Any
                 yield from _credentials(path, made, clients)
                 yield from _graph(path, made)
                 ways = (made, as_fallback(made))[: 1 + bool(made.fallback)]
-                yield from dict.fromkeys(one for x in ways for one in _route_tls(path, x, dns=dns))
+                yield from dict.fromkeys(
+                    fault for way in ways for fault in _route_tls(path, way, dns=dns)
+                )
                 yield from _limits(path, made)
                 if made.next_hop == "local" and made.domain in passed_on:
                     yield (*path, "next_hop"), "another one: no account has an address there"
@@ -140,19 +142,19 @@ def _duplicate_listeners(read: Sequence[tuple[KeyPath, object]]) -> Found:
             yield path, "an address that no other listener has"
 
 
-def _overlap(one: Address, other: Address) -> bool:
-    if one.systemd or other.systemd:
-        return one.systemd == other.systemd
-    if one.path or other.path:
-        return one.path == other.path
-    if one.port != other.port or not one.port:  # port 0 is a free port each time
+def _overlap(first: Address, other: Address) -> bool:
+    if first.systemd or other.systemd:
+        return first.systemd == other.systemd
+    if first.path or other.path:
+        return first.path == other.path
+    if first.port != other.port or not first.port:  # port 0 is a free port each time
         return False
-    return one.host == other.host or _is_wildcard_over(one, other) or _is_wildcard_over(other, one)
+    return first.host == other.host or _covers_host(first, other) or _covers_host(other, first)
 
 
-def _is_wildcard_over(one: Address, other: Address) -> bool:
+def _covers_host(address: Address, other: Address) -> bool:
     wildcard = "::" if ":" in other.host else "0.0.0.0"  # noqa: S104 -- compared, not bound
-    return one.host == wildcard
+    return address.host == wildcard
 
 
 def _socket_paths_too_long(state_dir: Path) -> Found:
@@ -181,7 +183,7 @@ def _anonymous(path: KeyPath, http: HttpSettings) -> Found:
     """A proxy on this machine would make strangers anonymous."""
     if not http.anonymous:
         return
-    if not all(one.is_loopback and not one.path for one in http.listen):
+    if not all(address.is_loopback and not address.path for address in http.listen):
         yield (*path, "anonymous"), "only loopback addresses in http.listen with anonymous"
     elif http.proxy_networks or http.public_url:
         yield (*path, "anonymous"), "no proxy_networks and no public_url with anonymous"
@@ -225,15 +227,15 @@ def _is_directory(path: Path) -> bool:
 
 def _domains(read: Sequence[tuple[KeyPath, MailboxSettings | OwnDomain]]) -> Found:
     """Yield the faults of all own domains: of [mailboxes], and of each [[domain]]."""
-    domains = [(path, one) for path, one in read if isinstance(one, OwnDomain)]
-    short = {name for _, one in read if isinstance(one, MailboxSettings) for name in one.domains}
+    domains = [(path, made) for path, made in read if isinstance(made, OwnDomain)]
+    short = {name for _, made in read if isinstance(made, MailboxSettings) for name in made.domains}
     places: dict[str, str] = dict.fromkeys(short, "mailboxes.domains")
-    for path, one in domains:
-        if place := places.get(one.name):
+    for path, domain in domains:
+        if place := places.get(domain.name):
             yield (*path, "name"), f"a name that is not in {place}"
-        places.setdefault(one.name, dotted(path))
-    accounts = short | {one.name for _, one in domains if one.has_accounts}
-    aliases = {one.name for _, one in domains if one.alias_of}
+        places.setdefault(domain.name, dotted(path))
+    accounts = short | {domain.name for _, domain in domains if domain.has_accounts}
+    aliases = {domain.name for _, domain in domains if domain.alias_of}
     for path, made in read:
         if made.postmaster.rpartition("@")[2] not in {"", *accounts}:
             expected = f"a mailbox in one of mailboxes.domains, {_OR_DOMAIN} accounts"
@@ -442,12 +444,12 @@ def _tenants(read: Sequence[tuple[KeyPath, object]]) -> Found:
     """Yield the tenants that have the name of another one, one of its domains, a domain that has no
     mail of its own, or an unknown word in `may`.
     """
-    own = {name for _, one in read if isinstance(one, MailboxSettings) for name in one.domains}
-    own |= {one.name for _, one in read if isinstance(one, OwnDomain) and not one.alias_of}
-    hops = next_hops_by_name(one for _, one in read if isinstance(one, Route))
+    own = {name for _, made in read if isinstance(made, MailboxSettings) for name in made.domains}
+    own |= {made.name for _, made in read if isinstance(made, OwnDomain) and not made.alias_of}
+    hops = next_hops_by_name(made for _, made in read if isinstance(made, Route))
     words = (*ADDRESS_ACTIONS, *(f"{ROUTE_PREFIX}{name}" for name in usable_routes(hops)))
     taken: dict[str, str] = {}
-    tenants = [(path, one) for path, one in read if isinstance(one, Tenant)]
+    tenants = [(path, made) for path, made in read if isinstance(made, Tenant)]
     yield from _too_many_or_alike(tenants, "name", most=_TENANTS_MAX)
     for path, tenant in tenants:
         if not tenant.domains:
@@ -469,8 +471,8 @@ def _too_many_or_alike(tables: Sequence[tuple[KeyPath, Any]], key: str, *, most:
     places: dict[str, KeyPath] = {}
     for path, _ in tables[most : most + 1]:
         yield path[:1], f"at most {most} {path[0]}s"
-    for path, one in tables:
-        if (other := places.setdefault(getattr(one, key), path)) != path:
+    for path, table in tables:
+        if (other := places.setdefault(getattr(table, key), path)) != path:
             what = f"a {key}" if key != "url" else "a URL"
             yield (*path, key), f"{what} of its own: {dotted(other)} has it too"
 
@@ -539,7 +541,7 @@ def hidden_routes(routes: Sequence[Route], own: Collection[str]) -> Iterator[tup
             if other.next_hop == "hold" != route.next_hop:
                 continue
             if other.domain == "*" != route.domain and any(
-                domain_matches(route.domain, one) for one in own
+                domain_matches(route.domain, domain) for domain in own
             ):
                 continue
             if (
@@ -567,8 +569,8 @@ def recipient_matches(recipient: str, address: str) -> bool:
     """Return whether an address is this one, or that with a tag, as Postfix's transport(5) looks up
     user+extension@domain and user@domain.
     """
-    wanted = own_mailbox(address)
-    return recipient in (wanted, untagged(wanted))
+    mailbox = own_mailbox(address)
+    return recipient in (mailbox, untagged(mailbox))
 
 
 def sender_matches(pattern: str, reverse_path: str) -> bool:

@@ -194,14 +194,14 @@ def leading_back(
     """Return this relay and the hosts that are not preferred to it, each with the reason why it is
     not tried: they would send mail back.
     """
-    own = [each for each in exchanges if is_own(each)]
-    best = min((each.preference for each in own), default=None)
+    own = [host for host in exchanges if is_own(host)]
+    best = min((host.preference for host in own), default=None)
     if best is None:  # nearly always
         return {}
     return {
-        each: THIS_RELAY if each in own else "not preferred to this relay"
-        for each in exchanges
-        if each.preference >= best
+        host: THIS_RELAY if host in own else "not preferred to this relay"
+        for host in exchanges
+        if host.preference >= best
     }
 
 
@@ -210,10 +210,10 @@ def mx_answer(
 ) -> MxAnswer:
     """Return the evidence of an MX answer: the hosts that were considered come before others."""
     left_out = sorted(set(exchanges).difference(considered), key=_place)
-    shown = [*considered, *left_out][:EXCHANGES_MAX]
+    listed = [*considered, *left_out][:EXCHANGES_MAX]
     return MxAnswer(
-        tuple(replace(each, skipped=skipped.get(each, "")) for each in sorted(shown, key=_place)),
-        max(0, len(exchanges) - len(shown)),
+        tuple(replace(host, skipped=skipped.get(host, "")) for host in sorted(listed, key=_place)),
+        max(0, len(exchanges) - len(listed)),
     )
 
 
@@ -231,7 +231,7 @@ def addresses_of(answers: Sequence[Answer], rng: random.Random) -> tuple[str, ..
         )
         rng.shuffle(usable)
         families.append(usable)
-    merged = [each for pair in zip_longest(*families) for each in pair if each is not None]
+    merged = [address for pair in zip_longest(*families) for address in pair if address is not None]
     if merged:
         return tuple(dict.fromkeys(merged[:ADDRESSES_MAX]))
     return next((answer for answer in answers if isinstance(answer, NoAnswer)), ())

@@ -39,16 +39,16 @@ class OwnDomains:
         self._listed: dict[str, frozenset[str]] = {}  # by the domain
         self.takers: set[str] = set()  # the mailboxes of all catch_all and postmaster
         number = 0  # of a [[domain]]
-        for each in domains:
+        for domain in domains:
             key = f"domain[{number}]"
-            if isinstance(each, str):
-                own = OwnDomain(each.lower(), catch_all=catch_all)
+            if isinstance(domain, str):
+                own = OwnDomain(domain.lower(), catch_all=catch_all)
             else:
                 number += 1
                 own = replace(
-                    each,
-                    catch_all=mailbox_of(f"{key}.catch_all", each.catch_all),
-                    postmaster=mailbox_of(f"{key}.postmaster", each.postmaster),
+                    domain,
+                    catch_all=mailbox_of(f"{key}.catch_all", domain.catch_all),
+                    postmaster=mailbox_of(f"{key}.postmaster", domain.postmaster),
                 )
             self._by_name[own.name] = own
             self.takers |= {own.catch_all, own.postmaster} - {""}
@@ -56,7 +56,7 @@ class OwnDomains:
                 self._listed[own.name] = _addresses_in(own.file, own.name, f"{key}.recipients")
         # by a domain with `alias_of`: the one that this names
         self.alias_domains = {
-            one.name: one.alias_of for one in self._by_name.values() if one.alias_of
+            domain.name: domain.alias_of for domain in self._by_name.values() if domain.alias_of
         }
 
     def find(self, domain: str) -> OwnDomain | None:
@@ -66,15 +66,15 @@ class OwnDomains:
     def lists(self, own: OwnDomain, address: str) -> bool:
         """Whether a domain has no file, or one with this address, with or without its tag."""
         listed = self._listed.get(own.name)
-        wanted = own_mailbox(address)
-        return listed is None or wanted in listed or untagged(wanted) in listed
+        mailbox = own_mailbox(address)
+        return listed is None or mailbox in listed or untagged(mailbox) in listed
 
 
 def catch_alls_elsewhere(domains: Iterable[str | OwnDomain], catch_all: str) -> dict[str, str]:
     """Return each catch_all that is an address elsewhere, by the domain."""
     own = [OwnDomain(x.lower(), catch_all=catch_all) if isinstance(x, str) else x for x in domains]
-    here = {"", *(one.name for one in own if one.has_accounts)}
-    return {one.name: one.catch_all for one in own if domain_of(one.catch_all) not in here}
+    here = {"", *(table.name for table in own if table.has_accounts)}
+    return {table.name: table.catch_all for table in own if domain_of(table.catch_all) not in here}
 
 
 def _addresses_in(file: Path, domain: str, key: str) -> frozenset[str]:
@@ -92,7 +92,7 @@ def _addresses_in(file: Path, domain: str, key: str) -> frozenset[str]:
     if len(octets) > _FILE_BYTES_MAX:
         limit = f"expected a file of at most {_FILE_BYTES_MAX >> 20} MiB"
         raise ValueError(f"{key}: found {str(file)!r}, {limit}")
-    found: set[str] = set()
+    addresses: set[str] = set()
     faults = []
     for number, line in _entries(text):
         address = _address(line, domain)
@@ -102,10 +102,10 @@ def _addresses_in(file: Path, domain: str, key: str) -> frozenset[str]:
             if len(faults) == _FAULTS_MAX:
                 break
         else:
-            found.add(address)
+            addresses.add(address)
     if faults:
         raise SettingsError(faults)
-    return frozenset(found)
+    return frozenset(addresses)
 
 
 def _entries(text: str) -> Iterator[tuple[int, str]]:

@@ -275,12 +275,12 @@ class _TableRoute:
             return sender_matches(self.sender, reverse_path)
         return bool(reverse_path) or not self.is_graph
 
-    def with_mailbox(self, found: RemoteRecipient, reverse_path: str) -> RemoteRecipient:
+    def with_mailbox(self, result: RemoteRecipient, reverse_path: str) -> RemoteRecipient:
         """Return where it sends mail, with the mailbox that logs in there for this reverse-path."""
         if not self.logs_in_as_sender:
-            return found
+            return result
         mailbox = own_mailbox(reverse_path)
-        return replace(found, next_hop=found.next_hop._replace(mailbox=mailbox))
+        return replace(result, next_hop=result.next_hop._replace(mailbox=mailbox))
 
     def takes_recipient(self, address: str) -> bool:
         """Whether it takes mail for an address of its domain."""
@@ -301,28 +301,28 @@ class _TableRoute:
         return self.result.next_hop == (hop._replace(mailbox="") if hop.mailbox else hop)
 
 
-def _table_route(number: int, given: Route, default: TlsLevel) -> _TableRoute:
-    action, name = _action_of(given), name_of(given)
-    options, result, fallback = _options_of(given, action, default), None, WayAround()
+def _table_route(number: int, route: Route, default: TlsLevel) -> _TableRoute:
+    action, name = _action_of(route), name_of(route)
+    options, result, fallback = _options_of(route, action, default), None, WayAround()
     if isinstance(action, NextHop) and action != LOCAL:
         result = RemoteRecipient(action._replace(route=name) if action.host else action, name)
-    if given.fallback:
-        to = NextHop.parse(given.fallback)._replace(route=name)
-        via = _options_of(as_fallback(given), to, default)
-        fallback = WayAround(to, int(given.fallback_after * 1_000_000), via)
+    if route.fallback:
+        to = NextHop.parse(route.fallback)._replace(route=name)
+        via = _options_of(as_fallback(route), to, default)
+        fallback = WayAround(to, int(route.fallback_after * 1_000_000), via)
     return _TableRoute(
         number,
         name,
-        given.domain.lower(),
-        given.sender,
-        given.recipient,
+        route.domain.lower(),
+        route.sender,
+        route.recipient,
         action,
         options,
         result,
-        given.tls is not None or verifies(given) or options.tls.implicit,
+        route.tls is not None or verifies(route) or options.tls.implicit,
         fallback,
         isinstance(action, NextHop) and action.kind is HopKind.GRAPH,
-        given.auth is not None and bool(given.auth.oauth) and given.auth.user == SENDER,
+        route.auth is not None and bool(route.auth.oauth) and route.auth.user == SENDER,
     )
 
 
@@ -403,14 +403,14 @@ class RouteTable:
         self._by_pattern: dict[str, list[_TableRoute]] = {}  # each in their order
         self.named: dict[str, _TableRoute] = {}
         self._routes_to: dict[NextHop, list[_TableRoute]] = {}  # each host, in their order
-        for number, each in enumerate(routes):
-            route = _table_route(number, each, tls)
+        for number, setting in enumerate(routes):
+            route = _table_route(number, setting, tls)
             self._by_pattern.setdefault(route.domain, []).append(route)
             self.named[route.name] = route
             if isinstance(route.action, NextHop):
                 self._routes_to.setdefault(route.action, []).append(route)
         takers = {self._catch_all, self._postmaster, *self._own.takers} - {"", DEAD_LETTER}
-        is_routed = any(self._routes_for(domain_of(one)) for one in takers)
+        is_routed = any(self._routes_for(domain_of(mailbox)) for mailbox in takers)
         self._may_move = is_routed or bool(self._outside)
 
     def use(self, read: "RouteTable") -> RouteChanges:
@@ -421,9 +421,9 @@ class RouteTable:
         changed = [name for name in before if name in now and not before[name].equals(now[name])]
         removed = [name for name in before if name not in now]
         over = [before[name] for name in (*changed, *removed)]
-        ended = {one for route in over for one in (route.options, route.fallback.options) if one}
+        ended = {via for route in over for via in (route.options, route.fallback.options) if via}
         kept = ("_accounts", "hold_of", "is_of_other_store")
-        self.__dict__ |= read.__dict__ | {one: self.__dict__[one] for one in kept}
+        self.__dict__ |= read.__dict__ | {name: self.__dict__[name] for name in kept}
         return RouteChanges(
             added=tuple(name for name in now if name not in before),
             changed=tuple(changed),
@@ -435,11 +435,11 @@ class RouteTable:
         """Return where mail for `address` goes; its syntax has been checked. Without
         `reverse_path` it is a report.
         """
-        found = self._examine(address, reverse_path)
-        if isinstance(found, InvalidRecipient) or found.held:
-            return found
+        result = self._examine(address, reverse_path)
+        if isinstance(result, InvalidRecipient) or result.held:
+            return result
         held, until_us = self.hold_of(address)
-        return replace(found, held=held, held_until_us=until_us) if held else found
+        return replace(result, held=held, held_until_us=until_us) if held else result
 
     def _examine(self, address: str, reverse_path: str) -> RoutingResult:
         address = self.target_of(address)
@@ -455,13 +455,13 @@ class RouteTable:
             return RemoteRecipient(NextHop(HopKind.MX, domain))
         if not reverse_path and self._is_of_host(domain, address):
             return LocalRecipient(self._postmaster, is_answer=True, is_local=False)
-        found = self._examine_by_routes(address, domain, reverse_path)
+        result = self._examine_by_routes(address, domain, reverse_path)
         if _local_part(address) == "postmaster" and (mailbox := self._postmaster_of(domain)):
             account = self._accounts.by_address(address)
-            if account is None or isinstance(found, InvalidRecipient):  # RFC 5321 4.5.1
+            if account is None or isinstance(result, InvalidRecipient):  # RFC 5321 4.5.1
                 mailbox = account.address if account else mailbox
                 return LocalRecipient(mailbox, is_answer=mailbox == DEAD_LETTER)
-        return found
+        return result
 
     def _examine_by_routes(
         self, address: str, domain: str, reverse_path: str, *, after: int = -1
@@ -478,29 +478,29 @@ class RouteTable:
             return route.result  # most mail that leaves
         match route.action:
             case HoldMail():
-                found = self._examine_by_routes(address, domain, reverse_path, after=route.number)
-                if isinstance(found, InvalidRecipient):
-                    return found
-                return replace(found, held=f"route {route.name}")
+                result = self._examine_by_routes(address, domain, reverse_path, after=route.number)
+                if isinstance(result, InvalidRecipient):
+                    return result
+                return replace(result, held=f"route {route.name}")
             case RejectRoute(status, text):
                 return _rejected(status, address, text, route=route.name)
             case NextHop() if route.result is None:  # LOCAL
                 return self._examine_local(address, route=route.name)
-        found = route.result or _examine_mx(address, domain, route=route.name)
-        if isinstance(found, RemoteRecipient):
-            found = route.with_mailbox(found, reverse_path)
+        result = route.result or _examine_mx(address, domain, route=route.name)
+        if isinstance(result, RemoteRecipient):
+            result = route.with_mailbox(result, reverse_path)
         if own is None:
-            return found
-        return self._passed_on(address, own, found, is_named=bool(route.recipient))
+            return result
+        return self._passed_on(address, own, result, is_named=bool(route.recipient))
 
     def _passed_on(
-        self, address: str, own: OwnDomain, found: RoutingResult, *, is_named: bool = False
+        self, address: str, own: OwnDomain, result: RoutingResult, *, is_named: bool = False
     ) -> RoutingResult:
-        """Return `found`, where mail for an own domain leaves, if the address is valid there, or a
+        """Return `result`, where mail for an own domain leaves, if the address is valid there, or a
         route names it.
         """
-        if not isinstance(found, RemoteRecipient):
-            return found
+        if not isinstance(result, RemoteRecipient):
+            return result
         local_part = _local_part(address)
         if own.has_accounts and not is_named and self._accounts.by_address(address) is None:
             return self._examine_local(address)  # expand() knows where the catch_all's mail leaves
@@ -511,7 +511,7 @@ class RouteTable:
         if _SENDER_ROUTED.search(local_part.partition("+")[2] if is_known else local_part):
             text = "@, % and ! in a local part are not passed on"
             return _rejected(REJECT_STATUS, address, text)
-        return replace(found, is_local=True, is_asked=own.recipients == "verify")
+        return replace(result, is_local=True, is_asked=own.recipients == "verify")
 
     def examine_chosen(
         self,
@@ -532,7 +532,7 @@ class RouteTable:
             return usual
         name = way.removeprefix(ROUTE_PREFIX)
         if name == way:
-            found = RemoteRecipient(NextHop.parse(way)._replace(route=BY_RULE), BY_RULE)
+            result = RemoteRecipient(NextHop.parse(way)._replace(route=BY_RULE), BY_RULE)
         else:
             route = self.named[name]
             if isinstance(route.action, HoldMail):
@@ -544,25 +544,25 @@ class RouteTable:
                 mx = _examine_mx(address, domain, route=name)
                 if not isinstance(mx, RemoteRecipient):
                     return usual
-                found = mx
+                result = mx
             elif route.result is None:
                 raise LookupError(f"route {name!r} gives no next hop")
             elif not self._may_take(route, reverse_path):
                 return usual
             else:
-                found = route.with_mailbox(route.result, reverse_path)
-        if self._confinement is not None and self._confinement.captures(found.next_hop):
-            found = RemoteRecipient(CAPTURE, found.route)
+                result = route.with_mailbox(route.result, reverse_path)
+        if self._confinement is not None and self._confinement.captures(result.next_hop):
+            result = RemoteRecipient(CAPTURE, result.route)
         until_us = usual.held_until_us
-        return replace(found, held=usual.held, held_until_us=until_us, chosen=True)
+        return replace(result, held=usual.held, held_until_us=until_us, chosen=True)
 
     def lookup_by_route(self, name: str) -> Callable[[str, str], Destination | None]:
         """Return the function that gives an address the next hop of this route, as an operator has
         chosen it. Raises ValueError for a route that there is not, or that gives no next hop.
         """
         leading = [
-            one
-            for one, route in self.named.items()
+            route_name
+            for route_name, route in self.named.items()
             if route.result is not None or isinstance(route.action, UseMx)
         ]
         if name not in leading:
@@ -572,10 +572,10 @@ class RouteTable:
 
         def next_hop(address: str, reverse_path: str) -> Destination | None:
             way = f"{ROUTE_PREFIX}{name}"
-            found = self.examine_chosen(address, way, nowhere, reverse_path=reverse_path)
-            if not isinstance(found, RemoteRecipient) or not domain_of(address):
+            result = self.examine_chosen(address, way, nowhere, reverse_path=reverse_path)
+            if not isinstance(result, RemoteRecipient) or not domain_of(address):
                 return None
-            return None if found.next_hop == CAPTURE else Destination(found.next_hop, chosen=True)
+            return None if result.next_hop == CAPTURE else Destination(result.next_hop, chosen=True)
 
         return next_hop
 
@@ -584,30 +584,30 @@ class RouteTable:
         of a domain with `alias_of`, or that a catch_all elsewhere takes. What another catch_all or
         postmaster takes is mail to the address of that account, if that leaves by a route.
         """
-        wanted = self.target_of(address)
-        found = self._accounts.expand(wanted)
-        if found is None and wanted != address:
-            found = Expansion((AliasTarget(wanted, (address.lower(),)),))
+        main = self.target_of(address)
+        expansion = self._accounts.expand(main)
+        if expansion is None and main != address:
+            expansion = Expansion((AliasTarget(main, (address.lower(),)),))
         if not self._may_move:  # nearly always
-            return found
-        targets = found.targets if found is not None else (AliasTarget(address),)
+            return expansion
+        targets = expansion.targets if expansion is not None else (AliasTarget(address),)
         moved: dict[str, AliasTarget] = {}
-        for one in [self._moved(target, reverse_path) for target in targets]:
-            moved.setdefault(one.address.lower(), one)
-        made = Expansion(tuple(moved.values()), found.writers if found else None)
-        return found if made.targets == targets else made
+        for alias_target in [self._moved(target, reverse_path) for target in targets]:
+            moved.setdefault(alias_target.address.lower(), alias_target)
+        made = Expansion(tuple(moved.values()), expansion.writers if expansion else None)
+        return expansion if made.targets == targets else made
 
     def _moved(self, target: AliasTarget, reverse_path: str) -> AliasTarget:
-        found = self.examine(target.address, reverse_path)
-        if isinstance(found, InvalidRecipient) and found.status == _UNKNOWN and not found.route:
+        result = self.examine(target.address, reverse_path)
+        if isinstance(result, InvalidRecipient) and result.status == _UNKNOWN and not result.route:
             elsewhere = self._outside.get(domain_of(self.target_of(target.address)))
             through = (*target.through, target.address.lower())
             return AliasTarget(elsewhere, through) if elsewhere else target
-        if not isinstance(found, LocalRecipient) or self._accounts.by_address(target.address):
+        if not isinstance(result, LocalRecipient) or self._accounts.by_address(target.address):
             return target
-        if not isinstance(self.examine(found.mailbox, reverse_path), RemoteRecipient):
+        if not isinstance(self.examine(result.mailbox, reverse_path), RemoteRecipient):
             return target
-        return AliasTarget(found.mailbox, (*target.through, target.address.lower()))
+        return AliasTarget(result.mailbox, (*target.through, target.address.lower()))
 
     def target_of(self, address: str) -> str:
         """Return the address that one of a domain with `alias_of` means; another one as it is."""
@@ -647,7 +647,7 @@ class RouteTable:
         """
         if domain != self._hostname or self.is_local_domain(domain):
             return False
-        routes = [one for one in self._routes_for(domain) if one.takes_recipient(address)]
+        routes = [route for route in self._routes_for(domain) if route.takes_recipient(address)]
         return bool(routes) and all(
             route.domain == "*" and route.action != CAPTURE for route in routes
         )
@@ -656,8 +656,8 @@ class RouteTable:
         """Return the next hop of mail for `address`, or None if the address is invalid. Without
         `reverse_path` it is a report.
         """
-        found = self.destination_of(address, reverse_path)
-        return None if found is None else found.next_hop
+        destination = self.destination_of(address, reverse_path)
+        return None if destination is None else destination.next_hop
 
     def destination_of(self, address: str, reverse_path: str = "") -> Destination | None:
         """Return the next hop, and why mail is held there: a RouteLookup of the routes."""
@@ -769,8 +769,8 @@ class RouteTable:
         while "." in labels and not domain.startswith("["):
             labels = labels.partition(".")[2]
             patterns.append(f"*.{labels}")
-        found = [route for one in patterns for route in self._by_pattern.get(one, ())]
-        return tuple(sorted(found, key=lambda route: route.number))
+        routes = [route for pattern in patterns for route in self._by_pattern.get(pattern, ())]
+        return tuple(sorted(routes, key=lambda route: route.number))
 
     def _examine_local(self, address: str, *, route: str = "") -> RoutingResult:
         """Return the mailbox, or 550 5.1.1 for an unknown user."""
@@ -793,11 +793,11 @@ class RouteTable:
         return account.address
 
 
-def _destination(found: RoutingResult) -> Destination | None:
-    if isinstance(found, InvalidRecipient):
+def _destination(result: RoutingResult) -> Destination | None:
+    if isinstance(result, InvalidRecipient):
         return None
-    hop = LOCAL if isinstance(found, LocalRecipient) else found.next_hop
-    return Destination(hop, held=found.held, held_until_us=found.held_until_us)
+    hop = LOCAL if isinstance(result, LocalRecipient) else result.next_hop
+    return Destination(hop, held=result.held, held_until_us=result.held_until_us)
 
 
 def _action_of(route: Route) -> RouteAction:

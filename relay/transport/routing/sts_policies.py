@@ -93,8 +93,8 @@ class StsPolicies:
     def open(self) -> None:
         """Find the files."""
         try:
-            with os.scandir(self.directory) as found:
-                files = sorted((one.stat().st_mtime, one.name) for one in found)
+            with os.scandir(self.directory) as directory:
+                files = sorted((file.stat().st_mtime, file.name) for file in directory)
         except FileNotFoundError:  # nothing was kept yet
             return
         except OSError as error:
@@ -105,8 +105,8 @@ class StsPolicies:
     async def close(self) -> None:
         """End the fetches."""
         fetches = list(self._fetches.values())
-        for one in fetches:
-            one.cancel()
+        for task in fetches:
+            task.cancel()
         await asyncio.gather(*fetches, return_exceptions=True)
 
     async def forget(self) -> None:
@@ -122,21 +122,21 @@ class StsPolicies:
         """
         if next_hop.kind is not HopKind.MX or not may_publish(next_hop.host):
             return await self.resolver.resolve(next_hop)
-        found, sts = await asyncio.gather(self.resolver.resolve(next_hop), self.find(next_hop.host))
-        if not isinstance(found, Hosts):
-            return found
+        hosts, sts = await asyncio.gather(self.resolver.resolve(next_hop), self.find(next_hop.host))
+        if not isinstance(hosts, Hosts):
+            return hosts
         if (fetch := sts.fetch) is None:
-            return replace(found, sts=self._counted(found, sts))
+            return replace(hosts, sts=self._counted(hosts, sts))
 
         async def fetched() -> StsFinding:
-            return self._counted(found, await fetch())
+            return self._counted(hosts, await fetch())
 
-        return replace(found, sts=replace(sts, fetch=fetched))
+        return replace(hosts, sts=replace(sts, fetch=fetched))
 
-    def _counted(self, found: Hosts, sts: StsFinding) -> StsFinding:
+    def _counted(self, lookup: Hosts, sts: StsFinding) -> StsFinding:
         """Count the hosts that the policy does not list."""
         if sts.policy is not None and sts.policy.mode != "none":
-            for host in found.hosts:
+            for host in lookup.hosts:
                 if not sts.policy.lists(host.name):
                     self.count("validation-failure")  # RFC 8460 4.3.3
         return sts
