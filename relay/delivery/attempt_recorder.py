@@ -302,7 +302,7 @@ class AttemptRecorder:
         if owed := self._owed_by(claim):  # rarely
             for kind in (ReportKind.DELIVERED, ReportKind.RELAYED):
                 is_delivered = kind is ReportKind.DELIVERED
-                before = [one for one in owed if one.is_delivered == is_delivered]
+                before = [recipient for recipient in owed if recipient.is_delivered == is_delivered]
                 reported[kind] = (*before, *reported.get(kind, ()))
         reports, events = await self._reports(claim, reported)
         commit = replace(
@@ -322,7 +322,7 @@ class AttemptRecorder:
                 entry=claim.entry_id,
             )
             return _UNKNOWN_END
-        in_doubt = any(isinstance(one, Indeterminate) for one in commit.outcomes.values())
+        in_doubt = any(isinstance(outcome, Indeterminate) for outcome in commit.outcomes.values())
         if commit.held and in_doubt:
             _log.error("message held: outcome not recorded", qid=claim.message.id)
         elif commit.held:
@@ -363,9 +363,9 @@ class AttemptRecorder:
         if facts.envelope.reverse_path or facts.source is Source.REPORT:
             return None
         to = tuple(
-            one.path.address
-            for one in claim.recipients
-            if one.id in outcomes and outcomes[one.id].evidence.graph_id
+            recipient.path.address
+            for recipient in claim.recipients
+            if recipient.id in outcomes and outcomes[recipient.id].evidence.graph_id
         )
         if not to:
             return None
@@ -388,7 +388,7 @@ class AttemptRecorder:
         self, claim: Claim, recipients: Mapping[ReportKind, Sequence[ReportedRecipient]]
     ) -> tuple[tuple[NewMessage, ...], tuple[Event, ...]]:
         """Return the reports about `recipients`; their content is read only if there are any."""
-        due = {kind: some for kind, some in recipients.items() if some}
+        due = {kind: group for kind, group in recipients.items() if group}
         if not due:
             return (), ()
         try:
@@ -400,15 +400,17 @@ class AttemptRecorder:
             content = UNREADABLE
         messages: list[NewMessage] = []
         events: list[Event] = []
-        for kind, some in due.items():
+        for kind, group in due.items():
             try:
-                plan = self.reporter.reports(kind, claim.message, some, content=content)
+                plan = self.reporter.reports(kind, claim.message, group, content=content)
             except Exception:  # noqa: BLE001 - no content may prevent its report
                 _log.exception("internal error in a report", qid=claim.message.id)
-                plan = self.reporter.reports(kind, claim.message, some, content=UNREADABLE)
+                plan = self.reporter.reports(kind, claim.message, group, content=UNREADABLE)
             messages += plan.messages
             entry = claim.entry_id if kind is ReportKind.DELAYED else 0
-            events += (replace(one, detail=replace(one.detail, entry=entry)) for one in plan.events)
+            events += (
+                replace(event, detail=replace(event.detail, entry=entry)) for event in plan.events
+            )
         return tuple(messages), tuple(events)
 
     def _count_and_log(self, claim: Claim, result: AttemptResult) -> None:

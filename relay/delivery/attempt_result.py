@@ -147,13 +147,14 @@ def result_of_attempt(
         ReportKind.UNKNOWN: unknown,
         **_successes(claim, outcomes, at_us=time.at_us),
     }
-    left = [one for one in claim.recipients if _is_pending(outcomes.get(one.id))]
+    left = [recipient for recipient in claim.recipients if _is_pending(outcomes.get(recipient.id))]
     if not left:
         event = _attempt_event(claim, outcomes, time.at_us, lookup=lookup, took_s=took_s)
         return AttemptResult(_commit(claim, time, outcomes, event=event), time, kinds)
-    outcomes = {one: what for one, what in outcomes.items() if not isinstance(what, Captured)}
+    outcomes = {number: what for number, what in outcomes.items() if not isinstance(what, Captured)}
     # in the recipients' order
-    names = [deferral_class(outcomes[one.id]) for one in left if one.id in outcomes]
+    numbers = [recipient.id for recipient in left]
+    names = [deferral_class(outcomes[number]) for number in numbers if number in outcomes]
     held = DeferralClass.CONTENT in names and claim.cause == DeferralClass.CONTENT
     retry_us, cause = time.now_us, DeferralCause(claim.cause, claim.cause_attempts)
     if names or not (reported or unknown):
@@ -198,7 +199,7 @@ def fallback_us(
         return NEXT_ATTEMPT
     if unanswered_s is None:
         return 0
-    by = [one.by for one in lookup.tls.values()] if lookup is not None else []
+    by = [decision.by for decision in lookup.tls.values()] if lookup is not None else []
     needs_proof = claim.message.envelope.tls == REQUIRETLS
     vouched = way.options is not None and way.options.requiretls
     if not by or not _PUBLISHED.keys().isdisjoint(by) or (needs_proof and not vouched):
@@ -232,21 +233,22 @@ def _unanswered(
     """Return who is given up because `most` attempts got no answer to the final dot; and how many
     the others have had, () if there is no new one.
     """
-    found = {
+    doubtful = {
         number: outcome
         for number, outcome in outcomes.items()
         if isinstance(outcome, Indeterminate) and outcome.unanswered
     }
-    if not found:  # nearly always
+    if not doubtful:  # nearly always
         return {}, ()
     counts = Counter(dict(claim.extra.unanswered))
-    counts.update(found.keys())
+    counts.update(doubtful.keys())
     failed = {
         number: Failed(_no_answer(outcome.evidence, attempts=counts[number]))
-        for number, outcome in found.items()
+        for number, outcome in doubtful.items()
         if counts[number] >= most
     }
-    waiting = [one.id for one in claim.recipients if one.id not in failed and counts[one.id]]
+    numbers = [recipient.id for recipient in claim.recipients]
+    waiting = [number for number in numbers if number not in failed and counts[number]]
     return failed, tuple((number, counts[number]) for number in waiting)
 
 
@@ -269,11 +271,11 @@ def partial_result(
     """The result for recipients that are done while the attempt goes on with the others."""
     event = _attempt_event(claim, outcomes, time.at_us, lookup=lookup, took_s=took_s)
     reported = _successes(claim, outcomes, at_us=time.at_us)
-    owed = {one.path for some in reported.values() for one in some}
+    owed = {recipient.path for group in reported.values() for recipient in group}
     commit = replace(
         _commit(claim, time, outcomes, event=event),
         goes_on=True,
-        owed=[one.id for one in claim.recipients if one.path in owed],
+        owed=[recipient.id for recipient in claim.recipients if recipient.path in owed],
     )
     return AttemptResult(commit, time, reported)
 
@@ -324,7 +326,7 @@ def unrecorded_result(
         return AttemptResult(_commit(claim, time, {}, waiting=waiting), time)
     # local delivery finds its copy again
     doubtful = (Relayed, Indeterminate) + (() if claim.next_hop == LOCAL else (Delivered,))
-    may_be_delivered = any(isinstance(one, doubtful) for one in outcomes.values())
+    may_be_delivered = any(isinstance(outcome, doubtful) for outcome in outcomes.values())
     concluded = internal_error_outcomes(claim)
     if may_be_delivered:
         text = f"451 4.3.0 {INTERNAL_ERROR}; the attempt's outcome was not recorded"  # RFC 3463 3.4
@@ -350,7 +352,8 @@ def expiry_result(claim: Claim, *, time: AttemptTime) -> AttemptResult:
     """
     expired: dict[int, Outcome] = {}
     reported: dict[int, ReportedRecipient] = {}
-    sent = {number for one in claim.extra.requests if one.sent_us for number in one.recipients}
+    requests = [request for request in claim.extra.requests if request.sent_us]
+    sent = {number for request in requests for number in request.recipients}
     rule = claim.extra.rule if claim.is_held_by_rule else ""
     is_silent = bool(rule) and claim.extra.silent
     for recipient in claim.recipients:
@@ -363,8 +366,8 @@ def expiry_result(claim: Claim, *, time: AttemptTime) -> AttemptResult:
             person = _reported(claim, recipient, evidence, at_us=0)
             reported[recipient.id] = replace(person, rule=rule)
     details = [
-        _recipient_detail(one, RecipientState.EXPIRED, expired[one.id].evidence)
-        for one in claim.recipients
+        _recipient_detail(recipient, RecipientState.EXPIRED, expired[recipient.id].evidence)
+        for recipient in claim.recipients
     ]
     detail = AttemptDetail(
         entry=claim.entry_id,
@@ -454,10 +457,10 @@ def late_elsewhere(
 ) -> tuple[ReportedRecipient, ...]:
     """The recipients of other entries of the message for its delay report, by `waiting`."""
     return tuple(
-        _late(replace(claim, entry_id=number), one, None, at_us=0)
+        _late(replace(claim, entry_id=number), recipient, None, at_us=0)
         for number, recipients in waiting.items()
-        for one in recipients
-        if number != claim.entry_id and _hears_of_delay(one)
+        for recipient in recipients
+        if number != claim.entry_id and _hears_of_delay(recipient)
     )
 
 
@@ -483,8 +486,11 @@ def _warning(
         return claim.warn_us, None
     if claim.next_hop == CAPTURE:
         return None, None
-    late = (one for one in waiting if _hears_of_delay(one))
-    return None, tuple(_late(claim, one, outcomes.get(one.id), at_us=time.at_us) for one in late)
+    return None, tuple(
+        _late(claim, recipient, outcomes.get(recipient.id), at_us=time.at_us)
+        for recipient in waiting
+        if _hears_of_delay(recipient)
+    )
 
 
 def _hears_of_delay(recipient: ClaimedRecipient) -> bool:
@@ -514,15 +520,15 @@ def _successes(
     """
     delivered: list[ReportedRecipient] = []
     relayed: list[ReportedRecipient] = []
-    for one in claim.recipients:
-        if Notify.SUCCESS not in one.path.notify:  # nearly always
+    for recipient in claim.recipients:
+        if Notify.SUCCESS not in recipient.path.notify:  # nearly always
             continue
-        match outcomes.get(one.id):
+        match outcomes.get(recipient.id):
             case Delivered(evidence, offers_dsn=False):
-                reported = _reported(claim, one, evidence, at_us=at_us)
+                reported = _reported(claim, recipient, evidence, at_us=at_us)
                 delivered.append(replace(reported, is_delivered=True))
             case Relayed(evidence, offers_dsn=False):
-                relayed.append(_reported(claim, one, evidence, at_us=at_us))
+                relayed.append(_reported(claim, recipient, evidence, at_us=at_us))
     return {ReportKind.DELIVERED: tuple(delivered), ReportKind.RELAYED: tuple(relayed)}
 
 
@@ -583,7 +589,7 @@ def _attempt_event(
 
 def _left_out(outcomes: Mapping[int, Outcome]) -> tuple[str, ...]:
     """Return the addresses that left the copies of an attempt, each once."""
-    copies = dict.fromkeys(one.evidence.left_out for one in outcomes.values())
+    copies = dict.fromkeys(outcome.evidence.left_out for outcome in outcomes.values())
     return tuple(dict.fromkeys(address for copy in copies for address in copy))
 
 

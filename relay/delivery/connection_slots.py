@@ -342,7 +342,7 @@ class ConnectionSlots:
         allowed = [slot for slot in firsts if self._has_share_for(slot)]
         if not allowed:
             return None
-        slot = min(allowed, key=lambda one: self._holders[one.holder])
+        slot = min(allowed, key=lambda slot: self._holders[slot.holder])
         self._leave_more(slot)
         return slot
 

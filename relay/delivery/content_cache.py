@@ -193,7 +193,7 @@ def _without_signature(content: Content) -> Content:
     if memory_part(content)[: len(NAME)].lower() != NAME.lower().encode():
         return content
     parsed = ParsedContent.of(content)
-    fields = dropwhile(lambda one: one[0] == NAME.lower().encode(), parsed.header.fields)
+    fields = dropwhile(lambda field: field[0] == NAME.lower().encode(), parsed.header.fields)
     return ParsedContent(Header(tuple(fields)), parsed.rest).joined()
 
 

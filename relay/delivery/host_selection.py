@@ -199,25 +199,25 @@ class HostSelection:
     def known_failure(self, claim: Claim) -> Deferred | None:
         """The last failure, if all hosts failed recently enough for `claim`."""
         since_s = self.clock.monotonic() - self.options.failure_age_max_s(claim)
-        found: Deferred | None = None
+        deferred: Deferred | None = None
         for key in self._keys():
             failure = self.host_status.failure(key, since_s=since_s)
             if failure is None:
                 return None
             # A temporary failure of one host outweighs a permanent one of another.
-            if found is None and isinstance(failure.outcome, Deferred):
-                found = failure.outcome
-        return found
+            if deferred is None and isinstance(failure.outcome, Deferred):
+                deferred = failure.outcome
+        return deferred
 
     def last_failure(self) -> ConnectFailure | None:
         """The last failure to connect to one of the hosts, unless a connection followed."""
         known = (self.host_status.failure(key, since_s=-math.inf) for key in self._keys())
-        return max(filter(None, known), key=lambda each: each.at_s, default=None)
+        return max(filter(None, known), key=lambda failure: failure.at_s, default=None)
 
     def unanswered_s(self) -> float | None:
         """For how long no host has answered; None: one did, with whatever reply."""
         known = (self.host_status.failure(key, since_s=-math.inf) for key in self._keys())
-        since_s = max((each.unanswered_s for each in known if each), default=math.inf)
+        since_s = max((failure.unanswered_s for failure in known if failure), default=math.inf)
         return None if since_s == math.inf else self.clock.monotonic() - since_s
 
     def all_failed(self) -> bool:
@@ -252,12 +252,12 @@ class HostSelection:
         `session` gets the name of each host tried; `others` are the sessions of the site besides;
         `limit` limits each try. Raises ConnectError if no host gives a connection.
         """
-        connected = {one.host for one in others if one.is_connected}
+        connected = {other.host for other in others if other.is_connected}
         since_s = self.clock.monotonic() - self.options.unreachable_s
         last: tuple[Deferred | Failed, SmtpStage] | None = None
         tried = 0
         results: list[str] = []  # of each address, for the journey
-        for host, address in self._addresses_in_order(Counter(one.host for one in others)):
+        for host, address in self._addresses_in_order(Counter(other.host for other in others)):
             key = self._key(host, address)
             known = self.host_status.failure(key, since_s=since_s)
             if known is None and tried == ADDRESSES_MAX:

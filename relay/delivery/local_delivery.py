@@ -129,7 +129,7 @@ class LocalDelivery:
             try:
                 outcome = await self.deliver(claim, mailbox, recipients, content=content)
             finally:
-                outcomes.update(dict.fromkeys((one.id for one in recipients), outcome))
+                outcomes.update(dict.fromkeys((recipient.id for recipient in recipients), outcome))
 
         groups = self.by_mailbox(claim)
         if len(groups) == 1:
@@ -146,13 +146,13 @@ class LocalDelivery:
                 while waiting and len(running) < _AT_ONCE // len(self.workers):
                     running.append(asyncio.create_task(waiting.popleft()()))
                 await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
-                for one in running:
-                    if one.done():
-                        one.result()
-                running = [one for one in running if not one.done()]
+                for task in running:
+                    if task.done():
+                        task.result()
+                running = [task for task in running if not task.done()]
         finally:
-            for one in running:
-                one.cancel()
+            for task in running:
+                task.cancel()
             if running:
                 await asyncio.wait(running)
 
@@ -185,7 +185,7 @@ class LocalDelivery:
         The copy is named after the first recipient, which is the same in every attempt, because
         the group shares each outcome.
         """
-        recipient = min(recipients, key=lambda one: one.id)
+        recipient = min(recipients, key=lambda recipient: recipient.id)
         is_captured = claim.next_hop == CAPTURE
         if is_captured and not self.delivers_captured:  # queued by a development relay
             return Captured(Evidence("2.1.5", "250 2.1.5 captured"))  # RFC 3463 3.2
@@ -204,7 +204,7 @@ class LocalDelivery:
                 folder=WellKnown(claim.extra.folder or WellKnown.INBOX),
                 content=edit_header(content, head.__add__),
                 over_quota=(claim.message.source is Source.REPORT and not claim.extra.keep)
-                or any(one.added_by for one in recipients),
+                or any(recipient.added_by for recipient in recipients),
                 # restored mail may have reached the mailbox while both were backed up
                 is_repeat=claim.attempts > 0 or claim.extra.released,
             )

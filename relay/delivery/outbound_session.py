@@ -72,13 +72,13 @@ class _Attempt:
     def add(
         self,
         recipients: Sequence[ClaimedRecipient],
-        found: Mapping[int, Outcome],
+        outcomes: Mapping[int, Outcome],
         judged: Callable[[Deferred | Failed], Outcome],
     ) -> None:
         """Add what a transaction gave; its keys are indexes into `recipients`. A rejection is first
         `judged`.
         """
-        for index, outcome in found.items():
+        for index, outcome in outcomes.items():
             number = recipients[index].id
             if number not in self.recorded:
                 if isinstance(outcome, Deferred | Failed):
@@ -91,7 +91,7 @@ class _Attempt:
         taken = {key: outcome for key, outcome in outcomes if isinstance(outcome, Success)}
         for key in taken:
             del self.outcomes[key]
-        others = tuple(one for one in self.claim.recipients if one.id not in taken)
+        others = tuple(other for other in self.claim.recipients if other.id not in taken)
         self.claim = replace(self.claim, recipients=others)
         self.recorded |= taken.keys()
         return taken
@@ -208,8 +208,8 @@ class OutboundSession(SessionState):
     async def _new_session(self) -> HostSession:
         site, slot = self._site, self._slot
         site.concurrency.end(self)
-        others = [one for one in site.sessions if one is not self]
-        is_first = not any(one.is_connected for one in others)
+        others = [session for session in site.sessions if session is not self]
+        is_first = not any(session.is_connected for session in others)
         # a fresh claim has the unreachable level for lack of room: its hosts may be reachable
         is_probe = slot.status is SiteStatus.UNKNOWN or not (
             self._was_attempted or slot.status is SiteStatus.ANSWERED
@@ -256,9 +256,9 @@ class OutboundSession(SessionState):
                 hostname=self._recorder.hostname,
             )
         for _ in range(_AGAIN_MAX):
-            paths = tuple(one.path for one in left)
+            paths = tuple(recipient.path for recipient in left)
             if requests is not None:
-                requests.recipients = tuple(one.id for one in left)
+                requests.recipients = tuple(recipient.id for recipient in left)
             transaction = Transaction(envelope, paths, content, graph=requests)
             try:
                 on_replies = self._on_replies_for(attempt, left)
@@ -266,8 +266,8 @@ class OutboundSession(SessionState):
             except ConnectError as error:
                 if not attempt.outcomes and not attempt.recorded:
                     raise
-                for one in left:  # others were attempted already: this is the same attempt
-                    attempt.outcomes.setdefault(one.id, error.outcome)
+                for recipient in left:  # others were attempted already: this is the same attempt
+                    attempt.outcomes.setdefault(recipient.id, error.outcome)
                 return
             except SpoolError as error:
                 attempt.outcomes = unreadable(attempt.claim, error) | attempt.outcomes

@@ -36,7 +36,7 @@ _CONNECTIONS_MAX = 1000
 _KEYS = ("name", "source", "date", "mx", "code", "status", "text", "class", "pause", "connections")
 _FAILED = "failed"
 # Mail whose class is "content" is held the second time: its file cannot be read.
-_CLASSES = (_FAILED, *(str(one) for one in DeferralClass if one is not DeferralClass.CONTENT))
+_CLASSES = (_FAILED, *(str(kind) for kind in DeferralClass if kind is not DeferralClass.CONTENT))
 _REPLY = re.compile(r"([45][0-9]{2})(?: ([45]\.[0-9]{1,3}\.[0-9]{1,3})(?=\s|\Z))?")
 
 
@@ -59,10 +59,10 @@ class ProviderReplies:
     def __init__(self, entries: Iterable[ReplyEntry] = ()) -> None:
         """Compile the entries."""
         self.entries: dict[str, ReplyEntry] = {}
-        for one in entries:
-            self.entries.setdefault(one.name, one)
+        for entry in entries:
+            self.entries.setdefault(entry.name, entry)
         self._texts = {
-            one.name: PatternSet([one.text]) for one in self.entries.values() if one.text
+            entry.name: PatternSet([entry.text]) for entry in self.entries.values() if entry.text
         }
 
     def judged(self, outcome: Deferred | Failed) -> Deferred | Failed:
@@ -77,18 +77,18 @@ class ProviderReplies:
 
     def _entry_for(self, evidence: Evidence) -> ReplyEntry | None:
         reply = evidence.reply
-        found = _REPLY.match(reply)
-        if not evidence.remote or evidence.provider or found is None:
+        match = _REPLY.match(reply)
+        if not evidence.remote or evidence.provider or match is None:
             return None
-        code, status = int(found[1]), found[2] or ""
+        code, status = int(match[1]), match[2] or ""
         return next(
             (
-                one
-                for one in self.entries.values()
-                if (one.codes is None or code in one.codes)
-                and (one.mx is None or one.mx.match(evidence.host))
-                and (one.status is None or one.status.match(status))
-                and (one.text is None or self._has_text(one, reply))
+                entry
+                for entry in self.entries.values()
+                if (entry.codes is None or code in entry.codes)
+                and (entry.mx is None or entry.mx.match(evidence.host))
+                and (entry.status is None or entry.status.match(status))
+                and (entry.text is None or self._has_text(entry, reply))
             ),
             None,
         )
@@ -161,7 +161,7 @@ def _class(value: Any) -> str:
 
 def _codes(value: Any) -> frozenset[int] | None:
     values = value if isinstance(value, list) else [value]
-    if not values or not all(type(one) is int and 400 <= one <= 599 for one in values):
+    if not values or not all(type(code) is int and 400 <= code <= 599 for code in values):
         raise ValueError("a code from 400 to 599, or a list of codes")
     return frozenset(values)
 

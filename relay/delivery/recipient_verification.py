@@ -130,9 +130,9 @@ class RecipientVerifier:
 
     async def _targets(self, next_hop: NextHop) -> Sequence[Target]:
         via = self._table.options_for(next_hop)
-        found = await usable_hosts(self._resolve, self._table, next_hop)
+        lookup = await usable_hosts(self._resolve, self._table, next_hop)
         return [
             target_of(host, address, via)
-            for host in (found.hosts if isinstance(found, Hosts) else ())
+            for host in (lookup.hosts if isinstance(lookup, Hosts) else ())
             for address in of_family(host.addresses, via.source_address)
         ]

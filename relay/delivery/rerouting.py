@@ -72,11 +72,14 @@ class ClaimRerouter:
         is_settled = self.table.is_settled(hop, chosen=claim.extra.chosen) and may_log_in
         if is_settled and not goes_around:
             return False
-        senders = [(one, self._sender_for(claim, one.path.address)) for one in claim.recipients]
+        senders = [
+            (recipient, self._sender_for(claim, recipient.path.address))
+            for recipient in claim.recipients
+        ]
         moved = [
             to
-            for one, sender in senders
-            if (to := self.table.destination_by_routes(one.path.address, sender)) is None
+            for recipient, sender in senders
+            if (to := self.table.destination_by_routes(recipient.path.address, sender)) is None
             or to.next_hop != hop
             or (to.held and not claim.extra.released)
         ]
@@ -89,9 +92,9 @@ class ClaimRerouter:
                 self._task = self.recorder.begin(self._run())
         else:
             outcomes = {
-                one.id: end
-                for one, sender in senders
-                if (end := self._end(one.path.address, sender)) is not None
+                recipient.id: end
+                for recipient, sender in senders
+                if (end := self._end(recipient.path.address, sender)) is not None
             }
             self.recorder.begin(self.recorder.record(claim, outcomes, reached=True))
         return True
@@ -115,7 +118,7 @@ class ClaimRerouter:
     def _has_lost_route(self, claim: Claim) -> bool:
         """Take a claim with requests to Microsoft Graph if its route does not lead to them."""
         login = self.table.options_for(claim.next_hop).login
-        mailboxes = {own_mailbox(one.mailbox) for one in claim.extra.requests}
+        mailboxes = {own_mailbox(request.mailbox) for request in claim.extra.requests}
         if login is not None and mailboxes == {own_mailbox(login.user)}:
             return False
         text = _LOST_ROUTE.format(claim.next_hop.route, ", ".join(sorted(mailboxes)))
@@ -139,8 +142,8 @@ class ClaimRerouter:
                     key = claim.next_hop if self._goes_around(claim) else None
                     by_way.setdefault(key, []).append(claim)
                 try:
-                    for around, some in by_way.items():
-                        await self.admin.execute(self._command(some, around))
+                    for around, group in by_way.items():
+                        await self.admin.execute(self._command(group, around))
                 except SpoolError as error:
                     _log.warning("not rerouted yet", error=str(error))
                 if any(claim in claims for claim in islice(self.ready, 1)):
@@ -167,9 +170,9 @@ class ClaimRerouter:
         )
 
     def _end(self, address: str, sender: str) -> Outcome | None:
-        found = self.table.examine(address, sender)
-        if isinstance(found, InvalidRecipient):
-            return Failed(Evidence(found.status, found.text))
-        if isinstance(found, RemoteRecipient) and found.next_hop == CAPTURE:
+        result = self.table.examine(address, sender)
+        if isinstance(result, InvalidRecipient):
+            return Failed(Evidence(result.status, result.text))
+        if isinstance(result, RemoteRecipient) and result.next_hop == CAPTURE:
             return Deferred(Evidence("4.3.5", _CAPTURED_NOW), DeferralClass.INTERNAL)
         return None

@@ -385,7 +385,7 @@ class Site:
         """Whether a connection should end although there may be claims for it."""
         if session.is_connected:  # one that is only tried may be refused: it takes no place of this
             one_too_many = not self._allows(len(self.sessions)) and not self._allows(
-                sum(one.is_connected for one in self.sessions)
+                sum(session.is_connected for session in self.sessions)
             )
         else:
             one_too_many = not self._allows(len(self.workers) - len(self._closing_workers))
@@ -459,7 +459,7 @@ class Site:
         """Take back a claim for which a session got no connection: it waits for other connections,
         or shares this outcome with all that wait.
         """
-        others = sum(one.is_connected for one in self.sessions if one is not session)
+        others = sum(other.is_connected for other in self.sessions if other is not session)
         if session.is_over:
             self._requeue(claim)
         elif others:
@@ -470,7 +470,8 @@ class Site:
                 self.concurrency = ConcurrencyLimit(self._connections_max)
                 _log.info("site unreachable", site=self.name, reply=outcome.evidence.reply)
             self._obey(outcome)
-            await self._record_all([(one, outcome) for one in (claim, *self.ready.drain())], took_s)
+            claims = (claim, *self.ready.drain())
+            await self._record_all([(waiting, outcome) for waiting in claims], took_s)
 
     def _lower_limit(self, connections: int, outcome: Outcome) -> None:
         """Treat the failure as the site's connection limit, because its other connections work."""

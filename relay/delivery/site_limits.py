@@ -83,8 +83,8 @@ class SiteOptions(Struct, frozen=True):
     def limited(self, connections_max: int | None, rate: Rate | None) -> "SiteOptions":
         """Return the options of a site with these limits as well, each if it is stricter."""
         fewest = min(self.connections_max, connections_max or self.connections_max)
-        rates = [one for one in (self.rate, rate) if one is not None]
-        slowest = min(rates, key=lambda one: one.count / one.per_s, default=None)
+        rates = [limit for limit in (self.rate, rate) if limit is not None]
+        slowest = min(rates, key=lambda limit: limit.count / limit.per_s, default=None)
         return replace(self, connections_max=fewest, rate=slowest)
 
     def failure_age_max_s(self, claim: Claim) -> float:

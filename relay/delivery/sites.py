@@ -205,18 +205,18 @@ class Sites:
     async def _find_site(self, first: Claim) -> None:
         """Resolve the next hop of the first claim, and push all claims that wait for it."""
         way = way_of(first)
-        found = await self._resolve(first)
+        resolved = await self._resolve(first)
         del self._lookups[way]  # from here on close() does not cancel it
         claims = self._waiting.pop(way).drain()
-        if isinstance(found, Site):
-            self._resolved[way] = found, self.clock.monotonic() + _RESOLVED_S
+        if isinstance(resolved, Site):
+            self._resolved[way] = resolved, self.clock.monotonic() + _RESOLVED_S
             if way in self._retry_now:
                 del self._retry_now[way]
-                found.retry_now()
+                resolved.retry_now()
             for claim in claims:
-                found.push(claim)
+                resolved.push(claim)
             return
-        outcome = outcome_of(found, self.table.is_own_anywhere)
+        outcome = outcome_of(resolved, self.table.is_own_anywhere)
         if isinstance(outcome, Deferred):
             self._unresolved[way] = outcome, self.clock.monotonic()
         await self._record_unresolved(claims, outcome, took_s=0.0)
@@ -240,15 +240,15 @@ class Sites:
                     await self._wait_for_turn(way_of(first))
                 began_s = self.clock.real_s()
                 via = self.table.options_for(first.next_hop)
-                found = await find_hosts(self.resolve, first.next_hop, via)
+                lookup = await find_hosts(self.resolve, first.next_hop, via)
                 took_s = self.clock.real_s() - began_s
             by, demand = self.table.tls_demanded_by(first.next_hop), first.message.envelope.tls
             # without a slot: a web server may be slow
-            found = await with_policy(found, by, demand)
+            lookup = await with_policy(lookup, by, demand)
             options = self.table.options_for(first.next_hop)  # they may have changed
-            found = with_tls(found, options, by, demand=demand)
-            self._note_lookup(way_of(first), found, options, took_s=took_s)
-            return self._site(found, options) if isinstance(found, Hosts) else found
+            lookup = with_tls(lookup, options, by, demand=demand)
+            self._note_lookup(way_of(first), lookup, options, took_s=took_s)
+            return self._site(lookup, options) if isinstance(lookup, Hosts) else lookup
         return TemporaryFailure(INTERNAL_ERROR)
 
     async def _wait_for_turn(self, way: Way) -> None:
@@ -275,23 +275,23 @@ class Sites:
         return claim.is_fresh or (site is not None and site.has_answered())
 
     def _note_lookup(
-        self, way: Way, found: Resolution, options: HopOptions, *, took_s: float
+        self, way: Way, lookup: Resolution, options: HopOptions, *, took_s: float
     ) -> None:
         """Keep what a lookup gave; of too many next hops the oldest is forgotten."""
-        hosts = found.hosts if isinstance(found, Hosts) else ()
-        mx = mx_of(found, options.source_address)
+        hosts = lookup.hosts if isinstance(lookup, Hosts) else ()
+        mx = mx_of(lookup, options.source_address)
         self._found[way] = Lookup(
             tuple(map(str, mx.hosts)),
             mx.more,
             round(1000 * took_s, 1),
-            {one.name: one.tls for one in hosts if one.tls is not None},
+            {host.name: host.tls for host in hosts if host.tls is not None},
         )
 
     async def _record_unresolved(
         self, claims: Iterable[Claim], outcome: Outcome, *, took_s: float | None = None
     ) -> None:
         record = partial(self.recorder.record, reached=False, took_s=took_s)
-        await self.recorder.finish(record(one, same_outcome(one, outcome)) for one in claims)
+        await self.recorder.finish(record(claim, same_outcome(claim, outcome)) for claim in claims)
 
     def _site(self, hosts: Hosts, options: HopOptions) -> Site:
         """The site of these hosts: the same for every domain that they serve.

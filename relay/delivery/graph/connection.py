@@ -281,8 +281,8 @@ class _GraphTransaction:
         assert transaction.graph is not None
         self._session, self._transaction = session, transaction
         self._requests, self._before_post = transaction.graph, before_post
-        ended = self._requests.ended
-        self._open = [one for one in self._requests.requests if one.message_id not in ended]
+        requests, ended = self._requests.requests, self._requests.ended
+        self._open = [request for request in requests if request.message_id not in ended]
         self._left_out: tuple[str, ...] = ()
 
     async def run(self) -> dict[int, Outcome]:
@@ -300,9 +300,9 @@ class _GraphTransaction:
         except (ConnectError, HttpError, SmtpProtocolError, UnreadableError) as error:
             failed = self._of_error(error)
             outcomes |= {number: failed for number in numbers if number not in outcomes}
-        done = {number for number, one in outcomes.items() if isinstance(one, Relayed | Failed)}
+        done = {number for number, end in outcomes.items() if isinstance(end, Relayed | Failed)}
         self._requests.ended |= {
-            one.message_id for one in self._open if done.issuperset(one.recipients)
+            request.message_id for request in self._open if done.issuperset(request.recipients)
         }
         return {at: outcomes[number] for at, number in enumerate(numbers) if number in outcomes}
 
@@ -470,7 +470,8 @@ class _GraphTransaction:
         new: bool = False,
     ) -> None:
         """Make a request durable, in place of another one. Raises SpoolError."""
-        self._open = [one for one in (*self._open, request) if one is not None and one != without]
+        noted = self._open if request is None else [*self._open, request]
+        self._open = [kept for kept in noted if kept != without]
         await self._requests.note(self._open, new=new)
 
     def _failed(self, answer: HttpResponse) -> Failed:

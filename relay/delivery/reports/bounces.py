@@ -85,24 +85,25 @@ def decide_reports(
     """
     is_failure = kind in FAILURES
     if message.source is Source.REPORT:
-        is_last = [not message.trusted or one.path.address == POSTMASTER for one in recipients]
-        pairs = list(zip(recipients, is_last, strict=True)) if is_failure else []
-        return ReportDecision(
-            dead_letters=tuple(one for one, is_the_last in pairs if not is_the_last),
-            dropped=tuple(one for one, is_the_last in pairs if is_the_last),
-        )
-    wanted = tuple(
-        one
-        for one in recipients
-        if message.envelope.reverse_path and not one.added_by and _is_wanted(kind, one.path.notify)
-    )
+        dead_letters: list[ReportedRecipient] = []
+        dropped: list[ReportedRecipient] = []
+        for recipient in recipients if is_failure else ():
+            is_last = not message.trusted or recipient.path.address == POSTMASTER
+            (dropped if is_last else dead_letters).append(recipient)
+        return ReportDecision(dead_letters=tuple(dead_letters), dropped=tuple(dropped))
+    reported, added = [], []
+    for recipient in recipients:
+        if recipient.added_by:
+            added.append(recipient)
+        elif message.envelope.reverse_path and _is_wanted(kind, recipient.path.notify):
+            reported.append(recipient)
     hears = message.trusted or strangers == "sender"
     hears |= strangers == "verified" and message.extra.verified
     return ReportDecision(
-        reported=wanted if hears and (message.trusted or is_failure) else (),
-        noticed=wanted if is_failure and not hears else (),
+        reported=tuple(reported) if hears and (message.trusted or is_failure) else (),
+        noticed=tuple(reported) if is_failure and not hears else (),
         # The sender does not know recipients that a rule added; the postmaster may.
-        dead_letters=tuple(one for one in recipients if is_failure and one.added_by),
+        dead_letters=tuple(added) if is_failure else (),
     )
 
 
@@ -209,8 +210,8 @@ class Reporter:
             subject = _Subject(kind, message, decision.reported, content)
             report, event = self._report(subject)
             if kind is ReportKind.DELAYED:
-                shown = self._in_wall_time(message)
-                since, until = rfc3339(shown.received_us), rfc3339(shown.expires_us)
+                facts = self._in_wall_time(message)
+                since, until = rfc3339(facts.received_us), rfc3339(facts.expires_us)
                 event = replace(event, detail=replace(event.detail, since=since, until=until))
             if report is not None:
                 messages += [report, *self._copy(subject)]
@@ -263,16 +264,17 @@ class Reporter:
 
     def _notice(self, subject: _Subject) -> ReportPlan:
         """Return the notice about recipients that the postmaster has not heard of in this hour."""
-        new = [one for one in subject.recipients if self._is_new(one.path.address, subject.message)]
+        recipients, facts = subject.recipients, subject.message
+        new = [recipient for recipient in recipients if self._is_new(recipient.path.address, facts)]
         messages, events = [], []
         if new:
             to = f"{POSTMASTER}@{self.hostname}"
             about = replace(subject, recipients=new, to=to, is_notice=True)
             route = self._to_postmaster()
-            messages.append(self._message(self._written(about), route, about=subject.message))
+            messages.append(self._message(self._written(about), route, about=facts))
             events.append(_event(messages[0], "postmaster", new))
             self.count("postmaster")
-        if old := [one for one in subject.recipients if one not in new]:
+        if old := [recipient for recipient in recipients if recipient not in new]:
             events.append(self._without_report(replace(subject, recipients=old), LeftOut.NOTICED))
         return ReportPlan(tuple(messages), tuple(events))
 
@@ -330,8 +332,8 @@ class Reporter:
         """
         route = self._route_to(mail.to) or _Route((_entry(Destination(LOCAL), (mail.to,)),))
         if not mail.text:
-            kept = [replace(one, extra=replace(one.extra, keep=True)) for one in route.entries]
-            route = replace(route, entries=tuple(kept))
+            new = [replace(entry, extra=replace(entry.extra, keep=True)) for entry in route.entries]
+            route = replace(route, entries=tuple(new))
         written = write(self.ids.new())
         if isinstance(written, bytes):
             made = self._signed(written)
@@ -343,13 +345,13 @@ class Reporter:
     def _report(self, subject: _Subject) -> tuple[NewMessage | None, Event]:
         """Return the report, None if it is left out, and its event."""
         kind, message = subject.kind, subject.message
-        found = self._route_to(message.envelope.reverse_path)
-        if kind not in FAILURES and (left_out := self._left_out(subject, found)):
+        return_route = self._route_to(message.envelope.reverse_path)
+        if kind not in FAILURES and (left_out := self._left_out(subject, return_route)):
             return None, self._without_report(subject, left_out)
-        if found is None:  # the sender's own address has no next hop
+        if return_route is None:  # the sender's own address has no next hop
             route, label, account = self._to_postmaster(), "dead-letter", ""
         else:
-            route, label, account = found, str(kind), message.account
+            route, label, account = return_route, str(kind), message.account
         self.count(label)
         report = self._message(
             self._written(subject), route, about=message, account=account, trusted=message.trusted
@@ -485,13 +487,13 @@ class Reporter:
         if expansion is None:
             to = self.destination_of(address)
             return None if to is None else _Route((_entry(to, (address,)),))
-        found: dict[tuple[Destination, str], list[str]] = {}
+        groups: dict[tuple[Destination, str], list[str]] = {}
         for target in expansion.targets:
             to = self.destination_of(target.address)
             if to is not None:
                 by = "" if to.next_hop == LOCAL else target.forwarded_by
-                found.setdefault((to, by), []).append(target.address)
-        if not found:
+                groups.setdefault((to, by), []).append(target.address)
+        if not groups:
             return None
         is_one = len(expansion.targets) == 1
         alias = NewRecipient(
@@ -499,7 +501,7 @@ class Reporter:
             successors=expansion.addresses,
             state=RecipientState.REDIRECTED if is_one else RecipientState.EXPANDED,
         )
-        entries = tuple(_entry(to, some, forwarded_by=by) for (to, by), some in found.items())
+        entries = tuple(_entry(to, group, forwarded_by=by) for (to, by), group in groups.items())
         return _Route(entries, (alias,))
 
     def _to_postmaster(self, failed: Sequence[ReportedRecipient] = ()) -> "_Route":
@@ -507,7 +509,8 @@ class Reporter:
         into the mailbox here if it has `failed` there.
         """
         expansion = self.expand(POSTMASTER)
-        if expansion is None or {one.path.address for one in failed} & set(expansion.addresses):
+        addresses = {recipient.path.address for recipient in failed}
+        if expansion is None or addresses & set(expansion.addresses):
             return _TO_POSTMASTER
         return self._route_to(POSTMASTER) or _TO_POSTMASTER
 
@@ -522,7 +525,8 @@ class _Route(Struct, frozen=True):
 
     @property
     def needs_smtputf8(self) -> bool:
-        return not all(to.path.address.isascii() for one in self.entries for to in one.recipients)
+        paths = [to.path for entry in self.entries for to in entry.recipients]
+        return not all(path.address.isascii() for path in paths)
 
     def next_hops(self) -> dict[str, list[str]]:
         """Return addresses by next hop, for the event of step 5."""
@@ -533,15 +537,15 @@ class _Route(Struct, frozen=True):
         return self._addresses_by(lambda entry: entry.extra.reason)
 
     def _addresses_by(self, key: Callable[[NewEntry], str]) -> dict[str, list[str]]:
-        found: dict[str, list[str]] = {}
-        for one in self.entries:
-            if name := key(one):
-                found.setdefault(name, []).extend(to.path.address for to in one.recipients)
-        return {name: addresses[:_NAMED_MAX] for name, addresses in found.items()}
+        by_name: dict[str, list[str]] = {}
+        for entry in self.entries:
+            if name := key(entry):
+                by_name.setdefault(name, []).extend(to.path.address for to in entry.recipients)
+        return {name: addresses[:_NAMED_MAX] for name, addresses in by_name.items()}
 
 
 def _entry(to: Destination, addresses: Sequence[str], *, forwarded_by: str = "") -> NewEntry:
-    recipients = tuple(NewRecipient(ForwardPath(one, _NEVER)) for one in addresses)
+    recipients = tuple(NewRecipient(ForwardPath(address, _NEVER)) for address in addresses)
     extra = EntryExtra(reason=to.held, until_us=to.held_until_us, delivered_to=forwarded_by)
     return NewEntry(to.next_hop, recipients, extra=extra)
 

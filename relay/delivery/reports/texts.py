@@ -123,7 +123,7 @@ class ReportTexts(Struct, frozen=True):
         opening = own.openings[str(kind)][len(recipients) > 1]
         if is_notice:
             opening = own.notice % fields["sender"]
-            fields["reasons"] = [replace(one, advice="") for one in fields["reasons"]]
+            fields["reasons"] = [replace(reason, advice="") for reason in fields["reasons"]]
         for_layout = {"opening": opening, "colour": _COLOURS[is_success(kind)]}
         return self._written(fields, for_layout)
 
@@ -160,9 +160,9 @@ class ReportTexts(Struct, frozen=True):
         more.
         """
         language = fields["language"]
-        given = {**fields, **for_layout, "words": _own_texts(language).words}
+        context = {**fields, **for_layout, "words": _own_texts(language).words}
         text, html = (
-            self._rendered(language, f"{fields['kind']}.{form}", fields) or layout.render(given)
+            self._rendered(language, f"{fields['kind']}.{form}", fields) or layout.render(context)
             for form, layout in _layouts().items()
         )
         return HumanPart(language, text, html)
@@ -179,8 +179,8 @@ class ReportTexts(Struct, frozen=True):
     ) -> dict[str, Any]:
         """Return what the template of a kind is given."""
         reported = tuple(
-            self._recipient(kind, one, hostname=hostname, language=language)
-            for one in recipients[:SHOWN_RECIPIENTS_MAX]
+            self._recipient(kind, recipient, hostname=hostname, language=language)
+            for recipient in recipients[:SHOWN_RECIPIENTS_MAX]
         )
         about = message_fields(kind, message, header, hostname=hostname)
         return about | {
@@ -211,7 +211,7 @@ class ReportTexts(Struct, frozen=True):
         names = (bare.status, f"{first}.{detail.partition('.')[0]}") if self.templates else ()
         for name in names:
             if text := self._rendered(language, f"{name}.txt", fields):
-                paragraphs = [" ".join(one.split()) for one in text.split("\n\n")]
+                paragraphs = [" ".join(paragraph.split()) for paragraph in text.split("\n\n")]
                 advice = "" if kind is ReportKind.DELAYED else " ".join(paragraphs[1:])
                 return replace(bare, why=paragraphs[0], advice=advice)
         explained = _explained(bare, failure, _own_texts(language), hostname=hostname)
@@ -246,8 +246,8 @@ def _explained(
 def _reasons(recipients: Sequence[RecipientFields]) -> Sequence[Reason]:
     """Group recipients that have the same text, in the order of the first ones."""
     groups: dict[tuple[str, str], list[RecipientFields]] = {}
-    for one in recipients:
-        groups.setdefault((one.why, one.advice), []).append(one)
+    for recipient in recipients:
+        groups.setdefault((recipient.why, recipient.advice), []).append(recipient)
     return tuple(Reason(*text, tuple(group)) for text, group in groups.items())
 
 
@@ -256,10 +256,10 @@ def _bounded(template: jinja2.Template, fields: Mapping[str, Any]) -> str:
     end_s = time.thread_time() + _RENDERING_S_MAX
 
     def counted(items: Iterable[Any]) -> Iterator[Any]:
-        for one in items:
+        for member in items:
             if time.thread_time() > end_s:
                 raise _TooLongError(f"loops for more than {_RENDERING_S_MAX} s")
-            yield one
+            yield member
 
     pieces, size = [], 0
     for piece in template.generate({**fields, _COUNTED: counted}):
@@ -343,15 +343,17 @@ def _files(folder: Path, faults: list[Fault]) -> Iterator[tuple[str, Path]]:
     """Yield the language and the path of each template; add a fault for what is none."""
     try:
         entries = _visible(folder)
-        inner = {one: _visible(one) for one in entries if one.is_dir() and one.name in LANGUAGES}
+        inner = {
+            path: _visible(path) for path in entries if path.is_dir() and path.name in LANGUAGES
+        }
     except OSError as error:
         message = f"found {error.strerror}, expected a directory that can be read"
         faults.append(Fault(Path(error.filename or folder), 0, "", message))
         return
-    for one in entries:
-        if one not in inner:
+    for path in entries:
+        if path not in inner:
             expected = f"a directory named after a language: {', '.join(LANGUAGES)}"
-            faults.append(Fault(one, 0, "", f"found {shown(one.name)}, expected {expected}"))
+            faults.append(Fault(path, 0, "", f"found {shown(path.name)}, expected {expected}"))
     if sum(map(len, inner.values())) > _FILES_MAX:
         faults.append(Fault(folder, 0, "", f"found more than {_FILES_MAX} files, expected fewer"))
         return
@@ -369,8 +371,8 @@ def _files(folder: Path, faults: list[Fault]) -> Iterator[tuple[str, Path]]:
 
 def _visible(folder: Path) -> list[Path]:
     """Return what is in a directory, without hidden files and the copies that editors keep."""
-    found = sorted(folder.iterdir())
-    return [one for one in found if not one.name.startswith(".") and not one.name.endswith("~")]
+    paths = sorted(folder.iterdir())
+    return [path for path in paths if not path.name.startswith(".") and not path.name.endswith("~")]
 
 
 def _known_name(name: str) -> bool:
@@ -422,9 +424,8 @@ def _fault(file: Path, error: Exception) -> Fault:
             return Fault(file, 0, "", "found octets that are not UTF-8, expected UTF-8")
         case jinja2.TemplateSyntaxError():
             return Fault(file, error.lineno, "", error.message or "found a fault of syntax")
-    places = [
-        one.lineno for one in traceback.extract_tb(error.__traceback__) if one.filename == str(file)
-    ]
+    frames = traceback.extract_tb(error.__traceback__)
+    places = [frame.lineno for frame in frames if frame.filename == str(file)]
     text = " ".join(str(error).split()) or type(error).__name__
     return Fault(file, (places or [0])[-1] or 0, "", text)
 
@@ -455,7 +456,7 @@ def _samples(name: str, language: str) -> Iterator[dict[str, Any]]:
     local = ReportedRecipient(ForwardPath("carol@example.org"), Evidence(status, ""))
     few = structs.replace(full, id="", expires_us=0)
     shipped = ReportTexts()
-    kind = next((one for one in ReportKind if name.startswith(f"{one}.")), None)
+    kind = next((kind for kind in ReportKind if name.startswith(f"{kind}.")), None)
     for about, recipients in ((full, [remote] * (SHOWN_RECIPIENTS_MAX + 1)), (few, [local])):
         if kind is not None:
             yield shipped.fields(

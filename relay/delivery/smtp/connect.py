@@ -179,10 +179,10 @@ async def connect(
 ) -> Connection:
     """Open a session with `target`; `real_s` measures how long that takes. Raises ConnectError."""
     stopwatch = _Stopwatch(target.tls.level, real_s)
-    given = target
-    if given.tls.testing:
-        verified = structs.replace(given.tls, level="verify", testing=False)
-        target = dataclasses.replace(given, tls=verified)
+    asked = target
+    if asked.tls.testing:
+        verified = structs.replace(asked.tls, level="verify", testing=False)
+        target = dataclasses.replace(asked, tls=verified)
     ends_s = asyncio.get_running_loop().time() + timeouts.session_s  # real time: a peer
     knows_ehlo = True
     while True:
@@ -191,10 +191,10 @@ async def connect(
         try:
             return await setup.session(ends_s, knows_ehlo=knows_ehlo)
         except ConnectError as error:
-            if given.tls.testing and not stopwatch.mismatch and (error.tls_result or setup.hung_up):
+            if asked.tls.testing and not stopwatch.mismatch and (error.tls_result or setup.hung_up):
                 stopwatch.mismatch, stopwatch.verified = error.tls_result or _NO_STARTTLS, "none"
-                lax = structs.replace(given.tls, testing=False)
-                target = dataclasses.replace(given, tls=lax)
+                lax = structs.replace(asked.tls, testing=False)
+                target = dataclasses.replace(asked, tls=lax)
             elif error.stage is SmtpStage.STARTTLS and target.tls.level == "opportunistic":
                 target = dataclasses.replace(target, tls=TlsPolicy("none"))  # RFC 7435
             elif knows_ehlo and setup.hung_up and target.tls.level in ("none", "opportunistic"):
@@ -420,12 +420,12 @@ class _SessionSetup:
         self._stopwatch.verified = "chain"  # by the context, in the handshake
         certificate = tls.getpeercert() or {}
         if not any(certificate_matches(certificate, name) for name in names):
-            found = printable(certificate_names(certificate).encode("utf-8", "replace"))
+            owner = printable(certificate_names(certificate).encode("utf-8", "replace"))
             expected = " or ".join(
                 name if ip_of(name) is None else f"the address {name}" for name in names
             )
             raise self._no_tls(
-                f"{target}: the certificate is for {found}, not {expected}",
+                f"{target}: the certificate is for {owner}, not {expected}",
                 advice="correct the certificate, or the route's next_hop",
                 result="certificate-host-mismatch",
                 peer=self._peer(),
@@ -508,8 +508,8 @@ class _SessionSetup:
 
     def _tls(self) -> ssl.SSLObject | None:
         transport = self._client.transport
-        found = transport.get_extra_info("ssl_object") if transport is not None else None
-        return cast("ssl.SSLObject | None", found)
+        tls = transport.get_extra_info("ssl_object") if transport is not None else None
+        return cast("ssl.SSLObject | None", tls)
 
     def _peer(self) -> Peer:
         tls, peer = self._tls(), self._place_of_failure()

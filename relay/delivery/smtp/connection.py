@@ -188,7 +188,7 @@ class Connection:
         reset = self._needs_reset
         commands = [RSET] if reset else []
         commands.append(mail_command(transaction, self.extensions))
-        commands.extend(rcpt_command(one, self.extensions) for one in transaction.recipients)
+        commands.extend(rcpt_command(path, self.extensions) for path in transaction.recipients)
         commands.append(DATA)
         self._protocol.send(b"".join(commands), replies=len(commands))
         self._needs_reset = True

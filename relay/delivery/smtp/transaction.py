@@ -73,8 +73,8 @@ class CloudRequests(Protocol):
     async def note(self, requests: Sequence[CloudRequest], *, new: bool = False) -> None:
         """Make these durable; `new`: the last one has not been there. Raises SpoolError."""
 
-    async def message_id(self, given: str) -> str:
-        """Return the internetMessageId of a new request: `given`, that of the content ("" for none
+    async def message_id(self, own_id: str) -> str:
+        """Return the internetMessageId of a new request: `own_id`, that of the content ("" for none
         or several), if no other request has it, else another one.
         """
 
@@ -287,8 +287,8 @@ class Extensions(Struct, frozen=True):
         count = min(self.recipients_max or len(recipients), len(recipients))
         if self.domains_max:
             domains: set[str] = set()
-            for index, one in enumerate(recipients[:count]):
-                domains.add(domain_of(one.address))
+            for index, path in enumerate(recipients[:count]):
+                domains.add(domain_of(path.address))
                 if len(domains) > self.domains_max:
                     return index
         return count
