@@ -70,7 +70,7 @@ from relay.store.spool.types import (
     ReportWriter,
     SpoolError,
 )
-from relay.transport.routing.route_table import WayAround
+from relay.transport.routing.routes import Fallback
 
 _log = get_logger("delivery")
 _PAUSE_S_FIRST = 0.2
@@ -80,9 +80,9 @@ _NO_OUTCOMES: Mapping[int, Outcome] = MappingProxyType({})
 
 
 class EndedClaim(Struct, frozen=True):
-    """What follows from a claim that has ended: `reports` are claimed already; `due_us` is when the
-    entry is due again, None if it is final or not known. `has_unclaimed`: reports were put into the
-    spool that are not claimed: held, or captured.
+    """What follows from the end of a claim. `reports` are claimed already. `due_us` is when the
+    entry is due again, None if it is final or not known. `has_unclaimed`: some reports in the spool
+    are not claimed, because they are held or captured.
     """
 
     reports: tuple[Claim, ...] = ()
@@ -104,8 +104,8 @@ class AttemptRecorder:
     schedule: RetrySchedule  # when recipients are retried
     clock: Clock  # for the times of attempts
     metrics: Metrics  # counts attempts and recipients
-    # where mail goes if no host of its next hop answers: RouteTable.way_around
-    way_around: Callable[[NextHop], WayAround | None]
+    # where mail goes if no host of its next hop answers: RouteTable.fallback_for
+    fallback_for: Callable[[NextHop], Fallback | None]
     hostname: str = ""  # of this relay
     claims_reports: bool = True  # False while delivery drains: reports wait in the spool
     # called when a claim has ended, with whether an attempt reached a host (None: there was none);
@@ -149,11 +149,11 @@ class AttemptRecorder:
         """Record an attempt; `reached` and `took_s` as in result_of_attempt(). `unanswered_s`: for
         how long no host has answered; None: one did.
         """
-        lookup, way = self.lookup_of(claim), self.way_around(claim.next_hop)
+        lookup, fallback = self.lookup_of(claim), self.fallback_for(claim.next_hop)
         schedule = self.schedule
-        if way is not None:
+        if fallback is not None:
             now_us = self.clock.queue_us()
-            when_us = fallback_us(claim, way, lookup, now_us=now_us, unanswered_s=unanswered_s)
+            when_us = fallback_us(claim, fallback, lookup, now_us=now_us, unanswered_s=unanswered_s)
             schedule = replace(schedule, fallback_us=when_us)
         await self._end(
             claim,
@@ -356,8 +356,9 @@ class AttemptRecorder:
     async def _remote_report(
         self, claim: Claim, outcomes: Mapping[int, Outcome]
     ) -> tuple[RemoteReport, tuple[str, ...]] | None:
-        """Return what a message from the null sender claims of another one, if this attempt put it
-        into mailboxes here; None for Relay's own reports. Whatever it contains, it is delivered.
+        """Return what a report from another host says about a message, and the recipients whose
+        mailboxes here this attempt put it into. None for other mail and for Relay's own reports. No
+        content prevents the delivery.
         """
         facts = claim.message
         if facts.envelope.reverse_path or facts.source is Source.REPORT:
@@ -381,7 +382,7 @@ class AttemptRecorder:
         return None
 
     def _owed_by(self, claim: Claim) -> tuple[ReportedRecipient, ...]:
-        """Return the recipients of which the sender is owed a report, since slices before."""
+        """Return the recipients of earlier partial results that a report of success must name."""
         return self._owed.get((claim.key, claim.epoch), claim.owed)
 
     async def _reports(

@@ -52,7 +52,7 @@ from relay.store.spool.types import (
     PriorityLevel,
     Unanswered,
 )
-from relay.transport.routing.route_table import WayAround
+from relay.transport.routing.routes import Fallback
 
 _NO_REPLY = Evidence("", "")
 _DETAIL_RECIPIENTS_MAX = 1000
@@ -124,13 +124,15 @@ def result_of_attempt(
     lookup: Lookup | None = None,
     took_s: float | None = None,
 ) -> AttemptResult:
-    """Sort the outcomes of one attempt; keys are recipients' ids. Not `reached`: no host of the
-    next hop answered, so its mail waits at the unreachable priority level. `took_s` is the time
-    since a worker took the claim, None where it shares another one's attempt. If some have failed
-    and none of those that wait was attempted, these are due now. Who got no answer to the final dot
-    as often as `schedule` allows has failed.
-    Recipients of an entry are captured together: if one of them waits, so do those that have their
-    copy, and the next attempt finds it.
+    """Sort the outcomes of one attempt; keys are recipients' ids. Unless `reached`, no host of the
+    next hop answered, and the mail waits at the unreachable priority level. `took_s` is the time
+    since a worker took the claim, None if the claim shares the outcome of another one.
+
+    If some recipients failed and none of the others was attempted, the others are due now. A
+    recipient fails after as many attempts without an answer to the final dot as `schedule` allows.
+
+    Recipients of an entry are captured together: if one waits, so do those that have their copy,
+    and the next attempt finds the copy.
     """
     if claim.extra.keep:
         outcomes = {number: _as_deferred(outcome) for number, outcome in outcomes.items()}
@@ -190,21 +192,26 @@ def result_of_attempt(
 
 
 def fallback_us(
-    claim: Claim, way: WayAround, lookup: Lookup | None, *, now_us: int, unanswered_s: float | None
+    claim: Claim,
+    fallback: Fallback,
+    lookup: Lookup | None,
+    *,
+    now_us: int,
+    unanswered_s: float | None,
 ) -> int:
-    """Return from when on a claim goes a way around, as in EntryExtra. No other host has the TLS
-    that the domain publishes, or that REQUIRETLS demands, unless a route says so.
+    """Return when mail may go to the fallback, as in EntryExtra. No other host has the TLS that the
+    domain publishes, or that REQUIRETLS demands, unless a route says so.
     """
-    if way.to is None:
+    if fallback.to is None:
         return NEXT_ATTEMPT
     if unanswered_s is None:
         return 0
     by = [decision.by for decision in lookup.tls.values()] if lookup is not None else []
     needs_proof = claim.message.envelope.tls == REQUIRETLS
-    vouched = way.options is not None and way.options.requiretls
+    vouched = fallback.options is not None and fallback.options.requiretls
     if not by or not _PUBLISHED.keys().isdisjoint(by) or (needs_proof and not vouched):
         return 0
-    until_us = now_us - int(unanswered_s * 1_000_000) + way.after_us
+    until_us = now_us - int(unanswered_s * 1_000_000) + fallback.after_us
     return min(until_us, claim.extra.fallback_us or until_us)
 
 
@@ -230,8 +237,8 @@ def _commit(
 def _unanswered(
     claim: Claim, outcomes: Mapping[int, Outcome], *, most: int
 ) -> tuple[dict[int, Failed], Unanswered]:
-    """Return who is given up because `most` attempts got no answer to the final dot; and how many
-    the others have had, () if there is no new one.
+    """Return the recipients that fail because `most` attempts got no answer to the final dot. Also
+    return the counts of the others, () if this attempt has no such outcome.
     """
     doubtful = {
         number: outcome
@@ -255,9 +262,8 @@ def _unanswered(
 def _no_answer(evidence: Evidence, *, attempts: int) -> Evidence:
     times = counted(attempts, "attempt")
     text = f"it is not known whether the message arrived: no answer after the final dot, {times}"
-    return replace(
-        evidence, status="5.4.2", reply=f"{text}; last: {evidence.reply}"
-    )  # RFC 3463 3.5
+    reply = f"{text}; last: {evidence.reply}"
+    return replace(evidence, status="5.4.2", reply=reply)  # RFC 3463 3.5
 
 
 def partial_result(
@@ -348,7 +354,8 @@ def unrecorded_result(
 def expiry_result(claim: Claim, *, time: AttemptTime) -> AttemptResult:
     """Expire every recipient of the claim, with the last reply that it got.
 
-    Captured mail gets no reports: it was not meant to be sent. Nor does what a rule holds silently.
+    Captured mail gets no reports, because it was not meant to be sent; nor does mail that a rule
+    holds silently.
     """
     expired: dict[int, Outcome] = {}
     reported: dict[int, ReportedRecipient] = {}
@@ -504,7 +511,7 @@ def _hears_of_delay(recipient: ClaimedRecipient) -> bool:
 def _late(
     claim: Claim, recipient: ClaimedRecipient, outcome: Outcome | None, *, at_us: int
 ) -> ReportedRecipient:
-    """`outcome` is that of an attempt at `at_us`, None if the last one was before."""
+    """`outcome` comes from the attempt at `at_us`; None if this did not attempt the recipient."""
     if outcome is not None:
         return _reported(claim, recipient, outcome.evidence, at_us=at_us)
     reply = recipient.reply or "not attempted yet"
@@ -515,8 +522,8 @@ def _late(
 def _successes(
     claim: Claim, outcomes: Mapping[int, Outcome], *, at_us: int
 ) -> dict[ReportKind, tuple[ReportedRecipient, ...]]:
-    """The recipients that are delivered, and those that are relayed, whose sender asked for a
-    report that the next host does not make (RFC 3461 4.1, 5.2.2 and 5.2.3).
+    """Return the recipients that are delivered or relayed and whose sender asked for a report of
+    success that the next host does not make (RFC 3461 4.1, 5.2.2 and 5.2.3).
     """
     delivered: list[ReportedRecipient] = []
     relayed: list[ReportedRecipient] = []
@@ -588,7 +595,7 @@ def _attempt_event(
 
 
 def _left_out(outcomes: Mapping[int, Outcome]) -> tuple[str, ...]:
-    """Return the addresses that left the copies of an attempt, each once."""
+    """Return each address once that was left out of the copies of an attempt."""
     copies = dict.fromkeys(outcome.evidence.left_out for outcome in outcomes.values())
     return tuple(dict.fromkeys(address for copy in copies for address in copy))
 

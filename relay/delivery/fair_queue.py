@@ -29,7 +29,7 @@ class ClaimQueue:
         return iter(self._claims.values())
 
     def push(self, claim: Claim) -> None:
-        """Add a claim after those of its level and sender."""
+        """Add a claim behind the others of its level and sender."""
         key = claim.key
         self._claims[key] = claim
         self._levels[claim.level].push(claim.sender, key)

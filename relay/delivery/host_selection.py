@@ -35,7 +35,7 @@ from relay.delivery.smtp.connection import BeforeDot, OnReplies
 from relay.delivery.smtp.transaction import Extensions, Transaction, TransactionResult
 from relay.store.spool.types import Claim
 from relay.transport.routing.mx_hosts import Host, Hosts
-from relay.transport.routing.route_table import HopOptions
+from relay.transport.routing.routes import HopOptions
 from relay.transport.routing.usable_hosts import of_family, policy_of
 
 HOSTS_MAX = 20_000
@@ -88,7 +88,7 @@ Connect = Callable[[Target], Awaitable[HostSession]]
 
 
 class HostKey(Struct, frozen=True):
-    """An address and how it is contacted: a failure with one says nothing about another."""
+    """An address and how it is contacted. A failure with one key says nothing about another key."""
 
     address: str
     port: int
@@ -100,7 +100,7 @@ class HostKey(Struct, frozen=True):
 
 class ConnectFailure(Struct, frozen=True):
     """Why the last attempt to connect failed, and when (monotonic clock). `silent`: there was no
-    connection. `first_s`: since when there was no reply before, inf: there was one.
+    connection. `first_s`: when the attempts without a reply began; inf: there was a reply.
     """
 
     outcome: Deferred | Failed
@@ -172,7 +172,7 @@ def target_of(host: Host, address: str, via: HopOptions) -> Target:
 
 @dataclass(eq=False)
 class SessionState:
-    """What a site knows of the session of one worker; between two sessions it has none."""
+    """What a site knows of the session of a worker; `host` is the last host that was tried."""
 
     host: str = ""  # the last one that was tried
     connection: HostSession | None = None  # the host may have closed it since
@@ -249,8 +249,9 @@ class HostSelection:
     ) -> HostSession:
         """Open a connection to the best host that gives one.
 
-        `session` gets the name of each host tried; `others` are the sessions of the site besides;
-        `limit` limits each try. Raises ConnectError if no host gives a connection.
+        `session` gets the name of each host that is tried. `others` are the other sessions of the
+        site. Each try runs in the context that `limit` returns. Raises ConnectError if no host
+        gives a connection.
         """
         connected = {other.host for other in others if other.is_connected}
         since_s = self.clock.monotonic() - self.options.unreachable_s
@@ -325,8 +326,9 @@ class HostSelection:
             ) from None
 
     def _addresses_in_order(self, sessions: Counter[str]) -> list[tuple[Host, str]]:
-        """All addresses, the best host's first; among equals the host with the fewest sessions.
-        Those that did not answer are last. With a source address, only those of its family.
+        """Return all addresses, the best host's first; among equal hosts the one with the fewest
+        sessions is first. Addresses that did not answer are last. With a source address, only the
+        addresses of its family count.
         """
         ordered = sorted(self.hosts.hosts, key=lambda host: (self._rank(host), sessions[host.name]))
         source = self.via.source_address

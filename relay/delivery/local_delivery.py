@@ -138,7 +138,7 @@ class LocalDelivery:
             await self._run_share(partial(deliver_to, *group) for group in groups)
 
     async def _run_share(self, calls: Iterable[Callable[[], Coroutine[Any, Any, None]]]) -> None:
-        """Run all calls, at once as many as are the share of one claim of _AT_ONCE."""
+        """Run all calls; at once only as many as are one claim's share of _AT_ONCE."""
         waiting = deque(calls)
         running: list[asyncio.Task[None]] = []
         try:
@@ -161,7 +161,7 @@ class LocalDelivery:
         """Return the recipients of a claim, grouped by mailbox; each unknown one has None.
 
         A group gets one copy and one outcome: `bob@`, `BOB@` and `bob+tag@` are one mailbox. In
-        captured mail, `bob+tag@` has a mailbox of its own.
+        captured mail, `bob+tag@` is another mailbox than `bob@`.
         """
         is_local = claim.next_hop != CAPTURE
         mailbox_of = self.addresses.mailbox_for if is_local else own_mailbox
@@ -179,11 +179,11 @@ class LocalDelivery:
         *,
         content: Content,
     ) -> Outcome:
-        """Put one copy into `mailbox`, into the folder of its entry, for `recipients`: a group of
-        by_mailbox().
+        """Put one copy into the folder of `mailbox` that the entry names, for `recipients`: a group
+        of by_mailbox().
 
-        The copy is named after the first recipient, which is the same in every attempt, because
-        the group shares each outcome.
+        The copy is named after the first recipient, which is the same in every attempt, because the
+        group shares each outcome.
         """
         recipient = min(recipients, key=lambda recipient: recipient.id)
         is_captured = claim.next_hop == CAPTURE

@@ -75,8 +75,8 @@ class _Attempt:
         outcomes: Mapping[int, Outcome],
         judged: Callable[[Deferred | Failed], Outcome],
     ) -> None:
-        """Add what a transaction gave; its keys are indexes into `recipients`. A rejection is first
-        `judged`.
+        """Add the outcomes of a transaction; their keys are indexes into `recipients`. `judged`
+        changes rejections by the [[reply]] entries.
         """
         for index, outcome in outcomes.items():
             number = recipients[index].id
@@ -98,8 +98,8 @@ class _Attempt:
 
 
 def _as_forwarded(claim: Claim, content: Content) -> tuple[Envelope, Content]:
-    """Return what leaves: of a copy that an alias forwards with its sender, and the field that says
-    so (RFC 9228).
+    """Return the envelope and the content that leave. A copy that an alias forwards has the sender
+    and the Delivered-To field that the alias gave it (RFC 9228).
     """
     envelope, extra = claim.message.envelope, claim.extra
     if extra.sender:
@@ -164,8 +164,8 @@ class OutboundSession(SessionState):
             await self._quit()
 
     async def deliver(self, claim: Claim) -> bool:
-        """Attempt every recipient of the claim once, and begin to record what came of it. Return
-        False if no host gave a connection: then the site has taken the claim back.
+        """Attempt every recipient of the claim once, and begin to record the outcomes. Return False
+        if no host gave a connection: the site has taken the claim back.
         """
         attempt = _Attempt(claim, self._now_s())
         self._in_doubt = False
@@ -369,9 +369,9 @@ class OutboundSession(SessionState):
     def _record_in_order(self, recording: Coroutine[None, None, None]) -> None:
         """Begin to record, after the recording in progress.
 
-        A transaction without a final dot does not wait for that one. If it were recorded first, the
-        entry would be requeued before its accepted recipients are recorded, and the next final dot
-        would not wait for the earlier recording.
+        A transaction without a final dot does not wait for the earlier recording. If it were
+        recorded first, its entry would be requeued before the accepted recipients are recorded, and
+        the next final dot would not wait for them.
         """
         before = self._unrecorded
 

@@ -1,10 +1,9 @@
 """What a host's reply means where its provider does not mean what the code says: [[reply]] entries.
 
-They come from the operator's file, `[delivery] providers`, and then from conf/providers.toml; the
+They come from the operator's file, `[delivery] providers`, and then from conf/providers.toml. The
 first that matches a 4yz or 5yz reply decides its outcome in place of relay/base/message/outcome.py.
-They are never asked about success, about a reply that was not understood, or about an attempt whose
-end is unknown. A pause and a number of connections are for `site` to obey. The format is in
-conf/providers.toml.
+They do not apply to success, to a reply that was not understood, or to an attempt whose end is
+unknown. `site` applies a pause and a number of connections. The format is in conf/providers.toml.
 """
 
 import re
@@ -81,17 +80,15 @@ class ProviderReplies:
         if not evidence.remote or evidence.provider or match is None:
             return None
         code, status = int(match[1]), match[2] or ""
-        return next(
-            (
-                entry
-                for entry in self.entries.values()
-                if (entry.codes is None or code in entry.codes)
+        for entry in self.entries.values():
+            if (
+                (entry.codes is None or code in entry.codes)
                 and (entry.mx is None or entry.mx.match(evidence.host))
                 and (entry.status is None or entry.status.match(status))
                 and (entry.text is None or self._has_text(entry, reply))
-            ),
-            None,
-        )
+            ):
+                return entry
+        return None
 
     def _has_text(self, entry: ReplyEntry, reply: str) -> bool:
         with suppress(PatternError):  # out of memory: the outcome table decides
@@ -115,7 +112,7 @@ def load_provider_replies(own: Path | None, config: Path) -> ProviderReplies:
 
 
 def _read(file: Path, faults: list[Fault]) -> Iterator[ReplyEntry]:
-    """Yield the entries of a file that have no faults; add those of the others."""
+    """Yield the entries of a file that have no faults; add the faults of the others to `faults`."""
     document = read_document(file, bytes_max=FILE_BYTES_MAX)
     unknown = [key for key in document.table if key != "reply"]
     faults += [document.fault((key,), unknown_key(key, ("reply",))) for key in unknown[:FAULTS_MAX]]

@@ -58,7 +58,7 @@ class TokenBucket:
         self._full_at_s = max(self._full_at_s, now_s) + self._token_s
 
     def give_back(self) -> None:
-        """Do not count a message that was counted last and is not sent yet."""
+        """Undo the last take(): the message was not sent."""
         self._full_at_s -= self._token_s
 
     def is_full(self, now_s: float) -> bool:
@@ -97,9 +97,10 @@ class SiteOptions(Struct, frozen=True):
 
 
 class SitePause(Struct, frozen=True):
-    """A site that is not contacted, by the name of the [[reply]] entry that says so. It is in
-    memory alone: a new process asks the host again. What waits for the end has that time in the
-    spool.
+    """A site that is not contacted; `name` is the [[reply]] entry that says so.
+
+    It is in memory only: a new process asks the host again. Claims that wait for its end have that
+    time in the spool.
     """
 
     site: str
@@ -177,8 +178,8 @@ class ConcurrencyLimit:
         self._decrease_to(self._limit // 2)
 
     def full_at(self, connections: int, *, until_s: float) -> None:
-        """Allow no more than `connections` until `until_s`, or until that of an earlier call: one
-        more was refused.
+        """Allow no more than `connections` until `until_s`, or until the time of an earlier call,
+        because one more was refused.
         """
         self._full_at, self._full_until_s = connections, max(self._full_until_s, until_s)
         self._decrease_to(connections)

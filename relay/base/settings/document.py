@@ -274,6 +274,6 @@ def _syntax_fault(file: Path, text: str, error: tomllib.TOMLDecodeError) -> Faul
         line = int(place[1]) if place[1] else text.rstrip("\n").count("\n") + 1
     there = text.split("\n")[line - 1]
     name = _KEY_OF_LINE.match(there) or _TABLE_OF_LINE.match(there)
-    if plain := next((told for pattern, told in _SYNTAX if pattern.match(message)), ""):
+    if plain := next((words for pattern, words in _SYNTAX if pattern.match(message)), ""):
         return Fault(file, line, name[1] if name else "", plain)
     return Fault(file, line, "", f"found no valid TOML: {message[:1].lower()}{message[1:]}")

@@ -36,10 +36,10 @@ class ServerOptions(Struct, frozen=True):
     user: str = ""  # "": the name of the system's user
     password: str = ""  # "": none
     tls: str = "disable"  # libpq's sslmode; a socket has no TLS
-    authorities: str = ""  # a PEM file; "": those of the system
+    authorities: str = ""  # a PEM file; "": the system's
     certificate: str = ""  # of the client, a PEM file; "": none
     key: str = ""  # its key
-    application_name: str = "relay"  # with which the names of its sessions begin
+    application_name: str = "relay"  # the names of its sessions begin with it
     timeout_s: float = _CONNECT_TIMEOUT_S  # to connect to all hosts together
 
     def __str__(self) -> str:
@@ -129,10 +129,8 @@ def _named_hosts(hosts: list[str], ports: list[str]) -> tuple[tuple[str, int], .
         ports *= len(hosts)
     if len(ports) != len(hosts):
         raise ValueError("one port for all hosts, or one for each")
-    return tuple(
-        (_checked(host), _port(port) if port else _PORT)
-        for host, port in zip(hosts, ports, strict=True)
-    )
+    pairs = zip(hosts, ports, strict=True)
+    return tuple((_checked(host), _port(port) if port else _PORT) for host, port in pairs)
 
 
 def _host(text: str) -> tuple[str, int]:

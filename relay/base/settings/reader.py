@@ -77,9 +77,8 @@ class _InvalidValueError(Exception):
 
 
 class DocumentReader:
-    """Reads one document; paths are relative to `base`.
-
-    Without `environ` nothing is replaced: the text may be that of anybody who can send a request.
+    """Reads one document; paths are relative to `base`. Without `environ` no reference is replaced:
+    the text may come from any client that can send a request.
     """
 
     def __init__(
@@ -291,9 +290,8 @@ def _read_choice(choices: tuple[str | int, ...], value: object) -> object:
     for choice in choices:
         if type(value) is type(choice) and value == choice:
             return choice
-    names = [
-        str(word).lower() if type(word) is bool else str(word) for word in choices if word != ""
-    ]
+    words = [choice for choice in choices if choice != ""]
+    names = [str(word).lower() if type(word) is bool else str(word) for word in words]
     near = difflib.get_close_matches(str(value), names, n=1)
     hint = f' (did you mean "{near[0]}"?)' if near else ""
     raise ValueError(f"one of {', '.join(names)}{hint}")
@@ -304,9 +302,9 @@ def _is_required(field: "dataclasses.Field[Any]") -> bool:
 
 
 def _wants_text(hint: Any) -> bool:
-    return (
-        get_args(hint)[0] in (str, Address) if get_origin(hint) is Annotated else hint is not bool
-    )
+    if get_origin(hint) is Annotated:
+        return get_args(hint)[0] in (str, Address)
+    return hint is not bool
 
 
 def _number_or_word(text: str) -> str | float | bool:

@@ -245,7 +245,7 @@ FILE: Final = "file:"  # begins `recipients` that are in a file
 
 @dataclass(frozen=True, slots=True)
 class OwnDomain:
-    """An own domain beside mailboxes.domains, which have accounts."""
+    """An own domain that is not in mailboxes.domains; the domains there have accounts."""
 
     name: Domain
     # which are valid: accounts here, or for mail that is passed on: "any", those that the next hop
@@ -274,7 +274,7 @@ _SPOOL_FILE: Final = "spool.sqlite"
 class SpoolSettings:
     """The durable queue.
 
-    `url` is "sqlite:PATH" with PATH relative to state_dir, or that of a PostgreSQL server
+    `url` is "sqlite:PATH" with PATH relative to state_dir, or the URL of a PostgreSQL server
     (relay/base/settings/postgres_url.py). `node` is this node's name there; "": the hostname.
     """
 

@@ -441,8 +441,8 @@ def _routes(routes: Sequence[tuple[KeyPath, Route]]) -> Found:
 
 
 def _tenants(read: Sequence[tuple[KeyPath, object]]) -> Found:
-    """Yield the tenants that have the name of another one, one of its domains, a domain that has no
-    mail of its own, or an unknown word in `may`.
+    """Yield the faults of tenants: a name or a domain that another tenant has, a domain that is not
+    an own domain with mail, an unknown word in `may`.
     """
     own = {name for _, made in read if isinstance(made, MailboxSettings) for name in made.domains}
     own |= {made.name for _, made in read if isinstance(made, OwnDomain) and not made.alias_of}
@@ -566,8 +566,8 @@ def domain_matches(pattern: str, domain: str) -> bool:
 
 
 def recipient_matches(recipient: str, address: str) -> bool:
-    """Return whether an address is this one, or that with a tag, as Postfix's transport(5) looks up
-    user+extension@domain and user@domain.
+    """Return whether an address is `recipient`, with or without a tag. Postfix's transport(5) looks
+    up user+extension@domain and user@domain in the same way.
     """
     mailbox = own_mailbox(address)
     return recipient in (mailbox, untagged(mailbox))

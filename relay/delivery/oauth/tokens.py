@@ -38,7 +38,7 @@ from relay.delivery.oauth.grants import (
     token_url,
 )
 from relay.delivery.smtp.connect import TokenError, reason
-from relay.transport.routing.route_table import Credentials
+from relay.transport.routing.routes import Credentials
 
 _CONNECT_S, _ANSWER_S = 10.0, 30.0
 _ANSWER_BYTES_MAX = 64 * 1024  # tokens of Entra have up to 5 KB
@@ -76,7 +76,7 @@ class TokenServer:
             (_use(route.next_hop), auth.user if auth.user != SENDER else "")
             for route, auth in routes
         )
-        # what the tokens are for, with the mailbox; "": that of the sender, or of nobody
+        # what the tokens are for, with the mailbox; "": the sender's, or none
         self.uses = list(uses) or [(HopKind.SMTP, "")]
 
     @property
@@ -194,8 +194,8 @@ class TokenHolder:
         self.tasks = TaskSet()  # its requests
 
     async def token(self, login: Credentials, use: HopKind, refused: str = "") -> str:
-        """Return a token of a login for SMTP or GRAPH; `refused` is one that a host has refused, ""
-        for none. Raises TokenError.
+        """Return a token of a login for SMTP or GRAPH. `refused` is a token that a host has
+        refused, "" for none. Raises TokenError.
         """
         server = TokenServer(login.oauth, self._settings())
         client, made_of = server.client, (server.client, server.stamp_ns)

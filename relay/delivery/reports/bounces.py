@@ -2,10 +2,11 @@
 
 decide_reports() prevents loops and backscatter (RFC 5321 6.1 and 6.2, RFC 3461 4.1 and 6.1).
 Reporter writes the report (RFC 3464) and routes it. A report has the null reverse-path (RFC 5321
-4.5.5) and NOTIFY=NEVER. It has one recipient, or those of an alias, with their next hops. Ingress
-(step 5) and delivery (step 6) commit it together with the failure; pickup puts the report on a
-failed step 3 into the Inbox. Reports of successes and delays to one sender are limited; a start
-forgets how many there were.
+4.5.5) and NOTIFY=NEVER. It has one recipient, or the recipients of an alias, each with a next hop.
+
+Ingress (step 5) and delivery (step 6) commit a report together with the failure; pickup puts the
+report on a failed step 3 into the Inbox. The number of reports of successes and delays to one
+sender is limited; it is counted from the start of the relay.
 """
 
 from collections.abc import Awaitable, Callable, Iterator, Sequence
@@ -79,14 +80,14 @@ def decide_reports(
 ) -> ReportDecision:
     """Sort the `recipients` of one message.
 
-    The null sender gets no reports. A sender that is not trusted hears of failures only, and if
-    `strangers` says so: a reverse-path is easily forged (backscatter). There are no reports about
-    reports; one that fails becomes a dead letter, but for one to a stranger, who may cause many.
+    The null sender gets no reports. A sender that is not trusted gets reports of failures only, and
+    only if `strangers` says so: a reverse-path is easily forged (backscatter). There are no reports
+    about reports. A report that fails becomes a dead letter, except a report to a stranger, who may
+    cause many.
     """
     is_failure = kind in FAILURES
     if message.source is Source.REPORT:
-        dead_letters: list[ReportedRecipient] = []
-        dropped: list[ReportedRecipient] = []
+        dead_letters, dropped = list[ReportedRecipient](), list[ReportedRecipient]()
         for recipient in recipients if is_failure else ():
             is_last = not message.trusted or recipient.path.address == POSTMASTER
             (dropped if is_last else dead_letters).append(recipient)
@@ -121,9 +122,10 @@ def _is_wanted(kind: ReportKind, notify: frozenset[Notify]) -> bool:
 
 
 class Copies(Struct, frozen=True):
-    """The address that gets copies of reports, "" for none, and of which kinds. `accept` makes the
-    copy of a report durable that goes into an Inbox without the spool; the same submission key
-    again changes nothing.
+    """The address that gets copies of reports, "" for none, and the kinds of these reports.
+
+    `accept` makes the copy of a report durable that goes into an Inbox without the spool. A second
+    call with the same submission key changes nothing.
     """
 
     to: str = ""
@@ -192,9 +194,9 @@ class Reporter:
         """Return what to commit about `recipients`: at most one report or notice, and one dead
         letter.
 
-        The account of the message may see its trace and that of the report; a dead letter is for
-        operators only. Recipients that a rule added leave no event, because the sender sees the
-        trace.
+        The account of the message may see the traces of the message and the report; a dead letter
+        is for operators only. Recipients that a rule added leave no event, because the sender sees
+        the trace.
         """
         decision = decide_reports(kind, message, recipients, strangers=self.strangers)
         messages: list[NewMessage] = []
@@ -253,8 +255,8 @@ class Reporter:
         return b"Return-Path: <>\r\n" + read_all(report.contents[0].joined())
 
     def _copy(self, subject: _Subject) -> Iterator[NewMessage]:
-        """Yield the copy of a report for the operator, if one is wanted: with the header only. It
-        has the null reverse-path as the report has, so that there is no report about it.
+        """Yield the operator's copy of a report, if one is wanted, with the header only. It has the
+        null reverse-path, so that there is no report about it.
         """
         if not self.copies.to or subject.kind not in self.copies.kinds:
             return
@@ -279,8 +281,9 @@ class Reporter:
         return ReportPlan(tuple(messages), tuple(events))
 
     def _is_new(self, address: str, message: MessageFacts) -> bool:
-        """Return whether the postmaster hears of a recipient: of one message in an hour. The answer
-        to the same message is the same, since its notice may not have been committed.
+        """Return whether the postmaster gets a notice about a recipient: one message in an hour
+        causes one. The answer for the same message stays the same, since its notice may not have
+        been committed.
         """
         hour = int(self.clock.monotonic() // 3600)
         if hour != self._hour:
@@ -410,7 +413,7 @@ class Reporter:
         return self._signed(written)
 
     def _signed(self, written: bytes) -> SignedContents:
-        """Return a report with its signatures; without them if that fails, for it must not be
+        """Return a report with its signatures, or without them if signing fails: it must not be
         lost.
         """
         content = ParsedContent.of(written)
@@ -438,10 +441,12 @@ class Reporter:
         is_copy: bool = False,
         trusted: bool = True,
     ) -> NewMessage:
-        """Return a message with a route: it skips policy. One to a stranger is not trusted. A dead
-        letter is not signed. What has a copy of a message with REQUIRETLS demands it; other reports
-        are not held back where it is not offered (RFC 8689 5). TLS-Required: No is for the message
-        alone.
+        """Return a message with a route: it skips policy. A message to a stranger is not trusted,
+        and a dead letter is not signed.
+
+        If the report contains a copy of a message with REQUIRETLS, it demands REQUIRETLS too. Other
+        reports are sent also where that is not offered (RFC 8689 5). TLS-Required: No applies to
+        the message only.
         """
         demand: TlsDemand = ""
         if about.envelope.has_requiretls:
@@ -505,8 +510,8 @@ class Reporter:
         return _Route(entries, (alias,))
 
     def _to_postmaster(self, failed: Sequence[ReportedRecipient] = ()) -> "_Route":
-        """Return where a dead letter goes: to the postmaster's address if that has a route, but
-        into the mailbox here if it has `failed` there.
+        """Return where a dead letter goes: to the postmaster's address if that has a route; into
+        the mailbox here if `failed` has that address.
         """
         expansion = self.expand(POSTMASTER)
         addresses = {recipient.path.address for recipient in failed}

@@ -79,8 +79,8 @@ class ReceiptSender:
     ) -> bool:
         """A client has marked messages as read; return whether a notification was sent.
 
-        `is_wanted`: the client said that it is to be sent. Raises SpoolError, StoreError if it then
-        cannot be; without it the error is logged, and ReceiptWatcher sends it.
+        With `is_wanted` the client asked to send it: raises SpoolError or StoreError if that fails.
+        Otherwise an error is logged, and ReceiptWatcher sends it later.
         """
         if not self.spool.receipts.has_any:
             return False
@@ -247,7 +247,7 @@ class ReceiptWatcher:
             await self.ledger.moved(sighting.owed.key, sighting.owed.folder)
 
     async def _gone(self, mailbox: str, missing: Sequence[Sighting], now_us: int) -> None:
-        """Decide about the copies of a mailbox that are in none of its folders."""
+        """Send receipts for messages that no folder of the mailbox has, where they were deleted."""
         keys = [sighting.owed.key for sighting in missing]
         since = {key: self._missing_us.setdefault(key, now_us) for key in keys}
         due = [sighting for sighting in missing if now_us - since[sighting.owed.key] >= GONE_US]

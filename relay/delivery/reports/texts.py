@@ -1,8 +1,8 @@
-"""The texts of reports: those of this relay in each language, and the operator's templates.
+"""The texts of reports: Relay's texts in each language, and the operator's templates.
 
 load_texts() compiles the operator's templates and tries them with sample data; it raises
-SettingsError with file and line. They run in Jinja's sandbox. One that fails later gives way to
-the text of this relay, and is logged. The html loads nothing; no value becomes markup in it.
+SettingsError with file and line. They run in Jinja's sandbox. If a template fails later, Relay's
+text is used, and the failure is logged. The HTML loads nothing, and no value becomes markup in it.
 The fields of templates are in docs/reports.md.
 """
 
@@ -109,10 +109,9 @@ class ReportTexts(Struct, frozen=True):
         language: str = "",
         is_notice: bool = False,
     ) -> HumanPart:
-        """Return the human part of a report; `header` is that of the original.
-
-        `language` is the reader's, "" if it is not known. Times are wall-clock time. A notice tells
-        the postmaster of a stranger's mail.
+        """Return the human part of a report. `header` comes from the original message. `language`
+        is the reader's, "" if it is not known. Times are wall-clock time. A notice tells the
+        postmaster of a stranger's mail.
         """
         accepted = decoded(header, "accept-language")
         language = language or accepted_language(accepted, LANGUAGES) or self.language

@@ -29,7 +29,7 @@ _spam = re.compile(
 
 
 class FailureClass(StrEnum):
-    """Why a recipient failed, as far as people need to tell; also the name of the text about it."""
+    """Why a recipient failed, as users see it; also the name of the text about it."""
 
     UNKNOWN_ADDRESS = "unknown_address"
     MOVED = "moved"

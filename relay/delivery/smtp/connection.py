@@ -42,8 +42,8 @@ RCPT_S = 10.0  # for each recipient: some hosts delay their replies
 
 
 class Timeouts(Struct, frozen=True):
-    """Time-outs in seconds (RFC 5321 4.5.3.2). Each wait has one, and all waits of a session
-    together, and those of a transaction before its final dot.
+    """Time-outs in seconds (RFC 5321 4.5.3.2). Each wait has one. All waits of a session together
+    have another, and so do all waits of a transaction before its final dot.
     """
 
     connect_s: float = 30.0  # to one address
@@ -262,9 +262,8 @@ class Connection:
                 on_replies(progress.outcomes)
 
     async def _send_slices(self, content: bytes) -> None:
-        slices = (
-            content[start : start + BLOCK_BYTES] for start in range(0, len(content), BLOCK_BYTES)
-        )
+        starts = range(0, len(content), BLOCK_BYTES)
+        slices = (content[start : start + BLOCK_BYTES] for start in starts)
         for block in dot_stuffed(slices):
             self._protocol.send(block, replies=0)
             await self._protocol.drained(self._timeouts.block_s)

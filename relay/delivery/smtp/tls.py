@@ -70,7 +70,9 @@ def certificate_names(certificate: Mapping[str, Any]) -> str:
 
 
 def peer_chain(tls: ssl.SSLObject) -> list[bytes]:
-    """Return the certificates that the peer showed (DER), its own first; nothing is verified."""
+    """Return the certificates that the peer showed (DER), beginning with the peer's; nothing is
+    verified.
+    """
     if sys.version_info >= (3, 13):
         chain = tls.get_unverified_chain()
     else:

@@ -56,8 +56,8 @@ class StubResolver:
         validating: bool = False,
         resolv_conf: str = "/etc/resolv.conf",
     ) -> None:
-        """Without `nameservers`, those of `resolv_conf` are used as it is at each query. Only with
-        `validating` an answer can be secure.
+        """Without `nameservers`, use `resolv_conf` as it is at each query. An answer can be secure
+        only with `validating`.
         """
         self._resolv_conf = None if nameservers else Path(resolv_conf)
         self._read: tuple[int, ...] = ()  # which file that was
@@ -111,7 +111,7 @@ class StubResolver:
         return records, min(float(answer.chaining_result.minimum_ttl), TTL_MAX_S)
 
     def _configure_from(self, resolv_conf: Path) -> None:
-        """Read the file if it has changed: the network may come up, or be another one, later."""
+        """Read the file if it has changed: the network may start later, or change."""
         try:
             status = resolv_conf.stat()
             read = (status.st_dev, status.st_ino, status.st_mtime_ns, status.st_size)
@@ -256,8 +256,8 @@ async def look_up(
 
 
 async def validated(nameservers: Sequence[Address], *, timeout_s: float) -> bool | None:
-    """Return whether the name servers say that they validated an answer that is signed, the root's;
-    None without an answer. Without `nameservers`, the system's are asked.
+    """Return whether the name servers mark the signed answer for the root as validated; None
+    without an answer. Without `nameservers`, the system's are asked.
     """
     servers = StubResolver(nameservers, timeout_s=timeout_s, validating=True)
     answer, _ = await servers.ask((".", "SOA"))

@@ -191,8 +191,8 @@ def by_preference(exchanges: Sequence[Exchange], rng: random.Random) -> list[Exc
 def leading_back(
     exchanges: Sequence[Exchange], is_own: Callable[[Exchange], bool]
 ) -> dict[Exchange, str]:
-    """Return this relay and the hosts that are not preferred to it, each with the reason why it is
-    not tried: they would send mail back.
+    """Return the hosts that would send mail back, each with the reason why it is not tried: this
+    relay, and the hosts that are not preferred to it.
     """
     own = [host for host in exchanges if is_own(host)]
     best = min((host.preference for host in own), default=None)
@@ -218,17 +218,16 @@ def mx_answer(
 
 
 def addresses_of(answers: Sequence[Answer], rng: random.Random) -> tuple[str, ...] | NoAnswer:
-    """Merge the answers for A, AAAA or both, alternating and the first first; each in random order.
+    """Merge the answers for A, AAAA or both: alternately, the first kind first, each in random
+    order.
 
-    Empty if there are definitely none; NoAnswer if that is unknown for lack of an answer.
+    Return () if the host has no address, and NoAnswer if that is not known because an answer is
+    missing.
     """
     families = []
     for answer in answers:
-        usable = (
-            [value for value in answer.values if is_usable(value)]
-            if isinstance(answer, Records)
-            else []
-        )
+        addresses = answer.values if isinstance(answer, Records) else ()
+        usable = [address for address in addresses if is_usable(address)]
         rng.shuffle(usable)
         families.append(usable)
     merged = [address for pair in zip_longest(*families) for address in pair if address is not None]
@@ -240,8 +239,8 @@ def addresses_of(answers: Sequence[Answer], rng: random.Random) -> tuple[str, ..
 def outcome_of(
     unresolved: Unresolved, is_own: Callable[[str], bool] = lambda _domain: False
 ) -> Failed | Deferred:
-    """Return the outcome for the recipients of a next hop that could not be resolved. That an own
-    domain has no way is a fault of the configuration or of its DNS, which can be corrected.
+    """Return the outcome for the recipients of a next hop that could not be resolved. It is
+    temporary for an own domain: its configuration or its DNS is wrong, and can be corrected.
     """
     if not isinstance(unresolved, TemporaryFailure | Unprotected) and is_own(unresolved.domain):
         name = unresolved.domain
@@ -281,6 +280,6 @@ def _exchange(value: str) -> Exchange:
 
 
 def is_usable(address: str) -> bool:
-    """Whether it is a unicast address; those of 0.0.0.0/8 and :: would connect to this machine."""
+    """Whether an address is unicast; 0.0.0.0/8 and :: would connect to this machine."""
     ip = plain_ip(address)
     return not (ip.is_unspecified or ip.is_multicast or ip in _THIS_HOST)

@@ -1,11 +1,9 @@
 """The own domains: which domains they are, and which recipients are valid there.
 
-Rooms ask whether a domain is own with its A-labels. Whether an address has an account or an alias
-is not decided here: aliases come before, accounts are looked up in
-relay/transport/routing/route_table.py.
-
-A file of recipients has an address a line; blank lines and those that begin with # are ignored. It
-is read when the table is made, and raises SettingsError with the faults of all its lines.
+Callers give domains as A-labels. Whether an address has an account or an alias is not decided here:
+aliases come before, accounts are looked up in relay/transport/routing/route_table.py. A file of
+recipients has an address a line; blank lines and those that begin with # are ignored. It is read
+when the table is made, and raises SettingsError with the faults of all its lines.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -32,7 +30,7 @@ class OwnDomains:
         catch_all: str,
         mailbox_of: Callable[[str, str], str],
     ) -> None:
-        """A name is that of a domain with accounts and this `catch_all`. `mailbox_of` returns the
+        """A plain name is a domain with accounts and this `catch_all`. `mailbox_of` returns the
         mailbox that a key names, and raises ValueError if there is none.
         """
         self._by_name: dict[str, OwnDomain] = {}
@@ -64,14 +62,16 @@ class OwnDomains:
         return self._by_name.get(domain.lower())
 
     def lists(self, own: OwnDomain, address: str) -> bool:
-        """Whether a domain has no file, or one with this address, with or without its tag."""
+        """Whether a domain has no file of recipients, or its file has the address, with or without
+        a tag.
+        """
         listed = self._listed.get(own.name)
         mailbox = own_mailbox(address)
         return listed is None or mailbox in listed or untagged(mailbox) in listed
 
 
 def catch_alls_elsewhere(domains: Iterable[str | OwnDomain], catch_all: str) -> dict[str, str]:
-    """Return each catch_all that is an address elsewhere, by the domain."""
+    """Return, by domain, each catch_all that is an address elsewhere."""
     own = [OwnDomain(x.lower(), catch_all=catch_all) if isinstance(x, str) else x for x in domains]
     here = {"", *(table.name for table in own if table.has_accounts)}
     return {table.name: table.catch_all for table in own if domain_of(table.catch_all) not in here}

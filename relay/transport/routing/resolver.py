@@ -1,11 +1,12 @@
 """Resolve a next hop (a domain's MX or a smarthost) to the hosts to connect to.
 
 Delivery calls it before it connects. A missing answer is never taken for "no such domain", and mail
-is never routed back to this relay: which host is this relay is decided here, which others are left
-out then in `mx_hosts` (leading_back). Failures are values: NullMx, NoSuchDomain, NoAddress,
-MailLoop, TemporaryFailure. usable_records() says which TLSA records count (RFC 7671, RFC 7672);
-what a host must show for them: `relay/delivery/smtp/dane.py`. See RFC 5321 5.1, RFC 7505 (null MX),
-RFC 8499 (terms).
+is never routed back to this relay. This module decides which host is this relay; leading_back() in
+`mx_hosts` decides which other hosts are left out because of it. Failures are values: NullMx,
+NoSuchDomain, NoAddress, MailLoop, TemporaryFailure.
+
+usable_records() says which TLSA records count (RFC 7671, RFC 7672); `relay/delivery/smtp/dane.py`
+says what a host must show for them. See RFC 5321 5.1, RFC 7505 (null MX), RFC 8499 (terms).
 """
 
 import asyncio
@@ -73,25 +74,24 @@ class Resolver:
         port: int = 25,
         proxy_host: str = "",
     ) -> None:
-        """`port` is that of MX hosts; `own_addresses` are those of our SMTP listeners. Connections
-        to graph:// beyond loopback go to `proxy_host`, if there is one. Only with
-        `dns.validating` hosts have TLSA records.
+        """`port` is the port of MX hosts; `own_addresses` are the addresses of our SMTP listeners.
+        Connections to graph:// beyond loopback go to `proxy_host`, if there is one. Hosts have TLSA
+        records only with `dns.validating`.
         """
         self.count_tlsa: Callable[[str], None] = lambda _result: None  # of RFC 8460 4.3.2
         self._rng = rng
         self._clock = clock
         self._hostname = hostname.lower()
-        self._own = frozenset(
-            place for own in own_addresses if own.host for place in _places_of(own)
-        )
+        listeners = [listener for listener in own_addresses if listener.host]
+        self._own = frozenset(place for own in listeners for place in _places_of(own))
         self._silent_until_s = 0.0
         # Separate threads: the system's lookup may hang, and the default ones write bodies.
         self._threads = ThreadPoolExecutor(_SYSTEM_THREADS, thread_name_prefix="dns")
         self.use(dns, port=port, proxy_host=proxy_host)
 
     def use(self, dns: DnsSettings, *, port: int, proxy_host: str = "") -> None:
-        """Use other settings, without the answers of earlier name servers; queries in progress go
-        on.
+        """Use other settings, and forget the answers of earlier name servers. Queries in progress
+        go on.
         """
         self._timeout_s = dns.timeout
         self._port = port
@@ -120,9 +120,9 @@ class Resolver:
                 raise ValueError(f"{next_hop} has no hosts")
 
     async def is_null_mx(self, domain: str) -> bool:
-        """Return whether a domain says that it accepts no mail (RFC 7505); without an answer
-        within NULL_MX_S it does not. Strangers name the domains: their questions leave half of the
-        queries to delivery.
+        """Return whether a domain says that it accepts no mail (RFC 7505); False without an answer
+        within NULL_MX_S. Clients choose the domains, so their questions leave half of the queries
+        to delivery.
         """
         now_s, question = self._clock.monotonic(), (domain, "MX")
         is_free = now_s >= self._silent_until_s and not self._dns.is_half_full
@@ -163,7 +163,9 @@ class Resolver:
         return ("AAAA" if ":" in address else "A") in self._kinds
 
     def _addresses_in(self, answers: Sequence[Answer]) -> tuple[str, ...] | NoAnswer:
-        """Return the addresses of a host; a literal, or the host table, has those of any kind."""
+        """Return the addresses of a host by the protocols in use; a literal, or the host table, may
+        have others.
+        """
         addresses = addresses_of(answers, self._rng)
         if isinstance(addresses, NoAnswer):
             return addresses
@@ -172,8 +174,8 @@ class Resolver:
     async def find_tlsa(
         self, hosts: Sequence[Host], *, must: bool, domains: tuple[str, ...]
     ) -> tuple[Host, ...]:
-        """Return hosts with their TLSA records; each `must` have some. `domains` are the names of
-        the next hop that lead to them for certain, if any.
+        """Return hosts with their TLSA records; with `must` a host without records is counted as a
+        failure. `domains` are the names of the next hop whose validated answers lead to the hosts.
         """
         asked = [self.tlsa(host.name, host.port, must=must) for host in hosts]
         pairs = zip(hosts, await asyncio.gather(*asked), strict=True)
@@ -185,9 +187,10 @@ class Resolver:
     async def tlsa(
         self, host: str, port: int, *, must: bool = False, fresh: bool = False
     ) -> TlsaFinding:
-        """Return the TLSA records of a host, which `must` have some; past the cache if they have to
-        be `fresh`. They count only where the name servers validated its addresses. The name that
-        CNAMEs lead to comes first (RFC 7672 2.2.2, 2.2.3).
+        """Return the TLSA records of a host; `must` as in find_tlsa(), `fresh` ignores the cache.
+
+        They count only where the name servers validated its addresses. The name that CNAMEs lead to
+        comes first (RFC 7672 2.2.2, 2.2.3).
         """
         addresses = await self._dns.answers(*((host, kind) for kind in self._kinds))
         records = [answer for answer in addresses if isinstance(answer, Records)]
@@ -247,8 +250,8 @@ class Resolver:
         *,
         skipped: dict[Exchange, str],
     ) -> Resolution:
-        """Look up the addresses of the better MX hosts in parallel, and drop hosts that lead back
-        here; `skipped` has those of which that is known.
+        """Look up the addresses of the `better` MX hosts in parallel, and drop those that lead back
+        here; `skipped` has the hosts that are known to lead back.
         """
         considered = by_preference(better, self._rng)
         questions = [(host.name, kind) for host in considered for kind in self._kinds]
@@ -305,8 +308,8 @@ class Resolver:
         return Hosts((host,), find_tlsa=self._find_tlsa)
 
     def _is_own(self, addresses: tuple[str, ...], port: int, *, is_mx: bool = False) -> bool:
-        """Return whether one of the addresses leads back here. No domain of others has its MX at
-        this machine's port 25, whatever program listens there.
+        """Return whether one of the addresses leads back here. An MX host at this machine's port 25
+        does, whatever program listens there.
         """
         return any(
             (str(ip), port) in self._own
@@ -340,9 +343,9 @@ class Resolver:
 class LoopbackResolver:
     """The resolver of a relay that opens no connection beyond loopback, whatever a route says.
 
-    MX hosts are those of `simulated`, whose name servers are on loopback. Of other hosts only
+    It asks `simulated` for MX hosts; the name servers of that are on loopback. Of other hosts only
     loopback addresses, localhost and Unix sockets count, because the system's lookup may ask other
-    name servers. One next hop may be elsewhere: `release_to`, which has a resolver of its own.
+    name servers. One next hop may be elsewhere: `release_to`, which `elsewhere` resolves.
     """
 
     def __init__(
@@ -421,7 +424,7 @@ def _places_of(listener: Address) -> Iterator[tuple[str, int]]:
 
 
 def usable_records(records: Iterable[TlsaRecord]) -> tuple[TlsaRecord, ...]:
-    """Return the records that can be used, RECORDS_MAX at most, in one order for each answer.
+    """Return the records that can be used, at most RECORDS_MAX, always in the same order.
 
     () means that TLS is required, and nothing verified (RFC 7672 2.2). Usages 0 and 1 need a store
     of authorities, and are no part of DANE for SMTP (RFC 7672 3.1.3).

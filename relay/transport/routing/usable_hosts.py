@@ -30,11 +30,12 @@ from relay.transport.routing.mx_hosts import (
     TemporaryFailure,
     Unprotected,
 )
-from relay.transport.routing.route_table import HopOptions, RouteTable
+from relay.transport.routing.route_table import RouteTable
+from relay.transport.routing.routes import HopOptions
 
 OTHER_FAMILY = "no address of the family of source_address"
-# Returns the hosts of a next hop in the order to try them, or why there are none: of Resolver, or
-# of StsPolicies.
+# Returns the hosts of a next hop in the order to try them, or why there are none: a method of
+# Resolver or StsPolicies.
 Resolve = Callable[[NextHop], Awaitable[Resolution]]
 
 
@@ -48,8 +49,8 @@ async def usable_hosts(
 
 
 async def find_hosts(resolve: Resolve, next_hop: NextHop, via: HopOptions) -> Resolution:
-    """Return the hosts of a next hop, with their TLSA records where these count: those of MX hosts,
-    and of others whose route demands DANE.
+    """Return the hosts of a next hop. MX hosts, and hosts whose route demands DANE, come with their
+    TLSA records.
     """
     lookup = await resolve(next_hop)
     if not isinstance(lookup, Hosts) or lookup.find_tlsa is None:
@@ -63,8 +64,8 @@ async def find_hosts(resolve: Resolve, next_hop: NextHop, via: HopOptions) -> Re
 
 
 async def with_policy(lookup: Resolution, by: str, demand: TlsDemand = "") -> Resolution:
-    """Return hosts with the MTA-STS policy of their domain; wait for it if it has to be fetched and
-    may count.
+    """Return hosts with the MTA-STS policy of their domain. Wait for a fetch only if the policy may
+    count.
     """
     if not isinstance(lookup, Hosts) or lookup.sts.fetch is None:  # nearly always
         return lookup
@@ -74,8 +75,9 @@ async def with_policy(lookup: Resolution, by: str, demand: TlsDemand = "") -> Re
 
 
 def with_tls(lookup: Resolution, via: HopOptions, by: str, *, demand: TlsDemand = "") -> Resolution:
-    """Return the hosts of a next hop, each with its TLS; `by` is RouteTable.tls_demanded_by(),
-    `demand` that of the message. A Unix socket fulfils each demand: it does not leave the machine.
+    """Return the hosts of a next hop, each with its TLS. `by` comes from
+    RouteTable.tls_demanded_by(), `demand` from the message. A Unix socket fulfils each demand: it
+    does not leave the machine.
     """
     if not isinstance(lookup, Hosts):
         return lookup
@@ -139,10 +141,6 @@ def mx_of(lookup: Resolution, source: str) -> MxAnswer:
     mx = NO_MX if isinstance(lookup, NullMx | NoSuchDomain) else lookup.mx
     if not source or not isinstance(lookup, Hosts):
         return mx
-    other = {host.name for host in lookup.hosts if not of_family(host.addresses, source)}
-    return replace(
-        mx,
-        hosts=tuple(
-            replace(host, skipped=OTHER_FAMILY) if host.name in other else host for host in mx.hosts
-        ),
-    )
+    out = {host.name for host in lookup.hosts if not of_family(host.addresses, source)}
+    hosts = [replace(host, skipped=OTHER_FAMILY) if host.name in out else host for host in mx.hosts]
+    return replace(mx, hosts=tuple(hosts))
