@@ -62,14 +62,7 @@ from relay.formats.dsn import UNREADABLE, ReportedRecipient, ReportKind
 from relay.formats.read_report import RemoteReport, read_remote_report
 from relay.store.journeys.events import Event
 from relay.store.spool.engine import SpoolEngine
-from relay.store.spool.types import (
-    Claim,
-    ClaimResult,
-    Key,
-    NewMessage,
-    ReportWriter,
-    SpoolError,
-)
+from relay.store.spool.types import Claim, ClaimResult, Key, NewMessage, ReportWriter, SpoolError
 from relay.transport.routing.routes import Fallback
 
 _log = get_logger("delivery")
@@ -104,7 +97,7 @@ class AttemptRecorder:
     schedule: RetrySchedule  # when recipients are retried
     clock: Clock  # for the times of attempts
     metrics: Metrics  # counts attempts and recipients
-    # where mail goes if no host of its next hop answers: RouteTable.fallback_for
+    # where mail goes if no host of its next hop answers: RouteTable.fallback_for()
     fallback_for: Callable[[NextHop], Fallback | None]
     hostname: str = ""  # of this relay
     claims_reports: bool = True  # False while delivery drains: reports wait in the spool
@@ -155,9 +148,9 @@ class AttemptRecorder:
             now_us = self.clock.queue_us()
             when_us = fallback_us(claim, fallback, lookup, now_us=now_us, unanswered_s=unanswered_s)
             schedule = replace(schedule, fallback_us=when_us)
-        await self._end(
-            claim,
-            lambda: result_of_attempt(
+
+        def result() -> AttemptResult:
+            return result_of_attempt(
                 claim,
                 outcomes,
                 time=self._time(),
@@ -165,17 +158,12 @@ class AttemptRecorder:
                 reached=reached,
                 lookup=lookup,
                 took_s=took_s,
-            ),
-            outcomes,
-            reached=reached,
-        )
+            )
+
+        await self._end(claim, result, outcomes, reached=reached)
 
     async def record_some(
-        self,
-        claim: Claim,
-        outcomes: Mapping[int, Success],
-        *,
-        took_s: float,
+        self, claim: Claim, outcomes: Mapping[int, Success], *, took_s: float
     ) -> None:
         """Record recipients that have the message; the attempt goes on with the others. After an
         internal error they are indeterminate.

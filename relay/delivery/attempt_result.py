@@ -153,7 +153,9 @@ def result_of_attempt(
     if not left:
         event = _attempt_event(claim, outcomes, time.at_us, lookup=lookup, took_s=took_s)
         return AttemptResult(_commit(claim, time, outcomes, event=event), time, kinds)
-    outcomes = {number: what for number, what in outcomes.items() if not isinstance(what, Captured)}
+    outcomes = {
+        number: outcome for number, outcome in outcomes.items() if not isinstance(outcome, Captured)
+    }
     # in the recipients' order
     numbers = [recipient.id for recipient in left]
     names = [deferral_class(outcomes[number]) for number in numbers if number in outcomes]
@@ -370,8 +372,8 @@ def expiry_result(claim: Claim, *, time: AttemptTime) -> AttemptResult:
         expired[recipient.id] = Failed(evidence)
         if not (claim.state is RecipientState.CAPTURED or is_silent):
             # The time of the last attempt is not known here.
-            person = _reported(claim, recipient, evidence, at_us=0)
-            reported[recipient.id] = replace(person, rule=rule)
+            report = _reported(claim, recipient, evidence, at_us=0)
+            reported[recipient.id] = replace(report, rule=rule)
     details = [
         _recipient_detail(recipient, RecipientState.EXPIRED, expired[recipient.id].evidence)
         for recipient in claim.recipients

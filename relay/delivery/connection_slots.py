@@ -201,7 +201,7 @@ class ConnectionSlots:
 
     def is_wanted_back(self, holder: Hashable, *, served: int) -> bool:
         """Whether a busy connection should end for another site: `holder` has more than its share,
-        or the connection had `served` transactions while other sites have none.
+        or the connection had `served` transactions while other sites have no connection.
         """
         if not self.has_waiters:
             return False

@@ -308,11 +308,7 @@ class HostSelection:
         return ConnectError.broken(SmtpStage.CONNECT, SessionFailure.LOST, text, peer=peer)
 
     async def _try(
-        self,
-        host: Host,
-        address: str,
-        *,
-        limit: Callable[[], AbstractAsyncContextManager[object]],
+        self, host: Host, address: str, *, limit: Callable[[], AbstractAsyncContextManager[object]]
     ) -> HostSession:
         target = target_of(host, address, self.via)
         try:

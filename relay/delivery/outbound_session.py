@@ -387,9 +387,10 @@ class OutboundSession(SessionState):
     def _note_reuse(self) -> None:
         """Let the evidence of further attempts say that the connection was open already."""
         connection = self.connection
-        if connection is None or (session := connection.peer.session) is None:
+        if connection is None:
             return
-        if session.connect_ms is not None:  # of the first attempt
+        session = connection.peer.session
+        if session is not None and session.connect_ms is not None:  # of the first attempt
             reused = replace(session, connect_ms=None, tls_ms=0.0)
             connection.peer = replace(connection.peer, session=reused)
 

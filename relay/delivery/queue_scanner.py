@@ -17,14 +17,7 @@ from relay.base.clock import Clock
 from relay.base.message.nexthop import HopKind, NextHop
 from relay.delivery.active_queue import ActiveQueue
 from relay.store.spool.engine import SpoolEngine
-from relay.store.spool.types import (
-    Claim,
-    DueBatch,
-    DueQuery,
-    NewMessage,
-    Position,
-    PriorityLevel,
-)
+from relay.store.spool.types import Claim, DueBatch, DueQuery, NewMessage, Position, PriorityLevel
 
 LEFT_BEHIND_MAX = 4000  # next hops, and the same number of senders
 RESCAN_US = 60_000_000  # between scans from the start

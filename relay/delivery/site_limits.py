@@ -97,7 +97,7 @@ class SiteOptions(Struct, frozen=True):
 
 
 class SitePause(Struct, frozen=True):
-    """A site that is not contacted; `name` is the [[reply]] entry that says so.
+    """A site that is not contacted until `until_s`; `provider` is the [[reply]] entry that says so.
 
     It is in memory only: a new process asks the host again. Claims that wait for its end have that
     time in the spool.

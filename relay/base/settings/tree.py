@@ -113,7 +113,7 @@ class ListenerTls(CertificateFiles):
 
     @property
     def pairs(self) -> "list[tuple[tuple[int, ...], CertificateFiles]]":
-        """All of them, each with what its place adds to the key path."""
+        """All certificates with their keys, each with the index that is added to the key path."""
         if not self.further:
             return [((), self)]
         return [((number,), pair) for number, pair in enumerate((self, *self.further))]
@@ -257,7 +257,7 @@ class OwnDomain:
 
     @property
     def file(self) -> Path | None:
-        """The file of its recipients, if they are in one."""
+        """The file with the recipients of the domain, if there is one."""
         path = self.recipients.removeprefix(FILE)
         return Path(path) if path != self.recipients else None
 
@@ -393,7 +393,7 @@ MIME_MAX: Final = 2_200_000
 @dataclass(frozen=True, slots=True)
 class OAuthClient:
     """Where tokens for routes come from (RFC 6749). Without a secret, certificate, service account
-    or assertion it is the refresh token that `relay oauth login` has stored.
+    or assertion, the refresh token is used that `relay oauth login` has stored.
     """
 
     name: Annotated[str, Form.MILTER_NAME]  # in routes, and of the file of its refresh token
@@ -431,7 +431,9 @@ class PolicySettings:
 
 @dataclass(frozen=True, slots=True)
 class Tenant:
-    """Own domains with rules of their own, in the directory of this name below that of [policy]."""
+    """Own domains with separate rules, in the directory of this name below the directory of
+    [policy].
+    """
 
     name: Annotated[str, Form.TENANT_NAME]
     domains: tuple[Domain, ...]  # of its mail
@@ -444,8 +446,8 @@ Strangers = Literal["verified", "postmaster", "sender"]
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What each login, token's account and user of this machine may send to the outside: () is no
-    limit; None of an account is what [limits] says.
+    """What each login, token's account and user of this machine may send to the outside. () is no
+    limit. In an account, None means the value of [limits].
     """
 
     messages: Rates | None = field(default=None, metadata=RELOADED)
@@ -582,7 +584,7 @@ class Settings:
 
     @property
     def domains(self) -> tuple[str | OwnDomain, ...]:
-        """All own domains; a name is that of one with accounts."""
+        """All own domains; a plain name is a domain with accounts."""
         return (*self.mailboxes.domains, *self.domain)
 
     @property
@@ -592,12 +594,12 @@ class Settings:
 
     @property
     def alias_domains(self) -> dict[str, str]:
-        """By an own domain with `alias_of`: the domain that this names."""
+        """The domain that each own domain with `alias_of` stands for, by the name of the latter."""
         return {domain.name: domain.alias_of for domain in self.domain if domain.alias_of}
 
     @property
     def account_domains(self) -> tuple[str, ...]:
-        """The names of those in which accounts have addresses."""
+        """The names of the domains in which accounts have addresses."""
         return (*self.mailboxes.domains, *(own.name for own in self.domain if own.has_accounts))
 
     @property
@@ -607,7 +609,7 @@ class Settings:
 
     @property
     def spool_file(self) -> Path:
-        """The file of the queue; of one on a server, the file that would be its own by default."""
+        """The file of the queue; for a queue on a server, the default file."""
         path = self.spool.url.removeprefix("sqlite:") if self.spool.is_file else _SPOOL_FILE
         return self.state_dir / path
 

@@ -180,7 +180,7 @@ def _listener(path: KeyPath, listener: SmtpListener) -> Found:
 
 
 def _anonymous(path: KeyPath, http: HttpSettings) -> Found:
-    """A proxy on this machine would make strangers anonymous."""
+    """Yield a fault if others than users of this machine could be anonymous, such as by a proxy."""
     if not http.anonymous:
         return
     if not all(address.is_loopback and not address.path for address in http.listen):
@@ -256,7 +256,9 @@ def _domains(read: Sequence[tuple[KeyPath, MailboxSettings | OwnDomain]]) -> Fou
 
 
 def _ways_of(path: KeyPath, route: Route, dns: DnsSettings) -> Found:
-    """Yield what is missing, a recipient of another domain, and hosts that cannot be used."""
+    """Yield the faults of a route's next hops: a missing value, a recipient of another domain, an
+    address of a protocol that is not used.
+    """
     hosts = {"next_hop": host_of(route), "fallback": host_of(as_fallback(route))}
     ips = {key: host.host for key, host in hosts.items() if host}
     for key, ip in (*ips.items(), ("source_address", route.source_address)):
@@ -282,7 +284,9 @@ def _ways_of(path: KeyPath, route: Route, dns: DnsSettings) -> Found:
 
 
 def as_fallback(route: Route) -> Route:
-    """Return the route to the fallback: the same TLS, but no login, which is for the first host."""
+    """Return the route to the fallback. It has the same TLS, but no login, which is for the first
+    host.
+    """
     tls = "verify" if verifies(route) else route.tls
     return replace(
         route,
@@ -296,7 +300,7 @@ def as_fallback(route: Route) -> Route:
 
 
 def _credentials(path: KeyPath, route: Route, names: Collection[str]) -> Found:
-    """Yield what is wrong with a login; `names` are those of [[oauth]]."""
+    """Yield the faults of a login; `names` are the names of the [[oauth]]."""
     auth, is_graph = route.auth, route.next_hop.startswith(_GRAPH)
     if auth is None:
         if is_graph:
@@ -332,7 +336,7 @@ def _is_mailbox(text: str) -> bool:
 
 
 def _graph(path: KeyPath, route: Route) -> Found:
-    """Yield what only a graph:// next hop has, and what it does not have."""
+    """Yield keys that a graph:// next hop does not have, and keys that only it has."""
     if route.next_hop.startswith(_GRAPH):
         for key in ("tls", "source_address"):
             if getattr(route, key):
@@ -346,7 +350,7 @@ def _graph(path: KeyPath, route: Route) -> Found:
 
 
 def _clients(clients: Sequence[tuple[KeyPath, OAuthClient]]) -> Found:
-    """Yield what [[oauth]] lacks or has too much of."""
+    """Yield the keys that an [[oauth]] lacks, or must not have."""
     yield from _too_many_or_alike(clients, "name", most=_OAUTH_MAX)
     for path, client in clients:
         if client.provider and client.token_url:
@@ -503,8 +507,8 @@ def usable_routes(next_hops: Mapping[str, str]) -> list[str]:
 
 
 def _signing_keys(keys: Sequence[tuple[KeyPath, DkimKey]]) -> Found:
-    """Yield the keys that have the selector of an earlier one, those too many for a domain, and
-    those whose record has too long a name.
+    """Yield the faults of DKIM keys: a selector that an earlier key has, too many keys for a
+    domain, a record with too long a name.
     """
     paths: dict[str, dict[str, KeyPath]] = {}
     for path, key in keys:
@@ -522,7 +526,7 @@ def _signing_keys(keys: Sequence[tuple[KeyPath, DkimKey]]) -> Found:
 
 
 def name_of(route: Route) -> str:
-    """Return the name of a route: `name`, or else what it says of mail and its next hop."""
+    """Return `name`; for a route without a name, a text of what mail it takes and its next hop."""
     words = (route.recipient or route.domain, route.sender, route.next_hop)
     return route.name or " ".join(filter(None, words))
 
@@ -533,8 +537,9 @@ def next_hops_by_name(routes: Iterable[Route]) -> dict[str, str]:
 
 
 def hidden_routes(routes: Sequence[Route], own: Collection[str]) -> Iterator[tuple[int, int]]:
-    """Yield the numbers of each route that gets no mail, and of the earlier one that gets it. What
-    is held goes on to the routes that follow. "*" takes no mail of the `own` domains.
+    """Yield the number of each route that gets no mail, with the number of the earlier route that
+    gets it. Mail that a route holds goes on to the routes that follow. "*" takes no mail of the
+    `own` domains.
     """
     for number, route in enumerate(routes):
         for earlier, other in enumerate(routes[:number]):
@@ -559,8 +564,8 @@ def hidden_routes(routes: Sequence[Route], own: Collection[str]) -> Iterator[tup
 
 
 def domain_matches(pattern: str, domain: str) -> bool:
-    """Return whether a domain has this pattern, or all that have the pattern `domain` have it; both
-    are in lower case.
+    """Return whether a domain matches `pattern`; if `domain` is a pattern, whether all its domains
+    do. Both are in lower case.
     """
     return pattern in ("*", domain) or (pattern.startswith("*.") and domain.endswith(pattern[1:]))
 
@@ -574,8 +579,8 @@ def recipient_matches(recipient: str, address: str) -> bool:
 
 
 def sender_matches(pattern: str, reverse_path: str) -> bool:
-    """Return whether a reverse-path has this pattern, with or without its tag. The null one has
-    "<>" and no other.
+    """Return whether a reverse-path matches a pattern, with or without its tag. The null
+    reverse-path matches "<>" only.
     """
     if pattern == "<>" or not reverse_path:
         return pattern == "<>" and not reverse_path
@@ -586,7 +591,7 @@ def sender_matches(pattern: str, reverse_path: str) -> bool:
 
 
 def _covers_sender(pattern: str, other: str) -> bool:
-    """Return whether every reverse-path that has the pattern `other` has `pattern`."""
+    """Return whether each reverse-path that matches `other` matches `pattern` too."""
     if pattern in ("", other):
         return True
     _, _, domains = pattern.partition("*@")

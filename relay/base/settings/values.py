@@ -223,7 +223,9 @@ def parse_mailbox(text: str) -> str:
 
 
 def is_atom_character(character: str) -> bool:
-    """Return whether a local part of a mailbox here may contain the character, besides dots."""
+    """Return whether a local part of a mailbox here may contain the character; dots are allowed
+    too.
+    """
     return character.isalnum() or character in _ATOM_SPECIALS
 
 
@@ -277,7 +279,7 @@ def _parse_socket_path(text: str) -> str:
 
 
 def parse_route_name(text: str) -> str:
-    """Return a name for people, in lists and commands."""
+    """Return the name of a route, as lists and commands show it."""
     if text != text.strip() or not text.isprintable() or len(text) > _ROUTE_NAME_LENGTH_MAX:
         raise ValueError(f"one line of at most {_ROUTE_NAME_LENGTH_MAX} characters")
     if text == _NO_ROUTE_NAME:
@@ -286,7 +288,7 @@ def parse_route_name(text: str) -> str:
 
 
 def parse_tenant_name(text: str) -> str:
-    """Return the name of a tenant, which is also that of its directory."""
+    """Return the name of a tenant, which is also the name of its directory."""
     if not _TENANT_NAME.fullmatch(text) or text == GROUPS_DIRECTORY:
         raise ValueError(
             "1 to 32 of a-z, 0-9, - and _, a letter or digit first, and another name than"
@@ -483,8 +485,8 @@ def without_references(text: str) -> str:
 def expand(text: str, *, base: Path, environ: Mapping[str, str]) -> str:
     """Return `text` with its references replaced; PATH is relative to `base`.
 
-    The last line ending of a file is removed. In the URL of a server, a reference is one part, such
-    as the password, of any characters. Raises ValueError.
+    The last line ending of a file is removed. In the URL of a server, the value of a reference is
+    quoted: a password may have any characters. Raises ValueError.
     """
     is_url = text.startswith(SCHEME)
 

@@ -300,7 +300,9 @@ class _GraphTransaction:
         except (ConnectError, HttpError, SmtpProtocolError, UnreadableError) as error:
             failed = self._of_error(error)
             outcomes |= {number: failed for number in numbers if number not in outcomes}
-        done = {number for number, end in outcomes.items() if isinstance(end, Relayed | Failed)}
+        done = {
+            number for number, outcome in outcomes.items() if isinstance(outcome, Relayed | Failed)
+        }
         self._requests.ended |= {
             request.message_id for request in self._open if done.issuperset(request.recipients)
         }

@@ -21,7 +21,7 @@ from relay.base.accounts.account import Expansion
 from relay.base.clock import Clock, Ids, rfc3339, wall_offset_us
 from relay.base.message.content import Content, is_eight_bit, read_all, size_of
 from relay.base.message.envelope import Envelope, ForwardPath, MessageFacts, Notify, Source
-from relay.base.message.header import ParsedContent
+from relay.base.message.header import Header, ParsedContent
 from relay.base.message.lifecycle import RecipientState
 from relay.base.message.nexthop import LOCAL, Destination
 from relay.base.message.outcome import Evidence
@@ -32,18 +32,19 @@ from relay.base.observe.logs import get_logger
 from relay.base.observe.metrics import Metrics
 from relay.base.settings.tree import Strangers
 from relay.delivery.reports.texts import TextSource
-from relay.formats.dsn import FAILURES, ReportedRecipient, ReportKind, short_subject, write_dsn
+from relay.formats.dsn import (
+    FAILURES,
+    HumanPart,
+    ReportedRecipient,
+    ReportKind,
+    short_subject,
+    write_dsn,
+)
 from relay.formats.headers import decoded, is_automatic
 from relay.formats.mdn import write_mdn
 from relay.store.journeys.details import ReportDetail, RoutedDetail
 from relay.store.journeys.events import Event
-from relay.store.spool.types import (
-    EntryExtra,
-    NewEntry,
-    NewMessage,
-    NewRecipient,
-    ReportPlan,
-)
+from relay.store.spool.types import EntryExtra, NewEntry, NewMessage, NewRecipient, ReportPlan
 from relay.transport.ingress.message_limits import RateLimits
 from relay.transport.signing.signer import SignedContents, Signer, SigningError
 
@@ -392,12 +393,9 @@ class Reporter:
         if subject.to:
             envelope = replace(envelope, reverse_path=subject.to, ret="HDRS")
         language = self._language(envelope.reverse_path, message.account)
-        written = write_dsn(
-            kind,
-            replace(message, envelope=envelope),
-            recipients,
-            content=subject.content,
-            words=lambda header: self.texts.current().write(
+
+        def words(header: Header) -> HumanPart:
+            return self.texts.current().write(
                 kind,
                 message,
                 recipients,
@@ -405,7 +403,14 @@ class Reporter:
                 hostname=self.hostname,
                 language=language,
                 is_notice=subject.is_notice,
-            ),
+            )
+
+        written = write_dsn(
+            kind,
+            replace(message, envelope=envelope),
+            recipients,
+            content=subject.content,
+            words=words,
             hostname=self.hostname,
             report_id=self.ids.new(),
             now_us=self.clock.time_us(),

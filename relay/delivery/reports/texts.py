@@ -191,12 +191,7 @@ class ReportTexts(Struct, frozen=True):
         }
 
     def _recipient(
-        self,
-        kind: ReportKind,
-        recipient: ReportedRecipient,
-        *,
-        hostname: str,
-        language: str,
+        self, kind: ReportKind, recipient: ReportedRecipient, *, hostname: str, language: str
     ) -> RecipientFields:
         if is_success(kind):
             return recipient_fields(recipient, detail="", hostname=hostname)

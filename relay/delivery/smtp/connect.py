@@ -205,7 +205,7 @@ async def connect(
 
 class _TolerantProtocol(SMTPProtocol):
     """Skips lines without a code, as ReplyParser does: the library never sends two commands at
-    once. A reply has at most as many octets and lines as there.
+    once. The limits of octets and lines in a reply are also ReplyParser's.
     """
 
     def _read_response_from_buffer(self) -> aiosmtplib.SMTPResponse | None:

@@ -207,7 +207,7 @@ class Connection:
     async def _envelope_by_steps(
         self, transaction: Transaction, progress: TransactionProgress
     ) -> bool:
-        """The same without PIPELINING: each command waits for the reply before it."""
+        """The same without PIPELINING: each command is sent after the reply to the last one."""
         command_s = self._timeouts.command_s
         if self._needs_reset:
             await self._exchange(RSET, command_s)
@@ -227,8 +227,8 @@ class Connection:
     async def _content(
         self, content: Content, progress: TransactionProgress, before_dot: BeforeDot | None
     ) -> None:
-        """Write content and final dot; large content in blocks, each with a time-out. What was not
-        sent in time has no final dot.
+        """Write the content and the final dot; large content in blocks, each with a time-out. If
+        the content is not sent in time, there is no final dot.
         """
         is_small = isinstance(content, bytes) and len(content) <= BLOCK_BYTES
         if isinstance(content, bytes) and is_small:

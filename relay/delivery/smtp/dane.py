@@ -1,8 +1,9 @@
 """DANE: whether the certificates that a host shows match its TLSA records (RFC 7671, RFC 7672).
 
-Usage 3 is the certificate of the host: its names and dates do not count. Usage 2 is an authority:
-its certificate is among those shown or in the record, signed what is shown, and names and dates
-count, by the machine's clock. Which records can be used: `relay/transport/routing/resolver.py`.
+Usage 3 is the certificate of the host: its names and dates do not count. Usage 2 is an authority.
+Its certificate is among those that the host shows, or in the record; it must have signed the host's
+certificate, whose names and dates count by the machine's clock. Which records can be used:
+`relay/transport/routing/resolver.py`.
 """
 
 import hashlib
@@ -40,7 +41,7 @@ _MALFORMED = (
 
 
 class DaneMismatch(Struct, frozen=True):
-    """Why the certificates of a host match no record; `result` is RFC 8460 4.3's."""
+    """Why the certificates of a host match no record; `result` is a result type of RFC 8460 4.3."""
 
     text: str
     result: str
@@ -49,7 +50,7 @@ class DaneMismatch(Struct, frozen=True):
 def dane_mismatch(
     records: Sequence[TlsaRecord], chain: Sequence[bytes], names: Sequence[str]
 ) -> DaneMismatch | None:
-    """Return why the certificates `chain` (DER, the host's own first) match none of the usable
+    """Return why none of the certificates in `chain` (DER, the host's first) match the usable
     records; None if they do. A record of usage 2 needs one of `names` in the host's certificate.
     """
     if not chain:
@@ -90,9 +91,10 @@ def _key_of(certificate: bytes) -> bytes:
 
 
 def _path_of(certificates: Sequence[x509.Certificate]) -> list[x509.Certificate]:
-    """Return the certificate of the host and its issuers in their order.
+    """Return the certificate of the host, then its issuers in their order.
 
-    With one certificate of a name there is one path to search, else exponentially many.
+    Each name has one certificate, so that there is one path to search; otherwise there would be
+    exponentially many.
     """
     path, left = certificates[:1], {issuer.subject: issuer for issuer in reversed(certificates[1:])}
     while (issuer := left.pop(path[-1].issuer, None)) is not None:
@@ -103,7 +105,9 @@ def _path_of(certificates: Sequence[x509.Certificate]) -> list[x509.Certificate]
 def _anchors(
     records: Sequence[TlsaRecord], issuers: Sequence[x509.Certificate], last: x509.Certificate
 ) -> list[x509.Certificate]:
-    """Return what the records of usage 2 trust. A bare key may be that which signed `last`."""
+    """Return what the records of usage 2 trust. A record with only a key may mean the key that
+    signed `last`.
+    """
     der = [(issuer, issuer.public_bytes(Encoding.DER)) for issuer in issuers]
     anchors = [issuer for issuer, text in der if any(_selects(record, text) for record in records)]
     for record in records:
@@ -130,7 +134,7 @@ def _anchor(
     dates: x509.Certificate,
     extensions: Iterable[x509.Extension[x509.ExtensionType]] = (),
 ) -> x509.Certificate:
-    """Return a certificate for the key of an authority. Of an anchor nobody checks the signature.
+    """Return a certificate for the key of an authority. The signature of an anchor is not checked.
 
     Raises TypeError for a key that cannot sign.
     """

@@ -245,12 +245,7 @@ class RouteTable:
         return replace(result, is_local=True, is_asked=own.recipients == "verify")
 
     def examine_chosen(
-        self,
-        address: str,
-        way: str,
-        usual: LocalRecipient | RemoteRecipient,
-        *,
-        reverse_path: str,
+        self, address: str, way: str, usual: LocalRecipient | RemoteRecipient, *, reverse_path: str
     ) -> LocalRecipient | RemoteRecipient:
         """Return where mail for `address` goes if a rule sends it by `way`: "route:NAME", or the
         text of a next hop.
@@ -313,9 +308,9 @@ class RouteTable:
 
     def expand(self, address: str, reverse_path: str = "") -> Expansion | None:
         """Return who gets the mail for an alias, for an address of a domain with `alias_of`, or for
-        an address that a catch_all elsewhere takes; examine() does not know aliases. Where another
-        catch_all or a postmaster takes the mail, it is sent to the address of that account if a
-        route takes it from there. None for any other address.
+        an address that a catch_all elsewhere takes; examine() does not know aliases. If another
+        catch_all or a postmaster takes the mail, and a route sends mail for that account elsewhere,
+        the mail goes to the account's address. None for any other address.
         """
         main = self.target_of(address)
         expansion = self._accounts.expand(main)
@@ -379,9 +374,9 @@ class RouteTable:
         return address.lower() == daemon and self._accounts.by_address(address) is None
 
     def _is_of_host(self, domain: str, address: str) -> bool:
-        """Whether reports to an address of this host's name go to the postmaster. The name is no
-        own domain then, and only routes for "*" would take the mail, to hosts that know no such
-        address.
+        """Whether reports to an address of this host's name go to the postmaster. This requires
+        that the name is no own domain, and that only routes for "*" take the mail: the hosts there
+        know no such address.
         """
         if domain != self._hostname or self.is_local_domain(domain):
             return False
@@ -443,8 +438,8 @@ class RouteTable:
         return route is not None and 0 < route.options.mime_max < size
 
     def must_stay(self, next_hop: NextHop, *, chosen: bool) -> bool:
-        """Whether mail stays at a next hop wherever the routes lead: it is captured, or a rule or
-        an operator has `chosen` a host, or has chosen a route that still leads there.
+        """Whether mail stays at a next hop wherever the routes lead. Captured mail stays. What a
+        rule or an operator has `chosen` stays, unless it is a route that no longer leads there.
         """
         if next_hop == CAPTURE or not chosen:
             return next_hop == CAPTURE

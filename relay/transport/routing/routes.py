@@ -139,8 +139,8 @@ def _options_of(route: Route, action: RouteAction, default: TlsLevel) -> HopOpti
 
 
 def tls_of(hop: NextHop | None, policy: TlsPolicy) -> TlsPolicy:
-    """Return the policy for a next hop: TLS from the start for smtps:// and graph://, none for a
-    socket.
+    """Return the policy for a next hop: no TLS for a socket; TLS from the start for smtps://, and
+    for graph:// unless its level is none.
     """
     if hop is not None and hop.is_socket:
         return TlsPolicy("none")
