@@ -58,21 +58,21 @@ class ProviderReplies:
     def __init__(self, entries: Iterable[ReplyEntry] = ()) -> None:
         """Compile the entries."""
         self.entries: dict[str, ReplyEntry] = {}
-        for entry in entries:
-            self.entries.setdefault(entry.name, entry)
+        for rule in entries:
+            self.entries.setdefault(rule.name, rule)
         self._texts = {
-            entry.name: PatternSet([entry.text]) for entry in self.entries.values() if entry.text
+            rule.name: PatternSet([rule.text]) for rule in self.entries.values() if rule.text
         }
 
     def judged(self, outcome: Deferred | Failed) -> Deferred | Failed:
         """Return the outcome by the first entry that matches; the outcome itself if none does."""
         evidence = outcome.evidence
-        entry = self._entry_for(evidence)
-        if entry is None:
+        rule = self._entry_for(evidence)
+        if rule is None:
             return outcome
-        severity = "5" if entry.kind is None else "4"
-        evidence = replace(evidence, provider=entry.name, status=severity + evidence.status[1:])
-        return Failed(evidence) if entry.kind is None else Deferred(evidence, entry.kind)
+        severity = "5" if rule.kind is None else "4"
+        evidence = replace(evidence, provider=rule.name, status=severity + evidence.status[1:])
+        return Failed(evidence) if rule.kind is None else Deferred(evidence, rule.kind)
 
     def _entry_for(self, evidence: Evidence) -> ReplyEntry | None:
         reply = evidence.reply
@@ -80,19 +80,19 @@ class ProviderReplies:
         if not evidence.remote or evidence.provider or match is None:
             return None
         code, status = int(match[1]), match[2] or ""
-        for entry in self.entries.values():
+        for rule in self.entries.values():
             if (
-                (entry.codes is None or code in entry.codes)
-                and (entry.mx is None or entry.mx.match(evidence.host))
-                and (entry.status is None or entry.status.match(status))
-                and (entry.text is None or self._has_text(entry, reply))
+                (rule.codes is None or code in rule.codes)
+                and (rule.mx is None or rule.mx.match(evidence.host))
+                and (rule.status is None or rule.status.match(status))
+                and (rule.text is None or self._has_text(rule, reply))
             ):
-                return entry
+                return rule
         return None
 
-    def _has_text(self, entry: ReplyEntry, reply: str) -> bool:
+    def _has_text(self, rule: ReplyEntry, reply: str) -> bool:
         with suppress(PatternError):  # out of memory: the outcome table decides
-            return bool(self._texts[entry.name].matching(reply))
+            return bool(self._texts[rule.name].matching(reply))
         return False
 
 
@@ -105,7 +105,7 @@ def load_provider_replies(own: Path | None, config: Path) -> ProviderReplies:
         raise SettingsError([read_document(config).fault(("delivery", "providers"), text)])
     files = ([own] if own is not None else []) + [shipped("conf") / "providers.toml"]
     faults: list[Fault] = []
-    entries = [entry for file in files for entry in _read(file, faults)]
+    entries = [rule for file in files for rule in _read(file, faults)]
     if faults:
         raise SettingsError(faults)
     return ProviderReplies(entries)
@@ -122,13 +122,13 @@ def _read(file: Path, faults: list[Fault]) -> Iterator[ReplyEntry]:
         before = len(faults)
         if not isinstance(raw, dict):
             continue
-        entry = _entry(reader)
-        if (line := lines.setdefault(entry.name, reader.line)) != reader.line and entry.name:
+        rule = _entry(reader)
+        if (line := lines.setdefault(rule.name, reader.line)) != reader.line and rule.name:
             reader.add_fault(
                 ("name",), f"found the name of the entry in line {line}, expected another"
             )
         if len(faults) == before:
-            yield entry
+            yield rule
 
 
 def _entry(reader: TableReader) -> ReplyEntry:

@@ -431,13 +431,13 @@ class Site:
     def _obey(self, outcome: Outcome) -> None:
         """Use fewer connections, or none and postpone what waits, as an entry or the host says."""
         evidence = outcome.evidence
-        entry = self.options.providers.entries.get(evidence.provider)
+        rule = self.options.providers.entries.get(evidence.provider)
         now_s = self.clock.monotonic()
-        if entry is not None and entry.connections:
-            self.concurrency.full_at(entry.connections, until_s=now_s + FEWER_S)
-        pause_s = evidence.pause_s or (entry.pause_s if entry is not None else 0.0)
+        if rule is not None and rule.connections:
+            self.concurrency.full_at(rule.connections, until_s=now_s + FEWER_S)
+        pause_s = evidence.pause_s or (rule.pause_s if rule is not None else 0.0)
         if pause_s and self._pause is None:
-            provider = entry.name if entry is not None else RETRY_AFTER
+            provider = rule.name if rule is not None else RETRY_AFTER
             _log.warning("site paused", site=self.name, provider=provider, pause_s=pause_s)
             self.pauses[self._pause_key] = SitePause(self.name, provider, now_s + pause_s)
             self._postpones(*self.ready.drain())

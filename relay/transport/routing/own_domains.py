@@ -110,8 +110,8 @@ def _addresses_in(file: Path, domain: str, key: str) -> frozenset[str]:
 
 def _entries(text: str) -> Iterator[tuple[int, str]]:
     for number, line in enumerate(text.split("\n"), 1):
-        if (entry := line.strip()) and not entry.startswith("#"):
-            yield number, entry
+        if (address := line.strip()) and not address.startswith("#"):
+            yield number, address
 
 
 def _address(text: str, domain: str) -> str | None:
