@@ -3,7 +3,7 @@
 Each connection of each site holds a slot of one ConnectionSlots, each lookup of a next hop one of
 another. A probe is a connection to a site that has not answered lately, or a lookup. Probes of
 sites that were unreachable at the last attempt use at most a quarter of the slots, all probes at
-most half, so that dead sites leave room for live ones; lookups have limits of their own. A site's
+most half, so that dead sites leave room for live ones; lookups have separate limits. A site's
 first connection comes before another site's second, round robin among senders. Among probes, new
 mail comes before queued mail, and the sender with the fewest probes before others; a few slots are
 reserved for both. A probe that takes long ends when another one waits.
@@ -63,7 +63,7 @@ class SlotQueue:
         return sum(map(len, self._lines.values()))
 
     def push(self, item: Slot) -> None:
-        """Add an item after those of its sender and kind."""
+        """Add a request behind the others of its sender and kind."""
         self._lines[item.is_new].push(item.sender, item)
 
     def use_earlier_turn(self, item: Slot, sender: int, *, is_new: bool) -> bool:

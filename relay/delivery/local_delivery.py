@@ -1,6 +1,6 @@
 """Local delivery: into the Maildirs of this relay, a few at once, round robin among senders.
 
-In a development relay, captured mail is delivered too, each recipient's into a mailbox of its own.
+In a development relay, captured mail is delivered too, into a separate mailbox for each recipient.
 
 The store puts one copy into a mailbox, and decides whether there is room
 (relay/store/mailbox/quota.py) and whether it is there already (relay/store/mailbox/inbox.py). Its

@@ -88,7 +88,7 @@ def claim_action(claim: Claim, *, now_us: int, confirmed_us: int, started_us: in
 def end_us(claim: Claim, *, started_us: int) -> int | None:
     """When the claim expires while it waits; None if it must be attempted once more first."""
     if claim.state is RecipientState.CAPTURED:
-        return claim.due_us  # kept for a time of its own, whatever the message's expiry
+        return claim.due_us  # kept for another time than the message's expiry says
     expires_us = claim.expires_us
     if claim.state is RecipientState.HELD:
         return expires_us

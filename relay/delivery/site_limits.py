@@ -77,7 +77,7 @@ class SiteOptions(Struct, frozen=True):
     unreachable_s: float
     idle_s: float = 5.0
     rate: Rate | None = None
-    providers: ProviderReplies = _NO_ENTRIES  # what replies mean besides the outcome table
+    providers: ProviderReplies = _NO_ENTRIES  # what replies mean in place of the outcome table
     waited_s: Callable[[Claim], float] = lambda _claim: 0.0
 
     def limited(self, connections_max: int | None, rate: Rate | None) -> "SiteOptions":

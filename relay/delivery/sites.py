@@ -5,10 +5,10 @@ Which hosts a next hop has is decided in relay/transport/routing/usable_hosts.py
 Sites looks up the hosts of a next hop, once for all claims that wait, and gives the claims to
 the site of those hosts. The same hosts are one site, whatever domains they serve. A next hop that
 could not be resolved is not looked up again at once; its claims share that outcome. Mail that
-demands more or less TLS than others (RFC 8689) has lookups and outcomes of its own.
+demands more or less TLS than others (RFC 8689) has separate lookups and outcomes.
 
 A lookup holds a slot, as a probe of a site does. Next hops that were not found the last time have a
-small limit of their own, so that they do not delay others. Lookups for sites that answered lately
+small separate limit, so that they do not delay others. Lookups for sites that answered lately
 count as those for new mail.
 """
 
@@ -76,7 +76,7 @@ class Sites:
     resolve: Resolve  # finds the hosts of a next hop
     table: RouteTable  # how they are contacted
     slots: ConnectionSlots  # of all sites together
-    options: SiteOptions  # of each site, without those of routes
+    options: SiteOptions  # of each site, before its route changes them
     clock: Clock  # for how long something is remembered
     connect: Connect  # opens connections
 

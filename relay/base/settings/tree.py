@@ -234,7 +234,7 @@ class MailboxSettings:
     postmaster: Mailbox = field(default="", metadata=RELOADED)
     # whether mail of strangers in the name of a local domain may leave by an alias or a tenant
     forward_own_from: bool = field(default=False, metadata=RELOADED)
-    # of the senders that forwarded mail gets; "": that of the alias
+    # of the senders that forwarded mail gets; "": the alias's domain
     srs_domain: Domain = field(default="", metadata=RELOADED)
     # of the same; "": a file in state_dir
     srs_key: Annotated[str, Form.SRS_KEY, Secret] = ""
@@ -251,8 +251,8 @@ class OwnDomain:
     # which are valid: accounts here, or for mail that is passed on: "any", those that the next hop
     # takes ("verify"), or those in a file
     recipients: Annotated[str, Form.RECIPIENTS] = "accounts"
-    catch_all: Mailbox = ""  # with accounts: as that of [mailboxes]
-    postmaster: Mailbox = ""  # "": that of [mailboxes], or the next hop
+    catch_all: Mailbox = ""  # with accounts: as in [mailboxes]
+    postmaster: Mailbox = ""  # "": as in [mailboxes], or the next hop
     alias_of: Domain = ""  # each address is one of the same name there
 
     @property
@@ -310,7 +310,7 @@ class DnsSettings:
     # of hosts that mail is sent to; the first is preferred (Postfix: inet_protocols,
     # smtp_address_preference)
     protocols: tuple[Literal["ipv4", "ipv6"], ...] = ("ipv4", "ipv6")
-    validating: bool = False  # they validate DNSSEC, and nobody between can change their answers
+    validating: bool = False  # they validate DNSSEC, and no host between can change their answers
     timeout: PositiveSeconds = 10.0
 
 
@@ -339,7 +339,7 @@ class DeliverySettings:
     providers: Path | None = None  # a file of [[reply]] tables; they go before the shipped ones
     mta_sts_port: Port = 443  # of the web servers with MTA-STS policies
     mta_sts_ca: Path | None = None  # trusted for them; None: the system's store
-    mta_sts_allow: tuple[Network, ...] = ()  # of them, besides public addresses
+    mta_sts_allow: tuple[Network, ...] = ()  # of them, in addition to public addresses
     # of token servers and graph:// next hops, http://HOST:PORT; "": none
     proxy: Annotated[str, Form.PROXY, Secret] = field(default="", repr=False)
 
@@ -368,8 +368,8 @@ class Route:
     # None: "verify" with `auth` to a host that is not loopback, else as in [delivery]
     tls: Literal["none", "opportunistic", "required", "verify", "dane"] | None = None
     ca: Path | None = None  # None: the system's store
-    max_connections: Connections | None = None  # per site, besides those of [delivery]
-    max_rate: Rate = ""  # per site, besides that of [delivery]
+    max_connections: Connections | None = None  # per site, as well as in [delivery]
+    max_rate: Rate = ""  # per site, as well as in [delivery]
     name: Annotated[str, Form.ROUTE_NAME] = ""  # "": validation.name_of()
     sender: Annotated[str, Form.SENDER_PATTERN] = ""  # "": every reverse-path
     recipient: Mailbox = ""  # only this address of the domain, with any tag; "": all
@@ -405,8 +405,8 @@ class OAuthClient:
     certificate: Path | None = None  # PEM, with its key
     service_account: Path | None = None  # Google's JSON
     assertion_file: Path | None = None  # read at each request
-    token_url: Annotated[str, Form.TOKEN_URL] = ""  # "": that of the provider
-    device_url: Annotated[str, Form.TOKEN_URL] = ""  # "": devicecode beside token_url
+    token_url: Annotated[str, Form.TOKEN_URL] = ""  # "": the provider's
+    device_url: Annotated[str, Form.TOKEN_URL] = ""  # "": devicecode next to token_url
     scope: str = ""  # "": as the provider has it for what uses the token
 
 
@@ -477,8 +477,8 @@ class ReportsSettings:
     per_sender: Rate = "100/3600.0"  # of successes and delays; "": no limit
     copy_to: Mailbox = ""  # gets a copy, with the header only
     copy_kinds: tuple[Literal["failure", "delayed", "unknown"], ...] = ("failure",)
-    # who hears of strangers' mail that fails after its 250; verified: the sender, if a check passed
-    # for its domain, else the postmaster
+    # who gets a report if strangers' mail fails after its 250; verified: the sender, if a check of
+    # the domain passed, else the postmaster
     strangers: Strangers = "verified"
 
 
@@ -546,7 +546,7 @@ class SendmailSettings:
     """Mail of programs of this machine: `relay sendmail`."""
 
     socket: Path = Path("/run/relay/submit.sock")  # while the service runs
-    users: tuple[str, ...] = ()  # beside root: may send from any address
+    users: tuple[str, ...] = ()  # and root: may send from any address
     drop: Path | None = Path("/var/spool/relay/maildrop")  # while it is down; None: then 75
 
 
@@ -557,7 +557,7 @@ class Settings:
     hostname: Domain  # in the greeting, EHLO and Received
     state_dir: Path  # the spool, the sockets and the lock
     http: HttpSettings = field(default_factory=HttpSettings)  # [http]
-    # whether SMTP sessions are in a process of their own; auto: with two processors and more
+    # whether SMTP sessions are in a separate process; auto: with two processors and more
     smtp_gate: Literal["auto", "on", "off"] = "auto"
     smtp: tuple[SmtpListener, ...] = ()  # each [[smtp]]
     mailboxes: MailboxSettings = field(default_factory=MailboxSettings)  # [mailboxes]

@@ -171,7 +171,7 @@ class Reporter:
     expand: Callable[[str], Expansion | None] = lambda _address: None  # of an alias: who gets it
     signer: Signer | None = None  # None: they are not signed
     copies: Copies = field(default_factory=Copies)  # none at first
-    strangers: Strangers = "verified"  # who hears of failures of their mail
+    strangers: Strangers = "verified"  # who gets a report if their mail fails
     _noticed: dict[str, str] = field(default_factory=dict)  # in this hour: recipient, message
     _hour: int = 0
 

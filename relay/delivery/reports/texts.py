@@ -83,7 +83,7 @@ _RECEIPT_FIELDS = frozenset(
 )
 _STATUS_FIELDS = frozenset(("recipient", "hostname", "language"))
 _COUNTED = "_counted"  # what each loop of a template goes through
-_COLOURS = {True: "#2e7d32", False: "#c62828"}  # of the bar beside good and bad news
+_COLOURS = {True: "#2e7d32", False: "#c62828"}  # of the bar next to good and bad news
 _status_file = re.compile(r"([45]\.[0-9]{1,3}(?:\.[0-9]{1,3})?)\.txt").fullmatch
 _log = get_logger("reports")
 
@@ -268,7 +268,7 @@ def _bounded(template: jinja2.Template, fields: Mapping[str, Any]) -> str:
 class TextSource(Struct, frozen=True):
     """Gives the texts in force, and the language of an account: "" where it is not known."""
 
-    current: Callable[[], ReportTexts] = ReportTexts  # those of this relay
+    current: Callable[[], ReportTexts] = ReportTexts  # Relay's
     language_of: Callable[[str], str] = lambda _address: ""
 
 
@@ -309,7 +309,7 @@ def _environment(kind: type[jinja2.Environment], form: str) -> jinja2.Environmen
 
 # -- the operator's templates
 def load_texts(settings: ReportsSettings) -> ReportTexts:
-    """Return the texts that `settings` name, and read those of this relay.
+    """Return the texts that `settings` name, and read Relay's.
 
     Raises SettingsError with all faults; OSError if a file of the installation is missing.
     """

@@ -39,7 +39,7 @@ class FailureClass(StrEnum):
     MAILBOX = "mailbox"  # another problem with it
     TOO_LARGE = "too_large"
     SPAM = "spam"
-    RULE = "rule"  # of this relay, with a text of its own
+    RULE = "rule"  # of this relay, which has a text
     REFUSED = "refused"  # by rules of the remote host
     TLS_REQUIRED = "tls_required"
     LOOP = "loop"
@@ -83,7 +83,7 @@ class RecipientFields(Struct, frozen=True):
     address: str  # as the message was sent to it
     domain: str  # of the address
     status: str  # such as "5.2.2"
-    detail: str  # "2.2" of "5.2.2"; of an expired recipient, that of the last reply
+    detail: str  # "2.2" of "5.2.2"; of the last reply, if the recipient expired
     host: str  # who gave the reply: the remote host, or this relay
     reply: str  # word for word
     text: str  # the reply without its codes

@@ -2,7 +2,7 @@
 
 connect() opens a session with a target. A Connection runs transactions one after another. Every
 wait has a time-out. Every reply is matched to its command; if that is impossible, the connection is
-closed. Each recipient gets an outcome of its own.
+closed. Each recipient gets a separate outcome.
 
 - `connect`: TCP, greeting, EHLO, STARTTLS and AUTH; what follows if a host offers no STARTTLS or if
   TLS fails; when a password may be sent

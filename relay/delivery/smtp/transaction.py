@@ -60,7 +60,7 @@ class Transaction:
     content: Content = field(repr=False)
     whole: bool = False
     encoded: str = ""
-    graph: "CloudRequests | None" = None  # what a transaction by Microsoft Graph needs besides
+    graph: "CloudRequests | None" = None  # what a transaction by Microsoft Graph needs as well
 
 
 class CloudRequests(Protocol):
@@ -160,7 +160,7 @@ class TransactionProgress:
             return self._go_on(SmtpStage.DATA, reply)
         self.closing = closes_connection(reply) or reply.code // 100 == 2
         if self._peer.lmtp and reply.code // 100 == 3:  # RFC 2033 4.2: it must not
-            self.closing = True  # nobody knows how many replies would follow a final dot
+            self.closing = True  # it is not known how many replies would follow a final dot
             return False
         return reply.code // 100 == 3
 

@@ -61,7 +61,7 @@ class Credentials:
 
 class HopOptions(Struct, frozen=True):
     """How the hosts of a next hop are contacted, as its route says. Next hops whose options differ
-    share no connection. The limits apply in addition to those of [delivery].
+    share no connection. The limits of [delivery] apply as well.
     """
 
     tls: TlsPolicy  # unless the domain or the message demands more
