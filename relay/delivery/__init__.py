@@ -1,6 +1,6 @@
 """Steps 6 and 7: delivery to local mailboxes and by SMTP to the next hop, and the reports of it.
 
-In: entries that were just accepted, and those of the spool that are due. Out: files in Maildirs,
+In: entries that were just accepted, and entries of the spool that are due. Out: files in Maildirs,
 transactions with hosts; results and reports, committed together. A connection has at most one
 transaction without a committed result, so a crash causes at most one second copy for each
 connection.

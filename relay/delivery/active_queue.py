@@ -51,15 +51,15 @@ class ActiveQueue:
 
     def full_hops(self, level: PriorityLevel) -> Collection[NextHop]:
         """The next hops that get no more claims of a priority level for now."""
-        return [one for one in self._full(level) if isinstance(one, NextHop)]
+        return [name for name in self._full(level) if isinstance(name, NextHop)]
 
     def full_senders(self, level: PriorityLevel) -> Collection[int]:
         """The senders that get no more claims of a priority level for now."""
-        return {one for one in self._full(level) if isinstance(one, int)}
+        return {name for name in self._full(level) if isinstance(name, int)}
 
     def full_pairs(self, level: PriorityLevel) -> Collection[SenderAtHop]:
         """The senders that get no more claims of a priority level at one next hop for now."""
-        return [one for one in self._full(level) if not isinstance(one, NextHop | int)]
+        return [name for name in self._full(level) if not isinstance(name, NextHop | int)]
 
     def level_of(self, next_hop: NextHop, sender: int, level: PriorityLevel) -> PriorityLevel:
         """The priority level for mail that is accepted now and would have the level `level`."""
@@ -67,14 +67,14 @@ class ActiveQueue:
             return level
         is_too_much = (
             len(self._unreached) >= max(1, self._claims_max // _UNREACHED_PART)
-            and [one for _, one in self._unreached.values()].count(sender) >= _FEW
+            and [other for _, other in self._unreached.values()].count(sender) >= _FEW
         )
         return PriorityLevel.UNREACHABLE if is_too_much else level
 
     def mark_reached(self, next_hop: NextHop) -> None:
         """Record that a host of the next hop answered."""
         if next_hop not in self._reached:
-            of_others = (one for one in self._unreached.items() if one[1][0] != next_hop)
+            of_others = (pair for pair in self._unreached.items() if pair[1][0] != next_hop)
             self._unreached = dict(of_others)
         self._reached[next_hop] = None
 

@@ -62,15 +62,8 @@ from relay.formats.dsn import UNREADABLE, ReportedRecipient, ReportKind
 from relay.formats.read_report import RemoteReport, read_remote_report
 from relay.store.journeys.events import Event
 from relay.store.spool.engine import SpoolEngine
-from relay.store.spool.types import (
-    Claim,
-    ClaimResult,
-    Key,
-    NewMessage,
-    ReportWriter,
-    SpoolError,
-)
-from relay.transport.routing.route_table import WayAround
+from relay.store.spool.types import Claim, ClaimResult, Key, NewMessage, ReportWriter, SpoolError
+from relay.transport.routing.routes import Fallback
 
 _log = get_logger("delivery")
 _PAUSE_S_FIRST = 0.2
@@ -80,9 +73,9 @@ _NO_OUTCOMES: Mapping[int, Outcome] = MappingProxyType({})
 
 
 class EndedClaim(Struct, frozen=True):
-    """What follows from a claim that has ended: `reports` are claimed already; `due_us` is when the
-    entry is due again, None if it is final or not known. `has_unclaimed`: reports were put into the
-    spool that are not claimed: held, or captured.
+    """What follows from the end of a claim. `reports` are claimed already. `due_us` is when the
+    entry is due again, None if it is final or not known. `has_unclaimed`: some reports in the spool
+    are not claimed, because they are held or captured.
     """
 
     reports: tuple[Claim, ...] = ()
@@ -104,8 +97,8 @@ class AttemptRecorder:
     schedule: RetrySchedule  # when recipients are retried
     clock: Clock  # for the times of attempts
     metrics: Metrics  # counts attempts and recipients
-    # where mail goes if no host of its next hop answers: RouteTable.way_around
-    way_around: Callable[[NextHop], WayAround | None]
+    # where mail goes if no host of its next hop answers: RouteTable.fallback_for()
+    fallback_for: Callable[[NextHop], Fallback | None]
     hostname: str = ""  # of this relay
     claims_reports: bool = True  # False while delivery drains: reports wait in the spool
     # called when a claim has ended, with whether an attempt reached a host (None: there was none);
@@ -149,15 +142,15 @@ class AttemptRecorder:
         """Record an attempt; `reached` and `took_s` as in result_of_attempt(). `unanswered_s`: for
         how long no host has answered; None: one did.
         """
-        lookup, way = self.lookup_of(claim), self.way_around(claim.next_hop)
+        lookup, fallback = self.lookup_of(claim), self.fallback_for(claim.next_hop)
         schedule = self.schedule
-        if way is not None:
+        if fallback is not None:
             now_us = self.clock.queue_us()
-            when_us = fallback_us(claim, way, lookup, now_us=now_us, unanswered_s=unanswered_s)
+            when_us = fallback_us(claim, fallback, lookup, now_us=now_us, unanswered_s=unanswered_s)
             schedule = replace(schedule, fallback_us=when_us)
-        await self._end(
-            claim,
-            lambda: result_of_attempt(
+
+        def result() -> AttemptResult:
+            return result_of_attempt(
                 claim,
                 outcomes,
                 time=self._time(),
@@ -165,17 +158,12 @@ class AttemptRecorder:
                 reached=reached,
                 lookup=lookup,
                 took_s=took_s,
-            ),
-            outcomes,
-            reached=reached,
-        )
+            )
+
+        await self._end(claim, result, outcomes, reached=reached)
 
     async def record_some(
-        self,
-        claim: Claim,
-        outcomes: Mapping[int, Success],
-        *,
-        took_s: float,
+        self, claim: Claim, outcomes: Mapping[int, Success], *, took_s: float
     ) -> None:
         """Record recipients that have the message; the attempt goes on with the others. After an
         internal error they are indeterminate.
@@ -302,7 +290,7 @@ class AttemptRecorder:
         if owed := self._owed_by(claim):  # rarely
             for kind in (ReportKind.DELIVERED, ReportKind.RELAYED):
                 is_delivered = kind is ReportKind.DELIVERED
-                before = [one for one in owed if one.is_delivered == is_delivered]
+                before = [recipient for recipient in owed if recipient.is_delivered == is_delivered]
                 reported[kind] = (*before, *reported.get(kind, ()))
         reports, events = await self._reports(claim, reported)
         commit = replace(
@@ -322,7 +310,7 @@ class AttemptRecorder:
                 entry=claim.entry_id,
             )
             return _UNKNOWN_END
-        in_doubt = any(isinstance(one, Indeterminate) for one in commit.outcomes.values())
+        in_doubt = any(isinstance(outcome, Indeterminate) for outcome in commit.outcomes.values())
         if commit.held and in_doubt:
             _log.error("message held: outcome not recorded", qid=claim.message.id)
         elif commit.held:
@@ -356,16 +344,17 @@ class AttemptRecorder:
     async def _remote_report(
         self, claim: Claim, outcomes: Mapping[int, Outcome]
     ) -> tuple[RemoteReport, tuple[str, ...]] | None:
-        """Return what a message from the null sender claims of another one, if this attempt put it
-        into mailboxes here; None for Relay's own reports. Whatever it contains, it is delivered.
+        """Return what a report from another host says about a message, and the recipients whose
+        mailboxes here this attempt put it into. None for other mail and for Relay's own reports. No
+        content prevents the delivery.
         """
         facts = claim.message
         if facts.envelope.reverse_path or facts.source is Source.REPORT:
             return None
         to = tuple(
-            one.path.address
-            for one in claim.recipients
-            if one.id in outcomes and outcomes[one.id].evidence.graph_id
+            recipient.path.address
+            for recipient in claim.recipients
+            if recipient.id in outcomes and outcomes[recipient.id].evidence.graph_id
         )
         if not to:
             return None
@@ -381,14 +370,14 @@ class AttemptRecorder:
         return None
 
     def _owed_by(self, claim: Claim) -> tuple[ReportedRecipient, ...]:
-        """Return the recipients of which the sender is owed a report, since slices before."""
+        """Return the recipients of earlier partial results that a report of success must name."""
         return self._owed.get((claim.key, claim.epoch), claim.owed)
 
     async def _reports(
         self, claim: Claim, recipients: Mapping[ReportKind, Sequence[ReportedRecipient]]
     ) -> tuple[tuple[NewMessage, ...], tuple[Event, ...]]:
         """Return the reports about `recipients`; their content is read only if there are any."""
-        due = {kind: some for kind, some in recipients.items() if some}
+        due = {kind: group for kind, group in recipients.items() if group}
         if not due:
             return (), ()
         try:
@@ -400,15 +389,17 @@ class AttemptRecorder:
             content = UNREADABLE
         messages: list[NewMessage] = []
         events: list[Event] = []
-        for kind, some in due.items():
+        for kind, group in due.items():
             try:
-                plan = self.reporter.reports(kind, claim.message, some, content=content)
+                plan = self.reporter.reports(kind, claim.message, group, content=content)
             except Exception:  # noqa: BLE001 - no content may prevent its report
                 _log.exception("internal error in a report", qid=claim.message.id)
-                plan = self.reporter.reports(kind, claim.message, some, content=UNREADABLE)
+                plan = self.reporter.reports(kind, claim.message, group, content=UNREADABLE)
             messages += plan.messages
             entry = claim.entry_id if kind is ReportKind.DELAYED else 0
-            events += (replace(one, detail=replace(one.detail, entry=entry)) for one in plan.events)
+            events += (
+                replace(event, detail=replace(event.detail, entry=entry)) for event in plan.events
+            )
         return tuple(messages), tuple(events)
 
     def _count_and_log(self, claim: Claim, result: AttemptResult) -> None:

@@ -52,7 +52,7 @@ from relay.store.spool.types import (
     PriorityLevel,
     Unanswered,
 )
-from relay.transport.routing.route_table import WayAround
+from relay.transport.routing.routes import Fallback
 
 _NO_REPLY = Evidence("", "")
 _DETAIL_RECIPIENTS_MAX = 1000
@@ -124,13 +124,15 @@ def result_of_attempt(
     lookup: Lookup | None = None,
     took_s: float | None = None,
 ) -> AttemptResult:
-    """Sort the outcomes of one attempt; keys are recipients' ids. Not `reached`: no host of the
-    next hop answered, so its mail waits at the unreachable priority level. `took_s` is the time
-    since a worker took the claim, None where it shares another one's attempt. If some have failed
-    and none of those that wait was attempted, these are due now. Who got no answer to the final dot
-    as often as `schedule` allows has failed.
-    Recipients of an entry are captured together: if one of them waits, so do those that have their
-    copy, and the next attempt finds it.
+    """Sort the outcomes of one attempt; keys are recipients' ids. Unless `reached`, no host of the
+    next hop answered, and the mail waits at the unreachable priority level. `took_s` is the time
+    since a worker took the claim, None if the claim shares the outcome of another one.
+
+    If some recipients failed and none of the others was attempted, the others are due now. A
+    recipient fails after as many attempts without an answer to the final dot as `schedule` allows.
+
+    Recipients of an entry are captured together: if one waits, so do those that have their copy,
+    and the next attempt finds the copy.
     """
     if claim.extra.keep:
         outcomes = {number: _as_deferred(outcome) for number, outcome in outcomes.items()}
@@ -147,13 +149,16 @@ def result_of_attempt(
         ReportKind.UNKNOWN: unknown,
         **_successes(claim, outcomes, at_us=time.at_us),
     }
-    left = [one for one in claim.recipients if _is_pending(outcomes.get(one.id))]
+    left = [recipient for recipient in claim.recipients if _is_pending(outcomes.get(recipient.id))]
     if not left:
         event = _attempt_event(claim, outcomes, time.at_us, lookup=lookup, took_s=took_s)
         return AttemptResult(_commit(claim, time, outcomes, event=event), time, kinds)
-    outcomes = {one: what for one, what in outcomes.items() if not isinstance(what, Captured)}
+    outcomes = {
+        number: outcome for number, outcome in outcomes.items() if not isinstance(outcome, Captured)
+    }
     # in the recipients' order
-    names = [deferral_class(outcomes[one.id]) for one in left if one.id in outcomes]
+    numbers = [recipient.id for recipient in left]
+    names = [deferral_class(outcomes[number]) for number in numbers if number in outcomes]
     held = DeferralClass.CONTENT in names and claim.cause == DeferralClass.CONTENT
     retry_us, cause = time.now_us, DeferralCause(claim.cause, claim.cause_attempts)
     if names or not (reported or unknown):
@@ -189,21 +194,26 @@ def result_of_attempt(
 
 
 def fallback_us(
-    claim: Claim, way: WayAround, lookup: Lookup | None, *, now_us: int, unanswered_s: float | None
+    claim: Claim,
+    fallback: Fallback,
+    lookup: Lookup | None,
+    *,
+    now_us: int,
+    unanswered_s: float | None,
 ) -> int:
-    """Return from when on a claim goes a way around, as in EntryExtra. No other host has the TLS
-    that the domain publishes, or that REQUIRETLS demands, unless a route says so.
+    """Return when mail may go to the fallback, as in EntryExtra. No other host has the TLS that the
+    domain publishes, or that REQUIRETLS demands, unless a route says so.
     """
-    if way.to is None:
+    if fallback.to is None:
         return NEXT_ATTEMPT
     if unanswered_s is None:
         return 0
-    by = [one.by for one in lookup.tls.values()] if lookup is not None else []
+    by = [decision.by for decision in lookup.tls.values()] if lookup is not None else []
     needs_proof = claim.message.envelope.tls == REQUIRETLS
-    vouched = way.options is not None and way.options.requiretls
+    vouched = fallback.options is not None and fallback.options.requiretls
     if not by or not _PUBLISHED.keys().isdisjoint(by) or (needs_proof and not vouched):
         return 0
-    until_us = now_us - int(unanswered_s * 1_000_000) + way.after_us
+    until_us = now_us - int(unanswered_s * 1_000_000) + fallback.after_us
     return min(until_us, claim.extra.fallback_us or until_us)
 
 
@@ -229,33 +239,33 @@ def _commit(
 def _unanswered(
     claim: Claim, outcomes: Mapping[int, Outcome], *, most: int
 ) -> tuple[dict[int, Failed], Unanswered]:
-    """Return who is given up because `most` attempts got no answer to the final dot; and how many
-    the others have had, () if there is no new one.
+    """Return the recipients that fail because `most` attempts got no answer to the final dot. Also
+    return the counts of the others, () if this attempt has no such outcome.
     """
-    found = {
+    doubtful = {
         number: outcome
         for number, outcome in outcomes.items()
         if isinstance(outcome, Indeterminate) and outcome.unanswered
     }
-    if not found:  # nearly always
+    if not doubtful:  # nearly always
         return {}, ()
     counts = Counter(dict(claim.extra.unanswered))
-    counts.update(found.keys())
+    counts.update(doubtful.keys())
     failed = {
         number: Failed(_no_answer(outcome.evidence, attempts=counts[number]))
-        for number, outcome in found.items()
+        for number, outcome in doubtful.items()
         if counts[number] >= most
     }
-    waiting = [one.id for one in claim.recipients if one.id not in failed and counts[one.id]]
+    numbers = [recipient.id for recipient in claim.recipients]
+    waiting = [number for number in numbers if number not in failed and counts[number]]
     return failed, tuple((number, counts[number]) for number in waiting)
 
 
 def _no_answer(evidence: Evidence, *, attempts: int) -> Evidence:
     times = counted(attempts, "attempt")
     text = f"it is not known whether the message arrived: no answer after the final dot, {times}"
-    return replace(
-        evidence, status="5.4.2", reply=f"{text}; last: {evidence.reply}"
-    )  # RFC 3463 3.5
+    reply = f"{text}; last: {evidence.reply}"
+    return replace(evidence, status="5.4.2", reply=reply)  # RFC 3463 3.5
 
 
 def partial_result(
@@ -269,11 +279,11 @@ def partial_result(
     """The result for recipients that are done while the attempt goes on with the others."""
     event = _attempt_event(claim, outcomes, time.at_us, lookup=lookup, took_s=took_s)
     reported = _successes(claim, outcomes, at_us=time.at_us)
-    owed = {one.path for some in reported.values() for one in some}
+    owed = {recipient.path for group in reported.values() for recipient in group}
     commit = replace(
         _commit(claim, time, outcomes, event=event),
         goes_on=True,
-        owed=[one.id for one in claim.recipients if one.path in owed],
+        owed=[recipient.id for recipient in claim.recipients if recipient.path in owed],
     )
     return AttemptResult(commit, time, reported)
 
@@ -324,7 +334,7 @@ def unrecorded_result(
         return AttemptResult(_commit(claim, time, {}, waiting=waiting), time)
     # local delivery finds its copy again
     doubtful = (Relayed, Indeterminate) + (() if claim.next_hop == LOCAL else (Delivered,))
-    may_be_delivered = any(isinstance(one, doubtful) for one in outcomes.values())
+    may_be_delivered = any(isinstance(outcome, doubtful) for outcome in outcomes.values())
     concluded = internal_error_outcomes(claim)
     if may_be_delivered:
         text = f"451 4.3.0 {INTERNAL_ERROR}; the attempt's outcome was not recorded"  # RFC 3463 3.4
@@ -346,11 +356,13 @@ def unrecorded_result(
 def expiry_result(claim: Claim, *, time: AttemptTime) -> AttemptResult:
     """Expire every recipient of the claim, with the last reply that it got.
 
-    Captured mail gets no reports: it was not meant to be sent. Nor does what a rule holds silently.
+    Captured mail gets no reports, because it was not meant to be sent; nor does mail that a rule
+    holds silently.
     """
     expired: dict[int, Outcome] = {}
     reported: dict[int, ReportedRecipient] = {}
-    sent = {number for one in claim.extra.requests if one.sent_us for number in one.recipients}
+    requests = [request for request in claim.extra.requests if request.sent_us]
+    sent = {number for request in requests for number in request.recipients}
     rule = claim.extra.rule if claim.is_held_by_rule else ""
     is_silent = bool(rule) and claim.extra.silent
     for recipient in claim.recipients:
@@ -360,11 +372,11 @@ def expiry_result(claim: Claim, *, time: AttemptTime) -> AttemptResult:
         expired[recipient.id] = Failed(evidence)
         if not (claim.state is RecipientState.CAPTURED or is_silent):
             # The time of the last attempt is not known here.
-            person = _reported(claim, recipient, evidence, at_us=0)
-            reported[recipient.id] = replace(person, rule=rule)
+            report = _reported(claim, recipient, evidence, at_us=0)
+            reported[recipient.id] = replace(report, rule=rule)
     details = [
-        _recipient_detail(one, RecipientState.EXPIRED, expired[one.id].evidence)
-        for one in claim.recipients
+        _recipient_detail(recipient, RecipientState.EXPIRED, expired[recipient.id].evidence)
+        for recipient in claim.recipients
     ]
     detail = AttemptDetail(
         entry=claim.entry_id,
@@ -454,10 +466,10 @@ def late_elsewhere(
 ) -> tuple[ReportedRecipient, ...]:
     """The recipients of other entries of the message for its delay report, by `waiting`."""
     return tuple(
-        _late(replace(claim, entry_id=number), one, None, at_us=0)
+        _late(replace(claim, entry_id=number), recipient, None, at_us=0)
         for number, recipients in waiting.items()
-        for one in recipients
-        if number != claim.entry_id and _hears_of_delay(one)
+        for recipient in recipients
+        if number != claim.entry_id and _hears_of_delay(recipient)
     )
 
 
@@ -483,8 +495,11 @@ def _warning(
         return claim.warn_us, None
     if claim.next_hop == CAPTURE:
         return None, None
-    late = (one for one in waiting if _hears_of_delay(one))
-    return None, tuple(_late(claim, one, outcomes.get(one.id), at_us=time.at_us) for one in late)
+    return None, tuple(
+        _late(claim, recipient, outcomes.get(recipient.id), at_us=time.at_us)
+        for recipient in waiting
+        if _hears_of_delay(recipient)
+    )
 
 
 def _hears_of_delay(recipient: ClaimedRecipient) -> bool:
@@ -498,7 +513,7 @@ def _hears_of_delay(recipient: ClaimedRecipient) -> bool:
 def _late(
     claim: Claim, recipient: ClaimedRecipient, outcome: Outcome | None, *, at_us: int
 ) -> ReportedRecipient:
-    """`outcome` is that of an attempt at `at_us`, None if the last one was before."""
+    """`outcome` comes from the attempt at `at_us`; None if this did not attempt the recipient."""
     if outcome is not None:
         return _reported(claim, recipient, outcome.evidence, at_us=at_us)
     reply = recipient.reply or "not attempted yet"
@@ -509,20 +524,20 @@ def _late(
 def _successes(
     claim: Claim, outcomes: Mapping[int, Outcome], *, at_us: int
 ) -> dict[ReportKind, tuple[ReportedRecipient, ...]]:
-    """The recipients that are delivered, and those that are relayed, whose sender asked for a
-    report that the next host does not make (RFC 3461 4.1, 5.2.2 and 5.2.3).
+    """Return the recipients that are delivered or relayed and whose sender asked for a report of
+    success that the next host does not make (RFC 3461 4.1, 5.2.2 and 5.2.3).
     """
     delivered: list[ReportedRecipient] = []
     relayed: list[ReportedRecipient] = []
-    for one in claim.recipients:
-        if Notify.SUCCESS not in one.path.notify:  # nearly always
+    for recipient in claim.recipients:
+        if Notify.SUCCESS not in recipient.path.notify:  # nearly always
             continue
-        match outcomes.get(one.id):
+        match outcomes.get(recipient.id):
             case Delivered(evidence, offers_dsn=False):
-                reported = _reported(claim, one, evidence, at_us=at_us)
+                reported = _reported(claim, recipient, evidence, at_us=at_us)
                 delivered.append(replace(reported, is_delivered=True))
             case Relayed(evidence, offers_dsn=False):
-                relayed.append(_reported(claim, one, evidence, at_us=at_us))
+                relayed.append(_reported(claim, recipient, evidence, at_us=at_us))
     return {ReportKind.DELIVERED: tuple(delivered), ReportKind.RELAYED: tuple(relayed)}
 
 
@@ -582,8 +597,8 @@ def _attempt_event(
 
 
 def _left_out(outcomes: Mapping[int, Outcome]) -> tuple[str, ...]:
-    """Return the addresses that left the copies of an attempt, each once."""
-    copies = dict.fromkeys(one.evidence.left_out for one in outcomes.values())
+    """Return each address once that was left out of the copies of an attempt."""
+    copies = dict.fromkeys(outcome.evidence.left_out for outcome in outcomes.values())
     return tuple(dict.fromkeys(address for copy in copies for address in copy))
 
 

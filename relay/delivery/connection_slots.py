@@ -3,7 +3,7 @@
 Each connection of each site holds a slot of one ConnectionSlots, each lookup of a next hop one of
 another. A probe is a connection to a site that has not answered lately, or a lookup. Probes of
 sites that were unreachable at the last attempt use at most a quarter of the slots, all probes at
-most half, so that dead sites leave room for live ones; lookups have limits of their own. A site's
+most half, so that dead sites leave room for live ones; lookups have separate limits. A site's
 first connection comes before another site's second, round robin among senders. Among probes, new
 mail comes before queued mail, and the sender with the fewest probes before others; a few slots are
 reserved for both. A probe that takes long ends when another one waits.
@@ -63,12 +63,12 @@ class SlotQueue:
         return sum(map(len, self._lines.values()))
 
     def push(self, item: Slot) -> None:
-        """Add an item after those of its sender and kind."""
+        """Add a request behind the others of its sender and kind."""
         self._lines[item.is_new].push(item.sender, item)
 
     def use_earlier_turn(self, item: Slot, sender: int, *, is_new: bool) -> bool:
-        """Give an item that waits the turn of another sender if that is earlier; only the order
-        within their senders counts. Return whether it was.
+        """Give a request that waits the turn of another sender if that is earlier. Return whether
+        it was. Only the order of the senders' requests counts.
         """
         ahead = len(self._lines[is_new].items(sender))
         before = [*self._lines[item.is_new].items(item.sender)].index(item)
@@ -177,9 +177,9 @@ class ConnectionSlots:
                 self._overdue.pop(id(slot), None)
 
     def use_earlier_turn(self, holder: Hashable, sender: int, *, is_new: bool) -> None:
-        """If a site waits for its first slot on behalf of another sender, and this sender has the
-        earlier turn, let the site wait on behalf of this one. Otherwise a message would wait as
-        long as the other mail of its site.
+        """Let a site wait on behalf of this sender, if the site waits for its first slot for
+        another sender and this sender has the earlier turn. Otherwise a message would wait as long
+        as the other mail of its site.
         """
         slot = self._first_by_holder.get(holder)
         if slot is None or (slot.sender, slot.is_new) == (sender, is_new):
@@ -200,8 +200,8 @@ class ConnectionSlots:
         return bool(self._waiting_more) or self._waiting_first_count > 0
 
     def is_wanted_back(self, holder: Hashable, *, served: int) -> bool:
-        """Whether a busy connection should end for another site: its own site has more than its
-        share, or it has had `served` transactions while others have no connection.
+        """Whether a busy connection should end for another site: `holder` has more than its share,
+        or the connection had `served` transactions while other sites have no connection.
         """
         if not self.has_waiters:
             return False
@@ -217,7 +217,9 @@ class ConnectionSlots:
         else:
             self._wait_for_first(slot)
         if self._has_share_for(slot):
-            any(map(self._close_idle, list(self._holders)))
+            for other in list(self._holders):
+                if self._close_idle(other):
+                    break
         self._end_overdue()
         try:
             await slot.given
@@ -277,14 +279,11 @@ class ConnectionSlots:
         """How many more slots this status may have, if enough are free."""
         if status is SiteStatus.ANSWERED:
             return self._limit
-        probes_left = (
-            self._probes_max - self._held[SiteStatus.UNKNOWN] - self._held[SiteStatus.UNREACHABLE]
-        )
+        unreachable = self._held[SiteStatus.UNREACHABLE]
+        probes_left = self._probes_max - self._held[SiteStatus.UNKNOWN] - unreachable
         if status is SiteStatus.UNKNOWN:
             return probes_left
-        return min(
-            probes_left - self._reserve, self._unreachable_max - self._held[SiteStatus.UNREACHABLE]
-        )
+        return min(probes_left - self._reserve, self._unreachable_max - unreachable)
 
     def _has_share_for(self, slot: Slot) -> bool:
         """Whether its status may have one more, also when only the reserve is left."""
@@ -342,7 +341,7 @@ class ConnectionSlots:
         allowed = [slot for slot in firsts if self._has_share_for(slot)]
         if not allowed:
             return None
-        slot = min(allowed, key=lambda one: self._holders[one.holder])
+        slot = min(allowed, key=lambda slot: self._holders[slot.holder])
         self._leave_more(slot)
         return slot
 

@@ -1,12 +1,12 @@
 """The contents of claims being delivered, within a memory budget.
 
-The contents read from the spool (only the header of a large one) stay within the budget, except
-that a single content may be larger, and that one content for a report may be beyond it. A next hop
-uses at most as much of the budget as it leaves free, except for its first content. A stalled next
-hop therefore leaves room for the others. See docs/design.md 7, invariant 8.
+The contents read from the spool (only the header of a large one) stay within the budget. There are
+two exceptions: a single content may be larger, and one content for a report may be added to a full
+budget. A next hop uses at most as much of the budget as it leaves free, except for its first
+content. A stalled next hop therefore leaves room for the others. See docs/design.md 7, invariant 8.
 
-What is encoded again for hosts is kept beside them while a claim needs it: 128 KiB of one that is
-small, and what says how to encode it while it is read of any other.
+Contents that are encoded again for hosts are kept too, while a claim needs them: 128 KiB of a small
+one. For any other, only the plan is kept by which it is encoded while it is read.
 """
 
 import asyncio
@@ -51,9 +51,11 @@ class ContentCache:
         self._beyond: Key | None = None  # the claim whose content for a report is beyond the budget
 
     async def of(self, claim: Claim, *, for_report: bool = False) -> Content:
-        """The content of a claim; a large one as its file. Raises SpoolError if it is damaged.
+        """Return the content of a claim; a large one as its file. Raises SpoolError if it is
+        damaged.
 
-        A report does not wait for deliveries that use the room: one at a time goes beyond it.
+        A report does not wait until deliveries leave room: one content at a time may exceed the
+        budget.
         """
         if claim.content is not None:
             return claim.content
@@ -133,9 +135,9 @@ class ContentCache:
         return self._has_room(claim.next_hop, _reserved_bytes(claim))
 
     async def wait_for_room(self, claim: Claim, claims: ClaimsInMemory) -> bool:
-        """Wait for room, as a claim that is not begun: it expires on time, and may be withdrawn.
-        Return False if it was: then the caller must not attempt it. Claims that wait are asked
-        again in the order in which they came.
+        """Wait for room as a claim that is not begun: it may expire or be withdrawn. Return False
+        then: the caller must not attempt it. Claims that wait are asked in the order of their
+        arrival.
         """
         came_from = claims.queue_of(claim)
         self.roomless.push(claim)
@@ -193,7 +195,7 @@ def _without_signature(content: Content) -> Content:
     if memory_part(content)[: len(NAME)].lower() != NAME.lower().encode():
         return content
     parsed = ParsedContent.of(content)
-    fields = dropwhile(lambda one: one[0] == NAME.lower().encode(), parsed.header.fields)
+    fields = dropwhile(lambda field: field[0] == NAME.lower().encode(), parsed.header.fields)
     return ParsedContent(Header(tuple(fields)), parsed.rest).joined()
 
 

@@ -29,7 +29,7 @@ class ClaimQueue:
         return iter(self._claims.values())
 
     def push(self, claim: Claim) -> None:
-        """Add a claim after those of its level and sender."""
+        """Add a claim behind the others of its level and sender."""
         key = claim.key
         self._claims[key] = claim
         self._levels[claim.level].push(claim.sender, key)
@@ -53,7 +53,8 @@ class ClaimQueue:
         """The next claim, without taking it."""
         if not self._claims:
             return None
-        queue = self._levels[self._next_of([one for one, queue in self._levels.items() if queue])]
+        waiting = [level for level, queue in self._levels.items() if queue]
+        queue = self._levels[self._next_of(waiting)]
         return self._claims[next(iter(queue.items(next(iter(queue)))))]
 
     def get(self, key: Key) -> Claim | None:
@@ -76,5 +77,5 @@ class ClaimQueue:
 
     def _next_of(self, waiting: list[PriorityLevel]) -> PriorityLevel:
         """The next priority level, of those that have claims."""
-        passed_over = (one for one in waiting if self._passed_over[one] >= PASSED_OVER_MAX)
+        passed_over = (level for level in waiting if self._passed_over[level] >= PASSED_OVER_MAX)
         return next(passed_over, waiting[0])

@@ -35,7 +35,7 @@ from relay.delivery.smtp.connection import BeforeDot, OnReplies
 from relay.delivery.smtp.transaction import Extensions, Transaction, TransactionResult
 from relay.store.spool.types import Claim
 from relay.transport.routing.mx_hosts import Host, Hosts
-from relay.transport.routing.route_table import HopOptions
+from relay.transport.routing.routes import HopOptions
 from relay.transport.routing.usable_hosts import of_family, policy_of
 
 HOSTS_MAX = 20_000
@@ -88,7 +88,7 @@ Connect = Callable[[Target], Awaitable[HostSession]]
 
 
 class HostKey(Struct, frozen=True):
-    """An address and how it is contacted: a failure with one says nothing about another."""
+    """An address and how it is contacted. A failure with one key says nothing about another key."""
 
     address: str
     port: int
@@ -100,7 +100,7 @@ class HostKey(Struct, frozen=True):
 
 class ConnectFailure(Struct, frozen=True):
     """Why the last attempt to connect failed, and when (monotonic clock). `silent`: there was no
-    connection. `first_s`: since when there was no reply before, inf: there was one.
+    connection. `first_s`: when the attempts without a reply began; inf: there was a reply.
     """
 
     outcome: Deferred | Failed
@@ -172,7 +172,7 @@ def target_of(host: Host, address: str, via: HopOptions) -> Target:
 
 @dataclass(eq=False)
 class SessionState:
-    """What a site knows of the session of one worker; between two sessions it has none."""
+    """What a site knows of the session of a worker; `host` is the last host that was tried."""
 
     host: str = ""  # the last one that was tried
     connection: HostSession | None = None  # the host may have closed it since
@@ -199,25 +199,25 @@ class HostSelection:
     def known_failure(self, claim: Claim) -> Deferred | None:
         """The last failure, if all hosts failed recently enough for `claim`."""
         since_s = self.clock.monotonic() - self.options.failure_age_max_s(claim)
-        found: Deferred | None = None
+        deferred: Deferred | None = None
         for key in self._keys():
             failure = self.host_status.failure(key, since_s=since_s)
             if failure is None:
                 return None
             # A temporary failure of one host outweighs a permanent one of another.
-            if found is None and isinstance(failure.outcome, Deferred):
-                found = failure.outcome
-        return found
+            if deferred is None and isinstance(failure.outcome, Deferred):
+                deferred = failure.outcome
+        return deferred
 
     def last_failure(self) -> ConnectFailure | None:
         """The last failure to connect to one of the hosts, unless a connection followed."""
         known = (self.host_status.failure(key, since_s=-math.inf) for key in self._keys())
-        return max(filter(None, known), key=lambda each: each.at_s, default=None)
+        return max(filter(None, known), key=lambda failure: failure.at_s, default=None)
 
     def unanswered_s(self) -> float | None:
         """For how long no host has answered; None: one did, with whatever reply."""
         known = (self.host_status.failure(key, since_s=-math.inf) for key in self._keys())
-        since_s = max((each.unanswered_s for each in known if each), default=math.inf)
+        since_s = max((failure.unanswered_s for failure in known if failure), default=math.inf)
         return None if since_s == math.inf else self.clock.monotonic() - since_s
 
     def all_failed(self) -> bool:
@@ -249,15 +249,16 @@ class HostSelection:
     ) -> HostSession:
         """Open a connection to the best host that gives one.
 
-        `session` gets the name of each host tried; `others` are the sessions of the site besides;
-        `limit` limits each try. Raises ConnectError if no host gives a connection.
+        `session` gets the name of each host that is tried. `others` are the other sessions of the
+        site. Each try runs in the context that `limit` returns. Raises ConnectError if no host
+        gives a connection.
         """
-        connected = {one.host for one in others if one.is_connected}
+        connected = {other.host for other in others if other.is_connected}
         since_s = self.clock.monotonic() - self.options.unreachable_s
         last: tuple[Deferred | Failed, SmtpStage] | None = None
         tried = 0
         results: list[str] = []  # of each address, for the journey
-        for host, address in self._addresses_in_order(Counter(one.host for one in others)):
+        for host, address in self._addresses_in_order(Counter(other.host for other in others)):
             key = self._key(host, address)
             known = self.host_status.failure(key, since_s=since_s)
             if known is None and tried == ADDRESSES_MAX:
@@ -307,11 +308,7 @@ class HostSelection:
         return ConnectError.broken(SmtpStage.CONNECT, SessionFailure.LOST, text, peer=peer)
 
     async def _try(
-        self,
-        host: Host,
-        address: str,
-        *,
-        limit: Callable[[], AbstractAsyncContextManager[object]],
+        self, host: Host, address: str, *, limit: Callable[[], AbstractAsyncContextManager[object]]
     ) -> HostSession:
         target = target_of(host, address, self.via)
         try:
@@ -325,8 +322,9 @@ class HostSelection:
             ) from None
 
     def _addresses_in_order(self, sessions: Counter[str]) -> list[tuple[Host, str]]:
-        """All addresses, the best host's first; among equals the host with the fewest sessions.
-        Those that did not answer are last. With a source address, only those of its family.
+        """Return all addresses, the best host's first; among equal hosts the one with the fewest
+        sessions is first. Addresses that did not answer are last. With a source address, only the
+        addresses of its family count.
         """
         ordered = sorted(self.hosts.hosts, key=lambda host: (self._rank(host), sessions[host.name]))
         source = self.via.source_address

@@ -23,7 +23,7 @@ _WRITE_BYTES = 64 * 1024
 
 class HttpError(Exception):
     """There is no answer. `may_have_arrived`: the request, or a part of it, was written.
-    `timed_out`: the time was over; `untrusted`: because of the certificate, or of TLS.
+    `timed_out`: the time limit has passed. `untrusted`: the certificate, or TLS, failed.
     """
 
     def __init__(
@@ -41,7 +41,7 @@ class HttpError(Exception):
 
 
 class HttpResponse(Struct, frozen=True):
-    """An answer; the names of `fields` are in lower case, of several fields of a name the last."""
+    """An answer. The names of `fields` are in lower case; the last field of a name counts."""
 
     status: int
     fields: Mapping[str, str]
@@ -66,7 +66,7 @@ class Proxy(Struct, frozen=True):
 
 
 class ClientConnection:
-    """An open connection to `authority`, the Host field of its requests."""
+    """An open connection. `authority` is the Host field of its requests."""
 
     def __init__(
         self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, authority: str
@@ -177,8 +177,8 @@ async def open_http(
     proxy: Proxy | None = None,
     timeout_s: float,
 ) -> ClientConnection:
-    """Connect for requests to `host` at `port`, with TLS if there is a context. `address` is where
-    to connect to: one of the host's, or with a proxy one of the proxy's. Raises HttpError.
+    """Connect for requests to `host` at `port`, with TLS if there is a context. `address` is an
+    address of the host, or with a proxy an address of the proxy. Raises HttpError.
     """
     place = (address, proxy.port if proxy is not None else port)
     writer: asyncio.StreamWriter | None = None

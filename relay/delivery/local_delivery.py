@@ -1,6 +1,6 @@
 """Local delivery: into the Maildirs of this relay, a few at once, round robin among senders.
 
-In a development relay, captured mail is delivered too, each recipient's into a mailbox of its own.
+In a development relay, captured mail is delivered too, into a separate mailbox for each recipient.
 
 The store puts one copy into a mailbox, and decides whether there is room
 (relay/store/mailbox/quota.py) and whether it is there already (relay/store/mailbox/inbox.py). Its
@@ -129,7 +129,7 @@ class LocalDelivery:
             try:
                 outcome = await self.deliver(claim, mailbox, recipients, content=content)
             finally:
-                outcomes.update(dict.fromkeys((one.id for one in recipients), outcome))
+                outcomes.update(dict.fromkeys((recipient.id for recipient in recipients), outcome))
 
         groups = self.by_mailbox(claim)
         if len(groups) == 1:
@@ -138,7 +138,7 @@ class LocalDelivery:
             await self._run_share(partial(deliver_to, *group) for group in groups)
 
     async def _run_share(self, calls: Iterable[Callable[[], Coroutine[Any, Any, None]]]) -> None:
-        """Run all calls, at once as many as are the share of one claim of _AT_ONCE."""
+        """Run all calls; at once only as many as are one claim's share of _AT_ONCE."""
         waiting = deque(calls)
         running: list[asyncio.Task[None]] = []
         try:
@@ -146,13 +146,13 @@ class LocalDelivery:
                 while waiting and len(running) < _AT_ONCE // len(self.workers):
                     running.append(asyncio.create_task(waiting.popleft()()))
                 await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
-                for one in running:
-                    if one.done():
-                        one.result()
-                running = [one for one in running if not one.done()]
+                for task in running:
+                    if task.done():
+                        task.result()
+                running = [task for task in running if not task.done()]
         finally:
-            for one in running:
-                one.cancel()
+            for task in running:
+                task.cancel()
             if running:
                 await asyncio.wait(running)
 
@@ -161,7 +161,7 @@ class LocalDelivery:
         """Return the recipients of a claim, grouped by mailbox; each unknown one has None.
 
         A group gets one copy and one outcome: `bob@`, `BOB@` and `bob+tag@` are one mailbox. In
-        captured mail, `bob+tag@` has a mailbox of its own.
+        captured mail, `bob+tag@` is another mailbox than `bob@`.
         """
         is_local = claim.next_hop != CAPTURE
         mailbox_of = self.addresses.mailbox_for if is_local else own_mailbox
@@ -179,13 +179,13 @@ class LocalDelivery:
         *,
         content: Content,
     ) -> Outcome:
-        """Put one copy into `mailbox`, into the folder of its entry, for `recipients`: a group of
-        by_mailbox().
+        """Put one copy into the folder of `mailbox` that the entry names, for `recipients`: a group
+        of by_mailbox().
 
-        The copy is named after the first recipient, which is the same in every attempt, because
-        the group shares each outcome.
+        The copy is named after the first recipient, which is the same in every attempt, because the
+        group shares each outcome.
         """
-        recipient = min(recipients, key=lambda one: one.id)
+        recipient = min(recipients, key=lambda recipient: recipient.id)
         is_captured = claim.next_hop == CAPTURE
         if is_captured and not self.delivers_captured:  # queued by a development relay
             return Captured(Evidence("2.1.5", "250 2.1.5 captured"))  # RFC 3463 3.2
@@ -204,7 +204,7 @@ class LocalDelivery:
                 folder=WellKnown(claim.extra.folder or WellKnown.INBOX),
                 content=edit_header(content, head.__add__),
                 over_quota=(claim.message.source is Source.REPORT and not claim.extra.keep)
-                or any(one.added_by for one in recipients),
+                or any(recipient.added_by for recipient in recipients),
                 # restored mail may have reached the mailbox while both were backed up
                 is_repeat=claim.attempts > 0 or claim.extra.released,
             )

@@ -72,13 +72,13 @@ class _Attempt:
     def add(
         self,
         recipients: Sequence[ClaimedRecipient],
-        found: Mapping[int, Outcome],
+        outcomes: Mapping[int, Outcome],
         judged: Callable[[Deferred | Failed], Outcome],
     ) -> None:
-        """Add what a transaction gave; its keys are indexes into `recipients`. A rejection is first
-        `judged`.
+        """Add the outcomes of a transaction; their keys are indexes into `recipients`. `judged`
+        changes rejections by the [[reply]] entries.
         """
-        for index, outcome in found.items():
+        for index, outcome in outcomes.items():
             number = recipients[index].id
             if number not in self.recorded:
                 if isinstance(outcome, Deferred | Failed):
@@ -91,15 +91,15 @@ class _Attempt:
         taken = {key: outcome for key, outcome in outcomes if isinstance(outcome, Success)}
         for key in taken:
             del self.outcomes[key]
-        others = tuple(one for one in self.claim.recipients if one.id not in taken)
+        others = tuple(other for other in self.claim.recipients if other.id not in taken)
         self.claim = replace(self.claim, recipients=others)
         self.recorded |= taken.keys()
         return taken
 
 
 def _as_forwarded(claim: Claim, content: Content) -> tuple[Envelope, Content]:
-    """Return what leaves: of a copy that an alias forwards with its sender, and the field that says
-    so (RFC 9228).
+    """Return the envelope and the content that leave. A copy that an alias forwards has the sender
+    and the Delivered-To field that the alias gave it (RFC 9228).
     """
     envelope, extra = claim.message.envelope, claim.extra
     if extra.sender:
@@ -164,8 +164,8 @@ class OutboundSession(SessionState):
             await self._quit()
 
     async def deliver(self, claim: Claim) -> bool:
-        """Attempt every recipient of the claim once, and begin to record what came of it. Return
-        False if no host gave a connection: then the site has taken the claim back.
+        """Attempt every recipient of the claim once, and begin to record the outcomes. Return False
+        if no host gave a connection: the site has taken the claim back.
         """
         attempt = _Attempt(claim, self._now_s())
         self._in_doubt = False
@@ -208,8 +208,8 @@ class OutboundSession(SessionState):
     async def _new_session(self) -> HostSession:
         site, slot = self._site, self._slot
         site.concurrency.end(self)
-        others = [one for one in site.sessions if one is not self]
-        is_first = not any(one.is_connected for one in others)
+        others = [session for session in site.sessions if session is not self]
+        is_first = not any(session.is_connected for session in others)
         # a fresh claim has the unreachable level for lack of room: its hosts may be reachable
         is_probe = slot.status is SiteStatus.UNKNOWN or not (
             self._was_attempted or slot.status is SiteStatus.ANSWERED
@@ -256,9 +256,9 @@ class OutboundSession(SessionState):
                 hostname=self._recorder.hostname,
             )
         for _ in range(_AGAIN_MAX):
-            paths = tuple(one.path for one in left)
+            paths = tuple(recipient.path for recipient in left)
             if requests is not None:
-                requests.recipients = tuple(one.id for one in left)
+                requests.recipients = tuple(recipient.id for recipient in left)
             transaction = Transaction(envelope, paths, content, graph=requests)
             try:
                 on_replies = self._on_replies_for(attempt, left)
@@ -266,8 +266,8 @@ class OutboundSession(SessionState):
             except ConnectError as error:
                 if not attempt.outcomes and not attempt.recorded:
                     raise
-                for one in left:  # others were attempted already: this is the same attempt
-                    attempt.outcomes.setdefault(one.id, error.outcome)
+                for recipient in left:  # others were attempted already: this is the same attempt
+                    attempt.outcomes.setdefault(recipient.id, error.outcome)
                 return
             except SpoolError as error:
                 attempt.outcomes = unreadable(attempt.claim, error) | attempt.outcomes
@@ -369,9 +369,9 @@ class OutboundSession(SessionState):
     def _record_in_order(self, recording: Coroutine[None, None, None]) -> None:
         """Begin to record, after the recording in progress.
 
-        A transaction without a final dot does not wait for that one. If it were recorded first, the
-        entry would be requeued before its accepted recipients are recorded, and the next final dot
-        would not wait for the earlier recording.
+        A transaction without a final dot does not wait for the earlier recording. If it were
+        recorded first, its entry would be requeued before the accepted recipients are recorded, and
+        the next final dot would not wait for them.
         """
         before = self._unrecorded
 
@@ -387,9 +387,10 @@ class OutboundSession(SessionState):
     def _note_reuse(self) -> None:
         """Let the evidence of further attempts say that the connection was open already."""
         connection = self.connection
-        if connection is None or (session := connection.peer.session) is None:
+        if connection is None:
             return
-        if session.connect_ms is not None:  # of the first attempt
+        session = connection.peer.session
+        if session is not None and session.connect_ms is not None:  # of the first attempt
             reused = replace(session, connect_ms=None, tls_ms=0.0)
             connection.peer = replace(connection.peer, session=reused)
 

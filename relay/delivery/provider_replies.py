@@ -1,10 +1,9 @@
 """What a host's reply means where its provider does not mean what the code says: [[reply]] entries.
 
-They come from the operator's file, `[delivery] providers`, and then from conf/providers.toml; the
+They come from the operator's file, `[delivery] providers`, and then from conf/providers.toml. The
 first that matches a 4yz or 5yz reply decides its outcome in place of relay/base/message/outcome.py.
-They are never asked about success, about a reply that was not understood, or about an attempt whose
-end is unknown. A pause and a number of connections are for `site` to obey. The format is in
-conf/providers.toml.
+They do not apply to success, to a reply that was not understood, or to an attempt whose end is
+unknown. `site` applies a pause and a number of connections. The format is in conf/providers.toml.
 """
 
 import re
@@ -36,7 +35,7 @@ _CONNECTIONS_MAX = 1000
 _KEYS = ("name", "source", "date", "mx", "code", "status", "text", "class", "pause", "connections")
 _FAILED = "failed"
 # Mail whose class is "content" is held the second time: its file cannot be read.
-_CLASSES = (_FAILED, *(str(one) for one in DeferralClass if one is not DeferralClass.CONTENT))
+_CLASSES = (_FAILED, *(str(kind) for kind in DeferralClass if kind is not DeferralClass.CONTENT))
 _REPLY = re.compile(r"([45][0-9]{2})(?: ([45]\.[0-9]{1,3}\.[0-9]{1,3})(?=\s|\Z))?")
 
 
@@ -59,43 +58,41 @@ class ProviderReplies:
     def __init__(self, entries: Iterable[ReplyEntry] = ()) -> None:
         """Compile the entries."""
         self.entries: dict[str, ReplyEntry] = {}
-        for one in entries:
-            self.entries.setdefault(one.name, one)
+        for rule in entries:
+            self.entries.setdefault(rule.name, rule)
         self._texts = {
-            one.name: PatternSet([one.text]) for one in self.entries.values() if one.text
+            rule.name: PatternSet([rule.text]) for rule in self.entries.values() if rule.text
         }
 
     def judged(self, outcome: Deferred | Failed) -> Deferred | Failed:
         """Return the outcome by the first entry that matches; the outcome itself if none does."""
         evidence = outcome.evidence
-        entry = self._entry_for(evidence)
-        if entry is None:
+        rule = self._entry_for(evidence)
+        if rule is None:
             return outcome
-        severity = "5" if entry.kind is None else "4"
-        evidence = replace(evidence, provider=entry.name, status=severity + evidence.status[1:])
-        return Failed(evidence) if entry.kind is None else Deferred(evidence, entry.kind)
+        severity = "5" if rule.kind is None else "4"
+        evidence = replace(evidence, provider=rule.name, status=severity + evidence.status[1:])
+        return Failed(evidence) if rule.kind is None else Deferred(evidence, rule.kind)
 
     def _entry_for(self, evidence: Evidence) -> ReplyEntry | None:
         reply = evidence.reply
-        found = _REPLY.match(reply)
-        if not evidence.remote or evidence.provider or found is None:
+        match = _REPLY.match(reply)
+        if not evidence.remote or evidence.provider or match is None:
             return None
-        code, status = int(found[1]), found[2] or ""
-        return next(
-            (
-                one
-                for one in self.entries.values()
-                if (one.codes is None or code in one.codes)
-                and (one.mx is None or one.mx.match(evidence.host))
-                and (one.status is None or one.status.match(status))
-                and (one.text is None or self._has_text(one, reply))
-            ),
-            None,
-        )
+        code, status = int(match[1]), match[2] or ""
+        for rule in self.entries.values():
+            if (
+                (rule.codes is None or code in rule.codes)
+                and (rule.mx is None or rule.mx.match(evidence.host))
+                and (rule.status is None or rule.status.match(status))
+                and (rule.text is None or self._has_text(rule, reply))
+            ):
+                return rule
+        return None
 
-    def _has_text(self, entry: ReplyEntry, reply: str) -> bool:
+    def _has_text(self, rule: ReplyEntry, reply: str) -> bool:
         with suppress(PatternError):  # out of memory: the outcome table decides
-            return bool(self._texts[entry.name].matching(reply))
+            return bool(self._texts[rule.name].matching(reply))
         return False
 
 
@@ -108,14 +105,14 @@ def load_provider_replies(own: Path | None, config: Path) -> ProviderReplies:
         raise SettingsError([read_document(config).fault(("delivery", "providers"), text)])
     files = ([own] if own is not None else []) + [shipped("conf") / "providers.toml"]
     faults: list[Fault] = []
-    entries = [entry for file in files for entry in _read(file, faults)]
+    entries = [rule for file in files for rule in _read(file, faults)]
     if faults:
         raise SettingsError(faults)
     return ProviderReplies(entries)
 
 
 def _read(file: Path, faults: list[Fault]) -> Iterator[ReplyEntry]:
-    """Yield the entries of a file that have no faults; add those of the others."""
+    """Yield the entries of a file that have no faults; add the faults of the others to `faults`."""
     document = read_document(file, bytes_max=FILE_BYTES_MAX)
     unknown = [key for key in document.table if key != "reply"]
     faults += [document.fault((key,), unknown_key(key, ("reply",))) for key in unknown[:FAULTS_MAX]]
@@ -125,13 +122,13 @@ def _read(file: Path, faults: list[Fault]) -> Iterator[ReplyEntry]:
         before = len(faults)
         if not isinstance(raw, dict):
             continue
-        entry = _entry(reader)
-        if (line := lines.setdefault(entry.name, reader.line)) != reader.line and entry.name:
+        rule = _entry(reader)
+        if (line := lines.setdefault(rule.name, reader.line)) != reader.line and rule.name:
             reader.add_fault(
                 ("name",), f"found the name of the entry in line {line}, expected another"
             )
         if len(faults) == before:
-            yield entry
+            yield rule
 
 
 def _entry(reader: TableReader) -> ReplyEntry:
@@ -161,7 +158,7 @@ def _class(value: Any) -> str:
 
 def _codes(value: Any) -> frozenset[int] | None:
     values = value if isinstance(value, list) else [value]
-    if not values or not all(type(one) is int and 400 <= one <= 599 for one in values):
+    if not values or not all(type(code) is int and 400 <= code <= 599 for code in values):
         raise ValueError("a code from 400 to 599, or a list of codes")
     return frozenset(values)
 

@@ -17,14 +17,7 @@ from relay.base.clock import Clock
 from relay.base.message.nexthop import HopKind, NextHop
 from relay.delivery.active_queue import ActiveQueue
 from relay.store.spool.engine import SpoolEngine
-from relay.store.spool.types import (
-    Claim,
-    DueBatch,
-    DueQuery,
-    NewMessage,
-    Position,
-    PriorityLevel,
-)
+from relay.store.spool.types import Claim, DueBatch, DueQuery, NewMessage, Position, PriorityLevel
 
 LEFT_BEHIND_MAX = 4000  # next hops, and the same number of senders
 RESCAN_US = 60_000_000  # between scans from the start
@@ -148,7 +141,8 @@ class PriorityScan:
             del self._open_hops[next_hop]
             if not active_queue.is_full(next_hop, level):  # else capacity_freed() follows
                 self._queried_hop = self._hops.pop(next_hop)
-                full_here = {one for hop, one in active_queue.full_pairs(level) if hop == next_hop}
+                pairs = active_queue.full_pairs(level)
+                full_here = {sender for hop, sender in pairs if hop == next_hop}
                 return DueQuery(
                     level,
                     next_hop=next_hop,
@@ -258,13 +252,13 @@ class QueueScanner:
         """Whether run() has something to do now; called for each message."""
         if self.next_due_us <= self.clock.queue_us():
             return Wake.NOW
-        found = Wake.NOT
+        wake = Wake.NOT
         for level, scan in self._scans.items():
             if scan.has_work or self._has_newly_due:  # nearly never
                 size = self.active_queue.batch_size(level)
                 is_worth_it = size >= self.active_queue.batch_min
-                found = max(found, Wake.NOW if is_worth_it else Wake(size > 0))
-        return found
+                wake = max(wake, Wake.NOW if is_worth_it else Wake(size > 0))
+        return wake
 
     async def run(self) -> None:
         """Fetch until there is no more room, or nothing due. Raises SpoolError."""

@@ -1,11 +1,10 @@
 """Ask next hops which recipients they take, for own domains with recipients = "verify".
 
-A probe is MAIL with the null sender and RCPT, on its own connection. The answer to RCPT is kept in
-memory: 2yz for a day, 5yz for an hour, but not that the mailbox is full, which the client gets as
-it is. Everything else is no answer, and the client comes again.
-A next hop that gave no session, or rejects MAIL, is left alone for a while, so that few clients
-wait for it; one that is silent at RCPT is not asked for that address.
-See RFC 5321 3.3 and 4.2.
+A probe is MAIL with the null sender and RCPT, on a separate connection. The answer to RCPT is kept
+in memory: 2yz for a day, 5yz for an hour. That the mailbox is full is not kept; the client gets
+that reply. Everything else is no answer, and the client tries again later. A next hop that gave no
+session, or rejects MAIL, is not asked for a while, so that few clients wait for it. A next hop that
+is silent at RCPT is not asked for that address. See RFC 5321 3.3 and 4.2.
 """
 
 import asyncio
@@ -130,9 +129,9 @@ class RecipientVerifier:
 
     async def _targets(self, next_hop: NextHop) -> Sequence[Target]:
         via = self._table.options_for(next_hop)
-        found = await usable_hosts(self._resolve, self._table, next_hop)
+        lookup = await usable_hosts(self._resolve, self._table, next_hop)
         return [
             target_of(host, address, via)
-            for host in (found.hosts if isinstance(found, Hosts) else ())
+            for host in (lookup.hosts if isinstance(lookup, Hosts) else ())
             for address in of_family(host.addresses, via.source_address)
         ]

@@ -1,15 +1,15 @@
-"""Reroute claims that the routes no longer send to their next hop, or now hold there, and those
-that a fallback gets, since no host of their next hop has answered.
+"""Reroute claims whose next hop the routes have changed, or now hold, and claims for a fallback.
 
 Routes change at a restart or a reload while mail waits. A claim is attempted only where the routes
-of now send its recipients: no mail leaves with the login, TLS policy or source address of another
-route. Any other claim is withdrawn and rerouted, as an operator does it, or its recipients end that
-the routes now reject, and the others are due at once. What an operator or a rule has chosen stays,
-unless it is a route that is gone or leads elsewhere. Where a route logs in as the sender, that is
-the address in MAIL of this copy (SRS). Mail that Microsoft Graph may have taken stays where it is
-until that is known, and content that is too large for it goes to the fallback at once. No route
-holds again what was released, and what an operator holds as it comes is no matter of mail that
-waits.
+in force send its recipients: no mail leaves with the login, TLS policy or source address of another
+route. Any other claim is withdrawn. Recipients that the routes now reject end; the others are
+rerouted, as an operator does it, and are due at once.
+
+What an operator or a rule has chosen stays, unless it is a route that is gone or leads elsewhere.
+Where a route logs in as the sender, the sender is the address in MAIL of this copy (SRS). Mail that
+Microsoft Graph may have taken stays where it is until that is known. Content that is too large for
+Graph goes to the fallback at once. No route holds again what was released, and an operator's hold
+of new mail does not apply to mail that waits.
 
 A fallback (Postfix: smtp_fallback_relay) is tried when an attempt has failed after the time of the
 route. If it does not answer either, each further attempt tries the first next hop before it.
@@ -31,7 +31,8 @@ from relay.delivery.fair_queue import ClaimQueue
 from relay.store.spool.queue_commands import Operation, QueueCommand, RouteLookup
 from relay.store.spool.shared.queue_admin import QueueAdmin
 from relay.store.spool.types import Claim, Selector, SpoolError
-from relay.transport.routing.route_table import InvalidRecipient, RemoteRecipient, RouteTable
+from relay.transport.routing.route_table import RouteTable
+from relay.transport.routing.routing_result import InvalidRecipient, RemoteRecipient
 
 _log = get_logger("delivery")
 _AT_ONCE = 500  # claims of one command
@@ -67,47 +68,50 @@ class ClaimRerouter:
             return False  # nearly always
         if claim.extra.requests:
             return self._has_lost_route(claim)
-        goes_around = self._goes_around(claim)
+        leaves_hop = self._leaves_hop(claim)
         may_log_in = hop.mailbox in ("", own_mailbox(claim.extra.sender or usual))
-        is_settled = self.table.is_settled(hop, chosen=claim.extra.chosen) and may_log_in
-        if is_settled and not goes_around:
+        must_stay = self.table.must_stay(hop, chosen=claim.extra.chosen) and may_log_in
+        if must_stay and not leaves_hop:
             return False
-        senders = [(one, self._sender_for(claim, one.path.address)) for one in claim.recipients]
+        senders = [
+            (recipient, self._sender_for(claim, recipient.path.address))
+            for recipient in claim.recipients
+        ]
         moved = [
             to
-            for one, sender in senders
-            if (to := self.table.destination_by_routes(one.path.address, sender)) is None
+            for recipient, sender in senders
+            if (to := self.table.destination_by_routes(recipient.path.address, sender)) is None
             or to.next_hop != hop
             or (to.held and not claim.extra.released)
         ]
-        if not (moved or goes_around):
+        if not (moved or leaves_hop):
             return False
-        if goes_around or any(to is not None and to.next_hop != CAPTURE for to in moved):
+        if leaves_hop or any(to is not None and to.next_hop != CAPTURE for to in moved):
             self.recorder.claims.track(claim, self.ready)
             self.ready.push(claim)
             if self._task is None:
                 self._task = self.recorder.begin(self._run())
         else:
             outcomes = {
-                one.id: end
-                for one, sender in senders
-                if (end := self._end(one.path.address, sender)) is not None
+                recipient.id: end
+                for recipient, sender in senders
+                if (end := self._end(recipient.path.address, sender)) is not None
             }
             self.recorder.begin(self.recorder.record(claim, outcomes, reached=True))
         return True
 
-    def _goes_around(self, claim: Claim) -> bool:
-        """Whether a claim goes another way: it is too large, or an attempt has failed after its
-        time.
+    def _leaves_hop(self, claim: Claim) -> bool:
+        """Whether a claim leaves its next hop because of a fallback: it is too large, or an attempt
+        has failed after the time of the route.
         """
-        if (way := self.table.way_around(claim.next_hop)) is None:  # nearly always
+        if (fallback := self.table.fallback_for(claim.next_hop)) is None:  # nearly always
             return False
         if self.table.is_too_large(claim.next_hop, claim.content_size):
-            return way.to is not None  # it does not go back
+            return fallback.to is not None  # it does not go back
         return 0 < claim.extra.fallback_us < (claim.retry_us or 0)
 
     def _sender_for(self, claim: Claim, address: str) -> str:
-        """Return by which sender the routes decide: by that in MAIL where it would log in."""
+        """Return the sender by which the routes decide: the address in MAIL where that logs in."""
         usual, sender = claim.message.envelope.reverse_path, claim.extra.sender
         to = self.table.destination_by_routes(address, usual) if sender else None
         return sender if to is not None and to.next_hop.mailbox else usual
@@ -115,7 +119,7 @@ class ClaimRerouter:
     def _has_lost_route(self, claim: Claim) -> bool:
         """Take a claim with requests to Microsoft Graph if its route does not lead to them."""
         login = self.table.options_for(claim.next_hop).login
-        mailboxes = {own_mailbox(one.mailbox) for one in claim.extra.requests}
+        mailboxes = {own_mailbox(request.mailbox) for request in claim.extra.requests}
         if login is not None and mailboxes == {own_mailbox(login.user)}:
             return False
         text = _LOST_ROUTE.format(claim.next_hop.route, ", ".join(sorted(mailboxes)))
@@ -134,13 +138,13 @@ class ClaimRerouter:
         try:
             while self.ready:
                 claims = list(islice(self.ready, _AT_ONCE))
-                by_way: dict[NextHop | None, list[Claim]] = {}
+                by_hop: dict[NextHop | None, list[Claim]] = {}
                 for claim in claims:
-                    key = claim.next_hop if self._goes_around(claim) else None
-                    by_way.setdefault(key, []).append(claim)
+                    key = claim.next_hop if self._leaves_hop(claim) else None
+                    by_hop.setdefault(key, []).append(claim)
                 try:
-                    for around, some in by_way.items():
-                        await self.admin.execute(self._command(some, around))
+                    for around, group in by_hop.items():
+                        await self.admin.execute(self._command(group, around))
                 except SpoolError as error:
                     _log.warning("not rerouted yet", error=str(error))
                 if any(claim in claims for claim in islice(self.ready, 1)):
@@ -149,15 +153,17 @@ class ClaimRerouter:
             self._task = None
 
     def _command(self, claims: Sequence[Claim], around: NextHop | None) -> QueueCommand:
-        """Return the command for claims that go `around` this next hop; None: by other routes."""
+        """Return the command that takes claims away from the next hop `around`, because of its
+        fallback; with None the other routes decide.
+        """
         ids = tuple(f"{message}-{entry}" for message, entry in (claim.key for claim in claims))
         names = ", ".join(sorted({claim.next_hop.route or "no name" for claim in claims}))
         why = "its route has changed"
         to: RouteLookup = self.table.destination_by_routes
-        if around is not None and (way := self.table.way_around(around)) is not None:
+        if around is not None and (fallback := self.table.fallback_for(around)) is not None:
             why, to = f"{around} is a fallback", self.table.lookup_by_route(around.route)
-            if way.to is not None:
-                there = Destination(way.to, chosen=True)
+            if fallback.to is not None:
+                there = Destination(fallback.to, chosen=True)
                 why, to = f"no host of {around} answered", lambda *_: there
                 if self.table.is_too_large(around, claims[0].content_size):
                     why = f"it is too large for {around}"
@@ -167,9 +173,9 @@ class ClaimRerouter:
         )
 
     def _end(self, address: str, sender: str) -> Outcome | None:
-        found = self.table.examine(address, sender)
-        if isinstance(found, InvalidRecipient):
-            return Failed(Evidence(found.status, found.text))
-        if isinstance(found, RemoteRecipient) and found.next_hop == CAPTURE:
+        result = self.table.examine(address, sender)
+        if isinstance(result, InvalidRecipient):
+            return Failed(Evidence(result.status, result.text))
+        if isinstance(result, RemoteRecipient) and result.next_hop == CAPTURE:
             return Deferred(Evidence("4.3.5", _CAPTURED_NOW), DeferralClass.INTERNAL)
         return None

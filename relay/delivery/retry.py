@@ -38,8 +38,9 @@ class RetrySchedule(Struct, frozen=True):
     def retry(
         self, before: DeferralCause, name: str, *, now_us: int, expires_us: int
     ) -> tuple[int, DeferralCause]:
-        """Return when the next attempt is, never later than `expires_us`, after one that ended with
-        the deferral class `name`, and its cause. "" is no class: no recipient was attempted.
+        """Return when the next attempt is, and its cause, after an attempt that ended with the
+        deferral class `name`; "" if no recipient was attempted. It is never later than
+        `expires_us`.
         """
         cause = DeferralCause(name, before.attempts + 1)
         jittered_s = self.step_s(cause) * (1 + _JITTER * (2 * self.rng() - 1))
@@ -87,7 +88,7 @@ def claim_action(claim: Claim, *, now_us: int, confirmed_us: int, started_us: in
 def end_us(claim: Claim, *, started_us: int) -> int | None:
     """When the claim expires while it waits; None if it must be attempted once more first."""
     if claim.state is RecipientState.CAPTURED:
-        return claim.due_us  # kept for a time of its own, whatever the message's expiry
+        return claim.due_us  # kept for another time than the message's expiry says
     expires_us = claim.expires_us
     if claim.state is RecipientState.HELD:
         return expires_us

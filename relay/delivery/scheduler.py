@@ -30,7 +30,8 @@ from relay.delivery.sites import Sites
 from relay.store.spool.shared.queue_admin import QueueAdmin
 from relay.store.spool.types import Claim, Key, NewMessage, PriorityLevel, SpoolError
 from relay.transport.routing.mx_hosts import Hosts
-from relay.transport.routing.route_table import HopOptions, RouteTable
+from relay.transport.routing.route_table import RouteTable
+from relay.transport.routing.routes import HopOptions
 
 _log = get_logger("delivery")
 
@@ -105,8 +106,8 @@ class DeliveryScheduler:
             self.recorder.end_unattempted(claim, now_us)
 
     def pause(self, is_paused: bool) -> None:
-        """Begin no attempt until this is called with False; those in progress end. What expires or
-        is late meanwhile is reported.
+        """Begin no attempt until this is called with False. Attempts in progress end; mail that
+        expires or is late meanwhile is reported.
         """
         if is_paused == self._is_paused:
             return
@@ -195,7 +196,7 @@ class DeliveryScheduler:
 
     @property
     def claims_in_progress(self) -> int:
-        """The number of claims in memory that wait for no later time."""
+        """The number of claims in memory that are not waiting for a later time."""
         return self.active_queue.claims - self.sites.delayed_claims
 
     def unread_s(self) -> float:
@@ -203,7 +204,7 @@ class DeliveryScheduler:
         return max(0.0, self.clock.real_s() - self._unread_since_s)
 
     def unreadable(self) -> str:
-        """Return why the queue cannot be read, and was not for a while; "" where it can."""
+        """Return why the queue has been unreadable for a while; "" if it has not."""
         if self.unread_s() < _UNREADABLE_S:
             return ""
         return f"the queue cannot be read, and mail in it waits: {self._unread_because}"
@@ -255,11 +256,12 @@ class DeliveryScheduler:
 
     @contextlib.asynccontextmanager
     async def emptied(self) -> AsyncIterator[None]:
-        """Forget all claims, end all attempts, and do nothing until the block is left.
+        """Forget all claims and what hosts did, end all attempts, and do nothing until the block
+        ends.
 
-        What hosts did is forgotten too. An attempt that is cut off is recorded before the block, if
-        its host lets go of it soon. The block removes the entries; a claim that it leaves in the
-        spool is released by the next start only.
+        An attempt that is cut off is recorded before the block if its host ends it soon. The block
+        removes the entries. Only the next start releases a claim that the block leaves in the
+        spool.
         """
         loop = asyncio.get_running_loop()
         self._stopping = True

@@ -106,7 +106,7 @@ class Site:
 
     @property
     def _pause(self) -> SitePause | None:
-        """What keeps it from being contacted now, whatever its TLS policy."""
+        """The pause during which the site is not contacted, whatever its TLS policy."""
         pause = self.pauses.get(self._pause_key) if self.pauses else None  # nearly never one
         return pause if pause is not None and pause.until_s > self.clock.monotonic() else None
 
@@ -118,7 +118,7 @@ class Site:
 
     @property
     def is_connected(self) -> bool:
-        """Whether one of its connections stands."""
+        """Whether the site has an open connection."""
         return any(session.is_connected for session in self.sessions)
 
     @property
@@ -200,9 +200,8 @@ class Site:
 
     async def probe(self) -> SiteProbe:
         """Open a session as delivery would, and end it before MAIL. It counts as a connection of
-        the site, and is not opened where the site may have no more.
-
-        A known failure does not count: the hosts are connected to.
+        the site, and is not opened if the site may have no more. Known failures do not count: the
+        hosts are contacted.
         """
         connections = len(self.workers) - len(self._closing_workers)
         if len(self.workers) >= self._connections_max or not self._allows(connections + 1):
@@ -354,8 +353,8 @@ class Site:
         return True
 
     async def wait_for_room(self, claim: Claim) -> bool:
-        """Wait until there is room for the content of a claim; the message rate counts it then.
-        Return False if it is not to be attempted: others took it, or it waits again.
+        """Wait until there is room for the content of a claim; then the message rate counts it.
+        Return False if it must not be attempted: others took it, or it waits again.
         """
         if self._bucket is not None:
             self._bucket.give_back()
@@ -383,10 +382,12 @@ class Site:
 
     def must_close(self, session: SessionState, served: int) -> bool:
         """Whether a connection should end although there may be claims for it."""
-        if session.is_connected:  # one that is only tried may be refused: it takes no place of this
-            one_too_many = not self._allows(len(self.sessions)) and not self._allows(
-                sum(one.is_connected for one in self.sessions)
+        if session.is_connected:  # those that are being opened may be refused: they do not count
+            count, connected = (
+                len(self.sessions),
+                sum(other.is_connected for other in self.sessions),
             )
+            one_too_many = not self._allows(count) and not self._allows(connected)
         else:
             one_too_many = not self._allows(len(self.workers) - len(self._closing_workers))
         if not (one_too_many or self.slots.is_wanted_back(self, served=served)):
@@ -430,21 +431,19 @@ class Site:
     def _obey(self, outcome: Outcome) -> None:
         """Use fewer connections, or none and postpone what waits, as an entry or the host says."""
         evidence = outcome.evidence
-        entry = self.options.providers.entries.get(evidence.provider)
+        rule = self.options.providers.entries.get(evidence.provider)
         now_s = self.clock.monotonic()
-        if entry is not None and entry.connections:
-            self.concurrency.full_at(entry.connections, until_s=now_s + FEWER_S)
-        pause_s = evidence.pause_s or (entry.pause_s if entry is not None else 0.0)
+        if rule is not None and rule.connections:
+            self.concurrency.full_at(rule.connections, until_s=now_s + FEWER_S)
+        pause_s = evidence.pause_s or (rule.pause_s if rule is not None else 0.0)
         if pause_s and self._pause is None:
-            provider = entry.name if entry is not None else RETRY_AFTER
+            provider = rule.name if rule is not None else RETRY_AFTER
             _log.warning("site paused", site=self.name, provider=provider, pause_s=pause_s)
             self.pauses[self._pause_key] = SitePause(self.name, provider, now_s + pause_s)
             self._postpones(*self.ready.drain())
 
     def _postpones(self, *claims: Claim) -> bool:
-        """Whether a pause keeps the site from being contacted; then the claims wait for its end in
-        the spool.
-        """
+        """Whether the site is paused; then the claims wait in the spool until the pause ends."""
         pause = self._pause
         if pause is None:
             return False
@@ -456,10 +455,10 @@ class Site:
     async def not_connected(
         self, session: SessionState, claim: Claim, outcome: Outcome, *, took_s: float
     ) -> None:
-        """Take back a claim for which a session got no connection: it waits for other connections,
-        or shares this outcome with all that wait.
+        """Take back a claim whose session got no connection. It waits for the other connections of
+        the site; without any, all claims that wait share this outcome.
         """
-        others = sum(one.is_connected for one in self.sessions if one is not session)
+        others = sum(other.is_connected for other in self.sessions if other is not session)
         if session.is_over:
             self._requeue(claim)
         elif others:
@@ -470,7 +469,8 @@ class Site:
                 self.concurrency = ConcurrencyLimit(self._connections_max)
                 _log.info("site unreachable", site=self.name, reply=outcome.evidence.reply)
             self._obey(outcome)
-            await self._record_all([(one, outcome) for one in (claim, *self.ready.drain())], took_s)
+            claims = (claim, *self.ready.drain())
+            await self._record_all([(waiting, outcome) for waiting in claims], took_s)
 
     def _lower_limit(self, connections: int, outcome: Outcome) -> None:
         """Treat the failure as the site's connection limit, because its other connections work."""
@@ -497,8 +497,8 @@ class Site:
     async def _record_all(
         self, outcomes: list[tuple[Claim, Outcome]], took_s: float | None = None
     ) -> None:
-        """Record claims together in few commits. The first has had an attempt that took `took_s`;
-        the others, and without it all, have none of their own.
+        """Record claims together in few commits. `took_s` is the duration of the attempt with the
+        first claim, None without one; the others have no duration.
         """
         unanswered_s = self.hosts.unanswered_s()
         await self.recorder.finish(

@@ -58,7 +58,7 @@ class TokenBucket:
         self._full_at_s = max(self._full_at_s, now_s) + self._token_s
 
     def give_back(self) -> None:
-        """Do not count a message that was counted last and is not sent yet."""
+        """Undo the last take(): the message was not sent."""
         self._full_at_s -= self._token_s
 
     def is_full(self, now_s: float) -> bool:
@@ -77,14 +77,14 @@ class SiteOptions(Struct, frozen=True):
     unreachable_s: float
     idle_s: float = 5.0
     rate: Rate | None = None
-    providers: ProviderReplies = _NO_ENTRIES  # what replies mean besides the outcome table
+    providers: ProviderReplies = _NO_ENTRIES  # what replies mean in place of the outcome table
     waited_s: Callable[[Claim], float] = lambda _claim: 0.0
 
     def limited(self, connections_max: int | None, rate: Rate | None) -> "SiteOptions":
         """Return the options of a site with these limits as well, each if it is stricter."""
         fewest = min(self.connections_max, connections_max or self.connections_max)
-        rates = [one for one in (self.rate, rate) if one is not None]
-        slowest = min(rates, key=lambda one: one.count / one.per_s, default=None)
+        rates = [limit for limit in (self.rate, rate) if limit is not None]
+        slowest = min(rates, key=lambda limit: limit.count / limit.per_s, default=None)
         return replace(self, connections_max=fewest, rate=slowest)
 
     def failure_age_max_s(self, claim: Claim) -> float:
@@ -97,9 +97,10 @@ class SiteOptions(Struct, frozen=True):
 
 
 class SitePause(Struct, frozen=True):
-    """A site that is not contacted, by the name of the [[reply]] entry that says so. It is in
-    memory alone: a new process asks the host again. What waits for the end has that time in the
-    spool.
+    """A site that is not contacted until `until_s`; `provider` is the [[reply]] entry that says so.
+
+    It is in memory only: a new process asks the host again. Claims that wait for its end have that
+    time in the spool.
     """
 
     site: str
@@ -177,8 +178,8 @@ class ConcurrencyLimit:
         self._decrease_to(self._limit // 2)
 
     def full_at(self, connections: int, *, until_s: float) -> None:
-        """Allow no more than `connections` until `until_s`, or until that of an earlier call: one
-        more was refused.
+        """Allow no more than `connections` until `until_s`, or until the time of an earlier call,
+        because one more was refused.
         """
         self._full_at, self._full_until_s = connections, max(self._full_until_s, until_s)
         self._decrease_to(connections)

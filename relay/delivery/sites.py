@@ -5,10 +5,10 @@ Which hosts a next hop has is decided in relay/transport/routing/usable_hosts.py
 Sites looks up the hosts of a next hop, once for all claims that wait, and gives the claims to
 the site of those hosts. The same hosts are one site, whatever domains they serve. A next hop that
 could not be resolved is not looked up again at once; its claims share that outcome. Mail that
-demands more or less TLS than others (RFC 8689) has lookups and outcomes of its own.
+demands more or less TLS than others (RFC 8689) has separate lookups and outcomes.
 
 A lookup holds a slot, as a probe of a site does. Next hops that were not found the last time have a
-small limit of their own, so that they do not delay others. Lookups for sites that answered lately
+small separate limit, so that they do not delay others. Lookups for sites that answered lately
 count as those for new mail.
 """
 
@@ -42,7 +42,8 @@ from relay.transport.routing.mx_hosts import (
     Unresolved,
     outcome_of,
 )
-from relay.transport.routing.route_table import HopOptions, RouteTable
+from relay.transport.routing.route_table import RouteTable
+from relay.transport.routing.routes import HopOptions
 from relay.transport.routing.usable_hosts import (
     Resolve,
     find_hosts,
@@ -56,8 +57,8 @@ LOOKUPS_MAX = 120  # each sends several DNS queries, and the DNS client has 256 
 LOOKUPS_UNREACHABLE_MAX = 16
 _QUEUED_S = 0.005  # between lookups for queued mail, which leave the event loop time for new mail
 _log = get_logger("delivery")
-# By what claims share a lookup: the next hop, with what their message demands of its hosts.
-Way = NextHop | tuple[NextHop, TlsDemand]
+# Claims with the same key share a lookup: the next hop, with the TLS that the message demands.
+LookupKey = NextHop | tuple[NextHop, TlsDemand]
 _SITES_MAX = 4000
 _RESOLVED_MAX = 4000
 _RESOLVED_S = 1.0  # how long the site of a next hop is remembered without asking the resolver
@@ -75,7 +76,7 @@ class Sites:
     resolve: Resolve  # finds the hosts of a next hop
     table: RouteTable  # how they are contacted
     slots: ConnectionSlots  # of all sites together
-    options: SiteOptions  # of each site, without those of routes
+    options: SiteOptions  # of each site, before its route changes them
     clock: Clock  # for how long something is remembered
     connect: Connect  # opens connections
 
@@ -87,40 +88,40 @@ class Sites:
         self._sites: dict[SiteKey, Site] = {}
         self._retired: list[Site] = []  # those whose last transactions have not ended
         # their sites, and until when those count
-        self._resolved = BoundedDict[Way, tuple[Site, float]](_RESOLVED_MAX)
-        self._found = BoundedDict[Way, Lookup](_RESOLVED_MAX)  # for the evidence of attempts
-        self._waiting: dict[Way, ClaimQueue] = {}
+        self._resolved = BoundedDict[LookupKey, tuple[Site, float]](_RESOLVED_MAX)
+        self._found = BoundedDict[LookupKey, Lookup](_RESOLVED_MAX)  # for the evidence of attempts
+        self._waiting: dict[LookupKey, ClaimQueue] = {}
         # the lookup forgets their hosts' failures
-        self._retry_now = BoundedDict[Way, None](HOSTS_MAX)
-        self._lookups: dict[Way, asyncio.Task[None]] = {}  # until they have an answer
+        self._retry_now = BoundedDict[LookupKey, None](HOSTS_MAX)
+        self._lookups: dict[LookupKey, asyncio.Task[None]] = {}  # until they have an answer
         # of next hops that were not found the last time, and of others
         self._lookup_slots = {
             True: ConnectionSlots(LOOKUPS_UNREACHABLE_MAX, all_probe=True),
             False: ConnectionSlots(LOOKUPS_MAX, all_probe=True),
         }
         self._turn_s = 0.0  # of the last lookup for queued mail
-        self._urgent: dict[Way, asyncio.Event] = {}  # of those that wait for their turn
+        self._urgent: dict[LookupKey, asyncio.Event] = {}  # of those that wait for their turn
         self._host_status = HostStatusCache()
         # why the last lookup found no hosts, and when (monotonic clock)
-        self._unresolved = BoundedDict[Way, tuple[Deferred, float]](HOSTS_MAX)
+        self._unresolved = BoundedDict[LookupKey, tuple[Deferred, float]](HOSTS_MAX)
         self._pauses = BoundedDict[Hashable, SitePause](PAUSES_MAX)
 
     def push(self, claim: Claim) -> None:
         """Take a claim for a remote next hop."""
-        way = way_of(claim)
-        site, until_s = self._resolved.get(way, (None, 0.0))
+        key = lookup_key(claim)
+        site, until_s = self._resolved.get(key, (None, 0.0))
         if site is not None and (
             until_s > self.clock.monotonic() or site.has_known_failure_for(claim)
         ):
             site.push(claim)
             return
-        waiting = self._waiting.get(way)
+        waiting = self._waiting.get(key)
         if waiting is None and (failure := self._recent_failure(claim)):
             self.recorder.begin(self._record_unresolved([claim], failure))
             return
         if waiting is None:
-            waiting = self._waiting[way] = ClaimQueue()
-            self._lookups[way] = self.recorder.begin(self._find_site(claim))
+            waiting = self._waiting[key] = ClaimQueue()
+            self._lookups[key] = self.recorder.begin(self._find_site(claim))
         else:  # once the lookup waits: it may have been created a moment ago
             asyncio.get_running_loop().call_soon(self._use_earlier_turn, claim)
         waiting.push(claim)
@@ -128,17 +129,17 @@ class Sites:
 
     def retry_now(self, next_hops: Collection[NextHop]) -> None:
         """Forget failures and pauses of these next hops and their hosts."""
-        for way in chain.from_iterable(map(_ways_to, next_hops)):
-            self._unresolved.pop(way, None)
-            self._retry_now[way] = None  # for the hosts that the next lookup finds
-            site, _ = self._resolved.get(way, (None, 0.0))
+        for key in chain.from_iterable(map(_lookup_keys, next_hops)):
+            self._unresolved.pop(key, None)
+            self._retry_now[key] = None  # for the hosts that the next lookup finds
+            site, _ = self._resolved.get(key, (None, 0.0))
             if site is not None:
-                self._resolved[way] = site, 0.0
+                self._resolved[key] = site, 0.0
                 site.retry_now()
 
     def lookup_of(self, claim: Claim) -> Lookup | None:
         """Return what the last lookup for a claim gave; of some thousand next hops."""
-        return self._found.get(way_of(claim))
+        return self._found.get(lookup_key(claim))
 
     def close(self) -> list[Claim]:
         """Take no more claims; return those not begun. Connections end after their transaction."""
@@ -203,26 +204,26 @@ class Sites:
         return await self._site(hosts, self.table.options_for(next_hop)).probe()
 
     async def _find_site(self, first: Claim) -> None:
-        """Resolve the next hop of the first claim, and push all claims that wait for it."""
-        way = way_of(first)
-        found = await self._resolve(first)
-        del self._lookups[way]  # from here on close() does not cancel it
-        claims = self._waiting.pop(way).drain()
-        if isinstance(found, Site):
-            self._resolved[way] = found, self.clock.monotonic() + _RESOLVED_S
-            if way in self._retry_now:
-                del self._retry_now[way]
-                found.retry_now()
+        """Resolve the next hop of `first`, and push all claims that wait for it."""
+        key = lookup_key(first)
+        resolved = await self._resolve(first)
+        del self._lookups[key]  # from here on close() does not cancel it
+        claims = self._waiting.pop(key).drain()
+        if isinstance(resolved, Site):
+            self._resolved[key] = resolved, self.clock.monotonic() + _RESOLVED_S
+            if key in self._retry_now:
+                del self._retry_now[key]
+                resolved.retry_now()
             for claim in claims:
-                found.push(claim)
+                resolved.push(claim)
             return
-        outcome = outcome_of(found, self.table.is_own_anywhere)
+        outcome = outcome_of(resolved, self.table.is_own_anywhere)
         if isinstance(outcome, Deferred):
-            self._unresolved[way] = outcome, self.clock.monotonic()
+            self._unresolved[key] = outcome, self.clock.monotonic()
         await self._record_unresolved(claims, outcome, took_s=0.0)
 
     def _recent_failure(self, claim: Claim) -> Deferred | None:
-        outcome, at_s = self._unresolved.get(way_of(claim), (None, 0.0))
+        outcome, at_s = self._unresolved.get(lookup_key(claim), (None, 0.0))
         age_s = self.clock.monotonic() - at_s
         return outcome if age_s <= self.options.failure_age_max_s(claim) else None
 
@@ -231,73 +232,75 @@ class Sites:
         hop = first.next_hop.key
         with ContainedErrors(_log, "internal error in next-hop resolution", next_hop=hop):
             async with slots.hold(
-                way_of(first),
+                lookup_key(first),
                 status=SiteStatus.UNKNOWN,
                 sender=first.sender,
                 is_new=self._is_urgent(first),
             ) as slot:
                 if not slot.is_new:
-                    await self._wait_for_turn(way_of(first))
+                    await self._wait_for_turn(lookup_key(first))
                 began_s = self.clock.real_s()
                 via = self.table.options_for(first.next_hop)
-                found = await find_hosts(self.resolve, first.next_hop, via)
+                lookup = await find_hosts(self.resolve, first.next_hop, via)
                 took_s = self.clock.real_s() - began_s
             by, demand = self.table.tls_demanded_by(first.next_hop), first.message.envelope.tls
             # without a slot: a web server may be slow
-            found = await with_policy(found, by, demand)
+            lookup = await with_policy(lookup, by, demand)
             options = self.table.options_for(first.next_hop)  # they may have changed
-            found = with_tls(found, options, by, demand=demand)
-            self._note_lookup(way_of(first), found, options, took_s=took_s)
-            return self._site(found, options) if isinstance(found, Hosts) else found
+            lookup = with_tls(lookup, options, by, demand=demand)
+            self._note_lookup(lookup_key(first), lookup, options, took_s=took_s)
+            return self._site(lookup, options) if isinstance(lookup, Hosts) else lookup
         return TemporaryFailure(INTERNAL_ERROR)
 
-    async def _wait_for_turn(self, way: Way) -> None:
-        """Wait until queued mail may have its next lookup, or urgent mail comes for the same."""
+    async def _wait_for_turn(self, key: LookupKey) -> None:
+        """Wait until queued mail may have its next lookup, or until urgent mail needs the same
+        lookup.
+        """
         now_s = self.clock.real_s()
         self._turn_s = max(self._turn_s, now_s) + _QUEUED_S
-        urgent = self._urgent[way] = asyncio.Event()
+        urgent = self._urgent[key] = asyncio.Event()
         try:
             await self.clock.wait(urgent, self._turn_s - now_s)
         finally:
-            del self._urgent[way]
+            del self._urgent[key]
 
     def _use_earlier_turn(self, claim: Claim) -> None:
         """Let the lookup for a claim have its turn if that is earlier."""
-        way, is_urgent = way_of(claim), self._is_urgent(claim)
+        key, is_urgent = lookup_key(claim), self._is_urgent(claim)
         for slots in self._lookup_slots.values():
-            slots.use_earlier_turn(way, claim.sender, is_new=is_urgent)
-        if is_urgent and way in self._urgent:
-            self._urgent[way].set()
+            slots.use_earlier_turn(key, claim.sender, is_new=is_urgent)
+        if is_urgent and key in self._urgent:
+            self._urgent[key].set()
 
     def _is_urgent(self, claim: Claim) -> bool:
-        """Whether it is looked up as new mail is: it is new, or its site answered lately."""
-        site, _ = self._resolved.get(way_of(claim), (None, 0.0))
+        """Whether a claim is looked up as new mail is: it is new, or its site answered lately."""
+        site, _ = self._resolved.get(lookup_key(claim), (None, 0.0))
         return claim.is_fresh or (site is not None and site.has_answered())
 
     def _note_lookup(
-        self, way: Way, found: Resolution, options: HopOptions, *, took_s: float
+        self, key: LookupKey, lookup: Resolution, options: HopOptions, *, took_s: float
     ) -> None:
         """Keep what a lookup gave; of too many next hops the oldest is forgotten."""
-        hosts = found.hosts if isinstance(found, Hosts) else ()
-        mx = mx_of(found, options.source_address)
-        self._found[way] = Lookup(
+        hosts = lookup.hosts if isinstance(lookup, Hosts) else ()
+        mx = mx_of(lookup, options.source_address)
+        self._found[key] = Lookup(
             tuple(map(str, mx.hosts)),
             mx.more,
             round(1000 * took_s, 1),
-            {one.name: one.tls for one in hosts if one.tls is not None},
+            {host.name: host.tls for host in hosts if host.tls is not None},
         )
 
     async def _record_unresolved(
         self, claims: Iterable[Claim], outcome: Outcome, *, took_s: float | None = None
     ) -> None:
         record = partial(self.recorder.record, reached=False, took_s=took_s)
-        await self.recorder.finish(record(one, same_outcome(one, outcome)) for one in claims)
+        await self.recorder.finish(record(claim, same_outcome(claim, outcome)) for claim in claims)
 
     def _site(self, hosts: Hosts, options: HopOptions) -> Site:
-        """The site of these hosts: the same for every domain that they serve.
+        """Return the site of these hosts, which have their TLS: the same for every domain that they
+        serve.
 
-        They have their TLS. Under different policies or options, hosts are different sites with
-        connections of their own.
+        Under different policies or options, hosts are different sites, which share no connection.
         """
         key = _site_key(hosts, options)
         site = self._sites.get(key)
@@ -342,11 +345,11 @@ def _site_key(hosts: Hosts, options: HopOptions) -> SiteKey:
     return places, replace(options, tls=_NO_TLS)
 
 
-def _ways_to(next_hop: NextHop) -> tuple[Way, ...]:
+def _lookup_keys(next_hop: NextHop) -> tuple[LookupKey, ...]:
     return next_hop, (next_hop, REQUIRETLS), (next_hop, OPTIONAL)
 
 
-def way_of(claim: Claim) -> Way:
-    """Return by what a claim shares its lookup. Reports and ordinary mail demand nothing."""
+def lookup_key(claim: Claim) -> LookupKey:
+    """Return the key of the claim's lookup. Reports and ordinary mail demand nothing."""
     demand = claim.message.envelope.tls
     return (claim.next_hop, demand) if demand in (REQUIRETLS, OPTIONAL) else claim.next_hop

@@ -4,7 +4,7 @@ from relay.base.message.outcome import Relayed
 from relay.base.socket_address import Address
 from relay.delivery.smtp.connect import GraphOptions
 from relay.store.spool.types import CloudRequest
-from relay.transport.routing.route_table import Credentials
+from relay.transport.routing.routes import Credentials
 from tests.support.dev_process import DevProcess
 from tests.support.manual_clock import ManualClock
 from tests.support.relay_process import until

@@ -812,7 +812,7 @@ BROKEN = (
     ),
     Broken(
         "look-ups are shared whatever mail demands",
-        _instead(sites, "way_of", _whatever_it_demands),
+        _instead(sites, "lookup_key", _whatever_it_demands),
         "policy",
         where=conditions.in_clear,
     ),

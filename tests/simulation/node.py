@@ -288,7 +288,7 @@ class Node:
             clock=self.clock,
             metrics=self.metrics,
             schedule=schedule,
-            way_around=self.table.way_around,
+            fallback_for=self.table.fallback_for,
         )
         options = SiteOptions(
             connections_max=scenario.connections_per_site,

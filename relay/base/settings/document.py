@@ -83,7 +83,7 @@ class _Scanner:
     """Reads the text once; `_next` is the next lexeme, "" at the end, and `_line` its line."""
 
     def __init__(self, text: str) -> None:
-        self._lexemes = (one[0] for one in _LEXEME.finditer(text))
+        self._lexemes = (match[0] for match in _LEXEME.finditer(text))
         self._line, self._next = 1, ""
         self._lines: dict[KeyPath, int] = {}
         self._last_index: dict[KeyPath, int] = {}
@@ -104,7 +104,7 @@ class _Scanner:
         """Return the next lexeme, and go on to the one after it."""
         taken = self._next
         self._line += taken.count("\n")
-        self._next = next((one for one in self._lexemes if one[0] not in " \t\r#"), "")
+        self._next = next((lexeme for lexeme in self._lexemes if lexeme[0] not in " \t\r#"), "")
         return taken
 
     def _header(self) -> KeyPath:
@@ -203,13 +203,13 @@ class Document:
 
     def value(self, path: KeyPath) -> object:
         """Return the value at `path` as tomllib read it, None if there is none."""
-        found: Any = self.table
+        node: Any = self.table
         for part in path:
             try:
-                found = found[part]
+                node = node[part]
             except (KeyError, IndexError, TypeError):
                 return None
-        return found
+        return node
 
     def fault(self, path: KeyPath, message: str) -> Fault:
         """Return a fault at the line of `path`."""
@@ -223,8 +223,8 @@ def read_document(file: Path, *, bytes_max: int = FILE_BYTES_MAX) -> Document:
 
 def parse_document(file: Path, text: str) -> Document:
     """Return the document `text`; its faults name it `file`. Raises SettingsError."""
-    if found := next((one for one in _LONG_KEY.finditer(text) if one[1]), None):
-        line = text.count("\n", 0, found.start()) + 1
+    if key := next((match for match in _LONG_KEY.finditer(text) if match[1]), None):
+        line = text.count("\n", 0, key.start()) + 1
         message = "found a key of more than 130 parts, expected a few"
         raise SettingsError([Fault(file, line, "", message)])
     try:
@@ -244,8 +244,8 @@ def read_text(file: Path, *, bytes_max: int = FILE_BYTES_MAX) -> str:
     """Return the text of a settings file. Raises SettingsError."""
     try:
         if not file.is_file():
-            found = "no regular file" if file.exists() else "no such file"
-            raise SettingsError([Fault(file, 0, "", f"found {found}, expected a file of settings")])
+            state = "no regular file" if file.exists() else "no such file"
+            raise SettingsError([Fault(file, 0, "", f"found {state}, expected a file of settings")])
         with file.open("rb") as stream:
             content = stream.read(bytes_max + 1)
     except OSError as error:
@@ -274,6 +274,6 @@ def _syntax_fault(file: Path, text: str, error: tomllib.TOMLDecodeError) -> Faul
         line = int(place[1]) if place[1] else text.rstrip("\n").count("\n") + 1
     there = text.split("\n")[line - 1]
     name = _KEY_OF_LINE.match(there) or _TABLE_OF_LINE.match(there)
-    if plain := next((told for pattern, told in _SYNTAX if pattern.match(message)), ""):
+    if plain := next((words for pattern, words in _SYNTAX if pattern.match(message)), ""):
         return Fault(file, line, name[1] if name else "", plain)
     return Fault(file, line, "", f"found no valid TOML: {message[:1].lower()}{message[1:]}")

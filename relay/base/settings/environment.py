@@ -66,9 +66,9 @@ def _watchdog_s(variables: Mapping[str, str]) -> float:
 
 def _data_home(variables: Mapping[str, str]) -> Path | None:
     """Return the directory for a user's data files (XDG Base Directory Specification)."""
-    given = Path(variables.get("XDG_DATA_HOME", ""))
-    if given.is_absolute():
-        return given
+    data_home = Path(variables.get("XDG_DATA_HOME", ""))
+    if data_home.is_absolute():
+        return data_home
     home = Path(os.path.expanduser("~"))  # noqa: PTH111 - unchanged if there is none
     return home / ".local/share" if home.is_absolute() else None
 

@@ -36,10 +36,10 @@ class ServerOptions(Struct, frozen=True):
     user: str = ""  # "": the name of the system's user
     password: str = ""  # "": none
     tls: str = "disable"  # libpq's sslmode; a socket has no TLS
-    authorities: str = ""  # a PEM file; "": those of the system
+    authorities: str = ""  # a PEM file; "": the system's
     certificate: str = ""  # of the client, a PEM file; "": none
     key: str = ""  # its key
-    application_name: str = "relay"  # with which the names of its sessions begin
+    application_name: str = "relay"  # the names of its sessions begin with it
     timeout_s: float = _CONNECT_TIMEOUT_S  # to connect to all hosts together
 
     def __str__(self) -> str:
@@ -95,21 +95,21 @@ def check_no_password(written: str) -> None:
 
 
 def _parameters(query: str) -> dict[str, str]:
-    found: dict[str, str] = {}
+    parameters: dict[str, str] = {}
     for part in query.split("&") if query else ():
         name, equals, value = part.partition("=")
         if name not in _PARAMETERS:
             known = ", ".join(_PARAMETERS)
             what = f", not {name}" if equals and _NAME.fullmatch(name) else ""
             raise ValueError(f"no other parameters than {known}{what}")
-        if not equals or not value or name in found:
+        if not equals or not value or name in parameters:
             raise ValueError(f"one value for the parameter {name}")
-        found[name] = _decoded(value)
-        if name in _PATHS and not PurePosixPath(found[name]).is_absolute():
+        parameters[name] = _decoded(value)
+        if name in _PATHS and not PurePosixPath(parameters[name]).is_absolute():
             raise ValueError(f"an absolute path as {name}")
-    if ("sslcert" in found) != ("sslkey" in found):
+    if ("sslcert" in parameters) != ("sslkey" in parameters):
         raise ValueError("both sslcert and sslkey, or neither")
-    return found
+    return parameters
 
 
 def _decoded(text: str) -> str:
@@ -129,10 +129,8 @@ def _named_hosts(hosts: list[str], ports: list[str]) -> tuple[tuple[str, int], .
         ports *= len(hosts)
     if len(ports) != len(hosts):
         raise ValueError("one port for all hosts, or one for each")
-    return tuple(
-        (_checked(host), _port(port) if port else _PORT)
-        for host, port in zip(hosts, ports, strict=True)
-    )
+    pairs = zip(hosts, ports, strict=True)
+    return tuple((_checked(host), _port(port) if port else _PORT) for host, port in pairs)
 
 
 def _host(text: str) -> tuple[str, int]:

@@ -77,9 +77,8 @@ class _InvalidValueError(Exception):
 
 
 class DocumentReader:
-    """Reads one document; paths are relative to `base`.
-
-    Without `environ` nothing is replaced: the text may be that of anybody who can send a request.
+    """Reads one document; paths are relative to `base`. Without `environ` no reference is replaced:
+    the text may come from any client that can send a request.
     """
 
     def __init__(
@@ -129,13 +128,13 @@ class DocumentReader:
         if not isinstance(raw, list):
             self._add_fault(path, f"found {shown(raw)}, expected [[{path[-1]}]]")
             return []
-        found = []
+        tables = []
         for index, item in enumerate(raw):
             try:
-                found.append(((*path, index), self._table(kind, item, (*path, index))))
+                tables.append(((*path, index), self._table(kind, item, (*path, index))))
             except _InvalidValueError:
                 continue
-        return found
+        return tables
 
     def _add_fault(self, path: KeyPath, message: str) -> None:
         self.faults.append(self.document.fault(path, message))
@@ -163,7 +162,7 @@ class DocumentReader:
             self._add_fault(path, f"found {shown(raw)}, expected a table")
             raise _InvalidValueError
         values = self.fields(kind, raw, path)
-        if any(_is_required(each) and each.name not in values for each in dataclasses.fields(kind)):
+        if any(_is_required(key) and key.name not in values for key in dataclasses.fields(kind)):
             raise _InvalidValueError
         made = kind(**values)
         self.read.append((path, made))
@@ -172,8 +171,8 @@ class DocumentReader:
     def _tables_of_tls(self, kind: Any, raw: list[Any], path: KeyPath) -> ListenerTls:
         first: ListenerTls = self._table(kind, raw[0], (*path, 0))
         further = [
-            self._table(CertificateFiles, one, (*path, number))
-            for number, one in enumerate(raw[1:], 1)
+            self._table(CertificateFiles, table, (*path, number))
+            for number, table in enumerate(raw[1:], 1)
         ]
         return dataclasses.replace(first, further=tuple(further))
 
@@ -211,8 +210,8 @@ class DocumentReader:
             return read_leaf(hint, value, self._base)
         except ValueError as error:
             is_shown = not is_secret or (has_reference(str(raw)) and not without_references(raw))
-            found = shown(raw) if is_shown else "something else"
-            self._add_fault(path, f"found {found}, expected {error}")
+            text = shown(raw) if is_shown else "something else"
+            self._add_fault(path, f"found {text}, expected {error}")
             raise _InvalidValueError from None
 
 
@@ -224,7 +223,7 @@ def read_leaf(hint: Any, value: object, base: Path) -> Any:
     if get_origin(hint) is Literal:
         return _read_choice(get_args(hint), value)
     if isinstance(hint, type) and issubclass(hint, StrEnum):
-        return hint(str(_read_choice(tuple(one.value for one in hint), value)))
+        return hint(str(_read_choice(tuple(member.value for member in hint), value)))
     if hint is bool:
         if isinstance(value, bool):
             return value
@@ -291,7 +290,8 @@ def _read_choice(choices: tuple[str | int, ...], value: object) -> object:
     for choice in choices:
         if type(value) is type(choice) and value == choice:
             return choice
-    names = [str(one).lower() if type(one) is bool else str(one) for one in choices if one != ""]
+    words = [choice for choice in choices if choice != ""]
+    names = [str(word).lower() if type(word) is bool else str(word) for word in words]
     near = difflib.get_close_matches(str(value), names, n=1)
     hint = f' (did you mean "{near[0]}"?)' if near else ""
     raise ValueError(f"one of {', '.join(names)}{hint}")
@@ -302,9 +302,9 @@ def _is_required(field: "dataclasses.Field[Any]") -> bool:
 
 
 def _wants_text(hint: Any) -> bool:
-    return (
-        get_args(hint)[0] in (str, Address) if get_origin(hint) is Annotated else hint is not bool
-    )
+    if get_origin(hint) is Annotated:
+        return get_args(hint)[0] in (str, Address)
+    return hint is not bool
 
 
 def _number_or_word(text: str) -> str | float | bool:

@@ -113,10 +113,10 @@ class ListenerTls(CertificateFiles):
 
     @property
     def pairs(self) -> "list[tuple[tuple[int, ...], CertificateFiles]]":
-        """All of them, each with what its place adds to the key path."""
+        """All certificates with their keys, each with the index that is added to the key path."""
         if not self.further:
             return [((), self)]
-        return [((number,), one) for number, one in enumerate((self, *self.further))]
+        return [((number,), pair) for number, pair in enumerate((self, *self.further))]
 
 
 @dataclass(frozen=True, slots=True)
@@ -234,7 +234,7 @@ class MailboxSettings:
     postmaster: Mailbox = field(default="", metadata=RELOADED)
     # whether mail of strangers in the name of a local domain may leave by an alias or a tenant
     forward_own_from: bool = field(default=False, metadata=RELOADED)
-    # of the senders that forwarded mail gets; "": that of the alias
+    # of the senders that forwarded mail gets; "": the alias's domain
     srs_domain: Domain = field(default="", metadata=RELOADED)
     # of the same; "": a file in state_dir
     srs_key: Annotated[str, Form.SRS_KEY, Secret] = ""
@@ -245,19 +245,19 @@ FILE: Final = "file:"  # begins `recipients` that are in a file
 
 @dataclass(frozen=True, slots=True)
 class OwnDomain:
-    """An own domain beside mailboxes.domains, which have accounts."""
+    """An own domain that is not in mailboxes.domains; the domains there have accounts."""
 
     name: Domain
     # which are valid: accounts here, or for mail that is passed on: "any", those that the next hop
     # takes ("verify"), or those in a file
     recipients: Annotated[str, Form.RECIPIENTS] = "accounts"
-    catch_all: Mailbox = ""  # with accounts: as that of [mailboxes]
-    postmaster: Mailbox = ""  # "": that of [mailboxes], or the next hop
+    catch_all: Mailbox = ""  # with accounts: as in [mailboxes]
+    postmaster: Mailbox = ""  # "": as in [mailboxes], or the next hop
     alias_of: Domain = ""  # each address is one of the same name there
 
     @property
     def file(self) -> Path | None:
-        """The file of its recipients, if they are in one."""
+        """The file with the recipients of the domain, if there is one."""
         path = self.recipients.removeprefix(FILE)
         return Path(path) if path != self.recipients else None
 
@@ -274,7 +274,7 @@ _SPOOL_FILE: Final = "spool.sqlite"
 class SpoolSettings:
     """The durable queue.
 
-    `url` is "sqlite:PATH" with PATH relative to state_dir, or that of a PostgreSQL server
+    `url` is "sqlite:PATH" with PATH relative to state_dir, or the URL of a PostgreSQL server
     (relay/base/settings/postgres_url.py). `node` is this node's name there; "": the hostname.
     """
 
@@ -310,7 +310,7 @@ class DnsSettings:
     # of hosts that mail is sent to; the first is preferred (Postfix: inet_protocols,
     # smtp_address_preference)
     protocols: tuple[Literal["ipv4", "ipv6"], ...] = ("ipv4", "ipv6")
-    validating: bool = False  # they validate DNSSEC, and nobody between can change their answers
+    validating: bool = False  # they validate DNSSEC, and no host between can change their answers
     timeout: PositiveSeconds = 10.0
 
 
@@ -339,7 +339,7 @@ class DeliverySettings:
     providers: Path | None = None  # a file of [[reply]] tables; they go before the shipped ones
     mta_sts_port: Port = 443  # of the web servers with MTA-STS policies
     mta_sts_ca: Path | None = None  # trusted for them; None: the system's store
-    mta_sts_allow: tuple[Network, ...] = ()  # of them, besides public addresses
+    mta_sts_allow: tuple[Network, ...] = ()  # of them, in addition to public addresses
     # of token servers and graph:// next hops, http://HOST:PORT; "": none
     proxy: Annotated[str, Form.PROXY, Secret] = field(default="", repr=False)
 
@@ -368,8 +368,8 @@ class Route:
     # None: "verify" with `auth` to a host that is not loopback, else as in [delivery]
     tls: Literal["none", "opportunistic", "required", "verify", "dane"] | None = None
     ca: Path | None = None  # None: the system's store
-    max_connections: Connections | None = None  # per site, besides those of [delivery]
-    max_rate: Rate = ""  # per site, besides that of [delivery]
+    max_connections: Connections | None = None  # per site, as well as in [delivery]
+    max_rate: Rate = ""  # per site, as well as in [delivery]
     name: Annotated[str, Form.ROUTE_NAME] = ""  # "": validation.name_of()
     sender: Annotated[str, Form.SENDER_PATTERN] = ""  # "": every reverse-path
     recipient: Mailbox = ""  # only this address of the domain, with any tag; "": all
@@ -393,7 +393,7 @@ MIME_MAX: Final = 2_200_000
 @dataclass(frozen=True, slots=True)
 class OAuthClient:
     """Where tokens for routes come from (RFC 6749). Without a secret, certificate, service account
-    or assertion it is the refresh token that `relay oauth login` has stored.
+    or assertion, the refresh token is used that `relay oauth login` has stored.
     """
 
     name: Annotated[str, Form.MILTER_NAME]  # in routes, and of the file of its refresh token
@@ -405,8 +405,8 @@ class OAuthClient:
     certificate: Path | None = None  # PEM, with its key
     service_account: Path | None = None  # Google's JSON
     assertion_file: Path | None = None  # read at each request
-    token_url: Annotated[str, Form.TOKEN_URL] = ""  # "": that of the provider
-    device_url: Annotated[str, Form.TOKEN_URL] = ""  # "": devicecode beside token_url
+    token_url: Annotated[str, Form.TOKEN_URL] = ""  # "": the provider's
+    device_url: Annotated[str, Form.TOKEN_URL] = ""  # "": devicecode next to token_url
     scope: str = ""  # "": as the provider has it for what uses the token
 
 
@@ -431,7 +431,9 @@ class PolicySettings:
 
 @dataclass(frozen=True, slots=True)
 class Tenant:
-    """Own domains with rules of their own, in the directory of this name below that of [policy]."""
+    """Own domains with separate rules, in the directory of this name below the directory of
+    [policy].
+    """
 
     name: Annotated[str, Form.TENANT_NAME]
     domains: tuple[Domain, ...]  # of its mail
@@ -444,8 +446,8 @@ Strangers = Literal["verified", "postmaster", "sender"]
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What each login, token's account and user of this machine may send to the outside: () is no
-    limit; None of an account is what [limits] says.
+    """What each login, token's account and user of this machine may send to the outside. () is no
+    limit. In an account, None means the value of [limits].
     """
 
     messages: Rates | None = field(default=None, metadata=RELOADED)
@@ -475,8 +477,8 @@ class ReportsSettings:
     per_sender: Rate = "100/3600.0"  # of successes and delays; "": no limit
     copy_to: Mailbox = ""  # gets a copy, with the header only
     copy_kinds: tuple[Literal["failure", "delayed", "unknown"], ...] = ("failure",)
-    # who hears of strangers' mail that fails after its 250; verified: the sender, if a check passed
-    # for its domain, else the postmaster
+    # who gets a report if strangers' mail fails after its 250; verified: the sender, if a check of
+    # the domain passed, else the postmaster
     strangers: Strangers = "verified"
 
 
@@ -544,7 +546,7 @@ class SendmailSettings:
     """Mail of programs of this machine: `relay sendmail`."""
 
     socket: Path = Path("/run/relay/submit.sock")  # while the service runs
-    users: tuple[str, ...] = ()  # beside root: may send from any address
+    users: tuple[str, ...] = ()  # and root: may send from any address
     drop: Path | None = Path("/var/spool/relay/maildrop")  # while it is down; None: then 75
 
 
@@ -555,7 +557,7 @@ class Settings:
     hostname: Domain  # in the greeting, EHLO and Received
     state_dir: Path  # the spool, the sockets and the lock
     http: HttpSettings = field(default_factory=HttpSettings)  # [http]
-    # whether SMTP sessions are in a process of their own; auto: with two processors and more
+    # whether SMTP sessions are in a separate process; auto: with two processors and more
     smtp_gate: Literal["auto", "on", "off"] = "auto"
     smtp: tuple[SmtpListener, ...] = ()  # each [[smtp]]
     mailboxes: MailboxSettings = field(default_factory=MailboxSettings)  # [mailboxes]
@@ -582,23 +584,23 @@ class Settings:
 
     @property
     def domains(self) -> tuple[str | OwnDomain, ...]:
-        """All own domains; a name is that of one with accounts."""
+        """All own domains; a plain name is a domain with accounts."""
         return (*self.mailboxes.domains, *self.domain)
 
     @property
     def own_domains(self) -> tuple[str, ...]:
         """The names of all own domains."""
-        return (*self.mailboxes.domains, *(one.name for one in self.domain))
+        return (*self.mailboxes.domains, *(domain.name for domain in self.domain))
 
     @property
     def alias_domains(self) -> dict[str, str]:
-        """By an own domain with `alias_of`: the domain that this names."""
-        return {one.name: one.alias_of for one in self.domain if one.alias_of}
+        """The domain that each own domain with `alias_of` stands for, by the name of the latter."""
+        return {domain.name: domain.alias_of for domain in self.domain if domain.alias_of}
 
     @property
     def account_domains(self) -> tuple[str, ...]:
-        """The names of those in which accounts have addresses."""
-        return (*self.mailboxes.domains, *(one.name for one in self.domain if one.has_accounts))
+        """The names of the domains in which accounts have addresses."""
+        return (*self.mailboxes.domains, *(own.name for own in self.domain if own.has_accounts))
 
     @property
     def run_dir(self) -> Path:
@@ -607,7 +609,7 @@ class Settings:
 
     @property
     def spool_file(self) -> Path:
-        """The file of the queue; of one on a server, the file that would be its own by default."""
+        """The file of the queue; for a queue on a server, the default file."""
         path = self.spool.url.removeprefix("sqlite:") if self.spool.is_file else _SPOOL_FILE
         return self.state_dir / path
 

@@ -51,7 +51,7 @@ _BY_TOKEN = ("smtp://", "smtps://", _GRAPH)
 _NAME_LENGTH_MAX = 253  # RFC 1035 2.3.4, as text
 _KEYS_MAX = 10  # of a domain: each adds a field of up to 1 KB, and the time for a signature
 _LONGEST_SOCKET = "run/control.sock"
-_NO_NEXT_HOPS = ("local", "reject:")  # a rule has actions of its own for these
+_NO_NEXT_HOPS = ("local", "reject:")  # rules have other actions for these
 _TENANTS_MAX = 1000
 _WEBHOOKS_MAX = 20
 _MILTERS_MAX = 20
@@ -101,7 +101,9 @@ def check_together(read: Sequence[tuple[KeyPath, object]], top: Mapping[str, Any
                 yield from _credentials(path, made, clients)
                 yield from _graph(path, made)
                 ways = (made, as_fallback(made))[: 1 + bool(made.fallback)]
-                yield from dict.fromkeys(one for x in ways for one in _route_tls(path, x, dns=dns))
+                yield from dict.fromkeys(
+                    fault for way in ways for fault in _route_tls(path, way, dns=dns)
+                )
                 yield from _limits(path, made)
                 if made.next_hop == "local" and made.domain in passed_on:
                     yield (*path, "next_hop"), "another one: no account has an address there"
@@ -140,19 +142,19 @@ def _duplicate_listeners(read: Sequence[tuple[KeyPath, object]]) -> Found:
             yield path, "an address that no other listener has"
 
 
-def _overlap(one: Address, other: Address) -> bool:
-    if one.systemd or other.systemd:
-        return one.systemd == other.systemd
-    if one.path or other.path:
-        return one.path == other.path
-    if one.port != other.port or not one.port:  # port 0 is a free port each time
+def _overlap(first: Address, other: Address) -> bool:
+    if first.systemd or other.systemd:
+        return first.systemd == other.systemd
+    if first.path or other.path:
+        return first.path == other.path
+    if first.port != other.port or not first.port:  # port 0 is a free port each time
         return False
-    return one.host == other.host or _is_wildcard_over(one, other) or _is_wildcard_over(other, one)
+    return first.host == other.host or _covers_host(first, other) or _covers_host(other, first)
 
 
-def _is_wildcard_over(one: Address, other: Address) -> bool:
+def _covers_host(address: Address, other: Address) -> bool:
     wildcard = "::" if ":" in other.host else "0.0.0.0"  # noqa: S104 -- compared, not bound
-    return one.host == wildcard
+    return address.host == wildcard
 
 
 def _socket_paths_too_long(state_dir: Path) -> Found:
@@ -178,10 +180,10 @@ def _listener(path: KeyPath, listener: SmtpListener) -> Found:
 
 
 def _anonymous(path: KeyPath, http: HttpSettings) -> Found:
-    """A proxy on this machine would make strangers anonymous."""
+    """Yield a fault if others than users of this machine could be anonymous, such as by a proxy."""
     if not http.anonymous:
         return
-    if not all(one.is_loopback and not one.path for one in http.listen):
+    if not all(address.is_loopback and not address.path for address in http.listen):
         yield (*path, "anonymous"), "only loopback addresses in http.listen with anonymous"
     elif http.proxy_networks or http.public_url:
         yield (*path, "anonymous"), "no proxy_networks and no public_url with anonymous"
@@ -225,15 +227,15 @@ def _is_directory(path: Path) -> bool:
 
 def _domains(read: Sequence[tuple[KeyPath, MailboxSettings | OwnDomain]]) -> Found:
     """Yield the faults of all own domains: of [mailboxes], and of each [[domain]]."""
-    domains = [(path, one) for path, one in read if isinstance(one, OwnDomain)]
-    short = {name for _, one in read if isinstance(one, MailboxSettings) for name in one.domains}
+    domains = [(path, made) for path, made in read if isinstance(made, OwnDomain)]
+    short = {name for _, made in read if isinstance(made, MailboxSettings) for name in made.domains}
     places: dict[str, str] = dict.fromkeys(short, "mailboxes.domains")
-    for path, one in domains:
-        if place := places.get(one.name):
+    for path, domain in domains:
+        if place := places.get(domain.name):
             yield (*path, "name"), f"a name that is not in {place}"
-        places.setdefault(one.name, dotted(path))
-    accounts = short | {one.name for _, one in domains if one.has_accounts}
-    aliases = {one.name for _, one in domains if one.alias_of}
+        places.setdefault(domain.name, dotted(path))
+    accounts = short | {domain.name for _, domain in domains if domain.has_accounts}
+    aliases = {domain.name for _, domain in domains if domain.alias_of}
     for path, made in read:
         if made.postmaster.rpartition("@")[2] not in {"", *accounts}:
             expected = f"a mailbox in one of mailboxes.domains, {_OR_DOMAIN} accounts"
@@ -254,7 +256,9 @@ def _domains(read: Sequence[tuple[KeyPath, MailboxSettings | OwnDomain]]) -> Fou
 
 
 def _ways_of(path: KeyPath, route: Route, dns: DnsSettings) -> Found:
-    """Yield what is missing, a recipient of another domain, and hosts that cannot be used."""
+    """Yield the faults of a route's next hops: a missing value, a recipient of another domain, an
+    address of a protocol that is not used.
+    """
     hosts = {"next_hop": host_of(route), "fallback": host_of(as_fallback(route))}
     ips = {key: host.host for key, host in hosts.items() if host}
     for key, ip in (*ips.items(), ("source_address", route.source_address)):
@@ -280,7 +284,9 @@ def _ways_of(path: KeyPath, route: Route, dns: DnsSettings) -> Found:
 
 
 def as_fallback(route: Route) -> Route:
-    """Return the route to the fallback: the same TLS, but no login, which is for the first host."""
+    """Return the route to the fallback. It has the same TLS, but no login, which is for the first
+    host.
+    """
     tls = "verify" if verifies(route) else route.tls
     return replace(
         route,
@@ -294,7 +300,7 @@ def as_fallback(route: Route) -> Route:
 
 
 def _credentials(path: KeyPath, route: Route, names: Collection[str]) -> Found:
-    """Yield what is wrong with a login; `names` are those of [[oauth]]."""
+    """Yield the faults of a login; `names` are the names of the [[oauth]]."""
     auth, is_graph = route.auth, route.next_hop.startswith(_GRAPH)
     if auth is None:
         if is_graph:
@@ -330,7 +336,7 @@ def _is_mailbox(text: str) -> bool:
 
 
 def _graph(path: KeyPath, route: Route) -> Found:
-    """Yield what only a graph:// next hop has, and what it does not have."""
+    """Yield keys that a graph:// next hop does not have, and keys that only it has."""
     if route.next_hop.startswith(_GRAPH):
         for key in ("tls", "source_address"):
             if getattr(route, key):
@@ -344,7 +350,7 @@ def _graph(path: KeyPath, route: Route) -> Found:
 
 
 def _clients(clients: Sequence[tuple[KeyPath, OAuthClient]]) -> Found:
-    """Yield what [[oauth]] lacks or has too much of."""
+    """Yield the keys that an [[oauth]] lacks, or must not have."""
     yield from _too_many_or_alike(clients, "name", most=_OAUTH_MAX)
     for path, client in clients:
         if client.provider and client.token_url:
@@ -439,15 +445,15 @@ def _routes(routes: Sequence[tuple[KeyPath, Route]]) -> Found:
 
 
 def _tenants(read: Sequence[tuple[KeyPath, object]]) -> Found:
-    """Yield the tenants that have the name of another one, one of its domains, a domain that has no
-    mail of its own, or an unknown word in `may`.
+    """Yield the faults of tenants: a name or a domain that another tenant has, a domain that is not
+    an own domain with mail, an unknown word in `may`.
     """
-    own = {name for _, one in read if isinstance(one, MailboxSettings) for name in one.domains}
-    own |= {one.name for _, one in read if isinstance(one, OwnDomain) and not one.alias_of}
-    hops = next_hops_by_name(one for _, one in read if isinstance(one, Route))
+    own = {name for _, made in read if isinstance(made, MailboxSettings) for name in made.domains}
+    own |= {made.name for _, made in read if isinstance(made, OwnDomain) and not made.alias_of}
+    hops = next_hops_by_name(made for _, made in read if isinstance(made, Route))
     words = (*ADDRESS_ACTIONS, *(f"{ROUTE_PREFIX}{name}" for name in usable_routes(hops)))
     taken: dict[str, str] = {}
-    tenants = [(path, one) for path, one in read if isinstance(one, Tenant)]
+    tenants = [(path, made) for path, made in read if isinstance(made, Tenant)]
     yield from _too_many_or_alike(tenants, "name", most=_TENANTS_MAX)
     for path, tenant in tenants:
         if not tenant.domains:
@@ -469,8 +475,8 @@ def _too_many_or_alike(tables: Sequence[tuple[KeyPath, Any]], key: str, *, most:
     places: dict[str, KeyPath] = {}
     for path, _ in tables[most : most + 1]:
         yield path[:1], f"at most {most} {path[0]}s"
-    for path, one in tables:
-        if (other := places.setdefault(getattr(one, key), path)) != path:
+    for path, table in tables:
+        if (other := places.setdefault(getattr(table, key), path)) != path:
             what = f"a {key}" if key != "url" else "a URL"
             yield (*path, key), f"{what} of its own: {dotted(other)} has it too"
 
@@ -501,8 +507,8 @@ def usable_routes(next_hops: Mapping[str, str]) -> list[str]:
 
 
 def _signing_keys(keys: Sequence[tuple[KeyPath, DkimKey]]) -> Found:
-    """Yield the keys that have the selector of an earlier one, those too many for a domain, and
-    those whose record has too long a name.
+    """Yield the faults of DKIM keys: a selector that an earlier key has, too many keys for a
+    domain, a record with too long a name.
     """
     paths: dict[str, dict[str, KeyPath]] = {}
     for path, key in keys:
@@ -520,7 +526,7 @@ def _signing_keys(keys: Sequence[tuple[KeyPath, DkimKey]]) -> Found:
 
 
 def name_of(route: Route) -> str:
-    """Return the name of a route: `name`, or else what it says of mail and its next hop."""
+    """Return `name`; for a route without a name, a text of what mail it takes and its next hop."""
     words = (route.recipient or route.domain, route.sender, route.next_hop)
     return route.name or " ".join(filter(None, words))
 
@@ -531,15 +537,16 @@ def next_hops_by_name(routes: Iterable[Route]) -> dict[str, str]:
 
 
 def hidden_routes(routes: Sequence[Route], own: Collection[str]) -> Iterator[tuple[int, int]]:
-    """Yield the numbers of each route that gets no mail, and of the earlier one that gets it. What
-    is held goes on to the routes that follow. "*" takes no mail of the `own` domains.
+    """Yield the number of each route that gets no mail, with the number of the earlier route that
+    gets it. Mail that a route holds goes on to the routes that follow. "*" takes no mail of the
+    `own` domains.
     """
     for number, route in enumerate(routes):
         for earlier, other in enumerate(routes[:number]):
             if other.next_hop == "hold" != route.next_hop:
                 continue
             if other.domain == "*" != route.domain and any(
-                domain_matches(route.domain, one) for one in own
+                domain_matches(route.domain, domain) for domain in own
             ):
                 continue
             if (
@@ -557,23 +564,23 @@ def hidden_routes(routes: Sequence[Route], own: Collection[str]) -> Iterator[tup
 
 
 def domain_matches(pattern: str, domain: str) -> bool:
-    """Return whether a domain has this pattern, or all that have the pattern `domain` have it; both
-    are in lower case.
+    """Return whether a domain matches `pattern`; if `domain` is a pattern, whether all its domains
+    do. Both are in lower case.
     """
     return pattern in ("*", domain) or (pattern.startswith("*.") and domain.endswith(pattern[1:]))
 
 
 def recipient_matches(recipient: str, address: str) -> bool:
-    """Return whether an address is this one, or that with a tag, as Postfix's transport(5) looks up
-    user+extension@domain and user@domain.
+    """Return whether an address is `recipient`, with or without a tag. Postfix's transport(5) looks
+    up user+extension@domain and user@domain in the same way.
     """
-    wanted = own_mailbox(address)
-    return recipient in (wanted, untagged(wanted))
+    mailbox = own_mailbox(address)
+    return recipient in (mailbox, untagged(mailbox))
 
 
 def sender_matches(pattern: str, reverse_path: str) -> bool:
-    """Return whether a reverse-path has this pattern, with or without its tag. The null one has
-    "<>" and no other.
+    """Return whether a reverse-path matches a pattern, with or without its tag. The null
+    reverse-path matches "<>" only.
     """
     if pattern == "<>" or not reverse_path:
         return pattern == "<>" and not reverse_path
@@ -584,7 +591,7 @@ def sender_matches(pattern: str, reverse_path: str) -> bool:
 
 
 def _covers_sender(pattern: str, other: str) -> bool:
-    """Return whether every reverse-path that has the pattern `other` has `pattern`."""
+    """Return whether each reverse-path that matches `other` matches `pattern` too."""
     if pattern in ("", other):
         return True
     _, _, domains = pattern.partition("*@")

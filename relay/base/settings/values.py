@@ -73,10 +73,10 @@ _DNS_PORT = 53
 
 def parse_duration(text: str) -> float:
     """Return the seconds of "8s", "1.5h", "2d"."""
-    found = _DURATION.fullmatch(text.strip())
-    if not found:
+    match = _DURATION.fullmatch(text.strip())
+    if not match:
         raise ValueError(WRITTEN_DURATION_EXPECTED)
-    return float(found[1]) * _SECONDS_PER_UNIT[found[2]]
+    return float(match[1]) * _SECONDS_PER_UNIT[match[2]]
 
 
 def seconds_ahead(text: str, now_us: int) -> float:
@@ -98,9 +98,9 @@ def seconds_ahead(text: str, now_us: int) -> float:
 
 def parse_rate(text: str) -> str:
     """Return "100/1m" as COUNT/SECONDS: "100/60.0"."""
-    found = _RATE.fullmatch(text.strip())
+    match = _RATE.fullmatch(text.strip())
     with contextlib.suppress(ValueError):
-        count, seconds = (int(found[1]), parse_duration(found[2])) if found else (0, 0.0)
+        count, seconds = (int(match[1]), parse_duration(match[2])) if match else (0, 0.0)
         if count and 0 < seconds <= _SECONDS_PER_UNIT["d"]:
             return f"{count}/{seconds}"
     raise ValueError(_RATE_EXPECTED)
@@ -108,10 +108,10 @@ def parse_rate(text: str) -> str:
 
 def parse_size(text: str) -> int:
     """Return the bytes of "150 MiB" (1024s), "64 kB" (1000s), "10 B"."""
-    found = _SIZE.fullmatch(text.strip())
-    if not found or found[2].lower() not in _BYTES_PER_UNIT:
+    match = _SIZE.fullmatch(text.strip())
+    if not match or match[2].lower() not in _BYTES_PER_UNIT:
         raise ValueError(SIZE_EXPECTED)
-    return int(float(found[1]) * _BYTES_PER_UNIT[found[2].lower()])
+    return int(float(match[1]) * _BYTES_PER_UNIT[match[2].lower()])
 
 
 def parse_address(text: str, base: Path) -> Address:
@@ -223,7 +223,9 @@ def parse_mailbox(text: str) -> str:
 
 
 def is_atom_character(character: str) -> bool:
-    """Return whether a local part of a mailbox here may contain the character, besides dots."""
+    """Return whether a local part of a mailbox here may contain the character; dots are allowed
+    too.
+    """
     return character.isalnum() or character in _ATOM_SPECIALS
 
 
@@ -277,7 +279,7 @@ def _parse_socket_path(text: str) -> str:
 
 
 def parse_route_name(text: str) -> str:
-    """Return a name for people, in lists and commands."""
+    """Return the name of a route, as lists and commands show it."""
     if text != text.strip() or not text.isprintable() or len(text) > _ROUTE_NAME_LENGTH_MAX:
         raise ValueError(f"one line of at most {_ROUTE_NAME_LENGTH_MAX} characters")
     if text == _NO_ROUTE_NAME:
@@ -286,7 +288,7 @@ def parse_route_name(text: str) -> str:
 
 
 def parse_tenant_name(text: str) -> str:
-    """Return the name of a tenant, which is also that of its directory."""
+    """Return the name of a tenant, which is also the name of its directory."""
     if not _TENANT_NAME.fullmatch(text) or text == GROUPS_DIRECTORY:
         raise ValueError(
             "1 to 32 of a-z, 0-9, - and _, a letter or digit first, and another name than"
@@ -412,8 +414,8 @@ def parse_webhook_url(text: str) -> str:
     try:
         url = read_url(text, schemes=("https", "http"))
     except UrlError as error:
-        found, _, expected = str(error).rpartition("expected ")
-        raise ValueError(f"{expected} ({found.rstrip(' ,;')})") from None
+        problem, _, expected = str(error).rpartition("expected ")
+        raise ValueError(f"{expected} ({problem.rstrip(' ,;')})") from None
     is_here = f".{url.host}".endswith(".localhost")
     if is_ip(url.host):
         is_here = ipaddress.ip_address(url.host).is_loopback
@@ -483,13 +485,13 @@ def without_references(text: str) -> str:
 def expand(text: str, *, base: Path, environ: Mapping[str, str]) -> str:
     """Return `text` with its references replaced; PATH is relative to `base`.
 
-    The last line ending of a file is removed. In the URL of a server, a reference is one part, such
-    as the password, of any characters. Raises ValueError.
+    The last line ending of a file is removed. In the URL of a server, the value of a reference is
+    quoted: a password may have any characters. Raises ValueError.
     """
     is_url = text.startswith(SCHEME)
 
-    def replacement(found: re.Match[str]) -> str:
-        value = _resolve_reference(found[1], base, environ)
+    def replacement(match: re.Match[str]) -> str:
+        value = _resolve_reference(match[1], base, environ)
         return quote(value, safe="") if is_url else value
 
     return _REFERENCE.sub(replacement, text)
@@ -497,7 +499,7 @@ def expand(text: str, *, base: Path, environ: Mapping[str, str]) -> str:
 
 def referenced_files(text: str, *, base: Path) -> list[Path]:
     """Return the files that `text` names by ${file:PATH}."""
-    parts = (found.partition(":") for found in _REFERENCE.findall(text))
+    parts = (reference.partition(":") for reference in _REFERENCE.findall(text))
     return [base / name for kind, _, name in parts if kind == "file" and name]
 
 

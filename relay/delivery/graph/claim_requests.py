@@ -18,7 +18,7 @@ class ClaimRequests:
         hostname: str,
     ) -> None:
         self.now_us = now_us
-        live = {one.id for one in claim.recipients}
+        live = {recipient.id for recipient in claim.recipients}
         self.requests = tuple(x for x in claim.extra.requests if live.intersection(x.recipients))
         self.recipients: tuple[int, ...] = ()
         self.ended: set[str] = set()
@@ -34,9 +34,9 @@ class ClaimRequests:
             raise SpoolError("the claim has another owner")
         self.requests, self._before = tuple(requests), before
 
-    async def message_id(self, given: str) -> str:
+    async def message_id(self, own_id: str) -> str:
         """CloudRequests.message_id."""
-        if given and not self._before and await self._spool.is_first_with(self._claim, given):
-            return given
+        if own_id and not self._before and await self._spool.is_first_with(self._claim, own_id):
+            return own_id
         queue_id, entry = self._claim.key
         return f"<{queue_id}.{entry}.{self._before + 1}@{self._hostname}>"

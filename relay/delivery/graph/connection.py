@@ -116,7 +116,7 @@ def too_large(size: int, options: GraphOptions) -> str:
 
 
 async def _permitted() -> None:
-    """Permit a request: nothing is to be awaited before."""
+    """Permit a request at once."""
 
 
 @dataclass(eq=False)
@@ -150,7 +150,7 @@ class GraphConnection:
         return self._http is not None and self._http.is_open and not self._busy
 
     async def renew_token(self) -> None:
-        """Get another token than the one so far, which was refused. Raises ConnectError."""
+        """Get a token in place of one that was refused. Raises ConnectError."""
         try:
             self._token = await self.get_token(self.login, HopKind.GRAPH, self._token)
             if not (self._token.isascii() and self._token.isprintable()):
@@ -216,8 +216,8 @@ class GraphConnection:
         before_dot: BeforeDot | None = None,
         on_replies: OnReplies | None = None,  # noqa: ARG002 - of LMTP
     ) -> TransactionResult:
-        """Send one message, or ask what became of it; recipients beyond one request are `again`.
-        `before_dot` is awaited before each request that makes or sends something.
+        """Send one message, or ask what became of it. Recipients that do not fit into one request
+        are `again`. `before_dot` is awaited before each request that makes or sends something.
         """
         assert not self._busy, "one transaction at a time"
         everyone = range(len(transaction.recipients))
@@ -263,7 +263,7 @@ class GraphConnection:
         return replace(answer, body=answer.body.replace(self._token.encode(), b"..."))
 
     async def quit(self) -> None:
-        """Close it: HTTP has no word for the end."""
+        """Close the connection: HTTP has no command that ends a session."""
         self.close()
 
     def close(self) -> None:
@@ -281,8 +281,8 @@ class _GraphTransaction:
         assert transaction.graph is not None
         self._session, self._transaction = session, transaction
         self._requests, self._before_post = transaction.graph, before_post
-        ended = self._requests.ended
-        self._open = [one for one in self._requests.requests if one.message_id not in ended]
+        requests, ended = self._requests.requests, self._requests.ended
+        self._open = [request for request in requests if request.message_id not in ended]
         self._left_out: tuple[str, ...] = ()
 
     async def run(self) -> dict[int, Outcome]:
@@ -300,14 +300,16 @@ class _GraphTransaction:
         except (ConnectError, HttpError, SmtpProtocolError, UnreadableError) as error:
             failed = self._of_error(error)
             outcomes |= {number: failed for number in numbers if number not in outcomes}
-        done = {number for number, one in outcomes.items() if isinstance(one, Relayed | Failed)}
+        done = {
+            number for number, outcome in outcomes.items() if isinstance(outcome, Relayed | Failed)
+        }
         self._requests.ended |= {
-            one.message_id for one in self._open if done.issuperset(one.recipients)
+            request.message_id for request in self._open if done.issuperset(request.recipients)
         }
         return {at: outcomes[number] for at, number in enumerate(numbers) if number in outcomes}
 
     def _of_error(self, error: Exception) -> Outcome:
-        """Return the outcome of all who have none, since the host cannot be used now."""
+        """Return the outcome of all recipients without one: the host cannot be used now."""
         match error:
             case ConnectError():
                 return error.outcome
@@ -449,12 +451,12 @@ class _GraphTransaction:
     async def _ask(
         self, method: str, request: CloudRequest, path: str, *, body: bytes = b""
     ) -> HttpResponse:
-        """Make a request in the mailbox of this one."""
+        """Make a request in the mailbox of this transaction."""
         path = f"{quote(request.mailbox, safe='')}/{path}"
         return await self._session.request(method, path, body, before_post=self._before_post)
 
     def _read(self, answer: HttpResponse, kind: type[_S]) -> _S:
-        """Return what an answer has. Raises ConnectError, HttpError."""
+        """Return the JSON of an answer. Raises ConnectError, HttpError."""
         if answer.status not in (200, 201):
             raise self._trouble(answer)
         try:
@@ -470,11 +472,14 @@ class _GraphTransaction:
         new: bool = False,
     ) -> None:
         """Make a request durable, in place of another one. Raises SpoolError."""
-        self._open = [one for one in (*self._open, request) if one is not None and one != without]
+        noted = self._open if request is None else [*self._open, request]
+        self._open = [kept for kept in noted if kept != without]
         await self._requests.note(self._open, new=new)
 
     def _failed(self, answer: HttpResponse) -> Failed:
-        """Return the outcome of a message. Raises ConnectError if that is of no message."""
+        """Return the outcome of a message. Raises ConnectError if the answer is not about the
+        message.
+        """
         outcome = outcome_of(answer, self._session.peer)
         if isinstance(outcome, Failed):
             return Failed(replace(outcome.evidence, left_out=self._left_out))

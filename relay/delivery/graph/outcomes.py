@@ -95,8 +95,8 @@ def reply_of(answer: HttpResponse) -> str:
 
 
 def pause_s(answer: HttpResponse) -> float:
-    """Return how long a host asks not to be asked, by the Retry-After of 429 and 503: seconds, or a
-    date, which is after that of the answer (RFC 9110 10.2.3).
+    """Return how many seconds a host asks to wait, by the Retry-After of 429 and 503: it is a
+    number of seconds, or a date, which counts from the date of the answer (RFC 9110 10.2.3).
     """
     text = answer.fields.get("retry-after", "")
     if answer.status not in (429, 503) or not text:

@@ -38,7 +38,7 @@ from relay.delivery.oauth.grants import (
     token_url,
 )
 from relay.delivery.smtp.connect import TokenError, reason
-from relay.transport.routing.route_table import Credentials
+from relay.transport.routing.routes import Credentials
 
 _CONNECT_S, _ANSWER_S = 10.0, 30.0
 _ANSWER_BYTES_MAX = 64 * 1024  # tokens of Entra have up to 5 KB
@@ -58,7 +58,7 @@ class TokenServer:
 
     def __init__(self, name: str, settings: Settings) -> None:
         """Raises TokenError if there is no [[oauth]] of this name."""
-        client = next((one for one in settings.oauth if one.name == name), None)
+        client = next((client for client in settings.oauth if client.name == name), None)
         if client is None:
             raise TokenError(f'there is no [[oauth]] "{name}"', error="invalid_client")
         self.client: OAuthClient = client
@@ -66,12 +66,17 @@ class TokenServer:
         if is_delegated(client):
             self.secret_file = settings.state_dir / "oauth" / name
         self._proxy = Proxy.parse(settings.delivery.proxy)
-        routes = [(one, one.auth) for one in settings.route if one.auth and one.auth.oauth == name]
+        routes = [
+            (route, route.auth)
+            for route in settings.route
+            if route.auth and route.auth.oauth == name
+        ]
         self._cas = dict.fromkeys(route.ca for route, _ in routes if route.ca)
         uses = dict.fromkeys(
-            (_use(one.next_hop), auth.user if auth.user != SENDER else "") for one, auth in routes
+            (_use(route.next_hop), auth.user if auth.user != SENDER else "")
+            for route, auth in routes
         )
-        # what the tokens are for, with the mailbox; "": that of the sender, or of nobody
+        # what the tokens are for, with the mailbox; "": the sender's, or none
         self.uses = list(uses) or [(HopKind.SMTP, "")]
 
     @property
@@ -189,8 +194,8 @@ class TokenHolder:
         self.tasks = TaskSet()  # its requests
 
     async def token(self, login: Credentials, use: HopKind, refused: str = "") -> str:
-        """Return a token of a login for SMTP or GRAPH; `refused` is one that a host has refused, ""
-        for none. Raises TokenError.
+        """Return a token of a login for SMTP or GRAPH. `refused` is a token that a host has
+        refused, "" for none. Raises TokenError.
         """
         server = TokenServer(login.oauth, self._settings())
         client, made_of = server.client, (server.client, server.stamp_ns)

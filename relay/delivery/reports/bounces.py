@@ -2,10 +2,11 @@
 
 decide_reports() prevents loops and backscatter (RFC 5321 6.1 and 6.2, RFC 3461 4.1 and 6.1).
 Reporter writes the report (RFC 3464) and routes it. A report has the null reverse-path (RFC 5321
-4.5.5) and NOTIFY=NEVER. It has one recipient, or those of an alias, with their next hops. Ingress
-(step 5) and delivery (step 6) commit it together with the failure; pickup puts the report on a
-failed step 3 into the Inbox. Reports of successes and delays to one sender are limited; a start
-forgets how many there were.
+4.5.5) and NOTIFY=NEVER. It has one recipient, or the recipients of an alias, each with a next hop.
+
+Ingress (step 5) and delivery (step 6) commit a report together with the failure; pickup puts the
+report on a failed step 3 into the Inbox. The number of reports of successes and delays to one
+sender is limited; it is counted from the start of the relay.
 """
 
 from collections.abc import Awaitable, Callable, Iterator, Sequence
@@ -20,7 +21,7 @@ from relay.base.accounts.account import Expansion
 from relay.base.clock import Clock, Ids, rfc3339, wall_offset_us
 from relay.base.message.content import Content, is_eight_bit, read_all, size_of
 from relay.base.message.envelope import Envelope, ForwardPath, MessageFacts, Notify, Source
-from relay.base.message.header import ParsedContent
+from relay.base.message.header import Header, ParsedContent
 from relay.base.message.lifecycle import RecipientState
 from relay.base.message.nexthop import LOCAL, Destination
 from relay.base.message.outcome import Evidence
@@ -31,18 +32,19 @@ from relay.base.observe.logs import get_logger
 from relay.base.observe.metrics import Metrics
 from relay.base.settings.tree import Strangers
 from relay.delivery.reports.texts import TextSource
-from relay.formats.dsn import FAILURES, ReportedRecipient, ReportKind, short_subject, write_dsn
+from relay.formats.dsn import (
+    FAILURES,
+    HumanPart,
+    ReportedRecipient,
+    ReportKind,
+    short_subject,
+    write_dsn,
+)
 from relay.formats.headers import decoded, is_automatic
 from relay.formats.mdn import write_mdn
 from relay.store.journeys.details import ReportDetail, RoutedDetail
 from relay.store.journeys.events import Event
-from relay.store.spool.types import (
-    EntryExtra,
-    NewEntry,
-    NewMessage,
-    NewRecipient,
-    ReportPlan,
-)
+from relay.store.spool.types import EntryExtra, NewEntry, NewMessage, NewRecipient, ReportPlan
 from relay.transport.ingress.message_limits import RateLimits
 from relay.transport.signing.signer import SignedContents, Signer, SigningError
 
@@ -79,30 +81,31 @@ def decide_reports(
 ) -> ReportDecision:
     """Sort the `recipients` of one message.
 
-    The null sender gets no reports. A sender that is not trusted hears of failures only, and if
-    `strangers` says so: a reverse-path is easily forged (backscatter). There are no reports about
-    reports; one that fails becomes a dead letter, but for one to a stranger, who may cause many.
+    The null sender gets no reports. A sender that is not trusted gets reports of failures only, and
+    only if `strangers` says so: a reverse-path is easily forged (backscatter). There are no reports
+    about reports. A report that fails becomes a dead letter, except a report to a stranger, who may
+    cause many.
     """
     is_failure = kind in FAILURES
     if message.source is Source.REPORT:
-        is_last = [not message.trusted or one.path.address == POSTMASTER for one in recipients]
-        pairs = list(zip(recipients, is_last, strict=True)) if is_failure else []
-        return ReportDecision(
-            dead_letters=tuple(one for one, is_the_last in pairs if not is_the_last),
-            dropped=tuple(one for one, is_the_last in pairs if is_the_last),
-        )
-    wanted = tuple(
-        one
-        for one in recipients
-        if message.envelope.reverse_path and not one.added_by and _is_wanted(kind, one.path.notify)
-    )
+        dead_letters, dropped = list[ReportedRecipient](), list[ReportedRecipient]()
+        for recipient in recipients if is_failure else ():
+            is_last = not message.trusted or recipient.path.address == POSTMASTER
+            (dropped if is_last else dead_letters).append(recipient)
+        return ReportDecision(dead_letters=tuple(dead_letters), dropped=tuple(dropped))
+    reported, added = [], []
+    for recipient in recipients:
+        if recipient.added_by:
+            added.append(recipient)
+        elif message.envelope.reverse_path and _is_wanted(kind, recipient.path.notify):
+            reported.append(recipient)
     hears = message.trusted or strangers == "sender"
     hears |= strangers == "verified" and message.extra.verified
     return ReportDecision(
-        reported=wanted if hears and (message.trusted or is_failure) else (),
-        noticed=wanted if is_failure and not hears else (),
+        reported=tuple(reported) if hears and (message.trusted or is_failure) else (),
+        noticed=tuple(reported) if is_failure and not hears else (),
         # The sender does not know recipients that a rule added; the postmaster may.
-        dead_letters=tuple(one for one in recipients if is_failure and one.added_by),
+        dead_letters=tuple(added) if is_failure else (),
     )
 
 
@@ -120,9 +123,10 @@ def _is_wanted(kind: ReportKind, notify: frozenset[Notify]) -> bool:
 
 
 class Copies(Struct, frozen=True):
-    """The address that gets copies of reports, "" for none, and of which kinds. `accept` makes the
-    copy of a report durable that goes into an Inbox without the spool; the same submission key
-    again changes nothing.
+    """The address that gets copies of reports, "" for none, and the kinds of these reports.
+
+    `accept` makes the copy of a report durable that goes into an Inbox without the spool. A second
+    call with the same submission key changes nothing.
     """
 
     to: str = ""
@@ -167,7 +171,7 @@ class Reporter:
     expand: Callable[[str], Expansion | None] = lambda _address: None  # of an alias: who gets it
     signer: Signer | None = None  # None: they are not signed
     copies: Copies = field(default_factory=Copies)  # none at first
-    strangers: Strangers = "verified"  # who hears of failures of their mail
+    strangers: Strangers = "verified"  # who gets a report if their mail fails
     _noticed: dict[str, str] = field(default_factory=dict)  # in this hour: recipient, message
     _hour: int = 0
 
@@ -191,9 +195,9 @@ class Reporter:
         """Return what to commit about `recipients`: at most one report or notice, and one dead
         letter.
 
-        The account of the message may see its trace and that of the report; a dead letter is for
-        operators only. Recipients that a rule added leave no event, because the sender sees the
-        trace.
+        The account of the message may see the traces of the message and the report; a dead letter
+        is for operators only. Recipients that a rule added leave no event, because the sender sees
+        the trace.
         """
         decision = decide_reports(kind, message, recipients, strangers=self.strangers)
         messages: list[NewMessage] = []
@@ -209,8 +213,8 @@ class Reporter:
             subject = _Subject(kind, message, decision.reported, content)
             report, event = self._report(subject)
             if kind is ReportKind.DELAYED:
-                shown = self._in_wall_time(message)
-                since, until = rfc3339(shown.received_us), rfc3339(shown.expires_us)
+                facts = self._in_wall_time(message)
+                since, until = rfc3339(facts.received_us), rfc3339(facts.expires_us)
                 event = replace(event, detail=replace(event.detail, since=since, until=until))
             if report is not None:
                 messages += [report, *self._copy(subject)]
@@ -252,8 +256,8 @@ class Reporter:
         return b"Return-Path: <>\r\n" + read_all(report.contents[0].joined())
 
     def _copy(self, subject: _Subject) -> Iterator[NewMessage]:
-        """Yield the copy of a report for the operator, if one is wanted: with the header only. It
-        has the null reverse-path as the report has, so that there is no report about it.
+        """Yield the operator's copy of a report, if one is wanted, with the header only. It has the
+        null reverse-path, so that there is no report about it.
         """
         if not self.copies.to or subject.kind not in self.copies.kinds:
             return
@@ -263,22 +267,24 @@ class Reporter:
 
     def _notice(self, subject: _Subject) -> ReportPlan:
         """Return the notice about recipients that the postmaster has not heard of in this hour."""
-        new = [one for one in subject.recipients if self._is_new(one.path.address, subject.message)]
+        recipients, facts = subject.recipients, subject.message
+        new = [recipient for recipient in recipients if self._is_new(recipient.path.address, facts)]
         messages, events = [], []
         if new:
             to = f"{POSTMASTER}@{self.hostname}"
             about = replace(subject, recipients=new, to=to, is_notice=True)
             route = self._to_postmaster()
-            messages.append(self._message(self._written(about), route, about=subject.message))
+            messages.append(self._message(self._written(about), route, about=facts))
             events.append(_event(messages[0], "postmaster", new))
             self.count("postmaster")
-        if old := [one for one in subject.recipients if one not in new]:
+        if old := [recipient for recipient in recipients if recipient not in new]:
             events.append(self._without_report(replace(subject, recipients=old), LeftOut.NOTICED))
         return ReportPlan(tuple(messages), tuple(events))
 
     def _is_new(self, address: str, message: MessageFacts) -> bool:
-        """Return whether the postmaster hears of a recipient: of one message in an hour. The answer
-        to the same message is the same, since its notice may not have been committed.
+        """Return whether the postmaster gets a notice about a recipient: one message in an hour
+        causes one. The answer for the same message stays the same, since its notice may not have
+        been committed.
         """
         hour = int(self.clock.monotonic() // 3600)
         if hour != self._hour:
@@ -330,8 +336,8 @@ class Reporter:
         """
         route = self._route_to(mail.to) or _Route((_entry(Destination(LOCAL), (mail.to,)),))
         if not mail.text:
-            kept = [replace(one, extra=replace(one.extra, keep=True)) for one in route.entries]
-            route = replace(route, entries=tuple(kept))
+            new = [replace(entry, extra=replace(entry.extra, keep=True)) for entry in route.entries]
+            route = replace(route, entries=tuple(new))
         written = write(self.ids.new())
         if isinstance(written, bytes):
             made = self._signed(written)
@@ -343,13 +349,13 @@ class Reporter:
     def _report(self, subject: _Subject) -> tuple[NewMessage | None, Event]:
         """Return the report, None if it is left out, and its event."""
         kind, message = subject.kind, subject.message
-        found = self._route_to(message.envelope.reverse_path)
-        if kind not in FAILURES and (left_out := self._left_out(subject, found)):
+        return_route = self._route_to(message.envelope.reverse_path)
+        if kind not in FAILURES and (left_out := self._left_out(subject, return_route)):
             return None, self._without_report(subject, left_out)
-        if found is None:  # the sender's own address has no next hop
+        if return_route is None:  # the sender's own address has no next hop
             route, label, account = self._to_postmaster(), "dead-letter", ""
         else:
-            route, label, account = found, str(kind), message.account
+            route, label, account = return_route, str(kind), message.account
         self.count(label)
         report = self._message(
             self._written(subject), route, about=message, account=account, trusted=message.trusted
@@ -387,12 +393,9 @@ class Reporter:
         if subject.to:
             envelope = replace(envelope, reverse_path=subject.to, ret="HDRS")
         language = self._language(envelope.reverse_path, message.account)
-        written = write_dsn(
-            kind,
-            replace(message, envelope=envelope),
-            recipients,
-            content=subject.content,
-            words=lambda header: self.texts.current().write(
+
+        def words(header: Header) -> HumanPart:
+            return self.texts.current().write(
                 kind,
                 message,
                 recipients,
@@ -400,7 +403,14 @@ class Reporter:
                 hostname=self.hostname,
                 language=language,
                 is_notice=subject.is_notice,
-            ),
+            )
+
+        written = write_dsn(
+            kind,
+            replace(message, envelope=envelope),
+            recipients,
+            content=subject.content,
+            words=words,
             hostname=self.hostname,
             report_id=self.ids.new(),
             now_us=self.clock.time_us(),
@@ -408,7 +418,7 @@ class Reporter:
         return self._signed(written)
 
     def _signed(self, written: bytes) -> SignedContents:
-        """Return a report with its signatures; without them if that fails, for it must not be
+        """Return a report with its signatures, or without them if signing fails: it must not be
         lost.
         """
         content = ParsedContent.of(written)
@@ -436,10 +446,12 @@ class Reporter:
         is_copy: bool = False,
         trusted: bool = True,
     ) -> NewMessage:
-        """Return a message with a route: it skips policy. One to a stranger is not trusted. A dead
-        letter is not signed. What has a copy of a message with REQUIRETLS demands it; other reports
-        are not held back where it is not offered (RFC 8689 5). TLS-Required: No is for the message
-        alone.
+        """Return a message with a route: it skips policy. A message to a stranger is not trusted,
+        and a dead letter is not signed.
+
+        If the report contains a copy of a message with REQUIRETLS, it demands REQUIRETLS too. Other
+        reports are sent also where that is not offered (RFC 8689 5). TLS-Required: No applies to
+        the message only.
         """
         demand: TlsDemand = ""
         if about.envelope.has_requiretls:
@@ -485,13 +497,13 @@ class Reporter:
         if expansion is None:
             to = self.destination_of(address)
             return None if to is None else _Route((_entry(to, (address,)),))
-        found: dict[tuple[Destination, str], list[str]] = {}
+        groups: dict[tuple[Destination, str], list[str]] = {}
         for target in expansion.targets:
             to = self.destination_of(target.address)
             if to is not None:
                 by = "" if to.next_hop == LOCAL else target.forwarded_by
-                found.setdefault((to, by), []).append(target.address)
-        if not found:
+                groups.setdefault((to, by), []).append(target.address)
+        if not groups:
             return None
         is_one = len(expansion.targets) == 1
         alias = NewRecipient(
@@ -499,15 +511,16 @@ class Reporter:
             successors=expansion.addresses,
             state=RecipientState.REDIRECTED if is_one else RecipientState.EXPANDED,
         )
-        entries = tuple(_entry(to, some, forwarded_by=by) for (to, by), some in found.items())
+        entries = tuple(_entry(to, group, forwarded_by=by) for (to, by), group in groups.items())
         return _Route(entries, (alias,))
 
     def _to_postmaster(self, failed: Sequence[ReportedRecipient] = ()) -> "_Route":
-        """Return where a dead letter goes: to the postmaster's address if that has a route, but
-        into the mailbox here if it has `failed` there.
+        """Return where a dead letter goes: to the postmaster's address if that has a route; into
+        the mailbox here if `failed` has that address.
         """
         expansion = self.expand(POSTMASTER)
-        if expansion is None or {one.path.address for one in failed} & set(expansion.addresses):
+        addresses = {recipient.path.address for recipient in failed}
+        if expansion is None or addresses & set(expansion.addresses):
             return _TO_POSTMASTER
         return self._route_to(POSTMASTER) or _TO_POSTMASTER
 
@@ -522,7 +535,8 @@ class _Route(Struct, frozen=True):
 
     @property
     def needs_smtputf8(self) -> bool:
-        return not all(to.path.address.isascii() for one in self.entries for to in one.recipients)
+        paths = [to.path for entry in self.entries for to in entry.recipients]
+        return not all(path.address.isascii() for path in paths)
 
     def next_hops(self) -> dict[str, list[str]]:
         """Return addresses by next hop, for the event of step 5."""
@@ -533,15 +547,15 @@ class _Route(Struct, frozen=True):
         return self._addresses_by(lambda entry: entry.extra.reason)
 
     def _addresses_by(self, key: Callable[[NewEntry], str]) -> dict[str, list[str]]:
-        found: dict[str, list[str]] = {}
-        for one in self.entries:
-            if name := key(one):
-                found.setdefault(name, []).extend(to.path.address for to in one.recipients)
-        return {name: addresses[:_NAMED_MAX] for name, addresses in found.items()}
+        by_name: dict[str, list[str]] = {}
+        for entry in self.entries:
+            if name := key(entry):
+                by_name.setdefault(name, []).extend(to.path.address for to in entry.recipients)
+        return {name: addresses[:_NAMED_MAX] for name, addresses in by_name.items()}
 
 
 def _entry(to: Destination, addresses: Sequence[str], *, forwarded_by: str = "") -> NewEntry:
-    recipients = tuple(NewRecipient(ForwardPath(one, _NEVER)) for one in addresses)
+    recipients = tuple(NewRecipient(ForwardPath(address, _NEVER)) for address in addresses)
     extra = EntryExtra(reason=to.held, until_us=to.held_until_us, delivered_to=forwarded_by)
     return NewEntry(to.next_hop, recipients, extra=extra)
 

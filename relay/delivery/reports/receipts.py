@@ -79,8 +79,8 @@ class ReceiptSender:
     ) -> bool:
         """A client has marked messages as read; return whether a notification was sent.
 
-        `is_wanted`: the client said that it is to be sent. Raises SpoolError, StoreError if it then
-        cannot be; without it the error is logged, and ReceiptWatcher sends it.
+        With `is_wanted` the client asked to send it: raises SpoolError or StoreError if that fails.
+        Otherwise an error is logged, and ReceiptWatcher sends it later.
         """
         if not self.spool.receipts.has_any:
             return False
@@ -204,19 +204,19 @@ class ReceiptWatcher:
         try:
             await self._follow(sightings, now_us)
         except BaseException:
-            for one in sightings:
-                self.copies.look_again(one.owed)
+            for sighting in sightings:
+                self.copies.look_again(sighting.owed)
             raise
 
     async def _follow(self, sightings: Sequence[Sighting], now_us: int) -> None:
         missing: dict[str, list[Sighting]] = defaultdict(list)
-        for one in sightings:
-            if one.is_missing:
-                missing[one.owed.mailbox].append(one)
+        for sighting in sightings:
+            if sighting.is_missing:
+                missing[sighting.owed.mailbox].append(sighting)
             else:
-                await self._seen(one)
-        for mailbox, some in missing.items():
-            await self._gone(mailbox, some, now_us)
+                await self._seen(sighting)
+        for mailbox, group in missing.items():
+            await self._gone(mailbox, group, now_us)
 
     async def _read_ledger(self) -> None:
         """Follow the ledger if it has changed."""
@@ -224,33 +224,35 @@ class ReceiptWatcher:
         if self.ledger.version == self._version or now_s < self._read_again_s:
             return
         version = self.ledger.version
-        owed = {one.key: one for one in await self.ledger.owed()}
+        owed = {receipt.key: receipt for receipt in await self.ledger.owed()}
         for key in self._known.keys() - owed.keys():
             self._forget(self._known[key])
-        for key, one in owed.items():
-            if one.is_sent:  # a crash came before its copy was marked
-                await self.sender.finish(one)
-            elif key not in self._known and self.sender.is_due(one):
-                self._known[key] = one
-                self.copies.add(one)
+        for key, receipt in owed.items():
+            if receipt.is_sent:  # a crash came before its copy was marked
+                await self.sender.finish(receipt)
+            elif key not in self._known and self.sender.is_due(receipt):
+                self._known[key] = receipt
+                self.copies.add(receipt)
         self._version = version
         self._read_again_s = now_s + _COST_FACTOR * (self.clock.real_s() - now_s)
 
-    async def _seen(self, one: Sighting) -> None:
-        self._missing_us.pop(one.owed.key, None)
-        kind = ReceiptKind.NOT_READ if one.is_deleted else None
-        if one.is_read:
+    async def _seen(self, sighting: Sighting) -> None:
+        self._missing_us.pop(sighting.owed.key, None)
+        kind = ReceiptKind.NOT_READ if sighting.is_deleted else None
+        if sighting.is_read:
             kind = ReceiptKind.READ
         if kind is not None:
-            await self._send(kind, one.owed)
-        elif one.is_moved:
-            await self.ledger.moved(one.owed.key, one.owed.folder)
+            await self._send(kind, sighting.owed)
+        elif sighting.is_moved:
+            await self.ledger.moved(sighting.owed.key, sighting.owed.folder)
 
     async def _gone(self, mailbox: str, missing: Sequence[Sighting], now_us: int) -> None:
-        """Decide about the copies of a mailbox that are in none of its folders."""
-        since = {one.owed.key: self._missing_us.setdefault(one.owed.key, now_us) for one in missing}
-        due = [one for one in missing if now_us - since[one.owed.key] >= GONE_US]
-        certain = [one for one in due if one.is_place_there and len(missing) < VANISHED_MAX]
+        """Send receipts for messages that no folder of the mailbox has, where they were deleted."""
+        keys = [sighting.owed.key for sighting in missing]
+        since = {key: self._missing_us.setdefault(key, now_us) for key in keys}
+        due = [sighting for sighting in missing if now_us - since[sighting.owed.key] >= GONE_US]
+        is_many = len(missing) >= VANISHED_MAX
+        certain = [sighting for sighting in due if sighting.is_place_there and not is_many]
         if len(certain) < len(due) and mailbox not in self._waiting:
             self._waiting.add(mailbox)
             _log.warning(
@@ -261,8 +263,8 @@ class ReceiptWatcher:
             )
         if len(certain) < len(missing):
             self._again_us[mailbox] = (now_us + GONE_US, missing[0].owed)
-        for one in certain:
-            await self._send(ReceiptKind.NOT_READ, one.owed)
+        for sighting in certain:
+            await self._send(ReceiptKind.NOT_READ, sighting.owed)
 
     async def _send(self, kind: ReceiptKind, owed: OwedReceipt) -> None:
         """Send a receipt, and watch its copy no longer."""
@@ -340,8 +342,8 @@ class AutomaticReplySender:
             _log.exception("automatic replies wait")
 
     async def _send_all(self) -> None:
-        for one in await self.ledger.replies():
-            await self._tried(self._send(one))
+        for reply in await self.ledger.replies():
+            await self._tried(self._send(reply))
 
     async def _send(self, owed: OwedReceipt) -> None:
         """Send a reply if it is still due."""

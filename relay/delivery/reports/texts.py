@@ -1,8 +1,8 @@
-"""The texts of reports: those of this relay in each language, and the operator's templates.
+"""The texts of reports: Relay's texts in each language, and the operator's templates.
 
 load_texts() compiles the operator's templates and tries them with sample data; it raises
-SettingsError with file and line. They run in Jinja's sandbox. One that fails later gives way to
-the text of this relay, and is logged. The html loads nothing; no value becomes markup in it.
+SettingsError with file and line. They run in Jinja's sandbox. If a template fails later, Relay's
+text is used, and the failure is logged. The HTML loads nothing, and no value becomes markup in it.
 The fields of templates are in docs/reports.md.
 """
 
@@ -83,7 +83,7 @@ _RECEIPT_FIELDS = frozenset(
 )
 _STATUS_FIELDS = frozenset(("recipient", "hostname", "language"))
 _COUNTED = "_counted"  # what each loop of a template goes through
-_COLOURS = {True: "#2e7d32", False: "#c62828"}  # of the bar beside good and bad news
+_COLOURS = {True: "#2e7d32", False: "#c62828"}  # of the bar next to good and bad news
 _status_file = re.compile(r"([45]\.[0-9]{1,3}(?:\.[0-9]{1,3})?)\.txt").fullmatch
 _log = get_logger("reports")
 
@@ -109,10 +109,9 @@ class ReportTexts(Struct, frozen=True):
         language: str = "",
         is_notice: bool = False,
     ) -> HumanPart:
-        """Return the human part of a report; `header` is that of the original.
-
-        `language` is the reader's, "" if it is not known. Times are wall-clock time. A notice tells
-        the postmaster of a stranger's mail.
+        """Return the human part of a report. `header` comes from the original message. `language`
+        is the reader's, "" if it is not known. Times are wall-clock time. A notice tells the
+        postmaster of a stranger's mail.
         """
         accepted = decoded(header, "accept-language")
         language = language or accepted_language(accepted, LANGUAGES) or self.language
@@ -123,7 +122,7 @@ class ReportTexts(Struct, frozen=True):
         opening = own.openings[str(kind)][len(recipients) > 1]
         if is_notice:
             opening = own.notice % fields["sender"]
-            fields["reasons"] = [replace(one, advice="") for one in fields["reasons"]]
+            fields["reasons"] = [replace(reason, advice="") for reason in fields["reasons"]]
         for_layout = {"opening": opening, "colour": _COLOURS[is_success(kind)]}
         return self._written(fields, for_layout)
 
@@ -160,9 +159,9 @@ class ReportTexts(Struct, frozen=True):
         more.
         """
         language = fields["language"]
-        given = {**fields, **for_layout, "words": _own_texts(language).words}
+        context = {**fields, **for_layout, "words": _own_texts(language).words}
         text, html = (
-            self._rendered(language, f"{fields['kind']}.{form}", fields) or layout.render(given)
+            self._rendered(language, f"{fields['kind']}.{form}", fields) or layout.render(context)
             for form, layout in _layouts().items()
         )
         return HumanPart(language, text, html)
@@ -179,8 +178,8 @@ class ReportTexts(Struct, frozen=True):
     ) -> dict[str, Any]:
         """Return what the template of a kind is given."""
         reported = tuple(
-            self._recipient(kind, one, hostname=hostname, language=language)
-            for one in recipients[:SHOWN_RECIPIENTS_MAX]
+            self._recipient(kind, recipient, hostname=hostname, language=language)
+            for recipient in recipients[:SHOWN_RECIPIENTS_MAX]
         )
         about = message_fields(kind, message, header, hostname=hostname)
         return about | {
@@ -192,12 +191,7 @@ class ReportTexts(Struct, frozen=True):
         }
 
     def _recipient(
-        self,
-        kind: ReportKind,
-        recipient: ReportedRecipient,
-        *,
-        hostname: str,
-        language: str,
+        self, kind: ReportKind, recipient: ReportedRecipient, *, hostname: str, language: str
     ) -> RecipientFields:
         if is_success(kind):
             return recipient_fields(recipient, detail="", hostname=hostname)
@@ -211,7 +205,7 @@ class ReportTexts(Struct, frozen=True):
         names = (bare.status, f"{first}.{detail.partition('.')[0]}") if self.templates else ()
         for name in names:
             if text := self._rendered(language, f"{name}.txt", fields):
-                paragraphs = [" ".join(one.split()) for one in text.split("\n\n")]
+                paragraphs = [" ".join(paragraph.split()) for paragraph in text.split("\n\n")]
                 advice = "" if kind is ReportKind.DELAYED else " ".join(paragraphs[1:])
                 return replace(bare, why=paragraphs[0], advice=advice)
         explained = _explained(bare, failure, _own_texts(language), hostname=hostname)
@@ -246,8 +240,8 @@ def _explained(
 def _reasons(recipients: Sequence[RecipientFields]) -> Sequence[Reason]:
     """Group recipients that have the same text, in the order of the first ones."""
     groups: dict[tuple[str, str], list[RecipientFields]] = {}
-    for one in recipients:
-        groups.setdefault((one.why, one.advice), []).append(one)
+    for recipient in recipients:
+        groups.setdefault((recipient.why, recipient.advice), []).append(recipient)
     return tuple(Reason(*text, tuple(group)) for text, group in groups.items())
 
 
@@ -256,10 +250,10 @@ def _bounded(template: jinja2.Template, fields: Mapping[str, Any]) -> str:
     end_s = time.thread_time() + _RENDERING_S_MAX
 
     def counted(items: Iterable[Any]) -> Iterator[Any]:
-        for one in items:
+        for member in items:
             if time.thread_time() > end_s:
                 raise _TooLongError(f"loops for more than {_RENDERING_S_MAX} s")
-            yield one
+            yield member
 
     pieces, size = [], 0
     for piece in template.generate({**fields, _COUNTED: counted}):
@@ -274,7 +268,7 @@ def _bounded(template: jinja2.Template, fields: Mapping[str, Any]) -> str:
 class TextSource(Struct, frozen=True):
     """Gives the texts in force, and the language of an account: "" where it is not known."""
 
-    current: Callable[[], ReportTexts] = ReportTexts  # those of this relay
+    current: Callable[[], ReportTexts] = ReportTexts  # Relay's
     language_of: Callable[[str], str] = lambda _address: ""
 
 
@@ -315,7 +309,7 @@ def _environment(kind: type[jinja2.Environment], form: str) -> jinja2.Environmen
 
 # -- the operator's templates
 def load_texts(settings: ReportsSettings) -> ReportTexts:
-    """Return the texts that `settings` name, and read those of this relay.
+    """Return the texts that `settings` name, and read Relay's.
 
     Raises SettingsError with all faults; OSError if a file of the installation is missing.
     """
@@ -343,15 +337,17 @@ def _files(folder: Path, faults: list[Fault]) -> Iterator[tuple[str, Path]]:
     """Yield the language and the path of each template; add a fault for what is none."""
     try:
         entries = _visible(folder)
-        inner = {one: _visible(one) for one in entries if one.is_dir() and one.name in LANGUAGES}
+        inner = {
+            path: _visible(path) for path in entries if path.is_dir() and path.name in LANGUAGES
+        }
     except OSError as error:
         message = f"found {error.strerror}, expected a directory that can be read"
         faults.append(Fault(Path(error.filename or folder), 0, "", message))
         return
-    for one in entries:
-        if one not in inner:
+    for path in entries:
+        if path not in inner:
             expected = f"a directory named after a language: {', '.join(LANGUAGES)}"
-            faults.append(Fault(one, 0, "", f"found {shown(one.name)}, expected {expected}"))
+            faults.append(Fault(path, 0, "", f"found {shown(path.name)}, expected {expected}"))
     if sum(map(len, inner.values())) > _FILES_MAX:
         faults.append(Fault(folder, 0, "", f"found more than {_FILES_MAX} files, expected fewer"))
         return
@@ -369,8 +365,8 @@ def _files(folder: Path, faults: list[Fault]) -> Iterator[tuple[str, Path]]:
 
 def _visible(folder: Path) -> list[Path]:
     """Return what is in a directory, without hidden files and the copies that editors keep."""
-    found = sorted(folder.iterdir())
-    return [one for one in found if not one.name.startswith(".") and not one.name.endswith("~")]
+    paths = sorted(folder.iterdir())
+    return [path for path in paths if not path.name.startswith(".") and not path.name.endswith("~")]
 
 
 def _known_name(name: str) -> bool:
@@ -422,9 +418,8 @@ def _fault(file: Path, error: Exception) -> Fault:
             return Fault(file, 0, "", "found octets that are not UTF-8, expected UTF-8")
         case jinja2.TemplateSyntaxError():
             return Fault(file, error.lineno, "", error.message or "found a fault of syntax")
-    places = [
-        one.lineno for one in traceback.extract_tb(error.__traceback__) if one.filename == str(file)
-    ]
+    frames = traceback.extract_tb(error.__traceback__)
+    places = [frame.lineno for frame in frames if frame.filename == str(file)]
     text = " ".join(str(error).split()) or type(error).__name__
     return Fault(file, (places or [0])[-1] or 0, "", text)
 
@@ -455,7 +450,7 @@ def _samples(name: str, language: str) -> Iterator[dict[str, Any]]:
     local = ReportedRecipient(ForwardPath("carol@example.org"), Evidence(status, ""))
     few = structs.replace(full, id="", expires_us=0)
     shipped = ReportTexts()
-    kind = next((one for one in ReportKind if name.startswith(f"{one}.")), None)
+    kind = next((kind for kind in ReportKind if name.startswith(f"{kind}.")), None)
     for about, recipients in ((full, [remote] * (SHOWN_RECIPIENTS_MAX + 1)), (few, [local])):
         if kind is not None:
             yield shipped.fields(

@@ -29,7 +29,7 @@ _spam = re.compile(
 
 
 class FailureClass(StrEnum):
-    """Why a recipient failed, as far as people need to tell; also the name of the text about it."""
+    """Why a recipient failed, as users see it; also the name of the text about it."""
 
     UNKNOWN_ADDRESS = "unknown_address"
     MOVED = "moved"
@@ -39,7 +39,7 @@ class FailureClass(StrEnum):
     MAILBOX = "mailbox"  # another problem with it
     TOO_LARGE = "too_large"
     SPAM = "spam"
-    RULE = "rule"  # of this relay, with a text of its own
+    RULE = "rule"  # of this relay, which has a text
     REFUSED = "refused"  # by rules of the remote host
     TLS_REQUIRED = "tls_required"
     LOOP = "loop"
@@ -83,7 +83,7 @@ class RecipientFields(Struct, frozen=True):
     address: str  # as the message was sent to it
     domain: str  # of the address
     status: str  # such as "5.2.2"
-    detail: str  # "2.2" of "5.2.2"; of an expired recipient, that of the last reply
+    detail: str  # "2.2" of "5.2.2"; of the last reply, if the recipient expired
     host: str  # who gave the reply: the remote host, or this relay
     reply: str  # word for word
     text: str  # the reply without its codes
@@ -124,12 +124,12 @@ def failure_of(kind: ReportKind, recipient: ReportedRecipient) -> Failure:
     own_status = "" if evidence.remote else evidence.status
     if own_status == _CANCELLED:
         return Failure(FailureClass.CANCELLED, detail, gave_up=False)
-    found = _CLASSES.get(detail) or _CLASSES.get(detail.partition(".")[0], FailureClass.OTHER)
+    failure = _CLASSES.get(detail) or _CLASSES.get(detail.partition(".")[0], FailureClass.OTHER)
     if recipient.rule or own_status == "5.7.1":
-        found = FailureClass.RULE
-    elif found is FailureClass.REFUSED and _spam.search(reply):
-        found = FailureClass.SPAM
-    return Failure(found, detail, gave_up=gave_up and kind is ReportKind.FAILED)
+        failure = FailureClass.RULE
+    elif failure is FailureClass.REFUSED and _spam.search(reply):
+        failure = FailureClass.SPAM
+    return Failure(failure, detail, gave_up=gave_up and kind is ReportKind.FAILED)
 
 
 def recipient_fields(
@@ -191,6 +191,6 @@ def is_success(kind: ReportKind) -> bool:
 
 def accepted_language(value: str, known: Collection[str]) -> str:
     """Return the first known language in the value of Accept-Language, "" if none is."""
-    tags = (one.strip().partition(";")[0] for one in value[:_ACCEPTED_CHARACTERS_MAX].split(","))
+    tags = (part.strip().partition(";")[0] for part in value[:_ACCEPTED_CHARACTERS_MAX].split(","))
     languages = (tag.partition("-")[0].strip().lower() for tag in tags)
-    return next((one for one in languages if one in known), "")
+    return next((language for language in languages if language in known), "")

@@ -2,7 +2,7 @@
 
 connect() opens a session with a target. A Connection runs transactions one after another. Every
 wait has a time-out. Every reply is matched to its command; if that is impossible, the connection is
-closed. Each recipient gets an outcome of its own.
+closed. Each recipient gets a separate outcome.
 
 - `connect`: TCP, greeting, EHLO, STARTTLS and AUTH; what follows if a host offers no STARTTLS or if
   TLS fails; when a password may be sent
@@ -15,7 +15,7 @@ closed. Each recipient gets an outcome of its own.
 - `client_protocol`: replies as they arrive: syntax, size, which command each belongs to
 
 Elsewhere: which reply at which stage is which outcome: `relay/base/message/outcome.py`; the TLS
-level of a next hop: `relay/transport/routing/route_table.py`; the next host:
+level of a next hop: `relay/transport/routing/routes.py`; the next host:
 `relay/delivery/host_selection.py`; how a message is encoded for a host:
 `relay/formats/encode_for_host.py`.
 """

@@ -64,7 +64,7 @@ from relay.delivery.smtp.tls import (
     verifying_context,
 )
 from relay.delivery.smtp.transaction import Extensions
-from relay.transport.routing.route_table import Credentials
+from relay.transport.routing.routes import Credentials
 
 
 class GraphOptions(Struct, frozen=True):
@@ -77,8 +77,8 @@ class GraphOptions(Struct, frozen=True):
 
 
 class TokenError(Exception):
-    """There is no token; the text says why, and what an operator can do. `error` is the code of
-    RFC 6749 5.2 or a further one, "" while the token server does not answer.
+    """There is no token; the text says why, and what an operator can do. `error` is a code such as
+    those of RFC 6749 5.2, "" while the token server does not answer.
     """
 
     def __init__(self, text: str, *, error: str = "") -> None:
@@ -121,7 +121,7 @@ class Target:
 
     @property
     def tls_name(self) -> str:
-        """The name for SNI: whose TLSA records are used (RFC 7672 8.1), else that of the host."""
+        """The name for SNI: whose TLSA records are used (RFC 7672 8.1), else the host's."""
         names = self.tls.names if self.tls.tlsa else ()
         return next(iter(names), self.host or self.address)
 
@@ -179,10 +179,10 @@ async def connect(
 ) -> Connection:
     """Open a session with `target`; `real_s` measures how long that takes. Raises ConnectError."""
     stopwatch = _Stopwatch(target.tls.level, real_s)
-    given = target
-    if given.tls.testing:
-        verified = structs.replace(given.tls, level="verify", testing=False)
-        target = dataclasses.replace(given, tls=verified)
+    asked = target
+    if asked.tls.testing:
+        verified = structs.replace(asked.tls, level="verify", testing=False)
+        target = dataclasses.replace(asked, tls=verified)
     ends_s = asyncio.get_running_loop().time() + timeouts.session_s  # real time: a peer
     knows_ehlo = True
     while True:
@@ -191,10 +191,10 @@ async def connect(
         try:
             return await setup.session(ends_s, knows_ehlo=knows_ehlo)
         except ConnectError as error:
-            if given.tls.testing and not stopwatch.mismatch and (error.tls_result or setup.hung_up):
+            if asked.tls.testing and not stopwatch.mismatch and (error.tls_result or setup.hung_up):
                 stopwatch.mismatch, stopwatch.verified = error.tls_result or _NO_STARTTLS, "none"
-                lax = structs.replace(given.tls, testing=False)
-                target = dataclasses.replace(given, tls=lax)
+                lax = structs.replace(asked.tls, testing=False)
+                target = dataclasses.replace(asked, tls=lax)
             elif error.stage is SmtpStage.STARTTLS and target.tls.level == "opportunistic":
                 target = dataclasses.replace(target, tls=TlsPolicy("none"))  # RFC 7435
             elif knows_ehlo and setup.hung_up and target.tls.level in ("none", "opportunistic"):
@@ -205,7 +205,7 @@ async def connect(
 
 class _TolerantProtocol(SMTPProtocol):
     """Skips lines without a code, as ReplyParser does: the library never sends two commands at
-    once. A reply has at most as many octets and lines as there.
+    once. The limits of octets and lines in a reply are also ReplyParser's.
     """
 
     def _read_response_from_buffer(self) -> aiosmtplib.SMTPResponse | None:
@@ -373,8 +373,8 @@ class _SessionSetup:
         self._check_name(await self._client.helo())
 
     def _check_name(self, reply: aiosmtplib.SMTPResponse) -> None:
-        """Check that an MX host does not call itself as this relay does, which then sends to
-        itself, through another address. Raises ConnectError.
+        """Check that an MX host does not name itself as this relay does: then this relay is sending
+        to itself by another address. Raises ConnectError.
         """
         name, *_ = reply.message.split(None, 1) or [""]
         if self._target.is_mx and name.rstrip(".").lower() == self._ehlo_name.lower():
@@ -420,12 +420,12 @@ class _SessionSetup:
         self._stopwatch.verified = "chain"  # by the context, in the handshake
         certificate = tls.getpeercert() or {}
         if not any(certificate_matches(certificate, name) for name in names):
-            found = printable(certificate_names(certificate).encode("utf-8", "replace"))
+            owner = printable(certificate_names(certificate).encode("utf-8", "replace"))
             expected = " or ".join(
                 name if ip_of(name) is None else f"the address {name}" for name in names
             )
             raise self._no_tls(
-                f"{target}: the certificate is for {found}, not {expected}",
+                f"{target}: the certificate is for {owner}, not {expected}",
                 advice="correct the certificate, or the route's next_hop",
                 result="certificate-host-mismatch",
                 peer=self._peer(),
@@ -471,9 +471,11 @@ class _SessionSetup:
             await self._client.login(target.login.user, target.login.password)
 
     async def _log_in_by_token(self, login: Credentials, token: str, *, again: bool = True) -> None:
-        """AUTH XOAUTH2 (developers.google.com/workspace/gmail/imap/xoauth2-protocol), if need be
-        `again` with another token. A refusal is a 334 with its reason as JSON, and after an empty
-        line a 535; or the 535 at once. A token that is refused to the end is an operator's matter.
+        """Log in by AUTH XOAUTH2 (developers.google.com/workspace/gmail/imap/xoauth2-protocol);
+        `again` is an attempt with a second token.
+
+        A refusal is a 334 with its reason as JSON and, after an empty line, a 535; or the 535 at
+        once. If the second token is refused too, an operator has to act.
         """
         sasl = b64encode(f"user={login.user}\1auth=Bearer {token}\1\1".encode())
         answer, why = await self._client.execute_command(b"AUTH", b"XOAUTH2", sasl), ""
@@ -508,8 +510,8 @@ class _SessionSetup:
 
     def _tls(self) -> ssl.SSLObject | None:
         transport = self._client.transport
-        found = transport.get_extra_info("ssl_object") if transport is not None else None
-        return cast("ssl.SSLObject | None", found)
+        tls = transport.get_extra_info("ssl_object") if transport is not None else None
+        return cast("ssl.SSLObject | None", tls)
 
     def _peer(self) -> Peer:
         tls, peer = self._tls(), self._place_of_failure()
@@ -527,8 +529,8 @@ class _SessionSetup:
         result: str = "",
         peer: Peer | None = None,
     ) -> ConnectError:
-        """The error for TLS that is missing, or not what this target requires. For mail with
-        REQUIRETLS a host that has answered, with a `result`, is ruled out.
+        """Return the error for TLS that is missing, or not what this target requires. A host that
+        answered with a `result` takes no mail with REQUIRETLS.
         """
         if self._demand:
             status, advice = "4.7.5", self._demand

@@ -42,8 +42,8 @@ RCPT_S = 10.0  # for each recipient: some hosts delay their replies
 
 
 class Timeouts(Struct, frozen=True):
-    """Time-outs in seconds (RFC 5321 4.5.3.2). Each wait has one, and all waits of a session
-    together, and those of a transaction before its final dot.
+    """Time-outs in seconds (RFC 5321 4.5.3.2). Each wait has one. All waits of a session together
+    have another, and so do all waits of a transaction before its final dot.
     """
 
     connect_s: float = 30.0  # to one address
@@ -188,7 +188,7 @@ class Connection:
         reset = self._needs_reset
         commands = [RSET] if reset else []
         commands.append(mail_command(transaction, self.extensions))
-        commands.extend(rcpt_command(one, self.extensions) for one in transaction.recipients)
+        commands.extend(rcpt_command(path, self.extensions) for path in transaction.recipients)
         commands.append(DATA)
         self._protocol.send(b"".join(commands), replies=len(commands))
         self._needs_reset = True
@@ -207,7 +207,7 @@ class Connection:
     async def _envelope_by_steps(
         self, transaction: Transaction, progress: TransactionProgress
     ) -> bool:
-        """The same without PIPELINING: each command waits for the reply before it."""
+        """The same without PIPELINING: each command is sent after the reply to the last one."""
         command_s = self._timeouts.command_s
         if self._needs_reset:
             await self._exchange(RSET, command_s)
@@ -227,8 +227,8 @@ class Connection:
     async def _content(
         self, content: Content, progress: TransactionProgress, before_dot: BeforeDot | None
     ) -> None:
-        """Write content and final dot; large content in blocks, each with a time-out. What was not
-        sent in time has no final dot.
+        """Write the content and the final dot; large content in blocks, each with a time-out. If
+        the content is not sent in time, there is no final dot.
         """
         is_small = isinstance(content, bytes) and len(content) <= BLOCK_BYTES
         if isinstance(content, bytes) and is_small:
@@ -262,9 +262,8 @@ class Connection:
                 on_replies(progress.outcomes)
 
     async def _send_slices(self, content: bytes) -> None:
-        slices = (
-            content[start : start + BLOCK_BYTES] for start in range(0, len(content), BLOCK_BYTES)
-        )
+        starts = range(0, len(content), BLOCK_BYTES)
+        slices = (content[start : start + BLOCK_BYTES] for start in starts)
         for block in dot_stuffed(slices):
             self._protocol.send(block, replies=0)
             await self._protocol.drained(self._timeouts.block_s)

@@ -1,8 +1,9 @@
 """DANE: whether the certificates that a host shows match its TLSA records (RFC 7671, RFC 7672).
 
-Usage 3 is the certificate of the host: its names and dates do not count. Usage 2 is an authority:
-its certificate is among those shown or in the record, signed what is shown, and names and dates
-count, by the machine's clock. Which records can be used: `relay/transport/routing/resolver.py`.
+Usage 3 is the certificate of the host: its names and dates do not count. Usage 2 is an authority.
+Its certificate is among those that the host shows, or in the record; it must have signed the host's
+certificate, whose names and dates count by the machine's clock. Which records can be used:
+`relay/transport/routing/resolver.py`.
 """
 
 import hashlib
@@ -40,44 +41,44 @@ _MALFORMED = (
 
 
 class DaneMismatch(Struct, frozen=True):
-    """Why the certificates of a host match no record; `result` is RFC 8460 4.3's."""
+    """Why the certificates of a host match no record; `result` is a result type of RFC 8460 4.3."""
 
     text: str
     result: str
 
 
 def dane_mismatch(
-    records: Sequence[TlsaRecord], shown: Sequence[bytes], names: Sequence[str]
+    records: Sequence[TlsaRecord], chain: Sequence[bytes], names: Sequence[str]
 ) -> DaneMismatch | None:
-    """Return why the certificates `shown` (DER, the host's own first) match none of the usable
+    """Return why none of the certificates in `chain` (DER, the host's first) match the usable
     records; None if they do. A record of usage 2 needs one of `names` in the host's certificate.
     """
-    if not shown:
+    if not chain:
         return DaneMismatch("the host shows no certificate", "validation-failure")
-    if any(one.usage == 3 and _selects(one, shown[0]) for one in records):
+    if any(record.usage == 3 and _selects(record, chain[0]) for record in records):
         return None
-    authorities = [one for one in records if one.usage == 2]
+    authorities = [record for record in records if record.usage == 2]
     try:
-        certificates = [x509.load_der_x509_certificate(one) for one in shown[:_CERTIFICATES_MAX]]
+        certificates = [x509.load_der_x509_certificate(der) for der in chain[:_CERTIFICATES_MAX]]
         path = _path_of(certificates)
         anchors = _anchors(authorities, certificates[1:], path[-1])
         if anchors:
             return _mismatch_of_path(path, anchors, names)
     except _MALFORMED as error:
         return DaneMismatch(f"a certificate cannot be read: {error}", "validation-failure")
-    key = _key_of(shown[0])
-    found = f"3 {int(key != b'')} 1 {hashlib.sha256(key or shown[0]).hexdigest()}"
-    text = f"the certificate matches none of {len(records)} TLSA records: it is {found}"
+    key = _key_of(chain[0])
+    actual = f"3 {int(key != b'')} 1 {hashlib.sha256(key or chain[0]).hexdigest()}"
+    text = f"the certificate matches none of {len(records)} TLSA records: it is {actual}"
     return DaneMismatch(text, "validation-failure")
 
 
 def _selects(record: TlsaRecord, certificate: bytes) -> bool:
-    found = _key_of(certificate) if record.selector else certificate
-    if not found:
+    selected = _key_of(certificate) if record.selector else certificate
+    if not selected:
         return False
     if record.matching:
-        found = (hashlib.sha256, hashlib.sha512)[record.matching - 1](found).digest()
-    return found == record.data
+        selected = (hashlib.sha256, hashlib.sha512)[record.matching - 1](selected).digest()
+    return selected == record.data
 
 
 def _key_of(certificate: bytes) -> bytes:
@@ -90,11 +91,12 @@ def _key_of(certificate: bytes) -> bytes:
 
 
 def _path_of(certificates: Sequence[x509.Certificate]) -> list[x509.Certificate]:
-    """Return the certificate of the host and its issuers in their order.
+    """Return the certificate of the host, then its issuers in their order.
 
-    With one certificate of a name there is one path to search, else exponentially many.
+    Each name has one certificate, so that there is one path to search; otherwise there would be
+    exponentially many.
     """
-    path, left = certificates[:1], {one.subject: one for one in reversed(certificates[1:])}
+    path, left = certificates[:1], {issuer.subject: issuer for issuer in reversed(certificates[1:])}
     while (issuer := left.pop(path[-1].issuer, None)) is not None:
         path = [*path, issuer]
     return list(path)
@@ -103,22 +105,24 @@ def _path_of(certificates: Sequence[x509.Certificate]) -> list[x509.Certificate]
 def _anchors(
     records: Sequence[TlsaRecord], issuers: Sequence[x509.Certificate], last: x509.Certificate
 ) -> list[x509.Certificate]:
-    """Return what the records of usage 2 trust. A bare key may be that which signed `last`."""
-    der = [(one, one.public_bytes(Encoding.DER)) for one in issuers]
-    anchors = [one for one, text in der if any(_selects(record, text) for record in records)]
+    """Return what the records of usage 2 trust. A record with only a key may mean the key that
+    signed `last`.
+    """
+    der = [(issuer, issuer.public_bytes(Encoding.DER)) for issuer in issuers]
+    anchors = [issuer for issuer, text in der if any(_selects(record, text) for record in records)]
     for record in records:
         if (record.selector, record.matching) == (0, 0):
             anchors.append(x509.load_der_x509_certificate(record.data))
         elif (record.selector, record.matching) == (1, 0):
             key = load_der_public_key(record.data)
             anchors.append(_anchor(last.issuer, key, dates=last))
-    return [_with_constraints(one) for one in anchors]
+    return [_with_constraints(anchor) for anchor in anchors]
 
 
 def _with_constraints(issuer: x509.Certificate) -> x509.Certificate:
     """Add the basicConstraints that a private authority may have left out."""
     extensions = tuple(issuer.extensions)
-    if any(isinstance(one.value, x509.BasicConstraints) for one in extensions):
+    if any(isinstance(extension.value, x509.BasicConstraints) for extension in extensions):
         return issuer
     return _anchor(issuer.subject, issuer.public_key(), dates=issuer, extensions=extensions)
 
@@ -130,7 +134,7 @@ def _anchor(
     dates: x509.Certificate,
     extensions: Iterable[x509.Extension[x509.ExtensionType]] = (),
 ) -> x509.Certificate:
-    """Return a certificate for the key of an authority. Of an anchor nobody checks the signature.
+    """Return a certificate for the key of an authority. The signature of an anchor is not checked.
 
     Raises TypeError for a key that cannot sign.
     """
@@ -141,8 +145,8 @@ def _anchor(
         .not_valid_after(dates.not_valid_after_utc)
         .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
     )
-    for one in extensions:
-        builder = builder.add_extension(one.value, one.critical)
+    for extension in extensions:
+        builder = builder.add_extension(extension.value, extension.critical)
     return builder.sign(Ed25519PrivateKey.generate(), None)
 
 
@@ -155,7 +159,7 @@ def _mismatch_of_path(
         verifier.verify(path[0], list(path[1:]))
     except VerificationError as error:
         now = verifier.policy.validation_time.replace(tzinfo=UTC)
-        if any(one.not_valid_after_utc < now for one in (*path, *anchors)):
+        if any(certificate.not_valid_after_utc < now for certificate in (*path, *anchors)):
             return DaneMismatch("a certificate has expired", "certificate-expired")
         why = str(error).partition(" (encountered")[0].removeprefix("validation failed: ")
         text = f"the authority of the TLSA records did not issue the certificate: {why[:200]}"
@@ -163,9 +167,9 @@ def _mismatch_of_path(
     certificate = {
         "subjectAltName": [
             ("DNS", name)
-            for one in path[0].extensions
-            if isinstance(one.value, x509.SubjectAlternativeName)
-            for name in one.value.get_values_for_type(x509.DNSName)
+            for extension in path[0].extensions
+            if isinstance(extension.value, x509.SubjectAlternativeName)
+            for name in extension.value.get_values_for_type(x509.DNSName)
         ]
     }
     if any(certificate_matches(certificate, name) for name in names):

@@ -70,17 +70,19 @@ def certificate_names(certificate: Mapping[str, Any]) -> str:
 
 
 def peer_chain(tls: ssl.SSLObject) -> list[bytes]:
-    """Return the certificates that the peer showed (DER), its own first; nothing is verified."""
+    """Return the certificates that the peer showed (DER), beginning with the peer's; nothing is
+    verified.
+    """
     if sys.version_info >= (3, 13):
-        shown = tls.get_unverified_chain()
+        chain = tls.get_unverified_chain()
     else:
         of_openssl = cast("Any", tls)._sslobj.get_unverified_chain() or ()  # noqa: SLF001
-        shown = [one.public_bytes(_ssl.ENCODING_DER) for one in of_openssl]
-    return shown
+        chain = [certificate.public_bytes(_ssl.ENCODING_DER) for certificate in of_openssl]
+    return chain
 
 
 def _names(certificate: Mapping[str, Any], kind: str) -> list[str]:
-    return [text for found, text in certificate.get("subjectAltName", ()) if found == kind]
+    return [text for name_kind, text in certificate.get("subjectAltName", ()) if name_kind == kind]
 
 
 def _matches(pattern: str, host: str) -> bool:

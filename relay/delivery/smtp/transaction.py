@@ -1,13 +1,14 @@
-"""An SMTP transaction: its commands, and which recipient gets the outcome of which reply.
+"""An SMTP transaction: its commands, and the outcome that each reply gives each recipient.
 
-Which reply at which stage is which outcome is the table in relay/base/message/outcome.py.
-
-Without I/O. After the final dot, SMTP has one reply, LMTP one for each accepted recipient in their
-order. A parameter is sent only if the peer offers its extension; an address that needs one
+Without I/O. The table in relay/base/message/outcome.py says which reply at which stage is which
+outcome. After the final dot, SMTP has one reply, LMTP one for each accepted recipient in their
+order. A parameter is sent only if the peer offers its extension; an address that needs an extension
 which the peer lacks is Unsupported. An outcome is never overwritten. Only a recipient whose RCPT
-was accepted can be Relayed or Delivered. See RFC 5321 3.3, 4.5.2 and 4.5.3.1.10, RFC 1870 (SIZE),
-RFC 6152 (8BITMIME), RFC 6531 3.4 (SMTPUTF8), RFC 3461 4 (DSN), RFC 9422 (LIMITS), RFC 1047 (lost
-replies), RFC 2033 4.2 (LMTP), RFC 8689 (REQUIRETLS).
+was accepted can be Relayed or Delivered.
+
+See RFC 5321 3.3, 4.5.2 and 4.5.3.1.10, RFC 1870 (SIZE), RFC 6152 (8BITMIME), RFC 6531 3.4
+(SMTPUTF8), RFC 3461 4 (DSN), RFC 9422 (LIMITS), RFC 1047 (lost replies), RFC 2033 4.2 (LMTP), RFC
+8689 (REQUIRETLS).
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -59,7 +60,7 @@ class Transaction:
     content: Content = field(repr=False)
     whole: bool = False
     encoded: str = ""
-    graph: "CloudRequests | None" = None  # what a transaction by Microsoft Graph needs besides
+    graph: "CloudRequests | None" = None  # what a transaction by Microsoft Graph needs as well
 
 
 class CloudRequests(Protocol):
@@ -71,11 +72,11 @@ class CloudRequests(Protocol):
     now_us: Callable[[], int]  # queue time
 
     async def note(self, requests: Sequence[CloudRequest], *, new: bool = False) -> None:
-        """Make these durable; `new`: the last one has not been there. Raises SpoolError."""
+        """Make these requests durable; `new`: the last one is new. Raises SpoolError."""
 
-    async def message_id(self, given: str) -> str:
-        """Return the internetMessageId of a new request: `given`, that of the content ("" for none
-        or several), if no other request has it, else another one.
+    async def message_id(self, own_id: str) -> str:
+        """Return the internetMessageId of a new request. It is `own_id`, the Message-ID of the
+        content ("" for none or several), if no other request has it; else another one.
         """
 
 
@@ -159,12 +160,12 @@ class TransactionProgress:
             return self._go_on(SmtpStage.DATA, reply)
         self.closing = closes_connection(reply) or reply.code // 100 == 2
         if self._peer.lmtp and reply.code // 100 == 3:  # RFC 2033 4.2: it must not
-            self.closing = True  # nobody knows how many replies would follow a final dot
+            self.closing = True  # it is not known how many replies would follow a final dot
             return False
         return reply.code // 100 == 3
 
     def dot_written(self) -> None:
-        """From here on a lost connection makes recipients indeterminate."""
+        """From here on, recipients are indeterminate if the connection is lost."""
         self.stage = SmtpStage.DOT
 
     def dot(self, reply: Reply) -> bool:
@@ -178,8 +179,8 @@ class TransactionProgress:
         return False
 
     def _dot_of_one(self, reply: Reply, outcome: Outcome) -> bool:
-        """The reply is for the next accepted recipient. After one that is none, nobody knows for
-        whom the following ones are.
+        """Take the reply for the next accepted recipient. After an invalid reply, nobody knows to
+        which recipients the following ones belong.
         """
         index = self.accepted[self._answered]
         self._answered += 1
@@ -287,8 +288,8 @@ class Extensions(Struct, frozen=True):
         count = min(self.recipients_max or len(recipients), len(recipients))
         if self.domains_max:
             domains: set[str] = set()
-            for index, one in enumerate(recipients[:count]):
-                domains.add(domain_of(one.address))
+            for index, path in enumerate(recipients[:count]):
+                domains.add(domain_of(path.address))
                 if len(domains) > self.domains_max:
                     return index
         return count

@@ -64,7 +64,8 @@ from relay.store.spool.engine import LOCAL_DOMAINS
 from relay.store.spool.queue_commands import RouteLookup
 from relay.transport.policy.engine import RuleSet
 from relay.transport.policy.rule_book import RuleBook
-from relay.transport.routing.route_table import Confinement, RouteTable, parse_action
+from relay.transport.routing.route_table import Confinement, RouteTable
+from relay.transport.routing.routes import parse_action
 from relay.transport.signing.key_files import load_keys
 from relay.transport.signing.keys import KeyRing
 

@@ -67,13 +67,13 @@ from relay.transport.policy.explanation import RulesExplained, explain
 from relay.transport.policy.message_parts import TooManyPartsError
 from relay.transport.policy.rule_book import RuleBook
 from relay.transport.routing.mx_hosts import Hosts, Resolution, outcome_of
-from relay.transport.routing.route_table import (
+from relay.transport.routing.route_table import RouteTable
+from relay.transport.routing.routes import HopOptions
+from relay.transport.routing.routing_result import (
     REJECT_STATUS,
-    HopOptions,
     InvalidRecipient,
     LocalRecipient,
     RemoteRecipient,
-    RouteTable,
     RoutingResult,
 )
 from relay.transport.routing.usable_hosts import (
@@ -387,7 +387,7 @@ class Explainer:
             case LocalRecipient():
                 next_hop = str(LOCAL)
             case RemoteRecipient(hop):
-                next_hop, way = str(hop), self.table.way_around(hop)
+                next_hop, way = str(hop), self.table.fallback_for(hop)
                 login = self.table.options_for(hop).login
             case InvalidRecipient():
                 is_refused = result.route or result.status == REJECT_STATUS

@@ -56,7 +56,7 @@ from relay.transport.ingress.maildrop import MailDrop
 from relay.transport.ingress.session_owner import IngressDependencies
 from relay.transport.ingress.smtp_server import SmtpServer, offers_auth_in_clear
 from relay.transport.routing.resolver import LoopbackResolver, Resolver
-from relay.transport.routing.route_table import RouteChanges
+from relay.transport.routing.routes import RouteChanges
 from relay.transport.routing.sts_policies import StsPolicies
 from relay.transport.routing.usable_hosts import Resolve
 
@@ -406,7 +406,7 @@ def _scheduler(
         reporter,
         clock=base.clock,
         metrics=base.metrics,
-        way_around=base.table.way_around,
+        fallback_for=base.table.fallback_for,
         schedule=schedule,
         on_change=lambda _queue_id: base.changes.notify(),
         hostname=base.settings.hostname,

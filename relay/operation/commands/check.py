@@ -56,7 +56,8 @@ from relay.transport.policy.conditions import RecipientAddressCondition
 from relay.transport.policy.engine import RuleSet
 from relay.transport.policy.globs import Globs
 from relay.transport.routing.dns_client import name_servers_answer
-from relay.transport.routing.route_table import InvalidRecipient, RouteTable
+from relay.transport.routing.route_table import RouteTable
+from relay.transport.routing.routing_result import InvalidRecipient
 from relay.transport.signing.key_files import load_keys
 from relay.transport.signing.keys import KeyRing
 

@@ -102,7 +102,8 @@ from relay.transport.milter.filters import MilterSet
 from relay.transport.policy.archives import UnexaminedArchiveError
 from relay.transport.policy.message_parts import TooManyPartsError
 from relay.transport.policy.rule_book import DEFERRED, RuleBook
-from relay.transport.routing.route_table import InvalidRecipient, RouteTable
+from relay.transport.routing.route_table import RouteTable
+from relay.transport.routing.routing_result import InvalidRecipient
 from relay.transport.signing.signer import Signer, SigningError
 
 _log = get_logger("ingress")

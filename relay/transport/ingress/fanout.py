@@ -38,7 +38,7 @@ from relay.store.mailbox.stored_message import WellKnown
 from relay.store.spool.types import NO_EXTRA, EntryExtra, NewEntry, NewRecipient
 from relay.transport.ingress.forwarding import LENDS, ExpandedRecipients
 from relay.transport.ingress.stages import DecidedMail, Examine
-from relay.transport.routing.route_table import (
+from relay.transport.routing.routing_result import (
     InvalidRecipient,
     LocalRecipient,
     RemoteRecipient,

@@ -53,12 +53,8 @@ from relay.transport.ingress.data import Submitter
 from relay.transport.ingress.message_limits import RateLimits
 from relay.transport.ingress.session_limits import EXPANDED_MAX
 from relay.transport.policy.rule_book import TenantRules
-from relay.transport.routing.route_table import (
-    InvalidRecipient,
-    RemoteRecipient,
-    RouteTable,
-    RoutingResult,
-)
+from relay.transport.routing.route_table import RouteTable
+from relay.transport.routing.routing_result import InvalidRecipient, RemoteRecipient, RoutingResult
 
 REPORT_BYTES_MAX = 1_000_000  # of a report to an SRS address
 REPORTS_PER_HOUR = 20  # to the SRS addresses of one sender

@@ -66,7 +66,7 @@ from relay.transport.ingress.session_client import (
 from relay.transport.ingress.session_refusals import ListenerRefusals
 from relay.transport.policy.rule_book import RuleBook, unavailable
 from relay.transport.refusals.day_files import RefusalFiles
-from relay.transport.routing.route_table import (
+from relay.transport.routing.routing_result import (
     InvalidRecipient,
     LocalRecipient,
     RemoteRecipient,

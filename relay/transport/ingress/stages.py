@@ -14,7 +14,7 @@ from relay.base.message.verdict import RateCharge, Verdict
 from relay.transport.ingress.arrival import ArrivedMail
 from relay.transport.ingress.forwarding import ExpandedRecipients
 from relay.transport.policy.rule_book import RuleBook
-from relay.transport.routing.route_table import RoutingResult
+from relay.transport.routing.routing_result import RoutingResult
 
 # The arguments are an address, the alias that led to it, and whether the mail for it is a copy.
 Examine = Callable[[str, str, bool], RoutingResult]

@@ -1,12 +1,15 @@
 """Routing: from an address to its next hop (step 5), and from a next hop to its hosts (step 6).
 
 The resolver returns every answer of a name server as a value; only a definite one is a permanent
-failure. Only `dns_client` and `resolver` use the network. Password files are read once, when the
-route table is made.
+failure. Only `dns_client` and `resolver` use the network. Password files are read once, when a
+route is made.
 
 - `own_domains`: which domains are own (local); the file of their recipients; alias_of
-- `route_table`: which addresses are valid: of accounts, postmaster, MAILER-DAEMON, catch_all; 550
-  5.1.1 for others; which route and next hop mail takes, what a route holds; its TLS and login
+- `route_table`: which addresses are valid: of accounts, postmaster, MAILER-DAEMON, catch_all; which
+  route and next hop mail takes, and what a route holds; which route's options a next hop has
+- `routes`: what a [[route]] says: mx, reject:, hold, capture or a host; TLS, login and limits;
+  the fallback; which reverse-paths and addresses it takes; which routes a reload changes
+- `routing_result`: a mailbox here, a next hop or a rejection, such as 550 5.1.1 for an unknown user
 - `resolver`: the hosts of a next hop: MX, smarthost or address; which host is this relay itself;
   what a development relay may connect to
 - `mx_hosts`: the order of MX hosts, of IPv4 and IPv6 addresses; which MX hosts are left

@@ -56,8 +56,8 @@ class StubResolver:
         validating: bool = False,
         resolv_conf: str = "/etc/resolv.conf",
     ) -> None:
-        """Without `nameservers`, those of `resolv_conf` are used as it is at each query. Only with
-        `validating` an answer can be secure.
+        """Without `nameservers`, use `resolv_conf` as it is at each query. An answer can be secure
+        only with `validating`.
         """
         self._resolv_conf = None if nameservers else Path(resolv_conf)
         self._read: tuple[int, ...] = ()  # which file that was
@@ -70,7 +70,7 @@ class StubResolver:
         if validating:
             self._resolver.set_flags(dns.flags.RD | dns.flags.AD)
         self._resolver.nameservers = [
-            dns.nameserver.Do53Nameserver(each.host, each.port) for each in nameservers
+            dns.nameserver.Do53Nameserver(server.host, server.port) for server in nameservers
         ]
 
     async def ask(self, question: DnsQuestion) -> TimedAnswer:
@@ -105,16 +105,16 @@ class StubResolver:
         secure = self._is_secure(answer.response)
         if answer.rrset is None:
             return NoRecords(secure), _negative_ttl_s(answer.response)
-        values = tuple(_text(each, kind) for each in answer.rrset)
+        values = tuple(_text(record, kind) for record in answer.rrset)
         owner = answer.canonical_name.to_text(omit_final_dot=True).lower() if secure else name
-        found = Records(values, secure, owner if owner != name else "")
-        return found, min(float(answer.chaining_result.minimum_ttl), TTL_MAX_S)
+        records = Records(values, secure, owner if owner != name else "")
+        return records, min(float(answer.chaining_result.minimum_ttl), TTL_MAX_S)
 
     def _configure_from(self, resolv_conf: Path) -> None:
-        """Read the file if it has changed: the network may come up, or be another one, later."""
+        """Read the file if it has changed: the network may start later, or change."""
         try:
-            found = resolv_conf.stat()
-            read = (found.st_dev, found.st_ino, found.st_mtime_ns, found.st_size)
+            status = resolv_conf.stat()
+            read = (status.st_dev, status.st_ino, status.st_mtime_ns, status.st_size)
             if read != self._read:
                 self._resolver.read_resolv_conf(str(resolv_conf))
                 self._read = read
@@ -149,13 +149,13 @@ class DnsCache:
 
     async def answers(self, *questions: DnsQuestion) -> list[Answer]:
         """Return the answers in the order of the questions; all queries run in parallel."""
-        remembered = {each: self.remembered(each) for each in questions}
-        tasks = [self._task(each) for each, answer in remembered.items() if answer is None]
+        remembered = {query: self.remembered(query) for query in questions}
+        tasks = [self._task(query) for query, answer in remembered.items() if answer is None]
         if tasks:
             await asyncio.wait(tasks)  # not cancelled with this caller: others may wait for them
-            fresh = [each for each, answer in remembered.items() if answer is None]
-            remembered |= {each: _result(task) for each, task in zip(fresh, tasks, strict=True)}
-        return [answer for each in questions if (answer := remembered[each]) is not None]
+            fresh = [query for query, answer in remembered.items() if answer is None]
+            remembered |= {query: _result(task) for query, task in zip(fresh, tasks, strict=True)}
+        return [answer for query in questions if (answer := remembered[query]) is not None]
 
     async def close(self) -> None:
         """Cancel the queries in progress."""
@@ -181,10 +181,10 @@ class DnsCache:
 
     def remembered(self, question: DnsQuestion) -> Answer | None:
         """Return the answer in the cache, None if there is none."""
-        found = self._cache.get(question)
-        if found is None:
+        cached = self._cache.get(question)
+        if cached is None:
             return None
-        expires_s, answer = found
+        expires_s, answer = cached
         if expires_s <= self._clock.monotonic():
             del self._cache[question]
             return None
@@ -242,7 +242,7 @@ async def look_up(
         async with slots:
             return (await servers.ask(question))[0]
 
-    tasks = {each: asyncio.create_task(answer(each)) for each in dict.fromkeys(questions)}
+    tasks = {query: asyncio.create_task(answer(query)) for query in dict.fromkeys(questions)}
     if not tasks:
         return {}
     try:
@@ -252,12 +252,12 @@ async def look_up(
             task.cancel()
     await asyncio.wait(tasks.values())
     late = NoAnswer(f"no answer within {timeout_s:g} s")  # also of those that waited for a slot
-    return {each: late if task.cancelled() else task.result() for each, task in tasks.items()}
+    return {query: late if task.cancelled() else task.result() for query, task in tasks.items()}
 
 
 async def validated(nameservers: Sequence[Address], *, timeout_s: float) -> bool | None:
-    """Return whether the name servers say that they validated an answer that is signed, the root's;
-    None without an answer. Without `nameservers`, the system's are asked.
+    """Return whether the name servers mark the signed answer for the root as validated; None
+    without an answer. Without `nameservers`, the system's are asked.
     """
     servers = StubResolver(nameservers, timeout_s=timeout_s, validating=True)
     answer, _ = await servers.ask((".", "SOA"))

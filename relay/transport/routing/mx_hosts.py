@@ -191,17 +191,17 @@ def by_preference(exchanges: Sequence[Exchange], rng: random.Random) -> list[Exc
 def leading_back(
     exchanges: Sequence[Exchange], is_own: Callable[[Exchange], bool]
 ) -> dict[Exchange, str]:
-    """Return this relay and the hosts that are not preferred to it, each with the reason why it is
-    not tried: they would send mail back.
+    """Return the hosts that would send mail back, each with the reason why it is not tried: this
+    relay, and the hosts that are not preferred to it.
     """
-    own = [each for each in exchanges if is_own(each)]
-    best = min((each.preference for each in own), default=None)
+    own = [host for host in exchanges if is_own(host)]
+    best = min((host.preference for host in own), default=None)
     if best is None:  # nearly always
         return {}
     return {
-        each: THIS_RELAY if each in own else "not preferred to this relay"
-        for each in exchanges
-        if each.preference >= best
+        host: THIS_RELAY if host in own else "not preferred to this relay"
+        for host in exchanges
+        if host.preference >= best
     }
 
 
@@ -210,28 +210,27 @@ def mx_answer(
 ) -> MxAnswer:
     """Return the evidence of an MX answer: the hosts that were considered come before others."""
     left_out = sorted(set(exchanges).difference(considered), key=_place)
-    shown = [*considered, *left_out][:EXCHANGES_MAX]
+    listed = [*considered, *left_out][:EXCHANGES_MAX]
     return MxAnswer(
-        tuple(replace(each, skipped=skipped.get(each, "")) for each in sorted(shown, key=_place)),
-        max(0, len(exchanges) - len(shown)),
+        tuple(replace(host, skipped=skipped.get(host, "")) for host in sorted(listed, key=_place)),
+        max(0, len(exchanges) - len(listed)),
     )
 
 
 def addresses_of(answers: Sequence[Answer], rng: random.Random) -> tuple[str, ...] | NoAnswer:
-    """Merge the answers for A, AAAA or both, alternating and the first first; each in random order.
+    """Merge the answers for A, AAAA or both: alternately, the first kind first, each in random
+    order.
 
-    Empty if there are definitely none; NoAnswer if that is unknown for lack of an answer.
+    Return () if the host has no address, and NoAnswer if that is not known because an answer is
+    missing.
     """
     families = []
     for answer in answers:
-        usable = (
-            [value for value in answer.values if is_usable(value)]
-            if isinstance(answer, Records)
-            else []
-        )
+        addresses = answer.values if isinstance(answer, Records) else ()
+        usable = [address for address in addresses if is_usable(address)]
         rng.shuffle(usable)
         families.append(usable)
-    merged = [each for pair in zip_longest(*families) for each in pair if each is not None]
+    merged = [address for pair in zip_longest(*families) for address in pair if address is not None]
     if merged:
         return tuple(dict.fromkeys(merged[:ADDRESSES_MAX]))
     return next((answer for answer in answers if isinstance(answer, NoAnswer)), ())
@@ -240,8 +239,8 @@ def addresses_of(answers: Sequence[Answer], rng: random.Random) -> tuple[str, ..
 def outcome_of(
     unresolved: Unresolved, is_own: Callable[[str], bool] = lambda _domain: False
 ) -> Failed | Deferred:
-    """Return the outcome for the recipients of a next hop that could not be resolved. That an own
-    domain has no way is a fault of the configuration or of its DNS, which can be corrected.
+    """Return the outcome for the recipients of a next hop that could not be resolved. It is
+    temporary for an own domain: its configuration or its DNS is wrong, and can be corrected.
     """
     if not isinstance(unresolved, TemporaryFailure | Unprotected) and is_own(unresolved.domain):
         name = unresolved.domain
@@ -281,6 +280,6 @@ def _exchange(value: str) -> Exchange:
 
 
 def is_usable(address: str) -> bool:
-    """Whether it is a unicast address; those of 0.0.0.0/8 and :: would connect to this machine."""
+    """Whether an address is unicast; 0.0.0.0/8 and :: would connect to this machine."""
     ip = plain_ip(address)
     return not (ip.is_unspecified or ip.is_multicast or ip in _THIS_HOST)

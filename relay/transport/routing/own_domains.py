@@ -1,11 +1,9 @@
 """The own domains: which domains they are, and which recipients are valid there.
 
-Rooms ask whether a domain is own with its A-labels. Whether an address has an account or an alias
-is not decided here: aliases come before, accounts are looked up in
-relay/transport/routing/route_table.py.
-
-A file of recipients has an address a line; blank lines and those that begin with # are ignored. It
-is read when the table is made, and raises SettingsError with the faults of all its lines.
+Callers give domains as A-labels. Whether an address has an account or an alias is not decided here:
+aliases come before, accounts are looked up in relay/transport/routing/route_table.py. A file of
+recipients has an address a line; blank lines and those that begin with # are ignored. It is read
+when the table is made, and raises SettingsError with the faults of all its lines.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -32,23 +30,23 @@ class OwnDomains:
         catch_all: str,
         mailbox_of: Callable[[str, str], str],
     ) -> None:
-        """A name is that of a domain with accounts and this `catch_all`. `mailbox_of` returns the
+        """A plain name is a domain with accounts and this `catch_all`. `mailbox_of` returns the
         mailbox that a key names, and raises ValueError if there is none.
         """
         self._by_name: dict[str, OwnDomain] = {}
         self._listed: dict[str, frozenset[str]] = {}  # by the domain
         self.takers: set[str] = set()  # the mailboxes of all catch_all and postmaster
         number = 0  # of a [[domain]]
-        for each in domains:
+        for domain in domains:
             key = f"domain[{number}]"
-            if isinstance(each, str):
-                own = OwnDomain(each.lower(), catch_all=catch_all)
+            if isinstance(domain, str):
+                own = OwnDomain(domain.lower(), catch_all=catch_all)
             else:
                 number += 1
                 own = replace(
-                    each,
-                    catch_all=mailbox_of(f"{key}.catch_all", each.catch_all),
-                    postmaster=mailbox_of(f"{key}.postmaster", each.postmaster),
+                    domain,
+                    catch_all=mailbox_of(f"{key}.catch_all", domain.catch_all),
+                    postmaster=mailbox_of(f"{key}.postmaster", domain.postmaster),
                 )
             self._by_name[own.name] = own
             self.takers |= {own.catch_all, own.postmaster} - {""}
@@ -56,7 +54,7 @@ class OwnDomains:
                 self._listed[own.name] = _addresses_in(own.file, own.name, f"{key}.recipients")
         # by a domain with `alias_of`: the one that this names
         self.alias_domains = {
-            one.name: one.alias_of for one in self._by_name.values() if one.alias_of
+            domain.name: domain.alias_of for domain in self._by_name.values() if domain.alias_of
         }
 
     def find(self, domain: str) -> OwnDomain | None:
@@ -64,17 +62,19 @@ class OwnDomains:
         return self._by_name.get(domain.lower())
 
     def lists(self, own: OwnDomain, address: str) -> bool:
-        """Whether a domain has no file, or one with this address, with or without its tag."""
+        """Whether a domain has no file of recipients, or its file has the address, with or without
+        a tag.
+        """
         listed = self._listed.get(own.name)
-        wanted = own_mailbox(address)
-        return listed is None or wanted in listed or untagged(wanted) in listed
+        mailbox = own_mailbox(address)
+        return listed is None or mailbox in listed or untagged(mailbox) in listed
 
 
 def catch_alls_elsewhere(domains: Iterable[str | OwnDomain], catch_all: str) -> dict[str, str]:
-    """Return each catch_all that is an address elsewhere, by the domain."""
+    """Return, by domain, each catch_all that is an address elsewhere."""
     own = [OwnDomain(x.lower(), catch_all=catch_all) if isinstance(x, str) else x for x in domains]
-    here = {"", *(one.name for one in own if one.has_accounts)}
-    return {one.name: one.catch_all for one in own if domain_of(one.catch_all) not in here}
+    here = {"", *(table.name for table in own if table.has_accounts)}
+    return {table.name: table.catch_all for table in own if domain_of(table.catch_all) not in here}
 
 
 def _addresses_in(file: Path, domain: str, key: str) -> frozenset[str]:
@@ -92,7 +92,7 @@ def _addresses_in(file: Path, domain: str, key: str) -> frozenset[str]:
     if len(octets) > _FILE_BYTES_MAX:
         limit = f"expected a file of at most {_FILE_BYTES_MAX >> 20} MiB"
         raise ValueError(f"{key}: found {str(file)!r}, {limit}")
-    found: set[str] = set()
+    addresses: set[str] = set()
     faults = []
     for number, line in _entries(text):
         address = _address(line, domain)
@@ -102,16 +102,16 @@ def _addresses_in(file: Path, domain: str, key: str) -> frozenset[str]:
             if len(faults) == _FAULTS_MAX:
                 break
         else:
-            found.add(address)
+            addresses.add(address)
     if faults:
         raise SettingsError(faults)
-    return frozenset(found)
+    return frozenset(addresses)
 
 
 def _entries(text: str) -> Iterator[tuple[int, str]]:
     for number, line in enumerate(text.split("\n"), 1):
-        if (entry := line.strip()) and not entry.startswith("#"):
-            yield number, entry
+        if (address := line.strip()) and not address.startswith("#"):
+            yield number, address
 
 
 def _address(text: str, domain: str) -> str | None:

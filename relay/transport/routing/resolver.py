@@ -1,11 +1,12 @@
 """Resolve a next hop (a domain's MX or a smarthost) to the hosts to connect to.
 
 Delivery calls it before it connects. A missing answer is never taken for "no such domain", and mail
-is never routed back to this relay: which host is this relay is decided here, which others are left
-out then in `mx_hosts` (leading_back). Failures are values: NullMx, NoSuchDomain, NoAddress,
-MailLoop, TemporaryFailure. usable_records() says which TLSA records count (RFC 7671, RFC 7672);
-what a host must show for them: `relay/delivery/smtp/dane.py`. See RFC 5321 5.1, RFC 7505 (null MX),
-RFC 8499 (terms).
+is never routed back to this relay. This module decides which host is this relay; leading_back() in
+`mx_hosts` decides which other hosts are left out because of it. Failures are values: NullMx,
+NoSuchDomain, NoAddress, MailLoop, TemporaryFailure.
+
+usable_records() says which TLSA records count (RFC 7671, RFC 7672); `relay/delivery/smtp/dane.py`
+says what a host must show for them. See RFC 5321 5.1, RFC 7505 (null MX), RFC 8499 (terms).
 """
 
 import asyncio
@@ -73,30 +74,29 @@ class Resolver:
         port: int = 25,
         proxy_host: str = "",
     ) -> None:
-        """`port` is that of MX hosts; `own_addresses` are those of our SMTP listeners. Connections
-        to graph:// beyond loopback go to `proxy_host`, if there is one. Only with
-        `dns.validating` hosts have TLSA records.
+        """`port` is the port of MX hosts; `own_addresses` are the addresses of our SMTP listeners.
+        Connections to graph:// beyond loopback go to `proxy_host`, if there is one. Hosts have TLSA
+        records only with `dns.validating`.
         """
         self.count_tlsa: Callable[[str], None] = lambda _result: None  # of RFC 8460 4.3.2
         self._rng = rng
         self._clock = clock
         self._hostname = hostname.lower()
-        self._own = frozenset(
-            place for own in own_addresses if own.host for place in _places_of(own)
-        )
+        listeners = [listener for listener in own_addresses if listener.host]
+        self._own = frozenset(place for own in listeners for place in _places_of(own))
         self._silent_until_s = 0.0
         # Separate threads: the system's lookup may hang, and the default ones write bodies.
         self._threads = ThreadPoolExecutor(_SYSTEM_THREADS, thread_name_prefix="dns")
         self.use(dns, port=port, proxy_host=proxy_host)
 
     def use(self, dns: DnsSettings, *, port: int, proxy_host: str = "") -> None:
-        """Use other settings, without the answers of earlier name servers; queries in progress go
-        on.
+        """Use other settings, and forget the answers of earlier name servers. Queries in progress
+        go on.
         """
         self._timeout_s = dns.timeout
         self._port = port
         self._proxy_host = proxy_host
-        self._kinds = ["A" if one == "ipv4" else "AAAA" for one in dict.fromkeys(dns.protocols)]
+        self._kinds = ["A" if name == "ipv4" else "AAAA" for name in dict.fromkeys(dns.protocols)]
         self._what = "address" if len(self._kinds) > 1 else f"IPv{dns.protocols[0][-1]} address"
         self._servers = StubResolver(
             dns.nameservers, timeout_s=dns.timeout, validating=dns.validating
@@ -120,9 +120,9 @@ class Resolver:
                 raise ValueError(f"{next_hop} has no hosts")
 
     async def is_null_mx(self, domain: str) -> bool:
-        """Return whether a domain says that it accepts no mail (RFC 7505); without an answer
-        within NULL_MX_S it does not. Strangers name the domains: their questions leave half of the
-        queries to delivery.
+        """Return whether a domain says that it accepts no mail (RFC 7505); False without an answer
+        within NULL_MX_S. Clients choose the domains, so their questions leave half of the queries
+        to delivery.
         """
         now_s, question = self._clock.monotonic(), (domain, "MX")
         is_free = now_s >= self._silent_until_s and not self._dns.is_half_full
@@ -148,51 +148,56 @@ class Resolver:
         answers: Sequence[Answer] = ()  # a single label is not in the DNS: localhost, containers
         if "." in name:
             answers = await self._dns.answers(*((name, kind) for kind in self._kinds))
-        found = self._addresses_in(answers)
-        return await self.addresses_by_system(name) if found == () else found
+        addresses = self._addresses_in(answers)
+        return await self.addresses_by_system(name) if addresses == () else addresses
 
     async def addresses_by_system(self, name: str) -> tuple[str, ...] | NoAnswer:
         """Return the addresses of a host by the system's lookup; () if it has none."""
         [table] = await self._dns.answers((name, "HOST"))
-        found = self._addresses_in([table])
-        if name == "localhost" and isinstance(found, tuple):  # RFC 6761 6.3: loopback only
-            found = tuple(address for address in found if ip_address(address).is_loopback)
-        return found
+        addresses = self._addresses_in([table])
+        if name == "localhost" and isinstance(addresses, tuple):  # RFC 6761 6.3: loopback only
+            addresses = tuple(address for address in addresses if ip_address(address).is_loopback)
+        return addresses
 
     def _has_protocol(self, address: str) -> bool:
         return ("AAAA" if ":" in address else "A") in self._kinds
 
     def _addresses_in(self, answers: Sequence[Answer]) -> tuple[str, ...] | NoAnswer:
-        """Return the addresses of a host; a literal, or the host table, has those of any kind."""
-        found = addresses_of(answers, self._rng)
-        return found if isinstance(found, NoAnswer) else tuple(filter(self._has_protocol, found))
+        """Return the addresses of a host by the protocols in use; a literal, or the host table, may
+        have others.
+        """
+        addresses = addresses_of(answers, self._rng)
+        if isinstance(addresses, NoAnswer):
+            return addresses
+        return tuple(filter(self._has_protocol, addresses))
 
     async def find_tlsa(
         self, hosts: Sequence[Host], *, must: bool, domains: tuple[str, ...]
     ) -> tuple[Host, ...]:
-        """Return hosts with their TLSA records; each `must` have some. `domains` are the names of
-        the next hop that lead to them for certain, if any.
+        """Return hosts with their TLSA records; with `must` a host without records is counted as a
+        failure. `domains` are the names of the next hop whose validated answers lead to the hosts.
         """
-        asked = [self.tlsa(one.name, one.port, must=must) for one in hosts]
+        asked = [self.tlsa(host.name, host.port, must=must) for host in hosts]
         pairs = zip(hosts, await asyncio.gather(*asked), strict=True)
         return tuple(
-            structs.replace(one, tlsa=tlsa.of(domains)) if tlsa is not NO_TLSA else one
-            for one, tlsa in pairs
+            structs.replace(host, tlsa=tlsa.of(domains)) if tlsa is not NO_TLSA else host
+            for host, tlsa in pairs
         )
 
     async def tlsa(
         self, host: str, port: int, *, must: bool = False, fresh: bool = False
     ) -> TlsaFinding:
-        """Return the TLSA records of a host, which `must` have some; past the cache if they have to
-        be `fresh`. They count only where the name servers validated its addresses. The name that
-        CNAMEs lead to comes first (RFC 7672 2.2.2, 2.2.3).
+        """Return the TLSA records of a host; `must` as in find_tlsa(), `fresh` ignores the cache.
+
+        They count only where the name servers validated its addresses. The name that CNAMEs lead to
+        comes first (RFC 7672 2.2.2, 2.2.3).
         """
         addresses = await self._dns.answers(*((host, kind) for kind in self._kinds))
-        found = [one for one in addresses if isinstance(one, Records)]
-        failed = [one for one in addresses if isinstance(one, NoAnswer)]
-        if failed and not found:  # they were known a moment ago
+        records = [answer for answer in addresses if isinstance(answer, Records)]
+        failed = [answer for answer in addresses if isinstance(answer, NoAnswer)]
+        if failed and not records:  # they were known a moment ago
             return self._no_tlsa(failed[0])
-        secure = [one for one in found if one.secure]
+        secure = [answer for answer in records if answer.secure]
         names = dict.fromkeys((secure[0].name or host, host)) if secure else ()
         for name in names:
             question = (f"_{port}._tcp.{name}", "TLSA")
@@ -226,16 +231,16 @@ class Resolver:
         exchanges = exchanges_of(domain, answer)
         if not isinstance(exchanges, tuple):
             return exchanges
-        skipped = leading_back(exchanges, lambda each: each.name == self._hostname)
-        better = [each for each in exchanges if each not in skipped]
+        skipped = leading_back(exchanges, lambda host: host.name == self._hostname)
+        better = [host for host in exchanges if host not in skipped]
         if not better:
             return MailLoop(domain, mx_answer(exchanges, (), skipped))
-        found = await self._with_addresses(domain, exchanges, better, skipped=skipped)
-        if isinstance(found, Hosts) and isinstance(answer, Records | NoRecords) and answer.secure:
+        lookup = await self._with_addresses(domain, exchanges, better, skipped=skipped)
+        if isinstance(lookup, Hosts) and isinstance(answer, Records | NoRecords) and answer.secure:
             alias_of = answer.name if isinstance(answer, Records) else ""
             domains = (domain, alias_of) if alias_of else (domain,)
-            return structs.replace(found, mx=structs.replace(found.mx, domains=domains))
-        return found
+            return structs.replace(lookup, mx=structs.replace(lookup.mx, domains=domains))
+        return lookup
 
     async def _with_addresses(
         self,
@@ -245,26 +250,26 @@ class Resolver:
         *,
         skipped: dict[Exchange, str],
     ) -> Resolution:
-        """Look up the addresses of the better MX hosts in parallel, and drop hosts that lead back
-        here; `skipped` has those of which that is known.
+        """Look up the addresses of the `better` MX hosts in parallel, and drop those that lead back
+        here; `skipped` has the hosts that are known to lead back.
         """
         considered = by_preference(better, self._rng)
-        questions = [(each.name, kind) for each in considered for kind in self._kinds]
+        questions = [(host.name, kind) for host in considered for kind in self._kinds]
         answers = await self._dns.answers(*questions)
         count = len(self._kinds)
         hosts: dict[Exchange, tuple[str, ...]] = {}
         no_answer: NoAnswer | None = None
         for number, exchange in enumerate(considered):
-            found = self._addresses_in(answers[number * count :][:count])
-            if isinstance(found, NoAnswer):
-                no_answer = no_answer or found
-                skipped[exchange] = found.text
-            elif found:
-                hosts[exchange] = found
+            addresses = self._addresses_in(answers[number * count :][:count])
+            if isinstance(addresses, NoAnswer):
+                no_answer = no_answer or addresses
+                skipped[exchange] = addresses.text
+            elif addresses:
+                hosts[exchange] = addresses
             else:
                 skipped[exchange] = f"no {self._what}"
         is_own = partial(self._is_own, port=self._port, is_mx=True)
-        back = leading_back(list(hosts), lambda each: is_own(hosts[each]))
+        back = leading_back(list(hosts), lambda host: is_own(hosts[host]))
         mx = mx_answer(exchanges, considered, skipped | back)
         if not hosts and no_answer:
             text = f"no mail host of {domain} could be looked up: {no_answer.text}"
@@ -272,9 +277,9 @@ class Resolver:
         if not hosts:
             return NoAddress(domain, mx, self._what)
         to_try = tuple(
-            Host(each.name, each.preference, addresses, self._port)
-            for each, addresses in hosts.items()
-            if each not in back
+            Host(host.name, host.preference, addresses, self._port)
+            for host, addresses in hosts.items()
+            if host not in back
         )
         if not to_try:
             return MailLoop(domain, mx)
@@ -283,19 +288,19 @@ class Resolver:
     async def _resolve_smarthost(self, next_hop: NextHop) -> Resolution:
         """A smarthost that cannot be found is a configuration error: its mail is deferred."""
         name, port, lmtp = next_hop.host, next_hop.port, next_hop.kind is HopKind.LMTP
-        found: tuple[str, ...] | NoAnswer
+        addresses: tuple[str, ...] | NoAnswer
         what, place, key = "next hop", name, "[[route]]"
         if next_hop.kind is HopKind.GRAPH and self._proxy_host and not _is_loopback(name):
             what, place, key = "proxy", self._proxy_host, "proxy in [delivery]"
         try:
-            found = tuple(filter(self._has_protocol, [str(ip_address(place))]))
+            addresses = tuple(filter(self._has_protocol, [str(ip_address(place))]))
         except ValueError:  # a name, then
-            found = await self.addresses(place)
-        if isinstance(found, NoAnswer):
-            return TemporaryFailure(f"the {what} {place} could not be looked up: {found.text}")
-        if not found:
+            addresses = await self.addresses(place)
+        if isinstance(addresses, NoAnswer):
+            return TemporaryFailure(f"the {what} {place} could not be looked up: {addresses.text}")
+        if not addresses:
             return TemporaryFailure(f"the {what} {place} has no {self._what}; check {key}", "4.4.4")
-        return self._hosts_unless_own(Host(name, 0, found, port, lmtp=lmtp))
+        return self._hosts_unless_own(Host(name, 0, addresses, port, lmtp=lmtp))
 
     def _hosts_unless_own(self, host: Host, *, is_mx: bool = False) -> Resolution:
         if self._is_own(host.addresses, host.port, is_mx=is_mx):
@@ -303,8 +308,8 @@ class Resolver:
         return Hosts((host,), find_tlsa=self._find_tlsa)
 
     def _is_own(self, addresses: tuple[str, ...], port: int, *, is_mx: bool = False) -> bool:
-        """Return whether one of the addresses leads back here. No domain of others has its MX at
-        this machine's port 25, whatever program listens there.
+        """Return whether one of the addresses leads back here. An MX host at this machine's port 25
+        does, whatever program listens there.
         """
         return any(
             (str(ip), port) in self._own
@@ -325,22 +330,22 @@ class Resolver:
         """Use the system's lookup: /etc/hosts and others."""
         try:
             async with asyncio.timeout(self._timeout_s):  # real time: a name server
-                found = await asyncio.get_running_loop().run_in_executor(
+                addresses = await asyncio.get_running_loop().run_in_executor(
                     self._threads, _addresses_by_system, name
                 )
         except TimeoutError:
             return NoAnswer(f"no answer within {self._timeout_s:g} s")
         except (OSError, UnicodeError):
             return NoName()
-        return Records(found)
+        return Records(addresses)
 
 
 class LoopbackResolver:
     """The resolver of a relay that opens no connection beyond loopback, whatever a route says.
 
-    MX hosts are those of `simulated`, whose name servers are on loopback. Of other hosts only
+    It asks `simulated` for MX hosts; the name servers of that are on loopback. Of other hosts only
     loopback addresses, localhost and Unix sockets count, because the system's lookup may ask other
-    name servers. One next hop may be elsewhere: `release_to`, which has a resolver of its own.
+    name servers. One next hop may be elsewhere: `release_to`, which `elsewhere` resolves.
     """
 
     def __init__(
@@ -366,12 +371,12 @@ class LoopbackResolver:
             return await self._elsewhere.resolve(next_hop)
         if next_hop.kind is not HopKind.MX and not _is_loopback(next_hop.host):
             return _elsewhere(next_hop)
-        found = await self.simulated.resolve(next_hop)
-        if isinstance(found, Hosts) and not all(
-            _is_loopback(address) for host in found.hosts for address in host.addresses
+        lookup = await self.simulated.resolve(next_hop)
+        if isinstance(lookup, Hosts) and not all(
+            _is_loopback(address) for host in lookup.hosts for address in host.addresses
         ):
             return _elsewhere(next_hop)
-        return found
+        return lookup
 
     async def addresses(self, name: str) -> tuple[str, ...] | NoAnswer:
         """Return the addresses of a host by the system's lookup, not by the simulated DNS."""
@@ -406,8 +411,8 @@ def _is_loopback(host: str) -> bool:
 
 
 def _addresses_by_system(name: str) -> tuple[str, ...]:
-    found = socket.getaddrinfo(name, None, type=socket.SOCK_STREAM)
-    return tuple(dict.fromkeys(str(address[0]) for *_, address in found))
+    infos = socket.getaddrinfo(name, None, type=socket.SOCK_STREAM)
+    return tuple(dict.fromkeys(str(address[0]) for *_, address in infos))
 
 
 def _places_of(listener: Address) -> Iterator[tuple[str, int]]:
@@ -418,13 +423,13 @@ def _places_of(listener: Address) -> Iterator[tuple[str, int]]:
             yield "" if listener.systemd or ip.is_unspecified else str(ip), listener.port
 
 
-def usable_records(found: Iterable[TlsaRecord]) -> tuple[TlsaRecord, ...]:
-    """Return the records that can be used, RECORDS_MAX at most, in one order for each answer.
+def usable_records(records: Iterable[TlsaRecord]) -> tuple[TlsaRecord, ...]:
+    """Return the records that can be used, at most RECORDS_MAX, always in the same order.
 
     () means that TLS is required, and nothing verified (RFC 7672 2.2). Usages 0 and 1 need a store
     of authorities, and are no part of DANE for SMTP (RFC 7672 3.1.3).
     """
-    return tuple(sorted(filter(_is_usable, set(found))))[:RECORDS_MAX]
+    return tuple(sorted(filter(_is_usable, set(records))))[:RECORDS_MAX]
 
 
 def _is_usable(record: TlsaRecord) -> bool:

@@ -1,10 +1,9 @@
 """The MTA-STS policies of domains: when they are fetched, and how long they hold (RFC 8461 3.3).
 
-A policy that was fetched holds until its max_age, also after a restart, and whatever becomes of the
-TXT record and the web server. Another id in the record fetches it again, and so does a check once
-a day. Only who comes first to a domain with a record and without a policy waits for it. What
-failed is not tried again for FAILED_S. A policy is a file in `directory`; one that is damaged is as
-none.
+A policy holds until its max_age, also after a restart, and whatever becomes of the TXT record and
+the web server. It is fetched again when the id in the record changes, and once a day. Only the
+first lookup of a domain with a record and without a policy waits for the fetch. What failed is not
+tried again for FAILED_S. A policy is a file in `directory`; a damaged file counts as none.
 """
 
 import asyncio
@@ -93,8 +92,8 @@ class StsPolicies:
     def open(self) -> None:
         """Find the files."""
         try:
-            with os.scandir(self.directory) as found:
-                files = sorted((one.stat().st_mtime, one.name) for one in found)
+            with os.scandir(self.directory) as directory:
+                files = sorted((file.stat().st_mtime, file.name) for file in directory)
         except FileNotFoundError:  # nothing was kept yet
             return
         except OSError as error:
@@ -105,8 +104,8 @@ class StsPolicies:
     async def close(self) -> None:
         """End the fetches."""
         fetches = list(self._fetches.values())
-        for one in fetches:
-            one.cancel()
+        for task in fetches:
+            task.cancel()
         await asyncio.gather(*fetches, return_exceptions=True)
 
     async def forget(self) -> None:
@@ -117,33 +116,33 @@ class StsPolicies:
         await asyncio.to_thread(shutil.rmtree, self.directory, ignore_errors=True)
 
     async def resolve(self, next_hop: NextHop) -> Resolution:
-        """Return the hosts of a next hop as the resolver does; those of a domain's MX with what is
-        known of its policy, which is asked for at the same time.
+        """Return the hosts of a next hop as the resolver does. The MX hosts of a domain come with
+        what is known of its policy, which is looked up at the same time.
         """
         if next_hop.kind is not HopKind.MX or not may_publish(next_hop.host):
             return await self.resolver.resolve(next_hop)
-        found, sts = await asyncio.gather(self.resolver.resolve(next_hop), self.find(next_hop.host))
-        if not isinstance(found, Hosts):
-            return found
+        hosts, sts = await asyncio.gather(self.resolver.resolve(next_hop), self.find(next_hop.host))
+        if not isinstance(hosts, Hosts):
+            return hosts
         if (fetch := sts.fetch) is None:
-            return replace(found, sts=self._counted(found, sts))
+            return replace(hosts, sts=self._counted(hosts, sts))
 
         async def fetched() -> StsFinding:
-            return self._counted(found, await fetch())
+            return self._counted(hosts, await fetch())
 
-        return replace(found, sts=replace(sts, fetch=fetched))
+        return replace(hosts, sts=replace(sts, fetch=fetched))
 
-    def _counted(self, found: Hosts, sts: StsFinding) -> StsFinding:
+    def _counted(self, lookup: Hosts, sts: StsFinding) -> StsFinding:
         """Count the hosts that the policy does not list."""
         if sts.policy is not None and sts.policy.mode != "none":
-            for host in found.hosts:
+            for host in lookup.hosts:
                 if not sts.policy.lists(host.name):
                     self.count("validation-failure")  # RFC 8460 4.3.3
         return sts
 
     async def find(self, domain: str) -> StsFinding:
-        """Return what is known of a domain's policy; only its TXT record is asked for. Where a
-        policy is kept that the record has replaced, the fetch begins.
+        """Return what is known of a domain's policy; this asks for its TXT record only. If the
+        record has another id than the policy that is kept, a fetch begins.
         """
         record, kept = await self._record_of(domain), await self._kept_policy(domain)
         if kept is not None:
@@ -158,7 +157,9 @@ class StsPolicies:
         return StsFinding(fetch=partial(self._fetched, domain, record))
 
     async def check(self) -> None:
-        """Fetch again what was not fetched for CHECK_S, if its record is there."""
+        """Fetch the policies again that were not fetched for CHECK_S, if their domains have a
+        record.
+        """
         domains = iter(list(self._kept))
         before_us = self.clock.queue_us() - int(CHECK_S * 1_000_000)
 

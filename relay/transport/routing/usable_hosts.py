@@ -30,11 +30,12 @@ from relay.transport.routing.mx_hosts import (
     TemporaryFailure,
     Unprotected,
 )
-from relay.transport.routing.route_table import HopOptions, RouteTable
+from relay.transport.routing.route_table import RouteTable
+from relay.transport.routing.routes import HopOptions
 
 OTHER_FAMILY = "no address of the family of source_address"
-# Returns the hosts of a next hop in the order to try them, or why there are none: of Resolver, or
-# of StsPolicies.
+# Returns the hosts of a next hop in the order to try them, or why there are none: a method of
+# Resolver or StsPolicies.
 Resolve = Callable[[NextHop], Awaitable[Resolution]]
 
 
@@ -43,71 +44,73 @@ async def usable_hosts(
 ) -> Resolution:
     """Return the hosts of a next hop, each with its TLS."""
     via, by = table.options_for(next_hop), table.tls_demanded_by(next_hop)
-    found = await with_policy(await find_hosts(resolve, next_hop, via), by, demand)
-    return with_tls(found, via, by, demand=demand)
+    lookup = await with_policy(await find_hosts(resolve, next_hop, via), by, demand)
+    return with_tls(lookup, via, by, demand=demand)
 
 
 async def find_hosts(resolve: Resolve, next_hop: NextHop, via: HopOptions) -> Resolution:
-    """Return the hosts of a next hop, with their TLSA records where these count: those of MX hosts,
-    and of others whose route demands DANE.
+    """Return the hosts of a next hop. MX hosts, and hosts whose route demands DANE, come with their
+    TLSA records.
     """
-    found = await resolve(next_hop)
-    if not isinstance(found, Hosts) or found.find_tlsa is None:
-        return found
+    lookup = await resolve(next_hop)
+    if not isinstance(lookup, Hosts) or lookup.find_tlsa is None:
+        return lookup
     must = via.tls.level == "dane"
-    if not must and not found.mx.hosts:
-        return found
-    domains = found.mx.domains if found.mx.hosts else (next_hop.host,)
-    hosts = await found.find_tlsa(found.hosts, must=must, domains=domains)
-    return replace(found, hosts=hosts)
+    if not must and not lookup.mx.hosts:
+        return lookup
+    domains = lookup.mx.domains if lookup.mx.hosts else (next_hop.host,)
+    hosts = await lookup.find_tlsa(lookup.hosts, must=must, domains=domains)
+    return replace(lookup, hosts=hosts)
 
 
-async def with_policy(found: Resolution, by: str, demand: TlsDemand = "") -> Resolution:
-    """Return hosts with the MTA-STS policy of their domain; wait for it if it has to be fetched and
-    may count.
+async def with_policy(lookup: Resolution, by: str, demand: TlsDemand = "") -> Resolution:
+    """Return hosts with the MTA-STS policy of their domain. Wait for a fetch only if the policy may
+    count.
     """
-    if not isinstance(found, Hosts) or found.sts.fetch is None:  # nearly always
-        return found
+    if not isinstance(lookup, Hosts) or lookup.sts.fetch is None:  # nearly always
+        return lookup
     if demand == OPTIONAL or (by != CONFIGURATION and demand != REQUIRETLS):
-        return found
-    return replace(found, sts=await found.sts.fetch())
+        return lookup
+    return replace(lookup, sts=await lookup.sts.fetch())
 
 
-def with_tls(found: Resolution, via: HopOptions, by: str, *, demand: TlsDemand = "") -> Resolution:
-    """Return the hosts of a next hop, each with its TLS; `by` is RouteTable.tls_demanded_by(),
-    `demand` that of the message. A Unix socket fulfils each demand: it does not leave the machine.
+def with_tls(lookup: Resolution, via: HopOptions, by: str, *, demand: TlsDemand = "") -> Resolution:
+    """Return the hosts of a next hop, each with its TLS. `by` comes from
+    RouteTable.tls_demanded_by(), `demand` from the message. A Unix socket fulfils each demand: it
+    does not leave the machine.
     """
-    if not isinstance(found, Hosts):
-        return found
+    if not isinstance(lookup, Hosts):
+        return lookup
     decided = {
-        one.name: decide_tls(
-            one.name,
+        host.name: decide_tls(
+            host.name,
             via.tls,
             by=by,
-            has_login=_sends_login(one, via),
-            sts=found.sts,
-            tlsa=one.tlsa,
-            demand=demand if one.port else "",
+            has_login=_sends_login(host, via),
+            sts=lookup.sts,
+            tlsa=host.tlsa,
+            demand=demand if host.port else "",
             vouched=via.requiretls,
         )
-        for one in found.hosts
+        for host in lookup.hosts
     }
-    hosts = tuple([replace(one, tls=decided[one.name]) for one in found.hosts])
-    if not any(one.skipped for one in decided.values()):  # nearly always
-        return replace(found, hosts=hosts)
-    kept = tuple(one for one in hosts if not decided[one.name].skipped)
+    hosts = tuple([replace(host, tls=decided[host.name]) for host in lookup.hosts])
+    if not any(decision.skipped for decision in decided.values()):  # nearly always
+        return replace(lookup, hosts=hosts)
+    kept = tuple(host for host in hosts if not decided[host.name].skipped)
     skipped = tuple(
-        replace(one, skipped=decided[one.name].skipped) if one.name in decided else one
-        for one in found.mx.hosts
+        replace(host, skipped=decided[host.name].skipped) if host.name in decided else host
+        for host in lookup.mx.hosts
     )
-    mx = replace(found.mx, hosts=skipped)
+    mx = replace(lookup.mx, hosts=skipped)
     if kept:
-        troubles = (one.tlsa.trouble for one in found.hosts if demand == REQUIRETLS)
-        return replace(found, hosts=kept, mx=mx, unknown=next(filter(None, troubles), ""))
+        troubles = (host.tlsa.trouble for host in lookup.hosts if demand == REQUIRETLS)
+        return replace(lookup, hosts=kept, mx=mx, unknown=next(filter(None, troubles), ""))
     whys = "; ".join(f"{name}: {decided[name].skipped}" for name in sorted(decided))
     text = f"no host may be used: {whys}"
     if demand == REQUIRETLS:
-        unknown = [found.sts.trouble, found.sts.unasked, *(one.tlsa.trouble for one in found.hosts)]
+        unknown = [lookup.sts.trouble, lookup.sts.unasked]
+        unknown += [host.tlsa.trouble for host in lookup.hosts]
         if not (why := next(filter(None, unknown), "")):
             return Unprotected(", ".join(sorted(decided)), mx)
         text = f"REQUIRETLS needs what the domain publishes, which is not known now: {why}"
@@ -133,15 +136,11 @@ def of_family(addresses: Sequence[str], source: str) -> Sequence[str]:
     return [address for address in addresses if (":" in address) == (":" in source)]
 
 
-def mx_of(found: Resolution, source: str) -> MxAnswer:
+def mx_of(lookup: Resolution, source: str) -> MxAnswer:
     """Return the MX answer of a lookup, with what is skipped because of a source address."""
-    mx = NO_MX if isinstance(found, NullMx | NoSuchDomain) else found.mx
-    if not source or not isinstance(found, Hosts):
+    mx = NO_MX if isinstance(lookup, NullMx | NoSuchDomain) else lookup.mx
+    if not source or not isinstance(lookup, Hosts):
         return mx
-    other = {host.name for host in found.hosts if not of_family(host.addresses, source)}
-    return replace(
-        mx,
-        hosts=tuple(
-            replace(each, skipped=OTHER_FAMILY) if each.name in other else each for each in mx.hosts
-        ),
-    )
+    out = {host.name for host in lookup.hosts if not of_family(host.addresses, source)}
+    hosts = [replace(host, skipped=OTHER_FAMILY) if host.name in out else host for host in mx.hosts]
+    return replace(mx, hosts=tuple(hosts))

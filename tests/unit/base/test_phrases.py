@@ -6,7 +6,7 @@ import pytest
 
 from relay.base.phrases import shown, without_login
 from relay.front_door.http.errors import quoted
-from relay.transport.routing.route_table import parse_action
+from relay.transport.routing.routes import parse_action
 from tests.support.tables import each_row
 
 WRITTEN = [

@@ -44,7 +44,7 @@ from relay.store.spool.types import (
     Selector,
 )
 from relay.transport.routing.mx_hosts import Host, Hosts, Resolution
-from relay.transport.routing.route_table import HopOptions
+from relay.transport.routing.routes import HopOptions
 from relay.transport.routing.usable_hosts import with_tls
 from tests.support.events import an_event
 from tests.support.spools import message_of, new_spool
@@ -127,10 +127,10 @@ class Table:
         assert isinstance(hosts, Hosts)
         return hosts
 
-    def is_settled(self, _next_hop: NextHop, *, chosen: bool) -> bool:
+    def must_stay(self, _next_hop: NextHop, *, chosen: bool) -> bool:
         return True
 
-    def way_around(self, _next_hop: NextHop) -> None:
+    def fallback_for(self, _next_hop: NextHop) -> None:
         return None
 
     def tls_demanded_by(self, next_hop: NextHop) -> str:
@@ -200,7 +200,7 @@ class RunningDelivery:
             schedule=RetrySchedule(self.retry_s, lambda: 0.5),
             clock=self.clock,
             metrics=self.metrics,
-            way_around=self.table.way_around,
+            fallback_for=self.table.fallback_for,
             on_change=self.changed.put_nowait,
         )
         options = SiteOptions(

@@ -44,7 +44,7 @@ def test_only_silence_leads_to_the_fallback(by, demand, unanswered_s, before_s, 
     times = {"now_us": 0, "unanswered_s": unanswered_s}
     for requiretls, expected in (("", expected_s), ("verified", expected_s or 1790 * bool(demand))):
         route = replace_route(ROUTE, tls="verify", requiretls=requiretls)
-        ways = map(RouteTable([route], [], NOBODY).way_around, (FIRST, THERE))
+        ways = map(RouteTable([route], [], NOBODY).fallback_for, (FIRST, THERE))
         found = [fallback_us(claim, way, lookup, **times) for way in ways]
         assert found == [expected * SECOND_US, NEXT_ATTEMPT]
 
@@ -56,9 +56,9 @@ def test_the_fallback_has_the_tls_of_its_route_and_no_login(tmp_path):
     first, other = map(table.options_for, (FIRST, THERE))
     assert first.login is not None
     assert (other, other.tls.level) == (replace(first, login=None), "verify")
-    assert table.is_settled(THERE, chosen=True)
+    assert table.must_stay(THERE, chosen=True)
     without = RouteTable([replace_route(route, fallback="")], [], NOBODY)
-    assert not without.is_settled(THERE, chosen=True)
+    assert not without.must_stay(THERE, chosen=True)
 
 
 class Routed(RouteTable):

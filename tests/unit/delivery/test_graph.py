@@ -20,7 +20,7 @@ from relay.delivery.smtp.connect import ConnectError, GraphOptions, Target, Toke
 from relay.delivery.smtp.connection import Timeouts
 from relay.delivery.smtp.transaction import Transaction
 from relay.transport.routing.mx_hosts import Host, Hosts, Unprotected
-from relay.transport.routing.route_table import Credentials, HopOptions
+from relay.transport.routing.routes import Credentials, HopOptions
 from relay.transport.routing.usable_hosts import with_tls
 from relay.transport.signing.signer import Signer
 from tests.support.dkim import DkimKeys

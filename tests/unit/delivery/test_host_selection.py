@@ -17,7 +17,7 @@ from relay.delivery.host_selection import (
 from relay.delivery.site_limits import SiteOptions
 from relay.delivery.smtp.connect import ConnectError
 from relay.transport.routing.mx_hosts import Host, Hosts
-from relay.transport.routing.route_table import HopOptions
+from relay.transport.routing.routes import HopOptions
 from tests.support.manual_clock import ManualClock
 
 GONE = Deferred(Evidence("4.4.1", "refused"), DeferralClass.CONNECT)

@@ -16,7 +16,7 @@ from relay.base.settings.tree import Settings
 from relay.delivery.oauth import tokens
 from relay.delivery.oauth.tokens import TokenHolder
 from relay.delivery.smtp.connect import TokenError
-from relay.transport.routing.route_table import Credentials
+from relay.transport.routing.routes import Credentials
 from tests.support.client_keys import certificate
 from tests.support.manual_clock import ManualClock
 from tests.support.relay_config import written_settings

@@ -7,7 +7,8 @@ from relay.base.settings.tree import Route
 from relay.development.accounts import DevelopmentAccounts
 from relay.development.options import ReleaseTarget
 from relay.transport.routing.resolver import LoopbackResolver
-from relay.transport.routing.route_table import RemoteRecipient, RouteTable
+from relay.transport.routing.route_table import RouteTable
+from relay.transport.routing.routing_result import RemoteRecipient
 from tests.support.tables import each_row
 
 

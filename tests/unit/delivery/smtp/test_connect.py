@@ -10,7 +10,7 @@ from relay.base.message.outcome import DeferralClass, Deferred, Failed, Relayed,
 from relay.base.message.tls_policy import TlsPolicy
 from relay.delivery.smtp.connect import ConnectError, Target, connect
 from relay.delivery.smtp.connection import Timeouts
-from relay.transport.routing.route_table import Credentials
+from relay.transport.routing.routes import Credentials
 from tests.support.remote_mx import DROP, RemoteMx
 
 IN_NO_TIME = Timeouts(connect_s=0.1, command_s=0.1)

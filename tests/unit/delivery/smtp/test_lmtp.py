@@ -13,7 +13,7 @@ from relay.base.message.outcome import (
 from relay.base.message.tls_policy import TlsPolicy
 from relay.delivery.smtp.connect import ConnectError
 from relay.delivery.smtp.connection import Timeouts
-from relay.transport.routing.route_table import Credentials
+from relay.transport.routing.routes import Credentials
 from tests.support.remote_mx import DROP, EXTENSIONS, STALL, RemoteMx
 from tests.unit.delivery.smtp.test_connection import kinds
 

@@ -9,7 +9,7 @@ from relay.base.message.nexthop import HopKind
 from relay.base.message.outcome import DeferralClass, Deferred, SmtpStage
 from relay.base.message.tls_policy import TlsPolicy
 from relay.delivery.smtp.connect import ConnectError, Target, TokenError, connect
-from relay.transport.routing.route_table import Credentials
+from relay.transport.routing.routes import Credentials
 from tests.support.ingress import Relay
 from tests.unit.delivery.smtp.conftest import QUICK
 

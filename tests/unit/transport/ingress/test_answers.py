@@ -10,7 +10,7 @@ from relay.base.observe.metrics import Metrics
 from relay.transport.ingress.fanout import fan_out
 from relay.transport.ingress.forwarding import expand_recipients
 from relay.transport.ingress.message_limits import ANSWER_BYTES_MAX, ANSWERS_PER_HOUR, AnswerLimit
-from relay.transport.routing.route_table import LocalRecipient
+from relay.transport.routing.routing_result import LocalRecipient
 from tests.support.manual_clock import ManualClock
 
 ANN = Envelope("ann@example.test")

@@ -15,7 +15,7 @@ from relay.base.message.verdict import (
 from relay.store.spool.types import NO_EXTRA, EntryExtra
 from relay.transport.ingress.fanout import fan_out, with_next_hops
 from relay.transport.ingress.forwarding import expand_recipients
-from relay.transport.routing.route_table import InvalidRecipient, LocalRecipient, RemoteRecipient
+from relay.transport.routing.routing_result import InvalidRecipient, LocalRecipient, RemoteRecipient
 
 MX_B = NextHop(HopKind.MX, "b.test")
 CONTENTS = (b"zero", b"one", b"two")

@@ -6,12 +6,8 @@ from relay.base.accounts.accounts_file import load_accounts
 from relay.base.message.nexthop import LOCAL, HopKind, NextHop
 from relay.base.settings.document import SettingsError
 from relay.base.settings.tree import OwnDomain, Route
-from relay.transport.routing.route_table import (
-    InvalidRecipient,
-    LocalRecipient,
-    RemoteRecipient,
-    RouteTable,
-)
+from relay.transport.routing.route_table import RouteTable
+from relay.transport.routing.routing_result import InvalidRecipient, LocalRecipient, RemoteRecipient
 from tests.support.manual_clock import ManualClock
 from tests.support.tables import each_row
 

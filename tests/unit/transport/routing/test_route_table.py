@@ -9,15 +9,9 @@ from relay.base.accounts.account import Account
 from relay.base.message.nexthop import BY_RULE, CAPTURE, LOCAL, Destination, HopKind, NextHop
 from relay.base.message.tls_policy import TlsPolicy
 from relay.base.settings.tree import Route, RouteAuth
-from relay.transport.routing.route_table import (
-    Confinement,
-    Credentials,
-    HopOptions,
-    InvalidRecipient,
-    LocalRecipient,
-    RemoteRecipient,
-    RouteTable,
-)
+from relay.transport.routing.route_table import Confinement, RouteTable
+from relay.transport.routing.routes import Credentials, HopOptions
+from relay.transport.routing.routing_result import InvalidRecipient, LocalRecipient, RemoteRecipient
 from tests.support.tables import each_row
 
 SMARTHOST = NextHop(HopKind.SMTP, "127.0.0.1", 2626)
@@ -462,7 +456,7 @@ def test_what_a_rule_sends_to_a_host_has_nothing_of_a_route_to_it(tmp_path):
     # also after a restart, whatever the routes are then
     assert NextHop.parse(there.key) == there
     for routes in ([paid], [], [Route("b.test", "reject:5.7.1 No")]):
-        assert RouteTable(routes, [], Accounts()).is_settled(there, chosen=True)
+        assert RouteTable(routes, [], Accounts()).must_stay(there, chosen=True)
 
 
 def test_where_nothing_may_leave_a_rule_captures():
@@ -516,13 +510,13 @@ def test_each_mailbox_has_its_login_until_its_route_changes():
     assert options.login == Credentials("ann+x@a.test", oauth="m365")
     assert (options.connections_max, options.rate, options.mime_max) == (4, "30/60.0", 2_200_000)
     assert made.options_for(fixed).login.user == "p@a.test"
-    assert made.is_settled(own, chosen=True)
+    assert made.must_stay(own, chosen=True)
     for hop in (
         own._replace(mailbox="s@c.test"),
         own._replace(mailbox=""),
         fixed._replace(mailbox="a"),
     ):
-        assert not made.is_settled(hop, chosen=True), hop
+        assert not made.must_stay(hop, chosen=True), hop
     for routes in ([], [Route("*", "graph://g.test:443", CLOUD, sender="*@a.test", name="own")]):
         now = RouteTable(routes, [], Accounts())
         assert RouteTable(GRAPH_ROUTES, [], Accounts()).use(now).ends(options)

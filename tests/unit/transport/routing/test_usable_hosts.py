@@ -2,7 +2,7 @@
 
 from relay.base.message.tls_policy import TlsDecision, TlsPolicy
 from relay.transport.routing.mx_hosts import Host, Hosts, NullMx
-from relay.transport.routing.route_table import Credentials, HopOptions
+from relay.transport.routing.routes import Credentials, HopOptions
 from relay.transport.routing.usable_hosts import with_tls
 from tests.support.tables import each_row
 
