@@ -278,7 +278,7 @@ class SpoolEngine(QueueEngine, SpoolHistory):
             return False, ()
         if recorded.owes:
             self.receipts.added()
-            if any(one.evidence.owed_reply for one in claim_result.outcomes.values()):
+            if any(outcome.evidence.owed_reply for outcome in claim_result.outcomes.values()):
                 self.receipts.replies_owed.set()
         self.committed(stored)
         self._count_accepted(claim_result.reports)
@@ -417,11 +417,11 @@ class SpoolEngine(QueueEngine, SpoolHistory):
     async def accepted_after(self, after: int, *, limit: int, is_settled: bool) -> SpoolEvents:
         """SpoolHistory.accepted_after."""
 
-        def found(tables: Tables) -> SpoolEvents:
+        def query(tables: Tables) -> SpoolEvents:
             until = self._last_event(tables) if is_settled else NEVER_US
             return event_log.accepted_after(tables, after, until, limit=limit)
 
-        return await self.read(found)
+        return await self.read(query)
 
     async def last_event(self, *, is_settled: bool = True) -> int:
         """SpoolHistory.last_event."""
@@ -467,8 +467,8 @@ class SpoolEngine(QueueEngine, SpoolHistory):
         """
         until_us = self._clock.queue_us() + self._submission_keep_us
         values = [(until_us, key) for key in keys]
-        found = await self.change(lambda one: one.fetch_each(_RENEW, values))
-        return frozenset(key for (key,) in found)
+        rows = await self.change(lambda transaction: transaction.fetch_each(_RENEW, values))
+        return frozenset(key for (key,) in rows)
 
     async def accepted_as(self, submission_key: str) -> str:
         """Return the queue id of the message that was accepted with this key, "" for none."""
@@ -482,8 +482,8 @@ class SpoolEngine(QueueEngine, SpoolHistory):
         return await self.ask(lambda tables: late_recipients(tables, key))
 
     def _count_accepted(self, messages: Iterable[NewMessage]) -> None:
-        for one in messages:
-            self._metrics.accepted_by(one.facts.source).inc()
+        for message in messages:
+            self._metrics.accepted_by(message.facts.source).inc()
 
     async def counts(self) -> QueueCounts:
         """Count the queue, for the metrics."""
@@ -494,12 +494,12 @@ class SpoolEngine(QueueEngine, SpoolHistory):
         times = self.shown_times()
         holds = [
             {
-                "domain": one.domain,
-                "reason": one.reason,
-                "since": rfc3339(one.since_us),
-                "until": None if one.until_us is None else times.wall_time(one.until_us),
+                "domain": rule.domain,
+                "reason": rule.reason,
+                "since": rfc3339(rule.since_us),
+                "until": None if rule.until_us is None else times.wall_time(rule.until_us),
             }
-            for one in self.queue_admin.hold_rules()
+            for rule in self.queue_admin.hold_rules()
         ]
         return {**await self.maintenance.stats(), "holds": holds}
 

@@ -233,7 +233,7 @@ def states_before(after: RecipientState) -> tuple[RecipientState, ...]:
 
 def earliest_due_us(retry_us: int | None, *, warn_us: int | None, end_us: int) -> int:
     """Return when an entry must be looked at: the earliest of its times."""
-    return min(one for one in (retry_us, warn_us, end_us) if one is not None)
+    return min(at_us for at_us in (retry_us, warn_us, end_us) if at_us is not None)
 
 
 class ShownTimes(Struct, frozen=True):

@@ -38,7 +38,7 @@ class UsageLedger:
             now_us = self._clock.time_us()
             rows = [(account, self._node, now_us, counts) for account, counts in changed.items()]
             try:
-                await self._engine.change(lambda one: one.execute_each(_WRITE, rows))
+                await self._engine.change(lambda tables: tables.execute_each(_WRITE, rows))
             except BaseException:
                 self._usage.not_stored(changed)
                 raise
@@ -46,12 +46,13 @@ class UsageLedger:
     async def prune(self) -> None:
         """Remove the rows that count no longer. Raises SpoolError."""
         before_us = self._clock.time_us() - _KEPT_US
-        await self._engine.change(lambda one: one.execute_each(_PRUNE, [(before_us,)]))
+        await self._engine.change(lambda tables: tables.execute_each(_PRUNE, [(before_us,)]))
 
     async def _read(self) -> None:
         is_first, now_us = self._read_us is None, self._clock.time_us()
         values = (0 if self._read_us is None else self._read_us - _OVERLAP_US,)
-        for account, node, counts in await self._engine.ask(lambda one: one.fetch(_READ, values)):
+        rows = await self._engine.ask(lambda tables: tables.fetch(_READ, values))
+        for account, node, counts in rows:
             if node != self._node:
                 self._usage.take(account, counts, node=node)
             elif is_first:

@@ -49,8 +49,8 @@ def dump(options: ServerOptions, tables: ConnectionTables, file: IO[bytes]) -> d
 
 def load(options: ServerOptions, tables: ConnectionTables, file: IO[bytes]) -> None:
     """Create the tables that a file has, all or none. Raises SpoolNotEmptyError."""
-    if found := tables.fetch(_RELATIONS):
-        raise SpoolNotEmptyError(f"{options}: the schema is not empty: found {found[0][0]}")
+    if relations := tables.fetch(_RELATIONS):
+        raise SpoolNotEmptyError(f"{options}: the schema is not empty: found {relations[0][0]}")
     words = ("--single-transaction", "--exit-on-error", "--no-owner", "--no-acl", "--dbname=")
     _run(options, "pg_restore", *words, f"--schema={_schema(tables)}", stdin=file)
 
@@ -121,4 +121,4 @@ def _environment(options: ServerOptions) -> Mapping[str, str]:
         "LC_ALL": "C",
     }
     others = read_environment().variables.items()
-    return {name: one for name, one in others if not name.startswith("PG")} | ours
+    return {name: text for name, text in others if not name.startswith("PG")} | ours

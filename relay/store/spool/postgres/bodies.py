@@ -184,12 +184,12 @@ class BodyStore:
 
     def accepted(self, bodies: StoredContents) -> None:
         """Contents name these bodies now."""
-        for some in bodies:
-            self._in_use.difference_update(one.name for one in some.values())
+        for stored in bodies:
+            self._in_use.difference_update(body.name for body in stored.values())
 
     async def discard(self, bodies: StoredContents) -> None:
         """Remove bodies that no content names."""
-        ids = [one.name for some in bodies for one in some.values()]
+        ids = [body.name for stored in bodies for body in stored.values()]
         if ids:
             with suppress(SpoolError):  # they are swept
                 await self.reader.read(lambda tables: remove_bodies(tables, ids))
@@ -208,7 +208,7 @@ class BodyStore:
             return inline_content(name, data, size=size, crc32=checksum)
         with translate_os_errors(self._directory):
             file = _new_file(self._directory)
-        found = written = 0
+        checksum_read = written = 0
         for number in count(0):
             part = tables.fetch_one(_PART, (body, number))
             if part is None:
@@ -216,10 +216,10 @@ class BodyStore:
             with translate_os_errors(self._directory):
                 write_all(file.number, part[0])
             written += len(part[0])
-            found = crc32(part[0], found)
+            checksum_read = crc32(part[0], checksum_read)
         if written + len(header) != size:
             raise SpoolError(f"content {name} has {written + len(header)} bytes, expected {size}")
-        verify_checksum(name, crc32(header, found), expected=checksum)
+        verify_checksum(name, crc32(header, checksum_read), expected=checksum)
         return LargeContent.stored(header, OpenOctets(file, 0, written), flags)
 
     def _read(self, tables: ConnectionTables, message_id: str, number: int) -> Content:
@@ -246,7 +246,7 @@ class BodyStore:
         while rows := tables.fetch(_STRAYS, (after, _AT_ONCE)):
             after = rows[-1][0]
             # Read after them: one that is in use is that of a node which had joined before.
-            alive = tuple(_prefix(one) for (one,) in tables.fetch(_ALIVE))
+            alive = tuple(_prefix(number) for (number,) in tables.fetch(_ALIVE))
             stale = [
                 name for (name,) in rows if name not in self._in_use and not name.startswith(alive)
             ]
@@ -273,13 +273,13 @@ def _prefix(incarnation: int) -> str:
 
 def remove_bodies(tables: ConnectionTables, ids: Iterable[str]) -> None:
     """Remove the parts of bodies that no content names."""
-    tables.execute_each(_REMOVE, [(one, one) for one in ids])
+    tables.execute_each(_REMOVE, [(body_id, body_id) for body_id in ids])
 
 
 def _upload(tables: ConnectionTables, body_id: str, content: LargeContent) -> StoredBody:
-    found, parts, left = 0, 0, b""
+    checksum, parts, left = 0, 0, b""
     for block in octets_in_blocks(content.body):
-        found = crc32(block, found)
+        checksum = crc32(block, checksum)
         left += block
         while len(left) >= PART_BYTES:
             tables.execute(_INSERT, (body_id, parts, left[:PART_BYTES]))
@@ -287,7 +287,7 @@ def _upload(tables: ConnectionTables, body_id: str, content: LargeContent) -> St
     if left:
         tables.execute(_INSERT, (body_id, parts, left))
         parts += 1
-    return StoredBody(body_id, found, parts)
+    return StoredBody(body_id, checksum, parts)
 
 
 def _new_file(directory: Path) -> Descriptor:

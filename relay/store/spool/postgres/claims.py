@@ -145,18 +145,18 @@ def claim_keys(
 ) -> tuple[Claim, ...]:
     """Claim those of these entries that are still due, and that nobody else has or takes now."""
     taken = transaction.fetch(_TAKE, (*_columns(keys), transaction.incarnation, now_us))
-    found = {(row[0], row[1]) for row in taken}
-    claims, damaged = read_claims(transaction, [key for key in keys if key in found])
+    claimed = {(row[0], row[1]) for row in taken}
+    claims, damaged = read_claims(transaction, [key for key in keys if key in claimed])
     for key, text in damaged.items():
         hold_damaged(transaction, key, text, at_us=at_us, is_claimed=True)
-    return tuple(end_hold(transaction, one, now_us=now_us, at_us=at_us) for one in claims)
+    return tuple(end_hold(transaction, claim, now_us=now_us, at_us=at_us) for claim in claims)
 
 
 def next_due_us(tables: ConnectionTables, after_us: int, stores: Stores) -> int | None:
     """Return when the first unclaimed entry after `after_us` is due that this node may claim."""
     turns = [turn for level in PriorityLevel for turn in stores.turns(level)]
-    found: int | None = tables.fetch_one(_NEXT, (after_us, turns))[0]
-    return found
+    due_us: int | None = tables.fetch_one(_NEXT, (after_us, turns))[0]
+    return due_us
 
 
 def read_claims(
@@ -172,7 +172,7 @@ def read_claims(
 
 def release_claims(tables: ConnectionTables, claims: Iterable[Claim]) -> None:
     """Release untried claims, unless they have ended."""
-    tables.execute_each(_RELEASE, [(*one.key, one.epoch, one.owner) for one in claims])
+    tables.execute_each(_RELEASE, [(*claim.key, claim.epoch, claim.owner) for claim in claims])
 
 
 def take_over(transaction: WriteTransaction, *, now_us: int, at_us: int) -> int:

@@ -136,7 +136,7 @@ class NodeKeeper:
         now_s = self._writer.elapsed_s()
         silent = self._watch.silent(self.nodes, self._writer.incarnation, now_s=now_s)
         if silent:
-            died = await self._writer.submit(lambda one: declare_dead(one, silent), alone=True)
+            died = await self._writer.submit(partial(declare_dead, seen=silent), alone=True)
             for row in died:
                 _log.warning("a node is dead", name=row.identity.name, incarnation=row.incarnation)
         if (silent or has_dead) and (taken := await self._take_over()):
@@ -153,13 +153,13 @@ class NodeKeeper:
 
     def _compare(self) -> None:
         """Say what has begun to differ between nodes."""
-        found = differences(self.nodes)
-        for one in found:
-            if one not in self._differences:
-                _log.warning("nodes differ in what must be equal", difference=one)
-        if self._differences and not found:
+        differing = differences(self.nodes)
+        for text in differing:
+            if text not in self._differences:
+                _log.warning("nodes differ in what must be equal", difference=text)
+        if self._differences and not differing:
             _log.info("nodes have the same again")
-        self._differences = found
+        self._differences = differing
 
     def _look(
         self, digests: str, transaction: WriteTransaction

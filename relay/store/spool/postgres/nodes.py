@@ -181,8 +181,8 @@ def place_of(state_dir: Path, boot_id: str) -> str:
         machine = _MACHINE_ID.read_text("ascii").strip()
     except (OSError, UnicodeDecodeError):
         machine = ""
-    found = state_dir.stat()
-    return f"{machine}/{boot_id}/{found.st_dev:x}:{found.st_ino:x}"
+    status = state_dir.stat()
+    return f"{machine}/{boot_id}/{status.st_dev:x}:{status.st_ino:x}"
 
 
 def read_nodes(tables: ConnectionTables) -> list[NodeRow]:
@@ -205,7 +205,7 @@ def node_list(tables: Tables, own: int) -> list[dict[str, Any]]:
     """Return the nodes of `queue stats`, by name: of those that do not live only the newest. The
     age of a beat, which is only shown, is by the clock of the server.
     """
-    found = [
+    nodes = [
         {
             "name": name,
             "state": state,
@@ -220,7 +220,7 @@ def node_list(tables: Tables, own: int) -> list[dict[str, Any]]:
             tuple, tables.fetch(_LIST)
         )
     ]
-    return sorted(found, key=lambda one: (one["name"], one["since"]))
+    return sorted(nodes, key=lambda node: (node["name"], node["since"]))
 
 
 def session_of(tables: ConnectionTables) -> ServerSession:
@@ -269,7 +269,7 @@ def namesakes(tables: ConnectionTables, identity: NodeIdentity) -> list[NodeRow]
     started again: a copied or restored state_dir is that of another node.
     """
     left = []
-    for row in filter(lambda one: one.is_alive, read_nodes(tables)):
+    for row in filter(lambda row: row.is_alive, read_nodes(tables)):
         if (row.identity.home, row.identity.place) == (identity.home, identity.place):
             end_session(tables, row.session)
             tables.execute(_END_STATE, (_DEAD, row.incarnation))
@@ -437,8 +437,8 @@ def exchange_domains(
 
 def other_domains(tables: ConnectionTables, store: str) -> frozenset[str]:
     """Return the local domains of all other mail roots, also of nodes that do not live."""
-    found = tables.fetch("SELECT domains FROM mail_root WHERE store <> ?", (store,))
-    return frozenset(domain for row in found for domain in row[0].split())
+    rows = tables.fetch("SELECT domains FROM mail_root WHERE store <> ?", (store,))
+    return frozenset(domain for row in rows for domain in row[0].split())
 
 
 def salted(parts: Mapping[str, str], salt: str) -> str:
@@ -462,15 +462,15 @@ def differences(rows: Iterable[NodeRow]) -> Sequence[str]:
     """Return what differs between which nodes that live: a sentence for each part. A node that has
     not said yet, and a part that only one knows, differ from none.
     """
-    found: dict[str, dict[str, list[str]]] = {}  # by part and digest, the names of nodes
+    by_part: dict[str, dict[str, list[str]]] = {}  # by part and digest, names of nodes
     for row in rows:
         if row.is_alive and row.digests:
             digests = msgspec.json.decode(row.digests, type=dict[str, str])
             for part, digest in digests.items():
-                found.setdefault(part, {}).setdefault(digest, []).append(row.identity.name)
+                by_part.setdefault(part, {}).setdefault(digest, []).append(row.identity.name)
     return [
         f"{part}: not the same at {_groups(names.values())}"
-        for part, names in sorted(found.items())
+        for part, names in sorted(by_part.items())
         if len(names) > 1
     ]
 
@@ -492,22 +492,22 @@ def node_warnings(rows: Sequence[NodeRow]) -> Sequence[str]:
     """Return what `relay check` says of the nodes that live."""
     versions = _several_versions(rows)
     return [
-        *(f"nodes differ in what must be equal: {one}" for one in differences(rows)),
+        *(f"nodes differ in what must be equal: {text}" for text in differences(rows)),
         *([f"nodes have several versions ({versions}): bring all to the newest"] * bool(versions)),
     ]
 
 
 def _several_versions(rows: Iterable[NodeRow]) -> str:
     """Return which versions the nodes that live have, "" if it is one."""
-    found: dict[str, list[str]] = {}
+    nodes: dict[str, list[str]] = {}  # by version, their names
     for row in rows:
         if row.is_alive:
-            found.setdefault(row.identity.version, []).append(row.identity.name)
-    if len(found) < 2:
+            nodes.setdefault(row.identity.version, []).append(row.identity.name)
+    if len(nodes) < 2:
         return ""
-    return "; ".join(f"{', '.join(names)}: {version}" for version, names in sorted(found.items()))
+    return "; ".join(f"{', '.join(names)}: {version}" for version, names in sorted(nodes.items()))
 
 
 def _groups(groups: Iterable[Sequence[str]]) -> str:
     """Return names of nodes, of which those with a comma between them are equal."""
-    return " and at ".join(", ".join(one) for one in sorted(sorted(one) for one in groups))
+    return " and at ".join(", ".join(names) for names in sorted(sorted(names) for names in groups))

@@ -7,6 +7,7 @@ import asyncio
 import secrets
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -207,8 +208,8 @@ class PostgresSpool(SpoolEngine):
         faults = await self._queries.read(
             lambda tables: tables.wait(server_faults(self._options, tables.connection))
         )
-        for one in faults:
-            _log.warning("the database of the spool is not safe for mail", error=one)
+        for fault in faults:
+            _log.warning("the database of the spool is not safe for mail", error=fault)
         self._crash.reached(CrashPoint.SPOOL_OPENED)
         taken_over = await self.maintenance.take_over()
         await self.queue_admin.read_hold_rules()
@@ -267,8 +268,8 @@ class PostgresSpool(SpoolEngine):
         if self._reading_holds is not None:
             await asyncio.wait([self._reading_holds])
         await self._writer.stop()
-        for one in (self._queries, self._counting, self._bodies):
-            await one.close()
+        for part in (self._queries, self._counting, self._bodies):
+            await part.close()
 
     def close(self) -> None:
         """SpoolEngine.close: nothing was connected."""
@@ -357,7 +358,7 @@ class PostgresSpool(SpoolEngine):
         """SpoolEngine.claim_due."""
         at_us = self._clock.time_us()
         return await self._writer.submit(
-            lambda one: claim_due(one, look, now_us=now_us, at_us=at_us, limit=limit),
+            partial(claim_due, look=look, now_us=now_us, at_us=at_us, limit=limit),
             leased=True,
             alone=True,
         )
@@ -369,7 +370,7 @@ class PostgresSpool(SpoolEngine):
 
     async def release(self, claims: Sequence[Claim]) -> None:
         """SpoolEngine.release."""
-        await self.change(lambda one: release_claims(one, claims))
+        await self.change(lambda transaction: release_claims(transaction, claims))
         self._tell(News.RELEASED)
 
     def incoming_body(self) -> IncomingParts:
@@ -392,8 +393,8 @@ class PostgresSpool(SpoolEngine):
     def _journey(
         self, tables: Tables, queue_id: str, times: ShownTimes, *, added: bool
     ) -> Journey | None:
-        found = super()._journey(tables, queue_id, times, added=added)
-        return with_store_without_node(tables, found) if found is not None else None
+        journey = super()._journey(tables, queue_id, times, added=added)
+        return with_store_without_node(tables, journey) if journey is not None else None
 
     def _last_event(self, tables: Any) -> int:
         return max(self._read_final(tables), event_log.removed_to(tables), NO_EVENTS)
@@ -517,7 +518,7 @@ class PostgresSpool(SpoolEngine):
         that has ended is deleted; its recipients keep its next hop.
         """
         ids = dict.fromkeys(message_id for message_id, _ in ended)
-        transaction.execute_each(_NEXT_HOPS, [(one,) for one in ids])
+        transaction.execute_each(_NEXT_HOPS, [(queue_id,) for queue_id in ids])
         transaction.execute_each(f"DELETE FROM entry {_ENDED}", list(ended))
         dropped = transaction.fetch_each(_DROP, [(key[0], number) for key, number in ended.items()])
         return [body for (body,) in dropped if body]
@@ -528,7 +529,7 @@ class PostgresSpool(SpoolEngine):
 
 
 def _size_of(messages: Sequence[NewMessage]) -> int:
-    return sum(len(memory_part(one)) for message in messages for one in message.contents)
+    return sum(len(memory_part(content)) for message in messages for content in message.contents)
 
 
 def _home(path: Path) -> str:

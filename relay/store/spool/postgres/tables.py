@@ -41,7 +41,7 @@ def statement(name: str) -> str:
 def numbered(sql: str) -> str:
     """Return a statement of relay.store.spool.shared.tables in PostgreSQL's dialect."""
     numbers = count(1)
-    return _PLACE.sub(lambda found: f"${next(numbers)}" if found[0] == "?" else "", sql)
+    return _PLACE.sub(lambda match: f"${next(numbers)}" if match[0] == "?" else "", sql)
 
 
 class ConnectionTables(Tables):
@@ -87,19 +87,19 @@ class ConnectionTables(Tables):
 
     def fetch_each(self, sql: str, values: Iterable[Sequence[Any]]) -> list[Any]:
         """Tables.fetch_each."""
-        each = [without_nul(one) for one in values]
-        return self.wait(self.connection.fetchmany(numbered(sql), each)) if each else []
+        rows = [without_nul(row) for row in values]
+        return self.wait(self.connection.fetchmany(numbered(sql), rows)) if rows else []
 
     def execute(self, sql: str, values: Sequence[Any] = ()) -> int:
         """OpenTransaction.execute."""
         status = self.wait(self.connection.execute(numbered(sql), *without_nul(values)))
-        found = _CHANGED.search(status)
-        return int(found[1]) if found else 0
+        match = _CHANGED.search(status)
+        return int(match[1]) if match else 0
 
     def execute_each(self, sql: str, values: Iterable[Sequence[Any]]) -> None:
         """OpenTransaction.execute_each."""
-        if each := list(values):
-            self.wait(self.connection.executemany(numbered(sql), each))
+        if rows := list(values):
+            self.wait(self.connection.executemany(numbered(sql), rows))
 
     def among(self, column: str, values: Sequence[Any]) -> tuple[str, tuple[Any, ...]]:
         """Tables.among."""
@@ -205,5 +205,5 @@ def _clean(value: Any) -> Any:
     if isinstance(value, str):
         return value.replace("\0", "\ufffd") if "\0" in value else value
     if isinstance(value, (list, tuple)):
-        return [_clean(one) for one in value]
+        return [_clean(part) for part in value]
     return value

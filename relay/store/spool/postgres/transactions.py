@@ -36,6 +36,7 @@ from relay.store.spool.shared.tables import StoredBodies, StoredBody, StoredCont
 from relay.store.spool.types import (
     NEVER_US,
     Accepted,
+    Claim,
     ClaimResult,
     HoldsFullError,
     NewMessage,
@@ -73,8 +74,8 @@ def _parts(*names: str) -> tuple[str, Sequence[int]]:
     _, *pieces = re.split(r"^-- (\w+):\n", statement("commit.sql"), flags=re.MULTILINE)
     parts = zip(pieces[::2], pieces[1::2], strict=True)
     text = "".join(sql for name, sql in parts if name in names)
-    used = sorted({int(one) for one in _PARAMETER.findall(text)})
-    return _PARAMETER.sub(lambda one: f"${1 + used.index(int(one[1]))}", text), used
+    used = sorted({int(number) for number in _PARAMETER.findall(text)})
+    return _PARAMETER.sub(lambda match: f"${1 + used.index(int(match[1]))}", text), used
 
 
 class CommitRows:
@@ -109,7 +110,7 @@ class CommitRows:
         for message_id, event in self.events:
             detail = replace(event.detail, node=event.detail.node or name)
             events.append((message_id, detail.step, event.at_us, json_text(detail)))
-        counts = [one for one in sorted(self.counts.items()) if one[1]]
+        counts = [(name, by) for name, by in sorted(self.counts.items()) if by]
         values = [
             *_columns(self.messages, _MESSAGE),
             *_columns(self.contents, _CONTENT),
@@ -134,16 +135,16 @@ class CommitRows:
             "results" if self.results else "",
             "noted" if anchor is not None else "",
         )
-        return sql, [values[one - 1] for one in used]
+        return sql, [values[number - 1] for number in used]
 
     def _ended_with(self) -> list[str]:
         """Return for each result the numbers of the entries of its message that end here."""
         ended: dict[str, str] = {}
-        for message_id, number, *_, ends in (one[:6] for one in self.results):
+        for message_id, number, *_, ends in (result[:6] for result in self.results):
             if ends == _ENDS:
                 known = ended.get(message_id)
                 ended[message_id] = f"{known},{number}" if known else str(number)
-        return [ended.get(one[0], "") for one in self.results]
+        return [ended.get(result[0], "") for result in self.results]
 
 
 class WriteTransaction(ConnectionTables):
@@ -238,7 +239,7 @@ def accept(
         return answer
     if submission_key:
         row = (submission_key, first.facts.id, submission_expires_us)
-        if any(one[0] == submission_key for one in transaction.rows.submissions):
+        if any(submission[0] == submission_key for submission in transaction.rows.submissions):
             raise KnownKeyError("the submission key is used twice in one commit")
         transaction.rows.submissions.append(row)
     return accepted(
@@ -306,7 +307,7 @@ def _check_parts(transaction: WriteTransaction, bodies: StoredBodies) -> None:
     """
     if not bodies:
         return
-    expected = {(one.name, one.parts) for one in bodies.values()}
+    expected = {(body.name, body.parts) for body in bodies.values()}
     ids = [(body_id,) for body_id, _ in expected]
     if {tuple(row) for row in transaction.fetch_each(_PARTS, ids)} != expected:
         raise SpoolUnavailableError("the server has lost a part of the message")
@@ -342,13 +343,11 @@ def record(
     rows.outcomes += changed.recipients
     rows.hops += [claim.next_hop.key] * len(changed.recipients)
     record_beside(transaction, claim_result, changed, now_us=now_us, store=claim.store)
-    claims = [
-        one
-        for message, stored in zip(claim_result.reports, bodies, strict=True)
-        for one in add_message(
+    claims: list[Claim] = []
+    for message, stored in zip(claim_result.reports, bodies, strict=True):
+        claims += add_message(
             transaction, message, stored, claim=claim_reports, captured=captured, store=claim.store
         ).claims
-    ]
     return Recorded(tuple(claims), owes=bool(changed.receipts))
 
 
@@ -373,5 +372,5 @@ def _content_columns(content: Content, body: StoredBody | None) -> tuple[Any, ..
     if isinstance(content, bytes):
         return len(content), content, None, "", 0, crc32(content)
     assert body is not None
-    found = crc32(content.header, body.crc32)
-    return content.size, None, content.header, body.name, content.flags, found
+    checksum = crc32(content.header, body.crc32)
+    return content.size, None, content.header, body.name, content.flags, checksum

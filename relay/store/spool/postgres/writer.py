@@ -261,9 +261,8 @@ class WriteConnection(GroupWriter):
         assert self._home_loop is not None
         future = self._home_loop.create_future()
         future.add_done_callback(lambda done: done.exception())
-        self._write(
-            [WaitingOperation(lambda one: one.execute(_ADD_UP, values), future, alone=True)]
-        )
+        job = WaitingOperation(lambda tables: tables.execute(_ADD_UP, values), future, alone=True)
+        self._write([job])
 
     def _gather(self) -> list[WaitingOperation]:
         self._count_round()
@@ -295,7 +294,8 @@ class WriteConnection(GroupWriter):
             return
         self._metrics.commit_seconds.observe(self.commit_ended(began_s))
         self._metrics.commit_batch.observe(len(batch))
-        self._answer([(job.future, one, None) for job, one in zip(batch, answers, strict=True)])
+        answered = zip(batch, answers, strict=True)
+        self._answer([(job.future, answer, None) for job, answer in answered])
 
     def _commit(self, batch: Sequence[WaitingOperation]) -> list[Any]:
         if self._connection is None or self._connection.is_closed():
@@ -439,14 +439,14 @@ class WriteConnection(GroupWriter):
         """Answer the acceptances that have waited too long, and return the other operations."""
         before_s = self._clock.real_s() - _ANSWER_S
         error = SpoolUnavailableError(self.fault or "the database of the spool was away too long")
-        expired = [one for one in waiting if one[1].accepts and one[1].since_s < before_s]
+        expired = [pair for pair in waiting if pair[1].accepts and pair[1].since_s < before_s]
         self._answer([(job.future, None, error) for _, job in expired])
         self._note_unanswered(lost.answers[index] for index, _ in expired if lost.answers)
-        return [one for one in waiting if one not in expired]
+        return [pair for pair in waiting if pair not in expired]
 
     def _note_unanswered(self, answers: Iterable[Any]) -> None:
         """Note the claims of operations that failed for their callers, but may be committed."""
-        self._unanswered += [claim for one in answers for claim in getattr(one, "claims", ())]
+        self._unanswered += [claim for answer in answers for claim in getattr(answer, "claims", ())]
 
     def _release_unanswered(self, tables: ConnectionTables) -> None:
         """Release the claims of operations that failed for their callers. Raises SpoolError.

@@ -112,8 +112,8 @@ def decided_before(
 
 def accepted(message: NewMessage, added: Sequence[AcceptedRows]) -> Accepted:
     """Return the answer for a message, whose rows, and those of its reports, were added."""
-    claims = tuple(claim for one in added for claim in one.claims)
-    ends = (end_us for one in added for end_us in one.first_end_us)
+    claims = tuple(claim for rows in added for claim in rows.claims)
+    ends = (end_us for rows in added for end_us in rows.first_end_us)
     return Accepted(message.facts.id, claims, first_end_us=min(ends, default=None))
 
 
@@ -232,7 +232,7 @@ def _numbers(message: NewMessage) -> Iterator[int]:
     """Numbers for recipients without a position, after the last one that has one."""
     entries = (entry.recipients for entry in message.entries)
     everybody = chain(message.final_recipients, *entries)
-    return count(1 + max((one.position for one in everybody), default=0))
+    return count(1 + max((recipient.position for recipient in everybody), default=0))
 
 
 def _first_state(entry: NewEntry, captured: CapturedMail) -> RecipientState:

@@ -147,17 +147,17 @@ def scan_next_hop(
     with_due = [sender for sender, due_us in senders if due_us <= now_us]
     left = [sender for sender in with_due if sender in look.without_senders]
     asked = [sender for sender in with_due if sender not in look.without_senders]
-    each = max(1, limit // max(1, len(asked)))
+    share = max(1, limit // max(1, len(asked)))
     keys: list[Key] = []
     last = senders[-1][0] if senders else -1
     reached, more = look.after_sender, False
     for sender in asked:
         if len(keys) == limit:
             break
-        some = min(each, limit - len(keys))
-        rows = tables.fetch(_OF_SENDER.format(column), (*hop, sender, now_us, some + 1))
-        keys += [(row[0], row[1]) for row in rows[:some]]
-        more = more or len(rows) > some
+        count = min(share, limit - len(keys))
+        rows = tables.fetch(_OF_SENDER.format(column), (*hop, sender, now_us, count + 1))
+        keys += [(row[0], row[1]) for row in rows[:count]]
+        more = more or len(rows) > count
         reached = sender
     if len(keys) == limit and asked and reached != asked[-1]:
         return keys, DueBatch(ended=False, reached_sender=reached, left_senders=frozenset(left))
@@ -200,7 +200,7 @@ def _claim_of(
     facts = row[_FACTS:-3]
     if facts[0] is None:
         raise ValueError("its message is missing")
-    live = tuple(recipient_of(one[1:]) for one in recipients if not one[0])
+    live = tuple(recipient_of(recipient[1:]) for recipient in recipients if not recipient[0])
     if not live:
         raise ValueError("its recipients are missing")
     return Claim(
@@ -221,7 +221,7 @@ def _claim_of(
         cause_attempts=row[12],
         warn_us=row[13],
         priority=PriorityLevel(row[14]),
-        owed=tuple(_owed(row, one) for one in recipients if one[0]),
+        owed=tuple(_owed(row, recipient) for recipient in recipients if recipient[0]),
         extra=parse_entry_extra(row[15]),
         owner=row[-2],
         store=row[-1],
@@ -237,11 +237,11 @@ def recipient_of(row: Sequence[Any]) -> ClaimedRecipient:
 def _owed(entry: Sequence[Any], row: Sequence[Any]) -> ReportedRecipient:
     """Return a recipient that a host accepted, and whose report is owed."""
     state, at_us, host = row[0].split(" ", 2)
-    one = recipient_of(row[1:])
-    evidence = Evidence(one.status, one.reply, host=host, remote=True)
+    recipient = recipient_of(row[1:])
+    evidence = Evidence(recipient.status, recipient.reply, host=host, remote=True)
     log_id = f"{entry[0]}-{entry[1]}"
     return ReportedRecipient(
-        one.path,
+        recipient.path,
         evidence,
         last_attempt_us=int(at_us),
         log_id=log_id,
@@ -256,10 +256,10 @@ def _parse_notify(text: str) -> frozenset[Notify]:
 
 def late_recipients(tables: Tables, key: Key) -> dict[int, list[ClaimedRecipient]]:
     """SpoolEngine.late_recipients."""
-    found: dict[int, list[ClaimedRecipient]] = {}
+    late: dict[int, list[ClaimedRecipient]] = {}
     for entry, *row in tables.fetch(_LATE, (*key, *key)):
-        found.setdefault(entry, []).append(recipient_of(row))
-    return found
+        late.setdefault(entry, []).append(recipient_of(row))
+    return late
 
 
 def release_abandoned(

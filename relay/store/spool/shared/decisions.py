@@ -98,13 +98,13 @@ def _reroute_targets(
     onward: dict[Destination, list[int]] = {}
     facts, has_rejected = loaded.facts[key], False
     for number, address in loaded.recipients.get(key, ()):
-        found = command.to(address, facts.reverse_path or "")
-        if found and found.next_hop.mailbox and facts.extra and facts.extra.sender:
-            found = command.to(address, facts.extra.sender)  # which logs in there
-        if found is None or found.next_hop.kind is HopKind.CAPTURE:
+        destination = command.to(address, facts.reverse_path or "")
+        if destination and destination.next_hop.mailbox and facts.extra and facts.extra.sender:
+            destination = command.to(address, facts.extra.sender)  # which logs in there
+        if destination is None or destination.next_hop.kind is HopKind.CAPTURE:
             has_rejected = True
-        elif found.next_hop.key != facts.next_hop or facts.is_held_by(found):
-            onward.setdefault(found, []).append(number)
+        elif destination.next_hop.key != facts.next_hop or facts.is_held_by(destination):
+            onward.setdefault(destination, []).append(number)
     if onward:
         return onward, ""
     if not has_rejected:
@@ -148,7 +148,7 @@ def _held_before(loaded: LoadedEntries, command: QueueCommand, key: Key) -> str:
         return _OF_A_RULE
     if command.operation is not Operation.RELEASE or not command.selector.restored:
         return ""
-    holds = [one for one in loaded.operations_on(key) if one.operation == Operation.HOLD]
+    holds = [detail for detail in loaded.operations_on(key) if detail.operation == Operation.HOLD]
     is_of_restore = bool(holds) and holds[0].restored
     return "" if is_of_restore else "it was held before the backup, and stays held"
 
@@ -369,8 +369,8 @@ class _EntryChanger:
             self._put_back(key, facts)
         made = [self._split(key, facts, to, numbers=targets[to]) for to in apart]
         self.changes.held_by_rules[facts.rule] += len(made)
-        for one, to in zip(made, apart, strict=True):
-            self._arrive(one, facts, to, retry_us=retry_us)
+        for new_key, to in zip(made, apart, strict=True):
+            self._arrive(new_key, facts, to, retry_us=retry_us)
         self._work.made[key] = made
         self._record_next_hops(self._record(key, *made), key, before=facts.next_hop, onward=onward)
         for to in onward if self._order.forgets else ():

@@ -190,21 +190,21 @@ class EntryListBuilder:
         `more`; none when the list is full.
         """
         for start in range(0, len(keys), _AT_ONCE):
-            some = keys[start : start + _AT_ONCE][: self._entries_max - len(self.entries)]
-            if not some:
+            chunk = keys[start : start + _AT_ONCE][: self._entries_max - len(self.entries)]
+            if not chunk:
                 return
             recipients: dict[Key, list[Any]] = {}
-            for row in tables.fetch_each(_RECIPIENTS, [(*key, _FEW + 1) for key in some]):
+            for row in tables.fetch_each(_RECIPIENTS, [(*key, _FEW + 1) for key in chunk]):
                 recipients.setdefault((row[0], row[1]), []).append(row[2:])
-            for message_id, number, stored, *row in tables.fetch_each(_ENTRY, some):
+            for message_id, number, stored, *columns in tables.fetch_each(_ENTRY, chunk):
                 key = (message_id, number)
                 people = recipients.get(key, [])
                 if len(people) > _FEW:
                     rows = tables.fetch(_RECIPIENTS, (*key, self.recipients_left + 1))
-                    people = [one[2:] for one in rows]
+                    people = [row[2:] for row in rows]
                 is_final = stored == "final"
-                states = [RecipientState(one[1]) for one in people] if is_final else [stored]
-                facts = _facts(message_state(states), *row)
+                states = [RecipientState(row[1]) for row in people] if is_final else [stored]
+                facts = _facts(message_state(states), *columns)
                 self._append(key, facts, recipients=people, more=more.get(key, {}))
 
     def _append(
@@ -212,8 +212,8 @@ class EntryListBuilder:
     ) -> None:
         state, retry_us, due_us = facts.state, facts.retry_us, facts.due_us
         next_hop, route = text_and_route(facts.next_hop)
-        shown = recipients[: self.recipients_left]
-        self.recipients_left -= len(shown)
+        listed = recipients[: self.recipients_left]
+        self.recipients_left -= len(listed)
         is_held, is_final = state is RecipientState.HELD, state in FINAL
         is_restored = is_held and has_been_restored(due_us)
         due = None if retry_us is None or is_final else self._times.wall_time(retry_us)
@@ -230,8 +230,8 @@ class EntryListBuilder:
                 "attempts": facts.attempts,
                 "size": facts.size,
                 "recipients": [
-                    {"address": one[0], "state": one[1], "status": one[2], "reply": one[3]}
-                    for one in shown
+                    {"address": row[0], "state": row[1], "status": row[2], "reply": row[3]}
+                    for row in listed
                 ],
                 "claimed": facts.is_claimed,
                 "priority": PriorityLevel(facts.level).name.lower(),
@@ -244,7 +244,7 @@ class EntryListBuilder:
                 "held_until": due if is_held else None,
                 **_hold(facts, times=self._times, held=is_held),
                 **({"restored": True} if is_restored else {}),
-                **({"recipients_cut": True} if len(shown) < len(recipients) else {}),
+                **({"recipients_cut": True} if len(listed) < len(recipients) else {}),
                 **more,
             }
         )
@@ -289,14 +289,14 @@ class EntrySelection:
         """Return some matching entries; an empty list is not the end: see has_ended."""
         if not self._keys:
             self._fetch_keys(tables)
-        some, self._keys = self._keys[:STEP], self._keys[STEP:]
+        keys, self._keys = self._keys[:STEP], self._keys[STEP:]
         return [
             (row[0], row[1])
             for row in tables.fetch_each(
                 "SELECT e.message_id, e.number, e.next_hop, e.extra FROM entry e"
                 " LEFT JOIN message m ON m.id = e.message_id"
                 f" WHERE e.message_id = ? AND e.number = ?{self._condition}",
-                [(*key, *self._values) for key in some],
+                [(*key, *self._values) for key in keys],
             )
             if not self._selector.route or is_of_route(self._selector.route, *row[2:])
         ]
@@ -309,7 +309,7 @@ class EntrySelection:
         with tables.snapshot():  # a claim moves an entry to the other index
             if self._newest_id is None:
                 self._newest_id = tables.fetch("SELECT max(message_id) FROM entry")[0][0] or ""
-            found = {
+            keys = {
                 (str(row[0]), int(row[1]))
                 for table, values in _tables(self._selector)
                 for row in tables.fetch(
@@ -318,19 +318,19 @@ class EntrySelection:
                     (*values, *self._after, self._newest_id, self._keys_at_once),
                 )
             }
-        self._keys = sorted(found)[: self._keys_at_once]
+        self._keys = sorted(keys)[: self._keys_at_once]
         self._is_last = len(self._keys) < self._keys_at_once
         if self._keys:
             self._after = self._keys[-1]
 
     def _named(self, tables: Tables) -> list[Key]:
-        found: dict[Key, None] = {}
+        named: dict[Key, None] = {}
         for name in self._selector.ids:
             keys = _entries_of(tables, name)
             if not keys:
                 self.unknown.append(name)
-            found |= dict.fromkeys(keys)
-        return sorted(found)
+            named |= dict.fromkeys(keys)
+        return sorted(named)
 
 
 def _entries_of(tables: Tables, name: str) -> list[Key]:
@@ -354,12 +354,12 @@ def _is_id(text: str) -> bool:
 
 def _tables(selector: Selector) -> list[tuple[str, tuple[Any, ...]]]:
     """Return the index ranges to scan for keys, each with its values."""
-    comparison, wanted = selector.state_test
-    state, values = (f" AND state {comparison} ?", (wanted,)) if wanted else ("", ())
+    comparison, operand = selector.state_test
+    state, values = (f" AND state {comparison} ?", (operand,)) if operand else ("", ())
     tables: list[tuple[str, tuple[Any, ...]]] = [(_CLAIMED + state, values)]
-    ranges = [_range(one) for one in _hop_patterns(selector)]
+    ranges = [_range(pattern) for pattern in _hop_patterns(selector)]
     if selector.next_hop and all(low for low, _ in ranges):
-        return tables + [(f"{_HOP} AND next_hop >= ? AND next_hop < ?", one) for one in ranges]
+        return tables + [(f"{_HOP} AND next_hop >= ? AND next_hop < ?", ends) for ends in ranges]
     return [*tables, (_DUE + state, values)]
 
 
@@ -371,7 +371,7 @@ def _hop_patterns(selector: Selector) -> tuple[str, ...]:
 
 def _range(pattern: str) -> tuple[str, str]:
     """Return the first text with the literal prefix of a pattern, and the first after these."""
-    prefix = pattern[: min((pattern + "*?").index(one) for one in "*?")]
+    prefix = pattern[: min((pattern + "*?").index(wildcard) for wildcard in "*?")]
     return prefix, prefix + "\U0010ffff"
 
 
@@ -389,11 +389,11 @@ def _condition(selector: Selector, now_us: int) -> tuple[str, Sequence[Any]]:
         add("m.reverse_path", _address_forms(sender))
     if selector.next_hop:
         hops = map(like, _hop_patterns(selector))
-        add("e.next_hop", [one + route for one in hops for route in ("", " %")])
-    comparison, wanted = selector.state_test
-    if wanted:
+        add("e.next_hop", [hop + route for hop in hops for route in ("", " %")])
+    comparison, operand = selector.state_test
+    if operand:
         conditions.append(f"e.state {comparison} ?")
-        values.append(wanted)
+        values.append(operand)
     if selector.restored:
         conditions.append("e.state = 'held' AND e.due_us >= ? AND e.due_us < ?")
         values += [RESTORED_US, 2 * RESTORED_US]
@@ -405,7 +405,7 @@ def _condition(selector: Selector, now_us: int) -> tuple[str, Sequence[Any]]:
     if selector.login:
         add(LOGIN.format("m."), [like(with_a_labels(selector.login))])
     if selector.client:  # as the row has it: HELO [ADDRESS]
-        add("m.client", [one.format(like(selector.client)) for one in ("{} [%]", "% [{}]")])
+        add("m.client", [form.format(like(selector.client)) for form in ("{} [%]", "% [{}]")])
     if selector.route:  # which of these, is_of_route() decides
         conditions.append("(e.next_hop LIKE '% %' OR e.extra LIKE '%\"reason\":\"route %')")
     for pattern in (selector.recipient, selector.domain and f"*@{selector.domain}"):
@@ -432,8 +432,8 @@ def _is_like(column: str, patterns: Sequence[str]) -> str:
 def like(pattern: str) -> str:
     """Return a pattern for LIKE: `*` and `?` are its wildcards, and nothing else is."""
     text = pattern.lower()
-    for one in "\\%_":
-        text = text.replace(one, f"\\{one}")
+    for character in "\\%_":
+        text = text.replace(character, f"\\{character}")
     return text.replace("*", "%").replace("?", "_")
 
 
@@ -452,7 +452,8 @@ class LoadedEntries(Struct, frozen=True):
     def operations_on(self, key: Key) -> Iterable[CommandDetail]:
         """Return the operations on an entry, newest first."""
         message_id, number = key
-        return [one for one in self.operations.get(message_id, ()) if number in one.entries]
+        operations = self.operations.get(message_id, ())
+        return [detail for detail in operations if number in detail.entries]
 
 
 @dataclass(slots=True)
@@ -484,13 +485,13 @@ def load_entries(tables: Tables, command: QueueCommand, keys: Sequence[Key]) -> 
         (str(message_id), int(number)): _facts(*row)
         for message_id, number, *row in tables.fetch_each(_LIVE_ENTRY, keys)
     }
-    moving = [key for key, one in facts.items() if command.is_rerouting(one.state)]
+    moving = [key for key, entry in facts.items() if command.is_rerouting(entry.state)]
     if command.to is None:
         moving = []
     held = {
         key[0]: None
-        for key, one in facts.items()
-        if one.state is RecipientState.HELD and _depends_on_hold(command)
+        for key, entry in facts.items()
+        if entry.state is RecipientState.HELD and _depends_on_hold(command)
     }
     recipients: dict[Key, list[tuple[int, str]]] = {}
     if moving and not command.copy_to:
@@ -527,7 +528,7 @@ def store_changes(transaction: OpenTransaction, changes: EntryChanges, *, at_us:
         (_END, changes.states.get(RecipientState.CANCELLED, ())),
         (PUT_BACK, changes.put_back),
         (_SET_EXTRA, [(text, *key) for key, text in changes.extras.items()]),
-        (_EXPIRE_AT, [(expires_us, one) for one, expires_us in changes.expiries.items()]),
+        (_EXPIRE_AT, [(expires_us, queue_id) for queue_id, expires_us in changes.expiries.items()]),
     )
     for statement, rows in by_statement:
         if rows:
@@ -556,26 +557,26 @@ def _depends_on_hold(command: QueueCommand) -> bool:
 
 def _operations(tables: Tables, message_ids: Collection[str]) -> dict[str, list[CommandDetail]]:
     """Return the newest operations on entries of these messages, newest first."""
-    found: dict[str, list[CommandDetail]] = {}
+    operations: dict[str, list[CommandDetail]] = {}
     if message_ids:
-        wanted = [(one, int(Step.DELIVERY), _EVENTS_MAX) for one in message_ids]
-        for message_id, text in tables.fetch_each(_OPERATIONS, wanted):
+        values = [(message_id, int(Step.DELIVERY), _EVENTS_MAX) for message_id in message_ids]
+        for message_id, text in tables.fetch_each(_OPERATIONS, values):
             if '"operation"' in text:
                 detail = read_detail(Step.DELIVERY, msgspec.json.decode(text))
                 if isinstance(detail, CommandDetail):
-                    found.setdefault(message_id, []).append(detail)
-    return found
+                    operations.setdefault(message_id, []).append(detail)
+    return operations
 
 
 def _last_numbers(tables: Tables, message_ids: Collection[str]) -> dict[str, tuple[int, int]]:
     if not message_ids:
         return {}
-    wanted = [(one,) for one in message_ids]
-    entries = dict(tables.fetch_each(_LAST_ENTRY, wanted))
+    ids = [(message_id,) for message_id in message_ids]
+    entries = dict(tables.fetch_each(_LAST_ENTRY, ids))
     last = {}
-    for message_id, entry, number in tables.fetch_each(_LAST_RECIPIENT, wanted):
+    for message_id, entry, number in tables.fetch_each(_LAST_RECIPIENT, ids):
         last[message_id] = (max(entries.get(message_id, 0), entry), number)
-    return {one: (number, 0) for one, number in entries.items()} | last
+    return {message_id: (number, 0) for message_id, number in entries.items()} | last
 
 
 def _store_copies(transaction: OpenTransaction, changes: EntryChanges) -> None:
@@ -597,7 +598,7 @@ def _store_states(
     """Change the states of recipients, of entries by state; return how many are cancelled."""
     cancelled = 0
     for after, keys in states.items():
-        before = ", ".join(f"'{one}'" for one in states_before(after))
+        before = ", ".join(f"'{state}'" for state in states_before(after))
         sql = (
             f"UPDATE recipient SET state = '{after}' WHERE message_id = ? AND entry = ?"
             f" AND state IN ({before})"

@@ -71,8 +71,8 @@ def journey(tables: Tables, queue_id: str, times: ShownTimes, *, added: bool) ->
     if row is None:
         return None
     facts = read_facts(row)
-    hidden = {one[0] for one in recipients if one[5]}
-    entries = {one[8] for one in recipients if not one[5]}
+    hidden = {recipient[0] for recipient in recipients if recipient[5]}
+    entries = {recipient[8] for recipient in recipients if not recipient[5]}
     steps: list[JourneyStep] = []
     attempts: dict[int, list[Attempt]] = {}
     copies: dict[int, str] = {}  # Graph ids
@@ -82,24 +82,24 @@ def journey(tables: Tables, queue_id: str, times: ShownTimes, *, added: bool) ->
         if isinstance(detail, details.AttemptDetail):
             for number, tried in attempts_in(detail, rfc3339(at_us)):
                 attempts.setdefault(number, []).append(tried)
-            copies |= {one.number: one.graph_id for one in detail.recipients if one.graph_id}
+            copies |= {to.number: to.graph_id for to in detail.recipients if to.graph_id}
         if added or is_shown(stored, detail, hidden=hidden, entries=entries):
             steps.append(journey_step(step, at_us, stored))
-    shown = [one for one in recipients if one[0] not in hidden]
-    copied = [one for one in recipients if added and one[5]]
-    reasons = _reasons({(one[2], one[8], one[11] or "") for one in (*shown, *copied)}, steps)
+    visible = [recipient for recipient in recipients if recipient[0] not in hidden]
+    copied = [recipient for recipient in recipients if added and recipient[5]]
+    reasons = _reasons({(row[2], row[8], row[11] or "") for row in (*visible, *copied)}, steps)
 
     def listed(rows: Sequence[Sequence[Any]]) -> tuple[Recipient, ...]:
         return tuple(
             _recipient(
-                one,
-                attempts.get(one[0], ()),
-                reason=reasons.get((one[2], one[8])),
-                graph_id=copies.get(one[0]),
+                row,
+                attempts.get(row[0], ()),
+                reason=reasons.get((row[2], row[8])),
+                graph_id=copies.get(row[0]),
                 facts=facts,
                 times=times,
             )
-            for one in rows
+            for row in rows
         )
 
     return Journey(
@@ -109,19 +109,19 @@ def journey(tables: Tables, queue_id: str, times: ShownTimes, *, added: bool) ->
         message_id=facts.message_id,
         sender=facts.envelope.reverse_path,
         subject=facts.subject,
-        state=str(message_state([RecipientState(one[2]) for one in shown])),
+        state=str(message_state([RecipientState(row[2]) for row in visible])),
         client={},
         steps=tuple(steps),
-        recipients=listed(shown),
+        recipients=listed(visible),
         added=listed(copied) or UNSET,
     )
 
 
 def read_message(engine: QueueEngine, tables: Tables, queue_id: str) -> KeptMessage:
     """SpoolHistory.read_message."""
-    found = _contents(engine, tables, (queue_id,), strict=True)
+    contents = _contents(engine, tables, (queue_id,), strict=True)
     recipients = tables.fetch(_FIRST_RECIPIENTS, (queue_id, _COPIES_MAX))
-    return KeptMessage(found.get(queue_id), recipients)
+    return KeptMessage(contents.get(queue_id), recipients)
 
 
 def read_contents(
@@ -139,14 +139,14 @@ def _contents(
     """
     where, values = tables.among("e.message_id", queue_ids)
     sql = f"{engine.contents_sql.format(where)} ORDER BY e.message_id, e.number DESC"
-    found: dict[str, Content] = {}
+    contents: dict[str, Content] = {}
     for queue_id, row in {row[0]: tuple(row)[1:] for row in tables.fetch(sql, values)}.items():
         try:
-            found[queue_id] = engine.content_of(tables, queue_id, row)
+            contents[queue_id] = engine.content_of(tables, queue_id, row)
         except SpoolError:
             if strict and tables.fetch(sql, values):
                 raise  # otherwise its last entry was recorded in the meantime
-    return found
+    return contents
 
 
 def _recipient(
@@ -187,16 +187,16 @@ def _reasons(
     """Return why entries are in a state that an operator, a route or the relay itself has put them
     in; each is given by its state, number and EntryExtra.
     """
-    found = {}
+    reasons = {}
     for state, number, text in entries:
         extra = readable_extra(text) or NO_EXTRA
         if state == RecipientState.HELD and extra.reason:
-            found[state, number] = hold_text(extra.reason, extra.rule)
+            reasons[state, number] = hold_text(extra.reason, extra.rule)
         elif (operation := _OPERATIONS.get(state)) is not None:
-            newest = (one.read() for one in reversed(steps) if one.step == Step.DELIVERY)
+            newest = (step.read() for step in reversed(steps) if step.step == Step.DELIVERY)
             if reason := command_reason(number, newest, operation):
-                found[state, number] = reason
-    return found
+                reasons[state, number] = reason
+    return reasons
 
 
 _OPERATIONS: Mapping[str, Operation] = {
@@ -217,9 +217,9 @@ def is_shown(
     recipients, `entries` those of the others.
     """
     match detail:
-        case details.AttemptDetail(recipients=[_, *_] as some):
-            named = zip(stored["recipients"], some, strict=True)
-            stored["recipients"] = [one for one, tried in named if tried.number not in hidden]
+        case details.AttemptDetail(recipients=[_, *_] as attempted):
+            named = zip(stored["recipients"], attempted, strict=True)
+            stored["recipients"] = [to for to, tried in named if tried.number not in hidden]
             return bool(stored["recipients"])
         case details.AttemptDetail():
             return "recipients" not in stored  # else they cannot be read
@@ -236,7 +236,7 @@ def events_after(
     captured when it is accepted.
     """
     known: dict[str, _Recipients] = {}
-    found: list[tuple[int, RecordedEvent | None]] = []
+    events: list[tuple[int, RecordedEvent | None]] = []
     characters = 0
     rows = tables.each(_EVENTS, (after, until, limit))
     for sequence, queue_id, number, at_us, text, submission_id, account in rows:
@@ -261,25 +261,25 @@ def events_after(
                 state = _state_after(left, captures_at_once=captures_at_once)
                 of_sender = replace(recorded, detail=seen, known=left, state=state)
                 recorded = replace(recorded, of_sender=of_sender if is_left else None)
-        found.append((sequence, recorded))
+        events.append((sequence, recorded))
         characters += len(text)
-        if characters > _CHARACTERS_MAX or len(found) == limit:
-            return SpoolEvents(found, removed_to(tables), False)
-    return SpoolEvents(found, removed_to(tables), True)
+        if characters > _CHARACTERS_MAX or len(events) == limit:
+            return SpoolEvents(events, removed_to(tables), False)
+    return SpoolEvents(events, removed_to(tables), True)
 
 
 def accepted_after(tables: Tables, after: int, until: int, *, limit: int) -> SpoolEvents:
     """SpoolHistory.accepted_after, up to the sequence `until`."""
     step, nothing = Step.POLICY_AND_ROUTING, details.RoutedDetail()
     rows = tables.fetch(_ACCEPTED, (after, until, int(step), limit))
-    found: list[tuple[int, RecordedEvent | None]] = [
+    events: list[tuple[int, RecordedEvent | None]] = [
         (sequence, RecordedEvent(queue_id, None, account, step, at_us, {}, nothing, None))
         for sequence, queue_id, at_us, account in rows
     ]
-    is_complete = len(found) < limit
+    is_complete = len(events) < limit
     if is_complete and until > after:
-        found.append((until, None))
-    return SpoolEvents(found, removed_to(tables), is_complete)
+        events.append((until, None))
+    return SpoolEvents(events, removed_to(tables), is_complete)
 
 
 def last_event(tables: Tables) -> int:
@@ -326,6 +326,6 @@ def _state_after(detail: details.Detail, *, captures_at_once: bool) -> Recipient
             return RecipientState.CANCELLED
         case details.AttemptDetail():
             deferred = RecipientState.HELD if detail.held else RecipientState.DEFERRED
-            states = [_STATES.get(one.outcome, deferred) for one in detail.recipients]
+            states = [_STATES.get(recipient.outcome, deferred) for recipient in detail.recipients]
             return message_state(states) if states else None
     return None

@@ -174,24 +174,24 @@ def lack_of_room(transaction: OpenTransaction, message: NewMessage) -> HoldsFull
 
 def counted(tables: Tables) -> Mapping[str, tuple[int, int]]:
     """Return each counter by its name, and the number that it should be."""
-    found = {str(name): int(value) for name, value in tables.fetch(_COUNTERS, ())}
+    counters = {str(name): int(value) for name, value in tables.fetch(_COUNTERS, ())}
     expected = _by_counter(_by_rules(tables.fetch(_HELD)))
-    names = sorted({HELD_BY_RULES, *found, *expected})
-    return {name: (found.get(name, 0), expected[name]) for name in names}
+    names = sorted({HELD_BY_RULES, *counters, *expected})
+    return {name: (counters.get(name, 0), expected[name]) for name in names}
 
 
 def recount(transaction: OpenTransaction) -> None:
     """Correct the counters."""
-    for name, (found, expected) in counted(transaction).items():
-        if found != expected:
+    for name, (stored, expected) in counted(transaction).items():
+        if stored != expected:
             transaction.execute(_SET_COUNTER, (name, expected))
 
 
 def _by_counter(rules: Counter[str]) -> Counter[str]:
-    found: Counter[str] = Counter()
+    counts: Counter[str] = Counter()
     for rule, number in rules.items():
-        found[counter_of(rule)] += number
-    return found
+        counts[counter_of(rule)] += number
+    return counts
 
 
 def _end_rule(transaction: OpenTransaction, key: Key) -> str:
@@ -206,9 +206,9 @@ def _end_rule(transaction: OpenTransaction, key: Key) -> str:
 
 
 def _by_rules(rows: Iterable[tuple[str]]) -> Counter[str]:
-    found = Counter(_rule_of(text) for (text,) in rows)
-    del found[""]
-    return found
+    counts = Counter(_rule_of(text) for (text,) in rows)
+    del counts[""]
+    return counts
 
 
 def _rule_of(text: str) -> str:
@@ -270,7 +270,7 @@ def stored_hold_rules(tables: Tables) -> Sequence[HoldRule]:
 def hold_new(transaction: OpenTransaction, hold: HoldRule, *, now_us: int) -> Sequence[str]:
     """Add a hold, or replace that of the same domain. Raises SpoolError beyond HOLD_RULES_MAX."""
     transaction.execute(_END_PAST, (now_us,))
-    others = [one for one in stored_hold_rules(transaction) if one.domain != hold.domain]
+    others = [rule for rule in stored_hold_rules(transaction) if rule.domain != hold.domain]
     if len(others) >= HOLD_RULES_MAX:
         raise SpoolError(f"{HOLD_RULES_MAX:,} domains are held already: release one of them")
     transaction.execute(_HOLD, (hold.domain, hold.reason, hold.since_us, hold.until_us))
@@ -300,9 +300,9 @@ def as_held_now(tables: Tables, message: NewMessage, *, lock: str = "") -> NewMe
         return message
     held = [entry for entry in message.entries if _is_held(entry.extra)]
     domains = {domain_of(to.path.address) for entry in held for to in entry.recipients}
-    holds = [one for one in stored_hold_rules(tables) if any(map(one.takes, domains))]
+    holds = [rule for rule in stored_hold_rules(tables) if any(map(rule.takes, domains))]
     if lock and holds:
-        where, values = tables.among("domain", [one.domain for one in holds])
+        where, values = tables.among("domain", [rule.domain for rule in holds])
         holds = [HoldRule(*row) for row in tables.fetch(_SOME.format(where) + lock, values)]
     entries: list[NewEntry] = []
     ended: list[int] = []
@@ -325,6 +325,6 @@ def as_held_now(tables: Tables, message: NewMessage, *, lock: str = "") -> NewMe
 def _extra_now(extra: EntryExtra, domain: str, holds: Iterable[HoldRule]) -> EntryExtra:
     if not _is_held(extra):
         return extra
-    if (found := next((one for one in holds if one.takes(domain)), None)) is None:
+    if (rule := next((hold for hold in holds if hold.takes(domain)), None)) is None:
         return replace(extra, **RELEASED, until_us=0)
-    return replace(extra, reason=found.reason, until_us=found.until_us or 0)
+    return replace(extra, reason=rule.reason, until_us=rule.until_us or 0)

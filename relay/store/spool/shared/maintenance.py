@@ -78,7 +78,7 @@ class SpoolMaintenance(ABC):
         now_us, at_us = self._clock.queue_us(), self._clock.time_us()
         released = 0
         while number := await self.change(
-            lambda one: self.take_over_some(one, now_us=now_us, at_us=at_us)
+            lambda transaction: self.take_over_some(transaction, now_us=now_us, at_us=at_us)
         ):
             released += number
         return released
@@ -91,10 +91,10 @@ class SpoolMaintenance(ABC):
         """
         now_us = self._clock.confirmed_us()
         before_us = now_us - int(age_s * 1_000_000)
-        keys = await self.change(lambda one: prune_keys(one, now_us))
+        keys = await self.change(lambda transaction: prune_keys(transaction, now_us))
         while True:
             messages, self._pruned_to = await self.change(
-                lambda one: self.prune_some(one, before_us, after=self._pruned_to)
+                lambda transaction: self.prune_some(transaction, before_us, after=self._pruned_to)
             )
             if messages or keys or not self._pruned_to:
                 return messages + keys
@@ -122,7 +122,7 @@ class SpoolMaintenance(ABC):
             now_us = self._clock.confirmed_us()
             before_us = now_us - int(age_s * 1_000_000)
             would = await self._engine.read(
-                lambda one: self._removable(one, before_us, now_us=now_us)
+                lambda tables: self._removable(tables, before_us, now_us=now_us)
             )
             return would | {"ended": True}
         for _ in range(_STEPS_AT_ONCE):

@@ -96,57 +96,57 @@ _LOOKUP_OF_COPY = (
 class _Matching:
     """Decides by their rows which messages match, and reads recipients where that is needed."""
 
-    def __init__(self, tables: Tables, wanted: MessageSearch, account: str | None) -> None:
+    def __init__(self, tables: Tables, search: MessageSearch, account: str | None) -> None:
         self._tables = tables
-        self._wanted = wanted
-        self._strict = wanted.without_content()
+        self._search = search
+        self._strict = search.without_content()
         self._account = account
-        self._whose = "" if wanted.added else " AND added_by = ''"
+        self._whose = "" if search.added else " AND added_by = ''"
         self.recipients_left = _RECIPIENTS_MAX  # that it may still read
 
     def among(self, rows: Sequence[_Row]) -> list[FoundMessage]:
         """Return those that match, with what is needed to check conditions on their content."""
-        wanted = self._strict
-        is_timed = wanted.from_us or wanted.until_us
+        strict = self._strict
+        is_timed = strict.from_us or strict.until_us
         rows = [
             row
             for row in rows
             if self._account in (None, row[1])
-            and (wanted.indexed is None or row[0] in wanted.indexed or self._is_report(row))
-            and row[5] > (wanted.larger_than_bytes or -1)
-            and wanted.matches_facts(row[2], row[3])
-            and wanted.matches_origin(row[8], row[6], row[4])
-            and (not is_timed or wanted.is_in_time(position_of(row[0], row[4]).at_us))
+            and (strict.indexed is None or row[0] in strict.indexed or self._is_report(row))
+            and row[5] > (strict.larger_than_bytes or -1)
+            and strict.matches_facts(row[2], row[3])
+            and strict.matches_origin(row[8], row[6], row[4])
+            and (not is_timed or strict.is_in_time(position_of(row[0], row[4]).at_us))
         ]
-        if not rows or not (wanted.needs_recipients or self._wanted.needs_content):
+        if not rows or not (strict.needs_recipients or self._search.needs_content):
             return [FoundMessage(row[0], row[4]) for row in rows]
-        if wanted.state not in ("", FINAL_STATE) and not wanted.to:
+        if strict.state not in ("", FINAL_STATE) and not strict.to:
             rows = self._in_state(rows)
-        is_known = wanted.indexed is not None and not wanted.needs_recipients
+        is_known = strict.indexed is not None and not strict.needs_recipients
         asked_rows = [row for row in rows if not is_known or self._is_report(row)]
         recipients = self._recipients_of(asked_rows) if asked_rows else {}
         self.recipients_left -= sum(map(len, recipients.values()))
-        found = []
+        messages = []
         for row in rows:
-            its_own = recipients.get(row[0], ())
-            asked = self._wanted if wanted.indexed is not None and self._is_report(row) else wanted
-            if asked.matches_all(row[2], row[3], [one[1:] for one in its_own]):
-                found.append(self._found(row, its_own))
-        return found
+            own = recipients.get(row[0], ())
+            asked = self._search if strict.indexed is not None and self._is_report(row) else strict
+            if asked.matches_all(row[2], row[3], [recipient[1:] for recipient in own]):
+                messages.append(self._found(row, own))
+        return messages
 
     def _is_report(self, row: _Row) -> bool:
         """Whether it is a report that may match: no index has it, so that words are looked for in
         subject and addresses alone.
         """
-        return row[7] == REPORT and not (self._wanted.has_attachment or self._wanted.tags)
+        return row[7] == REPORT and not (self._search.has_attachment or self._search.tags)
 
     def _found(self, row: _Row, recipients: Sequence[_RecipientRow]) -> FoundMessage:
         queue_id, account, sender, subject, submission_id, *_ = row
-        if not self._wanted.needs_content:
+        if not self._search.needs_content:
             return FoundMessage(queue_id, submission_id)
         words: tuple[str, ...] = ()
-        if self._wanted.indexed is None:
-            words = self._wanted.words_of_text(sender, subject, [one[1] for one in recipients])
+        if self._search.indexed is None:
+            words = self._search.words_of_text(sender, subject, [to[1] for to in recipients])
         return FoundMessage(
             queue_id,
             submission_id,
@@ -158,24 +158,24 @@ class _Matching:
     def _in_state(self, rows: Sequence[_Row]) -> Sequence[_Row]:
         """Return the rows with a recipient in the state."""
         where, values = self._tables.among("message_id", [row[0] for row in rows])
-        found = self._tables.fetch(
+        matches = self._tables.fetch(
             f"SELECT DISTINCT message_id FROM recipient WHERE {where}{self._whose} AND state = ?",
             (*values, self._strict.state),
         )
-        ids = {queue_id for (queue_id,) in found}
+        ids = {queue_id for (queue_id,) in matches}
         return [row for row in rows if row[0] in ids]
 
     def _recipients_of(self, rows: Sequence[_Row]) -> Mapping[str, Sequence[_RecipientRow]]:
         """Return the recipients by queue id."""
-        found: dict[str, list[_RecipientRow]] = defaultdict(list)
+        recipients: dict[str, list[_RecipientRow]] = defaultdict(list)
         where, values = self._tables.among("message_id", [row[0] for row in rows])
         for queue_id, number, address, state in self._tables.fetch(
             "SELECT message_id, number, address, state FROM recipient"
             f" WHERE {where}{self._whose} LIMIT ?",
             (*values, max(self.recipients_left, 0)),
         ):
-            found[queue_id].append((number, address, state))
-        return found
+            recipients[queue_id].append((number, address, state))
+        return recipients
 
 
 class _PageSearch:
@@ -187,17 +187,17 @@ class _PageSearch:
     def __init__(
         self,
         tables: Tables,
-        wanted: MessageSearch,
+        search: MessageSearch,
         *,
         account: str | None,
         before: ListPosition | None,
         limit: int,
     ) -> None:
         self._tables = tables
-        self._matching = _Matching(tables, wanted, account)
-        self._from_us = wanted.from_us
-        self._indexed = wanted.indexed
-        self._kind = wanted.kind
+        self._matching = _Matching(tables, search, account)
+        self._from_us = search.from_us
+        self._indexed = search.indexed
+        self._kind = search.kind
         self._before = before
         self._limit = limit
         self._waiting: list[tuple[tuple[int, str], FoundMessage]] = []
@@ -230,8 +230,9 @@ class _PageSearch:
         size = min(self._limit + _SPARE, _CHUNK)  # enough if all match
         if self._indexed is not None:
             reports = self._tables.fetch(_REPORTS, (begin, SCAN_MAX)) if self._kind != MAIL else ()
-            ids = [one for one in self._indexed if one < begin]  # in this order, which sorts fast
-            ids = sorted(ids + [one for (one,) in reports], reverse=True)
+            # in this order, which sorts fast
+            ids = [queue_id for queue_id in self._indexed if queue_id < begin]
+            ids = sorted(ids + [queue_id for (queue_id,) in reports], reverse=True)
             for at, end in pairwise((0, *range(size, len(ids), _CHUNK), len(ids))):
                 where, values = self._tables.among("id", ids[at:end])
                 sql = f"SELECT {_FACTS} FROM message WHERE {where} ORDER BY id DESC"
@@ -251,10 +252,10 @@ class _PageSearch:
             begin, size = rows[-1][0], _CHUNK
 
     def _take(self, rows: Sequence[_Row]) -> None:
-        for found in self._matching.among(rows):
-            position = position_of(found.queue_id, found.submission_id)
+        for message in self._matching.among(rows):
+            position = position_of(message.queue_id, message.submission_id)
             if self._before is None or position.order > self._before.order:
-                heapq.heappush(self._waiting, (position.order, found))
+                heapq.heappush(self._waiting, (position.order, message))
 
     def _move(self, until_us: int) -> None:
         """Move the messages whose places are after `until_us` into the page."""
@@ -284,22 +285,22 @@ def find_queue_ids(tables: Tables, key: str, *, account: str | None, limit: int)
         rows = tables.fetch(
             _LOOKUP_OF_COPY, (SCAN_MAX, int(Step.DELIVERY), f'%"graph_id":"{key}"%')
         )
-    found = [row[0] for row in rows if account in (None, row[1])]
-    if found or (key != "last" and "@" not in key):
-        return sorted(found, reverse=True)[:limit]
+    ids = [row[0] for row in rows if account in (None, row[1])]
+    if ids or (key != "last" and "@" not in key):
+        return sorted(ids, reverse=True)[:limit]
     return _scan(tables, key, account=account, limit=limit)
 
 
 def find_page(
     tables: Tables,
-    wanted: MessageSearch,
+    search: MessageSearch,
     *,
     account: str | None,
     before: ListPosition | None,
     limit: int,
 ) -> FoundPage:
     """SpoolHistory.find_page."""
-    return _PageSearch(tables, wanted, account=account, before=before, limit=limit).find()
+    return _PageSearch(tables, search, account=account, before=before, limit=limit).find()
 
 
 def summaries(
@@ -308,7 +309,7 @@ def summaries(
     """SpoolHistory.summaries."""
     rows = [
         row
-        for row in tables.fetch_each(_SUMMARY, [(one,) for one in queue_ids])
+        for row in tables.fetch_each(_SUMMARY, [(queue_id,) for queue_id in queue_ids])
         if account in (None, row[7])
     ]
     keys = [(row[0],) for row in rows]
@@ -317,20 +318,20 @@ def summaries(
     for queue_id, *recipient in tables.fetch_each(_FIRST_RECIPIENTS, keys):
         first[queue_id].append(recipient)
         counts[queue_id][recipient[2]] += 1
-    more = [(one,) for one, some in first.items() if len(some) == LISTED_MAX]
+    more = [(queue_id,) for queue_id, recipients in first.items() if len(recipients) == LISTED_MAX]
     for queue_id, state, number in tables.fetch_each(_STATES, more):
         counts[queue_id][state] = number
     copies: dict[str, list[ListedRecipient]] = defaultdict(list)
     for queue_id, *copy in tables.fetch_each(_FIRST_ADDED, keys) if added else ():
         copies[queue_id].append(ListedRecipient(*copy))
-    waiting = [(one,) for one, states in counts.items() if not AT_REST.issuperset(states)]
+    waiting = [(queue_id,) for queue_id, states in counts.items() if not AT_REST.issuperset(states)]
     retries = dict(tables.fetch_each(_NEXT_ATTEMPT, waiting))
-    found = []
+    listed = []
     for queue_id, sender, submission_id, message_id, subject, size, client, _, login in rows:
         recipients = sorted(first[queue_id])
-        state = str(message_state([RecipientState(one) for one in counts[queue_id]]))
+        state = str(message_state([RecipientState(name) for name in counts[queue_id]]))
         status, reply = _deciding(tables, queue_id, state=state, first=recipients)
-        found.append(
+        listed.append(
             MessageSummary(
                 position=position_of(queue_id, submission_id),
                 id=queue_id,
@@ -339,7 +340,7 @@ def summaries(
                 sender=sender,
                 subject=subject,
                 state=state,
-                recipients=tuple(ListedRecipient(*one[:3]) for one in recipients),
+                recipients=tuple(ListedRecipient(*recipient[:3]) for recipient in recipients),
                 recipient_count=sum(counts[queue_id].values()),
                 size_bytes=size,
                 client=client,
@@ -350,7 +351,7 @@ def summaries(
                 added=tuple(copies[queue_id]),
             )
         )
-    return found
+    return listed
 
 
 def accepted_submissions(tables: Tables, submission_ids: Sequence[str]) -> Sequence[str]:
@@ -437,20 +438,20 @@ def naming(name: str) -> tuple[str, tuple[str, ...]]:
 
 def _scan(tables: Tables, key: str, *, account: str | None, limit: int) -> list[str]:
     """Scan the newest messages by sender or recipient; older ones may be missed."""
-    found: list[str] = []
-    wanted = own_mailbox(key)
+    ids: list[str] = []
+    address = own_mailbox(key)
     rows = tables.each(
         "SELECT id, account, reverse_path FROM message WHERE source <> 'report'"
         " ORDER BY id DESC LIMIT ?",
         (SCAN_MAX,),
     )
-    for some in in_chunks(rows, _SCANNED_AT_ONCE):
-        own = {row[0]: own_mailbox(row[2]) for row in some if account in (None, row[1])}
-        named = set(own) if key == "last" else _sent_to(tables, tuple(own), wanted)
-        found += [one for one, sender in own.items() if sender == wanted or one in named]
-        if len(found) >= limit:
+    for chunk in in_chunks(rows, _SCANNED_AT_ONCE):
+        own = {row[0]: own_mailbox(row[2]) for row in chunk if account in (None, row[1])}
+        named = set(own) if key == "last" else _sent_to(tables, tuple(own), address)
+        ids += [queue_id for queue_id in own if own[queue_id] == address or queue_id in named]
+        if len(ids) >= limit:
             break
-    return found[:limit]
+    return ids[:limit]
 
 
 def _sent_to(tables: Tables, queue_ids: Sequence[str], address: str) -> set[str]:

@@ -119,8 +119,8 @@ class CancelReports:
             lambda tables: self._entries(tables, to_be_planned(tables, keys, command), taken)
         )
         by_message = {}
-        for message_id, some in groupby(claims, lambda one: one.message.id):
-            plan = await self._plan(tuple(some), command)
+        for message_id, group in groupby(claims, lambda claim: claim.message.id):
+            plan = await self._plan(tuple(group), command)
             if plan.messages or plan.events:
                 stored = await self._engine.store_contents(plan.messages)
                 by_message[message_id] = plan, stored
@@ -129,8 +129,8 @@ class CancelReports:
     async def count(self, keys: Sequence[Key], *, taken: Collection[Key]) -> int:
         """How many reports there would be."""
         claims, _ = await self._engine.read(lambda tables: self._entries(tables, keys, taken))
-        groups = (tuple(some) for _, some in groupby(claims, lambda one: one.message.id))
-        return sum(bool(self._reported(some, "")) for some in groups)
+        groups = (tuple(group) for _, group in groupby(claims, lambda claim: claim.message.id))
+        return sum(bool(self._reported(group, "")) for group in groups)
 
     def _reported(self, claims: Sequence[Claim], text: str) -> tuple[ReportedRecipient, ...]:
         """Return the recipients for the report; none if there is none. Captured mail was not to be
@@ -139,12 +139,12 @@ class CancelReports:
         message = claims[0].message
         people = tuple(
             ReportedRecipient(
-                one.path, Evidence(_STATUS, text or _TEXT), log_id=f"{message.id}-{claim.entry_id}"
+                to.path, Evidence(_STATUS, text or _TEXT), log_id=f"{message.id}-{claim.entry_id}"
             )
             for claim in claims
             if claim.state is not RecipientState.CAPTURED
-            for one in claim.recipients
-            if not one.added_by
+            for to in claim.recipients
+            if not to.added_by
         )
         if self.writer is None or message.source is Source.REPORT:
             return ()
@@ -152,7 +152,7 @@ class CancelReports:
 
     async def _plan(self, claims: Sequence[Claim], command: QueueCommand) -> ReportPlan:
         people = self._reported(claims, command.text) if command.bounce else ()
-        owed = [one for claim in claims for one in claim.owed]
+        owed = [recipient for claim in claims for recipient in claim.owed]
         if self.writer is None or not (people or owed):
             return ReportPlan()
         message = claims[0].message
@@ -163,17 +163,17 @@ class CancelReports:
             content = UNREADABLE
         by_kind = {
             ReportKind.FAILED: people,
-            ReportKind.DELIVERED: [one for one in owed if one.is_delivered],
-            ReportKind.RELAYED: [one for one in owed if not one.is_delivered],
+            ReportKind.DELIVERED: [recipient for recipient in owed if recipient.is_delivered],
+            ReportKind.RELAYED: [recipient for recipient in owed if not recipient.is_delivered],
         }
         plans = [
-            self.writer.reports(kind, message, some, content=content)
-            for kind, some in by_kind.items()
-            if some
+            self.writer.reports(kind, message, recipients, content=content)
+            for kind, recipients in by_kind.items()
+            if recipients
         ]
         return ReportPlan(
-            tuple(one for plan in plans for one in plan.messages),
-            tuple(one for plan in plans for one in plan.events),
+            tuple(report for plan in plans for report in plan.messages),
+            tuple(event for plan in plans for event in plan.events),
         )
 
     def _entries(
@@ -190,7 +190,7 @@ class CancelReports:
         claims = [claim for claim in read if not claim.extra.requests]  # these stay
         epochs: dict[Key, int | None] = {claim.key: claim.epoch for claim in claims}
         epochs |= dict.fromkeys(damaged)
-        return sorted(claims, key=lambda one: one.key), epochs
+        return sorted(claims, key=lambda claim: claim.key), epochs
 
 
 class QueueAdmin:
@@ -224,7 +224,8 @@ class QueueAdmin:
     def hold_rules(self) -> Sequence[HoldRule]:
         """Return the holds of domains that have not ended."""
         now_us = self._clock.queue_us()
-        return [one for one in self._hold_rules if one.until_us is None or one.until_us > now_us]
+        rules = self._hold_rules
+        return [rule for rule in rules if rule.until_us is None or rule.until_us > now_us]
 
     def hold_rule(self, address: str) -> tuple[str, int]:
         """Return why new mail for an address is held, and until when in queue time; "" and 0 if it
@@ -233,14 +234,14 @@ class QueueAdmin:
         if not self._hold_rules:  # nearly always
             return "", 0
         domain = domain_of(address)
-        found = next((one for one in self.hold_rules() if one.takes(domain)), None)
-        return (found.reason, found.until_us or 0) if found is not None else ("", 0)
+        rule = next((hold for hold in self.hold_rules() if hold.takes(domain)), None)
+        return (rule.reason, rule.until_us or 0) if rule is not None else ("", 0)
 
     def _ends_hold_rule(self, selector: Selector) -> bool:
         """Whether a release of these entries ends a hold of what comes."""
         domain = with_a_labels(f"@{selector.domain}")[1:].lower()
         return selector == Selector(domain=selector.domain) and any(
-            fnmatchcase(one.domain, domain) for one in self.hold_rules()
+            fnmatchcase(rule.domain, domain) for rule in self.hold_rules()
         )
 
     async def _change_hold_rules(self, command: QueueCommand) -> Sequence[str]:
@@ -305,12 +306,12 @@ class QueueAdmin:
             if command.bounce and not selection.has_ended:  # the next step may have more of it
                 left = [key for key in keys if key[0] == keys[-1][0]]
                 keys = keys[: len(keys) - len(left)]
-            for some in _slices(keys, whole_messages=command.bounce):
+            for chunk in _slices(keys, whole_messages=command.bounce):
                 if command.dry_run:
-                    await self._dry_run(some, answer)
+                    await self._dry_run(chunk, answer)
                 else:
                     # a cancelled request must not lose withdrawn claims
-                    await asyncio.shield(self._do(some, answer))
+                    await asyncio.shield(self._do(chunk, answer))
         await self._follow(command)
         answer.report.unknown = tuple(selection.unknown)
         return answer.report
@@ -360,9 +361,8 @@ class QueueAdmin:
                 raise
             await self._discard(planned, result.reports)
             self._follow_up(result)
-            certain = (
-                one for one, _ in result.results.values() if one is not CommandResult.IN_FLIGHT
-            )
+            outcomes = (outcome for outcome, _ in result.results.values())
+            certain = (outcome for outcome in outcomes if outcome is not CommandResult.IN_FLIGHT)
             answer.add(certain, listed, reports=len(result.reports))
             left = [key for key in left if _is_in_flight(result, key)]
             if not left:
@@ -375,7 +375,7 @@ class QueueAdmin:
 
     async def _discard(self, planned: PlannedReports, made: Sequence[NewMessage]) -> None:
         """Keep the files of the reports that were made, and remove those of others."""
-        ids = {one.facts.id for one in made}
+        ids = {report.facts.id for report in made}
         for plan, stored in planned[1].values():
             if any(report.facts.id in ids for report in plan.messages):
                 self._engine.committed(stored)
@@ -470,13 +470,13 @@ def _write(
     """Change and list in one transaction, so that entries are shown as the change left them."""
     result = make(transaction)
     listed = listing()
-    shown = {
-        one: _shown(outcome, note)
+    fields = {
+        entry: _shown(outcome, note)
         for key, (outcome, note) in result.results.items()
         if outcome is not CommandResult.IN_FLIGHT
-        for one in (key, *result.made.get(key, ()))
+        for entry in (key, *result.made.get(key, ()))
     }
-    listed.add(transaction, list(shown), shown)
+    listed.add(transaction, list(fields), fields)
     if result.ended:
         result.left = engine.entries_ended(transaction, result.ended)
     return result, listed
@@ -516,7 +516,7 @@ def change(
     if result.ended:
         offset_us = at_us - now_us
         result.given_back = list(_cancelled_mail(transaction, result.ended, offset_us=offset_us))
-    done = [key[0] for key, (one, _) in result.results.items() if one is CommandResult.DONE]
+    done = [key[0] for key, (outcome, _) in result.results.items() if outcome is CommandResult.DONE]
     for message_id in dict.fromkeys(done):
         if (made := plans.get(message_id)) is not None:
             plan, stored = made
@@ -533,12 +533,12 @@ def _cancelled_mail(
     tables: Tables, ended: Collection[Key], *, offset_us: int
 ) -> Iterator[CancelledMail]:
     """Yield what the end of these entries gives back to accounts, by message."""
-    ids = [(one,) for one in dict.fromkeys(message_id for message_id, _ in ended)]
+    ids = [(message_id,) for message_id in dict.fromkeys(message_id for message_id, _ in ended)]
     doubted = {
-        (message_id, one["number"])
+        (message_id, recipient["number"])
         for message_id, text in tables.fetch_each(_DOUBTED, ids)
-        for one in json.loads(text)["recipients"]
-        if one["outcome"] == "indeterminate"
+        for recipient in json.loads(text)["recipients"]
+        if recipient["outcome"] == "indeterminate"
     }
     named = tables.fetch_each(_NAMED, ids)
     for _, of_message in groupby(named, lambda row: row[2]):
@@ -574,12 +574,12 @@ def _dry_run(
     result, _ = decide(
         loaded, command, keys, taken=taken, now_us=now_us, at_us=now_us, planned=planned
     )
-    shown = {
-        key: _in_flight(elsewhere.get(key, "")) if key in busy else _shown(one, note)
-        for key, (one, note) in result.results.items()
+    fields = {
+        key: _in_flight(elsewhere.get(key, "")) if key in busy else _shown(outcome, note)
+        for key, (outcome, note) in result.results.items()
     }
-    listed.add(tables, list(shown), shown)
-    return [one for one, _ in result.results.values()]
+    listed.add(tables, list(fields), fields)
+    return [outcome for outcome, _ in result.results.values()]
 
 
 def _show_in_flight(
@@ -587,11 +587,11 @@ def _show_in_flight(
 ) -> None:
     """List entries in flight, with their notes, "" where delivery has them."""
     elsewhere = engine.elsewhere(tables, notes)
-    shown = {
+    fields = {
         key: _shown(CommandResult.IN_FLIGHT, note) if note else _in_flight(elsewhere.get(key, ""))
         for key, note in notes.items()
     }
-    listed.add(tables, list(notes), shown)
+    listed.add(tables, list(notes), fields)
 
 
 def _shown(result: CommandResult, note: str) -> dict[str, str]:
@@ -599,8 +599,8 @@ def _shown(result: CommandResult, note: str) -> dict[str, str]:
 
 
 def _in_flight(node: str) -> dict[str, str]:
-    shown = _shown(CommandResult.IN_FLIGHT, in_flight_note(node))
-    return shown | ({"node": node} if node else {})
+    fields = _shown(CommandResult.IN_FLIGHT, in_flight_note(node))
+    return fields | ({"node": node} if node else {})
 
 
 def _put_back(transaction: OpenTransaction, *, keys: Collection[Key], engine: QueueEngine) -> None:
@@ -614,14 +614,14 @@ def _slices(keys: Sequence[Key], *, whole_messages: bool) -> Iterator[Sequence[K
     if not whole_messages:
         yield from (keys[start : start + _AT_ONCE] for start in range(0, len(keys), _AT_ONCE))
         return
-    some: list[Key] = []
+    chunk: list[Key] = []
     for _, entries in groupby(keys, lambda key: key[0]):
-        some += entries
-        if len(some) >= _REPORTED_AT_ONCE:
-            yield some
-            some = []
-    if some:
-        yield some
+        chunk += entries
+        if len(chunk) >= _REPORTED_AT_ONCE:
+            yield chunk
+            chunk = []
+    if chunk:
+        yield chunk
 
 
 def _is_in_flight(result: ChangeResult, key: Key) -> bool:

@@ -84,7 +84,7 @@ class ReceiptLedger:
         return self._own(rows)
 
     def _own(self, rows: Iterable[Sequence[Any]]) -> list[OwedReceipt]:
-        found = []
+        receipts = []
         for message_id, number, mailbox, copy_id, folder, owed_us, request, state in rows:
             asked = msgspec.json.decode(request, type=dict[str, Any])
             if asked.get("store", 0) == self._store():
@@ -98,16 +98,16 @@ class ReceiptLedger:
                     is_trusted=asked.get("is_trusted", False),
                     is_sent=state == "sent",
                 )
-                found.append(owed)
-        return found
+                receipts.append(owed)
+        return receipts
 
     async def find(self, mailbox: str, copy_ids: Sequence[str]) -> Sequence[OwedReceipt]:
         """Return those for these copies in a mailbox, as owed()."""
-        found: list[Any] = []
+        rows: list[Any] = []
         for start in range(0, len(copy_ids), _AT_ONCE):
-            some = copy_ids[start : start + _AT_ONCE]
-            found += await self._engine.read(partial(_of_copies, mailbox=mailbox, copy_ids=some))
-        return self._own(found)
+            chunk = copy_ids[start : start + _AT_ONCE]
+            rows += await self._engine.read(partial(_of_copies, mailbox=mailbox, copy_ids=chunk))
+        return self._own(rows)
 
     async def request(self, key: ReceiptKey) -> ReceiptRequest | None:
         """Return what is asked for; None if it is not owed any more."""

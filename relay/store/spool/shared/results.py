@@ -124,9 +124,9 @@ def result_rows(
     is_finished = len(final) == len(claim.recipients) and not claim_result.goes_on
     held = ""
     if claim_result.held and not is_finished:
-        details = (one.detail for one in claim_result.events)
-        attempts = [one for one in details if isinstance(one, AttemptDetail) and one.held]
-        held = f"relay: {attempts[0].held}" if attempts else "relay"
+        details = (event.detail for event in claim_result.events)
+        holds = [detail for detail in details if isinstance(detail, AttemptDetail) and detail.held]
+        held = f"relay: {holds[0].held}" if holds else "relay"
     state, waiting = _waiting(claim_result, captured)
     return ResultRows(
         changed,
@@ -214,9 +214,10 @@ def record_owed(transaction: OpenTransaction, claim_result: ClaimResult) -> None
     """Record what reports are owed, or no longer are; ordinary mail needs none of it."""
     key = claim_result.claim.key
     if claim_result.owed:
-        evidence = {number: claim_result.outcomes[number].evidence for number in claim_result.owed}
+        owed = {number: claim_result.outcomes[number].evidence for number in claim_result.owed}
         rows = [
-            (f"{claim_result.at_us} {one.host}", *key, number) for number, one in evidence.items()
+            (f"{claim_result.at_us} {evidence.host}", *key, number)
+            for number, evidence in owed.items()
         ]
         transaction.execute_each(_OWE, rows)
     if claim_result.pays:
@@ -303,8 +304,8 @@ def _find(
 
     Of several it is the newest that has a recipient; one with the Message-ID goes first.
     """
-    for message_id, some in groupby(_candidates(tables, report), lambda row: row[0]):
-        recipients = list(some)
+    for message_id, rows in groupby(_candidates(tables, report), lambda row: row[0]):
+        recipients = list(rows)
         reverse_path = recipients[0][1]
         if not reverse_path or own_mailbox(reverse_path) not in owners:
             continue
@@ -315,9 +316,9 @@ def _find(
             names.setdefault(own_mailbox(address), address)
         claims: dict[str, RemoteClaim] = {}
         for claim in report.claims:
-            found = [name for name in map(own_mailbox, _names(claim)) if name in names]
-            if found:
-                claims.setdefault(names[found[0]], claim)
+            matches = [name for name in map(own_mailbox, _names(claim)) if name in names]
+            if matches:
+                claims.setdefault(names[matches[0]], claim)
         if claims:
             return message_id, claims
     return None
@@ -351,12 +352,12 @@ def _names(claim: RemoteClaim) -> Iterator[str]:
 
 def _kept(tables: Tables, message_id: str) -> dict[str, list[tuple[int, str]]]:
     """Return what is recorded of each recipient: the sequence of each claim, and its report."""
-    found: dict[str, list[tuple[int, str]]] = {}
+    claims: dict[str, list[tuple[int, str]]] = {}
     for sequence, text in tables.fetch(_CLAIMS, (message_id, int(Step.REPORT))):
         detail = read_known(ClaimDetail, msgspec.json.decode(text))
         for address in detail.recipients:
-            found.setdefault(address, []).append((sequence, detail.received))
-    return found
+            claims.setdefault(address, []).append((sequence, detail.received))
+    return claims
 
 
 def _count_one_more(transaction: OpenTransaction, message_id: str, sequence: int) -> None:

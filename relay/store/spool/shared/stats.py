@@ -207,9 +207,10 @@ def stats(tables: Tables, *, now_us: int, offset_us: int) -> dict[str, Any]:
         groups = [*waiting, *claimed]
         oldest = min((row[2] for row in groups if row[2]), default=None)
         received = tables.fetch_one("SELECT received_us FROM message WHERE id = ?", (oldest,))
+        levels = ", ".join(str(int(level)) for level in PriorityLevel)
         due = tables.fetch_one(
             f"SELECT count(*) FROM entry INDEXED BY entry_due WHERE {WAITS}"
-            f" AND lane IN ({', '.join(str(int(one)) for one in PriorityLevel)}) AND due_us <= ?",
+            f" AND lane IN ({levels}) AND due_us <= ?",
             (now_us,),
         )
         hops = _next_hops(tables, offset_us)
@@ -267,14 +268,14 @@ def _last_replies(tables: Tables, hops: Sequence[str]) -> dict[str, dict[str, st
     asked = [hop for hop in hops if hop != CAPTURE.key]  # captured mail gets no reply
     if not asked:
         return {}
-    found = _latest(tables.fetch(_NEWEST_EVENTS, (_EVENTS_READ, int(Step.DELIVERY))))
+    latest = _latest(tables.fetch(_NEWEST_EVENTS, (_EVENTS_READ, int(Step.DELIVERY))))
     for hop in asked:
-        if without_mailbox(hop) not in found:
+        if without_mailbox(hop) not in latest:
             entries = tables.fetch(_TRIED_ENTRIES, (hop, _ENTRIES_SEEN, _ENTRIES_READ))
             values = [(name, _EVENTS_OF_MESSAGE, int(Step.DELIVERY)) for (name,) in entries]
-            events = [event for one in values for event in tables.fetch(_EVENTS_OF, one)]
-            found = _latest(events) | found
-    replies = {hop: found[name] for hop in asked if (name := without_mailbox(hop)) in found}
+            events = [event for row in values for event in tables.fetch(_EVENTS_OF, row)]
+            latest = _latest(events) | latest
+    replies = {hop: latest[name] for hop in asked if (name := without_mailbox(hop)) in latest}
     return {
         hop: {
             "at": rfc3339(at_us),
@@ -290,11 +291,11 @@ def _latest(events: Iterable[tuple[int, str]]) -> dict[str, tuple[int, AttemptDe
     """Return the latest attempt to each next hop: its time and its detail. The key is that of the
     next hop without the mailbox.
     """
-    found: dict[str, tuple[int, AttemptDetail]] = {}
+    latest: dict[str, tuple[int, AttemptDetail]] = {}
     for at_us, text in events:
         detail = read_known(AttemptDetail, msgspec.json.decode(text))
         if detail.attempt and detail.recipients:
             hop = f"{detail.next_hop} {detail.route}".rstrip()  # without_mailbox()
-            if hop not in found or found[hop][0] < at_us:
-                found[hop] = (at_us, detail)
-    return found
+            if hop not in latest or latest[hop][0] < at_us:
+                latest[hop] = (at_us, detail)
+    return latest

@@ -97,10 +97,10 @@ class IncomingFile:
     def _take_back(self, size_bytes: int, crc32: int) -> None:
         with translate_os_errors(self._path.parent):
             lent = Descriptor(os.open(self._path, os.O_RDONLY | os.O_CLOEXEC))
-            self._file, found = None, os.fstat(lent.number).st_size
-            if found != size_bytes:
+            self._file, actual_bytes = None, os.fstat(lent.number).st_size
+            if actual_bytes != size_bytes:
                 raise SpoolUnavailableError(
-                    f"found a body of {found} octets, expected {size_bytes}"
+                    f"found a body of {actual_bytes} octets, expected {size_bytes}"
                 )
             if has_writers(lent.number):
                 self._path.unlink()
@@ -204,10 +204,10 @@ class ContentFiles:
         expected = row.size - len(row.header or b"")
         try:
             content = path.read_bytes() if row.is_small else b""
-            found = len(content) if row.is_small else path.stat().st_size
-            if found != expected:
-                raise SpoolError(f"content {row.name} has {found} bytes, expected {expected}")
-            body = FileOctets(path, 0, found)
+            actual = len(content) if row.is_small else path.stat().st_size
+            if actual != expected:
+                raise SpoolError(f"content {row.name} has {actual} bytes, expected {expected}")
+            body = FileOctets(path, 0, actual)
             if check:
                 blocks = (content,) if row.is_small else octets_in_blocks((body,))
                 verify_checksum(row.name, checksum_of(blocks, row.header), expected=row.crc32)
@@ -236,7 +236,7 @@ class ContentFiles:
 
     def committed(self, files: StoredContents) -> None:
         """Rows name these files now."""
-        self._in_use.difference_update(file.name for some in files for file in some.values())
+        self._in_use.difference_update(file.name for bodies in files for file in bodies.values())
 
     def remove(self, names: Iterable[str]) -> int:
         """Remove files that no row names; return how many were there."""
@@ -256,8 +256,8 @@ class ContentFiles:
         """Yield the names of all files, in batches."""
         with translate_os_errors(self._directory), os.scandir(self._directory) as entries:
             names = (entry.name for entry in entries)
-            while some := tuple(islice(names, _LISTED_AT_ONCE)):
-                yield some
+            while chunk := tuple(islice(names, _LISTED_AT_ONCE)):
+                yield chunk
 
     def _store(self, name: str, content: Content) -> int:
         """Store a content in a file; return the file's checksum."""
@@ -289,14 +289,14 @@ class ContentFiles:
         return True
 
     def _write_one(self, name: str, blocks: Iterable[bytes]) -> int:
-        found = 0
+        checksum = 0
         path = self._directory / name
         part = path.with_name(name + _PART)
         descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
         try:
             for block in blocks:
                 write_all(descriptor, block)
-                found = crc32(block, found)
+                checksum = crc32(block, checksum)
             os.fsync(descriptor)
         except OSError:
             part.unlink(missing_ok=True)
@@ -304,15 +304,15 @@ class ContentFiles:
         finally:
             os.close(descriptor)
         part.rename(path)
-        return found
+        return checksum
 
 
 def checksum_of(blocks: Iterable[bytes], header: bytes | None = None) -> int:
     """Return the CRC-32 of octets, continued with a header. Raises UnreadableError."""
-    found = 0
+    checksum = 0
     for block in blocks:
-        found = crc32(block, found)
-    return crc32(header or b"", found)
+        checksum = crc32(block, checksum)
+    return crc32(header or b"", checksum)
 
 
 def _names(message_id: str, contents: Sequence[Content], only: Collection[int]) -> dict[int, str]:

@@ -32,9 +32,9 @@ def check_free_space(
     directory: Path, size_bytes: int, *, reserve_bytes: int = RESERVE_BYTES
 ) -> None:
     """Raise SpoolFullError where `size_bytes` more would use the reserve."""
-    found = os.statvfs(directory)  # for each commit: takes a quarter of the time of disk_of()
-    reserve = min(reserve_bytes, found.f_blocks * found.f_frsize // RESERVE_PARTS)
-    if found.f_bavail * found.f_frsize - size_bytes < reserve:
+    status = os.statvfs(directory)  # for each commit: takes a quarter of the time of disk_of()
+    reserve = min(reserve_bytes, status.f_blocks * status.f_frsize // RESERVE_PARTS)
+    if status.f_bavail * status.f_frsize - size_bytes < reserve:
         raise SpoolFullError(f"{directory}: the disk is nearly full")
 
 

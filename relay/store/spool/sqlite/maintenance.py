@@ -88,7 +88,7 @@ def _remove_messages(batch: Batch, queue_ids: Sequence[str]) -> list[str]:
     Live recipients count as discarded.
     """
     count_removed(batch, queue_ids)
-    ids = [(one,) for one in queue_ids]
+    ids = [(queue_id,) for queue_id in queue_ids]
     sql = "SELECT DISTINCT content_id FROM entry WHERE message_id = ? AND state <> 'final'"
     contents = batch.fetch_each(sql, ids)
     sql = f"SELECT count(*) FROM recipient WHERE message_id = ? AND state IN {LIVE_STATES}"
@@ -103,9 +103,9 @@ def _remove_messages(batch: Batch, queue_ids: Sequence[str]) -> list[str]:
 
 def _remove_rows(batch: Batch, queue_ids: Sequence[str]) -> None:
     """Remove all rows of messages but their contents."""
-    ids = [(one,) for one in queue_ids]
-    found = batch.fetch_each("SELECT max(sequence) FROM event WHERE message_id = ?", ids)
-    note_removed_events(batch, max((last for (last,) in found if last is not None), default=None))
+    ids = [(queue_id,) for queue_id in queue_ids]
+    rows = batch.fetch_each("SELECT max(sequence) FROM event WHERE message_id = ?", ids)
+    note_removed_events(batch, max((last for (last,) in rows if last is not None), default=None))
     for table, column in _TABLES.items():
         batch.execute_each(f"DELETE FROM {table} WHERE {column} = ?", ids)
 
@@ -168,16 +168,16 @@ class Maintenance(SpoolMaintenance):
         if now == self._accepted[0]:
             return self._accepted
         rows = tables.fetch("SELECT id FROM message WHERE source <> 'report'")
-        return now, frozenset(one for (one,) in rows)
+        return now, frozenset(queue_id for (queue_id,) in rows)
 
     async def addresses(self, queue_ids: Sequence[str]) -> Mapping[str, Sequence[str]]:
         """DevelopmentSpool.addresses."""
         sql = "SELECT message_id, address FROM recipient WHERE message_id = ? AND added_by = ''"
-        ids = [(one,) for one in queue_ids]
-        found: dict[str, list[str]] = {}
+        ids = [(queue_id,) for queue_id in queue_ids]
+        recipients: dict[str, list[str]] = {}
         for queue_id, address in await self._engine.read(lambda t: t.fetch_each(sql, ids)):
-            found.setdefault(queue_id, []).append(address)
-        return found
+            recipients.setdefault(queue_id, []).append(address)
+        return recipients
 
     async def discard(self, until_us: int) -> int:
         """DevelopmentSpool.discard."""
@@ -195,10 +195,10 @@ class Maintenance(SpoolMaintenance):
 
     async def _remove_with_files(self, operation: Callable[[Batch], tuple[T, list[str]]]) -> T:
         """Run an operation, and remove the files that it returns once it is durable."""
-        found, files = await self._writer.submit(operation)
+        result, files = await self._writer.submit(operation)
         if files:
             self._engine.remove(files)
-        return found
+        return result
 
     def _sweep_some(self, listed: Iterator[tuple[str, ...]], tables: Any) -> int | None:
         names = next(listed, None)

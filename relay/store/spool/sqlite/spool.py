@@ -294,7 +294,8 @@ class SqliteSpool(SpoolEngine):
 
     async def claim_due(self, now_us: int, limit: int, look: DueQuery) -> DueBatch:
         """SpoolEngine.claim_due."""
-        seen, damaged = await self.ask(lambda one: find_due(one, look, now_us=now_us, limit=limit))
+        find = partial(find_due, look=look, now_us=now_us, limit=limit)
+        seen, damaged = await self.ask(find)
         if not seen.claims and not damaged:
             return seen
         at_us = self._clock.time_us()
@@ -387,7 +388,7 @@ class SqliteSpool(SpoolEngine):
 
     async def discard(self, stored: StoredContents) -> None:
         """QueueEngine.discard."""
-        names = [file.name for some in stored for file in some.values()]
+        names = [file.name for bodies in stored for file in bodies.values()]
         if names:
             await asyncio.to_thread(self._files.remove, names)
 

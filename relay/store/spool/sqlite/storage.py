@@ -102,15 +102,15 @@ class SqliteStorage(SpoolStorage):
     @contextmanager
     def restored(self, folder: Path) -> Iterator[None]:
         """SpoolStorage.restored. What is put in place is not synced."""
-        found = [one for one in folder.iterdir() if contents_of(one).is_dir()]
-        if len(found) != 1:
+        databases = [path for path in folder.iterdir() if contents_of(path).is_dir()]
+        if len(databases) != 1:
             raise FileNotFoundError(f"{folder} has no copy of a spool")
         database = self._database
         with translate_os_errors(database.parent):
             contents_of(database).mkdir(mode=0o700, parents=True)
-            copy_privately(found[0], database)
-            for one in contents_of(found[0]).iterdir():
-                copy_privately(one, contents_of(database) / one.name)
+            copy_privately(databases[0], database)
+            for file in contents_of(databases[0]).iterdir():
+                copy_privately(file, contents_of(database) / file.name)
         yield
 
     def accepted_since(self, folder: Path | None, keys: Iterable[str]) -> Iterator[tuple[str, str]]:

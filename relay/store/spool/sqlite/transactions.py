@@ -180,11 +180,9 @@ def record(
     if rows.is_finished:
         unneeded = drop_content(batch, claim.message.id, claim.content_id)
     record_beside(batch, claim_result, rows, now_us=now_us, store=0)
-    claims = [
-        one
-        for message, names in zip(claim_result.reports, files, strict=True)
-        for one in add_message(batch, message, names, claim=claim_reports, captured=captured).claims
-    ]
+    claims: list[Claim] = []
+    for message, names in zip(claim_result.reports, files, strict=True):
+        claims += add_message(batch, message, names, claim=claim_reports, captured=captured).claims
     return Recorded(tuple(claims), unneeded, owes=bool(rows.receipts))
 
 
@@ -280,8 +278,8 @@ def _content_row(content: Content, file: StoredBody | None) -> tuple[Any, ...]:
             return len(content), content, None, None, 0, crc32(content)
         return len(content), None, file.name, None, 0, file.crc32
     assert file is not None
-    found = crc32(content.header, file.crc32)
-    return content.size, None, file.name, content.header, content.flags, found
+    checksum = crc32(content.header, file.crc32)
+    return content.size, None, file.name, content.header, content.flags, checksum
 
 
 def find_due(
@@ -303,8 +301,8 @@ def find_due(
 
 def next_due_us(tables: SqliteTables, after_us: int) -> int | None:
     """Return when the first unclaimed entry after `after_us` is due."""
-    found: int | None = tables.fetch_one(_NEXT, (after_us,))[0]
-    return found
+    due_us: int | None = tables.fetch_one(_NEXT, (after_us,))[0]
+    return due_us
 
 
 def read_claims(
@@ -313,9 +311,9 @@ def read_claims(
     """Return claims of these entries as they are, and what is wrong with the others."""
     if not keys:
         return (), {}
-    wanted = msgspec.json.encode(list(keys)).decode()
-    recipients = tables.fetch(_RECIPIENTS, (wanted,))
-    return claims_of(tables.fetch(_FACTS, (wanted,)), recipients)
+    keys_json = msgspec.json.encode(list(keys)).decode()
+    recipients = tables.fetch(_RECIPIENTS, (keys_json,))
+    return claims_of(tables.fetch(_FACTS, (keys_json,)), recipients)
 
 
 def _scan_level(
@@ -335,20 +333,20 @@ def release_claims(batch: Batch, claims: Iterable[Claim]) -> None:
 
 
 def take_claims(
-    batch: Batch, found: Sequence[Claim], damaged: Mapping[Key, str], *, now_us: int, at_us: int
+    batch: Batch, claims: Sequence[Claim], damaged: Mapping[Key, str], *, now_us: int, at_us: int
 ) -> tuple[Claim, ...]:
-    """Claim what was found, except entries that were claimed since; `at_us` is wall time.
+    """Take these claims, except those of entries that were claimed since; `at_us` is wall time.
 
     A held entry that is due becomes queued. An entry that cannot be read is held, so that others
     continue: this is in the log, in the journey and in the queue list.
     """
-    keys = [(*claim.key, claim.epoch) for claim in found]
+    keys = [(*claim.key, claim.epoch) for claim in claims]
     taken = set(batch.fetch_each(_TAKE, keys))
-    claims = [
+    taken_claims = [
         end_hold(batch, replace(claim, epoch=claim.epoch + 1), now_us=now_us, at_us=at_us)
-        for claim in found
+        for claim in claims
         if claim.key in taken
     ]
     for key, text in damaged.items():
         hold_damaged(batch, key, text, at_us=at_us, is_claimed=False)
-    return tuple(claims)
+    return tuple(taken_claims)

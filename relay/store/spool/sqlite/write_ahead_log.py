@@ -145,14 +145,14 @@ def check_commits(connection: apsw.Connection, database: Path, number: int | Non
     """
     if number is None:
         return
-    found = commits_of(connection)
-    if found is None:
+    commits = commits_of(connection)
+    if commits is None:
         raise SpoolDamagedError(
             f"{database} is damaged: it has no tables and was not closed; {_CAUSE}"
         )
-    if found < number:
+    if commits < number:
         raise SpoolDamagedError(
-            f"{database} is damaged: its last commit is number {found},"
+            f"{database} is damaged: its last commit is number {commits},"
             f" and number {number} was synced; {_CAUSE}"
             f" (if you put the file back from a back-up: remove {last_commit_of(database).name})"
         )

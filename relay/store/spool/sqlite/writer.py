@@ -184,10 +184,8 @@ class Writer(GroupWriter):
     @property
     def _idle_timeout_s(self) -> float | None:
         """When to work although nothing is to be committed; None for never."""
-        times = [
-            one for one in (self.log.idle_timeout_s, self._damage.retry_in_s) if one is not None
-        ]
-        return min(times, default=None)
+        times = (self.log.idle_timeout_s, self._damage.retry_in_s)
+        return min((time_s for time_s in times if time_s is not None), default=None)
 
     def _run(self) -> None:
         while True:
