@@ -42,7 +42,13 @@ from relay.store.journeys.document import Journey
 from relay.store.journeys.message_list import ListedRecipient
 from relay.store.journeys.spool_history import KeptMessage, SpoolEvents, SpoolHistory
 from relay.store.spool.queue_commands import QueueCommand, ShownTimes
-from relay.store.spool.shared import event_log, message_list
+from relay.store.spool.shared import (
+    event_log,
+    message_names,
+    message_page,
+    message_rows,
+    recent_messages,
+)
 from relay.store.spool.shared.accepted import CapturedMail, accepted_as
 from relay.store.spool.shared.claimed import late_recipients
 from relay.store.spool.shared.group_commit import WAITING_MAX, GroupWriter
@@ -144,12 +150,12 @@ class SpoolEngine(QueueEngine, SpoolHistory):
     # what a development relay does with it; None of an engine that it never has
     development: DevelopmentSpool | None = None
     _writer: GroupWriter
-    find_queue_ids = reads(message_list.find_queue_ids)
-    find_page = reads(message_list.find_page)
-    summaries = reads(message_list.summaries)
-    accepted_submissions = reads(message_list.accepted_submissions)
-    count_states = reads(message_list.count_states)
-    recent_addresses = reads(message_list.recent_addresses)
+    find_queue_ids = reads(message_names.find_queue_ids)
+    find_page = reads(message_page.find_page)
+    summaries = reads(message_rows.summaries)
+    accepted_submissions = reads(message_names.accepted_submissions)
+    count_states = reads(recent_messages.count_states)
+    recent_addresses = reads(recent_messages.recent_addresses)
 
     def __init__(
         self,

@@ -1,7 +1,7 @@
 """Decide what a queue command does to entries: retry, hold, release, cancel and reroute.
 
 A dry run decides as the change itself does, on values that were read before
-(relay/store/spool/shared/entries.py). An entry that is being delivered is left alone. Every change
+(relay/store/spool/shared/entry_facts.py). An entry that is being delivered is left alone. Every change
 raises the epoch, so that a claim made before cannot be recorded; and it has an event that says who
 changed the entry and why.
 
@@ -33,7 +33,8 @@ from relay.store.spool.queue_commands import (
     state_after,
 )
 from relay.store.spool.shared.columns import recipient_row
-from relay.store.spool.shared.entries import EntryChanges, EntryFacts, LoadedEntries, load_entries
+from relay.store.spool.shared.entry_changes import EntryChanges
+from relay.store.spool.shared.entry_facts import EntryFacts, LoadedEntries, load_entries
 from relay.store.spool.shared.holds import RELEASED, changed_extra, held_extra
 from relay.store.spool.shared.tables import Leftovers, Tables
 from relay.store.spool.types import RESTORED_US, ContentKey, Key, NewMessage, NewRecipient, Selector

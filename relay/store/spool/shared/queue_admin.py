@@ -1,7 +1,7 @@
 """List the queue, and execute operator commands: in slices, around entries that are in flight.
 
 What a command does to an entry is decided in `decisions`, which entries a selector matches in
-`entries`. An entry that is being delivered is not changed; the result says so, and at which
+`entry_selection`. An entry that is being delivered is not changed; the result says so, and at which
 other node. A large command runs in slices of one transaction each, and mail continues between them.
 When a slice fails with a SpoolError, the slices before it remain done.
 
@@ -50,15 +50,10 @@ from relay.store.spool.shared.decisions import (
     held_by_restore,
     in_flight_note,
 )
-from relay.store.spool.shared.entries import (
-    PUT_BACK,
-    EntryListBuilder,
-    EntrySelection,
-    like,
-    load_entries,
-    store_changes,
-    to_be_planned,
-)
+from relay.store.spool.shared.entry_changes import PUT_BACK, store_changes
+from relay.store.spool.shared.entry_facts import load_entries, to_be_planned
+from relay.store.spool.shared.entry_list import EntryListBuilder
+from relay.store.spool.shared.entry_selection import EntrySelection, like
 from relay.store.spool.shared.holds import HoldRule, end_new, hold_new, stored_hold_rules
 from relay.store.spool.shared.tables import OpenTransaction, QueueEngine, StoredContents, Tables
 from relay.store.spool.types import (
