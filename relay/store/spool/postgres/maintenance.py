@@ -1,4 +1,4 @@
-"""Maintain the spool on PostgreSQL: how much it holds, and mail of stores that no node holds."""
+"""Maintain the spool on PostgreSQL: counts, and mail for mail roots that no living node holds."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
@@ -64,13 +64,13 @@ class PostgresMaintenance(SpoolMaintenance):
         super().__init__(engine, clock)
         self._writer = writer
         self._bodies = bodies
-        self.heard = 0  # how often other nodes may have done something: at each beat, for one
+        self.heard = 0  # rises when other nodes may have done something, and at each beat
         self._since_s: dict[int, float] = {}  # of stores without a node, by their numbers
         self._logged: set[str] = set()  # their names
         self._after = FIRST_POSITION  # how far claim_without_node() has looked
 
     async def change(self, operation: Operation[T]) -> T:
-        """SpoolMaintenance.change, in a transaction of its own."""
+        """SpoolMaintenance.change, in a separate transaction."""
         return await self._writer.submit(operation, alone=True)
 
     def take_over_some(self, transaction: Any, *, now_us: int, at_us: int) -> int:
@@ -105,7 +105,7 @@ class PostgresMaintenance(SpoolMaintenance):
     def seen(self, stores: Mapping[int, str], *, now_s: float) -> None:
         """Take a reading of stores_without_node() at `now_s`, seconds since the boot.
 
-        A store is logged at its second reading: a command has one.
+        A store is logged when two readings have it.
         """
         self._since_s = {number: self._since_s.get(number, now_s) for number in stores}
         self.stores_without_node = tuple(stores.values())
@@ -117,11 +117,11 @@ class PostgresMaintenance(SpoolMaintenance):
         self._logged = (self._logged | lasting) & set(self.stores_without_node)
 
     def forget(self) -> None:
-        """Begin once more: this node was away."""
+        """Start the measurement again: this node was away."""
         self._since_s = {}
 
     def _lasting(self, now_s: float) -> list[int]:
-        """Return the numbers of those that have been without a holder for long enough."""
+        """Return the numbers of stores that have been without a node for WITHOUT_NODE_S."""
         since_s = self._since_s
         return [store for store in since_s if now_s - since_s[store] >= WITHOUT_NODE_S]
 
@@ -150,17 +150,17 @@ class PostgresMaintenance(SpoolMaintenance):
 
 
 def note_removed_events(transaction: OpenTransaction, last: int) -> None:
-    """Record that events up to the sequence `last` are not there: followers are informed."""
+    """Record that events up to the sequence `last` were removed, so that followers notice."""
     transaction.execute(_REMOVED, (REMOVED_EVENTS, last))
 
 
 def stores_without_node(tables: ConnectionTables) -> Mapping[int, str]:
-    """Return number and name of the stores without a living holder for which mail waits."""
+    """Return the number and name of each store without a living node for which mail waits."""
     return dict(map(tuple, tables.fetch(_WITHOUT_NODE, (_LEVELS,))))
 
 
 def with_store_without_node(tables: Tables, journey: Journey) -> Journey:
-    """Return a journey in which recipients say that they wait for a mail root that no node has."""
+    """Return a journey with a reason for recipients that wait for a mail root that no node has."""
     waiting = [to for to in journey.recipients if to.state in _WAITING and to.next_hop == LOCAL.key]
     row = tables.fetch_one(_OF_MESSAGE, (journey.id, LOCAL.key)) if waiting else None
     if row is None:

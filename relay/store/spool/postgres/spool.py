@@ -183,8 +183,8 @@ class PostgresSpool(SpoolEngine):
             on_lost=self._lost,
             maintenance=self.maintenance,
         )
-        self._final_to = 0  # all events up to this number are there
-        # a number, and the transaction id before which all must have ended
+        self._final_to = 0  # all events up to this number are visible
+        # the next such number, and the transaction id before which all transactions must end first
         self._final_next: tuple[int, int] | None = None
 
     def _lost(self, error: SpoolError) -> None:
@@ -219,7 +219,7 @@ class PostgresSpool(SpoolEngine):
         return taken_over
 
     def is_of_other_store(self, domain: str) -> bool:
-        """SpoolEngine.is_of_other_store: maybe, until they were read."""
+        """SpoolEngine.is_of_other_store; True until the other domains were read."""
         others = self._writer.other_domains
         return others is None or domain in others
 
@@ -278,7 +278,7 @@ class PostgresSpool(SpoolEngine):
         root_id, was_used = super()._root(tables, store)
         if root_id or tables.fetch_one(_OTHER_ROOT, (store,)) is None:
             return root_id, was_used
-        return "", False  # the others were used
+        return "", False  # other mail roots were used
 
     async def _accept(
         self,
@@ -327,20 +327,19 @@ class PostgresSpool(SpoolEngine):
         self, claim_result: ClaimResult, stored: StoredContents, *, claim_reports: bool, now_us: int
     ) -> Recorded | None:
         self._check_usable()
+        record = partial(
+            transactions.record,
+            claim_result=claim_result,
+            bodies=stored,
+            captured=self._captured,
+            claim_reports=claim_reports,
+            now_us=now_us,
+        )
+        is_alone = transactions.runs_statements(claim_result)
+        is_alone = is_alone or transactions.reads_for(claim_result.reports, stored)
+        size = _size_of(claim_result.reports)
         try:
-            return await self._writer.submit(
-                lambda transaction: transactions.record(
-                    transaction,
-                    claim_result,
-                    stored,
-                    captured=self._captured,
-                    claim_reports=claim_reports,
-                    now_us=now_us,
-                ),
-                alone=transactions.runs_statements(claim_result)
-                or transactions.reads_for(claim_result.reports, stored),
-                size=_size_of(claim_result.reports),
-            )
+            return await self._writer.submit(record, alone=is_alone, size=size)
         except StaleClaimError:
             return None
         except asyncio.CancelledError:
@@ -403,7 +402,7 @@ class PostgresSpool(SpoolEngine):
         return max(int(tables.fetch_one(_LAST)[0]), NO_EVENTS)
 
     async def note_restored(self) -> None:
-        """SpoolEngine.note_restored. This node has joined: the numbers go on from that time."""
+        """SpoolEngine.note_restored. When this node joined, the numbers moved on to that time."""
 
         def note(transaction: WriteTransaction) -> None:
             note_removed_events(transaction, self._greatest_event(transaction))
@@ -411,13 +410,14 @@ class PostgresSpool(SpoolEngine):
         await self.change(note)
 
     def _read_final(self, tables: ConnectionTables) -> int:
-        """Return the number up to which all events are there, while several nodes commit.
+        """Return the number up to which all events are visible, while several nodes commit.
 
-        Numbers are taken before the commit: a smaller one may become visible after a greater one.
-        A transaction takes its own id before it takes a number (commit.sql). So all numbers up to
-        the last one are final once every transaction has ended that began to write before a later
-        id was given: `pg_snapshot_xmin` is the oldest that still runs. A transaction of somebody
-        else that writes for longer than about a second delays the events, but loses none.
+        Numbers are taken before the commit: a smaller one may become visible after a greater one. A
+        transaction takes its id before it takes numbers (commit.sql). This function reads the last
+        number, and then takes an id. When all transactions with smaller ids have ended
+        (`pg_snapshot_xmin` is the oldest that runs), all numbers up to that one are visible. A
+        transaction of another program that writes for longer than about a second delays the events,
+        but loses none.
         """
         if self._final_next is not None and _oldest(tables) >= self._final_next[1]:
             self._final_to, self._final_next = self._final_next[0], None
@@ -514,8 +514,8 @@ class PostgresSpool(SpoolEngine):
         await self._bodies.discard(stored)
 
     def entries_ended(self, transaction: Any, ended: Mapping[Key, ContentKey]) -> Sequence[str]:
-        """QueueEngine.entries_ended: return the bodies that may not be needed any more. An entry
-        that has ended is deleted; its recipients keep its next hop.
+        """QueueEngine.entries_ended: delete the entries, copy the next hop to their recipients, and
+        return the bodies that may not be needed any more.
         """
         ids = dict.fromkeys(message_id for message_id, _ in ended)
         transaction.execute_each(_NEXT_HOPS, [(queue_id,) for queue_id in ids])

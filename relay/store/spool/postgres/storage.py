@@ -31,8 +31,8 @@ class PostgresStorage(SpoolStorage):
     def __init__(
         self, url: str, *, store: str, domains: Collection[str], as_owner: AsOwner = nullcontext
     ) -> None:
-        """`store` is that of this node's mailboxes, `domains` are its local ones. The server is
-        asked in a block of `as_owner`.
+        """`store` is the store of this node's mailboxes, `domains` are its local domains. The
+        server is asked in a block of `as_owner`.
         """
         self._options = parse_postgres_url(url)
         self._store = store
@@ -160,7 +160,7 @@ class PostgresStorage(SpoolStorage):
         return map(tuple, self._ask(lambda tables: tables.fetch(sql, (list(missing),))))
 
     def _ask(self, question: "Callable[[ConnectionTables], T]") -> T:
-        """Ask the server by a connection of its own. Raises SpoolError."""
+        """Run a query on a separate connection. Raises SpoolError."""
         require_driver()
         # An event loop may run in the caller's thread.
         with self._as_owner(), ThreadPoolExecutor(1) as thread:

@@ -1,7 +1,7 @@
-"""One connection in a thread of its own, and the Tables that functions in this thread use.
+"""A connection in a separate thread, and the Tables that functions in this thread use.
 
-The thread has an event loop that runs only while a function waits for the server, so that what all
-engines share is plain code, and a long query delays neither mail nor the daemon's own loop.
+The thread has an event loop that runs only while a function waits for the server. So the code that
+all engines share needs no coroutines, and a long query does not delay mail or the daemon's loop.
 """
 
 import asyncio
@@ -47,7 +47,7 @@ def numbered(sql: str) -> str:
 class ConnectionTables(Tables):
     """The Tables of a connection, in its thread. Raises asyncpg's exceptions.
 
-    A text of its values has U+FFFD in place of U+0000, also one that is looked for.
+    Texts in values are passed with U+FFFD in place of U+0000, also in conditions.
     """
 
     next_hop = "coalesce(e.next_hop, nullif(r.next_hop, ''))"
@@ -70,7 +70,7 @@ class ConnectionTables(Tables):
         return self.wait(self.connection.fetchrow(numbered(sql), *without_nul(values)))
 
     def each(self, sql: str, values: Sequence[Any] = ()) -> Iterator[Any]:
-        """Tables.each, by a cursor of the server; in a transaction, if there is none."""
+        """Tables.each, by a cursor of the server, which needs a transaction."""
         is_own = not self.connection.is_in_transaction()
         if is_own:
             self.begin_snapshot()
@@ -121,8 +121,8 @@ class ConnectionTables(Tables):
 
 
 class ReadConnection:
-    """A connection that reads, with a thread of its own. Queries run in order. A connection that
-    is lost is opened again for the next query.
+    """A connection that reads, in a separate thread. Queries run in order. A lost connection is
+    opened again for the next query.
     """
 
     def __init__(self, options: ServerOptions, *, purpose: str, settings: str = "") -> None:

@@ -31,7 +31,7 @@ from relay.store.spool.shared.accepted import (
 )
 from relay.store.spool.shared.columns import json_text, message_row
 from relay.store.spool.shared.holds import as_held_now, count_holds, is_held_as_it_comes
-from relay.store.spool.shared.results import Recorded, record_beside, result_rows, waiting_columns
+from relay.store.spool.shared.results import Recorded, record_effects, result_rows, waiting_columns
 from relay.store.spool.shared.tables import StoredBodies, StoredBody, StoredContents
 from relay.store.spool.types import (
     NEVER_US,
@@ -70,7 +70,7 @@ _ANCHOR = "wwwwww"
 
 @lru_cache
 def _parts(*names: str) -> tuple[str, Sequence[int]]:
-    """Return these parts of commit.sql, and which of its parameters they have."""
+    """Return these parts of commit.sql, and the numbers of the parameters that they use."""
     _, *pieces = re.split(r"^-- (\w+):\n", statement("commit.sql"), flags=re.MULTILINE)
     parts = zip(pieces[::2], pieces[1::2], strict=True)
     text = "".join(sql for name, sql in parts if name in names)
@@ -94,7 +94,7 @@ class CommitRows:
         self.counts: Counter[str] = Counter()
 
     def made_by(self, node: str) -> None:
-        """Have the events name another node than that of the commit."""
+        """Have the events name this node, not the node that commits."""
         self.events = [
             (message_id, replace(event, detail=replace(event.detail, node=node)))
             for message_id, event in self.events
@@ -103,8 +103,8 @@ class CommitRows:
     def statement(
         self, *, incarnation: int, name: str, number: int, anchor: Anchor | None
     ) -> tuple[str, Sequence[Any]]:
-        """Return the statement, with its values, that is the commit with this number of this
-        incarnation; `name` is that of the node, which each event names.
+        """Return the statement of a commit, and its values. `number` is the number of the commit in
+        this incarnation, `name` the name of the node, which each event records.
         """
         events = []
         for message_id, event in self.events:
@@ -205,14 +205,14 @@ _KINDS = {"w": lambda column: column, "o": _once, "n": _none}
 
 
 def reads_for(messages: Sequence[NewMessage], stored: StoredContents) -> bool:
-    """Whether an operation that adds messages has to run alone, since it looks for the parts of
-    bodies, or for holds of domains.
+    """Whether an operation that adds messages has to run alone, because it reads the parts of
+    bodies or the hold rules.
     """
     return any(stored) or is_held_as_it_comes(messages)
 
 
 def reads_first(message: NewMessage, receipt: SentReceipt | None) -> bool:
-    """Whether an acceptance has to run alone, since it reads before it decides."""
+    """Whether an acceptance has to run alone, because it reads rows before it decides."""
     return receipt is not None or (message.held_max is not None and bool(message.held_by_rules))
 
 
@@ -227,9 +227,8 @@ def accept(
     claim: bool,
     receipt: SentReceipt | None = None,
 ) -> Accepted | HoldsFullError:
-    """Write messages[0] and the reports that follow it; or return the error, and nothing is done,
-    where rules would hold more entries than they may. The commit raises KnownKeyError for a known
-    key.
+    """Write messages[0] and the reports that follow it. Where rules would hold more entries than
+    they may, write nothing and return the error. The commit raises KnownKeyError for a known key.
     """
     first = messages[0]
     answer = None
@@ -260,8 +259,8 @@ def add_message(
     captured: CapturedMail,
     store: int = 0,
 ) -> AcceptedRows:
-    """Add the rows of a message, and return those that all engines have. Its local mail goes to the
-    mail root `store`, if it is given, else to that of this node.
+    """Add the rows of a message, and return those that all engines have. Local mail goes to the
+    mail root with the number `store`; 0 is the mail root of this node.
     """
     message = as_held_now(transaction, message, lock=_LOCK_HOLDS)
     facts, rows = message.facts, transaction.rows
@@ -302,8 +301,8 @@ def _is_local(message: NewMessage) -> bool:
 
 
 def _check_parts(transaction: WriteTransaction, bodies: StoredBodies) -> None:
-    """Raise SpoolUnavailableError if a part is not there: they were not synced, and the server may
-    have crashed since. What this transaction sees is durable with its commit.
+    """Raise SpoolUnavailableError if a part is missing: parts are written without a sync, and the
+    server may have crashed since. What this transaction sees is durable with its commit.
     """
     if not bodies:
         return
@@ -327,7 +326,9 @@ def record(
     """
     claim, rows = claim_result.claim, transaction.rows
     changed = result_rows(claim_result, captured=captured, takes_receipts=now_us != NEVER_US)
-    ends = _ENDS if changed.is_finished else _GOES_ON if claim_result.goes_on else _WAITS
+    ends = _GOES_ON if claim_result.goes_on else _WAITS
+    if changed.is_finished:
+        ends = _ENDS
     rows.results.append(
         (
             *claim.key,
@@ -342,7 +343,7 @@ def record(
     )
     rows.outcomes += changed.recipients
     rows.hops += [claim.next_hop.key] * len(changed.recipients)
-    record_beside(transaction, claim_result, changed, now_us=now_us, store=claim.store)
+    record_effects(transaction, claim_result, changed, now_us=now_us, store=claim.store)
     claims: list[Claim] = []
     for message, stored in zip(claim_result.reports, bodies, strict=True):
         claims += add_message(
@@ -352,7 +353,8 @@ def record(
 
 
 def runs_statements(claim_result: ClaimResult) -> bool:
-    """Whether a result has to run alone, since it does more than add rows."""
+    """Whether a result has to run alone, because it does more than add rows."""
+    evidence = [outcome.evidence for outcome in claim_result.outcomes.values()]
     return bool(
         claim_result.held
         or claim_result.unanswered
@@ -361,13 +363,13 @@ def runs_statements(claim_result: ClaimResult) -> bool:
         or claim_result.pays
         or claim_result.ends_warning
         or claim_result.remote_report is not None
-        or any(x.evidence.receipt or x.evidence.owed_reply for x in claim_result.outcomes.values())
+        or any(known.receipt or known.owed_reply for known in evidence)
     )
 
 
 def _content_columns(content: Content, body: StoredBody | None) -> tuple[Any, ...]:
-    """Return size, data, header, body, eight_bit and crc32, which is that of the body continued
-    with the header.
+    """Return size, data, header, body, eight_bit and crc32: the CRC-32 of the body, continued over
+    the header.
     """
     if isinstance(content, bytes):
         return len(content), content, None, "", 0, crc32(content)

@@ -1,6 +1,6 @@
 """Choose among due entries, decode the rows of claims, and end claims of a killed process.
 
-Every engine finds due entries in its own way. A query reads a bounded number of index rows however
+Each engine has its own query for due entries. A query reads a bounded number of index rows, however
 long the queue is.
 """
 
@@ -39,10 +39,10 @@ CLAIM_COLUMNS = (
 )
 _FACTS = 16  # before the columns of the message
 RECIPIENT_COLUMNS = "r.number, r.address, r.notify, r.orcpt, r.added_by, r.status, r.reply"
-# What is owed for a recipient `r`, "" for one that is not final; and those that a claim needs.
+# The report that is owed for a recipient `r`, "" for none; and which recipients a claim needs.
 OWED = "CASE WHEN r.owed_report = '' THEN '' ELSE r.state || ' ' || r.owed_report END"
 IS_NEEDED = f"(r.state IN {LIVE_STATES} OR r.owed_report <> '')"
-# Of the due entries for a next hop; {} is the column that has the level.
+# Of due entries for a next hop; {} is the column of the priority level.
 _FOR_HOP = f"FROM entry INDEXED BY entry_hop WHERE {WAITS} AND next_hop = ? AND {{}} = ? AND"
 # A loose index scan: one seek to the next sender, one to its first due entry.
 _SENDERS = (
@@ -79,7 +79,8 @@ _DUE_AGAIN = (
 )
 _FREE = "UPDATE entry SET claimed = 0, epoch = epoch + 1 WHERE message_id = ? AND number = ?"
 
-# Of an entry that is due, with the present time twice. One without its message is held as damaged.
+# Of a due entry; its values are the present time, twice. An entry without its message is held as
+# damaged.
 HAS_ENDED = (
     "state IN ('held', 'captured') OR coalesce(warn_us <= ?, 1 = 0) OR coalesce("
     "(SELECT m.expires_us <= ? FROM message m WHERE m.id = entry.message_id), 1 = 1)"
@@ -89,11 +90,11 @@ HAS_ENDED = (
 def scan_level(
     rows: Iterable[Sequence[Any]], look: DueQuery, *, limit: int
 ) -> tuple[list[Key], DueBatch]:
-    """Choose up to `limit` entries of a priority level, or of a sender's part of it.
+    """Choose up to `limit` entries of a priority level, or of one sender in it.
 
-    `rows` are the due time, the key, the next hop and the sender of due entries behind look.after,
-    oldest due first, at most ROWS_MAX; no more are read than needed. With look.only_ended they
-    have HAS_ENDED too.
+    `rows` are the due time, the key, the next hop and the sender of due entries after look.after,
+    oldest due first, at most ROWS_MAX. They are read only as far as needed. With look.only_ended
+    HAS_ENDED follows.
     """
     full_hops = {hop.key: hop for hop in look.without_hops}
     full_pairs = {(hop.key, sender): hop for hop, sender in look.without_pairs}
@@ -136,8 +137,9 @@ def scan_next_hop(
     now_us: int,
     limit: int,
 ) -> tuple[list[Key], DueBatch]:
-    """Choose the same number of entries from each sender of a next hop, round robin, behind the
-    sender look.after_sender. `level` is the column of the priority level, and its number there.
+    """Choose the same number of entries from each sender of a next hop, round robin. The round
+    continues after the sender look.after_sender. `level` is the column of the priority level, and
+    the value of the level in it.
     """
     assert look.next_hop is not None
     column, number = level
@@ -172,22 +174,21 @@ def claims_of(
     *,
     by_message: bool = False,
 ) -> tuple[tuple[Claim, ...], dict[Key, str]]:
-    """Return the claims in rows of CLAIM_COLUMNS with content id, owner and store, and what is
-    wrong with other entries.
+    """Return the claims of entries, and by key what is wrong with the entries that cannot be read.
 
-    `recipients` are the key of the entry, what is owed, "" for one that is not final, and
-    RECIPIENT_COLUMNS. With `by_message` the id of a content is a number in its message.
+    `rows` are CLAIM_COLUMNS, content id, owner and store. `recipients` are the key of the entry,
+    OWED and RECIPIENT_COLUMNS. With `by_message` a content id is a number in its message.
     """
-    people: dict[Key, list[Sequence[Any]]] = {}
+    by_entry: dict[Key, list[Sequence[Any]]] = {}
     for row in recipients:
-        people.setdefault((row[0], row[1]), []).append(row[2:])
+        by_entry.setdefault((row[0], row[1]), []).append(row[2:])
     claims: list[Claim] = []
     damaged: dict[Key, str] = {}
     for row in rows:
         key = (row[0], row[1])
         content_id = (row[0], row[-3]) if by_message else row[-3]
         try:
-            claims.append(_claim_of(row, people.get(key, ()), content_id))
+            claims.append(_claim_of(row, by_entry.get(key, ()), content_id))
         except (TypeError, ValueError) as error:
             damaged[key] = str(error)
     return tuple(claims), damaged
@@ -235,7 +236,7 @@ def recipient_of(row: Sequence[Any]) -> ClaimedRecipient:
 
 
 def _owed(entry: Sequence[Any], row: Sequence[Any]) -> ReportedRecipient:
-    """Return a recipient that a host accepted, and whose report is owed."""
+    """Return a recipient that a host accepted and whose sender is owed a report."""
     state, at_us, host = row[0].split(" ", 2)
     recipient = recipient_of(row[1:])
     evidence = Evidence(recipient.status, recipient.reply, host=host, remote=True)
@@ -265,11 +266,11 @@ def late_recipients(tables: Tables, key: Key) -> dict[int, list[ClaimedRecipient
 def release_abandoned(
     transaction: OpenTransaction, claimed: Sequence[Sequence[Any]], *, now_us: int, at_us: int
 ) -> None:
-    """Record abandoned claims as indeterminate attempts, due at once: each is given by its key, its
-    next hop, its attempts and its state.
+    """Record abandoned claims as indeterminate attempts; their entries are due at once. `claimed`
+    are key, next hop, attempts and state.
 
     An entry keeps its earlier due time, so that it is attempted although it may have expired
-    meanwhile. Held and captured entries were claimed to expire, and were not attempted. `now_us` is
+    meanwhile. Held and captured entries were claimed to end them, not for an attempt. `now_us` is
     queue time, `at_us` wall time.
     """
     tried = [row for row in claimed if row[4] not in HELD_OR_CAPTURED]

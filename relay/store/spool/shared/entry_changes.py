@@ -25,7 +25,7 @@ _ADD_RECIPIENT = (
     "INSERT INTO recipient (message_id, entry, number, address, notify, orcpt, state, status,"
     " reply, added_by, successors) VALUES (?,?,?,?,?,?,?,?,?,?,?)"
 )
-# At another next hop, nothing was unreachable or deferred yet; but the waits for a fallback go on.
+# The value 0 forgets the failures at the old next hop, 1 keeps them.
 _SET_NEXT_HOP = (
     "UPDATE entry SET next_hop = ?, lane = priority, cause_attempts = cause_attempts * ?,"
     " cause = CASE cause_attempts * ? WHEN 0 THEN '' ELSE cause END"
@@ -50,14 +50,14 @@ _EXPIRE_AT = "UPDATE message SET expires_us = ? WHERE id = ?"
 
 @dataclass(slots=True)
 class EntryChanges:
-    """What a command changes: rows for the statements above, in the order in which they run."""
+    """What a command changes: the rows for each statement, in the order of the statements."""
 
     # new entries: number, next hop, attempts, and the key of the entry that each is a copy of
     copies: list[tuple[int, str, int, str, int]] = field(default_factory=list)
     # recipients that go to new entries: entry, and their key
     moved: list[tuple[int, str, int, int]] = field(default_factory=list)
     added: list[tuple[Any, ...]] = field(default_factory=list)  # recipients of new entries
-    # next hop, twice whether the failures of the one before count there (1 or 0), and key
+    # next hop; twice 1 to keep the count of failures, 0 to forget it; and key
     next_hops: list[tuple[str, int, int, str, int]] = field(default_factory=list)
     # state, time of the next attempt, and due time; each has a text in `extras`
     waiting: dict[Key, tuple[RecipientState, int | None, int]] = field(default_factory=dict)
@@ -66,13 +66,13 @@ class EntryChanges:
     extras: dict[Key, str] = field(default_factory=dict)  # EntryExtra
     states: dict[RecipientState, list[Key]] = field(default_factory=dict)  # of their recipients
     expiries: dict[str, int] = field(default_factory=dict)  # of messages
-    # by how many entries each rule ("": none) holds more, or fewer
+    # by how much the number of entries that each rule ("": none) holds changes
     held_by_rules: Counter[str] = field(default_factory=Counter)
     recorded: dict[str, CommandDetail] = field(default_factory=dict)  # by message
 
 
 def store_changes(transaction: OpenTransaction, changes: EntryChanges, *, at_us: int) -> int:
-    """Write what was decided; return how many recipients are cancelled."""
+    """Write what was decided; return how many recipients were cancelled."""
     _store_copies(transaction, changes)
     waiting = [(*times, changes.extras.pop(key), *key) for key, times in changes.waiting.items()]
     by_statement: tuple[tuple[str, Sequence[Sequence[Any]]], ...] = (
@@ -95,7 +95,7 @@ def store_changes(transaction: OpenTransaction, changes: EntryChanges, *, at_us:
 
 
 def _store_copies(transaction: OpenTransaction, changes: EntryChanges) -> None:
-    """Make new entries, of the others as they were, with recipients of these, or further ones."""
+    """Add the copies of entries, move recipients to them, and add new recipients."""
     for statement, rows in (
         (_COPY.format(columns=transaction.entry_columns), changes.copies),
         (_MOVE_RECIPIENT, changes.moved),
@@ -110,7 +110,7 @@ def _store_copies(transaction: OpenTransaction, changes: EntryChanges) -> None:
 def _store_states(
     transaction: OpenTransaction, states: Mapping[RecipientState, Sequence[Key]]
 ) -> int:
-    """Change the states of recipients, of entries by state; return how many are cancelled."""
+    """Change the states of the recipients of entries; return how many were cancelled."""
     cancelled = 0
     for after, keys in states.items():
         before = ", ".join(f"'{state}'" for state in states_before(after))

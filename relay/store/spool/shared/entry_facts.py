@@ -61,20 +61,21 @@ class EntryFacts(Struct, frozen=True):
     warn_us: int | None  # of the delay warning; None: none is due
     content_id: ContentKey  # of its content
     attempts: int  # so far
-    expires_us: int  # of the entry if `ends_alone`, else of its message; 0: that is missing
-    epoch: int  # each change raises it
+    expires_us: int  # of the entry if `ends_alone`, else of its message; 0: no message is there
+    epoch: int  # which each change raises
     extra_text: str  # as it is stored
-    reverse_path: str | None = None  # of its message; this and its like are None if that is missing
+    # reverse_path, subject, size and received_us are None if the message is missing
+    reverse_path: str | None = None  # of its message
     subject: str | None = None  # of its message
     size: int | None = None  # of its message, in octets
     level: int = PriorityLevel.NORMAL  # of the entry
     received_us: int | None = None  # of its message
     extra: EntryExtra | None = None  # of the entry; None: it cannot be read
-    ends_alone: bool = False  # it has an end of its own
+    ends_alone: bool = False  # it has another expiry than its message
 
     @property
     def rule(self) -> str:
-        """The rule that holds it, "" if none does."""
+        """The rule that holds it, "" if no rule does."""
         is_held = self.state is RecipientState.HELD and self.extra is not None
         return self.extra.rule if self.extra is not None and is_held else ""
 
@@ -84,8 +85,8 @@ class EntryFacts(Struct, frozen=True):
         return self.extra is not None and bool(self.extra.requests)
 
     def is_held_by(self, to: Destination) -> bool:
-        """Whether the routes hold it at this next hop. They do not hold it if it was released
-        before, nor if it is captured: an operator has seen it then.
+        """Whether a route holds it at this next hop. An entry that was released before, or that is
+        captured, is not held: an operator has seen it.
         """
         if not to.held or self.state not in (RecipientState.QUEUED, RecipientState.DEFERRED):
             return False
@@ -93,12 +94,13 @@ class EntryFacts(Struct, frozen=True):
 
 
 class LoadedEntries(Struct, frozen=True):
-    """What a command needs of some entries. Those that have ended are missing."""
+    """What a command reads of some entries. Entries that have ended are left out."""
 
     facts: Mapping[Key, EntryFacts]
     # the number and address of each recipient that is not final, of entries that are rerouted
     recipients: Mapping[Key, Sequence[tuple[int, str]]] = {}
-    # of entries that are held, where it matters how: the operations on their messages, newest first
+    # by message, newest first: the operations on entries that are held, if the command depends on
+    # it
     operations: Mapping[str, Sequence[CommandDetail]] = {}
     # of messages that may get new entries: the greatest number of an entry, and of a recipient
     last_numbers: Mapping[str, tuple[int, int]] = {}
@@ -140,8 +142,8 @@ def load_entries(tables: Tables, command: QueueCommand, keys: Sequence[Key]) -> 
 
 
 def to_be_planned(tables: Tables, keys: Sequence[Key], command: QueueCommand) -> Collection[Key]:
-    """Return which of these entries a cancel must not end without a plan. Without a report of the
-    failure that is nearly always none.
+    """Return which of these entries a cancel must not end without a plan for reports. Without
+    --bounce there are nearly always none.
     """
     if command.bounce:
         return keys
@@ -159,7 +161,7 @@ def read_entry_facts(state: str, is_claimed: int, *columns: Any) -> EntryFacts:
 
 
 def _depends_on_hold(command: QueueCommand) -> bool:
-    """Whether it matters how an entry that is held came to be."""
+    """Whether the command depends on the operation that held an entry."""
     if command.operation is Operation.RELEASE:
         return command.as_before or command.selector.restored
     return command.operation is Operation.HOLD

@@ -20,12 +20,12 @@ _RECIPIENTS = (
     " WHERE message_id = ? AND entry = ? ORDER BY number LIMIT ?"
 )
 _AT_ONCE = 50  # entries that are read for a list
-_FEW = 20  # recipients of each of them at first
+_FEW = 20  # recipients of each of these entries, at first
 _NOTHING: Mapping[Key, Mapping[str, str]] = {}
 
 
 class EntryListBuilder:
-    """Lists the entries of one answer."""
+    """Builds the list of one answer."""
 
     def __init__(self, times: ShownTimes, *, entries_max: int, recipients_max: int) -> None:
         self.entries: list[dict[str, Any]] = []
@@ -44,8 +44,8 @@ class EntryListBuilder:
         keys: Sequence[Key],
         more: Mapping[Key, Mapping[str, str]] = _NOTHING,
     ) -> None:
-        """Append these entries as they are in the transaction of `tables`, each with the fields in
-        `more`; none when the list is full.
+        """Append these entries as `tables` has them, until the list is full. `more` has additional
+        fields of an entry.
         """
         for start in range(0, len(keys), _AT_ONCE):
             chunk = keys[start : start + _AT_ONCE][: self._entries_max - len(self.entries)]
@@ -56,14 +56,14 @@ class EntryListBuilder:
                 recipients.setdefault((row[0], row[1]), []).append(row[2:])
             for message_id, number, stored, *columns in tables.fetch_each(ENTRY, chunk):
                 key = (message_id, number)
-                people = recipients.get(key, [])
-                if len(people) > _FEW:
+                listed = recipients.get(key, [])
+                if len(listed) > _FEW:
                     rows = tables.fetch(_RECIPIENTS, (*key, self.recipients_left + 1))
-                    people = [row[2:] for row in rows]
+                    listed = [row[2:] for row in rows]
                 is_final = stored == "final"
-                states = [RecipientState(row[1]) for row in people] if is_final else [stored]
+                states = [RecipientState(row[1]) for row in listed] if is_final else [stored]
                 facts = read_entry_facts(message_state(states), *columns)
-                self._append(key, facts, recipients=people, more=more.get(key, {}))
+                self._append(key, facts, recipients=listed, more=more.get(key, {}))
 
     def _append(
         self, key: Key, facts: EntryFacts, *, recipients: Sequence[Any], more: Mapping[str, str]
@@ -109,7 +109,7 @@ class EntryListBuilder:
 
 
 def _hold(facts: EntryFacts, *, times: ShownTimes, held: bool) -> dict[str, str]:
-    """Return why an entry is held, the rule that holds it, and since when; "" for other entries."""
+    """Return why an entry is held, which rule holds it, and since when; "" if it is not held."""
     extra = facts.extra
     if not held or extra is None or not extra.reason:
         return dict.fromkeys(("reason", "rule", "since"), "")

@@ -17,7 +17,7 @@ from relay.store.spool.types import FIRST_KEY, RESTORED_US, Key, Selector
 
 STEP = 2000  # keys whose conditions are checked in one query
 _NAMED_MAX = 10_000  # entries of one id
-# Each live entry is in one of the two: it is claimed, or it has a due time.
+# A live entry is claimed or has a due time: it is in one of the first two.
 _CLAIMED = "entry INDEXED BY entry_claimed WHERE claimed = 1 AND state <> 'final'"
 _DUE = f"entry INDEXED BY entry_due WHERE {WAITS}"
 _HOP = f"entry INDEXED BY entry_hop WHERE {WAITS}"
@@ -34,7 +34,7 @@ class EntrySelection:
         keys_at_once: int,
         after: Key = FIRST_KEY,
     ) -> None:
-        """`now_us` is queue time. Without ids, the scan begins behind the entry `after`."""
+        """`now_us` is queue time. Without ids, the scan begins after the entry `after`."""
         self._selector = selector
         self._keys_at_once = keys_at_once
         self._condition, self._values = _condition(selector, now_us)
@@ -50,7 +50,7 @@ class EntrySelection:
         return self._is_last and not self._keys
 
     def step(self, tables: Tables) -> list[Key]:
-        """Return some matching entries; an empty list is not the end: see has_ended."""
+        """Return some matching entries. An empty list is not the end of the scan: see has_ended."""
         if not self._keys:
             self._fetch_keys(tables)
         keys, self._keys = self._keys[:STEP], self._keys[STEP:]
@@ -117,7 +117,7 @@ def _is_id(text: str) -> bool:
 
 
 def _tables(selector: Selector) -> list[tuple[str, tuple[Any, ...]]]:
-    """Return the index ranges to scan for keys, each with its values."""
+    """Return the index ranges in which to look for keys, each with its values."""
     comparison, operand = selector.state_test
     state, values = (f" AND state {comparison} ?", (operand,)) if operand else ("", ())
     tables: list[tuple[str, tuple[Any, ...]]] = [(_CLAIMED + state, values)]
@@ -128,13 +128,13 @@ def _tables(selector: Selector) -> list[tuple[str, tuple[Any, ...]]]:
 
 
 def _hop_patterns(selector: Selector) -> tuple[str, ...]:
-    """A next hop as the list shows it, or the domain of an MX."""
+    """Return patterns for a next hop as the list shows it, or for the domain of an MX."""
     next_hop = with_a_labels(f"@{selector.next_hop.lower()}")[1:]
     return (next_hop, f"mx:{next_hop}")
 
 
 def _range(pattern: str) -> tuple[str, str]:
-    """Return the first text with the literal prefix of a pattern, and the first after these."""
+    """Return the range of texts that begin with the literal prefix of a pattern."""
     prefix = pattern[: min((pattern + "*?").index(wildcard) for wildcard in "*?")]
     return prefix, prefix + "\U0010ffff"
 
@@ -168,9 +168,9 @@ def _condition(selector: Selector, now_us: int) -> tuple[str, Sequence[Any]]:
         add("m.subject", [like(selector.subject)])
     if selector.login:
         add(LOGIN.format("m."), [like(with_a_labels(selector.login))])
-    if selector.client:  # as the row has it: HELO [ADDRESS]
+    if selector.client:  # the row has "HELO [ADDRESS]"
         add("m.client", [form.format(like(selector.client)) for form in ("{} [%]", "% [{}]")])
-    if selector.route:  # which of these, is_of_route() decides
+    if selector.route:  # is_of_route() decides on each of these
         conditions.append("(e.next_hop LIKE '% %' OR e.extra LIKE '%\"reason\":\"route %')")
     for pattern in (selector.recipient, selector.domain and f"*@{selector.domain}"):
         if pattern:
@@ -184,9 +184,10 @@ def _condition(selector: Selector, now_us: int) -> tuple[str, Sequence[Any]]:
 
 
 def _address_forms(pattern: str) -> list[str]:
-    """Return the patterns for LIKE that an address may match: old rows have U-labels."""
+    """Return the LIKE patterns of an address: with A-labels, and as old rows with U-labels."""
     forms = pattern_forms(pattern)
-    return [*dict.fromkeys(map(like, (*forms, *map(with_u_labels, forms))))]
+    old_forms = (with_u_labels(form) for form in forms)
+    return [*dict.fromkeys(like(form) for form in (*forms, *old_forms))]
 
 
 def _is_like(column: str, patterns: Sequence[str]) -> str:
@@ -194,7 +195,7 @@ def _is_like(column: str, patterns: Sequence[str]) -> str:
 
 
 def like(pattern: str) -> str:
-    """Return a pattern for LIKE: `*` and `?` are its wildcards, and nothing else is."""
+    """Return a LIKE pattern. `*` and `?` are the wildcards of `pattern`; a backslash escapes."""
     text = pattern.lower()
     for character in "\\%_":
         text = text.replace(character, f"\\{character}")

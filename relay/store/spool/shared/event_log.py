@@ -1,11 +1,11 @@
 """Read what has happened to messages: the journey of one, its contents, and the events of all.
 
-Nothing is changed here. A limit or a single message bounds each answer. The JSON of a journey is
-that of `/relay/v1/messages/{id}` (docs/names.md).
+Nothing is changed here. Each answer is about one message or has a limit. The JSON of a journey is
+described in docs/names.md, `/relay/v1/messages/{id}`.
 
-Followers read the events of all messages in the order in which they were recorded. It is the order
-of the sequence, not that of the times. A transaction becomes visible as a whole, and later ones
-have greater sequences: a reader that has seen a sequence never misses a smaller one.
+Followers read the events of all messages in the order in which they were recorded: by sequence, not
+by time. A transaction becomes visible as a whole, and later transactions have greater sequences. A
+reader that has seen a sequence therefore never misses a smaller one.
 """
 
 from collections.abc import Collection, Container, Mapping, Sequence
@@ -54,15 +54,15 @@ _ACCEPTED = (
     " WHERE e.sequence > ? AND e.sequence <= ? AND e.step = ? AND m.submission_id = ''"
     " ORDER BY e.sequence LIMIT ?"
 )
-_CHARACTERS_MAX = 1 << 20  # of details in one answer, and one event more
+_CHARACTERS_MAX = 1 << 20  # of details in one answer; the event that exceeds it is the last
 _RECIPIENTS = "SELECT number, entry, added_by <> '' FROM recipient WHERE message_id = ?"
 _Recipients = tuple[frozenset[int], frozenset[int]]  # hidden numbers, and entries that are shown
 _STATES = {str(state): state for state in AT_REST}  # by the outcome
 
 
 def journey(tables: Tables, queue_id: str, times: ShownTimes, *, added: bool) -> Journey | None:
-    """Return a message with its steps 5 to 7 and recipients, with `added` those that policy
-    added too.
+    """Return a message with its steps 5 to 7 and its recipients. Recipients that policy added are
+    left out unless `added` is given. None: there is no such message.
     """
     with tables.snapshot():  # the states, and the attempts that led to them
         row = tables.fetch_one(_MESSAGE, (queue_id,))
@@ -134,8 +134,8 @@ def read_contents(
 def _contents(
     engine: QueueEngine, tables: Tables, queue_ids: Sequence[str], *, strict: bool
 ) -> dict[str, Content]:
-    """Return the contents of the first live entries of messages. With `strict` one that is
-    damaged raises SpoolError.
+    """Return the content of the first live entry of each message. A damaged content is left out;
+    with `strict` it raises SpoolError.
     """
     where, values = tables.among("e.message_id", queue_ids)
     sql = f"{engine.contents_sql.format(where)} ORDER BY e.message_id, e.number DESC"
@@ -145,7 +145,7 @@ def _contents(
             contents[queue_id] = engine.content_of(tables, queue_id, row)
         except SpoolError:
             if strict and tables.fetch(sql, values):
-                raise  # otherwise its last entry was recorded in the meantime
+                raise  # otherwise the last entry has ended in the meantime
     return contents
 
 
@@ -184,8 +184,8 @@ def _recipient(
 def _reasons(
     entries: Collection[tuple[str, int, str]], steps: Sequence[JourneyStep]
 ) -> dict[tuple[str, int], str]:
-    """Return why entries are in a state that an operator, a route or the relay itself has put them
-    in; each is given by its state, number and EntryExtra.
+    """Return why entries are held or cancelled, by state and number. `entries` are state, number
+    and the text of EntryExtra.
     """
     reasons = {}
     for state, number, text in entries:
@@ -212,9 +212,10 @@ def is_shown(
     hidden: Container[int],
     entries: Container[int],
 ) -> bool:
-    """Remove from a stored detail what concerns recipients that policy added; return whether
-    anything is left. `detail` is what can be read of it, `hidden` are the numbers of these
-    recipients, `entries` those of the others.
+    """Remove what concerns hidden recipients from a stored detail; return whether anything is left.
+
+    `detail` is the decoded `stored`. `hidden` are the numbers of recipients that policy added,
+    `entries` the entries of the other recipients.
     """
     match detail:
         case details.AttemptDetail(recipients=[_, *_] as attempted):
@@ -283,7 +284,7 @@ def accepted_after(tables: Tables, after: int, until: int, *, limit: int) -> Spo
 
 
 def last_event(tables: Tables) -> int:
-    """Return the sequence behind which all later events are."""
+    """Return a sequence: all events that are recorded from now on have greater ones."""
     return max(last_sequence(tables) or NO_EVENTS, removed_to(tables))
 
 
@@ -308,7 +309,7 @@ def _recipients(tables: Tables, queue_id: str) -> _Recipients:
 
 
 def _state_after(detail: details.Detail, *, captures_at_once: bool) -> RecipientState | None:
-    """Return the state of the recipients that the event is about; None if it does not say."""
+    """Return the state of an event's recipients after it; None if the event does not say."""
     match detail:
         case details.RoutedDetail():
             captured = RecipientState.CAPTURED if captures_at_once else RecipientState.QUEUED
@@ -316,8 +317,11 @@ def _state_after(detail: details.Detail, *, captures_at_once: bool) -> Recipient
                 captured if hop == HopKind.CAPTURE else RecipientState.QUEUED
                 for hop in detail.next_hops
             ]
-            states += [RecipientState.DELIVERED] * bool(detail.quarantined)
-            return message_state(states + [RecipientState.FAILED] * bool(detail.refused))
+            if detail.quarantined:
+                states.append(RecipientState.DELIVERED)
+            if detail.refused:
+                states.append(RecipientState.FAILED)
+            return message_state(states)
         case details.CommandDetail(operation=Operation.HOLD):
             return RecipientState.HELD
         case details.CommandDetail(operation=Operation.RELEASE):

@@ -18,8 +18,8 @@ _BY_ID = (
     " AND submission_id >= ? AND submission_id < ?"
 )
 _ENTRY = re.compile(rf"^([0-9a-z]{{{ID_LENGTH}}})-[0-9]{{1,9}}$", re.ASCII)
-# The Graph id of a copy in a mailbox: no clock id begins with an "l". It is in the event of the
-# attempt; those of older messages may be missed.
+# The Graph id of a copy in a mailbox: no clock id begins with an "l". The event of the attempt has
+# it. Only the events of the newest messages are searched.
 _COPY = re.compile(r"^l[a-z2-7]{15}$", re.ASCII)
 _LOOKUP_OF_COPY = (
     "SELECT message.id, account FROM message JOIN event ON event.message_id = message.id"
@@ -57,7 +57,7 @@ def naming(name: str) -> tuple[str, tuple[str, ...]]:
 
 
 def _scan(tables: Tables, key: str, *, account: str | None, limit: int) -> list[str]:
-    """Scan the newest messages by sender or recipient; older ones may be missed."""
+    """Search the newest messages for this sender or recipient; older messages may be missed."""
     ids: list[str] = []
     address = own_mailbox(key)
     rows = tables.each(
@@ -75,7 +75,7 @@ def _scan(tables: Tables, key: str, *, account: str | None, limit: int) -> list[
 
 
 def _sent_to(tables: Tables, queue_ids: Sequence[str], address: str) -> set[str]:
-    """Return those of these messages that have this recipient, not added by policy."""
+    """Return which of these messages have this recipient, if policy did not add it."""
     where, values = tables.among("message_id", queue_ids)
     rows = tables.fetch(
         f"SELECT DISTINCT message_id FROM recipient WHERE {where} AND lower(address) IN (?, ?)"

@@ -1,7 +1,7 @@
 """Find the messages of one page of the list, or of a search.
 
 A page begins at a place, so that its cost does not grow with the number of newer messages. Each
-query is bounded; what a page did not reach is on the next one.
+query is bounded; messages that a page did not reach are on the next page.
 """
 
 import heapq
@@ -43,11 +43,11 @@ _LATE = (
     " WHERE source <> 'report' AND id >= ? ORDER BY id LIMIT ?) AS later"
     " WHERE submission_id <> '' AND (submission_id < ? OR submission_id NOT LIKE '%.1')"
 )
-_FIRST = ".1"  # the end of the id of a draft's first submission, behind the id of the draft
+_FIRST = ".1"  # follows the id of a draft in the id of its first submission
 
 
 class _Matching:
-    """Decides by their rows which messages match, and reads recipients where that is needed."""
+    """Decides which messages match. It reads their recipients only where the search needs them."""
 
     def __init__(self, tables: Tables, search: MessageSearch, account: str | None) -> None:
         self._tables = tables
@@ -55,10 +55,10 @@ class _Matching:
         self._strict = search.without_content()
         self._account = account
         self._whose = "" if search.added else " AND added_by = ''"
-        self.recipients_left = _RECIPIENTS_MAX  # that it may still read
+        self.recipients_left = _RECIPIENTS_MAX  # rows that may still be read
 
     def among(self, rows: Sequence[_Row]) -> list[FoundMessage]:
-        """Return those that match, with what is needed to check conditions on their content."""
+        """Return the messages that match, with what a check of their content needs."""
         strict = self._strict
         is_timed = strict.from_us or strict.until_us
         rows = [
@@ -88,8 +88,8 @@ class _Matching:
         return messages
 
     def _is_report(self, row: _Row) -> bool:
-        """Whether it is a report that may match: no index has it, so that words are looked for in
-        subject and addresses alone.
+        """Whether the row is a report that may match. No index has reports, so that words are
+        searched in the subject and the addresses only.
         """
         return row[7] == REPORT and not (self._search.has_attachment or self._search.tags)
 
@@ -157,7 +157,7 @@ class _PageSearch:
         self._found: list[FoundMessage] = []
 
     def find(self) -> FoundPage:
-        """Return the messages that match from the place on."""
+        """Return the messages that match, from the place `before` on."""
         begin = _LATEST
         if self._before is not None:
             begin = first_id_after(self._before.at_us)
@@ -172,7 +172,7 @@ class _PageSearch:
             if len(self._found) >= self._limit:
                 return FoundPage(tuple(self._found[: self._limit]), None)
             if last_us < self._from_us:
-                break  # no place is behind its id
+                break  # the places of all further messages are earlier
             if self._matching.recipients_left <= 0 or read >= SCAN_MAX:
                 return FoundPage(tuple(self._found), ListPosition(last_us, ""))
         self._move(-1)
@@ -219,8 +219,8 @@ class _PageSearch:
 
 
 def _is_before(submission_id: str, begin: str, at_us: int) -> bool:
-    """Whether a submission was made before a place: a first one has its time in its id, a later one
-    behind the point.
+    """Whether a submission was made before a place. The time of the first submission of a draft is
+    in the id of the draft; the time of a later one follows the point.
     """
     suffix = submission_id[ID_LENGTH:]
     if suffix == _FIRST:

@@ -90,7 +90,7 @@ def summaries(
 def _deciding(
     tables: Tables, queue_id: str, *, state: str, first: Sequence[Any]
 ) -> tuple[str, str]:
-    """Return status and reply of a recipient in the state of the message."""
+    """Return the status and the reply of a recipient that has the state of the message."""
     for _, _, one_state, status, reply in first:
         if one_state == state:
             return status, reply

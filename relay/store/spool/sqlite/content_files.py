@@ -2,9 +2,9 @@
 
 A content over INLINE_BYTES_MAX is a file. The file is durable (write, fsync, rename or link, fsync
 of the directory) before the transaction that names it, and is removed after the transaction that
-drops it. A body that came in as a file of this directory gets a second name; nothing is copied.
-A file with a row is never changed; its checksum is compared when it is read. A file without a row
-that no one is writing is stale; maintenance removes it.
+removes its row. A body that came in as a file of this directory gets a second name and is not
+copied. A file with a row is never changed; its checksum is compared when it is read. A file without
+a row that is not being written is stale; maintenance removes it.
 
 See docs/design.md 4.
 """
@@ -45,8 +45,8 @@ class IncomingOctets(FileOctets, frozen=True):
 
 
 class IncomingFile:
-    """A spool.types.IncomingBody. One write at a time; no write creates the file again after
-    discard(). The file is open from the first write until then.
+    """A spool.types.IncomingBody. Writes come one at a time. The file is open from the first write
+    until discard(); no later write creates it again.
     """
 
     def __init__(self, path: Path, disk: BodyDisk) -> None:
@@ -120,15 +120,15 @@ class IncomingFile:
 
 
 def is_in_file(content: Content) -> bool:
-    """Whether a content is stored in a file; of a large one, the header is not."""
+    """Whether a content is stored in a file. The header of a large content is in its row."""
     return isinstance(content, LargeContent) or len(content) > INLINE_BYTES_MAX
 
 
 class ContentRow(Struct, frozen=True):
     """The row of a content in a file: `size` includes the header.
 
-    Without `header` the file is the whole content. `crc32` is that of the file, continued with the
-    header: versions share the file, and it is read once for each of their checksums.
+    Without `header` the file is the whole content. `crc32` is the CRC-32 of the file, continued
+    over the header: contents with different headers share the file.
     """
 
     name: str
@@ -158,7 +158,7 @@ class ContentFiles:
         self._in_use: set[str] = set()  # names that a transaction may still commit
 
     def prepare(self) -> None:
-        """Create the directory, and sync its name and that of its parent."""
+        """Create the directory, and sync its name and the name of its parent."""
         self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         for place in self._directory.parents[:2]:
             with contextlib.suppress(PermissionError):  # the parent may belong to another user
@@ -167,7 +167,7 @@ class ContentFiles:
     def incoming_body(self) -> IncomingFile:
         """Return a file for an incoming body; the first write creates it.
 
-        No message has such an id: a file that a crash left is recognised by its name.
+        Its name begins with no queue id: a file that a crash left is recognised by that.
         """
         path = self._directory / f"{self._arriving}{next(self._numbers)}"
         return IncomingFile(path, self._disk)
@@ -235,7 +235,7 @@ class ContentFiles:
         return dataclasses.replace(content, body=(octets.part(start, octets.size),))
 
     def committed(self, files: StoredContents) -> None:
-        """Rows name these files now."""
+        """Note that rows name these files now."""
         self._in_use.difference_update(file.name for bodies in files for file in bodies.values())
 
     def remove(self, names: Iterable[str]) -> int:
@@ -272,7 +272,8 @@ class ContentFiles:
 
     def _link(self, name: str, body: Sequence[Octets]) -> bool:
         """Link a body that is a whole file of this directory; False where it is not."""
-        if len(body) != 1 or not isinstance(whole := body[0], FileOctets):
+        whole = body[0] if len(body) == 1 else None
+        if not isinstance(whole, FileOctets):
             return False
         if whole.path.parent != self._directory or whole.start != 0:
             return False

@@ -1,9 +1,9 @@
 """Migrate a spool to the current schema with numbered SQL texts, in one transaction.
 
-Schema 1 is that of Relay 0.2.0. A file has its old schema or the current one, whenever the process
-is killed. Before the first change the database is copied next to the original. A file of a newer
-Relay, of one before 0.2.0, or with other tables and columns than its schema has, raises
-SpoolFormatError; a disk without room for the copy SpoolFullError.
+Schema 1 is the schema of Relay 0.2.0. Whenever the process is killed, the file has its old schema
+or the current one. Before the first change the database is copied next to the original. A file of a
+newer Relay, of a Relay before 0.2.0, or with other tables and columns than its schema raises
+SpoolFormatError. A disk without room for the copy raises SpoolFullError.
 
 See docs/operation-backup.md (Going back).
 """
@@ -58,8 +58,8 @@ _COLUMNS = (
 
 @cache
 def migrations() -> tuple[tuple[int, str], ...]:
-    """Return the SQL texts that migrate a file from each schema to the next, in order, each with
-    the schema that it leads to.
+    """Return, in order, the number of each schema, and the SQL text that migrates a file to it from
+    the schema before.
     """
     folder = files("relay.store.spool.sqlite")
     names = sorted(file.name for file in folder.iterdir() if fullmatch(_MIGRATION, file.name))
@@ -132,8 +132,8 @@ def bring_to_version(connection: apsw.Connection, path: Path) -> None:
 
 
 def _schema_version(connection: apsw.Connection, path: Path) -> int:
-    """Return the schema of a file, 0 for a new one. Raises SpoolFormatError for a newer one, and
-    for one from before 0.2.0.
+    """Return the schema of a file, 0 for a new file. Raises SpoolFormatError for a file of a newer
+    Relay, or of a Relay before 0.2.0.
     """
     version = int(connection.pragma("user_version"))
     _check_made_by(path, made_by=connection.pragma("application_id"), version=version)

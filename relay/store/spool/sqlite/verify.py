@@ -66,7 +66,7 @@ _LOST_ROWS = {
 }
 _NEVER_DUE = f"""SELECT message_id || '-' || number FROM entry
     WHERE {_LIVE} AND claimed = 0 AND due_us IS NULL LIMIT {_SHOWN_MAX}"""
-# Each may be all that is left of a message.
+# Such a content may be all that is left of a message.
 _UNNEEDED = f"""SELECT id FROM content
     WHERE id NOT IN (SELECT content_id FROM entry WHERE {_LIVE}) LIMIT {_SHOWN_MAX}"""
 _FILES = (
@@ -182,7 +182,7 @@ class SpoolVerifier:
                 expected = _checksum_text(checksum)
         except OSError as error:
             actual = (error.strerror or str(error)).lower()
-        # One that is not needed was delivered meanwhile.
+        # If the file is not needed any more, its message was delivered meanwhile.
         if actual != expected and is_file_needed(self._rows, name):
             self._report_fault("lost-content", path, actual, expected=expected)
 
