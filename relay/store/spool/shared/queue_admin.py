@@ -468,7 +468,7 @@ def _write(
     result = make(transaction)
     listed = listing()
     fields = {
-        entry: _result_fields(outcome, note)
+        entry: _fields(outcome, note)
         for key, (outcome, note) in result.results.items()
         if outcome is not CommandResult.IN_FLIGHT
         for entry in (key, *result.made.get(key, ()))
@@ -574,7 +574,7 @@ def _dry_run(
         loaded, command, keys, taken=taken, now_us=now_us, at_us=now_us, planned=planned
     )
     fields = {
-        key: _in_flight(elsewhere.get(key, "")) if key in busy else _result_fields(outcome, note)
+        key: _in_flight(elsewhere.get(key, "")) if key in busy else _fields(outcome, note)
         for key, (outcome, note) in result.results.items()
     }
     listed.add(tables, list(fields), fields)
@@ -587,20 +587,18 @@ def _show_in_flight(
     """List entries in flight with their notes. "" stands for: it is being delivered."""
     elsewhere = engine.elsewhere(tables, notes)
     fields = {
-        key: _result_fields(CommandResult.IN_FLIGHT, note)
-        if note
-        else _in_flight(elsewhere.get(key, ""))
+        key: _fields(CommandResult.IN_FLIGHT, note) if note else _in_flight(elsewhere.get(key, ""))
         for key, note in notes.items()
     }
     listed.add(tables, list(notes), fields)
 
 
-def _result_fields(result: CommandResult, note: str) -> dict[str, str]:
+def _fields(result: CommandResult, note: str) -> dict[str, str]:
     return {"result": str(result), "note": note}
 
 
 def _in_flight(node: str) -> dict[str, str]:
-    fields = _result_fields(CommandResult.IN_FLIGHT, in_flight_note(node))
+    fields = _fields(CommandResult.IN_FLIGHT, in_flight_note(node))
     return fields | ({"node": node} if node else {})
 
 
