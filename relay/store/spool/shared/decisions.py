@@ -123,8 +123,8 @@ def _reroute_targets(
 
 def _is_by_graph(to: RouteLookup, recipients: Iterable[tuple[int, str]]) -> bool:
     """Whether the route takes mail with a sender, and sends it by Microsoft Graph."""
-    found = (to(address, address) for _, address in recipients)
-    return any(route is not None and route.next_hop.kind is HopKind.GRAPH for route in found)
+    routes = (to(address, address) for _, address in recipients)
+    return any(route is not None and route.next_hop.kind is HopKind.GRAPH for route in routes)
 
 
 def _unchanged_reason(command: QueueCommand, facts: EntryFacts, *, now_us: int) -> str:
