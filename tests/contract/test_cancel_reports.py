@@ -23,7 +23,7 @@ async def reports(spool) -> list[bytes]:
 
 
 async def test_all_next_hops_of_a_message_are_in_one_report(spool, make, monkeypatch) -> None:
-    monkeypatch.setattr("relay.store.spool.shared.entries.STEP", 3)  # fewer than it has
+    monkeypatch.setattr("relay.store.spool.shared.entry_selection.STEP", 3)  # fewer than it has
     hops = {f"mx:{name}.test": [f"x@{name}.test"] for name in "abcdefgh"}
     for message in (make(hops), make(hops)):
         await spool.accept(message, claim=False)

@@ -48,11 +48,12 @@ from relay.store.spool.shared import (
     accepted,
     claimed,
     decisions,
+    entry_changes,
+    entry_facts,
     maintenance,
     queue_admin,
     results,
 )
-from relay.store.spool.shared import entries as queue_entries
 from relay.store.spool.shared.queue_admin import QueueAdmin
 from relay.store.spool.sqlite import spool as spool_module
 from relay.store.spool.sqlite import transactions, writer
@@ -250,7 +251,7 @@ def _released_in_its_epoch(original: Any) -> Any:
     def change(transaction: Any, command: Any, *args: Any, **more: Any) -> Any:
         if command.operation is not Operation.RELEASE:
             return original(transaction, command, *args, **more)
-        with patch.object(queue_entries, "_WAIT", _same_epoch(queue_entries._WAIT)):
+        with patch.object(entry_changes, "_WAIT", _same_epoch(entry_changes._WAIT)):
             return original(transaction, command, *args, **more)
 
     return change
@@ -664,7 +665,7 @@ BROKEN = (
     ),
     Broken(
         "a hold keeps the epoch",
-        _instead(queue_entries, "_WAIT", _same_epoch),
+        _instead(entry_changes, "_WAIT", _same_epoch),
         "invariant 3",
         where=conditions.operated,
     ),
@@ -713,7 +714,7 @@ BROKEN = (
     ),
     Broken(
         "a cancel takes what is in flight",
-        _instead(queue_entries, "_facts", _whoever_has_it),
+        _instead(entry_facts, "read_entry_facts", _whoever_has_it),
         "invariant 9",
         where=conditions.cancelled_in_flight,
     ),

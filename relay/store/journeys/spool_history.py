@@ -76,7 +76,7 @@ class SpoolHistory(Protocol):
         """
 
     async def find_page(
-        self, wanted: MessageSearch, *, account: str | None, before: ListPosition | None, limit: int
+        self, search: MessageSearch, *, account: str | None, before: ListPosition | None, limit: int
     ) -> FoundPage:
         """Return messages that match, apart from `after` and `key`, in the order of the list."""
 

@@ -4,20 +4,20 @@ The SMTP server commits a message to the spool before it replies 250 (step 5). D
 entries, attempts them and records the result (step 6). It touches only its own files. The spool
 keeps the invariants 1, 3, 7 and 9 of docs/design.md.
 
-open() and storage() choose the engine, SQLite's or PostgreSQL's, by the scheme of `spool.url`. Each
-is imported on first use, so that a process that needs only the values does not load it, nor one
-engine the library of the other.
+open() and storage() choose the engine, SQLite's or PostgreSQL's, by the scheme of `spool.url`. An
+engine is imported on first use: a process that needs only the values loads no engine, and an engine
+does not load the library of the other.
 
 What callers see:
 
 - `types`: messages, entries, claims, results, errors (also of the disk)
 - `queue_commands`: retry, hold, release, cancel, reroute: in which state each is possible, and the
   state after it
-- `usage`: how the counts of what accounts send are stored, and come from other nodes
+- `usage`: stores the counts of mail that accounts send, and reads those of other nodes
 - `engine`: what every engine does, and what each adds (SpoolEngine); its stored form for commands
   (SpoolStorage); kinds of faults of verify
 
-Behind it:
+The engines:
 
 - `shared`: what both engines do alike, and the SQL that both databases understand
 - `sqlite`: the engine on SQLite: its writer, its files, verify
@@ -52,11 +52,11 @@ def open(  # noqa: A001 - called as spool.open()
 ) -> "SpoolEngine":
     """Open the spool, create it, or migrate it, and resume `clock` from it.
 
-    With `delivers_captured` captured mail is queued like other mail, and is captured once an
-    attempt has that outcome; otherwise when it is accepted. Without `holds_store` the mail root of
-    `mailboxes.store` is that of another node of the spool, which claims all local mail. With
-    `alone` the caller is in a block of SpoolStorage.restored(), which keeps all other nodes away.
-    Only the holder of the owner lock may call it. Raises SpoolError.
+    Captured mail is captured when it is accepted; with `delivers_captured` it is queued like other
+    mail, and captured by an attempt. Without `holds_store` another node of the spool has the mail
+    root of `mailboxes.store`, and claims all local mail. With `alone` the caller is in a block of
+    SpoolStorage.restored(), which keeps all other nodes away. Only the holder of the owner lock may
+    call it. Raises SpoolError.
     """
     if not settings.spool.is_file:
         from relay.store.spool.postgres import require_driver  # noqa: PLC0415 - see above
@@ -107,8 +107,8 @@ def load_engine(settings: "Settings") -> None:
 def storage(
     settings: "Settings", *, as_owner: Callable[[], AbstractContextManager[None]] = nullcontext
 ) -> "SpoolStorage":
-    """Return the stored form of the spool; nothing is opened. `as_owner` is a context in which the
-    process works as the user of the service. A server is asked in it.
+    """Return the stored form of the spool; nothing is opened. `as_owner` returns a context in which
+    the process has the user of the service: it connects to a server as this user.
     """
     if not settings.spool.is_file:
         from relay.store.spool.postgres.storage import PostgresStorage  # noqa: PLC0415 - see above
@@ -125,8 +125,8 @@ def storage(
 
 
 def left_behind(settings: "Settings") -> str:
-    """Return why a queue on a server cannot be used: entries wait in a file of state_dir. Return
-    "" if none do. Raises SpoolError.
+    """Return why a queue on a server cannot be used: entries still wait in a file of state_dir.
+    Return "" if no entries wait there. Raises SpoolError.
     """
     if settings.spool.is_file or not settings.spool_file.exists():
         return ""

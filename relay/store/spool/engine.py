@@ -1,5 +1,4 @@
-"""A spool engine: the durable queue of acceptance and delivery, its history, and what only the
-owner of a queue needs.
+"""What a spool engine does: the durable queue of acceptance and delivery, and its history.
 
 relay.store.spool.open() returns the SpoolEngine that `spool.url` names; relay.store.spool.storage()
 returns its SpoolStorage, for commands that need no running queue. No room outside relay/store/spool
@@ -11,8 +10,9 @@ tests/contract, which state what follows:
 
 - A coroutine returns after its change is durable. One that raises SpoolError changed nothing.
 - A claim is the right to one attempt. The epoch of an entry only increases, and a claim with an old
-  epoch cannot record. Outcomes, events and reports of a result are one transaction, and so is
-  what a report that it delivers claims of another message: an event there, and nothing else.
+  epoch cannot record. Outcomes, events and reports of a result are one transaction. If the message
+  is a report about another message, the same transaction adds an event to that message, and changes
+  nothing else of it.
 - A start records each claim of a dead owner as an indeterminate attempt that is due at once.
 - A submission key is remembered for a week longer than pickup tries to submit, and expires by
   itself.
@@ -42,7 +42,13 @@ from relay.store.journeys.document import Journey
 from relay.store.journeys.message_list import ListedRecipient
 from relay.store.journeys.spool_history import KeptMessage, SpoolEvents, SpoolHistory
 from relay.store.spool.queue_commands import QueueCommand, ShownTimes
-from relay.store.spool.shared import event_log, message_list
+from relay.store.spool.shared import (
+    event_log,
+    message_names,
+    message_page,
+    message_rows,
+    recent_messages,
+)
 from relay.store.spool.shared.accepted import CapturedMail, accepted_as
 from relay.store.spool.shared.claimed import late_recipients
 from relay.store.spool.shared.group_commit import WAITING_MAX, GroupWriter
@@ -102,17 +108,17 @@ class DevelopmentSpool(Protocol):
         """Return the addresses of all recipients of messages, but those that policy has added."""
 
     async def discard(self, until_us: int) -> int:
-        """Remove some messages that were accepted until then, captured and held ones too, but none
-        that is to be delivered; return how many, 0 when nothing is left.
+        """Remove some messages that were accepted until this time and are not to be delivered;
+        captured and held messages too. Return how many, 0 when nothing is left.
         """
 
     async def remove(self, queue_id: str) -> Sequence[ListedRecipient] | None:
-        """Remove a message in whatever state, with its history; return its recipients. None, and
-        nothing is removed, while delivery has it.
+        """Remove a message in any state, with its history; return its recipients. While delivery
+        has the message, nothing is removed; return None.
         """
 
     async def clear(self) -> int:
-        """Remove every message, in whatever state, and every submission key; return the number of
+        """Remove every message, in any state, and every submission key; return the number of
         messages that are not reports. Claims can no longer record.
         """
 
@@ -137,19 +143,19 @@ class News(Flag):
 class SpoolEngine(QueueEngine, SpoolHistory):
     """An open spool, as its owner uses it. Call start() once, then stop() once.
 
-    An engine derives from it, and adds what it stores in its own way.
+    Each engine is a subclass.
     """
 
     maintenance: SpoolMaintenance  # its periodic work
-    # what a development relay does with it; None of an engine that it never has
+    # what a development relay does with it; None for an engine that it does not use
     development: DevelopmentSpool | None = None
     _writer: GroupWriter
-    find_queue_ids = reads(message_list.find_queue_ids)
-    find_page = reads(message_list.find_page)
-    summaries = reads(message_list.summaries)
-    accepted_submissions = reads(message_list.accepted_submissions)
-    count_states = reads(message_list.count_states)
-    recent_addresses = reads(message_list.recent_addresses)
+    find_queue_ids = reads(message_names.find_queue_ids)
+    find_page = reads(message_page.find_page)
+    summaries = reads(message_rows.summaries)
+    accepted_submissions = reads(message_names.accepted_submissions)
+    count_states = reads(recent_messages.count_states)
+    recent_addresses = reads(recent_messages.recent_addresses)
 
     def __init__(
         self,
@@ -167,12 +173,12 @@ class SpoolEngine(QueueEngine, SpoolHistory):
         self._metrics = metrics
         self._captured = captured
         self._submission_keep_us = int(submission_keep_s * 1_000_000)
-        # Called when it can be used no longer: the node must end.
+        # Called when the spool cannot be used any more: the node must end.
         self.on_lost: Callable[[SpoolError], None] = lambda _: None
         # Called with what other nodes may have done.
         self.on_news: Callable[[News], None] = lambda _: None
-        # Returns a digest of each part, by its name, that must be equal on all nodes; the part
-        # LOCAL_DOMAINS has the domains themselves.
+        # Returns, by name, a digest of each part that must be equal on all nodes. The part
+        # LOCAL_DOMAINS has the domains as text.
         self.agreed: Callable[[], Mapping[str, str]] = dict
         self.receipts = ReceiptLedger(self, store=store)
         self.queue_admin = QueueAdmin(
@@ -240,8 +246,8 @@ class SpoolEngine(QueueEngine, SpoolHistory):
 
     @abstractmethod
     async def _store_new(self, messages: Sequence[NewMessage]) -> StoredContents:
-        """Store of the contents of new messages what must be there before their transaction. Raises
-        SpoolUnavailableError where no new mail is accepted.
+        """Store the contents of new messages that must be there before the transaction. Raises
+        SpoolUnavailableError while no new mail is accepted.
         """
 
     @abstractmethod
@@ -254,8 +260,8 @@ class SpoolEngine(QueueEngine, SpoolHistory):
         claim: bool,
         receipt: SentReceipt | None,
     ) -> Accepted | HoldsFullError:
-        """Make a message, and the reports that follow it, durable; `submission` is its key, and
-        when that is forgotten.
+        """Make a message, and the reports that follow it, durable. `submission` is the submission
+        key, and when it expires, in queue time.
         """
 
     async def record(
@@ -278,7 +284,7 @@ class SpoolEngine(QueueEngine, SpoolHistory):
             return False, ()
         if recorded.owes:
             self.receipts.added()
-            if any(one.evidence.owed_reply for one in claim_result.outcomes.values()):
+            if any(outcome.evidence.owed_reply for outcome in claim_result.outcomes.values()):
                 self.receipts.replies_owed.set()
         self.committed(stored)
         self._count_accepted(claim_result.reports)
@@ -304,15 +310,15 @@ class SpoolEngine(QueueEngine, SpoolHistory):
         )
 
     async def is_first_with(self, claim: Claim, message_id: str) -> bool:
-        """Return whether a request of this claim may have this Message-ID, since no other request
-        to Microsoft Graph has it.
+        """Return whether a request of this claim may use this Message-ID: no other request to
+        Microsoft Graph uses it.
         """
         return await self.ask(lambda tables: is_first_with(tables, claim, message_id))
 
     @abstractmethod
     def may_finish(self, claim: Claim) -> bool:
-        """Whether an attempt may still hand the message over. It may not once another node can have
-        the claim.
+        """Whether an attempt may still send the message. It may not once another node may have
+        taken the claim over.
         """
 
     @abstractmethod
@@ -338,8 +344,8 @@ class SpoolEngine(QueueEngine, SpoolHistory):
         """Tell other nodes what this one has done."""
 
     def load(self) -> SpoolLoad:
-        """Return the load, without a disk access. A server that is away is no pressure: programs'
-        mail is taken.
+        """Return the load, without a disk access. An unreachable server is no pressure: programs
+        can still submit mail.
         """
         return SpoolLoad(
             entries=self.maintenance.entries,
@@ -348,8 +354,9 @@ class SpoolEngine(QueueEngine, SpoolHistory):
         )
 
     def rounds(self) -> int | None:
-        """Wake what writes, and return a number that it raises: it is blocked if the number is the
-        same seconds later. An error of the disk or the server is no block. None: it does not run.
+        """Wake the writer, and return a number that it raises. If the number is the same seconds
+        later, the writer is blocked. An error of the disk or the server does not block it. None:
+        it does not run.
         """
         return self._writer.rounds()
 
@@ -359,8 +366,8 @@ class SpoolEngine(QueueEngine, SpoolHistory):
 
     @abstractmethod
     def disk(self) -> Disk:
-        """Return the disk that new mail fills, after its reserve was allocated again if there is
-        room. Blocks. Raises OSError.
+        """Return the disk that new mail fills. Before, allocate its reserve again if there is room.
+        Blocks. Raises OSError.
         """
 
     def is_of_other_store(self, domain: str) -> bool:  # noqa: ARG002 - there is one store
@@ -372,8 +379,8 @@ class SpoolEngine(QueueEngine, SpoolHistory):
         self._tell(News.RECORDED | News.DUE | News.HOLDS)
 
     def shown_times(self) -> ShownTimes:
-        """Return how times are shown now. A development relay removes captured mail by real time,
-        which an advance of the clock does not change.
+        """Return how to show times now. A development relay removes captured mail after a real
+        time, which an advance of the clock does not shorten.
         """
         captured_us = None
         if self._captured.is_delivered:
@@ -404,24 +411,24 @@ class SpoolEngine(QueueEngine, SpoolHistory):
 
     async def events_after(self, after: int, *, limit: int) -> SpoolEvents:
         """SpoolHistory.events_after."""
-        return await self.read(
-            lambda tables: event_log.events_after(
-                tables,
-                after,
-                self._last_event(tables),
-                limit=limit,
-                captures_at_once=not self._captured.is_delivered,
+        captures_at_once = not self._captured.is_delivered
+
+        def query(tables: Tables) -> SpoolEvents:
+            until = self._last_event(tables)
+            return event_log.events_after(
+                tables, after, until, limit=limit, captures_at_once=captures_at_once
             )
-        )
+
+        return await self.read(query)
 
     async def accepted_after(self, after: int, *, limit: int, is_settled: bool) -> SpoolEvents:
         """SpoolHistory.accepted_after."""
 
-        def found(tables: Tables) -> SpoolEvents:
+        def query(tables: Tables) -> SpoolEvents:
             until = self._last_event(tables) if is_settled else NEVER_US
             return event_log.accepted_after(tables, after, until, limit=limit)
 
-        return await self.read(found)
+        return await self.read(query)
 
     async def last_event(self, *, is_settled: bool = True) -> int:
         """SpoolHistory.last_event."""
@@ -440,8 +447,8 @@ class SpoolEngine(QueueEngine, SpoolHistory):
         """
 
     async def mail_root(self, store: str) -> tuple[str, bool]:
-        """Return the id that is recorded of the mail root of `store`, "" for none, and whether any
-        mail was ever delivered locally.
+        """Return the recorded id of the mail root of `store`, "" for none, and whether any mail was
+        ever delivered locally.
         """
         return await self.read(lambda tables: self._root(tables, store))
 
@@ -451,8 +458,8 @@ class SpoolEngine(QueueEngine, SpoolHistory):
         return (row[0] if row is not None else ""), was_used
 
     async def record_mail_root(self, store: str, root_id: str, *, instead_of: str = "") -> str:
-        """Record the id of the mail root of `store` if none is recorded, or `instead_of`; return
-        the one that is recorded then.
+        """Record the id of the mail root of `store` if no id is recorded, or if it is `instead_of`.
+        Return the id that is recorded afterwards.
         """
 
         def record(transaction: OpenTransaction) -> str:
@@ -462,28 +469,28 @@ class SpoolEngine(QueueEngine, SpoolHistory):
         return await self.change(record)
 
     async def renew_submission_keys(self, keys: Sequence[str]) -> Collection[str]:
-        """Return those of these submission keys that are known; they are remembered as long as if
-        they were used now.
+        """Return which of these submission keys are known, and remember them as long as keys that
+        are used now.
         """
         until_us = self._clock.queue_us() + self._submission_keep_us
         values = [(until_us, key) for key in keys]
-        found = await self.change(lambda one: one.fetch_each(_RENEW, values))
-        return frozenset(key for (key,) in found)
+        rows = await self.change(lambda transaction: transaction.fetch_each(_RENEW, values))
+        return frozenset(key for (key,) in rows)
 
     async def accepted_as(self, submission_key: str) -> str:
         """Return the queue id of the message that was accepted with this key, "" for none."""
         return await self.ask(lambda tables: accepted_as(tables, submission_key))
 
     async def late_recipients(self, key: Key) -> Mapping[int, Sequence[ClaimedRecipient]]:
-        """Return the recipients, by entry, of which a delay report about this message is: those of
-        this entry, of queued and deferred ones, and of those that the relay holds and warns of.
-        None if its warning was reported already.
+        """Return the recipients that a delay report about this message names, by entry: those of
+        this entry, of queued and deferred entries, and of entries that the relay holds and that
+        have a delay warning. Empty if the warning of this entry was reported already.
         """
         return await self.ask(lambda tables: late_recipients(tables, key))
 
     def _count_accepted(self, messages: Iterable[NewMessage]) -> None:
-        for one in messages:
-            self._metrics.accepted_by(one.facts.source).inc()
+        for message in messages:
+            self._metrics.accepted_by(message.facts.source).inc()
 
     async def counts(self) -> QueueCounts:
         """Count the queue, for the metrics."""
@@ -494,12 +501,12 @@ class SpoolEngine(QueueEngine, SpoolHistory):
         times = self.shown_times()
         holds = [
             {
-                "domain": one.domain,
-                "reason": one.reason,
-                "since": rfc3339(one.since_us),
-                "until": None if one.until_us is None else times.wall_time(one.until_us),
+                "domain": rule.domain,
+                "reason": rule.reason,
+                "since": rfc3339(rule.since_us),
+                "until": None if rule.until_us is None else times.wall_time(rule.until_us),
             }
-            for one in self.queue_admin.hold_rules()
+            for rule in self.queue_admin.hold_rules()
         ]
         return {**await self.maintenance.stats(), "holds": holds}
 
@@ -518,7 +525,7 @@ class SpoolFinding(Struct, frozen=True):
 
 
 class BackupResult(Struct, frozen=True):
-    """What the copy contains; `missing` are contents that the spool had lost before."""
+    """What a backup contains. `missing` are contents that the spool had lost before."""
 
     database: Path
     contents: Path
@@ -527,7 +534,7 @@ class BackupResult(Struct, frozen=True):
 
 
 class SpoolStorage(Protocol):
-    """The stored form of a spool: `relay storage` and `relay check` use it. Its text names it.
+    """The stored form of a spool, for `relay storage` and `relay check`. str() names its place.
 
     All methods raise SpoolError and OSError.
     """
@@ -552,11 +559,11 @@ class SpoolStorage(Protocol):
         return ()
 
     def living_nodes(self) -> Sequence[str]:
-        """Return the names of the nodes that share it and live; none of what is not shared."""
+        """Return the names of the living nodes that share it; none if it cannot be shared."""
         return ()
 
     def other_domains(self) -> Sequence[str]:
-        """Return the local domains of the nodes of other mail roots, also of those that ended."""
+        """Return the local domains of other mail roots, also of nodes that have ended."""
         return ()
 
     def check(self, *, has_owner: bool) -> None:
@@ -565,8 +572,8 @@ class SpoolStorage(Protocol):
         """
 
     def require_tools(self) -> None:
-        """Raise SpoolUnsupportedError, which names the tools of the database, where verify() and
-        `relay storage backup` are left to them.
+        """Raise SpoolUnsupportedError where the tools of the database do what verify() and `relay
+        storage backup` do; the error names them.
         """
         return
 
@@ -591,18 +598,18 @@ class SpoolStorage(Protocol):
         """
 
     def restored(self, folder: Path) -> AbstractContextManager[None]:
-        """Put in place, where there is no spool, what back_up() wrote into `folder`. Until the
-        end of the block no node can join, except one that is opened with `alone`. After an error in
-        the block the tables of a database are removed again.
+        """Restore what back_up() wrote into `folder`, where there is no spool. Until the end of the
+        block no node can join, except a node that is opened with `alone`. After an error in the
+        block, the tables of a database are removed again.
 
         Raises SpoolNotEmptyError, SpoolInUseError while a node lives, and FileNotFoundError for the
         copy of another kind of spool.
         """
 
     def accepted_since(self, folder: Path | None, keys: Iterable[str]) -> Iterator[tuple[str, str]]:
-        """Yield each of these submission keys with which a message was accepted after back_up()
-        copied into `folder`, None: at any time. It comes once with the name of each recipient that
-        the history has, QUEUE-ID-NUMBER, or once without.
+        """Yield which of these submission keys were used for a message since back_up() copied into
+        `folder`; None: at any time. A key is yielded with the name of each recipient that the
+        history has, QUEUE-ID-NUMBER; once with "" if it has none.
         """
 
     def has_part(self, path: Path) -> bool:  # noqa: ARG002 - a database has none

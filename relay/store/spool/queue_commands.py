@@ -61,19 +61,20 @@ class QueueCommand:
     why: str = ""  # recorded in the journey
     dry_run: bool = False  # only says what would change
     until_us: int | None = None  # ends a hold, in queue time
-    # a hold of restored mail, which then does not expire: when it was backed up, in queue time
+    # with a hold: it is of restored mail, which does not expire; when it was backed up, in queue
+    # time
     backed_up_us: int | None = None
-    # a hold of a domain also takes what comes, until a release of the domain, which has this too
+    # a hold of a domain also holds new mail, until a release of the domain with `new`
     new: bool = False
     as_before: bool = False  # a release restores the state and the next retry time
-    # the destination of an address, None where it has none; a release sends captured mail there
+    # returns the destination of an address, None if there is none; a release of captured mail too
     to: RouteLookup | None = None
-    # a release of captured mail sends a copy to these addresses, and leaves its recipients captured
+    # a release of captured mail sends a copy to these addresses; its recipients stay captured
     copy_to: tuple[str, ...] = ()
     forgets: bool = True  # a reroute forgets failures of the new next hop
     to_text: str = ""  # the operator's text for `to`
     bounce: bool = False  # a cancel reports the failure to the sender
-    text: str = ""  # what that report says; "": that an operator cancelled it
+    text: str = ""  # the text of the report; "": that an operator cancelled the mail
 
     def __post_init__(self) -> None:
         """Raises ValueError."""
@@ -108,7 +109,7 @@ class QueueCommand:
         )
 
     def inapplicable_reason(self, state: RecipientState) -> str:
-        """Return why the command does not apply to an entry in `state`, "" if it does."""
+        """Return why the command does not apply to entries in `state`, "" if it does."""
         if self.copy_to and state is not RecipientState.CAPTURED:
             return "only captured mail is released as a copy"
         if self.operation is Operation.RELEASE and self.is_rerouting(state):
@@ -130,7 +131,7 @@ class CommandReport:
     unknown: tuple[str, ...] = ()  # ids of the selector that match no entry in the queue
     dry_run: bool = False  # nothing has changed
     reports: int | None = None  # to senders; None: the command makes none
-    new: Sequence[str] = ()  # domains for which what comes is held from now on, or no more
+    new: Sequence[str] = ()  # domains for which new mail is held from now on, or not any more
 
     def as_json(self) -> dict[str, Any]:
         """The response of /relay/v1/queue/{operation}."""
@@ -233,12 +234,12 @@ def states_before(after: RecipientState) -> tuple[RecipientState, ...]:
 
 def earliest_due_us(retry_us: int | None, *, warn_us: int | None, end_us: int) -> int:
     """Return when an entry must be looked at: the earliest of its times."""
-    return min(one for one in (retry_us, warn_us, end_us) if one is not None)
+    return min(at_us for at_us in (retry_us, warn_us, end_us) if at_us is not None)
 
 
 class ShownTimes(Struct, frozen=True):
-    """Shows times of the queue: `offset_us` is how far the wall clock is ahead of queue time.
-    `captured_us` is how long after its arrival captured mail is removed that does not expire.
+    """Formats queue times as wall time, which is ahead by `offset_us`. Captured mail that does not
+    expire is removed `captured_us` after its arrival.
     """
 
     offset_us: int
@@ -251,9 +252,9 @@ class ShownTimes(Struct, frozen=True):
     def end(
         self, state: str, *, due_us: int | None, expires_us: int | None, received_us: int | None
     ) -> str | None:
-        """Return when an entry ends by itself, None if it does not, or is not known to.
+        """Return when an entry ends by itself; None if it does not, or if that is not known.
 
-        `expires_us` and `received_us` are those of its message.
+        `expires_us` and `received_us` are times of its message.
         """
         if state in FINAL or (state == RecipientState.HELD and has_been_restored(due_us)):
             return None
@@ -266,14 +267,15 @@ class ShownTimes(Struct, frozen=True):
 
 
 def has_been_restored(due_us: int | None) -> bool:
-    """Return whether a held entry with this due time is one that a restore holds."""
+    """Return whether a held entry with this due time is held by a restore."""
     return due_us is not None and RESTORED_US <= due_us < 2 * RESTORED_US
 
 
 def command_reason(number: int, details: Iterable[Detail], operation: Operation) -> str:
-    """Return who did this last to an entry, and why: an operator, or the relay, which only holds.
+    """Return who last did this operation on an entry, and why; "" if that is not known. The relay
+    itself only holds entries.
 
-    `details` are those of step 6, newest first.
+    `details` are the details of step 6, newest first.
     """
     for detail in details:
         match detail:

@@ -1,7 +1,7 @@
 """The values that go into the spool and come out of it.
 
-Nothing here depends on the database. The listener and the reports create NewMessage; delivery
-claims entries (Claim), records results (ClaimResult) and says when an entry is due next
+Nothing here depends on the database. The SMTP server and the reports create NewMessage. Delivery
+claims entries (Claim), records results (ClaimResult) and decides when an entry is due next
 (EntrySchedule). Queue ids are Ids of the clock. Times are microseconds since 1970 UTC in queue
 time (Clock.queue_us). Errors are SpoolError and its subclasses.
 
@@ -31,7 +31,7 @@ from relay.formats.dsn import ReportedRecipient, ReportKind
 from relay.formats.read_report import RemoteReport
 from relay.store.journeys.events import Event
 
-ContentKey = Any  # of a content: hashable; what it is, only the engine knows
+ContentKey = Any  # of a content: hashable, of a type that only the engine knows
 Key = tuple[str, int]  # of an entry: the id of its message, and its number there
 FIRST_KEY: Key = ("", 0)  # before every entry
 # In the order in which the entries of a level are due: due time, and key.
@@ -39,15 +39,15 @@ Position = tuple[int, str, int]
 FIRST_POSITION: Position = (-1, "", 0)
 FIRST_EPOCH = 1
 Unanswered = tuple[tuple[int, int], ...]  # recipients by number, and attempts
-# A restored entry is due, and its message expires, at this and the time that was left until it
-# expires: never, and later than any time of an entry that was not restored.
+# A restored entry is due, and its message expires, at RESTORED_US plus the time that was left until
+# its expiry: never, and later than any entry that was not restored.
 RESTORED_US = 1 << 57
-NEVER_US = 1 << 58  # the due time of what does not expire; later than that of a restored entry
+NEVER_US = 1 << 58  # the due time of an entry that does not expire: later than RESTORED_US
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 class PriorityLevel(IntEnum):
-    """The order of due entries: the lower level first, and each with a share of its own."""
+    """The order of due entries: lower levels first, but each level gets a share."""
 
     HIGH = 0
     NORMAL = 1
@@ -62,7 +62,7 @@ def sender_key(name: str) -> int:
 
 
 class EntrySchedule(Struct, frozen=True):
-    """When and how an entry is tried next: columns of its row. Times as in Claim."""
+    """When and how an entry is attempted next, as columns of its row. Times as in Claim."""
 
     retry_us: int | None
     due_us: int
@@ -73,11 +73,11 @@ class EntrySchedule(Struct, frozen=True):
 
 
 class DueQuery(Struct, frozen=True):
-    """Which due entries of a priority level are wanted.
+    """Selects due entries of a priority level.
 
-    Without `next_hop` and `sender`: all, oldest due first. With `sender`: those of one sender. With
-    `next_hop`: those for one next hop, round robin among its senders. An entry that was
-    asked for by its sender or next hop is not skipped.
+    Without `next_hop` and `sender`: all, oldest due first. With `sender`: of this sender. With
+    `next_hop`: for this next hop, round robin among its senders. `without_senders` does not skip
+    entries of `sender`, nor `without_hops` entries for `next_hop`.
     """
 
     level: PriorityLevel = PriorityLevel.NORMAL  # the priority level
@@ -89,7 +89,7 @@ class DueQuery(Struct, frozen=True):
     without_senders: Collection[int] = ()  # entries of these are skipped
     # entries of this sender for this next hop are skipped
     without_pairs: Collection[tuple[NextHop, int]] = ()
-    # only those that have expired, whose hold ends, or whose delay is to be reported: of a level
+    # only entries of the level that have expired, whose hold ends, or whose delay is to be reported
     only_ended: bool = False
 
 
@@ -110,7 +110,7 @@ class SpoolFullError(SpoolError):
 
 
 class SpoolUnsupportedError(SpoolError):
-    """The engine leaves this to the tools of its database; the text names them."""
+    """The tools of the database do this, not the engine; the text names them."""
 
 
 class SpoolUnavailableError(SpoolError):
@@ -122,7 +122,7 @@ class SpoolInUseError(SpoolError):
 
 
 class SpoolNotEmptyError(SpoolError):
-    """There is something where a spool is to be restored."""
+    """A spool cannot be restored where there is already something."""
 
 
 class NodeNameError(SpoolError):
@@ -130,9 +130,7 @@ class NodeNameError(SpoolError):
 
 
 class HoldsFullError(SpoolError):
-    """Rules hold as many entries as they may, those of one tenant or ("") of the operator: 452
-    4.3.1.
-    """
+    """The rules of a tenant ("": of the operator) hold as many entries as they may: 452 4.3.1."""
 
     def __init__(self, tenant: str) -> None:
         super().__init__(f"rules hold as many entries as they may {tenant}".rstrip())
@@ -151,8 +149,8 @@ def translate_os_errors(place: Path) -> Iterator[None]:
 
 
 class NewRecipient(Struct, frozen=True):
-    """A recipient as accepted. With a final `state` (rejected, invalid, discarded, redirected,
-    expanded; delivered, if its copy is quarantined elsewhere) it has no entry.
+    """A recipient when it is accepted. With a final `state` (rejected, invalid, discarded,
+    redirected, expanded; delivered, if its copy is quarantined elsewhere) it has no entry.
 
     `successors` are the addresses that replace a redirected or expanded one. `position` is its
     place in the envelope, from 1; a recipient without one is numbered after those that have one.
@@ -170,8 +168,8 @@ class NewRecipient(Struct, frozen=True):
 
 
 class CloudRequest(Struct, frozen=True, omit_defaults=True):
-    """One message to Microsoft Graph that is not known to have been taken or refused. A field is
-    stored: see EntryExtra.
+    """A request to Microsoft Graph to send a message, whose result is not known. The names of the
+    fields are stored: see EntryExtra.
     """
 
     mailbox: str  # from which it is sent
@@ -179,14 +177,14 @@ class CloudRequest(Struct, frozen=True, omit_defaults=True):
     recipients: tuple[int, ...]  # by number
     posted_us: int  # when its draft was posted, in queue time
     draft: str = ""  # the id of the draft; "": not known
-    sent_us: int = 0  # when the draft was to be sent, and the answer is not known; 0: it was not
+    sent_us: int = 0  # when the request to send the draft was made; 0: it was not made
 
 
 class EntryExtra(Struct, frozen=True, omit_defaults=True):
-    """Fields of an entry by which no query selects: one JSON text in its row, "" for the defaults.
+    """Fields of an entry that no query selects by: a JSON text in its row, "" for the defaults.
 
-    A new field needs a default and no migration. What is stored keeps its name and its meaning. A
-    Relay ignores the fields that it does not know, and keeps them when it changes others.
+    A new field needs a default, and no migration. A stored field keeps its name and its meaning. A
+    Relay ignores unknown fields, and keeps them when it changes others.
     """
 
     # An operator or a rule chose its next hop: no route has to match.
@@ -199,29 +197,30 @@ class EntryExtra(Struct, frozen=True, omit_defaults=True):
     since_us: int = 0
     # It was held and was released: no route holds it again.
     released: bool = False
-    # When it expires in queue time; 0: when its message does. A rule's hold has an end of its own,
-    # and a copy that is released from one is attempted for as long as new mail.
+    # When it expires, in queue time; 0: when its message does. An entry that a rule holds has
+    # another expiry, and after its release it is attempted for as long as new mail.
     expires_us: int = 0
     # When the hold with which it was accepted ends by itself, in queue time; 0: it does not.
     until_us: int = 0
-    # Nothing is reported when its hold expires.
+    # No report is written when it expires while it is held.
     silent: bool = False
-    # Of a rule's hold: how long the copy is attempted from its release on.
+    # If a rule holds it: how long it is attempted after its release.
     lifetime_us: int = 0
-    # The reverse-path in MAIL of this copy where it is another (SRS, quarantine). The
-    # message's sender gets the reports all the same.
+    # The reverse-path in MAIL, if it differs from that of the message (SRS, quarantine). Reports
+    # still go to the sender of the message.
     sender: str = ""
-    # The alias that brought this copy here: of a copy that leaves, the Delivered-To field.
+    # The alias that led to this next hop: the Delivered-To field of a copy that leaves.
     delivered_to: str = ""
-    # The well-known folder of local mailboxes into which it goes. "": the Inbox.
+    # The well-known folder of the local mailbox. "": the Inbox.
     folder: str = ""
-    # How many attempts of each recipient, by its number, had no answer to the final dot.
+    # By number of the recipient: how many attempts had no answer to the final dot.
     unanswered: Unanswered = ()
-    # From when on an attempt that no host of its next hop answers is followed by one elsewhere, in
-    # queue time; NEXT_ATTEMPT: the next one is elsewhere. 0: a host answered, or there is no other
-    # way.
+    # When the fallback may be used, in queue time: if no host of the next hop answers an attempt
+    # after it, the next attempt is at the fallback. NEXT_ATTEMPT: the next attempt is there. 0: a
+    # host answered, or there is no fallback.
     fallback_us: int = 0
-    # What refuses it for good is tried again until it expires, and it needs room in a mailbox.
+    # A permanent failure is retried until it expires. The quota of a mailbox applies, also to
+    # reports.
     keep: bool = False
     # Requests to Microsoft Graph without a known result.
     requests: tuple[CloudRequest, ...] = ()
@@ -237,7 +236,7 @@ _MESSAGE_EXTRA = msgspec.json.Decoder(MessageExtra)
 
 
 def extra_text(extra: EntryExtra | MessageExtra) -> str:
-    """Return the text in the spool: "" for the defaults."""
+    """Return the JSON text that is stored: "" for the defaults."""
     if extra in (NO_EXTRA, NO_MESSAGE_EXTRA):
         return ""
     return msgspec.json.encode(extra).decode()
@@ -249,7 +248,7 @@ def parse_entry_extra(text: str) -> EntryExtra:
 
 
 def readable_extra(text: str) -> EntryExtra | None:
-    """Return what parse_entry_extra() does, None for a text that cannot be read."""
+    """Return parse_entry_extra(), or None for a text that cannot be read."""
     try:
         return parse_entry_extra(text)
     except ValueError:
@@ -277,11 +276,10 @@ class NewEntry(Struct, frozen=True):
 
 
 class NewMessage(Struct, frozen=True):
-    """Everything that one transaction makes durable: message, contents, entries, and recipients
-    that are final already.
+    """Everything that one transaction makes durable: a message, its contents, its entries, and
+    recipients that are final already.
 
-    The caller keeps the body of a large content; accepting it links it into the spool, or copies
-    it.
+    The caller keeps the body of a large content; its acceptance links or copies it into the spool.
     """
 
     facts: MessageFacts  # what all entries share
@@ -291,7 +289,7 @@ class NewMessage(Struct, frozen=True):
     events: tuple[Event, ...] = ()  # steps of the journey
     priority: PriorityLevel = PriorityLevel.NORMAL  # the level that it asked for
     warn_us: int | None = None  # of the delay warning, in queue time; None: never
-    held_max: int | None = None  # entries that rules may hold with its own; None: any number
+    held_max: int | None = None  # entries that rules may hold, with this message; None: no limit
 
     @property
     def held_by_rules(self) -> tuple[str, ...]:
@@ -313,7 +311,7 @@ class NewMessage(Struct, frozen=True):
 
 
 class ReportPlan(Struct, frozen=True):
-    """What to commit with the failure: report messages, and events of the failed message."""
+    """What to commit with a result: report messages, and events of the message they are about."""
 
     messages: tuple[NewMessage, ...] = ()
     events: tuple[Event, ...] = ()
@@ -335,7 +333,7 @@ class ReportWriter(Protocol):
     def rule_mail(
         self, mail: RuleMail, *, about: MessageFacts, write: Callable[[str], Content]
     ) -> NewMessage:
-        """Return the mail that a rule sends about a message; `write` is given an id for it."""
+        """Return the mail that a rule sends about a message; `write` gets the id of the mail."""
 
     def wants(
         self, kind: ReportKind, message: MessageFacts, recipients: Sequence[ReportedRecipient]
@@ -346,8 +344,8 @@ class ReportWriter(Protocol):
 class ClaimedRecipient(Struct, frozen=True):
     """A recipient of a claimed entry.
 
-    `id` is its number in the message: with the queue id it names its file in a local mailbox.
-    `status` and `reply` are those of the last attempt, "" before the first.
+    `id` is its number in the message. Its file in a local mailbox is named by the queue id and this
+    number. `status` and `reply` are those of the last attempt, "" before the first.
     """
 
     id: int
@@ -365,7 +363,7 @@ class Claim(Struct, frozen=True):
     """
 
     entry_id: int  # of the entry
-    epoch: int  # that the entry has; with another one nothing can be recorded
+    epoch: int  # of the entry; after another change of the entry no result is recorded
     message: MessageFacts  # what all entries of the message share
     next_hop: NextHop  # where it goes
     recipients: tuple[ClaimedRecipient, ...]  # those that are not final
@@ -400,7 +398,7 @@ class Claim(Struct, frozen=True):
 
     @property
     def expires_us(self) -> int:
-        """When it expires: the time of its own that the entry has, or that of the message."""
+        """When the entry expires: by EntryExtra, or else with its message."""
         return self.extra.expires_us or self.message.expires_us
 
     @property
@@ -417,11 +415,11 @@ class Claim(Struct, frozen=True):
 class ClaimResult(Struct, frozen=True):
     """The result of a claim; all of it is one transaction.
 
-    Recipients without an outcome (not tried) stay as they are. If one outcome is Captured, every
-    recipient that is not final has it, and the entry becomes captured mail.
+    Recipients without an outcome were not tried, and do not change. If one outcome is Captured, all
+    recipients that are not final have it, and the entry becomes captured mail.
     """
 
-    claim: Claim  # that ends, or with `goes_on` stays
+    claim: Claim  # it ends, unless `goes_on`
     at_us: int  # of the attempt: wall clock time
     outcomes: Mapping[int, Outcome]  # by the number of the recipient
     # the next schedule of those that are not final; None where none is left
@@ -432,8 +430,8 @@ class ClaimResult(Struct, frozen=True):
     expired: Mapping[int, Outcome] = {}
     reports: tuple[NewMessage, ...] = ()  # messages that become durable with the outcomes
     events: tuple[Event, ...] = ()  # steps of the journey
-    # what the message says of another one, and the addresses that get it; it is recorded in the
-    # journey of the other one, if that is known
+    # what a DSN or MDN says of another message, and the addresses it goes to; it is recorded in the
+    # journey of the other message, if that is in the spool
     remote_report: tuple[RemoteReport, tuple[str, ...]] | None = None
     counts_as_attempt: bool = True  # False: the entry keeps its state
     held: bool = False  # the waiting recipients wait for an operator
@@ -447,9 +445,9 @@ class ClaimResult(Struct, frozen=True):
 class DueBatch(Struct, frozen=True):
     """The result of a DueQuery.
 
-    `ended` is False where more entries are due; the next query then continues after `reached`, or
-    for a next hop after the sender `reached_sender` (-1: from the first sender again). `left_hops`
-    and `left_senders` have due entries that were skipped; for a pair it is its next hop.
+    If `ended` is False, more entries are due: the next query continues after `reached`, or for a
+    next hop after the sender `reached_sender` (-1: from the first sender again). `left_hops` and
+    `left_senders` have due entries that were skipped; a skipped pair is in `left_hops`.
     """
 
     claims: tuple[Claim, ...] = ()
@@ -461,8 +459,9 @@ class DueBatch(Struct, frozen=True):
 
 
 class Accepted(Struct, frozen=True):
-    """`queue_id` is the id of the first acceptance when `repeated` (same submission key).
-    `first_end_us` is when the first of the held and captured entries ends, None without one.
+    """The answer of an acceptance. If it was `repeated` (with the same submission key), `queue_id`
+    is the id of the first. `first_end_us` is when the first held or captured entry ends, None if
+    there is no such entry.
     """
 
     queue_id: str
@@ -493,13 +492,14 @@ class Selector(Struct, frozen=True):
 
     @property
     def state_test(self) -> tuple[str, str]:
-        """How a state is compared in SQL, and with which; "" for any."""
+        """The SQL operator and the state to compare with; "" for any state."""
         return ("<>", "captured") if self.state == WAITING else ("=", self.state)
 
 
 class SentReceipt(Struct, frozen=True):
-    """What the acceptance of a read receipt changes: it is owed no longer, or with `is_kept` it
-    stays until its copy is marked. `event` goes to the journey of the message that asked.
+    """What the acceptance of a read receipt changes. The receipt is not owed any more; with
+    `is_kept` it stays until its copy is marked. `event` goes to the journey of the message that
+    asked for it.
     """
 
     key: ReceiptKey
@@ -538,7 +538,7 @@ class IncomingBody(Protocol):
         """Return what was written. It is synced when a message with this body is accepted."""
 
     def discard(self) -> None:
-        """Remove the file in the background. An accepted body has another name by then."""
+        """Remove the file in the background. An accepted body has another name then."""
 
 
 class LendableBody(IncomingBody, Protocol):
@@ -550,7 +550,7 @@ class LendableBody(IncomingBody, Protocol):
         """
 
     async def take_back(self, size_bytes: int, crc32: int) -> None:
-        """Take what that process has written, and can change no more, whatever it keeps open. It
-        closes the file before, or the body is copied. Raises SpoolUnavailableError, also where the
-        file has another size.
+        """Take the body that the process has written. The process cannot change it any more: if it
+        still has the file open, the body is copied. Raises SpoolUnavailableError, also if the file
+        has another size.
         """

@@ -1,9 +1,9 @@
 """Copy the database of a spool by pg_dump, and restore it by pg_restore.
 
 Both get the connection by libpq's environment variables, so that no list of processes shows the
-password, and nothing else of the environment or of the user's files counts, as for a node. Where
-root works as the owner of state_dir, they run as this user. What is not this module's is the lock
-that keeps nodes away meanwhile (nodes.py).
+password. They use nothing else of the environment or of the user's files, as a node does. Where
+root works as the owner of state_dir, they run as this user. The lock that keeps nodes away
+meanwhile is in nodes.py.
 
 See the PostgreSQL documentation, "Environment Variables" and "Snapshot Synchronization Functions".
 """
@@ -36,7 +36,7 @@ _RELATIONS = (
 
 
 def dump(options: ServerOptions, tables: ConnectionTables, file: IO[bytes]) -> dict[str, Any]:
-    """Write one snapshot of the tables into a file; return what the manifest says of it."""
+    """Write one snapshot of the tables into a file; return the counts for the manifest."""
     with tables.snapshot():
         tables.execute("SET LOCAL idle_in_transaction_session_timeout = 0")
         (snapshot,) = tables.fetch_one("SELECT pg_export_snapshot()")
@@ -49,8 +49,8 @@ def dump(options: ServerOptions, tables: ConnectionTables, file: IO[bytes]) -> d
 
 def load(options: ServerOptions, tables: ConnectionTables, file: IO[bytes]) -> None:
     """Create the tables that a file has, all or none. Raises SpoolNotEmptyError."""
-    if found := tables.fetch(_RELATIONS):
-        raise SpoolNotEmptyError(f"{options}: the schema is not empty: found {found[0][0]}")
+    if relations := tables.fetch(_RELATIONS):
+        raise SpoolNotEmptyError(f"{options}: the schema is not empty: found {relations[0][0]}")
     words = ("--single-transaction", "--exit-on-error", "--no-owner", "--no-acl", "--dbname=")
     _run(options, "pg_restore", *words, f"--schema={_schema(tables)}", stdin=file)
 
@@ -63,7 +63,7 @@ def unload(tables: ConnectionTables) -> None:
 
 
 def keys_in(options: ServerOptions, file: IO[bytes], keys: set[str]) -> set[str]:
-    """Return those of these submission keys that are in a file of dump()."""
+    """Return which of these submission keys are in a file of dump()."""
     with TemporaryFile() as rows:
         words = ("--data-only", "--table=submission", "--file=-")
         _run(options, "pg_restore", *words, stdin=file, stdout=rows)
@@ -76,8 +76,8 @@ def _schema(tables: ConnectionTables) -> str:
 
 
 def _run(options: ServerOptions, program: str, *words: str, **files: IO[bytes]) -> None:
-    """Run a program to its end. Raises SpoolUnsupportedError if it is missing, or with what it says
-    if it fails, as one that is older than the server does.
+    """Run a program to its end. Raises SpoolUnsupportedError if it is missing, and with its message
+    if it fails: one that is older than the server fails.
     """
     path = shutil.which(program)
     if path is None:
@@ -121,4 +121,4 @@ def _environment(options: ServerOptions) -> Mapping[str, str]:
         "LC_ALL": "C",
     }
     others = read_environment().variables.items()
-    return {name: one for name, one in others if not name.startswith("PG")} | ours
+    return {name: text for name, text in others if not name.startswith("PG")} | ours

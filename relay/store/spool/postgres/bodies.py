@@ -1,8 +1,8 @@
-"""The bodies of messages over 1 MiB, as rows of 256 KB on a connection of their own.
+"""The bodies of messages over 1 MiB, as rows of 256 KiB, on a separate connection.
 
-A body that arrives is written to the database in parts, each committed as it comes without waiting
-for the disk: the commit that accepts its message makes it durable as well. What no content names is
-a stray, and is swept. Here each body is a file without a name, so that nothing is left of it.
+A body that arrives is written to the database in parts. Each part is committed without waiting for
+the disk: the commit that accepts the message makes the parts durable too. A body that no content
+names is swept. On this machine a body is a file without a name, so that a crash leaves no file.
 """
 
 import os
@@ -48,7 +48,7 @@ _STRAYS = (
 
 
 class ReceivedOctets(OpenOctets, frozen=True):
-    """All of a body that came in, and what took it."""
+    """The octets of an incoming body, and the body."""
 
     body: "IncomingParts"
 
@@ -79,7 +79,9 @@ class IncomingParts:
             return self._opened().number
 
     async def take_back(self, size_bytes: int, crc32: int) -> None:
-        """See LendableBody. Now it goes into the database, and into a file that nobody else has."""
+        """See LendableBody. Copy the body to the database, and to a file that only this process
+        has.
+        """
         lent = self.octets()
         if lent.size != size_bytes:
             raise SpoolUnavailableError(
@@ -137,8 +139,8 @@ class IncomingParts:
             self._parts += 1
 
     def _check_connection(self, tables: ConnectionTables) -> None:
-        """Raise SpoolUnavailableError on another connection than that of the first part: whether
-        the last part is there is not known, and a server that crashed may have lost others.
+        """Raise SpoolUnavailableError if the connection has changed since the first part: the last
+        part may be missing, and a server that crashed may have lost others.
         """
         self._begun_on = self._begun_on or tables
         if tables is not self._begun_on:
@@ -148,8 +150,8 @@ class IncomingParts:
 
 
 class BodyStore:
-    """Takes and gives bodies. Its connection commits without waiting for the disk; short queries of
-    delivery use it as well.
+    """Stores and reads bodies. Its connection commits without waiting for the disk. Short queries
+    of delivery use it too.
     """
 
     def __init__(
@@ -164,7 +166,7 @@ class BodyStore:
         self._incarnation = incarnation  # of this owner now
 
     def incoming(self) -> IncomingParts:
-        """Return a body that is about to come in."""
+        """Return an object to which an incoming body is written."""
         return IncomingParts(self._new_id(), self._directory, self.reader)
 
     async def store(self, message: NewMessage) -> StoredBodies:
@@ -183,13 +185,13 @@ class BodyStore:
         return bodies
 
     def accepted(self, bodies: StoredContents) -> None:
-        """Contents name these bodies now."""
-        for some in bodies:
-            self._in_use.difference_update(one.name for one in some.values())
+        """Note that contents name these bodies now."""
+        for stored in bodies:
+            self._in_use.difference_update(body.name for body in stored.values())
 
     async def discard(self, bodies: StoredContents) -> None:
         """Remove bodies that no content names."""
-        ids = [one.name for some in bodies for one in some.values()]
+        ids = [body.name for stored in bodies for body in stored.values()]
         if ids:
             with suppress(SpoolError):  # they are swept
                 await self.reader.read(lambda tables: remove_bodies(tables, ids))
@@ -208,7 +210,7 @@ class BodyStore:
             return inline_content(name, data, size=size, crc32=checksum)
         with translate_os_errors(self._directory):
             file = _new_file(self._directory)
-        found = written = 0
+        checksum_now = written = 0
         for number in count(0):
             part = tables.fetch_one(_PART, (body, number))
             if part is None:
@@ -216,10 +218,10 @@ class BodyStore:
             with translate_os_errors(self._directory):
                 write_all(file.number, part[0])
             written += len(part[0])
-            found = crc32(part[0], found)
+            checksum_now = crc32(part[0], checksum_now)
         if written + len(header) != size:
             raise SpoolError(f"content {name} has {written + len(header)} bytes, expected {size}")
-        verify_checksum(name, crc32(header, found), expected=checksum)
+        verify_checksum(name, crc32(header, checksum_now), expected=checksum)
         return LargeContent.stored(header, OpenOctets(file, 0, written), flags)
 
     def _read(self, tables: ConnectionTables, message_id: str, number: int) -> Content:
@@ -245,8 +247,8 @@ class BodyStore:
         swept, after = 0, ""
         while rows := tables.fetch(_STRAYS, (after, _AT_ONCE)):
             after = rows[-1][0]
-            # Read after them: one that is in use is that of a node which had joined before.
-            alive = tuple(_prefix(one) for (one,) in tables.fetch(_ALIVE))
+            # Read after the bodies: the node of a body that is in use had joined before.
+            alive = tuple(_prefix(number) for (number,) in tables.fetch(_ALIVE))
             stale = [
                 name for (name,) in rows if name not in self._in_use and not name.startswith(alive)
             ]
@@ -273,13 +275,13 @@ def _prefix(incarnation: int) -> str:
 
 def remove_bodies(tables: ConnectionTables, ids: Iterable[str]) -> None:
     """Remove the parts of bodies that no content names."""
-    tables.execute_each(_REMOVE, [(one, one) for one in ids])
+    tables.execute_each(_REMOVE, [(body_id, body_id) for body_id in ids])
 
 
 def _upload(tables: ConnectionTables, body_id: str, content: LargeContent) -> StoredBody:
-    found, parts, left = 0, 0, b""
+    checksum, parts, left = 0, 0, b""
     for block in octets_in_blocks(content.body):
-        found = crc32(block, found)
+        checksum = crc32(block, checksum)
         left += block
         while len(left) >= PART_BYTES:
             tables.execute(_INSERT, (body_id, parts, left[:PART_BYTES]))
@@ -287,7 +289,7 @@ def _upload(tables: ConnectionTables, body_id: str, content: LargeContent) -> St
     if left:
         tables.execute(_INSERT, (body_id, parts, left))
         parts += 1
-    return StoredBody(body_id, found, parts)
+    return StoredBody(body_id, checksum, parts)
 
 
 def _new_file(directory: Path) -> Descriptor:

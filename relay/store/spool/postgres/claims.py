@@ -54,8 +54,8 @@ _ABANDONED = (
     " FOR NO KEY UPDATE SKIP LOCKED"
 )
 _PAGE = 200  # rows of an index at once
-_ENDED_AT_ONCE = 100  # of absent stores, that are claimed
-# Of each turn in the order of its index, then of all that were found.
+_ENDED_AT_ONCE = 100  # entries of stores without a node that are claimed at once
+# The first rows of each turn by the index, then the first rows of these.
 _DUE_ROWS = f"""
 SELECT e.* FROM unnest(?::integer[]) AS t (turn) CROSS JOIN LATERAL (
     SELECT due_us, message_id, number, next_hop, sender FROM entry
@@ -70,7 +70,7 @@ SELECT min(e.due_us) FROM unnest($2::integer[]) AS t (turn) CROSS JOIN LATERAL (
     SELECT due_us FROM entry WHERE {WAITS} AND turn = t.turn AND due_us > $1 ORDER BY due_us LIMIT 1
 ) e"""
 _KEYS = "unnest($1::text[], $2::integer[]) WITH ORDINALITY AS k (message_id, number, place)"
-# Another node may have changed what was found: a held entry is due later.
+# Another node may have changed an entry since it was read: a held entry is due later.
 _TAKE = f"""
 WITH chosen AS MATERIALIZED (
     SELECT e.row FROM {_KEYS} CROSS JOIN LATERAL (
@@ -110,7 +110,7 @@ def claim_due(
     """SpoolEngine.claim_due; `at_us` is wall time.
 
     A held entry that is due becomes queued. An entry that cannot be read is held, so that others
-    continue: this is in the log, in the journey and in the queue list.
+    continue. The log, the journey and the queue list say so.
     """
     if look.next_hop is None:
         rows = _due_rows(transaction, look, now_us=now_us, limit=limit)
@@ -126,8 +126,8 @@ def claim_due(
 def find_ended(
     tables: ConnectionTables, turns: Sequence[int], after: Position, *, now_us: int, limit: int
 ) -> tuple[list[Key], Position]:
-    """Return those of the next due entries of these turns that have expired, or whose delay is to
-    be reported; and where the next ones begin.
+    """Return which of the next due entries of these turns have expired, or have a delay to be
+    reported; and where the next call continues.
     """
     values = (turns, now_us, now_us, now_us, *after, limit, limit)
     keys: list[Key] = []
@@ -143,20 +143,20 @@ def find_ended(
 def claim_keys(
     transaction: WriteTransaction, keys: Sequence[Key], *, now_us: int, at_us: int
 ) -> tuple[Claim, ...]:
-    """Claim those of these entries that are still due, and that nobody else has or takes now."""
+    """Claim which of these entries are still due, and not claimed by another node meanwhile."""
     taken = transaction.fetch(_TAKE, (*_columns(keys), transaction.incarnation, now_us))
-    found = {(row[0], row[1]) for row in taken}
-    claims, damaged = read_claims(transaction, [key for key in keys if key in found])
+    claimed = {(row[0], row[1]) for row in taken}
+    claims, damaged = read_claims(transaction, [key for key in keys if key in claimed])
     for key, text in damaged.items():
         hold_damaged(transaction, key, text, at_us=at_us, is_claimed=True)
-    return tuple(end_hold(transaction, one, now_us=now_us, at_us=at_us) for one in claims)
+    return tuple(end_hold(transaction, claim, now_us=now_us, at_us=at_us) for claim in claims)
 
 
 def next_due_us(tables: ConnectionTables, after_us: int, stores: Stores) -> int | None:
-    """Return when the first unclaimed entry after `after_us` is due that this node may claim."""
+    """Return when the first unclaimed entry is due, after `after_us`, that this node may claim."""
     turns = [turn for level in PriorityLevel for turn in stores.turns(level)]
-    found: int | None = tables.fetch_one(_NEXT, (after_us, turns))[0]
-    return found
+    due_us: int | None = tables.fetch_one(_NEXT, (after_us, turns))[0]
+    return due_us
 
 
 def read_claims(
@@ -172,7 +172,7 @@ def read_claims(
 
 def release_claims(tables: ConnectionTables, claims: Iterable[Claim]) -> None:
     """Release untried claims, unless they have ended."""
-    tables.execute_each(_RELEASE, [(*one.key, one.epoch, one.owner) for one in claims])
+    tables.execute_each(_RELEASE, [(*claim.key, claim.epoch, claim.owner) for claim in claims])
 
 
 def take_over(transaction: WriteTransaction, *, now_us: int, at_us: int) -> int:
@@ -181,7 +181,7 @@ def take_over(transaction: WriteTransaction, *, now_us: int, at_us: int) -> int:
         claimed = transaction.fetch(_ABANDONED, (owner, CLAIMS_AT_ONCE))
         if claimed:
             release_abandoned(transaction, claimed, now_us=now_us, at_us=at_us)
-            if name is not None:  # whose attempts they were
+            if name is not None:
                 transaction.rows.made_by(name)
             return len(claimed)
     transaction.has_changed = False
@@ -189,10 +189,9 @@ def take_over(transaction: WriteTransaction, *, now_us: int, at_us: int) -> int:
 
 
 def dead_owners(tables: ConnectionTables) -> Sequence[Sequence[Any]]:
-    """Return the owners of claims that do not live, each with the name of its node or None.
+    """Return the dead owners of claims, with the name of the node, or None.
 
-    A node that wakes up late still accepts as its dead incarnation, so this is not looked for once
-    for each that dies.
+    Call it again and again: a node that wakes up late still accepts mail as a dead incarnation.
     """
     return tables.fetch(_DEAD_OWNERS)
 
@@ -200,7 +199,7 @@ def dead_owners(tables: ConnectionTables) -> Sequence[Sequence[Any]]:
 def _due_rows(
     transaction: WriteTransaction, look: DueQuery, *, now_us: int, limit: int
 ) -> Iterator[Sequence[Any]]:
-    """Yield due entries of a level, or of a sender there, behind look.after, oldest first."""
+    """Yield due entries of a level, or of one sender in it, after look.after, oldest first."""
     turns = transaction.stores.turns(look.level)
     whose: tuple[Any, ...] = (turns,) if look.sender is None else (turns, look.sender)
     sql = _OF_LEVEL if look.sender is None else _OF_SENDER

@@ -1,8 +1,8 @@
-"""Keep this node alive for the others, take over from those that died, and wake them for new work.
+"""Beat for this node, take over the claims of dead nodes, and notify other nodes of new work.
 
-The beat is a commit of the write connection, so that it says that this node can write. Messages to
-other nodes go by a connection of their own, since a transaction with one in it takes a lock of the
-whole server: at most NOTIFY_PER_S of them, and a look each POLL_S does without.
+A beat is a commit of the write connection: it shows that this node can write. Notifications go by a
+separate connection, because a transaction with a NOTIFY takes a lock of the whole server: at most
+NOTIFY_PER_S. Nodes also look for work each POLL_S, without a notification.
 """
 
 import asyncio
@@ -60,9 +60,9 @@ class NodeKeeper:
         on_lost: Callable[[SpoolError], None],
         maintenance: PostgresMaintenance,
     ) -> None:
-        """`take_over` frees the claims of dead nodes. `agreed` returns a digest of each part that
-        must be equal on all nodes. `on_news` is called with what other nodes may
-        have done, `on_lost` when another node has this one's name.
+        """`take_over` releases the claims of dead nodes. `agreed` returns a digest of each part
+        that must be equal on all nodes. `on_news` is called with what other nodes may have done,
+        `on_lost` when another node has this node's name.
         """
         self._writer = writer
         self._options = options
@@ -83,18 +83,18 @@ class NodeKeeper:
         self._news = News(0)  # to tell
 
     def start(self) -> None:
-        """Begin to beat and to listen, unless it does."""
-        if self._tasks:  # what follows a start has failed, and is tried again
+        """Begin to beat and to listen, unless that was done before."""
+        if self._tasks:  # a later step of the start has failed, and is tried again
             return
         for run in (self._keep_alive, self._keep_in_touch):
             self._tasks.start(run(), name=f"spool-{run.__name__[6:]}")
 
     async def stop(self) -> None:
-        """End both."""
+        """End the beat and the notifications."""
         await self._tasks.end()
 
     def tell(self, news: News) -> None:
-        """Tell the other nodes soon."""
+        """Notify the other nodes soon."""
         self._news |= news
         self._has_news.set()
 
@@ -112,8 +112,8 @@ class NodeKeeper:
             await asyncio.sleep(BEAT_S)  # real time: no clock that jumps may end a lease
 
     async def beat(self) -> None:
-        """Say that this node lives, look at the others, and take over from the dead. Raises
-        SpoolError.
+        """Record that this node lives, read the other nodes, and take over the claims of dead ones.
+        Raises SpoolError.
         """
         digests = await self._digests_now()
         sent_s = self._writer.elapsed_s()
@@ -136,14 +136,16 @@ class NodeKeeper:
         now_s = self._writer.elapsed_s()
         silent = self._watch.silent(self.nodes, self._writer.incarnation, now_s=now_s)
         if silent:
-            died = await self._writer.submit(lambda one: declare_dead(one, silent), alone=True)
+            died = await self._writer.submit(partial(declare_dead, seen=silent), alone=True)
             for row in died:
                 _log.warning("a node is dead", name=row.identity.name, incarnation=row.incarnation)
-        if (silent or has_dead) and (taken := await self._take_over()):
-            _log.warning("claims of dead nodes taken over", entries=taken)
+        if silent or has_dead:
+            entries = await self._take_over()
+            if entries:
+                _log.warning("claims of dead nodes taken over", entries=entries)
 
     async def _digests_now(self) -> str:
-        """Return the digests of the parts, which are made where a part has changed."""
+        """Return the digests of the parts. They are computed only when a part has changed."""
         parts = self._agreed()
         if parts != self._said:
             self._salt = self._salt or await self._writer.submit(_read_salt, alone=True)
@@ -152,14 +154,14 @@ class NodeKeeper:
         return self._digests
 
     def _compare(self) -> None:
-        """Say what has begun to differ between nodes."""
-        found = differences(self.nodes)
-        for one in found:
-            if one not in self._differences:
-                _log.warning("nodes differ in what must be equal", difference=one)
-        if self._differences and not found:
+        """Log new differences between nodes."""
+        differing = differences(self.nodes)
+        for text in differing:
+            if text not in self._differences:
+                _log.warning("nodes differ in what must be equal", difference=text)
+        if self._differences and not differing:
             _log.info("nodes have the same again")
-        self._differences = found
+        self._differences = differing
 
     def _look(
         self, digests: str, transaction: WriteTransaction

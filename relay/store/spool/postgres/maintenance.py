@@ -1,4 +1,4 @@
-"""Maintain the spool on PostgreSQL: how much it holds, and mail of stores that no node holds."""
+"""Maintain the spool on PostgreSQL: counts, and mail for mail roots that no living node holds."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
@@ -64,13 +64,13 @@ class PostgresMaintenance(SpoolMaintenance):
         super().__init__(engine, clock)
         self._writer = writer
         self._bodies = bodies
-        self.heard = 0  # how often other nodes may have done something: at each beat, for one
+        self.heard = 0  # rises when other nodes may have done something, and at each beat
         self._since_s: dict[int, float] = {}  # of stores without a node, by their numbers
         self._logged: set[str] = set()  # their names
         self._after = FIRST_POSITION  # how far claim_without_node() has looked
 
     async def change(self, operation: Operation[T]) -> T:
-        """SpoolMaintenance.change, in a transaction of its own."""
+        """SpoolMaintenance.change, in a separate transaction."""
         return await self._writer.submit(operation, alone=True)
 
     def take_over_some(self, transaction: Any, *, now_us: int, at_us: int) -> int:
@@ -88,9 +88,9 @@ class PostgresMaintenance(SpoolMaintenance):
             return ()
 
         def claim(transaction: WriteTransaction) -> DueBatch:
-            found = stores_without_node(transaction)  # a holder may have joined
+            stores = stores_without_node(transaction)  # a holder may have joined
             turns = [
-                level + 8 * number for number in lasting if number in found for level in _LEVELS
+                level + 8 * number for number in lasting if number in stores for level in _LEVELS
             ]
             keys, self._after = find_ended(
                 transaction, turns, self._after, now_us=now_us, limit=ROWS_AT_ONCE
@@ -102,14 +102,14 @@ class PostgresMaintenance(SpoolMaintenance):
 
         return (await self._writer.submit(claim, leased=True, alone=True)).claims
 
-    def seen(self, found: Mapping[int, str], *, now_s: float) -> None:
+    def seen(self, stores: Mapping[int, str], *, now_s: float) -> None:
         """Take a reading of stores_without_node() at `now_s`, seconds since the boot.
 
-        A store is logged at its second reading: a command has one.
+        A store is logged when two readings have it.
         """
-        self._since_s = {number: self._since_s.get(number, now_s) for number in found}
-        self.stores_without_node = tuple(found.values())
-        lasting = {found[number] for number, since_s in self._since_s.items() if since_s < now_s}
+        self._since_s = {number: self._since_s.get(number, now_s) for number in stores}
+        self.stores_without_node = tuple(stores.values())
+        lasting = {stores[number] for number, since_s in self._since_s.items() if since_s < now_s}
         for name in sorted(lasting - self._logged):
             _log.warning("no node has a mail root for which mail waits", store=name)
         for name in sorted(self._logged - set(self.stores_without_node)):
@@ -117,12 +117,13 @@ class PostgresMaintenance(SpoolMaintenance):
         self._logged = (self._logged | lasting) & set(self.stores_without_node)
 
     def forget(self) -> None:
-        """Begin once more: this node was away."""
+        """Start the measurement again: this node was away."""
         self._since_s = {}
 
     def _lasting(self, now_s: float) -> list[int]:
-        """Return the numbers of those that have been without a holder for long enough."""
-        return [one for one, since_s in self._since_s.items() if now_s - since_s >= WITHOUT_NODE_S]
+        """Return the numbers of stores that have been without a node for WITHOUT_NODE_S."""
+        since_s = self._since_s
+        return [store for store in since_s if now_s - since_s[store] >= WITHOUT_NODE_S]
 
     async def sweep(self) -> int:
         """SpoolMaintenance.sweep."""
@@ -144,30 +145,26 @@ class PostgresMaintenance(SpoolMaintenance):
 
     async def stats(self) -> dict[str, Any]:
         """The JSON of `queue stats`, with the nodes."""
-        nodes = await self._engine.read(lambda one: node_list(one, self._writer.incarnation))
+        nodes = await self._engine.read(lambda tables: node_list(tables, self._writer.incarnation))
         return await super().stats() | {"nodes": nodes}
 
 
 def note_removed_events(transaction: OpenTransaction, last: int) -> None:
-    """Record that events up to the sequence `last` are not there: followers are informed."""
+    """Record that events up to the sequence `last` were removed, so that followers notice."""
     transaction.execute(_REMOVED, (REMOVED_EVENTS, last))
 
 
 def stores_without_node(tables: ConnectionTables) -> Mapping[int, str]:
-    """Return number and name of the stores without a living holder for which mail waits."""
+    """Return the number and name of each store without a living node for which mail waits."""
     return dict(map(tuple, tables.fetch(_WITHOUT_NODE, (_LEVELS,))))
 
 
 def with_store_without_node(tables: Tables, journey: Journey) -> Journey:
-    """Return a journey in which recipients say that they wait for a mail root that no node has."""
-    waiting = [
-        one for one in journey.recipients if one.state in _WAITING and one.next_hop == LOCAL.key
-    ]
+    """Return a journey with a reason for recipients that wait for a mail root that no node has."""
+    waiting = [to for to in journey.recipients if to.state in _WAITING and to.next_hop == LOCAL.key]
     row = tables.fetch_one(_OF_MESSAGE, (journey.id, LOCAL.key)) if waiting else None
     if row is None:
         return journey
     reason = f'no node has the mail root of the store "{row[0]}"'
-    recipients = (
-        replace(one, reason=reason) if one in waiting else one for one in journey.recipients
-    )
+    recipients = (replace(to, reason=reason) if to in waiting else to for to in journey.recipients)
     return replace(journey, recipients=tuple(recipients))

@@ -1,18 +1,19 @@
 """The nodes that share a spool: who they are, and which of them live.
 
-Each time that a node joins is an *incarnation*, a row of `node`, which claims of entries name as
-their owner. A node that lives says so every BEAT_S. It counts as dead when another node has read
-the same beat for DEAD_S of its own time; no times of two machines are compared. What is dead never
-lives again: a node that wakes up joins as another incarnation.
+Each time that a node joins, it gets a new *incarnation*, a row of `node`. Claims of entries name
+the incarnation as their owner. A living node raises the beat in its row every BEAT_S. It counts as
+dead when another node has read the same beat for DEAD_S by the clock of that node: times of two
+machines are never compared. A dead incarnation never lives again: a node that wakes up joins as
+another one.
 
-All nodes hold an advisory lock together, so that a Relay that wants the spool for itself can take
-it alone. The session of a node's write connection is in its row: a session that was lost may still
-be committing, so its successor ends it first, and waits until it has gone.
+All nodes share an advisory lock. A Relay that needs the spool for itself takes it exclusively. The
+row of a node names the session of its write connection. A lost session may still be committing, so
+the node ends it first, and waits until it has gone.
 
-What must be equal on all nodes, such as rules, routes and keys, has a digest of each part in the
-row of each node. Some parts are made of secrets that a person may have chosen, so that the digests
-must be costly to try out: they are made by scrypt, with a salt that only this spool has. Two stores
-must not have the same local domain.
+The row of each node has digests of what must be equal on all nodes, such as rules, routes and keys.
+Some of that is made of secrets that a person has chosen, and guessing them from a digest must be
+expensive: the digests are made by scrypt, with a salt that only this spool has. Two stores must not
+have the same local domain.
 """
 
 import asyncio
@@ -34,8 +35,8 @@ from relay.store.spool.types import NodeNameError, SpoolInUseError, SpoolUnavail
 
 BEAT_S = 5.0
 DEAD_S = 30.0
-NO_DOT_S = 5.0  # before the end of a lease no attempt is finished any more
-_GAP_S = 15.0  # a longer time between two readings says nothing about others
+NO_DOT_S = 5.0  # before the end of a lease, in which no attempt sends the final dot
+_GAP_S = 15.0  # after a longer time between two readings, silence is measured again
 _WATCH_S = 10.0  # how long a start watches another node that has its name
 _LOOKS = 10
 # Of this application: "relay" and the number of the lock, as a 64-bit key.
@@ -139,12 +140,12 @@ class NodeRow(Struct, frozen=True):
 
     @property
     def is_alive(self) -> bool:
-        """Whether it lives, as far as others know."""
+        """Whether it counts as living."""
         return self.state == _ALIVE
 
 
 class Stores(Struct, frozen=True):
-    """The numbers of mail roots: that of this node's, and whether it holds it."""
+    """The number of this node's mail root, and whether the node holds it."""
 
     own: int = 0
     is_held: bool = True
@@ -154,8 +155,8 @@ class Stores(Struct, frozen=True):
         return self.is_held and store == self.own
 
     def turns(self, level: int, *, is_local: bool | None = None) -> list[int]:
-        """Return which turns of `entry` this node claims of a priority level; with `is_local` only
-        those of local mail, or only others.
+        """Return the values of entry.turn that this node claims in a priority level; `is_local`:
+        only those of local mail, or only the others.
         """
         local = [level + 8 * self.own] if self.is_held else []
         others = [level]
@@ -165,7 +166,7 @@ class Stores(Struct, frozen=True):
 
 
 def stores_of(tables: ConnectionTables, identity: NodeIdentity) -> Stores:
-    """Return the number of the mail root of a node, also if none has come yet."""
+    """Return the number of the mail root of a node; it gets a number if it has none yet."""
     store = identity.store
     add = "INSERT INTO mail_root (store, id) VALUES (?, '') ON CONFLICT DO NOTHING"
     tables.execute(add, (store,))
@@ -174,15 +175,15 @@ def stores_of(tables: ConnectionTables, identity: NodeIdentity) -> Stores:
 
 
 def place_of(state_dir: Path, boot_id: str) -> str:
-    """Return where a state_dir is: the machine, its boot, and device and inode of the directory. A
-    copy on another machine, or beside it, is in another place.
+    """Return where a state_dir is: the machine, its boot, and the device and inode of the
+    directory. A copy on the same or another machine is in another place.
     """
     try:
         machine = _MACHINE_ID.read_text("ascii").strip()
     except (OSError, UnicodeDecodeError):
         machine = ""
-    found = state_dir.stat()
-    return f"{machine}/{boot_id}/{found.st_dev:x}:{found.st_ino:x}"
+    status = state_dir.stat()
+    return f"{machine}/{boot_id}/{status.st_dev:x}:{status.st_ino:x}"
 
 
 def read_nodes(tables: ConnectionTables) -> list[NodeRow]:
@@ -202,10 +203,10 @@ def read_nodes(tables: ConnectionTables) -> list[NodeRow]:
 
 
 def node_list(tables: Tables, own: int) -> list[dict[str, Any]]:
-    """Return the nodes of `queue stats`, by name: of those that do not live only the newest. The
-    age of a beat, which is only shown, is by the clock of the server.
+    """Return the nodes of `queue stats`, by name; of nodes that do not live, the newest. The age of
+    a beat is by the clock of the server, and is only displayed.
     """
-    found = [
+    nodes = [
         {
             "name": name,
             "state": state,
@@ -220,7 +221,7 @@ def node_list(tables: Tables, own: int) -> list[dict[str, Any]]:
             tuple, tables.fetch(_LIST)
         )
     ]
-    return sorted(found, key=lambda one: (one["name"], one["since"]))
+    return sorted(nodes, key=lambda node: (node["name"], node["since"]))
 
 
 def session_of(tables: ConnectionTables) -> ServerSession:
@@ -229,7 +230,7 @@ def session_of(tables: ConnectionTables) -> ServerSession:
 
 
 def end_session(tables: ConnectionTables, session: ServerSession) -> None:
-    """End a session that may be left of a lost connection, and wait until it has gone.
+    """End the session of a lost connection, if it still runs, and wait until it has gone.
 
     Raises SpoolUnavailableError if it has not gone in time.
     """
@@ -263,13 +264,13 @@ def end_all(tables: ConnectionTables) -> None:
 
 
 def namesakes(tables: ConnectionTables, identity: NodeIdentity) -> list[NodeRow]:
-    """Return the living nodes with this name, after the end of what this node has left itself.
+    """End earlier incarnations of this node, and return other living nodes with this name.
 
-    It is the node itself only if its state_dir is in the same place, and the machine was not
-    started again: a copied or restored state_dir is that of another node.
+    A row is of this node only if its state_dir is in the same place and the machine was not
+    rebooted: a copied or restored state_dir belongs to another node.
     """
     left = []
-    for row in filter(lambda one: one.is_alive, read_nodes(tables)):
+    for row in filter(lambda row: row.is_alive, read_nodes(tables)):
         if (row.identity.home, row.identity.place) == (identity.home, identity.place):
             end_session(tables, row.session)
             tables.execute(_END_STATE, (_DEAD, row.incarnation))
@@ -280,7 +281,7 @@ def namesakes(tables: ConnectionTables, identity: NodeIdentity) -> list[NodeRow]
 
 def still_alive(tables: ConnectionTables, left: Sequence[NodeRow]) -> Sequence[NodeRow]:
     """Watch living nodes that have this node's name; return them if they are silent. Raises
-    NodeNameError for one that is not.
+    NodeNameError if one of them beats.
     """
     seen = {row.incarnation: row.beat for row in left}
     for _ in range(_LOOKS if left else 0):
@@ -299,12 +300,12 @@ def join(
     silent: Sequence[NodeRow] = (),
     own: int = 0,
 ) -> NodeRow:
-    """Join as the next incarnation, in a transaction of its own, and return its row.
+    """Join as the next incarnation, in a separate transaction, and return its row.
 
-    `silent` are living nodes of this name whose beat was watched, `own` is the last incarnation of
-    this process, which is dead from now on. Raises NodeNameError where another node uses the name.
-    Events that are recorded after it have greater numbers than any before, also those that a
-    standby may have lost.
+    `silent` are nodes of this name that did not beat when they were watched. `own` is the last
+    incarnation of this process, which is dead from now on. Raises NodeNameError if another node
+    uses the name. Later events have greater numbers than any before, also than those that a standby
+    may have lost.
     """
     known = {(row.incarnation, row.beat) for row in silent}
     tables.execute("BEGIN")
@@ -338,8 +339,8 @@ def join(
 
 
 def return_to(tables: ConnectionTables, own: NodeRow, *, at_us: int) -> NodeRow | None:
-    """Go on as this incarnation on a new connection, after the old one was lost; None if it is dead
-    by now. Raises NodeNameError where another node has the name.
+    """Continue as this incarnation on a new connection, after the old one was lost; None if the
+    incarnation is dead. Raises NodeNameError if another node has the name.
     """
     end_session(tables, own.session)
     rows = read_nodes(tables)
@@ -347,7 +348,7 @@ def return_to(tables: ConnectionTables, own: NodeRow, *, at_us: int) -> NodeRow 
     if not any(row.incarnation == own.incarnation and row.is_alive for row in rows):
         return None
     session = session_of(tables)
-    # One more commit: what is read from now on is durable as well.
+    # This commit makes all that is read from now on durable too.
     tables.execute(
         "UPDATE node SET pid = ?, begun = ?, timeline = ? WHERE incarnation = ?",
         (session.pid, session.begun, session.timeline, own.incarnation),
@@ -358,8 +359,8 @@ def return_to(tables: ConnectionTables, own: NodeRow, *, at_us: int) -> NodeRow 
 
 
 def beat(tables: ConnectionTables, own: NodeRow, digests: str) -> list[NodeRow] | None:
-    """Say that this node lives, with the digests of what must be equal on all nodes; return all
-    rows, None if it is dead by now.
+    """Record that this node lives, with the digests of what must be equal on all nodes. Return all
+    rows, None if this incarnation is dead.
     """
     if not tables.execute(_BEAT, (digests, own.incarnation)):
         return None
@@ -374,12 +375,12 @@ def leave(tables: ConnectionTables, own: NodeRow) -> None:
 
 
 def declare_dead(tables: ConnectionTables, seen: Iterable[NodeRow]) -> list[NodeRow]:
-    """Record that these nodes are dead if they still have this beat; return those."""
+    """Record that the nodes that still have this beat are dead; return them."""
     return [row for row in seen if tables.execute(_DECLARE_DEAD, (row.incarnation, row.beat))]
 
 
 def check_name(rows: Iterable[NodeRow], own: NodeRow) -> None:
-    """Raise NodeNameError for a younger incarnation of this node's name that lives."""
+    """Raise NodeNameError if a newer incarnation with this node's name lives."""
     for row in rows:
         is_younger = row.is_alive and row.incarnation > own.incarnation
         if is_younger and row.identity.name == own.identity.name:
@@ -400,16 +401,16 @@ def jump_events(tables: ConnectionTables, at_us: int) -> None:
 
 
 class Watch:
-    """Which other nodes are silent, by one node's own time. Without I/O."""
+    """Decides which other nodes are silent, by the clock of this node. Without I/O."""
 
     def __init__(self) -> None:
         self._since_s: dict[tuple[int, int], float] = {}  # by incarnation and beat
         self._read_s = 0.0
 
     def silent(self, rows: Iterable[NodeRow], own: int, *, now_s: float) -> list[NodeRow]:
-        """Take a reading of all nodes at `now_s`, seconds since the boot; return those that have
-        been silent so long that they count as dead. After a gap between readings, in which this
-        node or the server may have been away, all start again.
+        """Take a reading of all nodes at `now_s`, seconds since the boot. Return nodes that have
+        been silent for so long that they count as dead. After a gap between readings, in which this
+        node or the server may have been away, the measurement starts again.
         """
         if now_s - self._read_s > _GAP_S:
             self._since_s = {}
@@ -426,8 +427,8 @@ class Watch:
 def exchange_domains(
     tables: ConnectionTables, identity: NodeIdentity, parts: Mapping[str, str]
 ) -> frozenset[str]:
-    """Record the local domains of a node that holds its mail root, if they were others before;
-    return other_domains().
+    """Record the local domains of a node that holds its mail root, if they have changed. Return
+    other_domains().
     """
     own = parts.get(LOCAL_DOMAINS.format(identity.store))
     if own is not None and identity.holds_store:
@@ -437,8 +438,8 @@ def exchange_domains(
 
 def other_domains(tables: ConnectionTables, store: str) -> frozenset[str]:
     """Return the local domains of all other mail roots, also of nodes that do not live."""
-    found = tables.fetch("SELECT domains FROM mail_root WHERE store <> ?", (store,))
-    return frozenset(domain for row in found for domain in row[0].split())
+    rows = tables.fetch("SELECT domains FROM mail_root WHERE store <> ?", (store,))
+    return frozenset(domain for row in rows for domain in row[0].split())
 
 
 def salted(parts: Mapping[str, str], salt: str) -> str:
@@ -459,18 +460,18 @@ def salted(parts: Mapping[str, str], salt: str) -> str:
 
 
 def differences(rows: Iterable[NodeRow]) -> Sequence[str]:
-    """Return what differs between which nodes that live: a sentence for each part. A node that has
-    not said yet, and a part that only one knows, differ from none.
+    """Return a sentence for each part that differs between living nodes, with their names. A node
+    without digests is left out.
     """
-    found: dict[str, dict[str, list[str]]] = {}  # by part and digest, the names of nodes
+    by_part: dict[str, dict[str, list[str]]] = {}  # by part and digest, names of nodes
     for row in rows:
         if row.is_alive and row.digests:
             digests = msgspec.json.decode(row.digests, type=dict[str, str])
             for part, digest in digests.items():
-                found.setdefault(part, {}).setdefault(digest, []).append(row.identity.name)
+                by_part.setdefault(part, {}).setdefault(digest, []).append(row.identity.name)
     return [
         f"{part}: not the same at {_groups(names.values())}"
-        for part, names in sorted(found.items())
+        for part, names in sorted(by_part.items())
         if len(names) > 1
     ]
 
@@ -489,25 +490,24 @@ def split_domains(tables: ConnectionTables, store: str, domains: Collection[str]
 
 
 def node_warnings(rows: Sequence[NodeRow]) -> Sequence[str]:
-    """Return what `relay check` says of the nodes that live."""
-    versions = _several_versions(rows)
-    return [
-        *(f"nodes differ in what must be equal: {one}" for one in differences(rows)),
-        *([f"nodes have several versions ({versions}): bring all to the newest"] * bool(versions)),
-    ]
+    """Return the warnings of `relay check` about the living nodes."""
+    warnings = [f"nodes differ in what must be equal: {text}" for text in differences(rows)]
+    if versions := _several_versions(rows):
+        warnings.append(f"nodes have several versions ({versions}): bring all to the newest")
+    return warnings
 
 
 def _several_versions(rows: Iterable[NodeRow]) -> str:
-    """Return which versions the nodes that live have, "" if it is one."""
-    found: dict[str, list[str]] = {}
+    """Return the versions of the living nodes with their names, "" if they have one version."""
+    nodes: dict[str, list[str]] = {}  # by version, their names
     for row in rows:
         if row.is_alive:
-            found.setdefault(row.identity.version, []).append(row.identity.name)
-    if len(found) < 2:
+            nodes.setdefault(row.identity.version, []).append(row.identity.name)
+    if len(nodes) < 2:
         return ""
-    return "; ".join(f"{', '.join(names)}: {version}" for version, names in sorted(found.items()))
+    return "; ".join(f"{', '.join(names)}: {version}" for version, names in sorted(nodes.items()))
 
 
 def _groups(groups: Iterable[Sequence[str]]) -> str:
-    """Return names of nodes, of which those with a comma between them are equal."""
-    return " and at ".join(", ".join(one) for one in sorted(sorted(one) for one in groups))
+    """Return the names of nodes as text. Nodes of a group are equal."""
+    return " and at ".join(", ".join(names) for names in sorted(sorted(names) for names in groups))

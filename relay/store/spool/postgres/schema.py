@@ -52,13 +52,13 @@ def bring_to_schema(tables: ConnectionTables, *, now_us: int) -> None:
     SpoolFormatError, as check_schema(); SpoolInUseError while a node needs tables of 0.2.0.
     """
     tables.execute("SELECT pg_advisory_lock(?)", (_MIGRATION_LOCK,))  # an error ends the session
-    found = schema_version(tables)
-    if found == _OF_0_2_0 and (at_work := tables.fetch_one(_AT_WORK)) is not None:
+    version = schema_version(tables)
+    if version == _OF_0_2_0 and (at_work := tables.fetch_one(_AT_WORK)) is not None:
         raise SpoolInUseError(
             f"the node {at_work[0]} of Relay 0.2.0 works on the spool, whose tables change: stop it"
         )
-    if found < SCHEMA:
-        missing = [_TO_SCHEMA[version] for version in range(found + 1, SCHEMA + 1)] if found else ()
+    if version < SCHEMA:
+        missing = [_TO_SCHEMA[to] for to in range(version + 1, SCHEMA + 1)] if version else ()
         script = "\n".join(missing) or statement("schema.sql")
         row = f"INSERT INTO schema_version VALUES ({SCHEMA}, {int(now_us)}) ON CONFLICT DO NOTHING;"
         tables.wait(tables.connection.execute(f"BEGIN;\n{script}\n{row}\nCOMMIT;"))

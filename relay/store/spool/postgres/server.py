@@ -1,6 +1,6 @@
 """Connect to the PostgreSQL server, say what is wrong with it, and translate its errors.
 
-No text of an error has the password: the server's own texts do not, and the URL is shown as
+No error text contains the password: the texts of the server do not, and the URL is shown as
 str(ServerOptions). See the PostgreSQL documentation, "Error Codes" and "Client Connection
 Defaults".
 """
@@ -26,8 +26,8 @@ from relay.store.spool.types import (
 )
 
 VERSION_MIN = 15
-# The settings of a role or a database do not change how the spool works. A server that has lost its
-# client ends the session, and so frees its lock, as soon as the client finds out.
+# These override the settings of a role or a database. A server that has lost its client ends the
+# session, and so releases its lock, as soon as the client notices the loss.
 _SESSION = """\
 SET standard_conforming_strings = on;
 SET default_transaction_isolation = 'read committed';
@@ -102,7 +102,7 @@ _KINDS: Mapping[str, type[SpoolError]] = {
 
 
 class _KeptConnection(asyncpg.Connection):  # type: ignore[misc] # asyncpg has no types
-    """A connection whose loss is noticed in 20 s, though nobody writes."""
+    """A connection whose loss is noticed within 20 s, although nothing is written."""
 
     __slots__ = ()
 
@@ -125,7 +125,7 @@ class _KeptConnection(asyncpg.Connection):  # type: ignore[misc] # asyncpg has n
 async def connect(options: ServerOptions, *, purpose: str) -> asyncpg.Connection:
     """Return a connection to the first of the hosts that takes writes.
 
-    `purpose` is a part of the name that pg_stat_activity has for it. Raises SpoolUnavailableError.
+    `purpose` is a part of its name in pg_stat_activity. Raises SpoolUnavailableError.
     """
     with translate_postgres_errors(options):
         tls = _tls_context(options)
@@ -155,7 +155,7 @@ async def connect(options: ServerOptions, *, purpose: str) -> asyncpg.Connection
 
 
 async def server_faults(options: ServerOptions, connection: asyncpg.Connection) -> Sequence[str]:
-    """Return what makes the server unsafe for mail, or unfit: a sentence for each."""
+    """Return a sentence for each fault that makes the server unsafe or unfit for mail."""
     faults = []
     with translate_postgres_errors(options):
         if await _changes_backends(options, connection):
@@ -183,10 +183,10 @@ async def server_faults(options: ServerOptions, connection: asyncpg.Connection) 
 
 
 async def _changes_backends(options: ServerOptions, connection: asyncpg.Connection) -> bool:
-    """Whether what one connection does comes from several sessions of the server.
+    """Whether a pooler runs the transactions of one connection in several sessions of the server.
 
-    A pooler gives its clients process ids of its own. In its transaction mode, a session that one
-    client has left is the next one's, and the first client then gets another, or waits for it.
+    A pooler has other process ids than the server. In its transaction mode, the session that one
+    client has left serves the next client, and the first client gets another session, or waits.
     """
     first = await connection.fetchval("SELECT pg_backend_pid()")
     if first == connection.get_server_pid():

@@ -7,6 +7,7 @@ import asyncio
 import secrets
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -182,8 +183,8 @@ class PostgresSpool(SpoolEngine):
             on_lost=self._lost,
             maintenance=self.maintenance,
         )
-        self._final_to = 0  # all events up to this number are there
-        # a number, and the transaction id before which all must have ended
+        self._final_to = 0  # all events up to this number are visible
+        # the next such number, and the transaction id before which all transactions must end first
         self._final_next: tuple[int, int] | None = None
 
     def _lost(self, error: SpoolError) -> None:
@@ -207,8 +208,8 @@ class PostgresSpool(SpoolEngine):
         faults = await self._queries.read(
             lambda tables: tables.wait(server_faults(self._options, tables.connection))
         )
-        for one in faults:
-            _log.warning("the database of the spool is not safe for mail", error=one)
+        for fault in faults:
+            _log.warning("the database of the spool is not safe for mail", error=fault)
         self._crash.reached(CrashPoint.SPOOL_OPENED)
         taken_over = await self.maintenance.take_over()
         await self.queue_admin.read_hold_rules()
@@ -218,7 +219,7 @@ class PostgresSpool(SpoolEngine):
         return taken_over
 
     def is_of_other_store(self, domain: str) -> bool:
-        """SpoolEngine.is_of_other_store: maybe, until they were read."""
+        """SpoolEngine.is_of_other_store; True until the other domains were read."""
         others = self._writer.other_domains
         return others is None or domain in others
 
@@ -267,8 +268,8 @@ class PostgresSpool(SpoolEngine):
         if self._reading_holds is not None:
             await asyncio.wait([self._reading_holds])
         await self._writer.stop()
-        for one in (self._queries, self._counting, self._bodies):
-            await one.close()
+        for part in (self._queries, self._counting, self._bodies):
+            await part.close()
 
     def close(self) -> None:
         """SpoolEngine.close: nothing was connected."""
@@ -277,7 +278,7 @@ class PostgresSpool(SpoolEngine):
         root_id, was_used = super()._root(tables, store)
         if root_id or tables.fetch_one(_OTHER_ROOT, (store,)) is None:
             return root_id, was_used
-        return "", False  # the others were used
+        return "", False  # other mail roots were used
 
     async def _accept(
         self,
@@ -326,20 +327,19 @@ class PostgresSpool(SpoolEngine):
         self, claim_result: ClaimResult, stored: StoredContents, *, claim_reports: bool, now_us: int
     ) -> Recorded | None:
         self._check_usable()
+        record = partial(
+            transactions.record,
+            claim_result=claim_result,
+            bodies=stored,
+            captured=self._captured,
+            claim_reports=claim_reports,
+            now_us=now_us,
+        )
+        is_alone = transactions.runs_statements(claim_result)
+        is_alone = is_alone or transactions.reads_for(claim_result.reports, stored)
+        size = _size_of(claim_result.reports)
         try:
-            return await self._writer.submit(
-                lambda transaction: transactions.record(
-                    transaction,
-                    claim_result,
-                    stored,
-                    captured=self._captured,
-                    claim_reports=claim_reports,
-                    now_us=now_us,
-                ),
-                alone=transactions.runs_statements(claim_result)
-                or transactions.reads_for(claim_result.reports, stored),
-                size=_size_of(claim_result.reports),
-            )
+            return await self._writer.submit(record, alone=is_alone, size=size)
         except StaleClaimError:
             return None
         except asyncio.CancelledError:
@@ -357,7 +357,7 @@ class PostgresSpool(SpoolEngine):
         """SpoolEngine.claim_due."""
         at_us = self._clock.time_us()
         return await self._writer.submit(
-            lambda one: claim_due(one, look, now_us=now_us, at_us=at_us, limit=limit),
+            partial(claim_due, look=look, now_us=now_us, at_us=at_us, limit=limit),
             leased=True,
             alone=True,
         )
@@ -369,7 +369,7 @@ class PostgresSpool(SpoolEngine):
 
     async def release(self, claims: Sequence[Claim]) -> None:
         """SpoolEngine.release."""
-        await self.change(lambda one: release_claims(one, claims))
+        await self.change(lambda transaction: release_claims(transaction, claims))
         self._tell(News.RELEASED)
 
     def incoming_body(self) -> IncomingParts:
@@ -392,8 +392,8 @@ class PostgresSpool(SpoolEngine):
     def _journey(
         self, tables: Tables, queue_id: str, times: ShownTimes, *, added: bool
     ) -> Journey | None:
-        found = super()._journey(tables, queue_id, times, added=added)
-        return with_store_without_node(tables, found) if found is not None else None
+        journey = super()._journey(tables, queue_id, times, added=added)
+        return with_store_without_node(tables, journey) if journey is not None else None
 
     def _last_event(self, tables: Any) -> int:
         return max(self._read_final(tables), event_log.removed_to(tables), NO_EVENTS)
@@ -402,7 +402,7 @@ class PostgresSpool(SpoolEngine):
         return max(int(tables.fetch_one(_LAST)[0]), NO_EVENTS)
 
     async def note_restored(self) -> None:
-        """SpoolEngine.note_restored. This node has joined: the numbers go on from that time."""
+        """SpoolEngine.note_restored. When this node joined, the numbers moved on to that time."""
 
         def note(transaction: WriteTransaction) -> None:
             note_removed_events(transaction, self._greatest_event(transaction))
@@ -410,13 +410,14 @@ class PostgresSpool(SpoolEngine):
         await self.change(note)
 
     def _read_final(self, tables: ConnectionTables) -> int:
-        """Return the number up to which all events are there, while several nodes commit.
+        """Return the number up to which all events are visible, while several nodes commit.
 
-        Numbers are taken before the commit: a smaller one may become visible after a greater one.
-        A transaction takes its own id before it takes a number (commit.sql). So all numbers up to
-        the last one are final once every transaction has ended that began to write before a later
-        id was given: `pg_snapshot_xmin` is the oldest that still runs. A transaction of somebody
-        else that writes for longer than about a second delays the events, but loses none.
+        Numbers are taken before the commit: a smaller one may become visible after a greater one. A
+        transaction takes its id before it takes numbers (commit.sql). This function reads the last
+        number, and then takes an id. When all transactions with smaller ids have ended
+        (`pg_snapshot_xmin` is the oldest that runs), all numbers up to that one are visible. A
+        transaction of another program that writes for longer than about a second delays the events,
+        but loses none.
         """
         if self._final_next is not None and _oldest(tables) >= self._final_next[1]:
             self._final_to, self._final_next = self._final_next[0], None
@@ -513,11 +514,11 @@ class PostgresSpool(SpoolEngine):
         await self._bodies.discard(stored)
 
     def entries_ended(self, transaction: Any, ended: Mapping[Key, ContentKey]) -> Sequence[str]:
-        """QueueEngine.entries_ended: return the bodies that may not be needed any more. An entry
-        that has ended is deleted; its recipients keep its next hop.
+        """QueueEngine.entries_ended: delete the entries, copy the next hop to their recipients, and
+        return the bodies that may not be needed any more.
         """
         ids = dict.fromkeys(message_id for message_id, _ in ended)
-        transaction.execute_each(_NEXT_HOPS, [(one,) for one in ids])
+        transaction.execute_each(_NEXT_HOPS, [(queue_id,) for queue_id in ids])
         transaction.execute_each(f"DELETE FROM entry {_ENDED}", list(ended))
         dropped = transaction.fetch_each(_DROP, [(key[0], number) for key, number in ended.items()])
         return [body for (body,) in dropped if body]
@@ -528,7 +529,7 @@ class PostgresSpool(SpoolEngine):
 
 
 def _size_of(messages: Sequence[NewMessage]) -> int:
-    return sum(len(memory_part(one)) for message in messages for one in message.contents)
+    return sum(len(memory_part(content)) for message in messages for content in message.contents)
 
 
 def _home(path: Path) -> str:

@@ -31,8 +31,8 @@ class PostgresStorage(SpoolStorage):
     def __init__(
         self, url: str, *, store: str, domains: Collection[str], as_owner: AsOwner = nullcontext
     ) -> None:
-        """`store` is that of this node's mailboxes, `domains` are its local ones. The server is
-        asked in a block of `as_owner`.
+        """`store` is the store of this node's mailboxes, `domains` are its local domains. The
+        server is asked in a block of `as_owner`.
         """
         self._options = parse_postgres_url(url)
         self._store = store
@@ -55,21 +55,21 @@ class PostgresStorage(SpoolStorage):
     def faults(self) -> Sequence[str]:
         """SpoolStorage.faults."""
 
-        def found(tables: "ConnectionTables") -> Sequence[str]:
+        def query(tables: "ConnectionTables") -> Sequence[str]:
             from relay.store.spool.postgres import schema, server  # noqa: PLC0415 - see above
 
             faults = tables.wait(server.server_faults(self._options, tables.connection))
             return [*faults, *schema.missing_rights(tables)]
 
         try:
-            return [f"{self}: {one}" for one in self._ask(found)]
+            return [f"{self}: {fault}" for fault in self._ask(query)]
         except SpoolError as error:
             return (str(error),)
 
     def warnings(self) -> Sequence[str]:
         """SpoolStorage.warnings."""
 
-        def found(tables: "ConnectionTables") -> Sequence[str]:
+        def query(tables: "ConnectionTables") -> Sequence[str]:
             from relay.store.spool.postgres import nodes, schema  # noqa: PLC0415 - see above
             from relay.store.spool.postgres.maintenance import stores_without_node  # noqa: PLC0415
 
@@ -79,17 +79,17 @@ class PostgresStorage(SpoolStorage):
             split = nodes.split_domains(tables, self._store, self._domains)
             return [*without_node, *split, *nodes.node_warnings(nodes.read_nodes(tables))]
 
-        return self._ask(found)
+        return self._ask(query)
 
     def living_nodes(self) -> Sequence[str]:
         """SpoolStorage.living_nodes."""
 
-        def found(tables: "ConnectionTables") -> Sequence[str]:
+        def query(tables: "ConnectionTables") -> Sequence[str]:
             from relay.store.spool.postgres.nodes import read_nodes  # noqa: PLC0415 - see above
 
-            return sorted(one.identity.name for one in read_nodes(tables) if one.is_alive)
+            return sorted(node.identity.name for node in read_nodes(tables) if node.is_alive)
 
-        return self._ask(found)
+        return self._ask(query)
 
     def other_domains(self) -> Sequence[str]:
         """SpoolStorage.other_domains."""
@@ -152,15 +152,15 @@ class PostgresStorage(SpoolStorage):
         """SpoolStorage.accepted_since."""
         from relay.store.spool.postgres.backup import keys_in  # noqa: PLC0415 - see above
 
-        wanted = set(keys)
-        if folder is not None and wanted:
+        missing = set(keys)
+        if folder is not None and missing:
             with (folder / _DUMP).open("rb") as file:
-                wanted -= keys_in(self._options, file, wanted)
+                missing -= keys_in(self._options, file, missing)
         sql = RECIPIENTS_OF_KEYS.format("s.key = ANY(?)")
-        return map(tuple, self._ask(lambda tables: tables.fetch(sql, (list(wanted),))))
+        return map(tuple, self._ask(lambda tables: tables.fetch(sql, (list(missing),))))
 
     def _ask(self, question: "Callable[[ConnectionTables], T]") -> T:
-        """Ask the server by a connection of its own. Raises SpoolError."""
+        """Run a query on a separate connection. Raises SpoolError."""
         require_driver()
         # An event loop may run in the caller's thread.
         with self._as_owner(), ThreadPoolExecutor(1) as thread:

@@ -1,7 +1,7 @@
-"""One connection in a thread of its own, and the Tables that functions in this thread use.
+"""A connection in a separate thread, and the Tables that functions in this thread use.
 
-The thread has an event loop that runs only while a function waits for the server, so that what all
-engines share is plain code, and a long query delays neither mail nor the daemon's own loop.
+The thread has an event loop that runs only while a function waits for the server. So the code that
+all engines share needs no coroutines, and a long query does not delay mail or the daemon's loop.
 """
 
 import asyncio
@@ -41,13 +41,13 @@ def statement(name: str) -> str:
 def numbered(sql: str) -> str:
     """Return a statement of relay.store.spool.shared.tables in PostgreSQL's dialect."""
     numbers = count(1)
-    return _PLACE.sub(lambda found: f"${next(numbers)}" if found[0] == "?" else "", sql)
+    return _PLACE.sub(lambda match: f"${next(numbers)}" if match[0] == "?" else "", sql)
 
 
 class ConnectionTables(Tables):
     """The Tables of a connection, in its thread. Raises asyncpg's exceptions.
 
-    A text of its values has U+FFFD in place of U+0000, also one that is looked for.
+    Texts in values are passed with U+FFFD in place of U+0000, also in conditions.
     """
 
     next_hop = "coalesce(e.next_hop, nullif(r.next_hop, ''))"
@@ -70,7 +70,7 @@ class ConnectionTables(Tables):
         return self.wait(self.connection.fetchrow(numbered(sql), *without_nul(values)))
 
     def each(self, sql: str, values: Sequence[Any] = ()) -> Iterator[Any]:
-        """Tables.each, by a cursor of the server; in a transaction, if there is none."""
+        """Tables.each, by a cursor of the server, which needs a transaction."""
         is_own = not self.connection.is_in_transaction()
         if is_own:
             self.begin_snapshot()
@@ -87,19 +87,19 @@ class ConnectionTables(Tables):
 
     def fetch_each(self, sql: str, values: Iterable[Sequence[Any]]) -> list[Any]:
         """Tables.fetch_each."""
-        each = [without_nul(one) for one in values]
-        return self.wait(self.connection.fetchmany(numbered(sql), each)) if each else []
+        rows = [without_nul(row) for row in values]
+        return self.wait(self.connection.fetchmany(numbered(sql), rows)) if rows else []
 
     def execute(self, sql: str, values: Sequence[Any] = ()) -> int:
         """OpenTransaction.execute."""
         status = self.wait(self.connection.execute(numbered(sql), *without_nul(values)))
-        found = _CHANGED.search(status)
-        return int(found[1]) if found else 0
+        match = _CHANGED.search(status)
+        return int(match[1]) if match else 0
 
     def execute_each(self, sql: str, values: Iterable[Sequence[Any]]) -> None:
         """OpenTransaction.execute_each."""
-        if each := list(values):
-            self.wait(self.connection.executemany(numbered(sql), each))
+        if rows := list(values):
+            self.wait(self.connection.executemany(numbered(sql), rows))
 
     def among(self, column: str, values: Sequence[Any]) -> tuple[str, tuple[Any, ...]]:
         """Tables.among."""
@@ -121,8 +121,8 @@ class ConnectionTables(Tables):
 
 
 class ReadConnection:
-    """A connection that reads, with a thread of its own. Queries run in order. A connection that
-    is lost is opened again for the next query.
+    """A connection that reads, in a separate thread. Queries run in order. A lost connection is
+    opened again for the next query.
     """
 
     def __init__(self, options: ServerOptions, *, purpose: str, settings: str = "") -> None:
@@ -205,5 +205,5 @@ def _clean(value: Any) -> Any:
     if isinstance(value, str):
         return value.replace("\0", "\ufffd") if "\0" in value else value
     if isinstance(value, (list, tuple)):
-        return [_clean(one) for one in value]
+        return [_clean(part) for part in value]
     return value

@@ -31,11 +31,12 @@ from relay.store.spool.shared.accepted import (
 )
 from relay.store.spool.shared.columns import json_text, message_row
 from relay.store.spool.shared.holds import as_held_now, count_holds, is_held_as_it_comes
-from relay.store.spool.shared.results import Recorded, record_beside, result_rows, waiting_columns
+from relay.store.spool.shared.results import Recorded, record_effects, result_rows, waiting_columns
 from relay.store.spool.shared.tables import StoredBodies, StoredBody, StoredContents
 from relay.store.spool.types import (
     NEVER_US,
     Accepted,
+    Claim,
     ClaimResult,
     HoldsFullError,
     NewMessage,
@@ -69,12 +70,12 @@ _ANCHOR = "wwwwww"
 
 @lru_cache
 def _parts(*names: str) -> tuple[str, Sequence[int]]:
-    """Return these parts of commit.sql, and which of its parameters they have."""
+    """Return these parts of commit.sql, and the numbers of the parameters that they use."""
     _, *pieces = re.split(r"^-- (\w+):\n", statement("commit.sql"), flags=re.MULTILINE)
     parts = zip(pieces[::2], pieces[1::2], strict=True)
     text = "".join(sql for name, sql in parts if name in names)
-    used = sorted({int(one) for one in _PARAMETER.findall(text)})
-    return _PARAMETER.sub(lambda one: f"${1 + used.index(int(one[1]))}", text), used
+    used = sorted({int(number) for number in _PARAMETER.findall(text)})
+    return _PARAMETER.sub(lambda match: f"${1 + used.index(int(match[1]))}", text), used
 
 
 class CommitRows:
@@ -93,7 +94,7 @@ class CommitRows:
         self.counts: Counter[str] = Counter()
 
     def made_by(self, node: str) -> None:
-        """Have the events name another node than that of the commit."""
+        """Have the events name this node, not the node that commits."""
         self.events = [
             (message_id, replace(event, detail=replace(event.detail, node=node)))
             for message_id, event in self.events
@@ -102,14 +103,14 @@ class CommitRows:
     def statement(
         self, *, incarnation: int, name: str, number: int, anchor: Anchor | None
     ) -> tuple[str, Sequence[Any]]:
-        """Return the statement, with its values, that is the commit with this number of this
-        incarnation; `name` is that of the node, which each event names.
+        """Return the statement of a commit, and its values. `number` is the number of the commit in
+        this incarnation, `name` the name of the node, which each event records.
         """
         events = []
         for message_id, event in self.events:
             detail = replace(event.detail, node=event.detail.node or name)
             events.append((message_id, detail.step, event.at_us, json_text(detail)))
-        counts = [one for one in sorted(self.counts.items()) if one[1]]
+        counts = [(name, by) for name, by in sorted(self.counts.items()) if by]
         values = [
             *_columns(self.messages, _MESSAGE),
             *_columns(self.contents, _CONTENT),
@@ -134,16 +135,16 @@ class CommitRows:
             "results" if self.results else "",
             "noted" if anchor is not None else "",
         )
-        return sql, [values[one - 1] for one in used]
+        return sql, [values[number - 1] for number in used]
 
     def _ended_with(self) -> list[str]:
         """Return for each result the numbers of the entries of its message that end here."""
         ended: dict[str, str] = {}
-        for message_id, number, *_, ends in (one[:6] for one in self.results):
+        for message_id, number, *_, ends in (result[:6] for result in self.results):
             if ends == _ENDS:
                 known = ended.get(message_id)
                 ended[message_id] = f"{known},{number}" if known else str(number)
-        return [ended.get(one[0], "") for one in self.results]
+        return [ended.get(result[0], "") for result in self.results]
 
 
 class WriteTransaction(ConnectionTables):
@@ -204,14 +205,14 @@ _KINDS = {"w": lambda column: column, "o": _once, "n": _none}
 
 
 def reads_for(messages: Sequence[NewMessage], stored: StoredContents) -> bool:
-    """Whether an operation that adds messages has to run alone, since it looks for the parts of
-    bodies, or for holds of domains.
+    """Whether an operation that adds messages has to run alone, because it reads the parts of
+    bodies or the hold rules.
     """
     return any(stored) or is_held_as_it_comes(messages)
 
 
 def reads_first(message: NewMessage, receipt: SentReceipt | None) -> bool:
-    """Whether an acceptance has to run alone, since it reads before it decides."""
+    """Whether an acceptance has to run alone, because it reads rows before it decides."""
     return receipt is not None or (message.held_max is not None and bool(message.held_by_rules))
 
 
@@ -226,9 +227,8 @@ def accept(
     claim: bool,
     receipt: SentReceipt | None = None,
 ) -> Accepted | HoldsFullError:
-    """Write messages[0] and the reports that follow it; or return the error, and nothing is done,
-    where rules would hold more entries than they may. The commit raises KnownKeyError for a known
-    key.
+    """Write messages[0] and the reports that follow it. Where rules would hold more entries than
+    they may, write nothing and return the error. The commit raises KnownKeyError for a known key.
     """
     first = messages[0]
     answer = None
@@ -238,7 +238,7 @@ def accept(
         return answer
     if submission_key:
         row = (submission_key, first.facts.id, submission_expires_us)
-        if any(one[0] == submission_key for one in transaction.rows.submissions):
+        if any(submission[0] == submission_key for submission in transaction.rows.submissions):
             raise KnownKeyError("the submission key is used twice in one commit")
         transaction.rows.submissions.append(row)
     return accepted(
@@ -259,8 +259,8 @@ def add_message(
     captured: CapturedMail,
     store: int = 0,
 ) -> AcceptedRows:
-    """Add the rows of a message, and return those that all engines have. Its local mail goes to the
-    mail root `store`, if it is given, else to that of this node.
+    """Add the rows of a message, and return those that all engines have. Local mail goes to the
+    mail root with the number `store`; 0 is the mail root of this node.
     """
     message = as_held_now(transaction, message, lock=_LOCK_HOLDS)
     facts, rows = message.facts, transaction.rows
@@ -301,12 +301,12 @@ def _is_local(message: NewMessage) -> bool:
 
 
 def _check_parts(transaction: WriteTransaction, bodies: StoredBodies) -> None:
-    """Raise SpoolUnavailableError if a part is not there: they were not synced, and the server may
-    have crashed since. What this transaction sees is durable with its commit.
+    """Raise SpoolUnavailableError if a part is missing: parts are written without a sync, and the
+    server may have crashed since. What this transaction sees is durable with its commit.
     """
     if not bodies:
         return
-    expected = {(one.name, one.parts) for one in bodies.values()}
+    expected = {(body.name, body.parts) for body in bodies.values()}
     ids = [(body_id,) for body_id, _ in expected]
     if {tuple(row) for row in transaction.fetch_each(_PARTS, ids)} != expected:
         raise SpoolUnavailableError("the server has lost a part of the message")
@@ -326,7 +326,9 @@ def record(
     """
     claim, rows = claim_result.claim, transaction.rows
     changed = result_rows(claim_result, captured=captured, takes_receipts=now_us != NEVER_US)
-    ends = _ENDS if changed.is_finished else _GOES_ON if claim_result.goes_on else _WAITS
+    ends = _GOES_ON if claim_result.goes_on else _WAITS
+    if changed.is_finished:
+        ends = _ENDS
     rows.results.append(
         (
             *claim.key,
@@ -341,19 +343,18 @@ def record(
     )
     rows.outcomes += changed.recipients
     rows.hops += [claim.next_hop.key] * len(changed.recipients)
-    record_beside(transaction, claim_result, changed, now_us=now_us, store=claim.store)
-    claims = [
-        one
-        for message, stored in zip(claim_result.reports, bodies, strict=True)
-        for one in add_message(
+    record_effects(transaction, claim_result, changed, now_us=now_us, store=claim.store)
+    claims: list[Claim] = []
+    for message, stored in zip(claim_result.reports, bodies, strict=True):
+        claims += add_message(
             transaction, message, stored, claim=claim_reports, captured=captured, store=claim.store
         ).claims
-    ]
     return Recorded(tuple(claims), owes=bool(changed.receipts))
 
 
 def runs_statements(claim_result: ClaimResult) -> bool:
-    """Whether a result has to run alone, since it does more than add rows."""
+    """Whether a result has to run alone, because it does more than add rows."""
+    evidence = [outcome.evidence for outcome in claim_result.outcomes.values()]
     return bool(
         claim_result.held
         or claim_result.unanswered
@@ -362,16 +363,16 @@ def runs_statements(claim_result: ClaimResult) -> bool:
         or claim_result.pays
         or claim_result.ends_warning
         or claim_result.remote_report is not None
-        or any(x.evidence.receipt or x.evidence.owed_reply for x in claim_result.outcomes.values())
+        or any(known.receipt or known.owed_reply for known in evidence)
     )
 
 
 def _content_columns(content: Content, body: StoredBody | None) -> tuple[Any, ...]:
-    """Return size, data, header, body, eight_bit and crc32, which is that of the body continued
-    with the header.
+    """Return size, data, header, body, eight_bit and crc32: the CRC-32 of the body, continued over
+    the header.
     """
     if isinstance(content, bytes):
         return len(content), content, None, "", 0, crc32(content)
     assert body is not None
-    found = crc32(content.header, body.crc32)
-    return content.size, None, content.header, body.name, content.flags, found
+    checksum = crc32(content.header, body.crc32)
+    return content.size, None, content.header, body.name, content.flags, checksum

@@ -1,15 +1,15 @@
 """Group commit on the write connection, and what becomes of a commit whose reply was lost.
 
-Operations that only add rows share one statement (commit.sql), which is a transaction of its own:
-one round trip and one fsync of the server for all that gathered during the last commit. Other
-operations run alone, in a transaction. Every answer is known before the commit is sent.
+Operations that only add rows share one statement (commit.sql), which is a whole transaction. All
+operations that gathered during the last commit cost one round trip and one fsync of the server.
+Other operations run alone, in a transaction. Every answer is known before the commit is sent.
 
-Each commit has a number, which its rows of `counter` have. A connection that is lost leaves open
-whether its last commit took effect: the writer connects again, ends the old session, and then the
-greatest number says which it was. A commit that took effect is answered; one that did not is sent
-once more. An acceptance that has waited too long for this is answered with an error, for then the
-message may be in the queue all the same: its sender's repetition is a duplicate, as after any lost
-connection (RFC 1047).
+Each commit has a number, which is in its rows of `counter`. When the connection is lost during a
+commit, the writer does not know whether the commit took effect. It connects again, ends the old
+session, and reads the greatest number. A commit that took effect is answered; a commit that did not
+is sent once more. An acceptance that has waited too long for this is answered with an error,
+although the message may be in the queue: when its sender repeats it, it is a duplicate, as after
+any lost connection (RFC 1047).
 """
 
 import asyncio
@@ -65,11 +65,11 @@ COMMITS = "commits"  # the counter that each commit raises
 _BATCH_BYTES_MAX = 8 << 20
 _CLOCK_DIFFERS_S = 60.0
 _AGAIN_S = 1.0  # between two attempts to connect
-_TIMES_MAX = 5  # that an operation is repeated which others were in the way of
+_TIMES_MAX = 5  # repetitions of an operation that conflicts with other nodes
 _ADD_UP_AFTER = 256  # commits
-_ANSWER_S = 10.0  # after which an acceptance is answered although its outcome is not known
+_ANSWER_S = 10.0  # after which an acceptance is answered, even if its outcome is unknown
 _STATEMENT_S = 10.0  # a server that does not answer counts as lost
-_OPERATION_S = 20.0  # for all statements of one
+_OPERATION_S = 20.0  # for all statements of an operation
 # What no statistics may change: see commit.sql.
 PLANS = (
     "SET enable_seqscan = off; SET enable_hashjoin = off; SET enable_mergejoin = off;"
@@ -81,7 +81,7 @@ _ADD_UP = (
     " INSERT INTO counter SELECT node, 0, name, sum(value) FROM gone GROUP BY node, name"
     " ON CONFLICT (node, number, name) DO UPDATE SET value = counter.value + excluded.value"
 )
-# A node continues from its own anchor if its machine was not rebooted, else from the latest.
+# A node continues from its last anchor if its machine was not rebooted, else from the latest.
 _ANCHORS = (
     f"SELECT {ANCHOR_COLUMNS} FROM clock"
     " WHERE node = ? OR steady_us = (SELECT max(steady_us) FROM clock)"
@@ -93,8 +93,8 @@ _log = get_logger("spool")
 
 
 class _LostError(Exception):
-    """The connection was lost. If it was during the commit, its outcome is unknown, and `answers`
-    are those if it took effect.
+    """The connection was lost. If that was during a commit, its outcome is unknown: `answers` are
+    the answers if it took effect.
     """
 
     def __init__(self, reason: str, answers: Sequence[Any]) -> None:
@@ -116,9 +116,9 @@ class WriteConnection(GroupWriter):
         on_lost_ownership: Callable[[SpoolError], None],
         on_dropped: Callable[[Sequence[str]], None],
     ) -> None:
-        """`on_lost_ownership` is called in the event loop when another node has this one's name, or
-        the spool for itself: this one must end. `on_dropped` is called there with bodies of
-        contents that were removed.
+        """`on_lost_ownership` is called in the event loop when another node has this node's name or
+        the whole spool: this node must end. `on_dropped` is called there with the bodies of removed
+        contents.
         """
         super().__init__(clock, self._run_to_end)
         self._options = options
@@ -134,8 +134,8 @@ class WriteConnection(GroupWriter):
         self.stores = Stores()
         self.fault = "the spool was not started yet"  # why the database cannot be used now
         self._said = RepeatedError()
-        self.commits = 0  # the number of the last one
-        self._found = 0  # the number of the last one when the connection was back
+        self.commits = 0  # the number of the last commit
+        self._commits_there = 0  # the last commit that the server had after a reconnection
         self._unanswered: list[Claim] = []  # of operations that were answered with an error
         self._added_up_to = 0  # of the commits since this start
         self._anchored_s = -ANCHOR_S
@@ -144,10 +144,8 @@ class WriteConnection(GroupWriter):
         self._connection: Any = None
 
     async def start(self) -> None:
-        """Connect and become the owner, unless it has done so. Raises SpoolError; then nothing
-        runs.
-        """
-        if self._thread.is_alive():  # what follows a start has failed, and is tried again
+        """Connect and join, unless that was done before. Raises SpoolError; then nothing runs."""
+        if self._thread.is_alive():  # a later step of the start has failed, and is tried again
             return
         self._home_loop = asyncio.get_running_loop()
         try:
@@ -164,7 +162,7 @@ class WriteConnection(GroupWriter):
         await asyncio.to_thread(self._close)
 
     def rounds(self) -> int | None:
-        """See SpoolEngine. A thread that waits for the server is not blocked: its loop counts."""
+        """See SpoolEngine. A thread that waits for the server is not blocked: its loop runs."""
         if self._loop is not None:
             with suppress(RuntimeError):  # it is closed
                 self._loop.call_soon_threadsafe(self._count_round)
@@ -175,20 +173,20 @@ class WriteConnection(GroupWriter):
 
     @property
     def incarnation(self) -> int:
-        """The number of this owner."""
+        """The number of this incarnation."""
         assert self.own is not None
         return self.own.incarnation
 
     def may_finish(self) -> bool:
-        """Whether what ends an attempt may begin: the lease goes on for long enough."""
+        """Whether an attempt may send the final dot: the lease lasts for long enough."""
         return self.elapsed_s() < self._lease_until_s - NO_DOT_S
 
     def confirm(self, sent_s: float) -> None:
-        """Take note that the server has recorded a beat of this incarnation that was sent then."""
+        """Extend the lease: the server has recorded a beat that was sent at `sent_s`."""
         self._lease_until_s = sent_s + DEAD_S
 
     def may_claim(self) -> bool:
-        """Whether this node may accept and claim: its lease goes on."""
+        """Whether this node may accept and claim: its lease has not ended."""
         return self.elapsed_s() < self._lease_until_s
 
     async def rejoin(self) -> None:
@@ -207,11 +205,11 @@ class WriteConnection(GroupWriter):
     ) -> "asyncio.Future[T]":
         """Queue `operation`; the future is done after the commit that contains it.
 
-        Unless `alone`, it only adds rows. Operations of the same iteration of the loop share a
-        commit. An order, which runs alone, reads one state of the queue, and is repeated if another
-        node has changed what it changes. One that is `leased` or `accepts` is refused after the end
-        of the lease. Raises SpoolUnavailableError when too many wait, or the writer is stopping, or
-        the database cannot be used.
+        Unless it runs `alone`, it only adds rows. Operations of the same iteration of the loop
+        share a commit. With `is_order`, which runs alone, all its statements read the same state,
+        and it is repeated if another node has changed the same rows. With `leased` or `accepts` it
+        is refused after the end of the lease. Raises SpoolUnavailableError when too many wait, the
+        writer is stopping, or the database cannot be used.
         """
         if self.fault:
             raise SpoolUnavailableError(self.fault)
@@ -255,15 +253,14 @@ class WriteConnection(GroupWriter):
                 return
 
     def _add_up(self) -> None:
-        """Add up the counters of the commits since the last time. What fails stays as it is."""
+        """Add up the counters of the commits since the last time. If that fails, they stay."""
         first, self._added_up_to = self._added_up_to, self.commits
         values = (self.incarnation, first, self._added_up_to)
         assert self._home_loop is not None
         future = self._home_loop.create_future()
         future.add_done_callback(lambda done: done.exception())
-        self._write(
-            [WaitingOperation(lambda one: one.execute(_ADD_UP, values), future, alone=True)]
-        )
+        job = WaitingOperation(lambda tables: tables.execute(_ADD_UP, values), future, alone=True)
+        self._write([job])
 
     def _gather(self) -> list[WaitingOperation]:
         self._count_round()
@@ -286,8 +283,8 @@ class WriteConnection(GroupWriter):
             self._lost(batch, error)
             return
         except Exception as error:  # noqa: BLE001 - passed to the callers
-            is_in_the_way = isinstance(error.__cause__, asyncpg.TransactionRollbackError)
-            if len(batch) > 1 or (is_in_the_way and times < _TIMES_MAX):
+            is_conflict = isinstance(error.__cause__, asyncpg.TransactionRollbackError)
+            if len(batch) > 1 or (is_conflict and times < _TIMES_MAX):
                 for job in batch:  # the operation at fault fails alone
                     self._write([job], times=times + 1)
             else:
@@ -295,7 +292,8 @@ class WriteConnection(GroupWriter):
             return
         self._metrics.commit_seconds.observe(self.commit_ended(began_s))
         self._metrics.commit_batch.observe(len(batch))
-        self._answer([(job.future, one, None) for job, one in zip(batch, answers, strict=True)])
+        answered = zip(batch, answers, strict=True)
+        self._answer([(job.future, answer, None) for job, answer in answered])
 
     def _commit(self, batch: Sequence[WaitingOperation]) -> list[Any]:
         if self._connection is None or self._connection.is_closed():
@@ -343,7 +341,7 @@ class WriteConnection(GroupWriter):
             anchor=self._clock.anchor() if is_anchored else None,
         )
         send = self._connection.fetchrow
-        if self._connection.is_in_transaction():  # which an error would end
+        if self._connection.is_in_transaction():  # an error would end the transaction
             values = without_nul(values)
         try:
             row = transaction.wait(send(sql, *values, timeout=_STATEMENT_S))
@@ -358,8 +356,8 @@ class WriteConnection(GroupWriter):
 
     @contextmanager
     def _translated(self, answers: Sequence[Any]) -> Iterator[None]:
-        """Turn asyncpg's exceptions into those of an operation, and what is raised on a closed
-        connection into _LostError.
+        """Turn asyncpg's exceptions into SpoolErrors. An exception on a closed connection becomes
+        _LostError.
         """
         try:
             with translate_postgres_errors(self._options), self._limited():
@@ -387,7 +385,7 @@ class WriteConnection(GroupWriter):
 
     @contextmanager
     def _limited(self) -> Iterator[None]:
-        """Give up the connection if the server does not answer all that the block asks in time."""
+        """Close the connection if the server does not answer the block within _OPERATION_S."""
         assert self._loop is not None
         end = self._connection.terminate
         limit = self._loop.call_later(_OPERATION_S, end)  # real time: the server
@@ -399,8 +397,8 @@ class WriteConnection(GroupWriter):
     def _lost(self, batch: Sequence[WaitingOperation], lost: _LostError) -> None:
         """Find out whether the commit of a batch took effect, and answer it or send it once more.
 
-        Acceptances do not wait for this longer than _ANSWER_S; the others are results, which are
-        repeated only if they are not there.
+        Acceptances wait for this no longer than _ANSWER_S. Other operations are repeated only if
+        the commit did not take effect.
         """
         expected = self.commits + 1
         self.fault = str(lost)
@@ -415,16 +413,17 @@ class WriteConnection(GroupWriter):
                 return
             self._wake.acquire(timeout=_AGAIN_S)
         waiting = self._without_expired(waiting, lost)
-        with suppress(SpoolError):  # else when the connection is back once more
+        with suppress(SpoolError):  # otherwise after the next reconnection
             self._release_unanswered(self._tables())
-        # Without answers the commit was not sent. The number is then of one that was lost before.
-        if lost.answers and self._found == expected:
+        # Without answers, this commit was not sent, and the number is that of an earlier lost
+        # commit.
+        if lost.answers and self._commits_there == expected:
             self._answer([(job.future, lost.answers[index], None) for index, job in waiting])
             return
         for _, job in waiting:  # one by one: a part of the batch may be gone
             try:
                 (answer,) = self._commit([job])
-            except _LostError as again:  # a second loss: its outcome is not looked for
+            except _LostError as again:  # a second loss: its outcome is not determined
                 self.fault = str(again)
                 self._note_unanswered(again.answers)
                 self._answer([(job.future, None, SpoolUnavailableError(self.fault))])
@@ -439,14 +438,14 @@ class WriteConnection(GroupWriter):
         """Answer the acceptances that have waited too long, and return the other operations."""
         before_s = self._clock.real_s() - _ANSWER_S
         error = SpoolUnavailableError(self.fault or "the database of the spool was away too long")
-        expired = [one for one in waiting if one[1].accepts and one[1].since_s < before_s]
+        expired = [pair for pair in waiting if pair[1].accepts and pair[1].since_s < before_s]
         self._answer([(job.future, None, error) for _, job in expired])
         self._note_unanswered(lost.answers[index] for index, _ in expired if lost.answers)
-        return [one for one in waiting if one not in expired]
+        return [pair for pair in waiting if pair not in expired]
 
     def _note_unanswered(self, answers: Iterable[Any]) -> None:
-        """Note the claims of operations that failed for their callers, but may be committed."""
-        self._unanswered += [claim for one in answers for claim in getattr(one, "claims", ())]
+        """Keep the claims of operations that failed for their callers but may be committed."""
+        self._unanswered += [claim for answer in answers for claim in getattr(answer, "claims", ())]
 
     def _release_unanswered(self, tables: ConnectionTables) -> None:
         """Release the claims of operations that failed for their callers. Raises SpoolError.
@@ -458,14 +457,14 @@ class WriteConnection(GroupWriter):
         self._unanswered.clear()
 
     def _fail_queued(self) -> None:
-        """Answer what was queued before the loss was known: it was not sent."""
+        """Answer queued operations with an error: they were not sent."""
         error = SpoolUnavailableError(self.fault)
         while self._jobs:
             self._answer([(self._jobs.popleft().future, None, error)])
 
     def _reconnect(self) -> bool:
-        """Connect again, as the same incarnation if it still lives; False, with the reason in
-        `fault`, if that fails.
+        """Connect again, as the same incarnation if it still lives. Return False, with the reason
+        in `fault`, if that fails.
         """
         assert self.own is not None
         try:
@@ -493,13 +492,13 @@ class WriteConnection(GroupWriter):
         at_us = self._clock.time_us()
         there = return_to(tables, own, at_us=at_us)
         self._release_unanswered(tables)
-        known, self._found = self.commits, _read_commits(tables, own.incarnation)
-        lost = known - self._found
-        if there is None or lost > 0:  # results may be lost: others take those claims over
+        known, self._commits_there = self.commits, _read_commits(tables, own.incarnation)
+        lost = known - self._commits_there
+        if there is None or lost > 0:  # results may be lost: the claims must be taken over
             self._join(tables, own=own.incarnation)
         else:
-            self.own, self.commits = there, self._found
-        if lost > 0:  # as a standby that was promoted may have
+            self.own, self.commits = there, self._commits_there
+        if lost > 0:  # a promoted standby may have lost them
             _log.error("the database of the spool has lost commits", commits=lost)
             self._metrics.lost_commits.inc(lost)
 
@@ -515,7 +514,7 @@ class WriteConnection(GroupWriter):
             _log.warning("this node has joined again: its claims are taken over")
 
     def _join_again(self, transaction: WriteTransaction) -> None:
-        """Join in the transaction of an operation; the rows of its commit have the new number."""
+        """Join in place of the transaction of an operation; its rows get the new incarnation."""
         transaction.wait(self._connection.execute("ROLLBACK"))
         self._join(transaction, own=self.incarnation)
         transaction.wait(self._connection.execute("BEGIN"))
@@ -543,7 +542,7 @@ class WriteConnection(GroupWriter):
                 raise
 
     def sample_wall(self, tables: ConnectionTables) -> None:
-        """Set the clock by the server's, which all nodes use; in the writer's thread."""
+        """Set the clock by the server's clock, which all nodes use; in the writer's thread."""
         self._clock.sample_wall(lambda: int(tables.fetch_one(f"SELECT {WALL}")[0]))
 
     def _tell_difference(self) -> None:

@@ -15,16 +15,21 @@ Queue commands and counts:
 
 - `queue_admin`: runs a command in slices; entries in flight, also at other nodes; --dry-run; the
   bounces of a cancel (--bounce)
-- `entries`: which entries a selector matches, their JSON in `queue list`; loads what a command
-  needs of them, and stores what was decided
+- `entry_selection`: which entries a selector matches
+- `entry_list`: the JSON of entries in `queue list`
+- `entry_facts`: what a command reads of the entries that it changes
 - `decisions`: what a command does to an entry: state, due time, expiry, next hop, event
+- `entry_changes`: writes what was decided
 - `stats`: counts of the queue: `queue stats`, oldest entry, unaccounted recipients
 
 What has happened to messages:
 
 - `event_log`: a message's journey in the spool, and its contents; the events of all messages in
   their order, for followers
-- `message_list`: which messages a name, a search or a page of the list finds; what rows show
+- `message_names`: which messages an id, a Message-ID or an address names
+- `message_page`: which messages a search or a page of the list has
+- `message_rows`: what a row of the list shows: state, recipients, reply, next attempt
+- `recent_messages`: counts by state, and addresses to choose from, of the newest messages
 - `maintenance`: pruning of history (spool.keep); frees claims of dead owners at a start
 
 What all of these stand on:

@@ -75,11 +75,11 @@ class CapturedMail(Struct, frozen=True):
 
 
 class AcceptedRows(Struct, frozen=True):
-    """The rows of one message, but its own, its contents and its events; and its claims."""
+    """The rows of the entries and recipients of one message, and the claims of its entries."""
 
     entries: Sequence[tuple[Any, ...]]  # ENTRY_COLUMNS
     recipients: Sequence[tuple[Any, ...]]  # recipient_row()
-    counts: Counter[str]  # by how much counters change, but that of holds
+    counts: Counter[str]  # by how much counters change, without those of holds
     claims: Sequence[Claim]  # of the entries that are claimed
     first_end_us: Sequence[int]  # when entries end that are held or captured from the beginning
 
@@ -97,23 +97,25 @@ def decided_before(
     submission_key: str,
     receipt: SentReceipt | None,
 ) -> Accepted | HoldsFullError | None:
-    """Return what an acceptance answers that adds nothing: that the submission key is known, or
-    that rules would hold more entries than they may. None for any other; what becomes of the read
-    receipt is recorded then.
+    """Return the answer of an acceptance that adds nothing: the submission key is known, or rules
+    would hold more entries than they may. None: the message is to be added. A read receipt is
+    recorded as sent.
     """
     if receipt is not None:
         record_sent(transaction, receipt)
-    if submission_key and (known := accepted_as(transaction, submission_key)):
-        return Accepted(known, repeated=True)
-    if (full := lack_of_room(transaction, message)) is None and receipt is not None:
+    queue_id = accepted_as(transaction, submission_key) if submission_key else ""
+    if queue_id:
+        return Accepted(queue_id, repeated=True)
+    full = lack_of_room(transaction, message)
+    if full is None and receipt is not None:
         note_receipt(transaction, receipt)
     return full
 
 
 def accepted(message: NewMessage, added: Sequence[AcceptedRows]) -> Accepted:
-    """Return the answer for a message, whose rows, and those of its reports, were added."""
-    claims = tuple(claim for one in added for claim in one.claims)
-    ends = (end_us for one in added for end_us in one.first_end_us)
+    """Return the answer for a message. `added` are its rows, and the rows of its reports."""
+    claims = tuple(claim for rows in added for claim in rows.claims)
+    ends = (end_us for rows in added for end_us in rows.first_end_us)
     return Accepted(message.facts.id, claims, first_end_us=min(ends, default=None))
 
 
@@ -131,9 +133,11 @@ def accepted_rows(
     captured: CapturedMail,
     claimed_by: tuple[int, int] = (0, 0),
 ) -> AcceptedRows:
-    """Return what a message adds. `content_keys` are the keys of its contents, by their index;
-    claims have those in `kept` with them. With `claim` its queued entries are claimed;
-    `claimed_by` is Claim.owner and Claim.store.
+    """Return the rows that a message adds.
+
+    `content_keys` are the keys of its contents, by index. With `claim` its queued entries are
+    claimed; a claim carries its content if the index is in `kept`. `claimed_by` is Claim.owner and
+    Claim.store.
     """
     facts = message.facts
     counts: Counter[str] = Counter()
@@ -149,7 +153,7 @@ def accepted_rows(
         due_us = facts.received_us
         retry_us: int | None = due_us
         warn_us = message.warn_us
-        if not is_queued:  # it is not attempted, and nobody is warned
+        if not is_queued:  # it is not attempted, and no delay is reported
             warn_us = None
             retry_us, due_us = _times_unattempted(message, entry, captured)
             first_end_us.append(due_us)
@@ -171,13 +175,13 @@ def accepted_rows(
                 extra_text(entry.extra),
             )
         )
-        people: list[ClaimedRecipient] = []
+        claimed: list[ClaimedRecipient] = []
         for recipient in entry.recipients:
             number = recipient.position or next(numbers)
             if not is_queued:
                 recipient = replace(recipient, state=state)  # noqa: PLW2901
             recipients.append(recipient_row(facts.id, recipient, entry=position, number=number))
-            people.append(ClaimedRecipient(number, recipient.path, recipient.added_by))
+            claimed.append(ClaimedRecipient(number, recipient.path, recipient.added_by))
         if claim and is_queued:
             claims.append(
                 _first_claim(
@@ -185,7 +189,7 @@ def accepted_rows(
                     entry,
                     content_keys,
                     position=position,
-                    people=people,
+                    recipients=claimed,
                     has_content=entry.content in kept,
                     claimed_by=claimed_by,
                 )
@@ -200,18 +204,18 @@ def _first_claim(
     content_keys: Mapping[int, ContentKey],
     *,
     position: int,
-    people: Sequence[ClaimedRecipient],
+    recipients: Sequence[ClaimedRecipient],
     has_content: bool,
     claimed_by: tuple[int, int],
 ) -> Claim:
-    """Return the claim of an entry that is due at once; its content with it if it is in memory."""
+    """Return the claim of an entry that is due at once; with its content, if that is in memory."""
     content, (owner, store) = message.contents[entry.content], claimed_by
     return Claim(
         entry_id=position,
         epoch=FIRST_EPOCH,
         message=message.facts,
         next_hop=entry.next_hop,
-        recipients=tuple(people),
+        recipients=tuple(recipients),
         attempts=0,
         content_id=content_keys[entry.content],
         content_size=size_of(content),
@@ -229,10 +233,10 @@ def _first_claim(
 
 
 def _numbers(message: NewMessage) -> Iterator[int]:
-    """Numbers for recipients without a position, after the last one that has one."""
+    """Return the numbers after the last position, for recipients without a position."""
     entries = (entry.recipients for entry in message.entries)
-    everybody = chain(message.final_recipients, *entries)
-    return count(1 + max((one.position for one in everybody), default=0))
+    recipients = chain(message.final_recipients, *entries)
+    return count(1 + max((recipient.position for recipient in recipients), default=0))
 
 
 def _first_state(entry: NewEntry, captured: CapturedMail) -> RecipientState:
@@ -245,8 +249,8 @@ def _first_state(entry: NewEntry, captured: CapturedMail) -> RecipientState:
 def _times_unattempted(
     message: NewMessage, entry: NewEntry, captured: CapturedMail
 ) -> tuple[int | None, int]:
-    """Return when an entry that is held or captured from the beginning is queued by itself, and
-    when it is due: then, or when it ends.
+    """Return the times of an entry that is held or captured when it is accepted: when its hold
+    ends by itself (None: it does not), and when it is due, which is then or at its expiry.
     """
     if _first_state(entry, captured) is not RecipientState.HELD:
         return None, captured.due_us(message.facts.received_us)

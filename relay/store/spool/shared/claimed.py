@@ -1,6 +1,6 @@
 """Choose among due entries, decode the rows of claims, and end claims of a killed process.
 
-Every engine finds due entries in its own way. A query reads a bounded number of index rows however
+Each engine has its own query for due entries. A query reads a bounded number of index rows, however
 long the queue is.
 """
 
@@ -39,10 +39,10 @@ CLAIM_COLUMNS = (
 )
 _FACTS = 16  # before the columns of the message
 RECIPIENT_COLUMNS = "r.number, r.address, r.notify, r.orcpt, r.added_by, r.status, r.reply"
-# What is owed for a recipient `r`, "" for one that is not final; and those that a claim needs.
+# The report that is owed for a recipient `r`, "" for none; and which recipients a claim needs.
 OWED = "CASE WHEN r.owed_report = '' THEN '' ELSE r.state || ' ' || r.owed_report END"
 IS_NEEDED = f"(r.state IN {LIVE_STATES} OR r.owed_report <> '')"
-# Of the due entries for a next hop; {} is the column that has the level.
+# Of due entries for a next hop; {} is the column of the priority level.
 _FOR_HOP = f"FROM entry INDEXED BY entry_hop WHERE {WAITS} AND next_hop = ? AND {{}} = ? AND"
 # A loose index scan: one seek to the next sender, one to its first due entry.
 _SENDERS = (
@@ -79,7 +79,8 @@ _DUE_AGAIN = (
 )
 _FREE = "UPDATE entry SET claimed = 0, epoch = epoch + 1 WHERE message_id = ? AND number = ?"
 
-# Of an entry that is due, with the present time twice. One without its message is held as damaged.
+# Of a due entry; its values are the present time, twice. An entry without its message is held as
+# damaged.
 HAS_ENDED = (
     "state IN ('held', 'captured') OR coalesce(warn_us <= ?, 1 = 0) OR coalesce("
     "(SELECT m.expires_us <= ? FROM message m WHERE m.id = entry.message_id), 1 = 1)"
@@ -89,11 +90,11 @@ HAS_ENDED = (
 def scan_level(
     rows: Iterable[Sequence[Any]], look: DueQuery, *, limit: int
 ) -> tuple[list[Key], DueBatch]:
-    """Choose up to `limit` entries of a priority level, or of a sender's part of it.
+    """Choose up to `limit` entries of a priority level, or of one sender in it.
 
-    `rows` are the due time, the key, the next hop and the sender of due entries behind look.after,
-    oldest due first, at most ROWS_MAX; no more are read than needed. With look.only_ended they
-    have HAS_ENDED too.
+    `rows` are the due time, the key, the next hop and the sender of due entries after look.after,
+    oldest due first, at most ROWS_MAX. They are read only as far as needed. With look.only_ended
+    HAS_ENDED follows.
     """
     full_hops = {hop.key: hop for hop in look.without_hops}
     full_pairs = {(hop.key, sender): hop for hop, sender in look.without_pairs}
@@ -136,8 +137,9 @@ def scan_next_hop(
     now_us: int,
     limit: int,
 ) -> tuple[list[Key], DueBatch]:
-    """Choose the same number of entries from each sender of a next hop, round robin, behind the
-    sender look.after_sender. `level` is the column of the priority level, and its number there.
+    """Choose the same number of entries from each sender of a next hop, round robin. The round
+    continues after the sender look.after_sender. `level` is the column of the priority level, and
+    the value of the level in it.
     """
     assert look.next_hop is not None
     column, number = level
@@ -147,17 +149,17 @@ def scan_next_hop(
     with_due = [sender for sender, due_us in senders if due_us <= now_us]
     left = [sender for sender in with_due if sender in look.without_senders]
     asked = [sender for sender in with_due if sender not in look.without_senders]
-    each = max(1, limit // max(1, len(asked)))
+    share = max(1, limit // max(1, len(asked)))
     keys: list[Key] = []
     last = senders[-1][0] if senders else -1
     reached, more = look.after_sender, False
     for sender in asked:
         if len(keys) == limit:
             break
-        some = min(each, limit - len(keys))
-        rows = tables.fetch(_OF_SENDER.format(column), (*hop, sender, now_us, some + 1))
-        keys += [(row[0], row[1]) for row in rows[:some]]
-        more = more or len(rows) > some
+        count = min(share, limit - len(keys))
+        rows = tables.fetch(_OF_SENDER.format(column), (*hop, sender, now_us, count + 1))
+        keys += [(row[0], row[1]) for row in rows[:count]]
+        more = more or len(rows) > count
         reached = sender
     if len(keys) == limit and asked and reached != asked[-1]:
         return keys, DueBatch(ended=False, reached_sender=reached, left_senders=frozenset(left))
@@ -172,22 +174,21 @@ def claims_of(
     *,
     by_message: bool = False,
 ) -> tuple[tuple[Claim, ...], dict[Key, str]]:
-    """Return the claims in rows of CLAIM_COLUMNS with content id, owner and store, and what is
-    wrong with other entries.
+    """Return the claims of entries, and by key what is wrong with the entries that cannot be read.
 
-    `recipients` are the key of the entry, what is owed, "" for one that is not final, and
-    RECIPIENT_COLUMNS. With `by_message` the id of a content is a number in its message.
+    `rows` are CLAIM_COLUMNS, content id, owner and store. `recipients` are the key of the entry,
+    OWED and RECIPIENT_COLUMNS. With `by_message` a content id is a number in its message.
     """
-    people: dict[Key, list[Sequence[Any]]] = {}
+    by_entry: dict[Key, list[Sequence[Any]]] = {}
     for row in recipients:
-        people.setdefault((row[0], row[1]), []).append(row[2:])
+        by_entry.setdefault((row[0], row[1]), []).append(row[2:])
     claims: list[Claim] = []
     damaged: dict[Key, str] = {}
     for row in rows:
         key = (row[0], row[1])
         content_id = (row[0], row[-3]) if by_message else row[-3]
         try:
-            claims.append(_claim_of(row, people.get(key, ()), content_id))
+            claims.append(_claim_of(row, by_entry.get(key, ()), content_id))
         except (TypeError, ValueError) as error:
             damaged[key] = str(error)
     return tuple(claims), damaged
@@ -200,7 +201,7 @@ def _claim_of(
     facts = row[_FACTS:-3]
     if facts[0] is None:
         raise ValueError("its message is missing")
-    live = tuple(recipient_of(one[1:]) for one in recipients if not one[0])
+    live = tuple(recipient_of(recipient[1:]) for recipient in recipients if not recipient[0])
     if not live:
         raise ValueError("its recipients are missing")
     return Claim(
@@ -221,7 +222,7 @@ def _claim_of(
         cause_attempts=row[12],
         warn_us=row[13],
         priority=PriorityLevel(row[14]),
-        owed=tuple(_owed(row, one) for one in recipients if one[0]),
+        owed=tuple(_owed(row, recipient) for recipient in recipients if recipient[0]),
         extra=parse_entry_extra(row[15]),
         owner=row[-2],
         store=row[-1],
@@ -235,13 +236,13 @@ def recipient_of(row: Sequence[Any]) -> ClaimedRecipient:
 
 
 def _owed(entry: Sequence[Any], row: Sequence[Any]) -> ReportedRecipient:
-    """Return a recipient that a host accepted, and whose report is owed."""
+    """Return a recipient that a host accepted and whose sender is owed a report."""
     state, at_us, host = row[0].split(" ", 2)
-    one = recipient_of(row[1:])
-    evidence = Evidence(one.status, one.reply, host=host, remote=True)
+    recipient = recipient_of(row[1:])
+    evidence = Evidence(recipient.status, recipient.reply, host=host, remote=True)
     log_id = f"{entry[0]}-{entry[1]}"
     return ReportedRecipient(
-        one.path,
+        recipient.path,
         evidence,
         last_attempt_us=int(at_us),
         log_id=log_id,
@@ -256,20 +257,20 @@ def _parse_notify(text: str) -> frozenset[Notify]:
 
 def late_recipients(tables: Tables, key: Key) -> dict[int, list[ClaimedRecipient]]:
     """SpoolEngine.late_recipients."""
-    found: dict[int, list[ClaimedRecipient]] = {}
+    late: dict[int, list[ClaimedRecipient]] = {}
     for entry, *row in tables.fetch(_LATE, (*key, *key)):
-        found.setdefault(entry, []).append(recipient_of(row))
-    return found
+        late.setdefault(entry, []).append(recipient_of(row))
+    return late
 
 
 def release_abandoned(
     transaction: OpenTransaction, claimed: Sequence[Sequence[Any]], *, now_us: int, at_us: int
 ) -> None:
-    """Record abandoned claims as indeterminate attempts, due at once: each is given by its key, its
-    next hop, its attempts and its state.
+    """Record abandoned claims as indeterminate attempts; their entries are due at once. `claimed`
+    are key, next hop, attempts and state.
 
     An entry keeps its earlier due time, so that it is attempted although it may have expired
-    meanwhile. Held and captured entries were claimed to expire, and were not attempted. `now_us` is
+    meanwhile. Held and captured entries were claimed to end them, not for an attempt. `now_us` is
     queue time, `at_us` wall time.
     """
     tried = [row for row in claimed if row[4] not in HELD_OR_CAPTURED]

@@ -40,7 +40,8 @@ LOGIN = (
     "CASE WHEN {0}source = 'report' OR {0}extra LIKE '%\"by_sender\":true%' THEN ''"
     " ELSE {0}account END"
 )
-LIVE_STATES = "({})".format(", ".join(f"'{one}'" for one in RecipientState if one not in FINAL))
+_LIVE = ", ".join(f"'{state}'" for state in RecipientState if state not in FINAL)
+LIVE_STATES = f"({_LIVE})"
 WAITS = "claimed = 0 AND due_us IS NOT NULL"  # of an entry that may come due
 # Of a clock anchor, in the order of its fields.
 ANCHOR_COLUMNS = "steady_us, wall_us, elapsed_us, boot_id, doubtful_us, doubt_ends_us"
@@ -57,17 +58,25 @@ _TABLE = re.compile(r"^CREATE TABLE (\w+) \((.*?)^\)", re.MULTILINE | re.DOTALL)
 _COLUMN = re.compile(r"^ {4}([a-z]\w*)", re.MULTILINE)
 
 
-def schema_difference(script: str, found: Iterable[Sequence[str]]) -> str:
-    """Return which tables and columns of a schema.sql are missing among those that are `found`, and
-    which columns its tables have beside them; "" if there is no difference.
+def schema_difference(script: str, columns: Iterable[Sequence[str]]) -> str:
+    """Return how the columns of a database differ from those of a schema.sql: missing tables and
+    columns, and unexpected columns of its tables; "" if there is no difference. `columns` are the
+    name of the table and of the column.
     """
-    made = {(name, one) for name, body in _TABLE.findall(script) for one in _COLUMN.findall(body)}
-    there = {(table, column) for table, column in found}
-    tables, ours = {table for table, _ in there}, {table for table, _ in made}
-    missing = {f"{one[0]}.{one[1]}" if one[0] in tables else one[0] for one in made - there}
-    others = {".".join(one) for one in there - made if one[0] in ours}
-    told = {"missing": missing, "unexpected": others}
-    return "; ".join(f"{word}: {', '.join(sorted(some))}" for word, some in told.items() if some)
+    expected = {
+        (table, column)
+        for table, body in _TABLE.findall(script)
+        for column in _COLUMN.findall(body)
+    }
+    actual = {(table, column) for table, column in columns}
+    missing, unexpected = expected - actual, actual - expected
+    tables, expected_tables = {table for table, _ in actual}, {table for table, _ in expected}
+    differences = {
+        "missing": {f"{name}.{column}" if name in tables else name for name, column in missing},
+        "unexpected": {".".join(pair) for pair in unexpected if pair[0] in expected_tables},
+    }
+    texts = (f"{word}: {', '.join(sorted(names))}" for word, names in differences.items() if names)
+    return "; ".join(texts)
 
 
 def read_facts(row: Sequence[Any]) -> MessageFacts:
@@ -145,8 +154,8 @@ def recipient_row(
 
 def in_chunks(rows: Iterator[T], size: int) -> Iterator[list[T]]:
     """Yield rows in lists of this size, read only as far as needed."""
-    while some := list(islice(rows, size)):
-        yield some
+    while chunk := list(islice(rows, size)):
+        yield chunk
 
 
 def inline_content(name: str, data: Any, *, size: int, crc32: int | None) -> bytes:
@@ -157,12 +166,12 @@ def inline_content(name: str, data: Any, *, size: int, crc32: int | None) -> byt
     return data
 
 
-def verify_checksum(name: str, found: int, *, expected: int | None) -> None:
+def verify_checksum(name: str, crc32: int, *, expected: int | None) -> None:
     """Raise SpoolError for a content whose octets have changed; `expected` is None to compare
     nothing.
     """
-    if expected is not None and found != expected:
-        raise SpoolError(f"content {name} has changed: CRC-32 {found:08x}, expected {expected:08x}")
+    if expected is not None and crc32 != expected:
+        raise SpoolError(f"content {name} has changed: CRC-32 {crc32:08x}, expected {expected:08x}")
 
 
 def json_text(detail: Any) -> str:

@@ -1,8 +1,8 @@
 """Decide what a queue command does to entries: retry, hold, release, cancel and reroute.
 
-A dry run decides as the change itself does, on values that were read before
-(relay/store/spool/shared/entries.py). An entry that is being delivered is left alone. Every change
-raises the epoch, so that a claim made before cannot be recorded; and it has an event that says who
+The entries were read before (relay/store/spool/shared/entry_facts.py). A dry run gets the same
+decisions as the change itself. An entry that is being delivered is left alone. Every change raises
+the epoch, so that the result of an earlier claim is refused, and records an event that says who
 changed the entry and why.
 
 See docs/design.md 4, invariants 1, 3 and 9.
@@ -33,7 +33,8 @@ from relay.store.spool.queue_commands import (
     state_after,
 )
 from relay.store.spool.shared.columns import recipient_row
-from relay.store.spool.shared.entries import EntryChanges, EntryFacts, LoadedEntries, load_entries
+from relay.store.spool.shared.entry_changes import EntryChanges
+from relay.store.spool.shared.entry_facts import EntryFacts, LoadedEntries, load_entries
 from relay.store.spool.shared.holds import RELEASED, changed_extra, held_extra
 from relay.store.spool.shared.tables import Leftovers, Tables
 from relay.store.spool.types import RESTORED_US, ContentKey, Key, NewMessage, NewRecipient, Selector
@@ -64,7 +65,7 @@ class ChangeResult:
 
 
 def in_flight_note(node: str = "") -> str:
-    """Return why an entry that delivery has is left alone; `node` is another one that has it."""
+    """Return the note for an entry that is being delivered, by another `node` if that is named."""
     return f"{_IN_FLIGHT} at {node}" if node else _IN_FLIGHT
 
 
@@ -78,9 +79,9 @@ def decide(
     at_us: int,
     planned: Mapping[Key, int | None],
 ) -> tuple[ChangeResult, EntryChanges]:
-    """Return what `command` does to these entries; `taken` are entries whose claims were withdrawn.
-    `planned` are those for which reports are planned, with the epochs of then. `now_us` is queue
-    time, `at_us` wall time.
+    """Return what `command` does to these entries. `taken` are entries whose claims were withdrawn.
+    `planned` are entries for which reports are planned, with their epochs at that time; None for a
+    damaged entry. `now_us` is queue time, `at_us` wall time.
     """
     changer = _EntryChanger(loaded, command, taken=taken, now_us=now_us, at_us=at_us)
     is_cancel = command.operation is Operation.CANCEL
@@ -91,20 +92,21 @@ def decide(
 def _reroute_targets(
     loaded: LoadedEntries, key: Key, command: QueueCommand
 ) -> tuple[Mapping[Destination, list[int]], str]:
-    """Return where a command sends which recipients of an entry, by number; and why no recipient
-    gets another next hop, "" if one does.
+    """Return the numbers of the recipients that get another next hop, by destination. If there are
+    none, also return why.
     """
     assert command.to is not None
     onward: dict[Destination, list[int]] = {}
     facts, has_rejected = loaded.facts[key], False
     for number, address in loaded.recipients.get(key, ()):
-        found = command.to(address, facts.reverse_path or "")
-        if found and found.next_hop.mailbox and facts.extra and facts.extra.sender:
-            found = command.to(address, facts.extra.sender)  # which logs in there
-        if found is None or found.next_hop.kind is HopKind.CAPTURE:
+        destination = command.to(address, facts.reverse_path or "")
+        if destination and destination.next_hop.mailbox and facts.extra and facts.extra.sender:
+            # the sender of this copy logs in at the next hop
+            destination = command.to(address, facts.extra.sender)
+        if destination is None or destination.next_hop.kind is HopKind.CAPTURE:
             has_rejected = True
-        elif found.next_hop.key != facts.next_hop or facts.is_held_by(found):
-            onward.setdefault(found, []).append(number)
+        elif destination.next_hop.key != facts.next_hop or facts.is_held_by(destination):
+            onward.setdefault(destination, []).append(number)
     if onward:
         return onward, ""
     if not has_rejected:
@@ -120,9 +122,9 @@ def _reroute_targets(
 
 
 def _is_by_graph(to: RouteLookup, recipients: Iterable[tuple[int, str]]) -> bool:
-    """Whether mail of others goes there by Microsoft Graph."""
-    ways = (to(address, address) for _, address in recipients)
-    return any(way is not None and way.next_hop.kind is HopKind.GRAPH for way in ways)
+    """Whether the route takes mail with a sender, and sends it by Microsoft Graph."""
+    routes = (to(address, address) for _, address in recipients)
+    return any(route is not None and route.next_hop.kind is HopKind.GRAPH for route in routes)
 
 
 def _unchanged_reason(command: QueueCommand, facts: EntryFacts, *, now_us: int) -> str:
@@ -148,7 +150,7 @@ def _held_before(loaded: LoadedEntries, command: QueueCommand, key: Key) -> str:
         return _OF_A_RULE
     if command.operation is not Operation.RELEASE or not command.selector.restored:
         return ""
-    holds = [one for one in loaded.operations_on(key) if one.operation == Operation.HOLD]
+    holds = [detail for detail in loaded.operations_on(key) if detail.operation == Operation.HOLD]
     is_of_restore = bool(holds) and holds[0].restored
     return "" if is_of_restore else "it was held before the backup, and stays held"
 
@@ -174,7 +176,7 @@ class _EntryChanger:
     ) -> None:
         self.changes = EntryChanges()
         self._loaded = loaded
-        self._order = command
+        self._command = command
         self._taken = taken
         self._now_us = now_us
         self._at_us = at_us
@@ -184,8 +186,8 @@ class _EntryChanger:
     def changed_since(
         self, planned: Mapping[Key, int | None], keys: Sequence[Key]
     ) -> frozenset[Key]:
-        """Return the entries that need a plan and have none, and all of messages that are not as
-        planned.
+        """Return the entries that a cancel must not end now: those that need a plan and have none,
+        and all entries of a message in which an entry has changed since it was planned.
         """
         changed = set()
         for key, epoch in planned.items():
@@ -197,7 +199,7 @@ class _EntryChanger:
         return frozenset(key for key in keys if key in new or key[0] in changed)
 
     def run(self, keys: Sequence[Key], *, passed_over: Collection[Key]) -> ChangeResult:
-        """Those that are passed over are in flight, for now."""
+        """Decide on each entry. Those in `passed_over` are reported as in flight."""
         for key in keys:
             facts = self._facts(key)
             if facts is None:  # it has ended meanwhile
@@ -210,7 +212,7 @@ class _EntryChanger:
             elif key in passed_over:
                 self._result(key, CommandResult.IN_FLIGHT)
                 self._put_back(key, facts)
-            elif note := self._order.inapplicable_reason(facts.state) or self._do(key, facts):
+            elif note := self._command.inapplicable_reason(facts.state) or self._do(key, facts):
                 self._result(key, CommandResult.UNCHANGED, note)
                 self._put_back(key, facts)
             else:
@@ -219,11 +221,11 @@ class _EntryChanger:
 
     def _is_awaited(self, facts: EntryFacts) -> bool:
         """Whether Microsoft Graph may have the message, so that only an attempt may decide."""
-        is_other = self._order.operation not in (Operation.RETRY, Operation.RELEASE)
-        return is_other and self._order.backed_up_us is None and facts.is_awaited
+        is_other = self._command.operation not in (Operation.RETRY, Operation.RELEASE)
+        return is_other and self._command.backed_up_us is None and facts.is_awaited
 
     def _facts(self, key: Key) -> EntryFacts | None:
-        """Return the facts, with the expiry that the entries before have given to the message."""
+        """Return the facts, with the expiry that this command has given to the message so far."""
         facts = self._loaded.facts.get(key)
         expires_us = self.changes.expiries.get(key[0])
         if facts is None or expires_us is None or facts.ends_alone:
@@ -231,15 +233,15 @@ class _EntryChanger:
         return replace(facts, expires_us=expires_us)
 
     def _do(self, key: Key, facts: EntryFacts) -> str:
-        """Do it, or return why there is nothing to do."""
-        match self._order.operation:
+        """Change the entry, or return why nothing is to be changed."""
+        match self._command.operation:
             case Operation.RETRY:
                 return self._retry(key, facts)
             case Operation.HOLD:
                 return self._hold(key, facts)
-            case Operation.RELEASE if self._order.copy_to:
+            case Operation.RELEASE if self._command.copy_to:
                 return self._release_copy(key, facts)
-            case Operation.RELEASE if not self._order.is_rerouting(facts.state):
+            case Operation.RELEASE if not self._command.is_rerouting(facts.state):
                 return self._release(key, facts)
             case Operation.CANCEL:
                 return self._cancel(key, facts)
@@ -248,26 +250,26 @@ class _EntryChanger:
 
     def _retry(self, key: Key, facts: EntryFacts) -> str:
         self._due_now(facts.next_hop)
-        if note := _unchanged_reason(self._order, facts, now_us=self._now_us):
+        if note := _unchanged_reason(self._command, facts, now_us=self._now_us):
             return note
         self._wait(key, facts, retry_us=self._now_us)
         self._record(key)
         return ""
 
     def _hold(self, key: Key, facts: EntryFacts) -> str:
-        until_us = self._order.until_us
-        if note := _unchanged_reason(self._order, facts, now_us=self._now_us):
+        until_us = self._command.until_us
+        if note := _unchanged_reason(self._command, facts, now_us=self._now_us):
             return note
         was_held_for_good = facts.state is RecipientState.HELD and facts.retry_us is None
-        if self._order.backed_up_us is not None:
-            facts = self._without_end(key, facts, self._order.backed_up_us)
-        elif facts.rule:  # the operator's hold takes the place of the rule's
+        if self._command.backed_up_us is not None:
+            facts = self._without_end(key, facts, self._command.backed_up_us)
+        elif facts.rule:  # the operator's hold replaces the hold of the rule
             facts = self._with_lifetime(key, facts)
         self._wait(key, facts, retry_us=until_us)
-        if self._order.backed_up_us is not None and was_held_for_good:
+        if self._command.backed_up_us is not None and was_held_for_good:
             return "it was held before"
         detail = self._record(key)
-        reason = ": ".join(filter(None, (self._order.who, self._order.why)))
+        reason = ": ".join(filter(None, (self._command.who, self._command.why)))
         self._note_hold(key, facts, reason)
         self.changes.held_by_rules[facts.rule] -= 1
         before = facts.retry_us
@@ -308,10 +310,10 @@ class _EntryChanger:
 
     def _release(self, key: Key, facts: EntryFacts) -> str:
         now_us = self._now_us
-        if note := _held_before(self._loaded, self._order, key):
+        if note := _held_before(self._loaded, self._command, key):
             self.changes.due.append((self._with_end(key, facts).due_us, *key))
             return note
-        before_us = self._due_before(key) if self._order.as_before else now_us
+        before_us = self._due_before(key) if self._command.as_before else now_us
         self._wait(key, facts, retry_us=max(before_us, now_us))
         self._due_now(facts.next_hop)
         detail = self._record(key)
@@ -324,15 +326,16 @@ class _EntryChanger:
 
         The message has further recipients then. Its sender does not know them and gets no reports.
         """
-        assert self._order.to is not None
+        assert self._command.to is not None
         onward: dict[Destination, list[str]] = {}
-        for address in self._order.copy_to:
-            to = self._order.to(address, "")
+        for address in self._command.copy_to:
+            to = self._command.to(address, "")
             assert to is not None
             onward.setdefault(to, []).append(address)
         made = []
         for to, addresses in onward.items():
-            made.append(copy := self._copied_entry(key, facts, to, attempts=0))
+            copy = self._copied_entry(key, facts, to, attempts=0)
+            made.append(copy)
             for address in addresses:
                 self._add_recipient(copy, NewRecipient(ForwardPath(address, _NEVER)))
             self._wait(copy, facts, retry_us=self._now_us)
@@ -340,7 +343,7 @@ class _EntryChanger:
         self._work.made[key] = made
         detail = self._record(*made)
         self._record_next_hops(detail, made[0], before=facts.next_hop, onward=onward)
-        detail.copies.extend(self._order.copy_to)
+        detail.copies.extend(self._command.copy_to)
         self._put_back(key, facts)
         return ""
 
@@ -353,14 +356,14 @@ class _EntryChanger:
         return ""
 
     def _reroute(self, key: Key, facts: EntryFacts) -> str:
-        targets, reason = _reroute_targets(self._loaded, key, self._order)
+        targets, reason = _reroute_targets(self._loaded, key, self._command)
         if reason:
             return reason
         retry_us = facts.retry_us if facts.state is RecipientState.HELD else self._now_us
         apart = onward = list(targets)
         if sum(map(len, targets.values())) == len(self._loaded.recipients[key]):
             # no recipient stays: the entry gets the first next hop
-            keeps = int(not self._order.forgets)
+            keeps = int(not self._command.forgets)
             self.changes.next_hops.append((onward[0].next_hop.key, keeps, keeps, *key))
             self._change_extra(key, facts, chosen=onward[0].chosen, fallback_us=0)
             self._arrive(key, facts, onward[0], retry_us=retry_us)
@@ -369,11 +372,11 @@ class _EntryChanger:
             self._put_back(key, facts)
         made = [self._split(key, facts, to, numbers=targets[to]) for to in apart]
         self.changes.held_by_rules[facts.rule] += len(made)
-        for one, to in zip(made, apart, strict=True):
-            self._arrive(one, facts, to, retry_us=retry_us)
+        for new_key, to in zip(made, apart, strict=True):
+            self._arrive(new_key, facts, to, retry_us=retry_us)
         self._work.made[key] = made
         self._record_next_hops(self._record(key, *made), key, before=facts.next_hop, onward=onward)
-        for to in onward if self._order.forgets else ():
+        for to in onward if self._command.forgets else ():
             self._due_now(to.next_hop.key)
         return ""
 
@@ -428,7 +431,7 @@ class _EntryChanger:
         self, key: Key, facts: EntryFacts, *, retry_us: int | None, is_held: bool = False
     ) -> None:
         """Set the new state and times of the entry, and the state of its recipients."""
-        operation, was_deferred = self._order.operation, self._is_deferred_again(facts)
+        operation, was_deferred = self._command.operation, self._is_deferred_again(facts)
         after = state_after(operation, facts.state, was_deferred=was_deferred)
         if is_held:
             after = RecipientState.HELD
@@ -452,14 +455,14 @@ class _EntryChanger:
         self._work.due_us = min(look, look if self._work.due_us is None else self._work.due_us)
 
     def _put_back(self, key: Key, facts: EntryFacts) -> None:
-        """Release a claim that was withdrawn, of an entry that is due as before."""
+        """Release the claim of an entry if it was withdrawn; the entry is due as before."""
         if facts.is_claimed:
             self.changes.put_back.append(key)
             self._due_now(facts.next_hop)
 
     def _is_deferred_again(self, facts: EntryFacts) -> bool:
         was_held = facts.state is RecipientState.HELD
-        return self._order.as_before and was_held and facts.attempts > 0
+        return self._command.as_before and was_held and facts.attempts > 0
 
     def _due_before(self, key: Key) -> int:
         """Return when an entry was due before its hold, 0 where that is not known."""
@@ -476,18 +479,18 @@ class _EntryChanger:
 
     def _detail_of(self, key: Key) -> CommandDetail:
         """Return the detail of the event of the message."""
-        order, until = self._order, ""
-        if order.until_us is not None:
+        command, until = self._command, ""
+        if command.until_us is not None:
             ahead_us = offset_us(wall_us=self._at_us, queue_us=self._now_us)
-            until = rfc3339(order.until_us + ahead_us)
+            until = rfc3339(command.until_us + ahead_us)
         detail = CommandDetail(
-            operation=str(order.operation),
-            who=order.who,
-            why=order.why,
-            restored=order.backed_up_us is not None,
+            operation=str(command.operation),
+            who=command.who,
+            why=command.why,
+            restored=command.backed_up_us is not None,
             until=until,
-            bounce=order.bounce,
-            text=order.text,
+            bounce=command.bounce,
+            text=command.text,
         )
         return self.changes.recorded.setdefault(key[0], detail)
 

@@ -1,11 +1,11 @@
 """Read what has happened to messages: the journey of one, its contents, and the events of all.
 
-Nothing is changed here. A limit or a single message bounds each answer. The JSON of a journey is
-that of `/relay/v1/messages/{id}` (docs/names.md).
+Nothing is changed here. Each answer is about one message or has a limit. The JSON of a journey is
+described in docs/names.md, `/relay/v1/messages/{id}`.
 
-Followers read the events of all messages in the order in which they were recorded. It is the order
-of the sequence, not that of the times. A transaction becomes visible as a whole, and later ones
-have greater sequences: a reader that has seen a sequence never misses a smaller one.
+Followers read the events of all messages in the order in which they were recorded: by sequence, not
+by time. A transaction becomes visible as a whole, and later transactions have greater sequences. A
+reader that has seen a sequence therefore never misses a smaller one.
 """
 
 from collections.abc import Collection, Container, Mapping, Sequence
@@ -54,15 +54,15 @@ _ACCEPTED = (
     " WHERE e.sequence > ? AND e.sequence <= ? AND e.step = ? AND m.submission_id = ''"
     " ORDER BY e.sequence LIMIT ?"
 )
-_CHARACTERS_MAX = 1 << 20  # of details in one answer, and one event more
+_CHARACTERS_MAX = 1 << 20  # of details in one answer; the event that exceeds it is the last
 _RECIPIENTS = "SELECT number, entry, added_by <> '' FROM recipient WHERE message_id = ?"
 _Recipients = tuple[frozenset[int], frozenset[int]]  # hidden numbers, and entries that are shown
 _STATES = {str(state): state for state in AT_REST}  # by the outcome
 
 
 def journey(tables: Tables, queue_id: str, times: ShownTimes, *, added: bool) -> Journey | None:
-    """Return a message with its steps 5 to 7 and recipients, with `added` those that policy
-    added too.
+    """Return a message with its steps 5 to 7 and its recipients. Recipients that policy added are
+    left out unless `added` is given. None: there is no such message.
     """
     with tables.snapshot():  # the states, and the attempts that led to them
         row = tables.fetch_one(_MESSAGE, (queue_id,))
@@ -71,8 +71,8 @@ def journey(tables: Tables, queue_id: str, times: ShownTimes, *, added: bool) ->
     if row is None:
         return None
     facts = read_facts(row)
-    hidden = {one[0] for one in recipients if one[5]}
-    entries = {one[8] for one in recipients if not one[5]}
+    hidden = {recipient[0] for recipient in recipients if recipient[5]}
+    entries = {recipient[8] for recipient in recipients if not recipient[5]}
     steps: list[JourneyStep] = []
     attempts: dict[int, list[Attempt]] = {}
     copies: dict[int, str] = {}  # Graph ids
@@ -82,24 +82,24 @@ def journey(tables: Tables, queue_id: str, times: ShownTimes, *, added: bool) ->
         if isinstance(detail, details.AttemptDetail):
             for number, tried in attempts_in(detail, rfc3339(at_us)):
                 attempts.setdefault(number, []).append(tried)
-            copies |= {one.number: one.graph_id for one in detail.recipients if one.graph_id}
+            copies |= {to.number: to.graph_id for to in detail.recipients if to.graph_id}
         if added or is_shown(stored, detail, hidden=hidden, entries=entries):
             steps.append(journey_step(step, at_us, stored))
-    shown = [one for one in recipients if one[0] not in hidden]
-    copied = [one for one in recipients if added and one[5]]
-    reasons = _reasons({(one[2], one[8], one[11] or "") for one in (*shown, *copied)}, steps)
+    visible = [recipient for recipient in recipients if recipient[0] not in hidden]
+    copied = [recipient for recipient in recipients if added and recipient[5]]
+    reasons = _reasons({(row[2], row[8], row[11] or "") for row in (*visible, *copied)}, steps)
 
     def listed(rows: Sequence[Sequence[Any]]) -> tuple[Recipient, ...]:
         return tuple(
             _recipient(
-                one,
-                attempts.get(one[0], ()),
-                reason=reasons.get((one[2], one[8])),
-                graph_id=copies.get(one[0]),
+                row,
+                attempts.get(row[0], ()),
+                reason=reasons.get((row[2], row[8])),
+                graph_id=copies.get(row[0]),
                 facts=facts,
                 times=times,
             )
-            for one in rows
+            for row in rows
         )
 
     return Journey(
@@ -109,19 +109,19 @@ def journey(tables: Tables, queue_id: str, times: ShownTimes, *, added: bool) ->
         message_id=facts.message_id,
         sender=facts.envelope.reverse_path,
         subject=facts.subject,
-        state=str(message_state([RecipientState(one[2]) for one in shown])),
+        state=str(message_state([RecipientState(row[2]) for row in visible])),
         client={},
         steps=tuple(steps),
-        recipients=listed(shown),
+        recipients=listed(visible),
         added=listed(copied) or UNSET,
     )
 
 
 def read_message(engine: QueueEngine, tables: Tables, queue_id: str) -> KeptMessage:
     """SpoolHistory.read_message."""
-    found = _contents(engine, tables, (queue_id,), strict=True)
+    contents = _contents(engine, tables, (queue_id,), strict=True)
     recipients = tables.fetch(_FIRST_RECIPIENTS, (queue_id, _COPIES_MAX))
-    return KeptMessage(found.get(queue_id), recipients)
+    return KeptMessage(contents.get(queue_id), recipients)
 
 
 def read_contents(
@@ -134,19 +134,19 @@ def read_contents(
 def _contents(
     engine: QueueEngine, tables: Tables, queue_ids: Sequence[str], *, strict: bool
 ) -> dict[str, Content]:
-    """Return the contents of the first live entries of messages. With `strict` one that is
-    damaged raises SpoolError.
+    """Return the content of the first live entry of each message. A damaged content is left out;
+    with `strict` it raises SpoolError.
     """
     where, values = tables.among("e.message_id", queue_ids)
     sql = f"{engine.contents_sql.format(where)} ORDER BY e.message_id, e.number DESC"
-    found: dict[str, Content] = {}
+    contents: dict[str, Content] = {}
     for queue_id, row in {row[0]: tuple(row)[1:] for row in tables.fetch(sql, values)}.items():
         try:
-            found[queue_id] = engine.content_of(tables, queue_id, row)
+            contents[queue_id] = engine.content_of(tables, queue_id, row)
         except SpoolError:
             if strict and tables.fetch(sql, values):
-                raise  # otherwise its last entry was recorded in the meantime
-    return found
+                raise  # otherwise the last entry has ended in the meantime
+    return contents
 
 
 def _recipient(
@@ -184,19 +184,19 @@ def _recipient(
 def _reasons(
     entries: Collection[tuple[str, int, str]], steps: Sequence[JourneyStep]
 ) -> dict[tuple[str, int], str]:
-    """Return why entries are in a state that an operator, a route or the relay itself has put them
-    in; each is given by its state, number and EntryExtra.
+    """Return why entries are held or cancelled, by state and number. `entries` are state, number
+    and the text of EntryExtra.
     """
-    found = {}
+    reasons = {}
     for state, number, text in entries:
         extra = readable_extra(text) or NO_EXTRA
         if state == RecipientState.HELD and extra.reason:
-            found[state, number] = hold_text(extra.reason, extra.rule)
+            reasons[state, number] = hold_text(extra.reason, extra.rule)
         elif (operation := _OPERATIONS.get(state)) is not None:
-            newest = (one.read() for one in reversed(steps) if one.step == Step.DELIVERY)
+            newest = (step.read() for step in reversed(steps) if step.step == Step.DELIVERY)
             if reason := command_reason(number, newest, operation):
-                found[state, number] = reason
-    return found
+                reasons[state, number] = reason
+    return reasons
 
 
 _OPERATIONS: Mapping[str, Operation] = {
@@ -212,14 +212,15 @@ def is_shown(
     hidden: Container[int],
     entries: Container[int],
 ) -> bool:
-    """Remove from a stored detail what concerns recipients that policy added; return whether
-    anything is left. `detail` is what can be read of it, `hidden` are the numbers of these
-    recipients, `entries` those of the others.
+    """Remove what concerns hidden recipients from a stored detail; return whether anything is left.
+
+    `detail` is the decoded `stored`. `hidden` are the numbers of recipients that policy added,
+    `entries` the entries of the other recipients.
     """
     match detail:
-        case details.AttemptDetail(recipients=[_, *_] as some):
-            named = zip(stored["recipients"], some, strict=True)
-            stored["recipients"] = [one for one, tried in named if tried.number not in hidden]
+        case details.AttemptDetail(recipients=[_, *_] as attempted):
+            named = zip(stored["recipients"], attempted, strict=True)
+            stored["recipients"] = [to for to, tried in named if tried.number not in hidden]
             return bool(stored["recipients"])
         case details.AttemptDetail():
             return "recipients" not in stored  # else they cannot be read
@@ -236,7 +237,7 @@ def events_after(
     captured when it is accepted.
     """
     known: dict[str, _Recipients] = {}
-    found: list[tuple[int, RecordedEvent | None]] = []
+    events: list[tuple[int, RecordedEvent | None]] = []
     characters = 0
     rows = tables.each(_EVENTS, (after, until, limit))
     for sequence, queue_id, number, at_us, text, submission_id, account in rows:
@@ -261,29 +262,29 @@ def events_after(
                 state = _state_after(left, captures_at_once=captures_at_once)
                 of_sender = replace(recorded, detail=seen, known=left, state=state)
                 recorded = replace(recorded, of_sender=of_sender if is_left else None)
-        found.append((sequence, recorded))
+        events.append((sequence, recorded))
         characters += len(text)
-        if characters > _CHARACTERS_MAX or len(found) == limit:
-            return SpoolEvents(found, removed_to(tables), False)
-    return SpoolEvents(found, removed_to(tables), True)
+        if characters > _CHARACTERS_MAX or len(events) == limit:
+            return SpoolEvents(events, removed_to(tables), False)
+    return SpoolEvents(events, removed_to(tables), True)
 
 
 def accepted_after(tables: Tables, after: int, until: int, *, limit: int) -> SpoolEvents:
     """SpoolHistory.accepted_after, up to the sequence `until`."""
     step, nothing = Step.POLICY_AND_ROUTING, details.RoutedDetail()
     rows = tables.fetch(_ACCEPTED, (after, until, int(step), limit))
-    found: list[tuple[int, RecordedEvent | None]] = [
+    events: list[tuple[int, RecordedEvent | None]] = [
         (sequence, RecordedEvent(queue_id, None, account, step, at_us, {}, nothing, None))
         for sequence, queue_id, at_us, account in rows
     ]
-    is_complete = len(found) < limit
+    is_complete = len(events) < limit
     if is_complete and until > after:
-        found.append((until, None))
-    return SpoolEvents(found, removed_to(tables), is_complete)
+        events.append((until, None))
+    return SpoolEvents(events, removed_to(tables), is_complete)
 
 
 def last_event(tables: Tables) -> int:
-    """Return the sequence behind which all later events are."""
+    """Return a sequence: all events that are recorded from now on have greater ones."""
     return max(last_sequence(tables) or NO_EVENTS, removed_to(tables))
 
 
@@ -308,7 +309,7 @@ def _recipients(tables: Tables, queue_id: str) -> _Recipients:
 
 
 def _state_after(detail: details.Detail, *, captures_at_once: bool) -> RecipientState | None:
-    """Return the state of the recipients that the event is about; None if it does not say."""
+    """Return the state of an event's recipients after it; None if the event does not say."""
     match detail:
         case details.RoutedDetail():
             captured = RecipientState.CAPTURED if captures_at_once else RecipientState.QUEUED
@@ -316,8 +317,11 @@ def _state_after(detail: details.Detail, *, captures_at_once: bool) -> Recipient
                 captured if hop == HopKind.CAPTURE else RecipientState.QUEUED
                 for hop in detail.next_hops
             ]
-            states += [RecipientState.DELIVERED] * bool(detail.quarantined)
-            return message_state(states + [RecipientState.FAILED] * bool(detail.refused))
+            if detail.quarantined:
+                states.append(RecipientState.DELIVERED)
+            if detail.refused:
+                states.append(RecipientState.FAILED)
+            return message_state(states)
         case details.CommandDetail(operation=Operation.HOLD):
             return RecipientState.HELD
         case details.CommandDetail(operation=Operation.RELEASE):
@@ -326,6 +330,6 @@ def _state_after(detail: details.Detail, *, captures_at_once: bool) -> Recipient
             return RecipientState.CANCELLED
         case details.AttemptDetail():
             deferred = RecipientState.HELD if detail.held else RecipientState.DEFERRED
-            states = [_STATES.get(one.outcome, deferred) for one in detail.recipients]
+            states = [_STATES.get(recipient.outcome, deferred) for recipient in detail.recipients]
             return message_state(states) if states else None
     return None

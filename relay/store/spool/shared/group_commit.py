@@ -1,8 +1,8 @@
-"""What the writers of both engines share: the operations that wait for a commit and their answers,
-and how long commits take, which pressure measures.
+"""Operations that wait for a commit, their answers, and how long commits take.
 
-Which operations go into one commit (group commit), and what follows when it fails, is decided in
-`writer` of each engine: relay/store/spool/sqlite/writer.py, relay/store/spool/postgres/writer.py.
+The writers of both engines, relay/store/spool/sqlite/writer.py and
+relay/store/spool/postgres/writer.py, decide which operations go into one commit (group commit), and
+what follows when it fails. Pressure depends on the duration of commits.
 """
 
 import asyncio
@@ -32,10 +32,10 @@ class WaitingOperation(Struct, frozen=True):
     operation: Callable[[Any], Any]  # what it does in the transaction
     future: asyncio.Future[Any]  # of its answer
     accepts: bool = False  # it accepts mail
-    size: int = 0  # of the octets that it writes, about
+    size: int = 0  # about how many octets it writes
     leased: bool = False  # it is refused once the lease of this node has ended
-    alone: bool = False  # it reads, or runs statements: no other is in its commit
-    is_order: bool = False  # it is repeated where another node has changed what it changes
+    alone: bool = False  # it has a commit for itself, because it runs statements
+    is_order: bool = False  # it is repeated if another node has changed the same rows
     since_s: float = 0.0  # when it was submitted
 
 
@@ -43,7 +43,7 @@ class GroupWriter:
     """Operations that wait for the next commit, and the thread that writes them.
 
     Operations queued in the same iteration of the event loop share a commit: the thread gets them
-    at its end. (If it got the first one at once, it would commit that one alone.)
+    at the end of the iteration. (If it got the first at once, it would commit that one alone.)
     """
 
     def __init__(self, clock: Clock, run: Callable[[], None]) -> None:
@@ -55,7 +55,7 @@ class GroupWriter:
         self._jobs: deque[WaitingOperation] = deque()  # of earlier iterations: for the thread
         self._wake = threading.Semaphore(0)
         self._stopping = False
-        self._rounds = 0  # how often the thread has come to a new piece of work, or to none
+        self._rounds = 0  # how often the thread has looked for work
         self._home_loop: asyncio.AbstractEventLoop | None = None  # that queues, and gets answers
         in_context = copy_context().run  # for the log
         self._thread = threading.Thread(
@@ -96,8 +96,8 @@ class GroupWriter:
         return now_s - began_s
 
     def commit_s(self) -> float:
-        """Return the 95th percentile of recent commits, or the time of the running one. One slow
-        commit alone does not count once it has ended.
+        """Return the 95th percentile of the durations of recent commits, or the time of the running
+        commit if that is longer. A single slow commit does not count after its end.
         """
         now_s, began_s = self._clock.real_s(), self._began_s
         running_s = now_s - began_s if began_s is not None else 0.0

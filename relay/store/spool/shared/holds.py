@@ -1,14 +1,15 @@
 """Why entries are held, when a hold ends by itself, and for which domains new mail is held.
 
-The counter HELD_BY_RULES has the entries that the operator's rules hold, HELD_BY_RULES/TENANT those
-of a tenant's. So a tenant never uses up what another may hold. The transaction that changes an
-entry also writes the counters: they are right after a crash, and no message needs a scan.
+The counter HELD_BY_RULES counts the entries that the operator's rules hold, HELD_BY_RULES/TENANT
+the entries that the rules of a tenant hold: no tenant uses up the limit of another. The transaction
+that changes an entry also writes the counters: they are right after a crash, and no message needs a
+scan.
 
-A hold rule holds all new mail for a domain, until a time or until a release of the domain; reports
-too. The table is the truth, on PostgreSQL that of all nodes. What is in memory is read at the
-start, after each change, and when other nodes have changed the table. The route table asks for each
-recipient. The commit asks the table again, because a hold rule may have ended since; the release
-that ended it has looked for the mail that was there then.
+A hold rule holds all new mail for a domain, reports too, until a time or until a release of the
+domain. All nodes have the same table. It is read into memory at the start, after each change, and
+when other nodes have changed it; the route table asks what is in memory for each recipient. The
+commit reads the table again, because a hold rule may have ended since: the release that ended it
+did not see this mail.
 
 Each function runs inside one transaction. See relay/store/spool/types.py (EntryExtra),
 docs/design.md 4 and docs/operation-queue.md (Hold what comes).
@@ -86,8 +87,8 @@ _log = get_logger("spool")
 
 
 def changed_extra(text: str, **fields: Any) -> str:
-    """Return the text of an EntryExtra with these fields; the others stay, also those that are not
-    known. A text that is no JSON object stays as it is: its entry is held when it is claimed.
+    """Return the text of an EntryExtra with these fields changed. Other fields stay, unknown ones
+    too. A text that is no JSON object is returned as it is: its entry is held when it is claimed.
     """
     try:
         known: dict[str, Any] = dict(_FIELDS.decode(text)) if text else {}
@@ -109,7 +110,7 @@ def held_extra(text: str, reason: str, *, since_us: int) -> str:
 
 
 def is_of_route(pattern: str, next_hop: str, extra_text: str) -> bool:
-    """Whether a route with such a name leads to the next hop, or holds the entry there."""
+    """Whether a route whose name matches leads to the next hop, or holds the entry there."""
     extra = readable_extra(extra_text)
     reason = extra.reason if extra is not None else ""
     holder = reason.removeprefix("route ") if reason.startswith("route ") else ""
@@ -118,15 +119,15 @@ def is_of_route(pattern: str, next_hop: str, extra_text: str) -> bool:
 
 
 def note_hold(transaction: OpenTransaction, key: Key, reason: str, *, since_us: int) -> None:
-    """Record why an entry is held, and since when in wall clock time. No rule holds it now; one
-    that did has its entry counted as that of an operator.
+    """Record why an entry is held, and since when, in wall clock time. If a rule held it before, it
+    is not counted as held by a rule any more.
     """
     text = _end_rule(transaction, key)
     transaction.execute(_CHANGE, (held_extra(text, reason, since_us=since_us), *key))
 
 
 def note_release(transaction: OpenTransaction, key: Key) -> None:
-    """Record that an entry is held no longer; called before its state changes."""
+    """Record that the hold of an entry has ended. Call it before the state changes."""
     text = _end_rule(transaction, key)
     transaction.execute(_CHANGE, (changed_extra(text, **RELEASED), *key))
 
@@ -138,7 +139,7 @@ def note_extra(transaction: OpenTransaction, key: Key, **fields: Any) -> None:
 
 
 def count_holds(transaction: OpenTransaction, held: Mapping[str, int]) -> None:
-    """Count entries that rules hold from now on, or with a negative number no longer, by rule."""
+    """Count the entries that each rule holds from now on; a negative number: that it releases."""
     for rule, by in held.items():
         if rule:
             transaction.counts[counter_of(rule)] += by
@@ -160,8 +161,8 @@ def count_removed(transaction: OpenTransaction, message_ids: Collection[str]) ->
 
 
 def lack_of_room(transaction: OpenTransaction, message: NewMessage) -> HoldsFullError | None:
-    """Return the error for a message that rules hold, if those of the operator, or of a tenant,
-    would hold more than `held_max` entries with it. Other operations of the same transaction count.
+    """Return the error if, with this message, the rules of the operator or of a tenant would hold
+    more than `held_max` entries. Other operations of the same transaction are counted too.
     """
     if not message.held_by_rules or message.held_max is None:  # nearly always
         return None
@@ -173,25 +174,25 @@ def lack_of_room(transaction: OpenTransaction, message: NewMessage) -> HoldsFull
 
 
 def counted(tables: Tables) -> Mapping[str, tuple[int, int]]:
-    """Return each counter by its name, and the number that it should be."""
-    found = {str(name): int(value) for name, value in tables.fetch(_COUNTERS, ())}
+    """Return the value of each counter, and the value that it should have."""
+    counters = {str(name): int(value) for name, value in tables.fetch(_COUNTERS, ())}
     expected = _by_counter(_by_rules(tables.fetch(_HELD)))
-    names = sorted({HELD_BY_RULES, *found, *expected})
-    return {name: (found.get(name, 0), expected[name]) for name in names}
+    names = sorted({HELD_BY_RULES, *counters, *expected})
+    return {name: (counters.get(name, 0), expected[name]) for name in names}
 
 
 def recount(transaction: OpenTransaction) -> None:
     """Correct the counters."""
-    for name, (found, expected) in counted(transaction).items():
-        if found != expected:
+    for name, (stored, expected) in counted(transaction).items():
+        if stored != expected:
             transaction.execute(_SET_COUNTER, (name, expected))
 
 
 def _by_counter(rules: Counter[str]) -> Counter[str]:
-    found: Counter[str] = Counter()
+    counts: Counter[str] = Counter()
     for rule, number in rules.items():
-        found[counter_of(rule)] += number
-    return found
+        counts[counter_of(rule)] += number
+    return counts
 
 
 def _end_rule(transaction: OpenTransaction, key: Key) -> str:
@@ -206,9 +207,9 @@ def _end_rule(transaction: OpenTransaction, key: Key) -> str:
 
 
 def _by_rules(rows: Iterable[tuple[str]]) -> Counter[str]:
-    found = Counter(_rule_of(text) for (text,) in rows)
-    del found[""]
-    return found
+    counts = Counter(_rule_of(text) for (text,) in rows)
+    del counts[""]
+    return counts
 
 
 def _rule_of(text: str) -> str:
@@ -219,7 +220,9 @@ def _rule_of(text: str) -> str:
 
 
 def end_hold(transaction: OpenTransaction, claim: Claim, *, now_us: int, at_us: int) -> Claim:
-    """Return a claim; one whose hold ends now, in queue time, is queued. `at_us` is wall time."""
+    """Return the claim. If the hold of its entry has ended, release the entry: it is queued.
+    `now_us` is queue time, `at_us` wall time.
+    """
     if claim.state is not RecipientState.HELD or claim.retry_us is None or claim.retry_us > now_us:
         return claim
     state = RecipientState.QUEUED
@@ -235,8 +238,8 @@ def end_hold(transaction: OpenTransaction, claim: Claim, *, now_us: int, at_us: 
 def hold_damaged(
     transaction: OpenTransaction, key: Key, text: str, *, at_us: int, is_claimed: bool
 ) -> None:
-    """Hold an entry that cannot be read, so that others continue: this is in the log, in the
-    journey and in the queue list.
+    """Hold an entry that cannot be read, so that others continue. The log, the journey and the
+    queue list say so.
     """
     if not transaction.execute(_HOLD_DAMAGED, (DAMAGED_DUE_US, *key, int(is_claimed))):
         return
@@ -257,20 +260,20 @@ class HoldRule(Struct, frozen=True):
     until_us: int | None  # queue time; None: until a release
 
     def takes(self, domain: str) -> bool:
-        """Whether it is for a recipient's domain."""
+        """Whether it holds mail for a recipient in this domain."""
         is_below = self.domain.startswith("*.") and domain.endswith(self.domain[1:])
         return is_below or domain == self.domain
 
 
 def stored_hold_rules(tables: Tables) -> Sequence[HoldRule]:
-    """Read all."""
+    """Return all hold rules."""
     return [HoldRule(*row) for row in tables.fetch(_LIST)]
 
 
 def hold_new(transaction: OpenTransaction, hold: HoldRule, *, now_us: int) -> Sequence[str]:
-    """Add a hold, or replace that of the same domain. Raises SpoolError beyond HOLD_RULES_MAX."""
+    """Add a hold, or replace the hold of its domain. Raises SpoolError beyond HOLD_RULES_MAX."""
     transaction.execute(_END_PAST, (now_us,))
-    others = [one for one in stored_hold_rules(transaction) if one.domain != hold.domain]
+    others = [rule for rule in stored_hold_rules(transaction) if rule.domain != hold.domain]
     if len(others) >= HOLD_RULES_MAX:
         raise SpoolError(f"{HOLD_RULES_MAX:,} domains are held already: release one of them")
     transaction.execute(_HOLD, (hold.domain, hold.reason, hold.since_us, hold.until_us))
@@ -278,12 +281,12 @@ def hold_new(transaction: OpenTransaction, hold: HoldRule, *, now_us: int) -> Se
 
 
 def end_new(transaction: OpenTransaction, pattern: str) -> Sequence[str]:
-    """End the holds of domains LIKE `pattern`; return these."""
+    """End the holds of domains that are LIKE `pattern`; return the domains."""
     return sorted(domain for (domain,) in transaction.fetch_each(_END, [(pattern,)]))
 
 
 def is_held_as_it_comes(messages: Iterable[NewMessage]) -> bool:
-    """Whether a hold of a domain holds an entry of one of them."""
+    """Whether a hold of a domain holds an entry of any of these messages."""
     return any(_is_held(entry.extra) for message in messages for entry in message.entries)
 
 
@@ -292,17 +295,17 @@ def _is_held(extra: EntryExtra) -> bool:
 
 
 def as_held_now(tables: Tables, message: NewMessage, *, lock: str = "") -> NewMessage:
-    """Return a message, in the transaction that accepts it, as the hold rules are now: an entry
-    that no rule holds any more is released. With `lock`, an end of SELECT, nobody changes the rules
-    that hold it before this transaction ends.
+    """Return a message with its holds as the hold rules are in the transaction that accepts it: an
+    entry that no hold rule holds any more is released. `lock` is appended to the SELECT, so that
+    the rules do not change before this transaction ends.
     """
     if not is_held_as_it_comes((message,)):  # nearly always
         return message
     held = [entry for entry in message.entries if _is_held(entry.extra)]
     domains = {domain_of(to.path.address) for entry in held for to in entry.recipients}
-    holds = [one for one in stored_hold_rules(tables) if any(map(one.takes, domains))]
+    holds = [rule for rule in stored_hold_rules(tables) if any(map(rule.takes, domains))]
     if lock and holds:
-        where, values = tables.among("domain", [one.domain for one in holds])
+        where, values = tables.among("domain", [rule.domain for rule in holds])
         holds = [HoldRule(*row) for row in tables.fetch(_SOME.format(where) + lock, values)]
     entries: list[NewEntry] = []
     ended: list[int] = []
@@ -325,6 +328,6 @@ def as_held_now(tables: Tables, message: NewMessage, *, lock: str = "") -> NewMe
 def _extra_now(extra: EntryExtra, domain: str, holds: Iterable[HoldRule]) -> EntryExtra:
     if not _is_held(extra):
         return extra
-    if (found := next((one for one in holds if one.takes(domain)), None)) is None:
+    if (rule := next((hold for hold in holds if hold.takes(domain)), None)) is None:
         return replace(extra, **RELEASED, until_us=0)
-    return replace(extra, reason=found.reason, until_us=found.until_us or 0)
+    return replace(extra, reason=rule.reason, until_us=rule.until_us or 0)

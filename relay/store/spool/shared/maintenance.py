@@ -22,7 +22,7 @@ T = TypeVar("T")
 AT_ONCE = 200
 _STEPS_AT_ONCE = 50  # calls of prune() in one request
 _COUNT_S_MAX = 30.0
-# Of a message `m`. OFFSET 0: PostgreSQL looks for it by the key of each, and reads no whole table.
+# Of a message `m`. OFFSET 0: PostgreSQL searches by key for each message, and scans no table.
 IS_IN_QUEUE = (
     "EXISTS (SELECT 1 FROM entry e WHERE e.message_id = m.id AND e.state <> 'final'"
     " LIMIT 1 OFFSET 0)"
@@ -32,11 +32,11 @@ IS_IN_QUEUE = (
 class SpoolMaintenance(ABC):
     """Periodic work, in small transactions, so that mail does not wait for it.
 
-    An engine derives from it, and adds what it stores in its own way.
+    Each engine is a subclass.
     """
 
     scans = stats.SCANS
-    # those for which local mail waits while no living node has their mail root
+    # stores for which local mail waits while no living node has their mail root
     stores_without_node: Sequence[str] = ()
 
     def __init__(self, engine: QueueEngine, clock: Clock) -> None:
@@ -48,11 +48,11 @@ class SpoolMaintenance(ABC):
 
     @abstractmethod
     def take_over_some(self, transaction: OpenTransaction, *, now_us: int, at_us: int) -> int:
-        """Release some claims of owners that do not live; return how many, 0 when none is left."""
+        """Release some claims of dead owners; return how many, 0 when none is left."""
 
     @abstractmethod
     async def happened(self) -> Any:
-        """Return what changes when any owner has committed; None where that is not known."""
+        """Return a value that changes with each commit of any owner; None if that is not known."""
 
     @abstractmethod
     def remove_rows(self, transaction: OpenTransaction, queue_ids: Sequence[str]) -> None:
@@ -60,12 +60,11 @@ class SpoolMaintenance(ABC):
 
     @abstractmethod
     async def sweep(self) -> int:
-        """Remove contents without a message, such as a crash leaves; return their number."""
+        """Remove contents without a message, which a crash leaves; return their number."""
 
     async def claim_without_node(self) -> Sequence[Claim]:
-        """Claim some local mail of such stores that has expired, or whose delay is to be reported.
-
-        It is not attempted: its mail root is not there. Its reports wait as it did.
+        """Claim some local mail of stores without a node that has expired, or whose delay is to be
+        reported. It is not attempted, because its mail root is not there.
         """
         return ()
 
@@ -78,23 +77,23 @@ class SpoolMaintenance(ABC):
         now_us, at_us = self._clock.queue_us(), self._clock.time_us()
         released = 0
         while number := await self.change(
-            lambda one: self.take_over_some(one, now_us=now_us, at_us=at_us)
+            lambda transaction: self.take_over_some(transaction, now_us=now_us, at_us=at_us)
         ):
             released += number
         return released
 
     async def prune(self, age_s: float) -> int:
-        """Remove some of the history of finished messages older than `age_s`, oldest first, and
-        some expired submission keys; return how much, 0 when nothing is left.
+        """Remove some finished messages older than `age_s`, oldest first, and some expired
+        submission keys; return how many, 0 when nothing is left.
 
-        Time that is in doubt (Clock.confirmed_us) makes nothing old.
+        The age is by Clock.confirmed_us: doubtful time does not count.
         """
         now_us = self._clock.confirmed_us()
         before_us = now_us - int(age_s * 1_000_000)
-        keys = await self.change(lambda one: prune_keys(one, now_us))
+        keys = await self.change(lambda transaction: prune_keys(transaction, now_us))
         while True:
             messages, self._pruned_to = await self.change(
-                lambda one: self.prune_some(one, before_us, after=self._pruned_to)
+                lambda transaction: self.prune_some(transaction, before_us, after=self._pruned_to)
             )
             if messages or keys or not self._pruned_to:
                 return messages + keys
@@ -102,8 +101,8 @@ class SpoolMaintenance(ABC):
     def prune_some(
         self, transaction: OpenTransaction, before_us: int, *, after: str
     ) -> tuple[int, str]:
-        """Remove the finished messages of a slice after the id `after`; return their number, and
-        the last id that was read, "" when none was left.
+        """Remove the finished messages of one slice, which begins after the id `after`. Return how
+        many, and the last id of the slice, "" if it was the last slice.
         """
         rows = transaction.fetch(
             f"SELECT id, received_us < ? AND NOT {IS_IN_QUEUE}"
@@ -115,14 +114,14 @@ class SpoolMaintenance(ABC):
         return len(ids), rows[-1][0] if len(rows) == AT_ONCE else ""
 
     async def prune_many(self, age_s: float, *, dry_run: bool = False) -> dict[str, Any]:
-        """Remove, or with `dry_run` count, finished messages older than `age_s`, and submission
-        keys: the JSON of POST /storage/prune. Repeat until it has `ended`.
+        """Return the JSON of POST /storage/prune: remove finished messages older than `age_s`, and
+        expired submission keys; with `dry_run` count them. Repeat until `ended` is true.
         """
         if dry_run:
             now_us = self._clock.confirmed_us()
             before_us = now_us - int(age_s * 1_000_000)
             would = await self._engine.read(
-                lambda one: self._removable(one, before_us, now_us=now_us)
+                lambda tables: self._removable(tables, before_us, now_us=now_us)
             )
             return would | {"ended": True}
         for _ in range(_STEPS_AT_ONCE):
@@ -147,11 +146,11 @@ class SpoolMaintenance(ABC):
 
     @property
     def entries(self) -> int:
-        """How many entries there were when they were counted last."""
+        """How many entries the most recent count found."""
         return sum(self._counts.entries.values()) if self._counts is not None else 0
 
     async def counts(self) -> QueueCounts:
-        """SpoolEngine.counts. While no owner commits, they stay."""
+        """SpoolEngine.counts. Without a commit since the last count, it is not repeated."""
         happened = await self.happened()
         if self._counts is None or happened is None or happened != self._counted:
             self._counts, self._counted = await self._count_queue(), happened
@@ -160,8 +159,8 @@ class SpoolMaintenance(ABC):
     async def _count_queue(self) -> QueueCounts:
         """Count entries and unaccounted recipients.
 
-        Raises SpoolUnavailableError when this takes so long that the snapshot would keep the
-        database from using dead rows or its log again, or when the snapshot was lost.
+        Raises SpoolUnavailableError when the snapshot was lost, and when the count takes too long:
+        an open snapshot keeps the database from reusing dead rows or its log.
         """
         count = stats.QueueCounter(self.scans)
         deadline_s = self._clock.real_s() + _COUNT_S_MAX

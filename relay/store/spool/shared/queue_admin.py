@@ -1,15 +1,15 @@
 """List the queue, and execute operator commands: in slices, around entries that are in flight.
 
 What a command does to an entry is decided in `decisions`, which entries a selector matches in
-`entries`. An entry that is being delivered is not changed; the result says so, and at which
-other node. A large command runs in slices of one transaction each, and mail continues between them.
+`entry_selection`. An entry that is being delivered is not changed; the result says so, and names
+the node. A large command runs in slices of one transaction each, and mail continues between them.
 When a slice fails with a SpoolError, the slices before it remain done.
 
-With `--bounce` the sender of cancelled mail gets a report of the failure. Any cancel pays the
-reports of successes that are owed since an attempt that a crash interrupted, because no attempt
-follows that would. A report takes a content and a writer, which a transaction cannot wait for. It
-is therefore written for the entries as they are, by their epochs: where one of them has changed,
-nothing of its message is cancelled, and the command looks again.
+With `--bounce` the sender of cancelled mail gets a report of the failure. If a crash interrupted an
+attempt, reports of its successes are still owed; a cancel writes them too, because no other attempt
+follows. A report needs the content, and a transaction cannot wait for that. It is therefore planned
+before the transaction, with the epochs of the entries. If an entry has changed since, nothing of
+its message is cancelled, and the command plans again.
 
 See docs/design.md 4; docs/names.md (Commands).
 """
@@ -50,15 +50,10 @@ from relay.store.spool.shared.decisions import (
     held_by_restore,
     in_flight_note,
 )
-from relay.store.spool.shared.entries import (
-    PUT_BACK,
-    EntryListBuilder,
-    EntrySelection,
-    like,
-    load_entries,
-    store_changes,
-    to_be_planned,
-)
+from relay.store.spool.shared.entry_changes import PUT_BACK, store_changes
+from relay.store.spool.shared.entry_facts import load_entries, to_be_planned
+from relay.store.spool.shared.entry_list import EntryListBuilder
+from relay.store.spool.shared.entry_selection import EntrySelection, like
 from relay.store.spool.shared.holds import HoldRule, end_new, hold_new, stored_hold_rules
 from relay.store.spool.shared.tables import OpenTransaction, QueueEngine, StoredContents, Tables
 from relay.store.spool.types import (
@@ -96,14 +91,14 @@ _DOUBTED = (  # attempts whose final dot had no answer
 _log = get_logger("spool")
 
 
-# The reports about cancelled entries: the epochs of the entries that the plans are about, None of
-# one that is damaged; and by message the plan for its entries, with what is stored of the reports.
+# The reports about cancelled entries: the epoch of each entry that was planned for, None if it is
+# damaged; and by message the plan, with the stored contents of its reports.
 PlannedReports = tuple[Mapping[Key, int | None], Mapping[str, tuple[ReportPlan, StoredContents]]]
 NOTHING_PLANNED: PlannedReports = ({}, {})
 
 
 class CancelReports:
-    """Plans reports. Without a writer there are none."""
+    """Plans the reports of a cancel. Without a writer there are none."""
 
     def __init__(self, engine: QueueEngine) -> None:
         self.writer: ReportWriter | None = None
@@ -112,48 +107,49 @@ class CancelReports:
     async def plan(
         self, keys: Sequence[Key], command: QueueCommand, *, taken: Collection[Key]
     ) -> PlannedReports:
-        """Write the reports about those of these entries that need a plan. Entries that delivery
-        has are left out, unless they are in `taken`. Raises SpoolError.
+        """Write the reports about the entries that need a plan. Entries that are being delivered
+        are left out, unless they are in `taken`. Raises SpoolError.
         """
         claims, epochs = await self._engine.read(
             lambda tables: self._entries(tables, to_be_planned(tables, keys, command), taken)
         )
         by_message = {}
-        for message_id, some in groupby(claims, lambda one: one.message.id):
-            plan = await self._plan(tuple(some), command)
+        for message_id, group in groupby(claims, lambda claim: claim.message.id):
+            plan = await self._plan(tuple(group), command)
             if plan.messages or plan.events:
                 stored = await self._engine.store_contents(plan.messages)
                 by_message[message_id] = plan, stored
         return epochs, by_message
 
     async def count(self, keys: Sequence[Key], *, taken: Collection[Key]) -> int:
-        """How many reports there would be."""
+        """Return how many reports there would be."""
         claims, _ = await self._engine.read(lambda tables: self._entries(tables, keys, taken))
-        groups = (tuple(some) for _, some in groupby(claims, lambda one: one.message.id))
-        return sum(bool(self._reported(some, "")) for some in groups)
+        groups = (tuple(group) for _, group in groupby(claims, lambda claim: claim.message.id))
+        return sum(bool(self._reported(group, "")) for group in groups)
 
     def _reported(self, claims: Sequence[Claim], text: str) -> tuple[ReportedRecipient, ...]:
-        """Return the recipients for the report; none if there is none. Captured mail was not to be
-        sent, and about a report there is no report.
+        """Return the recipients that the report is about; none if there is no report. Captured mail
+        was not to be sent, and no report is written about a report.
         """
         message = claims[0].message
-        people = tuple(
+        recipients = tuple(
             ReportedRecipient(
-                one.path, Evidence(_STATUS, text or _TEXT), log_id=f"{message.id}-{claim.entry_id}"
+                to.path, Evidence(_STATUS, text or _TEXT), log_id=f"{message.id}-{claim.entry_id}"
             )
             for claim in claims
             if claim.state is not RecipientState.CAPTURED
-            for one in claim.recipients
-            if not one.added_by
+            for to in claim.recipients
+            if not to.added_by
         )
         if self.writer is None or message.source is Source.REPORT:
             return ()
-        return people if self.writer.wants(ReportKind.FAILED, message, people) else ()
+        is_wanted = self.writer.wants(ReportKind.FAILED, message, recipients)
+        return recipients if is_wanted else ()
 
     async def _plan(self, claims: Sequence[Claim], command: QueueCommand) -> ReportPlan:
-        people = self._reported(claims, command.text) if command.bounce else ()
-        owed = [one for claim in claims for one in claim.owed]
-        if self.writer is None or not (people or owed):
+        failed = self._reported(claims, command.text) if command.bounce else ()
+        owed = [recipient for claim in claims for recipient in claim.owed]
+        if self.writer is None or not (failed or owed):
             return ReportPlan()
         message = claims[0].message
         try:
@@ -162,18 +158,18 @@ class CancelReports:
             _log.error("content unreadable for a report", qid=message.id, error=str(error))
             content = UNREADABLE
         by_kind = {
-            ReportKind.FAILED: people,
-            ReportKind.DELIVERED: [one for one in owed if one.is_delivered],
-            ReportKind.RELAYED: [one for one in owed if not one.is_delivered],
+            ReportKind.FAILED: failed,
+            ReportKind.DELIVERED: [recipient for recipient in owed if recipient.is_delivered],
+            ReportKind.RELAYED: [recipient for recipient in owed if not recipient.is_delivered],
         }
         plans = [
-            self.writer.reports(kind, message, some, content=content)
-            for kind, some in by_kind.items()
-            if some
+            self.writer.reports(kind, message, recipients, content=content)
+            for kind, recipients in by_kind.items()
+            if recipients
         ]
         return ReportPlan(
-            tuple(one for plan in plans for one in plan.messages),
-            tuple(one for plan in plans for one in plan.events),
+            tuple(report for plan in plans for report in plan.messages),
+            tuple(event for plan in plans for event in plan.events),
         )
 
     def _entries(
@@ -190,7 +186,7 @@ class CancelReports:
         claims = [claim for claim in read if not claim.extra.requests]  # these stay
         epochs: dict[Key, int | None] = {claim.key: claim.epoch for claim in claims}
         epochs |= dict.fromkeys(damaged)
-        return sorted(claims, key=lambda one: one.key), epochs
+        return sorted(claims, key=lambda claim: claim.key), epochs
 
 
 class QueueAdmin:
@@ -222,29 +218,30 @@ class QueueAdmin:
         self._hold_rules = await self._engine.read(stored_hold_rules)
 
     def hold_rules(self) -> Sequence[HoldRule]:
-        """Return the holds of domains that have not ended."""
+        """Return the hold rules that have not ended."""
         now_us = self._clock.queue_us()
-        return [one for one in self._hold_rules if one.until_us is None or one.until_us > now_us]
+        rules = self._hold_rules
+        return [rule for rule in rules if rule.until_us is None or rule.until_us > now_us]
 
     def hold_rule(self, address: str) -> tuple[str, int]:
-        """Return why new mail for an address is held, and until when in queue time; "" and 0 if it
-        is not, 0 if no time ends the hold.
+        """Return why new mail for an address is held, and until when, in queue time; 0: no time
+        ends the hold. ("", 0): it is not held.
         """
         if not self._hold_rules:  # nearly always
             return "", 0
         domain = domain_of(address)
-        found = next((one for one in self.hold_rules() if one.takes(domain)), None)
-        return (found.reason, found.until_us or 0) if found is not None else ("", 0)
+        rule = next((hold for hold in self.hold_rules() if hold.takes(domain)), None)
+        return (rule.reason, rule.until_us or 0) if rule is not None else ("", 0)
 
     def _ends_hold_rule(self, selector: Selector) -> bool:
-        """Whether a release of these entries ends a hold of what comes."""
+        """Whether a release with this selector ends a hold rule."""
         domain = with_a_labels(f"@{selector.domain}")[1:].lower()
         return selector == Selector(domain=selector.domain) and any(
-            fnmatchcase(one.domain, domain) for one in self.hold_rules()
+            fnmatchcase(rule.domain, domain) for rule in self.hold_rules()
         )
 
     async def _change_hold_rules(self, command: QueueCommand) -> Sequence[str]:
-        """Hold or release what comes, as the command says; return of which domains."""
+        """Change the hold rules as the command says; return the domains."""
         selector, now_us = command.selector, self._clock.queue_us()
         domain = with_a_labels(f"@{selector.domain}").removeprefix("@").lower()
         change: Callable[[OpenTransaction], Sequence[str]]
@@ -261,15 +258,15 @@ class QueueAdmin:
         return changed
 
     def attend(self, delivery: ActiveClaims) -> None:
-        """From now on `delivery` holds claims in memory."""
+        """Set the `delivery` that holds claims in memory."""
         self._delivery = delivery
 
     def report_with(self, writer: ReportWriter) -> None:
-        """From now on `writer` writes the reports of a cancel."""
+        """Set the `writer` of the reports of a cancel."""
         self._reports.writer = writer
 
     async def list(self, selector: Selector, *, limit: int, after: Key = FIRST_KEY) -> EntryList:
-        """Return live entries, oldest first. Without ids they begin behind `after`."""
+        """Return live entries, oldest first. Without ids, begin after the entry `after`."""
         selection = EntrySelection(
             selector, now_us=self._clock.queue_us(), keys_at_once=2 * limit, after=after
         )
@@ -279,7 +276,7 @@ class QueueAdmin:
 
         def look(tables: Tables) -> None:
             keys = selection.step(tables)
-            if selector.restored:  # what was held before stays so at their release
+            if selector.restored:  # without entries that were held before the backup
                 keys = held_by_restore(tables, keys)
             listing.add(tables, keys)
 
@@ -296,21 +293,22 @@ class QueueAdmin:
         if command.operation is Operation.RELEASE and self._ends_hold_rule(command.selector):
             command = replace(command, new=True)
         answer = _ReportBuilder(command, listing)
-        if not command.dry_run:  # before what is there: what is looked up in between is held
+        if not command.dry_run:  # first the rules: mail that is accepted meanwhile is held too
             answer.report.new = await asyncio.shield(self._change_hold_rules(command))
         left: list[Key] = []
         while not selection.has_ended:
             keys = left + await self._engine.read(selection.step)
             left = []
-            if command.bounce and not selection.has_ended:  # the next step may have more of it
+            # the next step may have more entries of the last message
+            if command.bounce and not selection.has_ended:
                 left = [key for key in keys if key[0] == keys[-1][0]]
                 keys = keys[: len(keys) - len(left)]
-            for some in _slices(keys, whole_messages=command.bounce):
+            for chunk in _slices(keys, whole_messages=command.bounce):
                 if command.dry_run:
-                    await self._dry_run(some, answer)
+                    await self._dry_run(chunk, answer)
                 else:
                     # a cancelled request must not lose withdrawn claims
-                    await asyncio.shield(self._do(some, answer))
+                    await asyncio.shield(self._do(chunk, answer))
         await self._follow(command)
         answer.report.unknown = tuple(selection.unknown)
         return answer.report
@@ -332,7 +330,7 @@ class QueueAdmin:
         answer.add(results, listed, reports=reports)
 
     async def _do(self, keys: Sequence[Key], answer: "_ReportBuilder") -> None:
-        """Change one slice; entries claimed meanwhile are withdrawn in another round."""
+        """Change one slice. Entries that are claimed meanwhile are withdrawn in another round."""
         left, notes = keys, dict[Key, str]()
         for _ in range(_ROUNDS):
             taken = self._take(answer.command, left)
@@ -360,9 +358,8 @@ class QueueAdmin:
                 raise
             await self._discard(planned, result.reports)
             self._follow_up(result)
-            certain = (
-                one for one, _ in result.results.values() if one is not CommandResult.IN_FLIGHT
-            )
+            outcomes = (outcome for outcome, _ in result.results.values())
+            certain = (outcome for outcome in outcomes if outcome is not CommandResult.IN_FLIGHT)
             answer.add(certain, listed, reports=len(result.reports))
             left = [key for key in left if _is_in_flight(result, key)]
             if not left:
@@ -374,8 +371,8 @@ class QueueAdmin:
         answer.add([CommandResult.IN_FLIGHT] * len(left), listed)
 
     async def _discard(self, planned: PlannedReports, made: Sequence[NewMessage]) -> None:
-        """Keep the files of the reports that were made, and remove those of others."""
-        ids = {one.facts.id for one in made}
+        """Keep the files of the reports that were committed, and remove the files of the others."""
+        ids = {report.facts.id for report in made}
         for plan, stored in planned[1].values():
             if any(report.facts.id in ids for report in plan.messages):
                 self._engine.committed(stored)
@@ -393,7 +390,7 @@ class QueueAdmin:
         return take(keys)
 
     def _follow_up(self, result: ChangeResult) -> None:
-        """Run what follows a durable change."""
+        """Do what follows a durable change: counters, files, delivery."""
         if result.cancelled:
             self._metrics.recipients.labels(str(RecipientState.CANCELLED)).inc(result.cancelled)
         for mail in result.given_back:
@@ -467,16 +464,16 @@ def _write(
     engine: QueueEngine,
     listing: Callable[[], EntryListBuilder],
 ) -> tuple[ChangeResult, EntryListBuilder]:
-    """Change and list in one transaction, so that entries are shown as the change left them."""
+    """Change and list in one transaction, so that the list has the entries after the change."""
     result = make(transaction)
     listed = listing()
-    shown = {
-        one: _shown(outcome, note)
+    fields = {
+        entry: _fields(outcome, note)
         for key, (outcome, note) in result.results.items()
         if outcome is not CommandResult.IN_FLIGHT
-        for one in (key, *result.made.get(key, ()))
+        for entry in (key, *result.made.get(key, ()))
     }
-    listed.add(transaction, list(shown), shown)
+    listed.add(transaction, list(fields), fields)
     if result.ended:
         result.left = engine.entries_ended(transaction, result.ended)
     return result, listed
@@ -495,13 +492,13 @@ def change(
 ) -> ChangeResult:
     """Apply `command` to these entries; `taken` are entries whose claims were withdrawn.
 
-    A withdrawn entry that is not changed is released; it is due as before. A cancel changes
-    messages with reports only if they are as `planned` knew them. What another node has claimed is
-    left alone.
+    A withdrawn entry that is not changed is released; it is due as before. A cancel changes a
+    message with reports only if its entries have the epochs in `planned`. Entries that another node
+    has claimed are left alone.
     """
     epochs, plans = planned
     loaded = load_entries(transaction, command, keys)
-    # what was withdrawn may have been taken over since, by the node that delivers it now
+    # another node may have taken a withdrawn entry over since, and be delivering it
     elsewhere = engine.elsewhere(transaction, taken) if taken else {}
     result, changes = decide(
         loaded,
@@ -516,7 +513,7 @@ def change(
     if result.ended:
         offset_us = at_us - now_us
         result.given_back = list(_cancelled_mail(transaction, result.ended, offset_us=offset_us))
-    done = [key[0] for key, (one, _) in result.results.items() if one is CommandResult.DONE]
+    done = [key[0] for key, (outcome, _) in result.results.items() if outcome is CommandResult.DONE]
     for message_id in dict.fromkeys(done):
         if (made := plans.get(message_id)) is not None:
             plan, stored = made
@@ -532,25 +529,27 @@ def change(
 def _cancelled_mail(
     tables: Tables, ended: Collection[Key], *, offset_us: int
 ) -> Iterator[CancelledMail]:
-    """Yield what the end of these entries gives back to accounts, by message."""
-    ids = [(one,) for one in dict.fromkeys(message_id for message_id, _ in ended)]
+    """Yield, by message, what is subtracted from the counts of accounts when these entries end."""
+    ids = [(message_id,) for message_id in dict.fromkeys(message_id for message_id, _ in ended)]
     doubted = {
-        (message_id, one["number"])
+        (message_id, recipient["number"])
         for message_id, text in tables.fetch_each(_DOUBTED, ids)
-        for one in json.loads(text)["recipients"]
-        if one["outcome"] == "indeterminate"
+        for recipient in json.loads(text)["recipients"]
+        if recipient["outcome"] == "indeterminate"
     }
     named = tables.fetch_each(_NAMED, ids)
     for _, of_message in groupby(named, lambda row: row[2]):
         rows = list(of_message)
-        made = {address for row in rows for address in row[-1].split("\n")}  # not named by it
+        # addresses that replaced those of the sender
+        made = {address for row in rows for address in row[-1].split("\n")}
         never_sent, others = list[str](), list[str]()
         for message_id, number, entry, address, state, _ in (row[2:] for row in rows):
             if state != RecipientState.CANCELLED or (message_id, number) in doubted:
                 others.append(address)
             elif (message_id, entry) in ended and address not in made:
                 never_sent.append(address)
-        if (account := rows[0][0]) and never_sent:
+        account = rows[0][0]
+        if account and never_sent:
             yield CancelledMail(account, rows[0][1] + offset_us, never_sent, others)
 
 
@@ -564,7 +563,7 @@ def _dry_run(
     listed: EntryListBuilder,
     engine: QueueEngine,
 ) -> list[CommandResult]:
-    """Return what would be done; of the claimed entries, `waiting` would be withdrawn."""
+    """Return the results of a dry run. The claims of entries in `waiting` could be withdrawn."""
     loaded = load_entries(tables, command, keys)
     claimed = [key for key, facts in loaded.facts.items() if facts.is_claimed]
     elsewhere = engine.elsewhere(tables, claimed) if claimed else {}
@@ -574,54 +573,54 @@ def _dry_run(
     result, _ = decide(
         loaded, command, keys, taken=taken, now_us=now_us, at_us=now_us, planned=planned
     )
-    shown = {
-        key: _in_flight(elsewhere.get(key, "")) if key in busy else _shown(one, note)
-        for key, (one, note) in result.results.items()
+    fields = {
+        key: _in_flight(elsewhere.get(key, "")) if key in busy else _fields(outcome, note)
+        for key, (outcome, note) in result.results.items()
     }
-    listed.add(tables, list(shown), shown)
-    return [one for one, _ in result.results.values()]
+    listed.add(tables, list(fields), fields)
+    return [outcome for outcome, _ in result.results.values()]
 
 
 def _show_in_flight(
     tables: Tables, *, notes: Mapping[Key, str], listed: EntryListBuilder, engine: QueueEngine
 ) -> None:
-    """List entries in flight, with their notes, "" where delivery has them."""
+    """List entries in flight with their notes. "" stands for: it is being delivered."""
     elsewhere = engine.elsewhere(tables, notes)
-    shown = {
-        key: _shown(CommandResult.IN_FLIGHT, note) if note else _in_flight(elsewhere.get(key, ""))
+    fields = {
+        key: _fields(CommandResult.IN_FLIGHT, note) if note else _in_flight(elsewhere.get(key, ""))
         for key, note in notes.items()
     }
-    listed.add(tables, list(notes), shown)
+    listed.add(tables, list(notes), fields)
 
 
-def _shown(result: CommandResult, note: str) -> dict[str, str]:
+def _fields(result: CommandResult, note: str) -> dict[str, str]:
     return {"result": str(result), "note": note}
 
 
 def _in_flight(node: str) -> dict[str, str]:
-    shown = _shown(CommandResult.IN_FLIGHT, in_flight_note(node))
-    return shown | ({"node": node} if node else {})
+    fields = _fields(CommandResult.IN_FLIGHT, in_flight_note(node))
+    return fields | ({"node": node} if node else {})
 
 
 def _put_back(transaction: OpenTransaction, *, keys: Collection[Key], engine: QueueEngine) -> None:
-    """Release claims that were withdrawn for an operation that was not done."""
-    elsewhere = engine.elsewhere(transaction, keys)  # these were taken over since
+    """Release claims that were withdrawn for an operation that failed."""
+    elsewhere = engine.elsewhere(transaction, keys)  # other nodes have taken these over
     transaction.execute_each(PUT_BACK, [key for key in keys if key not in elsewhere])
 
 
 def _slices(keys: Sequence[Key], *, whole_messages: bool) -> Iterator[Sequence[Key]]:
-    """Return the entries of each transaction; those of a message together where that matters."""
+    """Yield the entries of each transaction; with `whole_messages` all of a message together."""
     if not whole_messages:
         yield from (keys[start : start + _AT_ONCE] for start in range(0, len(keys), _AT_ONCE))
         return
-    some: list[Key] = []
+    chunk: list[Key] = []
     for _, entries in groupby(keys, lambda key: key[0]):
-        some += entries
-        if len(some) >= _REPORTED_AT_ONCE:
-            yield some
-            some = []
-    if some:
-        yield some
+        chunk += entries
+        if len(chunk) >= _REPORTED_AT_ONCE:
+            yield chunk
+            chunk = []
+    if chunk:
+        yield chunk
 
 
 def _is_in_flight(result: ChangeResult, key: Key) -> bool:

@@ -1,7 +1,8 @@
-"""The read receipts and automatic replies that are owed: found, held after a restore, ended.
+"""The read receipts and automatic replies that are owed: read, held after a restore, ended.
 
-Results add them, and acceptances of notifications end them (transactions.py). `version` changes
-with each of these, so that who has them in memory reads them again only when needed.
+The results of attempts add them, and the acceptance of a receipt or reply ends them
+(transactions.py). `version` changes with each, so that a reader that keeps them in memory reads
+them again only when needed.
 """
 
 import asyncio
@@ -47,8 +48,8 @@ class ReceiptLedger:
     """What results have recorded as owed, until it is sent or ends."""
 
     def __init__(self, engine: QueueEngine, *, store: Callable[[], int]) -> None:
-        """`store` returns the number of the mail root whose mailboxes owe what is returned: those
-        of another one are watched by the node that has it.
+        """`store` returns the number of this node's mail root. Only what its mailboxes owe is
+        returned: the node of another mail root does the same there.
         """
         self._engine = engine
         self._store = store
@@ -64,7 +65,7 @@ class ReceiptLedger:
 
     @property
     def has_room(self) -> bool:
-        """Whether another one is recorded."""
+        """Whether one more would be recorded."""
         return self.count < TOTAL_MAX
 
     def added(self) -> None:
@@ -73,18 +74,18 @@ class ReceiptLedger:
         self.version += 1
 
     async def owed(self) -> Sequence[OwedReceipt]:
-        """Return all receipts but those that a restore holds."""
+        """Return all read receipts, without those that a restore holds."""
         rows = await self._engine.read(lambda tables: tables.fetch(f"{_OWED} AND number > 0"))
         self.count = await self._engine.read(count_receipts)
         return self._own(rows)
 
     async def replies(self) -> Sequence[OwedReceipt]:
-        """Return the automatic replies that are owed, but those that a restore holds."""
+        """Return the automatic replies that are owed, without those that a restore holds."""
         rows = await self._engine.read(lambda tables: tables.fetch(f"{_OWED} AND number < 0"))
         return self._own(rows)
 
     def _own(self, rows: Iterable[Sequence[Any]]) -> list[OwedReceipt]:
-        found = []
+        receipts = []
         for message_id, number, mailbox, copy_id, folder, owed_us, request, state in rows:
             asked = msgspec.json.decode(request, type=dict[str, Any])
             if asked.get("store", 0) == self._store():
@@ -98,19 +99,19 @@ class ReceiptLedger:
                     is_trusted=asked.get("is_trusted", False),
                     is_sent=state == "sent",
                 )
-                found.append(owed)
-        return found
+                receipts.append(owed)
+        return receipts
 
     async def find(self, mailbox: str, copy_ids: Sequence[str]) -> Sequence[OwedReceipt]:
-        """Return those for these copies in a mailbox, as owed()."""
-        found: list[Any] = []
+        """Return what is owed for these copies in a mailbox."""
+        rows: list[Any] = []
         for start in range(0, len(copy_ids), _AT_ONCE):
-            some = copy_ids[start : start + _AT_ONCE]
-            found += await self._engine.read(partial(_of_copies, mailbox=mailbox, copy_ids=some))
-        return self._own(found)
+            chunk = copy_ids[start : start + _AT_ONCE]
+            rows += await self._engine.read(partial(_of_copies, mailbox=mailbox, copy_ids=chunk))
+        return self._own(rows)
 
     async def request(self, key: ReceiptKey) -> ReceiptRequest | None:
-        """Return what is asked for; None if it is not owed any more."""
+        """Return the request of a receipt; None if it is not owed any more."""
         sql = "SELECT request FROM owed_receipt WHERE message_id = ? AND number = ?"
         row = await self._engine.read(lambda tables: tables.fetch_one(sql, key))
         return None if row is None else msgspec.json.decode(row[0], type=ReceiptRequest)
@@ -123,7 +124,7 @@ class ReceiptLedger:
         )
 
     async def end(self, keys: Sequence[ReceiptKey], reply: SentReceipt | None = None) -> None:
-        """Forget some; `reply` is an automatic reply among them that was accepted."""
+        """Remove these; `reply` is an automatic reply among them that was accepted."""
 
         def change(transaction: OpenTransaction) -> None:
             transaction.execute_each(_END, keys)
@@ -134,14 +135,14 @@ class ReceiptLedger:
         self.version += 1
 
     async def prune(self, before_us: int) -> None:
-        """Forget those that have been owed since before a queue time, but not what is held."""
+        """Remove what has been owed since before a queue time, but not what is held."""
         sql = "DELETE FROM owed_receipt WHERE owed_us < ? AND state = 'owed'"
         await self._engine.change(lambda transaction: transaction.execute_each(sql, [(before_us,)]))
         self.version += 1
 
     async def follow(self, command: QueueCommand) -> None:
-        """Do to all that is held what an operator does to everything that was restored; a restore
-        holds everything.
+        """Hold all when a restore holds the queue. Release or end all when an operator releases or
+        cancels everything that was restored.
         """
         if command.dry_run or not self.has_any:
             return
@@ -162,9 +163,7 @@ def add_receipts(
     now_us: int,
     store: int,
 ) -> None:
-    """Record what recipients of a message owe, by the copy, each with its number. `store` is that
-    of the claim that delivered it.
-    """
+    """Record what the recipients of a message owe: ResultRows.receipts. `store` is Claim.store."""
     for copy_id, (number, request) in receipts.items():
         transaction.execute(_REMOVE_OLDEST, (request.mailbox,))
         asked = json_text(asdict(request) | ({"store": store} if store else {}))

@@ -1,11 +1,10 @@
-"""What the result of a claim changes in its rows, so that every engine writes the same.
+"""What the result of a claim changes in the rows, the same for every engine.
 
-A report from outside is joined to the message that it is about, as events of what its sender
-claims. That is done in the transaction that delivers the report, so that a crash neither loses nor
-repeats them. The original is found by its submission id, which Relay sends as ENVID, by its
-Message-ID, or by the ENVID of a trusted client (decoded; its case counts: RFC 3464 2.2.1). It must
-have one of the reported recipients, and the report must have been delivered to its reverse-path.
-States and counters never change.
+A DSN or MDN from outside adds events to the message that it is about, in the transaction that
+delivers the report: a crash neither loses nor repeats them. The original is found by its submission
+id, which Relay sends as ENVID, by its Message-ID, or by the ENVID of a trusted client (decoded; its
+case counts: RFC 3464 2.2.1). It must have one of the reported recipients, and the report must have
+been delivered to its reverse-path. Its states and counters do not change.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -42,8 +41,8 @@ _OWE = "UPDATE recipient SET owed_report = ? WHERE message_id = ? AND entry = ? 
 _END_WARNING = "UPDATE entry SET warn_us = NULL WHERE message_id = ? AND warn_us IS NOT NULL"
 _CLAIMS_MAX = 20  # of a recipient; the rest are counted in the last one
 _ROWS_MAX = 20_000  # recipients of all messages with one Message-ID, or one ENVID
-# The name is a range of one, so that only the index on it has the order: PostgreSQL goes through
-# all messages for a name that it takes to be frequent, and a report may name any.
+# The condition is a range with one name in it, so that only the index on the name has the order.
+# With `=`, PostgreSQL reads all messages for a name that it estimates to be frequent.
 _RECIPIENTS = (
     "SELECT m.id, m.reverse_path, m.envid, m.message_id, r.address, r.orcpt FROM message m"
     " JOIN recipient r ON r.message_id = m.id"
@@ -61,7 +60,7 @@ _DETAIL = "SELECT detail FROM event WHERE message_id = ? AND sequence = ?"
 _OF_EPOCH = "SELECT extra FROM entry WHERE message_id = ? AND number = ? AND epoch = ?"
 _NOTE = "UPDATE entry SET extra = ? WHERE message_id = ? AND number = ? AND epoch = ?"
 _EARLIER_MESSAGE = "SELECT 1 FROM message WHERE message_id = ? AND message_id <> '' AND id < ?"
-# A later one may have been first, and has noted that if it has not ended.
+# A later entry may have sent first; while it lives, it has recorded that.
 _OTHER_ENTRY = (
     "SELECT 1 FROM recipient r LEFT JOIN entry e ON e.message_id = r.message_id"
     " AND e.number = r.entry WHERE r.message_id = ? AND r.entry > 0 AND r.entry <> ? AND {} LIKE ?"
@@ -77,19 +76,19 @@ class ResultRows(Struct, frozen=True):
     # the recipients: state, status, reply; message, entry and number
     recipients: Sequence[tuple[RecipientState, str, str, str, int, int]]
     final: Sequence[RecipientState]  # of those that are final now
-    is_finished: bool  # all recipients are: the entry ends, and its content if no other has it
+    is_finished: bool  # all recipients are final: the entry ends, its content if no entry needs it
     state: RecipientState  # of an entry that goes on
     attempts: int  # of the entry
     waiting: EntrySchedule | None  # of an entry that goes on
-    # by the copy, which several may share: the number of a recipient, and what it is asked for;
-    # what is owed without being asked for has another name, and -number
+    # by the id of the copy in the mailbox: the number of the recipient and its read receipt; for an
+    # automatic reply "reply ID" and -number
     receipts: Mapping[str, tuple[int, ReceiptRequest]]
     held: str = ""  # why the relay holds the entry from now on
 
 
 class Recorded(Struct, frozen=True):
-    """What a result leaves: claims of its reports, and a content file that is to be removed, or
-    "". `owes`: it has added read receipts.
+    """What follows a result: claims of its reports, and a content file to be removed, or "".
+    `owes`: it has added read receipts or automatic replies that are owed.
     """
 
     claims: tuple[Claim, ...] = ()
@@ -124,9 +123,9 @@ def result_rows(
     is_finished = len(final) == len(claim.recipients) and not claim_result.goes_on
     held = ""
     if claim_result.held and not is_finished:
-        details = (one.detail for one in claim_result.events)
-        attempts = [one for one in details if isinstance(one, AttemptDetail) and one.held]
-        held = f"relay: {attempts[0].held}" if attempts else "relay"
+        details = (event.detail for event in claim_result.events)
+        holds = [detail for detail in details if isinstance(detail, AttemptDetail) and detail.held]
+        held = f"relay: {holds[0].held}" if holds else "relay"
     state, waiting = _waiting(claim_result, captured)
     return ResultRows(
         changed,
@@ -155,7 +154,7 @@ def _waiting(
     return RecipientState.DEFERRED, waiting
 
 
-def record_beside(
+def record_effects(
     transaction: OpenTransaction,
     claim_result: ClaimResult,
     rows: ResultRows,
@@ -163,9 +162,9 @@ def record_beside(
     now_us: int,
     store: int,
 ) -> None:
-    """Record counts and events, and what ordinary mail has none of: reports and read receipts that
-    are owed, a hold, attempts without an answer, and what a report from outside claims. `now_us` is
-    queue time, `store` that of the claim.
+    """Record counts and events. Most mail has nothing else: reports and read receipts that are
+    owed, a hold, attempts without an answer, what a report from outside says. `now_us` is queue
+    time, `store` is Claim.store.
     """
     claim = claim_result.claim
     transaction.counts.update(rows.final)
@@ -188,8 +187,8 @@ def record_beside(
 def note_requests(
     transaction: OpenTransaction, claim: Claim, requests: Sequence[CloudRequest], *, before: int
 ) -> bool:
-    """Record the requests of a claim to Microsoft Graph, and how many there were before. False,
-    and nothing is recorded, if the epoch of the claim has ended.
+    """Record the requests of a claim to Microsoft Graph, and how many there were before. Return
+    False, and record nothing, if the epoch of the claim has ended.
     """
     owned = (*claim.key, claim.epoch)
     if (row := transaction.fetch_one(_OF_EPOCH, owned)) is None:
@@ -199,8 +198,9 @@ def note_requests(
 
 
 def is_first_with(tables: Tables, claim: Claim, message_id: str) -> bool:
-    """Return whether no earlier message has this Message-ID, and of this one no earlier entry
-    leaves by Microsoft Graph, nor has a later one done so.
+    """Return whether this entry is the first that sends this Message-ID by Microsoft Graph: no
+    earlier message has it, no earlier entry of this message leaves by Microsoft Graph, and no later
+    entry has left.
     """
     queue_id, number = claim.key
     values = (queue_id, number, f"{HopKind.GRAPH}:%", number)
@@ -211,12 +211,13 @@ def is_first_with(tables: Tables, claim: Claim, message_id: str) -> bool:
 
 
 def record_owed(transaction: OpenTransaction, claim_result: ClaimResult) -> None:
-    """Record what reports are owed, or no longer are; ordinary mail needs none of it."""
+    """Record which reports are owed, and which are written. Most mail needs neither."""
     key = claim_result.claim.key
     if claim_result.owed:
-        evidence = {number: claim_result.outcomes[number].evidence for number in claim_result.owed}
+        owed = {number: claim_result.outcomes[number].evidence for number in claim_result.owed}
         rows = [
-            (f"{claim_result.at_us} {one.host}", *key, number) for number, one in evidence.items()
+            (f"{claim_result.at_us} {evidence.host}", *key, number)
+            for number, evidence in owed.items()
         ]
         transaction.execute_each(_OWE, rows)
     if claim_result.pays:
@@ -226,8 +227,8 @@ def record_owed(transaction: OpenTransaction, claim_result: ClaimResult) -> None
 
 
 def waiting_columns(waiting: EntrySchedule | None) -> tuple[Any, ...]:
-    """Return due_us, retry_us, lane, cause, cause_attempts and warn_us; without a schedule those of
-    an entry that has ended.
+    """Return due_us, retry_us, lane, cause, cause_attempts and warn_us. Without a schedule, the
+    entry has ended.
     """
     if waiting is None:
         return None, None, PriorityLevel.NORMAL, "", 0, None
@@ -264,9 +265,9 @@ def join_report(
     *,
     to: Sequence[str],
 ) -> None:
-    """Append what a report claims to the journey of its original, if that is here.
+    """Append what a report says to the journey of the original message, if it is in this spool.
 
-    A further claim about a recipient that has enough of them is only counted.
+    When a recipient has _CLAIMS_MAX of these events, further ones are only counted.
     """
     carrier = claim_result.claim.message
     original = _find(transaction, report, set(map(own_mailbox, to)))
@@ -299,12 +300,12 @@ def join_report(
 def _find(
     tables: Tables, report: RemoteReport, owners: set[str]
 ) -> tuple[str, dict[str, RemoteClaim]] | None:
-    """Return the message, and the claims by the recipient's address in its envelope.
+    """Return the original message, and what is said of its recipients, by address in its envelope.
 
-    Of several it is the newest that has a recipient; one with the Message-ID goes first.
+    Of several messages, one with the Message-ID goes first, then the newest with such a recipient.
     """
-    for message_id, some in groupby(_candidates(tables, report), lambda row: row[0]):
-        recipients = list(some)
+    for message_id, rows in groupby(_candidates(tables, report), lambda row: row[0]):
+        recipients = list(rows)
         reverse_path = recipients[0][1]
         if not reverse_path or own_mailbox(reverse_path) not in owners:
             continue
@@ -315,19 +316,19 @@ def _find(
             names.setdefault(own_mailbox(address), address)
         claims: dict[str, RemoteClaim] = {}
         for claim in report.claims:
-            found = [name for name in map(own_mailbox, _names(claim)) if name in names]
-            if found:
-                claims.setdefault(names[found[0]], claim)
+            matches = [name for name in map(own_mailbox, _names(claim)) if name in names]
+            if matches:
+                claims.setdefault(names[matches[0]], claim)
         if claims:
             return message_id, claims
     return None
 
 
 def _candidates(tables: Tables, report: RemoteReport) -> list[Any]:
-    """Return the recipients of the messages that may be meant, those of a message together.
+    """Return the recipients of the messages that the report may be about, grouped by message.
 
-    An ENVID that names a submission decides alone. A message that has another ENVID or Message-ID
-    than the report is not meant.
+    If the ENVID is a submission id, the report is about this submission. A message with another
+    ENVID or Message-ID than the report is left out.
     """
     envid, message_id = report.envelope_id, report.message_id
     if rows := _recipients(tables, _OF_SUBMISSION, envid):
@@ -345,18 +346,18 @@ def _agree(known: str, reported: str) -> bool:
 
 
 def _names(claim: RemoteClaim) -> Iterator[str]:
-    """Yield the addresses of a reported recipient, that of the original envelope first."""
+    """Yield the addresses of a reported recipient: original recipient, then final recipient."""
     yield from filter(None, (claim.original, claim.final))
 
 
 def _kept(tables: Tables, message_id: str) -> dict[str, list[tuple[int, str]]]:
     """Return what is recorded of each recipient: the sequence of each claim, and its report."""
-    found: dict[str, list[tuple[int, str]]] = {}
+    claims: dict[str, list[tuple[int, str]]] = {}
     for sequence, text in tables.fetch(_CLAIMS, (message_id, int(Step.REPORT))):
         detail = read_known(ClaimDetail, msgspec.json.decode(text))
         for address in detail.recipients:
-            found.setdefault(address, []).append((sequence, detail.received))
-    return found
+            claims.setdefault(address, []).append((sequence, detail.received))
+    return claims
 
 
 def _count_one_more(transaction: OpenTransaction, message_id: str, sequence: int) -> None:

@@ -72,8 +72,8 @@ _EVENTS_OF = (
     "SELECT at_us, detail FROM (SELECT step, at_us, detail FROM event WHERE message_id = ?"
     " ORDER BY sequence DESC LIMIT ?) AS newest WHERE step = ?"
 )
-# Live entries in the order of an index, which has every column that is looked at: the index, a
-# condition, the columns, and the first and the last place.
+# A scan of live entries by an index that covers every column of the query: the index, a condition,
+# the columns, and the first and the last place.
 _IndexScan = tuple[str, str, str, tuple[Any, ...], tuple[Any, ...]]
 _CLAIMED: _IndexScan = (
     "entry_claimed",
@@ -97,7 +97,7 @@ SCANS: Sequence[_IndexScan] = (
 )
 
 
-# All live entries in the order of their keys, where no index has the levels apart.
+# All live entries in the order of their keys, for an engine without an index by level.
 WHOLE: Sequence[_IndexScan] = (("entry_key", "true", "message_id, number", ("", 0), (_LAST_ID, 0)),)
 
 
@@ -112,7 +112,7 @@ class QueueCounter:
     counters: dict[str, int] = field(default_factory=dict)  # those that the commits keep
     # acceptance of the oldest queued or deferred entry; None without one
     oldest_us: int | None = None
-    snapshots: int = 0  # a count is of one; there are more if the spool was opened again
+    snapshots: int = 0  # 1, or more if the spool was opened again during the count
     _oldest_id: str = _LAST_ID  # of the message of that entry, by which it is found
     _scan: int = 0  # which of the scans comes next
     _reached: tuple[Any, ...] = ()  # where the scan continues
@@ -164,7 +164,8 @@ class QueueCounter:
             if state in (RecipientState.QUEUED, RecipientState.DEFERRED):
                 self._oldest_id = min(self._oldest_id, oldest_id)
         self._reached = bound or ()
-        self._scan += bound is None
+        if bound is None:
+            self._scan += 1
 
 
 def read_counters(tables: Tables) -> dict[str, int]:
@@ -178,7 +179,7 @@ def waiting_by(counters: Mapping[str, int]) -> int:
 
 
 def copied(tables: Tables) -> dict[str, Any]:
-    """Return what the manifest of a copy says of it."""
+    """Return the counts for the manifest of a backup."""
     return {
         "messages": tables.fetch_one("SELECT count(*) FROM message")[0],
         "entries": dict(map(tuple, tables.fetch(_LIVE_ENTRIES))),
@@ -192,9 +193,9 @@ def stats(tables: Tables, *, now_us: int, offset_us: int) -> dict[str, Any]:
     index pages alone.
 
     `now_us` is queue time, `offset_us` how far the wall clock is ahead of it. `recipients` is from
-    the counters. `due` entries could be attempted now; entries that delivery holds are not among
-    them, but are counted in their priorities and next hops, and there also as such. `oldest` is
-    when the oldest entry was received, null where there is none.
+    the counters. `due` counts the unclaimed entries that could be attempted now. The entries of
+    priorities and next hops include claimed ones, which `in_delivery` counts. `oldest` is when the
+    oldest entry was received, null where there is none.
     """
     with tables.snapshot():
         counters = read_counters(tables)
@@ -207,9 +208,10 @@ def stats(tables: Tables, *, now_us: int, offset_us: int) -> dict[str, Any]:
         groups = [*waiting, *claimed]
         oldest = min((row[2] for row in groups if row[2]), default=None)
         received = tables.fetch_one("SELECT received_us FROM message WHERE id = ?", (oldest,))
+        levels = ", ".join(str(int(level)) for level in PriorityLevel)
         due = tables.fetch_one(
             f"SELECT count(*) FROM entry INDEXED BY entry_due WHERE {WAITS}"
-            f" AND lane IN ({', '.join(str(int(one)) for one in PriorityLevel)}) AND due_us <= ?",
+            f" AND lane IN ({levels}) AND due_us <= ?",
             (now_us,),
         )
         hops = _next_hops(tables, offset_us)
@@ -261,20 +263,20 @@ def _next_hops(tables: Tables, offset_us: int) -> list[dict[str, Any]]:
 
 
 def _last_replies(tables: Tables, hops: Sequence[str]) -> dict[str, dict[str, str]]:
-    """Return the last reply of each next hop, by its key: from the newest events, or else from the
-    events of a few entries that have had an attempt, of those that come last in the queue.
+    """Return the last reply of each next hop, by its key. It is in the newest events, or else in
+    the events of a few entries for the next hop that were attempted and are due last.
     """
-    asked = [hop for hop in hops if hop != CAPTURE.key]  # captured mail gets no reply
+    asked = [hop for hop in hops if hop != CAPTURE.key]  # captured mail has no reply
     if not asked:
         return {}
-    found = _latest(tables.fetch(_NEWEST_EVENTS, (_EVENTS_READ, int(Step.DELIVERY))))
+    latest = _latest(tables.fetch(_NEWEST_EVENTS, (_EVENTS_READ, int(Step.DELIVERY))))
     for hop in asked:
-        if without_mailbox(hop) not in found:
+        if without_mailbox(hop) not in latest:
             entries = tables.fetch(_TRIED_ENTRIES, (hop, _ENTRIES_SEEN, _ENTRIES_READ))
             values = [(name, _EVENTS_OF_MESSAGE, int(Step.DELIVERY)) for (name,) in entries]
-            events = [event for one in values for event in tables.fetch(_EVENTS_OF, one)]
-            found = _latest(events) | found
-    replies = {hop: found[name] for hop in asked if (name := without_mailbox(hop)) in found}
+            events = [event for row in values for event in tables.fetch(_EVENTS_OF, row)]
+            latest = _latest(events) | latest
+    replies = {hop: latest[name] for hop in asked if (name := without_mailbox(hop)) in latest}
     return {
         hop: {
             "at": rfc3339(at_us),
@@ -287,14 +289,14 @@ def _last_replies(tables: Tables, hops: Sequence[str]) -> dict[str, dict[str, st
 
 
 def _latest(events: Iterable[tuple[int, str]]) -> dict[str, tuple[int, AttemptDetail]]:
-    """Return the latest attempt to each next hop: its time and its detail. The key is that of the
-    next hop without the mailbox.
+    """Return the time and the detail of the latest attempt to each next hop. The key is
+    without_mailbox() of the next hop.
     """
-    found: dict[str, tuple[int, AttemptDetail]] = {}
+    latest: dict[str, tuple[int, AttemptDetail]] = {}
     for at_us, text in events:
         detail = read_known(AttemptDetail, msgspec.json.decode(text))
         if detail.attempt and detail.recipients:
             hop = f"{detail.next_hop} {detail.route}".rstrip()  # without_mailbox()
-            if hop not in found or found[hop][0] < at_us:
-                found[hop] = (at_us, detail)
-    return found
+            if hop not in latest or latest[hop][0] < at_us:
+                latest[hop] = (at_us, detail)
+    return latest

@@ -1,14 +1,14 @@
 """What an engine supplies: tables, by SQL that both databases understand; transactions; contents.
 
-What all engines do alike (relay.store.spool.shared) reads and changes rows through these Protocols,
-in the thread that has the connection. A statement for them
+The modules of relay.store.spool.shared read and change rows through these Protocols, in the thread
+that has the connection. A statement
 
 - marks each value with "?", in the order of the values;
-- may have SQLite's INDEXED BY, which another database leaves out, and which stands behind the table
-  and its alias;
+- may have SQLite's INDEXED BY after a table and its alias; for another database it is removed;
 - uses LIKE with ESCAPE, CASE, coalesce, CAST to BIGINT or TEXT, FILTER, RETURNING, ON CONFLICT and
-  row values, but none of GLOB, iif, instr, json functions, INSERT OR, numbered values, and max() or
-  min() of several values: what these would do is done in Python;
+  row values;
+- does not use GLOB, iif, instr, json functions, INSERT OR, numbered values, or max() and min() of
+  several values;
 - casts a sum to BIGINT, and reads truth from an INTEGER that is 0 or 1.
 
 Text is compared octet by octet, and lower() changes ASCII only.
@@ -28,11 +28,11 @@ from relay.store.spool.types import Claim, ContentKey, Key, NewMessage
 
 P = ParamSpec("P")
 T = TypeVar("T")
-Leftovers = Any  # what a commit leaves to be removed; falsy where that is nothing
+Leftovers = Any  # files or bodies to be removed after a commit; falsy if there are none
 
 
 class StoredBody(Struct, frozen=True):
-    """What was stored of a content, for its row."""
+    """The stored body of a content, as its row names it."""
 
     name: str  # of the file or of the body in the database
     crc32: int  # of its octets
@@ -47,7 +47,7 @@ class Tables(Protocol):
     """Reads rows. Raises SpoolError."""
 
     next_hop: ClassVar[str]  # of a recipient `r`, whose entry `e` may have ended: an expression
-    # of an entry, this engine's only, which are copied with it: each after a comma
+    # columns of an entry that only this engine has, each after a comma; a copy gets them too
     entry_columns: ClassVar[str]
 
     def fetch(self, sql: str, values: Sequence[Any] = ()) -> list[Any]:
@@ -63,13 +63,13 @@ class Tables(Protocol):
         """Run a statement once for each of these values, and return the rows of all, in order."""
 
     def among(self, column: str, values: Sequence[Any]) -> tuple[str, tuple[Any, ...]]:
-        """Return a condition that holds where the column has one of these values, and the values
-        for its marks.
+        """Return the condition that the column has one of these values, and the values for its
+        marks.
         """
 
     @contextmanager
     def snapshot(self) -> Iterator[None]:
-        """All queries in the block read the same state. Not inside a transaction."""
+        """Have all queries in the block read the same state. Not inside a transaction."""
         self.begin_snapshot()
         try:
             yield
@@ -77,7 +77,7 @@ class Tables(Protocol):
             self.end_snapshot()
 
     def begin_snapshot(self) -> None:
-        """From now on all queries read the same state, until end_snapshot()."""
+        """Have all queries read the same state, until end_snapshot()."""
 
     def end_snapshot(self) -> None:
         """End begin_snapshot()."""
@@ -105,11 +105,12 @@ class OpenTransaction(Tables, Protocol):
 
 
 class QueueEngine(Protocol):
-    """How queries and transactions of an engine run, and what contents, and entries that have
-    ended, are in it. All other rows are those of Tables.
+    """Runs queries and transactions of an engine, and stores contents. All other rows are read and
+    changed through Tables.
 
-    What gets tables or a transaction is called in its thread, and only while it is open; all else
-    in that of the event loop. Coroutines raise SpoolError.
+    A method that gets tables or a transaction is called in the thread of the connection, and only
+    while they are open; any other method in the thread of the event loop. Coroutines raise
+    SpoolError.
     """
 
     contents_sql: str  # content rows of entries, after the id of the message; {} is a condition
@@ -118,21 +119,21 @@ class QueueEngine(Protocol):
         """Run a query; it never delays delivery."""
 
     async def count(self, query: Callable[[Tables], T]) -> T:
-        """Run a step of a count, on a connection of its own: it may leave a snapshot open."""
+        """Run a step of a count, on a separate connection: it may leave a snapshot open."""
 
     async def change(self, operation: Callable[[OpenTransaction], T]) -> T:
-        """Run an operation in a transaction, and return when that is durable. An operation that
-        raises changes nothing; it may be repeated.
+        """Run an operation in a transaction, and return when the commit is durable. An operation
+        that raises changes nothing; it may be repeated.
         """
 
     def read_claims(
         self, tables: Tables, keys: Collection[Key]
     ) -> tuple[Sequence[Claim], Mapping[Key, str]]:
-        """Return claims of these entries as they are, and what is wrong with the others."""
+        """Return claims with the present epochs of these entries, and what is wrong with others."""
 
     def elsewhere(self, tables: Tables, keys: Collection[Key]) -> Mapping[Key, str]:  # noqa: ARG002
-        """Return which of these entries other nodes have claimed, with the names of the nodes; none
-        where there is one node.
+        """Return the names of the nodes that have claimed some of these entries; none where there
+        is one node.
         """
         return {}
 
@@ -147,7 +148,7 @@ class QueueEngine(Protocol):
         """Return the content in a row; it stays readable when it is removed. Raises SpoolError."""
 
     async def store_contents(self, reports: Sequence[NewMessage]) -> StoredContents:
-        """Store of the contents of reports what must be there before their transaction."""
+        """Store the contents of reports that must be there before the transaction."""
 
     def add_reports(
         self,
@@ -160,7 +161,7 @@ class QueueEngine(Protocol):
         """Add reports about the message `original`, which wait unclaimed, to the transaction."""
 
     def committed(self, stored: StoredContents) -> None:
-        """The transaction that has these contents is durable."""
+        """Note that the transaction with these contents is durable."""
 
     async def discard(self, stored: StoredContents) -> None:
         """Remove what was stored: no transaction has it."""
@@ -168,13 +169,13 @@ class QueueEngine(Protocol):
     def entries_ended(
         self, transaction: OpenTransaction, ended: Mapping[Key, ContentKey]
     ) -> Leftovers:
-        """Remove contents that no entry in the queue needs any more. `ended` has the entries that
-        are final since this transaction, with their contents. An engine that keeps no final entries
-        removes them.
+        """Remove contents that no entry in the queue needs any more. `ended` are the entries that
+        end in this transaction, with their contents. An engine that keeps no final entries deletes
+        these.
         """
 
     def remove(self, left: Leftovers) -> None:
-        """Remove what entries_ended() has returned, in the background; its commit is durable."""
+        """Remove what entries_ended() returned, in the background, after its durable commit."""
 
 
 def reads(

@@ -2,9 +2,9 @@
 
 A content over INLINE_BYTES_MAX is a file. The file is durable (write, fsync, rename or link, fsync
 of the directory) before the transaction that names it, and is removed after the transaction that
-drops it. A body that came in as a file of this directory gets a second name; nothing is copied.
-A file with a row is never changed; its checksum is compared when it is read. A file without a row
-that no one is writing is stale; maintenance removes it.
+removes its row. A body that came in as a file of this directory gets a second name and is not
+copied. A file with a row is never changed; its checksum is compared when it is read. A file without
+a row that is not being written is stale; maintenance removes it.
 
 See docs/design.md 4.
 """
@@ -45,8 +45,8 @@ class IncomingOctets(FileOctets, frozen=True):
 
 
 class IncomingFile:
-    """A spool.types.IncomingBody. One write at a time; no write creates the file again after
-    discard(). The file is open from the first write until then.
+    """A spool.types.IncomingBody. Writes come one at a time. The file is open from the first write
+    until discard(); no later write creates it again.
     """
 
     def __init__(self, path: Path, disk: BodyDisk) -> None:
@@ -97,10 +97,10 @@ class IncomingFile:
     def _take_back(self, size_bytes: int, crc32: int) -> None:
         with translate_os_errors(self._path.parent):
             lent = Descriptor(os.open(self._path, os.O_RDONLY | os.O_CLOEXEC))
-            self._file, found = None, os.fstat(lent.number).st_size
-            if found != size_bytes:
+            self._file, actual_bytes = None, os.fstat(lent.number).st_size
+            if actual_bytes != size_bytes:
                 raise SpoolUnavailableError(
-                    f"found a body of {found} octets, expected {size_bytes}"
+                    f"found a body of {actual_bytes} octets, expected {size_bytes}"
                 )
             if has_writers(lent.number):
                 self._path.unlink()
@@ -120,15 +120,15 @@ class IncomingFile:
 
 
 def is_in_file(content: Content) -> bool:
-    """Whether a content is stored in a file; of a large one, the header is not."""
+    """Whether a content is stored in a file. The header of a large content is in its row."""
     return isinstance(content, LargeContent) or len(content) > INLINE_BYTES_MAX
 
 
 class ContentRow(Struct, frozen=True):
     """The row of a content in a file: `size` includes the header.
 
-    Without `header` the file is the whole content. `crc32` is that of the file, continued with the
-    header: versions share the file, and it is read once for each of their checksums.
+    Without `header` the file is the whole content. `crc32` is the CRC-32 of the file, continued
+    over the header: contents with different headers share the file.
     """
 
     name: str
@@ -158,7 +158,7 @@ class ContentFiles:
         self._in_use: set[str] = set()  # names that a transaction may still commit
 
     def prepare(self) -> None:
-        """Create the directory, and sync its name and that of its parent."""
+        """Create the directory, and sync its name and the name of its parent."""
         self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         for place in self._directory.parents[:2]:
             with contextlib.suppress(PermissionError):  # the parent may belong to another user
@@ -167,7 +167,7 @@ class ContentFiles:
     def incoming_body(self) -> IncomingFile:
         """Return a file for an incoming body; the first write creates it.
 
-        No message has such an id: a file that a crash left is recognised by its name.
+        Its name begins with no queue id: a file that a crash left is recognised by that.
         """
         path = self._directory / f"{self._arriving}{next(self._numbers)}"
         return IncomingFile(path, self._disk)
@@ -204,10 +204,10 @@ class ContentFiles:
         expected = row.size - len(row.header or b"")
         try:
             content = path.read_bytes() if row.is_small else b""
-            found = len(content) if row.is_small else path.stat().st_size
-            if found != expected:
-                raise SpoolError(f"content {row.name} has {found} bytes, expected {expected}")
-            body = FileOctets(path, 0, found)
+            actual = len(content) if row.is_small else path.stat().st_size
+            if actual != expected:
+                raise SpoolError(f"content {row.name} has {actual} bytes, expected {expected}")
+            body = FileOctets(path, 0, actual)
             if check:
                 blocks = (content,) if row.is_small else octets_in_blocks((body,))
                 verify_checksum(row.name, checksum_of(blocks, row.header), expected=row.crc32)
@@ -235,8 +235,8 @@ class ContentFiles:
         return dataclasses.replace(content, body=(octets.part(start, octets.size),))
 
     def committed(self, files: StoredContents) -> None:
-        """Rows name these files now."""
-        self._in_use.difference_update(file.name for some in files for file in some.values())
+        """Note that rows name these files now."""
+        self._in_use.difference_update(file.name for bodies in files for file in bodies.values())
 
     def remove(self, names: Iterable[str]) -> int:
         """Remove files that no row names; return how many were there."""
@@ -256,8 +256,8 @@ class ContentFiles:
         """Yield the names of all files, in batches."""
         with translate_os_errors(self._directory), os.scandir(self._directory) as entries:
             names = (entry.name for entry in entries)
-            while some := tuple(islice(names, _LISTED_AT_ONCE)):
-                yield some
+            while chunk := tuple(islice(names, _LISTED_AT_ONCE)):
+                yield chunk
 
     def _store(self, name: str, content: Content) -> int:
         """Store a content in a file; return the file's checksum."""
@@ -272,7 +272,8 @@ class ContentFiles:
 
     def _link(self, name: str, body: Sequence[Octets]) -> bool:
         """Link a body that is a whole file of this directory; False where it is not."""
-        if len(body) != 1 or not isinstance(whole := body[0], FileOctets):
+        whole = body[0] if len(body) == 1 else None
+        if not isinstance(whole, FileOctets):
             return False
         if whole.path.parent != self._directory or whole.start != 0:
             return False
@@ -289,14 +290,14 @@ class ContentFiles:
         return True
 
     def _write_one(self, name: str, blocks: Iterable[bytes]) -> int:
-        found = 0
+        checksum = 0
         path = self._directory / name
         part = path.with_name(name + _PART)
         descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
         try:
             for block in blocks:
                 write_all(descriptor, block)
-                found = crc32(block, found)
+                checksum = crc32(block, checksum)
             os.fsync(descriptor)
         except OSError:
             part.unlink(missing_ok=True)
@@ -304,15 +305,15 @@ class ContentFiles:
         finally:
             os.close(descriptor)
         part.rename(path)
-        return found
+        return checksum
 
 
 def checksum_of(blocks: Iterable[bytes], header: bytes | None = None) -> int:
     """Return the CRC-32 of octets, continued with a header. Raises UnreadableError."""
-    found = 0
+    checksum = 0
     for block in blocks:
-        found = crc32(block, found)
-    return crc32(header or b"", found)
+        checksum = crc32(block, checksum)
+    return crc32(header or b"", checksum)
 
 
 def _names(message_id: str, contents: Sequence[Content], only: Collection[int]) -> dict[int, str]:

@@ -1,10 +1,10 @@
 """Damage of a running spool: no new mail, until what failed works again.
 
-SQLite says "malformed" of a damaged page, and also of a page that the disk did not give (EIO) when
-the file is whole. The writer therefore opens the spool again, at once, after 1, 2, 4 ... and then
-each 60 s, and repeats what failed. The damage ends when that succeeds. It is recorded in a file: a
-start cannot repeat what failed in an earlier process, and the spool stays damaged until it was
-verified or restored.
+SQLite reports "malformed" for a damaged page, and also for a page that the disk could not read
+(EIO), although the file is whole. The writer therefore opens the spool again and repeats what
+failed: at once, after 1, 2, 4 ... and then every 60 s. The damage ends when that succeeds. It is
+recorded in a file: a later process cannot repeat what failed, and its spool stays damaged until it
+was verified or restored.
 
 See docs/design.md 4 (Damage) and docs/operation-backup.md (The spool is damaged).
 """
@@ -40,15 +40,15 @@ class Damage:
         self._lock = threading.Lock()
         self._repeat: Callable[[], object] | None = None
         self._next_s = -math.inf  # when to open the spool again, at the earliest
-        self._pause_s = 0.0  # until then, from the last attempt
+        self._pause_s = 0.0  # between the last attempt and the next
         self._advised = ""
         with suppress(OSError):
             text = self._mark.read_text(errors="replace")[:_TEXT_CHARACTERS_MAX].strip()
             self._set(text, do="relay storage verify")
 
     def found(self, error: SpoolDamagedError, repeat: Callable[[], object]) -> None:
-        """Record the damage and log it, the first time. `repeat` does again what failed, without a
-        change; it is called in the writer's thread.
+        """Record the damage and log it, the first time. `repeat` does what failed once more and
+        changes nothing; it is called in the writer's thread.
         """
         with self._lock:
             if self.text:
@@ -71,7 +71,7 @@ class Damage:
         return max(0.0, self._next_s - self._clock.real_s())
 
     def retry(self, reopen: Callable[[], None]) -> bool:
-        """If it is time, open the spool again and repeat what failed; return whether it works."""
+        """If it is time, open the spool again and repeat what failed; return whether it worked."""
         if self._repeat is None or self.retry_in_s:
             return False
         try:
@@ -81,7 +81,7 @@ class Damage:
         except SpoolDamagedError as error:
             self._set(str(error), do="relay restore")
         except (SpoolError, OSError):
-            pass  # the disk does not read or write yet
+            pass  # the disk cannot be read or written yet
         else:
             return True
         self._next_s = self._clock.real_s() + self._pause_s
@@ -89,7 +89,7 @@ class Damage:
         return False
 
     def _do_again(self, repeat: Callable[[], object]) -> None:
-        """Raise SpoolError if a page cannot be read; other errors are those of what is repeated."""
+        """Repeat what failed. Raises SpoolError if a page cannot be read; ignores other errors."""
         try:
             repeat()
         except (SpoolDamagedError, SpoolUnavailableError):

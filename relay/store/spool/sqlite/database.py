@@ -46,7 +46,8 @@ def open_database(
 ) -> apsw.Connection:
     """Open the spool at `path`; with write access create it, or migrate it to the current schema.
 
-    An owner that opens it again says which commit is `needed`: then nothing is created.
+    An owner that opens it again passes the number of the commit that is `needed`; then nothing is
+    created.
 
     Raises SpoolDamagedError for a file that SQLite cannot read, SpoolFormatError for one of a newer
     Relay, or of one before 0.2.0.
@@ -73,10 +74,10 @@ def open_database(
                 check_commits(connection, path, noted)
                 check_version(connection, path)
             else:
-                # A close leaves the log as it is, except that of an owner who stops.
+                # A close leaves the log as it is, except when the owner stops.
                 connection.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1)
                 check_commits(connection, path, noted)
-                # to its end: the sync that may fail comes after the row
+                # fetchall(): the sync, which may fail, comes after the row
                 connection.execute("PRAGMA journal_mode = WAL").fetchall()
                 connection.execute("PRAGMA synchronous = FULL")
                 connection.execute(f"PRAGMA wal_autocheckpoint = {_CHECKPOINT_PAGES}")
@@ -89,7 +90,7 @@ def open_database(
 
 
 class SqliteTables(Tables):
-    """The Tables of a connection, by a cursor of it. Raises apsw's exceptions."""
+    """The Tables of a connection, by one cursor. Raises apsw's exceptions."""
 
     __slots__ = ("cursor",)
     next_hop = "e.next_hop"
@@ -107,7 +108,7 @@ class SqliteTables(Tables):
         return self.cursor.execute(sql, values).fetchone()
 
     def each(self, sql: str, values: Sequence[Any] = ()) -> Iterator[Any]:
-        """Tables.each, by a cursor of its own."""
+        """Tables.each, by a separate cursor."""
         return self.cursor.connection.execute(sql, values)
 
     def fetch_each(self, sql: str, values: Iterable[Sequence[Any]]) -> list[Any]:
@@ -154,8 +155,8 @@ def write_anchor(cursor: apsw.Cursor, anchor: Anchor) -> None:
 
 
 class Reader:
-    """A read-only connection with a thread of its own. Queries run in order; a snapshot that one
-    query begins remains for the next.
+    """A read-only connection in a separate thread. Queries run in order; a snapshot that one query
+    begins remains for the next.
 
     Delivery, queries and counting have one reader each, so that none waits for another. `on_damage`
     is called in the thread when pages cannot be read, with what repeats the query.

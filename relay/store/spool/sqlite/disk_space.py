@@ -3,8 +3,8 @@
 New messages are rejected (SpoolFullError, RFC 5321 4.2.3: 452) while the disk can still store
 outcomes, reports and SQLite's log. Otherwise a full queue could not even record a delivery.
 
-The reserve file allocates some of that room in advance. The writer releases it when an outcome or
-a report finds no room. The pressure monitor allocates it again. Until then its size counts as
+The reserve file allocates some of that room in advance. The writer removes it when there is no room
+for an outcome or a report. The pressure monitor allocates it again. Until then its size counts as
 used.
 
 See docs/design.md 6.
@@ -23,7 +23,7 @@ from relay.store.spool.types import SpoolError, SpoolFullError
 _log = get_logger("spool")
 
 RESERVE_FILE = "ballast"
-RESERVE_FILE_PARTS = 4  # of what stays free on the disk beside it
+RESERVE_FILE_PARTS = 4  # the file is a quarter of the room that stays free
 RESERVE_BYTES = 64 * 1024 * 1024
 _FULL_BYTES = 256 * 1024
 
@@ -32,9 +32,9 @@ def check_free_space(
     directory: Path, size_bytes: int, *, reserve_bytes: int = RESERVE_BYTES
 ) -> None:
     """Raise SpoolFullError where `size_bytes` more would use the reserve."""
-    found = os.statvfs(directory)  # for each commit: takes a quarter of the time of disk_of()
-    reserve = min(reserve_bytes, found.f_blocks * found.f_frsize // RESERVE_PARTS)
-    if found.f_bavail * found.f_frsize - size_bytes < reserve:
+    status = os.statvfs(directory)  # for each commit: takes a quarter of the time of disk_of()
+    reserve = min(reserve_bytes, status.f_blocks * status.f_frsize // RESERVE_PARTS)
+    if status.f_bavail * status.f_frsize - size_bytes < reserve:
         raise SpoolFullError(f"{directory}: the disk is nearly full")
 
 

@@ -41,8 +41,8 @@ def _data_version(tables: Any) -> tuple[apsw.Connection, int]:
 
 
 def clear(batch: Batch) -> tuple[int, list[str]]:
-    """Remove all messages and counts; return how many messages, without reports, and the names of
-    the files of their contents.
+    """Remove all messages and counts. Return the number of messages that are not reports, and the
+    names of all content files.
     """
     (messages,) = batch.fetch_one("SELECT count(*) FROM message WHERE source <> 'report'")
     files = batch.fetch("SELECT file FROM content WHERE file IS NOT NULL")
@@ -56,8 +56,8 @@ def clear(batch: Batch) -> tuple[int, list[str]]:
 
 
 def discard(batch: Batch, until_us: int) -> tuple[int, list[str]]:
-    """Remove some messages accepted until then that are not to be delivered, with their contents;
-    return how many, and the names of files that are not needed any more.
+    """Remove some messages that were accepted until this time and are not to be delivered. Return
+    how many, and the names of files that are not needed any more.
 
     Recipients that were captured or held count as discarded.
     """
@@ -71,8 +71,8 @@ def discard(batch: Batch, until_us: int) -> tuple[int, list[str]]:
 
 
 def remove(batch: Batch, queue_id: str) -> tuple[list[ListedRecipient] | None, list[str]]:
-    """Remove a message in whatever state; return its recipients, and the names of files that are
-    not needed any more. None, and nothing is removed, while delivery has it.
+    """Remove a message in any state. Return its recipients, and the names of files that are not
+    needed any more. While delivery has the message, nothing is removed: return None.
     """
     sql = "SELECT 1 FROM entry WHERE message_id = ? AND claimed = 1 LIMIT 1"
     if batch.fetch_one(sql, (queue_id,)):
@@ -88,7 +88,7 @@ def _remove_messages(batch: Batch, queue_ids: Sequence[str]) -> list[str]:
     Live recipients count as discarded.
     """
     count_removed(batch, queue_ids)
-    ids = [(one,) for one in queue_ids]
+    ids = [(queue_id,) for queue_id in queue_ids]
     sql = "SELECT DISTINCT content_id FROM entry WHERE message_id = ? AND state <> 'final'"
     contents = batch.fetch_each(sql, ids)
     sql = f"SELECT count(*) FROM recipient WHERE message_id = ? AND state IN {LIVE_STATES}"
@@ -102,10 +102,10 @@ def _remove_messages(batch: Batch, queue_ids: Sequence[str]) -> list[str]:
 
 
 def _remove_rows(batch: Batch, queue_ids: Sequence[str]) -> None:
-    """Remove all rows of messages but their contents."""
-    ids = [(one,) for one in queue_ids]
-    found = batch.fetch_each("SELECT max(sequence) FROM event WHERE message_id = ?", ids)
-    note_removed_events(batch, max((last for (last,) in found if last is not None), default=None))
+    """Remove all rows of messages, without their contents."""
+    ids = [(queue_id,) for queue_id in queue_ids]
+    rows = batch.fetch_each("SELECT max(sequence) FROM event WHERE message_id = ?", ids)
+    note_removed_events(batch, max((last for (last,) in rows if last is not None), default=None))
     for table, column in _TABLES.items():
         batch.execute_each(f"DELETE FROM {table} WHERE {column} = ?", ids)
 
@@ -163,21 +163,23 @@ class Maintenance(SpoolMaintenance):
         return self._accepted[1]
 
     def _accepted_now(self, tables: Any) -> tuple[object, frozenset[str]]:
-        """Return the ids, and when they were those: as long as nothing is committed."""
+        """Return the ids, and the version of the data: they are the same until the next commit."""
         now = _data_version(tables)
         if now == self._accepted[0]:
             return self._accepted
         rows = tables.fetch("SELECT id FROM message WHERE source <> 'report'")
-        return now, frozenset(one for (one,) in rows)
+        return now, frozenset(queue_id for (queue_id,) in rows)
 
     async def addresses(self, queue_ids: Sequence[str]) -> Mapping[str, Sequence[str]]:
         """DevelopmentSpool.addresses."""
         sql = "SELECT message_id, address FROM recipient WHERE message_id = ? AND added_by = ''"
-        ids = [(one,) for one in queue_ids]
-        found: dict[str, list[str]] = {}
-        for queue_id, address in await self._engine.read(lambda t: t.fetch_each(sql, ids)):
-            found.setdefault(queue_id, []).append(address)
-        return found
+        ids = [(queue_id,) for queue_id in queue_ids]
+        recipients: dict[str, list[str]] = {}
+        for queue_id, address in await self._engine.read(
+            lambda tables: tables.fetch_each(sql, ids)
+        ):
+            recipients.setdefault(queue_id, []).append(address)
+        return recipients
 
     async def discard(self, until_us: int) -> int:
         """DevelopmentSpool.discard."""
@@ -195,16 +197,16 @@ class Maintenance(SpoolMaintenance):
 
     async def _remove_with_files(self, operation: Callable[[Batch], tuple[T, list[str]]]) -> T:
         """Run an operation, and remove the files that it returns once it is durable."""
-        found, files = await self._writer.submit(operation)
+        result, files = await self._writer.submit(operation)
         if files:
             self._engine.remove(files)
-        return found
+        return result
 
     def _sweep_some(self, listed: Iterator[tuple[str, ...]], tables: Any) -> int | None:
         names = next(listed, None)
         if names is None:
             return None
-        # In this order: a name that is not in use now has its row already, or never gets one.
+        # In this order: a name that is not in use now has a row already, or never gets one.
         idle = [name for name in names if not self._files.is_in_use(name)]
         left = [name for name in idle if not is_file_needed(tables, name)]
         return self._files.remove(left)  # a file that was just completed has another name

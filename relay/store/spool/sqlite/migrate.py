@@ -1,9 +1,9 @@
 """Migrate a spool to the current schema with numbered SQL texts, in one transaction.
 
-Schema 1 is that of Relay 0.2.0. A file has its old schema or the current one, whenever the process
-is killed. Before the first change the database is copied next to the original. A file of a newer
-Relay, of one before 0.2.0, or with other tables and columns than its schema has, raises
-SpoolFormatError; a disk without room for the copy SpoolFullError.
+Schema 1 is the schema of Relay 0.2.0. Whenever the process is killed, the file has its old schema
+or the current one. Before the first change the database is copied next to the original. A file of a
+newer Relay, of a Relay before 0.2.0, or with other tables and columns than its schema raises
+SpoolFormatError. A disk without room for the copy raises SpoolFullError.
 
 See docs/operation-backup.md (Going back).
 """
@@ -58,11 +58,11 @@ _COLUMNS = (
 
 @cache
 def migrations() -> tuple[tuple[int, str], ...]:
-    """Return the SQL texts that migrate a file from each schema to the next, in order, each with
-    the schema that it leads to.
+    """Return, in order, the number of each schema, and the SQL text that migrates a file to it from
+    the schema before.
     """
     folder = files("relay.store.spool.sqlite")
-    names = sorted(one.name for one in folder.iterdir() if fullmatch(_MIGRATION, one.name))
+    names = sorted(file.name for file in folder.iterdir() if fullmatch(_MIGRATION, file.name))
     return tuple((int(name[:4]), folder.joinpath(name).read_text()) for name in names)
 
 
@@ -86,65 +86,65 @@ def check_files(path: Path, *, has_owner: bool) -> None:
     _check_made_by(
         path,
         made_by=int.from_bytes(header[_APPLICATION_ID], "big"),
-        found=int.from_bytes(header[_USER_VERSION], "big"),
+        version=int.from_bytes(header[_USER_VERSION], "big"),
     )
     if has_owner or not header:
         return
     noted = read_recorded(path)
     with translate_sqlite_errors(path), open_at_rest(path) as connection:
-        found = _version_found(connection, path)
+        version = _schema_version(connection, path)
         check_commits(connection, path, noted)
-        if found == SCHEMA_VERSION:
+        if version == SCHEMA_VERSION:
             check_version(connection, path)
 
 
 def check_version(connection: apsw.Connection, path: Path) -> None:
     """Raise SpoolFormatError unless the file has this Relay's schema, and its tables."""
-    found = _version_found(connection, path)
-    if found == 0:
+    version = _schema_version(connection, path)
+    if version == 0:
         raise SpoolFormatError(f"{path}: not a spool")
-    if found != SCHEMA_VERSION:
+    if version != SCHEMA_VERSION:
         raise SpoolFormatError(
-            f"{path}: made by an older Relay (schema {found}, expected {SCHEMA_VERSION});"
+            f"{path}: made by an older Relay (schema {version}, expected {SCHEMA_VERSION});"
             " a start brings it forward"
         )
     if text := schema_difference(schema(), connection.execute(_COLUMNS)):
         raise SpoolFormatError(
-            f"{path}: it says schema {found}, and has other tables. {text}."
+            f"{path}: it says schema {version}, and has other tables. {text}."
             " See docs/operation-backup.md, Upgrade"
         )
 
 
 def bring_to_version(connection: apsw.Connection, path: Path) -> None:
     """Create a new file's tables, or migrate an older file."""
-    found = _version_found(connection, path)
-    if found == 0:
+    version = _schema_version(connection, path)
+    if version == 0:
         if connection.execute("SELECT count(*) FROM sqlite_schema").get:
             raise SpoolFormatError(f"{path}: a SQLite file, but no spool")
         if contents_of(path).exists():
             _log.warning("a spool existed here: the queue starts empty", file=path.name)
         _apply(connection, (SCHEMA_VERSION, schema()))
-    elif found < SCHEMA_VERSION:
-        _copy_before(connection, path, found=found)
-        _apply(connection, *(one for one in migrations() if one[0] > found))
+    elif version < SCHEMA_VERSION:
+        _copy_before(connection, path, version=version)
+        _apply(connection, *(migration for migration in migrations() if migration[0] > version))
         _log.info("spool migrated", file=path.name, schema=SCHEMA_VERSION)
     check_version(connection, path)
 
 
-def _version_found(connection: apsw.Connection, path: Path) -> int:
-    """Return the schema of a file, 0 for a new one. Raises SpoolFormatError for a newer one, and
-    for one from before 0.2.0.
+def _schema_version(connection: apsw.Connection, path: Path) -> int:
+    """Return the schema of a file, 0 for a new file. Raises SpoolFormatError for a file of a newer
+    Relay, or of a Relay before 0.2.0.
     """
-    found = int(connection.pragma("user_version"))
-    _check_made_by(path, made_by=connection.pragma("application_id"), found=found)
-    return found
+    version = int(connection.pragma("user_version"))
+    _check_made_by(path, made_by=connection.pragma("application_id"), version=version)
+    return version
 
 
-def _check_made_by(path: Path, *, made_by: int, found: int) -> None:
-    if found and made_by != _RELAY:
+def _check_made_by(path: Path, *, made_by: int, version: int) -> None:
+    if version and made_by != _RELAY:
         raise SpoolFormatError(_EARLIER.format(path=path))
-    if found > SCHEMA_VERSION:
-        raise SpoolFormatError(_NEWER.format(path=path, found=found, expected=SCHEMA_VERSION))
+    if version > SCHEMA_VERSION:
+        raise SpoolFormatError(_NEWER.format(path=path, found=version, expected=SCHEMA_VERSION))
 
 
 def _apply(connection: apsw.Connection, *texts: tuple[int, str]) -> None:
@@ -160,7 +160,7 @@ def _apply(connection: apsw.Connection, *texts: tuple[int, str]) -> None:
         raise
 
 
-def _copy_before(connection: apsw.Connection, path: Path, *, found: int) -> None:
+def _copy_before(connection: apsw.Connection, path: Path, *, version: int) -> None:
     """Copy the file before its migration, so that it can be restored."""
     copy = path.with_name(f"{path.name}.before-{SCHEMA_VERSION}")
     size = connection.pragma("page_count") * connection.pragma("page_size")
@@ -168,12 +168,12 @@ def _copy_before(connection: apsw.Connection, path: Path, *, found: int) -> None
         check_free_space(path.parent, _COPIES_ROOM * size)
     except SpoolFullError:
         raise SpoolFullError(
-            f"{path}: to bring it from schema {found} to {SCHEMA_VERSION},"
+            f"{path}: to bring it from schema {version} to {SCHEMA_VERSION},"
             f" {_COPIES_ROOM * size >> 20} MiB are needed next to it; less is free"
         ) from None
-    _log.info("copying spool before its migration", file=copy.name, size_bytes=size, schema=found)
+    _log.info("copying spool before its migration", file=copy.name, size_bytes=size, schema=version)
     copy_database(connection, copy)
-    others = (one for one in path.parent.glob(f"{path.name}.before-*") if one != copy)
+    others = (file for file in path.parent.glob(f"{path.name}.before-*") if file != copy)
     for old in sorted(others, key=_version_of)[: 1 - COPIES_MAX]:
         with suppress(OSError):  # it stays and only uses room
             old.unlink()

@@ -105,7 +105,7 @@ def open_engine(
 
 
 class SqliteSpool(SpoolEngine):
-    """Open it only with the owner's lock: the start frees claims of a dead owner."""
+    """The engine of one process. Open it only with the owner lock: the start releases claims."""
 
     maintenance: Maintenance
     _writer: Writer
@@ -175,7 +175,7 @@ class SqliteSpool(SpoolEngine):
         try:
             rewrite_log(self._path)
             return open_database(self._path)
-        except SpoolError as error:  # mail in the queue can be delivered only after a start
+        except SpoolError as error:  # the start needs room, to deliver the mail in the queue
             if not self.reserve_file.release_for(error):
                 raise
             rewrite_log(self._path)
@@ -186,10 +186,11 @@ class SqliteSpool(SpoolEngine):
         self._writer.wake()
 
     def _reopen(self) -> WriteAheadLog:
-        """Close all connections and open them again, so that nothing is left of what they read.
+        """Close all connections and open them again, so that no page that they read stays in
+        memory.
 
-        If the file is older than what this process has answered, none is opened: what is in memory
-        must not be recorded there, nor what is there be delivered. Raises SpoolError, OSError.
+        If the file lacks a commit that was answered, none is opened: results must not be recorded
+        in such a file, and its mail must not be delivered. Raises SpoolError, OSError.
         """
         readers = (self._counting, self._queries, self._delivery)
         with ExitStack() as stack:
@@ -223,9 +224,9 @@ class SqliteSpool(SpoolEngine):
         for reader in (self._counting, self._queries, self._delivery):
             reader.close()
         self._checking.shutdown(cancel_futures=True)
-        if not self._writer.log.is_open:  # the next start needs the record to know what is missing
+        if not self._writer.log.is_open:  # the next start needs the record: commits may be lost
             return
-        try:  # the last connection brings the log in, and removes it
+        try:  # the close of the last connection checkpoints the log, and removes it
             self._connection.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 0)
             self._connection.close()
         except apsw.Error as error:  # the log still has everything
@@ -274,32 +275,32 @@ class SqliteSpool(SpoolEngine):
     async def _record(
         self, claim_result: ClaimResult, stored: StoredContents, *, claim_reports: bool, now_us: int
     ) -> Recorded | None:
-        recorded = await self._writer.submit(
-            lambda batch: transactions.record(
-                batch,
-                claim_result,
-                stored,
-                claim_reports=claim_reports,
-                captured=self._captured,
-                now_us=now_us,
-            )
+        record = partial(
+            transactions.record,
+            claim_result=claim_result,
+            files=stored,
+            claim_reports=claim_reports,
+            captured=self._captured,
+            now_us=now_us,
         )
+        recorded = await self._writer.submit(record)
         if recorded is not None and recorded.unneeded:
             self._delivery.later(partial(self._files.remove, (recorded.unneeded,)))
         return recorded
 
     def may_finish(self, claim: Claim) -> bool:  # noqa: ARG002 - each claim
-        """SpoolEngine.may_finish: nobody else has the file."""
+        """SpoolEngine.may_finish: no other process has the file."""
         return True
 
     async def claim_due(self, now_us: int, limit: int, look: DueQuery) -> DueBatch:
         """SpoolEngine.claim_due."""
-        seen, damaged = await self.ask(lambda one: find_due(one, look, now_us=now_us, limit=limit))
+        find = partial(find_due, look=look, now_us=now_us, limit=limit)
+        seen, damaged = await self.ask(find)
         if not seen.claims and not damaged:
             return seen
         at_us = self._clock.time_us()
         claims = await self._writer.submit(
-            lambda b: take_claims(b, seen.claims, damaged, now_us=now_us, at_us=at_us)
+            lambda batch: take_claims(batch, seen.claims, damaged, now_us=now_us, at_us=at_us)
         )
         return replace(seen, claims=claims)
 
@@ -309,7 +310,7 @@ class SqliteSpool(SpoolEngine):
 
     async def release(self, claims: Sequence[Claim]) -> None:
         """SpoolEngine.release."""
-        await self._writer.submit(lambda b: release_claims(b, claims))
+        await self._writer.submit(lambda batch: release_claims(batch, claims))
 
     def incoming_body(self) -> IncomingFile:
         """SpoolEngine.incoming_body."""
@@ -387,7 +388,7 @@ class SqliteSpool(SpoolEngine):
 
     async def discard(self, stored: StoredContents) -> None:
         """QueueEngine.discard."""
-        names = [file.name for some in stored for file in some.values()]
+        names = [file.name for bodies in stored for file in bodies.values()]
         if names:
             await asyncio.to_thread(self._files.remove, names)
 

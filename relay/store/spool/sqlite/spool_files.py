@@ -55,10 +55,10 @@ def integrity_errors(connection: apsw.Connection, *, full: bool) -> list[str]:
     """Return what SQLite finds wrong with the pages; with `full` in indexes as well."""
     check = "integrity_check" if full else "quick_check"
     try:
-        found = [str(row[0]) for row in connection.execute(f"PRAGMA {check}({_FAULTS_MAX})")]
+        faults = [str(row[0]) for row in connection.execute(f"PRAGMA {check}({_FAULTS_MAX})")]
     except (apsw.CorruptError, apsw.NotADBError) as error:
         return [str(error)]
-    return [text for text in found if text != "ok"]
+    return [text for text in faults if text != "ok"]
 
 
 def contents_of(database: Path) -> Path:
@@ -112,8 +112,8 @@ def check_presence(database: Path) -> None:
         if last_commit_of(database).exists():
             raise SpoolDamagedError(f"{database} is missing, but it was not closed")
     elif not database.is_file():
-        found = "a directory" if database.is_dir() else "no regular file"
-        raise SpoolFormatError(f"{database}: found {found}, expected the spool's file")
+        kind = "a directory" if database.is_dir() else "no regular file"
+        raise SpoolFormatError(f"{database}: found {kind}, expected the spool's file")
     elif not is_openable(database) and (
         contents_of(database).exists() or last_commit_of(database).exists() or log_bytes(database)
     ):

@@ -1,8 +1,7 @@
 """The stored form of a spool on SQLite: its database, log, markers and content files.
 
-A copy is one snapshot of the database together with the contents of that moment. The spool is only
-read. A claim that was open at that moment becomes an indeterminate attempt when the copy is
-started.
+A copy is one snapshot of the database, with its contents. The spool is only read. A claim that was
+open in the snapshot becomes an indeterminate attempt when the copy is started.
 
 See relay.store.spool.engine.SpoolStorage, and docs/operation-backup.md (Back up).
 """
@@ -101,16 +100,16 @@ class SqliteStorage(SpoolStorage):
 
     @contextmanager
     def restored(self, folder: Path) -> Iterator[None]:
-        """SpoolStorage.restored. What is put in place is not synced."""
-        found = [one for one in folder.iterdir() if contents_of(one).is_dir()]
-        if len(found) != 1:
+        """SpoolStorage.restored. The restored files are not synced."""
+        databases = [path for path in folder.iterdir() if contents_of(path).is_dir()]
+        if len(databases) != 1:
             raise FileNotFoundError(f"{folder} has no copy of a spool")
         database = self._database
         with translate_os_errors(database.parent):
             contents_of(database).mkdir(mode=0o700, parents=True)
-            copy_privately(found[0], database)
-            for one in contents_of(found[0]).iterdir():
-                copy_privately(one, contents_of(database) / one.name)
+            copy_privately(databases[0], database)
+            for file in contents_of(databases[0]).iterdir():
+                copy_privately(file, contents_of(database) / file.name)
         yield
 
     def accepted_since(self, folder: Path | None, keys: Iterable[str]) -> Iterator[tuple[str, str]]:
@@ -133,7 +132,7 @@ class SqliteStorage(SpoolStorage):
 
 
 def count_waiting(database: Path) -> int:
-    """Return how many entries of a spool are not final, whichever Relay made it."""
+    """Return how many entries of a spool are not final. It may be of an older or newer Relay."""
     if not is_openable(database):
         return 0
     with translate_sqlite_errors(database):
@@ -147,10 +146,10 @@ def count_waiting(database: Path) -> int:
 
 
 def _with_contents(connection: apsw.Connection, source: Path, target: Path) -> tuple[str, ...]:
-    """Begin a snapshot whose contents are all in `target`.
+    """Begin a snapshot whose contents are all in `target`; return the names of lost contents.
 
-    If a content is missing, it was probably recorded after the snapshot began, and another snapshot
-    is taken. A content that is missing twice was lost before.
+    If a content is missing, its message was probably delivered since the snapshot began: another
+    snapshot is taken. A content that is missing twice was lost before.
     """
     missing: list[str] = []
     for _ in range(_SNAPSHOTS_MAX):

@@ -52,7 +52,7 @@ from relay.store.spool.shared.holds import as_held_now, count_holds, end_hold, h
 from relay.store.spool.shared.results import (
     Recorded,
     ResultRows,
-    record_beside,
+    record_effects,
     result_rows,
     waiting_columns,
 )
@@ -135,8 +135,8 @@ def accept(
     claim: bool,
     receipt: SentReceipt | None = None,
 ) -> Accepted | HoldsFullError:
-    """Write messages[0] and the reports that follow it; or return the error, and nothing is done,
-    where rules would hold more entries than they may. `files` are those of each message.
+    """Write messages[0] and the reports that follow it. Where rules would hold more entries than
+    they may, write nothing and return the error. `files` are the files of each message.
     """
     first = messages[0]
     answer = decided_before(batch, first, submission_key=submission_key, receipt=receipt)
@@ -163,7 +163,7 @@ def record(
     claim_reports: bool,
     now_us: int,
 ) -> Recorded | None:
-    """Record outcomes; None, and nothing is done, where the claim's epoch has ended. `now_us` is
+    """Record outcomes. If the claim's epoch has ended, do nothing and return None. `now_us` is
     queue time, or NEVER_US if no read receipts are to be recorded.
     """
     claim = claim_result.claim
@@ -179,18 +179,16 @@ def record(
     unneeded = ""
     if rows.is_finished:
         unneeded = drop_content(batch, claim.message.id, claim.content_id)
-    record_beside(batch, claim_result, rows, now_us=now_us, store=0)
-    claims = [
-        one
-        for message, names in zip(claim_result.reports, files, strict=True)
-        for one in add_message(batch, message, names, claim=claim_reports, captured=captured).claims
-    ]
+    record_effects(batch, claim_result, rows, now_us=now_us, store=0)
+    claims: list[Claim] = []
+    for message, names in zip(claim_result.reports, files, strict=True):
+        claims += add_message(batch, message, names, claim=claim_reports, captured=captured).claims
     return Recorded(tuple(claims), unneeded, owes=bool(rows.receipts))
 
 
 def note_removed_events(batch: Batch, last: int | None) -> None:
-    """Record that events up to the sequence `last` are about to be removed: followers are informed
-    that some are missing, and no later event gets such a sequence.
+    """Record that events up to the sequence `last` are about to be removed, so that followers
+    notice it, and no later event gets one of these sequences.
     """
     if last is not None:
         batch.execute(
@@ -208,7 +206,7 @@ def add_message(
     claim: bool,
     captured: CapturedMail,
 ) -> AcceptedRows:
-    """Write a message, and return those of its rows that all engines have."""
+    """Write a message, and return the rows that all engines have."""
     message, facts = as_held_now(batch, message), message.facts
     batch.execute(_MESSAGE, message_row(facts))
     used = used_contents(message)
@@ -228,7 +226,7 @@ def add_message(
 
 
 def _leave(batch: Batch, claim_result: ClaimResult, rows: ResultRows) -> bool:
-    """Requeue the entry, or end it; False if the claim's epoch has ended and nothing was done."""
+    """Requeue the entry, or end it. If the claim's epoch has ended, do nothing: return False."""
     claim = claim_result.claim
     if claim_result.goes_on:
         return _is_in_time(batch, claim)
@@ -257,7 +255,7 @@ def _is_in_time(batch: Batch, claim: Claim) -> bool:
 
 
 def drop_content(batch: Batch, message_id: str, content_id: ContentKey) -> str:
-    """Remove the content unless another entry still needs it; return its file if none does."""
+    """Remove the content unless another entry needs it; return its file if no content has it."""
     removed = batch.fetch_one(
         "DELETE FROM content WHERE id = ?1 AND NOT EXISTS (SELECT 1 FROM entry"
         " WHERE message_id = ?2 AND content_id = ?1 AND state <> 'final') RETURNING file",
@@ -274,23 +272,23 @@ def is_file_needed(tables: SqliteTables, name: str) -> bool:
 
 
 def _content_row(content: Content, file: StoredBody | None) -> tuple[Any, ...]:
-    """A content in a file has its name in place of its octets; a large one also its header."""
+    """Return the columns: of a content in a file its name, of a large content also the header."""
     if isinstance(content, bytes):
         if file is None:
             return len(content), content, None, None, 0, crc32(content)
         return len(content), None, file.name, None, 0, file.crc32
     assert file is not None
-    found = crc32(content.header, file.crc32)
-    return content.size, None, file.name, content.header, content.flags, found
+    checksum = crc32(content.header, file.crc32)
+    return content.size, None, file.name, content.header, content.flags, checksum
 
 
 def find_due(
     tables: SqliteTables, look: DueQuery, *, now_us: int, limit: int
 ) -> tuple[DueBatch, dict[Key, str]]:
-    """Find up to `limit` entries that are due; nothing is changed. Return claims with the epochs
-    before they are claimed, and what is wrong with the rows of other entries.
+    """Find up to `limit` due entries, and change nothing. Return claims with the epochs before they
+    are claimed, and by key what is wrong with entries that cannot be read.
     """
-    with tables.snapshot():  # an entry's rows as they are under its epoch
+    with tables.snapshot():  # all rows of an entry are of the same epoch
         if look.next_hop is None:
             keys, seen = _scan_level(tables, look, now_us=now_us, limit=limit)
         else:
@@ -303,8 +301,8 @@ def find_due(
 
 def next_due_us(tables: SqliteTables, after_us: int) -> int | None:
     """Return when the first unclaimed entry after `after_us` is due."""
-    found: int | None = tables.fetch_one(_NEXT, (after_us,))[0]
-    return found
+    due_us: int | None = tables.fetch_one(_NEXT, (after_us,))[0]
+    return due_us
 
 
 def read_claims(
@@ -313,9 +311,9 @@ def read_claims(
     """Return claims of these entries as they are, and what is wrong with the others."""
     if not keys:
         return (), {}
-    wanted = msgspec.json.encode(list(keys)).decode()
-    recipients = tables.fetch(_RECIPIENTS, (wanted,))
-    return claims_of(tables.fetch(_FACTS, (wanted,)), recipients)
+    keys_json = msgspec.json.encode(list(keys)).decode()
+    recipients = tables.fetch(_RECIPIENTS, (keys_json,))
+    return claims_of(tables.fetch(_FACTS, (keys_json,)), recipients)
 
 
 def _scan_level(
@@ -335,20 +333,20 @@ def release_claims(batch: Batch, claims: Iterable[Claim]) -> None:
 
 
 def take_claims(
-    batch: Batch, found: Sequence[Claim], damaged: Mapping[Key, str], *, now_us: int, at_us: int
+    batch: Batch, claims: Sequence[Claim], damaged: Mapping[Key, str], *, now_us: int, at_us: int
 ) -> tuple[Claim, ...]:
-    """Claim what was found, except entries that were claimed since; `at_us` is wall time.
+    """Take these claims, except those of entries that were claimed since; `at_us` is wall time.
 
     A held entry that is due becomes queued. An entry that cannot be read is held, so that others
-    continue: this is in the log, in the journey and in the queue list.
+    continue. The log, the journey and the queue list say so.
     """
-    keys = [(*claim.key, claim.epoch) for claim in found]
+    keys = [(*claim.key, claim.epoch) for claim in claims]
     taken = set(batch.fetch_each(_TAKE, keys))
-    claims = [
+    taken_claims = [
         end_hold(batch, replace(claim, epoch=claim.epoch + 1), now_us=now_us, at_us=at_us)
-        for claim in found
+        for claim in claims
         if claim.key in taken
     ]
     for key, text in damaged.items():
         hold_damaged(batch, key, text, at_us=at_us, is_claimed=False)
-    return tuple(claims)
+    return tuple(taken_claims)

@@ -66,7 +66,7 @@ _LOST_ROWS = {
 }
 _NEVER_DUE = f"""SELECT message_id || '-' || number FROM entry
     WHERE {_LIVE} AND claimed = 0 AND due_us IS NULL LIMIT {_SHOWN_MAX}"""
-# Each may be all that is left of a message.
+# Such a content may be all that is left of a message.
 _UNNEEDED = f"""SELECT id FROM content
     WHERE id NOT IN (SELECT content_id FROM entry WHERE {_LIVE}) LIMIT {_SHOWN_MAX}"""
 _FILES = (
@@ -149,9 +149,9 @@ class SpoolVerifier:
         rows = self._rows = Batch(connection.cursor())
         for expected, query in _LOST_ROWS.items():
             for (where,) in rows.fetch(f"{query} LIMIT {_SHOWN_MAX}"):
-                self._found("lost-row", where, "none", expected=expected)
+                self._report_fault("lost-row", where, "none", expected=expected)
         for (where,) in rows.fetch(_NEVER_DUE):
-            self._found("never-due", where, "no time to look at it", expected="one")
+            self._report_fault("never-due", where, "no time to look at it", expected="one")
         for (content,) in list(rows.fetch(_UNNEEDED)):
             remove = partial(rows.execute, "DELETE FROM content WHERE id = ?", (content,))
             self._correct(
@@ -175,25 +175,25 @@ class SpoolVerifier:
         path = self._contents / name
         expected = f"{expected_bytes} bytes"
         try:
-            found = f"{path.stat().st_size} bytes"
-            if self._full and found == expected:
+            actual = f"{path.stat().st_size} bytes"
+            if self._full and actual == expected:
                 blocks = octets_in_blocks((FileOctets(path, 0, expected_bytes),))
-                found = _checksum_text(checksum_of(blocks, header))
+                actual = _checksum_text(checksum_of(blocks, header))
                 expected = _checksum_text(checksum)
         except OSError as error:
-            found = (error.strerror or str(error)).lower()
-        # One that is not needed was delivered meanwhile.
-        if found != expected and is_file_needed(self._rows, name):
-            self._found("lost-content", path, found, expected=expected)
+            actual = (error.strerror or str(error)).lower()
+        # If the file is not needed any more, its message was delivered meanwhile.
+        if actual != expected and is_file_needed(self._rows, name):
+            self._report_fault("lost-content", path, actual, expected=expected)
 
     def _check_inline(self, *row: Any) -> None:
         content_id, data, checksum = row
-        found = checksum_of((data,))
-        if found != checksum:
+        actual = checksum_of((data,))
+        if actual != checksum:
             entry = self._rows.fetch_one(_ENTRY_OF, (content_id,))
             where = f"content {content_id}" + (f" of {entry[0]}" if entry else "")
             expected = _checksum_text(checksum)
-            self._found("lost-content", where, _checksum_text(found), expected=expected)
+            self._report_fault("lost-content", where, _checksum_text(actual), expected=expected)
 
     def _check_counters(self) -> int:
         count = stats.QueueCounter()
@@ -206,20 +206,20 @@ class SpoolVerifier:
         sql = "UPDATE counter SET value = value - ? WHERE name = ?"
         correct = partial(self._rows.execute, sql, (unaccounted, ACCEPTED_COUNTER))
         if unaccounted:
-            found = f"{unaccounted} recipients unaccounted for"
-            self._correct(found, 0, correct)
+            actual = f"{unaccounted} recipients unaccounted for"
+            self._correct(actual, 0, correct)
         for name, (held, expected) in counted(self._rows).items():
             if held != expected:
                 _, _, tenant = name.partition("/")
                 by = f"rules of {tenant}" if tenant else "rules"
                 recount = partial(recount_holds, self._rows)
-                found = f"{held} entries held by {by}"
-                self._correct(found, expected, recount)
+                actual = f"{held} entries held by {by}"
+                self._correct(actual, expected, recount)
         return unaccounted
 
     def _correct(
         self,
-        found: str,
+        actual: str,
         expected: object,
         act: Callable[[], object],
         *,
@@ -236,19 +236,19 @@ class SpoolVerifier:
             SpoolFinding(
                 kind,
                 where or str(self._database),
-                found,
+                actual,
                 str(expected),
                 repaired=self._may_write,
                 action=action,
             )
         )
 
-    def _report_damage(self, found: str) -> None:
+    def _report_damage(self, fault: str) -> None:
         expected = "pages that can be read"
-        self._found("damaged-spool", self._database, found, expected=expected)
+        self._report_fault("damaged-spool", self._database, fault, expected=expected)
 
-    def _found(self, kind: str, where: Path | str, found: str, *, expected: str) -> None:
-        self._report(SpoolFinding(kind, str(where), found, expected))
+    def _report_fault(self, kind: str, where: Path | str, actual: str, *, expected: str) -> None:
+        self._report(SpoolFinding(kind, str(where), actual, expected))
 
 
 def _checksum_text(checksum: int) -> str:

@@ -4,12 +4,12 @@ WriteAheadLog.commit() makes the fsync before the 250: COMMIT with synchronous=F
 WriteAheadLog keeps the log small between commits and overwrites the frames of a failed commit.
 rewrite_log() runs before an owner opens the spool.
 
-LastCommit records the number of the last durable commit in a file outside the log; a process that
-opens the spool compares it. So a log that was removed or cut short while it held commits is noticed
-(SpoolDamagedError), and one with a damaged frame, at which SQLite ends it silently. The recorded
-number never exceeds that of a commit on the disk: neither a kill nor a power loss makes a good file
-look damaged. After each checkpoint the first commit is recorded and synced before it is answered.
-When the record cannot be written, the check is lost and not the commit: recording never fails.
+LastCommit records the number of the last durable commit in a file outside the log. A process that
+opens the spool compares it, and so notices (SpoolDamagedError) a log that was removed or cut short
+while it held commits, and a log with a damaged frame, at which SQLite silently stops reading. The
+recorded number never exceeds the last commit on the disk: neither a kill nor a power loss makes a
+good file look damaged. The first commit after each checkpoint is recorded and synced before it is
+answered. If the record cannot be written, only the check is lost: a commit does not fail for it.
 
 See docs/design.md 4, and docs/operation-backup.md (The spool is damaged).
 """
@@ -48,7 +48,7 @@ _BLOCK_BYTES = 1 << 20
 COMMITS_COUNTER = "commits"
 _COMMITS = "SELECT value FROM counter WHERE name = ?"
 _FRAME_BYTES_MIN = 32 + 24 + 512  # a log shorter than its header and one frame has no commit
-_DIGITS = 20  # always as many: the line is written over in place
+_DIGITS = 20  # a fixed number: the line is overwritten in place
 _CAUSE = "its write-ahead log is missing or was cut short, or it is damaged"
 
 
@@ -56,7 +56,7 @@ class LastCommit:
     """Records the commits of one file; for its owner, the only process that writes it."""
 
     def __init__(self, database: Path, number: int, *, crash: CrashPoints) -> None:
-        """`number` is that of the last commit in the database and its log."""
+        """`number` is the number of the last commit in the database and its log."""
         self._database = database
         self._path = last_commit_of(database)
         self._number = number
@@ -77,12 +77,12 @@ class LastCommit:
         self._note(sync_it=self._is_sync_due)
 
     def checkpoint_begins(self) -> None:
-        """Have the next commit synced: the database may have the one that was synced last."""
+        """Have the next record synced: the database may have the commit of the last synced one."""
         self._is_sync_due = True
 
     def answered(self) -> int:
-        """Return the commit that the file must have, by the record and by what this process
-        remembers.
+        """Return the commit that the file must have, by the record and by the memory of this
+        process.
         """
         return max(read_recorded(self._database) or 0, self._number)
 
@@ -120,13 +120,13 @@ class LastCommit:
 def read_recorded(database: Path) -> int | None:
     """Return the number of the last commit that was recorded, None without a record.
 
-    A record without its line, left by a power loss, belongs to a database that has its tables.
+    A record without a line is left by a power loss, and its database has tables: return 0.
     """
     try:
         line = last_commit_of(database).read_text("ascii", "replace")
     except OSError:
         return None
-    number = line[:_DIGITS]  # 0.2.0 wrote more behind it
+    number = line[:_DIGITS]  # 0.2.0 wrote more after it
     return int(number) if len(number) == _DIGITS and number.isdecimal() else 0
 
 
@@ -145,14 +145,14 @@ def check_commits(connection: apsw.Connection, database: Path, number: int | Non
     """
     if number is None:
         return
-    found = commits_of(connection)
-    if found is None:
+    commits = commits_of(connection)
+    if commits is None:
         raise SpoolDamagedError(
             f"{database} is damaged: it has no tables and was not closed; {_CAUSE}"
         )
-    if found < number:
+    if commits < number:
         raise SpoolDamagedError(
-            f"{database} is damaged: its last commit is number {found},"
+            f"{database} is damaged: its last commit is number {commits},"
             f" and number {number} was synced; {_CAUSE}"
             f" (if you put the file back from a back-up: remove {last_commit_of(database).name})"
         )
@@ -177,7 +177,7 @@ def open_at_rest(database: Path) -> Iterator[apsw.Connection]:
 
 
 class WriteAheadLog:
-    """The log, as the one connection that writes sees it; all methods are for the writer's thread.
+    """The log of the connection that writes. Call all methods in the writer's thread.
 
     fsync reports an error once: when it fails, the kernel may mark pages that it could not write as
     clean, and the next fsync succeeds without them (Rebello et al., "Can Applications Recover from
@@ -195,8 +195,8 @@ class WriteAheadLog:
         self._last_commit = last_commit
         self._pages = self._pages_seen = 0
         self._is_blocked = False
-        self.is_failing = False  # the last write to the disk did; it is tried again
-        self.is_open = True  # not where the spool could not be opened again
+        self.is_failing = False  # the last write to the disk failed; it is tried again
+        self.is_open = True  # False if the spool could not be opened again
         connection.set_wal_hook(self._grown)  # replaces SQLite's checkpoints inside COMMIT
         connection.execute(f"PRAGMA journal_size_limit = {_BYTES_KEPT}")
 
@@ -262,9 +262,9 @@ class WriteAheadLog:
     def checkpoint_if_grown(self, *, is_idle: bool) -> None:
         """Checkpoint the log if it has grown enough; called when all results are returned.
 
-        The writer is idle when it had nothing to commit for idle_timeout_s. A reader blocks the
-        reuse of the log after its snapshot. Short readers do not matter; where the log is too long,
-        the checkpoint waits a little for them.
+        The writer is idle when it had nothing to commit for idle_timeout_s. The log cannot be
+        reused while a reader has a snapshot. Short readers do not matter; when the log is too long,
+        the checkpoint waits up to _READERS_WAIT_MS for them.
         """
         if self._pages - self._pages_seen < (_PAGES_IDLE if is_idle else _PAGES_BUSY):
             return
@@ -304,11 +304,11 @@ class WriteAheadLog:
 
 
 def rewrite_log(database: Path) -> None:
-    """Rewrite the log of a dead owner in place, unchanged, and sync it.
+    """Write the log of a dead owner again in place, unchanged, and sync it.
 
-    The owner may have died between a failed sync and the overwriting that WriteAheadLog does:
-    SQLite would read such frames from the kernel's memory and append to them, and a power loss
-    would take all that follows. Call it before the spool is opened.
+    The owner may have died after a failed sync, before WriteAheadLog overwrote the frames. SQLite
+    would read these frames from the kernel's memory and append to them, and a power loss would lose
+    all that follows. Call it before the spool is opened.
 
     Raises SpoolUnavailableError, SpoolFullError.
     """

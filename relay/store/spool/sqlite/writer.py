@@ -1,12 +1,12 @@
 """Group commit: one thread that writes, and one fsync for all operations that wait.
 
 Every change of the spool goes through Writer.submit(); the result is returned after the commit. For
-a message that arrives, that is the fsync before the 250 (WriteAheadLog.commit()).
-Operations that arrive during a commit go into the next one. An idle writer commits at once.
+a message that arrives, the commit is the fsync before the 250 (WriteAheadLog.commit()). Operations
+that arrive during a commit go into the next one. An idle writer commits at once.
 
-An operation that fails, or for which there is no room, fails alone: the batch is repeated one by
-one. A commit that fails fails all of its operations, and none of them takes effect, also not
-after a crash (write_ahead_log). See docs/design.md 4.
+If an operation fails, or has no room, it fails alone: the operations of the batch are repeated one
+by one. If a commit fails, all of its operations fail, and none takes effect, not even after a crash
+(write_ahead_log). See docs/design.md 4.
 """
 
 import asyncio
@@ -43,9 +43,9 @@ from relay.store.spool.types import (
 )
 
 _COUNT = "INSERT INTO counter VALUES (?,?) ON CONFLICT DO UPDATE SET value = value + excluded.value"
-# The sequence of an event is greater than that of every event recorded before, also of those that
-# were removed. It is at least the time of the event, so that after the restoration of a back-up it
-# is also greater than those that the back-up lacks.
+# The sequence of an event is greater than the sequences of all earlier events, also of removed
+# ones. It is at least the time of the event, so that after a restore it is also greater than the
+# sequences of events that the backup lacks.
 _EVENT = (
     "INSERT INTO event VALUES (?1, max(?3,"
     f" 1 + coalesce((SELECT max(sequence) FROM event), {NO_EVENTS}),"
@@ -56,8 +56,8 @@ T = TypeVar("T")
 
 
 class Batch(SqliteTables):
-    """The open transaction, with what is done once for all operations: counters that are written,
-    and the sizes of new messages, for which there must be room. An OpenTransaction.
+    """An OpenTransaction. It collects, for all operations of a commit, the changes of counters and
+    the sizes of new messages, for which there must be room.
     """
 
     __slots__ = ("counts", "new_bytes")
@@ -110,9 +110,8 @@ class Writer(GroupWriter):
     ) -> None:
         """With `inline` there is no thread: the event loop gathers and writes.
 
-        `reserve_file` is released for operations that do not accept mail.
-        `reopen` is called in the thread when pages could not be read: it closes all connections and
-        opens them again.
+        `reserve_file` is released for operations that do not accept mail. `reopen` is called in the
+        thread when pages could not be read: it closes all connections and opens them again.
         """
         super().__init__(clock, self._run)
         self.log = log
@@ -138,7 +137,7 @@ class Writer(GroupWriter):
             self._timer.cancel()
 
     def wake(self) -> None:
-        """Let the writer look at the damage, which another thread has found."""
+        """Have the writer handle damage that another thread has found."""
         if not self._inline:
             self._wake.release()
         elif self._home_loop is not None:
@@ -183,11 +182,9 @@ class Writer(GroupWriter):
 
     @property
     def _idle_timeout_s(self) -> float | None:
-        """When to work although nothing is to be committed; None for never."""
-        times = [
-            one for one in (self.log.idle_timeout_s, self._damage.retry_in_s) if one is not None
-        ]
-        return min(times, default=None)
+        """After what time to work, although nothing is to be committed; None: never."""
+        times = (self.log.idle_timeout_s, self._damage.retry_in_s)
+        return min((time_s for time_s in times if time_s is not None), default=None)
 
     def _run(self) -> None:
         while True:
@@ -220,7 +217,7 @@ class Writer(GroupWriter):
                 self._answer([(job.future, None, error) for job in batch])
                 return
             self.log.shrink()
-            for job in batch:  # recording must not fail because accepting does
+            for job in batch:  # a result must be recorded even if a new message has no room
                 self._write([job], again=True)
             return
         except SpoolUnavailableError as error:  # the disk failed, not an operation
@@ -228,7 +225,7 @@ class Writer(GroupWriter):
             return
         except Exception as error:  # noqa: BLE001 - passed to the callers
             if len(batch) > 1:
-                for job in batch:  # the operation at fault fails alone
+                for job in batch:  # only the operation at fault fails
                     self._write([job])
             elif isinstance(error, SpoolDamagedError) and self._is_readable_again(batch[0], error):
                 self._write(batch)
@@ -249,7 +246,7 @@ class Writer(GroupWriter):
             try:
                 shared = Batch(cursor)
                 answers = [job.operation(shared) for job in batch]
-                if shared.new_bytes:  # once for all of them: it lets go of the interpreter lock
+                if shared.new_bytes:  # once for all of them: it releases the interpreter lock
                     self._reserve_file.check_free_space(sum(shared.new_bytes))
                 now_s = self._clock.monotonic()
                 if is_anchored := now_s - self._anchored_s >= ANCHOR_S:

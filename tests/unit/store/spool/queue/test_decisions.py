@@ -6,7 +6,8 @@ from typing import Any
 from relay.base.message.lifecycle import RecipientState
 from relay.store.spool.queue_commands import CommandResult, QueueCommand
 from relay.store.spool.shared.decisions import ChangeResult, decide
-from relay.store.spool.shared.entries import EntryChanges, EntryFacts, LoadedEntries
+from relay.store.spool.shared.entry_changes import EntryChanges
+from relay.store.spool.shared.entry_facts import EntryFacts, LoadedEntries
 from relay.store.spool.types import EntryExtra, Key, extra_text
 from tests.support.operator import HOUR_US, command
 from tests.support.tables import each_row

@@ -1,6 +1,6 @@
 """Which entries a selector matches, and how they are listed."""
 
-from relay.store.spool.shared.entries import EntrySelection
+from relay.store.spool.shared.entry_selection import EntrySelection
 from relay.store.spool.types import Key, Selector
 from tests.support.operator import ALL, command
 

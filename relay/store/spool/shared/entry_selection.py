@@ -1,0 +1,202 @@
+"""Which live entries a selector matches, in the order of their keys.
+
+A scan has a bounded number of keys in memory. It does not return entries that were accepted after
+its start. See docs/names.md (Commands).
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+from relay.base.clock import ID_LENGTH, id_time_us
+from relay.base.message.address import pattern_forms, with_a_labels, with_u_labels
+from relay.store.spool.shared.columns import LOGIN, WAITS
+from relay.store.spool.shared.holds import is_of_route
+from relay.store.spool.shared.message_names import naming
+from relay.store.spool.shared.tables import Tables
+from relay.store.spool.types import FIRST_KEY, RESTORED_US, Key, Selector
+
+STEP = 2000  # keys whose conditions are checked in one query
+_NAMED_MAX = 10_000  # entries of one id
+# A live entry is claimed or has a due time: it is in one of the first two.
+_CLAIMED = "entry INDEXED BY entry_claimed WHERE claimed = 1 AND state <> 'final'"
+_DUE = f"entry INDEXED BY entry_due WHERE {WAITS}"
+_HOP = f"entry INDEXED BY entry_hop WHERE {WAITS}"
+
+
+class EntrySelection:
+    """One scan of the queue for a selector."""
+
+    def __init__(
+        self,
+        selector: Selector,
+        *,
+        now_us: int,
+        keys_at_once: int,
+        after: Key = FIRST_KEY,
+    ) -> None:
+        """`now_us` is queue time. Without ids, the scan begins after the entry `after`."""
+        self._selector = selector
+        self._keys_at_once = keys_at_once
+        self._condition, self._values = _condition(selector, now_us)
+        self._after = after
+        self._newest_id: str | None = None
+        self._keys: list[Key] = []
+        self._is_last = False
+        self.unknown: list[str] = []
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether nothing is left."""
+        return self._is_last and not self._keys
+
+    def step(self, tables: Tables) -> list[Key]:
+        """Return some matching entries. An empty list is not the end of the scan: see has_ended."""
+        if not self._keys:
+            self._fetch_keys(tables)
+        keys, self._keys = self._keys[:STEP], self._keys[STEP:]
+        return [
+            (row[0], row[1])
+            for row in tables.fetch_each(
+                "SELECT e.message_id, e.number, e.next_hop, e.extra FROM entry e"
+                " LEFT JOIN message m ON m.id = e.message_id"
+                f" WHERE e.message_id = ? AND e.number = ?{self._condition}",
+                [(*key, *self._values) for key in keys],
+            )
+            if not self._selector.route or is_of_route(self._selector.route, *row[2:])
+        ]
+
+    def _fetch_keys(self, tables: Tables) -> None:
+        if self._selector.ids:
+            self._keys = self._named(tables)
+            self._is_last = True
+            return
+        with tables.snapshot():  # a claim moves an entry to the other index
+            if self._newest_id is None:
+                self._newest_id = tables.fetch("SELECT max(message_id) FROM entry")[0][0] or ""
+            keys = {
+                (str(row[0]), int(row[1]))
+                for table, values in _tables(self._selector)
+                for row in tables.fetch(
+                    f"SELECT message_id, number FROM {table} AND (message_id, number) > (?, ?)"
+                    " AND message_id <= ? ORDER BY message_id, number LIMIT ?",
+                    (*values, *self._after, self._newest_id, self._keys_at_once),
+                )
+            }
+        self._keys = sorted(keys)[: self._keys_at_once]
+        self._is_last = len(self._keys) < self._keys_at_once
+        if self._keys:
+            self._after = self._keys[-1]
+
+    def _named(self, tables: Tables) -> list[Key]:
+        named: dict[Key, None] = {}
+        for name in self._selector.ids:
+            keys = _entries_of(tables, name)
+            if not keys:
+                self.unknown.append(name)
+            named |= dict.fromkeys(keys)
+        return sorted(named)
+
+
+def _entries_of(tables: Tables, name: str) -> list[Key]:
+    """Return the live entries of a message by any of its ids, or one entry by ID-NUMBER."""
+    where, values = naming(name)
+    rows = tables.fetch(
+        "SELECT e.message_id, e.number FROM entry e WHERE e.state <> 'final' AND e.message_id IN"
+        f" ({where}) LIMIT ?",
+        (*values, _NAMED_MAX),
+    )
+    keys = [(str(row[0]), int(row[1])) for row in rows]
+    queue_id, dash, number = name.partition("-")
+    if keys or not (dash and number.isascii() and number.isdecimal() and _is_id(queue_id)):
+        return keys
+    return [key for key in _entries_of(tables, queue_id) if key[1] == int(number)]
+
+
+def _is_id(text: str) -> bool:
+    return len(text) == ID_LENGTH and id_time_us(text) is not None
+
+
+def _tables(selector: Selector) -> list[tuple[str, tuple[Any, ...]]]:
+    """Return the index ranges in which to look for keys, each with its values."""
+    comparison, operand = selector.state_test
+    state, values = (f" AND state {comparison} ?", (operand,)) if operand else ("", ())
+    tables: list[tuple[str, tuple[Any, ...]]] = [(_CLAIMED + state, values)]
+    ranges = [_range(pattern) for pattern in _hop_patterns(selector)]
+    if selector.next_hop and all(low for low, _ in ranges):
+        return tables + [(f"{_HOP} AND next_hop >= ? AND next_hop < ?", ends) for ends in ranges]
+    return [*tables, (_DUE + state, values)]
+
+
+def _hop_patterns(selector: Selector) -> tuple[str, ...]:
+    """Return patterns for a next hop as the list shows it, or for the domain of an MX."""
+    next_hop = with_a_labels(f"@{selector.next_hop.lower()}")[1:]
+    return (next_hop, f"mx:{next_hop}")
+
+
+def _range(pattern: str) -> tuple[str, str]:
+    """Return the range of texts that begin with the literal prefix of a pattern."""
+    prefix = pattern[: min((pattern + "*?").index(wildcard) for wildcard in "*?")]
+    return prefix, prefix + "\U0010ffff"
+
+
+def _condition(selector: Selector, now_us: int) -> tuple[str, Sequence[Any]]:
+    """Return a condition on e (entry) and m (message), and its values."""
+    conditions = ["", "e.state <> 'final'"]
+    values: list[Any] = []
+
+    def add(column: str, patterns: Sequence[str]) -> None:
+        conditions.append(_is_like(column, patterns))
+        values.extend(patterns)
+
+    if selector.sender:
+        sender = selector.sender.removeprefix("<").removesuffix(">")
+        add("m.reverse_path", _address_forms(sender))
+    if selector.next_hop:
+        hops = map(like, _hop_patterns(selector))
+        add("e.next_hop", [hop + route for hop in hops for route in ("", " %")])
+    comparison, operand = selector.state_test
+    if operand:
+        conditions.append(f"e.state {comparison} ?")
+        values.append(operand)
+    if selector.restored:
+        conditions.append("e.state = 'held' AND e.due_us >= ? AND e.due_us < ?")
+        values += [RESTORED_US, 2 * RESTORED_US]
+    if selector.older_than_s is not None:
+        conditions.append("m.received_us < ?")
+        values.append(now_us - int(selector.older_than_s * 1e6))
+    if selector.subject:
+        add("m.subject", [like(selector.subject)])
+    if selector.login:
+        add(LOGIN.format("m."), [like(with_a_labels(selector.login))])
+    if selector.client:  # the row has "HELO [ADDRESS]"
+        add("m.client", [form.format(like(selector.client)) for form in ("{} [%]", "% [{}]")])
+    if selector.route:  # is_of_route() decides on each of these
+        conditions.append("(e.next_hop LIKE '% %' OR e.extra LIKE '%\"reason\":\"route %')")
+    for pattern in (selector.recipient, selector.domain and f"*@{selector.domain}"):
+        if pattern:
+            forms = _address_forms(pattern)
+            conditions.append(
+                "EXISTS (SELECT 1 FROM recipient r WHERE r.message_id = e.message_id"
+                f" AND r.entry = e.number AND {_is_like('r.address', forms)})"
+            )
+            values += forms
+    return " AND ".join(conditions), values
+
+
+def _address_forms(pattern: str) -> list[str]:
+    """Return the LIKE patterns of an address: with A-labels, and as old rows with U-labels."""
+    forms = pattern_forms(pattern)
+    old_forms = (with_u_labels(form) for form in forms)
+    return [*dict.fromkeys(like(form) for form in (*forms, *old_forms))]
+
+
+def _is_like(column: str, patterns: Sequence[str]) -> str:
+    return "(" + " OR ".join([f"lower({column}) LIKE ? ESCAPE '\\'"] * len(patterns)) + ")"
+
+
+def like(pattern: str) -> str:
+    """Return a LIKE pattern. `*` and `?` are the wildcards of `pattern`; a backslash escapes."""
+    text = pattern.lower()
+    for character in "\\%_":
+        text = text.replace(character, f"\\{character}")
+    return text.replace("*", "%").replace("?", "_")
