@@ -77,7 +77,7 @@ def check_together(read: Sequence[tuple[KeyPath, object]], top: Mapping[str, Any
         if isinstance(made, OwnDomain) and made.recipients != "accounts"
     }
     dns = next((made for _, made in read if isinstance(made, DnsSettings)), DnsSettings())
-    clients = [made.name for _, made in read if isinstance(made, OAuthClient)]
+    clients = {made.name: made for _, made in read if isinstance(made, OAuthClient)}
     for path, made in read:
         match made:
             case SendmailSettings() if len(bytes(made.socket)) > _SOCKET_PATH_BYTES_MAX:
@@ -293,8 +293,8 @@ def as_fallback(route: Route) -> Route:
     )
 
 
-def _credentials(path: KeyPath, route: Route, names: Collection[str]) -> Found:
-    """Yield what is wrong with a login; `names` are those of [[oauth]]."""
+def _credentials(path: KeyPath, route: Route, clients: Mapping[str, OAuthClient]) -> Found:
+    """Yield what is wrong with a login; `clients` are the [[oauth]] by name."""
     auth, is_graph = route.auth, route.next_hop.startswith(_GRAPH)
     if auth is None:
         if is_graph:
@@ -310,9 +310,11 @@ def _credentials(path: KeyPath, route: Route, names: Collection[str]) -> Found:
             yield (*path, "auth", "password_file"), "oauth: Graph takes no password"
         yield from _unreadable((*path, "auth", "password_file"), auth.password_file)
         return
-    if auth.oauth not in names:
-        expected = f"the name of an [[oauth]]: {', '.join(names) or 'there is none'}"
+    if auth.oauth not in clients:
+        expected = f"the name of an [[oauth]]: {', '.join(clients) or 'there is none'}"
         yield (*path, "auth", "oauth"), expected
+    elif is_graph and clients[auth.oauth].provider == "google":
+        yield (*path, "auth", "oauth"), "an [[oauth]] that is not Google's: it has no graph://"
     if route.next_hop.startswith(_HOSTS) and not route.next_hop.startswith(_BY_TOKEN):
         yield (*path, "auth", "oauth"), "a password: a token is for smtp://, smtps:// or graph://"
     if auth.user == SENDER:

@@ -149,14 +149,16 @@ class GraphConnection:
         """Whether it can take a transaction. False once the host has closed it."""
         return self._http is not None and self._http.is_open and not self._busy
 
-    async def renew_token(self) -> None:
-        """Get another token than the one so far, which was refused. Raises ConnectError."""
+    async def renew_token(self, words: str = "") -> None:
+        """Get another token than the one so far, which the host refused with these words. Raises
+        ConnectError.
+        """
         try:
             self._token = await self.get_token(self.login, HopKind.GRAPH, self._token)
             if not (self._token.isascii() and self._token.isprintable()):
                 raise TokenError("the token server gave what is no token")  # noqa: TRY301
         except TokenError as error:
-            outcome = Deferred(self.peer.evidence("4.7.8", str(error)), DeferralClass.AUTH)
+            outcome = Deferred(self.peer.evidence("4.7.8", f"{words}{error}"), DeferralClass.AUTH)
             raise ConnectError(outcome, SmtpStage.AUTH) from None
 
     async def connect(self) -> None:
@@ -256,11 +258,12 @@ class GraphConnection:
                 timeout_s=self.timeouts.dot_s if method == "POST" else self.timeouts.command_s,
                 answer_bytes_max=_ANSWER_BYTES_MAX + _ANSWER_BYTES_PER_OCTET * len(body),
             )
+            # whatever the host repeats, its words are shown
+            answer = replace(answer, body=answer.body.replace(self._token.encode(), b"..."))
             if answer.status != _UNAUTHORIZED or is_last:
                 break
-            await self.renew_token()
-        # whatever the host repeats, its words are shown
-        return replace(answer, body=answer.body.replace(self._token.encode(), b"..."))
+            await self.renew_token(f"{reply_of(answer)}; ")
+        return answer
 
     async def quit(self) -> None:
         """Close it: HTTP has no word for the end."""

@@ -256,6 +256,21 @@ async def test_a_refused_token_and_a_closed_connection_are_replaced() -> None:
         session.close()
 
 
+async def test_the_words_of_the_host_stay_where_no_further_token_is_to_be_had() -> None:
+    async def token(_login, _use, refused) -> str:
+        if refused:
+            raise TokenError("the host refuses new tokens as well", error="invalid_token")
+        return "token"
+
+    async with FakeGraph(ManualClock().queue_us) as graph:
+        session = await opened(graph, token=token)
+        graph.token = "another"
+        (outcome,) = await Spooled(ManualClock(), 1).attempt(session)
+    expected = "HTTP 401 InvalidAuthenticationToken: said Graph (request-id r1); the host refuses"
+    assert outcome.evidence.reply.startswith(expected)
+    session.close()
+
+
 async def refused(graph, **fields):
     with pytest.raises(ConnectError) as failure:
         await opened(graph, **fields)
