@@ -376,17 +376,17 @@ class _GraphTransaction:
         body = await self._body(request)
         await self._before_post()
         request = replace(request, posted_us=requests.now_us())
-        await self._note(request, new=True)
+        await self._note(request, new=1)
         try:
             answer = await self._ask("POST", request, "messages", body=body)
         except (ConnectError, HttpError) as error:
             if not isinstance(error, HttpError) or not error.may_have_arrived:
-                await self._note(without=request)
+                await self._note(without=request, new=-1)
             raise
         if answer.status in TAKEN:
             return await self._send(request, self._read(answer, _StoredMessage).id)
         if is_refused(answer) or answer.status in _TOO_LARGE:
-            await self._note(without=request)
+            await self._note(without=request, new=-1)
         return self._failed(answer)
 
     async def _send(self, request: CloudRequest, draft: str) -> Outcome:
@@ -470,9 +470,9 @@ class _GraphTransaction:
         request: CloudRequest | None = None,
         *,
         without: CloudRequest | None = None,
-        new: bool = False,
+        new: int = 0,
     ) -> None:
-        """Make a request durable, in place of another one. Raises SpoolError."""
+        """Make a request durable, in place of another one; `new` as in CloudRequests.note()."""
         self._open = [one for one in (*self._open, request) if one is not None and one != without]
         await self._requests.note(self._open, new=new)
 

@@ -70,8 +70,10 @@ class CloudRequests(Protocol):
     ended: set[str]  # the Message-IDs of those whose recipients have an outcome in this attempt
     now_us: Callable[[], int]  # queue time
 
-    async def note(self, requests: Sequence[CloudRequest], *, new: bool = False) -> None:
-        """Make these durable; `new`: the last one has not been there. Raises SpoolError."""
+    async def note(self, requests: Sequence[CloudRequest], *, new: int = 0) -> None:
+        """Make these durable; `new` 1: the last one has not been there; -1: the one that is missing
+        had no effect, and its Message-ID is free. Raises SpoolError.
+        """
 
     async def message_id(self, given: str) -> str:
         """Return the internetMessageId of a new request: `given`, that of the content ("" for none

@@ -60,7 +60,7 @@ class Spooled:
         self.outcomes = {}
         self._before = 0
 
-    async def note(self, requests, *, new=False) -> None:
+    async def note(self, requests, *, new=0) -> None:
         self.requests, self._before = tuple(requests), self._before + new
 
     async def message_id(self, given) -> str:
@@ -239,6 +239,17 @@ async def test_one_request_and_its_outcome(options, content, fault, expected) ->
         assert len(asked) <= 1
         assert not claim.requests
         assert not graph.in_folder("drafts")
+
+
+@pytest.mark.parametrize("fault", [error(429, ""), error(401, "")])
+async def test_a_request_without_effect_leaves_its_message_id_free(fault) -> None:
+    clock = ManualClock()
+    async with FakeGraph(clock.queue_us) as graph:
+        claim = Spooled(clock, 1)
+        (outcome,), _ = await attempt(graph, claim, lambda *_: fault)
+        assert (type(outcome), claim.requests) == (Deferred, ())
+        await attempt(graph, claim, lambda *_: "")
+        assert [item.message_id for item in graph.sent] == ["<o'1@a.test>"]
 
 
 async def test_a_refused_token_and_a_closed_connection_are_replaced() -> None:
