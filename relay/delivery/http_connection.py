@@ -118,20 +118,10 @@ class ClientConnection:
                 self._writer.write(self._http.send(h11.EndOfMessage()) or b"")
                 await self._writer.drain()
                 answer = await self._answer(answer_bytes_max)
-        except TimeoutError as error:
+        except (OSError, h11.ProtocolError) as error:
             self.close()
-            text = f"{self.authority}: no answer within {timeout_s:g} s"
-            if str(error):
-                text = f"{self.authority}: {reason(error)}"
-            raise HttpError(text, may_have_arrived=was_written, timed_out=True) from None
-        except h11.ProtocolError as error:
-            self.close()
-            text = f"{self.authority}: no HTTP answer: {error}"
-            raise HttpError(text, may_have_arrived=was_written) from None
-        except OSError as error:
-            self.close()
-            text = f"{self.authority}: {reason(error)}"
-            raise HttpError(text, may_have_arrived=was_written) from None
+            text = f"no answer within {timeout_s:g} s"
+            raise _http_error(self.authority, error, text, may_have_arrived=was_written) from None
         except BaseException:
             self.close()
             raise
@@ -197,20 +187,29 @@ async def open_http(
     except (OSError, h11.ProtocolError) as error:
         if writer is not None:
             writer.transport.abort()
-        text = f"{authority}: {reason(error)}"
-        if isinstance(error, TimeoutError) and not str(error):
-            text = f"{authority}: no connection within {timeout_s:g} s"
         if proxy is not None:
-            text = f"{text} (by the proxy {proxy.host}:{proxy.port})"
-        raise HttpError(
-            text,
-            timed_out=isinstance(error, TimeoutError),
-            untrusted=isinstance(error, ssl.SSLError),
-        ) from None
+            authority = f"{authority} by the proxy {proxy.host}:{proxy.port}"
+        raise _http_error(authority, error, f"no connection within {timeout_s:g} s") from None
     except BaseException:
         if writer is not None:
             writer.transport.abort()
         raise
+
+
+def _http_error(
+    authority: str, error: Exception, slow: str, *, may_have_arrived: bool = False
+) -> HttpError:
+    """Return what an error means; `slow`: what it is if the time was over."""
+    timed_out = isinstance(error, TimeoutError)
+    text = slow if timed_out and not str(error) else reason(error)
+    if isinstance(error, h11.ProtocolError):
+        text = f"no HTTP answer: {text}"
+    return HttpError(
+        f"{authority}: {text}",
+        may_have_arrived=may_have_arrived,
+        timed_out=timed_out,
+        untrusted=isinstance(error, ssl.SSLError),
+    )
 
 
 async def _through(

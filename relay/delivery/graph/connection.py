@@ -75,7 +75,6 @@ _ANSWER_BYTES_MAX = 1024 * 1024
 _ANSWER_BYTES_PER_OCTET = 6  # a draft is answered with its text, in JSON
 _LEFT_OUT_MAX = 50  # of an attempt, for the journey
 _UNAUTHORIZED, _NOT_FOUND = 401, 404
-_TOO_LARGE = (200, 413)
 _DELETED = "deleteditems"
 _FOLDERS = ("drafts", "sentitems", _DELETED)  # never the Inbox: a copy may come there by SMTP
 _ADVICE = "correct the certificate, or name its CA in the route's ca"
@@ -155,8 +154,6 @@ class GraphConnection:
         """
         try:
             self._token = await self.get_token(self.login, HopKind.GRAPH, self._token)
-            if not (self._token.isascii() and self._token.isprintable()):
-                raise TokenError("the token server gave what is no token")  # noqa: TRY301
         except TokenError as error:
             outcome = Deferred(self.peer.evidence("4.7.8", f"{words}{error}"), DeferralClass.AUTH)
             raise ConnectError(outcome, SmtpStage.AUTH) from None
@@ -182,8 +179,7 @@ class GraphConnection:
             failure = SessionFailure.TIMEOUT if error.timed_out else SessionFailure.LOST
             stage = SmtpStage.CONNECT
             raise ConnectError.broken(stage, failure, str(error), peer=self.peer) from None
-        self._http = http
-        evidence = SessionEvidence(level=target.tls.level)
+        self._http, verified = http, "none"
         if http.tls is not None:
             certificate = http.tls.getpeercert() or {}
             if not certificate_matches(certificate, target.host):
@@ -192,8 +188,9 @@ class GraphConnection:
                 raise self._no_tls(f"{target}: the certificate is for {names}, not {target.host}")
             cipher, *_ = http.tls.cipher() or ("",)
             self.peer = replace(self.peer, tls=http.tls.version() or "", cipher=cipher)
-            evidence = replace(evidence, verified="name")
-        evidence = replace(evidence, connect_ms=round(1000 * (self.real_s() - began_s), 1))
+            verified = "name"
+        connect_ms = round(1000 * (self.real_s() - began_s), 1)
+        evidence = SessionEvidence(verified, target.tls.level, connect_ms)
         self.peer = replace(self.peer, session=evidence)
 
     def _context(self) -> ssl.SSLContext | None:
@@ -385,7 +382,7 @@ class _GraphTransaction:
             raise
         if answer.status in TAKEN:
             return await self._send(request, self._read(answer, _StoredMessage).id)
-        if is_refused(answer) or answer.status in _TOO_LARGE:
+        if is_refused(answer) or answer.status == 200:
             await self._note(without=request, new=-1)
         return self._failed(answer)
 
