@@ -120,8 +120,8 @@ class ClientConnection:
                 answer = await self._answer(answer_bytes_max)
         except (OSError, h11.ProtocolError) as error:
             self.close()
-            text = f"no answer within {timeout_s:g} s"
-            raise _http_error(self.authority, error, text, may_have_arrived=was_written) from None
+            slow = f"no answer within {timeout_s:g} s" if isinstance(error, TimeoutError) else ""
+            raise _http_error(self.authority, error, slow, may_have_arrived=was_written) from None
         except BaseException:
             self.close()
             raise
@@ -189,7 +189,8 @@ async def open_http(
             writer.transport.abort()
         if proxy is not None:
             authority = f"{authority} by the proxy {proxy.host}:{proxy.port}"
-        raise _http_error(authority, error, f"no connection within {timeout_s:g} s") from None
+        slow = f"no connection within {timeout_s:g} s" if isinstance(error, TimeoutError) else ""
+        raise _http_error(authority, error, slow) from None
     except BaseException:
         if writer is not None:
             writer.transport.abort()
@@ -199,15 +200,14 @@ async def open_http(
 def _http_error(
     authority: str, error: Exception, slow: str, *, may_have_arrived: bool = False
 ) -> HttpError:
-    """Return what an error means; `slow`: what it is if the time was over."""
-    timed_out = isinstance(error, TimeoutError)
-    text = slow if timed_out and not str(error) else reason(error)
+    """Return what an error means; `slow`: that the time was over."""
+    text = slow if slow and not str(error) else reason(error)
     if isinstance(error, h11.ProtocolError):
         text = f"no HTTP answer: {text}"
     return HttpError(
         f"{authority}: {text}",
         may_have_arrived=may_have_arrived,
-        timed_out=timed_out,
+        timed_out=bool(slow),
         untrusted=isinstance(error, ssl.SSLError),
     )
 
