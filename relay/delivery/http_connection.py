@@ -72,7 +72,6 @@ class ClientConnection:
         self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, authority: str
     ) -> None:
         self.authority = authority
-        self.requests = 0  # that were answered
         self._reader = reader
         self._writer = writer
         self._http = h11.Connection(h11.CLIENT, max_incomplete_event_size=_HEADER_BYTES_MAX)
@@ -125,7 +124,6 @@ class ClientConnection:
         except BaseException:
             self.close()
             raise
-        self.requests += 1
         if self._http.our_state is h11.DONE and self._http.their_state is h11.DONE:
             self._http.start_next_cycle()
         else:

@@ -52,7 +52,6 @@ from relay.delivery.smtp.client_protocol import SmtpProtocolError
 from relay.delivery.smtp.connect import (
     ConnectError,
     GetToken,
-    GraphOptions,
     Target,
     TokenError,
     reason,
@@ -105,13 +104,6 @@ async def open_graph(
     await session.renew_token()
     await session.connect()
     return session
-
-
-def too_large(size: int, options: GraphOptions) -> str:
-    """Return why a content of so many octets is not sent, "" if it can be."""
-    if size <= options.mime_max:
-        return ""
-    return f"the message has {size} bytes, the route sends at most {options.mime_max} (mime_max)"
 
 
 async def _permitted() -> None:
@@ -363,8 +355,10 @@ class _GraphTransaction:
     async def _begin(self, numbers: Sequence[int]) -> Outcome:
         """Make a request for these recipients."""
         content, requests, session = self._transaction.content, self._requests, self._session
-        if text := too_large(size_of(content), session.options):
-            return Failed(session.peer.evidence("5.3.4", f"5.3.4 {text}"))
+        size, most = size_of(content), session.options.mime_max
+        if size > most:
+            text = f"5.3.4 the message has {size} bytes, the route sends at most {most} (mime_max)"
+            return Failed(session.peer.evidence("5.3.4", text))
         request = CloudRequest(session.login.user, "", tuple(numbers), 0)
         if not session.options.confirm:
             return await self._send_at_once(request)
