@@ -35,7 +35,7 @@ from relay.delivery.smtp.connection import BeforeDot, OnReplies
 from relay.delivery.smtp.transaction import Extensions, Transaction, TransactionResult
 from relay.store.spool.types import Claim
 from relay.transport.routing.mx_hosts import Host, Hosts
-from relay.transport.routing.routes import HopOptions
+from relay.transport.routing.routes import Credentials, HopOptions
 from relay.transport.routing.usable_hosts import of_family, policy_of
 
 HOSTS_MAX = 20_000
@@ -93,7 +93,7 @@ class HostKey(Struct, frozen=True):
     address: str
     port: int
     tls: TlsPolicy
-    user: str  # of the login, "" without one
+    login: Credentials | None
     source_address: str
     is_mx: bool  # the DNS names the host
 
@@ -351,8 +351,9 @@ class HostSelection:
 
     def _key(self, host: Host, address: str) -> HostKey:
         via = self.via
-        user = via.login.user if via.login is not None else ""
-        return HostKey(address, host.port, policy_of(host), user, via.source_address, via.is_mx)
+        return HostKey(
+            address, host.port, policy_of(host), via.login, via.source_address, via.is_mx
+        )
 
 
 def _named(host: Host, address: str) -> str:

@@ -72,7 +72,6 @@ class ClientConnection:
         self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, authority: str
     ) -> None:
         self.authority = authority
-        self.requests = 0  # that were answered
         self._reader = reader
         self._writer = writer
         self._http = h11.Connection(h11.CLIENT, max_incomplete_event_size=_HEADER_BYTES_MAX)
@@ -118,24 +117,13 @@ class ClientConnection:
                 self._writer.write(self._http.send(h11.EndOfMessage()) or b"")
                 await self._writer.drain()
                 answer = await self._answer(answer_bytes_max)
-        except TimeoutError as error:
+        except (OSError, h11.ProtocolError) as error:
             self.close()
-            text = f"{self.authority}: no answer within {timeout_s:g} s"
-            if str(error):
-                text = f"{self.authority}: {reason(error)}"
-            raise HttpError(text, may_have_arrived=was_written, timed_out=True) from None
-        except h11.ProtocolError as error:
-            self.close()
-            text = f"{self.authority}: no HTTP answer: {error}"
-            raise HttpError(text, may_have_arrived=was_written) from None
-        except OSError as error:
-            self.close()
-            text = f"{self.authority}: {reason(error)}"
-            raise HttpError(text, may_have_arrived=was_written) from None
+            slow = f"no answer within {timeout_s:g} s" if isinstance(error, TimeoutError) else ""
+            raise _http_error(self.authority, error, slow, may_have_arrived=was_written) from None
         except BaseException:
             self.close()
             raise
-        self.requests += 1
         if self._http.our_state is h11.DONE and self._http.their_state is h11.DONE:
             self._http.start_next_cycle()
         else:
@@ -197,20 +185,29 @@ async def open_http(
     except (OSError, h11.ProtocolError) as error:
         if writer is not None:
             writer.transport.abort()
-        text = f"{authority}: {reason(error)}"
-        if isinstance(error, TimeoutError) and not str(error):
-            text = f"{authority}: no connection within {timeout_s:g} s"
         if proxy is not None:
-            text = f"{text} (by the proxy {proxy.host}:{proxy.port})"
-        raise HttpError(
-            text,
-            timed_out=isinstance(error, TimeoutError),
-            untrusted=isinstance(error, ssl.SSLError),
-        ) from None
+            authority = f"{authority} by the proxy {proxy.host}:{proxy.port}"
+        slow = f"no connection within {timeout_s:g} s" if isinstance(error, TimeoutError) else ""
+        raise _http_error(authority, error, slow) from None
     except BaseException:
         if writer is not None:
             writer.transport.abort()
         raise
+
+
+def _http_error(
+    authority: str, error: Exception, slow: str, *, may_have_arrived: bool = False
+) -> HttpError:
+    """Return what an error means; `slow`: that the time was over."""
+    text = slow if slow and not str(error) else reason(error)
+    if isinstance(error, h11.ProtocolError):
+        text = f"no HTTP answer: {text}"
+    return HttpError(
+        f"{authority}: {text}",
+        may_have_arrived=may_have_arrived,
+        timed_out=bool(slow),
+        untrusted=isinstance(error, ssl.SSLError),
+    )
 
 
 async def _through(

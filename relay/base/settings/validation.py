@@ -46,8 +46,7 @@ _SOCKET_PATH_BYTES_MAX = 107 if sys.platform == "linux" else 103  # sun_path
 _HOSTS = ("smtp://", "smtps://", "lmtp://", "graph://")  # next hops with a host and a port
 _FALLBACKS = _HOSTS[:-1]  # which Graph is not: it would need a login
 _GRAPH = "graph://"
-_A_HOST = "an smtp://, smtps://, lmtp:// or graph:// next hop"
-_BY_TOKEN = ("smtp://", "smtps://", _GRAPH)
+_A_HOST = "smtp://, smtps://, lmtp:// or graph:// next hop"
 _NAME_LENGTH_MAX = 253  # RFC 1035 2.3.4, as text
 _KEYS_MAX = 10  # of a domain: each adds a field of up to 1 KB, and the time for a signature
 _LONGEST_SOCKET = "run/control.sock"
@@ -77,7 +76,7 @@ def check_together(read: Sequence[tuple[KeyPath, object]], top: Mapping[str, Any
         if isinstance(made, OwnDomain) and made.recipients != "accounts"
     }
     dns = next((made for _, made in read if isinstance(made, DnsSettings)), DnsSettings())
-    clients = [made.name for _, made in read if isinstance(made, OAuthClient)]
+    clients = {made.name: made for _, made in read if isinstance(made, OAuthClient)}
     for path, made in read:
         match made:
             case SendmailSettings() if len(bytes(made.socket)) > _SOCKET_PATH_BYTES_MAX:
@@ -273,10 +272,7 @@ def _ways_of(path: KeyPath, route: Route, dns: DnsSettings) -> Found:
     elif route.recipient and route.domain != route.recipient.rpartition("@")[2]:
         yield (*path, "recipient"), f"an address at {route.domain}, the domain of the route"
     if route.fallback and not route.next_hop.startswith(("mx", *_HOSTS)):
-        yield (
-            (*path, "fallback"),
-            "fallback only with an mx, smtp://, smtps://, lmtp:// or graph:// next hop",
-        )
+        yield (*path, "fallback"), f"fallback only with an mx, {_A_HOST}"
     elif route.fallback and (
         not route.fallback.startswith(_FALLBACKS) or route.fallback == route.next_hop
     ):
@@ -288,26 +284,19 @@ def as_fallback(route: Route) -> Route:
     host.
     """
     tls = "verify" if verifies(route) else route.tls
-    return replace(
-        route,
-        next_hop=route.fallback,
-        fallback="",
-        auth=None,
-        tls=tls,
-        confirm=None,
-        mime_max=None,
-    )
+    other = replace(route, next_hop=route.fallback, fallback="", auth=None, tls=tls)
+    return replace(other, confirm=None, mime_max=None)
 
 
-def _credentials(path: KeyPath, route: Route, names: Collection[str]) -> Found:
-    """Yield the faults of a login; `names` are the names of the [[oauth]]."""
+def _credentials(path: KeyPath, route: Route, clients: Mapping[str, OAuthClient]) -> Found:
+    """Yield the faults of a login; `clients` are the [[oauth]] by name."""
     auth, is_graph = route.auth, route.next_hop.startswith(_GRAPH)
     if auth is None:
         if is_graph:
             yield (*path, "auth"), "{ user, oauth }: Graph needs a token"
         return
     if not route.next_hop.startswith(_HOSTS):
-        yield (*path, "auth"), f"auth only with {_A_HOST}"
+        yield (*path, "auth"), f"auth only with an {_A_HOST}"
     if bool(auth.oauth) == (auth.password_file is not None):
         yield (*path, "auth"), "either password_file or oauth"
         return
@@ -316,10 +305,12 @@ def _credentials(path: KeyPath, route: Route, names: Collection[str]) -> Found:
             yield (*path, "auth", "password_file"), "oauth: Graph takes no password"
         yield from _unreadable((*path, "auth", "password_file"), auth.password_file)
         return
-    if auth.oauth not in names:
-        expected = f"the name of an [[oauth]]: {', '.join(names) or 'there is none'}"
+    if auth.oauth not in clients:
+        expected = f"the name of an [[oauth]]: {', '.join(clients) or 'there is none'}"
         yield (*path, "auth", "oauth"), expected
-    if route.next_hop.startswith(_HOSTS) and not route.next_hop.startswith(_BY_TOKEN):
+    elif is_graph and clients[auth.oauth].provider == "google":
+        yield (*path, "auth", "oauth"), "an [[oauth]] that is not Google's: it has no graph://"
+    if route.next_hop.startswith("lmtp://"):
         yield (*path, "auth", "oauth"), "a password: a token is for smtp://, smtps:// or graph://"
     if auth.user == SENDER:
         if not route.sender or route.sender == "<>":
@@ -400,7 +391,7 @@ def _route_tls(path: KeyPath, route: Route, *, dns: DnsSettings) -> Found:
         expected = "verify or required: a password is sent in the clear only to a loopback address"
         yield (*path, "tls"), f"{expected} or localhost"
     if route.requiretls and not (host and verifies(route)):
-        expected = f'requiretls only with tls = "verify" and {_A_HOST}'
+        expected = f'requiretls only with tls = "verify" and an {_A_HOST}'
         yield (*path, "requiretls"), expected
     if route.ca is None:
         return
@@ -427,10 +418,7 @@ def _limits(path: KeyPath, route: Route) -> Found:
         names = ["source_address"]
     for name in names:
         if getattr(route, name):
-            yield (
-                (*path, name),
-                f"{name} only with an mx, smtp://, smtps://, lmtp:// or graph:// next hop",
-            )
+            yield (*path, name), f"{name} only with an mx, {_A_HOST}"
 
 
 def _routes(routes: Sequence[tuple[KeyPath, Route]]) -> Found:
@@ -549,12 +537,9 @@ def hidden_routes(routes: Sequence[Route], own: Collection[str]) -> Iterator[tup
                 domain_matches(route.domain, domain) for domain in own
             ):
                 continue
-            if (
-                other.next_hop.startswith(_GRAPH)
-                and not other.sender
-                and route.sender in ("", "<>")
-            ):
-                continue  # that takes no reports
+            takes_no_reports = other.next_hop.startswith(_GRAPH) and not other.sender
+            if takes_no_reports and route.sender in ("", "<>"):
+                continue
             covers = _covers_sender(other.sender, route.sender) and (
                 not other.recipient or recipient_matches(other.recipient, route.recipient)
             )

@@ -27,7 +27,7 @@ class ClaimRequests:
         self._before = claim.extra.requests_before
         self._hostname = hostname
 
-    async def note(self, requests: Sequence[CloudRequest], *, new: bool = False) -> None:
+    async def note(self, requests: Sequence[CloudRequest], *, new: int = 0) -> None:
         """CloudRequests.note."""
         before = self._before + new
         if not await self._spool.note_requests(self._claim, requests, before=before):

@@ -52,7 +52,6 @@ from relay.delivery.smtp.client_protocol import SmtpProtocolError
 from relay.delivery.smtp.connect import (
     ConnectError,
     GetToken,
-    GraphOptions,
     Target,
     TokenError,
     reason,
@@ -75,7 +74,6 @@ _ANSWER_BYTES_MAX = 1024 * 1024
 _ANSWER_BYTES_PER_OCTET = 6  # a draft is answered with its text, in JSON
 _LEFT_OUT_MAX = 50  # of an attempt, for the journey
 _UNAUTHORIZED, _NOT_FOUND = 401, 404
-_TOO_LARGE = (200, 413)
 _DELETED = "deleteditems"
 _FOLDERS = ("drafts", "sentitems", _DELETED)  # never the Inbox: a copy may come there by SMTP
 _ADVICE = "correct the certificate, or name its CA in the route's ca"
@@ -106,13 +104,6 @@ async def open_graph(
     await session.renew_token()
     await session.connect()
     return session
-
-
-def too_large(size: int, options: GraphOptions) -> str:
-    """Return why a content of so many octets is not sent, "" if it can be."""
-    if size <= options.mime_max:
-        return ""
-    return f"the message has {size} bytes, the route sends at most {options.mime_max} (mime_max)"
 
 
 async def _permitted() -> None:
@@ -149,14 +140,14 @@ class GraphConnection:
         """Whether it can take a transaction. False once the host has closed it."""
         return self._http is not None and self._http.is_open and not self._busy
 
-    async def renew_token(self) -> None:
-        """Get a token in place of one that was refused. Raises ConnectError."""
+    async def renew_token(self, words: str = "") -> None:
+        """Get a token, in place of one that the host has refused with these words. Raises
+        ConnectError.
+        """
         try:
             self._token = await self.get_token(self.login, HopKind.GRAPH, self._token)
-            if not (self._token.isascii() and self._token.isprintable()):
-                raise TokenError("the token server gave what is no token")  # noqa: TRY301
         except TokenError as error:
-            outcome = Deferred(self.peer.evidence("4.7.8", str(error)), DeferralClass.AUTH)
+            outcome = Deferred(self.peer.evidence("4.7.8", f"{words}{error}"), DeferralClass.AUTH)
             raise ConnectError(outcome, SmtpStage.AUTH) from None
 
     async def connect(self) -> None:
@@ -180,8 +171,7 @@ class GraphConnection:
             failure = SessionFailure.TIMEOUT if error.timed_out else SessionFailure.LOST
             stage = SmtpStage.CONNECT
             raise ConnectError.broken(stage, failure, str(error), peer=self.peer) from None
-        self._http = http
-        evidence = SessionEvidence(level=target.tls.level)
+        self._http, verified = http, "none"
         if http.tls is not None:
             certificate = http.tls.getpeercert() or {}
             if not certificate_matches(certificate, target.host):
@@ -190,8 +180,9 @@ class GraphConnection:
                 raise self._no_tls(f"{target}: the certificate is for {names}, not {target.host}")
             cipher, *_ = http.tls.cipher() or ("",)
             self.peer = replace(self.peer, tls=http.tls.version() or "", cipher=cipher)
-            evidence = replace(evidence, verified="name")
-        evidence = replace(evidence, connect_ms=round(1000 * (self.real_s() - began_s), 1))
+            verified = "name"
+        connect_ms = round(1000 * (self.real_s() - began_s), 1)
+        evidence = SessionEvidence(verified, target.tls.level, connect_ms)
         self.peer = replace(self.peer, session=evidence)
 
     def _context(self) -> ssl.SSLContext | None:
@@ -256,11 +247,12 @@ class GraphConnection:
                 timeout_s=self.timeouts.dot_s if method == "POST" else self.timeouts.command_s,
                 answer_bytes_max=_ANSWER_BYTES_MAX + _ANSWER_BYTES_PER_OCTET * len(body),
             )
+            # whatever the host repeats, its words are shown
+            answer = replace(answer, body=answer.body.replace(self._token.encode(), b"..."))
             if answer.status != _UNAUTHORIZED or is_last:
                 break
-            await self.renew_token()
-        # whatever the host repeats, its words are shown
-        return replace(answer, body=answer.body.replace(self._token.encode(), b"..."))
+            await self.renew_token(f"{reply_of(answer)}; ")
+        return answer
 
     async def quit(self) -> None:
         """Close the connection: HTTP has no command that ends a session."""
@@ -365,8 +357,10 @@ class _GraphTransaction:
     async def _begin(self, numbers: Sequence[int]) -> Outcome:
         """Make a request for these recipients."""
         content, requests, session = self._transaction.content, self._requests, self._session
-        if text := too_large(size_of(content), session.options):
-            return Failed(session.peer.evidence("5.3.4", f"5.3.4 {text}"))
+        size, most = size_of(content), session.options.mime_max
+        if size > most:
+            text = f"5.3.4 the message has {size} bytes, the route sends at most {most} (mime_max)"
+            return Failed(session.peer.evidence("5.3.4", text))
         request = CloudRequest(session.login.user, "", tuple(numbers), 0)
         if not session.options.confirm:
             return await self._send_at_once(request)
@@ -375,17 +369,17 @@ class _GraphTransaction:
         body = await self._body(request)
         await self._before_post()
         request = replace(request, posted_us=requests.now_us())
-        await self._note(request, new=True)
+        await self._note(request, new=1)
         try:
             answer = await self._ask("POST", request, "messages", body=body)
         except (ConnectError, HttpError) as error:
             if not isinstance(error, HttpError) or not error.may_have_arrived:
-                await self._note(without=request)
+                await self._note(without=request, new=-1)
             raise
         if answer.status in TAKEN:
             return await self._send(request, self._read(answer, _StoredMessage).id)
-        if is_refused(answer) or answer.status in _TOO_LARGE:
-            await self._note(without=request)
+        if is_refused(answer) or answer.status == 200:
+            await self._note(without=request, new=-1)
         return self._failed(answer)
 
     async def _send(self, request: CloudRequest, draft: str) -> Outcome:
@@ -469,9 +463,9 @@ class _GraphTransaction:
         request: CloudRequest | None = None,
         *,
         without: CloudRequest | None = None,
-        new: bool = False,
+        new: int = 0,
     ) -> None:
-        """Make a request durable, in place of another one. Raises SpoolError."""
+        """Make a request durable, in place of another one; `new` as in CloudRequests.note()."""
         noted = self._open if request is None else [*self._open, request]
         self._open = [kept for kept in noted if kept != without]
         await self._requests.note(self._open, new=new)

@@ -80,7 +80,7 @@ def outcome_of(answer: HttpResponse, peer: Peer) -> Deferred | Failed:
 def is_refused(answer: HttpResponse) -> bool:
     """Return whether an answer proves that the request had no effect."""
     status, has_code = answer.status, bool(_error_of(answer).code)
-    return status == 429 or (400 <= status < 500 and status not in _UNSURE and has_code)
+    return status in (401, 413, 429) or (400 <= status < 500 and status not in _UNSURE and has_code)
 
 
 def reply_of(answer: HttpResponse) -> str:

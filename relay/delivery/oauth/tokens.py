@@ -44,7 +44,7 @@ _CONNECT_S, _ANSWER_S = 10.0, 30.0
 _ANSWER_BYTES_MAX = 64 * 1024  # tokens of Entra have up to 5 KB
 _TOKENS_MAX = 4096  # of service accounts: one for each mailbox
 _RENEWED_BEFORE_S, _RENEWED_AFTER_PART = 300.0, 0.8  # the later of the two
-_AGAIN_S, _AGAIN_S_MAX = 15.0, 900.0  # after a failure
+_AGAIN_S, _AGAIN_S_MAX = 15.0, 60.0  # after a failure; an operator who repairs it waits for it
 _REFUSED_S = 60.0  # between tokens that replace refused ones
 _IMPAIRED_S = 3600.0  # of a failure: mail is tried again before
 

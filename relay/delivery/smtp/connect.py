@@ -485,6 +485,8 @@ class _SessionSetup:
                 why = f" ({', '.join(f'{key} {value}' for key, value in said)})"[:_WHY_MAX]
             answer = await self._client.execute_command(b"")
         words = f"{answer.message}{why}; relay oauth test {login.oauth} shows what the token is for"
+        for secret in (token, sasl.decode()):  # whatever the host repeats, its words are shown
+            words = words.replace(secret, "...")
         if answer.code == _AUTHENTICATED:
             return
         if answer.code // 100 != 5 or not again:

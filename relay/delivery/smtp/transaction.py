@@ -71,8 +71,10 @@ class CloudRequests(Protocol):
     ended: set[str]  # the Message-IDs of those whose recipients have an outcome in this attempt
     now_us: Callable[[], int]  # queue time
 
-    async def note(self, requests: Sequence[CloudRequest], *, new: bool = False) -> None:
-        """Make these requests durable; `new`: the last one is new. Raises SpoolError."""
+    async def note(self, requests: Sequence[CloudRequest], *, new: int = 0) -> None:
+        """Make these requests durable; `new` 1: the last one is new; -1: one is missing that had no
+        effect, and its Message-ID is free. Raises SpoolError.
+        """
 
     async def message_id(self, own_id: str) -> str:
         """Return the internetMessageId of a new request. It is `own_id`, the Message-ID of the

@@ -10,7 +10,7 @@ import asyncio
 import hashlib
 import secrets
 from base64 import urlsafe_b64decode, urlsafe_b64encode
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from typing import Any
 from urllib.parse import parse_qsl, urlencode, urlsplit
@@ -65,17 +65,15 @@ def test(context: CommandContext, name: str) -> None:
 
 
 def _run(
-    context: CommandContext, name: str, work: Callable[[TokenServer], Awaitable[list[Any]]]
+    context: CommandContext,
+    name: str,
+    work: Callable[[TokenServer], Coroutine[Any, Any, list[Any]]],
 ) -> list[Any]:
     """Do the work as the service's user. Raises CommandError."""
     settings = context.settings()
-
-    async def run() -> list[Any]:
-        return await work(TokenServer(name, settings))
-
     try:
         with as_owner(settings):
-            return asyncio.run(run())
+            return asyncio.run(work(TokenServer(name, settings)))
     except TokenError as error:
         code = ExitCode.NO_PERMISSION if error.error in _BY_PERSON else ExitCode.CONFIGURATION
         code = code if error.error else ExitCode.TRY_LATER
@@ -87,12 +85,13 @@ async def _try(server: TokenServer) -> list[Any]:
     for use, mailbox in server.uses:
         now_us = SystemClock().time_us()
         answer = await server.token(use, mailbox, now_us // 1_000_000)
-        claims: dict[str, Any] = {}  # of a token that others cannot read there are none
-        with suppress(ValueError, IndexError, RecursionError):
+        claims, roles = dict[str, Any](), ""  # of a token that others cannot read there are none
+        with suppress(ValueError, IndexError, RecursionError, TypeError):
             part = answer.access_token.split(".")[1]
             claims = msgspec.json.decode(urlsafe_b64decode(part + "=="), type=dict[str, Any])
+            roles = " ".join(claims.get("roles", ()))
         names = (claims.get("upn"), mailbox, claims.get("app_displayname"), client.client_id)
-        scopes = claims.get("scp") or claims.get("roles") or answer.scope
+        scopes = claims.get("scp") or roles or answer.scope
         until = rfc3339(now_us + int(answer.expires_in * 1e6))
         whom = next(filter(None, names), "")
         rows.append({"use": use, "for": whom, "scopes": scopes, "until": until})
@@ -147,10 +146,8 @@ async def _by_pasted_address(server: TokenServer, form: dict[str, str]) -> Token
     pasted = urlsplit(click.prompt("Address", err=True).strip()).query
     answer = dict(parse_qsl(pasted))
     if answer.get("state") != state or "code" not in answer:
-        why = answer.get(
-            "error", "expected the address that follows this page, with state and code"
-        )
-        raise TokenError(why, error="access_denied")
+        expected = "expected the address that follows this page, with state and code"
+        raise TokenError(answer.get("error", expected), error="access_denied")
     proof = {"code": answer["code"], "code_verifier": verifier, "redirect_uri": _REDIRECT}
     own = {"client_id": form["client_id"], "client_secret": server.client.client_secret}
     return await server.ask({"grant_type": "authorization_code", **proof, **own})

@@ -60,7 +60,7 @@ class Spooled:
         self.outcomes = {}
         self._before = 0
 
-    async def note(self, requests, *, new=False) -> None:
+    async def note(self, requests, *, new=0) -> None:
         self.requests, self._before = tuple(requests), self._before + new
 
     async def message_id(self, given) -> str:
@@ -241,6 +241,17 @@ async def test_one_request_and_its_outcome(options, content, fault, expected) ->
         assert not graph.in_folder("drafts")
 
 
+@pytest.mark.parametrize("fault", [error(429, ""), error(401, "")])
+async def test_a_request_without_effect_leaves_its_message_id_free(fault) -> None:
+    clock = ManualClock()
+    async with FakeGraph(clock.queue_us) as graph:
+        claim = Spooled(clock, 1)
+        (outcome,), _ = await attempt(graph, claim, lambda *_: fault)
+        assert (type(outcome), claim.requests) == (Deferred, ())
+        await attempt(graph, claim, lambda *_: "")
+        assert [item.message_id for item in graph.sent] == ["<o'1@a.test>"]
+
+
 async def test_a_refused_token_and_a_closed_connection_are_replaced() -> None:
     clock = ManualClock()
     async with FakeGraph(clock.queue_us) as graph:
@@ -254,6 +265,21 @@ async def test_a_refused_token_and_a_closed_connection_are_replaced() -> None:
                 await asyncio.sleep(0)
         assert isinstance((await Spooled(clock, 1).attempt(session))[0], Relayed)
         session.close()
+
+
+async def test_the_words_of_the_host_stay_where_no_further_token_is_to_be_had() -> None:
+    async def token(_login, _use, refused) -> str:
+        if refused:
+            raise TokenError("the host refuses new tokens as well", error="invalid_token")
+        return "token"
+
+    async with FakeGraph(ManualClock().queue_us) as graph:
+        session = await opened(graph, token=token)
+        graph.token = "another"
+        (outcome,) = await Spooled(ManualClock(), 1).attempt(session)
+    expected = "HTTP 401 InvalidAuthenticationToken: said Graph (request-id r1); the host refuses"
+    assert outcome.evidence.reply.startswith(expected)
+    session.close()
 
 
 async def refused(graph, **fields):

@@ -17,14 +17,14 @@ from relay.delivery.host_selection import (
 from relay.delivery.site_limits import SiteOptions
 from relay.delivery.smtp.connect import ConnectError
 from relay.transport.routing.mx_hosts import Host, Hosts
-from relay.transport.routing.routes import HopOptions
+from relay.transport.routing.routes import Credentials, HopOptions
 from tests.support.manual_clock import ManualClock
 
 GONE = Deferred(Evidence("4.4.1", "refused"), DeferralClass.CONNECT)
 
 
 def key_of(address: str) -> HostKey:
-    return HostKey(address, 25, TlsPolicy("none"), user="", source_address="", is_mx=True)
+    return HostKey(address, 25, TlsPolicy("none"), login=None, source_address="", is_mx=True)
 
 
 HERE, THERE = key_of("192.0.2.1"), key_of("192.0.2.2")
@@ -93,3 +93,22 @@ async def test_an_address_that_did_not_answer_is_tried_last_for_ten_minutes(stag
     assert await order() == ("231" if stage is SmtpStage.CONNECT else "123")
     clock.now_s += SILENT_S + 1
     assert await order() == "123"
+
+
+async def test_a_failure_with_a_login_says_nothing_about_another() -> None:
+    tls, clock, tried = TlsDecision(TlsPolicy("none")), ManualClock(), []
+    hosts, status = Hosts((Host("a.test", 10, ("192.0.2.1",), 25, tls),)), HostStatusCache()
+
+    async def refuse(target):
+        tried.append(target.login.oauth)
+        raise ConnectError(GONE, SmtpStage.AUTH)
+
+    for name in ("m365", "other", "m365"):
+        via = HopOptions(tls, login=Credentials("box@a.test", oauth=name))
+        options = SiteOptions(1, unreachable_s=1.0)
+        selection = HostSelection(
+            hosts, options, via=via, host_status=status, clock=clock, open_session=refuse
+        )
+        with pytest.raises(ConnectError):
+            await selection.connect(SessionState(), (), limit=nullcontext)
+    assert tried == ["m365", "other"]

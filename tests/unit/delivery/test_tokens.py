@@ -72,6 +72,10 @@ async def test_all_that_wait_share_a_request_and_a_token_outlives_a_server_that_
     assert holder.counted == {"ok": 1, "away": 2}
     assert "connection refused" in await holder.fails()  # without another request
     assert holder.counted == {"ok": 1, "away": 2}
+    for _ in range(8):  # who has repaired it waits a minute at most
+        holder.clock.advance(60)
+        await holder.fails()
+    assert holder.counted == {"ok": 1, "away": 10}
 
 
 async def test_a_token_is_renewed_in_the_background_and_by_a_reload(tmp_path):

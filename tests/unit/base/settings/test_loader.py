@@ -288,6 +288,13 @@ max_connections = 0
             '6: route[0].auth.oauth: found "x", expected the name of an [[oauth]]: there is none',
         ),
         (
+            (
+                "[[oauth]]\nname = 'g'\nprovider = 'google'\nclient_id = 'x'\n"
+                f"{ROUTE}next_hop='graph://a.test'\nauth = {{ user = 'a@b.test', oauth = 'g' }}"
+            ),
+            '10: route[0].auth.oauth: found "g", expected an [[oauth]] that is not Google',
+        ),
+        (
             f"{ROUTE}next_hop='lmtp:unix:/run/lmtp'\ntls = 'required'",
             '6: route[0].tls: found "required", expected tls only with an mx, smtp://, smtps:// or lmtp://',
         ),

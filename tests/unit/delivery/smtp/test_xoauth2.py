@@ -92,7 +92,7 @@ class Host:
         writer.write(b"220 mx.test\r\n")
         while octets := await reader.readline():
             self.lines.append(line := octets.decode().strip() or "(empty)")
-            auth = self.reply if line.startswith("AUTH") else "535 5.7.8 after (empty)"
+            auth = self.reply.format(line) if line.startswith("AUTH") else "535 5.7.8 after (empty)"
             said = "250-mx\r\n250 AUTH XOAUTH2" if line.startswith("EHLO") else auth
             writer.write(f"{said}\r\n".encode())
         writer.close()
@@ -105,6 +105,7 @@ class Host:
         ("334 bm8ganNvbg==", "535 5.7.8 after (empty); relay oauth"),
         ("334 W10=", "535 5.7.8 after (empty); relay oauth"),
         ("535 5.7.3 Authentication unsuccessful", "535 5.7.3 Authentication unsuccessful; relay"),
+        ("535 5.7.3 no: {}", "535 5.7.3 no: AUTH XOAUTH2 ...; relay"),
         ("250 what", "is no answer to AUTH"),
     ],
 )

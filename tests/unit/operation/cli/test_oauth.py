@@ -130,7 +130,9 @@ def test_the_address_after_google_s_sign_in_is_pasted(relay, monkeypatch):
 
 
 def test_a_test_says_for_whom_the_token_is(relay):
-    claims = base64url(json.dumps({"upn": "ann@x.test", "scp": "SMTP.Send"}).encode())
+    claims = base64url(
+        json.dumps({"upn": "ann@x.test", "roles": ["SMTP.Send", "Mail.Send"]}).encode()
+    )
     with TokenEndpoint(
         token(f"e30.{claims}.t0ken"), token("opaque-t0ken", scope="mail")
     ) as endpoint:
@@ -139,9 +141,11 @@ def test_a_test_says_for_whom_the_token_is(relay):
         relay.refresh.parent.mkdir()
         relay.refresh.write_text("refresh-t0ken")
         _, shown, _ = relay(endpoint, "test", "m365", "--json")
-        assert {"for": "ann@x.test", "scopes": "SMTP.Send", "use": "smtp"}.items() <= json.loads(
-            shown
-        )[0].items()
+        assert {
+            "for": "ann@x.test",
+            "scopes": "SMTP.Send Mail.Send",
+            "use": "smtp",
+        }.items() <= json.loads(shown)[0].items()
         _, shown, _ = relay(endpoint, "test", "m365")
         assert shown.startswith("smtp: printer@contoso.example, until 20")
     code, _, text = relay(endpoint, "test", "m365")
@@ -189,4 +193,4 @@ def test_a_person_signs_in_at_relay_s_own_token_endpoint(dev, relay):
         relay.route = {"next_hop": "smtp://smtp.office365.com:587"}
         code, _, text = relay(unused, "test", "m365", **client)
         assert (code, "TLS: self" in text or "TLS: unable" in text) == (75, True), text
-        assert f"(by the proxy {cloud.ready['http'][0]})" in text
+        assert f"by the proxy {cloud.ready['http'][0]}: " in text
