@@ -5,7 +5,7 @@ from typing import Any
 from relay.base.crashpoints import CrashPoint
 from relay.base.message.header import FIELDS_MAX
 from relay.store.mailbox.errors import MailboxFullError, StoreUnavailableError
-from tests.support.graph_fakes import GraphInMemory, refused, to
+from tests.support.graph_fakes import WatchedGraph, refused, to
 from tests.support.tables import each_row
 
 FILE = {
@@ -17,7 +17,7 @@ FILE = {
 ITEM = {"@odata.type": "#microsoft.graph.itemAttachment", "name": "m"}
 
 
-async def test_answers_202_with_ids_and_no_body(graph: GraphInMemory) -> None:
+async def test_answers_202_with_ids_and_no_body(graph: WatchedGraph) -> None:
     answer = await graph.send({"subject": "Hé", "toRecipients": to("carol@a.test")})
     pending, sent = graph.store.submitted[0]
     assert (answer.status_code, answer.content) == (202, b"")
@@ -170,7 +170,7 @@ BAD_MESSAGES: dict[tuple[int, str], list[tuple[dict[str, Any], str]]] = {
     ],
 )
 async def test_a_bad_message_is_refused_by_name(
-    graph: GraphInMemory, message: dict[str, Any], status: int, code: str, named: str
+    graph: WatchedGraph, message: dict[str, Any], status: int, code: str, named: str
 ) -> None:
     if "toRecipients" not in message and message and "ccRecipients" not in message:
         message = {"toRecipients": to("c@a.test"), **message}
@@ -205,13 +205,13 @@ AUTHORS = b"From: alice@example.test, eve@a.test\nTo: a@b.test\n\n"
     ],
 )
 async def test_bad_mime_is_refused(
-    graph: GraphInMemory, content: bytes, status: int, code: str
+    graph: WatchedGraph, content: bytes, status: int, code: str
 ) -> None:
     assert refused(await graph.send_mime(content), status, code)
     assert graph.store.written == 0
 
 
-async def test_mime_may_have_as_many_header_fields_as_the_limit(graph: GraphInMemory) -> None:
+async def test_mime_may_have_as_many_header_fields_as_the_limit(graph: WatchedGraph) -> None:
     body = b"A:\n" * (FIELDS_MAX - 2) + b"a:\n b\nTo: a@b.test\n\n" + b"\n" * 10_000
     assert (await graph.send_mime(body)).status_code == 202
 
@@ -225,7 +225,7 @@ async def test_mime_may_have_as_many_header_fields_as_the_limit(graph: GraphInMe
     ],
 )
 async def test_errors_of_the_store(
-    graph: GraphInMemory, error: Exception, status: int, code: str, retry_after: str | None
+    graph: WatchedGraph, error: Exception, status: int, code: str, retry_after: str | None
 ) -> None:
     graph.store.refuse = error
     answer = await graph.send({"toRecipients": to("c@a.test")})
