@@ -37,13 +37,8 @@ def test_every_state_has_a_name() -> None:
 @each_row(
     "url",
     [
-        "https://h.test",
-        "https://192.168.0.1:8443/a?b=c",
-        "https://[2001:db8::1]/",
-        "http://127.0.0.1:3000/",
-        "http://127.9.9.9/",
-        "http://[::1]:3000/",
-        "http://localhost/",
+        *("https://h.test", "https://192.168.0.1:8443/a?b=c", "https://[2001:db8::1]/"),
+        *("http://127.0.0.1:3000/", "http://127.9.9.9/", "http://[::1]:3000/", "http://localhost/"),
         "http://app.localhost:3000/x",
     ],
 )
