@@ -1,44 +1,29 @@
 """Fakes of the graph tests: a mail store in memory, accounts, and a client with alice's token."""
 
 import base64
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import httpx
-from msgspec import structs
 
 from relay.base.accounts.account import Account
 from relay.base.clock import Clock, Ids
 from relay.base.crashpoints import CrashPoint, CrashPoints
 from relay.base.message.properties import MessageProperties
 from relay.base.pressure import Pressure
-from relay.formats.read_mime import AttachmentFacts
 from relay.front_door.graph import create_app
 from relay.front_door.graph.dependencies import GraphDependencies
 from relay.front_door.http.gateway import Gateway
 from relay.front_door.notifications.subscription_file import Subscription
 from relay.front_door.notifications.subscriptions import NoSubscriptionError
 from relay.front_door.sign_in.authentication import HttpAuthentication
-from relay.store.mailbox.errors import NoSuchItemError, StalePositionError
-from relay.store.mailbox.message_state import MessageState, flag_of, with_state
-from relay.store.mailbox.pending_submission import PendingSubmission, SendOptions
-from relay.store.mailbox.query import MessageQuery
-from relay.store.mailbox.settings_file import UserSettings
-from relay.store.mailbox.stored_message import (
-    NO_PRECONDITION,
-    Folder,
-    MessageChange,
-    Page,
-    StoredMessage,
-    WellKnown,
-)
+from relay.store.mailbox.pending_submission import PendingSubmission
 from relay.store.mailbox.usage import QuotaLimits
+from relay.submission.outbox.store import FileStore
 from tests.support.accounts import HOSTNAME, TokenAccounts, authentication_of
-from tests.support.conditions import facts_of, matches, order_key
 from tests.support.limits import usage_of
 from tests.support.manual_clock import ManualClock
 from tests.support.stores import store_on
@@ -54,152 +39,38 @@ ACCOUNTS = TokenAccounts(
 )
 
 
-class MemoryStore:
-    """A mail store in memory. `refuse` is raised instead of a change; `written` counts changes."""
+class WatchedStore:
+    """A mail store on files. `submitted` are the submissions with their contents, `written` counts
+    changes, and `refuse` is raised instead of one.
+    """
 
-    def __init__(self, clock: ManualClock) -> None:
-        self.clock, self.ids = clock, Ids(clock)
-        self.stored: dict[str, list[StoredMessage]] = {}
-        self.submitted: list[tuple[PendingSubmission, MessageProperties | bytes]] = []
+    def __init__(self, store: FileStore, clock: ManualClock) -> None:
+        self.store, self.clock = store, clock
+        self.submitted: list[tuple[PendingSubmission, Any]] = []
         self.refuse: Exception | None = None
         self.written = 0
-        self.known = [Folder(name.value, name.name.title(), Path(), name) for name in WellKnown]
-        self.user = UserSettings()
-        self.messages = SimpleNamespace(
-            create=self._create,
-            get=self._get,
-            update=self._update,
-            delete=self._delete,
-            mime=self._mime,
-        )
-        self.lists = SimpleNamespace(query=self._query)
-        self.folders = SimpleNamespace(every=self._folders, get=self._folder)
-        self.submissions = SimpleNamespace(submit_new=self._send, submit_draft=self._send_draft)
-        self.settings = SimpleNamespace(read=self._settings, write=self._write_settings)
+        for part, names in (
+            (store.messages, ("create", "update", "delete")),
+            (store.submissions, ("submit_new", "submit_draft")),
+            (store.settings, ("write",)),
+        ):
+            for name in names:
+                setattr(part, name, self._watched(getattr(part, name)))
 
-    async def _create(self, account, content, *, folder_id="drafts", kept=()):
-        assert not kept, "no message has attachments that could be read"
-        if self.refuse:
-            raise self.refuse
-        self.written += 1
-        properties = content if isinstance(content, MessageProperties) else MessageProperties()
-        attachments = tuple(
-            AttachmentFacts(one.name, one.content_type, one.size, inline=one.inline, id=one.name)
-            for one in properties.attachments
-        )
-        now = self.clock.time_us()
-        stored = StoredMessage(
-            id=self.ids.new(),
-            folder=await self._folder(account, folder_id),
-            path=Path(),
-            properties=structs.replace(properties, attachments=()),
-            attachments=attachments,
-            is_draft=True,
-            is_read=True,
-            size=100,
-            created_us=now,
-            modified_us=now,
-            sent_us=now,
-            received_us=now,
-            change_key="key1",
-        )
-        self.stored.setdefault(account, []).insert(0, stored)
-        return stored
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.store, name)
 
-    async def _send(self, account, content, options, *, kept=()):
-        draft = await self._create(account, content, kept=kept)
-        return self._submit(draft, content, account, options)
+    def _watched(self, change: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
+        async def watched(account: str, *args: Any, **options: Any) -> Any:
+            if self.refuse:
+                raise self.refuse
+            self.written += 1
+            made = await change(account, *args, **options)
+            if isinstance(made, PendingSubmission):
+                self.submitted.append((made, args[0]))
+            return made
 
-    async def _send_draft(self, account, message_id, options, *, condition=NO_PRECONDITION):
-        if self.refuse:
-            raise self.refuse
-        draft = await self._get(account, message_id)
-        return self._submit(draft, draft.properties, account, options)
-
-    def _submit(self, draft, content, account, options: SendOptions) -> PendingSubmission:
-        submission_id = f"{draft.id}.1"
-        now = self.clock.time_us()
-        pending = PendingSubmission(submission_id, account, "base", Path(), now, options)
-        self.submitted.append((pending, content))
-        return pending
-
-    async def _get(self, account, message_id, *, folder_id=""):
-        for one in self.stored.get(account, []):
-            if one.id == message_id and folder_id.lower() in ("", one.folder.id):
-                return one
-        raise NoSuchItemError("The specified object was not found in the store.")
-
-    async def _query(self, account, query: MessageQuery):
-        every = self.stored.get(account, [])
-        if query.folder_id:
-            folder = await self._folder(account, query.folder_id)
-            every = [one for one in every if one.folder == folder]
-        facts = {one.id: facts_of(one) for one in every}
-        found = [one for one in every if matches(query.condition, facts[one.id])]
-        found.sort(key=lambda one: order_key(query.order, facts[one.id]))
-        if query.after and not query.after.isdecimal():
-            raise StalePositionError
-        begin = int(query.after or 0) + query.skip
-        end = begin + query.top
-        total = len(found) if query.count else None
-        page = tuple(found[begin:end])
-        positions = tuple(str(begin + number) for number in range(1, len(page) + 1))
-        return Page(page, total, str(end) if end < len(found) else "", positions)
-
-    async def _update(
-        self, account, message_id, change: MessageChange, *, condition=NO_PRECONDITION
-    ):
-        if self.refuse:
-            raise self.refuse
-        self.written += 1
-        before = await self._get(account, message_id, folder_id=condition.folder_id)
-        flag = before.flag
-        dates = {"start_us": flag.start_us, "due_us": flag.due_us}
-        state = MessageState(
-            is_complete=flag.status == "complete", completed_us=flag.completed_us, **dates
-        )
-        state = structs.replace(state, **change.state)
-        is_flagged = flag.status == "flagged" if change.flagged is None else change.flagged
-        after = structs.replace(
-            before,
-            properties=with_state(change.properties or before.properties, state),
-            is_read=before.is_read if change.is_read is None else change.is_read,
-            flag=flag_of(state, is_flagged=is_flagged),
-            is_other=before.is_other if state.is_other is None else state.is_other,
-            change_key=before.change_key + "+",
-        )
-        mailbox = self.stored[account]
-        mailbox[mailbox.index(before)] = after
-        return after
-
-    async def _delete(self, account, message_id, *, condition=NO_PRECONDITION):
-        if self.refuse:
-            raise self.refuse
-        found = await self._get(account, message_id, folder_id=condition.folder_id)
-        self.written += 1
-        self.stored[account].remove(found)
-
-    async def _mime(self, account, message_id):
-        await self._get(account, message_id)
-        return b"Subject: as MIME\r\n\r\n"
-
-    async def _settings(self, account):
-        return self.user
-
-    async def _write_settings(self, account, settings):
-        if self.refuse:
-            raise self.refuse
-        self.written += 1
-        self.user = settings
-
-    async def _folders(self, account):
-        return self.known
-
-    async def _folder(self, account, folder_id):
-        for one in self.known:
-            if one.id == folder_id.lower():
-                return one
-        raise NoSuchItemError("There is no such folder.")
+        return watched
 
 
 class NoSubscriptions:
@@ -293,11 +164,11 @@ class Crash:
 
 
 @dataclass
-class GraphInMemory:
+class WatchedGraph:
     """Graph's application, its dependencies, and a client with alice's token."""
 
     http: httpx.AsyncClient
-    store: MemoryStore
+    store: WatchedStore
     crash: Crash
     pressure: Pressure
     not_ready: str = ""

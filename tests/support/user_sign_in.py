@@ -16,7 +16,7 @@ from relay.front_door.sign_in.access_tokens import AccessTokens
 from relay.front_door.sign_in.authentication import HttpAuthentication
 from relay.front_door.sign_in.token_endpoint import SIGN_IN_PATHS, create_sign_in_app
 from tests.support.accounts import HOSTNAME
-from tests.support.graph_fakes import MemoryStore, graph_app
+from tests.support.graph_fakes import graph_app
 from tests.support.manual_clock import ManualClock
 
 BASE = "https://relay.test:8443"
@@ -35,7 +35,7 @@ THE_TOKEN = "a-token-of-a-good-length"
 class Development:
     """The sign-in of a development relay, and its Graph API."""
 
-    def __init__(self, token: str = "") -> None:
+    def __init__(self, token: str = "", store: Any = None) -> None:
         self.clock = ManualClock()
         self.accounts = DevelopmentAccounts(token=token, clock=self.clock)
         self.tokens = AccessTokens(ECKey.generate_key("P-256"), self.clock)
@@ -50,7 +50,7 @@ class Development:
             self.accounts, self.tokens, clock=self.clock, hostname=HOSTNAME, users=self.users
         )
         authentication = HttpAuthentication(self.accounts, self.tokens, realm=HOSTNAME)
-        graph = graph_app(MemoryStore(self.clock), self.clock, authentication=authentication)
+        graph = graph_app(store, self.clock, authentication=authentication)
         app = PathRouter(
             {"v1.0": graph, **dict.fromkeys(self.users.prefixes, sign_in)},
             by_rest=dict.fromkeys((*SIGN_IN_PATHS, *self.users.paths), sign_in),

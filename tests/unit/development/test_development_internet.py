@@ -6,28 +6,16 @@ import smtplib
 import httpx
 import pytest
 
-from relay.base.socket_address import Address
 from relay.development import simulated_recipients
-from relay.development.options import DevelopmentOptions
-from relay.development.relay import DevelopmentRelay
-from relay.operation.app.development_folder import open_folder
+from tests.support.development_relay import development_relay
 
-FREE = Address("127.0.0.1", 0)
 SENDER = "alice@example.test"
 
 
 @pytest.fixture
 async def relay(short_path):
-    folder = open_folder(short_path / "dev")
-    relay = await asyncio.to_thread(
-        DevelopmentRelay, folder, DevelopmentOptions(http=FREE, https=FREE, smtp=FREE)
-    )
-    try:
-        await relay.start()
+    async with development_relay(short_path / "dev") as relay:
         yield relay
-    finally:
-        await relay.stop()
-        folder.remove()
 
 
 async def send(relay, *recipients, sender=SENDER, options=(), text="hello"):

@@ -5,23 +5,21 @@ import errno
 import smtplib
 import socket
 import ssl
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
+from collections.abc import Iterator
+from contextlib import AbstractAsyncContextManager
 
 import httpx
 import pytest
 
 from relay.base.socket_address import Address
-from relay.development.options import DevelopmentOptions
 from relay.development.relay import DevelopmentRelay
-from relay.operation.app.development_folder import open_folder
 from relay.testing import Relay
 from relay.testing.relay_thread import LOG_NAME
 from relay.transport.ingress import smtp_server
 from relay.transport.ingress.session_limits import SessionLimits
+from tests.support.development_relay import FREE, development_relay
 from tests.support.relay_process import until
 
-FREE = Address("127.0.0.1", 0)
 TOKEN = "a-token-of-a-good-length"
 PORTS = ("smtp", "submission", "submissions")
 OTHERS = (("apikey", "SG.x"), ("AKIA/x+y", "p"), ("contoso\\joe", "p"), ("joe@contoso.test", ""))
@@ -34,19 +32,8 @@ def no_pause_after_a_failed_login(monkeypatch):
     )
 
 
-@asynccontextmanager
-async def running(folder, **options) -> AsyncIterator[DevelopmentRelay]:
-    opened = open_folder(folder)
-    given = {"https": FREE, "submission": FREE, "submissions": FREE} | options
-    relay = await asyncio.to_thread(
-        DevelopmentRelay, opened, DevelopmentOptions(http=FREE, smtp=FREE, **given)
-    )
-    try:
-        await relay.start()
-        yield relay
-    finally:
-        await relay.stop()
-        opened.remove()
+def running(folder, **options) -> AbstractAsyncContextManager[DevelopmentRelay]:
+    return development_relay(folder, **({"submission": FREE, "submissions": FREE} | options))
 
 
 class Session:

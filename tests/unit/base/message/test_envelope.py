@@ -100,19 +100,9 @@ def test_orcpt_is_decoded_and_can_be_written_again(value, orcpt):
 @each_row(
     "value",
     [
-        "",
-        "rfc822",
-        "rfc822;",
-        ";bob@x.org",
-        "rfc 822;bob@x.org",
-        "rfc822;b ob@x.org",
-        "rfc822;bob+0A@x.org",
-        "rfc822;" + "a" * 500,
-        "rfc822;üser@x.org",
-        r"utf-8;\x{0A}",
-        r"utf-8;\x{FFFFFF}",
-        r"utf-8;\x{D800}",
-        "utf-8;a b",
+        *("", "rfc822", "rfc822;", ";bob@x.org", "rfc 822;bob@x.org", "rfc822;b ob@x.org"),
+        *("rfc822;bob+0A@x.org", "rfc822;" + "a" * 500, "rfc822;üser@x.org", r"utf-8;\x{0A}"),
+        *(r"utf-8;\x{FFFFFF}", r"utf-8;\x{D800}", "utf-8;a b"),
     ],
 )
 def test_bad_orcpt(value):

@@ -37,6 +37,10 @@ def test_addresses(tmp_path, text, address):
     assert milter.address == address
 
 
+def at(address):
+    return [GOOD.replace("127.0.0.1:11332", address)]
+
+
 @each_row(
     "tables, said",
     [
@@ -45,18 +49,9 @@ def test_addresses(tmp_path, text, address):
             [GOOD.replace("rspamd", "a b")],
             '4: milter[0].name: found "a b", expected a name of at most 63',
         ),
-        (
-            [GOOD.replace("11332", "0")],
-            '5: milter[0].address: found "127.0.0.1:0", expected a port of 1',
-        ),
-        (
-            [GOOD.replace("127.0.0.1:11332", "inet:11332@x")],
-            'expected "HOST:PORT", "[IPV6]:PORT" or "unix:PATH"',
-        ),
-        (
-            [GOOD.replace("127.0.0.1:11332", "unix:/" + "x" * 107)],
-            "expected a socket path of at most 107 bytes",
-        ),
+        (at("127.0.0.1:0"), '5: milter[0].address: found "127.0.0.1:0", expected a port of 1'),
+        (at("inet:11332@x"), 'expected "HOST:PORT", "[IPV6]:PORT" or "unix:PATH"'),
+        (at("unix:/" + "x" * 107), "expected a socket path of at most 107 bytes"),
         ([GOOD + "role = []\n"], "6: milter[0].role: found a list, expected at least one of relay"),
         (
             [GOOD + 'role = ["smtp"]\n'],

@@ -37,13 +37,8 @@ def test_every_state_has_a_name() -> None:
 @each_row(
     "url",
     [
-        "https://h.test",
-        "https://192.168.0.1:8443/a?b=c",
-        "https://[2001:db8::1]/",
-        "http://127.0.0.1:3000/",
-        "http://127.9.9.9/",
-        "http://[::1]:3000/",
-        "http://localhost/",
+        *("https://h.test", "https://192.168.0.1:8443/a?b=c", "https://[2001:db8::1]/"),
+        *("http://127.0.0.1:3000/", "http://127.9.9.9/", "http://[::1]:3000/", "http://localhost/"),
         "http://app.localhost:3000/x",
     ],
 )
@@ -53,55 +48,49 @@ def test_urls(tmp_path: Path, url: str) -> None:
     assert "whsec" not in repr(hook)
 
 
+URL, SECRET = "https://h.test/x", "expected whsec_ and the base64 of 24 to 64 octets"
+NO_USER = "expected https or http://HOST[:PORT]/PATH (found a user name or password)"
+ACCOUNTS = "webhook[0].accounts"
+
+
 @each_row(
-    "wrong, told",
+    "old, new, told",
     [
         (
-            {'"https://h.test/x"': '"http://h.test/x"'},
+            URL,
+            "http://h.test/x",
             ':4: webhook[0].url: found "http://h.test/x", expected https://, or http:// to 127.0.0.1, [::1] or localhost',
         ),
+        (URL, "http://10.0.0.1/x", "expected https://, or http:// to 127.0.0.1"),
+        (URL, "https://me:pw@h.test/", NO_USER),
+        (URL, "ftp://h.test/", "(found the scheme 'ftp')"),
+        (URL, "https://2130706433/", "expected a name or an address as 192.0.2.1"),
+        (key(24), key(3), f":6: webhook[0].secret: found something else, {SECRET}"),
+        (key(24), key(65), SECRET),
+        (key(24), key(24)[6:], SECRET),
+        (key(24), "whsec_not base64", SECRET),
         (
-            {'"https://h.test/x"': '"http://10.0.0.1/x"'},
-            "expected https://, or http:// to 127.0.0.1",
-        ),
-        (
-            {'"https://h.test/x"': '"https://me:pw@h.test/"'},
-            "expected https or http://HOST[:PORT]/PATH (found a user name or password)",
-        ),
-        ({'"https://h.test/x"': '"ftp://h.test/"'}, "(found the scheme 'ftp')"),
-        (
-            {'"https://h.test/x"': '"https://2130706433/"'},
-            "expected a name or an address as 192.0.2.1",
-        ),
-        (
-            {key(24): key(3)},
-            ":6: webhook[0].secret: found something else, expected whsec_ and the base64 of 24 to 64 octets",
-        ),
-        ({key(24): key(65)}, "expected whsec_ and the base64 of 24 to 64 octets"),
-        ({key(24): key(24)[6:]}, "expected whsec_ and the base64 of 24 to 64 octets"),
-        ({key(24): "whsec_not base64"}, "expected whsec_ and the base64 of 24 to 64 octets"),
-        (
-            {'["*"]': "[]"},
+            '["*"]',
+            "[]",
             ':5: webhook[0].events: found a list, expected at least one event, or "*" for all',
         ),
-        ({'["*"]': '["faild"]'}, '(did you mean "failed"?)'),
+        ('["*"]', '["faild"]', '(did you mean "failed"?)'),
         (
-            {"events": 'accounts = [""]\nevents'},
-            'webhook[0].accounts[0]: found "", expected a glob such as "*@example.org"',
+            "events",
+            'accounts = [""]\nevents',
+            f'{ACCOUNTS}[0]: found "", expected a glob such as "*@example.org"',
         ),
         (
-            {"events": "accounts = []\nevents"},
-            'webhook[0].accounts: found a list, expected at least one glob, such as "*"',
+            "events",
+            "accounts = []\nevents",
+            f'{ACCOUNTS}: found a list, expected at least one glob, such as "*"',
         ),
-        ({'events = ["*"]\n': ""}, "webhook[0].events: found nothing, expected a value"),
+        ('events = ["*"]\n', "", "webhook[0].events: found nothing, expected a value"),
     ],
 )
-def test_faults(tmp_path: Path, wrong: dict[str, str], told: str) -> None:
-    text = GOOD
-    for old, new in wrong.items():
-        text = text.replace(old, new)
+def test_faults(tmp_path: Path, old: str, new: str, told: str) -> None:
     with pytest.raises(SettingsError) as error:
-        read(tmp_path, text)
+        read(tmp_path, GOOD.replace(old, new))
     assert told in str(error.value)
     assert "whsec_n" not in str(error.value)
 

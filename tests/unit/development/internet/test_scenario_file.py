@@ -82,6 +82,10 @@ addresses = "none"
     assert scenario.domain[4].hosts[0].addresses == "none"
 
 
+RCPT, MAIL = (f'{REPLY}verb = "{verb}"\n' for verb in ("RCPT", "MAIL"))
+AT = "domain[0].reply[0]"
+
+
 @each_row(
     "text, expected",
     [
@@ -94,46 +98,34 @@ addresses = "none"
         ("seed = -1\n", "net.toml:1: seed: found -1, expected a whole number from 0"),
         (
             f'{REPLY}verb = "RCTP"\nreply = "550 x"\n',
-            'net.toml:4: domain[0].reply[0].verb: found "RCTP", expected one of CONNECT, BANNER',
+            f'net.toml:4: {AT}.verb: found "RCTP", expected one of CONNECT, BANNER',
         ),
+        (RCPT, f"net.toml:3: {AT}: found neither reply and action, expected one"),
+        (f'{RCPT}reply = "550 x"\naction = "drop"\n', "found both reply and action"),
+        (f'{RCPT}reply = "no"\n', f'net.toml:5: {AT}.reply: found "no", expected a reply such as'),
+        (f'{RCPT}reply = "354 no"\n', "expected a code of 2yz, 4yz or 5yz"),
+        (f'{RCPT}reply = "550-a\\n551 b"\n', "expected the code 550 on every line"),
+        (f'{RCPT}reply = "550 é"\n', "printable ASCII"),
         (
-            f'{REPLY}verb = "RCPT"\n',
-            "net.toml:3: domain[0].reply[0]: found neither reply and action, expected one",
+            f'{RCPT}action = "servfail"\n',
+            f'net.toml:5: {AT}.action: found "servfail", expected it only with the verb DNS',
         ),
-        (
-            f'{REPLY}verb = "RCPT"\nreply = "550 x"\naction = "drop"\n',
-            "found both reply and action",
-        ),
-        (
-            f'{REPLY}verb = "RCPT"\nreply = "no"\n',
-            'net.toml:5: domain[0].reply[0].reply: found "no", expected a reply such as',
-        ),
-        (f'{REPLY}verb = "RCPT"\nreply = "354 no"\n', "expected a code of 2yz, 4yz or 5yz"),
-        (f'{REPLY}verb = "RCPT"\nreply = "550-a\\n551 b"\n', "expected the code 550 on every line"),
-        (f'{REPLY}verb = "RCPT"\nreply = "550 é"\n', "printable ASCII"),
-        (
-            f'{REPLY}verb = "RCPT"\naction = "servfail"\n',
-            'net.toml:5: domain[0].reply[0].action: found "servfail", expected it only with the verb DNS',
-        ),
-        (f'{REPLY}verb = "MAIL"\naction = "bad-certificate"\n', "only with the verb STARTTLS"),
+        (f'{MAIL}action = "bad-certificate"\n', "only with the verb STARTTLS"),
         (
             f'{REPLY}verb = "DNS"\nreply = "550 x"\n',
             "expected the action servfail, nxdomain or stall",
         ),
         (
-            f'{REPLY}verb = "MAIL"\nrecipient = "x"\nreply = "550 x"\n',
-            'net.toml:5: domain[0].reply[0].recipient: found "x", expected it only with DATA, DOT, RCPT',
+            f'{MAIL}recipient = "x"\nreply = "550 x"\n',
+            f'net.toml:5: {AT}.recipient: found "x", expected it only with DATA, DOT, RCPT',
         ),
         (
             f'{REPLY}verb = "EHLO"\nsender = "x"\nreply = "550 x"\n',
             "expected it only with DATA, DOT, MAIL, RCPT",
         ),
+        (f'{RCPT}recipient = "x@y.test"\nreply = "550 x"\n', "expected the part before the @ only"),
         (
-            f'{REPLY}verb = "RCPT"\nrecipient = "x@y.test"\nreply = "550 x"\n',
-            "expected the part before the @ only",
-        ),
-        (
-            f'{REPLY}verb = "RCPT"\nrecipient = "{"x" * 201}"\nreply = "550 x"\n',
+            f'{RCPT}recipient = "{"x" * 201}"\nreply = "550 x"\n',
             "found 201 characters, expected 200 at most",
         ),
         (
@@ -141,13 +133,10 @@ addresses = "none"
             "net.toml:3: graph[0].path: found 202 characters",
         ),
         (
-            f'{REPLY}verb = "RCPT"\nreply = "550 x"\ntimes = 0\n',
-            "net.toml:6: domain[0].reply[0].times: found 0, expected a whole number from 1",
+            f'{RCPT}reply = "550 x"\ntimes = 0\n',
+            f"net.toml:6: {AT}.times: found 0, expected a whole number from 1",
         ),
-        (
-            f'{REPLY}verb = "RCPT"\nreply = "550 x"\ndelay = "2h"\n',
-            "found 7200 seconds, expected an hour at most",
-        ),
+        (f'{RCPT}reply = "550 x"\ndelay = "2h"\n', "found 7200 seconds, expected an hour at most"),
         (
             f'{DOMAIN}null_mx = true\nmx = [{{ host = "a.test" }}]\n',
             "net.toml:4: domain[0].mx: found 1 host and null_mx",
@@ -272,25 +261,8 @@ def test_a_reply_is_valid_on_the_wire_or_refused(text):
 
 KEYS = st.sampled_from(
     [
-        "seed",
-        "domain",
-        "graph",
-        "name",
-        "aliases",
-        "mx",
-        "host",
-        "reply",
-        "verb",
-        "action",
-        "limit",
-        "messages",
-        "status",
-        "times",
-        "chance",
-        "delay",
-        "recipient",
-        "null_mx",
-        "tls",
+        *("seed", "domain", "graph", "name", "aliases", "mx", "host", "reply", "verb", "action"),
+        *("limit", "messages", "status", "times", "chance", "delay", "recipient", "null_mx", "tls"),
         "addresses",
     ]
 )

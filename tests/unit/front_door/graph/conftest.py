@@ -1,6 +1,6 @@
-"""Fixtures: Graph's application with a mail store in memory or on disk."""
+"""Fixtures: Graph's application with a mail store."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import httpx
@@ -14,18 +14,26 @@ from tests.support.graph_fakes import (
     MAX_BODY,
     QUOTA_BYTES,
     Crash,
-    GraphInMemory,
-    MemoryStore,
     OnDisk,
+    WatchedGraph,
+    WatchedStore,
     graph_app,
     graph_on_disk,
 )
 from tests.support.manual_clock import ManualClock
+from tests.support.stores import store_on
 
 
 @pytest.fixture
-async def graph() -> AsyncIterator[GraphInMemory]:
-    store, crash, pressure = MemoryStore(ManualClock()), Crash(), Pressure()
+def store(tmp_path: Path) -> Iterator[WatchedStore]:
+    clock = ManualClock()
+    with store_on(tmp_path / "mail", clock) as store:
+        yield WatchedStore(store, clock)
+
+
+@pytest.fixture
+async def graph(store: WatchedStore) -> AsyncIterator[WatchedGraph]:
+    crash, pressure = Crash(), Pressure()
     app = graph_app(
         store,
         store.clock,
@@ -37,7 +45,7 @@ async def graph() -> AsyncIterator[GraphInMemory]:
     async with httpx.AsyncClient(
         transport=httpx.ASGITransport(app), base_url="http://relay.test:8025", headers=AS_ALICE
     ) as http:
-        made = GraphInMemory(http, store, crash, pressure)
+        made = WatchedGraph(http, store, crash, pressure)
         yield made
 
 

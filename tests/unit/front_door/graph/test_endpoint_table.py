@@ -7,7 +7,7 @@ from typing import TypeVar
 from relay.front_door.graph.routes import OPERATIONS
 from tests.support.docs_tables import MADE, PAGES, with_tables
 from tests.support.endpoint_rows import rows
-from tests.support.graph_fakes import GraphInMemory
+from tests.support.graph_fakes import WatchedGraph
 from tests.support.tables import each_row
 
 Methods = TypeVar("Methods", bound=Collection[str])
@@ -60,7 +60,7 @@ def test_every_operation_that_only_graph_has_has_a_row() -> None:
 
 
 @each_row("method, path", rows("no"))
-async def test_a_row_with_no_is_501(graph: GraphInMemory, method: str, path: str) -> None:
+async def test_a_row_with_no_is_501(graph: WatchedGraph, method: str, path: str) -> None:
     method = "GET" if method == "*" else method
     answer = await graph.http.request(method, "/v1.0" + re.sub(r"\*$|\{\w*\}", "x", path))
     assert (answer.status_code, answer.json()["error"]["code"]) == (501, "NotImplemented")

@@ -18,8 +18,7 @@ from relay.front_door.graph.send_mail import send_draft, send_mail
 from relay.front_door.graph.users import get_user
 from tests.support.accounts import TokenAccounts
 from tests.support.graph_client import message
-from tests.support.graph_fakes import MemoryStore, graph_app, refused
-from tests.support.manual_clock import ManualClock
+from tests.support.graph_fakes import WatchedStore, graph_app, refused
 from tests.support.tables import each_row
 
 APP = Account("app@example.test", acts_for=("bob@example.test", "*@shared.test"))
@@ -39,12 +38,7 @@ DENIED = "Access is denied. Check credentials and try again. This token opens no
 
 
 @pytest.fixture
-def store() -> MemoryStore:
-    return MemoryStore(ManualClock())
-
-
-@pytest.fixture
-def http(store: MemoryStore) -> httpx.AsyncClient:
+def http(store: WatchedStore) -> httpx.AsyncClient:
     app = graph_app(store, store.clock, accounts=ACCOUNTS)
     return httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://relay.test/v1.0")
 

@@ -8,7 +8,7 @@ import pytest
 
 from relay.base.pressure import PressureLevel, PressureReason, PressureState
 from relay.front_door.graph import batch
-from tests.support.graph_fakes import GraphInMemory, OnDisk, refused, to
+from tests.support.graph_fakes import OnDisk, WatchedGraph, refused, to
 from tests.support.tables import each_row
 
 MESSAGE = {"subject": "one of a batch", "toRecipients": to("bob@example.test")}
@@ -42,7 +42,7 @@ async def responses(http: httpx.AsyncClient, *items: object, **options: Any) -> 
     return found
 
 
-async def test_a_batch_answers_each_request(graph: GraphInMemory) -> None:
+async def test_a_batch_answers_each_request(graph: WatchedGraph) -> None:
     found = await responses(graph.http, send(), get("2", "me"), get("3", f"/me/messages/{GONE}"))
     assert {one: found[one]["status"] for one in found} == {"1": 202, "2": 200, "3": 404}
     assert "body" not in found["1"]
@@ -65,13 +65,13 @@ async def test_a_batch_answers_each_request(graph: GraphInMemory) -> None:
         "/users/alice@example.test?$select=id, mail",
     ],
 )
-async def test_the_forms_of_a_url(graph: GraphInMemory, url: str) -> None:
+async def test_the_forms_of_a_url(graph: WatchedGraph, url: str) -> None:
     found = await responses(graph.http, get("1", url))
     assert found["1"]["body"]["mail"] == "alice@example.test"
 
 
 @pytest.mark.parametrize("times", [1, 2])
-async def test_mime_is_base64_once_or_twice(graph: GraphInMemory, times: int) -> None:
+async def test_mime_is_base64_once_or_twice(graph: WatchedGraph, times: int) -> None:
     text = MIME
     for _ in range(times):
         text = base64.b64encode(text)
@@ -142,14 +142,14 @@ async def test_a_request_waits_for_those_it_depends_on(on_disk: OnDisk, spelling
     ],
 )
 async def test_a_malformed_batch_runs_nothing(
-    graph: GraphInMemory, items: list[Any], named: str
+    graph: WatchedGraph, items: list[Any], named: str
 ) -> None:
     answer = await post(graph.http, *items, *([send("sent")] if items else []))
     assert named in refused(answer, 400, "BadRequest")
     assert graph.store.submitted == []
 
 
-async def test_a_batch_in_a_batch_and_another_method(graph: GraphInMemory) -> None:
+async def test_a_batch_in_a_batch_and_another_method(graph: WatchedGraph) -> None:
     inner = {"id": "1", "method": "POST", "url": "/$batch", "body": {"requests": [get("1", "/me")]}}
     found = await responses(graph.http, inner)
     assert (found["1"]["status"], found["1"]["body"]["error"]["code"]) == (400, "BadRequest")
@@ -159,7 +159,7 @@ async def test_a_batch_in_a_batch_and_another_method(graph: GraphInMemory) -> No
 
 
 async def test_each_request_is_authorized_and_routed_like_a_single_one(
-    graph: GraphInMemory,
+    graph: WatchedGraph,
 ) -> None:
     as_bob = {"headers": {"Authorization": "Bearer bob", "Host": "elsewhere"}}
     found = await responses(
@@ -177,7 +177,7 @@ async def test_each_request_is_authorized_and_routed_like_a_single_one(
     assert refused(answer, 401, "InvalidAuthenticationToken")
 
 
-async def test_pressure_rejects_the_requests_that_add_mail(graph: GraphInMemory) -> None:
+async def test_pressure_rejects_the_requests_that_add_mail(graph: WatchedGraph) -> None:
     graph.pressure.state = PressureState({PressureReason.QUEUE: PressureLevel.REFUSE})
     found = await responses(graph.http, send(), get("2", "/me"))
     assert [found[one]["status"] for one in "12"] == [503, 200]

@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.support.graph_fakes import GraphInMemory, to
+from tests.support.graph_fakes import WatchedGraph, to
 from tests.support.tables import each_row
 
 MESSAGES = "/v1.0/me/messages"
@@ -10,7 +10,7 @@ PEOPLE = ("carol@a.test", "dave@b.test", "erin@a.test")
 
 
 @pytest.fixture
-async def filled(graph: GraphInMemory) -> GraphInMemory:
+async def filled(graph: WatchedGraph) -> WatchedGraph:
     """A mailbox with twelve messages one minute apart."""
     for number in range(12):
         message = {
@@ -27,7 +27,7 @@ async def filled(graph: GraphInMemory) -> GraphInMemory:
     return graph
 
 
-async def listed(graph: GraphInMemory, query: str = "", *, path: str = MESSAGES) -> list[int]:
+async def listed(graph: WatchedGraph, query: str = "", *, path: str = MESSAGES) -> list[int]:
     """Return the numbers of the listed messages, over all pages."""
     url: str | None = f"{path}?{query}"
     numbers: list[int] = []
@@ -65,9 +65,7 @@ async def listed(graph: GraphInMemory, query: str = "", *, path: str = MESSAGES)
         ('$search="to:dave"&$top=1', [10, 7, 4, 1]),
     ],
 )
-async def test_the_messages_of_a_list(
-    filled: GraphInMemory, query: str, numbers: list[int]
-) -> None:
+async def test_the_messages_of_a_list(filled: WatchedGraph, query: str, numbers: list[int]) -> None:
     assert await listed(filled, query) == numbers
     assert await listed(filled, query, path="/v1.0/me/mailFolders/Drafts/messages") == numbers
     counted = "&".join(one for one in query.split("&") if "filter" in one or "search" in one)
@@ -76,7 +74,7 @@ async def test_the_messages_of_a_list(
     assert answer.headers["content-type"] == "text/plain"
 
 
-async def test_the_next_link_carries_every_option(filled: GraphInMemory) -> None:
+async def test_the_next_link_carries_every_option(filled: WatchedGraph) -> None:
     options = {
         "$select": "id,subject",
         "$filter": "contains(subject,'&') eq false and subject ne 'it''s 100% +1'",
@@ -90,12 +88,13 @@ async def test_the_next_link_carries_every_option(filled: GraphInMemory) -> None
     link = answer["@odata.nextLink"]
     assert link.startswith("http://relay.test:8025/v1.0/me/messages?$select=id,subject&$filter=")
     query = dict(filled.http.build_request("GET", link).url.params)
-    assert query == options | {"$top": "5", "$skiptoken": "6"}
+    assert query.pop("$skiptoken")
+    assert query == options | {"$top": "5"}
     rest = (await filled.http.get(link)).json()
     assert (rest["@odata.count"], len(rest["value"])) == (12, 5)
 
 
-async def test_the_default_of_top_is_10(filled: GraphInMemory) -> None:
+async def test_the_default_of_top_is_10(filled: WatchedGraph) -> None:
     page = (await filled.http.get(MESSAGES)).json()
     assert len(page["value"]) == 10
     assert "@odata.count" not in page
@@ -118,7 +117,7 @@ async def test_the_default_of_top_is_10(filled: GraphInMemory) -> None:
     ],
 )
 async def test_the_preferred_size_of_a_page(
-    filled: GraphInMemory, prefer: str, query: str, size: int, applied: str | None
+    filled: WatchedGraph, prefer: str, query: str, size: int, applied: str | None
 ) -> None:
     answer = await filled.http.get(MESSAGES + query, headers={"prefer": prefer})
     page = answer.json()
@@ -131,10 +130,10 @@ async def test_the_preferred_size_of_a_page(
 # -- folders
 
 FOLDERS = "/v1.0/me/mailFolders"
-IDS = ["inbox", "drafts", "sentitems", "deleteditems", "junkemail", "archive"]
+IDS = ["inbox", "drafts", "sentitems", "deleteditems", "junkemail", "archive", "outbox"]
 
 
-async def folders(graph: GraphInMemory, query: str) -> list[str]:
+async def folders(graph: WatchedGraph, query: str) -> list[str]:
     url: str | None = f"{FOLDERS}?{query}"
     ids: list[str] = []
     while url:
@@ -158,16 +157,15 @@ async def folders(graph: GraphInMemory, query: str) -> list[str]:
         ("$filter=contains(displayName,'item')&$top=1", ["sentitems", "deleteditems"]),
         (
             "$filter=not endswith(displayName,'s') and displayName ne null",
-            ["inbox", "junkemail", "archive"],
+            ["inbox", "junkemail", "archive", "outbox"],
         ),
         ("$filter=totalItemCount gt 0", []),
         ("$filter=0 eq unreadItemCount and not isHidden and id ge 's'", ["sentitems"]),
         ("$orderby=displayName", sorted(IDS)),
         ("$orderby=displayName desc&$top=2", sorted(IDS, reverse=True)),
         ("$orderby=totalItemCount,displayName", sorted(IDS)),
-        ("$skip=4", ["junkemail", "archive"]),
+        ("$skip=4", ["junkemail", "archive", "outbox"]),
     ],
 )
-async def test_the_folders_of_a_list(graph: GraphInMemory, query: str, expected: list[str]) -> None:
-    graph.store.known = [one for one in graph.store.known if one.id in IDS]
+async def test_the_folders_of_a_list(graph: WatchedGraph, query: str, expected: list[str]) -> None:
     assert await folders(graph, query) == expected

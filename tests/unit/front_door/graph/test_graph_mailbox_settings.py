@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from relay.store.mailbox.settings_file import FILE_NAME
-from tests.support.graph_fakes import GraphInMemory, OnDisk, refused
+from tests.support.graph_fakes import OnDisk, WatchedGraph, refused
 from tests.support.tables import each_row
 
 SETTINGS = "/v1.0/me/mailboxSettings"
@@ -27,7 +27,7 @@ AWAY = {
 IN_TOKYO = {"dateTime": "2026-12-01T09:00", "timeZone": "Asia/Tokyo"}
 
 
-async def changed(graph: GraphInMemory, change: object) -> dict[str, Any]:
+async def changed(graph: WatchedGraph, change: object) -> dict[str, Any]:
     """Return the settings after a PATCH; a GET returns the same."""
     answer = await graph.http.patch(SETTINGS, json=change)
     assert answer.status_code == 200, answer.text
@@ -36,7 +36,7 @@ async def changed(graph: GraphInMemory, change: object) -> dict[str, Any]:
     return found
 
 
-async def test_the_settings_of_a_new_mailbox(graph: GraphInMemory) -> None:
+async def test_the_settings_of_a_new_mailbox(graph: WatchedGraph) -> None:
     settings = (await graph.http.get(SETTINGS)).json()
     context = settings.pop("@odata.context")
     assert context.endswith("/$metadata#users('alice%40example.test')/mailboxSettings")
@@ -93,12 +93,12 @@ async def test_the_settings_of_a_new_mailbox(graph: GraphInMemory) -> None:
         ),
     ],
 )
-async def test_a_change(graph: GraphInMemory, change: object, expected: dict[str, object]) -> None:
+async def test_a_change(graph: WatchedGraph, change: object, expected: dict[str, object]) -> None:
     settings = await changed(graph, change)
     assert settings | expected == settings
 
 
-async def test_null_sets_the_default(graph: GraphInMemory) -> None:
+async def test_null_sets_the_default(graph: WatchedGraph) -> None:
     before = (await graph.http.get(SETTINGS)).json()
     change = {
         "timeZone": "Asia/Tokyo",
@@ -111,7 +111,7 @@ async def test_null_sets_the_default(graph: GraphInMemory) -> None:
     assert await changed(graph, dict.fromkeys(change | objects)) == before
 
 
-async def test_what_relay_does_not_do_is_refused(graph: GraphInMemory) -> None:
+async def test_what_relay_does_not_do_is_refused(graph: WatchedGraph) -> None:
     for change, says in (
         ({"workingHours": {"timeZone": {"bias": 5}}}, "customTimeZone"),
         ({"delegateMeetingMessageDeliveryOptions": "sendToDelegateAndPrincipal"}, "delegate"),
@@ -166,7 +166,7 @@ async def test_concurrent_changes_are_all_kept(on_disk: OnDisk) -> None:
     ]
 
 
-async def test_the_time_zones_of_the_list_can_be_set(graph: GraphInMemory) -> None:
+async def test_the_time_zones_of_the_list_can_be_set(graph: WatchedGraph) -> None:
     zones = (await graph.http.get("/v1.0/me/outlook/supportedTimeZones")).json()["value"]
     aliases = [zone["alias"] for zone in zones]
     assert {"UTC", "W. Europe Standard Time", "Pacific Standard Time"} <= set(aliases)

@@ -3,7 +3,7 @@
 import pytest
 
 from relay.base.pressure import PressureLevel, PressureReason, PressureState
-from tests.support.graph_fakes import GraphInMemory, refused, to
+from tests.support.graph_fakes import WatchedGraph, refused, to
 
 MESSAGE = {"subject": "s", "toRecipients": to("bob@y.test")}
 SEND = ("POST", "/me/sendMail", {"message": MESSAGE})
@@ -54,7 +54,7 @@ MAILBOXES = ("ErrorInsufficientResources", 507, SENDING | KEEPING)
     ],
 )
 async def test_intake_is_rejected_under_pressure(
-    graph: GraphInMemory, reason, code, status, stopped
+    graph: WatchedGraph, reason, code, status, stopped
 ) -> None:
     draft = (await graph.http.post("/v1.0/me/messages", json=MESSAGE)).json()["id"]
     graph.pressure.state = PressureState({reason: PressureLevel.REFUSE})
@@ -69,19 +69,19 @@ async def test_intake_is_rejected_under_pressure(
     assert graph.store.submitted == []
 
 
-async def test_pressure_slow_does_not_reject_accounts(graph: GraphInMemory) -> None:
+async def test_pressure_slow_does_not_reject_accounts(graph: WatchedGraph) -> None:
     graph.pressure.state = PressureState(dict.fromkeys(PressureReason, PressureLevel.SLOW))
     assert (await graph.send(MESSAGE)).status_code == 202
 
 
-async def test_it_ends_with_its_reason(graph: GraphInMemory) -> None:
+async def test_it_ends_with_its_reason(graph: WatchedGraph) -> None:
     graph.pressure.state = PressureState({PressureReason.QUEUE: PressureLevel.REFUSE})
     assert (await graph.send(MESSAGE)).status_code == 503
     graph.pressure.state = PressureState()
     assert (await graph.send(MESSAGE)).status_code == 202
 
 
-async def test_without_a_token_pressure_is_not_disclosed(graph: GraphInMemory) -> None:
+async def test_without_a_token_pressure_is_not_disclosed(graph: WatchedGraph) -> None:
     graph.pressure.state = PressureState({PressureReason.QUEUE: PressureLevel.REFUSE})
     graph.http.headers["authorization"] = "Bearer wrong"
     assert (await graph.send(MESSAGE)).status_code == 401

@@ -321,66 +321,50 @@ async def test_sent_is_in_the_preferred_time_zone_or_the_mailbox_s(mail: OnDisk)
 
 TWO = {"comment": "c", "message": {"body": {"contentType": "text", "content": "b"}}}
 BOTH = {"toRecipients": to("e@a.test"), "message": {"toRecipients": to("f@a.test")}}
-BAD: list[tuple[str, Any, int, str, str]] = [
-    ("*", TWO, 400, "ErrorInvalidRequest", "comment and message.body"),
-    ("*", {"comment": 7}, 400, "RequestBodyRead", "comment"),
-    ("*", {"comment": "a" * 1_048_577}, 400, "ErrorInvalidRequest", "comment: found 1048577"),
-    ("*", {"comment": "a\0"}, 400, "ErrorInvalidRequest", "comment"),
-    ("*", {"comment": "a", "Comment": "b"}, 400, "RequestBodyRead", "Comment"),
-    ("*", {"message": "text"}, 400, "RequestBodyRead", "message"),
-    (
-        "reply",
-        {"message": {"from": to("bob@example.test")[0]}},
-        403,
-        "ErrorSendAsDenied",
-        "message.from",
-    ),
-    (
-        "replyAll",
-        {"message": {"from": to("bob@example.test")[0]}},
-        403,
-        "ErrorSendAsDenied",
-        "message.from",
-    ),
-    (
-        "forward",
-        {"message": {"sender": to("bob@example.test")[0]}, "toRecipients": to("b@a.test")},
-        403,
-        "ErrorSendAsDenied",
-        "message.sender",
-    ),
-    (
-        "*",
-        {"message": {"toRecipients": to("no address")}},
-        400,
-        "ErrorInvalidRecipients",
-        "message.toRecipients[0]",
-    ),
-    (
-        "*",
-        {"message": {"toRecipients": to(*["a@b.test"] * 501)}},
-        400,
-        "ErrorInvalidRecipients",
-        "501",
-    ),
-    ("*", {"saveToSentItems": True}, 400, "RequestBodyRead", "saveToSentItems"),
-    ("*", [], 400, "UnableToDeserializePostBody", "object"),
-    ("reply", {"toRecipients": to("a@b.test")}, 400, "RequestBodyRead", "toRecipients"),
-    ("createForward", BOTH, 400, "ErrorInvalidRequest", "toRecipients and message.toRecipients"),
-    ("forward", BOTH, 400, "ErrorInvalidRequest", "toRecipients and message.toRecipients"),
-    ("forward", {"toRecipients": "a@b.test"}, 400, "RequestBodyRead", "toRecipients"),
-    (
-        "forward",
-        {"toRecipients": [], "message": {"ccRecipients": to("c@a.test")}},
-        400,
-        "ErrorInvalidRecipients",
-        "toRecipients",
-    ),
-    ("reply", {"message": {"toRecipients": []}}, 400, "ErrorInvalidRecipients", "no recipients"),
-]
+FROM_BOB = {"from": to("bob@example.test")[0]}
+BY_BOB = {"sender": to("bob@example.test")[0]}
+# by status and code: the actions, the parameters, and what the refusal names
+BAD: dict[tuple[int, str], list[tuple[str, Any, str]]] = {
+    (400, "ErrorInvalidRequest"): [
+        ("*", TWO, "comment and message.body"),
+        ("*", {"comment": "a" * 1_048_577}, "comment: found 1048577"),
+        ("*", {"comment": "a\0"}, "comment"),
+        ("createForward", BOTH, "toRecipients and message.toRecipients"),
+        ("forward", BOTH, "toRecipients and message.toRecipients"),
+    ],
+    (400, "RequestBodyRead"): [
+        ("*", {"comment": 7}, "comment"),
+        ("*", {"comment": "a", "Comment": "b"}, "Comment"),
+        ("*", {"message": "text"}, "message"),
+        ("*", {"saveToSentItems": True}, "saveToSentItems"),
+        ("reply", {"toRecipients": to("a@b.test")}, "toRecipients"),
+        ("forward", {"toRecipients": "a@b.test"}, "toRecipients"),
+    ],
+    (403, "ErrorSendAsDenied"): [
+        ("reply", {"message": FROM_BOB}, "message.from"),
+        ("replyAll", {"message": FROM_BOB}, "message.from"),
+        ("forward", {"message": BY_BOB, "toRecipients": to("b@a.test")}, "message.sender"),
+    ],
+    (400, "ErrorInvalidRecipients"): [
+        ("*", {"message": {"toRecipients": to("no address")}}, "message.toRecipients[0]"),
+        ("*", {"message": {"toRecipients": to(*["a@b.test"] * 501)}}, "501"),
+        (
+            "forward",
+            {"toRecipients": [], "message": {"ccRecipients": to("c@a.test")}},
+            "toRecipients",
+        ),
+        ("reply", {"message": {"toRecipients": []}}, "no recipients"),
+    ],
+    (400, "UnableToDeserializePostBody"): [
+        ("*", [], "object"),
+    ],
+}
 
 
-@each_row("action, body, status, code, text", BAD)
+@each_row(
+    "status, code, action, body, text",
+    [(*refusal, *row) for refusal, rows in BAD.items() for row in rows],
+)
 async def test_bad_parameters_are_refused_and_nothing_is_written(
     mail: OnDisk, action: str, body: Any, status: int, code: str, text: str
 ) -> None:

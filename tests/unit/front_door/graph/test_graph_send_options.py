@@ -11,7 +11,7 @@ from relay.base.message.extended_properties import (
 )
 from relay.base.message.properties import EmailAddress, ExtendedProperty, MessageProperties
 from relay.store.mailbox.pending_submission import SendOptions
-from tests.support.graph_fakes import GraphInMemory, refused, to
+from tests.support.graph_fakes import WatchedGraph, refused, to
 from tests.support.tables import each_row
 
 MESSAGE = {"toRecipients": to("c@a.test")}
@@ -23,7 +23,7 @@ SAVE, FORGET, ARCHIVE = (
 )
 
 
-async def post(graph: GraphInMemory, how: str, prefer: list[str], **parameters):
+async def post(graph: WatchedGraph, how: str, prefer: list[str], **parameters):
     headers = [("prefer", line) for line in prefer]
     if how == "mime":
         headers.append(("content-type", "text/plain"))

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from relay.base.accounts.account import Account
 from tests.support.accounts import TokenAccounts
-from tests.support.graph_fakes import AS_ALICE, GraphInMemory, graph_on_disk, refused
+from tests.support.graph_fakes import AS_ALICE, WatchedGraph, graph_on_disk, refused
 from tests.support.tables import each_row
 
 ALICE = {
@@ -27,7 +27,7 @@ ALICE = {
         "/v1.0/users('alice@example.test')",
     ],
 )
-async def test_the_user(graph: GraphInMemory, path: str) -> None:
+async def test_the_user(graph: WatchedGraph, path: str) -> None:
     user = (await graph.http.get(path)).json()
     assert user.pop("@odata.context").endswith("/$metadata#users/$entity")
     assert user == ALICE
@@ -52,7 +52,7 @@ async def test_the_user(graph: GraphInMemory, path: str) -> None:
     ],
 )
 async def test_selected_properties_of_the_user(
-    graph: GraphInMemory, select: str, expected: dict[str, object]
+    graph: WatchedGraph, select: str, expected: dict[str, object]
 ) -> None:
     user = (await graph.http.get("/v1.0/me", params={"$select": select})).json()
     assert user | expected == user
@@ -87,7 +87,7 @@ async def test_selected_properties_of_the_user(
     ],
 )
 async def test_the_list_has_only_the_users_of_the_token(
-    graph: GraphInMemory, query: dict[str, str], found: int
+    graph: WatchedGraph, query: dict[str, str], found: int
 ) -> None:
     answer = await graph.http.get(
         "/v1.0/Users", params=query, headers={"consistencylevel": "eventual"}
@@ -99,7 +99,7 @@ async def test_the_list_has_only_the_users_of_the_token(
     assert "@odata.nextLink" not in page
 
 
-async def test_the_list_needs_a_token_and_cannot_be_changed(graph: GraphInMemory) -> None:
+async def test_the_list_needs_a_token_and_cannot_be_changed(graph: WatchedGraph) -> None:
     answer = await graph.http.get("/v1.0/users", headers={"authorization": "Bearer unknown"})
     refused(answer, 401, "InvalidAuthenticationToken")
     answer = await graph.http.post("/v1.0/users", json={}, headers=AS_ALICE)

@@ -83,231 +83,118 @@ def part(fields: dict[str, str] | None = None) -> dict[str, Any]:
     return {"json": {"requests": [one if fields is None else one | {"headers": fields}]}}
 
 
+Refused = tuple[str, dict[str, Any], tuple[int, str, str], int]
+
+
+def read(path: str, refusal: tuple[int, str, str]) -> Refused:
+    return f"GET {path}", {}, refusal, 200
+
+
+def posted(path: str, body: Any, refusal: tuple[int, str, str]) -> Refused:
+    return f"POST {path}", {"json": body}, refusal, 201
+
+
+def mailed(refusal: tuple[int, str, str], **message: Any) -> Refused:
+    return "POST /sendMail", sent(**message), refusal, 202
+
+
+def changed(path: str, body: Any, refusal: tuple[int, str, str]) -> Refused:
+    return f"PATCH {path}", {"json": body}, refusal, 200
+
+
+ATTACH, DRAFT = "/messages/{draft}/attachments", "/messages/{draft}"
+BY_READ = "/messages?$filter=isRead eq true"
+BY_CATEGORY = "/mailFolders/drafts/messages?$filter=categories/any(c:c eq 'x')"
+PLAIN_MIME = {"content": MIME, "headers": {"content-type": "text/plain"}}
+TYPED = {"address": "a@b.test", "mail": ""}
+
 # what is asked, what Graph answers, and the status without the profile
-REFUSED: dict[str, tuple[str, dict[str, Any], tuple[int, str, str], int]] = {
-    "order by another": (
-        "GET /messages?$filter=isRead eq true&$orderby=subject",
-        {},
-        TOO_COMPLEX,
-        200,
+REFUSED: dict[str, Refused] = {
+    "order by another": read(f"{BY_READ}&$orderby=subject", TOO_COMPLEX),
+    "order by a later one": read(f"{BY_READ} and subject eq 's'&$orderby=subject", TOO_COMPLEX),
+    "another order": read(f"{BY_READ} and subject eq 's'&$orderby=subject,isRead", TOO_COMPLEX),
+    "order in a folder": read(f"{BY_CATEGORY}&$orderby=receivedDateTime desc", TOO_COMPLEX),
+    "search and filter": read(f'{BY_READ}&$search="a"', searched("filter")),
+    "search and order": read('/messages?search="a"&orderby=subject', searched("orderBy")),
+    "count": read('/messages/$count?$search="a"&$filter=isRead eq true', searched("filter")),
+    "JSON": mailed(TOO_LARGE, body={"content": "x" * 4 * MIB}),
+    "MIME": ("POST /sendMail", PLAIN_MIME, TOO_LARGE, 202),
+    "small upload": (f"POST {ATTACH}/createUploadSession", upload(2_999_999), TOO_SMALL, 201),
+    "no headers": posted("/messages", {"internetMessageHeaders": []}, HEADERS),
+    "six headers": mailed(HEADERS, internetMessageHeaders=headers(6)),
+    "headers of a reply": posted(
+        f"{DRAFT}/createReply", {"message": {"internetMessageHeaders": headers(6)}}, HEADERS
     ),
-    "order by a later one": (
-        "GET /messages?$filter=isRead eq true and subject eq 's'&$orderby=subject",
-        {},
-        TOO_COMPLEX,
-        200,
+    "attachment in a message": mailed(unknown("contentBytes", "attachment"), attachments=[UNTYPED]),
+    "attachment": posted(ATTACH, UNTYPED, ABSTRACT),
+    "select of a list": read(f"{ATTACH}?$select=id,contentId", unselectable("contentId")),
+    "select of one": read(f"{ATTACH}/{{file}}?$select=contentBytes", unselectable("contentBytes")),
+    "select in $expand": read(
+        f"{DRAFT}?$expand=attachments($select=name, contentId)", unselectable("contentId")
     ),
-    "another order": (
-        "GET /messages?$filter=isRead eq true and subject eq 's'&$orderby=subject,isRead",
-        {},
-        TOO_COMPLEX,
-        200,
-    ),
-    "order in a folder": (
-        "GET /mailFolders/drafts/messages?$filter=categories/any(c:c eq 'x')&$orderby=receivedDateTime desc",
-        {},
-        TOO_COMPLEX,
-        200,
-    ),
-    "search and filter": (
-        'GET /messages?$search="a"&$filter=isRead eq true',
-        {},
-        searched("filter"),
-        200,
-    ),
-    "search and order": ('GET /messages?search="a"&orderby=subject', {}, searched("orderBy"), 200),
-    "count": (
-        'GET /messages/$count?$search="a"&$filter=isRead eq true',
-        {},
-        searched("filter"),
-        200,
-    ),
-    "JSON": ("POST /sendMail", sent(body={"content": "x" * 4 * MIB}), TOO_LARGE, 202),
-    "MIME": (
-        "POST /sendMail",
-        {"content": MIME, "headers": {"content-type": "text/plain"}},
-        TOO_LARGE,
-        202,
-    ),
-    "small upload": (
-        "POST /messages/{draft}/attachments/createUploadSession",
-        upload(2_999_999),
-        TOO_SMALL,
-        201,
-    ),
-    "no headers": ("POST /messages", {"json": {"internetMessageHeaders": []}}, HEADERS, 201),
-    "six headers": ("POST /sendMail", sent(internetMessageHeaders=headers(6)), HEADERS, 202),
-    "headers of a reply": (
-        "POST /messages/{draft}/createReply",
-        {"json": {"message": {"internetMessageHeaders": headers(6)}}},
-        HEADERS,
-        201,
-    ),
-    "attachment in a message": (
-        "POST /sendMail",
-        sent(attachments=[UNTYPED]),
-        unknown("contentBytes", "attachment"),
-        202,
-    ),
-    "attachment": ("POST /messages/{draft}/attachments", {"json": UNTYPED}, ABSTRACT, 201),
-    "select of a list": (
-        "GET /messages/{draft}/attachments?$select=id,contentId",
-        {},
-        unselectable("contentId"),
-        200,
-    ),
-    "select of one": (
-        "GET /messages/{draft}/attachments/{file}?$select=contentBytes",
-        {},
-        unselectable("contentBytes"),
-        200,
-    ),
-    "select in $expand": (
-        "GET /messages/{draft}?$expand=attachments($select=name, contentId)",
-        {},
-        unselectable("contentId"),
-        200,
-    ),
-    "select in a list's $expand": (
-        "GET /messages?$expand=attachments($select=contentId)",
-        {},
-        unselectable("contentId"),
-        200,
+    "select in a list's $expand": read(
+        "/messages?$expand=attachments($select=contentId)", unselectable("contentId")
     ),
     "part without headers": ("POST /../$batch", part(), NO_TYPE, 200),
     "part with others": ("POST /../$batch", part({"accept": "*/*"}), NO_TYPE, 200),
-    "property": (
-        "POST /messages",
-        {"json": {"subjects": "s"}},
-        unknown("subjects", "message"),
-        201,
-    ),
-    "property of a change": (
-        "PATCH /messages/{draft}",
-        {"json": {"colour": 1}},
-        unknown("colour", "message"),
-        200,
-    ),
+    "property": posted("/messages", {"subjects": "s"}, unknown("subjects", "message")),
+    "property of a change": changed(DRAFT, {"colour": 1}, unknown("colour", "message")),
     **{
-        name: ("PATCH /messages/{draft}", {"json": {name: None}}, READ_ONLY, 200)
+        name: changed(DRAFT, {name: None}, READ_ONLY)
         for name in ("parentFolderId", "isDraft", "hasAttachments", "receivedDateTime")
     },
-    "body": ("POST /messages", {"json": {"body": {"text": "s"}}}, unknown("text", "itemBody"), 201),
-    "recipient": (
-        "POST /sendMail",
-        sent(ccRecipients=[to("a@b.test")[0] | {"kind": "cc"}]),
-        unknown("kind", "recipient"),
-        202,
+    "body": posted("/messages", {"body": {"text": "s"}}, unknown("text", "itemBody")),
+    "recipient": mailed(
+        unknown("kind", "recipient"), ccRecipients=[to("a@b.test")[0] | {"kind": "cc"}]
     ),
-    "address": (
-        "POST /sendMail",
-        sent(ccRecipients=[{"emailAddress": {"address": "a@b.test", "mail": ""}}]),
-        unknown("mail", "emailAddress"),
-        202,
-    ),
-    "flag": (
-        "PATCH /messages/{draft}",
-        {"json": {"flag": {"colour": "red"}}},
-        unknown("colour", "followupFlag"),
-        200,
-    ),
-    "header": (
-        "POST /messages",
-        {"json": {"internetMessageHeaders": [headers(1)[0] | {"x": 1}]}},
+    "address": mailed(unknown("mail", "emailAddress"), ccRecipients=[{"emailAddress": TYPED}]),
+    "flag": changed(DRAFT, {"flag": {"colour": "red"}}, unknown("colour", "followupFlag")),
+    "header": posted(
+        "/messages",
+        {"internetMessageHeaders": [headers(1)[0] | {"x": 1}]},
         unknown("x", "internetMessageHeader"),
-        201,
     ),
-    "of another kind": (
-        "POST /messages/{draft}/attachments",
-        {"json": LINK | {"contentId": "x"}},
-        unknown("contentId", "referenceAttachment"),
-        201,
+    "of another kind": posted(
+        ATTACH, LINK | {"contentId": "x"}, unknown("contentId", "referenceAttachment")
     ),
-    "item": (
-        "POST /messages",
-        {"json": {"attachments": [ATTACHED | {"item": {"colour": 1}}]}},
+    "item": posted(
+        "/messages",
+        {"attachments": [ATTACHED | {"item": {"colour": 1}}]},
         unknown("colour", "message"),
-        201,
     ),
-    "upload item": (
-        "POST /messages/{draft}/attachments/createUploadSession",
-        {"json": {"AttachmentItem": {"name": "f", "size": 3_000_000, "x": 1}}},
-        unknown("x", "attachmentItem"),
-        201,
+    "language": changed(
+        "/mailboxSettings", {"language": {"name": "x"}}, unknown("name", "localeInfo")
     ),
-    "folder": (
-        "POST /mailFolders",
-        {"json": {"displayName": "n", "colour": 1}},
-        unknown("colour", "mailFolder"),
-        201,
-    ),
-    "category": (
-        "POST /outlook/masterCategories",
-        {"json": {"displayName": "n", "c": 1}},
-        unknown("c", "outlookCategory"),
-        201,
-    ),
-    "settings": (
-        "PATCH /mailboxSettings",
-        {"json": {"zone": "UTC"}},
-        unknown("zone", "mailboxSettings"),
-        200,
-    ),
-    "language": (
-        "PATCH /mailboxSettings",
-        {"json": {"language": {"name": "x"}}},
-        unknown("name", "localeInfo"),
-        200,
-    ),
+}
+BY_TIME = "receivedDateTime ge 2020-01-01 and receivedDateTime lt 2040-01-01 and isRead eq true"
+PASCAL = {
+    "@odata.type": "#microsoft.graph.message",
+    "Subject": "s",
+    "ToRecipients": to("bob@example.test"),
 }
 # what is not refused in either profile
 TAKEN: dict[str, tuple[str, dict[str, Any], int]] = {
-    "the first ones": (
-        "GET /messages?$filter=receivedDateTime ge 2020-01-01 and receivedDateTime lt 2040-01-01 and isRead eq true&$orderby=ReceivedDateTime desc",
-        {},
-        200,
-    ),
-    "a function": (
-        "GET /messages?$filter=startswith(subject,'s') and isRead eq true&$orderby=subject,isRead",
-        {},
-        200,
-    ),
-    "filter alone": (
-        "GET /messages?$filter=not (isRead eq true or from/emailAddress/address eq 'a')",
-        {},
-        200,
-    ),
-    "order alone": ("GET /messages?$orderby=subject", {}, 200),
-    "search alone": ('GET /messages?$search="a"&$top=5&$select=subject', {}, 200),
+    **{
+        name: (f"GET {path}", {}, 200)
+        for name, path in {
+            "the first ones": f"/messages?$filter={BY_TIME}&$orderby=ReceivedDateTime desc",
+            "a function": "/messages?$filter=startswith(subject,'s') and isRead eq true"
+            "&$orderby=subject,isRead",
+            "filter alone": "/messages?$filter="
+            "not (isRead eq true or from/emailAddress/address eq 'a')",
+            "order alone": "/messages?$orderby=subject",
+            "search alone": '/messages?$search="a"&$top=5&$select=subject',
+            "a cast": f"{ATTACH}?$select=id,microsoft.graph.fileAttachment/contentId",
+            "$expand": "/messages?$expand=attachments($select=id,name)",
+        }.items()
+    },
     "4 MiB": ("POST /messages", {"content": b'{"subject":"s"}'.ljust(4 * MIB)}, 201),
-    "a large upload": (
-        "POST /messages/{draft}/attachments/createUploadSession",
-        upload(3_000_000),
-        201,
-    ),
+    "a large upload": (f"POST {ATTACH}/createUploadSession", upload(3_000_000), 201),
     "five headers": ("POST /sendMail", sent(internetMessageHeaders=headers(5)), 202),
     "headers that are null": ("POST /messages", {"json": {"internetMessageHeaders": None}}, 201),
-    "a file": ("POST /messages/{draft}/attachments", {"json": FILE | {"contentId": "x"}}, 201),
-    "a cast": (
-        "GET /messages/{draft}/attachments?$select=id,microsoft.graph.fileAttachment/contentId",
-        {},
-        200,
-    ),
-    "$expand": ("GET /messages?$expand=attachments($select=id,name)", {}, 200),
+    "a file": (f"POST {ATTACH}", {"json": FILE | {"contentId": "x"}}, 201),
     "a part with its type": ("POST /../$batch", part({"CONTENT-TYPE": "application/json"}), 200),
-    "pascal case": (
-        "POST /sendMail",
-        {
-            "json": {
-                "Message": {
-                    "@odata.type": "#microsoft.graph.message",
-                    "Subject": "s",
-                    "ToRecipients": to("bob@example.test"),
-                }
-            }
-        },
-        202,
-    ),
+    "pascal case": ("POST /sendMail", {"json": {"Message": PASCAL}}, 202),
 }
 
 

@@ -11,15 +11,14 @@ from relay.base.message.properties import EmailAddress, MessageProperties
 from relay.base.socket_address import Address
 from relay.front_door.http.http_server import HttpServer
 from relay.store.mailbox.errors import OutcomeUnknownError
-from tests.support.graph_fakes import MemoryStore, graph_app, to
-from tests.support.manual_clock import ManualClock
+from tests.support.graph_fakes import WatchedStore, graph_app, to
 
 MESSAGE = {"subject": "s", "toRecipients": to("bob@b.test")}
 CALLS = ["sendMail", "sendMail in MIME", "send"]
 
 
 @asynccontextmanager
-async def serving(store: MemoryStore) -> AsyncIterator[HttpServer]:
+async def serving(store: WatchedStore) -> AsyncIterator[HttpServer]:
     server = HttpServer(graph_app(store, store.clock), [Address("127.0.0.1", 0)], clock=store.clock)
     await server.start()
     try:
@@ -28,14 +27,14 @@ async def serving(store: MemoryStore) -> AsyncIterator[HttpServer]:
         await server.stop(0.1)
 
 
-async def ask(server: HttpServer, store: MemoryStore, call: str) -> bytes:
+async def ask(server: HttpServer, store: WatchedStore, call: str) -> bytes:
     """Return everything until the server closes the connection."""
     path, body = "sendMail", json.dumps({"message": MESSAGE}).encode()
     kind = "application/json"
     if call == "sendMail in MIME":
         kind, body = "text/plain", b"VG86IGJvYkBiLnRlc3QNCg0KYg0K"
     elif call == "send":
-        path, body = f"messages/{store.stored['alice@example.test'][0].id}/send", b""
+        path, body = f"messages/{store.draft_id}/send", b""
     elif call == "batch":
         send = {"id": "1", "method": "POST", "url": "/me/sendMail", "body": {"message": MESSAGE}}
         then = {"id": "2", "method": "GET", "url": "/me/messages", "dependsOn": ["1"]}
@@ -53,12 +52,11 @@ async def ask(server: HttpServer, store: MemoryStore, call: str) -> bytes:
 
 
 @pytest.fixture
-async def store() -> MemoryStore:
+async def store(store: WatchedStore) -> WatchedStore:
     """A mail store with one draft of alice."""
-    made = MemoryStore(ManualClock())
     properties = MessageProperties(subject="s", to=(EmailAddress("bob@b.test"),))
-    await made.messages.create("alice@example.test", properties)
-    return made
+    store.draft_id = (await store.messages.create("alice@example.test", properties)).id
+    return store
 
 
 @pytest.mark.parametrize("call", CALLS)
@@ -70,11 +68,10 @@ async def test_where_the_disk_leaves_it_open_there_is_no_answer(store, call):
         assert (await asyncio.wait_for(first_line(server, store), 30)).endswith(b" 202 Accepted")
 
 
-async def first_line(server: HttpServer, store: MemoryStore) -> bytes:
+async def first_line(server: HttpServer, store: WatchedStore) -> bytes:
     """The server still serves other connections."""
     reader, writer = await asyncio.open_connection(server.bound[0].host, server.bound[0].port)
-    draft = store.stored["alice@example.test"][0].id
-    head = f"POST /v1.0/me/messages/{draft}/send HTTP/1.1\r\nHost: x\r\n"
+    head = f"POST /v1.0/me/messages/{store.draft_id}/send HTTP/1.1\r\nHost: x\r\n"
     writer.write(head.encode() + b"Authorization: Bearer alice\r\nContent-Length: 0\r\n\r\n")
     line = await reader.readline()
     writer.close()

@@ -12,14 +12,11 @@ import httpx
 import pytest
 
 from relay.base.settings.environment import shipped
-from relay.base.socket_address import Address
-from relay.development.options import DevelopmentOptions
 from relay.development.relay import DevelopmentRelay
-from relay.operation.app.development_folder import open_folder
 from relay.transport.policy.rule_book import RuleBook
 from relay.transport.policy.rule_files import load_rules
+from tests.support.development_relay import development_relay
 
-FREE = Address("127.0.0.1", 0)
 _ADDRESS = re.compile(r'<span class="address"[^>]*>([^<]*)</span>')
 
 
@@ -82,17 +79,9 @@ def shipped_rules() -> RuleBook:
 
 @pytest.fixture
 async def pages(short_path: Path, shipped_rules: RuleBook) -> AsyncIterator[PageReader]:
-    folder = open_folder(short_path / "dev")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("relay.development.relay._rules_of", lambda *_: shipped_rules)
-        options = DevelopmentOptions(http=FREE, https=FREE, smtp=FREE)
-        relay = await asyncio.to_thread(DevelopmentRelay, folder, options)
-    try:
-        await relay.start()
-        async with httpx.AsyncClient(
-            base_url=f"http://{relay.addresses.http}", trust_env=False, timeout=30
-        ) as http:
-            yield PageReader(relay, http)
-    finally:
-        await relay.stop()
-        folder.remove()
+        async with development_relay(short_path / "dev") as relay:
+            address = f"http://{relay.addresses.http}"
+            async with httpx.AsyncClient(base_url=address, trust_env=False, timeout=30) as http:
+                yield PageReader(relay, http)

@@ -185,36 +185,19 @@ def test_a_download_has_a_harmless_type(kind, served):
     assert download_type(found.parts.attachments[0]) == served
 
 
+MIXED, PART = "Content-Type: multipart/mixed; boundary=b", "--b\r\nContent-Type: a/b\r\n\r\nx"
+MANY_LINKS = "".join(f"<a href=http://a.test/{i}>x</a>" for i in range(999))
+
+
 @each_row(
     "lines, note",
     [
         (("Subject: x", *(f"X-{i}: y" for i in range(25_000)), "", "t"), "a long header"),
         (("Subject: " + "=?utf-8?q?=41?= " * 25_000, "", "t"), "a long header"),
         (("Subject: x", "", "a" * 500_000), "200,000 are shown"),
-        (
-            (
-                "Content-Type: multipart/mixed; boundary=b",
-                "",
-                *["--b\r\nContent-Type: a/b\r\n\r\nx"] * 1001,
-            ),
-            "more than 1000 parts",
-        ),
-        (
-            (
-                "Content-Type: multipart/mixed; boundary=b",
-                "",
-                *["--b\r\nContent-Type: a/b\r\n\r\nx"] * 300,
-            ),
-            f"{ATTACHMENTS_MAX} are listed",
-        ),
-        (
-            (
-                "Content-Type: text/html",
-                "",
-                "".join(f"<a href=http://a.test/{i}>x</a>" for i in range(999)),
-            ),
-            "links",
-        ),
+        ((MIXED, "", *[PART] * 1001), "more than 1000 parts"),
+        ((MIXED, "", *[PART] * 300), f"{ATTACHMENTS_MAX} are listed"),
+        (("Content-Type: text/html", "", MANY_LINKS), "links"),
         (("Content-Type: text/plain; charset=klingon", "", "ä"), "not in its charset"),
         (
             (

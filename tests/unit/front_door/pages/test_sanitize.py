@@ -17,19 +17,8 @@ from tests.support.tables import each_row
 
 PIXEL = "data:image/gif;base64,R0lGODlhAQABAAAAACw="
 ATTRIBUTES = {
-    "src",
-    "style",
-    "id",
-    "name",
-    "datetime",
-    "open",
-    "type",
-    "value",
-    "charset",
-    "hidden",
-    "disabled",
-    "checked",
-    "placeholder",
+    *("src", "style", "id", "name", "datetime", "open", "type", "value", "charset", "hidden"),
+    *("disabled", "checked", "placeholder"),
 }
 ATTRIBUTES |= {name.lower() for name in SVG_ATTRIBUTES}
 SVG = {name.lower() for name in SVG_ELEMENTS}
@@ -64,15 +53,7 @@ class Reader(HTMLParser):
 def assert_is_safe(document):
     reader = Reader(document.removeprefix("<!DOCTYPE html>"))
     assert set(reader.tags) <= ELEMENTS | SVG | {
-        "button",
-        "input",
-        "label",
-        "html",
-        "head",
-        "meta",
-        "title",
-        "style",
-        "body",
+        *("button", "input", "label", "html", "head", "meta", "title", "style", "body"),
     }
     for tag, name, value in reader.attributes:
         assert name in sanitize.ATTRIBUTES | ATTRIBUTES, (tag, name)
@@ -130,29 +111,21 @@ def test_direction_and_language_of_the_whole_are_kept():
 SHEET = "<style>@media (prefers-color-scheme: dark) { p { color:red } }</style>"
 
 
+OFF, ON = "(max-width: 0)", "(min-width: 0)"
+LIGHT, DARK = "color-scheme: light", "color-scheme: dark"
+
+
 @each_row(
     "html, light, dark",
     [
-        (SHEET, "(max-width: 0)", "(min-width: 0)"),
-        (SHEET.replace("dark", "light"), "(min-width: 0)", "(max-width: 0)"),
-        (SHEET.replace(": dark", ""), "(min-width: 0)", "(min-width: 0)"),
-        (SHEET.replace(":", "/**/ :"), "(max-width: 0)", "(min-width: 0)"),
-        (
-            "<style media='(PREFERS-color-scheme:dark)'>p { color:red }</style>",
-            "(max-width: 0)",
-            "(min-width: 0)",
-        ),
-        (
-            "<meta name=color-scheme content='light dark'>",
-            "color-scheme: light",
-            "color-scheme: dark",
-        ),
-        (
-            "<style>:root { color-scheme: light dark }</style>",
-            "color-scheme: light",
-            "color-scheme: dark",
-        ),
-        (SHEET, "color-scheme: light", "color-scheme: light"),
+        (SHEET, OFF, ON),
+        (SHEET.replace("dark", "light"), ON, OFF),
+        (SHEET.replace(": dark", ""), ON, ON),
+        (SHEET.replace(":", "/**/ :"), OFF, ON),
+        ("<style media='(PREFERS-color-scheme:dark)'>p { color:red }</style>", OFF, ON),
+        ("<meta name=color-scheme content='light dark'>", LIGHT, DARK),
+        ("<style>:root { color-scheme: light dark }</style>", LIGHT, DARK),
+        (SHEET, LIGHT, LIGHT),
     ],
 )
 def test_the_preferred_colours_are_chosen_and_not_the_systems(html, light, dark):

@@ -29,7 +29,7 @@ from relay.front_door.sign_in.token_endpoint import (
     create_sign_in_app,
 )
 from tests.support.accounts import HOSTNAME
-from tests.support.graph_fakes import MemoryStore, graph_app, refused
+from tests.support.graph_fakes import graph_app, refused
 from tests.support.http_server import ANY_PORT
 from tests.support.manual_clock import ManualClock
 from tests.support.tables import each_row
@@ -65,7 +65,6 @@ class SignIn:
         self.load(ACCOUNTS)
         tokens = AccessTokens(ECKey.generate_key("P-256"), self.clock)
         authentication = HttpAuthentication(self, tokens, realm=HOSTNAME)
-        store = MemoryStore(self.clock)
         sign_in = create_sign_in_app(
             self,
             tokens,
@@ -73,7 +72,7 @@ class SignIn:
             hostname=HOSTNAME,
             public_url=public_url,
         )
-        graph = graph_app(store, self.clock, authentication=authentication)
+        graph = graph_app(None, self.clock, authentication=authentication)
         self.app = PathRouter(
             {"v1.0": graph}, by_rest=dict.fromkeys(SIGN_IN_PATHS, sign_in), otherwise=graph
         )

@@ -4,13 +4,9 @@ import asyncio
 
 import pytest
 
-from relay.base.socket_address import Address
-from relay.development.options import DevelopmentOptions
-from relay.development.relay import DevelopmentRelay
-from relay.operation.app.development_folder import open_folder
 from relay.operation.app.settling import UnsettledError
+from tests.support.development_relay import development_relay
 
-FREE = Address("127.0.0.1", 0)
 HALF_A_REQUEST = (
     b"POST /v1.0/me/sendMail HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer alice\r\n"
     b"Content-Type: application/json\r\nContent-Length: 100\r\n\r\n{"
@@ -18,11 +14,7 @@ HALF_A_REQUEST = (
 
 
 async def test_a_request_in_progress_is_something_to_do(short_path):
-    folder = open_folder(short_path / "dev")
-    options = DevelopmentOptions(http=FREE, https=FREE, smtp=FREE)
-    relay = await asyncio.to_thread(DevelopmentRelay, folder, options)
-    try:
-        await relay.start()
+    async with development_relay(short_path / "dev") as relay:
         await relay.settle()  # what a start does
         at = relay.addresses.http
         _, writer = await asyncio.open_connection(at.host, at.port)
@@ -35,6 +27,3 @@ async def test_a_request_in_progress_is_something_to_do(short_path):
             await relay.settle(0.05)
         writer.close()
         await relay.settle()
-    finally:
-        await relay.stop()
-        folder.remove()

@@ -196,11 +196,26 @@ def test_faults_of_accounts_and_rules_are_reported_together(files):
     assert [what for what, _ in faults] == ["accounts", "policy"]
 
 
+def more(text: str) -> dict[str, str]:
+    """What is changed where relay.toml goes on with `text`."""
+    return {"relay": CONFIG + text}
+
+
+def instead(old: str, new: str) -> dict[str, str]:
+    return {"relay": CONFIG.replace(old, new)}
+
+
+def http(line: str) -> dict[str, str]:
+    return instead("[http]", f"[http]\n{line}")
+
+
+AS_ALICE = http('anonymous = "alice@example.test"')
+OWN = '[[domain]]\nname = "b.test"\n'
 FAULTS = [
-    ({"relay": CONFIG + "bogus = 1\n"}, "configuration", "relay.toml:14: dns.bogus: "),
+    (more("bogus = 1\n"), "configuration", "relay.toml:14: dns.bogus: "),
     ({"relay": "x = ["}, "configuration", "relay.toml:1: "),
     (
-        {"relay": CONFIG + '[reports]\nlanguage = "fr"\n'},
+        more('[reports]\nlanguage = "fr"\n'),
         "configuration",
         'reports.language: found "fr", expected one of de',
     ),
@@ -215,45 +230,22 @@ FAULTS = [
         "accounts",
         'account[0].language: found "fr", expected one of de',
     ),
-    (
-        {"relay": CONFIG.replace("[http]", '[http]\nanonymous = "nobody@example.test"')},
-        "accounts",
-        "http.anonymous: found",
-    ),
+    (http('anonymous = "nobody@example.test"'), "accounts", "http.anonymous: found"),
     *[
         (
-            {
-                "relay": CONFIG.replace("[http]", '[http]\nanonymous = "alice@example.test"'),
-                "accounts": f'{ACCOUNTS}role = "{role}"\n',
-            },
+            {**AS_ALICE, "accounts": f'{ACCOUNTS}role = "{role}"\n'},
             "accounts",
             f"with the role {role}, expected the role user",
         )
         for role in ("read", "operate")
     ],
-    (
-        {"relay": CONFIG + '[[domain]]\nname = "b.test"\npostmaster = "no@b.test"\n'},
-        "routes",
-        "relay.toml:16: domain[0].postmaster: ",
-    ),
-    (
-        {"relay": CONFIG + '[[domain]]\nname = "a.test"\nrecipients = "file:listed"\n'},
-        "routes",
-        "relay.toml:16: domain[0].recipients: ",
-    ),
+    (more(f'{OWN}postmaster = "no@b.test"\n'), "routes", "relay.toml:16: domain[0].postmaster: "),
+    (more(f'{OWN}recipients = "file:l"\n'), "routes", "relay.toml:16: domain[0].recipients: "),
     ({"policies/10": RULE.replace("when", "wen")}, "policy", "10.toml:3: "),
+    ({"policies/10": RULE.replace('"reject"', '"accept"')}, "policy", "10.toml:5: "),
+    (instead("127.0.0.1:0", "192.0.2.1:8025"), "listeners", "expected an address of this machine"),
     (
-        {"policies/10": RULE.replace('verdict = "reject"', 'verdict = "accept"')},
-        "policy",
-        "10.toml:5: ",
-    ),
-    (
-        {"relay": CONFIG.replace("127.0.0.1:0", "192.0.2.1:8025")},
-        "listeners",
-        "expected an address of this machine",
-    ),
-    (
-        {"relay": CONFIG + '[sendmail]\nsocket = "nowhere/submit.sock"\ndrop = ""\n'},
+        more('[sendmail]\nsocket = "nowhere/submit.sock"\ndrop = ""\n'),
         "sendmail",
         "sendmail.socket: found",
     ),
@@ -273,45 +265,33 @@ def route(domain: str, **more: str) -> str:
     return "[[route]]\n" + "".join(f'{key} = "{value}"\n' for key, value in keys.items())
 
 
-NAMED = '[http]\npublic_url = "https://mail.example.test"'
+NAMED = 'public_url = "https://mail.example.test"'
 OFF = '[[rule]]\nname = "r"\nmode = "off"\nwhen = { sender = "group:staff" }\nstop = true\n'
 TO = '[[rule]]\nname = "to"\nwhen = {{ recipient = ["{}"] }}\nthen = [{{ hold = "seen" }}]\n'
 REMOVED = "[pickup]\ngive_up_after = '2d'\n[delivery.retry_by_class]\nrecipient = ['5m']\n"
+ANYWHERE, LOOPBACK = '"0.0.0.0:0"', '"127.0.0.1:0"'
+FALLBACK = {"domain": "a.test", "fallback": "smtp://b.test:25"}
 WARNINGS = [
     (
-        {"relay": CONFIG + REMOVED},
+        more(REMOVED),
         [
             ":14: pickup: found a key that 0.4.0 no longer has: it has no effect, remove it",
             ":16: delivery.retry_by_class: found a key that 0.4.0 no longer has",
         ],
     ),
-    ({"relay": CONFIG.replace("relay.example.test", "relay.example.org")}, ["hostname"]),
-    (
-        {"relay": CONFIG.replace('domains = ["example.test"]\n', ""), "accounts": ""},
-        ["mailboxes.domains"],
-    ),
+    (instead("relay.example.test", "relay.example.org"), ["hostname"]),
+    ({**instead('domains = ["example.test"]\n', ""), "accounts": ""}, ["mailboxes.domains"]),
     *[
-        ({"relay": CONFIG + route("*", next_hop=hop)}, ["route[0].next_hop"])
+        (more(route("*", next_hop=hop)), ["route[0].next_hop"])
         for hop in ("reject:no", "capture", "local")
     ],
-    ({"relay": CONFIG + route("*.corp.test", next_hop="reject:no")}, []),
-    ({"relay": CONFIG + route("a.test") + route("*", next_hop="reject:no")}, []),
-    (
-        {"relay": CONFIG + '[delivery]\nexpire_after = "5m"\nretry = ["6m"]\n'},
-        ["delivery.expire_after"],
-    ),
-    ({"relay": CONFIG + '[delivery]\nexpire_after = "5m"\nretry = ["5m"]\n'}, []),
-    (
-        {"relay": CONFIG + route("a.test", fallback_after="1h")},
-        ["route[0].fallback_after: found 3600 s"],
-    ),
-    *[
-        (
-            {"relay": CONFIG + route("a.test", fallback="smtp://b.test:25", fallback_after=after)},
-            expected,
-        )
-        for after, expected in (("2d", ["route[0].fallback_after"]), ("47h", []))
-    ],
+    (more(route("*.corp.test", next_hop="reject:no")), []),
+    (more(route("a.test") + route("*", next_hop="reject:no")), []),
+    (more('[delivery]\nexpire_after = "5m"\nretry = ["6m"]\n'), ["delivery.expire_after"]),
+    (more('[delivery]\nexpire_after = "5m"\nretry = ["5m"]\n'), []),
+    (more(route("a.test", fallback_after="1h")), ["route[0].fallback_after: found 3600 s"]),
+    (more(route(**FALLBACK, fallback_after="2d")), ["route[0].fallback_after"]),
+    (more(route(**FALLBACK, fallback_after="47h")), []),
     ({"accounts": ACCOUNTS + 'token = "plain:hidden"\n'}, ["account[0].token"]),
     ({"policies/10": RULE + OFF}, ['found no group "staff"']),
     *[
@@ -321,45 +301,24 @@ WARNINGS = [
     *[
         ({"policies/10": RULE + TO.format(to)}, [])
         for to in (
-            "ALICE+x@example.test",
-            "?@example.test",
-            "anybody@elsewhere.test",
-            "group:own",
-            "postmaster@example.test",
+            *("ALICE+x@example.test", "?@example.test", "anybody@elsewhere.test"),
+            *("group:own", "postmaster@example.test"),
         )
     ],
+    (instead(LOOPBACK, f'{ANYWHERE}, "[::1]:0", "unix:http.sock"'), ["http.listen[0]"]),
+    (instead("[policy]", '[observe]\nmetrics = "0.0.0.0:0"\n[policy]'), ["observe.metrics"]),
     (
-        {"relay": CONFIG.replace('"127.0.0.1:0"', '"0.0.0.0:0", "[::1]:0", "unix:http.sock"')},
-        ["http.listen[0]"],
-    ),
-    (
-        {"relay": CONFIG.replace("[policy]", '[observe]\nmetrics = "0.0.0.0:0"\n[policy]')},
-        ["observe.metrics"],
-    ),
-    (
-        {
-            "relay": CONFIG.replace('"127.0.0.1:0"', '"0.0.0.0:0"').replace(
-                "[http]", "[http]\npages = true"
-            )
-        },
+        {"relay": http("pages = true")["relay"].replace(LOOPBACK, ANYWHERE)},
         ["http.listen[0]", "http.pages"],
     ),
     *[
-        (
-            {"relay": CONFIG.replace('"127.0.0.1:0"', listen).replace("[http]", NAMED)},
-            ["http.public_url"],
-        )
-        for listen in ('"127.0.0.1:0"', '"unix:http.sock"')
+        ({"relay": http(NAMED)["relay"].replace(LOOPBACK, listen)}, ["http.public_url"])
+        for listen in (LOOPBACK, '"unix:http.sock"')
     ],
-    ({"relay": CONFIG.replace("[http]", NAMED + '\nproxy_networks = ["127.0.0.1/32"]')}, []),
-    *[
-        ({"relay": f'{CONFIG}[limits]\nalert = "{to}"\n'}, expected)
-        for to, expected in {
-            "gone@example.test": ["limits.alert: "],
-            "alice+x@example.test": [],
-            "x@other.test": [],
-        }.items()
-    ],
+    (http(f'{NAMED}\nproxy_networks = ["127.0.0.1/32"]'), []),
+    (more('[limits]\nalert = "gone@example.test"\n'), ["limits.alert: "]),
+    (more('[limits]\nalert = "alice+x@example.test"\n'), []),
+    (more('[limits]\nalert = "x@other.test"\n'), []),
 ]
 
 

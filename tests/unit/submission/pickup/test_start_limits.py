@@ -10,7 +10,7 @@ from relay.store.mailbox.pending_submission import PendingSubmission
 from relay.submission.outbox import pending as mailbox
 from relay.submission.outbox.pending import RushMeter
 from relay.submission.pickup import start_limits as module
-from relay.submission.pickup.start_limits import FAILURES_TO_OPEN, StartLimits
+from relay.submission.pickup.start_limits import StartLimits
 from tests.support.events import until
 from tests.support.manual_clock import ManualClock
 
@@ -99,12 +99,6 @@ async def test_a_single_submission_that_always_fails_does_not_close_it(fakes):
     assert fakes.limits.allow_more()
 
 
-async def test_several_submissions_that_fail_in_a_row_close_it(fakes):
-    for _ in range(FAILURES_TO_OPEN):
-        fakes.fail(fakes.start(), is_down=False)
-    assert not fakes.limits.allow_more()
-
-
 async def test_a_successful_probe_opens_it_for_all(fakes):
     fakes.fail(fakes.start())
     await until(fakes.limits.allow_more)
@@ -115,14 +109,6 @@ async def test_a_successful_probe_opens_it_for_all(fakes):
     assert fakes.reopened == before + 1
     fakes.limits.ended(probe)
     assert fakes.start_all() == 100
-
-
-async def test_a_probe_without_a_result_is_followed_by_another(fakes):
-    fakes.fail(fakes.start())
-    await until(fakes.limits.allow_more)
-    fakes.limits.ended(fakes.start())
-    fakes.start()
-    assert not fakes.limits.allow_more()
 
 
 async def test_a_failed_probe_doubles_the_delay_of_the_next_one(fakes):
