@@ -27,6 +27,18 @@ POSITIONAL_PARAMETERS_MAX = 3
 FIELDS_MIN = 8  # of a dataclass: with as many, each has its comment
 # send(sender, recipients, subject, text, html, attachments), as docs/names.md has it
 MORE_POSITIONAL = {("relay/testing/relay.py", "send"), ("relay/testing/async_relay.py", "send")}
+# Of variables and parameters, how often: the noun of what they have is better.
+PLACEHOLDERS = ("one", "each", "given", "found", "wanted", "shown", "some", "its")
+PLACEHOLDERS_MAX = 150
+VAGUE_VARIABLES_MAX = {
+    "item": 202,
+    "value": 1538,
+    "entry": 402,
+    "x": 54,
+    "it": 6,
+    "obj": 0,
+    "thing": 0,
+}
 VAGUE_NAMES = re.compile(r"(.+_)?(utils|util|helpers|helper|common|misc)")
 
 # calls that only these modules may make: the rest gets time, chance and environment passed in
@@ -238,6 +250,7 @@ def fixed_waits(text: str) -> list[int]:
 
 def test_each_module_keeps_the_habits_and_relay_its_size() -> None:
     found, lines = [], 0
+    names: Counter[str] = Counter()
     classes: dict[str, list[str]] = defaultdict(list)
     for path in MODULES:
         code = Code(path, (TOP / path).read_text())
@@ -247,12 +260,17 @@ def test_each_module_keeps_the_habits_and_relay_its_size() -> None:
         own = lines_of_code(code.text)
         found += [f"{path}: {own} lines of code"] * (own > MODULE_LINES_MAX)
         lines += own
+        names.update(node.id for node in code.of(ast.Name))
+        names.update(node.arg for node in code.of(ast.arg))
         for node in code.of(ast.ClassDef):
             classes[node.name].append(str(path))
     # A reader who searches for a class finds one; two for the same concept become one.
     found += [f"{name}: {paths}" for name, paths in classes.items() if len(paths) > 1]
     assert found == []
     assert lines <= ceiling("code_lines")
+    assert sum(names[word] for word in PLACEHOLDERS) <= PLACEHOLDERS_MAX
+    over = {name: names[name] for name, most in VAGUE_VARIABLES_MAX.items() if names[name] > most}
+    assert over == {}
 
 
 def test_each_test_keeps_the_habits_and_all_their_size() -> None:

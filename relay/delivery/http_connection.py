@@ -142,7 +142,7 @@ class ClientConnection:
                 self._http.receive_data(octets)
             elif isinstance(event, h11.Response):
                 status = event.status_code
-                fields = {name.decode(): value.decode("latin-1") for name, value in event.headers}
+                fields = {name.decode(): text.decode("latin-1") for name, text in event.headers}
             elif isinstance(event, h11.Data):
                 body += event.data
                 if len(body) > body_max:

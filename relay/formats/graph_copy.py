@@ -45,9 +45,9 @@ def graph_copy(content: Content, recipients: Sequence[str], *, message_id: str =
     keys = {_key(address): address for address in recipients}
     waiting, left = dict(keys), dict[str, None]()
     for name in (*_FIELDS, *_RESENT):
-        for entry in _entries(header, name):
-            if entry.address and _key(entry.address) not in keys:
-                left[_readable(entry.address)] = None
+        for person in _entries(header, name):
+            if person.address and _key(person.address) not in keys:
+                left[_readable(person.address)] = None
     header = header.remove(_RESENT)
     charset = body_charset(header)
     for name in _FIELDS:
@@ -81,17 +81,17 @@ def _clean(header: Header) -> Header:
     """Return the header as each reader sees it."""
     fields: list[HeaderField] = []
     for name, octets in Header.parse(_WHITE_LINE.sub(b"", cleaned(header.octets))).fields:
-        before, _, value = octets.partition(b":")
+        before, _, rest = octets.partition(b":")
         if name:
-            fields.append((name, before.rstrip() + b":" + value))
+            fields.append((name, before.rstrip() + b":" + rest))
         elif fields and fields[-1][0].startswith(b"content-") and fields[-1][1].endswith(b";\r\n"):
             fields[-1] = (fields[-1][0], fields[-1][1] + b" " + octets)  # a fold without a blank
     return Header(tuple(fields))
 
 
 def _entries(header: Header, name: str) -> list[Entry]:
-    values = [value.decode("ascii", "surrogateescape") for value in header.values(name)]
-    return [entry for value in values for entry in address_entries(value)]
+    values = [text.decode("ascii", "surrogateescape") for text in header.values(name)]
+    return [person for text in values for person in address_entries(text)]
 
 
 def _people(
@@ -101,14 +101,14 @@ def _people(
     field needs no change.
     """
     octets = header.first_octets(name) or b""
-    value = octets.partition(b":")[2]
-    is_same = header.count(name) == 1 and value.isascii() and not _DOUBTFUL.search(value)
+    body = octets.partition(b":")[2]
+    is_same = header.count(name) == 1 and body.isascii() and not _DOUBTFUL.search(body)
     people = []
-    for entry in _entries(header, name):
-        address = waiting.pop(_key(entry.address), "")
-        is_same &= bool(address) and entry.is_plain
+    for person in _entries(header, name):
+        address = waiting.pop(_key(person.address), "")
+        is_same &= bool(address) and person.is_plain
         if address:
-            people.append(EmailAddress(address, decode_text(entry.name, charset)))
+            people.append(EmailAddress(address, decode_text(person.name, charset)))
     return people, is_same
 
 

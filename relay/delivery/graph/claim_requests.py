@@ -38,5 +38,5 @@ class ClaimRequests:
         """CloudRequests.message_id."""
         if own_id and not self._before and await self._spool.is_first_with(self._claim, own_id):
             return own_id
-        queue_id, entry = self._claim.key
-        return f"<{queue_id}.{entry}.{self._before + 1}@{self._hostname}>"
+        queue_id, number = self._claim.key
+        return f"<{queue_id}.{number}.{self._before + 1}@{self._hostname}>"

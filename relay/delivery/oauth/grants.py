@@ -150,9 +150,9 @@ def read_answer(
         raise TokenError(f"{host}: the answer ({status}) is not one of a token server")
     words = f"{answer.error} {answer.error_description}"
     words += f" (trace_id {answer.trace_id})" if answer.trace_id not in words else ""
-    for name, value in form.items():
-        if value and name not in _OPEN_FIELDS:
-            words = words.replace(value, "…")
+    for name, secret in form.items():
+        if secret and name not in _OPEN_FIELDS:
+            words = words.replace(secret, "…")
     text = f"{host}: {printable(words.strip()[:_TEXT_MAX])}"
     if status >= 500 or status == 429 or answer.error in _AWAY:
         raise TokenError(text)

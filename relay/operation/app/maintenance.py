@@ -373,10 +373,10 @@ def prune_answers(mailbox: Path, *, kept_bytes: int = KEPT_BYTES_MAX) -> int:
     files: list[tuple[float, int, Path]] = []
     for part in ("new", "cur"):
         with suppress(FileNotFoundError), os.scandir(mailbox / part) as entries:
-            for entry in entries:
+            for file in entries:
                 with suppress(FileNotFoundError):
-                    status = entry.stat()
-                    files.append((status.st_mtime, status.st_size, Path(entry.path)))
+                    status = file.stat()
+                    files.append((status.st_mtime, status.st_size, Path(file.path)))
     excess = sum(size for _, size, _ in files) - kept_bytes
     removed = 0
     for _, size, path in sorted(files):

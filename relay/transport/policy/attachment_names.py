@@ -64,16 +64,16 @@ def names_in(value: bytes) -> tuple[list[str], bool]:
     return list(dict.fromkeys(map(normalised, names))), is_plain
 
 
-def boundaries_in(value: bytes) -> list[bytes]:
+def boundaries_in(field: bytes) -> list[bytes]:
     """Return all boundaries that a program may read in a Content-Type, first the usual one, which
     may be b"".
     """
-    if b"boundary" not in value.lower() and b"(" not in value:
+    if b"boundary" not in field.lower() and b"(" not in field:
         return []
-    usual = content_field(value.decode("ascii", "surrogateescape")).raw("boundary").rstrip()
-    text, boundaries = value.decode("utf-8", "surrogateescape"), list[str]()
+    usual = content_field(field.decode("ascii", "surrogateescape")).raw("boundary").rstrip()
+    text, boundaries = field.decode("utf-8", "surrogateescape"), list[str]()
     places = list(_BOUNDARY.finditer(text))
-    is_plain = value.isascii() and len(places) == 1 and b"=?" not in value
+    is_plain = field.isascii() and len(places) == 1 and b"=?" not in field
     if not is_plain or not _PLAIN_BOUNDARY.match(text, places[0].end()):
         for reading in (text, _without_comments(text), _words(text)):
             boundaries += content_field(reading, has_comments=False).all("boundary")
