@@ -52,7 +52,8 @@ async def test_a_first_attempt_has_the_durations_of_its_connection_and_the_next_
     assert second.durations.total > 0
 
 
-BY_HOST = "smtp://mail.test:25"
+BY_LOGIN = {"next_hop": "smtp://mail.test:25", "login": True}
+SMTPS, LMTP = {"next_hop": "smtps://mail.test:25"}, {"next_hop": "lmtp://mail.test:24"}
 
 
 @pytest.mark.parametrize(
@@ -71,49 +72,24 @@ BY_HOST = "smtp://mail.test:25"
         ("none", {"tls": "verify"}, {"offer": False}, "deferred - none route R: verify"),
         ("none", {"tls": "required"}, {"name": "other.test"}, "relayed TLS none route R: required"),
         ("required", {"max_connections": 5}, {}, "relayed TLS none configuration: required"),
+        ("none", SMTPS, {"implicit": True}, "relayed TLS none route R: required"),
         (
             "none",
-            {"next_hop": "smtps://mail.test:25"},
-            {"implicit": True},
-            "relayed TLS none route R: required",
-        ),
-        (
-            "none",
-            {"next_hop": "smtps://mail.test:25", "tls": "opportunistic"},
+            SMTPS | {"tls": "opportunistic"},
             {"offer": False},
             "deferred - none route R: required",
         ),
+        ("none", SMTPS | {"tls": "verify"}, {"implicit": True}, "relayed TLS name route R: verify"),
+        ("none", BY_LOGIN, {}, "relayed TLS name route R: verify"),
+        ("none", BY_LOGIN | {"tls": "opportunistic"}, {}, "relayed TLS none route R: required"),
         (
             "none",
-            {"next_hop": "smtps://mail.test:25", "tls": "verify"},
-            {"implicit": True},
-            "relayed TLS name route R: verify",
-        ),
-        ("none", {"next_hop": BY_HOST, "login": True}, {}, "relayed TLS name route R: verify"),
-        (
-            "none",
-            {"next_hop": BY_HOST, "login": True, "tls": "opportunistic"},
-            {},
-            "relayed TLS none route R: required",
-        ),
-        (
-            "none",
-            {"next_hop": BY_HOST, "login": True, "tls": "opportunistic"},
+            BY_LOGIN | {"tls": "opportunistic"},
             {"breaks": True},
             "deferred - none route R: required",
         ),
-        (
-            "opportunistic",
-            {"next_hop": "lmtp://mail.test:24"},
-            {"lmtp": True},
-            "delivered TLS none configuration: opportunistic",
-        ),
-        (
-            "none",
-            {"next_hop": "lmtp://mail.test:24", "tls": "verify"},
-            {"lmtp": True},
-            "delivered TLS name route R: verify",
-        ),
+        ("opportunistic", LMTP, {"lmtp": True}, "delivered TLS none configuration: opportunistic"),
+        ("none", LMTP | {"tls": "verify"}, {"lmtp": True}, "delivered TLS name route R: verify"),
         ("required", {"next_hop": "capture"}, {}, "captured - none "),
     ],
 )

@@ -118,15 +118,6 @@ async def test_a_connection_lost_before_the_dot_is_retried_and_delivered_once(
     assert len(mx.received("x@a.test")) == 1
 
 
-async def test_a_connection_lost_after_the_dot_is_indeterminate_and_retried(delivery) -> None:
-    async with RemoteMx(replies={"DOT": [DROP, "250 2.0.0 ok"]}) as mx:
-        delivery.table.at("a.test", mx)
-        await delivery.start()
-        journey = await delivery.done(await delivery.send("x@a.test"))
-    assert outcomes(journey, "x@a.test") == ["indeterminate", "relayed"]
-    assert len(mx.envelopes) == 2
-
-
 @pytest.mark.parametrize("lmtp", [False, True])
 async def test_three_attempts_without_an_answer_to_the_dot_are_the_last(
     delivery, lmtp: bool
@@ -203,19 +194,6 @@ async def test_the_limits_of_a_host_are_obeyed_within_one_attempt(delivery) -> N
     ]
     assert mx.commands.count("QUIT") == 1
     assert {len(one.attempts) for one in journey.recipients} == {1}
-
-
-async def test_an_unreachable_site_is_probed_by_one_connection(delivery) -> None:
-    never = asyncio.Event()
-    async with RemoteMx(gates={"CONNECT": never}) as stalled:
-        delivery.table.at("stalled.test", stalled)
-        await delivery.start()
-        ids = [await delivery.send(f"{n}@stalled.test") for n in range(30)]
-        for _ in ids:  # the probe timed out: what waited shares its outcome
-            await delivery.changed.get()
-        assert stalled.most_open == 1
-        journey = await delivery.spool.journey(ids[-1])
-        assert states(journey) == {"29@stalled.test": "deferred"}
 
 
 @pytest.mark.parametrize("refusal", ["421 4.7.0 too many", "554 5.7.1 too many", DROP])

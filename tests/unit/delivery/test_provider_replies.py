@@ -22,88 +22,35 @@ from relay.base.message.outcome import (
 from relay.base.settings.document import SettingsError
 from relay.base.settings.environment import shipped
 from relay.delivery.provider_replies import ProviderReplies, load_provider_replies
-from tests.support.tables import each_row
+from tests.support.tables import each_row, rows_of
 
 SHIPPED = shipped("conf") / "providers.toml"
-OUTLOOK, EXCHANGE = "outlook-com.olc.protection.outlook.com", "a-test.mail.protection.outlook.com"
-# Of each shipped entry a reply that it is for: the host, the command, the reply.
+# Of each shipped entry a reply that it is for: its name, the host, the command, the reply.
 SAMPLES = {
-    "outlook-block-list": (
-        OUTLOOK,
-        "MAIL",
-        "550 5.7.1 Unfortunately, messages from [192.0.2.1] weren't sent. Please contact your provider since part of their network is on our block list (S3150).",
-    ),
-    "exchange-online-banned-address": (
-        EXCHANGE,
-        "RCPT",
-        "550 5.7.606 Access denied, banned sending IP [192.0.2.1]. To request removal visit (AS16012609)",
-    ),
-    "exchange-online-busy": (
-        EXCHANGE,
-        "RCPT",
-        "451 4.7.500 Server busy. Please try again later from [192.0.2.1]. (AS77712344)",
-    ),
-    "outlook-reputation": (
-        OUTLOOK,
-        "MAIL",
-        "451 4.7.651 The mail server [192.0.2.1] has been temporarily rate limited due to IP reputation. (S3114)",
-    ),
-    "outlook-connections": (
-        OUTLOOK,
-        "banner",
-        "421 4.3.2 The mail server [192.0.2.1] has exceeded the maximum number of connections.",
-    ),
-    "exchange-online-send-as": (
-        "smtp.office365.com",
-        "final dot",
-        "554 5.2.252 SendAsDenied; printer@contoso.example not allowed to send as ann@contoso.example; STOREDRV.Submission.Exception:SendAsDeniedException",
-    ),
-    "exchange-online-submission-throttled": (
-        "smtp.office365.com",
-        "final dot",
-        "550 5.2.253 Client throttled for abuse of SendAsDenial; SubmissionQuotaExceededException",
-    ),
-    "exchange-online-basic-authentication": (
-        "smtp.office365.com",
-        "AUTH",
-        "550 5.7.30 Basic authentication is not supported for Client Submission.",
-    ),
-    "exchange-online-smtp-auth-disabled": (
-        "smtp.office365.com",
-        "AUTH",
-        "535 5.7.139 Authentication unsuccessful, SmtpClientAuthentication is disabled for the Mailbox. [AM0PR01CA0001.eurprd01.prod.exchangelabs.com]",
-    ),
-    "gmail-unsolicited-rate": (
-        "gmail-smtp-in.l.google.com",
-        "final dot",
-        "421 4.7.28 [192.0.2.1] Our system has detected an unusual rate of 4.7.28 unsolicited mail",
-    ),
-    "yahoo-complaints": (
-        "mta5.am0.yahoodns.net",
-        "MAIL",
-        "421 4.7.0 [TSS04] Messages from 192.0.2.1 temporarily deferred due to unexpected volume or user complaints - 4.16.55.1",
-    ),
-    "yahoo-permanently-deferred": (
-        "mta5.am0.yahoodns.net",
-        "banner",
-        "421 4.7.1 [TS03] All messages from 192.0.2.1 will be permanently deferred; Retrying will NOT succeed.",
-    ),
-    "icloud-try-later": (
-        "mx01.mail.icloud.com",
-        "MAIL",
-        "451 4.7.1 Service unavailable - try again later",
-    ),
-    "t-online-reputation": (
-        "mx03.t-online.de",
-        "banner",
-        "554 IP=192.0.2.1 - None/bad reputation. Ask your postmaster for help. (NOWL)",
-    ),
-    "orange-connections": (
-        "smtp-in.orange.fr",
-        "banner",
-        "421 mwinf5c04 ME Trop de connexions, veuillez verifier votre configuration. Too many connections, slow down. OFR004_104 [104]",
-    ),
-    "qq-frequency": ("mx3.qq.com", "final dot", "550 Ip frequency limited."),
+    name: tuple(sample)
+    for name, *sample in rows_of(
+        """
+        outlook-block-list | outlook-com.olc.protection.outlook.com | MAIL | \
+550 5.7.1 Unfortunately, messages from [192.0.2.1] weren't sent. Please contact your provider since part of their network is on our block list (S3150).
+        exchange-online-banned-address | a-test.mail.protection.outlook.com | RCPT | 550 5.7.606 Access denied, banned sending IP [192.0.2.1]. To request removal visit (AS16012609)
+        exchange-online-busy | a-test.mail.protection.outlook.com | RCPT | 451 4.7.500 Server busy. Please try again later from [192.0.2.1]. (AS77712344)
+        outlook-reputation | outlook-com.olc.protection.outlook.com | MAIL | 451 4.7.651 The mail server [192.0.2.1] has been temporarily rate limited due to IP reputation. (S3114)
+        outlook-connections | outlook-com.olc.protection.outlook.com | banner | 421 4.3.2 The mail server [192.0.2.1] has exceeded the maximum number of connections.
+        exchange-online-send-as | smtp.office365.com | final dot | \
+554 5.2.252 SendAsDenied; printer@contoso.example not allowed to send as ann@contoso.example; STOREDRV.Submission.Exception:SendAsDeniedException
+        exchange-online-submission-throttled | smtp.office365.com | final dot | 550 5.2.253 Client throttled for abuse of SendAsDenial; SubmissionQuotaExceededException
+        exchange-online-basic-authentication | smtp.office365.com | AUTH | 550 5.7.30 Basic authentication is not supported for Client Submission.
+        exchange-online-smtp-auth-disabled | smtp.office365.com | AUTH | \
+535 5.7.139 Authentication unsuccessful, SmtpClientAuthentication is disabled for the Mailbox. [AM0PR01CA0001.eurprd01.prod.exchangelabs.com]
+        gmail-unsolicited-rate | gmail-smtp-in.l.google.com | final dot | 421 4.7.28 [192.0.2.1] Our system has detected an unusual rate of 4.7.28 unsolicited mail
+        yahoo-complaints | mta5.am0.yahoodns.net | MAIL | 421 4.7.0 [TSS04] Messages from 192.0.2.1 temporarily deferred due to unexpected volume or user complaints - 4.16.55.1
+        yahoo-permanently-deferred | mta5.am0.yahoodns.net | banner | 421 4.7.1 [TS03] All messages from 192.0.2.1 will be permanently deferred; Retrying will NOT succeed.
+        icloud-try-later | mx01.mail.icloud.com | MAIL | 451 4.7.1 Service unavailable - try again later
+        t-online-reputation | mx03.t-online.de | banner | 554 IP=192.0.2.1 - None/bad reputation. Ask your postmaster for help. (NOWL)
+        orange-connections | smtp-in.orange.fr | banner | 421 mwinf5c04 ME Trop de connexions, veuillez verifier votre configuration. Too many connections, slow down. OFR004_104 [104]
+        qq-frequency | mx3.qq.com | final dot | 550 Ip frequency limited.
+        """
+    )
 }
 
 

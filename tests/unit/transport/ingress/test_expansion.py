@@ -45,36 +45,34 @@ def aliases_of(message: NewMessage) -> dict:
     }
 
 
-def copies_of(message: NewMessage) -> list:
+def copies_of(message: NewMessage) -> list[str]:
+    """Next hop, the alias that the copy is by, and the addresses of each."""
+    by = [f" by {one.extra.delivered_to}" * bool(one.extra.delivered_to) for one in message.entries]
     return [
-        (
-            str(entry.next_hop),
-            entry.extra.delivered_to,
-            [one.path.address for one in entry.recipients],
-        )
-        for entry in message.entries
+        f"{entry.next_hop}{alias}: {', '.join(one.path.address for one in entry.recipients)}"
+        for entry, alias in zip(message.entries, by, strict=True)
     ]
 
 
 @each_row(
     "named, aliases, copies",
     [
-        (["alice@example.test"], {}, [("local", "", ["alice@example.test"])]),
+        (["alice@example.test"], {}, ["local: alice@example.test"]),
         (
             ["One+tag@example.test"],
             {"One+tag@example.test": ("redirected", ("alice@example.test",))},
-            [("local", "", ["alice@example.test"])],
+            ["local: alice@example.test"],
         ),
         (
             ["away@example.test"],
             {"away@example.test": ("redirected", ("x@b.test",))},
-            [("mx:b.test", "away@example.test", ["x@b.test"])],
+            ["mx:b.test by away@example.test: x@b.test"],
         ),
         # the mailbox is one more address; who names Bob and his alias sends him one copy
         (
             ["bob@example.test"],
             {"bob@example.test": ("expanded", ("bob@example.test", "b@c.test"))},
-            [("local", "", ["bob@example.test"]), ("mx:c.test", "bob@example.test", ["b@c.test"])],
+            ["local: bob@example.test", "mx:c.test by bob@example.test: b@c.test"],
         ),
         (
             ["team@example.test", "X@b.test"],
@@ -85,10 +83,10 @@ def copies_of(message: NewMessage) -> list:
                 )
             },
             [
-                ("mx:b.test", "", ["X@b.test"]),
-                ("local", "", ["alice@example.test", "Bob@example.test"]),
-                ("mx:c.test", "bob@example.test", ["b@c.test"]),
-                ("mx:b.test", "team@example.test", ["y@b.test"]),
+                "mx:b.test: X@b.test",
+                "local: alice@example.test, Bob@example.test",
+                "mx:c.test by bob@example.test: b@c.test",
+                "mx:b.test by team@example.test: y@b.test",
             ],
         ),
         (
@@ -109,11 +107,11 @@ def copies_of(message: NewMessage) -> list:
                 "one@example.test": ("redirected", ("alice@example.test",)),
             },
             [
-                ("mx:b.test", "away@example.test", ["x@b.test"]),
-                ("local", "", ["alice@example.test", "Bob@example.test"]),
-                ("mx:c.test", "bob@example.test", ["b@c.test"]),
-                ("mx:b.test", "team@example.test", ["y@b.test"]),
-                ("mx:c.test", "both@example.test", ["z@c.test"]),
+                "mx:b.test by away@example.test: x@b.test",
+                "local: alice@example.test, Bob@example.test",
+                "mx:c.test by bob@example.test: b@c.test",
+                "mx:b.test by team@example.test: y@b.test",
+                "mx:c.test by both@example.test: z@c.test",
             ],
         ),
     ],
@@ -129,7 +127,8 @@ async def test_each_address_gets_one_copy(named, aliases, copies):
     numbers |= {
         one.path.address: one.position for entry in message.entries for one in entry.recipients
     }
-    shared = set(aliases) & {one for _, _, addresses in copies for one in addresses}
+    addresses = {to for copy in copies for to in copy.partition(": ")[2].split(", ")}
+    shared = set(aliases) & addresses
     assert [numbers[one] for one in named if one not in shared] == [
         number for number, one in enumerate(named, 1) if one not in shared
     ]
@@ -241,10 +240,10 @@ async def test_rules_see_the_addresses_and_may_add_aliases():
     (message,), (report,) = relay.spool.accepted, relay.spool.reports
     assert b"Original-Recipient: rfc822;away@example.test" in bytes(report.contents[0])
     assert copies_of(message) == [
-        ("local", "", ["alice@example.test", "Bob@example.test"]),
-        ("mx:c.test", "bob@example.test", ["b@c.test"]),
-        ("mx:b.test", "team@example.test", ["x@b.test", "y@b.test"]),
-        ("mx:c.test", "both@example.test", ["z@c.test"]),
+        "local: alice@example.test, Bob@example.test",
+        "mx:c.test by bob@example.test: b@c.test",
+        "mx:b.test by team@example.test: x@b.test, y@b.test",
+        "mx:c.test by both@example.test: z@c.test",
     ]
     added = [one for entry in message.entries for one in entry.recipients if one.added_by]
     assert {one.path.notify for one in added} == {NEVER}
