@@ -33,11 +33,9 @@ async def test_a_first_attempt_has_the_durations_of_its_connection_and_the_next_
     delivery, authority
 ) -> None:
     tls = authority.issue("DNS:mx0.a.test").server_context()
-    async with RemoteMx(tls=tls) as mx:
-        delivery.table.at("a.test", mx)
-        delivery.table.tls["a.test"] = TlsPolicy("opportunistic")
-        delivery.idle_s = 60.0
-        await delivery.start()
+    delivery.table.tls["a.test"] = TlsPolicy("opportunistic")
+    delivery.idle_s = 60.0
+    async with delivery.host(tls=tls) as mx:
         first = await attempt_of(delivery, "x@a.test")
         second = await attempt_of(delivery, "y@a.test")
         assert mx.sessions == 1

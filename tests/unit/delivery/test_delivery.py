@@ -15,9 +15,7 @@ from tests.support.remote_mx import DROP, RemoteMx
 
 async def test_each_recipient_keeps_its_own_reply(delivery) -> None:
     replies = {"b@a.test": ["450 4.2.1 later", "250 2.1.5 ok"], "c@a.test": "550 5.1.1 who?"}
-    async with RemoteMx(rcpt=replies) as mx:
-        delivery.table.at("a.test", mx)
-        await delivery.start()
+    async with delivery.host(rcpt=replies) as mx:
         journey = await delivery.done(await delivery.send("a@a.test", "b@a.test", "c@a.test"))
     assert states(journey) == {"a@a.test": "relayed", "b@a.test": "relayed", "c@a.test": "failed"}
     assert outcomes(journey, "b@a.test") == ["deferred", "relayed"]
@@ -38,9 +36,7 @@ async def test_a_forwarded_copy_leaves_with_its_own_sender_and_reports_go_to_the
         sender="SRS0=A=B=example.test=alice@here.test", delivered_to="team@here.test"
     )
     rcpt = {"b@a.test": ["450 4.2.1 later", "550 5.1.1 who?"]}
-    async with RemoteMx(rcpt=rcpt) as mx:
-        delivery.table.at("a.test", mx)
-        await delivery.start()
+    async with delivery.host(rcpt=rcpt) as mx:
         journey = await delivery.done(await delivery.send("c@a.test", "b@a.test", extra=extra))
         await delivery.done(await delivery.send("d@a.test"))
     assert states(journey) == {"b@a.test": "failed", "c@a.test": "relayed"}
@@ -106,9 +102,7 @@ async def test_a_connection_lost_before_the_dot_is_retried_and_delivered_once(
 ) -> None:
     scripts = {stage: [DROP, "250 ok"]} if stage not in ("CONNECT", "DATA") else {}
     scripts |= {"HELO": DROP} if stage == "EHLO" else {}
-    async with RemoteMx(replies=scripts or {stage: DROP}) as mx:
-        delivery.table.at("a.test", mx)
-        await delivery.start()
+    async with delivery.host(replies=scripts or {stage: DROP}) as mx:
         queue_id = await delivery.send("x@a.test")
         await delivery.changed.get()
         mx.replies = {}
@@ -124,9 +118,7 @@ async def test_three_attempts_without_an_answer_to_the_dot_are_the_last(
 ) -> None:
     people = ["x@a.test", "y@a.test"]
     odd = {"DOT": DROP}
-    async with RemoteMx(replies={} if lmtp else odd, dot={"y@a.test": DROP}, lmtp=lmtp) as mx:
-        delivery.table.at("a.test", mx)
-        await delivery.start()
+    async with delivery.host(replies={} if lmtp else odd, dot={"y@a.test": DROP}, lmtp=lmtp) as mx:
         journey = await delivery.done(await delivery.send(*people))
     unanswered = people[lmtp:]
     expected = dict.fromkeys(unanswered, "failed")
@@ -142,9 +134,7 @@ async def test_three_attempts_without_an_answer_to_the_dot_are_the_last(
 
 async def test_a_stop_after_the_dot_does_not_count_as_unanswered(delivery) -> None:
     never = asyncio.Event()
-    async with RemoteMx(gates={"DOT": never}) as mx:
-        delivery.table.at("a.test", mx)
-        await delivery.start()
+    async with delivery.host(gates={"DOT": never}) as mx:
         queue_id = await delivery.send("x@a.test")
         for number in range(4):
             await mx.reached("DOT")
@@ -161,9 +151,7 @@ async def test_a_stop_after_the_dot_does_not_count_as_unanswered(delivery) -> No
 
 
 async def test_expiry_reports_the_last_reply(delivery) -> None:
-    async with RemoteMx(replies={"RCPT": "450 4.2.1 never today"}) as mx:
-        delivery.table.at("a.test", mx)
-        await delivery.start()
+    async with delivery.host(replies={"RCPT": "450 4.2.1 never today"}):
         journey = await delivery.done(await delivery.send("x@a.test", expire_s=0.3))
     assert states(journey) == {"x@a.test": "expired"}
     assert "450 4.2.1 never today" in journey.recipients[0].reply
@@ -172,9 +160,7 @@ async def test_expiry_reports_the_last_reply(delivery) -> None:
 
 async def test_recipients_over_the_remote_limit_go_into_further_transactions(delivery) -> None:
     full = ["250 ok"] * 30 + ["452 4.5.3 too many"] * 20 + ["250 ok"]
-    async with RemoteMx(replies={"RCPT": full}) as mx:
-        delivery.table.at("a.test", mx)
-        await delivery.start()
+    async with delivery.host(replies={"RCPT": full}) as mx:
         journey = await delivery.done(await delivery.send(*(f"{n}@a.test" for n in range(50))))
     assert set(states(journey).values()) == {"relayed"}
     assert [len(one.addresses) for one in mx.envelopes] == [30, 20]
@@ -182,9 +168,7 @@ async def test_recipients_over_the_remote_limit_go_into_further_transactions(del
 
 
 async def test_the_limits_of_a_host_are_obeyed_within_one_attempt(delivery) -> None:
-    async with RemoteMx(extensions=["PIPELINING", "LIMITS RCPTMAX=20 MAILMAX=2"]) as mx:
-        delivery.table.at("a.test", mx)
-        await delivery.start()
+    async with delivery.host(extensions=["PIPELINING", "LIMITS RCPTMAX=20 MAILMAX=2"]) as mx:
         journey = await delivery.done(await delivery.send(*(f"{n}@a.test" for n in range(50))))
     assert set(states(journey).values()) == {"relayed"}
     assert [(one.session, len(one.addresses)) for one in mx.envelopes] == [
@@ -200,9 +184,7 @@ async def test_the_limits_of_a_host_are_obeyed_within_one_attempt(delivery) -> N
 async def test_a_site_that_takes_few_connections_loses_no_mail(delivery, refusal: str) -> None:
     gate = asyncio.Event()
     scripts = {"CONNECT": ["220 hello", "220 hello", refusal]}
-    async with RemoteMx(replies=scripts, gates={"DOT": gate}) as mx:
-        delivery.table.at("a.test", mx)
-        await delivery.start()
+    async with delivery.host(replies=scripts, gates={"DOT": gate}) as mx:
         ids = [await delivery.send(f"{n}@a.test") for n in range(12)]
         async with asyncio.timeout(30):
             while mx.sessions < 3:
@@ -216,9 +198,7 @@ async def test_a_site_that_takes_few_connections_loses_no_mail(delivery, refusal
 async def test_an_emptied_queue_forgets_that_a_host_was_down(delivery) -> None:
     delivery.unreachable_s = 3600
     delivery.retry_s = (3600,)
-    async with RemoteMx(replies={"CONNECT": DROP}) as mx:
-        delivery.table.at("a.test", mx)
-        await delivery.start()
+    async with delivery.host(replies={"CONNECT": DROP}) as mx:
         await delivery.send("x@a.test")
         await delivery.changed.get()
         async with delivery.scheduler.emptied():
