@@ -34,6 +34,26 @@ def answered(made, stage, octets):
     return made.answer(stage, MilterPacket(octets[:1], octets[1:]))
 
 
+@pytest.mark.parametrize("octets", list(ANSWERS))
+@each_row("stage", list(FilterStage))
+def test_each_answer_at_each_stage(stage, octets):
+    made = dialogue()
+    made.command(FilterStage.MAIL, b"<>\0", {})
+    word, reply, over, over_in_session = ANSWERS[octets]
+    answer = answered(made, stage, octets)
+    if stage in SESSION:
+        over, word = over_in_session, "continue" if word == "discard" else word
+    assert (answer and answer.answer, answer.reply if answer else "") == (word, reply)
+    assert made.session == (answer if over == SESSION_DONE else None)
+    assert made.is_done is (over != GOES_ON)
+    assert bool(made.command(FilterStage.RCPT, b"<b@y.test>\0", {})[0]) is (
+        over == GOES_ON and (octets, stage) != (b"s", FilterStage.RCPT)
+    )
+    assert made.abort() == (b"" if over == SESSION_DONE else b"\0\0\0\1A")
+    assert made.is_done is (over == SESSION_DONE)
+    assert made.abort() == b""  # no message
+
+
 @pytest.mark.parametrize(
     "change", ["hX\0y\0", "m\0\0\0\1X\0y\0", "b", "+<b@y.test>\0", "qwhy\0", "e<>\0"]
 )

@@ -93,31 +93,6 @@ def test_only_rule_files_are_read_in_the_order_of_their_names(tmp_path):
             "no day before from, which is 2026-12-02",
         ),
         (CASE, 1, 'test "t": expect', "found nothing, expected a table"),
-        (CASE + "expect = { rules = [] }", 5, 'test "t": expect.verdict', "this key is required"),
-        (
-            CASE + "expect = { verdict = 'held' }",
-            5,
-            'test "t": expect.verdict',
-            "one of accept, reject, discard, hold, defer",
-        ),
-        (
-            CASE + "expect = { verdict = 'accept', rules = 3 }",
-            5,
-            'test "t": expect.rules',
-            "found 3, expected a list of texts",
-        ),
-        (
-            CASE + "expect = { verdict = 'accept', headers = { 'X:' = 'a' } }",
-            5,
-            'test "t": expect.headers',
-            "expected a table of fields",
-        ),
-        (
-            CASE + "expect = { verdict = 'accept', body = '' }",
-            5,
-            'test "t": expect.body',
-            "expected a text that is not empty, or a list",
-        ),
     ],
 )
 def test_a_fault_names_its_position_what_was_found_and_expected(rules_of, text, line, key, message):
@@ -249,6 +224,24 @@ def test_the_fault_of_another_key_of_a_rule_names_it(rules_of, action, key, valu
 def test_the_fault_of_a_rule_test_names_its_key(rules_of, more, line, key, message):
     fault = fault_of(rules_of, f"{CASE}expect = {{ verdict = 'accept' }}\n{more}")
     assert (str(fault.line), fault.key) == (line, f'test "t": {key}')
+    assert message in fault.message
+
+
+@each_row(
+    "expect, key, message",
+    rows_of(
+        """
+        rules = [] | expect.verdict | this key is required
+        verdict = 'held' | expect.verdict | one of accept, reject, discard, hold, defer
+        verdict = 'accept', rules = 3 | expect.rules | found 3, expected a list of texts
+        verdict = 'accept', headers = { 'X:' = 'a' } | expect.headers | expected a table of fields
+        verdict = 'accept', body = '' | expect.body | expected a text that is not empty, or a list
+        """
+    ),
+)
+def test_the_fault_of_what_a_rule_test_expects_names_it(rules_of, expect, key, message):
+    fault = fault_of(rules_of, f"{CASE}expect = {{ {expect} }}")
+    assert (fault.line, fault.key) == (5, f'test "t": {key}')
     assert message in fault.message
 
 
