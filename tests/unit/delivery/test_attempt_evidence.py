@@ -182,9 +182,7 @@ async def test_a_domain_without_a_usable_host_is_recorded_with_its_mx_answer(del
     assert attempt.durations.total == attempt.durations.dns
 
 
-async def test_hosts_of_the_other_family_than_source_address_are_recorded_as_skipped(
-    delivery,
-) -> None:
+async def test_hosts_of_the_other_family_than_source_address_are_recorded_as_skipped(delivery):
     async with RemoteMx() as mx:
         delivery.table.at("a.test", mx, mx)
         four, six = delivery.table.hosts["a.test"].hosts

@@ -13,9 +13,7 @@ ANSWERED, UNKNOWN, UNREACHABLE = SiteStatus
 @pytest.mark.parametrize(
     ("limit", "new", "down"), [(1, 1, 1), (2, 1, 1), (3, 1, 1), (8, 4, 2), (200, 100, 50)]
 )
-async def test_probes_of_unreachable_sites_have_a_part_of_the_connections(
-    limit: int, new: int, down: int
-) -> None:
+async def test_probes_of_unreachable_sites_have_a_part_of_the_connections(limit, new, down):
     slots = some_slots(limit)
     dead = [Site(slots, UNREACHABLE).want() for _ in range(2 * limit)]
     await recorded()

@@ -5,10 +5,7 @@ import asyncio
 import pytest
 
 from relay.store.spool.types import EntryExtra
-from relay.transport.routing.mx_hosts import (
-    Host,
-    Hosts,
-)
+from relay.transport.routing.mx_hosts import Host, Hosts
 from tests.support.journeys import outcomes, states
 from tests.support.remote_mx import DROP, RemoteMx
 
@@ -29,9 +26,7 @@ async def test_each_recipient_keeps_its_own_reply(delivery) -> None:
     assert "retry" not in second
 
 
-async def test_a_forwarded_copy_leaves_with_its_own_sender_and_reports_go_to_the_first(
-    delivery,
-) -> None:
+async def test_a_forwarded_copy_leaves_with_its_own_sender_and_reports_go_to_the_first(delivery):
     extra = EntryExtra(
         sender="SRS0=A=B=example.test=alice@here.test", delivered_to="team@here.test"
     )
@@ -54,9 +49,7 @@ async def test_a_forwarded_copy_leaves_with_its_own_sender_and_reports_go_to_the
     assert delivery.reporter.senders == ["alice@example.test"]
 
 
-async def test_the_global_connection_limit_holds_and_idle_connections_close_for_others(
-    delivery,
-) -> None:
+async def test_the_global_connection_limit_holds_and_idle_connections_close_for_others(delivery):
     async with RemoteMx() as one, RemoteMx() as two:
         delivery.table.at("a.test", one)
         delivery.table.at("b.test", two)
@@ -97,9 +90,7 @@ async def test_the_second_mx_is_tried_when_the_first_refuses_the_connection(deli
 
 
 @pytest.mark.parametrize("stage", ["CONNECT", "EHLO", "MAIL", "RCPT", "DATA"])
-async def test_a_connection_lost_before_the_dot_is_retried_and_delivered_once(
-    delivery, stage: str
-) -> None:
+async def test_a_connection_lost_before_the_dot_is_retried_and_delivered_once(delivery, stage: str):
     scripts = {stage: [DROP, "250 ok"]} if stage not in ("CONNECT", "DATA") else {}
     scripts |= {"HELO": DROP} if stage == "EHLO" else {}
     async with delivery.host(replies=scripts or {stage: DROP}) as mx:
@@ -113,9 +104,7 @@ async def test_a_connection_lost_before_the_dot_is_retried_and_delivered_once(
 
 
 @pytest.mark.parametrize("lmtp", [False, True])
-async def test_three_attempts_without_an_answer_to_the_dot_are_the_last(
-    delivery, lmtp: bool
-) -> None:
+async def test_three_attempts_without_an_answer_to_the_dot_are_the_last(delivery, lmtp: bool):
     people = ["x@a.test", "y@a.test"]
     odd = {"DOT": DROP}
     async with delivery.host(replies={} if lmtp else odd, dot={"y@a.test": DROP}, lmtp=lmtp) as mx:

@@ -68,9 +68,7 @@ async def breaking_off(delivery, times: int) -> list[ClaimResult]:
 
 @pytest.mark.usefixtures("soon")
 @pytest.mark.parametrize("times", [1, 3])
-async def test_a_deferral_that_cannot_be_recorded_is_retried_without_a_restart(
-    delivery, times: int
-) -> None:
+async def test_a_deferral_that_cannot_be_recorded_is_retried_without_a_restart(delivery, times):
     asked = await breaking_off(delivery, times)
     async with delivery.host(rcpt={"x@a.test": ["450 4.2.1 later", "250 2.1.5 ok"]}):
         claims = delivery.active_queue.claims
@@ -82,9 +80,7 @@ async def test_a_deferral_that_cannot_be_recorded_is_retried_without_a_restart(
 
 @pytest.mark.usefixtures("soon")
 @pytest.mark.parametrize("times", [1, 3])
-async def test_a_delivery_that_cannot_be_recorded_is_held_as_indeterminate(
-    delivery, times: int
-) -> None:
+async def test_a_delivery_that_cannot_be_recorded_is_held_as_indeterminate(delivery, times: int):
     """A retry would send it again each time that the error recurs."""
     await breaking_off(delivery, times)
     async with delivery.host() as mx:

@@ -30,6 +30,19 @@ def key_of(address: str) -> HostKey:
 HERE, THERE = key_of("192.0.2.1"), key_of("192.0.2.2")
 
 
+def test_the_last_result_counts_up_to_the_given_age() -> None:
+    memory = HostStatusCache()
+    memory.note(HERE, ConnectFailure(GONE, 10.0))
+    assert memory.failure(HERE, since_s=10.0) == ConnectFailure(GONE, 10.0)
+    assert memory.failure(HERE, since_s=10.1) is None
+    assert memory.failure(THERE, since_s=0.0) is None
+    assert not memory.has_answered(HERE, since_s=0.0)
+    memory.note(HERE, 20.0)
+    assert memory.failure(HERE, since_s=0.0) is None
+    assert memory.has_answered(HERE, since_s=20.0)
+    assert not memory.has_answered(HERE, since_s=20.1)
+
+
 def test_the_least_recently_used_host_goes_first() -> None:
     memory = HostStatusCache(hosts_max=100)
     for number in range(1000):

@@ -19,9 +19,7 @@ async def until_states(delivery, queue_id: str, expected: dict[str, str]) -> Non
 
 
 @pytest.mark.parametrize("offers_dsn", [True, False])
-async def test_accepted_recipients_are_delivered_while_others_have_no_reply(
-    delivery, offers_dsn: bool
-) -> None:
+async def test_accepted_recipients_are_delivered_while_others_have_no_reply(delivery, offers_dsn):
     gate = asyncio.Event()
     extensions = EXTENSIONS if offers_dsn else WITHOUT_DSN
     async with delivery.host(

@@ -159,53 +159,34 @@ def test_what_no_host_has_said_is_not_decided(tmp_path: Path) -> None:
 ENTRY = 'name = "x"\ncode = 550\nclass = "site"'
 FAULTS = [
     # the lines of an entry after [[reply]], the fault
-    (
-        'name = "x"\ncode = 550',
-        '1: reply "x": class: found nothing, expected a value: this key is required',
+    *rows_of(
+        """
+        name = "x" / code = 550 | 1: reply "x": class: found nothing, expected a value: this key is required
+        code = 550 / class = "site" | 1: reply 1: name: found nothing, expected a value: this key is required
+        name = "x" / class = "site" | 1: reply "x": found no code, status or text, expected one
+        name = "x" / code = 250 / class = "site" | 3: reply "x": code: found 250, expected a code from 400 to 599, or a list of codes
+        name = "x" / code = "5xx" / class = "site" | 3: reply "x": code: found "5xx", expected a code from 400 to 599, or a list of codes
+        name = "x" / code = 550 / class = "site" / pause = "2d" | 5: reply "x": pause: found "2d", expected a duration of at most 1 day
+        name = "x" / code = 550 / class = "site" / connections = 0 | 5: reply "x": connections: found 0, expected a whole number from 1 to 1000
+        name = "x" / code = 550 / class = "site" / [[reply]] / name = "x" / code = 550 / class = "site" | 6: reply "x": name: found the name of the entry in line 1, expected another
+        name = "x" / code = 550 / class = "site" / [[rule]] / a = 1 | 5: rule: found an unknown key, expected one of reply
+        """
     ),
     (
         'name = "x"\ncode = 550\nclass = "greylisted"',
         '4: reply "x": class: found "greylisted", expected one of failed, dns, ',
     ),
     (
-        'code = 550\nclass = "site"',
-        "1: reply 1: name: found nothing, expected a value: this key is required",
-    ),
-    ('name = "x"\nclass = "site"', '1: reply "x": found no code, status or text, expected one'),
-    (
-        'name = "x"\ncode = 250\nclass = "site"',
-        '3: reply "x": code: found 250, expected a code from 400 to 599, or a list of codes',
-    ),
-    (
-        'name = "x"\ncode = "5xx"\nclass = "site"',
-        '3: reply "x": code: found "5xx", expected a code from 400 to 599, or a list of codes',
-    ),
-    (
         'name = "x"\ntext = "a(b"\nclass = "site"',
         '3: reply "x": text: found "a(b", expected a regular expression that RE2 accepts: ',
     ),
-    (
-        f'{ENTRY}\npause = "2d"',
-        '5: reply "x": pause: found "2d", expected a duration of at most 1 day',
-    ),
-    (
-        f"{ENTRY}\nconnections = 0",
-        '5: reply "x": connections: found 0, expected a whole number from 1 to 1000',
-    ),
-    (
-        f"{ENTRY}\n[[reply]]\n{ENTRY}",
-        '6: reply "x": name: found the name of the entry in line 1, expected another',
-    ),
-    (f"{ENTRY}\n[[rule]]\na = 1", "5: rule: found an unknown key, expected one of reply"),
     (f"{ENTRY}\n#{'x' * 300_000}", " found more than 262144 bytes, expected a file of settings"),
 ]
 
 
 @each_row("lines, fault", FAULTS)
-def test_a_faulty_file_says_where_what_and_what_was_expected(
-    tmp_path: Path, lines: str, fault: str
-) -> None:
+def test_a_faulty_file_says_where_what_and_what_was_expected(tmp_path, lines, fault):
     with pytest.raises(SettingsError) as caught:
-        entries_of(tmp_path, lines)
+        entries_of(tmp_path, lines.replace(" / ", "\n"))
     (found,) = caught.value.faults
     assert str(found).startswith(f"{tmp_path}/own.toml:{fault}")

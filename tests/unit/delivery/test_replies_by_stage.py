@@ -41,9 +41,7 @@ SCRIPTS = [
 
 @pytest.mark.parametrize("lmtp", [False, True], ids=["smtp", "lmtp"])
 @pytest.mark.parametrize("count", [1, 3, 20])
-async def test_each_stage_and_reply_has_its_outcome_for_each_recipient(
-    delivery, lmtp: bool, count: int
-) -> None:
+async def test_each_stage_and_reply_has_its_outcome_for_each_recipient(delivery, lmtp, count):
     accepted = "delivered" if lmtp else "relayed"
     hello = ("LHLO",) if lmtp else ("EHLO", "HELO")
     delivery.retry_s = (600.0,)

@@ -234,9 +234,7 @@ async def test_a_connection_of_one_level_of_tls_is_for_no_other(delivery, certif
     assert mx.sessions == 3
 
 
-async def test_a_connection_under_one_ca_is_not_for_another(
-    delivery, authority, certificate
-) -> None:
+async def test_a_connection_under_one_ca_is_not_for_another(delivery, authority, certificate):
     async with RemoteMx(tls=authority.issue("DNS:mx.test").server_context()) as mx:
         hosts = Hosts((Host("mx.test", 0, (mx.host,), mx.port),))
         delivery.table.hosts = dict.fromkeys(("a.test", "b.test"), hosts)

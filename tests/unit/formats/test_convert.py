@@ -293,9 +293,7 @@ def test_a_forged_block_of_properties_hides_no_author(properties, origin) -> Non
     block, length = read_private_block(as_octets(written))
     assert block is not None
     forged = replace(
-        block,
-        properties=replace(block.properties, **properties),
-        origin=replace(ORIGIN, **origin),
+        block, properties=replace(block.properties, **properties), origin=replace(ORIGIN, **origin)
     )
     sent = convert(block_bytes(forged) + written[length:], now_us=0, hostname="h")
     assert EVE in sent.authors

@@ -8,12 +8,7 @@ from collections.abc import Callable
 
 import pytest
 
-from relay.transport.gate.frames import (
-    FrameChannel,
-    PacketSender,
-    packet_pair,
-    receive_descriptor,
-)
+from relay.transport.gate.frames import FrameChannel, PacketSender, packet_pair, receive_descriptor
 from tests.support.tables import each_row
 
 

@@ -319,8 +319,7 @@ def test_while_others_take_much_memory_a_smaller_body_goes_into_a_file(
 
 
 @pytest.mark.parametrize(
-    ("others_bytes", "rejection"),
-    [(0, None), (2001, ContentRejection.NO_ROOM)],
+    ("others_bytes", "rejection"), [(0, None), (2001, ContentRejection.NO_ROOM)]
 )
 def test_while_others_take_much_memory_a_long_header_is_deferred(others_bytes, rejection):
     for blank in (b"", b"\r\nbody\r\n"):

@@ -3,10 +3,7 @@
 import pytest
 
 from relay.transport.policy.rule_files import PolicyError, load_rules
-from relay.transport.policy.rule_tests import (
-    format_test_results,
-    run_tests,
-)
+from relay.transport.policy.rule_tests import format_test_results, run_tests
 from tests.support.tables import each_row, rows_of
 from tests.unit.transport.policy.conftest import rule
 
