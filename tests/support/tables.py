@@ -35,6 +35,12 @@ def each_row(names: str, table: Iterable[Any]) -> Callable[[Callable[..., Any]],
     return lambda check: pytest.mark.parametrize("rows", cases)(_of_all(check, keys))
 
 
+def rows_of(table: str) -> list[tuple[str, ...]]:
+    """The rows of a table of texts: a line each, its values between " | "."""
+    lines = table.strip().splitlines()
+    return [tuple(value.strip() for value in line.split(" | ")) for line in lines]
+
+
 def _of_all(check: Callable[..., Any], keys: list[str]) -> Callable[..., Any]:
     def test(rows: list[dict[str, Any]], **fixtures: Any) -> None:
         with _failures() as failures:

@@ -1,5 +1,6 @@
 import asyncio
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -47,6 +48,7 @@ from relay.transport.routing.mx_hosts import Host, Hosts, Resolution
 from relay.transport.routing.routes import HopOptions
 from relay.transport.routing.usable_hosts import with_tls
 from tests.support.events import an_event
+from tests.support.remote_mx import RemoteMx
 from tests.support.spools import message_of, new_spool
 from tests.support.tls import authority, certificate
 
@@ -188,6 +190,14 @@ class RunningDelivery:
             await self.open()
         self.compose()
         self.run()
+
+    @asynccontextmanager
+    async def host(self, domain: str = "a.test", **script: Any) -> AsyncIterator[RemoteMx]:
+        """Start delivery with a host for a domain."""
+        async with RemoteMx(**script) as mx:
+            self.table.at(domain, mx)
+            await self.start()
+            yield mx
 
     def compose(self) -> None:
         """Make delivery on the open spool without running it."""

@@ -5,8 +5,6 @@ import itertools
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import pytest
-
 from relay.base.files import FileOctets
 from relay.base.message.content import LARGE_BYTES, Content, LargeContent, MemoryOctets, read_all
 from relay.base.message.nexthop import NextHop
@@ -68,23 +66,6 @@ def test_a_claim_with_a_large_content_counts_for_several() -> None:
     assert len(fill(active_queue, LIVE)) == 15
 
 
-@pytest.mark.parametrize(
-    ("level", "most"), [(PriorityLevel.NORMAL, 32), (PriorityLevel.UNREACHABLE, 8)]
-)
-def test_a_priority_level_has_its_part_at_most(level: PriorityLevel, most: int) -> None:
-    active_queue = ActiveQueue(claims_max=64)
-    claims = fill(active_queue, STALLED, level=level)
-    assert len(claims) == most
-    for number in range(64):
-        hop = NextHop.parse(f"mx:{number}.test")
-        if active_queue.has_room_for(hop, number, level):
-            active_queue.add(Claim(hop, sender=number, level=level))
-    is_down = level is PriorityLevel.UNREACHABLE
-    assert active_queue.claims == (16 if is_down else 64)
-    assert bool(active_queue.batch_size(PriorityLevel.NORMAL)) == is_down
-    assert active_queue.batch_size(level) == 0
-
-
 class Spool:
     async def read_content(self, content_id: int, *, check: bool = True) -> Content:
         if content_id > LARGE_BYTES:
@@ -106,17 +87,6 @@ async def test_large_contents_of_a_stalled_next_hop_leave_room_for_others() -> N
         contents.release(Claim(LIVE, entry_id=9, content_size=60))
 
 
-async def test_a_content_larger_than_the_budget_is_read_alone() -> None:
-    contents = ContentCache(Spool(), budget_bytes=100)
-    large = Claim(LIVE, content_size=1000)
-    assert await contents.of(large) == b"x" * 1000
-    waiting = asyncio.ensure_future(contents.of(Claim(STALLED, entry_id=2, content_size=1)))
-    await asyncio.sleep(0)
-    assert not waiting.done()
-    contents.release(large)
-    assert await waiting == b"x"
-
-
 async def test_one_report_at_a_time_needs_no_room() -> None:
     contents = ContentCache(Spool(), budget_bytes=30)
     stalled = Claim(STALLED, entry_id=1, content_size=30)
@@ -132,25 +102,6 @@ async def test_one_report_at_a_time_needs_no_room() -> None:
     for one in (stalled, second):
         contents.release(one)
     assert (contents._used, contents._beyond) == (0, None)
-
-
-async def test_of_a_large_content_only_the_header_counts() -> None:
-    contents = ContentCache(Spool(), budget_bytes=8)
-    first, second = (Claim(LIVE, entry_id=number, content_size=1 << 30) for number in (1, 2))
-    async with asyncio.timeout(30):
-        await contents.of(first)
-        contents.release(first)
-        await contents.of(first)
-    waiting = asyncio.ensure_future(contents.of(second))
-    await asyncio.sleep(0)
-    assert not waiting.done()  # how much of it will be in memory is not known before it is read
-    small = [Claim(STALLED, entry_id=number, content_size=1) for number in (3, 4)]
-    async with asyncio.timeout(30):
-        assert [await contents.of(one) for one in small] == [b"x", b"x"]
-    for one in (first, *small):
-        contents.release(one)
-    async with asyncio.timeout(30):
-        await waiting
 
 
 async def test_a_content_is_encoded_once_for_each_need_while_a_claim_has_it() -> None:

@@ -33,11 +33,9 @@ async def test_a_first_attempt_has_the_durations_of_its_connection_and_the_next_
     delivery, authority
 ) -> None:
     tls = authority.issue("DNS:mx0.a.test").server_context()
-    async with RemoteMx(tls=tls) as mx:
-        delivery.table.at("a.test", mx)
-        delivery.table.tls["a.test"] = TlsPolicy("opportunistic")
-        delivery.idle_s = 60.0
-        await delivery.start()
+    delivery.table.tls["a.test"] = TlsPolicy("opportunistic")
+    delivery.idle_s = 60.0
+    async with delivery.host(tls=tls) as mx:
         first = await attempt_of(delivery, "x@a.test")
         second = await attempt_of(delivery, "y@a.test")
         assert mx.sessions == 1
@@ -52,7 +50,8 @@ async def test_a_first_attempt_has_the_durations_of_its_connection_and_the_next_
     assert second.durations.total > 0
 
 
-BY_HOST = "smtp://mail.test:25"
+BY_LOGIN = {"next_hop": "smtp://mail.test:25", "login": True}
+SMTPS, LMTP = {"next_hop": "smtps://mail.test:25"}, {"next_hop": "lmtp://mail.test:24"}
 
 
 @pytest.mark.parametrize(
@@ -71,49 +70,24 @@ BY_HOST = "smtp://mail.test:25"
         ("none", {"tls": "verify"}, {"offer": False}, "deferred - none route R: verify"),
         ("none", {"tls": "required"}, {"name": "other.test"}, "relayed TLS none route R: required"),
         ("required", {"max_connections": 5}, {}, "relayed TLS none configuration: required"),
+        ("none", SMTPS, {"implicit": True}, "relayed TLS none route R: required"),
         (
             "none",
-            {"next_hop": "smtps://mail.test:25"},
-            {"implicit": True},
-            "relayed TLS none route R: required",
-        ),
-        (
-            "none",
-            {"next_hop": "smtps://mail.test:25", "tls": "opportunistic"},
+            SMTPS | {"tls": "opportunistic"},
             {"offer": False},
             "deferred - none route R: required",
         ),
+        ("none", SMTPS | {"tls": "verify"}, {"implicit": True}, "relayed TLS name route R: verify"),
+        ("none", BY_LOGIN, {}, "relayed TLS name route R: verify"),
+        ("none", BY_LOGIN | {"tls": "opportunistic"}, {}, "relayed TLS none route R: required"),
         (
             "none",
-            {"next_hop": "smtps://mail.test:25", "tls": "verify"},
-            {"implicit": True},
-            "relayed TLS name route R: verify",
-        ),
-        ("none", {"next_hop": BY_HOST, "login": True}, {}, "relayed TLS name route R: verify"),
-        (
-            "none",
-            {"next_hop": BY_HOST, "login": True, "tls": "opportunistic"},
-            {},
-            "relayed TLS none route R: required",
-        ),
-        (
-            "none",
-            {"next_hop": BY_HOST, "login": True, "tls": "opportunistic"},
+            BY_LOGIN | {"tls": "opportunistic"},
             {"breaks": True},
             "deferred - none route R: required",
         ),
-        (
-            "opportunistic",
-            {"next_hop": "lmtp://mail.test:24"},
-            {"lmtp": True},
-            "delivered TLS none configuration: opportunistic",
-        ),
-        (
-            "none",
-            {"next_hop": "lmtp://mail.test:24", "tls": "verify"},
-            {"lmtp": True},
-            "delivered TLS name route R: verify",
-        ),
+        ("opportunistic", LMTP, {"lmtp": True}, "delivered TLS none configuration: opportunistic"),
+        ("none", LMTP | {"tls": "verify"}, {"lmtp": True}, "delivered TLS name route R: verify"),
         ("required", {"next_hop": "capture"}, {}, "captured - none "),
     ],
 )
@@ -208,9 +182,7 @@ async def test_a_domain_without_a_usable_host_is_recorded_with_its_mx_answer(del
     assert attempt.durations.total == attempt.durations.dns
 
 
-async def test_hosts_of_the_other_family_than_source_address_are_recorded_as_skipped(
-    delivery,
-) -> None:
+async def test_hosts_of_the_other_family_than_source_address_are_recorded_as_skipped(delivery):
     async with RemoteMx() as mx:
         delivery.table.at("a.test", mx, mx)
         four, six = delivery.table.hosts["a.test"].hosts

@@ -106,9 +106,7 @@ def test_what_waits_has_the_first_deferral_class_as_its_cause(outcomes, cause: s
     ("reached", "level"), [(True, PriorityLevel.LOW), (False, PriorityLevel.UNREACHABLE)]
 )
 @pytest.mark.parametrize("before", [PriorityLevel.LOW, PriorityLevel.UNREACHABLE])
-def test_an_unreachable_next_hop_has_the_lowest_priority_until_it_answers(
-    before: PriorityLevel, reached: bool, level: PriorityLevel
-) -> None:
+def test_an_unreachable_next_hop_has_the_lowest_priority_until_it_answers(before, reached, level):
     claim = a_claim(level=before, priority=PriorityLevel.LOW)
     assert concluded(claim, {1: NOTHING_FREED}, reached=reached).commit.waiting.level is level
 
@@ -117,9 +115,7 @@ def test_an_unreachable_next_hop_has_the_lowest_priority_until_it_answers(
     "expires_s, warn_s, due_s",
     [(9999, None, 1060), (9999, 1030, 1030), (1010, 1030, 1010), (500, None, 1000)],
 )
-def test_the_due_time_is_the_earliest_event_and_never_in_the_past(
-    expires_s: int, warn_s: int | None, due_s: int
-) -> None:
+def test_the_due_time_is_the_earliest_event_and_never_in_the_past(expires_s, warn_s, due_s):
     claim = a_claim(expires_us=expires_s * SECOND_US, warn_us=warn_s and warn_s * SECOND_US)
     waiting = concluded(claim, {1: NOTHING_FREED}, now_us=1000 * SECOND_US).commit.waiting
     assert waiting.due_us == due_s * SECOND_US
@@ -271,9 +267,7 @@ def test_an_expired_recipient_has_the_last_reply() -> None:
 @pytest.mark.parametrize(
     ("state", "told"), [(RecipientState.HELD, 1), (RecipientState.CAPTURED, 0)]
 )
-def test_expired_held_mail_is_reported_and_captured_mail_is_not(
-    state: RecipientState, told: int
-) -> None:
+def test_expired_held_mail_is_reported_and_captured_mail_is_not(state: RecipientState, told: int):
     result = expiry_result(a_claim(state=state), time=AttemptTime(5, 5))
     assert len(result.reported[ReportKind.FAILED]) == told
     assert list(result.commit.expired) == [1]

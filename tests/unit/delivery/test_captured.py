@@ -34,9 +34,7 @@ async def test_each_address_gets_a_copy_and_a_tag_is_part_of_it(delivery) -> Non
     assert delivery.reporter.failures_reported == []
 
 
-async def test_a_store_that_is_down_defers_it_and_the_next_attempt_repeats_no_copy(
-    delivery,
-) -> None:
+async def test_a_store_that_is_down_defers_it_and_the_next_attempt_repeats_no_copy(delivery):
     delivery.delivers_captured, delivery.table.captured = True, {"a.test"}
     results = {}
     deliver, is_down = delivery.store.deliver, True

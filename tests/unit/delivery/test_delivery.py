@@ -5,19 +5,14 @@ import asyncio
 import pytest
 
 from relay.store.spool.types import EntryExtra
-from relay.transport.routing.mx_hosts import (
-    Host,
-    Hosts,
-)
+from relay.transport.routing.mx_hosts import Host, Hosts
 from tests.support.journeys import outcomes, states
 from tests.support.remote_mx import DROP, RemoteMx
 
 
 async def test_each_recipient_keeps_its_own_reply(delivery) -> None:
     replies = {"b@a.test": ["450 4.2.1 later", "250 2.1.5 ok"], "c@a.test": "550 5.1.1 who?"}
-    async with RemoteMx(rcpt=replies) as mx:
-        delivery.table.at("a.test", mx)
-        await delivery.start()
+    async with delivery.host(rcpt=replies) as mx:
         journey = await delivery.done(await delivery.send("a@a.test", "b@a.test", "c@a.test"))
     assert states(journey) == {"a@a.test": "relayed", "b@a.test": "relayed", "c@a.test": "failed"}
     assert outcomes(journey, "b@a.test") == ["deferred", "relayed"]
@@ -31,16 +26,12 @@ async def test_each_recipient_keeps_its_own_reply(delivery) -> None:
     assert "retry" not in second
 
 
-async def test_a_forwarded_copy_leaves_with_its_own_sender_and_reports_go_to_the_first(
-    delivery,
-) -> None:
+async def test_a_forwarded_copy_leaves_with_its_own_sender_and_reports_go_to_the_first(delivery):
     extra = EntryExtra(
         sender="SRS0=A=B=example.test=alice@here.test", delivered_to="team@here.test"
     )
     rcpt = {"b@a.test": ["450 4.2.1 later", "550 5.1.1 who?"]}
-    async with RemoteMx(rcpt=rcpt) as mx:
-        delivery.table.at("a.test", mx)
-        await delivery.start()
+    async with delivery.host(rcpt=rcpt) as mx:
         journey = await delivery.done(await delivery.send("c@a.test", "b@a.test", extra=extra))
         await delivery.done(await delivery.send("d@a.test"))
     assert states(journey) == {"b@a.test": "failed", "c@a.test": "relayed"}
@@ -58,9 +49,7 @@ async def test_a_forwarded_copy_leaves_with_its_own_sender_and_reports_go_to_the
     assert delivery.reporter.senders == ["alice@example.test"]
 
 
-async def test_the_global_connection_limit_holds_and_idle_connections_close_for_others(
-    delivery,
-) -> None:
+async def test_the_global_connection_limit_holds_and_idle_connections_close_for_others(delivery):
     async with RemoteMx() as one, RemoteMx() as two:
         delivery.table.at("a.test", one)
         delivery.table.at("b.test", two)
@@ -101,14 +90,10 @@ async def test_the_second_mx_is_tried_when_the_first_refuses_the_connection(deli
 
 
 @pytest.mark.parametrize("stage", ["CONNECT", "EHLO", "MAIL", "RCPT", "DATA"])
-async def test_a_connection_lost_before_the_dot_is_retried_and_delivered_once(
-    delivery, stage: str
-) -> None:
+async def test_a_connection_lost_before_the_dot_is_retried_and_delivered_once(delivery, stage: str):
     scripts = {stage: [DROP, "250 ok"]} if stage not in ("CONNECT", "DATA") else {}
     scripts |= {"HELO": DROP} if stage == "EHLO" else {}
-    async with RemoteMx(replies=scripts or {stage: DROP}) as mx:
-        delivery.table.at("a.test", mx)
-        await delivery.start()
+    async with delivery.host(replies=scripts or {stage: DROP}) as mx:
         queue_id = await delivery.send("x@a.test")
         await delivery.changed.get()
         mx.replies = {}
@@ -118,24 +103,11 @@ async def test_a_connection_lost_before_the_dot_is_retried_and_delivered_once(
     assert len(mx.received("x@a.test")) == 1
 
 
-async def test_a_connection_lost_after_the_dot_is_indeterminate_and_retried(delivery) -> None:
-    async with RemoteMx(replies={"DOT": [DROP, "250 2.0.0 ok"]}) as mx:
-        delivery.table.at("a.test", mx)
-        await delivery.start()
-        journey = await delivery.done(await delivery.send("x@a.test"))
-    assert outcomes(journey, "x@a.test") == ["indeterminate", "relayed"]
-    assert len(mx.envelopes) == 2
-
-
 @pytest.mark.parametrize("lmtp", [False, True])
-async def test_three_attempts_without_an_answer_to_the_dot_are_the_last(
-    delivery, lmtp: bool
-) -> None:
+async def test_three_attempts_without_an_answer_to_the_dot_are_the_last(delivery, lmtp: bool):
     people = ["x@a.test", "y@a.test"]
     odd = {"DOT": DROP}
-    async with RemoteMx(replies={} if lmtp else odd, dot={"y@a.test": DROP}, lmtp=lmtp) as mx:
-        delivery.table.at("a.test", mx)
-        await delivery.start()
+    async with delivery.host(replies={} if lmtp else odd, dot={"y@a.test": DROP}, lmtp=lmtp) as mx:
         journey = await delivery.done(await delivery.send(*people))
     unanswered = people[lmtp:]
     expected = dict.fromkeys(unanswered, "failed")
@@ -151,9 +123,7 @@ async def test_three_attempts_without_an_answer_to_the_dot_are_the_last(
 
 async def test_a_stop_after_the_dot_does_not_count_as_unanswered(delivery) -> None:
     never = asyncio.Event()
-    async with RemoteMx(gates={"DOT": never}) as mx:
-        delivery.table.at("a.test", mx)
-        await delivery.start()
+    async with delivery.host(gates={"DOT": never}) as mx:
         queue_id = await delivery.send("x@a.test")
         for number in range(4):
             await mx.reached("DOT")
@@ -170,9 +140,7 @@ async def test_a_stop_after_the_dot_does_not_count_as_unanswered(delivery) -> No
 
 
 async def test_expiry_reports_the_last_reply(delivery) -> None:
-    async with RemoteMx(replies={"RCPT": "450 4.2.1 never today"}) as mx:
-        delivery.table.at("a.test", mx)
-        await delivery.start()
+    async with delivery.host(replies={"RCPT": "450 4.2.1 never today"}):
         journey = await delivery.done(await delivery.send("x@a.test", expire_s=0.3))
     assert states(journey) == {"x@a.test": "expired"}
     assert "450 4.2.1 never today" in journey.recipients[0].reply
@@ -181,9 +149,7 @@ async def test_expiry_reports_the_last_reply(delivery) -> None:
 
 async def test_recipients_over_the_remote_limit_go_into_further_transactions(delivery) -> None:
     full = ["250 ok"] * 30 + ["452 4.5.3 too many"] * 20 + ["250 ok"]
-    async with RemoteMx(replies={"RCPT": full}) as mx:
-        delivery.table.at("a.test", mx)
-        await delivery.start()
+    async with delivery.host(replies={"RCPT": full}) as mx:
         journey = await delivery.done(await delivery.send(*(f"{n}@a.test" for n in range(50))))
     assert set(states(journey).values()) == {"relayed"}
     assert [len(one.addresses) for one in mx.envelopes] == [30, 20]
@@ -191,9 +157,7 @@ async def test_recipients_over_the_remote_limit_go_into_further_transactions(del
 
 
 async def test_the_limits_of_a_host_are_obeyed_within_one_attempt(delivery) -> None:
-    async with RemoteMx(extensions=["PIPELINING", "LIMITS RCPTMAX=20 MAILMAX=2"]) as mx:
-        delivery.table.at("a.test", mx)
-        await delivery.start()
+    async with delivery.host(extensions=["PIPELINING", "LIMITS RCPTMAX=20 MAILMAX=2"]) as mx:
         journey = await delivery.done(await delivery.send(*(f"{n}@a.test" for n in range(50))))
     assert set(states(journey).values()) == {"relayed"}
     assert [(one.session, len(one.addresses)) for one in mx.envelopes] == [
@@ -205,26 +169,11 @@ async def test_the_limits_of_a_host_are_obeyed_within_one_attempt(delivery) -> N
     assert {len(one.attempts) for one in journey.recipients} == {1}
 
 
-async def test_an_unreachable_site_is_probed_by_one_connection(delivery) -> None:
-    never = asyncio.Event()
-    async with RemoteMx(gates={"CONNECT": never}) as stalled:
-        delivery.table.at("stalled.test", stalled)
-        await delivery.start()
-        ids = [await delivery.send(f"{n}@stalled.test") for n in range(30)]
-        for _ in ids:  # the probe timed out: what waited shares its outcome
-            await delivery.changed.get()
-        assert stalled.most_open == 1
-        journey = await delivery.spool.journey(ids[-1])
-        assert states(journey) == {"29@stalled.test": "deferred"}
-
-
 @pytest.mark.parametrize("refusal", ["421 4.7.0 too many", "554 5.7.1 too many", DROP])
 async def test_a_site_that_takes_few_connections_loses_no_mail(delivery, refusal: str) -> None:
     gate = asyncio.Event()
     scripts = {"CONNECT": ["220 hello", "220 hello", refusal]}
-    async with RemoteMx(replies=scripts, gates={"DOT": gate}) as mx:
-        delivery.table.at("a.test", mx)
-        await delivery.start()
+    async with delivery.host(replies=scripts, gates={"DOT": gate}) as mx:
         ids = [await delivery.send(f"{n}@a.test") for n in range(12)]
         async with asyncio.timeout(30):
             while mx.sessions < 3:
@@ -238,9 +187,7 @@ async def test_a_site_that_takes_few_connections_loses_no_mail(delivery, refusal
 async def test_an_emptied_queue_forgets_that_a_host_was_down(delivery) -> None:
     delivery.unreachable_s = 3600
     delivery.retry_s = (3600,)
-    async with RemoteMx(replies={"CONNECT": DROP}) as mx:
-        delivery.table.at("a.test", mx)
-        await delivery.start()
+    async with delivery.host(replies={"CONNECT": DROP}) as mx:
         await delivery.send("x@a.test")
         await delivery.changed.get()
         async with delivery.scheduler.emptied():

@@ -20,10 +20,8 @@ async def test_a_failing_spool_does_not_block_a_stop(delivery, stage: str) -> No
         raise SpoolUnavailableError("the disk is read-only")
 
     never = asyncio.Event()
-    async with RemoteMx(gates={stage: never}) as mx:
-        delivery.table.at("a.test", mx)
-        delivery.connections_max = 1
-        await delivery.start()
+    delivery.connections_max = 1
+    async with delivery.host(gates={stage: never}) as mx:
         await delivery.send("x@a.test")
         await delivery.send("y@a.test")  # waits: it would be released first
         await mx.reached(stage)
@@ -90,9 +88,7 @@ async def test_relayed_recipients_are_recorded_before_the_others_of_the_attempt(
         return answer
 
     monkeypatch.setattr(delivery.spool, "record", refuse_once)
-    async with RemoteMx(replies={"RCPT": many}) as mx:
-        delivery.table.at("a.test", mx)
-        await delivery.start()
+    async with delivery.host(replies={"RCPT": many}) as mx:
         people = [f"{number}@a.test" for number in range(5)]
         journey = await delivery.done(await delivery.send(*people))
     assert set(states(journey).values()) == {"relayed"}

@@ -31,27 +31,6 @@ def order(queue: ClaimQueue) -> list[str]:
     return [claim.message.id for claim in queue.drain()]
 
 
-def test_first_is_the_next_claim_and_stays() -> None:
-    claims = [
-        a_claim(f"{level.name}{number}", f"{number % 3}@x.test", level=level)
-        for number in range(30)
-        for level in PriorityLevel
-    ]
-    queue = filled(*claims)
-    for _ in claims:
-        assert queue.first is queue.first is queue.pop()
-    assert queue.first is None
-
-
-def test_a_sender_with_many_claims_does_not_delay_the_claim_of_another() -> None:
-    bulk = [a_claim(f"bulk{number}", "bulk@x.test") for number in range(100)]
-    queue = filled(*bulk, a_claim("single", "single@x.test"))
-    assert [queue.pop().message.id for _ in range(3)] == ["bulk0", "single", "bulk1"]
-    assert len(queue) == 98
-    assert len(queue.drain()) == 98
-    assert queue.pop() is None
-
-
 def test_urgent_claims_go_first_and_none_waits_for_ever() -> None:
     urgent = [a_claim(f"high{number}", level=PriorityLevel.HIGH) for number in range(30)]
     queue = filled(

@@ -229,9 +229,7 @@ def test_a_sender_with_a_few_unknown_domains_comes_before_one_with_many(lived) -
 
 
 @pytest.mark.parametrize(("domains", "after_s"), [("lost{}", 0.5), ("dead{}", 4.0)])
-def test_new_mail_does_not_wait_in_the_turn_of_a_queue_that_has_its_domain(
-    lived, domains, after_s
-) -> None:
+def test_new_mail_does_not_wait_in_the_turn_of_a_queue_that_has_its_domain(lived, domains, after_s):
     """49 s without the earlier turn of a lookup, 14 s without that of a connection."""
 
     async def world(fair: FairWorld) -> float:
@@ -376,9 +374,7 @@ def test_new_domains_do_not_fill_the_active_queue(lived) -> None:
     assert lived(world, claims=200) < 20.0
 
 
-def test_a_site_that_is_always_busy_makes_room_for_one_without_a_connection(
-    lived, monkeypatch
-) -> None:
+def test_a_site_that_is_always_busy_makes_room_for_one_without_a_connection(lived, monkeypatch):
     """60 s, as long as the others have mail, without the limit of transactions."""
     monkeypatch.setitem(_TOOK_S, "live", 0.5)
 
@@ -414,9 +410,7 @@ def test_a_site_with_all_connections_gives_one_to_a_site_without(lived) -> None:
         ("single", 2, 31.0),
     ],
 )
-def test_slow_transactions_do_not_hold_other_mail_of_their_site(
-    lived, domain: str, stalled: int, most_s: float
-) -> None:
+def test_slow_transactions_do_not_hold_other_mail_of_their_site(lived, domain, stalled, most_s):
     async def world(fair: FairWorld) -> float:
         await fair.start()
         for _ in range(stalled):

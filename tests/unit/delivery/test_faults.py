@@ -37,9 +37,7 @@ async def test_a_bounce_is_sent_without_the_content_that_broke_the_reporter(deli
 
     unbroken = delivery.reporter.reports
     delivery.reporter.reports = reports
-    async with RemoteMx(rcpt={"x@a.test": "550 5.1.1 who?"}) as mx:
-        delivery.table.at("a.test", mx)
-        await delivery.start()
+    async with delivery.host(rcpt={"x@a.test": "550 5.1.1 who?"}):
         journey = await delivery.done(await delivery.send("x@a.test"))
     assert states(journey) == {"x@a.test": "failed"}
     assert told[0] != told[1]
@@ -70,13 +68,9 @@ async def breaking_off(delivery, times: int) -> list[ClaimResult]:
 
 @pytest.mark.usefixtures("soon")
 @pytest.mark.parametrize("times", [1, 3])
-async def test_a_deferral_that_cannot_be_recorded_is_retried_without_a_restart(
-    delivery, times: int
-) -> None:
+async def test_a_deferral_that_cannot_be_recorded_is_retried_without_a_restart(delivery, times):
     asked = await breaking_off(delivery, times)
-    async with RemoteMx(rcpt={"x@a.test": ["450 4.2.1 later", "250 2.1.5 ok"]}) as mx:
-        delivery.table.at("a.test", mx)
-        await delivery.start()
+    async with delivery.host(rcpt={"x@a.test": ["450 4.2.1 later", "250 2.1.5 ok"]}):
         claims = delivery.active_queue.claims
         journey = await delivery.done(await delivery.send("x@a.test"))
         assert states(journey) == {"x@a.test": "relayed"}
@@ -86,14 +80,10 @@ async def test_a_deferral_that_cannot_be_recorded_is_retried_without_a_restart(
 
 @pytest.mark.usefixtures("soon")
 @pytest.mark.parametrize("times", [1, 3])
-async def test_a_delivery_that_cannot_be_recorded_is_held_as_indeterminate(
-    delivery, times: int
-) -> None:
+async def test_a_delivery_that_cannot_be_recorded_is_held_as_indeterminate(delivery, times: int):
     """A retry would send it again each time that the error recurs."""
     await breaking_off(delivery, times)
-    async with RemoteMx() as mx:
-        delivery.table.at("a.test", mx)
-        await delivery.start()
+    async with delivery.host() as mx:
         queue_id = await delivery.send("x@a.test")
         await delivery.changed.get()
         journey = await delivery.spool.journey(queue_id)
@@ -113,9 +103,7 @@ async def test_a_failure_whose_bounce_cannot_be_made_is_retried(delivery) -> Non
 
     told, unbroken = [], delivery.reporter.reports
     delivery.reporter.reports = reports
-    async with RemoteMx(rcpt={"x@a.test": "550 5.1.1 who?"}) as mx:
-        delivery.table.at("a.test", mx)
-        await delivery.start()
+    async with delivery.host(rcpt={"x@a.test": "550 5.1.1 who?"}):
         claims = delivery.active_queue.claims
         journey = await delivery.done(await delivery.send("x@a.test"))
         assert states(journey) == {"x@a.test": "failed"}
@@ -158,9 +146,7 @@ async def test_resolved_next_hops_are_bounded(delivery, monkeypatch) -> None:
 
 async def test_an_attempt_cut_off_before_its_dot_does_not_count(delivery) -> None:
     never = asyncio.Event()
-    async with RemoteMx(gates={"RCPT": never}) as mx:
-        delivery.table.at("a.test", mx)
-        await delivery.start()
+    async with delivery.host(gates={"RCPT": never}) as mx:
         queue_id = await delivery.send("x@a.test")
         await mx.reached("RCPT")
         await delivery.scheduler.drain(0.05)
@@ -198,9 +184,7 @@ async def test_an_unreachable_host_keeps_no_content_in_memory(delivery) -> None:
         return await connect(replace(target, port=1), **options)
 
     delivery.connect = dead
-    async with RemoteMx() as mx:
-        delivery.table.at("a.test", mx)
-        await delivery.start()
+    async with delivery.host():
         await delivery.send("x@a.test", claim=False)  # its content is in the spool only
         await asked.wait()
         assert delivery.scheduler.recorder.contents._held == {}

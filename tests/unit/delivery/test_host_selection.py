@@ -43,16 +43,6 @@ def test_the_last_result_counts_up_to_the_given_age() -> None:
     assert not memory.has_answered(HERE, since_s=20.1)
 
 
-def test_a_connect_failure_can_be_forgotten_and_an_answer_not() -> None:
-    memory = HostStatusCache()
-    memory.note(HERE, ConnectFailure(GONE, 10.0))
-    memory.note(THERE, 10.0)
-    for place in (HERE, THERE):
-        memory.forget_failure(place)
-    assert memory.failure(HERE, since_s=0.0) is None
-    assert memory.has_answered(THERE, since_s=0.0)
-
-
 def test_the_least_recently_used_host_goes_first() -> None:
     memory = HostStatusCache(hosts_max=100)
     for number in range(1000):

@@ -65,9 +65,7 @@ async def test_one_body_goes_to_hosts_and_mailboxes(delivery, large) -> None:
 async def test_a_body_lost_midway_defers_and_no_host_gets_a_part(delivery, large, claim) -> None:
     gate = asyncio.Event()
     delivery.retry_s = (60.0,)
-    async with RemoteMx(gates={"CONTENT": gate}) as mx:
-        delivery.table.at("a.test", mx)
-        await delivery.start()
+    async with delivery.host(gates={"CONTENT": gate}) as mx:
         queue_id = await delivery.send("x@a.test", contents=(large(50_000),), claim=claim)
         await mx.reached("DATA")
         for path in body_files(delivery):
@@ -93,9 +91,7 @@ async def test_the_bounce_of_a_large_message_reads_it_from_its_file(delivery, la
 
     delivery.reporter.reports = listening
     gate = asyncio.Event()
-    async with RemoteMx(replies={"DOT": "552 5.3.4 too large"}, gates={"DOT": gate}) as mx:
-        delivery.table.at("a.test", mx)
-        await delivery.start()
+    async with delivery.host(replies={"DOT": "552 5.3.4 too large"}, gates={"DOT": gate}) as mx:
         queue_id = await delivery.send("x@a.test", contents=(large(),))
         await mx.reached("DOT")
         for path in body_files(delivery) if lost else ():
@@ -117,9 +113,7 @@ async def test_many_large_messages_do_not_wait_for_memory(delivery, large, monke
         delivery.timeouts, dot_s=60
     )  # no end of a wait lets the next one in
     gate = asyncio.Event()
-    async with RemoteMx(gates={"DOT": gate}) as mx:
-        delivery.table.at("a.test", mx)
-        await delivery.start()
+    async with delivery.host(gates={"DOT": gate}) as mx:
         delivery.scheduler.recorder.contents._budget = 1000  # headers of all, and not one body
         ids = [await delivery.send(f"{n}@a.test", contents=(large(3_000),)) for n in range(4)]
         async with asyncio.timeout(30):
@@ -133,9 +127,7 @@ async def test_many_large_messages_do_not_wait_for_memory(delivery, large, monke
 async def test_a_stop_midway_releases_the_message(delivery, large) -> None:
     gate = asyncio.Event()
     delivery.timeouts = structs.replace(delivery.timeouts, block_s=60)
-    async with RemoteMx(gates={"CONTENT": gate}) as mx:
-        delivery.table.at("a.test", mx)
-        await delivery.start()
+    async with delivery.host(gates={"CONTENT": gate}) as mx:
         queue_id = await delivery.send("x@a.test", contents=(large(50_000),))
         await mx.reached("DATA")
         await delivery.scheduler.drain(0.05)
@@ -153,9 +145,7 @@ async def test_a_stop_midway_releases_the_message(delivery, large) -> None:
 async def test_a_copy_that_an_alias_sends_outside_names_it(delivery, large) -> None:
     """RFC 9228: above all that was there."""
     content = large()
-    async with RemoteMx() as mx:
-        delivery.table.at("a.test", mx)
-        await delivery.start()
+    async with delivery.host() as mx:
         extra = EntryExtra(delivered_to="team@here.test")
         queue_id = await delivery.send("x@a.test", contents=(content,), extra=extra)
         await delivery.done(queue_id)

@@ -5,7 +5,7 @@ import asyncio
 import pytest
 
 from tests.support.journeys import outcomes, states
-from tests.support.remote_mx import DROP, EXTENSIONS, STALL, RemoteMx
+from tests.support.remote_mx import DROP, EXTENSIONS, STALL
 
 PEOPLE = ("a@a.test", "b@a.test", "c@a.test")
 WITHOUT_DSN = tuple(one for one in EXTENSIONS if one != "DSN")
@@ -19,14 +19,12 @@ async def until_states(delivery, queue_id: str, expected: dict[str, str]) -> Non
 
 
 @pytest.mark.parametrize("offers_dsn", [True, False])
-async def test_accepted_recipients_are_delivered_while_others_have_no_reply(
-    delivery, offers_dsn: bool
-) -> None:
+async def test_accepted_recipients_are_delivered_while_others_have_no_reply(delivery, offers_dsn):
     gate = asyncio.Event()
     extensions = EXTENSIONS if offers_dsn else WITHOUT_DSN
-    async with RemoteMx(lmtp=True, gates={"DOT c@a.test": gate}, extensions=extensions) as host:
-        delivery.table.at("a.test", host)
-        await delivery.start()
+    async with delivery.host(
+        lmtp=True, gates={"DOT c@a.test": gate}, extensions=extensions
+    ) as host:
         queue_id = await delivery.send(*PEOPLE, notify="SUCCESS")
         await until_states(delivery, queue_id, ALL_DELIVERED | {"c@a.test": "queued"})
         assert delivery.reporter.reported == []  # one report names all
@@ -44,10 +42,8 @@ async def test_after_a_fault_only_recipients_without_a_reply_get_the_message_aga
     delivery, place: int, fault: str
 ) -> None:
     dot = {PEOPLE[place]: [fault, "250 2.1.5 saved"]}
-    async with RemoteMx(lmtp=True, dot=dot) as host:
-        delivery.table.at("a.test", host)
-        delivery.timeouts = type(delivery.timeouts)(command_s=1, data_s=1, dot_s=0.1, quit_s=0.2)
-        await delivery.start()
+    delivery.timeouts = type(delivery.timeouts)(command_s=1, data_s=1, dot_s=0.1, quit_s=0.2)
+    async with delivery.host(lmtp=True, dot=dot) as host:
         journey = await delivery.done(await delivery.send(*PEOPLE))
         await delivery.done(await delivery.send("d@a.test"))
     assert states(journey) == ALL_DELIVERED

@@ -24,9 +24,7 @@ async def test_a_probe_stops_before_mail(delivery) -> None:
         assert [command.partition(" ")[0] for command in mx.commands] == ["EHLO", "QUIT"]
 
 
-async def test_the_hosts_are_tried_in_order_and_the_last_says_why_there_is_no_session(
-    delivery,
-) -> None:
+async def test_the_hosts_are_tried_in_order_and_the_last_says_why_there_is_no_session(delivery):
     with socket.create_server(("127.0.0.3", 0)) as unused:
         port = unused.getsockname()[1]
     closed = SimpleNamespace(host="127.0.0.3", port=port, lmtp=False)

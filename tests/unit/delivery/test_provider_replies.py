@@ -22,88 +22,35 @@ from relay.base.message.outcome import (
 from relay.base.settings.document import SettingsError
 from relay.base.settings.environment import shipped
 from relay.delivery.provider_replies import ProviderReplies, load_provider_replies
-from tests.support.tables import each_row
+from tests.support.tables import each_row, rows_of
 
 SHIPPED = shipped("conf") / "providers.toml"
-OUTLOOK, EXCHANGE = "outlook-com.olc.protection.outlook.com", "a-test.mail.protection.outlook.com"
-# Of each shipped entry a reply that it is for: the host, the command, the reply.
+# Of each shipped entry a reply that it is for: its name, the host, the command, the reply.
 SAMPLES = {
-    "outlook-block-list": (
-        OUTLOOK,
-        "MAIL",
-        "550 5.7.1 Unfortunately, messages from [192.0.2.1] weren't sent. Please contact your provider since part of their network is on our block list (S3150).",
-    ),
-    "exchange-online-banned-address": (
-        EXCHANGE,
-        "RCPT",
-        "550 5.7.606 Access denied, banned sending IP [192.0.2.1]. To request removal visit (AS16012609)",
-    ),
-    "exchange-online-busy": (
-        EXCHANGE,
-        "RCPT",
-        "451 4.7.500 Server busy. Please try again later from [192.0.2.1]. (AS77712344)",
-    ),
-    "outlook-reputation": (
-        OUTLOOK,
-        "MAIL",
-        "451 4.7.651 The mail server [192.0.2.1] has been temporarily rate limited due to IP reputation. (S3114)",
-    ),
-    "outlook-connections": (
-        OUTLOOK,
-        "banner",
-        "421 4.3.2 The mail server [192.0.2.1] has exceeded the maximum number of connections.",
-    ),
-    "exchange-online-send-as": (
-        "smtp.office365.com",
-        "final dot",
-        "554 5.2.252 SendAsDenied; printer@contoso.example not allowed to send as ann@contoso.example; STOREDRV.Submission.Exception:SendAsDeniedException",
-    ),
-    "exchange-online-submission-throttled": (
-        "smtp.office365.com",
-        "final dot",
-        "550 5.2.253 Client throttled for abuse of SendAsDenial; SubmissionQuotaExceededException",
-    ),
-    "exchange-online-basic-authentication": (
-        "smtp.office365.com",
-        "AUTH",
-        "550 5.7.30 Basic authentication is not supported for Client Submission.",
-    ),
-    "exchange-online-smtp-auth-disabled": (
-        "smtp.office365.com",
-        "AUTH",
-        "535 5.7.139 Authentication unsuccessful, SmtpClientAuthentication is disabled for the Mailbox. [AM0PR01CA0001.eurprd01.prod.exchangelabs.com]",
-    ),
-    "gmail-unsolicited-rate": (
-        "gmail-smtp-in.l.google.com",
-        "final dot",
-        "421 4.7.28 [192.0.2.1] Our system has detected an unusual rate of 4.7.28 unsolicited mail",
-    ),
-    "yahoo-complaints": (
-        "mta5.am0.yahoodns.net",
-        "MAIL",
-        "421 4.7.0 [TSS04] Messages from 192.0.2.1 temporarily deferred due to unexpected volume or user complaints - 4.16.55.1",
-    ),
-    "yahoo-permanently-deferred": (
-        "mta5.am0.yahoodns.net",
-        "banner",
-        "421 4.7.1 [TS03] All messages from 192.0.2.1 will be permanently deferred; Retrying will NOT succeed.",
-    ),
-    "icloud-try-later": (
-        "mx01.mail.icloud.com",
-        "MAIL",
-        "451 4.7.1 Service unavailable - try again later",
-    ),
-    "t-online-reputation": (
-        "mx03.t-online.de",
-        "banner",
-        "554 IP=192.0.2.1 - None/bad reputation. Ask your postmaster for help. (NOWL)",
-    ),
-    "orange-connections": (
-        "smtp-in.orange.fr",
-        "banner",
-        "421 mwinf5c04 ME Trop de connexions, veuillez verifier votre configuration. Too many connections, slow down. OFR004_104 [104]",
-    ),
-    "qq-frequency": ("mx3.qq.com", "final dot", "550 Ip frequency limited."),
+    name: tuple(sample)
+    for name, *sample in rows_of(
+        """
+        outlook-block-list | outlook-com.olc.protection.outlook.com | MAIL | \
+550 5.7.1 Unfortunately, messages from [192.0.2.1] weren't sent. Please contact your provider since part of their network is on our block list (S3150).
+        exchange-online-banned-address | a-test.mail.protection.outlook.com | RCPT | 550 5.7.606 Access denied, banned sending IP [192.0.2.1]. To request removal visit (AS16012609)
+        exchange-online-busy | a-test.mail.protection.outlook.com | RCPT | 451 4.7.500 Server busy. Please try again later from [192.0.2.1]. (AS77712344)
+        outlook-reputation | outlook-com.olc.protection.outlook.com | MAIL | 451 4.7.651 The mail server [192.0.2.1] has been temporarily rate limited due to IP reputation. (S3114)
+        outlook-connections | outlook-com.olc.protection.outlook.com | banner | 421 4.3.2 The mail server [192.0.2.1] has exceeded the maximum number of connections.
+        exchange-online-send-as | smtp.office365.com | final dot | \
+554 5.2.252 SendAsDenied; printer@contoso.example not allowed to send as ann@contoso.example; STOREDRV.Submission.Exception:SendAsDeniedException
+        exchange-online-submission-throttled | smtp.office365.com | final dot | 550 5.2.253 Client throttled for abuse of SendAsDenial; SubmissionQuotaExceededException
+        exchange-online-basic-authentication | smtp.office365.com | AUTH | 550 5.7.30 Basic authentication is not supported for Client Submission.
+        exchange-online-smtp-auth-disabled | smtp.office365.com | AUTH | \
+535 5.7.139 Authentication unsuccessful, SmtpClientAuthentication is disabled for the Mailbox. [AM0PR01CA0001.eurprd01.prod.exchangelabs.com]
+        gmail-unsolicited-rate | gmail-smtp-in.l.google.com | final dot | 421 4.7.28 [192.0.2.1] Our system has detected an unusual rate of 4.7.28 unsolicited mail
+        yahoo-complaints | mta5.am0.yahoodns.net | MAIL | 421 4.7.0 [TSS04] Messages from 192.0.2.1 temporarily deferred due to unexpected volume or user complaints - 4.16.55.1
+        yahoo-permanently-deferred | mta5.am0.yahoodns.net | banner | 421 4.7.1 [TS03] All messages from 192.0.2.1 will be permanently deferred; Retrying will NOT succeed.
+        icloud-try-later | mx01.mail.icloud.com | MAIL | 451 4.7.1 Service unavailable - try again later
+        t-online-reputation | mx03.t-online.de | banner | 554 IP=192.0.2.1 - None/bad reputation. Ask your postmaster for help. (NOWL)
+        orange-connections | smtp-in.orange.fr | banner | 421 mwinf5c04 ME Trop de connexions, veuillez verifier votre configuration. Too many connections, slow down. OFR004_104 [104]
+        qq-frequency | mx3.qq.com | final dot | 550 Ip frequency limited.
+        """
+    )
 }
 
 
@@ -212,53 +159,34 @@ def test_what_no_host_has_said_is_not_decided(tmp_path: Path) -> None:
 ENTRY = 'name = "x"\ncode = 550\nclass = "site"'
 FAULTS = [
     # the lines of an entry after [[reply]], the fault
-    (
-        'name = "x"\ncode = 550',
-        '1: reply "x": class: found nothing, expected a value: this key is required',
+    *rows_of(
+        """
+        name = "x" / code = 550 | 1: reply "x": class: found nothing, expected a value: this key is required
+        code = 550 / class = "site" | 1: reply 1: name: found nothing, expected a value: this key is required
+        name = "x" / class = "site" | 1: reply "x": found no code, status or text, expected one
+        name = "x" / code = 250 / class = "site" | 3: reply "x": code: found 250, expected a code from 400 to 599, or a list of codes
+        name = "x" / code = "5xx" / class = "site" | 3: reply "x": code: found "5xx", expected a code from 400 to 599, or a list of codes
+        name = "x" / code = 550 / class = "site" / pause = "2d" | 5: reply "x": pause: found "2d", expected a duration of at most 1 day
+        name = "x" / code = 550 / class = "site" / connections = 0 | 5: reply "x": connections: found 0, expected a whole number from 1 to 1000
+        name = "x" / code = 550 / class = "site" / [[reply]] / name = "x" / code = 550 / class = "site" | 6: reply "x": name: found the name of the entry in line 1, expected another
+        name = "x" / code = 550 / class = "site" / [[rule]] / a = 1 | 5: rule: found an unknown key, expected one of reply
+        """
     ),
     (
         'name = "x"\ncode = 550\nclass = "greylisted"',
         '4: reply "x": class: found "greylisted", expected one of failed, dns, ',
     ),
     (
-        'code = 550\nclass = "site"',
-        "1: reply 1: name: found nothing, expected a value: this key is required",
-    ),
-    ('name = "x"\nclass = "site"', '1: reply "x": found no code, status or text, expected one'),
-    (
-        'name = "x"\ncode = 250\nclass = "site"',
-        '3: reply "x": code: found 250, expected a code from 400 to 599, or a list of codes',
-    ),
-    (
-        'name = "x"\ncode = "5xx"\nclass = "site"',
-        '3: reply "x": code: found "5xx", expected a code from 400 to 599, or a list of codes',
-    ),
-    (
         'name = "x"\ntext = "a(b"\nclass = "site"',
         '3: reply "x": text: found "a(b", expected a regular expression that RE2 accepts: ',
     ),
-    (
-        f'{ENTRY}\npause = "2d"',
-        '5: reply "x": pause: found "2d", expected a duration of at most 1 day',
-    ),
-    (
-        f"{ENTRY}\nconnections = 0",
-        '5: reply "x": connections: found 0, expected a whole number from 1 to 1000',
-    ),
-    (
-        f"{ENTRY}\n[[reply]]\n{ENTRY}",
-        '6: reply "x": name: found the name of the entry in line 1, expected another',
-    ),
-    (f"{ENTRY}\n[[rule]]\na = 1", "5: rule: found an unknown key, expected one of reply"),
     (f"{ENTRY}\n#{'x' * 300_000}", " found more than 262144 bytes, expected a file of settings"),
 ]
 
 
 @each_row("lines, fault", FAULTS)
-def test_a_faulty_file_says_where_what_and_what_was_expected(
-    tmp_path: Path, lines: str, fault: str
-) -> None:
+def test_a_faulty_file_says_where_what_and_what_was_expected(tmp_path, lines, fault):
     with pytest.raises(SettingsError) as caught:
-        entries_of(tmp_path, lines)
+        entries_of(tmp_path, lines.replace(" / ", "\n"))
     (found,) = caught.value.faults
     assert str(found).startswith(f"{tmp_path}/own.toml:{fault}")

@@ -16,14 +16,7 @@ from relay.delivery.queue_scanner import QueueScanner
 from relay.store.spool.shared import claimed
 from relay.store.spool.sqlite.transactions import find_due, next_due_us, take_claims
 from relay.store.spool.sqlite.writer import Batch
-from relay.store.spool.types import (
-    Claim,
-    DueBatch,
-    DueQuery,
-    NewMessage,
-    PriorityLevel,
-    sender_key,
-)
+from relay.store.spool.types import Claim, DueBatch, DueQuery, NewMessage, PriorityLevel, sender_key
 from tests.support.manual_clock import ManualClock
 from tests.support.spools import message_of
 

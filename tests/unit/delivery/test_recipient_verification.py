@@ -116,9 +116,7 @@ async def test_that_a_mailbox_is_full_is_the_answer_as_long_as_it_is(clock, repl
         {"EHLO": "451 4.3.0 later"},
     ],
 )
-async def test_what_is_no_answer_rejects_nobody_and_is_not_asked_for_again_at_once(
-    clock, replies
-) -> None:
+async def test_what_is_no_answer_rejects_nobody_and_is_not_asked_for_again_at_once(clock, replies):
     async with RemoteMx(replies=replies) as server:
         asked = verifier(clock, server)
         for _ in range(3):
@@ -133,9 +131,7 @@ async def test_what_is_no_answer_rejects_nobody_and_is_not_asked_for_again_at_on
 
 
 @pytest.mark.parametrize("reply", [DROP, "hello", STALL])
-async def test_an_address_without_an_answer_leaves_the_others_alone(
-    clock, monkeypatch, reply
-) -> None:
+async def test_an_address_without_an_answer_leaves_the_others_alone(clock, monkeypatch, reply):
     monkeypatch.setattr(recipient_verification, "_PROBE_S", 0.5)
     async with RemoteMx(rcpt={"x@gate.test": reply}) as server:
         asked = verifier(clock, server)

@@ -97,9 +97,7 @@ async def test_a_damaged_report_is_delivered_as_ordinary_mail(delivery, original
     assert {kind for kind, _ in await claims(delivery, original)} <= {"failure"}
 
 
-async def test_a_report_without_the_original_is_joined_by_what_it_answers(
-    delivery, original
-) -> None:
+async def test_a_report_without_the_original_is_joined_by_what_it_answers(delivery, original):
     bare = report().replace(b"Message-ID: <m@x>\r\n", b"")
     await receive(delivery, bare)
     assert await claims(delivery, original) == []

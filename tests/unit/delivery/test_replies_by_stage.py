@@ -11,6 +11,7 @@ from tests.support.remote_mx import DROP, RemoteMx
 SCRIPTS = [
     ("CONNECT", "450 4.3.2 busy", "deferred", "4.3.2"),
     ("CONNECT", "554 5.3.2 no mail here", "failed", "5.3.2"),
+    ("CONNECT", "521 never", "failed", "5.3.2"),
     ("CONNECT", DROP, "deferred", "4.4.2"),
     ("HELLO", "451 4.3.0 later", "deferred", "4.3.0"),
     ("HELLO", "550 5.7.1 not you", "deferred", "4.7.1"),  # of HELO, too
@@ -40,9 +41,7 @@ SCRIPTS = [
 
 @pytest.mark.parametrize("lmtp", [False, True], ids=["smtp", "lmtp"])
 @pytest.mark.parametrize("count", [1, 3, 20])
-async def test_each_stage_and_reply_has_its_outcome_for_each_recipient(
-    delivery, lmtp: bool, count: int
-) -> None:
+async def test_each_stage_and_reply_has_its_outcome_for_each_recipient(delivery, lmtp, count):
     accepted = "delivered" if lmtp else "relayed"
     hello = ("LHLO",) if lmtp else ("EHLO", "HELO")
     delivery.retry_s = (600.0,)

@@ -202,9 +202,7 @@ async def test_it_fails_when_every_host_answered_and_waits_while_one_did_not(
 @pytest.mark.parametrize(
     "unknown", [StsFinding(trouble="HTTP status 500"), StsFinding(unasked="SERVFAIL")]
 )
-async def test_it_waits_while_it_is_not_known_whether_there_is_a_policy(
-    delivery, good, unknown
-) -> None:
+async def test_it_waits_while_it_is_not_known_whether_there_is_a_policy(delivery, good, unknown):
     async with RemoteMx(tls=good, **STRICT) as mx:
         at(delivery, mx, sts=unknown)
         await delivery.start()
@@ -224,9 +222,7 @@ async def test_connections_are_shared_only_by_mail_with_the_same_demand(delivery
         assert [one.session for one in mx.envelopes] == [1, 2, 3, 1, 1, 2, 3, 1]
 
 
-async def test_strict_mail_that_waits_does_not_lower_the_level_of_other_mail(
-    delivery, attacks
-) -> None:
+async def test_strict_mail_that_waits_does_not_lower_the_level_of_other_mail(delivery, attacks):
     async with RemoteMx(tls=attacks["broken"], **STRICT) as mx:
         at(delivery, mx)
         await delivery.start()

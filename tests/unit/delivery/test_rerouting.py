@@ -96,9 +96,7 @@ ROUTES = [
         ("1@x.test", f"{OWN}.org", {"chosen": True}, True),
     ],
 )
-def test_what_waits_is_where_the_routes_of_now_send_it(
-    address: str, key: str, extra: dict[str, bool], taken: bool
-) -> None:
+def test_what_waits_is_where_the_routes_of_now_send_it(address, key, extra, taken):
     rerouter = ClaimRerouter(
         SimpleNamespace(begin=not_run, claims=ClaimsInMemory()),
         table=RouteTable(ROUTES, [], Directory()),
@@ -112,9 +110,7 @@ def test_what_waits_is_where_the_routes_of_now_send_it(
     assert bool(rerouter.ready) is taken
 
 
-def test_an_address_that_became_invalid_ends_and_the_others_of_its_entry_are_due(
-    tmp_path: Path,
-) -> None:
+def test_an_address_that_became_invalid_ends_and_the_others_of_its_entry_are_due(tmp_path: Path):
     """A reroute would change nothing: the others are at their next hop already."""
     (tmp_path / "listed").write_text("1@a.test\n")
     recorded: dict[int, Outcome] = {}

@@ -23,9 +23,7 @@ def schedule(rng: float = 0.5) -> RetrySchedule:
     "attempts, rng, seconds",
     [(0, 0.5, 60), (1, 0.5, 300), (2, 0.5, 900), (8, 0.5, 900), (0, 0.0, 54), (0, 1.0, 66)],
 )
-def test_the_last_retry_step_repeats_with_a_jitter_of_ten_percent(
-    attempts: int, rng: float, seconds: float
-) -> None:
+def test_the_last_retry_step_repeats_with_a_jitter_of_ten_percent(attempts, rng, seconds):
     retry = schedule(rng).retry(
         DeferralCause("connect", attempts), "site", now_us=0, expires_us=NEVER_US
     )
@@ -103,9 +101,7 @@ def test_claim_action(claim: Claim, action: ClaimAction) -> None:
         (expiring(PAST, due_us=STARTED - 1), ClaimAction.ATTEMPT),
     ],
 )
-def test_held_and_captured_mail_expires_only_by_a_sure_time(
-    claim: Claim, action: ClaimAction
-) -> None:
+def test_held_and_captured_mail_expires_only_by_a_sure_time(claim: Claim, action: ClaimAction):
     assert claim_action(claim, now_us=NOW, confirmed_us=PAST - 1, started_us=STARTED) is action
 
 

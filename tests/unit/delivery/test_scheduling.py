@@ -44,11 +44,9 @@ async def test_a_claim_that_waits_for_room_for_its_content_expires_on_time(deliv
     """It was attempted before. The room is used by one whose delivery does not end."""
     never = asyncio.Event()
     busy = ["450 4.2.1 later"]
-    async with RemoteMx(gates={"DOT": never}, rcpt={"late@a.test": busy}) as mx:
-        delivery.table.at("a.test", mx)
-        delivery.content_bytes = len(LONG)
-        delivery.timeouts = structs.replace(delivery.timeouts, dot_s=60)
-        await delivery.start()
+    delivery.content_bytes = len(LONG)
+    delivery.timeouts = structs.replace(delivery.timeouts, dot_s=60)
+    async with delivery.host(gates={"DOT": never}, rcpt={"late@a.test": busy}) as mx:
         late = await delivery.send("late@a.test", expire_s=0.5)
         while (await delivery.spool.journey(late)).recipients[0].attempts == ():
             await delivery.changed.get()

@@ -10,13 +10,7 @@ from relay.base.message.outcome import (
     Indeterminate,
     Relayed,
 )
-from relay.delivery.site_limits import (
-    ConcurrencyLimit,
-    Rate,
-    SiteOptions,
-    TokenBucket,
-    is_pushback,
-)
+from relay.delivery.site_limits import ConcurrencyLimit, Rate, SiteOptions, TokenBucket, is_pushback
 from tests.support.tables import each_row
 
 
@@ -111,9 +105,7 @@ def test_concurrency_grows_with_success_and_halves_with_pushback(story: str, lim
         ("+" * 15 + "=" * 21, 5),
     ],
 )
-def test_concurrency_halves_once_if_half_fails_or_one_fails_before_mail(
-    story: str, limit: int
-) -> None:
+def test_concurrency_halves_once_if_half_fails_or_one_fails_before_mail(story: str, limit: int):
     assert after(story, others=19) == limit
 
 

@@ -47,10 +47,8 @@ def state(delivery):
 
 @pytest.mark.parametrize("stage", ["CONNECT", "MAIL", "RCPT", "DATA", "DOT"])
 async def test_a_reply_pauses_the_site_and_no_attempts_are_counted(delivery, stage) -> None:
-    async with RemoteMx(replies={stage: [BLOCKED, "250 ok"]}) as mx:
-        delivery.table.at("a.test", mx)
-        delivery.providers, delivery.retry_s = entry(pause_s=HOUR_S), (0.02,)
-        await delivery.start()
+    delivery.providers, delivery.retry_s = entry(pause_s=HOUR_S), (0.02,)
+    async with delivery.host(replies={stage: [BLOCKED, "250 ok"]}) as mx:
         first = await delivery.send("first@a.test")
         await deferred(delivery, first)
         assert await attempts(delivery, first) == ("deferred", 1)
@@ -71,10 +69,8 @@ async def test_a_reply_pauses_the_site_and_no_attempts_are_counted(delivery, sta
 
 
 async def test_mail_expires_while_its_site_is_paused(delivery) -> None:
-    async with RemoteMx(replies={"RCPT": BLOCKED}) as mx:
-        delivery.table.at("a.test", mx)
-        delivery.providers, delivery.retry_s = entry(pause_s=HOUR_S), (HOUR_S,)
-        await delivery.start()
+    delivery.providers, delivery.retry_s = entry(pause_s=HOUR_S), (HOUR_S,)
+    async with delivery.host(replies={"RCPT": BLOCKED}) as mx:
         await deferred(delivery, await delivery.send("first@a.test"))
         second = await delivery.send("second@a.test", expire_s=0.2)
         await delivery.done(second)
@@ -86,10 +82,8 @@ async def test_mail_expires_while_its_site_is_paused(delivery) -> None:
 
 async def test_a_reply_keeps_the_site_at_one_connection(delivery) -> None:
     busy = entry("busy", connections=1)
-    async with RemoteMx(replies={"RCPT": ["450 4.7.1 busy", "250 ok"]}) as mx:
-        delivery.table.at("a.test", mx)
-        delivery.providers, delivery.retry_s = busy, (0.02,)
-        await delivery.start()
+    delivery.providers, delivery.retry_s = busy, (0.02,)
+    async with delivery.host(replies={"RCPT": ["450 4.7.1 busy", "250 ok"]}) as mx:
         await deferred(delivery, await delivery.send("first@a.test"))
         for queue_id in [await delivery.send(f"{number}@a.test") for number in range(20)]:
             await delivery.done(queue_id)
@@ -97,10 +91,8 @@ async def test_a_reply_keeps_the_site_at_one_connection(delivery) -> None:
 
 
 async def test_a_pause_stays_at_a_reload_until_an_operator_retries(delivery) -> None:
-    async with RemoteMx(replies={"RCPT": [BLOCKED, "250 ok"]}) as mx:
-        delivery.table.at("a.test", mx)
-        delivery.providers, delivery.retry_s = entry(pause_s=HOUR_S), (HOUR_S,)
-        await delivery.start()
+    delivery.providers, delivery.retry_s = entry(pause_s=HOUR_S), (HOUR_S,)
+    async with delivery.host(replies={"RCPT": [BLOCKED, "250 ok"]}):
         scheduler, sites = delivery.scheduler, delivery.scheduler.sites
         await deferred(delivery, await delivery.send("first@a.test"))
         scheduler.use(sites.options, sites.connect, lambda _options: True)

@@ -21,9 +21,7 @@ BUSY = "421 4.7.0 too much at once"
 
 async def test_a_site_begins_with_a_probe_then_five_and_has_more_as_it_takes_them(delivery) -> None:
     hello, gate = asyncio.Event(), asyncio.Event()
-    async with RemoteMx(gates={"CONNECT": hello, "DOT": gate}) as mx:
-        delivery.table.at("a.test", mx)
-        await delivery.start()
+    async with delivery.host(gates={"CONNECT": hello, "DOT": gate}) as mx:
         ids = [await delivery.send(f"{n}@a.test") for n in range(60)]
         await mx.reached("CONNECT")
         assert mx.open == 1
@@ -40,10 +38,8 @@ async def test_a_site_begins_with_a_probe_then_five_and_has_more_as_it_takes_the
 async def test_a_site_that_pushes_back_is_given_fewer_connections(delivery) -> None:
     gate = asyncio.Event()
     gate.set()
-    async with RemoteMx(gates={"DOT": gate}) as mx:
-        delivery.table.at("a.test", mx)
-        delivery.retry_s = (600.0,)
-        await delivery.start()
+    delivery.retry_s = (600.0,)
+    async with delivery.host(gates={"DOT": gate}) as mx:
         for queue_id in [await delivery.send(f"{n}@a.test") for n in range(20)]:
             await delivery.done(queue_id)
         mx.replies = {"MAIL": BUSY}
@@ -177,9 +173,7 @@ async def test_of_too_many_sites_those_with_nothing_to_remember_are_forgotten(
     dead.serve(delivery, "dead.test")
     delivery.table.limits["a.test"] = {"rate": "1/600"}
     delivery.idle_s = 0.01
-    async with RemoteMx() as mx:
-        delivery.table.at("a.test", mx)
-        await delivery.start()
+    async with delivery.host() as mx:
         await delivery.done(await delivery.send("1@a.test"))
         await all_deferred(delivery, [await delivery.send("1@dead.test")])
         for number in range(5):
@@ -240,9 +234,7 @@ async def test_a_connection_of_one_level_of_tls_is_for_no_other(delivery, certif
     assert mx.sessions == 3
 
 
-async def test_a_connection_under_one_ca_is_not_for_another(
-    delivery, authority, certificate
-) -> None:
+async def test_a_connection_under_one_ca_is_not_for_another(delivery, authority, certificate):
     async with RemoteMx(tls=authority.issue("DNS:mx.test").server_context()) as mx:
         hosts = Hosts((Host("mx.test", 0, (mx.host,), mx.port),))
         delivery.table.hosts = dict.fromkeys(("a.test", "b.test"), hosts)

@@ -16,7 +16,7 @@ from relay.formats.body_checks import (
     FeatureReader,
     check_bodies,
 )
-from tests.support.tables import each_row
+from tests.support.tables import each_row, rows_of
 
 DATA_FILE = Path(relay.formats.__file__).with_name("caniemail.json")
 DATA = json.loads(DATA_FILE.read_text())
@@ -34,55 +34,38 @@ def names(html: str) -> set[str]:
 @each_row(
     "html, expected",
     [
+        *rows_of(
+            """
+            <IMG SRC=x.PNG?a=.gif#.gif ALIGN=left width> | <img> align= width= |image png
+            <img src='data:image/gif;base64,AA'> | <img> |image base64
+            <input><input type=RADIO><button> | <input text> <input radio> <button submit>
+            <meta name='color-scheme'> | <meta color-scheme>
+            <a href=' #top'></a><area href=mailto:a@b.test> | <area> |link #|link mailto
+            <a href=https://a.test/#x target=_top> | target=
+            <td background=a.jpg valign=top> | background= valign= |image jpg
+            <p style='display:none'> | <p> display |display: none
+            <p style='font:&quot;a;&quot;;gap:1px'> | <p> font gap 1px
+            <p style='Opacity:1;--x:var(--y)'> | <p> opacity --* var()
+            <style>p{width:calc(1em + 2%)!important}</style> | width calc() 1em 1% !important |selector type
+            <style>@media screen{.a{gap:1REM}}</style> | @media gap 1rem |selector class
+            <style>@media(prefers-color-scheme:dark){}</style> | @media |@media prefers-color-scheme
+            <style>@font-face{src:url(a.woff)}</style> | @font-face
+            <style>@import 'a.css';<!-- @supports (x:y){i{top:0}} --></style> | @import @supports top |selector type
+            <style>a:hover,b::before,c:after{}</style> | :hover ::before ::after |selector type|selector grouping
+            <style>a > b + c ~ d{}</style> | |selector child|selector adjacent|selector sibling|selector type
+            <style>.a .b.c #d{}</style> | |selector class|selector id|selector descendant|selector chaining
+            <style>*,[x=y],p:not(.a):nth-child(2){}</style> | :not :nth-child |selector *|selector attribute|selector grouping|selector type
+            <style>a{b &{left:0} @media print{top:0}}</style> | left top @media |selector type|selector descendant|selector nesting
+            <style>p{background:url('a.webp')/**/;width:fit-content}</style> | background width |image webp|value fit-content|selector type
+            <style>p{color:rgb(1 2 3);background:linear-gradient(red,1vw)}</style> | rgb() linear-gradient() background 1vw |selector type
+            <style media=x>p{gap:1px | gap 1px |selector type
+            """
+        ),
         ("plain &lt;img&gt;", ""),
-        ("<IMG SRC=x.PNG?a=.gif#.gif ALIGN=left width>", "<img> align= width= |image png"),
-        ("<img src='data:image/gif;base64,AA'>", "<img> |image base64"),
-        ("<input><input type=RADIO><button>", "<input text> <input radio> <button submit>"),
-        ("<meta name='color-scheme'>", "<meta color-scheme>"),
-        ("<a href=' #top'></a><area href=mailto:a@b.test>", "<area> |link #|link mailto"),
-        ("<a href=https://a.test/#x target=_top>", "target="),
-        ("<td background=a.jpg valign=top>", "background= valign= |image jpg"),
         ("<!--[if mso]><video><![endif]--><!-- <svg> -->", ""),
         ("</div></video>", ""),
-        ("<p style='display:none'>", "<p> display |display: none"),
-        ("<p style='font:&quot;a;&quot;;gap:1px'>", "<p> font gap 1px"),
-        ("<p style='Opacity:1;--x:var(--y)'>", "<p> opacity --* var()"),
-        (css("p{width:calc(1em + 2%)!important}"), "width calc() 1em 1% !important |selector type"),
-        (css("@media screen{.a{gap:1REM}}"), "@media gap 1rem |selector class"),
-        (css("@media(prefers-color-scheme:dark){}"), "@media |@media prefers-color-scheme"),
-        (css("@font-face{src:url(a.woff)}"), "@font-face"),
-        (
-            css("@import 'a.css';<!-- @supports (x:y){i{top:0}} -->"),
-            "@import @supports top |selector type",
-        ),
-        (
-            css("a:hover,b::before,c:after{}"),
-            ":hover ::before ::after |selector type|selector grouping",
-        ),
-        (
-            css("a > b + c ~ d{}"),
-            "|selector child|selector adjacent|selector sibling|selector type",
-        ),
-        (css(".a .b.c #d{}"), "|selector class|selector id|selector descendant|selector chaining"),
-        (
-            css("*,[x=y],p:not(.a):nth-child(2){}"),
-            ":not :nth-child |selector *|selector attribute|selector grouping|selector type",
-        ),
-        (
-            css("a{b &{left:0} @media print{top:0}}"),
-            "left top @media |selector type|selector descendant|selector nesting",
-        ),
-        (
-            css("p{background:url('a.webp')/**/;width:fit-content}"),
-            "background width |image webp|value fit-content|selector type",
-        ),
-        (
-            css("p{color:rgb(1 2 3);background:linear-gradient(red,1vw)}"),
-            "rgb() linear-gradient() background 1vw |selector type",
-        ),
         (css("/* p{gap:1px} */"), ""),
         (css("p{gap") + "<i>", "|selector type"),
-        ("<style media=x>p{gap:1px", "gap 1px |selector type"),
     ],
 )
 def test_features(html: str, expected: str):

@@ -31,6 +31,8 @@ TO = b"To: b@b.test\r\n"
 SIGNED = b"Content-Type: multipart/signed; boundary=s\r\n\r\n--s\r\n\r\n%b\r\n--s\r\n\r\nsignature\r\n--s--\r\n"
 MIXED = b"Content-Type: multipart/mixed; boundary=b\r\n\r\n--b\r\n%b\r\n--b--\r\n"
 
+SAME = object()  # as it was
+
 
 def converted(content):
     return convert(write_mime_draft(content, ORIGIN), now_us=0, hostname="h")
@@ -65,82 +67,76 @@ def crlf(content):
     "content, wanted, defect",
     [
         (
-            TO + b"\r\nx\0y\0\r\n",
-            TO + b"MIME-Version: 1.0\r\n\r\neAB5AA0K\r\n",
+            b"\r\nx\0y\0\r\n",
+            b"MIME-Version: 1.0\r\n\r\neAB5AA0K\r\n",
             "a NUL in text/plain, encoded again",
         ),
         (
-            b"From a@b Mon\r\n" + TO + b"\r\nx\r\n",
-            TO + b"\r\nx\r\n",
-            "the line before the header was removed",
-        ),
-        (
-            b"\xef\xbb\xbfBcc: c@d.test\r\n" + TO + b"\r\nx\r\n",
-            TO + b"\r\nx\r\n",
-            "a byte order mark before a header",
-        ),
-        (
-            b"\xef\xbb\xbf" + TO + b"\r\nx\r\n",
-            TO + b"\r\nx\r\n",
-            "a byte order mark before a header",
-        ),
-        (
-            TO + b"some junk\r\nX: y\r\n\r\nx\r\n",
-            TO + b"some junk\r\nX: y\r\n\r\nx\r\n",
+            b"some junk\r\nX: y\r\n\r\nx\r\n",
+            SAME,
             "a line in a header that is not a field: 'some junk'",
         ),
+        (b"hello\r\nworld\r\n", b"\r\nhello\r\nworld\r\n", "no blank line between header and body"),
         (
-            TO + b"hello\r\nworld\r\n",
-            TO + b"\r\nhello\r\nworld\r\n",
-            "no blank line between header and body",
-        ),
-        (
-            TO + SIGNED % (b"x" * 999),
-            TO + SIGNED % (b"x" * 999),
+            SIGNED % (b"x" * 999),
+            SAME,
             "a line of more than 998 octets in text/plain, left as it is",
         ),
-        (TO + SIGNED % b"x\0y", TO + SIGNED % b"xy", "a NUL in a body"),
+        (SIGNED % b"x\0y", SIGNED % b"xy", "a NUL in a body"),
         (
-            TO + b"X-A: " + b"a" * 600 + b" " + b"b" * 600 + b"\r\n\r\n",
-            TO + b"X-A: " + b"a" * 600 + b"\r\n " + b"b" * 600 + b"\r\n\r\n",
+            b"X-A: " + b"a" * 600 + b" " + b"b" * 600 + b"\r\n\r\n",
+            b"X-A: " + b"a" * 600 + b"\r\n " + b"b" * 600 + b"\r\n\r\n",
             "a line of more than 998 octets in a header",
         ),
         (
-            TO + b"X-A: " + b"a" * 2000 + b"\r\n\r\n",
-            TO + b"X-A:\r\n " + (b"a" * 997 + b"\r\n ") * 2 + b"a" * 6 + b"\r\n\r\n",
+            b"X-A: " + b"a" * 2000 + b"\r\n\r\n",
+            b"X-A:\r\n " + (b"a" * 997 + b"\r\n ") * 2 + b"a" * 6 + b"\r\n\r\n",
             "a line of more than 998 octets in a header",
         ),
         (
-            TO + MIXED % (b"X-A: " + b"a b" * 600 + b"\r\n\r\n"),
+            MIXED % (b"X-A: " + b"a b" * 600 + b"\r\n\r\n"),
             None,
             "a line of more than 998 octets in a header",
         ),
         (
-            TO + MIXED % b"\r\nx" + b"y" * 999,
-            TO + MIXED % b"\r\nx" + b"y" * 999 + b"\r\n",
+            MIXED % b"\r\nx" + b"y" * 999,
+            MIXED % b"\r\nx" + b"y" * 999 + b"\r\n",
             "a line of more than 998 octets in multipart/mixed, left as it is",
         ),
-        (TO + MIXED % b"A: b", TO + MIXED % b"A: b", "no blank line between header and body"),
+        (MIXED % b"A: b", SAME, "no blank line between header and body"),
         (
-            TO + MIXED % (b"Content-Type: message/partial\r\n\r\n" + b"x" * 999),
+            MIXED % (b"Content-Type: message/partial\r\n\r\n" + b"x" * 999),
             None,
             "a line of more than 998 octets in message/partial, left as it is",
         ),
         (
-            TO + MIXED % b"A: b\r\n\nx\xfc",
-            TO + MIXED % b"A: b\r\n\r\nx\xfc",
+            MIXED % b"A: b\r\n\nx\xfc",
+            MIXED % b"A: b\r\n\r\nx\xfc",
             "octets of 8 bits where the encoding is 7bit",
         ),
-        (TO + b"\r\n\xfc", TO + b"\r\n\xfc\r\n", "octets of 8 bits where the encoding is 7bit"),
+        (b"\r\n\xfc", b"\r\n\xfc\r\n", "octets of 8 bits where the encoding is 7bit"),
     ],
 )
 def test_damage_is_repaired_only_if_necessary_and_reported(content, wanted, defect):
-    octets, defects = sent(content)
+    octets, defects = sent(TO + content)
     header = b"Content-Transfer-Encoding: base64\r\n"
     if wanted is not None:
-        assert octets.replace(header, b"") == wanted
+        assert octets.replace(header, b"") == TO + (content if wanted is SAME else wanted)
     assert defect in defects
     assert max(map(len, octets.split(b"\r\n"))) <= 998 or "left" in defect
+
+
+@each_row(
+    "before, defect",
+    [
+        (b"From a@b Mon\r\n", "the line before the header was removed"),
+        (b"\xef\xbb\xbfBcc: c@d.test\r\n", "a byte order mark before a header"),
+        (b"\xef\xbb\xbf", "a byte order mark before a header"),
+    ],
+)
+def test_what_is_before_the_header_is_removed_and_reported(before, defect):
+    octets, defects = sent(before + TO + b"\r\nx\r\n")
+    assert (octets, defect in defects) == (TO + b"\r\nx\r\n", True)
 
 
 @pytest.mark.parametrize("where", ["alone", "in a part", "in an attached message"])

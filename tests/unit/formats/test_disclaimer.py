@@ -18,7 +18,7 @@ from relay.formats.disclaimer import (
     wrapped,
 )
 from tests.support.contents import as_large
-from tests.support.tables import each_row
+from tests.support.tables import each_row, rows_of
 
 HEAD = b"From: a@in.test\r\nTo: b@out.test\r\nSubject: s\r\nMessage-ID: <1@in.test>\r\n"
 ASCII = Disclaimer.of("Only for the addressee.\nAsk legal@in.test.")
@@ -225,64 +225,43 @@ def test_the_structure_stays(disclaimer, encoding, had):
     assert all_defects(new) == []
 
 
-D = "\n<div><b>From outside.</b></div>\n"
+D = "\n<div><b>From outside.</b></div>\n"  # § in the table
 
 
 @each_row(
     "html, at_end, at_start",
     [
-        ("<p>x", f"<p>x{D}", f"{D}<p>x"),
-        ("", D, D),
-        (
-            "<body class='a>b'>x</body>",
-            f"<body class='a>b'>x{D}</body>",
-            f"<body class='a>b'>{D}x</body>",
+        *rows_of(
+            """
+            <p>x | <p>x§ | §<p>x
+            <body class='a>b'>x</body> | <body class='a>b'>x§</body> | <body class='a>b'>§x</body>
+            <BODY>x</BODY ></HTML> | <BODY>x§</BODY ></HTML> | <BODY>§x</BODY ></HTML>
+            <!doctype html><html>x</html> | <!doctype html><html>x§</html> | <!doctype html><html>§x</html>
+            <!DOCTYPE html><p>x | <!DOCTYPE html><p>x§ | <!DOCTYPE html>§<p>x
+            <head><title></body></title></head>x | <head><title></body></title></head>x§ | <head><title></body></title></head>§x
+            <!--<body>--><body>x</body>y<!--</body>--> | <!--<body>--><body>x§</body>y<!--</body>--> | <!--<body>--><body>§x</body>y<!--</body>-->
+            <body>x</body><body>y</body> | <body>x</body><body>y§</body> | <body>§x</body><body>y</body>
+            <body>x<script>'</body>'</script> | <body>x<script>'</body>'</script>§ | <body>§x<script>'</body>'</script>
+            </body><body>x | </body><body>§x | </body><body>§x
+            x<a href='y | x§<a href='y | §x<a href='y
+            x<!-- y </body> | x§<!-- y </body> | §x<!-- y </body>
+            x<!-- y --> | x<!-- y -->§ | §x<!-- y -->
+            x<script>y</body> | x§<script>y</body> | §x<script>y</body>
+            x<textarea>y | x§<textarea>y | §x<textarea>y
+            x<plaintext>y | x§<plaintext>y | §x<plaintext>y
+            x</ | x§</ | §x</
+            x< | x<§ | §x<
+            x<?y | x§<?y | §x<?y
+            """
         ),
-        ("<BODY>x</BODY ></HTML>", f"<BODY>x{D}</BODY ></HTML>", f"<BODY>{D}x</BODY ></HTML>"),
-        (
-            "<!doctype html><html>x</html>",
-            f"<!doctype html><html>x{D}</html>",
-            f"<!doctype html><html>{D}x</html>",
-        ),
-        ("<!DOCTYPE html><p>x", f"<!DOCTYPE html><p>x{D}", f"<!DOCTYPE html>{D}<p>x"),
-        (
-            "<head><title></body></title></head>x",
-            f"<head><title></body></title></head>x{D}",
-            f"<head><title></body></title></head>{D}x",
-        ),
-        (
-            "<!--<body>--><body>x</body>y<!--</body>-->",
-            f"<!--<body>--><body>x{D}</body>y<!--</body>-->",
-            f"<!--<body>--><body>{D}x</body>y<!--</body>-->",
-        ),
-        (
-            "<body>x</body><body>y</body>",
-            f"<body>x</body><body>y{D}</body>",
-            f"<body>{D}x</body><body>y</body>",
-        ),
-        (
-            "<body>x<script>'</body>'</script>",
-            f"<body>x<script>'</body>'</script>{D}",
-            f"<body>{D}x<script>'</body>'</script>",
-        ),
-        ("</body><body>x", f"</body><body>{D}x", f"</body><body>{D}x"),
-        # documents that end inside something
-        ("x<a href='y", f"x{D}<a href='y", f"{D}x<a href='y"),
-        ("x<!-- y </body>", f"x{D}<!-- y </body>", f"{D}x<!-- y </body>"),
-        ("x<!-- y -->", f"x<!-- y -->{D}", f"{D}x<!-- y -->"),
-        ("x<script>y</body>", f"x{D}<script>y</body>", f"{D}x<script>y</body>"),
-        ("x<textarea>y", f"x{D}<textarea>y", f"{D}x<textarea>y"),
-        ("x<plaintext>y", f"x{D}<plaintext>y", f"{D}x<plaintext>y"),
-        ("x</", f"x{D}</", f"{D}x</"),
-        ("x<", f"x<{D}", f"{D}x<"),
-        ("x<?y", f"x{D}<?y", f"{D}x<?y"),
+        ("", "§", "§"),
     ],
 )
 def test_html_gets_it_where_a_browser_shows_it(html, at_end, at_start):
     content = mail(part(html, "text/html"), PDF)
     end = Disclaimer.of("From outside.", "<b>From outside.</b>")
-    assert texts(applied(content, end))[0] == at_end
-    assert texts(applied(content, BANNER))[0] == at_start
+    assert texts(applied(content, end))[0] == at_end.replace("§", D)
+    assert texts(applied(content, BANNER))[0] == at_start.replace("§", D)
 
 
 WORDS = "Only for the addressee. Ask legal@in.test."

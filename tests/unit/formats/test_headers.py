@@ -142,10 +142,7 @@ def test_set_field_removes_many_others_in_linear_time():
 
 @pytest.mark.parametrize("value", ["a\r\nBcc: x", "a\nb", "a\rb", "a\0b"])
 def test_no_value_injects_a_field(value):
-    for act in (
-        headers.set_field,
-        lambda header, _, value: headers.prefix_subject(header, value),
-    ):
+    for act in (headers.set_field, lambda header, _, value: headers.prefix_subject(header, value)):
         with pytest.raises(ValueError, match="CR, LF or NUL"):
             act(Header.of(MESSAGE), "X-A", value)
 

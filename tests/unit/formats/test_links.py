@@ -19,10 +19,7 @@ def test_links_of_html_have_their_text_and_their_true_target():
 def test_links_of_a_text_end_before_punctuation():
     assert [
         one.target for one in links_of_text("(see https://a.test/b?c=d), <mailto:x@y.test>.")
-    ] == [
-        "https://a.test/b?c=d",
-        "mailto:x@y.test",
-    ]
+    ] == ["https://a.test/b?c=d", "mailto:x@y.test"]
 
 
 def test_the_text_of_html_has_no_styles_and_no_comments():

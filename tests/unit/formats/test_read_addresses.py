@@ -111,9 +111,7 @@ TABLE = [
 
 
 @each_row("value, shown, is_plain", TABLE)
-def test_an_address_list_is_read_as_mail_programs_do(
-    value: str, shown: list[str], is_plain: bool
-) -> None:
+def test_an_address_list_is_read_as_mail_programs_do(value: str, shown: list[str], is_plain: bool):
     fields = parse_header(f"To: {value}\r\n".encode())
     assert [f"{one.name}|{one.address}" for one in read_addresses(fields, "To")] == shown
     assert (unreadable_addresses(fields, "To") == "") is is_plain

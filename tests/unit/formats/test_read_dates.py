@@ -53,9 +53,7 @@ def put(mail: OnDisk, header: str) -> None:
 
 
 @pytest.mark.parametrize(("date", "shown"), DATES)
-async def test_a_message_and_an_attached_one_show_the_date(
-    mail: OnDisk, date: str, shown: str
-) -> None:
+async def test_a_message_and_an_attached_one_show_the_date(mail: OnDisk, date: str, shown: str):
     put(mail, f"Date: {date}\nMIME-Version: 1.0\nContent-Type: message/rfc822\n\nDate: {date}")
     [one] = (await mail.http.get("/messages?$expand=attachments")).json()["value"]
     assert one["sentDateTime"] == shown

@@ -10,12 +10,7 @@ from relay.base.message.content import MemoryOctets
 from relay.base.message.header import header_section
 from relay.base.message.properties import Attachment, EmailAddress, MessageProperties
 from relay.formats.draft import DraftOrigin
-from relay.formats.read_header import (
-    check_mime,
-    parse_header,
-    read_addresses,
-    unreadable_addresses,
-)
+from relay.formats.read_header import check_mime, parse_header, read_addresses, unreadable_addresses
 from relay.formats.read_mime import read_attachments, read_message, read_mime, read_parts
 from tests.support.contents import attached_octets
 from tests.support.drafts import write_draft

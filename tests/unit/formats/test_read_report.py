@@ -12,13 +12,8 @@ from relay.base.message.outcome import Evidence
 from relay.base.message.receipt import ReceiptKind, ReceiptRequest
 from relay.formats.dsn import HumanPart, ReportedRecipient, ReportKind, write_dsn
 from relay.formats.mdn import write_mdn
-from relay.formats.read_report import (
-    RemoteClaim,
-    RemoteReport,
-    read_remote_report,
-    read_report,
-)
-from tests.support.tables import each_row
+from relay.formats.read_report import RemoteClaim, RemoteReport, read_remote_report, read_report
+from tests.support.tables import each_row, rows_of
 
 ORIGINAL_HEADER = b"Message-ID: <m@x>\r\nSubject: x\r\n\r\nx"
 
@@ -175,64 +170,33 @@ def test_a_report_from_outside_names_the_original_and_the_recipient(content: byt
 
 
 @each_row(
-    "block, claims",
-    [
-        (
-            b"Original-Recipient: utf-8;\\x{E9}@y.test\r\nFinal-Recipient: <b@y.test>\r\nAction: delayed",
-            [RemoteClaim("é@y.test", "b@y.test", "delayed")],
-        ),
-        (
-            b"Final-Recipient: b@y.test\r\nStatus: 4.4.1 (no answer)",
-            [RemoteClaim("", "b@y.test", "delayed", "4.4.1")],
-        ),
-        (b"Final-Recipient: b@y.test\r\nAction: whatever", []),
-        (
-            b"Final-Recipient: b@y.test\r\nAction: failure\r\nStatus: 553 Exceeded maximum size",
-            [RemoteClaim("", "b@y.test", "failure", "", "553 Exceeded maximum size")],
-        ),
-        (
-            b"Final-Recipient: b@y.test\r\nAction: Expired\r\nStatus:",
-            [RemoteClaim("", "b@y.test", "failure")],
-        ),
-        (b"Action: failed\r\nStatus: 5.1.1", []),
-        (
-            BLOCK + BLOCK.replace(b"b@", b"c@"),
-            [FAILED, RemoteClaim("", "c@y.test", *structs.astuple(FAILED)[2:])],
-        ),
-        (
-            (
-                b"Final-Recipient: b@y.test\r\nAction: failed\r\nStatus: 4.4.7\r\n"
-                b"Diagnostic-Code: smtp; 452 4.2.2 full"
-            ),
-            [RemoteClaim("", "b@y.test", "failure", "4.2.2", "452 4.2.2 full")],
-        ),
-        (
-            (
-                b"Final-Recipient: b@y.test\r\nAction: failed\r\nStatus: 5.4.7\r\n"
-                b"Diagnostic-Code: x-relay; delivery time expired; last: 452 4.2.2 full"
-            ),
-            [
-                RemoteClaim(
-                    "",
-                    "b@y.test",
-                    "failure",
-                    "5.4.7",
-                    "delivery time expired; last: 452 4.2.2 full",
-                )
-            ],
-        ),
-        (
-            (
-                b"Final-Recipient: b@y.test\r\nAction: failed\r\nStatus: 5.0.0\r\n"
-                b"Diagnostic-Code: X-Postfix; host mx said: 554 5.7.1 spam"
-            ),
-            [RemoteClaim("", "b@y.test", "failure", "5.7.1", "host mx said: 554 5.7.1 spam")],
-        ),
-    ],
+    "block, claim",
+    rows_of(
+        r"""
+        Original-Recipient: utf-8;\x{E9}@y.test / Final-Recipient: <b@y.test> / Action: delayed | é@y.test ; b@y.test ; delayed
+        Final-Recipient: b@y.test / Status: 4.4.1 (no answer) | - ; b@y.test ; delayed ; 4.4.1
+        Final-Recipient: b@y.test / Action: whatever | none
+        Final-Recipient: b@y.test / Action: failure / Status: 553 Exceeded maximum size | - ; b@y.test ; failure ;  ; 553 Exceeded maximum size
+        Final-Recipient: b@y.test / Action: Expired / Status: | - ; b@y.test ; failure
+        Action: failed / Status: 5.1.1 | none
+        Final-Recipient: b@y.test / Action: failed / Status: 4.4.7 / Diagnostic-Code: smtp; 452 4.2.2 full | - ; b@y.test ; failure ; 4.2.2 ; 452 4.2.2 full
+        Final-Recipient: b@y.test / Action: failed / Status: 5.4.7 / Diagnostic-Code: x-relay; delivery time expired; last: 452 4.2.2 full | - ; b@y.test ; failure ; 5.4.7 ; delivery time expired; last: 452 4.2.2 full
+        Final-Recipient: b@y.test / Action: failed / Status: 5.0.0 / Diagnostic-Code: X-Postfix; host mx said: 554 5.7.1 spam | - ; b@y.test ; failure ; 5.7.1 ; host mx said: 554 5.7.1 spam
+        """
+    ),
 )
-def test_what_is_claimed_of_each_recipient(block: bytes, claims: list[RemoteClaim]) -> None:
-    found = claimed(outside(block + b"\r\n"))
-    assert ([*found.claims] if found else []) == claims
+def test_what_is_claimed_of_each_recipient(block: str, claim: str) -> None:
+    found = claimed(outside(f"{block}\r\n".replace(" / ", "\r\n").encode()))
+    fields = ["" if field == "-" else field for field in claim.split(" ; ")]
+    expected = [RemoteClaim(*fields)] if fields != ["none"] else []
+    assert ([*found.claims] if found else []) == expected
+
+
+def test_each_block_is_a_claim() -> None:
+    found = claimed(outside(BLOCK + BLOCK.replace(b"b@", b"c@") + b"\r\n"))
+    other = RemoteClaim("", "c@y.test", *structs.astuple(FAILED)[2:])
+    assert found is not None
+    assert found.claims == (FAILED, other)
 
 
 BARE = outside(BLOCK, returned=b"\r\nno original\r\n")
@@ -253,9 +217,7 @@ EXIM = AUTO + b"X-Failed-Recipients: b@y.test, c@y.test\r\n"
         (BARE, ""),
     ],
 )
-def test_a_report_without_the_original_names_it_by_what_it_answers(
-    content: bytes, message_id: str
-) -> None:
+def test_a_report_without_the_original_names_it_by_what_it_answers(content: bytes, message_id: str):
     found = claimed(content)
     assert (found.message_id, found.claims) == (message_id, (FAILED,))
     if b"multipart/report" in content:

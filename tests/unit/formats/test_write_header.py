@@ -10,12 +10,7 @@ from hypothesis import strategies as st
 from relay.base.message.properties import EmailAddress
 from relay.formats.read_header import parse_header, read_addresses, read_text
 from relay.formats.read_mime import read_mime
-from relay.formats.write_header import (
-    address_list_field,
-    ascii_address,
-    parameter,
-    text_field,
-)
+from relay.formats.write_header import address_list_field, ascii_address, parameter, text_field
 from tests.support.tables import each_row
 
 HARD_SUBJECTS = [

@@ -336,22 +336,6 @@ def test_a_trusted_sender_gets_a_bounce_by_notify(source):
 
 
 @each_row(
-    "notify, wanted",
-    [
-        ((), True),
-        ((Notify.FAILURE,), True),
-        ((Notify.SUCCESS, Notify.FAILURE), True),
-        ((Notify.NEVER,), False),
-        ((Notify.SUCCESS,), False),
-        ((Notify.DELAY,), False),
-    ],
-)
-def test_notify_decides_about_a_bounce(notify, wanted):
-    one = recipient(notify=frozenset(notify))
-    assert groups([one]) == (((one,) if wanted else ()), (), ())
-
-
-@each_row(
     "kind, reported",
     [
         (ReportKind.DELAYED, (BOB, SUCCESS_ONLY)),

@@ -74,9 +74,7 @@ def test_a_sender_is_an_account_or_else_a_reverse_path(reporter):
         ("Listless: x", False),
     ],
 )
-def test_of_automatic_mail_and_lists_only_failures_are_reported(
-    reporter, field: str, is_automatic: bool
-):
+def test_of_automatic_mail_and_lists_only_failures_are_reported(reporter, field, is_automatic):
     content = f"{field}\r\n".encode() + CONTENT
     why = "a program or a list has sent the message" if is_automatic else ""
     assert left_out(reporter, ReportKind.DELIVERED, content=content) == why

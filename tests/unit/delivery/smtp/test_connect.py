@@ -6,7 +6,7 @@ import ssl
 import pytest
 from msgspec import structs
 
-from relay.base.message.outcome import DeferralClass, Deferred, Failed, Relayed, SmtpStage
+from relay.base.message.outcome import DeferralClass, Deferred, Relayed, SmtpStage
 from relay.base.message.tls_policy import TlsPolicy
 from relay.delivery.smtp.connect import ConnectError, Target, connect
 from relay.delivery.smtp.connection import Timeouts
@@ -67,14 +67,6 @@ async def test_a_session_that_fails_defers(connected, replies, stage, kind, stat
     assert isinstance(error.outcome, Deferred)
     assert (error.stage, error.outcome.kind, error.outcome.evidence.status) == (stage, kind, status)
     assert error.outcome.evidence.host == mx.name
-
-
-@pytest.mark.parametrize(("banner", "status"), [("554 no mail", "5.3.2"), ("521 never", "5.3.2")])
-async def test_a_rejecting_banner_counts_for_its_host(connected, banner, status):
-    async with RemoteMx(replies={"CONNECT": banner}) as mx:
-        error = await refusal(connected, mx)
-    assert isinstance(error.outcome, Failed)
-    assert error.outcome.evidence.status == status
 
 
 async def test_a_host_without_ehlo_gets_helo(connected, message):

@@ -1,6 +1,5 @@
 """Commands: parameters by extension, unsupported messages, dot-stuffing."""
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -111,15 +110,6 @@ def test_an_invalid_limit_means_none(value):
         {"limits": f"RCPTMAX={value} MAILMAX={value} rcptdomainmax=3 junk"}
     )
     assert (offered.recipients_max, offered.transactions_max, offered.domains_max) == (0, 0, 3)
-
-
-@pytest.mark.parametrize("content", [b".\r\n.\r\n..\r\n\r\n.", b"a\r\n.b\r\n", b"\r\n\r\n..."])
-def test_dot_stuffing_is_the_same_at_every_pair_of_cuts(content):
-    whole = b"".join(dot_stuffed((content,)))
-    for first in range(len(content) + 1):
-        for second in range(first, len(content) + 1):
-            pieces = (content[:first], content[first:second], content[second:])
-            assert b"".join(dot_stuffed(pieces)) == whole, pieces
 
 
 @given(

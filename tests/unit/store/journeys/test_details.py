@@ -2,6 +2,7 @@
 
 import copy
 import json
+import re
 import tarfile
 from collections.abc import Iterator
 from itertools import chain
@@ -33,162 +34,54 @@ from tests.support.journeys import made_journey
 from tests.support.spools import new_message, spool_on
 
 SPOOLS = Path(__file__).parents[3] / "spools"
-BOB, AT = "bob@b.test", "2026-11-27T12:00:00.000000Z"
-CLIENT = {"address": "192.0.2.7", "helo": "h", "account": "a@b.test", "tls": "TLSv1.3"}
-RULE = {"rule": "acme/r", "mode": "enforce", "outcome": "hold,journal", "recipients": [BOB]}
-TRIED = {
-    "number": 1,
-    "address": BOB,
-    "outcome": "deferred",
-    "status": "4.2.0",
-    "reply": "450 4.2.0",
-}
+BOB = "bob@b.test"
 # with all keys, in the order in which they are stored
 ROWS: list[tuple[int, dict[str, Any]]] = [
-    (1, {"folder": "drafts"}),
-    (2, {"deferred_until": AT, "client": CLIENT}),
-    (2, {"waits": "451 4.7.1 later"}),
-    (2, {"sent_now": AT, "who": "root"}),
-    (2, {"cancelled": AT, "reason": "by root"}),
-    (2, {"not_answered": True}),
-    (
-        3,
-        {
-            "size": 9,
-            "recipients": 1,
-            "draft": "MIME",
-            "draft_size": 8,
-            "changes": ["c"],
-            "defects": ["d"],
-        },
-    ),
-    (3, {"failed": "5.6.3 no"}),
-    (3, {"unknown": "451 4.7.1 later"}),
-    (4, {"folder": None, "queue_id": "q"}),
-    (4, {"folder": "sentitems", "queue_id": "q", "folder_gone": "f"}),
-    (5, {"rules": [], "next_hops": {}}),
-    (
-        5,
-        {
-            "rules": [RULE | {"because": [{"condition": "c", "value": "v"}], "count": 101}],
-            "next_hops": {"mx:b.test": [BOB], "capture": [BOB]},
-            "dkim": [{"domain": "b.test", "selector": "s", "algorithm": "rsa-sha256"}],
-            "unsigned": "the client is not trusted",
-            "set": {
-                "hash": "h",
-                "loaded": AT,
-                "tenants": {"acme": "1", "globex": "2"},
-                "own": "acme",
-            },
-            "routes": {"mx:b.test": ["r"]},
-            "sender": {"from": "a@b.test", "to": "c@b.test"},
-            "held": {'rule "acme/r": x': [BOB]},
-            "quarantined": {'rule "q" (in Junk Email)': [BOB]},
-            "client": CLIENT,
-            "aliases": ["all@b.test"],
-            "senders": {"all@b.test": "srs@b.test"},
-            "refused": [{"address": BOB, "reply": "550 no"}],
-            "counts": {"aliases": 101},
-            "milters": [
-                {"name": "m", "stage": "", "answer": "continue", "reason": "", "changes": ["add X"]}
-            ],
-            "checks": {"spf": None},
-            "tls": "requiretls",
-            "mails": [{"kind": "journal", "queue_id": "j", "to": "j@b.test", "rules": ["acme/r"]}],
-        },
-    ),
-    (5, {"rules": [RULE | {"error": "broken"}], "next_hops": {}, "about": "q0"}),
-    (
-        6,
-        {
-            "entry": 1,
-            "attempt": 2,
-            "next_hop": "mx:b.test",
-            "route": "r",
-            "host": "mx.b.test",
-            "tls": "TLSv1.3",
-            "recipients": [TRIED | {"graph_id": "l1", "provider": "p"}],
-            "address": "192.0.2.9:25",
-            "cipher": "AES",
-            "hosts": ["10 mx.b.test: connected"],
-            "encoded": "8 bit",
-            "policy": "mta-sts: verify",
-            "verified": "name",
-            "durations": {"dns": 1.5, "connect": 2.5, "tls": 3.5, "total": 8.0},
-            "mx": ["10 mx.b.test", "20 mx2.b.test: no address"],
-            "mx_more": 1,
-            "held": "it cannot be read",
-            "retry": AT,
-        },
-    ),
-    (
-        6,
-        {
-            "entry": 1,
-            "attempt": 1,
-            "next_hop": "local",
-            "host": "",
-            "tls": "",
-            "recipients": [TRIED],
-        },
-    ),
-    (
-        6,
-        {
-            "entry": 1,
-            "next_hop": "local",
-            "expired": 1,
-            "recipients": [TRIED],
-            "rule": "q",
-            "silent": True,
-        },
-    ),
-    (
-        6,
-        {
-            "operation": "hold",
-            "entries": [1],
-            "holds": {"1": "route r"},
-            "who": "root",
-            "why": "w",
-            "restored": True,
-            "until": AT,
-            "due": {"1": AT},
-            "deferred": [1],
-            "from": {"1": "mx:b.test"},
-            "to": ["local"],
-            "copies": [BOB],
-            "bounce": True,
-            "text": "t",
-        },
-    ),
-    (
-        7,
-        {
-            "report_id": "q1",
-            "to": "a@b.test",
-            "kind": "delayed",
-            "recipients": [BOB],
-            "since": AT,
-            "until": AT,
-            "entry": 1,
-        },
-    ),
-    (7, {"kind": "relayed", "recipients": [BOB], "left_out": "rate"}),
-    (
-        7,
-        {
-            "by": "remote",
-            "kind": "failure",
-            "recipients": [BOB],
-            "status": "5.1.1",
-            "reply": "550 no",
-            "host": "h.test",
-            "source": {"client": "192.0.2.7", "reporting_mta": "h.test"},
-            "received": "q2",
-            "more": 2,
-        },
-    ),
+    (int(row[0]), json.loads(row[1:].replace("\n  ", " ")))
+    for row in re.split(
+        r"\n(?=\d)",
+        r"""
+1 {"folder": "drafts"}
+2 {"deferred_until": "2026-11-27T12:00:00.000000Z", "client": {"address": "192.0.2.7", "helo": "h", "account": "a@b.test", "tls": "TLSv1.3"}}
+2 {"waits": "451 4.7.1 later"}
+2 {"sent_now": "2026-11-27T12:00:00.000000Z", "who": "root"}
+2 {"cancelled": "2026-11-27T12:00:00.000000Z", "reason": "by root"}
+2 {"not_answered": true}
+3 {"size": 9, "recipients": 1, "draft": "MIME", "draft_size": 8, "changes": ["c"], "defects": ["d"]}
+3 {"failed": "5.6.3 no"}
+3 {"unknown": "451 4.7.1 later"}
+4 {"folder": null, "queue_id": "q"}
+4 {"folder": "sentitems", "queue_id": "q", "folder_gone": "f"}
+5 {"rules": [], "next_hops": {}}
+5 {"rules": [{"rule": "acme/r", "mode": "enforce", "outcome": "hold,journal", "recipients": ["bob@b.test"], "because": [{"condition": "c", "value":
+  "v"}], "count": 101}], "next_hops": {"mx:b.test": ["bob@b.test"], "capture": ["bob@b.test"]}, "dkim": [{"domain": "b.test", "selector": "s",
+  "algorithm": "rsa-sha256"}], "unsigned": "the client is not trusted", "set": {"hash": "h", "loaded": "2026-11-27T12:00:00.000000Z", "tenants":
+  {"acme": "1", "globex": "2"}, "own": "acme"}, "routes": {"mx:b.test": ["r"]}, "sender": {"from": "a@b.test", "to": "c@b.test"}, "held": {"rule
+  \"acme/r\": x": ["bob@b.test"]}, "quarantined": {"rule \"q\" (in Junk Email)": ["bob@b.test"]}, "client": {"address": "192.0.2.7", "helo": "h",
+  "account": "a@b.test", "tls": "TLSv1.3"}, "aliases": ["all@b.test"], "senders": {"all@b.test": "srs@b.test"}, "refused": [{"address": "bob@b.test",
+  "reply": "550 no"}], "counts": {"aliases": 101}, "milters": [{"name": "m", "stage": "", "answer": "continue", "reason": "", "changes": ["add X"]}],
+  "checks": {"spf": null}, "tls": "requiretls", "mails": [{"kind": "journal", "queue_id": "j", "to": "j@b.test", "rules": ["acme/r"]}]}
+5 {"rules": [{"rule": "acme/r", "mode": "enforce", "outcome": "hold,journal", "recipients": ["bob@b.test"], "error": "broken"}], "next_hops": {},
+  "about": "q0"}
+6 {"entry": 1, "attempt": 2, "next_hop": "mx:b.test", "route": "r", "host": "mx.b.test", "tls": "TLSv1.3", "recipients": [{"number": 1, "address":
+  "bob@b.test", "outcome": "deferred", "status": "4.2.0", "reply": "450 4.2.0", "graph_id": "l1", "provider": "p"}], "address": "192.0.2.9:25",
+  "cipher": "AES", "hosts": ["10 mx.b.test: connected"], "encoded": "8 bit", "policy": "mta-sts: verify", "verified": "name", "durations": {"dns": 1.5,
+  "connect": 2.5, "tls": 3.5, "total": 8.0}, "mx": ["10 mx.b.test", "20 mx2.b.test: no address"], "mx_more": 1, "held": "it cannot be read", "retry":
+  "2026-11-27T12:00:00.000000Z"}
+6 {"entry": 1, "attempt": 1, "next_hop": "local", "host": "", "tls": "", "recipients": [{"number": 1, "address": "bob@b.test", "outcome": "deferred",
+  "status": "4.2.0", "reply": "450 4.2.0"}]}
+6 {"entry": 1, "next_hop": "local", "expired": 1, "recipients": [{"number": 1, "address": "bob@b.test", "outcome": "deferred", "status": "4.2.0",
+  "reply": "450 4.2.0"}], "rule": "q", "silent": true}
+6 {"operation": "hold", "entries": [1], "holds": {"1": "route r"}, "who": "root", "why": "w", "restored": true, "until":
+  "2026-11-27T12:00:00.000000Z", "due": {"1": "2026-11-27T12:00:00.000000Z"}, "deferred": [1], "from": {"1": "mx:b.test"}, "to": ["local"], "copies":
+  ["bob@b.test"], "bounce": true, "text": "t"}
+7 {"report_id": "q1", "to": "a@b.test", "kind": "delayed", "recipients": ["bob@b.test"], "since": "2026-11-27T12:00:00.000000Z", "until":
+  "2026-11-27T12:00:00.000000Z", "entry": 1}
+7 {"kind": "relayed", "recipients": ["bob@b.test"], "left_out": "rate"}
+7 {"by": "remote", "kind": "failure", "recipients": ["bob@b.test"], "status": "5.1.1", "reply": "550 no", "host": "h.test", "source": {"client":
+  "192.0.2.7", "reporting_mta": "h.test"}, "received": "q2", "more": 2}
+""".strip(),
+    )
 ]
 SUBMISSION_FAILED = {"kind": "failure", "to": "a@b.test", "reply": "5.6.3 no", "reason": "full"}
 _EVENTS = "SELECT step, detail FROM event"

@@ -100,9 +100,7 @@ async def messages(tmp_path: Path) -> AsyncIterator[Messages]:
     log.close()
 
 
-async def test_a_message_that_is_accepted_between_two_looks_stays_in_the_list(
-    messages: Messages,
-) -> None:
+async def test_a_message_that_is_accepted_between_two_looks_stays_in_the_list(messages: Messages):
     """The spool accepts it after it was asked for its page, and before it is asked for its name."""
     waiting, sent = messages.submit(), messages.submit()
     find_page, pages = messages.spool.find_page, []
@@ -154,9 +152,7 @@ async def test_conditions_hold_in_log_and_spool(messages: Messages) -> None:
     assert await messages.names(subject="invoice*", account="bob@example.test") == []
 
 
-async def test_a_message_that_is_visible_late_is_behind_one_of_two_cursors(
-    messages: Messages,
-) -> None:
+async def test_a_message_that_is_visible_late_is_behind_one_of_two_cursors(messages: Messages):
     """Its time is earlier than the first list, which does not have it."""
     draft_id, submitted_us = messages.ids.new(), messages.clock.time_us()
     messages.clock.advance(0.5)
@@ -186,9 +182,7 @@ async def test_each_message_is_behind_exactly_one_cursor(messages: Messages) -> 
     ("count", "step_us"),
     [(25, 0), (25, 40_000), (25, 3_000_000), *sampled([(230, 1), (230, 40_000), (230, 3_000_000)])],
 )
-async def test_what_a_limit_leaves_out_is_behind_the_next_cursor(
-    messages: Messages, step_us: int, count: int
-) -> None:
+async def test_what_a_limit_leaves_out_is_behind_the_next_cursor(messages, step_us, count):
     cursor, found, sent = await messages.cursor(), [], []
     for number in range(count):
         if number % 3 == 0:
@@ -300,9 +294,7 @@ async def test_what_is_not_in_the_queue_yet_is_found_and_counted(messages: Messa
     assert await Reader(messages, state="scheduled").page(10) == [later.submission_id]
 
 
-async def test_a_submission_that_the_spool_has_is_not_counted_before_the_log_says_so(
-    messages: Messages,
-) -> None:
+async def test_a_submission_that_the_spool_has_is_not_counted_before_the_log_says_so(messages):
     sent = messages.submit()
     await messages.accept(submission_id=sent.submission_id)  # step 4 is not recorded
     assert await messages.journeys.count_before_queue() == {"scheduled": 0, "converting": 0}
@@ -378,9 +370,7 @@ async def test_words_are_in_the_history_or_in_the_text(messages: Messages) -> No
 
 @pytest.mark.parametrize("chunk", [3, 400])  # with 3, the time also ends between two chunks
 @pytest.mark.parametrize("most", [1, 6])
-async def test_pages_continue_where_the_time_for_contents_ended(
-    messages: Messages, most: int, chunk: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_pages_continue_where_the_time_for_contents_ended(messages, most, chunk, monkeypatch):
     monkeypatch.setattr(list_places, "_CHUNK", chunk)
     names = []
     for number in range(20):
@@ -405,9 +395,7 @@ async def test_pages_continue_where_the_time_for_contents_ended(
     assert read < 25
 
 
-async def test_the_names_of_all_that_match_are_bounded(
-    messages: Messages, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_the_names_of_all_that_match_are_bounded(messages, monkeypatch):
     monkeypatch.setattr(journey, "_READ_MAX", 3)
     waiting = messages.submit(subject="Invoice")
     expected = [waiting.submission_id]
@@ -431,9 +419,7 @@ async def test_the_names_of_all_that_match_are_bounded(
     assert page.older is not None
 
 
-async def test_the_neighbours_of_a_message_are_those_of_the_search(
-    messages: Messages, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_the_neighbours_of_a_message_are_those_of_the_search(messages, monkeypatch):
     monkeypatch.setattr(journey, "_NEIGHBOURS_READ", 2)
     made = []
     for number in range(12):
@@ -481,9 +467,7 @@ async def test_a_client_by_http_is_known_by_the_submission_log(messages: Message
     assert len(await messages.names(login="bob@*", state="converting")) == 1
 
 
-async def test_a_page_reads_whole_days_of_the_log_for_a_client(
-    messages: Messages, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_page_reads_whole_days_of_the_log_for_a_client(messages, monkeypatch):
     monkeypatch.setattr(submission_log, "SCAN_MAX", 3)
     made = []
     for _ in range(4):
@@ -512,9 +496,7 @@ async def test_a_page_reads_whole_days_of_the_log_for_a_client(
     assert ([row.submission_id for row in page.rows], page.older) == (theirs[5:6], None)
 
 
-async def test_all_messages_with_a_message_id_are_found_whether_accepted_or_not(
-    messages: Messages,
-) -> None:
+async def test_all_messages_with_a_message_id_are_found_whether_accepted_or_not(messages: Messages):
     name = "<m@a.test>"
     first = await messages.accept(message_id=name)
     messages.clock.advance(1)

@@ -84,9 +84,7 @@ async def test_the_steps_of_all_roles_are_joined(journal: Journal) -> None:
         ('"a b"@y.test', '"A b"@y.test'),
     ],
 )
-async def test_an_address_is_found_whatever_its_case(
-    journal: Journal, written: str, asked: str
-) -> None:
+async def test_an_address_is_found_whatever_its_case(journal: Journal, written: str, asked: str):
     facts = journal.create(recipients=(written,))
     found = await journal.log.find_submission_ids(asked, account=None, limit=5)
     assert list(found) == [facts.submission_id]

@@ -37,11 +37,7 @@ async def test_folders_are_nested_and_mail_programs_see_them(store, home):
     assert (await store.folders.get(ALICE, "msgFolderRoot")).children == len(WellKnown) + 1
     seen = mailbox.Maildir(home, create=False).list_folders()
     assert {"Projekte", "Projekte.Gr&APYA3w-e"} <= set(seen)
-    assert subscribed(home)[-3:] == [
-        "Projekte",
-        "Projekte\tGr&APYA3w-e",
-        "INBOX\texample&ICQ-com",
-    ]
+    assert subscribed(home)[-3:] == ["Projekte", "Projekte\tGr&APYA3w-e", "INBOX\texample&ICQ-com"]
 
 
 async def test_a_folder_keeps_its_id_when_another_program_renames_it(store, home):

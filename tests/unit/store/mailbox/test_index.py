@@ -20,14 +20,7 @@ from relay.store.mailbox.index import change_feed, content_index, update
 from relay.store.mailbox.index.database import FILE_NAME, SCHEMA_VERSION
 from relay.store.mailbox.index.indexes import Indexes
 from relay.store.mailbox.index.watch import InotifyWatcher
-from relay.store.mailbox.query import (
-    Compare,
-    HasWords,
-    MessageQuery,
-    Operator,
-    Property,
-    SearchIn,
-)
+from relay.store.mailbox.query import Compare, HasWords, MessageQuery, Operator, Property, SearchIn
 from tests.support.disks import filled, read_only, small_disk
 from tests.support.indexed_mailbox import Mailbox
 from tests.support.long_tests import sampled

@@ -14,7 +14,6 @@ from relay.store.mailbox.errors import StoreUnavailableError
 from relay.store.mailbox.index import background, content_index
 from relay.store.mailbox.index.indexes import Indexes
 from relay.store.mailbox.query import Compare, HasWords, MessageQuery, Operator, Property, SearchIn
-from relay.submission.outbox.store import FileStore
 from tests.support.stores import store_on
 from tests.unit.store.mailbox.conftest import ALICE
 
@@ -88,9 +87,7 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("impatient")
 @pytest.mark.parametrize("query", [FILTER, SEARCH])
-async def test_the_first_query_finds_all_messages_read(
-    store: FileStore, mailbox: Path, query: MessageQuery
-) -> None:
+async def test_the_first_query_finds_all_messages_read(store, mailbox, query):
     with pytest.raises(StoreUnavailableError):  # what happens without a builder
         await store.lists.query(ALICE, query)
     building = asyncio.create_task(store.build_indexes())
@@ -103,9 +100,7 @@ async def test_the_first_query_finds_all_messages_read(
 
 
 @pytest.mark.usefixtures("impatient")
-async def test_a_large_mailbox_is_read_after_its_first_delivery(
-    store: FileStore, tmp_path: Path, filled: Path
-) -> None:
+async def test_a_large_mailbox_is_read_after_its_first_delivery(store, tmp_path, filled):
     at_start, mailbox = (tmp_path / "mail/example.test" / name for name in ("adam", "alice"))
     fill(at_start, 100)
     building = asyncio.create_task(store.build_indexes())
@@ -136,9 +131,7 @@ def test_a_stop_ends_the_first_listing(mailbox: Path) -> None:
         again.close()
 
 
-async def test_nothing_is_read_under_pressure(
-    store: FileStore, mailbox: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_nothing_is_read_under_pressure(store, mailbox, monkeypatch):
     monkeypatch.setattr(background, "_BUSY_PAUSE_S", 0.01)
     looks = 0
 

@@ -278,8 +278,7 @@ deeds = st.one_of(
 
 @pytest.mark.parametrize("watched", sampled([True, False]))
 @settings(
-    deadline=None,
-    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+    deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
 )
 @given(done=st.lists(deeds, max_size=12))
 def test_the_index_is_what_is_there(tmp_path, watched, done):

@@ -33,14 +33,7 @@ from relay.store.mailbox.query import (
 from relay.store.mailbox.stored_message import MessageChange, StoredMessage
 from relay.store.mailbox.threads import QueryTimeLimit
 from relay.submission.outbox.store import FileStore
-from tests.support.conditions import (
-    any_items,
-    comparisons,
-    facts_of,
-    matches,
-    order_key,
-    trees,
-)
+from tests.support.conditions import any_items, comparisons, facts_of, matches, order_key, trees
 from tests.support.manual_clock import ManualClock
 from tests.support.stores import blocking, store_on
 from tests.support.tables import each_row
@@ -53,10 +46,7 @@ WORDS = ("invoice", "house", "grüße", "x1", "naïve")
 PARTS = ("inv", "ss", "b", "voice", "b.test", "red", "Blue", "inbox", "dr")
 TEXTS = st.sampled_from([*SUBJECTS, *NAMES, *ADDRESSES, *PARTS])
 TIMES = st.integers(0, 40).map(lambda number: (1_600_000_000 + number * 50) * 1_000_000)
-SETTINGS = settings(
-    deadline=None,
-    suppress_health_check=[HealthCheck.function_scoped_fixture],
-)
+SETTINGS = settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 class Box:

@@ -84,9 +84,7 @@ def beginning(letters: str) -> Condition:
     ],
     ids=["words", "words among others", "filter", "count", "order"],
 )
-def test_sql_that_takes_too_long_is_broken_off(
-    mailbox: Path, index: Indexes, query: MessageQuery
-) -> None:
+def test_sql_that_takes_too_long_is_broken_off(mailbox: Path, index: Indexes, query: MessageQuery):
     index.query(mailbox, MessageQuery(condition=ZEBRA))  # everything is read
     clock = HastyClock()
     with pytest.raises(QueryTooLongError, match="longer than 10 seconds"):
@@ -172,9 +170,7 @@ class CountingClock(ManualClock):
         return 0.0
 
 
-def test_few_octets_are_read_before_they_are_written_down(
-    mailbox: Path, index: Indexes, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_few_octets_are_read_before_they_are_written_down(mailbox, index, monkeypatch):
     monkeypatch.setattr(content_index, "_BYTES_AT_ONCE", 1)
     read, real = [], content_index.read_text
 

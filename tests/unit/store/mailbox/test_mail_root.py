@@ -15,12 +15,7 @@ from relay.operation.app.state_dir import AlreadyRunningError, lock_file
 from relay.store.mailbox import inbox, maildir, messages
 from relay.store.mailbox.delivery_store import DeliveryResult
 from relay.store.mailbox.errors import OutcomeUnknownError, StoreUnavailableError
-from relay.store.mailbox.mail_root import (
-    ForeignRootError,
-    MailRoot,
-    read_id,
-    write_id,
-)
+from relay.store.mailbox.mail_root import ForeignRootError, MailRoot, read_id, write_id
 from relay.store.mailbox.maildir import MissingRootError
 from relay.store.mailbox.pending_submission import SendOptions
 from relay.store.mailbox.query import MessageQuery
@@ -92,9 +87,7 @@ def _an_id(path: Path) -> None:
 
 
 @pytest.mark.parametrize("left", [_nothing, _root_alone, _submissions, _half_an_id, _an_id])
-def test_a_first_start_that_was_killed_is_repeated(
-    tmp_path: Path, left: Callable[..., None]
-) -> None:
+def test_a_first_start_that_was_killed_is_repeated(tmp_path: Path, left: Callable[..., None]):
     path = tmp_path / "mail"
     left(path)
     before = read_id(path)
@@ -239,9 +232,7 @@ async def test_nothing_is_read_from_another_tree(stored, name: str) -> None:
         await READS[name](store)
 
 
-async def test_mail_for_a_limited_mailbox_is_accepted_while_the_root_is_missing(
-    tmp_path: Path,
-) -> None:
+async def test_mail_for_a_limited_mailbox_is_accepted_while_the_root_is_missing(tmp_path: Path):
     limits = QuotaLimits(size_bytes=10)
     with store_on(tmp_path / "mail", ManualClock(), limits_of=lambda _: limits) as store:
         assert await store.room(ALICE, 20) is Room.NEVER
@@ -299,9 +290,7 @@ async def test_a_root_restored_from_a_copy_gets_what_it_lacks(stored) -> None:
 
 
 @pytest.mark.parametrize("step", ["content", "complete", "fail"])
-async def test_a_submission_that_the_root_took_along_is_not_forgotten(
-    stored, monkeypatch: pytest.MonkeyPatch, step: str
-) -> None:
+async def test_a_submission_that_the_root_took_along_is_not_forgotten(stored, monkeypatch, step):
     store, disk = stored
     taking = ready_submissions(store)
     submission = await anext(taking)

@@ -35,9 +35,7 @@ def articles_in(path: Path) -> dict[str, int]:
 
 @pytest.mark.parametrize("seed", range(8))
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # of a close
-def test_what_was_answered_survives_failures_kills_and_losses_of_power(
-    tmp_path: Path, seed: int
-) -> None:
+def test_what_was_answered_survives_failures_kills_and_losses_of_power(tmp_path: Path, seed: int):
     rng = random.Random(seed)
     home = tmp_path / "home"
     home.mkdir()
@@ -94,9 +92,7 @@ def test_a_file_that_could_not_be_given_its_log_is_not_used(tmp_path: Path) -> N
         states.close()
 
 
-def test_a_reader_waits_while_the_file_is_set_up(
-    tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_a_reader_waits_while_the_file_is_set_up(tmp_path: Path, capfd: pytest.CaptureFixture[str]):
     writer, reader = StateFile(tmp_path), StateFile(tmp_path)
     reads: list[Future[StatePosition]] = []
     with FaultyDisk() as disk, ThreadPoolExecutor(1) as thread:

@@ -6,12 +6,7 @@ import pytest
 from msgspec.structs import replace
 
 from relay.base.message.properties import ExtendedProperty
-from relay.store.mailbox.message_state import (
-    MessageState,
-    encode_state,
-    read_state,
-    united,
-)
+from relay.store.mailbox.message_state import MessageState, encode_state, read_state, united
 from relay.store.mailbox.query import MessageQuery
 from relay.store.mailbox.state_file import StateFile
 from relay.store.mailbox.stored_message import MessageChange

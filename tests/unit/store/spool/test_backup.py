@@ -11,11 +11,7 @@ from relay.store.spool.sqlite.content_files import INLINE_BYTES_MAX
 from relay.store.spool.sqlite.database import open_database
 from relay.store.spool.sqlite.spool_files import contents_of
 from relay.store.spool.sqlite.storage import SqliteStorage
-from relay.store.spool.types import (
-    ClaimResult,
-    SpoolError,
-    SpoolFormatError,
-)
+from relay.store.spool.types import ClaimResult, SpoolError, SpoolFormatError
 from tests.support import next_schema
 from tests.support.operator import OK
 

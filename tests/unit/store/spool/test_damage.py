@@ -232,9 +232,7 @@ async def test_a_stop_with_a_log_that_was_cut_leaves_what_shows_it(disk, path, m
 
 
 @pytest.mark.parametrize("lost", ["missing", "empty", "another spool"])
-async def test_a_database_that_is_gone_is_not_made_anew(
-    disk, spool, path, make, tmp_path, lost: str
-) -> None:
+async def test_a_database_that_is_gone_is_not_made_anew(disk, spool, path, make, tmp_path, lost):
     await claims_of(spool, make)
     other = new_spool(tmp_path / "other.sqlite")
     await other.start()
@@ -284,9 +282,7 @@ async def test_a_page_that_stays_damaged_keeps_the_spool_damaged(spool, path, ma
     assert damage_mark_of(path).exists()
 
 
-async def test_a_count_that_the_reopening_cuts_off_is_not_a_result(
-    disk, spool, make, monkeypatch
-) -> None:
+async def test_a_count_that_the_reopening_cuts_off_is_not_a_result(disk, spool, make, monkeypatch):
     """Its steps read one snapshot, which ends with the connection."""
     await claims_of(spool, make)
     steps, run = 0, spool.count

@@ -86,9 +86,7 @@ async def test_changed_bytes_are_detected_until_they_are_restored(
     assert read_all(await spool.read_content(claim.content_id)) == expected
 
 
-async def test_the_checksum_is_verified_after_a_restart(
-    path: Path, files: Path, make, running, clock
-) -> None:
+async def test_the_checksum_is_verified_after_a_restart(path, files, make, running, clock):
     async with running(path) as first:
         await first.accept(make(content=await arrived(first)), claim=False)
         await first.accept(make(content=await arrived(first)))

@@ -63,9 +63,7 @@ async def test_a_refused_message_does_not_fail_an_outcome_of_its_batch(spool, ma
     assert await spool.queue_admin.list(Selector(all=True), limit=10) == []
 
 
-async def test_messages_of_a_batch_are_compared_with_the_free_space_together(
-    spool, make, disk
-) -> None:
+async def test_messages_of_a_batch_are_compared_with_the_free_space_together(spool, make, disk):
     disk.free_bytes, disk.asked = 4 * MIB + 3000, 0
     both = await asyncio.gather(*(spool.accept(make(contents=(b"x" * 2000,))) for _ in range(2)))
     assert all(one.claims for one in both)  # each alone fits

@@ -13,12 +13,7 @@ import pytest
 
 from relay.store.spool.sqlite import write_ahead_log
 from relay.store.spool.sqlite.spool import SqliteSpool
-from relay.store.spool.types import (
-    ClaimResult,
-    SpoolError,
-    SpoolFullError,
-    SpoolUnavailableError,
-)
+from relay.store.spool.types import ClaimResult, SpoolError, SpoolFullError, SpoolUnavailableError
 from tests.support.long_tests import sampled
 from tests.support.operator import OK
 from tests.support.spools import new_spool

@@ -13,11 +13,7 @@ from relay.base.files import FileOctets
 from relay.base.message.content import LargeContent, MemoryOctets, read_all
 from relay.store.spool.sqlite import content_files
 from relay.store.spool.sqlite.spool import SqliteSpool
-from relay.store.spool.types import (
-    ClaimResult,
-    SpoolError,
-    SpoolUnavailableError,
-)
+from relay.store.spool.types import ClaimResult, SpoolError, SpoolUnavailableError
 from tests.support.operator import OK
 
 HEADER = b"Subject: large\r\n"
@@ -42,9 +38,7 @@ async def gone(path: Path) -> None:
             await asyncio.sleep(0)
 
 
-async def test_a_file_is_removed_with_the_last_entry_of_any_version(
-    spool, make, files: Path
-) -> None:
+async def test_a_file_is_removed_with_the_last_entry_of_any_version(spool, make, files: Path):
     content = await arrived(spool)
     other = replace(content, header=b"X-Tag: yes\r\n" + HEADER)
     hops = {"mx:a.test": ["x@a.test"], "mx:b.test": ["y@b.test"], "mx:c.test": ["z@c.test"]}
@@ -100,9 +94,7 @@ async def test_a_body_from_elsewhere_is_copied(spool, make, other: Callable, fil
     assert read_all(await spool.read_content(claim.content_id)) == read_all(content)
 
 
-async def test_a_body_is_copied_where_hard_links_are_impossible(
-    spool, make, files: Path, monkeypatch
-):
+async def test_a_body_is_copied_where_hard_links_are_impossible(spool, make, files, monkeypatch):
     def refuse(*_: object) -> None:
         raise PermissionError(1, "Operation not permitted")
 

@@ -17,10 +17,7 @@ from relay.store.spool.sqlite.migrate import check_files
 from relay.store.spool.sqlite.spool import SqliteSpool
 from relay.store.spool.sqlite.spool_files import last_commit_of, log_of
 from relay.store.spool.sqlite.storage import SqliteStorage
-from relay.store.spool.sqlite.write_ahead_log import (
-    LastCommit,
-    read_recorded,
-)
+from relay.store.spool.sqlite.write_ahead_log import LastCommit, read_recorded
 from relay.store.spool.types import Selector, SpoolDamagedError
 from tests.support.long_tests import sampled
 from tests.support.spools import new_spool
@@ -207,9 +204,7 @@ async def test_a_kill_at_any_crash_point_is_not_reported_as_damage(
 
 
 @pytest.mark.parametrize("gone", [("",), ("", "-wal")])
-async def test_a_missing_file_after_a_kill_is_damage(
-    killed: Path, open_spool, gone: tuple[str, ...]
-) -> None:
+async def test_a_missing_file_after_a_kill_is_damage(killed, open_spool, gone):
     for ending in gone:
         killed.with_name(killed.name + ending).unlink()
     with pytest.raises(SpoolDamagedError, match="is missing, but it"):
@@ -266,9 +261,7 @@ async def test_a_spool_that_was_stopped_may_be_replaced_by_an_older_copy(
         ("00000000000000000007 checkpoint\n", 7),  # of 0.2.0
     ],
 )
-async def test_a_last_commit_file_is_read_after_a_power_loss(
-    path: Path, line: str, noted: int
-) -> None:
+async def test_a_last_commit_file_is_read_after_a_power_loss(path: Path, line: str, noted: int):
     assert read_recorded(path) is None
     last_commit_of(path).write_text(line)
     assert read_recorded(path) == noted

@@ -16,12 +16,7 @@ import pytest
 from relay.store.spool.sqlite import disk_space
 from relay.store.spool.sqlite.database import open_database
 from relay.store.spool.sqlite.migrate import SCHEMA_VERSION, check_files
-from relay.store.spool.types import (
-    Selector,
-    SpoolDamagedError,
-    SpoolFormatError,
-    SpoolFullError,
-)
+from relay.store.spool.types import Selector, SpoolDamagedError, SpoolFormatError, SpoolFullError
 from tests.support import next_schema
 from tests.support.next_schema import NEXT, VERSION
 from tests.support.spools import AS_0_2_0

@@ -35,9 +35,7 @@ def ran() -> Iterator[list[tuple[str, Any]]]:
     apsw.connection_hooks.remove(connected)
 
 
-async def test_no_statement_reads_a_whole_table_or_sorts_what_waits(
-    ran, path, spool, make, defer
-) -> None:
+async def test_no_statement_reads_a_whole_table_or_sorts_what_waits(ran, path, spool, make, defer):
     for _ in range(3):
         await defer()
     ran.clear()

@@ -13,9 +13,7 @@ import pytest
         "UPDATE entry SET state = 'final', due_us = NULL WHERE message_id = ?",
     ],
 )
-async def test_the_history_of_a_lost_entry_goes_with_its_age(
-    spool, make, clock, tmp_path, lost
-) -> None:
+async def test_the_history_of_a_lost_entry_goes_with_its_age(spool, make, clock, tmp_path, lost):
     queue_id = (await spool.accept(make())).queue_id
     with closing(apsw.Connection(str(tmp_path / "spool.sqlite"))) as connection:
         connection.execute(lost, (queue_id,))

@@ -130,12 +130,7 @@ def test_a_lost_content_is_reported(path: Path, filled, harm, found) -> None:
     harm(content)
     (finding,) = verify(path)
     assert finding == SpoolFinding(
-        "lost-content",
-        str(content),
-        found,
-        f"{len(LARGE)} bytes",
-        repaired=False,
-        action="",
+        "lost-content", str(content), found, f"{len(LARGE)} bytes", repaired=False, action=""
     )
 
 
@@ -148,11 +143,7 @@ def test_changed_bytes_are_reported_by_a_full_verification(path, filled) -> None
     assert (in_file.kind, in_file.where) == ("lost-content", str(content))
     assert in_file.expected == f"octets with CRC-32 {crc32(LARGE):08x}"
     assert in_file.found == f"octets with CRC-32 {crc32(content.read_bytes()):08x}"
-    assert (inline.kind, inline.repaired, inline.action) == (
-        "lost-content",
-        False,
-        "",
-    )
+    assert (inline.kind, inline.repaired, inline.action) == ("lost-content", False, "")
     assert re.fullmatch(r"content \d+ of [0-9A-Za-z]+-1", inline.where)
     content.write_bytes(LARGE)
     assert verify(path, full=True) == [inline]

@@ -68,9 +68,7 @@ def test_the_log_stays_small(connection, log, path: Path) -> None:
     assert size_in_pages(path) < 70
 
 
-def test_the_log_grows_during_a_long_read_and_shrinks_after_it(
-    connection, log, path: Path, capfd
-) -> None:
+def test_the_log_grows_during_a_long_read_and_shrinks_after_it(connection, log, path: Path, capfd):
     with closing(apsw.Connection(str(path), apsw.SQLITE_OPEN_READONLY)) as reader:
         rows = reader.execute("SELECT octets FROM some UNION ALL SELECT 1 UNION ALL SELECT 2")
         assert rows.fetchone() == (1,)
@@ -87,9 +85,7 @@ def test_the_log_grows_during_a_long_read_and_shrinks_after_it(
     assert size_in_pages(path) <= 121
 
 
-def test_a_failed_checkpoint_loses_nothing_and_is_retried(
-    disk, connection, log, path: Path
-) -> None:
+def test_a_failed_checkpoint_loses_nothing_and_is_retried(disk, connection, log, path: Path):
     disk.refuses("sync", suffix=".sqlite")
     for _ in range(12):
         commit(log, connection, pages=10)

@@ -8,13 +8,7 @@ from collections.abc import Callable
 
 import pytest
 
-from relay.transport.gate.frames import (
-    FRAME_BYTES_MAX,
-    FrameChannel,
-    PacketSender,
-    packet_pair,
-    receive_descriptor,
-)
+from relay.transport.gate.frames import FrameChannel, PacketSender, packet_pair, receive_descriptor
 from tests.support.tables import each_row
 
 
@@ -52,18 +46,6 @@ async def _pair() -> tuple[End, End]:
     return await _end_on(ours), await _end_on(theirs)
 
 
-async def test_frames_arrive_whole_and_in_their_order() -> None:
-    ours, theirs = await _pair()
-    frames = [b"", b"a", bytes(70_000), b"b" * 3_000_000, b"c"]
-    for frame in frames:
-        ours.channel.send(frame)
-    await theirs.until(lambda: len(theirs.frames) == len(frames))
-    assert theirs.frames == frames
-    ours.channel.close()
-    assert await asyncio.wait_for(theirs.ended, 10) == "the other process closed its socket"
-    theirs.channel.send(b"nobody reads it")
-
-
 @each_row("seed", range(5))
 async def test_frames_may_be_cut_anywhere(seed: int) -> None:
     rng = random.Random(seed)
@@ -71,26 +53,10 @@ async def test_frames_may_be_cut_anywhere(seed: int) -> None:
     frames = [rng.randbytes(rng.choice((0, 1, 3, 50, 400))) for _ in range(200)]
     octets = b"".join(len(one).to_bytes(4, "big") + one for one in frames)
     while octets:
-        cut = rng.choice((1, 2, 5, 300, 5000))
+        cut = rng.choice((1, 2, 5, 30, 300))
         end.channel.data_received(octets[:cut])
         octets = octets[cut:]
     assert end.frames == frames
-
-
-@pytest.mark.parametrize(
-    ("octets", "reason"),
-    [
-        (b"\xff\xff\xff\xff", f"of 4294967295 octets, expected at most {FRAME_BYTES_MAX}"),
-        (b"\0\0\0\x0anot a call\0\0\0\x01x", "found no call"),
-    ],
-)
-async def test_what_is_no_frame_ends_the_channel(octets: bytes, reason: str) -> None:
-    ours, theirs = socket.socketpair()
-    end = await _end_on(ours)
-    theirs.sendall(octets)
-    assert reason in await asyncio.wait_for(end.ended, 10)
-    assert end.frames == []
-    theirs.close()
 
 
 async def test_who_sends_waits_for_an_end_that_does_not_read() -> None:

@@ -77,10 +77,7 @@ def raw(*values: Any) -> bytes:
             lambda n: framed(Ended(n)) + framed(accept(n, 1)),
             "Accept of a session that does not exist",
         ),
-        (
-            lambda n: framed(OpenBody(n, 1)) + framed(accept(n, 2)),
-            "Accept before the last answer",
-        ),
+        (lambda n: framed(OpenBody(n, 1)) + framed(accept(n, 2)), "Accept before the last answer"),
         (lambda n: framed(accept(n, 1, ret="FULL\r\nRSET")), "Expected `str` matching regex"),
         (lambda n: framed(accept(n, 1, to="")), "Expected `array` of length >= 1"),
         (lambda n: framed(check_recipient(n, 1, "x" * 257)), "Expected `str` of length <= 256"),
@@ -102,9 +99,7 @@ def raw(*values: Any) -> bytes:
         (lambda n: b"\0\0\0\1\xc1", "MessagePack data is malformed"),
     ],
 )
-async def test_a_child_that_breaks_the_rules_is_ended(
-    owner: Owner, octets: Callable[[int], bytes], reason: str
-) -> None:
+async def test_a_child_that_breaks_the_rules_is_ended(owner, octets, reason):
     number, child = await owner.session(), owner.child
     with capture_logs() as logged:
         child.say_octets(octets(number))
@@ -139,9 +134,7 @@ async def test_a_frame_that_is_cut_off_is_nothing(owner: Owner) -> None:
         ((check_sender, check_recipient), {"helo": "x\r\nX-Forged: yes"}),
     ],
 )
-async def test_mail_of_a_stranger_goes_where_the_owner_has_said(
-    owner: Owner, asked: tuple[Callable[[int, int], Any], ...], told: dict[str, str]
-) -> None:
+async def test_mail_of_a_stranger_goes_where_the_owner_has_said(owner, asked, told):
     number, child = await owner.session(), owner.child
     for one in asked:
         await child.ask(lambda call, one=one: one(number, call))

@@ -10,12 +10,7 @@ from msgspec import structs
 from relay.base.message.envelope import Envelope, ForwardPath, Source
 from relay.base.message.header import FIELDS_MAX
 from relay.base.message.lifecycle import RecipientState
-from relay.base.message.verdict import (
-    RecipientVerdict,
-    RuleHit,
-    Verdict,
-    VerdictAction,
-)
+from relay.base.message.verdict import RecipientVerdict, RuleHit, Verdict, VerdictAction
 from relay.store.journeys.events import Step
 from relay.store.spool.types import Claim, PriorityLevel, SpoolUnavailableError
 from relay.transport.ingress import listener_role

@@ -207,19 +207,6 @@ def test_rejected_content_is_not_kept():
     assert one.rejection is ContentRejection.TOO_BIG
 
 
-def test_memory_is_taken_from_the_budget_and_released():
-    budget = MemoryBudget(250)
-    receivers = [receiver(budget=budget) for _ in range(3)]
-    for one in receivers[:2]:
-        assert one.feed(b"x" * 98 + b"\r\n.\r\n") == b""
-    assert [one.rejection for one in receivers] == [None, ContentRejection.NO_ROOM, None]
-    receivers[0].release()
-    assert budget.has(250)
-    assert not budget.has(251)
-    receivers[0].release()
-    assert not budget.has(251), "given back twice"
-
-
 def test_lines_sent_alone_count_their_overhead():
     one = receiver(budget=MemoryBudget(1000))
     for _ in range(14):
@@ -332,8 +319,7 @@ def test_while_others_take_much_memory_a_smaller_body_goes_into_a_file(
 
 
 @pytest.mark.parametrize(
-    ("others_bytes", "rejection"),
-    [(0, None), (2001, ContentRejection.NO_ROOM)],
+    ("others_bytes", "rejection"), [(0, None), (2001, ContentRejection.NO_ROOM)]
 )
 def test_while_others_take_much_memory_a_long_header_is_deferred(others_bytes, rejection):
     for blank in (b"", b"\r\nbody\r\n"):
@@ -361,14 +347,3 @@ def test_large_content_uses_memory_only_for_its_buffers():
     received.release()
     assert budget.has(LARGE_BYTES + 4 * BLOCK_BYTES)
     assert not budget.has(LARGE_BYTES + 4 * BLOCK_BYTES + 1), "given back twice"
-
-
-def test_content_that_was_handed_over_is_released_by_the_receiver():
-    arrival = MemoryArrival()
-    one = receiver(arrival=lambda: arrival, large_bytes=20)
-    feed_in_blocks(one, b"A: b\r\n\r\n" + b"text\r\n" * 10 + b".\r\n", 1000)
-    received = one.hand_over()
-    one.release()
-    assert arrival.discarded == 0
-    received.release()
-    assert arrival.discarded == 1

@@ -94,9 +94,7 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> TlsSettings:
 
 
 @pytest.mark.parametrize(("networks", "reply"), [((), b"554 5.5.0 "), (TRUSTED, b"220 ")])
-def test_only_a_trusted_client_on_a_unix_socket_may_talk_early(
-    run, short_path, networks, reply
-) -> None:
+def test_only_a_trusted_client_on_a_unix_socket_may_talk_early(run, short_path, networks, reply):
     async def scenario() -> None:
         relay, address = Relay(), Address(path=str(short_path / "s"))
         async with listening(relay, listen=address, trusted_networks=networks) as server:

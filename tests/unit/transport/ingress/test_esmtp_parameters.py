@@ -1,11 +1,7 @@
 """The arguments and ESMTP parameters of MAIL and RCPT."""
 
 from relay.base.message.envelope import Envelope, ForwardPath, Notify
-from relay.transport.ingress.esmtp_parameters import (
-    MailArgument,
-    parse_mail,
-    parse_rcpt,
-)
+from relay.transport.ingress.esmtp_parameters import MailArgument, parse_mail, parse_rcpt
 from tests.support.tables import each_row
 
 A = "a@example.test"

@@ -10,7 +10,7 @@ from relay.base.message.verdict import AddedRecipient
 from relay.store.spool.types import NewMessage
 from relay.transport.ingress.forwarding import EXPANDED_MAX, expand_recipients
 from tests.support.ingress import Client, FakeAccounts, Relay
-from tests.support.tables import each_row
+from tests.support.tables import each_row, rows_of
 from tests.unit.transport.ingress.test_acceptance import Rules, accept, envelope
 
 ALIASES = {
@@ -24,12 +24,7 @@ ALIASES = {
     "stuffed": ("full@example.test",),
 }
 NEVER, SUCCESS, FAILURE = (
-    frozenset({one})
-    for one in (
-        Notify.NEVER,
-        Notify.SUCCESS,
-        Notify.FAILURE,
-    )
+    frozenset({one}) for one in (Notify.NEVER, Notify.SUCCESS, Notify.FAILURE)
 )
 
 
@@ -45,91 +40,45 @@ def aliases_of(message: NewMessage) -> dict:
     }
 
 
-def copies_of(message: NewMessage) -> list:
+def copies_of(message: NewMessage) -> list[str]:
+    """Next hop, the alias that the copy is by, and the addresses of each."""
+    by = [f" by {one.extra.delivered_to}" * bool(one.extra.delivered_to) for one in message.entries]
     return [
-        (
-            str(entry.next_hop),
-            entry.extra.delivered_to,
-            [one.path.address for one in entry.recipients],
-        )
-        for entry in message.entries
+        f"{entry.next_hop}{alias}: {', '.join(one.path.address for one in entry.recipients)}"
+        for entry, alias in zip(message.entries, by, strict=True)
     ]
 
 
 @each_row(
     "named, aliases, copies",
-    [
-        (["alice@example.test"], {}, [("local", "", ["alice@example.test"])]),
-        (
-            ["One+tag@example.test"],
-            {"One+tag@example.test": ("redirected", ("alice@example.test",))},
-            [("local", "", ["alice@example.test"])],
-        ),
-        (
-            ["away@example.test"],
-            {"away@example.test": ("redirected", ("x@b.test",))},
-            [("mx:b.test", "away@example.test", ["x@b.test"])],
-        ),
-        # the mailbox is one more address; who names Bob and his alias sends him one copy
-        (
-            ["bob@example.test"],
-            {"bob@example.test": ("expanded", ("bob@example.test", "b@c.test"))},
-            [("local", "", ["bob@example.test"]), ("mx:c.test", "bob@example.test", ["b@c.test"])],
-        ),
-        (
-            ["team@example.test", "X@b.test"],
-            {
-                "team@example.test": (
-                    "expanded",
-                    ("alice@example.test", "Bob@example.test", "b@c.test", "x@b.test", "y@b.test"),
-                )
-            },
-            [
-                ("mx:b.test", "", ["X@b.test"]),
-                ("local", "", ["alice@example.test", "Bob@example.test"]),
-                ("mx:c.test", "bob@example.test", ["b@c.test"]),
-                ("mx:b.test", "team@example.test", ["y@b.test"]),
-            ],
-        ),
-        (
-            ["away@example.test", "both@example.test", "one@example.test"],
-            {
-                "away@example.test": ("redirected", ("x@b.test",)),
-                "both@example.test": (
-                    "expanded",
-                    (
-                        "alice@example.test",
-                        "Bob@example.test",
-                        "b@c.test",
-                        "x@b.test",
-                        "y@b.test",
-                        "z@c.test",
-                    ),
-                ),
-                "one@example.test": ("redirected", ("alice@example.test",)),
-            },
-            [
-                ("mx:b.test", "away@example.test", ["x@b.test"]),
-                ("local", "", ["alice@example.test", "Bob@example.test"]),
-                ("mx:c.test", "bob@example.test", ["b@c.test"]),
-                ("mx:b.test", "team@example.test", ["y@b.test"]),
-                ("mx:c.test", "both@example.test", ["z@c.test"]),
-            ],
-        ),
-    ],
+    rows_of(  # the mailbox is one more address; who names Bob and his alias sends him one copy
+        """
+        alice@example.test | none | local: alice@example.test
+        One+tag@example.test | One+tag@example.test redirected alice@example.test | local: alice@example.test
+        away@example.test | away@example.test redirected x@b.test | mx:b.test by away@example.test: x@b.test
+        bob@example.test | bob@example.test expanded bob@example.test, b@c.test | local: bob@example.test; mx:c.test by bob@example.test: b@c.test
+        team@example.test, X@b.test | team@example.test expanded alice@example.test, Bob@example.test, b@c.test, x@b.test, y@b.test | \
+mx:b.test: X@b.test; local: alice@example.test, Bob@example.test; mx:c.test by bob@example.test: b@c.test; mx:b.test by team@example.test: y@b.test
+        away@example.test, both@example.test, one@example.test | \
+away@example.test redirected x@b.test; both@example.test expanded alice@example.test, Bob@example.test, b@c.test, x@b.test, y@b.test, z@c.test; one@example.test redirected alice@example.test | \
+mx:b.test by away@example.test: x@b.test; local: alice@example.test, Bob@example.test; mx:c.test by bob@example.test: b@c.test; mx:b.test by team@example.test: y@b.test; mx:c.test by both@example.test: z@c.test
+        """
+    ),
 )
 async def test_each_address_gets_one_copy(named, aliases, copies):
-    relay = relay_with()
+    relay, named = relay_with(), named.split(", ")
     assert (await accept(relay, envelope(*named))).reply.startswith("250 ")
     (message,) = relay.spool.accepted
-    assert aliases_of(message) == aliases
-    assert copies_of(message) == copies
-    assert message.events[0].detail.aliases == list(aliases)
+    found = aliases_of(message)
+    told = [f"{one} {state} {', '.join(to)}" for one, (state, to) in found.items()]
+    assert ("; ".join(told) or "none", "; ".join(copies_of(message))) == (aliases, copies)
+    assert message.events[0].detail.aliases == list(found)
     numbers = {one.path.address: one.position for one in message.final_recipients}
     numbers |= {
         one.path.address: one.position for entry in message.entries for one in entry.recipients
     }
-    shared = set(aliases) & {one for _, _, addresses in copies for one in addresses}
+    addresses = {to for copy in copies_of(message) for to in copy.partition(": ")[2].split(", ")}
+    shared = set(found) & addresses
     assert [numbers[one] for one in named if one not in shared] == [
         number for number, one in enumerate(named, 1) if one not in shared
     ]
@@ -241,10 +190,10 @@ async def test_rules_see_the_addresses_and_may_add_aliases():
     (message,), (report,) = relay.spool.accepted, relay.spool.reports
     assert b"Original-Recipient: rfc822;away@example.test" in bytes(report.contents[0])
     assert copies_of(message) == [
-        ("local", "", ["alice@example.test", "Bob@example.test"]),
-        ("mx:c.test", "bob@example.test", ["b@c.test"]),
-        ("mx:b.test", "team@example.test", ["x@b.test", "y@b.test"]),
-        ("mx:c.test", "both@example.test", ["z@c.test"]),
+        "local: alice@example.test, Bob@example.test",
+        "mx:c.test by bob@example.test: b@c.test",
+        "mx:b.test by team@example.test: x@b.test, y@b.test",
+        "mx:c.test by both@example.test: z@c.test",
     ]
     added = [one for entry in message.entries for one in entry.recipients if one.added_by]
     assert {one.path.notify for one in added} == {NEVER}

@@ -6,12 +6,7 @@ from relay.base.accounts.account import AliasTarget, Expansion
 from relay.base.message.envelope import ForwardPath
 from relay.base.message.lifecycle import RecipientState
 from relay.base.message.nexthop import HopKind, NextHop
-from relay.base.message.verdict import (
-    AddedRecipient,
-    RecipientVerdict,
-    Verdict,
-    VerdictAction,
-)
+from relay.base.message.verdict import AddedRecipient, RecipientVerdict, Verdict, VerdictAction
 from relay.store.spool.types import NO_EXTRA, EntryExtra
 from relay.transport.ingress.fanout import fan_out, with_next_hops
 from relay.transport.ingress.forwarding import expand_recipients

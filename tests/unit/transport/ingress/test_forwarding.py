@@ -96,7 +96,7 @@ async def test_a_local_sender_that_a_stranger_names_is_rewritten():
     message = await accepted(relay, "away@example.test", sender="alice@example.test")
     assert senders_of(message) == {"mx:b.test": srs(relay, "alice@example.test")}
     report = await accepted(relay, srs(relay, "alice@example.test"), sender="")
-    assert copies_of(report) == [("local", "", ["alice@example.test"])]
+    assert copies_of(report) == ["local: alice@example.test"]
 
 
 @pytest.mark.parametrize("kind", [Relay, CatchAll, Elsewhere])
@@ -154,7 +154,7 @@ async def test_an_alias_rejects_what_it_has_forwarded(passed, named):
     assert decision.reply.startswith(f"554 5.4.6 <{named}>: mail loop: ")
     assert relay.spool.accepted == []
     message = await accepted(relay, "away@example.test", content=looping("other@example.test", "?"))
-    assert copies_of(message) == [("mx:b.test", "away@example.test", ["x@b.test"])]
+    assert copies_of(message) == ["mx:b.test by away@example.test: x@b.test"]
 
 
 async def test_with_other_recipients_a_loop_is_reported_and_nothing_is_dropped():
@@ -167,7 +167,7 @@ async def test_with_other_recipients_a_loop_is_reported_and_nothing_is_dropped()
         origin=TRUSTED,
         content=looping("away@example.test"),
     )
-    assert copies_of(message) == [("local", "", ["alice@example.test"])]
+    assert copies_of(message) == ["local: alice@example.test"]
     (failed,) = message.final_recipients
     assert (failed.path.address, failed.status) == ("away@example.test", "5.4.6")
     (report,) = relay.spool.reports
@@ -190,7 +190,7 @@ async def test_an_account_keeps_what_it_has_forwarded(named, aliases, copies):
     relay = relay_with()
     message = await accepted(relay, named, content=looping("bob@example.test"))
     assert aliases_of(message) == aliases
-    assert copies_of(message) == [("local", "", copies)]
+    assert copies_of(message) == ["local: " + ", ".join(copies)]
 
 
 async def test_an_alias_of_which_only_a_part_loops_rejects_the_whole():
@@ -204,7 +204,7 @@ async def test_a_rule_adds_no_loop():
     relay = relay_with()
     relay.rules = Rules(additions=[AddedRecipient("away@example.test", "r", 0)])
     message = await accepted(relay, "alice@example.test", content=looping("away@example.test"))
-    assert copies_of(message) == [("local", "", ["alice@example.test"])]
+    assert copies_of(message) == ["local: alice@example.test"]
     (failed,) = message.final_recipients
     assert (failed.path.address, str(failed.state)) == ("away@example.test", "failed")
 
@@ -263,7 +263,7 @@ async def test_a_strangers_mail_in_the_name_of_a_local_domain_is_not_forwarded(a
         message = await accepted(
             relay, "outer@example.test", sender=sender, content=by(author), **allowed
         )
-        assert [hop for hop, _, _ in copies_of(message)] == ["mx:b.test"]
+        assert [one.partition(" ")[0] for one in copies_of(message)] == ["mx:b.test"]
 
 
 @each_row(
@@ -283,7 +283,7 @@ async def test_a_strangers_mail_in_the_name_of_a_local_domain_is_not_forwarded(a
 )
 async def test_other_mail_of_strangers_is_forwarded(author):
     message = await accepted(relay_with(TwoDomains), "away@example.test", content=by(author))
-    assert [hop for hop, _, _ in copies_of(message)] == ["mx:b.test"]
+    assert [one.partition(" ")[0] for one in copies_of(message)] == ["mx:b.test"]
 
 
 async def test_a_long_domain_in_from_takes_little_time():
@@ -300,7 +300,7 @@ async def test_the_copies_that_stay_are_kept_and_the_sender_gets_no_report():
     relay = relay_with()
     named = "bob@example.test", "mixed@example.test"
     message = await accepted(relay, *named, sender="alice@example.test", content=by(AUTHORS[0]))
-    assert copies_of(message) == [("local", "", ["bob@example.test", "alice@example.test"])]
+    assert copies_of(message) == ["local: bob@example.test, alice@example.test"]
     failed = [one.path.address for one in message.final_recipients if one.status == "5.7.1"]
     assert failed == ["b@c.test", "x@b.test", "y@c.test"]
     (notice,) = relay.spool.reports
@@ -315,7 +315,7 @@ async def test_neither_a_rule_nor_an_srs_address_leads_such_mail_outside():
     assert reply.startswith(LENT)
     relay.rules = Rules(additions=[AddedRecipient("away@example.test", "r", 0)])
     message = await accepted(relay, "alice@example.test", content=by(AUTHORS[0]))
-    assert copies_of(message) == [("local", "", ["alice@example.test"])]
+    assert copies_of(message) == ["local: alice@example.test"]
     (failed,) = message.final_recipients
     assert (failed.path.address, failed.status) == ("x@b.test", "5.7.1")
 

@@ -126,9 +126,7 @@ ODD = {
 
 @pytest.mark.parametrize("trusted", [True, False])
 @each_row("content", ODD.values())
-def test_the_header_of_a_large_message_is_cleaned_up_like_a_small_one(
-    content: bytes, trusted: bool
-) -> None:
+def test_the_header_of_a_large_message_is_cleaned_up_like_a_small_one(content, trusted):
     origin = Origin(ip="192.0.2.1", helo="client.test", trusted=trusted)
     assert cleaned_up(as_large(content), origin) == cleaned_up(content, origin)
 
@@ -233,12 +231,7 @@ def test_all_forged_results_are_removed_and_others_stay_in_their_order():
 def test_an_internationalised_id_is_found_in_both_forms(hostname, identity):
     header = Header.parse(f"Authentication-Results: {identity}; dkim=pass\r\nA: b\r\n".encode())
     found = clean_up(
-        header,
-        *envelope("x@b.test"),
-        origin=UNTRUSTED,
-        hostname=hostname,
-        queue_id="q1",
-        time_us=0,
+        header, *envelope("x@b.test"), origin=UNTRUSTED, hostname=hostname, queue_id="q1", time_us=0
     )
     assert "Authentication-Results" not in found
     assert found.octets.endswith(b"\r\nA: b\r\n")

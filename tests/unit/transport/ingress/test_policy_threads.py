@@ -15,24 +15,6 @@ def threads():
     made.close()
 
 
-async def test_a_client_has_one_thread_and_others_do_not_wait_for_it(threads):
-    began, release, order = threading.Event(), threading.Event(), []
-
-    def slow(_):
-        order.append("slow")
-        began.set()
-        release.wait(10)
-
-    first = asyncio.create_task(threads.run("a", slow, timeout_s=10))
-    second = asyncio.create_task(threads.run("a", lambda _: order.append("second"), timeout_s=10))
-    assert await asyncio.to_thread(began.wait, 10)
-    await threads.run("b", lambda _: order.append("other"), timeout_s=10)
-    assert sorted(order) == ["other", "slow"]
-    release.set()
-    await asyncio.gather(first, second)
-    assert order[2:] == ["second"]
-
-
 async def test_giving_up_does_not_free_the_thread(threads):
     release, order = threading.Event(), []
     with pytest.raises(TimeoutError):
@@ -44,15 +26,6 @@ async def test_giving_up_does_not_free_the_thread(threads):
     release.set()
     await again
     assert order == ["other", "again"]
-
-
-async def test_an_error_in_a_thread_is_raised_and_frees_it(threads):
-    def fails(_):
-        raise OSError("no")
-
-    with pytest.raises(OSError, match="no"):
-        await threads.run("a", fails, timeout_s=10)
-    assert await threads.run("a", lambda _: 1, timeout_s=10) == 1
 
 
 async def test_a_call_has_its_whole_time_when_its_turn_comes(threads):

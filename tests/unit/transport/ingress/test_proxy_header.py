@@ -235,9 +235,7 @@ async def test_headers_that_are_awaited_are_limited_as_sessions_are() -> None:
             one.close()
 
 
-def test_handshakes_that_are_awaited_count_for_the_client(
-    run: Any, certificate: TlsSettings
-) -> None:
+def test_handshakes_that_are_awaited_count_for_the_client(run: Any, certificate: TlsSettings):
     """One client does not take all that the listener has."""
 
     async def scenario() -> None:

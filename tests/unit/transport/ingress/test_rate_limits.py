@@ -11,11 +11,7 @@ from relay.base.sliding_window import Reservation
 from relay.store.spool.types import SpoolUnavailableError
 from relay.transport.ingress.data import DataReply, Origin
 from relay.transport.ingress.listener_role import PICKUP
-from relay.transport.ingress.message_limits import (
-    KEYS_MAX,
-    TENANT_KEYS_MAX,
-    RateLimits,
-)
+from relay.transport.ingress.message_limits import KEYS_MAX, TENANT_KEYS_MAX, RateLimits
 from relay.transport.policy.engine import RuleSet
 from relay.transport.policy.rule_files import read_rules
 from tests.support.ingress import Relay

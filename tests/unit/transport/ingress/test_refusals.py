@@ -61,68 +61,45 @@ STRANGER = {"trusted_networks": ()}
 SUBMISSION = {"role": "submission", "trusted_networks": ()}
 AUTH = f"AUTH PLAIN {ALICE}"
 
-CASES = {
-    "unknown recipient": (
-        TRUSTED,
-        [EHLO, FROM, "RCPT TO:<nobody@example.test>"],
-        "recipient",
-        "RCPT",
-    ),
-    "relaying": (STRANGER, [EHLO, FROM, "RCPT TO:<x@elsewhere.test>"], "recipient", "RCPT"),
-    "a route that rejects": (
-        TRUSTED,
-        [EHLO, FROM, "RCPT TO:<x@refused.test>"],
-        "recipient",
-        "RCPT",
-    ),
-    "a full mailbox": (TRUSTED, [EHLO, FROM, "RCPT TO:<full@example.test>"], "recipient", "RCPT"),
-    "larger than a mailbox": (
-        TRUSTED,
-        [EHLO, f"{FROM} SIZE=2000", "RCPT TO:<small@example.test>"],
-        "size",
-        "RCPT",
-    ),
-    "no valid recipient": (TRUSTED, [EHLO, FROM, "DATA"], "recipient", "DATA"),
-    "another's sender": (
-        SUBMISSION,
-        [EHLO, AUTH, "MAIL FROM:<bob@example.test>"],
-        "sender",
-        "MAIL",
-    ),
-    "no login": (SUBMISSION, [EHLO, FROM], "login", "MAIL"),
-    "a wrong password": (
-        TRUSTED,
-        [EHLO, "AUTH PLAIN AGFsaWNlQGV4YW1wbGUudGVzdAB3cm9uZw=="],
-        "login",
-        "AUTH",
-    ),
-    "not base64": (TRUSTED, [EHLO, "AUTH PLAIN !"], "syntax", "AUTH"),
-    "too large": (TRUSTED, [EHLO, f"{FROM} SIZE=999999999999"], "size", "MAIL"),
-    "a parameter": (TRUSTED, [EHLO, f"{FROM} NO=1"], "syntax", "MAIL"),
-    "an address": (TRUSTED, [EHLO, "MAIL FROM:<a..b@example.test>"], "syntax", "MAIL"),
-    "the order": (TRUSTED, [EHLO, TO], "syntax", "RCPT"),
-    "an unknown command": (TRUSTED, ["SESAME open"], "syntax", ""),
-    "HTTP": (TRUSTED, ["GET / HTTP/1.1"], "syntax", "GET"),
-    "a long line": (TRUSTED, ["NOOP " + "x" * 20_000], "syntax", ""),
-    "too many recipients": (
+CASES = [
+    # unknown recipient
+    (TRUSTED, [EHLO, FROM, "RCPT TO:<nobody@example.test>"], "recipient", "RCPT"),
+    (STRANGER, [EHLO, FROM, "RCPT TO:<x@elsewhere.test>"], "recipient", "RCPT"),  # relaying
+    # a route that rejects
+    (TRUSTED, [EHLO, FROM, "RCPT TO:<x@refused.test>"], "recipient", "RCPT"),
+    (TRUSTED, [EHLO, FROM, "RCPT TO:<full@example.test>"], "recipient", "RCPT"),  # a full mailbox
+    # larger than a mailbox
+    (TRUSTED, [EHLO, f"{FROM} SIZE=2000", "RCPT TO:<small@example.test>"], "size", "RCPT"),
+    (TRUSTED, [EHLO, FROM, "DATA"], "recipient", "DATA"),  # no valid recipient
+    # another's sender
+    (SUBMISSION, [EHLO, AUTH, "MAIL FROM:<bob@example.test>"], "sender", "MAIL"),
+    (SUBMISSION, [EHLO, FROM], "login", "MAIL"),  # no login
+    # a wrong password
+    (TRUSTED, [EHLO, "AUTH PLAIN AGFsaWNlQGV4YW1wbGUudGVzdAB3cm9uZw=="], "login", "AUTH"),
+    (TRUSTED, [EHLO, "AUTH PLAIN !"], "syntax", "AUTH"),  # not base64
+    (TRUSTED, [EHLO, f"{FROM} SIZE=999999999999"], "size", "MAIL"),  # too large
+    (TRUSTED, [EHLO, f"{FROM} NO=1"], "syntax", "MAIL"),  # a parameter
+    (TRUSTED, [EHLO, "MAIL FROM:<a..b@example.test>"], "syntax", "MAIL"),  # an address
+    (TRUSTED, [EHLO, TO], "syntax", "RCPT"),  # the order
+    (TRUSTED, ["SESAME open"], "syntax", ""),  # an unknown command
+    (TRUSTED, ["GET / HTTP/1.1"], "syntax", "GET"),  # HTTP
+    (TRUSTED, ["NOOP " + "x" * 20_000], "syntax", ""),  # a long line
+    # too many recipients
+    (
         TRUSTED | {"max_recipients": 1},
         [EHLO, FROM, TO, "RCPT TO:<alice@example.test>"],
         "limit",
         "RCPT",
     ),
-    "too many messages": (
-        STRANGER | {"max_rate_per_client": "0/60.0"},
-        [EHLO, FROM],
-        "limit",
-        "MAIL",
-    ),
-    "too many errors": (TRUSTED | {"max_errors": 0}, ["SESAME"], "limit", ""),
-    "VRFY without an argument": (TRUSTED, [EHLO, "VRFY"], "syntax", "VRFY"),
-    "STARTTLS without TLS": (TRUSTED, [EHLO, "STARTTLS"], "syntax", "STARTTLS"),
-}
+    # too many messages
+    (STRANGER | {"max_rate_per_client": "0/60.0"}, [EHLO, FROM], "limit", "MAIL"),
+    (TRUSTED | {"max_errors": 0}, ["SESAME"], "limit", ""),  # too many errors
+    (TRUSTED, [EHLO, "VRFY"], "syntax", "VRFY"),  # VRFY without an argument
+    (TRUSTED, [EHLO, "STARTTLS"], "syntax", "STARTTLS"),  # STARTTLS without TLS
+]
 
 
-@each_row("listener, said, reason, command", CASES.values())
+@each_row("listener, said, reason, command", CASES)
 async def test_a_refused_command_is_one_record(listener, said, reason, command):
     relay = Relay()
     async with session(relay, **listener) as client:

@@ -167,61 +167,52 @@ async def test_the_whole_report(relay, sender) -> None:
     assert relay.metrics.reports.labels(kind="journal")._value.get() == 1
 
 
-@pytest.mark.parametrize(
-    ("subject", "to", "fields", "expected"),
-    [
-        ("x", ["z@c.test"], "", None),
-        ("x", ["x@a.test", "z@c.test"], "Cc: x@a.test\r\n", ["Cc: x@a.test", "Rule: a"]),
-        (
-            "x",
-            ["team@example.test"],
-            "To: team@example.test\r\n",
-            [
-                "To: bob@example.test, Expanded: team@example.test",
-                "To: y@a.test, Expanded: team@example.test",
-                "Rule: a",
-            ],
-        ),
-        (
-            "x",
-            ["info@example.test"],
-            "",
-            ["Bcc: bob@example.test, Forwarded: info@example.test", "Rule: a"],
-        ),
-        (
-            "moved",
-            ["x@a.test"],
-            "To: x@a.test\r\n",
-            ["To: x@a.test", "Recipient: legal@b.test, Redirected: x@a.test", "Rule: a"],
-        ),
-        ("gone", ["x@a.test"], "To: x@a.test\r\n", ["To: x@a.test", "Rule: a"]),
-        ("odd", ["bob@example.test"], "", ["Bcc: bob@example.test", "Rule: a"]),
-        (
-            "weird",
-            ["x@a.test"],
-            "",
-            ["Bcc: x@a.test", "Recipient: look@b.test, Quarantined: x@a.test", "Rule: a"],
-        ),
-        ("held", ["x@a.test"], "To: x@a.test\r\n", ["To: x@a.test", "Rule: a"]),
-        ("refused", ["x@a.test", "z@c.test"], "", None),
-        ("refused", ["x@a.test", "y@a.test"], "", ["Bcc: y@a.test", "Rule: a"]),
-        ("x", ["x@a.test"], f"To: {'a' * 900}@b.test\r\n" * 80, ["Recipient: x@a.test", "Rule: a"]),
-    ],
-    ids=[
-        "no match",
-        "cc",
-        "a list",
-        "an alias",
+NAMED = {
+    "no match": ("x", ["z@c.test"], "", None),
+    "cc": ("x", ["x@a.test", "z@c.test"], "Cc: x@a.test\r\n", ["Cc: x@a.test", "Rule: a"]),
+    "a list": (
+        "x",
+        ["team@example.test"],
+        "To: team@example.test\r\n",
+        [
+            "To: bob@example.test, Expanded: team@example.test",
+            "To: y@a.test, Expanded: team@example.test",
+            "Rule: a",
+        ],
+    ),
+    "an alias": (
+        "x",
+        ["info@example.test"],
+        "",
+        ["Bcc: bob@example.test, Forwarded: info@example.test", "Rule: a"],
+    ),
+    "moved": (
         "moved",
-        "discarded",
-        "junk",
-        "elsewhere",
-        "held",
-        "rejected",
-        "one rejected",
-        "a long To",
-    ],
-)
+        ["x@a.test"],
+        "To: x@a.test\r\n",
+        ["To: x@a.test", "Recipient: legal@b.test, Redirected: x@a.test", "Rule: a"],
+    ),
+    "discarded": ("gone", ["x@a.test"], "To: x@a.test\r\n", ["To: x@a.test", "Rule: a"]),
+    "junk": ("odd", ["bob@example.test"], "", ["Bcc: bob@example.test", "Rule: a"]),
+    "elsewhere": (
+        "weird",
+        ["x@a.test"],
+        "",
+        ["Bcc: x@a.test", "Recipient: look@b.test, Quarantined: x@a.test", "Rule: a"],
+    ),
+    "held": ("held", ["x@a.test"], "To: x@a.test\r\n", ["To: x@a.test", "Rule: a"]),
+    "rejected": ("refused", ["x@a.test", "z@c.test"], "", None),
+    "one rejected": ("refused", ["x@a.test", "y@a.test"], "", ["Bcc: y@a.test", "Rule: a"]),
+    "a long To": (
+        "x",
+        ["x@a.test"],
+        f"To: {'a' * 900}@b.test\r\n" * 80,
+        ["Recipient: x@a.test", "Rule: a"],
+    ),
+}
+
+
+@pytest.mark.parametrize(("subject", "to", "fields", "expected"), NAMED.values(), ids=NAMED)
 async def test_whom_a_report_names(relay, sender, subject, to, fields, expected) -> None:
     assert await sender.send(subject, *to, fields=fields) == "250"
     assert journals(relay) == ({} if expected is None else {"journal@archive.test": expected})

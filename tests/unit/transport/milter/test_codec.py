@@ -25,15 +25,6 @@ def read(octets, cuts=()):
     return packets, reader
 
 
-def test_a_packet_is_a_length_a_command_and_data():
-    assert codec.encode(b"T") == b"\0\0\0\x01T"
-    assert codec.encode(b"H", b"client\0") == b"\0\0\0\x08Hclient\0"
-    assert codec.offer() == b"\0\0\0\x0dO" + struct.pack(">III", 6, 0x1FF, 0x1FF7FF)
-    assert (
-        codec.text_of("<jörg@x.test>", "SIZE=1", b"a\0b") == b"<j\xc3\xb6rg@x.test>\0SIZE=1\0ab\0"
-    )
-
-
 def test_packets_are_the_same_wherever_the_octets_are_cut():
     sent = [
         (b"c", b""),

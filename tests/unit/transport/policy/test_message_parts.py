@@ -15,11 +15,7 @@ from relay.base.message.content import BLOCK_BYTES, LargeContent, UnreadableErro
 from relay.base.message.header import ParsedContent, with_crlf
 from relay.formats.read_header import HEADER_OCTETS_MAX
 from relay.formats.structure import ENTITIES_MAX, FALSE_DELIMITERS_MAX
-from relay.transport.policy.message_parts import (
-    FIELDS_OCTETS_MAX,
-    TooManyPartsError,
-    message_parts,
-)
+from relay.transport.policy.message_parts import FIELDS_OCTETS_MAX, TooManyPartsError, message_parts
 from tests.support.contents import Counted, as_large
 from tests.support.long_tests import sampled
 from tests.support.tables import each_row

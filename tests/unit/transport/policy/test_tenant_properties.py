@@ -140,9 +140,7 @@ def test_only_the_rules_of_its_sender_and_of_its_recipient_concern_a_copy(world:
 
 
 @given(worlds(), st.data())
-def test_other_rules_of_one_tenant_change_nothing_for_the_others(
-    world: World, data: st.DataObject
-) -> None:
+def test_other_rules_of_one_tenant_change_nothing_for_the_others(world: World, data: st.DataObject):
     book, message = world
     sender = sender_tenant(book, message)
     for name in book.tenants.keys() - {sender}:

@@ -98,9 +98,7 @@ def test_the_order(book, message, expected) -> None:
     assert subjects(book(**SETS).evaluate(message)) == expected
 
 
-def test_quarantine_of_the_operator_is_final_and_that_of_a_tenant_is_for_its_own_rules(
-    book,
-) -> None:
+def test_quarantine_of_the_operator_is_final_and_that_of_a_tenant_is_for_its_own_rules(book):
     junk = rule("{ quarantine = true }", name="junk")
     rules = book(
         early=junk, acme=rule("{ redirect = 'e@acme.test' }"), late=rule("{ reject = '5.7.1 no' }")

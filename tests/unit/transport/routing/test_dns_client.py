@@ -3,12 +3,7 @@
 import asyncio
 
 from relay.transport.routing import dns_client
-from relay.transport.routing.dns_client import (
-    QUERIES_MAX,
-    DnsCache,
-    StubResolver,
-    look_up,
-)
+from relay.transport.routing.dns_client import QUERIES_MAX, DnsCache, StubResolver, look_up
 from relay.transport.routing.mx_hosts import NoAnswer, NoName, NoRecords, Records
 from tests.support.dns_server import DnsThread
 from tests.support.manual_clock import ManualClock

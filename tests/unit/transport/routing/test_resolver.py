@@ -351,8 +351,7 @@ async def test_localhost_comes_from_the_systems_host_table_not_from_the_dns(dns)
 
 
 @pytest.mark.parametrize(
-    ("table", "addresses"),
-    [(("192.0.2.1", "127.0.0.1"), ("127.0.0.1",)), (("192.0.2.1",), None)],
+    ("table", "addresses"), [(("192.0.2.1", "127.0.0.1"), ("127.0.0.1",)), (("192.0.2.1",), None)]
 )
 async def test_localhost_is_never_another_machine(dns, monkeypatch, table, addresses):
     monkeypatch.setattr(resolver_module, "_addresses_by_system", lambda _name: table)

@@ -103,9 +103,7 @@ async def test_a_policy_is_fetched_once_and_used_until_its_age(domains: Domains)
 @pytest.mark.parametrize(
     "answer", [NO_ANSWER, NoRecords(), NoName(), Records(("v=STSv1; id=1", "v=STSv1; id=2"))]
 )
-async def test_a_policy_holds_over_restarts_and_without_record_and_server(
-    domains: Domains, answer
-) -> None:
+async def test_a_policy_holds_over_restarts_and_without_record_and_server(domains: Domains, answer):
     await domains.find()
     domains.records["_mta-sts.a.test"] = answer
     domains.files["a.test"] = StsFetchError("the server is down")

@@ -52,9 +52,7 @@ def lines(log: str) -> list[str]:
     return [one.partition("difference=")[2] for one in log.splitlines() if "differ in" in one]
 
 
-async def test_a_difference_is_said_once_and_until_it_has_gone(
-    nodes: list[PostgresSpool], postgres_url: str, capfd: pytest.CaptureFixture[str]
-) -> None:
+async def test_a_difference_is_said_once_and_until_it_has_gone(nodes, postgres_url, capfd):
     one, two = nodes
     await beat(one, two, one)
     assert lines(capfd.readouterr().err) == []
@@ -102,8 +100,6 @@ def test_digests_cannot_be_compared_with_those_of_another_spool_or_part() -> Non
         ),
     ],
 )
-def test_only_what_living_nodes_have_in_common_can_differ(
-    rows: list[NodeRow], found: list[str]
-) -> None:
+def test_only_what_living_nodes_have_in_common_can_differ(rows: list[NodeRow], found: list[str]):
     assert differences(rows) == found
     assert not any("versions" in one for one in node_warnings(rows))

@@ -81,9 +81,7 @@ def set_ahead(server: PostgresServer, url: str, ahead_us: int) -> None:
 async def accept(spool: PostgresSpool, clock: SystemClock, *, due_us: int = 0) -> str:
     """Accept a message that is claimed at once, or due then; return its id."""
     message = message_of(
-        [("mx:a.test", ["x@a.test"])],
-        queue_id=Ids(clock).new(),
-        now_us=due_us or clock.queue_us(),
+        [("mx:a.test", ["x@a.test"])], queue_id=Ids(clock).new(), now_us=due_us or clock.queue_us()
     )
     return (await spool.accept(message, claim=not due_us)).queue_id
 

@@ -136,8 +136,7 @@ async def run_all(spool: SpoolEngine, make, clock, hop: str = "mx:a.test") -> No
     claims = [*(await spool.accept(make({hop: ["x@a.test", "y@a.test"]}))).claims]
     (claim,) = (await spool.accept(make(), submission_key="once")).claims
     await asyncio.gather(  # all parts of a commit
-        spool.accept(make(), submission_key="twice"),
-        spool.record(ClaimResult(claim, 5, {1: SENT})),
+        spool.accept(make(), submission_key="twice"), spool.record(ClaimResult(claim, 5, {1: SENT}))
     )
     await spool.renew_submission_keys(["once"])
     await spool.record_mail_root("store", "id")

@@ -75,9 +75,7 @@ async def test_tables_that_a_node_of_the_first_release_uses_stay(at, sql) -> Non
         ("ALTER TABLE content ADD COLUMN noted text", "unexpected: content.noted."),
     ],
 )
-async def test_other_tables_than_the_schema_has_are_refused(
-    at, sql, storage, change, difference
-) -> None:
+async def test_other_tables_than_the_schema_has_are_refused(at, sql, storage, change, difference):
     await (await at("first.test")).stop()
     sql(change)
     text = f"the spool says schema {schema.SCHEMA}, and has other tables. {difference} See"

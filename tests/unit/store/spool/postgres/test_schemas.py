@@ -1,7 +1,6 @@
 """The tables and columns of both engines have the same names. Where one has more, the reason is here."""
 
 from contextlib import closing
-from pathlib import Path
 
 import apsw
 
@@ -10,7 +9,7 @@ from relay.base.crashpoints import CrashPoints
 from relay.base.observe.metrics import Metrics
 from relay.base.settings.tree import Settings, SpoolSettings
 from relay.store import spool as spools
-from tests.support.postgres import PostgresServer, database_of
+from tests.support.postgres import database_of
 from tests.support.spools import spool_on
 
 ONLY_SQLITE = {
@@ -44,9 +43,7 @@ def names(rows: list[tuple[str, str]], others: list[tuple[str, str]]) -> set[str
     return {f"{table}.{column}" if table in tables else table for table, column in rows}
 
 
-async def test_both_schemas_have_the_same_names(
-    tmp_path: Path, postgres_server: PostgresServer, empty_database: str
-) -> None:
+async def test_both_schemas_have_the_same_names(tmp_path, postgres_server, empty_database):
     async with spool_on(tmp_path / "spool.sqlite"):
         pass
     with closing(apsw.Connection(str(tmp_path / "spool.sqlite"))) as connection:

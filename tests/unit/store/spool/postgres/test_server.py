@@ -24,11 +24,7 @@ from relay.store.spool.types import (
     SpoolUnsupportedError,
 )
 from tests.support.ports import free_port
-from tests.support.postgres import (
-    PASSWORD,
-    PostgresServer,
-    database_of,
-)
+from tests.support.postgres import PASSWORD, PostgresServer, database_of
 from tests.support.relay_process import until
 from tests.support.tables import each_row
 from tests.support.tls import authority  # noqa: F401

@@ -11,10 +11,7 @@ from relay.base.crashpoints import CrashPoints
 from relay.base.observe.metrics import Metrics
 from relay.base.settings.tree import Settings, SpoolSettings
 from relay.store import spool as spools
-from relay.store.spool.types import (
-    SpoolDamagedError,
-    SpoolFormatError,
-)
+from relay.store.spool.types import SpoolDamagedError, SpoolFormatError
 from tests.support.ports import free_port
 from tests.support.postgres import database_of
 from tests.support.spools import new_message, spool_on

@@ -19,7 +19,7 @@ from relay.store.spool.postgres.tables import numbered
 from relay.store.spool.postgres.writer import PLANS
 from relay.store.spool.shared import claimed
 from relay.store.spool.types import Claim, ClaimResult, DueQuery, PriorityLevel
-from tests.support.postgres import PostgresServer, database_of
+from tests.support.postgres import database_of
 from tests.support.spool_nodes import Elapsed, beats
 from tests.support.spools import new_message
 
@@ -51,9 +51,7 @@ def expired(claim: Claim) -> ClaimResult:
     return expiry_result(claim, time=AttemptTime(now_us, now_us)).commit
 
 
-async def test_what_has_expired_is_ended_once_its_store_had_no_node_for_long(
-    transport: PostgresSpool, elapsed: Elapsed
-) -> None:
+async def test_what_has_expired_is_ended_once_its_store_had_no_node_for_long(transport, elapsed):
     over = (await transport.accept(new_message(LOCAL, **OVER))).queue_id
     await transport.accept(new_message(LOCAL))
     await beats(transport, elapsed, WITHOUT_NODE_S - BEAT_S)
@@ -78,9 +76,7 @@ async def test_what_has_expired_is_ended_once_its_store_had_no_node_for_long(
     assert (sum(counts.entries.values()), counts.unaccounted) == (2, 0)
 
 
-async def test_a_delay_is_reported_and_its_holder_delivers_it_at_once(
-    transport: PostgresSpool, elapsed: Elapsed, at: Start
-) -> None:
+async def test_a_delay_is_reported_and_its_holder_delivers_it_at_once(transport, elapsed, at):
     queue_id = (await transport.accept(new_message(LOCAL, warn_us=1))).queue_id
     await beats(transport, elapsed, WITHOUT_NODE_S)
     (claim,) = await transport.maintenance.claim_without_node()
@@ -95,9 +91,7 @@ async def test_a_delay_is_reported_and_its_holder_delivers_it_at_once(
     assert found.message.id == queue_id
 
 
-async def test_a_holder_that_is_back_ends_its_mail_itself(
-    transport: PostgresSpool, elapsed: Elapsed, at: Start
-) -> None:
+async def test_a_holder_that_is_back_ends_its_mail_itself(transport, elapsed, at):
     await transport.accept(new_message(LOCAL, **OVER))
     await beats(transport, elapsed, WITHOUT_NODE_S)
     assert transport.maintenance.stores_without_node == ("gone",)
@@ -111,9 +105,7 @@ async def test_a_holder_that_is_back_ends_its_mail_itself(
     assert await transport.maintenance.claim_without_node() == ()  # the time begins once more
 
 
-async def test_a_walk_goes_through_all_that_is_due(
-    transport: PostgresSpool, elapsed: Elapsed, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_walk_goes_through_all_that_is_due(transport, elapsed, monkeypatch):
     """What has expired may be behind what has not."""
     monkeypatch.setattr(maintenance, "ROWS_AT_ONCE", 3)
     for _ in range(7):
@@ -128,9 +120,7 @@ async def test_a_walk_goes_through_all_that_is_due(
     assert [claim.message.id for one in looks for claim in one] == [first]
 
 
-async def test_a_claim_reads_nothing_of_an_absent_store(
-    transport: PostgresSpool, postgres_url: str, postgres_server: PostgresServer
-) -> None:
+async def test_a_claim_reads_nothing_of_an_absent_store(transport, postgres_url, postgres_server):
     """However much of it is due, and due before all else."""
     for _ in range(3):
         await transport.accept(new_message([("mx:a.test", "x@a.test")]), claim=False)

@@ -8,9 +8,7 @@ from tests.support.operator import OK, command, own_mx
 
 
 @pytest.mark.parametrize("is_kept", [True, False])
-async def test_a_new_entry_never_gets_the_number_of_one_that_has_ended(
-    spool, make, is_kept
-) -> None:
+async def test_a_new_entry_never_gets_the_number_of_one_that_has_ended(spool, make, is_kept):
     """An engine may remove an entry that has ended; its recipients stay."""
     hub = {"smtp://hub.test:25": ["x@a.test", "y@b.test"], "mx:c.test": ["z@c.test"]}
     accepted = await spool.accept(make(hub))

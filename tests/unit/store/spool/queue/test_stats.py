@@ -8,12 +8,7 @@ import pytest
 
 from relay.store.spool.shared import stats
 from relay.store.spool.sqlite.database import SqliteTables
-from relay.store.spool.types import (
-    ClaimResult,
-    EntrySchedule,
-    PriorityLevel,
-    SpoolUnavailableError,
-)
+from relay.store.spool.types import ClaimResult, EntrySchedule, PriorityLevel, SpoolUnavailableError
 from tests.support.operator import LATER, OK, deferred
 
 TWO = {"mx:a.test": ["x@a.test", "y@a.test"]}
