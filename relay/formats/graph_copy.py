@@ -23,8 +23,8 @@ from relay.formats.write_header import address_list_field, is_message_id
 _FIELDS = ("To", "Cc", "Bcc")
 _RESENT = ("Resent-To", "Resent-Cc", "Resent-Bcc")
 _ID = "Message-ID"
-# A group, a comment, an escape, or no entry: not every reader sees the same addresses.
-_DOUBTFUL = re.compile(rb"[;:()\\]|,\s*+(?:,|\Z)|\A\s*+,")
+# A group, a comment, an escape, a control, or no entry: not every reader sees the same addresses.
+_DOUBTFUL = re.compile(rb"[;:()\\\0-\x08\v\f\x0e-\x1f\x7f]|,\s*+(?:,|\Z)|\A\s*+,")
 _BLANK_LINE = re.compile(rb"\0*+(?>\r\n|[\r\n])")
 _WHITE_LINE = re.compile(rb"(?<=\r\n)[ \t]++\r\n")  # for some readers the end of the header
 

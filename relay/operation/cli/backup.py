@@ -69,7 +69,7 @@ def check(context: CommandContext, role: NodeRole, *, online: bool) -> None:
         raise CommandError(ExitCode.CONFIGURATION, f"relay check: {counted(count, 'fault')}")
     if CheckResult.FAILED in verdicts:
         raise CommandError(
-            ExitCode.UNAVAILABLE, "relay check: a service that it needs does not answer"
+            ExitCode.UNAVAILABLE, "relay check: a service that it needs does not answer, or refuses"
         )
 
 

@@ -70,6 +70,7 @@ def test_each_recipient_and_nobody_else_is_in_the_fields(header, recipients):
             'To: "B, ob" <bob@b.test>\r\nSubject: x\r\nBcc: ann@a.test\r\n',
             (EVIL,),
         ),
+        ("To: \vbob@b.test, ann@a.test\r\n", "To: bob@b.test,\r\n ann@a.test\r\n", ()),
         (
             "To: Team: Bob <bob@b.test>, ann@a.test;\r\n",
             "To: Bob <bob@b.test>,\r\n ann@a.test\r\n",
