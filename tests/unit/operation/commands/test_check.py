@@ -129,7 +129,7 @@ def test_name_servers_that_do_not_answer_are_no_fault_of_the_files(files):
 ALL = '[[route]]\ndomain = "*"\nnext_hop = "{}"\n'
 GRAPH = "graph://127.0.0.9"
 AUTH = 'auth = { user = "p@a.test", oauth = "o" }\n'
-CLIENT = '[[oauth]]\nname = "o"\nprovider = "google"\nclient_id = "c"\n'
+CLIENT = '[[oauth]]\nname = "o"\nprovider = "microsoft"\ntenant = "t.test"\nclient_id = "c"\nclient_secret = "s"\n'
 MX_LOST = "mail that needs an MX record is deferred for that"
 
 
