@@ -22,7 +22,8 @@ tests/contract, which state what follows:
 - An entry or content that cannot be read is held or reported, never dropped. If the stored form is
   damaged, no new mail is accepted; what can be read is still delivered.
 
-The caller holds the owner lock of the state_dir, so that a queue has one owner.
+The caller holds the owner lock of the state_dir: a SQLite queue has one owner. Nodes share a
+PostgreSQL queue; each entry is claimed by one of them.
 """
 
 from abc import abstractmethod

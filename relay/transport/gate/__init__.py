@@ -1,6 +1,7 @@
-"""The gate: SMTP sessions in a separate process, the child, which has no mail, queue or keys.
+"""The gate: SMTP sessions in a separate process, the child.
 
-The process that has the mail is the owner.
+The child reads what clients send, and has the TLS certificates with their keys. It has no access to
+stored mail, the queue, accounts, rules or signing keys: these are of the other process, the owner.
 
 - `child`: what the child process runs, and what it does when its owner ends
 - `services`: the functions of a session in the child, as calls to the owner

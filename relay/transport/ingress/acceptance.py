@@ -8,8 +8,8 @@
 
 Each stage returns a value that contains the value of the stage before (`stages`), or raises
 RefusedError with the reply to the client. _commit() also raises TenantLimitError if the tenant of
-some recipients has reached a limit. Its copies are then deferred (a rate limit) or rejected (too
-many held copies), and the last two stages are repeated for the message; the client gets 250.
+some recipients has reached a limit. Its copies are then held (a rate limit) or rejected (too many
+held copies), and the last two stages are repeated for the message; the client gets 250.
 
 The 250 is returned only after the spool has committed (fsync) one transaction with the message, its
 queue entries and the reports that are already due. Every error is a reply: 451 or 452 for an
@@ -254,7 +254,7 @@ class Acceptance:
             try:
                 return await self._commit(fanned)
             except TenantLimitError as reached:
-                # Its copies are deferred or rejected now, all others go on. Each repetition leaves
+                # Its copies are held or rejected now, all others go on. Each repetition leaves
                 # fewer copies that a limit can stop, so the loop ends.
                 decided = reached.decided
 

@@ -40,7 +40,7 @@ class PolicyThreads:
         self._executor = ThreadPoolExecutor(_THREADS, thread_name_prefix="policy")
         self._running: dict[str, asyncio.Future[Any]] = {}  # by client or account
         self._strangers: set[str] = set()  # the running clients that are strangers
-        self._used: dict[str, float] = {}  # by client or account: when all use is forgotten
+        self._used: dict[str, float] = {}  # by client or account: when its use counts no longer
 
     async def run(
         self,

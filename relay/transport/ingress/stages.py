@@ -44,5 +44,5 @@ class DecidedMail(Struct, frozen=True):
 
     @property
     def arrival(self) -> ArrivedMail:
-        """The message as it arrived."""
+        """The message, with the sender that a milter or a rule gave it."""
         return self.examined.arrival

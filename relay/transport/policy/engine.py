@@ -234,8 +234,9 @@ class Evaluation:
     ) -> bool:
         """Apply the rules that are left; return False if the next one needs a thread.
 
-        `stopped` is called before each rule, and between the parts of the message. Three quarters
-        of `time_s` are for rules of recipients' tenants; each set may take half of what is left.
+        `stopped` is called before each rule, and between the parts of the message. The rules of all
+        recipients' tenants together get three quarters of `time_s`, and each tenant's set half of
+        what then remains of them.
         Raises EvaluationStoppedError, TooManyPartsError, OSError.
         """
         self._in_thread, self._check_stopped.stopped = in_thread, stopped

@@ -174,7 +174,7 @@ class MessageMatcher:
     def _may_be_copy(self, location: FileLocation, other: FileLocation) -> bool:
         """Return whether a generation may be an IMAP server's copy of the lower one.
 
-        After the index is built, such a copy has a new id and is not a generation.
+        That is so while the index is built only: later, such a copy gets an id of its own.
         """
         return self._table.is_first and location.folder != other.folder
 

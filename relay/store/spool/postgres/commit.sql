@@ -1,6 +1,6 @@
 -- Everything that one group commit writes: new messages, results of claims, counters and the clock.
 -- Each table's values are arrays with one element for each row. One whose values are all the same has
--- it once, or none for NULL: unnest() fills it up with NULL (rows.py). The transaction fails with a
+-- it once, or none for NULL: unnest() fills it up with NULL (CommitRows). The transaction fails with a
 -- division by zero where a result is of a claim that has ended. With results, it returns the bodies that
 -- may not be needed any more.
 --

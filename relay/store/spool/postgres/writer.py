@@ -415,8 +415,8 @@ class WriteConnection(GroupWriter):
         waiting = self._without_expired(waiting, lost)
         with suppress(SpoolError):  # otherwise after the next reconnection
             self._release_unanswered(self._tables())
-        # Without answers, this commit was not sent, and the number is that of an earlier lost
-        # commit.
+        # `lost` without answers: the connection ended before this commit was sent, so the number in
+        # the database cannot say that it took effect.
         if lost.answers and self._commits_there == expected:
             self._answer([(job.future, lost.answers[index], None) for index, job in waiting])
             return

@@ -2,7 +2,8 @@
 
 What acceptance and delivery write:
 
-- `accepted`: what an accepted message writes; first states; end of held and captured mail
+- `accepted`: what an accepted message writes; the first states, and when held and captured mail
+  ends
 - `claimed`: which of the due entries are claimed: their order, round robin of senders; at a start,
   what becomes of the claims of a process that was killed
 - `results`: what the result of an attempt writes: states, next attempt, owed reports; which message
@@ -30,7 +31,7 @@ What has happened to messages:
 - `message_page`: which messages a search or a page of the list has
 - `message_rows`: what a row of the list shows: state, recipients, reply, next attempt
 - `recent_messages`: counts by state, and addresses to choose from, of the newest messages
-- `maintenance`: pruning of history (spool.keep); frees claims of dead owners at a start
+- `maintenance`: pruning of history (spool.keep); frees claims of dead owners
 
 What all of these stand on:
 

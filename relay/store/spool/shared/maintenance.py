@@ -1,6 +1,7 @@
 """Maintain the spool as every engine does: release dead claims, prune history, count.
 
-The start releases claims before anything else. `relay/operation/app/maintenance.py` calls the rest.
+A start releases the claims of dead owners, PostgreSQL also while it runs.
+`relay/operation/app/maintenance.py` calls the rest.
 Each step is one small transaction, so that mail does not wait for it.
 
 A message with a live entry is not pruned. Counters stay, so that relay_queue_unaccounted remains

@@ -1,7 +1,7 @@
 """The read receipts and automatic replies that are owed: read, held after a restore, ended.
 
 The results of attempts add them, and the acceptance of a receipt or reply ends them
-(transactions.py). `version` changes with each, so that a reader that keeps them in memory reads
+(`accepted`). `version` changes with each, so that a reader that keeps them in memory reads
 them again only when needed.
 """
 

@@ -1,6 +1,7 @@
 """Accept messages, find and claim due entries, and record the results of attempts.
 
-Each function runs inside one transaction, which the writer commits; apsw's exceptions roll it back.
+A function that writes runs inside one transaction, which the writer commits; apsw's exceptions roll
+it back. Those that find due entries only read.
 What they write is decided in relay/store/spool/shared (`accepted`, `claimed`, `results`). accept()
 ends step 5 of a message, record() ends steps 6 and 7. The state of a recipient changes only as the
 table in message.lifecycle allows.

@@ -7,9 +7,10 @@ rewrite_log() runs before an owner opens the spool.
 LastCommit records the number of the last durable commit in a file outside the log. A process that
 opens the spool compares it, and so notices (SpoolDamagedError) a log that was removed or cut short
 while it held commits, and a log with a damaged frame, at which SQLite silently stops reading. The
-recorded number never exceeds the last commit on the disk: neither a kill nor a power loss makes a
-good file look damaged. The first commit after each checkpoint is recorded and synced before it is
-answered. If the record cannot be written, only the check is lost: a commit does not fail for it.
+number is recorded after its commit is on the disk. So a kill or a power loss leaves a number that
+is too low, never one that is too high, and a good file does not look damaged. The first commit
+after each checkpoint is recorded and synced before it is answered. If the record cannot be written,
+only the check is lost: a commit does not fail for it.
 
 See docs/design.md 4, and docs/operation-backup.md (The spool is damaged).
 """
