@@ -1,7 +1,8 @@
 """The operator's API: /relay/v1 (journeys and queue commands), health checks and metrics.
 
-It shows all seven steps and changes the queue only through the Protocols in `dependencies`. An
-account sees only its own messages; others are 404. docs/names.md describes the JSON; `relay trace`
+It shows all seven steps and changes the queue only through the Protocols in `dependencies`. The
+roles read and operate see all messages; an account of the role user sees its own, others are 404.
+docs/names.md describes the JSON; `relay trace`
 prints the same.
 
 - `app`: answers /healthz, /readyz (readiness) and /metrics itself, without a token; the paths of

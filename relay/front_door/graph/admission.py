@@ -1,4 +1,4 @@
-"""Admit or reject a request before its body is read: call its handler, or repeat an earlier
+"""Admit or reject a request before its body is stored: call its handler, or repeat an earlier
 response, or answer 429, 503 or 507.
 
 A repeat of a submission gets the first response and is not carried out again. This is checked
@@ -335,7 +335,8 @@ class Admission:
     def _reject(self, about: _Target) -> None:
         """Note that the client may repeat a request that was not accepted.
 
-        It may equal one that was accepted before. Without this, its repeat would be lost.
+        If an equal request was accepted before, the repetition would else count as a repeat of that
+        one, and its message would be lost.
         """
         self._rejected.add(about, (self._rejected.find(about) or 0) + 1)
 

@@ -1,8 +1,9 @@
 """The routes in a mailbox: from a path and method to a handler and what the request adds.
 
 A path or method that Graph has and Relay has not is a 501. The tables have the names of v1.0, for
-mail those of beta too. Any other path is a 404, any other method a 405 with Allow (RFC 9110 15.5.5,
-15.5.6). Names match in any case; the prefix `microsoft.graph.` is accepted.
+mail those of beta too. Any other path is a 400 that names the first unknown segment, as Graph has
+it; any other method a 405 with Allow (RFC 9110 15.5.6). Names match in any case; the prefix
+`microsoft.graph.` is accepted.
 """
 
 import re
@@ -183,7 +184,7 @@ class RouteMatch(Struct, frozen=True):
 
 
 def find_route(method: str, segments: tuple[str, ...]) -> RouteMatch:
-    """Return the operation of `method` on the path after a user. Raises ApiError 404, 405, 501."""
+    """Return the operation of `method` on the path after a user. Raises ApiError 400, 405, 501."""
     segments = _innermost_folder(segments)
     for pattern, by_method in _ROUTES:
         parameters = _match(pattern, segments)

@@ -112,7 +112,7 @@ def new_message(
     save: bool = True,
     kept: Sequence[DraftAttachment] = (),
 ) -> SendRequest:
-    """Return the request to send a message whose JSON is in `message`."""
+    """Return the request to send a message with these properties."""
     needed, message_id = request.dependencies, properties.internet_message_id
     message_id = message_id or f"<{needed.ids.new()}@{needed.hostname}>"
     properties = replace(properties, internet_message_id=message_id)

@@ -2,7 +2,8 @@
 and texts.
 
 It applies to all requests with `[http] profile`, or to one with `Prefer: relay.strict`.
-docs/graph-strict.md has the source of each refusal. Only documented refusals are here.
+docs/graph-strict.md has the source of each refusal. Only documented
+refusals are here; that of a subscription's lifetime is in `subscriptions`.
 """
 
 import re

@@ -1,7 +1,8 @@
 """Send notifications: each feed in its order, at least once, with back-off.
 
-A feed is what one receiver gets. It is a position in a durable sequence, which only a 2xx advances,
-so nothing is queued in memory. A feed has a task while there is something to send. Feeds whose last
+A feed is what one receiver gets. A webhook's is a position in a durable sequence, which a 2xx
+advances, or the end of the time for which its events are kept; a subscription's is in memory, and a
+stop of the relay loses it. A feed has a task while there is something to send. Feeds whose last
 request failed or was slow share slots of their own: such a receiver delays no other one.
 """
 

@@ -1,11 +1,11 @@
 """Webhooks: the events of journeys, posted to an operator's URLs and signed.
 
-A webhook has a cursor in the recorded events (relay/store/journeys/event_feed.py), which only a 2xx
+A webhook has a cursor in the recorded events (relay/store/journeys/event_feed.py), which a 2xx
 advances. Its messages are divided into four partitions: the events of one message stay in order,
 and do not wait for the answers about messages of other partitions. When all events of a block are
 sent, the next block is read. The file of cursors is written once a second. After a kill or a loss
-of power, the events of about one second are sent again with the same webhook-id. Events that wait
-for more than a day are dropped. Without webhooks nothing is read.
+of power, the events of about one second are sent again with the same webhook-id. If a request
+fails, events that have waited for more than a day are dropped. Without webhooks nothing is read.
 
 The signature follows Standard Webhooks 1.0.0 (webhook-id, webhook-timestamp, webhook-signature).
 """
@@ -218,7 +218,7 @@ class _RunningWebhook:
         return self.cursor
 
     def look(self) -> None:
-        """Look for events, unless some wait: after the last one the next block is read anyway."""
+        """Look for events, if none wait: the next block is read after the last one of a block."""
         if not self.waiting:
             self._seen = -1
             self._owner.sender.wake(*self.partitions)

@@ -14,9 +14,9 @@ would load from other hosts are removed and counted. Links keep their target as 
 mouse button goes down on a link, browsers look up its host and connect to it, even if the sandbox
 then does not let it open.
 
-Where a person asks for remote images, which only `relay dev` allows, <img> and backgrounds keep
-their URLs. Only URLs that every browser reads in the same way are written, in a normal form; any
-other image stays a box. URLs with a user part, and URLs of Relay itself, stay boxes too: a message
+Where a person asks for remote images, which only `relay dev` allows, <img> and backgrounds
+of CSS keep their URLs. Only URLs that every browser reads in the same way are written, in a normal
+form; any other image stays a box. URLs with a user part, and URLs of Relay itself, stay boxes too: a message
 must not make its reader's browser send requests to the relay. A name that the DNS resolves to this
 machine cannot be known here: the relay refuses such requests, since it answers for its own names
 only. `content_pages` has the Content-Security-Policy. The HTML standard 13.2 (parsing); RFC 2392
